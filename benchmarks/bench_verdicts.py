@@ -100,7 +100,8 @@ def sampled(harm: Floats, case: Case, seed: int) -> Sample:
         weight = np.random.default_rng(seed).uniform(10.0, 100.0, n)
         harm = np.where(weight[:, None] > LONG, harm, 0.0)
         margin = 0.04 * (100.0**2 - LONG**2) / (100.0**2 - 10.0**2)  # the true ratio of expectations
-    return sample_of(harm, weight, np.full(n, margin), largest=case.largest, cap=CAP)
+    heaviest = 100.0 if case.weighted else 1.0
+    return sample_of(harm, weight, np.full(n, margin), largest=case.largest, cap=CAP, heaviest=heaviest)
 
 
 def _holds(harm: Floats, case: Case, seed: int) -> bool:
@@ -108,7 +109,7 @@ def _holds(harm: Floats, case: Case, seed: int) -> bool:
     if sample.cap is None:
         return bool((bounds(sample, seed=seed, draws=DRAWS).upper <= 0.0).any())
     bar = math.log(harm.shape[1] / 0.05)  # that of `capped_bounds`, asked at the tolerance alone
-    return any(log_capital(e, sample.weight, sample.largest, 0.0) >= bar for e in sample.excess.T)
+    return any(log_capital(e, sample.share, sample.largest, 0.0) >= bar for e in sample.excess.T)
 
 
 def share(case: Case, n: int, candidates: int, trials: int) -> float:

@@ -19,6 +19,7 @@ import re
 import sys
 from collections.abc import Callable, Iterable
 from contextlib import redirect_stdout
+from http import HTTPStatus
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Final, Literal, NamedTuple, TypeAlias, TypeVar, get_args
@@ -37,7 +38,8 @@ CommandPlace: TypeAlias = Literal["webhook", "github"]
 
 WEBHOOK: Final = "GRADIENCE_WEBHOOK_URL"
 _SUMMARY: Final = "GITHUB_STEP_SUMMARY"
-_SECONDS: Final = 5.0  # that a training waits for each sign of life from a webhook
+_SECONDS: Final = 5.0  # that a training waits for a webhook's whole answer
+_ANSWER: Final = 1 << 16  # bytes of it
 _MOST: Final = 3000  # characters of a message: Slack's limit for a block
 _SLACK: Final = str.maketrans({"&": "&amp;", "<": "&lt;", ">": "&gt;"})
 _LEVELS: Final[dict[Severity, str]] = {"info": "INFO", "warning": "WARN", "error": "ERROR", "critical": "ERROR"}
@@ -130,8 +132,7 @@ class Announcer:
 
 
 def _kind(error: Exception) -> str:
-    code = getattr(error, "code", None)  # of HTTP
-    return type(error).__name__ if code is None else f"{type(error).__name__} {code}"
+    return str(error) if isinstance(error, GradienceError) else type(error).__name__
 
 
 def _wandb(_folder: Path) -> _Sender:
@@ -207,15 +208,14 @@ def _webhook(_folder: Path) -> _Sender:
     address = os.environ[WEBHOOK]
 
     def send(told: Told) -> None:
-        from urllib.request import Request  # only here
-
-        from gradience.io.web import opener  # likewise
+        from gradience.io.web import Request, ask  # only here
 
         text = f"*{told.title}*\n```{told.text[:_MOST]}```".translate(_SLACK)
         body = msgspec.json.encode({"text": text})
-        asked = Request(address, body, {"Content-Type": "application/json"}, method="POST")  # noqa: S310  # checked
-        with opener().open(asked, timeout=_SECONDS) as answer:
-            answer.read(1)
+        asked = Request(address, body, {"Content-Type": "application/json"}, by_proxy=True)
+        code = ask(asked, deadline=_SECONDS, most_bytes=_ANSWER, most_values=_ANSWER).code
+        if not HTTPStatus.OK <= code < HTTPStatus.MULTIPLE_CHOICES:
+            raise GradienceError(f"HTTP {code}")
 
     return send
 

@@ -24,7 +24,7 @@ from gradience.errors import GradienceError, OutputError, require
 from gradience.importers import is_foreign, read_source
 from gradience.importers.files import is_folder, sha256_of
 from gradience.io import CHECKPOINT_PREFIX, PathLike
-from gradience.io.atomic import atomic_file, keep_private
+from gradience.io.atomic import atomic_file
 from gradience.io.reading import real_path
 from gradience.judge.diagnose import judge_sources
 from gradience.judge.diagnose.sources import Read, RunSources, find_sources, read_sources
@@ -77,11 +77,11 @@ def write_sources(
     """Write a report on sources that are already found. The arguments are those of `write_report`."""
     chosen = kind or format_of(out)
     check_format(chosen)
-    with atomic_file(out, force=force) as draft:
+    named = (sources.log.path, sources.weights.path, sources.config.path, sources.training)
+    beside = (Path(place) for place in (*options.compare, options.bench) if place is not None)
+    with atomic_file(out, sources=[*(path for path in named if path is not None), *beside], force=force) as draft:
         story = build_story(sources, options)
         _write(draft, out, report_text(story, chosen))
-        found = (sources.log.path, sources.weights.path, sources.config.path, sources.training)
-        keep_private(draft, [path for path in found if path is not None])
     return story
 
 
@@ -133,9 +133,8 @@ def write_page(
             text = data_html(shown)
         case _:
             text = curves_html(shown)
-    with atomic_file(Path(out), force=force) as draft:
+    with atomic_file(Path(out), sources=sources, force=force) as draft:
         _write(draft, Path(out), text)
-        keep_private(draft, sources)
 
 
 def build_story(sources: RunSources, options: ReportOptions = _DEFAULTS) -> Story:

@@ -187,7 +187,7 @@ def test_layers_of_encoder_and_decoder_count_apart(tmp_path: Path) -> None:
 def test_a_hostile_expression_is_not_followed_rather_than_run_for_years(tmp_path: Path) -> None:
     _, make = models.MODELS["llama"]
     make(transformers).save_pretrained(tmp_path / "base")
-    (tmp_path / "adapter_config.json").write_text('{"peft_type": "LORA", "r": 4, "target_modules": "(?=(a+)+b)(a+)+$"}')
+    (tmp_path / "adapter_config.json").write_text('{"peft_type": "LORA", "r": 4, "target_modules": "(?:.|.)+(?=!)"}')
     layout = read_layout(tmp_path / "base", transformers="5", task_type=None)
     with pytest.raises(NotFollowedError, match="target_modules"):
         cover(read_peft_dir(tmp_path).config, layout, base="base")

@@ -318,7 +318,7 @@ def test_a_retrained_rank_is_judged_by_its_worst_seed_beside_the_truncated_one(c
     assert code in {0, 3}
 
 
-def test_perplexity_is_beside_the_loss_and_the_verdict_in_words(llama, tmp_path, capsys):
+def test_what_the_mean_is_over_is_beside_the_loss_and_the_verdict_in_words(llama, tmp_path, capsys):
     code = quietly(
         llama.adapter, "--base", llama.base, "--data", llama.data, "--out", tmp_path / "out", "--candidates", "svd:1"
     )
@@ -326,9 +326,24 @@ def test_perplexity_is_beside_the_loss_and_the_verdict_in_words(llama, tmp_path,
     assert code == 1
     document = json.loads((tmp_path / "out" / "bench.json").read_text())
     score = document["tasks"][0]["score"]
-    assert f"full {score:.4g} (perplexity {math.exp(score):.4g})" in out
+    assert f"full {score:.4g}, tolerance" in out
     assert "Verdict: NONE: no candidate holds: all lose more than the tolerance." in out
-    assert "lower is better" in out
+    assert "loss (lower is better), mean over examples" in out
+
+
+def test_with_a_longest_row_the_mean_is_over_tokens_and_a_row_of_that_length_is_allowed_for(llama, tmp_path, capsys):
+    arguments = (llama.adapter, "--base", llama.base, "--data", llama.data, "--out", tmp_path / "out")
+    code = quietly(*arguments, "--candidates", "svd:1", "--tolerance", "500%", "--max-length", "4096")
+    out = capsys.readouterr().out
+    document = json.loads((tmp_path / "out" / "bench.json").read_text())
+    score, result = document["tasks"][0]["score"], document["candidates"][1]["results"][0]
+    assert code == 3
+    assert result["outcome"] == "open"
+    assert result["harm"] < document["tasks"][0]["margin"]
+    assert result["needed"] > 20 * document["tasks"][0]["n"]
+    assert f"full {score:.4g} (perplexity {math.exp(score):.4g})" in out
+    assert "loss (lower is better), mean over tokens" in out
+    assert "a row may have 4,096 tokens (--max-length), and the longest here has" in " ".join(out.split())
 
 
 def test_a_size_by_kl_is_calibrated_on_inputs_of_its_own(classifier, tmp_path):

@@ -26,7 +26,7 @@ def test_a_whole_harm_takes_what_is_staked_on_it():
     left = sum(share * (1 - s) for s, share in zip(STAKES, SHARES, strict=True))
     assert log_capital(excess, np.ones(1), 1.98, 0.0) == pytest.approx(math.log(left))
     half = sum(share * (1 - s / 2) for s, share in zip(STAKES, SHARES, strict=True))
-    both = log_capital(np.array([1.98, 0.0]), np.array([1.0, 2.0]), 1.98, 0.0)  # of half the weight: half the loss
+    both = log_capital(np.array([1.98, 0.0]), np.array([0.5, 1.0]), 1.98, 0.0)  # of half the weight: half the loss
     assert both == pytest.approx(math.log(half))
 
 
@@ -54,9 +54,25 @@ def test_at_no_look_does_a_candidate_pass_that_loses_the_tolerance(harm, nats):
         }[harm]()
         margin = 0.04 * (100**2 - 55**2) / (100**2 - 10**2) if harm == "of long ones" else 0.02
         excess, top = np.clip(drawn, -2.0, 2.0) - margin, 2.0 - margin
-        looks = (log_capital(excess[:n], weight[:n], top, 0.0) for n in (25, 50, 100, 200, 400, 800))
+        looks = (log_capital(excess[:n], weight[:n] / 100.0, top, 0.0) for n in (25, 50, 100, 200, 400, 800))
         passed += max(looks) >= math.log(20)
     assert passed <= trials * 0.05 + 2 * math.sqrt(trials * 0.05 * 0.95)
+
+
+def test_a_long_row_that_was_not_drawn_is_in_the_bound():
+    """By hand: rows of a tenth of the longest possible length count a tenth, and ten times as many are needed."""
+    rows = lambda n, heaviest: sample_of(  # noqa: E731  # a table of one case
+        np.zeros((n, 1)), np.full(n, 20.0), np.full(n, 0.02), largest=None, cap=2.0, heaviest=heaviest
+    )
+    assert capped_bounds(rows(400, 20.0)).upper[0] < 0.0 < capped_bounds(rows(400, 200.0)).upper[0]
+    assert capped_bounds(rows(4000, 200.0)).upper[0] < 0.0
+    one, ten = (needed(rows(400, heaviest), 0, 0.95).most for heaviest in (20.0, 200.0))
+    assert ten == pytest.approx(10 * one, rel=0.01)
+
+
+def test_a_tolerance_that_is_a_share_of_the_score_leaves_no_more_room_than_the_cap():
+    varies = sample_of(np.zeros((2, 1)), np.ones(2), np.array([0.02, 0.04]), largest=None, cap=2.0)
+    assert (varies.largest, varies.least) == (2.0, -2.04)
 
 
 def test_harms_are_capped_and_several_candidates_share_the_level():

@@ -170,6 +170,16 @@ def test_an_evaluator_that_does_not_use_its_seed_has_run_once():
     assert found.candidates[1].results[0].low is None
 
 
+def test_accuracy_of_tokens_is_bet_on_with_the_longest_row_that_could_come():
+    scores = {name: Evaluation(unit="example", scores=[0.5] * N, weights=[20.0] * N) for name in ("full", "a")}
+    contenders = [Contender("full", "reference", Path("f"), params=9), Contender("a", "candidate", Path("a"), params=8)]
+    metric = BenchMetric(name="accuracy", higher_is_better=True, unit="example", mean_over="tokens")
+    task = Task("held-out", "", "", "full", scores)
+    found = [judge(contenders, [task], metric, Rule(tolerance_of("0.02"), None, 0, longest)) for longest in (20, 1024)]
+    assert [one.verdict.state for one in found] == ["holds", "not_decided"]
+    assert found[1].verdict.needed > 20 * N
+
+
 def test_of_equally_small_ones_the_least_worst_loss_is_named():
     contenders = [Contender("full", "reference", Path("f"), params=9)]
     contenders += [Contender(name, "candidate", Path(name), params=9) for name in ("a", "b")]

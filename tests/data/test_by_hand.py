@@ -138,9 +138,9 @@ def test_unreadable_rows_are_counted_and_twenty_listed():
 
 
 def test_rows_of_equal_tokens_are_copies():
-    pair = (Sequence([1, -200]), Sequence([3]))  # -200 is LLaVA's image
-    rows = [Tokenised(n, {}, one) for n, one in enumerate((pair, pair[::-1], pair, (Sequence([1, -200, 3]),)))]
-    assert seen(*rows, trainer="reward", form="preference")["duplicate"] == 1
+    sides = ([1, -200], [3], [1, -200], [1, -200, 3])  # -200 is LLaVA's image
+    rows = [Tokenised(n, {"input_ids": one}, (Sequence(one),)) for n, one in enumerate(sides)]
+    assert seen(*rows)["duplicate"] == 1
 
 
 def test_batches_of_pairs_hold_twice_their_rows():

@@ -8,10 +8,13 @@ from typing import Any
 
 import pytest
 from made import ask, rows, saved, say, write
+from tables import every
 
 from gradience.cli.main import main
 from gradience.errors import ConfigError, OutputError
+from gradience.judge.check import source_locations
 from gradience.judge.check.data import check_data
+from gradience.schema.reports import SourceLocation
 
 HEAD = b'{"messages": [ {"role":"user","content":"why is bread warm?"}, {"role": "assistant", "content": "%s"} ] }'
 LINES = [
@@ -62,6 +65,129 @@ def test_sound_rows_all_stay_whatever_their_file(tmp_path: Path, tok: Path) -> N
     check_data(tmp_path / "train.parquet", tokenizer=tok, write_clean=tmp_path / "clean.jsonl", samples=3)
     assert [json.loads(line) for line in (tmp_path / "clean.jsonl").read_text().splitlines()] == some
     assert ledger(tmp_path / "clean.jsonl") == {}
+
+
+Q, A = [ask("why is bread warm?")], [say("it is new")]
+TALK: dict[str, Any] = {"messages": [*Q, *A]}
+PAIR: dict[str, Any] = {"prompt": Q, "chosen": A, "rejected": [say("it is old")]}
+PROMPT = {"prompt": Q}
+TEXT = {"sentence1": "bread is warm", "text": "bread is warm", "label": 1}
+IDS: dict[str, Any] = {"input_ids": [1, 2, 3], "labels": [-100, 2, 3]}
+TOLD_APART: list[tuple[dict[str, Any], str, Any, Any]] = [  # a row, and a column in which alone two rows differ
+    (TALK, "tools", [{"name": "a"}], [{"name": "b"}]),
+    (TALK, "images", ["a.png"], ["b.png"]),
+    (TALK, "chat_template_kwargs", {"enable_thinking": True}, {"enable_thinking": False}),
+    (TALK, "context", "loaves", "rolls"),
+    (TALK, "messages", [*Q, {**A[0], "weight": 0}], [*Q, {**A[0], "weight": 1}]),
+    (TALK, "messages", [*Q, {**A[0], "thinking": "ovens"}], [*Q, {**A[0], "thinking": "flour"}]),
+    (PROMPT, "solution", "4", "5"),
+    (PROMPT, "answer", 4, 5),
+    (PROMPT, "id", 1, 2),  # a reward function may look it up
+    (TEXT, "sentence2", "rolls are", "cakes are"),
+    (TEXT, "passage", "ovens", "flour"),
+    (PAIR, "margin", 0.5, 2.0),
+    (PAIR, "images", ["a.png"], ["b.png"]),
+    ({"prompt": "2 + 2", "completions": ["4"]}, "labels", [True], [False]),
+    ({**IDS, "text": "x"}, "attention_mask", [1, 1, 1], [1, 1, 0]),
+    (IDS, "labels", [-100, 2, 3], [-100, -100, 3]),
+    (IDS, "position_ids", [0, 1, 2], [0, 0, 1]),
+]
+
+
+@every(("row", "name", "one", "other"), TOLD_APART)
+def test_rows_that_differ_in_one_column_are_no_repetition_and_all_stay(
+    tmp_path: Path, tok: Path, row: dict[str, Any], name: str, one: Any, other: Any
+) -> None:
+    some = [{**row, name: one}, {**row, name: other}, {**row, name: one, "note": None}]
+    data, out = write(tmp_path / "train.jsonl", some), tmp_path / "clean.jsonl"
+    report = check_data(data, tokenizer=tok, write_clean=out).data
+    assert ledger(out) == {3: "repeats a row: 1"}
+    assert report is not None
+    assert report.seen.duplicate.first == [3]
+    held = write(tmp_path / "eval.jsonl", [{**row, name: other}])
+    other_set = write(tmp_path / "other.jsonl", [{**row, name: one}])
+    compared = check_data(other_set, eval_data=held, tokenizer=tok).data
+    assert compared is not None
+    assert compared.overlap is not None
+    assert compared.overlap.exact.count == 0
+
+
+BESIDE = [case for case in TOLD_APART if case[1] in {"tools", "images", "context", "sentence2", "passage", "solution"}]
+
+
+@every(("row", "name", "one", "other"), BESIDE)
+def test_what_gives_a_text_another_sense_makes_no_leak_and_no_contradiction(
+    tmp_path: Path, tok: Path, row: dict[str, Any], name: str, one: Any, other: Any
+) -> None:
+    changed = {"label": 0} if "label" in row else {}
+    data = write(tmp_path / "train.jsonl", [{**row, name: one}, {**row, name: other, **changed}])
+    held = write(tmp_path / "eval.jsonl", [{**row, name: [other, "c"] if isinstance(other, list) else f"{other} c"}])
+    report = check_data(data, eval_data=held, tokenizer=tok).data
+    assert report is not None
+    assert report.overlap is not None
+    found = report.overlap
+    assert [rows.count for rows in (found.exact, found.by_words, found.near, found.other_answer)] == [0, 0, 0, 0]
+    assert report.seen.conflict.count == report.near.rows.count == 0
+
+
+def test_an_id_or_an_origin_hides_no_leak(tmp_path: Path, tok: Path) -> None:
+    data = write(tmp_path / "train.jsonl", [{**TALK, "id": 1, "source": "train"}])
+    for row, kind in (({**TALK, "id": 2, "source": "train"}, "exact"), ({**TALK, "source": "eval"}, "by_words")):
+        found = check_data(data, eval_data=write(tmp_path / "eval.jsonl", [row]), tokenizer=tok).data
+        assert found is not None
+        assert getattr(found.overlap, kind).count == 1
+
+
+MEANT: list[tuple[dict[str, Any], bool]] = [  # a row with an empty answer or a broken text, and whether it stays
+    ({**PAIR, "rejected": [say("")]}, True),
+    ({**PAIR, "chosen": [say("")]}, False),
+    ({"prompt": Q, "completion": [say("")], "label": False}, True),
+    ({"prompt": Q, "completion": [say("")], "label": True}, False),
+    ({"messages": [*Q, {**say(""), "reasoning_content": "hm"}]}, True),
+    ({"messages": [*Q, {"role": "assistant", "content": [{"type": "image"}]}]}, True),
+    ({"messages": [*Q, {**say(""), "tool_calls": [{"function": {"name": "a", "arguments": {}}}]}]}, True),
+    ({"messages": [*Q, say(""), *Q, *A]}, True),
+    ({"messages": [*Q, say(" ")]}, False),
+    ({"messages": [ask("mend caf\u00c3\u00a9"), say("write caf\u00e9, not caf\u00c3\u00a9")]}, True),
+    ({"messages": [*Q, say("caf\u00c3\u00a9")]}, False),
+    ({**PAIR, "rejected": [say("caf\u00c3\u00a9")]}, True),
+    ({"text": "U+FFFD is written \ufffd"}, True),
+    ({"prompt": "a", "completion": None}, False),
+]
+
+
+@every(("row", "stays"), MEANT)
+def test_what_a_trainer_could_want_stays(row: dict[str, Any], *, stays: bool, tmp_path: Path, tok: Path) -> None:
+    sound = {name: A if value == [say("")] else value or "it is new" for name, value in row.items()}
+    sound = {"messages": [*Q, *A]} if "messages" in row else {"text": "bread"} if "text" in row else sound
+    sound = {**sound, "note": "sound"}
+    data, out = write(tmp_path / "train.jsonl", [sound, row]), tmp_path / "clean.jsonl"
+    check_data(data, tokenizer=tok, write_clean=out)
+    assert (2 not in ledger(out)) is stays, row
+
+
+def test_rows_of_another_format_stay(tmp_path: Path, tok: Path) -> None:
+    data, out = write(tmp_path / "train.jsonl", [TALK, {"text": "bread"}, {"prompt": "a"}]), tmp_path / "clean.jsonl"
+    check_data(data, tokenizer=tok, write_clean=out)
+    assert set(ledger(out)) == {3}
+
+
+def test_what_is_read_does_not_grow(tmp_path: Path, tok: Path) -> None:
+    (tmp_path / "data" / "in").mkdir(parents=True)
+    (tmp_path / "linked").symlink_to(tmp_path / "data")
+    write(tmp_path / "data" / "train.jsonl", [TALK])
+    for place in ("data/clean.jsonl", "data/in/clean.jsonl", "linked/clean.jsonl"):
+        with pytest.raises(ConfigError, match="it would become part of"):
+            check_data(tmp_path / "data", tokenizer=tok, write_clean=tmp_path / place)
+
+
+def test_rows_of_the_evaluation_set_are_lines_of_its_file(tmp_path: Path, tok: Path) -> None:
+    some = rows("messages", 30)
+    data = write(tmp_path / "train.jsonl", some)
+    held = write(tmp_path / "eval.jsonl", [TALK, TALK, some[7]])
+    report = check_data(data, eval_data=held, tokenizer=tok)
+    places = {f.id: place for f, place in zip(report.findings, source_locations(report), strict=True)}
+    assert places["DAT314"] == SourceLocation(str(held), 3)
 
 
 def test_nothing_is_written_over(tmp_path: Path, tok: Path) -> None:

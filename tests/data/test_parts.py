@@ -139,3 +139,28 @@ def test_a_recipe_of_data_on_the_hub_names_no_file(tmp_path: Path) -> None:
     recipe.write_text(json.dumps({"dataset_name": "org/data", "max_length": 7, "packing": True}), encoding="utf-8")
     plan = read_data_plan(recipe)
     assert (plan.train, plan.max_length, plan.packing, plan.program) == (None, 7, True, "trl")
+
+
+def test_of_the_files_that_a_recipe_names_those_below_its_folder_are_taken(tmp_path: Path) -> None:
+    own = tmp_path / "adapter"
+    (own / "data").mkdir(parents=True)
+    for place in (own / "data" / "a.jsonl", tmp_path / "secret.jsonl"):
+        place.touch()
+    (own / "linked.jsonl").symlink_to(tmp_path / "secret.jsonl")
+    names = {
+        "data/a.jsonl": True,
+        f"{own}/data/a.jsonl": True,
+        "../secret.jsonl": False,
+        f"{tmp_path}/secret.jsonl": False,
+    }
+    for name, taken in {**names, "linked.jsonl": False, "data/../../secret.jsonl": False}.items():
+        for recipe in (
+            {"dataset_name": name, "max_length": 7},
+            {"datasets": [{"path": name}], "test_datasets": [{"path": name}], "sequence_len": 7, "base_model": "a"},
+            {"dataset_name": "data/a.jsonl", "chat_template_path": name},
+        ):
+            (own / "recipe.json").write_text(json.dumps(recipe), encoding="utf-8")
+            plan = read_data_plan(own / "recipe.json")
+            found = (plan.train, plan.evaluation, plan.template)
+            assert any(place and place.name in name for place in found) is taken, recipe
+            assert any("outside of its folder" in note for note in plan.notes) is not taken

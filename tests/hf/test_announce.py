@@ -87,7 +87,7 @@ def test_a_webhook_gets_messages_of_slacks_format(server, tmp_path):
     ]
 
 
-@pytest.mark.parametrize(("status", "named"), [(500, "HTTPError 500"), (302, "HTTPError 302")])
+@pytest.mark.parametrize(("status", "named"), [(500, "HTTP 500"), (302, "HTTP 302")])
 def test_a_place_that_fails_is_named_once_without_its_address_and_left_alone(status, named, server, records, tmp_path):
     """A redirect is a failure: no other address is asked."""
     server.status = status

@@ -376,3 +376,25 @@ sys.exit(script())
     assert told.returncode == 130
     assert told.stdout == b""
     assert len(told.stderr.splitlines()) == 1
+
+
+STEERING = "layer\x1b[2J\r\u202e\x9b31m"
+
+
+def test_what_steers_a_terminal_is_an_escape_on_stdout_and_stderr(monkeypatch, capsys):
+    """Names of modules reach the line of progress, and texts of a log the lines of a report that is followed."""
+    from gradience.cli import output
+
+    monkeypatch.setattr("sys.stderr.isatty", lambda: True)
+    draw = output.on_terminal("merge-check")
+    draw(0, 3, STEERING)
+    draw(3, 3, STEERING)
+    output.tell(f"gradience: {STEERING}")
+    output.print_text(f"a line {STEERING}")
+    out, err = capsys.readouterr()
+    shown = r"layer\u001b[2J\u000d\u202e\u009b31m"
+    assert out == f"a line {shown}\n"
+    first, ours, own, last = err.split("\r")
+    assert (first, ours.rstrip(), own.strip()) == ("", f"merge-check: 0/3  {shown}", "")
+    assert last == f"gradience: {shown}\n"
+    assert output.safe_lines([STEERING]) == f"{shown}\n"

@@ -7,6 +7,8 @@ import json
 import pytest
 from hostile.inputs import adapter, factors, log_line, run_log
 
+from gradience.cli.main import main
+
 LIMIT = 8  # a page takes about two seconds, most of them to draw it
 
 VALUES = {
@@ -48,6 +50,15 @@ def test_a_page_of_extreme_values_is_drawn_soon_or_says_what_it_left_out(run, tm
     assert told.code in {0, 1, 2}
     assert len(told.errors) <= (told.code == 2)
     assert told.memory_mb < 400
+
+
+def test_losses_whose_sum_no_float_holds_have_a_mean(tmp_path, capsys):
+    rows = [log_line("train_step", step, loss=1e308) for step in range(4, 30)]
+    rows += [log_line("eval", step, split="test", metrics={"loss": 1e308}) for step in (10, 20)]
+    log = run_log(tmp_path / "run.jsonl", *rows)
+    assert main(["monitor", str(log), "--json"]) == 0
+    account = json.loads(capsys.readouterr().out)["account"]
+    assert (account["first_pair"]["train"], account["last_pair"]["train"]) == (1e308, 1e308)
 
 
 @pytest.mark.parametrize("values", [[1e308, 1e-300, "NaN", 1.0, 5e-324, "Infinity"], [1e-300, 1e300, 1e-20, 1e20]])

@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import errno
 import os
+import signal
 import stat
+import sys
+from functools import partial
 from pathlib import Path
 
 import pytest
 
 from gradience.errors import OutputError
-from gradience.io.atomic import atomic_file, atomic_folder, keep_private
+from gradience.io import atomic
+from gradience.io.atomic import atomic_file, atomic_folder, scratch_folder
 
 
 def _fill(folder: Path, text: str) -> None:
@@ -18,20 +22,20 @@ def _fill(folder: Path, text: str) -> None:
 
 
 def _broken_off(out: Path, error: type[BaseException], *, force: bool = False) -> None:
-    with atomic_folder(out, force=force) as partial:
-        _fill(partial, "new")
+    with atomic_folder(out, sources=[], force=force) as draft:
+        _fill(draft, "new")
         raise error
 
 
 def _overtaken(out: Path) -> None:
-    with atomic_file(out) as partial:
-        partial.write_text("ours")
+    with atomic_file(out, sources=[]) as draft:
+        draft.write_text("ours")
         out.write_text("theirs")
 
 
 def test_a_folder_appears_with_its_content(tmp_path: Path) -> None:
-    with atomic_folder(tmp_path / "new" / "out") as partial:
-        _fill(partial, "1")
+    with atomic_folder(tmp_path / "new" / "out", sources=[]) as draft:
+        _fill(draft, "1")
         assert not (tmp_path / "new" / "out").exists()
     assert (tmp_path / "new" / "out" / "a.txt").read_text() == "1"
     assert [p.name for p in (tmp_path / "new").iterdir()] == ["out"]
@@ -47,15 +51,15 @@ def test_an_interrupted_folder_leaves_nothing_behind(tmp_path: Path, error: type
 def test_a_folder_that_holds_something_is_refused_without_force(tmp_path: Path) -> None:
     (tmp_path / "out").mkdir()
     _fill(tmp_path / "out", "mine")
-    with pytest.raises(OutputError, match="exists already"), atomic_folder(tmp_path / "out"):
+    with pytest.raises(OutputError, match="exists already"), atomic_folder(tmp_path / "out", sources=[]):
         pytest.fail("the block must not begin")
     assert (tmp_path / "out" / "a.txt").read_text() == "mine"
 
 
 def test_an_empty_folder_is_taken(tmp_path: Path) -> None:
     (tmp_path / "out").mkdir()
-    with atomic_folder(tmp_path / "out") as partial:
-        _fill(partial, "1")
+    with atomic_folder(tmp_path / "out", sources=[]) as draft:
+        _fill(draft, "1")
     assert (tmp_path / "out" / "a.txt").read_text() == "1"
 
 
@@ -66,8 +70,8 @@ def test_force_replaces_a_folder_only_once_the_new_one_is_complete(tmp_path: Pat
     with pytest.raises(RuntimeError):
         _broken_off(out, RuntimeError, force=True)
     assert (out / "a.txt").read_text() == "old"
-    with atomic_folder(out, force=True) as partial:
-        _fill(partial, "new")
+    with atomic_folder(out, sources=[], force=True) as draft:
+        _fill(draft, "new")
     assert (out / "a.txt").read_text() == "new"
     assert [p.name for p in tmp_path.iterdir()] == ["out"]
 
@@ -75,20 +79,20 @@ def test_force_replaces_a_folder_only_once_the_new_one_is_complete(tmp_path: Pat
 def test_force_replaces_no_file_by_a_folder_and_no_folder_by_a_file(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("mine")
     (tmp_path / "folder").mkdir()
-    with pytest.raises(OutputError), atomic_folder(tmp_path / "file", force=True):
+    with pytest.raises(OutputError), atomic_folder(tmp_path / "file", sources=[], force=True):
         pytest.fail("the block must not begin")
-    with pytest.raises(OutputError), atomic_file(tmp_path / "folder", force=True):
+    with pytest.raises(OutputError), atomic_file(tmp_path / "folder", sources=[], force=True):
         pytest.fail("the block must not begin")
 
 
 def test_a_file_appears_whole_and_is_not_overwritten_unasked(tmp_path: Path) -> None:
     out = tmp_path / "report.html"
-    with atomic_file(out) as partial:
-        partial.write_text("1")
-    with pytest.raises(OutputError), atomic_file(out):
+    with atomic_file(out, sources=[]) as draft:
+        draft.write_text("1")
+    with pytest.raises(OutputError), atomic_file(out, sources=[]):
         pytest.fail("the block must not begin")
-    with atomic_file(out, force=True) as partial:
-        partial.write_text("2")
+    with atomic_file(out, sources=[], force=True) as draft:
+        draft.write_text("2")
     assert out.read_text() == "2"
     assert [p.name for p in tmp_path.iterdir()] == ["report.html"]
 
@@ -104,8 +108,8 @@ def test_a_file_that_another_program_makes_meanwhile_is_kept(tmp_path: Path) -> 
 def test_permissions_are_those_of_a_file_made_by_hand(tmp_path: Path) -> None:
     by_hand = tmp_path / "hand"
     by_hand.touch()
-    with atomic_file(tmp_path / "out") as partial:
-        partial.write_text("1")
+    with atomic_file(tmp_path / "out", sources=[]) as draft:
+        draft.write_text("1")
     assert (tmp_path / "out").stat().st_mode == by_hand.stat().st_mode
 
 
@@ -113,6 +117,7 @@ def test_an_old_folder_is_put_back_where_the_new_one_cannot_take_its_place(tmp_p
     out = tmp_path / "out"
     out.mkdir()
     _fill(out, "old")
+    monkeypatch.setattr(atomic, "_exchange", lambda *_: False)  # a file system that cannot
     rename = Path.rename
 
     def refusing(self: Path, target: Path) -> Path:
@@ -121,8 +126,8 @@ def test_an_old_folder_is_put_back_where_the_new_one_cannot_take_its_place(tmp_p
         return rename(self, target)
 
     monkeypatch.setattr(Path, "rename", refusing)
-    with pytest.raises(OutputError, match="Permission denied"), atomic_folder(out, force=True) as partial:
-        _fill(partial, "new")
+    with pytest.raises(OutputError, match="Permission denied"), atomic_folder(out, sources=[], force=True) as draft:
+        _fill(draft, "new")
     assert (out / "a.txt").read_text() == "old"
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
 
@@ -131,6 +136,7 @@ def test_an_interrupt_between_the_old_folder_and_the_new_one_puts_the_old_one_ba
     out = tmp_path / "out"
     out.mkdir()
     _fill(out, "old")
+    monkeypatch.setattr(atomic, "_exchange", lambda *_: False)
     rename, moved = Path.rename, []
 
     def interrupted(self: Path, target: Path) -> Path:
@@ -140,8 +146,8 @@ def test_an_interrupt_between_the_old_folder_and_the_new_one_puts_the_old_one_ba
         return rename(self, target)
 
     monkeypatch.setattr(Path, "rename", interrupted)
-    with pytest.raises(KeyboardInterrupt), atomic_folder(out, force=True) as partial:
-        _fill(partial, "new")
+    with pytest.raises(KeyboardInterrupt), atomic_folder(out, sources=[], force=True) as draft:
+        _fill(draft, "new")
     assert moved
     assert (out / "a.txt").read_text() == "old"
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
@@ -149,52 +155,153 @@ def test_an_interrupt_between_the_old_folder_and_the_new_one_puts_the_old_one_ba
 
 def test_a_name_of_255_bytes_is_written(tmp_path: Path) -> None:
     for name in ("x" * 255, "\u00e9" * 127, os.fsdecode(b"\xff" * 255)):
-        with atomic_file(tmp_path / name) as partial:
-            partial.write_text("whole")
+        with atomic_file(tmp_path / name, sources=[]) as draft:
+            draft.write_text("whole")
         assert (tmp_path / name).read_text() == "whole"
         (tmp_path / name).unlink()
 
 
 def test_a_failure_to_write_is_said_with_the_name_wanted_and_one_to_read_stays_as_it_is(tmp_path: Path) -> None:
-    for context in (atomic_file, atomic_folder):
-        with pytest.raises(OutputError, match=r"cannot write .*wanted: No space left"), context(tmp_path / "wanted"):
+    for context in (partial(atomic_file, sources=[]), partial(atomic_folder, sources=[])):
+        with (
+            pytest.raises(OutputError, match=r"cannot write .*wanted: No space left"),
+            context(tmp_path / "wanted"),
+        ):
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-        with pytest.raises(OutputError, match="wanted: Input/output error"), context(tmp_path / "wanted") as partial:
-            raise OSError(errno.EIO, os.strerror(errno.EIO), str(partial))
+        with (
+            pytest.raises(OutputError, match="wanted: Input/output error"),
+            context(tmp_path / "wanted") as draft,
+        ):
+            raise OSError(errno.EIO, os.strerror(errno.EIO), str(draft))
+        with pytest.raises(OutputError, match=r"wanted/a: full$"), context(tmp_path / "wanted") as draft:
+            raise OutputError(f"cannot write {draft}/a: full")
         with pytest.raises(FileNotFoundError), context(tmp_path / "wanted"):
             (tmp_path / "read").read_bytes()
         assert list(tmp_path.iterdir()) == []
 
 
-def test_a_result_is_as_private_as_its_sources(tmp_path: Path) -> None:
+def test_a_result_is_as_private_as_its_sources_from_its_first_byte_on(tmp_path: Path) -> None:
     sources = [tmp_path / name for name in ("open", "group", "private")]
     for path, mode in zip(sources, (0o644, 0o640, 0o600), strict=True):
         path.touch()
         path.chmod(mode)
     for some, mode in (([], 0o644), (sources[:1], 0o644), (sources[:2], 0o640), (sources, 0o600)):
-        made = tmp_path / f"made{mode}{len(some)}"
-        (made / "in").mkdir(parents=True)
-        (made / "in" / "file").touch()
-        for path in (made, made / "in"):
-            path.chmod(0o755)
-        (made / "in" / "file").chmod(0o644)
-        keep_private(made, [*some, tmp_path / "missing"])
-        assert stat.S_IMODE((made / "in" / "file").stat().st_mode) == mode
-        assert stat.S_IMODE((made / "in").stat().st_mode) == mode | (mode & 0o444) >> 2
+        made, file = tmp_path / f"made{mode}{len(some)}", tmp_path / f"file{mode}{len(some)}"
+        with (
+            atomic_folder(made, sources=[*some, tmp_path / "missing"]) as draft,
+            atomic_file(file, sources=some) as one,
+        ):
+            begun = [stat.S_IMODE(path.stat().st_mode) for path in (draft, one)]
+            (draft / "in").mkdir()
+            (draft / "in" / "file").touch(0o644)
+        assert begun == [mode | 0o100 | (mode & 0o444) >> 2, mode]
+        assert stat.S_IMODE((made / "in" / "file").stat().st_mode) == mode == stat.S_IMODE(file.stat().st_mode)
+        assert stat.S_IMODE((made / "in").stat().st_mode) == mode | 0o100 | (mode & 0o444) >> 2
+
+
+def _replaced(out: Path, *, as_folder: bool) -> None:
+    if as_folder:
+        with atomic_folder(out, sources=[], force=True) as draft:
+            for name in ("a.txt", "b.txt"):
+                (draft / name).write_text("new")
+    else:
+        with atomic_file(out, sources=[], force=True) as draft:
+            draft.write_text("newnew")
+
+
+def _text(out: Path) -> str:
+    return "".join(path.read_text() for path in sorted(out.iterdir())) if out.is_dir() else out.read_text()
+
+
+def _killed(out: Path, *, as_folder: bool, at: int) -> bool:
+    """Whether a process that replaces the output was killed at its so-many-eth call into C."""
+    child = os.fork()
+    if not child:
+        calls = iter(range(1 << 20))
+
+        def profile(_frame: object, event: str, _of: object) -> None:
+            if event == "c_call" and next(calls) == at:
+                os.kill(os.getpid(), signal.SIGKILL)
+
+        sys.setprofile(profile)
+        _replaced(out, as_folder=as_folder)
+        os._exit(0)
+    return os.WIFSIGNALED(os.waitpid(child, 0)[1])
+
+
+@pytest.mark.parametrize("as_folder", [True, False])
+def test_a_kill_at_any_call_leaves_a_whole_output_under_the_name_and_nothing_beside_it_after_the_next(
+    tmp_path: Path, *, as_folder: bool
+) -> None:
+    out = tmp_path / "out"
+    _replaced(out, as_folder=as_folder)
+    at, kills = 0, 0
+    while _killed(out, as_folder=as_folder, at=at):
+        kills += 1
+        assert _text(out) == "newnew", at
+        assert len(list(tmp_path.iterdir())) <= 2, at  # what the killed one before left is gone
+        at += 3
+    assert kills > 20
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+def test_a_living_process_keeps_its_sibling_and_what_is_not_ours_stays(tmp_path: Path) -> None:
+    (tmp_path / ".notes.partial-1").touch()
+    with atomic_folder(tmp_path / "one", sources=[]) as ours:
+        with atomic_folder(tmp_path / "other", sources=[]) as draft:
+            _fill(draft, "1")
+        assert ours.is_dir()
+        _fill(ours, "1")
+    assert sorted(path.name for path in tmp_path.iterdir()) == [".notes.partial-1", "one", "other"]
+
+
+def test_a_killed_process_leaves_its_scratch_folder_to_the_next(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    (tmp_path / ".gradience-scratch-mine").mkdir()
+    child = os.fork()
+    if not child:
+        with scratch_folder() as left:
+            (left / "huge").touch()
+            os.kill(os.getpid(), signal.SIGKILL)
+    os.waitpid(child, 0)
+    assert len(list(tmp_path.iterdir())) == 2
+    with scratch_folder() as one, scratch_folder() as other:
+        assert sorted(tmp_path.iterdir()) == sorted([tmp_path / ".gradience-scratch-mine", one, other])
+        assert stat.S_IMODE(one.stat().st_mode) == 0o700
+    assert [path.name for path in tmp_path.iterdir()] == [".gradience-scratch-mine"]
+
+
+def test_a_link_that_takes_the_folder_s_place_meanwhile_is_not_followed(tmp_path: Path) -> None:
+    out, mine = tmp_path / "out", tmp_path / "mine"
+    for folder in (out, mine):
+        folder.mkdir()
+        _fill(folder, "mine")
+
+    def link(_: Path) -> None:
+        out.rename(tmp_path / "moved")
+        out.symlink_to(mine)
+
+    with pytest.raises(OutputError), atomic_folder(out, sources=[], force=True, check=link) as draft:
+        _fill(draft, "new")
+    assert out.is_symlink()
+    assert _text(mine) == "mine"
 
 
 @pytest.mark.parametrize("url", ["s3://bucket/page.html", "hf://me/adapter/page.html"])
 def test_a_url_is_refused_before_any_folder_is_made(tmp_path, monkeypatch, url):
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(OutputError, match="a URL is not a folder of this machine"), atomic_file(Path(url)):
+    with pytest.raises(OutputError, match="a URL is not a folder of this machine"), atomic_file(Path(url), sources=[]):
         pass
     assert not list(tmp_path.iterdir())
-    with atomic_file(Path("s:/page.html")) as draft:  # a drive, or a folder that is named so
+    with atomic_file(Path("s:/page.html"), sources=[]) as draft:  # a drive, or a folder that is named so
         draft.write_text("page")
     assert Path("s:/page.html").read_text() == "page"
 
 
 def test_a_path_of_more_folders_than_can_be_made_at_once_is_an_error(tmp_path):
-    with pytest.raises(OutputError, match="too many folders within one another"), atomic_file(tmp_path / ("x/" * 1900)):
+    deep = tmp_path / ("x/" * 1900)
+    with pytest.raises(OutputError, match="too many folders within one another"), atomic_file(deep, sources=[]):
         pass
     assert not any(tmp_path.iterdir())

@@ -60,9 +60,31 @@ def test_an_adapter_whose_config_makes_peft_import_a_module_is_refused(
     (tmp_path / "adapter_config.json").write_text(json.dumps(config | {"megatron_core": "evil"}))
     if refused:
         with pytest.raises(ValueError, match="PEFT imports a module of any name"):
-            pretrained.load_adapter(Recorder, None, tmp_path)
+            pretrained.adapter_config(tmp_path)
     else:
-        assert pretrained.load_adapter(Recorder, None, tmp_path)[0] == (None, str(tmp_path))
+        assert pretrained.adapter_config(tmp_path) == config | {"megatron_core": "evil"}
+
+
+@every(
+    ("config", "refused"),
+    [
+        ({"num_hidden_layers": 4096, "block_size": 1 << 20, "layer_norm_eps": 1e-5}, False),
+        ({"num_hidden_layers": 4097}, True),
+        ({"text_config": {"n_layer": 10**7}}, True),
+        ({"depths": [4000, 97]}, True),
+        ({"num_hidden_layers": 61, "n_routed_experts": 384}, False),
+        ({"num_hidden_layers": 4000, "num_local_experts": 4000}, True),
+    ],
+)
+def test_a_base_that_states_layers_without_end_is_refused(
+    tmp_path: Path, config: dict[str, Any], *, refused: bool
+) -> None:
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    if refused:
+        with pytest.raises(ValueError, match="states parts without end"):
+            pretrained.load(Recorder, tmp_path)
+    else:
+        pretrained.load(Recorder, tmp_path)
 
 
 @every(

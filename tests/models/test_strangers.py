@@ -5,10 +5,12 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import time
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from tables import every
 from tiny_models import Saved
 
@@ -32,6 +34,7 @@ def base_with(llama: Saved, to: Path, **config: Any) -> Path:
         ({"attn_implementation": "someone/kernel"}, "its config asks for code of someone/kernel"),
         ({"hidden_size": "wide"}, ""),
         ({"num_hidden_layers": -1}, ""),
+        ({"num_hidden_layers": 10_000_000}, "states parts without end"),
         ({"vocab_size": None}, ""),
         ({"quantization_config": {"quant_method": "gptq", "bits": 4}}, ""),
         ({"rope_parameters": {"rope_type": "nothing"}}, ""),
@@ -77,3 +80,53 @@ def test_an_adapter_for_which_peft_would_import_a_module_is_refused(llama: Saved
         load_model(llama.base, adapter)
     with pytest.raises(AdapterError, match="PEFT imports a module of any name"):
         load_adapter(loaded, adapter, "another")
+
+
+EXPRESSION = r".*\.(?:q|v)_proj|.*\.down_proj"
+EVIL = r"(?:(?:[a-z_0-9]+)+\.?)+X"
+RESOLVED: list[tuple[dict[str, Any], str]] = [  # fields of the config, and what is said; empty: as PEFT alone loads it
+    ({"target_modules": EXPRESSION}, ""),
+    ({"target_modules": EXPRESSION, "rank_pattern": {r"layers\.[0-9]+\.mlp\.\w+": 4, "q_proj": 4}, "r": 4}, ""),
+    ({"alpha_pattern": {r"(?:q|v)_proj": 8.0, "down_proj": 2.0}}, ""),
+    ({"exclude_modules": r".*\.(?:k|o)_proj"}, ""),
+    ({"target_modules": EVIL}, "not found in the base model"),
+    ({"exclude_modules": EVIL}, ""),
+    ({"rank_pattern": {EVIL: 8}}, ""),
+    ({"alpha_pattern": {rf"(?=a){EVIL}": 8}}, ""),  # no name of a module begins so
+    ({"rank_pattern": {rf"(?={EVIL})q_proj": 8}}, "cannot be matched on the name"),
+    ({"layers_pattern": EVIL, "layers_to_transform": [0]}, "is no plain name"),
+    ({"modules_to_save": [EVIL]}, "is no plain name"),
+]
+
+
+@every(("fields", "said"), RESOLVED)
+def test_expressions_of_a_config_are_resolved_before_peft_reads_them(
+    llama: Saved, tmp_path: Path, fields: dict[str, Any], said: str
+) -> None:
+    place = tmp_path / "adapter"
+    shutil.copytree(llama.adapter, place)
+    held = json.loads((place / "adapter_config.json").read_text())
+    (place / "adapter_config.json").write_text(json.dumps(held | fields))
+    begun = time.process_time()
+    if said:
+        with pytest.raises(AdapterError, match=said):
+            load_model(llama.base, place)
+    else:
+        found = load_model(llama.base, place).model
+        if "X" not in str(fields):  # PEFT alone would match the others for years
+            theirs = of_peft(llama.base, place)
+            assert all(torch.equal(one, theirs.state_dict()[name]) for name, one in found.state_dict().items())
+            assert [m.scaling for m in lora_layers(found)] == [m.scaling for m in lora_layers(theirs)]
+    assert time.process_time() - begun < 30
+
+
+def of_peft(base: Path, adapter: Path) -> Any:
+    import peft
+    import transformers
+
+    model = transformers.AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
+    return peft.PeftModel.from_pretrained(model, str(adapter))
+
+
+def lora_layers(model: Any) -> list[Any]:
+    return [module for module in model.modules() if hasattr(module, "lora_A")]

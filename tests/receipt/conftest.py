@@ -37,7 +37,7 @@ def held(llama, texts):
 def receipt(held, tmp_path_factory) -> Path:
     """The receipt's file."""
     path = tmp_path_factory.mktemp("written") / "receipt.json"
-    write_receipt(held, path)
+    write_receipt(held, path, sources=[])
     return path
 
 

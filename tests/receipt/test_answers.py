@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import threading
 from http.server import BaseHTTPRequestHandler, HTTPServer
 
@@ -10,8 +11,8 @@ import numpy as np
 import pytest
 from tables import every
 
-from gradience.errors import GradienceError
-from gradience.prove.receipt import endpoint
+from gradience.errors import GradienceError, OptionError
+from gradience.prove.receipt import endpoint, verify_served
 from gradience.prove.receipt.endpoint import Endpoint, RefusedError
 
 ROWS, FIRSTS = [[1, 4, 2, 7, 3, 5, 9, 6, 8], [0, 5, 5, 9]], [1, 0]
@@ -320,3 +321,28 @@ def test_what_is_no_answer_is_said(raw, said, server, monkeypatch):
 def test_what_is_no_address_is_refused(address, said):
     with pytest.raises(GradienceError, match=said):
         Endpoint(address)
+
+
+@every(
+    ("key", "sent"),
+    [
+        ("tiger-47\r\n", "tiger-47"),
+        (" tiger-47", "tiger-47"),
+        ("tiger\r47", None),
+        ("tig\u00e9r", None),
+        ("ti\x00r", None),
+    ],
+)
+def test_a_key_is_sent_without_its_line_end_or_refused_unseen(key, sent, server, monkeypatch):
+    monkeypatch.setattr("os.environ", {**os.environ, "GRADIENCE_API_KEY": key})  # a NUL is in no real environment
+    server.answer = answer({"error": f"wrong key {sent}"}, 401)
+    with pytest.raises(GradienceError) as found:
+        Endpoint(server.address)
+    assert "ti" not in str(found.value).replace("printable", "").replace("environment", "")
+    assert ("401 wrong key <the key>" in str(found.value)) is (sent is not None)
+
+
+@every("timeout", [float("inf"), float("nan"), 0.0, -1.0, 1e300])
+def test_a_time_without_end_is_refused(timeout):
+    with pytest.raises(OptionError, match="expected seconds above 0, at most 86400"):
+        verify_served("no file", "http://127.0.0.1:9", timeout=timeout)

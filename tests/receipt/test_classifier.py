@@ -22,7 +22,7 @@ def kit(tmp_path_factory):
     head.weight.data += torch.randn(head.weight.shape, generator=torch.Generator().manual_seed(3))
     model.save_pretrained(own.adapter)
     write_texts(folder / "rows.txt", 40)
-    write_receipt(make_receipt(own.adapter, own.base, prompts=folder / "rows.txt"), folder / "receipt.json")
+    write_receipt(make_receipt(own.adapter, own.base, prompts=folder / "rows.txt"), folder / "receipt.json", sources=[])
     return folder
 
 

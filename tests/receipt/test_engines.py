@@ -61,7 +61,7 @@ def files(tmp_path_factory):
     write_gguf(merged, folder / "base", folder / "merged.gguf", "f16")
     (folder / "rows.txt").write_text("\n".join(f"the number {i} is {i * i} when squared" for i in range(24)))
     held = make_receipt(folder / "adapter", folder / "base", prompts=folder / "rows.txt")
-    write_receipt(held, folder / "receipt.json")
+    write_receipt(held, folder / "receipt.json", sources=[])
     return folder
 
 

@@ -43,7 +43,7 @@ def test_without_an_evaluation_set_the_training_set_is_read(run, llama):
     (run / "eval.jsonl").unlink()
     made = make_receipt(run / "adapter", llama.base, options=FOUR)
     assert (made.rows_from, len(made.rows)) == ("train.jsonl, which axolotl.yaml names", 3)
-    with pytest.raises(ConfigError, match=r"a\.yaml names no data set that is found here"):
+    with pytest.raises(ConfigError, match=r"a\.yaml names no data set below its folder"):
         make_receipt(run / "adapter", llama.base, prompts=run / "a.yaml")
 
 

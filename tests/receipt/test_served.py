@@ -33,6 +33,9 @@ def test_the_adapter_and_its_merge_are_the_same(llama, receipt, tmp_path):
     assert (found.verdict, found.kind, found.precision) == ("same", "model", "float32")
     found = asked(receipt, tmp_path / "half", llama)
     assert (found.verdict, found.precision) == ("same", "bfloat16")
+    merged.to(torch.float32).save_pretrained(tmp_path / "wide")  # rounded to bfloat16, and stored in float32
+    found = verify_served(receipt, str(tmp_path / "wide"))
+    assert (found.verdict, found.precision) == ("same", "bfloat16")
 
 
 def test_the_base_is_named(llama, receipt):

@@ -10,7 +10,7 @@ import pytest
 from tables import every
 
 from gradience.prove.receipt.verdict import Evidence, _Span, conclude
-from gradience.rules.served import BEYOND, CLEAR, COARSE, EXPLAINED, FINE, UNLIKE
+from gradience.rules.served import APART, BEYOND, CLEAR, COARSE, EXPLAINED, FINE, UNLIKE
 from gradience.schema.receipt import RECEIPT_SCHEMA_ID, Noise, Receipt, ReceiptRow
 
 ROWS, WIDTH = 8, 16
@@ -116,6 +116,11 @@ coarse = COARSE.value * MEASURED["int4"]
         (OVER * FINE.value * 0.02 * NOISE, {"int8": 0.02}, "cannot_tell"),
         (UNDER * fine / 8.0 * NOISE, {"precision": "float16"}, "same"),
         (OVER * fine / 8.0 * NOISE, {"precision": "float16"}, "another_checkpoint"),
+        # 4 bits that the values do not show are no excuse so far beyond the noise of floats
+        (UNDER * APART.value * fine / 8.0 * AWAY, {"precision": "float16", "models": False}, "cannot_tell"),
+        (OVER * APART.value * fine / 8.0 * AWAY, {"precision": "float16", "models": False}, "another_checkpoint"),
+        (UNDER * APART.value * 0.15 * AWAY, {"precision": "float16", "bfloat16": 0.6}, "cannot_tell"),  # does little
+        (OVER * APART.value * 0.15 * AWAY, {"precision": "float16", "bfloat16": 0.6}, "another_adapter"),
         (-0.3 * ONE, {}, "part_missing"),
         (-0.3 * ONE - 0.3 * OTHER, {}, "part_missing"),
         (EFFECT + 0.05 * AWAY, {}, "wrong_scale"),

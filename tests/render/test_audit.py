@@ -94,7 +94,7 @@ def test_the_seeds_lines_stand_verbatim_and_in_order():
 
 
 def noted():
-    """SCL208, the one note on these modules."""
+    """UTL204 and SCL208, the notes on these modules."""
     return judge_adapter(report([module(i, alpha=8.0) for i in range(12)]), alpha=8.0, r=16).findings
 
 
@@ -104,23 +104,39 @@ def test_verdict_and_findings_come_before_any_number():
     assert text.index("Verdict: TRAINED") < text.index("Findings:") < text.index("Summary:")
 
 
-def test_the_default_report_fits_a_screen_with_verdict_and_next_step_first():
-    lines = audit_text(report(findings=noted())).splitlines()
-    assert len(lines) <= 25
+def test_the_default_report_fits_a_screen_with_the_verdict_first_and_the_next_step_last():
+    lines = audit_text(report(findings=noted(), task_type="CAUSAL_LM")).splitlines()
+    assert len(lines) <= 32
     assert max(map(len, [line for line in lines if not line.startswith("Next: ")])) <= 100
-    assert lines[7:9] == [
-        "Verdict: TRAINED (all 12 modules carry a finite, non-zero update)",
+    assert lines[7] == "Verdict: TRAINED (all 12 modules carry a finite, non-zero update)"
+    assert lines[-3:] == [
+        "--verbose adds: every rank and layer",
+        "Weights cannot show a layer dropped, doubled, swapped or negated, or another alpha: evaluate.",
         "Next: gradience resize --peft-dir runs/toy/peft --base MODEL --calibrate TEXTS --kl .003 --out SMALLER",
     ]
-    assert lines[-1] == "--verbose adds: UTL204, SCL208, every rank and layer"
-    assert "Suggested rank (now 8; verify with eval): 2 for most modules (-0.00 MB), 4 for the tail (-0.00 MB)" in lines
+    place = lines.index("Suggested rank (now 8): 2 (most modules; saves 0.00 MB) or 4 (the tail; saves 0.00 MB)")
+    assert lines[place + 1] == "  To compress to after training, not to train with; verify with eval."
 
 
-def test_a_note_is_a_line_of_the_default_report_and_a_warning_is_told():
-    *_, note = noted()
-    warning = msgspec.structs.replace(note, severity="warning")
-    assert "Findings:" not in audit_text(report(findings=[note]))
-    assert f"  [WARNING] {note.id}: {note.message}" in audit_text(report(findings=[warning])).splitlines()
+def test_the_next_step_is_a_resize_only_where_that_makes_sense():
+    def last(**fields):
+        return audit_text(report(**fields)).splitlines()[-1]
+
+    warning = msgspec.structs.replace(noted()[0], severity="warning")
+    present = {"suggested": {"median": suggest([module(0)], 8)}}
+    assert last() == "Next: gradience resize --peft-dir runs/toy/peft --like-suggested --out SMALLER"  # a ViT, say
+    assert last(task_type="SEQ_CLS").startswith(
+        "Next: gradience resize --peft-dir runs/toy/peft --base MODEL --calibrate"
+    )
+    assert not last(findings=[warning]).startswith("Next")
+    assert not last(**present).startswith("Next")
+
+
+def test_findings_of_severity_info_are_told_too():
+    note = noted()[-1]
+    for severity in ("info", "warning"):
+        text = audit_text(report(findings=[msgspec.structs.replace(note, severity=severity)]))
+        assert f"  [{severity.upper()}] {note.id}: {note.message}" in text.splitlines()
 
 
 def test_each_candidate_rank_has_its_error_and_the_suggested_are_marked():

@@ -24,7 +24,13 @@ from gradience.models.inputs import batches, read_inputs
 from gradience.models.outputs import log_probs, logits_of, row_sizes
 from gradience.models.statistics import lora_layers, statistics
 from gradience.rewrite.options import ResizeOptions, Target
-from gradience.rewrite.resize.calibrated import BY_WEIGHTS, calibrate_adapter, kept_for, without_modules
+from gradience.rewrite.resize.calibrated import (
+    BY_WEIGHTS,
+    calibrate_adapter,
+    kept_for,
+    plan_by_outputs,
+    without_modules,
+)
 from gradience.rewrite.resize.pieces import (
     Candidate,
     combined,
@@ -272,6 +278,17 @@ def test_the_measured_kl_is_within_the_tolerance_and_is_that_of_the_adapter_as_w
     assert record.measured_predictions == n
     assert record.kl == pytest.approx(kl / n, rel=1e-3)
     assert record.flips == pytest.approx(flips / n)
+
+
+@every(
+    ("kl", "flips", "bound_by"),
+    [(1e-9, 1.0, {"kl"}), (9.0, 1.0, {"effect"}), (9.0, 0.0, {"flips"})],
+)
+def test_the_limit_that_bound_the_size_is_named(calibrated, kl, flips, bound_by):
+    found = plan_by_outputs(calibrated, Target("kl", kl, flips)).calibration.bound_by
+    assert bound_by <= set(found)
+    assert ("kl" in found) is (kl < 1.0)
+    assert ("flips" in found) is (flips < 1.0)
 
 
 def merged(model, folder):

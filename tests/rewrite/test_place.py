@@ -82,7 +82,7 @@ def test_force_replaces_the_card_that_peft_left_blank_and_none_that_somebody_wro
 
 
 def _write_while_a_note_arrives(out: Path) -> None:
-    with atomic_folder(out, force=True, check=refuse_to_lose) as partial:
+    with atomic_folder(out, sources=[], force=True, check=refuse_to_lose) as partial:
         (partial / "adapter_config.json").write_text("new")
         (out / "notes.txt").write_text("mine")
 
@@ -118,7 +118,7 @@ def test_a_file_beside_a_file_is_a_place(files, tmp_path):
 @pytest.mark.parametrize("name", ["x" * 300, "", ".", "..", "/"], ids=["long", "empty", "here", "above", "root"])
 def test_a_name_that_nothing_new_can_have_is_refused_in_words(tmp_path, monkeypatch, name):
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(OutputError), atomic_folder(Path(name), force=True):
+    with pytest.raises(OutputError), atomic_folder(Path(name), sources=[], force=True):
         pytest.fail("the block must not begin")
 
 

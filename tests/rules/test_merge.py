@@ -5,7 +5,7 @@ from __future__ import annotations
 from tables import every
 
 from gradience.rules import judge
-from gradience.rules.merge import MERGE_RULES
+from gradience.rules.merge import MERGE_RULES, ODDS
 from gradience.schema.compare import ComparedAdapter, Overlap
 from gradience.schema.merge import (
     MERGE_CHECK_SCHEMA_ID,
@@ -18,11 +18,11 @@ from gradience.schema.merge import (
 )
 
 
-def adapter(name="a", *, base="m", coefficient=1.0, weight=1.0, obstacles=()):
+def adapter(name="a", *, base="m", other=0.5, weight=1.0, obstacles=()):
     told = ComparedAdapter(
         name=name, path=name, format="peft", base_model=base, modules=1, rank=[8, 8], scaling=[2.0, 2.0]
     )
-    kept = Kept(coefficient=coefficient, other=0.5)
+    kept = Kept(coefficient=1.0, other=other)
     return CheckedAdapter(adapter=told, weight=weight, weighted_norm=1.0, kept=kept, obstacles=list(obstacles))
 
 
@@ -63,11 +63,9 @@ def reasons(full):
         (report(pair(cosine=-0.099)), "MRG401", False),
         (report(pair(cosine=0.9)), "MRG405", True),
         (report(pair(cosine=0.899)), "MRG405", False),
-        (report(adapters=[adapter(coefficient=0.249, weight=0.5)]), "MRG403", True),
-        (report(adapters=[adapter(coefficient=0.25, weight=0.5)]), "MRG403", False),
-        (report(adapters=[adapter(coefficient=-0.25, weight=-0.5)]), "MRG403", False),
-        (report(adapters=[adapter(coefficient=0.25, weight=-0.5)]), "MRG403", True),
-        (report(adapters=[adapter(coefficient=None), adapter(coefficient=0.0, weight=0.0)]), "MRG403", False),
+        (report(adapters=[adapter(other=0.8)]), "MRG409", True),
+        (report(adapters=[adapter(other=0.799)]), "MRG409", False),
+        (report(adapters=[adapter(other=None), adapter(other=1.0, weight=0.0)]), "MRG409", False),
         (report(signs=signs(0.501)), "MRG404", True),
         (report(signs=signs(0.5)), "MRG404", False),
         (report(signs=signs(0.6, error=0.049)), "MRG404", True),
@@ -103,7 +101,7 @@ def test_findings_have_the_numbers_of_their_case():
     full = report(
         pair(cosine=-0.456, output_side=[], input_side=[]),
         adapters=[
-            adapter("a", base="n", coefficient=0.123, weight=0.5),
+            adapter("a", base="n", other=0.875, weight=0.5),
             adapter("b", obstacles=["it is DoRA", "other"]),
         ],
         signs=signs(0.625),
@@ -114,9 +112,9 @@ def test_findings_have_the_numbers_of_their_case():
             "a and b point against each other: cosine -0.46 of their weighted updates.",
             {"first": "a", "second": "b", "cosine": -0.456},
         ),
-        "MRG403": (
-            ("Along the update of a the sum keeps 0.12, where its weight asks for 0.50: the others cancel the rest."),
-            {"adapter": "a", "coefficient": 0.123, "weight": 0.5},
+        "MRG409": (
+            f"88% of the sum is orthogonal to the update of a: the others drown it. {ODDS}",
+            {"adapter": "a", "other": 0.875},
         ),
         "MRG404": (
             "62% of the updates' magnitude cancels in their sum; 40% of the entries have opposite signs.",

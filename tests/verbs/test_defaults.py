@@ -49,7 +49,7 @@ BENCHES: dict[str, dict[str, Any]] = {
     "bench_adapter": {},
     "bench_merge": {"methods": ("linear", "svd", "ties"), "weights": (None,)},
 }
-OF_A_BENCH = {"tolerance": "1%", "lower_is_better": False, "seed": 0, "seeds": 3, "timeout": 3600.0, "max_length": 1024}
+OF_A_BENCH = {"tolerance": "1%", "lower_is_better": False, "seed": 0, "seeds": 3, "timeout": 3600.0}
 
 
 def defaults(name: str) -> dict[str, Any]:
@@ -113,7 +113,6 @@ WITHIN: dict[str, dict[str, Any]] = {
     "adapters.kinds.products": {"loha_module.most_rank": 1024, "lokr_module.most_rank": 1024},
     "adapters.layout": {"Format.module_paths": True},
     "adapters.pairs": {"LoraPair.experts": 1, "peft_pair.experts": 1},
-    "adapters.patterns": {"_Cost.paths": 1.0, "_Cost.steps": 1.0},
     "cli.audit": {
         "ViewOptions.top_wasteful": 3,
         "_AuditOptions.intruder_k": 10,
@@ -125,7 +124,6 @@ WITHIN: dict[str, dict[str, Any]] = {
         "_BenchOptions.tolerance": "1%",
         "_BenchOptions.seeds": 3,
         "_BenchOptions.timeout": 3600.0,
-        "_BenchOptions.max_length": 1024,
         "merge.method": "linear,svd,ties",
     },
     "cli.check": {"_DataOptions.samples": 10000},
@@ -218,7 +216,7 @@ WITHIN: dict[str, dict[str, Any]] = {
         "ModuleAudit.kind": "linear",
         "ModuleAudit.state": "ok",
     },
-    "schema.compare": {"ModulePair.state": "ok", "BenchTask.judged": True},
+    "schema.compare": {"ModulePair.state": "ok", "BenchMetric.mean_over": "examples", "BenchTask.judged": True},
     "schema.events": {"ConfigSnapshot.task_profile": "unknown"},
     "schema.document": {"_cell.tag": "td", "Coverage.adapter_dtype": "float32"},
     "schema.export": {"json_schema.name": "telemetry"},
@@ -263,6 +261,7 @@ WITHIN: dict[str, dict[str, Any]] = {
         "AuditOptions.intruder_eps": 0.5,
         "AuditOptions.norms_cache": True,
     },
+    "judge.audit.tied": {"_BaseConfig.tie_word_embeddings": True},
     "judge.audit.arrays": {"audit_arrays.scale": 1.0, "audit_array_file.scale": 1.0},
     "prove.bench": {"bench_merge.methods": ("linear", "svd", "ties")},
     "prove.bench.contest": {
@@ -273,15 +272,16 @@ WITHIN: dict[str, dict[str, Any]] = {
         "BenchOptions.tolerance": "1%",
         "BenchOptions.seeds": 3,
         "BenchOptions.timeout": 3600.0,
-        "BenchOptions.max_length": 1024,
         "ReceiptOptions.rows": 16,
         "DriftOptions.rows": 32,
     },
     "prove.bench.evaluators": {"Command.higher_is_better": True},
-    "prove.bench.judge": {"Task.judged": True},
+    "prove.bench.judge": {"Rule.heaviest": 1.0, "Task.judged": True},
     "prove.bench.trial": {
+        "Sample.heaviest": 1.0,
         "Sample.largest": math.inf,
         "Sample.least": -math.inf,
+        "sample_of.heaviest": 1.0,
         "bounds.confidence": 0.95,
         "bounds.draws": 4000,
         "capped_bounds.confidence": 0.95,

@@ -69,11 +69,9 @@ TABLE = [
         0,
         """
         M = 0.5 x peft + 0.25 x cut
-          peft  weight 0.5: 50% left, norm(w dW) 3.143
-          cut   weight 0.25: 25% left, norm(w dW) 1.559
+          peft    0.2%  weight 0.5: 50% left of its update, norm(w dW) 3.143
+          cut     0.7%  weight 0.25: 25% left of its update, norm(w dW) 1.559
           [INFO] MRG405: peft and cut are nearly identical updates (cosine 0.99): their weights add up.
-          peft  keeps 0.746 = 0.5 + 0.246; rest of M orthogonal to it 0.2%
-          cut   keeps 0.750 = 0.25 + 0.500; rest of M orthogonal to it 0.7%
         peft and cut: cosine 0.992, scale 2.02 : 1
           shared directions phi(4,4): outputs 1.000 (chance 0.031), inputs 1.000 (chance 0.031)
         Signs: 5.8% conflict (4.0% of Gaussian entries), 0.3% of the magnitude cancels; all read
@@ -114,7 +112,7 @@ TABLE = [
           Stable rank (mean):    1.12
           Utilization (mean):    28.0%
           Energy rank k@90% (p50/p90): 1.5/2
-        Suggested rank (now 4; verify with eval): 2 for most modules (-0.02 MB), 2 for the tail (-0.02 MB)
+        Suggested rank (now 4): 2 (most modules and the tail; saves 0.02 MB)
           01. attn r=4   util=25.9%  sr=1.04  k@90%=1  distilbert.transformer.layer.0.attention.v_lin
           layer   0    4 modules  sr=1.14  energy=55.5%
           layer   1    4 modules  sr=1.11  energy=44.5%

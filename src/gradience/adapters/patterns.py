@@ -7,20 +7,21 @@ a rank search (EVA) writes one key per module, so n modules would cost n^2 match
 
 So keys that are plain names are found by hashing. Other keys are matched by RE2, whose time is linear in the name. RE2
 has no look-around and no back-references, and may differ from `re` on names outside ASCII. Such cases are matched by
-`re`, if a bound on the number of paths of a backtracking matcher allows it; else the key is refused.
+`re` in a process of its own, which ends when its time is up; the key is then refused.
 """
 
 from __future__ import annotations
 
-import math
 import re
+import time
 import warnings
 from collections.abc import Callable, Iterable
-from typing import Final, NamedTuple
+from typing import Final
 
 import re2
 
 from gradience.errors import AdapterError
+from gradience.io.confined import Confined, Foreign, Limits, allow
 
 Test = Callable[[str], bool]
 
@@ -31,15 +32,8 @@ _PLAIN: Final = re.compile(r"(?:[A-Za-z0-9_.]|\\[.])+")
 _READ_OTHERWISE: Final = re.compile(r"\[:|\{,|\\[1-9B]")
 _ORDINARY_NAME: Final = re.compile(r"[ -~]*")  # printable ASCII: \w, \d, \b and $ mean the same to RE2 and re
 
-_MOST_PATHS: Final = 5e7  # limit of steps on one name: two seconds at the very worst (measured: 0.6 s)
-_USUAL_NAME: Final = 64  # characters
+_SECONDS: Final = 1.0  # processor time of all names of one table: those of real patterns take some milliseconds
 _LONGEST_TEXT: Final = 80  # characters of a pattern in a message
-
-_QUANTIFIER: Final = re.compile(r"(?:([*+?])|\{(\d+)?(,)?(\d+)?\})[?+]?")
-_CLASS: Final = re.compile(r"\[\^?\]?(?:[^\]\\]|\\.)*\]", re.DOTALL)
-_COMMENT: Final = re.compile(r"\(\?#[^)]*\)")
-_OPENING: Final = re.compile(r"\((?:\?(?:P<\w+>|P=\w+|\(\w+\)|<?[=!]|>|[a-zA-Z-]*:))?")
-_DEEPEST: Final = 50  # levels of nested groups
 
 
 def dotted_tails(path: str) -> list[str]:
@@ -52,11 +46,29 @@ def dotted_tails(path: str) -> list[str]:
     return [".".join(parts[i:]) for i in range(len(parts))]
 
 
+def first_matches(keys: Iterable[str], names: Iterable[str]) -> dict[str, str]:
+    """The key that PEFT applies to each module, by the module's name; modules that no key matches are left out.
+
+    >>> first_matches(["q_proj", "(q|k)_proj"], ["h.0.q_proj", "h.0.k_proj", "h.0.v_proj"])
+    {'h.0.q_proj': 'q_proj', 'h.0.k_proj': '(q|k)_proj'}
+
+    Raises:
+        AdapterError: as `PatternTable`.
+    """
+    table = PatternTable(keys)
+    return {name: hits[0] for name in names if (hits := table.matching(name))}
+
+
+def whole(expression: str) -> str:
+    """A key that matches the names of which the expression matches all, as PEFT reads a string in target_modules."""
+    return f"^(?:{expression})$"
+
+
 class PatternTable:
     """The keys of one pattern dict, in the dict's order.
 
     Raises:
-        AdapterError: a key is not a regular expression, or cannot be matched in bounded time.
+        AdapterError: a key is not a regular expression; by `matching`, it takes longer than a second to match.
     """
 
     def __init__(self, keys: Iterable[str]) -> None:
@@ -64,9 +76,10 @@ class PatternTable:
         # (length, positions of wildcard dots) -> {the key's text with the wildcards blanked out: index of the key}.
         self._plain: dict[tuple[int, tuple[int, ...]], dict[str, int]] = {}
         self._others: list[tuple[int, Test]] = []
+        backtracking = _Backtracking()
         for index, key in enumerate(self.keys):
             if _PLAIN.fullmatch(key) is None:
-                self._others.append((index, _matcher(key)))
+                self._others.append((index, _matcher(key, backtracking)))
                 continue
             text, wildcards = _plain_text(key)
             self._plain.setdefault((len(text), wildcards), {})[_blanked(text, wildcards)] = index
@@ -109,31 +122,30 @@ def _blanked(text: str, wildcards: tuple[int, ...]) -> str:
     return "\0".join([*parts, text[last:]])
 
 
-def _matcher(key: str) -> Test:
+def _matcher(key: str, backtracking: _Backtracking) -> Test:
     """A function that tells whether PEFT's `re.match` would accept a name for the key."""
     peft = rf"(.*\.)?({key})$"
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # re warns of sets that a later Python may read otherwise
-            compiled = re.compile(peft)
+        _compiled(peft)
     except (re.error, RecursionError, OverflowError, ValueError) as error:
         raise AdapterError(
             f"the pattern {_short(key)} in the adapter config is not a regular expression: {error}",
             advice="PEFT would refuse it too: correct rank_pattern or alpha_pattern",
         ) from error
     linear = _linear(peft)
-    if linear is None and _most_paths(key, _USUAL_NAME) > _MOST_PATHS:
-        raise _unbounded(key)
 
     def matches(name: str) -> bool:
         if linear is not None and _ORDINARY_NAME.fullmatch(name) is not None:
             return linear(name)
-        # The prefix can end at each dot, and the key is tried after each.
-        if (name.count(".") + 1) * _most_paths(key, len(name)) > _MOST_PATHS:
-            raise _unbounded(key, name)
-        return compiled.match(name) is not None
+        return backtracking.matches(peft, key, name)
 
     return matches
+
+
+def _compiled(expression: str) -> re.Pattern[str]:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # re warns of sets that a later Python may read otherwise
+        return re.compile(expression)
 
 
 def _linear(expression: str) -> Test | None:
@@ -150,95 +162,38 @@ def _linear(expression: str) -> Test | None:
     return lambda name: pattern.fullmatch(name) is not None
 
 
-def _unbounded(key: str, name: str | None = None) -> AdapterError:
-    where = "" if name is None else f" on the name {_short(name)}"
-    return AdapterError(
-        f"the pattern {_short(key)} in the adapter config could take for ever to match{where}",
-        advice="write it without repeats of what can match in several ways, or without look-around and back-references",
-    )
+class Backtracker:
+    """Python's own matcher, in a process that ends when it has taken its seconds of processor time for all names."""
+
+    def __init__(self, seconds: float) -> None:
+        self._until = time.process_time() + seconds
+
+    def matches(self, expression: str, name: str) -> bool:
+        """Whether `re.match` accepts the name."""
+        allow(max(self._until - time.process_time(), 0.001))
+        return _compiled(expression).match(name) is not None
+
+
+class _Backtracking:
+    """The process of one table, started when a name first needs it."""
+
+    def __init__(self) -> None:
+        self._process: Confined | None = None
+
+    def matches(self, expression: str, key: str, name: str) -> bool:
+        try:
+            if self._process is None:
+                self._process = Confined(f"{__name__}:Backtracker", _SECONDS, limits=Limits(seconds=_SECONDS))
+            return bool(self._process.call("matches", expression, name))
+        except Foreign as error:
+            self._process = None  # it has ended
+            where = f"the pattern {_short(key)} in the adapter config"
+            raise AdapterError(
+                f"{where} cannot be matched on the name {_short(name)}: {error}",
+                advice="write it without repeats of what can match in several ways, or without look-around and "
+                "back-references",
+            ) from error
 
 
 def _short(text: str) -> str:
     return repr(text if len(text) <= _LONGEST_TEXT else text[: _LONGEST_TEXT - 3] + "...")
-
-
-class _Cost(NamedTuple):
-    """Upper bounds for a part of an expression: the ways it can match from one position, and the steps to try all."""
-
-    paths: float = 1.0
-    steps: float = 1.0
-
-    def then(self, other: _Cost) -> _Cost:
-        return _Cost(self.paths * other.paths, self.steps + self.paths * other.steps)
-
-    def either(self, other: _Cost) -> _Cost:
-        return _Cost(self.paths + other.paths, self.steps + other.steps)
-
-    def repeated(self, least: int, most: float, length: int) -> _Cost:
-        """The cost of this part repeated. On a name of `length` characters it repeats at most that often.
-
-        If the body matches in only one way, there is one path per number of rounds, and one pass tries them all. If it
-        matches in p > 1 ways, there are about p^rounds paths; without an upper limit that counts as infinite.
-        """
-        rounds = min(most, max(length, least))
-        if self.paths > 1.0 and rounds > 1:
-            paths = math.inf if math.isinf(most) else _power(self.paths + 1.0, rounds)
-            return _Cost(paths, paths * rounds * self.steps)
-        return _Cost(self.paths * (rounds - least) + 1.0, rounds * self.steps + 1.0)
-
-
-def _power(base: float, exponent: float) -> float:
-    try:
-        return float(base**exponent)
-    except OverflowError:
-        return math.inf
-
-
-def _most_paths(key: str, length: int) -> float:
-    """A bound on the steps that a backtracking matcher takes for the key, at one position in a name of that length."""
-    cost, end = _alternatives(key, 0, length, 0)
-    return cost.steps if end == len(key) else math.inf
-
-
-def _alternatives(key: str, at: int, length: int, depth: int) -> tuple[_Cost, int]:
-    """The cost from a position to the group's closing parenthesis, and the position of that parenthesis."""
-    if depth > _DEEPEST:
-        return _Cost(math.inf, math.inf), len(key) + 1
-    total: _Cost | None = None
-    branch = _Cost()
-    while at < len(key) and key[at] != ")":
-        if key[at] == "|":
-            total, branch = branch if total is None else total.either(branch), _Cost()
-            at += 1
-            continue
-        item, at = _item(key, at, length, depth)
-        branch = branch.then(item)
-    return (branch if total is None else total.either(branch)), at
-
-
-def _item(key: str, at: int, length: int, depth: int) -> tuple[_Cost, int]:
-    """The cost of one character, set or group with its repeats, and the position after it."""
-    cost = _Cost()
-    if (comment := _COMMENT.match(key, at)) is not None:
-        return cost, comment.end()
-    if (opening := _OPENING.match(key, at)) is not None:
-        cost, at = _alternatives(key, opening.end(), length, depth + 1)
-        at += 1
-        if opening[0].endswith(("=", "!")):  # look-around is not retried in another way
-            cost = _Cost(1.0, cost.steps)
-    elif key[at] == "[" and (found := _CLASS.match(key, at)) is not None:
-        at = found.end()
-    else:
-        at += 2 if key[at] == "\\" else 1
-    while (repeat := _QUANTIFIER.match(key, at)) is not None:
-        cost = cost.repeated(*_bounds(repeat), length)
-        at = repeat.end()
-    return cost, at
-
-
-def _bounds(repeat: re.Match[str]) -> tuple[int, float]:
-    symbol, low, comma, high = repeat.groups()
-    if symbol is not None:
-        return (1 if symbol == "+" else 0), (1 if symbol == "?" else math.inf)
-    least = int(low or 0)
-    return least, (float(high) if high else math.inf if comma else least)

@@ -103,7 +103,7 @@ class NormsCache:
             return
         document = _Document(version=_VERSION, stamp=self._stamp, identity=self.identity, norms=self._norms)
         # With a read-only home or a full disk, the norms are computed again next time.
-        with suppress(OSError, OutputError), atomic_file(self._file, force=True) as draft:
+        with suppress(OSError, OutputError), atomic_file(self._file, sources=[], force=True) as draft:
             draft.write_bytes(msgspec.json.encode(document))
 
     def _load(self) -> _Document | None:

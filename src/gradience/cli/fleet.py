@@ -15,7 +15,7 @@ from cyclopts import Parameter
 from cyclopts.types import PositiveInt
 
 from gradience.cli import options as opt
-from gradience.cli.output import DONE, emit, print_text
+from gradience.cli.output import DONE, emit, print_text, tell
 from gradience.errors import AdapterError, GradienceError, RecorderError
 from gradience.render import fleet as words, runs as of_runs
 from gradience.schema.document import escape_controls, writable
@@ -102,8 +102,7 @@ def rate_on_stderr(what: str) -> Callable[[Tally], None]:
         failures = f", {tally.failures} failed" if tally.failures else ""
         line = f"{what}: {tally.done}/{tally.total}, {rate:.1f} a second{left}{failures}"
         end = "\r" if watched and tally.done < tally.total else "\n"
-        sys.stderr.write(f"{line:<79}{end}" if watched else f"{line}{end}")
-        sys.stderr.flush()
+        tell(f"{line:<79}" if watched else line, end=end)
 
     return draw
 

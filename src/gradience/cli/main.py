@@ -315,10 +315,9 @@ def _failed(error: Exception) -> int:
 
 
 def _tell(text: str) -> None:
-    """Write to stderr, if that is possible; if not, the exit code alone informs the caller."""
-    with suppress(OSError, ValueError):
-        sys.stderr.write(f"{text}\n")
-        sys.stderr.flush()
+    from gradience.cli.output import tell  # see the module's first lines
+
+    tell(text)
 
 
 def _fail(message: str, advice: str) -> int:

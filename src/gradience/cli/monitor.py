@@ -17,7 +17,7 @@ from cyclopts import Parameter
 from cyclopts.types import PositiveFloat
 
 from gradience.cli import options as opt
-from gradience.cli.output import DONE, FOUND, emit
+from gradience.cli.output import DONE, FOUND, emit, safe_lines, tell
 from gradience.errors import RecorderError
 from gradience.io.reading import open_regular
 from gradience.judge.monitor import monitor_run
@@ -26,7 +26,6 @@ from gradience.render import clean
 from gradience.render.monitor import Glance, event_line, frame_lines, monitor_text, progress_line
 from gradience.schema.document import SEVERITIES
 from gradience.schema.events import ConfigSnapshot, Event, TrainStep, UnknownEvent
-from gradience.telemetry.secrets import hide_secrets
 
 _EVERY: Final = 1.0  # seconds between two reads of the file
 _LOOK: Final = 4096  # bytes of a log's beginning that show its format
@@ -151,7 +150,7 @@ def follow_log(log: Path, *, quiet: bool = False, sleep: Callable[[float], None]
             _watch(tail, screen, sleep)
     except KeyboardInterrupt:
         screen.close()
-        sys.stderr.write("gradience: stopped watching; the run itself goes on\n")
+        tell("gradience: stopped watching; the run itself goes on")
         return False
     screen.close()
     return True
@@ -213,7 +212,7 @@ class _Screen:
         """Report, once, that the log does not exist yet."""
         if not self._waiting:
             self._waiting = True
-            sys.stderr.write(f"gradience: waiting for {clean(str(path))}\n")
+            tell(f"gradience: waiting for {path}")
 
     def event(self, event: Event | UnknownEvent) -> None:
         """Do nothing."""
@@ -270,4 +269,4 @@ class _Terminal(_Screen):
 
 
 def _write(lines: Sequence[str], *, back: str = "") -> None:
-    emit(back + "".join(f"{hide_secrets(line)}\n" for line in lines))
+    emit(back + safe_lines(lines))

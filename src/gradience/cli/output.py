@@ -212,12 +212,27 @@ def emit_json(text: str) -> None:
 
 def print_text(text: str) -> None:
     """Print a report for people, with the secrets in its lines hidden."""
-    from gradience.telemetry.secrets import hide_secrets  # --help needs none of it
-
-    shown = "".join(f"{hide_secrets(line)}\n" for line in text.split("\n"))
+    shown = safe_lines(text.split("\n"))
     if sys.stdout is not None and sys.stdout.isatty():
         shown = for_screen(shown)
     emit(shown)
+
+
+def safe_lines(lines: Iterable[str]) -> str:
+    """Lines for people, without secrets, and with an escape for each character that steers a terminal."""
+    from gradience.telemetry.secrets import hide_secrets  # --help needs none of it
+
+    return "".join(f"{escape_controls(hide_secrets(line))}\n" for line in lines)
+
+
+def tell(text: str, *, begin: str = "", end: str = "\n") -> None:
+    """Write to stderr, if that is possible, with an escape for each character that steers a terminal.
+
+    Progress and errors are written by this function. `begin` and `end` are our own, and written as they are.
+    """
+    with suppress(OSError, ValueError):
+        sys.stderr.write(f"{begin}{escape_controls(text)}{end}")
+        sys.stderr.flush()
 
 
 def print_document(document: Report) -> None:
@@ -246,9 +261,11 @@ def on_terminal(what: str) -> Callable[[int, int, str], None] | None:
             return
         last = now
         left = f", {(now - start) * (total - done) / done:.0f} s left" if done else ""
-        line = f"{what}: {done}/{total}{left}  {name}" if total else f"{what}: {name}"
-        sys.stderr.write("\r" + (line[:_WIDTH].ljust(_WIDTH) if done < total or not total else " " * _WIDTH + "\r"))
-        sys.stderr.flush()
+        line = escape_controls(f"{what}: {done}/{total}{left}  {name}" if total else f"{what}: {name}")
+        if done < total or not total:
+            tell(line[:_WIDTH].ljust(_WIDTH), begin="\r", end="")
+        else:
+            tell(" " * _WIDTH, begin="\r", end="\r")
 
     return draw
 

@@ -63,10 +63,11 @@ def receipt(
     refuse_file(out, force=force)
     _prepare()
     from gradience.prove.receipt import make_receipt, write_receipt  # as above
+    from gradience.prove.receipt.rows import files_of  # as above
     from gradience.render.receipt import receipt_text  # as above
 
     made = make_receipt(adapter, base, prompts=data, options=options, progress=on_terminal("receipt"))
-    size = write_receipt(made, out, force=force)
+    size = write_receipt(made, out, sources=files_of(adapter, data), force=force)
     if json:
         import msgspec  # as above
 

@@ -39,6 +39,7 @@ from gradience.configs.settings import (
 from gradience.configs.training import PICKLED, note_training, output_dir, read_training
 from gradience.configs.values import Fields, Malformed, short_name, text
 from gradience.errors import ConfigError
+from gradience.io.reading import real_path
 from gradience.schema import Json
 from gradience.schema.events import ConfigSnapshot
 from gradience.schema.reports import LossMode, Overlong, SourceFile
@@ -375,6 +376,8 @@ class DataPlan(NamedTuple):
 def read_data_plan(path: Path) -> DataPlan:
     """The data settings of a recipe or of training arguments.
 
+    A recipe may be a stranger's: of the files that it names, only those below its own folder are taken.
+
     Raises:
         ConfigError: the file cannot be read.
     """
@@ -385,7 +388,21 @@ def read_data_plan(path: Path) -> DataPlan:
     read = next((read for fits, read in _PROGRAMS if fits(mapping)), _trl)
     sorted_by_length = mapping.get("group_by_length") is True or "length" in str(mapping.get("train_sampling_strategy"))
     padded = not sorted_by_length and mapping.get("padding_free") is not True
-    return read(mapping, places)._replace(stated=True, pads=padded)
+    return _below(read(mapping, places)._replace(stated=True, pads=padded), real_path(path.parent))
+
+
+def _below(plan: DataPlan, folder: Path) -> DataPlan:
+    """The plan without the files that are outside of a folder, which its notes name."""
+    outside: list[str] = []
+
+    def inside(place: Path | None) -> Path | None:
+        if place is None or real_path(place).is_relative_to(folder):
+            return place
+        outside.append(f"{place}: named by the recipe, and outside of its folder: name it yourself")
+        return None
+
+    train, evaluation, template = inside(plan.train), inside(plan.evaluation), inside(plan.template)
+    return plan._replace(train=train, evaluation=evaluation, template=template, notes=(*plan.notes, *outside))
 
 
 def _trl(mapping: _Mapping, places: tuple[Path, ...]) -> DataPlan:

@@ -100,6 +100,29 @@ def answers_of(columns: Columns) -> list[str]:
     return [text_of(value) for value in values if not any(_is_call(turn) for turn in turns_of(value))]
 
 
+def unsaid(columns: Columns) -> list[bool]:
+    """Of each answer that a model should learn to write, whether it is empty with nothing in its place.
+
+    An unwanted answer may be empty. A thought, a call, an image and a sound say something.
+    """
+    if columns.get("label") is False and "completion" in columns:
+        return []
+    if "messages" in columns:
+        return [not _says(turn) for turn in turns_of(columns["messages"]) if turn.get("role") in ANSWERERS]
+    wanted = columns.get("chosen", columns.get("completion"))
+    if isinstance(wanted, list):
+        return [not any(map(_says, turns_of(wanted)))]
+    return [not answer.strip() for answer in answers_of(columns)[:1]]
+
+
+def _says(turn: Turn) -> bool:
+    content = turn.get("content")
+    parts = content if isinstance(content, list) else ()
+    thought = turn.get("reasoning_content") or turn.get("reasoning") or turn.get("thinking")
+    shows = any(isinstance(part, dict) and part.get("type") not in {"text", None} for part in parts)
+    return bool(_is_call(turn) or thought or shows or content_of(turn).strip())
+
+
 def _is_call(turn: Turn) -> bool:
     return bool(turn.get("tool_calls") or turn.get("function_call"))
 

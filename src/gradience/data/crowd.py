@@ -11,6 +11,7 @@ import random
 import re
 import zlib
 from collections import Counter
+from collections.abc import Mapping
 from functools import cached_property
 from heapq import heappush, heappushpop
 from typing import Any, Final, NamedTuple
@@ -18,6 +19,7 @@ from typing import Any, Final, NamedTuple
 import numpy as np
 
 from gradience.data import Columns, answers_of, text_of
+from gradience.data.equality import beside_of, differ
 from gradience.data.overlap import (
     NEAR,
     NO_DATASKETCH,
@@ -88,6 +90,7 @@ class _Drawn(NamedTuple):
     number: int
     grams: Hashes
     said: Hashes
+    beside: Mapping[str, str]
 
 
 class Crowd:
@@ -137,7 +140,7 @@ class Crowd:
             return
         said = np.unique(hashed(" ".join(answers_of(columns)).lower().split()).astype(np.uint32))
         put = heappush if len(drawn) < COMPARED else heappushpop
-        put(drawn, _Drawn(key, -number, trigrams(words), said))
+        put(drawn, _Drawn(key, -number, trigrams(words), said, beside_of(columns)))
 
     def _take_answer(self, number: int, answer: str) -> None:
         self._answers += 1
@@ -225,6 +228,7 @@ def _is_near(number: int, one: _Drawn, every: dict[int, _Drawn], index: NearInde
     return any(
         jaccard(one.grams, other.grams) >= NEAR and (not len(one.said) or jaccard(one.said, other.said) >= _SAME_ANSWER)
         for other in alike
+        if not differ(one.beside, other.beside)
     )
 
 

@@ -16,10 +16,11 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from gradience.data import Columns, Shape, answers_of, digest, every_turn, text_of, whole_text
+from gradience.data import Columns, Shape, answers_of, digest, every_turn, text_of, unsaid, whole_text
 from gradience.data.crowd import Crowd, Seen
 from gradience.data.cutting import cut_at
 from gradience.data.encoder import Encoder
+from gradience.data.equality import beside_of, row_key
 from gradience.data.examples import Examples
 from gradience.data.rows import Fault
 from gradience.data.signs import Own, foreign_in, signs_of
@@ -55,20 +56,6 @@ _TEXT: Final = 240  # characters of a row that is shown
 _BARS: Final = 48  # bars of the histogram
 _SHARES: Final = 20  # bars of the histogram of supervised shares
 _LABELS: Final = 50  # labels that the report lists
-_SPOKEN: Final = (
-    "messages",
-    "prompt",
-    "completion",
-    "chosen",
-    "rejected",
-    "text",
-    "steps",
-    "segments",
-    "label",
-    "tools",
-)
-_TOKENS: Final = ("input_ids", "labels")
-_TURN: Final = ("role", "content", "tool_calls", "function_call", "reasoning_content", "text", "label")
 _END_PART: Final = 0.2  # share of a row that the loss leaves out at its end, where more than an end token is left out
 _DISTINCT: Final = 100_000  # different answers that are counted, some 15 MB
 _CLASSES: Final = 256  # labels of tokens that are all below it are classes: parts of speech, names
@@ -280,11 +267,11 @@ class Measure:
             found.append("replacement")
         if is_mojibake(text):
             found.append("mojibake")
-        repeats = self._is_repeated(row)
+        repeats = self._hashes.add(row_key(row.columns))
         if repeats:
             found.append("duplicate")
         answers = answers_of(row.columns)
-        if any(not answer.strip() for answer in answers):
+        if any(unsaid(row.columns)):
             found.append("empty_answer")
         if answers:
             self._answered += 1
@@ -339,7 +326,7 @@ class Measure:
             said, judged = [text_of(columns.get("prompt")), *sorted(sides)], sides[0]
         else:
             return False
-        key = digest(_encoded(said))
+        key = digest(_encoded([*said, dict(beside_of(columns))]))
         was_said, was_judged = self._judged.add(key), self._judged.add(digest(key + _encoded(judged)))
         if was_said and not was_judged:
             self._disputed.add(key)
@@ -449,11 +436,6 @@ class Measure:
         token, times = next(iter(self._last.most_common(1)), (None, 0))
         return token if token not in self._ends and 2 * times > self._count["whole"] else None
 
-    def _is_repeated(self, row: Tokenised) -> bool:
-        ids = [sequence.ids for sequence in row.sequences]
-        key = row_key(row.columns) if "input_ids" not in row.columns and row.columns else digest(_encoded(ids))
-        return self._hashes.add(key)
-
     def _count_label(self, label: Json, row: Tokenised, text: str) -> None:
         if label is None:
             return
@@ -487,18 +469,6 @@ def _of_mask(mask: list[int] | None, supervised: int, length: int) -> list[str]:
         return ["all_supervised"]
     tail = next(i for i, bit in enumerate(reversed(mask)) if bit)
     return ["inverted"] if mask[0] and tail >= _END_PART * length else []
-
-
-def row_key(columns: Columns) -> bytes:
-    """A hash of what a row says: its texts, roles, calls and label; of a row that is tokenised, its ids and labels."""
-    return digest(_encoded({name: _plain(columns[name]) for name in (*_SPOKEN, *_TOKENS) if name in columns}))
-
-
-def _plain(value: Json) -> Json:
-    """The value of a column without the keys of turns that no template reads."""
-    if not isinstance(value, list):
-        return value
-    return [{key: one[key] for key in _TURN if one.get(key)} if isinstance(one, dict) else one for one in value]
 
 
 def _encoded(value: Json) -> bytes:

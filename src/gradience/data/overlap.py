@@ -9,13 +9,14 @@ from __future__ import annotations
 
 import re
 import zlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any, Final, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
 from gradience.data import Columns, answers_of, digest, question_of, whole_text
+from gradience.data.equality import beside_of, differ, row_key
 from gradience.schema.reports import Overlap, Rows
 
 NEAR: Final = 0.8  # Jaccard similarity of word trigrams
@@ -87,7 +88,8 @@ class EvalRows:
 
     def __init__(self) -> None:
         self._by_words: dict[bytes, list[int]] = {}
-        self._texts: dict[int, bytes] = {}
+        self._keys: dict[int, bytes] = {}
+        self._beside: dict[int, Mapping[str, str]] = {}
         self._questions: dict[bytes, list[tuple[int, bytes]]] = {}
         self._grams: dict[int, Hashes] = {}
         self._every: set[int] = set()
@@ -104,7 +106,7 @@ class EvalRows:
             self._rows += 1
             words = words_of(columns)
             self._by_words.setdefault(_key(words), []).append(number)
-            self._texts[number] = _text_key(columns)
+            self._keys[number], self._beside[number] = row_key(columns), beside_of(columns)
             asked = _asked(columns)
             if asked is not None:
                 self._questions.setdefault(asked[0], []).append((number, asked[1]))
@@ -116,26 +118,26 @@ class EvalRows:
 
     def compare(self, columns: Columns) -> None:
         """Compare a row of the training set with the rows of the evaluation set."""
-        words = words_of(columns)
-        same = self._by_words.get(_key(words), ())
-        if same:
-            text = _text_key(columns)
-            self._same_words.update(same)
-            self._exact.update(number for number in same if self._texts[number] == text)
+        words, beside = words_of(columns), beside_of(columns)
+        same = {n for n in self._by_words.get(_key(words), ()) if not differ(beside, self._beside[n])}
+        self._same_words |= same
+        self._exact |= {n for n in same if self._keys[n] == row_key(columns)}
         asked = _asked(columns) if self._questions else None
         if asked is not None:
             others = self._questions.get(asked[0], ())
-            self._other_answer.update(number for number, answer in others if answer != asked[1])
-        self._compare_grams(trigrams(words))
+            other = {n for n, answer in others if answer != asked[1]}
+            self._other_answer |= {n for n in other if not differ(beside, self._beside[n])}
+        self._compare_grams(trigrams(words), beside)
 
-    def _compare_grams(self, grams: Hashes) -> None:
+    def _compare_grams(self, grams: Hashes, beside: Mapping[str, str]) -> None:
         # Jaccard similarity is at most the share of these trigrams that any row of the evaluation set has.
         if self._index is None or not can_be_near(grams):
             return
         if sum(map(self._every.__contains__, grams.tolist())) < NEAR * len(grams):
             return
         for number in self._index.candidates(grams):
-            if number not in self._near and jaccard(grams, self._grams[number]) >= NEAR:
+            alike = number not in self._near and jaccard(grams, self._grams[number]) >= NEAR
+            if alike and not differ(beside, self._beside[number]):
                 self._near.add(number)
 
     def result(self) -> Overlap:
@@ -167,10 +169,6 @@ def words_of(columns: Columns) -> list[str]:
 
 def _key(words: list[str]) -> bytes:
     return digest(" ".join(words))
-
-
-def _text_key(columns: Columns) -> bytes:
-    return digest(repr(columns["input_ids"]) if "input_ids" in columns else whole_text(columns))
 
 
 def _asked(columns: Columns) -> tuple[bytes, bytes] | None:

@@ -15,7 +15,8 @@ from typing import Final, NamedTuple
 
 from gradience.data import Columns, Shape, Turn, Unusable, content_of, part_text
 from gradience.data.encoder import Chat, Encoded, Encoder, Pictures
-from gradience.data.formats import canonical
+from gradience.data.equality import with_keys
+from gradience.data.formats import canonical, recognise
 from gradience.data.pictures import images_of, spread, with_images
 from gradience.data.rows import Fault, Found, Row
 from gradience.errors import ConfigError
@@ -120,6 +121,15 @@ class Tokeniser:
             except Exception as error:  # noqa: BLE001  # a value of a type or size that no row of the format has
                 yield Fault(found[0], f"{type(error).__name__}: {' '.join(str(error).split())[:200]}")
 
+    def is_of_another_format(self, row: Row) -> bool:
+        """Whether a row that is not of this format can be used in another; a prompt alone lacks its answer."""
+        try:
+            shape = recognise(self._standard(row))
+            canonical(self._standard(row), shape, chat=True, trl=False)
+        except (Unusable, ConfigError, TypeError, ValueError, LookupError, AttributeError):
+            return False
+        return shape.format != "prompt-only"
+
     def run(self, rows: Iterable[Found]) -> Iterator[Tokenised | Fault]:
         """Yield each row as tokens, or as a fault, in their order, except that faults come first within a batch.
 
@@ -171,7 +181,9 @@ class Tokeniser:
 
     def _canonical(self, row: Columns) -> Columns:
         chat = self.encoder is not None and (self.encoder.template is not None or bool(self.encoder.by_trainer))
-        return canonical(self._standard(row), self.shape, chat=chat, trl=self.masking.trl and not self.masking.assumed)
+        read = self._standard(row)
+        columns = canonical(read, self.shape, chat=chat, trl=self.masking.trl and not self.masking.assumed)
+        return with_keys(columns, read, self.shape)
 
     @property
     def _enc(self) -> Encoder:

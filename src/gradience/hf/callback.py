@@ -234,10 +234,10 @@ class GradienceCallback(TrainerCallback):  # type: ignore[misc]
     def _write_receipt(self, args: Any, shown: Mapping[str, Any]) -> None:
         from gradience.hf.receipt import write_at_end  # only where asked for
 
-        out = (self._path or Path(args.output_dir) / "run.jsonl").with_name("receipt.json")
+        log = self._path or Path(args.output_dir) / "run.jsonl"
         rows = shown.get("eval_dataloader") or shown.get("train_dataloader")
         try:
-            write_at_end(shown["model"], shown.get("processing_class"), rows, out)
+            write_at_end(shown["model"], shown.get("processing_class"), rows, log)
         except GradienceError as error:
             self._recorder.warn(f"no receipt is written: {error}")
 

@@ -26,18 +26,19 @@ _IGNORED: Final = -100  # the label that a loss leaves out
 _ROWS: Final = 16
 
 
-def write_at_end(model: Any, tokenizer: Any, batches: Iterable[Mapping[str, Any]] | None, out: Path) -> int:
+def write_at_end(model: Any, tokenizer: Any, batches: Iterable[Mapping[str, Any]] | None, log: Path) -> int:
     """Write the receipt of a model in training, and return its size in bytes. The model is left as it was.
 
     Args:
         model: PEFT's model.
         tokenizer: the tokenizer; None if there is none.
         batches: batches of the evaluation or training set; the first rows are used.
-        out: the file; an older receipt is replaced.
+        log: the log of the run; the receipt is written beside it, as private as it is, and replaces an older one.
 
     Raises:
         GradienceError: the model has no adapter, is trained on several devices, or there is no row.
     """
+    out = log.with_name("receipt.json")
     if not isinstance(model, PeftModel):
         raise GradienceError("the model is none of PEFT's")
     if torch.distributed.is_available() and torch.distributed.is_initialized():
@@ -58,7 +59,7 @@ def write_at_end(model: Any, tokenizer: Any, batches: Iterable[Mapping[str, Any]
         base_name=Path(str(model.active_peft_config.base_model_name_or_path or "")).name,
         tokens=None if tokenizer is None else _tokens(tokenizer),
     )
-    return write_receipt(made, out, force=True)
+    return write_receipt(made, out, sources=[log], force=True)
 
 
 @contextmanager

@@ -28,7 +28,7 @@ from gradience.errors import RecorderError, SchemaError
 from gradience.io.reading import open_regular
 from gradience.rules import Threshold
 from gradience.schema import SCHEMA_ID, Status, as_float
-from gradience.schema.document import SEVERITIES, Finding
+from gradience.schema.document import SEVERITIES, Finding, escape_controls
 from gradience.schema.events import ConfigSnapshot, Eval, EvalMetrics, StepDigests, Wiring
 from gradience.telemetry import TelemetryWriter, decode
 from gradience.telemetry.logfile import logger, notice
@@ -449,7 +449,8 @@ class Voice:
         report = monitor_run(log)
         if self._loud:
             story, at = hide_secrets(report.story), shlex.quote(str(log.parent))
-            sys.stderr.write(f"\ngradience: {log}: {story}\ngradience: next: gradience diagnose {at}\n")
+            text = f"\ngradience: {log}: {story}\ngradience: next: gradience diagnose {at}\n"
+            sys.stderr.write(escape_controls(text))
         if self._announcer is not None:
             lines = [report.story, *(f"{found.severity} {found.id}: {found.message}" for found in report.findings)]
             self._announcer.tell(of_report(f"gradience: {log.parent.name}", "\n".join(lines), report.findings))
@@ -459,6 +460,6 @@ class Voice:
             return
         if self._loud:
             text = hide_secrets(" -> ".join(part for part in (finding.message, finding.action) if part))
-            logger.log(_LEVELS[finding.severity], "gradience: %s%s: %s", finding.id, at, text)
+            logger.log(_LEVELS[finding.severity], "gradience: %s%s: %s", finding.id, at, escape_controls(text))
         if self._announcer is not None:
             self._announcer.tell(of_finding(finding, step))

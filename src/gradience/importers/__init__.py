@@ -309,7 +309,7 @@ def _write(runs: list[ImportedRun], target: Path, *, force: bool) -> list[Skippe
     """Write the log atomically; return the events that do not fit a line."""
     refused: list[SkippedRow] = []
     try:
-        with atomic_file(target, force=force) as partial:
+        with atomic_file(target, sources=[], force=force) as partial:
             partial.chmod(0o600)  # before anything is written: a log is private to its owner
             with partial.open("wb") as file:
                 for run in runs:

@@ -19,7 +19,6 @@ from importlib.util import find_spec
 from itertools import islice
 from pathlib import Path
 from shutil import copyfile
-from tempfile import TemporaryDirectory
 from typing import Any, Final, Literal
 from urllib.parse import quote
 from warnings import catch_warnings, simplefilter
@@ -31,6 +30,7 @@ from gradience.errors import MissingPackageError, RecorderError, SchemaError
 from gradience.importers.files import MAX_ROWS, SourceRun, clock_of, mapping_layer, readable, refuse_large, require_file
 from gradience.importers.table import Numbered, cell_value, flatten, rows_to_raw
 from gradience.importers.tensorboard import Scalar, scalar_rows
+from gradience.io.atomic import scratch_folder
 from gradience.io.reading import read_small
 from gradience.schema import Json, Status
 from gradience.telemetry.codec import parse
@@ -80,7 +80,7 @@ def _journal(path: Path) -> list[Path]:
 @contextmanager
 def _copied(path: Path) -> Iterator[Path]:
     """A copy of a database, with the journal that may hold its newest rows."""
-    with TemporaryDirectory(prefix="gradience-") as folder:
+    with scratch_folder() as folder:
         for source in (path, *_journal(path)):
             require_file(source)
             with readable(source):
@@ -207,7 +207,7 @@ def _stored(path: Path) -> Iterator[str]:
             yield f"sqlite:///{copy}"
         return
     files = list(islice(_files(path.parent), _MOST_FILES))
-    with readable(path), TemporaryDirectory(prefix="gradience-") as root:
+    with readable(path), scratch_folder() as root:
         refuse_large(path.parent, sum(file.stat().st_size for file in files))
         experiment, run = (_named(path, key) for key in ("experiment_id", "run_id"))
         for part in (*_PARTS, "artifacts"):  # without all of them MLflow finds no run

@@ -1,41 +1,60 @@
 """Write a file or a folder that appears complete or not at all, and replaces nothing unless asked to.
 
-Data are written to a hidden sibling, which is renamed to the output path when it is complete. So a reader never sees
-half an output, an interrupted run leaves nothing behind, and an older output stays until the new one is complete.
+Data are written to a hidden sibling, which takes the output path when it is complete. So a reader never sees half an
+output, and a whole one stands under its name at every moment, whenever the process is killed. What others may not read
+of the sources, they may not read of the output, from its first byte on.
+
+A sibling is locked for as long as its process lives. One that nobody locks was left by a process that was killed, and
+goes with the next output in that folder.
 """
 
 from __future__ import annotations
 
+import ctypes
 import errno
 import os
+import re
 import secrets
 import shutil
 import stat
+import sys
+import tempfile
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
-from functools import reduce
+from functools import cache, reduce
 from itertools import islice
 from operator import and_
 from pathlib import Path
-from typing import Final, TypeVar
+from typing import Any, Final, NamedTuple, TypeVar
 
 from gradience.errors import OutputError
 from gradience.io import make_folder
 from gradience.io.interrupt import held
+
+if sys.platform != "win32":
+    from fcntl import LOCK_EX, LOCK_NB, flock
 
 _T = TypeVar("_T")
 _FREE: Final = "check path and free space"
 _LONGEST: Final = 200  # bytes of a name that are kept in that of its hidden sibling; most file systems take 255
 _READABLE: Final = 0o044  # by group and others
 _MOST_SOURCES: Final = 1000  # files of a folder whose modes are looked at
+_LEFT: Final = re.compile(r"\..*\.partial-[0-9a-f]{8}", re.DOTALL)
+_SCRATCH_PREFIX: Final = ".gradience-scratch-"
+_SCRATCH: Final = re.compile(re.escape(_SCRATCH_PREFIX) + r"[a-z0-9_]{8}")
+_TRIES: Final = 5  # to make a sibling that no other process takes for one that was left
+_HERE: Final = -100  # AT_FDCWD of Linux: a path is taken from the working folder
+_EXCHANGE: Final = 2  # RENAME_EXCHANGE of Linux, RENAME_SWAP of macOS
 
 
 @contextmanager
-def atomic_file(out: Path, *, force: bool = False) -> Iterator[Path]:
+def atomic_file(out: Path, *, sources: Iterable[Path], force: bool = False) -> Iterator[Path]:
     """A context that yields a sibling path to write to, renamed to `out` if the block succeeds and else removed.
 
     Args:
         out: the file wanted.
+        sources: files, or folders of files, that the content is made of: what others may not do with every one of them,
+            they may not do with `out`. Those that are missing count for nothing.
         force: replace a file that is there already. A folder is never replaced by a file.
 
     Raises:
@@ -43,10 +62,12 @@ def atomic_file(out: Path, *, force: bool = False) -> Iterator[Path]:
     """
     refuse_file(out, force=force)
     _make_parent(out)
+    mode = 0o600 | _shared(sources) & 0o066
     partial = _sibling(out)
+    lock = -1
     try:
         with held():
-            _attempt(out, lambda: partial.touch(exist_ok=False))
+            partial, lock = _attempt(out, lambda: _locked(out, lambda path: os.close(_created(path, mode))))
         with _of(out, partial):
             yield partial
         with held():
@@ -56,15 +77,19 @@ def atomic_file(out: Path, *, force: bool = False) -> Iterator[Path]:
                 _attempt(out, lambda: _name_unless_taken(partial, out))
     finally:
         with held(), suppress(OSError):  # the file has its name by now, or another error says why not
+            _unlock(lock)
             partial.unlink()
 
 
 @contextmanager
-def atomic_folder(out: Path, *, force: bool = False, check: Callable[[Path], object] | None = None) -> Iterator[Path]:
-    """A context that yields an empty sibling folder, renamed to `out` if the block succeeds and else removed.
+def atomic_folder(
+    out: Path, *, sources: Iterable[Path], force: bool = False, check: Callable[[Path], object] | None = None
+) -> Iterator[Path]:
+    """A context that yields an empty sibling folder, which takes the name `out` if the block succeeds, else removed.
 
     Args:
         out: the folder wanted; it may exist if it is empty.
+        sources: as of `atomic_file`.
         force: replace a folder that is there already. Its content is lost once the new folder is complete.
         check: called with the folder that is about to be replaced; raises OutputError if something in it must stay.
             It is called last, because the user may have put a file there while the verb was working.
@@ -75,27 +100,139 @@ def atomic_folder(out: Path, *, force: bool = False, check: Callable[[Path], obj
     refuse_folder(out, force=force)
     _make_parent(out)
     _refuse_long(out)
+    shared = _shared(sources)
     partial = _sibling(out)
+    lock = -1
     try:
         with held():
-            _attempt(out, partial.mkdir)
+            partial, lock = _attempt(out, lambda: _locked(out, lambda path: path.mkdir(_of_folder(0o777, shared))))
         with _of(out, partial):
             yield partial
+            _narrow(partial, shared)
         with held():
             _attempt(out, lambda: _swap(partial, out, force=force, check=check))
     finally:
         with held():
+            _unlock(lock)
             shutil.rmtree(partial, ignore_errors=True)
 
 
 @contextmanager
+def scratch_folder() -> Iterator[Path]:
+    """A context that yields a temporary folder, for its owner only, and removes it at the end, also after an error.
+
+    Those of processes that were killed are removed before.
+
+    Raises:
+        OutputError: the folder cannot be made.
+    """
+    folder, lock = Path(), -1
+    try:
+        with held():
+            folder, lock = _made_scratch()
+        yield folder
+    finally:
+        with held():
+            _unlock(lock)
+            if folder.name:
+                shutil.rmtree(folder, ignore_errors=True)
+
+
+def _made_scratch() -> _Sibling:
+    try:
+        place = Path(tempfile.gettempdir())
+        _sweep(place, _SCRATCH)
+        return _first_locked(lambda: Path(tempfile.mkdtemp(prefix=_SCRATCH_PREFIX, dir=place)))
+    except OSError as error:
+        message = f"cannot make a temporary folder: {error.strerror}"
+        raise OutputError(message, advice="check the space left, or set TMPDIR to another place") from error
+
+
+def _created(path: Path, mode: int) -> int:
+    return os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, mode)
+
+
+class _Sibling(NamedTuple):
+    path: Path
+    lock: int
+    """The descriptor that holds the lock; -1 on systems without."""
+
+
+def _locked(out: Path, make: Callable[[Path], object]) -> _Sibling:
+    """A new sibling of the output, locked until its descriptor is closed. Those that were left are removed before."""
+
+    def made() -> Path:
+        path = _sibling(out)
+        make(path)
+        return path
+
+    _sweep(out.parent, _LEFT)
+    return _first_locked(made)
+
+
+def _first_locked(make: Callable[[], Path]) -> _Sibling:
+    for _ in range(_TRIES):
+        path = make()
+        lock = _lock(path)
+        if lock is None:  # no locks here
+            return _Sibling(path, -1)
+        if lock >= 0:
+            return _Sibling(path, lock)
+    raise OSError(errno.EAGAIN, "another process removes what is written")
+
+
+def _lock(path: Path) -> int | None:
+    """A descriptor that holds the lock of a file or folder; -1 if it is another's, or gone; None without locks."""
+    if sys.platform == "win32":
+        return None
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    except FileNotFoundError:
+        return -1
+    except OSError:  # what may be written, and not read
+        return None
+    try:
+        flock(descriptor, LOCK_EX | LOCK_NB)
+        if os.path.samestat(os.fstat(descriptor), path.lstat()):
+            return descriptor
+        found = -1
+    except (BlockingIOError, FileNotFoundError):
+        found = -1
+    except OSError:  # a file system without
+        found = None
+    os.close(descriptor)
+    return found
+
+
+def _unlock(lock: int) -> None:
+    if lock >= 0:
+        os.close(lock)
+
+
+def _sweep(folder: Path, left: re.Pattern[str]) -> None:
+    """Remove what killed processes left in a folder: what has such a name, and nobody locks. A failure is ignored."""
+    with suppress(OSError):
+        for path in [Path(one) for one in os.scandir(folder) if left.fullmatch(one.name)]:
+            lock = _lock(path)
+            if lock is not None and lock >= 0:
+                shutil.rmtree(path, ignore_errors=True)
+                with suppress(OSError):
+                    path.unlink(missing_ok=True)
+                os.close(lock)
+
+
+@contextmanager
 def _of(out: Path, partial: Path) -> Iterator[None]:
-    """A context that turns a failure to write into an OutputError: of a file in `partial`, or of none that is named.
+    """A context that turns a failure to write into an OutputError on `out`: of a file in `partial`, or of none named.
 
     An error of a file that is read has its name.
     """
     try:
         yield
+    except OutputError as error:
+        if str(partial) not in str(error):
+            raise
+        raise OutputError(str(error).replace(str(partial), str(out)), advice=error.advice) from error
     except OSError as error:
         named = error.filename
         if named is not None and not Path(os.fsdecode(named)).is_relative_to(partial):
@@ -103,25 +240,21 @@ def _of(out: Path, partial: Path) -> Iterator[None]:
         raise OutputError(f"cannot write {out}: {error.strerror or error}", advice=_FREE) from error
 
 
-def keep_private(place: Path, sources: Iterable[Path]) -> None:
-    """Take from a file, or from all of a folder, what others may not do with every one of its sources.
+def _narrow(folder: Path, shared: int) -> None:
+    """Take from all of a folder what group and others may not do with its sources."""
+    for path in folder.rglob("*"):
+        mode = stat.S_IMODE(path.lstat().st_mode)
+        if not path.is_symlink():
+            path.chmod(_of_folder(mode, shared) if path.is_dir() else mode & (0o700 | shared))
 
-    What is made of a log or an adapter that only its owner may read is for its owner only, too.
 
-    Args:
-        place: what was written, before it has its name.
-        sources: files, or folders of files; those that are missing count for nothing.
-    """
-    shared = _shared(sources)
-    if shared & _READABLE == _READABLE:
-        return
-    for path in (place, *(place.rglob("*") if place.is_dir() else ())):
-        mode = stat.S_IMODE(path.stat().st_mode)
-        path.chmod(mode & (0o700 | shared | (shared & 0o044) >> 2 if path.is_dir() else 0o700 | shared))
+def _of_folder(mode: int, shared: int) -> int:
+    """The mode of a folder: who may read its files may enter it."""
+    return mode & (0o700 | shared | (shared & 0o044) >> 2)
 
 
 def are_private(sources: Iterable[Path]) -> bool:
-    """Whether somebody of the group, or others, may not read every source, given as for `keep_private`."""
+    """Whether somebody of the group, or others, may not read every source, given as for `atomic_file`."""
     return _shared(sources) & _READABLE != _READABLE
 
 
@@ -216,21 +349,63 @@ def _name_unless_taken(partial: Path, out: Path) -> None:
 
 
 def _swap(partial: Path, out: Path, *, force: bool, check: Callable[[Path], object] | None) -> None:
-    """Give the folder its name. An older folder is renamed first, and gets its name back if anything fails."""
+    """Give the folder its name. An older folder has the sibling's name afterwards."""
     try:
         partial.rename(out)  # succeeds only if the name is free or is that of an empty folder
     except OSError:
-        if not (force and out.is_dir()):
+        if not (force and out.is_dir() and not out.is_symlink()):
             raise
     else:
         return
     if check is not None:
         check(out)
-    aside = _sibling(out)
+    if not _exchange(partial, out):
+        _rename_both(partial, out)
+    elif partial.is_symlink():  # put there meanwhile
+        _exchange(partial, out)
+        raise OSError(errno.EEXIST, "a link has taken the folder's place")
+
+
+def _exchange(one: Path, other: Path) -> bool:
+    """Exchange two names at one moment; return whether this system and file system can.
+
+    Raises:
+        OSError: they can, and refuse.
+    """
+    call = _system_call()
+    if call is None:
+        return False
+    if not call(os.fsencode(one), os.fsencode(other)):
+        return True
+    code = ctypes.get_errno()
+    if code in {errno.EINVAL, errno.ENOSYS, errno.ENOTSUP}:
+        return False
+    raise OSError(code, os.strerror(code))
+
+
+@cache
+def _system_call() -> Callable[[bytes, bytes], int] | None:
+    """The system's call that exchanges two names, and gives 0 if it did; None if it has none."""
+    if sys.platform == "win32":
+        return None
+    library: Any = ctypes.CDLL(None, use_errno=True)
+    if hasattr(library, "renameat2"):
+        return lambda one, other: int(library.renameat2(_HERE, one, _HERE, other, _EXCHANGE))
+    if hasattr(library, "renamex_np"):
+        return lambda one, other: int(library.renamex_np(one, other, _EXCHANGE))
+    return None
+
+
+def _rename_both(partial: Path, out: Path) -> None:
+    """Rename the older folder, then the new one; the older one gets its name back if anything fails.
+
+    A kill between the two, of a microsecond, leaves the older folder beside its name, and nothing removes it.
+    """
+    aside = out.with_name(f"{out.name}.replaced-{secrets.token_hex(4)}")
     try:
         out.rename(aside)
         partial.rename(out)
-    except BaseException:  # an interrupt, too, must not leave the old folder under a hidden name
+    except BaseException:  # an interrupt, too, must not leave the old folder under another name
         if os.path.lexists(aside) and not os.path.lexists(out):
             aside.rename(out)
         raise

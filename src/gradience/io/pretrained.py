@@ -17,7 +17,11 @@ from gradience.io.reading import decode_json, read_small
 
 _MOST_JSON: Final = 512 << 20  # bytes; the largest tokenizer.json on the hub has 33 MB, an index of weights 4 MB
 _MOST_CONFIG: Final = 5 << 20  # bytes, as for every reader of an adapter's config
+ADAPTER_CONFIG: Final = "adapter_config.json"
 _IMPORTING: Final = ("megatron_config",)  # with it PEFT imports the module that `megatron_core` names
+_MOST_LAYERS: Final = 4096  # the deepest model on the hub has some hundred
+_MOST_PARTS: Final = 1 << 17  # layers times experts: Kimi K2 has 23 424
+_CONFIG: Final = "config.json"
 _MOST_FILES: Final = 100_000
 _OWN_CODE: Final = "custom code"
 _NOT_PLAIN: Final = "Weights only load failed"
@@ -35,9 +39,11 @@ def load(kind: Any, place: str | os.PathLike[str], *args: Any, **options: Any) -
 
     Raises:
         OSError: the folder holds something other than regular files.
+        ValueError: its config.json states more layers or experts than a library could make in minutes.
         Exception: anything, because a library reads files of a stranger.
     """
     refuse_special(place)
+    _refuse_deep(place)
     return kind.from_pretrained(os.fspath(place), *args, **options, local_files_only=True, trust_remote_code=False)
 
 
@@ -59,29 +65,27 @@ def load_model(kind: Any, place: str | os.PathLike[str], **options: Any) -> Any:
 
 
 def load_adapter(kind: Any, model: Any, folder: str | os.PathLike[str]) -> Any:
-    """What PEFT's `kind.from_pretrained` returns for a model and an adapter's local folder.
+    """What PEFT's `kind.from_pretrained` returns for a model and a folder with a config that `adapter_config` passed.
 
     Raises:
-        OSError: the folder is none, or holds something other than regular files.
-        ValueError: the config names a Python module to be imported.
         Exception: as for `load`.
     """
-    refuse_adapter(folder)
     return kind.from_pretrained(model, os.fspath(folder))
 
 
-def refuse_adapter(folder: str | os.PathLike[str]) -> None:
-    """Refuse an adapter's folder that PEFT could not load, or for which it would import a module that the config names.
+def adapter_config(folder: str | os.PathLike[str]) -> dict[str, Any]:
+    """The fields of the config in an adapter's local folder that PEFT is about to be given.
 
     Raises:
         OSError: the folder is none, or holds something other than regular files.
-        ValueError: the config names a Python module, or is no JSON object.
+        ValueError: the config names a Python module to be imported, or is no JSON object.
     """
     refuse_special(folder)
-    raw = read_small(Path(folder) / "adapter_config.json", most=_MOST_CONFIG, what="an adapter's config")
-    named = [name for name in _IMPORTING if decode_json(raw, dict[str, Any]).get(name)]
-    if named:
+    raw = read_small(Path(folder) / ADAPTER_CONFIG, most=_MOST_CONFIG, what="an adapter's config")
+    fields = decode_json(raw, dict[str, Any])
+    if named := [name for name in _IMPORTING if fields.get(name)]:
         raise ValueError(f"its config has {named[0]}, for which PEFT imports a module of any name")
+    return fields
 
 
 def refuse_special(place: str | os.PathLike[str]) -> None:
@@ -103,6 +107,41 @@ def refuse_special(place: str | os.PathLike[str]) -> None:
                     raise OSError(errno.EFBIG, message, entry.path)
             if number > _MOST_FILES:
                 raise OSError(errno.E2BIG, f"more than {_MOST_FILES} files", os.fspath(place))
+
+
+def _refuse_deep(place: str | os.PathLike[str]) -> None:
+    """Refuse a config.json that states more layers, or layers times experts, than can be made in reasonable time.
+
+    Raises:
+        ValueError: it does. What cannot be read is left to the library.
+    """
+    path = Path(place) / _CONFIG
+    if not path.is_file():  # a name in the hub's cache
+        from huggingface_hub import try_to_load_from_cache  # comes with every library that this is the door of
+
+        with suppress(ValueError):  # it is no name either
+            path = Path(str(try_to_load_from_cache(os.fspath(place), _CONFIG)))
+    try:
+        fields = decode_json(read_small(path, most=_MOST_CONFIG, what="a model's config"), dict[str, Any])
+    except (OSError, ValueError, RecursionError):
+        return
+    counts = {word: _largest(fields, word) for word in ("layer", "block", "depth", "expert")}
+    most = max(counts.values()) if counts["expert"] <= 1 else counts["layer"] * counts["expert"]
+    if max(counts.values()) > _MOST_LAYERS or most > _MOST_PARTS:
+        stated = ", ".join(f"{count:,} ({word})" for word, count in counts.items() if count)
+        raise ValueError(f"its config.json states parts without end: {stated}; the limit is {_MOST_LAYERS:,}")
+
+
+def _largest(fields: Any, word: str) -> int:
+    """The largest number in fields whose name has a word and does not end in `size`."""
+    most = 0
+    for key, value in fields.items():
+        if isinstance(value, dict):
+            most = max(most, _largest(value, word))
+        elif word in key and not key.endswith("size"):
+            some = [one for one in (value if isinstance(value, list) else [value]) if type(one) is int]
+            most = max([most, *some, sum(some) if word == "depth" else 0])  # depths of stages add up
+    return most
 
 
 def reason(error: BaseException) -> str:

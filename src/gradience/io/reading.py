@@ -13,9 +13,9 @@ from __future__ import annotations
 import errno
 import io
 import os
-import re
 import stat
 import zipfile
+from collections.abc import Iterator
 from itertools import accumulate
 from pathlib import Path
 from typing import Final, TypeVar
@@ -42,8 +42,7 @@ MAX_VALUES: Final = 4_000_000  # values of one document or row: a context of a m
 _STEPS: Final = {ord("["): 1, ord("{"): 1, ord("]"): -1, ord("}"): -1}
 _NOT_STRUCTURE: Final = bytes(set(range(256)) - set(b'[]{}"'))
 _NOT_COUNTED: Final = bytes(set(range(256)) - set(b'[{,"'))
-_ESCAPE: Final = re.compile(rb"\\.", re.DOTALL)
-_STRING: Final = re.compile(rb'"[^"]*"?')
+_PIECE: Final = 1 << 20  # bytes
 _TOO_DEEP: Final = f"nested more than {MAX_DEPTH} levels deep, the limit for JSON"
 
 
@@ -149,20 +148,29 @@ def check_depth(data: bytes | str) -> None:
     raw = data.encode("utf-8", "replace") if isinstance(data, str) else data
     if raw.count(b"[") + raw.count(b"{") <= MAX_DEPTH:
         return
-    brackets = _outside_strings(raw, _NOT_STRUCTURE)
-    if max(accumulate(map(_STEPS.__getitem__, brackets)), default=0) > MAX_DEPTH:
-        raise RecursionError(_TOO_DEEP)
+    depth = 0
+    for brackets in _outside_strings(raw, _NOT_STRUCTURE):
+        *depths, depth = accumulate(map(_STEPS.__getitem__, brackets), initial=depth)
+        if max(*depths, depth, 0) > MAX_DEPTH:
+            raise RecursionError(_TOO_DEEP)
 
 
 def count_values(data: bytes) -> int:
     """The number of values in a JSON text, at most; exact if it is large. Each takes some 50 bytes once decoded."""
     most = data.count(b",") + data.count(b"[") + data.count(b"{")
-    return most if most <= MAX_VALUES else len(_outside_strings(data, _NOT_COUNTED))
+    return most if most <= MAX_VALUES else sum(map(len, _outside_strings(data, _NOT_COUNTED)))
 
 
-def _outside_strings(data: bytes, left_out: bytes) -> bytes:
-    without_escapes = _ESCAPE.sub(b"", data) if b"\\" in data else data
-    return _STRING.sub(b"", without_escapes.translate(None, left_out))
+def _outside_strings(data: bytes, left_out: bytes) -> Iterator[bytes]:
+    """Yield what is outside of strings, without the bytes left out: piece by piece, so that it takes little memory."""
+    inside, begun = False, b""  # a piece may end in a string, and in an escape
+    for start in range(0, len(data), _PIECE):
+        piece = begun + data[start : start + _PIECE]
+        begun = b"\\" if (len(piece) - len(piece.rstrip(b"\\"))) % 2 else b""
+        whole = piece.removesuffix(begun).replace(b"\\\\", b"").replace(b'\\"', b"")
+        parts = whole.translate(None, left_out).split(b'"')
+        yield b"".join(parts[inside::2])
+        inside ^= len(parts) % 2 == 0
 
 
 def name_fault(name: str) -> str | None:

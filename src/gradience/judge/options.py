@@ -34,6 +34,8 @@ class AuditOptions:
         Keep norms of base weights in the user's cache folder until the base's files change.
     against:
         A fleet (see gradience fleet audit): where this adapter stands among its healthy ones, in percentiles.
+    optimizer:
+        The optimizer that trained it, such as muon, if no training arguments lie beside the adapter.
     seed:
         Random seed.
     """
@@ -46,6 +48,7 @@ class AuditOptions:
     intruder_eps: float = 0.5
     norms_cache: bool = True
     against: Path | None = None
+    optimizer: str | None = None
     seed: int = 0
 
     def refuse_bad(self) -> None:

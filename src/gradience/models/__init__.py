@@ -20,6 +20,7 @@ from gradience.adapters.open import open_adapter
 from gradience.data.encoder import Encoder, expect_tokenizer
 from gradience.errors import AdapterError, ConfigError, GradienceError
 from gradience.io import PathLike, pretrained
+from gradience.models.named import named
 
 if TYPE_CHECKING:
     import torch
@@ -133,10 +134,9 @@ def load_adapter(loaded: LoadedModel, adapter: PathLike, name: str) -> None:
     """
     libraries("running a model")
     opened = open_adapter(adapter)[1]
-    with quietly(), _misfits(adapter):
-        pretrained.refuse_adapter(adapter)
+    with quietly(), _misfits(adapter), named(adapter, loaded.model.get_base_model()) as folder:
         _refuse_misfit(loaded.model, opened)
-        loaded.model.load_adapter(os.fspath(adapter), name)
+        loaded.model.load_adapter(os.fspath(folder), name)
     _refuse_unplaced(loaded.model, opened, name)
     loaded.model.eval()
     loaded.model.requires_grad_(requires_grad=False)
@@ -324,8 +324,8 @@ def _refuse_misfit(model: Any, adapter: Adapter) -> None:
 def _with_adapter(model: Any, folder: Path, adapter: Adapter) -> Any:
     import peft  # see the module's first lines
 
-    with _misfits(folder):
-        adapted = pretrained.load_adapter(peft.PeftModel, model, folder)
+    with _misfits(folder), named(folder, model) as safe:
+        adapted = pretrained.load_adapter(peft.PeftModel, model, safe)
     _refuse_unplaced(adapted, adapter, FIRST)
     return adapted
 

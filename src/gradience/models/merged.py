@@ -31,6 +31,7 @@ from gradience.io import natural_key, pretrained
 from gradience.io.reading import decode_json, read_small
 from gradience.io.safetensors import TensorInfo
 from gradience.models import FIRST, libraries, quietly
+from gradience.models.named import with_names
 
 TorchModule: TypeAlias = Any
 """A torch.nn.Module; torch is not imported with this module."""
@@ -95,11 +96,12 @@ class PeftMerge:
         self._source, self._weights = adapter.source, weights
         self._tuner = _tuner_of(peft, self.kind)
         self._prefix = str(self._tuner.prefix)
-        self._config = _config_of(peft, config, self.kind)
         self._keys, self._shared = _by_module(self._source.tensors, self._prefix)
         with quietly():
             self._model = _empty_model(self._torch, transformers, adapter, weights, list(self._keys))
             self._names = _names_in_base(self._model, weights.names)
+            known = [*self._keys, *(name for name, _ in self._model.named_modules())]
+            self._config = _config_of(peft, config, self.kind, known)
             self.modules = sorted(self._keys or self._targeted(), key=natural_key)
         self._whole = self._sees_all()
         if not self.modules:
@@ -323,10 +325,10 @@ def _tuner_of(peft: Any, kind: str) -> Any:
     return tuner
 
 
-def _config_of(peft: Any, path: Path, kind: str) -> Any:
-    """PEFT's config, without what is saved whole beside the adapter."""
+def _config_of(peft: Any, path: Path, kind: str, names: Iterable[str]) -> Any:
+    """PEFT's config, without what is saved whole beside the adapter, and with names in place of expressions."""
     fields = decode_json(read_small(path, most=LARGEST_CONFIG, what="an adapter config"), dict[str, Any])
-    fields = {key: value for key, value in fields.items() if key not in _NOT_MERGED}
+    fields = with_names({key: value for key, value in fields.items() if key not in _NOT_MERGED}, names)
     try:
         with quietly():
             return peft.PeftConfig.from_peft_type(**fields | {"peft_type": kind, "inference_mode": True})

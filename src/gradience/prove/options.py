@@ -35,7 +35,8 @@ class BenchOptions:
     timeout:
         Seconds that one command may take.
     max_length:
-        Tokens of an example; longer ones are cut.
+        Tokens of an example; longer ones are cut, without it at 1024. With it the mean over tokens is judged, and the
+        bound allows for a row of this length; without it the mean over examples.
     """
 
     base: Path | None = None
@@ -46,7 +47,7 @@ class BenchOptions:
     seed: int = 0
     seeds: int = 3
     timeout: float = 3600.0
-    max_length: int = 1024
+    max_length: int | None = None
 
     def refuse_bad(self) -> None:
         """Refuse an option out of its range.

@@ -28,7 +28,7 @@ from gradience.render import (
 )
 from gradience.render.plots import Quantity, heatmap
 from gradience.render.ranks import next_command, rank_pattern, rank_rules, suggested, update_size
-from gradience.rules.weights import suggests_ranks
+from gradience.rules.weights import suggests_ranks, words_of
 from gradience.schema import NonFinite
 from gradience.schema.audit import AuditReport, BaseReport, ModuleAudit
 
@@ -58,9 +58,8 @@ def audit_text(report: AuditReport, view: View | None = None) -> Iterator[str]:
     yield f"Config:   {clean(report.config_path or '-')}"
     yield f"Weights:  {clean(report.weights_path)}"
     yield ""
-    yield f"Verdict: {words(report.health.verdict).upper()} ({clean(report.health.reason)})"
+    yield f"Verdict: {words_of(report.health.verdict).replace('-', ' ').upper()} ({clean(report.health.reason)})"
     yield from _not_known(report.modules)
-    yield from next_command(report)
     yield from _found(report, verbose=view.verbose)
     yield ""
     if report.modules:
@@ -72,15 +71,17 @@ def audit_text(report: AuditReport, view: View | None = None) -> Iterator[str]:
             yield from _wasteful(report, view.top_wasteful)
     yield from _on_request(report, view)
     yield from _remarks(report, verbose=view.verbose)
+    if report.health.verdict == "trained":
+        yield "Weights cannot show a layer dropped, doubled, swapped or negated, or another alpha: evaluate."
+    yield from next_command(report)
 
 
 def _found(report: AuditReport, *, verbose: bool) -> Iterator[str]:
-    """The findings; those of severity info, which ask for nothing, only if `verbose`."""
-    shown = [finding for finding in report.findings if verbose or finding.severity != "info"]
-    if shown:
+    """The findings, if there are any."""
+    if report.findings:
         yield ""
         yield "Findings:"
-        yield from finding_lines(shown, verbose=verbose)
+        yield from finding_lines(report.findings, verbose=verbose)
 
 
 def standing_lines(report: AuditReport) -> Iterator[str]:
@@ -347,9 +348,8 @@ def _remarks(report: AuditReport, *, verbose: bool) -> Iterator[str]:
 
 
 def _left_out(report: AuditReport) -> str:
-    """What --verbose adds: the findings of severity info, the tables, and the checks that did not run."""
-    notes = dict.fromkeys(finding.id for finding in report.findings if finding.severity == "info")
-    parts = [*notes, "every rank and layer"]
+    """What --verbose adds: the tables, and the checks that did not run."""
+    parts = ["every rank and layer"]
     if report.not_run:
         parts.append(f"why {counted(len(report.not_run), 'check')} did not run")
     return f"--verbose adds: {', '.join(parts)}"

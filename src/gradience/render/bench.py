@@ -48,7 +48,7 @@ def bench_text(report: BenchReport, *, unicode: bool = True) -> Iterator[str]:
         [
             *(("Adapter", clean(path)) for path in report.adapters),
             *([("Base", clean(report.base))] if report.base else []),
-            ("Metric", f"{clean(report.metric.name)} ({direction(report)}), paired by {report.metric.unit}"),
+            ("Metric", f"{clean(report.metric.name)} ({direction(report)}), {mean_words(report)}"),
             ("Tolerance", f"{tolerance_words(report)}; bounds hold with {report.confidence:.0%} for all at once"),
             *([("Cap", cap_words(report))] if report.cap is not None else []),
             ("Evaluated", f"{report.evaluated} now, {report.reused} taken from {clean(report.out)}"),
@@ -66,6 +66,12 @@ def bench_text(report: BenchReport, *, unicode: bool = True) -> Iterator[str]:
 def direction(report: BenchReport) -> str:
     """Words for the direction in which the metric improves."""
     return "higher is better" if report.metric.higher_is_better else "lower is better"
+
+
+def mean_words(report: BenchReport) -> str:
+    """What the mean is over where rows differ in length, else what the pairs are."""
+    metric = report.metric
+    return f"mean over {metric.mean_over}" if metric.name in {"loss", "accuracy"} else f"paired by {metric.unit}"
 
 
 def tolerance_words(report: BenchReport) -> str:
@@ -91,8 +97,8 @@ def unseen_line(task: BenchTask) -> str | None:
 
 def task_line(report: BenchReport, task: BenchTask) -> str:
     """A line about the task: its data, the reference's score, and the tolerance."""
-    score = as_float(task.score)
-    also = f" (perplexity {math.exp(min(score, 700.0)):.4g})" if report.metric.name == "loss" else ""
+    score, by_tokens = as_float(task.score), report.metric.mean_over == "tokens"
+    also = f" (perplexity {math.exp(min(score, 700.0)):.4g})" if by_tokens and report.metric.name == "loss" else ""
     data = f", {short_path(task.data)}" if task.data else ""
     aside = "" if task.judged else "; reported beside the verdict"
     unit = report.metric.unit if task.n == 1 else f"{report.metric.unit}s"

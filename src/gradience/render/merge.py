@@ -29,7 +29,6 @@ from gradience.render import (
 from gradience.render.compare import difference_text
 from gradience.render.writing import EXACT, LESSER, MODULES, destination, error_cell, name_list
 from gradience.schema.merge import (
-    CheckedAdapter,
     CheckedModule,
     CheckedPair,
     MergeCheckReport,
@@ -102,18 +101,15 @@ def merge_check_text(report: MergeCheckReport, *, top: int = 3, verbose: bool = 
     yield from banner("GRADIENCE MERGE CHECK")
     yield "M = " + " + ".join(f"{item.weight:g} x {clean(item.adapter.name)}" for item in report.adapters)
     width = max(len(clean(item.adapter.name)) for item in report.adapters)
-    yield "Dilution, before any overlap (what its weight leaves of each adapter's own update):"
+    yield "Of M, orthogonal to each adapter's own update (the larger, the less of its gain is kept):"
     for item in report.adapters:
         left, norm = f"{100.0 * item.weight:.3g}% left", f"norm(w dW) {item.weighted_norm:.4g}"
-        yield f"  {clean(item.adapter.name):<{width}}  weight {item.weight:g}: {left}, {norm}"
+        named = f"{clean(item.adapter.name):<{width}}  {percent(item.kept.other):>6}"
+        yield f"  {named}  weight {item.weight:g}: {left} of its update, {norm}"
     yield ""
     yield "Findings:" if report.findings else "Findings: none"
     yield from finding_lines(report.findings, verbose=verbose)
     yield from skipped_lines(report.not_run, verbose=verbose)
-    yield "Conflict, only in what is left (what M keeps along each update: its weight, and the others' part):"
-    for item in report.adapters:
-        other = percent(item.kept.other)
-        yield f"  {clean(item.adapter.name):<{width}}  keeps {_kept(item)}; rest of M orthogonal to it {other}"
     for pair in report.pairs:
         yield from _pair(pair)
     if report.signs is not None:
@@ -126,14 +122,6 @@ def merge_check_text(report: MergeCheckReport, *, top: int = 3, verbose: bool = 
 def _option(weights: Sequence[float]) -> str:
     text = ",".join(f"{weight:g}" for weight in weights)
     return f"--weights={text}" if text.startswith("-") else f"--weights {text}"
-
-
-def _kept(item: CheckedAdapter) -> str:
-    kept = item.kept.coefficient
-    if kept is None:
-        return "-"
-    others = kept - item.weight
-    return f"{kept:.3f} = {item.weight:g} {'-' if others < 0.0 else '+'} {abs(others):.3f}"
 
 
 def _pair(pair: CheckedPair) -> Iterator[str]:
@@ -182,7 +170,7 @@ def _remarks(report: MergeCheckReport) -> Iterator[str]:
     yield from name_list("Not in all adapters", [item.module for item in report.only_in])
     yield from name_list("Of different shapes", report.different_shapes)
     yield from (f"Note: {clean(note)}." for note in report.notes)
-    yield "This is how far the updates overlap; it does not predict what a merge does to a metric."
+    yield "A small share is no promise: what a merge does to a metric is measured by bench merge."
     paths = " ".join(shlex.quote(clean(item.adapter.path)) for item in report.adapters)
     data = " ".join(f"--data HELDOUT_{place}" for place, _ in enumerate(report.adapters, 1))
     if len(report.trials) > 1:

@@ -17,6 +17,8 @@ _MODULES: Final = 8  # modules of a rank pattern listed without --verbose
 _RULES: Final = {"energy_90": "k@90%", "effective_rank": "effective rank", "stable_rank": "stable rank", "knee": "knee"}
 SUGGESTED_FOR: Final = {"median": "most modules (median)", "p90": "worst-case tail (p90)"}
 _BRIEFLY: Final = {"median": "most modules", "p90": "the tail"}
+_OF_TEXT: Final = frozenset({"CAUSAL_LM", "SEQ_CLS"})
+"""PEFT's task types of models that `gradience resize --calibrate` runs on texts."""
 
 
 def update_size(norm: float | None, size: float | None) -> str | None:
@@ -38,9 +40,13 @@ def suggested(report: AuditReport, *, verbose: bool) -> Iterator[str]:
         yield "Suggested rank (compress after training; verify with eval):"
         yield from _candidates(report)
     else:
-        saved = {item.rank: f" (-{megabytes(item.bytes_saved)})" for item in report.candidates}
-        ranks = (f"{item.rank} for {_BRIEFLY[of]}{saved.get(item.rank, '')}" for of, item in report.suggested.items())
-        yield f"Suggested rank (now {highest}; verify with eval): {', '.join(ranks)}"
+        saved = {item.rank: f"; saves {megabytes(item.bytes_saved)}" for item in report.candidates}
+        uses: dict[int, list[str]] = {}
+        for of, item in report.suggested.items():
+            uses.setdefault(item.rank, []).append(_BRIEFLY[of])
+        ranks = (f"{rank} ({' and '.join(of)}{saved.get(rank, '')})" for rank, of in uses.items())
+        yield f"Suggested rank (now {highest}): {' or '.join(ranks)}"
+        yield "  To compress to after training, not to train with; verify with eval."
         return
     yield ""
 
@@ -77,11 +83,19 @@ def _of_each(report: AuditReport) -> Iterator[str]:
 
 
 def next_command(report: AuditReport) -> Iterator[str]:
-    """The command that measures on the user's inputs how small the adapter may become, if a rank is suggested."""
-    if report.suggested:
-        given = f"--peft-dir {shlex.quote(clean(report.peft_dir))}"
+    """The command that makes the adapter smaller, if a rank is suggested and no finding asks for anything else first.
+
+    With a model of text it measures on the user's inputs how small; another adapter is cut by its weights.
+    """
+    highest = max((m.r for m in report.modules), default=0)
+    is_smaller = any(item.rank < highest for item in report.suggested.values())
+    if not is_smaller or any(finding.severity != "info" for finding in report.findings):
+        return
+    how = "--like-suggested"
+    if report.task_type in _OF_TEXT:
         base = "MODEL" if report.base is None else shlex.quote(clean(report.base.path))
-        yield f"Next: gradience resize {given} --base {base} --calibrate TEXTS --kl .003 --out SMALLER"
+        how = f"--base {base} --calibrate TEXTS --kl .003"
+    yield f"Next: gradience resize --peft-dir {shlex.quote(clean(report.peft_dir))} {how} --out SMALLER"
 
 
 def _mark(report: AuditReport, rank: int) -> str:

@@ -27,6 +27,7 @@ from gradience.render import (
 from gradience.schema.document import Estimate
 from gradience.schema.writing import Calibration, ConvertedModule, ConvertReport, Recovery, ResizedModule, ResizeReport
 
+_LIMITS: Final = {"kl": "the KL asked for", "effect": "5 % of the adapter's own KL", "flips": "the share of flips"}
 _MANY_FLIPS: Final = 0.05  # of the predictions, from which a choice by outputs is warned of
 MODULES: Final = 12  # rows of a table without --verbose
 EXACT: Final = 1e-6  # relative error below which an update counts as equal: float32 factors hold no more digits
@@ -116,6 +117,9 @@ def _calibration(found: Calibration) -> Iterator[str]:
     yield f"KL:         {found.kl:.2g} nats per prediction on {measured}{_of(found.kl, found.effect_kl)}"
     of = "" if found.effect_flips is None else f"; the adapter itself changes {percent(found.effect_flips)}"
     yield f"Flips:      {percent(found.flips)} of these predictions{of}"
+    if found.bound_by:
+        yield f"Bound by:   {' and '.join(_LIMITS[name] for name in found.bound_by)}"
+        yield f"{'':12}limits of the calibration texts: other texts may pass them"
     if found.flips > _MANY_FLIPS:
         yield f"Warning: over {_MANY_FLIPS:.0%} of the predictions changed, which a small KL can hide; --kl bounds both"
     yield f"Pieces:     chosen by {_inputs(found.inputs, found.predictions)}; seed {found.seed}"

@@ -303,8 +303,15 @@ def cosine_of(found: Iterable[PairGeometry], first: float, second: float) -> flo
     them is zero or not finite.
     """
     size = math.sqrt(first) * math.sqrt(second)
-    inner = math.fsum(one.inner for one in found if one.finite)
+    inner = _total(one.inner for one in found if one.finite)
     return max(-1.0, min(1.0, inner / size)) if 0.0 < size < math.inf else None
+
+
+def _total(values: Iterable[float]) -> float:
+    try:
+        return math.fsum(values)
+    except (OverflowError, ValueError):  # beyond the largest float, or infinities of both signs
+        return math.nan
 
 
 def adapter_pair(
@@ -322,11 +329,11 @@ def adapter_pair(
         energies: for each adapter, the squared norms of its modules by name. If one is NaN (not finite), the numbers
             of the whole are None.
     """
-    one, two = (math.fsum(table.values()) for table in energies)
-    alone = math.fsum(
+    one, two = (_total(table.values()) for table in energies)
+    alone = _total(
         energy for mine, other in (energies, energies[::-1]) for name, energy in mine.items() if name not in other
     )
-    changed = alone + math.fsum(g.distance * g.distance if g.finite else math.nan for g in found)
+    changed = alone + _total(g.distance * g.distance if g.finite else math.nan for g in found)
     shares = _shares(energies)
     return AdapterPair(
         first=names[0],
@@ -345,7 +352,7 @@ def adapter_pair(
 
 def _shares(energies: tuple[dict[str, float], dict[str, float]]) -> list[LayerShare]:
     """Return each layer's share of each adapter's squared norm; empty if an adapter's is zero or not finite."""
-    totals = [math.fsum(table.values()) for table in energies]
+    totals = [_total(table.values()) for table in energies]
     if not all(0.0 < total < math.inf for total in totals):
         return []
     sums: dict[int | None, list[float]] = {}

@@ -13,8 +13,6 @@ from __future__ import annotations
 
 import json
 import re
-import shutil
-import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -32,8 +30,7 @@ from gradience.adapters.layout import Array
 from gradience.adapters.open import INDEX_NAMES, WEIGHT_NAMES, AdapterFiles
 from gradience.base.weights import file_digest
 from gradience.errors import OutputError, few
-from gradience.io.atomic import atomic_folder, keep_private, refuse_file, refuse_folder
-from gradience.io.interrupt import held
+from gradience.io.atomic import atomic_folder, refuse_file, refuse_folder
 from gradience.io.reading import read_small, real_path
 from gradience.io.safetensors import PlannedTensor, write_safetensors
 from gradience.schema.document import writable
@@ -87,12 +84,11 @@ def write_adapter(
     Raises:
         OutputError: the folder exists, holds more than an adapter, or cannot be written.
     """
-    with atomic_folder(out, force=force, check=refuse_to_lose) as folder:
+    with atomic_folder(out, sources=sources.files, force=force, check=refuse_to_lose) as folder:
         write_safetensors(folder / new.weights_name, new.tensors, metadata=new.metadata)
         record = provenance()
         _write(folder / CONFIG_NAME, (json.dumps(_without_token(new.config), indent=2, sort_keys=True) + "\n").encode())
         _write(folder / PROVENANCE_NAME, msgspec.json.format(encoded(record), indent=2) + b"\n")
-        keep_private(folder, sources.files)
 
 
 def _without_token(config: Mapping[str, Any]) -> dict[str, Any]:
@@ -281,32 +277,6 @@ def _loader(tensor: PlannedTensor) -> Callable[[], Array]:
         return tensor.load
     data = tensor.load()
     return lambda: data
-
-
-@contextmanager
-def temporary_folder() -> Iterator[Path]:
-    """A context that yields a temporary folder and removes it at the end of the block, also after an error.
-
-    Raises:
-        OutputError: the folder cannot be made.
-    """
-    folder: Path | None = None
-    try:
-        with held():
-            folder = _made_folder()
-        yield folder
-    finally:
-        with held():
-            if folder is not None:
-                shutil.rmtree(folder, ignore_errors=True)
-
-
-def _made_folder() -> Path:
-    try:
-        return Path(tempfile.mkdtemp(prefix="gradience-"))
-    except OSError as error:
-        message = f"cannot make a temporary folder: {error.strerror}"
-        raise OutputError(message, advice="check the space left, or set TMPDIR to another place") from error
 
 
 class ArraySpool:

@@ -16,6 +16,12 @@ from gradience.schema.receipt import ServedVerdict, VerifyServedReport
 _MEASURED: Final = "benchmarks/receipt.py, on the models that the thresholds were chosen on"
 FINE = Threshold("fine", 2.0, "times the noise that was measured in the target's dtype", _MEASURED)
 COARSE = Threshold("coarse", 2.0, "times the largest noise of 4-bit weights that was measured", _MEASURED)
+APART = Threshold(
+    "apart",
+    50.0,
+    "times the noise to expect in floats",
+    "a judgement: from here on 4 bits that the values do not show are no excuse",
+)
 CLEAR = Threshold("clear", 0.15, "distance from the explanation over distance from the adapter", _MEASURED)
 EXPLAINED = Threshold("explained", 0.5, "the same, where what is left is within the noise of 4 bits", _MEASURED)
 BEYOND = Threshold(

@@ -385,6 +385,13 @@ class AuditReport(Report, kw_only=True, frozen=True):
     format: Annotated[str, about("`peft`, `mlx`, `kohya`, `diffusers`, `npz`, `h5`; `arrays` if in memory.")]
     peft_type: str | None = None
     base_model: str | None = None
+    task_type: Annotated[str | None, about("As PEFT's config has it, such as CAUSAL_LM; null if it does not say.")] = (
+        None
+    )
+    optimizer: Annotated[
+        str | None,
+        about("The optimizer that trained it, as given or by training arguments beside it; null if unknown."),
+    ] = None
     health: Health
     summary: AuditSummary
     suggested: Annotated[

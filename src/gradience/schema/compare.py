@@ -205,6 +205,10 @@ class BenchMetric(msgspec.Struct, kw_only=True, frozen=True):
         Literal["example", "seed"],
         about("Unit of the paired differences: one example, or one run per seed."),
     ]
+    mean_over: Annotated[
+        Literal["examples", "tokens"],
+        about("What the mean is over: examples that count once each, or by their predicted tokens."),
+    ] = "examples"
 
 
 class BenchTask(msgspec.Struct, kw_only=True, frozen=True):

@@ -104,7 +104,7 @@ class VerifyServedReport(Report, kw_only=True, frozen=True, omit_defaults=True):
     target: str
     kind: Annotated[Literal["adapter", "model", "gguf", "endpoint"], about("What the target is.")]
     how: Annotated[str, about("How it was asked for log-probabilities.")]
-    precision: Annotated[str, about("Dtype of the target's weights, as its files say; empty if unknown.")] = ""
+    precision: Annotated[str, about("Width of the target's weights, as files and values say; empty if unknown.")] = ""
     verdict: ServedVerdict
     story: Annotated[str, about("The answer in one line.")]
     residual: Annotated[Real, about("|y - adapter| / |adapter - base|: 0 is the adapter.")] | None = None

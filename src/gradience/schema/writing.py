@@ -64,6 +64,13 @@ class Calibration(msgspec.Struct, kw_only=True, frozen=True):
         | None
     ) = None
     effect_flips: Annotated[Fraction, about("Share of predictions that the adapter's factors change.")] | None = None
+    bound_by: Annotated[
+        list[Limit],
+        about(
+            "With --kl: the limits that the next smaller size passed. `kl`: the KL asked for. `effect`: 5 % of "
+            "effect_kl. `flips`: the share of flips. Empty if nothing smaller was tried."
+        ),
+    ] = []
     measured_inputs: Annotated[NonNegativeInt, about("Inputs on which KL was measured.")]
     measured_predictions: Annotated[NonNegativeInt, about("Predictions on the measured inputs.")]
     measured_digest: Annotated[str, about("`sha256:...` of the token ids of the measured inputs.")]
@@ -120,6 +127,7 @@ class Provenance(msgspec.Struct, kw_only=True, frozen=True):
 
 RESIZE_SCHEMA_ID: Final = "gradience.resize/v2"
 
+Limit: TypeAlias = Literal["kl", "effect", "flips"]
 Criterion: TypeAlias = Literal["rank", "energy", "rel_error", "max_mb", "max_params", "like_suggested", "kl"]
 
 

@@ -69,7 +69,8 @@ class Store:
         self.folder = folder
         self.tables = tables
         self._manifest = self._read()
-        self._private = tables.private or are_private([folder / MANIFEST])
+        self.manifest = folder / MANIFEST
+        self._private = tables.private or are_private([self.manifest])
 
     @property
     def parts(self) -> list[int]:
@@ -79,7 +80,7 @@ class Store:
     @property
     def exists(self) -> bool:
         """Whether a job has begun to write the store."""
-        return (self.folder / MANIFEST).is_file()
+        return self.manifest.is_file()
 
     def files(self, table: str) -> list[Path]:
         """The live Parquet files of a table."""
@@ -95,15 +96,14 @@ class Store:
             return
         self._private = True
         written = [path for name in self.tables.rows for path in self.files(name)]
-        for path in (self.folder / MANIFEST, *written):
+        for path in (self.manifest, *written):
             try:
                 path.chmod(_PRIVATE)
             except OSError as error:
                 raise OutputError(f"cannot write {path}: {error.strerror}", advice="check the path") from error
 
-    def touch(self, path: Path) -> None:
-        """Make a file before it is written, so that no other user can read it if the store is private."""
-        path.touch()
+    def narrow(self, path: Path) -> None:
+        """Let no other user read an empty file that is about to be written, if the store is private."""
         if self._private:
             path.chmod(_PRIVATE)
 
@@ -321,7 +321,8 @@ class Writer:
         for name, table in tables.items():
             path = self._store._part(name, number)  # noqa: SLF001  # as above
             try:
-                self._store.touch(path)
+                path.touch()
+                self._store.narrow(path)
                 parquet.write_table(table, path, compression="zstd", row_group_size=_GROUP)
             except OSError as error:
                 message = f"cannot write {path}: {error.strerror or error}"
@@ -338,8 +339,8 @@ class Writer:
     def _publish(self) -> None:
         live = set(self._manifest.parts)
         self._manifest.left = [number for number in self._manifest.left if number not in live]
-        with atomic_file(self._store.folder / MANIFEST, force=True) as partial:
-            self._store.touch(partial)
+        with atomic_file(self._store.manifest, sources=[self._store.manifest], force=True) as partial:
+            self._store.narrow(partial)
             partial.write_bytes(msgspec.json.encode(self._manifest))
 
 

@@ -32,12 +32,25 @@ HIDDEN: Final = "<redacted: secret key>"
 
 # Names ----------------------------------------------------------------------------------------------------------------
 
-_PARTS: Final = re.compile(r"(?<=[a-z0-9])(?=[A-Z])|[^A-Za-z0-9]+")
+_PARTS: Final = re.compile(r"(?<=[a-z0-9])(?=[A-Z])|[\W_]+")
 _WORDS: Final = frozenset({
     "token", "secret", "secrets", "password", "passwords", "passwd", "passphrase", "passphrases", "pwd", "pass",
     "authorization", "auth", "credential", "credentials", "cookie", "cookies", "bearer", "webhook", "webhooks",
-    "creds", "jwt", "mnemonic", "passwort", "passe", "contrasena", "senha", "sessionid",
+    "creds", "jwt", "mnemonic", "passwort", "passe", "contrasena", "senha", "sessionid", "kennwort", "wachtwoord",
+    "parola", "haslo", "heslo", "jelszo", "sifre", "salasana", "lozinka",
 })  # fmt: skip
+# The last word of "password", "token" and "API key" in other scripts; in some of them no blank stands before it.
+_ABROAD: Final = re.compile(
+    r"(?:contrase\u00f1a|has\u0142o|jelsz\u00f3|l\u00f6senord|\u015fifre|parol\u0103|kh\u1ea9u"
+    r"|\u043f\u0430\u0440\u043e\u043b[\u044c\u0430\u044f\u0435]|\u043b\u043e\u0437\u0438\u043d\u043a\u0430"
+    r"|\u0442\u043e\u043a\u0435\u043d|\u03ba\u03c9\u03b4\u03b9\u03ba\u03cc\u03c2"
+    r"|\u03c3\u03c5\u03bd\u03b8\u03b7\u03bc\u03b1\u03c4\u03b9\u03ba\u03cc|\u05e1\u05d9\u05e1\u05de[\u05d4\u05d0]"
+    r"|\u0627\u0644\u0645\u0631\u0648\u0631|\u0627\u0644\u0633\u0631|\u067e\u0627\u0633\u0648\u0631\u062f"
+    r"|\u06af\u0630\u0631\u0648\u0627\u0698\u0647|\u092a\u093e\u0938\u0935\u0930\u094d\u0921"
+    r"|\u0e23\u0e2b\u0e31\u0e2a\u0e1c\u0e48\u0e32\u0e19|\u5bc6\u7801|\u5bc6\u78bc|\u53e3\u4ee4|\u5bc6\u94a5"
+    r"|\u5bc6\u9470|\u91d1\u9470|\u4ee4\u724c|\u30d1\u30b9\u30ef\u30fc\u30c9|\u6697\u8a3c\u756a\u53f7"
+    r"|\u30c8\u30fc\u30af\u30f3|(?i:api)\u30ad\u30fc|\ube44\ubc00\ubc88\ud638|\uc554\ud638|\ud1a0\ud070)$"
+)
 _KEYS_OF: Final = frozenset({
     "api", "access", "secret", "private", "account", "auth", "authorization", "signing", "sign", "encryption",
     "encrypt", "storage", "master", "license", "licence", "subscription", "service", "deploy", "ssh", "gpg",
@@ -82,7 +95,7 @@ def holds_secret(key: str, value: str) -> bool:
     kind = kind_of(key[-MAX_NAME:])
     if not kind or value[:MAX_NAME].strip().lower() in _HARMLESS or _REDACTED.fullmatch(value):
         return False
-    if _PLACEHOLDER.fullmatch(value):
+    if _PLACEHOLDER.fullmatch(value) or (value.startswith("/") and _FOLDER.fullmatch(key)):
         return False
     if kind == "token":
         return not _TOKENIZER_VALUE.fullmatch(value)
@@ -103,6 +116,8 @@ def kind_of(name: str) -> str:  # noqa: PLR0911  # one return for each form of a
         parts.pop()
     if not parts:
         return ""
+    if not parts[-1].isascii():
+        return "secret" if _ABROAD.search(parts[-1]) else ""
     last, before = parts[-1].rstrip("0123456789"), parts[-2] if len(parts) > 1 else ""
     if last == "token":
         return "" if before in _OF_THE_TOKENIZER else "token"
@@ -126,8 +141,9 @@ _HARMLESS: Final = frozenset({  # settings, and ways to log in
 })  # fmt: skip
 _PLACEHOLDER: Final = re.compile(  # of a template, or the name of a variable that holds the secret
     r"\$[A-Z_][A-Z0-9_]*|\$\{[^{}]*\}?|\$?\{\{.*|<[A-Za-z][A-Za-z _-]*>?|%[A-Z_]+%|\{[a-z_.]*\}"
-    r"|(?:os\.)?(?:environ|getenv)\b.*|[A-Z][A-Z0-9]*(?:_[A-Z0-9]+)*_(?:KEY|TOKEN|SECRET|PASSWORD)|\*{3,}|x{3,12}|\.{3}"
+    r"|(?:os\.)?(?:environ|getenv)\b.*|[\w.]{0,40}\b(?:get\w{0,20}|input|load\w{0,20}|read\w{0,20}|open)\(.*|[A-Z][A-Z0-9]*(?:_[A-Z0-9]+)*_(?:KEY|TOKEN|SECRET|PASSWORD)|\*{3,}|x{3,12}|\.{3}"
 )
+_FOLDER: Final = re.compile(r"(?:OLD)?PWD")  # the shell's working folder
 _NUMBER: Final = re.compile(r"[-+0-9.,_/%e ]+")
 _HEX: Final = re.compile(r"[0-9a-f]{32,64}")
 _COMPOUND: Final = re.compile(r"(?:[a-z]{3,15}[0-9]{1,6}){2,6}[a-z]{0,15}")  # speaker12session34utt0056
@@ -157,14 +173,15 @@ _PORT: Final = re.compile(r"[^:/@]*:\d{1,5}(?:/|$)")
 # A name and the sign between it and its value: `=`, `:`; for an option also white space or the comma of a list.
 _HINT: Final = re.compile(
     r"pass|pwd|secret|token|key|auth|cred|cookie|webhook|bearer|conn|basic |digest|sig|code=|access=|login|curl|wget"
-    r"|https?\s|mysql|jwt|(?:pat|pin|pw|sid|tok|psk)(?![a-z])|mnemonic|contrasena|senha|session_?id",
+    r"|https?\s|kennwort|wachtwoord|parola|haslo|heslo|jelszo|sifre|salasana|lozinka|mysql|jwt|(?:pat|pin|pw|sid|tok|psk)(?![a-z])|mnemonic|contrasena|senha|session_?id",
     re.IGNORECASE,
 )
+_ABROAD_HINT: Final = re.compile(_ABROAD.pattern.removesuffix("$"), re.IGNORECASE)
 _NAMED: Final = re.compile(
-    r"(?:(?<![A-Za-z0-9_.-])|(?<=%3F)|(?<=%26))(?P<dashes>-*+)(?P<name>[A-Za-z_][A-Za-z0-9_.-]*+)"
+    r"(?:(?<![\w.-])|(?<=%3F)|(?<=%26))(?P<dashes>-*+)(?P<name>[^\W\d][\w.-]*+)"
     r"(?P<quote>\\{0,8}[\"']|&quot;|&#3[49];)?\]?"
     r"(?P<sign>[ \t]{0,4}:[ \t]{0,4}[&?*]?[A-Za-z_][\w.]{0,40}[ \t]{0,4}=[ \t]{0,4}(?=[\"'])"  # with a type: `: str =`
-    r"|[ \t]{0,8}(?:=>|->|:=|[=:])[ \t]{0,8}|%3D|[ \t]{1,4}(?:is|was)[ \t]{1,4}(?=[\"'])|,?[ \t]{1,8}|,)"
+    r"|[ \t]{0,8}(?:=>|->|:=|[=:\uff1a\uff1d])[ \t]{0,8}|%3D|[ \t]{1,4}(?:is|was)[ \t]{1,4}(?=[\"'])|,?[ \t]{1,8}|,)"
 )
 _OPEN: Final = re.compile(
     r"(?:\s|\\n){0,16}(?P<block>[|>][+-]?(?:\s|\\n)|-\s)?(?:\s|\\n){0,16}"  # `\n` may be two characters: a quoted text
@@ -185,6 +202,7 @@ _BARE: Final = re.compile(r"(?:[^\s\"'\\]|\\(?!n))+")
 _OF_A_QUERY: Final = re.compile(r"[^\s\"'&#]+")
 _OF_A_CODED_QUERY: Final = re.compile(r"[^\s\"'&%]+")
 _LINE: Final = re.compile(r"[^\n]+")
+_PATH: Final = re.compile(r"(?:/[a-z0-9_.-]{1,24}){2}")
 _PAIR: Final = 2
 _LONG: Final = 24  # characters from which a random text is taken for a token wherever it stands
 # What follows a word such as `password` is a secret if it is mixed as no word or version is.
@@ -228,7 +246,7 @@ def _hide(text: str, key: str) -> str:
         text = _USERINFO.sub(_userinfo, text)
     if BEGINNING.search(text):
         text = _replaced(shapes(), text)
-    hinted = _HINT.search(text) is not None
+    hinted = _HINT.search(text) is not None or not (text.isascii() or _ABROAD_HINT.search(text) is None)
     if hinted:
         text = _replaced(shapes_of_words(), text)
     if TOOLS.search(text):
@@ -339,6 +357,12 @@ def _value(text: str, hit: re.Match[str]) -> tuple[int, int]:  # noqa: PLR0911  
         return (0, 0) if is_harmless else (begin, end)
     end = _end_of_value(text, hit, opened)
     value = text[begin:end]
+    if value.endswith("(") and not opened["quote"]:  # what a call is given: `auth=HTTPBasicAuth("bob", "...")`
+        return (
+            (end - 1, _balanced(text, end - 1)) if holds_secret(name, value) and kind_of(name) == "secret" else (0, 0)
+        )
+    if kind_of(name) == "token" and (_PATH.match(value) or text[: hit.start()].endswith("by ")) and sign != "=":
+        return 0, 0
     bare = value.rstrip(",;.)}]")
     if value.startswith(("--", _NOTE)) or not holds_secret(name, bare):
         return 0, 0

@@ -121,6 +121,9 @@ COMMANDS: Final = re.compile(
     rf"|\bopenssl{_REST}-[kK]\s(?P<openssl>[^\s]+)"
     r"|\bpass:(?P<pass>[^\s'\"]{6,})"
     rf"|\bx?freerdp{_REST}/p:(?P<rdp>[^\s]+)"
+    rf"|\bssh-keygen\b{_REST}-[NP]\s?['\"]?(?P<keygen>[^\s'\"]+)"
+    r"|\brclone\s+obscure\s+['\"]?(?P<rclone>[^\s'\"]+)"
+    r"|<\(\s{0,4}(?:echo|printf)\s+(?:-n\s+)?['\"]?(?P<process>[^\s'\")]+)"
     rf"|\blftp{_REST}-u\s[^\s,]{{1,64}},(?P<lftp>[^\s]+)"
     r"|\bnet\s+use\s[^\n|;]{0,80}\s(?P<share>[^\s/\\]+)\s+/user:|\bnet\s+user\s+[^\s]{1,64}\s(?P<account>[^\s/]+)"
     r"|\bsqlplus\s[^\n|;]{0,40}?[^\s/@]{1,64}/(?P<oracle>[^\s@/]+)@"
@@ -139,7 +142,7 @@ COMMANDS: Final = re.compile(
 )
 # The programs and words above. A text in which this single search finds nothing has none of them.
 TOOLS: Final = re.compile(
-    r"redis-cli|zip|7z|rar|ldap|smb|rpcclient|\bnet\s|mosquitto|mongo|cqlsh|twine|snowsql|rdesktop|ncftp|kinit|shell|openssl"
+    r"redis-cli|ssh-keygen|rclone|<\(|zip|7z|rar|ldap|smb|rpcclient|\bnet\s|mosquitto|mongo|cqlsh|twine|snowsql|rdesktop|ncftp|kinit|shell|openssl"
     r"|pass|freerdp|lftp|sqlplus|rabbitmqctl|echo|SecureString|username|etcdctl|mariadb|vault|login|curl|wget|https?\s"
     r"|mysql|(?i:passw|passc|passp|secret|token|credential|key)"
 )

@@ -612,7 +612,7 @@ def test_what_is_said_of_evaluation_rows_in_the_training_set(changed: Any, says:
             {"seen": {"unreadable": 4}, "faults": [{"row": n, "reason": f"r{n}"} for n in (1, 2, 3, 4)]},
             {"rows": 4, "of": 1004, "share": 4 / 1004, "first": [1], "reasons": ["r1", "r2", "r3"]},
         ),
-        ("DAT314", overlap(1, 3), {"exact": 1, "by_words": 0, "near": 3, "eval_rows": 100, "first": [1]}),
+        ("DAT314", overlap(1, 3), {"exact": 1, "by_words": 0, "near": 3, "eval_rows": 100, "first_of_eval": [1]}),
         ("DAT315", TWO, {"label": "7", "rows": 18, "share": 0.9, "labels": 3}),
         (
             "DAT305",

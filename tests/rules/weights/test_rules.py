@@ -191,6 +191,25 @@ def test_a_noise_like_second_factor_is_random_like_whatever_the_product(n, b, ve
     assert ("lora_B" in seen.reason) is (verdict == "random_like")
 
 
+@every(
+    ("optimizer", "verdict", "judged"),
+    [
+        (None, "random_like", True),
+        ("adamw_torch", "random_like", True),
+        ("muon", "trained", False),
+        ("DistributedShampoo", "trained", False),
+    ],
+)
+def test_what_an_orthogonalising_optimizer_trained_is_not_judged_by_its_flatness(optimizer, verdict, judged):
+    rows = [module(str(i), stable_rank=5.9) for i in range(4)]
+    seen = health(rows, optimizer=optimizer)
+    assert seen.verdict == verdict
+    assert ("or trained with Muon or another orthogonalising optimizer" in seen.reason) is judged
+    full = report(modules=rows, health=seen, optimizer=optimizer)
+    assert ("RND203" in found(full)) is judged
+    assert ("RND203" in reasons(full)) is not judged
+
+
 def sized(size, **fields) -> AuditReport:
     summary = AuditSummary(total_lora_params=1, n_layers=1, utilization_mean=0.5, update_size=size)
     return report(modules=[module()], summary=summary, **fields)
@@ -224,7 +243,7 @@ def test_beside_its_base_the_size_relative_to_it_decides_and_intruders_are_a_sec
         ("near_untrained", "TRN202", "warning", 0.7, "Near-untrained: why."),
         ("partial", "TRN202", "warning", 0.9, "Partial: why."),
         ("random_like", "RND203", None, None, "Random-like: why."),
-        ("oversized", "SIZ215", None, None, "Oversized: why."),
+        ("oversized", "SIZ215", None, None, "As large as the weights: why."),
     ],
 )
 def test_a_verdict_is_a_finding_of_one_rule(verdict, rule, severity, confidence, message):

@@ -105,7 +105,7 @@ def pair_of(ctx: Context, group: Group, a_name: str, b_name: str) -> Pair:
     if a[0] != b[1] or any(n != 1 for n in b[2:]):
         wrong = "ranks disagree" if a[0] != b[1] else "expected a 1 x 1 kernel in B"
         raise UnsuitableError(f"factors of shape {list(a)} and {list(b)}: {wrong}")
-    if ctx.config.use_qalora:
+    if is_pooled(ctx, group):
         return _pooled(ctx.config.qalora_group_size, a, b, read_a, read_b)
     out, r = b[0], a[0]
 
@@ -128,6 +128,18 @@ def _with_diagonal(ctx: Context, group: Group, pair: Pair) -> Pair:
         return as_float32(b) * as_float32(read()).reshape(1, -1), a
 
     return pair._replace(load=load)
+
+
+def is_pooled(ctx: Context, group: Group) -> bool:
+    """Whether QALoRA pooled this module's inputs: PEFT ignores `use_qalora` on a base that is not of GPTQ.
+
+    A module's inputs are mostly another one's outputs, so the widths of the file's lora_B tell which it was.
+    """
+    if not ctx.config.use_qalora or "lora_A" not in group.keys:
+        return False
+    width = ctx.shape(group, "lora_A")[-1]
+    outputs = {info.shape[0] for name, info in ctx.source.tensors.items() if ".lora_B." in name and info.shape}
+    return width * ctx.config.qalora_group_size in outputs or width not in outputs
 
 
 def _pooled(
@@ -206,7 +218,7 @@ def _true_update(ctx: Context, group: Group, pair: Pair, scale: float, *, transp
     if "lora_diag" in group.keys:
         factored = kinds.kasa(pair.load, scale, pair.r)
         return _factored(factored, "KaSA took the r smallest singular values out of the base")
-    if ctx.config.use_qalora:
+    if is_pooled(ctx, group):
         return {"note": "QALoRA: read from PEFT's forward pass, which has no merge to compare with"}
     return _on_changed_base(init, pair, scale, linear=pair.axes == 2 and "lora_A" in group.keys)
 

@@ -14,7 +14,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from typing import Final, NamedTuple
 
-from gradience.adapters.patterns import PatternTable, dotted_tails
+from gradience.adapters.patterns import PatternTable, dotted_tails, whole
 from gradience.base.peft_emulation import DEFAULT_TARGETS, MAMBA_TYPES
 from gradience.base.peft_emulation.layout import Layout, Site
 from gradience.errors import AdapterError
@@ -145,11 +145,19 @@ def _ends_with(entries: Iterable[str]) -> Test:
 
 
 def _expression(pattern: str, what: str) -> Test:
+    """A test whether the expression matches the whole of a name."""
     try:
-        table = PatternTable([f"^(?:{pattern})$"])
+        table = PatternTable([whole(pattern)])
     except AdapterError as error:
         raise NotFollowedError(f"{what}: {error}") from error
-    return lambda name: bool(table.matching(name))
+
+    def test(name: str) -> bool:
+        try:
+            return bool(table.matching(name))
+        except AdapterError as error:
+            raise NotFollowedError(f"{what}: {error}") from error
+
+    return test
 
 
 def _guard(wanted: Wanted) -> Test:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import os
 import re
-import tempfile
 from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -20,6 +19,7 @@ from gradience.adapters.formats import FORMATS
 from gradience.adapters.layout import Files
 from gradience.adapters.open import CONFIG_NAME, INDEX_NAMES, WEIGHT_NAMES
 from gradience.errors import AdapterError
+from gradience.io.atomic import scratch_folder
 from gradience.io.reading import read_small
 from gradience.io.safetensors import SafetensorsFile
 from gradience.schema.document import writable
@@ -289,13 +289,13 @@ def fetched(url: str, files: Iterable[str]) -> Iterator[Path]:
     names = list(files)
     single = url.rpartition("/")[2] in names
     system, place = _system(url.rpartition("/")[0] if single else url)
-    with tempfile.TemporaryDirectory(prefix="gradience-") as folder:
+    with scratch_folder() as folder:
         try:
             for name in names:
                 system.get_file(f"{place}/{name}", f"{folder}/{name}")
         except (OSError, ValueError) as error:
             raise _unreachable(url, error) from error
-        yield Path(folder, names[-1]) if single else Path(folder)
+        yield folder / names[-1] if single else folder
 
 
 def _system(url: str) -> tuple[Any, str]:
@@ -324,7 +324,11 @@ def _stamp(name: str, info: dict[str, Any]) -> str:
 def _peeked(system: Any, path: str) -> bool:
     """Whether a remote safetensors file holds an adapter. Only its header is copied; the rest of the copy is a hole."""
     try:
-        with system.open(path, "rb") as file, tempfile.NamedTemporaryFile(suffix=".safetensors") as copy:
+        with (
+            system.open(path, "rb") as file,
+            scratch_folder() as folder,
+            (folder / "head.safetensors").open("wb") as copy,
+        ):
             head = file.read(8)
             copy.write(head + file.read(min(int.from_bytes(head, "little"), _MOST_HEADER)))
             copy.truncate(max(copy.tell(), system.size(path) or 0))

@@ -14,7 +14,8 @@ from gradience.adapters.formats import SUFFIXES
 from gradience.adapters.layout import Adapter, Module
 from gradience.adapters.open import AdapterFiles, open_adapter
 from gradience.base.weights import factors_of
-from gradience.errors import RecorderError, require
+from gradience.configs.training import TRAINING_NAMES, read_training_dir
+from gradience.errors import ConfigError, RecorderError, require
 from gradience.io import PathLike, Progress
 from gradience.io.safetensors import is_known
 from gradience.judge.audit.rows import (
@@ -27,6 +28,7 @@ from gradience.judge.audit.rows import (
     unknown_row,
     with_shares,
 )
+from gradience.judge.audit.tied import listed_once
 from gradience.judge.options import AuditOptions
 from gradience.rules import excluded_rules, without
 from gradience.rules.weights import JUDGED_SHARE, health, suggests_ranks
@@ -140,6 +142,7 @@ def audit_opened(
     on_base = waiting or any(module.dense is not None for module in adapter.modules)
     every_rank = on_base and options.base is not None
     rows = _rows(adapter, options.top_singular_values, every_rank=every_rank, grams=grams)
+    adapter, rows, shared = listed_once(adapter, rows)
     compared = None
     if options.base is not None:
         from gradience.judge.audit.against_base import compare  # keeps a plain audit quick
@@ -148,7 +151,20 @@ def audit_opened(
         adapter, rows, compared = compare(adapter, rows, options, base=base, config=files.config, progress=progress)
         rows = _priced(rows) if on_base else rows
     modules = with_shares(rows)
-    return _judged(_facts(path, files, adapter), adapter, modules, compared, per_layer=options.suggest_per_layer)
+    facts = _facts(path, files, adapter)
+    optimizer = options.optimizer or _optimizer(files.config)
+    facts = msgspec.structs.replace(facts, optimizer=optimizer, notes=[*facts.notes, *shared])
+    return _judged(facts, adapter, modules, compared, per_layer=options.suggest_per_layer)
+
+
+def _optimizer(config: Path) -> str | None:
+    """The optimizer by the training arguments beside an adapter's config; None if none can be read there."""
+    if not config.is_file() or not any((config.parent / name).is_file() for name in TRAINING_NAMES):
+        return None
+    try:
+        return read_training_dir(config.parent).config.optimizer.name
+    except ConfigError:  # of a class of the user's own: nothing is known of the optimizer
+        return None
 
 
 def _rows(adapter: Adapter, top: int, *, every_rank: bool, grams: Sequence[Grams] | None) -> list[ModuleAudit]:
@@ -197,6 +213,7 @@ def _facts(path: Path, files: AdapterFiles, adapter: Adapter) -> AuditReport:
         format=adapter.format,
         peft_type=adapter.config.peft_type,
         base_model=adapter.config.base_model_name_or_path,
+        task_type=adapter.config.task_type,
         health=health([]),
         summary=summary_of([]),
         ledger=ledger_of(adapter),
@@ -242,6 +259,7 @@ def _judged(
         peft_type=facts.peft_type,
         not_analysed=left,
         relative_frobenius=_size_beside(against, modules),
+        optimizer=facts.optimizer,
     )
     report = msgspec.structs.replace(facts, health=verdict, summary=summary_of(modules), modules=modules)
     if suggests_ranks(verdict.verdict) and not adapter.by_peft:

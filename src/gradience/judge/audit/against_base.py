@@ -31,6 +31,7 @@ from gradience.errors import AdapterError
 from gradience.io import Progress, cache_folder
 from gradience.io.safetensors import Memory
 from gradience.judge.audit.rows import Shown, broken_row, dense_row, module_row
+from gradience.judge.audit.tied import on_embedding
 from gradience.judge.options import AuditOptions
 from gradience.rules.weights import at_risk
 from gradience.schema import real
@@ -94,12 +95,15 @@ def compare(
     if options.norms_cache and progress is not None:
         progress(0, 0, "which base this is")
     norms = NormsCache(cache_folder("norms") if options.norms_cache else None, files)
-    run = _Run(adapter, BaseWeights(files), norms, options, progress)
+    weights = BaseWeights(files)
+    adapter, tied = on_embedding(adapter, weights)
+    run = _Run(adapter, weights, norms, options, progress)
     jobs: list[_Job] = [*zip(adapter.modules, rows, strict=True)]
     jobs += [(module, None) for module in adapter.base_dependent]
     done = run.merged(config) if adapter.by_peft else run.modules(jobs)
     run.norms.save()
-    return ComparedAdapter(run.adapter, done, run.report(done))
+    report = run.report(done)
+    return ComparedAdapter(run.adapter, done, msgspec.structs.replace(report, notes=[*report.notes, *tied]))
 
 
 _Job: TypeAlias = tuple[Module, ModuleAudit | None]

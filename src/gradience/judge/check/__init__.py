@@ -43,7 +43,7 @@ from gradience.rules.config.facts import CheckContext, Moved, quantities
 from gradience.rules.config.serving import ENGINES
 from gradience.schema.document import Coverage, Finding
 from gradience.schema.events import ConfigSnapshot, LoraSnapshot
-from gradience.schema.reports import CHECK_SCHEMA_ID, CheckReport, SourceFile, SourceLocation
+from gradience.schema.reports import CHECK_SCHEMA_ID, CheckReport, DataReport, SourceFile, SourceLocation
 
 _MAX_TASK = 256  # characters
 
@@ -338,20 +338,23 @@ def _transformers() -> str | None:
 def source_locations(report: CheckReport) -> list[SourceLocation | None]:
     """The source location of each finding, in order; None if no file was read."""
     files = [source for source in report.sources if source.role not in _NOT_CONFIGURATION]
-    data = None if report.data is None else report.data.path
+    data = report.data
     return [
-        _row(finding, Path(data))
-        if data is not None and finding.id not in _OF_CONFIGURATION
-        else _place(finding, files)
+        _row(finding, data) if data is not None and finding.id not in _OF_CONFIGURATION else _place(finding, files)
         for finding in report.findings
     ]
 
 
-def _row(finding: Finding, data: Path) -> SourceLocation:
-    """The location of a finding on data; with the line of its first row if the file has one row per line."""
-    first = finding.values.get("first")
-    by_line = data.suffix.lower() in _BY_LINE and isinstance(first, list) and first
-    return SourceLocation(str(data), first[0] if by_line and first else None)
+def _row(finding: Finding, data: DataReport) -> SourceLocation:
+    """The location of a finding on data; with the line of its first row if the file has one row per line.
+
+    Rows of the evaluation set are lines of its file.
+    """
+    of_eval = "first_of_eval" in finding.values and data.eval_path is not None
+    path = data.eval_path if of_eval and data.eval_path is not None else data.path
+    first = finding.values.get("first_of_eval" if of_eval else "first")
+    by_line = Path(path).suffix.lower() in _BY_LINE and isinstance(first, list) and first
+    return SourceLocation(path, first[0] if by_line and first else None)
 
 
 def _place(finding: Finding, files: list[SourceFile]) -> SourceLocation | None:

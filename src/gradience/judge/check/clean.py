@@ -1,38 +1,49 @@
 """``check --write-clean``: the rows of a data set without those whose fault is certain, and a ledger of these.
 
-No row is changed: lines of a JSONL file are copied byte for byte, rows of other files are written as JSON lines.
+Certain is what no trainer could want: a line that is no row, a row that is equal to another in all of its columns, an
+answer with nothing in it, a wanted answer whose text is broken where the question's is not. No row is changed: lines of
+a JSONL file are copied byte for byte, rows of other files are written as JSON lines.
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Final
 
 import msgspec
 
-from gradience.data import Columns, answers_of, whole_text
-from gradience.data.measure import REPLACEMENT, is_mojibake, row_key
+from gradience.data import Columns, answers_of, question_of, text_of, unsaid
+from gradience.data.equality import row_key
+from gradience.data.measure import REPLACEMENT, is_mojibake
 from gradience.data.rows import Fault, Source, raw_lines
 from gradience.data.tokens import Tokeniser
 from gradience.errors import ConfigError
-from gradience.io.atomic import atomic_file, keep_private, refuse_file
+from gradience.io.atomic import atomic_file, refuse_file
 from gradience.io.reading import real_path
 from gradience.schema.reports import Cleaned
 
 _LEDGER: Final = ".left-out.jsonl"
 
 
-def refuse_clean(data: Path, out: Path) -> None:
+def refuse_clean(out: Path, read: Iterable[Path]) -> None:
     """Refuse an output that is no JSONL file, or whose name or ledger's name is taken.
 
+    Args:
+        out: the file to write.
+        read: the data sets that are read. A file in the folder of one would be read with it the next time.
+
     Raises:
-        ConfigError: it is no name of a JSONL file, or names the data set.
+        ConfigError: it is no name of a JSONL file, names a data set, or is below one.
         OutputError: there is such a file.
     """
-    if out.suffix.lower() != ".jsonl" or real_path(out) == real_path(data):
+    places = [real_path(place) for place in read]
+    if out.suffix.lower() != ".jsonl" or real_path(out) in places:
         raise ConfigError(f"--write-clean {out}: expected the name of a new .jsonl file", advice="give another name")
+    if inside := next((place for place in places if real_path(out).is_relative_to(place)), None):
+        message = f"--write-clean {out}: it would become part of {inside}, which is read"
+        raise ConfigError(message, advice="give a place outside of that folder")
     refuse_file(out, force=False)
     refuse_file(ledger_of(out), force=False)
 
@@ -54,9 +65,8 @@ def write_clean(source: Source, tokeniser: Tokeniser, out: Path, *, held_out: se
     Raises:
         OutputError: a file is there already, or cannot be written.
     """
-    reasons = dict(_reasons(tokeniser.examples(source.rows()), held_out))
-    with atomic_file(out) as rows, atomic_file(ledger_of(out)) as ledger:
-        keep_private(rows, [source.path])
+    reasons = dict(_reasons(source, tokeniser, held_out))
+    with atomic_file(out, sources=[source.path]) as rows, atomic_file(ledger_of(out), sources=[source.path]) as ledger:
         with rows.open("wb") as file:
             file.writelines(line for number, line in raw_lines(source) if number not in reasons)
         with ledger.open("wb") as file:
@@ -67,12 +77,14 @@ def write_clean(source: Source, tokeniser: Tokeniser, out: Path, *, held_out: se
     )
 
 
-def _reasons(examples: Iterator[tuple[int, Columns] | Fault], held_out: set[bytes]) -> Iterator[tuple[int, str]]:
+def _reasons(source: Source, tokeniser: Tokeniser, held_out: set[bytes]) -> Iterator[tuple[int, str]]:
     """Yield the numbers of rows to leave out, and why."""
     first: dict[bytes, int] = {}
-    for found in examples:
+    for row in source.rows():
+        found = row if isinstance(row, Fault) else next(tokeniser.examples([row]))
         if isinstance(found, Fault):
-            yield found.number, f"cannot be used: {found.reason}"
+            if isinstance(row, Fault) or not tokeniser.is_of_another_format(row[1]):
+                yield found.number, f"cannot be used: {found.reason}"
             continue
         number, columns = found
         key = row_key(columns)
@@ -86,9 +98,16 @@ def _reasons(examples: Iterator[tuple[int, Columns] | Fault], held_out: set[byte
 
 
 def _fault_of(columns: Columns) -> str | None:
-    text = whole_text(columns)
-    if any(not answer.strip() for answer in answers_of(columns)):
+    empty = unsaid(columns)
+    if empty and all(empty):
         return "empty answer"
+    wanted = text_of(columns["chosen"]) if "chosen" in columns else "\n".join(answers_of(columns))
+    if columns.get("label") is False or _is_broken(question_of(columns)):  # the fault may be the subject
+        return None
+    return _is_broken(wanted)
+
+
+def _is_broken(text: str) -> str | None:
     if REPLACEMENT in text:
         return "broken encoding: U+FFFD"
     return "broken encoding: UTF-8 decoded as Latin-1" if is_mojibake(text) else None

@@ -94,7 +94,7 @@ def measure_data(asked: Asked) -> DataReport:
         ConfigError: a file cannot be read, or its rows need an option that was not given.
     """
     if asked.clean is not None:
-        refuse_clean(asked.train, asked.clean)
+        refuse_clean(asked.clean, [asked.train, *([asked.evaluation] if asked.evaluation is not None else [])])
     source = Source(asked.train)
     wanted = _sample(source.count, asked.samples, asked.limits.seed)
     standard = asked.plan.naming.standard
@@ -360,7 +360,8 @@ def check_data(
     plan = _plan(given.training, given.document)
     train = plan.train if data is None or str(data) == RECIPE else Path(data)
     if train is None:
-        raise ConfigError("no data: the recipe names no data set that is found here", advice="give --data FILE")
+        said = f": {plan.notes[-1]}" if plan.notes else ""
+        raise ConfigError(f"no data: the recipe names no data set below its folder{said}", advice="give --data FILE")
     folders = [*given.folders, *([] if given.base is None else [Path(given.base)])]
     report = measure_data(
         Asked(

@@ -39,7 +39,7 @@ from gradience.rules.joins.symptoms import (
 )
 from gradience.rules.log import DETECTORS
 from gradience.rules.log.facts import DEFAULT_GAP
-from gradience.rules.weights.rules import WEIGHTS_RULES
+from gradience.rules.weights.rules import TOO_LARGE, WEIGHTS_RULES
 from gradience.schema.audit import AuditReport
 from gradience.schema.diagnose import (
     DIAGNOSE_SCHEMA_ID,
@@ -59,6 +59,7 @@ from gradience.schema.diagnose import (
 )
 from gradience.schema.document import SEVERITIES, Finding, NotRun
 from gradience.schema.reports import CheckReport, MonitorReport, SourceLocation
+from gradience.telemetry.series import RunSeries
 
 IDS: Final[dict[SourceKind, tuple[str, ...]]] = {
     "config": tuple(rule.id for rule in RULES),
@@ -255,7 +256,7 @@ def judge_sources(read: Read, left_out: Mapping[str, str] = MappingProxyType({})
     states = [read.states[source] for source in SOURCES]
     joins = [join for join in JOINS if join.id not in left_out]
     not_run = unjudged(states, read.check, monitor, read.audit, left_out)
-    causes = _causes(joins, list(_symptoms(read, choice)), not_run)
+    causes = _with_outcome(_causes(joins, list(_symptoms(read, choice)), not_run), read)
     if read.log and read.check:
         causes, foregone = without_foregone(causes, read.log.report)
         not_run = [*not_run, *foregone]
@@ -360,3 +361,26 @@ def _stated(read: Read) -> Iterator[Stated]:
 def _alone(source: PieceSource, finding: Finding) -> Cause:
     piece = Piece(source=source, id=finding.id, severity=finding.severity, says=finding.message)
     return Cause(**msgspec.structs.asdict(finding), pieces=[piece])
+
+
+def _with_outcome(causes: list[Cause], read: Read) -> list[Cause]:
+    """The causes; the size of an update is no error by itself where the held-out loss was lower at its end."""
+    if read.log is None or not _fell(read.log.run):
+        return causes
+    eased = [msgspec.structs.replace(one, severity="warning") if _is_of_size(one) else one for one in causes]
+    return sorted(eased, key=_place)
+
+
+def _is_of_size(cause: Cause) -> bool:
+    """Whether a cause is an error by the size of the update beside its base, and by nothing else."""
+    grave = {piece.id for piece in cause.pieces if piece.severity in {"error", "critical"}}
+    of_weights = all(piece.source == "weights" for piece in cause.pieces)
+    return cause.severity == "error" and of_weights and grave == {TOO_LARGE.id}
+
+
+def _fell(run: RunSeries) -> bool:
+    """Whether the last loss of every held-out split is under its first."""
+    splits = {event.split for event in run.evals} - {"train"}
+    curves = [list(run.losses_of(split).values()) for split in sorted(splits)]
+    judged = [curve for curve in curves if len(curve) > 1]
+    return bool(judged) and all(curve[-1] < curve[0] for curve in judged)

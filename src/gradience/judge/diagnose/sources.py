@@ -323,7 +323,7 @@ def read_sources(
     states: dict[SourceKind, DiagnosedSource] = {}
     log, states["log"] = _read_log(sources.log, gap_threshold, left_out)
     sources = sources if log is None else _of_one_run(sources, log.run)
-    audit, states["weights"] = _read_weights(sources.weights, base, top_singular_values, left_out)
+    audit, states["weights"] = _read_weights(sources.weights, base, top_singular_values, left_out, log)
     check, states["config"] = _read_config(sources, log, base, task, left_out)
     return Read(sources, states, check, log, audit)
 
@@ -373,7 +373,7 @@ def _plural(n: int, what: str) -> str:
 
 
 def _read_weights(
-    found: FoundSource, base: PathLike | None, top: int, left_out: Mapping[str, str]
+    found: FoundSource, base: PathLike | None, top: int, left_out: Mapping[str, str], log: Log | None
 ) -> tuple[AuditReport | None, DiagnosedSource]:
     if found.path is None:
         return None, _state("weights", found)
@@ -383,8 +383,9 @@ def _read_weights(
         return None, _state(
             "weights", FoundSource(reason=f"{pointer} is a git-lfs pointer: 'git lfs pull' fetches the weights")
         )
+    optimizer = None if log is None or log.report.config is None else log.report.config.optimizer.name
     try:
-        audit = audit_adapter(found.path, base=base, top_singular_values=top)
+        audit = audit_adapter(found.path, base=base, top_singular_values=top, optimizer=optimizer)
     except DamagedError as fault:
         return None, msgspec.structs.replace(_state("weights", found, fault=fault), damaged=True)
     except GradienceError as fault:

@@ -76,7 +76,7 @@ def bench_adapter(
             advice="give other inputs to --calibrate",
         )
     require_packages(options)
-    with opened_store(Path(out)) as store:
+    with opened_store(Path(out), [adapter, *(file for file in (rows, inputs) if file is not None)]) as store:
         contest = Contest(store, options, adapter, progress)
         contest.evaluator(rows)  # raises before any work if something is missing
         making = Making(adapter, options.base, inputs, options.seed)
@@ -210,7 +210,7 @@ def bench_merge(
         raise GradienceError(f"{len(data)} data files for {len(sides)} adapters", advice="give one for each, in order")
     rows: list[Path | None] = [*map(Path, data)] or [None] * len(sides)
     own_heads = any("full_module" in side.adapter.roles.values() for side in sides)
-    with opened_store(Path(out)) as store:
+    with opened_store(Path(out), [*map(Path, paths), *map(Path, data or ())]) as store:
         contest = Contest(store, options, sides[0].path, progress)
         for file in rows:
             contest.evaluator(file)  # raises before any work if something is missing

@@ -7,8 +7,8 @@ So m is excluded as soon as the capital is that high, whenever one looks (Waudby
 arXiv 2010.09686). The capital is spread over fixed stakes, so the order of the examples does not matter.
 
 The mean is a ratio, sum(v e) / sum(v): the expectation of v (e - m) is 0 if and only if the ratio of expectations is
-m. Weights are relative to the largest in the sample: a longer example that comes at a later look makes the bound
-approximate.
+m. A weight v is relative to the largest that any example could have, and not to the largest that was drawn: a rare long
+example that is not in the sample must not overturn what the bets have won.
 """
 
 from __future__ import annotations
@@ -26,37 +26,37 @@ SHARES: Final = np.array([0.5, *[0.5 / 11] * 11])
 _STEPS: Final = 40  # halvings of the interval of m
 
 
-def log_capital(excess: Floats, weight: Floats, top: float, m: float) -> float:
+def log_capital(excess: Floats, share: Floats, top: float, m: float) -> float:
     """The logarithm of the capital of bets against a mean excess of `m` or more.
 
     Args:
         excess: how much an example is over the tolerance (n,), each at most `top`.
-        weight: how much each example counts (n,), above 0.
+        share: how much each example counts (n,), above 0, where the heaviest possible example counts 1.
         top: the largest possible excess, above `m`.
-        m: the weighted mean that is to be excluded, the ratio sum(weight * excess) / sum(weight).
+        m: the weighted mean that is to be excluded, the ratio sum(share * excess) / sum(share).
     """
-    gain = weight / weight.max() * (excess - m) / (top - m)
+    gain = share * (excess - m) / (top - m)
     with np.errstate(divide="ignore"):  # an excess of `top` loses the whole stake
         grown = np.log1p(-np.minimum(STAKES[:, None] * gain, 1.0)).sum(axis=1)
     return float(np.logaddexp.reduce(np.log(SHARES) + grown))
 
 
-def upper_bound(excess: Floats, weight: Floats, top: float, level: float) -> float:
+def upper_bound(excess: Floats, share: Floats, top: float, level: float) -> float:
     """The least mean excess such that all larger ones are excluded with this one-sided level, such as 0.95."""
     bar = -math.log1p(-level)
-    low, high = float(weight @ excess / weight.sum()), top  # the mean itself is never excluded
+    low, high = float(share @ excess / share.sum()), top  # the mean itself is never excluded
     if low >= top:
         return top
     for _ in range(_STEPS):
         middle = (low + high) / 2.0
-        if middle >= top or log_capital(excess, weight, top, middle) >= bar:
+        if middle >= top or log_capital(excess, share, top, middle) >= bar:
             high = middle
         else:
             low = middle
     return high
 
 
-def needed_examples(excess: Floats, weight: Floats, top: float, level: float, z: float) -> float:
+def needed_examples(excess: Floats, share: Floats, top: float, level: float, z: float) -> float:
     """The examples with which a mean excess of 0 is excluded, for draws from this sample; infinite if none suffice.
 
     The capital's logarithm is a sum over examples: it reaches the bar with the chance of the normal quantile `z`. The
@@ -64,14 +64,14 @@ def needed_examples(excess: Floats, weight: Floats, top: float, level: float, z:
     """
     if top <= 0.0:
         return 1.0
-    gain = weight / weight.max() * excess / top
+    gain = share * excess / top
     best = math.inf
-    for stake, share in zip(STAKES, SHARES, strict=True):
+    for stake, part in zip(STAKES, SHARES, strict=True):
         grown = np.log1p(-np.minimum(stake * gain, 1.0 - 1e-9))
         rate, spread = float(grown.mean()), float(grown.std())
         if rate <= 0.0:
             continue
-        bar = -math.log1p(-level) - math.log(share)
+        bar = -math.log1p(-level) - math.log(part)
         root = (z * spread + math.sqrt((z * spread) ** 2 + 4.0 * rate * bar)) / (2.0 * rate)
         best = min(best, root**2)
     return best

@@ -257,7 +257,10 @@ class Contest:
         self._store = store
         self._options = options
         self._progress = progress or (lambda _done, _total, _name: None)
-        self._metric = options.metric or default_metric(adapter)
+        usual = default_metric(adapter)
+        self._metric = options.metric or usual
+        # A classifier predicts once for each example, and so counts each once
+        self._tokens = options.max_length if usual == "loss" and self._metric in {"loss", "accuracy"} else None
         tolerance_of(options.tolerance)
         self._base = self._base_hash()
 
@@ -334,11 +337,20 @@ class Contest:
             metrics.append((evaluator.name, evaluator.higher_is_better))
         self._progress(total, total, "")
         (measured, better), unit = metrics[0], _unit(tasks)
-        metric = BenchMetric(name=measured, higher_is_better=better, unit=unit)
         options = self._options
-        rule = Rule(tolerance_of(options.tolerance), cap_of(options, measured), options.seed)
+        over: Literal["examples", "tokens"] = "examples" if self._tokens is None else "tokens"
+        metric = BenchMetric(name=measured, higher_is_better=better, unit=unit, mean_over=over)
+        heaviest = float(self._tokens or 1)
+        rule = Rule(tolerance_of(options.tolerance), cap_of(options, measured), options.seed, heaviest)
         found = judge(_contenders(entries), tasks, metric, rule)
         remarks = [note for task in tasks for one in task.evaluations.values() for note in one.notes]
+        longest = max(weight for task in tasks for one in task.evaluations.values() for weight in one.weights)
+        if longest < heaviest / 2:
+            remarks.append(
+                f"a row may have {heaviest:,.0f} tokens (--max-length), and the longest here has {longest:,.0f}: the "
+                "bound allows for rows of the full length, of which one could overturn what these show; with the mean "
+                "over examples, without --max-length, none counts more than another"
+            )
         report = BenchReport(
             kind=sources.kind,
             adapters=[str(path) for path in sources.adapters],

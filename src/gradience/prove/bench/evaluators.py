@@ -27,6 +27,7 @@ import msgspec
 import numpy as np
 
 from gradience.errors import GradienceError
+from gradience.io.atomic import scratch_folder
 from gradience.io.reading import decode_json, open_regular, read_small, real_path
 from gradience.prove.bench.store import MOST_SCORE, Evaluation
 from gradience.schema import real
@@ -359,7 +360,7 @@ class LmEval:
         place = str(real_path(adapter))
         if "," in f"{place}{self._base}":
             raise GradienceError(f"lm-eval cannot take a path with a comma: {place}", advice="give another --out")
-        with tempfile.TemporaryDirectory() as folder:
+        with scratch_folder() as folder:
             model = f"pretrained={self._base},peft={place}"
             argv = [
                 sys.executable,
@@ -373,8 +374,8 @@ class LmEval:
                 "--tasks",
                 self._task,
             ]
-            run([*argv, "--log_samples", "--output_path", folder], timeout=self._timeout)
-            rows = sorted(_samples(Path(folder)))
+            run([*argv, "--log_samples", "--output_path", str(folder)], timeout=self._timeout)
+            rows = sorted(_samples(folder))
         if not rows:
             raise GradienceError(f"lm-eval left no samples of {self._task} with one of {', '.join(_METRICS)}")
         return _of_examples([score for _, _, score in rows])

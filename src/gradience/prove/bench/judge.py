@@ -104,12 +104,13 @@ class Judged(NamedTuple):
 class Rule(NamedTuple):
     """What counts as a loss: more than the tolerance, with each example capped, in the metric's unit, if it has no end.
 
-    `seed` is of random draws.
+    `seed` is of random draws. `heaviest` is the largest weight that an example could have, drawn or not.
     """
 
     tolerance: Tolerance
     cap: float | None
     seed: int
+    heaviest: float = 1.0
 
 
 def judge(contenders: Sequence[Contender], tasks: Sequence[Task], metric: BenchMetric, rule: Rule) -> Judged:
@@ -183,9 +184,10 @@ def _compared(
         return {}
     reference = task.evaluations[task.reference]
     harms = [_harm(reference, task.evaluations[c.name], metric, task, c.name) for c in compared]
-    largest = 1.0 if metric.unit == "example" and (_is_binary(task) or metric.name == "accuracy") else None
-    cap = rule.cap if metric.unit == "example" else None
-    sample = sample_of(np.stack(harms, axis=1), np.asarray(reference.weights), margin, largest=largest, cap=cap)
+    largest = 1.0 if metric.unit == "example" and _is_binary(task) else None
+    cap = (1.0 if metric.name == "accuracy" else rule.cap) if metric.unit == "example" else None
+    weight, harm = np.asarray(reference.weights), np.stack(harms, axis=1)
+    sample = sample_of(harm, weight, margin, largest=largest, cap=cap, heaviest=rule.heaviest)
     limits = _limits(sample, metric, rule.seed)
     return {
         c.name: _result(task.evaluations[c.name], task.name, c.role, sample=sample, limits=limits, column=column)

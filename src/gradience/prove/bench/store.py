@@ -10,7 +10,7 @@ import hashlib
 import json
 import math
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final, Literal
@@ -112,8 +112,8 @@ def refusing(name: str, advice: str) -> Iterator[None]:
 class BenchStore:
     """One trial's folder. `evaluated` and `reused` count the evaluations of this run."""
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
+    def __init__(self, folder: Path, sources: Sequence[Path] = ()) -> None:
+        self.folder, self._sources = folder, sources
         self.evaluated = 0
         self.reused = 0
 
@@ -132,20 +132,24 @@ class BenchStore:
             self.reused += 1
             return kept
         found = evaluate()
-        with atomic_file(place, force=True) as draft:
+        with atomic_file(place, sources=self._sources, force=True) as draft:
             draft.write_bytes(msgspec.json.encode(_Document(_VERSION, of, found)))
         self.evaluated += 1
         return found
 
     def keep_report(self, document: str) -> None:
         """Write the report, and replace an earlier one."""
-        with atomic_file(self.folder / REPORT_NAME, force=True) as draft:
+        with atomic_file(self.folder / REPORT_NAME, sources=self._sources, force=True) as draft:
             draft.write_text(document + "\n", encoding="utf-8")
 
 
 @contextmanager
-def opened_store(folder: Path) -> Iterator[BenchStore]:
+def opened_store(folder: Path, sources: Sequence[Path] = ()) -> Iterator[BenchStore]:
     """A context that yields the store in a folder. Only one process at a time can use it.
+
+    Args:
+        folder: it may be new.
+        sources: the adapters and data: what others may not read of them, they may not read of the store.
 
     Raises:
         OutputError: the folder holds something else, cannot be written to, or is in use by another process.
@@ -155,7 +159,7 @@ def opened_store(folder: Path) -> Iterator[BenchStore]:
             raise OutputError(f"{folder} is not empty, and no folder of gradience bench", advice="give another --out")
         make_folder(folder / _EVALUATIONS)
         with FileLock(folder / ".lock", timeout=0):
-            yield BenchStore(folder)
+            yield BenchStore(folder, sources)
     except Timeout as error:
         raise OutputError(f"another process is running a bench in {folder}", advice="wait, or give another") from error
     except OSError as error:

@@ -38,6 +38,7 @@ BuiltIn: TypeAlias = Literal["loss", "accuracy", "exact-match"]
 
 _OTHER: Final = "candidate"  # the name in PEFT of the adapter beside the reference
 _ALL: Final = 1 << 40  # inputs
+_CUT: Final = 1024  # tokens of an example, where no limit was given
 
 CONFIDENCE: Final = 0.95
 DRAWS: Final = 4000
@@ -63,7 +64,7 @@ def default_metric(adapter: Path) -> BuiltIn:
 class ModelEvaluator:
     """Scores adapters on one file of rows, and compares them with a reference. The model is loaded when needed."""
 
-    def __init__(self, metric: BuiltIn, *, base: str, data: Path, longest: int, of: dict[str, Any]) -> None:
+    def __init__(self, metric: BuiltIn, *, base: str, data: Path, longest: int | None, of: dict[str, Any]) -> None:
         self.name: str = metric
         self.higher_is_better = metric != "loss"
         self.of = {"built_in": metric, "longest": longest, **of}
@@ -82,7 +83,7 @@ class ModelEvaluator:
         first = adapter if reference is None else reference
         if self._held is None or self._held.reference != first:
             self._held = None  # freed first, because two models may not fit in memory
-            self._held = _Held(first, self._base, self._data, self._longest)
+            self._held = _Held(first, self._base, self._data, self._longest or _CUT)
         rows = self._held.scored(None if reference is None else adapter)
         return self._evaluation(rows, compared=reference is not None)
 
@@ -95,7 +96,7 @@ class ModelEvaluator:
         else:
             sums = [row.loss if self._metric == "loss" else float(row.hits) for row in known]
             scores = [value / row.known for value, row in zip(sums, known, strict=True)]
-            weights = [float(row.known) for row in known]
+            weights = [1.0 if self._longest is None else float(row.known) for row in known]
         apart = divergence(rows) if compared else None
         return Evaluation(
             unit="example",
@@ -190,9 +191,10 @@ def _notes(data: Path, found: Inputs) -> list[str]:
 class Sample(NamedTuple):
     """The excess harm over the tolerance, `excess` (n, m) by example and candidate. Positive is worse.
 
-    `weight` (n,) is the weight of each example, such as its number of tokens. `worst` and `best` (m,) are the excess of
-    the added example for the upper and the lower bound. `margin` is the tolerance. `cap` is the most that an example
-    counts, and `largest` and `least` the excess that it then has at most and at least.
+    `weight` (n,) is the weight of each example, such as its number of tokens, and `heaviest` the most that any example
+    could have. `worst` and `best` (m,) are the excess of the added example for the upper and the lower bound. `margin`
+    is the tolerance. `cap` is the most that an example counts, and `largest` and `least` the excess that it then has at
+    most and at least.
     """
 
     excess: Floats
@@ -203,6 +205,12 @@ class Sample(NamedTuple):
     cap: float | None = None
     largest: float = math.inf
     least: float = -math.inf
+    heaviest: float = 1.0
+
+    @property
+    def share(self) -> Floats:
+        """Each example's weight over the largest that any could have (n,)."""
+        return self.weight / self.heaviest
 
     @property
     def mean(self) -> Floats:
@@ -227,7 +235,13 @@ class Bounds(NamedTuple):
 
 
 def sample_of(
-    harm: Floats, weight: Floats, margin: Floats, *, largest: float | None, cap: float | None = None
+    harm: Floats,
+    weight: Floats,
+    margin: Floats,
+    *,
+    largest: float | None,
+    cap: float | None = None,
+    heaviest: float = 1.0,
 ) -> Sample:
     """Build the sample from harms (n, m), by example and candidate.
 
@@ -237,6 +251,7 @@ def sample_of(
         margin: the tolerance on each example (n,); its weighted mean is the sample's tolerance.
         largest: the largest possible harm and gain of an example; None extrapolates from the sample (`REACH`).
         cap: the most that an example counts, as harm and as gain, where `largest` is None.
+        heaviest: the largest weight that an example could have, among those that were not drawn too.
     """
     if largest is None and cap is not None:
         harm = np.clip(harm, -cap, cap)
@@ -249,7 +264,9 @@ def sample_of(
     worst, best = (mean + REACH * (end - mean) for end in (excess.max(axis=0), excess.min(axis=0)))
     if cap is None:
         return Sample(excess, weight, worst, best, middle)
-    return Sample(excess, weight, worst, best, middle, cap, cap - float(margin.min()), -cap - float(margin.max()))
+    # A tolerance that varies is a share of the example's own score: an example that was not drawn may have none
+    slack = float(margin.min()) if np.ptp(margin) == 0.0 else min(float(margin.min()), 0.0)
+    return Sample(excess, weight, worst, best, middle, cap, cap - slack, -cap - float(margin.max()), heaviest)
 
 
 def capped_bounds(sample: Sample, *, confidence: float = CONFIDENCE) -> Bounds:
@@ -259,8 +276,8 @@ def capped_bounds(sample: Sample, *, confidence: float = CONFIDENCE) -> Bounds:
     """
     level = 1.0 - (1.0 - confidence) / sample.excess.shape[1]
     columns = list(sample.excess.T)
-    upper = [upper_bound(e, sample.weight, sample.largest, level) for e in columns]
-    lower = [-upper_bound(-e, sample.weight, -sample.least, level) for e in columns]
+    upper = [upper_bound(e, sample.share, sample.largest, level) for e in columns]
+    lower = [-upper_bound(-e, sample.share, -sample.least, level) for e in columns]
     return Bounds(np.array(lower), np.array(upper), level)
 
 
@@ -347,7 +364,7 @@ def _needed(sample: Sample, column: int, level: float) -> float:
     gained = max(-sample.margin - mean, 0.0)  # a mean harm under 0 is taken for 0
     if sample.cap is not None:
         z = NormalDist().inv_cdf(POWER)
-        return needed_examples(np.minimum(e + gained, sample.largest), sample.weight, sample.largest, level, z)
+        return needed_examples(np.minimum(e + gained, sample.largest), sample.share, sample.largest, level, z)
     off = share * (e - mean)  # each example's contribution to the weighted mean, centred
     shape = _Shape(mean + gained, [float(np.mean(off**k)) for k in (2, 3, 4)], float(sample.worst[column]))
     z = NormalDist().inv_cdf(level)

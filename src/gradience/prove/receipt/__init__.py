@@ -7,16 +7,16 @@ what would be read if a part were missing or the scale another.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
 import numpy as np
 
-from gradience.errors import AdapterError, ConfigError, GradienceError
+from gradience.errors import AdapterError, ConfigError, GradienceError, OptionError
 from gradience.io import PathLike, Progress
-from gradience.io.atomic import atomic_file, refuse_file
+from gradience.io.atomic import atomic_file
 from gradience.io.reading import decode_json, read_small, real_path
 from gradience.prove.options import ReceiptOptions
 from gradience.prove.receipt.rows import SAMPLED, candidates
@@ -56,6 +56,7 @@ LARGEST: Final = 20_000
 _NOISE_ROWS: Final = 4  # a quarter of 16: with the candidates, twice the passes that the rows themselves need
 _DIGITS: Final = 4  # of a log-probability in nats: a hundredth of the noise of bfloat16
 _LARGEST_READ: Final = 1 << 20  # bytes
+_LONGEST_WAIT: Final = 86_400.0  # seconds: a day
 
 
 def make_receipt(
@@ -172,15 +173,20 @@ def _text(loaded: LoadedModel, row: ReceiptRow) -> str:
     return "" if loaded.tokenizer is None else loaded.tokenizer.decoded([row.ids])[0]
 
 
-def write_receipt(receipt: Receipt, out: PathLike, *, force: bool = False) -> int:
+def write_receipt(receipt: Receipt, out: PathLike, *, sources: Iterable[Path], force: bool = False) -> int:
     """Write a receipt as JSON on one line, and return its size in bytes.
+
+    Args:
+        receipt: it holds token ids of the rows that it was made of.
+        out: the file to write.
+        sources: the adapter, and the files of rows: one that only its owner may read makes the receipt private, too.
+        force: replace the file if it exists.
 
     Raises:
         OutputError: the file exists, or cannot be written.
     """
     place = Path(out)
-    refuse_file(place, force=force)
-    with atomic_file(place, force=force) as partial:
+    with atomic_file(place, sources=sources, force=force) as partial:
         return partial.write_bytes(msgspec.json.encode(receipt) + b"\n")
 
 
@@ -234,6 +240,8 @@ def verify_served(
     Raises:
         GradienceError: the receipt or the target cannot be read, or base and adapter are not the receipt's.
     """
+    if not 0.0 < timeout <= _LONGEST_WAIT:
+        raise OptionError(f"--timeout is {timeout!s:.40}, expected seconds above 0, at most {_LONGEST_WAIT:.0f}")
     held = read_receipt(receipt)
     if adapter is not None and base is None:
         raise AdapterError("--peft-dir is loaded on its base, and none is given", advice="give --base MODEL")

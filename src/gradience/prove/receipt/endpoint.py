@@ -9,11 +9,10 @@ from __future__ import annotations
 import json
 import os
 import sys
-import urllib.error
 import urllib.parse
-import urllib.request
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
+from http import HTTPStatus
 from http.client import HTTPException
 from typing import Any, Final, NamedTuple, TypeAlias
 
@@ -22,14 +21,16 @@ import numpy.typing as npt
 
 from gradience.errors import GradienceError
 from gradience.io.reading import decode_json
-from gradience.io.web import opener
+from gradience.io.web import Reply, Request, TooMuch, ask
 from gradience.schema import Json
+from gradience.telemetry.secrets import hide_secrets
 
 TOP: Final = 1000
 """Most probable tokens that are asked for, where a server gives no log-probabilities of the prompt. Most give fewer."""
 
 _LESS: Final = (20, 5)  # vLLM's and OpenAI's limits
-_LARGEST: Final = 64 << 20  # bytes of an answer
+_LARGEST: Final = 16 << 20  # bytes of an answer
+_MOST_VALUES: Final = 500_000  # of an answer: a thousand tokens with twenty others each have a fifth of it
 _KEY: Final = "GRADIENCE_API_KEY"
 _REFUSED: Final = (400, 404, 405, 413, 422, 500, 501)  # of a request that a server does not know
 _ID: Final = "token_id:"  # vLLM's, with return_tokens_as_token_ids
@@ -63,7 +64,7 @@ class Endpoint:
     Args:
         address: http://host:port, or that with a path such as /v1.
         model: the served model's name; may be left out if there is one only.
-        timeout: seconds that one request may take.
+        timeout: seconds that one request may take, from the first byte sent to the last one received.
 
     Raises:
         GradienceError: nothing answers there, or it serves several models and none is named.
@@ -72,8 +73,7 @@ class Endpoint:
     def __init__(self, address: str, *, model: str | None = None, timeout: float = 120.0) -> None:
         self._root = _root_of(address)
         self._timeout = timeout
-        self._key = os.environ.get(_KEY)
-        self._open = opener(urllib.request.ProxyHandler({})).open
+        self._key = _key()
         self.model = self._model(model)
 
     def _model(self, wanted: str | None) -> str:
@@ -99,30 +99,30 @@ class Endpoint:
             RefusedError: the server does not know the request.
             GradienceError: it does not answer, or with something else.
         """
-        request = urllib.request.Request(self._root + path)  # noqa: S310  # http or https, see above
-        if self._key:
-            request.add_header("Authorization", f"Bearer {self._key}")
-        if body is not None:
-            request.data = json.dumps(body).encode()
-            request.add_header("Content-Type", "application/json")
+        headers = {"Authorization": f"Bearer {self._key}"} if self._key else {}
+        data = None if body is None else json.dumps(body).encode()
+        typed = {} if body is None else {"Content-Type": "application/json"}
+        request = Request(self._root + path, data, {**headers, **typed})
         try:
-            with self._open(request, timeout=self._timeout) as answer:
-                raw = answer.read(_LARGEST + 1)
-            if len(raw) > _LARGEST:
-                raise RefusedError(f"{path}: an answer of over {_LARGEST >> 20} MiB")
-            found = decode_json(raw, dict[str, Any])
-        except urllib.error.HTTPError as error:
-            said = f"{path}: {error.code} {_message(error)}"
-            if error.code in _REFUSED:
-                raise RefusedError(said) from error
-            advice = f"put the key into the environment variable {_KEY}" if error.code in {401, 403} else ""
-            raise GradienceError(f"the server answers {said}", advice=advice) from error
+            reply = ask(request, deadline=self._timeout, most_bytes=_LARGEST, most_values=_MOST_VALUES)
+            if HTTPStatus.OK <= reply.code < HTTPStatus.MULTIPLE_CHOICES:
+                return decode_json(reply.body, dict[str, Any])
+        except TooMuch as error:
+            raise RefusedError(f"{path}: {error}") from error
         except _UNREAD as error:
-            reason = str(getattr(error, "reason", error)).strip()
+            reason = self._hidden(str(getattr(error, "reason", error)).strip())
             raise GradienceError(
-                f"no usable answer from {self._root}{path}: {reason[:_SHOWN]}", advice="check address and server"
+                f"no usable answer from {self._root}{path}: {reason}", advice="check address and server"
             ) from error
-        return found
+        said = f"{path}: {reply.code} {self._hidden(_message(reply))}"
+        if reply.code in _REFUSED:
+            raise RefusedError(said)
+        advice = f"put the key into the environment variable {_KEY}" if reply.code in {401, 403} else ""
+        raise GradienceError(f"the server answers {said}", advice=advice)
+
+    def _hidden(self, said: str) -> str:
+        """The beginning of a message, without the key, which a server may repeat."""
+        return hide_secrets(said.replace(self._key, "<the key>") if self._key else said)[:_SHOWN]
 
     def read(
         self, rows: Sequence[Sequence[int]], firsts: Sequence[int], text: Callable[[Sequence[int]], str] | None
@@ -328,14 +328,25 @@ def _root_of(address: str) -> str:
     return f"{parts.scheme}://{parts.netloc}{parts.path.rstrip('/')}".removesuffix("/v1")
 
 
-def _message(error: urllib.error.HTTPError) -> str:
+def _key() -> str:
+    """The key of the environment, without the line end that a file of it may have; empty if there is none.
+
+    Raises:
+        GradienceError: it holds what no header can.
+    """
+    key = os.environ.get(_KEY, "").strip()
+    if not (key.isascii() and key.isprintable()):
+        raise GradienceError(f"the environment variable {_KEY} holds more than printable ASCII", advice="set it again")
+    return key
+
+
+def _message(reply: Reply) -> str:
     try:
-        with error:
-            held = decode_json(error.read(_LARGEST), dict[str, Any])
+        held = decode_json(reply.body, dict[str, Any])
     except _UNREAD:
-        return str(error.reason)[:_SHOWN]
+        return reply.reason
     inner = held.get("error", held.get("detail", held.get("message", "")))
-    return str(inner.get("message", inner) if isinstance(inner, dict) else inner)[:_SHOWN]
+    return str(inner.get("message", inner) if isinstance(inner, dict) else inner)
 
 
 def _number(value: Json) -> float:

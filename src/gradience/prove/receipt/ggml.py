@@ -15,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from gradience.adapters import layer_index
+from gradience.errors import AdapterError
 
 _MODULES: Final = MappingProxyType(
     {
@@ -33,7 +34,7 @@ _WHOLE: Final = MappingProxyType({"embed_tokens": ("token_embd",), "lm_head": ("
 """Those outside the layers; a head may be the embeddings."""
 
 _TO_FLOAT: Final = MappingProxyType({"f16": "ggml_fp16_to_fp32_row", "bf16": "ggml_bf16_to_fp32_row"})
-_IMATRIX: Final = "quantize.imatrix.file"  # the key that llama-quantize leaves in a file
+IMATRIX: Final = "quantize.imatrix.file"  # the key that llama-quantize leaves in a file
 
 
 class FileRounding:
@@ -57,6 +58,8 @@ class FileRounding:
         if (called := self._name(kind)) == "f32":
             return weight
         rows, width = weight.shape
+        if width % (block := self._ggml.ggml_blck_size(kind)):  # the library would abort
+            raise AdapterError(f"{path}: rows of {width}, and the file's type {called} has blocks of {block}")
         held = np.ascontiguousarray(weight, np.float32)
         codes = np.empty(rows * self._ggml.ggml_row_size(kind, width), np.uint8)
         self._ggml.ggml_quantize_chunk(kind, held.ctypes, codes.ctypes, 0, rows, width, None)
@@ -80,26 +83,18 @@ class FileRounding:
         return name.decode()
 
 
-def rounding_of(file: Path, metadata: Mapping[str, str]) -> FileRounding | None:
-    """The rounding of a GGUF file; None if it was made with an importance matrix, which is not in the file.
-
-    Args:
-        file: the file.
-        metadata: its keys and values.
-    """
-    if _IMATRIX in metadata:
-        return None
+def types_of(path: str) -> dict[str, int] | None:
+    """The number of each tensor's ggml type, by its name without suffix; None if the library cannot open the file."""
     ggml = _library()
-    held = ggml.gguf_init_from_file(str(file).encode(), _Opened(no_alloc=True, context=None))
+    held = ggml.gguf_init_from_file(path.encode(), _Opened(no_alloc=True, context=None))
     if not held:
         return None
     try:
         count = ggml.gguf_get_n_tensors(held)
         names = [ggml.gguf_get_tensor_name(held, i).decode() for i in range(count)]
-        types = {name.removesuffix(".weight"): ggml.gguf_get_tensor_type(held, i) for i, name in enumerate(names)}
+        return {name.removesuffix(".weight"): ggml.gguf_get_tensor_type(held, i) for i, name in enumerate(names)}
     finally:
         ggml.gguf_free(held)
-    return FileRounding(types)
 
 
 class _Opened(ctypes.Structure):
@@ -128,6 +123,7 @@ def _library() -> Any:
     pointer, number = ctypes.c_void_p, ctypes.c_int64
     for name, given, back in (
         ("ggml_type_name", [ctypes.c_int], ctypes.c_char_p),
+        ("ggml_blck_size", [ctypes.c_int], number),
         ("ggml_row_size", [ctypes.c_int, number], ctypes.c_size_t),
         ("ggml_quantize_requires_imatrix", [ctypes.c_int], ctypes.c_bool),
         ("ggml_quantize_chunk", [ctypes.c_int, pointer, pointer, number, number, number, pointer], ctypes.c_size_t),

@@ -36,7 +36,7 @@ def candidates(loaded: LoadedModel, adapter: PathLike, prompts: PathLike | None,
     """Return the rows to choose from.
 
     Without `prompts`, a recipe in the adapter's folder or the one above it is asked for its data set: the evaluation
-    set if it names one that is found here, else the training set. Without such a recipe the model samples rows itself.
+    set if it names one below its own folder, else the training set. Without such a recipe the model samples rows.
 
     Args:
         loaded: base and adapter.
@@ -62,12 +62,18 @@ def candidates(loaded: LoadedModel, adapter: PathLike, prompts: PathLike | None,
     return Candidates(found, place.name if recipe is None else f"{place.name}, which {recipe.name} names")
 
 
+def files_of(adapter: PathLike, prompts: PathLike | None) -> list[Path]:
+    """The adapter's folder, and the files from which `candidates` takes rows."""
+    named = next(_found(real_path(adapter)), ()) if prompts is None else _place(Path(prompts))
+    return [Path(adapter), *(place for place in named if place is not None)]
+
+
 def _place(prompts: Path) -> tuple[Path, Path | None]:
     """The file of rows, and the recipe that names it."""
     if prompts.suffix not in _RECIPES:
         return prompts, None
     if (found := _named(prompts)) is None:
-        raise ConfigError(f"{prompts} names no data set that is found here", advice="give --data a file of rows")
+        raise ConfigError(f"{prompts} names no data set below its folder", advice="give --data a file of rows")
     return found, prompts
 
 

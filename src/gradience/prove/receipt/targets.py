@@ -3,26 +3,35 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import closing
 from pathlib import Path
-from typing import Any, Final, Literal, NamedTuple
+from typing import Annotated, Any, Final, Literal, NamedTuple
 
+import msgspec
 import numpy as np
 import numpy.typing as npt
 
+from gradience.adapters import layer_index
 from gradience.base.weights import BaseWeights, find_shards, identity
 from gradience.data import template_digest
 from gradience.data.encoder import Chat, Encoder
 from gradience.errors import AdapterError, ConfigError, require
+from gradience.io.confined import Confined, Foreign, Limits
 from gradience.models.inputs import Example
 from gradience.prove.receipt.endpoint import Endpoint, RefusedError
-from gradience.prove.receipt.ggml import FileRounding, rounding_of
+from gradience.prove.receipt.ggml import FileRounding
+from gradience.prove.receipt.widths import ORDER, width_of
 from gradience.schema.receipt import Receipt, ReceiptRow, Tokens
 
 PROBE: Final = "Gradience 0.1: is 12345 + 678 = 13023?\n\tdef f(x):  return {'é': x}  # naïve 日本"
 """A text of our own on which tokenizers differ: digits, spaces, indents, accents, other scripts."""
 
 _HALVES: Final = {"BF16": "bfloat16", "F16": "float16", "F32": "float32", "F64": "float32"}
-_CONTEXT: Final = 256  # tokens that llama.cpp makes room for: a sequence has 64
+_GGUF_FILE: Final = "gradience.prove.receipt.gguf:GgufFile"
+_BY_LLAMA: Final = "run by llama.cpp"
+_GGUF_MEMORY: Final = 4 << 30  # bytes beside the weights, which may be repacked: twice the file
+_GGUF_SECONDS: Final = 120.0  # processor time of one sequence of a small file
+_GGUF_SPEED: Final = 10e6  # bytes of the file that add a second to it
 _FILE_TYPES: Final = {0: "float32", 1: "float16", 7: "int8", 18: "int6", 32: "bfloat16", 10: "int2"} | {
     number: bits for numbers, bits in (((8, 9, 16, 17), "int5"), ((11, 12, 13), "int3")) for number in numbers
 }
@@ -146,50 +155,49 @@ def with_own_head(receipt: Receipt, base: Path) -> list[npt.NDArray[np.float64]]
 
 
 def _precision(place: Path) -> str:
-    """The coarsest float dtype of the weights that are matrices."""
-    held = {
-        info.dtype
-        for file in BaseWeights(find_shards(place)).files
-        for info in file.tensors.values()
-        if len(info.shape) > 1
-    }
+    """How finely the matrices are rounded: by their float dtype, and by the values of those in layers."""
+    files = BaseWeights(find_shards(place)).files
+    held = {info.dtype for file in files for info in file.tensors.values() if len(info.shape) > 1}
     known = [_HALVES[dtype] for dtype in held if dtype in _HALVES]
-    return min(known, key=("bfloat16", "float16", "float32").index) if len(known) == len(held) and known else ""
+    if len(known) != len(held) or not known:
+        return ""
+    inside = (
+        file.read(name)
+        for file in files
+        for name, info in file.tensors.items()
+        if len(info.shape) == 2 and layer_index(name) is not None
+    )
+    return width_of(inside, min(known, key=ORDER.index))
 
 
 def _of_gguf(receipt: Receipt, place: Path) -> Target:
     require("llama_cpp", extra="gguf", what="a .gguf file")
-    import llama_cpp  # only those who have such a file need it
-
     if receipt.task != "causal-lm":
         raise AdapterError(f"{place}: a receipt of {receipt.task} is not compared with a GGUF file")
+    size = place.stat().st_size
+    limits = Limits(memory=_GGUF_MEMORY + 2 * size, seconds=_GGUF_SECONDS + size / _GGUF_SPEED)
     try:
-        model: Any = llama_cpp.Llama(str(place), logits_all=True, n_ctx=_CONTEXT, n_batch=_CONTEXT, verbose=False)
-    except (ValueError, RuntimeError, AssertionError) as error:
+        with closing(Confined(_GGUF_FILE, str(place), imports=["llama_cpp"], limits=limits)) as model:
+            facts = msgspec.convert(model.call("facts", PROBE), _Facts)
+            tokens = Tokens(text=PROBE, ids=facts.ids, template=facts.template)
+            precision = _FILE_TYPES.get(facts.file_type, "int4")
+            if (largest := max(max(row.ids) for row in receipt.rows)) >= facts.vocabulary:
+                why = f"the receipt has token id {largest}, and the file ids up to {facts.vocabulary - 1}"
+                return Target("gguf", [], _BY_LLAMA, precision, tokens, miscounted=why)
+            found = [model.call("read", row.ids, row.first, len(row.base)) for row in receipt.rows]
+    except (Foreign, msgspec.ValidationError) as error:
         raise AdapterError(f"llama.cpp cannot load {place}: {error}", advice="check the file") from error
-    tokens = _tokens_of_gguf(model)
-    precision = _FILE_TYPES.get(int(model.metadata.get("general.file_type", -1)), "int4")
-    how = "run by llama.cpp"
-    rounding = rounding_of(place, model.metadata)
-    if (largest := max(max(row.ids) for row in receipt.rows)) >= model.n_vocab():
-        why = f"the receipt has token id {largest}, and the file ids up to {model.n_vocab() - 1}"
-        return Target("gguf", [], how, precision, tokens, miscounted=why)
-    reading = []
-    for row in receipt.rows:
-        model.reset()
-        model.eval(row.ids)
-        logits = model.scores[: len(row.ids)].astype(np.float64)
-        places = np.arange(row.first, row.first + len(row.base))
-        own = logits[places] - np.logaddexp.reduce(logits[places], axis=1, keepdims=True)
-        reading.append(own[np.arange(len(places)), np.array(row.ids)[places + 1]])
-    model.close()
-    return Target("gguf", reading, how, precision, tokens, rounding=rounding)
+    reading = [np.array(values, np.float64) for values in found]
+    rounding = None if facts.types is None else FileRounding(facts.types)
+    return Target("gguf", reading, _BY_LLAMA, precision, tokens, rounding=rounding)
 
 
-def _tokens_of_gguf(model: Any) -> Tokens:
-    template = model.metadata.get("tokenizer.chat_template")
-    ids = model.tokenize(PROBE.encode(), add_bos=True, special=False)
-    return Tokens(text=PROBE, ids=list(ids), template=template_digest(template))
+class _Facts(msgspec.Struct):
+    file_type: int
+    vocabulary: int
+    ids: list[int]
+    template: str
+    types: dict[str, Annotated[int, msgspec.Meta(ge=0, lt=256)]] | None
 
 
 def _of_endpoint(receipt: Receipt, address: str, base: Path | None, model: str | None, timeout: float) -> Target:

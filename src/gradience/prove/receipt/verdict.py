@@ -21,7 +21,7 @@ import numpy as np
 import numpy.typing as npt
 from scipy.optimize import minimize_scalar
 
-from gradience.rules.served import BEYOND, CLEAR, COARSE, EXPLAINED, FINE, UNLIKE
+from gradience.rules.served import APART, BEYOND, CLEAR, COARSE, EXPLAINED, FINE, UNLIKE
 from gradience.schema.receipt import NoiseOf, Receipt, ServedVerdict
 
 Vector = npt.NDArray[np.float64]
@@ -189,7 +189,8 @@ def conclude(
     rounding = _Rounding.of(e.noise, precision, e.rounded, exact=exact)
     residual = e.distance(e.a)
     told = Conclusion("same", "", residual, e.share(), e.distance(e.b), rounding.fine, compared=len(e.y))
-    if precision != "float32" and e.noise.get("bfloat16", 0.0) > _LOST:
+    is_lost = precision != "float32" and e.noise.get("bfloat16", 0.0) > _LOST
+    if is_lost and residual <= APART.value * rounding.fine:
         return told._replace(
             verdict="cannot_tell",
             story="The adapter changes these rows by no more than bfloat16 does: write the receipt on rows of its task",
@@ -236,6 +237,7 @@ class _Rounding(NamedTuple):
         fine = max(digits, FINE.value * measured)
         coarse = fine if exact else max(fine, COARSE.value * noise.get("int4", 0.0))
         is_float = precision in _OF_PRECISION
+        coarse = max(fine, min(coarse, APART.value * fine)) if is_float else coarse
         least = max(fine, finest) if is_float else fine
         return cls(measured, fine, least, coarse, fine if is_float else coarse)
 

@@ -14,6 +14,7 @@ import msgspec
 from gradience.adapters.layout import PREFIX, Role
 from gradience.errors import AdapterError, few
 from gradience.io import PathLike, Progress
+from gradience.io.atomic import scratch_folder
 from gradience.io.safetensors import PlannedTensor, copied
 from gradience.rewrite.convert.source import (
     SourceAdapter,
@@ -37,15 +38,7 @@ from gradience.rewrite.convert.write import (
     peft_tensors,
 )
 from gradience.rewrite.options import ConvertOptions
-from gradience.rewrite.writing import (
-    ArraySpool,
-    NewAdapter,
-    SourceFiles,
-    provenance_of,
-    refuse_place,
-    temporary_folder,
-    write_adapter,
-)
+from gradience.rewrite.writing import ArraySpool, NewAdapter, SourceFiles, provenance_of, refuse_place, write_adapter
 from gradience.schema.writing import CONVERT_SCHEMA_ID, ConvertedModule, ConvertReport, TargetFormat
 
 _WHOLE_IN_PEFT: Final[frozenset[Role]] = frozenset({"full_module", "bias", "base_copy", "token_rows"})
@@ -98,7 +91,7 @@ def convert_adapter(
     elsewhere = {name for module in source.layers if module.name not in paths for name in module.keys.values()}
     rest = _rest(source, to, drop=options.drop, other_components=elsewhere).renamed(replaced)
     given = {name: value for name in _RECORDED if (value := getattr(options, name))}
-    with temporary_folder() as folder:
+    with scratch_folder() as folder:
         run = Conversion(source, choice, ArraySpool(folder), to)
         updates = [*layer_updates(run, paths, progress), *_experts(source, choice, to, replaced)]
         new = _new_adapter(source, updates, rest, to, renames=bool(replaced))

@@ -20,6 +20,7 @@ import numpy as np
 from gradience.adapters.layout import Role
 from gradience.errors import AdapterError, few
 from gradience.io import PathLike, Progress
+from gradience.io.atomic import scratch_folder
 from gradience.io.safetensors import PlannedTensor, TensorSource, copied
 from gradience.rewrite.merge.methods import Recipe, recipe_of
 from gradience.rewrite.merge.pairs import (
@@ -41,7 +42,6 @@ from gradience.rewrite.writing import (
     SourceFiles,
     provenance_of,
     refuse_place,
-    temporary_folder,
     write_adapter,
 )
 from gradience.rules.weights.ranks import Patterns, patterns_of
@@ -109,7 +109,7 @@ def merge_adapters(
     stored = STORED[options.dtype] if options.dtype is not None else common_dtype(sides, pairs)
     files = [path for side in sides for path in (side.files.config, *side.adapter.weights)]
     sources = SourceFiles([] if out is None else files)
-    with temporary_folder() as folder:
+    with scratch_folder() as folder:
         merged = merged_modules(pairs, recipe, stored, ArraySpool(folder), progress)
         ranks = ranks_of(pairs, merged, recipe)
         decided = _Decided(recipe, stored, ranks, merged_patterns(ranks), heads)

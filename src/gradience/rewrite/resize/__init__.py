@@ -18,7 +18,7 @@ from gradience.adapters.open import AdapterFiles, open_adapter
 from gradience.base.weights import BaseWeights, find_shards
 from gradience.errors import OutputError, few
 from gradience.io import PathLike, Progress
-from gradience.io.atomic import atomic_file, keep_private
+from gradience.io.atomic import atomic_file
 from gradience.io.safetensors import PlannedTensor, write_safetensors
 from gradience.rewrite.options import Dtype, ResizeOptions, Target
 from gradience.rewrite.resize.calibrated import calibrate_adapter, plan_by_outputs
@@ -166,9 +166,8 @@ def _write_kohya(
     metadata["ss_network_dim"] = str(plan.patterns.r) if is_uniform else "Dynamic"
     metadata["ss_network_alpha"] = str(plan.patterns.lora_alpha) if is_uniform else "Dynamic"
     metadata[PROVENANCE_KEY] = encoded(msgspec.structs.replace(record, modules=[])).decode()
-    with atomic_file(out, force=force) as partial:
+    with atomic_file(out, sources=sources.files, force=force) as partial:
         write_safetensors(partial, tensors, metadata=metadata)
-        keep_private(partial, sources.files)
 
 
 def _with_progress(tensors: list[PlannedTensor], progress: Progress | None) -> list[PlannedTensor]:

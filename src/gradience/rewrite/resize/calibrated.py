@@ -22,6 +22,7 @@ from gradience.adapters.pairs import StoredPair
 from gradience.adapters.traits import traits_of
 from gradience.errors import AdapterError, ConfigError, OptionError
 from gradience.io import PathLike, Progress
+from gradience.io.atomic import scratch_folder
 from gradience.models import LoadedModel, load_model
 from gradience.models.inputs import Example, batches, digest_of, read_inputs
 from gradience.rewrite.options import ResizeOptions, Target
@@ -45,8 +46,7 @@ from gradience.rewrite.resize.pieces import (
     within,
 )
 from gradience.rewrite.resize.plan import Loss, Plan, plan_of_jobs, resizable_pairs, sizes_of, source_of
-from gradience.rewrite.writing import temporary_folder
-from gradience.schema.writing import Calibration
+from gradience.schema.writing import Calibration, Limit
 from gradience.spectral.batch import Maps
 from gradience.spectral.grams import Floats
 
@@ -140,7 +140,7 @@ def calibrate_adapter(
         options.inputs, loaded, most=CHOSEN_BY, seed=options.seed, token_ids=options.calibrate is None
     )
     units = _BACKWARD * len(inputs.chosen_by) + _ROUNDS * len(inputs.measured_on)
-    with temporary_folder() as folder:
+    with scratch_folder() as folder:
         found = statistics(
             loaded,
             adapted.layers,
@@ -189,7 +189,10 @@ def plan_by_outputs(found: Calibrated, target: Target, *, dtype: str | None = No
     rows = [
         msgspec.structs.replace(row, kl_predicted=costs[path]) for row, path in zip(plan.rows, found.pairs, strict=True)
     ]
-    return replace(plan, rows=rows, fields=_fields(found, kept), calibration=_record(found, kept))
+    record = _record(found, kept)
+    if target.criterion == "kl":
+        record = msgspec.structs.replace(record, bound_by=_bound_by(found, target))
+    return replace(plan, rows=rows, fields=_fields(found, kept), calibration=record)
 
 
 class Split(NamedTuple):
@@ -303,13 +306,30 @@ def kept_for(found: Calibrated, target: Target, *, dtype: str | None = None) -> 
 
 def _nearest(found: Calibrated, target: Target) -> Kept:
     """The fewest pieces whose outputs are within the bounds of KL and flips from the whole adapter's."""
-    most = min(target.value, OF_EFFECT * _effect(found).kl)
+    return first_pieces(found.order, shortest(found.order, lambda count: not _passed(found, target, count)))
+
+
+def _passed(found: Calibrated, target: Target, count: int) -> list[Limit]:
+    """The limits that the first pieces do not keep."""
+    seen = found.measure(first_pieces(found.order, count))
+    limits: dict[Limit, bool] = {
+        "kl": seen.kl > target.value,
+        "effect": seen.kl > OF_EFFECT * _effect(found).kl,
+        "flips": seen.flips > target.flips,
+    }
+    return [name for name, is_passed in limits.items() if is_passed]
+
+
+def _bound_by(found: Calibrated, target: Target) -> list[Limit]:
+    """The limits that the largest size that was refused does not keep; the search again, on what it measured."""
+    refused: dict[int, list[Limit]] = {}
 
     def holds(count: int) -> bool:
-        seen = found.measure(first_pieces(found.order, count))
-        return seen.kl <= most and seen.flips <= target.flips
+        refused[count] = _passed(found, target, count)
+        return not refused[count]
 
-    return first_pieces(found.order, shortest(found.order, holds))
+    shortest(found.order, holds)
+    return next((refused[count] for count in sorted(refused, reverse=True) if refused[count]), [])
 
 
 def _effect(found: Calibrated) -> Divergence:

@@ -149,10 +149,11 @@ def _other_answer(data: DataReport) -> Iterator[Observation]:
     if found is None:
         raise Unknown("no evaluation set is given (--eval-data)")
     rows = found.other_answer
+    held = values(rows, found.eval_rows)
     if rows.count:
         yield Observation(
             f"{counted(rows, found.eval_rows, 'evaluation rows')} ask what the training set asks, with other answers",
-            values(rows, found.eval_rows),
+            {"first_of_eval" if name == "first" else name: value for name, value in held.items()},
         )
 
 

@@ -17,7 +17,7 @@ from typing import Final
 
 from gradience.rules import Threshold
 from gradience.rules.log.facts import EVAL_NOISE, FEW_EVALS, HeldOutCurve, RunFacts, loss_of, once
-from gradience.rules.log.statistics import median, noise
+from gradience.rules.log.statistics import mean, median, noise
 from gradience.schema import as_float, number_in
 from gradience.schema.events import EvalMetrics
 from gradience.schema.reports import (
@@ -343,7 +343,7 @@ def _pair(facts: RunFacts, curve: HeldOutCurve | None, place: int) -> LossPair |
         split=curve.split,
         step=step,
         held_out=held_out,
-        train=math.fsum(losses) / len(losses),
+        train=mean(losses),
         rows=len(losses),
         first_step=facts.step(near[0]),
         last_step=facts.step(near[-1]),

@@ -23,7 +23,7 @@ from gradience.rules.log.facts import (
 )
 from gradience.rules.log.learning import LEAST_EVALS
 from gradience.rules.log.preference import saturated
-from gradience.rules.log.statistics import NORMAL_95, median, median_error, noise
+from gradience.rules.log.statistics import NORMAL_95, mean, median, median_error, noise
 from gradience.schema import number_in
 
 MANY_EPOCHS = Threshold("many_epochs", 20.0, "epochs", "published runs: 50 epochs to 0.74")
@@ -131,14 +131,14 @@ def _all_step_down(steps: Sequence[_Step]) -> bool:
     judged = sorted(step for step in steps if math.isfinite(step.error))[spared:]
     if not judged or len(judged) < len(steps) - spared:
         return False
-    mean = math.fsum(step.drop for step in judged) / len(judged)
+    drop = mean([step.drop for step in judged])
     error = math.hypot(*(step.error for step in judged)) / len(judged)
     if any(step.drop + 2.0 * step.error <= EPOCH_DROP.value for step in judged):
         return False
     seen_from = max(EPOCH_DROP.value, EPOCH_ERRORS.value * error)
-    if mean > seen_from:
+    if drop > seen_from:
         return True
-    if mean + NORMAL_95 * error > EPOCH_DROP.value:
+    if drop + NORMAL_95 * error > EPOCH_DROP.value:
         raise Unknown(f"a step of under {seen_from:.0%} at the ends of epochs would be hidden by the noise")
     return False
 

@@ -51,6 +51,14 @@ def median_error(noise: float, *counts: float) -> float:
     return MEDIAN_ERROR * noise * math.sqrt(sum(1.0 / count for count in counts))
 
 
+def mean(values: Sequence[float]) -> float:
+    """The mean of one value or more, also where their sum is beyond the largest float."""
+    try:
+        return math.fsum(values) / len(values)
+    except OverflowError:
+        return math.fsum(value / len(values) for value in values)
+
+
 def mean_error(values: Sequence[float]) -> tuple[float, float]:
     """The mean and its standard error, which is infinite for a single value."""
     values = bounded(values)

@@ -80,6 +80,8 @@ CODES_LOST = Threshold(
 _TIMES: Final = {1: "once", 2: "twice"}
 _SURVIVAL: Final = {"bfloat16": SURVIVAL_BFLOAT16, "float16": SURVIVAL_FLOAT16}
 _SHOWN: Final = 5  # modules in a message
+_FLATTENING: Final = ("muon", "shampoo", "soap", "dion", "scion")
+"""Parts of the names of optimizers whose steps are near orthogonal matrices, so that lora_B becomes flat."""
 _RANDOM_BY_DESIGN: Final = frozenset({"vera"})  # kinds whose projections are random numbers that training only scales
 _OF_MODULES: Final = frozenset(LeftoverReason) - {
     *(LeftoverReason.TRAINING_ONLY, LeftoverReason.WHOLE_WEIGHTS, LeftoverReason.UNKNOWN),
@@ -135,6 +137,7 @@ def health(
     peft_type: str | None = None,
     not_analysed: Sequence[NotAnalysed] = (),
     relative_frobenius: float | None = None,
+    optimizer: str | None = None,
 ) -> Health:
     """The verdict on the adapter as a whole, with its reason, which names the modules that the verdict rests on.
 
@@ -143,6 +146,7 @@ def health(
         peft_type: the config's peft_type; used if no module was analysed.
         not_analysed: what was not analysed.
         relative_frobenius: norm of the whole update over that of the base weights, if they were compared.
+        optimizer: the name of the optimizer that trained it, if it is known.
     """
     if not modules:
         return _without_modules(peft_type, not_analysed)
@@ -160,7 +164,7 @@ def health(
     found = (
         _of_states(known)
         or _of_size(relative_frobenius)
-        or _of_spectra(known)
+        or _of_spectra(known, optimizer)
         or Health(verdict="trained", reason=f"{_all(n)} {'carries' if n == 1 else 'carry'} a finite, non-zero update")
     )
     return replace(found, reason=f"{found.reason} ({len(left)} more are not known)") if left else found
@@ -174,12 +178,20 @@ def _of_size(relative_frobenius: float | None) -> Health | None:
         )
     if relative_frobenius is not None and relative_frobenius > OVERSIZED.value:
         return Health(
-            verdict="oversized", reason=f"the update has {relative_frobenius:.3g} times the norm of the base weights"
+            verdict="oversized",
+            reason=f"the update has {relative_frobenius:.3g} times the norm of the weights of these modules",
         )
     return None
 
 
-def _of_spectra(modules: Sequence[ModuleAudit]) -> Health | None:
+def is_flattening(optimizer: str | None) -> bool:
+    """Whether an optimizer of this name leaves flat spectra whatever was learnt."""
+    return optimizer is not None and any(part in optimizer.lower() for part in _FLATTENING)
+
+
+def _of_spectra(modules: Sequence[ModuleAudit], optimizer: str | None) -> Health | None:
+    if is_flattening(optimizer):
+        return None
     for share_of, what in ((_of_product, "the update"), (_of_second_factor, "lora_B")):
         shares = {m.name: share for m in modules if m.r >= RANDOM_RANK.value and (share := share_of(m)) is not None}
         flat = [name for name, share in shares.items() if share >= RANDOM_SHARE.value]
@@ -190,7 +202,7 @@ def _of_spectra(modules: Sequence[ModuleAudit]) -> Health | None:
             return Health(
                 verdict="random_like",
                 reason=f"{what} is as flat as random numbers of its shape in {len(flat)} of {len(shares)} modules "
-                f"(first: {flat[0]})",
+                f"(first: {flat[0]}): random, or trained with Muon or another orthogonalising optimizer",
             )
     return None
 
@@ -258,6 +270,11 @@ def _of_second_factor(module: ModuleAudit) -> float | None:
     return own / null if own < (null + module.r) / 2 else 0.0
 
 
+def words_of(verdict: str) -> str:
+    """A verdict in words that say no more than weights can show."""
+    return "as large as the weights" if verdict == "oversized" else verdict.replace("_", "-")
+
+
 THE_FILE: Final = "the weights file"  # as the source of an observation
 
 
@@ -266,7 +283,7 @@ def observe_verdict(verdicts: Verdicts, verdict: str, reason: str, *, source: st
     if verdict not in verdicts:
         return None
     return Observation(
-        f"{verdict.replace('_', '-').capitalize()}: {reason}.",
+        f"{words_of(verdict).capitalize()}: {reason}.",
         **verdicts[verdict]._asdict(),
         evidence=(cite(source, reason),),
     )

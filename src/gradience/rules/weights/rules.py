@@ -28,6 +28,7 @@ from gradience.rules.weights import (
     Standing,
     Verdicts,
     WeightsRule,
+    is_flattening,
     modules_analysed,
     observe_verdict,
 )
@@ -166,6 +167,12 @@ def _many_modules(facts: AdapterFacts) -> str | None:
     return f"needs {RANDOM_MODULES.value:g} measured modules of rank {RANDOM_RANK.value:g} or more; there are {able}"
 
 
+@premise("an optimizer that leaves flat spectra was not used")
+def _flatness_tells(facts: AdapterFacts) -> str | None:
+    name = facts.report.optimizer
+    return f"{name} orthogonalises its steps: lora_B is flat whatever it learnt" if is_flattening(name) else None
+
+
 @premise("PEFT's LoraConfig describes the adapter")
 def _peft_lora(facts: AdapterFacts) -> str | None:
     report = facts.report
@@ -229,14 +236,15 @@ RANDOM_LIKE = WeightsRule(
     verdicts=_RANDOM,
     confidence=0.6,
     signs=("random_like",),
-    action="Check that this is the trained adapter, not an initialisation.",
+    action="Check that this is the trained adapter, not an initialisation; where Muon or the like trained it, say so "
+    "with --optimizer.",
     scope="LoRA of rank 4 and more, in four modules or more; lora_B alone only where it started at zero; not VeRA, "
     "whose projections are random by design. Shuffled labels leave no such trace: weights cannot show them",
     verify=_COMPARE,
-    rationale="lora_B starts at zero and takes its directions from few gradients: one step already makes it far from "
-    "flat.",
+    rationale="lora_B starts at zero and takes its directions from few gradients, of which a few dominate. An "
+    "optimizer that orthogonalises its steps gives all directions the same size: what it trained is not judged.",
     thresholds=(RANDOM_SHARE, RANDOM_RANK, RANDOM_MODULES, RANDOM_PART),
-    needs=(_many_modules,),
+    needs=(_many_modules, _flatness_tells),
 )
 TOO_LARGE = WeightsRule(
     id="SIZ215",
@@ -255,11 +263,13 @@ TOO_LARGE = WeightsRule(
             "ordinary updates have .012 to .044 of the base's norm, one whose training diverged 29 times",
         ),
     ),
-    action="Do not use it before you have looked at its outputs; train again with a lower learning rate or scaling.",
+    action="Look at its held-out loss or its outputs before using it; if they are bad, train again with a lower "
+    "learning rate or scaling.",
     scope="any adapter; intruder dimensions (--intruders) are independent evidence; sizes without a base are a "
     "heuristic",
     verify=_COMPARE,
-    rationale="Such an update replaces what the base model knows instead of adding to it: training has diverged.",
+    rationale="Such an update may replace what the base model knows. It is no proof: 7 of 39 small models had one and "
+    "a lower held-out loss.",
     thresholds=(OVERSIZED, LARGE_SIZE),
     needs=(modules_analysed,),
 )
