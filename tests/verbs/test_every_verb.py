@@ -125,7 +125,7 @@ TABLE = [
           Model:      toy-distilbert-2x128
           Task:       classification, by task_type SEQ_CLS
           Adapter:    LoRA  r=8 alpha=32 scaling=4 dropout=0.05
-          Targets:    k_lin, v_lin, q_lin, out_lin
+          Targets:    k_lin, out_lin, q_lin, v_lin
           Optimizer:  adamw_torch lr=0.001 linear weight_decay=0.01
           Batch:      16 x 1 accumulation = 16 per step and process
           Length:     240 steps, warmup 4.2%
@@ -238,8 +238,8 @@ TABLE = [
         "audit --peft-dir dora --base base --intruders --verbose",
         0,
         """
-        Verdict: OVERSIZED (the update has 1.17 times the norm of the base weights)
-          [ERROR] SIZ215: Oversized: the update has 1.17 times the norm of the base weights.
+        Verdict: AS LARGE AS THE WEIGHTS (the update has 1.17 times the norm of the weights of these modules)
+          [ERROR] SIZ215: As large as the weights: the update has 1.17 times the norm of the weights of these
               evidence: against the base: 4 intruder dimensions in 2 modules
           [INFO] INT212: 4 intruder dimensions in 2 modules (k=7, eps=0.5); most in layers.0.up_proj: 3.
           Modules:     3, in 2 layers of the network
@@ -273,8 +273,8 @@ TABLE = [
         0,
         """
         Findings: none
-          one  keeps 0.495 = 0.5 - 0.005; rest of M orthogonal to it 36.0%
-          two  keeps 0.491 = 0.5 - 0.009; rest of M orthogonal to it 65.2%
+          one   36.0%  weight 0.5: 50% left of its update, norm(w dW) 34.97
+          two   65.2%  weight 0.5: 50% left of its update, norm(w dW) 25.98
         one and two: cosine -0.013, scale 1.35 : 1
           shared directions phi(2,2): outputs 0.066 (chance 0.236), inputs 0.315 (chance 0.268)
         Signs: 50.4% conflict (50.2% of Gaussian entries), 24.1% of the magnitude cancels; all read
