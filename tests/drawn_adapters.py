@@ -82,7 +82,7 @@ def base(folder: Path, rng: random.Random, size: float = 1.0) -> Path:
     return folder
 
 
-def _trained(file: Path, share: float) -> None:
+def trained(file: Path, share: float) -> None:
     """Replace each B of a file by `share` of itself plus the rest of its copy with rows reversed."""
     tensors = load_file(file)
     turned = {name: x if "lora_A" in name else x * share + x[::-1] * (1 - share) for name, x in tensors.items()}
@@ -129,7 +129,7 @@ def verbs(root: Path, seed: int, size: float = 1.0) -> Iterator[tuple[str, Calla
     other = adapter(root / "other", rng, plain=False, zero=zero, size=size)
     for step in (10, 20, 30):
         adapter(root / "run" / f"checkpoint-{step}", random.Random(f"run {seed}"), plain=True, size=size)  # noqa: S311  # as above
-        _trained(root / "run" / f"checkpoint-{step}" / "adapter_model.safetensors", step / 30)
+        trained(root / "run" / f"checkpoint-{step}" / "adapter_model.safetensors", step / 30)
     for name, options in CRITERIA.items():
         yield f"resize {name}", lambda options=options: g.resize_adapter(other, base=under, **options)
     for name, options in METHODS.items():

@@ -26,15 +26,16 @@ def test_a_valid_log_is_one_verdict_and_what_it_holds(capsys: pytest.CaptureFixt
 
 def test_a_log_that_is_not_valid_exits_with_2_and_names_each_fault(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["validate", str(BAD)]) == 2
-    out = capsys.readouterr().out.splitlines()
+    text = capsys.readouterr().out
+    out = text.splitlines()
     assert out[:3] == [
         f"{BAD}: not valid, 12 faults in 3 lines",
         "  line 1, $.config: expected a value (required), got nothing",
         "  line 2, $.config: expected object, got array",
     ]
     profiles = "easy_classification, hard_reasoning, generation, unknown"
-    assert out[3] == f"  line 3, $.config.task_profile: expected one of {profiles}, got 'easy'"
-    assert len(out) == 13
+    assert f"line 3, $.config.task_profile: expected one of {profiles}, got 'easy'" in " ".join(text.split())
+    assert sum(line.startswith("  line ") for line in out) == 12
 
 
 def test_a_line_that_is_no_json_is_named_by_its_byte(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -62,7 +62,7 @@ def test_ties_count_by_half():
 def test_audit_and_report_print_it(fleet, tmp_path, capsys):
     mine = peft(tmp_path / "mine", factors(50, decay=0.7))
     assert main(["audit", str(mine), "--against", str(fleet)]) == 0
-    out = capsys.readouterr().out
+    out = " ".join(capsys.readouterr().out.split())  # lines break where the screen ends
     assert f"Among the trained adapters of {fleet}, by type of module and rank:" in out
     assert "utilization, attn, r 4" in out
     assert "(n = 8)" in out

@@ -10,8 +10,8 @@ from gradience.telemetry.writer import TelemetryWriter
 FALLS = "the training loss falls, but eval {} does not improve"
 
 
-def story(path, metrics, losses):
-    """The first clause of the story of a run of 60 steps whose evaluations have these values, at equal distances."""
+def reported(path, metrics, losses):
+    """The report on a run of 60 steps whose evaluations have these values, at equal distances."""
     with TelemetryWriter(path, fsync="never") as log:
         log.run_start({})
         apart = 60 // max(len(values) for values in metrics.values())
@@ -22,7 +22,7 @@ def story(path, metrics, losses):
                 seen = {name: values[at] for name, values in metrics.items() if at < len(values)}
                 log.eval(step, split="eval", metrics={"n": 1000, **seen})
         log.run_end(status="ok")
-    return monitor_run(path).story.split(";")[0]
+    return monitor_run(path)
 
 
 @every(
@@ -43,4 +43,20 @@ def story(path, metrics, losses):
     ],
 )
 def test_a_falling_loss_is_learning_unless_what_decides_held_out_does_not_improve(tmp_path, metrics, says):
-    assert story(tmp_path / "run.jsonl", metrics, losses=(2.2, 1.2)) == says
+    assert reported(tmp_path / "run.jsonl", metrics, losses=(2.2, 1.2)).story.split(";")[0] == says
+
+
+@every(
+    ("metrics", "decisive", "step"),
+    [
+        ({"loss": [2.1, 1.7, 1.9]}, "loss", 40),
+        ({"loss": [1.5, 1.7, 1.9]}, "loss", 20),
+        ({"loss": [2.1, 1.9, 1.7]}, "loss", 60),
+        ({"loss": [2.1, 1.7, 1.9], "accuracy": [0.5, 0.6, 0.8]}, "accuracy", 60),
+        ({"loss": [2.1, 1.9, 1.7], "wer": [0.3, 0.1, 0.2]}, "wer", 40),
+        ({"accuracy": [0.9, 0.6, 0.8]}, "accuracy", 20),
+    ],
+)
+def test_the_best_step_is_that_of_a_task_metric_else_of_the_loss(tmp_path, metrics, decisive, step):
+    found = reported(tmp_path / "run.jsonl", metrics, losses=(2.2, 1.2)).account
+    assert (found.decisive, found.best_step) == (decisive, step)

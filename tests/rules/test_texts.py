@@ -12,6 +12,7 @@ SHARED = {  # one trouble, seen in two places or left in one way
     "From that step on the run fitted its training data at the cost of held-out data.": {"OVF110", "OVF304"},
     "The reloaded model gets a fresh random head and predicts at chance.": {"HED308", "TGT004"},
     "remove these rows": {"DAT311", "DAT350"},
+    "try 5e-6 for DPO, 1e-5 to 4e-5 for GRPO": {"LR004", "LR008"},
     "train without the feature, or merge the adapter into the base before serving": {"SRV001", "SRV002", "SRV003"},
 }
 
@@ -23,6 +24,9 @@ def places() -> dict[str, set[tuple[str, str]]]:
         for field in (*OWN, *OF_A_FAMILY):
             if text := getattr(card, field):
                 found[text].add((card.id, field))
+        for threshold in card.thresholds:
+            found[threshold.unit].add((card.id, "unit of a threshold"))
+            found[threshold.source].add((card.id, "source of a threshold"))
     return found
 
 
@@ -44,5 +48,5 @@ def test_every_ground_names_its_source_and_says_something_of_its_own() -> None:
             assert ground.says.strip()
             assert ground.source != ground.says
             grounds[ground.says].add(ground.source)
-    texts = {text for text, at in places().items() if {field for _, field in at} & set(OWN)}
+    texts = {text for text, at in places().items() if {field for _, field in at} & {*OWN, *OF_A_FAMILY}}
     assert texts & grounds.keys() == set()

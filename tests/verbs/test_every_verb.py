@@ -1,14 +1,22 @@
 """One run as every verb shows it: a command line, its exit code, and lines of its screen (or of its one-line error).
 
-The run is golden/readme's, which the README's first command wrote; the commands follow one another in one folder.
+The run is golden/readme's, which the README's first command wrote; adapters, a base and a series of checkpoints are
+drawn from a seed beside it. The commands follow one another in one folder.
 """
 
 from __future__ import annotations
 
+import json
+import random
+from pathlib import Path
+
 import pytest
+from drawn_adapters import adapter, base, trained
 from readme_blocks import clone_with_run
 from screens import shell
 from tables import every
+
+from gradience.cli.main import COMMANDS, GROUPS
 
 TABLE = [
     (
@@ -117,13 +125,16 @@ TABLE = [
           Model:      toy-distilbert-2x128
           Task:       classification, by task_type SEQ_CLS
           Adapter:    LoRA  r=8 alpha=32 scaling=4 dropout=0.05
-          Targets:    k_lin, v_lin, q_lin, out_lin
+          Targets:    k_lin, out_lin, q_lin, v_lin
           Optimizer:  adamw_torch lr=0.001 linear weight_decay=0.01
           Batch:      16 x 1 accumulation = 16 per step and process
           Length:     240 steps, warmup 4.2%
           Early step: 3.2e-02 (scaling x r x lr; shipped recipes for supervised training 3e-3 to 1e-2)
           EPO001: max_steps overrides epochs, so how often the data repeats is not known
           BAT001: the number of processes is not given; with one, the batch is 16
+          SCH003: about a run to come; this one has begun
+          TGT002, TGT005: the base model is not given (--base)
+          RNK001: objective classification: the estimate is for supervised training
         """,
     ),
     (
@@ -188,6 +199,7 @@ TABLE = [
               sweep's 4e-5
         """,
     ),
+    ("rules XX999", 2, "unknown rule 'XX999' ('gradience rules' lists them)"),
     ("report runs/toy --out page.md", 0, "wrote page.md (4 KB, 2 findings)"),
     (
         "fleet audit runs --out fleet",
@@ -207,7 +219,147 @@ TABLE = [
         Ranks:      8 1
         """,
     ),
+    (
+        "compare series",
+        0,
+        """
+        Series of 3 checkpoints:
+             step  norm(dW)  cos to final  cos to prev.  change  eff. rank  stable  k@90%
+               10     107.6        0.8099             -       -       2.48    1.31   2.00
+               20     107.6        0.9561        0.9462   32.8%       2.48    1.31   2.00
+               30     118.6        1.0000        0.9561   32.7%       2.62    1.40   2.33
+          Mean effective rank, last over first: 1.06
+        checkpoint-20 -> checkpoint-30 (3 modules in both):
+          checkpoint-10   1.00   0.95   0.81
+            +0.894     1.34    0.904   1.000  layers.1.v_proj
+        """,
+    ),
+    (
+        "audit --peft-dir dora --base base --intruders --verbose",
+        0,
+        """
+        Verdict: AS LARGE AS THE WEIGHTS (the update has 1.17 times the norm of the weights of these modules)
+          [ERROR] SIZ215: As large as the weights: the update has 1.17 times the norm of the weights of these
+              evidence: against the base: 4 intruder dimensions in 2 modules
+          [INFO] INT212: 4 intruder dimensions in 2 modules (k=7, eps=0.5); most in layers.0.up_proj: 3.
+          Modules:     3, in 2 layers of the network
+          Energy by type (modules): attn 51.8% (2), mlp 48.2% (1)
+          Energy is as concentrated as in 3 modules with equal shares (there are 3); half of it is in 1 of 2 layers (0)
+          UDR norm2(dW)/norm2(W): median 1.45, largest 1.86 (layers.0.up_proj)
+          SDI log10(UDR):         median 0.16
+          Relative Frobenius:     1.17 over all modules
+          Merged in bfloat16: 100.0% of entries change, cosine with the update 1.000 (medians)
+          Intruder dimensions:    4 in 2 of 3 modules (k=7, eps=0.5; 0 at 0.3, 4 at 0.5, 14 at 0.7)
+        In the file: lora pair 82.2% (0.00 MB, 6 tensors), magnitude 17.8% (0.00 MB, 3 tensors)
+        """,
+    ),
+    (
+        "merge one two --out ties --method ties --density 0.5 --verbose",
+        0,
+        """
+        +1 x one: 3 modules, r=2..3
+        +1 x two: 3 modules, r=4..5
+        Method: ties, density 0.5
+        Error:  7.94% of what ties defines (Frobenius norm, all modules)
+                32.2% away from the plain weighted sum
+          2+5 > 5              9.64%  layers.1.v_proj
+          0+4 > 4               zero  layers.1.q_proj
+        Not in all adapters (2): layers.0.up_proj, layers.1.q_proj
+        Note: rsLoRA's scale is in the factors: the merged adapter has alpha = r and use_rslora off.
+        """,
+    ),
+    (
+        "merge-check one two",
+        0,
+        """
+        Findings: none
+          one   36.0%  weight 0.5: 50% left of its update, norm(w dW) 34.97
+          two   65.2%  weight 0.5: 50% left of its update, norm(w dW) 25.98
+        one and two: cosine -0.013, scale 1.35 : 1
+          shared directions phi(2,2): outputs 0.066 (chance 0.236), inputs 0.315 (chance 0.268)
+        Signs: 50.4% conflict (50.2% of Gaussian entries), 24.1% of the magnitude cancels; all read
+        Not in all adapters (2): layers.0.up_proj, layers.1.q_proj
+        """,
+    ),
+    (
+        "convert dora --base base --rank 2 --out plain --verbose",
+        0,
+        """
+        From: dora/adapter_model.safetensors  (LORA DoRA rsLoRA)
+        To:   plain  (PEFT LoRA)
+        Parameters: 163 -> 102
+        Update: relative error 42.55% of the whole, at most 46.94% of a module (Frobenius norm)
+           4>2      46.94%  dense      layers.1.v_proj
+        """,
+    ),
+    (
+        "resize dora --base base --rel-error 0.4 --dry-run",
+        0,
+        """
+        Criterion:  relative error <= 0.4 in each module
+        Parameters: 134 -> 51
+        Error:      14.4% of the whole update, at most 21.6% of a module
+          r=2 -> 1: 2
+              4>1        8.4%       16  layers.1.v_proj
+        Note: DoRA: magnitudes fitted anew by least squares; errors are of the whole change to the weight
+        """,
+    ),
+    (
+        "import state/trainer_state.json --out imported.jsonl",
+        0,
+        """
+        Source: state/trainer_state.json (trainer-state)
+        Wrote:  imported.jsonl
+          steps 1 to 30: 30 rows of training, 3 evaluations
+          ended: ok (the planned steps were made)
+        Next: gradience monitor imported.jsonl
+        """,
+    ),
+    (
+        "monitor state/trainer_state.json",
+        0,
+        """
+        Story: learns; loss 1.95 -> 0.5; eval loss 1.2 against 0.525 in training; eval loss still falls at the end
+        Status:  ok (the planned steps were made), step 30 of 30
+        Loss:    1.95 -> 0.5 in 30 rows  (lowest 0.5 at step 30)
+        Peak LR: 0.0001  (largest logged)
+          Gap:       eval loss 1.2, training loss 0.525 (step 30)
+        Note: imported in memory from trainer_state.json (trainer-state); no file was written.
+        """,
+    ),
+    (
+        "why runs/toy/run.jsonl imported.jsonl",
+        0,
+        """
+        The runs part at step 1, where the lr differs: the learning rate (optimizer.lr: 0.001 and 0.0001).
+          lr         0.0  |  0.0001
+          schedule       training.max_steps: 240 and 30
+          the rows of each step: record the digests (digests=True)
+        """,
+    ),
 ]
+
+
+def lay_out() -> None:
+    """Write what the commands read beside the run."""
+    root, rng = Path(), random.Random("screens")  # noqa: S311  # an input repeats itself
+    base(root / "base", rng)
+    adapter(root / "one", rng, plain=True)
+    adapter(root / "two", rng, plain=True, zero="layers.1.q_proj")
+    adapter(root / "spare", rng, plain=False)
+    adapter(root / "dora", rng, plain=False)
+    for step in (10, 20, 30):
+        place = root / "series" / f"checkpoint-{step}"
+        adapter(place, random.Random("run 1"), plain=True)  # noqa: S311  # as above
+        trained(place / "adapter_model.safetensors", step / 30)
+    rows = [
+        {"loss": 2.0 - 0.05 * step, "grad_norm": 1.0, "learning_rate": 1e-4, "step": step, "epoch": step / 10}
+        for step in range(1, 31)
+    ]
+    rows += [{"eval_loss": 1.5 - step / 100, "step": step, "epoch": step / 10} for step in (10, 20, 30)]
+    state = {"log_history": rows, "global_step": 30, "max_steps": 30, "num_train_epochs": 3}
+    (root / "state").mkdir()
+    (root / "state" / "trainer_state.json").write_text(json.dumps(state))
 
 
 @pytest.fixture(scope="module")
@@ -215,6 +367,7 @@ def answers() -> list[tuple[int, str, str]]:
     """The exit code, the screen and the errors of each command of the table."""
     pytest.importorskip("duckdb", reason="needs the fleet extra")
     with clone_with_run():
+        lay_out()
         return [shell(f"gradience {command}") for command, _, _ in TABLE]
 
 
@@ -226,6 +379,14 @@ def test_a_command_ends_so_and_shows_these_lines(answers, place):
     if code:
         assert (out, err) == ("", f"gradience: {lines}\n")
         return
-    wanted = [line.removeprefix(" " * 8).rstrip() for line in lines.strip("\n").splitlines() if line.strip()]
-    shown = [line.rstrip() for line in out.splitlines()]
-    assert [line for line in wanted if line not in shown] == []
+    shown = " ".join(out.split())  # where a line is broken is the screen's business
+    assert [line for line in lines.strip().splitlines() if " ".join(line.split()) not in shown] == []
+
+
+def test_these_are_the_commands_and_each_has_its_line_in_the_help():
+    commands = "audit bench check compare convert diagnose drift import merge merge-check monitor receipt report resize"
+    names = {*commands.split(), "rules", "runs", "schema", "validate", "verify-merge", "verify-served", "why"}
+    assert {*COMMANDS} == names
+    help_text = shell("gradience --help")[1]
+    listed = {line.split()[1] for line in help_text.splitlines() if line.startswith("│ ") and line[2] != " "}
+    assert names | {*GROUPS} <= listed

@@ -180,3 +180,23 @@ def test_a_gradient_norm_that_parts_alone_is_named_and_a_version_gives_way_to_a_
     report = explained(tmp_path, {"lora__dropout": 0.0}, {"lora__dropout": 0.1}, norms=[1.0, 1.0, 1.2, 1.0])
     assert (report.step, [part.quantity for part in report.parts]) == (3, ["grad_norm"])
     assert report.story.startswith("the runs part at step 3, where the grad_norm differs: the dropout")
+
+
+@every(
+    ("seen", "causes"),
+    [
+        ({"adapter": {"digest": "s1:c"}}, {"adapter_init"}),
+        ({"adapter": {"digest": "s1:c", "trainable": 16}}, {"adapter_init", "trainable"}),
+        ({"base": {"frozen_digest": "s1:c"}}, {"base_weights"}),
+        ({"adapter": {"trainable": 16}, "losses": [2.1, 2.0, 1.9, 1.8]}, {"trainable"}),
+        ({"look": {"seed": 1}, "batches": ["bb0001 bb0002", *ROWS[1:]]}, {"seed"}),
+        ({"batches": ["aa0003 aa0004", "aa0001 aa0002", *ROWS[2:]]}, {"order"}),
+        ({"batches": ["aa0002 aa0001", *ROWS[1:]]}, {"order"}),
+        ({"batches": ["aa0001|aa0002", *ROWS[1:]]}, {"accumulation"}),
+    ],
+)
+def test_what_was_seen_to_part_has_these_causes(tmp_path: Path, seen: dict[str, Any], causes: set[str]) -> None:
+    report = explained(tmp_path, {}, {}, **seen)
+    assert report.verdict == ("one_cause" if len(causes) == 1 else "several")
+    followed = {"data_row"} if "seed" in causes else set()
+    assert {each.cause for each in report.differences} - followed == causes

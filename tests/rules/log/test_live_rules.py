@@ -1,0 +1,18 @@
+"""Which rules speak while training runs: their finding is taken back by no later row, and worth stopping for."""
+
+from __future__ import annotations
+
+from gradience.rules.log import DETECTORS
+
+LIVE = {
+    *("NUM101", "NUM102"),  # numbers that are not finite
+    *("DIV104", "GRD108"),  # diverged, or nothing left to learn by
+    "OVF110",  # of held-out values that have risen for long
+}
+
+
+def test_while_training_runs_only_these_and_faults_of_wiring_speak() -> None:
+    live = {rule.id for rule in DETECTORS if rule.live}
+    wired = {rule.id for rule in DETECTORS if rule.id.startswith("WIR")}
+    assert live == LIVE | wired
+    assert len(wired) == 16
