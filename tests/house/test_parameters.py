@@ -10,6 +10,7 @@ import pytest
 
 MOST = 8
 CONSTRUCTORS = {  # whose keywords are the one list of their options, and whose callers are other programs' scripts
+    "cli/merge.py: verify_merge": 9,  # a command; two of them name one adapter
     "hf/callback.py: GradienceCallback.__init__": 14,
     "hf/watched.py: WiringWatch.__init__": 9,
     "hf/wires.py: Wires.__init__": 9,

@@ -19,6 +19,6 @@ def test_a_verb_fits_one_screen_but_for_stories_and_commands():
     golden = (screens.FOLDER / "cli.txt").read_text(encoding="utf-8")
     for screen in golden.removeprefix("$ ").split("\n$ "):
         command, *lines = screen.rstrip("\n").split("\n")
-        assert len(lines) <= LINES, command
+        assert len([line for line in lines if not line.startswith("    ")]) <= LINES, command  # less what is folded
         wide = [line for line in lines if len(line) > COLUMNS]
         assert [line for line in wide if not line.startswith(("Story:", "Next", "  config  runs/"))] == []

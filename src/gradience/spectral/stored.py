@@ -25,8 +25,8 @@ _F16_STEP: Final = 2.0**-24
 
 def put(w: Matrix | Codes) -> Array | Codes:
     """Return w for the kernels, bfloat16 as its bits. XLA may share w's memory, so the caller must not change w."""
-    is_bfloat16 = not isinstance(w, Codes) and w.dtype == _BFLOAT16
-    held: Array | Codes = jax.device_put(w.view(np.uint16) if is_bfloat16 else w, may_alias=True)
+    bits = w.view(np.uint16) if not isinstance(w, Codes) and w.dtype == _BFLOAT16 else w
+    held: Array | Codes = jax.device_put(bits, may_alias=True)
     return held
 
 
