@@ -153,7 +153,7 @@ def test_sessions_gaps_copies_and_returns_are_counted_by_hand(tmp_path):
     assert record.sessions == {"a", "b", "c"}
     assert run.lost_norms == {8}
     assert list(run.steps) == [1, 2, 2, 1, 5, 6, 7, 8, 9]
-    assert [None if math.isnan(rate) else rate for rate in run.rates] == [0.5, *[None] * 6, 0.25, None]
+    assert [None if math.isnan(rate) else rate for rate in run.rates] == [0.5, *[None] * 6, 1.0, None]
     assert run.last_step == 9
 
 

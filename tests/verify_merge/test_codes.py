@@ -196,11 +196,11 @@ def test_a_receipt_says_how_far_the_merged_model_answers_differently(tmp_path, c
     merged.save_pretrained(tmp_path / "merged")
     save_tokenizer(tmp_path / "merged")
     argv = ["verify-merge", "--base", str(kit.base), "--adapter", str(kit.adapter), "--merged"]
-    assert main([*argv, str(tmp_path / "merged"), "--receipt", str(tmp_path / "receipt.json", sources=[])]) == 0
+    assert main([*argv, str(tmp_path / "merged"), "--receipt", str(tmp_path / "receipt.json")]) == 0
     said = capsys.readouterr().out
     assert "receipt.json: SAME\n" in said
     assert "outputs" not in said
-    found = verify_merged(kit.base, kit.adapter, kit.base, receipt=tmp_path / "receipt.json", sources=[])
+    found = verify_merged(kit.base, kit.adapter, kit.base, receipt=tmp_path / "receipt.json")
     assert (found.verdict, found.answers.verdict) == ("not_contained", "the_base")
     assert found.answers.residual == pytest.approx(1.0, abs=1e-3)
     assert main([*argv, str(tmp_path / "merged"), "--receipt", str(rows)]) == 2
@@ -211,6 +211,6 @@ def test_a_merge_in_codes_is_not_run(place, tmp_path):
             "rows": [{"ids": [1, 2], "base": [-1.0], "adapter": [-2.0]}]}  # fmt: skip
     (tmp_path / "receipt.json").write_text(json.dumps(held))
     asked(place, in_codes(W), in_codes(GIVEN_BACK + DELTA))
-    told = verify_merged(place / "base", place / "adapter", place / "merged", receipt=tmp_path / "receipt.json", sources=[]).answers
+    told = verify_merged(place / "base", place / "adapter", place / "merged", receipt=tmp_path / "receipt.json").answers
     assert (told.verdict, told.residual) == ("cannot_tell", None)
     assert "not run" in told.story

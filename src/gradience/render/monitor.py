@@ -24,7 +24,7 @@ from gradience.render import (
 )
 from gradience.render.plots import curve_lines
 from gradience.render.ranks import update_size
-from gradience.rules.log.account import is_token_accuracy
+from gradience.rules.log.account import is_token_accuracy, rate_of_run
 from gradience.rules.log.held_out import of_metric
 from gradience.rules.log.recorded import no_weights
 from gradience.rules.weights import suggests_ranks
@@ -120,12 +120,15 @@ def _peak(schedule: Schedule) -> Iterator[str]:
     """The peak learning rate: as configured, else the largest logged, which may be lower."""
     if not schedule.peak:
         return
-    reached = ""
+    rate = rate_of_run(schedule)
+    said = ""
     if schedule.peak_from == "logged":
-        reached = "  (largest logged)"
+        said = "  (largest logged)"
     elif schedule.in_warmup:
-        reached = f"  ({number(schedule.logged_peak, '.3g')} reached)"
-    yield f"Peak LR: {number(schedule.peak, '.3g')}{reached}"
+        said = f"  ({number(schedule.logged_peak, '.3g')} reached)"
+    elif rate is not None and rate != schedule.peak:
+        said = f"  (largest logged; {number(schedule.peak, '.3g')} is configured)"
+    yield f"Peak LR: {number(rate, '.3g')}{said}"
 
 
 def _signals(report: MonitorReport) -> Iterator[str]:

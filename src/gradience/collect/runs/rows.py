@@ -11,6 +11,7 @@ from gradience.judge.monitor import held_out_of, report_of
 from gradience.judge.monitor.source import open_source, runs_in
 from gradience.rules import excluded_rules
 from gradience.rules.log import DETECTED
+from gradience.rules.log.account import rate_of_run
 from gradience.rules.log.facts import DEFAULT_GAP
 from gradience.schema import number_in
 from gradience.schema.document import by_severity
@@ -90,7 +91,7 @@ def run_row(path: str, series: RunSeries, report: MonitorReport, *, stamp: str =
         targets=",".join(targets) if isinstance(targets, list) else targets,
         peft_type=lora.peft_type,
         optimizer=config.optimizer.name,
-        lr=number_column(report.account.schedule.peak),
+        lr=rate_of_run(report.account.schedule),
         scheduler=loop.lr_scheduler,
         batch_size=loop.batch_size,
         seed=config.training.seed,

@@ -423,6 +423,14 @@ def _schedule(facts: RunFacts) -> Schedule:
     )
 
 
+def rate_of_run(schedule: Schedule) -> float | None:
+    """The learning rate by which a run is known: the peak, or the largest logged where the run never came near it."""
+    peak, logged = schedule.peak, schedule.logged_peak
+    if peak is None or (logged is not None and logged < DECAYED.value * as_float(peak) and not schedule.in_warmup):
+        return logged
+    return as_float(peak)
+
+
 def _rising(rates: Sequence[float]) -> bool:
     """Whether the last of two or more learning rates is the highest, above the one before and the one in the middle."""
     return len(rates) > 1 and rates[-1] == max(rates) and rates[-1] > max(rates[-2], rates[(len(rates) - 1) // 2])

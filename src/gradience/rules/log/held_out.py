@@ -321,7 +321,7 @@ def _accuracies(facts: RunFacts) -> _Accuracies | None:
     if not (0.0 <= p <= 1.0 and 0.0 <= q <= 1.0):
         return None
     error = math.sqrt(sum(x * (1.0 - x) / n for x, n in ((p, train.n), (q, held_out.n)) if n))
-    return _Accuracies(p, q) if p - q > max(ACCURACY_GAP.value, NORMAL_95 * error) else None
+    return _Accuracies(p, q) if round(p - q, 9) > max(ACCURACY_GAP.value, NORMAL_95 * error) else None
 
 
 def _far(facts: RunFacts, of: RunAccount) -> bool:

@@ -125,8 +125,11 @@ def noisy_levels(facts: RunFacts) -> Trend | None:
 
 def _held_out(facts: RunFacts, covered: frozenset[Topic]) -> Iterator[StoryPart]:
     of, curve = account(facts), facts.held_out_curve
-    if of.split is None or (curve is None and not of.metrics):
-        if "no_held_out" not in covered:
+    if curve is None and not of.metrics:
+        shown = facts.held_out.metrics.loss if facts.held_out is not None else None
+        if shown is not None:  # of an evaluation without a step, as results files and summaries have it
+            yield StoryPart(says=f"{of.split} loss {_n(shown)}", values={"last": shown})
+        elif "no_held_out" not in covered:
             yield StoryPart(says="no held-out signal")
         return
     if curve is not None and "held_out" not in covered:
