@@ -404,6 +404,12 @@ RULES: Final[tuple[LogRule, ...]] = (
         observe=_at_once,
         needs=(not_under("rl", "preference"),),
         confidence=0.5,
+        evidence=(
+            cite(
+                "published runs",
+                "a loss of .003 in the first pass: answers of one word, or a template's labels",
+            ),
+        ),
         phrase=lambda v: (
             f"the loss is {shown(v, 'loss', '.2g')} within the first pass over the data"
             if "loss" in v
