@@ -134,9 +134,9 @@ def test_bad_input_is_one_line_and_exit_code_2(arguments, tmp_path, monkeypatch,
     assert err.count("\n") == 1
 
 
-def test_neither_help_nor_a_log_alone_imports_jax_or_torch(trained):
+def test_neither_help_nor_a_log_alone_imports_jax_or_torch(trained, tmp_path):
     """One after the other in one interpreter: what either of them imports stays."""
-    log = str(trained("healthy") / "run.jsonl")
+    log = shutil.copy(trained("healthy") / "run.jsonl", tmp_path / "run.jsonl").as_posix()
     script = (
         "import sys\nfrom gradience.cli.main import main\n"
         f"main(['diagnose', '--help'])\nmain(['diagnose', {log!r}])\nprint(*sys.modules)"

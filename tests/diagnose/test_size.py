@@ -45,7 +45,7 @@ def write_run(folder, evals, *, weight=0.02, split="eval"):
 
 def of_size(report):
     """The cause that SIZ215 is a part of."""
-    return next(cause for cause in report.causes if "SIZ215" in {piece.id for piece in cause.pieces})
+    return next(cause for cause in report.findings if "SIZ215" in {piece.id for piece in cause.pieces})
 
 
 @every(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import screens
 
-LINES, COLUMNS = 25, 100
+LINES, COLUMNS = 30, 100
 
 
 @pytest.mark.parametrize("walk", screens.WALKS)

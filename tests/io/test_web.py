@@ -96,8 +96,7 @@ def test_a_server_that_drips_is_left_at_the_deadline(
     monkeypatch.setattr("gradience.announce._SECONDS", _DEADLINE)
     monkeypatch.setenv(WEBHOOK, f"{scheme}://127.0.0.1:{port}/")
     begun = time.monotonic()
-    with Announcer(["webhook"], tmp_path) as announcer:
-        announcer.tell(Told("a", "b", "info"))
+    Announcer(["webhook"], tmp_path).tell(Told("a", "b", "info"))
     assert time.monotonic() - begun < _DEADLINE + _SLACK
 
 

@@ -45,7 +45,7 @@ def test_a_report_on_everything_is_short_and_parses(log, adapter):
     text = report_text(story, "md")
     found = parse(GFM.render(text))
     assert len(text) < 8_000
-    assert len(found.all("table")) == 3
+    assert len(found.all("table")) == 4
     for words in (
         "acme/base-7b",
         "ok, step 120 of 120",

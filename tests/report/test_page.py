@@ -94,7 +94,7 @@ def test_every_cause_is_there_with_its_evidence_and_is_marked_at_its_step(story,
 def test_what_was_not_judged_and_not_there_is_named(log):
     story = gather(log)
     text = parse(report_html(story)).text
-    assert "no adapter weights were named" in text
+    assert "no adapter in the folder" in text
     assert all(item.reason in text and item.id in text for item in story.diagnosis.not_run)
 
 

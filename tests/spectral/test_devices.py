@@ -20,7 +20,7 @@ import pytest
 
 import gradience
 from gradience import audit_arrays, spectral
-from gradience.spectral import base, batch, devices, krylov
+from gradience.spectral import base, batch, codes, devices, krylov
 from gradience.spectral.batch import spectra
 from gradience.spectral.grams import Factors
 
@@ -29,7 +29,7 @@ ROOT = Path(gradience.__file__).parent
 FOUR = """
 import json, sys
 import jax, numpy as np
-from gradience.spectral import base, batch, krylov
+from gradience.spectral import base, batch, codes, krylov
 from gradience.spectral.grams import Factors
 
 def case(seed):
@@ -118,6 +118,8 @@ def sized(*shapes: tuple[int, ...], dtype: type = F) -> list[jax.ShapeDtypeStruc
 OPERATOR = krylov.Operator(*sized((30, 20), (30, 2), (2, 20), dtype=S))
 MEASURES = base.Measures(*(base.Measure(*sized((9,), (2, 9), (4, 9))) for _ in range(3)))
 
+CODES = codes.Codes(*sized((4, 30), dtype=np.uint32), *sized((2, 30), dtype=S), coding="offset4", columns=32, block=16)
+
 KERNELS: dict[str, tuple[list[object], dict[str, object]]] = {
     "spectral.batch.of_singular_values": (sized((8,)), {}),
     "spectral.batch.stable_ranks": (sized((4, 8, 8)), {}),
@@ -151,8 +153,9 @@ KERNELS: dict[str, tuple[list[object], dict[str, object]]] = {
     "spectral.merging.with_agreeing": (sized((30, 20), (30, 20), (30, 20), (30, 20), dtype=S), {}),
     "spectral.merging.row_sums": (sized((3, 30, 2), (3, 2, 20)), {}),
     "spectral.quantised.restored": (sized((30, 20), dtype=S), {"name": "nf4"}),
-    "spectral.quantised.decoded": ([*sized((320,), dtype=np.uint8), *sized((10,), (16,), dtype=S)], {"block": 64}),
-    "spectral.quantised.codes_loss": (sized((30, 20), (30, 20), (30, 20), dtype=S), {"name": "nf4", "block": 64}),
+    "spectral.codes.whole": ([CODES], {}),
+    "spectral.codes.moved": ([CODES, *sized((30, 32), dtype=S)], {}),
+    "spectral.codes.from_awq": (sized((32, 4), dtype=np.uint32), {}),
     "rewrite.resize.pieces.split": (sized((8, 8), (8, 8)), {}),
 }
 

@@ -136,6 +136,7 @@ WITHIN: dict[str, dict[str, Any]] = {
         "best_run.metric": "eval/loss",
         "best_run.limit": 5,
     },
+    "cli.output": {"tell.end": "\n"},
     "cli.merge": {
         "_MergeOptions.method": "linear",
         "merge_check.top": 3,

@@ -54,13 +54,23 @@ def as_text(lines: Callable[P, Iterable[str]]) -> Callable[P, str]:
     return text
 
 
+def as_lines(lines: Callable[P, Iterable[str]]) -> Callable[P, str]:
+    """As `as_text`, for lines that name places in a file: none is folded."""
+
+    @wraps(lines)
+    def text(*args: P.args, **kwargs: P.kwargs) -> str:
+        return "\n".join(lines(*args, **kwargs))
+
+    return text
+
+
 def folded(line: str, width: int = PAGE) -> list[str]:
     """The line in pieces of at most `width` characters, the later ones indented. A command or a table row stays whole.
 
     >>> folded("  [INFO] it is long", 12)
     ['  [INFO] it', '      is', '      long']
     """
-    if len(line) <= width or _COMMAND in line or "  " in line.strip()[_LABEL:]:
+    if len(line) <= width or _COMMAND in line or "/" in line.partition(" ")[0] or "  " in line.strip()[_LABEL:]:
         return [line]
     indent = " " * (len(line) - len(line.lstrip()) + _HANG)
     return wrap(line, width, subsequent_indent=indent, break_long_words=False, break_on_hyphens=False)

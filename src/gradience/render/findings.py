@@ -16,7 +16,7 @@ from typing import Final
 from urllib.parse import quote
 
 from gradience.io.reading import real_path
-from gradience.render import as_text, banner, clean, sentence
+from gradience.render import as_lines, as_text, banner, clean, sentence
 from gradience.schema import Json, Severity
 from gradience.schema.document import Finding, NotRun, RuleCard, RuleGroup
 from gradience.schema.reports import (
@@ -98,7 +98,7 @@ def _numbers(card: RuleCard) -> Iterable[str]:
     return ["Thresholds:", *numbers] if numbers else []
 
 
-@as_text
+@as_lines
 def validate_text(report: ValidateReport) -> Iterator[str]:
     """The report of a validation as text: one line for a valid log, else a line for each fault."""
     if report.error is not None:
@@ -118,7 +118,7 @@ def validate_text(report: ValidateReport) -> Iterator[str]:
         yield f"  note: {clean(note)}"
 
 
-@as_text
+@as_lines
 def validate_logs_text(report: ValidateLogsReport) -> Iterator[str]:
     """The reports of several logs, one after the other."""
     for log in report.logs:

@@ -752,7 +752,6 @@ ENTRIES: dict[str, Entry] = {
                 says="the run has begun, so its model has q_proj, unlike the GPT-2 family",
             ),
             On(targets("org/own-model", "q_proj", "lin_q")),  # known elsewhere, and like nothing known
-            On(config(model_name="meta-llama/Llama-2-7b", lora={"target_modules": "(a+)+\\1"})),
             On(expression(r".*attn\.query"), CheckContext(moment="begun", begun="adapter_model.safetensors")),
             On(targets("Llama-x", "q_proj"), typed("no-type-of-transformers")),  # the type tells, and not the name
         ],

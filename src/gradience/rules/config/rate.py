@@ -15,6 +15,7 @@ from gradience.errors import few
 from gradience.rules import LWR, RECIPES, SWEEP, SWEEP_HIGH, TRL_RL, Observation, Threshold, Unknown, cite
 from gradience.rules.config.facts import AN_ADAPTER, LORA, NOT_FOREGONE, SUPERVISED, Facts, LoraRule, given
 
+TINKER_RL = cite("tinker-cookbook, skills/research/references/hyperparams.md", "DPO 1e-5, GRPO 4e-5")
 LOW_LR = Threshold(
     "low_lr", 5e-5, "peak learning rate", "default of transformers' TrainingArguments; just above the sweep's 4e-5"
 )
@@ -253,7 +254,7 @@ RULES = (
         signs=("high_rate", "high_rate_for_preferences"),
         evidence=(
             TRL_RL,
-            cite("tinker-cookbook, skills/research/references/hyperparams.md", "DPO 1e-5, GRPO 4e-5"),
+            TINKER_RL,
             cite("Unsloth LoRA hyperparameters guide", "2e-4 for SFT, 5e-6 for reinforcement learning"),
             RECIPES,
         ),
@@ -276,7 +277,7 @@ RULES = (
         signs=("low_rate",),
         evidence=(
             TRL_RL,
-            cite("tinker-cookbook, skills/research/references/hyperparams.md", "DPO 1e-5, GRPO 4e-5"),
+            TINKER_RL,
             cite(
                 "TRL 1.16, DPOConfig and GRPOConfig", "learning_rate 1e-6: for full fine-tuning; LoRA wants 10 x that"
             ),
