@@ -806,6 +806,21 @@ ENTRIES: Final[dict[str, Entry]] = {
             ({"first": 12.6}, "loss starts at 12.6, above that of a uniform guess over any vocabulary"),
         ],
     ),
+    "INI195": Entry(
+        edges=[
+            Edge("high_start", "-ii", 7.4, 7.6, lambda x: run([x, 4.0, 3.0]), at=7.5),
+            Edge("ln_vocabulary", "i-", 12.47, 12.48, lambda x: run([x, 4.0, 3.0])),
+            Edge(
+                "of_classes",
+                "i?",
+                0.0,
+                1.0,
+                lambda x: run([8.0, 4.0, 3.0], held_out=[2.0], accuracy=0.5 if x else None),
+            ),
+        ],
+        told=[({"first": 9.654}, "starts at 9.654 nats, nearly a uniform guess")],
+        told_as_info=True,
+    ),
     "NOL106": Entry(
         edges=[
             Edge("alpha", "-?", 0.00955, 0.01085, lambda p: run(_ordered(p))),

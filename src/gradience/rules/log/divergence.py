@@ -72,6 +72,7 @@ SCALE_NATS = Threshold("scale_nats", 1.0, "nats between them", "a judgement: rat
 LN_VOCABULARY = Threshold(
     "ln_vocabulary", math.log(262_144), "nats", "definition: equal odds over the largest vocabulary in use, 262144"
 )
+HIGH_START = Threshold("high_start", 7.5, "nats, first training row", "published runs: at 5.5 at most, or from 8.1 on")
 SAME_RATIO = Threshold("same_ratio", 0.1, "relative, between all evaluations", JUDGEMENT)
 ALONE = Threshold("alone", 2.0, "times that, where one row was logged", JUDGEMENT)
 SECOND_ROW = Threshold("second_row", 0.4, "second row over the first", "one high first row alone: 14.8, then 0.9")
@@ -380,6 +381,22 @@ def _above_equal_odds(facts: RunFacts) -> Observation | None:
     )
 
 
+def _starts_high(facts: RunFacts) -> Observation | None:
+    """A language model that starts like one that knows nothing."""
+    kind = account(facts).loss
+    if kind in {"classification", "regression"}:
+        raise Unknown("the loss is not a language model's")
+    first = facts.loss.values[0]
+    if not HIGH_START.value <= first <= LN_VOCABULARY.value:
+        return None
+    whose = "" if kind == "language_model" else ", if it is of tokens,"
+    return Observation(
+        f"The loss starts at {first:.4g}: that{whose} is nearly a uniform guess. A pretrained model starts at 1 to 5.",
+        {"first": first},
+        evidence=seen(f"first row {first:.4g}"),
+    )
+
+
 def _is_absurd(v: Values) -> bool:
     rate = v.get("peak_rate")
     return isinstance(rate, float) and rate >= ABSURD_RATE.value
@@ -511,5 +528,27 @@ RULES: Final[tuple[LogRule, ...]] = (
         scope="token-level or class cross-entropy; silent where the run diverged",
         verify="Evaluate on training data: the loss there is on the scale of the evaluation.",
         thresholds=(SCALE_RATIO, SCALE_NATS, SCALE_EVALS, SAME_RATIO, LN_VOCABULARY, ALONE, SECOND_ROW),
+    ),
+    LogRule(
+        id="INI195",
+        title="a start as of a model that knows nothing",
+        severity="info",
+        condition="the first training row of a loss that is not of classes or numbers is from {high_start} nats to "
+        "{ln_vocabulary}",
+        observe=_starts_high,
+        needs=(not_under("rl", "preference", "reward"), positive_loss),
+        confidence=0.6,
+        phrase=lambda v: f"starts at {shown(v, 'first')} nats, nearly a uniform guess",
+        as_info=True,
+        look=True,
+        evidence=(
+            cite("published runs", "seven of some 60 start at 8.1 to 11 nats, the others at 5.5 at most"),
+            cite("definition", "a uniform guess over 50257 tokens costs 10.8 nats"),
+        ),
+        rationale="Padding in the loss, another model's tokenizer or template, or weights that were not loaded.",
+        action="Decode the labels of a batch: is padding among them? And see that the pretrained weights were loaded.",
+        scope="losses of tokens; a row is the mean over its logging interval; new embeddings start high, too",
+        verify="The loss of the base on some rows, padding masked.",
+        thresholds=(HIGH_START, LN_VOCABULARY),
     ),
 )
