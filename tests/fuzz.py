@@ -469,7 +469,8 @@ class Runner:
                 yield f"write: {verb} {what} {Path(name).name if given.kind in name else Path(name).suffix or 'a file'}"
         roots = tuple(str(p) for p in (case, self._folder / "cache", self._folder / "tmp", "/dev/null", "/dev/shm"))  # noqa: S108
         for path in self._stop:
-            if path.startswith("/") and not path.startswith((*roots, "/proc/self")):
+            imported = "__pycache__" in Path(path).parts  # Python compiles a package at its first import
+            if path.startswith("/") and not imported and not path.startswith((*roots, "/proc/self")):
                 yield f"write: {verb} opened {path} for writing"
         for path in (case / "out").glob("**/*.safetensors"):
             if not _opens(path):

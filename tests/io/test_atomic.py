@@ -16,6 +16,8 @@ from gradience.errors import OutputError
 from gradience.io import atomic
 from gradience.io.atomic import atomic_file, atomic_folder, scratch_folder
 
+pytestmark = pytest.mark.filterwarnings("ignore:os.fork")  # of JAX, where another test has imported it
+
 
 def _fill(folder: Path, text: str) -> None:
     (folder / "a.txt").write_text(text)
