@@ -7,6 +7,7 @@ the one whose weights were restored, each with what chance explains.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from math import log
 from typing import Final
 
 from gradience.rules import SAVE_FLOW, Observation, Threshold, Unknown, cite
@@ -143,6 +144,8 @@ def _one_answer(facts: RunFacts) -> Observation | None:
         raise Unknown("the metric is not of classes")
     scores = _scores(facts, metric)
     if len(scores) >= EQUAL_EVALS.value and len(set(scores)) == 1 and 0.0 < scores[0] < 1.0:
+        if _tells_rows_apart(facts, scores[0]):
+            return None
         return Observation(
             f"{metric.split.capitalize()} {metric.name} is {of_metric(metric.name, scores[0])} at each of "
             f"{len(scores)} evaluations: one answer to every row gives just that.",
@@ -150,6 +153,13 @@ def _one_answer(facts: RunFacts) -> Observation | None:
             evidence=seen(f"{len(scores)} equal values"),
         )
     return _of_one_class(facts)
+
+
+def _tells_rows_apart(facts: RunFacts, score: float) -> bool:
+    """Whether a loss is lower than one answer can have, which is the entropy of the share of rows it is right for."""
+    curve = facts.held_out_curve
+    entropy = -score * log(score) - (1.0 - score) * log(1.0 - score)
+    return curve is not None and min(curve.losses, default=entropy) < entropy
 
 
 def _scores(facts: RunFacts, metric: MetricAccount) -> list[float]:
@@ -233,13 +243,18 @@ RULES: Final[tuple[LogRule, ...]] = (
         id="CON193",
         title="one answer to every row",
         severity="warning",
-        condition="the task's metric has one value at {equal_evals} or more evaluations; or, in the newest one, recall "
-        "and F1 are 0, or recall is within {of_one_class} of 1 / K, for a K of 2 to 20, below the accuracy",
+        condition="the task's metric has one value at {equal_evals} or more evaluations, and no loss is below the "
+        "entropy of that share; or, in the newest one, recall and F1 are 0, or "
+        "recall is within {of_one_class} of 1 / K, for a K of 2 to 20, below the accuracy",
         observe=_one_answer,
         needs=(not_under("rl", "preference", "reward"),),
         confidence=0.8,
         place="shape",
-        phrase=lambda v: f"one answer to every row ({v['metric']} {shown(v, 'value', '.3g')})",
+        phrase=lambda v: (
+            f"the same {v['metric']} at every evaluation ({shown(v, 'value', '.3g')})"
+            if "evaluations" in v
+            else f"one answer to every row ({v['metric']} {shown(v, 'value', '.3g')})"
+        ),
         evidence=(cite("definition", "of K classes, one answer to all rows has a recall of 1 / K on average"),),
         rationale="The score of a majority class looks like learning where classes are uneven.",
         action="Look at the predictions of an evaluation, and at the share of its largest class.",
