@@ -16,7 +16,8 @@ from safetensors.numpy import save_file
 from tables import every
 
 from gradience import verify_merged
-from gradience.base.coded import DamagedCodesError, UnreadCodesError, weight_of
+from gradience.base.coded import weight_of
+from gradience.base.forms import DamagedCodesError, UnreadCodesError, declared
 from gradience.base.weights import BaseWeights
 from gradience.cli.main import main
 from gradience.io.safetensors import DTYPES, SafetensorsFile, copied, planned, write_safetensors
@@ -102,6 +103,13 @@ def test_codes_stand_for_what_their_own_library_makes_of_them(name, tmp_path):
         # bfloat16, where the library gives no more; bitsandbytes divides by 127 after the product, which is not exact
         assert weight.floats().astype(want.dtype) == pytest.approx(want, rel=2e-7 if name == "int8-bnb" else 0, abs=0)
         assert set(weight.coded.names) == weights.names - {f"{NAME}_format"}
+
+
+@every("name", FORMS)
+def test_headers_tell_the_parameter_that_codes_stand_for(tmp_path, name):
+    shape = (2, 64, 32) if name == "mxfp4-experts" else (32, 64)  # gpt-oss's codes hold the transpose
+    dtype = "F16" if name.startswith(("gptq", "awq")) else "BF16"
+    assert declared(opened(laid_out(name, tmp_path / name))) == {NAME: (shape, dtype)}
 
 
 @every("name", SINGLE)
