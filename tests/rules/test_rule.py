@@ -14,6 +14,7 @@ from gradience.rules import Observation, Premise, Rule, Threshold, Unknown, card
 from gradience.rules.log.facts import not_under, under
 from gradience.schema.document import Evidence
 
+BOOK = Evidence(source="a book", says="that it is so")
 PAPER = Evidence(source="a paper", says="so it is")
 SEEN = Evidence(source="the input", says="so it was")
 RECORD: Rule[int] = Rule(
@@ -38,6 +39,8 @@ def large(n):
     Scope: numbers
     Action: make it smaller
     Verify: look again
+    Source: a book -- that it
+        is so
     """
     return Observation(f"{n} is large", {"n": n}) if n > 2.5 else None
 
@@ -48,12 +51,8 @@ RULE = large
 def test_a_finding_is_the_rule_s_where_the_observation_says_nothing_else():
     made = finding(RULE, Observation("seen", {"n": 3}))
     assert (made.id, made.severity, made.confidence, made.action) == ("ABC001", "warning", 0.7, "make it smaller")
-    assert (made.rationale, made.scope, made.verify, made.evidence) == (
-        "because: it is so",
-        "numbers",
-        "look again",
-        [PAPER],
-    )
+    assert (made.rationale, made.scope, made.verify) == ("because: it is so", "numbers", "look again")
+    assert made.evidence == [BOOK, PAPER]
     assert made.values == {"n": 3}
 
 
@@ -63,7 +62,7 @@ def test_an_observation_overrides_what_it_states_even_a_confidence_of_zero():
     )  # fmt: skip
     made = finding(RULE, seen)
     assert (made.severity, made.confidence, made.action, made.rationale) == ("info", 0.0, "wait", "since")
-    assert made.evidence == [SEEN, PAPER]  # what was seen first, and nothing twice
+    assert made.evidence == [SEEN, PAPER, BOOK]  # what was seen first, and nothing twice
 
 
 @every(("value", "stored"), [(math.nan, "NaN"), (math.inf, "Infinity"), (1.5, 1.5), (None, None), (3, 3)])
@@ -130,6 +129,7 @@ def described(doc):
     [
         ("t\n\nc\n\nScope: s\nVerify: v\nHow: h", "unknown section How in its docstring; known: Why, Scope"),
         ("t\n\nc\n\nScope: s\nVerify: v\nScope: again", "two sections Scope"),
+        ("t\n\nc\n\nScope: s\nVerify: v\nSource: a book", "Source: a book: expected a source, ' -- ' and what it says"),
         ("t\n\nc\n\nScope: s", "the docstring of its function has no Verify"),
         ("t\n\nc\n\nVerify: v", "the docstring of its function has no Scope"),
         ("t\n\nScope: s\nVerify: v", "the docstring of its function has no condition"),

@@ -57,13 +57,7 @@ def _modules_in_common(report: MergeCheckReport) -> str | None:
     confidence=0.7,
     needs=(_modules_in_common,),
     thresholds=(OPPOSED,),
-    evidence=(
-        cite(
-            "Ilharco et al. 2022, arXiv 2212.04089",
-            "fine-tuned updates of different tasks are close to orthogonal; those that are not belong to related tasks",
-        ),
-        _ALGEBRA,
-    ),
+    evidence=(_ALGEBRA,),
 )
 def _opposed(report: MergeCheckReport) -> Iterator[Observation]:
     """updates that point against each other
@@ -72,6 +66,8 @@ def _opposed(report: MergeCheckReport) -> Iterator[Observation]:
 
     Why: Each cancels what it has in common with the other.
     Action: See what the sum keeps of each; consider TIES, or serving them apart.
+    Source: Ilharco et al. 2022, arXiv 2212.04089 -- fine-tuned updates of different tasks are close to orthogonal;
+        those that are not belong to related tasks
     """
     for pair in report.pairs:
         if pair.cosine is not None and pair.cosine <= OPPOSED.value:
@@ -132,12 +128,6 @@ def _drowned(report: MergeCheckReport) -> Iterator[Observation]:
     confidence=0.5,
     needs=(_modules_in_common,),
     thresholds=(CANCELLED,),
-    evidence=(
-        cite(
-            "TIES, Yadav et al. 2023, arXiv 2306.01708",
-            "values of opposite sign, and redundant small ones, are what a plain mean of updates loses",
-        ),
-    ),
 )
 def _cancelled(report: MergeCheckReport) -> Iterator[Observation]:
     """entries that cancel
@@ -146,6 +136,8 @@ def _cancelled(report: MergeCheckReport) -> Iterator[Observation]:
 
     Why: What cancels is lost to all of them.
     Action: Consider TIES, which keeps the majority's sign.
+    Source: TIES, Yadav et al. 2023, arXiv 2306.01708 -- values of opposite sign, and redundant small ones, are what
+        a plain mean of updates loses
     """
     signs = report.signs
     if (
@@ -164,12 +156,6 @@ def _cancelled(report: MergeCheckReport) -> Iterator[Observation]:
     confidence=0.4,
     needs=(_modules_in_common,),
     thresholds=(SHARED, UNRELATED),
-    evidence=(
-        cite(
-            "LoRA, Hu et al. 2021, arXiv 2106.09685, section 7.2",
-            "phi(i, j) between two runs of one task: only the leading directions are shared, the rest is near chance",
-        ),
-    ),
 )
 def _shared(report: MergeCheckReport) -> Iterator[Observation]:
     """same directions, different updates
@@ -180,6 +166,8 @@ def _shared(report: MergeCheckReport) -> Iterator[Observation]:
     Why: A cosine near 0 says that the updates do not add up or cancel, not that they leave each other alone.
         Adapters initialised from the same seed share input directions for that reason alone.
     Action: Look at the modules with the largest overlap; evaluate both tasks.
+    Source: LoRA, Hu et al. 2021, arXiv 2106.09685, section 7.2 -- phi(i, j) between two runs of one task: only the
+        leading directions are shared, the rest is near chance
     """
     for pair in report.pairs:
         if pair.cosine is None or abs(pair.cosine) >= UNRELATED.value or not pair.output_side or not pair.input_side:

@@ -116,7 +116,7 @@ def _another_adapter(report: VerifyServedReport) -> Observation | None:
     return _if(report, "another_adapter")
 
 
-@_ServedRule("RCP506", severity="error", confidence=0.95, evidence=(cite("the token ids", "equality of lists"),))
+@_ServedRule("RCP506", severity="error", confidence=0.95)
 def _tokens_or_template_differ(report: VerifyServedReport) -> Observation | None:
     """other tokens or another chat template
 
@@ -124,6 +124,7 @@ def _tokens_or_template_differ(report: VerifyServedReport) -> Observation | None
 
     Why: The model is asked something else than it was trained on, whatever its weights.
     Action: Serve with the tokenizer and chat template saved beside the adapter.
+    Source: the token ids -- equality of lists
     """
     return _if(report, "tokens_or_template_differ")
 

@@ -137,13 +137,7 @@ def _attention_only(facts: Facts) -> Iterator[Observation]:
     predicts=True,
     signs=("default_targets",),
     settings=("target_modules",),
-    evidence=(
-        cite(
-            "peft/utils/constants.py (0.21)",
-            "llama, mistral, qwen, gemma: q_proj, v_proj; bert, roberta: query, value; unknown type: ValueError",
-        ),
-        NEMOTRON,
-    ),
+    evidence=(NEMOTRON,),
 )
 def _default_targets(facts: Facts) -> Iterator[Observation]:
     """default targets
@@ -154,6 +148,8 @@ def _default_targets(facts: Facts) -> Iterator[Observation]:
     Scope: PEFT configs before training
     Action: name target_modules, or 'all-linear'
     Verify: model.print_trainable_parameters(), and the list of adapted modules
+    Source: peft/utils/constants.py (0.21) -- llama, mistral, qwen, gemma: q_proj, v_proj; bert, roberta: query,
+        value; unknown type: ValueError
     """
     lora = facts.config.lora
     null = bool(lora.extras.get("target_modules_null"))
@@ -260,10 +256,6 @@ def _small_alpha(facts: Facts) -> Iterator[Observation]:
     confidence=0.7,
     settings=("dropout",),
     thresholds=(DROPOUT_HIGH,),
-    evidence=(
-        cite("QLoRA, arXiv 2305.14314", "0.1 for 7B and 13B, 0.05 for 33B and 65B; PEFT's default is 0"),
-        cite("PEFT 0.21.2, tuners/lora/layer.py", "dropout on what goes into A, and the rest scaled by 1 / (1 - p)"),
-    ),
 )
 def _high_dropout(facts: Facts) -> Iterator[Observation]:
     """high dropout
@@ -274,6 +266,8 @@ def _high_dropout(facts: Facts) -> Iterator[Observation]:
     Scope: LoRA
     Action: use 0 to 0.1
     Verify: compare train loss after 100 steps with that at 0.05
+    Source: QLoRA, arXiv 2305.14314 -- 0.1 for 7B and 13B, 0.05 for 33B and 65B; PEFT's default is 0
+    Source: PEFT 0.21.2, tuners/lora/layer.py -- dropout on what goes into A, and the rest scaled by 1 / (1 - p)
     """
     dropout = as_float(given(facts.config.lora.dropout, "lora_dropout"))
     if DROPOUT_HIGH.value < dropout < 1:
@@ -288,7 +282,6 @@ def _high_dropout(facts: Facts) -> Iterator[Observation]:
     severity="warning",
     confidence=0.95,
     settings=("r",),
-    evidence=(cite("definition", "the rank of B A is at most the smaller side of the matrix that it changes"),),
 )
 def _beyond_width(facts: Facts) -> Iterator[Observation]:
     """rank above the width
@@ -299,6 +292,7 @@ def _beyond_width(facts: Facts) -> Iterator[Observation]:
     Scope: LoRA; widths from the base's files or config.json, else by the model's name
     Action: lower r
     Verify: print(model): lora_A and lora_B beside base_layer
+    Source: definition -- the rank of B A is at most the smaller side of the matrix that it changes
     """
     r, coverage = facts.r, facts.around.coverage
     if coverage is not None:
@@ -325,9 +319,6 @@ def _beyond_width(facts: Facts) -> Iterator[Observation]:
     predicts=True,
     signs=("half_precision",),
     settings=("dtype", "autocast_adapter_dtype"),
-    evidence=(
-        cite("PEFT docs, troubleshooting", "fp16 adapter under fp16 AMP: 'Attempting to unscale FP16 gradients'"),
-    ),
 )
 def _fp16_weights(facts: Facts) -> Iterator[Observation]:
     """fp16 adapter under fp16 training
@@ -338,6 +329,7 @@ def _fp16_weights(facts: Facts) -> Iterator[Observation]:
     Scope: fp16 mixed precision
     Action: leave autocast_adapter_dtype on, or train in bf16
     Verify: see whether the first optimizer step raises an error
+    Source: PEFT docs, troubleshooting -- fp16 adapter under fp16 AMP: 'Attempting to unscale FP16 gradients'
     """
     if given(facts.config.training.dtype, "dtype (fp16, bf16)") not in {"float16", "fp16"}:
         return
@@ -353,7 +345,6 @@ def _fp16_weights(facts: Facts) -> Iterator[Observation]:
     severity="info",
     confidence=0.9,
     settings=("bias",),
-    evidence=(cite("PEFT, LoraConfig docstring", "disabling the adapter no longer gives the base model's output"),),
 )
 def _trained_bias(facts: Facts) -> Iterator[Observation]:
     """biases of the base model are trained
@@ -364,6 +355,7 @@ def _trained_bias(facts: Facts) -> Iterator[Observation]:
     Scope: PEFT LoRA configs
     Action: set bias='none' unless this is meant
     Verify: compare the base model's output with the adapter disabled
+    Source: PEFT, LoraConfig docstring -- disabling the adapter no longer gives the base model's output
     """
     bias = given(facts.config.lora.bias, "bias")
     if bias != "none":
@@ -378,14 +370,7 @@ def _trained_bias(facts: Facts) -> Iterator[Observation]:
     signs=(Sign("stops", frozenset({"error"}), values=stops), "missed_targets"),
     settings=("target_modules", "exclude_modules", "target_parameters"),
     thresholds=(FEW_LAYERS,),
-    evidence=(
-        cite(
-            "PEFT 0.21.2, tuners/tuners_utils.py: check_target_module_exists, inject_adapter",
-            "a listed name must equal a module's name or its end after a dot; a string is a regular expression for "
-            "the whole name; a module that PEFT has no LoRA for raises",
-        ),
-        NEMOTRON,
-    ),
+    evidence=(NEMOTRON,),
 )
 def _reach(facts: Facts) -> Iterator[Observation]:
     """targets reach little or nothing
@@ -397,6 +382,9 @@ def _reach(facts: Facts) -> Iterator[Observation]:
     Scope: PEFT LoRA; with --base, for models whose modules are named as in their files
     Action: check the list against the base's module names
     Verify: model.print_trainable_parameters(), and model.targeted_module_names
+    Source: PEFT 0.21.2, tuners/tuners_utils.py: check_target_module_exists, inject_adapter -- a listed name must
+        equal a module's name or its end after a dot; a string is a regular expression for the whole name; a module
+        that PEFT has no LoRA for raises
     """
     coverage, moved = facts.coverage, facts.around.moved
     elsewhere = None if moved is None else _renaming(moved)
@@ -449,12 +437,6 @@ def _refused(coverage: Coverage) -> Observation:
     confidence=0.7,
     groups=("base",),
     settings=("trainable_token_indices", "modules_to_save", "target_modules"),
-    evidence=(
-        cite(
-            "PEFT docs, developer_guides/troubleshooting.md",
-            "with an extended vocabulary the embedding must be trained and saved, else outputs are wrong after loading",
-        ),
-    ),
 )
 def _untrained_tokens(facts: Facts) -> Iterator[Observation]:
     """added tokens without trained embeddings
@@ -465,6 +447,8 @@ def _untrained_tokens(facts: Facts) -> Iterator[Observation]:
     Scope: with --base, and a tokenizer saved beside the configuration
     Action: set trainable_token_indices to their ids, or put the embedding in modules_to_save
     Verify: the adapter file holds token rows or an embedding (gradience audit lists it)
+    Source: PEFT docs, developer_guides/troubleshooting.md -- with an extended vocabulary the embedding must be
+        trained and saved, else outputs are wrong after loading
     """
     coverage = facts.coverage
     if facts.around.no_tokenizers:

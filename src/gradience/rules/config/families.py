@@ -13,7 +13,7 @@ from typing import Final
 from gradience.adapters.patterns import PatternTable
 from gradience.configs.families import Family, known_modules, meant
 from gradience.errors import AdapterError, few
-from gradience.rules import NEMOTRON, UNMATCHED, Observation, Unknown, cite
+from gradience.rules import NEMOTRON, UNMATCHED, Observation, Unknown
 from gradience.rules.config.facts import AN_ADAPTER, LORA, TO_COME, Facts, LoraRule
 from gradience.schema import Severity
 from gradience.schema.events import LoraSnapshot
@@ -59,11 +59,7 @@ def _is_known(leaf: str, family: Family) -> bool:
     needs=(LORA, AN_ADAPTER),
     signs=("foreign_targets",),
     settings=("target_modules",),
-    evidence=(
-        cite("transformers 5.24 and 4.57, models/*/modeling_*.py", "the names of the layers that each class defines"),
-        UNMATCHED,
-        NEMOTRON,
-    ),
+    evidence=(UNMATCHED, NEMOTRON),
 )
 def _absent(facts: Facts) -> Iterator[Observation]:
     """targets that the model's family does not have
@@ -75,6 +71,7 @@ def _absent(facts: Facts) -> Iterator[Observation]:
     Scope: models of transformers, known by their type or name; a model's own code may name modules otherwise
     Action: name modules that the model has (model.named_modules()), or use 'all-linear'
     Verify: model.print_trainable_parameters(), and model.targeted_module_names
+    Source: transformers 5.24 and 4.57, models/*/modeling_*.py -- the names of the layers that each class defines
     """
     targets = facts.config.lora.target_modules
     if targets is not None and not targets:
@@ -211,13 +208,6 @@ def _example(family: Family) -> str:
     severity="warning",
     confidence=0.85,
     settings=("layers_to_transform", "layers_pattern"),
-    evidence=(
-        cite(
-            "PEFT 0.21.2, LoraConfig.__post_init__ and check_target_module_exists; tried",
-            "layers that are not there are passed over; an expression in target_modules beside "
-            "layers_to_transform, or layers_pattern alone, raises ValueError",
-        ),
-    ),
 )
 def _layers(facts: Facts) -> Iterator[Observation]:
     """layers that the model does not have
@@ -229,6 +219,9 @@ def _layers(facts: Facts) -> Iterator[Observation]:
     Scope: PEFT LoRA; the number of layers from the base's config.json, else by the model's name
     Action: name layers that the model has, counted from 0
     Verify: model.targeted_module_names
+    Source: PEFT 0.21.2, LoraConfig.__post_init__ and check_target_module_exists; tried -- layers that are not there
+        are passed over; an expression in target_modules beside layers_to_transform, or layers_pattern alone, raises
+        ValueError
     """
     lora = facts.config.lora
     numbers, stacks = lora.extras.get("layers_to_transform"), lora.extras.get("layers_pattern")
@@ -278,12 +271,6 @@ def _outside(layers: Sequence[int], total: int | None) -> Iterator[Observation]:
     severity="warning",
     confidence=0.8,
     settings=("modules_to_save",),
-    evidence=(
-        cite(
-            "PEFT 0.21.2, utils/other.py: _set_trainable; tried",
-            "modules_to_save=['nope'] starts without an error or a warning, and nothing more is trained",
-        ),
-    ),
 )
 def _unsaved(facts: Facts) -> Iterator[Observation]:
     """modules to save that the model does not have
@@ -295,6 +282,8 @@ def _unsaved(facts: Facts) -> Iterator[Observation]:
     Scope: PEFT LoRA; models of transformers, known by their type or name, or the base itself
     Action: name modules that the model has (model.named_modules())
     Verify: model.print_trainable_parameters(), and the names in the adapter's file
+    Source: PEFT 0.21.2, utils/other.py: _set_trainable; tried -- modules_to_save=['nope'] starts without an error
+        or a warning, and nothing more is trained
     """
     lora = facts.config.lora
     wanted = [name for name in lora.modules_to_save or () if not (lora.task_type and name in _HEADS_OF_PEFT)]
@@ -336,16 +325,6 @@ def _upwards(path: str) -> Iterator[str]:
     confidence=0.6,
     needs=(LORA, AN_ADAPTER, TO_COME),
     settings=("model_name",),
-    evidence=(
-        cite(
-            "the tokenizers of gpt2, gpt-neo and gpt-j on the hub",
-            "no pad_token: every script sets one, mostly eos",
-        ),
-        cite(
-            "transformers, DataCollatorForLanguageModeling",
-            "labels equal to pad_token_id become -100, with pad = eos every eos too; the default collator copies",
-        ),
-    ),
 )
 def _padding(facts: Facts) -> Iterator[Observation]:
     """a model without a pad token
@@ -357,6 +336,9 @@ def _padding(facts: Facts) -> Iterator[Observation]:
     Scope: GPT-2, GPT-Neo, GPT-J and CodeGen; TRL's trainers and known recipes mask by themselves
     Action: set labels to -100 where attention_mask is 0, and keep one eos at the end of a text in the loss
     Verify: count the labels other than -100 in one batch against its attention mask: check --data does
+    Source: the tokenizers of gpt2, gpt-neo and gpt-j on the hub -- no pad_token: every script sets one, mostly eos
+    Source: transformers, DataCollatorForLanguageModeling -- labels equal to pad_token_id become -100, with pad =
+        eos every eos too; the default collator copies
     """
     if not known_family(facts).no_pad_token:
         return

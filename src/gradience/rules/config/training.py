@@ -156,12 +156,6 @@ def _no_checkpoint(facts: Facts) -> Iterator[Observation]:
     confidence=0.8,
     needs=(TO_COME,),
     settings=("output_dir",),
-    evidence=(
-        cite(
-            "huggingface/transformers#19446; roboflow/rf-detr#1325",
-            "a second run into the same folder mixes checkpoints and logs with the first, or overwrites them",
-        ),
-    ),
 )
 def _output_in_use(facts: Facts) -> Iterator[Observation]:
     """output folder in use
@@ -172,6 +166,8 @@ def _output_in_use(facts: Facts) -> Iterator[Observation]:
     Scope: trainers with an output_dir; looked up from the folder in which check is run
     Action: give a new output_dir, or resume_from_checkpoint if this goes on with that run
     Verify: the folder's checkpoints and logs after the start
+    Source: huggingface/transformers#19446; roboflow/rf-detr#1325 -- a second run into the same folder mixes
+        checkpoints and logs with the first, or overwrites them
     """
     if facts.around.output is None:
         raise Unknown(facts.around.no_output)
@@ -196,13 +192,6 @@ def _checkpoints(facts: Facts) -> int:
     needs=(TO_COME,),
     predicts=True,
     settings=("save_total_limit", "load_best_model_at_end", "metric_for_best_model"),
-    evidence=(
-        cite(
-            "transformers, rotate_checkpoints and Trainer._determine_best_metric (5.24)",
-            "only the newest checkpoint and best_model_checkpoint are spared; there is no such without "
-            "metric_for_best_model, which load_best_model_at_end sets",
-        ),
-    ),
 )
 def _best_is_deleted(facts: Facts) -> Iterator[Observation]:
     """the best checkpoint may be deleted
@@ -214,6 +203,9 @@ def _best_is_deleted(facts: Facts) -> Iterator[Observation]:
     Scope: the Trainer of transformers and those built on it
     Action: set load_best_model_at_end=True, or metric_for_best_model='loss', which spares the best checkpoint too
     Verify: checkpoint folders that are left after a short run with more evaluations than save_total_limit
+    Source: transformers, rotate_checkpoints and Trainer._determine_best_metric (5.24) -- only the newest checkpoint
+        and best_model_checkpoint are spared; there is no such without metric_for_best_model, which
+        load_best_model_at_end sets
     """
     training = facts.config.training
     program = facts.config.extras.get("format")
@@ -229,15 +221,6 @@ def _best_is_deleted(facts: Facts) -> Iterator[Observation]:
             f"save_total_limit {kept} keeps the newest of {saved} checkpoints, whatever the evaluations say",
             {"save_total_limit": kept, "checkpoints": saved},
         )
-
-
-_RECORDING = (
-    _no_train_loss,
-    _no_evaluation,
-    _no_checkpoint,
-    _best_is_deleted,
-    _output_in_use,
-)
 
 
 @LoraRule(
@@ -351,7 +334,7 @@ def _many(facts: Facts) -> float:
     signs=("many_passes",),
     settings=("epochs",),
     thresholds=(EPOCHS_MANY, EPOCHS_BLIND),
-    evidence=(cite("Unsloth LoRA hyperparameters guide", "1 to 3 epochs"), INSTRUCT_GPT),
+    evidence=(INSTRUCT_GPT,),
 )
 def _many_epochs(facts: Facts) -> Iterator[Observation]:
     """many passes over the data
@@ -363,6 +346,7 @@ def _many_epochs(facts: Facts) -> Iterator[Observation]:
     Scope: supervised and preference runs; small classification sets often take more epochs
     Action: evaluate each epoch and keep the best checkpoint
     Verify: held-out loss and the task's own metric by epoch: they may disagree
+    Source: Unsloth LoRA hyperparameters guide -- 1 to 3 epochs
     """
     kind, evaluation = facts.objective.kind, facts.config.training.eval_strategy
     if kind == "rl":
@@ -384,9 +368,6 @@ def _many_epochs(facts: Facts) -> Iterator[Observation]:
     confidence=0.95,
     signs=("warmup_ignored",),
     settings=("lr_scheduler",),
-    evidence=(
-        cite("transformers/optimization.py, get_scheduler (5.24)", "'constant' returns before warmup is looked at"),
-    ),
 )
 def _ignored_warmup(facts: Facts) -> Iterator[Observation]:
     """warmup that is ignored
@@ -397,6 +378,7 @@ def _ignored_warmup(facts: Facts) -> Iterator[Observation]:
     Scope: transformers' Trainer
     Action: use lr_scheduler_type='constant_with_warmup'
     Verify: the logged learning rate of the first rows
+    Source: transformers/optimization.py, get_scheduler (5.24) -- 'constant' returns before warmup is looked at
     """
     if given(facts.config.training.lr_scheduler, "lr_scheduler_type") == "constant" and facts.has_warmup:
         yield Observation("lr_scheduler_type 'constant' ignores the warmup that is set", {"lr_scheduler": "constant"})
@@ -409,7 +391,6 @@ def _ignored_warmup(facts: Facts) -> Iterator[Observation]:
     signs=("long_warmup",),
     settings=("warmup_steps", "warmup_ratio"),
     thresholds=(WARMUP_LONG, TRIAL_STEPS),
-    evidence=(cite("definition", "the peak rate is reached when warmup ends: after half the run or more"),),
 )
 def _long_warmup(facts: Facts) -> Iterator[Observation]:
     """warmup over half the run
@@ -420,6 +401,7 @@ def _long_warmup(facts: Facts) -> Iterator[Observation]:
     Scope: schedules with warmup
     Action: warm up for 3 to 10 % of the steps
     Verify: the logged learning rate over steps
+    Source: definition -- the peak rate is reached when warmup ends: after half the run or more
     """
     if facts.config.training.lr_scheduler == "constant":
         return
@@ -447,12 +429,6 @@ def _is_trial(facts: Facts) -> bool:
     needs=(TO_COME,),
     settings=("warmup_ratio",),
     thresholds=(WARMUP_RATIO_REMOVED,),
-    evidence=(
-        cite(
-            "huggingface/peft#2949; transformers 5.24",
-            "warmup_ratio is deprecated in 5.0 and removed in 5.2; warmup_steps below 1 is a ratio from 5.0 on",
-        ),
-    ),
 )
 def _removed_ratio(facts: Facts) -> Iterator[Observation]:
     """warmup_ratio where it was removed
@@ -463,6 +439,8 @@ def _removed_ratio(facts: Facts) -> Iterator[Observation]:
     Scope: the transformers installed where check runs
     Action: use warmup_steps with a value below 1
     Verify: see whether TrainingArguments(warmup_ratio=...) raises an error
+    Source: huggingface/peft#2949; transformers 5.24 -- warmup_ratio is deprecated in 5.0 and removed in 5.2;
+        warmup_steps below 1 is a ratio from 5.0 on
     """
     program = facts.config.extras.get("format")
     if program is not None:
@@ -488,7 +466,11 @@ def _major_minor(version: str) -> tuple[int, int]:
 
 RULES = (
     _capacity,
-    *_RECORDING,
+    _no_train_loss,
+    _no_evaluation,
+    _no_checkpoint,
+    _best_is_deleted,
+    _output_in_use,
     _large_batch,
     _short_run,
     _many_epochs,

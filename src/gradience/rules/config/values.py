@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Final, NamedTuple
 
 from gradience.configs.settings import ALIKE, nearest_known
-from gradience.rules import Observation, Sign, Threshold, Unknown, cite
+from gradience.rules import Observation, Sign, Threshold, Unknown
 from gradience.rules.config.facts import TO_COME, ConfigRule, Facts, about_lora, stops
 from gradience.schema import Json, NonFinite, as_float, real
 from gradience.schema.events import ConfigSnapshot
@@ -71,7 +71,6 @@ def _fields_of(values: Mapping[str, Json]) -> Iterator[str]:
     confidence=1.0,
     settings=_fields_of,
     signs=(Sign("stops", frozenset({"lr", "lora_alpha", "epochs"}), values=stops),),
-    evidence=(cite("definition", "outside the range in which the quantity has a meaning"),),
 )
 def _value_out_of_range(facts: Facts) -> Iterator[Observation]:
     """value out of range
@@ -83,6 +82,7 @@ def _value_out_of_range(facts: Facts) -> Iterator[Observation]:
     Scope: every run
     Action: correct the value
     Verify: the library that reads the value refuses it, or one step shows no change
+    Source: definition -- outside the range in which the quantity has a meaning
     """
     missing = []
     for item in _VALUES:
@@ -129,12 +129,6 @@ def _betas(facts: Facts) -> Iterator[Observation]:
     severity="warning",
     confidence=0.95,
     settings=lambda values: [str(values.get("key", ""))],
-    evidence=(
-        cite(
-            "experiment, transformers 5.24; huggingface/transformers#34612",
-            "training_args.bin is a pickle of the arguments, and hub_token stands in it in clear text",
-        ),
-    ),
 )
 def _secret_set(facts: Facts) -> Iterator[Observation]:
     """a secret in the configuration
@@ -145,6 +139,8 @@ def _secret_set(facts: Facts) -> Iterator[Observation]:
     Scope: every key ending in token, api_key, secret or password, except a tokenizer's
     Action: log in with `hf auth login` or an environment variable; revoke it if shared
     Verify: search the output folder for the token's first characters
+    Source: experiment, transformers 5.24; huggingface/transformers#34612 -- training_args.bin is a pickle of the
+        arguments, and hub_token stands in it in clear text
     """
     extras = facts.config.training.extras
     for key in extras.get("secret_keys") or []:
@@ -171,12 +167,6 @@ _FIELDS: Final = {  # name in a message: field of the configuration, if they dif
     needs=(TO_COME,),
     settings=lambda values: [str(values.get("key", ""))],
     thresholds=(Threshold("alike", ALIKE, "difflib's ratio", "a judgement"), MOST_UNKNOWN),
-    evidence=(
-        cite(
-            "definition",
-            "a trainer that takes unknown keys in silence runs with the default of the setting that was meant",
-        ),
-    ),
 )
 def _misspelt(facts: Facts) -> Iterator[Observation]:
     """a key that nobody reads
@@ -189,6 +179,8 @@ def _misspelt(facts: Facts) -> Iterator[Observation]:
         MLX-LM. A run that has begun may have been another program's, whose names are not known here
     Action: write the known name, or remove the key
     Verify: the trainer's own dump of its arguments shows the value or the default
+    Source: definition -- a trainer that takes unknown keys in silence runs with the default of the setting that was
+        meant
     """
     if facts.around.unknown_keys is None:
         raise Unknown("the settings come from no file: there is no key to look at")

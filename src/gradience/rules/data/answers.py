@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from gradience.rules import Observation, Threshold, Unknown, cite
+from gradience.rules import Observation, Threshold, Unknown
 from gradience.rules.data.content import (
     DUPLICATES_MANY,
     DUPLICATES_SOME,
@@ -43,7 +43,6 @@ EQUAL_MANY = Threshold("equal_many", 0.01, "share of pairs", "proposal: more tha
     "DAT352",
     severity="warning",
     confidence=0.8,
-    evidence=(cite("definition", "labels in lower case, with single blanks"),),
 )
 def _alike(data: DataReport) -> Iterator[Observation]:
     """labels that differ in capitals or blanks only
@@ -54,6 +53,7 @@ def _alike(data: DataReport) -> Iterator[Observation]:
     Scope: classification with labels as text
     Action: write each label in one way
     Verify: the labels of these classes
+    Source: definition -- labels in lower case, with single blanks
     """
     for group in data.labels_alike:
         yield Observation(f"labels differ in capitals or blanks only: {', '.join(map(repr, group))}", {"labels": group})
@@ -64,7 +64,6 @@ def _alike(data: DataReport) -> Iterator[Observation]:
     severity="warning",
     confidence=0.95,
     thresholds=(EQUAL_MANY,),
-    evidence=(cite("Rafailov et al. 2023, arXiv 2305.18290, eq. 7", "the margin of two equal answers is 0"),),
 )
 def _equal(data: DataReport) -> Iterator[Observation]:
     """chosen equals rejected
@@ -75,6 +74,7 @@ def _equal(data: DataReport) -> Iterator[Observation]:
     Scope: preferences; white space at the ends aside
     Action: remove these rows, or look how the pairs were joined
     Verify: their two answers
+    Source: Rafailov et al. 2023, arXiv 2305.18290, eq. 7 -- the margin of two equal answers is 0
     """
     rows = data.seen.equal_pair
     if rows.count:
@@ -87,7 +87,6 @@ def _equal(data: DataReport) -> Iterator[Observation]:
     severity="warning",
     confidence=0.8,
     thresholds=(BIASED, FEW_PAIRS),
-    evidence=(cite("Singhal et al. 2023, arXiv 2310.03716", "length explains most of the gain of reward models"),),
 )
 def _length_bias(data: DataReport) -> Iterator[Observation]:
     """length tells the chosen answer
@@ -98,6 +97,7 @@ def _length_bias(data: DataReport) -> Iterator[Observation]:
     Scope: preferences, in characters
     Action: match the lengths of both sides, or use a loss that normalises length
     Verify: the reward's accuracy on pairs whose chosen answer is the other one
+    Source: Singhal et al. 2023, arXiv 2310.03716 -- length explains most of the gain of reward models
     """
     pairs = data.pairs
     if pairs is None:
@@ -120,7 +120,6 @@ def _length_bias(data: DataReport) -> Iterator[Observation]:
     severity="warning",
     confidence=0.7,
     thresholds=(REFUSING, THIRD, FORM, FEW_ANSWERED),
-    evidence=(cite("definition", "answers with the most frequent sentence over all answers compared"),),
 )
 def _phrases(data: DataReport) -> Iterator[Observation]:
     """one phrase in many answers
@@ -133,6 +132,7 @@ def _phrases(data: DataReport) -> Iterator[Observation]:
         of six
     Action: remove the phrase, or these rows
     Verify: their text (--show-rows)
+    Source: definition -- answers with the most frequent sentence over all answers compared
     """
     refusing, answers = data.seen.refusal, data.answers.rows
     if answers < FEW_ANSWERED.value:
@@ -157,7 +157,6 @@ def _phrases(data: DataReport) -> Iterator[Observation]:
     severity="info",
     confidence=0.65,
     thresholds=(CUT_OFF, PROSE, GOING_ON, TORN, TORN_ROWS, FEW_ANSWERED),
-    evidence=(cite("definition", "answers of prose by how they end"),),
 )
 def _cut_in_source(data: DataReport) -> Iterator[Observation]:
     """answers are cut in the source
@@ -170,6 +169,7 @@ def _cut_in_source(data: DataReport) -> Iterator[Observation]:
         French and Spanish
     Action: look where the source was cut: a limit of tokens or characters when the answers were made
     Verify: their text (--show-rows)
+    Source: definition -- answers of prose by how they end
     """
     ended, dangling, torn = data.seen.ended, data.seen.dangling, data.seen.torn
     prose = ended.count + dangling.count + torn.count
@@ -187,7 +187,7 @@ def _cut_in_source(data: DataReport) -> Iterator[Observation]:
         )
 
 
-@DataRule("DAT340", severity="warning", confidence=0.85, evidence=(cite("definition", "equal text, another label"),))
+@DataRule("DAT340", severity="warning", confidence=0.85)
 def _conflict(data: DataReport) -> Iterator[Observation]:
     """contradicting rows
 
@@ -197,6 +197,7 @@ def _conflict(data: DataReport) -> Iterator[Observation]:
     Scope: preferences, KTO and classification
     Action: keep one of the two
     Verify: their text (--show-rows)
+    Source: definition -- equal text, another label
     """
     rows = data.seen.conflict
     if rows.count:
@@ -211,7 +212,6 @@ def _conflict(data: DataReport) -> Iterator[Observation]:
     severity="info",
     confidence=0.75,
     thresholds=(DUPLICATES_SOME, DUPLICATES_MANY),
-    evidence=(cite("Lee et al. 2022, arXiv 2107.06499", "near duplicates are memorised as exact ones are"),),
 )
 def _near(data: DataReport) -> Iterator[Observation]:
     """rows nearly repeat
@@ -223,6 +223,7 @@ def _near(data: DataReport) -> Iterator[Observation]:
         trigrams that few rows share
     Action: keep one of each group
     Verify: their text (--show-rows)
+    Source: Lee et al. 2022, arXiv 2107.06499 -- near duplicates are memorised as exact ones are
     """
     found = data.near
     if found is None:
@@ -245,7 +246,6 @@ def _near(data: DataReport) -> Iterator[Observation]:
     severity="warning",
     confidence=0.65,
     thresholds=(BEGUN, JOINED),
-    evidence=(cite("definition", "lines that begin as most rows begin"),),
 )
 def _documents(data: DataReport) -> Iterator[Observation]:
     """several documents in a row
@@ -256,6 +256,7 @@ def _documents(data: DataReport) -> Iterator[Observation]:
     Scope: rows of text that begin with a label, such as Title: or ### Instruction:
     Action: split these rows, or put the end token between the documents
     Verify: their text (--show-rows)
+    Source: definition -- lines that begin as most rows begin
     """
     found = data.documents
     if not found.rows:
@@ -274,7 +275,6 @@ def _documents(data: DataReport) -> Iterator[Observation]:
     "DAT343",
     severity="warning",
     confidence=0.8,
-    evidence=(cite("definition", "equal words of the question, other words of the answers"),),
 )
 def _other_answer(data: DataReport) -> Iterator[Observation]:
     """questions of the evaluation set are in the training set
@@ -285,6 +285,7 @@ def _other_answer(data: DataReport) -> Iterator[Observation]:
     Scope: with --eval-data; questions of four words and more, compared word for word
     Action: split by question, not by row
     Verify: the evaluation loss on the other rows
+    Source: definition -- equal words of the question, other words of the answers
     """
     found = data.overlap
     if found is None:
@@ -303,7 +304,6 @@ def _other_answer(data: DataReport) -> Iterator[Observation]:
     severity="warning",
     confidence=0.7,
     thresholds=(MIXED,),
-    evidence=(cite("definition", "the language that py3langid finds, where it is sure"),),
 )
 def _languages(data: DataReport) -> Iterator[Observation]:
     """another language than stated
@@ -314,6 +314,7 @@ def _languages(data: DataReport) -> Iterator[Observation]:
     Scope: rows with a column language or lang; answers of 60 characters and more
     Action: remove these rows, or correct the column
     Verify: their text (--show-rows)
+    Source: definition -- the language that py3langid finds, where it is sure
     """
     found = data.languages
     if found.reason or not found.stated:
@@ -330,7 +331,6 @@ def _languages(data: DataReport) -> Iterator[Observation]:
     severity="info",
     confidence=0.6,
     thresholds=(MARKED_UP, ESCAPED),
-    evidence=(cite("definition", "entities such as &nbsp;, tags such as <br>"),),
 )
 def _marked_up(data: DataReport) -> Iterator[Observation]:
     """markup left in answers
@@ -342,6 +342,7 @@ def _marked_up(data: DataReport) -> Iterator[Observation]:
     Scope: formats with answers
     Action: unescape the source, if the answers are not meant to hold markup
     Verify: their text (--show-rows)
+    Source: definition -- entities such as &nbsp;, tags such as <br>
     """
     rows = data.seen
     yield from seen_in(data, rows.markup, "hold tags or entities of HTML in an answer", at_least=MARKED_UP)
@@ -354,7 +355,6 @@ def _marked_up(data: DataReport) -> Iterator[Observation]:
     severity="warning",
     confidence=0.8,
     thresholds=(GONE,),
-    evidence=(cite("definition", "what pandas and spreadsheets write for a missing value"),),
 )
 def _missing_value(data: DataReport) -> Iterator[Observation]:
     """missing values as answers
@@ -365,6 +365,7 @@ def _missing_value(data: DataReport) -> Iterator[Observation]:
     Scope: formats with answers; none and null may be answers, and are not counted
     Action: remove these rows
     Verify: their text (--show-rows)
+    Source: definition -- what pandas and spreadsheets write for a missing value
     """
     return seen_in(data, data.seen.missing_value, "have an answer that is only nan, <NA> or the like", at_least=GONE)
 
@@ -374,7 +375,6 @@ def _missing_value(data: DataReport) -> Iterator[Observation]:
     severity="info",
     confidence=0.6,
     thresholds=(UNFILLED,),
-    evidence=(cite("definition", "[INSERT ...], [YOUR ...], and names with _ in double braces"),),
 )
 def _placeholder(data: DataReport) -> Iterator[Observation]:
     """placeholders in answers
@@ -385,6 +385,7 @@ def _placeholder(data: DataReport) -> Iterator[Observation]:
     Scope: formats with answers
     Action: fill them in, if the answers are not meant to be forms
     Verify: their text (--show-rows)
+    Source: definition -- [INSERT ...], [YOUR ...], and names with _ in double braces
     """
     return seen_in(data, data.seen.placeholder, "have an answer with a placeholder", at_least=UNFILLED)
 

@@ -9,13 +9,23 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from gradience.rules import Observation, Rule, Threshold, Unknown, cite, premise
+from gradience.rules import Observation, Rule, Threshold, Unknown, premise
 from gradience.schema import Json, Severity
 from gradience.schema.document import RuleGroup
 from gradience.schema.reports import DataReport, Rows
 
 MAJORITY = Threshold("majority", 0.9, "share of rows", "proposal: guessing one class is right in 9 of 10")
 FEW_LABELS = Threshold("few_labels", 20, "rows", "proposal: fewer are no sample")
+UNREADABLE_MANY = Threshold("unreadable_many", 0.01, "share of rows", "proposal: trainers stop at the first")
+SAME_ANSWER = Threshold("same_answer", 0.5, "share of answers", "proposal: one answer is right for half of the prompts")
+FEW_ANSWERS = Threshold(
+    "few_answers", 0.05, "different answers per answer", "proposal: fewer are the classes of a task, such as yes and no"
+)
+SAME_ANSWER_ROWS = Threshold("same_answer_rows", 20, "answers", "proposal: fewer are no sample")
+DUPLICATES_SOME = Threshold("duplicates_some", 0.01, "share of rows", "proposal; deduplicated web text has under it")
+DUPLICATES_MANY = Threshold("duplicates_many", 0.1, "share of rows", "proposal: an epoch is then more than one pass")
+OVERLAP_MANY = Threshold("overlap_many", 0.05, "share of evaluation rows", "proposal: enough to move a mean loss")
+BROKEN_MANY = Threshold("broken_many", 0.01, "share of rows", "proposal: a wrong decoding breaks many rows, chance few")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,25 +33,6 @@ class DataRule(Rule[DataReport]):
     """A rule that `gradience check --data` applies to a data set."""
 
     groups: tuple[RuleGroup, ...] = ("data",)
-
-
-UNREADABLE_MANY = Threshold("unreadable_many", 0.01, "share of rows", "proposal: trainers stop at the first")
-
-SAME_ANSWER = Threshold("same_answer", 0.5, "share of answers", "proposal: one answer is right for half of the prompts")
-
-FEW_ANSWERS = Threshold(
-    "few_answers", 0.05, "different answers per answer", "proposal: fewer are the classes of a task, such as yes and no"
-)
-
-SAME_ANSWER_ROWS = Threshold("same_answer_rows", 20, "answers", "proposal: fewer are no sample")
-
-DUPLICATES_SOME = Threshold("duplicates_some", 0.01, "share of rows", "proposal; deduplicated web text has under it")
-
-DUPLICATES_MANY = Threshold("duplicates_many", 0.1, "share of rows", "proposal: an epoch is then more than one pass")
-
-OVERLAP_MANY = Threshold("overlap_many", 0.05, "share of evaluation rows", "proposal: enough to move a mean loss")
-
-BROKEN_MANY = Threshold("broken_many", 0.01, "share of rows", "proposal: a wrong decoding breaks many rows, chance few")
 
 
 def share(rows: Rows, of: int) -> float:
@@ -112,7 +103,6 @@ def _labelled(data: DataReport) -> str | None:
     confidence=0.7,
     needs=(_labelled,),
     thresholds=(MAJORITY, FEW_LABELS),
-    evidence=(cite("definition", "rows of the most frequent label over all rows"),),
 )
 def _balance(data: DataReport) -> Iterator[Observation]:
     """unbalanced classes
@@ -123,6 +113,7 @@ def _balance(data: DataReport) -> Iterator[Observation]:
     Scope: classification and KTO
     Action: weight the classes, or report balanced accuracy or F1
     Verify: accuracy per class
+    Source: definition -- rows of the most frequent label over all rows
     """
     if data.rows_read < FEW_LABELS.value:
         raise Unknown(f"{data.rows_read} rows, under {FEW_LABELS.value:g}")
@@ -149,7 +140,6 @@ def _classified(data: DataReport) -> str | None:
     groups=("data", "log"),
     needs=(_labelled, _classified),
     settings=("num_labels",),
-    evidence=(cite("torch 2.13, cross_entropy", "Target out of bounds"),),
 )
 def _range(data: DataReport) -> Iterator[Observation]:
     """labels out of range
@@ -160,6 +150,7 @@ def _range(data: DataReport) -> Iterator[Observation]:
     Scope: classification with whole numbers as labels
     Action: set num_labels (here: --num-labels), or map the labels to 0 and up
     Verify: max(label) < model.config.num_labels
+    Source: torch 2.13, cross_entropy -- Target out of bounds
     """
     rows = data.seen.label_out_of_range
     if rows.count:
@@ -174,7 +165,6 @@ def _range(data: DataReport) -> Iterator[Observation]:
     severity="error",
     confidence=0.9,
     needs=(_labelled,),
-    evidence=(cite("definition", "one label among all rows read"),),
 )
 def _one_class(data: DataReport) -> Iterator[Observation]:
     """one class only
@@ -185,6 +175,7 @@ def _one_class(data: DataReport) -> Iterator[Observation]:
     Scope: classification and KTO
     Action: look at how rows were selected: sorted files cut at the front have one class
     Verify: the labels of the whole file (--samples all)
+    Source: definition -- one label among all rows read
     """
     if data.labels_total == 1:
         label = next(iter(data.labels))
@@ -193,19 +184,11 @@ def _one_class(data: DataReport) -> Iterator[Observation]:
         )
 
 
-_ON_LABELS = (
-    _balance,
-    _range,
-    _one_class,
-)
-
-
 @DataRule(
     "DAT300",
     severity="warning",
     confidence=0.9,
     thresholds=(UNREADABLE_MANY,),
-    evidence=(cite("definition", "the format is that of the first usable row"),),
 )
 def _unreadable(data: DataReport) -> Iterator[Observation]:
     """rows cannot be used
@@ -216,6 +199,7 @@ def _unreadable(data: DataReport) -> Iterator[Observation]:
     Scope: every data set
     Action: correct or remove these rows
     Verify: their lines
+    Source: definition -- the format is that of the first usable row
     """
     rows, of = data.seen.unreadable, data.rows_read + data.seen.unreadable.count
     if rows.count:
@@ -232,7 +216,6 @@ def _unreadable(data: DataReport) -> Iterator[Observation]:
     severity="warning",
     confidence=0.7,
     thresholds=(SAME_ANSWER, SAME_ANSWER_ROWS, FEW_ANSWERS, MAJORITY),
-    evidence=(cite("definition", "rows of the most frequent answer over all answers"),),
 )
 def _constant(data: DataReport) -> Iterator[Observation]:
     """one answer for many prompts
@@ -244,6 +227,7 @@ def _constant(data: DataReport) -> Iterator[Observation]:
     Scope: formats with answers; of a pair, the chosen one
     Action: look whether a column was filled with a constant
     Verify: the most frequent answers
+    Source: definition -- rows of the most frequent answer over all answers
     """
     answers = data.answers
     if answers.rows < SAME_ANSWER_ROWS.value:
@@ -263,12 +247,6 @@ def _constant(data: DataReport) -> Iterator[Observation]:
     confidence=0.8,
     groups=("data", "log"),
     thresholds=(DUPLICATES_SOME, DUPLICATES_MANY),
-    evidence=(
-        cite(
-            "Lee et al. 2022, arXiv 2107.06499",
-            "models trained on deduplicated text emit memorised text ten times less often",
-        ),
-    ),
 )
 def duplicates(data: DataReport) -> Iterator[Observation]:
     """duplicate rows
@@ -279,8 +257,9 @@ def duplicates(data: DataReport) -> Iterator[Observation]:
     Scope: rows that are equal in every column that a trainer could read: all but an id, and for GRPO that, too
     Action: remove duplicates
     Verify: their numbers
+    Source: Lee et al. 2022, arXiv 2107.06499 -- models trained on deduplicated text emit memorised text ten times
+        less often
     """
-    # Observe rows that are equal to an earlier row.
     rows, part = data.seen.duplicate, share(data.seen.duplicate, data.rows_read)
     if part >= DUPLICATES_SOME.value:
         severity: Severity | None = "warning" if part >= DUPLICATES_MANY.value else None
@@ -294,7 +273,6 @@ def duplicates(data: DataReport) -> Iterator[Observation]:
     severity="warning",
     confidence=0.9,
     thresholds=(OVERLAP_MANY,),
-    evidence=(cite("benchmarks/data.py", "what MinHash finds and misses: docs/evidence/data.md"),),
 )
 def _overlap(data: DataReport) -> Iterator[Observation]:
     """the evaluation set is inside the training set
@@ -305,6 +283,7 @@ def _overlap(data: DataReport) -> Iterator[Observation]:
     Scope: with --eval-data; near is a Jaccard similarity of word trigrams of 0.8 and more
     Action: remove these rows from one of the sets
     Verify: the evaluation loss on the other rows
+    Source: benchmarks/data.py -- what MinHash finds and misses: docs/evidence/data.md
     """
     found = data.overlap
     if found is None:
@@ -335,7 +314,6 @@ def _overlap(data: DataReport) -> Iterator[Observation]:
     severity="info",
     confidence=0.75,
     thresholds=(BROKEN_MANY,),
-    evidence=(cite("Unicode 16, U+FFFD", "stands for what could not be decoded"),),
 )
 def _broken(data: DataReport) -> Iterator[Observation]:
     """broken text
@@ -346,6 +324,7 @@ def _broken(data: DataReport) -> Iterator[Observation]:
     Scope: rows of text
     Action: read the source as UTF-8 again
     Verify: the text of these rows (--show-rows)
+    Source: Unicode 16, U+FFFD -- stands for what could not be decoded
     """
     for rows, what in (
         (data.seen.replacement, "U+FFFD, lost characters"),
@@ -360,7 +339,6 @@ def _broken(data: DataReport) -> Iterator[Observation]:
     "DAT311",
     severity="warning",
     confidence=0.8,
-    evidence=(cite("definition", "the answer without white space is empty"),),
 )
 def _empty_answer(data: DataReport) -> Iterator[Observation]:
     """empty answers
@@ -371,12 +349,15 @@ def _empty_answer(data: DataReport) -> Iterator[Observation]:
     Scope: formats with answers
     Action: remove these rows
     Verify: their text (--show-rows)
+    Source: definition -- the answer without white space is empty
     """
     return seen_in(data, data.seen.empty_answer, "have an empty answer")
 
 
 RULES = (
-    *_ON_LABELS,
+    _balance,
+    _range,
+    _one_class,
     _unreadable,
     _empty_answer,
     _constant,

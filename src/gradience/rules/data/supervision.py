@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from gradience.rules import ALL_MASKED, Observation, Sign, Threshold, Unknown, cite
+from gradience.rules import ALL_MASKED, Observation, Sign, Threshold, Unknown
 from gradience.rules.data.content import DataRule, counted, of_tokens, on_rows, share, values
 from gradience.schema import Severity
 from gradience.schema.reports import DataReport
@@ -17,14 +17,6 @@ PROMPT_TAUGHT = Threshold(
     "prompt_taught", 0.5, "share of rows", "proposal: a few rows without a prompt are no wrong setting"
 )
 MASKED_END = Threshold("masked_end", 0.5, "share of whole answers", "proposal: half of the answers")
-NO_MARKERS = cite(
-    "huggingface/trl#4201; marin-community/marin#7237",
-    "stock templates have no generation block: assistant_only_loss masks every token",
-)
-TRL_REFUSES = cite(
-    "TRL 1.16, chat_template_utils.get_training_chat_template",
-    "replaces the stock templates that it knows, and raises ValueError for any other",
-)
 
 
 def unmarked(data: DataReport) -> bool:
@@ -39,7 +31,6 @@ def unmarked(data: DataReport) -> bool:
     confidence=0.95,
     needs=(of_tokens,),
     settings=("assistant_only_loss",),
-    evidence=(NO_MARKERS, TRL_REFUSES),
 )
 def _no_markers(data: DataReport) -> Iterator[Observation]:
     """template without generation markers under an assistant-only loss
@@ -50,6 +41,10 @@ def _no_markers(data: DataReport) -> Iterator[Observation]:
     Scope: TRL's assistant_only_loss; a stock template that the installed TRL replaces by its own is not reported
     Action: give --template a copy with a generation block around the assistant's content and its end token
     Verify: tokenizer.apply_chat_template(..., return_assistant_tokens_mask=True) holds a 1
+    Source: huggingface/trl#4201; marin-community/marin#7237 -- stock templates have no generation block:
+        assistant_only_loss masks every token
+    Source: TRL 1.16, chat_template_utils.get_training_chat_template -- replaces the stock templates that it knows,
+        and raises ValueError for any other
     """
     if unmarked(data):
         yield Observation(
@@ -94,7 +89,6 @@ def _unsupervised(data: DataReport) -> Iterator[Observation]:
     groups=("data", "log"),
     needs=(of_tokens,),
     thresholds=(FEW_SUPERVISED,),
-    evidence=(cite("definition", "supervised tokens over tokens after the cut"),),
 )
 def _few_supervised(data: DataReport) -> Iterator[Observation]:
     """few tokens are supervised
@@ -105,6 +99,7 @@ def _few_supervised(data: DataReport) -> Iterator[Observation]:
     Scope: losses on tokens
     Action: shorten prompts, join turns of one conversation into a row, or raise the batch size
     Verify: the same run with longer answers, or twice the batch
+    Source: definition -- supervised tokens over tokens after the cut
     """
     tokens = data.tokens
     if not tokens.kept or not tokens.supervised:
@@ -124,12 +119,6 @@ def _few_supervised(data: DataReport) -> Iterator[Observation]:
     needs=(of_tokens,),
     settings=("completion_only_loss", "assistant_only_loss"),
     thresholds=(PROMPT_TAUGHT,),
-    evidence=(
-        cite(
-            "TRL 1.16, SFTTrainer._prepare_dataset",
-            "completion_only_loss acts on a completion mask, which only prompt/completion rows get",
-        ),
-    ),
 )
 def _prompt_supervised(data: DataReport) -> Iterator[Observation]:
     """the prompt is supervised despite the setting
@@ -141,6 +130,8 @@ def _prompt_supervised(data: DataReport) -> Iterator[Observation]:
     Scope: a loss on the assistant's turns or on completions
     Action: correct the labels, or the generation block, so that it covers answers only
     Verify: decode the supervised tokens of a row
+    Source: TRL 1.16, SFTTrainer._prepare_dataset -- completion_only_loss acts on a completion mask, which only
+        prompt/completion rows get
     """
     unused = data.seen.mask_unused
     if unused.count:
@@ -172,12 +163,6 @@ def _prompt_supervised(data: DataReport) -> Iterator[Observation]:
     needs=(of_tokens,),
     settings=("eos_token",),
     thresholds=(END_SELDOM,),
-    evidence=(
-        cite(
-            "TRL 1.16, is_chat_template_stop_token_trained",
-            "a template can leave the end of turn out of the mask; the loss still looks healthy",
-        ),
-    ),
 )
 def _end(data: DataReport) -> Iterator[Observation]:
     """the end token is not learnt
@@ -189,6 +174,8 @@ def _end(data: DataReport) -> Iterator[Observation]:
     Scope: losses on tokens; end tokens are the tokenizer's and those of a generation_config.json beside it
     Action: end each answer with the end token, inside what is supervised
     Verify: generate from the adapter: answers run to max_new_tokens
+    Source: TRL 1.16, is_chat_template_stop_token_trained -- a template can leave the end of turn out of the mask;
+        the loss still looks healthy
     """
     if not data.end_tokens:
         raise Unknown("the tokenizer has no end token")
@@ -230,12 +217,6 @@ def _masked_as_padding(data: DataReport) -> bool:
     needs=(of_tokens,),
     settings=("pad_token",),
     thresholds=(MASKED_END,),
-    evidence=(
-        cite(
-            "transformers 5.24, DataCollatorForLanguageModeling",
-            "without mlm, labels are input_ids with every pad_token_id set to -100",
-        ),
-    ),
 )
 def _pad_is_end(data: DataReport) -> Iterator[Observation]:
     """pad and end token are one, and the end is masked with the padding
@@ -246,6 +227,8 @@ def _pad_is_end(data: DataReport) -> Iterator[Observation]:
     Scope: rows that are tokenised already; TRL masks padding by position, which leaves the end in the loss
     Action: give the tokenizer a pad token of its own, and build the labels anew
     Verify: labels at the position of the end token: -100
+    Source: transformers 5.24, DataCollatorForLanguageModeling -- without mlm, labels are input_ids with every
+        pad_token_id set to -100
     """
     if data.pad_is_end is None:
         raise Unknown("no tokenizer is given")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from gradience.rules import Observation, Threshold, Unknown, cite, premise
+from gradience.rules import Observation, Threshold, Unknown, premise
 from gradience.rules.data.content import DataRule, on_rows, seen_in, share
 from gradience.schema.reports import DataReport
 
@@ -22,7 +22,6 @@ def _given(data: DataReport) -> str | None:
     confidence=0.85,
     needs=(_given,),
     thresholds=(OTHERS,),
-    evidence=(cite("transformers, ForCausalLMLoss", "shifts the labels by one itself"),),
 )
 def _labels(data: DataReport) -> Iterator[Observation]:
     """labels are not the tokens
@@ -35,6 +34,7 @@ def _labels(data: DataReport) -> Iterator[Observation]:
         classes of tokens
     Action: rebuild the labels: the ids, with -100 where the loss should not look
     Verify: decode ids and labels of a row beside each other
+    Source: transformers, ForCausalLMLoss -- shifts the labels by one itself
     """
     if not data.has_labels:
         raise Unknown("the rows hold no labels")
@@ -58,7 +58,6 @@ def _labels(data: DataReport) -> Iterator[Observation]:
     severity="error",
     confidence=0.85,
     needs=(_given,),
-    evidence=(cite("definition", "the ids beside the number of the tokenizer's tokens"),),
 )
 def _ids(data: DataReport) -> Iterator[Observation]:
     """ids of another tokenizer
@@ -69,6 +68,7 @@ def _ids(data: DataReport) -> Iterator[Observation]:
     Scope: input_ids, with the tokenizer given
     Action: tokenise with the tokenizer of the model, or give that one to the check
     Verify: tokenizer.decode of a row
+    Source: definition -- the ids beside the number of the tokenizer's tokens
     """
     if data.tokenizer is None:
         raise Unknown("no tokenizer is given")
@@ -83,7 +83,6 @@ def _ids(data: DataReport) -> Iterator[Observation]:
     confidence=0.85,
     needs=(_given,),
     thresholds=(OTHERS,),
-    evidence=(cite("definition", "the tokenizer's padding token"),),
 )
 def _padding_supervised(data: DataReport) -> Iterator[Observation]:
     """padding in the loss
@@ -94,6 +93,7 @@ def _padding_supervised(data: DataReport) -> Iterator[Observation]:
     Scope: input_ids; tokenizers whose padding token does not end generation
     Action: set the labels of padding to -100, or leave padding to the collator
     Verify: the labels at the end of these rows
+    Source: definition -- the tokenizer's padding token
     """
     return seen_in(data, data.seen.padding_supervised, "end in padding that is in the loss", at_least=OTHERS)
 

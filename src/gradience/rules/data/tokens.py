@@ -127,7 +127,6 @@ def _answers_cut(data: DataReport) -> Iterator[Observation]:
     "DAT310",
     severity="warning",
     confidence=0.85,
-    evidence=(cite("definition", "the tokenizer's ids of each control token in the template"),),
 )
 def _split(data: DataReport) -> Iterator[Observation]:
     """control tokens of the template are not in the tokenizer
@@ -138,6 +137,7 @@ def _split(data: DataReport) -> Iterator[Observation]:
     Scope: names such as <|im_start|> and <start_of_turn>
     Action: use the template of this tokenizer, or add the tokens and train their embedding rows
     Verify: tokenizer.tokenize of the token
+    Source: definition -- the tokenizer's ids of each control token in the template
     """
     if not data.template:
         raise Unknown("no chat template is used")
@@ -154,7 +154,6 @@ def _split(data: DataReport) -> Iterator[Observation]:
     severity="info",
     confidence=0.6,
     thresholds=(OUTLIER, OUTLIER_LENGTH),
-    evidence=(cite("definition", "the longest over the median length"),),
 )
 def _outlier(data: DataReport) -> Iterator[Observation]:
     """outliers in length
@@ -165,6 +164,7 @@ def _outlier(data: DataReport) -> Iterator[Observation]:
     Scope: every data set
     Action: look at the longest rows
     Verify: their text
+    Source: definition -- the longest over the median length
     """
     lengths = data.lengths
     if lengths.p50 and lengths.longest > max(OUTLIER.value * lengths.p50, OUTLIER_LENGTH.value):
@@ -183,7 +183,6 @@ def _outlier(data: DataReport) -> Iterator[Observation]:
     needs=(of_tokens,),
     settings=("packing", "batch_size"),
     thresholds=(PADDING,),
-    evidence=(cite("definition", "one minus tokens over rows times the longest, batch by batch"),),
 )
 def _padding(data: DataReport) -> Iterator[Observation]:
     """batches are mostly padding
@@ -194,6 +193,7 @@ def _padding(data: DataReport) -> Iterator[Observation]:
     Scope: losses on tokens, at the batch size given
     Action: group by length, or pack
     Verify: compare the tokens per second of both
+    Source: definition -- one minus tokens over rows times the longest, batch by batch
     """
     batch = data.batching
     if data.packing:
@@ -220,12 +220,6 @@ def _padding(data: DataReport) -> Iterator[Observation]:
     severity="warning",
     confidence=0.85,
     thresholds=(DOUBLE,),
-    evidence=(
-        cite(
-            "transformers docs, chat_templating",
-            "a rendered template holds its special tokens: tokenise it with add_special_tokens=False",
-        ),
-    ),
 )
 def _double_bos(data: DataReport) -> Iterator[Observation]:
     """two BOS tokens
@@ -237,6 +231,8 @@ def _double_bos(data: DataReport) -> Iterator[Observation]:
     Scope: tokenizers with a BOS token
     Action: leave the BOS token out of the text, or set add_bos_token to false
     Verify: the first two ids of a row
+    Source: transformers docs, chat_templating -- a rendered template holds its special tokens: tokenise it with
+        add_special_tokens=False
     """
     return seen_in(data, data.seen.double_bos, "begin with two BOS tokens", at_least=DOUBLE)
 

@@ -49,7 +49,6 @@ def _translated(data: DataReport) -> Iterator[Observation]:
     severity="info",
     confidence=0.8,
     needs=(_spoken,),
-    evidence=(cite("Axolotl 0.19, chat_template strategy", "takes a part's text, content or value"),),
 )
 def _parts(data: DataReport) -> Iterator[Observation]:
     """messages in parts that the template does not read
@@ -60,6 +59,7 @@ def _parts(data: DataReport) -> Iterator[Observation]:
     Scope: messages in parts; Axolotl reads text, content and value
     Action: give the text of a message as its content, or each part's as text
     Verify: the text of a row after apply_chat_template
+    Source: Axolotl 0.19, chat_template strategy -- takes a part's text, content or value
     """
     if data.masked_by != "trl":
         raise Unknown(f"{data.masked_by} joins the text of parts itself")
@@ -118,7 +118,6 @@ def _no_answer(data: DataReport) -> Iterator[Observation]:
     severity="info",
     confidence=0.85,
     thresholds=(STRAY,),
-    evidence=(cite("definition", "control tokens in the text that are not among the tokenizer's added tokens"),),
 )
 def _foreign(data: DataReport) -> Iterator[Observation]:
     """turn tokens of another model as text
@@ -130,6 +129,7 @@ def _foreign(data: DataReport) -> Iterator[Observation]:
     Scope: names such as <|im_end|>, [INST], </s> and ### Instruction:
     Action: remove them, and let this tokenizer's template write its own
     Verify: tokenizer.tokenize of the token
+    Source: definition -- control tokens in the text that are not among the tokenizer's added tokens
     """
     rows = data.seen.foreign_tokens
     if not rows.count:
@@ -149,7 +149,6 @@ def _foreign(data: DataReport) -> Iterator[Observation]:
     severity="error",
     confidence=0.85,
     thresholds=(MOSTLY_INVERTED,),
-    evidence=(cite("definition", "the first token is in the loss, the last fifth of the row is not"),),
 )
 def _inverted(data: DataReport) -> Iterator[Observation]:
     """the mask is inverted
@@ -160,6 +159,7 @@ def _inverted(data: DataReport) -> Iterator[Observation]:
     Scope: rows with a mask on tokens
     Action: exchange what is masked and what is not
     Verify: decode the supervised tokens of a row
+    Source: definition -- the first token is in the loss, the last fifth of the row is not
     """
     rows = data.seen.inverted
     if share(rows, data.rows_read) >= MOSTLY_INVERTED.value:
@@ -193,7 +193,6 @@ def _calls(data: DataReport) -> Iterator[Observation]:
     severity="warning",
     confidence=0.85,
     needs=(_spoken,),
-    evidence=(cite("transformers docs, chat_templating", "arguments of a call are a dictionary, not a string"),),
 )
 def _arguments(data: DataReport) -> Iterator[Observation]:
     """arguments of calls as text
@@ -204,6 +203,7 @@ def _arguments(data: DataReport) -> Iterator[Observation]:
     Scope: messages with tool_calls; the template is asked with a call of its own
     Action: store arguments as objects
     Verify: the text of a row after apply_chat_template
+    Source: transformers docs, chat_templating -- arguments of a call are a dictionary, not a string
     """
     if data.seen.arguments_broken.count:
         yield on_rows(data, data.seen.arguments_broken, "hold a call whose arguments are no JSON object")
@@ -212,9 +212,7 @@ def _arguments(data: DataReport) -> Iterator[Observation]:
         yield on_rows(data, text, "hold arguments as text, which the chat template encodes as JSON once more")
 
 
-@DataRule(
-    "DAT344", severity="warning", confidence=0.9, evidence=(cite("definition", "the option wins over the recipe"),)
-)
+@DataRule("DAT344", severity="warning", confidence=0.9)
 def _other_loss(data: DataReport) -> Iterator[Observation]:
     """the prompt is in the loss against the recipe
 
@@ -224,6 +222,7 @@ def _other_loss(data: DataReport) -> Iterator[Observation]:
     Scope: a recipe and --loss
     Action: leave --loss out, or change the recipe
     Verify: the share of supervised tokens of both
+    Source: definition -- the option wins over the recipe
     """
     if not data.recipe_loss or data.loss_from != "the option":
         raise Unknown("no recipe whose loss mode an option replaces")
@@ -243,7 +242,6 @@ _LOSSES = {"assistant": "the assistant's turns", "completion": "completions"}
     severity="warning",
     confidence=0.75,
     thresholds=(ECHOED,),
-    evidence=(cite("definition", "the answer begins with the last thing asked, without case and spaces"),),
 )
 def _echo(data: DataReport) -> Iterator[Observation]:
     """answers repeat the question
@@ -254,6 +252,7 @@ def _echo(data: DataReport) -> Iterator[Observation]:
     Scope: questions of four words and more
     Action: remove the prompt from the answers
     Verify: their text (--show-rows)
+    Source: definition -- the answer begins with the last thing asked, without case and spaces
     """
     rows = data.seen.echo
     if share(rows, data.rows_read) >= ECHOED.value:
@@ -282,7 +281,6 @@ def _roles_out_of_order(data: DataReport) -> Iterator[Observation]:
     "DAT327",
     severity="warning",
     confidence=0.85,
-    evidence=(cite("definition", "the prompt without white space is empty"),),
 )
 def _empty_prompt(data: DataReport) -> Iterator[Observation]:
     """empty prompts
@@ -293,6 +291,7 @@ def _empty_prompt(data: DataReport) -> Iterator[Observation]:
     Scope: formats with prompts
     Action: remove these rows, or look where their prompt was lost
     Verify: their text (--show-rows)
+    Source: definition -- the prompt without white space is empty
     """
     return seen_in(data, data.seen.empty_prompt, "ask nothing: a prompt or a user's turn is empty")
 
@@ -303,7 +302,6 @@ def _empty_prompt(data: DataReport) -> Iterator[Observation]:
     confidence=0.9,
     needs=(_spoken,),
     thresholds=(STRAY,),
-    evidence=(cite("transformers docs, chat_templating", "a template adds all control tokens that a model needs"),),
 )
 def _template_twice(data: DataReport) -> Iterator[Observation]:
     """the template is applied twice
@@ -314,6 +312,7 @@ def _template_twice(data: DataReport) -> Iterator[Observation]:
     Scope: conversations with a chat template
     Action: give the messages without control tokens, or the rendered text as `text`
     Verify: the text of a row after apply_chat_template
+    Source: transformers docs, chat_templating -- a template adds all control tokens that a model needs
     """
     return seen_in(
         data,
@@ -344,7 +343,6 @@ def _next_turn_in_answer(data: DataReport) -> Iterator[Observation]:
     severity="warning",
     confidence=0.7,
     thresholds=(ECHOED,),
-    evidence=(cite("definition", "Assistant, AI, Bot, Chatbot, GPT or ChatGPT before a colon"),),
 )
 def _speaker_label(data: DataReport) -> Iterator[Observation]:
     """a speaker's name begins answers
@@ -355,6 +353,7 @@ def _speaker_label(data: DataReport) -> Iterator[Observation]:
     Scope: conversations, whose template writes the speaker itself
     Action: remove the names from the answers
     Verify: their text (--show-rows)
+    Source: definition -- Assistant, AI, Bot, Chatbot, GPT or ChatGPT before a colon
     """
     return seen_in(data, data.seen.speaker_label, "have an answer that begins with a speaker's name", at_least=ECHOED)
 

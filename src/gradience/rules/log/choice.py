@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 from math import log
 from typing import Final
 
-from gradience.rules import SAVE_FLOW, Observation, Threshold, Unknown, cite
+from gradience.rules import SAVE_FLOW, Observation, Threshold, Unknown
 from gradience.rules.log.account import account, gain, higher_is_better, kept_step, task_metric, values_of
 from gradience.rules.log.facts import JUDGEMENT, HeldOutCurve, LogRule, RunFacts, not_under, seen, shown
 from gradience.rules.log.held_out import of_metric, overfits, value_at
@@ -79,7 +79,6 @@ def _mark(
     phrase=lambda v: f"{v['metric']} was better at step {v['best_step']} than at step {v['step']}, which was kept",
     as_info=True,
     look=True,
-    evidence=(cite("transformers Trainer (5.24)", "load_best_model_at_end chooses by the loss unless told"),),
 )
 def _weights(facts: RunFacts) -> Observation | None:
     """the weights that were kept are not the best
@@ -90,8 +89,8 @@ def _weights(facts: RunFacts) -> Observation | None:
     Why: Loss and metric often are best at different steps; the trainer keeps what it was told to choose by.
     Scope: finished runs whose settings tell which weights were kept
     Verify: Evaluate both checkpoints on further rows.
+    Source: transformers Trainer (5.24) -- load_best_model_at_end chooses by the loss unless told
     """
-    # A run that leaves weights whose task metric is worse than another evaluation's, by more than chance explains.
     of, metric = account(facts), task_metric(facts)
     step = kept_step(of)
     if step is None:
@@ -157,7 +156,6 @@ def _never_measured(facts: RunFacts) -> Observation | None:
     confidence=0.95,
     place="meaning",
     phrase=lambda v: f"its best checkpoint is its worst in {v['metric']}",
-    evidence=(cite("transformers TrainingArguments (5.24)", "greater_is_better says whether more is better"),),
 )
 def _turned(facts: RunFacts) -> Observation | None:
     """the best checkpoint is chosen the wrong way round
@@ -168,6 +166,7 @@ def _turned(facts: RunFacts) -> Observation | None:
     Scope: metrics whose name tells what is better
     Action: Leave greater_is_better unset, or turn it.
     Verify: Compare best_metric in trainer_state.json with the evaluations.
+    Source: transformers TrainingArguments (5.24) -- greater_is_better says whether more is better
     """
     training = facts.config.training
     name = (training.metric_for_best_model or "").removeprefix("eval_")
@@ -196,7 +195,6 @@ def _turned(facts: RunFacts) -> Observation | None:
         else f"one answer to every row ({v['metric']} {shown(v, 'value', '.3g')})"
     ),
     thresholds=(EQUAL_EVALS, OF_ONE_CLASS),
-    evidence=(cite("definition", "of K classes, one answer to all rows has a recall of 1 / K on average"),),
 )
 def _one_answer(facts: RunFacts) -> Observation | None:
     """one answer to every row
@@ -209,8 +207,8 @@ def _one_answer(facts: RunFacts) -> Observation | None:
     Scope: metrics of classes
     Action: Look at the predictions of an evaluation, and at the share of its largest class.
     Verify: Count the classes predicted on one evaluation.
+    Source: definition -- of K classes, one answer to all rows has a recall of 1 / K on average
     """
-    # The same score at every evaluation, or scores that only one answer to all rows has.
     of, metric = account(facts), task_metric(facts)
     if metric is None:
         raise Unknown("no task metric was evaluated")

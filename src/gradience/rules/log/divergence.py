@@ -11,7 +11,7 @@ import math
 from collections.abc import Iterator, Sequence
 from typing import Final, NamedTuple
 
-from gradience.rules import DIVERGENCE, TRIAL, Observation, Threshold, Unknown, cite
+from gradience.rules import DIVERGENCE, TRIAL, Observation, Threshold, Unknown
 from gradience.rules.log.account import account
 from gradience.rules.log.facts import (
     JUDGEMENT,
@@ -103,17 +103,7 @@ _ACCUMULATED: Final = (2, 4, 6, 8, 10, 12, 16, 20, 24, 32, 48, 64, 128, 256)
         SHORT_SPIKE,
         SHORT_RATIO,
     ),
-    evidence=(
-        cite(
-            "spike trial, 200 clean and 200 spiked curves",
-            "k = 6: 161 found, 4 false alarms; mean + 6 sigma of 128 rows: 135 and 0, and 0 of 200 in logs of 60 rows",
-        ),
-        cite(
-            "OLMo-core SkipStepOptimizer; llm-foundry KillLossSpike; Lightning SpikeDetection",
-            "mean + 6 sigma of 128 rows; 2 x the mean of 100 rows, more than 4 in a row; 2 x the mean of 10",
-        ),
-        TRIAL,
-    ),
+    evidence=(TRIAL,),
 )
 def _spike(facts: RunFacts) -> Observation | None:
     """loss spike
@@ -127,6 +117,10 @@ def _spike(facts: RunFacts) -> Observation | None:
     Why: A spike of one row usually comes from its data; a spike that lasts has damaged the weights.
     Scope: positive losses of 8 rows and more; the first rows are not judged; one row alone is info
     Verify: See whether grad_norm jumps in the same rows or just before.
+    Source: spike trial, 200 clean and 200 spiked curves -- k = 6: 161 found, 4 false alarms; mean + 6 sigma of 128
+        rows: 135 and 0, and 0 of 200 in logs of 60 rows
+    Source: OLMo-core SkipStepOptimizer; llm-foundry KillLossSpike; Lightning SpikeDetection -- mean + 6 sigma of
+        128 rows; 2 x the mean of 100 rows, more than 4 in a row; 2 x the mean of 10
     """
     rows = len(facts.loss.values)
     if rows < SOME_ROWS.value:
@@ -416,10 +410,6 @@ def _scale_says(v: Values) -> str:
     phrase=_scale_says,
     cause="other_scale",
     thresholds=(SCALE_RATIO, SCALE_NATS, SCALE_EVALS, SAME_RATIO, LN_VOCABULARY, ALONE, SECOND_ROW),
-    evidence=(
-        cite("huggingface/transformers#35204", "losses summed over the accumulation steps, not averaged"),
-        cite("definition", "equal odds over K words cost ln K nats"),
-    ),
 )
 @once
 def other_scale(facts: RunFacts) -> Observation | None:
@@ -435,8 +425,9 @@ def other_scale(facts: RunFacts) -> Observation | None:
         are larger by the same factor.
     Scope: token-level or class cross-entropy; silent where the run diverged
     Verify: Evaluate on training data: the loss there is on the scale of the evaluation.
+    Source: huggingface/transformers#35204 -- losses summed over the accumulation steps, not averaged
+    Source: definition -- equal odds over K words cost ln K nats
     """
-    # Training loss on another scale than held-out loss, or above that of equal odds; None if neither, or unknown.
     if facts.objective.kind in {"rl", "preference"} or not facts.loss.values or divergence(facts) is not None:
         return None
     curve = facts.held_out_curve
@@ -519,10 +510,6 @@ def _above_equal_odds(facts: RunFacts) -> Observation | None:
     as_info=True,
     look=True,
     thresholds=(HIGH_START, LN_VOCABULARY),
-    evidence=(
-        cite("published runs", "seven of some 60 start at 8.1 to 11 nats, the others at 5.5 at most"),
-        cite("definition", "a uniform guess over 50257 tokens costs 10.8 nats"),
-    ),
 )
 def _starts_high(facts: RunFacts) -> Observation | None:
     """a start as of a model that knows nothing
@@ -533,8 +520,9 @@ def _starts_high(facts: RunFacts) -> Observation | None:
     Scope: losses of tokens; a row is the mean over its logging interval; new embeddings start high, too
     Action: Decode the labels of a batch: is padding among them? And see that the pretrained weights were loaded.
     Verify: The loss of the base on some rows, padding masked.
+    Source: published runs -- seven of some 60 start at 8.1 to 11 nats, the others at 5.5 at most
+    Source: definition -- a uniform guess over 50257 tokens costs 10.8 nats
     """
-    # A language model that starts like one that knows nothing.
     kind = account(facts).loss
     if kind in {"classification", "regression"}:
         raise Unknown("the loss is not a language model's")

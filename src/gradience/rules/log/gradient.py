@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from itertools import groupby, islice, pairwise
 from typing import Final, NamedTuple
 
-from gradience.rules import TRIAL, Observation, Sign, Threshold, Unknown, cite
+from gradience.rules import TRIAL, Observation, Sign, Threshold, Unknown
 from gradience.rules.log.account import DECAYED, RISEN, account, decisive_metric, rises_again
 from gradience.rules.log.facts import JUDGEMENT, LogRule, RunFacts, Values, last_part, not_under, seen, shown
 from gradience.rules.log.numbers import bad_norms, skipped_rows
@@ -66,14 +66,7 @@ def _norms(facts: RunFacts, least: Threshold) -> Curve:
     signs=("large_gradients", Sign("exploding_gradients", frozenset({"warning"}))),
     phrase=lambda v: f"gradient norm jumps at step {v['step']}",
     thresholds=(GRADIENT_K, GRADIENT_FLOOR, GRADIENT_RATIO, LASTING, JUMP_ROWS),
-    evidence=(
-        cite(
-            "63 trainings of a small encoder, 19 of them healthy",
-            "a jump of one or two rows was seen in all 19, so it says nothing by itself",
-        ),
-        cite("Megatron-LM is_unexpectedly_large; ZClip", "10 x the largest of 100; z-score over 2.5"),
-        TRIAL,
-    ),
+    evidence=(TRIAL,),
 )
 def _explosion(facts: RunFacts) -> Observation | None:
     """exploding gradients
@@ -85,6 +78,9 @@ def _explosion(facts: RunFacts) -> Observation | None:
     Why: Clipping hides the size of such steps, not their direction; divergence often follows.
     Scope: any run that records grad_norm in 8 or more rows
     Verify: See whether the loss rises in the rows after.
+    Source: 63 trainings of a small encoder, 19 of them healthy -- a jump of one or two rows was seen in all 19, so
+        it says nothing by itself
+    Source: Megatron-LM is_unexpectedly_large; ZClip -- 10 x the largest of 100; z-score over 2.5
     """
     curve = _norms(facts, JUMP_ROWS)
     start = _grown(curve.points, math.ceil(LASTING.value / curve.block))
@@ -238,13 +234,7 @@ def _rate_zero(found: Finding) -> Mapping[str, Json]:
     phrase=_rate_says,
     cause=lambda v: "rate_zero" if "throughout" in v else "rate_absurd" if "high" in v else None,
     thresholds=(ZERO_RATE_ROWS, ZERO_TAIL_SHARE, HIGH_RATE, PEAK_SHARE, PEAK_MISSED, DECAYED, RISEN),
-    evidence=(
-        cite(
-            "transformers/optimization.py (5.24)",
-            "schedules warm up once and decay; only *_with_restarts rise again",
-        ),
-        TRIAL,
-    ),
+    evidence=(TRIAL,),
 )
 def _rate(facts: RunFacts) -> Observation | None:
     """learning rate not as planned
@@ -257,6 +247,7 @@ def _rate(facts: RunFacts) -> Observation | None:
     Why: The learning rate that the optimizer was given decides, whatever the config says.
     Scope: runs that record lr; the first row at 0 and the final decay are ignored
     Verify: Plot lr over the steps.
+    Source: transformers/optimization.py (5.24) -- schedules warm up once and decay; only *_with_restarts rise again
     """
     rates = facts.rate.values
     if len(rates) < ZERO_RATE_ROWS.value:
@@ -372,7 +363,6 @@ def _rises(facts: RunFacts) -> Observation | None:
     look=True,
     cause="in_warmup",
     thresholds=(ALMOST, WARMUP_STEPS, LONG_WARMUP, LONG_ROWS),
-    evidence=(cite("definition", "the highest learning rate is that of the last row, above that in the middle"),),
 )
 def _in_warmup(facts: RunFacts) -> Observation | None:
     """ended inside its warm-up
@@ -384,6 +374,7 @@ def _in_warmup(facts: RunFacts) -> Observation | None:
     Why: The learning rate that was chosen was never used.
     Scope: runs that record lr and have ended
     Verify: Plot lr over the steps.
+    Source: definition -- the highest learning rate is that of the last row, above that in the middle
     """
     of = account(facts)
     schedule, ending = of.schedule, of.ending

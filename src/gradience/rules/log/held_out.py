@@ -6,18 +6,7 @@ import math
 from collections.abc import Iterator, Sequence
 from typing import Final, NamedTuple
 
-from gradience.rules import (
-    INSTRUCT_GPT,
-    KARPATHY,
-    PRECHELT,
-    TINKER_STEPS,
-    TRIAL,
-    Observation,
-    Sign,
-    Threshold,
-    Unknown,
-    cite,
-)
+from gradience.rules import INSTRUCT_GPT, KARPATHY, PRECHELT, TINKER_STEPS, TRIAL, Observation, Sign, Threshold, Unknown
 from gradience.rules.log.account import account, decisive_metric, gain, kept_step, task_metric, values_of
 from gradience.rules.log.divergence import divergence, other_scale
 from gradience.rules.log.facts import (
@@ -113,7 +102,6 @@ def overfitting(facts: RunFacts) -> Observation | None:
     Scope: held-out values of one data set
     Verify: Compare the task metric of the best checkpoint with that of the last.
     """
-    # Held-out loss that rises again, or a task metric that is lost again, while the training loss falls.
     if swapped(facts) is not None:
         return None
     curves = [curve for curve in facts.curves if len(curve.losses) >= LEAST_EVALS.value]
@@ -298,10 +286,7 @@ def _gap_says(v: Values) -> str | None:
     covers=lambda v: frozenset() if v.get("rises") else frozenset({"held_out"}),
     cause="gap",
     thresholds=(LOSS_GAP, GAP_TIMES, GAP_NATS, ACCURACY_GAP),
-    evidence=(
-        cite("project convention", "gap over 1.5x, that is 0.41 nats; no source for the number"),
-        INSTRUCT_GPT,
-    ),
+    evidence=(INSTRUCT_GPT,),
 )
 def _gap(facts: RunFacts) -> Observation | None:
     """gap between train and held-out
@@ -315,6 +300,7 @@ def _gap(facts: RunFacts) -> Observation | None:
     Why: A model that fits its training data much better than held-out data has begun to memorize it.
     Scope: cross-entropy on one scale; not if the run diverged
     Verify: Compare the task metric of the best checkpoint with that of the last.
+    Source: project convention -- gap over 1.5x, that is 0.41 nats; no source for the number
     """
     of = account(facts)
     pair, accuracies = of.last_pair, _accuracies(facts)
@@ -466,9 +452,6 @@ def _holds_a_value(event: Eval) -> bool:
     phrase=lambda _: "its evaluations hold no loss and no metric",
     covers=frozenset({"no_held_out"}),
     cause="evaluations_empty",
-    evidence=(
-        cite("transformers Trainer (5.24)", "eval_loss is logged only if the model returns a loss for the labels"),
-    ),
 )
 def _without_values(facts: RunFacts) -> Observation | None:
     """evaluations without a value
@@ -478,6 +461,7 @@ def _without_values(facts: RunFacts) -> Observation | None:
     Why: The time was spent, and nothing can be told from it.
     Scope: logs with evaluations
     Verify: Look at the keys of one evaluation.
+    Source: transformers Trainer (5.24) -- eval_loss is logged only if the model returns a loss for the labels
     """
     events = [event for event in facts.history if event.split != "train"]
     if not events or any(map(_holds_a_value, events)):
@@ -496,7 +480,6 @@ def _without_values(facts: RunFacts) -> Observation | None:
     severity="info",
     confidence=0.95,
     thresholds=(SMALL_EVAL,),
-    evidence=(cite("binomial 95 % interval", "1.96 sqrt(p (1 - p) / n)"),),
 )
 def _small_eval(facts: RunFacts) -> Observation | None:
     """few held-out examples
@@ -506,6 +489,7 @@ def _small_eval(facts: RunFacts) -> Observation | None:
     Why: The accuracy on few examples varies by several points by chance alone.
     Scope: accuracies
     Verify: Evaluate the same checkpoint on other examples of the same kind: the accuracy varies by as much.
+    Source: binomial 95 % interval -- 1.96 sqrt(p (1 - p) / n)
     """
     point = facts.held_out
     if point is None or point.metrics.accuracy is None or not point.metrics.n:
@@ -591,7 +575,7 @@ def _metric_lost_again(facts: RunFacts) -> bool:
     covers=frozenset({"accuracy"}),
     cause="at_chance",
     thresholds=(CHANCE_Z, CHANCE_MARGIN, CHANCE_LOSS, CHANCE_BAND, CHANCE_NEAR),
-    evidence=(cite("binomial test, one-sided 95 %", "chance plus 1.64 sqrt(p (1 - p) / n)"), KARPATHY),
+    evidence=(KARPATHY,),
 )
 def _at_chance(facts: RunFacts) -> Observation | None:
     """chance level
@@ -604,6 +588,7 @@ def _at_chance(facts: RunFacts) -> Observation | None:
     Why: At chance level no other number about this run means much.
     Scope: classification with balanced classes
     Verify: Overfit 32 examples on purpose: if training accuracy cannot reach 100 %, the set-up is broken.
+    Source: binomial test, one-sided 95 % -- chance plus 1.64 sqrt(p (1 - p) / n)
     """
     # a reward model's accuracy is over two answers
     point, classes = facts.held_out, 2 if facts.objective.kind == "reward" else facts.num_labels

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from itertools import pairwise
 from typing import Final, NamedTuple
 
-from gradience.rules import KARPATHY, NEMOTRON, TRIAL, Observation, Sign, Threshold, Unknown, cite
+from gradience.rules import KARPATHY, NEMOTRON, TRIAL, Observation, Sign, Threshold, Unknown
 from gradience.rules.log.account import account, decisive_metric, gain, is_token_accuracy, task_metric, values_of
 from gradience.rules.log.divergence import FELL, divergence, fell_before
 from gradience.rules.log.facts import (
@@ -399,11 +399,7 @@ def _no_learning(facts: RunFacts) -> Observation | None:
     as_info=True,
     look=True,
     thresholds=(FLAT, FLAT_BOUND, STILL_FALLS, STILL_SHARE, RISES, FLAT_ROWS, FLAT_POINTS, FITTED, IDLE_RATE),
-    evidence=(
-        cite("torch ReduceLROnPlateau", "no relative improvement over 1e-4 in 10 checks"),
-        cite("Sen 1968", "an interval of the median slope from the order of the slopes of pairs"),
-        TRIAL,
-    ),
+    evidence=(TRIAL,),
 )
 def _plateau(facts: RunFacts) -> Observation | None:
     """plateau
@@ -416,6 +412,8 @@ def _plateau(facts: RunFacts) -> Observation | None:
     Why: Steps on a plateau cost as much as others; flat is also what a finished run looks like.
     Scope: 8 or more rows of positive loss, at a learning rate high enough to learn; not in mid-run or warmup
     Verify: Held-out loss over the same steps.
+    Source: torch ReduceLROnPlateau -- no relative improvement over 1e-4 in 10 checks
+    Source: Sen 1968 -- an interval of the median slope from the order of the slopes of pairs
     """
     if facts.warming_up:
         raise Unknown("the learning rate had not reached its peak yet")

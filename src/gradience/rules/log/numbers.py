@@ -13,7 +13,7 @@ from itertools import pairwise
 from operator import sub
 from typing import Final
 
-from gradience.rules import MASKED, NAN_TRL, Observation, Sign, Threshold, Unknown, cite
+from gradience.rules import MASKED, NAN_TRL, Observation, Sign, Threshold, Unknown
 from gradience.rules.log.facts import JUDGEMENT, LogRule, RunFacts, last_part, seen
 from gradience.rules.log.statistics import median
 from gradience.schema import Json, Severity, as_float
@@ -93,12 +93,6 @@ def _stood_still(moves: Sequence[float], near_bad: set[int], row: int, every: fl
         "1 step skipped by fp16 scaling" if v["rows"] == 1 else f"{v['rows']} steps skipped by fp16 scaling"
     ),
     thresholds=(SKIPS_SHOWN, SKIPS_MANY, STOOD_STILL),
-    evidence=(
-        cite(
-            "torch.amp.GradScaler; transformers Trainer (5.24)",
-            "a step whose gradients overflow is left out, and the scheduler is not stepped",
-        ),
-    ),
 )
 def _skipped(facts: RunFacts) -> Observation | None:
     """steps skipped by the gradient scaler
@@ -110,6 +104,8 @@ def _skipped(facts: RunFacts) -> Observation | None:
     Why: Nothing is broken: the scaler lowers its factor until gradients fit into fp16.
     Scope: runs that record grad_norm and a learning rate that changes; a constant rate cannot show skipped steps
     Verify: See whether the learning rate of those rows equals that of a neighbouring row.
+    Source: torch.amp.GradScaler; transformers Trainer (5.24) -- a step whose gradients overflow is left out, and
+        the scheduler is not stepped
     """
     if not facts.series.grad_norms or not (facts.norm.values or facts.series.lost_norms):
         raise Unknown("no gradient norm was recorded")
@@ -140,9 +136,6 @@ def _skipped(facts: RunFacts) -> Observation | None:
     phrase=lambda v: f"not finite: {v['first']}" + (f", {v['rows']} training rows" if v.get("rows") else ""),
     covers=lambda v: frozenset({"learning"}) if v["rows"] else frozenset(),
     cause=lambda v: "not_finite" if v["rows"] else "evaluation_not_finite" if v["eval_rows"] else None,
-    evidence=(
-        cite("Composer NaNMonitor; Keras TerminateOnNaN; Lightning check_finite", "a loss that is not finite: stop"),
-    ),
 )
 def _non_finite(facts: RunFacts) -> Observation | None:
     """not a number
@@ -153,6 +146,7 @@ def _non_finite(facts: RunFacts) -> Observation | None:
 
     Scope: any run
     Verify: Audit the adapter: non-finite weights confirm it.
+    Source: Composer NaNMonitor; Keras TerminateOnNaN; Lightning check_finite -- a loss that is not finite: stop
     """
     series = facts.series
     if not series.steps and not facts.evaluated:
@@ -240,7 +234,6 @@ def _masked_nan(facts: RunFacts) -> Observation | None:
     Scope: losses that cannot be exactly zero; under RL only where the gradient is not finite either
     Verify: Look at grad_norm in the same rows, and at the adapter's weights.
     """
-    # The traces of a filtered NaN: a loss of exactly 0, or one that falls where the gradient is not finite.
     losses = facts.series.losses
     if not losses:
         raise Unknown("no training loss was recorded")

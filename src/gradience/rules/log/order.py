@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Final
 
-from gradience.rules import Observation, Threshold, Unknown, cite
+from gradience.rules import Observation, Threshold, Unknown
 from gradience.rules.log.facts import JUDGEMENT, LogRule, RunFacts, once, seen
 from gradience.schema import number_in
 
@@ -43,7 +43,6 @@ def by_class(facts: RunFacts) -> Observation | None:
     phrase=lambda _: "the rows come sorted by class",
     covers=frozenset({"learning"}),
     thresholds=(ALIKE, ALIKE_BATCHES, ONE_CLASS_ROWS),
-    evidence=(cite("Bottou, Curtis and Nocedal, arXiv 1606.04838", "SGD's steps are of rows drawn at random"),),
 )
 def _by_class(facts: RunFacts) -> Observation | None:
     """rows sorted by class
@@ -55,6 +54,7 @@ def _by_class(facts: RunFacts) -> Observation | None:
     Scope: classification whose recorder saw the batches; a run with one row in a batch is not judged
     Action: Shuffle the training rows, or take a sampler that does.
     Verify: The labels of the first batches.
+    Source: Bottou, Curtis and Nocedal, arXiv 1606.04838 -- SGD's steps are of rows drawn at random
     """
     if number_in(facts.data or {}, "label_batches") is None:
         raise Unknown("the recorder saw no batch with class labels")

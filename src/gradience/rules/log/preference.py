@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from typing import Final, NamedTuple
 
-from gradience.rules import NEMOTRON, TRIAL, Observation, Threshold, Unknown, cite, premise
+from gradience.rules import NEMOTRON, TRIAL, Observation, Premise, Threshold, Unknown, cite, premise
 from gradience.rules.log.facts import (
     JUDGEMENT,
     REAL_RUNS,
@@ -52,6 +53,14 @@ SATURATED_MARGIN = Threshold("saturated_margin", 4.0, "reward: beta x nats, the 
 
 # logged by ORPO and CPO, which have no reference model, so their loss does not start at ln 2
 _REFERENCE_FREE: Final = {"log_odds_ratio", "nll_loss", "odds_ratio_loss"}
+_PAIRS: Final = under("preference")
+
+
+@dataclass(frozen=True, kw_only=True)
+class _PreferenceRule(LogRule):
+    """A rule on preference training."""
+
+    meant_for: Premise[RunFacts] | None = _PAIRS
 
 
 class Separation(NamedTuple):
@@ -116,14 +125,13 @@ def some_margin(facts: RunFacts) -> str | None:
     return "all margins are 0 (see PRF140)" if tied(facts) else None
 
 
-@LogRule(
+@_PreferenceRule(
     "PRF119",
     severity="warning",
     confidence=0.8,
     place="objective",
     phrase=lambda v: f"chosen and rejected are {v['how']}",
     covers=frozenset({"learning"}),
-    meant_for=under("preference"),
     thresholds=(SEPARATED, SURELY, SEPARATION_ERROR, MARGIN_ERROR, MARGIN_STILL, SEPARATION_ROWS, TIE),
     evidence=(NEMOTRON, TRIAL),
 )
@@ -165,14 +173,13 @@ def _separation(facts: RunFacts) -> Observation | None:
     )
 
 
-@LogRule(
+@_PreferenceRule(
     "PRF140",
     severity="warning",
     confidence=0.9,
     place="objective",
     covers=frozenset({"learning"}),
     phrase=lambda v: f"margin 0 throughout: {'both rewards are 0' if v['why'] == 'no reward' else 'both are equal'}",
-    meant_for=under("preference"),
     thresholds=(TIE, FEW_ROWS),
     evidence=(_DPO_LOSS,),
 )
@@ -227,7 +234,7 @@ def _fall(values: Sequence[float]) -> Fall | None:
     return Fall(first, last, rows)
 
 
-@LogRule(
+@_PreferenceRule(
     "PRF120",
     severity="info",
     confidence=0.5,
@@ -236,15 +243,8 @@ def _fall(values: Sequence[float]) -> Fall | None:
         f"{'both answers lose' if v['both'] else 'chosen answers lose'} probability: chosen "
         f"{shown(v, 'first')} -> {shown(v, 'last')}"
     ),
-    meant_for=under("preference"),
     thresholds=(CHOSEN_NATS, CHOSEN_MOST, CHOSEN_FALL, CHOSEN_ERRORS, CHOSEN_ROWS, MANY_ROWS, ALPHA),
-    evidence=(
-        cite(
-            "Smaug/DPO-Positive, arXiv 2402.13228 (abstract)",
-            "DPO can lower the likelihood of the chosen answer as long as the margin grows",
-        ),
-        TRIAL,
-    ),
+    evidence=(TRIAL,),
 )
 def _chosen_falls(facts: RunFacts) -> Observation | None:
     """chosen answers less likely
@@ -256,6 +256,8 @@ def _chosen_falls(facts: RunFacts) -> Observation | None:
     Why: A margin can grow while both answers lose probability to answers that no one asked for.
     Scope: preference training that logs logps/chosen or rewards/chosen
     Verify: Read what the model writes now; log-probability of chosen answers on held-out pairs.
+    Source: Smaug/DPO-Positive, arXiv 2402.13228 (abstract) -- DPO can lower the likelihood of the chosen answer as
+        long as the margin grows
     """
     signal = facts.signals.get(CHOSEN_LOGPS)
     if signal is None:
@@ -298,11 +300,10 @@ def _reward_falls(facts: RunFacts) -> Observation | None:
     )
 
 
-@LogRule(
+@_PreferenceRule(
     "PRF121",
     severity="info",
     confidence=0.5,
-    meant_for=under("preference"),
     thresholds=(START_MARGIN, START_STEP),
     evidence=(_DPO_LOSS, TRIAL),
 )
@@ -349,22 +350,14 @@ def saturated(facts: RunFacts) -> Observation | None:
     )
 
 
-@LogRule(
+@_PreferenceRule(
     "PRF130",
     severity="warning",
     confidence=0.85,
     place="meaning",
     covers=frozenset({"learning"}),
     phrase=lambda v: f"preferences saturated: margin {shown(v, 'margin', '.3g')}, nothing is left to learn",
-    meant_for=under("preference"),
     thresholds=(SATURATED_LOSS, SATURATED_MARGIN, FEW_ROWS),
-    evidence=(
-        cite(
-            "a published DPO run",
-            "loss 0.693 to 0.0, margin 0 to 141, accuracy 1.0, gradient norm 1.7e-8 and finite",
-        ),
-        cite("definition", "-ln sigmoid(margin): 0.018 at 4, its slope too"),
-    ),
 )
 def _saturated(facts: RunFacts) -> Observation | None:
     """preferences saturated
@@ -375,6 +368,8 @@ def _saturated(facts: RunFacts) -> Observation | None:
     Why: Beyond that margin the loss has no gradient: later steps only move the policy from its reference.
     Scope: preference losses that depend on the margin; a loss of zero here is not a NaN
     Verify: Reward accuracy and likelihood of chosen answers on held-out pairs, of an earlier checkpoint too.
+    Source: a published DPO run -- loss 0.693 to 0.0, margin 0 to 141, accuracy 1.0, gradient norm 1.7e-8 and finite
+    Source: definition -- -ln sigmoid(margin): 0.018 at 4, its slope too
     """
     column(facts, "rewards/margins", 1)
     if len(facts.loss.values) < FEW_ROWS.value:
@@ -405,15 +400,13 @@ def swapped(facts: RunFacts) -> Observation | None:
     )
 
 
-@LogRule(
+@_PreferenceRule(
     "PRF194",
     severity="warning",
     confidence=0.85,
-    meant_for=under("preference"),
     place="meaning",
     phrase=lambda v: f"held-out pairs are swapped ({shown(v, 'held_out', '.0%')} in order)",
     thresholds=(SWAPPED,),
-    evidence=(cite("definition", "without anything learnt that carries over, half of the pairs are in order"),),
 )
 def _swapped(facts: RunFacts) -> Observation | None:
     """pairs swapped between training and held-out data
@@ -425,6 +418,7 @@ def _swapped(facts: RunFacts) -> Observation | None:
     Scope: preference training with evaluations
     Action: Look at some rows of both sets: is the better answer in the column chosen?
     Verify: Swap the columns of the held-out set: the accuracy becomes 1 less it.
+    Source: definition -- without anything learnt that carries over, half of the pairs are in order
     """
     if ACCURACIES not in facts.signals or not _in_order(facts):
         raise Unknown(f"no {ACCURACIES} of training and of evaluations")

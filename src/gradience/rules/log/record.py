@@ -77,7 +77,6 @@ def _short(facts: RunFacts) -> Observation | None:
     Action: See what ended it: a callback, a time limit, or data that ran out.
     Verify: The output of the training, and its callbacks.
     """
-    # A run that ended in order, far from its planned steps, with no sign that it was stopped for a reason.
     if facts.status != "ok":
         raise Unknown("the log holds no regular end (see END114)")
     last, planned = facts.last_step, facts.max_steps
@@ -103,10 +102,7 @@ def _short(facts: RunFacts) -> Observation | None:
     signs=("torn_lines",),
     place="log",
     phrase=lambda v: f"{v.get('lines', v.get('missing'))} lines of the log are lost",
-    evidence=(
-        cite("the recorder", "one event is one write: only a kill, a full disk or a second writer tears a line"),
-        _SEQUENCE,
-    ),
+    evidence=(_SEQUENCE,),
 )
 def _bad_lines(facts: RunFacts) -> Observation | None:
     """torn, invalid or missing lines
@@ -116,6 +112,7 @@ def _bad_lines(facts: RunFacts) -> Observation | None:
     Why: The content of those lines is missing from every number of this report.
     Scope: any log
     Verify: 'gradience validate' names each line, and what is wrong with it.
+    Source: the recorder -- one event is one write: only a kill, a full disk or a second writer tears a line
     """
     if facts.issues_total:
         return _unreadable(facts)
@@ -150,12 +147,6 @@ def _unreadable(facts: RunFacts) -> Observation:
     phrase=lambda _: "the steps run again after the resume had other losses",
     cause="resumed_otherwise",
     thresholds=(REPLAY_DIFFERENCE, REPLAY_ROWS),
-    evidence=(
-        cite(
-            "transformers, ignore_data_skip; TensorBoard's purge of restarted steps",
-            "a resumed run sees the same data at the same step, so the same loss, unless set otherwise",
-        ),
-    ),
 )
 def _resumed(facts: RunFacts) -> Observation | None:
     """resumed
@@ -165,6 +156,8 @@ def _resumed(facts: RunFacts) -> Observation | None:
 
     Scope: logs that say so
     Verify: Compare the losses of the steps that were run twice.
+    Source: transformers, ignore_data_skip; TensorBoard's purge of restarted steps -- a resumed run sees the same
+        data at the same step, so the same loss, unless set otherwise
     """
     if not facts.record.resumed_from:
         return None

@@ -15,7 +15,7 @@ from functools import partial
 from typing import Final
 
 from gradience.configs.document import KEEPS_OVERFLOW
-from gradience.rules import Observation, Observe, Premise, Threshold, Unknown, cite, premise
+from gradience.rules import Observation, Observe, Premise, Threshold, Unknown, premise
 from gradience.rules.data import content, supervision, tokens
 from gradience.rules.data.content import counted
 from gradience.rules.log.facts import LogRule, RunFacts, log_rule
@@ -225,7 +225,7 @@ def _labels(facts: RunFacts) -> Iterator[Observation]:
 
 def _repeated(facts: RunFacts) -> Iterator[Observation]:
     """Duplicates in the few batches watched: a hint of the rule's own severity. `check` counts the whole data set."""
-    for found in content.duplicates.observe(as_data(facts)):
+    for found in content.duplicates.observations(as_data(facts)):
         yield replace(found, severity=None)
 
 
@@ -256,7 +256,6 @@ def _set_otherwise(seen: Mapping[str, Json], announced: Mapping[str, Json]) -> I
     needs=(_recorded,),
     meant_for=_IS_RECORDED,
     thresholds=(SHARE_APART, LENGTH_APART, FEW_ROWS),
-    evidence=(cite("the log", "the counts of the `data` event beside those announced"),),
 )
 def _announced(facts: RunFacts) -> Iterator[Observation]:
     """the batches differ from what the check of the data announced
@@ -270,6 +269,7 @@ def _announced(facts: RunFacts) -> Iterator[Observation]:
     Scope: runs whose recorder was given the report of check_data
     Action: check the data with the trainer's own template, loss mode and length limit
     Verify: decode a batch of the trainer
+    Source: the log -- the counts of the `data` event beside those announced
     """
     announced: Json = (facts.data or {}).get("announced")
     rows, total = _count(facts, "rows") or 0, _count(facts, "tokens") or 0

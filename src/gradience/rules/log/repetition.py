@@ -7,7 +7,7 @@ from bisect import bisect_left, bisect_right
 from collections.abc import Sequence
 from typing import Final, NamedTuple
 
-from gradience.rules import TRIAL, Observation, Threshold, Unknown, cite
+from gradience.rules import TRIAL, Observation, Threshold, Unknown
 from gradience.rules.log.account import account
 from gradience.rules.log.divergence import divergence
 from gradience.rules.log.facts import (
@@ -66,12 +66,6 @@ LITTLE_SEEN = Threshold("little_seen", 0.1, "of one pass over the data, under", 
     covers=frozenset({"no_held_out"}),
     cause="no_held_out",
     thresholds=(MANY_EPOCHS, MANY_LEVEL, SOME_EPOCHS, SOME_LEVEL, FEW_EPOCHS, FEW_LEVEL),
-    evidence=(
-        cite(
-            "published runs without evaluations",
-            "100 epochs to 0.008, 50 to 0.74, 24 to 0.03, 20 to 0.07, 6 of a full fine-tune to 0.006",
-        ),
-    ),
 )
 def _repeated(facts: RunFacts) -> Observation | None:
     """repeated data, nothing held out
@@ -84,6 +78,8 @@ def _repeated(facts: RunFacts) -> Observation | None:
     Why: The training loss of data seen many times falls whether the model learns or memorizes it.
     Scope: runs without any evaluation that log their epoch; not saturated preference training (PRF130)
     Verify: Compare the held-out loss of the last checkpoint with that of an earlier one.
+    Source: published runs without evaluations -- 100 epochs to 0.008, 50 to 0.74, 24 to 0.03, 20 to 0.07, 6 of a
+        full fine-tune to 0.006
     """
     if facts.evaluated or saturated(facts) is not None or divergence(facts) is not None:
         return None
@@ -134,13 +130,7 @@ class _Step(NamedTuple):
         LEAST_EVALS,
         SEEN_AS_NEW,
     ),
-    evidence=(
-        cite(
-            "fast.ai, Can LLMs learn from a single example? (2023)",
-            "the training loss falls in steps at the ends of epochs: examples are memorized after one sight",
-        ),
-        TRIAL,
-    ),
+    evidence=(TRIAL,),
 )
 def _epoch_steps(facts: RunFacts) -> Observation | None:
     """steps at the ends of epochs
@@ -155,6 +145,8 @@ def _epoch_steps(facts: RunFacts) -> Observation | None:
         training loss says little about new data.
     Scope: positive losses, data seen more than once in an order of its own
     Verify: Held-out loss over the same steps.
+    Source: fast.ai, Can LLMs learn from a single example? (2023) -- the training loss falls in steps at the ends of
+        epochs: examples are memorized after one sight
     """
     curve, epochs = facts.loss, facts.epoch
     if epochs is None or facts.last_step is None:
@@ -256,12 +248,6 @@ def _learns_still(facts: RunFacts) -> str | None:
     as_info=True,
     look=True,
     thresholds=(LEAK_EPOCHS, LEAK_LEVEL, LEAK_NEAR, LEAST_EVALS),
-    evidence=(
-        cite(
-            "benchmarks/field.py, real trainings",
-            "held-out data in the training data: ratio near 1 after 20 epochs; else 2 and more",
-        ),
-    ),
 )
 def _leak(facts: RunFacts) -> Observation | None:
     """held-out loss as low as training loss
@@ -272,6 +258,8 @@ def _leak(facts: RunFacts) -> Observation | None:
     Why: After many epochs the training loss is far below the loss on new data, unless the new data was trained on.
     Scope: cross-entropy, five epochs and more; an easy task looks the same
     Verify: Count exact and near duplicates between both sets; evaluate on data made later.
+    Source: benchmarks/field.py, real trainings -- held-out data in the training data: ratio near 1 after 20 epochs;
+        else 2 and more
     """
     curve, values = facts.held_out_curve, facts.loss.points
     if facts.epoch is None:
@@ -302,7 +290,6 @@ def _leak(facts: RunFacts) -> Observation | None:
     place="meaning",
     phrase=lambda v: f"about {shown(v, 'share', '.0%')} of the evaluation was trained on",
     thresholds=(SAME_ROWS, SAME_SHARE),
-    evidence=(cite("the recorder", "hashes of the tokens of each row; no token is kept"),),
 )
 def _same_rows(facts: RunFacts) -> Observation | None:
     """evaluation on training rows
@@ -314,8 +301,8 @@ def _same_rows(facts: RunFacts) -> Observation | None:
     Scope: runs whose recorder saw both; packed batches are not compared
     Action: Evaluate on rows that are not in the training set; gradience check --data finds the others.
     Verify: gradience check --data TRAIN --eval-data HELD_OUT lists the equal rows.
+    Source: the recorder -- hashes of the tokens of each row; no token is kept
     """
-    # Rows of the evaluation that the recorder saw in training batches, and the share that this stands for.
     data = facts.data or {}
     known, evaluated, both = (number_in(data, name) for name in ("rows_known", "eval_rows", "eval_rows_trained"))
     if not known or not evaluated or both is None:
@@ -347,12 +334,6 @@ def _same_rows(facts: RunFacts) -> Observation | None:
     as_info=True,
     look=True,
     thresholds=(PERFECT, PERFECT_BY, SOLVED),
-    evidence=(
-        cite(
-            "published runs",
-            "a loss of .003 in the first pass: answers of one word, or a template's labels",
-        ),
-    ),
 )
 def _at_once(facts: RunFacts) -> Observation | None:
     """nearly perfect at once
@@ -365,8 +346,8 @@ def _at_once(facts: RunFacts) -> Observation | None:
     Scope: classification; an easy task looks the same
     Action: Look at some inputs for the answer: a column too many, or a template with the label.
     Verify: Train on the same labels with inputs shuffled within each class: does the accuracy stay?
+    Source: published runs -- a loss of .003 in the first pass: answers of one word, or a template's labels
     """
-    # An accuracy that is nearly perfect, or a loss that is nearly 0, early in the run, and was not before it.
     of = account(facts)
     if (solved := _solved_at_once(facts)) is not None:
         return solved
@@ -420,10 +401,6 @@ def _solved_at_once(facts: RunFacts) -> Observation | None:
     as_info=True,
     look=True,
     thresholds=(LITTLE_SEEN,),
-    evidence=(
-        cite("transformers TrainingArguments (5.24)", "max_steps overrides num_train_epochs, and is a trial's limit"),
-        cite("published runs", "60 steps at epoch 0.0012, 2 at 0.0058, 500 at 0.095: each ended as planned"),
-    ),
 )
 def _little_seen(facts: RunFacts) -> Observation | None:
     """little of the data seen
@@ -434,6 +411,8 @@ def _little_seen(facts: RunFacts) -> Observation | None:
     Scope: runs that log a fraction of an epoch; of a large data set a part may be meant
     Action: Leave max_steps unset, or raise it, if the run was meant to see the data.
     Verify: Steps of one pass: examples over the sequences of an optimizer step.
+    Source: transformers TrainingArguments (5.24) -- max_steps overrides num_train_epochs, and is a trial's limit
+    Source: published runs -- 60 steps at epoch 0.0012, 2 at 0.0058, 500 at 0.095: each ended as planned
     """
     of = account(facts)
     step, passes = of.ending.step, of.passes

@@ -8,12 +8,25 @@ story whether the reward rises. Under RL a loss near 0 is normal and says nothin
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from typing import Final, Literal, NamedTuple
 
-from gradience.rules import TRIAL, Observation, Sign, Threshold, Unknown, cite
+from gradience.rules import TRIAL, Observation, Premise, Sign, Threshold, Unknown, cite
 from gradience.rules.log.account import account
 from gradience.rules.log.divergence import divergence
-from gradience.rules.log.facts import JUDGEMENT, LogRule, RunFacts, Topic, Values, last_part, once, seen, shown, under
+from gradience.rules.log.facts import (
+    JUDGEMENT,
+    LogRule,
+    Place,
+    RunFacts,
+    Topic,
+    Values,
+    last_part,
+    once,
+    seen,
+    shown,
+    under,
+)
 from gradience.rules.log.signals import (
     ANSWER_KL,
     CLIPPED,
@@ -79,6 +92,15 @@ _THIRD: Final = 3
 _PARTS: Final = 5
 _START: Final = 3  # first rows that give the level at the start
 _OF_TRL: Final = frozenset({"frac_reward_zero_std", "completions/mean_length"})
+_RL: Final = under("rl")
+
+
+@dataclass(frozen=True, kw_only=True)
+class _RewardRule(LogRule):
+    """A rule on reinforcement learning."""
+
+    place: Place = "objective"
+    meant_for: Premise[RunFacts] | None = _RL
 
 
 class Logged(NamedTuple):
@@ -103,14 +125,6 @@ class Logged(NamedTuple):
         return median(last_part(self.values, _PARTS, _START))
 
 
-_DAPO: Final = cite(
-    "DAPO, arXiv 2503.14476 (abstract; method through reviews)",
-    "groups that are all right or all wrong have no gradient; dynamic sampling leaves them out",
-)
-_MECHANISM: Final = cite(
-    "The Entropy Mechanism of RL for reasoning models, arXiv 2505.22617 (abstract)",
-    "policy entropy drops sharply early in training, and performance saturates with it",
-)
 _GAO: Final = cite(
     "Gao et al., Scaling laws for reward model overoptimization, arXiv 2210.10760",
     "the gold reward peaks and falls as the KL from the initial policy grows",
@@ -216,20 +230,18 @@ def _reward_fell_says(v: Values) -> str | None:
     return f"the reward fell from {shown(v, 'best')} around step {v['best_step']}" if "best" in v else None
 
 
-@LogRule(
+@_RewardRule(
     "RWD122",
     severity="warning",
     confidence=0.7,
-    place="objective",
     phrase=_reward_fell_says,
-    meant_for=under("rl"),
     signs=(Sign("reward_fell", frozenset({"best"})),),  # one that only fails to rise has no best step
     covers=frozenset({"reward"}),
     thresholds=(
         *(FEW_ROWS, MANY_ROWS, ALPHA, REWARD_SHOWN, REWARD_ERRORS),
         *(REWARD_FALL, REWARD_LOST, REWARD_FLAT),
     ),
-    evidence=(cite("definition", "the policy gradient's loss is 0 on average where advantages are centred"), TRIAL),
+    evidence=(TRIAL,),
 )
 def _reward(facts: RunFacts) -> Observation | None:
     """reward falls
@@ -242,6 +254,7 @@ def _reward(facts: RunFacts) -> Observation | None:
     Why: The reward is what is optimised: under RL a loss near 0 is normal and says nothing.
     Scope: RL that logs its reward; info where it only fails to rise
     Verify: Read completions of both ends; evaluate on held-out prompts.
+    Source: definition -- the policy gradient's loss is 0 on average where advantages are centred
     """
     column = logged(facts, REWARD, FEW_ROWS.value)
     values, change = column.values, change_of(column.values)
@@ -289,17 +302,13 @@ def _few_rewards(column: Logged, change: Change) -> Observation | None:
     raise Unknown(f"{len(values)} rows: a reward change of {2.0 * change.error:.2g} would not show")
 
 
-@LogRule(
+@_RewardRule(
     "RWN139",
     severity="warning",
     confidence=0.9,
     place="broken",
     phrase=lambda v: f"no reward in {v['missing']} of {v['rows']} rows",
-    meant_for=under("rl"),
     thresholds=(NULL_ROWS, FEW_ROWS),
-    evidence=(
-        cite("TRL 1.16, grpo_trainer.py (read)", "completions without a reward are left out, their advantage is 0"),
-    ),
 )
 def _no_reward(facts: RunFacts) -> Observation | None:
     """rewards are not numbers
@@ -310,8 +319,8 @@ def _no_reward(facts: RunFacts) -> Observation | None:
     Why: A completion without a reward has an advantage of 0: it teaches nothing.
     Scope: trainers that log a reward with every row, as TRL does
     Verify: Call the reward function on one completion and look at what it returns.
+    Source: TRL 1.16, grpo_trainer.py (read) -- completions without a reward are left out, their advantage is 0
     """
-    # A trainer that logs a reward with every row had none to log.
     beside = find(facts, (*EQUAL_GROUPS, *LENGTH), FEW_ROWS.value)
     if beside is None:
         raise Unknown("nothing that is logged beside a reward was logged")
@@ -331,18 +340,16 @@ def _no_reward(facts: RunFacts) -> Observation | None:
     )
 
 
-@LogRule(
+@_RewardRule(
     "ZVR123",
     severity="warning",
     confidence=0.85,
-    place="objective",
     phrase=lambda v: f"{shown(v, 'share', '.0%')} of the groups have equal rewards late on",
     as_info=True,
     look=True,
-    meant_for=under("rl"),
     signs=("equal_rewards",),
     thresholds=(ZERO_GROUPS, ZERO_GROUPS_MOST, FEW_ROWS),
-    evidence=(_DAPO, TRIAL),
+    evidence=(TRIAL,),
 )
 def _zero_variance(facts: RunFacts) -> Observation | None:
     """groups without variance
@@ -353,6 +360,8 @@ def _zero_variance(facts: RunFacts) -> Observation | None:
     Why: The advantage is the reward less its group's mean: equal rewards give no gradient.
     Scope: GRPO and similar methods; info under nine groups of ten
     Verify: See whether the reward of these groups is all right or all wrong.
+    Source: DAPO, arXiv 2503.14476 (abstract; method through reviews) -- groups that are all right or all wrong have
+        no gradient; dynamic sampling leaves them out
     """
     equal = _equal_groups(facts)
     if equal is None:
@@ -378,15 +387,13 @@ def _entropy_says(v: Values) -> str:
     return f"entropy {v['how']} from {shown(v, 'first', '.3g')} to {shown(v, 'last', '.2g')} nats a token"
 
 
-@LogRule(
+@_RewardRule(
     "ENT135",
     severity="warning",
     confidence=0.8,
-    place="objective",
     phrase=_entropy_says,
-    meant_for=under("rl"),
     thresholds=(COLLAPSED, NARROWED, SPREAD_OUT, RANDOM, FEW_ROWS),
-    evidence=(_MECHANISM, TRIAL),
+    evidence=(TRIAL,),
 )
 def _entropy(facts: RunFacts) -> Observation | None:
     """entropy collapsed or rose
@@ -397,6 +404,8 @@ def _entropy(facts: RunFacts) -> Observation | None:
     Why: Groups are compared within: where all completions are alike, there is nothing to prefer.
     Scope: RL that logs the entropy of its tokens, from six rows on; a task with one short answer ends there
     Verify: Sample one prompt eight times, and count the different completions.
+    Source: The Entropy Mechanism of RL for reasoning models, arXiv 2505.22617 (abstract) -- policy entropy drops
+        sharply early in training, and performance saturates with it
     """
     column = logged(facts, ENTROPY, 2 * FEW_ROWS.value)
     first, last = column.start, column.end
@@ -421,13 +430,11 @@ def _entropy(facts: RunFacts) -> Observation | None:
     return None
 
 
-@LogRule(
+@_RewardRule(
     "KLD124",
     severity="info",
     confidence=0.5,
-    place="objective",
     phrase=lambda v: f"KL {shown(v, 'late', '.3g')} nats {v.get('unit', 'a token')} from the reference",
-    meant_for=under("rl"),
     signs=("far_from_reference",),
     thresholds=(KL_LATE, KL_ANSWER, KL_ROW, FEW_ROWS),
     evidence=(_TRL_KL, _GAO, TRIAL),
@@ -474,13 +481,11 @@ def _far(column: Logged, late: float, unit: str) -> Observation:
     )
 
 
-@LogRule(
+@_RewardRule(
     "KLZ138",
     severity="warning",
     confidence=0.8,
-    place="objective",
     phrase=lambda _: "KL from the reference is 0 throughout",
-    meant_for=under("rl"),
     thresholds=(KL_NONE, KL_ROWS, FEW_ROWS, ZERO_GROUPS_MOST),
     evidence=(_TRL_KL,),
 )
@@ -514,18 +519,13 @@ def _kl_zero(facts: RunFacts) -> Observation | None:
     )
 
 
-@LogRule(
+@_RewardRule(
     "CLF137",
     severity="warning",
     confidence=0.7,
-    place="objective",
     phrase=lambda v: f"{shown(v, 'share', '.0%')} of the tokens clipped from step {v['first_step']}",
-    meant_for=under("rl"),
     thresholds=(CLIPPED_MUCH, FEW_ROWS),
-    evidence=(
-        cite("PPO, arXiv 1707.06347, section 3", "the objective is clipped where the ratio leaves 1 +/- epsilon"),
-        TRIAL,
-    ),
+    evidence=(TRIAL,),
 )
 def _updates_clipped(facts: RunFacts) -> Observation | None:
     """updates clipped
@@ -536,6 +536,7 @@ def _updates_clipped(facts: RunFacts) -> Observation | None:
         completions; what it learns then is of a policy that is no more.
     Scope: PPO, GRPO and RLOO that log the fraction of clipped tokens; 0 with one pass over each batch
     Verify: See whether it falls with the learning rate.
+    Source: PPO, arXiv 1707.06347, section 3 -- the objective is clipped where the ratio leaves 1 +/- epsilon
     """
     column = logged(facts, CLIPPED, FEW_ROWS.value)
     width = max(int(FEW_ROWS.value), len(column.values) // _THIRD)
@@ -553,18 +554,14 @@ def _updates_clipped(facts: RunFacts) -> Observation | None:
     )
 
 
-@LogRule(
+@_RewardRule(
     "RAT141",
     severity="warning",
     confidence=0.8,
-    place="objective",
     phrase=lambda v: f"a learning rate of {shown(v, 'peak_rate', '.3g')}",
     meant_for=under("rl", "preference"),
     thresholds=(RATE_OF_WEIGHTS,),
-    evidence=(
-        cite("TRL 1.16, GRPOConfig, RLOOConfig, DPOConfig, KTOConfig (read)", "learning_rate 1e-6 by default"),
-        TRIAL,
-    ),
+    evidence=(TRIAL,),
 )
 def _absurd_rate(facts: RunFacts) -> Observation | None:
     """learning rate over any published one
@@ -574,6 +571,7 @@ def _absurd_rate(facts: RunFacts) -> Observation | None:
     Why: The first steps destroy what the base model knew; rewards that rise later are of another model.
     Scope: RL and preference training that logs its rate; silent where DIV104 or LRS109 names it
     Verify: Sample the base model and the trained one with one prompt.
+    Source: TRL 1.16, GRPOConfig, RLOOConfig, DPOConfig, KTOConfig (read) -- learning_rate 1e-6 by default
     """
     if not facts.rate.values:
         raise Unknown("no learning rate was logged")
@@ -603,22 +601,14 @@ def _cut_off_says(v: Values) -> str:
     )
 
 
-@LogRule(
+@_RewardRule(
     "CLP125",
     severity="warning",
     confidence=0.7,
-    place="objective",
     phrase=_cut_off_says,
-    meant_for=under("rl"),
     signs=("cut_completions",),
     thresholds=(CUT_OFF, ZERO_GROUPS_ALSO, FEW_ROWS),
-    evidence=(
-        cite(
-            "DAPO, arXiv 2503.14476 (through reviews)",
-            "punishing answers that were cut off adds noise to the reward",
-        ),
-        TRIAL,
-    ),
+    evidence=(TRIAL,),
 )
 def _cut_off(facts: RunFacts) -> Observation | None:
     """completions cut off
@@ -629,6 +619,7 @@ def _cut_off(facts: RunFacts) -> Observation | None:
     Why: An answer that was cut off is graded as wrong even if it was right so far: noise in the reward.
     Scope: RL that logs how many completions are cut off, from three rows on
     Verify: Read completions that were cut off.
+    Source: DAPO, arXiv 2503.14476 (through reviews) -- punishing answers that were cut off adds noise to the reward
     """
     column = logged(facts, CUT_NAMES, FEW_ROWS.value)
     late = last_part(column.values, _THIRD, 3)
@@ -652,21 +643,13 @@ def _lengths_says(v: Values) -> str:
     return f"completions {v['how']} from {shown(v, 'first')} to {shown(v, 'last')} tokens{beside}"
 
 
-@LogRule(
+@_RewardRule(
     "LEN136",
     severity="warning",
     confidence=0.6,
-    place="objective",
     phrase=_lengths_says,
-    meant_for=under("rl"),
     thresholds=(LONGER, LONGER_CUT, SHORTER, CUT_OFF, FEW_ROWS, REWARD_SHOWN),
-    evidence=(
-        cite(
-            "Singhal et al., A long way to go: length correlations in RLHF, arXiv 2310.03716 (abstract)",
-            "much of the reward's gain is in longer outputs",
-        ),
-        TRIAL,
-    ),
+    evidence=(TRIAL,),
 )
 def _lengths(facts: RunFacts) -> Observation | None:
     """completions of another length
@@ -678,6 +661,8 @@ def _lengths(facts: RunFacts) -> Observation | None:
     Why: Length is the easiest thing to learn: a reward that pays for it is learnt before the task.
     Scope: RL that logs the lengths of its completions, from six rows on; reasoning may grow them by right
     Verify: Compare the reward of long and short completions of one prompt.
+    Source: Singhal et al., A long way to go: length correlations in RLHF, arXiv 2310.03716 (abstract) -- much of
+        the reward's gain is in longer outputs
     """
     column = logged(facts, LENGTH, 2 * FEW_ROWS.value)
     first, last = column.start, column.end

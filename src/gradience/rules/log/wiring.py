@@ -41,6 +41,12 @@ LOST_STEPS = Threshold("lost_steps", 2, "steps of the schedule", JUDGEMENT)
 
 _BASE: Final = ("base", "head")
 _OURS: Final = ("adapter", "whole", "head")
+_SWITCH_ON: Final = "Call model.enable_adapter_layers(), or model.set_adapter(name) with the adapter that trains."
+_UNMERGE: Final = "Call model.unmerge_adapter() before training."
+_SKIP: Final = (
+    "Skip the batches that were seen: accelerator.skip_first_batches(loader, n), a stateful loader, or a Trainer with "
+    "ignore_data_skip at False."
+)
 SUPERVISED: Final[Premise[RunFacts]] = Premise(
     "a token of the batches seen is supervised",
     lambda facts: "no token is supervised, so there is no gradient" if everything_masked(facts) else None,
@@ -51,7 +57,6 @@ _KEPT: Final = cite(
     "digests are sums over all elements, or over every n-th above 50 MB: equal tensors, equal sums",
 )
 _CALLED: Final = cite("gradience.hf.passes", "hooks on its modules see how the model is called")
-_REWRAP: Final = cite("huggingface/peft, get_peft_model (0.21)", "a model that is adapted already is wrapped once more")
 
 
 def _recorded(facts: RunFacts) -> str | None:
@@ -326,7 +331,7 @@ def _none_at_all(wiring: Wiring, of: GradientWiring) -> Observation:
     severity="error",
     confidence=0.9,
     phrase=lambda _: "no gradient can flow through the recomputed layers",
-    evidence=(cite("torch.utils.checkpoint (2.13)", "reentrant: a warning if no input has requires_grad=True"),),
+    evidence=(),
 )
 def _inputs_frozen(facts: RunFacts) -> Observation | None:
     """checkpointing without gradients
@@ -337,6 +342,7 @@ def _inputs_frozen(facts: RunFacts) -> Observation | None:
     Scope: runs with a wiring event; models of transformers
     Action: Call model.enable_input_require_grads(), or set use_reentrant to False.
     Verify: See whether torch warns that none of the inputs have requires_grad=True.
+    Source: torch.utils.checkpoint (2.13) -- reentrant: a warning if no input has requires_grad=True
     """
     wiring = next((wiring for wiring in _of(facts, "start", "resume") if wiring.frozen_inputs), None)
     looks = [each.gradients for each in facts.wirings if each.gradients is not None]
@@ -353,7 +359,7 @@ def _inputs_frozen(facts: RunFacts) -> Observation | None:
     severity="critical",
     confidence=0.95,
     phrase=lambda v: "the model is adapted twice" if "nested" in v else "the adapter is merged while it trains",
-    evidence=(_REWRAP, _LOOKED),
+    evidence=(_LOOKED,),
 )
 def _wrapped_twice(facts: RunFacts) -> Observation | None:
     """adapted twice, or merged
@@ -365,6 +371,7 @@ def _wrapped_twice(facts: RunFacts) -> Observation | None:
     Action: Call get_peft_model() only on a model without an adapter; to go on with one, use
         PeftModel.from_pretrained(base, path, is_trainable=True) alone.
     Verify: See whether a parameter's name has "base_model.model" twice.
+    Source: huggingface/peft, get_peft_model (0.21) -- a model that is adapted already is wrapped once more
     """
     for wiring, adapter in _looks(facts):
         if adapter.nested:
@@ -614,7 +621,7 @@ def _differs(old: DataWiring, new: DataWiring, name: str) -> bool:
     place="later",
     phrase=lambda v: f"the schedule began anew at step {v.get('step')}",
     thresholds=(LOST_STEPS,),
-    evidence=(cite("gradience.hf.wiring", "the schedule's own count of steps was read"),),
+    evidence=(),
 )
 def _resumed_schedule(facts: RunFacts) -> Iterator[Observation]:
     """the schedule began anew
@@ -625,6 +632,7 @@ def _resumed_schedule(facts: RunFacts) -> Iterator[Observation]:
     Scope: resumes in the same log as the save
     Action: Load its state: scheduler.load_state_dict(torch.load(path)).
     Verify: Plot lr over the steps.
+    Source: gradience.hf.wiring -- the schedule's own count of steps was read
     """
     for before, now in _resumes(facts):
         old, new = before.schedule, now.schedule
@@ -648,7 +656,7 @@ def _resumed_schedule(facts: RunFacts) -> Iterator[Observation]:
     confidence=1.0,
     phrase=lambda v: f"the adapter saved at step {v.get('step')} {'lacks a part' if 'saved' in v else 'is empty'}",
     thresholds=(SAVED_SHARE,),
-    evidence=(cite("the file's header", "tensors and their shapes"),),
+    evidence=(),
 )
 def _saved_empty(facts: RunFacts) -> Observation | None:
     """saved empty
@@ -661,6 +669,7 @@ def _saved_empty(facts: RunFacts) -> Observation | None:
     Action: Gather before saving: set "stage3_gather_16bit_weights_on_model_save": true, or use
         accelerator.get_state_dict(model).
     Verify: Open the file: gradience audit lists its tensors.
+    Source: the file's header -- tensors and their shapes
     """
     for wiring in _of(facts, "save"):
         saved = wiring.saved
@@ -827,7 +836,7 @@ def _rate_zero(facts: RunFacts) -> Observation | None:
     confidence=0.95,
     phrase=lambda _: "gradients are not set to zero between steps",
     thresholds=(COMPARED, KEPT),
-    evidence=(cite("gradience.hf.leftover", "hooks see what each backward pass adds, and what is there then"),),
+    evidence=(),
 )
 def _gradients_kept(facts: RunFacts) -> Observation | None:
     """gradients are not set to zero
@@ -839,6 +848,7 @@ def _gradients_kept(facts: RunFacts) -> Observation | None:
     Scope: runs whose first steps were looked at; not sharded or sparse gradients
     Action: Call optimizer.zero_grad() after each optimizer.step().
     Verify: Print p.grad right after the step: it is what the next gradient is added to.
+    Source: gradience.hf.leftover -- hooks see what each backward pass adds, and what is there then
     """
     for wiring in _of(facts, "gradients"):
         of = wiring.gradients
@@ -851,13 +861,6 @@ def _gradients_kept(facts: RunFacts) -> Observation | None:
             )
     return None
 
-
-_SWITCH_ON: Final = "Call model.enable_adapter_layers(), or model.set_adapter(name) with the adapter that trains."
-_UNMERGE: Final = "Call model.unmerge_adapter() before training."
-_SKIP: Final = (
-    "Skip the batches that were seen: accelerator.skip_first_batches(loader, n), a stateful loader, or a Trainer with "
-    "ignore_data_skip at False."
-)
 
 RULES: Final[tuple[LogRule, ...]] = (
     _base_trains,

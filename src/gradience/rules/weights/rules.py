@@ -73,12 +73,6 @@ def observe_size(size: float | None) -> Observation | None:
     signs=("oversized",),
     needs=(modules_analysed,),
     thresholds=(OVERSIZED, LARGE_SIZE),
-    evidence=(
-        cite(
-            "measured, 12 adapters of MiniLM-L6 and 2 of SmolLM2-135M",
-            "ordinary updates have .012 to .044 of the base's norm, one whose training diverged 29 times",
-        ),
-    ),
 )
 def too_large(facts: AdapterFacts) -> Observation | None:
     """an update as large as the weights
@@ -93,6 +87,8 @@ def too_large(facts: AdapterFacts) -> Observation | None:
     Action: Look at its held-out loss or its outputs before using it; if they are bad, train again with a lower
         learning rate or scaling.
     Verify: Load the adapter and compare its outputs with the base model's.
+    Source: measured, 12 adapters of MiniLM-L6 and 2 of SmolLM2-135M -- ordinary updates have .012 to .044 of the
+        base's norm, one whose training diverged 29 times
     """
     base = facts.report.base
     if base is None or base.relative_frobenius is None:
@@ -187,10 +183,9 @@ def _rank_mismatch(facts: AdapterFacts) -> Observation | None:
     "SCL207",
     severity="warning",
     confidence=0.9,
-    evidence=(cite("peft/utils/other.py, get_pattern_key", r're.match(rf"(.*\.)?({key})$", path)'),),
 )
 def _unmatched(facts: AdapterFacts) -> Observation | None:
-    """patterns that match no module
+    r"""patterns that match no module
 
     a key of rank_pattern or alpha_pattern matches no module in the file
 
@@ -198,6 +193,7 @@ def _unmatched(facts: AdapterFacts) -> Observation | None:
     Scope: PEFT's rank_pattern and alpha_pattern
     Action: A key must match the end of a module's path, beginning at a dot, without base_model.model.
     Verify: model.named_modules(): no name ends with the key.
+    Source: peft/utils/other.py, get_pattern_key -- re.match(rf"(.*\.)?({key})$", path)
     """
     patterns = facts.report.unmatched_patterns
     if not patterns:
@@ -227,12 +223,6 @@ def _peft_lora(facts: AdapterFacts) -> str | None:
     signs=("small_scaling",),
     needs=(_peft_lora,),
     thresholds=(ALPHA_DEFAULT,),
-    evidence=(
-        cite(
-            "huggingface/lerobot#3551",
-            "r=64 with the default alpha gave s=0.125, and a policy that hardly moved until alpha was 64",
-        ),
-    ),
 )
 def _default_alpha(facts: AdapterFacts) -> Observation | None:
     """lora_alpha at its default
@@ -243,6 +233,8 @@ def _default_alpha(facts: AdapterFacts) -> Observation | None:
     Scope: LoRA with PEFT's defaults
     Action: If alpha was never set on purpose, this adapter is weaker than its rank suggests.
     Verify: See the training script; evaluate with lora_alpha set to what was meant.
+    Source: huggingface/lerobot#3551 -- r=64 with the default alpha gave s=0.125, and a policy that hardly moved
+        until alpha was 64
     """
     default = ALPHA_DEFAULT.value
     at_default = [m for m in facts.report.modules if m.alpha == default and m.alpha_pattern is None]
@@ -310,7 +302,6 @@ def _flatness_tells(facts: AdapterFacts) -> str | None:
     ),
     needs=(modules_analysed,),
     thresholds=(NEAR_UNTRAINED, HARDLY_TRAINED),
-    evidence=(cite("LoRA, arXiv 2106.09685", "B starts at zero, so an update of zero means that no step was taken"),),
 )
 def zero_update(facts: AdapterFacts) -> Observation | None:
     """an update of zero
@@ -323,6 +314,7 @@ def zero_update(facts: AdapterFacts) -> Observation | None:
     Scope: LoRA that starts at B = 0; warning where some modules only are zero, or where it is tiny beside its base
     Action: Check that the adapter's parameters were trained and saved.
     Verify: Load the adapter and compare its outputs with the base model's.
+    Source: LoRA, arXiv 2106.09685 -- B starts at zero, so an update of zero means that no step was taken
     """
     return _of_health(_ZERO, facts)
 
