@@ -164,7 +164,7 @@ def check(
     *,
     sources: Annotated[ConfigOptions, opt.RECORD] = _CONFIG,
     overrides: Annotated[Overrides, Parameter(name="*")] = _NO_OVERRIDES,
-    data_options: Annotated[_DataOptions, Parameter(name="*", group="Data")] = _NO_DATA,
+    data_options: Annotated[_DataOptions, opt.RECORD, Parameter(group="Data")] = _NO_DATA,
     serve: opt.Strings = None,
     options: opt.Options = opt.DEFAULT_OPTIONS,
     verbose: opt.Details = False,

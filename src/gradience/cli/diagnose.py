@@ -56,7 +56,6 @@ def diagnose(
     """
     resolved = judging.resolved()
     options = replace(options, gap_threshold=resolved.gap(options.gap_threshold))
-    options.refuse_bad()
     from gradience.judge.diagnose.sources import find_sources  # --help pays for nothing of this
 
     sources = find_sources(path, run=options.run, adapter=options.adapter, config=options.config)

@@ -233,6 +233,8 @@ def _run(tokens: list[str]) -> int:
     try:
         result = app(tokens, console=console, exit_on_error=False, print_error=False)
     except CycloptsError as error:
+        if isinstance(error.__cause__, GradienceError):  # of an option's record, in the words that Python has, too
+            raise error.__cause__ from None
         from gradience.cli.output import usage_error  # only a mistyped command pays for it
 
         depth = 2 if tokens[0] in GROUPS or set(tokens[1:2]) & set(BELOW.get(tokens[0], ())) else 1

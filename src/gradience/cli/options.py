@@ -18,6 +18,7 @@ from gradience.announce import Announcer, CommandPlace, checked, of_findings
 from gradience.cli.output import DONE, Format, exit_code, print_document, print_for_programs, print_text
 from gradience.configs import FailOn, Preferences, find_preferences, read_preferences
 from gradience.errors import AdapterError, ConfigError, GradienceError
+from gradience.ranges import VerbOptions
 from gradience.schema import Severity
 from gradience.schema.document import Finding, FindingRef, NotRun, Report, RuleGroup
 from gradience.schema.reports import SourceLocation
@@ -33,7 +34,12 @@ def _shown(default: object) -> str | None:
     return None if default is None or default is False or default == () else str(default)
 
 
-RECORD: Final = Parameter(name="*", negative=(), show_default=_shown)
+def _refuse_bad(_: object, record: object) -> None:
+    if isinstance(record, VerbOptions):
+        record.refuse_bad()
+
+
+RECORD: Final = Parameter(name="*", negative=(), show_default=_shown, validator=_refuse_bad)
 """A record of the library as options of a command: each by its own name, and flags without --no-."""
 
 LIBRARY_ONLY: Final = Parameter(parse=False)
