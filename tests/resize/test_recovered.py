@@ -23,12 +23,12 @@ from transformers import AutoModelForCausalLM
 from gradience import resize_adapter
 from gradience.cli.main import main
 from gradience.errors import AdapterError, ConfigError, OptionError
-from gradience.models import distil, load_model
+from gradience.models import distil, load_model, outputs
 from gradience.models.inputs import digest_of
 from gradience.models.states import Factors, adapted
 from gradience.render.writing import resize_text
-from gradience.rewrite.resize import recovered as recovery
-from gradience.rewrite.resize.calibrated import split_inputs
+from gradience.rewrite.resize import recovery
+from gradience.rewrite.resize.running import split_inputs
 from gradience.schema.document import Estimate
 from gradience.schema.export import json_schema
 from gradience.schema.writing import Apart, Provenance
@@ -373,6 +373,6 @@ def test_what_cannot_be_recovered_is_refused(llama, texts, tmp_path, capsys):
 @every("finite", [(False, True), (True, False)])  # with the whole adapter, and with the cut one
 def test_outputs_that_are_not_finite_are_refused(finite, llama, texts, monkeypatch):
     read = iter(finite)
-    monkeypatch.setattr(recovery, "sums_of", lambda *_a, **_k: SimpleNamespace(finite=next(read)))
+    monkeypatch.setattr(outputs.HeldOut, "sums", lambda *_: SimpleNamespace(finite=next(read)))
     with pytest.raises(AdapterError, match="the model's outputs are not finite"):
         resize_adapter(llama.adapter, base=llama.base, rank=2, recover=texts)

@@ -124,6 +124,14 @@ def factors_of(layer: Any) -> Factors:
     return Factors(layer.lora_A[FIRST].weight, layer.lora_B[FIRST].weight)
 
 
+def mixed(layer: Any, m: npt.NDArray[np.float64]) -> Factors:
+    """The factors M A and B of a layer for a matrix M, (r, r), in their dtypes and on their device."""
+    a, b = factors_of(layer)
+    flat = a.reshape(len(a), -1).cpu().double()
+    product = (torch.from_numpy(m) @ flat).to(a).reshape(a.shape)
+    return Factors(torch.nn.Parameter(product, requires_grad=False), b)
+
+
 @contextmanager
 def with_factors(layers: Mapping[str, Any], new: Mapping[str, Factors]) -> Iterator[None]:
     """A context in which these layers have other factors, of any rank, in place of their own."""

@@ -7,9 +7,10 @@ A record's docstring documents its options for both; it stands apart from its ve
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final, Literal, NamedTuple, TypeAlias, get_args
+from typing import Final, Literal, NamedTuple, TypeAlias, TypedDict, get_args
 
 from gradience.errors import OptionError
+from gradience.io import PathLike
 from gradience.ranges import COUNT, POSITIVE, SHARE, WHOLE, Range, option_name, refuse_beyond
 from gradience.schema.merge import MergeMethod
 from gradience.schema.writing import Criterion, TargetFormat
@@ -145,6 +146,25 @@ class ResizeOptions:
             )
 
 
+class ResizeKeywords(TypedDict, total=False):
+    """The options of `resize` as keywords."""
+
+    rank: int | None
+    energy: float | None
+    rel_error: float | None
+    max_mb: float | None
+    max_params: int | None
+    like_suggested: bool
+    kl: float | None
+    flips: float | None
+    calibrate: PathLike | None
+    calibrate_tokens: PathLike | None
+    recover: PathLike | None
+    seed: int
+    dtype: Dtype | None
+    base: PathLike | None
+
+
 def _listed(names: Iterable[str]) -> str:
     return ", ".join(map(option_name, names))
 
@@ -190,6 +210,18 @@ class ConvertOptions:
         refuse_beyond(self, rank=COUNT, energy=SHARE)
 
 
+class ConvertKeywords(TypedDict, total=False):
+    """The options of `convert` as keywords."""
+
+    to: TargetFormat
+    rank: int | None
+    energy: float | None
+    base: PathLike | None
+    component: str | None
+    renames: Sequence[str]
+    drop: bool
+
+
 @dataclass(frozen=True, kw_only=True)
 class MergeOptions:
     """How adapters are merged. Which options go together depends on the method, and weights on the adapters.
@@ -226,3 +258,16 @@ class MergeOptions:
     heads_from: str | None = None
     dtype: Dtype | None = None
     force_mix: bool = False
+
+
+class MergeKeywords(TypedDict, total=False):
+    """The options of `merge` as keywords."""
+
+    method: MergeMethod
+    weights: Sequence[float] | None
+    rank: int | None
+    density: float | None
+    seed: int
+    heads_from: str | None
+    dtype: Dtype | None
+    force_mix: bool

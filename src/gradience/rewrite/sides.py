@@ -1,4 +1,4 @@
-"""Several adapters for one report: opened by their headers, modules matched by name, rows of reports about each.
+"""Adapters opened by their headers, once each; several for one report: modules matched by name, rows about each.
 
 `beside` goes through the adapters module by module. It gives the geometry of the two updates of each pair, and each
 adapter's own norms and spectra. Every module's factors are read once for all pairs, and its spectrum follows from the
@@ -23,6 +23,7 @@ from gradience.base.weights import factors_of
 from gradience.errors import AdapterError
 from gradience.io import PathLike, natural_key
 from gradience.io.reading import decode_json, read_small, real_path
+from gradience.io.safetensors import TensorSource
 from gradience.schema import Json
 from gradience.schema.compare import ComparedAdapter, ConfigDifference, OnlyIn, Overlap, SideOverlap
 from gradience.spectral.grams import Floats, Grams, inner_size, narrowed, padded
@@ -48,14 +49,29 @@ _HELD: Final = 1 << 21  # numbers in Gram matrices that wait for their spectra (
 _VOUCHED: Final = 1e-2  # of sum |b_k|^2 |a_k|^2: above it, the Gram matrices give the norm to 1e-12
 
 
+class StoredAdapter(NamedTuple):
+    """An adapter and its files: `raw` is its config with every key, or empty without one; `tensors` reads from them."""
+
+    files: AdapterFiles
+    adapter: Adapter
+    raw: dict[str, Any]
+    tensors: TensorSource
+
+    @property
+    def paths(self) -> list[Path]:
+        """The files that are read."""
+        return [self.files.config, *self.adapter.weights]
+
+
 class Side(NamedTuple):
-    """One of the adapters: `name` is short and unique among them; `raw` is its config with every key."""
+    """One of several adapters: `name` is short and unique among them, the rest is as of `StoredAdapter`."""
 
     name: str
     path: Path
     files: AdapterFiles
     adapter: Adapter
     raw: dict[str, Any]
+    tensors: TensorSource
 
 
 _QUANTISED: Final = re.compile(r"[-_.](?:bnb|unsloth|[48]bit|int[48]|nf4|gptq|awq|fp8|gguf|mlx)(?:[-_.].*)?$")
@@ -78,6 +94,21 @@ class Matching(NamedTuple):
         return {name: row for name, row in full.items() if len(row) == len(self.rows[name])}
 
 
+def open_stored(
+    path: PathLike, *, adapter_config: PathLike | None = None, weights: PathLike | None = None
+) -> StoredAdapter:
+    """Open an adapter by its headers only.
+
+    Raises:
+        AdapterError: it cannot be read.
+    """
+    files, adapter = open_adapter(path, adapter_config=adapter_config, weights=weights)
+    if adapter.source is None:
+        raise AdapterError(f"{path} cannot be read again", advice="give the adapter's folder")
+    raw = raw_config(files.config) if files.config.is_file() else {}
+    return StoredAdapter(files, adapter, raw, adapter.source)
+
+
 def open_sides(paths: Sequence[PathLike]) -> list[Side]:
     """Return the adapters, opened by their headers only.
 
@@ -88,15 +119,15 @@ def open_sides(paths: Sequence[PathLike]) -> list[Side]:
         raise AdapterError(f"{len(paths)} adapters given, expected at least two", advice="give the folders PEFT saved")
     sides = []
     for name, path in zip(_names([Path(path) for path in paths]), paths, strict=True):
-        files, adapter = open_adapter(path)
-        if not adapter.modules:
-            why = adapter.skipped[0].reason if adapter.skipped else "it holds no LoRA pair"
+        stored = open_stored(path)
+        if not stored.adapter.modules:
+            skipped = stored.adapter.skipped
+            why = skipped[0].reason if skipped else "it holds no LoRA pair"
             raise AdapterError(
                 f"{path}: no update that can be read from its factors: {why}",
                 advice="'gradience audit' says what it holds; 'gradience convert' makes a plain LoRA of many types",
             )
-        raw = raw_config(files.config) if files.config.is_file() else {}
-        sides.append(Side(name, Path(path), files, adapter, raw))
+        sides.append(Side(name, Path(path), *stored))
     return sides
 
 
