@@ -233,9 +233,10 @@ def sizes(r: int) -> list[Size]:
 
 def calibrated(folder: Path, runs: Path, run: Run) -> Any:
     """The adapter with its statistics, collected on rows that neither the training nor the metric uses."""
+    from gradience.rewrite.resize.calibrated import calibrate_adapter
+
     from gradience.adapters.open import open_adapter
     from gradience.rewrite.options import ResizeOptions
-    from gradience.rewrite.resize.calibrated import calibrate_adapter
 
     texts = runs / f"{run.task}.jsonl"
     rows = data_of(folder, run.task).unlabelled
@@ -247,10 +248,11 @@ def calibrated(folder: Path, runs: Path, run: Run) -> Any:
 
 def measured(folder: Path, runs: Path, run: Run) -> Iterator[dict[str, Any]]:
     """Yield a line of the results for each size of one adapter."""
+    from gradience.rewrite.resize.calibrated import _grams, kept_for
+
     from gradience.models.inputs import Example, batches
     from gradience.models.outputs import Reference, divergence, scored, tokens_within
     from gradience.rewrite.options import Target
-    from gradience.rewrite.resize.calibrated import _grams, kept_for
     from gradience.rewrite.resize.pieces import pieces_of, scored_with
 
     one = calibrated(folder, runs, run)
@@ -304,13 +306,14 @@ def texts_for(model: str, task: str) -> tuple[list[str], list[str]]:
 
 def recovery(kits: Path, runs: Path, model: str, task: str, adapter: Path) -> Iterator[dict[str, Any]]:
     """Yield a line for each size of one adapter as cut, and for the last as recovered."""
+    from gradience.rewrite.resize.calibrated import calibrate_adapter, plan_by_outputs
+    from gradience.rewrite.resize.recovered import InMemory, recovered_plan
+
     from gradience.adapters.open import open_adapter
     from gradience.models.inputs import Example, batches
     from gradience.models.outputs import Reference, tokens_within
     from gradience.models.sums import sums_of
     from gradience.rewrite.options import ResizeOptions, Target
-    from gradience.rewrite.resize.calibrated import calibrate_adapter, plan_by_outputs
-    from gradience.rewrite.resize.recovered import InMemory, recovered_plan
 
     texts = runs / "texts.jsonl"
     chosen, others = texts_for(model, task)
@@ -448,11 +451,12 @@ def show(lines: list[dict[str, Any]]) -> None:
 
 def cost(folder: Path, runs: Path, run: Run) -> None:
     """Print the ratio of a calibration's CPU time to that of its forward and backward passes, and its memory."""
+    from gradience.rewrite.resize.calibrated import CHOSEN_BY
+
     from gradience.models import load_model
     from gradience.models.inputs import batches
     from gradience.models.outputs import log_probs, logits_of, tokens_within
     from gradience.models.statistics import statistics
-    from gradience.rewrite.resize.calibrated import CHOSEN_BY
 
     loaded = load_model(base_of(folder, runs, run.model), runs / "adapters" / run.name)
     held = int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
