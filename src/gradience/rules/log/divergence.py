@@ -421,7 +421,7 @@ def _unstable(facts: RunFacts) -> Observation | None:
     at {no_lower} times its start or lower; not where DIV104 speaks
 
     Why: What the base model knew was lost on the way; a loss that comes back does not show what of it came back too.
-    Scope: positive losses, from {diverged_rows} rows on
+    Scope: positive losses, from three rows on; not RL
     Action: Lower the learning rate, warm up longer, or clip gradients.
     Verify: Compare the held-out loss of a checkpoint before the rise with the last, on other tasks too.
     Source: definition -- a loss over its start is worse than the base model's on the same rows
