@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
+import shlex
+from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Final, Literal
+from typing import Annotated, Final, Literal, TypeVar
 
 from cyclopts import Parameter
 from cyclopts.types import PositiveInt
 
 from gradience.cli import options as opt
+from gradience.cli.output import COULD_NOT_JUDGE, FOUND, tell
 from gradience.cli.tables import DEFAULT_RESULT, ResultOptions, answer, chosen, list_queries, rate_on_stderr
 from gradience.errors import AdapterError, GradienceError
-from gradience.render import fleet as words
+from gradience.render import counted, fleet as words
+from gradience.schema.document import Finding, Report
+from gradience.schema.reports import SourceLocation
 
 Engine = Literal["local", "ray"]
 _EVERY: Final = 1 << 40
+_ReportT = TypeVar("_ReportT", bound=Report)
 
 
 def audit(
@@ -25,7 +31,7 @@ def audit(
     engine: Engine = "local",
     workers: PositiveInt | None = None,
     address: str | None = None,
-    json: opt.AsJson = False,
+    gate: opt.Gate = opt.DEFAULT_GATE,
 ) -> int:
     """Audit every adapter below some folders or URLs, and keep the numbers as Parquet.
 
@@ -50,6 +56,7 @@ def audit(
         raise AdapterError("no folder to look in", advice="give folders with adapters below, or --list FILE")
     if out is None:
         raise AdapterError("no output folder", advice="give --out FLEET")
+    resolved = gate.resolved()
     from gradience.collect.fleet.audit import audit_fleet  # the help needs none of it
     from gradience.collect.fleet.find import read_list  # the same
 
@@ -63,7 +70,32 @@ def audit(
         address=address,
         progress=rate_on_stderr("fleet"),
     )
-    return opt.print_report(report, words.fleet_audit_text, json=json)
+    code = _shown(report, words.fleet_audit_text, out, resolved, unread=report.errors + report.crashed)
+    if code == FOUND:
+        tell(f"gradience: findings at or above {resolved.fail_on}: see 'gradience fleet show {shlex.quote(str(out))}'")
+    return code
+
+
+def _shown(
+    report: _ReportT, text: Callable[[_ReportT], str], fleet: Path, resolved: opt.ResolvedOptions, *, unread: int
+) -> int:
+    """Print the report, and return the exit code that its fleet's findings give."""
+    found: list[tuple[str, Finding]] = []
+    if resolved.fail_on is not None or resolved.format not in {"text", "json"}:
+        from gradience.collect.fleet.show import findings_of  # duckdb, for those who ask
+
+        found = findings_of(fleet)
+    code = resolved.show(
+        report,
+        text,
+        [finding for _, finding in found],
+        groups=("weights", "weights_and_base"),
+        locations=lambda: [SourceLocation(path) for path, _ in found],
+    )
+    if unread and resolved.fail_on is not None:
+        tell(f"gradience: {counted(unread, 'adapter')} could not be read, and so not judged")
+        return code or COULD_NOT_JUDGE
+    return code
 
 
 def show(
@@ -74,7 +106,7 @@ def show(
     verbose: opt.Verbose = False,
     html: Path | None = None,
     force: opt.Flag = False,
-    json: opt.AsJson = False,
+    gate: opt.Gate = opt.DEFAULT_GATE,
 ) -> int:
     """Show what is in a fleet: bases, ranks, verdicts; what is broken, wasteful, alike, or of another base.
 
@@ -91,6 +123,7 @@ def show(
     force:
         Replace the page if it is there.
     """
+    resolved = gate.resolved()
     from gradience.collect.fleet.show import show_fleet  # the help needs none of it
 
     report = show_fleet(fleet, top=_EVERY if verbose else top)
@@ -99,7 +132,8 @@ def show(
         from gradience.tables.store import MANIFEST  # only a page needs it
 
         write_page(report, html, sources=[fleet / MANIFEST], force=force)
-    return opt.print_report(report, words.fleet_show_text, json=json)
+    unread = sum(reason.adapters for reason in report.unread)
+    return _shown(report, words.fleet_show_text, fleet, resolved, unread=unread)
 
 
 def query(

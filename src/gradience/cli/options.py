@@ -221,7 +221,36 @@ class RuleOptions:
         )
 
 
+@dataclass(frozen=True, kw_only=True)
+class GateOptions:
+    """The options of a command that shows findings made before, or of many adapters.
+
+    Parameters
+    ----------
+    fail_on:
+        Exit with 1 if a finding is at least this severe, with 2 if an adapter could not be read and none is.
+    format:
+        text; json (one document, see gradience schema); sarif (2.1.0); github (workflow annotations).
+    json:
+        Same as --format json.
+    """
+
+    fail_on: FailOn | None = None
+    format: Format | None = None
+    json: Flag = False
+
+    def resolved(self) -> ResolvedOptions:
+        """The options, completed by the project's settings.
+
+        Raises:
+            GradienceError: two options contradict each other, or the settings cannot be read.
+        """
+        return RuleOptions(fail_on=self.fail_on, format=self.format, json=self.json).resolved()
+
+
 DEFAULT_OPTIONS = RuleOptions()
+Gate: TypeAlias = Annotated[GateOptions, Parameter(name="*", group="Findings and formats")]
+DEFAULT_GATE = GateOptions()
 Options: TypeAlias = Annotated[RuleOptions, Parameter(name="*", group="Findings and formats")]
 
 
