@@ -11,10 +11,9 @@ from __future__ import annotations
 import os
 import platform
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, Final
+from typing import Final, Unpack
 
 import msgspec
 
@@ -28,7 +27,7 @@ from gradience.io.atomic import atomic_file
 from gradience.io.reading import real_path
 from gradience.judge.diagnose import judge_sources
 from gradience.judge.diagnose.sources import Read, RunSources, find_sources, read_sources
-from gradience.judge.options import ReportOptions
+from gradience.judge.options import ReportKeywords, ReportOptions
 from gradience.render import ReportFormat, check_format, format_of, short_path
 from gradience.render.html import FileRead, Story
 from gradience.rules.log.facts import DEFAULT_GAP
@@ -49,7 +48,7 @@ def write_report(
     options: ReportOptions = _DEFAULTS,
     kind: ReportFormat | None = None,
     force: bool = False,
-    **keywords: Any,
+    **keywords: Unpack[ReportKeywords],
 ) -> Story:
     """Write a report, whole or not at all, and return the data in it.
 
@@ -66,7 +65,7 @@ def write_report(
         GradienceError: a source cannot be read, the file cannot be written or exists already, or matplotlib is missing.
         TypeError: no option has such a name.
     """
-    options = replace(options, **keywords)
+    options = options.completed(keywords)
     sources = find_sources(path, run=options.run, adapter=options.adapter, config=options.config)
     return write_sources(sources, Path(out), options, kind=kind, force=force)
 

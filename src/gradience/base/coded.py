@@ -19,6 +19,7 @@ from gradience.base.weights import READABLE, BaseTensor, BaseWeights, names_of_e
 from gradience.errors import AdapterError
 from gradience.io.reading import decode_json
 from gradience.io.safetensors import Array, Memory
+from gradience.spectral import enough_threads
 from gradience.spectral.codes import Codes, from_awq, moved, whole, words_of
 
 _WORD: Final = 32  # bits
@@ -61,11 +62,13 @@ class Coded(NamedTuple):
 
     def moved(self, delta: Array) -> Array:
         """The change of the weight by a merge of delta that is rounded to its codes again; both as the parameter is."""
+        enough_threads()
         found = np.asarray(moved(self.codes, delta.T if self.turned else delta))
         return found.T if self.turned else found
 
     def whole(self) -> Array:
         """The weight in float32, in the orientation of the model's parameter."""
+        enough_threads()
         found = np.asarray(whole(self.codes))
         return found.T if self.turned else found
 
@@ -458,6 +461,7 @@ def _gptq(tensors: _Tensors) -> _Read:
     found = _unpacked(zeros.view(np.uint32), bits, 1)
     if is_awq:
         found = found.reshape(count, -1, 8)[:, :, [0, 4, 1, 5, 2, 6, 3, 7]].reshape(count, m)
+        enough_threads()
         packed, groups = np.asarray(from_awq(words.view(np.uint32))), None
     else:
         # The first version of the format, and programs that write it, store zero points less one.

@@ -44,7 +44,7 @@ COMMANDS = {  # name: its function, imported when it runs, and its line in the l
         "Compare trained adapters, or the checkpoints of a run, by their weights.",
     ),
     "report": (
-        "gradience.cli.diagnose:report",
+        "gradience.cli.report:report",
         "Write one file about a run: a page to look at, or Markdown for a pull request.",
     ),
     "resize": (
@@ -81,7 +81,7 @@ COMMANDS = {  # name: its function, imported when it runs, and its line in the l
         "Measure how much an adapter changes what it was not trained for.",
     ),
     "runs": (
-        "gradience.cli.fleet:runs",
+        "gradience.cli.runs:runs",
         "List many runs in one table; runs best ranks them, runs query asks in SQL.",
     ),
     "rules": ("gradience.cli.schema:rules", "List every rule by where it applies, or explain one with its evidence."),
@@ -102,8 +102,8 @@ GROUPS = {  # name: its line in the list, and its commands in the form of COMMAN
 
 BELOW = {  # commands of a command, in the form of COMMANDS
     "runs": {
-        "query": ("gradience.cli.fleet:query_runs", "Ask the runs in SQL."),
-        "best": ("gradience.cli.fleet:best_run", "Find the best run by a metric, of all or of each group."),
+        "query": ("gradience.cli.runs:query_runs", "Ask the runs in SQL."),
+        "best": ("gradience.cli.runs:best_run", "Find the best run by a metric, of all or of each group."),
     },
     "bench": {
         "merge": ("gradience.cli.bench:merge", "Measure what merges lose on each adapter's own data."),
@@ -233,6 +233,8 @@ def _run(tokens: list[str]) -> int:
     try:
         result = app(tokens, console=console, exit_on_error=False, print_error=False)
     except CycloptsError as error:
+        if isinstance(error.__cause__, GradienceError):  # of an option's record, in the words that Python has, too
+            raise error.__cause__ from None
         from gradience.cli.output import usage_error  # only a mistyped command pays for it
 
         depth = 2 if tokens[0] in GROUPS or set(tokens[1:2]) & set(BELOW.get(tokens[0], ())) else 1

@@ -100,7 +100,7 @@ def _table(logs: tuple[Path, ...], gap: float, resolved: opt.ResolvedOptions) ->
         raise RecorderError("--announce is for one run", advice="call it once for each log")
     from msgspec.structs import asdict
 
-    from gradience.cli.fleet import show_rows  # the same
+    from gradience.cli.runs import show_rows  # the same
     from gradience.collect.runs.rows import read_rows  # the same
 
     rows = read_rows(*logs, gap_threshold=gap, **resolved.rules)

@@ -68,7 +68,7 @@ class LogFile:
             self._end = os.fstat(fd).st_size
             if unlocked:
                 warnings.warn(f"{self.path} is written without a lock: {unlocked}", RuntimeWarning, stacklevel=4)
-        except BaseException:
+        except BaseException:  # an interrupt, too, must leave the lock
             self.close()
             raise
 

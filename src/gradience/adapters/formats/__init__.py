@@ -75,7 +75,7 @@ def distributed_advice(folder: Path, *, config: str = "") -> str | None:
     """
     whole, places = folder / "pytorch_model_fsdp.bin", [folder, *sorted(folder.glob("pytorch_model_fsdp_*"))]
     if config and whole.is_file():
-        return f"it is a checkpoint of FSDP: give {whole} with --weights"
+        return f"it is a checkpoint of FSDP: give {whole} itself"
     parts = next((one for one in places if (one / ".metadata").is_file() and any(one.glob("*.distcp"))), None)
     if parts is None:
         return None
