@@ -16,8 +16,7 @@ from gradience.ranges import VerbOptions
 def functions() -> list[Callable[..., Any]]:
     """The public functions that take keywords beyond those they name."""
     public = [getattr(gradience, name) for name in gradience.__all__]
-    verbs = [each for each in public if inspect.isfunction(each) and inspect.getfullargspec(each).varkw]
-    return [each for each in verbs if not each.__module__.startswith("gradience.rewrite")]
+    return [each for each in public if inspect.isfunction(each) and inspect.getfullargspec(each).varkw]
 
 
 def keywords_of(function: Callable[..., Any]) -> dict[str, Any]:

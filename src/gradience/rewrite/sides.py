@@ -169,12 +169,12 @@ def matched(sides: Sequence[Side], *, overlapping: bool = True) -> Matching:
 def config_differences(sides: Sequence[Side]) -> list[ConfigDifference]:
     """Return the config fields that differ between the adapters, without those that have no effect on the update."""
     keys = sorted({key for side in sides for key in side.raw} - _OF_NO_EFFECT)
-    found = []
+    differences = []
     for key in keys:
         values = [_normal(key, side.raw.get(key)) for side in sides]
         if any(value != values[0] for value in values):
-            found.append(ConfigDifference(key=key, values=values))
-    return found
+            differences.append(ConfigDifference(key=key, values=values))
+    return differences
 
 
 def _normal(key: str, value: Json) -> Json:
@@ -269,19 +269,19 @@ class Own(NamedTuple):
     spectra: dict[str, Spectrum]
 
 
-def beside(sides: Sequence[Side], found: Matching, pairs: Sequence[Places], take: Take, *, whole: bool) -> list[Own]:
+def beside(sides: Sequence[Side], matching: Matching, pairs: Sequence[Places], take: Take, *, whole: bool) -> list[Own]:
     """Call `take` with the geometry of each module in each pair of adapters, and return each adapter's own numbers.
 
     Args:
         sides: the adapters.
-        found: their modules by name.
+        matching: their modules by name.
         pairs: pairs of places of adapters, the smaller place first.
-        take: called for each module in the order of `found`, and within it for each pair that both have the module.
+        take: called for each module in the order of `matching`, and within it for each pair that both have the module.
         whole: also return the spectra of all modules.
     """
     owns = _Owns(sides, whole=whole)
-    rows = [[None if module is None else _stacked(module) for module in row] for row in found.rows.values()]
-    for row, seen in zip(found.rows.values(), row_geometries(rows, pairs), strict=True):
+    rows = [[None if module is None else _stacked(module) for module in row] for row in matching.rows.values()]
+    for row, seen in zip(matching.rows.values(), row_geometries(rows, pairs), strict=True):
         for (i, j), geometry in seen.pairs.items():
             if (one := row[i]) is not None and (two := row[j]) is not None:
                 take((i, j), one, two, geometry)
@@ -330,12 +330,12 @@ class _Owns:
         from gradience.spectral.batch import spectra  # as above
 
         loads = [factors_of(module) for _, module, _ in self._open]
-        found = spectra(loads, [grams for _, _, grams in self._open])
-        self._keep([(place, module) for place, module, _ in self._open], found)
+        results = spectra(loads, [grams for _, _, grams in self._open])
+        self._keep([(place, module) for place, module, _ in self._open], results)
         self._open, self._held = [], 0
 
-    def _keep(self, modules: Sequence[tuple[int, Module]], found: Sequence[Spectrum]) -> None:
-        for (place, module), spectrum in zip(modules, found, strict=True):
+    def _keep(self, modules: Sequence[tuple[int, Module]], results: Sequence[Spectrum]) -> None:
+        for (place, module), spectrum in zip(modules, results, strict=True):
             own = self._owns[place]
             own.energies[module.name] = _squared(spectrum.frobenius_norm) if spectrum.finite else math.nan
             if self._whole:
@@ -377,12 +377,12 @@ def base_key(name: str | None) -> str:
     return _QUANTISED.sub("", last.lower().removeprefix("meta-"))
 
 
-def why_not_together(sides: Sequence[Side], found: Matching) -> str | None:
+def why_not_together(sides: Sequence[Side], matching: Matching) -> str | None:
     """Why adapters are not of one base model, from its names in their configs and from their modules; else None."""
     names = {base_key(side.adapter.config.base_model_name_or_path): side for side in sides}
     names.pop("", None)
     if len(names) > 1:
         listed = ", ".join(str(side.adapter.config.base_model_name_or_path) for side in names.values())
         return f"they are of different base models ({listed})"
-    shared = any(sum(module is not None for module in row) > 1 for row in found.rows.values())
+    shared = any(sum(module is not None for module in row) > 1 for row in matching.rows.values())
     return None if shared else "no two of them have a module in common"

@@ -6,7 +6,6 @@ The output is a folder that PEFT loads, or one file in kohya's format. It is wri
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from functools import cache, partial
 from pathlib import Path
 from typing import Final, NamedTuple, Unpack
@@ -79,7 +78,7 @@ def resize_adapter(
         OutputError: `out` exists, or cannot be written.
         TypeError: no option has such a name.
     """
-    options = replace(options, **keywords)
+    options = options.completed(keywords)
     target = options.target()
     stored = open_stored(path, adapter_config=adapter_config, weights=weights)
     shards = [] if options.base is None else find_shards(Path(options.base))
