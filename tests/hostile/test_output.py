@@ -398,3 +398,24 @@ def test_what_steers_a_terminal_is_an_escape_on_stdout_and_stderr(monkeypatch, c
     assert (first, ours.rstrip(), own.strip()) == ("", f"merge-check: 0/3  {shown}", "")
     assert last == f"gradience: {shown}\n"
     assert output.safe_lines([STEERING]) == f"{shown}\n"
+
+
+ELSEWHERE = {  # ways to stderr that are not ours
+    "a warning": "warnings.warn('w' + RAW)",
+    "a log": "logging.getLogger('theirs').error('w' + RAW)",
+    "a print": "print('w' + RAW, file=sys.stderr)",
+    "a bar": "sys.stderr.writelines(['w' + RAW, RAW])",
+    "a trace of a thread": "exec('def f(): raise ValueError(RAW)', globals()); "
+    "t = threading.Thread(target=f); t.start(); t.join()",
+}
+
+
+def test_what_libraries_write_steers_no_terminal_either(run):
+    for way, code in ELSEWHERE.items():
+        theirs = f"import logging, threading, warnings\nRAW = {STEERING!r}\n"
+        theirs += f"import gradience.cli.schema as verbs\nplain = verbs.rules\ndef rules(*given, **named):\n    {code}\n"
+        theirs += "    return plain(*given, **named)\nrules.__doc__ = 'Rules.'\nverbs.rules = rules\n"
+        told = run(python=theirs + FORKED.format(stdout="", argv=["gradience", "rules"]))
+        assert told.code == 0, (way, told.err)
+        assert r"\u001b[2J\u000d\u202e\u009b31m" in told.err, way
+        assert not set("\x1b\r\u202e\x9b") & set(told.err), way
