@@ -410,11 +410,21 @@ ELSEWHERE = {  # ways to stderr that are not ours
 }
 
 
+THEIRS = """
+import logging, threading, warnings
+import gradience.cli.schema as verbs
+RAW, plain = {raw!r}, verbs.rules
+def rules(*given, **named):
+    {code}
+    return plain(*given, **named)
+rules.__doc__ = "Rules."
+verbs.rules = rules
+"""
+
+
 def test_what_libraries_write_steers_no_terminal_either(run):
     for way, code in ELSEWHERE.items():
-        theirs = f"import logging, threading, warnings\nRAW = {STEERING!r}\n"
-        theirs += f"import gradience.cli.schema as verbs\nplain = verbs.rules\ndef rules(*given, **named):\n    {code}\n"
-        theirs += "    return plain(*given, **named)\nrules.__doc__ = 'Rules.'\nverbs.rules = rules\n"
+        theirs = THEIRS.format(raw=STEERING, code=code)
         told = run(python=theirs + FORKED.format(stdout="", argv=["gradience", "rules"]))
         assert told.code == 0, (way, told.err)
         assert r"\u001b[2J\u000d\u202e\u009b31m" in told.err, way

@@ -48,9 +48,7 @@ _EXCHANGE: Final = 2  # RENAME_EXCHANGE of Linux, RENAME_SWAP of macOS
 
 
 @contextmanager
-def atomic_file(
-    out: Path, *, sources: Iterable[Path], force: bool = False, private: bool = False
-) -> Iterator[Path]:
+def atomic_file(out: Path, *, sources: Iterable[Path], force: bool = False, private: bool = False) -> Iterator[Path]:
     """A context that yields a sibling path to write to, renamed to `out` if the block succeeds and else removed.
 
     Args:
