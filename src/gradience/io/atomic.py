@@ -48,7 +48,9 @@ _EXCHANGE: Final = 2  # RENAME_EXCHANGE of Linux, RENAME_SWAP of macOS
 
 
 @contextmanager
-def atomic_file(out: Path, *, sources: Iterable[Path], force: bool = False, private: bool = False) -> Iterator[Path]:
+def atomic_file(
+    out: Path, *, sources: Iterable[Path], force: bool | None = False, private: bool = False
+) -> Iterator[Path]:
     """A context that yields a sibling path to write to, renamed to `out` if the block succeeds and else removed.
 
     Args:
@@ -56,7 +58,7 @@ def atomic_file(out: Path, *, sources: Iterable[Path], force: bool = False, priv
         sources: files, or folders of files, that the content is made of: what others may not do with every one of them,
             by their modes or those of folders around them, they may not do with `out`. Those that are missing count for
             nothing.
-        force: replace a file that is there already. A folder is never replaced by a file.
+        force: replace a file that is there already; None if the verb has no `--force`. A folder is never replaced.
         private: nobody but the owner may read it, whoever may read the sources.
 
     Raises:
@@ -279,7 +281,7 @@ def _modes(source: Path, around: set[Path]) -> Iterator[int]:
             yield (mode & 0o010) * 7 | (mode & 0o001) * 7
 
 
-def refuse_file(out: Path, *, force: bool) -> None:
+def refuse_file(out: Path, *, force: bool | None) -> None:
     """Refuse, before any work is done, an output path that `atomic_file` would refuse.
 
     Raises:
@@ -289,7 +291,8 @@ def refuse_file(out: Path, *, force: bool) -> None:
     if os.path.isdir(out):  # noqa: PTH112  # on some Pythons Path.is_dir raises if a name is too long
         raise OutputError(f"{out} is a folder: no file takes its place", advice="choose another name")
     if os.path.lexists(out) and not force:
-        raise OutputError(f"{out} exists already", advice="choose another name, or replace it with --force")
+        advice = "choose another name" + ("" if force is None else ", or replace it with --force")
+        raise OutputError(f"{out} exists already", advice=advice)
 
 
 def refuse_folder(out: Path, *, force: bool) -> None:

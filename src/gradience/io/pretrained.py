@@ -20,6 +20,7 @@ _MOST_JSON: Final = 512 << 20  # bytes; the largest tokenizer.json on the hub ha
 _MOST_CONFIG: Final = 5 << 20  # bytes, as for every reader of an adapter's config
 ADAPTER_CONFIG: Final = "adapter_config.json"
 _IMPORTING: Final = ("megatron_config",)  # with it PEFT imports the module that `megatron_core` names
+_OF_OTHERS: Final = "XLORA"  # for which PEFT reads, or downloads, each adapter that the config names
 _MOST_LAYERS: Final = 4096  # the deepest model on the hub has some hundred
 _MOST_PARTS: Final = 1 << 17  # layers times experts: Kimi K2 has 23 424
 _MOST_LABELS: Final = 1 << 20  # each has a name, which transformers makes up
@@ -104,13 +105,15 @@ def adapter_config(folder: str | os.PathLike[str]) -> dict[str, Any]:
 
     Raises:
         OSError: the folder is none, or holds something other than regular files.
-        ValueError: the config names a Python module to be imported, or is no JSON object.
+        ValueError: the config names a Python module to be imported, or other adapters, or is no JSON object.
     """
     refuse_special(folder)
     raw = read_small(Path(folder) / ADAPTER_CONFIG, most=_MOST_CONFIG, what="an adapter's config")
     fields = decode_json(raw, dict[str, Any])
     if named := [name for name in _IMPORTING if fields.get(name)]:
         raise ValueError(f"its config has {named[0]}, for which PEFT imports a module of any name")
+    if fields.get("peft_type") == _OF_OTHERS:
+        raise ValueError(f"it is {_OF_OTHERS}, for which PEFT loads adapters from wherever the config says")
     return fields
 
 
