@@ -152,10 +152,11 @@ def _saved(folder: Path) -> list[Path]:
     if (folder / "dataset_dict.json").is_file():
         splits = _json_object(folder / "dataset_dict.json").get("splits")
         names = [name for name in splits if isinstance(name, str)] if isinstance(splits, list) else []
+        names = [name for name in names if name == Path(name).name != ".."]  # folders within this one
         chosen = _COMMON_TRAIN if _COMMON_TRAIN in names else names[0] if len(names) == 1 else None
         if chosen is None:
             raise ConfigError(f"{folder}: several splits: {', '.join(names)}", advice=f"give one: {folder}/SPLIT")
-        return _saved_files(folder / Path(chosen).name)
+        return _saved_files(folder / chosen)
     return _saved_files(folder)
 
 
