@@ -126,6 +126,12 @@ def test_a_damaged_state_of_a_saved_data_set_is_an_error(tmp_path: Path, state: 
         Source(tmp_path / "set")
 
 
+def test_a_file_that_a_state_names_twice_is_read_once(tmp_path: Path) -> None:
+    (tmp_path / "state.json").write_text(json.dumps({"_data_files": [{"filename": "rows.jsonl"}] * 9}))
+    (tmp_path / "rows.jsonl").write_text('{"text": "a"}\n')
+    assert Source(tmp_path).count == 1
+
+
 @every("name", ["x.jsonl", "x.csv", "x.json"])
 @pytest.mark.parametrize("wanted", [None, {2, 3}])
 def test_a_file_that_loses_rows_while_it_is_read_is_an_error(

@@ -165,7 +165,7 @@ def _saved_files(folder: Path) -> list[Path]:
         return []
     listed = _json_object(folder / "state.json").get("_data_files")
     named = [item.get("filename") for item in listed if isinstance(item, dict)] if isinstance(listed, list) else []
-    return [folder / Path(name).name for name in named if isinstance(name, str)]
+    return [*dict.fromkeys(folder / Path(name).name for name in named if isinstance(name, str))]
 
 
 def _json_object(path: Path) -> dict[str, Json]:
