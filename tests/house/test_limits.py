@@ -41,7 +41,7 @@ LIMITS = [  # what the page calls it, and where the code holds each number of it
     ("inputs to calibrate on", "models.inputs._LARGEST_ROW models.inputs.LONGEST rewrite.resize.calibrated.LEAST"),
     ("a receipt", "prove.receipt._LARGEST_READ"),
     ("an answer of a server", "prove.receipt.endpoint._LARGEST"),
-    ("layers in a base's `config.json`", "io.pretrained._MOST_LAYERS io.pretrained._MOST_PARTS io.pretrained.FEW_LAYERS"),
+    ("layers in a base's `config.json`", "io.pretrained._MOST_LAYERS io.pretrained.FEW_LAYERS"),
     ("labels in a base's `config.json`", "io.pretrained._MOST_LABELS"),
     ("turns of an initial value", "models.named._MOST_TURNS"),
     ("a number in YAML", "configs.values.MAX_DIGITS"),
