@@ -398,3 +398,34 @@ def test_what_steers_a_terminal_is_an_escape_on_stdout_and_stderr(monkeypatch, c
     assert (first, ours.rstrip(), own.strip()) == ("", f"merge-check: 0/3  {shown}", "")
     assert last == f"gradience: {shown}\n"
     assert output.safe_lines([STEERING]) == f"{shown}\n"
+
+
+ELSEWHERE = {  # ways to stderr that are not ours
+    "a warning": "warnings.warn('w' + RAW)",
+    "a log": "logging.getLogger('theirs').error('w' + RAW)",
+    "a print": "print('w' + RAW, file=sys.stderr)",
+    "a bar": "sys.stderr.writelines(['w' + RAW, RAW])",
+    "a trace of a thread": "exec('def f(): raise ValueError(RAW)', globals()); "
+    "t = threading.Thread(target=f); t.start(); t.join()",
+}
+
+
+THEIRS = """
+import logging, threading, warnings
+import gradience.cli.schema as verbs
+RAW, plain = {raw!r}, verbs.rules
+def rules(*given, **named):
+    {code}
+    return plain(*given, **named)
+rules.__doc__ = "Rules."
+verbs.rules = rules
+"""
+
+
+def test_what_libraries_write_steers_no_terminal_either(run):
+    for way, code in ELSEWHERE.items():
+        theirs = THEIRS.format(raw=STEERING, code=code)
+        told = run(python=theirs + FORKED.format(stdout="", argv=["gradience", "rules"]))
+        assert told.code == 0, (way, told.err)
+        assert r"\u001b[2J\u000d\u202e\u009b31m" in told.err, way
+        assert not set("\x1b\r\u202e\x9b") & set(told.err), way

@@ -202,6 +202,22 @@ def test_a_result_is_as_private_as_its_sources_from_its_first_byte_on(tmp_path: 
         assert stat.S_IMODE((made / "in").stat().st_mode) == mode | 0o100 | (mode & 0o444) >> 2
 
 
+def test_a_folder_that_keeps_others_from_a_source_and_not_from_the_result_counts(tmp_path: Path) -> None:
+    for guard, beside, within in ((0o700, 0o600, 0o644), (0o750, 0o640, 0o644), (0o755, 0o644, 0o644)):
+        guarded = tmp_path / f"{guard:o}"
+        (guarded / "adapter").mkdir(parents=True)
+        (guarded / "adapter" / "weights").touch(0o644)
+        (tmp_path / f"link{guard:o}").symlink_to(guarded / "adapter")
+        guarded.chmod(guard)
+        for source in (guarded / "adapter", guarded / "adapter" / "weights", tmp_path / f"link{guard:o}"):
+            for out, mode in ((tmp_path / "out", beside), (guarded / "out", within)):
+                with atomic_file(out, sources=[source], force=True):
+                    pass
+                assert stat.S_IMODE(out.stat().st_mode) == mode, (guard, source, out)
+    with atomic_file(tmp_path / "log", sources=[], private=True) as one:
+        assert stat.S_IMODE(one.stat().st_mode) == 0o600
+
+
 def _text(out: Path) -> str:
     return "".join(path.read_text() for path in sorted(out.iterdir())) if out.is_dir() else out.read_text()
 

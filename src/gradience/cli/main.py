@@ -13,10 +13,10 @@ import gc
 import os
 import sys
 import traceback
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Final, NoReturn
+from typing import TYPE_CHECKING, Any, Final, NoReturn, TextIO
 
 from gradience.errors import GradienceError
 from gradience.io import interrupt
@@ -264,6 +264,7 @@ def script() -> int:
     gc.set_threshold(*_GC_THRESHOLDS)
     if sys.stderr is None:  # closed, as by 2>&-: progress and errors go nowhere
         sys.stderr = Path(os.devnull).open("w", encoding="utf-8")  # noqa: SIM115  # as long as the process
+    sys.stderr = Escaped(sys.stderr)  # type: ignore[assignment]  # all that is asked of a stream it has
     try:
         interrupt.install()
         _keep_descriptors()
@@ -282,6 +283,31 @@ def script() -> int:
     finally:
         gc.freeze()  # the process ends here: nothing is gained by searching it for garbage once more
     return code
+
+
+class Escaped:
+    """A stream that writes an escape for each character that steers a terminal.
+
+    As stderr it is the way of all that is not ours to write: of warnings, logs, bars and traces of threads.
+    """
+
+    def __init__(self, plain: TextIO) -> None:
+        self.plain = plain
+
+    def write(self, text: str) -> int:
+        """Write a text, and return its length."""
+        from gradience.schema.document import escape_controls  # see the module's first lines
+
+        self.plain.write(escape_controls(text))
+        return len(text)
+
+    def writelines(self, lines: Iterable[str]) -> None:
+        """Write texts."""
+        self.write("".join(lines))
+
+    def __getattr__(self, name: str) -> Any:
+        """Whatever else the stream has."""
+        return getattr(self.plain, name)
 
 
 def _keep_descriptors() -> None:

@@ -230,9 +230,10 @@ def tell(text: str, *, begin: str = "", end: str = "\n") -> None:
 
     Progress and errors are written by this function. `begin` and `end` are our own, and written as they are.
     """
+    stream = getattr(sys.stderr, "plain", sys.stderr)  # an `Escaped` would escape our own, too
     with suppress(OSError, ValueError):
-        sys.stderr.write(f"{begin}{escape_controls(text)}{end}")
-        sys.stderr.flush()
+        stream.write(f"{begin}{escape_controls(text)}{end}")
+        stream.flush()
 
 
 def print_document(document: Report) -> None:

@@ -162,9 +162,9 @@ def _relative(sigma: Floats, _: ModuleAudit) -> Floats:
 
 
 def _energy(sigma: Floats, module: ModuleAudit) -> Floats:
-    first = max(sigma[0], _TINY)  # division by `first` keeps squares of huge or tiny values in range
-    total = max(float(module.frobenius_norm or 0.0) / first, 1.0) ** 2
-    return np.asarray(np.minimum(np.cumsum((sigma / first) ** 2) / total, 1.0))
+    largest = max(sigma.max(), float(module.frobenius_norm or 0.0), _TINY)  # division by it keeps squares in range
+    held = np.cumsum((sigma / largest) ** 2)
+    return np.asarray(held / max((float(module.frobenius_norm or 0.0) / largest) ** 2, held[-1], _TINY))
 
 
 def _lines(kinds: Mapping[str, Sequence[ModuleAudit]], quantity: _Spectrum) -> list[Line]:
