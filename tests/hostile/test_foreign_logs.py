@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json
-import os
 import sqlite3
 import struct
 from contextlib import closing
 
 import pytest
 from hostile.inputs import trainer_state
+from tables import SLOW, met
 
 from gradience.errors import RecorderError
 from gradience.importers import import_run
@@ -149,8 +149,10 @@ def test_a_database_that_computes_its_rows_is_refused_soon(run, tmp_path, case):
     assert told.memory_mb < 300
 
 
-@pytest.mark.parametrize("mode", ["wal", "delete", "truncate", "persist"])
-@pytest.mark.parametrize("verb", ["import t.db --out ../r.jsonl", "monitor t.db"])
+@pytest.mark.parametrize(
+    ("verb", "mode"),
+    met(["import t.db --out ../r.jsonl", "monitor t.db"], ["wal", "delete", "truncate", "persist"], each=2),
+)
 def test_opening_a_database_writes_nothing_beside_it(run, tmp_path, verb, mode):
     pytest.importorskip("trackio", reason="pip install trackio")
     live, there = tmp_path / "live", tmp_path / "there"
@@ -184,7 +186,7 @@ def test_a_database_in_a_folder_that_cannot_be_written_is_read(run, tmp_path):
         there.chmod(0o700)
 
 
-TABLES = [(60, 8000, 20), *([(2, 50_000, 25)] if os.environ.get("GRADIENCE_SLOW") else [])]
+TABLES = [(60, 8000, 20), *([(2, 50_000, 25)] if SLOW else [])]
 
 
 @pytest.mark.parametrize(("columns", "rows", "more_mb"), TABLES)
