@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-__all__ = ["SLOW", "every", "met"]
+__all__ = ["SLOW", "every", "grid", "met"]
 
 SLOW = bool(os.environ.get("GRADIENCE_SLOW"))
 
@@ -29,6 +29,11 @@ def met(*axes: Iterable[Any], each: int) -> list[tuple[Any, ...]]:
     """
     cells = itertools.product(*(enumerate(axis) for axis in axes))
     return [tuple(value for _, value in cell) for cell in cells if SLOW or sum(place for place, _ in cell) % each == 0]
+
+
+def grid(*, each: int, **axes: Iterable[Any]) -> pytest.MarkDecorator:
+    """`parametrize` for the cells of a grid that `met` gives, by the names of its axes."""
+    return pytest.mark.parametrize(tuple(axes), met(*axes.values(), each=each))
 
 
 def every(names: str | tuple[str, ...], cases: Iterable[Any], *, ids: Any = None) -> Callable[..., Any]:
