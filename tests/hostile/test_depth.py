@@ -6,7 +6,7 @@ import json
 
 import pytest
 from hostile.inputs import CONFIG, adapter, base, container, log_line, run_log, trainer_state
-from tables import met
+from tables import grid
 
 
 def nested(depth, core="NaN", opening="[", closing="]"):
@@ -25,9 +25,7 @@ DEEP = {
 LOG_VERBS = ["monitor L", "validate L", "diagnose L", "report L", "check L", "import L --out o", "monitor L --json"]
 
 
-@pytest.mark.parametrize(
-    ("event", "verb", "case"), met(["train_step", "run_start", "of another program"], LOG_VERBS, DEEP, each=3)
-)
+@grid(each=3, event=["train_step", "run_start", "of another program"], verb=LOG_VERBS, case=DEEP)
 def test_a_deep_line_of_a_log_is_a_bad_line_or_one_line_of_error(run, tmp_path, verb, case, event):
     lines = {
         "train_step": log_line("train_step", 4, loss=1.0)[:-1],
@@ -59,7 +57,7 @@ DOCUMENTS = [
 ]
 
 
-@pytest.mark.parametrize(("document", "case"), met(DOCUMENTS, [*DEEP, "200000 lists"], each=3))
+@grid(each=3, document=DOCUMENTS, case=[*DEEP, "200000 lists"])
 def test_a_deep_document_is_one_line_of_error(run, tmp_path, document, case):
     name, line = document
     deep = DEEP.get(case) or nested(200_000, "1")
@@ -82,7 +80,7 @@ def test_a_deep_document_is_one_line_of_error(run, tmp_path, document, case):
     assert len(told.err) < 1000
 
 
-@pytest.mark.parametrize(("verb", "case"), met(["audit", "check"], DEEP, each=2))
+@grid(each=2, verb=["audit", "check"], case=DEEP)
 def test_a_deep_header_of_a_weights_file_is_one_line_of_error(run, tmp_path, verb, case):
     adapter(tmp_path / "a")
     base(tmp_path / "base")
@@ -108,9 +106,7 @@ NUMBERS = {
 }
 
 
-@pytest.mark.parametrize(
-    ("key", "case"), met(["r", "bf16", "use_rslora", "model_name", "max_steps", "unheard_of"], NUMBERS, each=3)
-)
+@grid(each=3, key=["r", "bf16", "use_rslora", "model_name", "max_steps", "unheard_of"], case=NUMBERS)
 def test_a_number_of_thousands_of_digits_in_yaml_is_one_line_of_error_or_taken_for_text(run, tmp_path, key, case):
     (tmp_path / "c.yaml").write_text(f"lr: 1e-4\nlora_alpha: 8\n{key}: {NUMBERS[case]}\n")
     told = run("check", "c.yaml", "--json")
@@ -188,7 +184,7 @@ LINES = [
 VALUES = ["9" * 30, "9" * 5000, "1e999", "nan", "-1", "1,1e308", "1e308,1e308", "nan,1"]
 
 
-@pytest.mark.parametrize(("line", "value"), met(LINES, VALUES, each=3))
+@grid(each=3, line=LINES, value=VALUES)
 def test_no_number_of_an_option_ends_in_a_traceback(run, tmp_path, line, value):
     adapter(tmp_path / "a")
     base(tmp_path / "base")

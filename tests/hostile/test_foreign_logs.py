@@ -9,7 +9,7 @@ from contextlib import closing
 
 import pytest
 from hostile.inputs import trainer_state
-from tables import SLOW, met
+from tables import SLOW, grid
 
 from gradience.errors import RecorderError
 from gradience.importers import import_run
@@ -149,10 +149,7 @@ def test_a_database_that_computes_its_rows_is_refused_soon(run, tmp_path, case):
     assert told.memory_mb < 300
 
 
-@pytest.mark.parametrize(
-    ("verb", "mode"),
-    met(["import t.db --out ../r.jsonl", "monitor t.db"], ["wal", "delete", "truncate", "persist"], each=2),
-)
+@grid(each=2, verb=["import t.db --out ../r.jsonl", "monitor t.db"], mode=["wal", "delete", "truncate", "persist"])
 def test_opening_a_database_writes_nothing_beside_it(run, tmp_path, verb, mode):
     pytest.importorskip("trackio", reason="pip install trackio")
     live, there = tmp_path / "live", tmp_path / "there"

@@ -7,7 +7,7 @@ import json
 import numpy as np
 import pytest
 from hostile.inputs import STEM, adapter, base, factors
-from tables import met
+from tables import grid
 
 VERBS = {
     "audit": ("audit", "a", "--json"),
@@ -52,7 +52,7 @@ INPUTS = {
 }
 
 
-@pytest.mark.parametrize(("verb", "case"), met(VERBS, INPUTS, each=3))
+@grid(each=3, verb=VERBS, case=INPUTS)
 def test_no_size_of_number_ends_in_a_traceback_or_a_warning_of_a_library(run, tmp_path, verb, case):
     tensors, config = INPUTS[case]
     adapter(tmp_path / "a", tensors, config)
@@ -86,7 +86,7 @@ SHAPES = {
 }
 
 
-@pytest.mark.parametrize(("verb", "case"), met(["merge-check", "compare", "merge"], SHAPES, each=2))
+@grid(each=2, verb=["merge-check", "compare", "merge"], case=SHAPES)
 def test_adapters_of_models_of_other_sizes_are_told_apart_in_words(run, tmp_path, verb, case):
     for name, modules in zip("abc", SHAPES[case], strict=False):
         tensors = {}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from tables import met
+from tables import grid
 
 PRELUDE = """
 import os, sys, warnings, shutil, time
@@ -41,9 +41,7 @@ VALUES = {
 }
 
 
-@pytest.mark.parametrize(
-    ("call", "case"), met(["train_step(1, x=value)", "metrics(1, kind='k', metrics={'x': value})"], VALUES, each=2)
-)
+@grid(each=2, call=["train_step(1, x=value)", "metrics(1, kind='k', metrics={'x': value})"], case=VALUES)
 def test_no_value_holds_training_up_or_fills_the_memory(run, case, call):
     told = run(
         limit_s=3,

@@ -6,7 +6,7 @@ import json
 
 import pytest
 from hostile.inputs import adapter, factors, log_line, run_log
-from tables import met
+from tables import grid, met
 
 from gradience.cli.main import main
 
@@ -95,7 +95,7 @@ def test_three_thousand_splits_are_drawn_soon_or_left_out(run, tmp_path):
     assert told.memory_mb < 400
 
 
-@pytest.mark.parametrize(("alpha", "scale"), met([8, 1e160, -1e-160], [1e30, 1e-30, 0.0], each=3))
+@grid(each=3, alpha=[8, 1e160, -1e-160], scale=[1e30, 1e-30, 0.0])
 def test_a_page_of_an_adapter_of_extreme_weights_is_drawn_soon(run, tmp_path, scale, alpha):
     tensors = {}
     for n in range(3):
