@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 from hostile.inputs import adapter, base, factors, log_line, run_log, trainer_state
 from hostile.verbs import LOOKING
+from tables import grid
 
 UNWRITABLE = 2
 
@@ -62,8 +63,7 @@ def forked(run, stdout, argv):
     return run(python=FORKED.format(stdout=stdout, argv=["gradience", *argv]))
 
 
-@pytest.mark.parametrize("stdout", [FULL_DISK, CLOSED], ids=["full disk", "closed"])
-@pytest.mark.parametrize("case", LIGHT)
+@grid(each=2, case=LIGHT, stdout=[FULL_DISK, CLOSED])
 def test_a_stdout_that_takes_nothing_is_one_line_of_error(run, tmp_path, case, stdout):
     run_log(tmp_path / "run.jsonl")
     told = forked(run, stdout, LIGHT[case])
@@ -115,8 +115,7 @@ def test_a_reader_that_went_away_is_no_error_of_a_whole_interpreter(tmp_path, ca
     assert told.returncode in {0, 141}
 
 
-@pytest.mark.parametrize("encoding", ["ascii", "latin-1", "cp1252", "utf-16", "ascii:strict"])
-@pytest.mark.parametrize("options", [[], ["--json"], ["-v"]])
+@grid(each=2, options=[[], ["--json"], ["-v"]], encoding=["ascii", "latin-1", "cp1252", "utf-16", "ascii:strict"])
 def test_a_stdout_that_has_no_such_letters_gets_the_report_all_the_same(run, tmp_path, options, encoding):
     alert = log_line("alert", 2, severity="info", code="größe", message="模型 ✓ \U0001f600")
     run_log(tmp_path / "läuft-模型.jsonl", alert, config={"model_name": "org/模型", "notes": "naïve ✓"})
@@ -188,8 +187,7 @@ def listing(folder):
     }
 
 
-@pytest.mark.parametrize("limit", [0, 900])
-@pytest.mark.parametrize("verb", WRITING)
+@grid(each=2, verb=WRITING, limit=[0, 900])
 def test_a_full_disk_leaves_nothing_half_written_and_is_one_line_of_error(run, tmp_path, verb, limit):
     place = tmp_path / "place"
     adapter(place / "a")

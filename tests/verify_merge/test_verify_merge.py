@@ -10,6 +10,7 @@ import torch
 from jsonschema import Draft202012Validator
 from peft import LoraConfig
 from safetensors.torch import load_file, save_file
+from tables import grid
 
 from gradience import AdapterError, verify_merged
 from gradience.cli.main import main
@@ -41,9 +42,7 @@ def test_a_merge_by_peft_is_exact_where_it_adds_dw_in_float32(make, dtype, safe)
     Draft202012Validator(json_schema("verify-merge")).validate(report.to_dict())
 
 
-@pytest.mark.parametrize("save", DTYPES)
-@pytest.mark.parametrize("during", DTYPES)
-@pytest.mark.parametrize("base", DTYPES)
+@grid(each=3, base=DTYPES, during=DTYPES, save=DTYPES)
 def test_every_path_through_dtypes_is_contained_and_no_half_of_it(make, base, during, save):
     """Exact if the sum was rounded to the dtype that the file's numbers are in, or to float32 before it."""
     case = make(plain(), dtype=DTYPES[base])
