@@ -264,7 +264,7 @@ def script() -> int:
     gc.set_threshold(*_GC_THRESHOLDS)
     if sys.stderr is None:  # closed, as by 2>&-: progress and errors go nowhere
         sys.stderr = Path(os.devnull).open("w", encoding="utf-8")  # noqa: SIM115  # as long as the process
-    sys.stderr = Escaped(sys.stderr)  # type: ignore[assignment]  # all that is asked of a stream it has
+    sys.stderr = Escaped(sys.stderr)  # all that is asked of a stream it has
     try:
         interrupt.install()
         _keep_descriptors()
