@@ -221,6 +221,8 @@ def _read_any(mapping: dict[str, Json], where: str) -> Layer:
         raise ConfigError(message, advice="give keys such as lr, r, lora_alpha, target_modules, max_steps")
     if recorded:
         unknown = []  # the model's config and the logger's own keys are among them
+    if is_ms_swift(mapping) and draft.get("lora", "target_modules") == ["all-linear"]:
+        draft.set("lora", "target_modules", "all-linear")  # ms-swift takes the word in a list, too
     place = next((found for item in levels if (found := output_dir(item))), None)
     layer = layer_of(draft, SourceFile(role="config", path=where), levels, unknown=unknown, output_dir=place)
     return msgspec.structs.replace(layer, log="wandb recorded it") if recorded else layer
