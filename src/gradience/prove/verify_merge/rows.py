@@ -16,7 +16,8 @@ import numpy as np
 from gradience.adapters import is_embedding
 from gradience.adapters.layout import PREFIX, Adapter, Array, Module
 from gradience.adapters.traits import Operation, obstacles
-from gradience.base.coded import Coded, DamagedCodesError, UnreadCodesError, weight_of
+from gradience.base.coded import Coded, weight_of
+from gradience.base.forms import DamagedCodesError, UnreadCodesError
 from gradience.base.weights import BaseTensor, BaseWeights, plain_factors
 from gradience.errors import AdapterError
 from gradience.io.safetensors import DTYPES, TensorSource
