@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 
 from tables import every
@@ -10,6 +11,7 @@ from gradience.schema import SCHEMA_ID
 from gradience.schema.events import EvalMetrics
 from gradience.telemetry import TelemetryReader, TelemetryWriter
 from gradience.telemetry.codec import PlainRow
+from gradience.telemetry.reader import summarize
 from gradience.telemetry.series import RunSeries, _rise
 
 
@@ -126,3 +128,17 @@ def test_what_is_given_is_what_is_read_and_a_secret_is_in_no_line(tmp_path):
         {"f1": 0.25},
     )
     assert secret not in log.read_text()
+
+
+@every("session", [[], {}, 0, ["b"]])
+def test_a_first_row_whose_session_is_no_text_is_a_bad_line(session, tmp_path):
+    head = {"schema": SCHEMA_ID, "ts": 1.0, "run_id": "r", "event": "train_step", "loss": 1.0, "reward": 0.5}
+    rows = [{**head, "step": step, **({"session": session} if step == 1 else {})} for step in (1, 2)]
+    log = tmp_path / "run.jsonl"
+    log.write_text("".join(f"{json.dumps(row)}\n" for row in rows))
+    found = summarize(log, ["reward"])
+    assert (found.issues_total, list(found.runs["r"].steps), list(found.runs["r"].columns["reward"].values)) == (
+        1,
+        [2],
+        [0.5],
+    )

@@ -205,7 +205,9 @@ def decode_rows(block: bytes, count: int) -> list[PlainRow | Event] | None:
     try:
         first = _object.decode(block[block.rfind(b"\n", 0, at) + 1 :].partition(b"\n")[0])
         schema, run_id, session = (first.get(key) for key in ("schema", "run_id", "session"))
-        decoder = _row_decoder(str(schema), str(run_id), session and str(session), frozenset(first) - _ROW_KEYS)
+        decoder = _row_decoder(
+            str(schema), str(run_id), str(session) if session else None, frozenset(first) - _ROW_KEYS
+        )
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError, ValueError):  # of a name that no field can have
         return None
     items = None if decoder is None else decode_array(block, count, decoder)
