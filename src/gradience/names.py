@@ -17,7 +17,7 @@ class _Table(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     """A part of the file: a key that it does not know is an error."""
 
 
-class Named(_Table):
+class Named(_Table, frozen=True):
     """A setting: the reader of its value, and its names in files and recipes."""
 
     read: str
@@ -30,7 +30,7 @@ class Named(_Table):
     llama_factory: Names = ""
 
 
-class _Data(_Table):
+class _Data(_Table, frozen=True):
     llama_factory_columns: dict[str, str]
     llama_factory_keys: dict[str, str]
     llama_factory_roles: dict[str, str]
@@ -39,7 +39,7 @@ class _Data(_Table):
     axolotl_keys: dict[str, str]
 
 
-class _Names(_Table):
+class _Names(_Table, frozen=True):
     settings: dict[Level, dict[str, Named]]
     sections: dict[str, Level]
     columns: dict[str, dict[str, Names]]

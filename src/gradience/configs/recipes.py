@@ -195,8 +195,8 @@ def is_axolotl(mapping: Container[object]) -> bool:
 
 
 def _read_axolotl(fields: Fields, draft: Draft) -> list[str]:
-    lists = dict.fromkeys(("modules_to_save", "target_parameters", "layers_pattern"), comma_names)
-    draft.read_all(recipe("axolotl", **lists), fields)
+    named = recipe("axolotl", modules_to_save=comma_names, target_parameters=comma_names, layers_pattern=comma_names)
+    draft.read_all(named, fields)
     draft.set("run", "format", "axolotl", extra=True)
     _note_axolotl_adapter(fields, draft)
     _note_axolotl_task(fields, draft)

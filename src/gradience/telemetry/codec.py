@@ -215,7 +215,7 @@ def decode_rows(block: bytes, count: int) -> list[PlainRow | Event] | None:
         lines = block.split(b"\n")
         for place, item in enumerate(items):
             if not isinstance(item, PlainRow):  # it has its unknown keys, too
-                items[place] = convert(_object.decode(lines[place]))  # type: ignore[call-overload]  # its name is known
+                items[place] = convert(_object.decode(lines[place]))  # type: ignore[assignment]  # its name is known
     return items
 
 

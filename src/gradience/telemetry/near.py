@@ -98,7 +98,7 @@ def near_choice(field: str, value: str) -> str | None:
 
 def near_required(field: str, event: str, present: Collection[str]) -> str | None:
     """Return the key that was probably meant as a required field, or None."""
-    aliases = _ENVELOPE.get(field) or ALIASES.get(event, {}).get(field, ())
+    aliases = _ENVELOPE.get(field) or ALIASES.get(event, {}).get(field, [])
     known = _LEVELS.get(event, frozenset()) | _ENVELOPE.keys()
     return next((key for key in present if key not in known and near(key, {field: aliases})), None)
 

@@ -79,7 +79,7 @@ class TelemetryReader:
             elif isinstance(found, UnknownEvent):
                 yield found
             else:
-                yield from found
+                yield from found  # type: ignore[misc]  # no `PlainRow`, for which `plain` asks
         self.notes = version_notes(scan.version, scan.softened)
         if scan.unnamed:
             self.notes.append(unnamed_note(scan.unnamed))
