@@ -102,8 +102,8 @@ def weight_of(
     """
     found = weights.find(parameter)
     if found is not None and found.info.dtype in READABLE:
-        w, names = weights.read(found, expert, memory), frozenset([found.name])
-        return Weight(found.name, _key(found.name, expert), found.info.dtype, w, names=names)
+        w = weights.read(found, expert, memory)
+        return Weight(found.name, _key(found.name, expert), found.info.dtype, w, names=frozenset([found.name]))
     parts = [] if expert is None else weights.find_expert(parameter, expert)
     if parts and all(part.info.dtype in READABLE for part in parts):
         names, rows = [part.name for part in parts], [weights.read(part) for part in parts]

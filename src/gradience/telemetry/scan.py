@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from operator import attrgetter
 from typing import Final, TypeAlias
 
@@ -21,7 +21,6 @@ from gradience.schema.reports import BadLine
 from gradience.telemetry.codec import (
     MAX_LINE_BYTES,
     JsonObject,
-    PlainRow,
     convert,
     decode_block,
     decode_lines,
@@ -43,7 +42,7 @@ class BadLines(msgspec.Struct, frozen=True):
     broken: bool = False  # not JSON: perhaps cut off while being written
 
 
-Scanned: TypeAlias = Sequence[Event | PlainRow] | UnknownEvent | BadLines
+Scanned: TypeAlias = list[Event] | UnknownEvent | BadLines
 
 
 class LogScan:
@@ -53,7 +52,7 @@ class LogScan:
         path: the log.
         strict: find every fault of a line; treat bare NaN and lines of another version as faults. Events may lack
             their extras then.
-        plain: training rows may come as `PlainRow`s.
+        plain: blocks of plain training rows may come as `PlainRow`s.
         seen: is called with the JSON object of every line that is one, under `strict`.
 
     Raises:
@@ -96,10 +95,10 @@ class LogScan:
             else:
                 yield from self._line_by_line(piece)
 
-    def _at_once(self, block: Block) -> Sequence[Event | PlainRow] | None:
+    def _at_once(self, block: Block) -> list[Event] | None:
         if not self._strict:
             rows = decode_rows(block.data, block.count) if self._plain else None
-            return decode_block(block.data, block.count) if rows is None else rows
+            return decode_block(block.data, block.count) if rows is None else list(rows)
         events = decode_lines(block.data)
         if events is None or self._seen is None:
             return events
@@ -164,14 +163,14 @@ def _name_torn_tails(found: Iterator[Scanned]) -> Iterator[Scanned]:
         yield held
 
 
-def _begins_session(item: Sequence[Event | PlainRow] | UnknownEvent, before: str | None) -> bool:
-    if isinstance(item, Sequence) and isinstance(item[0], RunStart):
+def _begins_session(item: list[Event] | UnknownEvent, before: str | None) -> bool:
+    if isinstance(item, list) and isinstance(item[0], RunStart):
         return True
     now = _session(item, last=False)
     return now is not None and now != before
 
 
-def _session(item: Sequence[Event | PlainRow] | UnknownEvent, *, last: bool) -> str | None:
+def _session(item: list[Event] | UnknownEvent, *, last: bool) -> str | None:
     """Return the session of the first event, or the last session that any event names; None if none does."""
     if isinstance(item, UnknownEvent):
         return item.session
@@ -179,7 +178,7 @@ def _session(item: Sequence[Event | PlainRow] | UnknownEvent, *, last: bool) -> 
     return next((session for session in named if session is not None), None)
 
 
-def _version(item: Sequence[Event | PlainRow] | UnknownEvent) -> str:
+def _version(item: list[Event] | UnknownEvent) -> str:
     return item.schema if isinstance(item, UnknownEvent) else item[0].schema
 
 

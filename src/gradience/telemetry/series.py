@@ -13,7 +13,7 @@ from itertools import compress, islice
 from math import isfinite
 from operator import attrgetter, lt
 from types import NoneType
-from typing import Final
+from typing import Any, Final
 
 from gradience.schema import Json, Real, as_float
 from gradience.schema.events import (
@@ -32,10 +32,9 @@ from gradience.schema.events import (
     Wiring,
 )
 from gradience.schema.values import number_of
-from gradience.telemetry.codec import PlainRow
 
 _ABSENT = float("nan")
-_COLUMNS: Final = tuple(map(attrgetter, ("step", "loss", "lr", "grad_norm", "ts", "epoch")))
+_COLUMNS: Final = attrgetter("step", "loss", "lr", "grad_norm", "ts", "epoch", "extras")
 SPECTRAL: Final = "spectral"
 """The kind of `metrics` events that the callback's `spectral_every` writes, and the prefix of their columns."""
 PROBED: Final = ("update_norm", "stable_rank_mean")
@@ -153,10 +152,10 @@ class RunSeries:
         self._take_clock(event.ts)
         self._take_seq(event.session, event.seq)
 
-    def take_rows(self, rows: list[PlainRow]) -> bool:
+    def take_rows(self, rows: list[TrainStep]) -> bool:
         """Add rows of this run as columns; add nothing and return False if one is odd or out of order."""
-        steps, losses, rates, norms, clocks, epochs = (list(map(column, rows)) for column in _COLUMNS)
-        if None in steps or None in losses:
+        steps, losses, rates, norms, clocks, epochs, extras = map(list, zip(*map(_COLUMNS, rows), strict=True))
+        if None in steps or None in losses or not _floats(losses, rates, norms, clocks, epochs):
             return False
         if not (_rise(steps) and (not self.steps or self.steps[-1] < steps[0]) and self._take_seqs(rows)):
             return False
@@ -164,9 +163,8 @@ class RunSeries:
         self.losses.fromlist(losses)
         _extend(self.rates, rates)
         _extend(self.grad_norms, norms)
-        for name, at in rows[0].fields.items():
-            if name in self.kept:
-                self._take_values(name, steps, list(map(attrgetter(at), rows)))
+        for name in self.kept & set().union(*extras) if any(extras) else ():
+            self._take_values(name, steps, [values.get(name) for values in extras])
         self.last_step = max(steps[-1], self.last_step or 0)
         for ts in _ends(clocks):
             self._take_clock(ts)
@@ -176,7 +174,7 @@ class RunSeries:
     def _column(self, name: str) -> Column:
         return self.columns.setdefault(name, Column())
 
-    def _take_seqs(self, rows: Sequence[PlainRow]) -> bool:
+    def _take_seqs(self, rows: Sequence[TrainStep]) -> bool:
         session = rows[0].session
         if {*map(attrgetter("session"), rows)} != {session}:
             return False
@@ -242,7 +240,7 @@ class RunSeries:
             del fed[next(islice(fed, FIRST_FED, None))]
 
     def _take_values(self, name: str, steps: list[int], values: list[Json]) -> None:
-        if {*map(type, values)} <= {float, NoneType} and values.count(None) < len(values):
+        if _floats(values) and values.count(None) < len(values):
             self._column(name).extend(steps, values)
             return
         for step, value in zip(steps, values, strict=True):
@@ -314,6 +312,11 @@ def _ends(values: list[float | None]) -> list[float]:
     except TypeError:
         known = sorted(value for value in values if value is not None)
     return [known[0], known[-1]] if known and known[0] is not None else []
+
+
+def _floats(*columns: list[Any]) -> bool:
+    """Whether the columns hold nothing but floats and None."""
+    return all({*map(type, column)} <= {float, NoneType} for column in columns)
 
 
 def _extend(column: array[float], values: list[float | None]) -> None:
