@@ -67,6 +67,7 @@ class PlainDelta:
     slack: float = 1.0
     """The number of float32 roundings that the weight itself may have gone through."""
 
+    @np.errstate(over="ignore")  # beyond float32 is infinity, as in a merge
     def __init__(self, b: Array, a: Array, scale: float) -> None:
         self._b, self._a = (np.ascontiguousarray(x.astype(np.float32)) for x in (b, a))
         self.scale = np.float32(scale)
