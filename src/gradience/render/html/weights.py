@@ -158,7 +158,7 @@ def _last_part(module: ModuleAudit) -> str:
 
 
 def _relative(sigma: Floats, _: ModuleAudit) -> Floats:
-    return np.asarray(sigma / max(sigma[0], _TINY))
+    return np.asarray(sigma / max(sigma.max(), _TINY))
 
 
 def _energy(sigma: Floats, module: ModuleAudit) -> Floats:
