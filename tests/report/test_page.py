@@ -55,6 +55,16 @@ def test_the_page_holds_every_part_of_the_story(page):
         assert any(a.get("aria-label", "").startswith(title) for a in found.all("svg"))
 
 
+@every("sigma", [[0.0, 1e200], [1e-300, 1.0, 1e300], [1e-310, 1e-310], [0.0, 0.0]])
+def test_a_spectrum_of_any_order_and_size_is_drawn(story, sigma):
+    audit = story.diagnosis.audit
+    odd = [msgspec.structs.replace(one, top_singular_values=sigma, frobenius_norm=max(sigma)) for one in audit.modules]
+    audit = msgspec.structs.replace(audit, modules=odd)
+    with np.errstate(all="raise", under="ignore"):
+        drawn = report_html(dataclasses.replace(story, diagnosis=msgspec.structs.replace(story.diagnosis, audit=audit)))
+    assert 'aria-label="Energy by rank' in drawn
+
+
 def test_the_first_screen_holds_verdict_next_step_and_curve(log, story, page):
     header = page[page.index("<header>") : page.index("</header>")]
     places = [header.index(part) for part in ("<h1>", 'class="verdict', 'class="story"', "Next: ", "<svg", "<dl")]

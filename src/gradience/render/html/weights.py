@@ -158,13 +158,13 @@ def _last_part(module: ModuleAudit) -> str:
 
 
 def _relative(sigma: Floats, _: ModuleAudit) -> Floats:
-    return np.asarray(sigma / max(sigma[0], _TINY))
+    return np.asarray(sigma / max(sigma.max(), _TINY))
 
 
 def _energy(sigma: Floats, module: ModuleAudit) -> Floats:
-    largest = max(sigma.max(), float(module.frobenius_norm or 0.0), _TINY)  # division by it keeps squares in range
-    held = np.cumsum((sigma / largest) ** 2)
-    return np.asarray(held / max((float(module.frobenius_norm or 0.0) / largest) ** 2, held[-1], _TINY))
+    norm = float(module.frobenius_norm or 0.0)
+    largest = max(sigma.max(), norm * 1e-100, _TINY)  # division by it keeps squares of huge or tiny values in range
+    return np.asarray(np.minimum(np.cumsum((sigma / largest) ** 2) / max(norm / largest, 1.0) ** 2, 1.0))
 
 
 def _lines(kinds: Mapping[str, Sequence[ModuleAudit]], quantity: _Spectrum) -> list[Line]:
