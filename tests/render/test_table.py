@@ -6,6 +6,7 @@ import doctest
 from operator import itemgetter
 
 from hypothesis import given, strategies as st
+from msgspec.structs import replace
 from tables import every
 
 from gradience import blocks
@@ -27,7 +28,7 @@ def test_the_examples_in_the_module_hold(module):
 @given(st.lists(st.tuples(CELLS, CELLS), min_size=1, max_size=6), st.integers(0, 4), st.integers(1, 3))
 def test_cells_stand_under_the_titles_of_their_columns(rows, indent, gap):
     columns = (("number", ">9", itemgetter(0)), ("name", "<9", itemgetter(1)))
-    first, *lines = printed([table(columns, rows, indent=indent, gap=gap)])
+    first, *lines = printed([replace(table(columns, rows, indent=indent), gap=gap)])
     end, start = first.index("number") + len("number"), first.index("name")
     for line, (number, name) in zip(lines, rows, strict=True):
         assert line[:end].strip() == number

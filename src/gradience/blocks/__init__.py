@@ -199,7 +199,6 @@ def table(
     most: int | None = None,
     of: str = "",
     indent: int = 2,
-    gap: int = 2,
     told: Callable[[T], str] | None = None,
     below: Callable[[T], str] | None = None,
 ) -> Table:
@@ -212,7 +211,6 @@ def table(
         most=most,
         of=of,
         indent=indent,
-        gap=gap,
         told=None if told is None else tuple(map(told, listed)),
         below=() if below is None else tuple(map(below, listed)),
         named=bool(columns[0][1].startswith(">") and not columns[-1][1]),

@@ -11,6 +11,8 @@ import shlex
 from collections.abc import Iterator, Sequence
 from typing import Final
 
+from msgspec.structs import replace
+
 from gradience.blocks import Block, Columns, Title, count, findings, number, percent, short_path, skipped, table, words
 from gradience.blocks.text import as_text, shortened
 from gradience.render.compare import differences
@@ -180,7 +182,7 @@ def verify_merge_text(report: VerifyMergeReport, *, verbose: bool = False) -> It
     yield ""
     order = list(_VERDICTS)
     rows = sorted(report.modules, key=lambda row: order.index(row.verdict))
-    yield table(_VERIFIED, rows, most=most, gap=1, below=_reasons)
+    yield replace(table(_VERIFIED, rows, most=most, below=_reasons), gap=1)
     same = report.untouched - sum(item.what in {"changed", "not_compared"} for item in report.others)
     yield ""
     yield f"Tensors that the adapter does not touch: {same} of {report.untouched} as in the base"

@@ -135,9 +135,9 @@ def _main(report: DiagnoseReport) -> Iterator[tuple[str, str]]:
     """The main numbers of a run and its adapter: labels and values."""
     run, audit = report.monitor, report.audit
     if run is not None:
-        yield from run_facts(run)
         if not run.config.dataset_name:
             yield "Dataset", "not recorded"
+        yield from run_facts(run)
         for point in run.evals[:_SPLITS]:
             low = run.account.held_out_loss if point.split == run.account.split else None
             best = "" if low is None or low.best_step == point.step else f" ({_lowest(low)})"
