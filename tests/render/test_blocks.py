@@ -145,7 +145,7 @@ CASES: dict[str, Case] = {
         + "qlayer0layer 0 q: 11!" * 2
         + "0  1Norm by layer and kind of module; . 2 modules in no layer are not shown.",
     ),
-    "intervals of one size": Case(
+    "one interval": Case(
         Figure("Harm", Intervals((("a", 50.0, 0.0, 0.5, 1.0),), 2.0, "size", "harm", "Harm", unicode=False)),
         [
             "  Harm; | is 0, : the tolerance:",

@@ -146,12 +146,15 @@ def _task(report: BenchReport, task: BenchTask, *, unicode: bool = True) -> Iter
     yield _data(report, task)
     yield table(_COLUMNS, rows)
     yield from _dilution(rows)
-    spans = tuple(span for row in rows if (span := _span(row)) is not None)
-    if spans:
+    drawn = [(row, span) for row in rows if (span := _span(row)) is not None]
+    if drawn:
         yield ""
         order, size = "How much worse, the largest candidate first", "parameters, % of the adapter's"
-        drawing = Intervals(spans, task.margin, size, "worse than the adapter by", order, unicode)
-        least = ", ".join(f"{row.candidate.name} {_harm(row.result)}" for row in rows)
+        drawing = Intervals(
+            tuple(span for _, span in drawn), task.margin, size, "worse than the adapter by", order, unicode
+        )
+        by_size = sorted((row for row, _ in drawn), key=lambda row: row.candidate.params)
+        least = ", ".join(f"{row.candidate.name} {_harm(row.result)}" for row in by_size)
         summary = f"Tolerance {task.margin:.3g}: {least}."
         yield Figure(f"Loss by size on {task.name}", drawing, summary=summary, caption=_CAPTION)
     yield from _limits(task)

@@ -174,7 +174,7 @@ def _figure(block: Figure, title: str, drawing: object) -> Element | None:
             drawn = [draw_bars(bins, width, size, label, limit) for size in (WIDE if block.wide else HALF, NARROW)]
             return _framed(block, drawn, caption=block.caption)
         case Intervals():
-            return _plot(block, _over_sizes(drawing)) if len({row[1] for row in drawing.rows}) > 1 else None
+            return _plot(block, _over_sizes(drawing)) if len(drawing.rows) > 1 else None  # one gives no axis
         case Plot():
             return _plot(block, drawing)
     return None
