@@ -17,14 +17,14 @@ import pytest
 from pages import gather, parse
 from tables import every
 
-from gradience.render.html.page import report_html
+from gradience.render.page import report_html
 from gradience.report import write_report
 from gradience.schema import SCHEMA_ID
 from gradience.schema.events import Alert
 from gradience.telemetry.writer import TelemetryWriter
 
 HOSTILE = '<script>alert("1")</script>"><img src=x onerror=alert(1)>'
-CSS = files("gradience.render.html").joinpath("style.css").read_text(encoding="utf-8")
+CSS = files("gradience.blocks.html").joinpath("style.css").read_text(encoding="utf-8")
 
 
 @pytest.fixture(scope="module")
@@ -42,7 +42,7 @@ def test_the_page_holds_every_part_of_the_story(page):
     assert [s["id"] for s in found.all("section")] == [
         "findings", "training", "weights", "config", "not-judged", "provenance",
     ]  # fmt: skip
-    for words in ("acme/base-7b", "acme/sentences", "ok, step 120 of 120", "TRAINED", "Suggested ranks", "lora pair"):
+    for words in ("acme/base-7b", "acme/sentences", "ok, step 120 of 120", "TRAINED", "Suggested rank", "lora pair"):
         assert words in found.text
     for title in (
         "Loss",
@@ -67,7 +67,8 @@ def test_a_spectrum_of_any_order_and_size_is_drawn(story, sigma):
 
 def test_the_first_screen_holds_verdict_next_step_and_curve(log, story, page):
     header = page[page.index("<header>") : page.index("</header>")]
-    places = [header.index(part) for part in ("<h1>", 'class="verdict', 'class="story"', "Next: ", "<svg", "<dl")]
+    told = story.diagnosis.monitor.story[1:30]
+    places = [header.index(part) for part in ("<h1>", 'class="verdict', told, "Next: ", "<svg", "<dl")]
     assert places == sorted(places)
     assert f"<h1>{log.parent.name}</h1>" in header
     assert "Gradience report: acme/base-7b" in header
