@@ -329,8 +329,8 @@ class TelemetryWriter:
     def write(self, event: EventBase | UnknownEvent) -> None:
         """Append one typed event of this run after redaction: one of another `run_id` is refused.
 
-        If it has neither session nor seq, it gets this session's. A `RunEnd` ends the run: none is added when the writer is left. A class of your own that inherits from
-        `EventBase` is an event too; readers keep and count it.
+        If it has neither session nor seq, it gets this session's. A `RunEnd` ends the run: none is added when the
+        writer is left. A class of your own that inherits from `EventBase` is an event too; readers keep and count it.
         """
         if not isinstance(event, EventBase | UnknownEvent):
             raise RecorderError(f"expected a typed event, got {type(event).__name__}", advice=_ADVICE)
