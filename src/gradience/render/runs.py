@@ -208,5 +208,7 @@ def _noise(group: ComparableRuns) -> str:
     noise = group.noise
     if noise is None:
         return "no noise known: the same run with another seed would show how much a difference means"
-    of = "runs that differ in their seed alone" if noise.source == "seeds" else "examples, taken as independent"
+    groups = f" in {noise.groups} groups" if noise.groups > 1 else ""
+    seeds = f"finished runs{groups} that differ in their seed alone"
+    of = seeds if noise.source == "seeds" else "examples, taken as independent"
     return f"same: within {brief(noise.difference)} of the best, two standard deviations of {noise.n:,} {of}"
