@@ -601,6 +601,9 @@ _FAULTS: Final[dict[str, tuple[str, dict[str, Any]]]] = {
     "WIR182": ("evaluation", {"evaluation": {"called": False}}),
     "WIR183": ("pass", {"passes": {"training": False}}),
     "WIR184": ("start", {"schedule": {"name": "LambdaLR", "step": 0, "rates": [1.0], "foreign": True}}),
+    "WIR186": ("start", {"unprepared": ["optimizer"]}),
+    "WIR187": ("save", {"saved": {"file": "a.safetensors", "tensors": 8, "parameters": 100, "differs": "lora_A"}}),
+    "WIR188": ("start", {"adapter": {**_ADAPTER, "new_heads": ["score.weight"]}}),
     "WIR185": ("gradients", {"gradients": {"steps": 8, "tensors": 8, "reached": 8, "compared": 7, "kept": 7}}),
 }
 
@@ -1926,6 +1929,21 @@ ENTRIES: Final[dict[str, Entry]] = {
     "WIR185": Entry(
         at=[At(_wired("WIR185"), {"faulty": "error", "sound": None, "none": "?"})],
         told=[({}, "gradients are not set to zero between steps")],
+    ),
+    "WIR186": Entry(
+        at=[At(_wired("WIR186"), {"faulty": "warning", "sound": None, "none": "?"})],
+        told=[({"parts": ["optimizer"]}, "not prepared: the optimizer")],
+    ),
+    "WIR187": Entry(
+        at=[At(_wired("WIR187"), {"faulty": "warning", "sound": None, "none": "?"})],
+        told=[
+            ({"step": 5, "tensor": "lora_A"}, "the adapter saved at step 5 is not the model's"),
+            ({"step": 5, "last": 6}, "the last save is of step 5 of 6"),
+        ],
+    ),
+    "WIR188": Entry(
+        at=[At(_wired("WIR188"), {"faulty": "warning", "sound": None, "none": "?"})],
+        told=[({"heads": ["score.weight"]}, "the new head score.weight is frozen")],
     ),
 }
 

@@ -313,6 +313,9 @@ class Wiring(EventBase, frozen=True, tag="wiring"):
     rng: Annotated[Digest, about("Of the states of Python's, NumPy's and torch's generators.")] | None = None
     seed: Annotated[int, about("torch's initial seed.")] | None = None
     world_size: NonNegativeInt | None = None
+    unprepared: Annotated[
+        list[str], about("Of `model`, `optimizer` and `loader`, those Accelerate did not prepare; none if all or none.")
+    ] = []
     versions: Annotated[dict[str, str], about("Packages, CUDA, cuDNN.")] = {}
     settings: Annotated[dict[str, Json], about("Kernels: attention, determinism, TF32, compilation, autocast.")] = {}
     unseen: Annotated[list[str], about("Parts that could not be looked at, with the exception's type.")] = []

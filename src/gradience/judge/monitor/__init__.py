@@ -25,7 +25,7 @@ from gradience.rules.log.signals import SIGNALS
 from gradience.rules.log.story import line_of, noisy_levels, story_parts
 from gradience.schema import MAX_INT, NonFinite, number_in, real
 from gradience.schema.document import Finding
-from gradience.schema.events import ConfigSnapshot, Wiring
+from gradience.schema.events import ConfigSnapshot
 from gradience.schema.reports import (
     MONITOR_SCHEMA_ID,
     EvalPoint,
@@ -151,8 +151,7 @@ def facts_of(
     summary: RunSummary, run: RunSeries, config: ConfigSnapshot, gap_threshold: float = DEFAULT_GAP
 ) -> RunFacts:
     """The facts of one run of a log, as the rules judge them."""
-    foreign = {at.step for at in run.wirings if _is_foreign(at)}
-    evals = [point for point in latest_evals(run) if point.step not in foreign]
+    evals = [point for point in latest_evals(run) if not _is_foreign(run, point.step)]
     record = run.record
     audit, data = run.latest_metrics.get("lora_audit"), run.latest_metrics.get("data")
     chosen = run.latest_metrics.get("selection")
@@ -177,7 +176,7 @@ def facts_of(
         signals={
             name: _by_step(run.columns[name]) for name in SIGNALS if name in run.columns and run.columns[name].steps
         },
-        history=[event for event in run.evals if event.step not in foreign],
+        history=[event for event in run.evals if not _is_foreign(run, event.step)],
         record=record,
         wirings=run.wirings,
         fed=run.fed,
@@ -186,10 +185,13 @@ def facts_of(
     )
 
 
-def _is_foreign(wiring: Wiring) -> bool:
-    """Whether an evaluation was of another model, or of this one without its adapter: it tells nothing of the run."""
-    seen = wiring.evaluation
-    return seen is not None and (not seen.called or seen.adapted is False)
+def _is_foreign(run: RunSeries, step: int | None) -> bool:
+    """Whether an evaluation was of another model, or of this one without its adapter: it tells nothing of the run.
+
+    An evaluation that called the same as the one before has no event of its own.
+    """
+    seen = [at.evaluation for at in run.wirings if at.evaluation is not None and (at.step or 0) <= (step or 0)]
+    return bool(seen) and (not seen[-1].called or seen[-1].adapted is False)
 
 
 def _by_step(column: Column) -> Signal:
