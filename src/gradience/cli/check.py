@@ -121,6 +121,8 @@ class ConfigOptions:
         An adapter_config.json by name.
     training:
         Training arguments as JSON or YAML by name.
+    memory:
+        Memory of the card, such as 24GiB: does a step fit? Needs --base.
     """
 
     task: str | None = None
@@ -129,6 +131,7 @@ class ConfigOptions:
     peft: Path | None = None
     training: Path | None = None
     base: opt.Base = None
+    memory: str | None = None
 
 
 _CONFIG = ConfigOptions()
@@ -186,10 +189,17 @@ def check(
     """
     resolved = options.resolved()
     given = CheckOptions(
-        document=config, overrides=overrides.snapshot(), serve=serve or (), **asdict(sources), **resolved.rules
+        document=config,
+        overrides=overrides.snapshot(),
+        serve=serve or (),
+        max_length=data_options.max_length,
+        **asdict(sources),
+        **resolved.rules,
     )
     if data_options.data is None:
-        without = (each.name for each in fields(data_options) if getattr(data_options, each.name) != each.default)
+        alone = {"max_length"} if sources.base is not None else set()  # the memory of a step needs it too
+        names = [each.name for each in fields(data_options) if getattr(data_options, each.name) != each.default]
+        without = (name for name in names if name not in alone)
         if (name := next(without, None)) is not None:
             option = name.replace("_", "-")
             raise ConfigError(f"--{option} without --data", advice="give --data FILE, or --data recipe with --training")

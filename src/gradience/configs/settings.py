@@ -288,6 +288,12 @@ TRAINING = (
     Setting("label_smoothing_factor", real, ("label_smoothing_factor",)),
     Setting("max_length", whole, ("max_length", "max_seq_length"), ("sequence_len", "cutoff_len", "max_seq_len")),
     Setting("logging_strategy", strategy, ("logging_strategy",), extra=True),
+    Setting("gradient_checkpointing", maybe, ("gradient_checkpointing",), extra=True),
+    Setting("packing", maybe, ("packing",), ("sample_packing",), extra=True),
+    Setting("load_in_4bit", maybe, ("load_in_4bit",), extra=True),
+    Setting("load_in_8bit", maybe, ("load_in_8bit",), extra=True),
+    Setting("use_liger_kernel", maybe, ("use_liger_kernel",), extra=True),
+    Setting("attn_implementation", keyword, ("attn_implementation",), extra=True),
     Setting("train_examples", whole, (), ("train_examples", "n_train", "train_samples"), extra=True),
 )
 

@@ -11,6 +11,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Final
 
+import msgspec
+
 from gradience.configs.settings import states_adapter
 from gradience.render import (
     INFOS,
@@ -36,6 +38,7 @@ from gradience.schema import Real, as_float
 from gradience.schema.diagnose import VERDICT_LABELS, BestCheckpoint, Cause, DiagnosedSource, DiagnoseReport, Unjudged
 from gradience.schema.document import SEVERITIES, Coverage, by_severity
 from gradience.schema.events import ConfigSnapshot, LoraSnapshot, TrainingSnapshot
+from gradience.schema.memory import Memory
 from gradience.schema.reports import CheckReport, DataReport
 
 _TRAINERS = {
@@ -151,6 +154,7 @@ def check_text(report: CheckReport, *, verbose: bool = False) -> Iterator[str]:
         yield f"In the base ({_text(report.coverage.base)}, {_text(report.coverage.layout)}):"
         yield from labelled(_coverage(report.coverage), indent=2)
         yield ""
+    yield from memory_lines(report.memory)
     if report.data is not None:
         yield from data_lines(report.data, report.derived)
         yield ""
@@ -175,6 +179,34 @@ def check_text(report: CheckReport, *, verbose: bool = False) -> Iterator[str]:
         yield ""
     if report.findings:
         yield "Findings are hypotheses with their grounds, not verdicts: verify on held-out data."
+
+
+def memory_lines(memory: Memory | None) -> Iterator[str]:
+    """What a step takes of the device's memory, and what is assumed; or why that is not known."""
+    if memory is None:
+        return
+    parts = msgspec.structs.asdict(memory.parts) if memory.parts is not None else {}
+    held = ", ".join(f"{name} {gib(size)}" for name, size in parts.items() if size)
+    if memory.peak_bytes is None or memory.reserved_bytes is None:
+        yield f"Memory: unknown: {clean(memory.reason)}{f' (of it, in GiB: {held})' if held else ''}"
+    else:
+        least, most = map(gib, memory.reserved_bytes)
+        peak = f"about {gib(memory.peak_bytes)} GiB allocated at the longest batch"
+        yield f"Memory: {peak}, {least} to {most} reserved ({held})"
+        yield f"  Assumed: {'; '.join(clean(one) for one in memory.assumes)}"
+    for one in memory.changes:
+        yield f"  {gib(one.peak_bytes)} GiB with {clean(one.change)}"
+    yield ""
+
+
+def gib(size: int) -> str:
+    """Bytes in GiB, with one decimal, or two significant digits below 1.
+
+    >>> gib(23_085_449_216), gib(41_943_040), gib(5 << 10)
+    ('21.5', '0.039', '4.8e-06')
+    """
+    value = size / 2**30
+    return f"{value:.1f}" if value >= 1 else f"{value:.2g}"
 
 
 def config_rows(report: CheckReport) -> Iterator[tuple[str, str]]:
