@@ -15,8 +15,9 @@ from ml_dtypes import bfloat16
 from safetensors.numpy import save_file
 from tables import every
 
-from gradience import verify_merged
-from gradience.base.coded import DamagedCodesError, UnreadCodesError, weight_of
+from gradience import check_config, verify_merged
+from gradience.base.coded import weight_of
+from gradience.base.forms import DamagedCodesError, UnreadCodesError, declared
 from gradience.base.weights import BaseWeights
 from gradience.cli.main import main
 from gradience.io.safetensors import DTYPES, SafetensorsFile, copied, planned, write_safetensors
@@ -102,6 +103,13 @@ def test_codes_stand_for_what_their_own_library_makes_of_them(name, tmp_path):
         # bfloat16, where the library gives no more; bitsandbytes divides by 127 after the product, which is not exact
         assert weight.floats().astype(want.dtype) == pytest.approx(want, rel=2e-7 if name == "int8-bnb" else 0, abs=0)
         assert set(weight.coded.names) == weights.names - {f"{NAME}_format"}
+
+
+@every("name", FORMS)
+def test_headers_tell_the_parameter_that_codes_stand_for(tmp_path, name):
+    shape = (2, 64, 32) if name == "mxfp4-experts" else (32, 64)  # gpt-oss's codes hold the transpose
+    dtype = "F16" if name.startswith(("gptq", "awq")) else "BF16"
+    assert declared(opened(laid_out(name, tmp_path / name))) == {NAME: (shape, dtype)}
 
 
 @every("name", SINGLE)
@@ -275,3 +283,20 @@ def test_a_merge_beside_a_base_in_codes_is_verified_with_what_its_codes_stand_fo
         assert (report.verdict, [one.name for one in report.others]) == (verdict, odd)
     again = verify_merged(base, adapter, base)
     assert (again.verdict, again.counts) == ("not_contained", {"absent": 1})
+
+
+@every("name", [name for name in FORMS if name != "mxfp4-experts"])
+def test_check_counts_an_adapter_beside_codes_as_beside_floats(tmp_path, name):
+    adapter = tmp_path / "adapter"
+    adapter.mkdir(exist_ok=True)
+    settings = {"peft_type": "LORA", "r": 4, "lora_alpha": 8, "target_modules": ["q_proj"]}
+    (adapter / "adapter_config.json").write_text(json.dumps(settings))
+    base = laid_out(name, tmp_path / name)
+    held = json.loads((base / "config.json").read_text())
+    (base / "config.json").write_text(
+        json.dumps({"model_type": "llama", "architectures": ["LlamaForCausalLM"], **held})
+    )
+    report = check_config(peft_dir=adapter, base=base)
+    refused = held["quantization_config"]["quant_method"] in {"gptq", "awq", "fp8"}
+    assert (report.coverage.modules, report.coverage.lora_params, report.coverage.notes) == (1, 4 * (32 + 64), [])
+    assert ("QNT002" in {finding.id for finding in report.findings}) == refused

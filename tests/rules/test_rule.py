@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import replace
 
+import pytest
 from tables import every
 
 from gradience.configs.training import Objective
@@ -13,29 +14,45 @@ from gradience.rules import Observation, Premise, Rule, Threshold, Unknown, card
 from gradience.rules.log.facts import not_under, under
 from gradience.schema.document import Evidence
 
+BOOK = Evidence(source="a book", says="that it is so")
 PAPER = Evidence(source="a paper", says="so it is")
 SEEN = Evidence(source="the input", says="so it was")
-RULE: Rule[int] = Rule(
-    id="ABC001",
-    title="large",
+RECORD: Rule[int] = Rule(
+    "ABC001",
     groups=("config", "log"),
     severity="warning",
-    condition="over {bar} of them",
     confidence=0.7,
-    scope="numbers",
-    rationale="because",
-    action="make it smaller",
-    verify="look again",
     thresholds=(Threshold("bar", 2.5, "pieces", "a judgement"),),
     evidence=(PAPER,),
-    observe=lambda n: Observation(f"{n} is large", {"n": n}) if n > 2.5 else None,
 )
+
+
+@RECORD
+def large(n):
+    """large
+
+    over {bar}
+    of them
+
+    Why: because: it
+        is so
+    Scope: numbers
+    Action: make it smaller
+    Verify: look again
+    Source: a book -- that it
+        is so
+    """
+    return Observation(f"{n} is large", {"n": n}) if n > 2.5 else None
+
+
+RULE = large
 
 
 def test_a_finding_is_the_rule_s_where_the_observation_says_nothing_else():
     made = finding(RULE, Observation("seen", {"n": 3}))
     assert (made.id, made.severity, made.confidence, made.action) == ("ABC001", "warning", 0.7, "make it smaller")
-    assert (made.rationale, made.scope, made.verify, made.evidence) == ("because", "numbers", "look again", [PAPER])
+    assert (made.rationale, made.scope, made.verify) == ("because: it is so", "numbers", "look again")
+    assert made.evidence == [BOOK, PAPER]
     assert made.values == {"n": 3}
 
 
@@ -45,7 +62,7 @@ def test_an_observation_overrides_what_it_states_even_a_confidence_of_zero():
     )  # fmt: skip
     made = finding(RULE, seen)
     assert (made.severity, made.confidence, made.action, made.rationale) == ("info", 0.0, "wait", "since")
-    assert made.evidence == [SEEN, PAPER]  # what was seen first, and nothing twice
+    assert made.evidence == [SEEN, PAPER, BOOK]  # what was seen first, and nothing twice
 
 
 @every(("value", "stored"), [(math.nan, "NaN"), (math.inf, "Infinity"), (1.5, 1.5), (None, None), (3, 3)])
@@ -97,6 +114,50 @@ def test_a_card_is_the_record_with_the_numbers_in_its_condition():
     assert [(item.name, item.value, item.unit, item.source) for item in made.thresholds] == [
         ("bar", 2.5, "pieces", "a judgement")
     ]
+
+
+def described(doc):
+    def observe(_):
+        return None
+
+    observe.__doc__ = doc
+    return observe
+
+
+@every(
+    ("doc", "says"),
+    [
+        ("t\n\nc\n\nScope: s\nVerify: v\nHow: h", "unknown section How in its docstring; known: Why, Scope"),
+        ("t\n\nc\n\nScope: s\nVerify: v\nScope: again", "two sections Scope"),
+        ("t\n\nc\n\nScope: s\nVerify: v\nSource: a book", "Source: a book: expected a source, ' -- ' and what it says"),
+        ("t\n\nc\n\nScope: s", "the docstring of its function has no Verify"),
+        ("t\n\nc\n\nVerify: v", "the docstring of its function has no Scope"),
+        ("t\n\nScope: s\nVerify: v", "the docstring of its function has no condition"),
+        ("", "the docstring of its function has no title"),
+    ],
+)
+def test_a_docstring_without_a_section_or_with_one_too_many_is_refused(doc, says):
+    with pytest.raises(ValueError, match=f"^ABC001: .*{says}"):
+        RECORD(described(doc))
+
+
+def test_a_section_of_the_family_holds_where_the_docstring_has_none():
+    made = replace(RECORD, scope="all", verify="see")(described("t\n\nc\n\nVerify: look"))
+    assert (made.scope, made.verify, made.rationale, made.action) == ("all", "look", "", "")
+
+
+def test_a_docstring_that_python_left_out_is_read_from_the_source():
+    def observe(_):
+        """t
+
+        c
+
+        Scope: s
+        Verify: v
+        """
+
+    observe.__doc__ = None  # as under python -OO
+    assert [getattr(RECORD(observe), name) for name in ("title", "condition", "scope", "verify")] == [*"tcsv"]
 
 
 class Run:

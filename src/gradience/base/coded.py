@@ -1,9 +1,4 @@
-"""Weights that files hold in codes: which formats are known, which tensors each needs, and how they are read.
-
-`FORMS` is the table. A format is recognised by the names and dtypes of its tensors, as in vLLM and transformers, since
-a config.json may be missing or cover only some modules; the config decides only what tensors do not show. Readers
-bring every format into one of the layouts of `gradience.spectral.codes`, where they are decoded.
-"""
+"""Weights that files hold in codes, read: each format of `forms` in a layout of `gradience.spectral.codes`."""
 
 from __future__ import annotations
 
@@ -11,31 +6,19 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Final, NamedTuple
 
-import ml_dtypes
 import msgspec
 import numpy as np
 
-from gradience.base.weights import READABLE, BaseTensor, BaseWeights, names_of_expert
-from gradience.errors import AdapterError
+from gradience.base.forms import WORD, DamagedCodesError, Kind, State, Tensors, UnreadCodesError, bits_of, recognised
+from gradience.base.weights import READABLE, BaseWeights, names_of_expert
 from gradience.io.reading import decode_json
 from gradience.io.safetensors import Array, Memory
 from gradience.spectral.codes import Codes, from_awq, moved, whole, words_of
 
-_WORD: Final = 32  # bits
 _BLOCK: Final = 128  # weights to a side of a block of FP8's, where the config does not say (DeepSeek-V3)
 _NVFP4, _MXFP4 = 16, 32  # weights to a scale
 _BNB8: Final = np.float32(1.0 / 127.0)
-_AXES: Final = 2  # of a matrix
-_BITS: Final = (4, 8, 2)  # others cross the borders of words
 _DTYPES: Final = {"bfloat16": "BF16", "float16": "F16", "float32": "F32"}
-
-
-class DamagedCodesError(AdapterError):
-    """What is stored beside codes of a known format is missing or damaged, or does not fit them."""
-
-
-class UnreadCodesError(AdapterError):
-    """A weight in codes of no known format."""
 
 
 class Coded(NamedTuple):
@@ -131,70 +114,12 @@ def _key(name: str, expert: int | None) -> str:
     return name if expert is None else f"{name}[{expert}]"
 
 
-class _Tensors:
-    """The tensors of one weight. In names, `{weight}` is its parameter and `{module}` the layer that holds that."""
-
-    def __init__(self, weights: BaseWeights, parameter: str, form: Form, expert: int | None) -> None:
-        self.weights, self.names, self.form = weights, set[str](), form
-        self._parameter, self._expert = parameter, expert
-
-    def find(self, pattern: str) -> BaseTensor | None:
-        """The tensor of that name, in this folder and of this very weight."""
-        name = pattern.format(weight=self._parameter, module=self._parameter.rpartition(".")[0])
-        found = self.weights.find(name)
-        return found if found is not None and found.name == name else None
-
-    def read(self, *patterns: str) -> Array:
-        """The data of the first of these tensors that there is, of a stack this expert's; E8M0 as bytes."""
-        found = next((one for pattern in patterns if (one := self.find(pattern)) is not None), None)
-        if found is None:
-            raise DamagedCodesError(f"{self._parameter}: {_tail(patterns[0]).lstrip('._')} is not beside its codes")
-        self.names.add(found.name)
-        if found.info.dtype == "F8_E8M0":
-            data = found.file.raw(found.name).reshape(found.info.shape)
-            return data if self._expert is None else data[self._expert]
-        if self._expert is None or not found.info.shape:
-            return found.file.read(found.name)
-        return found.file.read_slice(found.name, self._expert)
-
-    def codes(self) -> Array:
-        """The tensor of codes, a matrix."""
-        found = self.read(self.form.codes)
-        if found.ndim != _AXES:
-            raise ValueError(f"codes of shape {list(found.shape)}")
-        return found
-
-    def numbers(self, *patterns: str) -> Array:
-        """Scales or zero points in float32; bytes are exponents of two (E8M0, of the OCP's MX formats)."""
-        found = self.read(*patterns)
-        powers = found.view(ml_dtypes.float8_e8m0fnu) if found.dtype == np.uint8 else found
-        found = powers.astype(np.float32)
-        if not np.isfinite(found).all():
-            raise DamagedCodesError(f"{self._parameter}: a scale or zero point beside its codes is NaN or infinite")
-        return found
-
-
-def _tail(pattern: str) -> str:
-    return pattern.partition("}")[2]
-
-
 class _Read(NamedTuple):
     """A format's name as a reader knows it, the codes, and the dtype that they are computed in, if that is told."""
 
     form: str
     codes: Codes
     dtype: str | None = None
-
-
-class Form(NamedTuple):
-    """One format: the tensor of its codes with their dtypes, what else it needs, its reader, and the source of that."""
-
-    codes: str
-    dtypes: frozenset[str]
-    needs: tuple[str, ...]
-    read: Callable[[_Tensors], _Read]
-    source: str
-    turned: bool = False
 
 
 def coded(weights: BaseWeights, parameter: str, expert: int | None = None) -> Coded | None:
@@ -208,12 +133,12 @@ def coded(weights: BaseWeights, parameter: str, expert: int | None = None) -> Co
     Raises:
         DamagedCodesError: a tensor beside the codes is missing or damaged, or does not fit them.
     """
-    known = _recognised(weights, parameter, expert)
+    known = recognised(weights, parameter, expert)
     if known is None:
         return None
     tensors, name = known
     try:
-        read = tensors.form.read(tensors)
+        read = _READERS[tensors.form.kind](tensors)
     except UnreadCodesError as error:
         raise UnreadCodesError(f"{error}, {_method(weights)}") from error
     except (msgspec.MsgspecError, ValueError, TypeError, KeyError, IndexError) as error:
@@ -251,20 +176,6 @@ def refuse_unread(weights: BaseWeights, parameter: str) -> None:
 def _method(weights: BaseWeights) -> str:
     method = weights.quantization.quant_method
     return f"quant_method {method!r}" if method else "and no config.json names their format"
-
-
-def _recognised(weights: BaseWeights, parameter: str, expert: int | None) -> tuple[_Tensors, str] | None:
-    module, _, leaf = parameter.rpartition(".")
-    for form in FORMS:
-        held = weights.find(form.codes.format(weight=parameter, module=module))
-        if held is None or held.info.dtype not in form.dtypes:
-            continue
-        stem = held.name.removesuffix(_tail(form.codes))
-        own = stem if form.codes.startswith("{weight}") else f"{stem}.{leaf}"
-        tensors = _Tensors(weights, own, form, expert)
-        if all(tensors.find(name) is not None for name in form.needs):
-            return tensors, held.name
-    return None
 
 
 def _stacked(name: str, parts: Sequence[Codes]) -> Codes:
@@ -309,7 +220,7 @@ def _grid(of_blocks: Array, shape: tuple[int, ...], told: Sequence[int] | None =
     return np.repeat(square, rows, axis=0)[:m], block
 
 
-def _fp8(tensors: _Tensors) -> _Read:
+def _fp8(tensors: Tensors) -> _Read:
     codes = tensors.codes()
     given = tensors.numbers("{weight}_scale_inv", "{weight}_scale", "{module}._weight_scale")
     scales, block = _grid(given, codes.shape, tensors.weights.quantization.weight_block_size)
@@ -317,7 +228,7 @@ def _fp8(tensors: _Tensors) -> _Read:
     return _Read("FP8", Codes(codes.view(np.uint8), scales, coding, codes.shape[1], block))
 
 
-def _int8(tensors: _Tensors) -> _Read:
+def _int8(tensors: Tensors) -> _Read:
     codes = tensors.codes()
     scales, block = _grid(tensors.numbers("{weight}_scale", "{module}._weight_scale"), codes.shape)
     patterns = ("{weight}_zero_point", "{module}._weight_zero_point")
@@ -329,26 +240,15 @@ def _int8(tensors: _Tensors) -> _Read:
     return _Read("INT8", Codes(codes, scales, "int8", codes.shape[1], block, zeros=zeros))
 
 
-def _bnb8(tensors: _Tensors) -> _Read:
+def _bnb8(tensors: Tensors) -> _Read:
     codes = tensors.codes()
     scales, block = _grid(tensors.numbers("{module}.SCB"), codes.shape)
     return _Read("INT8 (bitsandbytes)", Codes(codes, scales * _BNB8, "int8", codes.shape[1], block))
 
 
-class _State(msgspec.Struct):
-    """What bitsandbytes writes beside codes of 4 bits."""
-
-    quant_type: str
-    blocksize: int
-    dtype: str
-    shape: list[int]
-    nested_blocksize: int = 0
-    nested_offset: float = 0.0
-
-
-def _bnb4(kind: str) -> Callable[[_Tensors], _Read]:
-    def read(tensors: _Tensors) -> _Read:
-        told = decode_json(tensors.read(f"{{weight}}.quant_state.bitsandbytes__{kind}").tobytes(), _State)
+def _bnb4(kind: str) -> Callable[[Tensors], _Read]:
+    def read(tensors: Tensors) -> _Read:
+        told = decode_json(tensors.read(f"{{weight}}.quant_state.bitsandbytes__{kind}").tobytes(), State)
         scales = tensors.read("{weight}.absmax")
         if scales.dtype == np.uint8:
             outer = np.repeat(tensors.numbers("{weight}.nested_absmax"), told.nested_blocksize)[: scales.size]
@@ -377,17 +277,17 @@ def _nibbles(packed: Array, scales: Array, group: int) -> Codes:
     return Codes(words_of(packed), np.ascontiguousarray(scales.T), "float4_e2m1fn", n, group)
 
 
-def _nvfp4(tensors: _Tensors) -> _Read:
+def _nvfp4(tensors: Tensors) -> _Read:
     scales = tensors.numbers("{weight}_scale") / tensors.numbers("{weight}_global_scale").reshape(-1, 1)
     return _Read("NVFP4", _nibbles(tensors.codes(), scales, _NVFP4))
 
 
-def _nvfp4_modelopt(tensors: _Tensors) -> _Read:
+def _nvfp4_modelopt(tensors: Tensors) -> _Read:
     scales = tensors.numbers("{weight}_scale") * tensors.numbers("{weight}_scale_2").reshape(-1, 1)
     return _Read("NVFP4", _nibbles(tensors.codes(), scales, _NVFP4))
 
 
-def _mxfp4(tensors: _Tensors) -> _Read:
+def _mxfp4(tensors: Tensors) -> _Read:
     codes = tensors.read(tensors.form.codes).view(np.uint8)
     scales = tensors.numbers("{weight}_scale", "{weight}_scales", "{weight}_scale_inv")
     return _Read("MXFP4", _nibbles(codes.reshape(len(codes), -1), scales, _MXFP4))
@@ -395,31 +295,16 @@ def _mxfp4(tensors: _Tensors) -> _Read:
 
 def _unpacked(words: Array, bits: int, axis: int) -> Array:
     """The numbers in words, the first in the lowest bits, along an axis; for zero points, which are few."""
-    shifts = np.arange(0, _WORD, bits, dtype=np.uint32)
+    shifts = np.arange(0, WORD, bits, dtype=np.uint32)
     apart = (np.moveaxis(words, axis, -1).astype(np.uint32)[..., None] >> shifts) & np.uint32(2**bits - 1)
     return np.moveaxis(apart.reshape(*apart.shape[:-2], -1), -1, axis).astype(np.float32)
 
 
-def _bits(words: int, numbers: int) -> int:
-    """The bits of each of so many numbers in so many words.
-
-    Raises:
-        ValueError: no such number.
-        UnreadCodesError: they cross the borders of words.
-    """
-    bits: int | None = next((bits for bits in (*_BITS, *range(1, 9)) if -(-numbers * bits // _WORD) == words), None)
-    if bits is None:
-        raise ValueError(f"{numbers} codes in {words} words of {_WORD} bits")
-    if bits not in _BITS:
-        raise UnreadCodesError(f"stored in codes of {bits} bits, which are not read here")
-    return bits
-
-
-def _packed(tensors: _Tensors) -> _Read:
+def _packed(tensors: Tensors) -> _Read:
     words, (m, n) = tensors.codes(), tensors.read("{weight}_shape").tolist()
     if len(words) != m:
         raise ValueError(f"codes of shape {list(words.shape)} for a weight of {[m, n]}")
-    bits = _bits(words.shape[1], n)
+    bits = bits_of(words.shape[1], n)
     scales, block = _grid(tensors.numbers("{weight}_scale"), (m, n))
     zeros, groups = None, None
     if (held := tensors.find("{weight}_zero_point")) is not None:
@@ -446,13 +331,13 @@ def _order(groups: Array, n: int, count: int) -> Array | None:
     return groups.astype(np.int32)
 
 
-def _gptq(tensors: _Tensors) -> _Read:
+def _gptq(tensors: Tensors) -> _Read:
     words, zeros = tensors.codes(), tensors.read("{module}.qzeros")
     scales = tensors.numbers("{module}.scales")
     count, m = scales.shape
-    bits = _bits(zeros.shape[1], m)
+    bits = bits_of(zeros.shape[1], m)
     is_awq = words.shape[1] == zeros.shape[1] != m
-    n = len(words) if is_awq else len(words) * _WORD // bits
+    n = len(words) if is_awq else len(words) * WORD // bits
     if len(zeros) != count or (not is_awq and words.shape[1] != m) or (is_awq and (bits != 4 or n % 8)):
         raise ValueError(f"qweight {list(words.shape)}, qzeros {list(zeros.shape)}, scales {list(scales.shape)}")
     found = _unpacked(zeros.view(np.uint32), bits, 1)
@@ -468,28 +353,15 @@ def _gptq(tensors: _Tensors) -> _Read:
     return _Read(called, Codes(packed, scales, f"uint{bits}", n, _step(count, n), zeros=found, groups=groups))
 
 
-_U8, _I8, _I32 = frozenset({"U8"}), frozenset({"I8"}), frozenset({"I32"})
-_F8: Final = frozenset({"F8_E4M3", "F8_E5M2"})
-_COMPRESSED: Final = "compressed-tensors 0.20, compressors/"
-
-# fmt: off
-FORMS: Final = (
-    *(Form("{weight}", _U8, (f"{{weight}}.quant_state.bitsandbytes__{kind}",), _bnb4(kind),
-           "bitsandbytes 0.50, functional.py") for kind in ("nf4", "fp4")),
-    Form("{weight}", _I8, ("{module}.SCB",), _bnb8, "bitsandbytes 0.50, int8_vectorwise_dequant"),
-    Form("{weight}", _F8, ("{weight}_scale_inv",), _fp8, "transformers 5.24, finegrained_fp8.py"),
-    Form("{weight}", _I8, ("{weight}_scale_inv",), _mxfp4, "transformers 5.24, finegrained_fp8.py"),
-    Form("{weight}", _F8, ("{weight}_scale",), _fp8, f"{_COMPRESSED}naive_quantized"),
-    Form("{weight}", _I8, ("{weight}_scale",), _int8, f"{_COMPRESSED}naive_quantized"),
-    Form("{weight}_packed", _U8, ("{weight}_scale", "{weight}_global_scale"), _nvfp4, f"{_COMPRESSED}nvfp4"),
-    Form("{weight}_packed", _U8, ("{weight}_scale",), _mxfp4, f"{_COMPRESSED}mxfp4"),
-    Form("{weight}_packed", _I32, ("{weight}_scale", "{weight}_shape"), _packed, f"{_COMPRESSED}pack_quantized"),
-    Form("{weight}", _U8, ("{weight}_scale", "{weight}_scale_2"), _nvfp4_modelopt, "ModelOpt 0.47, nvfp4_tensor.py"),
-    Form("{weight}_blocks", _U8, ("{weight}_scales",), _mxfp4, "transformers 5.24, mxfp4.py", turned=True),
-    Form("{module}.qweight", _I32, ("{module}.qzeros", "{module}.scales"), _gptq,
-         "AutoGPTQ 0.7.1, qlinear_cuda.py; AutoAWQ 0.2.9, packing_utils.py"),
-    Form("{module}._weight_qdata", _F8, ("{module}._weight_scale",), _fp8, "torchao 0.18, Float8Tensor"),
-    Form("{module}._weight_qdata", _I8, ("{module}._weight_scale",), _int8, "torchao 0.18, Int8Tensor"),
-)
-# fmt: on
-"""Known formats, the more particular first."""
+_READERS: Final[dict[Kind, Callable[[Tensors], _Read]]] = {
+    "nf4": _bnb4("nf4"),
+    "fp4": _bnb4("fp4"),
+    "bnb8": _bnb8,
+    "fp8": _fp8,
+    "mxfp4": _mxfp4,
+    "int8": _int8,
+    "nvfp4": _nvfp4,
+    "nvfp4-modelopt": _nvfp4_modelopt,
+    "packed": _packed,
+    "gptq": _gptq,
+}

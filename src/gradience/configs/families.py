@@ -163,11 +163,12 @@ def meant(name: str, known: Iterable[str]) -> str | None:
 
 
 class Dimensions(NamedTuple):
-    """The facts of a model that its config.json tells: its type, its width, and its number of layers."""
+    """The facts of a model that its config.json tells: its type, width, number of layers, and quantisation."""
 
     model_type: str
     width: int | None = None
     layers: int | None = None
+    quant_method: str = ""
 
 
 class _Sizes(msgspec.Struct):
@@ -181,8 +182,13 @@ class _Sizes(msgspec.Struct):
     num_layers: int | None = None
 
 
+class _Quantised(msgspec.Struct):
+    quant_method: str = ""
+
+
 class _ModelConfig(_Sizes):
     model_type: str = ""
+    quantization_config: _Quantised | None = None
     text_config: _Sizes | None = None
 
 
@@ -195,5 +201,6 @@ def read_dimensions(folder: Path) -> Dimensions | None:
     text = whole.text_config or whole
     widths = (text.hidden_size, text.d_model, text.n_embd, text.dim)
     layers = (text.num_hidden_layers, text.n_layer, text.n_layers, text.num_layers)
-    found = Dimensions(whole.model_type, next(filter(None, widths), None), next(filter(None, layers), None))
+    method = whole.quantization_config.quant_method if whole.quantization_config else ""
+    found = Dimensions(whole.model_type, next(filter(None, widths), None), next(filter(None, layers), None), method)
     return found if found.model_type else None

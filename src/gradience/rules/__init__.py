@@ -1,10 +1,10 @@
 """Rules: pure functions from schema Structs to findings. Every threshold carries its source.
 
-`Rule` is the one record of a rule, whether it judges a configuration, a run's log, an adapter's weights or a merge. A
-rule describes itself (title, severity, condition, thresholds, evidence, what to do, how to verify). It holds one pure
-function, `observe`, from the facts it judges to observations. Everything else derives from the record. A finding takes
-from the rule whatever the observation does not override. The card in `gradience rules` is the record without its
-functions. The condition's sentence takes its numbers from the thresholds, so no number is written twice.
+`Rule` is the one record of a rule, whether it judges a configuration, a run's log, an adapter's weights or a merge. It
+decorates one pure function, `observe`, from the facts it judges to observations, and takes what the rule says of itself
+(title, condition, why, scope, what to do, how to verify) from that function's docstring. Everything else derives from
+the record. A finding takes from the rule whatever the observation does not override. The card in `gradience rules` is
+the record without its functions. The condition takes its numbers from the thresholds, so no number is written twice.
 
 A rule without its input never passes in silence. Either `needs` names what the facts lack, or `observe` raises
 `Unknown`; the report then lists the rule as not judged, with that reason. A rule that is not selected, or is ignored,
@@ -16,12 +16,16 @@ file, beside its rules.
 
 from __future__ import annotations
 
+import ast
+import re
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cache, partial
+from inspect import getdoc, getsource
 from os import PathLike
 from pathlib import Path
-from typing import Final, Generic, NamedTuple, TypeAlias, TypeVar, get_args
+from textwrap import dedent
+from typing import Any, Final, Generic, NamedTuple, Self, TypeAlias, TypeVar, get_args
 
 from gradience.configs import Preferences, read_preferences
 from gradience.errors import ConfigError
@@ -150,16 +154,16 @@ class Description:
         signs: what a finding is a sign of, for the rules that join findings; a text is a sign without conditions.
     """
 
-    id: str
-    title: str
+    id: str = field(kw_only=False)
+    title: str = ""
     groups: tuple[RuleGroup, ...]
     severity: Severity
-    condition: str
+    condition: str = ""
     confidence: float
-    scope: str
+    scope: str = ""
     rationale: str = ""
     action: str = ""
-    verify: str
+    verify: str = ""
     thresholds: tuple[Threshold, ...] = ()
     evidence: tuple[Evidence, ...] = ()
     signs: tuple[Sign | str, ...] = ()
@@ -175,9 +179,17 @@ class Description:
         return []
 
 
+def _nothing(_: object) -> None:
+    """What a record observes that decorates no function yet."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Rule(Description, Generic[F]):
-    """A rule over facts of type F.
+    """A rule over facts of type F: the decorator of its `observe`, whose docstring is the rule's prose.
+
+    The docstring is the title, the condition, and the sections Why, Scope, Action and Verify, of which Why and Action
+    may be left out; then what each Source says, after ` -- `, if no other rule cites it. A section that the family
+    gives to all its rules need not be repeated.
 
     Attributes:
         observe: returns the observations in the facts: one, several, or None. Raises `Unknown` if it cannot decide.
@@ -186,15 +198,67 @@ class Rule(Description, Generic[F]):
         settings: the configuration fields that a finding is about, the nearest first; or a function of its values.
     """
 
-    observe: Observe[F]
+    observe: Observe[F] = _nothing
     needs: tuple[Premise[F], ...] = ()
     meant_for: Premise[F] | None = None
     settings: tuple[str, ...] | Callable[[Mapping[str, Json]], Iterable[str]] = ()
+
+    def __call__(self, observe: Observe[F]) -> Self:
+        """The rule of this record and of a function with its docstring.
+
+        Raises:
+            ValueError: the docstring has an unknown section, or lacks one.
+        """
+        try:
+            texts, sources = _prose(observe)
+        except ValueError as error:
+            raise ValueError(f"{self.id}: {error}") from None
+        made = replace(self, observe=observe, evidence=(*sources, *self.evidence), **texts)
+        lacking = [name for name, field in _NEEDED.items() if not getattr(made, field)]
+        if lacking:
+            raise ValueError(f"{self.id}: the docstring of its function has no {lacking[0]}")
+        return made
+
+    def observations(self, facts: F) -> Iterable[Observation]:
+        """What the rule observes in the facts, as many as there are."""
+        seen = self.observe(facts)
+        if seen is None:
+            return ()
+        return (seen,) if isinstance(seen, Observation) else seen
 
     @property
     def premises(self) -> list[str]:
         """What has to hold before the rule is asked, in words."""
         return [need.says for need in ((self.meant_for, *self.needs) if self.meant_for else self.needs)]
+
+
+_SECTIONS: Final = {"Why": "rationale", "Scope": "scope", "Action": "action", "Verify": "verify"}
+_NEEDED: Final = {"title": "title", "condition": "condition", "Scope": "scope", "Verify": "verify"}
+
+
+def _prose(observe: Observe[F]) -> tuple[dict[str, Any], list[Evidence]]:
+    """The texts of a rule by the names of their fields, and its sources, from the docstring of its function."""
+    title, _, body = (getdoc(observe) or _unoptimised(observe)).partition("\n")
+    condition, *rest = re.split(r"^([A-Z]\w*):\s", body, flags=re.MULTILINE)
+    texts, sources = {"title": title, "condition": " ".join(condition.split())}, list[Evidence]()
+    for name, lines in zip(rest[::2], rest[1::2], strict=True):
+        text = " ".join(lines.split())
+        if name == "Source":
+            source, dash, says = text.partition(" -- ")
+            if not dash:
+                raise ValueError(f"Source: {text}: expected a source, ' -- ' and what it says")
+            sources.append(cite(source, says))
+        elif name not in _SECTIONS:
+            raise ValueError(f"unknown section {name} in its docstring; known: {', '.join(_SECTIONS)}, Source")
+        elif texts.setdefault(_SECTIONS[name], text) is not text:
+            raise ValueError(f"two sections {name} in its docstring")
+    return texts, sources
+
+
+def _unoptimised(observe: Observe[F]) -> str:
+    """The docstring that `python -OO` left out, from the source."""
+    function = ast.parse(dedent(getsource(observe))).body[0]
+    return (isinstance(function, ast.FunctionDef) and ast.get_docstring(function)) or ""
 
 
 class Verdict(NamedTuple):
@@ -216,17 +280,11 @@ def judge(rules: Iterable[Rule[F]], facts: F) -> Verdict:
             not_run.append(NotRun(id=rule.id, reason=lacking))
             continue
         try:
-            for seen in _each(rule.observe(facts)):
+            for seen in rule.observations(facts):
                 found.append(finding(rule, seen))  # noqa: PERF401  # findings before an Unknown are kept
         except Unknown as unknown:
             not_run.append(NotRun(id=rule.id, reason=str(unknown)))
     return Verdict(by_severity(found), not_run)
-
-
-def _each(seen: Iterable[Observation] | Observation | None) -> Iterable[Observation]:
-    if seen is None:
-        return ()
-    return (seen,) if isinstance(seen, Observation) else seen
 
 
 def finding(rule: Description, seen: Observation) -> Finding:

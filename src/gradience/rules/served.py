@@ -5,7 +5,6 @@ The numbers are compared in `gradience.prove.receipt.verdict`, on log-probabilit
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final
 
@@ -43,96 +42,98 @@ class _ServedRule(Rule[VerifyServedReport]):
     verify: str = "Load base and adapter with PEFT, write a receipt, and compare again."
 
 
-def _if(verdict: ServedVerdict) -> Callable[[VerifyServedReport], Observation | None]:
-    def observe(report: VerifyServedReport) -> Observation | None:
-        if report.verdict != verdict:
-            return None
-        values = {"residual": report.residual, "share": report.share, "from_base": report.from_base}
-        if report.factor is not None:
-            values["factor"] = report.factor
-        return Observation(report.story, {name: value for name, value in values.items() if value is not None})
+def _if(report: VerifyServedReport, verdict: ServedVerdict) -> Observation | None:
+    if report.verdict != verdict:
+        return None
+    values = {"residual": report.residual, "share": report.share, "from_base": report.from_base}
+    if report.factor is not None:
+        values["factor"] = report.factor
+    return Observation(report.story, {name: value for name, value in values.items() if value is not None})
 
-    return observe
+
+@_ServedRule("RCP501", severity="error", confidence=0.95, thresholds=(EXPLAINED,), evidence=(_BENCH,))
+def _the_base(report: VerifyServedReport) -> Observation | None:
+    """the base answers
+
+    what was read is the base's within noise, and nearer to it than {explained} of its distance from the adapter
+
+    Why: The adapter is not applied: not loaded, not asked for by name, or loaded under keys that match nothing.
+    Action: Ask for the adapter by the name under which it is served; see the server's log for ignored keys, and
+        'gradience check --serve'.
+    """
+    return _if(report, "the_base")
+
+
+@_ServedRule("RCP502", severity="error", confidence=0.9, thresholds=(EXPLAINED,), evidence=(_BENCH,))
+def _part_missing(report: VerifyServedReport) -> Observation | None:
+    """a part of the adapter is missing
+
+    without a group of modules the adapter reads as the target does, within noise and within {explained} of the
+    distance from the whole adapter
+
+    Why: Engines leave out modules that they do not adapt, and keys that they do not know.
+    Action: See 'gradience check --serve' for what the engine leaves out; merge the adapter if it cannot serve these
+        modules.
+    """
+    return _if(report, "part_missing")
+
+
+@_ServedRule("RCP503", severity="error", confidence=0.9, thresholds=(EXPLAINED,), evidence=(_BENCH,))
+def _wrong_scale(report: VerifyServedReport) -> Observation | None:
+    """another scale
+
+    at another scale the adapter reads as the target does, within {explained} of the distance at its own
+
+    Why: alpha / r was left out, applied twice, or is not that of rsLoRA.
+    Action: Compare lora_alpha, r and use_rslora in the served config with those of the adapter.
+    """
+    return _if(report, "wrong_scale")
+
+
+@_ServedRule("RCP504", severity="error", confidence=0.8, thresholds=(UNLIKE, BEYOND), evidence=(_BENCH,))
+def _another_checkpoint(report: VerifyServedReport) -> Observation | None:
+    """another checkpoint, or a near relative
+
+    beyond noise, unexplained, and at a cosine of {unlike} or more; where the noise of 4 bits reaches as far, only
+    if {beyond} more of it than of that noise lies along what parts of the adapter do
+
+    Why: What answers goes the adapter's way and is not it: an earlier or later checkpoint, or another run on the
+        same data.
+    Action: Compare the adapter's digest with that of the files that are served.
+    """
+    return _if(report, "another_checkpoint")
+
+
+@_ServedRule("RCP505", severity="error", confidence=0.9, thresholds=(UNLIKE,), evidence=(_BENCH,))
+def _another_adapter(report: VerifyServedReport) -> Observation | None:
+    """another adapter or another base
+
+    beyond noise, unexplained, and at a cosine under {unlike}
+
+    Why: What answers is neither the base nor near the adapter.
+    Action: Check which adapter and which base the server loaded; an old one may still be in its cache.
+    """
+    return _if(report, "another_adapter")
+
+
+@_ServedRule("RCP506", severity="error", confidence=0.95)
+def _tokens_or_template_differ(report: VerifyServedReport) -> Observation | None:
+    """other tokens or another chat template
+
+    a text of our own becomes other token ids than when the receipt was written
+
+    Why: The model is asked something else than it was trained on, whatever its weights.
+    Action: Serve with the tokenizer and chat template saved beside the adapter.
+    Source: the token ids -- equality of lists
+    """
+    return _if(report, "tokens_or_template_differ")
 
 
 SERVED_RULES: Final[tuple[Rule[VerifyServedReport], ...]] = (
-    _ServedRule(
-        id="RCP501",
-        severity="error",
-        title="the base answers",
-        condition="what was read is the base's within noise, and nearer to it than {explained} of its distance from "
-        "the adapter",
-        observe=_if("the_base"),
-        confidence=0.95,
-        evidence=(_BENCH,),
-        rationale="The adapter is not applied: not loaded, not asked for by name, or loaded under keys that match "
-        "nothing.",
-        action="Ask for the adapter by the name under which it is served; see the server's log for ignored keys, and "
-        "'gradience check --serve'.",
-        thresholds=(EXPLAINED,),
-    ),
-    _ServedRule(
-        id="RCP502",
-        severity="error",
-        title="a part of the adapter is missing",
-        condition="without a group of modules the adapter reads as the target does, within noise and within "
-        "{explained} of the distance from the whole adapter",
-        observe=_if("part_missing"),
-        confidence=0.9,
-        evidence=(_BENCH,),
-        rationale="Engines leave out modules that they do not adapt, and keys that they do not know.",
-        action="See 'gradience check --serve' for what the engine leaves out; merge the adapter if it cannot serve "
-        "these modules.",
-        thresholds=(EXPLAINED,),
-    ),
-    _ServedRule(
-        id="RCP503",
-        severity="error",
-        title="another scale",
-        condition="at another scale the adapter reads as the target does, within {explained} of the distance at its "
-        "own",
-        observe=_if("wrong_scale"),
-        confidence=0.9,
-        evidence=(_BENCH,),
-        rationale="alpha / r was left out, applied twice, or is not that of rsLoRA.",
-        action="Compare lora_alpha, r and use_rslora in the served config with those of the adapter.",
-        thresholds=(EXPLAINED,),
-    ),
-    _ServedRule(
-        id="RCP504",
-        severity="error",
-        title="another checkpoint, or a near relative",
-        condition="beyond noise, unexplained, and at a cosine of {unlike} or more; where the noise of 4 bits reaches "
-        "as far, only if {beyond} more of it than of that noise lies along what parts of the adapter do",
-        observe=_if("another_checkpoint"),
-        confidence=0.8,
-        evidence=(_BENCH,),
-        rationale="What answers goes the adapter's way and is not it: an earlier or later checkpoint, or another run "
-        "on the same data.",
-        action="Compare the adapter's digest with that of the files that are served.",
-        thresholds=(UNLIKE, BEYOND),
-    ),
-    _ServedRule(
-        id="RCP505",
-        severity="error",
-        title="another adapter or another base",
-        condition="beyond noise, unexplained, and at a cosine under {unlike}",
-        observe=_if("another_adapter"),
-        confidence=0.9,
-        evidence=(_BENCH,),
-        rationale="What answers is neither the base nor near the adapter.",
-        action="Check which adapter and which base the server loaded; an old one may still be in its cache.",
-        thresholds=(UNLIKE,),
-    ),
-    _ServedRule(
-        id="RCP506",
-        severity="error",
-        title="other tokens or another chat template",
-        condition="a text of our own becomes other token ids than when the receipt was written",
-        observe=_if("tokens_or_template_differ"),
-        confidence=0.95,
-        evidence=(cite("the token ids", "equality of lists"),),
-        rationale="The model is asked something else than it was trained on, whatever its weights.",
-        action="Serve with the tokenizer and chat template saved beside the adapter.",
-    ),
+    _the_base,
+    _part_missing,
+    _wrong_scale,
+    _another_checkpoint,
+    _another_adapter,
+    _tokens_or_template_differ,
 )

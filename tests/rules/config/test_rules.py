@@ -91,9 +91,9 @@ def expression(targets: str, model: str = "meta-llama/Llama-3.1-8B") -> ConfigSn
     return config(model_name=model, lora={"target_modules": targets})
 
 
-def typed(model_type: str, **sizes: int) -> CheckContext:
+def typed(model_type: str, quant_method: str = "", **sizes: int) -> CheckContext:
     """A base whose config.json is at hand."""
-    return CheckContext(model=Dimensions(model_type, **sizes))
+    return CheckContext(model=Dimensions(model_type, quant_method=quant_method, **sizes))
 
 
 def layers(model: str | None, asked: list[int], **lora_fields: Any) -> ConfigSnapshot:
@@ -929,6 +929,55 @@ ENTRIES: dict[str, Entry] = {
             On(config(optimizer={"lr": 1e-6, "extras": {"lr_from": "the log"}}, extras={"task": "grpo"})),
             On(config(optimizer={"lr": 1e-6, "name": "sgd"}, extras={"task": "grpo"})),
         ],
+    ),
+    "QNT001": Entry(
+        fires=[
+            On(
+                lora(),
+                typed("gpt_oss", quant_method="mxfp4"),
+                says="transformers refuses to train beside a base in mxfp4",
+                values={"quant_method": "mxfp4"},
+                action="load it with quantization_config=Mxfp4Config(dequantize=True)",
+                settings=["use_dora", "model_name"],
+            ),
+            On(
+                lora(),
+                typed("llama", quant_method="vptq"),
+                says="transformers refuses to train beside a base in vptq",
+                action="train beside the model it was made from, in 16 bits or in bitsandbytes' 4 bits",
+            ),
+            On(
+                lora(use_dora=True),
+                typed("llama", quant_method="awq"),
+                says="PEFT refuses use_dora beside a base in awq",
+                action="set use_dora=False",
+            ),
+        ],
+        silent=[
+            On(lora(), typed("llama", quant_method="awq")),
+            On(lora(use_dora=True), typed("llama", quant_method="bitsandbytes")),
+            On(lora(use_dora=True), typed("llama")),
+        ],
+        abstains=[On(lora(), says="the config.json of the base is not at hand (--base)")],
+    ),
+    "QNT002": Entry(
+        fires=[
+            On(
+                lora(),
+                typed("llama", quant_method="gptq"),
+                says="PEFT cannot merge the adapter into a base in gptq",
+                values={"quant_method": "gptq"},
+                action="serve the adapter beside the base, or merge it into the model in 16 bits that the base was "
+                "made from",
+            ),
+            On(
+                lora(),
+                typed("llama", quant_method="fp8"),
+                says="PEFT cannot merge the adapter into a base in fp8",
+            ),
+        ],
+        silent=[On(lora(), typed("llama", quant_method="bitsandbytes")), On(lora(), typed("llama"))],
+        abstains=[On(lora(), says="the config.json of the base is not at hand (--base)")],
     ),
     "RNK001": Entry(
         fires=[

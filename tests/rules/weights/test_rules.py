@@ -6,7 +6,7 @@ import pytest
 from tables import every
 
 from gradience.rules.weights import at_risk, health, observe_verdict
-from gradience.rules.weights.rules import NON_FINITE, RANDOM_LIKE, TOO_LARGE, WEIGHTS_RULES, ZERO_UPDATE, judge_adapter
+from gradience.rules.weights.rules import WEIGHTS_RULES, judge_adapter, non_finite, random_like, too_large, zero_update
 from gradience.schema.audit import (
     AUDIT_SCHEMA_ID,
     AuditReport,
@@ -247,7 +247,7 @@ def test_beside_its_base_the_size_relative_to_it_decides_and_intruders_are_a_sec
     ],
 )
 def test_a_verdict_is_a_finding_of_one_rule(verdict, rule, severity, confidence, message):
-    rules = {each.id: each for each in (NON_FINITE, ZERO_UPDATE, RANDOM_LIKE, TOO_LARGE)}
+    rules = {each.id: each for each in (non_finite, zero_update, random_like, too_large)}
     seen = observe_verdict(rules[rule].verdicts, verdict, "why")
     assert (seen.severity, seen.confidence, seen.message) == (severity, confidence, message)
     assert [(ground.source, ground.says) for ground in seen.evidence] == [("the weights file", "why")]
@@ -257,7 +257,7 @@ def test_a_verdict_is_a_finding_of_one_rule(verdict, rule, severity, confidence,
 @pytest.mark.parametrize("verdict", ["trained", "not_analysed"])
 def test_a_good_verdict_is_no_finding(verdict):
     assert not any(verdict in getattr(rule, "verdicts", ()) for rule in WEIGHTS_RULES)
-    assert observe_verdict(ZERO_UPDATE.verdicts, verdict, "why") is None
+    assert observe_verdict(zero_update.verdicts, verdict, "why") is None
 
 
 # --- the file alone ----------------------------------------------------------------------------------------------

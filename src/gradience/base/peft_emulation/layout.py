@@ -13,10 +13,10 @@ from pathlib import Path
 from typing import Final, Literal, NamedTuple, TypeAlias
 
 from gradience.adapters import is_embedding, layer_index
+from gradience.base.forms import declared
 from gradience.base.peft_emulation import CONV1D_TYPES, Architecture, read_architecture
-from gradience.base.weights import find_shards
+from gradience.base.weights import BaseWeights, find_shards
 from gradience.errors import AdapterError
-from gradience.io.safetensors import SafetensorsFile
 
 Kind: TypeAlias = Literal["linear", "embedding", "conv", "parameter", "router", "packed", "other"]
 Declared: TypeAlias = Mapping[str, tuple[tuple[int, ...], str]]
@@ -137,9 +137,8 @@ def read_layout(base: Path, *, transformers: str | None, task_type: str | None) 
         message = f"cannot look into {base}: {error.strerror or error}"
         raise AdapterError(message, advice="give the base model's folder") from error
     architecture = read_architecture(shards[0].parent)
-    tensors = {name: info for shard in shards for name, info in SafetensorsFile(shard).tensors.items()}
-    declared = {name: (info.shape, info.dtype) for name, info in tensors.items()}
-    return build_layout(architecture, declared, transformers=transformers, task_type=task_type)
+    tensors = declared(BaseWeights(shards))
+    return build_layout(architecture, tensors, transformers=transformers, task_type=task_type)
 
 
 def build_layout(

@@ -25,7 +25,8 @@ import msgspec
 import numpy as np
 
 from gradience.adapters.layout import Adapter, Array, Module, Skipped, within_range
-from gradience.base.coded import DamagedCodesError, UnreadCodesError, Weight, weight_of
+from gradience.base.coded import Weight, weight_of
+from gradience.base.forms import DamagedCodesError, UnreadCodesError
 from gradience.base.weights import BaseWeights, Norms, NormsCache, check_shape, find_shards, matrix_of, plain_factors
 from gradience.errors import AdapterError
 from gradience.io import Progress, cache_folder

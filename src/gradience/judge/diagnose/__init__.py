@@ -39,7 +39,7 @@ from gradience.rules.joins.symptoms import (
 )
 from gradience.rules.log import DETECTORS
 from gradience.rules.log.facts import DEFAULT_GAP
-from gradience.rules.weights.rules import TOO_LARGE, WEIGHTS_RULES
+from gradience.rules.weights.rules import WEIGHTS_RULES, too_large
 from gradience.schema.audit import AuditReport
 from gradience.schema.diagnose import (
     DIAGNOSE_SCHEMA_ID,
@@ -375,7 +375,7 @@ def _is_of_size(cause: Cause) -> bool:
     """Whether a cause is an error by the size of the update beside its base, and by nothing else."""
     grave = {piece.id for piece in cause.pieces if piece.severity in {"error", "critical"}}
     of_weights = all(piece.source == "weights" for piece in cause.pieces)
-    return cause.severity == "error" and of_weights and grave == {TOO_LARGE.id}
+    return cause.severity == "error" and of_weights and grave == {too_large.id}
 
 
 def _fell(run: RunSeries) -> bool:

@@ -312,7 +312,7 @@ def _learns(facts: RunFacts, findings: Iterable[Finding]) -> bool | None:
 
 def _on_one_scale(facts: RunFacts) -> bool:
     """Whether training and held-out loss measure the same; preferences and rewards have no such gap."""
-    return account(facts).loss not in {"preference", "reward", "rl"} and other_scale(facts) is None
+    return account(facts).loss not in {"preference", "reward", "rl"} and other_scale.observe(facts) is None
 
 
 def _as_perplexity(facts: RunFacts, of: RunAccount) -> bool:

@@ -18,7 +18,8 @@ from msgspec.structs import replace
 from gradience.adapters import is_embedding
 from gradience.adapters.layout import PREFIX, Adapter, Module
 from gradience.adapters.traits import Operation, obstacles
-from gradience.base.coded import Coded, UnreadCodesError, coded, refuse_unread
+from gradience.base.coded import Coded, coded, refuse_unread
+from gradience.base.forms import UnreadCodesError
 from gradience.base.weights import BaseTensor, BaseWeights
 from gradience.errors import AdapterError
 from gradience.io.safetensors import DTYPES, TensorSource

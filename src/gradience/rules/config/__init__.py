@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Final
 
 from gradience.rules import Rule, Verdict, judge
-from gradience.rules.config import adapter, families, rate, serving, training, values
+from gradience.rules.config import adapter, families, quantised, rate, serving, training, values
 from gradience.rules.config.facts import CheckContext, Facts
 from gradience.schema.document import Finding, NotRun, by_severity
 from gradience.schema.events import ConfigSnapshot
@@ -17,6 +17,7 @@ RULES: Final[tuple[Rule[Facts], ...]] = (
     *adapter.RULES,
     *families.RULES,
     *training.RULES,
+    *quantised.RULES,
     *serving.RULES,
 )
 _BY_ID: Final = {rule.id: rule for rule in RULES}

@@ -34,6 +34,18 @@ Part = Literal["attn", "mlp", "either", "unknown"]
 
 _EITHER = frozenset(["c_proj", "dense", "proj", "output"])  # attention in one model, MLP in another
 _ALL = "all-linear"
+FEW_LAYERS = Threshold("few_layers", 0.25, "share of the base's layers", "proposal; huggingface/peft#3554 had 4 of 56")
+_METAMATH = "PEFT method_comparison/MetaMathQA (Llama-3.2-3B, one seed, GSM8K n = 1319: standard error 1.4 pp)"
+SMALL_ALPHA_LR = Threshold("small_alpha_lr", 1e-4, "peak learning rate", "proposal: the low end of shipped recipes")
+RANK_MODERATE = Threshold("rank_moderate", 32, "rank", "proposal: from where alpha / r gets small by itself (rsLoRA)")
+SMALL_ALPHA_RATIO = Threshold("small_alpha_ratio", 0.25, "alpha / r", "QLoRA ships r = 64, alpha = 16: the lowest seen")
+RSLORA_SCALING = Threshold(
+    "rslora_scaling", 8.0, "alpha / sqrt(r)", "PEFT MetaMathQA: r = 64, alpha = 64, scaling 8 was still its best run"
+)
+DATA_LARGE = Threshold("data_large", 50_000, "training examples", "proposal: where an adapter may run out of capacity")
+DROPOUT_HIGH = Threshold("dropout_high", 0.5, "probability", "a judgement: five times the highest in shipped recipes")
+METAMATH_RSLORA = cite(_METAMATH, "r = 64 with rsLoRA, scaling 8: 51.3 %; r = 64, alpha = 128, scaling 2: 47.4 %")
+RSLORA = cite("rsLoRA, arXiv 2312.03732 (abstract)", "alpha / r makes high ranks learn slowly")
 
 
 def part_of(name: str) -> Part:
@@ -72,21 +84,33 @@ def _expression_reaches_mlp(text: str) -> bool | None:
     return False if "attn" in parts and "either" not in parts else None
 
 
-FEW_LAYERS = Threshold("few_layers", 0.25, "share of the base's layers", "proposal; huggingface/peft#3554 had 4 of 56")
-_METAMATH = "PEFT method_comparison/MetaMathQA (Llama-3.2-3B, one seed, GSM8K n = 1319: standard error 1.4 pp)"
-SMALL_ALPHA_LR = Threshold("small_alpha_lr", 1e-4, "peak learning rate", "proposal: the low end of shipped recipes")
-RANK_MODERATE = Threshold("rank_moderate", 32, "rank", "proposal: from where alpha / r gets small by itself (rsLoRA)")
-SMALL_ALPHA_RATIO = Threshold("small_alpha_ratio", 0.25, "alpha / r", "QLoRA ships r = 64, alpha = 16: the lowest seen")
-RSLORA_SCALING = Threshold(
-    "rslora_scaling", 8.0, "alpha / sqrt(r)", "PEFT MetaMathQA: r = 64, alpha = 64, scaling 8 was still its best run"
+@LoraRule(
+    "TGT001",
+    severity="info",
+    confidence=0.75,
+    needs=(LORA, AN_ADAPTER, CAUSAL_SFT),
+    settings=("target_modules",),
+    thresholds=(DATA_LARGE,),
+    evidence=(
+        cite(LWR, "adapt all layers, above all the MLP; attention only is worse even with as many parameters"),
+        cite(
+            _METAMATH,
+            "MLP only, r = 10: 49.4 %, train loss 0.581; q and v, r = 32, as many parameters: 47.8 %, 0.607",
+        ),
+        cite("QLoRA scripts; PEFT docs", "adapters on all linear layers are needed to equal full fine-tuning"),
+        RECIPES,
+    ),
 )
-DATA_LARGE = Threshold("data_large", 50_000, "training examples", "proposal: where an adapter may run out of capacity")
-DROPOUT_HIGH = Threshold("dropout_high", 0.5, "probability", "a judgement: five times the highest in shipped recipes")
-METAMATH_RSLORA = cite(_METAMATH, "r = 64 with rsLoRA, scaling 8: 51.3 %; r = 64, alpha = 128, scaling 2: 47.4 %")
-RSLORA = cite("rsLoRA, arXiv 2312.03732 (abstract)", "alpha / r makes high ranks learn slowly")
-
-
 def _attention_only(facts: Facts) -> Iterator[Observation]:
+    """attention-only targets
+
+    no target reaches an MLP module; a warning with more than {data_large} training examples
+
+    Why: At equal size an adapter on the MLP, or on all linear layers, usually learns more.
+    Scope: supervised training of a causal LM; RL is fine with little capacity
+    Action: add the MLP modules, or target_modules='all-linear' with a smaller r
+    Verify: same parameters, same steps, with and without the MLP: compare held-out loss
+    """
     lora = facts.config.lora
     if lora.extras.get("target_parameters"):
         return
@@ -106,7 +130,27 @@ def _attention_only(facts: Facts) -> Iterator[Observation]:
         )
 
 
+@LoraRule(
+    "TGT003",
+    severity="info",
+    confidence=0.9,
+    predicts=True,
+    signs=("default_targets",),
+    settings=("target_modules",),
+    evidence=(NEMOTRON,),
+)
 def _default_targets(facts: Facts) -> Iterator[Observation]:
+    """default targets
+
+    target_modules is null: PEFT chooses by model type
+
+    Why: For most model families the default is attention only; for hybrid models, a few layers only.
+    Scope: PEFT configs before training
+    Action: name target_modules, or 'all-linear'
+    Verify: model.print_trainable_parameters(), and the list of adapted modules
+    Source: peft/utils/constants.py (0.21) -- llama, mistral, qwen, gemma: q_proj, v_proj; bert, roberta: query,
+        value; unknown type: ValueError
+    """
     lora = facts.config.lora
     null = bool(lora.extras.get("target_modules_null"))
     if lora.target_modules is None and not null:
@@ -115,7 +159,24 @@ def _default_targets(facts: Facts) -> Iterator[Observation]:
         yield Observation("target_modules is null: PEFT picks its default for the model type, or refuses", {})
 
 
+@LoraRule(
+    "TGT004",
+    severity="warning",
+    confidence=0.8,
+    signs=("head_left_out",),
+    settings=("task_type", "modules_to_save"),
+    evidence=(CLASSIFIER_DOCS,),
+)
 def _unsaved_head(facts: Facts) -> Iterator[Observation]:
+    """classifier head not saved
+
+    classification with task_type and modules_to_save unset
+
+    Why: The reloaded model gets a fresh random head and predicts at chance.
+    Scope: classification models, PEFT configs
+    Action: set task_type='SEQ_CLS' (or TOKEN_CLS), or name the head in modules_to_save
+    Verify: the adapter file holds a tensor of the head (gradience audit lists it)
+    """
     lora = facts.config.lora
     if lora.task_type or lora.modules_to_save:
         return
@@ -130,7 +191,27 @@ def _unsaved_head(facts: Facts) -> Iterator[Observation]:
         )
 
 
+@LoraRule(
+    "ALP001",
+    severity="info",
+    confidence=0.45,
+    needs=(LORA, AN_ADAPTER, NOT_FOREGONE),
+    predicts=True,
+    signs=("large_scaling",),
+    settings=("alpha", "use_rslora"),
+    thresholds=(RSLORA_SCALING,),
+    evidence=(METAMATH_RSLORA, RSLORA),
+)
 def _large_scaling(facts: Facts) -> Iterator[Observation]:
+    """large rsLoRA scaling
+
+    rsLoRA with alpha / sqrt(r) > {rslora_scaling}
+
+    Why: With rsLoRA the same alpha acts sqrt(r) times stronger; alpha = 2 r is rarely meant.
+    Scope: rsLoRA; the scaling is above any seen to work, but not known to fail
+    Action: check alpha, and watch the first steps
+    Verify: compare grad_norm and loss in the first 100 steps with those at alpha = 16
+    """
     if facts.config.lora.use_rslora and facts.scaling > RSLORA_SCALING.value:
         yield Observation(
             f"rsLoRA with alpha {facts.alpha:g}, r {facts.r}: scaling {facts.scaling:.3g}",
@@ -138,7 +219,27 @@ def _large_scaling(facts: Facts) -> Iterator[Observation]:
         )
 
 
+@LoraRule(
+    "ALP002",
+    severity="info",
+    confidence=0.5,
+    needs=(LORA, AN_ADAPTER, NOT_FOREGONE),
+    predicts=True,
+    signs=("low_rate",),
+    settings=("alpha",),
+    thresholds=(RANK_MODERATE, SMALL_ALPHA_RATIO, SMALL_ALPHA_LR),
+    evidence=(RSLORA, METAMATH_RSLORA),
+)
 def _small_alpha(facts: Facts) -> Iterator[Observation]:
+    """small alpha at high rank
+
+    r >= {rank_moderate}, alpha < {small_alpha_ratio} r and lr <= {small_alpha_lr}, without rsLoRA
+
+    Why: alpha / r shrinks as r grows: high rank with small alpha learns slowly.
+    Scope: plain LoRA; Adam family
+    Action: raise alpha to r / 2 or more, or lr, or set use_rslora
+    Verify: same run with alpha = r: compare train loss after 100 steps
+    """
     if facts.config.lora.use_rslora:
         return
     r, alpha, lr = facts.r, facts.alpha, facts.adam_lr
@@ -149,7 +250,25 @@ def _small_alpha(facts: Facts) -> Iterator[Observation]:
         )
 
 
+@LoraRule(
+    "DRP001",
+    severity="warning",
+    confidence=0.7,
+    settings=("dropout",),
+    thresholds=(DROPOUT_HIGH,),
+)
 def _high_dropout(facts: Facts) -> Iterator[Observation]:
+    """high dropout
+
+    lora_dropout > {dropout_high}
+
+    Why: Little of the signal reaches the adapter in a step, and its gradients are noisy.
+    Scope: LoRA
+    Action: use 0 to 0.1
+    Verify: compare train loss after 100 steps with that at 0.05
+    Source: QLoRA, arXiv 2305.14314 -- 0.1 for 7B and 13B, 0.05 for 33B and 65B; PEFT's default is 0
+    Source: PEFT 0.21.2, tuners/lora/layer.py -- dropout on what goes into A, and the rest scaled by 1 / (1 - p)
+    """
     dropout = as_float(given(facts.config.lora.dropout, "lora_dropout"))
     if DROPOUT_HIGH.value < dropout < 1:
         yield Observation(
@@ -158,7 +277,23 @@ def _high_dropout(facts: Facts) -> Iterator[Observation]:
         )
 
 
+@LoraRule(
+    "WID001",
+    severity="warning",
+    confidence=0.95,
+    settings=("r",),
+)
 def _beyond_width(facts: Facts) -> Iterator[Observation]:
+    """rank above the width
+
+    r is more than a module has inputs or outputs, or than the model is wide; info if only some modules are narrower
+
+    Why: The ranks beyond the width add parameters and nothing that a smaller adapter could not hold.
+    Scope: LoRA; widths from the base's files or config.json, else by the model's name
+    Action: lower r
+    Verify: print(model): lora_A and lora_B beside base_layer
+    Source: definition -- the rank of B A is at most the smaller side of the matrix that it changes
+    """
     r, coverage = facts.r, facts.around.coverage
     if coverage is not None:
         narrow = sum(coverage.narrow.values())
@@ -176,7 +311,26 @@ def _beyond_width(facts: Facts) -> Iterator[Observation]:
         )
 
 
+@LoraRule(
+    "NUM001",
+    severity="warning",
+    confidence=0.8,
+    needs=(LORA, AN_ADAPTER, OPEN_OR_WEIGHED),
+    predicts=True,
+    signs=("half_precision",),
+    settings=("dtype", "autocast_adapter_dtype"),
+)
 def _fp16_weights(facts: Facts) -> Iterator[Observation]:
+    """fp16 adapter under fp16 training
+
+    fp16 training with autocast_adapter_dtype off
+
+    Why: The gradient scaler refuses fp16 gradients: the run stops at its first step.
+    Scope: fp16 mixed precision
+    Action: leave autocast_adapter_dtype on, or train in bf16
+    Verify: see whether the first optimizer step raises an error
+    Source: PEFT docs, troubleshooting -- fp16 adapter under fp16 AMP: 'Attempting to unscale FP16 gradients'
+    """
     if given(facts.config.training.dtype, "dtype (fp16, bf16)") not in {"float16", "fp16"}:
         return
     autocast = given(facts.config.lora.extras.get("autocast_adapter_dtype"), "autocast_adapter_dtype")
@@ -186,13 +340,52 @@ def _fp16_weights(facts: Facts) -> Iterator[Observation]:
         )
 
 
+@LoraRule(
+    "BIA001",
+    severity="info",
+    confidence=0.9,
+    settings=("bias",),
+)
 def _trained_bias(facts: Facts) -> Iterator[Observation]:
+    """biases of the base model are trained
+
+    bias is not 'none'
+
+    Why: Disabling the adapter no longer restores the base model; serving engines refuse the adapter.
+    Scope: PEFT LoRA configs
+    Action: set bias='none' unless this is meant
+    Verify: compare the base model's output with the adapter disabled
+    Source: PEFT, LoraConfig docstring -- disabling the adapter no longer gives the base model's output
+    """
     bias = given(facts.config.lora.bias, "bias")
     if bias != "none":
         yield Observation(f"bias is '{bias}': biases of the base model are trained and saved too", {"bias": bias})
 
 
+@LoraRule(
+    "TGT002",
+    severity="warning",
+    confidence=0.9,
+    groups=("base",),
+    signs=(Sign("stops", frozenset({"error"}), values=stops), "missed_targets"),
+    settings=("target_modules", "exclude_modules", "target_parameters"),
+    thresholds=(FEW_LAYERS,),
+    evidence=(NEMOTRON,),
+)
 def _reach(facts: Facts) -> Iterator[Observation]:
+    """targets reach little or nothing
+
+    PEFT would refuse a target, the targets match no module (both errors), they reach under {few_layers} of the
+    layers, or one of them matches nothing (info, unless misspelt)
+
+    Why: A module that no target names is not trained, and a run of hours can adapt almost nothing.
+    Scope: PEFT LoRA; with --base, for models whose modules are named as in their files
+    Action: check the list against the base's module names
+    Verify: model.print_trainable_parameters(), and model.targeted_module_names
+    Source: PEFT 0.21.2, tuners/tuners_utils.py: check_target_module_exists, inject_adapter -- a listed name must
+        equal a module's name or its end after a dot; a string is a regular expression for the whole name; a module
+        that PEFT has no LoRA for raises
+    """
     coverage, moved = facts.coverage, facts.around.moved
     elsewhere = None if moved is None else _renaming(moved)
     if coverage.refused:
@@ -238,7 +431,25 @@ def _refused(coverage: Coverage) -> Observation:
     )
 
 
+@LoraRule(
+    "TGT005",
+    severity="warning",
+    confidence=0.7,
+    groups=("base",),
+    settings=("trainable_token_indices", "modules_to_save", "target_modules"),
+)
 def _untrained_tokens(facts: Facts) -> Iterator[Observation]:
+    """added tokens without trained embeddings
+
+    the tokenizer has added tokens, and no row of the embedding is trained
+
+    Why: The rows of new tokens are random and stay so; the model sees noise wherever they occur.
+    Scope: with --base, and a tokenizer saved beside the configuration
+    Action: set trainable_token_indices to their ids, or put the embedding in modules_to_save
+    Verify: the adapter file holds token rows or an embedding (gradience audit lists it)
+    Source: PEFT docs, developer_guides/troubleshooting.md -- with an extended vocabulary the embedding must be
+        trained and saved, else outputs are wrong after loading
+    """
     coverage = facts.coverage
     if facts.around.no_tokenizers:
         raise Unknown(facts.around.no_tokenizers)
@@ -251,215 +462,15 @@ def _untrained_tokens(facts: Facts) -> Iterator[Observation]:
 
 
 RULES = (
-    LoraRule(
-        id="TGT001",
-        severity="info",
-        title="attention-only targets",
-        condition="no target reaches an MLP module; a warning with more than {data_large} training examples",
-        observe=_attention_only,
-        needs=(LORA, AN_ADAPTER, CAUSAL_SFT),
-        confidence=0.75,
-        evidence=(
-            cite(LWR, "adapt all layers, above all the MLP; attention only is worse even with as many parameters"),
-            cite(
-                _METAMATH,
-                "MLP only, r = 10: 49.4 %, train loss 0.581; q and v, r = 32, as many parameters: 47.8 %, 0.607",
-            ),
-            cite("QLoRA scripts; PEFT docs", "adapters on all linear layers are needed to equal full fine-tuning"),
-            RECIPES,
-        ),
-        rationale="At equal size an adapter on the MLP, or on all linear layers, usually learns more.",
-        action="add the MLP modules, or target_modules='all-linear' with a smaller r",
-        scope="supervised training of a causal LM; RL is fine with little capacity",
-        verify="same parameters, same steps, with and without the MLP: compare held-out loss",
-        thresholds=(DATA_LARGE,),
-        settings=("target_modules",),
-    ),
-    LoraRule(
-        id="TGT003",
-        severity="info",
-        title="default targets",
-        condition="target_modules is null: PEFT chooses by model type",
-        observe=_default_targets,
-        predicts=True,
-        confidence=0.9,
-        signs=("default_targets",),
-        evidence=(
-            cite(
-                "peft/utils/constants.py (0.21)",
-                "llama, mistral, qwen, gemma: q_proj, v_proj; bert, roberta: query, value; unknown type: ValueError",
-            ),
-            NEMOTRON,
-        ),
-        rationale="For most model families the default is attention only; for hybrid models, a few layers only.",
-        action="name target_modules, or 'all-linear'",
-        scope="PEFT configs before training",
-        verify="model.print_trainable_parameters(), and the list of adapted modules",
-        settings=("target_modules",),
-    ),
-    LoraRule(
-        id="TGT004",
-        severity="warning",
-        title="classifier head not saved",
-        condition="classification with task_type and modules_to_save unset",
-        observe=_unsaved_head,
-        confidence=0.8,
-        signs=("head_left_out",),
-        evidence=(CLASSIFIER_DOCS,),
-        rationale="The reloaded model gets a fresh random head and predicts at chance.",
-        action="set task_type='SEQ_CLS' (or TOKEN_CLS), or name the head in modules_to_save",
-        scope="classification models, PEFT configs",
-        verify="the adapter file holds a tensor of the head (gradience audit lists it)",
-        settings=("task_type", "modules_to_save"),
-    ),
-    LoraRule(
-        id="ALP001",
-        severity="info",
-        title="large rsLoRA scaling",
-        condition="rsLoRA with alpha / sqrt(r) > {rslora_scaling}",
-        observe=_large_scaling,
-        needs=(LORA, AN_ADAPTER, NOT_FOREGONE),
-        predicts=True,
-        confidence=0.45,
-        signs=("large_scaling",),
-        evidence=(METAMATH_RSLORA, RSLORA),
-        rationale="With rsLoRA the same alpha acts sqrt(r) times stronger; alpha = 2 r is rarely meant.",
-        action="check alpha, and watch the first steps",
-        scope="rsLoRA; the scaling is above any seen to work, but not known to fail",
-        verify="compare grad_norm and loss in the first 100 steps with those at alpha = 16",
-        thresholds=(RSLORA_SCALING,),
-        settings=("alpha", "use_rslora"),
-    ),
-    LoraRule(
-        id="ALP002",
-        severity="info",
-        title="small alpha at high rank",
-        condition="r >= {rank_moderate}, alpha < {small_alpha_ratio} r and lr <= {small_alpha_lr}, without rsLoRA",
-        observe=_small_alpha,
-        needs=(LORA, AN_ADAPTER, NOT_FOREGONE),
-        predicts=True,
-        confidence=0.5,
-        signs=("low_rate",),
-        evidence=(RSLORA, METAMATH_RSLORA),
-        rationale="alpha / r shrinks as r grows: high rank with small alpha learns slowly.",
-        action="raise alpha to r / 2 or more, or lr, or set use_rslora",
-        scope="plain LoRA; Adam family",
-        verify="same run with alpha = r: compare train loss after 100 steps",
-        thresholds=(RANK_MODERATE, SMALL_ALPHA_RATIO, SMALL_ALPHA_LR),
-        settings=("alpha",),
-    ),
-    LoraRule(
-        id="DRP001",
-        severity="warning",
-        title="high dropout",
-        condition="lora_dropout > {dropout_high}",
-        observe=_high_dropout,
-        confidence=0.7,
-        evidence=(
-            cite("QLoRA, arXiv 2305.14314", "0.1 for 7B and 13B, 0.05 for 33B and 65B; PEFT's default is 0"),
-            cite(
-                "PEFT 0.21.2, tuners/lora/layer.py", "dropout on what goes into A, and the rest scaled by 1 / (1 - p)"
-            ),
-        ),
-        rationale="Little of the signal reaches the adapter in a step, and its gradients are noisy.",
-        action="use 0 to 0.1",
-        scope="LoRA",
-        verify="compare train loss after 100 steps with that at 0.05",
-        thresholds=(DROPOUT_HIGH,),
-        settings=("dropout",),
-    ),
-    LoraRule(
-        id="WID001",
-        severity="warning",
-        title="rank above the width",
-        condition="r is more than a module has inputs or outputs, or than the model is wide; info if only some modules "
-        "are narrower",
-        observe=_beyond_width,
-        confidence=0.95,
-        evidence=(cite("definition", "the rank of B A is at most the smaller side of the matrix that it changes"),),
-        rationale="The ranks beyond the width add parameters and nothing that a smaller adapter could not hold.",
-        action="lower r",
-        scope="LoRA; widths from the base's files or config.json, else by the model's name",
-        verify="print(model): lora_A and lora_B beside base_layer",
-        settings=("r",),
-    ),
-    LoraRule(
-        id="NUM001",
-        severity="warning",
-        title="fp16 adapter under fp16 training",
-        condition="fp16 training with autocast_adapter_dtype off",
-        observe=_fp16_weights,
-        needs=(LORA, AN_ADAPTER, OPEN_OR_WEIGHED),
-        predicts=True,
-        confidence=0.8,
-        signs=("half_precision",),
-        evidence=(
-            cite("PEFT docs, troubleshooting", "fp16 adapter under fp16 AMP: 'Attempting to unscale FP16 gradients'"),
-        ),
-        rationale="The gradient scaler refuses fp16 gradients: the run stops at its first step.",
-        action="leave autocast_adapter_dtype on, or train in bf16",
-        scope="fp16 mixed precision",
-        verify="see whether the first optimizer step raises an error",
-        settings=("dtype", "autocast_adapter_dtype"),
-    ),
-    LoraRule(
-        id="BIA001",
-        severity="info",
-        title="biases of the base model are trained",
-        condition="bias is not 'none'",
-        observe=_trained_bias,
-        confidence=0.9,
-        evidence=(cite("PEFT, LoraConfig docstring", "disabling the adapter no longer gives the base model's output"),),
-        rationale="Disabling the adapter no longer restores the base model; serving engines refuse the adapter.",
-        action="set bias='none' unless this is meant",
-        scope="PEFT LoRA configs",
-        verify="compare the base model's output with the adapter disabled",
-        settings=("bias",),
-    ),
-    LoraRule(
-        id="TGT002",
-        severity="warning",
-        title="targets reach little or nothing",
-        groups=("base",),
-        condition="PEFT would refuse a target, the targets match no module (both errors), they reach under "
-        "{few_layers} of the layers, or one of them matches nothing (info, unless misspelt)",
-        observe=_reach,
-        confidence=0.9,
-        signs=(Sign("stops", frozenset({"error"}), values=stops), "missed_targets"),
-        evidence=(
-            cite(
-                "PEFT 0.21.2, tuners/tuners_utils.py: check_target_module_exists, inject_adapter",
-                "a listed name must equal a module's name or its end after a dot; a string is a regular expression for "
-                "the whole name; a module that PEFT has no LoRA for raises",
-            ),
-            NEMOTRON,
-        ),
-        rationale="A module that no target names is not trained, and a run of hours can adapt almost nothing.",
-        action="check the list against the base's module names",
-        scope="PEFT LoRA; with --base, for models whose modules are named as in their files",
-        verify="model.print_trainable_parameters(), and model.targeted_module_names",
-        thresholds=(FEW_LAYERS,),
-        settings=("target_modules", "exclude_modules", "target_parameters"),
-    ),
-    LoraRule(
-        id="TGT005",
-        severity="warning",
-        title="added tokens without trained embeddings",
-        groups=("base",),
-        condition="the tokenizer has added tokens, and no row of the embedding is trained",
-        observe=_untrained_tokens,
-        confidence=0.7,
-        evidence=(
-            cite(
-                "PEFT docs, developer_guides/troubleshooting.md",
-                "with an extended vocabulary the embedding must be trained and saved, else outputs are wrong "
-                "after loading",
-            ),
-        ),
-        rationale="The rows of new tokens are random and stay so; the model sees noise wherever they occur.",
-        action="set trainable_token_indices to their ids, or put the embedding in modules_to_save",
-        scope="with --base, and a tokenizer saved beside the configuration",
-        verify="the adapter file holds token rows or an embedding (gradience audit lists it)",
-        settings=("trainable_token_indices", "modules_to_save", "target_modules"),
-    ),
+    _attention_only,
+    _default_targets,
+    _unsaved_head,
+    _large_scaling,
+    _small_alpha,
+    _high_dropout,
+    _beyond_width,
+    _fp16_weights,
+    _trained_bias,
+    _reach,
+    _untrained_tokens,
 )

@@ -13,7 +13,7 @@ from typing import Final
 from gradience.adapters.patterns import PatternTable
 from gradience.configs.families import Family, known_modules, meant
 from gradience.errors import AdapterError, few
-from gradience.rules import NEMOTRON, UNMATCHED, Observation, Unknown, cite
+from gradience.rules import NEMOTRON, UNMATCHED, Observation, Unknown
 from gradience.rules.config.facts import AN_ADAPTER, LORA, TO_COME, Facts, LoraRule
 from gradience.schema import Severity
 from gradience.schema.events import LoraSnapshot
@@ -52,7 +52,27 @@ def _is_known(leaf: str, family: Family) -> bool:
     return leaf.isdigit() or leaf in family.leaves or leaf in family.blocks
 
 
+@LoraRule(
+    "TGT006",
+    severity="warning",
+    confidence=0.85,
+    needs=(LORA, AN_ADAPTER),
+    signs=("foreign_targets",),
+    settings=("target_modules",),
+    evidence=(UNMATCHED, NEMOTRON),
+)
 def _absent(facts: Facts) -> Iterator[Observation]:
+    """targets that the model's family does not have
+
+    a listed target, or an expression, matches no module of the model's family, or target_modules is empty; an error
+    if nothing is left, and info if most are left and the others misspell none
+
+    Why: PEFT passes over a name that matches no module, and the run adapts less than was meant.
+    Scope: models of transformers, known by their type or name; a model's own code may name modules otherwise
+    Action: name modules that the model has (model.named_modules()), or use 'all-linear'
+    Verify: model.print_trainable_parameters(), and model.targeted_module_names
+    Source: transformers 5.24 and 4.57, models/*/modeling_*.py -- the names of the layers that each class defines
+    """
     targets = facts.config.lora.target_modules
     if targets is not None and not targets:
         if facts.config.lora.extras.get("target_parameters"):
@@ -183,7 +203,26 @@ def _example(family: Family) -> str:
     return next(path for path in family.paths if "*" in path).replace("*", "0")
 
 
+@LoraRule(
+    "TGT007",
+    severity="warning",
+    confidence=0.85,
+    settings=("layers_to_transform", "layers_pattern"),
+)
 def _layers(facts: Facts) -> Iterator[Observation]:
+    """layers that the model does not have
+
+    layers_to_transform or layers_pattern names layers that are not there; an error if none is left, or if PEFT
+    refuses the combination
+
+    Why: PEFT passes over a layer that is not there, and the run adapts less than was meant.
+    Scope: PEFT LoRA; the number of layers from the base's config.json, else by the model's name
+    Action: name layers that the model has, counted from 0
+    Verify: model.targeted_module_names
+    Source: PEFT 0.21.2, LoraConfig.__post_init__ and check_target_module_exists; tried -- layers that are not there
+        are passed over; an expression in target_modules beside layers_to_transform, or layers_pattern alone, raises
+        ValueError
+    """
     lora = facts.config.lora
     numbers, stacks = lora.extras.get("layers_to_transform"), lora.extras.get("layers_pattern")
     layers = [n for n in numbers if isinstance(n, int)] if isinstance(numbers, list) else []
@@ -227,7 +266,25 @@ def _outside(layers: Sequence[int], total: int | None) -> Iterator[Observation]:
         raise Unknown("the number of the model's layers is not known (--base tells it)")
 
 
+@LoraRule(
+    "TGT008",
+    severity="warning",
+    confidence=0.8,
+    settings=("modules_to_save",),
+)
 def _unsaved(facts: Facts) -> Iterator[Observation]:
+    """modules to save that the model does not have
+
+    a name in modules_to_save ends no module's path in the base or its family; info if the name could be of a head
+    of one's own
+
+    Why: A head that is left out keeps its random weights, and PEFT says nothing.
+    Scope: PEFT LoRA; models of transformers, known by their type or name, or the base itself
+    Action: name modules that the model has (model.named_modules())
+    Verify: model.print_trainable_parameters(), and the names in the adapter's file
+    Source: PEFT 0.21.2, utils/other.py: _set_trainable; tried -- modules_to_save=['nope'] starts without an error
+        or a warning, and nothing more is trained
+    """
     lora = facts.config.lora
     wanted = [name for name in lora.modules_to_save or () if not (lora.task_type and name in _HEADS_OF_PEFT)]
     if not wanted:
@@ -262,7 +319,27 @@ def _upwards(path: str) -> Iterator[str]:
     return (".".join(parts[:n]) for n in range(1, len(parts) + 1))
 
 
+@LoraRule(
+    "PAD001",
+    severity="info",
+    confidence=0.6,
+    needs=(LORA, AN_ADAPTER, TO_COME),
+    settings=("model_name",),
+)
 def _padding(facts: Facts) -> Iterator[Observation]:
+    """a model without a pad token
+
+    the model's family has no pad token, and the trainer is not known to mask padding
+
+    Why: The model learns to pad, and the first loss is near 9 where 3 to 4 is usual. With pad = eos masked, it
+        never learns to stop.
+    Scope: GPT-2, GPT-Neo, GPT-J and CodeGen; TRL's trainers and known recipes mask by themselves
+    Action: set labels to -100 where attention_mask is 0, and keep one eos at the end of a text in the loss
+    Verify: count the labels other than -100 in one batch against its attention mask: check --data does
+    Source: the tokenizers of gpt2, gpt-neo and gpt-j on the hub -- no pad_token: every script sets one, mostly eos
+    Source: transformers, DataCollatorForLanguageModeling -- labels equal to pad_token_id become -100, with pad =
+        eos every eos too; the default collator copies
+    """
     if not known_family(facts).no_pad_token:
         return
     if "trainer" in facts.config.training.extras or "format" in facts.config.extras:
@@ -283,94 +360,4 @@ def _padding(facts: Facts) -> Iterator[Observation]:
         raise Unknown(f"objective {kind} ({because}): about causal language models and classifiers")
 
 
-RULES = (
-    LoraRule(
-        id="TGT006",
-        severity="warning",
-        title="targets that the model's family does not have",
-        condition="a listed target, or an expression, matches no module of the model's family, or target_modules is "
-        "empty; an error if nothing is left, and info if most are left and the others misspell none",
-        observe=_absent,
-        needs=(LORA, AN_ADAPTER),
-        confidence=0.85,
-        signs=("foreign_targets",),
-        evidence=(
-            cite(
-                "transformers 5.24 and 4.57, models/*/modeling_*.py", "the names of the layers that each class defines"
-            ),
-            UNMATCHED,
-            NEMOTRON,
-        ),
-        rationale="PEFT passes over a name that matches no module, and the run adapts less than was meant.",
-        action="name modules that the model has (model.named_modules()), or use 'all-linear'",
-        scope="models of transformers, known by their type or name; a model's own code may name modules otherwise",
-        verify="model.print_trainable_parameters(), and model.targeted_module_names",
-        settings=("target_modules",),
-    ),
-    LoraRule(
-        id="TGT007",
-        severity="warning",
-        title="layers that the model does not have",
-        condition="layers_to_transform or layers_pattern names layers that are not there; an error if none is left, or "
-        "if PEFT refuses the combination",
-        observe=_layers,
-        confidence=0.85,
-        evidence=(
-            cite(
-                "PEFT 0.21.2, LoraConfig.__post_init__ and check_target_module_exists; tried",
-                "layers that are not there are passed over; an expression in target_modules beside "
-                "layers_to_transform, or layers_pattern alone, raises ValueError",
-            ),
-        ),
-        rationale="PEFT passes over a layer that is not there, and the run adapts less than was meant.",
-        action="name layers that the model has, counted from 0",
-        scope="PEFT LoRA; the number of layers from the base's config.json, else by the model's name",
-        verify="model.targeted_module_names",
-        settings=("layers_to_transform", "layers_pattern"),
-    ),
-    LoraRule(
-        id="TGT008",
-        severity="warning",
-        title="modules to save that the model does not have",
-        condition="a name in modules_to_save ends no module's path in the base or its family; info if the name could "
-        "be of a head of one's own",
-        observe=_unsaved,
-        confidence=0.8,
-        evidence=(
-            cite(
-                "PEFT 0.21.2, utils/other.py: _set_trainable; tried",
-                "modules_to_save=['nope'] starts without an error or a warning, and nothing more is trained",
-            ),
-        ),
-        rationale="A head that is left out keeps its random weights, and PEFT says nothing.",
-        action="name modules that the model has (model.named_modules())",
-        scope="PEFT LoRA; models of transformers, known by their type or name, or the base itself",
-        verify="model.print_trainable_parameters(), and the names in the adapter's file",
-        settings=("modules_to_save",),
-    ),
-    LoraRule(
-        id="PAD001",
-        severity="info",
-        title="a model without a pad token",
-        condition="the model's family has no pad token, and the trainer is not known to mask padding",
-        observe=_padding,
-        needs=(LORA, AN_ADAPTER, TO_COME),
-        confidence=0.6,
-        evidence=(
-            cite(
-                "the tokenizers of gpt2, gpt-neo and gpt-j on the hub",
-                "no pad_token: every script sets one, mostly eos",
-            ),
-            cite(
-                "transformers, DataCollatorForLanguageModeling",
-                "labels equal to pad_token_id become -100, with pad = eos every eos too; the default collator copies",
-            ),
-        ),
-        rationale="The model learns to pad, and the first loss is near 9 where 3 to 4 is usual. With pad = eos masked, "
-        "it never learns to stop.",
-        action="set labels to -100 where attention_mask is 0, and keep one eos at the end of a text in the loss",
-        scope="GPT-2, GPT-Neo, GPT-J and CodeGen; TRL's trainers and known recipes mask by themselves",
-        verify="count the labels other than -100 in one batch against its attention mask: check --data does",
-        settings=("model_name",),
-    ),
-)
+RULES = (_absent, _layers, _unsaved, _padding)

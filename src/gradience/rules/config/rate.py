@@ -41,10 +41,6 @@ BEST_STEP = Threshold(
 )
 RANK_HIGH = Threshold("rank_high", 128, "rank", "proposal: half the rank of Biderman et al. 2024's unstable runs")
 SPIKE_ALPHA_RATIO = Threshold("spike_alpha_ratio", 2.0, "alpha / r", "Biderman et al. 2024, r = 256, alpha = 512")
-BIDERMAN = cite(
-    "LoRA Learns Less and Forgets Less, Biderman et al. 2024, repository README (Llama-2-7B, LionW)",
-    "r = 256, alpha = 512: 1e-4, not 2e-4, 'due to instabilities/loss spikes'; math 5e-5, not 1e-4",
-)
 SWEEP_LOW = cite(SWEEP, "median excess test loss: 4e-5 +2.6 % (up to 9.9), 1e-4 +1.1 %, 3e-4 0.0 %, 1e-3 +0.5 %")
 
 _DEFAULTS = {  # by the format of the file, or the family of TRL's configs that it shows
@@ -56,9 +52,40 @@ _HINTED_CONFIDENCE = 0.6  # the objective is a guess from the model, or the evid
 _EMBEDDINGS = ("embed", "lm_head", "wte")  # names of whole matrices for which a low rate is usual
 _PISSA_CONFIDENCE = 0.5  # the cited abstract names PiSSA only; for the other starts it is an analogy
 _OTHER_INIT_CONFIDENCE = 0.3
+_PREDICTS = (LORA, AN_ADAPTER, NOT_FOREGONE)
 
 
+@LoraRule(
+    "LR001",
+    severity="warning",
+    confidence=0.8,
+    needs=(*_PREDICTS, SUPERVISED),
+    predicts=True,
+    signs=("low_rate",),
+    settings=("lr",),
+    thresholds=(LOW_LR, USUAL_STEP),
+    evidence=(
+        SWEEP_LOW,
+        cite(LWR, "the best LoRA rate is about 10 x that of full fine-tuning"),
+        cite(
+            "TRL docs, peft_integration.md",
+            "LoRA SFT 2e-4 (10 x 2e-5); the same page's command line has 2e-5: it disagrees with itself",
+        ),
+        RECIPES,
+        cite("library defaults", "transformers 5e-5, TRL's SFTConfig 2e-5, MLX-LM 1e-5"),
+    ),
+)
 def _full_fine_tuning_rate(facts: Facts) -> Iterator[Observation]:
+    """learning rate of full fine-tuning
+
+    peak lr <= {low_lr}, unless scaling x r x lr >= {usual_step} (MLX-LM: in a digit of the rate)
+
+    Why: The adapter learns slowly, and the run ends before it has learnt what it could.
+    Scope: supervised LoRA; Adam family; peak learning rate; not where scaling x r x lr already reaches a shipped
+        recipe's, or the rate also trains an embedding
+    Action: try 1e-4 to 5e-4 (2e-4 is the usual start)
+    Verify: run both rates for the same number of steps and compare held-out loss
+    """
     if "lr_from" in facts.config.optimizer.extras:
         raise Unknown("the configured rate is not known: the largest one logged may be far below it")
     whole = [name for name in facts.config.lora.modules_to_save or [] if any(part in name for part in _EMBEDDINGS)]
@@ -91,21 +118,86 @@ def _full_fine_tuning_rate(facts: Facts) -> Iterator[Observation]:
     )
 
 
+@LoraRule(
+    "LR002",
+    severity="warning",
+    confidence=0.7,
+    needs=_PREDICTS,
+    predicts=True,
+    signs=("high_rate",),
+    settings=("lr",),
+    thresholds=(BAND_TOP, DIVERGENT_LR, BEST_STEP),
+    evidence=(SWEEP_HIGH,),
+)
 def _above_band(facts: Facts) -> Iterator[Observation]:
+    """learning rate above the published band
+
+    {band_top} < peak lr < {divergent_lr}, and scaling x r x lr, where known, > {best_step}
+
+    Why: Some models still train well here, others lose several percent or diverge.
+    Scope: not preference or RL; Adam family; peak learning rate; evidence from one chat data set
+    Action: watch the first 100 steps for divergence, or start at 3e-4
+    Verify: the smoothed loss stays below its first rows, and grad_norm does not grow
+    """
     _not_preference(facts)
     lr = facts.adam_lr
     if BAND_TOP.value < lr < DIVERGENT_LR.value and _step(facts, default=math.inf) > BEST_STEP.value:
         yield Observation(f"lr {lr:g} is above the published band for LoRA", {"lr": lr, **_step_value(facts)})
 
 
+@LoraRule(
+    "LR003",
+    severity="warning",
+    confidence=0.85,
+    needs=_PREDICTS,
+    predicts=True,
+    signs=("high_rate",),
+    settings=("lr",),
+    thresholds=(DIVERGENT_LR, BEST_STEP),
+    evidence=(SWEEP_HIGH, cite("tloen/alpaca-lora#391", "lr 0.003 with r = 128, alpha = 256: the loss went to 0")),
+)
 def _divergent(facts: Facts) -> Iterator[Observation]:
+    """learning rate at which most runs diverge
+
+    peak lr >= {divergent_lr}, and scaling x r x lr, where known, > {best_step}
+
+    Why: A diverged run costs as much as a good one.
+    Scope: not preference or RL; Adam family; peak learning rate; evidence from one chat data set with alpha 32
+    Action: lower lr to 1e-3 at most; 2e-4 is the usual start
+    Verify: 100 steps at this rate: the loss falls below its start and stays there
+    """
     _not_preference(facts)
     lr = facts.adam_lr
     if lr >= DIVERGENT_LR.value and _step(facts, default=math.inf) > BEST_STEP.value:
         yield Observation(f"at lr {lr:g} most LoRA runs of a 35-model sweep diverged", {"lr": lr, **_step_value(facts)})
 
 
+@LoraRule(
+    "LR004",
+    severity="warning",
+    confidence=0.7,
+    needs=_PREDICTS,
+    predicts=True,
+    signs=("high_rate", "high_rate_for_preferences"),
+    settings=("lr",),
+    thresholds=(PREFERENCE_LR,),
+    evidence=(
+        TRL_RL,
+        TINKER_RL,
+        cite("Unsloth LoRA hyperparameters guide", "2e-4 for SFT, 5e-6 for reinforcement learning"),
+        RECIPES,
+    ),
+)
 def _preference_rate(facts: Facts) -> Iterator[Observation]:
+    """learning rate too high for preference or RL
+
+    peak lr > {preference_lr} under a preference or RL objective
+
+    Why: These objectives drift from the reference model long before the loss shows it.
+    Scope: preference optimisation and RL with LoRA; Adam family; peak learning rate
+    Action: try 5e-6 for DPO, 1e-5 to 4e-5 for GRPO
+    Verify: KL to the reference, and the reward on held-out prompts
+    """
     kind = facts.objective.kind
     if kind == "unknown":
         because = facts.objective.because
@@ -117,7 +209,31 @@ def _preference_rate(facts: Facts) -> Iterator[Observation]:
         )
 
 
+@LoraRule(
+    "LR008",
+    severity="warning",
+    confidence=0.65,
+    needs=_PREDICTS,
+    predicts=True,
+    signs=("low_rate",),
+    settings=("lr",),
+    thresholds=(LOW_PREFERENCE_LR,),
+    evidence=(
+        TRL_RL,
+        TINKER_RL,
+        cite("TRL 1.16, DPOConfig and GRPOConfig", "learning_rate 1e-6: for full fine-tuning; LoRA wants 10 x that"),
+    ),
+)
 def _low_preference_rate(facts: Facts) -> Iterator[Observation]:
+    """learning rate too low for preference or RL
+
+    peak lr <= {low_preference_lr} under a preference or RL objective
+
+    Why: The adapter hardly moves, and the reward stays where it began.
+    Scope: preference optimisation and RL with LoRA; Adam family; peak learning rate
+    Action: try 5e-6 for DPO, 1e-5 to 4e-5 for GRPO
+    Verify: KL to the reference rises above its noise within the first hundred steps
+    """
     kind = facts.objective.kind
     if kind not in {"preference", "rl"}:
         raise Unknown(f"objective {kind} ({facts.objective.because}): about preference optimisation and RL")
@@ -131,7 +247,28 @@ def _low_preference_rate(facts: Facts) -> Iterator[Observation]:
         )
 
 
+@LoraRule(
+    "LR005",
+    severity="warning",
+    confidence=0.6,
+    needs=_PREDICTS,
+    predicts=True,
+    signs=("high_rate",),
+    settings=("lr", "r"),
+    thresholds=(RANK_HIGH, SPIKE_ALPHA_RATIO, SPIKE_LR),
+)
 def _spiking_corner(facts: Facts) -> Iterator[Observation]:
+    """high rank, high alpha and high rate together
+
+    r >= {rank_high}, alpha >= {spike_alpha_ratio} r and lr >= {spike_lr}, without rsLoRA
+
+    Why: The update's step grows with alpha x lr: here it is far beyond shipped recipes.
+    Scope: plain LoRA; evidence from LionW on one 7B model, so weak for AdamW
+    Action: halve lr, or alpha
+    Verify: see whether the loss spikes in the first epoch at this rate, but not at half of it
+    Source: LoRA Learns Less and Forgets Less, Biderman et al. 2024, repository README (Llama-2-7B, LionW) -- r =
+        256, alpha = 512: 1e-4, not 2e-4, 'due to instabilities/loss spikes'; math 5e-5, not 1e-4
+    """
     if facts.config.lora.use_rslora:
         return
     r, alpha, lr = facts.r, facts.alpha, facts.lr
@@ -142,7 +279,28 @@ def _spiking_corner(facts: Facts) -> Iterator[Observation]:
         )
 
 
+@LoraRule(
+    "LR007",
+    severity="info",
+    confidence=0.5,
+    needs=_PREDICTS,
+    predicts=True,
+    signs=("high_rate",),
+    settings=("lr", "init"),
+    thresholds=(VARIANT_LR,),
+)
 def _variant_rate(facts: Facts) -> Iterator[Observation]:
+    """learning rate for a principal-component start
+
+    init_lora_weights is PiSSA, OLoRA or CorDA, and peak lr >= {variant_lr}
+
+    Why: Such an adapter starts with large factors: the same rate moves the model further.
+    Scope: PiSSA; OLoRA and CorDA by analogy only
+    Action: include rates below 1e-4 in the sweep
+    Verify: compare held-out loss at lr and at lr / 3
+    Source: Learning Rate Matters: Vanilla LoRA May Suffice, arXiv 2602.04998 (abstract) -- each variant has its own
+        range of rates, PiSSA's lower; tuned, nine variants are within 1 to 2 %
+    """
     init = given(facts.config.lora.init, "init_lora_weights")
     start = start_of(init)
     if not start.principal:
@@ -174,160 +332,12 @@ def _step_value(facts: Facts) -> dict[str, float]:
         return {}
 
 
-_BANDS = "Adam family; peak learning rate"
-_PREDICTS = (LORA, AN_ADAPTER, NOT_FOREGONE)
-
 RULES = (
-    LoraRule(
-        id="LR001",
-        severity="warning",
-        title="learning rate of full fine-tuning",
-        condition="peak lr <= {low_lr}, unless scaling x r x lr >= {usual_step} (MLX-LM: in a digit of the rate)",
-        observe=_full_fine_tuning_rate,
-        needs=(*_PREDICTS, SUPERVISED),
-        predicts=True,
-        confidence=0.8,
-        signs=("low_rate",),
-        evidence=(
-            SWEEP_LOW,
-            cite(LWR, "the best LoRA rate is about 10 x that of full fine-tuning"),
-            cite(
-                "TRL docs, peft_integration.md",
-                "LoRA SFT 2e-4 (10 x 2e-5); the same page's command line has 2e-5: it disagrees with itself",
-            ),
-            RECIPES,
-            cite("library defaults", "transformers 5e-5, TRL's SFTConfig 2e-5, MLX-LM 1e-5"),
-        ),
-        rationale="The adapter learns slowly, and the run ends before it has learnt what it could.",
-        action="try 1e-4 to 5e-4 (2e-4 is the usual start)",
-        scope=f"supervised LoRA; {_BANDS}; not where scaling x r x lr already reaches a shipped recipe's, or the "
-        "rate also trains an embedding",
-        verify="run both rates for the same number of steps and compare held-out loss",
-        thresholds=(LOW_LR, USUAL_STEP),
-        settings=("lr",),
-    ),
-    LoraRule(
-        id="LR002",
-        severity="warning",
-        title="learning rate above the published band",
-        condition="{band_top} < peak lr < {divergent_lr}, and scaling x r x lr, where known, > {best_step}",
-        observe=_above_band,
-        needs=_PREDICTS,
-        predicts=True,
-        confidence=0.7,
-        signs=("high_rate",),
-        evidence=(SWEEP_HIGH,),
-        rationale="Some models still train well here, others lose several percent or diverge.",
-        action="watch the first 100 steps for divergence, or start at 3e-4",
-        scope=f"not preference or RL; {_BANDS}; evidence from one chat data set",
-        verify="the smoothed loss stays below its first rows, and grad_norm does not grow",
-        thresholds=(BAND_TOP, DIVERGENT_LR, BEST_STEP),
-        settings=("lr",),
-    ),
-    LoraRule(
-        id="LR003",
-        severity="warning",
-        title="learning rate at which most runs diverge",
-        condition="peak lr >= {divergent_lr}, and scaling x r x lr, where known, > {best_step}",
-        observe=_divergent,
-        needs=_PREDICTS,
-        predicts=True,
-        confidence=0.85,
-        signs=("high_rate",),
-        evidence=(SWEEP_HIGH, cite("tloen/alpaca-lora#391", "lr 0.003 with r = 128, alpha = 256: the loss went to 0")),
-        rationale="A diverged run costs as much as a good one.",
-        action="lower lr to 1e-3 at most; 2e-4 is the usual start",
-        scope=f"not preference or RL; {_BANDS}; evidence from one chat data set with alpha 32",
-        verify="100 steps at this rate: the loss falls below its start and stays there",
-        thresholds=(DIVERGENT_LR, BEST_STEP),
-        settings=("lr",),
-    ),
-    LoraRule(
-        id="LR004",
-        severity="warning",
-        title="learning rate too high for preference or RL",
-        condition="peak lr > {preference_lr} under a preference or RL objective",
-        observe=_preference_rate,
-        needs=_PREDICTS,
-        predicts=True,
-        confidence=0.7,
-        signs=("high_rate", "high_rate_for_preferences"),
-        evidence=(
-            TRL_RL,
-            TINKER_RL,
-            cite("Unsloth LoRA hyperparameters guide", "2e-4 for SFT, 5e-6 for reinforcement learning"),
-            RECIPES,
-        ),
-        rationale="These objectives drift from the reference model long before the loss shows it.",
-        action="try 5e-6 for DPO, 1e-5 to 4e-5 for GRPO",
-        scope=f"preference optimisation and RL with LoRA; {_BANDS}",
-        verify="KL to the reference, and the reward on held-out prompts",
-        thresholds=(PREFERENCE_LR,),
-        settings=("lr",),
-    ),
-    LoraRule(
-        id="LR008",
-        severity="warning",
-        title="learning rate too low for preference or RL",
-        condition="peak lr <= {low_preference_lr} under a preference or RL objective",
-        observe=_low_preference_rate,
-        needs=_PREDICTS,
-        predicts=True,
-        confidence=0.65,
-        signs=("low_rate",),
-        evidence=(
-            TRL_RL,
-            TINKER_RL,
-            cite(
-                "TRL 1.16, DPOConfig and GRPOConfig", "learning_rate 1e-6: for full fine-tuning; LoRA wants 10 x that"
-            ),
-        ),
-        rationale="The adapter hardly moves, and the reward stays where it began.",
-        action="try 5e-6 for DPO, 1e-5 to 4e-5 for GRPO",
-        scope=f"preference optimisation and RL with LoRA; {_BANDS}",
-        verify="KL to the reference rises above its noise within the first hundred steps",
-        thresholds=(LOW_PREFERENCE_LR,),
-        settings=("lr",),
-    ),
-    LoraRule(
-        id="LR005",
-        severity="warning",
-        title="high rank, high alpha and high rate together",
-        condition="r >= {rank_high}, alpha >= {spike_alpha_ratio} r and lr >= {spike_lr}, without rsLoRA",
-        observe=_spiking_corner,
-        needs=_PREDICTS,
-        predicts=True,
-        confidence=0.6,
-        signs=("high_rate",),
-        evidence=(BIDERMAN,),
-        rationale="The update's step grows with alpha x lr: here it is far beyond shipped recipes.",
-        action="halve lr, or alpha",
-        scope="plain LoRA; evidence from LionW on one 7B model, so weak for AdamW",
-        verify="see whether the loss spikes in the first epoch at this rate, but not at half of it",
-        thresholds=(RANK_HIGH, SPIKE_ALPHA_RATIO, SPIKE_LR),
-        settings=("lr", "r"),
-    ),
-    LoraRule(
-        id="LR007",
-        severity="info",
-        title="learning rate for a principal-component start",
-        condition="init_lora_weights is PiSSA, OLoRA or CorDA, and peak lr >= {variant_lr}",
-        observe=_variant_rate,
-        needs=_PREDICTS,
-        predicts=True,
-        confidence=0.5,
-        signs=("high_rate",),
-        evidence=(
-            cite(
-                "Learning Rate Matters: Vanilla LoRA May Suffice, arXiv 2602.04998 (abstract)",
-                "each variant has its own range of rates, PiSSA's lower; tuned, nine variants are within 1 to 2 %",
-            ),
-        ),
-        rationale="Such an adapter starts with large factors: the same rate moves the model further.",
-        action="include rates below 1e-4 in the sweep",
-        scope="PiSSA; OLoRA and CorDA by analogy only",
-        verify="compare held-out loss at lr and at lr / 3",
-        thresholds=(VARIANT_LR,),
-        settings=("lr", "init"),
-    ),
+    _full_fine_tuning_rate,
+    _above_band,
+    _divergent,
+    _preference_rate,
+    _low_preference_rate,
+    _spiking_corner,
+    _variant_rate,
 )

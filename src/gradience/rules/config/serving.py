@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from functools import partial
 from typing import Final, Literal, NamedTuple, TypeAlias
 
 import msgspec
@@ -267,14 +266,6 @@ def _effects(effect: Effect, facts: Facts) -> Iterator[Observation]:
             )
 
 
-def _rank_sizes(facts: Facts) -> Iterator[Observation]:
-    engines = _engines(facts)
-    ranks = [facts.r, *(facts.config.lora.rank_pattern or {}).values()]
-    for sizes in RANKS:
-        if sizes.engine in engines:
-            yield from _padded(sizes, max(ranks))
-
-
 def _padded(sizes: RankSizes, rank: int) -> Iterator[Observation]:
     engine, room = ENGINES[sizes.engine], sizes.room_for(rank)
     values = {"engine": sizes.engine, "rank": rank, "room": room}
@@ -317,45 +308,55 @@ class _FeatureRule(_ServeRule):
     settings: Callable[[Mapping[str, Json]], Iterable[str]] = _settings_of
 
 
-RULES = (
-    _FeatureRule(
-        id="SRV001",
-        severity="warning",
-        title="an engine refuses the adapter",
-        condition="an engine named by --serve refuses a feature that the adapter has",
-        observe=partial(_effects, "refused"),
-        confidence=0.8,
-        rationale="The adapter trains well and cannot be loaded where it is meant to run.",
-    ),
-    _FeatureRule(
-        id="SRV002",
-        severity="warning",
-        title="an engine misreads the adapter",
-        condition="an engine named by --serve loads a feature that the adapter has, and computes something else",
-        observe=partial(_effects, "misread"),
-        confidence=0.75,
-        rationale="It loads without an error and computes something other than what was trained.",
-    ),
-    _FeatureRule(
-        id="SRV003",
-        severity="warning",
-        title="an engine leaves parts of the adapter out",
-        condition="an engine named by --serve loads the adapter and leaves a part out",
-        observe=partial(_effects, "dropped"),
-        confidence=0.75,
-        rationale="It loads, and parts of what was trained have no effect.",
-    ),
-    _ServeRule(
-        id="SRV004",
-        severity="info",
-        title="a rank between an engine's sizes",
-        condition="the largest rank lies between the sizes that an engine named by --serve allocates, above all of "
-        "them, or above its default",
-        observe=_rank_sizes,
-        confidence=0.8,
-        rationale="An engine that serves many adapters allocates every slot at one of a few sizes.",
-        action="set r to that size, or to the next smaller one",
-        verify="memory of the engine with and without the adapter",
-        settings=("r", "rank_pattern"),
-    ),
-)
+@_FeatureRule("SRV001", severity="warning", confidence=0.8)
+def _refused(facts: Facts) -> Iterator[Observation]:
+    """an engine refuses the adapter
+
+    an engine named by --serve refuses a feature that the adapter has
+
+    Why: The adapter trains well and cannot be loaded where it is meant to run.
+    """
+    return _effects("refused", facts)
+
+
+@_FeatureRule("SRV002", severity="warning", confidence=0.75)
+def _misread(facts: Facts) -> Iterator[Observation]:
+    """an engine misreads the adapter
+
+    an engine named by --serve loads a feature that the adapter has, and computes something else
+
+    Why: It loads without an error and computes something other than what was trained.
+    """
+    return _effects("misread", facts)
+
+
+@_FeatureRule("SRV003", severity="warning", confidence=0.75)
+def _dropped(facts: Facts) -> Iterator[Observation]:
+    """an engine leaves parts of the adapter out
+
+    an engine named by --serve loads the adapter and leaves a part out
+
+    Why: It loads, and parts of what was trained have no effect.
+    """
+    return _effects("dropped", facts)
+
+
+@_ServeRule("SRV004", severity="info", confidence=0.8, settings=("r", "rank_pattern"))
+def _rank_sizes(facts: Facts) -> Iterator[Observation]:
+    """a rank between an engine's sizes
+
+    the largest rank lies between the sizes that an engine named by --serve allocates, above all of them, or above its
+    default
+
+    Why: An engine that serves many adapters allocates every slot at one of a few sizes.
+    Action: set r to that size, or to the next smaller one
+    Verify: memory of the engine with and without the adapter
+    """
+    engines = _engines(facts)
+    ranks = [facts.r, *(facts.config.lora.rank_pattern or {}).values()]
+    for sizes in RANKS:
+        if sizes.engine in engines:
+            yield from _padded(sizes, max(ranks))
+
+
+RULES = (_refused, _misread, _dropped, _rank_sizes)

@@ -28,185 +28,6 @@ from gradience.schema import as_float
 ONE_EPOCH = Threshold("one_epoch", 1, "epochs", "definition: in one pass no example is seen twice")
 LONG_RUN = Threshold("long_run", 500, "optimizer steps", "a judgement: a shorter run is started again")
 ROWS_WANTED = 50  # rows of a training log: enough for a curve
-
-
-def _no_train_loss(facts: Facts) -> Iterator[Observation]:
-    every = facts.logged_every
-    if math.isinf(every):
-        yield Observation("logging is off: no training loss is recorded", {"logging_strategy": "no"})
-        return
-    steps = facts.steps
-    if every >= steps:
-        rows = "one row" if every == steps else "no row"
-        yield Observation(
-            f"logging_steps {every:g} against {steps} steps: {rows} of training loss is recorded",
-            {"logging_steps": every, "steps": steps, "every": max(1, steps // ROWS_WANTED)},
-            action=f"set logging_steps to {max(1, steps // ROWS_WANTED)}",
-        )
-
-
-def _no_evaluation(facts: Facts) -> Iterator[Observation]:
-    if facts.objective.kind == "rl":
-        raise Unknown("the objective is rl: its reward is the signal")
-    if given(facts.config.training.eval_strategy, "eval_strategy") != "no":
-        return
-    try:
-        epochs = facts.epochs
-    except Unknown:
-        yield Observation("evaluation is off: overfitting cannot be seen", {"eval_strategy": "no"})
-        return
-    if ONE_EPOCH.value < epochs <= _many(facts):
-        yield Observation(
-            f"evaluation is off: overfitting in {epochs:g} passes cannot be seen", {"eval_strategy": "no"}
-        )
-
-
-def _no_checkpoint(facts: Facts) -> Iterator[Observation]:
-    every = facts.saved_every
-    if facts.around.moment == "to come" and facts.steps < LONG_RUN.value:
-        return
-    if math.isinf(every):
-        yield Observation("saving is off: a crash leaves nothing on disk", {"save_strategy": "no"})
-    elif every >= facts.steps:
-        yield Observation(
-            f"save_steps {every:g} against {facts.steps} steps: a crash before the end leaves nothing on disk",
-            {"save_steps": every, "steps": facts.steps},
-        )
-
-
-def _output_in_use(facts: Facts) -> Iterator[Observation]:
-    if facts.around.output is None:
-        raise Unknown(facts.around.no_output)
-    extras = facts.config.training.extras
-    if facts.around.output and not extras.get("resumes") and not extras.get("overwrites_output"):
-        held = ", ".join(facts.around.output)
-        yield Observation(f"the output folder already holds a run: {held}", {"holds": list(facts.around.output)})
-
-
-def _checkpoints(facts: Facts) -> int:
-    """Checkpoints that the run writes; one more at the end is not counted."""
-    if given(facts.config.training.save_strategy, "save_strategy") == "epoch":
-        return math.ceil(facts.epochs)
-    every = facts.saved_every
-    return 0 if math.isinf(every) else int(facts.steps // every)
-
-
-def _best_is_deleted(facts: Facts) -> Iterator[Observation]:
-    training = facts.config.training
-    program = facts.config.extras.get("format")
-    if program is not None:
-        raise Unknown(f"a recipe of {program}, which may have the best checkpoint kept by itself")
-    kept = given(training.save_total_limit, "save_total_limit")
-    evaluated = given(training.eval_strategy, "eval_strategy") != "no"
-    if kept < 1 or not evaluated or training.load_best_model_at_end or training.metric_for_best_model:
-        return
-    saved = _checkpoints(facts)
-    if saved > kept:
-        yield Observation(
-            f"save_total_limit {kept} keeps the newest of {saved} checkpoints, whatever the evaluations say",
-            {"save_total_limit": kept, "checkpoints": saved},
-        )
-
-
-_RECORDING = (
-    ConfigRule(
-        id="REC001",
-        severity="warning",
-        title="no training loss recorded",
-        condition="logging is off, or logging_steps is as long as the run or longer",
-        observe=_no_train_loss,
-        needs=(OPEN_OR_WEIGHED,),
-        predicts=True,
-        confidence=0.95,
-        signs=("no_rows",),
-        evidence=(NO_TRAIN_LOSS,),
-        rationale="A run without a loss curve cannot be judged afterwards, or compared with the next one.",
-        action="set logging_steps to a fiftieth of the steps",
-        scope="trainers that log by step; a callback of your own may still log",
-        verify="the log holds train_step rows after the first fiftieth of the run",
-        settings=("logging_steps", "logging_strategy"),
-    ),
-    ConfigRule(
-        id="REC002",
-        severity="info",
-        title="no held-out signal",
-        condition="eval_strategy is 'no', unless the run makes {one_epoch} epoch, or so many that EPO001 speaks",
-        observe=_no_evaluation,
-        predicts=True,
-        confidence=0.9,
-        signs=("nothing_held_out",),
-        evidence=(EVAL_DEFAULT,),
-        rationale="Train loss falls in a run that learns and in one that memorises.",
-        action="hold out a few hundred examples and set eval_strategy='steps'",
-        scope="supervised and preference runs; RL has its reward",
-        verify="the log holds eval rows",
-        thresholds=(ONE_EPOCH,),
-        settings=("eval_strategy",),
-    ),
-    ConfigRule(
-        id="REC004",
-        severity="info",
-        title="no checkpoint before the end",
-        condition="saving is off, or save_steps is as long as the run; in a run to come, from {long_run} steps on",
-        observe=_no_checkpoint,
-        needs=(OPEN_OR_WEIGHED,),
-        predicts=True,
-        confidence=0.9,
-        signs=("saved_once",),
-        evidence=(SAVE_FLOW,),
-        rationale="Long runs die of things that have nothing to do with training.",
-        action="save a few times per run",
-        scope="trainers that save by step",
-        verify="a checkpoint folder appears during the run",
-        thresholds=(LONG_RUN,),
-        settings=("save_steps", "save_strategy"),
-    ),
-    ConfigRule(
-        id="REC006",
-        severity="info",
-        title="the best checkpoint may be deleted",
-        condition="save_total_limit is less than the checkpoints that the run writes, evaluation is on, and neither "
-        "load_best_model_at_end nor metric_for_best_model is set",
-        observe=_best_is_deleted,
-        needs=(TO_COME,),
-        predicts=True,
-        confidence=0.9,
-        evidence=(
-            cite(
-                "transformers, rotate_checkpoints and Trainer._determine_best_metric (5.24)",
-                "only the newest checkpoint and best_model_checkpoint are spared; there is no such without "
-                "metric_for_best_model, which load_best_model_at_end sets",
-            ),
-        ),
-        rationale="If the run overfits, the checkpoint that the evaluations point at is gone.",
-        action="set load_best_model_at_end=True, or metric_for_best_model='loss', which spares the best checkpoint too",
-        scope="the Trainer of transformers and those built on it",
-        verify="checkpoint folders that are left after a short run with more evaluations than save_total_limit",
-        settings=("save_total_limit", "load_best_model_at_end", "metric_for_best_model"),
-    ),
-    ConfigRule(
-        id="REC005",
-        severity="warning",
-        title="output folder in use",
-        condition="output_dir already holds checkpoints, a log or an adapter, and nothing resumes or overwrites them",
-        observe=_output_in_use,
-        needs=(TO_COME,),
-        confidence=0.8,
-        evidence=(
-            cite(
-                "huggingface/transformers#19446; roboflow/rf-detr#1325",
-                "a second run into the same folder mixes checkpoints and logs with the first, or overwrites them",
-            ),
-        ),
-        rationale="Two runs in one folder cannot be told apart afterwards, and one may overwrite the other.",
-        action="give a new output_dir, or resume_from_checkpoint if this goes on with that run",
-        scope="trainers with an output_dir; looked up from the folder in which check is run",
-        verify="the folder's checkpoints and logs after the start",
-        settings=("output_dir",),
-    ),
-)
-
-
 BITS_PER_PARAMETER = Threshold(
     "bits_per_parameter", 2.0, "bits per adapter parameter", "LoRA Without Regret, as quoted; not re-measured"
 )
@@ -227,7 +48,205 @@ WARMUP_RATIO_REMOVED = Threshold(
 )
 
 
+@ConfigRule(
+    "REC001",
+    severity="warning",
+    confidence=0.95,
+    needs=(OPEN_OR_WEIGHED,),
+    predicts=True,
+    signs=("no_rows",),
+    settings=("logging_steps", "logging_strategy"),
+    evidence=(NO_TRAIN_LOSS,),
+)
+def _no_train_loss(facts: Facts) -> Iterator[Observation]:
+    """no training loss recorded
+
+    logging is off, or logging_steps is as long as the run or longer
+
+    Why: A run without a loss curve cannot be judged afterwards, or compared with the next one.
+    Scope: trainers that log by step; a callback of your own may still log
+    Action: set logging_steps to a fiftieth of the steps
+    Verify: the log holds train_step rows after the first fiftieth of the run
+    """
+    every = facts.logged_every
+    if math.isinf(every):
+        yield Observation("logging is off: no training loss is recorded", {"logging_strategy": "no"})
+        return
+    steps = facts.steps
+    if every >= steps:
+        rows = "one row" if every == steps else "no row"
+        yield Observation(
+            f"logging_steps {every:g} against {steps} steps: {rows} of training loss is recorded",
+            {"logging_steps": every, "steps": steps, "every": max(1, steps // ROWS_WANTED)},
+            action=f"set logging_steps to {max(1, steps // ROWS_WANTED)}",
+        )
+
+
+@ConfigRule(
+    "REC002",
+    severity="info",
+    confidence=0.9,
+    predicts=True,
+    signs=("nothing_held_out",),
+    settings=("eval_strategy",),
+    thresholds=(ONE_EPOCH,),
+    evidence=(EVAL_DEFAULT,),
+)
+def _no_evaluation(facts: Facts) -> Iterator[Observation]:
+    """no held-out signal
+
+    eval_strategy is 'no', unless the run makes {one_epoch} epoch, or so many that EPO001 speaks
+
+    Why: Train loss falls in a run that learns and in one that memorises.
+    Scope: supervised and preference runs; RL has its reward
+    Action: hold out a few hundred examples and set eval_strategy='steps'
+    Verify: the log holds eval rows
+    """
+    if facts.objective.kind == "rl":
+        raise Unknown("the objective is rl: its reward is the signal")
+    if given(facts.config.training.eval_strategy, "eval_strategy") != "no":
+        return
+    try:
+        epochs = facts.epochs
+    except Unknown:
+        yield Observation("evaluation is off: overfitting cannot be seen", {"eval_strategy": "no"})
+        return
+    if ONE_EPOCH.value < epochs <= _many(facts):
+        yield Observation(
+            f"evaluation is off: overfitting in {epochs:g} passes cannot be seen", {"eval_strategy": "no"}
+        )
+
+
+@ConfigRule(
+    "REC004",
+    severity="info",
+    confidence=0.9,
+    needs=(OPEN_OR_WEIGHED,),
+    predicts=True,
+    signs=("saved_once",),
+    settings=("save_steps", "save_strategy"),
+    thresholds=(LONG_RUN,),
+    evidence=(SAVE_FLOW,),
+)
+def _no_checkpoint(facts: Facts) -> Iterator[Observation]:
+    """no checkpoint before the end
+
+    saving is off, or save_steps is as long as the run; in a run to come, from {long_run} steps on
+
+    Why: Long runs die of things that have nothing to do with training.
+    Scope: trainers that save by step
+    Action: save a few times per run
+    Verify: a checkpoint folder appears during the run
+    """
+    every = facts.saved_every
+    if facts.around.moment == "to come" and facts.steps < LONG_RUN.value:
+        return
+    if math.isinf(every):
+        yield Observation("saving is off: a crash leaves nothing on disk", {"save_strategy": "no"})
+    elif every >= facts.steps:
+        yield Observation(
+            f"save_steps {every:g} against {facts.steps} steps: a crash before the end leaves nothing on disk",
+            {"save_steps": every, "steps": facts.steps},
+        )
+
+
+@ConfigRule(
+    "REC005",
+    severity="warning",
+    confidence=0.8,
+    needs=(TO_COME,),
+    settings=("output_dir",),
+)
+def _output_in_use(facts: Facts) -> Iterator[Observation]:
+    """output folder in use
+
+    output_dir already holds checkpoints, a log or an adapter, and nothing resumes or overwrites them
+
+    Why: Two runs in one folder cannot be told apart afterwards, and one may overwrite the other.
+    Scope: trainers with an output_dir; looked up from the folder in which check is run
+    Action: give a new output_dir, or resume_from_checkpoint if this goes on with that run
+    Verify: the folder's checkpoints and logs after the start
+    Source: huggingface/transformers#19446; roboflow/rf-detr#1325 -- a second run into the same folder mixes
+        checkpoints and logs with the first, or overwrites them
+    """
+    if facts.around.output is None:
+        raise Unknown(facts.around.no_output)
+    extras = facts.config.training.extras
+    if facts.around.output and not extras.get("resumes") and not extras.get("overwrites_output"):
+        held = ", ".join(facts.around.output)
+        yield Observation(f"the output folder already holds a run: {held}", {"holds": list(facts.around.output)})
+
+
+def _checkpoints(facts: Facts) -> int:
+    """Checkpoints that the run writes; one more at the end is not counted."""
+    if given(facts.config.training.save_strategy, "save_strategy") == "epoch":
+        return math.ceil(facts.epochs)
+    every = facts.saved_every
+    return 0 if math.isinf(every) else int(facts.steps // every)
+
+
+@ConfigRule(
+    "REC006",
+    severity="info",
+    confidence=0.9,
+    needs=(TO_COME,),
+    predicts=True,
+    settings=("save_total_limit", "load_best_model_at_end", "metric_for_best_model"),
+)
+def _best_is_deleted(facts: Facts) -> Iterator[Observation]:
+    """the best checkpoint may be deleted
+
+    save_total_limit is less than the checkpoints that the run writes, evaluation is on, and neither
+    load_best_model_at_end nor metric_for_best_model is set
+
+    Why: If the run overfits, the checkpoint that the evaluations point at is gone.
+    Scope: the Trainer of transformers and those built on it
+    Action: set load_best_model_at_end=True, or metric_for_best_model='loss', which spares the best checkpoint too
+    Verify: checkpoint folders that are left after a short run with more evaluations than save_total_limit
+    Source: transformers, rotate_checkpoints and Trainer._determine_best_metric (5.24) -- only the newest checkpoint
+        and best_model_checkpoint are spared; there is no such without metric_for_best_model, which
+        load_best_model_at_end sets
+    """
+    training = facts.config.training
+    program = facts.config.extras.get("format")
+    if program is not None:
+        raise Unknown(f"a recipe of {program}, which may have the best checkpoint kept by itself")
+    kept = given(training.save_total_limit, "save_total_limit")
+    evaluated = given(training.eval_strategy, "eval_strategy") != "no"
+    if kept < 1 or not evaluated or training.load_best_model_at_end or training.metric_for_best_model:
+        return
+    saved = _checkpoints(facts)
+    if saved > kept:
+        yield Observation(
+            f"save_total_limit {kept} keeps the newest of {saved} checkpoints, whatever the evaluations say",
+            {"save_total_limit": kept, "checkpoints": saved},
+        )
+
+
+@LoraRule(
+    "RNK001",
+    severity="info",
+    confidence=0.35,
+    groups=("base",),
+    settings=("r",),
+    thresholds=(BITS_PER_PARAMETER, BITS_PER_TOKEN, CAPACITY_EXCESS),
+    evidence=(
+        cite(
+            LWR,
+            "an adapter holds about 2 bits a parameter and a data set about 1 bit a token; past that LoRA falls behind",
+        ),
+    ),
+)
 def _capacity(facts: Facts) -> Iterator[Observation]:
+    """more data than the adapter may hold
+
+    tokens x {bits_per_token} bit > {capacity_excess} x trainable parameters x {bits_per_parameter} bit
+
+    Why: Past its capacity LoRA learns more slowly per example than full fine-tuning.
+    Scope: supervised training; tokens are an upper bound: full sequences, every step counted as new data
+    Action: raise r, or target more modules, before raising lr
+    Verify: the same run at twice the rank: compare held-out loss after equal steps
+    """
     if facts.objective.kind != "sft":
         raise Unknown(f"objective {facts.objective.kind}: the estimate is for supervised training")
     parameters, tokens = given(facts.coverage.lora_params, "the adapter's size (r, or a packed base)"), facts.tokens
@@ -239,7 +258,28 @@ def _capacity(facts: Facts) -> Iterator[Observation]:
         )
 
 
+@LoraRule(
+    "BAT001",
+    severity="info",
+    confidence=0.4,
+    predicts=True,
+    settings=("batch_size", "gradient_accumulation"),
+    thresholds=(BATCH_LARGE,),
+    evidence=(
+        cite(LWR, "large batches hurt LoRA more than full fine-tuning; rank does not fix it"),
+        cite("TRL docs, lora_without_regret.md", "effective batch under 32; tinker-cookbook starts at 128"),
+    ),
+)
 def _large_batch(facts: Facts) -> Iterator[Observation]:
+    """large batch
+
+    more than {batch_large} sequences per optimizer step
+
+    Why: LoRA loses more from large batches than full fine-tuning does, and rank does not help.
+    Scope: supervised LoRA; sources disagree on the batch size from which this holds
+    Action: compare with a batch of 32 to 128 at the same number of examples
+    Verify: held-out loss after the same number of examples
+    """
     if "samples_per_step" in facts.config.training.extras:
         if facts.effective_batch > BATCH_LARGE.value:
             yield _large(facts.effective_batch)
@@ -258,7 +298,25 @@ def _large(batch: int) -> Observation:
     return Observation(f"{batch} sequences per optimizer step", {"effective_batch": batch})
 
 
+@ConfigRule(
+    "STP001",
+    severity="info",
+    confidence=0.6,
+    signs=("few_steps",),
+    settings=("max_steps", "epochs"),
+    thresholds=(SHORT_RUN,),
+    evidence=(TINKER_STEPS,),
+)
 def _short_run(facts: Facts) -> Iterator[Observation]:
+    """very short run
+
+    fewer than {short_run} optimizer steps
+
+    Why: Of so few steps many go into warm-up, and LoRA's B, which starts at zero, has only begun to move.
+    Scope: every run; a smoke test is meant to be short
+    Action: plan at least 100 steps, unless this is a trial
+    Verify: the loss is still falling at the end
+    """
     if facts.steps < SHORT_RUN.value:
         yield Observation(f"the run has only {facts.steps} optimizer steps", {"steps": facts.steps})
 
@@ -268,7 +326,28 @@ def _many(facts: Facts) -> float:
     return (EPOCHS_MANY if facts.objective.kind == "sft" else EPOCHS_BLIND).value
 
 
+@ConfigRule(
+    "EPO001",
+    severity="info",
+    confidence=0.5,
+    predicts=True,
+    signs=("many_passes",),
+    settings=("epochs",),
+    thresholds=(EPOCHS_MANY, EPOCHS_BLIND),
+    evidence=(INSTRUCT_GPT,),
+)
 def _many_epochs(facts: Facts) -> Iterator[Observation]:
+    """many passes over the data
+
+    more than {epochs_many} epochs of instruction tuning, or {epochs_blind} of another task; a warning from
+    {epochs_blind} on with evaluation off
+
+    Why: Repeated data is where memorising starts; without evaluation it goes unseen.
+    Scope: supervised and preference runs; small classification sets often take more epochs
+    Action: evaluate each epoch and keep the best checkpoint
+    Verify: held-out loss and the task's own metric by epoch: they may disagree
+    Source: Unsloth LoRA hyperparameters guide -- 1 to 3 epochs
+    """
     kind, evaluation = facts.objective.kind, facts.config.training.eval_strategy
     if kind == "rl":
         raise Unknown("the objective is rl: every pass samples new completions")
@@ -283,12 +362,47 @@ def _many_epochs(facts: Facts) -> Iterator[Observation]:
         )
 
 
+@ConfigRule(
+    "SCH001",
+    severity="warning",
+    confidence=0.95,
+    signs=("warmup_ignored",),
+    settings=("lr_scheduler",),
+)
 def _ignored_warmup(facts: Facts) -> Iterator[Observation]:
+    """warmup that is ignored
+
+    lr_scheduler_type is 'constant', and a warmup is set
+
+    Why: The first step runs at the full rate, which warmup was meant to avoid.
+    Scope: transformers' Trainer
+    Action: use lr_scheduler_type='constant_with_warmup'
+    Verify: the logged learning rate of the first rows
+    Source: transformers/optimization.py, get_scheduler (5.24) -- 'constant' returns before warmup is looked at
+    """
     if given(facts.config.training.lr_scheduler, "lr_scheduler_type") == "constant" and facts.has_warmup:
         yield Observation("lr_scheduler_type 'constant' ignores the warmup that is set", {"lr_scheduler": "constant"})
 
 
+@ConfigRule(
+    "SCH002",
+    severity="warning",
+    confidence=0.8,
+    signs=("long_warmup",),
+    settings=("warmup_steps", "warmup_ratio"),
+    thresholds=(WARMUP_LONG, TRIAL_STEPS),
+)
 def _long_warmup(facts: Facts) -> Iterator[Observation]:
+    """warmup over half the run
+
+    warmup takes {warmup_long} of all steps or more, of {trial_steps} steps at least
+
+    Why: The rate that was chosen is reached late and hardly used.
+    Scope: schedules with warmup
+    Action: warm up for 3 to 10 % of the steps
+    Verify: the logged learning rate over steps
+    Source: definition -- the peak rate is reached when warmup ends: after half the run or more
+    """
     if facts.config.training.lr_scheduler == "constant":
         return
     share = facts.warmup_share
@@ -308,7 +422,26 @@ def _is_trial(facts: Facts) -> bool:
         return False
 
 
+@ConfigRule(
+    "SCH003",
+    severity="info",
+    confidence=0.9,
+    needs=(TO_COME,),
+    settings=("warmup_ratio",),
+    thresholds=(WARMUP_RATIO_REMOVED,),
+)
 def _removed_ratio(facts: Facts) -> Iterator[Observation]:
+    """warmup_ratio where it was removed
+
+    warmup_ratio is set, and transformers here is {warmup_ratio_removed} or later
+
+    Why: TrainingArguments refuses the argument, or a script drops it and trains without warmup.
+    Scope: the transformers installed where check runs
+    Action: use warmup_steps with a value below 1
+    Verify: see whether TrainingArguments(warmup_ratio=...) raises an error
+    Source: huggingface/peft#2949; transformers 5.24 -- warmup_ratio is deprecated in 5.0 and removed in 5.2;
+        warmup_steps below 1 is a ratio from 5.0 on
+    """
     program = facts.config.extras.get("format")
     if program is not None:
         raise Unknown(f"a recipe of {program}, which hands the setting on as its own version of transformers wants it")
@@ -332,134 +465,16 @@ def _major_minor(version: str) -> tuple[int, int]:
 
 
 RULES = (
-    LoraRule(
-        id="RNK001",
-        severity="info",
-        title="more data than the adapter may hold",
-        groups=("base",),
-        condition="tokens x {bits_per_token} bit > {capacity_excess} x trainable parameters x {bits_per_parameter} bit",
-        observe=_capacity,
-        confidence=0.35,
-        evidence=(
-            cite(
-                LWR,
-                "an adapter holds about 2 bits a parameter and a data set about 1 bit a token; past that LoRA "
-                "falls behind",
-            ),
-        ),
-        rationale="Past its capacity LoRA learns more slowly per example than full fine-tuning.",
-        action="raise r, or target more modules, before raising lr",
-        scope="supervised training; tokens are an upper bound: full sequences, every step counted as new data",
-        verify="the same run at twice the rank: compare held-out loss after equal steps",
-        thresholds=(BITS_PER_PARAMETER, BITS_PER_TOKEN, CAPACITY_EXCESS),
-        settings=("r",),
-    ),
-    *_RECORDING,
-    LoraRule(
-        id="BAT001",
-        severity="info",
-        title="large batch",
-        condition="more than {batch_large} sequences per optimizer step",
-        observe=_large_batch,
-        predicts=True,
-        confidence=0.4,
-        evidence=(
-            cite(LWR, "large batches hurt LoRA more than full fine-tuning; rank does not fix it"),
-            cite("TRL docs, lora_without_regret.md", "effective batch under 32; tinker-cookbook starts at 128"),
-        ),
-        rationale="LoRA loses more from large batches than full fine-tuning does, and rank does not help.",
-        action="compare with a batch of 32 to 128 at the same number of examples",
-        scope="supervised LoRA; sources disagree on the batch size from which this holds",
-        verify="held-out loss after the same number of examples",
-        thresholds=(BATCH_LARGE,),
-        settings=("batch_size", "gradient_accumulation"),
-    ),
-    ConfigRule(
-        id="STP001",
-        severity="info",
-        title="very short run",
-        condition="fewer than {short_run} optimizer steps",
-        observe=_short_run,
-        confidence=0.6,
-        signs=("few_steps",),
-        evidence=(TINKER_STEPS,),
-        rationale="Of so few steps many go into warm-up, and LoRA's B, which starts at zero, has only begun to move.",
-        action="plan at least 100 steps, unless this is a trial",
-        scope="every run; a smoke test is meant to be short",
-        verify="the loss is still falling at the end",
-        thresholds=(SHORT_RUN,),
-        settings=("max_steps", "epochs"),
-    ),
-    ConfigRule(
-        id="EPO001",
-        severity="info",
-        title="many passes over the data",
-        condition="more than {epochs_many} epochs of instruction tuning, or {epochs_blind} of another task; a warning "
-        "from {epochs_blind} on with evaluation off",
-        predicts=True,
-        observe=_many_epochs,
-        confidence=0.5,
-        signs=("many_passes",),
-        evidence=(cite("Unsloth LoRA hyperparameters guide", "1 to 3 epochs"), INSTRUCT_GPT),
-        rationale="Repeated data is where memorising starts; without evaluation it goes unseen.",
-        action="evaluate each epoch and keep the best checkpoint",
-        scope="supervised and preference runs; small classification sets often take more epochs",
-        verify="held-out loss and the task's own metric by epoch: they may disagree",
-        thresholds=(EPOCHS_MANY, EPOCHS_BLIND),
-        settings=("epochs",),
-    ),
-    ConfigRule(
-        id="SCH001",
-        severity="warning",
-        title="warmup that is ignored",
-        condition="lr_scheduler_type is 'constant', and a warmup is set",
-        observe=_ignored_warmup,
-        confidence=0.95,
-        signs=("warmup_ignored",),
-        evidence=(
-            cite("transformers/optimization.py, get_scheduler (5.24)", "'constant' returns before warmup is looked at"),
-        ),
-        rationale="The first step runs at the full rate, which warmup was meant to avoid.",
-        action="use lr_scheduler_type='constant_with_warmup'",
-        scope="transformers' Trainer",
-        verify="the logged learning rate of the first rows",
-        settings=("lr_scheduler",),
-    ),
-    ConfigRule(
-        id="SCH002",
-        severity="warning",
-        title="warmup over half the run",
-        condition="warmup takes {warmup_long} of all steps or more, of {trial_steps} steps at least",
-        observe=_long_warmup,
-        confidence=0.8,
-        signs=("long_warmup",),
-        evidence=(cite("definition", "the peak rate is reached when warmup ends: after half the run or more"),),
-        rationale="The rate that was chosen is reached late and hardly used.",
-        action="warm up for 3 to 10 % of the steps",
-        scope="schedules with warmup",
-        verify="the logged learning rate over steps",
-        thresholds=(WARMUP_LONG, TRIAL_STEPS),
-        settings=("warmup_steps", "warmup_ratio"),
-    ),
-    ConfigRule(
-        id="SCH003",
-        severity="info",
-        title="warmup_ratio where it was removed",
-        condition="warmup_ratio is set, and transformers here is {warmup_ratio_removed} or later",
-        observe=_removed_ratio,
-        needs=(TO_COME,),
-        confidence=0.9,
-        evidence=(
-            cite(
-                "huggingface/peft#2949; transformers 5.24",
-                "warmup_ratio is deprecated in 5.0 and removed in 5.2; warmup_steps below 1 is a ratio from 5.0 on",
-            ),
-        ),
-        rationale="TrainingArguments refuses the argument, or a script drops it and trains without warmup.",
-        action="use warmup_steps with a value below 1",
-        scope="the transformers installed where check runs",
-        verify="see whether TrainingArguments(warmup_ratio=...) raises an error",
-        thresholds=(WARMUP_RATIO_REMOVED,),
-        settings=("warmup_ratio",),
-    ),
+    _capacity,
+    _no_train_loss,
+    _no_evaluation,
+    _no_checkpoint,
+    _best_is_deleted,
+    _output_in_use,
+    _large_batch,
+    _short_run,
+    _many_epochs,
+    _ignored_warmup,
+    _long_warmup,
+    _removed_ratio,
 )

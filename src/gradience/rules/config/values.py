@@ -11,13 +11,12 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Final, NamedTuple
 
 from gradience.configs.settings import ALIKE, nearest_known
-from gradience.rules import Observation, Sign, Threshold, Unknown, cite
+from gradience.rules import Observation, Sign, Threshold, Unknown
 from gradience.rules.config.facts import TO_COME, ConfigRule, Facts, about_lora, stops
 from gradience.schema import Json, NonFinite, as_float, real
 from gradience.schema.events import ConfigSnapshot
 
 Number = float | NonFinite | None
-
 
 MOST_UNKNOWN = Threshold(
     "most_unknown", 2, "keys that resemble no setting", "a judgement: with more of them, names are a program's own"
@@ -61,7 +60,30 @@ _VALUES = (
 _ALWAYS_WANTED = {"lr", "r", "lora_alpha"}
 
 
+def _fields_of(values: Mapping[str, Json]) -> Iterator[str]:
+    names = (name.partition("[")[0] for name in values)
+    return ("betas" if name.startswith("adam beta") else _FIELDS.get(name, name) for name in names)
+
+
+@ConfigRule(
+    "VAL001",
+    severity="error",
+    confidence=1.0,
+    settings=_fields_of,
+    signs=(Sign("stops", frozenset({"lr", "lora_alpha", "epochs"}), values=stops),),
+)
 def _value_out_of_range(facts: Facts) -> Iterator[Observation]:
+    """value out of range
+
+    a value that is not finite, or outside the range in which it has a meaning (lr, r and alpha above 0, dropout and
+    betas from 0 to below 1, counts of at least 1, ...)
+
+    Why: A run with this value fails at start, or trains nothing.
+    Scope: every run
+    Action: correct the value
+    Verify: the library that reads the value refuses it, or one step shows no change
+    Source: definition -- outside the range in which the quantity has a meaning
+    """
     missing = []
     for item in _VALUES:
         if item.of_lora and about_lora(facts):
@@ -102,7 +124,24 @@ def _betas(facts: Facts) -> Iterator[Observation]:
         yield from _judged(f"adam beta{index}", beta, _BELOW_ONE)
 
 
+@ConfigRule(
+    "SEC001",
+    severity="warning",
+    confidence=0.95,
+    settings=lambda values: [str(values.get("key", ""))],
+)
 def _secret_set(facts: Facts) -> Iterator[Observation]:
+    """a secret in the configuration
+
+    a key that holds a secret is set; its value is not read
+
+    Why: The trainer writes its arguments beside every checkpoint, and people upload checkpoints.
+    Scope: every key ending in token, api_key, secret or password, except a tokenizer's
+    Action: log in with `hf auth login` or an environment variable; revoke it if shared
+    Verify: search the output folder for the token's first characters
+    Source: experiment, transformers 5.24; huggingface/transformers#34612 -- training_args.bin is a pickle of the
+        arguments, and hub_token stands in it in clear text
+    """
     extras = facts.config.training.extras
     for key in extras.get("secret_keys") or []:
         yield Observation(f"{key} is set in the configuration (its value was not read)", {"key": key})
@@ -121,12 +160,28 @@ _FIELDS: Final = {  # name in a message: field of the configuration, if they dif
 }
 
 
-def _fields_of(values: Mapping[str, Json]) -> Iterator[str]:
-    names = (name.partition("[")[0] for name in values)
-    return ("betas" if name.startswith("adam beta") else _FIELDS.get(name, name) for name in names)
-
-
+@ConfigRule(
+    "KEY001",
+    severity="warning",
+    confidence=0.85,
+    needs=(TO_COME,),
+    settings=lambda values: [str(values.get("key", ""))],
+    thresholds=(Threshold("alike", ALIKE, "difflib's ratio", "a judgement"), MOST_UNKNOWN),
+)
 def _misspelt(facts: Facts) -> Iterator[Observation]:
+    """a key that nobody reads
+
+    an unknown key is a known one but for a letter or a separator (similarity of at least {alike}), in the recipe of
+    a known trainer or in a file with at most {most_unknown} other unknown keys
+
+    Why: The run goes on without the setting, and nothing in its log says so.
+    Scope: runs to come; PEFT's, transformers' and TRL's arguments, recipes of Axolotl, LLaMA-Factory, torchtune and
+        MLX-LM. A run that has begun may have been another program's, whose names are not known here
+    Action: write the known name, or remove the key
+    Verify: the trainer's own dump of its arguments shows the value or the default
+    Source: definition -- a trainer that takes unknown keys in silence runs with the default of the setting that was
+        meant
+    """
     if facts.around.unknown_keys is None:
         raise Unknown("the settings come from no file: there is no key to look at")
     meant = {key: nearest_known(key) for key in facts.around.unknown_keys}
@@ -142,63 +197,4 @@ def _misspelt(facts: Facts) -> Iterator[Observation]:
             )
 
 
-RULES = (
-    ConfigRule(
-        id="VAL001",
-        severity="error",
-        title="value out of range",
-        condition="a value that is not finite, or outside the range in which it has a meaning (lr, r and alpha above "
-        "0, dropout and betas from 0 to below 1, counts of at least 1, ...)",
-        observe=_value_out_of_range,
-        settings=_fields_of,
-        confidence=1.0,
-        signs=(Sign("stops", frozenset({"lr", "lora_alpha", "epochs"}), values=stops),),
-        evidence=(cite("definition", "outside the range in which the quantity has a meaning"),),
-        rationale="A run with this value fails at start, or trains nothing.",
-        action="correct the value",
-        scope="every run",
-        verify="the library that reads the value refuses it, or one step shows no change",
-    ),
-    ConfigRule(
-        id="SEC001",
-        severity="warning",
-        title="a secret in the configuration",
-        condition="a key that holds a secret is set; its value is not read",
-        observe=_secret_set,
-        settings=lambda values: [str(values.get("key", ""))],
-        confidence=0.95,
-        evidence=(
-            cite(
-                "experiment, transformers 5.24; huggingface/transformers#34612",
-                "training_args.bin is a pickle of the arguments, and hub_token stands in it in clear text",
-            ),
-        ),
-        rationale="The trainer writes its arguments beside every checkpoint, and people upload checkpoints.",
-        action="log in with `hf auth login` or an environment variable; revoke it if shared",
-        scope="every key ending in token, api_key, secret or password, except a tokenizer's",
-        verify="search the output folder for the token's first characters",
-    ),
-    ConfigRule(
-        id="KEY001",
-        severity="warning",
-        title="a key that nobody reads",
-        needs=(TO_COME,),
-        condition="an unknown key is a known one but for a letter or a separator (similarity of at least {alike}), in "
-        "the recipe of a known trainer or in a file with at most {most_unknown} other unknown keys",
-        observe=_misspelt,
-        settings=lambda values: [str(values.get("key", ""))],
-        confidence=0.85,
-        evidence=(
-            cite(
-                "definition",
-                "a trainer that takes unknown keys in silence runs with the default of the setting that was meant",
-            ),
-        ),
-        rationale="The run goes on without the setting, and nothing in its log says so.",
-        action="write the known name, or remove the key",
-        scope="runs to come; PEFT's, transformers' and TRL's arguments, recipes of Axolotl, LLaMA-Factory, torchtune "
-        "and MLX-LM. A run that has begun may have been another program's, whose names are not known here",
-        verify="the trainer's own dump of its arguments shows the value or the default",
-        thresholds=(Threshold("alike", ALIKE, "difflib's ratio", "a judgement"), MOST_UNKNOWN),
-    ),
-)
+RULES = (_value_out_of_range, _secret_set, _misspelt)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from gradience.rules import Observation, Threshold, Unknown, cite
+from gradience.rules import Observation, Threshold, Unknown
 from gradience.rules.data.content import (
     DUPLICATES_MANY,
     DUPLICATES_SOME,
@@ -39,19 +39,66 @@ UNFILLED = Threshold("unfilled", 0.01, "share of rows", "proposal: fewer are ans
 EQUAL_MANY = Threshold("equal_many", 0.01, "share of pairs", "proposal: more than slips")
 
 
+@DataRule(
+    "DAT352",
+    severity="warning",
+    confidence=0.8,
+)
 def _alike(data: DataReport) -> Iterator[Observation]:
+    """labels that differ in capitals or blanks only
+
+    two labels are equal but for capitals and blanks
+
+    Why: One class becomes two, which the model cannot tell apart.
+    Scope: classification with labels as text
+    Action: write each label in one way
+    Verify: the labels of these classes
+    Source: definition -- labels in lower case, with single blanks
+    """
     for group in data.labels_alike:
         yield Observation(f"labels differ in capitals or blanks only: {', '.join(map(repr, group))}", {"labels": group})
 
 
+@DataRule(
+    "DAT338",
+    severity="warning",
+    confidence=0.95,
+    thresholds=(EQUAL_MANY,),
+)
 def _equal(data: DataReport) -> Iterator[Observation]:
+    """chosen equals rejected
+
+    both answers of a pair are the same; from {equal_many} of the pairs: error
+
+    Why: Such a pair has no gradient towards either answer; its loss stays at log 2.
+    Scope: preferences; white space at the ends aside
+    Action: remove these rows, or look how the pairs were joined
+    Verify: their two answers
+    Source: Rafailov et al. 2023, arXiv 2305.18290, eq. 7 -- the margin of two equal answers is 0
+    """
     rows = data.seen.equal_pair
     if rows.count:
         severity: Severity | None = "error" if share(rows, data.rows_read) >= EQUAL_MANY.value else None
         yield on_rows(data, rows, "have a chosen answer that equals the rejected one", severity=severity)
 
 
+@DataRule(
+    "DAT339",
+    severity="warning",
+    confidence=0.8,
+    thresholds=(BIASED, FEW_PAIRS),
+)
 def _length_bias(data: DataReport) -> Iterator[Observation]:
+    """length tells the chosen answer
+
+    in {biased} of at least {few_pairs} pairs the chosen answer is the longer one, or the shorter one
+
+    Why: The model may learn length in place of what makes an answer better.
+    Scope: preferences, in characters
+    Action: match the lengths of both sides, or use a loss that normalises length
+    Verify: the reward's accuracy on pairs whose chosen answer is the other one
+    Source: Singhal et al. 2023, arXiv 2310.03716 -- length explains most of the gain of reward models
+    """
     pairs = data.pairs
     if pairs is None:
         raise Unknown("the rows are no pairs")
@@ -68,7 +115,25 @@ def _length_bias(data: DataReport) -> Iterator[Observation]:
         )
 
 
+@DataRule(
+    "DAT334",
+    severity="warning",
+    confidence=0.7,
+    thresholds=(REFUSING, THIRD, FORM, FEW_ANSWERED),
+)
 def _phrases(data: DataReport) -> Iterator[Observation]:
+    """one phrase in many answers
+
+    {refusing} of at least {few_answered} answers begin as a refusal, or {third} share a sentence or their
+    beginning; from {form} info: it may be the form of the task
+
+    Why: The phrase is what the model learns first, and writes everywhere.
+    Scope: formats with answers, at most 5000 drawn from all; sentences of prose of four words and more, beginnings
+        of six
+    Action: remove the phrase, or these rows
+    Verify: their text (--show-rows)
+    Source: definition -- answers with the most frequent sentence over all answers compared
+    """
     refusing, answers = data.seen.refusal, data.answers.rows
     if answers < FEW_ANSWERED.value:
         raise Unknown(f"{answers} answers, under {FEW_ANSWERED.value:g}")
@@ -87,7 +152,25 @@ def _phrases(data: DataReport) -> Iterator[Observation]:
         )
 
 
+@DataRule(
+    "DAT335",
+    severity="info",
+    confidence=0.65,
+    thresholds=(CUT_OFF, PROSE, GOING_ON, TORN, TORN_ROWS, FEW_ANSWERED),
+)
 def _cut_in_source(data: DataReport) -> Iterator[Observation]:
+    """answers are cut in the source
+
+    {cut_off} of the answers of prose end without a mark while {prose} end with one, {going_on} of them with a comma
+    or a word such as `of`; a warning if {torn} of all, and at least {torn_rows}, do
+
+    Why: The end token is learnt in the middle of sentences.
+    Scope: answers of twelve words and more whose last line is no list, heading or code; words of English, German,
+        French and Spanish
+    Action: look where the source was cut: a limit of tokens or characters when the answers were made
+    Verify: their text (--show-rows)
+    Source: definition -- answers of prose by how they end
+    """
     ended, dangling, torn = data.seen.ended, data.seen.dangling, data.seen.torn
     prose = ended.count + dangling.count + torn.count
     if prose < FEW_ANSWERED.value:
@@ -104,7 +187,18 @@ def _cut_in_source(data: DataReport) -> Iterator[Observation]:
         )
 
 
+@DataRule("DAT340", severity="warning", confidence=0.85)
 def _conflict(data: DataReport) -> Iterator[Observation]:
+    """contradicting rows
+
+    a row has the text of an earlier row and another label, or prefers what that one rejects
+
+    Why: The two rows pull against each other; one label is wrong.
+    Scope: preferences, KTO and classification
+    Action: keep one of the two
+    Verify: their text (--show-rows)
+    Source: definition -- equal text, another label
+    """
     rows = data.seen.conflict
     if rows.count:
         found = (
@@ -113,7 +207,24 @@ def _conflict(data: DataReport) -> Iterator[Observation]:
         yield on_rows(data, rows, found)
 
 
+@DataRule(
+    "DAT341",
+    severity="info",
+    confidence=0.75,
+    thresholds=(DUPLICATES_SOME, DUPLICATES_MANY),
+)
 def _near(data: DataReport) -> Iterator[Observation]:
+    """rows nearly repeat
+
+    {duplicates_some} of the rows nearly repeat an earlier one; from {duplicates_many}: warning
+
+    Why: A row that is trained on several times an epoch is memorised.
+    Scope: at most 5000 of the rows that are read, like rows drawn together; Jaccard similarity of 0.8 of word
+        trigrams that few rows share
+    Action: keep one of each group
+    Verify: their text (--show-rows)
+    Source: Lee et al. 2022, arXiv 2107.06499 -- near duplicates are memorised as exact ones are
+    """
     found = data.near
     if found is None:
         raise Unknown("rows are not compared")
@@ -130,7 +241,23 @@ def _near(data: DataReport) -> Iterator[Observation]:
         raise Unknown("a sample shows few of the near rows: --samples all")
 
 
+@DataRule(
+    "DAT342",
+    severity="warning",
+    confidence=0.65,
+    thresholds=(BEGUN, JOINED),
+)
 def _documents(data: DataReport) -> Iterator[Observation]:
+    """several documents in a row
+
+    the label that begins {begun} of the rows begins a later line again in {joined} of them
+
+    Why: Documents that no end token parts are learnt as one.
+    Scope: rows of text that begin with a label, such as Title: or ### Instruction:
+    Action: split these rows, or put the end token between the documents
+    Verify: their text (--show-rows)
+    Source: definition -- lines that begin as most rows begin
+    """
     found = data.documents
     if not found.rows:
         raise Unknown("the rows are no text")
@@ -144,7 +271,22 @@ def _documents(data: DataReport) -> Iterator[Observation]:
         )
 
 
+@DataRule(
+    "DAT343",
+    severity="warning",
+    confidence=0.8,
+)
 def _other_answer(data: DataReport) -> Iterator[Observation]:
+    """questions of the evaluation set are in the training set
+
+    the question of an evaluation row is in the training set with another answer
+
+    Why: The held-out loss then measures how well questions are remembered.
+    Scope: with --eval-data; questions of four words and more, compared word for word
+    Action: split by question, not by row
+    Verify: the evaluation loss on the other rows
+    Source: definition -- equal words of the question, other words of the answers
+    """
     found = data.overlap
     if found is None:
         raise Unknown("no evaluation set is given (--eval-data)")
@@ -157,7 +299,23 @@ def _other_answer(data: DataReport) -> Iterator[Observation]:
         )
 
 
+@DataRule(
+    "DAT346",
+    severity="warning",
+    confidence=0.7,
+    thresholds=(MIXED,),
+)
 def _languages(data: DataReport) -> Iterator[Observation]:
+    """another language than stated
+
+    {mixed} of the rows have an answer in another language than their column language or lang states
+
+    Why: The model learns to change language.
+    Scope: rows with a column language or lang; answers of 60 characters and more
+    Action: remove these rows, or correct the column
+    Verify: their text (--show-rows)
+    Source: definition -- the language that py3langid finds, where it is sure
+    """
     found = data.languages
     if found.reason or not found.stated:
         raise Unknown(found.reason or "no row states its language (a column language or lang)")
@@ -168,194 +326,82 @@ def _languages(data: DataReport) -> Iterator[Observation]:
         )
 
 
+@DataRule(
+    "DAT345",
+    severity="info",
+    confidence=0.6,
+    thresholds=(MARKED_UP, ESCAPED),
+)
+def _marked_up(data: DataReport) -> Iterator[Observation]:
+    """markup left in answers
+
+    {marked_up} of the rows hold HTML tags or entities in an answer, or {escaped} the escapes of JSON in place of
+    line breaks or letters
+
+    Why: The model learns to write the markup.
+    Scope: formats with answers
+    Action: unescape the source, if the answers are not meant to hold markup
+    Verify: their text (--show-rows)
+    Source: definition -- entities such as &nbsp;, tags such as <br>
+    """
+    rows = data.seen
+    yield from seen_in(data, rows.markup, "hold tags or entities of HTML in an answer", at_least=MARKED_UP)
+    yield from seen_in(data, rows.escaped_letters, "hold letters as `\\u00e9` in an answer", at_least=ESCAPED)
+    yield from seen_in(data, rows.escaped_breaks, "hold `\\n` as two characters in an answer", at_least=ESCAPED)
+
+
+@DataRule(
+    "DAT350",
+    severity="warning",
+    confidence=0.8,
+    thresholds=(GONE,),
+)
+def _missing_value(data: DataReport) -> Iterator[Observation]:
+    """missing values as answers
+
+    {gone} of the rows have an answer that is only nan, NA or the like
+
+    Why: A table's missing values were written as text: the model learns to answer with them.
+    Scope: formats with answers; none and null may be answers, and are not counted
+    Action: remove these rows
+    Verify: their text (--show-rows)
+    Source: definition -- what pandas and spreadsheets write for a missing value
+    """
+    return seen_in(data, data.seen.missing_value, "have an answer that is only nan, <NA> or the like", at_least=GONE)
+
+
+@DataRule(
+    "DAT353",
+    severity="info",
+    confidence=0.6,
+    thresholds=(UNFILLED,),
+)
+def _placeholder(data: DataReport) -> Iterator[Observation]:
+    """placeholders in answers
+
+    {unfilled} of the rows have an answer with [INSERT NAME], a name in double braces or the like
+
+    Why: The model learns to write the placeholder.
+    Scope: formats with answers
+    Action: fill them in, if the answers are not meant to be forms
+    Verify: their text (--show-rows)
+    Source: definition -- [INSERT ...], [YOUR ...], and names with _ in double braces
+    """
+    return seen_in(data, data.seen.placeholder, "have an answer with a placeholder", at_least=UNFILLED)
+
+
 RULES = (
-    DataRule(
-        id="DAT334",
-        severity="warning",
-        title="one phrase in many answers",
-        condition="{refusing} of at least {few_answered} answers begin as a refusal, or {third} share a sentence "
-        "or their beginning; from {form} info: it may be the form of the task",
-        observe=_phrases,
-        confidence=0.7,
-        scope="formats with answers, at most 5000 drawn from all; sentences of prose of four words and more, "
-        "beginnings of six",
-        rationale="The phrase is what the model learns first, and writes everywhere.",
-        action="remove the phrase, or these rows",
-        verify="their text (--show-rows)",
-        thresholds=(REFUSING, THIRD, FORM, FEW_ANSWERED),
-        evidence=(cite("definition", "answers with the most frequent sentence over all answers compared"),),
-    ),
-    DataRule(
-        id="DAT335",
-        severity="info",
-        title="answers are cut in the source",
-        condition="{cut_off} of the answers of prose end without a mark while {prose} end with one, {going_on} of them "
-        "with a comma or a word such as `of`; a warning if {torn} of all, and at least {torn_rows}, do",
-        observe=_cut_in_source,
-        confidence=0.65,
-        scope="answers of twelve words and more whose last line is no list, heading or code; words of English, German, "
-        "French and Spanish",
-        rationale="The end token is learnt in the middle of sentences.",
-        action="look where the source was cut: a limit of tokens or characters when the answers were made",
-        verify="their text (--show-rows)",
-        thresholds=(CUT_OFF, PROSE, GOING_ON, TORN, TORN_ROWS, FEW_ANSWERED),
-        evidence=(cite("definition", "answers of prose by how they end"),),
-    ),
-    DataRule(
-        id="DAT338",
-        severity="warning",
-        title="chosen equals rejected",
-        condition="both answers of a pair are the same; from {equal_many} of the pairs: error",
-        observe=_equal,
-        confidence=0.95,
-        scope="preferences; white space at the ends aside",
-        rationale="Such a pair has no gradient towards either answer; its loss stays at log 2.",
-        action="remove these rows, or look how the pairs were joined",
-        verify="their two answers",
-        thresholds=(EQUAL_MANY,),
-        evidence=(cite("Rafailov et al. 2023, arXiv 2305.18290, eq. 7", "the margin of two equal answers is 0"),),
-    ),
-    DataRule(
-        id="DAT339",
-        severity="warning",
-        title="length tells the chosen answer",
-        condition="in {biased} of at least {few_pairs} pairs the chosen answer is the longer one, or the shorter one",
-        observe=_length_bias,
-        confidence=0.8,
-        scope="preferences, in characters",
-        rationale="The model may learn length in place of what makes an answer better.",
-        action="match the lengths of both sides, or use a loss that normalises length",
-        verify="the reward's accuracy on pairs whose chosen answer is the other one",
-        thresholds=(BIASED, FEW_PAIRS),
-        evidence=(cite("Singhal et al. 2023, arXiv 2310.03716", "length explains most of the gain of reward models"),),
-    ),
-    DataRule(
-        id="DAT340",
-        severity="warning",
-        title="contradicting rows",
-        condition="a row has the text of an earlier row and another label, or prefers what that one rejects",
-        observe=_conflict,
-        confidence=0.85,
-        scope="preferences, KTO and classification",
-        rationale="The two rows pull against each other; one label is wrong.",
-        action="keep one of the two",
-        verify="their text (--show-rows)",
-        evidence=(cite("definition", "equal text, another label"),),
-    ),
-    DataRule(
-        id="DAT341",
-        severity="info",
-        title="rows nearly repeat",
-        condition="{duplicates_some} of the rows nearly repeat an earlier one; from {duplicates_many}: warning",
-        observe=_near,
-        confidence=0.75,
-        scope="at most 5000 of the rows that are read, like rows drawn together; Jaccard similarity of 0.8 of word "
-        "trigrams that few rows share",
-        rationale="A row that is trained on several times an epoch is memorised.",
-        action="keep one of each group",
-        verify="their text (--show-rows)",
-        thresholds=(DUPLICATES_SOME, DUPLICATES_MANY),
-        evidence=(cite("Lee et al. 2022, arXiv 2107.06499", "near duplicates are memorised as exact ones are"),),
-    ),
-    DataRule(
-        id="DAT342",
-        severity="warning",
-        title="several documents in a row",
-        condition="the label that begins {begun} of the rows begins a later line again in {joined} of them",
-        observe=_documents,
-        confidence=0.65,
-        scope="rows of text that begin with a label, such as Title: or ### Instruction:",
-        rationale="Documents that no end token parts are learnt as one.",
-        action="split these rows, or put the end token between the documents",
-        verify="their text (--show-rows)",
-        thresholds=(BEGUN, JOINED),
-        evidence=(cite("definition", "lines that begin as most rows begin"),),
-    ),
-    DataRule(
-        id="DAT343",
-        severity="warning",
-        title="questions of the evaluation set are in the training set",
-        condition="the question of an evaluation row is in the training set with another answer",
-        observe=_other_answer,
-        confidence=0.8,
-        scope="with --eval-data; questions of four words and more, compared word for word",
-        rationale="The held-out loss then measures how well questions are remembered.",
-        action="split by question, not by row",
-        verify="the evaluation loss on the other rows",
-        evidence=(cite("definition", "equal words of the question, other words of the answers"),),
-    ),
-    DataRule(
-        id="DAT345",
-        severity="info",
-        title="markup left in answers",
-        condition="{marked_up} of the rows hold HTML tags or entities in an answer, or {escaped} the "
-        "escapes of JSON in place of line breaks or letters",
-        observe=lambda data: [
-            *seen_in("markup", "hold tags or entities of HTML in an answer", at_least=MARKED_UP)(data),
-            *seen_in("escaped_letters", "hold letters as `\\u00e9` in an answer", at_least=ESCAPED)(data),
-            *seen_in("escaped_breaks", "hold `\\n` as two characters in an answer", at_least=ESCAPED)(data),
-        ],
-        confidence=0.6,
-        scope="formats with answers",
-        rationale="The model learns to write the markup.",
-        action="unescape the source, if the answers are not meant to hold markup",
-        verify="their text (--show-rows)",
-        thresholds=(MARKED_UP, ESCAPED),
-        evidence=(cite("definition", "entities such as &nbsp;, tags such as <br>"),),
-    ),
-    DataRule(
-        id="DAT350",
-        severity="warning",
-        title="missing values as answers",
-        condition="{gone} of the rows have an answer that is only nan, NA or the like",
-        observe=seen_in("missing_value", "have an answer that is only nan, <NA> or the like", at_least=GONE),
-        confidence=0.8,
-        scope="formats with answers; none and null may be answers, and are not counted",
-        rationale="A table's missing values were written as text: the model learns to answer with them.",
-        action="remove these rows",
-        verify="their text (--show-rows)",
-        thresholds=(GONE,),
-        evidence=(cite("definition", "what pandas and spreadsheets write for a missing value"),),
-    ),
-    DataRule(
-        id="DAT352",
-        severity="warning",
-        title="labels that differ in capitals or blanks only",
-        condition="two labels are equal but for capitals and blanks",
-        observe=_alike,
-        confidence=0.8,
-        scope="classification with labels as text",
-        rationale="One class becomes two, which the model cannot tell apart.",
-        action="write each label in one way",
-        verify="the labels of these classes",
-        evidence=(cite("definition", "labels in lower case, with single blanks"),),
-    ),
-    DataRule(
-        id="DAT353",
-        severity="info",
-        title="placeholders in answers",
-        condition="{unfilled} of the rows have an answer with [INSERT NAME], a name in double braces or the like",
-        observe=seen_in("placeholder", "have an answer with a placeholder", at_least=UNFILLED),
-        confidence=0.6,
-        scope="formats with answers",
-        rationale="The model learns to write the placeholder.",
-        action="fill them in, if the answers are not meant to be forms",
-        verify="their text (--show-rows)",
-        thresholds=(UNFILLED,),
-        evidence=(cite("definition", "[INSERT ...], [YOUR ...], and names with _ in double braces"),),
-    ),
-    DataRule(
-        id="DAT346",
-        severity="warning",
-        title="another language than stated",
-        condition="{mixed} of the rows have an answer in another language than their column language or lang states",
-        observe=_languages,
-        confidence=0.7,
-        scope="rows with a column language or lang; answers of 60 characters and more",
-        rationale="The model learns to change language.",
-        action="remove these rows, or correct the column",
-        verify="their text (--show-rows)",
-        thresholds=(MIXED,),
-        evidence=(cite("definition", "the language that py3langid finds, where it is sure"),),
-    ),
+    _phrases,
+    _cut_in_source,
+    _equal,
+    _length_bias,
+    _conflict,
+    _near,
+    _documents,
+    _other_answer,
+    _marked_up,
+    _missing_value,
+    _alike,
+    _placeholder,
+    _languages,
 )

@@ -6,16 +6,26 @@ numbers of the first rows.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 
-from gradience.rules import Observation, Rule, Threshold, Unknown, cite, premise
+from gradience.rules import Observation, Rule, Threshold, Unknown, premise
 from gradience.schema import Json, Severity
 from gradience.schema.document import RuleGroup
 from gradience.schema.reports import DataReport, Rows
 
 MAJORITY = Threshold("majority", 0.9, "share of rows", "proposal: guessing one class is right in 9 of 10")
 FEW_LABELS = Threshold("few_labels", 20, "rows", "proposal: fewer are no sample")
+UNREADABLE_MANY = Threshold("unreadable_many", 0.01, "share of rows", "proposal: trainers stop at the first")
+SAME_ANSWER = Threshold("same_answer", 0.5, "share of answers", "proposal: one answer is right for half of the prompts")
+FEW_ANSWERS = Threshold(
+    "few_answers", 0.05, "different answers per answer", "proposal: fewer are the classes of a task, such as yes and no"
+)
+SAME_ANSWER_ROWS = Threshold("same_answer_rows", 20, "answers", "proposal: fewer are no sample")
+DUPLICATES_SOME = Threshold("duplicates_some", 0.01, "share of rows", "proposal; deduplicated web text has under it")
+DUPLICATES_MANY = Threshold("duplicates_many", 0.1, "share of rows", "proposal: an epoch is then more than one pass")
+OVERLAP_MANY = Threshold("overlap_many", 0.05, "share of evaluation rows", "proposal: enough to move a mean loss")
+BROKEN_MANY = Threshold("broken_many", 0.01, "share of rows", "proposal: a wrong decoding breaks many rows, chance few")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,23 +75,10 @@ def on_rows(
     return Observation(f"{counted(rows, of)} {says}", values(rows, of, **more), severity=severity, action=action)
 
 
-def seen_in(
-    name: str, says: str, *, at_least: Threshold | None = None
-) -> Callable[[DataReport], Iterator[Observation]]:
-    """The observation of the rows in a field of `RowsSeen`.
-
-    Args:
-        name: the field.
-        says: what the message says of these rows.
-        at_least: the share of rows from which it is a finding; None for a single row.
-    """
-
-    def observe(data: DataReport) -> Iterator[Observation]:
-        rows: Rows = getattr(data.seen, name)
-        if rows.count and (at_least is None or share(rows, data.rows_read) >= at_least.value):
-            yield on_rows(data, rows, says)
-
-    return observe
+def seen_in(data: DataReport, rows: Rows, says: str, *, at_least: Threshold | None = None) -> Iterator[Observation]:
+    """The observation that rows have a property, if there are any, or `at_least` this share of them."""
+    if rows.count and (at_least is None or share(rows, data.rows_read) >= at_least.value):
+        yield on_rows(data, rows, says)
 
 
 @premise("the loss is computed on tokens")
@@ -100,7 +97,24 @@ def _labelled(data: DataReport) -> str | None:
     return None if data.labels else "the rows have no label"
 
 
+@DataRule(
+    "DAT315",
+    severity="warning",
+    confidence=0.7,
+    needs=(_labelled,),
+    thresholds=(MAJORITY, FEW_LABELS),
+)
 def _balance(data: DataReport) -> Iterator[Observation]:
+    """unbalanced classes
+
+    {majority} of at least {few_labels} rows have one label
+
+    Why: Accuracy looks high for a model that always answers the same.
+    Scope: classification and KTO
+    Action: weight the classes, or report balanced accuracy or F1
+    Verify: accuracy per class
+    Source: definition -- rows of the most frequent label over all rows
+    """
     if data.rows_read < FEW_LABELS.value:
         raise Unknown(f"{data.rows_read} rows, under {FEW_LABELS.value:g}")
     if data.labels_total < 2:
@@ -114,7 +128,30 @@ def _balance(data: DataReport) -> Iterator[Observation]:
         )
 
 
+@premise("labels are classes")
+def _classified(data: DataReport) -> str | None:
+    return None if data.trainer == "classification" else "the rows are not classified"
+
+
+@DataRule(
+    "DAT316",
+    severity="error",
+    confidence=0.95,
+    groups=("data", "log"),
+    needs=(_labelled, _classified),
+    settings=("num_labels",),
+)
 def _range(data: DataReport) -> Iterator[Observation]:
+    """labels out of range
+
+    a label is below 0, or not below the number of classes
+
+    Why: Cross entropy raises on the CPU, and ends a CUDA context with an assertion.
+    Scope: classification with whole numbers as labels
+    Action: set num_labels (here: --num-labels), or map the labels to 0 and up
+    Verify: max(label) < model.config.num_labels
+    Source: torch 2.13, cross_entropy -- Target out of bounds
+    """
     rows = data.seen.label_out_of_range
     if rows.count:
         what = f"that is not one of 0 to {data.num_labels - 1}" if data.num_labels else "below 0"
@@ -123,7 +160,23 @@ def _range(data: DataReport) -> Iterator[Observation]:
         raise Unknown("the number of classes is not known (--num-labels, or --base with its config.json)")
 
 
+@DataRule(
+    "DAT317",
+    severity="error",
+    confidence=0.9,
+    needs=(_labelled,),
+)
 def _one_class(data: DataReport) -> Iterator[Observation]:
+    """one class only
+
+    every row has the same label
+
+    Why: The model learns to answer one label; the loss goes to 0 and looks like success.
+    Scope: classification and KTO
+    Action: look at how rows were selected: sorted files cut at the front have one class
+    Verify: the labels of the whole file (--samples all)
+    Source: definition -- one label among all rows read
+    """
     if data.labels_total == 1:
         label = next(iter(data.labels))
         yield Observation(
@@ -131,87 +184,23 @@ def _one_class(data: DataReport) -> Iterator[Observation]:
         )
 
 
-@premise("labels are classes")
-def _classified(data: DataReport) -> str | None:
-    return None if data.trainer == "classification" else "the rows are not classified"
-
-
-_ON_LABELS = (
-    DataRule(
-        id="DAT315",
-        severity="warning",
-        title="unbalanced classes",
-        condition="{majority} of at least {few_labels} rows have one label",
-        observe=_balance,
-        needs=(_labelled,),
-        confidence=0.7,
-        scope="classification and KTO",
-        rationale="Accuracy looks high for a model that always answers the same.",
-        action="weight the classes, or report balanced accuracy or F1",
-        verify="accuracy per class",
-        thresholds=(MAJORITY, FEW_LABELS),
-        evidence=(cite("definition", "rows of the most frequent label over all rows"),),
-    ),
-    DataRule(
-        id="DAT316",
-        severity="error",
-        title="labels out of range",
-        groups=("data", "log"),
-        condition="a label is below 0, or not below the number of classes",
-        observe=_range,
-        needs=(_labelled, _classified),
-        confidence=0.95,
-        scope="classification with whole numbers as labels",
-        rationale="Cross entropy raises on the CPU, and ends a CUDA context with an assertion.",
-        action="set num_labels (here: --num-labels), or map the labels to 0 and up",
-        verify="max(label) < model.config.num_labels",
-        evidence=(cite("torch 2.13, cross_entropy", "Target out of bounds"),),
-        settings=("num_labels",),
-    ),
-    DataRule(
-        id="DAT317",
-        severity="error",
-        title="one class only",
-        condition="every row has the same label",
-        observe=_one_class,
-        needs=(_labelled,),
-        confidence=0.9,
-        scope="classification and KTO",
-        rationale="The model learns to answer one label; the loss goes to 0 and looks like success.",
-        action="look at how rows were selected: sorted files cut at the front have one class",
-        verify="the labels of the whole file (--samples all)",
-        evidence=(cite("definition", "one label among all rows read"),),
-    ),
+@DataRule(
+    "DAT300",
+    severity="warning",
+    confidence=0.9,
+    thresholds=(UNREADABLE_MANY,),
 )
-
-
-UNREADABLE_MANY = Threshold("unreadable_many", 0.01, "share of rows", "proposal: trainers stop at the first")
-
-
-SAME_ANSWER = Threshold("same_answer", 0.5, "share of answers", "proposal: one answer is right for half of the prompts")
-
-
-FEW_ANSWERS = Threshold(
-    "few_answers", 0.05, "different answers per answer", "proposal: fewer are the classes of a task, such as yes and no"
-)
-
-
-SAME_ANSWER_ROWS = Threshold("same_answer_rows", 20, "answers", "proposal: fewer are no sample")
-
-
-DUPLICATES_SOME = Threshold("duplicates_some", 0.01, "share of rows", "proposal; deduplicated web text has under it")
-
-
-DUPLICATES_MANY = Threshold("duplicates_many", 0.1, "share of rows", "proposal: an epoch is then more than one pass")
-
-
-OVERLAP_MANY = Threshold("overlap_many", 0.05, "share of evaluation rows", "proposal: enough to move a mean loss")
-
-
-BROKEN_MANY = Threshold("broken_many", 0.01, "share of rows", "proposal: a wrong decoding breaks many rows, chance few")
-
-
 def _unreadable(data: DataReport) -> Iterator[Observation]:
+    """rows cannot be used
+
+    a row cannot be read, or is not of the data set's format; from {unreadable_many} of the rows: error
+
+    Why: The trainer stops at such a row, or skips it in silence.
+    Scope: every data set
+    Action: correct or remove these rows
+    Verify: their lines
+    Source: definition -- the format is that of the first usable row
+    """
     rows, of = data.seen.unreadable, data.rows_read + data.seen.unreadable.count
     if rows.count:
         why = f": {data.faults[0].reason}" if data.faults else ""
@@ -222,7 +211,24 @@ def _unreadable(data: DataReport) -> Iterator[Observation]:
         )
 
 
+@DataRule(
+    "DAT312",
+    severity="warning",
+    confidence=0.7,
+    thresholds=(SAME_ANSWER, SAME_ANSWER_ROWS, FEW_ANSWERS, MAJORITY),
+)
 def _constant(data: DataReport) -> Iterator[Observation]:
+    """one answer for many prompts
+
+    {same_answer} of at least {same_answer_rows} answers are the same text; {majority} if the answers are few
+    different ones, at most {few_answers} of their number, as in a choice of yes and no
+
+    Why: The loss falls while the model learns one text.
+    Scope: formats with answers; of a pair, the chosen one
+    Action: look whether a column was filled with a constant
+    Verify: the most frequent answers
+    Source: definition -- rows of the most frequent answer over all answers
+    """
     answers = data.answers
     if answers.rows < SAME_ANSWER_ROWS.value:
         raise Unknown(f"{answers.rows} answers to compare, under {SAME_ANSWER_ROWS.value:g}")
@@ -235,8 +241,25 @@ def _constant(data: DataReport) -> Iterator[Observation]:
         )
 
 
+@DataRule(
+    "DAT313",
+    severity="info",
+    confidence=0.8,
+    groups=("data", "log"),
+    thresholds=(DUPLICATES_SOME, DUPLICATES_MANY),
+)
 def duplicates(data: DataReport) -> Iterator[Observation]:
-    """Observe rows that are equal to an earlier row."""
+    """duplicate rows
+
+    {duplicates_some} of the rows repeat an earlier one; from {duplicates_many}: warning
+
+    Why: A repeated row is trained on twice an epoch, and may be in the evaluation set, too.
+    Scope: rows that are equal in every column that a trainer could read: all but an id, and for GRPO that, too
+    Action: remove duplicates
+    Verify: their numbers
+    Source: Lee et al. 2022, arXiv 2107.06499 -- models trained on deduplicated text emit memorised text ten times
+        less often
+    """
     rows, part = data.seen.duplicate, share(data.seen.duplicate, data.rows_read)
     if part >= DUPLICATES_SOME.value:
         severity: Severity | None = "warning" if part >= DUPLICATES_MANY.value else None
@@ -245,7 +268,23 @@ def duplicates(data: DataReport) -> Iterator[Observation]:
         raise Unknown("a sample shows few of the duplicates: --samples all")
 
 
+@DataRule(
+    "DAT314",
+    severity="warning",
+    confidence=0.9,
+    thresholds=(OVERLAP_MANY,),
+)
 def _overlap(data: DataReport) -> Iterator[Observation]:
+    """the evaluation set is inside the training set
+
+    an evaluation row is also in the training set, equal or nearly so; from {overlap_many}: error
+
+    Why: The held-out loss then measures memorization, and overfitting is not seen.
+    Scope: with --eval-data; near is a Jaccard similarity of word trigrams of 0.8 and more
+    Action: remove these rows from one of the sets
+    Verify: the evaluation loss on the other rows
+    Source: benchmarks/data.py -- what MinHash finds and misses: docs/evidence/data.md
+    """
     found = data.overlap
     if found is None:
         raise Unknown("no evaluation set is given (--eval-data)")
@@ -270,7 +309,23 @@ def _overlap(data: DataReport) -> Iterator[Observation]:
         raise Unknown("a sample of the training rows shows few of the overlaps: --samples all")
 
 
+@DataRule(
+    "DAT318",
+    severity="info",
+    confidence=0.75,
+    thresholds=(BROKEN_MANY,),
+)
 def _broken(data: DataReport) -> Iterator[Observation]:
+    """broken text
+
+    a row holds U+FFFD, or UTF-8 decoded as Latin-1; from {broken_many} of the rows: warning
+
+    Why: The model learns the broken spelling.
+    Scope: rows of text
+    Action: read the source as UTF-8 again
+    Verify: the text of these rows (--show-rows)
+    Source: Unicode 16, U+FFFD -- stands for what could not be decoded
+    """
     for rows, what in (
         (data.seen.replacement, "U+FFFD, lost characters"),
         (data.seen.mojibake, "text that was decoded wrongly, as UTF-8 read as Latin-1"),
@@ -280,96 +335,33 @@ def _broken(data: DataReport) -> Iterator[Observation]:
             yield on_rows(data, rows, f"hold {what}", severity="warning" if many else None)
 
 
+@DataRule(
+    "DAT311",
+    severity="warning",
+    confidence=0.8,
+)
+def _empty_answer(data: DataReport) -> Iterator[Observation]:
+    """empty answers
+
+    a wanted answer holds nothing but white space: no thought, call, image or sound either
+
+    Why: The model learns to answer with nothing.
+    Scope: formats with answers
+    Action: remove these rows
+    Verify: their text (--show-rows)
+    Source: definition -- the answer without white space is empty
+    """
+    return seen_in(data, data.seen.empty_answer, "have an empty answer")
+
+
 RULES = (
-    *_ON_LABELS,
-    DataRule(
-        id="DAT300",
-        severity="warning",
-        title="rows cannot be used",
-        condition="a row cannot be read, or is not of the data set's format; from {unreadable_many} of the rows: error",
-        observe=_unreadable,
-        confidence=0.9,
-        scope="every data set",
-        rationale="The trainer stops at such a row, or skips it in silence.",
-        action="correct or remove these rows",
-        verify="their lines",
-        thresholds=(UNREADABLE_MANY,),
-        evidence=(cite("definition", "the format is that of the first usable row"),),
-    ),
-    DataRule(
-        id="DAT311",
-        severity="warning",
-        title="empty answers",
-        condition="a wanted answer holds nothing but white space: no thought, call, image or sound either",
-        observe=seen_in("empty_answer", "have an empty answer"),
-        confidence=0.8,
-        scope="formats with answers",
-        rationale="The model learns to answer with nothing.",
-        action="remove these rows",
-        verify="their text (--show-rows)",
-        evidence=(cite("definition", "the answer without white space is empty"),),
-    ),
-    DataRule(
-        id="DAT312",
-        severity="warning",
-        title="one answer for many prompts",
-        condition="{same_answer} of at least {same_answer_rows} answers are the same text; {majority} if the "
-        "answers are few different ones, at most {few_answers} of their number, as in a choice of yes and no",
-        observe=_constant,
-        confidence=0.7,
-        scope="formats with answers; of a pair, the chosen one",
-        rationale="The loss falls while the model learns one text.",
-        action="look whether a column was filled with a constant",
-        verify="the most frequent answers",
-        thresholds=(SAME_ANSWER, SAME_ANSWER_ROWS, FEW_ANSWERS, MAJORITY),
-        evidence=(cite("definition", "rows of the most frequent answer over all answers"),),
-    ),
-    DataRule(
-        id="DAT313",
-        severity="info",
-        title="duplicate rows",
-        groups=("data", "log"),
-        condition="{duplicates_some} of the rows repeat an earlier one; from {duplicates_many}: warning",
-        observe=duplicates,
-        confidence=0.8,
-        scope="rows that are equal in every column that a trainer could read: all but an id, and for GRPO that, too",
-        rationale="A repeated row is trained on twice an epoch, and may be in the evaluation set, too.",
-        action="remove duplicates",
-        verify="their numbers",
-        thresholds=(DUPLICATES_SOME, DUPLICATES_MANY),
-        evidence=(
-            cite(
-                "Lee et al. 2022, arXiv 2107.06499",
-                "models trained on deduplicated text emit memorised text ten times less often",
-            ),
-        ),
-    ),
-    DataRule(
-        id="DAT314",
-        severity="warning",
-        title="the evaluation set is inside the training set",
-        condition="an evaluation row is also in the training set, equal or nearly so; from {overlap_many}: error",
-        observe=_overlap,
-        confidence=0.9,
-        scope="with --eval-data; near is a Jaccard similarity of word trigrams of 0.8 and more",
-        rationale="The held-out loss then measures memorization, and overfitting is not seen.",
-        action="remove these rows from one of the sets",
-        verify="the evaluation loss on the other rows",
-        thresholds=(OVERLAP_MANY,),
-        evidence=(cite("benchmarks/data.py", "what MinHash finds and misses: docs/evidence/data.md"),),
-    ),
-    DataRule(
-        id="DAT318",
-        severity="info",
-        title="broken text",
-        condition="a row holds U+FFFD, or UTF-8 decoded as Latin-1; from {broken_many} of the rows: warning",
-        observe=_broken,
-        confidence=0.75,
-        scope="rows of text",
-        rationale="The model learns the broken spelling.",
-        action="read the source as UTF-8 again",
-        verify="the text of these rows (--show-rows)",
-        thresholds=(BROKEN_MANY,),
-        evidence=(cite("Unicode 16, U+FFFD", "stands for what could not be decoded"),),
-    ),
+    _balance,
+    _range,
+    _one_class,
+    _unreadable,
+    _empty_answer,
+    _constant,
+    duplicates,
+    _overlap,
+    _broken,
 )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from gradience.rules import ALL_MASKED, Observation, Sign, Threshold, Unknown, cite
+from gradience.rules import ALL_MASKED, Observation, Sign, Threshold, Unknown
 from gradience.rules.data.content import DataRule, counted, of_tokens, on_rows, share, values
 from gradience.schema import Severity
 from gradience.schema.reports import DataReport
@@ -17,14 +17,6 @@ PROMPT_TAUGHT = Threshold(
     "prompt_taught", 0.5, "share of rows", "proposal: a few rows without a prompt are no wrong setting"
 )
 MASKED_END = Threshold("masked_end", 0.5, "share of whole answers", "proposal: half of the answers")
-NO_MARKERS = cite(
-    "huggingface/trl#4201; marin-community/marin#7237",
-    "stock templates have no generation block: assistant_only_loss masks every token",
-)
-TRL_REFUSES = cite(
-    "TRL 1.16, chat_template_utils.get_training_chat_template",
-    "replaces the stock templates that it knows, and raises ValueError for any other",
-)
 
 
 def unmarked(data: DataReport) -> bool:
@@ -33,7 +25,27 @@ def unmarked(data: DataReport) -> bool:
     return data.masked_by == "trl" and data.loss == "assistant" and conversations and not data.template_marks_answers
 
 
+@DataRule(
+    "DAT302",
+    severity="error",
+    confidence=0.95,
+    needs=(of_tokens,),
+    settings=("assistant_only_loss",),
+)
 def _no_markers(data: DataReport) -> Iterator[Observation]:
+    """template without generation markers under an assistant-only loss
+
+    loss on the assistant's turns by TRL, and the chat template has no generation block
+
+    Why: The mask is built from these blocks: without one every token is masked, or TRL 1.16 refuses to start.
+    Scope: TRL's assistant_only_loss; a stock template that the installed TRL replaces by its own is not reported
+    Action: give --template a copy with a generation block around the assistant's content and its end token
+    Verify: tokenizer.apply_chat_template(..., return_assistant_tokens_mask=True) holds a 1
+    Source: huggingface/trl#4201; marin-community/marin#7237 -- stock templates have no generation block:
+        assistant_only_loss masks every token
+    Source: TRL 1.16, chat_template_utils.get_training_chat_template -- replaces the stock templates that it knows,
+        and raises ValueError for any other
+    """
     if unmarked(data):
         yield Observation(
             f"the chat template of {data.template} has no {{% generation %}} block, and the loss is assistant-only",
@@ -41,7 +53,27 @@ def _no_markers(data: DataReport) -> Iterator[Observation]:
         )
 
 
+@DataRule(
+    "DAT301",
+    severity="error",
+    confidence=0.95,
+    groups=("data", "log"),
+    needs=(of_tokens,),
+    signs=(Sign("all_masked", frozenset({"critical"})),),
+    settings=("assistant_only_loss", "completion_only_loss", "train_on_inputs", "train_on_prompt"),
+    evidence=(ALL_MASKED,),
+)
 def _unsupervised(data: DataReport) -> Iterator[Observation]:
+    """rows without a supervised token
+
+    a row has no supervised token, even before any cut; critical if that is so in all rows
+
+    Why: The loss of such a row is 0 or undefined; if all are so, the run trains nothing and logs a plausible or
+        zero loss.
+    Scope: losses on tokens; with the masks that the trainer builds from the template and the columns
+    Action: look at these rows: no assistant turn, another role's name, an empty answer; or choose another --loss
+    Verify: labels of trainer.train_dataset[i]: all -100
+    """
     if unmarked(data):
         raise Unknown("the template marks no answer (see DAT302)")
     rows = data.seen.unsupervised
@@ -50,7 +82,25 @@ def _unsupervised(data: DataReport) -> Iterator[Observation]:
         yield on_rows(data, rows, "have no supervised token", severity=severity, loss=data.loss)
 
 
+@DataRule(
+    "DAT303",
+    severity="info",
+    confidence=0.5,
+    groups=("data", "log"),
+    needs=(of_tokens,),
+    thresholds=(FEW_SUPERVISED,),
+)
 def _few_supervised(data: DataReport) -> Iterator[Observation]:
+    """few tokens are supervised
+
+    under {few_supervised} of the kept tokens are supervised
+
+    Why: Compute goes into prompts, and the loss is a mean over few tokens: it is noisy.
+    Scope: losses on tokens
+    Action: shorten prompts, join turns of one conversation into a row, or raise the batch size
+    Verify: the same run with longer answers, or twice the batch
+    Source: definition -- supervised tokens over tokens after the cut
+    """
     tokens = data.tokens
     if not tokens.kept or not tokens.supervised:
         raise Unknown("no token is supervised (see DAT301, DAT302)")
@@ -62,7 +112,27 @@ def _few_supervised(data: DataReport) -> Iterator[Observation]:
         )
 
 
+@DataRule(
+    "DAT304",
+    severity="warning",
+    confidence=0.85,
+    needs=(of_tokens,),
+    settings=("completion_only_loss", "assistant_only_loss"),
+    thresholds=(PROMPT_TAUGHT,),
+)
 def _prompt_supervised(data: DataReport) -> Iterator[Observation]:
+    """the prompt is supervised despite the setting
+
+    the loss is set on answers only, and every token is supervised in {prompt_taught} of the rows; or rows hold a
+    completion_mask that is not applied
+
+    Why: The model learns to write prompts; the loss looks low for text that repeats.
+    Scope: a loss on the assistant's turns or on completions
+    Action: correct the labels, or the generation block, so that it covers answers only
+    Verify: decode the supervised tokens of a row
+    Source: TRL 1.16, SFTTrainer._prepare_dataset -- completion_only_loss acts on a completion mask, which only
+        prompt/completion rows get
+    """
     unused = data.seen.mask_unused
     if unused.count:
         yield on_rows(
@@ -85,7 +155,28 @@ def _prompt_supervised(data: DataReport) -> Iterator[Observation]:
         )
 
 
+@DataRule(
+    "DAT307",
+    severity="error",
+    confidence=0.8,
+    groups=("data", "log"),
+    needs=(of_tokens,),
+    settings=("eos_token",),
+    thresholds=(END_SELDOM,),
+)
 def _end(data: DataReport) -> Iterator[Observation]:
+    """the end token is not learnt
+
+    an end token is supervised in under {end_seldom} of the complete answers; a warning if it is in some of them, or
+    if answers end with another control token
+
+    Why: A model that never sees the end token in its loss does not learn to stop.
+    Scope: losses on tokens; end tokens are the tokenizer's and those of a generation_config.json beside it
+    Action: end each answer with the end token, inside what is supervised
+    Verify: generate from the adapter: answers run to max_new_tokens
+    Source: TRL 1.16, is_chat_template_stop_token_trained -- a template can leave the end of turn out of the mask;
+        the loss still looks healthy
+    """
     if not data.end_tokens:
         raise Unknown("the tokenizer has no end token")
     if not data.whole_rows:
@@ -119,7 +210,26 @@ def _masked_as_padding(data: DataReport) -> bool:
     return data.pad_is_end is True and data.has_labels and masked >= MASKED_END.value
 
 
+@DataRule(
+    "DAT308",
+    severity="error",
+    confidence=0.8,
+    needs=(of_tokens,),
+    settings=("pad_token",),
+    thresholds=(MASKED_END,),
+)
 def _pad_is_end(data: DataReport) -> Iterator[Observation]:
+    """pad and end token are one, and the end is masked with the padding
+
+    pad is end token, and labels mask the end of {masked_end} of the answers; without labels: warning
+
+    Why: The end token is never learnt, and the model does not stop.
+    Scope: rows that are tokenised already; TRL masks padding by position, which leaves the end in the loss
+    Action: give the tokenizer a pad token of its own, and build the labels anew
+    Verify: labels at the position of the end token: -100
+    Source: transformers 5.24, DataCollatorForLanguageModeling -- without mlm, labels are input_ids with every
+        pad_token_id set to -100
+    """
     if data.pad_is_end is None:
         raise Unknown("no tokenizer is given")
     if not data.pad_is_end:
@@ -138,121 +248,4 @@ def _pad_is_end(data: DataReport) -> Iterator[Observation]:
         )
 
 
-RULES = (
-    DataRule(
-        id="DAT301",
-        severity="error",
-        title="rows without a supervised token",
-        groups=("data", "log"),
-        condition="a row has no supervised token, even before any cut; critical if that is so in all rows",
-        observe=_unsupervised,
-        needs=(of_tokens,),
-        confidence=0.95,
-        signs=(Sign("all_masked", frozenset({"critical"})),),
-        scope="losses on tokens; with the masks that the trainer builds from the template and the columns",
-        rationale="The loss of such a row is 0 or undefined; if all are so, the run trains nothing and logs a "
-        "plausible or zero loss.",
-        action="look at these rows: no assistant turn, another role's name, an empty answer; or choose another --loss",
-        verify="labels of trainer.train_dataset[i]: all -100",
-        evidence=(ALL_MASKED,),
-        settings=("assistant_only_loss", "completion_only_loss", "train_on_inputs", "train_on_prompt"),
-    ),
-    DataRule(
-        id="DAT302",
-        severity="error",
-        title="template without generation markers under an assistant-only loss",
-        condition="loss on the assistant's turns by TRL, and the chat template has no generation block",
-        observe=_no_markers,
-        needs=(of_tokens,),
-        confidence=0.95,
-        scope="TRL's assistant_only_loss; a stock template that the installed TRL replaces by its own is not reported",
-        rationale="The mask is built from these blocks: without one every token is masked, or TRL 1.16 refuses to "
-        "start.",
-        action="give --template a copy with a generation block around the assistant's content and its end token",
-        verify="tokenizer.apply_chat_template(..., return_assistant_tokens_mask=True) holds a 1",
-        evidence=(NO_MARKERS, TRL_REFUSES),
-        settings=("assistant_only_loss",),
-    ),
-    DataRule(
-        id="DAT303",
-        severity="info",
-        title="few tokens are supervised",
-        groups=("data", "log"),
-        condition="under {few_supervised} of the kept tokens are supervised",
-        observe=_few_supervised,
-        needs=(of_tokens,),
-        confidence=0.5,
-        scope="losses on tokens",
-        rationale="Compute goes into prompts, and the loss is a mean over few tokens: it is noisy.",
-        action="shorten prompts, join turns of one conversation into a row, or raise the batch size",
-        verify="the same run with longer answers, or twice the batch",
-        thresholds=(FEW_SUPERVISED,),
-        evidence=(cite("definition", "supervised tokens over tokens after the cut"),),
-    ),
-    DataRule(
-        id="DAT304",
-        severity="warning",
-        title="the prompt is supervised despite the setting",
-        condition="the loss is set on answers only, and every token is supervised in {prompt_taught} of the rows; or "
-        "rows hold a completion_mask that is not applied",
-        observe=_prompt_supervised,
-        needs=(of_tokens,),
-        confidence=0.85,
-        scope="a loss on the assistant's turns or on completions",
-        rationale="The model learns to write prompts; the loss looks low for text that repeats.",
-        action="correct the labels, or the generation block, so that it covers answers only",
-        verify="decode the supervised tokens of a row",
-        thresholds=(PROMPT_TAUGHT,),
-        evidence=(
-            cite(
-                "TRL 1.16, SFTTrainer._prepare_dataset",
-                "completion_only_loss acts on a completion mask, which only prompt/completion rows get",
-            ),
-        ),
-        settings=("completion_only_loss", "assistant_only_loss"),
-    ),
-    DataRule(
-        id="DAT307",
-        severity="error",
-        title="the end token is not learnt",
-        groups=("data", "log"),
-        condition="an end token is supervised in under {end_seldom} of the complete answers; a warning if it is in "
-        "some of them, or if answers end with another control token",
-        observe=_end,
-        needs=(of_tokens,),
-        confidence=0.8,
-        scope="losses on tokens; end tokens are the tokenizer's and those of a generation_config.json beside it",
-        rationale="A model that never sees the end token in its loss does not learn to stop.",
-        action="end each answer with the end token, inside what is supervised",
-        verify="generate from the adapter: answers run to max_new_tokens",
-        thresholds=(END_SELDOM,),
-        evidence=(
-            cite(
-                "TRL 1.16, is_chat_template_stop_token_trained",
-                "a template can leave the end of turn out of the mask; the loss still looks healthy",
-            ),
-        ),
-        settings=("eos_token",),
-    ),
-    DataRule(
-        id="DAT308",
-        severity="error",
-        title="pad and end token are one, and the end is masked with the padding",
-        condition="pad is end token, and labels mask the end of {masked_end} of the answers; without labels: warning",
-        observe=_pad_is_end,
-        needs=(of_tokens,),
-        confidence=0.8,
-        scope="rows that are tokenised already; TRL masks padding by position, which leaves the end in the loss",
-        rationale="The end token is never learnt, and the model does not stop.",
-        action="give the tokenizer a pad token of its own, and build the labels anew",
-        verify="labels at the position of the end token: -100",
-        thresholds=(MASKED_END,),
-        evidence=(
-            cite(
-                "transformers 5.24, DataCollatorForLanguageModeling",
-                "without mlm, labels are input_ids with every pad_token_id set to -100",
-            ),
-        ),
-        settings=("pad_token",),
-    ),
-)
+RULES = (_unsupervised, _no_markers, _few_supervised, _prompt_supervised, _end, _pad_is_end)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from gradience.rules import Observation, Threshold, Unknown, cite, premise
+from gradience.rules import Observation, Threshold, Unknown, premise
 from gradience.rules.data.content import DataRule, on_rows, seen_in, share
 from gradience.schema.reports import DataReport
 
@@ -16,7 +16,26 @@ def _given(data: DataReport) -> str | None:
     return None if data.format == "tokenised" else "the rows are not tokenised already"
 
 
+@DataRule(
+    "DAT347",
+    severity="error",
+    confidence=0.85,
+    needs=(_given,),
+    thresholds=(OTHERS,),
+)
 def _labels(data: DataReport) -> Iterator[Observation]:
+    """labels are not the tokens
+
+    in {others} of the rows at least half of the supervised labels are not the ids of their tokens; warning if they
+    are not those of the next tokens
+
+    Why: The loss of a causal model compares each label with the token at its place, one step later.
+    Scope: input_ids with labels of the same length, for causal models; labels that are all below 256 are taken for
+        classes of tokens
+    Action: rebuild the labels: the ids, with -100 where the loss should not look
+    Verify: decode ids and labels of a row beside each other
+    Source: transformers, ForCausalLMLoss -- shifts the labels by one itself
+    """
     if not data.has_labels:
         raise Unknown("the rows hold no labels")
     rows, shifted = data.seen.labels_differ, data.seen.labels_shifted
@@ -34,7 +53,23 @@ def _labels(data: DataReport) -> Iterator[Observation]:
     )
 
 
+@DataRule(
+    "DAT348",
+    severity="error",
+    confidence=0.85,
+    needs=(_given,),
+)
 def _ids(data: DataReport) -> Iterator[Observation]:
+    """ids of another tokenizer
+
+    a row holds a token id below 0, or not below the tokenizer's size
+
+    Why: Such ids are of another tokenizer: they fail in the embedding, or hit rows that were never trained.
+    Scope: input_ids, with the tokenizer given
+    Action: tokenise with the tokenizer of the model, or give that one to the check
+    Verify: tokenizer.decode of a row
+    Source: definition -- the ids beside the number of the tokenizer's tokens
+    """
     if data.tokenizer is None:
         raise Unknown("no tokenizer is given")
     rows = data.seen.unknown_ids
@@ -42,51 +77,25 @@ def _ids(data: DataReport) -> Iterator[Observation]:
         yield on_rows(data, rows, f"hold token ids that {data.tokenizer} does not have")
 
 
-RULES = (
-    DataRule(
-        id="DAT347",
-        severity="error",
-        title="labels are not the tokens",
-        condition="in {others} of the rows at least half of the supervised labels are not the ids of their tokens; "
-        "warning if they are not those of the next tokens",
-        observe=_labels,
-        needs=(_given,),
-        confidence=0.85,
-        scope="input_ids with labels of the same length, for causal models; labels that are all below 256 are taken "
-        "for classes of tokens",
-        rationale="The loss of a causal model compares each label with the token at its place, one step later.",
-        action="rebuild the labels: the ids, with -100 where the loss should not look",
-        verify="decode ids and labels of a row beside each other",
-        thresholds=(OTHERS,),
-        evidence=(cite("transformers, ForCausalLMLoss", "shifts the labels by one itself"),),
-    ),
-    DataRule(
-        id="DAT348",
-        severity="error",
-        title="ids of another tokenizer",
-        condition="a row holds a token id below 0, or not below the tokenizer's size",
-        observe=_ids,
-        needs=(_given,),
-        confidence=0.85,
-        scope="input_ids, with the tokenizer given",
-        rationale="Such ids are of another tokenizer: they fail in the embedding, or hit rows that were never trained.",
-        action="tokenise with the tokenizer of the model, or give that one to the check",
-        verify="tokenizer.decode of a row",
-        evidence=(cite("definition", "the ids beside the number of the tokenizer's tokens"),),
-    ),
-    DataRule(
-        id="DAT349",
-        severity="warning",
-        title="padding in the loss",
-        condition="{others} of the rows end in two padding tokens or more whose labels are in the loss",
-        observe=seen_in("padding_supervised", "end in padding that is in the loss", at_least=OTHERS),
-        needs=(_given,),
-        confidence=0.85,
-        scope="input_ids; tokenizers whose padding token does not end generation",
-        rationale="The model learns to write padding, and the mean of the loss is taken over it.",
-        action="set the labels of padding to -100, or leave padding to the collator",
-        verify="the labels at the end of these rows",
-        thresholds=(OTHERS,),
-        evidence=(cite("definition", "the tokenizer's padding token"),),
-    ),
+@DataRule(
+    "DAT349",
+    severity="warning",
+    confidence=0.85,
+    needs=(_given,),
+    thresholds=(OTHERS,),
 )
+def _padding_supervised(data: DataReport) -> Iterator[Observation]:
+    """padding in the loss
+
+    {others} of the rows end in two padding tokens or more whose labels are in the loss
+
+    Why: The model learns to write padding, and the mean of the loss is taken over it.
+    Scope: input_ids; tokenizers whose padding token does not end generation
+    Action: set the labels of padding to -100, or leave padding to the collator
+    Verify: the labels at the end of these rows
+    Source: definition -- the tokenizer's padding token
+    """
+    return seen_in(data, data.seen.padding_supervised, "end in padding that is in the loss", at_least=OTHERS)
+
+
+RULES = (_labels, _ids, _padding_supervised)

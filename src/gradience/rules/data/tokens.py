@@ -22,7 +22,6 @@ TRL_CUT = cite(
     "SFT and DPO keep the first max_length tokens, and drop a row whose answer is gone; reward drops longer rows",
 )
 
-
 OTHERS_CUT = cite(
     "LLaMA-Factory 0.9, ms-swift 4.6, Axolotl 0.19",
     "LLaMA-Factory cuts each question and answer by their shares; ms-swift and Axolotl leave longer rows out",
@@ -34,7 +33,27 @@ def _limit(data: DataReport) -> str | None:
     return "no length limit is given" if data.max_length is None else None
 
 
+@DataRule(
+    "DAT305",
+    severity="info",
+    confidence=0.9,
+    groups=("data", "log"),
+    needs=(_limit,),
+    settings=("max_length",),
+    thresholds=(CUT_MANY, LEFT_OUT),
+    evidence=(TRL_CUT, OTHERS_CUT),
+)
 def _cut(data: DataReport) -> Iterator[Observation]:
+    """rows are cut by the length limit
+
+    a row is longer than the limit; from {cut_many} of the rows: warning; {left_out}, of a trainer that leaves such
+    rows out: error
+
+    Why: Tokens past the limit are not trained on, and nothing in the log shows it.
+    Scope: every trainer with a length limit
+    Action: raise max_length so that 95 or 99 % of the rows stay whole, or split long rows
+    Verify: the histogram of lengths in this report
+    """
     rows, tokens, lengths = data.seen.cut, data.tokens, data.lengths
     if data.keeps_overflow:
         raise Unknown("packing puts what is beyond the limit into the next sequence: nothing is cut off")
@@ -64,7 +83,25 @@ def _of_cut(data: DataReport) -> Severity | None:
     return "warning" if part >= CUT_MANY.value else None
 
 
+@DataRule(
+    "DAT306",
+    severity="warning",
+    confidence=0.9,
+    needs=(_limit,),
+    settings=("max_length",),
+    thresholds=(LOST_MANY,),
+    evidence=(TRL_CUT,),
+)
 def _answers_cut(data: DataReport) -> Iterator[Observation]:
+    """answers are cut off
+
+    the limit removes supervised tokens of a row; whole answers in {lost_many} of the rows: error
+
+    Why: A cut answer teaches the model to stop mid-sentence without an end token; a lost one teaches nothing.
+    Scope: every trainer with a length limit; rows that TRL drops count as lost answers
+    Action: raise max_length, or shorten prompts
+    Verify: decode the last supervised tokens of these rows
+    """
     if data.keeps_overflow:
         raise Unknown("packing puts what is beyond the limit into the next sequence: nothing is cut off")
     if data.overlong == "left_out":
@@ -86,7 +123,22 @@ def _answers_cut(data: DataReport) -> Iterator[Observation]:
     )
 
 
+@DataRule(
+    "DAT310",
+    severity="warning",
+    confidence=0.85,
+)
 def _split(data: DataReport) -> Iterator[Observation]:
+    """control tokens of the template are not in the tokenizer
+
+    a control token written in the template is several tokens, or unknown, to this tokenizer
+
+    Why: The base has no such token: turns are marked by pieces of text, and no single token ends a turn.
+    Scope: names such as <|im_start|> and <start_of_turn>
+    Action: use the template of this tokenizer, or add the tokens and train their embedding rows
+    Verify: tokenizer.tokenize of the token
+    Source: definition -- the tokenizer's ids of each control token in the template
+    """
     if not data.template:
         raise Unknown("no chat template is used")
     names = data.template_tokens_split
@@ -97,7 +149,23 @@ def _split(data: DataReport) -> Iterator[Observation]:
         )
 
 
+@DataRule(
+    "DAT319",
+    severity="info",
+    confidence=0.6,
+    thresholds=(OUTLIER, OUTLIER_LENGTH),
+)
 def _outlier(data: DataReport) -> Iterator[Observation]:
+    """outliers in length
+
+    the longest sequence is over {outlier} times the median and over {outlier_length} tokens
+
+    Why: One long row sets the memory of its batch, and is often two rows that a parser joined.
+    Scope: every data set
+    Action: look at the longest rows
+    Verify: their text
+    Source: definition -- the longest over the median length
+    """
     lengths = data.lengths
     if lengths.p50 and lengths.longest > max(OUTLIER.value * lengths.p50, OUTLIER_LENGTH.value):
         rows = ", ".join(map(str, dict.fromkeys(lengths.longest_rows)))
@@ -107,7 +175,26 @@ def _outlier(data: DataReport) -> Iterator[Observation]:
         )
 
 
+@DataRule(
+    "DAT320",
+    severity="info",
+    confidence=0.8,
+    groups=("data", "log"),
+    needs=(of_tokens,),
+    settings=("packing", "batch_size"),
+    thresholds=(PADDING,),
+)
 def _padding(data: DataReport) -> Iterator[Observation]:
+    """batches are mostly padding
+
+    {padding} of the tokens of batches in random order are padding
+
+    Why: Padding is computed and thrown away.
+    Scope: losses on tokens, at the batch size given
+    Action: group by length, or pack
+    Verify: compare the tokens per second of both
+    Source: definition -- one minus tokens over rows times the longest, batch by batch
+    """
     batch = data.batching
     if data.packing:
         raise Unknown("packing is on: nothing is padded")
@@ -128,104 +215,26 @@ def _padding(data: DataReport) -> Iterator[Observation]:
     )
 
 
-RULES = (
-    DataRule(
-        id="DAT305",
-        severity="info",
-        title="rows are cut by the length limit",
-        groups=("data", "log"),
-        condition="a row is longer than the limit; from {cut_many} of the rows: warning; {left_out}, of a trainer that "
-        "leaves such rows out: error",
-        observe=_cut,
-        needs=(_limit,),
-        confidence=0.9,
-        scope="every trainer with a length limit",
-        rationale="Tokens past the limit are not trained on, and nothing in the log shows it.",
-        action="raise max_length so that 95 or 99 % of the rows stay whole, or split long rows",
-        verify="the histogram of lengths in this report",
-        thresholds=(CUT_MANY, LEFT_OUT),
-        evidence=(TRL_CUT, OTHERS_CUT),
-        settings=("max_length",),
-    ),
-    DataRule(
-        id="DAT306",
-        severity="warning",
-        title="answers are cut off",
-        condition="the limit removes supervised tokens of a row; whole answers in {lost_many} of the rows: error",
-        observe=_answers_cut,
-        needs=(_limit,),
-        confidence=0.9,
-        scope="every trainer with a length limit; rows that TRL drops count as lost answers",
-        rationale="A cut answer teaches the model to stop mid-sentence without an end token; a lost one teaches "
-        "nothing.",
-        action="raise max_length, or shorten prompts",
-        verify="decode the last supervised tokens of these rows",
-        thresholds=(LOST_MANY,),
-        evidence=(TRL_CUT,),
-        settings=("max_length",),
-    ),
-    DataRule(
-        id="DAT309",
-        severity="warning",
-        title="two BOS tokens",
-        condition="{double} of the rows begin with the BOS token twice",
-        observe=seen_in("double_bos", "begin with two BOS tokens", at_least=DOUBLE),
-        confidence=0.85,
-        scope="tokenizers with a BOS token",
-        rationale="Text that holds the BOS token gets a second one from the tokenizer: a context that generation "
-        "does not have.",
-        action="leave the BOS token out of the text, or set add_bos_token to false",
-        verify="the first two ids of a row",
-        thresholds=(DOUBLE,),
-        evidence=(
-            cite(
-                "transformers docs, chat_templating",
-                "a rendered template holds its special tokens: tokenise it with add_special_tokens=False",
-            ),
-        ),
-    ),
-    DataRule(
-        id="DAT310",
-        severity="warning",
-        title="control tokens of the template are not in the tokenizer",
-        condition="a control token written in the template is several tokens, or unknown, to this tokenizer",
-        observe=_split,
-        confidence=0.85,
-        scope="names such as <|im_start|> and <start_of_turn>",
-        rationale="The base has no such token: turns are marked by pieces of text, and no single token ends a turn.",
-        action="use the template of this tokenizer, or add the tokens and train their embedding rows",
-        verify="tokenizer.tokenize of the token",
-        evidence=(cite("definition", "the tokenizer's ids of each control token in the template"),),
-    ),
-    DataRule(
-        id="DAT319",
-        severity="info",
-        title="outliers in length",
-        condition="the longest sequence is over {outlier} times the median and over {outlier_length} tokens",
-        observe=_outlier,
-        confidence=0.6,
-        scope="every data set",
-        rationale="One long row sets the memory of its batch, and is often two rows that a parser joined.",
-        action="look at the longest rows",
-        verify="their text",
-        thresholds=(OUTLIER, OUTLIER_LENGTH),
-        evidence=(cite("definition", "the longest over the median length"),),
-    ),
-    DataRule(
-        id="DAT320",
-        severity="info",
-        title="batches are mostly padding",
-        groups=("data", "log"),
-        condition="{padding} of the tokens of batches in random order are padding",
-        observe=_padding,
-        needs=(of_tokens,),
-        confidence=0.8,
-        scope="losses on tokens, at the batch size given",
-        rationale="Padding is computed and thrown away.",
-        action="group by length, or pack",
-        verify="compare the tokens per second of both",
-        thresholds=(PADDING,),
-        evidence=(cite("definition", "one minus tokens over rows times the longest, batch by batch"),),
-        settings=("packing", "batch_size"),
-    ),
+@DataRule(
+    "DAT309",
+    severity="warning",
+    confidence=0.85,
+    thresholds=(DOUBLE,),
 )
+def _double_bos(data: DataReport) -> Iterator[Observation]:
+    """two BOS tokens
+
+    {double} of the rows begin with the BOS token twice
+
+    Why: Text that holds the BOS token gets a second one from the tokenizer: a context that generation does not
+        have.
+    Scope: tokenizers with a BOS token
+    Action: leave the BOS token out of the text, or set add_bos_token to false
+    Verify: the first two ids of a row
+    Source: transformers docs, chat_templating -- a rendered template holds its special tokens: tokenise it with
+        add_special_tokens=False
+    """
+    return seen_in(data, data.seen.double_bos, "begin with two BOS tokens", at_least=DOUBLE)
+
+
+RULES = (_cut, _answers_cut, _double_bos, _split, _outlier, _padding)

@@ -13,6 +13,8 @@ from gradience.schema.reports import DataReport
 STRAY = Threshold("stray", 0.01, "share of rows", "proposal: fewer may be text about such tokens")
 MOSTLY_INVERTED = Threshold("mostly_inverted", 0.5, "share of rows", "proposal: a mask is built one way for all rows")
 ECHOED = Threshold("echoed", 0.05, "share of rows", "proposal: more than answers that quote their question")
+_SEEN = (cite("definition", "the turns of a row, in their order"),)
+TRL_ROLES = cite("TRL 1.16, maybe_convert_to_chatml", "renames from and value, and leaves roles as they are")
 
 
 @premise("the rows are conversations")
@@ -21,7 +23,17 @@ def _spoken(data: DataReport) -> str | None:
     return "the rows have no turns" if data.format in {"text", "tokenised", "classification", "steps"} else None
 
 
+@DataRule("DAT322", severity="info", confidence=0.9, needs=(_spoken,), evidence=(TRL_ROLES,))
 def _translated(data: DataReport) -> Iterator[Observation]:
+    """names of another program
+
+    roles, calls or parts are named as other programs do, and no recipe says which program trains
+
+    Why: human and gpt, function_call and observation are translated by some trainers only.
+    Scope: conversations without a recipe
+    Action: give the recipe (--training), or rename the roles to user, assistant and tool
+    Verify: the text of a row after apply_chat_template
+    """
     rows = data.seen.translated
     if rows.count and not data.program_stated:
         yield on_rows(
@@ -32,7 +44,23 @@ def _translated(data: DataReport) -> Iterator[Observation]:
         )
 
 
+@DataRule(
+    "DAT323",
+    severity="info",
+    confidence=0.8,
+    needs=(_spoken,),
+)
 def _parts(data: DataReport) -> Iterator[Observation]:
+    """messages in parts that the template does not read
+
+    TRL trains, and a part has its text under value, or the template takes text only
+
+    Why: A template that reads `text` writes nothing of such a part.
+    Scope: messages in parts; Axolotl reads text, content and value
+    Action: give the text of a message as its content, or each part's as text
+    Verify: the text of a row after apply_chat_template
+    Source: Axolotl 0.19, chat_template strategy -- takes a part's text, content or value
+    """
     if data.masked_by != "trl":
         raise Unknown(f"{data.masked_by} joins the text of parts itself")
     if data.parts_joined and data.seen.parts.count:
@@ -47,7 +75,17 @@ def _parts(data: DataReport) -> Iterator[Observation]:
         yield on_rows(data, rows, "hold parts whose text is under `value`: it is read, but chat templates read `text`")
 
 
+@DataRule("DAT324", severity="error", confidence=0.9, needs=(_spoken,), evidence=(TRL_ROLES,))
 def _unwritten(data: DataReport) -> Iterator[Observation]:
+    """turns that the template leaves out
+
+    turns have a role whose text the chat template does not write
+
+    Why: The model never sees these turns, and trains on what is left.
+    Scope: conversations with a chat template, which is asked with a turn of each role
+    Action: rename the role to one of the template's: user, assistant, system, tool
+    Verify: the text of a row after apply_chat_template
+    """
     if not data.template:
         raise Unknown("no chat template is used")
     for role, rows in data.unwritten_roles.items():
@@ -56,7 +94,17 @@ def _unwritten(data: DataReport) -> Iterator[Observation]:
         yield on_rows(data, rows, found, severity=severity, role=role[:40])
 
 
+@DataRule("DAT325", severity="warning", confidence=0.85, needs=(_spoken,), evidence=_SEEN)
 def _no_answer(data: DataReport) -> Iterator[Observation]:
+    """conversations without an answer
+
+    no turn is the assistant's, or the last one is the user's; error if that is so in all rows
+
+    Why: There is nothing to answer with: an answer was lost, or stored under the user's role.
+    Scope: messages and ShareGPT
+    Action: look at these rows: a lost answer, an answer under another role's name
+    Verify: the roles of their turns
+    """
     for rows, says in (
         (data.seen.no_assistant, "have no turn of the assistant"),
         (data.seen.unanswered, "end with a user's turn, which nothing answers"),
@@ -65,7 +113,24 @@ def _no_answer(data: DataReport) -> Iterator[Observation]:
             yield on_rows(data, rows, says, severity="error" if rows.count == data.rows_read else None)
 
 
+@DataRule(
+    "DAT329",
+    severity="info",
+    confidence=0.85,
+    thresholds=(STRAY,),
+)
 def _foreign(data: DataReport) -> Iterator[Observation]:
+    """turn tokens of another model as text
+
+    a row holds turn tokens that the tokenizer does not have, or headers of another prompt format in messages; from
+    {stray} of the rows: warning
+
+    Why: To this model they are pieces of text: it learns to write them, and no single token ends a turn.
+    Scope: names such as <|im_end|>, [INST], </s> and ### Instruction:
+    Action: remove them, and let this tokenizer's template write its own
+    Verify: tokenizer.tokenize of the token
+    Source: definition -- control tokens in the text that are not among the tokenizer's added tokens
+    """
     rows = data.seen.foreign_tokens
     if not rows.count:
         return
@@ -79,7 +144,23 @@ def _foreign(data: DataReport) -> Iterator[Observation]:
     )
 
 
+@DataRule(
+    "DAT333",
+    severity="error",
+    confidence=0.85,
+    thresholds=(MOSTLY_INVERTED,),
+)
 def _inverted(data: DataReport) -> Iterator[Observation]:
+    """the mask is inverted
+
+    in {mostly_inverted} of the rows the loss is on the beginning and not on the last fifth; fewer: warning
+
+    Why: The model learns the prompts, and never an answer.
+    Scope: rows with a mask on tokens
+    Action: exchange what is masked and what is not
+    Verify: decode the supervised tokens of a row
+    Source: definition -- the first token is in the loss, the last fifth of the row is not
+    """
     rows = data.seen.inverted
     if share(rows, data.rows_read) >= MOSTLY_INVERTED.value:
         yield on_rows(data, rows, "have their beginning in the loss and their end outside of it")
@@ -88,7 +169,17 @@ def _inverted(data: DataReport) -> Iterator[Observation]:
         yield on_rows(data, rows, found, severity="warning")
 
 
+@DataRule("DAT336", severity="warning", confidence=0.8, needs=(_spoken,), evidence=_SEEN)
 def _calls(data: DataReport) -> Iterator[Observation]:
+    """calls of tools without results
+
+    a call is not followed by its result, or a result does not follow a call; a last turn may be a call
+
+    Why: The model learns to go on without the result that it asked for.
+    Scope: messages with tool_calls
+    Action: add the results as turns of the role tool, or end these rows with the call
+    Verify: the roles of their turns
+    """
     for rows, says in (
         (data.seen.call_unanswered, "hold a call of a tool that its result does not follow"),
         (data.seen.result_uncalled, "hold a result of a tool that no call precedes"),
@@ -97,7 +188,23 @@ def _calls(data: DataReport) -> Iterator[Observation]:
             yield on_rows(data, rows, says)
 
 
+@DataRule(
+    "DAT337",
+    severity="warning",
+    confidence=0.85,
+    needs=(_spoken,),
+)
 def _arguments(data: DataReport) -> Iterator[Observation]:
+    """arguments of calls as text
+
+    arguments are no JSON object, or they are text and the template encodes text once more
+
+    Why: The model learns arguments in quotes within quotes, which a parser of calls rejects.
+    Scope: messages with tool_calls; the template is asked with a call of its own
+    Action: store arguments as objects
+    Verify: the text of a row after apply_chat_template
+    Source: transformers docs, chat_templating -- arguments of a call are a dictionary, not a string
+    """
     if data.seen.arguments_broken.count:
         yield on_rows(data, data.seen.arguments_broken, "hold a call whose arguments are no JSON object")
     text = data.seen.arguments_text
@@ -105,7 +212,18 @@ def _arguments(data: DataReport) -> Iterator[Observation]:
         yield on_rows(data, text, "hold arguments as text, which the chat template encodes as JSON once more")
 
 
+@DataRule("DAT344", severity="warning", confidence=0.9)
 def _other_loss(data: DataReport) -> Iterator[Observation]:
+    """the prompt is in the loss against the recipe
+
+    --loss all, where the recipe trains on answers only
+
+    Why: What is checked is then not what the recipe trains.
+    Scope: a recipe and --loss
+    Action: leave --loss out, or change the recipe
+    Verify: the share of supervised tokens of both
+    Source: definition -- the option wins over the recipe
+    """
     if not data.recipe_loss or data.loss_from != "the option":
         raise Unknown("no recipe whose loss mode an option replaces")
     if data.loss == "all" and data.recipe_loss in {"assistant", "completion"}:
@@ -119,7 +237,23 @@ _OFTEN_DROPPED = frozenset({"system", "developer", "tool"})  # the conversation 
 _LOSSES = {"assistant": "the assistant's turns", "completion": "completions"}
 
 
+@DataRule(
+    "DAT332",
+    severity="warning",
+    confidence=0.75,
+    thresholds=(ECHOED,),
+)
 def _echo(data: DataReport) -> Iterator[Observation]:
+    """answers repeat the question
+
+    in {echoed} of the rows the answer begins with the whole question
+
+    Why: The model learns to repeat the prompt; completions of a full text often hold it.
+    Scope: questions of four words and more
+    Action: remove the prompt from the answers
+    Verify: their text (--show-rows)
+    Source: definition -- the answer begins with the last thing asked, without case and spaces
+    """
     rows = data.seen.echo
     if share(rows, data.rows_read) >= ECHOED.value:
         yield Observation(
@@ -128,225 +262,116 @@ def _echo(data: DataReport) -> Iterator[Observation]:
         )
 
 
-_SEEN = (cite("definition", "the turns of a row, in their order"),)
-TRL_ROLES = cite("TRL 1.16, maybe_convert_to_chatml", "renames from and value, and leaves roles as they are")
+@DataRule("DAT326", severity="warning", confidence=0.75, needs=(_spoken,), evidence=_SEEN)
+def _roles_out_of_order(data: DataReport) -> Iterator[Observation]:
+    """turns out of order
+
+    two turns of one side follow each other, a system turn is not the first, or the assistant asks and the user
+    answers
+
+    Why: Many templates raise on such rows, and the model learns to answer nobody.
+    Scope: conversations
+    Action: sort or join the turns
+    Verify: the roles of their turns
+    """
+    return seen_in(data, data.seen.roles_out_of_order, "have turns out of order")
+
+
+@DataRule(
+    "DAT327",
+    severity="warning",
+    confidence=0.85,
+)
+def _empty_prompt(data: DataReport) -> Iterator[Observation]:
+    """empty prompts
+
+    a prompt, or a user's turn, holds nothing but white space
+
+    Why: The model learns an answer to nothing.
+    Scope: formats with prompts
+    Action: remove these rows, or look where their prompt was lost
+    Verify: their text (--show-rows)
+    Source: definition -- the prompt without white space is empty
+    """
+    return seen_in(data, data.seen.empty_prompt, "ask nothing: a prompt or a user's turn is empty")
+
+
+@DataRule(
+    "DAT328",
+    severity="warning",
+    confidence=0.9,
+    needs=(_spoken,),
+    thresholds=(STRAY,),
+)
+def _template_twice(data: DataReport) -> Iterator[Observation]:
+    """the template is applied twice
+
+    {stray} of the rows hold, inside a message, control tokens that the chat template writes around it
+
+    Why: The template adds its tokens again: the model learns a prompt that generation does not have.
+    Scope: conversations with a chat template
+    Action: give the messages without control tokens, or the rendered text as `text`
+    Verify: the text of a row after apply_chat_template
+    Source: transformers docs, chat_templating -- a template adds all control tokens that a model needs
+    """
+    return seen_in(
+        data,
+        data.seen.template_twice,
+        "hold control tokens of the chat template inside a message: it is applied twice",
+        at_least=STRAY,
+    )
+
+
+@DataRule("DAT331", severity="warning", confidence=0.6, thresholds=(STRAY,), evidence=_SEEN)
+def _next_turn_in_answer(data: DataReport) -> Iterator[Observation]:
+    """answers that go on with the next turn
+
+    {stray} of the answers hold a line that begins User: or Human:
+
+    Why: The model learns to write the user's next question after its answer.
+    Scope: formats with answers
+    Action: split these rows into turns
+    Verify: their text (--show-rows)
+    """
+    return seen_in(
+        data, data.seen.next_turn_in_answer, "have an answer that goes on with a user's turn", at_least=STRAY
+    )
+
+
+@DataRule(
+    "DAT354",
+    severity="warning",
+    confidence=0.7,
+    thresholds=(ECHOED,),
+)
+def _speaker_label(data: DataReport) -> Iterator[Observation]:
+    """a speaker's name begins answers
+
+    in {echoed} of the rows a turn of the assistant begins with Assistant:, AI: or the like, as text
+
+    Why: The model learns to write the name after the template's own.
+    Scope: conversations, whose template writes the speaker itself
+    Action: remove the names from the answers
+    Verify: their text (--show-rows)
+    Source: definition -- Assistant, AI, Bot, Chatbot, GPT or ChatGPT before a colon
+    """
+    return seen_in(data, data.seen.speaker_label, "have an answer that begins with a speaker's name", at_least=ECHOED)
 
 
 RULES = (
-    DataRule(
-        id="DAT322",
-        severity="info",
-        title="names of another program",
-        condition="roles, calls or parts are named as other programs do, and no recipe says which program trains",
-        observe=_translated,
-        needs=(_spoken,),
-        confidence=0.9,
-        scope="conversations without a recipe",
-        rationale="human and gpt, function_call and observation are translated by some trainers only.",
-        action="give the recipe (--training), or rename the roles to user, assistant and tool",
-        verify="the text of a row after apply_chat_template",
-        evidence=(TRL_ROLES,),
-    ),
-    DataRule(
-        id="DAT323",
-        severity="info",
-        title="messages in parts that the template does not read",
-        condition="TRL trains, and a part has its text under value, or the template takes text only",
-        observe=_parts,
-        needs=(_spoken,),
-        confidence=0.8,
-        scope="messages in parts; Axolotl reads text, content and value",
-        rationale="A template that reads `text` writes nothing of such a part.",
-        action="give the text of a message as its content, or each part's as text",
-        verify="the text of a row after apply_chat_template",
-        evidence=(cite("Axolotl 0.19, chat_template strategy", "takes a part's text, content or value"),),
-    ),
-    DataRule(
-        id="DAT324",
-        severity="error",
-        title="turns that the template leaves out",
-        condition="turns have a role whose text the chat template does not write",
-        observe=_unwritten,
-        needs=(_spoken,),
-        confidence=0.9,
-        scope="conversations with a chat template, which is asked with a turn of each role",
-        rationale="The model never sees these turns, and trains on what is left.",
-        action="rename the role to one of the template's: user, assistant, system, tool",
-        verify="the text of a row after apply_chat_template",
-        evidence=(TRL_ROLES,),
-    ),
-    DataRule(
-        id="DAT325",
-        severity="warning",
-        title="conversations without an answer",
-        condition="no turn is the assistant's, or the last one is the user's; error if that is so in all rows",
-        observe=_no_answer,
-        needs=(_spoken,),
-        confidence=0.85,
-        scope="messages and ShareGPT",
-        rationale="There is nothing to answer with: an answer was lost, or stored under the user's role.",
-        action="look at these rows: a lost answer, an answer under another role's name",
-        verify="the roles of their turns",
-        evidence=_SEEN,
-    ),
-    DataRule(
-        id="DAT326",
-        severity="warning",
-        title="turns out of order",
-        condition="two turns of one side follow each other, a system turn is not the first, or the assistant asks and "
-        "the user answers",
-        observe=seen_in("roles_out_of_order", "have turns out of order"),
-        needs=(_spoken,),
-        confidence=0.75,
-        scope="conversations",
-        rationale="Many templates raise on such rows, and the model learns to answer nobody.",
-        action="sort or join the turns",
-        verify="the roles of their turns",
-        evidence=_SEEN,
-    ),
-    DataRule(
-        id="DAT327",
-        severity="warning",
-        title="empty prompts",
-        condition="a prompt, or a user's turn, holds nothing but white space",
-        observe=seen_in("empty_prompt", "ask nothing: a prompt or a user's turn is empty"),
-        confidence=0.85,
-        scope="formats with prompts",
-        rationale="The model learns an answer to nothing.",
-        action="remove these rows, or look where their prompt was lost",
-        verify="their text (--show-rows)",
-        evidence=(cite("definition", "the prompt without white space is empty"),),
-    ),
-    DataRule(
-        id="DAT328",
-        severity="warning",
-        title="the template is applied twice",
-        condition="{stray} of the rows hold, inside a message, control tokens that the chat template writes around it",
-        observe=seen_in(
-            "template_twice",
-            "hold control tokens of the chat template inside a message: it is applied twice",
-            at_least=STRAY,
-        ),
-        needs=(_spoken,),
-        confidence=0.9,
-        scope="conversations with a chat template",
-        rationale="The template adds its tokens again: the model learns a prompt that generation does not have.",
-        action="give the messages without control tokens, or the rendered text as `text`",
-        verify="the text of a row after apply_chat_template",
-        thresholds=(STRAY,),
-        evidence=(cite("transformers docs, chat_templating", "a template adds all control tokens that a model needs"),),
-    ),
-    DataRule(
-        id="DAT329",
-        severity="info",
-        title="turn tokens of another model as text",
-        condition="a row holds turn tokens that the tokenizer does not have, or headers of another prompt format in "
-        "messages; from {stray} of the rows: warning",
-        observe=_foreign,
-        confidence=0.85,
-        scope="names such as <|im_end|>, [INST], </s> and ### Instruction:",
-        rationale="To this model they are pieces of text: it learns to write them, and no single token ends a turn.",
-        action="remove them, and let this tokenizer's template write its own",
-        verify="tokenizer.tokenize of the token",
-        thresholds=(STRAY,),
-        evidence=(cite("definition", "control tokens in the text that are not among the tokenizer's added tokens"),),
-    ),
-    DataRule(
-        id="DAT331",
-        severity="warning",
-        title="answers that go on with the next turn",
-        condition="{stray} of the answers hold a line that begins User: or Human:",
-        observe=seen_in("next_turn_in_answer", "have an answer that goes on with a user's turn", at_least=STRAY),
-        confidence=0.6,
-        scope="formats with answers",
-        rationale="The model learns to write the user's next question after its answer.",
-        action="split these rows into turns",
-        verify="their text (--show-rows)",
-        thresholds=(STRAY,),
-        evidence=_SEEN,
-    ),
-    DataRule(
-        id="DAT354",
-        severity="warning",
-        title="a speaker's name begins answers",
-        condition="in {echoed} of the rows a turn of the assistant begins with Assistant:, AI: or the like, as text",
-        observe=seen_in("speaker_label", "have an answer that begins with a speaker's name", at_least=ECHOED),
-        confidence=0.7,
-        scope="conversations, whose template writes the speaker itself",
-        rationale="The model learns to write the name after the template's own.",
-        action="remove the names from the answers",
-        verify="their text (--show-rows)",
-        thresholds=(ECHOED,),
-        evidence=(cite("definition", "Assistant, AI, Bot, Chatbot, GPT or ChatGPT before a colon"),),
-    ),
-    DataRule(
-        id="DAT332",
-        severity="warning",
-        title="answers repeat the question",
-        condition="in {echoed} of the rows the answer begins with the whole question",
-        observe=_echo,
-        confidence=0.75,
-        scope="questions of four words and more",
-        rationale="The model learns to repeat the prompt; completions of a full text often hold it.",
-        action="remove the prompt from the answers",
-        verify="their text (--show-rows)",
-        thresholds=(ECHOED,),
-        evidence=(cite("definition", "the answer begins with the last thing asked, without case and spaces"),),
-    ),
-    DataRule(
-        id="DAT333",
-        severity="error",
-        title="the mask is inverted",
-        condition="in {mostly_inverted} of the rows the loss is on the beginning and not on the last fifth; fewer: "
-        "warning",
-        observe=_inverted,
-        confidence=0.85,
-        scope="rows with a mask on tokens",
-        rationale="The model learns the prompts, and never an answer.",
-        action="exchange what is masked and what is not",
-        verify="decode the supervised tokens of a row",
-        thresholds=(MOSTLY_INVERTED,),
-        evidence=(cite("definition", "the first token is in the loss, the last fifth of the row is not"),),
-    ),
-    DataRule(
-        id="DAT336",
-        severity="warning",
-        title="calls of tools without results",
-        condition="a call is not followed by its result, or a result does not follow a call; a last turn may be a call",
-        observe=_calls,
-        needs=(_spoken,),
-        confidence=0.8,
-        scope="messages with tool_calls",
-        rationale="The model learns to go on without the result that it asked for.",
-        action="add the results as turns of the role tool, or end these rows with the call",
-        verify="the roles of their turns",
-        evidence=_SEEN,
-    ),
-    DataRule(
-        id="DAT337",
-        severity="warning",
-        title="arguments of calls as text",
-        condition="arguments are no JSON object, or they are text and the template encodes text once more",
-        observe=_arguments,
-        needs=(_spoken,),
-        confidence=0.85,
-        scope="messages with tool_calls; the template is asked with a call of its own",
-        rationale="The model learns arguments in quotes within quotes, which a parser of calls rejects.",
-        action="store arguments as objects",
-        verify="the text of a row after apply_chat_template",
-        evidence=(cite("transformers docs, chat_templating", "arguments of a call are a dictionary, not a string"),),
-    ),
-    DataRule(
-        id="DAT344",
-        severity="warning",
-        title="the prompt is in the loss against the recipe",
-        condition="--loss all, where the recipe trains on answers only",
-        observe=_other_loss,
-        confidence=0.9,
-        scope="a recipe and --loss",
-        rationale="What is checked is then not what the recipe trains.",
-        action="leave --loss out, or change the recipe",
-        verify="the share of supervised tokens of both",
-        evidence=(cite("definition", "the option wins over the recipe"),),
-    ),
+    _translated,
+    _parts,
+    _unwritten,
+    _no_answer,
+    _roles_out_of_order,
+    _empty_prompt,
+    _template_twice,
+    _foreign,
+    _next_turn_in_answer,
+    _speaker_label,
+    _echo,
+    _inverted,
+    _calls,
+    _arguments,
+    _other_loss,
 )

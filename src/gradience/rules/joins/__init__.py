@@ -269,7 +269,7 @@ def _named(needs: Needs) -> Iterator[str]:
 
 JOINS: Final[tuple[Correlation, ...]] = (
     Correlation(
-        id="CFG306",
+        "CFG306",
         severity="warning",
         title="configuration and adapter of different runs",
         needs=(Needs("config", ("other_config",)), Needs("log", ("other_log",)), Needs("weights", ("other_adapter",))),
@@ -286,7 +286,7 @@ JOINS: Final[tuple[Correlation, ...]] = (
         verify="Load the adapter with PEFT and print its config.",
     ),
     Correlation(
-        id="FIL319",
+        "FIL319",
         severity="error",
         title="a damaged adapter file",
         needs=(Needs("weights", ("damaged",)),),
@@ -303,7 +303,7 @@ JOINS: Final[tuple[Correlation, ...]] = (
         least=1,
     ),
     Correlation(
-        id="HED308",
+        "HED308",
         severity="warning",
         title="a classifier head that is not in the file",
         needs=(Needs("config", ("head_left_out",)), Needs("weights", ("no_head",))),
@@ -322,7 +322,7 @@ JOINS: Final[tuple[Correlation, ...]] = (
         verify="Reload the adapter on the base model and evaluate it.",
     ),
     Correlation(
-        id="RND309",
+        "RND309",
         severity="warning",
         title="weights that look like an initialisation",
         needs=(
@@ -342,7 +342,7 @@ JOINS: Final[tuple[Correlation, ...]] = (
         verify="Load the adapter and compare its held-out loss with that of the log.",
     ),
     Correlation(
-        id="TGT307",
+        "TGT307",
         severity="warning",
         title="targets without a module",
         needs=(Needs("config", ("idle_targets",)), Needs("weights", ("adapted",))),
@@ -362,7 +362,7 @@ JOINS: Final[tuple[Correlation, ...]] = (
         verify="model.print_trainable_parameters(), and the list of adapted modules.",
     ),
     Correlation(
-        id="END312",
+        "END312",
         severity="warning",
         title="a run that was cut off",
         needs=(
@@ -388,7 +388,7 @@ JOINS: Final[tuple[Correlation, ...]] = (
         verify="See whether the process still runs.",
     ),
     Correlation(
-        id="REC310",
+        "REC310",
         severity="warning",
         title="nothing was logged, as configured",
         needs=(Needs("config", ("no_rows",)), Needs("log", ("few_rows",))),
@@ -410,7 +410,7 @@ JOINS: Final[tuple[Correlation, ...]] = (
         verify="The next log has 50 rows.",
     ),
     Correlation(
-        id="REC311",
+        "REC311",
         severity="info",
         title="no held-out signal, as configured",
         needs=(Needs("config", ("nothing_held_out",)), Needs("log", ("no_evaluation",))),
@@ -428,7 +428,7 @@ JOINS: Final[tuple[Correlation, ...]] = (
         verify="The next log has evaluations.",
     ),
     Correlation(
-        id="SCL314",
+        "SCL314",
         severity="info",
         title="a small scaling, in config and file",
         needs=(Needs("config", ("low_rate",)), Needs("weights", ("small_scaling",))),

@@ -32,7 +32,7 @@ ZERO_B = cite("LoRA, arXiv 2106.09685; PEFT's default", "B starts at zero: befor
 
 JOINS: Final[tuple[Correlation, ...]] = (
     Correlation(
-        id="DAT330",
+        "DAT330",
         severity="critical",
         title="no token supervised, and what follows from it",
         needs=(
@@ -53,7 +53,7 @@ JOINS: Final[tuple[Correlation, ...]] = (
         verify="The share of labels that are not -100 in a batch of the trainer.",
     ),
     Correlation(
-        id="NUM301",
+        "NUM301",
         severity="error",
         title="NaN, from the log to the weights",
         needs=(
@@ -88,7 +88,7 @@ JOINS: Final[tuple[Correlation, ...]] = (
         verify="Audit that checkpoint: are its weights finite?",
     ),
     Correlation(
-        id="DIV305",
+        "DIV305",
         severity="error",
         title="divergence, and what else shows it",
         needs=(
@@ -124,7 +124,7 @@ JOINS: Final[tuple[Correlation, ...]] = (
         thresholds=(EXPLODED_RMS,),
     ),
     Correlation(
-        id="TRN302",
+        "TRN302",
         severity="error",
         title="an adapter that was not trained",
         needs=(
@@ -156,7 +156,7 @@ JOINS: Final[tuple[Correlation, ...]] = (
         verify="model.print_trainable_parameters(); then overfit 32 examples on purpose.",
     ),
     Correlation(
-        id="SAV303",
+        "SAV303",
         severity="error",
         title="the run learnt, but the file holds no update",
         needs=(
@@ -173,7 +173,7 @@ JOINS: Final[tuple[Correlation, ...]] = (
         verify="Load the adapter and evaluate it: is the held-out loss that of the log?",
     ),
     Correlation(
-        id="OVF304",
+        "OVF304",
         severity="warning",
         title="overfitting, and the checkpoint to keep",
         needs=(Needs("log", ("overfits",)), Needs("disk", ("best_checkpoint", "no_checkpoint", "restored"))),
@@ -224,7 +224,7 @@ JOINS: Final[tuple[Correlation, ...]] = (
         least=1,
     ),
     Correlation(
-        id="RWD315",
+        "RWD315",
         severity="warning",
         title="a reward that falls, and what else shows it",
         needs=(
@@ -246,7 +246,7 @@ JOINS: Final[tuple[Correlation, ...]] = (
         verify="Judge completions of both checkpoints by hand: a reward can also be gamed while it rises.",
     ),
     Correlation(
-        id="UPD316",
+        "UPD316",
         severity="warning",
         title="an update that is huge or almost zero",
         needs=(Needs("weights", ("exploded", "tiny")),),
@@ -270,7 +270,7 @@ JOINS: Final[tuple[Correlation, ...]] = (
         least=1,
     ),
     Correlation(
-        id="SIZ331",
+        "SIZ331",
         severity="warning",
         title="factors that moved further than their learning rates allow",
         needs=(Needs("log", ("summed_rates",)), Needs("weights", ("outgrown",))),
@@ -296,7 +296,7 @@ JOINS: Final[tuple[Correlation, ...]] = (
         thresholds=(OUTGROWN,),
     ),
     Correlation(
-        id="LYR317",
+        "LYR317",
         severity="info",
         title="few layers reached",
         needs=(Needs("weights", ("few_layers",)),),
@@ -311,7 +311,7 @@ JOINS: Final[tuple[Correlation, ...]] = (
         least=1,
     ),
     Correlation(
-        id="MID318",
+        "MID318",
         severity="warning",
         title="weights from mid-run",
         needs=(Needs("disk", ("mid_run",)),),

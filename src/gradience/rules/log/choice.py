@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 from math import log
 from typing import Final
 
-from gradience.rules import SAVE_FLOW, Observation, Threshold, Unknown, cite
+from gradience.rules import SAVE_FLOW, Observation, Threshold, Unknown
 from gradience.rules.log.account import account, gain, higher_is_better, kept_step, task_metric, values_of
 from gradience.rules.log.facts import JUDGEMENT, HeldOutCurve, LogRule, RunFacts, not_under, seen, shown
 from gradience.rules.log.held_out import of_metric, overfits, value_at
@@ -71,8 +71,26 @@ def _mark(
     )
 
 
+@LogRule(
+    "SEL190",
+    severity="info",
+    confidence=0.7,
+    needs=(not_under("rl", "preference"),),
+    phrase=lambda v: f"{v['metric']} was better at step {v['best_step']} than at step {v['step']}, which was kept",
+    as_info=True,
+    look=True,
+)
 def _weights(facts: RunFacts) -> Observation | None:
-    """A run that leaves weights whose task metric is worse than another evaluation's, by more than chance explains."""
+    """the weights that were kept are not the best
+
+    the weights that the run leaves (restored, or the last) are worse in the task's metric than those of another
+    evaluation by more than chance explains, and OVF110 does not say so
+
+    Why: Loss and metric often are best at different steps; the trainer keeps what it was told to choose by.
+    Scope: finished runs whose settings tell which weights were kept
+    Verify: Evaluate both checkpoints on further rows.
+    Source: transformers Trainer (5.24) -- load_best_model_at_end chooses by the loss unless told
+    """
     of, metric = account(facts), task_metric(facts)
     step = kept_step(of)
     if step is None:
@@ -100,7 +118,20 @@ def _weights(facts: RunFacts) -> Observation | None:
     )
 
 
+@LogRule(
+    "EVL191", severity="info", confidence=0.9, needs=(not_under("rl"),), thresholds=(UNMEASURED,), evidence=(SAVE_FLOW,)
+)
 def _never_measured(facts: RunFacts) -> Observation | None:
+    """final weights not evaluated
+
+    the run ended more than {unmeasured} of its steps after the last evaluation, and its best checkpoint was not
+    restored
+
+    Why: What is used is not what was measured.
+    Scope: finished runs with evaluations
+    Action: Evaluate once after training, or save at the steps of evaluations.
+    Verify: The step of the newest evaluation beside the last step.
+    """
     of = account(facts)
     last, restored = of.ending.step, of.selection.restored
     if not of.ending.finished or last is None or restored:
@@ -119,7 +150,24 @@ def _never_measured(facts: RunFacts) -> Observation | None:
     )
 
 
+@LogRule(
+    "SEL192",
+    severity="warning",
+    confidence=0.95,
+    place="meaning",
+    phrase=lambda v: f"its best checkpoint is its worst in {v['metric']}",
+)
 def _turned(facts: RunFacts) -> Observation | None:
+    """the best checkpoint is chosen the wrong way round
+
+    greater_is_better contradicts the name of metric_for_best_model
+
+    Why: load_best_model_at_end then restores the worst checkpoint, and the limit on checkpoints deletes the best.
+    Scope: metrics whose name tells what is better
+    Action: Leave greater_is_better unset, or turn it.
+    Verify: Compare best_metric in trainer_state.json with the evaluations.
+    Source: transformers TrainingArguments (5.24) -- greater_is_better says whether more is better
+    """
     training = facts.config.training
     name = (training.metric_for_best_model or "").removeprefix("eval_")
     if not name or training.greater_is_better is None:
@@ -135,8 +183,32 @@ def _turned(facts: RunFacts) -> Observation | None:
     )
 
 
+@LogRule(
+    "CON193",
+    severity="warning",
+    confidence=0.8,
+    needs=(not_under("rl", "preference", "reward"),),
+    place="shape",
+    phrase=lambda v: (
+        f"the same {v['metric']} at every evaluation ({shown(v, 'value', '.3g')})"
+        if "evaluations" in v
+        else f"one answer to every row ({v['metric']} {shown(v, 'value', '.3g')})"
+    ),
+    thresholds=(EQUAL_EVALS, OF_ONE_CLASS),
+)
 def _one_answer(facts: RunFacts) -> Observation | None:
-    """The same score at every evaluation, or scores that only one answer to all rows has."""
+    """one answer to every row
+
+    the task's metric has one value at {equal_evals} or more evaluations, and no loss is below the entropy of that
+    share; or, in the newest one, recall and F1 are 0, or recall is within {of_one_class} of 1 / K, for a K of 2 to
+    20, below the accuracy
+
+    Why: The score of a majority class looks like learning where classes are uneven.
+    Scope: metrics of classes
+    Action: Look at the predictions of an evaluation, and at the share of its largest class.
+    Verify: Count the classes predicted on one evaluation.
+    Source: definition -- of K classes, one answer to all rows has a recall of 1 / K on average
+    """
     of, metric = account(facts), task_metric(facts)
     if metric is None:
         raise Unknown("no task metric was evaluated")
@@ -189,77 +261,4 @@ def _of_one_class(facts: RunFacts) -> Observation | None:
     )
 
 
-RULES: Final[tuple[LogRule, ...]] = (
-    LogRule(
-        id="SEL190",
-        title="the weights that were kept are not the best",
-        severity="info",
-        condition="the weights that the run leaves (restored, or the last) are worse in the task's metric than those "
-        "of another evaluation by more than chance explains, and OVF110 does not say so",
-        observe=_weights,
-        needs=(not_under("rl", "preference"),),
-        confidence=0.7,
-        phrase=lambda v: f"{v['metric']} was better at step {v['best_step']} than at step {v['step']}, which was kept",
-        as_info=True,
-        look=True,
-        evidence=(cite("transformers Trainer (5.24)", "load_best_model_at_end chooses by the loss unless told"),),
-        rationale="Loss and metric often are best at different steps; the trainer keeps what it was told to choose by.",
-        scope="finished runs whose settings tell which weights were kept",
-        verify="Evaluate both checkpoints on further rows.",
-    ),
-    LogRule(
-        id="EVL191",
-        title="final weights not evaluated",
-        severity="info",
-        condition="the run ended more than {unmeasured} of its steps after the last evaluation, and its best "
-        "checkpoint was not restored",
-        observe=_never_measured,
-        needs=(not_under("rl"),),
-        confidence=0.9,
-        evidence=(SAVE_FLOW,),
-        rationale="What is used is not what was measured.",
-        action="Evaluate once after training, or save at the steps of evaluations.",
-        scope="finished runs with evaluations",
-        verify="The step of the newest evaluation beside the last step.",
-        thresholds=(UNMEASURED,),
-    ),
-    LogRule(
-        id="SEL192",
-        title="the best checkpoint is chosen the wrong way round",
-        severity="warning",
-        condition="greater_is_better contradicts the name of metric_for_best_model",
-        observe=_turned,
-        confidence=0.95,
-        place="meaning",
-        phrase=lambda v: f"its best checkpoint is its worst in {v['metric']}",
-        evidence=(cite("transformers TrainingArguments (5.24)", "greater_is_better says whether more is better"),),
-        rationale="load_best_model_at_end then restores the worst checkpoint, and the limit on checkpoints deletes the "
-        "best.",
-        action="Leave greater_is_better unset, or turn it.",
-        scope="metrics whose name tells what is better",
-        verify="Compare best_metric in trainer_state.json with the evaluations.",
-    ),
-    LogRule(
-        id="CON193",
-        title="one answer to every row",
-        severity="warning",
-        condition="the task's metric has one value at {equal_evals} or more evaluations, and no loss is below the "
-        "entropy of that share; or, in the newest one, recall and F1 are 0, or "
-        "recall is within {of_one_class} of 1 / K, for a K of 2 to 20, below the accuracy",
-        observe=_one_answer,
-        needs=(not_under("rl", "preference", "reward"),),
-        confidence=0.8,
-        place="shape",
-        phrase=lambda v: (
-            f"the same {v['metric']} at every evaluation ({shown(v, 'value', '.3g')})"
-            if "evaluations" in v
-            else f"one answer to every row ({v['metric']} {shown(v, 'value', '.3g')})"
-        ),
-        evidence=(cite("definition", "of K classes, one answer to all rows has a recall of 1 / K on average"),),
-        rationale="The score of a majority class looks like learning where classes are uneven.",
-        action="Look at the predictions of an evaluation, and at the share of its largest class.",
-        scope="metrics of classes",
-        verify="Count the classes predicted on one evaluation.",
-        thresholds=(EQUAL_EVALS, OF_ONE_CLASS),
-    ),
-)
+RULES: Final[tuple[LogRule, ...]] = (_weights, _never_measured, _turned, _one_answer)

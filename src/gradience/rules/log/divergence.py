@@ -11,7 +11,7 @@ import math
 from collections.abc import Iterator, Sequence
 from typing import Final, NamedTuple
 
-from gradience.rules import DIVERGENCE, TRIAL, Observation, Threshold, Unknown, cite
+from gradience.rules import DIVERGENCE, TRIAL, Observation, Threshold, Unknown
 from gradience.rules.log.account import account
 from gradience.rules.log.facts import (
     JUDGEMENT,
@@ -84,7 +84,44 @@ _SPIKES: Final = 100  # spikes listed by their steps at most
 _ACCUMULATED: Final = (2, 4, 6, 8, 10, 12, 16, 20, 24, 32, 48, 64, 128, 256)
 
 
+@LogRule(
+    "DIV103",
+    severity="warning",
+    confidence=0.8,
+    needs=(not_under("rl"), positive_loss),
+    signs=("spike",),
+    phrase=lambda v: f"loss spike at step {v['step']}",
+    thresholds=(
+        SPIKE_K,
+        SPIKE_FLOOR,
+        SPIKE_START,
+        SPIKE_ROWS,
+        LOST_LEVEL,
+        NOISY,
+        MANY_ROWS,
+        SOME_ROWS,
+        SHORT_SPIKE,
+        SHORT_RATIO,
+    ),
+    evidence=(TRIAL,),
+)
 def _spike(facts: RunFacts) -> Observation | None:
+    """loss spike
+
+    the loss exceeds the median of the previous 8 rows by more than {spike_k} times the median change over 32 rows
+    (at least {spike_floor} of the level) and by {spike_start} of the first loss; a warning if the rows after it,
+    and the last ones, stay above the level before, by {spike_floor} of it and {lost_level} nats. In logs of
+    {some_rows} to {many_rows} rows (info): it exceeds the median of the previous 6 rows by more than {short_spike}
+    standard deviations of ln(loss) and {short_ratio} times
+
+    Why: A spike of one row usually comes from its data; a spike that lasts has damaged the weights.
+    Scope: positive losses of 8 rows and more; the first rows are not judged; one row alone is info
+    Verify: See whether grad_norm jumps in the same rows or just before.
+    Source: spike trial, 200 clean and 200 spiked curves -- k = 6: 161 found, 4 false alarms; mean + 6 sigma of 128
+        rows: 135 and 0, and 0 of 200 in logs of 60 rows
+    Source: OLMo-core SkipStepOptimizer; llm-foundry KillLossSpike; Lightning SpikeDetection -- mean + 6 sigma of
+        128 rows; 2 x the mean of 100 rows, more than 4 in a row; 2 x the mean of 10
+    """
     rows = len(facts.loss.values)
     if rows < SOME_ROWS.value:
         raise Unknown(f"{rows} training rows: too few to tell a spike from the curve; it takes {SOME_ROWS.value:g}")
@@ -298,16 +335,99 @@ def _diverged(facts: RunFacts, of: _Levels, says: str, *, severity: Severity = "
     )
 
 
+def _diverged_says(v: Values) -> str:
+    why = f", at a learning rate of {shown(v, 'peak_rate', '.3g')}" if _is_absurd(v) else ""
+    return f"diverged: lowest loss {shown(v, 'lowest')} around step {v['lowest_step']}{why}"
+
+
+@LogRule(
+    "DIV104",
+    severity="error",
+    confidence=0.9,
+    needs=(not_under("rl"), positive_loss),
+    live=True,
+    signs=("diverged",),
+    place="broken",
+    phrase=_diverged_says,
+    covers=frozenset({"learning"}),
+    cause=lambda v: "rate_absurd" if _is_absurd(v) else "diverged",
+    thresholds=(
+        DIVERGED_RATIO,
+        DIVERGED_ERRORS,
+        AT_ONCE,
+        ABSURD_RATE,
+        ABSURD_LEVEL,
+        ABSURD_RISE,
+        DIVERGED_NOISE,
+        EXPLODED,
+        NO_LOWER,
+        LOST_SHARE,
+        LOST_LEVEL,
+        WINDOW_SHARE,
+        RELAPSED,
+        LEARNT_BEFORE,
+        DIVERGED_ROWS,
+    ),
+    evidence=(DIVERGENCE, TRIAL),
+)
 def _divergence(facts: RunFacts) -> Observation | None:
+    """divergence
+
+    the median of the last fifth is over {diverged_ratio} times that of the first three rows, by more than
+    {diverged_errors} standard errors; or it is over {at_once} times the first row, and every later row is over
+    {diverged_ratio} times the first; or it is over {absurd_rise} times the first row at a learning rate of
+    {absurd_rate} or more; or the last rows are over {diverged_ratio} times the lowest window by more than
+    {diverged_noise} standard errors, and above the start; or over {relapsed} times it, if it was under
+    {learnt_before} of the start (the last and the lowest fifth); not where ORD186 speaks. A warning: the loss
+    exceeds {exploded} times its start in the middle and ends above {no_lower} times its start; or over {lost_share}
+    of its fall is lost again, to {lost_level} or more
+
+    Why: A run that ends above where it began has unlearnt what the base model knew.
+    Scope: positive losses, from three rows on
+    Verify: Compare the held-out loss of that checkpoint with that of the last.
+    """
     rows = len(facts.loss.values)
     if rows < DIVERGED_ROWS.value:
         raise Unknown(f"{rows} training rows: too few to see a lasting level; it takes {DIVERGED_ROWS.value:g}")
     return divergence(facts)
 
 
+def _scale_says(v: Values) -> str:
+    if v.get("above"):
+        times = f"{v['split']} loss is {shown(v, 'factor', '.1f')} times the training loss throughout"
+        return f"{times}: another scale or other data"
+    if "factor" in v:
+        return f"training loss is {shown(v, 'factor', '.1f')} times the held-out loss: another scale"
+    return f"loss starts at {shown(v, 'first')}, above that of a uniform guess over any vocabulary"
+
+
+@LogRule(
+    "SCL129",
+    severity="warning",
+    confidence=0.85,
+    needs=(not_under("rl", "preference", "reward"), positive_loss),
+    place="meaning",
+    phrase=_scale_says,
+    cause="other_scale",
+    thresholds=(SCALE_RATIO, SCALE_NATS, SCALE_EVALS, SAME_RATIO, LN_VOCABULARY, ALONE, SECOND_ROW),
+)
 @once
 def other_scale(facts: RunFacts) -> Observation | None:
-    """Training loss on another scale than held-out loss, or above that of equal odds; None if neither, or unknown."""
+    """training loss on another scale
+
+    the training loss is at least {scale_ratio} times the held-out loss and {scale_nats} nats above it, at the first
+    evaluation and at all evaluations of the last half; or the held-out loss is at least {scale_ratio} times the
+    training loss, by ratios within {same_ratio} at {scale_evals} or more evaluations; otherwise, the first training
+    row is over {ln_vocabulary} nats and the second at least {second_row} of the first, or the only row over {alone}
+    times that
+
+    Why: A loss on another scale cannot be compared with the held-out loss, and if the gradient is summed too, steps
+        are larger by the same factor.
+    Scope: token-level or class cross-entropy; silent where the run diverged
+    Verify: Evaluate on training data: the loss there is on the scale of the evaluation.
+    Source: huggingface/transformers#35204 -- losses summed over the accumulation steps, not averaged
+    Source: definition -- equal odds over K words cost ln K nats
+    """
     if facts.objective.kind in {"rl", "preference"} or not facts.loss.values or divergence(facts) is not None:
         return None
     curve = facts.held_out_curve
@@ -381,8 +501,28 @@ def _above_equal_odds(facts: RunFacts) -> Observation | None:
     )
 
 
+@LogRule(
+    "INI195",
+    severity="info",
+    confidence=0.6,
+    needs=(not_under("rl", "preference", "reward"), positive_loss),
+    phrase=lambda v: f"starts at {shown(v, 'first')} nats, nearly a uniform guess",
+    as_info=True,
+    look=True,
+    thresholds=(HIGH_START, LN_VOCABULARY),
+)
 def _starts_high(facts: RunFacts) -> Observation | None:
-    """A language model that starts like one that knows nothing."""
+    """a start as of a model that knows nothing
+
+    the first training row of a loss that is not of classes or numbers is from {high_start} nats to {ln_vocabulary}
+
+    Why: Padding in the loss, another model's tokenizer or template, or weights that were not loaded.
+    Scope: losses of tokens; a row is the mean over its logging interval; new embeddings start high, too
+    Action: Decode the labels of a batch: is padding among them? And see that the pretrained weights were loaded.
+    Verify: The loss of the base on some rows, padding masked.
+    Source: published runs -- seven of some 60 start at 8.1 to 11 nats, the others at 5.5 at most
+    Source: definition -- a uniform guess over 50257 tokens costs 10.8 nats
+    """
     kind = account(facts).loss
     if kind in {"classification", "regression"}:
         raise Unknown("the loss is not a language model's")
@@ -402,153 +542,4 @@ def _is_absurd(v: Values) -> bool:
     return isinstance(rate, float) and rate >= ABSURD_RATE.value
 
 
-def _diverged_says(v: Values) -> str:
-    why = f", at a learning rate of {shown(v, 'peak_rate', '.3g')}" if _is_absurd(v) else ""
-    return f"diverged: lowest loss {shown(v, 'lowest')} around step {v['lowest_step']}{why}"
-
-
-def _scale_says(v: Values) -> str:
-    if v.get("above"):
-        times = f"{v['split']} loss is {shown(v, 'factor', '.1f')} times the training loss throughout"
-        return f"{times}: another scale or other data"
-    if "factor" in v:
-        return f"training loss is {shown(v, 'factor', '.1f')} times the held-out loss: another scale"
-    return f"loss starts at {shown(v, 'first')}, above that of a uniform guess over any vocabulary"
-
-
-RULES: Final[tuple[LogRule, ...]] = (
-    LogRule(
-        id="DIV103",
-        title="loss spike",
-        severity="warning",
-        condition="the loss exceeds the median of the previous 8 rows by more than {spike_k} times the median change "
-        "over 32 rows (at least {spike_floor} of the level) and by {spike_start} of the first loss; a warning if "
-        "the rows after it, and the last ones, stay above the level before, by {spike_floor} of it and {lost_level} "
-        "nats. In logs of {some_rows} to "
-        "{many_rows} rows (info): it exceeds the median of the previous 6 rows by more than {short_spike} standard "
-        "deviations of ln(loss) and {short_ratio} times",
-        observe=_spike,
-        needs=(not_under("rl"), positive_loss),
-        confidence=0.8,
-        signs=("spike",),
-        evidence=(
-            cite(
-                "spike trial, 200 clean and 200 spiked curves",
-                "k = 6: 161 found, 4 false alarms; mean + 6 sigma of 128 rows: 135 and 0, and 0 of 200 in logs "
-                "of 60 rows",
-            ),
-            cite(
-                "OLMo-core SkipStepOptimizer; llm-foundry KillLossSpike; Lightning SpikeDetection",
-                "mean + 6 sigma of 128 rows; 2 x the mean of 100 rows, more than 4 in a row; 2 x the mean of 10",
-            ),
-            TRIAL,
-        ),
-        rationale="A spike of one row usually comes from its data; a spike that lasts has damaged the weights.",
-        phrase=lambda v: f"loss spike at step {v['step']}",
-        scope="positive losses of 8 rows and more; the first rows are not judged; one row alone is info",
-        verify="See whether grad_norm jumps in the same rows or just before.",
-        thresholds=(
-            SPIKE_K,
-            SPIKE_FLOOR,
-            SPIKE_START,
-            SPIKE_ROWS,
-            LOST_LEVEL,
-            NOISY,
-            MANY_ROWS,
-            SOME_ROWS,
-            SHORT_SPIKE,
-            SHORT_RATIO,
-        ),
-    ),
-    LogRule(
-        id="DIV104",
-        title="divergence",
-        severity="error",
-        condition="the median of the last fifth is over {diverged_ratio} times that of the first three rows, by more "
-        "than {diverged_errors} standard errors; or it is over {at_once} times the first row, and every later row is "
-        "over {diverged_ratio} times the first; or it is over {absurd_rise} times the first row at a learning rate of "
-        "{absurd_rate} or more; or the last rows are over {diverged_ratio} times the lowest window by more than "
-        "{diverged_noise} standard errors, and above the start; or over {relapsed} times it, if it was under "
-        "{learnt_before} of the start (the last and the lowest fifth); not where ORD186 speaks. "
-        "A warning: the loss exceeds {exploded} times its start "
-        "in the middle and ends above {no_lower} times its start; or over {lost_share} of its fall is lost again, to "
-        "{lost_level} or more",
-        observe=_divergence,
-        needs=(not_under("rl"), positive_loss),
-        confidence=0.9,
-        live=True,
-        signs=("diverged",),
-        evidence=(DIVERGENCE, TRIAL),
-        rationale="A run that ends above where it began has unlearnt what the base model knew.",
-        place="broken",
-        phrase=_diverged_says,
-        covers=frozenset({"learning"}),
-        cause=lambda v: "rate_absurd" if _is_absurd(v) else "diverged",
-        scope="positive losses, from three rows on",
-        verify="Compare the held-out loss of that checkpoint with that of the last.",
-        thresholds=(
-            DIVERGED_RATIO,
-            DIVERGED_ERRORS,
-            AT_ONCE,
-            ABSURD_RATE,
-            ABSURD_LEVEL,
-            ABSURD_RISE,
-            DIVERGED_NOISE,
-            EXPLODED,
-            NO_LOWER,
-            LOST_SHARE,
-            LOST_LEVEL,
-            WINDOW_SHARE,
-            RELAPSED,
-            LEARNT_BEFORE,
-            DIVERGED_ROWS,
-        ),
-    ),
-    LogRule(
-        id="SCL129",
-        title="training loss on another scale",
-        severity="warning",
-        condition="the training loss is at least {scale_ratio} times the held-out loss and {scale_nats} nats above it, "
-        "at the first evaluation and at all evaluations of the last half; or the held-out loss is at least "
-        "{scale_ratio} times the training loss, by ratios within {same_ratio} at {scale_evals} or more evaluations; "
-        "otherwise, the first training row is over {ln_vocabulary} nats and the second at least {second_row} of the "
-        "first, or the only row over {alone} times that",
-        observe=other_scale,
-        needs=(not_under("rl", "preference", "reward"), positive_loss),
-        confidence=0.85,
-        evidence=(
-            cite("huggingface/transformers#35204", "losses summed over the accumulation steps, not averaged"),
-            cite("definition", "equal odds over K words cost ln K nats"),
-        ),
-        rationale="A loss on another scale cannot be compared with the held-out loss, and if the gradient is summed "
-        "too, steps are larger by the same factor.",
-        place="meaning",
-        phrase=_scale_says,
-        cause="other_scale",
-        scope="token-level or class cross-entropy; silent where the run diverged",
-        verify="Evaluate on training data: the loss there is on the scale of the evaluation.",
-        thresholds=(SCALE_RATIO, SCALE_NATS, SCALE_EVALS, SAME_RATIO, LN_VOCABULARY, ALONE, SECOND_ROW),
-    ),
-    LogRule(
-        id="INI195",
-        title="a start as of a model that knows nothing",
-        severity="info",
-        condition="the first training row of a loss that is not of classes or numbers is from {high_start} nats to "
-        "{ln_vocabulary}",
-        observe=_starts_high,
-        needs=(not_under("rl", "preference", "reward"), positive_loss),
-        confidence=0.6,
-        phrase=lambda v: f"starts at {shown(v, 'first')} nats, nearly a uniform guess",
-        as_info=True,
-        look=True,
-        evidence=(
-            cite("published runs", "seven of some 60 start at 8.1 to 11 nats, the others at 5.5 at most"),
-            cite("definition", "a uniform guess over 50257 tokens costs 10.8 nats"),
-        ),
-        rationale="Padding in the loss, another model's tokenizer or template, or weights that were not loaded.",
-        action="Decode the labels of a batch: is padding among them? And see that the pretrained weights were loaded.",
-        scope="losses of tokens; a row is the mean over its logging interval; new embeddings start high, too",
-        verify="The loss of the base on some rows, padding masked.",
-        thresholds=(HIGH_START, LN_VOCABULARY),
-    ),
-)
+RULES: Final[tuple[LogRule, ...]] = (_spike, _divergence, other_scale, _starts_high)

@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from itertools import groupby, islice, pairwise
 from typing import Final, NamedTuple
 
-from gradience.rules import TRIAL, Observation, Sign, Threshold, Unknown, cite
+from gradience.rules import TRIAL, Observation, Sign, Threshold, Unknown
 from gradience.rules.log.account import DECAYED, RISEN, account, decisive_metric, rises_again
 from gradience.rules.log.facts import JUDGEMENT, LogRule, RunFacts, Values, last_part, not_under, seen, shown
 from gradience.rules.log.numbers import bad_norms, skipped_rows
@@ -59,7 +59,29 @@ def _norms(facts: RunFacts, least: Threshold) -> Curve:
     return curve
 
 
+@LogRule(
+    "GRD107",
+    severity="warning",
+    confidence=0.8,
+    signs=("large_gradients", Sign("exploding_gradients", frozenset({"warning"}))),
+    phrase=lambda v: f"gradient norm jumps at step {v['step']}",
+    thresholds=(GRADIENT_K, GRADIENT_FLOOR, GRADIENT_RATIO, LASTING, JUMP_ROWS),
+    evidence=(TRIAL,),
+)
 def _explosion(facts: RunFacts) -> Observation | None:
+    """exploding gradients
+
+    grad_norm exceeds {gradient_ratio} times the median of the rows before for {lasting} rows; or ln(grad_norm)
+    exceeds, but under RL, its median over the previous 8 rows by more than {gradient_k} times its median change (at
+    least {gradient_floor}) for {lasting} rows; info if the loss ends no higher than before
+
+    Why: Clipping hides the size of such steps, not their direction; divergence often follows.
+    Scope: any run that records grad_norm in 8 or more rows
+    Verify: See whether the loss rises in the rows after.
+    Source: 63 trainings of a small encoder, 19 of them healthy -- a jump of one or two rows was seen in all 19, so
+        it says nothing by itself
+    Source: Megatron-LM is_unexpectedly_large; ZClip -- 10 x the largest of 100; z-score over 2.5
+    """
     curve = _norms(facts, JUMP_ROWS)
     start = _grown(curve.points, math.ceil(LASTING.value / curve.block))
     if start is None:
@@ -121,7 +143,29 @@ def _burst(facts: RunFacts, curve: Curve) -> Observation | None:
     )
 
 
+@LogRule(
+    "GRD108",
+    severity="warning",
+    confidence=0.85,
+    needs=(not_under("rl"),),
+    live=True,
+    signs=("vanished_gradient", Sign("no_gradient", frozenset({"warning"}))),
+    phrase=lambda v: f"no gradient from step {v['step']}",
+    cause="no_gradient",
+    thresholds=(VANISHED_RATIO, VANISHED_ROWS, VANISHED_SHARE, MEMORIZED, SOLVED, FITTED_LOSS),
+    evidence=(TRIAL,),
+)
 def _vanishing(facts: RunFacts) -> Observation | None:
+    """vanishing gradients
+
+    grad_norm is 0, or under {vanished_ratio} of its early median, in {vanished_rows} consecutive rows while lr > 0
+    (in {vanished_share} of all rows or to the end, if more rows have a norm of 0); info if the loss there is under
+    {memorized} of the early loss, or under {fitted_loss} nats at a held-out accuracy of {solved} or more
+
+    Why: No gradient reaches the adapter: frozen parameters, a detached graph, or underflow in fp16.
+    Scope: runs that record grad_norm; not RL, where equal rewards give a gradient of 0, nor saturated preferences
+    Verify: Audit the adapter: B = 0 means untrained.
+    """
     curve = _norms(facts, VANISHED_ROWS)
     if saturated(facts) is not None or not any(facts.loss.points):
         return None  # a saturated preference loss (PRF130) or labels that are all masked (NUM102) explain it
@@ -167,7 +211,44 @@ def _fitted(facts: RunFacts, first: int, last: int) -> bool:
     return there != 0.0 and (abs(there) < MEMORIZED.value * early or (solved and abs(there) < FITTED_LOSS.value))
 
 
+def _rate_says(v: Values) -> str | None:
+    if v.get("throughout"):
+        return "does not learn: the learning rate is 0"
+    if "rows" in v:
+        return f"learning rate 0 in {v['rows']} rows from step {v['step']}"
+    if "high" in v:
+        return f"learning rate up to {shown(v, 'peak', '.3g')}"
+    return f"the learning rate rises again at step {v['step']}" if "times" in v else None
+
+
+def _rate_zero(found: Finding) -> Mapping[str, Json]:
+    zero = f"the learning rate was 0 in {found.values['rows']} rows"
+    return {"rate_zero": zero, "not_learnt": zero}
+
+
+@LogRule(
+    "LRS109",
+    severity="warning",
+    confidence=0.85,
+    signs=(Sign("rate_zero", frozenset({"rows"}), values=_rate_zero),),
+    phrase=_rate_says,
+    cause=lambda v: "rate_zero" if "throughout" in v else "rate_absurd" if "high" in v else None,
+    thresholds=(ZERO_RATE_ROWS, ZERO_TAIL_SHARE, HIGH_RATE, PEAK_SHARE, PEAK_MISSED, DECAYED, RISEN),
+    evidence=(TRIAL,),
+)
 def _rate(facts: RunFacts) -> Observation | None:
+    """learning rate not as planned
+
+    lr is 0 in {zero_rate_rows} consecutive rows (not counting the end of a decay, or steps that the gradient scaler
+    skipped); or it reaches {high_rate} with a LoRA; or it never reaches {peak_share} of the configured peak, though
+    the log begins within {peak_missed} of the steps; or it rises to over {risen} times its lowest value after it
+    fell under {decayed} of the highest, without a resume
+
+    Why: The learning rate that the optimizer was given decides, whatever the config says.
+    Scope: runs that record lr; the first row at 0 and the final decay are ignored
+    Verify: Plot lr over the steps.
+    Source: transformers/optimization.py (5.24) -- schedules warm up once and decay; only *_with_restarts rise again
+    """
     rates = facts.rate.values
     if len(rates) < ZERO_RATE_ROWS.value:
         raise Unknown(f"{len(rates) or 'no'} rows with a learning rate; it needs {ZERO_RATE_ROWS.value:g}")
@@ -269,7 +350,32 @@ def _rises(facts: RunFacts) -> Observation | None:
     )
 
 
+@LogRule(
+    "LRS133",
+    severity="warning",
+    confidence=0.9,
+    phrase=lambda v: (
+        f"the warm-up took {shown(v, 'share', '.0%')} of it"
+        if "share" in v
+        else f"ended inside its warm-up: the learning rate reached {shown(v, 'peak', '.3g')}"
+    ),
+    as_info=True,
+    look=True,
+    cause="in_warmup",
+    thresholds=(ALMOST, WARMUP_STEPS, LONG_WARMUP, LONG_ROWS),
+)
 def _in_warmup(facts: RunFacts) -> Observation | None:
+    """ended inside its warm-up
+
+    the run of at least {warmup_steps} steps ended, or made {almost} of them, while the learning rate was still
+    rising, or before the warm-up of its settings was over; or, as info, the rate rose from row to row over more
+    than {long_warmup} of a finished run, and {long_rows} rows or more
+
+    Why: The learning rate that was chosen was never used.
+    Scope: runs that record lr and have ended
+    Verify: Plot lr over the steps.
+    Source: definition -- the highest learning rate is that of the last row, above that in the middle
+    """
     of = account(facts)
     schedule, ending = of.schedule, of.ending
     if schedule.logged_peak is None:
@@ -307,113 +413,4 @@ def _long_warmup(facts: RunFacts, last: int) -> Observation | None:
     )
 
 
-def _rate_says(v: Values) -> str | None:
-    if v.get("throughout"):
-        return "does not learn: the learning rate is 0"
-    if "rows" in v:
-        return f"learning rate 0 in {v['rows']} rows from step {v['step']}"
-    if "high" in v:
-        return f"learning rate up to {shown(v, 'peak', '.3g')}"
-    return f"the learning rate rises again at step {v['step']}" if "times" in v else None
-
-
-def _rate_zero(found: Finding) -> Mapping[str, Json]:
-    zero = f"the learning rate was 0 in {found.values['rows']} rows"
-    return {"rate_zero": zero, "not_learnt": zero}
-
-
-RULES: Final[tuple[LogRule, ...]] = (
-    LogRule(
-        id="GRD107",
-        title="exploding gradients",
-        severity="warning",
-        condition="grad_norm exceeds {gradient_ratio} times the median of the rows before for {lasting} rows; or "
-        "ln(grad_norm) exceeds, but under RL, its median over the previous 8 rows by more than {gradient_k} times its "
-        "median change (at least {gradient_floor}) for {lasting} rows; info if the loss ends no higher than before",
-        observe=_explosion,
-        confidence=0.8,
-        signs=("large_gradients", Sign("exploding_gradients", frozenset({"warning"}))),
-        evidence=(
-            cite(
-                "63 trainings of a small encoder, 19 of them healthy",
-                "a jump of one or two rows was seen in all 19, so it says nothing by itself",
-            ),
-            cite("Megatron-LM is_unexpectedly_large; ZClip", "10 x the largest of 100; z-score over 2.5"),
-            TRIAL,
-        ),
-        rationale="Clipping hides the size of such steps, not their direction; divergence often follows.",
-        phrase=lambda v: f"gradient norm jumps at step {v['step']}",
-        scope="any run that records grad_norm in 8 or more rows",
-        verify="See whether the loss rises in the rows after.",
-        thresholds=(GRADIENT_K, GRADIENT_FLOOR, GRADIENT_RATIO, LASTING, JUMP_ROWS),
-    ),
-    LogRule(
-        id="GRD108",
-        title="vanishing gradients",
-        severity="warning",
-        condition="grad_norm is 0, or under {vanished_ratio} of its early median, in {vanished_rows} consecutive rows "
-        "while lr > 0 (in {vanished_share} of all rows or to the end, if more rows have a norm of 0); info if the loss "
-        "there is under {memorized} of the early loss, or under {fitted_loss} nats at a "
-        "held-out accuracy of {solved} or more",
-        observe=_vanishing,
-        needs=(not_under("rl"),),
-        confidence=0.85,
-        live=True,
-        signs=("vanished_gradient", Sign("no_gradient", frozenset({"warning"}))),
-        evidence=(TRIAL,),
-        rationale="No gradient reaches the adapter: frozen parameters, a detached graph, or underflow in fp16.",
-        phrase=lambda v: f"no gradient from step {v['step']}",
-        cause="no_gradient",
-        scope="runs that record grad_norm; not RL, where equal rewards give a gradient of 0, nor saturated preferences",
-        verify="Audit the adapter: B = 0 means untrained.",
-        thresholds=(VANISHED_RATIO, VANISHED_ROWS, VANISHED_SHARE, MEMORIZED, SOLVED, FITTED_LOSS),
-    ),
-    LogRule(
-        id="LRS109",
-        title="learning rate not as planned",
-        severity="warning",
-        condition="lr is 0 in {zero_rate_rows} consecutive rows (not counting the end of a decay, or steps that the "
-        "gradient scaler skipped); or it reaches {high_rate} with a LoRA; or it never reaches {peak_share} of the "
-        "configured peak, though the log begins within {peak_missed} of the steps; or it rises to over "
-        "{risen} times its lowest value after it fell under {decayed} of the highest, without a resume",
-        observe=_rate,
-        confidence=0.85,
-        signs=(Sign("rate_zero", frozenset({"rows"}), values=_rate_zero),),
-        evidence=(
-            cite(
-                "transformers/optimization.py (5.24)",
-                "schedules warm up once and decay; only *_with_restarts rise again",
-            ),
-            TRIAL,
-        ),
-        rationale="The learning rate that the optimizer was given decides, whatever the config says.",
-        phrase=_rate_says,
-        cause=lambda v: "rate_zero" if "throughout" in v else "rate_absurd" if "high" in v else None,
-        scope="runs that record lr; the first row at 0 and the final decay are ignored",
-        verify="Plot lr over the steps.",
-        thresholds=(ZERO_RATE_ROWS, ZERO_TAIL_SHARE, HIGH_RATE, PEAK_SHARE, PEAK_MISSED, DECAYED, RISEN),
-    ),
-    LogRule(
-        id="LRS133",
-        title="ended inside its warm-up",
-        severity="warning",
-        condition="the run of at least {warmup_steps} steps ended, or made {almost} of them, while the learning rate "
-        "was still rising, or before the warm-up of its settings was over; or, as info, the rate rose from row to row "
-        "over more than {long_warmup} of a finished run, and {long_rows} rows or more",
-        observe=_in_warmup,
-        confidence=0.9,
-        evidence=(cite("definition", "the highest learning rate is that of the last row, above that in the middle"),),
-        rationale="The learning rate that was chosen was never used.",
-        phrase=lambda v: (
-            f"the warm-up took {shown(v, 'share', '.0%')} of it"
-            if "share" in v
-            else f"ended inside its warm-up: the learning rate reached {shown(v, 'peak', '.3g')}"
-        ),
-        as_info=True,
-        look=True,
-        cause="in_warmup",
-        scope="runs that record lr and have ended",
-        verify="Plot lr over the steps.",
-        thresholds=(ALMOST, WARMUP_STEPS, LONG_WARMUP, LONG_ROWS),
-    ),
-)
+RULES: Final[tuple[LogRule, ...]] = (_explosion, _vanishing, _rate, _in_warmup)

@@ -6,18 +6,7 @@ import math
 from collections.abc import Iterator, Sequence
 from typing import Final, NamedTuple
 
-from gradience.rules import (
-    INSTRUCT_GPT,
-    KARPATHY,
-    PRECHELT,
-    TINKER_STEPS,
-    TRIAL,
-    Observation,
-    Sign,
-    Threshold,
-    Unknown,
-    cite,
-)
+from gradience.rules import INSTRUCT_GPT, KARPATHY, PRECHELT, TINKER_STEPS, TRIAL, Observation, Sign, Threshold, Unknown
 from gradience.rules.log.account import account, decisive_metric, gain, kept_step, task_metric, values_of
 from gradience.rules.log.divergence import divergence, other_scale
 from gradience.rules.log.facts import (
@@ -71,9 +60,48 @@ class _Onset(NamedTuple):
     noise: float  # standard deviation of one evaluation, as a fraction of E_opt
 
 
+def _overfits_says(v: Values) -> str:
+    if "rise" not in v:
+        name = str(v["metric"])
+        best, last = _of(v, name, "best"), _of(v, name, "last")
+        return f"{v['split']} {name} was best at step {v['best_step']} ({best}; {last} at the end)"
+    gained = v.get("metric_gained")
+    what = "overfits" if v.get("fits", True) else f"{v['split']} loss rises" if gained else "gets worse held out"
+    says = f"{what} from step {v['lowest_step']} ({v['split']} loss +{shown(v, 'rise', '.1%')} since)"
+    return f"{says}, but {v['metric']} still gained" if gained else says
+
+
+@LogRule(
+    "OVF110",
+    severity="warning",
+    confidence=0.85,
+    needs=(not_under("rl"),),
+    signs=(Sign("overfits", unless=frozenset({"info"})),),  # as info, its own sentence says what to do
+    place="shape",
+    phrase=_overfits_says,
+    as_info=True,
+    look=True,
+    covers=frozenset({"improving"}),
+    live=True,
+    cause="overfits",
+    thresholds=(OVERFIT_RISE, OVERFIT_MUCH, EVAL_NOISE, OVERFIT_EVALS, LEAST_EVALS, RISING),
+    evidence=(PRECHELT, INSTRUCT_GPT, TRIAL),
+)
 @once
 def overfitting(facts: RunFacts) -> Observation | None:
-    """Held-out loss that rises again, or a task metric that is lost again, while the training loss falls."""
+    """overfitting
+
+    each of the last {overfit_evals} held-out losses is above the lowest by more than {overfit_rise} of it and more
+    than {eval_noise} times the noise between evaluations; it overfits if the training loss fell, and gets worse if
+    that ends under {rising} times its lowest, or was not logged; info if the best weights were restored, if the
+    task metric that decides gained since by more than chance explains, or if the noise is not known and the rise is
+    at most {overfit_much}. Or, from {least_evals} evaluations on, the last {overfit_evals} are worse than the best
+    in that metric by more than chance explains
+
+    Why: From that step on the run fitted its training data at the cost of held-out data.
+    Scope: held-out values of one data set
+    Verify: Compare the task metric of the best checkpoint with that of the last.
+    """
     if swapped(facts) is not None:
         return None
     curves = [curve for curve in facts.curves if len(curve.losses) >= LEAST_EVALS.value]
@@ -231,23 +259,49 @@ def _beside(facts: RunFacts, metric: MetricAccount | None, step: int) -> str:
     return f" {name} did not gain ({before} -> {last}, within chance)."
 
 
-def _overfits_says(v: Values) -> str:
-    if "rise" not in v:
-        name = str(v["metric"])
-        best, last = _of(v, name, "best"), _of(v, name, "last")
-        return f"{v['split']} {name} was best at step {v['best_step']} ({best}; {last} at the end)"
-    gained = v.get("metric_gained")
-    what = "overfits" if v.get("fits", True) else f"{v['split']} loss rises" if gained else "gets worse held out"
-    says = f"{what} from step {v['lowest_step']} ({v['split']} loss +{shown(v, 'rise', '.1%')} since)"
-    return f"{says}, but {v['metric']} still gained" if gained else says
-
-
 def _of(v: Values, name: str, key: str) -> str:
     value = v.get(key)
     return of_metric(name, value if isinstance(value, float) else None)
 
 
+def _gap_says(v: Values) -> str | None:
+    if v.get("rises"):
+        return f"gap {_ratio(float(shown(v, 'nats', 'g')))}"
+    if not isinstance(v.get("held_out"), float):
+        train, held_out = (shown(v, f"accuracy_{part}", ".1%") for part in ("train", "held_out"))
+        return f"accuracy {train} in training, {held_out} held out"
+    best = f" (best {shown(v, 'lowest')} at step {v['lowest_step']})" if "lowest" in v else ""
+    return f"{v['split']} loss {shown(v, 'held_out')}{best} against {shown(v, 'train')} in training"
+
+
+@LogRule(
+    "GAP111",
+    severity="warning",
+    confidence=0.6,
+    needs=(not_under("rl", "preference", "reward"),),
+    signs=("gap",),
+    phrase=_gap_says,
+    as_info=True,
+    look=True,
+    covers=lambda v: frozenset() if v.get("rises") else frozenset({"held_out"}),
+    cause="gap",
+    thresholds=(LOSS_GAP, GAP_TIMES, GAP_NATS, ACCURACY_GAP),
+    evidence=(INSTRUCT_GPT,),
+)
 def _gap(facts: RunFacts) -> Observation | None:
+    """gap between train and held-out
+
+    at the newest evaluation with training rows of its step, held-out perplexity is over {loss_gap} times the
+    training perplexity; or, while it does not rise again, held-out loss is over {gap_times} times the training loss
+    and {gap_nats} nats above; or training accuracy is over {accuracy_gap}, and more than chance explains, above
+    held-out accuracy. Info while the data has not repeated, while the held-out loss is at its best, if the best
+    weights were restored, or if the task metric that decides gained since it was
+
+    Why: A model that fits its training data much better than held-out data has begun to memorize it.
+    Scope: cross-entropy on one scale; not if the run diverged
+    Verify: Compare the task metric of the best checkpoint with that of the last.
+    Source: project convention -- gap over 1.5x, that is 0.41 nats; no source for the number
+    """
     of = account(facts)
     pair, accuracies = of.last_pair, _accuracies(facts)
     if (lacking := _no_gap(facts, of, accuracies)) is not None:
@@ -295,7 +349,7 @@ def _no_gap(facts: RunFacts, of: RunAccount, accuracies: _Accuracies | None) -> 
         return "the loss is no cross-entropy: a gap in nats has no meaning"
     if of.floor is None:
         return "label smoothing raises both losses by an amount that is not known"
-    if other_scale(facts) is not None:
+    if other_scale.observe(facts) is not None:
         return "training and held-out loss are on different scales (see SCL129)"
     return "the run diverged (see DIV104)" if divergence(facts) is not None else None
 
@@ -374,16 +428,6 @@ def _lowest(facts: RunFacts) -> dict[str, Json]:
     return {"lowest": curve.losses[curve.best], "lowest_step": curve.steps[curve.best]}
 
 
-def _gap_says(v: Values) -> str | None:
-    if v.get("rises"):
-        return f"gap {_ratio(float(shown(v, 'nats', 'g')))}"
-    if not isinstance(v.get("held_out"), float):
-        train, held_out = (shown(v, f"accuracy_{part}", ".1%") for part in ("train", "held_out"))
-        return f"accuracy {train} in training, {held_out} held out"
-    best = f" (best {shown(v, 'lowest')} at step {v['lowest_step']})" if "lowest" in v else ""
-    return f"{v['split']} loss {shown(v, 'held_out')}{best} against {shown(v, 'train')} in training"
-
-
 def _times(held_out: float, train: float) -> str:
     return f"{held_out / train:.1f} times" if train > 0.0 and held_out / train < _MANY else "many times"
 
@@ -391,7 +435,7 @@ def _times(held_out: float, train: float) -> str:
 def overfits(facts: RunFacts) -> bool:
     """Whether OVF110 speaks of the run."""
     try:
-        return overfitting(facts) is not None
+        return overfitting.observe(facts) is not None
     except Unknown:
         return False
 
@@ -401,7 +445,24 @@ def _holds_a_value(event: Eval) -> bool:
     return event.metrics.loss is not None or event.metrics.ppl is not None or bool(values_of(event.metrics))
 
 
+@LogRule(
+    "EVL134",
+    severity="warning",
+    confidence=0.95,
+    phrase=lambda _: "its evaluations hold no loss and no metric",
+    covers=frozenset({"no_held_out"}),
+    cause="evaluations_empty",
+)
 def _without_values(facts: RunFacts) -> Observation | None:
+    """evaluations without a value
+
+    evaluations were recorded, and none holds a loss or a metric
+
+    Why: The time was spent, and nothing can be told from it.
+    Scope: logs with evaluations
+    Verify: Look at the keys of one evaluation.
+    Source: transformers Trainer (5.24) -- eval_loss is logged only if the model returns a loss for the labels
+    """
     events = [event for event in facts.history if event.split != "train"]
     if not events or any(map(_holds_a_value, events)):
         return None
@@ -414,7 +475,22 @@ def _without_values(facts: RunFacts) -> Observation | None:
     )
 
 
+@LogRule(
+    "SML113",
+    severity="info",
+    confidence=0.95,
+    thresholds=(SMALL_EVAL,),
+)
 def _small_eval(facts: RunFacts) -> Observation | None:
+    """few held-out examples
+
+    half-width of the accuracy's 95 % interval > {small_eval}
+
+    Why: The accuracy on few examples varies by several points by chance alone.
+    Scope: accuracies
+    Verify: Evaluate the same checkpoint on other examples of the same kind: the accuracy varies by as much.
+    Source: binomial 95 % interval -- 1.96 sqrt(p (1 - p) / n)
+    """
     point = facts.held_out
     if point is None or point.metrics.accuracy is None or not point.metrics.n:
         raise Unknown("needs a held-out accuracy and the number of examples (n)")
@@ -432,7 +508,27 @@ def _small_eval(facts: RunFacts) -> Observation | None:
     )
 
 
+@LogRule(
+    "UND126",
+    severity="info",
+    confidence=0.5,
+    needs=(not_under("rl"),),
+    phrase=lambda v: f"{v['split']} loss still falls at the end",
+    as_info=True,
+    cause="unfinished",
+    thresholds=(LEAST_EVALS, UNFINISHED_FALL, EVAL_NOISE, FITTED),
+    evidence=(TINKER_STEPS, TRIAL),
+)
 def _unfinished(facts: RunFacts) -> Observation | None:
+    """ended while still improving
+
+    the last of {least_evals} or more evaluations is the best, and in the last quarter the held-out loss fell by
+    over {unfinished_fall} and over {eval_noise} times its noise, to over {fitted}
+
+    Why: A held-out loss that is at its best at the end says that more training may still have helped.
+    Scope: held-out losses of one data set; not in mid-run, in warmup or where the run diverged
+    Verify: Train longer, and see where the held-out loss starts to rise.
+    """
     curve = facts.held_out_curve
     count = len(curve.losses) if curve else 0
     if curve is None or count < LEAST_EVALS.value:
@@ -468,7 +564,32 @@ def _metric_lost_again(facts: RunFacts) -> bool:
     return metric is not None and metric.best is not None and gain(metric, metric.best, metric.last) < -metric.error
 
 
+@LogRule(
+    "CHN112",
+    severity="warning",
+    confidence=0.85,
+    needs=(not_under("rl", "preference"),),
+    signs=("at_chance",),
+    place="shape",
+    phrase=lambda v: "held-out accuracy at chance" if "accuracy" in v else "held-out loss at chance",
+    covers=frozenset({"accuracy"}),
+    cause="at_chance",
+    thresholds=(CHANCE_Z, CHANCE_MARGIN, CHANCE_LOSS, CHANCE_BAND, CHANCE_NEAR),
+    evidence=(KARPATHY,),
+)
 def _at_chance(facts: RunFacts) -> Observation | None:
+    """chance level
+
+    the held-out accuracy is at most chance plus {chance_z} standard deviations (plus {chance_margin} if n is
+    unknown), or, if no accuracy is logged, the loss is at least {chance_loss} x ln K; if K is unknown, accuracy is
+    within {chance_band} standard deviations of 1 / K and loss within {chance_near} x ln K of ln K, for a K of 2 to
+    20
+
+    Why: At chance level no other number about this run means much.
+    Scope: classification with balanced classes
+    Verify: Overfit 32 examples on purpose: if training accuracy cannot reach 100 %, the set-up is broken.
+    Source: binomial test, one-sided 95 % -- chance plus 1.64 sqrt(p (1 - p) / n)
+    """
     # a reward model's accuracy is over two answers
     point, classes = facts.held_out, 2 if facts.objective.kind == "reward" else facts.num_labels
     if point is None or (point.metrics.accuracy is None and point.metrics.loss is None):
@@ -534,129 +655,4 @@ def _fitting(loss: float, accuracy: float, n: int | None) -> Iterator[int]:
             yield classes
 
 
-RULES: Final[tuple[LogRule, ...]] = (
-    LogRule(
-        id="OVF110",
-        title="overfitting",
-        severity="warning",
-        condition="each of the last {overfit_evals} held-out losses is above the lowest by more than {overfit_rise} of "
-        "it and more than {eval_noise} times the noise between evaluations; it overfits if the training loss fell, and "
-        "gets worse if that ends under {rising} times its lowest, or was not logged; info if the best weights were "
-        "restored, if the task metric that decides gained since by more than chance explains, or if the noise is not "
-        "known and the rise is at most {overfit_much}. Or, from {least_evals} evaluations on, the last "
-        "{overfit_evals} are worse than the best in that metric by more than chance explains",
-        observe=overfitting,
-        needs=(not_under("rl"),),
-        confidence=0.85,
-        signs=(Sign("overfits", unless=frozenset({"info"})),),  # as info, its own sentence says what to do
-        evidence=(PRECHELT, INSTRUCT_GPT, TRIAL),
-        rationale="From that step on the run fitted its training data at the cost of held-out data.",
-        place="shape",
-        phrase=_overfits_says,
-        as_info=True,
-        look=True,
-        covers=frozenset({"improving"}),
-        live=True,
-        cause="overfits",
-        scope="held-out values of one data set",
-        verify="Compare the task metric of the best checkpoint with that of the last.",
-        thresholds=(OVERFIT_RISE, OVERFIT_MUCH, EVAL_NOISE, OVERFIT_EVALS, LEAST_EVALS, RISING),
-    ),
-    LogRule(
-        id="GAP111",
-        title="gap between train and held-out",
-        severity="warning",
-        condition="at the newest evaluation with training rows of its step, held-out perplexity is over {loss_gap} "
-        "times the training perplexity; or, while it does not rise again, held-out loss is over {gap_times} times the "
-        "training loss and {gap_nats} nats above; or training accuracy is over {accuracy_gap}, and more than chance "
-        "explains, above held-out accuracy. Info while the data has not repeated, while the held-out loss is at its "
-        "best, if the best weights were restored, or if the task metric that decides gained since it was",
-        observe=_gap,
-        needs=(not_under("rl", "preference", "reward"),),
-        confidence=0.6,
-        signs=("gap",),
-        evidence=(
-            cite("project convention", "gap over 1.5x, that is 0.41 nats; no source for the number"),
-            INSTRUCT_GPT,
-        ),
-        rationale="A model that fits its training data much better than held-out data has begun to memorize it.",
-        phrase=_gap_says,
-        as_info=True,
-        look=True,
-        covers=lambda v: frozenset() if v.get("rises") else frozenset({"held_out"}),
-        cause="gap",
-        scope="cross-entropy on one scale; not if the run diverged",
-        verify="Compare the task metric of the best checkpoint with that of the last.",
-        thresholds=(LOSS_GAP, GAP_TIMES, GAP_NATS, ACCURACY_GAP),
-    ),
-    LogRule(
-        id="EVL134",
-        title="evaluations without a value",
-        severity="warning",
-        condition="evaluations were recorded, and none holds a loss or a metric",
-        observe=_without_values,
-        confidence=0.95,
-        evidence=(
-            cite("transformers Trainer (5.24)", "eval_loss is logged only if the model returns a loss for the labels"),
-        ),
-        rationale="The time was spent, and nothing can be told from it.",
-        phrase=lambda _: "its evaluations hold no loss and no metric",
-        covers=frozenset({"no_held_out"}),
-        cause="evaluations_empty",
-        scope="logs with evaluations",
-        verify="Look at the keys of one evaluation.",
-    ),
-    LogRule(
-        id="SML113",
-        title="few held-out examples",
-        severity="info",
-        condition="half-width of the accuracy's 95 % interval > {small_eval}",
-        observe=_small_eval,
-        confidence=0.95,
-        evidence=(cite("binomial 95 % interval", "1.96 sqrt(p (1 - p) / n)"),),
-        scope="accuracies",
-        rationale="The accuracy on few examples varies by several points by chance alone.",
-        verify="Evaluate the same checkpoint on other examples of the same kind: the accuracy varies by as much.",
-        thresholds=(SMALL_EVAL,),
-    ),
-    LogRule(
-        id="UND126",
-        title="ended while still improving",
-        severity="info",
-        condition="the last of {least_evals} or more evaluations is the best, and in the last quarter the held-out "
-        "loss fell by over {unfinished_fall} and over {eval_noise} times its noise, to over {fitted}",
-        observe=_unfinished,
-        needs=(not_under("rl"),),
-        confidence=0.5,
-        evidence=(TINKER_STEPS, TRIAL),
-        rationale="A held-out loss that is at its best at the end says that more training may still have helped.",
-        phrase=lambda v: f"{v['split']} loss still falls at the end",
-        as_info=True,
-        cause="unfinished",
-        scope="held-out losses of one data set; not in mid-run, in warmup or where the run diverged",
-        verify="Train longer, and see where the held-out loss starts to rise.",
-        thresholds=(LEAST_EVALS, UNFINISHED_FALL, EVAL_NOISE, FITTED),
-    ),
-    LogRule(
-        id="CHN112",
-        title="chance level",
-        severity="warning",
-        condition="the held-out accuracy is at most chance plus {chance_z} standard deviations (plus {chance_margin} "
-        "if n is unknown), or, if no accuracy is logged, the loss is at least {chance_loss} x ln K; if K is unknown, "
-        "accuracy is within {chance_band} standard deviations of 1 / K and loss within {chance_near} x ln K of ln K, "
-        "for a K of 2 to 20",
-        observe=_at_chance,
-        needs=(not_under("rl", "preference"),),
-        confidence=0.85,
-        signs=("at_chance",),
-        evidence=(cite("binomial test, one-sided 95 %", "chance plus 1.64 sqrt(p (1 - p) / n)"), KARPATHY),
-        rationale="At chance level no other number about this run means much.",
-        place="shape",
-        phrase=lambda v: "held-out accuracy at chance" if "accuracy" in v else "held-out loss at chance",
-        covers=frozenset({"accuracy"}),
-        cause="at_chance",
-        scope="classification with balanced classes",
-        verify="Overfit 32 examples on purpose: if training accuracy cannot reach 100 %, the set-up is broken.",
-        thresholds=(CHANCE_Z, CHANCE_MARGIN, CHANCE_LOSS, CHANCE_BAND, CHANCE_NEAR),
-    ),
-)
+RULES: Final[tuple[LogRule, ...]] = (overfitting, _gap, _without_values, _small_eval, _unfinished, _at_chance)

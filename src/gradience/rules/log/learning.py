@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from itertools import pairwise
 from typing import Final, NamedTuple
 
-from gradience.rules import KARPATHY, NEMOTRON, TRIAL, Observation, Sign, Threshold, Unknown, cite
+from gradience.rules import KARPATHY, NEMOTRON, TRIAL, Observation, Sign, Threshold, Unknown
 from gradience.rules.log.account import account, decisive_metric, gain, is_token_accuracy, task_metric, values_of
 from gradience.rules.log.divergence import FELL, divergence, fell_before
 from gradience.rules.log.facts import (
@@ -74,7 +74,6 @@ FLAT_POINTS = Threshold("flat_points", 6, "points of the span", "fewer points gi
 STILL_SHARE = Threshold("still_share", 1 / 3, "of the whole fall, since that step", JUDGEMENT)
 FITTED = Threshold("fitted", 0.02, "nats", "a judgement: below it little is left to fall")
 IDLE_RATE = Threshold("idle_rate", 0.1, "fraction of the peak learning rate", "proposal of the project's design")
-
 
 _FEW: Final = 9  # rows from which the trend alone decides
 _FEW_P: Final = {4: 0.17, 5: 0.1, 6: 0.05, 7: 0.05, 8: 0.05}  # rows: largest p; with 4 rows, one pair may rise
@@ -329,7 +328,55 @@ def _chance_level(facts: RunFacts) -> str | None:
     return f"ln {classes} = {level:.4f}" if near else None
 
 
+@LogRule(
+    "NOL106",
+    severity="warning",
+    confidence=0.75,
+    needs=(not_under("rl"), positive_loss, some_margin),
+    signs=(Sign("no_learning", values=lambda _: {"not_learnt": "the loss does not fall"}),),
+    place="shape",
+    phrase=lambda _: "the loss does not fall",
+    covers=frozenset({"learning"}),
+    cause="no_learning",
+    thresholds=(
+        HELD_STILL,
+        HELD_RISES,
+        FELL,
+        CLEAR_FALL,
+        SURE_FALL,
+        STILL_ROWS,
+        STILL_BOUND,
+        MOVED,
+        MARGIN_GROWS,
+        AT_LN_K,
+        ALPHA,
+        ALPHA_MOVED,
+        LEAST_FALL,
+        LEAST_EVALS,
+        EVAL_NOISE,
+        FEW_STEPS,
+        GUESS,
+        LEARNT,
+        ALL_WRONG,
+    ),
+    evidence=(NEMOTRON, KARPATHY, TRIAL),
+)
 def _no_learning(facts: RunFacts) -> Observation | None:
+    """no learning
+
+    from first to best, the held-out loss falls by under {held_still}, it does not rise by over {held_rises}, and
+    the training loss does not fall significantly, nor by over {clear_fall}; or, from {still_rows} rows on, the fall
+    from start to end is under {still_bound}, and so are the 95 % upper bounds of the Theil-Sen slope over all rows
+    and of the fall from the first fifth to the second half, and the gradient norm has no trend; and not if a fifth
+    of the rows was once under {fell} of the start. Without a training loss, held-out losses over {guess} nats or in
+    under {few_steps} steps show no learning. The story says that held-out data do not improve if an error rate
+    stays at {all_wrong} or more, or, where the first held-out loss is over {learnt} of the first training loss, if
+    they end worse
+
+    Why: The adapter may be frozen, detached, on few layers, or the learning rate far too low.
+    Scope: positive losses after warmup; preference training whose margin grows counts as learning
+    Verify: Audit the adapter: B = 0 means untrained. Overfit 32 examples on purpose.
+    """
     if facts.rate.values and facts.peak_rate <= 0.0:
         raise Unknown("the learning rate is 0 (see LRS109)")
     found = no_learning(facts)
@@ -341,7 +388,33 @@ def _no_learning(facts: RunFacts) -> Observation | None:
     return found
 
 
+@LogRule(
+    "PLT105",
+    severity="info",
+    confidence=0.5,
+    needs=(not_under("rl"), positive_loss, some_margin),
+    signs=("plateau",),
+    place="shape",
+    phrase=lambda v: f"the loss {v['how']} from step {v['from_step']}",
+    as_info=True,
+    look=True,
+    thresholds=(FLAT, FLAT_BOUND, STILL_FALLS, STILL_SHARE, RISES, FLAT_ROWS, FLAT_POINTS, FITTED, IDLE_RATE),
+    evidence=(TRIAL,),
+)
 def _plateau(facts: RunFacts) -> Observation | None:
+    """plateau
+
+    over the last 90, 65, 50 or 30 % of the rows, the fall by Theil-Sen and by medians is at most {flat} of the
+    loss, its 95 % bounds at most {flat_bound} and {still_falls}, the rise at most {rises}, and held-out data do not
+    gain, and it is no more than {still_share} of the whole fall, while the learning rate is over {idle_rate} of its
+    peak and the loss over {fitted}
+
+    Why: Steps on a plateau cost as much as others; flat is also what a finished run looks like.
+    Scope: 8 or more rows of positive loss, at a learning rate high enough to learn; not in mid-run or warmup
+    Verify: Held-out loss over the same steps.
+    Source: torch ReduceLROnPlateau -- no relative improvement over 1e-4 in 10 checks
+    Source: Sen 1968 -- an interval of the median slope from the order of the slopes of pairs
+    """
     if facts.warming_up:
         raise Unknown("the learning rate had not reached its peak yet")
     if facts.in_mid_run:
@@ -427,77 +500,4 @@ def _idle(facts: RunFacts, row: int) -> bool:
     return bool(rates) and median(rates) <= IDLE_RATE.value * facts.peak_rate
 
 
-RULES: Final[tuple[LogRule, ...]] = (
-    LogRule(
-        id="NOL106",
-        title="no learning",
-        severity="warning",
-        condition="from first to best, the held-out loss falls by under {held_still}, it does not rise by over "
-        "{held_rises}, and the training loss does not fall significantly, nor by over {clear_fall}; or, from "
-        "{still_rows} rows on, the fall from start to end is under {still_bound}, and so are the 95 % upper bounds of "
-        "the Theil-Sen slope over all rows and of the fall from the first fifth to the second half, and the gradient "
-        "norm has no trend; and not if a fifth of the rows was once under {fell} of the start. Without a training "
-        "loss, held-out losses over {guess} nats or in under {few_steps} steps show no learning. The story says that "
-        "held-out data do not improve if an error rate stays at {all_wrong} or more, or, where the first held-out loss "
-        "is over {learnt} of the first training loss, if they end worse",
-        observe=_no_learning,
-        needs=(not_under("rl"), positive_loss, some_margin),
-        confidence=0.75,
-        signs=(Sign("no_learning", values=lambda _: {"not_learnt": "the loss does not fall"}),),
-        evidence=(NEMOTRON, KARPATHY, TRIAL),
-        rationale="The adapter may be frozen, detached, on few layers, or the learning rate far too low.",
-        place="shape",
-        phrase=lambda _: "the loss does not fall",
-        covers=frozenset({"learning"}),
-        cause="no_learning",
-        scope="positive losses after warmup; preference training whose margin grows counts as learning",
-        verify="Audit the adapter: B = 0 means untrained. Overfit 32 examples on purpose.",
-        thresholds=(
-            HELD_STILL,
-            HELD_RISES,
-            FELL,
-            CLEAR_FALL,
-            SURE_FALL,
-            STILL_ROWS,
-            STILL_BOUND,
-            MOVED,
-            MARGIN_GROWS,
-            AT_LN_K,
-            ALPHA,
-            ALPHA_MOVED,
-            LEAST_FALL,
-            LEAST_EVALS,
-            EVAL_NOISE,
-            FEW_STEPS,
-            GUESS,
-            LEARNT,
-            ALL_WRONG,
-        ),
-    ),
-    LogRule(
-        id="PLT105",
-        title="plateau",
-        severity="info",
-        condition="over the last 90, 65, 50 or 30 % of the rows, the fall by Theil-Sen and by medians is at most "
-        "{flat} of the loss, its 95 % bounds at most {flat_bound} and {still_falls}, the rise at most {rises}, and "
-        "held-out data do not gain, and it is no more than {still_share} of the whole fall, while the "
-        "learning rate is over {idle_rate} of its peak and the loss over {fitted}",
-        observe=_plateau,
-        needs=(not_under("rl"), positive_loss, some_margin),
-        confidence=0.5,
-        signs=("plateau",),
-        evidence=(
-            cite("torch ReduceLROnPlateau", "no relative improvement over 1e-4 in 10 checks"),
-            cite("Sen 1968", "an interval of the median slope from the order of the slopes of pairs"),
-            TRIAL,
-        ),
-        rationale="Steps on a plateau cost as much as others; flat is also what a finished run looks like.",
-        place="shape",
-        phrase=lambda v: f"the loss {v['how']} from step {v['from_step']}",
-        as_info=True,
-        look=True,
-        scope="8 or more rows of positive loss, at a learning rate high enough to learn; not in mid-run or warmup",
-        verify="Held-out loss over the same steps.",
-        thresholds=(FLAT, FLAT_BOUND, STILL_FALLS, STILL_SHARE, RISES, FLAT_ROWS, FLAT_POINTS, FITTED, IDLE_RATE),
-    ),
-)
+RULES: Final[tuple[LogRule, ...]] = (_no_learning, _plateau)

@@ -13,7 +13,7 @@ from itertools import pairwise
 from operator import sub
 from typing import Final
 
-from gradience.rules import MASKED, NAN_TRL, Observation, Sign, Threshold, Unknown, cite
+from gradience.rules import MASKED, NAN_TRL, Observation, Sign, Threshold, Unknown
 from gradience.rules.log.facts import JUDGEMENT, LogRule, RunFacts, last_part, seen
 from gradience.rules.log.statistics import median
 from gradience.schema import Json, Severity, as_float
@@ -85,7 +85,28 @@ def _stood_still(moves: Sequence[float], near_bad: set[int], row: int, every: fl
     return straight and any(move <= usual * (1.0 - STOOD_STILL.value / every) for move in near)
 
 
+@LogRule(
+    "NUM131",
+    severity="info",
+    confidence=0.9,
+    phrase=lambda v: (
+        "1 step skipped by fp16 scaling" if v["rows"] == 1 else f"{v['rows']} steps skipped by fp16 scaling"
+    ),
+    thresholds=(SKIPS_SHOWN, SKIPS_MANY, STOOD_STILL),
+)
 def _skipped(facts: RunFacts) -> Observation | None:
+    """steps skipped by the gradient scaler
+
+    in at least {skips_shown} of the rows whose gradient norm is not finite, the learning rate did not change (in
+    rows of several steps: changed less than usual, by at least {stood_still} of one step's change), while it
+    changed elsewhere; a warning if over {skips_many} of all rows were skipped
+
+    Why: Nothing is broken: the scaler lowers its factor until gradients fit into fp16.
+    Scope: runs that record grad_norm and a learning rate that changes; a constant rate cannot show skipped steps
+    Verify: See whether the learning rate of those rows equals that of a neighbouring row.
+    Source: torch.amp.GradScaler; transformers Trainer (5.24) -- a step whose gradients overflow is left out, and
+        the scheduler is not stepped
+    """
     if not facts.series.grad_norms or not (facts.norm.values or facts.series.lost_norms):
         raise Unknown("no gradient norm was recorded")
     rows = skipped_rows(facts)
@@ -105,7 +126,28 @@ def _skipped(facts: RunFacts) -> Observation | None:
     )
 
 
+@LogRule(
+    "NUM101",
+    severity="error",
+    confidence=0.95,
+    live=True,
+    signs=("not_finite",),
+    place="broken",
+    phrase=lambda v: f"not finite: {v['first']}" + (f", {v['rows']} training rows" if v.get("rows") else ""),
+    covers=lambda v: frozenset({"learning"}) if v["rows"] else frozenset(),
+    cause=lambda v: "not_finite" if v["rows"] else "evaluation_not_finite" if v["eval_rows"] else None,
+)
 def _non_finite(facts: RunFacts) -> Observation | None:
+    """not a number
+
+    a training loss, held-out loss or gradient norm is NaN or infinite; a warning if only held-out losses are, info
+    if only gradient norms are, in one row, or in several isolated ones (skipped steps) unless in bf16; rows of
+    NUM131 are not counted
+
+    Scope: any run
+    Verify: Audit the adapter: non-finite weights confirm it.
+    Source: Composer NaNMonitor; Keras TerminateOnNaN; Lightning check_finite -- a loss that is not finite: stop
+    """
     series = facts.series
     if not series.steps and not facts.evaluated:
         raise Unknown("no loss was recorded")
@@ -155,8 +197,43 @@ def _of_norms(norms: Sequence[int], dtype: str | None) -> Severity:
     return "warning" if len(norms) > 1 and dtype == "bfloat16" else "info"
 
 
+def _unlabelled(found: Finding) -> Mapping[str, Json]:
+    return {"masked": f"the loss is exactly 0 in all {found.values['rows']} rows"}
+
+
+@LogRule(
+    "NUM102",
+    severity="error",
+    confidence=0.9,
+    live=True,
+    signs=(
+        Sign("loss_of_nothing", frozenset({"no_labels"}), values=_unlabelled),
+        Sign("not_finite", frozenset({"error"}), unless=frozenset({"no_labels"})),
+    ),
+    place="broken",
+    phrase=lambda v: (
+        "loss is 0 throughout: every label is masked, or it was NaN from the start"
+        if v.get("no_labels")
+        else f"loss is probably NaN-masked from step {v['first_step']}"
+    ),
+    covers=frozenset({"learning"}),
+    cause=lambda v: "nothing_supervised" if v.get("no_labels") else "not_finite",
+    thresholds=(MASKED_FALL, ROUNDS_TO_ZERO, RECOVERED_ROWS),
+    evidence=(MASKED, NAN_TRL),
+)
 def _masked_nan(facts: RunFacts) -> Observation | None:
-    """The traces of a filtered NaN: a loss of exactly 0, or one that falls where the gradient is not finite."""
+    """masked NaN
+
+    the loss is exactly 0.0 in a row whose gradient norm is not finite or is 0, or in 2 or more rows without a
+    logged gradient norm after losses of at least {rounds_to_zero}; or the loss falls by over {masked_fall} below
+    the rows before, in a row whose gradient norm is not finite. Zeros after losses under {rounds_to_zero} are
+    rounding (info), unless the gradient norm says otherwise; so are zeros that at least {recovered_rows} losses
+    over 0 follow, with a finite norm. Zeros in all rows: every label is masked
+
+    Why: The Hugging Face Trainer averages non-finite losses away by default: a broken run looks healthy.
+    Scope: losses that cannot be exactly zero; under RL only where the gradient is not finite either
+    Verify: Look at grad_norm in the same rows, and at the adapter's weights.
+    """
     losses = facts.series.losses
     if not losses:
         raise Unknown("no training loss was recorded")
@@ -232,10 +309,6 @@ def _no_labels(facts: RunFacts, bad: Sequence[int]) -> Observation:
     )
 
 
-def _unlabelled(found: Finding) -> Mapping[str, Json]:
-    return {"masked": f"the loss is exactly 0 in all {found.values['rows']} rows"}
-
-
 def _masked(facts: RunFacts, zero: Sequence[int], bad: Sequence[int]) -> Observation:
     first = facts.step(zero[0])
     also = [f"grad_norm not finite at step {facts.step(i)}" for i in bad[:1]]
@@ -268,81 +341,4 @@ def _falls(facts: RunFacts, fallen: Sequence[int]) -> Observation:
     )
 
 
-NON_FINITE = LogRule(
-    id="NUM101",
-    title="not a number",
-    severity="error",
-    condition="a training loss, held-out loss or gradient norm is NaN or infinite; a warning if only held-out "
-    "losses are, info if only gradient norms are, in one row, or in several isolated ones (skipped steps) unless in "
-    "bf16; rows of NUM131 are not counted",
-    observe=_non_finite,
-    confidence=0.95,
-    live=True,
-    signs=("not_finite",),
-    evidence=(
-        cite("Composer NaNMonitor; Keras TerminateOnNaN; Lightning check_finite", "a loss that is not finite: stop"),
-    ),
-    scope="any run",
-    place="broken",
-    phrase=lambda v: f"not finite: {v['first']}" + (f", {v['rows']} training rows" if v.get("rows") else ""),
-    covers=lambda v: frozenset({"learning"}) if v["rows"] else frozenset(),
-    cause=lambda v: "not_finite" if v["rows"] else "evaluation_not_finite" if v["eval_rows"] else None,
-    verify="Audit the adapter: non-finite weights confirm it.",
-)
-
-MASKED_NAN = LogRule(
-    id="NUM102",
-    title="masked NaN",
-    severity="error",
-    condition="the loss is exactly 0.0 in a row whose gradient norm is not finite or is 0, or in 2 or more rows "
-    "without a logged gradient norm after losses of at least {rounds_to_zero}; or the loss falls by over {masked_fall} "
-    "below the rows before, in a row whose gradient norm is not finite. Zeros after losses under {rounds_to_zero} are "
-    "rounding (info), unless the gradient norm says otherwise; so are zeros that at least {recovered_rows} losses over "
-    "0 follow, with a finite norm. Zeros in all rows: every label is masked",
-    observe=_masked_nan,
-    confidence=0.9,
-    live=True,
-    signs=(
-        Sign("loss_of_nothing", frozenset({"no_labels"}), values=_unlabelled),
-        Sign("not_finite", frozenset({"error"}), unless=frozenset({"no_labels"})),
-    ),
-    evidence=(MASKED, NAN_TRL),
-    rationale="The Hugging Face Trainer averages non-finite losses away by default: a broken run looks healthy.",
-    place="broken",
-    phrase=lambda v: (
-        "loss is 0 throughout: every label is masked, or it was NaN from the start"
-        if v.get("no_labels")
-        else f"loss is probably NaN-masked from step {v['first_step']}"
-    ),
-    covers=frozenset({"learning"}),
-    cause=lambda v: "nothing_supervised" if v.get("no_labels") else "not_finite",
-    scope="losses that cannot be exactly zero; under RL only where the gradient is not finite either",
-    verify="Look at grad_norm in the same rows, and at the adapter's weights.",
-    thresholds=(MASKED_FALL, ROUNDS_TO_ZERO, RECOVERED_ROWS),
-)
-
-SKIPPED = LogRule(
-    id="NUM131",
-    title="steps skipped by the gradient scaler",
-    severity="info",
-    condition="in at least {skips_shown} of the rows whose gradient norm is not finite, the learning rate did not "
-    "change (in rows of several steps: changed less than usual, by at least {stood_still} of one step's change), while "
-    "it changed elsewhere; a warning if over {skips_many} of all rows were skipped",
-    observe=_skipped,
-    confidence=0.9,
-    evidence=(
-        cite(
-            "torch.amp.GradScaler; transformers Trainer (5.24)",
-            "a step whose gradients overflow is left out, and the scheduler is not stepped",
-        ),
-    ),
-    rationale="Nothing is broken: the scaler lowers its factor until gradients fit into fp16.",
-    phrase=lambda v: (
-        "1 step skipped by fp16 scaling" if v["rows"] == 1 else f"{v['rows']} steps skipped by fp16 scaling"
-    ),
-    scope="runs that record grad_norm and a learning rate that changes; a constant rate cannot show skipped steps",
-    verify="See whether the learning rate of those rows equals that of a neighbouring row.",
-    thresholds=(SKIPS_SHOWN, SKIPS_MANY, STOOD_STILL),
-)
-
-RULES: Final[tuple[LogRule, ...]] = (MASKED_NAN, NON_FINITE, SKIPPED)  # the story's order
+RULES: Final[tuple[LogRule, ...]] = (_masked_nan, _non_finite, _skipped)  # the story's order

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Final
 
-from gradience.rules import Observation, Threshold, Unknown, cite
+from gradience.rules import Observation, Threshold, Unknown
 from gradience.rules.log.facts import JUDGEMENT, LogRule, RunFacts, once, seen
 from gradience.schema import number_in
 
@@ -35,29 +35,30 @@ def by_class(facts: RunFacts) -> Observation | None:
     )
 
 
+@LogRule(
+    "ORD186",
+    severity="error",
+    confidence=0.95,
+    place="broken",
+    phrase=lambda _: "the rows come sorted by class",
+    covers=frozenset({"learning"}),
+    thresholds=(ALIKE, ALIKE_BATCHES, ONE_CLASS_ROWS),
+)
 def _by_class(facts: RunFacts) -> Observation | None:
+    """rows sorted by class
+
+    at least {alike} of {alike_batches} or more watched batches hold rows of one class only, while the run saw
+    several classes, or saw one in {one_class_rows} rows and the model has more
+
+    Why: A step then sees one class, and the model answers whichever class came last.
+    Scope: classification whose recorder saw the batches; a run with one row in a batch is not judged
+    Action: Shuffle the training rows, or take a sampler that does.
+    Verify: The labels of the first batches.
+    Source: Bottou, Curtis and Nocedal, arXiv 1606.04838 -- SGD's steps are of rows drawn at random
+    """
     if number_in(facts.data or {}, "label_batches") is None:
         raise Unknown("the recorder saw no batch with class labels")
     return by_class(facts)
 
 
-RULES: Final[tuple[LogRule, ...]] = (
-    LogRule(
-        id="ORD186",
-        severity="error",
-        title="rows sorted by class",
-        condition="at least {alike} of {alike_batches} or more watched batches hold rows of one class only, while the "
-        "run saw several classes, or saw one in {one_class_rows} rows and the model has more",
-        observe=_by_class,
-        confidence=0.95,
-        place="broken",
-        phrase=lambda _: "the rows come sorted by class",
-        covers=frozenset({"learning"}),
-        evidence=(cite("Bottou, Curtis and Nocedal, arXiv 1606.04838", "SGD's steps are of rows drawn at random"),),
-        rationale="A step then sees one class, and the model answers whichever class came last.",
-        action="Shuffle the training rows, or take a sampler that does.",
-        scope="classification whose recorder saw the batches; a run with one row in a batch is not judged",
-        verify="The labels of the first batches.",
-        thresholds=(ALIKE, ALIKE_BATCHES, ONE_CLASS_ROWS),
-    ),
-)
+RULES: Final[tuple[LogRule, ...]] = (_by_class,)

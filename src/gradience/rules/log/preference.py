@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from typing import Final, NamedTuple
 
-from gradience.rules import NEMOTRON, TRIAL, Observation, Threshold, Unknown, cite, premise
+from gradience.rules import NEMOTRON, TRIAL, Observation, Premise, Threshold, Unknown, cite, premise
 from gradience.rules.log.facts import (
     JUDGEMENT,
     REAL_RUNS,
@@ -52,6 +53,14 @@ SATURATED_MARGIN = Threshold("saturated_margin", 4.0, "reward: beta x nats, the 
 
 # logged by ORPO and CPO, which have no reference model, so their loss does not start at ln 2
 _REFERENCE_FREE: Final = {"log_odds_ratio", "nll_loss", "odds_ratio_loss"}
+_PAIRS: Final = under("preference")
+
+
+@dataclass(frozen=True, kw_only=True)
+class _PreferenceRule(LogRule):
+    """A rule on preference training."""
+
+    meant_for: Premise[RunFacts] | None = _PAIRS
 
 
 class Separation(NamedTuple):
@@ -73,6 +82,11 @@ class Separation(NamedTuple):
     def surely(self) -> bool:
         """Whether the margin is over 0 by more than chance explains, and no accuracy speaks against it."""
         return not self.accuracy < 0.5 and self.margin > SURELY.value * self.margin_error  # noqa: PLR2004  # one half
+
+
+_DPO_LOSS: Final = cite(
+    "DPO, arXiv 2305.18290 (the loss)", "-log sigmoid(0) = ln 2 where policy and reference are the same"
+)
 
 
 @once
@@ -111,7 +125,28 @@ def some_margin(facts: RunFacts) -> str | None:
     return "all margins are 0 (see PRF140)" if tied(facts) else None
 
 
+@_PreferenceRule(
+    "PRF119",
+    severity="warning",
+    confidence=0.8,
+    place="objective",
+    phrase=lambda v: f"chosen and rejected are {v['how']}",
+    covers=frozenset({"learning"}),
+    thresholds=(SEPARATED, SURELY, SEPARATION_ERROR, MARGIN_ERROR, MARGIN_STILL, SEPARATION_ROWS, TIE),
+    evidence=(NEMOTRON, TRIAL),
+)
 def _separation(facts: RunFacts) -> Observation | None:
+    """preferences not told apart
+
+    in the second half of the rows, the mean of rewards/accuracies is at most {separated} (or 2 standard errors)
+    above one half, and that of rewards/margins is not {surely} standard errors above 0; if the accuracy's standard
+    error is over {separation_error}, the margin must be within {margin_still} standard error of 0, or below; not
+    where all margins are 0 (PRF140)
+
+    Why: The loss may fall through its likelihood term alone, while the preferences are not learnt.
+    Scope: preference training that logs rewards/accuracies and rewards/margins
+    Verify: Reward accuracy on held-out pairs.
+    """
     if tied(facts):
         return None  # PRF140 says it: an accuracy of 0 means ties
     found = separation(facts)
@@ -138,7 +173,26 @@ def _separation(facts: RunFacts) -> Observation | None:
     )
 
 
+@_PreferenceRule(
+    "PRF140",
+    severity="warning",
+    confidence=0.9,
+    place="objective",
+    covers=frozenset({"learning"}),
+    phrase=lambda v: f"margin 0 throughout: {'both rewards are 0' if v['why'] == 'no reward' else 'both are equal'}",
+    thresholds=(TIE, FEW_ROWS),
+    evidence=(_DPO_LOSS,),
+)
 def _ties(facts: RunFacts) -> Observation | None:
+    """no margin at all
+
+    rewards/margins is at most {tie} in size in every row, from {few_rows} rows on
+
+    Why: Pairs without a margin have the same loss whatever the policy learns. A reward accuracy of 0 is then a tie,
+        not a wrong order.
+    Scope: preference training that logs rewards/margins
+    Verify: Decode one pair of a batch; compare a weight of policy and reference after ten steps.
+    """
     margins = column(facts, MARGINS, FEW_ROWS.value)
     if not tied(facts):
         return None
@@ -180,7 +234,31 @@ def _fall(values: Sequence[float]) -> Fall | None:
     return Fall(first, last, rows)
 
 
+@_PreferenceRule(
+    "PRF120",
+    severity="info",
+    confidence=0.5,
+    place="objective",
+    phrase=lambda v: (
+        f"{'both answers lose' if v['both'] else 'chosen answers lose'} probability: chosen "
+        f"{shown(v, 'first')} -> {shown(v, 'last')}"
+    ),
+    thresholds=(CHOSEN_NATS, CHOSEN_MOST, CHOSEN_FALL, CHOSEN_ERRORS, CHOSEN_ROWS, MANY_ROWS, ALPHA),
+    evidence=(TRIAL,),
+)
 def _chosen_falls(facts: RunFacts) -> Observation | None:
+    """chosen answers less likely
+
+    logps/chosen fell by {chosen_errors} standard errors, and by at least {chosen_nats} nats and a tenth of its
+    first level, or by {chosen_most} of it (a warning); where only rewards/chosen is logged, it fell by
+    {chosen_fall}; under {many_rows} rows, a Mann-Kendall test must also find the fall at p <= {alpha}
+
+    Why: A margin can grow while both answers lose probability to answers that no one asked for.
+    Scope: preference training that logs logps/chosen or rewards/chosen
+    Verify: Read what the model writes now; log-probability of chosen answers on held-out pairs.
+    Source: Smaug/DPO-Positive, arXiv 2402.13228 (abstract) -- DPO can lower the likelihood of the chosen answer as
+        long as the margin grows
+    """
     signal = facts.signals.get(CHOSEN_LOGPS)
     if signal is None:
         return _reward_falls(facts)
@@ -222,7 +300,22 @@ def _reward_falls(facts: RunFacts) -> Observation | None:
     )
 
 
+@_PreferenceRule(
+    "PRF121",
+    severity="info",
+    confidence=0.5,
+    thresholds=(START_MARGIN, START_STEP),
+    evidence=(_DPO_LOSS, TRIAL),
+)
 def _start(facts: RunFacts) -> Observation | None:
+    """starts away from the reference
+
+    the margin of step {start_step} is at least {start_margin} from 0; not for ORPO and CPO
+
+    Why: The reference is then not the model that training started from, as it usually should be.
+    Scope: preference training against a reference, logged from its first steps on
+    Verify: Rewards of both answers before the first step should be 0.
+    """
     if facts.logged & _REFERENCE_FREE:
         raise Unknown("the objective has no reference model, so no known starting margin")
     margins = column(facts, "rewards/margins", 1)
@@ -257,7 +350,27 @@ def saturated(facts: RunFacts) -> Observation | None:
     )
 
 
+@_PreferenceRule(
+    "PRF130",
+    severity="warning",
+    confidence=0.85,
+    place="meaning",
+    covers=frozenset({"learning"}),
+    phrase=lambda v: f"preferences saturated: margin {shown(v, 'margin', '.3g')}, nothing is left to learn",
+    thresholds=(SATURATED_LOSS, SATURATED_MARGIN, FEW_ROWS),
+)
 def _saturated(facts: RunFacts) -> Observation | None:
+    """preferences saturated
+
+    in the last quarter of the rows the median loss is at most {saturated_loss} and the median of rewards/margins at
+    least {saturated_margin}, from {few_rows} rows on
+
+    Why: Beyond that margin the loss has no gradient: later steps only move the policy from its reference.
+    Scope: preference losses that depend on the margin; a loss of zero here is not a NaN
+    Verify: Reward accuracy and likelihood of chosen answers on held-out pairs, of an earlier checkpoint too.
+    Source: a published DPO run -- loss 0.693 to 0.0, margin 0 to 141, accuracy 1.0, gradient norm 1.7e-8 and finite
+    Source: definition -- -ln sigmoid(margin): 0.018 at 4, its slope too
+    """
     column(facts, "rewards/margins", 1)
     if len(facts.loss.values) < FEW_ROWS.value:
         raise Unknown(f"{len(facts.loss.values)} training rows with a finite loss; it needs {FEW_ROWS.value:g}")
@@ -287,7 +400,26 @@ def swapped(facts: RunFacts) -> Observation | None:
     )
 
 
+@_PreferenceRule(
+    "PRF194",
+    severity="warning",
+    confidence=0.85,
+    place="meaning",
+    phrase=lambda v: f"held-out pairs are swapped ({shown(v, 'held_out', '.0%')} in order)",
+    thresholds=(SWAPPED,),
+)
 def _swapped(facts: RunFacts) -> Observation | None:
+    """pairs swapped between training and held-out data
+
+    the last held-out rewards/accuracies is at most {swapped}, and that of training at least 1 less it, late on
+
+    Why: A model that learnt nothing for new pairs is right on half of them; only labels the other way round put it
+        far below.
+    Scope: preference training with evaluations
+    Action: Look at some rows of both sets: is the better answer in the column chosen?
+    Verify: Swap the columns of the held-out set: the accuracy becomes 1 less it.
+    Source: definition -- without anything learnt that carries over, half of the pairs are in order
+    """
     if ACCURACIES not in facts.signals or not _in_order(facts):
         raise Unknown(f"no {ACCURACIES} of training and of evaluations")
     return swapped(facts)
@@ -309,133 +441,4 @@ def told(facts: RunFacts) -> Iterator[StoryPart]:
         yield StoryPart(says=f"cannot tell whether it learns the preferences: {level}", values=values)
 
 
-_DPO_LOSS: Final = cite(
-    "DPO, arXiv 2305.18290 (the loss)", "-log sigmoid(0) = ln 2 where policy and reference are the same"
-)
-
-RULES: Final[tuple[LogRule, ...]] = (
-    LogRule(
-        id="PRF194",
-        title="pairs swapped between training and held-out data",
-        severity="warning",
-        condition="the last held-out rewards/accuracies is at most {swapped}, and that of training at least 1 less it, "
-        "late on",
-        observe=_swapped,
-        meant_for=under("preference"),
-        confidence=0.85,
-        place="meaning",
-        phrase=lambda v: f"held-out pairs are swapped ({shown(v, 'held_out', '.0%')} in order)",
-        evidence=(cite("definition", "without anything learnt that carries over, half of the pairs are in order"),),
-        rationale="A model that learnt nothing for new pairs is right on half of them; only labels the other way round "
-        "put it far below.",
-        action="Look at some rows of both sets: is the better answer in the column chosen?",
-        scope="preference training with evaluations",
-        verify="Swap the columns of the held-out set: the accuracy becomes 1 less it.",
-        thresholds=(SWAPPED,),
-    ),
-    LogRule(
-        id="PRF119",
-        title="preferences not told apart",
-        severity="warning",
-        condition="in the second half of the rows, the mean of rewards/accuracies is at most {separated} (or 2 "
-        "standard errors) above one half, and that of rewards/margins is not {surely} standard errors above 0; if the "
-        "accuracy's standard error is over {separation_error}, the margin must be within {margin_still} standard error "
-        "of 0, or below; not where all margins are 0 (PRF140)",
-        observe=_separation,
-        place="objective",
-        phrase=lambda v: f"chosen and rejected are {v['how']}",
-        covers=frozenset({"learning"}),
-        meant_for=under("preference"),
-        confidence=0.8,
-        evidence=(NEMOTRON, TRIAL),
-        rationale="The loss may fall through its likelihood term alone, while the preferences are not learnt.",
-        scope="preference training that logs rewards/accuracies and rewards/margins",
-        verify="Reward accuracy on held-out pairs.",
-        thresholds=(SEPARATED, SURELY, SEPARATION_ERROR, MARGIN_ERROR, MARGIN_STILL, SEPARATION_ROWS, TIE),
-    ),
-    LogRule(
-        id="PRF140",
-        title="no margin at all",
-        severity="warning",
-        condition="rewards/margins is at most {tie} in size in every row, from {few_rows} rows on",
-        observe=_ties,
-        place="objective",
-        covers=frozenset({"learning"}),
-        phrase=lambda v: (
-            f"margin 0 throughout: {'both rewards are 0' if v['why'] == 'no reward' else 'both are equal'}"
-        ),
-        meant_for=under("preference"),
-        confidence=0.9,
-        evidence=(_DPO_LOSS,),
-        rationale="Pairs without a margin have the same loss whatever the policy learns. A reward accuracy of 0 is "
-        "then a tie, not a wrong order.",
-        scope="preference training that logs rewards/margins",
-        verify="Decode one pair of a batch; compare a weight of policy and reference after ten steps.",
-        thresholds=(TIE, FEW_ROWS),
-    ),
-    LogRule(
-        id="PRF120",
-        title="chosen answers less likely",
-        severity="info",
-        condition="logps/chosen fell by {chosen_errors} standard errors, and by at least {chosen_nats} nats and a "
-        "tenth of its first level, or by {chosen_most} of it (a warning); where only rewards/chosen is logged, it fell "
-        "by {chosen_fall}; under {many_rows} rows, a Mann-Kendall test must also find the fall at p <= {alpha}",
-        observe=_chosen_falls,
-        place="objective",
-        phrase=lambda v: (
-            f"{'both answers lose' if v['both'] else 'chosen answers lose'} probability: chosen "
-            f"{shown(v, 'first')} -> {shown(v, 'last')}"
-        ),
-        meant_for=under("preference"),
-        confidence=0.5,
-        evidence=(
-            cite(
-                "Smaug/DPO-Positive, arXiv 2402.13228 (abstract)",
-                "DPO can lower the likelihood of the chosen answer as long as the margin grows",
-            ),
-            TRIAL,
-        ),
-        rationale="A margin can grow while both answers lose probability to answers that no one asked for.",
-        scope="preference training that logs logps/chosen or rewards/chosen",
-        verify="Read what the model writes now; log-probability of chosen answers on held-out pairs.",
-        thresholds=(CHOSEN_NATS, CHOSEN_MOST, CHOSEN_FALL, CHOSEN_ERRORS, CHOSEN_ROWS, MANY_ROWS, ALPHA),
-    ),
-    LogRule(
-        id="PRF121",
-        title="starts away from the reference",
-        severity="info",
-        condition="the margin of step {start_step} is at least {start_margin} from 0; not for ORPO and CPO",
-        observe=_start,
-        meant_for=under("preference"),
-        confidence=0.5,
-        evidence=(_DPO_LOSS, TRIAL),
-        rationale="The reference is then not the model that training started from, as it usually should be.",
-        scope="preference training against a reference, logged from its first steps on",
-        verify="Rewards of both answers before the first step should be 0.",
-        thresholds=(START_MARGIN, START_STEP),
-    ),
-    LogRule(
-        id="PRF130",
-        title="preferences saturated",
-        severity="warning",
-        condition="in the last quarter of the rows the median loss is at most {saturated_loss} and the median of "
-        "rewards/margins at least {saturated_margin}, from {few_rows} rows on",
-        observe=_saturated,
-        place="meaning",
-        covers=frozenset({"learning"}),
-        phrase=lambda v: f"preferences saturated: margin {shown(v, 'margin', '.3g')}, nothing is left to learn",
-        meant_for=under("preference"),
-        confidence=0.85,
-        evidence=(
-            cite(
-                "a published DPO run",
-                "loss 0.693 to 0.0, margin 0 to 141, accuracy 1.0, gradient norm 1.7e-8 and finite",
-            ),
-            cite("definition", "-ln sigmoid(margin): 0.018 at 4, its slope too"),
-        ),
-        rationale="Beyond that margin the loss has no gradient: later steps only move the policy from its reference.",
-        scope="preference losses that depend on the margin; a loss of zero here is not a NaN",
-        verify="Reward accuracy and likelihood of chosen answers on held-out pairs, of an earlier checkpoint too.",
-        thresholds=(SATURATED_LOSS, SATURATED_MARGIN, FEW_ROWS),
-    ),
-)
+RULES: Final[tuple[LogRule, ...]] = (_swapped, _separation, _ties, _chosen_falls, _start, _saturated)

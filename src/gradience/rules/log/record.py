@@ -20,11 +20,18 @@ REPLAY_ROWS = Threshold("replay_rows", 3, "steps logged before and after", JUDGE
 
 _SEQUENCE: Final = cite("the recorder", "seq counts the lines of one session; one writer holds the log's lock")
 
-
 _BAD_ENDS: Final = {"error": "ended with an error", "aborted": "was aborted", "interrupted": "was interrupted"}
 
 
+@LogRule("END114", severity="warning", confidence=0.9, signs=("cut_off",), place="end", cause="cut_off")
 def _no_end(facts: RunFacts) -> Observation | None:
+    """no regular end
+
+    the log has no run_end, or one with the status error (an error), aborted or interrupted
+
+    Scope: any log
+    Verify: See whether the process runs and the log still grows.
+    """
     if facts.status in _BAD_ENDS:
         return _bad_end(facts)
     if facts.status != "no_run_end":
@@ -50,8 +57,26 @@ def _bad_end(facts: RunFacts) -> Observation:
     )
 
 
+@LogRule(
+    "END183",
+    severity="warning",
+    confidence=0.8,
+    place="end",
+    phrase=lambda v: f"ended at step {shown(v, 'step', 'd')} of {shown(v, 'planned', 'd')} planned",
+    as_info=True,
+    thresholds=(ENDED,),
+)
 def _short(facts: RunFacts) -> Observation | None:
-    """A run that ended in order, far from its planned steps, with no sign that it was stopped for a reason."""
+    """ended before its planned steps
+
+    run_end has the status ok, at under {ended} of the planned steps; info if the held-out loss was no longer at its
+    best
+
+    Why: A schedule that is cut off leaves the learning rate high, and the run short of what was planned.
+    Scope: logs of a recorder that knows the planned steps; early stopping by a task metric looks the same
+    Action: See what ended it: a callback, a time limit, or data that ran out.
+    Verify: The output of the training, and its callbacks.
+    """
     if facts.status != "ok":
         raise Unknown("the log holds no regular end (see END114)")
     last, planned = facts.last_step, facts.max_steps
@@ -70,7 +95,25 @@ def _short(facts: RunFacts) -> Observation | None:
     )
 
 
+@LogRule(
+    "TRN115",
+    severity="warning",
+    confidence=1.0,
+    signs=("torn_lines",),
+    place="log",
+    phrase=lambda v: f"{v.get('lines', v.get('missing'))} lines of the log are lost",
+    evidence=(_SEQUENCE,),
+)
 def _bad_lines(facts: RunFacts) -> Observation | None:
+    """torn, invalid or missing lines
+
+    a line is torn, is not an event, or is missing from the recorder's line numbers; one torn last line is info
+
+    Why: The content of those lines is missing from every number of this report.
+    Scope: any log
+    Verify: 'gradience validate' names each line, and what is wrong with it.
+    Source: the recorder -- one event is one write: only a kill, a full disk or a second writer tears a line
+    """
     if facts.issues_total:
         return _unreadable(facts)
     if not facts.record.missing:
@@ -96,7 +139,26 @@ def _unreadable(facts: RunFacts) -> Observation:
     )
 
 
+@LogRule(
+    "RES116",
+    severity="info",
+    confidence=1.0,
+    place="log",
+    phrase=lambda _: "the steps run again after the resume had other losses",
+    cause="resumed_otherwise",
+    thresholds=(REPLAY_DIFFERENCE, REPLAY_ROWS),
+)
 def _resumed(facts: RunFacts) -> Observation | None:
+    """resumed
+
+    the log says that it was resumed; a warning if steps were run again, {replay_rows} or more, and their losses
+    differ by over {replay_difference} in the median
+
+    Scope: logs that say so
+    Verify: Compare the losses of the steps that were run twice.
+    Source: transformers, ignore_data_skip; TensorBoard's purge of restarted steps -- a resumed run sees the same
+        data at the same step, so the same loss, unless set otherwise
+    """
     if not facts.record.resumed_from:
         return None
     now = dict(zip(facts.series.steps, facts.series.losses, strict=True)) if facts.record.replaced else {}
@@ -124,7 +186,22 @@ def _resumed(facts: RunFacts) -> Observation | None:
     )
 
 
+@LogRule(
+    "DUP117",
+    severity="warning",
+    confidence=0.9,
+    place="log",
+    phrase=lambda _: "rows repeat or go back",
+    evidence=(_SEQUENCE,),
+)
 def _duplicates(facts: RunFacts) -> Observation | None:
+    """duplicate or interleaved rows
+
+    a step twice in one session, steps that go back, or two processes in one log
+
+    Scope: any log
+    Verify: Look at run_id and session in the lines around it.
+    """
     counts = {
         "duplicates": facts.record.duplicates,
         "out_of_order": facts.record.out_of_order,
@@ -153,7 +230,27 @@ def _no_row(facts: RunFacts) -> str | None:
     return None
 
 
+@LogRule(
+    "GAP118",
+    severity="warning",
+    confidence=0.95,
+    signs=("few_rows",),
+    phrase=lambda v: "no training loss was logged" if not v["rows"] else "almost no training loss was logged",
+    covers=frozenset({"learning"}),
+    cause="not_logged",
+    thresholds=(FEW_ROWS, SOME_STEPS, PLANNED_ROWS),
+    evidence=(LOGGING_DEFAULT,),
+)
 def _sparse(facts: RunFacts) -> Observation | None:
+    """sparse log
+
+    fewer than {few_rows} training rows in {some_steps} steps or more, unless the log is cut and the settings would
+    give {planned_rows} in all; info if there are evaluations
+
+    Why: Without a curve neither a spike nor a plateau nor a divergence can be seen.
+    Scope: any log
+    Verify: Compare logging_steps with the number of steps.
+    """
     rows, evaluations = len(facts.series.steps), len(facts.history or facts.evals)
     last, every = facts.last_step, facts.config.training.logging_steps
     if not rows and (why := _no_row(facts)) is not None:
@@ -178,106 +275,4 @@ def _sparse(facts: RunFacts) -> Observation | None:
     )
 
 
-RULES: Final[tuple[LogRule, ...]] = (
-    LogRule(
-        id="END114",
-        title="no regular end",
-        severity="warning",
-        condition="the log has no run_end, or one with the status error (an error), aborted or interrupted",
-        observe=_no_end,
-        confidence=0.9,
-        signs=("cut_off",),
-        place="end",
-        cause="cut_off",
-        scope="any log",
-        verify="See whether the process runs and the log still grows.",
-    ),
-    LogRule(
-        id="END183",
-        title="ended before its planned steps",
-        severity="warning",
-        condition="run_end has the status ok, at under {ended} of the planned steps; info if the held-out loss was no "
-        "longer at its best",
-        observe=_short,
-        confidence=0.8,
-        place="end",
-        phrase=lambda v: f"ended at step {shown(v, 'step', 'd')} of {shown(v, 'planned', 'd')} planned",
-        as_info=True,
-        action="See what ended it: a callback, a time limit, or data that ran out.",
-        scope="logs of a recorder that knows the planned steps; early stopping by a task metric looks the same",
-        rationale="A schedule that is cut off leaves the learning rate high, and the run short of what was planned.",
-        verify="The output of the training, and its callbacks.",
-        thresholds=(ENDED,),
-    ),
-    LogRule(
-        id="TRN115",
-        title="torn, invalid or missing lines",
-        severity="warning",
-        condition="a line is torn, is not an event, or is missing from the recorder's line numbers; one torn last line "
-        "is info",
-        observe=_bad_lines,
-        confidence=1.0,
-        signs=("torn_lines",),
-        evidence=(
-            cite("the recorder", "one event is one write: only a kill, a full disk or a second writer tears a line"),
-            _SEQUENCE,
-        ),
-        place="log",
-        phrase=lambda v: f"{v.get('lines', v.get('missing'))} lines of the log are lost",
-        scope="any log",
-        rationale="The content of those lines is missing from every number of this report.",
-        verify="'gradience validate' names each line, and what is wrong with it.",
-    ),
-    LogRule(
-        id="RES116",
-        title="resumed",
-        severity="info",
-        condition="the log says that it was resumed; a warning if steps were run again, {replay_rows} or more, and "
-        "their losses differ by over {replay_difference} in the median",
-        observe=_resumed,
-        confidence=1.0,
-        evidence=(
-            cite(
-                "transformers, ignore_data_skip; TensorBoard's purge of restarted steps",
-                "a resumed run sees the same data at the same step, so the same loss, unless set otherwise",
-            ),
-        ),
-        place="log",
-        phrase=lambda _: "the steps run again after the resume had other losses",
-        cause="resumed_otherwise",
-        scope="logs that say so",
-        verify="Compare the losses of the steps that were run twice.",
-        thresholds=(REPLAY_DIFFERENCE, REPLAY_ROWS),
-    ),
-    LogRule(
-        id="DUP117",
-        title="duplicate or interleaved rows",
-        severity="warning",
-        condition="a step twice in one session, steps that go back, or two processes in one log",
-        observe=_duplicates,
-        confidence=0.9,
-        evidence=(_SEQUENCE,),
-        place="log",
-        phrase=lambda _: "rows repeat or go back",
-        scope="any log",
-        verify="Look at run_id and session in the lines around it.",
-    ),
-    LogRule(
-        id="GAP118",
-        title="sparse log",
-        severity="warning",
-        condition="fewer than {few_rows} training rows in {some_steps} steps or more, unless the log is cut and the "
-        "settings would give {planned_rows} in all; info if there are evaluations",
-        observe=_sparse,
-        confidence=0.95,
-        signs=("few_rows",),
-        evidence=(LOGGING_DEFAULT,),
-        phrase=lambda v: "no training loss was logged" if not v["rows"] else "almost no training loss was logged",
-        covers=frozenset({"learning"}),
-        cause="not_logged",
-        scope="any log",
-        rationale="Without a curve neither a spike nor a plateau nor a divergence can be seen.",
-        verify="Compare logging_steps with the number of steps.",
-        thresholds=(FEW_ROWS, SOME_STEPS, PLANNED_ROWS),
-    ),
-)
+RULES: Final[tuple[LogRule, ...]] = (_no_end, _short, _bad_lines, _resumed, _duplicates, _sparse)

@@ -15,15 +15,25 @@ from functools import partial
 from typing import Final
 
 from gradience.configs.document import KEEPS_OVERFLOW
-from gradience.rules import Observation, Observe, Premise, Threshold, Unknown, cite, premise
+from gradience.rules import Observation, Observe, Premise, Threshold, Unknown, premise
 from gradience.rules.data import content, supervision, tokens
 from gradience.rules.data.content import counted
 from gradience.rules.log.facts import LogRule, RunFacts, log_rule
 from gradience.rules.weights import Verdicts, observe_verdict, suggests_ranks
-from gradience.rules.weights.rules import NON_FINITE, RANDOM_LIKE, TOO_LARGE, ZERO_UPDATE, observe_size
-from gradience.rules.weights.utilization import LOW_UTILIZATION, UNDER_USED, over_provisioned
+from gradience.rules.weights.rules import non_finite, observe_size, random_like, too_large, zero_update
+from gradience.rules.weights.utilization import LOW_UTILIZATION, over_provisioned, under_used
 from gradience.schema import Json, number_in
 from gradience.schema.reports import Batching, DataReport, Rows, RowsSeen, TokenCounts
+
+SHARE_APART = Threshold(
+    "share_apart", 0.1, "supervised share of tokens", "proposal: more than batches differ by chance"
+)
+LENGTH_APART = Threshold("length_apart", 0.25, "of the announced tokens per sequence", "proposal; the same")
+FEW_ROWS = Threshold("few_rows", 32, "rows seen", "proposal: of fewer, means differ by chance")
+# Without a `data` event only the rule on rows without a supervised token reports its absence
+_IS_RECORDED: Final[Premise[RunFacts]] = Premise(
+    "the log has a data event", lambda facts: _NOT_RECORDED if facts.data is None else None
+)
 
 
 def no_weights(audit: Mapping[str, Json]) -> bool:
@@ -46,7 +56,7 @@ def _health(verdicts: Verdicts, facts: RunFacts) -> Observation | None:
 
 
 def _large(facts: RunFacts) -> Observation | None:
-    return _health(TOO_LARGE.verdicts, facts) or observe_size(_real(facts.audit or {}, "update_size"))
+    return _health(too_large.verdicts, facts) or observe_size(_real(facts.audit or {}, "update_size"))
 
 
 def audited_rank(facts: RunFacts) -> int | None:
@@ -81,27 +91,15 @@ def _low_utilization(facts: RunFacts) -> Observation | None:
 
 
 _ON_THE_ADAPTER: tuple[LogRule, ...] = (
-    *(log_rule(rule, partial(_health, rule.verdicts)) for rule in (NON_FINITE, RANDOM_LIKE)),
-    log_rule(ZERO_UPDATE, partial(_health, ZERO_UPDATE.verdicts), needs=(_audited,)),
-    log_rule(TOO_LARGE, _large),
-    log_rule(UNDER_USED, _low_utilization, needs=(_audited,)),
+    *(log_rule(rule, partial(_health, rule.verdicts)) for rule in (non_finite, random_like)),
+    log_rule(zero_update, partial(_health, zero_update.verdicts), needs=(_audited,)),
+    log_rule(too_large, _large),
+    log_rule(under_used, _low_utilization, needs=(_audited,)),
 )
-
 
 AT_LIMIT = Threshold("at_limit", 0.05, "share of rows", "as cut_many of DAT305")
-SHARE_APART = Threshold(
-    "share_apart", 0.1, "supervised share of tokens", "proposal: more than batches differ by chance"
-)
-LENGTH_APART = Threshold("length_apart", 0.25, "of the announced tokens per sequence", "proposal; the same")
-FEW_ROWS = Threshold("few_rows", 32, "rows seen", "proposal: of fewer, means differ by chance")
 _NAME: Final = 60  # characters of a file's name
 _NOT_RECORDED: Final = "what the model was fed was not recorded (no `data` event in the log)"
-
-
-# Without a `data` event only the rule on rows without a supervised token reports its absence
-_IS_RECORDED: Final[Premise[RunFacts]] = Premise(
-    "the log has a data event", lambda facts: _NOT_RECORDED if facts.data is None else None
-)
 
 
 @premise("the recorder saw batches")
@@ -227,7 +225,7 @@ def _labels(facts: RunFacts) -> Iterator[Observation]:
 
 def _repeated(facts: RunFacts) -> Iterator[Observation]:
     """Duplicates in the few batches watched: a hint of the rule's own severity. `check` counts the whole data set."""
-    for found in content.duplicates(as_data(facts)):
+    for found in content.duplicates.observations(as_data(facts)):
         yield replace(found, severity=None)
 
 
@@ -251,7 +249,28 @@ def _set_otherwise(seen: Mapping[str, Json], announced: Mapping[str, Json]) -> I
         )
 
 
+@LogRule(
+    "DAT321",
+    severity="warning",
+    confidence=0.7,
+    needs=(_recorded,),
+    meant_for=_IS_RECORDED,
+    thresholds=(SHARE_APART, LENGTH_APART, FEW_ROWS),
+)
 def _announced(facts: RunFacts) -> Iterator[Observation]:
+    """the batches differ from what the check of the data announced
+
+    from {few_rows} rows on, the supervised share of the tokens differs by over {share_apart} from what was
+    announced, or the tokens per row by over {length_apart} of it; or the length limit, the chat template or the
+    data set's file is another
+
+    Why: The trainer tokenises, masks or cuts differently from the check, so what the check found right may be
+        wrong.
+    Scope: runs whose recorder was given the report of check_data
+    Action: check the data with the trainer's own template, loss mode and length limit
+    Verify: decode a batch of the trainer
+    Source: the log -- the counts of the `data` event beside those announced
+    """
     announced: Json = (facts.data or {}).get("announced")
     rows, total = _count(facts, "rows") or 0, _count(facts, "tokens") or 0
     if not isinstance(announced, dict):
@@ -301,23 +320,5 @@ RULES: Final[tuple[LogRule, ...]] = (
     _fed("DAT313", _repeated),
     _fed("DAT316", _labels),
     _fed("DAT320"),
-    LogRule(
-        id="DAT321",
-        severity="warning",
-        title="the batches differ from what the check of the data announced",
-        condition="from {few_rows} rows on, the supervised share of the tokens differs by over {share_apart} from what "
-        "was announced, or the tokens per row by over {length_apart} of it; or the length limit, the chat template or "
-        "the data set's file is another",
-        observe=_announced,
-        needs=(_recorded,),
-        meant_for=_IS_RECORDED,
-        confidence=0.7,
-        scope="runs whose recorder was given the report of check_data",
-        rationale="The trainer tokenises, masks or cuts differently from the check, so what the check found right may "
-        "be wrong.",
-        action="check the data with the trainer's own template, loss mode and length limit",
-        verify="decode a batch of the trainer",
-        thresholds=(SHARE_APART, LENGTH_APART, FEW_ROWS),
-        evidence=(cite("the log", "the counts of the `data` event beside those announced"),),
-    ),
+    _announced,
 )

@@ -7,7 +7,7 @@ from bisect import bisect_left, bisect_right
 from collections.abc import Sequence
 from typing import Final, NamedTuple
 
-from gradience.rules import TRIAL, Observation, Threshold, Unknown, cite
+from gradience.rules import TRIAL, Observation, Threshold, Unknown
 from gradience.rules.log.account import account
 from gradience.rules.log.divergence import divergence
 from gradience.rules.log.facts import (
@@ -53,11 +53,34 @@ LEAK_EPOCHS = Threshold("leak_epochs", 5.0, "epochs", JUDGEMENT)
 LEAK_LEVEL = Threshold("leak_level", 0.15, "of the first loss, training and held-out", REAL_RUNS)
 LEAK_NEAR = Threshold("leak_near", 1.25, "held-out over training loss at the end", REAL_RUNS)
 
-
 LITTLE_SEEN = Threshold("little_seen", 0.1, "of one pass over the data, under", JUDGEMENT)
 
 
+@LogRule(
+    "REP128",
+    severity="warning",
+    confidence=0.8,
+    needs=(not_under("rl"), positive_loss),
+    place="objective",
+    phrase=lambda v: f"the same data {shown(v, 'epochs', '.0f')} times, no held-out signal",
+    covers=frozenset({"no_held_out"}),
+    cause="no_held_out",
+    thresholds=(MANY_EPOCHS, MANY_LEVEL, SOME_EPOCHS, SOME_LEVEL, FEW_EPOCHS, FEW_LEVEL),
+)
 def _repeated(facts: RunFacts) -> Observation | None:
+    """repeated data, nothing held out
+
+    no evaluation, and at least {many_epochs} epochs, with the training loss down to {many_level} of its start or
+    {many_level} nats; or at least {some_epochs} epochs, with the training loss down to {some_level} of its start or
+    {some_level} nats; or over {few_epochs} epochs, with the training loss down to {few_level} of its start or
+    {few_level} nats
+
+    Why: The training loss of data seen many times falls whether the model learns or memorizes it.
+    Scope: runs without any evaluation that log their epoch; not saturated preference training (PRF130)
+    Verify: Compare the held-out loss of the last checkpoint with that of an earlier one.
+    Source: published runs without evaluations -- 100 epochs to 0.008, 50 to 0.74, 24 to 0.03, 20 to 0.07, 6 of a
+        full fine-tune to 0.006
+    """
     if facts.evaluated or saturated(facts) is not None or divergence(facts) is not None:
         return None
     epochs, trend = account(facts).passes, facts.trend
@@ -87,7 +110,44 @@ class _Step(NamedTuple):
     error: float  # standard error of `drop`
 
 
+@LogRule(
+    "MEM127",
+    severity="info",
+    confidence=0.6,
+    needs=(not_under("rl"), positive_loss),
+    signs=("memorizes",),
+    phrase=lambda _: "steps down with each epoch",
+    as_info=True,
+    look=True,
+    thresholds=(
+        EPOCH_DROP,
+        EPOCH_ERRORS,
+        EPOCH_SHARE,
+        EPOCH_ROWS,
+        EPOCH_REST,
+        EPOCHS_MANY,
+        BOTH_FALL,
+        LEAST_EVALS,
+        SEEN_AS_NEW,
+    ),
+    evidence=(TRIAL,),
+)
 def _epoch_steps(facts: RunFacts) -> Observation | None:
+    """steps at the ends of epochs
+
+    at the ends of epochs, the training loss falls by over {epoch_drop} and {epoch_errors} standard errors on
+    average, beyond its fall just before, and at none of them surely by less (from {epochs_many} ends on, the
+    smallest fall is left out); not if the held-out loss falls there by over {both_fall} of that; nor if, after
+    {least_evals} or more evaluations, it is at its best at the end, or at most {seen_as_new} times the training
+    loss
+
+    Why: Within an epoch every example is new, so a step between two epochs is what was memorized; from then on the
+        training loss says little about new data.
+    Scope: positive losses, data seen more than once in an order of its own
+    Verify: Held-out loss over the same steps.
+    Source: fast.ai, Can LLMs learn from a single example? (2023) -- the training loss falls in steps at the ends of
+        epochs: examples are memorized after one sight
+    """
     curve, epochs = facts.loss, facts.epoch
     if epochs is None or facts.last_step is None:
         raise Unknown("the log does not say how often the data was seen")
@@ -179,7 +239,28 @@ def _learns_still(facts: RunFacts) -> str | None:
     return None
 
 
+@LogRule(
+    "LEK132",
+    severity="info",
+    confidence=0.5,
+    needs=(not_under("rl", "preference"),),
+    phrase=lambda _: "held-out loss is as low as training loss",
+    as_info=True,
+    look=True,
+    thresholds=(LEAK_EPOCHS, LEAK_LEVEL, LEAK_NEAR, LEAST_EVALS),
+)
 def _leak(facts: RunFacts) -> Observation | None:
+    """held-out loss as low as training loss
+
+    after {leak_epochs} or more epochs, training and held-out loss are both at most {leak_level} of their first
+    values, and held-out loss is at most {leak_near} times the training loss
+
+    Why: After many epochs the training loss is far below the loss on new data, unless the new data was trained on.
+    Scope: cross-entropy, five epochs and more; an easy task looks the same
+    Verify: Count exact and near duplicates between both sets; evaluate on data made later.
+    Source: benchmarks/field.py, real trainings -- held-out data in the training data: ratio near 1 after 20 epochs;
+        else 2 and more
+    """
     curve, values = facts.held_out_curve, facts.loss.points
     if facts.epoch is None:
         raise Unknown("the log does not say how often the data was seen")
@@ -202,8 +283,26 @@ def _leak(facts: RunFacts) -> Observation | None:
     )
 
 
+@LogRule(
+    "LEK184",
+    severity="warning",
+    confidence=0.9,
+    place="meaning",
+    phrase=lambda v: f"about {shown(v, 'share', '.0%')} of the evaluation was trained on",
+    thresholds=(SAME_ROWS, SAME_SHARE),
+)
 def _same_rows(facts: RunFacts) -> Observation | None:
-    """Rows of the evaluation that the recorder saw in training batches, and the share that this stands for."""
+    """evaluation on training rows
+
+    {same_rows} or more rows of the evaluation are equal, token by token, to rows of the watched training batches,
+    which stands for {same_share} or more of the evaluation
+
+    Why: A score on rows that were trained on says nothing of new ones.
+    Scope: runs whose recorder saw both; packed batches are not compared
+    Action: Evaluate on rows that are not in the training set; gradience check --data finds the others.
+    Verify: gradience check --data TRAIN --eval-data HELD_OUT lists the equal rows.
+    Source: the recorder -- hashes of the tokens of each row; no token is kept
+    """
     data = facts.data or {}
     known, evaluated, both = (number_in(data, name) for name in ("rows_known", "eval_rows", "eval_rows_trained"))
     if not known or not evaluated or both is None:
@@ -222,8 +321,33 @@ def _same_rows(facts: RunFacts) -> Observation | None:
     )
 
 
+@LogRule(
+    "LEK185",
+    severity="warning",
+    confidence=0.5,
+    needs=(not_under("rl", "preference"),),
+    phrase=lambda v: (
+        f"the loss is {shown(v, 'loss', '.2g')} within the first pass over the data"
+        if "loss" in v
+        else f"accuracy {shown(v, 'accuracy', '.1%')} at step {shown(v, 'step', 'd')} already"
+    ),
+    as_info=True,
+    look=True,
+    thresholds=(PERFECT, PERFECT_BY, SOLVED),
+)
 def _at_once(facts: RunFacts) -> Observation | None:
-    """An accuracy that is nearly perfect, or a loss that is nearly 0, early in the run, and was not before it."""
+    """nearly perfect at once
+
+    the first evaluation, within {perfect_by} of the planned steps, has an accuracy of {perfect} or more, and none
+    was made before training; or, as info, the training loss is at most {solved} within the first pass over the
+    data, and so is the held-out loss
+
+    Why: Real tasks are seldom solved at once; a label that is in the input is.
+    Scope: classification; an easy task looks the same
+    Action: Look at some inputs for the answer: a column too many, or a template with the label.
+    Verify: Train on the same labels with inputs shuffled within each class: does the accuracy stay?
+    Source: published runs -- a loss of .003 in the first pass: answers of one word, or a template's labels
+    """
     of = account(facts)
     if (solved := _solved_at_once(facts)) is not None:
         return solved
@@ -268,7 +392,28 @@ def _solved_at_once(facts: RunFacts) -> Observation | None:
     )
 
 
+@LogRule(
+    "COV142",
+    severity="info",
+    confidence=0.9,
+    needs=(not_under("rl"),),
+    phrase=lambda v: f"{v['passes']:.2%} of the data seen",
+    as_info=True,
+    look=True,
+    thresholds=(LITTLE_SEEN,),
+)
 def _little_seen(facts: RunFacts) -> Observation | None:
+    """little of the data seen
+
+    the run made its planned steps, and the logged epoch is under {little_seen}
+
+    Why: A limit on steps that was set for a trial ends the run long before it has seen the data.
+    Scope: runs that log a fraction of an epoch; of a large data set a part may be meant
+    Action: Leave max_steps unset, or raise it, if the run was meant to see the data.
+    Verify: Steps of one pass: examples over the sequences of an optimizer step.
+    Source: transformers TrainingArguments (5.24) -- max_steps overrides num_train_epochs, and is a trial's limit
+    Source: published runs -- 60 steps at epoch 0.0012, 2 at 0.0058, 500 at 0.095: each ended as planned
+    """
     of = account(facts)
     step, passes = of.ending.step, of.passes
     if passes is None or step is None:
@@ -287,163 +432,4 @@ def _little_seen(facts: RunFacts) -> Observation | None:
     )
 
 
-RULES: Final[tuple[LogRule, ...]] = (
-    LogRule(
-        id="REP128",
-        title="repeated data, nothing held out",
-        severity="warning",
-        condition="no evaluation, and at least {many_epochs} epochs, with the training loss down to {many_level} of "
-        "its start or {many_level} nats; or at least {some_epochs} epochs, with the "
-        "training loss down to {some_level} of its start or {some_level} nats; or over {few_epochs} epochs, with the "
-        "training loss down to {few_level} of its start or {few_level} nats",
-        observe=_repeated,
-        needs=(not_under("rl"), positive_loss),
-        confidence=0.8,
-        evidence=(
-            cite(
-                "published runs without evaluations",
-                "100 epochs to 0.008, 50 to 0.74, 24 to 0.03, 20 to 0.07, 6 of a full fine-tune to 0.006",
-            ),
-        ),
-        rationale="The training loss of data seen many times falls whether the model learns or memorizes it.",
-        place="objective",
-        phrase=lambda v: f"the same data {shown(v, 'epochs', '.0f')} times, no held-out signal",
-        covers=frozenset({"no_held_out"}),
-        cause="no_held_out",
-        scope="runs without any evaluation that log their epoch; not saturated preference training (PRF130)",
-        verify="Compare the held-out loss of the last checkpoint with that of an earlier one.",
-        thresholds=(MANY_EPOCHS, MANY_LEVEL, SOME_EPOCHS, SOME_LEVEL, FEW_EPOCHS, FEW_LEVEL),
-    ),
-    LogRule(
-        id="MEM127",
-        title="steps at the ends of epochs",
-        severity="info",
-        condition="at the ends of epochs, the training loss falls by over {epoch_drop} and {epoch_errors} standard "
-        "errors on average, beyond its fall just before, and at none of them surely by less (from {epochs_many} ends "
-        "on, the smallest fall is left out); not if the held-out loss falls there by over {both_fall} of that; nor if, "
-        "after {least_evals} or more evaluations, it is at its best at the end, or at most {seen_as_new} times the "
-        "training loss",
-        observe=_epoch_steps,
-        needs=(not_under("rl"), positive_loss),
-        confidence=0.6,
-        signs=("memorizes",),
-        evidence=(
-            cite(
-                "fast.ai, Can LLMs learn from a single example? (2023)",
-                "the training loss falls in steps at the ends of epochs: examples are memorized after one sight",
-            ),
-            TRIAL,
-        ),
-        rationale="Within an epoch every example is new, so a step between two epochs is what was memorized; from then "
-        "on the training loss says little about new data.",
-        phrase=lambda _: "steps down with each epoch",
-        as_info=True,
-        look=True,
-        scope="positive losses, data seen more than once in an order of its own",
-        verify="Held-out loss over the same steps.",
-        thresholds=(
-            EPOCH_DROP,
-            EPOCH_ERRORS,
-            EPOCH_SHARE,
-            EPOCH_ROWS,
-            EPOCH_REST,
-            EPOCHS_MANY,
-            BOTH_FALL,
-            LEAST_EVALS,
-            SEEN_AS_NEW,
-        ),
-    ),
-    LogRule(
-        id="LEK132",
-        title="held-out loss as low as training loss",
-        severity="info",
-        condition="after {leak_epochs} or more epochs, training and held-out loss are both at most {leak_level} of "
-        "their first values, and held-out loss is at most {leak_near} times the training loss",
-        observe=_leak,
-        needs=(not_under("rl", "preference"),),
-        confidence=0.5,
-        evidence=(
-            cite(
-                "benchmarks/field.py, real trainings",
-                "held-out data in the training data: ratio near 1 after 20 epochs; else 2 and more",
-            ),
-        ),
-        rationale="After many epochs the training loss is far below the loss on new data, unless the new data was "
-        "trained on.",
-        phrase=lambda _: "held-out loss is as low as training loss",
-        as_info=True,
-        look=True,
-        scope="cross-entropy, five epochs and more; an easy task looks the same",
-        verify="Count exact and near duplicates between both sets; evaluate on data made later.",
-        thresholds=(LEAK_EPOCHS, LEAK_LEVEL, LEAK_NEAR, LEAST_EVALS),
-    ),
-    LogRule(
-        id="LEK184",
-        title="evaluation on training rows",
-        severity="warning",
-        condition="{same_rows} or more rows of the evaluation are equal, token by token, to rows of the watched "
-        "training batches, which stands for {same_share} or more of the evaluation",
-        observe=_same_rows,
-        confidence=0.9,
-        place="meaning",
-        phrase=lambda v: f"about {shown(v, 'share', '.0%')} of the evaluation was trained on",
-        evidence=(cite("the recorder", "hashes of the tokens of each row; no token is kept"),),
-        rationale="A score on rows that were trained on says nothing of new ones.",
-        action="Evaluate on rows that are not in the training set; gradience check --data finds the others.",
-        scope="runs whose recorder saw both; packed batches are not compared",
-        verify="gradience check --data TRAIN --eval-data HELD_OUT lists the equal rows.",
-        thresholds=(SAME_ROWS, SAME_SHARE),
-    ),
-    LogRule(
-        id="LEK185",
-        title="nearly perfect at once",
-        severity="warning",
-        condition="the first evaluation, within {perfect_by} of the planned steps, has an accuracy of {perfect} or "
-        "more, and none was made before training; or, as info, the training loss is at most {solved} within the first "
-        "pass over the data, and so is the held-out loss",
-        observe=_at_once,
-        needs=(not_under("rl", "preference"),),
-        confidence=0.5,
-        evidence=(
-            cite(
-                "published runs",
-                "a loss of .003 in the first pass: answers of one word, or a template's labels",
-            ),
-        ),
-        phrase=lambda v: (
-            f"the loss is {shown(v, 'loss', '.2g')} within the first pass over the data"
-            if "loss" in v
-            else f"accuracy {shown(v, 'accuracy', '.1%')} at step {shown(v, 'step', 'd')} already"
-        ),
-        as_info=True,
-        look=True,
-        rationale="Real tasks are seldom solved at once; a label that is in the input is.",
-        action="Look at some inputs for the answer: a column too many, or a template with the label.",
-        scope="classification; an easy task looks the same",
-        verify="Train on the same labels with inputs shuffled within each class: does the accuracy stay?",
-        thresholds=(PERFECT, PERFECT_BY, SOLVED),
-    ),
-    LogRule(
-        id="COV142",
-        title="little of the data seen",
-        severity="info",
-        condition="the run made its planned steps, and the logged epoch is under {little_seen}",
-        observe=_little_seen,
-        needs=(not_under("rl"),),
-        confidence=0.9,
-        evidence=(
-            cite(
-                "transformers TrainingArguments (5.24)", "max_steps overrides num_train_epochs, and is a trial's limit"
-            ),
-            cite("published runs", "60 steps at epoch 0.0012, 2 at 0.0058, 500 at 0.095: each ended as planned"),
-        ),
-        rationale="A limit on steps that was set for a trial ends the run long before it has seen the data.",
-        phrase=lambda v: f"{v['passes']:.2%} of the data seen",
-        as_info=True,
-        look=True,
-        action="Leave max_steps unset, or raise it, if the run was meant to see the data.",
-        scope="runs that log a fraction of an epoch; of a large data set a part may be meant",
-        verify="Steps of one pass: examples over the sequences of an optimizer step.",
-        thresholds=(LITTLE_SEEN,),
-    ),
-)
+RULES: Final[tuple[LogRule, ...]] = (_repeated, _epoch_steps, _leak, _same_rows, _at_once, _little_seen)

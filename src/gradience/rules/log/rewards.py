@@ -8,12 +8,25 @@ story whether the reward rises. Under RL a loss near 0 is normal and says nothin
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from typing import Final, Literal, NamedTuple
 
-from gradience.rules import TRIAL, Observation, Sign, Threshold, Unknown, cite
+from gradience.rules import TRIAL, Observation, Premise, Sign, Threshold, Unknown, cite
 from gradience.rules.log.account import account
 from gradience.rules.log.divergence import divergence
-from gradience.rules.log.facts import JUDGEMENT, LogRule, RunFacts, Topic, Values, last_part, once, seen, shown, under
+from gradience.rules.log.facts import (
+    JUDGEMENT,
+    LogRule,
+    Place,
+    RunFacts,
+    Topic,
+    Values,
+    last_part,
+    once,
+    seen,
+    shown,
+    under,
+)
 from gradience.rules.log.signals import (
     ANSWER_KL,
     CLIPPED,
@@ -79,6 +92,15 @@ _THIRD: Final = 3
 _PARTS: Final = 5
 _START: Final = 3  # first rows that give the level at the start
 _OF_TRL: Final = frozenset({"frac_reward_zero_std", "completions/mean_length"})
+_RL: Final = under("rl")
+
+
+@dataclass(frozen=True, kw_only=True)
+class _RewardRule(LogRule):
+    """A rule on reinforcement learning."""
+
+    place: Place = "objective"
+    meant_for: Premise[RunFacts] | None = _RL
 
 
 class Logged(NamedTuple):
@@ -101,6 +123,15 @@ class Logged(NamedTuple):
     def end(self) -> float:
         """The median of the last fifth of the rows, at least three."""
         return median(last_part(self.values, _PARTS, _START))
+
+
+_GAO: Final = cite(
+    "Gao et al., Scaling laws for reward model overoptimization, arXiv 2210.10760",
+    "the gold reward peaks and falls as the KL from the initial policy grows",
+)
+_TRL_KL: Final = cite(
+    "TRL 1.16, grpo_trainer.py (read)", "kl: mean over the tokens against the reference; only with beta > 0"
+)
 
 
 def find(facts: RunFacts, names: Names, least: float = 1) -> Logged | None:
@@ -195,7 +226,36 @@ def _teaches_nothing(facts: RunFacts) -> bool:
     return equal is not None and equal[1] >= ZERO_GROUPS_MOST.value
 
 
+def _reward_fell_says(v: Values) -> str | None:
+    return f"the reward fell from {shown(v, 'best')} around step {v['best_step']}" if "best" in v else None
+
+
+@_RewardRule(
+    "RWD122",
+    severity="warning",
+    confidence=0.7,
+    phrase=_reward_fell_says,
+    signs=(Sign("reward_fell", frozenset({"best"})),),  # one that only fails to rise has no best step
+    covers=frozenset({"reward"}),
+    thresholds=(
+        *(FEW_ROWS, MANY_ROWS, ALPHA, REWARD_SHOWN, REWARD_ERRORS),
+        *(REWARD_FALL, REWARD_LOST, REWARD_FLAT),
+    ),
+    evidence=(TRIAL,),
+)
 def _reward(facts: RunFacts) -> Observation | None:
+    """reward falls
+
+    the last fifth of the rows is below the best fifth by over {reward_errors} standard errors and {reward_fall} of
+    the best level, and over {reward_lost} of the gain is lost; under {many_rows} rows: a fall of over
+    {reward_fall}, with p <= {alpha} by Mann-Kendall. A reward whose change with 2 standard errors is at most
+    {reward_flat} of its level is info
+
+    Why: The reward is what is optimised: under RL a loss near 0 is normal and says nothing.
+    Scope: RL that logs its reward; info where it only fails to rise
+    Verify: Read completions of both ends; evaluate on held-out prompts.
+    Source: definition -- the policy gradient's loss is 0 on average where advantages are centred
+    """
     column = logged(facts, REWARD, FEW_ROWS.value)
     values, change = column.values, change_of(column.values)
     if len(values) < MANY_ROWS.value:
@@ -242,8 +302,25 @@ def _few_rewards(column: Logged, change: Change) -> Observation | None:
     raise Unknown(f"{len(values)} rows: a reward change of {2.0 * change.error:.2g} would not show")
 
 
+@_RewardRule(
+    "RWN139",
+    severity="warning",
+    confidence=0.9,
+    place="broken",
+    phrase=lambda v: f"no reward in {v['missing']} of {v['rows']} rows",
+    thresholds=(NULL_ROWS, FEW_ROWS),
+)
 def _no_reward(facts: RunFacts) -> Observation | None:
-    """A trainer that logs a reward with every row had none to log."""
+    """rewards are not numbers
+
+    in at least {null_rows} of the rows that logged the completions there is no finite reward, from {few_rows} such
+    rows on; an error if there is none at all
+
+    Why: A completion without a reward has an advantage of 0: it teaches nothing.
+    Scope: trainers that log a reward with every row, as TRL does
+    Verify: Call the reward function on one completion and look at what it returns.
+    Source: TRL 1.16, grpo_trainer.py (read) -- completions without a reward are left out, their advantage is 0
+    """
     beside = find(facts, (*EQUAL_GROUPS, *LENGTH), FEW_ROWS.value)
     if beside is None:
         raise Unknown("nothing that is logged beside a reward was logged")
@@ -263,7 +340,29 @@ def _no_reward(facts: RunFacts) -> Observation | None:
     )
 
 
+@_RewardRule(
+    "ZVR123",
+    severity="warning",
+    confidence=0.85,
+    phrase=lambda v: f"{shown(v, 'share', '.0%')} of the groups have equal rewards late on",
+    as_info=True,
+    look=True,
+    signs=("equal_rewards",),
+    thresholds=(ZERO_GROUPS, ZERO_GROUPS_MOST, FEW_ROWS),
+    evidence=(TRIAL,),
+)
 def _zero_variance(facts: RunFacts) -> Observation | None:
+    """groups without variance
+
+    in the last third of the rows at least {zero_groups} of the groups have equal rewards, by frac_reward_zero_std,
+    or by a spread of 0 over the batch; a warning from {zero_groups_most}
+
+    Why: The advantage is the reward less its group's mean: equal rewards give no gradient.
+    Scope: GRPO and similar methods; info under nine groups of ten
+    Verify: See whether the reward of these groups is all right or all wrong.
+    Source: DAPO, arXiv 2503.14476 (abstract; method through reviews) -- groups that are all right or all wrong have
+        no gradient; dynamic sampling leaves them out
+    """
     equal = _equal_groups(facts)
     if equal is None:
         logged(facts, EQUAL_GROUPS, FEW_ROWS.value)  # raises Unknown with what there is
@@ -284,7 +383,30 @@ def _zero_variance(facts: RunFacts) -> Observation | None:
     )
 
 
+def _entropy_says(v: Values) -> str:
+    return f"entropy {v['how']} from {shown(v, 'first', '.3g')} to {shown(v, 'last', '.2g')} nats a token"
+
+
+@_RewardRule(
+    "ENT135",
+    severity="warning",
+    confidence=0.8,
+    phrase=_entropy_says,
+    thresholds=(COLLAPSED, NARROWED, SPREAD_OUT, RANDOM, FEW_ROWS),
+    evidence=(TRIAL,),
+)
 def _entropy(facts: RunFacts) -> Observation | None:
+    """entropy collapsed or rose
+
+    the entropy of the last fifth of the rows is at most {narrowed} of that of the first three (a warning from
+    {collapsed}), or at least {spread_out} times it and {random} nats a token
+
+    Why: Groups are compared within: where all completions are alike, there is nothing to prefer.
+    Scope: RL that logs the entropy of its tokens, from six rows on; a task with one short answer ends there
+    Verify: Sample one prompt eight times, and count the different completions.
+    Source: The Entropy Mechanism of RL for reasoning models, arXiv 2505.22617 (abstract) -- policy entropy drops
+        sharply early in training, and performance saturates with it
+    """
     column = logged(facts, ENTROPY, 2 * FEW_ROWS.value)
     first, last = column.start, column.end
     if first <= 0.0:
@@ -308,7 +430,26 @@ def _entropy(facts: RunFacts) -> Observation | None:
     return None
 
 
+@_RewardRule(
+    "KLD124",
+    severity="info",
+    confidence=0.5,
+    phrase=lambda v: f"KL {shown(v, 'late', '.3g')} nats {v.get('unit', 'a token')} from the reference",
+    signs=("far_from_reference",),
+    thresholds=(KL_LATE, KL_ANSWER, KL_ROW, FEW_ROWS),
+    evidence=(_TRL_KL, _GAO, TRIAL),
+)
 def _kl(facts: RunFacts) -> Observation | None:
+    """far from the reference
+
+    in the last third of the rows the median KL is over {kl_late} nats a token, or over {kl_answer} nats a
+    completion where it is logged so; or over {kl_row} nats a token in one row
+
+    Why: Far from its reference a policy may be exploiting flaws of the reward. For one high row, one token that the
+        reference finds impossible is enough.
+    Scope: RL that logs the KL from its reference; a single row is info
+    Verify: Read completions; evaluate on held-out prompts.
+    """
     column = find(facts, TOKEN_KL, FEW_ROWS.value)
     if column is None and (whole := find(facts, ANSWER_KL, FEW_ROWS.value)) is not None:
         late = median(last_part(whole.values, _THIRD, 3))
@@ -340,7 +481,24 @@ def _far(column: Logged, late: float, unit: str) -> Observation:
     )
 
 
+@_RewardRule(
+    "KLZ138",
+    severity="warning",
+    confidence=0.8,
+    phrase=lambda _: "KL from the reference is 0 throughout",
+    thresholds=(KL_NONE, KL_ROWS, FEW_ROWS, ZERO_GROUPS_MOST),
+    evidence=(_TRL_KL,),
+)
 def _kl_zero(facts: RunFacts) -> Observation | None:
+    """no distance from the reference
+
+    KL is at most {kl_none} nats a token in every row, from {kl_rows} rows on, while gradients, learning rate and
+    rewards say that something is trained
+
+    Why: A reference that follows the policy holds nothing back: beta has no effect.
+    Scope: TRL, which logs kl only with beta > 0
+    Verify: Compare a weight of the reference with that of the policy before the first step and after ten.
+    """
     column = logged(facts, TOKEN_KL, KL_ROWS.value)
     if any(abs(value) > KL_NONE.value for value in column.values):
         return None
@@ -361,7 +519,25 @@ def _kl_zero(facts: RunFacts) -> Observation | None:
     )
 
 
+@_RewardRule(
+    "CLF137",
+    severity="warning",
+    confidence=0.7,
+    phrase=lambda v: f"{shown(v, 'share', '.0%')} of the tokens clipped from step {v['first_step']}",
+    thresholds=(CLIPPED_MUCH, FEW_ROWS),
+    evidence=(TRIAL,),
+)
 def _updates_clipped(facts: RunFacts) -> Observation | None:
+    """updates clipped
+
+    in some third of the rows the mean fraction of clipped tokens is at least {clipped_much}
+
+    Why: Several passes over a batch, or a high learning rate, take the policy away from the one that wrote the
+        completions; what it learns then is of a policy that is no more.
+    Scope: PPO, GRPO and RLOO that log the fraction of clipped tokens; 0 with one pass over each batch
+    Verify: See whether it falls with the learning rate.
+    Source: PPO, arXiv 1707.06347, section 3 -- the objective is clipped where the ratio leaves 1 +/- epsilon
+    """
     column = logged(facts, CLIPPED, FEW_ROWS.value)
     width = max(int(FEW_ROWS.value), len(column.values) // _THIRD)
     starts = range(0, len(column.values) - width + 1, max(1, width // 2))
@@ -378,7 +554,25 @@ def _updates_clipped(facts: RunFacts) -> Observation | None:
     )
 
 
+@_RewardRule(
+    "RAT141",
+    severity="warning",
+    confidence=0.8,
+    phrase=lambda v: f"a learning rate of {shown(v, 'peak_rate', '.3g')}",
+    meant_for=under("rl", "preference"),
+    thresholds=(RATE_OF_WEIGHTS,),
+    evidence=(TRIAL,),
+)
 def _absurd_rate(facts: RunFacts) -> Observation | None:
+    """learning rate over any published one
+
+    the largest logged learning rate is at least {rate_of_weights}, with another optimizer than SGD
+
+    Why: The first steps destroy what the base model knew; rewards that rise later are of another model.
+    Scope: RL and preference training that logs its rate; silent where DIV104 or LRS109 names it
+    Verify: Sample the base model and the trained one with one prompt.
+    Source: TRL 1.16, GRPOConfig, RLOOConfig, DPOConfig, KTOConfig (read) -- learning_rate 1e-6 by default
+    """
     if not facts.rate.values:
         raise Unknown("no learning rate was logged")
     rate = facts.peak_rate
@@ -399,7 +593,34 @@ def _late_cut(facts: RunFacts) -> float | None:
     return mean_error(last_part(column.values, _THIRD, 3))[0] if column else None
 
 
+def _cut_off_says(v: Values) -> str:
+    equal = v.get("zero_groups")
+    also = isinstance(equal, float) and equal >= ZERO_GROUPS_ALSO.value
+    return f"{shown(v, 'share', '.0%')} of the completions are cut off" + (
+        f", {shown(v, 'zero_groups', '.0%')} of the groups teach nothing" if also else ""
+    )
+
+
+@_RewardRule(
+    "CLP125",
+    severity="warning",
+    confidence=0.7,
+    phrase=_cut_off_says,
+    signs=("cut_completions",),
+    thresholds=(CUT_OFF, ZERO_GROUPS_ALSO, FEW_ROWS),
+    evidence=(TRIAL,),
+)
 def _cut_off(facts: RunFacts) -> Observation | None:
+    """completions cut off
+
+    in the last third of the rows at least {cut_off} of the completions are cut off in the mean; the message adds
+    whether at least {zero_groups_also} of the groups have equal rewards
+
+    Why: An answer that was cut off is graded as wrong even if it was right so far: noise in the reward.
+    Scope: RL that logs how many completions are cut off, from three rows on
+    Verify: Read completions that were cut off.
+    Source: DAPO, arXiv 2503.14476 (through reviews) -- punishing answers that were cut off adds noise to the reward
+    """
     column = logged(facts, CUT_NAMES, FEW_ROWS.value)
     late = last_part(column.values, _THIRD, 3)
     share = mean_error(late)[0]
@@ -417,7 +638,32 @@ def _cut_off(facts: RunFacts) -> Observation | None:
     )
 
 
+def _lengths_says(v: Values) -> str:
+    beside = " while the reward rose" if v.get("reward_rises") else ""
+    return f"completions {v['how']} from {shown(v, 'first')} to {shown(v, 'last')} tokens{beside}"
+
+
+@_RewardRule(
+    "LEN136",
+    severity="warning",
+    confidence=0.6,
+    phrase=_lengths_says,
+    thresholds=(LONGER, LONGER_CUT, SHORTER, CUT_OFF, FEW_ROWS, REWARD_SHOWN),
+    evidence=(TRIAL,),
+)
 def _lengths(facts: RunFacts) -> Observation | None:
+    """completions of another length
+
+    the mean length of the last fifth of the rows is at least {longer} times that of the first three ({longer_cut}
+    times if at least {cut_off} of the completions are cut off in the last third), or at most {shorter} of it, also
+    without the completions that were cut off, and by over {reward_shown} standard errors
+
+    Why: Length is the easiest thing to learn: a reward that pays for it is learnt before the task.
+    Scope: RL that logs the lengths of its completions, from six rows on; reasoning may grow them by right
+    Verify: Compare the reward of long and short completions of one prompt.
+    Source: Singhal et al., A long way to go: length correlations in RLHF, arXiv 2310.03716 (abstract) -- much of
+        the reward's gain is in longer outputs
+    """
     column = logged(facts, LENGTH, 2 * FEW_ROWS.value)
     first, last = column.start, column.end
     if first <= 0.0:
@@ -491,245 +737,15 @@ def told(facts: RunFacts, covered: frozenset[Topic]) -> Iterator[StoryPart]:
         yield StoryPart(says=says, values=values)
 
 
-def _reward_fell_says(v: Values) -> str | None:
-    return f"the reward fell from {shown(v, 'best')} around step {v['best_step']}" if "best" in v else None
-
-
-def _cut_off_says(v: Values) -> str:
-    equal = v.get("zero_groups")
-    also = isinstance(equal, float) and equal >= ZERO_GROUPS_ALSO.value
-    return f"{shown(v, 'share', '.0%')} of the completions are cut off" + (
-        f", {shown(v, 'zero_groups', '.0%')} of the groups teach nothing" if also else ""
-    )
-
-
-def _entropy_says(v: Values) -> str:
-    return f"entropy {v['how']} from {shown(v, 'first', '.3g')} to {shown(v, 'last', '.2g')} nats a token"
-
-
-def _lengths_says(v: Values) -> str:
-    beside = " while the reward rose" if v.get("reward_rises") else ""
-    return f"completions {v['how']} from {shown(v, 'first')} to {shown(v, 'last')} tokens{beside}"
-
-
-_DAPO: Final = cite(
-    "DAPO, arXiv 2503.14476 (abstract; method through reviews)",
-    "groups that are all right or all wrong have no gradient; dynamic sampling leaves them out",
-)
-_MECHANISM: Final = cite(
-    "The Entropy Mechanism of RL for reasoning models, arXiv 2505.22617 (abstract)",
-    "policy entropy drops sharply early in training, and performance saturates with it",
-)
-_GAO: Final = cite(
-    "Gao et al., Scaling laws for reward model overoptimization, arXiv 2210.10760",
-    "the gold reward peaks and falls as the KL from the initial policy grows",
-)
-_TRL_KL: Final = cite(
-    "TRL 1.16, grpo_trainer.py (read)", "kl: mean over the tokens against the reference; only with beta > 0"
-)
-
 RULES: Final[tuple[LogRule, ...]] = (
-    LogRule(
-        id="RWN139",
-        title="rewards are not numbers",
-        severity="warning",
-        condition="in at least {null_rows} of the rows that logged the completions there is no finite reward, from "
-        "{few_rows} such rows on; an error if there is none at all",
-        observe=_no_reward,
-        place="broken",
-        phrase=lambda v: f"no reward in {v['missing']} of {v['rows']} rows",
-        meant_for=under("rl"),
-        confidence=0.9,
-        evidence=(
-            cite("TRL 1.16, grpo_trainer.py (read)", "completions without a reward are left out, their advantage is 0"),
-        ),
-        rationale="A completion without a reward has an advantage of 0: it teaches nothing.",
-        scope="trainers that log a reward with every row, as TRL does",
-        verify="Call the reward function on one completion and look at what it returns.",
-        thresholds=(NULL_ROWS, FEW_ROWS),
-    ),
-    LogRule(
-        id="RWD122",
-        title="reward falls",
-        severity="warning",
-        condition="the last fifth of the rows is below the best fifth by over {reward_errors} standard errors and "
-        "{reward_fall} of the best level, and over {reward_lost} of the gain is lost; under {many_rows} rows: a fall "
-        "of over {reward_fall}, with p <= {alpha} by Mann-Kendall. A reward whose change "
-        "with 2 standard errors is at most {reward_flat} of its level is info",
-        observe=_reward,
-        place="objective",
-        phrase=_reward_fell_says,
-        meant_for=under("rl"),
-        confidence=0.7,
-        signs=(Sign("reward_fell", frozenset({"best"})),),  # one that only fails to rise has no best step
-        covers=frozenset({"reward"}),
-        evidence=(cite("definition", "the policy gradient's loss is 0 on average where advantages are centred"), TRIAL),
-        rationale="The reward is what is optimised: under RL a loss near 0 is normal and says nothing.",
-        scope="RL that logs its reward; info where it only fails to rise",
-        verify="Read completions of both ends; evaluate on held-out prompts.",
-        thresholds=(
-            *(FEW_ROWS, MANY_ROWS, ALPHA, REWARD_SHOWN, REWARD_ERRORS),
-            *(REWARD_FALL, REWARD_LOST, REWARD_FLAT),
-        ),
-    ),
-    LogRule(
-        id="ZVR123",
-        title="groups without variance",
-        severity="warning",
-        condition="in the last third of the rows at least {zero_groups} of the groups have equal rewards, by "
-        "frac_reward_zero_std, or by a spread of 0 over the batch; a warning from {zero_groups_most}",
-        observe=_zero_variance,
-        place="objective",
-        phrase=lambda v: f"{shown(v, 'share', '.0%')} of the groups have equal rewards late on",
-        as_info=True,
-        look=True,
-        meant_for=under("rl"),
-        confidence=0.85,
-        signs=("equal_rewards",),
-        evidence=(_DAPO, TRIAL),
-        rationale="The advantage is the reward less its group's mean: equal rewards give no gradient.",
-        scope="GRPO and similar methods; info under nine groups of ten",
-        verify="See whether the reward of these groups is all right or all wrong.",
-        thresholds=(ZERO_GROUPS, ZERO_GROUPS_MOST, FEW_ROWS),
-    ),
-    LogRule(
-        id="ENT135",
-        title="entropy collapsed or rose",
-        severity="warning",
-        condition="the entropy of the last fifth of the rows is at most {narrowed} of that of the first three (a "
-        "warning from {collapsed}), or at least {spread_out} times it and {random} nats a token",
-        observe=_entropy,
-        place="objective",
-        phrase=_entropy_says,
-        meant_for=under("rl"),
-        confidence=0.8,
-        evidence=(_MECHANISM, TRIAL),
-        rationale="Groups are compared within: where all completions are alike, there is nothing to prefer.",
-        scope="RL that logs the entropy of its tokens, from six rows on; a task with one short answer ends there",
-        verify="Sample one prompt eight times, and count the different completions.",
-        thresholds=(COLLAPSED, NARROWED, SPREAD_OUT, RANDOM, FEW_ROWS),
-    ),
-    LogRule(
-        id="KLD124",
-        title="far from the reference",
-        severity="info",
-        condition="in the last third of the rows the median KL is over {kl_late} nats a token, or over {kl_answer} "
-        "nats a completion where it is logged so; or over {kl_row} nats a token in one row",
-        observe=_kl,
-        place="objective",
-        phrase=lambda v: f"KL {shown(v, 'late', '.3g')} nats {v.get('unit', 'a token')} from the reference",
-        meant_for=under("rl"),
-        confidence=0.5,
-        signs=("far_from_reference",),
-        evidence=(_TRL_KL, _GAO, TRIAL),
-        rationale="Far from its reference a policy may be exploiting flaws of the reward. For one high row, "
-        "one token that the reference finds impossible is enough.",
-        scope="RL that logs the KL from its reference; a single row is info",
-        verify="Read completions; evaluate on held-out prompts.",
-        thresholds=(KL_LATE, KL_ANSWER, KL_ROW, FEW_ROWS),
-    ),
-    LogRule(
-        id="KLZ138",
-        title="no distance from the reference",
-        severity="warning",
-        condition="KL is at most {kl_none} nats a token in every row, from {kl_rows} rows on, while gradients, "
-        "learning rate and rewards say that something is trained",
-        observe=_kl_zero,
-        place="objective",
-        phrase=lambda _: "KL from the reference is 0 throughout",
-        meant_for=under("rl"),
-        confidence=0.8,
-        evidence=(_TRL_KL,),
-        rationale="A reference that follows the policy holds nothing back: beta has no effect.",
-        scope="TRL, which logs kl only with beta > 0",
-        verify="Compare a weight of the reference with that of the policy before the first step and after ten.",
-        thresholds=(KL_NONE, KL_ROWS, FEW_ROWS, ZERO_GROUPS_MOST),
-    ),
-    LogRule(
-        id="CLF137",
-        title="updates clipped",
-        severity="warning",
-        condition="in some third of the rows the mean fraction of clipped tokens is at least {clipped_much}",
-        observe=_updates_clipped,
-        place="objective",
-        phrase=lambda v: f"{shown(v, 'share', '.0%')} of the tokens clipped from step {v['first_step']}",
-        meant_for=under("rl"),
-        confidence=0.7,
-        evidence=(
-            cite("PPO, arXiv 1707.06347, section 3", "the objective is clipped where the ratio leaves 1 +/- epsilon"),
-            TRIAL,
-        ),
-        rationale="Several passes over a batch, or a high learning rate, take the policy away from the one that wrote "
-        "the completions; what it learns then is of a policy that is no more.",
-        scope="PPO, GRPO and RLOO that log the fraction of clipped tokens; 0 with one pass over each batch",
-        verify="See whether it falls with the learning rate.",
-        thresholds=(CLIPPED_MUCH, FEW_ROWS),
-    ),
-    LogRule(
-        id="CLP125",
-        title="completions cut off",
-        severity="warning",
-        condition="in the last third of the rows at least {cut_off} of the completions are cut off in the mean; the "
-        "message adds whether at least {zero_groups_also} of the groups have equal rewards",
-        observe=_cut_off,
-        place="objective",
-        phrase=_cut_off_says,
-        meant_for=under("rl"),
-        confidence=0.7,
-        signs=("cut_completions",),
-        evidence=(
-            cite(
-                "DAPO, arXiv 2503.14476 (through reviews)",
-                "punishing answers that were cut off adds noise to the reward",
-            ),
-            TRIAL,
-        ),
-        rationale="An answer that was cut off is graded as wrong even if it was right so far: noise in the reward.",
-        scope="RL that logs how many completions are cut off, from three rows on",
-        verify="Read completions that were cut off.",
-        thresholds=(CUT_OFF, ZERO_GROUPS_ALSO, FEW_ROWS),
-    ),
-    LogRule(
-        id="LEN136",
-        title="completions of another length",
-        severity="warning",
-        condition="the mean length of the last fifth of the rows is at least {longer} times that of the first three "
-        "({longer_cut} times if at least {cut_off} of the completions are cut off in the last third), or at most "
-        "{shorter} of it, also without the completions that were cut off, and by over {reward_shown} standard errors",
-        observe=_lengths,
-        place="objective",
-        phrase=_lengths_says,
-        meant_for=under("rl"),
-        confidence=0.6,
-        evidence=(
-            cite(
-                "Singhal et al., A long way to go: length correlations in RLHF, arXiv 2310.03716 (abstract)",
-                "much of the reward's gain is in longer outputs",
-            ),
-            TRIAL,
-        ),
-        rationale="Length is the easiest thing to learn: a reward that pays for it is learnt before the task.",
-        scope="RL that logs the lengths of its completions, from six rows on; reasoning may grow them by right",
-        verify="Compare the reward of long and short completions of one prompt.",
-        thresholds=(LONGER, LONGER_CUT, SHORTER, CUT_OFF, FEW_ROWS, REWARD_SHOWN),
-    ),
-    LogRule(
-        id="RAT141",
-        title="learning rate over any published one",
-        severity="warning",
-        condition="the largest logged learning rate is at least {rate_of_weights}, with another optimizer than SGD",
-        observe=_absurd_rate,
-        place="objective",
-        phrase=lambda v: f"a learning rate of {shown(v, 'peak_rate', '.3g')}",
-        meant_for=under("rl", "preference"),
-        confidence=0.8,
-        evidence=(
-            cite("TRL 1.16, GRPOConfig, RLOOConfig, DPOConfig, KTOConfig (read)", "learning_rate 1e-6 by default"),
-            TRIAL,
-        ),
-        rationale="The first steps destroy what the base model knew; rewards that rise later are of another model.",
-        scope="RL and preference training that logs its rate; silent where DIV104 or LRS109 names it",
-        verify="Sample the base model and the trained one with one prompt.",
-        thresholds=(RATE_OF_WEIGHTS,),
-    ),
+    _no_reward,
+    _reward,
+    _zero_variance,
+    _entropy,
+    _kl,
+    _kl_zero,
+    _updates_clipped,
+    _cut_off,
+    _lengths,
+    _absurd_rate,
 )

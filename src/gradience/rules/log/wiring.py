@@ -41,6 +41,22 @@ LOST_STEPS = Threshold("lost_steps", 2, "steps of the schedule", JUDGEMENT)
 
 _BASE: Final = ("base", "head")
 _OURS: Final = ("adapter", "whole", "head")
+_SWITCH_ON: Final = "Call model.enable_adapter_layers(), or model.set_adapter(name) with the adapter that trains."
+_UNMERGE: Final = "Call model.unmerge_adapter() before training."
+_SKIP: Final = (
+    "Skip the batches that were seen: accelerator.skip_first_batches(loader, n), a stateful loader, or a Trainer with "
+    "ignore_data_skip at False."
+)
+SUPERVISED: Final[Premise[RunFacts]] = Premise(
+    "a token of the batches seen is supervised",
+    lambda facts: "no token is supervised, so there is no gradient" if everything_masked(facts) else None,
+)
+_LOOKED: Final = cite("gradience.hf.wiring", "the tensors themselves were looked at, by identity, as the run began")
+_KEPT: Final = cite(
+    "gradience.hf.digests",
+    "digests are sums over all elements, or over every n-th above 50 MB: equal tensors, equal sums",
+)
+_CALLED: Final = cite("gradience.hf.passes", "hooks on its modules see how the model is called")
 
 
 def _recorded(facts: RunFacts) -> str | None:
@@ -66,7 +82,39 @@ def _group(wiring: Wiring, kind: str) -> ParameterGroup | None:
     return next((group for group in wiring.groups if group.kind == kind), None)
 
 
+RECORDED: Final = Premise("the log has a wiring event", _recorded)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _WiringRule(LogRule):
+    """A rule on what trains: most that it finds ruins a run, so it is judged while training runs and told first."""
+
+    needs: tuple[Premise[RunFacts], ...] = (RECORDED,)
+    evidence: tuple[Evidence, ...] = (_LOOKED,)
+    place: Place = "broken"
+    live: bool = True
+
+
+@_WiringRule(
+    "WIR170",
+    severity="critical",
+    confidence=0.95,
+    phrase=lambda v: f"the base trains: {v.get('trained')} of its parameters",
+    thresholds=(BASE_SHARE,),
+)
 def _base_trains(facts: RunFacts) -> Observation | None:
+    """the base trains
+
+    an adapter is in the model, and the optimizer also trains weight matrices of the base that modules_to_save does
+    not name; a warning if they are under {base_share} of the base
+
+    Why: What the base learns is not saved with the adapter, and its optimizer state fills the memory.
+    Scope: runs with a wiring event and an adapter; not norms, biases, embeddings, heads, modules_to_save
+    Action: Freeze the base before the optimizer is made: for n, p in model.named_parameters():
+        p.requires_grad_("lora_" in n), or load the adapter with PeftModel.from_pretrained(base, path,
+        is_trainable=True).
+    Verify: Call model.print_trainable_parameters().
+    """
     for wiring, adapter in _looks(facts):
         base = [group for group in wiring.groups if group.kind in _BASE and group.matrices]
         optimizer = wiring.optimizer
@@ -91,7 +139,24 @@ def _base_trains(facts: RunFacts) -> Observation | None:
     return None
 
 
+def _frozen_says(v: Values) -> str | None:
+    if "off" in v:
+        return "the adapter is switched off"
+    return f"{v['modules']} adapted modules are frozen" if "modules" in v else "the adapter is frozen"
+
+
+@_WiringRule("WIR171", severity="critical", confidence=0.95, phrase=_frozen_says)
 def _adapter_frozen(facts: RunFacts) -> Observation | None:
+    """the adapter is frozen
+
+    no tensor of the active adapters is trainable, or a step calls the model without the adapter that trains; a
+    warning if some adapted modules are frozen; silent if the optimizer holds what is frozen
+
+    Why: A frozen adapter stays what it was.
+    Scope: runs with a wiring event and an adapter
+    Action: Load it with PeftModel.from_pretrained(base, path, is_trainable=True).
+    Verify: Call model.print_trainable_parameters().
+    """
     for wiring, adapter in _looks(facts):
         if adapter.disabled:
             return Observation(
@@ -144,7 +209,29 @@ def _other(adapter: AdapterWiring) -> str:
     return next((name for name in adapter.names if name not in adapter.active), "default")
 
 
+@_WiringRule(
+    "WIR172",
+    severity="critical",
+    confidence=0.95,
+    phrase=lambda v: (
+        f"{v['doubled']} tensors are in two optimizers"
+        if "doubled" in v
+        else f"the optimizer misses {v.get('missing')} trainable tensors"
+    ),
+    thresholds=(BASE_SHARE,),
+)
 def _optimizer_misses(facts: RunFacts) -> Observation | None:
+    """the optimizer holds something else
+
+    the optimizer holds none of the trainable tensors, or others of their shapes; or, with an adapter, it does not
+    hold trainable tensors of it, or of modules_to_save; a warning if two hold the same tensors
+
+    Why: What the optimizer does not hold never changes, whatever its gradient.
+    Scope: runs with a wiring event and an optimizer that is not sharded
+    Action: Make the optimizer after the model is adapted, loaded and moved: optimizer = AdamW([p for p in
+        model.parameters() if p.requires_grad]).
+    Verify: Compare a weight before and after a step.
+    """
     for wiring in _of(facts, "start", "resume"):
         optimizer = wiring.optimizer
         if optimizer is None or optimizer.sharded:
@@ -189,7 +276,26 @@ def _other_model(wiring: Wiring, optimizer: OptimizerWiring) -> Observation:
     )
 
 
+@_WiringRule(
+    "WIR173",
+    severity="error",
+    confidence=0.9,
+    needs=(RECORDED, SUPERVISED),
+    phrase=lambda v: f"{v['silent']} modules receive no gradient" if "silent" in v else "no gradient arrives",
+    thresholds=(LOOKED,),
+)
 def _no_gradient(facts: RunFacts) -> Observation | None:
+    """no gradient arrives
+
+    adapted modules received no gradient in the first steps, {looked} or more; critical if no trainable tensor
+    received one
+
+    Why: Their weights stay as they began: the forward pass does not use them, or cuts the graph.
+    Scope: runs whose first steps were looked at; experts of a layer count as one
+    Action: Look for detach(), no_grad() or an unused branch before those modules, or leave them out of
+        target_modules.
+    Verify: Print p.grad of the modules named, after backward().
+    """
     for wiring in _of(facts, "gradients"):
         of = wiring.gradients
         if of is None or not of.tensors:
@@ -220,7 +326,24 @@ def _none_at_all(wiring: Wiring, of: GradientWiring) -> Observation:
     )
 
 
+@_WiringRule(
+    "WIR181",
+    severity="error",
+    confidence=0.9,
+    phrase=lambda _: "no gradient can flow through the recomputed layers",
+    evidence=(),
+)
 def _inputs_frozen(facts: RunFacts) -> Observation | None:
+    """checkpointing without gradients
+
+    activations are recomputed by reentrant checkpointing and the inputs need no gradient
+
+    Why: The layers are run without a graph, and run again only if an input of theirs needs a gradient.
+    Scope: runs with a wiring event; models of transformers
+    Action: Call model.enable_input_require_grads(), or set use_reentrant to False.
+    Verify: See whether torch warns that none of the inputs have requires_grad=True.
+    Source: torch.utils.checkpoint (2.13) -- reentrant: a warning if no input has requires_grad=True
+    """
     wiring = next((wiring for wiring in _of(facts, "start", "resume") if wiring.frozen_inputs), None)
     looks = [each.gradients for each in facts.wirings if each.gradients is not None]
     if wiring is None or any(of.silent < of.modules if of.modules else of.reached > 0 for of in looks):
@@ -231,7 +354,25 @@ def _inputs_frozen(facts: RunFacts) -> Observation | None:
     )
 
 
+@_WiringRule(
+    "WIR174",
+    severity="critical",
+    confidence=0.95,
+    phrase=lambda v: "the model is adapted twice" if "nested" in v else "the adapter is merged while it trains",
+    evidence=(_LOOKED,),
+)
 def _wrapped_twice(facts: RunFacts) -> Observation | None:
+    """adapted twice, or merged
+
+    an adapted model is inside an adapted model, or the adapter is merged while it trains
+
+    Why: Two adapters are added, and what is saved is only the outer one.
+    Scope: runs with a wiring event and an adapter
+    Action: Call get_peft_model() only on a model without an adapter; to go on with one, use
+        PeftModel.from_pretrained(base, path, is_trainable=True) alone.
+    Verify: See whether a parameter's name has "base_model.model" twice.
+    Source: huggingface/peft, get_peft_model (0.21) -- a model that is adapted already is wrapped once more
+    """
     for wiring, adapter in _looks(facts):
         if adapter.nested:
             return Observation(
@@ -256,7 +397,34 @@ def _wrapped_twice(facts: RunFacts) -> Observation | None:
     return None
 
 
+def _saved_before(facts: RunFacts) -> str | None:
+    if facts.wirings and not _of(facts, "resume"):
+        return "the run was not resumed"
+    return None if any(_resumes(facts)) else "what was saved at the step of the resume was not recorded"
+
+
+SAVED_BEFORE: Final = Premise("the run was resumed at a step whose save was recorded", _saved_before)
+
+
+@_WiringRule(
+    "WIR175",
+    severity="critical",
+    confidence=0.95,
+    needs=(RECORDED, SAVED_BEFORE),
+    phrase=lambda v: f"resumed at step {v.get('step')} from other weights than were saved",
+    evidence=(_KEPT,),
+)
 def _resumed_weights(facts: RunFacts) -> Iterator[Observation]:
+    """resumed from other weights
+
+    at a resume the digest of the weights is not that of the save at that step; a warning if their dtype changed
+
+    Why: What was learnt before the save is lost, or other weights than the adapter's are under it.
+    Scope: resumes in the same log as the save
+    Action: Load the adapter of that checkpoint before training: PeftModel.from_pretrained(base, checkpoint,
+        is_trainable=True), or trainer.train(resume_from_checkpoint=checkpoint).
+    Verify: Compare the loss of the first steps with the last before the save.
+    """
     for before, now in _resumes(facts):
         for group in now.groups:
             old = _group(before, group.kind)
@@ -297,7 +465,25 @@ def _resumes(facts: RunFacts) -> Iterator[tuple[Wiring, Wiring]]:
             yield saves[wiring.step], wiring
 
 
+@_WiringRule(
+    "WIR176",
+    severity="error",
+    confidence=0.95,
+    needs=(RECORDED, SAVED_BEFORE),
+    place="later",
+    phrase=lambda v: f"resumed at step {v.get('step')} with a new optimizer",
+    evidence=(_KEPT,),
+)
 def _resumed_optimizer(facts: RunFacts) -> Iterator[Observation]:
+    """resumed with a new optimizer
+
+    at a resume the optimizer has no state although it had one at the save; a warning if it has another
+
+    Why: Adam's moments are estimated anew: the first steps are too long, and the loss often jumps.
+    Scope: resumes in the same log as the save
+    Action: Load its state: optimizer.load_state_dict(torch.load(path)); in a Trainer, leave save_only_model off.
+    Verify: Look at the gradient norm and the loss after the resume.
+    """
     for before, now in _resumes(facts):
         old, new = before.optimizer, now.optimizer
         if old is None or new is None or not old.states or old.sharded or new.sharded:
@@ -322,7 +508,27 @@ def _alike(old: OptimizerWiring, new: OptimizerWiring) -> bool:
     return old.names == new.names and old.states == new.states and old.sampled == new.sampled
 
 
+@_WiringRule(
+    "WIR177",
+    severity="warning",
+    confidence=0.9,
+    needs=(RECORDED, SAVED_BEFORE),
+    place="later",
+    phrase=lambda v: f"resumed at step {v.get('step')} with other data",
+    thresholds=(REPEATED, ONCE),
+    evidence=(_KEPT,),
+)
 def _resumed_data(facts: RunFacts) -> Iterator[Observation]:
+    """resumed with other data
+
+    at a resume the rows of a step, their order or the data set are not those of the save; or over {repeated} of the
+    rows fed to the end of the epoch were fed before in it, where {once} of those are different
+
+    Why: Steps before and after the resume cannot be compared, and rows come twice or never.
+    Scope: resumes in the same log as the save, whose data the recorder saw
+    Action: Resume with the batch size, the accumulation, the data and the seed of the run that is resumed.
+    Verify: Compare the settings of both run_start events.
+    """
     for before, now in _resumes(facts):
         old, new = before.data, now.data
         if old is None or new is None:
@@ -407,7 +613,27 @@ def _differs(old: DataWiring, new: DataWiring, name: str) -> bool:
     return before is not None and now is not None and before != now
 
 
+@_WiringRule(
+    "WIR178",
+    severity="error",
+    confidence=0.9,
+    needs=(RECORDED, SAVED_BEFORE),
+    place="later",
+    phrase=lambda v: f"the schedule began anew at step {v.get('step')}",
+    thresholds=(LOST_STEPS,),
+    evidence=(),
+)
 def _resumed_schedule(facts: RunFacts) -> Iterator[Observation]:
+    """the schedule began anew
+
+    at a resume the schedule is {lost_steps} steps or more behind the save, and gives another rate
+
+    Why: The run warms up and decays once more, which was not planned.
+    Scope: resumes in the same log as the save
+    Action: Load its state: scheduler.load_state_dict(torch.load(path)).
+    Verify: Plot lr over the steps.
+    Source: gradience.hf.wiring -- the schedule's own count of steps was read
+    """
     for before, now in _resumes(facts):
         old, new = before.schedule, now.schedule
         if old is None or new is None or old.step is None or new.step is None:
@@ -424,7 +650,27 @@ def _resumed_schedule(facts: RunFacts) -> Iterator[Observation]:
             )
 
 
+@_WiringRule(
+    "WIR179",
+    severity="critical",
+    confidence=1.0,
+    phrase=lambda v: f"the adapter saved at step {v.get('step')} {'lacks a part' if 'saved' in v else 'is empty'}",
+    thresholds=(SAVED_SHARE,),
+    evidence=(),
+)
 def _saved_empty(facts: RunFacts) -> Observation | None:
+    """saved empty
+
+    the adapter file that was just saved holds no parameter; an error if a LoRA's holds under {saved_share} of the
+    parameters in the model
+
+    Why: Under ZeRO-3 or FSDP each process holds a part, and a save that does not gather writes none of it.
+    Scope: saves that the recorder saw
+    Action: Gather before saving: set "stage3_gather_16bit_weights_on_model_save": true, or use
+        accelerator.get_state_dict(model).
+    Verify: Open the file: gradience audit lists its tensors.
+    Source: the file's header -- tensors and their shapes
+    """
     for wiring in _of(facts, "save"):
         saved = wiring.saved
         if saved is not None and wiring.adapter is not None and saved.parameters == 0:
@@ -454,7 +700,26 @@ def _is_sharded(wiring: Wiring) -> bool:
     return wiring.optimizer is not None and wiring.optimizer.sharded
 
 
+@_WiringRule(
+    "WIR182",
+    severity="warning",
+    confidence=0.8,
+    place="later",
+    phrase=lambda v: f"the evaluation at step {v.get('step')} is not of the model that trains",
+    evidence=(_CALLED,),
+)
 def _evaluated_another(facts: RunFacts) -> Observation | None:
+    """another model is evaluated
+
+    an evaluation ends without a call of the model that trains since the last step, or only with calls without its
+    adapter
+
+    Why: Its loss says nothing of the training: the best checkpoint is chosen by it, and overfitting hides.
+    Scope: evaluations that end before the next step; not compiled models, whose calls are not seen
+    Action: Evaluate the object that trains, not a copy or the base; an average of the weights or another process
+        may be meant.
+    Verify: Evaluate twice with a step between: a loss that is the same to the last digit is of another model.
+    """
     for wiring in _of(facts, "evaluation"):
         seen_there = wiring.evaluation
         if seen_there is None:
@@ -475,7 +740,25 @@ def _evaluated_another(facts: RunFacts) -> Observation | None:
     return None
 
 
+@_WiringRule(
+    "WIR183",
+    severity="warning",
+    confidence=0.8,
+    place="later",
+    phrase=lambda v: f"evaluation mode from step {v.get('step')}",
+    evidence=(_CALLED,),
+)
 def _in_eval_mode(facts: RunFacts) -> Observation | None:
+    """trains in evaluation mode
+
+    the model is in evaluation mode in the forward pass of a step, and has dropout above 0
+
+    Why: from_pretrained returns a model in evaluation mode, and an evaluation leaves it so: no dropout acts, and
+        activations are not recomputed.
+    Scope: runs with a wiring event and dropout; not compiled models
+    Action: Call model.train() before the loop, and after each evaluation.
+    Verify: Print model.training in the loop.
+    """
     kinds = next((wiring.dropouts for wiring in _of(facts, "start", "resume")), {})
     rates = [rate for rate in kinds if float(rate) > 0.0]
     for wiring, passes in _passes(facts) if rates else ():
@@ -488,7 +771,19 @@ def _in_eval_mode(facts: RunFacts) -> Observation | None:
     return None
 
 
+@_WiringRule(
+    "WIR184", severity="error", confidence=0.95, phrase=lambda _: "the schedule sets the rates of another optimizer"
+)
 def _other_schedule(facts: RunFacts) -> Observation | None:
+    """the schedule of another optimizer
+
+    the schedule's optimizer is none of those that train
+
+    Why: The rate of the optimizer that trains stays what it was: no warm-up, no decay.
+    Scope: runs with a wiring event, a schedule and an optimizer that is not sharded
+    Action: Make the schedule for the optimizer that trains: get_scheduler(name, optimizer=optimizer, ...).
+    Verify: Print optimizer.param_groups[0]['lr'] over the steps.
+    """
     for wiring in _of(facts, "start", "resume"):
         optimizer, schedule = wiring.optimizer, wiring.schedule
         if schedule is not None and schedule.foreign and optimizer is not None and not optimizer.sharded:
@@ -501,7 +796,24 @@ def _other_schedule(facts: RunFacts) -> Observation | None:
     return None
 
 
+@_WiringRule(
+    "WIR180",
+    severity="warning",
+    confidence=0.8,
+    phrase=lambda v: f"learning rate 0 for {v.get('tensors')} tensors",
+    thresholds=(LOOKED,),
+)
 def _rate_zero(facts: RunFacts) -> Observation | None:
+    """learning rate 0 for the adapter
+
+    after the first steps, {looked} or more, a group of the optimizer with the adapter's tensors has the rate 0, now
+    and as its peak, while another group has a rate
+
+    Why: A group of rate 0 never learns, unless the loop raises its rate later.
+    Scope: runs whose first steps were looked at
+    Action: Set the rate of that group: optimizer.param_groups[i]["lr"].
+    Verify: Print the rates of optimizer.param_groups.
+    """
     for wiring in _of(facts, "gradients"):
         of = wiring.optimizer
         if of is None or wiring.gradients is None or wiring.gradients.steps < LOOKED.value:
@@ -518,7 +830,26 @@ def _rate_zero(facts: RunFacts) -> Observation | None:
     return None
 
 
+@_WiringRule(
+    "WIR185",
+    severity="error",
+    confidence=0.95,
+    phrase=lambda _: "gradients are not set to zero between steps",
+    thresholds=(COMPARED, KEPT),
+    evidence=(),
+)
 def _gradients_kept(facts: RunFacts) -> Observation | None:
+    """gradients are not set to zero
+
+    in the first steps, {compared} or more compared, at {kept} of them the gradient was added to that of the step
+    before
+
+    Why: Each step then follows the sum of all gradients so far, the oldest of weights that are gone.
+    Scope: runs whose first steps were looked at; not sharded or sparse gradients
+    Action: Call optimizer.zero_grad() after each optimizer.step().
+    Verify: Print p.grad right after the step: it is what the next gradient is added to.
+    Source: gradience.hf.leftover -- hooks see what each backward pass adds, and what is there then
+    """
     for wiring in _of(facts, "gradients"):
         of = wiring.gradients
         if of is not None and of.compared >= COMPARED.value and of.kept >= KEPT.value * of.compared:
@@ -531,306 +862,21 @@ def _gradients_kept(facts: RunFacts) -> Observation | None:
     return None
 
 
-def _saved_before(facts: RunFacts) -> str | None:
-    if facts.wirings and not _of(facts, "resume"):
-        return "the run was not resumed"
-    return None if any(_resumes(facts)) else "what was saved at the step of the resume was not recorded"
-
-
-RECORDED: Final = Premise("the log has a wiring event", _recorded)
-SUPERVISED: Final[Premise[RunFacts]] = Premise(
-    "a token of the batches seen is supervised",
-    lambda facts: "no token is supervised, so there is no gradient" if everything_masked(facts) else None,
-)
-SAVED_BEFORE: Final = Premise("the run was resumed at a step whose save was recorded", _saved_before)
-_LOOKED: Final = cite("gradience.hf.wiring", "the tensors themselves were looked at, by identity, as the run began")
-_KEPT: Final = cite(
-    "gradience.hf.digests",
-    "digests are sums over all elements, or over every n-th above 50 MB: equal tensors, equal sums",
-)
-_CALLED: Final = cite("gradience.hf.passes", "hooks on its modules see how the model is called")
-_SWITCH_ON: Final = "Call model.enable_adapter_layers(), or model.set_adapter(name) with the adapter that trains."
-_UNMERGE: Final = "Call model.unmerge_adapter() before training."
-_SKIP: Final = (
-    "Skip the batches that were seen: accelerator.skip_first_batches(loader, n), a stateful loader, or a Trainer with "
-    "ignore_data_skip at False."
-)
-_REWRAP: Final = cite("huggingface/peft, get_peft_model (0.21)", "a model that is adapted already is wrapped once more")
-
-
-def _frozen_says(v: Values) -> str | None:
-    if "off" in v:
-        return "the adapter is switched off"
-    return f"{v['modules']} adapted modules are frozen" if "modules" in v else "the adapter is frozen"
-
-
-@dataclass(frozen=True, kw_only=True)
-class _WiringRule(LogRule):
-    """A rule on what trains: most that it finds ruins a run, so it is judged while training runs and told first."""
-
-    needs: tuple[Premise[RunFacts], ...] = (RECORDED,)
-    evidence: tuple[Evidence, ...] = (_LOOKED,)
-    place: Place = "broken"
-    live: bool = True
-
-
 RULES: Final[tuple[LogRule, ...]] = (
-    _WiringRule(
-        id="WIR170",
-        title="the base trains",
-        severity="critical",
-        condition="an adapter is in the model, and the optimizer also trains weight matrices of the base that "
-        "modules_to_save does not name; a warning if they are under {base_share} of the base",
-        observe=_base_trains,
-        confidence=0.95,
-        phrase=lambda v: f"the base trains: {v.get('trained')} of its parameters",
-        rationale="What the base learns is not saved with the adapter, and its optimizer state fills the memory.",
-        action="Freeze the base before the optimizer is made: for n, p in model.named_parameters(): p.requires_grad_("
-        '"lora_" in n), or load the adapter with PeftModel.from_pretrained(base, path, is_trainable=True).',
-        scope="runs with a wiring event and an adapter; not norms, biases, embeddings, heads, modules_to_save",
-        verify="Call model.print_trainable_parameters().",
-        thresholds=(BASE_SHARE,),
-    ),
-    _WiringRule(
-        id="WIR171",
-        title="the adapter is frozen",
-        severity="critical",
-        condition="no tensor of the active adapters is trainable, or a step calls the model without the adapter that "
-        "trains; a warning if some adapted modules are frozen; silent if the optimizer holds what is frozen",
-        observe=_adapter_frozen,
-        confidence=0.95,
-        phrase=_frozen_says,
-        rationale="A frozen adapter stays what it was.",
-        action="Load it with PeftModel.from_pretrained(base, path, is_trainable=True).",
-        scope="runs with a wiring event and an adapter",
-        verify="Call model.print_trainable_parameters().",
-    ),
-    _WiringRule(
-        id="WIR172",
-        title="the optimizer holds something else",
-        severity="critical",
-        condition="the optimizer holds none of the trainable tensors, or others of their shapes; or, with an adapter, "
-        "it does not hold trainable tensors of it, or of modules_to_save; a warning if two hold the same tensors",
-        observe=_optimizer_misses,
-        confidence=0.95,
-        phrase=lambda v: (
-            f"{v['doubled']} tensors are in two optimizers"
-            if "doubled" in v
-            else f"the optimizer misses {v.get('missing')} trainable tensors"
-        ),
-        rationale="What the optimizer does not hold never changes, whatever its gradient.",
-        action="Make the optimizer after the model is adapted, loaded and moved: optimizer = AdamW([p for p in "
-        "model.parameters() if p.requires_grad]).",
-        scope="runs with a wiring event and an optimizer that is not sharded",
-        verify="Compare a weight before and after a step.",
-        thresholds=(BASE_SHARE,),
-    ),
-    _WiringRule(
-        id="WIR173",
-        title="no gradient arrives",
-        severity="error",
-        condition="adapted modules received no gradient in the first steps, {looked} or more; critical if no trainable "
-        "tensor received one",
-        observe=_no_gradient,
-        needs=(RECORDED, SUPERVISED),
-        confidence=0.9,
-        phrase=lambda v: f"{v['silent']} modules receive no gradient" if "silent" in v else "no gradient arrives",
-        rationale="Their weights stay as they began: the forward pass does not use them, or cuts the graph.",
-        action="Look for detach(), no_grad() or an unused branch before those modules, or leave them out of "
-        "target_modules.",
-        scope="runs whose first steps were looked at; experts of a layer count as one",
-        verify="Print p.grad of the modules named, after backward().",
-        thresholds=(LOOKED,),
-    ),
-    _WiringRule(
-        id="WIR174",
-        title="adapted twice, or merged",
-        severity="critical",
-        condition="an adapted model is inside an adapted model, or the adapter is merged while it trains",
-        observe=_wrapped_twice,
-        confidence=0.95,
-        evidence=(_REWRAP, _LOOKED),
-        phrase=lambda v: "the model is adapted twice" if "nested" in v else "the adapter is merged while it trains",
-        rationale="Two adapters are added, and what is saved is only the outer one.",
-        action="Call get_peft_model() only on a model without an adapter; to go on with one, use "
-        "PeftModel.from_pretrained(base, path, is_trainable=True) alone.",
-        scope="runs with a wiring event and an adapter",
-        verify='See whether a parameter\'s name has "base_model.model" twice.',
-    ),
-    _WiringRule(
-        id="WIR175",
-        title="resumed from other weights",
-        severity="critical",
-        condition="at a resume the digest of the weights is not that of the save at that step; a warning if their "
-        "dtype changed",
-        observe=_resumed_weights,
-        needs=(RECORDED, SAVED_BEFORE),
-        confidence=0.95,
-        evidence=(_KEPT,),
-        phrase=lambda v: f"resumed at step {v.get('step')} from other weights than were saved",
-        rationale="What was learnt before the save is lost, or other weights than the adapter's are under it.",
-        action="Load the adapter of that checkpoint before training: PeftModel.from_pretrained(base, checkpoint, "
-        "is_trainable=True), or trainer.train(resume_from_checkpoint=checkpoint).",
-        scope="resumes in the same log as the save",
-        verify="Compare the loss of the first steps with the last before the save.",
-    ),
-    _WiringRule(
-        id="WIR176",
-        title="resumed with a new optimizer",
-        severity="error",
-        condition="at a resume the optimizer has no state although it had one at the save; a warning if it has another",
-        observe=_resumed_optimizer,
-        needs=(RECORDED, SAVED_BEFORE),
-        confidence=0.95,
-        evidence=(_KEPT,),
-        place="later",
-        phrase=lambda v: f"resumed at step {v.get('step')} with a new optimizer",
-        rationale="Adam's moments are estimated anew: the first steps are too long, and the loss often jumps.",
-        action="Load its state: optimizer.load_state_dict(torch.load(path)); in a Trainer, leave save_only_model off.",
-        scope="resumes in the same log as the save",
-        verify="Look at the gradient norm and the loss after the resume.",
-    ),
-    _WiringRule(
-        id="WIR177",
-        title="resumed with other data",
-        severity="warning",
-        condition="at a resume the rows of a step, their order or the data set are not those of the save; or over "
-        "{repeated} of the rows fed to the end of the epoch were fed before in it, where {once} of those are different",
-        observe=_resumed_data,
-        needs=(RECORDED, SAVED_BEFORE),
-        confidence=0.9,
-        evidence=(_KEPT,),
-        place="later",
-        phrase=lambda v: f"resumed at step {v.get('step')} with other data",
-        rationale="Steps before and after the resume cannot be compared, and rows come twice or never.",
-        action="Resume with the batch size, the accumulation, the data and the seed of the run that is resumed.",
-        scope="resumes in the same log as the save, whose data the recorder saw",
-        verify="Compare the settings of both run_start events.",
-        thresholds=(REPEATED, ONCE),
-    ),
-    _WiringRule(
-        id="WIR178",
-        title="the schedule began anew",
-        severity="error",
-        condition="at a resume the schedule is {lost_steps} steps or more behind the save, and gives another rate",
-        observe=_resumed_schedule,
-        needs=(RECORDED, SAVED_BEFORE),
-        confidence=0.9,
-        evidence=(cite("gradience.hf.wiring", "the schedule's own count of steps was read"),),
-        place="later",
-        phrase=lambda v: f"the schedule began anew at step {v.get('step')}",
-        rationale="The run warms up and decays once more, which was not planned.",
-        action="Load its state: scheduler.load_state_dict(torch.load(path)).",
-        scope="resumes in the same log as the save",
-        verify="Plot lr over the steps.",
-        thresholds=(LOST_STEPS,),
-    ),
-    _WiringRule(
-        id="WIR179",
-        title="saved empty",
-        severity="critical",
-        condition="the adapter file that was just saved holds no parameter; an error if a LoRA's holds under "
-        "{saved_share} of the parameters in the model",
-        observe=_saved_empty,
-        confidence=1.0,
-        evidence=(cite("the file's header", "tensors and their shapes"),),
-        phrase=lambda v: f"the adapter saved at step {v.get('step')} {'lacks a part' if 'saved' in v else 'is empty'}",
-        rationale="Under ZeRO-3 or FSDP each process holds a part, and a save that does not gather writes none of it.",
-        action='Gather before saving: set "stage3_gather_16bit_weights_on_model_save": true, or use '
-        "accelerator.get_state_dict(model).",
-        scope="saves that the recorder saw",
-        verify="Open the file: gradience audit lists its tensors.",
-        thresholds=(SAVED_SHARE,),
-    ),
-    _WiringRule(
-        id="WIR180",
-        title="learning rate 0 for the adapter",
-        severity="warning",
-        condition="after the first steps, {looked} or more, a group of the optimizer with the adapter's tensors has "
-        "the rate 0, now and as its peak, while another group has a rate",
-        observe=_rate_zero,
-        confidence=0.8,
-        phrase=lambda v: f"learning rate 0 for {v.get('tensors')} tensors",
-        rationale="A group of rate 0 never learns, unless the loop raises its rate later.",
-        action='Set the rate of that group: optimizer.param_groups[i]["lr"].',
-        scope="runs whose first steps were looked at",
-        verify="Print the rates of optimizer.param_groups.",
-        thresholds=(LOOKED,),
-    ),
-    _WiringRule(
-        id="WIR181",
-        title="checkpointing without gradients",
-        severity="error",
-        condition="activations are recomputed by reentrant checkpointing and the inputs need no gradient",
-        observe=_inputs_frozen,
-        confidence=0.9,
-        evidence=(cite("torch.utils.checkpoint (2.13)", "reentrant: a warning if no input has requires_grad=True"),),
-        phrase=lambda _: "no gradient can flow through the recomputed layers",
-        rationale="The layers are run without a graph, and run again only if an input of theirs needs a gradient.",
-        action="Call model.enable_input_require_grads(), or set use_reentrant to False.",
-        scope="runs with a wiring event; models of transformers",
-        verify="See whether torch warns that none of the inputs have requires_grad=True.",
-    ),
-    _WiringRule(
-        id="WIR182",
-        title="another model is evaluated",
-        severity="warning",
-        condition="an evaluation ends without a call of the model that trains since the last step, or only with calls "
-        "without its adapter",
-        observe=_evaluated_another,
-        confidence=0.8,
-        evidence=(_CALLED,),
-        place="later",
-        phrase=lambda v: f"the evaluation at step {v.get('step')} is not of the model that trains",
-        rationale="Its loss says nothing of the training: the best checkpoint is chosen by it, and overfitting hides.",
-        action="Evaluate the object that trains, not a copy or the base; an average of the weights or another process "
-        "may be meant.",
-        scope="evaluations that end before the next step; not compiled models, whose calls are not seen",
-        verify="Evaluate twice with a step between: a loss that is the same to the last digit is of another model.",
-    ),
-    _WiringRule(
-        id="WIR183",
-        title="trains in evaluation mode",
-        severity="warning",
-        condition="the model is in evaluation mode in the forward pass of a step, and has dropout above 0",
-        observe=_in_eval_mode,
-        confidence=0.8,
-        evidence=(_CALLED,),
-        place="later",
-        phrase=lambda v: f"evaluation mode from step {v.get('step')}",
-        rationale="from_pretrained returns a model in evaluation mode, and an evaluation leaves it so: no dropout "
-        "acts, and activations are not recomputed.",
-        action="Call model.train() before the loop, and after each evaluation.",
-        scope="runs with a wiring event and dropout; not compiled models",
-        verify="Print model.training in the loop.",
-    ),
-    _WiringRule(
-        id="WIR184",
-        title="the schedule of another optimizer",
-        severity="error",
-        condition="the schedule's optimizer is none of those that train",
-        observe=_other_schedule,
-        confidence=0.95,
-        phrase=lambda _: "the schedule sets the rates of another optimizer",
-        rationale="The rate of the optimizer that trains stays what it was: no warm-up, no decay.",
-        action="Make the schedule for the optimizer that trains: get_scheduler(name, optimizer=optimizer, ...).",
-        scope="runs with a wiring event, a schedule and an optimizer that is not sharded",
-        verify="Print optimizer.param_groups[0]['lr'] over the steps.",
-    ),
-    _WiringRule(
-        id="WIR185",
-        title="gradients are not set to zero",
-        severity="error",
-        condition="in the first steps, {compared} or more compared, at {kept} of them the gradient was added to that "
-        "of the step before",
-        observe=_gradients_kept,
-        confidence=0.95,
-        evidence=(cite("gradience.hf.leftover", "hooks see what each backward pass adds, and what is there then"),),
-        phrase=lambda _: "gradients are not set to zero between steps",
-        rationale="Each step then follows the sum of all gradients so far, the oldest of weights that are gone.",
-        action="Call optimizer.zero_grad() after each optimizer.step().",
-        scope="runs whose first steps were looked at; not sharded or sparse gradients",
-        verify="Print p.grad right after the step: it is what the next gradient is added to.",
-        thresholds=(COMPARED, KEPT),
-    ),
+    _base_trains,
+    _adapter_frozen,
+    _optimizer_misses,
+    _no_gradient,
+    _wrapped_twice,
+    _resumed_weights,
+    _resumed_optimizer,
+    _resumed_data,
+    _resumed_schedule,
+    _saved_empty,
+    _rate_zero,
+    _inputs_frozen,
+    _evaluated_another,
+    _in_eval_mode,
+    _other_schedule,
+    _gradients_kept,
 )

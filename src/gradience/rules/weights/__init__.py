@@ -308,7 +308,33 @@ def _loss(module: ModuleAudit) -> _Loss | None:
     return _Loss(survival.cosine, survival) if small or survival.cosine < SURVIVAL_COSINE.value else None
 
 
+@premise("a base model was given")
+def _base(facts: AdapterFacts) -> str | None:
+    return None if facts.report.base is not None else "no base model was given (--base)"
+
+
+@WeightsRule(
+    "MRG210",
+    severity="warning",
+    confidence=0.9,
+    groups=("weights_and_base",),
+    needs=(_base,),
+    thresholds=(SURVIVAL_BFLOAT16, SURVIVAL_FLOAT16, SURVIVAL_COSINE),
+)
 def _merge_loss(facts: AdapterFacts) -> Observation | None:
+    """a 16-bit merge that loses the update
+
+    norm(dW) / norm(W) under {survival_bfloat16} for bfloat16 ({survival_float16} for float16), or what the merge
+    adds has a cosine under {survival_cosine} with dW
+
+    Why: An update smaller than half a unit in the last place of a weight is rounded away.
+    Scope: merges into 16-bit weights; info where the base is stored in float32
+    Action: Serve the adapter unmerged, or merge in float32 and keep float32.
+    Verify: Compare the outputs of the merged and the unmerged model.
+    Source: measured on gaussian weights -- in bfloat16 norm(dW)/norm(W) of 3e-3 keeps cosine .89, 1e-3 keeps .63,
+        1e-4 keeps .21
+    Source: this adapter and base -- computed entry by entry, rounding as the merge does
+    """
     modules = facts.report.modules
     risky = [(loss, module) for module in modules if (loss := _loss(module)) is not None]
     if not risky:
@@ -325,7 +351,17 @@ def _merge_loss(facts: AdapterFacts) -> Observation | None:
     )
 
 
+@WeightsRule("BAS211", severity="error", confidence=0.95, groups=("weights_and_base",), needs=(_base,))
 def _not_compared(facts: AdapterFacts) -> Observation | None:
+    """a base that does not fit
+
+    modules have no weight of their name and shape in the base; an error where none has
+
+    Why: A module without its weight has no UDR; the numbers of the other modules are valid.
+    Scope: audits with --base; warning where some modules could be compared
+    Action: Give the base model this adapter was trained on; see base_model in the config.
+    Verify: Load the adapter on that base with PEFT.
+    """
     base = facts.report.base
     missed = [] if base is None else [item for item in base.not_compared if item.cause != "unread_codes"]
     if base is None or not missed:
@@ -349,7 +385,17 @@ def _not_compared(facts: AdapterFacts) -> Observation | None:
     )
 
 
+@WeightsRule("BAS217", severity="info", confidence=0.95, groups=("weights_and_base",), needs=(_base,))
 def _unread(facts: AdapterFacts) -> Observation | None:
+    """a base in codes of an unknown format
+
+    a module's weight is no float, and its tensors are those of no format that is read here
+
+    Why: Codes say nothing without the rule that made them. The other numbers of the audit are valid.
+    Scope: audits with --base
+    Action: Compare with the same model in 16 bits, or in a format that docs/audit.md lists.
+    Verify: Look at quantization_config in the base's config.json.
+    """
     base = facts.report.base
     unread = [] if base is None else [item for item in base.not_compared if item.cause == "unread_codes"]
     if not unread:
@@ -362,7 +408,32 @@ def _unread(facts: AdapterFacts) -> Observation | None:
     )
 
 
+@premise("the base's weights are in codes that are read here")
+def _in_codes(facts: AdapterFacts) -> str | None:
+    if facts.report.base is not None and facts.report.base.in_codes_cosine_median is not None:
+        return None
+    return "no weight of the base is in codes"
+
+
+@WeightsRule(
+    "BAS218",
+    severity="info",
+    confidence=0.85,
+    groups=("weights_and_base",),
+    needs=(_base, _in_codes),
+    thresholds=(CODES_LOST,),
+)
 def _lost_in_codes(facts: AdapterFacts) -> Observation | None:
+    """a merge back into the base's codes that loses the update
+
+    more than {codes_lost} of the codes stay as they are if W + dW is rounded to them
+
+    Why: A code changes only if the update moves its weight by more than half a step of the grid.
+    Scope: audits with --base on a base in codes. New scales move all weights a little, and restore no lost change
+    Action: Serve the adapter unmerged on this base, or merge it into 16-bit weights and serve these.
+    Verify: Compare the outputs of the merged and the unmerged model.
+    Source: this adapter and base -- computed code by code, with the base's scales and zero points
+    """
     base = facts.report.base
     if base is None or base.in_codes_changed_median is None or base.in_codes_cosine_median is None:
         return None
@@ -376,7 +447,31 @@ def _lost_in_codes(facts: AdapterFacts) -> Observation | None:
     )
 
 
+@premise("intruder dimensions were counted")
+def _intruders_counted(facts: AdapterFacts) -> str | None:
+    if facts.report.base is not None and facts.report.base.intruder_total is not None:
+        return None
+    return "intruder dimensions were not counted ('gradience audit --base BASE --intruders')"
+
+
+@WeightsRule(
+    "INT212",
+    severity="info",
+    confidence=0.5,
+    groups=("weights_and_base",),
+    needs=(_intruders_counted,),
+)
 def _intruders(facts: AdapterFacts) -> Observation | None:
+    """intruder dimensions
+
+    a leading singular vector of W + dW overlaps less than intruder_eps with each of W's
+
+    Why: New leading directions were linked to forgetting, not to the accuracy on the new task.
+    Scope: audits with --base and --intruders
+    Action: If forgetting matters, evaluate on tasks the base was good at.
+    Verify: Compare with the base on a held-out general benchmark.
+    Source: arXiv 2410.21228 -- LoRA has intruder dimensions where full fine-tuning has few
+    """
     base = facts.report.base
     counted = [
         (m.base.intruders, m) for m in facts.report.modules if m.base is not None and m.base.intruders is not None
@@ -391,7 +486,36 @@ def _intruders(facts: AdapterFacts) -> Observation | None:
     )
 
 
+@premise("enough modules of plain LoRA were compared with the base")
+def _enough_plain(facts: AdapterFacts) -> str | None:
+    able = sum(m.base is not None and m.base.held is not None for m in facts.report.modules)
+    if able >= HELD_MODULES.value:
+        return None
+    return f"needs {HELD_MODULES.value:g} modules of plain LoRA beside their base's weights; there are {able}"
+
+
+@WeightsRule(
+    "BAS216",
+    severity="warning",
+    confidence=0.85,
+    groups=("weights_and_base",),
+    needs=(_base, _enough_plain),
+    thresholds=(HELD_NEAR, HELD_ERRORS, HELD_MODULES),
+)
 def _held(facts: AdapterFacts) -> Observation | None:
+    """a base that holds the adapter already
+
+    sum <W, dW> / sum norm(dW)^2 is within {held_near} of 1 or 2, and {held_errors} of its standard errors are no
+    more than that; it takes {held_modules} modules of plain LoRA
+
+    Why: A trained update hardly resembles the weights it was trained beside. Weights that have as much of it as the
+        update itself got it by a merge.
+    Scope: audits with --base. A base with an earlier state of the adapter, or one much like it, looks the same
+    Action: Give the base that the adapter was trained on; do not merge or load the adapter on this one again.
+    Verify: gradience verify-merge with the original base: it says how often the model holds the update.
+    Source: measured, 19 adapters of 5 models -- beside the base that they were trained on it is -.03 to .11; merged
+        into it once more 1 is added
+    """
     base = facts.report.base
     if base is None or base.held is None or base.held_error is None:
         return None
@@ -407,137 +531,11 @@ def _held(facts: AdapterFacts) -> Observation | None:
     )
 
 
-@premise("a base model was given")
-def _base(facts: AdapterFacts) -> str | None:
-    return None if facts.report.base is not None else "no base model was given (--base)"
-
-
-@premise("enough modules of plain LoRA were compared with the base")
-def _enough_plain(facts: AdapterFacts) -> str | None:
-    able = sum(m.base is not None and m.base.held is not None for m in facts.report.modules)
-    if able >= HELD_MODULES.value:
-        return None
-    return f"needs {HELD_MODULES.value:g} modules of plain LoRA beside their base's weights; there are {able}"
-
-
-@premise("the base's weights are in codes that are read here")
-def _in_codes(facts: AdapterFacts) -> str | None:
-    if facts.report.base is not None and facts.report.base.in_codes_cosine_median is not None:
-        return None
-    return "no weight of the base is in codes"
-
-
-@premise("intruder dimensions were counted")
-def _intruders_counted(facts: AdapterFacts) -> str | None:
-    if facts.report.base is not None and facts.report.base.intruder_total is not None:
-        return None
-    return "intruder dimensions were not counted ('gradience audit --base BASE --intruders')"
-
-
 BASE_RULES: Final[tuple[Rule[AdapterFacts], ...]] = (
-    WeightsRule(
-        id="MRG210",
-        severity="warning",
-        title="a 16-bit merge that loses the update",
-        groups=("weights_and_base",),
-        condition="norm(dW) / norm(W) under {survival_bfloat16} for bfloat16 ({survival_float16} for float16), or "
-        "what the merge adds has a cosine under {survival_cosine} with dW",
-        observe=_merge_loss,
-        confidence=0.9,
-        evidence=(
-            cite(
-                "measured on gaussian weights",
-                "in bfloat16 norm(dW)/norm(W) of 3e-3 keeps cosine .89, 1e-3 keeps .63, 1e-4 keeps .21",
-            ),
-            cite("this adapter and base", "computed entry by entry, rounding as the merge does"),
-        ),
-        action="Serve the adapter unmerged, or merge in float32 and keep float32.",
-        scope="merges into 16-bit weights; info where the base is stored in float32",
-        verify="Compare the outputs of the merged and the unmerged model.",
-        rationale="An update smaller than half a unit in the last place of a weight is rounded away.",
-        thresholds=(SURVIVAL_BFLOAT16, SURVIVAL_FLOAT16, SURVIVAL_COSINE),
-        needs=(_base,),
-    ),
-    WeightsRule(
-        id="BAS211",
-        severity="error",
-        title="a base that does not fit",
-        groups=("weights_and_base",),
-        condition="modules have no weight of their name and shape in the base; an error where none has",
-        observe=_not_compared,
-        confidence=0.95,
-        action="Give the base model this adapter was trained on; see base_model in the config.",
-        scope="audits with --base; warning where some modules could be compared",
-        verify="Load the adapter on that base with PEFT.",
-        rationale="A module without its weight has no UDR; the numbers of the other modules are valid.",
-        needs=(_base,),
-    ),
-    WeightsRule(
-        id="BAS217",
-        severity="info",
-        title="a base in codes of an unknown format",
-        groups=("weights_and_base",),
-        condition="a module's weight is no float, and its tensors are those of no format that is read here",
-        observe=_unread,
-        confidence=0.95,
-        action="Compare with the same model in 16 bits, or in a format that docs/audit.md lists.",
-        scope="audits with --base",
-        verify="Look at quantization_config in the base's config.json.",
-        rationale="Codes say nothing without the rule that made them. The other numbers of the audit are valid.",
-        needs=(_base,),
-    ),
-    WeightsRule(
-        id="BAS218",
-        severity="info",
-        title="a merge back into the base's codes that loses the update",
-        groups=("weights_and_base",),
-        condition="more than {codes_lost} of the codes stay as they are if W + dW is rounded to them",
-        observe=_lost_in_codes,
-        confidence=0.85,
-        evidence=(cite("this adapter and base", "computed code by code, with the base's scales and zero points"),),
-        action="Serve the adapter unmerged on this base, or merge it into 16-bit weights and serve these.",
-        scope="audits with --base on a base in codes. New scales move all weights a little, and restore no lost change",
-        verify="Compare the outputs of the merged and the unmerged model.",
-        rationale="A code changes only if the update moves its weight by more than half a step of the grid.",
-        thresholds=(CODES_LOST,),
-        needs=(_base, _in_codes),
-    ),
-    WeightsRule(
-        id="BAS216",
-        severity="warning",
-        title="a base that holds the adapter already",
-        groups=("weights_and_base",),
-        condition="sum <W, dW> / sum norm(dW)^2 is within {held_near} of 1 or 2, and {held_errors} of its standard "
-        "errors are no more than that; it takes {held_modules} modules of plain LoRA",
-        observe=_held,
-        confidence=0.85,
-        evidence=(
-            cite(
-                "measured, 19 adapters of 5 models",
-                "beside the base that they were trained on it is -.03 to .11; merged into it once more 1 is added",
-            ),
-        ),
-        action="Give the base that the adapter was trained on; do not merge or load the adapter on this one again.",
-        scope="audits with --base. A base with an earlier state of the adapter, or one much like it, looks the same",
-        verify="gradience verify-merge with the original base: it says how often the model holds the update.",
-        rationale="A trained update hardly resembles the weights it was trained beside. Weights that have as much of "
-        "it as the update itself got it by a merge.",
-        thresholds=(HELD_NEAR, HELD_ERRORS, HELD_MODULES),
-        needs=(_base, _enough_plain),
-    ),
-    WeightsRule(
-        id="INT212",
-        severity="info",
-        title="intruder dimensions",
-        groups=("weights_and_base",),
-        condition="a leading singular vector of W + dW overlaps less than intruder_eps with each of W's",
-        observe=_intruders,
-        confidence=0.5,
-        evidence=(cite("arXiv 2410.21228", "LoRA has intruder dimensions where full fine-tuning has few"),),
-        action="If forgetting matters, evaluate on tasks the base was good at.",
-        scope="audits with --base and --intruders",
-        verify="Compare with the base on a held-out general benchmark.",
-        rationale="New leading directions were linked to forgetting, not to the accuracy on the new task.",
-        needs=(_intruders_counted,),
-    ),
+    _merge_loss,
+    _not_compared,
+    _unread,
+    _lost_in_codes,
+    _held,
+    _intruders,
 )

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Final
-
-from gradience.rules import Observation, Threshold, cite
+from gradience.rules import Observation, Threshold
 from gradience.rules.weights import AdapterFacts, WeightsRule, modules_analysed, suggests_ranks
 from gradience.schema import as_float
 
@@ -25,7 +23,23 @@ def over_provisioned(used: float, median: int | None, tail: int | None) -> Obser
     )
 
 
-def _observe(facts: AdapterFacts) -> Observation | None:
+@WeightsRule(
+    "UTL204",
+    severity="info",
+    confidence=0.6,
+    needs=(modules_analysed,),
+    thresholds=(LOW_UTILIZATION,),
+)
+def under_used(facts: AdapterFacts) -> Observation | None:
+    """low utilization
+
+    the mean utilization of an adapter that was trained is under {low_utilization}
+
+    Why: An update of few directions can be stored at a lower rank.
+    Scope: after training; at r >= 16 it is usual, and says nothing of training with less
+    Verify: gradience bench: held-out loss of the adapter and of a smaller one.
+    Source: public adapters -- 17 of 22 are under it: most adapters can be compressed after training
+    """
     report = facts.report
     used, ranks = report.summary.utilization_mean, report.suggested
     if used is None or as_float(used) >= LOW_UTILIZATION.value or not suggests_ranks(report.health.verdict):
@@ -33,19 +47,3 @@ def _observe(facts: AdapterFacts) -> Observation | None:
     return over_provisioned(
         as_float(used), *(ranks[name].rank if name in ranks else None for name in ("median", "p90"))
     )
-
-
-UNDER_USED: Final = WeightsRule(
-    id="UTL204",
-    severity="info",
-    title="low utilization",
-    condition="the mean utilization of an adapter that was trained is under {low_utilization}",
-    confidence=0.6,
-    scope="after training; at r >= 16 it is usual, and says nothing of training with less",
-    rationale="An update of few directions can be stored at a lower rank.",
-    verify="gradience bench: held-out loss of the adapter and of a smaller one.",
-    thresholds=(LOW_UTILIZATION,),
-    observe=_observe,
-    needs=(modules_analysed,),
-    evidence=(cite("public adapters", "17 of 22 are under it: most adapters can be compressed after training"),),
-)

@@ -1,0 +1,91 @@
+"""What transformers and PEFT refuse to do beside a base whose weights are stored in codes (QNT001, QNT002)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Final
+
+from gradience.rules import Observation, Unknown, cite
+from gradience.rules.config.facts import AN_ADAPTER, LORA, OPEN_OR_WEIGHED, Facts, LoraRule
+
+QUANTIZERS = cite(
+    "transformers 5.24, quantizers/ (read)", "is_trainable of each; the Trainer refuses where it is false"
+)
+LAYERS = cite("PEFT 0.21.2, tuners/lora/ (read)", "layers of GPTQ, AWQ, AQLM, EETQ and INC have no merge, or refuse it")
+FP8_LAYER = cite(
+    "PEFT 0.21.2 beside transformers 5.24's FP8Linear (run)",
+    "merge_and_unload ends in RuntimeError: promotion of float8",
+)
+
+_UNTRAINED: Final = frozenset(
+    {"mxfp4", "nvfp4", "fbgemm_fp8", "auto-round", "higgs", "metal", "quark", "spqr", "vptq"}  # of quantization_config
+)
+_DEQUANTISED: Final = {"mxfp4": "Mxfp4Config(dequantize=True)"}  # what loads it in 16 bits instead
+_UNMERGED: Final = frozenset({"gptq", "awq", "aqlm", "eetq", "inc", "fp8"})
+_WITHOUT_DORA: Final = frozenset({"gptq", "awq", "aqlm", "eetq"})
+
+
+def _method(facts: Facts) -> str:
+    if facts.around.model is None:
+        raise Unknown("the config.json of the base is not at hand (--base)")
+    return facts.around.model.quant_method
+
+
+@LoraRule(
+    "QNT001",
+    severity="warning",
+    confidence=0.9,
+    needs=(LORA, AN_ADAPTER, OPEN_OR_WEIGHED),
+    settings=("use_dora", "model_name"),
+    evidence=(QUANTIZERS, LAYERS),
+)
+def _not_trained(facts: Facts) -> Iterator[Observation]:
+    """cannot be trained beside this base
+
+    the base's config.json names a quantisation that transformers does not train beside, or beside which PEFT refuses
+    DoRA, and use_dora is set
+
+    Why: The run ends with an error once the base has been loaded.
+    Scope: PEFT's LoRA with transformers; a base whose config.json is at hand
+    Action: train beside the model it was made from, in 16 bits or in bitsandbytes' 4 bits
+    Verify: load the base, attach the adapter and take one step
+    """
+    method = _method(facts)
+    if method in _UNTRAINED:
+        loaded = _DEQUANTISED.get(method)
+        yield Observation(
+            f"transformers refuses to train beside a base in {method}",
+            {"quant_method": method},
+            action=loaded and f"load it with quantization_config={loaded}",
+        )
+    if method in _WITHOUT_DORA and facts.config.lora.use_dora:
+        yield Observation(
+            f"PEFT refuses use_dora beside a base in {method}", {"quant_method": method}, action="set use_dora=False"
+        )
+
+
+@LoraRule(
+    "QNT002",
+    severity="info",
+    confidence=0.9,
+    needs=(LORA, AN_ADAPTER),
+    settings=("model_name",),
+    evidence=(LAYERS, FP8_LAYER),
+)
+def _not_merged(facts: Facts) -> Observation | None:
+    """cannot be merged into this base
+
+    the base's config.json names a quantisation into which PEFT merges no LoRA
+
+    Why: An engine or a file format that wants one whole model cannot be given this one.
+    Scope: PEFT's merge_and_unload; a base whose config.json is at hand
+    Action: serve the adapter beside the base, or merge it into the model in 16 bits that the base was made from
+    Verify: call merge_and_unload on the untrained adapter
+    """
+    method = _method(facts)
+    if method not in _UNMERGED:
+        return None
+    return Observation(f"PEFT cannot merge the adapter into a base in {method}", {"quant_method": method})
+
+
+RULES: Final = (_not_trained, _not_merged)
