@@ -17,7 +17,7 @@ from msgspec.structs import replace as replace_struct
 from gradience.rules.log import detect
 from gradience.rules.log.facts import RunFacts, Series, Signal
 from gradience.schema import SCHEMA_ID, ConfigSnapshot, EvalMetrics, LoraSnapshot, OptimizerSnapshot, TrainingSnapshot
-from gradience.schema.events import Eval, Wiring
+from gradience.schema.events import Eval, Throughput, Wiring
 from gradience.schema.reports import BadLine, EvalPoint
 from gradience.schema.wiring import DataWiring
 from gradience.telemetry.series import LogRecord
@@ -80,6 +80,40 @@ def _classed(batches: int, alike: int, *, low: int = 0, high: int = 3, rows: int
     """A run whose recorder saw that many batches with class labels, some of them of one class."""
     of_labels = {"label_batches": batches, "label_batches_alike": alike, "label_min": low, "label_max": high}
     return fed(**of_labels, rows=rows, num_labels=num_labels)
+
+
+def paced(
+    n: int = 12,
+    *,
+    waits: float = 0.01,
+    padding: float = 0.1,
+    seconds: Callable[[int], float] = lambda _: 0.1,
+    work: Callable[[int], float] = lambda _: 1000.0,
+    held: Callable[[int], int] = lambda _: 1 << 30,
+    peak: int = 1 << 30,
+    **more: Any,
+) -> RunFacts:
+    """A run of so many windows of ten steps, by the seconds a step and the memory held of each."""
+    windows = [
+        Throughput(
+            schema=SCHEMA_ID,
+            ts=None,
+            run_id="r",
+            step=10 * (i + 1),
+            steps=10,
+            seconds_per_step=seconds(i),
+            waiting_share=waits,
+            tokens_per_second=(1 - padding) * work(i) / seconds(i),
+            padded_tokens_per_second=work(i) / seconds(i),
+            longest=512,
+            rows=4,
+            peak_bytes=peak,
+            held_bytes=held(i),
+            total_bytes=16 << 30,
+        )
+        for i in range(n)
+    ]
+    return replace(run(FALL), paces=windows, last_step=10 * n, **more)
 
 
 def field_logs() -> list[Path]:
@@ -1862,6 +1896,84 @@ ENTRIES: Final[dict[str, Entry]] = {
     "WIR185": Entry(
         at=[At(_wired("WIR185"), {"faulty": "error", "sound": None, "none": "?"})],
         told=[({}, "gradients are not set to zero between steps")],
+    ),
+    "CST191": Entry(
+        at=[
+            At(lambda x: paced(waits=x), {0.29: None, 0.3: "warning"}, number="waits"),
+            At(lambda n: paced(n, waits=0.5), {6: "?", 7: "warning"}),
+        ],
+        told=[({"share": 0.42, "seconds_per_step": 0.2}, "waited for data 42% of the time")],
+        says=[(paced(waits=0.5), "A step waits 50% of its 0.1 s for data.")],
+    ),
+    "CST192": Entry(
+        at=[At(lambda x: paced(padding=x), {0.32: None, 0.35: "warning"}, number="padded")],
+        told=[({"share": 0.5, "gain": 2.0}, "50% of its tokens were padding")],
+        says=[
+            (paced(padding=0.5), "50% of the tokens in the batches are padding: without it up to 2.0 times as fast.")
+        ],
+    ),
+    "CST193": Entry(
+        at=[
+            At(
+                lambda x: paced(13, seconds=lambda i: 0.1 * (x if i > 8 else 1)),
+                {1.25: None, 1.35: "warning"},
+                number="slower",
+            ),
+            At(
+                lambda x: paced(13, seconds=lambda i: 0.2 if i > 8 else 0.1, work=lambda i: x if i > 8 else 1e3),
+                {1050: "warning", 1150: None},
+                number="same_work",
+            ),
+            At(lambda x: paced(13, seconds=lambda i: x if i in {9, 11, 12} else 0.1), {0.2: None}),
+            At(lambda n: paced(n, seconds=lambda i: 0.1 * (2 if i > n - 3 else 1)), {6: "?", 7: "warning"}),
+            At(lambda first: paced(13, seconds=lambda i: first if i == 0 else 0.1), {9.0: None}),
+        ],
+        told=[({"times": 2.0}, "steps became 2 times as slow")],
+        says=[
+            (
+                paced(13, seconds=lambda i: 0.2 if i > 8 else 0.1),
+                "A step takes 0.2 s at the end and took 0.1 s at first.",
+            )
+        ],
+    ),
+    "CST194": Entry(
+        at=[
+            At(
+                lambda x: paced(held=lambda i: (1 << 30) + int(i * x * 2**30)),
+                {0.004: None, 0.006: "warning"},
+                number="crept",
+            ),
+            At(lambda x: paced(held=lambda i: (1 << 30) + min(i, 5) * int(x * 2**30)), {0.1: None}),
+            At(lambda x: paced(held=lambda i: (1 << 30) + (i % 2) * int(x * 2**30)), {0.1: None}),
+            At(lambda n: paced(n, held=lambda i: (1 + i) << 28), {6: "?", 7: "warning"}),
+        ],
+        told=[({"bytes_per_step": 1e6}, "its memory grew with the steps")],
+        says=[
+            (
+                paced(held=lambda i: (1 + i) << 29),
+                "The memory between steps grows by 5.0 GiB every 100 steps: full in 200 to 200 steps.",
+            )
+        ],
+    ),
+    "CST195": Entry(
+        at=[
+            At(lambda x: paced(peak=int(x * 2**34), status="no_run_end"), {0.84: None, 0.86: "error"}, number="full"),
+            At(lambda status: paced(peak=1 << 34, status=status), {"ok": None, "error": "error", "aborted": None}),
+            At(
+                lambda reason: paced(status="error", status_reason=reason),
+                {"OutOfMemoryError": "error", "ValueError": None},
+            ),
+        ],
+        told=[
+            ({"step": 713, "named": False}, "probably out of memory at step 713"),
+            ({"step": 713, "named": True}, "out of memory at step 713"),
+        ],
+        says=[
+            (
+                paced(peak=15 << 30, status="no_run_end"),
+                "Probably out of memory at step 120, batch of 4 x 512: the highest before was 15.0 GiB of 16.0 GiB.",
+            )
+        ],
     ),
 }
 

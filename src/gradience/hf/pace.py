@@ -17,6 +17,7 @@ import torch
 
 EVERY: Final = 10  # optimizer steps of a window, at least
 _STATUS: Final = Path("/proc/self/status")
+_GROUP: Final = Path("/sys/fs/cgroup/memory.max")
 _FIELDS: Final = {"VmHWM": "peak_bytes", "VmRSS": "held_bytes"}
 
 
@@ -127,6 +128,12 @@ def _total(device: torch.device) -> int | None:
     """Memory of the card, or of the machine, bytes; None if it is not known."""
     if device.type == "cuda":
         return int(torch.cuda.get_device_properties(device).total_memory)
-    with suppress(OSError, ValueError, AttributeError):  # as above
-        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    with suppress(OSError, ValueError, AttributeError, ImportError):  # as above
+        import resource  # there is none on Windows
+
+        limits = [resource.getrlimit(kind)[0] for kind in (resource.RLIMIT_AS, resource.RLIMIT_DATA)]
+        with suppress(OSError, ValueError):  # no control group, or one without a limit
+            limits.append(int(_GROUP.read_text(encoding="ascii")))
+        stated = [limit for limit in limits if limit != resource.RLIM_INFINITY]
+        return min([os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"), *stated])
     return None

@@ -23,6 +23,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
 
 from gradience.io import pretrained
+from gradience.models import quietly
 from gradience.schema.memory import Step
 
 _BLOCK: Final = 512  # bytes: torch's allocator on CUDA gives multiples
@@ -247,7 +248,10 @@ class Follower:
         Raises:
             Exception: anything, because transformers and PEFT make what a stranger's files describe.
         """
-        step = msgspec.convert(asked, Step)
+        with quietly():
+            return self._followed(msgspec.convert(asked, Step))
+
+    def _followed(self, step: Step) -> dict[str, int]:
         config = pretrained.load(_transformers().AutoConfig, step.base)
         try:
             return _followed(step, *_made(step, config, _META))
@@ -311,10 +315,20 @@ def _adapted(step: Step, base: Any) -> Any:
     fields = {key: value for key, value in step.adapter.items() if key != "auto_mapping"}
     config = peft.PeftConfig.from_peft_type(**fields)
     adapted = peft.get_peft_model(base, config, autocast_adapter_dtype=step.adapter_float32)
+    if not step.adapter_float32:
+        _cast(adapted, base.dtype)
     if "lora_fa" in step.optimizer.lower().replace("-", "_"):
         for name, parameter in adapted.named_parameters():
             parameter.requires_grad_("lora_A" not in name and parameter.requires_grad)
     return adapted
+
+
+def _cast(adapted: Any, dtype: torch.dtype) -> None:
+    """Give what is trained the base's dtype, as PEFT does where the base has numbers."""
+    for module in adapted.modules():
+        for name, one in list(module.named_parameters(recurse=False)):
+            if one.requires_grad and one.dtype == torch.float32:
+                setattr(module, name, nn.Parameter(one.to(dtype)))
 
 
 def _made_small(step: Step, layers: str, n: int) -> tuple[Any, Any]:

@@ -23,6 +23,7 @@ from gradience.render import (
     count,
     counted,
     finding_lines,
+    gib,
     labelled,
     listed,
     number,
@@ -197,16 +198,6 @@ def memory_lines(memory: Memory | None) -> Iterator[str]:
     for one in memory.changes:
         yield f"  {gib(one.peak_bytes)} GiB with {clean(one.change)}"
     yield ""
-
-
-def gib(size: int) -> str:
-    """Bytes in GiB, with one decimal, or two significant digits below 1.
-
-    >>> gib(23_085_449_216), gib(41_943_040), gib(5 << 10)
-    ('21.5', '0.039', '4.8e-06')
-    """
-    value = size / 2**30
-    return f"{value:.1f}" if value >= 1 else f"{value:.2g}"
 
 
 def config_rows(report: CheckReport) -> Iterator[tuple[str, str]]:

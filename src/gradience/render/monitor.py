@@ -16,6 +16,7 @@ from gradience.render import (
     clean,
     count,
     finding_lines,
+    gib,
     labelled,
     number,
     percent,
@@ -36,6 +37,7 @@ from gradience.schema.reports import (
     EvaluationMark,
     LossKind,
     MonitorReport,
+    Pace,
     Schedule,
     SignalSummary,
     TrainSummary,
@@ -64,6 +66,7 @@ def monitor_text(report: MonitorReport, *, verbose: bool = False) -> Iterator[st
     reason = f" ({clean(report.status_reason)})" if report.status_reason else ""
     yield f"Status:  {words(report.status)}{reason}{step_of_plan(report)}"
     yield from _training(report)
+    yield from _pace(report.pace)
     yield ""
     yield from _signals(report)
     yield from _probes(report)
@@ -88,6 +91,25 @@ def step_of_plan(report: MonitorReport) -> str:
     """The last step and the planned number of steps, as the end of a status line; empty without a training row."""
     step, planned = report.train.last_step, report.config.training.planned_steps
     return "" if step is None else f", step {step}" + (f" of {planned}" if planned else "")
+
+
+def _pace(pace: Pace | None) -> Iterator[str]:
+    """Seconds a step, tokens a second, and the peak against what there is; what was not recorded is left out."""
+    if pace is None:
+        return
+    parts = []
+    if pace.seconds_per_step is not None:
+        waits = "" if pace.waiting_share is None else f", {percent(pace.waiting_share)} of it waiting for data"
+        parts.append(f"{number(pace.seconds_per_step, '.3g')} s a step{waits}")
+    if pace.tokens_per_second is not None:
+        padding = "" if pace.padding_share is None else f" ({percent(pace.padding_share)} padding beside them)"
+        parts.append(f"{number(pace.tokens_per_second, ',.0f')} tokens/s{padding}")
+    if pace.peak_bytes is not None:
+        of = "" if pace.total_bytes is None else f" of {gib(pace.total_bytes)}"
+        reserved = "" if pace.reserved_bytes is None else f" ({gib(pace.reserved_bytes)} reserved)"
+        parts.append(f"peak {gib(pace.peak_bytes)}{reserved}{of} GiB")
+    if parts:
+        yield f"Pace:    {'; '.join(parts)}"
 
 
 def _training(report: MonitorReport) -> Iterator[str]:
