@@ -1951,7 +1951,7 @@ ENTRIES: Final[dict[str, Entry]] = {
         says=[
             (
                 paced(held=lambda i: (1 + i) << 29),
-                "The memory between steps grows by 5.0 GiB every 100 steps: full in 200 to 200 steps.",
+                "The memory between steps grows by 5.0 GiB every 100 steps: full in 200 steps.",
             )
         ],
     ),

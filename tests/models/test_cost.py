@@ -64,6 +64,12 @@ def test_a_setting_changes_its_part(base, changes, part, times):
     assert least <= follow(base, **changes)[part] / follow(base)[part] <= most
 
 
+def test_where_the_matrices_start_and_a_saved_files_further_keys_change_nothing(base):
+    """PiSSA starts from the base's weights; a saved config is for inference, and may be of a later PEFT."""
+    pissa = {**LORA, "init_lora_weights": "pissa_niter_4", "inference_mode": True, "of_a_later_peft": 1}
+    assert follow(base, adapter=pissa) == follow(base)
+
+
 def test_an_adapter_that_asks_for_numbers_is_made_of_few_blocks(base):
     """BOFT reads a value of its own as it is made, which a tensor on meta has not."""
     boft = {"peft_type": "BOFT", "boft_block_size": 4, "target_modules": ["q_proj"]}

@@ -131,9 +131,11 @@ def _total(device: torch.device) -> int | None:
     with suppress(OSError, ValueError, AttributeError, ImportError):  # as above
         import resource  # there is none on Windows
 
-        limits = [resource.getrlimit(kind)[0] for kind in (resource.RLIMIT_AS, resource.RLIMIT_DATA)]
+        kinds = (resource.RLIMIT_AS, resource.RLIMIT_DATA)
+        if any(resource.getrlimit(kind)[0] != resource.RLIM_INFINITY for kind in kinds):
+            return None  # a limit on addresses, of which a process has more than it uses
+        whole = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
         with suppress(OSError, ValueError):  # no control group, or one without a limit
-            limits.append(int(_GROUP.read_text(encoding="ascii")))
-        stated = [limit for limit in limits if limit != resource.RLIM_INFINITY]
-        return min([os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"), *stated])
+            return min(whole, int(_GROUP.read_text(encoding="ascii")))
+        return whole
     return None

@@ -7,6 +7,7 @@ attention, dropout's mask, autocast, coded weights, and the optimizer's states.
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import weakref
 from collections import Counter
@@ -35,6 +36,9 @@ _HEADS: Final = {
     "SEQ_2_SEQ_LM": "AutoModelForSeq2SeqLM",
 }
 _FEW: Final = (1, 2)  # blocks of the small models, where an adapter cannot be made on meta
+_BY_NUMBERS: Final = frozenset(  # where A and B start, which needs the base's weights and changes no shape
+    {"pissa", "olora", "eva", "corda", "loftq", "lora_ga", "gaussian", "orthogonal"}
+)
 _LAYERS: Final = ("num_hidden_layers", "n_layer", "num_layers", "n_layers")
 _TINY: Final = 64  # rows of their embeddings
 _META: Final = torch.device("meta")
@@ -312,8 +316,12 @@ def _adapted(step: Step, base: Any) -> Any:
         return base
     import peft  # as above
 
-    fields = {key: value for key, value in step.adapter.items() if key != "auto_mapping"}
-    config = peft.PeftConfig.from_peft_type(**fields)
+    kind = peft.PEFT_TYPE_TO_CONFIG_MAPPING[peft.PeftType(str(step.adapter.get("peft_type")))]
+    known = {each.name for each in dataclasses.fields(kind)} - {"auto_mapping"}  # a file may be of a later PEFT
+    fields = {key: value for key, value in step.adapter.items() if key in known} | {"inference_mode": False}
+    if str(fields.get("init_lora_weights")).partition("_niter")[0] in _BY_NUMBERS:
+        fields["init_lora_weights"] = True
+    config = kind(**fields)
     adapted = peft.get_peft_model(base, config, autocast_adapter_dtype=step.adapter_float32)
     if not step.adapter_float32:
         _cast(adapted, base.dtype)

@@ -364,6 +364,7 @@ def diagnose_text(report: DiagnoseReport, *, verbose: bool = False, fails: bool 
     yield ""
     yield "Sources:"
     yield from (f"  {source.source:<{_SOURCE}}{_source(source)}" for source in report.sources)
+    yield from _used(report)
     yield ""
     yield f"Findings ({len(report.findings)}):" if report.findings else "Findings: none by the checks that ran"
     infos = [cause for cause in report.findings if cause.severity == "info" and not verbose]
@@ -391,6 +392,15 @@ def diagnose_text(report: DiagnoseReport, *, verbose: bool = False, fails: bool 
     yield from (f"Note: {clean(note)}." for note in dict.fromkeys(report.notes) if verbose or note not in of_parts)
     if verbose or report.verdict in {"broken", "needs_attention", "worth_a_look"}:
         yield "Findings are hypotheses with their grounds: verify on held-out data."
+
+
+def _used(report: DiagnoseReport) -> Iterator[str]:
+    """The memory foretold beside what torch's allocator gave; nothing where one of them is not known."""
+    foretold = None if report.check is None or report.check.memory is None else report.check.memory.peak_bytes
+    used = None if report.monitor is None else report.monitor.pace
+    if foretold is not None and used is not None and used.peak_bytes is not None and used.reserved_bytes is not None:
+        held = f"{gib(used.peak_bytes)} used, {gib(used.reserved_bytes)} reserved"
+        yield f"  Memory: {gib(foretold)} GiB foretold, {held}"
 
 
 def by_reason(not_run: Iterable[Unjudged]) -> dict[tuple[str, str], str]:

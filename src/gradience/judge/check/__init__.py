@@ -255,8 +255,12 @@ def judged(
     """
     config, versions = _complete(whole, given.task), _transformers()
     where = None if given.base is None else Path(given.base)
+    if where is not None and where.name == "config.json":
+        where = where.parent  # the one file of the base that is needed
     around = around._replace(engines=_engines(given.serve, given.settings))
     around = gather_context(whole, config, around, base=where, folders=folders, transformers=versions)
+    if where is None and given.memory is not None:
+        raise ConfigError("--memory without --base", advice="give the base: its config.json is enough")
     if where is not None:
         around = around._replace(memory=_memory(config, where, given, whole, around.coverage))
     named = (("base", given.base), ("settings", given.settings))

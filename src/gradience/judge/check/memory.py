@@ -26,7 +26,8 @@ from gradience.schema.memory import Memory, MemoryChange, MemoryParts, Step
 METHOD: Final = "one step followed on torch's meta device"
 _TARGET: Final = "gradience.models.cost:Follower"
 _NEEDED: Final = ("torch", "transformers", "peft")
-_LIMITS: Final = Limits(memory=4 << 30, seconds=120.0)  # a 3B Llama takes 3 s and 0.4 GB; an adapter by numbers 1 GB
+MEMORY: Final = 4 << 30  # bytes: a Llama of 3B takes 0.4 GB, an adapter that is made of numbers 1 GB
+SECONDS: Final = 120.0  # processor time: 3 s, and 10 s
 _RESERVED: Final = (
     1.0,
     1.1,
@@ -106,7 +107,7 @@ def _follower() -> Any:
     missing = [name for name in _NEEDED if find_spec(name) is None]
     if missing:
         raise Foreign(f"it needs {' and '.join(missing)}: in the clone, pip install -e '.[hf]'")
-    confined = Confined(_TARGET, imports=_NEEDED, limits=_LIMITS)
+    confined = Confined(_TARGET, imports=_NEEDED, limits=Limits(MEMORY, SECONDS))
     return lambda step: msgspec.convert(confined.call("follow", asdict(step)), MemoryParts)
 
 
@@ -119,6 +120,8 @@ def _asked(
         Foreign: the configuration does not say what must be known.
     """
     training, extras = config.training, config.training.extras
+    if length is not None and length < 0:
+        raise ConfigError(f"--max-length: expected tokens, 0 for no limit, got {length}", advice="correct the option")
     length = length or training.max_length
     if training.batch_size is None:
         raise Foreign("the batch per device is not stated (per_device_train_batch_size)")

@@ -208,7 +208,7 @@ def _left(facts: RunFacts, held: float, slope: float, error: float) -> str:
     if total is None or total <= held:
         return ""
     soonest, latest = ((total - held) / (slope + sign * _SURE * error) for sign in (1, -1))
-    return f": full in {soonest:,.0f} to {latest:,.0f} steps"
+    return f": full in {soonest:,.0f}{f' to {latest:,.0f}' if round(latest) > round(soonest) else ''} steps"
 
 
 @LogRule(
