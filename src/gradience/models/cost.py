@@ -11,11 +11,14 @@ import dataclasses
 import math
 import weakref
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from functools import partial
 from typing import Any, Final, NamedTuple
 
 import msgspec
 import torch
+from huggingface_hub import constants
 from torch import Tensor, nn
 from torch.autograd.graph import _engine_run_backward
 from torch.nn import functional
@@ -252,7 +255,7 @@ class Follower:
         Raises:
             Exception: anything, because transformers and PEFT make what a stranger's files describe.
         """
-        with quietly():
+        with quietly(), _offline():
             return self._followed(msgspec.convert(asked, Step))
 
     def _followed(self, step: Step) -> dict[str, int]:
@@ -268,6 +271,16 @@ class Follower:
             if sum(two.values()) < sum(one.values()):
                 raise ValueError("the memory does not grow with the depth") from error
             return {key: one[key] + (depth - 1) * (two[key] - one[key]) for key in one}
+
+
+@contextmanager
+def _offline() -> Iterator[None]:
+    """A context in which nothing is downloaded, whatever a config names."""
+    before, constants.HF_HUB_OFFLINE = constants.HF_HUB_OFFLINE, True
+    try:
+        yield
+    finally:
+        constants.HF_HUB_OFFLINE = before
 
 
 def _transformers() -> Any:
@@ -307,8 +320,13 @@ def _code(base: Any) -> None:
     head = base.get_output_embeddings()
     for module in base.modules():
         if isinstance(module, nn.Linear) and module is not head:
-            module.forward = lambda x, it=module: _Decoded.apply(x, it.weight) + (0 if it.bias is None else it.bias)
+            module.forward = partial(_decoded, module)
             module.weight.requires_grad_(requires_grad=False)
+
+
+def _decoded(linear: nn.Linear, x: Tensor) -> Tensor:
+    product: Tensor = _Decoded.apply(x, linear.weight)
+    return product if linear.bias is None else product + linear.bias
 
 
 def _adapted(step: Step, base: Any) -> Any:
@@ -321,6 +339,8 @@ def _adapted(step: Step, base: Any) -> Any:
     fields = {key: value for key, value in step.adapter.items() if key in known} | {"inference_mode": False}
     if str(fields.get("init_lora_weights")).partition("_niter")[0] in _BY_NUMBERS:
         fields["init_lora_weights"] = True
+    if "prompt_tuning_init" in fields:
+        fields |= {"prompt_tuning_init": "RANDOM", "tokenizer_name_or_path": None}  # a text would ask for a tokenizer
     config = kind(**fields)
     adapted = peft.get_peft_model(base, config, autocast_adapter_dtype=step.adapter_float32)
     if not step.adapter_float32:

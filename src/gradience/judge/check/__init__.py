@@ -289,7 +289,10 @@ def _memory(config: ConfigSnapshot, base: Path, given: CheckOptions, whole: Laye
     if fields is None and paths and paths[-1].name == CONFIG_NAME:
         own = LoraSnapshot() if given.overrides is None else given.overrides.lora
         single = {"r": own.r, "lora_alpha": own.alpha, "target_modules": own.target_modules}
-        fields = pretrained.adapter_config(paths[-1].parent)
+        try:
+            fields = pretrained.adapter_config(paths[-1].parent)
+        except (OSError, ValueError) as error:
+            return Memory(reason=f"the adapter's config is not given to PEFT: {error}")
         fields |= {name: value for name, value in single.items() if value is not None}
     limit = None if given.memory is None else parse_size(given.memory)
     return foretell(config, base=base, adapter=fields, length=given.max_length, limit=limit, coverage=coverage)
