@@ -165,8 +165,9 @@ def _plain_attention(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | N
     return functional.dropout(torch.softmax(scores, -1), dropout) @ value
 
 
-def _dropped(x: Tensor, p: float = 0.5, training: bool = True, inplace: bool = False) -> Tensor:  # noqa: FBT001, FBT002, ARG001  # torch's signature
-    return torch.native_dropout(x, p, training)[0]
+def _dropped(x: Tensor, *rest: Any, **named: Any) -> Tensor:
+    given = dict(zip(("p", "training"), rest, strict=False)) | named
+    return torch.native_dropout(x, given.get("p", 0.5), given.get("training", True))[0]
 
 
 def _raised(one: Any) -> Any:
