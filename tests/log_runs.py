@@ -116,6 +116,14 @@ def paced(
     return replace(run(FALL), paces=windows, last_step=10 * n, **more)
 
 
+def _slower(times: float, turned: Sequence[int] = (), **more: Any) -> RunFacts:
+    """A run whose steps become slower along a line; the four windows from each of `turned` on come backwards."""
+    place = list(range(13))
+    for at in turned:
+        place[at : at + 4] = reversed(place[at : at + 4])
+    return paced(13, seconds=lambda i: 0.1 * (1 + (times - 1) * place[i] / 12), **more)
+
+
 def field_logs() -> list[Path]:
     """The logs that are drawn from published runs."""
     return sorted((Path(__file__).parent / "golden" / "field").glob("*.json"))
@@ -1914,27 +1922,19 @@ ENTRIES: Final[dict[str, Entry]] = {
     ),
     "CST193": Entry(
         at=[
+            At(_slower, {1.45: None, 1.55: "warning"}, number="slower"),
             At(
-                lambda x: paced(13, seconds=lambda i: 0.1 * (x if i > 8 else 1)),
-                {1.25: None, 1.35: "warning"},
-                number="slower",
-            ),
-            At(
-                lambda x: paced(13, seconds=lambda i: 0.2 if i > 8 else 0.1, work=lambda i: x if i > 8 else 1e3),
+                lambda x: _slower(2.5, work=lambda i: x if i > 8 else 1e3),
                 {1050: "warning", 1150: None},
                 number="same_work",
             ),
-            At(lambda x: paced(13, seconds=lambda i: x if i in {9, 11, 12} else 0.1), {0.2: None}),
-            At(lambda n: paced(n, seconds=lambda i: 0.1 * (2 if i > n - 3 else 1)), {6: "?", 7: "warning"}),
+            At(lambda turned: _slower(2.5, turned), {(5,): "warning", (1, 5): None}, number="rising"),
+            At(lambda x: paced(13, seconds=lambda i: x if i > 8 else 0.1), {0.3: None}),  # another job begins
+            At(lambda n: paced(n, seconds=lambda i: 0.1 * (1 + i)), {6: "?", 7: "warning"}),
             At(lambda first: paced(13, seconds=lambda i: first if i == 0 else 0.1), {9.0: None}),
         ],
         told=[({"times": 2.0}, "steps became 2 times as slow")],
-        says=[
-            (
-                paced(13, seconds=lambda i: 0.2 if i > 8 else 0.1),
-                "A step takes 0.2 s at the end and took 0.1 s at first.",
-            )
-        ],
+        says=[(_slower(2.2), "A step takes 0.205 s at the end and took 0.125 s at first.")],
     ),
     "CST194": Entry(
         at=[

@@ -9,11 +9,14 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import sys
 import weakref
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
+from importlib.util import find_spec
+from types import ModuleType
 from typing import Any, Final, NamedTuple
 
 import msgspec
@@ -256,8 +259,9 @@ class Follower:
         Raises:
             Exception: anything, because transformers and PEFT make what a stranger's files describe.
         """
-        with quietly(), _offline():
-            return self._followed(msgspec.convert(asked, Step))
+        step = msgspec.convert(asked, Step)
+        with quietly(), _offline(), _grouping(step):
+            return self._followed(step)
 
     def _followed(self, step: Step) -> dict[str, int]:
         config = pretrained.load(_transformers().AutoConfig, step.base)
@@ -282,6 +286,31 @@ def _offline() -> Iterator[None]:
         yield
     finally:
         constants.HF_HUB_OFFLINE = before
+
+
+class _EvenGroups:
+    """In place of scikit-learn's KMeans: groups of equal size, which AdaMSS makes of the rows of a weight."""
+
+    def __init__(self, n_clusters: int, **_: Any) -> None:
+        self._n = n_clusters
+
+    def fit_predict(self, rows: Any) -> Any:
+        return torch.arange(len(rows)).remainder(self._n).numpy()
+
+
+@contextmanager
+def _grouping(step: Step) -> Iterator[None]:
+    """A context in which AdaMSS can be made without scikit-learn, which PEFT asks for and does not bring."""
+    wanted = step.adapter.get("peft_type") == "ADAMSS" and find_spec("sklearn") is None
+    stand_in = {name: ModuleType(name) for name in ("sklearn", "sklearn.cluster")} if wanted else {}
+    for module in stand_in.values():
+        vars(module)["KMeans"] = _EvenGroups
+    sys.modules.update(stand_in)
+    try:
+        yield
+    finally:
+        for name in stand_in:
+            del sys.modules[name]
 
 
 def _transformers() -> Any:

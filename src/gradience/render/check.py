@@ -58,6 +58,7 @@ _UNMATCHED: Final = 5  # targets without a module on one line
 _TEXT: Final = 60  # characters of one value
 _SOURCE: Final = 8  # columns of a source's name
 _LEAST_SHARE: Final = 0.001  # of the steps that is shown as a number
+_SHOWN: Final = 1 << 20  # bytes of a part that is worth a word
 _TWO_DIGITS: Final = 10  # megabytes from which a size is shown without decimals
 
 
@@ -187,7 +188,7 @@ def memory_lines(memory: Memory | None) -> Iterator[str]:
     if memory is None:
         return
     parts = msgspec.structs.asdict(memory.parts) if memory.parts is not None else {}
-    held = ", ".join(f"{name} {gib(size)}" for name, size in parts.items() if size)
+    held = ", ".join(f"{name} {gib(size)}" for name, size in parts.items() if size >= _SHOWN)
     if memory.peak_bytes is None or memory.reserved_bytes is None:
         yield f"Memory: unknown: {clean(memory.reason)}{f' (of it, in GiB: {held})' if held else ''}"
     else:

@@ -272,7 +272,7 @@ class TelemetryWriter:
         self._record(kind, step, **fields)
 
     @_counted
-    def throughput(self, step: int, *, steps: int, **fields: float | None) -> None:
+    def throughput(self, /, step: int, *, steps: int, **fields: float | None) -> None:
         """Record the speed, the waiting and the memory of the last steps, by the fields of `Throughput`."""
         self._record(Throughput, step, steps=steps, **fields)
 

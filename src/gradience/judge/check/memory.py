@@ -164,6 +164,8 @@ def _assumed(step: Step, config: ConfigSnapshot, half: str, *, packed: bool) -> 
         yield f"{step.bits}-bit linear layers"
     if step.fused_loss:
         yield "a loss in chunks"
+    if step.adapter.get("peft_type") == "ADAMSS":
+        yield "AdaMSS's groups of equal size, without scikit-learn"
     yield "one device, no sharding; without the driver's context"
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from itertools import combinations
 from typing import Final
 
 from gradience.rules import Observation, Premise, Threshold, Unknown
@@ -20,6 +21,9 @@ WAITS = Threshold("waits", 0.3, "of the time of a step", "a judgement: a third o
 PADDED = Threshold("padded", 1 / 3, "of the tokens that are computed", "a judgement")
 SLOWER = Threshold("slower", 1.3, "times the seconds a step of the first third", "a judgement: beyond noise, see below")
 SAME_WORK = Threshold("same_work", 1.1, "times the tokens a step of the first third", "a judgement")
+RISING = Threshold(
+    "rising", 0.85, "of all pairs of windows, the later the slower", "a change at once, as by another job, gives 0.75"
+)
 CREPT = Threshold("crept", 0.05, "of the memory held first", "a judgement: a cache that fills is smaller, or settles")
 FULL = Threshold("full", 0.85, "of the memory there is", "what torch reserved beyond allocated in real runs: 3 to 15 %")
 WINDOWS: Final = 6  # two in each third
@@ -118,17 +122,17 @@ def _padding(facts: RunFacts) -> Observation | None:
     severity="warning",
     confidence=0.7,
     phrase=lambda v: f"steps became {shown(v, 'times', '.2g')} times as slow",
-    thresholds=(SLOWER, SAME_WORK),
+    thresholds=(SLOWER, SAME_WORK, RISING),
     meant_for=_HAS_PACE,
 )
 def _slowing(facts: RunFacts) -> Observation | None:
     """steps slow down
 
     each window of the last third is slower than each of the first, by {slower} at the median, with at most {same_work}
-    of its tokens a step
+    of its tokens a step; and {rising} of the windows are in order
 
     Why: Something grows with the steps: a list, a cache, a file that is read from its beginning, a card that heats up.
-    Scope: windows of ten steps or more; another job on the machine looks the same
+    Scope: windows of ten steps or more; other jobs on the machine that come one by one look the same
     Action: look for what is kept from step to step, and at the card's clock
     Verify: seconds a step after a restart from the last checkpoint
     """
@@ -140,7 +144,8 @@ def _slowing(facts: RunFacts) -> Observation | None:
     work = [_work(part) for part in (timed[:third], timed[-third:])]
     times = median(last) / median(first) if median(first) else 1.0
     more_work = work[0] and work[1] / work[0] > SAME_WORK.value
-    if times < SLOWER.value or min(last) <= max(first) or more_work:
+    pairs = [a < b for a, b in combinations([as_float(one.seconds_per_step or 0) for one in timed], 2)]
+    if times < SLOWER.value or min(last) <= max(first) or more_work or sum(pairs) < RISING.value * len(pairs):
         return None
     return Observation(
         f"A step takes {median(last):.3g} s at the end and took {median(first):.3g} s at first.",
