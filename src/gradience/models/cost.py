@@ -70,7 +70,7 @@ class Live(TorchDispatchMode):
     """The bytes of the storages that live, by what they are, and those of the moment when most did."""
 
     def __init__(self, vocabulary: int) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]  # torch's
         self._vocabulary = vocabulary
         self._kinds: dict[int, str] = {}
         self.kind = "activations"  # of what is made from now on
@@ -139,7 +139,7 @@ class _Kernels(TorchFunctionMode):
             self._cast[id(one)] = one.to(self._low)
         return self._cast[id(one)]
 
-    def _attend(self, query: Tensor, key: Tensor, value: Tensor, *rest: Any, **named: Any) -> Tensor:
+    def _attend(self, query: Tensor, key: Tensor, value: Tensor, *rest: Any, **named: Any) -> Any:
         """The fused kernel that torch would take: on CUDA flash without a mask, else the memory-efficient one."""
         given = dict(zip(("attn_mask", "dropout_p", "is_causal", "scale"), rest, strict=False)) | named
         mask, dropout = given.get("attn_mask"), given.get("dropout_p", 0.0)
@@ -186,7 +186,7 @@ class _Decoded(torch.autograd.Function):
         return x @ torch.empty(weight.shape, dtype=x.dtype, device=_META).T
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:  # type: ignore[override]
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
         return gradient @ torch.empty(ctx.shape, dtype=gradient.dtype, device=_META), None
 
 
@@ -204,7 +204,7 @@ class _ChunkedLoss(torch.autograd.Function):
         return tokens.new_empty((), dtype=torch.float32)
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:  # type: ignore[override]  # noqa: ARG004
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:  # noqa: ARG004
         return ctx.saved_tensors[0].reshape(ctx.shape), None
 
 
@@ -350,13 +350,14 @@ def _code(base: Any) -> None:
     head = base.get_output_embeddings()
     for module in base.modules():
         if isinstance(module, nn.Linear) and module is not head:
-            module.forward = partial(_decoded, module)
-            module.weight.requires_grad_(requires_grad=False)
+            vars(module)["forward"] = partial(_decoded, module)
+            module.weight.requires_grad = False
 
 
 def _decoded(linear: nn.Linear, x: Tensor) -> Tensor:
-    product: Tensor = _Decoded.apply(x, linear.weight)
-    return product if linear.bias is None else product + linear.bias
+    product: Tensor = _Decoded.apply(x, linear.weight)  # type: ignore[no-untyped-call]  # torch's
+    bias: Tensor | None = linear.bias
+    return product if bias is None else product + bias
 
 
 def _adapted(step: Step, base: Any) -> Any:
@@ -364,7 +365,7 @@ def _adapted(step: Step, base: Any) -> Any:
         return base
     import peft  # as above
 
-    kind = peft.PEFT_TYPE_TO_CONFIG_MAPPING[peft.PeftType(str(step.adapter.get("peft_type")))]
+    kind: Any = peft.PEFT_TYPE_TO_CONFIG_MAPPING[peft.PeftType(str(step.adapter.get("peft_type")))]
     known = {each.name for each in dataclasses.fields(kind)} - {"auto_mapping"}  # a file may be of a later PEFT
     fields = {key: value for key, value in step.adapter.items() if key in known} | {"inference_mode": False}
     if str(fields.get("init_lora_weights")).partition("_niter")[0] in _BY_NUMBERS:
@@ -455,8 +456,10 @@ def _batch(step: Step, base: Any) -> dict[str, Tensor]:
 def _loss(step: Step, base: Any, adapted: Any, batch: dict[str, Tensor]) -> Tensor:
     """The loss as the Trainer computes it: the outputs are gone before the backward pass."""
     if not step.fused_loss or base.get_output_embeddings() is None:
-        return adapted(**batch).loss
+        loss: Tensor = adapted(**batch).loss
+        return loss
     head = base.get_output_embeddings().weight
     base.set_output_embeddings(nn.Identity())
     inputs = {name: value for name, value in batch.items() if name != "labels"}
-    return _ChunkedLoss.apply(adapted(**inputs).logits, head)
+    chunked: Tensor = _ChunkedLoss.apply(adapted(**inputs).logits, head)  # type: ignore[no-untyped-call]  # torch's
+    return chunked

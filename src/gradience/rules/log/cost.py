@@ -55,7 +55,7 @@ def gib(size: float) -> str:
     "CST191",
     severity="warning",
     confidence=0.8,
-    phrase=lambda v: f"waited for data {as_float(v['share']):.0%} of the time",  # type: ignore[arg-type]  # a number
+    phrase=lambda v: f"waited for data {as_float(v['share']):.0%} of the time",
     thresholds=(WAITS,),
     meant_for=_HAS_PACE,
 )
@@ -88,7 +88,7 @@ def _waiting(facts: RunFacts) -> Observation | None:
     "CST192",
     severity="warning",
     confidence=0.9,
-    phrase=lambda v: f"{as_float(v['share']):.0%} of its tokens were padding",  # type: ignore[arg-type]  # a number
+    phrase=lambda v: f"{as_float(v['share']):.0%} of its tokens were padding",
     thresholds=(PADDED,),
     meant_for=_HAS_PACE,
 )
