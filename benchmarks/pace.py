@@ -34,7 +34,7 @@ FAULTS = {
     "limit on the child": {"CST195"},  # and CST194, if it goes on for long enough
 }
 HEALTHY = 20
-STEPS, LENGTH = 90, 32
+STEPS, LENGTH = 140, 32
 LEAK, LARGE_LEAK, LIMIT = 1 << 19, 1 << 21, 500 << 20  # numbers, numbers, bytes
 
 

@@ -1930,7 +1930,7 @@ ENTRIES: Final[dict[str, Entry]] = {
             ),
             At(lambda turned: _slower(2.5, turned), {(5,): "warning", (1, 5): None}, number="rising"),
             At(lambda x: paced(13, seconds=lambda i: x if i > 8 else 0.1), {0.3: None}),  # another job begins
-            At(lambda n: paced(n, seconds=lambda i: 0.1 * (1 + i)), {6: "?", 7: "warning"}),
+            At(lambda n: paced(n, seconds=lambda i: 0.1 * (1 + i)), {6: "?", 12: "?", 13: "warning"}),
             At(lambda first: paced(13, seconds=lambda i: first if i == 0 else 0.1), {9.0: None}),
         ],
         told=[({"times": 2.0}, "steps became 2 times as slow")],

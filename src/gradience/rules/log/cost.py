@@ -26,7 +26,8 @@ RISING = Threshold(
 )
 CREPT = Threshold("crept", 0.05, "of the memory held first", "a judgement: a cache that fills is smaller, or settles")
 FULL = Threshold("full", 0.85, "of the memory there is", "what torch reserved beyond allocated in real runs: 3 to 15 %")
-WINDOWS: Final = 6  # two in each third
+WINDOWS: Final = 6
+TIMED: Final = 12  # four in each third: with two, 1 of 20 healthy runs on a busy machine seemed to slow down
 _SURE: Final = 2.0  # standard errors of a slope
 _STEADY: Final = 0.5  # of the growth of the first half that the second half has at least
 _FAILED: Final = ("OutOfMemory", "MemoryError", "out of memory")
@@ -137,8 +138,8 @@ def _slowing(facts: RunFacts) -> Observation | None:
     Verify: seconds a step after a restart from the last checkpoint
     """
     timed = [one for one in _windows(facts) if one.seconds_per_step is not None]
-    if len(timed) < WINDOWS:
-        raise Unknown("the steps were not timed")
+    if len(timed) < TIMED:
+        raise Unknown(f"{len(timed)} windows after the first were timed, and {TIMED} are needed")
     third = len(timed) // 3
     first, last = ([as_float(one.seconds_per_step or 0) for one in part] for part in (timed[:third], timed[-third:]))
     work = [_work(part) for part in (timed[:third], timed[-third:])]
