@@ -68,6 +68,7 @@ if find_spec("jinja2") is not None:
     compiled_once.install()
 
 gc.set_threshold(20_000)  # at 700, a test in ten waits for a collection of some 100 000 objects that all live
+gc.disable()  # until the first test: what is imported and collected before it stays
 _FROZEN = {"modules": 0}  # how many modules there were when the collector last set aside all that lived
 
 
@@ -87,8 +88,8 @@ def pytest_runtest_protocol():
     SIGTERM are restored: the program ignores both at its end, and commands started later inherit that.
     """
     if len(sys.modules) > _FROZEN["modules"] + 300:
-        gc.collect()
         gc.freeze()
+        gc.enable()
         _FROZEN["modules"] = len(sys.modules)
     old = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
     result = yield

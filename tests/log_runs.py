@@ -23,6 +23,9 @@ from gradience.schema.wiring import DataWiring
 from gradience.telemetry.series import LogRecord
 
 NAN: Final = math.nan
+_GAP: Final = "sampling__sampling_logp_difference__mean"
+_APART: Final = "Sampler and trainer give the same tokens other probabilities: "
+_RATIO: Final = "sampling__importance_sampling_ratio__mean"
 
 
 class Edge(NamedTuple):
@@ -407,18 +410,18 @@ def _ties(margins: Sequence[float]) -> RunFacts:
     return run([0.69] * len(margins), kind="preference", columns={"rewards/margins": margins})
 
 
-def _start(margin: float, step: int = 1) -> RunFacts:
-    return run(
-        [0.4] * 20, kind="preference", columns={"rewards/margins": [margin + 0.01 * i for i in range(21 - step)]}
-    )
-
-
 def _rl(**columns: Sequence[float]) -> RunFacts:
     return run(
         [1e-4] * len(next(iter(columns.values()))),
         kind="rl",
         columns={name.replace("__", "/"): values for name, values in columns.items()},
     )
+
+
+def _flat_at(rate: float) -> RunFacts:
+    """A reward that stands still, of a LoRA at this rate."""
+    flat = run(rates=rate, kind="rl", columns={"reward": [1.0] * 20})
+    return replace(flat, config=replace_struct(flat.config, lora=LoraSnapshot(r=8)))
 
 
 def _reward(first: float, best: float, last: float, noise: float = 0.0) -> RunFacts:
@@ -734,6 +737,27 @@ ENTRIES: Final[dict[str, Entry]] = {
         ],
         told=[
             ({"step": 9}, "loss spike at step 9"),
+        ],
+    ),
+    "UNS198": Entry(
+        edges=[
+            Edge("exploded", "-w-", 1.98, 2.02, lambda x: run([1.0] * 4 + [x] * 4 + [0.5] * 12), at=2.0),
+            Edge("no_lower", "w-", 0.965, 0.975, lambda x: run([1.0] * 4 + [3.0] * 4 + [x] * 12)),
+            Edge(
+                "diverged_noise",
+                "w-",
+                0.08,
+                0.1,
+                lambda x: run(times([1.0] * 4 + [3.0] * 4 + [0.5] * 12, swings(20, x))),
+            ),
+            Edge("diverged_rows", "?-", 2, 3, lambda x: run([1.6, 11.0, 1.0][:x])),
+        ],
+        told=[({"first": 0.69, "top": 2.4}, "unstable: the loss rose to 2.4 on its way from 0.69")],
+        says=[
+            (
+                run([0.69] * 4 + [2.4] * 4 + [0.55] * 12),
+                "The loss was unstable: it rose from 0.69 to 2.4 and came down to 0.55.",
+            ),
         ],
     ),
     "DIV104": Entry(
@@ -1495,13 +1519,6 @@ ENTRIES: Final[dict[str, Entry]] = {
             ({"both": False, "first": -9.0, "last": -20.0}, "chosen answers lose probability: chosen -9 -> -20"),
         ],
     ),
-    "PRF121": Entry(
-        edges=[
-            Edge("start_margin", "-ii", 0.49, 0.51, _start, at=0.5),
-            Edge("start_margin_below", "i-i", -0.51, -0.49, _start, at=-0.5),
-            Edge("start_step", "i?", 1, 2, lambda x: _start(1.0, x)),
-        ],
-    ),
     "PRF130": Entry(
         edges=[
             Edge(
@@ -1537,7 +1554,8 @@ ENTRIES: Final[dict[str, Entry]] = {
     ),
     "RWN139": Entry(
         edges=[
-            Edge("null_rows", "w-", 10, 11, lambda x: _rl(frac_reward_zero_std=[0.0] * 20, reward=[1.0] * x)),
+            Edge("null_rows", "wi", 18, 19, lambda x: _rl(frac_reward_zero_std=[0.0] * 20, reward=[1.0] * x)),
+            Edge("any", "i-", 19, 20, lambda x: _rl(frac_reward_zero_std=[0.0] * 20, reward=[1.0] * x)),
             Edge("none_at_all", "ew", 0, 1, lambda x: _rl(frac_reward_zero_std=[0.0] * 20, reward=[1.0] * x)),
         ],
         told=[
@@ -1554,6 +1572,7 @@ ENTRIES: Final[dict[str, Entry]] = {
             Edge("reward_flat", "i?", 0.0323, 0.0336, lambda x: _reward(1.0, 1.0, 1.0, x)),
             Edge("reward_shown", "?-", 0.74, 0.76, lambda x: _rl(reward=_risen(x))),
             Edge("two_errors", "i?", 1.043, 1.045, lambda x: _reward(1.0, 1.0, x, 0.02)),
+            Edge("rate_low", "wiw", 1.9e-6, 2.1e-6, _flat_at, at=2e-6),
             Edge("many_rows", "w?", 19, 20, lambda x: _rl(reward=([1.0] * 8 + [0.3, 0.5] * 6)[:x])),
             Edge("few_rows", "?-", 2, 3, lambda x: _rl(reward=[1.0] * x)),
         ],
@@ -1640,6 +1659,51 @@ ENTRIES: Final[dict[str, Entry]] = {
         told=[
             ({}, "KL from the reference is 0 throughout"),
         ],
+    ),
+    "SMP196": Entry(
+        edges=[
+            Edge("gap", "-ww", 0.099, 0.101, lambda x: _rl(**{_GAP: [0.02] * 20 + [x] * 10}), at=0.1),
+            Edge("gap_kl", "-ww", 0.0099, 0.0101, lambda x: _rl(rollout_corr__kl=[0.001] * 20 + [x] * 10), at=0.01),
+            Edge("gap_share", "-w", 0.049, 0.051, lambda x: _rl(training__rollout_probs_diff_mean=[x] * 9)),
+            Edge("few_rows", "?w", 2, 3, lambda x: _rl(vllm_kl=[1.0] * x)),
+            Edge("grown", "ww", 0.29, 0.31, lambda x: _rl(**{_GAP: [0.101] * 10 + [x] * 20})),
+            Edge("falls", "ww", 2, 3, lambda x: _rl(**{_GAP: [0.1, 0.2, 0.4] * (x + 1)})),
+        ],
+        told=[
+            ({"level": "0.3 nats a token", "cause": "grows"}, "sampler and trainer differ by 0.3 nats a token"),
+            (
+                {"level": "0.3 nats a token", "cause": "first"},
+                "sampler and trainer differ by 0.3 nats a token, from the first row on",
+            ),
+        ],
+        says=[
+            (
+                _rl(**{_GAP: [0.3] * 9}),
+                _APART
+                + "0.3 nats a token, from the first row on. Usual: another dtype, engine or chat template, or sampling "
+                + "cut by top_p, top_k or min_p.",
+            ),
+            (
+                _rl(mismatch_kl__mean=[0.001] * 10 + [0.02] * 10),
+                _APART
+                + "KL 0.02 nats a token, from 0.001 in the first rows. Usual: weights that no longer reach the "
+                + "sampler, or a policy that has moved to tokens of low probability.",
+            ),
+            (
+                _rl(**{_GAP: [0.1, 0.2, 0.4] * 4}),
+                _APART
+                + "0.3 nats a token, falling back every 3 rows. Usual: weights that the sampler is given only "
+                + "so often.",
+            ),
+            (_rl(kl=[0.1] * 9), "no difference between sampler and trainer was logged, or in too few rows"),
+        ],
+    ),
+    "SMP197": Entry(
+        edges=[
+            Edge("ratio_low", "w-", 0.49, 0.51, lambda x: _rl(**{_RATIO: [1.0] * 20 + [x] * 10})),
+            Edge("few_rows", "?w", 2, 3, lambda x: _rl(**{_RATIO: [0.1] * x})),
+        ],
+        told=[({"late": 0.1234}, "importance ratios of 0.12 leave little of what was sampled")],
     ),
     "CLF137": Entry(
         edges=[

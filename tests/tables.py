@@ -7,15 +7,33 @@ from __future__ import annotations
 
 import functools
 import inspect
+import itertools
+import os
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import ExitStack
 from typing import Any
 
 import pytest
 
-__all__ = ["every"]
+__all__ = ["SLOW", "every", "grid", "met"]
+
+SLOW = bool(os.environ.get("GRADIENCE_SLOW"))
 
 Case = type(pytest.param())
+
+
+def met(*axes: Iterable[Any], each: int) -> list[tuple[Any, ...]]:
+    """The cells of a grid, one of so many along each axis; all of them with GRADIENCE_SLOW=1.
+
+    Of three axes of at least `each` values, any two values of two axes still meet.
+    """
+    cells = itertools.product(*(enumerate(axis) for axis in axes))
+    return [tuple(value for _, value in cell) for cell in cells if SLOW or sum(place for place, _ in cell) % each == 0]
+
+
+def grid(*, each: int, **axes: Iterable[Any]) -> pytest.MarkDecorator:
+    """`parametrize` for the cells of a grid that `met` gives, by the names of its axes."""
+    return pytest.mark.parametrize(tuple(axes), met(*axes.values(), each=each))
 
 
 def every(names: str | tuple[str, ...], cases: Iterable[Any], *, ids: Any = None) -> Callable[..., Any]:

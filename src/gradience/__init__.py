@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from gradience.prove.options import BenchOptions, DriftOptions, ReceiptOptions
     from gradience.prove.receipt import make_receipt, verify_served
     from gradience.prove.verify_merge import verify_merged
+    from gradience.recording import TelemetryWriter
     from gradience.report import write_report
     from gradience.rewrite.compare import compare_adapters
     from gradience.rewrite.convert import convert_adapter
@@ -42,7 +43,6 @@ if TYPE_CHECKING:
     from gradience.rules import list_rules
     from gradience.schema.export import json_schema
     from gradience.telemetry.reader import TelemetryReader, validate_log
-    from gradience.telemetry.writer import TelemetryWriter
 
 _HOMES = {
     "AdapterError": "gradience.errors",
@@ -65,7 +65,7 @@ _HOMES = {
     "ResizeOptions": "gradience.rewrite.options",
     "SchemaError": "gradience.errors",
     "TelemetryReader": "gradience.telemetry.reader",
-    "TelemetryWriter": "gradience.telemetry.writer",
+    "TelemetryWriter": "gradience.recording",
     "audit_adapter": "gradience.judge.audit",
     "audit_arrays": "gradience.judge.audit.arrays",
     "audit_pytree": "gradience.judge.audit.arrays",

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, replace
 from numbers import Real
-from typing import Final, NamedTuple
+from pathlib import Path
+from typing import Annotated, Any, Final, NamedTuple, Self, TypeAlias, get_args, get_origin, get_type_hints
 
 from gradience.errors import OptionError
 
@@ -21,6 +23,52 @@ COUNT: Final = Range(lambda x: x >= 1 and x == int(x), "a whole number from 1")
 WHOLE: Final = Range(lambda x: x >= 0 and x == int(x), "a whole number from 0")
 SHARE: Final = Range(lambda x: 0.0 < x <= 1.0, "above 0, at most 1")
 POSITIVE: Final = Range(lambda x: x > 0.0, "above 0")
+
+Count: TypeAlias = Annotated[int, COUNT]
+Whole: TypeAlias = Annotated[int, WHOLE]
+Share: TypeAlias = Annotated[float, SHARE]
+Positive: TypeAlias = Annotated[float, POSITIVE]
+
+
+@dataclass(frozen=True, kw_only=True)
+class VerbOptions:
+    """The options of a verb: each is a field with its type, its range, its default, and a sentence in the docstring."""
+
+    def refuse_bad(self) -> None:
+        """Refuse a field out of its range; a record whose fields are related refuses here what does not go together.
+
+        Raises:
+            OptionError: there is one.
+        """
+        refuse_beyond(self, **ranges_of(type(self)))
+
+    def completed(self, keywords: Mapping[str, object]) -> Self:
+        """Return the options with single ones replaced, where a path may be text; none of them is out of its range.
+
+        Raises:
+            OptionError: one is.
+            TypeError: no option has such a name.
+        """
+        options = replace(self, **{name: _as_declared(type(self), name, value) for name, value in keywords.items()})
+        options.refuse_bad()
+        return options
+
+
+def _as_declared(kind: type, field: str, value: object) -> object:
+    return Path(value) if isinstance(value, str) and Path in get_args(get_type_hints(kind).get(field)) else value
+
+
+def ranges_of(kind: type) -> dict[str, Range]:
+    """The range of each bounded field; that of a base class holds where a subclass annotates the field anew."""
+    hints = (get_type_hints(each, include_extras=True) for each in reversed(kind.__mro__))
+    return {name: found for each in hints for name, hint in each.items() for found in _ranges_in(hint)}
+
+
+def _ranges_in(hint: Any) -> Iterator[Range]:
+    if get_origin(hint) is Annotated:
+        yield from (each for each in hint.__metadata__ if isinstance(each, Range))
+    for part in get_args(hint):
+        yield from _ranges_in(part)
 
 
 def option_name(field: str) -> str:

@@ -216,7 +216,7 @@ def test_a_folder_of_adapters_is_not_one_and_one_nested_adapter_is_taken(tmp_pat
     elsewhere = tmp_path / "all" / "one" / "adapter_config.json"
     assert find_files(beside, config=elsewhere).config == elsewhere  # although one lies beside the weights
     for options, said, advice in (
-        ({"weights": beside / "sub"}, f"no weights file at {beside / 'sub'}", "give it with --weights FILE"),
+        ({"weights": beside / "sub"}, f"no weights file at {beside / 'sub'}", "give the weights file itself"),
         ({"config": beside / "sub"}, f"no config file at {beside / 'sub'}", "give it with --adapter-config FILE"),
     ):
         with pytest.raises(AdapterError) as error:
@@ -238,7 +238,9 @@ def test_a_folder_without_weights_is_listed_up_to_eight_names(tmp_path):
         with pytest.raises(AdapterError) as error:
             open_adapter(tmp_path)
         assert str(error.value) == f"no adapter weights in {tmp_path} (it holds {listed})"
-        assert error.value.advice == "expected adapter_model.safetensors; give another with --weights FILE"
+        assert (
+            error.value.advice == "expected adapter_model.safetensors; if they have another name, give the file itself"
+        )
         (tmp_path / "8.txt").touch()
 
 
@@ -793,7 +795,7 @@ def test_a_checkpoint_in_parts_names_the_command_that_gathers_it(tmp_path, capfd
     torch.save(factors, whole / "pytorch_model_fsdp.bin")
     with pytest.raises(AdapterError) as error:
         open_adapter(whole)
-    assert error.value.advice == f"it is a checkpoint of FSDP: give {whole / 'pytorch_model_fsdp.bin'} with --weights"
+    assert error.value.advice == f"it is a checkpoint of FSDP: give {whole / 'pytorch_model_fsdp.bin'} itself"
     config = tmp_path / "OUT" / "adapter_config.json"
     found = open_adapter(whole, weights=whole / "pytorch_model_fsdp.bin", adapter_config=config)
     assert len(found[1].modules) == 1
@@ -803,7 +805,7 @@ def test_a_weights_file_of_another_name_is_asked_for(tmp_path):
     (tmp_path / "a").mkdir()
     with pytest.raises(AdapterError) as error:
         open_adapter(tmp_path / "a")
-    advice = "expected adapter_model.safetensors; give another with --weights FILE"
+    advice = "expected adapter_model.safetensors; if they have another name, give the file itself"
     assert (str(error.value), error.value.advice) == (
         f"no adapter weights in {tmp_path / 'a'} (it holds nothing)",
         advice,

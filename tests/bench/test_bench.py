@@ -238,11 +238,11 @@ def test_an_unusable_option_is_one_line_and_a_two(classifier, tmp_path, capsys, 
 def test_a_folder_of_something_else_is_left_alone_and_one_in_use_is_not_shared(tmp_path):
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "thesis.txt").write_text("x")
-    with pytest.raises(OutputError, match="no folder of gradience bench"), opened_store(tmp_path / "mine"):
+    with pytest.raises(OutputError, match="no folder of gradience bench"), opened_store(tmp_path / "mine", []):
         pass
     assert [p.name for p in (tmp_path / "mine").iterdir()] == ["thesis.txt"]
-    with opened_store(tmp_path / "out"), pytest.raises(OutputError, match="another process"):  # noqa: SIM117
-        with opened_store(tmp_path / "out"):
+    with opened_store(tmp_path / "out", []), pytest.raises(OutputError, match="another process"):  # noqa: SIM117
+        with opened_store(tmp_path / "out", []):
             pass
 
 

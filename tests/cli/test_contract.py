@@ -20,7 +20,7 @@ MORE = {  # what a command asks for beside a path
 OF_GROUPS = [f"{group} {name}" for group, (_, names) in GROUPS.items() for name in names]
 EMPTY, NOISE = "emp\x1bty", "a file"
 REPORTED = {("validate", NOISE), ("diagnose", EMPTY), ("diagnose", NOISE)}  # to say what is wrong is their report
-JUDGING = {"--select", "--ignore", "--fail-on", "--settings", "--isolated", "--format", "--json"}
+JUDGING = {"--select", "--ignore", "--fail-on", "--settings", "--format", "--json"}
 
 
 @pytest.mark.parametrize("bad", ["missing/path", EMPTY, NOISE])

@@ -118,7 +118,7 @@ def test_settings_apply_below_the_command_line(command: str, project: Path, caps
     (project / "gradience.toml").write_text(f"ignore = ['{gone}']\nfail-on = 'info'\n")
     code, found, _ = said(command, capsys)
     assert (code, gone in found) == (1 if found else 0, False)
-    code, found, _ = said(command, capsys, "--isolated")
+    code, found, _ = said(command, capsys, "--settings", "none")
     assert (code, gone in found) == (0, True)
     (project / "other.toml").write_text("fail-on = 'info'\n")
     code, found, _ = said(command, capsys, "--settings", "other.toml", "--fail-on", "never")
@@ -133,7 +133,7 @@ def test_the_gap_of_the_settings_applies_and_the_option_goes_before_it(
     (project / "gradience.toml").write_text("gap-threshold = 3.0\n")
     assert "GAP111" not in said(command, capsys)[1]
     assert "GAP111" in said(command, capsys, "--gap-threshold", "1.2")[1]
-    assert "GAP111" in said(command, capsys, "--isolated")[1]
+    assert "GAP111" in said(command, capsys, "--settings", "none")[1]
 
 
 @pytest.mark.parametrize("command", ["monitor", "diagnose"])

@@ -8,7 +8,6 @@ import re
 import subprocess
 import sys
 
-import pytest
 from tables import every
 
 from gradience.cli.main import COMMANDS, GROUPS, HEADINGS, main
@@ -72,11 +71,22 @@ def test_severities_alone_are_coloured():
     assert coloured("an ERROR without brackets") == "an ERROR without brackets"
 
 
-@pytest.mark.parametrize(("colour", "codes"), [({}, True), ({"NO_COLOR": "1"}, False), ({"TERM": "dumb"}, False)])
-def test_on_a_terminal_and_only_there_a_report_has_colour_and_its_width(colour, codes, tmp_path):
-    command = [sys.executable, "-m", "gradience", "check", "--lr", "5", "--r", "8", "--alpha", "16"]
-    kept = {name: value for name, value in os.environ.items() if name != "NO_COLOR"}
-    env = {**kept, "COLUMNS": "60", "TERM": "xterm", **colour}
+# The same command once for each way to ask for colour or none, each behind a mark.
+THRICE = """
+import os
+from gradience.cli.main import main
+for colour in ({}, {"NO_COLOR": "1"}, {"TERM": "dumb"}):
+    os.environ.update(TERM="xterm")
+    os.environ.pop("NO_COLOR", None)
+    os.environ.update(colour)
+    print("next: ", flush=True)
+    main(["check", "--lr", "5", "--r", "8", "--alpha", "16"])
+"""
+
+
+def test_on_a_terminal_and_only_there_a_report_has_colour_and_its_width(tmp_path):
+    command = [sys.executable, "-c", THRICE]
+    env = {**os.environ, "COLUMNS": "60"}
     piped = subprocess.run(command, env=env, capture_output=True, text=True, check=False, cwd=tmp_path)
     leader, follower = pty.openpty()
     child = subprocess.Popen(command, env=env, stdout=follower, cwd=tmp_path)
@@ -93,7 +103,9 @@ def test_on_a_terminal_and_only_there_a_report_has_colour_and_its_width(colour, 
     child.wait()
     os.close(leader)
     text = shown.decode()
-    assert any(f"\x1b[{code}m[" in text for code in (31, 33)) is codes
+    told = text.split("next: ")[1:]
+    assert [any(f"\x1b[{code}m[" in one for code in (31, 33)) for one in told] == [True, False, False]
     assert "\x1b[" not in piped.stdout
-    sentences = [line for line in re.sub(r"\x1b\[\d+m", "", text).split("\r\n") if "  " not in line.lstrip()]
-    assert max(map(len, sentences)) <= 60 < max(map(len, piped.stdout.splitlines()))
+    for one in told:
+        sentences = [line for line in re.sub(r"\x1b\[\d+m", "", one).split("\r\n") if "  " not in line.lstrip()]
+        assert max(map(len, sentences)) <= 60 < max(map(len, piped.stdout.splitlines()))

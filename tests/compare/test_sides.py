@@ -15,6 +15,7 @@ from safetensors.numpy import save_file
 from gradience.errors import AdapterError
 from gradience.rewrite.sides import (
     Side,
+    StoredAdapter,
     config_differences,
     described,
     matched,
@@ -85,7 +86,7 @@ def test_adapters_without_a_module_in_common_are_refused_unless_that_is_allowed(
 
 
 def of_config(name: str, **raw: Any) -> Side:
-    return Side(name, Path(name), None, None, raw)  # type: ignore[arg-type]  # only the config is looked at
+    return Side(name, Path(name), None, None, raw, None)  # type: ignore[arg-type]  # only the config is looked at
 
 
 def test_fields_differ_by_what_they_mean():
@@ -150,7 +151,8 @@ def test_a_config_is_a_json_object(tmp_path):
 def test_an_adapter_without_a_pair_is_refused_with_the_reason(tmp_path, monkeypatch):
     one = save(tmp_path / "one", {"m.q": (6, 2, 5)})
     bare = SimpleNamespace(modules=[], skipped=[])
-    monkeypatch.setattr("gradience.rewrite.sides.open_adapter", lambda _: (None, bare))
+    stored = StoredAdapter(None, bare, {}, None)  # type: ignore[arg-type]  # only its modules are looked at
+    monkeypatch.setattr("gradience.rewrite.sides.open_stored", lambda _: stored)
     with pytest.raises(AdapterError, match="it holds no LoRA pair"):
         open_sides([one, one])
     bare.skipped = [SimpleNamespace(reason="a strange shape"), SimpleNamespace(reason="another")]

@@ -4,20 +4,20 @@ from __future__ import annotations
 
 import pytest
 
-from gradience.errors import ConfigError
+from gradience.errors import OptionError
 from gradience.judge.check.data import check_data
 
 
 @pytest.mark.parametrize(
     ("given", "says"),
     [
-        ({"num_labels": 0}, "--num-labels: expected a number of classes from 1, got 0"),
-        ({"samples": 0}, "--samples: expected a number of rows or all, got 0"),
-        ({"seed": -1}, "--seed: expected a whole number from 0, got -1"),
+        ({"num_labels": 0}, "--num-labels is 0, expected a whole number from 1"),
+        ({"samples": 0}, "--samples is 0, expected a whole number from 1, or all"),
+        ({"seed": -1}, "--seed is -1, expected a whole number from 0"),
     ],
 )
 def test_a_number_out_of_its_range_is_refused_before_anything_is_read(given, says):
-    with pytest.raises(ConfigError, match=says):
+    with pytest.raises(OptionError, match=says):
         check_data("missing.jsonl", **given)
 
 

@@ -11,7 +11,7 @@ from made import ask, rows, saved, say, write
 from tables import every
 
 from gradience.cli.main import main
-from gradience.errors import ConfigError, OutputError
+from gradience.errors import ConfigError, OptionError, OutputError
 from gradience.judge.check import source_locations
 from gradience.judge.check.data import check_data
 from gradience.schema.reports import SourceLocation
@@ -241,7 +241,7 @@ def test_the_page_shows_the_rows_and_takes_no_file_s_place(
 
 def test_the_rows_that_are_worth_a_look_are_bounded_and_progress_is_told(tmp_path: Path, tok: Path) -> None:
     data = write(tmp_path / "train.jsonl", rows("messages", 300))
-    with pytest.raises(ConfigError, match="--worst: expected a number of rows from 0 to 100, got 101"):
+    with pytest.raises(OptionError, match="--worst is 101, expected a whole number from 0 to 100"):
         check_data(data, tokenizer=tok, worst=101)
     told: list[tuple[int, int]] = []
     report = check_data(data, tokenizer=tok, worst=2, progress=lambda done, total: told.append((done, total))).data

@@ -118,9 +118,18 @@ def test_a_pipe_is_no_data_set_whatever_its_name(tmp_path: Path, name: str) -> N
     [{"_data_files": [{"filename": ["x"]}, {}, 1]}, {"_data_files": {}}, {"splits": ["."]}, {"splits": [".."]}, {}],
 )
 def test_a_damaged_state_of_a_saved_data_set_is_an_error(tmp_path: Path, state: dict[str, Any]) -> None:
-    (tmp_path / ("dataset_dict.json" if "splits" in state else "state.json")).write_text(json.dumps(state))
+    (tmp_path / "state.json").write_text('{"_data_files": [{"filename": "rows.jsonl"}]}')  # of another set
+    (tmp_path / "rows.jsonl").write_text('{"text": "a"}\n')
+    (tmp_path / "set").mkdir()
+    (tmp_path / "set" / ("dataset_dict.json" if "splits" in state else "state.json")).write_text(json.dumps(state))
     with pytest.raises(ConfigError):
-        Source(tmp_path)
+        Source(tmp_path / "set")
+
+
+def test_a_file_that_a_state_names_twice_is_read_once(tmp_path: Path) -> None:
+    (tmp_path / "state.json").write_text(json.dumps({"_data_files": [{"filename": "rows.jsonl"}] * 9}))
+    (tmp_path / "rows.jsonl").write_text('{"text": "a"}\n')
+    assert Source(tmp_path).count == 1
 
 
 @every("name", ["x.jsonl", "x.csv", "x.json"])
@@ -166,7 +175,8 @@ def test_an_arrow_file_that_ends_early_is_refused(tmp_path: Path) -> None:
 def test_a_parquet_file_that_grows_beyond_the_limit_is_refused_and_takes_no_memory_here(tmp_path: Path) -> None:
     path = tmp_path / "x.parquet"
     schema = pa.schema({"text": pa.string(), "more": pa.list_(pa.null())})
-    table = pa.table({"text": ["a", "b"], "more": [[None] * 100_000_000, []]}, schema)
+    more = pa.ListArray.from_arrays([0, 100_000_000, 100_000_000], pa.nulls(100_000_000))
+    table = pa.table([pa.array(["a", "b"]), more], schema=schema)
     parquet.write_table(table, path, compression="zstd")
     assert path.stat().st_size < 10_000
     with pytest.raises(ConfigError):

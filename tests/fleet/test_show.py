@@ -44,11 +44,12 @@ def test_counts_bases_ranks_and_verdicts(shown):
 
 
 def test_what_needs_a_look_comes_first_by_its_fault(shown):
-    assert [(f.verdict, Path(f.path).name) for f in shown.faulty] == [
+    assert [(f.verdict, Path(f.path).name) for f in shown.faulty[:3]] == [
         ("error", "no-weights"),
         ("error", "truncated"),
         ("untrained", "untrained"),
     ]
+    assert {f.verdict for f in shown.faulty[3:]} == {"SIZ215"}  # their random numbers are large
     assert names(w.path for w in shown.wasteful)[0] == "r16"
 
 
@@ -69,7 +70,7 @@ def test_an_adapter_whose_shapes_do_not_fit_its_declared_base_is_named(shown):
 def test_the_text_names_each_and_json_has_every_key(fleet, capsys):
     assert main(["fleet", "show", str(fleet)]) == 0
     out = capsys.readouterr().out
-    for word in ("13 adapters, 44 modules", "Needs a look (3)", "untrained", "Equal content: 1 group", "Other base? "):
+    for word in ("13 adapters, 44 modules", "Needs a look (13)", "untrained", "Equal content: 1 group", "Other base? "):
         assert word in out
 
 

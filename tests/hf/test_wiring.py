@@ -8,9 +8,8 @@ import sys
 
 import pytest
 
-from gradience import monitor_run
+from gradience import TelemetryReader, TelemetryWriter, monitor_run
 from gradience.events import Alert, StepDigests, Wiring
-from gradience.telemetry import TelemetryReader, TelemetryWriter
 
 torch = pytest.importorskip("torch", reason="needs the hf extra: pip install -e '.[hf]'")
 peft = pytest.importorskip("peft", reason="needs the hf extra: pip install -e '.[hf]'")

@@ -7,6 +7,7 @@ import json
 import numpy as np
 import pytest
 from hostile.inputs import STEM, adapter, base, factors, log_line, run_log, trainer_state
+from tables import grid
 
 LIMIT = 3  # seconds of processor time: none of these takes one where work is bounded
 
@@ -26,8 +27,7 @@ RANKS = {
 }
 
 
-@pytest.mark.parametrize("case", RANKS)
-@pytest.mark.parametrize("verb", ["audit", "compare", "merge-check", "resize", "merge", "diagnose"])
+@grid(each=2, verb=["audit", "compare", "merge-check", "resize", "merge", "diagnose"], case=RANKS)
 def test_work_and_memory_are_bounded_by_the_least_of_rows_columns_and_rank(run, tmp_path, verb, case):
     for name, seed in (("a", 0), ("b", 1)):
         tensors = {}
@@ -56,8 +56,7 @@ NAMES = {
 }
 
 
-@pytest.mark.parametrize("case", NAMES)
-@pytest.mark.parametrize("verb", ["audit", "compare", "merge-check", "resize", "convert", "merge", "check"])
+@grid(each=2, verb=["audit", "compare", "merge-check", "resize", "convert", "merge", "check"], case=NAMES)
 def test_a_long_name_costs_no_more_than_its_length(run, tmp_path, verb, case):
     tensors = factors(stem=f"base_model.model.{NAMES[case]}.q_proj")
     adapter(tmp_path / "a", tensors)
@@ -89,15 +88,14 @@ def test_check_bounds_what_the_names_in_a_config_cost(run, tmp_path, case):
     ended_soon(run("check", "--peft-dir", "a", "--base", "base", limit_s=LIMIT))
 
 
-@pytest.mark.parametrize(
-    "line",
-    [
-        "check --peft-dir a --base base",
-        "verify-merge --base base --adapter a --merged base",
-        "audit a --base base --no-cache",
-    ],
-)
-@pytest.mark.parametrize("case", ["40000 parts", "15000 numbers", "80 KB in one part"])
+BASES = [
+    "check --peft-dir a --base base",
+    "verify-merge --base base --adapter a --merged base",
+    "audit a --base base --no-cache",
+]
+
+
+@grid(each=3, line=BASES, case=["40000 parts", "15000 numbers", "80 KB in one part"])
 def test_a_long_name_in_a_base_costs_no_more_than_its_length(run, tmp_path, line, case):
     name = ".".join(map(str, range(15_000))) if case == "15000 numbers" else NAMES[case]
     base(tmp_path / "base", {f"{name}.q_proj.weight": np.zeros((20, 12), np.float32)})
@@ -145,9 +143,9 @@ def test_the_metrics_of_an_evaluation_are_read_in_linear_time(run, tmp_path, lin
     ended_soon(run(*line.split(), limit_s=2 * LIMIT))
 
 
-@pytest.mark.parametrize("case", PATTERNS)
-@pytest.mark.parametrize("key", ["rank_pattern", "alpha_pattern", "target_modules"])
-@pytest.mark.parametrize("verb", ["audit", "check", "convert"])
+@grid(
+    each=3, verb=["audit", "check", "convert"], key=["rank_pattern", "alpha_pattern", "target_modules"], case=PATTERNS
+)
 def test_no_pattern_takes_for_ever_to_match(run, tmp_path, verb, key, case):
     stem = "base_model.model." + "a" * 60 + "." * 3 + "a" * 300 + ".q_proj"
     pattern = PATTERNS[case]

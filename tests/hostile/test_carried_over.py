@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 from hostile.inputs import CONFIG, STEM, adapter, base, container, factors, safetensors
+from tables import grid
 
 
 def torch_file(folder, tensors):
@@ -84,9 +85,7 @@ WRITERS = {
 }
 
 
-@pytest.mark.parametrize("case", FOREIGN)
-@pytest.mark.parametrize("verb", WRITERS)
-@pytest.mark.parametrize("name", ["base_model.model.lm_head.weight", f"{STEM}.bias", "extra"])
+@grid(each=3, name=["base_model.model.lm_head.weight", f"{STEM}.bias", "extra"], verb=WRITERS, case=FOREIGN)
 def test_what_is_written_opens_in_safetensors_or_nothing_is_written(run, tmp_path, verb, case, name):
     from safetensors import safe_open
 

@@ -6,6 +6,7 @@ import json
 
 import pytest
 from hostile.inputs import CONFIG, adapter, base, container, log_line, run_log, trainer_state
+from tables import grid
 
 
 def nested(depth, core="NaN", opening="[", closing="]"):
@@ -24,9 +25,7 @@ DEEP = {
 LOG_VERBS = ["monitor L", "validate L", "diagnose L", "report L", "check L", "import L --out o", "monitor L --json"]
 
 
-@pytest.mark.parametrize("case", DEEP)
-@pytest.mark.parametrize("verb", LOG_VERBS)
-@pytest.mark.parametrize("event", ["train_step", "run_start", "of another program"])
+@grid(each=3, event=["train_step", "run_start", "of another program"], verb=LOG_VERBS, case=DEEP)
 def test_a_deep_line_of_a_log_is_a_bad_line_or_one_line_of_error(run, tmp_path, verb, case, event):
     lines = {
         "train_step": log_line("train_step", 4, loss=1.0)[:-1],
@@ -43,24 +42,24 @@ def test_a_deep_line_of_a_log_is_a_bad_line_or_one_line_of_error(run, tmp_path, 
     assert len(told.errors) <= (told.code == 2)
 
 
-@pytest.mark.parametrize("case", [*DEEP, "200000 lists"])
-@pytest.mark.parametrize(
-    ("name", "line"),
-    [
-        ("base/model.safetensors.index.json", "verify-merge --base base --adapter a --merged base"),
-        ("base/model.safetensors.index.json", "check --peft-dir a --base base"),
-        ("base/model.safetensors.index.json", "audit a --base base --no-cache"),
-        ("base/config.json", "check --peft-dir a --base base"),
-        ("x/adapter_model.safetensors.index.json", "audit x"),
-        ("a/adapter_config.json", "audit a"),
-        ("a/adapter_config.json", "check --peft-dir a"),
-        ("a/adapter_config.json", "convert a --to mlx --out o"),
-        ("out/trainer_state.json", "import out --out o.jsonl"),
-        ("out/trainer_state.json", "diagnose out"),
-        ("table.json", "import table.json --out o.jsonl"),
-    ],
-)
-def test_a_deep_document_is_one_line_of_error(run, tmp_path, name, line, case):
+DOCUMENTS = [
+    ("base/model.safetensors.index.json", "verify-merge --base base --adapter a --merged base"),
+    ("base/model.safetensors.index.json", "check --peft-dir a --base base"),
+    ("base/model.safetensors.index.json", "audit a --base base --no-cache"),
+    ("base/config.json", "check --peft-dir a --base base"),
+    ("x/adapter_model.safetensors.index.json", "audit x"),
+    ("a/adapter_config.json", "audit a"),
+    ("a/adapter_config.json", "check --peft-dir a"),
+    ("a/adapter_config.json", "convert a --to mlx --out o"),
+    ("out/trainer_state.json", "import out --out o.jsonl"),
+    ("out/trainer_state.json", "diagnose out"),
+    ("table.json", "import table.json --out o.jsonl"),
+]
+
+
+@grid(each=3, document=DOCUMENTS, case=[*DEEP, "200000 lists"])
+def test_a_deep_document_is_one_line_of_error(run, tmp_path, document, case):
+    name, line = document
     deep = DEEP.get(case) or nested(200_000, "1")
     adapter(tmp_path / "a")
     base(tmp_path / "base")
@@ -81,8 +80,7 @@ def test_a_deep_document_is_one_line_of_error(run, tmp_path, name, line, case):
     assert len(told.err) < 1000
 
 
-@pytest.mark.parametrize("case", DEEP)
-@pytest.mark.parametrize("verb", ["audit", "check"])
+@grid(each=2, verb=["audit", "check"], case=DEEP)
 def test_a_deep_header_of_a_weights_file_is_one_line_of_error(run, tmp_path, verb, case):
     adapter(tmp_path / "a")
     base(tmp_path / "base")
@@ -108,8 +106,7 @@ NUMBERS = {
 }
 
 
-@pytest.mark.parametrize("case", NUMBERS)
-@pytest.mark.parametrize("key", ["r", "bf16", "use_rslora", "model_name", "max_steps", "unheard_of"])
+@grid(each=3, key=["r", "bf16", "use_rslora", "model_name", "max_steps", "unheard_of"], case=NUMBERS)
 def test_a_number_of_thousands_of_digits_in_yaml_is_one_line_of_error_or_taken_for_text(run, tmp_path, key, case):
     (tmp_path / "c.yaml").write_text(f"lr: 1e-4\nlora_alpha: 8\n{key}: {NUMBERS[case]}\n")
     told = run("check", "c.yaml", "--json")
@@ -171,23 +168,23 @@ def test_no_value_of_an_option_ends_in_a_traceback(run, option, value):
     assert len(told.err) < 1000
 
 
-@pytest.mark.parametrize(
-    "line",
-    [
-        "merge a a --weights {} --out o",
-        "merge-check a a --weights {}",
-        "resize a --rank {} --out o",
-        "resize a --max-mb {} --out o",
-        "resize a --max-params {} --out o",
-        "audit a --top-wasteful {}",
-        "merge a a --method dare_ties --density 0.5 --seed {} --out o",
-        "merge a a --method svd --rank {} --out o",
-        "compare a a --top {}",
-        "monitor run.jsonl --gap-threshold {}",
-        "validate run.jsonl --max-issues {}",
-    ],
-)
-@pytest.mark.parametrize("value", ["9" * 30, "9" * 5000, "1e999", "nan", "-1", "1,1e308", "1e308,1e308", "nan,1"])
+LINES = [
+    "merge a a --weights {} --out o",
+    "merge-check a a --weights {}",
+    "resize a --rank {} --out o",
+    "resize a --max-mb {} --out o",
+    "resize a --max-params {} --out o",
+    "audit a --top-wasteful {}",
+    "merge a a --method dare_ties --density 0.5 --seed {} --out o",
+    "merge a a --method svd --rank {} --out o",
+    "compare a a --top {}",
+    "monitor run.jsonl --gap-threshold {}",
+    "validate run.jsonl --max-issues {}",
+]
+VALUES = ["9" * 30, "9" * 5000, "1e999", "nan", "-1", "1,1e308", "1e308,1e308", "nan,1"]
+
+
+@grid(each=3, line=LINES, value=VALUES)
 def test_no_number_of_an_option_ends_in_a_traceback(run, tmp_path, line, value):
     adapter(tmp_path / "a")
     base(tmp_path / "base")

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json
-import os
 import sqlite3
 import struct
 from contextlib import closing
 
 import pytest
 from hostile.inputs import trainer_state
+from tables import SLOW, grid
 
 from gradience.errors import RecorderError
 from gradience.importers import import_run
@@ -139,7 +139,7 @@ VIEWS = {
 }
 
 
-@pytest.mark.parametrize("case", VIEWS)
+@pytest.mark.parametrize("case", list(VIEWS)[:: 1 if SLOW else 2])
 def test_a_database_that_computes_its_rows_is_refused_soon(run, tmp_path, case):
     pytest.importorskip("trackio", reason="pip install trackio")
     database(tmp_path / "t.db", VIEWS[case])
@@ -149,8 +149,7 @@ def test_a_database_that_computes_its_rows_is_refused_soon(run, tmp_path, case):
     assert told.memory_mb < 300
 
 
-@pytest.mark.parametrize("mode", ["wal", "delete", "truncate", "persist"])
-@pytest.mark.parametrize("verb", ["import t.db --out ../r.jsonl", "monitor t.db"])
+@grid(each=2, verb=["import t.db --out ../r.jsonl", "monitor t.db"], mode=["wal", "delete", "truncate", "persist"])
 def test_opening_a_database_writes_nothing_beside_it(run, tmp_path, verb, mode):
     pytest.importorskip("trackio", reason="pip install trackio")
     live, there = tmp_path / "live", tmp_path / "there"
@@ -184,7 +183,7 @@ def test_a_database_in_a_folder_that_cannot_be_written_is_read(run, tmp_path):
         there.chmod(0o700)
 
 
-TABLES = [(60, 8000, 20), *([(2, 50_000, 25)] if os.environ.get("GRADIENCE_SLOW") else [])]
+TABLES = [(60, 8000, 20), *([(2, 50_000, 25)] if SLOW else [])]
 
 
 @pytest.mark.parametrize(("columns", "rows", "more_mb"), TABLES)

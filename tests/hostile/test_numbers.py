@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import json
-import os
 
 import numpy as np
 import pytest
 from hostile.inputs import STEM, adapter, base, factors
+from tables import grid
 
 VERBS = {
     "audit": ("audit", "a", "--json"),
@@ -52,12 +52,7 @@ INPUTS = {
 }
 
 
-# Every verb meets every second input, and each input every second verb; with GRADIENCE_SLOW=1 all meet.
-EVERY = 1 if os.environ.get("GRADIENCE_SLOW") else 2
-PAIRS = [(verb, case) for i, verb in enumerate(VERBS) for j, case in enumerate(INPUTS) if (i + j) % EVERY == 0]
-
-
-@pytest.mark.parametrize(("verb", "case"), PAIRS)
+@grid(each=3, verb=VERBS, case=INPUTS)
 def test_no_size_of_number_ends_in_a_traceback_or_a_warning_of_a_library(run, tmp_path, verb, case):
     tensors, config = INPUTS[case]
     adapter(tmp_path / "a", tensors, config)
@@ -91,8 +86,7 @@ SHAPES = {
 }
 
 
-@pytest.mark.parametrize("case", SHAPES)
-@pytest.mark.parametrize("verb", ["merge-check", "compare", "merge"])
+@grid(each=2, verb=["merge-check", "compare", "merge"], case=SHAPES)
 def test_adapters_of_models_of_other_sizes_are_told_apart_in_words(run, tmp_path, verb, case):
     for name, modules in zip("abc", SHAPES[case], strict=False):
         tensors = {}

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 from hostile.inputs import adapter, base, factors, log_line, run_log, trainer_state
 from hostile.verbs import LOOKING
+from tables import grid
 
 UNWRITABLE = 2
 
@@ -62,8 +63,7 @@ def forked(run, stdout, argv):
     return run(python=FORKED.format(stdout=stdout, argv=["gradience", *argv]))
 
 
-@pytest.mark.parametrize("stdout", [FULL_DISK, CLOSED], ids=["full disk", "closed"])
-@pytest.mark.parametrize("case", LIGHT)
+@grid(each=2, case=LIGHT, stdout=[FULL_DISK, CLOSED])
 def test_a_stdout_that_takes_nothing_is_one_line_of_error(run, tmp_path, case, stdout):
     run_log(tmp_path / "run.jsonl")
     told = forked(run, stdout, LIGHT[case])
@@ -115,8 +115,7 @@ def test_a_reader_that_went_away_is_no_error_of_a_whole_interpreter(tmp_path, ca
     assert told.returncode in {0, 141}
 
 
-@pytest.mark.parametrize("encoding", ["ascii", "latin-1", "cp1252", "utf-16", "ascii:strict"])
-@pytest.mark.parametrize("options", [[], ["--json"], ["-v"]])
+@grid(each=2, options=[[], ["--json"], ["-v"]], encoding=["ascii", "latin-1", "cp1252", "utf-16", "ascii:strict"])
 def test_a_stdout_that_has_no_such_letters_gets_the_report_all_the_same(run, tmp_path, options, encoding):
     alert = log_line("alert", 2, severity="info", code="größe", message="模型 ✓ \U0001f600")
     run_log(tmp_path / "läuft-模型.jsonl", alert, config={"model_name": "org/模型", "notes": "naïve ✓"})
@@ -188,8 +187,7 @@ def listing(folder):
     }
 
 
-@pytest.mark.parametrize("limit", [0, 900])
-@pytest.mark.parametrize("verb", WRITING)
+@grid(each=2, verb=WRITING, limit=[0, 900])
 def test_a_full_disk_leaves_nothing_half_written_and_is_one_line_of_error(run, tmp_path, verb, limit):
     place = tmp_path / "place"
     adapter(place / "a")
@@ -398,3 +396,34 @@ def test_what_steers_a_terminal_is_an_escape_on_stdout_and_stderr(monkeypatch, c
     assert (first, ours.rstrip(), own.strip()) == ("", f"merge-check: 0/3  {shown}", "")
     assert last == f"gradience: {shown}\n"
     assert output.safe_lines([STEERING]) == f"{shown}\n"
+
+
+ELSEWHERE = {  # ways to stderr that are not ours
+    "a warning": "warnings.warn('w' + RAW)",
+    "a log": "logging.getLogger('theirs').error('w' + RAW)",
+    "a print": "print('w' + RAW, file=sys.stderr)",
+    "a bar": "sys.stderr.writelines(['w' + RAW, RAW])",
+    "a trace of a thread": "exec('def f(): raise ValueError(RAW)', globals()); "
+    "t = threading.Thread(target=f); t.start(); t.join()",
+}
+
+
+THEIRS = """
+import logging, threading, warnings
+import gradience.cli.schema as verbs
+RAW, plain = {raw!r}, verbs.rules
+def rules(*given, **named):
+    {code}
+    return plain(*given, **named)
+rules.__doc__ = "Rules."
+verbs.rules = rules
+"""
+
+
+def test_what_libraries_write_steers_no_terminal_either(run):
+    for way, code in ELSEWHERE.items():
+        theirs = THEIRS.format(raw=STEERING, code=code)
+        told = run(python=theirs + FORKED.format(stdout="", argv=["gradience", "rules"]))
+        assert told.code == 0, (way, told.err)
+        assert r"\u001b[2J\u000d\u202e\u009b31m" in told.err, way
+        assert not set("\x1b\r\u202e\x9b") & set(told.err), way

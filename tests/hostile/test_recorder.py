@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+from tables import grid
 
 PRELUDE = """
 import os, sys, warnings, shutil, time
@@ -40,8 +41,7 @@ VALUES = {
 }
 
 
-@pytest.mark.parametrize("case", VALUES)
-@pytest.mark.parametrize("call", ["train_step(1, x=value)", "metrics(1, kind='k', metrics={'x': value})"])
+@grid(each=2, call=["train_step(1, x=value)", "metrics(1, kind='k', metrics={'x': value})"], case=VALUES)
 def test_no_value_holds_training_up_or_fills_the_memory(run, case, call):
     told = run(
         limit_s=3,

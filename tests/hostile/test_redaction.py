@@ -194,7 +194,7 @@ def test_no_secret_of_the_command_line_is_repeated(option):
     leaks = []
     for turn, secrets in kinds(GIVEN, option):
         text = texts_of(secrets)[4 + turn % 4]
-        leaks += shown(secrets, *command("check", "--lr", "1", option, text, "--isolated"))
+        leaks += shown(secrets, *command("check", "--lr", "1", option, text, "--settings", "none"))
     assert sorted(set(leaks)) == []
 
 

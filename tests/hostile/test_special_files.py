@@ -5,8 +5,8 @@ from __future__ import annotations
 import json
 import os
 
-import pytest
 from hostile.inputs import CONFIG, adapter, base, run_log, trainer_state
+from tables import grid
 
 LIMIT = 3
 
@@ -52,9 +52,9 @@ WHERE = {
 }
 
 
-@pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize(("name", "line"), [(name, line) for name, lines in WHERE.items() for line in lines])
-def test_only_regular_files_of_a_sensible_size_are_read(run, tmp_path, name, line, kind):
+@grid(each=2, where=[(n, line) for n, lines in WHERE.items() for line in lines], kind=KINDS)
+def test_only_regular_files_of_a_sensible_size_are_read(run, tmp_path, where, kind):
+    name, line = where
     for folder in ("a", "b"):
         adapter(tmp_path / folder)
     base(tmp_path / "base")
@@ -93,8 +93,7 @@ REFS = {
 }
 
 
-@pytest.mark.parametrize("case", REFS)
-@pytest.mark.parametrize("verb", ["check", "verify-merge"])
+@grid(each=2, verb=["check", "verify-merge"], case=REFS)
 def test_a_ref_that_names_no_revision_is_refused_in_words(run, tmp_path, verb, case):
     adapter(tmp_path / "a")
     hub_entry(tmp_path / "hub", REFS[case])

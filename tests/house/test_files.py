@@ -46,9 +46,9 @@ ALLOWED = {
     ("models/statistics.py", "read", "self._path.open"): "the same",
     ("models/statistics.py", "read", "np.fromfile"): "the same",
     (
-        "render/html/figures.py",
+        "blocks/html/figures.py",
         "style_sheet",
-        "files('gradience.render.html').joinpath('style.css').read_text",
+        "files('gradience.blocks.html').joinpath('style.css').read_text",
     ): "a file of ours",
     ("tables/query.py", "opened", "duckdb.connect"): "a database in memory",
     ("collect/fleet/find.py", "_peeked", "system.open"): "by fsspec: a URL, of whose file a bounded head is read",

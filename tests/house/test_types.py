@@ -1,4 +1,4 @@
-"""mypy, which takes a minute of one core: here it runs beside the other tests."""
+"""mypy, which takes half a minute of one core: here it runs beside the other tests."""
 
 from __future__ import annotations
 

@@ -6,6 +6,7 @@ import errno
 import os
 import signal
 import stat
+import subprocess
 import sys
 from functools import partial
 from pathlib import Path
@@ -201,7 +202,33 @@ def test_a_result_is_as_private_as_its_sources_from_its_first_byte_on(tmp_path: 
         assert stat.S_IMODE((made / "in").stat().st_mode) == mode | 0o100 | (mode & 0o444) >> 2
 
 
-def _replaced(out: Path, *, as_folder: bool) -> None:
+def test_a_folder_that_keeps_others_from_a_source_and_not_from_the_result_counts(tmp_path: Path) -> None:
+    for guard, beside, within in ((0o700, 0o600, 0o644), (0o750, 0o640, 0o644), (0o755, 0o644, 0o644)):
+        guarded = tmp_path / f"{guard:o}"
+        (guarded / "adapter").mkdir(parents=True)
+        (guarded / "adapter" / "weights").touch(0o644)
+        (tmp_path / f"link{guard:o}").symlink_to(guarded / "adapter")
+        guarded.chmod(guard)
+        for source in (guarded / "adapter", guarded / "adapter" / "weights", tmp_path / f"link{guard:o}"):
+            for out, mode in ((tmp_path / "out", beside), (guarded / "out", within)):
+                with atomic_file(out, sources=[source], force=True):
+                    pass
+                assert stat.S_IMODE(out.stat().st_mode) == mode, (guard, source, out)
+    with atomic_file(tmp_path / "log", sources=[], private=True) as one:
+        assert stat.S_IMODE(one.stat().st_mode) == 0o600
+
+
+def _text(out: Path) -> str:
+    return "".join(path.read_text() for path in sorted(out.iterdir())) if out.is_dir() else out.read_text()
+
+
+# Replaces an output in a fork, which is killed at its so-many-eth call into C; here, since a fork of the tests is dear.
+KILLED = """
+import os, signal, sys
+from pathlib import Path
+from gradience.io.atomic import atomic_file, atomic_folder
+
+def replaced(out, as_folder):
     if as_folder:
         with atomic_folder(out, sources=[], force=True) as draft:
             for name in ("a.txt", "b.txt"):
@@ -210,40 +237,41 @@ def _replaced(out: Path, *, as_folder: bool) -> None:
         with atomic_file(out, sources=[], force=True) as draft:
             draft.write_text("newnew")
 
+def profile(frame, event, of):
+    if event == "c_call" and next(calls) == at:
+        os.kill(os.getpid(), signal.SIGKILL)
 
-def _text(out: Path) -> str:
-    return "".join(path.read_text() for path in sorted(out.iterdir())) if out.is_dir() else out.read_text()
-
-
-def _killed(out: Path, *, as_folder: bool, at: int) -> bool:
-    """Whether a process that replaces the output was killed at its so-many-eth call into C."""
-    child = os.fork()
-    if not child:
+out, as_folder = Path(sys.argv[1]), sys.argv[2] == "True"
+replaced(out, as_folder)
+for line in sys.stdin:
+    at = int(line)
+    if not (child := os.fork()):
         calls = iter(range(1 << 20))
-
-        def profile(_frame: object, event: str, _of: object) -> None:
-            if event == "c_call" and next(calls) == at:
-                os.kill(os.getpid(), signal.SIGKILL)
-
         sys.setprofile(profile)
-        _replaced(out, as_folder=as_folder)
+        replaced(out, as_folder)
         os._exit(0)
-    return os.WIFSIGNALED(os.waitpid(child, 0)[1])
+    print(int(os.WIFSIGNALED(os.waitpid(child, 0)[1])), flush=True)
+"""
 
 
 @pytest.mark.parametrize("as_folder", [True, False])
 def test_a_kill_at_any_call_leaves_a_whole_output_under_the_name_and_nothing_beside_it_after_the_next(
     tmp_path: Path, *, as_folder: bool
 ) -> None:
-    out = tmp_path / "out"
-    _replaced(out, as_folder=as_folder)
-    at, kills = 0, 0
-    while _killed(out, as_folder=as_folder, at=at):
-        kills += 1
-        assert _text(out) == "newnew", at
-        assert len(list(tmp_path.iterdir())) <= 2, at  # what the killed one before left is gone
-        at += 3
-    assert kills > 20
+    out, kills = tmp_path / "out", 0
+    command, pipe = [sys.executable, "-c", KILLED, str(out), str(as_folder)], subprocess.PIPE
+    with subprocess.Popen(command, stdin=pipe, stdout=pipe, text=True, bufsize=1) as process:
+        assert process.stdin is not None
+        assert process.stdout is not None
+        for at in range(0, 1 << 20, 3):
+            process.stdin.write(f"{at}\n")
+            if process.stdout.readline() != "1\n":
+                break
+            kills += 1
+            assert _text(out) == "newnew", at
+            assert len(list(tmp_path.iterdir())) <= 2, at  # what the killed one before left is gone
+        process.stdin.close()
+    assert (process.returncode, kills > 20) == (0, True)
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from tables import every
+from tables import every, grid
 
 from gradience.adapters.layout import Module
 from gradience.errors import AdapterError
@@ -58,10 +58,7 @@ def target_of(updates: list[np.ndarray], method: str, density: float, places: li
     return total / np.maximum(np.sum(agrees, axis=0), 1)
 
 
-@pytest.mark.parametrize("holders", ["both", "the second"])
-@pytest.mark.parametrize("dtype", ["F32", "BF16"])
-@pytest.mark.parametrize("method", METHODS)
-@pytest.mark.parametrize("size", SHAPES)
+@grid(each=2, size=SHAPES, method=METHODS, dtype=["F32", "BF16"], holders=["both", "the second"])
 def test_factors_and_norms_are_those_of_the_dense_updates(size, method, dtype, holders, tmp_path):
     shape, ranks = SHAPES[size]
     modules = [module(shape, r, seed, scale) for seed, (r, scale) in enumerate(zip(ranks, (2.0, 0.5), strict=True))]

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from hypothesis import given, strategies as st
+from tables import grid
 
 from gradience import merge_adapters
 from gradience.spectral.sums import gram_norm, numerical_rank, pair_grams, squared_distance
@@ -30,8 +31,7 @@ def squared_norm(b: np.ndarray, a: np.ndarray) -> float:
     return gram_norm(pair_grams(b, a), lambda: (b, a))
 
 
-@pytest.mark.parametrize("method", ["linear", "cat"])
-@pytest.mark.parametrize("kind", KINDS)
+@grid(each=2, kind=KINDS, method=["linear", "cat"])
 def test_exact_methods_are_the_weighted_sum(kind, method, save, merged, furthest, tmp_path):
     one, two = (save(name, **{"seed": seed, **KINDS[kind], **more}) for name, seed, more in SIDES)
     report = merge_adapters([one.folder, two.folder], tmp_path / "out", method=method, weights=[0.7, -1.5])

@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 import time
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +36,8 @@ def base_with(llama: Saved, to: Path, **config: Any) -> Path:
         ({"hidden_size": "wide"}, ""),
         ({"num_hidden_layers": -1}, ""),
         ({"num_hidden_layers": 10_000_000}, "states parts without end"),
+        ({"num_hidden_layers": 513}, "states 513 layers, and its files hold "),
+        ({"num_labels": (1 << 20) + 1}, "states 1,048,577 labels"),
         ({"vocab_size": None}, ""),
         ({"quantization_config": {"quant_method": "gptq", "bits": 4}}, ""),
         ({"rope_parameters": {"rope_type": "nothing"}}, ""),
@@ -49,6 +52,36 @@ def test_a_base_that_cannot_be_loaded_is_an_error_in_words_and_its_code_is_not_r
     assert says in str(caught.value)
     assert "\n" not in str(caught.value)
     assert not (base / "ran").exists()
+
+
+@every(
+    ("names", "says"),
+    [
+        (["m.safetensors", "../outside.safetensors"], "names a file outside its folder"),
+        (["m.safetensors", "gone.safetensors"], "are missing"),
+        (["m.safetensors", "twice.safetensors"], "both hold a tensor"),
+    ],
+)
+def test_weights_are_read_where_the_index_was_checked(
+    llama: Saved, tmp_path: Path, names: list[str], says: str
+) -> None:
+    base = base_with(llama, tmp_path / "base")
+    (base / "model.safetensors").rename(base / "m.safetensors")
+    for name in ("../outside.safetensors", "twice.safetensors"):
+        shutil.copy(base / "m.safetensors", base / name)
+    index = {"weight_map": {f"t{i}": name for i, name in enumerate(names)}}
+    (base / "model.safetensors.index.json").write_text(json.dumps(index))
+    with pytest.raises(AdapterError, match=says):
+        load_model(base, llama.adapter)
+
+
+def test_a_compressed_pickle_is_not_unpacked(llama: Saved, tmp_path: Path) -> None:
+    base = base_with(llama, tmp_path / "base")
+    (base / "model.safetensors").unlink()
+    with zipfile.ZipFile(base / "pytorch_model.bin", "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("archive/data/0", bytes(1 << 20))
+    with pytest.raises(AdapterError, match="is a compressed archive"):
+        load_model(base, llama.adapter)
 
 
 def test_code_that_a_known_model_names_is_left_alone(llama: Saved, tmp_path: Path) -> None:
@@ -96,6 +129,12 @@ RESOLVED: list[tuple[dict[str, Any], str]] = [  # fields of the config, and what
     ({"rank_pattern": {rf"(?={EVIL})q_proj": 8}}, "cannot be matched on the name"),
     ({"layers_pattern": EVIL, "layers_to_transform": [0]}, "is no plain name"),
     ({"modules_to_save": [EVIL]}, "is no plain name"),
+    ({"r": 10**9}, "r is 1,000,000,000, and none of its tensors is wider than"),
+    ({"rank_pattern": {"q_proj": 10**8}}, "q_proj is 100,000,000, and none"),
+    ({"peft_type": "PREFIX_TUNING", "num_virtual_tokens": 10**8}, "num_virtual_tokens is 100,000,000, and none"),
+    ({"layer_replication": [[0, 1]] * 513}, "layer_replication makes 513 layers"),
+    ({"init_lora_weights": "pissa_niter_1000000"}, "initial values take 1,000,000 turns"),
+    ({"init_lora_weights": "loftq", "loftq_config": {"loftq_iter": 65}}, "initial values take 65 turns"),
 ]
 
 

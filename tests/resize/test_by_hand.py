@@ -5,7 +5,6 @@ from __future__ import annotations
 import itertools
 import json
 import math
-from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -19,11 +18,13 @@ from safetensors.numpy import load_file, save_file
 from tables import every
 
 from gradience import AdapterError, OptionError, OutputError, resize_adapter
-from gradience.adapters.open import open_adapter
 from gradience.rewrite.options import ResizeOptions, Target
-from gradience.rewrite.resize import cut
-from gradience.rewrite.resize.cut import Job, module_rank, planned_file, refit_of, refitted
-from gradience.rewrite.resize.plan import Loss, Plan, new_config, relative_error, resizable_pairs, source_of
+from gradience.rewrite.resize import factors
+from gradience.rewrite.resize.factors import Cut, Loss, planned_file, refit_of, refitted
+from gradience.rewrite.resize.plan import Plan, new_config, relative_error
+from gradience.rewrite.resize.subject import Subject, resizable_pairs
+from gradience.rewrite.resize.weights import module_rank
+from gradience.rewrite.sides import open_stored
 from gradience.rules.weights.ranks import Patterns
 from gradience.spectral.update import reduced
 
@@ -328,9 +329,11 @@ def test_factors_of_eight_bits_are_not_rounded_to_eight_bits_again(tmp_path):
 @pytest.mark.parametrize(("kinds", "half"), [(("f2", "f2"), True), (("f2", "f4"), False), (("f4", "f2"), False)])
 def test_products_are_of_float32_where_both_factors_will_be_of_sixteen_bits(kinds, half, tmp_path, monkeypatch):
     seen = []
-    monkeypatch.setattr(cut, "reduced", lambda *a, half, **more: seen.append(half) or reduced(*a, half=half, **more))
-    factors = tuple(x.astype(kind) for x, kind in zip(diagonal(4.0, 2.0), kinds, strict=True))
-    resize_adapter(adapter(tmp_path / "a", {"q": factors}), tmp_path / "out", rank=1)
+    monkeypatch.setattr(
+        factors, "reduced", lambda *a, half, **more: seen.append(half) or reduced(*a, half=half, **more)
+    )
+    pair = tuple(x.astype(kind) for x, kind in zip(diagonal(4.0, 2.0), kinds, strict=True))
+    resize_adapter(adapter(tmp_path / "a", {"q": pair}), tmp_path / "out", rank=1)
     assert seen == [half]
 
 
@@ -345,16 +348,12 @@ def test_a_module_that_is_not_finite_is_named(side, tmp_path):
     assert error.value.advice == "'gradience audit' names all such modules"
 
 
-def test_a_norm_whose_square_is_over_the_range_and_an_adapter_without_a_file_are_refused(tmp_path):
+def test_a_norm_whose_square_is_over_the_range_is_refused(tmp_path):
     b, a = diagonal(1e80, 1.0, dtype=np.float64)
     folder = adapter(tmp_path / "a", {"q": diagonal(1.0), "v": (b, a * 1e80)})
     with pytest.raises(AdapterError) as error:
         resize_adapter(folder, rank=1)
     assert str(error.value) == "v: the square of its norm is over the range of float64"
-    with pytest.raises(AdapterError) as error:
-        source_of(replace(open_adapter(folder)[1], source=None))
-    assert str(error.value) == "the adapter's tensors cannot be read again"
-    assert error.value.advice == "open it from its files"
 
 
 # --- DoRA --------------------------------------------------------------------------------------------------------
@@ -531,10 +530,9 @@ def test_what_lies_beside_a_file_of_kohyas_is_no_part_of_it(tmp_path):
 
 def test_a_pair_at_rank_zero_leaves_the_file_and_all_others_stay_in_their_order(tmp_path):
     folder = adapter(tmp_path / "a", {"q": diagonal(4.0, 2.0), "v": diagonal(1.0, 0.5), "w": diagonal(2.0)})
-    _, found = open_adapter(folder)
-    ranks = {"q": 0, "v": 1, "w": 1}
-    jobs = [Job(pair, ranks[pair.path]) for pair in resizable_pairs(found)]
-    tensors = planned_file(found.source, jobs)
+    stored, ranks = open_stored(folder), {"q": 0, "v": 1, "w": 1}
+    pairs = resizable_pairs(stored.adapter)
+    tensors = planned_file(Subject(stored, pairs, None), [Cut(pair, ranks[pair.path], [], dict) for pair in pairs])
     names = [f"{PREFIX}{name}.lora_{side}.weight" for name in "vw" for side in "AB"]
     assert [tensor.name for tensor in tensors] == names
     assert [tensor.shape for tensor in tensors] == [(1, 5), (6, 1)] * 2
@@ -580,9 +578,8 @@ def test_an_error_is_a_share_of_the_energy_and_never_over_one(lost, energy, erro
 def test_dora_asks_its_base_for_the_tensor_that_the_module_names(given, asked):
     module = SimpleNamespace(name="q", base_name=given)
     base = SimpleNamespace(find=lambda name: None)
-    job = SimpleNamespace(pair=SimpleNamespace(first=module, layout=None), base=base, magnitude="m")
     with pytest.raises(AdapterError) as error:
-        refit_of(None, job)
+        refit_of(None, SimpleNamespace(first=module, layout=None), 1, base)
     assert str(error.value) == f"the base has no {asked}"
 
 
@@ -620,7 +617,7 @@ def test_dora_that_keeps_its_rank_needs_no_base(tmp_path):
 
 
 def test_a_config_keeps_its_keys_and_takes_the_plan_s_ranks_and_fields():
-    plan = Plan([], {}, Patterns(2, 4, {"q": 1}, {"q": 2}), [], None, {"target_modules": ["q", "v"]})
+    plan = Plan([], Patterns(2, 4, {"q": 1}, {"q": 2}), [], None, {"target_modules": ["q", "v"]})
     raw = {"r": 8, "target_modules": "all-linear", "bias": "none", "init_lora_weights": "Orthogonal"}
     fields, notes = new_config(raw, plan)
     wanted = {"r": 2, "lora_alpha": 4, "rank_pattern": {"q": 1}, "alpha_pattern": {"q": 2}, "bias": "none"}

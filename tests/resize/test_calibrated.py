@@ -6,6 +6,7 @@ import json
 import math
 import shutil
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import peft_models
@@ -23,14 +24,8 @@ from gradience.models import load_model
 from gradience.models.inputs import batches, read_inputs
 from gradience.models.outputs import log_probs, logits_of, row_sizes
 from gradience.models.statistics import lora_layers, statistics
-from gradience.rewrite.options import ResizeOptions, Target
-from gradience.rewrite.resize.calibrated import (
-    BY_WEIGHTS,
-    calibrate_adapter,
-    kept_for,
-    plan_by_outputs,
-    without_modules,
-)
+from gradience.rewrite.options import Target
+from gradience.rewrite.resize.outputs import Measurement, TextFile, chosen, measure, plan_by_outputs
 from gradience.rewrite.resize.pieces import (
     Candidate,
     combined,
@@ -42,7 +37,9 @@ from gradience.rewrite.resize.pieces import (
     shortest,
     within,
 )
-from gradience.rewrite.resize.plan import resizable_pairs
+from gradience.rewrite.resize.running import Running, run, without_modules
+from gradience.rewrite.resize.subject import BY_WEIGHTS, Subject, resizable_pairs
+from gradience.rewrite.sides import open_stored
 
 TARGETS = ["q_proj", "v_proj", "down_proj"]
 
@@ -57,10 +54,27 @@ def texts(tmp_path_factory) -> Path:
     return write_texts(tmp_path_factory.mktemp("texts") / "texts.txt", 80)
 
 
+class Calibrated(NamedTuple):
+    """An adapter, the model that runs with it, and what that says on inputs."""
+
+    subject: Subject
+    running: Running
+    measurement: Measurement
+
+
+def calibrate(case: Saved, texts: Path) -> Calibrated:
+    def silent(*_: object) -> None:
+        pass
+
+    stored = open_stored(case.adapter)
+    subject = Subject(stored, resizable_pairs(stored.adapter), None)
+    running = run(subject, case.base, silent)
+    return Calibrated(subject, running, measure(subject, running, TextFile(texts, token_ids=False, seed=0), silent))
+
+
 @pytest.fixture(scope="module")
 def calibrated(llama, texts):
-    files, adapter = open_adapter(llama.adapter)
-    return calibrate_adapter(files, adapter, ResizeOptions(base=llama.base, calibrate=texts))
+    return calibrate(llama, texts)
 
 
 def drawn_labels(model, parts, seed):
@@ -116,18 +130,18 @@ def part_len(part, row):
 def test_a_base_whose_outputs_are_not_finite_is_an_error_in_words(llama, calibrated, tmp_path):
     model = load_model(llama.base, llama.adapter)
     model.model.get_output_embeddings().weight.data[0] = math.nan
-    parts = batches(calibrated.inputs.chosen_by[:2], tokens=40, pad=0)
+    parts = batches(calibrated.measurement.split.chosen_by[:2], tokens=40, pad=0)
     with pytest.raises(AdapterError, match="the outputs of the base with the adapter are not finite"):
-        statistics(model, lora_layers(model, list(calibrated.pairs)), parts, seed=3, folder=tmp_path)
+        statistics(model, lora_layers(model, list(calibrated.running.pairs)), parts, seed=3, folder=tmp_path)
 
 
 def test_statistics_and_gates_are_those_of_a_dense_float64_computation(llama, calibrated, tmp_path):
     model = load_model(llama.base, llama.adapter)
     model.model.double()
-    examples = calibrated.inputs.chosen_by[:10]
+    examples = calibrated.measurement.split.chosen_by[:10]
     parts = batches(examples, tokens=40, pad=0)
     assert max(len(part.rows) for part in parts) > 1
-    found = statistics(model, lora_layers(model, list(calibrated.pairs)), parts, seed=3, folder=tmp_path)
+    found = statistics(model, lora_layers(model, list(calibrated.running.pairs)), parts, seed=3, folder=tmp_path)
     order = [row for part in parts for row in part.rows]
     g, h, sums = dense_statistics(model, examples, parts, drawn_labels(model, parts, 3))
     assert found.moments.keys() == g.keys()
@@ -242,7 +256,7 @@ def test_the_shortest_beginning_within_the_tolerance_is_found(enough):
 def test_the_measured_kl_is_within_the_tolerance_and_is_that_of_the_adapter_as_written(
     llama, texts, tmp_path, monkeypatch
 ):
-    monkeypatch.setattr("gradience.rewrite.resize.calibrated._ROUNDS", 1)  # too few: the bar waits at its end
+    monkeypatch.setattr("gradience.rewrite.resize.outputs._ROUNDS", 1)  # too few: the bar waits at its end
     told = []
     report = resize_adapter(
         llama.adapter,
@@ -266,8 +280,7 @@ def test_the_measured_kl_is_within_the_tolerance_and_is_that_of_the_adapter_as_w
     assert report.params_after < report.params_before
     assert (record.inputs, record.measured_inputs) == (54, 26)
     whole, cut = load_model(llama.base, llama.adapter), load_model(llama.base, tmp_path / "out")
-    files, adapter = open_adapter(llama.adapter)
-    examples = calibrate_adapter(files, adapter, ResizeOptions(base=llama.base, calibrate=texts)).inputs.measured_on
+    examples = calibrate(llama, texts).measurement.split.measured_on
     kl = flips = n = 0
     with torch.no_grad():
         for part in batches(examples, tokens=1, pad=0):
@@ -285,7 +298,7 @@ def test_the_measured_kl_is_within_the_tolerance_and_is_that_of_the_adapter_as_w
     [(1e-9, 1.0, {"kl"}), (9.0, 1.0, {"effect"}), (9.0, 0.0, {"flips"})],
 )
 def test_the_limit_that_bound_the_size_is_named(calibrated, kl, flips, bound_by):
-    found = plan_by_outputs(calibrated, Target("kl", kl, flips)).calibration.bound_by
+    found = plan_by_outputs(*calibrated, Target("kl", kl, flips))[1].bound_by
     assert bound_by <= set(found)
     assert ("kl" in found) is (kl < 1.0)
     assert ("flips" in found) is (flips < 1.0)
@@ -295,15 +308,14 @@ def merged(model, folder):
     return peft_models.merged_weights(peft_models.loaded(model, folder).double())
 
 
-def wanted_merge(model, case: Saved, texts, target, **options):
+def wanted_merge(model, case: Saved, texts, target):
     """The base's weights plus s B M A by the pieces of the same calibration, in float64."""
-    files, adapter = open_adapter(case.adapter)
-    found = calibrate_adapter(files, adapter, ResizeOptions(base=case.base, calibrate=texts, **options))
-    kept = kept_for(found, Target(*target))
+    subject, running, measurement = calibrate(case, texts)
+    kept, pieces = chosen(subject, measurement, Target(*target)).kept, measurement.effects.pieces
     weights = peft_models.weights_of(model)
-    for path, pair in found.pairs.items():
-        b, a = (f[0].astype(np.float64) for f in pair.layout.read(adapter.source))
-        update = pair.first.scale * b @ combined(found.pieces[path], kept[path]) @ a
+    for path, pair in running.pairs.items():
+        b, a = (f[0].astype(np.float64) for f in pair.layout.read(subject.tensors))
+        update = pair.first.scale * b @ combined(pieces[path], kept[path]) @ a
         weights[f"{path}.weight"] = weights[f"{path}.weight"] + (update.T if pair.layout.transposed else update)
     return weights, kept
 
@@ -354,10 +366,12 @@ def test_the_written_adapter_merges_to_s_b_m_a_and_keeps_all_else(name, texts, t
 
 def test_modules_without_a_piece_leave_the_adapter_and_peft_follows(llama, texts, calibrated, tmp_path):
     report = resize_adapter(llama.adapter, tmp_path / "out", base=llama.base, calibrate=texts, max_params=150)
-    kept = kept_for(calibrated, Target("max_params", 150))
+    kept = chosen(calibrated.subject, calibrated.measurement, Target("max_params", 150)).kept
     for row in report.modules:  # half the squares of what the gates left out sum to
-        left = np.delete(calibrated.candidates[row.name].gates, kept[row.name], axis=1).sum(axis=1)
-        assert row.kl_predicted == pytest.approx(0.5 * np.sum(left**2) / calibrated.predictions, rel=1e-3)
+        left = np.delete(calibrated.measurement.effects.candidates[row.name].gates, kept[row.name], axis=1).sum(axis=1)
+        assert row.kl_predicted == pytest.approx(
+            0.5 * np.sum(left**2) / calibrated.measurement.effects.predictions, rel=1e-3
+        )
     gone = {row.name for row in report.modules if row.rank_after == 0}
     assert gone
     config = json.loads((tmp_path / "out" / "adapter_config.json").read_text())

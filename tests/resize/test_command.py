@@ -78,13 +78,13 @@ def test_the_help_defines_each_criterion_by_its_formula(capsys):
 SLOW = """
 import os, signal, sys, time
 signal.signal(signal.SIGINT, signal.default_int_handler)
-import gradience.rewrite.resize.cut as cut
-fast = cut.reduced
+import gradience.rewrite.resize.factors as factors
+fast = factors.reduced
 def slow(*arguments, **options):
     os.write(1, b"begun\\n")  # several threads cut, and a line must stay one
     time.sleep(600)
     return fast(*arguments, **options)
-cut.reduced = slow
+factors.reduced = slow
 from gradience.cli.main import script
 sys.exit(script())
 """

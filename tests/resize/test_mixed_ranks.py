@@ -11,9 +11,9 @@ from hand_made import adapter, diagonal
 from safetensors.numpy import load_file
 
 from gradience import AdapterError, resize_adapter
-from gradience.adapters.open import open_adapter
-from gradience.rewrite.resize.cut import Job, planned_file
-from gradience.rewrite.resize.plan import resizable_pairs
+from gradience.rewrite.resize.factors import Cut, planned_file
+from gradience.rewrite.resize.subject import Subject, resizable_pairs
+from gradience.rewrite.sides import open_stored
 
 RNG = np.random.default_rng(5)
 
@@ -87,9 +87,10 @@ def test_a_module_that_is_not_finite_is_refused_by_name_and_nothing_stays(tmp_pa
 def test_the_later_factor_of_a_pair_that_is_cut_comes_with_the_other(tmp_path):
     modules = {"a": factors(4, 9, 7), "low": diagonal(3.0)}
     place = adapter(tmp_path / "a", modules, r=4, rank_pattern={"low": 1}, extra={"head.weight": np.ones(3)})
-    found = open_adapter(place)[1]
-    tensors = planned_file(found.source, [Job(pair, 1) for pair in resizable_pairs(found)])
+    stored = open_stored(place)
+    pairs = resizable_pairs(stored.adapter)
+    tensors = planned_file(Subject(stored, pairs, None), [Cut(pair, 1, [], dict) for pair in pairs])
     marked = [tensor.name for tensor in tensors if tensor.with_another]
-    cut = [name for name in found.source.tensors if ".a." in name]
+    cut = [name for name in stored.tensors.tensors if ".a." in name]
     assert marked == cut[1:]
     assert len(cut) == 2

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -12,11 +13,10 @@ from hand_made import adapter, diagonal, kohya
 from tables import every
 
 from gradience import AdapterError, ConfigError
-from gradience.adapters.open import open_adapter
 from gradience.models.inputs import Example
 from gradience.rewrite.options import Target
-from gradience.rewrite.resize import calibrated
-from gradience.rewrite.resize.calibrated import kept_for, split_inputs, without_modules
+from gradience.rewrite.resize import running
+from gradience.rewrite.resize.outputs import affordable
 from gradience.rewrite.resize.pieces import (
     Candidate,
     Order,
@@ -30,6 +30,9 @@ from gradience.rewrite.resize.pieces import (
     shortest,
     within,
 )
+from gradience.rewrite.resize.running import split_inputs, targets_of, without_modules
+from gradience.rewrite.resize.subject import Subject, refuse_to_run, resizable_pairs
+from gradience.rewrite.sides import open_stored
 
 # --- pieces ------------------------------------------------------------------------------------------------------
 
@@ -142,7 +145,7 @@ def test_two_thirds_of_the_inputs_choose_and_the_rest_measures(usable, task, cho
         asked.append((path, most, seed, token_ids))
         return SimpleNamespace(examples=rows, cut=3)
 
-    monkeypatch.setattr(calibrated, "read_inputs", read)
+    monkeypatch.setattr(running, "read_inputs", read)
     found = split_inputs("t", SimpleNamespace(task=task), most=128, seed=5, token_ids=True)
     assert asked == [("t", most, 5, True)]
     assert (found.chosen_by, found.measured_on, found.cut) == (rows[:chosen], rows[chosen:], 3)
@@ -150,28 +153,34 @@ def test_two_thirds_of_the_inputs_choose_and_the_rest_measures(usable, task, cho
 
 def test_fewer_inputs_than_24_are_refused_with_the_number_that_would_be_used(monkeypatch):
     rows = [Example((i % 23,), 0, 1) for i in range(30)]  # equal ones count once
-    monkeypatch.setattr(calibrated, "read_inputs", lambda *_, **__: SimpleNamespace(examples=rows, cut=0))
+    monkeypatch.setattr(running, "read_inputs", lambda *_, **__: SimpleNamespace(examples=rows, cut=0))
     with pytest.raises(ConfigError) as error:
         split_inputs("t", SimpleNamespace(task="causal"), most=128, seed=0)
     assert str(error.value) == "t has 23 different inputs that can be used, expected at least 24"
     assert error.value.advice == "192 are used where there are so many; they need no labels"
 
 
+def subject_of(path: Path) -> Subject:
+    stored = open_stored(path)
+    return Subject(stored, resizable_pairs(stored.adapter), None)
+
+
 def test_what_peft_would_not_load_is_not_calibrated(tmp_path):
     source = kohya(tmp_path / "in.safetensors", {"a": (*diagonal(4.0, 3.0), 2.0)})
-    files, found = open_adapter(source)
     with pytest.raises(AdapterError) as error:
-        calibrated.runnable_pairs(files, found)
+        refuse_to_run(subject_of(source))
     assert str(error.value) == "the adapter is in kohya's format, which PEFT does not load"
     assert error.value.advice == "'gradience convert' makes a PEFT adapter of it"
     folder = adapter(tmp_path / "a", {"q": diagonal(1.0)})
-    files, found = open_adapter(folder)
+    whole = subject_of(folder)
     for name in ("adapter_model.safetensors", "adapter_model.bin"):
-        assert list(calibrated.runnable_pairs(files._replace(weights=folder / name), found)) == ["q"]
+        files = whole.stored.files._replace(weights=folder / name)
+        refuse_to_run(whole._replace(stored=whole.stored._replace(files=files)))
     (folder / "adapter_model.safetensors").rename(folder / "other.safetensors")
-    files, found = open_adapter(folder)
+    other = subject_of(folder)
+    files = other.stored.files
     with pytest.raises(AdapterError) as error:
-        calibrated.runnable_pairs(files, found)
+        refuse_to_run(other)
     assert error.value.advice == "to run the model, put both into a folder under these names"
     assert str(error.value) == (
         f"PEFT loads adapter_config.json and adapter_model.safetensors of one folder, and these are {files.config} and "
@@ -181,12 +190,13 @@ def test_what_peft_would_not_load_is_not_calibrated(tmp_path):
 
 def test_a_rank_is_a_budget_of_as_much_as_each_module_has():
     """Of ranks 2 and 8 a rank of 4 takes two and four, six pieces of one price."""
-    layouts = {
-        path: SimpleNamespace(layout=SimpleNamespace(rank=r, params_per_rank=5)) for path, r in (("p", 2), ("q", 8))
-    }
+    pairs = [
+        SimpleNamespace(path=path, layout=SimpleNamespace(rank=r, params_per_rank=5))
+        for path, r in (("p", 2), ("q", 8))
+    ]
     order = Order([("q", n) for n in range(8)] + [("p", 0), ("p", 1)], 0)
-    found: Any = SimpleNamespace(order=order, pairs=layouts)
-    assert kept_for(found, Target("rank", 4)) == {"p": [], "q": [0, 1, 2, 3, 4, 5]}
+    subject: Any = SimpleNamespace(pairs=pairs)
+    assert affordable(subject, order, Target("rank", 4)) == {"p": [], "q": [0, 1, 2, 3, 4, 5]}
 
 
 def test_modules_that_peft_added_are_no_other_modules_of_the_base():
@@ -194,7 +204,7 @@ def test_modules_that_peft_added_are_no_other_modules_of_the_base():
     names = ["", "default", "v", "v.lora_A", "v.lora_A.default", "attn.base_layer.out", "x.attn.base_layer.out"]
     inner = SimpleNamespace(named_modules=lambda: [(name, None) for name in names])
     model = SimpleNamespace(base_model=SimpleNamespace(model=inner))
-    found: Any = SimpleNamespace(model=SimpleNamespace(loaded=SimpleNamespace(model=model)))
-    assert calibrated._fields(found, {"default": [0], "v": []}) == {"target_modules": ["default"]}
-    assert calibrated._fields(found, {"attn.out": [0], "v": []})["target_modules"] == r"(?:attn\.out)"
-    assert calibrated._fields(found, {"x.attn.out": [0], "v": []}) == {"target_modules": ["x.attn.out"]}
+    loaded: Any = SimpleNamespace(model=model)
+    assert targets_of(["default"], loaded) == {"target_modules": ["default"]}
+    assert targets_of(["attn.out"], loaded)["target_modules"] == r"(?:attn\.out)"
+    assert targets_of(["x.attn.out"], loaded) == {"target_modules": ["x.attn.out"]}

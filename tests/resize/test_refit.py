@@ -10,7 +10,7 @@ from safetensors.numpy import save_file
 from tables import every
 
 from gradience import AdapterError, resize_adapter
-from gradience.rewrite.resize.cut import refitted
+from gradience.rewrite.resize.factors import refitted
 
 
 def weight(w, b, a, m, scale):

@@ -8,6 +8,7 @@ import ml_dtypes
 import numpy as np
 import pytest
 from shaped import SPECTRA, M, N, of
+from tables import grid
 
 from gradience.spectral.base import Updated, merge_sums, rounded
 from gradience.spectral.krylov import Operator, leading
@@ -19,8 +20,7 @@ def matrix(kind: str) -> np.ndarray:
     return of(SPECTRA[kind])
 
 
-@pytest.mark.parametrize("kind", SPECTRA)
-@pytest.mark.parametrize("scale", [1e-6, 1.0, 1e6])
+@grid(each=3, scale=[1e-6, 1.0, 1e6], kind=SPECTRA)
 def test_spectral_norm_is_within_1e_5_of_dense_float64(kind, scale):
     w = matrix(kind) * np.float32(scale)
     found = leading(Operator.of(w))

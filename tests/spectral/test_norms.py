@@ -6,13 +6,13 @@ import ml_dtypes
 import numpy as np
 import pytest
 from shaped import FLAT, SPECTRA, of
+from tables import grid
 
 from gradience.spectral import krylov
 from gradience.spectral.krylov import Operator, as_float32, leading, spectral_norm
 
 
-@pytest.mark.parametrize("kind", SPECTRA)
-@pytest.mark.parametrize("scale", [1e-6, 1.0, 1e6])
+@grid(each=3, scale=[1e-6, 1.0, 1e6], kind=SPECTRA)
 def test_it_is_within_1e_5_of_dense_float64(kind, scale):
     w = of(SPECTRA[kind], scale)
     found = spectral_norm(w)
@@ -31,8 +31,11 @@ def test_a_second_value_all_but_as_large_does_not_hide_the_first(apart):
         assert found.value == pytest.approx(true, rel=1e-5)
 
 
-@pytest.mark.parametrize("dtype", [ml_dtypes.bfloat16, np.float16, np.float32, np.float64])
-@pytest.mark.parametrize("shape", [(701, 300), (300, 701), (5, 7), (97, 97), (1, 8)])
+@grid(
+    each=2,
+    shape=[(701, 300), (300, 701), (5, 7), (97, 97), (1, 8)],
+    dtype=[ml_dtypes.bfloat16, np.float16, np.float32, np.float64],
+)
 def test_every_dtype_and_shape_has_the_norm_of_its_own_values(dtype, shape):
     w = np.random.default_rng(0).standard_normal(shape).astype(dtype)
     assert spectral_norm(w).value == pytest.approx(np.linalg.norm(w.astype(np.float64), 2), rel=3e-6)

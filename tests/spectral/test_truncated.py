@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 from hypothesis import given, strategies as st
+from tables import grid
 
 from gradience.spectral import update
 from gradience.spectral.update import leading_part, part_with_energy, rank_for_energy
@@ -19,9 +20,7 @@ def decaying(m, n, decay, seed=0):
     return (u * sigma) @ v.T, sigma
 
 
-@pytest.mark.parametrize("iterated", [False, True])
-@pytest.mark.parametrize("decay", [0.5, 0.9, 0.99, 1.0])
-@pytest.mark.parametrize("shape", [(300, 200), (200, 300)])
+@grid(each=2, shape=[(300, 200), (200, 300)], decay=[0.5, 0.9, 0.99, 1.0], iterated=[False, True])
 def test_a_part_leaves_out_no_more_than_the_best_of_its_rank(monkeypatch, shape, decay, iterated):
     if iterated:
         monkeypatch.setattr(update, "_DENSE_UNDER", 0)

@@ -267,3 +267,10 @@ def test_a_line_behind_a_cut_is_taken_back_where_it_is_the_last(tmp_path, conten
     _take_back(fd, b"row")
     os.close(fd)
     assert log.read_bytes() == left
+
+
+def test_a_writer_without_what_knows_torch_says_where_it_is(tmp_path, monkeypatch):
+    monkeypatch.setattr(TelemetryWriter, "watched_by", None)
+    with TelemetryWriter(tmp_path / "run.jsonl") as log, pytest.raises(RecorderError, match="knows torch") as caught:
+        log.watch(None, None)
+    assert caught.value.advice == "from gradience import TelemetryWriter"

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from tables import grid
 from wire import HEAD, ROW, SCHEMA
 
 from gradience.errors import RecorderError
@@ -111,8 +112,7 @@ def state(summary: RunSummary) -> dict[str, Any]:
     }
 
 
-@pytest.mark.parametrize("chunk", [300, 900, 4000, 1 << 16])
-@pytest.mark.parametrize("seed", range(12))
+@grid(each=3, seed=range(12), chunk=[300, 900, 4000, 1 << 16])
 def test_a_log_read_by_the_block_is_the_log_read_event_by_event(seed, chunk, tmp_path, monkeypatch):
     log = tmp_path / "run.jsonl"
     log.write_text("".join(f"{json.dumps(line)}\n" for line in Drawn(seed).lines), encoding="utf-8")

@@ -130,6 +130,8 @@ WITHIN: dict[str, dict[str, Any]] = {
     "cli.fleet": {
         "audit.engine": "local",
         "show.top": 10,
+    },
+    "cli.runs": {
         "ListOptions.limit": 20,
         "ListOptions.sort": "path",
         "ListOptions.metric": "train/loss",

@@ -131,10 +131,8 @@ TABLE = [
           Length:     240 steps, warmup 4.2%
           Early step: 3.2e-02 (scaling x r x lr; shipped recipes for supervised training 3e-3 to 1e-2)
           EPO001: max_steps overrides epochs, so how often the data repeats is not known
-          BAT001: the number of processes is not given; with one, the batch is 16
           SCH003: about a run to come; this one has begun
           TGT002, TGT005: the base model is not given (--base)
-          RNK001: objective classification: the estimate is for supervised training
         """,
     ),
     (

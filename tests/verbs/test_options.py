@@ -21,7 +21,7 @@ def test_an_option_of_all_writing_verbs_has_one_text(option):
     assert len({words(verb)[option] for verb in WRITING}) == 1
 
 
-@pytest.mark.parametrize("option", ["--peft-dir", "--adapter-config", "--weights"])
+@pytest.mark.parametrize("option", ["--peft-dir", "--adapter-config"])
 def test_an_option_of_the_verbs_of_one_adapter_has_one_text(option):
     assert len({words(verb)[option] for verb in ONE}) == 1
 

@@ -5,13 +5,13 @@ from __future__ import annotations
 import ml_dtypes
 import numpy as np
 import pytest
+from tables import grid
 
 from gradience.errors import OutputError
 from gradience.rewrite.writing import ArraySpool
 
 
-@pytest.mark.parametrize("dtype", [np.float32, np.float64, np.float16, ml_dtypes.bfloat16])
-@pytest.mark.parametrize("shape", [(3, 4), (0, 5), (), (2, 3, 4)])
+@grid(each=2, shape=[(3, 4), (0, 5), (), (2, 3, 4)], dtype=[np.float32, np.float64, np.float16, ml_dtypes.bfloat16])
 def test_an_array_comes_back_bit_for_bit(tmp_path, dtype, shape):
     spool = ArraySpool(tmp_path)
     rng = np.random.default_rng(0)

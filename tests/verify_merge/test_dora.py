@@ -8,6 +8,7 @@ import pytest
 import torch
 from peft import LoraConfig, PeftModel
 from safetensors.torch import load_file, save_file
+from tables import grid
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 LAYERS = [
@@ -28,9 +29,7 @@ def found(report) -> set[str]:
     return {row.verdict for row in report.modules}
 
 
-@pytest.mark.parametrize("options", LAYERS, ids=lambda one: one["target_modules"][0])
-@pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("half", [False, True], ids=["float32 adapter", "adapter in the base's dtype"])
+@grid(each=2, half=[False, True], dtype=DTYPES, options=LAYERS)
 def test_a_merge_of_dora_by_peft_is_within_rounding(make, dtype, options, half):
     if half and dtype == "float32":
         return
@@ -41,8 +40,7 @@ def test_a_merge_of_dora_by_peft_is_within_rounding(make, dtype, options, half):
     assert case.verify(case.base).verdict == "not_contained"
 
 
-@pytest.mark.parametrize("during", DTYPES)
-@pytest.mark.parametrize("save", DTYPES)
+@grid(each=2, save=DTYPES, during=DTYPES)
 def test_dora_through_other_dtypes_is_within_rounding_too(make, during, save):
     case = make(dora(), dtype=torch.bfloat16)
     report = case.verify(case.merge(dtype=DTYPES[during], save=DTYPES[save], safe_merge=True))

@@ -105,7 +105,7 @@ def find_files(path: Path, *, config: Path | None = None, weights: Path | None =
     elif weights is None and path.is_dir():
         others = tuple(_nested(folder))  # PEFT saves adapters not named `default` in sub-folders
     if not os.path.isfile(found):  # noqa: PTH113  # as above
-        raise AdapterError(f"no weights file at {found}", advice="give it with --weights FILE")
+        raise AdapterError(f"no weights file at {found}", advice="give the weights file itself")
     if config is not None and not os.path.isfile(config):  # noqa: PTH113  # as above
         raise AdapterError(f"no config file at {config}", advice="give it with --adapter-config FILE")
     return AdapterFiles(folder, config or _config_beside(found, folder), found, _shards(found), others)
@@ -128,7 +128,7 @@ def _weights_in(folder: Path) -> Path | None:
     if others:
         raise AdapterError(
             f"{len(others)} weights files, none named as PEFT does, in {folder} ({_listed(others)})",
-            advice=f"expected {WEIGHT_NAMES[0]}; give another with --weights FILE",
+            advice=f"expected {WEIGHT_NAMES[0]}; if they have another name, give the file itself",
         )
     return None
 
@@ -155,7 +155,7 @@ def _only_nested(folder: Path) -> tuple[Path, Path]:
         raise AdapterError(f"no adapter weights that can be read from {folder}", advice=advice)
     raise AdapterError(
         f"no adapter weights in {folder} (it holds {_listed(sorted(folder.iterdir())) or 'nothing'})",
-        advice=f"expected {WEIGHT_NAMES[0]}; give another with --weights FILE",
+        advice=f"expected {WEIGHT_NAMES[0]}; if they have another name, give the file itself",
     )
 
 

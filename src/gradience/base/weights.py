@@ -80,7 +80,7 @@ class NormsCache:
     """
 
     def __init__(self, folder: Path | None, files: Sequence[Path]) -> None:
-        self._stamp = "" if folder is None else stamp(files)
+        self._files, self._stamp = files, "" if folder is None else stamp(files)
         self._file = None if folder is None else folder / f"{self._stamp[:32]}.json"
         self.refused: str | None = None
         held = self._load()
@@ -103,7 +103,7 @@ class NormsCache:
             return
         document = _Document(version=_VERSION, stamp=self._stamp, identity=self.identity, norms=self._norms)
         # With a read-only home or a full disk, the norms are computed again next time.
-        with suppress(OSError, OutputError), atomic_file(self._file, sources=[], force=True) as draft:
+        with suppress(OSError, OutputError), atomic_file(self._file, sources=self._files, force=True) as draft:
             draft.write_bytes(msgspec.json.encode(document))
 
     def _load(self) -> _Document | None:

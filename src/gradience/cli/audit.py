@@ -81,7 +81,6 @@ def audit(
         A run.jsonl to which the audit is added, as a metrics event under the run's own run_id.
     """
     resolved, folder = judging.resolved(), opt.given_once("audit", path, peft_dir)
-    options.refuse_bad()  # before JAX is imported
     prepare_jax(device, serial_kernels=options.base is None)
     from gradience.judge.audit import audit_adapter  # imports jax, after its environment is set
 

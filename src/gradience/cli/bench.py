@@ -132,7 +132,6 @@ def _methods(text: str) -> list[MergeMethod]:
 def _shown(run: Callable[..., BenchReport], out: Path | None, options: _BenchOptions) -> int:
     if out is None:
         raise AdapterError("no output path", advice="give --out FOLDER: evaluations are kept there")
-    options.refuse_bad()
     report = run(out, options=options, progress=on_terminal("bench"))
     opt.print_report(report, lambda it: bench_text(it, unicode=draws_blocks()), json=options.json)
     return _CODES[report.verdict.state]

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Annotated, TypeVar
 
@@ -13,7 +14,7 @@ from gradience.cli import options as opt
 from gradience.cli.output import on_terminal
 from gradience.configs.values import Malformed, plain, short_name, whole
 from gradience.errors import ConfigError
-from gradience.judge.check import CheckOptions, check_config
+from gradience.judge.check import CheckKeywords, CheckOptions, check_config
 from gradience.judge.check.options import DataOptions
 from gradience.schema import Json, real
 from gradience.schema.events import ConfigSnapshot, LoraSnapshot, OptimizerSnapshot
@@ -114,24 +115,31 @@ class ConfigOptions:
     task:
         What is trained: a dataset (sst2, glue/mnli) or an objective (sft, dpo, grpo, ...).
     peft_dir:
-        A folder with an adapter_config.json.
+        A folder with an adapter_config.json, or that file.
     training_dir:
-        A folder with a training_args.json.
-    peft:
-        An adapter_config.json by name.
-    training:
-        Training arguments as JSON or YAML by name.
+        A folder with a training_args.json, or a file of training arguments as JSON or YAML.
     memory:
         Memory of the card, such as 24GiB: does a step fit? Needs --base.
     """
 
     task: str | None = None
-    peft_dir: Path | None = None
-    training_dir: Path | None = None
-    peft: Path | None = None
-    training: Path | None = None
+    peft_dir: Annotated[Path | None, Parameter(alias="--peft")] = None
+    training_dir: Annotated[Path | None, Parameter(alias="--training")] = None
     base: opt.Base = None
     memory: str | None = None
+
+    def places(self) -> CheckKeywords:
+        """These options as those of the library, which has a file apart from a folder."""
+        places: CheckKeywords = {"task": self.task, "base": self.base, "memory": self.memory}
+        if self.peft_dir is not None:
+            places["peft" if _is_file(self.peft_dir) else "peft_dir"] = self.peft_dir
+        if self.training_dir is not None:
+            places["training" if _is_file(self.training_dir) else "training_dir"] = self.training_dir
+        return places
+
+
+def _is_file(path: Path) -> bool:
+    return os.path.isfile(path)  # noqa: PTH113  # Path.is_file raises if a name is too long
 
 
 _CONFIG = ConfigOptions()
@@ -167,7 +175,7 @@ def check(
     *,
     sources: Annotated[ConfigOptions, opt.RECORD] = _CONFIG,
     overrides: Annotated[Overrides, Parameter(name="*")] = _NO_OVERRIDES,
-    data_options: Annotated[_DataOptions, Parameter(name="*", group="Data")] = _NO_DATA,
+    data_options: Annotated[_DataOptions, opt.RECORD, Parameter(group="Data")] = _NO_DATA,
     serve: opt.Strings = None,
     options: opt.Options = opt.DEFAULT_OPTIONS,
     verbose: opt.Details = False,
@@ -188,14 +196,8 @@ def check(
         slora, mlx. Reports what each will make of it.
     """
     resolved = options.resolved()
-    given = CheckOptions(
-        document=config,
-        overrides=overrides.snapshot(),
-        serve=serve or (),
-        max_length=data_options.max_length,
-        **asdict(sources),
-        **resolved.rules,
-    )
+    given = CheckOptions(document=config, overrides=overrides.snapshot(), serve=serve or (), **resolved.rules)
+    given = given.completed({**sources.places(), "max_length": data_options.max_length})
     if data_options.data is None:
         alone = {"max_length"} if sources.base is not None else set()  # the memory of a step needs it too
         names = [each.name for each in fields(data_options) if getattr(data_options, each.name) != each.default]

@@ -51,7 +51,6 @@ def drift(
     adapter = opt.given_once("drift", path, peft_dir)
     if data is None:
         raise AdapterError("no texts of the adapter's task", advice="give --data FILE, such as the evaluation set")
-    options.refuse_bad()
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # avoids its warning about forks
     from gradience.prove.drift import measure_drift  # --help needs none of it
     from gradience.render.drift import drift_text  # as above

@@ -13,10 +13,10 @@ import gc
 import os
 import sys
 import traceback
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Final, NoReturn
+from typing import TYPE_CHECKING, Any, Final, NoReturn, TextIO
 
 from gradience.errors import GradienceError
 from gradience.io import interrupt
@@ -44,7 +44,7 @@ COMMANDS = {  # name: its function, imported when it runs, and its line in the l
         "Compare trained adapters, or the checkpoints of a run, by their weights.",
     ),
     "report": (
-        "gradience.cli.diagnose:report",
+        "gradience.cli.report:report",
         "Write one file about a run: a page to look at, or Markdown for a pull request.",
     ),
     "resize": (
@@ -81,7 +81,7 @@ COMMANDS = {  # name: its function, imported when it runs, and its line in the l
         "Measure how much an adapter changes what it was not trained for.",
     ),
     "runs": (
-        "gradience.cli.fleet:runs",
+        "gradience.cli.runs:runs",
         "List many runs in one table; runs best ranks them, runs query asks in SQL.",
     ),
     "rules": ("gradience.cli.schema:rules", "List every rule by where it applies, or explain one with its evidence."),
@@ -102,8 +102,8 @@ GROUPS = {  # name: its line in the list, and its commands in the form of COMMAN
 
 BELOW = {  # commands of a command, in the form of COMMANDS
     "runs": {
-        "query": ("gradience.cli.fleet:query_runs", "Ask the runs in SQL."),
-        "best": ("gradience.cli.fleet:best_run", "Find the best run by a metric, of all or of each group."),
+        "query": ("gradience.cli.runs:query_runs", "Ask the runs in SQL."),
+        "best": ("gradience.cli.runs:best_run", "Find the best run by a metric, of all or of each group."),
     },
     "bench": {
         "merge": ("gradience.cli.bench:merge", "Measure what merges lose on each adapter's own data."),
@@ -233,6 +233,8 @@ def _run(tokens: list[str]) -> int:
     try:
         result = app(tokens, console=console, exit_on_error=False, print_error=False)
     except CycloptsError as error:
+        if isinstance(error.__cause__, GradienceError):  # of an option's record, in the words that Python has, too
+            raise error.__cause__ from None
         from gradience.cli.output import usage_error  # only a mistyped command pays for it
 
         depth = 2 if tokens[0] in GROUPS or set(tokens[1:2]) & set(BELOW.get(tokens[0], ())) else 1
@@ -262,6 +264,7 @@ def script() -> int:
     gc.set_threshold(*_GC_THRESHOLDS)
     if sys.stderr is None:  # closed, as by 2>&-: progress and errors go nowhere
         sys.stderr = Path(os.devnull).open("w", encoding="utf-8")  # noqa: SIM115  # as long as the process
+    sys.stderr = Escaped(sys.stderr)  # all that is asked of a stream it has
     try:
         interrupt.install()
         _keep_descriptors()
@@ -280,6 +283,31 @@ def script() -> int:
     finally:
         gc.freeze()  # the process ends here: nothing is gained by searching it for garbage once more
     return code
+
+
+class Escaped:
+    """A stream that writes an escape for each character that steers a terminal.
+
+    As stderr it is the way of all that is not ours to write: of warnings, logs, bars and traces of threads.
+    """
+
+    def __init__(self, plain: TextIO) -> None:
+        self.plain = plain
+
+    def write(self, text: str) -> int:
+        """Write a text, and return its length."""
+        from gradience.schema.document import escape_controls  # see the module's first lines
+
+        self.plain.write(escape_controls(text))
+        return len(text)
+
+    def writelines(self, lines: Iterable[str]) -> None:
+        """Write texts."""
+        self.write("".join(lines))
+
+    def __getattr__(self, name: str) -> Any:
+        """Whatever else the stream has."""
+        return getattr(self.plain, name)
 
 
 def _keep_descriptors() -> None:
@@ -321,7 +349,7 @@ def _tell(text: str) -> None:
 
 
 def _fail(message: str, advice: str) -> int:
-    from gradience.render import clean  # only a failure pays for it
+    from gradience.blocks import clean  # only a failure pays for it
     from gradience.telemetry.secrets import hide_secrets  # the same
 
     def shown(text: str, most: int) -> str:  # secrets are hidden before the cut, which could leave a part of one

@@ -16,13 +16,13 @@ from typing import Annotated, Final
 from cyclopts import Parameter
 from cyclopts.types import PositiveFloat
 
+from gradience.blocks import clean
 from gradience.cli import options as opt
 from gradience.cli.output import DONE, FOUND, emit, safe_lines, tell
 from gradience.errors import RecorderError
 from gradience.io.reading import open_regular
 from gradience.judge.monitor import monitor_run
 from gradience.judge.monitor.source import LiveRun, Tail, is_log
-from gradience.render import clean
 from gradience.render.monitor import Glance, event_line, frame_lines, monitor_text, progress_line
 from gradience.schema.document import SEVERITIES
 from gradience.schema.events import ConfigSnapshot, Event, TrainStep, UnknownEvent
@@ -100,7 +100,7 @@ def _table(logs: tuple[Path, ...], gap: float, resolved: opt.ResolvedOptions) ->
         raise RecorderError("--announce is for one run", advice="call it once for each log")
     from msgspec.structs import asdict
 
-    from gradience.cli.fleet import show_rows  # the same
+    from gradience.cli.runs import show_rows  # the same
     from gradience.collect.runs.rows import read_rows  # the same
 
     rows = read_rows(*logs, gap_threshold=gap, **resolved.rules)

@@ -17,7 +17,8 @@ from cyclopts.validators import Number
 from gradience.announce import Announcer, CommandPlace, checked, of_findings
 from gradience.cli.output import DONE, Format, exit_code, print_document, print_for_programs, print_text
 from gradience.configs import FailOn, Preferences, find_preferences, read_preferences
-from gradience.errors import AdapterError, ConfigError, GradienceError
+from gradience.errors import AdapterError, GradienceError
+from gradience.ranges import VerbOptions
 from gradience.schema import Severity
 from gradience.schema.document import Finding, FindingRef, NotRun, Report, RuleGroup
 from gradience.schema.reports import SourceLocation
@@ -33,13 +34,19 @@ def _shown(default: object) -> str | None:
     return None if default is None or default is False or default == () else str(default)
 
 
-RECORD: Final = Parameter(name="*", negative=(), show_default=_shown)
+def _refuse_bad(_: object, record: object) -> None:
+    if isinstance(record, VerbOptions):
+        record.refuse_bad()
+
+
+RECORD: Final = Parameter(name="*", negative=(), show_default=_shown, validator=_refuse_bad)
 """A record of the library as options of a command: each by its own name, and flags without --no-."""
 
 LIBRARY_ONLY: Final = Parameter(parse=False)
 """A field of a record that the library takes and the command line does not."""
 Seed: TypeAlias = Annotated[int, LIBRARY_ONLY]
 
+Adapter: TypeAlias = Annotated[Path | None, Parameter(alias="--peft-dir")]
 PeftDir: TypeAlias = Annotated[Path | None, Parameter(help="Alias of PATH.")]
 _BASE_HELP = "Base model: a folder with safetensors, or organisation/name in the local hub cache. Never downloaded."
 Base: TypeAlias = Annotated[Path | None, Parameter(help=_BASE_HELP)]
@@ -54,6 +61,7 @@ AsJson: TypeAlias = Annotated[
     Flag, Parameter(name="--json", help="Print one JSON document; its schema: 'gradience schema'.")
 ]
 
+_NO_FILE: Final = Path("none")  # a file of that name is ./none
 _ReportT = TypeVar("_ReportT", bound=Report)
 
 
@@ -64,15 +72,13 @@ class Settings(NamedTuple):
     path: Path | None = None
 
 
-def project_settings(settings: Path | None = None, *, isolated: bool = False) -> Settings:
-    """Return the settings of the file given, else of the nearest one from the working folder upwards.
+def project_settings(settings: Path | None = None) -> Settings:
+    """Return the settings of the file given, else of the nearest one from the working folder upwards; `none` for none.
 
     Raises:
-        ConfigError: the file cannot be read or holds something else, or both options are given.
+        ConfigError: the file cannot be read or holds something else.
     """
-    if isolated:
-        if settings is not None:
-            raise ConfigError("--isolated leaves settings files alone, --settings names one", advice="give one of them")
+    if settings == _NO_FILE:
         return Settings()
     path = settings or find_preferences(Path.cwd())
     return Settings() if path is None else Settings(read_preferences(path), path)
@@ -178,9 +184,8 @@ class RuleOptions:
     fail_on:
         Exit with 1 if a finding is at least this severe.
     settings:
-        Settings file to use instead of the nearest gradience.toml or pyproject.toml with [tool.gradience].
-    isolated:
-        Ignore all settings files.
+        Settings file to use instead of the nearest gradience.toml or pyproject.toml with [tool.gradience]; none to
+        use none.
     format:
         text; json (one document, see gradience schema); sarif (2.1.0); github (workflow annotations).
     json:
@@ -193,7 +198,6 @@ class RuleOptions:
     ignore: Strings = None
     fail_on: FailOn | None = None
     settings: Path | None = None
-    isolated: Flag = False
     format: Format | None = None
     json: Flag = False
     announce: Annotated[list[CommandPlace] | None, Parameter(negative=())] = None
@@ -206,7 +210,7 @@ class RuleOptions:
         """
         if self.json and self.format not in {None, "json"}:
             raise GradienceError(f"--json contradicts --format {self.format}", advice="give one of them")
-        project = project_settings(self.settings, isolated=self.isolated)
+        project = project_settings(self.settings)
         return ResolvedOptions(
             format="json" if self.json else self.format or "text",
             select=self.select or (),
@@ -217,7 +221,36 @@ class RuleOptions:
         )
 
 
+@dataclass(frozen=True, kw_only=True)
+class GateOptions:
+    """The options of a command that shows findings made before, or of many adapters.
+
+    Parameters
+    ----------
+    fail_on:
+        Exit with 1 if a finding is at least this severe, with 2 if an adapter could not be read and none is.
+    format:
+        text; json (one document, see gradience schema); sarif (2.1.0); github (workflow annotations).
+    json:
+        Same as --format json.
+    """
+
+    fail_on: FailOn | None = None
+    format: Format | None = None
+    json: Flag = False
+
+    def resolved(self) -> ResolvedOptions:
+        """The options, completed by the project's settings.
+
+        Raises:
+            GradienceError: two options contradict each other, or the settings cannot be read.
+        """
+        return RuleOptions(fail_on=self.fail_on, format=self.format, json=self.json).resolved()
+
+
 DEFAULT_OPTIONS = RuleOptions()
+Gate: TypeAlias = Annotated[GateOptions, Parameter(name="*", group="Findings and formats")]
+DEFAULT_GATE = GateOptions()
 Options: TypeAlias = Annotated[RuleOptions, Parameter(name="*", group="Findings and formats")]
 
 
@@ -241,12 +274,9 @@ class FileOptions:
     ----------
     adapter_config:
         Path to adapter_config.json, if not next to the weights.
-    weights:
-        Path to the weights file, if it has an unusual name.
     """
 
     adapter_config: Path | None = None
-    weights: Path | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -95,7 +95,6 @@ def convert(
         MLX-LM, kohya, diffusers.
     """
     adapter, place = opt.given_once("convert", path, peft_dir), writing.place(out)
-    options.refuse_bad()  # before numpy is imported
     from gradience.rewrite.convert import convert_adapter  # numpy
 
     report = convert_adapter(

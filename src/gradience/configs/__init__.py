@@ -100,11 +100,11 @@ def _read_toml(path: Path) -> dict[str, object]:
         text = read_small(path, most=_LARGEST, what="settings").decode()
         if _LONG_KEY.search(text):
             message = f"{path}: a key of more than {_MOST_PARTS} dotted parts, the limit for settings"
-            raise ConfigError(message, advice="correct it, or leave it alone with --isolated")
+            raise ConfigError(message, advice="correct it, or leave it alone with --settings none")
         return tomllib.loads(text)
     except OSError as error:
         raise ConfigError(f"cannot read {path}: {error.strerror}", advice="check the path") from error
     except (ValueError, RecursionError) as error:
         raise ConfigError(
-            f"{path}: not TOML: {error}", advice="correct it, or leave it alone with --isolated"
+            f"{path}: not TOML: {error}", advice="correct it, or leave it alone with --settings none"
         ) from None

@@ -21,7 +21,9 @@ from gradience.schema.reports import Overlap, Rows
 
 NEAR: Final = 0.8  # Jaccard similarity of word trigrams
 HASHES: Final = 128  # permutations of MinHash: a standard error of 1 / sqrt(128) = 0.09 for an estimate
-_CANDIDATE: Final = 0.6  # similarity that LSH searches for; below NEAR, so that LSH misses little above NEAR
+# Bands of LSH, and the hashes of each: what datasketch finds, anew for each index, for a similarity of 0.6, which is
+# below NEAR, so that LSH misses little above NEAR.
+_BANDS: Final = (18, 7)
 _FIRST: Final = 5
 _WORD: Final = re.compile(r"\w+")
 _TRIGRAM: Final = 3
@@ -46,7 +48,7 @@ class NearIndex:
         from datasketch import MinHash, MinHashLSH  # an extra
 
         self._empty: Any = MinHash(num_perm=HASHES, hashfunc=int)  # copied: to make its permutations takes long
-        self._index: Any = MinHashLSH(threshold=_CANDIDATE, num_perm=HASHES)
+        self._index: Any = MinHashLSH(num_perm=HASHES, params=_BANDS)
 
     def _hashed(self, grams: Hashes) -> Any:
         made = self._empty.copy()

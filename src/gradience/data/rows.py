@@ -152,10 +152,11 @@ def _saved(folder: Path) -> list[Path]:
     if (folder / "dataset_dict.json").is_file():
         splits = _json_object(folder / "dataset_dict.json").get("splits")
         names = [name for name in splits if isinstance(name, str)] if isinstance(splits, list) else []
+        names = [name for name in names if name == Path(name).name != ".."]  # folders within this one
         chosen = _COMMON_TRAIN if _COMMON_TRAIN in names else names[0] if len(names) == 1 else None
         if chosen is None:
             raise ConfigError(f"{folder}: several splits: {', '.join(names)}", advice=f"give one: {folder}/SPLIT")
-        return _saved_files(folder / Path(chosen).name)
+        return _saved_files(folder / chosen)
     return _saved_files(folder)
 
 
@@ -164,7 +165,7 @@ def _saved_files(folder: Path) -> list[Path]:
         return []
     listed = _json_object(folder / "state.json").get("_data_files")
     named = [item.get("filename") for item in listed if isinstance(item, dict)] if isinstance(listed, list) else []
-    return [folder / Path(name).name for name in named if isinstance(name, str)]
+    return [*dict.fromkeys(folder / Path(name).name for name in named if isinstance(name, str))]
 
 
 def _json_object(path: Path) -> dict[str, Json]:

@@ -309,13 +309,14 @@ def _write(runs: list[ImportedRun], target: Path, *, force: bool) -> list[Skippe
     """Write the log atomically; return the events that do not fit a line."""
     refused: list[SkippedRow] = []
     try:
-        with atomic_file(target, sources=[], force=force) as partial:
-            partial.chmod(0o600)  # before anything is written: a log is private to its owner
-            with partial.open("wb") as file:
-                for run in runs:
-                    file.writelines(_lines(run, refused))
-                file.flush()
-                os.fsync(file.fileno())
+        with (
+            atomic_file(target, sources=[], force=force, private=True) as partial,  # as every log is
+            partial.open("wb") as file,
+        ):
+            for run in runs:
+                file.writelines(_lines(run, refused))
+            file.flush()
+            os.fsync(file.fileno())
     except OSError as error:
         raise OutputError(
             f"cannot write {target}: {error.strerror}", advice="free space, or choose another --out"

@@ -48,21 +48,25 @@ _EXCHANGE: Final = 2  # RENAME_EXCHANGE of Linux, RENAME_SWAP of macOS
 
 
 @contextmanager
-def atomic_file(out: Path, *, sources: Iterable[Path], force: bool = False) -> Iterator[Path]:
+def atomic_file(
+    out: Path, *, sources: Iterable[Path], force: bool | None = False, private: bool = False
+) -> Iterator[Path]:
     """A context that yields a sibling path to write to, renamed to `out` if the block succeeds and else removed.
 
     Args:
         out: the file wanted.
         sources: files, or folders of files, that the content is made of: what others may not do with every one of them,
-            they may not do with `out`. Those that are missing count for nothing.
-        force: replace a file that is there already. A folder is never replaced by a file.
+            by their modes or those of folders around them, they may not do with `out`. Those that are missing count for
+            nothing.
+        force: replace a file that is there already; None if the verb has no `--force`. A folder is never replaced.
+        private: nobody but the owner may read it, whoever may read the sources.
 
     Raises:
         OutputError: the name is taken, or the parent folder cannot be written to.
     """
     refuse_file(out, force=force)
     _make_parent(out)
-    mode = 0o600 | _shared(sources) & 0o066
+    mode = 0o600 | (0 if private else _shared(sources, out) & 0o066)
     partial = _sibling(out)
     lock = -1
     try:
@@ -100,7 +104,7 @@ def atomic_folder(
     refuse_folder(out, force=force)
     _make_parent(out)
     _refuse_long(out)
-    shared = _shared(sources)
+    shared = _shared(sources, out)
     partial = _sibling(out)
     lock = -1
     try:
@@ -253,25 +257,31 @@ def _of_folder(mode: int, shared: int) -> int:
     return mode & (0o700 | shared | (shared & 0o044) >> 2)
 
 
-def are_private(sources: Iterable[Path]) -> bool:
-    """Whether somebody of the group, or others, may not read every source, given as for `atomic_file`."""
-    return _shared(sources) & _READABLE != _READABLE
+def are_private(sources: Iterable[Path], out: Path) -> bool:
+    """Whether somebody of the group, or others, may not read every source, for `out`, given as for `atomic_file`."""
+    return _shared(sources, out) & _READABLE != _READABLE
 
 
-def _shared(sources: Iterable[Path]) -> int:
-    """What group and others may do with every one of the sources."""
-    return reduce(and_, (mode for source in sources for mode in _modes(source)), 0o077) & 0o077
+def _shared(sources: Iterable[Path], out: Path) -> int:
+    """What group and others may do with every one of the sources, and may do with what is written at `out`."""
+    around = {*Path(os.path.realpath(out)).parents}
+    return reduce(and_, (mode for source in sources for mode in _modes(source, around)), 0o077) & 0o077
 
 
-def _modes(source: Path) -> Iterator[int]:
+def _modes(source: Path, around: set[Path]) -> Iterator[int]:
+    """Yield the modes of files, and those of the folders that guard them and not the output: who may enter, may all."""
     with suppress(OSError):
-        if source.is_dir():
+        if is_folder := source.is_dir():
             yield from (path.stat().st_mode for path in islice(source.iterdir(), _MOST_SOURCES) if path.is_file())
         else:
             yield source.stat().st_mode
+        place = Path(os.path.realpath(source))
+        for folder in {*([place] if is_folder else ()), *place.parents} - around:
+            mode = folder.stat().st_mode
+            yield (mode & 0o010) * 7 | (mode & 0o001) * 7
 
 
-def refuse_file(out: Path, *, force: bool) -> None:
+def refuse_file(out: Path, *, force: bool | None) -> None:
     """Refuse, before any work is done, an output path that `atomic_file` would refuse.
 
     Raises:
@@ -281,7 +291,8 @@ def refuse_file(out: Path, *, force: bool) -> None:
     if os.path.isdir(out):  # noqa: PTH112  # on some Pythons Path.is_dir raises if a name is too long
         raise OutputError(f"{out} is a folder: no file takes its place", advice="choose another name")
     if os.path.lexists(out) and not force:
-        raise OutputError(f"{out} exists already", advice="choose another name, or replace it with --force")
+        advice = "choose another name" + ("" if force is None else ", or replace it with --force")
+        raise OutputError(f"{out} exists already", advice=advice)
 
 
 def refuse_folder(out: Path, *, force: bool) -> None:

@@ -89,7 +89,7 @@ class Confined:
         try:
             self._send([target, *self._limits], args)
             self._answer()
-        except BaseException:
+        except BaseException:  # an interrupt, too, must not leave the child
             self.close()
             raise
 

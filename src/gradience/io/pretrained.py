@@ -13,14 +13,18 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, Final
 
-from gradience.io.reading import decode_json, read_small
+from gradience.io.reading import decode_json, read_small, refuse_compressed
+from gradience.io.safetensors import SafetensorsFile, ShardedFiles, indexed_files
 
 _MOST_JSON: Final = 512 << 20  # bytes; the largest tokenizer.json on the hub has 33 MB, an index of weights 4 MB
 _MOST_CONFIG: Final = 5 << 20  # bytes, as for every reader of an adapter's config
 ADAPTER_CONFIG: Final = "adapter_config.json"
 _IMPORTING: Final = ("megatron_config",)  # with it PEFT imports the module that `megatron_core` names
+_OF_OTHERS: Final = "XLORA"  # for which PEFT reads, or downloads, each adapter that the config names
 _MOST_LAYERS: Final = 4096  # the deepest model on the hub has some hundred
 _MOST_PARTS: Final = 1 << 17  # layers times experts: Kimi K2 has 23 424
+_MOST_LABELS: Final = 1 << 20  # each has a name, which transformers makes up
+FEW_LAYERS: Final = 512  # that no file need hold a tensor of: made in seconds, and some models share one among all
 _CONFIG: Final = "config.json"
 _MOST_FILES: Final = 100_000
 _OWN_CODE: Final = "custom code"
@@ -54,6 +58,7 @@ def load_model(kind: Any, place: str | os.PathLike[str], **options: Any) -> Any:
 
     Raises:
         ValueError: there is one.
+        AdapterError: its files of weights are damaged, or name others outside the folder.
         Exception: as for `load`.
     """
     from transformers.utils import find_adapter_config_file  # as heavy as `kind`
@@ -61,7 +66,26 @@ def load_model(kind: Any, place: str | os.PathLike[str], **options: Any) -> Any:
     refuse_special(place)
     if find_adapter_config_file(os.fspath(place), local_files_only=True) is not None:
         raise ValueError("it holds an adapter too, which would be loaded on top: give a folder with the model alone")
+    _tensors_beside(_config_file(place))
     return load(kind, place, **options)
+
+
+def _tensors_beside(config: Path) -> int | None:
+    """The number of tensors in the files of weights beside a config; None if they are not of safetensors.
+
+    Their index and headers are checked on the way.
+
+    Raises:
+        AdapterError: an index or header is wrong, or a tensor is there twice, or a pickle is compressed.
+    """
+    folder = config.parent
+    for pickled in folder.glob("pytorch_model*.bin"):
+        refuse_compressed(pickled)
+    one, index = folder / "model.safetensors", folder / "model.safetensors.index.json"
+    if not one.is_file() and not index.is_file():
+        return None
+    files = [one] if one.is_file() else indexed_files(index)  # transformers, too, prefers the one file
+    return len(ShardedFiles(folder, [SafetensorsFile(path) for path in files]).tensors)
 
 
 def load_adapter(kind: Any, model: Any, folder: str | os.PathLike[str]) -> Any:
@@ -78,13 +102,15 @@ def adapter_config(folder: str | os.PathLike[str]) -> dict[str, Any]:
 
     Raises:
         OSError: the folder is none, or holds something other than regular files.
-        ValueError: the config names a Python module to be imported, or is no JSON object.
+        ValueError: the config names a Python module to be imported, or other adapters, or is no JSON object.
     """
     refuse_special(folder)
     raw = read_small(Path(folder) / ADAPTER_CONFIG, most=_MOST_CONFIG, what="an adapter's config")
     fields = decode_json(raw, dict[str, Any])
     if named := [name for name in _IMPORTING if fields.get(name)]:
         raise ValueError(f"its config has {named[0]}, for which PEFT imports a module of any name")
+    if fields.get("peft_type") == _OF_OTHERS:
+        raise ValueError(f"it is {_OF_OTHERS}, for which PEFT loads adapters from wherever the config says")
     return fields
 
 
@@ -113,23 +139,39 @@ def _refuse_deep(place: str | os.PathLike[str]) -> None:
     """Refuse a config.json that states more layers, or layers times experts, than can be made in reasonable time.
 
     Raises:
-        ValueError: it does. What cannot be read is left to the library.
+        ValueError: it does.
     """
-    path = Path(place) / _CONFIG
-    if not path.is_file():  # a name in the hub's cache
-        from huggingface_hub import try_to_load_from_cache  # comes with every library that this is the door of
-
-        with suppress(ValueError):  # it is no name either
-            path = Path(str(try_to_load_from_cache(os.fspath(place), _CONFIG)))
-    try:
-        fields = decode_json(read_small(path, most=_MOST_CONFIG, what="a model's config"), dict[str, Any])
-    except (OSError, ValueError, RecursionError):
-        return
+    config = _config_file(place)
+    fields = _fields(config)
     counts = {word: _largest(fields, word) for word in ("layer", "block", "depth", "expert")}
     most = max(counts.values()) if counts["expert"] <= 1 else counts["layer"] * counts["expert"]
     if max(counts.values()) > _MOST_LAYERS or most > _MOST_PARTS:
         stated = ", ".join(f"{count:,} ({word})" for word, count in counts.items() if count)
         raise ValueError(f"its config.json states parts without end: {stated}; the limit is {_MOST_LAYERS:,}")
+    held = _tensors_beside(config) if counts["layer"] > FEW_LAYERS else None
+    if held is not None and counts["layer"] > held:
+        raise ValueError(f"its config.json states {counts['layer']:,} layers, and its files hold {held:,} tensors")
+    if (labels := _largest(fields, "num_labels")) > _MOST_LABELS:
+        raise ValueError(f"its config.json states {labels:,} labels; the limit is {_MOST_LABELS:,}")
+
+
+def _config_file(place: str | os.PathLike[str]) -> Path:
+    """The config.json of a folder, or of a name in the hub's cache; it may not exist."""
+    path = Path(place) / _CONFIG
+    if not path.is_file():
+        from huggingface_hub import try_to_load_from_cache  # comes with every library that this is the door of
+
+        with suppress(ValueError):  # it is no name either
+            path = Path(str(try_to_load_from_cache(os.fspath(place), _CONFIG)))
+    return path
+
+
+def _fields(config: Path) -> dict[str, Any]:
+    """The fields of a config; none of one that cannot be read, which is left to the library."""
+    try:
+        return decode_json(read_small(config, most=_MOST_CONFIG, what="a model's config"), dict[str, Any])
+    except (OSError, ValueError, RecursionError):
+        return {}
 
 
 def _largest(fields: Any, word: str) -> int:

@@ -22,6 +22,8 @@ from typing import Final, TypeVar
 
 import msgspec
 
+from gradience.errors import AdapterError
+
 _KINDS: Final = (
     (stat.S_ISFIFO, "a pipe"),
     (stat.S_ISSOCK, "a socket"),
@@ -99,6 +101,26 @@ def is_zip(path: str | os.PathLike[str]) -> bool:
         return zipfile.is_zipfile(path)
     except zipfile.BadZipFile:
         return False
+
+
+def refuse_compressed(path: Path) -> None:
+    """Refuse a compressed archive. Torch stores arrays uncompressed, and a compressed one could grow to any size.
+
+    Raises:
+        AdapterError: it is one, or a damaged archive.
+    """
+    if not is_zip(path):
+        return
+    try:
+        with zipfile.ZipFile(path) as archive:
+            packed = any(entry.compress_type != zipfile.ZIP_STORED for entry in archive.infolist())
+    except Exception as error:  # zlib, struct and zipfile have errors of their own
+        raise AdapterError(f"{path} is a damaged archive: {error}", advice="copy it again") from error
+    if packed:
+        raise AdapterError(
+            f"{path} is a compressed archive, which torch does not write",
+            advice="save it again with safe_serialization=True",
+        )
 
 
 def real_path(path: str | os.PathLike[str]) -> Path:

@@ -7,13 +7,15 @@ They stand apart from their verbs, whose modules import JAX.
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypedDict
 
 from gradience.errors import OptionError
-from gradience.ranges import COUNT, POSITIVE, SHARE, WHOLE, refuse_beyond
+from gradience.io import PathLike
+from gradience.ranges import Count, Positive, Share, VerbOptions, Whole
 
 
 @dataclass(frozen=True, kw_only=True)
-class AuditOptions:
+class AuditOptions(VerbOptions):
     """What an audit adds to what the adapter's own weights say.
 
     Parameters
@@ -41,29 +43,40 @@ class AuditOptions:
     """
 
     suggest_per_layer: bool = False
-    top_singular_values: int = 0
+    top_singular_values: Whole = 0
     base: Path | None = None
     intruders: bool = False
-    intruder_k: int = 10
-    intruder_eps: float = 0.5
+    intruder_k: Count = 10
+    intruder_eps: Share = 0.5
     norms_cache: bool = True
     against: Path | None = None
     optimizer: str | None = None
-    seed: int = 0
+    seed: Whole = 0
 
     def refuse_bad(self) -> None:
-        """Refuse an option out of its range, and intruders without a base.
-
-        Raises:
-            OptionError: there is one.
-        """
-        refuse_beyond(self, top_singular_values=WHOLE, intruder_k=COUNT, intruder_eps=SHARE, seed=WHOLE)
+        """Refuse an option out of its range, and intruders without a base."""
+        super().refuse_bad()
         if self.intruders and self.base is None:
             raise OptionError("--intruders needs the base model's weights", advice="give them with --base PATH")
 
 
+class AuditKeywords(TypedDict, total=False):
+    """`AuditOptions` as keywords."""
+
+    suggest_per_layer: bool
+    top_singular_values: int
+    base: PathLike | None
+    intruders: bool
+    intruder_k: int
+    intruder_eps: float
+    norms_cache: bool
+    against: PathLike | None
+    optimizer: str | None
+    seed: int
+
+
 @dataclass(frozen=True, kw_only=True)
-class DiagnoseOptions:
+class DiagnoseOptions(VerbOptions):
     """Where the parts of a run lie, and what it is judged for.
 
     Parameters
@@ -87,19 +100,22 @@ class DiagnoseOptions:
     config: Path | None = None
     base: Path | None = None
     task: str | None = None
-    gap_threshold: float | None = None
+    gap_threshold: Positive | None = None
 
-    def refuse_bad(self) -> None:
-        """Refuse an option out of its range.
 
-        Raises:
-            OptionError: there is one.
-        """
-        refuse_beyond(self, gap_threshold=POSITIVE)
+class DiagnoseKeywords(TypedDict, total=False):
+    """`DiagnoseOptions` as keywords."""
+
+    run: PathLike | None
+    adapter: PathLike | None
+    config: PathLike | None
+    base: PathLike | None
+    task: str | None
+    gap_threshold: float | None
 
 
 @dataclass(frozen=True, kw_only=True)
-class ReportOptions:
+class ReportOptions(VerbOptions):
     """Where the parts of a run lie, and what the page says beside the diagnosis.
 
     Parameters
@@ -131,3 +147,16 @@ class ReportOptions:
     compare: Sequence[Path] = ()
     bench: Path | None = None
     against: Path | None = None
+
+
+class ReportKeywords(TypedDict, total=False):
+    """`ReportOptions` as keywords."""
+
+    run: PathLike | None
+    adapter: PathLike | None
+    config: PathLike | None
+    base: PathLike | None
+    task: str | None
+    compare: Sequence[PathLike]
+    bench: PathLike | None
+    against: PathLike | None

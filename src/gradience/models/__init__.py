@@ -134,7 +134,7 @@ def load_adapter(loaded: LoadedModel, adapter: PathLike, name: str) -> None:
     """
     libraries("running a model")
     opened = open_adapter(adapter)[1]
-    with quietly(), _misfits(adapter), named(adapter, loaded.model.get_base_model()) as folder:
+    with quietly(), _misfits(adapter), named(adapter, loaded.model.get_base_model(), opened.tensors) as folder:
         _refuse_misfit(loaded.model, opened)
         loaded.model.load_adapter(os.fspath(folder), name)
     _refuse_unplaced(loaded.model, opened, name)
@@ -324,7 +324,7 @@ def _refuse_misfit(model: Any, adapter: Adapter) -> None:
 def _with_adapter(model: Any, folder: Path, adapter: Adapter) -> Any:
     import peft  # see the module's first lines
 
-    with _misfits(folder), named(folder, model) as safe:
+    with _misfits(folder), named(folder, model, adapter.tensors) as safe:
         adapted = pretrained.load_adapter(peft.PeftModel, model, safe)
     _refuse_unplaced(adapted, adapter, FIRST)
     return adapted

@@ -15,8 +15,8 @@ import torch
 
 from gradience.io import Progress
 from gradience.models import LoadedModel
-from gradience.models.inputs import Batch, Example, batches
-from gradience.models.outputs import Reference, divergences, log_probs, logits_of, row_sizes, tokens_within
+from gradience.models.inputs import Batch, Example
+from gradience.models.outputs import Reference, batched, divergences, log_probs, logits_of, row_sizes
 from gradience.models.states import Factors, with_factors
 
 STEPS: Final = 300
@@ -80,9 +80,7 @@ def _groups(
 ) -> Iterator[list[tuple[int, Batch]]]:
     """Yield groups of texts without end, each in numbered batches; the generator orders the groups, pass after pass."""
     number = itertools.count()
-    groups = []
-    for start in range(0, len(examples), BATCH):
-        parts = batches(examples[start : start + BATCH], tokens=tokens_within(loaded), pad=loaded.pad)
-        groups.append([(next(number), part) for part in parts])
+    starts = range(0, len(examples), BATCH)
+    groups = [[(next(number), part) for part in batched(loaded, examples[at : at + BATCH])] for at in starts]
     while True:
         yield from (groups[place] for place in torch.randperm(len(groups), generator=generator).tolist())

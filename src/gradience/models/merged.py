@@ -31,7 +31,7 @@ from gradience.io import natural_key, pretrained
 from gradience.io.reading import decode_json, read_small
 from gradience.io.safetensors import TensorInfo
 from gradience.models import FIRST, libraries, quietly
-from gradience.models.named import with_names
+from gradience.models.named import safe_config
 
 TorchModule: TypeAlias = Any
 """A torch.nn.Module; torch is not imported with this module."""
@@ -101,7 +101,7 @@ class PeftMerge:
             self._model = _empty_model(self._torch, transformers, adapter, weights, list(self._keys))
             self._names = _names_in_base(self._model, weights.names)
             known = [*self._keys, *(name for name, _ in self._model.named_modules())]
-            self._config = _config_of(peft, config, self.kind, known)
+            self._config = _config_of(peft, config, self.kind, known, adapter.tensors)
             self.modules = sorted(self._keys or self._targeted(), key=natural_key)
         self._whole = self._sees_all()
         if not self.modules:
@@ -325,10 +325,10 @@ def _tuner_of(peft: Any, kind: str) -> Any:
     return tuner
 
 
-def _config_of(peft: Any, path: Path, kind: str, names: Iterable[str]) -> Any:
-    """PEFT's config, without what is saved whole beside the adapter, and with names in place of expressions."""
+def _config_of(peft: Any, path: Path, kind: str, names: Iterable[str], tensors: Mapping[str, TensorInfo]) -> Any:
+    """PEFT's config, without what is saved whole beside the adapter."""
     fields = decode_json(read_small(path, most=LARGEST_CONFIG, what="an adapter config"), dict[str, Any])
-    fields = with_names({key: value for key, value in fields.items() if key not in _NOT_MERGED}, names)
+    fields = safe_config({key: value for key, value in fields.items() if key not in _NOT_MERGED}, names, tensors)
     try:
         with quietly():
             return peft.PeftConfig.from_peft_type(**fields | {"peft_type": kind, "inference_mode": True})

@@ -1,7 +1,8 @@
-"""An adapter's config as PEFT is given it: with names in place of every expression that a stranger wrote.
+"""An adapter's config as PEFT is given it: with names in place of every expression, and sizes that its tensors have.
 
 PEFT matches the expressions of a config with a matcher that backtracks, which `(a+)+b` keeps busy for years. Here they
-are resolved to the names of modules before, in bounded time, and PEFT gets an expression of plain names.
+are resolved to the names of modules before, in bounded time, and PEFT gets an expression of plain names. A rank of
+10^9 would take all memory before PEFT compares it with the tensors, so it is compared here.
 """
 
 from __future__ import annotations
@@ -12,12 +13,13 @@ import shutil
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, NoReturn
 
 from gradience.adapters.patterns import first_matches, whole
 from gradience.errors import AdapterError
 from gradience.io import PathLike, pretrained
 from gradience.io.atomic import scratch_folder
+from gradience.io.header import TensorInfo
 from gradience.io.reading import real_path
 from gradience.schema import Json
 
@@ -25,25 +27,65 @@ _WHOLE: Final = ("target_modules", "exclude_modules", "feedforward_modules")  # 
 _TAILS: Final = ("rank_pattern", "alpha_pattern", "lambda_pattern")  # keys are expressions of a name's end
 _PLAIN: Final = re.compile(r"(?:[A-Za-z0-9_.-]|\\[.])*")  # matched in time that is linear in a name
 _KEPT: Final = frozenset({"all-linear"})  # PEFT's own words
+_SIZES: Final = ("r", "init_r", "target_r", "num_virtual_tokens", "n_frequency", "num_vectors", "vector_length")
+_ANY_RANK: Final = "LOKR"  # which takes a matrix as it is from some rank on, whatever the rank
+_TURNS: Final = re.compile(r"niter_(\d+)")
+_MOST_TURNS: Final = 64  # of an initial value that PEFT computes when it loads an adapter; 4 and 16 are usual
 _BARE: Final = ("embed_tokens", "lm_head")  # names that PEFT tries by themselves
 
 
 @contextmanager
-def named(folder: PathLike, model: Any) -> Iterator[Path]:
+def named(folder: PathLike, model: Any, tensors: Mapping[str, TensorInfo]) -> Iterator[Path]:
     """A context with a folder that holds what `folder` does, and a config without expressions for this model.
+
+    Args:
+        folder: the adapter's.
+        model: the base.
+        tensors: those of the adapter, by name.
 
     Raises:
         OSError: the folder is none, or holds something other than regular files.
         ValueError: the config is none, or names a Python module.
-        AdapterError: an expression is none, takes too long, or cannot be resolved.
+        AdapterError: as for `safe_config`.
     """
-    fields = with_names(pretrained.adapter_config(folder), (name for name, _ in model.named_modules()))
+    fields = pretrained.adapter_config(folder)
+    fields = safe_config(fields, (name for name, _ in model.named_modules()), tensors)
     with scratch_folder() as made:
         for path in Path(folder).iterdir():
             if path.is_file() and path.name != pretrained.ADAPTER_CONFIG:
                 _link(made / path.name, real_path(path))
         (made / pretrained.ADAPTER_CONFIG).write_text(json.dumps(fields), encoding="utf-8")
         yield made
+
+
+def _refuse_sizes(fields: Mapping[str, Json], tensors: Mapping[str, TensorInfo]) -> None:
+    """Refuse ranks wider than every tensor, more copies of layers than tensors, and turns without end."""
+    widest = max((max(info.shape, default=0) for info in tensors.values()), default=0)
+    ranks = fields.get("rank_pattern")
+    sizes = {name: fields.get(name) for name in _SIZES} | (ranks if isinstance(ranks, dict) else {})
+    for name, size in sizes.items() if fields.get("peft_type") != _ANY_RANK else ():
+        if isinstance(size, int) and size > widest:
+            _refuse(f"{name} is {size:,}, and none of its tensors is wider than {widest:,}")
+    layers = sum(end - start for start, end in _pairs(fields.get("layer_replication")))
+    if layers > max(len(tensors), pretrained.FEW_LAYERS):
+        _refuse(f"layer_replication makes {layers:,} layers, for {len(tensors):,} tensors")
+    turns = [int(turn[:9]) for turn in _TURNS.findall(str(fields.get("init_lora_weights")))]
+    match fields.get("loftq_config"):
+        case {"loftq_iter": int(turn)}:
+            turns.append(turn)
+    if max(turns, default=0) > _MOST_TURNS:
+        _refuse(f"initial values take {max(turns):,} turns to compute; the limit is {_MOST_TURNS}")
+
+
+def _pairs(value: Json) -> Iterator[tuple[int, int]]:
+    for one in value if isinstance(value, list) else ():
+        match one:
+            case [int(start), int(end)]:
+                yield start, end
+
+
+def _refuse(what: str) -> NoReturn:
+    raise AdapterError(f"the config's {what}", advice="give an adapter whose config and tensors belong together")
 
 
 def _link(place: Path, target: Path) -> None:
@@ -53,12 +95,14 @@ def _link(place: Path, target: Path) -> None:
         shutil.copyfile(target, place)
 
 
-def with_names(fields: Mapping[str, Json], names: Iterable[str]) -> dict[str, Json]:
-    """The fields of a config, with expressions that match the same modules of a model and are plain names.
+def safe_config(fields: Mapping[str, Json], names: Iterable[str], tensors: Mapping[str, TensorInfo]) -> dict[str, Json]:
+    """The fields of a config that PEFT may be given, with plain names that match the same modules of a model.
 
     Raises:
-        AdapterError: an expression is none, takes too long, or stands where it cannot be resolved.
+        AdapterError: an expression is none, takes too long, or stands where it cannot be resolved; or a size is larger
+            than the adapter's tensors.
     """
+    _refuse_sizes(fields, tensors)
     known, found = [*dict.fromkeys((*names, *_BARE))], dict(fields)
     for field, value in fields.items():
         if field in _WHOLE and isinstance(value, str) and value not in _KEPT and not _PLAIN.fullmatch(value):

@@ -10,10 +10,12 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Final, NamedTuple
 
+import numpy as np
 import torch
 
 from gradience.models import LoadedModel
-from gradience.models.inputs import Batch, Example
+from gradience.models.inputs import Batch, Example, batches
+from gradience.models.sums import Sums
 
 _KEPT: Final = 64 << 20  # bytes of a reference's log-probabilities that are kept; more are computed again
 _ACTIVATIONS: Final = 96 << 20  # bytes that the activations of one batch may take
@@ -30,6 +32,11 @@ def tokens_within(loaded: LoadedModel) -> int:
     layers = int(getattr(config, "num_hidden_layers", 12))
     classes = int(getattr(config, "vocab_size", 0)) if loaded.task == "causal-lm" else 0
     return max(1, _ACTIVATIONS // (4 * (_PER_LAYER * layers * hidden + _PER_CLASS * classes)))
+
+
+def batched(loaded: LoadedModel, examples: Sequence[Example]) -> list[Batch]:
+    """The examples in batches that this model can take."""
+    return batches(examples, tokens=tokens_within(loaded), pad=loaded.pad)
 
 
 def logits_of(loaded: LoadedModel, batch: Batch) -> torch.Tensor:
@@ -171,6 +178,30 @@ def _class_of(loaded: LoadedModel, label: int | str | None) -> int:
     if isinstance(label, str):
         return int((getattr(loaded.config, "label2id", None) or {}).get(label, -1))
     return int(label) if label is not None and 0 <= label < loaded.config.num_labels else -1
+
+
+class HeldOut:
+    """Inputs on which states of a model are compared with one of its states, by default its own.
+
+    Args:
+        loaded: the model.
+        examples: the inputs.
+        state: a context that puts the model in the state to compare with.
+    """
+
+    def __init__(self, loaded: LoadedModel, examples: Sequence[Example], state: State = nullcontext) -> None:
+        self._loaded, self._examples = loaded, examples
+        self._parts = batched(loaded, examples)
+        self._reference = Reference(loaded, state)
+
+    def scores(self, state: State) -> Iterator[Scored]:
+        """Yield the scores of each input in a state."""
+        return scored(self._loaded, self._examples, self._parts, reference=self._reference, state=state)
+
+    def sums(self, state: State) -> Sums:
+        """The sums over each input's predictions in a state."""
+        rows = [[getattr(row, name) for name in Sums._fields] for row in sorted(self.scores(state))]
+        return Sums(*np.array(rows, np.float64).T)
 
 
 class Divergence(NamedTuple):

@@ -20,6 +20,7 @@ from peft.utils.other import AuxiliaryTrainingWrapper
 
 from gradience.adapters import layer_index, module_type
 from gradience.models import FIRST, LoadedModel
+from gradience.spectral import enough_threads
 from gradience.spectral.quantised import restored
 
 _QUARTERS: Final = 4
@@ -124,6 +125,14 @@ def factors_of(layer: Any) -> Factors:
     return Factors(layer.lora_A[FIRST].weight, layer.lora_B[FIRST].weight)
 
 
+def mixed(layer: Any, m: npt.NDArray[np.float64]) -> Factors:
+    """The factors M A and B of a layer for a matrix M, (r, r), in their dtypes and on their device."""
+    a, b = factors_of(layer)
+    flat = a.reshape(len(a), -1).cpu().double()
+    product = (torch.from_numpy(m) @ flat).to(a).reshape(a.shape)
+    return Factors(torch.nn.Parameter(product, requires_grad=False), b)
+
+
 @contextmanager
 def with_factors(layers: Mapping[str, Any], new: Mapping[str, Factors]) -> Iterator[None]:
     """A context in which these layers have other factors, of any rank, in place of their own."""
@@ -171,6 +180,7 @@ def rounded(loaded: LoadedModel, to: str | Rounding, *, merged: bool = False, he
         with torch.autocast(loaded.device.type, dtype=torch.bfloat16):
             yield
         return
+    enough_threads()
     rounding = to if callable(to) else lambda _path, weight: np.asarray(restored(weight, to))
     hooks: list[Any] = []
     for name, module in matrices(loaded):

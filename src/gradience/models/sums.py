@@ -2,19 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager
-from typing import TYPE_CHECKING, Any, Final, NamedTuple
+from typing import Final, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
-from gradience.models import LoadedModel
-from gradience.models.inputs import Batch, Example
 from gradience.schema.document import Estimate
-
-if TYPE_CHECKING:
-    from gradience.models.outputs import Reference
 
 DRAWS: Final = 2000  # bootstrap samples of an interval
 
@@ -37,21 +30,6 @@ class Sums(NamedTuple):
     def finite(self) -> bool:
         """Whether all of them are finite."""
         return bool(np.isfinite(self).all())
-
-
-def sums_of(
-    loaded: LoadedModel,
-    examples: Sequence[Example],
-    parts: Sequence[Batch],
-    *,
-    reference: Reference,
-    state: Callable[[], AbstractContextManager[Any]],
-) -> Sums:
-    """Read the model in a state, as `outputs.scored` does."""
-    from gradience.models.outputs import scored  # torch, late
-
-    rows = scored(loaded, examples, parts, reference=reference, state=state)
-    return Sums(*np.array([[getattr(row, name) for name in Sums._fields] for row in sorted(rows)], np.float64).T)
 
 
 def estimate(above: Floats, below: Floats) -> Estimate:

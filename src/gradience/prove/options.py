@@ -7,11 +7,11 @@ They stand apart from the verbs, whose modules import JAX or torch.
 from dataclasses import dataclass
 from pathlib import Path
 
-from gradience.ranges import COUNT, POSITIVE, WHOLE, refuse_beyond
+from gradience.ranges import Count, Positive, VerbOptions, Whole
 
 
 @dataclass(frozen=True, kw_only=True)
-class BenchOptions:
+class BenchOptions(VerbOptions):
     """How adapters are scored and judged.
 
     Parameters
@@ -42,24 +42,16 @@ class BenchOptions:
     base: Path | None = None
     metric: str | None = None
     tolerance: str = "1%"
-    cap: float | None = None
+    cap: Positive | None = None
     lower_is_better: bool = False
-    seed: int = 0
-    seeds: int = 3
-    timeout: float = 3600.0
-    max_length: int | None = None
-
-    def refuse_bad(self) -> None:
-        """Refuse an option out of its range.
-
-        Raises:
-            OptionError: there is one.
-        """
-        refuse_beyond(self, seed=WHOLE, seeds=COUNT, timeout=POSITIVE, max_length=COUNT, cap=POSITIVE)
+    seed: Whole = 0
+    seeds: Count = 3
+    timeout: Positive = 3600.0
+    max_length: Count | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
-class ReceiptOptions:
+class ReceiptOptions(VerbOptions):
     """What goes into a receipt.
 
     Parameters
@@ -74,22 +66,14 @@ class ReceiptOptions:
         Keep the text of the rows. Without it only token ids are kept.
     """
 
-    rows: int = 16
-    seed: int = 0
+    rows: Count = 16
+    seed: Whole = 0
     token_ids: bool = False
     keep_text: bool = False
 
-    def refuse_bad(self) -> None:
-        """Refuse an option out of its range.
-
-        Raises:
-            OptionError: there is one.
-        """
-        refuse_beyond(self, rows=COUNT, seed=WHOLE)
-
 
 @dataclass(frozen=True, kw_only=True)
-class DriftOptions:
+class DriftOptions(VerbOptions):
     """Which texts an adapter's change is measured on.
 
     Parameters
@@ -100,13 +84,5 @@ class DriftOptions:
         Seed of the choice of texts from a file.
     """
 
-    rows: int = 32
-    seed: int = 0
-
-    def refuse_bad(self) -> None:
-        """Refuse an option out of its range.
-
-        Raises:
-            OptionError: there is one.
-        """
-        refuse_beyond(self, rows=COUNT, seed=WHOLE)
+    rows: Count = 32
+    seed: Whole = 0

@@ -52,7 +52,7 @@ _Geometry: TypeAlias = dict[_Pair, dict[str, PairGeometry]]
 _NO_VECTORS: Final = np.zeros((0, 0))
 
 
-class _Measured(NamedTuple):
+class _Measurement(NamedTuple):
     """An adapter with each module's squared norm by name (NaN if it is not finite), and in a series its spectra."""
 
     side: Side
@@ -86,13 +86,15 @@ def compare_adapters(*paths: PathLike, progress: Progress | None = None) -> Comp
     if is_series:
         places = sorted(places, key=lambda place: step_of(place) or 0)
     sides = open_sides(places)
-    found = matched(sides)
+    matching = matched(sides)
     wanted = _wanted(len(sides), series=is_series)
     shown = list(pairwise(range(len(sides)))) if is_series else [(0, place) for place in range(1, len(sides))]
-    seen = _Seen(wanted, shown, sum(_both(row, pair) for row in found.rows.values() for pair in wanted), progress)
-    own = beside(sides, found, wanted, seen.add, whole=is_series)
-    measured = [_Measured(side, one) for side, one in zip(sides, own, strict=True)]
-    geometry, rows = seen.geometry, seen.rows
+    comparison = _Comparison(
+        wanted, shown, sum(_both(row, pair) for row in matching.rows.values() for pair in wanted), progress
+    )
+    own = beside(sides, matching, wanted, comparison.add, whole=is_series)
+    measured = [_Measurement(side, one) for side, one in zip(sides, own, strict=True)]
+    geometry, rows = comparison.geometry, comparison.rows
     return CompareAdaptersReport(
         schema=COMPARE_ADAPTERS_SCHEMA_ID,
         adapters=[described(m.side, _norm(m.energy), step=step_of(m.side.path)) for m in measured],
@@ -100,8 +102,8 @@ def compare_adapters(*paths: PathLike, progress: Progress | None = None) -> Comp
         cosines=_cosines(measured, geometry) if len(wanted) == len(sides) * (len(sides) - 1) // 2 else [],
         pairs=[_pair(measured, pair, rows[pair], geometry[pair]) for pair in shown],
         series=series_of(_points(measured, geometry)) if is_series else None,
-        only_in=found.partial,
-        different_shapes=found.odd,
+        only_in=matching.partial,
+        different_shapes=matching.odd,
         notes=_notes(sides),
     )
 
@@ -117,7 +119,7 @@ def _both(row: Sequence[Module | None], pair: _Pair) -> bool:
     return row[pair[0]] is not None and row[pair[1]] is not None
 
 
-class _Seen:
+class _Comparison:
     """The collected results: each pair's geometry by module name, and the rows of the pairs that are shown.
 
     The singular vectors' inner products are dropped from the geometry, to save memory.
@@ -141,14 +143,14 @@ class _Seen:
 
 
 def _pair(
-    measured: Sequence[_Measured], pair: _Pair, rows: Sequence[ModulePair], geometry: Mapping[str, PairGeometry]
+    measured: Sequence[_Measurement], pair: _Pair, rows: Sequence[ModulePair], geometry: Mapping[str, PairGeometry]
 ) -> AdapterPair:
     one, two = (measured[place] for place in pair)
     names = (one.side.name, two.side.name)
     return adapter_pair(names, rows, list(geometry.values()), (one.energies, two.energies))
 
 
-def _cosines(measured: Sequence[_Measured], geometry: _Geometry) -> list[list[float | None]]:
+def _cosines(measured: Sequence[_Measurement], geometry: _Geometry) -> list[list[float | None]]:
     n = len(measured)
     table: list[list[float | None]] = [[None] * n for _ in range(n)]
     for place, one in enumerate(measured):
@@ -158,11 +160,11 @@ def _cosines(measured: Sequence[_Measured], geometry: _Geometry) -> list[list[fl
     return table
 
 
-def _cosine(measured: Sequence[_Measured], pair: _Pair, seen: dict[str, PairGeometry]) -> float | None:
+def _cosine(measured: Sequence[_Measurement], pair: _Pair, seen: dict[str, PairGeometry]) -> float | None:
     return cosine_of(seen.values(), measured[pair[0]].energy, measured[pair[1]].energy)
 
 
-def _points(measured: Sequence[_Measured], geometry: _Geometry) -> list[CheckpointPoint]:
+def _points(measured: Sequence[_Measurement], geometry: _Geometry) -> list[CheckpointPoint]:
     last = len(measured) - 1
     points = []
     for place, one in enumerate(measured):
@@ -183,7 +185,7 @@ def _points(measured: Sequence[_Measured], geometry: _Geometry) -> list[Checkpoi
     return points
 
 
-def _change(previous: _Measured, seen: dict[str, PairGeometry]) -> float | None:
+def _change(previous: _Measurement, seen: dict[str, PairGeometry]) -> float | None:
     moved = sum(one.distance * one.distance if one.finite else math.nan for one in seen.values())
     return _root_ratio(moved, previous.energy)
 
@@ -229,13 +231,13 @@ def checkpoints_of(folder: Path) -> list[Path]:
     """
     if not folder.is_dir():
         raise AdapterError(f"no such folder: {folder}", advice="give two adapters, or a run's folder with checkpoints")
-    found = [child for child in folder.iterdir() if step_of(child) is not None and holds_adapter(child)]
-    if len(found) < 2:
+    checkpoints = [child for child in folder.iterdir() if step_of(child) is not None and holds_adapter(child)]
+    if len(checkpoints) < 2:
         raise AdapterError(
-            f"{folder} holds {len(found)} checkpoint-N folders with an adapter, expected at least two",
+            f"{folder} holds {len(checkpoints)} checkpoint-N folders with an adapter, expected at least two",
             advice="give a second adapter, or the folder of a run that saved checkpoints",
         )
-    return sorted(found, key=lambda child: step_of(child) or 0)
+    return sorted(checkpoints, key=lambda child: step_of(child) or 0)
 
 
 def means_of(spectra: Sequence[Spectrum]) -> dict[str, float]:
@@ -271,39 +273,39 @@ def series_of(points: Sequence[CheckpointPoint]) -> CheckpointSeries:
     )
 
 
-def module_pair(first: Module, second: Module, found: PairGeometry) -> ModulePair:
+def module_pair(first: Module, second: Module, geometry: PairGeometry) -> ModulePair:
     """Return the row that compares one module in two adapters."""
-    zero = found.finite and 0.0 in found.norms
+    zero = geometry.finite and 0.0 in geometry.norms
     common: dict[str, Any] = {
         "name": first.name,
         "module_type": module_type(first.name),
         "layer": layer_index(first.name),
-        "state": "zero" if zero else "ok" if found.finite else "non_finite",
+        "state": "zero" if zero else "ok" if geometry.finite else "non_finite",
         "shape": list(first.shape),
         "ranks": [first.r, second.r],
     }
-    if not found.finite:
+    if not geometry.finite:
         return ModulePair(**common)
-    one, two = found.norms
+    one, two = geometry.norms
     return ModulePair(
         **common,
         frobenius_norms=[one, two],
         norm_ratio=two / one if one > 0.0 else None,
-        cosine=found.cosine,
-        relative_change=found.distance / one if one > 0.0 else None,
-        output_side=None if zero else side_overlap(found.left, found.cosines[0], first.shape[0]),
-        input_side=None if zero else side_overlap(found.right, found.cosines[1], first.shape[1]),
+        cosine=geometry.cosine,
+        relative_change=geometry.distance / one if one > 0.0 else None,
+        output_side=None if zero else side_overlap(geometry.left, geometry.cosines[0], first.shape[0]),
+        input_side=None if zero else side_overlap(geometry.right, geometry.cosines[1], first.shape[1]),
     )
 
 
-def cosine_of(found: Iterable[PairGeometry], first: float, second: float) -> float | None:
+def cosine_of(geometries: Iterable[PairGeometry], first: float, second: float) -> float | None:
     """Return the cosine between two adapters, each as one vector of all its updates.
 
     `first` and `second` are the squared norms of the adapters, including modules that the other lacks. None if one of
     them is zero or not finite.
     """
     size = math.sqrt(first) * math.sqrt(second)
-    inner = _total(one.inner for one in found if one.finite)
+    inner = _total(one.inner for one in geometries if one.finite)
     return max(-1.0, min(1.0, inner / size)) if 0.0 < size < math.inf else None
 
 
@@ -317,7 +319,7 @@ def _total(values: Iterable[float]) -> float:
 def adapter_pair(
     names: tuple[str, str],
     rows: Sequence[ModulePair],
-    found: Sequence[PairGeometry],
+    geometries: Sequence[PairGeometry],
     energies: tuple[dict[str, float], dict[str, float]],
 ) -> AdapterPair:
     """Return the comparison of two adapters as a whole.
@@ -325,7 +327,7 @@ def adapter_pair(
     Args:
         names: the names of the two adapters.
         rows: the rows of the modules that both have.
-        found: the geometry of these modules, in the same order.
+        geometries: the geometry of these modules, in the same order.
         energies: for each adapter, the squared norms of its modules by name. If one is NaN (not finite), the numbers
             of the whole are None.
     """
@@ -333,13 +335,13 @@ def adapter_pair(
     alone = _total(
         energy for mine, other in (energies, energies[::-1]) for name, energy in mine.items() if name not in other
     )
-    changed = alone + _total(g.distance * g.distance if g.finite else math.nan for g in found)
+    changed = alone + _total(g.distance * g.distance if g.finite else math.nan for g in geometries)
     shares = _shares(energies)
     return AdapterPair(
         first=names[0],
         second=names[1],
         compared=sum(row.state != "non_finite" for row in rows),
-        cosine=cosine_of(found, one, two),
+        cosine=cosine_of(geometries, one, two),
         norm_ratio=_root_ratio(two, one),
         relative_change=_root_ratio(changed, one),
         energy_moved=min(1.0, sum(abs(s.first - s.second) for s in shares) / 2) if shares else None,

@@ -7,10 +7,11 @@ A record's docstring documents its options for both; it stands apart from its ve
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final, Literal, NamedTuple, TypeAlias, get_args
+from typing import Annotated, Final, Literal, NamedTuple, TypeAlias, TypedDict, get_args
 
 from gradience.errors import OptionError
-from gradience.ranges import COUNT, POSITIVE, SHARE, WHOLE, Range, option_name, refuse_beyond
+from gradience.io import PathLike
+from gradience.ranges import Count, Positive, Range, Share, VerbOptions, Whole, option_name
 from gradience.schema.merge import MergeMethod
 from gradience.schema.writing import Criterion, TargetFormat
 
@@ -18,17 +19,6 @@ Dtype: TypeAlias = Literal["float32", "float16", "bfloat16"]
 
 BY_OUTPUTS: Final[tuple[Criterion, ...]] = ("kl", "rank", "max_params", "max_mb")
 """The criteria that can choose by outputs; the other criteria are rules on singular values."""
-
-_RANGES: Final[dict[Criterion, Range]] = {
-    "rank": COUNT,
-    "energy": SHARE,
-    "rel_error": Range(lambda x: 0.0 <= x < 1.0, "from 0, under 1"),
-    "max_mb": POSITIVE,
-    "max_params": COUNT,
-    "like_suggested": Range(lambda x: x == 1, "true"),
-    "kl": Range(lambda x: x > 0.0, "above 0, in nats"),
-}
-
 
 MOST_FLIPS: Final = 0.02
 """Share of predictions that a choice by KL may change, unless told otherwise: a judgement. Where confidence is low a
@@ -44,7 +34,7 @@ class Target(NamedTuple):
 
 
 @dataclass(frozen=True, kw_only=True)
-class ResizeOptions:
+class ResizeOptions(VerbOptions):
     """How the new ranks are chosen: by exactly one criterion, and with calibration by what the outputs lose.
 
     sigma_1 >= sigma_2 >= ... are the singular values of a module's update s B A, and k is its new rank. Calibration
@@ -87,18 +77,18 @@ class ResizeOptions:
         Base model: a folder with safetensors, or organisation/name in the local hub cache. Never downloaded.
     """
 
-    rank: int | None = None
-    energy: float | None = None
-    rel_error: float | None = None
-    max_mb: float | None = None
-    max_params: int | None = None
-    like_suggested: bool = False
-    kl: float | None = None
-    flips: float | None = None
+    rank: Count | None = None
+    energy: Share | None = None
+    rel_error: Annotated[float, Range(lambda x: 0.0 <= x < 1.0, "from 0, under 1")] | None = None
+    max_mb: Positive | None = None
+    max_params: Count | None = None
+    like_suggested: Annotated[bool, Range(lambda x: x in {0.0, 1.0}, "true")] = False
+    kl: Annotated[float, Range(lambda x: x > 0.0, "above 0, in nats")] | None = None
+    flips: Share | None = None
     calibrate: Path | None = None
     calibrate_tokens: Path | None = None
     recover: Path | None = None
-    seed: int = 0
+    seed: Whole = 0
     dtype: Dtype | None = None
     base: Path | None = None
 
@@ -121,7 +111,7 @@ class ResizeOptions:
             got = " and ".join(map(option_name, given)) or "none"
             raise OptionError(f"expected exactly one criterion, got {got}", advice=f"give one of {_listed(values)}")
         [criterion] = given
-        refuse_beyond(self, **{criterion: _RANGES[criterion]}, seed=WHOLE, flips=SHARE)
+        self.refuse_bad()
         self._refuse_inputs(criterion)
         return Target(criterion, float(values[criterion]), MOST_FLIPS if self.flips is None else self.flips)
 
@@ -145,12 +135,31 @@ class ResizeOptions:
             )
 
 
+class ResizeKeywords(TypedDict, total=False):
+    """The options of `resize` as keywords."""
+
+    rank: int | None
+    energy: float | None
+    rel_error: float | None
+    max_mb: float | None
+    max_params: int | None
+    like_suggested: bool
+    kl: float | None
+    flips: float | None
+    calibrate: PathLike | None
+    calibrate_tokens: PathLike | None
+    recover: PathLike | None
+    seed: int
+    dtype: Dtype | None
+    base: PathLike | None
+
+
 def _listed(names: Iterable[str]) -> str:
     return ", ".join(map(option_name, names))
 
 
 @dataclass(frozen=True, kw_only=True)
-class ConvertOptions:
+class ConvertOptions(VerbOptions):
     """The format to write, and how exact the updates stay.
 
     Parameters
@@ -172,8 +181,8 @@ class ConvertOptions:
     """
 
     to: TargetFormat = "peft"
-    rank: int | None = None
-    energy: float | None = None
+    rank: Count | None = None
+    energy: Share | None = None
     base: Path | None = None
     component: str | None = None
     renames: Sequence[str] = ()
@@ -187,11 +196,23 @@ class ConvertOptions:
         """
         if self.rank is not None and self.energy is not None:
             raise OptionError("--rank and --energy were both given", advice="give one of them")
-        refuse_beyond(self, rank=COUNT, energy=SHARE)
+        super().refuse_bad()
+
+
+class ConvertKeywords(TypedDict, total=False):
+    """The options of `convert` as keywords."""
+
+    to: TargetFormat
+    rank: int | None
+    energy: float | None
+    base: PathLike | None
+    component: str | None
+    renames: Sequence[str]
+    drop: bool
 
 
 @dataclass(frozen=True, kw_only=True)
-class MergeOptions:
+class MergeOptions(VerbOptions):
     """How adapters are merged. Which options go together depends on the method, and weights on the adapters.
 
     Parameters
@@ -220,9 +241,22 @@ class MergeOptions:
 
     method: MergeMethod = "linear"
     weights: Sequence[float] | None = None
-    rank: int | None = None
-    density: float | None = None
-    seed: int = 0
+    rank: Count | None = None
+    density: Share | None = None
+    seed: Whole = 0
     heads_from: str | None = None
     dtype: Dtype | None = None
     force_mix: bool = False
+
+
+class MergeKeywords(TypedDict, total=False):
+    """The options of `merge` as keywords."""
+
+    method: MergeMethod
+    weights: Sequence[float] | None
+    rank: int | None
+    density: float | None
+    seed: int
+    heads_from: str | None
+    dtype: Dtype | None
+    force_mix: bool

@@ -1,4 +1,4 @@
-"""Several adapters for one report: opened by their headers, modules matched by name, rows of reports about each.
+"""Adapters opened by their headers, once each; several for one report: modules matched by name, rows about each.
 
 `beside` goes through the adapters module by module. It gives the geometry of the two updates of each pair, and each
 adapter's own norms and spectra. Every module's factors are read once for all pairs, and its spectrum follows from the
@@ -23,6 +23,7 @@ from gradience.base.weights import factors_of
 from gradience.errors import AdapterError
 from gradience.io import PathLike, natural_key
 from gradience.io.reading import decode_json, read_small, real_path
+from gradience.io.safetensors import TensorSource
 from gradience.schema import Json
 from gradience.schema.compare import ComparedAdapter, ConfigDifference, OnlyIn, Overlap, SideOverlap
 from gradience.spectral.grams import Floats, Grams, inner_size, narrowed, padded
@@ -48,14 +49,29 @@ _HELD: Final = 1 << 21  # numbers in Gram matrices that wait for their spectra (
 _VOUCHED: Final = 1e-2  # of sum |b_k|^2 |a_k|^2: above it, the Gram matrices give the norm to 1e-12
 
 
+class StoredAdapter(NamedTuple):
+    """An adapter and its files: `raw` is its config with every key, or empty without one; `tensors` reads from them."""
+
+    files: AdapterFiles
+    adapter: Adapter
+    raw: dict[str, Any]
+    tensors: TensorSource
+
+    @property
+    def paths(self) -> list[Path]:
+        """The files that are read."""
+        return [self.files.config, *self.adapter.weights]
+
+
 class Side(NamedTuple):
-    """One of the adapters: `name` is short and unique among them; `raw` is its config with every key."""
+    """One of several adapters: `name` is short and unique among them, the rest is as of `StoredAdapter`."""
 
     name: str
     path: Path
     files: AdapterFiles
     adapter: Adapter
     raw: dict[str, Any]
+    tensors: TensorSource
 
 
 _QUANTISED: Final = re.compile(r"[-_.](?:bnb|unsloth|[48]bit|int[48]|nf4|gptq|awq|fp8|gguf|mlx)(?:[-_.].*)?$")
@@ -78,6 +94,21 @@ class Matching(NamedTuple):
         return {name: row for name, row in full.items() if len(row) == len(self.rows[name])}
 
 
+def open_stored(
+    path: PathLike, *, adapter_config: PathLike | None = None, weights: PathLike | None = None
+) -> StoredAdapter:
+    """Open an adapter by its headers only.
+
+    Raises:
+        AdapterError: it cannot be read.
+    """
+    files, adapter = open_adapter(path, adapter_config=adapter_config, weights=weights)
+    if adapter.source is None:
+        raise AdapterError(f"{path} cannot be read again", advice="give the adapter's folder")
+    raw = raw_config(files.config) if files.config.is_file() else {}
+    return StoredAdapter(files, adapter, raw, adapter.source)
+
+
 def open_sides(paths: Sequence[PathLike]) -> list[Side]:
     """Return the adapters, opened by their headers only.
 
@@ -88,15 +119,15 @@ def open_sides(paths: Sequence[PathLike]) -> list[Side]:
         raise AdapterError(f"{len(paths)} adapters given, expected at least two", advice="give the folders PEFT saved")
     sides = []
     for name, path in zip(_names([Path(path) for path in paths]), paths, strict=True):
-        files, adapter = open_adapter(path)
-        if not adapter.modules:
-            why = adapter.skipped[0].reason if adapter.skipped else "it holds no LoRA pair"
+        stored = open_stored(path)
+        if not stored.adapter.modules:
+            skipped = stored.adapter.skipped
+            why = skipped[0].reason if skipped else "it holds no LoRA pair"
             raise AdapterError(
                 f"{path}: no update that can be read from its factors: {why}",
                 advice="'gradience audit' says what it holds; 'gradience convert' makes a plain LoRA of many types",
             )
-        raw = raw_config(files.config) if files.config.is_file() else {}
-        sides.append(Side(name, Path(path), files, adapter, raw))
+        sides.append(Side(name, Path(path), *stored))
     return sides
 
 
@@ -138,12 +169,12 @@ def matched(sides: Sequence[Side], *, overlapping: bool = True) -> Matching:
 def config_differences(sides: Sequence[Side]) -> list[ConfigDifference]:
     """Return the config fields that differ between the adapters, without those that have no effect on the update."""
     keys = sorted({key for side in sides for key in side.raw} - _OF_NO_EFFECT)
-    found = []
+    differences = []
     for key in keys:
         values = [_normal(key, side.raw.get(key)) for side in sides]
         if any(value != values[0] for value in values):
-            found.append(ConfigDifference(key=key, values=values))
-    return found
+            differences.append(ConfigDifference(key=key, values=values))
+    return differences
 
 
 def _normal(key: str, value: Json) -> Json:
@@ -238,19 +269,19 @@ class Own(NamedTuple):
     spectra: dict[str, Spectrum]
 
 
-def beside(sides: Sequence[Side], found: Matching, pairs: Sequence[Places], take: Take, *, whole: bool) -> list[Own]:
+def beside(sides: Sequence[Side], matching: Matching, pairs: Sequence[Places], take: Take, *, whole: bool) -> list[Own]:
     """Call `take` with the geometry of each module in each pair of adapters, and return each adapter's own numbers.
 
     Args:
         sides: the adapters.
-        found: their modules by name.
+        matching: their modules by name.
         pairs: pairs of places of adapters, the smaller place first.
-        take: called for each module in the order of `found`, and within it for each pair that both have the module.
+        take: called for each module in the order of `matching`, and within it for each pair that both have the module.
         whole: also return the spectra of all modules.
     """
     owns = _Owns(sides, whole=whole)
-    rows = [[None if module is None else _stacked(module) for module in row] for row in found.rows.values()]
-    for row, seen in zip(found.rows.values(), row_geometries(rows, pairs), strict=True):
+    rows = [[None if module is None else _stacked(module) for module in row] for row in matching.rows.values()]
+    for row, seen in zip(matching.rows.values(), row_geometries(rows, pairs), strict=True):
         for (i, j), geometry in seen.pairs.items():
             if (one := row[i]) is not None and (two := row[j]) is not None:
                 take((i, j), one, two, geometry)
@@ -299,12 +330,12 @@ class _Owns:
         from gradience.spectral.batch import spectra  # as above
 
         loads = [factors_of(module) for _, module, _ in self._open]
-        found = spectra(loads, [grams for _, _, grams in self._open])
-        self._keep([(place, module) for place, module, _ in self._open], found)
+        results = spectra(loads, [grams for _, _, grams in self._open])
+        self._keep([(place, module) for place, module, _ in self._open], results)
         self._open, self._held = [], 0
 
-    def _keep(self, modules: Sequence[tuple[int, Module]], found: Sequence[Spectrum]) -> None:
-        for (place, module), spectrum in zip(modules, found, strict=True):
+    def _keep(self, modules: Sequence[tuple[int, Module]], results: Sequence[Spectrum]) -> None:
+        for (place, module), spectrum in zip(modules, results, strict=True):
             own = self._owns[place]
             own.energies[module.name] = _squared(spectrum.frobenius_norm) if spectrum.finite else math.nan
             if self._whole:
@@ -346,12 +377,12 @@ def base_key(name: str | None) -> str:
     return _QUANTISED.sub("", last.lower().removeprefix("meta-"))
 
 
-def why_not_together(sides: Sequence[Side], found: Matching) -> str | None:
+def why_not_together(sides: Sequence[Side], matching: Matching) -> str | None:
     """Why adapters are not of one base model, from its names in their configs and from their modules; else None."""
     names = {base_key(side.adapter.config.base_model_name_or_path): side for side in sides}
     names.pop("", None)
     if len(names) > 1:
         listed = ", ".join(str(side.adapter.config.base_model_name_or_path) for side in names.values())
         return f"they are of different base models ({listed})"
-    shared = any(sum(module is not None for module in row) > 1 for row in found.rows.values())
+    shared = any(sum(module is not None for module in row) > 1 for row in matching.rows.values())
     return None if shared else "no two of them have a module in common"

@@ -30,6 +30,7 @@ from gradience.adapters.layout import Array
 from gradience.adapters.open import INDEX_NAMES, WEIGHT_NAMES, AdapterFiles
 from gradience.base.weights import file_digest
 from gradience.errors import OutputError, few
+from gradience.io import PathLike
 from gradience.io.atomic import atomic_folder, refuse_file, refuse_folder
 from gradience.io.reading import read_small, real_path
 from gradience.io.safetensors import PlannedTensor, write_safetensors
@@ -207,6 +208,38 @@ def refuse_place(
     refuse_folder(out, force=force)
     if force and out.is_dir() and any(out.iterdir()):
         refuse_to_lose(out)
+
+
+class Destination(NamedTuple):
+    """The place that a verb writes, and the files that it reads, which are hashed while it works."""
+
+    out: Path
+    sources: SourceFiles
+    force: bool
+
+    def write(self, new: NewAdapter, provenance: Callable[[], Provenance]) -> None:
+        """Write the folder, as `write_adapter` does."""
+        write_adapter(self.out, new, provenance, sources=self.sources, force=self.force)
+
+
+def destination(
+    out: PathLike | None,
+    adapters: Iterable[AdapterFiles],
+    read: Iterable[Path],
+    *,
+    base: Iterable[Path] = (),
+    force: bool,
+    one_file: bool = False,
+) -> Destination | None:
+    """Return where to write, or None if nothing is written; `read` are the files to record, the rest as `refuse_place`.
+
+    Raises:
+        OutputError: as of `refuse_place`.
+    """
+    if out is None:
+        return None
+    refuse_place(Path(out), adapters, base=base, force=force, one_file=one_file)
+    return Destination(Path(out), SourceFiles(read), force)
 
 
 def refuse_to_lose(folder: Path) -> None:

@@ -140,7 +140,7 @@ class Faulty(msgspec.Struct, kw_only=True, frozen=True):
     """An adapter that needs attention, and why."""
 
     path: str
-    verdict: str
+    verdict: Annotated[str, about("Its verdict; of a trained adapter the id of its gravest finding.")]
     reason: str
 
 
@@ -220,7 +220,10 @@ class FleetShowReport(Report, kw_only=True, frozen=True):
     ranks: list[Counted] = []
     verdicts: list[Counted] = []
     findings: Annotated[list[Counted], about("Number of adapters by the id of a finding.")] = []
-    faulty: Annotated[list[Faulty], about("Unreadable, broken, untrained and random-like adapters.")] = []
+    faulty: Annotated[
+        list[Faulty],
+        about("Adapters that are unreadable, broken, untrained, random-like or have a finding from a warning upwards."),
+    ] = []
     faulty_total: NonNegativeInt = 0
     unread: Annotated[
         list[Counted], about("Why adapters have no numbers, with N for each number, and how many have that reason.")

@@ -7,6 +7,8 @@ from contextlib import contextmanager
 
 import jax
 
+from gradience.spectral import enough_threads
+
 
 def use_device(device: str) -> None:
     """Choose the devices on which this process computes: `auto`, `cpu`, `gpu` or `tpu`. Call it at program start.
@@ -16,6 +18,7 @@ def use_device(device: str) -> None:
     """
     if device == "auto":
         return
+    enough_threads()
     try:
         jax.config.update("jax_default_device", jax.devices(device)[0])
     except RuntimeError as error:
@@ -25,6 +28,7 @@ def use_device(device: str) -> None:
 
 def devices() -> list[jax.Device]:
     """The local devices on which this process computes: all of the default device's kind."""
+    enough_threads()
     default = jax.config.jax_default_device  # type: ignore[attr-defined, unused-ignore]  # JAX from 0.12 declares it
     found: list[jax.Device] = jax.local_devices(backend=getattr(default, "platform", default))
     return found

@@ -132,7 +132,7 @@ def select_to_parquet(store: Store, sql: str, out: Path) -> None:
     """
     from pyarrow import parquet  # extra [fleet]
 
-    with opened(store) as base, _worded(), atomic_file(out, sources=[store.manifest]) as partial:
+    with opened(store) as base, _worded(), atomic_file(out, sources=[store.manifest], force=None) as partial:
         parquet.write_table(_without_secrets(base.sql(_only_select(base, sql).query).to_arrow_table()), partial)
 
 

@@ -30,6 +30,7 @@ MANIFEST: Final = "fleet.json"
 INSTALL: Final = "in the clone: pip install -e '.[fleet]'"
 _LOCK: Final = ".lock"
 _PRIVATE: Final = 0o600
+_SHARED: Final = 0o666
 _MOST_BYTES: Final = 1 << 26  # most bytes of the manifest: some million parts
 _GROUP: Final = 1 << 16  # rows of a row group
 _FULL: Final = 1 << 15  # a part with so many rows in all tables is not merged; merging takes some megabytes at once
@@ -70,7 +71,7 @@ class Store:
         self.tables = tables
         self._manifest = self._read()
         self.manifest = folder / MANIFEST
-        self._private = tables.private or are_private([self.manifest])
+        self.is_private = tables.private or are_private([self.manifest], self.manifest)
 
     @property
     def parts(self) -> list[int]:
@@ -92,20 +93,15 @@ class Store:
         Raises:
             OutputError: a file's mode cannot be changed.
         """
-        if self._private or not are_private(sources):
+        if self.is_private or not are_private(sources, self.manifest):
             return
-        self._private = True
+        self.is_private = True
         written = [path for name in self.tables.rows for path in self.files(name)]
         for path in (self.manifest, *written):
             try:
                 path.chmod(_PRIVATE)
             except OSError as error:
                 raise OutputError(f"cannot write {path}: {error.strerror}", advice="check the path") from error
-
-    def narrow(self, path: Path) -> None:
-        """Let no other user read an empty file that is about to be written, if the store is private."""
-        if self._private:
-            path.chmod(_PRIVATE)
 
     def _part(self, table: str, number: int) -> Path:
         return self.folder / table / f"part-{number:06d}.parquet"
@@ -321,8 +317,8 @@ class Writer:
         for name, table in tables.items():
             path = self._store._part(name, number)  # noqa: SLF001  # as above
             try:
-                path.touch()
-                self._store.narrow(path)
+                mode = _PRIVATE if self._store.is_private else _SHARED
+                os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, mode))
                 parquet.write_table(table, path, compression="zstd", row_group_size=_GROUP)
             except OSError as error:
                 message = f"cannot write {path}: {error.strerror or error}"
@@ -339,8 +335,8 @@ class Writer:
     def _publish(self) -> None:
         live = set(self._manifest.parts)
         self._manifest.left = [number for number in self._manifest.left if number not in live]
-        with atomic_file(self._store.manifest, sources=[self._store.manifest], force=True) as partial:
-            self._store.narrow(partial)
+        manifest = self._store.manifest
+        with atomic_file(manifest, sources=[manifest], force=True, private=self._store.is_private) as partial:
             partial.write_bytes(msgspec.json.encode(self._manifest))
 
 

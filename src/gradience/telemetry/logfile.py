@@ -19,6 +19,7 @@ from typing import Final, Literal, TypeAlias
 
 from gradience.errors import RecorderError
 from gradience.io import make_folder
+from gradience.schema.document import escape_controls
 
 Fsync: TypeAlias = Literal["always", "auto", "never"]
 
@@ -67,8 +68,8 @@ class LogFile:
             self._close_torn_tail(fd)
             self._end = os.fstat(fd).st_size
             if unlocked:
-                warnings.warn(f"{self.path} is written without a lock: {unlocked}", RuntimeWarning, stacklevel=4)
-        except BaseException:
+                _warn(f"{self.path} is written without a lock: {unlocked}", stacklevel=5)
+        except BaseException:  # an interrupt, too, must leave the lock
             self.close()
             raise
 
@@ -176,7 +177,7 @@ class LogFile:
         self.lost += lost
         self._lines = 0
         tail = f", and {lost} of its events are lost" if lost else ""
-        warnings.warn(f"{self.path} {why} while it was written{tail}", RuntimeWarning, stacklevel=6)
+        _warn(f"{self.path} {why} while it was written{tail}", stacklevel=7)
 
     def _write(self, fd: int, data: bytes) -> None:
         """Write all of the data. If a write fails halfway, the next line starts with a newline of its own."""
@@ -246,9 +247,7 @@ def _claimed(path: Path, sibling: str | None) -> tuple[Path, int, str]:
     if sibling is None:
         raise RecorderError(f"{path} is being written by another process", advice="wait until that run has ended")
     beside = path.with_name(sibling)
-    warnings.warn(
-        f"{path} is being written by another process; this run is recorded in {beside}", RuntimeWarning, stacklevel=5
-    )
+    _warn(f"{path} is being written by another process; this run is recorded in {beside}", stacklevel=6)
     if (own := _try(beside)) is None:
         raise RecorderError(f"{beside} is being written by another process", advice="choose another path")
     return beside, *own
@@ -320,6 +319,10 @@ logger = logging.getLogger("gradience")
 def notice(message: str, *, stacklevel: int = 3) -> None:
     """Give a RuntimeWarning; log the message instead if warnings are errors."""
     try:
-        warnings.warn(f"gradience: {message}", RuntimeWarning, stacklevel=stacklevel)
+        _warn(f"gradience: {message}", stacklevel=stacklevel + 1)
     except RuntimeWarning:
-        logger.warning("gradience: %s", message)
+        logger.warning("gradience: %s", escape_controls(message))
+
+
+def _warn(text: str, *, stacklevel: int) -> None:
+    warnings.warn(escape_controls(text), RuntimeWarning, stacklevel=stacklevel)  # names are the file system's

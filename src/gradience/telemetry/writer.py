@@ -10,13 +10,25 @@ import os
 import threading
 import time
 import uuid
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import wraps
-from importlib import import_module
 from itertools import islice
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Concatenate, Final, Literal, ParamSpec, Protocol, Self, TypeAlias, TypeVar
+from typing import (
+    Any,
+    ClassVar,
+    Concatenate,
+    Final,
+    Literal,
+    ParamSpec,
+    Protocol,
+    Self,
+    TypeAlias,
+    TypedDict,
+    TypeVar,
+    Unpack,
+)
 
 import msgspec
 
@@ -52,6 +64,17 @@ _ADVICE: Final = "see the event's fields in gradience.events"
 _MOST_ITEMS: Final = 1000  # recommendations of one event: more do not fit a line of 64 KiB
 _P = ParamSpec("_P")
 C_ = TypeVar("C_", ConfigSnapshot, EvalMetrics, RecommendationItem)
+
+
+class WatchKeywords(TypedDict, total=False):
+    """What `TelemetryWriter.watch` is told beside the model and its optimizer."""
+
+    schedule: Any
+    loader: Any
+    accumulation: int | None
+    stop_on: Iterable[str]
+    digests: bool
+    verbose: bool
 
 
 class Wires(Protocol):
@@ -116,6 +139,9 @@ class TelemetryWriter:
         ValueError: an argument is out of its range.
     """
 
+    watched_by: ClassVar[Callable[..., Wires] | None] = None
+    """What watches a torch model for `watch`: `gradience.recording` registers it, which stands above this package."""
+
     def __init__(
         self,
         path: str | os.PathLike[str],
@@ -179,7 +205,7 @@ class TelemetryWriter:
                     self.run_end(status=_status(error), reason=self._reason(error))
             finally:
                 self.close()
-        except Exception as failure:
+        except Exception as failure:  # whatever it is, the run's own error comes first
             if error is None:
                 raise
             notice(f"the end of the run was not recorded: {_text_of(failure)}")
@@ -276,7 +302,7 @@ class TelemetryWriter:
         """Record the speed, the waiting and the memory of the last steps, by the fields of `Throughput`."""
         self._record(Throughput, step, steps=steps, **fields)
 
-    def watch(self, model: Any, optimizer: Any, **options: Any) -> Wires:
+    def watch(self, model: Any, optimizer: Any, **options: Unpack[WatchKeywords]) -> Wires:
         """Record and judge from here on what is trained. Needs torch; changes no number of the training.
 
         Call it once model, optimizer and schedule are ready, after `run_start`: a `run_start` with `resumed_from_step`
@@ -289,7 +315,9 @@ class TelemetryWriter:
                 `stop_on`, ids of rules at whose first finding `should_stop` becomes true; `digests`, False to record no
                 digests of the batches; `verbose`, False to log no finding.
         """
-        wires: Wires = import_module("gradience.hf.wires").Wires(self, model, optimizer, **options)
+        if TelemetryWriter.watched_by is None:
+            raise RecorderError("nothing here knows torch", advice="from gradience import TelemetryWriter")
+        wires = TelemetryWriter.watched_by(self, model, optimizer, **options)
         self._wires.append(wires)
         return wires
 

@@ -125,12 +125,13 @@ def test_equal_groups_say_why_a_reward_does_not_rise():
     assert said("RWD122", {**flat, "frac_reward_zero_std": [0.85] * N}).severity == "info"
 
 
-def test_rewards_that_are_no_numbers_are_an_error_or_a_warning_from_half_of_the_rows_on():
+def test_rewards_that_are_no_numbers_are_said_from_the_first_on():
     beside = {"frac_reward_zero_std": [0.0] * 20, "completions/mean_length": [9.0] * 20}
     found = said("RWN139", beside)
     assert (found.severity, found.values["missing"], found.values["rows"]) == ("error", 20, 20)
-    assert said("RWN139", {**beside, "reward": [1.0] * 10}).severity == "warning"
-    assert said("RWN139", {**beside, "reward": [1.0] * 11}) is None
+    assert said("RWN139", {**beside, "reward": [1.0] * 18}).severity == "warning"
+    assert said("RWN139", {**beside, "reward": [1.0] * 19}).severity == "info"
+    assert said("RWN139", {**beside, "reward": [1.0] * 20}) is None
     assert story(beside)[0] == "no reward in 20 of 20 rows"
 
 

@@ -24,7 +24,7 @@ from gradience.adapters.formats.foreign import DIFFUSERS, KOHYA, MLX, MLX_FULL, 
 from gradience.adapters.formats.peft import PEFT
 from gradience.adapters.layout import MOST_ELEMENTS, Array, Files, Format
 from gradience.errors import AdapterError
-from gradience.io.reading import is_zip, open_regular
+from gradience.io.reading import is_zip, open_regular, refuse_compressed
 from gradience.io.safetensors import SafetensorsFile, TensorInfo, TensorSource, refuse_long_name
 
 SUFFIXES: Final = frozenset({".npz", ".h5", ".hdf5"})
@@ -75,7 +75,7 @@ def distributed_advice(folder: Path, *, config: str = "") -> str | None:
     """
     whole, places = folder / "pytorch_model_fsdp.bin", [folder, *sorted(folder.glob("pytorch_model_fsdp_*"))]
     if config and whole.is_file():
-        return f"it is a checkpoint of FSDP: give {whole} with --weights"
+        return f"it is a checkpoint of FSDP: give {whole} itself"
     parts = next((one for one in places if (one / ".metadata").is_file() and any(one.glob("*.distcp"))), None)
     if parts is None:
         return None
@@ -183,7 +183,7 @@ def _load(path: Path) -> dict[str, Any]:
     with open_regular(path) as file:
         if file.read(len(_LFS)) == _LFS:
             raise AdapterError(f"{path} is a git-lfs pointer, not the weights", advice="fetch them with 'git lfs pull'")
-    _refuse_compressed(path)
+    refuse_compressed(path)
     try:
         import torch  # an optional dependency
     except ImportError as error:
@@ -205,19 +205,6 @@ def _load(path: Path) -> dict[str, Any]:
     ):
         raise AdapterError(f"{path} is not a dict of tensors", advice="give adapter_model.bin as PEFT saved it")
     return data
-
-
-def _refuse_compressed(path: Path) -> None:
-    """Refuse a compressed archive. Torch stores arrays uncompressed, and a compressed one could grow to any size."""
-    if not is_zip(path):
-        return
-    try:
-        with zipfile.ZipFile(path) as archive:
-            packed = any(entry.compress_type != zipfile.ZIP_STORED for entry in archive.infolist())
-    except Exception as error:  # the same
-        raise AdapterError(f"{path} is a damaged archive: {error}", advice="copy it again") from error
-    if packed:
-        raise AdapterError(f"{path} is a compressed archive, which torch does not write", advice=_SAVE_AGAIN)
 
 
 def format_of(files: Files) -> Format:

@@ -24,6 +24,7 @@ from gradience.errors import AdapterError, GradienceError
 from gradience.io import PathLike
 from gradience.io.reading import read_small
 from gradience.rules.config.serving import RANKS
+from gradience.schema.document import Finding
 from gradience.schema.fleet import (
     FLEET_SHOW_SCHEMA_ID,
     Alike,
@@ -45,6 +46,7 @@ if TYPE_CHECKING:
 
 _OK: Final = "status = 'ok'"
 _FAULTS: Final = ("broken", "untrained", "near_untrained", "partial", "random_like", "not_analysed")
+_GRAVEST: Final = "array_position(['critical', 'error', 'warning', 'info'], severity)"
 _SHARE: Final = 0.5  # heuristic: share of a base's adapters that must agree on a shape for another one to be reported
 _VLLM: Final = next(sizes for sizes in RANKS if sizes.engine == "vllm")
 room_for: Final = _VLLM.room_for
@@ -127,7 +129,25 @@ def _faulty(base: DuckDBPyConnection) -> list[Faulty]:
     listed = ", ".join(f"'{name}'" for name in ("error", "crashed", *_FAULTS))
     sql = f"""select path, coalesce(verdict, status) as v, coalesce(error, reason) from adapters
         where v in ({listed}) order by case v {order} end, path"""  # noqa: S608  # our own
-    return [Faulty(path=path, verdict=verdict, reason=reason or "") for path, verdict, reason in _all(base, sql)]
+    # What is wrong with a trained adapter is a finding: far too large, numbers of another base, a merge that is lost
+    grave = f"""select path, id, message from findings join adapters using (path)
+        where severity in ('warning', 'error', 'critical') and coalesce(verdict, status) not in ({listed})
+        qualify row_number() over (partition by path order by {_GRAVEST}, position) = 1
+        order by {_GRAVEST}, path"""  # noqa: S608  # our own
+    rows = [*_all(base, sql), *_all(base, grave)]
+    return [Faulty(path=path, verdict=verdict, reason=reason or "") for path, verdict, reason in rows]
+
+
+def findings_of(fleet: PathLike) -> list[tuple[str, Finding]]:
+    """Return every finding of a fleet with the path of its adapter, by path.
+
+    Raises:
+        GradienceError: there is no fleet, or a package is missing.
+    """
+    names = ("id", "severity", "message", "action", "confidence")
+    with opened(existing(fleet)) as base:
+        rows = _all(base, f"select path, {', '.join(names)} from findings order by path, position")  # noqa: S608  # our own
+    return [(path, Finding(**dict(zip(names, row, strict=True)))) for path, *row in rows]
 
 
 def _unread(base: DuckDBPyConnection) -> list[Counted]:

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import closing
-from dataclasses import replace
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, Unpack
 
 import msgspec
 
@@ -29,7 +28,7 @@ from gradience.judge.audit.rows import (
     with_shares,
 )
 from gradience.judge.audit.tied import listed_once
-from gradience.judge.options import AuditOptions
+from gradience.judge.options import AuditKeywords, AuditOptions
 from gradience.rules import excluded_rules, without
 from gradience.rules.weights import JUDGED_SHARE, health, suggests_ranks
 from gradience.rules.weights.ranks import (
@@ -69,7 +68,7 @@ def audit_adapter(
     select: Iterable[str] = (),
     ignore: Iterable[str] = (),
     settings: PathLike | None = None,
-    **keywords: Any,
+    **keywords: Unpack[AuditKeywords],
 ) -> AuditReport:
     """Return the audit of one trained adapter.
 
@@ -95,8 +94,7 @@ def audit_adapter(
     >>> audit_adapter("runs/toy/peft").summary.stable_rank_mean  # doctest: +SKIP
     1.47
     """
-    options = replace(options, **keywords)
-    options.refuse_bad()
+    options = options.completed(keywords)
     ids = [rule.id for rule in WEIGHTS_RULES]
     left_out = excluded_rules(ids, select=select, ignore=ignore, settings=settings)
     if adapter_config is None and weights is None and Path(path).suffix in SUFFIXES and Path(path).is_file():

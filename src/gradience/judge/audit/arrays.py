@@ -6,7 +6,7 @@ import math
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Final, NamedTuple
+from typing import Any, Final, NamedTuple, TypedDict, Unpack
 
 import msgspec
 import numpy as np
@@ -48,6 +48,15 @@ class _Pair(NamedTuple):
     r: int
     d_in: int
     stored: tuple[tuple[str, tuple[int, ...]], ...]  # dtype and shape of A and of B
+
+
+class ArrayKeywords(TypedDict, total=False):
+    """The options of `audit_arrays`, for the functions that find the arrays."""
+
+    top_singular_values: int
+    select: Iterable[str]
+    ignore: Iterable[str]
+    settings: PathLike | None
 
 
 def audit_arrays(
@@ -97,7 +106,12 @@ def audit_arrays(
     return msgspec.structs.replace(report, findings=findings, not_run=not_run)
 
 
-def audit_pytree(params: Any, *, scale: Scale | None = None, **options: Any) -> AuditReport:
+def audit_pytree(
+    params: Any,
+    *,
+    scale: Scale | None = None,
+    **options: Unpack[ArrayKeywords],
+) -> AuditReport:
     """Return the audit of the LoRA factors in a model's parameters.
 
     Factors are found by their names, `lora_a` and `lora_b` with anything around `lora`: those of `flax.nnx.LoRA`,
@@ -239,7 +253,7 @@ def _stored(array: Any) -> tuple[str, tuple[int, ...]]:
     return str(array.dtype).removeprefix("torch."), tuple(map(int, array.shape))
 
 
-def audit_array_file(path: Path, *, scale: Scale = 1.0, **options: Any) -> AuditReport:
+def audit_array_file(path: Path, *, scale: Scale = 1.0, **options: Unpack[ArrayKeywords]) -> AuditReport:
     """Return the audit of the LoRA factors in a NumPy archive (.npz) or an HDF5 file (Keras' .lora.h5).
 
     Raises:

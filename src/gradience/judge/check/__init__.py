@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from importlib.metadata import PackageNotFoundError, version
 from os import PathLike
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, TypedDict, Unpack
 
 import msgspec
 
@@ -37,6 +37,7 @@ from gradience.configs.values import short_name
 from gradience.errors import AdapterError, ConfigError, RecorderError
 from gradience.io import CHECKPOINT_PREFIX, pretrained
 from gradience.io.reading import real_path
+from gradience.ranges import VerbOptions
 from gradience.rules import excluded_rules
 from gradience.rules.config import RULES, judge_config, settings_of
 from gradience.rules.config.facts import CheckContext, Moved, quantities
@@ -138,7 +139,7 @@ SETTINGS = (HasToDict, Mapping)  # the same for isinstance
 
 
 @dataclass(frozen=True, kw_only=True)
-class CheckOptions:
+class CheckOptions(VerbOptions):
     """The sources of a configuration, of which a later one wins, and what it is judged for and by.
 
     Attributes:
@@ -209,11 +210,33 @@ class CheckOptions:
         return frozenset().union(*(stated_fields(layer.config) for layer in layers if layer is not None))
 
 
+class CheckKeywords(TypedDict, total=False):
+    """`CheckOptions` as keywords, but for the configuration itself."""
+
+    document: Place | None
+    peft_dir: Place | None
+    training_dir: Place | None
+    peft: Place | Settings | None
+    training: Place | Settings | None
+    overrides: ConfigSnapshot | None
+    base: Place | None
+    task: str | None
+    serve: Iterable[str]
+    select: Iterable[str]
+    ignore: Iterable[str]
+    settings: Place | None
+    max_length: int | None
+    memory: str | None
+
+
 _DEFAULTS = CheckOptions()
 
 
 def check_config(
-    config: ConfigSnapshot | Mapping[str, Any] | None = None, *, options: CheckOptions = _DEFAULTS, **keywords: Any
+    config: ConfigSnapshot | Mapping[str, Any] | None = None,
+    *,
+    options: CheckOptions = _DEFAULTS,
+    **keywords: Unpack[CheckKeywords],
 ) -> CheckReport:
     """Check a configuration by the rules. A later source wins over an earlier one.
 
@@ -227,7 +250,7 @@ def check_config(
         AdapterError: the base cannot be read.
         TypeError: no option has such a name.
     """
-    given = replace(options, config=options.config if config is None else config, **keywords)
+    given = replace(options, config=options.config if config is None else config).completed(keywords)
     unwanted = given.unwanted([rule.id for rule in RULES])
     whole = given.read()
     if whole.config == ConfigSnapshot():

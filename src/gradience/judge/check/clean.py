@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Final
 
@@ -44,8 +45,8 @@ def refuse_clean(out: Path, read: Iterable[Path]) -> None:
     if inside := next((place for place in places if real_path(out).is_relative_to(place)), None):
         message = f"--write-clean {out}: it would become part of {inside}, which is read"
         raise ConfigError(message, advice="give a place outside of that folder")
-    refuse_file(out, force=False)
-    refuse_file(ledger_of(out), force=False)
+    refuse_file(out, force=None)
+    refuse_file(ledger_of(out), force=None)
 
 
 def ledger_of(out: Path) -> Path:
@@ -66,7 +67,8 @@ def write_clean(source: Source, tokeniser: Tokeniser, out: Path, *, held_out: se
         OutputError: a file is there already, or cannot be written.
     """
     reasons = dict(_reasons(source, tokeniser, held_out))
-    with atomic_file(out, sources=[source.path]) as rows, atomic_file(ledger_of(out), sources=[source.path]) as ledger:
+    new = partial(atomic_file, sources=[source.path], force=None)
+    with new(out) as rows, new(ledger_of(out)) as ledger:  # named in the opposite order: no rows without their ledger
         with rows.open("wb") as file:
             file.writelines(line for number, line in raw_lines(source) if number not in reasons)
         with ledger.open("wb") as file:

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import fields, replace
+from dataclasses import replace
 from importlib.util import find_spec
 from itertools import islice
 from pathlib import Path
-from typing import Any, Final, NamedTuple, TypeAlias
+from typing import Any, Final, NamedTuple, TypeAlias, Unpack
 
 import msgspec
 
@@ -23,9 +23,9 @@ from gradience.data.programs import prepares
 from gradience.data.rows import Fault, Row, Source
 from gradience.data.tokens import Masking, Tokeniser
 from gradience.errors import ConfigError, few
-from gradience.judge.check import SETTINGS, CheckOptions, Place, Settings, judged, when_of
+from gradience.judge.check import SETTINGS, CheckKeywords, CheckOptions, Place, Settings, judged, when_of
 from gradience.judge.check.clean import keys_of, refuse_clean, write_clean
-from gradience.judge.check.options import DataOptions, Samples
+from gradience.judge.check.options import DataKeywords, DataOptions, Samples
 from gradience.rules import judge
 from gradience.rules.config import RULES
 from gradience.rules.data import DATA_RULES
@@ -323,13 +323,19 @@ def _loss_mode(shape: Shape, masking: Masking) -> LossMode:
     return masking.loss or ("completion" if pairs else "all")
 
 
+class CheckDataKeywords(DataKeywords, CheckKeywords, total=False):
+    """`DataOptions` and `CheckOptions` as keywords."""
+
+    config: ConfigSnapshot | Mapping[str, Any] | None
+
+
 def check_data(
     data: Place | None = None,
     *,
     options: DataOptions = _DEFAULTS,
     check: CheckOptions = _NO_CONFIG,
     progress: Progress | None = None,
-    **keywords: Any,
+    **keywords: Unpack[CheckDataKeywords],
 ) -> CheckReport:
     """Check a data set by the rules, tokenised as its trainer would; and a configuration, if one is given.
 
@@ -350,9 +356,9 @@ def check_data(
         AdapterError: the base cannot be read.
         TypeError: no option has such a name.
     """
-    of_data = {field.name: keywords.pop(field.name) for field in fields(DataOptions) if field.name in keywords}
-    options, given = replace(options, **of_data), replace(check, **keywords)
-    options.refuse_bad()
+    of_data = {name: value for name, value in keywords.items() if name in DataKeywords.__annotations__}
+    options = options.completed(of_data)
+    given = check.completed({name: value for name, value in keywords.items() if name not in of_data})
     data = options.data if data is None else data
     ids = [*_CONFIG_IDS, *(rule.id for rule in DATA_RULES)]
     unwanted = given.unwanted(ids)

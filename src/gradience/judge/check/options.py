@@ -3,18 +3,22 @@
 # Annotations are evaluated here, so that a record of the command line that inherits these fields has their types.
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final, Literal, TypeAlias
+from typing import Annotated, Final, Literal, TypeAlias, TypedDict
 
-from gradience.errors import ConfigError
+from gradience.errors import OptionError
+from gradience.io import PathLike
+from gradience.ranges import Count, Range, VerbOptions, Whole
 
 Samples: TypeAlias = int | Literal["all"]
 
 MOST_EXAMPLES: Final = 100  # rows that are shown as the model sees them
 SAMPLES: Final = 10_000  # rows of a quick look: a share of 1 % is then known to 0.1 percentage points
 
+_SHOWN: Final = Range(lambda x: 0 <= x <= MOST_EXAMPLES and x == int(x), f"a whole number from 0 to {MOST_EXAMPLES}")
+
 
 @dataclass(frozen=True, kw_only=True)
-class DataOptions:
+class DataOptions(VerbOptions):
     """The data set, and how its trainer tokenises it; what is not given is taken from the recipe of --training.
 
     Parameters
@@ -52,35 +56,36 @@ class DataOptions:
     data: Path | None = None
     eval_data: Path | None = None
     tokenizer: Path | None = None
-    max_length: int | None = None
+    max_length: Whole | None = None
     loss: Literal["assistant", "completion", "all"] | None = None
     template: Path | None = None
     packing: bool | None = None
-    num_labels: int | None = None
+    num_labels: Count | None = None
     samples: Samples = SAMPLES
-    seed: int = 0
+    seed: Whole = 0
     show_rows: bool = False
-    worst: int = 0
+    worst: Annotated[int, _SHOWN] = 0
     write_clean: Path | None = None
 
     def refuse_bad(self) -> None:
-        """Refuse a number out of its range.
-
-        Raises:
-            ConfigError: there is one.
-        """
+        """Refuse an option out of its range."""
+        super().refuse_bad()
         if self.samples != "all" and self.samples < 1:
-            raise ConfigError(
-                f"--samples: expected a number of rows or all, got {self.samples}", advice="correct the option"
-            )
-        if self.num_labels is not None and self.num_labels < 1:
-            raise ConfigError(
-                f"--num-labels: expected a number of classes from 1, got {self.num_labels}", advice="correct the option"
-            )
-        if not 0 <= self.worst <= MOST_EXAMPLES:
-            raise ConfigError(
-                f"--worst: expected a number of rows from 0 to {MOST_EXAMPLES}, got {self.worst}",
-                advice="correct the option",
-            )
-        if self.seed < 0:
-            raise ConfigError(f"--seed: expected a whole number from 0, got {self.seed}", advice="correct the option")
+            raise OptionError(f"--samples is {self.samples}, expected a whole number from 1, or all")
+
+
+class DataKeywords(TypedDict, total=False):
+    """`DataOptions` as keywords, but for the data set itself."""
+
+    eval_data: PathLike | None
+    tokenizer: PathLike | None
+    max_length: int | None
+    loss: Literal["assistant", "completion", "all"] | None
+    template: PathLike | None
+    packing: bool | None
+    num_labels: int | None
+    samples: Samples
+    seed: int
+    show_rows: bool
+    worst: int
+    write_clean: PathLike | None

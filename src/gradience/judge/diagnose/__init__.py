@@ -4,22 +4,21 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, Final
+from typing import Final, Unpack
 
 import msgspec
 
 from gradience.adapters.open import CONFIG_NAME
 from gradience.base.weights import find_shards
+from gradience.blocks import counted
 from gradience.io import PathLike
 from gradience.judge.check import check_config, source_locations as config_locations
 from gradience.judge.diagnose.checkpoints import CheckpointChoice, choose, disk_symptoms
 from gradience.judge.diagnose.sources import Read, RunSources, find_sources, read_sources
 from gradience.judge.monitor.source import log_place
-from gradience.judge.options import DiagnoseOptions
-from gradience.render import counted
+from gradience.judge.options import DiagnoseKeywords, DiagnoseOptions
 from gradience.rules import excluded_rules
 from gradience.rules.config import RULES
 from gradience.rules.config.facts import ConfigRule
@@ -207,7 +206,7 @@ def diagnose(
     select: Iterable[str] = (),
     ignore: Iterable[str] = (),
     settings: PathLike | None = None,
-    **keywords: Any,
+    **keywords: Unpack[DiagnoseKeywords],
 ) -> DiagnoseReport:
     """Diagnose a run from its configuration, log and weights: one verdict, with causes that join their findings.
 
@@ -225,8 +224,7 @@ def diagnose(
         OptionError: an option is out of its range.
         TypeError: no option has such a name.
     """
-    options = replace(options, **keywords)
-    options.refuse_bad()
+    options = options.completed(keywords)
     sources = find_sources(path, run=options.run, adapter=options.adapter, config=options.config)
     return diagnose_sources(sources, options, select=select, ignore=ignore, settings=settings)
 

@@ -29,8 +29,8 @@ from gradience.prove.bench.store import BenchStore, Evaluation, adapter_digest, 
 from gradience.prove.bench.trial import CAP, CONFIDENCE, BuiltIn, ModelEvaluator, default_metric
 from gradience.prove.options import BenchOptions
 from gradience.rewrite.resize import resize_adapter
-from gradience.rewrite.resize.plan import resizable_pairs
-from gradience.rewrite.sides import raw_config
+from gradience.rewrite.resize.subject import resizable_pairs
+from gradience.rewrite.sides import open_stored
 from gradience.rewrite.writing import PEFT_METADATA, Changes, NewAdapter, SourceFiles, provenance_of, write_adapter
 from gradience.schema.compare import BenchMetric, BenchReport
 from gradience.telemetry.redact import hide_in
@@ -83,9 +83,9 @@ def _write(
         AdapterError: it is not an adapter as PEFT saves one, or its tensors are not all understood.
         OutputError: the folder cannot be written.
     """
-    files, opened = open_adapter(adapter)
-    source = opened.source
-    if source is None or not files.config.is_file():
+    stored = open_stored(adapter)
+    source, opened = stored.tensors, stored.adapter
+    if not stored.files.config.is_file():
         raise AdapterError(f"{adapter} is not a folder that PEFT saved", advice="see 'gradience convert'")
     new = {}
     layouts = [pair.layout for pair in resizable_pairs(opened)]
@@ -96,9 +96,9 @@ def _write(
                 info = source.tensors[name]
                 new[name] = planned(name, info.dtype, info.shape, loads.taking(name))
     tensors = [new.get(name) or copied(source, name) for name in source.tensors]
-    sources = SourceFiles([files.config, *opened.weights])
+    sources = SourceFiles(stored.paths)
     record = partial(provenance_of, "bench", sources, {"variant": what}, Changes([]))
-    config = _scaled(raw_config(files.config), opened.config.lora_alpha, alpha)
+    config = _scaled(stored.raw, opened.config.lora_alpha, alpha)
     write_adapter(out, NewAdapter(tensors, config, source.metadata or PEFT_METADATA), record, sources=sources)
 
 

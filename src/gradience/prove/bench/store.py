@@ -112,7 +112,7 @@ def refusing(name: str, advice: str) -> Iterator[None]:
 class BenchStore:
     """One trial's folder. `evaluated` and `reused` count the evaluations of this run."""
 
-    def __init__(self, folder: Path, sources: Sequence[Path] = ()) -> None:
+    def __init__(self, folder: Path, sources: Sequence[Path]) -> None:
         self.folder, self._sources = folder, sources
         self.evaluated = 0
         self.reused = 0
@@ -144,7 +144,7 @@ class BenchStore:
 
 
 @contextmanager
-def opened_store(folder: Path, sources: Sequence[Path] = ()) -> Iterator[BenchStore]:
+def opened_store(folder: Path, sources: Sequence[Path]) -> Iterator[BenchStore]:
     """A context that yields the store in a folder. Only one process at a time can use it.
 
     Args:

@@ -16,8 +16,8 @@ import msgspec
 
 from gradience.errors import AdapterError, ConfigError
 from gradience.io import PathLike, Progress
-from gradience.models.inputs import batches, digest_of, read_inputs
-from gradience.models.sums import Sums, estimate, sums_of
+from gradience.models.inputs import digest_of, read_inputs
+from gradience.models.sums import Sums, estimate
 from gradience.prove.options import DriftOptions
 from gradience.schema.drift import DriftReport, Lowered, TextsChanged
 
@@ -138,7 +138,7 @@ class _Texts:
     """
 
     def __init__(self, loaded: LoadedModel, place: PathLike, options: DriftOptions) -> None:
-        from gradience.models.outputs import Reference, tokens_within  # torch, late
+        from gradience.models.outputs import HeldOut  # torch, late
         from gradience.models.reading import as_base, window  # the same
 
         found = read_inputs(place, loaded, most=options.rows, seed=options.seed)
@@ -148,10 +148,8 @@ class _Texts:
                 f"{place} has {len(self.examples)} different texts that can be used, expected at least {LEAST}",
                 advice=f"{options.rows} are read where there are so many; they need no labels",
             )
-        self._loaded = loaded
-        self._parts = batches(self.examples, tokens=tokens_within(loaded), pad=loaded.pad)
         as_it_was = partial(as_base, loaded)
-        self._reference = Reference(loaded, as_it_was)
+        self._held_out = HeldOut(loaded, self.examples, as_it_was)
         self.base = self.read(as_it_was)
 
     def read(self, state: State) -> Sums:
@@ -160,10 +158,10 @@ class _Texts:
         Raises:
             AdapterError: an output is not finite.
         """
-        found = sums_of(self._loaded, self.examples, self._parts, reference=self._reference, state=state)
-        if not found.finite:
+        sums = self._held_out.sums(state)
+        if not sums.finite:
             raise AdapterError("the model's outputs are not finite", advice="check the weights of base and adapter")
-        return found
+        return sums
 
     def changed(self, read: Sums) -> TextsChanged:
         """How a state differs from the base."""

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import replace
 from functools import partial
-from pathlib import Path
-from typing import Any, Final, NamedTuple
+from typing import Final, NamedTuple, Unpack
 
 import msgspec
 
@@ -37,8 +35,8 @@ from gradience.rewrite.convert.write import (
     peft_notes,
     peft_tensors,
 )
-from gradience.rewrite.options import ConvertOptions
-from gradience.rewrite.writing import ArraySpool, NewAdapter, SourceFiles, provenance_of, refuse_place, write_adapter
+from gradience.rewrite.options import ConvertKeywords, ConvertOptions
+from gradience.rewrite.writing import ArraySpool, NewAdapter, destination, provenance_of
 from gradience.schema.writing import CONVERT_SCHEMA_ID, ConvertedModule, ConvertReport, TargetFormat
 
 _WHOLE_IN_PEFT: Final[frozenset[Role]] = frozenset({"full_module", "bias", "base_copy", "token_rows"})
@@ -56,7 +54,7 @@ def convert_adapter(
     adapter_config: PathLike | None = None,
     weights: PathLike | None = None,
     progress: Progress | None = None,
-    **keywords: Any,
+    **keywords: Unpack[ConvertKeywords],
 ) -> ConvertReport:
     """Write an adapter in another format, and return a report on each module.
 
@@ -76,17 +74,16 @@ def convert_adapter(
         OutputError: `out` exists already, or cannot be written.
         TypeError: no option has such a name.
     """
-    options = replace(options, **keywords)
-    options.refuse_bad()
+    options = options.completed(keywords)
     to, choice = options.to, RankChoice(options.rank, options.energy)
     source = open_source(path, adapter_config=adapter_config, weights=weights, base=options.base)
     replaced = parsed_renames(options.renames)
     if not replaced:
         _refuse_vain(source, to, choice)
     refuse_modules(source)
-    if out is not None:
-        held = [file.path for file in source.base.files] if source.base is not None else []
-        refuse_place(Path(out), [source.files], base=held, force=force)
+    shards = [file.path for file in source.base.files] if source.base is not None else []
+    read = [*source.adapter.weights, source.files.config]
+    place = destination(out, [source.files], read, base=shards, force=force)
     paths = paths_of(source, component=options.component, renames=replaced)
     elsewhere = {name for module in source.layers if module.name not in paths for name in module.keys.values()}
     rest = _rest(source, to, drop=options.drop, other_components=elsewhere).renamed(replaced)
@@ -110,11 +107,9 @@ def convert_adapter(
             dropped=rest.dropped,
             notes=_notes(source, updates, to),
         )
-        if out is None:
+        if place is None:
             return report
-        sources = SourceFiles([*source.adapter.weights, source.files.config])
-        record = partial(provenance_of, "convert", sources, given, report)
-        write_adapter(Path(out), new, record, sources=sources, force=force)
+        place.write(new, partial(provenance_of, "convert", place.sources, given, report))
     return msgspec.structs.replace(report, out=str(out))
 
 
@@ -199,9 +194,9 @@ def _relative_error(updates: Sequence[LayerUpdate]) -> float | None:
 def _notes(source: SourceAdapter, updates: Sequence[LayerUpdate], target: TargetFormat) -> list[str]:
     notes = []
     converted = {name for update in updates for name in update.names}
-    left = {name: found for name, found in components_of(source).items() if not converted & {m.name for m in found}}
+    left = {name: some for name, some in components_of(source).items() if not converted & {m.name for m in some}}
     if left:
-        named = ", ".join(f"{name} ({len(found)} modules)" for name, found in left.items())
+        named = ", ".join(f"{name} ({len(some)} modules)" for name, some in left.items())
         notes.append(f"other components of the file were not asked for: {named}")
     if any(update.embedding for update in updates) and "mlx" in {source.adapter.format, target}:
         notes.append(

@@ -16,13 +16,13 @@ import numpy as np
 from gradience.adapters.config import ScalingRules
 from gradience.adapters.kinds.products import MOST_RANK, loha_module, lokr_module
 from gradience.adapters.layout import Adapter, Context, Group, Module, parse_key
-from gradience.adapters.open import AdapterFiles, open_adapter
+from gradience.adapters.open import AdapterFiles
 from gradience.adapters.traits import Operation, Traits, obstacles, traits_of
 from gradience.base.weights import BaseWeights, find_shards
 from gradience.errors import AdapterError
 from gradience.io import PathLike
 from gradience.io.safetensors import DTYPES, TensorSource
-from gradience.rewrite.sides import raw_config
+from gradience.rewrite.sides import open_stored
 
 _NAMES: Final = {dtype: name for name, dtype in DTYPES.items()}
 
@@ -81,32 +81,28 @@ def open_source(
     Raises:
         AdapterError: its files cannot be read, or no LoRA can express what it does.
     """
-    files, adapter = open_adapter(path, adapter_config=adapter_config, weights=weights)
-    if adapter.source is None:
-        raise AdapterError(f"{path} cannot be read again", advice="give the adapter's folder")
-    tensors = adapter.source
+    files, adapter, raw, tensors = open_stored(path, adapter_config=adapter_config, weights=weights)
     refusal = next(obstacles(adapter, Operation.CONVERT), None)
     if refusal is not None:
         raise AdapterError(
             f"this adapter cannot be converted: {refusal.text}", advice="see docs/convert.md for what can be"
         )
     adapter = _with_large_products(adapter, tensors)
-    found = BaseWeights(find_shards(Path(base))) if base is not None else None
-    if adapter.by_peft and found is not None:
+    base_weights = BaseWeights(find_shards(Path(base))) if base is not None else None
+    if adapter.by_peft and base_weights is not None:
         from gradience.models.merged import with_merges  # torch, only where PEFT has to merge
 
-        adapter = with_merges(adapter, files.config, found)
+        adapter = with_merges(adapter, files.config, base_weights)
     elif adapter.by_peft:
         raise AdapterError(adapter.skipped[0].reason)
-    if adapter.base_dependent and found is None:
+    if adapter.base_dependent and base_weights is None:
         why = next(s.reason for s in adapter.skipped if s.name == adapter.base_dependent[0].name)
         raise AdapterError(why, advice="give the base model that it was trained on with --base PATH")
     modules = [*adapter.modules, *adapter.base_dependent]
     if not modules:
         why = "; ".join(f"{s.name}: {s.reason}" for s in adapter.skipped[:_SHOWN]) or "it holds no update"
         raise AdapterError(f"no module of {files.weights} can be converted ({why})")
-    raw = raw_config(files.config) if files.config.is_file() else {}
-    return SourceAdapter(files, adapter, traits_of(adapter), tensors, raw, found, modules)
+    return SourceAdapter(files, adapter, traits_of(adapter), tensors, raw, base_weights, modules)
 
 
 def refuse_modules(source: SourceAdapter) -> None:
@@ -137,8 +133,8 @@ def _with_large_products(adapter: Adapter, source: TensorSource) -> Adapter:
     for name, role in adapter.roles.items():
         if role == "not_analysed" and (key := parse_key(name)) is not None:
             groups.setdefault(key.module, Group(key.module)).keys[key.field] = name
-    found = [build(ctx, group, most_rank=_LARGEST_PRODUCT) for group in groups.values()]
-    more = [module for module in found if isinstance(module, Module) and module.r > MOST_RANK]
+    built = [build(ctx, group, most_rank=_LARGEST_PRODUCT) for group in groups.values()]
+    more = [module for module in built if isinstance(module, Module) and module.r > MOST_RANK]
     placed = {name for module in more for name in module.keys.values()}
     return replace(
         adapter,
@@ -155,10 +151,10 @@ def _on_parameter(source: SourceAdapter, module: Module) -> bool:
 
 def components_of(source: SourceAdapter) -> dict[str, list[Module]]:
     """Return the modules by component of the pipeline; for other adapters, one component with an empty name."""
-    found: dict[str, list[Module]] = {}
+    components: dict[str, list[Module]] = {}
     for module in source.layers:
-        found.setdefault(_component(source, module), []).append(module)
-    return found
+        components.setdefault(_component(source, module), []).append(module)
+    return components
 
 
 def _component(source: SourceAdapter, module: Module) -> str:
@@ -176,24 +172,24 @@ def paths_of(source: SourceAdapter, *, component: str | None, renames: Mapping[s
     Raises:
         AdapterError: none of several components is chosen, or the paths need a base and do not follow from it.
     """
-    found = components_of(source)
-    if component is None and len(found) > 1:
+    components = components_of(source)
+    if component is None and len(components) > 1:
         raise AdapterError(
-            f"the file adapts {len(found)} models ({', '.join(found)}), and a target is one model's",
+            f"the file adapts {len(components)} models ({', '.join(components)}), and a target is one model's",
             advice="choose one with --component NAME, with its own folder as --base",
         )
-    if not found and component is None:
+    if not components and component is None:
         return {}
-    chosen = next(iter(found)) if component is None else component
-    if chosen not in found:
-        raise AdapterError(f"no component {chosen!r} in the file", advice=f"it has: {', '.join(found) or 'none'}")
-    modules = found[chosen]
+    chosen = next(iter(components)) if component is None else component
+    if chosen not in components:
+        raise AdapterError(f"no component {chosen!r} in the file", advice=f"it has: {', '.join(components) or 'none'}")
+    modules = components[chosen]
     paths = (
         _kohya_paths(modules, source.base) if not source.adapter.file_format.module_paths else _paths(source, modules)
     )
-    found_paths = {name: renamed(path, renames) for name, path in paths.items()}
-    _refuse_twice(found_paths)
-    return found_paths
+    targets = {name: renamed(path, renames) for name, path in paths.items()}
+    _refuse_twice(targets)
+    return targets
 
 
 def _paths(source: SourceAdapter, modules: Iterable[Module]) -> dict[str, str]:
@@ -204,7 +200,7 @@ def _paths(source: SourceAdapter, modules: Iterable[Module]) -> dict[str, str]:
 
 def _peft_path(module: Module) -> str:
     """Return the module's path as in PEFT's tensor names; in other formats, the module's name."""
-    key = next((found for name in module.keys.values() if (found := parse_key(name)) is not None), None)
+    key = next(filter(None, map(parse_key, module.keys.values())), None)
     return key.module if key is not None else module.name
 
 
@@ -247,13 +243,13 @@ def parsed_renames(renames: Iterable[str]) -> dict[str, str]:
     Raises:
         AdapterError: a text has no `=`, or no OLD.
     """
-    found: dict[str, str] = {}
+    prefixes: dict[str, str] = {}
     for rename in renames:
         old, equals, new = rename.partition("=")
         if not equals or not old:
             raise AdapterError(f"no prefix to replace in {rename!r}", advice="write --rename OLD=NEW")
-        found[old.rstrip(".")] = new.rstrip(".")
-    return found
+        prefixes[old.rstrip(".")] = new.rstrip(".")
+    return prefixes
 
 
 def renamed(path: str, renames: Mapping[str, str]) -> str:

@@ -156,15 +156,15 @@ def layer_updates(run: Conversion, paths: Mapping[str, str], progress: Progress 
 def _layer(run: Conversion, module: Module, path: str) -> LayerUpdate:
     source, is_peft = run.source, run.source.adapter.file_format.is_peft
     embedding = _is_embedding(source, module)
-    found = _in_base(source.base, path, module)
-    kernel = _kernel(source, module, found)
+    stored = _in_base(source.base, path, module)
+    kernel = _kernel(source, module, stored)
     keeps_dora = module.magnitude is not None and run.choice.everything and _takes_dora(source, module, run.target)
     if module.dense is None or keeps_dora:
         part = from_factors(module, run.choice, run.spool, scale=_scale(source, module), copy=_is_pair(source, module))
     else:
-        part = _dense(run, module, found)
+        part = _dense(run, module, stored)
     fan_in_fan_out = is_peft and source.adapter.config.fan_in_fan_out and not kernel
-    swapped = found is not None and not kernel and found.info.shape != module.shape == found.info.shape[::-1]
+    swapped = stored is not None and not kernel and stored.info.shape != module.shape == stored.info.shape[::-1]
     return LayerUpdate(
         (module.name,),
         module.kind,
@@ -207,7 +207,7 @@ def _in_base(base: BaseWeights | None, path: str, module: Module) -> BaseTensor 
     return base.find(module.base_name or f"{path}.weight") or base.find(f"{path}.weight")
 
 
-def _dense(run: Conversion, module: Module, found: BaseTensor | None) -> Factored:
+def _dense(run: Conversion, module: Module, stored: BaseTensor | None) -> Factored:
     """Return the pair that approximates an update which is a function of the base weight, or equals it."""
     update, base = module.dense, run.source.base
     if base is None or update is None:
@@ -215,13 +215,13 @@ def _dense(run: Conversion, module: Module, found: BaseTensor | None) -> Factore
             f"{module.name}: {module.note or 'its update is a function of the base weight'}",
             advice="give the base model that it was trained on with --base PATH",
         )
-    if found is None:
+    if stored is None:
         raise AdapterError(
             f"the base has no weight for {module.name}", advice="give the base model that it was trained on"
         )
 
     def matrix() -> Array:
-        return update(base.read(found, module.expert).astype(np.float64)).astype(np.float64, copy=False)
+        return update(base.read(stored, module.expert).astype(np.float64)).astype(np.float64, copy=False)
 
     scale, bound = _scale(run.source, module), _rank_bound(run.source, module)
     return from_dense(module, matrix, run.choice, run.spool, scale=scale, bound=bound)
@@ -238,14 +238,14 @@ def _rank_bound(source: SourceAdapter, module: Module) -> int | None:
     return module.r if module.kind == "vera" else None
 
 
-def _kernel(source: SourceAdapter, module: Module, found: BaseTensor | None) -> tuple[int, ...]:
+def _kernel(source: SourceAdapter, module: Module, stored: BaseTensor | None) -> tuple[int, ...]:
     """Return the kernel's sizes if the layer is a convolution, else an empty tuple.
 
     Raises:
         AdapterError: the layer seems to be a convolution, and only the base could tell its kernel.
     """
-    if found is not None and module.expert is None:
-        return tuple(found.info.shape[2:])
+    if stored is not None and module.expert is None:
+        return tuple(stored.info.shape[2:])
     held = source.adapter.tensors
     for field in ("lora_mid", "lora_A", "hira_A", "hada_t1", "lokr_t2", "lokr_w2"):
         if field in module.keys:

@@ -102,14 +102,14 @@ def _tensors(update: LayerUpdate, rank: int, scale: float) -> list[PlannedTensor
 
     # At least float32 if the numbers are scaled, and so are no longer the file's own.
     stored_b = "F32" if folded and of_b.itemsize < np.dtype(np.float32).itemsize else dtype_name(of_b)
-    found = [
+    tensors = [
         planned(f"{update.target}.lora_a", dtype_name(of_a), shape_a, lora_a),
         planned(f"{update.target}.lora_b", stored_b, shape_b, lora_b),
     ]
     if update.magnitude is not None:
         data = update.magnitude()
-        found.append(planned(f"{update.path}.m", dtype_name(data.dtype), data.shape, update.magnitude))
-    return found
+        tensors.append(planned(f"{update.path}.m", dtype_name(data.dtype), data.shape, update.magnitude))
+    return tensors
 
 
 def _shared(updates: Sequence[LayerUpdate]) -> tuple[int, float]:
@@ -165,7 +165,7 @@ def _to_peft_tensors(update: LayerUpdate, path: str, rank: int) -> list[PlannedT
     layout = peft_pair(path, rank, update.shape, kernel=kernel, experts=update.experts, embedding=update.embedding)
     shape_a, shape_b = layout.shapes(rank)
     of_b, of_a = map(dtype_name, update.dtypes)
-    found = [
+    tensors = [
         planned(layout.a_name, of_a, shape_a, lambda: layout.joined(*update.load(), rank)[1]),
         planned(layout.b_name, of_b, shape_b, lambda: layout.joined(*update.load(), rank)[0]),
     ]
@@ -173,8 +173,8 @@ def _to_peft_tensors(update: LayerUpdate, path: str, rank: int) -> list[PlannedT
         out = update.shape[0]
         shape = (1, out, *(1 for _ in kernel)) if kernel else (out,)
         kept = dtype_name(update.magnitude().dtype)
-        found.append(planned(f"{PREFIX}{path}.lora_magnitude_vector", kept, shape, update.magnitude))
-    return found
+        tensors.append(planned(f"{PREFIX}{path}.lora_magnitude_vector", kept, shape, update.magnitude))
+    return tensors
 
 
 def peft_notes(updates: Sequence[LayerUpdate]) -> list[str]:
@@ -269,10 +269,10 @@ def expert_updates(modules: Sequence[Module], target: TargetFormat) -> list[Laye
     stacks: dict[str, list[Module]] = {}
     for module in modules:
         stacks.setdefault(module.name.partition("[")[0], []).append(module)
-    found = [_stack(name, experts) for name, experts in stacks.items()]
+    updates = [_stack(name, experts) for name, experts in stacks.items()]
     if target == "mlx":
-        return [part for stack in found for part in _unfused(stack)]
-    return list(_fused(found))
+        return [part for stack in updates for part in _unfused(stack)]
+    return list(_fused(updates))
 
 
 def _stack(name: str, experts: Sequence[Module]) -> LayerUpdate:

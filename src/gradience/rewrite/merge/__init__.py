@@ -9,10 +9,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from functools import partial
-from pathlib import Path
-from typing import Any, Final, NamedTuple
+from typing import Any, Final, NamedTuple, Unpack
 
 import msgspec
 import numpy as np
@@ -33,17 +31,9 @@ from gradience.rewrite.merge.pairs import (
     refuse,
     tensors_of,
 )
-from gradience.rewrite.options import MergeOptions
+from gradience.rewrite.options import MergeKeywords, MergeOptions
 from gradience.rewrite.sides import Matching, Side, described, matched, open_sides, why_not_together
-from gradience.rewrite.writing import (
-    STORED,
-    ArraySpool,
-    NewAdapter,
-    SourceFiles,
-    provenance_of,
-    refuse_place,
-    write_adapter,
-)
+from gradience.rewrite.writing import STORED, ArraySpool, NewAdapter, destination, provenance_of
 from gradience.rules.weights.ranks import Patterns, patterns_of
 from gradience.schema.merge import MERGE_SCHEMA_ID, MergedModule, MergeReport
 
@@ -71,7 +61,7 @@ def merge_adapters(
     options: MergeOptions = _DEFAULTS,
     force: bool = False,
     progress: Progress | None = None,
-    **keywords: Any,
+    **keywords: Unpack[MergeKeywords],
 ) -> MergeReport:
     """Merge plain PEFT LoRA adapters of one base model into one, and return a report with the error in each module.
 
@@ -91,37 +81,35 @@ def merge_adapters(
         OutputError: `out` exists, or cannot be written.
         TypeError: no option has such a name.
     """
-    options = replace(options, **keywords)
+    options = options.completed(keywords)
     recipe = recipe_of(len(paths), options)
     sides = open_sides(paths)
-    if out is not None:
-        refuse_place(Path(out), [side.files for side in sides], force=force)
+    read = [path for side in sides for path in (side.files.config, *side.adapter.weights)]
+    place = destination(out, [side.files for side in sides], read, force=force)
     refuse(sides)
-    found = matched(sides, overlapping=False)
-    if found.odd:
+    matching = matched(sides, overlapping=False)
+    if matching.odd:
         raise AdapterError(
-            f"{found.odd[0]} is of different shapes in these adapters", advice="are they of one base model?"
+            f"{matching.odd[0]} is of different shapes in these adapters", advice="are they of one base model?"
         )
-    if not options.force_mix and (why := why_not_together(sides, found)) is not None:
+    if not options.force_mix and (why := why_not_together(sides, matching)) is not None:
         raise AdapterError(f"cannot merge these adapters: {why}", advice="--force-mix merges them nevertheless")
     heads = heads_of(sides, None if options.heads_from is None else side_named(sides, options.heads_from))
-    pairs = merged_pairs(sides, found.rows)
+    pairs = merged_pairs(sides, matching.rows)
     stored = STORED[options.dtype] if options.dtype is not None else common_dtype(sides, pairs)
-    files = [path for side in sides for path in (side.files.config, *side.adapter.weights)]
-    sources = SourceFiles([] if out is None else files)
     with scratch_folder() as folder:
         merged = merged_modules(pairs, recipe, stored, ArraySpool(folder), progress)
         ranks = ranks_of(pairs, merged, recipe)
         decided = _Decided(recipe, stored, ranks, merged_patterns(ranks), heads)
-        report = _report(sides, found, pairs, merged, decided)
-        if out is None:
+        report = _report(sides, matching, pairs, merged, decided)
+        if place is None:
             return report
         modules = list(dict.fromkeys(pair.path for pair in pairs if not pair.is_parameter))
         tensors = [*heads.carried, *tensors_of(pairs, merged, ranks, stored)]
         config = merged_config(sides, decided.patterns, heads, modules)
-        record = partial(provenance_of, "merge", sources, {name: getattr(report, name) for name in _RECORDED}, report)
+        chosen = {name: getattr(report, name) for name in _RECORDED}
         new = NewAdapter(sorted(tensors, key=lambda tensor: tensor.name), config)
-        write_adapter(Path(out), new, record, sources=sources, force=force)
+        place.write(new, partial(provenance_of, "merge", place.sources, chosen, report))
     return msgspec.structs.replace(report, out=str(out))
 
 
@@ -137,7 +125,7 @@ class _Decided(NamedTuple):
 
 def _report(
     sides: Sequence[Side],
-    found: Matching,
+    matching: Matching,
     pairs: Sequence[MergedPair],
     merged: Sequence[Sequence[MergedFactors]],
     decided: _Decided,
@@ -165,7 +153,7 @@ def _report(
         params=sum(pair.layout.params_per_rank * decided.ranks[pair.path] for pair in pairs),
         largest_dense_bytes=max(module.dense_bytes for module in modules),
         modules=rows,
-        only_in=found.partial,
+        only_in=matching.partial,
         carried=[tensor.name for tensor in heads.carried],
         dropped=heads.dropped,
         notes=_notes(sides),
@@ -232,7 +220,7 @@ def heads_of(sides: Sequence[Side], chosen: Side | None) -> Heads:
     if chosen is not None:
         names = _whole(chosen)
         left = sorted({name for side in sides for name in _whole(side)} - set(names))
-        source = _source(chosen)
+        source = chosen.tensors
         fields = {field: chosen.raw.get(field) or _NONE.get(field) for field in _FIELDS}
         return Heads([copied(source, name) for name in names], fields, left, chosen.name)
     held: dict[str, Side] = {}
@@ -240,7 +228,7 @@ def heads_of(sides: Sequence[Side], chosen: Side | None) -> Heads:
     for side in sides:
         for name in _whole(side):
             first = held.setdefault(name, side)
-            if first is not side and not _equal(_source(first), _source(side), name):
+            if first is not side and not _equal(first.tensors, side.tensors, name):
                 differing.append(name)
     if differing:
         raise AdapterError(
@@ -248,17 +236,11 @@ def heads_of(sides: Sequence[Side], chosen: Side | None) -> Heads:
             "rows) have no sum",
             advice="take one adapter's with --heads-from A (or B, ...)",
         )
-    return Heads([copied(_source(side), name) for name, side in held.items()], _agreed(sides), [])
+    return Heads([copied(side.tensors, name) for name, side in held.items()], _agreed(sides), [])
 
 
 def _whole(side: Side) -> list[str]:
     return [name for name, role in side.adapter.roles.items() if role in _WHOLE]
-
-
-def _source(side: Side) -> TensorSource:
-    if side.adapter.source is None:
-        raise AdapterError(f"the tensors of {side.path} cannot be read again", advice="open it from its files")
-    return side.adapter.source
 
 
 def _equal(one: TensorSource, two: TensorSource, name: str) -> bool:

@@ -84,15 +84,15 @@ def merge_check(
     ids = [rule.id for rule in MERGE_RULES]
     left_out = excluded_rules(ids, select=select, ignore=ignore, settings=settings)
     sides = open_sides(paths)
-    found = matched(sides, overlapping=False)
-    if found.odd and not found.rows:
-        raise AdapterError(_odd(sides, found.odd[0]), advice="are they of one base model?")
-    products = products_of(sides, found)
-    signs = dict(_signs(found, products, chosen, most=None if exact else _SAMPLE, seed=seed, progress=progress))
+    matching = matched(sides, overlapping=False)
+    if matching.odd and not matching.rows:
+        raise AdapterError(_odd(sides, matching.odd[0]), advice="are they of one base model?")
+    products = products_of(sides, matching)
+    signs = dict(_signs(matching, products, chosen, most=None if exact else _SAMPLE, seed=seed, progress=progress))
     total = total_of(products)
     pairs = [_pair(sides, chosen, total, places, products) for places in combinations(range(len(sides)), 2)]
     pooled = pooled_signs(list(signs.values()))
-    modules = [_module(name, products.by_module[name], chosen, signs.get(name)) for name in _shared(found)]
+    modules = [_module(name, products.by_module[name], chosen, signs.get(name)) for name in _shared(matching)]
     report = MergeCheckReport(
         schema=MERGE_CHECK_SCHEMA_ID,
         adapters=[
@@ -111,9 +111,9 @@ def merge_check(
         expected_conflict=_expected(modules) if len(sides) == 2 else None,
         trials=trials_of(chosen, pairs),
         modules=modules,
-        only_in=found.partial,
-        different_shapes=found.odd,
-        notes=_notes(sides, found, products),
+        only_in=matching.partial,
+        different_shapes=matching.odd,
+        notes=_notes(sides, matching, products),
     )
     findings, not_run = without(*judge(MERGE_RULES, report), left_out)
     return msgspec.structs.replace(report, findings=findings, not_run=not_run)
@@ -130,9 +130,9 @@ def _odd(sides: Sequence[Side], name: str) -> str:
     return f"no module has the same shape in all adapters: {name} is {', '.join(shapes)}"
 
 
-def _shared(found: Matching) -> list[str]:
+def _shared(matching: Matching) -> list[str]:
     """Return the names of the modules that at least two of the adapters have."""
-    return [name for name, row in found.rows.items() if sum(m is not None for m in row) >= 2]
+    return [name for name, row in matching.rows.items() if sum(m is not None for m in row) >= 2]
 
 
 def _pair(
@@ -173,7 +173,7 @@ def _expected(modules: Sequence[CheckedModule]) -> float | None:
 
 
 def _signs(
-    found: Matching,
+    matching: Matching,
     products: Products,
     weights: Sequence[float],
     *,
@@ -181,10 +181,10 @@ def _signs(
     seed: int,
     progress: Progress | None,
 ) -> Iterator[tuple[str, Signs]]:
-    names = _shared(found)
+    names = _shared(matching)
     for done, name in enumerate(names, 1):
         if is_finite(products.by_module[name]):
-            held = [(m, w) for m, w in zip(found.rows[name], weights, strict=True) if m is not None]
+            held = [(m, w) for m, w in zip(matching.rows[name], weights, strict=True) if m is not None]
             parts = [(*m.load(), w * m.scale) for m, w in held]
             yield name, signs_of(parts, most=most, seed=zlib.crc32(f"{seed} {name}".encode()))
         if progress is not None:
@@ -211,12 +211,12 @@ def _module(name: str, table: Floats, weights: Sequence[float], signs: Signs | N
     )
 
 
-def _notes(sides: Sequence[Side], found: Matching, products: Products) -> list[str]:
+def _notes(sides: Sequence[Side], matching: Matching, products: Products) -> list[str]:
     notes = [*obstacles_between(sides), *_heads(sides)]
     broken = [name for name, table in products.by_module.items() if not is_finite(table)]
     if broken:
         notes.append(f"{len(broken)} modules hold NaN or infinite numbers and are left out (first: {broken[0]})")
-    if not _shared(found):
+    if not _shared(matching):
         notes.append("the adapters have no module in common: their sum is each of them where it is")
     notes += [
         f"{side.name}: the numbers are of s B A, which is not the whole of its update"
@@ -252,10 +252,10 @@ class Products(NamedTuple):
     overlaps: dict[Places, PairOverlaps]
 
 
-def products_of(sides: Sequence[Side], found: Matching) -> Products:
+def products_of(sides: Sequence[Side], matching: Matching) -> Products:
     """Return the inner products and overlaps of every pair of adapters; each module is read once for all pairs."""
     n = len(sides)
-    by_module = {name: np.zeros((n, n)) for name in found.rows}
+    by_module = {name: np.zeros((n, n)) for name in matching.rows}
     overlaps = {pair: PairOverlaps([], []) for pair in combinations(range(n), 2)}
 
     def take(pair: Places, one: Module, _two: Module, geometry: PairGeometry) -> None:
@@ -265,7 +265,7 @@ def products_of(sides: Sequence[Side], found: Matching) -> Products:
             overlaps[pair].output.append(side_overlap(geometry.left, geometry.cosines[0], one.shape[0]))
             overlaps[pair].input.append(side_overlap(geometry.right, geometry.cosines[1], one.shape[1]))
 
-    for place, own in enumerate(beside(sides, found, list(overlaps), take, whole=False)):
+    for place, own in enumerate(beside(sides, matching, list(overlaps), take, whole=False)):
         for name, energy in own.energies.items():
             if name in by_module:
                 by_module[name][place, place] = energy

@@ -16,9 +16,9 @@ import numpy.typing as npt
 
 from gradience.adapters.layout import Array, Module, all_finite
 from gradience.errors import AdapterError, OptionError
-from gradience.ranges import COUNT, SHARE, WHOLE, refuse_beyond
 from gradience.rewrite.options import MergeOptions
 from gradience.schema.merge import MergeMethod
+from gradience.spectral import enough_threads
 from gradience.spectral.merging import dense_update, dropped, elected_mean, mask_generator, summed, trimmed
 from gradience.spectral.sums import (
     Pair,
@@ -83,7 +83,7 @@ def recipe_of(n: int, options: MergeOptions) -> Recipe:
     method, rank, density = options.method, options.rank, options.density
     if method not in get_args(MergeMethod):
         raise OptionError(f"--method is {method!r}, expected one of {', '.join(get_args(MergeMethod))}")
-    refuse_beyond(options, rank=COUNT, density=SHARE, seed=WHOLE)
+    options.refuse_bad()
     if rank is not None and method in {"linear", "cat"}:
         raise OptionError(f"{method} is exact and takes no rank: svd gives the best approximation of one")
     if density is not None and method not in DENSE:
@@ -99,6 +99,7 @@ def dense_target(name: str, row: Row, parts: Sequence[Part], recipe: Recipe) -> 
     """Return the merged update (d_out, d_in) by TIES or DARE, in float64, from the adapters' dense updates."""
     places = [place for place, module in enumerate(row) if module is not None]
     density = 1.0 if recipe.density is None else recipe.density
+    enough_threads()  # these are the first arrays of a merge over entries
 
     def updates() -> Iterator[jax.Array]:
         for place, part in zip(places, parts, strict=True):
@@ -194,12 +195,12 @@ def _merged_sum(
         grams = sum_grams(parts)
         energy = gram_norm(grams, lambda: stacked(parts))
         _refuse_overflow(name, energy, parts)
-        found = None
+        low = None
         if recipe.method != "cat":
             if energy == 0.0:
                 return _rounded(*_zero_update(*parts[0][:2]), dtype, name), Losses(0.0, 0.0, 0.0, 0.0)
-            found = low_rank_sum(parts, grams, recipe.rank or most if recipe.method == "svd" else None, dtype)
-        b, a, lost = balanced_sum(parts, grams, dtype) if found is None else found
+            low = low_rank_sum(parts, grams, recipe.rank or most if recipe.method == "svd" else None, dtype)
+        b, a, lost = balanced_sum(parts, grams, dtype) if low is None else low
     _refuse_unfit(name, b, a, dtype)
     lost = lost if energy > 0.0 else 0.0
     return NewFactors(b, a), Losses(energy, lost, energy, lost)

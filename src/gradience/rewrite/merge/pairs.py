@@ -146,12 +146,12 @@ def merged_modules(
     One module is in memory at a time, or one for each core if no dense matrix is formed.
     """
     tasks = [partial(_merged, row, recipe, stored, spool) for pair in pairs for row in pair.rows]
-    found = []
+    merged = []
     for one in (task() for task in tasks) if recipe.method in DENSE else each_in_threads(tasks):
-        found.append(one)
+        merged.append(one)
         if progress is not None:
-            progress(len(found), len(tasks), one.name)
-    rest = iter(found)
+            progress(len(merged), len(tasks), one.name)
+    rest = iter(merged)
     return [[next(rest) for _ in pair.rows] for pair in pairs]
 
 
@@ -187,14 +187,14 @@ def ranks_of(pairs: Sequence[MergedPair], merged: Sequence[Sequence[MergedFactor
 
 def common_dtype(sides: Sequence[Side], pairs: Sequence[MergedPair]) -> str:
     """Return the dtype (safetensors' name) of all factors if they share one that adapters are saved in, else F32."""
-    found = {
+    dtypes = {
         side.adapter.tensors[name].dtype
         for pair in pairs
         for side, module in zip(sides, pair.rows[0], strict=True)
         if module is not None
         for name in module.keys.values()
     }
-    return found.pop() if len(found) == 1 and found <= set(STORED.values()) else "F32"
+    return dtypes.pop() if len(dtypes) == 1 and dtypes <= set(STORED.values()) else "F32"
 
 
 def tensors_of(

@@ -5,39 +5,41 @@ The output is a folder that PEFT loads, or one file in kohya's format. It is wri
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import replace
-from functools import partial
+from collections.abc import Mapping, Sequence
+from functools import cache, partial
 from pathlib import Path
-from typing import Any, Final
+from typing import Final, NamedTuple, Unpack
 
 import msgspec
 
-from gradience.adapters.layout import Adapter, Array
-from gradience.adapters.open import AdapterFiles, open_adapter
+from gradience.adapters.layout import Array
+from gradience.adapters.open import AdapterFiles
 from gradience.base.weights import BaseWeights, find_shards
 from gradience.errors import OutputError, few
 from gradience.io import PathLike, Progress
 from gradience.io.atomic import atomic_file
-from gradience.io.safetensors import PlannedTensor, write_safetensors
-from gradience.rewrite.options import Dtype, ResizeOptions, Target
-from gradience.rewrite.resize.calibrated import calibrate_adapter, plan_by_outputs
-from gradience.rewrite.resize.plan import NewConfig, Plan, new_config, plan_of
-from gradience.rewrite.resize.recovered import recovered_plan
-from gradience.rewrite.sides import raw_config
+from gradience.io.safetensors import PlannedTensor, file_size, write_safetensors
+from gradience.rewrite.options import ResizeKeywords, ResizeOptions, Target
+from gradience.rewrite.resize.outputs import TextFile, measure, plan_by_outputs
+from gradience.rewrite.resize.plan import NewConfig, Plan, new_config
+from gradience.rewrite.resize.recovery import recovered
+from gradience.rewrite.resize.running import run
+from gradience.rewrite.resize.subject import Subject, resizable_pairs
+from gradience.rewrite.resize.weights import plan_by_weights
+from gradience.rewrite.sides import open_stored
 from gradience.rewrite.writing import (
     PROVENANCE_NAME,
     STORED,
+    Destination,
     NewAdapter,
-    SourceFiles,
+    destination,
     encoded,
     loaded_ahead,
     provenance_of,
-    refuse_place,
     weight_files,
-    write_adapter,
 )
-from gradience.schema.writing import Provenance, ResizeReport
+from gradience.rules.weights.ranks import Patterns
+from gradience.schema.writing import Calibration, Provenance, Recovery, ResizeReport
 
 PROVENANCE_KEY: Final = "gradience_provenance"
 _STALE: Final = ("sshs_model_hash", "sshs_legacy_hash")  # hashes of the old weights
@@ -54,7 +56,7 @@ def resize_adapter(
     weights: PathLike | None = None,
     force: bool = False,
     progress: Progress | None = None,
-    **keywords: Any,
+    **keywords: Unpack[ResizeKeywords],
 ) -> ResizeReport:
     """Write a copy of a LoRA adapter whose updates have lower ranks, each the best approximation at its rank.
 
@@ -76,60 +78,69 @@ def resize_adapter(
         OutputError: `out` exists, or cannot be written.
         TypeError: no option has such a name.
     """
-    options = replace(options, **keywords)
-    target, dtype = options.target(), options.dtype
-    files, adapter = open_adapter(path, adapter_config=adapter_config, weights=weights)
+    options = options.completed(keywords)
+    target = options.target()
+    stored = open_stored(path, adapter_config=adapter_config, weights=weights)
     shards = [] if options.base is None else find_shards(Path(options.base))
-    is_kohya = adapter.format == "kohya"
-    if out is not None:
-        refuse_place(Path(out), [files], base=shards, force=force, one_file=is_kohya)
-    stored = None if dtype is None else STORED[dtype]
-    sources = SourceFiles([] if out is None else [files.config, *adapter.weights])
-    if options.inputs is None:
-        plan = plan_of(adapter, target, dtype=stored, base=None if options.base is None else BaseWeights(shards))
-    else:
-        plan = plan_by_outputs(calibrate_adapter(files, adapter, options, progress=progress), target, dtype=stored)
-        if progress is not None:
-            progress(1, 1, "measured")  # removes a progress bar that is still shown
-    config = None if is_kohya else new_config(raw_config(files.config), plan)
-    if options.recover is not None:
-        plan = recovered_plan(plan, files, adapter, options, progress=progress)
-        if progress is not None:
-            progress(1, 1, "recovered")  # as above
-    report = _report(path, files, adapter, target, plan, dtype=dtype, config=config)
-    if out is None:
+    is_kohya = stored.adapter.format == "kohya"
+    place = destination(out, [stored.files], stored.paths, base=shards, force=force, one_file=is_kohya)
+    subject = Subject(stored, resizable_pairs(stored.adapter), None if options.dtype is None else STORED[options.dtype])
+    result = _result(subject, target, options, shards, progress or _silent)
+    config = None if is_kohya else new_config(stored.raw, result.plan)
+    report = _report(path, subject, target, result, config)
+    if place is None:
         return report
     # Calibration and recovery have records of their own
-    chosen = {"criterion": target.criterion, "value": target.value, "dtype": dtype}
-    record = partial(provenance_of, "resize", sources, chosen, report)
-    with loaded_ahead(plan.tensors) as loaded:
-        tensors = _with_progress(loaded, progress)
+    chosen = {"criterion": target.criterion, "value": target.value, "dtype": options.dtype}
+    record = partial(provenance_of, "resize", place.sources, chosen, report)
+    with loaded_ahead(result.plan.tensors) as loaded:
+        tensors = _with_progress(loaded, progress or _silent)
         if config is None:
-            _write_kohya(Path(out), tensors, plan, record(), sources=sources, force=force)
+            _write_kohya(place, tensors, subject.metadata, result.plan.patterns, record())
         else:
-            write_adapter(
-                Path(out), NewAdapter(tensors, config.fields, plan.metadata), record, sources=sources, force=force
-            )
-    nbytes = Path(out).stat().st_size if config is None else report.bytes_after
+            place.write(NewAdapter(tensors, config.fields, subject.metadata), record)
+    nbytes = place.out.stat().st_size if config is None else report.bytes_after
     return msgspec.structs.replace(report, out=str(out), bytes_after=nbytes)
 
 
-def _report(
-    path: PathLike,
-    files: AdapterFiles,
-    adapter: Adapter,
-    target: Target,
-    plan: Plan,
-    *,
-    dtype: Dtype | None,
-    config: NewConfig | None,
-) -> ResizeReport:
-    """The report of a plan; `config` is the new folder's config, or None for a file in kohya's format."""
+def _silent(_done: int, _total: int, _name: str) -> None:
+    """Progress that nobody watches."""
+
+
+class Result(NamedTuple):
+    """The plan of the new file, and the records of what was measured on the way to it, as far as it was."""
+
+    plan: Plan
+    calibration: Calibration | None
+    recovery: Recovery | None
+
+
+def _result(
+    subject: Subject, target: Target, options: ResizeOptions, shards: Sequence[Path], progress: Progress
+) -> Result:
+    running = cache(partial(run, subject, options.base, progress))  # loaded once, by the first step that needs it
+    calibration = recovery = None
+    if options.inputs is None:
+        plan = plan_by_weights(subject, target, None if options.base is None else BaseWeights(shards))
+    else:
+        inputs = TextFile(options.inputs, options.calibrate is None, options.seed)
+        measurement = measure(subject, running(), inputs, progress)
+        plan, calibration = plan_by_outputs(subject, running(), measurement, target)
+        progress(1, 1, "measured")  # removes a progress bar that is still shown
+    if options.recover is not None:
+        plan, recovery = recovered(subject, running(), plan, options.recover, seed=options.seed, progress=progress)
+        progress(1, 1, "recovered")  # as above
+    return Result(plan, calibration, recovery)
+
+
+def _report(path: PathLike, subject: Subject, target: Target, result: Result, config: NewConfig | None) -> ResizeReport:
+    """The report of a result; `config` is the new folder's config, or None for a file in kohya's format."""
+    plan, adapter = result.plan, subject.stored.adapter
     return ResizeReport(
         source=str(path),
         criterion=target.criterion,
         value=target.value,
-        dtype=None if dtype is None else STORED[dtype],
+        dtype=subject.dtype,
         use_rslora=adapter.config.use_rslora,
         r=plan.patterns.r,
         lora_alpha=plan.patterns.lora_alpha,
@@ -139,16 +150,24 @@ def _report(
         params_before=sum(row.params_before for row in plan.rows),
         params_after=sum(row.params_after for row in plan.rows),
         bytes_before=sum(file.stat().st_size for file in adapter.weights),
-        bytes_after=plan.nbytes,
+        bytes_after=file_size(plan.tensors, metadata=subject.metadata),
         modules=plan.rows,
-        calibration=plan.calibration,
-        recovery=plan.recovery,
-        notes=[*(config.notes if config is not None else []), *_notes(plan, dtype), *_left_behind(files)],
+        calibration=result.calibration,
+        recovery=result.recovery,
+        notes=[
+            *(config.notes if config is not None else []),
+            *_notes(plan, subject.dtype),
+            *_left_behind(subject.stored.files),
+        ],
     )
 
 
 def _write_kohya(
-    out: Path, tensors: Sequence[PlannedTensor], plan: Plan, record: Provenance, *, sources: SourceFiles, force: bool
+    place: Destination,
+    tensors: Sequence[PlannedTensor],
+    metadata: Mapping[str, str],
+    patterns: Patterns,
+    record: Provenance,
 ) -> None:
     """Write a file in kohya's format. It keeps the metadata, with rank and alpha updated and a provenance record added.
 
@@ -157,23 +176,23 @@ def _write_kohya(
     Raises:
         OutputError: the name does not end in .safetensors, exists, or cannot be written.
     """
-    if out.suffix != ".safetensors":
+    if place.out.suffix != ".safetensors":
         raise OutputError(
-            f"{out}: a LoRA in kohya's format is one file", advice="give a name that ends in .safetensors"
+            f"{place.out}: a LoRA in kohya's format is one file", advice="give a name that ends in .safetensors"
         )
-    metadata = {key: value for key, value in plan.metadata.items() if key not in _STALE}
-    is_uniform = not plan.patterns.rank_pattern and not plan.patterns.alpha_pattern
-    metadata["ss_network_dim"] = str(plan.patterns.r) if is_uniform else "Dynamic"
-    metadata["ss_network_alpha"] = str(plan.patterns.lora_alpha) if is_uniform else "Dynamic"
-    metadata[PROVENANCE_KEY] = encoded(msgspec.structs.replace(record, modules=[])).decode()
-    with atomic_file(out, sources=sources.files, force=force) as partial:
-        write_safetensors(partial, tensors, metadata=metadata)
+    is_uniform = not patterns.rank_pattern and not patterns.alpha_pattern
+    new = {
+        **{key: value for key, value in metadata.items() if key not in _STALE},
+        "ss_network_dim": str(patterns.r) if is_uniform else "Dynamic",
+        "ss_network_alpha": str(patterns.lora_alpha) if is_uniform else "Dynamic",
+        PROVENANCE_KEY: encoded(msgspec.structs.replace(record, modules=[])).decode(),
+    }
+    with atomic_file(place.out, sources=place.sources.files, force=place.force) as partial_file:
+        write_safetensors(partial_file, tensors, metadata=new)
 
 
-def _with_progress(tensors: list[PlannedTensor], progress: Progress | None) -> list[PlannedTensor]:
+def _with_progress(tensors: list[PlannedTensor], progress: Progress) -> list[PlannedTensor]:
     """Return the tensors, changed so that each reports progress when it is loaded."""
-    if progress is None:
-        return tensors
 
     def reporting(place: int, tensor: PlannedTensor) -> PlannedTensor:
         def load() -> Array:
@@ -194,10 +213,11 @@ def _left_behind(files: AdapterFiles) -> list[str]:
     return [f"not copied from the adapter's folder: {few(names, _NAMED)}"] if names else []
 
 
-def _notes(plan: Plan, dtype: Dtype | None) -> list[str]:
+def _notes(plan: Plan, dtype: str | None) -> list[str]:
     notes = []
     if any(row.kind == "dora" and row.rank_after < row.rank_before for row in plan.rows):
         notes.append("DoRA: magnitudes fitted anew by least squares; errors are of the whole change to the weight")
-    if dtype in {"float16", "bfloat16"}:
-        notes.append(f"errors are those of the lower rank; rounding the factors to {dtype} comes on top")
+    if dtype in {"F16", "BF16"}:
+        name = next(name for name, stored in STORED.items() if stored == dtype)
+        notes.append(f"errors are those of the lower rank; rounding the factors to {name} comes on top")
     return notes

@@ -6,28 +6,20 @@ pieces minimises E[(h^T (I - M) z)^2] over all M of rank k. With A A^T and B^T B
 the singular triplets of B A itself. All of this is r x r algebra in float64.
 
 The pieces of all modules are sorted into one order by their effect on the outputs per parameter. A choice is a prefix
-of that order: as many pieces as fit a budget of parameters, or the shortest prefix whose measured divergence is within
-a tolerance. The divergence is measured between the model with the reduced adapter and with the whole one. For that, A
-is replaced by M A in memory, and nothing is written.
+of that order: as many pieces as fit a budget of parameters, or the shortest prefix whose result holds.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeAlias
+from collections.abc import Callable, Mapping, Sequence
+from typing import Final, NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from gradience.models import LoadedModel
-from gradience.models.inputs import Batch, Example, batches
 from gradience.spectral.devices import float64
 from gradience.spectral.grams import Floats
-
-if TYPE_CHECKING:
-    from gradience.models.outputs import Divergence, Reference, Scored
-    from gradience.models.states import Factors
 
 FLOOR: Final = 1e-9
 """Relative to the largest eigenvalue: smaller ones are raised to it, so that the moment's root has an inverse."""
@@ -114,14 +106,14 @@ def ordered(candidates: Mapping[str, Candidate]) -> Order:
 
     The pieces that must stay come first.
     """
-    found: list[tuple[bool, float, tuple[str, int]]] = []
+    scored: list[tuple[bool, float, tuple[str, int]]] = []
     for name, one in candidates.items():
         scores = np.mean(one.gates**2, axis=0)
         for place, index in enumerate(np.argsort(-scores, kind="stable").tolist()):
-            found.append((place >= one.least, -float(scores[index]) / max(one.cost, 1), (name, index)))
-    found.sort(key=lambda entry: entry[:2])
-    least = sum(not entry[0] for entry in found)
-    return Order([entry[2] for entry in found], max(1, least))  # an adapter needs at least one piece
+            scored.append((place >= one.least, -float(scores[index]) / max(one.cost, 1), (name, index)))
+    scored.sort(key=lambda entry: entry[:2])
+    least = sum(not entry[0] for entry in scored)
+    return Order([entry[2] for entry in scored], max(1, least))  # an adapter needs at least one piece
 
 
 def predicted_kl(candidates: Mapping[str, Candidate], kept: Kept, predictions: int) -> float:
@@ -175,73 +167,3 @@ def shortest(order: Order, holds: Callable[[int], bool]) -> int:
         middle = (low + high) // 2
         low, high = (low, middle) if holds(middle) else (middle, high)
     return high
-
-
-def measuring(
-    found: Adapted, pieces: Mapping[str, Pieces], examples: Sequence[Example], report: Callable[[int], None]
-) -> Callable[[Kept], Divergence]:
-    """A function that measures the divergence of the model with some pieces from the model with all pieces.
-
-    Args:
-        found: the model.
-        pieces: the pieces of each module, by path.
-        examples: the inputs to measure on.
-        report: called with the number of inputs run so far.
-    """
-    from gradience.models.outputs import Reference, divergence, tokens_within  # torch, late
-
-    parts = batches(examples, tokens=tokens_within(found.loaded), pad=found.loaded.pad)
-    reference = Reference(found.loaded)
-    known: dict[tuple[tuple[int, ...], ...], Divergence] = {}
-    count = 0
-
-    def measure(kept: Kept) -> Divergence:
-        nonlocal count
-        key = tuple(tuple(kept[path]) for path in pieces)
-        if key not in known:
-            rows = []
-            for row in scored_with(found, pieces, kept, examples, parts, reference=reference):
-                rows.append(row)
-                count += 1
-                report(count)
-            known[key] = divergence(rows)
-        return known[key]
-
-    return measure
-
-
-class Adapted(NamedTuple):
-    """A loaded model, and PEFT's layers of its adapter by path."""
-
-    loaded: LoadedModel
-    layers: Mapping[str, Any]
-
-
-def scored_with(
-    found: Adapted,
-    pieces: Mapping[str, Pieces],
-    kept: Kept,
-    examples: Sequence[Example],
-    parts: Sequence[Batch],
-    *,
-    reference: Reference,
-) -> Iterator[Scored]:
-    """Yield the scores of each input for the model with only the pieces kept, against a reference."""
-    from gradience.models.outputs import scored  # torch, late
-    from gradience.models.states import with_factors  # the same
-
-    layers = found.layers
-    new = {path: _compressed(layers[path], combined(pieces[path], kept[path])) for path in pieces}
-    return scored(found.loaded, examples, parts, reference=reference, state=lambda: with_factors(layers, new))
-
-
-def _compressed(layer: Any, m: Floats) -> Factors:
-    """The factors M A and B of a layer, in their dtypes and on their device."""
-    import torch  # only a calibration needs it
-
-    from gradience.models.states import Factors, factors_of  # as above
-
-    a, b = factors_of(layer)
-    flat = a.reshape(len(a), -1).cpu().double()
-    made = (torch.from_numpy(m) @ flat).to(a).reshape(a.shape)
-    return Factors(torch.nn.Parameter(made, requires_grad=False), b)

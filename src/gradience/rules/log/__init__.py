@@ -24,6 +24,7 @@ from gradience.rules.log import (
     recorded,
     repetition,
     rewards,
+    sampler,
     wiring,
 )
 from gradience.rules.log.facts import LogRule, RunFacts, sorted_by_step
@@ -40,6 +41,7 @@ DETECTORS: Final[tuple[LogRule, ...]] = (
     *repetition.RULES,
     *preference.RULES,
     *rewards.RULES,
+    *sampler.RULES,
     *record.RULES,
     *recorded.RULES,
     *wiring.RULES,

@@ -1,4 +1,4 @@
-"""DIV103, DIV104 and SCL129: a loss that spikes, leaves its level for good, or is on another scale.
+"""DIV103, DIV104, UNS198 and SCL129: a loss that spikes, leaves its level, or is on another scale.
 
 Divergence is judged from three rows up: ratios of levels are compared with the noise of the logarithm of the loss.
 There are several conditions, because a run that explodes at once looks different from one that turns late or recovers
@@ -204,6 +204,14 @@ class _Levels(NamedTuple):
 @once
 def divergence(facts: RunFacts) -> Observation | None:
     """How the loss diverged, by the first condition that holds; None if it did not, or if that cannot be judged."""
+    levels = _levels(facts)
+    if levels is None:
+        return None
+    return _at_the_end(facts, levels) or _at_once(facts, levels) or _exploded(facts, levels) or _late(facts, levels)
+
+
+@once
+def _levels(facts: RunFacts) -> _Levels | None:
     kept = [(i, point) for i, point in enumerate(facts.outline.points) if point > 0.0]  # 0: see NUM102
     places, points = [i for i, _ in kept], [point for _, point in kept]
     if len(points) < DIVERGED_ROWS.value or facts.loss.lowest < 0.0 or facts.objective.kind == "rl":
@@ -213,8 +221,7 @@ def divergence(facts: RunFacts) -> Observation | None:
     fifth = max(1, len(points) // _FIFTH)
     sigma = noise([math.log(point) for point in points[1:]])
     first_three = median(points[: min(3, len(points) - 1)])
-    levels = _Levels(points, places, points[0], first_three, median(points[-fifth:]), fifth, sigma)
-    return _at_the_end(facts, levels) or _at_once(facts, levels) or _exploded(facts, levels) or _late(facts, levels)
+    return _Levels(points, places, points[0], first_three, median(points[-fifth:]), fifth, sigma)
 
 
 def _at_the_end(facts: RunFacts, of: _Levels) -> Observation | None:
@@ -244,15 +251,21 @@ def _at_once(facts: RunFacts, of: _Levels) -> Observation | None:
     return None
 
 
-def _exploded(facts: RunFacts, of: _Levels) -> Observation | None:
-    """A warning if the loss is high over several points in the middle and ends no lower than it started."""
+def _top(of: _Levels) -> float | None:
+    """The highest level in the middle if it is far above the start, over several points; None if it is not."""
     n = len(of.points)
     if n < 5:  # a start, a level that stood, an end
         return None
     width = max(1, min(3, n // _FIFTH))
     top = max(median(of.points[i : i + width]) for i in range(1, max(2, n - width)))
     high = top > EXPLODED.value * of.start and math.log(top / of.start) > DIVERGED_NOISE.value * of.sigma
-    if not high or of.last <= NO_LOWER.value * of.start:
+    return top if high else None
+
+
+def _exploded(facts: RunFacts, of: _Levels) -> Observation | None:
+    """A warning if the loss is high over several points in the middle and ends no lower than it started."""
+    top = _top(of)
+    if top is None or of.last <= NO_LOWER.value * of.start:
         return None
     says = f"The loss exploded to {top:.4g} from {of.start:.4g} and ended no lower ({of.last:.4g})"
     return _diverged(facts, of, says, severity="warning")
@@ -390,6 +403,40 @@ def _divergence(facts: RunFacts) -> Observation | None:
     if rows < DIVERGED_ROWS.value:
         raise Unknown(f"{rows} training rows: too few to see a lasting level; it takes {DIVERGED_ROWS.value:g}")
     return divergence(facts)
+
+
+@LogRule(
+    "UNS198",
+    severity="warning",
+    confidence=0.7,
+    needs=(not_under("rl"), positive_loss),
+    place="shape",
+    phrase=lambda v: f"unstable: the loss rose to {shown(v, 'top')} on its way from {shown(v, 'first')}",
+    thresholds=(EXPLODED, NO_LOWER, DIVERGED_NOISE, DIVERGED_ROWS),
+)
+def _unstable(facts: RunFacts) -> Observation | None:
+    """unstable on the way
+
+    the loss exceeds {exploded} times its start over three rows in the middle, by {diverged_noise} deviations, and ends
+    at {no_lower} times its start or lower; not where DIV104 speaks
+
+    Why: What the base model knew was lost on the way; a loss that comes back does not show what of it came back too.
+    Scope: positive losses, from three rows on; not RL
+    Action: Lower the learning rate, warm up longer, or clip gradients.
+    Verify: Compare the held-out loss of a checkpoint before the rise with the last, on other tasks too.
+    Source: definition -- a loss over its start is worse than the base model's on the same rows
+    """
+    if len(facts.loss.values) < DIVERGED_ROWS.value:
+        raise Unknown(f"{len(facts.loss.values)} training rows; it takes {DIVERGED_ROWS.value:g}")
+    levels = _levels(facts)
+    top = levels and _top(levels)
+    if not levels or top is None or divergence(facts) is not None:
+        return None
+    return Observation(
+        f"The loss was unstable: it rose from {levels.start:.4g} to {top:.4g} and came down to {levels.last:.4g}.",
+        {"first": levels.start, "top": top, "last": levels.last},
+        evidence=seen(f"loss {levels.start:.4g} -> {top:.4g} -> {levels.last:.4g}"),
+    )
 
 
 def _scale_says(v: Values) -> str:
@@ -542,4 +589,4 @@ def _is_absurd(v: Values) -> bool:
     return isinstance(rate, float) and rate >= ABSURD_RATE.value
 
 
-RULES: Final[tuple[LogRule, ...]] = (_spike, _divergence, other_scale, _starts_high)
+RULES: Final[tuple[LogRule, ...]] = (_spike, _divergence, _unstable, other_scale, _starts_high)

@@ -57,7 +57,9 @@ REWARD_FALL = Threshold("reward_fall", 0.1, "fraction of the best level", JUDGEM
 REWARD_LOST = Threshold("reward_lost", 0.5, "fraction of the gain that was lost again", JUDGEMENT)
 REWARD_FLAT = Threshold("reward_flat", 0.1, "of the level: the change and two of its standard errors", JUDGEMENT)
 
-NULL_ROWS = Threshold("null_rows", 0.5, "fraction of the rows without a reward", JUDGEMENT)
+RATE_LOW = Threshold("rate_low", 2e-6, "peak learning rate of LoRA", "half the lowest published one; see LR008")
+
+NULL_ROWS = Threshold("null_rows", 0.1, "fraction of the rows without a reward", JUDGEMENT)
 
 ZERO_GROUPS = Threshold("zero_groups", 0.5, "fraction of the groups", JUDGEMENT)
 ZERO_GROUPS_MOST = Threshold("zero_groups_most", 0.9, "fraction of the groups", JUDGEMENT)
@@ -239,7 +241,7 @@ def _reward_fell_says(v: Values) -> str | None:
     covers=frozenset({"reward"}),
     thresholds=(
         *(FEW_ROWS, MANY_ROWS, ALPHA, REWARD_SHOWN, REWARD_ERRORS),
-        *(REWARD_FALL, REWARD_LOST, REWARD_FLAT),
+        *(REWARD_FALL, REWARD_LOST, REWARD_FLAT, RATE_LOW),
     ),
     evidence=(TRIAL,),
 )
@@ -249,7 +251,7 @@ def _reward(facts: RunFacts) -> Observation | None:
     the last fifth of the rows is below the best fifth by over {reward_errors} standard errors and {reward_fall} of
     the best level, and over {reward_lost} of the gain is lost; under {many_rows} rows: a fall of over
     {reward_fall}, with p <= {alpha} by Mann-Kendall. A reward whose change with 2 standard errors is at most
-    {reward_flat} of its level is info
+    {reward_flat} of its level is info, and a warning where LoRA was trained at {rate_low} or less to the end
 
     Why: The reward is what is optimised: under RL a loss near 0 is normal and says nothing.
     Scope: RL that logs its reward; info where it only fails to rise
@@ -277,11 +279,13 @@ def _reward(facts: RunFacts) -> Observation | None:
         raise Unknown(f"too noisy: a reward change of {REWARD_SHOWN.value * change.error:.2g} would not show")
     if change.how != "flat" or _teaches_nothing(facts):  # ZVR123 says why it does not rise
         return None
+    too_low = facts.config.lora.r is not None and facts.peak_rate <= RATE_LOW.value and facts.status == "ok"
+    rate = f" at a learning rate of {facts.peak_rate:.2g}, far below any published for LoRA" if too_low else ""
     return Observation(
-        f"The reward does not rise: {change.first:.4g} in the first fifth of the rows, {change.last:.4g} in the last "
-        f"(+/- {change.error:.2g}).",
+        f"The reward does not rise{rate}: {change.first:.4g} in the first fifth of the rows, {change.last:.4g} in the "
+        f"last (+/- {change.error:.2g}).",
         {"first": change.first, "last": change.last, "error": change.error},
-        severity="info",
+        severity="warning" if too_low else "info",
         confidence=0.5,
         evidence=seen(f"medians of {width} rows of {column.name} each"),
     )
@@ -314,7 +318,7 @@ def _no_reward(facts: RunFacts) -> Observation | None:
     """rewards are not numbers
 
     in at least {null_rows} of the rows that logged the completions there is no finite reward, from {few_rows} such
-    rows on; an error if there is none at all
+    rows on; info if it is fewer of them, an error if there is none at all
 
     Why: A completion without a reward has an advantage of 0: it teaches nothing.
     Scope: trainers that log a reward with every row, as TRL does
@@ -329,13 +333,13 @@ def _no_reward(facts: RunFacts) -> Observation | None:
     if column is None and not (facts.logged & {*_OF_TRL, *REWARD}):
         raise Unknown("the trainer may log no reward")
     missing = of - rows
-    if missing < NULL_ROWS.value * of:
+    if missing <= 0:
         return None
     which = f"all {of} logged rows" if not rows else f"{missing} of {of} logged rows"
     return Observation(
         f"In {which} the reward is not a number: no completion there got one from the reward function.",
         {"missing": missing, "rows": of},
-        severity="error" if not rows else None,
+        severity="error" if not rows else "info" if missing < NULL_ROWS.value * of else None,
         evidence=seen(f"{of} rows with {beside.name}, {rows} with a reward"),
     )
 

@@ -32,6 +32,24 @@ TOKEN_KL: Final[Names] = ("kl", "actor/kl_loss", "actor/reward_kl_penalty")
 ANSWER_KL: Final[Names] = ("objective/kl",)
 """KL from the reference, summed over the tokens of a completion, in nats."""
 
+# The same tokens by the engine that sampled them and by the trainer, in TRL, SkyRL, slime, verl, ms-swift, OpenRLHF
+SAMPLER_GAP: Final[Names] = (
+    "sampling/sampling_logp_difference/mean",
+    "policy/rollout_train_logprobs_abs_diff_mean",
+    "train/train_rollout_logprob_abs_diff",
+    "rollout_corr/logprob_abs_diff/mean",
+)
+"""Mean size of the difference of their log-probabilities, in nats a token."""
+SAMPLER_KL: Final[Names] = (
+    *("rollout_corr/k3_kl", "rollout_corr/kl", "rollout_correction/k3_kl", "rollout_correction/kl"),
+    *("mismatch/mismatch_k3_kl", "mismatch/mismatch_kl", "mismatch_kl/mean", "vllm_kl"),
+)
+"""KL of the trainer's policy from the sampler's, in nats a token."""
+SAMPLER_PROBABILITIES: Final[Names] = ("training/rollout_probs_diff_mean",)
+"""Mean size of the difference of their probabilities."""
+SAMPLER_RATIO: Final[Names] = ("sampling/importance_sampling_ratio/mean",)
+"""Mean of the trainer's probability over the sampler's, after what is too large or small was cut."""
+
 CHOSEN: Final = "rewards/chosen"
 REJECTED: Final = "rewards/rejected"
 MARGINS: Final = "rewards/margins"
@@ -44,5 +62,6 @@ SIGNALS: Final[Names] = (  # in the order of a report
     *(*REWARD, *REWARD_STD, *HIGHEST_REWARD, *LOWEST_REWARD, *EQUAL_GROUPS),
     *(*TOKEN_KL, *ANSWER_KL, "actor/ppo_kl", *ENTROPY, *CLIPPED),
     *(*LENGTH, *ENDED_LENGTH, *CUT_OFF),
+    *(*SAMPLER_GAP, *SAMPLER_KL, *SAMPLER_PROBABILITIES, *SAMPLER_RATIO),
 )
 """The columns of rewards and the like that a summary of a run keeps."""

@@ -1,0 +1,61 @@
+"""A fleet fails a job by what its adapters' findings say, and what cannot be read is never passed over."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from fleet_inputs import factors, peft
+
+from gradience.cli.main import main
+from gradience.collect.fleet.audit import audit_fleet
+from gradience.collect.fleet.show import findings_of, show_fleet
+
+
+def small(seed: int, size: float = 1.0) -> dict:
+    """Factors whose update is of an ordinary size, or so many times as large."""
+    return {name: x * (size if "lora_B" in name else 1.0) * 0.2 for name, x in factors(seed).items()}
+
+
+@pytest.fixture(scope="module")
+def gated(tmp_path_factory) -> Path:
+    """The fleet of three ordinary adapters and one whose update is 500 times as large."""
+    root = tmp_path_factory.mktemp("gated")
+    for seed in range(3):
+        peft(root / "adapters" / f"a{seed}", small(seed))
+    peft(root / "adapters" / "huge", small(3, 500.0))
+    audit_fleet(root / "adapters", out=root / "fleet", workers=1)
+    return root / "fleet"
+
+
+def test_an_update_far_too_large_needs_a_look(gated):
+    [one] = show_fleet(gated).faulty
+    assert (Path(one.path).name, one.verdict, "times as large" in one.reason) == ("huge", "SIZ215", True)
+    assert [(Path(path).name, found.id) for path, found in findings_of(gated)] == [("huge", "SIZ215")]
+
+
+@pytest.mark.parametrize(("bar", "code"), [((), 0), (("--fail-on", "warning"), 1), (("--fail-on", "error"), 0)])
+def test_the_findings_of_a_fleet_fail_a_job_from_the_severity_asked_for(gated, bar, code, capsys):
+    assert main(["fleet", "show", str(gated), *bar]) == code
+    out, err = capsys.readouterr()
+    assert ("Needs a look (1)" in out, err) == (True, "")
+    folder = str(gated.parent / "adapters")
+    assert main(["fleet", "audit", folder, "--out", str(gated), *bar]) == code
+    assert ("gradience fleet show" in capsys.readouterr().err) == (code == 1)
+
+
+def test_ci_reads_a_fleet_as_annotations_and_as_sarif(gated, capsys):
+    assert main(["fleet", "show", str(gated), "--format", "github"]) == 0
+    assert capsys.readouterr().out.startswith(
+        f"::warning file={gated.parent / 'adapters' / 'huge'},title=gradience SIZ215"
+    )
+    assert main(["fleet", "show", str(gated), "--format", "sarif"]) == 0
+    [result] = json.loads(capsys.readouterr().out)["runs"][0]["results"]
+    assert result["ruleId"] == "SIZ215"
+
+
+def test_what_cannot_be_read_is_not_passed_by_a_gate(fleet, capsys):
+    assert main(["fleet", "show", str(fleet), "--fail-on", "critical"]) == 2
+    assert "2 adapters could not be read, and so not judged" in capsys.readouterr().err
+    assert main(["fleet", "show", str(fleet)]) == 0
