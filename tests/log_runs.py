@@ -1986,7 +1986,7 @@ ENTRIES: Final[dict[str, Entry]] = {
     ),
     "CST193": Entry(
         at=[
-            At(_slower, {1.45: None, 1.55: "warning"}, number="slower"),
+            At(_slower, {1.85: None, 1.95: "warning"}, number="slower"),
             At(
                 lambda x: _slower(2.5, work=lambda i: x if i > 8 else 1e3),
                 {1050: "warning", 1150: None},
