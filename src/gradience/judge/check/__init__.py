@@ -35,7 +35,7 @@ from gradience.configs.training import (
 )
 from gradience.configs.values import short_name
 from gradience.errors import AdapterError, ConfigError, RecorderError
-from gradience.io import CHECKPOINT_PREFIX, pretrained
+from gradience.io import CHECKPOINT_PREFIX
 from gradience.io.reading import real_path
 from gradience.ranges import VerbOptions
 from gradience.rules import excluded_rules
@@ -304,7 +304,8 @@ def judged(
 
 
 def _memory(config: ConfigSnapshot, base: Path, given: CheckOptions, whole: Layer, coverage: Coverage | None) -> Memory:
-    from gradience.judge.check.memory import foretell, parse_size  # only those with a base pay for it
+    from gradience.io import pretrained  # numpy: only those with a base pay for it
+    from gradience.judge.check.memory import foretell, parse_size  # the same
 
     adapter = given.peft if isinstance(given.peft, SETTINGS) else None
     fields = adapter if adapter is None or isinstance(adapter, Mapping) else adapter.to_dict()
