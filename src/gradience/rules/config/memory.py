@@ -25,7 +25,7 @@ def _stated(facts: Facts) -> str | None:
     thresholds=(TIGHT,),
     evidence=(MEASURED,),
     meant_for=Premise("the card's memory is stated", _stated),
-    settings=("batch_size", "max_length", "gradient_checkpointing"),
+    settings=("batch_size", "max_length"),
 )
 def _too_large(facts: Facts) -> Observation | None:
     """a training step does not fit the card
