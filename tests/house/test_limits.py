@@ -24,6 +24,7 @@ LIMITS = [  # what the page calls it, and where the code holds each number of it
     ("rows of a Parquet or Arrow file", "io.columnar.MAX_ROWS"),
     ("memory of the process that reads a tokenizer", "io.confined.MEMORY"),
     ("its processor time", "io.confined.SECONDS"),
+    ("a training step that is followed for its memory", "judge.check.memory.MEMORY judge.check.memory.SECONDS"),
     ("a token id or label", "data.formats._LONGEST_LABEL"),
     ("a model's or tokenizer's JSON", "io.pretrained._MOST_JSON io.pretrained._MOST_FILES"),
     ("a file of a command of `bench` that is hashed", "prove.bench.evaluators._LARGEST_SCRIPT"),

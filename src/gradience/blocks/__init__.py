@@ -278,6 +278,16 @@ def percent(value: float | NonFinite | None) -> str:
     return number(value, ".1%")
 
 
+def gib(size: int) -> str:
+    """Bytes in GiB, with one decimal, or two significant digits below 1.
+
+    >>> gib(23_085_449_216), gib(41_943_040), gib(5 << 10)
+    ('21.5', '0.039', '4.8e-06')
+    """
+    value = size / 2**30
+    return f"{value:.1f}" if value >= 1 else f"{value:.2g}"
+
+
 def estimated(found: Estimate | None, spec: str) -> str:
     """An estimate with its interval, each number as `spec` formats it; a dash for none."""
     return "-" if found is None else f"{found.value:{spec}} [{found.low:{spec}}, {found.high:{spec}}]"

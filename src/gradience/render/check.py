@@ -12,6 +12,8 @@ from collections.abc import Callable, Iterator, Mapping
 from operator import itemgetter
 from typing import Final
 
+import msgspec
+
 from gradience.blocks import (
     Bars,
     Block,
@@ -29,6 +31,7 @@ from gradience.blocks import (
     counted,
     facts,
     findings,
+    gib,
     listed,
     number,
     percent,
@@ -44,6 +47,7 @@ from gradience.schema import Real, as_float
 from gradience.schema.diagnose import VERDICT_LABELS, BestCheckpoint, Cause, DiagnosedSource, DiagnoseReport
 from gradience.schema.document import SEVERITIES, Coverage, by_severity
 from gradience.schema.events import ConfigSnapshot, LoraSnapshot, TrainingSnapshot
+from gradience.schema.memory import Memory
 from gradience.schema.reports import CheckReport, DataReport
 
 _TRAINERS = {
@@ -62,6 +66,7 @@ _UNMATCHED: Final = 5  # targets without a module on one line
 _TEXT: Final = 60  # characters of one value
 _SOURCE: Final = 8  # columns of a source's name
 _LEAST_SHARE: Final = 0.001  # of the steps that is shown as a number
+_SHOWN: Final = 1 << 20  # bytes of a part that is worth a word
 _TWO_DIGITS: Final = 10  # megabytes from which a size is shown without decimals
 
 
@@ -154,6 +159,7 @@ def check_text(report: CheckReport, *, verbose: bool = False) -> Iterator[Block]
         yield f"In the base ({_text(report.coverage.base)}, {_text(report.coverage.layout)}):"
         yield facts(_coverage(report.coverage), indent=2)
         yield ""
+    yield from _memory(report.memory)
     if report.data is not None:
         yield from ("Data as the trainer feeds it:", *data_blocks(report.data, report.derived), "")
     if report.findings:
@@ -177,6 +183,23 @@ def check_text(report: CheckReport, *, verbose: bool = False) -> Iterator[Block]
         yield ""
     if report.findings:
         yield "Findings are hypotheses with their grounds, not verdicts: verify on held-out data."
+
+
+def _memory(memory: Memory | None) -> Iterator[Block]:
+    """What a step takes of the device's memory, and what is assumed; or why that is not known."""
+    if memory is None:
+        return
+    parts = msgspec.structs.asdict(memory.parts) if memory.parts is not None else {}
+    held = ", ".join(f"{name} {gib(size)}" for name, size in parts.items() if size >= _SHOWN)
+    if memory.peak_bytes is None or memory.reserved_bytes is None:
+        yield f"Memory: unknown: {memory.reason}{f' (of it, in GiB: {held})' if held else ''}"
+    else:
+        least, most = map(gib, memory.reserved_bytes)
+        peak = f"about {gib(memory.peak_bytes)} GiB allocated at the longest batch"
+        yield f"Memory: {peak}, {least} to {most} reserved ({held})"
+        yield f"  Assumed: {'; '.join(memory.assumes)}"
+    yield from (f"  {gib(one.peak_bytes)} GiB with {one.change}" for one in memory.changes)
+    yield ""
 
 
 def config_facts(report: CheckReport, *, caption: str = "") -> Facts:
@@ -343,6 +366,7 @@ def diagnose_text(report: DiagnoseReport, *, verbose: bool = False, fails: bool 
     yield ""
     yield "Sources:"
     yield from (f"  {source.source:<{_SOURCE}}{_source(source)}" for source in report.sources)
+    yield from _used(report)
     yield ""
     yield f"Findings ({len(report.findings)}):" if report.findings else "Findings: none by the checks that ran"
     yield Findings(causes(report), verbose=verbose, actions=verbose)
@@ -359,6 +383,15 @@ def diagnose_text(report: DiagnoseReport, *, verbose: bool = False, fails: bool 
     yield from (f"Note: {note}." for note in dict.fromkeys(report.notes) if verbose or note not in of_parts)
     if verbose or report.verdict in {"broken", "needs_attention", "worth_a_look"}:
         yield "Findings are hypotheses with their grounds: verify on held-out data."
+
+
+def _used(report: DiagnoseReport) -> Iterator[Block]:
+    """The memory foretold beside what torch's allocator gave; nothing where one of them is not known."""
+    foretold = None if report.check is None or report.check.memory is None else report.check.memory.peak_bytes
+    used = None if report.monitor is None else report.monitor.pace
+    if foretold is not None and used is not None and used.peak_bytes is not None and used.reserved_bytes is not None:
+        held = f"{gib(used.peak_bytes)} used, {gib(used.reserved_bytes)} reserved"
+        yield f"  Memory: {gib(foretold)} GiB foretold, {held}"
 
 
 def causes(report: DiagnoseReport, where: Callable[[Cause], str] | None = None) -> tuple[Found, ...]:
