@@ -457,7 +457,7 @@ def _saved_before(facts: RunFacts) -> str | None:
 
 
 SAVED_BEFORE: Final = Premise("the run was resumed at a step whose save was recorded", _saved_before)
-RESUMED: Final = Premise(
+RESUMED: Final[Premise[RunFacts]] = Premise(
     "the run was resumed", lambda facts: None if _of(facts, "resume") else "no resume was recorded in this log"
 )
 
