@@ -347,6 +347,7 @@ class DataReport(msgspec.Struct, kw_only=True, frozen=True):
         dict[str, list[str]], about("Columns that a reward function of the recipe needs and the first row lacks.")
     ] = {}
     columns: Annotated[list[str], about("Of the first usable row.")] = []
+    has_processor: Annotated[bool, about("Whether a processor of images is beside the tokenizer.")] | None = None
     notes: list[str] = []
 
 

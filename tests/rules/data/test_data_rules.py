@@ -231,6 +231,7 @@ def test_a_data_set_without_a_fault_has_no_finding() -> None:
             {**TOKENISED, "seen": {"turns_or_documents": 500}, "lengths": {"mean": 94.9, "longest": 100}},
         ),
         ("DAT356", {"rewards_lack": {"accuracy_reward": ["solution"]}, "columns": ["prompt"]}, "error", {}),
+        ("DAT357", {"seen": {"media": 1}, "has_processor": False}, "info", {"seen": {"media": 1}}),
         ("DAT357", {"seen": {"images_unread": 1}}, "warning", {"seen": {"images_unread": 1}, "masked_by": "axolotl"}),
         (
             "DAT337",

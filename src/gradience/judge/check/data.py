@@ -227,6 +227,7 @@ def _tokenizer(encoder: Encoder | None, shape: Shape, seen: RowsSeen) -> dict[st
     found: dict[str, Any] = {
         "tokenizer": encoder.name,
         "pad_is_end": encoder.pad_is_end,
+        "has_processor": encoder.has_processor,
         "end_tokens": encoder.names(sorted(encoder.end_ids)),
     }
     if shape.format in _UNPROMPTED:

@@ -8,7 +8,7 @@ from gradience.errors import few
 from gradience.rules import Observation, Threshold, Unknown, cite, premise
 from gradience.rules.data.content import DataRule, counted, on_rows, seen_in, share, values
 from gradience.schema import Severity
-from gradience.schema.reports import DataReport
+from gradience.schema.reports import DataReport, Rows
 
 STRAY = Threshold("stray", 0.01, "share of rows", "proposal: fewer may be text about such tokens")
 MOSTLY_INVERTED = Threshold("mostly_inverted", 0.5, "share of rows", "proposal: a mask is built one way for all rows")
@@ -374,17 +374,23 @@ def _speaker_label(data: DataReport) -> Iterator[Observation]:
 def _images_unread(data: DataReport) -> Iterator[Observation]:
     """images that are not read
 
-    a row holds images in parts of its messages, or in a column of another name, and no column image or images
+    a row holds images in parts of its messages, or in a column of another name, and no column image or images; or
+    it holds images, videos or sounds, and no processor is beside the tokenizer: info
 
-    Why: TRL's trainers read images from these columns only, by the first row; others are dropped in silence.
-    Scope: TRL; paths of image files, data: URLs, and bytes as datasets stores them
+    Why: TRL's trainers read images from these columns only, by the first row; others are dropped in silence. A
+        collator of text drops all.
+    Scope: names of columns: TRL; paths of image files, data: URLs, and bytes as datasets stores them
     Action: put the images of a row into a list in a column images, in the order of their places
     Verify: a batch of the trainer's data loader holds pixel_values
     Source: TRL 1.16, SFTTrainer -- a data set is of images if its first row has image or images
     """
-    if data.masked_by != "trl":
-        raise Unknown(f"{data.masked_by} reads images by its own rules")
-    return seen_in(data, data.seen.images_unread, "hold images, and no column images that the trainer reads")
+    unread = data.seen.images_unread if data.masked_by == "trl" else Rows()
+    if unread.count:
+        yield on_rows(data, unread, "hold images, and no column images that the trainer reads")
+    elif data.seen.media.count and data.has_processor is False:
+        says = f"hold images, videos or sounds, and no processor is beside the tokenizer {data.tokenizer}"
+        action = "give the folder of the model's processor (processor_config.json), and train with it"
+        yield on_rows(data, data.seen.media, says, severity="info", action=action)
 
 
 RULES = (
