@@ -282,12 +282,6 @@ def chosen_falls(rng: random.Random, log: Log) -> str:
     return "PRF120"
 
 
-def wrong_reference(rng: random.Random, log: Log) -> str:
-    away = rng.choice([-1, 1]) * rng.uniform(1.0, 5.0)
-    log.columns["rewards/margins"] = [away + x for x in log.columns["rewards/margins"]]
-    return "PRF121"
-
-
 def reward_falls(rng: random.Random, log: Log) -> str:
     """Let the reward fall within a tenth of the run, by 40 to 90 % of where it was, and under its first level."""
     start = _at(rng, log, 0.3, 0.6)
@@ -334,7 +328,6 @@ LOG_FAULTS: tuple[Fault, ...] = (
     broken_adapter,
     no_separation,
     chosen_falls,
-    wrong_reference,
     reward_falls,
     equal_groups,
     kl_high,
@@ -348,6 +341,5 @@ ONLY_IN: dict[Fault, tuple[str, ...]] = {
     few_examples: ("classification",),
     resumed_same: _LM,
     resumed_other: _LM,
-    **dict.fromkeys((no_separation, chosen_falls, wrong_reference), ("dpo",)),
     **dict.fromkeys((reward_falls, equal_groups, kl_high, cut_off), ("grpo",)),
 }

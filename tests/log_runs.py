@@ -368,12 +368,6 @@ def _ties(margins: Sequence[float]) -> RunFacts:
     return run([0.69] * len(margins), kind="preference", columns={"rewards/margins": margins})
 
 
-def _start(margin: float, step: int = 1) -> RunFacts:
-    return run(
-        [0.4] * 20, kind="preference", columns={"rewards/margins": [margin + 0.01 * i for i in range(21 - step)]}
-    )
-
-
 def _rl(**columns: Sequence[float]) -> RunFacts:
     return run(
         [1e-4] * len(next(iter(columns.values()))),
@@ -1484,13 +1478,6 @@ ENTRIES: Final[dict[str, Entry]] = {
         told=[
             ({"both": True, "first": -98.76, "last": -200.0}, "both answers lose probability: chosen -98.76 -> -200"),
             ({"both": False, "first": -9.0, "last": -20.0}, "chosen answers lose probability: chosen -9 -> -20"),
-        ],
-    ),
-    "PRF121": Entry(
-        edges=[
-            Edge("start_margin", "-ii", 0.49, 0.51, _start, at=0.5),
-            Edge("start_margin_below", "i-i", -0.51, -0.49, _start, at=-0.5),
-            Edge("start_step", "i?", 1, 2, lambda x: _start(1.0, x)),
         ],
     ),
     "PRF130": Entry(

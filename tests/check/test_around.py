@@ -302,7 +302,6 @@ def test_a_stated_setting_is_judged_whatever_lies_beside_it(tmp_path: Path) -> N
         check_config(peft_dir=folder, training={"learning_rate": 1.0}, task="sft"),
     ):
         assert found(report)["LR003"] == "at lr 1 most LoRA runs of a 35-model sweep diverged"
-        assert reasons(report)["LR007"] == "init_lora_weights is not given"
         assert "REC004" in reasons(report)  # about a setting that was not stated: the run is over
     filed = begun(tmp_path / "filed", lora_alpha=4)
     (filed / "training_args.json").write_text('{"learning_rate": 1.0}')
@@ -319,7 +318,6 @@ def test_the_configuration_of_a_local_base_tells_its_modules(tmp_path: Path) -> 
     told = found(check_config(peft={**fields, "base_model_name_or_path": str(base)}))
     assert told["TGT006"].startswith("models of the Gemma 3 family have no module called v_porj (did you mean v_proj?)")
     assert told["TGT007"].startswith("layers_to_transform 2 is not in a model of 2 layers")
-    assert told["WID001"] == "r 9 is more than the model's width, 8"
     # of a folder that is no more, its last part is a name; another model, stated, is not the folder's
     gone = check_config(peft={**fields, "base_model_name_or_path": "/gone/TinyLlama-1.1B"})
     assert found(gone)["TGT006"].startswith("models of the Llama family")
@@ -338,14 +336,13 @@ def test_the_class_that_peft_noted_tells_the_modules() -> None:
     assert told["TGT006"].startswith("models of the ViT family have no module called c_attn")
 
 
-def test_a_base_tells_what_is_narrower_than_the_rank_and_what_is_not_saved(tmp_path: Path) -> None:
+def test_a_base_tells_what_is_not_saved(tmp_path: Path) -> None:
     base = write_base(tmp_path / "base")
     peft = write_adapter(tmp_path / "peft", r=9, modules_to_save=["embed_tokens", "heads"])
     told = found(check_config(peft_dir=peft, base=base))
-    assert told["WID001"] == "r 9 is above the smaller side of 4 of 4 modules (q_proj)"
     assert told["TGT008"] == "modules_to_save: heads is no module of base: neither trained nor saved"
     fitting = found(check_config(peft_dir=write_adapter(tmp_path / "fits", r=8), base=base))
-    assert not {"WID001", "TGT008"} & fitting.keys()
+    assert "TGT008" not in fitting
 
 
 def test_the_screen_shows_five_notes_the_surest_first_and_no_row_without_a_value() -> None:
@@ -363,7 +360,7 @@ def test_the_screen_shows_five_notes_the_surest_first_and_no_row_without_a_value
         "train_examples": 10**6,
         "per_device_train_batch_size": 300,
         "world_size": 1,
-        "eval_strategy": "steps",
+        "eval_strategy": "no",
     }
     report = check_config(settings, ignore=["REC001", "LR"])
     sure = {item.id: item.confidence for item in report.findings if item.severity == "info"}

@@ -39,7 +39,7 @@ def test_verbose_shows_the_grounds_and_the_reasons(capsys: pytest.CaptureFixture
     """Everything needed to disagree."""
     main(["check", FLAT, "--task", "sft", "--lr", "1e-5", "-v"])
     out = capsys.readouterr().out
-    for piece in ("why:", "confidence:", "scope:", "evidence:", "verify:", "BAT001: the number of processes"):
+    for piece in ("why:", "confidence:", "scope:", "evidence:", "verify:", "4 of SRV001 to SRV004: no engine is named"):
         assert piece in out
 
 

@@ -311,3 +311,10 @@ def test_a_flat_file_with_a_few_of_their_words_stays_a_flat_file(tmp_path: Path)
     layer = read_document(path)
     assert "format" not in layer.config.extras
     assert (layer.config.lora.r, layer.config.training.max_length) == (8, 512)
+
+
+def test_ms_swift_takes_all_linear_in_a_list_where_peft_does_not() -> None:
+    peft = {"target_modules": ["all-linear"], "lora_rank": 8}
+    swift = {**peft, "tuner_type": "lora", "model": "models/gemma-3-270m-it"}
+    assert check_config(swift).config.lora.target_modules == "all-linear"
+    assert check_config(peft).config.lora.target_modules == ["all-linear"]

@@ -316,7 +316,6 @@ DEFECTS: dict[str, Defect] = {
     "one KTO label": Defect("DAT317", KTO, _all(_label(value=True))),
     "U+FFFD": Defect("DAT318", SPOKEN, _some(lambda r: every_answer(r, lambda text: text + " caf\ufffd"))),
     "mojibake": Defect("DAT318", SPOKEN, _some(lambda r: every_answer(r, lambda text: text + " caf\u00c3\u00a9"))),
-    "one row of 1500 words": Defect("DAT319", SPOKEN, _some(_long, COUNT), {"max_length": 0}),
     "padding": Defect("DAT320", (*ANSWERED, "text"), _some(_long, 8), {"max_length": 0, "batch_size": 8}),
     "roles of another program": Defect("DAT322", ("sharegpt",), _all(_named)),
     "messages in parts": Defect(

@@ -40,7 +40,7 @@ def test_the_version_is_that_of_the_distribution():
 
 def test_rules_and_schemas_are_functions_too():
     report = gradience.list_rules("lr00")
-    assert [card.id for card in report.rules][:2] == ["LR001", "LR002"]
+    assert [card.id for card in report.rules][:2] == ["LR001", "LR003"]
     with pytest.raises(gradience.ConfigError, match="unknown rule 'XX'"):
         gradience.list_rules("XX")
     assert gradience.json_schema("audit")["title"]

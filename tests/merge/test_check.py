@@ -117,7 +117,7 @@ def _ids(report) -> set[str]:
 
 def test_independent_adapters_of_one_size_give_no_finding(save):
     one, two = save("one", seed=1), save("two", seed=2)
-    assert _ids(merge_check(one.folder, two.folder)) <= {"MRG406"}  # 16 inputs: four directions of either overlap
+    assert _ids(merge_check(one.folder, two.folder)) == set()
 
 
 def test_an_adapter_and_its_negative_are_opposed_and_cancel(save):
@@ -133,7 +133,7 @@ def test_twins_are_named_and_a_dwarf_is_drowned(save):
     _scaled(small.folder, 0.05)
     report = merge_check(one.folder, two.folder, small.folder)
     assert {f.values["second"] for f in report.findings if f.id == "MRG405"} == {"two"}
-    assert _ids(report) - {"MRG406"} == {"MRG405", "MRG409"}
+    assert _ids(report) == {"MRG405", "MRG409"}
     assert [f.values["adapter"] for f in report.findings if f.id == "MRG409"] == ["small"]
     assert report.pairs[1].scale_ratio == pytest.approx(20.0, rel=0.5)
 
@@ -199,7 +199,6 @@ def test_shared_directions_with_other_content_are_seen_where_the_cosine_is_not(s
     save_file({n: np.ascontiguousarray(t) for n, t in turned.items()}, path, metadata={"format": "pt"})
     report = merge_check(one.folder, two.folder)
     assert abs(report.pairs[0].cosine or 0.0) < 0.3
-    assert "MRG406" in _ids(report)
 
 
 def test_dora_and_other_bases_are_said_not_refused(save):

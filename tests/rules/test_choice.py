@@ -22,17 +22,17 @@ def test_an_entry_is_the_beginning_of_an_id_and_not_a_part_of_it():
 
 
 def test_a_settings_file_may_name_the_rules_of_other_verbs_and_yields_to_the_arguments(tmp_path):
-    ids = ["LR001", "LR002", "TGT001"]
+    ids = ["LR001", "LR003", "TGT001"]
     path = tmp_path / "gradience.toml"
-    path.write_text('select = ["LR", "DIV103"]\nignore = ["LR002", "MRG401"]\n')
+    path.write_text('select = ["LR", "DIV103"]\nignore = ["LR003", "MRG401"]\n')
     unselected, ignored = Excluded.NOT_SELECTED.value, Excluded.IGNORED.value
-    assert excluded_rules(ids, settings=path) == {"LR002": ignored, "TGT001": unselected}
-    assert excluded_rules(ids, select=["TGT"], settings=path) == {"LR001": unselected, "LR002": unselected}
+    assert excluded_rules(ids, settings=path) == {"LR003": ignored, "TGT001": unselected}
+    assert excluded_rules(ids, select=["TGT"], settings=path) == {"LR001": unselected, "LR003": unselected}
     assert excluded_rules(ids, ignore=["TGT"], settings=path) == {"TGT001": unselected}
     with pytest.raises(ConfigError, match="no rule is called DIV103"):
         excluded_rules(ids, select=["DIV103"], settings=path)
-    path.write_text('ignore = ["LR002"]\n')
-    assert excluded_rules(ids, settings=path) == {"LR002": ignored}
+    path.write_text('ignore = ["LR003"]\n')
+    assert excluded_rules(ids, settings=path) == {"LR003": ignored}
 
 
 def test_cards_come_by_their_first_group_and_are_found_by_any():

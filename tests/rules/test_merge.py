@@ -6,7 +6,7 @@ from tables import every
 
 from gradience.rules import judge
 from gradience.rules.merge import MERGE_RULES, ODDS
-from gradience.schema.compare import ComparedAdapter, Overlap
+from gradience.schema.compare import ComparedAdapter
 from gradience.schema.merge import (
     MERGE_CHECK_SCHEMA_ID,
     CheckedAdapter,
@@ -28,13 +28,6 @@ def adapter(name="a", *, base="m", other=0.5, weight=1.0, obstacles=()):
 
 def pair(**fields):
     return CheckedPair(first="a", second="b", **fields)
-
-
-def overlap(phi, *, chance=0.1, sd=0.01):
-    return [
-        Overlap(i=1, j=1, phi=1.0, chance=0.1, chance_sd=0.01),
-        Overlap(i=4, j=4, phi=phi, chance=chance, chance_sd=sd),
-    ]
 
 
 def signs(cancelled, error=0.0):
@@ -70,23 +63,6 @@ def reasons(full):
         (report(signs=signs(0.5)), "MRG404", False),
         (report(signs=signs(0.6, error=0.049)), "MRG404", True),
         (report(signs=signs(0.6, error=0.051)), "MRG404", False),  # two standard errors
-        (report(pair(cosine=0.299, output_side=overlap(0.51), input_side=overlap(0.51))), "MRG406", True),
-        (report(pair(cosine=-0.299, output_side=overlap(0.51), input_side=overlap(0.51))), "MRG406", True),
-        (report(pair(cosine=0.3, output_side=overlap(0.51), input_side=overlap(0.51))), "MRG406", False),
-        (report(pair(cosine=-0.3, output_side=overlap(0.51), input_side=overlap(0.51))), "MRG406", False),
-        (report(pair(cosine=0.0, output_side=overlap(0.5), input_side=overlap(0.9))), "MRG406", False),
-        (report(pair(cosine=0.0, output_side=overlap(0.9), input_side=overlap(0.5))), "MRG406", False),
-        (
-            report(pair(cosine=0.0, output_side=overlap(0.79, chance=0.5, sd=0.1), input_side=overlap(0.9))),
-            "MRG406",
-            False,  # chance plus three standard deviations is 0.8
-        ),
-        (
-            report(pair(cosine=0.0, output_side=overlap(0.81, chance=0.5, sd=0.1), input_side=overlap(0.9))),
-            "MRG406",
-            True,
-        ),
-        (report(pair(cosine=0.0, input_side=overlap(0.9))), "MRG406", False),
         (report(adapters=[adapter("a", base="m"), adapter("b", base="n")]), "MRG407", True),
         (report(adapters=[adapter("a", base="m"), adapter("b", base="m")]), "MRG407", False),
         (report(adapters=[adapter("a", obstacles=["it is DoRA", "and more"])]), "MRG408", True),
@@ -125,18 +101,9 @@ def test_findings_have_the_numbers_of_their_case():
     }
 
 
-def test_shared_directions_are_those_of_the_most_that_were_compared():
-    finding = found(report(pair(cosine=0.05, output_side=overlap(0.75), input_side=overlap(0.625, chance=0.2))))[
-        "MRG406"
-    ]
-    assert "phi(4, 4) 0.75 of outputs and 0.62 of inputs, by chance 0.10 and 0.20" in finding.message
-    assert finding.values == {"first": "a", "second": "b", "output": 0.75, "input": 0.625}
-
-
-def test_opposed_updates_are_no_twins_and_directions_need_both_sides():
+def test_opposed_updates_are_no_twins():
     assert set(found(report(pair(cosine=-0.95)))) == {"MRG401"}
     assert set(found(report(pair(cosine=0.95)))) == {"MRG405"}
-    assert found(report(pair(cosine=0.0, output_side=overlap(0.9)))) == {}
     assert found(report(pair(cosine=0.95)))["MRG405"].message.startswith(
         "a and b are nearly identical updates (cosine 0.95)"
     )
@@ -144,7 +111,7 @@ def test_opposed_updates_are_no_twins_and_directions_need_both_sides():
 
 def test_without_a_module_in_common_what_compares_them_is_not_judged():
     lacking = reasons(report(modules=[]))
-    assert lacking == dict.fromkeys(("MRG401", "MRG404", "MRG405", "MRG406"), "no module in two of the adapters")
+    assert lacking == dict.fromkeys(("MRG401", "MRG404", "MRG405"), "no module in two of the adapters")
     assert reasons(report(signs=signs(0.1))) == {}
 
 

@@ -110,9 +110,9 @@ def test_a_condition_has_the_number_of_every_threshold_and_each_threshold_is_the
 
 
 def test_the_numbers_in_a_condition_are_those_of_the_rule() -> None:
-    (card,) = rules_named("BAT001")
-    assert [f"{number.value:g}" for number in card.thresholds] == ["256"]
-    assert card.condition == "more than 256 sequences per optimizer step"
+    (card,) = rules_named("STP001")
+    assert [f"{number.value:g}" for number in card.thresholds] == ["100"]
+    assert card.condition == "fewer than 100 optimizer steps"
 
 
 def test_a_correlation_says_which_findings_of_which_sources_it_puts_together() -> None:

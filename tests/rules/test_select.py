@@ -50,7 +50,7 @@ def test_an_entry_that_is_no_beginning_of_an_id_is_refused_with_the_ids_there_ar
 
 
 def test_entries_may_have_blanks_commas_and_small_letters():
-    assert matching(["LR001", "LR002", "TGT001"], [" lr002 , tgt ", "LR002"], "select") == ["LR002", "TGT001"]
+    assert matching(["LR001", "LR003", "TGT001"], [" lr003 , tgt ", "LR003"], "select") == ["LR003", "TGT001"]
     assert matching(["LR001", "TGT001"], ["all"], "select") == ["LR001", "TGT001"]
     with pytest.raises(ConfigError, match="--ignore: no rule is called X, an empty text"):
         matching(["LR001"], ["x, "], "ignore")

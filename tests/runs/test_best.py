@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import math
+import random
+from typing import NamedTuple
 
 import pytest
 from tables import every
@@ -21,18 +23,25 @@ from gradience.render.runs import brief
 SCHEMA = "gradience.vnext.telemetry/v1"
 
 
-def log(folder, loss, *, model="m", data=None, seed=None, accuracy=None, examples=None, lr=1e-4):
-    """A run with one evaluation, and its settings."""
+def log(
+    folder, loss, *, model="m", data=None, seed=None, accuracy=None, examples=None, lr=1e-4, decay=None, status="ok"
+):
+    """A run with one evaluation, and its settings; a killed one has no status."""
     folder.mkdir(parents=True)
     head = {"schema": SCHEMA, "ts": 1.0, "run_id": folder.name}
-    config = {"model_name": model, "dataset_name": data, "optimizer": {"lr": lr}, "training": {"seed": seed}}
+    config = {
+        "model_name": model,
+        "dataset_name": data,
+        "optimizer": {"lr": lr, "weight_decay": decay},
+        "training": {"seed": seed},
+    }
     timed = {} if examples is None else {"runtime": 2.0, "samples_per_second": examples / 2.0}
     metrics = {"loss": loss, "accuracy": accuracy, **timed}
     lines = [
         {**head, "event": "run_start", "step": None, "config": config},
         {**head, "event": "train_step", "step": 1, "loss": loss, "lr": lr},
         {**head, "event": "eval", "step": 1, "split": "eval", "metrics": {k: v for k, v in metrics.items() if v}},
-        {**head, "event": "run_end", "step": 1, "status": "ok"},
+        *([{**head, "event": "run_end", "step": 1, "status": status}] if status else []),
     ]
     (folder / "run.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
 
@@ -70,14 +79,72 @@ def test_runs_whose_metric_means_another_thing_are_apart(tmp_path_factory, metri
     assert sorted(map(len, groups(root, metric))) == ([1, 1] if apart else [2])
 
 
+class Sweep(NamedTuple):
+    """Runs of some settings with four seeds each; values scatter by 0.016 around each setting's own."""
+
+    killed: tuple[int, ...] = ()  # places of runs that end early, at a value 1 higher
+    diverged: tuple[int, ...] = ()  # of runs that end in order, at a value 1 higher
+    status: str | None = None  # how a killed run ends
+    decays: int = 1  # values of weight decay over which the seeds of a setting are spread
+    seeds: int = 4  # below four, some runs are the same run again, and have its value
+    expected: tuple[int, int] | None = (48, 12)  # runs and groups that the noise is from
+
+
+SIGMA = 0.016
+SWEEPS = {
+    "clean": Sweep(),
+    "one was killed": Sweep(killed=(5,), expected=(47, 12)),
+    "a third was killed": Sweep(killed=tuple(range(0, 48, 3)), expected=(32, 12)),
+    "a third failed": Sweep(killed=tuple(range(1, 48, 3)), status="error", expected=(32, 12)),
+    "one diverged": Sweep(diverged=(7,)),
+    "two diverged": Sweep(diverged=(7, 30)),
+    "pairs of weight decay": Sweep(decays=2, expected=(48, 24)),
+    "each seed with another weight decay": Sweep(decays=4, expected=None),
+    "two seeds, each twice": Sweep(seeds=2),
+    "one seed": Sweep(seeds=1, expected=None),
+}
+
+
+@every("name", SWEEPS)
+def test_the_noise_of_a_sweep_is_the_true_one(name, tmp_path_factory):
+    sweep, root, chance = SWEEPS[name], tmp_path_factory.mktemp("sweep"), random.Random(50)  # noqa: S311  # no secret
+    scatter = [chance.gauss(0.0, SIGMA) for _ in range(48)]
+    for place in range(48):
+        setting, seed = divmod(place, 4)
+        killed = place in sweep.killed
+        value = 1.0 + 0.2 * setting + scatter[place - seed + seed % sweep.seeds] + (killed or place in sweep.diverged)
+        log(
+            root / f"run{place}",
+            value,
+            data="d",
+            seed=seed % sweep.seeds,
+            lr=1e-5 * (setting + 1),
+            decay=seed % sweep.decays / 10,
+            status=sweep.status if killed else "ok",
+        )
+    (group,) = best_runs(collect_runs(root, out=root / "store"), "eval/loss").groups
+    found = group.noise and (group.noise.n, group.noise.groups)
+    assert found == sweep.expected
+    if group.noise is not None:
+        assert group.noise.difference == pytest.approx(2.0 * math.sqrt(2.0) * SIGMA, rel=0.3)
+        assert [group.ranked[1].worse_than_noise, group.ranked[4].worse_than_noise] == [False, True]
+
+
+def test_as_many_equal_values_as_not_are_no_noise_of_seeds(tmp_path):
+    for name, seed in (("a", 1), ("b", 2)):
+        log(tmp_path / name, 1.0, data="d", seed=seed)
+    (group,) = best_runs(collect_runs(tmp_path, out=tmp_path / "store"), "eval/loss").groups
+    assert group.noise is None
+
+
 def test_the_noise_is_that_of_runs_that_differ_in_their_seed_alone(tmp_path):
     for name, loss, seed, lr in (("a", 1.0, 1, 1e-4), ("b", 1.2, 2, 1e-4), ("c", 1.5, 3, 2e-4), ("d", 1.65, 1, 3e-4)):
         log(tmp_path / name, loss, data="d", seed=seed, lr=lr)
     (group,) = best_runs(collect_runs(tmp_path, out=tmp_path / "store"), "eval/loss").groups
-    assert (group.noise.source, group.noise.n) == ("seeds", 2)
-    assert group.noise.difference == pytest.approx(2.0 * math.sqrt(2.0) * math.sqrt(0.02))  # 0.4
+    assert (group.noise.source, group.noise.n, group.noise.groups) == ("seeds", 2, 1)
+    assert group.noise.difference == pytest.approx(2.0 * 0.2 / 0.6744897502)  # 0.2 apart, as half of all pairs are
     assert [(run.run, run.worse_than_noise) for run in group.ranked] == [
-        ("a", False), ("b", False), ("c", True), ("d", True),
+        ("a", False), ("b", False), ("c", False), ("d", True),
     ]  # fmt: skip
 
 

@@ -1,17 +1,26 @@
-"""The contract, held against validators that are not ours: check-jsonschema and ajv."""
+"""The contract, held against validators that are not ours: three in Python, ajv, and one in Rust."""
 
 from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import subprocess
+from collections.abc import Callable
+from copy import deepcopy
+from functools import cache
 from pathlib import Path
+from typing import Any, NamedTuple
 
+import fastjsonschema
+import jsonschema_rs
 import pytest
 from golden_logs import BAD, GOOD, documents, lines
 from jsonschema import Draft202012Validator
+from tables import every
 
+from gradience.schema import SCHEMA_ID
 from gradience.schema.export import SCHEMAS, json_schema
 from gradience.telemetry import TelemetryWriter
 
@@ -26,8 +35,86 @@ const read = (path) => JSON.parse(readFileSync(path, "utf8"));
 const validators = Object.fromEntries(process.argv.slice(4).map((path) => [path, ajv.compile(read(path))]));
 const telemetry = validators[process.argv[4]];
 const lines = readFileSync(process.argv[3], "utf8").split("\\n").slice(0, -1);
-console.log(JSON.stringify(lines.map((line) => telemetry(JSON.parse(line)))));
+const said = () => telemetry.errors.map((error) => [error.keyword, ajv.errorsText([error])]);
+const told = (line) => (telemetry(JSON.parse(line)) ? [] : said());
+console.log(JSON.stringify(lines.map(told)));
 """
+
+
+TELEMETRY = json_schema("telemetry")
+ENVELOPE = {"schema": SCHEMA_ID, "ts": 1.0, "run_id": "a", "step": 1}
+LINES = {
+    "run_start": {"config": {"lora": {"r": 8}, "training": {"seed": 1}}},
+    "train_step": {"loss": 1.0, "lr": [1e-4]},
+    "eval": {"split": "test", "metrics": {"loss": 1.0}},
+    "alert": {"severity": "error", "code": "c", "message": "m"},
+    "recommendation": {"recommendations": [{"severity": "info", "action": "a", "message": "m", "confidence": 0.5}]},
+    "run_end": {"status": "ok"},
+    "wiring": {"phase": "start", "adapter": {"names": ["default"]}},
+    "of_another_program": {},
+}
+
+
+class Fault(NamedTuple):
+    """A line of an event with one key set to another value, or removed if that is None: the field at fault."""
+
+    event: str
+    path: str
+    value: Any
+
+    @property
+    def field(self) -> str:
+        return self.path.rpartition(".")[2]
+
+    def named_in(self, *words: Any) -> bool:
+        """Whether the field is a word of an error's path or message, and no other of the envelope is."""
+        text = " ".join(map(str, words))
+        others = {*ENVELOPE, "event"} - {self.field}
+        return bool(re.search(rf"\b{self.field}\b", text)) and not any(f"'{other}'" in text for other in others)
+
+    def __str__(self) -> str:
+        return f"{self.event}-{self.path}-{self.value}"
+
+
+FAULTS = [
+    Fault("train_step", "ts", None),
+    Fault("train_step", "schema", "gradience.vnext.telemetry/v2"),
+    Fault("train_step", "run_id", ""),
+    Fault("train_step", "step", -1),
+    Fault("train_step", "loss", "0.5"),
+    Fault("train_step", "event", 5),
+    Fault("train_step", "event", None),
+    Fault("eval", "metrics", None),
+    Fault("eval", "metrics.n", 1.5),
+    Fault("run_start", "config.lora.r", "8"),
+    Fault("run_start", "config.task_profile", "poetry"),
+    Fault("alert", "severity", "fatal"),
+    Fault("recommendation", "recommendations.0.confidence", 1.5),
+    Fault("run_end", "status", None),
+    Fault("wiring", "adapter.names", "default"),
+    Fault("of_another_program", "step", "1"),
+    Fault("of_another_program", "run_id", None),
+]
+
+
+def faulty(fault: Fault) -> dict[str, Any]:
+    """The line with its fault."""
+    line: dict[str, Any] = deepcopy({**ENVELOPE, "event": fault.event, **LINES[fault.event]})
+    *above, key = fault.path.split(".")
+    place: Any = line
+    for step in above:
+        place = place[int(step) if step.isdigit() else step]
+    if fault.value is None:
+        del place[key]
+    else:
+        place[key] = fault.value
+    return line
+
+
+@cache
+def fast() -> Callable[[Any], Any]:
+    """The function that fastjsonschema makes of the schema; it has no dialect after draft 7."""
+    return fastjsonschema.compile(TELEMETRY)
 
 
 def line_of(document: object) -> str:
@@ -80,10 +167,10 @@ def ajv(tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def ajv_says(ajv, tmp_path_factory, root, good, bad) -> list[bool]:
-    """ajv's verdict on every good line and then on every bad one; it compiles the schemas once."""
+def ajv_says(ajv, tmp_path_factory, root, good, bad) -> list[list[list[str]]]:
+    """ajv's errors in every good line, in every bad one and in every typical one; it compiles the schemas once."""
     file = tmp_path_factory.mktemp("lines") / "documents.jsonl"
-    file.write_text("".join(line_of(document) + "\n" for document in [*good, *bad]))
+    file.write_text("".join(line_of(document) + "\n" for document in [*good, *bad, *(faulty(f) for f in FAULTS)]))
     schemas = [str(root / "schemas" / f"{stem}.schema.json") for stem in SCHEMAS.values()]
     command = ["node", str(ajv / "check.mjs"), str(ajv), str(file), *schemas]
     done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=300)
@@ -92,11 +179,47 @@ def ajv_says(ajv, tmp_path_factory, root, good, bad) -> list[bool]:
 
 
 def test_ajv_compiles_every_schema_and_accepts_every_good_line(ajv_says, good) -> None:
-    assert ajv_says[: len(good)] == [True] * len(good)
+    assert ajv_says[: len(good)] == [[]] * len(good)
 
 
 def test_ajv_rejects_every_bad_line(ajv_says, good, bad) -> None:
-    assert ajv_says[len(good) :] == [False] * len(bad)
+    assert all(ajv_says[len(good) : len(good) + len(bad)])
+
+
+def test_ajv_names_the_field_of_one_fault_and_then_only_the_conditions_around_it(ajv_says) -> None:
+    for fault, errors in zip(FAULTS, ajv_says[-len(FAULTS) :], strict=True):
+        assert fault.named_in(errors[0][1]), (fault, errors)
+        assert {keyword for keyword, _ in errors[1:]} <= {"if"}, fault
+
+
+@every("fault", FAULTS, ids=str)
+def test_validators_find_one_error_in_one_fault_and_name_its_field(fault) -> None:
+    document = faulty(fault)
+    errors = list(Draft202012Validator(TELEMETRY).iter_errors(document))
+    assert [fault.named_in(error.json_path, error.message) for error in errors] == [True]
+    found = list(jsonschema_rs.Draft202012Validator(TELEMETRY).iter_errors(document))
+    assert [fault.named_in(error.instance_path, error.message) for error in found] == [True]
+    with pytest.raises(fastjsonschema.JsonSchemaException, match=rf"\b{fault.field}\b"):
+        fast()(document)
+
+
+def test_check_jsonschema_finds_one_error_in_one_fault_and_names_its_field(tmp_path, root) -> None:
+    code, report = check_jsonschema(
+        root / "schemas/telemetry-v1.schema.json", files_of(list(map(faulty, FAULTS)), tmp_path)
+    )
+    told = {Path(error["filename"]).stem: (error["path"], error["message"]) for error in report["errors"]}
+    assert (code, len(report["errors"])) == (1, len(FAULTS))
+    assert all(fault.named_in(*told[str(place)]) for place, fault in enumerate(FAULTS))
+
+
+def test_fastjsonschema_and_rust_agree_on_every_line(good, bad) -> None:
+    rust = jsonschema_rs.Draft202012Validator(TELEMETRY)
+    assert [rust.is_valid(document) for document in [*good, *bad]] == [True] * len(good) + [False] * len(bad)
+    for document in good:
+        fast()(document)
+    for document in bad:
+        with pytest.raises(fastjsonschema.JsonSchemaException):
+            fast()(document)
 
 
 def run_check_jsonschema(*words: str) -> tuple[int, str]:

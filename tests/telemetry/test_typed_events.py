@@ -120,7 +120,7 @@ def test_a_class_of_your_own_has_its_fields_beside_the_others(tmp_path):
     assert json.loads(encode(event)) == {**LINE, "event": "train_step", "kl": 0.25, "x": 1}
     with pytest.raises(SchemaError, match=r"Row: expected float \| null at `\$\.kl`, got str"):
         Row(**HEAD, kl="high")
-    with TelemetryWriter(tmp_path / "run.jsonl", on_error="raise") as log:
+    with TelemetryWriter(tmp_path / "run.jsonl", "r", on_error="raise") as log:
         log.write(event)
     (read, _) = TelemetryReader(tmp_path / "run.jsonl")
     assert (read.extras, read.seq) == ({"kl": 0.25, "x": 1}, 0)
@@ -130,7 +130,7 @@ def test_an_event_of_your_own_is_one_of_an_unknown_name(tmp_path):
     class Checkpoint(EventBase, frozen=True, tag="checkpoint"):
         path: str
 
-    with TelemetryWriter(tmp_path / "run.jsonl", on_error="raise") as log:
+    with TelemetryWriter(tmp_path / "run.jsonl", "r", on_error="raise") as log:
         log.write(Checkpoint(**HEAD, path="/home/me/checkpoint-3"))
     (read, end) = TelemetryReader(tmp_path / "run.jsonl")
     assert (read.event, read.payload["path"], read.seq, end.seq) == ("checkpoint", "checkpoint-3", 0, 1)

@@ -118,8 +118,9 @@ def test_non_finite_numbers_are_written_by_name_wherever_they_stand(log, writer,
 
 def test_a_typed_event_with_nan_is_written_by_name_and_not_as_null(log, writer) -> None:
     nan = float("nan")
-    writer.write(TrainStep(schema=SCHEMA_ID, ts=None, run_id="r", step=1, loss=nan))
-    writer.write(Eval(schema=SCHEMA_ID, ts=1.0, run_id="r", step=1, split="t", metrics=EvalMetrics(ppl=nan)))
+    writer.write(TrainStep(schema=SCHEMA_ID, ts=None, run_id=writer.run_id, step=1, loss=nan))
+    evaluated = EvalMetrics(ppl=nan)
+    writer.write(Eval(schema=SCHEMA_ID, ts=1.0, run_id=writer.run_id, step=1, split="t", metrics=evaluated))
     assert [lines(log)[0]["loss"], lines(log)[1]["metrics"]] == ["NaN", {"ppl": "NaN"}]
 
 
@@ -244,12 +245,22 @@ def test_a_line_holds_64_kib_and_not_a_byte_more(log: Path) -> None:
 
 
 def test_typed_events_are_numbered_in_the_session_unless_they_have_one(log, writer) -> None:
-    mine = TrainStep(schema=SCHEMA_ID, ts=None, run_id="r", step=1)
+    mine = TrainStep(schema=SCHEMA_ID, ts=None, run_id=writer.run_id, step=1)
     writer.write(mine)
     writer.write(msgspec.structs.replace(mine, session="theirs", seq=9))
     first, second = lines(log)
     assert (first["session"], first["seq"]) == (writer.session, 0)
     assert (second["session"], second["seq"]) == ("theirs", 9)
+
+
+def test_an_event_of_another_run_is_refused_and_the_line_after_it_is_not(log) -> None:
+    mine = TrainStep(schema=SCHEMA_ID, ts=None, run_id="mine", step=1)
+    with TelemetryWriter(log, "mine", on_error="raise") as writer:
+        with pytest.raises(RecorderError, match="`run_id`: expected 'mine', the run of this log, got 'theirs'"):
+            writer.write(msgspec.structs.replace(mine, run_id="theirs"))
+        writer.write(mine)
+        assert writer.lost == 1
+    assert [line["run_id"] for line in lines(log)] == ["mine"] * 2
 
 
 # The file
@@ -711,7 +722,7 @@ def test_events_of_a_log_can_be_copied_to_another(log: Path, tmp_path: Path) -> 
         writer.run_start(ConfigSnapshot(model_name="m"))
         writer.train_step(1, loss=0.5, kl=0.1)
     copy = tmp_path / "copy.jsonl"
-    with TelemetryWriter(copy) as writer:
+    with TelemetryWriter(copy, "r") as writer:
         for event in TelemetryReader(log):
             writer.write(event)
         writer.close()
@@ -724,7 +735,7 @@ def test_events_of_a_log_can_be_copied_to_another(log: Path, tmp_path: Path) -> 
 
 
 def test_an_event_with_a_session_or_a_number_of_its_own_keeps_both(log, writer) -> None:
-    mine = TrainStep(schema=SCHEMA_ID, ts=None, run_id="r", step=1)
+    mine = TrainStep(schema=SCHEMA_ID, ts=None, run_id=writer.run_id, step=1)
     writer.write(msgspec.structs.replace(mine, seq=9))
     writer.write(msgspec.structs.replace(mine, session="theirs"))
     first, second = lines(log)

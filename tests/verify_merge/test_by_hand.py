@@ -13,8 +13,9 @@ from tables import every
 
 from gradience.errors import AdapterError
 from gradience.prove.verify_merge.delta import PlainDelta, WholeDelta, narrower, rounded, working
-from gradience.prove.verify_merge.measure import Case, Merge, compare_copy, distance, measure, same_length, token_rows
-from gradience.prove.verify_merge.rows import VerifiedRows, find_place, names_of
+from gradience.prove.verify_merge.judge import copied as compare_copy
+from gradience.prove.verify_merge.measure import Case, Merge, distance, is_cast, measure
+from gradience.prove.verify_merge.rows import Side, left_over, names_of, same_length, token_rows
 from gradience.schema.audit import LeftoverReason
 
 U = 2.0**-24
@@ -127,9 +128,9 @@ def test_the_distance_is_a_sum_of_absolute_values_and_a_cast_of_w_is_w():
     made = case(w, w, delta=PlainDelta(b, a, 1.0))
     assert distance(made, F32, np.array([0, 1])) == pytest.approx(6.0)
     assert distance(made, F32._replace(factor=0.5), np.array([1])) == pytest.approx(2.0)
-    assert made.is_copy
-    assert case(w, rounded(w, "BF16")).is_copy
-    assert not case(w, w + np.float32(1e-6)).is_copy
+    assert is_cast(w, w, "F32", "F32")
+    assert is_cast(w, rounded(w, "BF16"), "F32", "F32")
+    assert not is_cast(w, w + np.float32(1e-6), "F32", "F32")
 
 
 # --- copies ------------------------------------------------------------------------------------------------------
@@ -192,7 +193,7 @@ class Weights:
             name.replace("__", "."): SimpleNamespace(info=SimpleNamespace(shape=s), name=name)
             for name, s in shapes.items()
         }
-        self.files = [SimpleNamespace(tensors=list(self._found))]
+        self.names = list(self._found)
 
     def find(self, name):
         return self._found.get(name)
@@ -202,11 +203,10 @@ def test_the_embedding_that_an_output_shares_is_the_one_with_most_rows():
     weights = Weights(
         model__embed_tokens__weight=(9, 2), model__embed_positions__weight=(5, 8), model__q__weight=(50, 50)
     )
-    place = find_place(weights, "lm_head.weight")
-    assert place is not None
-    assert (place.tensors[0].name, place.shared) == ("model__embed_tokens__weight", True)
-    assert find_place(weights, "model.k.weight") is None
-    assert find_place(weights, "model.q.weight").shared is False
+    side = Side(weights, "the base")
+    assert side.find("lm_head.weight").name == "model__embed_tokens__weight"
+    assert side.find("model.k.weight") is None
+    assert side.find("model.q.weight").name == "model__q__weight"
 
 
 def test_what_is_left_of_an_adapter_is_listed_but_for_what_waits_for_the_base_or_is_of_training():
@@ -215,7 +215,7 @@ def test_what_is_left_of_an_adapter_is_listed_but_for_what_waits_for_the_base_or
         SimpleNamespace(name=name, reason=f"why {name}", cause=cause) for name, cause in zip("abc", causes, strict=True)
     ]
     adapter = SimpleNamespace(base_dependent=[SimpleNamespace(name="c")], skipped=skipped)
-    found = VerifiedRows.skipped(SimpleNamespace(_adapter=adapter))
+    found = [row.told for row in left_over(adapter)]
     assert [(row.name, row.verdict, row.reason) for row in found] == [("a", "not_compared", "why a")]
 
 

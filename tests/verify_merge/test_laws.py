@@ -137,8 +137,8 @@ class OtherMachine(PlainDelta):
         super().__init__(delta._b, delta._a, delta.scale)
         self._order = order
 
-    def _product(self, b, a):
-        return self._order(b, a)
+    def rows(self, at):
+        return self._order(self._b[at], self._a) * self.scale
 
 
 @given(SEEDS, FLOATS, FLOATS, ORDERS, st.sampled_from([1, 2, 8, 64, 300]), st.booleans())

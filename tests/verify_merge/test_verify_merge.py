@@ -306,10 +306,11 @@ def test_missing_tensors_other_shapes_and_packed_bases_are_inconclusive_with_the
     assert "of shape [41, 24]" in case.verify(case.write(grown, "grown")).reasons[0]
     beside = {key.replace("0.q_proj.weight", "0.q_proj.base_layer.weight"): x for key, x in merged.items()}
     assert "not merged" in case.verify(case.write(beside, "beside")).reasons[0]
-    gptq = {key.replace("0.q_proj.weight", "0.q_proj.qweight"): x for key, x in merged.items()}
-    assert "it is quantised" in case.verify(case.write(gptq, "gptq")).reasons[0]
+    gptq = {key.replace("0.q_proj.weight", "0.q_proj.qweight"): x.to(torch.int32) for key, x in merged.items()}
+    assert "qweight (I32), and no config.json names their format" in case.verify(case.write(gptq, "gptq")).reasons[0]
     packed = {key: x.to(torch.uint8) if key == "layers.0.q_proj.weight" else x for key, x in merged.items()}
-    assert "quantised" in case.verify(case.write(packed, "packed")).reasons[0]
+    said = case.verify(case.write(packed, "packed")).reasons[0]
+    assert "the merged model: layers.0.q_proj.weight is stored in codes that are not read here: weight (U8)" in said
 
 
 def test_nan_in_the_merged_model_is_other(make):

@@ -11,6 +11,7 @@ import numpy as np
 
 from gradience.base.forms import WORD, DamagedCodesError, Kind, State, Tensors, UnreadCodesError, bits_of, recognised
 from gradience.base.weights import READABLE, BaseWeights, names_of_expert
+from gradience.errors import AdapterError
 from gradience.io.reading import decode_json
 from gradience.io.safetensors import Array, Memory
 from gradience.spectral import enough_threads
@@ -64,6 +65,8 @@ class Weight(NamedTuple):
     dtype: str
     w: Array | Codes
     coded: Coded | None = None
+    names: frozenset[str] = frozenset()
+    """The tensors that hold it."""
 
     @property
     def is_turned(self) -> bool:
@@ -99,16 +102,20 @@ def weight_of(
     """
     found = weights.find(parameter)
     if found is not None and found.info.dtype in READABLE:
-        return Weight(found.name, _key(found.name, expert), found.info.dtype, weights.read(found, expert, memory))
+        w = weights.read(found, expert, memory)
+        return Weight(found.name, _key(found.name, expert), found.info.dtype, w, names=frozenset([found.name]))
     parts = [] if expert is None else weights.find_expert(parameter, expert)
     if parts and all(part.info.dtype in READABLE for part in parts):
-        name, rows = " and ".join(part.name for part in parts), [weights.read(part) for part in parts]
-        return Weight(name, name, parts[0].info.dtype, np.concatenate(rows))
+        names, rows = [part.name for part in parts], [weights.read(part) for part in parts]
+        if len(forms := {(part.info.dtype, row.shape[1]) for part, row in zip(parts, rows, strict=True)}) > 1:
+            raise AdapterError(f"the parts of one weight are of several dtypes or widths: {sorted(forms)}")
+        name = " and ".join(names)
+        return Weight(name, name, parts[0].info.dtype, np.concatenate(rows), names=frozenset(names))
     codes = coded(weights, parameter, expert)
     if codes is None and expert is not None:
         codes, expert = _coded_expert(weights, parameter, expert), None
     if codes is not None:
-        return Weight(codes.name, _key(codes.name, expert), codes.dtype, codes.codes, codes)
+        return Weight(codes.name, _key(codes.name, expert), codes.dtype, codes.codes, codes, codes.names)
     refuse_unread(weights, parameter)
     return None
 

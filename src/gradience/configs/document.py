@@ -30,7 +30,6 @@ from gradience.configs.settings import (
     TRAINING,
     Draft,
     Layer,
-    Level,
     Setting,
     knows_lora,
     knows_training,
@@ -41,6 +40,7 @@ from gradience.configs.training import PICKLED, note_training, output_dir, read_
 from gradience.configs.values import Fields, Malformed, short_name, text
 from gradience.errors import ConfigError
 from gradience.io.reading import real_path
+from gradience.names import NAMES, Level
 from gradience.schema import Json
 from gradience.schema.events import ConfigSnapshot
 from gradience.schema.reports import LossMode, Overlong, SourceFile
@@ -48,17 +48,7 @@ from gradience.schema.reports import LossMode, Overlong, SourceFile
 CONFIG_NAME = "adapter_config.json"
 
 _VARIANTS = ("use_bdlora", "use_qalora", "kasa_config", "monteclora_config", "velora_config", "arrow_config")
-_SECTIONS: tuple[tuple[str, Level, tuple[Setting, ...]], ...] = (
-    ("optimizer", "optimizer", OPTIMIZER),
-    ("lora", "lora", LORA),
-    ("peft", "lora", LORA),
-    ("lora_config", "lora", LORA),
-    ("peft_config", "lora", LORA),
-    ("qlora", "lora", LORA),
-    ("optim", "optimizer", OPTIMIZER),
-    ("training", "training", TRAINING),
-    ("training_args", "training", TRAINING),
-)
+_TABLES: Final[dict[Level, tuple[Setting, ...]]] = {"optimizer": OPTIMIZER, "lora": LORA, "training": TRAINING}
 _OF_A_MODEL = ("name_or_path", "name", "base_model_name_or_path", "base_model")  # the first is what is trained
 _OBJECTIVES = ("sft", "dpo", "orpo", "kto", "simpo", "cpo", "grpo", "rloo", "ppo")  # sections of a file
 _BARE_NAME = "name"  # names the optimizer inside the optimizer section only: at the top it names something else
@@ -71,26 +61,6 @@ _HEAD = "Classification"  # ends the name of every transformers class with a cla
 _Mapping = dict[str, Json]
 KEEPS_OVERFLOW: Final = frozenset({"wrapped", "bfd_split", "bfd-requeue"})  # TRL 1.16, pack_dataset: no token is lost
 _INFO: Final = "dataset_info.json"
-_LLAMA_FACTORY_COLUMNS: Final = {  # of LLaMA-Factory 0.9, DatasetAttr, with the columns that are read here
-    "prompt": "instruction",
-    "query": "input",
-    "response": "output",
-    "messages": "conversations",
-    "history": "history",
-    "system": "system",
-    "tools": "tools",
-    "images": "images",
-    "chosen": "chosen",
-    "rejected": "rejected",
-    "kto_tag": "kto_tag",
-}
-_LLAMA_FACTORY_ROLES: Final = {
-    "user_tag": "user",
-    "assistant_tag": "assistant",
-    "observation_tag": "observation",
-    "function_tag": "function_call",
-    "system_tag": "system",
-}
 _WANDB: Final = "_wandb"  # a key of every config.yaml that wandb writes
 
 
@@ -222,6 +192,8 @@ def _read_any(mapping: dict[str, Json], where: str) -> Layer:
         raise ConfigError(message, advice="give keys such as lr, r, lora_alpha, target_modules, max_steps")
     if recorded:
         unknown = []  # the model's config and the logger's own keys are among them
+    if is_ms_swift(mapping) and draft.get("lora", "target_modules") == ["all-linear"]:
+        draft.set("lora", "target_modules", "all-linear")  # ms-swift takes the word in a list, too
     place = next((found for item in levels if (found := output_dir(item))), None)
     layer = layer_of(draft, SourceFile(role="config", path=where), levels, unknown=unknown, output_dir=place)
     return msgspec.structs.replace(layer, log="wandb recorded it") if recorded else layer
@@ -244,11 +216,11 @@ def _read_levels(fields: Fields, draft: Draft) -> tuple[list[Fields], list[str]]
 
 
 def _sections(fields: Fields, draft: Draft) -> Iterator[Fields]:
-    for key, level, settings in _SECTIONS:
+    for key, level in NAMES.sections.items():
         section = fields.section(key)
         if section is not None:
             yield section
-            yield from _read_section(section, draft, level, settings)
+            yield from _read_section(section, draft, level, _TABLES[level])
     named = next((key for key in _OF_A_MODEL if fields.holds("model", key)), None)
     if named is not None and (section := fields.section("model")) is not None:
         draft.read("run", (Setting("model_name", short_name, (named,)),), section, loose=False)
@@ -261,7 +233,7 @@ def _sections(fields: Fields, draft: Draft) -> Iterator[Fields]:
 
 def _read_objective(objective: str, fields: Fields, draft: Draft) -> Iterator[Fields]:
     """Read the section named after an objective; it holds the training settings if no other section does."""
-    others = any(fields.is_mapping(key) for key, level, _ in _SECTIONS if level == "training")
+    others = any(fields.is_mapping(key) for key, level in NAMES.sections.items() if level == "training")
     section = None if others else fields.section(objective)
     if section is not None:
         yield section
@@ -534,9 +506,9 @@ def _entry(names: list[str], folder: Path | None) -> _Mapping:
 
 def _llama_factory_naming(entry: _Mapping) -> Naming:
     return Naming(
-        columns=_standard(_section(entry, "columns"), _LLAMA_FACTORY_COLUMNS),
-        keys=_standard(_section(entry, "tags"), {"role_tag": "role", "content_tag": "content"}),
-        roles=_standard(_section(entry, "tags"), _LLAMA_FACTORY_ROLES),
+        columns=_standard(_section(entry, "columns"), NAMES.data.llama_factory_columns),
+        keys=_standard(_section(entry, "tags"), NAMES.data.llama_factory_keys),
+        roles=_standard(_section(entry, "tags"), NAMES.data.llama_factory_roles),
     )
 
 
@@ -548,12 +520,11 @@ def _as_text(columns: Mapping[str, str]) -> dict[str, str]:
 
 def _axolotl_naming(entry: _Mapping) -> Naming:
     """The names of an Axolotl data set: of its messages, or of the fields of an instruction."""
-    fields = {"field_messages": "messages"}
-    instruction = {"field_instruction": "instruction", "field_input": "input", "field_output": "output"}
+    named, instruction = NAMES.data, _section(entry, "type")
     roles = ((role, name) for role, names in _section(entry, "roles").items() for name in _list(names))
     return Naming(
-        columns={**_standard(entry, fields), **_standard(_section(entry, "type"), instruction)},
-        keys=_standard(_section(entry, "message_property_mappings"), {"role": "role", "content": "content"}),
+        columns={**_standard(entry, named.axolotl_fields), **_standard(instruction, named.axolotl_instruction)},
+        keys=_standard(_section(entry, "message_property_mappings"), named.axolotl_keys),
         roles={name: role for role, name in roles if isinstance(name, str)},
     )
 

@@ -1,6 +1,6 @@
 """Read recipes of MLX-LM, torchtune, Axolotl and LLaMA-Factory, which are recognised by their keys.
 
-Each program has a table of its names for the settings (`settings.py`), and a function for whatever needs code.
+Each program's names for the settings are in `names.toml`; a function here reads whatever needs code.
 
 An MLX-LM config has the same file name as PEFT's. MLX computes ``y + scale * (x A) B``: its scale is PEFT's alpha / r,
 so alpha is read as scale * rank. MLX ignores an ``alpha`` in the same file, and so does this reader. MLX counts
@@ -20,73 +20,28 @@ lora_rank, and lora_target every linear layer.
 from __future__ import annotations
 
 from collections.abc import Callable, Container
-from typing import Final, TypeAlias
+from typing import Final
 
 from gradience.configs.settings import (
-    LORA,
     OPTIMIZER,
     TRAINING,
     Draft,
-    Level,
-    Setting,
     comma_names,
     known_keys,
     knows_training,
     maybe,
-    some_of,
+    recipe,
     split_names,
 )
 from gradience.configs.training import note_training
-from gradience.configs.values import (
-    Fields,
-    as_text,
-    flag,
-    keyword,
-    layer_numbers,
-    name_list,
-    pattern,
-    real,
-    reals,
-    short_name,
-    short_names,
-    text,
-    whole,
-)
+from gradience.configs.values import Fields, flag, keyword, name_list, real, reals, short_name, text
+from gradience.names import NAMES
 from gradience.schema import Json, as_float, real as on_the_wire
-
-_Table: TypeAlias = dict[Level, tuple[Setting, ...]]
 
 # MLX-LM --------------------------------------------------------------------------------------------------------------
 
-_MLX: Final[_Table] = {
-    "run": (Setting("model_name", short_name, ("model",)),),
-    "optimizer": (*some_of(OPTIMIZER, "lr"), Setting("name", keyword, ("optimizer",))),
-    "training": (
-        *some_of(TRAINING, "seed"),
-        Setting("batch_size", whole, ("batch_size",)),
-        Setting("gradient_accumulation", whole, ("grad_accumulation_steps",)),
-        Setting("iterations", whole, ("iters",), extra=True),
-        Setting("max_length", whole, ("max_seq_length",)),
-        Setting("logging_steps", real, ("steps_per_report",)),
-        Setting("save_steps", real, ("save_every",)),
-    ),
-}
-_MLX_LORA: Final = (
-    Setting("r", whole, ("rank",)),
-    Setting("dropout", real, ("dropout",)),
-    Setting("target_modules", name_list, ("keys",)),
-)
 _MLX_RANK: Final = 8  # MLX-LM's defaults, mlx_lm/lora.py
 _MLX_SCALE: Final = 20.0
-_MLX_SCHEDULE: Final = (
-    Setting("lr_scheduler", keyword, ("name",)),
-    Setting("warmup_steps", real, ("warmup",)),
-)
-_MLX_OPTIMIZER: Final = (  # arguments of the configured optimizer
-    *some_of(OPTIMIZER, "weight_decay"),
-    Setting("betas", reals, ("betas",)),
-    Setting("eps", real, ("eps",)),
-)
 
 
 def is_mlx(mapping: Container[object]) -> bool:
@@ -97,7 +52,7 @@ def is_mlx(mapping: Container[object]) -> bool:
 
 def read_mlx_fields(fields: Fields, draft: Draft) -> list[str]:
     """Read an MLX-LM configuration into the draft; return the keys nobody knows."""
-    draft.read_all(_MLX, fields)
+    draft.read_all(recipe("mlx"), fields)
     draft.set("run", "format", "mlx-lm", extra=True)
     if draft.get("training", "save_steps") is not None:
         draft.set("training", "save_strategy", "steps")
@@ -125,7 +80,7 @@ def read_mlx_fields(fields: Fields, draft: Draft) -> list[str]:
 
 
 def _note_mlx_lora(section: Fields, draft: Draft) -> list[str]:
-    draft.read("lora", _MLX_LORA, section, loose=False)
+    draft.read_all(recipe("mlx", "lora_parameters", target_modules=name_list), section)
     draft.set("lora", "task_type", "CAUSAL_LM")
     scale, rank = section.take(["scale"], real), draft.get("lora", "r")
     if scale is not None and rank is not None:
@@ -138,7 +93,7 @@ def _note_mlx_schedule(fields: Fields, draft: Draft) -> None:
     section = fields.section("lr_schedule")
     if section is None:
         return
-    draft.read("training", _MLX_SCHEDULE, section, loose=False)
+    draft.read_all(recipe("mlx", "lr_schedule"), section)
     arguments = section.take(["arguments"], reals)
     if arguments:
         draft.set("optimizer", "lr", arguments[0])
@@ -148,33 +103,11 @@ def _note_mlx_optimizer(fields: Fields, draft: Draft) -> None:
     section = fields.section("optimizer_config")
     own = None if section is None else section.section(draft.get("optimizer", "name") or "adam")
     if own is not None:
-        draft.read("optimizer", _MLX_OPTIMIZER, own, loose=False)
+        draft.read_all(recipe("mlx", "optimizer_config"), own)
 
 
 # torchtune -----------------------------------------------------------------------------------------------------------
 
-_TORCHTUNE: Final[_Table] = {
-    "training": (
-        *some_of(TRAINING, "seed", "gradient_accumulation"),
-        Setting("batch_size", whole, ("batch_size",)),
-        Setting("epochs", real, ("epochs",)),
-        Setting("max_grad_norm", real, ("clip_grad_norm",)),
-        Setting("logging_steps", real, ("log_every_n_steps",)),
-        Setting("steps_per_epoch", whole, ("max_steps_per_epoch",), extra=True),
-    )
-}
-_TORCHTUNE_OPTIMIZER: Final = (
-    *some_of(OPTIMIZER, "weight_decay"),
-    Setting("lr", real, ("lr",)),
-    Setting("eps", real, ("eps",)),
-)
-_TORCHTUNE_LORA: Final = (
-    Setting("r", whole, ("lora_rank",)),
-    *some_of(LORA, "alpha", "dropout", "use_dora"),
-)
-_TORCHTUNE_SCHEDULE: Final = (Setting("warmup_steps", real, ("num_warmup_steps",)),)
-_TORCHTUNE_TOKENIZER: Final = (Setting("max_length", whole, ("max_seq_len",)),)
-_NAMES: Final = {"output_proj": "o_proj"}  # torchtune's module names, where models on the hub use another
 _MLP: Final = ["gate_proj", "up_proj", "down_proj"]
 _DTYPES: Final = {"bf16": "bfloat16", "fp16": "float16", "fp32": "float32"}
 _LOSSES: Final = {"dpoloss": "dpo", "rsoloss": "dpo", "simpoloss": "simpo", "grposimpleloss": "grpo", "ppoloss": "ppo"}
@@ -188,7 +121,7 @@ def is_torchtune(fields: Fields) -> bool:
 
 def _read_torchtune(fields: Fields, draft: Draft) -> list[str]:
     sections = {key: found for key in _SECTIONS if (found := fields.section(key)) is not None}
-    draft.read_all(_TORCHTUNE, fields)
+    draft.read_all(recipe("torchtune"), fields)
     draft.set("run", "format", "torchtune", extra=True)
     draft.set("training", "save_strategy", "epoch")
     if "run_val_every_n_steps" not in fields and "dataset_val" not in fields:
@@ -219,23 +152,27 @@ def _note_model(fields: Fields, draft: Draft) -> None:
         draft.set("lora", "peft_type", "LORA")
         draft.set("lora", "task_type", "CAUSAL_LM")
     draft.set("run", "model_name", rest if kind in {"lora", "qlora", "dora"} and rest else name)
-    draft.read("lora", _TORCHTUNE_LORA, fields, loose=False)
+    draft.read_all(recipe("torchtune", "model"), fields)
     named = fields.take(["lora_attn_modules"], comma_names)
     if named is None:
         return
     mlp, output = fields.take(["apply_lora_to_mlp"], flag), fields.take(["apply_lora_to_output"], flag)
-    targets = [_NAMES.get(item, item) for item in named] + (_MLP if mlp else []) + (["lm_head"] if output else [])
+    targets = (
+        [NAMES.targets["torchtune"].get(item, item) for item in named]
+        + (_MLP if mlp else [])
+        + (["lm_head"] if output else [])
+    )
     draft.set("lora", "target_modules", list(dict.fromkeys(targets)))
 
 
 def _note_optimizer(fields: Fields, draft: Draft) -> None:
     draft.set("optimizer", "name", _component(fields).lower())
-    draft.read("optimizer", _TORCHTUNE_OPTIMIZER, fields, loose=False)
+    draft.read_all(recipe("torchtune", "optimizer"), fields)
 
 
 def _note_schedule(fields: Fields, draft: Draft) -> None:
     draft.set("training", "lr_scheduler", _component(fields).lower().removeprefix("get_"))
-    draft.read("training", _TORCHTUNE_SCHEDULE, fields, loose=False)
+    draft.read_all(recipe("torchtune", "lr_scheduler"), fields)
 
 
 _TORCHTUNE_NOTES: Final[dict[str, Callable[[Fields, Draft], None]]] = {
@@ -243,39 +180,11 @@ _TORCHTUNE_NOTES: Final[dict[str, Callable[[Fields, Draft], None]]] = {
     "optimizer": _note_optimizer,
     "lr_scheduler": _note_schedule,
     "dataset": lambda fields, draft: draft.set("run", "dataset_name", _component(fields) or None),
-    "tokenizer": lambda fields, draft: draft.read("training", _TORCHTUNE_TOKENIZER, fields, loose=False),
+    "tokenizer": lambda fields, draft: draft.read_all(recipe("torchtune", "tokenizer"), fields),
 }
 
 # Axolotl -------------------------------------------------------------------------------------------------------------
 
-_AXOLOTL: Final[_Table] = {
-    "run": (Setting("model_name", short_name, ("base_model",)),),
-    "optimizer": (
-        Setting("name", keyword, ("optimizer",)),
-        *some_of(OPTIMIZER, "lr", "weight_decay", "eps"),
-    ),
-    "lora": (
-        Setting("r", whole, ("lora_r",)),
-        *some_of(LORA, "alpha", "dropout"),
-        Setting("use_dora", flag, ("peft_use_dora",)),
-        Setting("use_rslora", flag, ("peft_use_rslora",)),
-        Setting("init", as_text, ("peft_init_lora_weights",)),
-        Setting("modules_to_save", comma_names, ("lora_modules_to_save",)),
-        Setting("rank_pattern", pattern(whole), ("lora_rank_pattern",)),
-        Setting("alpha_pattern", pattern(real), ("lora_alpha_pattern",)),
-        Setting("target_parameters", comma_names, ("lora_target_parameters",), extra=True),
-        Setting("layers_to_transform", layer_numbers, ("peft_layers_to_transform",), extra=True),
-        Setting("layers_pattern", comma_names, ("peft_layers_pattern",), extra=True),
-    ),
-    "training": (
-        *some_of(TRAINING, "seed", "gradient_accumulation", "max_steps", "warmup_steps", "warmup_ratio"),
-        *some_of(TRAINING, "max_grad_norm", "logging_steps", "eval_strategy", "save_strategy", "save_steps"),
-        Setting("batch_size", whole, ("micro_batch_size",)),
-        Setting("epochs", real, ("num_epochs",)),
-        Setting("lr_scheduler", keyword, ("lr_scheduler",)),
-        Setting("max_length", whole, ("sequence_len",)),
-    ),
-}
 _AXOLOTL_ADAPTERS: Final = {"lora": "LORA", "qlora": "LORA"}
 
 
@@ -286,7 +195,8 @@ def is_axolotl(mapping: Container[object]) -> bool:
 
 
 def _read_axolotl(fields: Fields, draft: Draft) -> list[str]:
-    draft.read_all(_AXOLOTL, fields)
+    named = recipe("axolotl", modules_to_save=comma_names, target_parameters=comma_names, layers_pattern=comma_names)
+    draft.read_all(named, fields)
     draft.set("run", "format", "axolotl", extra=True)
     _note_axolotl_adapter(fields, draft)
     _note_axolotl_task(fields, draft)
@@ -349,19 +259,6 @@ def _note_axolotl_rhythm(fields: Fields, draft: Draft) -> None:
 
 # LLaMA-Factory -------------------------------------------------------------------------------------------------------
 
-_LLAMA_FACTORY: Final[_Table] = {
-    "run": (
-        Setting("model_name", short_name, ("model_name_or_path",)),
-        Setting("dataset_name", short_names, ("dataset",)),
-    ),
-    "optimizer": OPTIMIZER,
-    "lora": (
-        Setting("r", whole, ("lora_rank",)),
-        *some_of(LORA, "alpha", "dropout", "use_dora", "use_rslora"),
-        Setting("modules_to_save", comma_names, ("additional_target",)),
-    ),
-    "training": (*TRAINING, Setting("max_length", whole, ("cutoff_len",))),
-}
 _STAGES: Final = {"pt": "clm", "rm": "reward"}  # the other stages already have our names
 
 
@@ -372,7 +269,8 @@ def is_llama_factory(mapping: Container[object]) -> bool:
 
 
 def _read_llama_factory(fields: Fields, draft: Draft) -> list[str]:
-    draft.read_all(_LLAMA_FACTORY, fields)
+    draft.read_all({"optimizer": OPTIMIZER, "training": TRAINING}, fields)
+    draft.read_all(recipe("llama_factory", modules_to_save=comma_names), fields)
     note_training(fields, draft)
     draft.set("run", "format", "llama-factory", extra=True)
     stage = fields.take(["stage"], keyword) or "sft"

@@ -1,7 +1,4 @@
-"""The one table of settings: each setting's field in the snapshot, its reader, and its names in files.
-
-``native`` names are those of PEFT and of transformers' TrainingArguments. ``loose`` names are further ones that people
-use in their own files. A PEFT or training file is read by native names only.
+"""The settings, read of files by their names (`names.toml`), and the layers of a configuration.
 
 known.toml, in the same folder, lists the keys that are known although no setting is read from them. Its lists are
 parsed only if a file holds keys that were not read. Keys that are in no list are reported as `unknown_keys`.
@@ -10,9 +7,10 @@ parsed only if a file holds keys that were not read. Keys that are in no list ar
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from difflib import SequenceMatcher, get_close_matches
 from functools import cache
+from itertools import chain
 from pathlib import Path
 from typing import Final, Literal, NamedTuple, TypeAlias, TypeVar
 
@@ -42,6 +40,7 @@ from gradience.configs.values import (
     whole,
 )
 from gradience.io.reading import own_table, read_small
+from gradience.names import NAMES, Level, Named, Names, Program
 from gradience.schema import Json, as_float, real as on_the_wire
 from gradience.schema.events import ConfigSnapshot, LoraSnapshot, OptimizerSnapshot, TrainingSnapshot
 from gradience.schema.flat import unchecked
@@ -58,7 +57,6 @@ _CANDIDATES: Final = 5  # names that are compared letter by letter
 _SWAP: Final = 2  # edits that difflib makes of two letters swapped: one put in, one left out
 
 _LARGEST = 1 << 20  # bytes
-_MORE = {"betas": ("adam_beta1", "adam_beta2"), "dtype": ("bf16", "fp16"), "batch_size": ("per_gpu_train_batch_size",)}
 
 
 class Layer(msgspec.Struct, kw_only=True, frozen=True):
@@ -184,9 +182,6 @@ def comma_names(value: Json) -> list[str]:
     return found if isinstance(found, list) else split_names(found)
 
 
-Level = Literal["run", "optimizer", "lora", "training"]
-
-
 class Setting(NamedTuple):
     """One setting: its field in the snapshot and its names in files."""
 
@@ -206,90 +201,51 @@ def some_of(settings: tuple[Setting, ...], *fields: str) -> tuple[Setting, ...]:
     return tuple(item for item in settings if item.field in fields)
 
 
-RUN = (
-    Setting(
-        "model_name",
-        short_name,
-        ("base_model_name_or_path",),
-        ("model_name", "model", "base_model", "model_name_or_path", "model_id"),
-    ),
-    Setting("dataset_name", short_names, (), ("dataset_name", "dataset")),
-    Setting("task_profile", profile, (), ("task_profile",)),
-    Setting("notes", text, (), ("notes",)),
-    Setting("num_labels", whole, (), ("num_labels",)),
-    Setting("task", text, (), ("task", "objective"), extra=True),
-)
+_READERS: Final[dict[str, Callable[[Json], object]]] = {
+    **{
+        read.__name__: read for read in (as_text, flag, keyword, layer_numbers, layer_ranges, name_list, names, profile)
+    },
+    **{
+        read.__name__: read
+        for read in (real, reals, short_name, short_names, strategy, text, token_indices, upper, whole)
+    },
+    "whole_pattern": pattern(whole),
+    "real_pattern": pattern(real),
+}
+_SNAPSHOTS: Final[dict[Level, type[msgspec.Struct]]] = {
+    "run": ConfigSnapshot,
+    "optimizer": OptimizerSnapshot,
+    "lora": LoraSnapshot,
+    "training": TrainingSnapshot,
+}
 
-OPTIMIZER = (
-    Setting("name", keyword, ("optim",), ("name", "optimizer", "optimizer_name")),
-    Setting("lr", real, ("learning_rate",), ("lr",)),
-    Setting("weight_decay", real, ("weight_decay",), ("wd",)),
-    Setting("betas", reals, (), ("betas",)),
-    Setting("eps", real, ("adam_epsilon",), ("eps",)),
-)
 
-LORA = (
-    Setting("r", whole, ("r",), ("lora_r", "rank", "lora_rank")),
-    Setting("alpha", real, ("lora_alpha",), ("alpha",)),
-    Setting("target_modules", names, ("target_modules",), ("targets", "lora_target_modules", "lora_target")),
-    Setting("dropout", real, ("lora_dropout",), ("dropout",)),
-    Setting("bias", keyword, ("bias",), ("lora_bias_mode",)),
-    Setting("use_rslora", flag, ("use_rslora",), ("rslora",)),
-    Setting("use_dora", flag, ("use_dora",), ("dora",)),
-    Setting("rank_pattern", pattern(whole), ("rank_pattern",)),
-    Setting("alpha_pattern", pattern(real), ("alpha_pattern",)),
-    Setting("peft_type", upper, ("peft_type",)),
-    Setting("task_type", upper, ("task_type",)),
-    Setting("init", as_text, ("init_lora_weights",), ("init",)),
-    Setting("modules_to_save", name_list, ("modules_to_save",)),
-    Setting("target_parameters", name_list, ("target_parameters",), extra=True),
-    Setting("autocast_adapter_dtype", flag, (), ("autocast_adapter_dtype",), extra=True),
-    Setting("layers_to_transform", layer_numbers, ("layers_to_transform",), extra=True),
-    Setting("layers_pattern", name_list, ("layers_pattern",), extra=True),
-    Setting("exclude_modules", names, ("exclude_modules",), extra=True),
-    Setting("trainable_token_indices", token_indices, ("trainable_token_indices",), extra=True),
-    Setting("layer_replication", layer_ranges, ("layer_replication",), extra=True),
-)
+def _setting(level: Level, field: str, named: Named, native: Sequence[str], loose: Names = "") -> Setting:
+    extra = field not in _SNAPSHOTS[level].__struct_fields__
+    return Setting(field, _READERS[named.read], tuple(native), tuple(loose.split()), extra)
 
+
+def recipe(program: Program, section: str = "", **readers: Callable[[Json], object]) -> dict[Level, list[Setting]]:
+    """The settings that a program's recipe has in a section, by level; `readers` are its own of a setting's value."""
+    found: dict[Level, list[Setting]] = {}
+    for level, table in NAMES.settings.items():
+        for field, named in table.items():
+            paths = [path.rpartition(".") for path in getattr(named, program).split()]
+            if native := [name for place, _, name in paths if place == section]:
+                setting = _setting(level, field, named, native)
+                found.setdefault(level, []).append(setting._replace(read=readers.get(field, setting.read)))
+    return found
+
+
+RUN, OPTIMIZER, LORA, TRAINING = (
+    tuple(
+        _setting(level, field, named, named.native.split(), named.loose)
+        for field, named in NAMES.settings[level].items()
+        if named.native or named.loose
+    )
+    for level in _SNAPSHOTS
+)
 OF_ANY_METHOD = some_of(LORA, "peft_type", "task_type", "modules_to_save")  # mean the same for every peft_type
-
-TRAINING = (
-    Setting("seed", whole, ("seed",)),
-    Setting(
-        "batch_size",
-        whole,
-        ("per_device_train_batch_size",),
-        ("batch_size", "micro_batch_size", "train_batch_size", "per_device_batch_size"),
-    ),
-    Setting(
-        "gradient_accumulation",
-        whole,
-        ("gradient_accumulation_steps",),
-        ("gradient_accumulation", "grad_accum", "grad_accum_steps", "grad_accumulation_steps", "accumulation_steps"),
-    ),
-    Setting("world_size", whole, ("world_size",)),
-    Setting("max_steps", whole, ("max_steps",), ("steps",)),
-    Setting("epochs", real, ("num_train_epochs",), ("epochs", "num_epochs")),
-    Setting("dtype", keyword, (), ("dtype", "torch_dtype")),
-    Setting("lr_scheduler", keyword, ("lr_scheduler_type",), ("lr_scheduler", "scheduler")),
-    Setting("warmup_steps", real, ("warmup_steps",)),
-    Setting("warmup_ratio", real, ("warmup_ratio",)),
-    Setting("max_grad_norm", real, ("max_grad_norm",)),
-    Setting("logging_steps", real, ("logging_steps",)),
-    Setting("logging_nan_inf_filter", flag, ("logging_nan_inf_filter",)),
-    Setting("eval_strategy", strategy, ("eval_strategy", "evaluation_strategy")),
-    Setting("save_strategy", strategy, ("save_strategy",)),
-    Setting("save_steps", real, ("save_steps",)),
-    Setting("save_total_limit", whole, ("save_total_limit",)),
-    Setting("eval_steps", real, ("eval_steps",)),
-    Setting("load_best_model_at_end", flag, ("load_best_model_at_end",)),
-    Setting("metric_for_best_model", text, ("metric_for_best_model",)),
-    Setting("greater_is_better", flag, ("greater_is_better",)),
-    Setting("label_smoothing_factor", real, ("label_smoothing_factor",)),
-    Setting("max_length", whole, ("max_length", "max_seq_length"), ("sequence_len", "cutoff_len", "max_seq_len")),
-    Setting("logging_strategy", strategy, ("logging_strategy",), extra=True),
-    Setting("train_examples", whole, (), ("train_examples", "n_train", "train_samples"), extra=True),
-)
 
 
 class Draft:
@@ -418,9 +374,9 @@ def knows_training(key: str) -> bool:
 
 def keys_of(field: str) -> list[str]:
     """Return the keys that may hold a snapshot field in a file. The field's own name is the last."""
-    settings = (item for item in (*LORA, *OPTIMIZER, *TRAINING, *RUN) if item.field == field)
-    found = [name for item in settings for name in (*item.native, *item.loose)]
-    return [*found, *_MORE.get(field, ()), field]
+    levels = (NAMES.settings[level] for level in ("lora", "optimizer", "training", "run"))
+    found = (f"{named.native} {named.loose} {named.parts}".split() for table in levels if (named := table.get(field)))
+    return [*chain.from_iterable(found), field]
 
 
 def line_of(path: Path, keys: Iterable[str]) -> int | None:

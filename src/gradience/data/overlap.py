@@ -21,8 +21,9 @@ from gradience.schema.reports import Overlap, Rows
 
 NEAR: Final = 0.8  # Jaccard similarity of word trigrams
 HASHES: Final = 128  # permutations of MinHash: a standard error of 1 / sqrt(128) = 0.09 for an estimate
-_CANDIDATE: Final = 0.6  # similarity that LSH searches for; below NEAR, so that LSH misses little above NEAR
-_BANDS: Final = (18, 7)  # and their rows: what datasketch finds for _CANDIDATE, anew for each index
+# Bands of LSH, and the hashes of each: what datasketch finds, anew for each index, for a similarity of 0.6, which is
+# below NEAR, so that LSH misses little above NEAR.
+_BANDS: Final = (18, 7)
 _FIRST: Final = 5
 _WORD: Final = re.compile(r"\w+")
 _TRIGRAM: Final = 3

@@ -19,11 +19,12 @@ from typing import Any, Final
 import msgspec
 
 from gradience.configs.document import CONFIG_NAME, MODEL_CONFIG, read_labels, read_peft
-from gradience.configs.settings import LORA, OPTIMIZER, RUN, TRAINING, Draft, Layer, Level, stack
+from gradience.configs.settings import LORA, OPTIMIZER, RUN, TRAINING, Draft, Layer, stack
 from gradience.configs.training import TRAINING_NAMES, note_training, read_training
 from gradience.configs.values import Fields
 from gradience.errors import ConfigError, RecorderError, SchemaError
 from gradience.io.reading import open_regular, read_small
+from gradience.names import Level
 from gradience.schema import Json, Status
 from gradience.schema.reports import SkippedRow
 from gradience.schema.values import number_of, step_of

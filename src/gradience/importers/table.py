@@ -19,6 +19,7 @@ from typing import Final, TextIO, TypeAlias
 from gradience.errors import RecorderError, few
 from gradience.importers.files import MAX_LINE, LoggedRow, SourceRun, clock_of, json_lines, require_file, whole_json
 from gradience.io.reading import open_regular
+from gradience.names import NAMES, columns_of
 from gradience.schema import Json
 from gradience.schema.events import TELLING
 from gradience.schema.values import number_of, step_of
@@ -26,46 +27,12 @@ from gradience.telemetry.rows import HELD_OUT, SPOKEN
 
 Columns: TypeAlias = dict[str, str]  # source column -> our name: step, ts, or a row's key such as eval_loss
 
-_KNOWN: Final[dict[str, tuple[str, ...]]] = {  # the first column that is present counts
-    "step": (  # the optimizer's step is preferred to a logger's row counter (W&B's `_step`, trackio's `step`)
-        "train_global_step",
-        "trainer_global_step",
-        "global_step",
-        "step",
-        "training_global_step",  # verl
-        "progress_batch",  # Tinker
-        "_step",
-        "current_steps",
-        "train_step",
-        "iteration",
-        "iter",
-        "steps",
-        "epoch",  # Keras' CSVLogger counts nothing else
-    ),
-    "loss": (
-        *("loss", "train_loss", "training_loss", "train_loss_step", "train_mean_nll", "loss_train"),
-        *("reduced_train_loss", "lm_loss"),  # NeMo, Megatron
-        *("loss_mean", "gpt_loss", "train_gpt_loss"),  # prime-rl, OpenRLHF
-        *("actor_pg_loss", "policy_loss", "train_policy_loss"),  # verl, OpenRLHF
-    ),
-    "learning_rate": (
-        *("learning_rate", "lr", "train_learning_rate", "train_lr", "optim_lr"),
-        *("actor_lr", "train_actor_lr"),
-    ),
-    "grad_norm": (
-        *("grad_norm", "train_grad_norm", "gradient_norm", "global_grad_norm", "grad_norm_total"),
-        *("optim_grad_norm", "actor_grad_norm", "policy_grad_norm"),
-    ),
-    "epoch": ("epoch", "train_epoch", "training_epoch", "progress_epoch"),
-    "reward": ("reward", "train_reward", "reward_mean", "env_all_reward_total", "reward_total"),  # prime-rl, Tinker
-    "ts": ("ts", "_timestamp", "timestamp", "wall_time"),
-}
+_KNOWN: Final = {name: columns_of(name) for name in NAMES.columns}  # the first column that is present counts
 _TOLD: Final = TELLING | {"loss"}  # the values of which one is enough for a run
 _RATES: Final = "lr_"  # Lightning's LearningRateMonitor: `lr-AdamW`, `lr-AdamW/pg2`, ...
-_HELD: Final = {"lm loss validation": "val_loss", "lm loss validation ppl": "val_ppl"}  # Megatron
+_HELD: Final = {alias: name for name, alias in NAMES.held_out.items()}
 _SCHEDULE: Final = "lr_scheduler"  # which is no rate
-# `nll` is Tinker's: the mean over tokens, in nats. `val_loss` is NeMo-RL's, in its group `validation`.
-_SHORT: Final = {"acc": "accuracy", "ppl": "ppl", "perplexity": "ppl", "nll": "loss", "val_loss": "loss"}
+_SHORT: Final = {alias: name for name, names in NAMES.metrics.items() for alias in names.split()}
 _TARGETS: Final = {"lr": "learning_rate", **{name: name for name in _KNOWN}}
 _SEPARATOR: Final = re.compile(r"[/.: \-]+")
 _GROUP: Final = re.compile(rf"({'|'.join(HELD_OUT)})[/._](.+)", re.IGNORECASE)
@@ -139,7 +106,7 @@ def _measures(name: str) -> bool:
 def _by_name(names: list[str], taken: set[str]) -> Columns:
     plain: dict[str, str] = {}
     for name in names:
-        plain.setdefault(_SEPARATOR.sub("_", name).lower(), name)
+        plain.setdefault(_plain(name), name)
     found: Columns = {}
     for target, known in _KNOWN.items():
         column = next((plain[name] for name in known if name in plain), None)
@@ -162,8 +129,8 @@ def _by_name(names: list[str], taken: set[str]) -> Columns:
 
 def _other(name: str) -> str:
     """Return our name for a column that is not in `_KNOWN`: that of a split's metric, else the column's own name."""
-    if name in _HELD:
-        return _HELD[name]
+    if held_out := _HELD.get(_plain(name)):
+        return held_out
     if held := _VERL_HELD.fullmatch(name):
         return f"eval_{held[1]}"
     group = _GROUP.fullmatch(name)
@@ -275,8 +242,12 @@ def _join_rates(raw: SourceRun) -> None:
 
 
 def _is_rate(name: str) -> bool:
-    plain = _SEPARATOR.sub("_", name).lower()
+    plain = _plain(name)
     return plain.startswith(_RATES) and not plain.startswith(_SCHEDULE)
+
+
+def _plain(name: str) -> str:
+    return _SEPARATOR.sub("_", name).lower()
 
 
 def _kept(values: dict[str, Json], named: dict[str, Json]) -> dict[str, Json]:

@@ -378,8 +378,8 @@ LOGGING_DEFAULT = cite("transformers 5.24", "the default logging_steps=500 logs 
 def left_out(known: Sequence[str], wanted: Collection[str], unwanted: Collection[str]) -> dict[str, str]:
     """Return the known ids that will not be applied, each with its reason for the report.
 
-    >>> left_out(["LR001", "LR002", "TGT001"], ["LR001", "LR002"], ["LR002"])
-    {'LR002': 'ignored on request', 'TGT001': 'not selected'}
+    >>> left_out(["LR001", "LR003", "TGT001"], ["LR001", "LR003"], ["LR003"])
+    {'LR003': 'ignored on request', 'TGT001': 'not selected'}
     """
     reasons = {rule_id: Excluded.NOT_SELECTED.value for rule_id in known if rule_id not in wanted}
     return {

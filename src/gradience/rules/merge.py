@@ -31,8 +31,6 @@ CANCELLED = Threshold(
     "share of magnitude",
     "heuristic: independent Gaussian entries of one size cancel 1 - 1/sqrt(2) = .29 by chance",
 )
-SHARED = Threshold("shared", 0.5, "phi(k, k)", "heuristic: on average half of the directions in common")
-UNRELATED = Threshold("unrelated", 0.3, "absolute cosine", "heuristic")
 _ALGEBRA = cite("definition", "M = sum w_i dW_i holds <M, dW_i> / norm(dW_i)^2 of adapter i's own update")
 _FILES = cite("the adapters' files", "config and tensors")
 
@@ -150,38 +148,6 @@ def _cancelled(report: MergeCheckReport) -> Iterator[Observation]:
         )
 
 
-@_MergeRule(
-    "MRG406",
-    severity="info",
-    confidence=0.4,
-    needs=(_modules_in_common,),
-    thresholds=(SHARED, UNRELATED),
-)
-def _shared(report: MergeCheckReport) -> Iterator[Observation]:
-    """same directions, different updates
-
-    the subspace overlap phi is over {shared} and above chance, for outputs and for inputs, at an absolute cosine
-    under {unrelated}
-
-    Why: A cosine near 0 says that the updates do not add up or cancel, not that they leave each other alone.
-        Adapters initialised from the same seed share input directions for that reason alone.
-    Action: Look at the modules with the largest overlap; evaluate both tasks.
-    Source: LoRA, Hu et al. 2021, arXiv 2106.09685, section 7.2 -- phi(i, j) between two runs of one task: only the
-        leading directions are shared, the rest is near chance
-    """
-    for pair in report.pairs:
-        if pair.cosine is None or abs(pair.cosine) >= UNRELATED.value or not pair.output_side or not pair.input_side:
-            continue
-        out, inner = pair.output_side[-1], pair.input_side[-1]
-        if all(side.phi > max(SHARED.value, side.chance + 3.0 * side.chance_sd) for side in (out, inner)):
-            yield Observation(
-                f"{_both(pair)} work in the same directions (phi({out.i}, {out.i}) {out.phi:.2f} of outputs and "
-                f"{inner.phi:.2f} of inputs, by chance {out.chance:.2f} and {inner.chance:.2f}) though their cosine is "
-                f"{pair.cosine:.2f}.",
-                {"first": pair.first, "second": pair.second, "output": out.phi, "input": inner.phi},
-            )
-
-
 @_MergeRule("MRG407", severity="warning", confidence=0.8, evidence=(_FILES,))
 def _bases(report: MergeCheckReport) -> Iterator[Observation]:
     """different base models
@@ -228,7 +194,6 @@ MERGE_RULES: Final[tuple[Rule[MergeCheckReport], ...]] = (
     _opposed,
     _cancelled,
     _twins,
-    _shared,
     _bases,
     _obstacles,
 )

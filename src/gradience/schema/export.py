@@ -63,11 +63,13 @@ SchemaName: TypeAlias = Literal[
 _DIALECT: Final = "https://json-schema.org/draft/2020-12/schema"
 _REF: Final = "#/$defs/{name}"
 _REAL_REF: Final = {"$ref": _REF.format(name="Real")}
+_REAL_TYPE: Final[dict[str, Json]] = {"type": ["number", "string"], "pattern": "^(-?Infinity|NaN)$"}
 _REAL: Final[dict[str, Json]] = {
     "title": "Real",
     "description": 'A number, or "NaN", "Infinity", "-Infinity": JSON has no non-finite numbers.',
-    "anyOf": [{"type": "number"}, {"enum": ["-Infinity", "Infinity", "NaN"]}],
+    **_REAL_TYPE,
 }
+_NON_FINITE: Final = ["-Infinity", "Infinity", "NaN"]
 _ENVELOPE: Final = ("schema", "ts", "run_id", "event", "step")
 _FLAT: Final[tuple[type[Flat], ...]] = (*EVENT_TYPES.values(), EvalMetrics, RecommendationItem)
 # The choices that a later minor version may add to: by event, the definition that has it, and its name there
@@ -160,9 +162,10 @@ def _telemetry() -> dict[str, Json]:
         del defs[flat.__name__]["properties"]["extras"]  # which stand beside the known keys
     for cls in EVENT_TYPES.values():
         defs[cls.__name__] = _envelope_first(defs[cls.__name__])
-    defs["UnknownEvent"] = _unknown(defs["RunEnd"])
     for event, (definition, name) in _OPEN.items():
         defs[event] = _opened(defs[event], defs[definition]["properties"], event, name)
+    defs = _parts_inlined(defs)
+    defs["UnknownEvent"] = _unknown(defs["RunEnd"])
     defs["Real"] = _REAL
     head = _head(
         "telemetry",
@@ -170,8 +173,37 @@ def _telemetry() -> dict[str, Json]:
         "One line of a run.jsonl: one event. Keys that no property names are allowed everywhere, and kept by "
         "readers; so are event names that are not known here, as long as they carry the envelope.",
     )
-    kinds = [*(cls.__name__ for cls in EVENT_TYPES.values()), "UnknownEvent"]
-    return {**head, "type": "object", "oneOf": [{"$ref": _REF.format(name=kind)} for kind in kinds], "$defs": defs}
+    return {**head, "type": "object", "allOf": _by_event(), "$defs": defs}
+
+
+def _by_event() -> list[Json]:
+    """Return one condition per event and one for any other name: of `oneOf`, a validator reports every branch."""
+    known = [_if_event({"const": name}, cls.__name__, required=["event"]) for name, cls in EVENT_TYPES.items()]
+    return [*known, _if_event({"not": {"enum": list(EVENT_TYPES)}}, "UnknownEvent")]
+
+
+def _if_event(name: Json, definition: str, **needs: Json) -> dict[str, Json]:
+    when = {"type": "object", "properties": {"event": name}, **needs}
+    return {"if": when, "then": {"$ref": _REF.format(name=definition)}}
+
+
+def _parts_inlined(defs: dict[str, Json]) -> dict[str, Json]:
+    """Return the definitions with parts that may be null in their place: of `anyOf`, some name the part alone."""
+    parts = set()
+
+    def inlined(schema: Json) -> Json:
+        match schema:
+            case {"anyOf": [{"$ref": ref}, {"type": "null"}], **rest}:
+                part = ref.rpartition("/")[2]
+                parts.add(part)
+                return {**defs[part], "type": ["object", "null"], **rest}
+        return schema
+
+    placed = {
+        title: {**schema, "properties": {key: inlined(held) for key, held in schema["properties"].items()}}
+        for title, schema in defs.items()
+    }
+    return {title: schema for title, schema in placed.items() if title not in parts}
 
 
 def _opened(schema: dict[str, Json], held: dict[str, Json], event: str, name: str) -> dict[str, Json]:
@@ -221,11 +253,7 @@ def _required(definition: dict[str, Json]) -> dict[str, Json]:
 def _unknown(known: dict[str, Json]) -> dict[str, Json]:
     """Return the schema of an event with an unknown name, from that of a known event: only the envelope is fixed."""
     properties = {key: known["properties"][key] for key in _ENVELOPE}
-    properties["event"] = {
-        "description": "A name that is none of the known ones, which have rules of their own.",
-        "type": "string",
-        "not": {"enum": list(EVENT_TYPES)},
-    }
+    properties["event"] = {"description": "A name that is none of the known ones.", "type": "string"}
     return {
         "title": "UnknownEvent",
         "description": "An event of a later release or of another program: legal, kept, counted.",
@@ -254,10 +282,25 @@ def _tidy(node: Json) -> Json:
     match tidy:
         case {"enum": [only]}:
             tidy = {("const" if k == "enum" else k): (only if k == "enum" else v) for k, v in tidy.items()}
-        case {"anyOf": options} if options == _REAL["anyOf"]:
+        case {"anyOf": [{"type": "number"}, {"enum": names}]} if names == _NON_FINITE:
             own = {k: v for k, v in tidy.items() if k != "anyOf" and v != _REAL["description"]}
             tidy = {**own, **_REAL_REF}
+        case {"anyOf": options} if (one := _joined(options)) is not None:
+            tidy = {**one, **{k: v for k, v in tidy.items() if k != "anyOf"}}
     return {k: v for k, v in tidy.items() if not (k == "required" and v == [])}
+
+
+def _joined(options: list[Json]) -> dict[str, Json] | None:
+    """Return alternatives of different types as one schema, if they are: a keyword holds for values of its own type."""
+    one: dict[str, Json] = {"type": []}
+    for option in options:
+        real = option.get("$ref") == _REAL_REF["$ref"]
+        held = {k: v for k, v in option.items() if k != "$ref"} | _REAL_TYPE if real else option
+        own = [held["type"]] if isinstance(held.get("type"), str) else held.get("type", [])
+        if not own or held.keys() & one.keys() > {"type"} or {*own} & {*one["type"]}:
+            return None
+        one = {**one, **held, "type": [*one["type"], *own]}
+    return None if {"integer", "number"} <= {*one["type"]} else one
 
 
 def main(argv: Sequence[str]) -> int:

@@ -264,6 +264,8 @@ class RunRow(msgspec.Struct, kw_only=True, frozen=True):
     data: str | None = None
     objective: Annotated[str, about("sft, classification, preference, rl or unknown.")] | None = None
     status: Annotated[str, about("Status of run_end, `no_run_end`, or `unreadable`.")] = "unreadable"
+    finished: Annotated[bool, about("Whether it is known to have made its planned steps.")] = False
+    settings: Annotated[str, about("Digest of the configuration without seeds, names and notes.")] = ""
     verdict: Annotated[str, about("Highest severity of a finding, `none` without one.")] | None = None
     findings: Annotated[str, about("Ids of the findings, joined by a comma.")] = ""
     story: Annotated[str, about("The run in one line.")] = ""
@@ -272,7 +274,9 @@ class RunRow(msgspec.Struct, kw_only=True, frozen=True):
     targets: Annotated[str, about("target_modules, joined by a comma.")] | None = None
     peft_type: str | None = None
     optimizer: str | None = None
-    lr: Annotated[float, about("Highest logged learning rate, else the configured one.")] | None = None
+    lr: (
+        Annotated[float, about("Peak learning rate; the highest logged one where the run never came near it.")] | None
+    ) = None
     scheduler: str | None = None
     batch_size: Annotated[int, about("Sequences per device and micro-batch.")] | None = None
     seed: int | None = None
@@ -299,7 +303,7 @@ RUN_SETTINGS: Final = (
     *("model", "data", "objective", "peft_type", "r", "alpha", "targets", "optimizer", "lr", "scheduler"),
     *("batch_size", "epochs", "max_steps", "seed"),
 )
-"""The columns of what a run was set to; `lr` is the highest that was logged, where one was."""
+"""The columns of what a run was set to; `lr` is the rate that `monitor` prints as its peak."""
 
 
 class StepRow(msgspec.Struct, kw_only=True, frozen=True):
@@ -358,6 +362,7 @@ class Noise(msgspec.Struct, kw_only=True, frozen=True):
         about("`seeds`: runs that differ in the seed alone; `examples`: a share of answers, taken as independent."),
     ]
     n: Annotated[NonNegativeInt, about("Runs, or examples, that it is from.")]
+    groups: Annotated[NonNegativeInt, about("Sets of runs that differ in the seed alone.")] = 0
 
 
 class RankedRun(msgspec.Struct, kw_only=True, frozen=True):

@@ -13,6 +13,7 @@ from collections.abc import Collection, Iterator, Mapping
 from difflib import get_close_matches
 from typing import Any, Final, TypeAlias
 
+from gradience.names import NAMES, columns_of
 from gradience.schema.events import EVENT_TYPES, TELLING, EvalMetrics, RecommendationItem
 from gradience.schema.flat import CHOICES, known_keys
 from gradience.telemetry.rows import HELD_OUT, split_row
@@ -28,81 +29,25 @@ _MOST_SHAPES: Final = 1000  # sets of keys that are told apart; a log with more 
 _MOST_HINTS: Final = 20
 _SHOWN: Final = 80  # characters of a name
 
-_ENVELOPE: Final = {
-    "schema": ("schema_version", "version", "$schema", "format"),
-    "ts": ("timestamp", "_timestamp", "time", "wall_time", "datetime", "created_at", "unix_time"),
-    "run_id": ("run", "run_name", "id", "uid", "experiment_id"),
-    "event": ("type", "event_type", "event_name", "kind", "name"),
-    "step": ("global_step", "iteration", "iter", "steps", "_step", "current_step", "optimizer_step"),
-    "seq": ("sequence", "sequence_number", "line_number"),
-    "session": ("session_id",),
-}
-ALIASES: Final[dict[Level, dict[str, tuple[str, ...]]]] = {
-    "train_step": {
-        "loss": ("train_loss", "training_loss", "loss_train", "total_loss", "lm_loss", "reduced_train_loss"),
-        "lr": ("learning_rate", "train_learning_rate", "train_lr", "optim_lr"),
-        "grad_norm": ("gradient_norm", "train_grad_norm", "global_grad_norm", "grad_norm_total", "gnorm"),
-        "epoch": ("train_epoch", "current_epoch"),
-    },
-    "eval": {
-        "split": ("dataset", "subset", "dataset_name"),
-        "metrics": ("results", "scores", "measurements"),
-    },
-    "eval.metrics": {
-        "loss": tuple(f"{word}_loss" for word in HELD_OUT),
-        "ppl": ("perplexity", *(f"{word}_ppl" for word in HELD_OUT), *(f"{word}_perplexity" for word in HELD_OUT)),
-        "accuracy": ("acc", *(f"{word}_accuracy" for word in HELD_OUT), *(f"{word}_acc" for word in HELD_OUT)),
-        "n": ("n_samples", "num_samples", "n_examples", "num_examples"),
-    },
-    "metrics": {"kind": ("metrics_kind", "block"), "metrics": ("values", "results")},
-    "alert": {"severity": ("level",), "code": ("alert_code", "rule"), "message": ("msg", "text")},
-    "recommendation": {"recommendations": ("items", "suggestions")},
-    "recommendation.recommendations": {"severity": ("level",), "action": ("code",), "message": ("msg", "text")},
-    "run_start": {"config": ("params", "hparams", "hyperparameters", "configuration"), "meta": ("metadata",)},
-    "run_start.config": {
-        "model_name": ("model", "base_model", "model_name_or_path", "base_model_name_or_path"),
-        "dataset_name": ("dataset", "data"),
-        "optimizer": ("optim",),
-        "lora": ("peft", "adapter"),
-        "training": ("train", "trainer", "training_args"),
-    },
-    "run_start.config.optimizer": {"lr": ("learning_rate",), "name": ("type", "optim")},
-    "run_start.config.lora": {
-        "r": ("rank", "lora_r", "lora_rank"),
-        "alpha": ("lora_alpha",),
-        "dropout": ("lora_dropout",),
-        "target_modules": ("targets", "lora_target_modules"),
-    },
-    "run_start.config.training": {
-        "batch_size": ("per_device_train_batch_size", "micro_batch_size", "train_batch_size"),
-        "gradient_accumulation": ("gradient_accumulation_steps", "grad_accum"),
-        "epochs": ("num_train_epochs", "num_epochs"),
-        "max_length": ("max_seq_length", "max_seq_len", "sequence_len"),
-    },
-    "run_end": {"status": ("state", "outcome"), "reason": ("message", "error")},
-}
-_EVENTS: Final = {
-    "run_start": ("start", "begin", "run_begin", "train_begin", "train_start", "run_started"),
-    "train_step": ("train", "training", "training_step", "step", "train_log"),
-    "eval": ("evaluation", "evaluate", "eval_step", "validation", "val", "valid", "test"),
-    "metrics": ("metric",),
-    "alert": ("warning", "error"),
-    "recommendation": ("recommendations",),
-    "run_end": ("end", "finish", "finished", "run_finish", "run_finished", "run_ended", "train_end", "done"),
-}
-_CHOICES: Final = {
-    "status": {
-        "ok": ("success", "succeeded", "successful", "completed", "complete", "done", "finished", "good", "passed"),
-        "aborted": ("abort", "stopped"),
-        "error": ("failed", "failure", "fail", "crashed", "exception"),
-        "interrupted": ("killed", "cancelled", "canceled", "preempted", "sigint", "keyboard_interrupt"),
-    },
-    "severity": {
-        "info": ("notice", "debug", "information"),
-        "warning": ("warn",),
-        "error": ("err", "high"),
-        "critical": ("fatal", "severe"),
-    },
+_SPLIT: Final = "SPLIT"  # in a name of the table: any held-out split
+
+
+def _spelt(names: Mapping[str, str]) -> dict[str, list[str]]:
+    """The aliases of each name."""
+    return {
+        field: [name.replace(_SPLIT, word) for name in text.split() for word in (HELD_OUT if _SPLIT in name else [""])]
+        for field, text in names.items()
+    }
+
+
+_EVENTS: Final = _spelt(NAMES.events)
+_CHOICES: Final = {field: _spelt(names) for field, names in NAMES.choices.items()}
+_COLUMNS: Final = {"loss": "loss", "lr": "learning_rate", "grad_norm": "grad_norm", "epoch": "epoch"}
+ALIASES: Final[dict[Level, dict[str, list[str]]]] = {level: _spelt(names) for level, names in NAMES.log.items()}
+_ENVELOPE: Final = ALIASES.pop("envelope")
+ALIASES["train_step"] = {
+    field: [*(name for name in columns_of(column) if name != field), *ALIASES["train_step"].get(field, ())]
+    for field, column in _COLUMNS.items()
 }
 _LEVELS: Final[dict[Level, frozenset[str]]] = {
     **{name: known_keys(cls) for name, cls in EVENT_TYPES.items()},
@@ -153,7 +98,7 @@ def near_choice(field: str, value: str) -> str | None:
 
 def near_required(field: str, event: str, present: Collection[str]) -> str | None:
     """Return the key that was probably meant as a required field, or None."""
-    aliases = _ENVELOPE.get(field) or ALIASES.get(event, {}).get(field, ())
+    aliases = _ENVELOPE.get(field) or ALIASES.get(event, {}).get(field, [])
     known = _LEVELS.get(event, frozenset()) | _ENVELOPE.keys()
     return next((key for key in present if key not in known and near(key, {field: aliases})), None)
 

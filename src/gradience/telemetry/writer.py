@@ -327,13 +327,18 @@ class TelemetryWriter:
 
     @_counted
     def write(self, event: EventBase | UnknownEvent) -> None:
-        """Append one typed event after redaction. If it has neither session nor seq, it gets this session's.
+        """Append one typed event of this run after redaction: one of another `run_id` is refused.
 
-        A `RunEnd` ends the run: none is added when the writer is left. A class of your own that inherits from
-        `EventBase` is an event too; readers keep and count it.
+        If it has neither session nor seq, it gets this session's. A `RunEnd` ends the run: none is added when the
+        writer is left. A class of your own that inherits from `EventBase` is an event too; readers keep and count it.
         """
         if not isinstance(event, EventBase | UnknownEvent):
             raise RecorderError(f"expected a typed event, got {type(event).__name__}", advice=_ADVICE)
+        if redact_id(event.run_id) != self.run_id:
+            raise RecorderError(
+                f"`run_id`: expected {self.run_id!r}, the run of this log, got {redact_id(event.run_id)!r}",
+                advice="give the event the writer's `run_id`, or open the writer with run_id= that of the event",
+            )
         self._require_own()
         with self._guard:
             seq = self._take_seq()

@@ -53,24 +53,6 @@ def facts(**sections: Any) -> Facts:
             202,
         ),
         ("steps", {"training": {"batch_size": 8, "world_size": 1, "epochs": 0.01, "extras": {"train_examples": 8}}}, 1),
-        ("tokens", {"training": {"max_length": 512, "extras": {"train_examples": 100}}}, 51_200),
-        ("tokens", {"training": {"max_length": 512, "extras": {"train_examples": 1}}}, 512),
-        ("tokens", {"training": {"max_length": 10, "max_steps": 5, "batch_size": 2, "world_size": 3}}, 300),
-        ("tokens", {"training": {"max_length": 512, "extras": {"train_tokens": 0, "train_examples": 100}}}, 51_200),
-        ("tokens", {"training": {"max_length": 512, "extras": {"train_tokens": 7, "train_examples": 100}}}, 7),
-        (
-            "tokens",
-            {
-                "training": {
-                    "max_length": 10,
-                    "max_steps": 5,
-                    "batch_size": 2,
-                    "world_size": 3,
-                    "extras": {"train_examples": 0},
-                }
-            },
-            300,
-        ),
         ("logged_every", {"training": {"logging_steps": 10.0}}, 10.0),
         ("logged_every", {"training": {"logging_steps": 0.1, "max_steps": 200}}, 20.0),
         ("logged_every", {"training": {"logging_steps": 1.0, "max_steps": 200}}, 1.0),

@@ -266,38 +266,25 @@ ENTRIES: dict[str, Entry] = {
             ),
         ],
     ),
-    "LR002": Entry(
+    "LR003": Entry(
         fires=[
-            On(rate(1.001e-3)),
-            On(rate(2.99e-3, None)),
+            On(rate(3e-3), confidence=0.85),
+            On(rate(1.001e-3), confidence=0.7),
+            On(rate(2.99e-3, None), confidence=0.7),
             On(rate(2.4e-3, r=8, alpha=4.001)),  # alpha x lr = 9.6e-3 is the best rate of the median model
             On(
                 config(optimizer={"lr": 2e-3}, extras={"task": "reward"}),
                 says="lr 0.002 is above the published band for LoRA",
             ),
-            On(rate(2e-3), says="lr 0.002 is above the published band for LoRA", values={"lr": 2e-3}),
             On(rate(2e-3, r=8, alpha=16), values={"lr": 2e-3, "scaling_r_lr": 0.032}),
-        ],
-        silent=[
-            On(rate(1e-3)),
-            On(rate(3e-3)),
-            On(rate(2e-3, r=8, alpha=1)),
-            On(rate(2.4e-3, r=8, alpha=4)),
-        ],
-        abstains=[
-            On(rate(2e-3, "grpo"), says="the objective is rl: LR004 covers it"),
-        ],
-    ),
-    "LR003": Entry(
-        fires=[
-            On(rate(3e-3)),
             On(rate(4.8e-3, r=8, alpha=2.001)),
             On(rate(1.0, r=8, alpha=16)),
             On(rate(3e-3, None), says="at lr 0.003 most LoRA runs of a 35-model sweep diverged", values={"lr": 3e-3}),
         ],
         silent=[
+            On(rate(1e-3)),
+            On(rate(2.4e-3, r=8, alpha=4)),
             On(rate(4.8e-3, r=8, alpha=2)),
-            On(rate(2.9e-3)),
             On(rate(3e-3, r=8, alpha=1)),
         ],
         abstains=[
@@ -353,27 +340,6 @@ ENTRIES: dict[str, Entry] = {
         ],
         abstains=[
             On(rate(2e-4, r=128)),
-        ],
-    ),
-    "LR007": Entry(
-        fires=[
-            On(rate(1e-4, init="pissa_niter_16"), severity="info", confidence=0.5),
-            On(rate(1e-4, init="olora"), severity="info", confidence=0.3),
-            On(
-                config(optimizer={"lr": 2e-4}, lora={"init": "PiSSA"}),
-                says="lr 0.0002 with init PiSSA: variants that start from the principal components of W want less",
-            ),
-            On(
-                config(optimizer={"lr": 2e-4}, lora={"init": "corda"}),
-                says="lr 0.0002 with init corda: variants that start from the principal components of W want less",
-            ),
-        ],
-        silent=[
-            On(rate(9e-5, init="pissa")),
-            On(rate(1e-3, init="true")),
-        ],
-        abstains=[
-            On(rate(1e-3)),
         ],
     ),
     "TGT001": Entry(
@@ -455,23 +421,6 @@ ENTRIES: dict[str, Entry] = {
                 config(adapter=False, lora={"r": 8}, extras={"task": "sst2"}),
                 says="task_type is not given; only in a PEFT file would that mean that it is unset",
             ),
-        ],
-    ),
-    "ALP001": Entry(
-        fires=[
-            On(lora(use_rslora=True, r=16, alpha=33)),
-            On(
-                config(lora={"use_rslora": True, "r": 16, "alpha": 64}),
-                says="rsLoRA with alpha 64, r 16: scaling 16",
-                values={"scaling": 16.0, "alpha": 64.0, "r": 16},
-            ),
-        ],
-        silent=[
-            On(lora(use_rslora=True, r=16, alpha=32)),
-            On(lora(r=1, alpha=512)),
-        ],
-        abstains=[
-            On(lora(use_rslora=True, r=8)),
         ],
     ),
     "ALP002": Entry(
@@ -863,51 +812,6 @@ ENTRIES: dict[str, Entry] = {
             On(config(lora={"task_type": "CAUSAL_LM"})),
         ],
     ),
-    "DRP001": Entry(
-        fires=[
-            On(
-                lora(dropout=0.9),
-                says="lora_dropout 0.9: the adapter sees 10% of its inputs in a step",
-                severity="warning",
-                settings=["dropout"],
-            ),
-            On(lora(dropout=0.51)),
-        ],
-        silent=[
-            On(lora(dropout=0.5)),
-            On(lora(dropout=1.0)),  # VAL001
-        ],
-        abstains=[
-            On(lora()),
-        ],
-    ),
-    "WID001": Entry(
-        fires=[
-            On(
-                config(model_name="openai-community/gpt2", lora={"r": 769}),
-                says="r 769 is more than the model's width, 768",
-                severity="warning",
-                values={"r": 769, "width": 768},
-            ),
-            On(lora(r=65), typed("llama", width=64)),
-            On(
-                lora(r=256),
-                covered(narrow={"k_proj": 4, "v_proj": 3}),
-                says="r 256 is above the smaller side of 7 of 8 modules (k_proj, v_proj)",
-                severity="info",
-                values={"r": 256, "narrow": {"k_proj": 4, "v_proj": 3}},
-            ),
-            On(lora(r=256), covered(narrow={"k_proj": 8}), severity="warning"),
-        ],
-        silent=[
-            On(config(model_name="openai-community/gpt2", lora={"r": 768})),
-            On(lora(r=4096), covered()),
-        ],
-        abstains=[
-            On(lora(r=4096), says="the model's width (--base tells it) is not given"),
-            On(lora(), covered(narrow={"k_proj": 8})),
-        ],
-    ),
     "LR008": Entry(
         fires=[
             On(
@@ -978,53 +882,6 @@ ENTRIES: dict[str, Entry] = {
         ],
         silent=[On(lora(), typed("llama", quant_method="bitsandbytes")), On(lora(), typed("llama"))],
         abstains=[On(lora(), says="the config.json of the base is not at hand (--base)")],
-    ),
-    "RNK001": Entry(
-        fires=[
-            On(SMALL, covered(lora_params=2_000)),
-            On(
-                config(training={"max_length": 1, "extras": {"train_examples": 20_000}}, extras={"task": "sft"}),
-                covered(lora_params=1_000),
-                says="up to 2e+04 tokens against 1e+03 adapter parameters: the adapter may be too small",
-                values={"tokens_at_most": 20_000, "lora_params": 1_000, "ratio": 10.0},
-            ),
-        ],
-        silent=[
-            On(SMALL, covered(lora_params=2_001)),
-            On(EXACT, covered(lora_params=2_000)),
-            On(SMALL, covered(lora_params=10**9)),
-        ],
-        abstains=[
-            On(SMALL),
-            On(SMALL, covered()),
-            On(config(extras={"task": "dpo"}), covered(lora_params=1)),
-            On(config(extras={"task": "sft"}, training={"max_steps": 9}), covered(lora_params=1)),
-            On(
-                config(training={"max_length": 1, "extras": {"train_examples": 10**6}}, extras={"task": "dpo"}),
-                covered(lora_params=1),
-                says="objective preference: the estimate is for supervised training",
-            ),
-            On(
-                config(extras={"task": "sst2"}),
-                covered(lora_params=1),
-                says="objective classification: the estimate is for supervised training",
-            ),
-            On(
-                config(extras={"task": "reward"}),
-                covered(lora_params=1),
-                says="objective reward: the estimate is for supervised training",
-            ),
-            On(
-                config(extras={"task": ""}),
-                covered(lora_params=1),
-                says="objective unknown: the estimate is for supervised training",
-            ),
-            On(
-                config(training={"max_length": 0, "max_steps": 1}, extras={"task": "sft"}),
-                covered(lora_params=1),
-                says="max_length is below 1 (see VAL001)",
-            ),
-        ],
     ),
     "REC001": Entry(
         fires=[
@@ -1122,41 +979,6 @@ ENTRIES: dict[str, Entry] = {
         ],
         abstains=[
             On(training()),
-        ],
-    ),
-    "BAT001": Entry(
-        fires=[
-            On(training(batch_size=257)),
-            On(
-                training(batch_size=64, gradient_accumulation=2, world_size=4),
-                says="512 sequences per optimizer step",
-                values={"effective_batch": 512},
-            ),
-            On(training(batch_size=1, world_size=257)),
-            On(config(training={"extras": {"samples_per_step": 257}}), says="257 sequences per optimizer step"),
-            On(
-                config(
-                    training={
-                        "batch_size": 300,
-                        "world_size": 1,
-                        "gradient_accumulation": 2,
-                        "extras": {"samples_per_step": 8},
-                    }
-                ),
-                says="600 sequences per optimizer step",
-            ),
-            On(training(batch_size=300), says="300 sequences per step and process", values={"batch_per_process": 300}),
-        ],
-        silent=[
-            On(training(batch_size=64, gradient_accumulation=2, world_size=2)),
-            On(config(training={"extras": {"samples_per_step": 256}})),
-        ],
-        abstains=[
-            On(training(batch_size=256), says="the number of processes is not given; with one, the batch is 256"),
-            On(
-                config(training={"batch_size": 16, "extras": {"batch_from": "log"}}),
-                says="the gradient accumulation is not given: the log has the batch of one device only",
-            ),
         ],
     ),
     "STP001": Entry(

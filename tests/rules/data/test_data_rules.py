@@ -117,13 +117,6 @@ def test_a_data_set_without_a_fault_has_no_finding() -> None:
         ("DAT318", {"seen": {"mojibake": 9}}, "info", {}),
         ("DAT318", {"seen": {"replacement": 10}}, "warning", {}),
         (
-            "DAT319",
-            {"lengths": {"p50": 30, "longest": 601}},
-            "info",
-            {"lengths": {"p50": 30, "longest": 600}},
-        ),
-        ("DAT319", {"lengths": {"p50": 2, "longest": 513}}, "info", {"lengths": {"p50": 2, "longest": 512}}),
-        (
             "DAT320",
             {"batching": {"batch_size": 8, "padding_share": 0.5}},
             "info",
@@ -557,12 +550,6 @@ TWO: dict[str, Any] = {**LABELLED, "labels": {"7": 18, "0": 2}, "labels_total": 
             ),
         ),
         ("DAT309", {"seen": {"double_bos": 10}}, "warning: 10 of 1,000 rows (1 %: 1, ...) begin with two BOS tokens"),
-        (
-            "DAT319",
-            {"lengths": {"p50": 30, "p95": 600, "longest": 601, "longest_rows": [7, 7, 2]}},
-            "info: the longest sequence has 601 tokens, the median 30 (longest rows: 7, 2)",
-        ),
-        ("DAT319", {"lengths": {"p50": 0, "longest": 601}}, ""),
         (
             "DAT320",
             {"batching": {"batch_size": 8, "padding_share": 0.75, "packed_sequences": 9}, "sequences": 40},

@@ -39,7 +39,7 @@ DIV305
   needs config high_rate
   needs disk lowest
   takes log spike no_learning oversized summed_rates
-  takes config warmup_ignored large_scaling
+  takes config warmup_ignored
   takes weights oversized outgrown
   says  log+weights lowest_step exploded
   says  log+weights exploded

@@ -280,13 +280,6 @@ def test_a_held_out_loss_that_falls_by_half_as_much_learns_there_too(held_out, s
         assert found.id == "MEM127"
 
 
-@pytest.mark.parametrize("name", ["log_odds_ratio", "nll_loss", "odds_ratio_loss"])
-def test_an_objective_without_a_reference_has_no_known_start(name):
-    columns = {"rewards/margins": [9.0] * 20, name: [1.0] * 20}
-    reason = said("PRF121", run([0.69] * 20, kind="preference", columns=columns))
-    assert reason == "the objective has no reference model, so no known starting margin"
-
-
 @pytest.mark.parametrize(("times", "hint"), [(2.0, True), (0.0001, True), (2.0001, False)])
 def test_a_loss_at_the_bound_of_chance_sits_there(times, hint, monkeypatch):
     """The bound is the level itself here, above and below."""

@@ -88,7 +88,6 @@ VALUES: dict[str, tuple[str, float, float, dict[str, Any]]] = {  # rule: an edge
     "PRF119": ("separated", 0.549, 0.8, {"accuracy": 0.549, "error": 0.002294, "margin": 0.0, "how": "not told apart"}),
     "PRF140": ("tie", 9e-05, 0.9, {"rows": 20, "why": "same texts"}),
     "PRF120": ("chosen_fall", 1.01, 0.5, {"first": 0.0, "last": -1.01, "both": False, "much": False}),
-    "PRF121": ("start_margin", 0.51, 0.5, {"margin": 0.51, "loss": 0.4, "step": 1}),
     "PRF130": (
         "saturated_loss",
         0.0195,

@@ -20,7 +20,7 @@ from gradience.schema.document import RuleGroup, by_severity
 from gradience.schema.fleet import AdapterRow, FindingRow, ModuleRow
 from gradience.tables import finding_columns, number_column
 
-_NUMBERS: Final = "3"
+_NUMBERS: Final = "4"
 """Version to be raised when the computation of a row's number, or of a rule, changes."""
 
 _COPIED: Final = tuple(name for name in ModuleRow.__struct_fields__ if name in ModuleAudit.__struct_fields__)

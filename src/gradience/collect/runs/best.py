@@ -11,8 +11,8 @@ import math
 import re
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
-from itertools import pairwise
-from statistics import variance
+from itertools import combinations, pairwise
+from statistics import NormalDist, median
 from typing import Any, Final, Literal, NamedTuple
 
 from gradience.collect.runs import refuse_unknown_columns
@@ -37,7 +37,8 @@ _BY_TOKENS: Final = re.compile(r"(?:^|[/_])(?:loss|ppl|perplexity|nll)$")
 _SHARE: Final = re.compile(r"(?:^|[/_])accuracy$")
 _ROUNDED: Final = 0.02  # of the number of examples: the Trainer rounds its rate to 3 digits
 _DEVIATIONS: Final = 2.0  # standard deviations of a difference of two runs
-_EQUAL_BUT_FOR_SEED: Final = tuple(name for name in RUN_SETTINGS if name != "seed")
+_EQUAL_BUT_FOR_SEED: Final = ("settings", *(name for name in RUN_SETTINGS if name != "seed"))
+_MEDIAN_DIFFERENCE: Final = math.sqrt(2.0) * NormalDist().inv_cdf(0.75)  # of two of a normal distribution, in its sigma
 
 
 class _Valued(NamedTuple):
@@ -167,18 +168,23 @@ def _ranked(run: _Valued, name: str, best: _Valued, noise: Noise | None) -> Rank
 
 
 def _between_seeds(runs: Sequence[_Valued]) -> Noise | None:
-    """The noise between runs with equal settings, if at least two differ in their seed alone."""
+    """The noise between finished runs with equal settings, if at least two differ in their seed alone.
+
+    The standard deviation is from the median difference of two such runs (Shamos 1976): one run that went wrong makes a
+    variance as large as it likes, and the median hardly larger.
+    """
     equal: dict[tuple[Any, ...], list[_Valued]] = defaultdict(list)
     for run in runs:
-        if run.row["seed"] is not None:
+        if run.row["seed"] is not None and run.row["finished"]:
             equal[tuple(run.row[name] for name in _EQUAL_BUT_FOR_SEED)].append(run)
     sets = [members for members in equal.values() if len({run.row["seed"] for run in members}) > 1]
-    freedom = sum(len(members) - 1 for members in sets)
-    if not freedom:
+    pairs = (pair for members in sets for pair in combinations(members, 2))
+    apart = [abs(one.value - other.value) for one, other in pairs if one.row["seed"] != other.row["seed"]]
+    spread = median(apart) / _MEDIAN_DIFFERENCE if apart else 0.0
+    if not spread:  # as many values are equal: the metric is too coarse to show it
         return None
-    spread = math.sqrt(sum(variance([run.value for run in m]) * (len(m) - 1) for m in sets) / freedom)
     compared = sum(map(len, sets))
-    return Noise(difference=_DEVIATIONS * math.sqrt(2.0) * spread, source="seeds", n=compared)
+    return Noise(difference=_DEVIATIONS * math.sqrt(2.0) * spread, source="seeds", n=compared, groups=len(sets))
 
 
 def _of_share(metric: str, best: _Valued) -> Noise | None:

@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
+import re
 from collections.abc import Iterable, Iterator, Mapping
+from typing import Final
+
+import msgspec
 
 from gradience.errors import GradienceError, RecorderError
 from gradience.importers.sources import MAX_RUNS
@@ -13,12 +18,17 @@ from gradience.rules import excluded_rules
 from gradience.rules.log import DETECTED
 from gradience.rules.log.account import rate_of_run
 from gradience.rules.log.facts import DEFAULT_GAP
-from gradience.schema import number_in
+from gradience.schema import Json, number_in
 from gradience.schema.document import by_severity
+from gradience.schema.events import ConfigSnapshot
 from gradience.schema.fleet import RunRow
 from gradience.schema.reports import MonitorReport
 from gradience.tables import number_column
 from gradience.telemetry.series import RunSeries
+
+_NO_SETTING: Final = re.compile(
+    r"seed|(?:^|_)(?:dir|file|id|name|names|notes|path|resumes|url)$"
+)  # alike but for these
 
 
 def read_rows(
@@ -83,6 +93,8 @@ def run_row(path: str, series: RunSeries, report: MonitorReport, *, stamp: str =
         data=config.dataset_name,
         objective=report.objective,
         status=report.status,
+        finished=report.account.ending.finished,
+        settings=_digest(config),
         verdict=worst,
         findings=",".join(finding.id for finding in report.findings),
         story=report.story,
@@ -113,3 +125,15 @@ def run_row(path: str, series: RunSeries, report: MonitorReport, *, stamp: str =
         started=series.first_ts,
         duration_s=train.duration_s,
     )
+
+
+def _digest(config: ConfigSnapshot) -> str:
+    """A digest that is equal for configurations that differ in their seeds, names and notes alone."""
+    held = msgspec.json.encode(_settings(msgspec.to_builtins(config)), order="sorted")
+    return hashlib.sha256(held).hexdigest()[:12]
+
+
+def _settings(held: Json) -> Json:
+    if not isinstance(held, dict):
+        return held
+    return {key: _settings(value) for key, value in held.items() if not _NO_SETTING.search(key)}

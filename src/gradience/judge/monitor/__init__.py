@@ -299,12 +299,6 @@ def held_out_of(evals: Sequence[EvalPoint]) -> EvalPoint | None:
     return next((point for point in evals if point.split != "train"), None)
 
 
-def held_out_split(report: MonitorReport) -> str | None:
-    """The held-out split that a report shows, or None."""
-    point = held_out_of(report.evals)
-    return point.split if point else None
-
-
 def _learns(facts: RunFacts, findings: Iterable[Finding]) -> bool | None:
     """Whether the run learns; False if a finding denies it, None if nothing shows it."""
     if any(found.severity != "info" and "learning" in RULE_OF[found.id].covered_by(found) for found in findings):

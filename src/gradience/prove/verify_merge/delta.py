@@ -1,22 +1,15 @@
-"""Weights and updates by rows: W read from its file on demand, dW as the product of its factors.
-
-Stored weights and products B A are never in memory whole.
-"""
+"""Updates by rows: dW as the product of its factors, which is never in memory whole; and roundings to a dtype."""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterable, Sequence
-from contextlib import ExitStack
-from typing import Any, Final, NamedTuple, TypeAlias
+from typing import Any, Final, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 
 from gradience.adapters.layout import Array, Module
-from gradience.base.weights import BaseTensor, matrix_of, plain_factors
-from gradience.errors import AdapterError
-from gradience.io.safetensors import DTYPES, TensorReader
+from gradience.base.weights import matrix_of, plain_factors
+from gradience.io.safetensors import DTYPES
 
 UNIT: Final = {"F64": 2.0**-53, "F32": 2.0**-24, "F16": 2.0**-11, "BF16": 2.0**-8}
 """Unit roundoff: a bound on the relative error of rounding a normal number to nearest (IEEE 754; bfloat16: 8 bits)."""
@@ -27,97 +20,8 @@ HALVES: Final = ("BF16", "F16")
 _MANY: Final = 16  # above one entry in 16, computing all is as quick as picking some (heuristic)
 _ROUNDINGS: Final = 8  # float32 roundings in a dense update before the sum: norms, quotients, products (heuristic)
 
-
-class _Part(NamedTuple):
-    """Consecutive rows in one tensor; `start` is the first row's offset in bytes."""
-
-    reader: TensorReader
-    start: int
-    rows: int
-
-
-class Stored:
-    """A matrix in files: the rows of one tensor, or of several stacked. Index it by a slice or by row numbers."""
-
-    def __init__(self, parts: Sequence[_Part], columns: int, dtype: np.dtype[Any]) -> None:
-        self._parts = parts
-        self.dtype = dtype
-        self.shape = (sum(part.rows for part in parts), columns)
-
-    def __len__(self) -> int:
-        """Return the number of rows."""
-        return self.shape[0]
-
-    @property
-    def size(self) -> int:
-        """The number of entries."""
-        return self.shape[0] * self.shape[1]
-
-    def __getitem__(self, at: slice | Array) -> Array:
-        """Return rows as stored."""
-        if not isinstance(at, slice):
-            runs = np.split(at, np.flatnonzero(np.diff(at) != 1) + 1)  # consecutive rows are read in one piece
-            return np.concatenate([self[int(run[0]) : int(run[-1]) + 1] for run in runs if len(run)])
-        start, stop, _ = at.indices(len(self))
-        out = np.empty((max(0, stop - start), self.shape[1]), self.dtype)
-        self._read(start, stop, out.reshape(-1).view(np.uint8))
-        return out
-
-    def head(self, rows: int) -> Stored:
-        """Return the first `rows` rows, without reading them."""
-        kept, left = [], rows
-        for part in self._parts:
-            kept.append(part._replace(rows=min(part.rows, left)))
-            left -= kept[-1].rows
-        return Stored(kept, self.shape[1], self.dtype)
-
-    def _read(self, start: int, stop: int, out: npt.NDArray[np.uint8]) -> None:
-        width = self.shape[1] * self.dtype.itemsize
-        above = 0
-        for part in self._parts:
-            first, last = max(start - above, 0), min(stop - above, part.rows)
-            if first < last:
-                into = out[(above + first - start) * width : (above + last - start) * width]
-                part.reader.into(part.start + first * width, into)
-            above += part.rows
-
-
-Matrix: TypeAlias = Array | Stored
 Entries: TypeAlias = npt.NDArray[np.int64]
 """Places in flattened rows."""
-
-
-def stored(tensors: Iterable[BaseTensor], expert: int | None, files: ExitStack) -> Stored:
-    """Return the tensors' rows stacked, each tensor as a matrix with all axes after the first flattened.
-
-    Args:
-        tensors: tensors with at least two axes, none of them empty.
-        expert: the index on the first axis to take, for tensors with at least three axes.
-        files: keeps the files open.
-
-    Raises:
-        AdapterError: there is no such expert, or the tensors differ in dtype or width.
-    """
-    parts, forms = [], set()
-    for found in tensors:
-        count, *rest = found.info.shape
-        start = 0
-        if expert is not None:
-            if expert >= count or len(rest) < 2:
-                raise AdapterError(f"{found.name}: of shape {list(found.info.shape)}: no expert {expert}")
-            start = expert * (found.info.nbytes // count)
-            count, *rest = rest
-        forms.add((found.info.dtype, math.prod(rest)))
-        parts.append(_Part(files.enter_context(found.file.reader(found.name)), start, count))
-    if len(forms) != 1:
-        raise AdapterError(f"the parts of one weight are of several dtypes or widths: {sorted(forms)}")
-    ((dtype, columns),) = forms
-    return Stored(parts, columns, DTYPES[dtype])
-
-
-def head(data: Matrix, rows: int) -> Matrix:
-    """Return the first `rows` rows of a matrix."""
-    return data.head(rows) if isinstance(data, Stored) else data[:rows]
 
 
 def narrower(dtype: str, other: str) -> bool:
@@ -163,6 +67,7 @@ class PlainDelta:
     slack: float = 1.0
     """The number of float32 roundings that the weight itself may have gone through."""
 
+    @np.errstate(over="ignore")  # beyond float32 is infinity, as in a merge
     def __init__(self, b: Array, a: Array, scale: float) -> None:
         self._b, self._a = (np.ascontiguousarray(x.astype(np.float32)) for x in (b, a))
         self.scale = np.float32(scale)
@@ -175,12 +80,9 @@ class PlainDelta:
     @np.errstate(over="ignore", invalid="ignore")  # beyond float32 is infinity, as in a merge
     def rows(self, at: slice | Array) -> Array:
         """Return rows of dW, in float32."""
-        d = self._product(self._b[at], self._a)
+        d = np.asarray(self._b[at] @ self._a)
         d *= self.scale
         return d
-
-    def _product(self, b: Array, a: Array) -> Array:
-        return b @ a
 
     @np.errstate(over="ignore", invalid="ignore")
     def terms(self, at: slice | Array, entries: Entries) -> tuple[Array, Array]:
@@ -224,13 +126,13 @@ class WholeDelta:
 Delta = PlainDelta | WholeDelta
 
 
-def delta_of(module: Module, w: Matrix) -> Delta:
+def delta_of(module: Module, w: Array) -> Delta:
     """Return the module's true update in the orientation of the base's weight.
 
     Raises:
         AdapterError: the base's weight has another shape.
     """
     if module.dense is not None:
-        update = matrix_of(module.dense, w[:])
+        update = matrix_of(module.dense, w)
         return WholeDelta(update, module.r, is_known=False, rescales=module.magnitude is not None)
     return PlainDelta(*plain_factors(module, w.shape), module.scale)

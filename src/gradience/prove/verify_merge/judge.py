@@ -9,9 +9,19 @@ from typing import Final, NamedTuple
 
 import numpy as np
 
-from gradience.adapters.layout import Module
+from gradience.adapters.layout import Array, Module
 from gradience.prove.verify_merge.delta import UNIT, Delta, working
-from gradience.prove.verify_merge.measure import Case, Merge, Sums, distance, measure
+from gradience.prove.verify_merge.measure import (
+    F16_HALF_STEP,
+    Case,
+    Merge,
+    Sums,
+    blocks,
+    distance,
+    is_cast,
+    measure,
+    relative_change,
+)
 from gradience.schema.merge import ModuleVerdict
 
 FAILING: Final = {
@@ -60,12 +70,14 @@ class Judgement(NamedTuple):
     """The verdict on one weight and its evidence; the fields are those of `VerifiedModule`."""
 
     verdict: ModuleVerdict
-    sums: Sums
+    sums: Sums = Sums()
     summed_in: str | None = None
     factor: float | None = None
     precision: str | None = None
     reason: str | None = None
     without_base_change: bool = False
+    lost: float | None = None
+    expected_lost: float | None = None
 
 
 class _Nearest(NamedTuple):
@@ -87,7 +99,7 @@ def verdict_on(case: Case, module: Module, *, plain: Delta | None = None) -> Jud
     sums = near.sums
     if not sums.is_finite:
         return Judgement("other", sums, reason=_not_finite(case))
-    if case.is_copy:
+    if is_cast(case.w, case.m, case.base, case.merged):
         return _when_base(sums)
     if case.delta.is_known and not sums.missed:
         return Judgement("exact", sums, near.merge.dtype) if sums.dd > 0.0 else _when_base(sums)
@@ -205,6 +217,29 @@ def _without_base_change(case: Case, module: Module, plain: Delta, sums: Sums) -
 
 def _not_finite(case: Case) -> str:
     for name, x in (("the merged tensor", case.m), ("the base's tensor", case.w)):
-        if not np.isfinite(x[:].astype(np.float32)).all():
+        if not np.isfinite(x.astype(np.float32)).all():
             return f"{name} holds NaN or infinite numbers"
     return "the update holds NaN or infinite numbers"
+
+
+def copied(held: Array, w: Array | None, m: Array, dtypes: tuple[str, str, str]) -> Judgement:
+    """Return the verdict on whether the merged model's tensor holds the adapter's values.
+
+    Args:
+        held: the adapter's tensor.
+        w: the base's tensor, of the same shape; None if the base has none in floats.
+        m: the merged model's tensor.
+        dtypes: the dtypes of these three, by safetensors' names; that of no tensor is empty.
+    """
+    own, base, merged = dtypes
+    if not np.isfinite(m.astype(np.float32)).all():
+        return Judgement("other", reason="the merged tensor holds NaN or infinite numbers")
+    is_base = w is not None and is_cast(w, m, base, merged)
+    if is_cast(held, m, own, merged):
+        return Judgement("unresolved", reason="the adapter's values are the base's") if is_base else Judgement("exact")
+    if is_base:
+        return Judgement("absent")
+    bound = 2.0 * UNIT[merged]
+    if all(np.all(np.abs(y - x) <= bound * np.abs(x) + F16_HALF_STEP) for x, y in blocks(held, m, own, merged)):
+        return Judgement("within_rounding")
+    return Judgement("other", reason=f"norm(M - saved) / norm(saved): {relative_change(held, m, own, merged):.3g}")

@@ -16,17 +16,14 @@ other, which may go through a 16-bit dtype, as when a model was loaded in one dt
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any, Final, NamedTuple, TypeAlias
 
 import numpy as np
 
-from gradience.adapters import is_embedding
 from gradience.adapters.layout import Array
-from gradience.errors import AdapterError
-from gradience.prove.verify_merge.delta import FLOATS, HALVES, UNIT, Delta, Entries, Matrix, narrower, rounded, working
-from gradience.schema.merge import ModuleVerdict
+from gradience.prove.verify_merge.delta import HALVES, UNIT, Delta, Entries, narrower, rounded, working
 
 Workers: TypeAlias = Callable[..., Iterable[Any]]
 
@@ -34,7 +31,7 @@ _SPAN: Final = 1 << 18  # entries at a time: as many as fit a processor's cache
 _PROBE: Final = 1 << 16  # entries of the rows on which factors are tried first
 _SCALED: Final = 2  # roundings of a scale and of a factor that it is multiplied to
 _RESCALED: Final = 4  # roundings of DoRA's merge in a weight's dtype: sum, norm, quotient, product
-_F16_HALF_STEP: Final = 2.0**-25  # half of the distance of float16's least numbers
+F16_HALF_STEP: Final = 2.0**-25  # half of the distance of float16's least numbers
 _CAST: Final = 1 << 20  # entries that are cast at a time
 
 
@@ -42,8 +39,8 @@ _CAST: Final = 1 << 20  # entries that are cast at a time
 class Case:
     """One comparison: W and M as stored, matrices of one shape; their dtypes `base` and `merged`; and dW."""
 
-    w: Matrix
-    m: Matrix
+    w: Array
+    m: Array
     base: str
     merged: str
     delta: Delta
@@ -68,16 +65,10 @@ class Case:
     def held(self) -> str:
         """Return the dtype that M's numbers are in: the one of fewest bits that has them all."""
         halves = (half for half in HALVES if UNIT[half] > UNIT[self.merged])
-        return next((half for half in halves if all(self._has(half, at) for at in self.spans())), self.merged)
+        return next((half for half in halves if self._are_all_in(half)), self.merged)
 
-    def _has(self, dtype: str, at: slice) -> bool:
-        m = self.pair(at)[1]
-        return np.array_equal(rounded(m, dtype), m)
-
-    @property
-    def is_copy(self) -> bool:
-        """Whether M is W, cast to the merged dtype directly or through a 16-bit dtype."""
-        return is_cast(lambda: map(self.pair, self.spans()), self.merged)
+    def _are_all_in(self, dtype: str) -> bool:
+        return all(np.array_equal(rounded(m, dtype), m) for _, m in map(self.pair, self.spans()))
 
     def merge(self, dtype: str, w: Array, delta: Array | None = None) -> Array:
         """Return T(T(W) + dW) for T = `dtype`, cast to the merged dtype; without delta T(W), cast."""
@@ -202,7 +193,7 @@ def _allowed(case: Case, merge: Merge, w: Array, m: Array) -> Array:
     times = _RESCALED if case.delta.rescales else max(1.0, abs(merge.factor))
     unit = 1.01 * times * sum(UNIT[dtype] for dtype in through)
     weight = sum(UNIT[dtype] for dtype in through if narrower(dtype, case.base))
-    step = _F16_HALF_STEP * len(HALVES) if "F16" in through else 0.0
+    step = F16_HALF_STEP * len(HALVES) if "F16" in through else 0.0
     fine = 2.0 * case.delta.slack * UNIT["F32"]
     return np.asarray((unit + fine) * np.abs(m) + (weight + fine) * np.abs(w) + step)
 
@@ -228,41 +219,10 @@ def _dot(x: Array, y: Array) -> float:
     return float(np.vdot(x, y))
 
 
-class Copied(NamedTuple):
-    """The verdict on a copied tensor, and its reason. The fields are those of `VerifiedModule`."""
-
-    verdict: ModuleVerdict
-    reason: str | None = None
-
-
-def compare_copy(held: Array, w: Array | None, m: Array, dtypes: tuple[str, str, str]) -> Copied:
-    """Return the verdict on whether the merged model's tensor holds the adapter's values.
-
-    Args:
-        held: the adapter's tensor.
-        w: the base's tensor, of the same shape; None if the base has none.
-        m: the merged model's tensor.
-        dtypes: the dtypes of these three, by safetensors' names; that of no tensor is empty.
-    """
-    own, base, merged = dtypes
-    if not np.isfinite(m.astype(np.float32)).all():
-        return Copied("other", reason="the merged tensor holds NaN or infinite numbers")
-    is_held = is_cast(lambda: blocks(held, m, own, merged), merged)
-    is_base = w is not None and base in FLOATS and is_cast(lambda: blocks(w, m, base, merged), merged)
-    if is_held:
-        return Copied("unresolved", reason="the adapter's values are the base's") if is_base else Copied("exact")
-    if is_base:
-        return Copied("absent")
-    bound = 2.0 * UNIT[merged]
-    if all(np.all(np.abs(y - x) <= bound * np.abs(x) + _F16_HALF_STEP) for x, y in blocks(held, m, own, merged)):
-        return Copied("within_rounding")
-    return Copied("other", reason=f"norm(M - saved) / norm(saved): {relative_change(held, m, own, merged):.3g}")
-
-
-def is_cast(pairs: Callable[[], Iterable[tuple[Array, Array]]], merged: str) -> bool:
-    """Return whether in all pairs (X, M) M is X, cast to the merged dtype directly or through a 16-bit dtype."""
+def is_cast(x: Array, m: Array, own: str, merged: str) -> bool:
+    """Return whether M is X, cast to the merged dtype directly or through a 16-bit dtype."""
     return any(
-        all(np.array_equal(m, _cast(x, through, merged)) for x, m in pairs())
+        all(np.array_equal(after, _cast(before, through, merged)) for before, after in blocks(x, m, own, merged))
         for through in dict.fromkeys((merged, *HALVES))
     )
 
@@ -287,28 +247,3 @@ def relative_change(x: Array, m: Array, own: str, merged: str) -> float:
         size += float(np.vdot(before, before))
         change += float(np.vdot(after - before, after - before))
     return math.sqrt(change / size) if size > 0.0 else math.inf
-
-
-def token_rows(x: Array, rows: Sequence[int] | None, n: int) -> Array:
-    """Return the rows of x with the given numbers.
-
-    Raises:
-        AdapterError: there are not exactly `n` numbers, or x has too few rows.
-    """
-    if rows is None or len(rows) != n or (rows and max(rows) >= len(x)):
-        raise AdapterError(f"{n} token rows do not fit trainable_token_indices and a tensor of {len(x)} rows")
-    return x[list(rows)]
-
-
-def same_length(held: Array, m: Array, name: str) -> tuple[Array, Array, str | None]:
-    """Return both arrays cut to the same number of rows, and a note, if the vocabulary was padded or extended.
-
-    Raises:
-        AdapterError: the shapes differ in another way.
-    """
-    if held.shape == m.shape:
-        return held, m, None
-    n = min(len(held), len(m)) if held.ndim and m.ndim else 0
-    if held.shape[1:] != m.shape[1:] or not is_embedding(name.rpartition(".")[0]) or n == 0:
-        raise AdapterError(f"of shape {list(m.shape)}, in the adapter {list(held.shape)}")
-    return held[:n], m[:n], f"{max(len(held), len(m)) - n} rows are in one of them only"

@@ -5,63 +5,173 @@ The adapter may also hold tensors whole (heads, biases and token rows), which a 
 
 from __future__ import annotations
 
-import math
 import re
-from collections import Counter
-from collections.abc import Iterator, Mapping
-from contextlib import ExitStack
-from typing import Final, Literal, NamedTuple
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from functools import partial
+from typing import Final, Literal, NamedTuple, TypeAlias
 
 import numpy as np
-from msgspec.structs import replace
 
 from gradience.adapters import is_embedding
-from gradience.adapters.layout import PREFIX, Adapter, Module
+from gradience.adapters.layout import PREFIX, Adapter, Array, Module
 from gradience.adapters.traits import Operation, obstacles
-from gradience.base.coded import Coded, coded, refuse_unread
-from gradience.base.forms import UnreadCodesError
-from gradience.base.weights import BaseTensor, BaseWeights
+from gradience.base.coded import Coded, weight_of
+from gradience.base.forms import DamagedCodesError, UnreadCodesError
+from gradience.base.weights import BaseTensor, BaseWeights, plain_factors
 from gradience.errors import AdapterError
 from gradience.io.safetensors import DTYPES, TensorSource
-from gradience.prove.verify_merge.codes import CodesVerdict, of_codes
-from gradience.prove.verify_merge.delta import FLOATS, Delta, Matrix, PlainDelta, WholeDelta, delta_of, head, stored
-from gradience.prove.verify_merge.judge import FAILING, Judgement, verdict_on
-from gradience.prove.verify_merge.measure import Case, Workers, compare_copy, same_length, token_rows
+from gradience.prove.verify_merge.codes import of_codes
+from gradience.prove.verify_merge.delta import FLOATS, Delta, PlainDelta, WholeDelta, delta_of
+from gradience.prove.verify_merge.judge import FAILING, Judgement, copied, verdict_on
+from gradience.prove.verify_merge.measure import Case, Sums, Workers
 from gradience.schema import NonFinite, real
 from gradience.schema.audit import LeftoverReason
 from gradience.schema.merge import VerifiedModule
 
-_PARTS: Final = {
-    "gate_up_proj": (("gate_proj", "up_proj"), ("w1", "w3")),
-    "up_proj": (("up_proj",),),
-    "down_proj": (("down_proj",), ("w2",)),
-}
-"""The layers of one expert that transformers 5 stacks to a parameter in memory, and saves as separate tensors."""
-_OLD_PATHS: Final = ((".mlp.experts", ".block_sparse_moe.experts"),)
-_PACKED: Final = ("qweight", "weight_packed")  # without what they need beside them
 _OUTPUTS: Final = ("lm_head.weight", "embed_out.weight")
 _SAVED: Final = re.compile(r"\.modules_to_save(?:\.[^.]+)?(?=\.[^.]+$)")
 _ROWS: Final = re.compile(r"\.token_adapter\.trainable_tokens_delta(?:\.[^.]+)?$")
 
 
-class WeightPlace(NamedTuple):
-    """The location of a weight: one tensor, or several tensors stacked along their rows."""
+class Held(NamedTuple):
+    """A tensor as the file of one of the three has it, or as its codes give it back."""
 
-    tensors: tuple[BaseTensor, ...]
-    expert: int | None = None
-    shared: bool = False
-    """Whether an output layer was asked for, and the embedding whose matrix it shares was found."""
-
-    @property
-    def dtype(self) -> str:
-        """The first tensor's dtype (safetensors' name)."""
-        return self.tensors[0].info.dtype
+    name: str
+    dtype: str
+    data: Array
+    coded: Coded | None = None
+    note: str | None = None
 
     @property
-    def name(self) -> str:
-        """The tensors' names, joined by a plus, with the expert's index if the weight is a slice."""
-        names = " + ".join(found.name for found in self.tensors)
-        return names if self.expert is None else f"{names}[{self.expert}]"
+    def stored(self) -> str:
+        """The dtype, or the form of the codes."""
+        return self.dtype if self.coded is None else self.coded.form
+
+
+class Side:
+    """The tensors of base or merged model. `used` are the names of those that the adapter accounts for."""
+
+    def __init__(self, weights: BaseWeights, whose: str) -> None:
+        self.weights, self.whose = weights, whose
+        self.used: set[str] = set()
+
+    def weight(self, name: str, expert: int | None = None) -> Held:
+        """The weight of a parameter as a matrix.
+
+        Raises:
+            AdapterError: there is none, or it cannot be read as numbers.
+        """
+        shared = self._shared(name) if expert is None else None
+        try:
+            found = weight_of(self.weights, name if shared is None else shared.name, expert)
+        except DamagedCodesError:
+            raise
+        except UnreadCodesError as error:
+            raise AdapterError(f"{self.whose}: {name} is {error}") from error
+        except AdapterError as error:
+            raise AdapterError(f"{self.whose}: {error}") from error
+        if found is None:
+            raise AdapterError(f"{self.whose} {self._reason_missing(name)}")
+        self.used |= found.names
+        numbers = found.floats()
+        data = numbers if found.coded is None else numbers.astype(DTYPES[found.dtype])
+        note = None if shared is None else f"{name} shares the embedding's matrix"
+        return Held(found.key, found.dtype, data, found.coded, note)
+
+    def find(self, name: str) -> BaseTensor | None:
+        """The tensor of that name, or the embedding that an output layer shares; None if there is neither."""
+        return self.weights.find(name) or self._shared(name)
+
+    def tensor(self, name: str) -> BaseTensor:
+        """The same; AdapterError if there is none."""
+        found = self.find(name)
+        if found is None:
+            raise AdapterError(f"{self.whose} has no {name}")
+        self.used.add(found.name)
+        return found
+
+    def _shared(self, name: str) -> BaseTensor | None:
+        """The embedding in place of an output layer: among tensors named like one, that with most rows."""
+        if not name.endswith(_OUTPUTS) or self.weights.find(name) is not None:
+            return None
+        names = [one for one in self.weights.names if one.endswith(".weight") and is_embedding(one[: -len(".weight")])]
+        found = [one for one in map(self.weights.find, names) if one is not None]
+        return max(found, key=lambda one: one.info.shape[0], default=None)
+
+    def _reason_missing(self, name: str) -> str:
+        stem, _, leaf = name.rpartition(".")
+        if (kept := self.weights.find(f"{stem}.base_layer.{leaf}")) is not None:
+            return f"has {kept.name} instead of {name}: it was saved with the adapter beside it, not merged"
+        return f"has no {name}"
+
+
+class Sources(NamedTuple):
+    """The three that are compared, opened."""
+
+    adapter: Adapter
+    tensors: TensorSource
+    """Those of the adapter's file."""
+    base: Side
+    merged: Side
+    obstacle: str | None
+    """Why the base that the adapter was trained on is not known; None if it is."""
+    workers: Workers = map
+
+
+def opened(adapter: Adapter, base: BaseWeights, merged: BaseWeights, *, workers: Workers = map) -> Sources:
+    """Return the adapter beside the files of base and merged model."""
+    if adapter.source is None:
+        raise AdapterError("internal error: adapter has no tensor source")
+    unknown = next(obstacles(adapter, Operation.REPLAY), None)
+    sides = Side(base, "the base"), Side(merged, "the merged model")
+    return Sources(adapter, adapter.source, *sides, None if unknown is None else unknown.text, workers)
+
+
+class Row(NamedTuple):
+    """The verdict on one tensor, and the sums behind it."""
+
+    told: VerifiedModule
+    sums: Sums = Sums()
+
+
+Kind: TypeAlias = Literal["update", "replacement", "rows"]
+
+
+class Task(NamedTuple):
+    """A tensor that is to be judged; `judge` raises AdapterError if it cannot be compared."""
+
+    name: str
+    judge: Callable[[], Row]
+    kind: Kind = "update"
+
+    def row(self) -> Row:
+        """Return its row."""
+        try:
+            return self.judge()
+        except AdapterError as error:
+            return Row(VerifiedModule(name=self.name, kind=self.kind, verdict="not_compared", reason=str(error)))
+
+
+def tasks_of(of: Sources) -> Iterator[Task]:
+    """Yield a module's weight, its bias if LoRA has one there (lora_bias), and what the adapter holds whole."""
+    bases, places = base_copies(of.adapter), set[str]()
+    for module in (*of.adapter.modules, *of.adapter.base_dependent):
+        yield Task(module.name, partial(_weight, of, module, bases.get(module.name), places))
+        if "lora_B.bias" in module.keys:
+            yield Task(f"{module.name}.bias", partial(_bias, of, module))
+    for copy in copies_of(of.adapter):
+        yield Task(copy.name, partial(_copy, of, copy), copy.kind)
+
+
+def left_over(adapter: Adapter) -> list[Row]:
+    """Return rows for the adapter's tensors that are not understood, as `not_compared`."""
+    waiting = {module.name for module in adapter.base_dependent}
+    return [
+        Row(VerifiedModule(name=item.name, verdict="not_compared", reason=item.reason))
+        for item in adapter.skipped
+        if item.name not in waiting and item.cause is not LeftoverReason.TRAINING_ONLY
+    ]
 
 
 def names_of(module: Module, adapter: Adapter) -> tuple[str, str]:
@@ -72,49 +182,105 @@ def names_of(module: Module, adapter: Adapter) -> tuple[str, str]:
     return own, f"{module.name.partition(':')[0]}.{own.rpartition('.')[2]}"
 
 
-def find_place(weights: BaseWeights, name: str, expert: int | None = None) -> WeightPlace | None:
-    """Return the location of the weight of that name, or None if the model has none."""
-    if (found := weights.find(name)) is not None:
-        return WeightPlace((found,), expert)
-    if expert is not None:
-        return next(_in_parts(weights, name, expert), None)
-    if name.endswith(_OUTPUTS) and (shared := _embedding(weights)) is not None:
-        return WeightPlace((shared,), shared=True)
-    return None
+def _weight(of: Sources, module: Module, copy: str | None, places: set[str]) -> Row:
+    """Judge a module's weight. The base's may be a `copy` in the adapter's file, as for a resized vocabulary."""
+    in_base, in_merged = names_of(module, of.adapter)
+    m = of.merged.weight(in_merged, module.expert)
+    if copy is None:
+        w = of.base.weight(in_base, module.expert)
+    else:
+        if (unused := of.base.find(in_base)) is not None:
+            of.base.used.add(unused.name)
+        data = of.tensors.read(copy)
+        w = Held(f"{copy} (in the adapter)", of.tensors.tensors[copy].dtype, data.reshape(len(data), -1))
+    if m.name in places:
+        raise AdapterError(f"another update of the adapter goes to {m.name}, too")
+    places.add(m.name)
+    w, m, delta, note = fitted(module, w, m)
+    case = Case(w.data, m.data, w.dtype, m.dtype, delta, of.workers)
+    judged = _judged(of, module, case, w.coded)
+    if m.coded is not None or w.coded is not None:
+        judged = of_codes(case, judged, base=w.coded, merged=m.coded)
+    return _row(module.name, judged, w, m, m.note or note)
 
 
-def _in_parts(weights: BaseWeights, name: str, expert: int) -> Iterator[WeightPlace]:
-    path, _, parameter = name.rpartition(".")
-    paths = [path, *(path.replace(new, old) for new, old in _OLD_PATHS if new in path)]
-    for stem in paths:
-        for parts in _PARTS.get(parameter, ()):
-            found = [weights.find(f"{stem}.{expert}.{part}.weight") for part in parts]
-            present = tuple(one for one in found if one is not None)
-            if len(present) == len(parts):
-                yield WeightPlace(present)
+def _judged(of: Sources, module: Module, case: Case, coded: Coded | None) -> Judgement:
+    plain = None
+    if isinstance(case.delta, WholeDelta) and all(module is not one for one in of.adapter.base_dependent):
+        plain = PlainDelta(*plain_factors(module, case.w.shape), module.scale)  # s B A beside a function of W
+    judged = verdict_on(case, module, plain=plain)
+    if judged.verdict in FAILING and coded is not None:  # or W was not rounded to the dtype it is computed in
+        unrounded = verdict_on(replace(case, w=coded.whole(), base="F32"), module, plain=plain)
+        judged = judged if unrounded.verdict in FAILING else unrounded
+    if judged.verdict in FAILING and of.obstacle is not None:
+        return judged._replace(verdict="not_compared", reason=module.note or of.obstacle)
+    return judged
 
 
-def _embedding(weights: BaseWeights) -> BaseTensor | None:
-    """Return the input embedding: among tensors named like an embedding, the one with most rows."""
-    names = [name for file in weights.files for name in file.tensors if name.endswith(".weight")]
-    found = [weights.find(name) for name in names if is_embedding(name.removesuffix(".weight"))]
-    return max((one for one in found if one is not None), key=lambda one: one.info.shape[0], default=None)
+def fitted(module: Module, w: Held, m: Held) -> tuple[Held, Held, Delta, str | None]:
+    """Return W, M and dW with one shape, and a note; rows of an extended vocabulary that one of them lacks are cut off.
+
+    Raises:
+        AdapterError: their shapes do not fit.
+    """
+    shapes = w.data.shape, m.data.shape
+    if module.dense is None and is_embedding(module.name) and len({shape[1] for shape in (*shapes, module.shape)}) == 1:
+        counts = (len(w.data), len(m.data), module.shape[0])
+        if (n := min(counts)) < max(counts):
+            b, a = module.load()
+            note = f"rows of base, merged model and adapter: {', '.join(map(str, counts))}: the first {n} are compared"
+            w, m = (held._replace(data=held.data[:n]) for held in (w, m))
+            return w, m, PlainDelta(b[:n], a, module.scale), note
+    if len(set(shapes)) > 1:
+        raise AdapterError(f"{m.name} is of shape {list(m.data.shape)}, in the base {list(w.data.shape)}")
+    return w, m, delta_of(module, w.data), None
 
 
-def reason_missing(weights: BaseWeights, name: str) -> str:
-    """Return the likely reason for which a weight is missing."""
-    stem, _, leaf = name.rpartition(".")
-    if (kept := weights.find(f"{stem}.base_layer.{leaf}")) is not None:
-        return f"has {kept.name} instead of {name}: it was saved with the adapter beside it, not merged"
-    packed = (weights.find(f"{stem}.{suffix}") for suffix in _PACKED)
-    if (found := next((one for one in packed if one is not None), None)) is not None:
-        return f"has {found.name} instead of {name}: it is quantised, and there is not a number to compare"
-    return f"has no {name}"
+def _bias(of: Sources, module: Module) -> Row:
+    names = (f"{name.rpartition('.')[0]}.bias" for name in names_of(module, of.adapter))
+    w, m = (_vector(side, name) for side, name in zip((of.base, of.merged), names, strict=True))
+    update = module.scale * of.tensors.read(module.keys["lora_B.bias"]).astype(np.float32)
+    if len(sizes := (update.size, w.data.size, m.data.size)) != sizes.count(update.size):
+        raise AdapterError("biases of {}, {} and {} entries".format(*sizes))
+    case = Case(w.data, m.data, w.dtype, m.dtype, WholeDelta(update.reshape(1, -1), 1, is_known=True))
+    return _row(f"{module.name}.bias", verdict_on(case, module), w, m, None)
 
 
-def refusal(weights: BaseWeights, place: WeightPlace) -> str | None:
-    """Return the reason for which the tensors cannot be compared, or None."""
-    return next((why for found in place.tensors if (why := weights.refusal(found)) is not None), None)
+def _vector(side: Side, name: str) -> Held:
+    found = side.tensor(name)
+    if found.info.dtype not in FLOATS:
+        raise AdapterError(f"{side.whose}: {found.name} is stored as {found.info.dtype}")
+    return Held(found.name, found.info.dtype, found.file.read(found.name).reshape(1, -1))
+
+
+def _row(name: str, judged: Judgement, w: Held | None, m: Held, note: str | None, *, kind: Kind = "update") -> Row:
+    sums = judged.sums
+    told = VerifiedModule(
+        name=name,
+        kind=kind,
+        verdict=judged.verdict,
+        reason="; ".join(text for text in (judged.reason, note) if text) or None,
+        base_tensor=w and w.name,
+        merged_tensor=m.name,
+        base_dtype=w and w.stored,
+        merged_dtype=m.stored,
+        summed_in=judged.summed_in,
+        factor=judged.factor,
+        precision=judged.precision,
+        without_base_change=judged.without_base_change,
+        coefficient=_real(sums.coefficient),
+        expected_coefficient=_real(sums.expected),
+        residual=_real(sums.residual),
+        codes=next((held.stored for held in (m, w) if held is not None and held.coded is not None), None),
+        lost=_real(judged.lost),
+        expected_lost=_real(judged.expected_lost),
+        changed=sums.changed / sums.entries if sums.entries else None,
+    )
+    return Row(told, sums)
+
+
+def _real(value: float | None) -> float | NonFinite | None:
+    return None if value is None else real(value)
 
 
 class Copy(NamedTuple):
@@ -122,7 +288,7 @@ class Copy(NamedTuple):
 
     key: str
     name: str
-    kind: Literal["replacement", "rows"] = "replacement"
+    kind: Kind = "replacement"
     rows: tuple[int, ...] | None = None
 
 
@@ -159,255 +325,46 @@ def _token_rows(adapter: Adapter, path: str) -> tuple[int, ...] | None:
     return None if asked is None else tuple(asked)
 
 
-class VerifiedRows:
-    """The rows of one adapter, from its base and a merged model.
-
-    `used` are the base's tensors that the adapter accounts for, `touched` those of the merged model.
-    """
-
-    def __init__(self, adapter: Adapter, base: BaseWeights, merged: BaseWeights, *, workers: Workers = map) -> None:
-        self.touched: set[str] = set()
-        self.used: set[str] = set()
-        self.ed = self.dd = 0.0
-        self.summed_in: Counter[str] = Counter()
-        self.dtypes: Counter[str] = Counter()
-        self._adapter = adapter
-        self._base = base
-        self._merged = merged
-        self._workers = workers
-        self._unknown_base = next(obstacles(adapter, Operation.REPLAY), None)
-        self._copies = base_copies(adapter)
-        self._places: set[str] = set()
-
-    @property
-    def _source(self) -> TensorSource:
-        if self._adapter.source is None:
-            raise AdapterError("internal error: adapter has no tensor source")
-        return self._adapter.source
-
-    def update(self, module: Module) -> list[VerifiedModule]:
-        """Return a module's rows: one for its weight, and one for its bias if LoRA has a bias there (lora_bias)."""
-        try:
-            rows = [self._weight(module)]
-        except AdapterError as error:
-            rows = [VerifiedModule(name=module.name, verdict="not_compared", reason=str(error))]
-        if "lora_B.bias" in module.keys:
-            try:
-                rows.append(self._bias(module))
-            except AdapterError as error:
-                rows.append(VerifiedModule(name=f"{module.name}.bias", verdict="not_compared", reason=str(error)))
-        return rows
-
-    def _weight(self, module: Module) -> VerifiedModule:
-        with ExitStack() as files:
-            return self._judged(module, files)
-
-    def _judged(self, module: Module, files: ExitStack) -> VerifiedModule:
-        in_base, in_merged = names_of(module, self._adapter)
-        m = self._stored(self._merged, in_merged, module.expert, files)
-        w = self._before(module, in_base, files)
-        if m.name in self._places:
-            raise AdapterError(f"another update of the adapter goes to {m.name}, too")
-        self._places.add(m.name)
-        w, m, delta, note = fitted(module, w, m)
-        plain = self._plain(module, w.data.shape) if isinstance(delta, WholeDelta) else None
-        case = Case(w.data, m.data, w.dtype, m.dtype, delta, self._workers)
-        judged = verdict_on(case, module, plain=plain)
-        if judged.verdict in FAILING and w.codes is not None:  # or W was not rounded to the dtype it is computed in
-            case = Case(w.codes.whole(), m.data, "F32", m.dtype, delta, self._workers)
-            unrounded = verdict_on(case, module, plain=plain)
-            judged = judged if unrounded.verdict in FAILING else unrounded
-        if judged.verdict in FAILING and self._unknown_base is not None:
-            judged = judged._replace(verdict="not_compared", reason=module.note or self._unknown_base.text)
-        if m.shared:
-            note = f"{in_merged} shares the embedding's matrix"
-        told = CodesVerdict(judged, None, None)
-        codes = m.codes or w.codes
-        if codes is not None:
-            every = slice(None)
-            update = delta.rows(every)
-            told = of_codes(
-                w.data[every],
-                m.data[every],
-                update,
-                judged,
-                base=w.codes,
-                merged=m.codes,
-            )
-        row = self._row(module.name, told.judged, w, m, note)
-        form = None if codes is None else codes.form
-        return replace(row, codes=form, lost=_real(told.lost), expected_lost=_real(told.expected))
-
-    def _before(self, module: Module, name: str, files: ExitStack) -> Held:
-        """Return W: the base's weight, or its copy in the adapter's file, as for a resized vocabulary."""
-        key = self._copies.get(module.name)
-        place = find_place(self._base, name, module.expert)
-        if place is not None and key is not None:
-            self.used.update(found.name for found in place.tensors)
-        if key is not None:
-            data = self._source.read(key)
-            return Held(f"{key} (in the adapter)", self._source.tensors[key].dtype, data.reshape(len(data), -1))
-        return self._stored(self._base, name, module.expert, files)
-
-    def _stored(self, weights: BaseWeights, name: str, expert: int | None, files: ExitStack) -> Held:
-        """The weight of a parameter, decoded if it is in codes; the tensors that hold it are accounted for."""
-        names, whose = (self.touched, "the merged model") if weights is self._merged else (self.used, "the base")
-        found = coded(weights, name, expert)
-        if found is not None:
-            names.update(found.names)
-            label = found.name if expert is None else f"{found.name}[{expert}]"
-            return Held(label, found.dtype, found.whole().astype(DTYPES[found.dtype]), found)
-        place = self._place(weights, name, expert, whose)
-        names.update(one.name for one in place.tensors)
-        return Held(place.name, place.dtype, stored(place.tensors, place.expert, files), shared=place.shared)
-
-    def _place(self, weights: BaseWeights, name: str, expert: int | None, whose: str) -> WeightPlace:
-        place = find_place(weights, name, expert)
-        if place is None:
-            try:
-                refuse_unread(weights, name)
-            except UnreadCodesError as error:
-                raise AdapterError(f"{whose}: {name} is {error}") from error
-            raise AdapterError(f"{whose} {reason_missing(weights, name)}")
-        if (why := refusal(weights, place)) is not None:
-            raise AdapterError(f"{whose}: {place.name}: {why}")
-        return place
-
-    def _plain(self, module: Module, shape: tuple[int, ...]) -> PlainDelta | None:
-        """Return s B A of a module whose true update is a function of W; None if the file holds no factors of it."""
-        if any(module is one for one in self._adapter.base_dependent):
-            return None
-        b, a = module.load()
-        transposed = (len(b), a.shape[1]) != shape
-        return PlainDelta(a.T, b.T, module.scale) if transposed else PlainDelta(b, a, module.scale)
-
-    def _bias(self, module: Module) -> VerifiedModule:
-        base, merged = (f"{name.rpartition('.')[0]}.bias" for name in names_of(module, self._adapter))
-        w, m = self._vector(self._base, base, "the base"), self._vector(self._merged, merged, "the merged model")
-        self.used.add(w.name)
-        self.touched.add(m.name)
-        update = module.scale * self._source.read(module.keys["lora_B.bias"]).astype(np.float32)
-        if update.size != w.data.size or update.size != m.data.size:
-            raise AdapterError(f"biases of {update.size}, {w.data.size} and {m.data.size} entries")
-        case = Case(w.data, m.data, w.dtype, m.dtype, WholeDelta(update.reshape(1, -1), 1, is_known=True))
-        return self._row(f"{module.name}.bias", verdict_on(case, module), w, m, None)
-
-    def _vector(self, weights: BaseWeights, name: str, whose: str) -> Held:
-        found = weights.find(name)
-        if found is None:
-            raise AdapterError(f"{whose} has no {name}")
-        if found.info.dtype not in FLOATS:
-            raise AdapterError(f"{whose}: {found.name} is stored as {found.info.dtype}")
-        return Held(found.name, found.info.dtype, found.file.read(found.name).reshape(1, -1))
-
-    def _row(self, name: str, judged: Judgement, w: Held, m: Held, note: str | None) -> VerifiedModule:
-        sums, resolved = judged.sums, judged.verdict != "not_compared"
-        if resolved and math.isfinite(sums.ed) and math.isfinite(sums.dd):
-            self.ed, self.dd = self.ed + sums.ed, self.dd + sums.dd
-        if judged.verdict == "exact" and judged.summed_in is not None:
-            self.summed_in[judged.summed_in] += 1
-        self.dtypes[f"{w.stored} -> {m.stored}"] += 1
-        return VerifiedModule(
-            name=name,
-            verdict=judged.verdict,
-            reason="; ".join(text for text in (judged.reason, note) if text) or None,
-            base_tensor=w.name,
-            merged_tensor=m.name,
-            base_dtype=w.stored,
-            merged_dtype=m.stored,
-            summed_in=judged.summed_in,
-            factor=judged.factor,
-            precision=judged.precision,
-            without_base_change=judged.without_base_change,
-            coefficient=_real(sums.coefficient),
-            expected_coefficient=_real(sums.expected),
-            residual=_real(sums.residual),
-            changed=sums.changed / sums.entries if sums.entries else None,
-        )
-
-    def copy(self, copy: Copy) -> VerifiedModule:
-        """Return the row of a tensor that the adapter holds whole or in part (some of its rows)."""
-        try:
-            return self._copy(copy)
-        except AdapterError as error:
-            return VerifiedModule(name=copy.name, kind=copy.kind, verdict="not_compared", reason=str(error))
-
-    def _copy(self, copy: Copy) -> VerifiedModule:
-        place = find_place(self._merged, copy.name)
-        if place is None:
-            raise AdapterError(f"the merged model has no {copy.name}")
-        found, base = place.tensors[0], find_place(self._base, copy.name)
-        self.touched.add(found.name)
-        if base is not None:
-            self.used.add(base.tensors[0].name)
-        own = self._source.tensors[copy.key].dtype
-        if not {own, found.info.dtype} <= FLOATS:
-            raise AdapterError(f"stored as {found.info.dtype}, in the adapter as {own}")
-        held, m = self._source.read(copy.key), found.file.read(found.name)
-        w = base.tensors[0].file.read(base.tensors[0].name) if base and base.dtype in FLOATS else None
-        if copy.kind == "rows":
-            m, w = token_rows(m, copy.rows, len(held)), None if w is None else token_rows(w, copy.rows, len(held))
-        held, m, note = same_length(held, m, copy.name)
-        w = w if w is not None and w.shape == m.shape else None
-        result = compare_copy(held, w, m, (own, "" if base is None else base.dtype, found.info.dtype))
-        self.dtypes[f"{own} -> {found.info.dtype}"] += 1
-        return VerifiedModule(
-            name=copy.name,
-            kind=copy.kind,
-            verdict=result.verdict,
-            reason="; ".join(text for text in (result.reason, note) if text) or None,
-            base_tensor=None if base is None else base.name,
-            merged_tensor=found.name,
-            base_dtype=None if base is None else base.dtype,
-            merged_dtype=found.info.dtype,
-        )
-
-    def skipped(self) -> list[VerifiedModule]:
-        """Return rows for the adapter's tensors that are not understood, as `not_compared`."""
-        waiting = {module.name for module in self._adapter.base_dependent}
-        return [
-            VerifiedModule(name=item.name, verdict="not_compared", reason=item.reason)
-            for item in self._adapter.skipped
-            if item.name not in waiting and item.cause is not LeftoverReason.TRAINING_ONLY
-        ]
+def _copy(of: Sources, copy: Copy) -> Row:
+    """Judge a tensor that the adapter holds whole or in part (some of its rows)."""
+    found, base = of.merged.tensor(copy.name), of.base.find(copy.name)
+    if base is not None:
+        of.base.used.add(base.name)
+    own, dtype = of.tensors.tensors[copy.key].dtype, found.info.dtype
+    if not {own, dtype} <= FLOATS:
+        raise AdapterError(f"stored as {dtype}, in the adapter as {own}")
+    held, m, w = of.tensors.read(copy.key), found.file.read(found.name), None
+    if base is not None and base.info.dtype in FLOATS:
+        w = base.file.read(base.name)
+    if copy.kind == "rows":
+        m, w = token_rows(m, copy.rows, len(held)), None if w is None else token_rows(w, copy.rows, len(held))
+    held, m, note = same_length(held, m, copy.name)
+    w = w if w is not None and w.shape == m.shape else None
+    judged = copied(held, w, m, (own, "" if base is None else base.info.dtype, dtype))
+    before = None if base is None else Held(base.name, base.info.dtype, m if w is None else w)
+    return _row(copy.name, judged, before, Held(found.name, dtype, m), note, kind=copy.kind)
 
 
-def _real(value: float | None) -> float | NonFinite | None:
-    return None if value is None else real(value)
-
-
-class Held(NamedTuple):
-    """A tensor as a matrix, with its name and dtype."""
-
-    name: str
-    dtype: str
-    data: Matrix
-    codes: Coded | None = None
-    """What holds it, if it is stored in codes."""
-    shared: bool = False
-    """Whether it is the embedding's, asked for as the output layer's."""
-
-    @property
-    def stored(self) -> str:
-        """The dtype, or the form of the codes."""
-        return self.dtype if self.codes is None else self.codes.form
-
-
-def fitted(module: Module, w: Held, m: Held) -> tuple[Held, Held, Delta, str | None]:
-    """Return W, M and dW with one shape, and a note; rows of an extended vocabulary that one of them lacks are cut off.
+def token_rows(x: Array, rows: Sequence[int] | None, n: int) -> Array:
+    """Return the rows of x with the given numbers.
 
     Raises:
-        AdapterError: their shapes do not fit.
+        AdapterError: there are not exactly `n` numbers, or x has too few rows.
     """
-    if w.data.shape == m.data.shape and w.data.shape in {module.shape, module.shape[::-1], (0, 0)}:
-        return w, m, delta_of(module, w.data), None
-    if module.dense is None and is_embedding(module.name) and w.data.shape[1] == m.data.shape[1] == module.shape[1]:
-        counts = (len(w.data), len(m.data), module.shape[0])
-        n = min(counts)
-        b, a = module.load()
-        note = f"rows of base, merged model and adapter: {', '.join(map(str, counts))}: the first {n} are compared"
-        w, m = (held._replace(data=head(held.data, n)) for held in (w, m))
-        return w, m, PlainDelta(b[:n], a, module.scale), note
-    if w.data.shape != m.data.shape:
-        raise AdapterError(f"{m.name} is of shape {list(m.data.shape)}, in the base {list(w.data.shape)}")
-    return w, m, delta_of(module, w.data), None
+    if rows is None or len(rows) != n or (rows and max(rows) >= len(x)):
+        raise AdapterError(f"{n} token rows do not fit trainable_token_indices and a tensor of {len(x)} rows")
+    return x[list(rows)]
+
+
+def same_length(held: Array, m: Array, name: str) -> tuple[Array, Array, str | None]:
+    """Return both arrays cut to the same number of rows, and a note, if the vocabulary was padded or extended.
+
+    Raises:
+        AdapterError: the shapes differ in another way.
+    """
+    if held.shape == m.shape:
+        return held, m, None
+    n = min(len(held), len(m)) if held.ndim and m.ndim else 0
+    if held.shape[1:] != m.shape[1:] or not is_embedding(name.rpartition(".")[0]) or n == 0:
+        raise AdapterError(f"of shape {list(m.shape)}, in the adapter {list(held.shape)}")
+    return held[:n], m[:n], f"{max(len(held), len(m)) - n} rows are in one of them only"

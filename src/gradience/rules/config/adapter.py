@@ -27,7 +27,6 @@ from gradience.rules.config.facts import (
     stops,
 )
 from gradience.rules.config.families import asked
-from gradience.schema import as_float
 from gradience.schema.document import Coverage
 
 Part = Literal["attn", "mlp", "either", "unknown"]
@@ -39,11 +38,7 @@ _METAMATH = "PEFT method_comparison/MetaMathQA (Llama-3.2-3B, one seed, GSM8K n 
 SMALL_ALPHA_LR = Threshold("small_alpha_lr", 1e-4, "peak learning rate", "proposal: the low end of shipped recipes")
 RANK_MODERATE = Threshold("rank_moderate", 32, "rank", "proposal: from where alpha / r gets small by itself (rsLoRA)")
 SMALL_ALPHA_RATIO = Threshold("small_alpha_ratio", 0.25, "alpha / r", "QLoRA ships r = 64, alpha = 16: the lowest seen")
-RSLORA_SCALING = Threshold(
-    "rslora_scaling", 8.0, "alpha / sqrt(r)", "PEFT MetaMathQA: r = 64, alpha = 64, scaling 8 was still its best run"
-)
 DATA_LARGE = Threshold("data_large", 50_000, "training examples", "proposal: where an adapter may run out of capacity")
-DROPOUT_HIGH = Threshold("dropout_high", 0.5, "probability", "a judgement: five times the highest in shipped recipes")
 METAMATH_RSLORA = cite(_METAMATH, "r = 64 with rsLoRA, scaling 8: 51.3 %; r = 64, alpha = 128, scaling 2: 47.4 %")
 RSLORA = cite("rsLoRA, arXiv 2312.03732 (abstract)", "alpha / r makes high ranks learn slowly")
 
@@ -192,34 +187,6 @@ def _unsaved_head(facts: Facts) -> Iterator[Observation]:
 
 
 @LoraRule(
-    "ALP001",
-    severity="info",
-    confidence=0.45,
-    needs=(LORA, AN_ADAPTER, NOT_FOREGONE),
-    predicts=True,
-    signs=("large_scaling",),
-    settings=("alpha", "use_rslora"),
-    thresholds=(RSLORA_SCALING,),
-    evidence=(METAMATH_RSLORA, RSLORA),
-)
-def _large_scaling(facts: Facts) -> Iterator[Observation]:
-    """large rsLoRA scaling
-
-    rsLoRA with alpha / sqrt(r) > {rslora_scaling}
-
-    Why: With rsLoRA the same alpha acts sqrt(r) times stronger; alpha = 2 r is rarely meant.
-    Scope: rsLoRA; the scaling is above any seen to work, but not known to fail
-    Action: check alpha, and watch the first steps
-    Verify: compare grad_norm and loss in the first 100 steps with those at alpha = 16
-    """
-    if facts.config.lora.use_rslora and facts.scaling > RSLORA_SCALING.value:
-        yield Observation(
-            f"rsLoRA with alpha {facts.alpha:g}, r {facts.r}: scaling {facts.scaling:.3g}",
-            {"scaling": facts.scaling, "alpha": facts.alpha, "r": facts.r},
-        )
-
-
-@LoraRule(
     "ALP002",
     severity="info",
     confidence=0.5,
@@ -247,67 +214,6 @@ def _small_alpha(facts: Facts) -> Iterator[Observation]:
         yield Observation(
             f"alpha {alpha:g} at r {r} and lr {lr:g}: alpha x lr = {alpha * lr:.1e} is a small step",
             {"alpha": alpha, "r": r, "lr": lr, "alpha_lr": alpha * lr},
-        )
-
-
-@LoraRule(
-    "DRP001",
-    severity="warning",
-    confidence=0.7,
-    settings=("dropout",),
-    thresholds=(DROPOUT_HIGH,),
-)
-def _high_dropout(facts: Facts) -> Iterator[Observation]:
-    """high dropout
-
-    lora_dropout > {dropout_high}
-
-    Why: Little of the signal reaches the adapter in a step, and its gradients are noisy.
-    Scope: LoRA
-    Action: use 0 to 0.1
-    Verify: compare train loss after 100 steps with that at 0.05
-    Source: QLoRA, arXiv 2305.14314 -- 0.1 for 7B and 13B, 0.05 for 33B and 65B; PEFT's default is 0
-    Source: PEFT 0.21.2, tuners/lora/layer.py -- dropout on what goes into A, and the rest scaled by 1 / (1 - p)
-    """
-    dropout = as_float(given(facts.config.lora.dropout, "lora_dropout"))
-    if DROPOUT_HIGH.value < dropout < 1:
-        yield Observation(
-            f"lora_dropout {dropout:g}: the adapter sees {1 - dropout:.0%} of its inputs in a step",
-            {"dropout": dropout},
-        )
-
-
-@LoraRule(
-    "WID001",
-    severity="warning",
-    confidence=0.95,
-    settings=("r",),
-)
-def _beyond_width(facts: Facts) -> Iterator[Observation]:
-    """rank above the width
-
-    r is more than a module has inputs or outputs, or than the model is wide; info if only some modules are narrower
-
-    Why: The ranks beyond the width add parameters and nothing that a smaller adapter could not hold.
-    Scope: LoRA; widths from the base's files or config.json, else by the model's name
-    Action: lower r
-    Verify: print(model): lora_A and lora_B beside base_layer
-    Source: definition -- the rank of B A is at most the smaller side of the matrix that it changes
-    """
-    r, coverage = facts.r, facts.around.coverage
-    if coverage is not None:
-        narrow = sum(coverage.narrow.values())
-        if narrow:
-            yield Observation(
-                f"r {r} is above the smaller side of {narrow} of {coverage.modules} modules "
-                f"({few(list(coverage.narrow))})",
-                {"r": r, "narrow": coverage.narrow},
-                severity=None if narrow == coverage.modules else "info",
-            )
-        return
-    if r > given(facts.width, "the model's width (--base tells it)"):
-        yield Observation(
-            f"r {r} is more than the model's width, {facts.width}", {"r": r, "width": facts.width}, confidence=0.8
         )
 
 
@@ -465,10 +371,7 @@ RULES = (
     _attention_only,
     _default_targets,
     _unsaved_head,
-    _large_scaling,
     _small_alpha,
-    _high_dropout,
-    _beyond_width,
     _fp16_weights,
     _trained_bias,
     _reach,

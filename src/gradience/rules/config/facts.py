@@ -84,13 +84,8 @@ class Facts:
         return family_of(self.config.model_name, self.model_type)
 
     @property
-    def width(self) -> int | None:
-        """The width of the model's residual stream, by its config.json, else by its name; None if neither tells it."""
-        return self.around.model.width if self.around.model else self._size_by_name[0]
-
-    @property
     def layers(self) -> int | None:
-        """The number of the model's layers, likewise."""
+        """The number of the model's layers, by its config.json, else by its name; None if neither tells it."""
         return self.around.model.layers if self.around.model else self._size_by_name[1]
 
     @property
@@ -204,18 +199,6 @@ class Facts:
         if self.around.coverage is None:
             raise Unknown(self.around.no_coverage)
         return self.around.coverage
-
-    @property
-    def tokens(self) -> int:
-        """Tokens of the data set as counted; else an upper bound, with full sequences and every step's data new."""
-        counted = self.config.training.extras.get("train_tokens")
-        if isinstance(counted, int) and counted > 0:
-            return counted
-        length = _at_least_one(given(self.config.training.max_length, "max_length"), "max_length")
-        examples = self.config.training.extras.get("train_examples")
-        if isinstance(examples, int) and examples > 0:
-            return examples * length
-        return self.steps * self.effective_batch * length
 
     @property
     def logged_every(self) -> float:

@@ -1,4 +1,4 @@
-"""Rules on the learning rate (LR001 to LR005, LR007).
+"""Rules on the learning rate (LR001, LR003 to LR005, LR008).
 
 The published bands hold for the Adam family and one objective each, so the rules abstain elsewhere. If scaling, rank
 and rate are all known, their product decides before the rate alone. It says how far early Adam steps move the update,
@@ -10,10 +10,9 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 
-from gradience.adapters.traits import start_of
 from gradience.errors import few
 from gradience.rules import LWR, RECIPES, SWEEP, SWEEP_HIGH, TRL_RL, Observation, Threshold, Unknown, cite
-from gradience.rules.config.facts import AN_ADAPTER, LORA, NOT_FOREGONE, SUPERVISED, Facts, LoraRule, given
+from gradience.rules.config.facts import AN_ADAPTER, LORA, NOT_FOREGONE, SUPERVISED, Facts, LoraRule
 
 TINKER_RL = cite("tinker-cookbook, skills/research/references/hyperparams.md", "DPO 1e-5, GRPO 4e-5")
 LOW_LR = Threshold(
@@ -32,7 +31,6 @@ LOW_PREFERENCE_LR = Threshold(
     "low_preference_lr", 2e-6, "peak learning rate", "half the lowest published for LoRA (5e-6), twice TRL's default"
 )
 SPIKE_LR = Threshold("spike_lr", 2e-4, "peak learning rate", "Biderman et al. 2024, r = 256, alpha = 512")
-VARIANT_LR = Threshold("variant_lr", 1e-4, "peak learning rate", "proposal; arXiv 2602.04998 gives the direction only")
 USUAL_STEP = Threshold(
     "usual_step", 3.2e-3, "scaling x r x lr", "16 x 2e-4: QLoRA's and Unsloth's recipe, the smallest widely shipped"
 )
@@ -49,9 +47,8 @@ _DEFAULTS = {  # by the format of the file, or the family of TRL's configs that 
     "mlx-lm": (1e-5, "MLX-LM"),
 }
 _HINTED_CONFIDENCE = 0.6  # the objective is a guess from the model, or the evidence is from another objective
+_BELOW_DIVERGENCE = 0.7  # confidence: some models still train well there
 _EMBEDDINGS = ("embed", "lm_head", "wte")  # names of whole matrices for which a low rate is usual
-_PISSA_CONFIDENCE = 0.5  # the cited abstract names PiSSA only; for the other starts it is an analogy
-_OTHER_INIT_CONFIDENCE = 0.3
 _PREDICTS = (LORA, AN_ADAPTER, NOT_FOREGONE)
 
 
@@ -119,33 +116,6 @@ def _full_fine_tuning_rate(facts: Facts) -> Iterator[Observation]:
 
 
 @LoraRule(
-    "LR002",
-    severity="warning",
-    confidence=0.7,
-    needs=_PREDICTS,
-    predicts=True,
-    signs=("high_rate",),
-    settings=("lr",),
-    thresholds=(BAND_TOP, DIVERGENT_LR, BEST_STEP),
-    evidence=(SWEEP_HIGH,),
-)
-def _above_band(facts: Facts) -> Iterator[Observation]:
-    """learning rate above the published band
-
-    {band_top} < peak lr < {divergent_lr}, and scaling x r x lr, where known, > {best_step}
-
-    Why: Some models still train well here, others lose several percent or diverge.
-    Scope: not preference or RL; Adam family; peak learning rate; evidence from one chat data set
-    Action: watch the first 100 steps for divergence, or start at 3e-4
-    Verify: the smoothed loss stays below its first rows, and grad_norm does not grow
-    """
-    _not_preference(facts)
-    lr = facts.adam_lr
-    if BAND_TOP.value < lr < DIVERGENT_LR.value and _step(facts, default=math.inf) > BEST_STEP.value:
-        yield Observation(f"lr {lr:g} is above the published band for LoRA", {"lr": lr, **_step_value(facts)})
-
-
-@LoraRule(
     "LR003",
     severity="warning",
     confidence=0.85,
@@ -153,23 +123,32 @@ def _above_band(facts: Facts) -> Iterator[Observation]:
     predicts=True,
     signs=("high_rate",),
     settings=("lr",),
-    thresholds=(DIVERGENT_LR, BEST_STEP),
-    evidence=(SWEEP_HIGH, cite("tloen/alpaca-lora#391", "lr 0.003 with r = 128, alpha = 256: the loss went to 0")),
+    thresholds=(BAND_TOP, DIVERGENT_LR, BEST_STEP),
+    evidence=(SWEEP_HIGH,),
 )
-def _divergent(facts: Facts) -> Iterator[Observation]:
-    """learning rate at which most runs diverge
+def _high_rate(facts: Facts) -> Iterator[Observation]:
+    """learning rate above the published band
 
-    peak lr >= {divergent_lr}, and scaling x r x lr, where known, > {best_step}
+    peak lr > {band_top}, and scaling x r x lr, where known, > {best_step}; surer from {divergent_lr} on
 
-    Why: A diverged run costs as much as a good one.
+    Why: Some models still train well above the band, others lose several percent; at 3e-3 most diverge.
     Scope: not preference or RL; Adam family; peak learning rate; evidence from one chat data set with alpha 32
     Action: lower lr to 1e-3 at most; 2e-4 is the usual start
     Verify: 100 steps at this rate: the loss falls below its start and stays there
+    Source: tloen/alpaca-lora#391 -- lr 0.003 with r = 128, alpha = 256: the loss went to 0
     """
-    _not_preference(facts)
+    if facts.objective.kind in {"preference", "rl"}:
+        raise Unknown(f"the objective is {facts.objective.kind}: LR004 covers it")
     lr = facts.adam_lr
-    if lr >= DIVERGENT_LR.value and _step(facts, default=math.inf) > BEST_STEP.value:
-        yield Observation(f"at lr {lr:g} most LoRA runs of a 35-model sweep diverged", {"lr": lr, **_step_value(facts)})
+    if lr <= BAND_TOP.value or _step(facts, default=math.inf) <= BEST_STEP.value:
+        return
+    diverges = lr >= DIVERGENT_LR.value
+    what = f"at lr {lr:g} most LoRA runs of a 35-model sweep diverged"
+    yield Observation(
+        what if diverges else f"lr {lr:g} is above the published band for LoRA",
+        {"lr": lr, **_step_value(facts)},
+        confidence=None if diverges else _BELOW_DIVERGENCE,
+    )
 
 
 @LoraRule(
@@ -279,45 +258,6 @@ def _spiking_corner(facts: Facts) -> Iterator[Observation]:
         )
 
 
-@LoraRule(
-    "LR007",
-    severity="info",
-    confidence=0.5,
-    needs=_PREDICTS,
-    predicts=True,
-    signs=("high_rate",),
-    settings=("lr", "init"),
-    thresholds=(VARIANT_LR,),
-)
-def _variant_rate(facts: Facts) -> Iterator[Observation]:
-    """learning rate for a principal-component start
-
-    init_lora_weights is PiSSA, OLoRA or CorDA, and peak lr >= {variant_lr}
-
-    Why: Such an adapter starts with large factors: the same rate moves the model further.
-    Scope: PiSSA; OLoRA and CorDA by analogy only
-    Action: include rates below 1e-4 in the sweep
-    Verify: compare held-out loss at lr and at lr / 3
-    Source: Learning Rate Matters: Vanilla LoRA May Suffice, arXiv 2602.04998 (abstract) -- each variant has its own
-        range of rates, PiSSA's lower; tuned, nine variants are within 1 to 2 %
-    """
-    init = given(facts.config.lora.init, "init_lora_weights")
-    start = start_of(init)
-    if not start.principal:
-        return
-    if facts.adam_lr >= VARIANT_LR.value:
-        yield Observation(
-            f"lr {facts.lr:g} with init {init}: variants that start from the principal components of W want less",
-            {"lr": facts.lr, "init": init},
-            confidence=_PISSA_CONFIDENCE if start.name == "pissa" else _OTHER_INIT_CONFIDENCE,
-        )
-
-
-def _not_preference(facts: Facts) -> None:
-    if facts.objective.kind in {"preference", "rl"}:
-        raise Unknown(f"the objective is {facts.objective.kind}: LR004 covers it")
-
-
 def _step(facts: Facts, *, default: float) -> float:
     try:
         return facts.early_step
@@ -334,10 +274,8 @@ def _step_value(facts: Facts) -> dict[str, float]:
 
 RULES = (
     _full_fine_tuning_rate,
-    _above_band,
-    _divergent,
+    _high_rate,
     _preference_rate,
     _low_preference_rate,
     _spiking_corner,
-    _variant_rate,
 )

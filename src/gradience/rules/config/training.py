@@ -1,7 +1,6 @@
 """Rules on a run: its data, batch, length and warm-up, and the record it leaves for judging it.
 
-A Trainer setting in steps below 1 is a ratio of all steps; `Facts` turns both forms into steps. RNK001 sets the data
-against the size of the adapter, which `--base` gives.
+A Trainer setting in steps below 1 is a ratio of all steps; `Facts` turns both forms into steps.
 """
 
 from __future__ import annotations
@@ -13,29 +12,19 @@ from collections.abc import Iterator
 from gradience.rules import (
     EVAL_DEFAULT,
     INSTRUCT_GPT,
-    LWR,
     NO_TRAIN_LOSS,
     SAVE_FLOW,
     TINKER_STEPS,
     Observation,
     Threshold,
     Unknown,
-    cite,
 )
-from gradience.rules.config.facts import OPEN_OR_WEIGHED, TO_COME, ConfigRule, Facts, LoraRule, given
+from gradience.rules.config.facts import OPEN_OR_WEIGHED, TO_COME, ConfigRule, Facts, given
 from gradience.schema import as_float
 
 ONE_EPOCH = Threshold("one_epoch", 1, "epochs", "definition: in one pass no example is seen twice")
 LONG_RUN = Threshold("long_run", 500, "optimizer steps", "a judgement: a shorter run is started again")
 ROWS_WANTED = 50  # rows of a training log: enough for a curve
-BITS_PER_PARAMETER = Threshold(
-    "bits_per_parameter", 2.0, "bits per adapter parameter", "LoRA Without Regret, as quoted; not re-measured"
-)
-BITS_PER_TOKEN = Threshold("bits_per_token", 1.0, "bits per token", "LoRA Without Regret, as quoted; not re-measured")
-CAPACITY_EXCESS = Threshold(
-    "capacity_excess", 3.0, "bits of data over bits of adapter", "proposal: slack for padding and repeated data"
-)
-BATCH_LARGE = Threshold("batch_large", 256, "sequences per optimizer step", "proposal: twice tinker-cookbook's 128")
 SHORT_RUN = Threshold("short_run", 100, "optimizer steps", "tinker-cookbook hyperparams: at least 100 steps")
 EPOCHS_MANY = Threshold("epochs_many", 3, "epochs", "Unsloth's guide: 1 to 3 epochs")
 EPOCHS_BLIND = Threshold(
@@ -223,81 +212,6 @@ def _best_is_deleted(facts: Facts) -> Iterator[Observation]:
         )
 
 
-@LoraRule(
-    "RNK001",
-    severity="info",
-    confidence=0.35,
-    groups=("base",),
-    settings=("r",),
-    thresholds=(BITS_PER_PARAMETER, BITS_PER_TOKEN, CAPACITY_EXCESS),
-    evidence=(
-        cite(
-            LWR,
-            "an adapter holds about 2 bits a parameter and a data set about 1 bit a token; past that LoRA falls behind",
-        ),
-    ),
-)
-def _capacity(facts: Facts) -> Iterator[Observation]:
-    """more data than the adapter may hold
-
-    tokens x {bits_per_token} bit > {capacity_excess} x trainable parameters x {bits_per_parameter} bit
-
-    Why: Past its capacity LoRA learns more slowly per example than full fine-tuning.
-    Scope: supervised training; tokens are an upper bound: full sequences, every step counted as new data
-    Action: raise r, or target more modules, before raising lr
-    Verify: the same run at twice the rank: compare held-out loss after equal steps
-    """
-    if facts.objective.kind != "sft":
-        raise Unknown(f"objective {facts.objective.kind}: the estimate is for supervised training")
-    parameters, tokens = given(facts.coverage.lora_params, "the adapter's size (r, or a packed base)"), facts.tokens
-    capacity, content = parameters * BITS_PER_PARAMETER.value, tokens * BITS_PER_TOKEN.value
-    if content > CAPACITY_EXCESS.value * capacity:
-        yield Observation(
-            f"up to {tokens:.2g} tokens against {parameters:.2g} adapter parameters: the adapter may be too small",
-            {"tokens_at_most": tokens, "lora_params": parameters, "ratio": content / capacity},
-        )
-
-
-@LoraRule(
-    "BAT001",
-    severity="info",
-    confidence=0.4,
-    predicts=True,
-    settings=("batch_size", "gradient_accumulation"),
-    thresholds=(BATCH_LARGE,),
-    evidence=(
-        cite(LWR, "large batches hurt LoRA more than full fine-tuning; rank does not fix it"),
-        cite("TRL docs, lora_without_regret.md", "effective batch under 32; tinker-cookbook starts at 128"),
-    ),
-)
-def _large_batch(facts: Facts) -> Iterator[Observation]:
-    """large batch
-
-    more than {batch_large} sequences per optimizer step
-
-    Why: LoRA loses more from large batches than full fine-tuning does, and rank does not help.
-    Scope: supervised LoRA; sources disagree on the batch size from which this holds
-    Action: compare with a batch of 32 to 128 at the same number of examples
-    Verify: held-out loss after the same number of examples
-    """
-    if "samples_per_step" in facts.config.training.extras:
-        if facts.effective_batch > BATCH_LARGE.value:
-            yield _large(facts.effective_batch)
-        return
-    per_process = facts.batch_per_process
-    if per_process > BATCH_LARGE.value:  # then it holds for any number of processes
-        yield Observation(f"{per_process} sequences per step and process", {"batch_per_process": per_process})
-        return
-    if facts.config.training.world_size is None:
-        raise Unknown(f"the number of processes is not given; with one, the batch is {per_process}")
-    if facts.effective_batch > BATCH_LARGE.value:
-        yield _large(facts.effective_batch)
-
-
-def _large(batch: int) -> Observation:
-    return Observation(f"{batch} sequences per optimizer step", {"effective_batch": batch})
-
-
 @ConfigRule(
     "STP001",
     severity="info",
@@ -465,13 +379,11 @@ def _major_minor(version: str) -> tuple[int, int]:
 
 
 RULES = (
-    _capacity,
     _no_train_loss,
     _no_evaluation,
     _no_checkpoint,
     _best_is_deleted,
     _output_in_use,
-    _large_batch,
     _short_run,
     _many_epochs,
     _ignored_warmup,

@@ -13,8 +13,6 @@ from gradience.schema.reports import DataReport
 CUT_MANY = Threshold("cut_many", 0.05, "share of rows", "proposal: the limit that keeps 95 % is the usual choice")
 LEFT_OUT = Threshold("left_out", 0.5, "share of rows", "proposal: half of the data set is not trained on")
 LOST_MANY = Threshold("lost_many", 0.05, "share of rows", "proposal: 1 of 20 answers is not learnt at all")
-OUTLIER = Threshold("outlier", 20.0, "longest over median length", "proposal: real sets of chats stay under it")
-OUTLIER_LENGTH = Threshold("outlier_length", 512, "tokens", "proposal: shorter ones cost little")
 PADDING = Threshold("padding", 0.5, "share of a batch's tokens", "proposal: half of the compute goes into padding")
 DOUBLE = Threshold("double", 0.01, "share of rows", "proposal: a text may begin so by chance")
 TRL_CUT = cite(
@@ -150,32 +148,6 @@ def _split(data: DataReport) -> Iterator[Observation]:
 
 
 @DataRule(
-    "DAT319",
-    severity="info",
-    confidence=0.6,
-    thresholds=(OUTLIER, OUTLIER_LENGTH),
-)
-def _outlier(data: DataReport) -> Iterator[Observation]:
-    """outliers in length
-
-    the longest sequence is over {outlier} times the median and over {outlier_length} tokens
-
-    Why: One long row sets the memory of its batch, and is often two rows that a parser joined.
-    Scope: every data set
-    Action: look at the longest rows
-    Verify: their text
-    Source: definition -- the longest over the median length
-    """
-    lengths = data.lengths
-    if lengths.p50 and lengths.longest > max(OUTLIER.value * lengths.p50, OUTLIER_LENGTH.value):
-        rows = ", ".join(map(str, dict.fromkeys(lengths.longest_rows)))
-        yield Observation(
-            f"the longest sequence has {lengths.longest:,} tokens, the median {lengths.p50:,} (longest rows: {rows})",
-            {"longest": lengths.longest, "median": lengths.p50, "rows": lengths.longest_rows},
-        )
-
-
-@DataRule(
     "DAT320",
     severity="info",
     confidence=0.8,
@@ -237,4 +209,4 @@ def _double_bos(data: DataReport) -> Iterator[Observation]:
     return seen_in(data, data.seen.double_bos, "begin with two BOS tokens", at_least=DOUBLE)
 
 
-RULES = (_cut, _answers_cut, _double_bos, _split, _outlier, _padding)
+RULES = (_cut, _answers_cut, _double_bos, _split, _padding)

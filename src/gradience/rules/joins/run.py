@@ -100,7 +100,7 @@ JOINS: Final[tuple[Correlation, ...]] = (
         ),
         hints=(
             Needs("log", ("spike", "no_learning", "oversized", "summed_rates")),
-            Needs("config", ("warmup_ignored", "large_scaling")),
+            Needs("config", ("warmup_ignored",)),
             Needs("weights", ("oversized", "outgrown")),
         ),
         messages=(

@@ -1,6 +1,6 @@
 """Preference training: are chosen and rejected answers told apart, and what becomes of their likelihood?
 
-PRF119 and PRF140 judge the margin of the rewards, PRF120 the log-probabilities of both answers, PRF121 the start,
+PRF119 and PRF140 judge the margin of the rewards, PRF120 the log-probabilities of both answers,
 PRF130 saturation. `told` says in the story whether the preferences are learnt.
 """
 
@@ -46,8 +46,6 @@ CHOSEN_MOST = Threshold("chosen_most", 0.5, "of the first log-probability", "a j
 CHOSEN_ERRORS = Threshold("chosen_errors", 3.0, "standard errors of the difference", "trial")
 CHOSEN_ROWS = Threshold("chosen_rows", 5, "rows with rewards/chosen", "the order of fewer cannot reach p = 1 %")
 SWAPPED = Threshold("swapped", 0.3, "share of the pairs", "a judgement: by chance it is one half")
-START_MARGIN = Threshold("start_margin", 0.5, "reward: beta x nats", JUDGEMENT)
-START_STEP = Threshold("start_step", 1, "steps", "a row of more steps is their mean, and a margin may be learnt in it")
 SATURATED_LOSS = Threshold("saturated_loss", 0.02, "nats, median of the last quarter", "-ln sigmoid(4) = 0.018")
 SATURATED_MARGIN = Threshold("saturated_margin", 4.0, "reward: beta x nats, the same rows", REAL_RUNS)
 
@@ -300,40 +298,6 @@ def _reward_falls(facts: RunFacts) -> Observation | None:
     )
 
 
-@_PreferenceRule(
-    "PRF121",
-    severity="info",
-    confidence=0.5,
-    thresholds=(START_MARGIN, START_STEP),
-    evidence=(_DPO_LOSS, TRIAL),
-)
-def _start(facts: RunFacts) -> Observation | None:
-    """starts away from the reference
-
-    the margin of step {start_step} is at least {start_margin} from 0; not for ORPO and CPO
-
-    Why: The reference is then not the model that training started from, as it usually should be.
-    Scope: preference training against a reference, logged from its first steps on
-    Verify: Rewards of both answers before the first step should be 0.
-    """
-    if facts.logged & _REFERENCE_FREE:
-        raise Unknown("the objective has no reference model, so no known starting margin")
-    margins = column(facts, "rewards/margins", 1)
-    if not facts.loss.values:
-        raise Unknown("no training loss was logged")
-    margin, loss = margins.values[0], facts.loss.values[0]
-    if margins.steps[0] > START_STEP.value:
-        raise Unknown(f"the first row is of step {margins.steps[0]}: a margin may have been learnt before")
-    if abs(margin) < START_MARGIN.value:
-        return None
-    return Observation(
-        f"Preference training starts away from its reference: the first margin is {margin:.3g}, the first loss "
-        f"{loss:.4g} (starting at the reference: 0, and ln 2 = {math.log(2.0):.4f} under the sigmoid loss).",
-        {"margin": margin, "loss": loss, "step": margins.steps[0]},
-        evidence=seen(f"rewards/margins {margin:.4g} at step {margins.steps[0]}"),
-    )
-
-
 def saturated(facts: RunFacts) -> Observation | None:
     """The finding if preferences are so far apart that the loss has no gradient left; None if not, or if not logged."""
     margins, losses = facts.signals.get("rewards/margins"), facts.loss.values
@@ -441,4 +405,4 @@ def told(facts: RunFacts) -> Iterator[StoryPart]:
         yield StoryPart(says=f"cannot tell whether it learns the preferences: {level}", values=values)
 
 
-RULES: Final[tuple[LogRule, ...]] = (_swapped, _separation, _ties, _chosen_falls, _start, _saturated)
+RULES: Final[tuple[LogRule, ...]] = (_swapped, _separation, _ties, _chosen_falls, _saturated)
