@@ -815,7 +815,7 @@ def a_reward_model_whose_score_is_frozen(out: Path) -> None:
 
     sizes = {"hidden_size": 24, "intermediate_size": 40, "num_hidden_layers": 2, "num_attention_heads": 2}
     config = LlamaConfig(vocab_size=WORDS, num_key_value_heads=2, num_labels=3, pad_token_id=0, **sizes)
-    model = get_peft_model(LlamaForSequenceClassification(config), lora())
+    model = get_peft_model(LlamaForSequenceClassification(config), lora(task_type=None))
     loop(out, model, adamw(model), data=loader(rows(classes=3)))
 
 

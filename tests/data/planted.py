@@ -237,6 +237,10 @@ def _foreign(some: Rows, _: str) -> Rows:
     ]
 
 
+_REWARD = """
+def is_right(prompts, completions, ground_truth, *, weight=1.0, trainer_state=None, **kwargs):
+    return [weight * (truth in text) for truth, text in zip(ground_truth, completions, strict=True)]
+"""
 _CONCATENATED = QWEN.replace("{{ message.content }}", "{{ '' + message.content }}")
 _ENCODING = QWEN_PLAIN.replace(
     "{% else %}",
@@ -405,6 +409,76 @@ DEFECTS: dict[str, Defect] = {
 }
 
 
+def _packed(size: int, *, positions: bool = False) -> Callable[[Rows, str], Rows]:
+    """All rows one after another, cut into pieces of a size; with positions that run on through the pieces."""
+
+    def of(some: Rows, _: str) -> Rows:
+        columns = {name: [one for row in some for one in row[name]] for name in ("input_ids", "labels")}
+        whole = len(columns["input_ids"]) // size
+        rows_ = [{name: ids[i * size : (i + 1) * size] for name, ids in columns.items()} for i in range(whole)]
+        return [{**row, "position_ids": list(range(size))} for row in rows_] if positions else rows_
+
+    return of
+
+
+def _joined(some: Rows, _: str) -> Rows:
+    """Three rows in each, of any length."""
+    return [{name: [one for row in some[i : i + 3] for one in row[name]] for name in some[0]} for i in range(57)]
+
+
+def _both_arguments(every: int) -> Callable[[Rows, str], Rows]:
+    result = {"role": "tool", "content": "7"}
+    kinds = _called('{"q": "bread"}', result), _called({"q": "bread"}, result)
+    return lambda some, _: [kinds[i % every > 0](one) for i, one in enumerate(some)]
+
+
+def _beside_prompt(**more: Any) -> Callable[[Rows, str], Rows]:
+    return _all(lambda one: {**one, **more})
+
+
+def _share_of(answer: str, share: float) -> Callable[[Rows, str], Rows]:
+    return lambda some, _: [
+        every_answer(one, lambda _: answer) if i < share * len(some) else one for i, one in enumerate(some)
+    ]
+
+
+def _pictured(held: dict[str, Any]) -> Callable[[dict[str, Any]], dict[str, Any]]:
+    def see(turns: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        asked = [{"type": "image", **held}, {"type": "text", "text": turns[-2]["content"]}]
+        return [*turns[:-2], {**turns[-2], "content": asked}, turns[-1]]
+
+    return _turns(see)
+
+
+_REFUSES = "That is not something this assistant talks about, whatever the reason for asking."
+DEFECTS |= {  # of issue 49
+    "packed rows without positions": Defect("DAT355", ("tokenised",), _joined),
+    "arguments as text and as objects": Defect("DAT337", ("messages",), _both_arguments(2)),
+    "no solution for the reward": Defect(
+        "DAT356",
+        ("prompt-only",),
+        _all(lambda one: {"prompt": one["prompt"], "answer": one["solution"]}),
+        {"recipe": "learning_rate: 1.0e-6\nreward_funcs: [accuracy_reward]\n"},
+    ),
+    "images under another name": Defect("DAT357", ("messages",), _beside_prompt(picture="a.png")),
+    "one refusal for a third": Defect("DAT312", ("messages", *PAIRS), _share_of(_REFUSES, 0.34)),
+}
+UNSEEN: dict[str, Defect] = {  # of issue 49, run when the rules were finished
+    "packed to one length": Defect("DAT355", ("tokenised",), _packed(48)),
+    "packed with positions that run on": Defect("DAT355", ("tokenised",), _packed(64, positions=True)),
+    "one row's arguments as text": Defect("DAT337", ("messages",), _both_arguments(COUNT)),
+    "a reward of one's own and another column": Defect(
+        "DAT356",
+        ("prompt-only",),
+        _beside_prompt(target="7"),
+        {"recipe": "learning_rate: 1.0e-6\nreward_funcs: own_rewards.is_right\n"},
+    ),
+    "images in parts of messages alone": Defect("DAT357", ("messages",), _all(_pictured({"image": "a.png"}))),
+    "a third answers alike in German": Defect("DAT312", ("messages", *PAIRS), _share_of("Dazu sage ich nichts.", 0.4)),
+}
+DEFECTS |= UNSEEN
+
+
 def near(some: Rows) -> Rows:
     """Rows whose last word is another."""
     return [every_answer(one, lambda text: text + " indeed") for one in some]
@@ -433,6 +507,7 @@ def checked(folder: Path, form: str, defect: Defect | None) -> CheckReport:
         asked["eval_data"] = write(folder / "eval.jsonl", kinds.get(held_out, list)(some[:5]))
     if recipe is not None:
         (folder / "recipe.yaml").write_text(recipe, encoding="utf-8")
+        (folder / "own_rewards.py").write_text(_REWARD, encoding="utf-8")
         asked["training"] = folder / "recipe.yaml"
     settings = ConfigSnapshot(
         num_labels=3 if form == "classification" and classes else None, training=TrainingSnapshot(batch_size=batch_size)

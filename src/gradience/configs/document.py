@@ -21,6 +21,7 @@ import msgspec
 
 from gradience.configs.files import HasToDict, plain_mapping, read_mapping
 from gradience.configs.recipes import RECIPES, is_axolotl, is_llama_factory, is_mlx, is_torchtune, read_mlx_fields
+from gradience.configs.rewards import columns_needed
 from gradience.configs.settings import (
     LORA,
     OF_ANY_METHOD,
@@ -343,6 +344,8 @@ class DataPlan(NamedTuple):
     """The stage of training, by the program's own name."""
     settings: Mapping[str, Json] = {}
     """The whole recipe, for the program's own preparation of rows."""
+    rewards: Mapping[str, tuple[str, ...]] = {}
+    """The columns that each reward function needs."""
 
 
 def read_data_plan(path: Path) -> DataPlan:
@@ -360,7 +363,11 @@ def read_data_plan(path: Path) -> DataPlan:
     read = next((read for fits, read in _PROGRAMS if fits(mapping)), _trl)
     sorted_by_length = mapping.get("group_by_length") is True or "length" in str(mapping.get("train_sampling_strategy"))
     padded = not sorted_by_length and mapping.get("padding_free") is not True
-    return _below(read(mapping, places)._replace(stated=True, pads=padded), real_path(path.parent))
+    plan = read(mapping, places)._replace(stated=True, pads=padded)
+    if mapping.get("reward_funcs"):
+        rewards = columns_needed(mapping["reward_funcs"], path.parent)
+        plan = plan._replace(task=plan.task or "grpo", rewards=rewards)
+    return _below(plan, real_path(path.parent))
 
 
 def _below(plan: DataPlan, folder: Path) -> DataPlan:

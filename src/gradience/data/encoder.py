@@ -100,8 +100,8 @@ class Encoder:
             imports = [_TOKENIZERS] if is_alone else [_TOKENIZERS, _MODELLING]
             asked = trainer if trainer is not None and trainer.is_installed else None
             imports += [IMPORTS[asked.name]] if asked is not None else []
-            self._has_processor = has_processor(folder)
-            imports += OF_PICTURES if self._has_processor else ()
+            self.has_processor = has_processor(folder)
+            imports += OF_PICTURES if self.has_processor else ()
             self._confined = Confined(_CLASS, folder.as_posix(), own, masks, asked, imports=imports)
             facts = msgspec.convert(self._confined.call("facts"), Facts)
         except (Foreign, msgspec.ValidationError) as error:
@@ -147,7 +147,7 @@ class Encoder:
     @cached_property
     def pictures(self) -> Pictures | str:
         """How the processor beside the tokenizer counts images, or why it cannot be asked."""
-        if not self._has_processor:
+        if not self.has_processor:
             return f"{self.name} has no processor_config.json"
         found = self._asked("the processor", "pictures")
         return found if isinstance(found, str) else Pictures(*found)

@@ -8,7 +8,8 @@ ShareGPT with `chosen`, `rejected` or `kto_tag` as in LLaMA-Factory 0.9, `query`
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+import re
+from collections.abc import Callable, Iterator, Mapping
 from typing import Final
 
 from gradience.data import Columns, Shape, Turn, Unusable
@@ -37,6 +38,10 @@ _MOST_COLUMNS: Final = 12  # columns named in an error
 _ALPACA: Final = "### Instruction:\n{instruction}\n\n### Input:\n{input}\n\n### Response:\n"
 _ALPACA_NO_INPUT: Final = "### Instruction:\n{instruction}\n\n### Response:\n"
 _ASKED: Final = ("instruction", "query", "question")  # columns of a question, if no prompt is stated
+_ASKS: Final = ("question", "problem", "query", "instruction", "messages", "input")  # of sets for RL
+_BY_PROMPT: Final = frozenset({"grpo", "rloo"})  # tasks whose trainer reads a column prompt
+_PARTED: Final = ("seq_lengths", "cu_seq_lens_q", "cu_seqlens", "document_ids", "segment_ids", "sequence_ids")
+_PICTURE: Final = re.compile(r"data:image/|[^\s]+\.(?:png|jpe?g|webp|gif|bmp|tiff?)$", re.IGNORECASE)
 _ANSWERED: Final = ("output", "response", "answer")
 
 _KNOWN: Final = (  # the first format whose columns are all present applies
@@ -70,6 +75,13 @@ def recognise(row: Mapping[str, Json], task: str | None = None) -> Shape:
     Raises:
         ConfigError: the columns are of no known format.
     """
+    if task in _BY_PROMPT:
+        if "prompt" in row:
+            return Shape("prompt-only", "grpo")
+        raise ConfigError(
+            f"columns {few(list(row), _MOST_COLUMNS) or 'none'}: {task} reads what is asked from a column prompt",
+            advice=f"rename {next((name for name in _ASKS if name in row), 'its column')} to prompt",
+        )
     held = {name for name, value in row.items() if value is not None or name not in _OPTIONAL}
     for columns, shape in _KNOWN:
         if held >= set(columns):
@@ -113,10 +125,29 @@ def canonical(row: Mapping[str, Json], shape: Shape, *, chat: bool, trl: bool) -
     if name := next((name for name in ("images", "image") if name in row), None):
         images = row[name]
         passed["images"] = images if isinstance(images, list) else [] if images is None else [images]
+    elif any(map(_is_picture, (*row.values(), *(part for name in found for part in _parts_in(found[name]))))):
+        passed["pictured"] = True
     if row.get("videos") or row.get("audios"):
         passed["media"] = True
     stated = next((row[name] for name in ("language", "lang") if isinstance(row.get(name), str)), None)
     return {**found, **passed, **({} if stated is None else {"language": stated})}
+
+
+def _is_picture(value: Json) -> bool:
+    """Whether a value holds an image: a path, a `data:` URL, bytes as `datasets` stores them, a part of a message."""
+    if isinstance(value, dict):
+        held = [value[name] for name in ("image", "image_url", "url", "path") if value.get(name)]
+        return ("image" in str(value.get("type")) and bool(held)) or value.keys() == {"bytes", "path"}
+    if isinstance(value, list):
+        return bool(value) and not isinstance(value[0], list) and _is_picture(value[0])
+    return isinstance(value, str) and _PICTURE.match(value) is not None
+
+
+def _parts_in(value: Json) -> Iterator[Json]:
+    """The parts of the messages of a column."""
+    for turn in value if isinstance(value, list) else ():
+        content = turn.get("content") if isinstance(turn, dict) else None
+        yield from content if isinstance(content, list) else ()
 
 
 def _messages(row: Mapping[str, Json], _: Shape, __: bool) -> Columns:  # noqa: FBT001  # the readers' one signature
@@ -310,6 +341,11 @@ def _tokenised(row: Mapping[str, Json], _: Shape, __: bool) -> Columns:  # noqa:
             found[name] = _ids(row, name)
             if len(found[name]) != len(found["input_ids"]):
                 raise Unusable(f"{name}: {len(found[name])} values for {len(found['input_ids'])} tokens")
+    positions, mask = row.get("position_ids"), row.get("attention_mask")
+    anew = isinstance(positions, list) and positions.count(0) > 1
+    apart = isinstance(mask, list) and (isinstance(mask[0], list) or mask[-1] not in (0, 1)) if mask else False
+    if anew or apart or any(row.get(name) is not None for name in _PARTED):
+        found["parted"] = True
     return found
 
 

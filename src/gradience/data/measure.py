@@ -355,7 +355,28 @@ class Measure:
             found.append("unknown_ids")
         if self._pad is not None and ids[-_PADDED:] == labels[-_PADDED:] == [self._pad] * _PADDED:
             found.append("padding_supervised")
+        if "parted" not in columns:
+            found += self._parted_by_ends(ids)
         return found
+
+    def _parted_by_ends(self, ids: list[int]) -> list[str]:
+        """The names of what follows end tokens within a row. A padded row of turns is no piece of a packed text."""
+        if not (after := self._after_ends(ids)):
+            return []
+        if not self._controls.issuperset(after - {self._bos}):
+            return ["documents_joined"]
+        return [] if ids[-1] == ids[-2] else ["turns_or_documents"]
+
+    def _after_ends(self, ids: list[int]) -> set[int]:
+        """The tokens that follow an end token within a row, leaving out the ends and the padding at its end."""
+        ends = self._ends | ({self._pad} if self._pad is not None else set())
+        last = next((i for i in range(len(ids) - 1, -1, -1) if ids[i] not in ends), 0)
+        return {self._next(ids, i) for i in range(last) if ids[i] in self._ends}
+
+    def _next(self, ids: list[int], place: int) -> int:
+        """The first control token soon after an end, such as after a line break; else the token after it."""
+        near = ids[place + 1 : place + 2 + _WHITESPACE]
+        return next((one for one in near if one in self._controls), near[0])
 
     def _seen_in_sequence(self, sequence: TokenSequence, row: Tokenised) -> list[str]:
         ids, mask = sequence.ids, sequence.mask

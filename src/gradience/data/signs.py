@@ -12,6 +12,7 @@ from itertools import pairwise
 from typing import Final, NamedTuple
 
 from gradience.data import ANSWERERS, Columns, Turn, answers_of, content_of, every_turn, part_text
+from gradience.schema import Json
 
 CONTROL: Final = re.compile(
     r"<[|\uff5c][A-Za-z0-9_\u2581]{1,40}[|\uff5c]>|</?s>|\[/?INST\]|<</?SYS>>|<(?:start|end)_of_turn>"
@@ -74,6 +75,8 @@ def signs_of(columns: Columns, own: Own) -> list[str]:
     parts = (part for turn in turns for part in _parts(turn))
     if (columns.get("images") or "media" in columns or any(map(_is_media, parts))) and "image_tokens" not in columns:
         found.append("media")
+    if "pictured" in columns:
+        found.append("images_unread")
     if any(_parts(turn) for turn in turns):
         found.append("parts")
     if any("value" in part and "text" not in part and part_text(part) for turn in turns for part in _parts(turn)):
@@ -140,7 +143,9 @@ def _of_calls(turns: list[Turn]) -> Iterator[str]:
         if turn.get("role") in _TOOLS and not _may_be_answered(before):
             found.add("result_uncalled")
         for arguments in _arguments(turn):
-            found.add("arguments_text" if _is_object(arguments) else "arguments_broken")
+            is_text = isinstance(arguments, str)
+            kind = "arguments_broken" if is_text and not _is_object(arguments) else "arguments_text"
+            found.add(kind if is_text else "arguments_object")
         before = turn
     yield from sorted(found)
 
@@ -150,19 +155,19 @@ def _may_be_answered(turn: Turn) -> bool:
     return bool(is_call or turn.get("role") == "tool_call" or _QUOTED_CALL.search(content_of(turn)))
 
 
-def _arguments(turn: Turn) -> Iterator[str]:
-    """Arguments of a turn's calls that are text in place of an object."""
+def _arguments(turn: Turn) -> Iterator[str | dict[str, Json]]:
+    """Arguments of a turn's calls, as text or as an object."""
     calls = turn.get("tool_calls")
     for call in calls if isinstance(calls, list) else ():
         function = call.get("function", call) if isinstance(call, dict) else None
         arguments = function.get("arguments") if isinstance(function, dict) else None
-        if isinstance(arguments, str):
+        if isinstance(arguments, str | dict):
             yield arguments
 
 
-def _is_object(text: str) -> bool:
+def _is_object(text: Json) -> bool:
     try:
-        return isinstance(json.loads(text or "{}"), dict)
+        return isinstance(text, str) and isinstance(json.loads(text or "{}"), dict)
     except (ValueError, RecursionError):
         return False
 

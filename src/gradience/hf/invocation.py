@@ -32,20 +32,19 @@ class Invocations:
         if not torch.is_grad_enabled() or not isinstance(ids, torch.Tensor) or ids.ndim != 2 or self.invoked is None:
             return
         self.rows += len(ids)
-        self.invoked += int(sum(_has(ids, call) for call in self._calls).count_nonzero())
+        has = [_has(ids, call) for call in self._calls]
+        self.invoked += int(torch.stack(has).any(0).count_nonzero())
 
 
 def _invocations(model: torch.nn.Module) -> list[list[int]]:
     """Return the invocation tokens of each adapter; none if one is no aLoRA."""
-    wrappers = [
-        module.peft_config for module in model.modules() if isinstance(getattr(module, "peft_config", None), dict)
-    ]
-    configs = [config for wrapper in wrappers for config in wrapper.values()]
+    held: list[Any] = [getattr(module, "peft_config", None) for module in model.modules()]
+    configs = [config for named in held if isinstance(named, dict) for config in named.values()]
     found = [getattr(config, "alora_invocation_tokens", None) for config in configs]
     return [list(tokens) for tokens in found if tokens] if found and all(found) else []
 
 
-def _has(ids: torch.Tensor, call: list[int]) -> Any:
+def _has(ids: torch.Tensor, call: list[int]) -> torch.Tensor:
     """Return for each row whether the tokens stand in it, one after another."""
     wanted = torch.tensor(call, device=ids.device)
     return (ids.unfold(1, len(call), 1) == wanted).all(2).any(1) if ids.shape[1] >= len(call) else ids[:, 0] < 0

@@ -136,6 +136,10 @@ class RowsSeen(msgspec.Struct, kw_only=True, frozen=True):
     call_unanswered: Annotated[Rows, about("A call of a tool is not followed by its result.")] = Rows()
     result_uncalled: Annotated[Rows, about("A result of a tool does not follow a call.")] = Rows()
     arguments_text: Annotated[Rows, about("Arguments of a call are JSON as text.")] = Rows()
+    arguments_object: Annotated[Rows, about("Arguments of a call are an object.")] = Rows()
+    images_unread: Annotated[Rows, about("The row holds images, and no column `image` or `images`.")] = Rows()
+    documents_joined: Annotated[Rows, about("Tokens go on after an end token, and no positions begin anew.")] = Rows()
+    turns_or_documents: Annotated[Rows, about("They go on with a control token: another turn, or a document.")] = Rows()
     arguments_broken: Annotated[Rows, about("Arguments of a call are text that is no JSON object.")] = Rows()
     media: Annotated[Rows, about("The row holds images, videos or sounds, whose tokens are not counted.")] = Rows()
     parts: Annotated[Rows, about("A message is a list of parts.")] = Rows()
@@ -340,6 +344,11 @@ class DataReport(msgspec.Struct, kw_only=True, frozen=True):
     ] = []
     examples: Annotated[list[Example], about("Rows as the model sees them, if asked for; most faults first.")] = []
     cleaned: Cleaned | None = None
+    rewards_lack: Annotated[
+        dict[str, list[str]], about("Columns that a reward function of the recipe needs and the first row lacks.")
+    ] = {}
+    columns: Annotated[list[str], about("Of the first usable row.")] = []
+    has_processor: Annotated[bool, about("Whether a processor of images is beside the tokenizer.")] | None = None
     notes: list[str] = []
 
 

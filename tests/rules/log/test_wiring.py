@@ -348,6 +348,10 @@ NEW = {6: "cc0001 cc0002", 7: "cc0003 cc0004", 8: "cc0005 cc0006"}
     [
         (FED, NEW, None),
         (FED, {6: FED[1], 7: FED[2], 8: "cc0001 cc0002"}, "begins the data anew: 4 of its first 6 rows"),
+        ({**FED, 4: FED[2], 5: FED[3]}, {6: FED[1]}, None),  # the second pass of three steps
+        ({**FED, 4: FED[2], 5: FED[3]}, {6: FED[2]}, "begins the data anew: 2 of its first 2 rows"),
+        ({**FED, 4: FED[2], 5: FED[2]}, {6: FED[2]}, None),  # passes of 3 steps and of 1
+        ({**FED, 3: ""}, {6: FED[1], 7: FED[2], 8: "cc0001 cc0002"}, None),  # not all steps are known
         (FED, {6: FED[1], 7: FED[2], 8: FED[3]}, None),  # perhaps the epoch ended with the save
         (FED, {6: "cc0001 cc0002", 7: FED[4], 8: FED[2]}, None),  # it ended a step later
         (FED, {6: FED[4], 7: "cc0001 cc0002", 8: FED[2]}, "another order of the data: 2 of its first 4 rows"),

@@ -45,6 +45,7 @@ from gradience.schema.reports import (
 
 _TRL_LENGTH: Final = 1024  # default max_length of TRL's SFT, DPO, reward and KTO configs (1.16)
 _PEEK: Final = 20  # first rows among which a usable one must be found to show the format
+_MOST_COLUMNS: Final = 12  # columns that a finding names
 
 RECIPE: Final = "recipe"  # in place of a path: the data set that the training recipe names
 _OF_THE_TOKENIZER: Final = frozenset({"axolotl", "llama-factory"})
@@ -98,7 +99,7 @@ def measure_data(asked: Asked) -> DataReport:
     source = Source(asked.train)
     wanted = _sample(source.count, asked.samples, asked.limits.seed)
     standard = asked.plan.naming.standard
-    shape = _shape_of(source, asked.task or asked.plan.task, standard)
+    shape, columns = _shape_of(source, asked.task or asked.plan.task, standard)
     template = None if shape.format == "tokenised" else asked.template or installed_template(asked.plan)
     asked = asked._replace(template=template)
     limit, notes = _limit(asked, shape)
@@ -144,6 +145,8 @@ def measure_data(asked: Asked) -> DataReport:
         packing=limits.packing,
         num_labels=limits.num_labels,
         overlap=None if held_out is None else held_out.result(),
+        columns=columns[:_MOST_COLUMNS],
+        rewards_lack=_lacking(asked.plan, columns) if shape.trainer == "grpo" else {},
         program_stated=asked.plan.stated,
         batch_stated=asked.batch_stated,
         recipe_loss=_loss_mode(shape, asked.masking._replace(loss=asked.plan.loss)) if asked.plan.stated else None,
@@ -161,6 +164,12 @@ def measure_data(asked: Asked) -> DataReport:
         **_tokenizer(encoder, shape, found.seen),
         **found.fields,
     )
+
+
+def _lacking(plan: DataPlan, columns: list[str]) -> dict[str, list[str]]:
+    """The columns that the recipe's reward functions need and the rows do not have."""
+    lacks = {name: [one for one in needed if one not in columns] for name, needed in plan.rewards.items()}
+    return {name: missing for name, missing in lacks.items() if missing}
 
 
 def _cleaned(asked: Asked, source: Source, tokeniser: Tokeniser) -> Cleaned | None:
@@ -218,6 +227,7 @@ def _tokenizer(encoder: Encoder | None, shape: Shape, seen: RowsSeen) -> dict[st
     found: dict[str, Any] = {
         "tokenizer": encoder.name,
         "pad_is_end": encoder.pad_is_end,
+        "has_processor": encoder.has_processor,
         "end_tokens": encoder.names(sorted(encoder.end_ids)),
     }
     if shape.format in _UNPROMPTED:
@@ -250,13 +260,13 @@ def _sample(count: int, samples: Samples, seed: int) -> set[int] | None:
     return set(random.Random(seed).sample(range(1, count + 1), samples))  # noqa: S311  # rows, not a secret
 
 
-def _shape_of(source: Source, task: str | None, standard: Callable[[Row], Row]) -> Shape:
-    """The format of the first usable row."""
+def _shape_of(source: Source, task: str | None, standard: Callable[[Row], Row]) -> tuple[Shape, list[str]]:
+    """The format of the first usable row, and its columns."""
     faults: list[str] = []
     for found in islice(source.rows(), _PEEK):
         if not isinstance(found, Fault):
             try:
-                return recognise(standard(found[1]), task)
+                return recognise(standard(found[1]), task), [*found[1]]
             except ConfigError as error:
                 raise ConfigError(f"{source.path}: {error}", advice=error.advice) from None
         faults.append(f"row {found.number}: {found.reason}")
@@ -273,7 +283,7 @@ def _limit(asked: Asked, shape: Shape) -> tuple[int | None, list[str]]:
 
 def _eval_rows(place: Path, tokeniser: Tokeniser, asked: Asked) -> EvalRows:
     source, found = Source(place), EvalRows()
-    shape = _shape_of(source, asked.task or asked.plan.task, asked.plan.naming.standard)
+    shape, _ = _shape_of(source, asked.task or asked.plan.task, asked.plan.naming.standard)
     if shape.format != tokeniser.shape.format:
         raise ConfigError(
             f"{place}: rows of format {shape.format}, those of the training set of {tokeniser.shape.format}",

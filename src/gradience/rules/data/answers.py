@@ -8,6 +8,7 @@ from gradience.rules import Observation, Threshold, Unknown
 from gradience.rules.data.content import (
     DUPLICATES_MANY,
     DUPLICATES_SOME,
+    SAME_ANSWER,
     DataRule,
     counted,
     on_rows,
@@ -143,7 +144,7 @@ def _phrases(data: DataReport) -> Iterator[Observation]:
         )
         return
     found = data.repeated
-    is_one = data.answers.most_common >= found.rows.count / 2  # one whole answer is for DAT312
+    is_one = data.answers.most_common >= SAME_ANSWER.value * answers  # one whole answer is for DAT312
     if not is_one and found.answers >= FEW_ANSWERED.value and found.rows.count >= THIRD.value * found.answers:
         yield Observation(
             f"{counted(found.rows, found.answers, 'answers')} share a sentence or their beginning",

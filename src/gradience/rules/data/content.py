@@ -17,7 +17,9 @@ from gradience.schema.reports import DataReport, Rows
 MAJORITY = Threshold("majority", 0.9, "share of rows", "proposal: guessing one class is right in 9 of 10")
 FEW_LABELS = Threshold("few_labels", 20, "rows", "proposal: fewer are no sample")
 UNREADABLE_MANY = Threshold("unreadable_many", 0.01, "share of rows", "proposal: trainers stop at the first")
-SAME_ANSWER = Threshold("same_answer", 0.5, "share of answers", "proposal: one answer is right for half of the prompts")
+SAME_ANSWER = Threshold(
+    "same_answer", 1 / 3, "share of answers", "proposal: one answer is right for a third of prompts"
+)
 FEW_ANSWERS = Threshold(
     "few_answers", 0.05, "different answers per answer", "proposal: fewer are the classes of a task, such as yes and no"
 )
@@ -354,7 +356,27 @@ def _empty_answer(data: DataReport) -> Iterator[Observation]:
     return seen_in(data, data.seen.empty_answer, "have an empty answer")
 
 
+@DataRule("DAT356", severity="error", confidence=0.9)
+def _reward_columns(data: DataReport) -> Iterator[Observation]:
+    """a reward function lacks a column
+
+    a reward function of the recipe has a parameter without default that no column has the name of
+
+    Why: Columns are passed to reward functions by name: the first step raises a TypeError.
+    Scope: GRPO and RLOO with reward_funcs in the recipe: TRL's own, or functions of a file below the recipe's folder
+    Action: rename the column, or the function's parameter
+    Verify: call the function with the columns of a row
+    Source: TRL 1.16, GRPOTrainer._calculate_rewards -- reward functions are called with all columns by name
+    """
+    for name, lacks in data.rewards_lack.items():
+        yield Observation(
+            f"{name} needs {', '.join(lacks)}; the rows have {', '.join(data.columns)}",
+            {"function": name, "lacks": list(lacks), "columns": list(data.columns)},
+        )
+
+
 RULES = (
+    _reward_columns,
     _balance,
     _range,
     _one_class,

@@ -6,8 +6,10 @@ from collections.abc import Iterator
 
 from gradience.rules import Observation, Threshold, Unknown, premise
 from gradience.rules.data.content import DataRule, on_rows, seen_in, share
-from gradience.schema.reports import DataReport
+from gradience.schema.reports import DataReport, Rows
 
+JOINED = Threshold("joined", 0.5, "share of rows", "proposal: a few end tokens within rows are text about them")
+ONE_LENGTH = Threshold("one_length", 0.95, "of the longest row", "proposal: rows of turns differ in length")
 OTHERS = Threshold("others", 0.01, "share of rows", "proposal: more than slips")
 
 
@@ -98,4 +100,34 @@ def _padding_supervised(data: DataReport) -> Iterator[Observation]:
     return seen_in(data, data.seen.padding_supervised, "end in padding that is in the loss", at_least=OTHERS)
 
 
-RULES = (_labels, _ids, _padding_supervised)
+@DataRule(
+    "DAT355",
+    severity="warning",
+    confidence=0.75,
+    needs=(_given,),
+    thresholds=(JOINED, ONE_LENGTH),
+)
+def _documents(data: DataReport) -> Iterator[Observation]:
+    """packed without positions
+
+    in {joined} of the rows tokens go on after an end token, and neither position_ids that begin anew nor lengths of
+    sequences part them; where a control token follows, which may begin a turn, only if the mean length is
+    {one_length} of the longest
+
+    Why: Each document attends to those before it, and begins at a position within the row.
+    Scope: input_ids, with the tokenizer given
+    Action: keep the lengths or positions that packing made: with padding_free or flash attention they part documents
+    Verify: position_ids of a batch: they begin at 0 once for each document
+    Source: transformers, DataCollatorWithFlattening -- documents of one row are parted by position_ids
+    """
+    if data.tokenizer is None:
+        raise Unknown("no tokenizer is given")
+    rows, turns = data.seen.documents_joined, data.seen.turns_or_documents
+    is_cut = (data.lengths.mean or 0.0) >= ONE_LENGTH.value * data.lengths.longest > 0
+    if is_cut and turns.count > rows.count:
+        rows = Rows(count=rows.count + turns.count, first=turns.first)
+    if share(rows, data.rows_read) >= JOINED.value:
+        yield on_rows(data, rows, "hold several documents, and no position_ids that begin anew")
+
+
+RULES = (_labels, _ids, _padding_supervised, _documents)

@@ -8,7 +8,7 @@ from gradience.errors import few
 from gradience.rules import Observation, Threshold, Unknown, cite, premise
 from gradience.rules.data.content import DataRule, counted, on_rows, seen_in, share, values
 from gradience.schema import Severity
-from gradience.schema.reports import DataReport
+from gradience.schema.reports import DataReport, Rows
 
 STRAY = Threshold("stray", 0.01, "share of rows", "proposal: fewer may be text about such tokens")
 MOSTLY_INVERTED = Threshold("mostly_inverted", 0.5, "share of rows", "proposal: a mask is built one way for all rows")
@@ -197,18 +197,30 @@ def _calls(data: DataReport) -> Iterator[Observation]:
 def _arguments(data: DataReport) -> Iterator[Observation]:
     """arguments of calls as text
 
-    arguments are no JSON object, or they are text and the template encodes text once more
+    arguments are no JSON object, or they are text and the template encodes text once more; an error if they are
+    text in some rows and objects in others
 
-    Why: The model learns arguments in quotes within quotes, which a parser of calls rejects.
+    Why: The model learns arguments in quotes within quotes, which a parser of calls rejects. Of two types, it learns
+        two forms, if load_dataset loads the rows at all.
     Scope: messages with tool_calls; the template is asked with a call of its own
     Action: store arguments as objects
     Verify: the text of a row after apply_chat_template
     Source: transformers docs, chat_templating -- arguments of a call are a dictionary, not a string
+    Source: datasets 4.4 to 4.6, load_dataset -- "changed from object to string": an error; 5.2 loads both as JSON
     """
     if data.seen.arguments_broken.count:
         yield on_rows(data, data.seen.arguments_broken, "hold a call whose arguments are no JSON object")
-    text = data.seen.arguments_text
-    if text.count and data.encodes_arguments:
+    text, objects = data.seen.arguments_text, data.seen.arguments_object
+    if text.count and objects.count:
+        fewer, kind = min((text, "text"), (objects, "an object"), key=lambda pair: pair[0].count)
+        yield on_rows(
+            data,
+            fewer,
+            f"hold arguments of calls as {kind}, the others as {'an object' if kind == 'text' else 'text'}: "
+            "datasets up to 4.6 cannot load such a column",
+            severity="error",
+        )
+    elif text.count and data.encodes_arguments:
         yield on_rows(data, text, "hold arguments as text, which the chat template encodes as JSON once more")
 
 
@@ -358,7 +370,31 @@ def _speaker_label(data: DataReport) -> Iterator[Observation]:
     return seen_in(data, data.seen.speaker_label, "have an answer that begins with a speaker's name", at_least=ECHOED)
 
 
+@DataRule("DAT357", severity="warning", confidence=0.8)
+def _images_unread(data: DataReport) -> Iterator[Observation]:
+    """images that are not read
+
+    a row holds images in parts of its messages, or in a column of another name, and no column image or images; or
+    it holds images, videos or sounds, and no processor is beside the tokenizer: info
+
+    Why: TRL's trainers read images from these columns only, by the first row; others are dropped in silence. A
+        collator of text drops all.
+    Scope: names of columns: TRL; paths of image files, data: URLs, and bytes as datasets stores them
+    Action: put the images of a row into a list in a column images, in the order of their places
+    Verify: a batch of the trainer's data loader holds pixel_values
+    Source: TRL 1.16, SFTTrainer -- a data set is of images if its first row has image or images
+    """
+    unread = data.seen.images_unread if data.masked_by == "trl" else Rows()
+    if unread.count:
+        yield on_rows(data, unread, "hold images, and no column images that the trainer reads")
+    elif data.seen.media.count and data.has_processor is False:
+        says = f"hold images, videos or sounds, and no processor is beside the tokenizer {data.tokenizer}"
+        action = "give the folder of the model's processor (processor_config.json), and train with it"
+        yield on_rows(data, data.seen.media, says, severity="info", action=action)
+
+
 RULES = (
+    _images_unread,
     _translated,
     _parts,
     _unwritten,

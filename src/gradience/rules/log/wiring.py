@@ -457,7 +457,7 @@ def _saved_before(facts: RunFacts) -> str | None:
 
 
 SAVED_BEFORE: Final = Premise("the run was resumed at a step whose save was recorded", _saved_before)
-RESUMED: Final = Premise(
+RESUMED: Final[Premise[RunFacts]] = Premise(
     "the run was resumed", lambda facts: None if _of(facts, "resume") else "no resume was recorded in this log"
 )
 
@@ -674,21 +674,26 @@ def _together(row: str) -> int:
 def _by_digests(facts: RunFacts, at: int) -> tuple[int, int]:
     """The steps between which the pass over the data lies that a resume's step is in, by the rows alone.
 
-    It began after the newest row that was fed before, and goes on while rows come that were never fed.
+    A pass begins as a row comes again, and is as long as those before; the first one goes on while rows come that were
+    never fed. None is known if passes differ in length, or a step before the resume is not known: of a long run the
+    first and the newest steps are.
     """
-    ever, begin = set[str](), 0
-    current = set[str]()
-    for step in range(1, at + 1):
-        rows = _rows(facts.fed_before, step)
+    before = [_rows(facts.fed_before, step) for step in range(1, at + 1)]
+    if not all(before):
+        return at, at
+    begins, current, end = [0], set[str](), at
+    for place, rows in enumerate(before):
         if current.intersection(rows):
-            current, begin = set(), step - 1
+            begins, current = [*begins, place], set()
         current.update(rows)
-        ever.update(rows)
-    end = at
-    for step, rows in ((step, _rows(facts.fed, step)) for step in sorted(facts.fed) if step > at):
-        end = end if ever.issuperset(rows) else step
-        ever.update(rows)
-    return begin, end
+    if len(begins) > 1:
+        lengths = {b - a for a, b in pairwise(begins)}
+        return (begins[-1], begins[-1] + max(lengths)) if len(lengths) == 1 else (at, at)
+    for step in sorted(step for step in facts.fed if step > at):
+        rows = _rows(facts.fed, step)
+        end = end if current.issuperset(rows) else step
+        current.update(rows)
+    return 0, end
 
 
 def _epoch(step: int, data: DataWiring) -> tuple[int, int]:
