@@ -78,7 +78,7 @@ def folded(line: str, width: int = PAGE) -> list[str]:
 
 def labelled(pairs: Iterable[tuple[str, str]], *, width: int = 12, indent: int = 0) -> Iterator[str]:
     """One line for each label and value; the values start `width` characters after the indent."""
-    return (f"{'':{indent}}{label + ':':<{width}}{value}" for label, value in pairs)
+    return (f"{'':{indent}}{label + ': ':<{width}}{value}" for label, value in pairs)
 
 
 def table(

@@ -141,7 +141,7 @@ def check_text(report: CheckReport, *, verbose: bool = False) -> Iterator[str]:
     """The report of a check for a terminal; `verbose` adds the evidence of findings, and the skipped rules."""
     yield from banner("GRADIENCE CHECK")
     if report.sources:
-        yield from labelled(((s.role.capitalize(), clean(s.path)) for s in report.sources), width=15)
+        yield from labelled(((s.role.capitalize(), clean(s.path)) for s in report.sources), width=14)
         yield ""
     if report.data is None or report.config != ConfigSnapshot():
         yield "Config as understood:"
