@@ -43,6 +43,7 @@ import warnings
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
@@ -233,55 +234,62 @@ def sizes(r: int) -> list[Size]:
 
 def calibrated(folder: Path, runs: Path, run: Run) -> Any:
     """The adapter with its statistics, collected on rows that neither the training nor the metric uses."""
-    from gradience.rewrite.resize.calibrated import calibrate_adapter
-
-    from gradience.adapters.open import open_adapter
-    from gradience.rewrite.options import ResizeOptions
-
     texts = runs / f"{run.task}.jsonl"
     rows = data_of(folder, run.task).unlabelled
     texts.write_text("".join(json.dumps({"text": row.text}) + "\n" for row in rows), encoding="utf-8")
-    files, adapter = open_adapter(runs / "adapters" / run.name)
-    options = ResizeOptions(base=base_of(folder, runs, run.model), calibrate=texts, seed=run.seed)
-    return calibrate_adapter(files, adapter, options)
+    return measurement(runs / "adapters" / run.name, base_of(folder, runs, run.model), texts, run.seed)
+
+
+def measurement(adapter: Path, base: Path, texts: Path, seed: int = 0) -> tuple[Any, Any, Any]:
+    """The adapter, the model that runs with it, and what that says of its pieces on the texts."""
+    from gradience.rewrite.resize.outputs import TextFile, measure
+    from gradience.rewrite.resize.running import run
+    from gradience.rewrite.resize.subject import Subject, resizable_pairs
+    from gradience.rewrite.sides import open_stored
+
+    stored = open_stored(adapter)
+    subject = Subject(stored, resizable_pairs(stored.adapter), None)
+    running = run(subject, base, _silent)
+    return subject, running, measure(subject, running, TextFile(texts, token_ids=False, seed=seed), _silent)
+
+
+def _silent(*_: object) -> None:
+    """Progress that nobody watches."""
 
 
 def measured(folder: Path, runs: Path, run: Run) -> Iterator[dict[str, Any]]:
     """Yield a line of the results for each size of one adapter."""
-    from gradience.rewrite.resize.calibrated import _grams, kept_for
-
-    from gradience.models.inputs import Example, batches
-    from gradience.models.outputs import Reference, divergence, scored, tokens_within
+    from gradience.models.inputs import Example
+    from gradience.models.outputs import HeldOut, divergence
+    from gradience.models.states import with_factors
     from gradience.rewrite.options import Target
-    from gradience.rewrite.resize.pieces import pieces_of, scored_with
+    from gradience.rewrite.resize.outputs import chosen, factors_with, grams_of
+    from gradience.rewrite.resize.pieces import pieces_of
 
-    one = calibrated(folder, runs, run)
-    model, alone = one.model, {path: pieces_of(*_grams(one.adapter, pair)) for path, pair in one.pairs.items()}
+    subject, model, measured_by = calibrated(folder, runs, run)
+    alone = {path: pieces_of(*grams_of(subject, pair)) for path, pair in model.pairs.items()}
     third = []
     for row in data_of(folder, run.task).held_out[: None if run.model == "minilm" else CAUSAL]:
         ids = tuple(model.loaded.tokenizer(row.text)["input_ids"])[:LENGTH]
         third.append(Example(ids, 0, len(ids) - 1, row.label))
-    parts = batches(third, tokens=tokens_within(model.loaded), pad=model.loaded.pad)
-    reference = Reference(model.loaded)
-    whole = metric(scored(model.loaded, third, parts, reference=reference))
+    held_out = HeldOut(model.loaded, third)
+    whole = metric(held_out.scores(nullcontext))
     for size in sizes(run.r):
         if size.pieces == "uniform":
-            kept = {path: list(range(int(size.value))) for path in one.pairs}  # pieces are in order of their sizes
+            pieces, kept = alone, {path: list(range(int(size.value))) for path in alone}  # in order of their sizes
         else:
-            kept = kept_for(one, Target(size.criterion, size.value))
-        rows = list(
-            scored_with(
-                model, alone if size.pieces == "uniform" else one.pieces, kept, third, parts, reference=reference
-            )
-        )
-        params = {path: pair.layout.params_per_rank for path, pair in one.pairs.items()}
+            pieces = measured_by.effects.pieces
+            kept = chosen(subject, measured_by, Target(size.criterion, size.value)).kept
+        factors = factors_with(model.layers, pieces, kept)
+        rows = list(held_out.scores(partial(with_factors, model.layers, factors)))
+        params = {path: pair.layout.params_per_rank for path, pair in model.pairs.items()}
         yield {
             "run": run.name,
             "size": size.name,
             "params": sum(len(kept[path]) * n for path, n in params.items()) / (run.r * sum(params.values())),
             "kl": divergence(rows).kl,
             "flips": divergence(rows).flips,
-            "kl_on_second": one.measure(kept).kl if size.criterion == "kl" else None,
+            "kl_on_second": measured_by.trials.of(kept).kl if size.criterion == "kl" else None,
             "whole": whole,
             "metric": metric(rows),
         }
@@ -306,31 +314,25 @@ def texts_for(model: str, task: str) -> tuple[list[str], list[str]]:
 
 def recovery(kits: Path, runs: Path, model: str, task: str, adapter: Path) -> Iterator[dict[str, Any]]:
     """Yield a line for each size of one adapter as cut, and for the last as recovered."""
-    from gradience.rewrite.resize.calibrated import calibrate_adapter, plan_by_outputs
-    from gradience.rewrite.resize.recovered import InMemory, recovered_plan
-
-    from gradience.adapters.open import open_adapter
-    from gradience.models.inputs import Example, batches
-    from gradience.models.outputs import Reference, tokens_within
-    from gradience.models.sums import sums_of
-    from gradience.rewrite.options import ResizeOptions, Target
+    from gradience.models.inputs import Example
+    from gradience.models.outputs import HeldOut
+    from gradience.rewrite.options import Target
+    from gradience.rewrite.resize.outputs import plan_by_outputs
+    from gradience.rewrite.resize.recovery import Student, recovered
 
     texts = runs / "texts.jsonl"
     chosen, others = texts_for(model, task)
     texts.write_text("".join(json.dumps({"text": text}) + "\n" for text in chosen), encoding="utf-8")
-    options = ResizeOptions(base=kits / model / "base", calibrate=texts, recover=texts)
-    files, opened = open_adapter(adapter)
-    found = calibrate_adapter(files, opened, options)
-    loaded = found.model.loaded
+    subject, running, measured_by = measurement(adapter, kits / model / "base", texts)
+    loaded = running.loaded
     assert loaded.tokenizer is not None
     is_causal = loaded.task == "causal-lm"
     third = [Example(tuple(ids), 0, len(ids) - is_causal) for ids in loaded.tokenizer.texts(others)]
-    parts, reference = batches(third, tokens=tokens_within(loaded), pad=loaded.pad), Reference(loaded)
-    whole = sums_of(loaded, third, parts, reference=reference, state=nullcontext)
+    held_out = HeldOut(loaded, third)
+    whole = held_out.sums(nullcontext)
 
-    def line(plan: Any, size: float, way: str) -> dict[str, Any]:
-        state = InMemory(plan, found.pairs, found.model.layers).state
-        seen = sums_of(loaded, third, parts, reference=reference, state=state)
+    def line(plan: Any, size: float, way: str, *, written: bool | None = None) -> dict[str, Any]:
+        seen = held_out.sums(Student(plan, running).state)
         n = float(seen.predictions.sum())
         return {
             "size": size,
@@ -340,16 +342,17 @@ def recovery(kits: Path, runs: Path, model: str, task: str, adapter: Path) -> It
             "kl": float(seen.kl.sum()) / n,
             "flips": float(seen.flips.sum()) / n,
             "loss": float((seen.loss - whole.loss).sum()) / n,
-            "written": None if plan.recovery is None else plan.recovery.written,
+            "written": written,
         }
 
-    first = plan_by_outputs(found, Target("kl", BOUND))
+    first, _ = plan_by_outputs(subject, running, measured_by, Target("kl", BOUND))
     most = sum(row.params_after for row in first.rows)
     yield line(first, 1.0, "cut")
     for size in CUTS:
-        plan = plan_by_outputs(found, Target("max_params", int(size * most)))
+        plan, _ = plan_by_outputs(subject, running, measured_by, Target("max_params", int(size * most)))
         yield line(plan, size, "cut")
-    yield line(recovered_plan(plan, files, opened, options), size, "recovered")
+    plan, record = recovered(subject, running, plan, texts, seed=0, progress=_silent)
+    yield line(plan, size, "recovered", written=record.written)
 
 
 def recoveries(kits: Path, runs: Path, numbers: Sequence[int], models: Sequence[str]) -> None:
@@ -451,19 +454,18 @@ def show(lines: list[dict[str, Any]]) -> None:
 
 def cost(folder: Path, runs: Path, run: Run) -> None:
     """Print the ratio of a calibration's CPU time to that of its forward and backward passes, and its memory."""
-    from gradience.rewrite.resize.calibrated import CHOSEN_BY
-
     from gradience.models import load_model
     from gradience.models.inputs import batches
     from gradience.models.outputs import log_probs, logits_of, tokens_within
     from gradience.models.statistics import statistics
+    from gradience.rewrite.resize.outputs import CHOSEN_BY
 
     loaded = load_model(base_of(folder, runs, run.model), runs / "adapters" / run.name)
     held = int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
     del loaded
-    found = calibrated(folder, runs, run, "two-sided")
+    _, model, measured_by = calibrated(folder, runs, run)
     peak = 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    model, examples = found.model, found.inputs.chosen_by
+    examples = measured_by.split.chosen_by
     parts = batches(examples, tokens=tokens_within(model.loaded), pad=model.loaded.pad)
     first = next(iter(model.layers.values()))
 

@@ -28,7 +28,7 @@ from transformers import (
 )
 
 from gradience.hf import GradienceCallback
-from gradience.telemetry import TelemetryWriter
+from gradience.recording import TelemetryWriter
 
 WORDS, LENGTH, ROWS, BATCH, STEPS, SAVED = 96, 10, 48, 4, 12, 6
 PLAN = {
@@ -202,14 +202,18 @@ def loop(
     schedule: Any = None, data: DataLoader[Any] | None = None, forward: Callable[..., Any] | None = None,
     evaluate: Callable[[], float] | None = None, after: Callable[[int], None] | None = None, train: bool = True,
     save: Callable[[Path], None] | None = None, zero: bool = True, accelerator: Any = None, micro: int = 1,
-    skip: int = 0, plan: dict[str, Any] = PLAN,  # read only
+    skip: int = 0, handed: bool = True, plan: dict[str, Any] = PLAN,  # read only
 ) -> str:  # fmt: skip
-    """Train in a loop of one's own, or with Accelerate, saving at step 6; return the run's id."""
+    """Train in a loop of one's own, or with Accelerate, saving at step 6; return the run's id.
+
+    Loader and schedule are handed to the watch if `handed`.
+    """
     optimizers = optimizer if isinstance(optimizer, list) else [optimizer]
     batches = loader() if data is None else data
     with TelemetryWriter(out / "run.jsonl", run_id=run_id) as log:
         log.run_start(plan, resumed_from_step=begin or None)
-        wires = log.watch(model, optimizer, schedule=schedule, loader=batches, verbose=False)
+        given = {"schedule": schedule, "loader": batches} if handed else {}
+        wires = log.watch(model, optimizer, **given, verbose=False)
         if train:
             model.train()
         fed = itertools.islice(endless(batches), skip, None)

@@ -29,6 +29,7 @@ from transformers import Trainer
 from wired import (
     BATCH,
     LENGTH,
+    PLAN,
     SAVED,
     STEPS,
     WORDS,
@@ -54,6 +55,7 @@ from wired import (
 
 from gradience import monitor_run
 from gradience.events import Alert, TrainStep, Wiring
+from gradience.recording import TelemetryWriter
 from gradience.telemetry import TelemetryReader
 
 
@@ -611,6 +613,250 @@ def gradients_that_are_never_zeroed(out: Path) -> None:
     loop(out, model, adamw(model), zero=False)
 
 
+# --- issue 49: frozen in the optimizer's hands, heads, preparation, saves ------------------------------------------
+
+
+def _for_inference(out: Path, **given: Any) -> nn.Module:
+    """Return an adapter as `from_pretrained` loads it, frozen, its inputs made to need gradients."""
+    llama().save_pretrained(out / "a")
+    model = PeftModel.from_pretrained(base(), out / "a", **given)
+    model.enable_input_require_grads()
+    return model
+
+
+@case("plain", "WIR171")
+def a_loaded_adapter_frozen_and_every_parameter_in_the_optimizer(out: Path) -> None:
+    model = _for_inference(out)
+    loop(out, model, torch.optim.AdamW(model.parameters(), lr=1e-3))
+
+
+@case("plain", "WIR171")
+def a_frozen_adapter_that_ends_the_first_backward_pass(out: Path) -> None:
+    model = frozen(llama())
+    loop(out, model, torch.optim.AdamW(model.parameters(), lr=1e-3))
+
+
+@case("plain", "WIR171")
+def a_frozen_adapter_under_norms_and_every_parameter_in_the_optimizer(out: Path) -> None:
+    model = frozen(unfrozen(llama(), "norm"))
+    loop(out, model, torch.optim.AdamW(model.parameters(), lr=1e-3))
+
+
+@case("plain", "WIR172")
+def half_of_the_adapted_modules_in_the_optimizer(out: Path) -> None:
+    held = live(model := llama())
+    loop(out, model, torch.optim.AdamW(held[: len(held) // 2], lr=1e-3))
+
+
+@case("plain", "WIR172")
+def a_new_head_beside_the_adapter_left_out_of_the_optimizer(out: Path) -> None:
+    model = _Topped(llama())
+    loop(out, model, adamw(model.inner), forward=lambda net, batch: net(batch["input_ids"]))
+
+
+class _Topped(nn.Module):
+    """An adapted model under a head of one's own."""
+
+    def __init__(self, inner: nn.Module) -> None:
+        super().__init__()
+        self.inner, self.top = inner, nn.Linear(24, 5)
+
+    def forward(self, ids: torch.Tensor) -> torch.Tensor:
+        """Return the loss of the class."""
+        hidden = self.inner.base_model.model.model(ids).last_hidden_state
+        return nn.functional.cross_entropy(self.top(hidden[:, -1]), ids[:, 0] % 5)
+
+
+def _prepared(out: Path, *parts: str, rate: Callable[[Any], Any] = lambda _: None) -> None:
+    """Train with Accelerate having prepared some parts only."""
+    from accelerate import Accelerator
+
+    accelerator, model = Accelerator(cpu=True), llama()
+    made: dict[str, Any] = {"model": model, "optimizer": adamw(model), "loader": loader()}
+    schedule = rate(made["optimizer"])
+    for name in parts:
+        made[name] = accelerator.prepare(made[name])
+    trained = made["model"], made["optimizer"]
+    loop(out, *trained, data=made["loader"], accelerator=accelerator, schedule=schedule)
+
+
+@case("accelerate", "WIR186")
+def prepare_forgot_the_optimizer(out: Path) -> None:
+    _prepared(out, "model", "loader")
+
+
+@case("plain", "WIR187")
+def the_state_that_is_saved_was_copied_a_step_before(out: Path) -> None:
+    model, kept = llama(), {}
+
+    def copied(_step: int) -> None:
+        kept.update({name: tensor.clone() for name, tensor in get_peft_model_state_dict(model).items()})
+
+    def forward(net: nn.Module, batch: Any) -> Any:
+        copied(0)
+        return net(**batch).loss
+
+    loop(out, model, adamw(model), forward=forward, save=lambda to: save_file(kept, to / "adapter_model.safetensors"))
+
+
+@case("plain", "WIR187")
+def saved_between_backward_and_the_last_step(out: Path) -> None:
+    model = llama()
+    optimizer = adamw(model)
+    with TelemetryWriter(out / "run.jsonl") as log:
+        log.run_start(PLAN)
+        wires = log.watch(model, optimizer, verbose=False)
+        for step, batch in zip(range(1, STEPS + 1), loader(), strict=False):
+            loss = model(**batch).loss
+            loss.backward()
+            if step == STEPS:
+                model.save_pretrained(out)
+                wires.saved(out)
+            optimizer.step()
+            optimizer.zero_grad()
+            log.train_step(step, loss=loss.item(), lr=1e-3)
+
+
+@case("trainer", "WIR188")
+def a_new_classifier_that_no_task_type_names(out: Path) -> None:
+    trainer(out, bert(task_type=None), data=rows(classes=3))
+
+
+# --- issue 49: resumes of loops that hand over neither loader nor schedule ------------------------------------------
+
+
+def _bare(out: Path, *, seed: int = 0, size: int = BATCH, skip: int = 0, first: int = BATCH, **given: Any) -> None:
+    """Train to the save and resume rightly but for the data, with nothing but the model and the optimizer watched."""
+    run_id, kept = _half(out, handed=False, data=loader(size=first))
+    model = llama()
+    model.load_state_dict(kept[0])
+    optimizer = adamw(model)
+    optimizer.load_state_dict(kept[1])
+    data = loader(size=size, seed=seed)
+    loop(out, model, optimizer, begin=SAVED, run_id=run_id, handed=False, data=data, skip=skip, **given)
+
+
+@case("resume", "WIR177")
+def steps_of_8_rows_then_of_2(out: Path) -> None:
+    _bare(out, first=8, size=2, skip=4 * SAVED)
+
+
+@case("resume", "WIR177")
+def the_data_from_their_beginning_by_digests_alone(out: Path) -> None:
+    _bare(out)
+
+
+@case("resume", "WIR178")
+def a_schedule_anew_by_logged_rates_alone(out: Path) -> None:
+    _anew(out, lambda step: max(0.1, 1.0 - step / 15))
+
+
+def _anew(out: Path, rate: Callable[[int], float], *, begin: int = 0, data: Any = None) -> None:
+    """Resume with the optimizer's state but a schedule that begins at a step of its own."""
+    model = llama()
+    optimizer = adamw(model)
+    schedule = LambdaLR(optimizer, rate)
+    run_id = loop(out, model, optimizer, steps=SAVED, schedule=schedule, handed=False, data=data)
+    again = adamw(model)
+    again.load_state_dict(optimizer.state_dict())
+    for group in again.param_groups:
+        group["lr"] = 1e-3 * rate(begin)
+    new = LambdaLR(again, lambda step: rate(step + begin))
+    loop(out, model, again, begin=SAVED, run_id=run_id, schedule=new, handed=False, data=data, skip=SAVED)
+
+
+@case("plain", "WIR173")
+def an_alora_whose_invocation_never_comes(out: Path) -> None:
+    model = llama(alora_invocation_tokens=[1, 2])
+    loop(out, model, adamw(model))
+
+
+# --- issue 49, kept unseen until the end ----------------------------------------------------------------------------
+
+
+@case("trainer", "WIR171")
+def a_trainer_of_a_loaded_adapter_with_every_parameter(out: Path) -> None:
+    model = _for_inference(out)
+    trainer(out, model, optimizers=(torch.optim.SGD(model.parameters(), lr=1e-3), None))
+
+
+@case("lightning", "WIR171")
+def lightning_with_every_parameter_and_a_frozen_adapter(out: Path) -> None:
+    def configure(self: Any) -> Any:
+        return torch.optim.AdamW(self.parameters(), lr=1e-3)
+
+    made = module(frozen(llama()), training_step=_through_a_head, configure_optimizers=configure)
+    made.own = nn.Linear(24, 5)
+    fit(out, made)
+
+
+@case("accelerate", "WIR171")
+def accelerate_with_a_loaded_adapter_and_every_parameter(out: Path) -> None:
+    model = _for_inference(out)
+    accelerated(out, model, torch.optim.AdamW(model.parameters(), lr=1e-3))
+
+
+@case("accelerate", "WIR172")
+def every_second_tensor_of_the_adapter_in_the_optimizer(out: Path) -> None:
+    model = llama()
+    accelerated(out, model, torch.optim.AdamW(live(model)[::2], lr=1e-3))
+
+
+@case("lightning", "WIR172")
+def lightning_leaves_its_head_out_of_the_optimizer(out: Path) -> None:
+    made = module(llama(), training_step=_through_a_head, configure_optimizers=lambda self: adamw(self.model))
+    made.own = nn.Linear(24, 5)
+    fit(out, made)
+
+
+@case("plain", "WIR188")
+def a_reward_model_whose_score_is_frozen(out: Path) -> None:
+    from transformers import LlamaConfig, LlamaForSequenceClassification
+
+    sizes = {"hidden_size": 24, "intermediate_size": 40, "num_hidden_layers": 2, "num_attention_heads": 2}
+    config = LlamaConfig(vocab_size=WORDS, num_key_value_heads=2, num_labels=3, pad_token_id=0, **sizes)
+    model = get_peft_model(LlamaForSequenceClassification(config), lora())
+    loop(out, model, adamw(model), data=loader(rows(classes=3)))
+
+
+@case("accelerate", "WIR186")
+def prepare_forgot_the_model_and_the_loader(out: Path) -> None:
+    _prepared(out, "optimizer")
+
+
+@case("accelerate", "WIR186")
+def prepare_made_the_loader_alone(out: Path) -> None:
+    _prepared(out, "loader")
+
+
+@case("accelerate", "WIR187")
+def accelerate_saves_the_state_of_its_beginning(out: Path) -> None:
+    model = llama()
+    early = {name: tensor.clone() for name, tensor in get_peft_model_state_dict(model).items()}
+    accelerated(out, model, adamw(model), save=lambda to: save_file(early, to / "adapter_model.safetensors"))
+
+
+@case("resume", "WIR177")
+def steps_of_2_rows_then_of_6(out: Path) -> None:
+    _bare(out, first=2, size=6, skip=SAVED // 3)
+
+
+@case("resume", "WIR177")
+def another_shuffle_by_digests_alone(out: Path) -> None:
+    _bare(out, seed=7)
+
+
+@case("resume", "WIR178")
+def a_warm_up_once_more_by_logged_rates_alone(out: Path) -> None:
+    _anew(out, lambda step: min(1.0, (step + 1) / 4) * (1.0 - step / 30))
+
+
+@case("trainer", "WIR173")
+def a_trainer_of_an_alora_that_recomputes(out: Path) -> None:
+    model = llama(alora_invocation_tokens=[1, 2, 1])
+    trainer(out, model, gradient_checkpointing=True, gradient_checkpointing_kwargs={"use_reentrant": True})
+
+
 # --- sound -------------------------------------------------------------------------------------------------------
 
 
@@ -952,6 +1198,97 @@ def prompt_tuning(out: Path) -> None:
     trainer(out, get_peft_model(base(), config), evals=rows(8, seed=2), eval_strategy="steps", eval_steps=3)
 
 
+@case("plain")
+def an_alora_whose_rows_have_its_invocation(out: Path) -> None:
+    model = llama(alora_invocation_tokens=[1, 2])
+    data = rows()
+    for row in data:
+        row["input_ids"][3:5] = torch.tensor([1, 2])
+    loop(out, model, adamw(model), data=loader(data))
+
+
+@case("resume")
+def a_bare_loop_resumed_rightly(out: Path) -> None:
+    _bare(out, skip=SAVED)
+
+
+@case("resume")
+def a_bare_loop_resumed_between_epochs(out: Path) -> None:
+    data = loader(rows(SAVED * BATCH))
+    run_id, kept = _half(out, handed=False, data=data)
+    model = llama()
+    model.load_state_dict(kept[0])
+    optimizer = adamw(model)
+    optimizer.load_state_dict(kept[1])
+    loop(out, model, optimizer, begin=SAVED, run_id=run_id, handed=False, data=loader(rows(SAVED * BATCH)))
+
+
+@case("resume")
+def a_bare_loop_whose_schedule_goes_on(out: Path) -> None:
+    _anew(out, lambda step: max(0.1, 1.0 - step / 15), begin=SAVED)
+
+
+@case("resume")
+def a_bare_loop_with_a_cyclic_rate(out: Path) -> None:
+    _anew(out, lambda step: 1.0 - 0.3 * (step % 3), begin=SAVED)
+
+
+@case("accelerate")
+def accelerate_without_its_schedule_prepared(out: Path) -> None:
+    _prepared(out, "model", "optimizer", "loader", rate=_cosine)
+
+
+@case("accelerate")
+def accelerate_over_a_loader_of_ones_own(out: Path) -> None:
+    _prepared(out, "model", "optimizer")
+
+
+@case("plain")
+def a_head_first_with_every_parameter_in_the_optimizer(out: Path) -> None:
+    model = frozen(bert())
+    after = {3: lambda: unfrozen(model, "lora_")}
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
+    loop(out, model, optimizer, data=loader(rows(classes=3)), after=lambda step: after.get(step, int)())
+
+
+@case("plain")
+def saved_by_the_library_and_in_half_precision(out: Path) -> None:
+    model = llama()
+
+    def half(to: Path) -> None:
+        state = {name: tensor.to(torch.bfloat16) for name, tensor in get_peft_model_state_dict(model).items()}
+        save_file(state, to / "adapter_model.safetensors")
+
+    loop(out, model, adamw(model), save=half)
+
+
+@case("plain")
+def a_frozen_head_that_was_trained(out: Path) -> None:
+    model = bert(task_type=None)
+    with torch.no_grad():
+        for name, tensor in model.named_parameters():
+            if "classifier" in name:
+                tensor.add_(torch.randn_like(tensor), alpha=0.05)
+    loop(out, model, adamw(model), data=loader(rows(classes=3)))
+
+
+@case("plain")
+def rates_per_group_in_the_log(out: Path) -> None:
+    model = llama()
+    named = {part: [t for n, t in model.named_parameters() if part in n] for part in ("lora_A", "lora_B")}
+    groups = [{"params": named["lora_A"], "lr": 1e-4}, {"params": named["lora_B"], "lr": 1.6e-3}]
+    optimizer = torch.optim.AdamW(groups)
+    with TelemetryWriter(out / "run.jsonl") as log:
+        log.run_start(PLAN)
+        log.watch(model, optimizer, verbose=False)
+        for step, batch in zip(range(1, STEPS + 1), loader(), strict=False):
+            loss = model(**batch).loss
+            loss.backward()
+            optimizer.step()
+            optimizer.zero_grad()
+            log.train_step(step, loss=loss.item(), lr=optimizer.param_groups[step % 2]["lr"])
+
+
 # --- the table ---------------------------------------------------------------------------------------------------
 
 
@@ -992,13 +1329,13 @@ def found(train: Callable[[Path], Any]) -> Found:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description="Name wiring faults; stay quiet on sound set-ups.")
-    parser.add_argument("--only", default="", help="part of a name or of a stack")
+    parser.add_argument("--only", default="", help="parts of names or of stacks, with commas between")
     parser.add_argument("--trace", action="store_true", help="print the tracebacks of trainings that fail")
     options = parser.parse_args()
     quiet()
     counts = {"faults": 0, "named": 0, "live": 0, "sound": 0, "alarms": 0}
     for name, stack, rules, train in CASES:
-        if options.only not in name and options.only not in stack:
+        if not any(part in name or part in stack for part in options.only.split(",")):
             continue
         got = found(train)
         ids = [rule for rule in got.after | got.live if rule.startswith(("WIR", "LRS109"))]

@@ -18,20 +18,8 @@ from typing import Any, Final
 
 from msgspec import inspect
 
-from gradience.render import (
-    audit,
-    bench,
-    check,
-    compare,
-    drift,
-    findings,
-    fleet,
-    markdown,
-    merge,
-    monitor,
-    runs,
-    writing,
-)
+from gradience.render import audit, bench, check, compare, drift, findings, fleet, merge, monitor, page, runs, writing
+from gradience.render.story import Story
 from gradience.schema import (
     audit as of_audit,
     compare as of_compare,
@@ -133,22 +121,20 @@ def _page(html: str) -> str:
 
 
 def _fleet_page(report: Any) -> str:
-    from gradience.render.html.page import fleet_html  # needs matplotlib
+    from gradience.blocks.html.pieces import page_html  # needs matplotlib
 
-    return _page(fleet_html(report))
+    return _page(page_html(fleet.fleet_page(report)))
 
 
 def _curves_page(report: Any) -> str:
-    from gradience.render.html.page import curves_html  # needs matplotlib
+    from gradience.blocks.html.pieces import page_html  # needs matplotlib
+    from gradience.render.curves import curves_figure
 
-    return _page(curves_html(report))
+    return _page(page_html(runs.curves_page(report, curves_figure(report.curves, report.metric))))
 
 
 def _run_page(report: Any) -> str:
-    from gradience.render.html import Story  # as above
-    from gradience.render.html.page import report_html  # needs matplotlib
-
-    return _page(report_html(Story(report)))
+    return _page(page.report_html(Story(report)))
 
 
 PAGES: Final = ("page of a fleet", "page of curves", "page of a run")
@@ -160,7 +146,7 @@ VIEWS: Final[dict[str, tuple[type, Callable[[Any], str]]]] = {
     "check in full": (of_reports.CheckReport, lambda it: check.check_text(it, verbose=True)),
     "diagnose": (of_diagnose.DiagnoseReport, check.diagnose_text),
     "diagnose in full": (of_diagnose.DiagnoseReport, lambda it: check.diagnose_text(it, verbose=True)),
-    "Markdown": (of_diagnose.DiagnoseReport, lambda it: markdown.report_markdown(it, None, None)),
+    "Markdown": (of_diagnose.DiagnoseReport, lambda it: page.report_markdown(Story(it))),
     "compare": (of_compare.CompareAdaptersReport, compare.compare_adapters_text),
     "compare in full": (
         of_compare.CompareAdaptersReport,
@@ -191,7 +177,7 @@ VIEWS: Final[dict[str, tuple[type, Callable[[Any], str]]]] = {
     "page of curves": (of_runs.RunsCurvesReport, _curves_page),
     "page of a run": (of_diagnose.DiagnoseReport, _run_page),
 }
-EACH: Final = 2  # reports of each view; most verbs have two
+EACH: Final = 1  # reports of each view; most verbs have two views
 LONGEST: Final = 110  # lines
 TRIED: Final = 60  # seeds that are tried: some give reports that contradict themselves
 

@@ -31,7 +31,7 @@ RUN = Path(__file__).resolve().parent / "golden" / "readme"
 NEEDS = {  # the beginnings of modules that need an extra; every install promises all others
     "gradience.hf.": "hf",
     "gradience.models.": "hf",
-    "gradience.render.html.": "report",
+    "gradience.blocks.html.": "report",
 }
 OTHERS = {
     "gradience.axolotl",

@@ -17,7 +17,7 @@ from msgspec.structs import replace as replace_struct
 from gradience.rules.log import detect
 from gradience.rules.log.facts import RunFacts, Series, Signal
 from gradience.schema import SCHEMA_ID, ConfigSnapshot, EvalMetrics, LoraSnapshot, OptimizerSnapshot, TrainingSnapshot
-from gradience.schema.events import Eval, Wiring
+from gradience.schema.events import Eval, Throughput, Wiring
 from gradience.schema.reports import BadLine, EvalPoint
 from gradience.schema.wiring import DataWiring
 from gradience.telemetry.series import LogRecord
@@ -83,6 +83,48 @@ def _classed(batches: int, alike: int, *, low: int = 0, high: int = 3, rows: int
     """A run whose recorder saw that many batches with class labels, some of them of one class."""
     of_labels = {"label_batches": batches, "label_batches_alike": alike, "label_min": low, "label_max": high}
     return fed(**of_labels, rows=rows, num_labels=num_labels)
+
+
+def paced(
+    n: int = 12,
+    *,
+    waits: float = 0.01,
+    padding: float = 0.1,
+    seconds: Callable[[int], float] = lambda _: 0.1,
+    work: Callable[[int], float] = lambda _: 1000.0,
+    held: Callable[[int], int] = lambda _: 1 << 30,
+    peak: int = 1 << 30,
+    **more: Any,
+) -> RunFacts:
+    """A run of so many windows of ten steps, by the seconds a step and the memory held of each."""
+    windows = [
+        Throughput(
+            schema=SCHEMA_ID,
+            ts=None,
+            run_id="r",
+            step=10 * (i + 1),
+            steps=10,
+            seconds_per_step=seconds(i),
+            waiting_share=waits,
+            tokens_per_second=(1 - padding) * work(i) / seconds(i),
+            padded_tokens_per_second=work(i) / seconds(i),
+            longest=512,
+            rows=4,
+            peak_bytes=peak,
+            held_bytes=held(i),
+            total_bytes=16 << 30,
+        )
+        for i in range(n)
+    ]
+    return replace(run(FALL), paces=windows, last_step=10 * n, **more)
+
+
+def _slower(times: float, turned: Sequence[int] = (), **more: Any) -> RunFacts:
+    """A run whose steps become slower along a line; the four windows from each of `turned` on come backwards."""
+    place = list(range(13))
+    for at in turned:
+        place[at : at + 4] = reversed(place[at : at + 4])
+    return paced(13, seconds=lambda i: 0.1 * (1 + (times - 1) * place[i] / 12), **more)
 
 
 def field_logs() -> list[Path]:
@@ -601,6 +643,9 @@ _FAULTS: Final[dict[str, tuple[str, dict[str, Any]]]] = {
     "WIR182": ("evaluation", {"evaluation": {"called": False}}),
     "WIR183": ("pass", {"passes": {"training": False}}),
     "WIR184": ("start", {"schedule": {"name": "LambdaLR", "step": 0, "rates": [1.0], "foreign": True}}),
+    "WIR186": ("start", {"unprepared": ["optimizer"]}),
+    "WIR187": ("save", {"saved": {"file": "a.safetensors", "tensors": 8, "parameters": 100, "differs": "lora_A"}}),
+    "WIR188": ("start", {"adapter": {**_ADAPTER, "new_heads": ["score.weight"]}}),
     "WIR185": ("gradients", {"gradients": {"steps": 8, "tensors": 8, "reached": 8, "compared": 7, "kept": 7}}),
 }
 
@@ -1926,6 +1971,91 @@ ENTRIES: Final[dict[str, Entry]] = {
     "WIR185": Entry(
         at=[At(_wired("WIR185"), {"faulty": "error", "sound": None, "none": "?"})],
         told=[({}, "gradients are not set to zero between steps")],
+    ),
+    "WIR186": Entry(
+        at=[At(_wired("WIR186"), {"faulty": "warning", "sound": None, "none": "?"})],
+        told=[({"parts": ["optimizer"]}, "not prepared: the optimizer")],
+    ),
+    "WIR187": Entry(
+        at=[At(_wired("WIR187"), {"faulty": "warning", "sound": None, "none": "?"})],
+        told=[
+            ({"step": 5, "tensor": "lora_A"}, "the adapter saved at step 5 is not the model's"),
+            ({"step": 5, "last": 6}, "the last save is of step 5 of 6"),
+        ],
+    ),
+    "WIR188": Entry(
+        at=[At(_wired("WIR188"), {"faulty": "warning", "sound": None, "none": "?"})],
+        told=[({"heads": ["score.weight"]}, "the new head score.weight is frozen")],
+    ),
+    "CST191": Entry(
+        at=[
+            At(lambda x: paced(waits=x), {0.29: None, 0.3: "warning"}, number="waits"),
+            At(lambda n: paced(n, waits=0.5), {6: "?", 7: "warning"}),
+        ],
+        told=[({"share": 0.42, "seconds_per_step": 0.2}, "waited for data 42% of the time")],
+        says=[(paced(waits=0.5), "A step waits 50% of its 0.1 s for data.")],
+    ),
+    "CST192": Entry(
+        at=[At(lambda x: paced(padding=x), {0.32: None, 0.35: "warning"}, number="padded")],
+        told=[({"share": 0.5, "gain": 2.0}, "50% of its tokens were padding")],
+        says=[
+            (paced(padding=0.5), "50% of the tokens in the batches are padding: without it up to 2.0 times as fast.")
+        ],
+    ),
+    "CST193": Entry(
+        at=[
+            At(_slower, {1.85: None, 1.95: "warning"}, number="slower"),
+            At(
+                lambda x: _slower(2.5, work=lambda i: x if i > 8 else 1e3),
+                {1050: "warning", 1150: None},
+                number="same_work",
+            ),
+            At(lambda turned: _slower(2.5, turned), {(5,): "warning", (1, 5): None}, number="rising"),
+            At(lambda x: paced(13, seconds=lambda i: x if i > 8 else 0.1), {0.3: None}),  # another job begins
+            At(lambda n: paced(n, seconds=lambda i: 0.1 * (1 + i)), {6: "?", 12: "?", 13: "warning"}),
+            At(lambda first: paced(13, seconds=lambda i: first if i == 0 else 0.1), {9.0: None}),
+        ],
+        told=[({"times": 2.0}, "steps became 2 times as slow")],
+        says=[(_slower(2.2), "A step takes 0.205 s at the end and took 0.125 s at first.")],
+    ),
+    "CST194": Entry(
+        at=[
+            At(
+                lambda x: paced(held=lambda i: (1 << 30) + int(i * x * 2**30)),
+                {0.004: None, 0.006: "warning"},
+                number="crept",
+            ),
+            At(lambda x: paced(held=lambda i: (1 << 30) + min(i, 5) * int(x * 2**30)), {0.1: None}),
+            At(lambda x: paced(held=lambda i: (1 << 30) + (i % 2) * int(x * 2**30)), {0.1: None}),
+            At(lambda n: paced(n, held=lambda i: (1 + i) << 28), {6: "?", 7: "warning"}),
+        ],
+        told=[({"bytes_per_step": 1e6}, "its memory grew with the steps")],
+        says=[
+            (
+                paced(held=lambda i: (1 + i) << 29),
+                "The memory between steps grows by 5.0 GiB every 100 steps: full in 200 steps.",
+            )
+        ],
+    ),
+    "CST195": Entry(
+        at=[
+            At(lambda x: paced(peak=int(x * 2**34), status="no_run_end"), {0.84: None, 0.86: "error"}, number="full"),
+            At(lambda status: paced(peak=1 << 34, status=status), {"ok": None, "error": "error", "aborted": None}),
+            At(
+                lambda reason: paced(status="error", status_reason=reason),
+                {"OutOfMemoryError": "error", "ValueError": None},
+            ),
+        ],
+        told=[
+            ({"step": 713, "named": False}, "probably out of memory at step 713"),
+            ({"step": 713, "named": True}, "out of memory at step 713"),
+        ],
+        says=[
+            (
+                paced(peak=15 << 30, status="no_run_end"),
+                "Probably out of memory at step 120, batch of 4 x 512: the highest before was 15.0 GiB of 16.0 GiB.",
+            )
+        ],
     ),
 }
 

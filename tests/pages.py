@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 from gradience.judge.diagnose.sources import find_sources
 from gradience.judge.options import ReportOptions
-from gradience.render.html import Story
+from gradience.render.story import Story
 from gradience.report import build_story
 
 VOID = {"meta", "br", "link", "img", "input", "hr"}

@@ -24,6 +24,7 @@ from lightning.pytorch.callbacks import Callback
 
 from gradience.announce import Place
 from gradience.configs.settings import Draft, overlay
+from gradience.hf.pace import Pace
 from gradience.hf.recorder import Lookout, RunRecorder, Voice, live_ids
 from gradience.hf.snapshot import note_model, note_optimizer, unwrapped
 from gradience.hf.trainer_wires import CallbackWires, Wanted
@@ -85,6 +86,8 @@ class GradienceCallback(Callback):  # type: ignore[misc]
         self._wiring: CallbackWires | None = None
         self._lookout: Lookout | None = None
         self._stopped: str | None = None
+        self._pace: Pace | None = None
+        self._paced = 0  # the steps that it knows of
         self._step = 0
         self._losses: list[torch.Tensor] = []  # losses of the batches since the last row
         self._norm: torch.Tensor | None = None
@@ -107,12 +110,18 @@ class GradienceCallback(Callback):  # type: ignore[misc]
                 if not self._recorder.joined:
                     self._voice.begin(path.parent)
                     self._voice.config(config, trainer.global_step)
+        if self._pace is not None:
+            self._pace.close()
+        self._paced = trainer.global_step
+        self._pace = Pace(_only_child(pl_module)) if trainer.is_global_zero and not self._recorder.joined else None
         if self._wanted.wiring and not self._recorder.joined and (trainer.is_global_zero or self._stop_on):
             with self._recorder:
                 self._watch(trainer, pl_module)
 
     def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int) -> None:
         """Digest the batch."""
+        if self._pace is not None:
+            self._pace.begin()
         if self._wiring is not None:
             with self._recorder:
                 self._wiring.see(batch)
@@ -133,6 +142,9 @@ class GradienceCallback(Callback):  # type: ignore[misc]
         if self._wiring is not None and (found := self._wiring.take()):
             with self._recorder:
                 self._heed(trainer, found)
+        if self._pace is not None:
+            self._pace.end(trainer.global_step - self._paced)
+            self._paced = trainer.global_step
         with self._recorder:
             self._trained |= set(trainer.callback_metrics) - self._evaluated
             loss = outputs.get("loss") if isinstance(outputs, Mapping) else outputs
@@ -147,6 +159,8 @@ class GradienceCallback(Callback):  # type: ignore[misc]
         """Record the values logged in a validation, under any names, once for each data loader."""
         if trainer.sanity_checking:
             return
+        if self._pace is not None:
+            self._pace.rest()
         with self._recorder:
             if self._wiring is not None:
                 self._wiring.evaluated()
@@ -175,6 +189,8 @@ class GradienceCallback(Callback):  # type: ignore[misc]
 
     def on_train_end(self, trainer: Any, pl_module: Any) -> None:
         """Close the run."""
+        if self._pace is not None:
+            self._pace.close()
         wiring, self._wiring = self._wiring, None
         if wiring is not None:
             with self._recorder:
@@ -217,6 +233,8 @@ class GradienceCallback(Callback):  # type: ignore[misc]
         self._losses, self._norm = [], None
         row = {name: value for name, value in known.items() if value is not None}
         self._recorder.train_step(step, row, {})
+        if self._pace is not None and "loss" in row and (found := self._pace.look()):
+            self._recorder.record(lambda log: log.throughput(step, **found))
         if self._lookout is not None:
             self._heed(trainer, self._lookout.row(step, row))
 

@@ -19,6 +19,7 @@ import msgspec
 
 from gradience.adapters.open import WEIGHT_NAMES, find_files
 from gradience.base.weights import find_shards
+from gradience.blocks import short_path
 from gradience.errors import GradienceError, OutputError, require
 from gradience.importers import is_foreign, read_source
 from gradience.importers.files import is_folder, sha256_of
@@ -28,8 +29,12 @@ from gradience.io.reading import real_path
 from gradience.judge.diagnose import judge_sources
 from gradience.judge.diagnose.sources import Read, RunSources, find_sources, read_sources
 from gradience.judge.options import ReportKeywords, ReportOptions
-from gradience.render import ReportFormat, check_format, format_of, short_path
-from gradience.render.html import FileRead, Story
+from gradience.render import ReportFormat, check_format, format_of
+from gradience.render.data import data_page
+from gradience.render.fleet import fleet_page
+from gradience.render.page import report_html, report_markdown
+from gradience.render.runs import curves_page
+from gradience.render.story import FileRead, Story
 from gradience.rules.log.facts import DEFAULT_GAP
 from gradience.schema.compare import BenchReport, CompareAdaptersReport
 from gradience.schema.diagnose import DiagnoseReport
@@ -94,13 +99,7 @@ def _write(draft: Path, out: Path, text: str) -> None:
 def report_text(story: Story, kind: ReportFormat) -> str:
     """The report as text in a format, with secrets masked that other programs left in its sources."""
     story = hide_in(story)
-    if kind == "html":
-        from gradience.render.html.page import report_html  # matplotlib
-
-        return report_html(story)
-    from gradience.render.markdown import report_markdown  # schemas of all reports
-
-    return report_markdown(story.diagnosis, story.comparison, story.bench)
+    return report_html(story) if kind == "html" else report_markdown(story)
 
 
 def write_page(
@@ -121,19 +120,21 @@ def write_page(
     if format_of(Path(out)) != "html":
         raise OutputError(f"{out}: a page of HTML", advice="name it .html")
     check_format("html")
-    from gradience.render.html.data import data_html  # matplotlib
-    from gradience.render.html.page import curves_html, fleet_html  # the same
-
-    shown = hide_in(report)
-    match shown:
-        case FleetShowReport():
-            text = fleet_html(shown)
-        case CheckReport():
-            text = data_html(shown)
-        case _:
-            text = curves_html(shown)
+    text = _page(hide_in(report))
     with atomic_file(Path(out), sources=sources, force=force) as draft:
         _write(draft, Path(out), text)
+
+
+def _page(report: FleetShowReport | RunsCurvesReport | CheckReport) -> str:
+    from gradience.blocks.html.pieces import page_html  # matplotlib
+    from gradience.render.curves import curves_figure  # the same
+
+    match report:
+        case FleetShowReport():
+            return page_html(fleet_page(report))
+        case CheckReport():
+            return page_html(data_page(report))
+    return page_html(curves_page(report, curves_figure(report.curves, report.metric)))
 
 
 def build_story(sources: RunSources, options: ReportOptions = _DEFAULTS) -> Story:

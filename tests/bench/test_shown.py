@@ -96,8 +96,8 @@ def test_the_report_on_a_run_has_the_bench(report, classifier, tmp_path, capsys)
     capsys.readouterr()
     assert main(arguments) == 0
     said = capsys.readouterr().out
-    assert "**Measured on held-out data: holds** (a holds" in said
-    assert "| b | 80 | 0.7 | +0.2" in said
+    assert "**Measured on held-out data**\n\n**Holds**: a holds" in said
+    assert "| b | 80 | 80% | 0.7 | +0.2" in said
     (tmp_path / "out" / "bench.json").write_text(json.dumps({"schema": "x"}))
     assert main(arguments) == 2
     assert "is not a bench report" in capsys.readouterr().err

@@ -110,7 +110,7 @@ def test_another_method_than_lora_is_not_counted(tmp_path: Path) -> None:
     assert "IA3" in reasons(report)["TGT002"]
 
 
-@pytest.mark.parametrize("damage", ["no config", "no weights", "cut", "not json"])
+@pytest.mark.parametrize("damage", ["no config", "cut", "not json"])
 def test_a_damaged_base_is_one_clear_error(damage: str, tmp_path: Path) -> None:
     base = write_base(tmp_path / "base")
     weights, config = base / "model.safetensors", base / "config.json"
@@ -119,9 +119,17 @@ def test_a_damaged_base_is_one_clear_error(damage: str, tmp_path: Path) -> None:
     elif damage == "not json":
         config.write_text("{")
     else:
-        (config if damage == "no config" else weights).unlink()
+        config.unlink()
     with pytest.raises(AdapterError, match="base"):
         check_config(peft_dir=write_adapter(tmp_path / "peft"), base=base)
+
+
+def test_a_config_alone_is_a_base_whose_modules_are_not_counted(tmp_path: Path) -> None:
+    base = write_base(tmp_path / "base")
+    (base / "model.safetensors").unlink()
+    report = check_config(peft_dir=write_adapter(tmp_path / "peft"), base=base)
+    assert report.coverage is None
+    assert "config.json alone" in reasons(report)["TGT002"]
 
 
 @pytest.mark.parametrize("place", ["/dev/null", "/nowhere/at/all", "nobody/nothing"])

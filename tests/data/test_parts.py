@@ -10,13 +10,13 @@ import pytest
 from hypothesis import given, strategies as st
 from tables import every
 
+from gradience.blocks.plots import histogram_lines
 from gradience.configs.document import read_data_plan
 from gradience.data import Shape, Unusable
 from gradience.data.formats import canonical, recognise
 from gradience.data.measure import batching, is_mojibake, quantile
 from gradience.data.overlap import NEAR, EvalRows, jaccard, trigrams
 from gradience.data.tokens import common_prefix
-from gradience.render.plots import histogram_lines
 
 
 def test_the_limit_is_drawn_behind_the_bar_that_it_ends() -> None:

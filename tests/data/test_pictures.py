@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import base64
 import io
+import json
+import shutil
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -161,6 +163,21 @@ def test_what_cannot_be_counted_is_left_and_said(place: Path, tmp_path: Path, ro
     assert report is not None
     assert (report.seen.media.count, report.tokens.images, report.faults) == (3, 0, [])
     assert any(note.startswith("3 rows hold images") for note in report.notes)
+
+
+@every(
+    "counts", [{"patch_size": 1e-9}, {"num_additional_image_tokens": 10**9}, {"num_additional_image_tokens": -(10**9)}]
+)
+def test_a_rule_without_a_sensible_number_of_tokens_counts_none(
+    place: Path, tmp_path: Path, counts: dict[str, Any]
+) -> None:
+    shutil.copytree(place, tmp_path / "odd")
+    path = tmp_path / "odd" / "processor_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | counts))
+    some = [{"messages": [ask(f"what is {i}"), say(f"it is {i}")], "images": shown(place, 0)} for i in range(3)]
+    report = check_data(write(tmp_path / "train.jsonl", some), tokenizer=tmp_path / "odd").data
+    assert report is not None
+    assert (report.seen.media.count, report.tokens.images, report.faults) == (3, 0, [])
 
 
 def test_the_report_says_how_many_tokens_are_images(place: Path) -> None:

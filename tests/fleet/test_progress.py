@@ -6,7 +6,7 @@ import io
 
 import pytest
 
-from gradience.cli import fleet as cli
+from gradience.cli import tables as cli
 from gradience.collect.fleet.audit import Tally
 
 

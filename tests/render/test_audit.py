@@ -8,8 +8,9 @@ import msgspec
 import pytest
 from tables import every
 
+from gradience.blocks.text import printed
+from gradience.render import maps
 from gradience.render.audit import View, audit_text
-from gradience.render.plots import heatmap
 from gradience.rules.weights import health
 from gradience.rules.weights.ranks import candidates, disagreements, rank_pattern, rank_rules, suggest
 from gradience.rules.weights.rules import judge_adapter
@@ -30,6 +31,10 @@ from gradience.schema.audit import (
 )
 
 ERRORS = {"1": 0.5, "2": 0.3, "4": 0.1, "6": 0.05, "7": 0.02}
+
+
+def heatmap(*given, **keywords) -> list[str]:
+    return list(printed([maps.heatmap(*given, **keywords)]))
 
 
 def module(layer: int, kind: str = "self_attn.q_proj", **fields) -> ModuleAudit:
@@ -144,8 +149,8 @@ def test_findings_of_severity_info_are_told_too():
 def test_each_candidate_rank_has_its_error_and_the_suggested_are_marked():
     text = audit_text(report(), View(verbose=True))
     assert re.search(r"^ +1 +75\.0% +50\.0% +50\.0% +129\.0K params, 0\.00 MB$", text, re.MULTILINE)
-    assert re.search(r"^ +2 .*<- most modules \(median\)$", text, re.MULTILINE)
-    assert re.search(r"^ +4 .*<- worst-case tail \(p90\)$", text, re.MULTILINE)
+    assert re.search(r"^ +2 .*  most modules \(median\)$", text, re.MULTILINE)
+    assert re.search(r"^ +4 .*  worst-case tail \(p90\)$", text, re.MULTILINE)
 
 
 def test_equal_scales_share_a_line_and_exceptions_are_named():

@@ -6,7 +6,7 @@ import math
 
 from hypothesis import given, strategies as st
 
-from gradience.render.plots import curve_lines
+from gradience.blocks.plots import curve_lines
 
 floats = st.floats(allow_nan=True, allow_infinity=True)
 points = st.lists(st.tuples(st.floats(0, 1e9), floats), max_size=80).map(sorted)

@@ -11,7 +11,7 @@ import msgspec
 import pytest
 from hypothesis import given, strategies as st
 
-from gradience.render.findings import github_lines, sarif_log
+from gradience.blocks.programs import github_lines, sarif_log
 from gradience.schema.document import Evidence, Finding, NotRun, RuleCard
 from gradience.schema.reports import SourceLocation
 

@@ -7,9 +7,9 @@ from types import SimpleNamespace
 
 import pytest
 
+from gradience.blocks.plots import histogram_lines
 from gradience.cli import output
 from gradience.render.monitor import fed_rows
-from gradience.render.plots import histogram_lines
 
 
 def test_the_share_of_padding_is_of_all_positions_and_of_the_supervised_of_all_tokens():

@@ -6,16 +6,19 @@ import doctest
 from operator import itemgetter
 
 from hypothesis import given, strategies as st
+from msgspec.structs import replace
 from tables import every
 
-from gradience import render, render as table
-from gradience.render import check, findings as github, labelled, listed, shortened, skipped_lines
+from gradience import blocks
+from gradience.blocks import facts, listed, markdown, skipped, table, text
+from gradience.blocks.text import printed, shortened
+from gradience.render import check
 from gradience.schema.document import NotRun
 
 CELLS = st.text("abc", min_size=1, max_size=9)
 
 
-@every("module", [check, github, table, render], ids=lambda module: module.__name__)
+@every("module", [blocks, check, markdown, text], ids=lambda module: module.__name__)
 def test_the_examples_in_the_module_hold(module):
     found = doctest.testmod(module)
     assert found.attempted > 0
@@ -25,7 +28,7 @@ def test_the_examples_in_the_module_hold(module):
 @given(st.lists(st.tuples(CELLS, CELLS), min_size=1, max_size=6), st.integers(0, 4), st.integers(1, 3))
 def test_cells_stand_under_the_titles_of_their_columns(rows, indent, gap):
     columns = (("number", ">9", itemgetter(0)), ("name", "<9", itemgetter(1)))
-    first, *lines = table.table(columns, rows, indent=indent, gap=gap)
+    first, *lines = printed([replace(table(columns, rows, indent=indent), gap=gap)])
     end, start = first.index("number") + len("number"), first.index("name")
     for line, (number, name) in zip(lines, rows, strict=True):
         assert line[:end].strip() == number
@@ -46,7 +49,7 @@ def test_a_list_that_is_cut_counts_exactly_what_is_left_out(items, most):
 
 
 def test_values_are_aligned_behind_their_labels():
-    assert list(labelled([("Criterion", "rank 2"), ("File", "1 MB")], indent=2)) == [
+    assert list(printed([facts([("Criterion", "rank 2"), ("File", "1 MB")], indent=2)])) == [
         "  Criterion:  rank 2",
         "  File:       1 MB",
     ]
@@ -58,15 +61,15 @@ def not_run(*reasons: str) -> list[NotRun]:
 
 def test_skipped_checks_are_one_line_that_tells_missing_input_from_what_the_user_left_out():
     items = not_run("no lr", "not selected", "ignored on request", "no base")
-    (line,) = skipped_lines(items, verbose=False)
+    (line,) = printed(skipped(items, verbose=False))
     counts = "Skipped (missing input or not applicable): 2; left out by --select or --ignore: 2"
     assert line == f"{counts} (--verbose lists them with their reasons)"
-    (only,) = skipped_lines(not_run("not selected"), verbose=False)
+    (only,) = printed(skipped(not_run("not selected"), verbose=False))
     assert only.startswith("Left out by --select or --ignore: 1 (")
-    assert list(skipped_lines(items, verbose=True))[1:] == [
+    assert list(printed(skipped(items, verbose=True)))[1:] == [
         "  R0: no lr",
         "  R1: not selected",
         "  R2: ignored on request",
         "  R3: no base",
     ]
-    assert list(skipped_lines([], verbose=True)) == []
+    assert skipped([], verbose=True) == []

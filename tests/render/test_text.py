@@ -7,7 +7,7 @@ import unicodedata
 from hypothesis import given, strategies as st
 from tables import every
 
-from gradience.render import clean, count, number, percent
+from gradience.blocks import clean, count, number, percent
 
 
 @given(st.text())

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-from gradience.render.html import pieces
+from gradience.blocks.html import pieces
 from gradience.schema.events import ConfigSnapshot, LoraSnapshot, OptimizerSnapshot, TrainingSnapshot
 from gradience.telemetry.writer import TelemetryWriter
 

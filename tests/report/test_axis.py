@@ -10,8 +10,8 @@ import pytest
 from hypothesis import example, given, strategies as st
 from tables import every
 
-from gradience.render.html import plot
-from gradience.render.html.plot import axis_of, linear_ticks
+from gradience.blocks.html import plot
+from gradience.blocks.html.plot import axis_of, linear_ticks
 
 VALUES = st.lists(st.floats(-1e300, 1e300) | st.just(math.nan) | st.just(math.inf), max_size=20)
 

@@ -9,9 +9,10 @@ import pytest
 from pages import gather, parse
 from tables import every
 
-from gradience.render.html.page import report_html
-from gradience.render.html.pieces import marks_of, numbered
-from gradience.render.html.plot import Line, envelope, running_median
+from gradience.blocks.html.plot import Line, envelope, running_median
+from gradience.render.check import step_of
+from gradience.render.curves import marks_of
+from gradience.render.page import report_html
 from gradience.schema.events import ConfigSnapshot
 from gradience.telemetry.writer import TelemetryWriter
 
@@ -34,11 +35,11 @@ def story(tmp_path_factory):
 
 
 def test_every_spike_of_a_burst_is_marked_with_the_number_of_its_finding(story):
-    found = numbered(story.diagnosis)
-    (spike,) = [n for n in found if n.cause.id == "DIV103"]
-    marks = [mark for mark in marks_of(found) if mark.number == spike.number]
+    found = story.diagnosis.findings
+    ((number, spike),) = [(n, cause) for n, cause in enumerate(found, 1) if cause.id == "DIV103"]
+    marks = [mark for mark in marks_of(found) if mark.number == number]
     assert [mark.step for mark in marks] == list(SPIKES)
-    assert spike.step in SPIKES
+    assert step_of(spike) in SPIKES
 
 
 def test_the_held_out_loss_is_a_card_with_its_lowest_value_and_its_examples(story):

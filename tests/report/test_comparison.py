@@ -10,7 +10,7 @@ import pytest
 from pages import gather, parse
 
 from gradience.cli.main import main
-from gradience.render.html.page import report_html
+from gradience.render.page import report_html
 from gradience.rewrite.compare import compare_adapters
 
 torch = pytest.importorskip("torch")

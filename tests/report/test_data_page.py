@@ -7,9 +7,10 @@ from typing import Any
 import pytest
 from pages import parse
 
+from gradience.blocks.html.pieces import page_html
 from gradience.data.examples import Examples
 from gradience.data.tokens import Kept, Sequence, Tokenised
-from gradience.render.html.data import data_html
+from gradience.render.data import data_page
 from gradience.schema.document import Finding
 from gradience.schema.events import ConfigSnapshot
 from gradience.schema.reports import (
@@ -31,6 +32,10 @@ class Decoder:
 
     def decoded(self, runs: Any) -> list[str]:
         return ["".join(chr(97 + token % 26) for token in run) for run in runs]
+
+
+def _html(checked: CheckReport) -> str:
+    return page_html(data_page(checked))
 
 
 def report(**changed: Any) -> CheckReport:
@@ -55,7 +60,7 @@ def test_the_page_has_findings_histograms_rows_and_the_data_as_understood() -> N
     pieces = [Piece(kind="context", text="ask"), Piece(kind="loss", text="answer"), Piece(kind="cut", text="gone")]
     shown = Example(row=3, faults=["answer_cut"], sequences=[ShownSequence(tokens=9, pieces=pieces)])
     shares = [0] * 19 + [7]
-    html = data_html(report(shares=shares, examples=[shown]))
+    html = _html(report(shares=shares, examples=[shown]))
     page = parse(html)
     assert [section["id"] for section in page.all("section")] == ["findings", "lengths", "rows", "data"]
     for text in (
@@ -64,8 +69,7 @@ def test_the_page_has_findings_histograms_rows_and_the_data_as_understood() -> N
         "16 to 31: 5",
         "95 to 99: 7",
         "limit 32",
-        "Row 3 ",
-        "answer cut",
+        "Row 3: answer cut",
         'class="token context" title="read, not learnt">ask<',
         'class="token loss" title="in the loss: the model learns to write it">answer<',
         'class="token cut" title="cut off: the model never sees it">gone<',
@@ -73,14 +77,14 @@ def test_the_page_has_findings_histograms_rows_and_the_data_as_understood() -> N
     ):
         assert text in html, text
     assert "/home/me" not in html.partition("Data as understood")[0]
-    bare = parse(data_html(report()))
+    bare = parse(_html(report()))
     assert [section["id"] for section in bare.all("section")] == ["findings", "lengths", "data"]
 
 
 def test_text_of_rows_and_findings_is_shown_and_never_run() -> None:
     piece = Piece(kind="loss", text=HOSTILE)
     shown = Example(row=1, faults=["<b>"], sequences=[ShownSequence(name="chosen", tokens=1, pieces=[piece])])
-    html = data_html(report(examples=[shown]))
+    html = _html(report(examples=[shown]))
     assert "<script" not in html
     assert "&lt;script&gt;alert(1)&lt;/script&gt;\u21b5<br>&amp;amp;" in html
     assert not {"\u202e", "\x1b"} & set(html)
@@ -89,7 +93,7 @@ def test_text_of_rows_and_findings_is_shown_and_never_run() -> None:
 
 def test_a_report_on_a_configuration_alone_has_no_such_page() -> None:
     with pytest.raises(ValueError, match="without data"):
-        data_html(CheckReport(schema=CHECK_SCHEMA_ID, config=ConfigSnapshot()))
+        _html(CheckReport(schema=CHECK_SCHEMA_ID, config=ConfigSnapshot()))
 
 
 def row(number: int, ids: int = 4, mask: list[int] | None = None, kept: Kept | None = None) -> Tokenised:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 from pages import gather, parse
 
-from gradience.render.html.page import report_html
 from gradience.render.monitor import fed_rows
+from gradience.render.page import report_html
 from gradience.telemetry.writer import TelemetryWriter
 
 COUNTS = {

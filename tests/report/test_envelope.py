@@ -7,7 +7,7 @@ import math
 import numpy as np
 from hypothesis import given, strategies as st
 
-from gradience.render.html.plot import envelope
+from gradience.blocks.html.plot import envelope
 
 VALUES = st.one_of(
     st.floats(-1e6, 1e6), st.sampled_from([math.nan, math.inf, -math.inf]), st.floats(allow_nan=False, width=64)

@@ -15,10 +15,10 @@ import numpy as np
 import pytest
 from hypothesis import example, given, settings, strategies as st
 
-from gradience.render.html import figures
-from gradience.render.html.figures import NARROW, STYLES, WIDE, draw, draw_map, style_sheet
-from gradience.render.html.plot import Line, Mark, Plot, envelope
-from gradience.render.plots import Grid
+from gradience.blocks.html import figures
+from gradience.blocks.html.figures import NARROW, STYLES, WIDE, draw, draw_map, style_sheet
+from gradience.blocks.html.plot import Line, Mark, Plot, envelope
+from gradience.blocks.plots import Grid
 
 SIZES = st.sampled_from([WIDE, NARROW])
 FLOATS = st.floats(allow_nan=True, allow_infinity=True)
@@ -122,7 +122,7 @@ def test_two_lines_never_look_alike_and_the_legend_has_the_same_order():
 
 
 def test_every_colour_of_the_figures_is_one_of_the_page():
-    path = files("gradience.render.html") / "figures.mplstyle"
+    path = files("gradience.blocks.html") / "figures.mplstyle"
     sheet = mpl.rc_params_from_file(str(path), use_default_template=False)
     light = set(re.findall(r"--\w+: (#\w{6})", style_sheet().partition("@media")[0]))
     colours = [str(value) for key, value in sheet.items() if key.endswith("color") and value != "none"]

@@ -9,8 +9,8 @@ from markdown_it import MarkdownIt
 from pages import gather, parse
 from tables import every
 
-from gradience.render import clean, markdown
-from gradience.render.markdown import escape
+from gradience.blocks import clean, markdown
+from gradience.blocks.markdown import escape
 from gradience.report import report_text
 
 GFM = MarkdownIt("gfm-like", {"html": True, "linkify": False})
@@ -45,7 +45,7 @@ def test_a_report_on_everything_is_short_and_parses(log, adapter):
     text = report_text(story, "md")
     found = parse(GFM.render(text))
     assert len(text) < 8_000
-    assert len(found.all("table")) == 4
+    assert len(found.all("table")) == 5
     for words in (
         "acme/base-7b",
         "ok, step 120 of 120",

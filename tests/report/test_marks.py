@@ -6,7 +6,8 @@ from typing import Any
 
 from tables import every
 
-from gradience.render.html.pieces import Numbered, marks_of
+from gradience.render.check import steps_of
+from gradience.render.curves import marks_of
 from gradience.schema.diagnose import Cause, Piece
 
 
@@ -28,14 +29,14 @@ def cause(rule: str, source: str = "log", pieces: tuple[str, ...] = (), **values
     ],
 )
 def test_steps_are_whole_numbers(values, steps):
-    assert Numbered(1, cause("DIV103", **values)).steps == steps
+    assert steps_of(cause("DIV103", **values)) == steps
 
 
 def test_marks_are_of_findings_in_the_log_by_step_and_by_the_beginning_of_an_id():
     found = [
-        Numbered(1, cause("DIV103", steps=[9, 2])),
-        Numbered(2, cause("NUM101", "weights", first_step=5)),
-        Numbered(3, cause("OVF110", pieces=("DIV104",), first_step=4)),
+        cause("DIV103", steps=[9, 2]),
+        cause("NUM101", "weights", first_step=5),
+        cause("OVF110", pieces=("DIV104",), first_step=4),
     ]
     assert [(mark.number, mark.step) for mark in marks_of(found)] == [(1, 2), (3, 4), (1, 9)]
     assert [(mark.number, mark.step) for mark in marks_of(found, "DIV")] == [(1, 2), (3, 4), (1, 9)]

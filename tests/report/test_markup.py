@@ -6,8 +6,8 @@ import pytest
 from hypothesis import example, given, strategies as st
 from pages import parse
 
-from gradience.render import clean
-from gradience.render.html import document, style_element, tag
+from gradience.blocks import clean
+from gradience.blocks.html import document, style_element, tag
 
 HOSTILE = st.text() | st.sampled_from(
     ["<script>alert(1)</script>", "</td></table><img src=x onerror=alert(1)>", '" onload="x', "]]><!--", "&lt;&amp;"]

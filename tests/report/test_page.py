@@ -17,14 +17,14 @@ import pytest
 from pages import gather, parse
 from tables import every
 
-from gradience.render.html.page import report_html
+from gradience.render.page import report_html
 from gradience.report import write_report
 from gradience.schema import SCHEMA_ID
 from gradience.schema.events import Alert
 from gradience.telemetry.writer import TelemetryWriter
 
 HOSTILE = '<script>alert("1")</script>"><img src=x onerror=alert(1)>'
-CSS = files("gradience.render.html").joinpath("style.css").read_text(encoding="utf-8")
+CSS = files("gradience.blocks.html").joinpath("style.css").read_text(encoding="utf-8")
 
 
 @pytest.fixture(scope="module")
@@ -42,7 +42,7 @@ def test_the_page_holds_every_part_of_the_story(page):
     assert [s["id"] for s in found.all("section")] == [
         "findings", "training", "weights", "config", "not-judged", "provenance",
     ]  # fmt: skip
-    for words in ("acme/base-7b", "acme/sentences", "ok, step 120 of 120", "TRAINED", "Suggested ranks", "lora pair"):
+    for words in ("acme/base-7b", "acme/sentences", "ok, step 120 of 120", "TRAINED", "Suggested rank", "lora pair"):
         assert words in found.text
     for title in (
         "Loss",
@@ -55,9 +55,20 @@ def test_the_page_holds_every_part_of_the_story(page):
         assert any(a.get("aria-label", "").startswith(title) for a in found.all("svg"))
 
 
+@every("sigma", [[0.0, 1e200], [1e-300, 1.0, 1e300], [1e-310, 1e-310], [0.0, 0.0]])
+def test_a_spectrum_of_any_order_and_size_is_drawn(story, sigma):
+    audit = story.diagnosis.audit
+    odd = [msgspec.structs.replace(one, top_singular_values=sigma, frobenius_norm=max(sigma)) for one in audit.modules]
+    audit = msgspec.structs.replace(audit, modules=odd)
+    with np.errstate(all="raise", under="ignore"):
+        drawn = report_html(dataclasses.replace(story, diagnosis=msgspec.structs.replace(story.diagnosis, audit=audit)))
+    assert 'aria-label="Energy by rank' in drawn
+
+
 def test_the_first_screen_holds_verdict_next_step_and_curve(log, story, page):
     header = page[page.index("<header>") : page.index("</header>")]
-    places = [header.index(part) for part in ("<h1>", 'class="verdict', 'class="story"', "Next: ", "<svg", "<dl")]
+    told = story.diagnosis.monitor.story[1:30]
+    places = [header.index(part) for part in ("<h1>", 'class="verdict', told, "Next: ", "<svg", "<dl")]
     assert places == sorted(places)
     assert f"<h1>{log.parent.name}</h1>" in header
     assert "Gradience report: acme/base-7b" in header

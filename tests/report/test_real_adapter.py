@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from pages import gather, parse
 
-from gradience.render.html.page import report_html
+from gradience.render.page import report_html
 
 torch = pytest.importorskip("torch")
 peft = pytest.importorskip("peft")

@@ -22,8 +22,8 @@ from gradience.rewrite.options import ResizeOptions, Target
 from gradience.rewrite.resize import factors
 from gradience.rewrite.resize.factors import Cut, Loss, planned_file, refit_of, refitted
 from gradience.rewrite.resize.plan import Plan, new_config, relative_error
-from gradience.rewrite.resize.ranks import module_rank
 from gradience.rewrite.resize.subject import Subject, resizable_pairs
+from gradience.rewrite.resize.weights import module_rank
 from gradience.rewrite.sides import open_stored
 from gradience.rules.weights.ranks import Patterns
 from gradience.spectral.update import reduced

@@ -10,7 +10,7 @@ from hypothesis import given, strategies as st
 from tables import every
 
 from gradience.rewrite.options import ResizeOptions, Target
-from gradience.rewrite.resize.ranks import Priced, module_rank, ranks_within
+from gradience.rewrite.resize.weights import Priced, module_rank, ranks_within
 
 SPECTRA = st.lists(st.floats(1e-3, 1e3), min_size=1, max_size=20).map(lambda s: np.sort(np.asarray(s))[::-1])
 SHARES = st.floats(0.01, 0.99)

@@ -27,7 +27,7 @@ from gradience.models import distil, load_model, outputs
 from gradience.models.inputs import digest_of
 from gradience.models.states import Factors, adapted
 from gradience.render.writing import resize_text
-from gradience.rewrite.resize import recovery
+from gradience.rewrite.resize import recovery, running
 from gradience.rewrite.resize.running import split_inputs
 from gradience.schema.document import Estimate
 from gradience.schema.export import json_schema
@@ -290,10 +290,13 @@ def test_each_pass_is_over_all_texts_in_an_order_of_its_own(llama, texts, monkey
 
 def test_a_calibrated_choice_may_be_recovered_and_modules_that_left_stay_away(llama, texts, tmp_path, monkeypatch):
     monkeypatch.setattr(recovery, "_why_not", lambda _change: "")  # whether it helped is not asked here
+    loads = []
+    monkeypatch.setattr(running, "load_model", lambda *given: loads.append(given) or load_model(*given))
     options = {"base": llama.base, "calibrate": texts, "recover": texts, "max_params": 60}
     report = resize_adapter(llama.adapter, tmp_path / "out", **options)
     assert report.recovery.written
     assert report.params_after <= 60
+    assert loads == [(llama.base, llama.adapter)]  # one model for both
     gone = [row for row in report.modules if row.rank_after == 0]
     assert gone
     assert all(row.relative_error == pytest.approx(1.0) for row in gone)

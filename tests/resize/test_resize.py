@@ -18,7 +18,7 @@ from safetensors.numpy import load_file, save_file
 from safetensors.torch import load_file as load_torch
 
 from gradience import AdapterError, OutputError, audit_adapter, resize_adapter
-from gradience.rewrite.resize.ranks import module_rank
+from gradience.rewrite.resize.weights import module_rank
 from gradience.schema.export import json_schema
 from gradience.schema.writing import Provenance
 

@@ -131,7 +131,7 @@ TABLE = [
           Length:     240 steps, warmup 4.2%
           Early step: 3.2e-02 (scaling x r x lr; shipped recipes for supervised training 3e-3 to 1e-2)
           EPO001: max_steps overrides epochs, so how often the data repeats is not known
-          SCH003: about a run to come; this one has begun
+          KEY001, NUM001, PAD001, 4 of REC001 to REC006, SCH003, QNT001: about a run to come; this one has
           TGT002, TGT005: the base model is not given (--base)
         """,
     ),
@@ -198,7 +198,7 @@ TABLE = [
         """,
     ),
     ("rules XX999", 2, "unknown rule 'XX999' ('gradience rules' lists them)"),
-    ("report runs/toy --out page.md", 0, "wrote page.md (4 KB, 2 findings)"),
+    ("report runs/toy --out page.md", 0, "wrote page.md (5 KB, 2 findings)"),
     (
         "fleet audit runs --out fleet",
         0,

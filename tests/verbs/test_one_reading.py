@@ -9,11 +9,13 @@ from pathlib import Path
 import pytest
 
 from gradience import runs
+from gradience.blocks.markdown import escape
 from gradience.judge.diagnose import diagnose
 from gradience.judge.monitor import monitor_run
 from gradience.render.check import diagnose_text
-from gradience.render.markdown import escape, report_markdown
 from gradience.render.monitor import monitor_text
+from gradience.render.page import report_markdown
+from gradience.render.story import Story
 from gradience.rules.log.account import rate_of_run
 
 BAD = re.compile(
@@ -78,4 +80,4 @@ def test_every_verb_gives_the_same_story_step_rate_loss_and_count(logs, tmp_path
         diagnosis = diagnose(folder)
         assert diagnosis.monitor is not None
         assert diagnosis.monitor.story == report.story
-        assert escape(report.story)[1:] in report_markdown(diagnosis)
+        assert escape(report.story)[1:] in report_markdown(Story(diagnosis))

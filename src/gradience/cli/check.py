@@ -118,16 +118,19 @@ class ConfigOptions:
         A folder with an adapter_config.json, or that file.
     training_dir:
         A folder with a training_args.json, or a file of training arguments as JSON or YAML.
+    memory:
+        Memory of the card, such as 24GiB: does a step fit? Needs --base.
     """
 
     task: str | None = None
     peft_dir: Annotated[Path | None, Parameter(alias="--peft")] = None
     training_dir: Annotated[Path | None, Parameter(alias="--training")] = None
     base: opt.Base = None
+    memory: str | None = None
 
     def places(self) -> CheckKeywords:
         """These options as those of the library, which has a file apart from a folder."""
-        places: CheckKeywords = {"task": self.task, "base": self.base}
+        places: CheckKeywords = {"task": self.task, "base": self.base, "memory": self.memory}
         if self.peft_dir is not None:
             places["peft" if _is_file(self.peft_dir) else "peft_dir"] = self.peft_dir
         if self.training_dir is not None:
@@ -194,9 +197,11 @@ def check(
     """
     resolved = options.resolved()
     given = CheckOptions(document=config, overrides=overrides.snapshot(), serve=serve or (), **resolved.rules)
-    given = given.completed(sources.places())
+    given = given.completed({**sources.places(), "max_length": data_options.max_length})
     if data_options.data is None:
-        without = (each.name for each in fields(data_options) if getattr(data_options, each.name) != each.default)
+        alone = {"max_length"} if sources.base is not None else set()  # the memory of a step needs it too
+        names = [each.name for each in fields(data_options) if getattr(data_options, each.name) != each.default]
+        without = (name for name in names if name not in alone)
         if (name := next(without, None)) is not None:
             option = name.replace("_", "-")
             raise ConfigError(f"--{option} without --data", advice="give --data FILE, or --data recipe with --training")

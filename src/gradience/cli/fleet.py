@@ -10,11 +10,12 @@ from typing import Annotated, Final, Literal, TypeVar
 from cyclopts import Parameter
 from cyclopts.types import PositiveInt
 
+from gradience.blocks import counted
 from gradience.cli import options as opt
 from gradience.cli.output import COULD_NOT_JUDGE, FOUND, tell
 from gradience.cli.tables import DEFAULT_RESULT, ResultOptions, answer, chosen, list_queries, rate_on_stderr
 from gradience.errors import AdapterError, GradienceError
-from gradience.render import counted, fleet as words
+from gradience.render import fleet as words
 from gradience.schema.document import Finding, Report
 from gradience.schema.reports import SourceLocation
 

@@ -10,12 +10,13 @@ from pathlib import Path
 from typing import Final
 
 from gradience.adapters.open import CONFIG_NAME, holds_adapter
+from gradience.blocks import Block, counted, facts, listed
+from gradience.blocks.text import as_text
 from gradience.cli.output import DONE, print_text
 from gradience.errors import GradienceError
 from gradience.importers.sources import format_of, is_run
 from gradience.judge.diagnose.sources import RunSources, find_sources, list_folder
 from gradience.judge.monitor.source import runs_in
-from gradience.render import as_text, clean, counted, labelled, listed
 
 _SETTINGS: Final = (".toml", ".yaml", ".yml")
 _WEIGHTS: Final = (".safetensors", ".bin", ".npz", ".pt")
@@ -34,7 +35,7 @@ def here(place: Path) -> int:
 
 
 @as_text
-def _in_folder(place: Path) -> Iterator[str]:
+def _in_folder(place: Path) -> Iterator[Block]:
     at = _quoted(place)
     logs = runs_in(place)
     adapters = [folder for folder in islice(_near(place), _LOOKED) if holds_adapter(folder)]
@@ -63,7 +64,7 @@ def _near(place: Path) -> Iterator[Path]:
             yield from list_folder(child).folders
 
 
-def _one_run(place: Path, found: RunSources) -> Iterator[str]:
+def _one_run(place: Path, found: RunSources) -> Iterator[Block]:
     at = _quoted(place)
     parts = (("log", found.log.path), ("adapter", found.weights.path), ("training", found.training))
     there = {name: path for name, path in parts if path is not None}
@@ -72,13 +73,13 @@ def _one_run(place: Path, found: RunSources) -> Iterator[str]:
         there["settings"] = place / CONFIG_NAME
         fitting.append(f"check {at}")  # the folder: a checkpoint in it may hold training arguments
     yield f"{at}:" if there else f"{at}: no log, no adapter and no training arguments"
-    yield from labelled(((name, clean(str(path))) for name, path in there.items()), indent=2)
+    yield facts(((name, str(path)) for name, path in there.items()), indent=2)
     whole = [f"diagnose {at}", f"report {at} --out report.html"] if {"log", "adapter"} & there.keys() else []
     yield from _fitting(*whole[: max(1, 3 - len(there))], *fitting)
 
 
 @as_text
-def _of_file(place: Path) -> Iterator[str]:
+def _of_file(place: Path) -> Iterator[Block]:
     at = _quoted(place)
     if place.suffix in _WEIGHTS:
         yield f"{at}: weights"
@@ -95,7 +96,7 @@ def _of_file(place: Path) -> Iterator[str]:
 
 
 def _quoted(path: Path | str) -> str:
-    return shlex.quote(clean(str(path)))
+    return shlex.quote(str(path))
 
 
 def _fitting(*commands: str) -> Iterator[str]:

@@ -349,7 +349,7 @@ def _tell(text: str) -> None:
 
 
 def _fail(message: str, advice: str) -> int:
-    from gradience.render import clean  # only a failure pays for it
+    from gradience.blocks import clean  # only a failure pays for it
     from gradience.telemetry.secrets import hide_secrets  # the same
 
     def shown(text: str, most: int) -> str:  # secrets are hidden before the cut, which could leave a part of one

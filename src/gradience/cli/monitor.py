@@ -16,13 +16,13 @@ from typing import Annotated, Final
 from cyclopts import Parameter
 from cyclopts.types import PositiveFloat
 
+from gradience.blocks import clean
 from gradience.cli import options as opt
 from gradience.cli.output import DONE, FOUND, emit, safe_lines, tell
 from gradience.errors import RecorderError
 from gradience.io.reading import open_regular
 from gradience.judge.monitor import monitor_run
 from gradience.judge.monitor.source import LiveRun, Tail, is_log
-from gradience.render import clean
 from gradience.render.monitor import Glance, event_line, frame_lines, monitor_text, progress_line
 from gradience.schema.document import SEVERITIES
 from gradience.schema.events import ConfigSnapshot, Event, TrainStep, UnknownEvent

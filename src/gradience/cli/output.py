@@ -292,11 +292,11 @@ def print_for_programs(
         not_run: the rules that could not be judged, for SARIF.
     """
     if kind == "github":
-        from gradience.render.findings import github_lines  # for those who ask
+        from gradience.blocks.programs import github_lines  # for those who ask
 
         emit("".join(f"{line}\n" for line in github_lines(findings, locations=locations)))
         return
-    from gradience.render.findings import sarif_log  # the same
+    from gradience.blocks.programs import sarif_log  # the same
     from gradience.rules import cards_of  # the same
 
     log = sarif_log(

@@ -9,11 +9,12 @@ from typing import Annotated, Final
 
 from cyclopts import Parameter
 
+from gradience.blocks import clean, counted
 from gradience.cli import options as opt
 from gradience.cli.output import COULD_NOT_JUDGE, exit_code, print_text
 from gradience.errors import OutputError
 from gradience.judge.options import ReportOptions
-from gradience.render import ReportFormat, check_format, clean, counted, format_of
+from gradience.render import ReportFormat, check_format, format_of
 from gradience.schema import Severity
 from gradience.schema.diagnose import DiagnoseReport
 

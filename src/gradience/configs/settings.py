@@ -209,6 +209,7 @@ _READERS: Final[dict[str, Callable[[Json], object]]] = {
         read.__name__: read
         for read in (real, reals, short_name, short_names, strategy, text, token_indices, upper, whole)
     },
+    "maybe": maybe,
     "whole_pattern": pattern(whole),
     "real_pattern": pattern(real),
 }

@@ -19,6 +19,7 @@ from gradience.schema import Json
 IMPORTS: Final = ("transformers:ProcessorMixin", "PIL.Image")
 _CONFIGS: Final = ("processor_config.json", "preprocessor_config.json")
 _OWN: Final = ("image", "path", "url", "base64")  # keys of a part that holds its image
+_MOST_TOKENS: Final = 1 << 22  # of the images of one row: the longest contexts have 10 million, images some thousand
 _INLINE: Final = "data:image/"
 
 
@@ -56,6 +57,8 @@ class Processor:
     def _tokens(self, sizes: list[tuple[int, int]]) -> list[int]:
         # transformers 5 has no public method for it
         found: list[int] = self._processor._get_num_multimodal_tokens(image_sizes=sizes)["num_image_tokens"]  # noqa: SLF001
+        if any(type(one) is not int or one < 0 for one in found) or sum(found) > _MOST_TOKENS:
+            raise ValueError(f"a rule by which an image takes {found[0]!r} tokens")
         return found
 
 

@@ -16,6 +16,7 @@ from gradience.announce import Place
 from gradience.configs.values import short_name
 from gradience.data import template_digest
 from gradience.errors import GradienceError
+from gradience.hf.pace import Pace
 from gradience.hf.recorder import Lookout, RunRecorder, Voice, live_ids
 from gradience.hf.snapshot import batch_size, config_snapshot, dataset_size, run_meta
 from gradience.hf.trainer_wires import CallbackWires, Wanted
@@ -95,6 +96,7 @@ class GradienceCallback(TrainerCallback):  # type: ignore[misc]
         self._batches: BatchWatch | None = None
         self._data_recorded = False
         self._wants_receipt = receipt
+        self._pace: Pace | None = None
         self._fed: Values = {}
         self._program: Values = {}
         self._meta = dict(meta or {})
@@ -145,6 +147,7 @@ class GradienceCallback(TrainerCallback):  # type: ignore[misc]
             if not self._recorder.joined:
                 with self._recorder:
                     self._watch_batches(args, kwargs)
+                    self._watch_pace(kwargs["model"])
         elif self._stop_on:  # all processes must stop together, so each judges the same rows
             with self._recorder:
                 self._lookout = Lookout(self._config(args, state, kwargs), self._stop_on)
@@ -164,11 +167,15 @@ class GradienceCallback(TrainerCallback):  # type: ignore[misc]
             if "train_runtime" in row:
                 _restore_total_flos(row, state.log_history)
             self._take_row(state.global_step, row, kwargs, control)
+            if self._pace is not None and "loss" in row and (found := self._pace.look()):
+                self._recorder.record(lambda log: log.throughput(state.global_step, **found))
 
     def on_evaluate(self, args: Any, state: Any, control: Any, metrics: Any = None, **kwargs: Any) -> None:  # noqa: ARG002  # theirs
         """Record the evaluation, unless `on_log` already got its row."""
         if self._recorder.joined or not (state.is_world_process_zero or self._lookout):
             return
+        if self._pace is not None:
+            self._pace.rest()
         with self._recorder:
             if self._wiring is not None:
                 self._wiring.evaluated(state.global_step)
@@ -185,8 +192,15 @@ class GradienceCallback(TrainerCallback):  # type: ignore[misc]
         if self._batches is not None:
             self._batches.new_epoch()
 
+    def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:  # noqa: ARG002  # theirs
+        """Note how long the step waited for its batches."""
+        if self._pace is not None:
+            self._pace.begin()
+
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:  # noqa: ARG002  # theirs
         """Record the first batches' counts; audit the adapter if it is due."""
+        if self._pace is not None:
+            self._pace.end()
         step = state.global_step
         if self._batches is not None and not self._data_recorded and self._batches.settled:
             with self._recorder:
@@ -206,6 +220,8 @@ class GradienceCallback(TrainerCallback):  # type: ignore[misc]
             with self._recorder:
                 self._wiring.saved(Path(args.output_dir) / f"checkpoint-{state.global_step}", state.global_step)
                 self._heed(state.global_step, self._wiring.take(), control)
+        if self._pace is not None:
+            self._pace.rest()
 
     def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:  # noqa: ARG002  # theirs
         """Close the run; later evaluations are still recorded."""
@@ -217,6 +233,7 @@ class GradienceCallback(TrainerCallback):  # type: ignore[misc]
                     self._recorder.alert(finding, state.global_step, stops=False)
             self._wiring = None
         self._lookout = None
+        self._watch_pace(None)
         if self._batches is not None:
             with self._recorder:
                 self._record_data(state.global_step)
@@ -354,6 +371,12 @@ class GradienceCallback(TrainerCallback):  # type: ignore[misc]
             self._batches = watch_batches(shown["model"], max_length=length if isinstance(length, int) else None)
             digest = template_digest(getattr(shown.get("processing_class"), "chat_template", None))
             self._fed = {**self._program, **({"template_digest": digest} if digest else {})}
+
+    def _watch_pace(self, model: Any) -> None:
+        """Begin to count a model's steps and tokens, and end with an earlier one's; None ends only."""
+        if self._pace is not None:
+            self._pace.close()
+        self._pace = None if model is None else Pace(model)
 
     def _record_data(self, step: int) -> None:
         """Record the counts of the batches, and what a check of the data announced."""

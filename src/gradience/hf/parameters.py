@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
@@ -22,6 +23,7 @@ _HEADS: Final = frozenset(
         *("v_head", "value_head", "output_projection", "summary", "reward_head"),
     }
 )
+_OTHER: Final = frozenset({"lm_head", "embed_out", "output_projection", "original_module"})  # no new heads
 _NAMED: Final = re.compile(r"(?:^|[._])(?:lora|dora|loha|lokr|hada|ia3|vera|oft|boft|adapters?)(?:[._A-Z]|$)")
 
 
@@ -162,8 +164,27 @@ def adapter_of(model: torch.nn.Module, parts: Sequence[Part]) -> AdapterWiring |
         frozen_tensors=len(frozen),
         frozen_layers=sum(not any(part.tensor.requires_grad for part in held) for held in by_layer.values()),
         frozen_names=[part.name for part in frozen[:FEW]],
+        new_heads=_new_heads(model, parts),
         inactive_trainable=sum(part.tensor.requires_grad for part in own) - (len(used) - len(frozen)),
     )
+
+
+def _new_heads(model: torch.nn.Module, parts: Sequence[Part]) -> list[str]:
+    """Return the weights of frozen heads, not of a language model's, that spread as transformers draws them."""
+    spreads = {getattr(getattr(module, "config", None), "initializer_range", None) for module in model.modules()}
+    drawn = [spread for spread in spreads if isinstance(spread, float) and spread > 0.0]
+    heads = [part for part in parts if part.kind == "head" and _OTHER.isdisjoint(part.name.split("."))]
+    frozen = [part for part in heads if not part.tensor.requires_grad]
+    if any(part.tensor.ndim == 1 and part.tensor.count_nonzero() for part in frozen):
+        return []  # a bias is drawn as 0
+    weights = [part for part in frozen if part.tensor.ndim == 2]
+    return [part.name for part in weights if any(_spreads(part.tensor, spread) for spread in drawn)][:FEW]
+
+
+def _spreads(weight: torch.Tensor, spread: float) -> bool:
+    """Whether the standard deviation is a normal's of that spread, within four times its standard error."""
+    found = float(weight.detach().float().square().mean().sqrt())
+    return abs(found / spread - 1.0) < 4.0 / math.sqrt(2.0 * weight.numel())
 
 
 def _names(layer: torch.nn.Module, attribute: str) -> list[str]:

@@ -49,6 +49,7 @@ _MOST_READ: Final = 64 << 20  # bytes of a log that is judged as training ends, 
 _PAUSE: Final = 20  # a twentieth of the rows so far passes between two looks for the same reason
 _GRAVE: Final = frozenset({"warning", "error", "critical"})
 
+_NO_MEMORY: Final = ("can't allocate memory", "out of memory")
 _LEVELS: Final = {"warning": logging.WARNING, "error": logging.ERROR, "critical": logging.CRITICAL}
 
 
@@ -251,6 +252,8 @@ class RunRecorder:
         if error is None or id(error) == self._earlier:
             return "aborted", "training was left before its end"
         reason = f"{type(error).__name__}: {error}" if self._allow_text else type(error).__name__
+        if not self._allow_text and any(words in str(error) for words in _NO_MEMORY):
+            reason += ": out of memory"  # torch says so of a CPU by a RuntimeError
         return ("interrupted" if isinstance(error, KeyboardInterrupt) else "error"), reason
 
     def warn(self, message: str) -> None:

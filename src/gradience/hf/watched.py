@@ -16,6 +16,7 @@ from typing import Any, Final, TypeAlias
 import torch
 
 from gradience.hf.fed import BatchDigests, Hook
+from gradience.hf.invocation import Invocations
 from gradience.hf.leftover import Leftover
 from gradience.hf.parameters import FEW, Part, parts_of
 from gradience.hf.passes import Passes
@@ -43,6 +44,7 @@ class WiringWatch:
         step: the optimizer steps made before.
         digests: whether batches and random states are digested at each step.
         called: whether the model itself is called with each batch; else `see` is told of each.
+        unprepared: parts of a loop that Accelerate did not prepare.
     """
 
     def __init__(
@@ -57,7 +59,9 @@ class WiringWatch:
         step: int = 0,
         digests: bool = True,
         called: bool = True,
+        unprepared: Sequence[str] = (),
     ) -> None:
+        self._unprepared = list(unprepared)
         self._model, self._schedule, self._data = model, schedule, data
         self._optimizers = unwrapped_optimizers(optimizer)
         self._sink, self._fail = sink, fail
@@ -77,7 +81,7 @@ class WiringWatch:
     def saved(self, folder: Path | None = None, step: int | None = None) -> None:
         """Record what is saved now, and what the folder's adapter file holds."""
         at = self.step if step is None else step
-        self._safely(lambda: self._look("save", at, saved=None if folder is None else saved_in(folder)))
+        self._safely(lambda: self._look("save", at, saved=None if folder is None else saved_in(folder, self._model)))
 
     def evaluated(self, step: int | None = None) -> None:
         """Record what an evaluation that has just ended called, if no step was made since the one it is of."""
@@ -101,11 +105,11 @@ class WiringWatch:
             self._safely(fed.close)
 
     def _begin(self, phase: str, *, digests: bool, called: bool) -> None:
-        self._look(phase, self.step)
+        self._look(phase, self.step, **({"unprepared": self._unprepared} if self._unprepared else {}))
         held = {id(t) for one in self._optimizers for group in one.param_groups for t in group["params"]}
-        self._gradients = _Gradients(parts_of(self._model), held)
+        self._gradients = _Gradients(parts_of(self._model), held, Invocations(self._model))
         self._passes = Passes(self._model)
-        self._handles += [self._passes, self._gradients.leftover]
+        self._handles += [self._passes, self._gradients.leftover, self._gradients.invocations]
         for place, one in enumerate(self._optimizers):
             if isinstance(one, torch.optim.Optimizer):
                 method = self._after_first if place == 0 else self._after_other
@@ -144,6 +148,7 @@ class WiringWatch:
         over = gradients.steps >= LOOKS
         if over:
             gradients.leftover.remove()
+            gradients.invocations.remove()
             self._gradients = None
         if over or (gradients.steps == 1 and not gradients.reached):
             self._say_gradients(gradients)
@@ -176,8 +181,9 @@ class WiringWatch:
 class _Gradients:
     """Which trainable tensors received a gradient so far."""
 
-    def __init__(self, parts: Sequence[Part], held: Collection[int]) -> None:
+    def __init__(self, parts: Sequence[Part], held: Collection[int], invocations: Invocations) -> None:
         self.steps = 0
+        self.invocations = invocations
         self.leftover = Leftover([part for part in parts if id(part.tensor) in held])  # others nobody sets to zero
         self._parts = {id(part.tensor): part for part in parts}
         self._looked: set[int] = set()
@@ -225,6 +231,8 @@ class _Gradients:
             detached=sum(id(part.tensor) not in self._present for part in without),
             compared=self.leftover.compared,
             kept=self.leftover.kept,
+            rows=self.invocations.rows,
+            invoked=self.invocations.invoked,
         )
 
 

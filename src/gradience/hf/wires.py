@@ -11,7 +11,7 @@ import torch
 
 from gradience.hf.recorder import Lookout, Voice, live_ids
 from gradience.hf.watched import WiringWatch
-from gradience.hf.wiring import data_of
+from gradience.hf.wiring import data_of, unprepared_of
 from gradience.schema import SCHEMA_ID
 from gradience.schema.document import Finding
 from gradience.schema.events import ConfigSnapshot, EventBase
@@ -71,6 +71,7 @@ class Wires:
             data=lambda: data_of(loader, accumulation=accumulation),
             step=step,
             digests=digests,
+            unprepared=unprepared_of(model=model, optimizer=optimizer, loader=loader),
         )
 
     @property

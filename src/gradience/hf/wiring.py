@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 import platform
+import re
 import sys
 from collections import Counter, defaultdict
 from collections.abc import Callable, Mapping, Sequence
@@ -15,7 +16,7 @@ from typing import Any, Final
 
 import torch
 
-from gradience.hf.digests import digest_of, random_digest
+from gradience.hf.digests import digest_of, plain_name, random_digest
 from gradience.hf.parameters import FEW, TRAINABLE_BYTES, Part, adapter_of, groups_of, parts_of
 from gradience.schema import NonFinite, real
 from gradience.schema.wiring import DataWiring, OptimizerWiring, RateGroup, SavedWiring, ScheduleWiring
@@ -24,6 +25,7 @@ _PACKAGES: Final = (
     *("torch", "transformers", "peft", "trl", "accelerate", "lightning", "pytorch_lightning", "datasets", "tokenizers"),
     *("numpy", "safetensors", "bitsandbytes", "flash_attn", "xformers", "triton", "deepspeed", "unsloth"),
 )
+_SLOT: Final = re.compile(r"(\.lora_[AB])\.[^.]+\.weight$")  # in a model, the adapter's name stands between
 _ADAPTER_FILES: Final = ("adapter_model.safetensors", "adapters.safetensors")
 _MOST_TIED: Final = 8
 _SAFE: Final = 0x1FFFFFFFFFFFFF  # the largest integer that every reader of JSON holds
@@ -212,15 +214,38 @@ def _seed_of(sampler: Any) -> int | None:
     return generator.initial_seed() & _SAFE if isinstance(generator, torch.Generator) else None
 
 
-def saved_in(folder: Path) -> SavedWiring | None:
-    """Return what an adapter file that was just saved holds, by its header; None if there is none."""
+def unprepared_of(**parts: Any) -> list[str]:
+    """Return the names of the parts that Accelerate did not prepare, if it prepared another."""
+    given = {name: part for name, part in parts.items() if part is not None}
+    marked = {name for name, part in given.items() if getattr(part, "_is_accelerate_prepared", False)}
+    return sorted(given.keys() - marked) if marked else []
+
+
+def saved_in(folder: Path, model: torch.nn.Module) -> SavedWiring | None:
+    """Return what an adapter file that was just saved holds, by its header and one factor; None if there is none."""
     from gradience.io.safetensors import SafetensorsFile  # only a save reads one
 
     path = next((folder / name for name in _ADAPTER_FILES if (folder / name).is_file()), None)
     if path is None:
         return None
-    sizes = [math.prod(entry.shape) for entry in SafetensorsFile(path).tensors.values()]
-    return SavedWiring(file=path.name, tensors=len(sizes), parameters=sum(sizes))
+    sizes = {name: math.prod(entry.shape) for name, entry in SafetensorsFile(path).tensors.items()}
+    differs = _differing(path, sizes, model)
+    return SavedWiring(file=path.name, tensors=len(sizes), parameters=sum(sizes.values()), differs=differs)
+
+
+def _differing(path: Path, sizes: Mapping[str, int], model: torch.nn.Module) -> str | None:
+    """Return the smallest trainable LoRA factor in a file if its values are not the model's, in the file's dtype."""
+    from safetensors import safe_open  # comes with PEFT
+
+    slots = [(_SLOT.sub(r"\1.weight", plain_name(n)), t) for n, t in model.named_parameters() if t.requires_grad]
+    live = dict(slots) if len(dict(slots)) == len(slots) else {}  # of two adapters that train, which is not known
+    both = [name for name, size in sizes.items() if size and name in live and type(live[name]) is torch.nn.Parameter]
+    if (name := min(both, key=sizes.__getitem__, default=None)) is None or sizes[name] != live[name].numel():
+        return None
+    with safe_open(path, "pt") as file:
+        saved = file.get_tensor(name)
+    now = live[name].detach().to("cpu", saved.dtype)
+    return None if torch.equal(saved, now) else name
 
 
 def inputs_are_frozen(model: torch.nn.Module, parts: Sequence[Part]) -> bool:

@@ -57,7 +57,7 @@ def load_model(kind: Any, place: str | os.PathLike[str], **options: Any) -> Any:
     Beside a model's files, transformers would find an `adapter_config.json`, and silently load that adapter too.
 
     Raises:
-        ValueError: there is one, or its config.json states more layers than its files can hold.
+        ValueError: there is one.
         AdapterError: its files of weights are damaged, or name others outside the folder.
         Exception: as for `load`.
     """
@@ -66,10 +66,7 @@ def load_model(kind: Any, place: str | os.PathLike[str], **options: Any) -> Any:
     refuse_special(place)
     if find_adapter_config_file(os.fspath(place), local_files_only=True) is not None:
         raise ValueError("it holds an adapter too, which would be loaded on top: give a folder with the model alone")
-    config = _config_file(place)
-    stated, held = _largest(_fields(config), "layer"), _tensors_beside(config)
-    if held is not None and stated > max(held, FEW_LAYERS):
-        raise ValueError(f"its config.json states {stated:,} layers, and its files hold {held:,} tensors")
+    _tensors_beside(_config_file(place))
     return load(kind, place, **options)
 
 
@@ -144,12 +141,16 @@ def _refuse_deep(place: str | os.PathLike[str]) -> None:
     Raises:
         ValueError: it does.
     """
-    fields = _fields(_config_file(place))
+    config = _config_file(place)
+    fields = _fields(config)
     counts = {word: _largest(fields, word) for word in ("layer", "block", "depth", "expert")}
     most = max(counts.values()) if counts["expert"] <= 1 else counts["layer"] * counts["expert"]
     if max(counts.values()) > _MOST_LAYERS or most > _MOST_PARTS:
         stated = ", ".join(f"{count:,} ({word})" for word, count in counts.items() if count)
         raise ValueError(f"its config.json states parts without end: {stated}; the limit is {_MOST_LAYERS:,}")
+    held = _tensors_beside(config) if counts["layer"] > FEW_LAYERS else None
+    if held is not None and counts["layer"] > held:
+        raise ValueError(f"its config.json states {counts['layer']:,} layers, and its files hold {held:,} tensors")
     if (labels := _largest(fields, "num_labels")) > _MOST_LABELS:
         raise ValueError(f"its config.json states {labels:,} labels; the limit is {_MOST_LABELS:,}")
 

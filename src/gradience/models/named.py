@@ -69,16 +69,19 @@ def _refuse_sizes(fields: Mapping[str, Json], tensors: Mapping[str, TensorInfo])
     layers = sum(end - start for start, end in _pairs(fields.get("layer_replication")))
     if layers > max(len(tensors), pretrained.FEW_LAYERS):
         _refuse(f"layer_replication makes {layers:,} layers, for {len(tensors):,} tensors")
-    loftq = fields.get("loftq_config")
     turns = [int(turn[:9]) for turn in _TURNS.findall(str(fields.get("init_lora_weights")))]
-    turns += [loftq.get("loftq_iter") or 0] if isinstance(loftq, dict) else []
+    match fields.get("loftq_config"):
+        case {"loftq_iter": int(turn)}:
+            turns.append(turn)
     if max(turns, default=0) > _MOST_TURNS:
         _refuse(f"initial values take {max(turns):,} turns to compute; the limit is {_MOST_TURNS}")
 
 
-def _pairs(value: Json) -> list[tuple[int, int]]:
-    pairs = value if isinstance(value, list) else []
-    return [(one[0], one[1]) for one in pairs if isinstance(one, list) and [type(n) for n in one] == [int, int]]
+def _pairs(value: Json) -> Iterator[tuple[int, int]]:
+    for one in value if isinstance(value, list) else ():
+        match one:
+            case [int(start), int(end)]:
+                yield start, end
 
 
 def _refuse(what: str) -> NoReturn:

@@ -7,36 +7,67 @@ lines may be added between them, but none of them may change.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Final, NamedTuple, TypeAlias
 
-from gradience.render import (
+from gradience.blocks import (
+    Block,
     Columns,
-    as_text,
-    banner,
-    clean,
+    Figure,
+    Fold,
+    Heading,
+    Section,
+    Title,
+    Verdict,
     count,
     counted,
-    finding_lines,
+    facts,
+    findings,
     megabytes,
     number,
     percent,
-    shortened,
-    skipped_lines,
+    short_path,
+    skipped,
     table,
     words,
 )
-from gradience.render.plots import Quantity, heatmap
+from gradience.blocks.text import as_text, shortened
+from gradience.render.maps import Quantity, grid_of, heatmap
 from gradience.render.ranks import next_command, rank_pattern, rank_rules, suggested, update_size
 from gradience.rules.weights import suggests_ranks, words_of
 from gradience.schema import NonFinite
-from gradience.schema.audit import AuditReport, BaseReport, ModuleAudit
+from gradience.schema.audit import AuditReport, BaseReport, LedgerEntry, ModuleAudit, Percentile
 
 _NOT_ANALYSED: Final = 3  # tensors listed without --verbose
 _NAMED_LAYERS: Final = 6
 _HALF: Final = 0.5
 
 _SHARES: Final = frozenset({"utilization", "udr", "relative_frobenius"})
+_MAPS: Final[dict[Quantity, str]] = {"norm": "How large the update is", "utilization": "How much of the rank it uses"}
+
+_PERCENTILES: Final[Columns[Percentile]] = (
+    ("number", "", lambda item: f"{words(item.measure)}, {item.module_type}, r {item.r}"),
+    ("value", ">8", lambda item: percent(item.value) if item.measure in _SHARES else number(item.value, ".3g")),
+    ("percentile", ">3", lambda item: f"{item.percentile:.0f}"),
+    ("adapters", ">5", lambda item: f"{item.n}"),
+)
+_MODULES: Final[Columns[ModuleAudit]] = (
+    ("module", "", lambda m: m.name),
+    ("state", "", lambda m: words(m.state)),
+    ("r", ">4", lambda m: str(m.r)),
+    ("stable rank", ">6", lambda m: number(m.stable_rank)),
+    ("utilization", ">6", lambda m: percent(m.utilization)),
+    ("k at 90 %", ">4", lambda m: number(m.energy_rank_90, "d")),
+    ("norm of dW", ">8", lambda m: number(m.frobenius_norm, ".3g")),
+    ("s", ">6", lambda m: number(m.scaling, "g")),
+)
+_LEDGER: Final[Columns[LedgerEntry]] = (
+    ("role", "", lambda e: words(e.role)),
+    ("share", ">6", lambda e: percent(e.share)),
+    ("tensors", ">6", lambda e: f"{e.tensors:,}"),
+    ("parameters", ">8", lambda e: count(e.params)),
+    ("bytes", ">9", lambda e: megabytes(e.bytes)),
+)
 
 
 class View(NamedTuple):
@@ -50,23 +81,21 @@ class View(NamedTuple):
 
 
 @as_text
-def audit_text(report: AuditReport, view: View | None = None) -> Iterator[str]:
+def audit_text(report: AuditReport, view: View | None = None) -> Iterator[Block]:
     """The report of an audit for a terminal."""
     view = view or View()
-    yield from banner("GRADIENCE LoRA AUDIT")
-    yield f"PEFT dir: {clean(report.peft_dir)}"
-    yield f"Config:   {clean(report.config_path or '-')}"
-    yield f"Weights:  {clean(report.weights_path)}"
+    yield Title("GRADIENCE LoRA AUDIT")
+    yield f"PEFT dir: {report.peft_dir}"
+    yield f"Config:   {report.config_path or '-'}"
+    yield f"Weights:  {report.weights_path}"
     yield ""
-    yield f"Verdict: {words_of(report.health.verdict).replace('-', ' ').upper()} ({clean(report.health.reason)})"
+    yield Verdict(words_of(report.health.verdict).replace("-", " "), f" ({report.health.reason})")
     yield from _not_known(report.modules)
-    yield from _found(report, verbose=view.verbose)
+    if report.findings:
+        yield from ("", "Findings:", findings(report.findings, verbose=view.verbose))
     yield ""
     if report.modules:
-        yield from _summary(report, verbose=view.verbose)
-        yield from _against_base(report)
-        yield from standing_lines(report)
-        yield from suggested(report, verbose=view.verbose)
+        yield from _numbers(report, verbose=view.verbose)
         if suggests_ranks(report.health.verdict):
             yield from _wasteful(report, view.top_wasteful)
     yield from _on_request(report, view)
@@ -76,58 +105,84 @@ def audit_text(report: AuditReport, view: View | None = None) -> Iterator[str]:
     yield from next_command(report)
 
 
-def _found(report: AuditReport, *, verbose: bool) -> Iterator[str]:
-    """The findings, if there are any."""
-    if report.findings:
-        yield ""
-        yield "Findings:"
-        yield from finding_lines(report.findings, verbose=verbose)
+def weights_section(report: AuditReport | None, figures: Sequence[Figure] = ()) -> list[Section]:
+    """The part of a page with the audit of the adapter, and figures of its spectra; nothing without an adapter."""
+    if report is None:
+        return []
+    grids = [(title, grid_of(report.modules, of)) for of, title in _MAPS.items()]
+    listed = table(_MODULES, sorted(report.modules, key=_use), caption="Modules, least used first")
+    content = (
+        Verdict(words(report.health.verdict).upper(), f": {report.health.reason}."),
+        *_not_known(report.modules),
+        *(_numbers(report, verbose=True, name=short_path) if report.modules else ()),
+        *figures,
+        *(Figure(title, grid, wide=True) for title, grid in grids if grid is not None),
+        *([Fold(f"{listed.caption} ({len(report.modules):,})", (listed,))] if report.modules else []),
+        table(_LEDGER, report.ledger, caption="What is in the file: tensors by role"),
+    )
+    return [Section("weights", "Weights", content)]
 
 
-def standing_lines(report: AuditReport) -> Iterator[str]:
+def ranks_section(report: AuditReport | None) -> list[Section]:
+    """The part of a comment with an adapter's place in a fleet and the ranks that an audit suggests, if any."""
+    shown = () if report is None else (*_standing(report, short_path), *suggested(report, verbose=True))
+    return [Section("ranks", "Weights", shown)] if shown else []
+
+
+def _standing(report: AuditReport, name: Callable[[str], str] = str) -> Iterator[Block]:
     """The adapter's percentiles in a fleet: a line for each number, module type and rank."""
-    found = report.standing
-    if found is None:
-        return
-    yield f"Among the trained adapters of {clean(found.fleet)}, by type of module and rank:"
-    for item in found.percentiles:
-        value = percent(item.value) if item.measure in _SHARES else number(item.value, ".3g")
-        name = f"{words(item.measure)}, {clean(item.module_type)}, r {item.r}"
-        yield f"  {name:<36}{value:>8}  above {item.percentile:.0f} % of them (n = {item.n})"
-    yield from (f"  {clean(text)}" for text in found.notes)
-    yield ""
+    if report.standing is not None:
+        yield Heading(f"Among the trained adapters of {name(report.standing.fleet)}, by type of module and rank")
+        yield table(_PERCENTILES, report.standing.percentiles, told=_among)
+        yield from (f"  {text}" for text in report.standing.notes)
+        yield ""
 
 
-def _not_known(modules: list[ModuleAudit]) -> Iterator[str]:
+def _among(item: Percentile) -> str:
+    name, value, share, n = (cell(item) for _, _, cell in _PERCENTILES)
+    return f"  {name:<36}{value:>8}  above {share} % of them (n = {n})"
+
+
+def _not_known(modules: list[ModuleAudit]) -> Iterator[Block]:
     """A line for each reason why modules have no numbers, with the number of these modules."""
     reasons = Counter(m.note for m in modules if m.state == "not_known")
-    yield from (
-        f"Left out of every number: {n} of {len(modules)} modules ({clean(why or '-')})" for why, n in reasons.items()
-    )
+    yield from (f"Left out of every number: {n} of {len(modules)} modules ({why or '-'})" for why, n in reasons.items())
 
 
-def _summary(report: AuditReport, *, verbose: bool) -> Iterator[str]:
+def _numbers(report: AuditReport, *, verbose: bool, name: Callable[[str], str] = str) -> Iterator[Block]:
+    """What the audit measured, with the base and the fleet it compared with by their names, and suggested ranks."""
+    yield from _summary(report, verbose=verbose)
+    yield from _against_base(report, name)
+    yield from _standing(report, name)
+    yield from suggested(report, verbose=verbose)
+
+
+def _summary(report: AuditReport, *, verbose: bool) -> Iterator[Block]:
     s = report.summary
-    yield "Summary:"
-    yield f"  LoRA params: {count(s.total_lora_params)}"
-    yield f"  Layers:      {s.n_layers}"
+    yield Heading("Summary")
+    counts = {"LoRA params": count(s.total_lora_params), "Layers": f"{s.n_layers}"}
     if verbose:
-        yield f"  Modules:     {_modules(report)}"
+        counts["Modules"] = _modules(report)
     if (size := update_size(s.update_norm, s.update_size)) is not None:
         beside = report.base.relative_frobenius if report.base is not None else None
-        yield f"  Update size: {size}" + ("" if beside is None else f"; {beside:.3g} of the base weights")
-    yield f"  Stable rank (mean):    {number(s.stable_rank_mean)}"
-    yield f"  Utilization (mean):    {percent(s.utilization_mean)}"
-    yield f"  Energy rank k@90% (p50/p90): {number(s.energy_rank_90_p50, '.3g')}/{number(s.energy_rank_90_p90, '.3g')}"
+        counts["Update size"] = size + ("" if beside is None else f"; {beside:.3g} of the base weights")
+    yield facts(counts.items(), indent=2, width=13)
+    means = {
+        "Stable rank (mean)": number(s.stable_rank_mean),
+        "Utilization (mean)": percent(s.utilization_mean),
+        "Energy rank k@90% (p50/p90)": f"{number(s.energy_rank_90_p50, '.3g')}/{number(s.energy_rank_90_p90, '.3g')}",
+    }
+    if verbose:
+        means["Effective rank (mean)"] = number(s.effective_rank_mean)
+    yield facts(means.items(), indent=2, width=23)
     if verbose:
         yield from _spread(report)
     yield ""
 
 
-def _spread(report: AuditReport) -> Iterator[str]:
-    """Further ranks, and where the energy of the update is."""
+def _spread(report: AuditReport) -> Iterator[Block]:
+    """The stable rank of random factors, and where the energy of the update is."""
     s = report.summary
-    yield f"  Effective rank (mean): {number(s.effective_rank_mean)}"
     if s.null_stable_rank_mean is not None:
         yield f"  Random factors of these shapes would have stable rank {number(s.null_stable_rank_mean)}"
     shares = [f"{kind} {percent(g.energy_share)} ({g.n})" for kind, g in s.by_type.items() if g.energy_share]
@@ -162,29 +217,29 @@ def _half(report: AuditReport) -> str:
     return f"{len(chosen)} of {len(ranked)} layers{named}"
 
 
-def _against_base(report: AuditReport) -> Iterator[str]:
+def _against_base(report: AuditReport, name: Callable[[str], str]) -> Iterator[Block]:
     base = report.base
     if base is None:
         return
     cached = f", {base.norms_cached} norms from the cache" if base.norms_cached else ""
-    yield f"Against the base ({clean(base.path)}):"
+    yield Heading(f"Against the base ({name(base.path)})")
     yield f"  Compared: {base.compared} of {len(report.modules)} modules{cached}"
     if base.compared:
         yield from _sizes(report.modules, base)
         yield from _intruders(report.modules, base)
     unread = Counter(item.reason for item in base.not_compared if item.cause == "unread_codes")
-    yield from (f"  Not compared: {n} modules, {clean(reason)}" for reason, n in unread.items())
-    yield f"  Method: {clean(base.method)}"
-    yield from (f"  Note: {clean(note)}." for note in base.notes)
+    yield from (f"  Not compared: {n} modules, {reason}" for reason, n in unread.items())
+    yield f"  Method: {base.method}"
+    yield from (f"  Note: {note}." for note in base.notes)
     yield ""
 
 
-def _sizes(modules: list[ModuleAudit], base: BaseReport) -> Iterator[str]:
+def _sizes(modules: list[ModuleAudit], base: BaseReport) -> Iterator[Block]:
     if base.udr_median is not None:
         largest = max(modules, key=lambda m: m.udr if isinstance(m.udr, float) else -1.0)
         yield (
             f"  UDR norm2(dW)/norm2(W): median {number(base.udr_median, '.3g')},"
-            f" largest {number(base.udr_max, '.3g')} ({clean(largest.name)})"
+            f" largest {number(base.udr_max, '.3g')} ({largest.name})"
         )
         yield f"  SDI log10(UDR):         median {number(base.sdi_median)}"
     yield f"  Relative Frobenius:     {number(base.relative_frobenius, '.3g')} over all modules"
@@ -201,9 +256,9 @@ def _sizes(modules: list[ModuleAudit], base: BaseReport) -> Iterator[str]:
         yield from _in_codes(base)
 
 
-def _in_codes(base: BaseReport) -> Iterator[str]:
+def _in_codes(base: BaseReport) -> Iterator[Block]:
     """The formats of the base's codes, and what a merge back into them leaves of the update."""
-    of = ", ".join(f"{clean(form)} ({n})" for form, n in base.codes.items())
+    of = ", ".join(f"{form} ({n})" for form, n in base.codes.items())
     yield f"  Codes of the base: {of}; compared with the weights that they stand for"
     if base.in_codes_changed_median is not None:
         yield (
@@ -212,7 +267,7 @@ def _in_codes(base: BaseReport) -> Iterator[str]:
         )
 
 
-def _intruders(modules: list[ModuleAudit], base: BaseReport) -> Iterator[str]:
+def _intruders(modules: list[ModuleAudit], base: BaseReport) -> Iterator[Block]:
     found = [m.base.intruders for m in modules if m.base is not None and m.base.intruders is not None]
     if not found:
         return
@@ -228,12 +283,12 @@ def _intruders(modules: list[ModuleAudit], base: BaseReport) -> Iterator[str]:
     )
 
 
-def _wasteful(report: AuditReport, top: int) -> Iterator[str]:
+def _wasteful(report: AuditReport, top: int) -> Iterator[Block]:
     ranked = sorted((m for m in report.modules if m.utilization is not None), key=lambda m: m.utilization or 0.0)
     shown = ranked[:top]
     if shown:
         yield f"Most wasteful layers (lowest utilization, top {len(shown)}):"
-        yield from (f"  {place:02d}. {_module(module)}  {clean(module.name)}" for place, module in enumerate(shown, 1))
+        yield from (f"  {place:02d}. {_module(module)}  {module.name}" for place, module in enumerate(shown, 1))
         yield ""
 
 
@@ -247,9 +302,9 @@ def _module(m: ModuleAudit) -> str:
     )
 
 
-def _on_request(report: AuditReport, view: View) -> Iterator[str]:
+def _on_request(report: AuditReport, view: View) -> Iterator[Block]:
     if view.heatmap is not None:
-        yield from heatmap(report.modules, view.heatmap, unicode=view.unicode)
+        yield heatmap(report.modules, view.heatmap, unicode=view.unicode)
         yield ""
     if view.verbose:
         yield from _scales(report)
@@ -264,7 +319,7 @@ def _on_request(report: AuditReport, view: View) -> Iterator[str]:
 _Scale: TypeAlias = tuple[int, int | None, float | NonFinite | None, bool, str | None, str | None, float | NonFinite]
 
 
-def _scales(report: AuditReport) -> Iterator[str]:
+def _scales(report: AuditReport) -> Iterator[Block]:
     """One line for each group of modules with equal rank, alpha, patterns and scaling."""
     groups: dict[_Scale, list[ModuleAudit]] = {}
     for m in report.modules:
@@ -275,30 +330,35 @@ def _scales(report: AuditReport) -> Iterator[str]:
         ("r", ">4", lambda members: str(members[0].r)),
         ("alpha", ">7", lambda members: number(members[0].alpha, "g")),
         ("s", ">7", lambda members: number(members[0].scaling, ".4g")),
-        ("how", "", lambda members: _origin(members, report.format, named=len(groups) > 1)),
+        ("how", "", lambda members: _origin(members[0], report.format)),
     )
+    ordered = sorted(groups.values(), key=len, reverse=True)
     yield "Scales (dW = s B A):"
-    yield from table(columns, sorted(groups.values(), key=len, reverse=True))
-    yield from (f"  matches nothing: {clean(pattern)!r}" for pattern in report.unmatched_patterns)
+    yield table(columns, ordered, below=_first if len(groups) > 1 else None)
+    yield from (f"  matches nothing: {pattern!r}" for pattern in report.unmatched_patterns)
     yield ""
 
 
-def _origin(members: list[ModuleAudit], form: str, *, named: bool) -> str:
-    """How a group's scale was computed; `named` adds the name of its first module below."""
-    m, more = members[0], f" and {len(members) - 1} more" if len(members) > 1 else ""
+def _first(members: list[ModuleAudit]) -> str:
+    """The line under a group with its first module."""
+    return f"{'':>35}{members[0].name}" + (f" and {len(members) - 1} more" if len(members) > 1 else "")
+
+
+def _origin(m: ModuleAudit, form: str) -> str:
+    """How a group's scale was computed."""
     parts = ["alpha / sqrt(r), rsLoRA" if m.rslora else "alpha / r"]
     if m.alpha_pattern is not None:
-        parts.append(f"alpha by pattern {clean(m.alpha_pattern)!r}")
+        parts.append(f"alpha by pattern {m.alpha_pattern!r}")
     if m.rank_pattern is not None:
-        parts.append(f"rank by pattern {clean(m.rank_pattern)!r}")
+        parts.append(f"rank by pattern {m.rank_pattern!r}")
     if m.config_r is not None:
         parts.append(f"the config says r={m.config_r}")
     if form == "mlx":
         parts = ["the config's scale, which MLX-LM does not divide by r"]
-    return "; ".join(parts) + (f"\n{'':>35}{clean(m.name)}{more}" if named else "")
+    return "; ".join(parts)
 
 
-def _layers(report: AuditReport) -> Iterator[str]:
+def _layers(report: AuditReport) -> Iterator[Block]:
     if report.layers:
         yield "By layer:"
         for layer in report.layers:
@@ -312,9 +372,9 @@ def _layers(report: AuditReport) -> Iterator[str]:
         null = f"  null={number(m.null_stable_rank)}" if m.null_stable_rank is not None else ""
         scale = f"s={number(m.scaling, 'g')}  " if m.r else ""
         norm = f"{scale}|dW|={number(m.frobenius_norm, '.3g')}"
-        yield f"  {_module(m)}{null}  {norm}{_module_against_base(m)}  {clean(m.name)}"
+        yield f"  {_module(m)}{null}  {norm}{_module_against_base(m)}  {m.name}"
         if m.note:
-            yield f"      {clean(m.note)}"
+            yield f"      {m.note}"
     yield ""
 
 
@@ -329,12 +389,12 @@ def _module_against_base(m: ModuleAudit) -> str:
     return text
 
 
-def _remarks(report: AuditReport, *, verbose: bool) -> Iterator[str]:
+def _remarks(report: AuditReport, *, verbose: bool) -> Iterator[Block]:
     if report.not_analysed:
         yield f"Not analysed ({len(report.not_analysed)}):"
-        lines = [f"  {clean(item.name)}: {clean(item.reason)}" for item in report.not_analysed]
+        lines = [f"  {item.name}: {item.reason}" for item in report.not_analysed]
         yield from shortened(lines, None if verbose else _NOT_ANALYSED, indent=2)
-    yield from (f"Note: {clean(note)}." for note in report.notes)
+    yield from (f"Note: {note}." for note in report.notes)
     if not verbose:
         yield _left_out(report)
         return
@@ -343,7 +403,7 @@ def _remarks(report: AuditReport, *, verbose: bool) -> Iterator[str]:
         for entry in report.ledger
     ]
     yield f"In the file: {', '.join(roles) or 'nothing'}"
-    yield from skipped_lines(report.not_run, verbose=True)
+    yield from skipped(report.not_run, verbose=True)
     yield "Findings and suggestions are hypotheses about these weights: verify on held-out data."
 
 
@@ -353,3 +413,8 @@ def _left_out(report: AuditReport) -> str:
     if report.not_run:
         parts.append(f"why {counted(len(report.not_run), 'check')} did not run")
     return f"--verbose adds: {', '.join(parts)}"
+
+
+def _use(m: ModuleAudit) -> tuple[bool, float]:
+    """A sort key: broken and untrained modules first, then by utilization, and last those without a utilization."""
+    return m.state == "ok", 2.0 if m.utilization is None else m.utilization

@@ -1,4 +1,4 @@
-"""The report of a bench as text: the verdict, a table of candidates by size, and their intervals on one axis."""
+"""The report of a bench: the verdict, a table of candidates by size, and their intervals on one axis."""
 
 from __future__ import annotations
 
@@ -6,11 +6,28 @@ import math
 from collections.abc import Iterator, Sequence
 from typing import Final, NamedTuple
 
-from gradience.render import Columns, as_text, banner, clean, count, labelled, number, percent, short_path, table
+from gradience.blocks import (
+    Block,
+    Columns,
+    Figure,
+    Intervals,
+    Note,
+    Section,
+    Title,
+    Verdict,
+    count,
+    facts,
+    number,
+    percent,
+    sentence,
+    short_path,
+    table,
+)
+from gradience.blocks.text import as_text
 from gradience.schema import as_float
 from gradience.schema.compare import BenchCandidate, BenchReport, BenchResult, BenchTask
 
-OUTCOMES: Final = {
+_OUTCOMES: Final = {
     "within": "within",
     "over": "over",
     "open": "open",
@@ -19,13 +36,16 @@ OUTCOMES: Final = {
     "anchor": "-",
 }
 _VERDICTS: Final = {
-    "holds": "HOLDS",
-    "none": "NONE",
-    "not_decided": "NOT DECIDED",
-    "no_contrast": "CANNOT TELL",
+    "holds": "holds",
+    "none": "none",
+    "not_decided": "not decided",
+    "no_contrast": "cannot tell",
 }
-_WIDTH: Final = 61  # characters of the axis
-_NAME: Final = 24
+_NAME: Final = "<24.24"
+_CAPTION: Final = (
+    "How much worse than the adapter each candidate is, by its size: a dot is the mean of the paired differences, "
+    "the bar spans what is plausible with 95 % for all candidates at once. A bar that ends under the tolerance holds."
+)
 
 
 class Row(NamedTuple):
@@ -35,67 +55,71 @@ class Row(NamedTuple):
     result: BenchResult
 
 
-def rows_of(report: BenchReport, task: BenchTask) -> list[Row]:
-    """The candidates that were scored on a task, in the report's order."""
-    return [Row(c, result) for c in report.candidates for result in c.results if result.task == task.name]
-
-
 @as_text
-def bench_text(report: BenchReport, *, unicode: bool = True) -> Iterator[str]:
+def bench_text(report: BenchReport, *, unicode: bool = True) -> Iterator[Block]:
     """The report of a bench for a terminal; `unicode` draws intervals with line characters instead of ASCII."""
-    yield from banner(f"GRADIENCE BENCH{'' if report.kind == 'resize' else f' {report.kind.upper()}'}")
-    yield from labelled(
+    yield Title(f"GRADIENCE BENCH{'' if report.kind == 'resize' else f' {report.kind.upper()}'}")
+    tolerance = f"{_tolerance(report)}; bounds hold with {report.confidence:.0%} for all at once"
+    yield facts(
         [
-            *(("Adapter", clean(path)) for path in report.adapters),
-            *([("Base", clean(report.base))] if report.base else []),
-            ("Metric", f"{clean(report.metric.name)} ({direction(report)}), {mean_words(report)}"),
-            ("Tolerance", f"{tolerance_words(report)}; bounds hold with {report.confidence:.0%} for all at once"),
-            *([("Cap", cap_words(report))] if report.cap is not None else []),
-            ("Evaluated", f"{report.evaluated} now, {report.reused} taken from {clean(report.out)}"),
+            *(("Adapter", path) for path in report.adapters),
+            *([("Base", report.base)] if report.base else []),
+            ("Metric", f"{report.metric.name} ({_direction(report)}), {_mean(report)}"),
+            ("Tolerance", tolerance),
+            *([("Cap", _cap(report))] if report.cap is not None else []),
+            ("Evaluated", f"{report.evaluated} now, {report.reused} taken from {report.out}"),
         ]
     )
     for task in report.tasks:
         yield ""
         yield from _task(report, task, unicode=unicode)
     yield ""
-    yield f"Verdict: {_VERDICTS[report.verdict.state]}: {clean(report.verdict.says)}."
-    yield from (f"Note: {clean(note)}." for note in report.notes)
+    yield _verdict(report)
+    yield from (Note(f"{note}.") for note in report.notes)
     yield "Within the tolerance means no more than that: a difference that looks like a gain may be noise."
 
 
-def direction(report: BenchReport) -> str:
+def bench_section(report: BenchReport | None) -> list[Section]:
+    """The part of a page on what was measured on held-out data; nothing without a bench."""
+    if report is None:
+        return []
+    about = [
+        ("Metric", f"{report.metric.name} ({_direction(report)})"),
+        ("Tolerance", _tolerance(report)),
+        ("Paired by", report.metric.unit),
+    ]
+    tasks = [block for task in report.tasks for block in _task(report, task)]
+    notes = [Note(f"{sentence(text)}.") for text in report.notes]
+    return [Section("bench", "Measured on held-out data", (_verdict(report), facts(about), *tasks, *notes))]
+
+
+def _verdict(report: BenchReport) -> Verdict:
+    return Verdict(_VERDICTS[report.verdict.state], f": {report.verdict.says}.")
+
+
+def _direction(report: BenchReport) -> str:
     """Words for the direction in which the metric improves."""
     return "higher is better" if report.metric.higher_is_better else "lower is better"
 
 
-def mean_words(report: BenchReport) -> str:
+def _mean(report: BenchReport) -> str:
     """What the mean is over where rows differ in length, else what the pairs are."""
     metric = report.metric
     return f"mean over {metric.mean_over}" if metric.name in {"loss", "accuracy"} else f"paired by {metric.unit}"
 
 
-def tolerance_words(report: BenchReport) -> str:
+def _tolerance(report: BenchReport) -> str:
     """The tolerance in words."""
     return f"{report.tolerance} of the reference's score" if report.tolerance.endswith("%") else report.tolerance
 
 
-def cap_words(report: BenchReport) -> str:
+def _cap(report: BenchReport) -> str:
     """What the cap means, in words."""
     unit = " nats" if report.metric.name == "loss" else ""
     return f"an example counts at most {report.cap:g}{unit}; the bounds hold at every look at more rows"
 
 
-def unseen_line(task: BenchTask) -> str | None:
-    """What the sample can and cannot show of rare failures; None for seeds."""
-    if task.missed is None or task.seen_from is None:
-        return None
-    return (
-        f"These {task.n:,} examples show a failure of {task.seen_from:.1%} of such examples or more (95 %); one in 1 % "
-        f"would be missed with probability {task.missed:.2f}."
-    )
-
-
-def task_line(report: BenchReport, task: BenchTask) -> str:
+def _data(report: BenchReport, task: BenchTask) -> str:
     """A line about the task: its data, the reference's score, and the tolerance."""
     score, by_tokens = as_float(task.score), report.metric.mean_over == "tokens"
     also = f" (perplexity {math.exp(min(score, 700.0)):.4g})" if by_tokens and report.metric.name == "loss" else ""
@@ -106,69 +130,87 @@ def task_line(report: BenchReport, task: BenchTask) -> str:
     return f"{task.name}{data}: n = {task.n:,} {unit}, {own}, tolerance {task.margin:.3g}{aside}"
 
 
-def contrast_line(task: BenchTask) -> str | None:
-    """A warning if the data cannot show a loss; otherwise None."""
+def _limits(task: BenchTask) -> Iterator[str]:
+    """What the data cannot show: a loss at all, or rare failures."""
     if task.has_contrast is False and task.judged:
-        return "The base without the update is not shown to be worse by the tolerance: these data cannot show a loss."
-    return None
+        yield "The base without the update is not shown to be worse by the tolerance: these data cannot show a loss."
+    if task.missed is not None and task.seen_from is not None:
+        yield (
+            f"These {task.n:,} examples show a failure of {task.seen_from:.1%} of such examples or more (95 %); one in "
+            f"1 % would be missed with probability {task.missed:.2f}."
+        )
 
 
-def _task(report: BenchReport, task: BenchTask, *, unicode: bool) -> Iterator[str]:
-    rows = rows_of(report, task)
-    yield clean(task_line(report, task))
-    yield from table(_COLUMNS, rows)
-    yield from dilution_lines(rows)
-    drawn = [row for row in rows if row.candidate.role == "candidate" and row.result.worst is not None]
+def _task(report: BenchReport, task: BenchTask, *, unicode: bool = True) -> Iterator[Block]:
+    rows = [Row(c, result) for c in report.candidates for result in c.results if result.task == task.name]
+    yield _data(report, task)
+    yield table(_COLUMNS, rows)
+    yield from _dilution(rows)
+    drawn = [(row, span) for row in rows if (span := _span(row)) is not None]
     if drawn:
         yield ""
-        marks = _UNICODE if unicode else _ASCII
-        yield f"  How much worse, the largest candidate first; | is 0, {marks.tolerance} the tolerance:"
-        yield from _forest(drawn, task.margin, marks)
-    yield from filter(None, (contrast_line(task), unseen_line(task)))
+        order, size = "How much worse, the largest candidate first", "parameters, % of the adapter's"
+        drawing = Intervals(
+            tuple(span for _, span in drawn), task.margin, size, "worse than the adapter by", order, unicode
+        )
+        by_size = sorted((row for row, _ in drawn), key=lambda row: row.candidate.params)
+        least = ", ".join(f"{row.candidate.name} {_harm(row.result)}" for row in by_size)
+        summary = f"Tolerance {task.margin:.3g}: {least}."
+        yield Figure(f"Loss by size on {task.name}", drawing, summary=summary, caption=_CAPTION)
+    yield from _limits(task)
 
 
-def harm_cell(result: BenchResult) -> str:
+def _span(row: Row) -> tuple[str, float, float, float, float] | None:
+    """The name, the share of the parameters in per cent, and the harm between its bounds; None for no candidate."""
+    ends = (row.result.low, row.result.harm, row.result.worst)
+    if row.candidate.role != "candidate" or None in ends:
+        return None
+    low, harm, worst = (as_float(end) for end in ends if end is not None)
+    return row.candidate.name, 100.0 * (row.candidate.share or 0.0), low, harm, worst
+
+
+def _harm(result: BenchResult) -> str:
     """The harm with its bounds, or `-` without one."""
     if result.harm is None:
         return "-"
     if result.low is None or result.worst is None:
-        return signed(result.harm)
-    return f"{signed(result.harm)} [{signed(result.low)}, {signed(result.worst)}]"
+        return _signed(result.harm)
+    return f"{_signed(result.harm)} [{_signed(result.low)}, {_signed(result.worst)}]"
 
 
-def signed(value: float | str | None) -> str:
+def _signed(value: float | str | None) -> str:
     """A number with its sign and three digits; `0` for zero."""
     if not isinstance(value, float | int):
         return number(value)  # type: ignore[arg-type]  # None, or the name of a number that is not finite
     return f"{value:+.3g}" if value else "0"
 
 
-def outcome_cell(result: BenchResult) -> str:
+def _outcome(result: BenchResult) -> str:
     """The outcome; for an open one, with the number of examples that it needs."""
     least, most = result.needed_from, result.needed
     if least is None:
-        return OUTCOMES[result.outcome]
+        return _OUTCOMES[result.outcome]
     far = f"{least:,} or more" if most is None else f"{most:,}" if least == most else f"{least:,} to {most:,}"
-    return f"{OUTCOMES[result.outcome]}, needs {far}"
+    return f"{_OUTCOMES[result.outcome]}, needs {far}"
 
 
 _COLUMNS: Final[Columns[Row]] = (
-    ("candidate", f"<{_NAME}", lambda row: clean(row.candidate.name)[:_NAME]),
+    ("candidate", _NAME, lambda row: row.candidate.name),
     ("params", ">7", lambda row: count(row.candidate.params)),
     ("share", ">6", lambda row: "-" if row.candidate.share is None else f"{row.candidate.share:.0%}"),
     ("score", ">8", lambda row: number(row.result.score, ".4g")),
-    ("worse by [least, worst]", "<29", lambda row: harm_cell(row.result)),
+    ("worse by [least, worst]", "<29", lambda row: _harm(row.result)),
     ("KL", ">8", lambda row: number(row.result.kl, ".2g")),
     ("flips", ">6", lambda row: percent(row.result.flips)),
-    ("", "", lambda row: outcome_cell(row.result)),
+    ("verdict", "", lambda row: _outcome(row.result)),
 )
 
 
 _DILUTION: Final[Columns[Row]] = (
-    ("merge", f"<{_NAME}", lambda row: clean(row.candidate.name)[:_NAME]),
-    ("worse by", ">9", lambda row: signed(row.result.harm)),
-    ("dilution", ">9", lambda row: signed(row.result.diluted)),
-    ("the rest", ">9", lambda row: signed(_rest(row.result))),
+    ("merge", _NAME, lambda row: row.candidate.name),
+    ("worse by", ">9", lambda row: _signed(row.result.harm)),
+    ("dilution", ">9", lambda row: _signed(row.result.diluted)),
+    ("the rest", ">9", lambda row: _signed(_rest(row.result))),
 )
 
 
@@ -176,7 +218,7 @@ def _rest(result: BenchResult) -> float:
     return as_float(result.harm or 0.0) - as_float(result.diluted or 0.0)
 
 
-def dilution_lines(rows: Sequence[Row]) -> Iterator[str]:
+def _dilution(rows: Sequence[Row]) -> Iterator[Block]:
     """What each merge loses, split in what the adapter alone at its weight loses and the rest; nothing without merges.
 
     Differences of means, without bounds of their own.
@@ -185,40 +227,4 @@ def dilution_lines(rows: Sequence[Row]) -> Iterator[str]:
     if split:
         yield ""
         yield "  Dilution: what the adapter loses alone at its merge weight. The rest: the others, and the method."
-        yield from table(_DILUTION, split)
-
-
-class _Marks(NamedTuple):
-    """The characters of an interval, and of the tolerance."""
-
-    line: str
-    left: str
-    right: str
-    mean: str
-    tolerance: str
-
-
-_UNICODE: Final = _Marks("─", "├", "┤", "●", "┊")
-_ASCII: Final = _Marks("-", "[", "]", "o", ":")
-
-
-def _forest(rows: Sequence[Row], margin: float, marks: _Marks) -> Iterator[str]:
-    """A line for each interval, on one axis that spans all intervals, 0 and the tolerance."""
-    spans = [[as_float(v) for v in (r.result.low, r.result.harm, r.result.worst) if v is not None] for r in rows]
-    ends = [value for span in spans for value in span]
-    low, high = min([0.0, *ends]), max([margin, *ends])
-    width = high - low or 1.0  # all scores are 0, and so is a tolerance in percent
-
-    def at(value: float) -> int:
-        return round((value - low) / width * (_WIDTH - 1))
-
-    for row, span in zip(rows, spans, strict=True):
-        drawn = [" "] * _WIDTH
-        drawn[at(0.0)], drawn[at(margin)] = "|", marks.tolerance
-        first, middle, last = map(at, span)
-        drawn[first : last + 1] = marks.line * (last + 1 - first)
-        drawn[first], drawn[last] = marks.left, marks.right
-        drawn[middle] = marks.mean
-        yield f"  {clean(row.candidate.name)[:_NAME]:<{_NAME}} {''.join(drawn).rstrip()}"
-    least = f"{low:.3g}"
-    yield f"  {'':<{_NAME}} {least}{f'{high:.3g}':>{_WIDTH - len(least)}}"
+        yield table(_DILUTION, split)

@@ -8,34 +8,46 @@ line.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from operator import itemgetter
 from typing import Final
 
-from gradience.configs.settings import states_adapter
-from gradience.render import (
-    INFOS,
-    action_lines,
-    as_text,
-    banner,
-    clean,
+import msgspec
+
+from gradience.blocks import (
+    Bars,
+    Block,
+    Columns,
+    Facts,
+    Figure,
+    Findings,
+    Fold,
+    Found,
+    Next,
+    Table,
+    Title,
+    Verdict,
     count,
     counted,
-    finding_lines,
-    labelled,
+    facts,
+    findings,
+    gib,
     listed,
     number,
     percent,
-    shortened,
     shorter,
+    skipped,
     skipped_line,
-    skipped_lines,
+    table,
 )
-from gradience.render.monitor import mark_lines, probe_lines
-from gradience.render.plots import histogram_lines
+from gradience.blocks.text import as_text
+from gradience.configs.settings import states_adapter
+from gradience.render.monitor import marks, probe_lines
 from gradience.schema import Real, as_float
-from gradience.schema.diagnose import VERDICT_LABELS, BestCheckpoint, Cause, DiagnosedSource, DiagnoseReport, Unjudged
+from gradience.schema.diagnose import VERDICT_LABELS, BestCheckpoint, Cause, DiagnosedSource, DiagnoseReport
 from gradience.schema.document import SEVERITIES, Coverage, by_severity
 from gradience.schema.events import ConfigSnapshot, LoraSnapshot, TrainingSnapshot
+from gradience.schema.memory import Memory
 from gradience.schema.reports import CheckReport, DataReport
 
 _TRAINERS = {
@@ -54,26 +66,24 @@ _UNMATCHED: Final = 5  # targets without a module on one line
 _TEXT: Final = 60  # characters of one value
 _SOURCE: Final = 8  # columns of a source's name
 _LEAST_SHARE: Final = 0.001  # of the steps that is shown as a number
+_SHOWN: Final = 1 << 20  # bytes of a part that is worth a word
 _TWO_DIGITS: Final = 10  # megabytes from which a size is shown without decimals
 
 
-def data_lines(data: DataReport, derived: Mapping[str, Real]) -> Iterator[str]:
+def data_blocks(data: DataReport, derived: Mapping[str, Real], *, caption: str = "") -> Iterator[Block]:
     """The data set as understood, and the histogram of its lengths."""
-    yield "Data as the trainer feeds it:"
-    yield from labelled(data_rows(data, derived), indent=2)
-    bars = histogram_lines(data.lengths.bins, data.lengths.bin_width, limit=data.max_length)
-    if bars:
-        yield "  Tokens per sequence:"
-        yield from (f"  {line}" for line in bars)
+    yield facts(_data(data, derived), indent=2, caption=caption)
+    drawing = Bars(tuple(data.lengths.bins), data.lengths.bin_width, data.max_length)
+    about = f"Before the cut, {data.lengths.bin_width:,} tokens a bar."
+    yield Figure("Tokens per sequence", drawing, summary=f"{data.sequences:,} sequences, in tokens", caption=about)
 
 
-def data_rows(data: DataReport, derived: Mapping[str, Real]) -> Iterator[tuple[str, str]]:
-    """The data set as understood: labels and values."""
+def _data(data: DataReport, derived: Mapping[str, Real]) -> Iterator[tuple[str, str]]:
     if data.prompt:
-        yield "Prompt", clean(data.prompt)
+        yield "Prompt", data.prompt
     read = f"{data.rows_read:,} of {data.rows:,}, drawn with seed {data.seed}" if data.sampled else f"{data.rows:,}"
     yield "Rows", f"{read} ({data.format}, for {_trainer(data)})"
-    yield "Tokenizer", f"{clean(data.tokenizer) if data.tokenizer else 'none: the rows are tokens'}{_template(data)}"
+    yield "Tokenizer", f"{data.tokenizer or 'none: the rows are tokens'}{_template(data)}"
     if data.loss != "none":
         yield "Loss", f"on {_loss(data)} ({data.loss_from})"
     packed = ", packed" if data.packing else ""
@@ -92,13 +102,13 @@ def data_rows(data: DataReport, derived: Mapping[str, Real]) -> Iterator[tuple[s
     yield from _per_epoch(derived)
     if data.cleaned is not None:
         left = ", ".join(f"{n:,} {reason}" for reason, n in data.cleaned.left_out.items()) or "none"
-        yield "Written", f"{data.cleaned.kept:,} rows to {clean(data.cleaned.path)}; left out: {clean(left)}"
-    yield from (("Note", clean(note)) for note in data.notes)
+        yield "Written", f"{data.cleaned.kept:,} rows to {data.cleaned.path}; left out: {left}"
+    yield from (("Note", note) for note in data.notes)
 
 
 def _trainer(data: DataReport) -> str:
     named = _TRAINERS[data.trainer]
-    return named if data.masked_by == "trl" else f"{named}, masked as by {clean(data.masked_by)}"
+    return named if data.masked_by == "trl" else f"{named}, masked as by {data.masked_by}"
 
 
 def _template(data: DataReport) -> str:
@@ -122,7 +132,7 @@ def _overlap(data: DataReport) -> str:
     found = data.overlap
     if found is None:
         return ""
-    near = f"{found.near.count:,} near" if found.near_judged else clean(found.near_reason)
+    near = f"{found.near.count:,} near" if found.near_judged else found.near_reason
     return f"{found.exact.count:,} of {found.eval_rows:,} evaluation rows in the training set, {near}"
 
 
@@ -137,52 +147,67 @@ def _per_epoch(derived: Mapping[str, Real]) -> Iterator[tuple[str, str]]:
 
 
 @as_text
-def check_text(report: CheckReport, *, verbose: bool = False) -> Iterator[str]:
+def check_text(report: CheckReport, *, verbose: bool = False) -> Iterator[Block]:
     """The report of a check for a terminal; `verbose` adds the evidence of findings, and the skipped rules."""
-    yield from banner("GRADIENCE CHECK")
+    yield Title("GRADIENCE CHECK")
     if report.sources:
-        yield from labelled(((s.role.capitalize(), clean(s.path)) for s in report.sources), width=14)
+        yield facts(((s.role.capitalize(), s.path) for s in report.sources), width=14)
         yield ""
     if report.data is None or report.config != ConfigSnapshot():
-        yield "Config as understood:"
-        yield from labelled(config_rows(report), indent=2)
-        yield ""
+        yield from ("Config as understood:", config_facts(report), "")
     if report.coverage is not None:
         yield f"In the base ({_text(report.coverage.base)}, {_text(report.coverage.layout)}):"
-        yield from labelled(_coverage(report.coverage), indent=2)
+        yield facts(_coverage(report.coverage), indent=2)
         yield ""
+    yield from _memory(report.memory)
     if report.data is not None:
-        yield from data_lines(report.data, report.derived)
-        yield ""
+        yield from ("Data as the trainer feeds it:", *data_blocks(report.data, report.derived), "")
     if report.findings:
         counts = [(severity, sum(f.severity == severity for f in report.findings)) for severity in reversed(SEVERITIES)]
         yield f"Findings ({', '.join(counted(n, severity) for severity, n in counts if n)}):"
         surest = sorted(report.findings, key=lambda item: -(item.confidence or 0))
-        yield from finding_lines(by_severity(surest), verbose=verbose)
+        yield findings(by_severity(surest), verbose=verbose)
     else:
         yield f"No findings, of {_g(report.derived.get('rules_judged'))} rules that could be judged."
     yield ""
     if report.data is not None and report.data.shown:
         yield "Rows named above:"
-        yield from (f"  {shown.row}: {clean(shown.text)}" for shown in report.data.shown)
+        yield from (f"  {shown.row}: {shown.text}" for shown in report.data.shown)
         yield ""
     if report.unknown_keys:
         keys = [_text(key) for key in report.unknown_keys]
         yield f"Keys that no rule reads: {listed(keys, _NAMES)}"
         yield ""
     if report.not_run:
-        yield from skipped_lines(report.not_run, verbose=verbose)
+        yield from skipped(report.not_run, verbose=verbose)
         yield ""
     if report.findings:
         yield "Findings are hypotheses with their grounds, not verdicts: verify on held-out data."
 
 
-def config_rows(report: CheckReport) -> Iterator[tuple[str, str]]:
-    """The configuration as understood: labels and values; what is not given has no row."""
-    return ((label, value) for label, value in _config_rows(report) if value)
+def _memory(memory: Memory | None) -> Iterator[Block]:
+    """What a step takes of the device's memory, and what is assumed; or why that is not known."""
+    if memory is None:
+        return
+    parts = msgspec.structs.asdict(memory.parts) if memory.parts is not None else {}
+    held = ", ".join(f"{name} {gib(size)}" for name, size in parts.items() if size >= _SHOWN)
+    if memory.peak_bytes is None or memory.reserved_bytes is None:
+        yield f"Memory: unknown: {memory.reason}{f' (of it, in GiB: {held})' if held else ''}"
+    else:
+        least, most = map(gib, memory.reserved_bytes)
+        peak = f"about {gib(memory.peak_bytes)} GiB allocated at the longest batch"
+        yield f"Memory: {peak}, {least} to {most} reserved ({held})"
+        yield f"  Assumed: {'; '.join(memory.assumes)}"
+    yield from (f"  {gib(one.peak_bytes)} GiB with {one.change}" for one in memory.changes)
+    yield ""
 
 
-def _config_rows(report: CheckReport) -> Iterator[tuple[str, str]]:
+def config_facts(report: CheckReport, *, caption: str = "") -> Facts:
+    """The configuration as understood; what is not given has no row."""
+    return facts((pair for pair in _config(report) if pair[1]), indent=2, caption=caption)
+
+
+def _config(report: CheckReport) -> Iterator[tuple[str, str]]:
     config, derived = report.config, report.derived
     yield "Model", _text(config.model_name) if config.model_name else ""
     if config.dataset_name:
@@ -282,7 +307,7 @@ def _early_step(config: ConfigSnapshot, value: Real) -> str:
 
 def _coverage(coverage: Coverage) -> Iterator[tuple[str, str]]:
     """The modules, parameters and memory that the targets amount to in the base: labels and values."""
-    types = ", ".join(f"{clean(kind)} {n}" for kind, n in coverage.by_type.items())
+    types = ", ".join(f"{kind} {n}" for kind, n in coverage.by_type.items())
     reach = f"{coverage.layers} of {coverage.layers_total} layers"
     yield "Reaches", f"{coverage.modules} modules{f' ({types})' if types else ''} in {reach}"
     if coverage.trainable_params is not None:
@@ -290,10 +315,10 @@ def _coverage(coverage: Coverage) -> Iterator[tuple[str, str]]:
     if coverage.adapter_bytes is not None:
         yield "Adapter", f"{_size(coverage.adapter_bytes)} MB in {coverage.adapter_dtype}"
     if coverage.optimizer_bytes is not None:
-        yield "Optimizer", f"{_size(coverage.optimizer_bytes)} MB more ({clean(coverage.optimizer_assumption)})"
+        yield "Optimizer", f"{_size(coverage.optimizer_bytes)} MB more ({coverage.optimizer_assumption})"
     if coverage.unmatched_targets:
         yield "No match", listed(coverage.unmatched_targets, _UNMATCHED)
-    yield from (("Note", clean(note)) for note in coverage.notes)
+    yield from (("Note", note) for note in coverage.notes)
 
 
 def _trained(total: int, coverage: Coverage) -> str:
@@ -314,7 +339,7 @@ def _size(size: int) -> str:
 
 
 def _text(value: str | None) -> str:
-    return shorter(clean(value), _TEXT) if value else "not given"
+    return shorter(value, _TEXT) if value else "not given"
 
 
 def _g(value: Real | None) -> str:
@@ -322,7 +347,7 @@ def _g(value: Real | None) -> str:
 
 
 @as_text
-def diagnose_text(report: DiagnoseReport, *, verbose: bool = False, fails: bool = True) -> Iterator[str]:
+def diagnose_text(report: DiagnoseReport, *, verbose: bool = False, fails: bool = True) -> Iterator[Block]:
     """The report of a diagnosis for a terminal.
 
     Args:
@@ -330,52 +355,87 @@ def diagnose_text(report: DiagnoseReport, *, verbose: bool = False, fails: bool 
         verbose: add the notes, the evidence and the action of each cause, and the skipped checks.
         fails: whether a cause may make the command fail; if not, a verdict of something wrong says so.
     """
-    yield from banner("GRADIENCE DIAGNOSE")
-    yield f"Run:     {clean(report.path)}"
+    yield Title("GRADIENCE DIAGNOSE")
+    yield f"Run:     {report.path}"
     label, rest = split_headline(report)
     code = "" if fails or report.verdict not in {"broken", "needs_attention"} else "; exit 0: no --fail-on"
-    yield f"Verdict: {label.upper()}{clean(rest)}{code}"
+    yield Verdict(label, f"{rest}{code}")
     if report.monitor is not None and report.monitor.story:
-        yield f"Story:   {clean(report.monitor.story)}"
+        yield f"Story:   {report.monitor.story}"
         yield from (f"Adapter: {line}" for line in probe_lines(report.monitor))
     yield ""
     yield "Sources:"
     yield from (f"  {source.source:<{_SOURCE}}{_source(source)}" for source in report.sources)
+    yield from _used(report)
     yield ""
     yield f"Findings ({len(report.findings)}):" if report.findings else "Findings: none by the checks that ran"
-    infos = [cause for cause in report.findings if cause.severity == "info" and not verbose]
-    for cause in report.findings[: len(report.findings) - len(infos)]:  # the gravest come first
-        yield from _cause(cause, verbose=verbose)
-    yield from shortened([next(_cause(cause, verbose=False)) for cause in infos], INFOS)
+    yield Findings(causes(report), verbose=verbose, actions=verbose)
     yield ""
     if report.advice is not None:
-        yield f"Next: {clean(report.advice.text)}"
-        if report.advice.alternative:
-            yield f"   or: {clean(report.advice.alternative)}"
-        yield ""
-    if report.monitor is not None and report.monitor.account.marks:
-        yield from mark_lines(report.monitor.account.marks)
-        yield ""
+        yield from (Next(report.advice.text, report.advice.alternative), "")
+    if found := marks(report.monitor):
+        yield from (*found, "")
     if report.best_checkpoint is not None:
-        yield _best(report.best_checkpoint)
-        yield ""
+        yield from (_best(report.best_checkpoint), "")
     if report.not_run:
-        yield skipped_line(report.not_run, verbose=verbose)
-        for (source, reason), ids in by_reason(report.not_run).items() if verbose else ():
-            yield f"  {source:<{_SOURCE}}{clean(reason)}: {clean(ids)}"
-        yield ""
+        yield from (Fold(skipped_line(report.not_run, verbose=verbose), (by_reason(report),), is_open=verbose), "")
     of_parts = {note for part in (report.monitor, report.audit) if part is not None for note in part.notes}
-    yield from (f"Note: {clean(note)}." for note in dict.fromkeys(report.notes) if verbose or note not in of_parts)
+    yield from (f"Note: {note}." for note in dict.fromkeys(report.notes) if verbose or note not in of_parts)
     if verbose or report.verdict in {"broken", "needs_attention", "worth_a_look"}:
         yield "Findings are hypotheses with their grounds: verify on held-out data."
 
 
-def by_reason(not_run: Iterable[Unjudged]) -> dict[tuple[str, str], str]:
-    """The ids of the checks that did not run, by source and reason."""
+def _used(report: DiagnoseReport) -> Iterator[Block]:
+    """The memory foretold beside what torch's allocator gave; nothing where one of them is not known."""
+    foretold = None if report.check is None or report.check.memory is None else report.check.memory.peak_bytes
+    used = None if report.monitor is None else report.monitor.pace
+    if foretold is not None and used is not None and used.peak_bytes is not None and used.reserved_bytes is not None:
+        held = f"{gib(used.peak_bytes)} used, {gib(used.reserved_bytes)} reserved"
+        yield f"  Memory: {gib(foretold)} GiB foretold, {held}"
+
+
+def causes(report: DiagnoseReport, where: Callable[[Cause], str] | None = None) -> tuple[Found, ...]:
+    """The causes, numbered from 1; a joined one with what each source shows, another with its source."""
+    shown = where or (lambda cause: "" if cause.joined else f" ({cause.pieces[0].source})")
+    return tuple(
+        Found(
+            cause,
+            where=shown(cause),
+            pieces=tuple((p.source, p.id if p.severity else "", p.says) for p in cause.pieces if cause.joined),
+            number=number,
+        )
+        for number, cause in enumerate(report.findings, 1)
+    )
+
+
+_STEPS: Final = ("step", "first_step", "best_step", "from_step", "lowest_step")  # values of a finding that are its step
+
+
+def step_of(cause: Cause) -> int | None:
+    """The step of a cause, or None if it has no single one."""
+    values = (cause.values.get(name) for name in _STEPS)
+    return next((v for v in values if isinstance(v, int) and not isinstance(v, bool)), None)
+
+
+def steps_of(cause: Cause) -> list[int]:
+    """Every step at which a cause was seen, such as each spike of a burst."""
+    several = cause.values.get("steps")
+    if isinstance(several, list):
+        return [v for v in several if isinstance(v, int) and not isinstance(v, bool)]
+    step = step_of(cause)
+    return [] if step is None else [step]
+
+
+def by_reason(report: DiagnoseReport) -> Table:
+    """The checks that did not run by source and reason, and the tensors that were not analysed."""
     groups: dict[tuple[str, str], list[str]] = {}
-    for item in not_run:
+    for item in report.not_run:
         groups.setdefault((item.source, item.reason), []).append(item.id)
-    return {key: " ".join(dict.fromkeys(ids)) for key, ids in groups.items()}
+    rows = [(source, reason, " ".join(dict.fromkeys(ids))) for (source, reason), ids in groups.items()]
+    columns: Columns[tuple[str, str, str]] = [
+        (title, "", itemgetter(place)) for place, title in enumerate(("source", "reason", "checks"))
+    ]
+    return table(columns, rows, told=lambda row: f"  {row[0]:<{_SOURCE}}{row[1]}: {row[2]}")
 
 
 def split_headline(report: DiagnoseReport) -> tuple[str, str]:
@@ -386,23 +446,15 @@ def split_headline(report: DiagnoseReport) -> tuple[str, str]:
 
 def _source(source: DiagnosedSource) -> str:
     if source.state == "absent":
-        return f"not there: {clean(source.reason)}"
+        return f"not there: {source.reason}"
     if source.state == "unreadable":
-        return f"NOT READABLE: {clean(source.reason)}"
-    chosen = f" ({clean(source.chosen)})" if source.chosen else ""
-    return f"{clean(source.path or 'in the log')}: {clean(source.holds)}{chosen}"
-
-
-def _cause(cause: Cause, *, verbose: bool) -> Iterator[str]:
-    alone = "" if cause.joined else f" ({cause.pieces[0].source})"
-    yield f"  [{cause.severity.upper()}] {cause.id}{alone}: {clean(cause.message)}"
-    for piece in cause.pieces if cause.joined else ():
-        yield f"      {piece.source:<{_SOURCE}}{piece.id + ': ' if piece.severity else ''}{clean(piece.says)}"
-    yield from action_lines(cause, verbose=True) if verbose else ()
+        return f"NOT READABLE: {source.reason}"
+    chosen = f" ({source.chosen})" if source.chosen else ""
+    return f"{source.path or 'in the log'}: {source.holds}{chosen}"
 
 
 def _best(best: BestCheckpoint) -> str:
     noise = "noise unknown" if best.noise is None else f"noise +/- {best.noise:.2g}"
     same = ", which the weights here are" if best.saved_as else ""
-    value = f"{clean(best.split)} {clean(best.by)} {number(best.value, '.4g')}"
-    return f"Best checkpoint on disk: {clean(best.name)}{same} ({value}; {noise})"
+    value = f"{best.split} {best.by} {number(best.value, '.4g')}"
+    return f"Best checkpoint on disk: {best.name}{same} ({value}; {noise})"

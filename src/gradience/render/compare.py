@@ -11,8 +11,24 @@ from typing import Final
 
 import msgspec
 
-from gradience.render import Columns, as_text, banner, clean, listed, number, percent, shorter, table, words
-from gradience.render.plots import Cell, Grid, grid_lines, grid_of_cells
+from gradience.blocks import (
+    Block,
+    Columns,
+    Figure,
+    Note,
+    Section,
+    Table,
+    Title,
+    listed,
+    number,
+    percent,
+    shorter,
+    table,
+    words,
+)
+from gradience.blocks.plots import Cell, Grid, grid_of_cells
+from gradience.blocks.text import as_text
+from gradience.schema import Json
 from gradience.schema.compare import (
     AdapterPair,
     CheckpointPoint,
@@ -31,14 +47,13 @@ _COLUMN: Final = 16
 _LABEL: Final = 22
 _NAME: Final = 28
 _VALUE: Final = 40  # characters of a setting among runs
-_JSON_VALUE: Final = 60  # characters of a setting among adapters
 _SHOWN_IDS: Final = 2  # findings that fit a column
 _GRAVE: Final = SEVERITIES.index("warning")
 
 _LAYERS: Final = 6
+MAPS: Final = 3  # pairs of adapters with maps on a page
 _FACTOR: Final = 10.0  # a change of more than 1000 % reads better as a factor
 _MODULES: Final = 5  # modules named in one line
-_OPPOSED: Final = "-"  # stands for a cosine below 0 on the map
 
 _OVERLAP_COLUMNS: Final[Columns[tuple[Overlap, Overlap]]] = (
     ("k", ">5", lambda sides: str(sides[0].i)),
@@ -48,6 +63,25 @@ _OVERLAP_COLUMNS: Final[Columns[tuple[Overlap, Overlap]]] = (
     ("by chance", ">9", lambda sides: f"{sides[1].chance:.3f}"),
 )
 
+_ADAPTERS: Final[Columns[ComparedAdapter]] = (
+    ("adapter", "", lambda a: a.name),
+    ("type", "", lambda a: a.peft_type or a.format),
+    ("r", ">4", lambda a: _span(a.rank)),
+    ("s", ">7", lambda a: _span(a.scaling)),
+    ("modules", ">7", lambda a: str(a.modules)),
+    ("norm of dW", ">8", lambda a: number(a.frobenius_norm, ".4g")),
+)
+_PAIRS: Final[Columns[AdapterPair]] = (
+    ("adapters", "", lambda pair: f"{pair.first} and {pair.second}"),
+    ("cosine", ">6", lambda pair: number(pair.cosine, ".3f")),
+    ("norm ratio", ">6", lambda pair: number(pair.norm_ratio, ".3g")),
+    ("change", ">6", lambda pair: percent(pair.relative_change)),
+    ("modules", ">7", lambda pair: f"{pair.compared:,}"),
+    ("energy moved", ">6", lambda pair: percent(pair.energy_moved)),
+)
+_PAIRS_CAPTION: Final = (
+    "Updates as a whole; energy moved: half the sum over layers of the change in their share of the norm squared"
+)
 _SERIES_COLUMNS: Final[Columns[CheckpointPoint]] = (
     ("step", ">7", lambda point: number(point.step, "d")),
     ("norm(dW)", ">8", lambda point: number(point.frobenius_norm, ".4g")),
@@ -63,7 +97,7 @@ _SERIES_COLUMNS: Final[Columns[CheckpointPoint]] = (
 @as_text
 def compare_adapters_text(
     report: CompareAdaptersReport, *, top: int = 5, heatmap: bool = False, unicode: bool = True, verbose: bool = False
-) -> Iterator[str]:
+) -> Iterator[Block]:
     """The comparison of adapters for a terminal.
 
     Args:
@@ -73,53 +107,87 @@ def compare_adapters_text(
         unicode: whether the map may use block characters.
         verbose: whether to list every module, every difference in full, and every pair of a series.
     """
-    yield from banner("GRADIENCE COMPARE")
-    yield from map(_adapter, report.adapters)
+    yield Title("GRADIENCE COMPARE")
+    yield _adapters(report)
+    names = [adapter.name for adapter in report.adapters]
     n = len(report.differences)
     yield f"Configs differ in {n} fields:" if n else "Configs: the same in every field that matters"
-    yield from (f"  {difference_text(item, full=verbose)}" for item in report.differences)
+    yield differences(report.differences, names, most=None if verbose else 60)
     yield ""
     yield from _cosines(report)
     if report.series is not None:
         yield from _series(report.series)
+        yield ""
     for pair in report.pairs if report.series is None or verbose else report.pairs[-1:]:
         yield from _pair(pair, top=len(pair.modules) if verbose else top)
         grid = cosine_grid(pair) if heatmap else None
         if grid is not None:
-            yield from grid_lines(grid, unicode=unicode)
-            yield f"  {_OPPOSED} is a cosine under 0"
+            yield Figure("Alike", grid._replace(unicode=unicode))
+            yield "  - is a cosine under 0"
             yield ""
     yield from _remarks(report)
 
 
-def _adapter(adapter: ComparedAdapter) -> str:
-    return (
-        f"{clean(adapter.name)}: {adapter.peft_type or adapter.format}  r={span(adapter.rank, '..')}"
-        f"  scaling={span(adapter.scaling, '..')}  {adapter.modules} modules"
-        f"  norm(dW)={number(adapter.frobenius_norm, '.4g')}"
+def comparison_section(report: CompareAdaptersReport | None, figures: Sequence[Figure] = ()) -> list[Section]:
+    """The part of a page that compares adapters, with figures of their weights; nothing without a comparison."""
+    if report is None:
+        return []
+    pairs = report.pairs[::-1] if report.series is not None else report.pairs
+    content = (
+        _adapters(report),
+        table(_PAIRS, report.pairs, caption=_PAIRS_CAPTION),
+        *([] if report.series is None else _series(report.series)),
+        *figures,
+        *(
+            Figure(f"Alike, {p.first} and {p.second}", grid._replace(top=1.0), wide=True)
+            for p in pairs[:MAPS]
+            if (grid := cosine_grid(p))
+        ),
+        *([Note(f"Maps of {len(pairs) - MAPS:,} further pairs are not drawn.")] if len(pairs) > MAPS else []),
+        differences(report.differences, [adapter.name for adapter in report.adapters]),
+        *_remarks(report),
     )
+    return [Section("compare", "Compared by weights", content)]
 
 
-def span(values: Sequence[float], separator: str) -> str:
+def _adapters(report: CompareAdaptersReport) -> Table:
+    return table(_ADAPTERS, report.adapters, caption="Adapters compared", told=_adapter)
+
+
+def _adapter(a: ComparedAdapter) -> str:
+    kind, norm = a.peft_type or a.format, number(a.frobenius_norm, ".4g")
+    return f"{a.name}: {kind}  r={_span(a.rank)}  scaling={_span(a.scaling)}  {a.modules} modules  norm(dW)={norm}"
+
+
+def _span(values: Sequence[float]) -> str:
     """The least and the largest of two values, or a single value if they are equal."""
     least, most = values
-    return f"{least:.4g}" if least == most else f"{least:.4g}{separator}{most:.4g}"
+    return f"{least:.4g}" if least == most else f"{least:.4g}..{most:.4g}"
 
 
-def difference_text(item: ConfigDifference, *, full: bool = False) -> str:
-    """A field of the configs with its values side by side, long ones cut unless `full`."""
-    values = [msgspec.json.encode(value).decode() for value in item.values]
-    return clean(f"{item.key}: {'  |  '.join(v if full else shorter(v, _JSON_VALUE) for v in values)}")
+def differences(
+    items: Sequence[ConfigDifference], names: Sequence[str], *, most: int | None = 60, label: str = "  "
+) -> Table:
+    """The fields in which configs differ, with at most so many characters of a value, each labelled on a terminal."""
+    cells = [(item.key, *(_value(value, most) for value in item.values)) for item in items]
+    told = tuple(f"{label}{key}: {'  |  '.join(values)}" for key, *values in cells)
+    columns = tuple((name, "") for name in ("field", *names))
+    return Table(columns, tuple(cells), caption="Where their configurations differ", told=told)
 
 
-def _cosines(report: CompareAdaptersReport) -> Iterator[str]:
+def _value(value: Json, most: int | None) -> str:
+    text = msgspec.json.encode(value).decode()
+    return text if most is None else shorter(text, most)
+
+
+def _cosines(report: CompareAdaptersReport) -> Iterator[Block]:
     """The table of cosines between all adapters, if there are more than two."""
     if len(report.adapters) <= 2 or not report.cosines:
         return
-    width = max(len(clean(a.name)) for a in report.adapters)
+    width = max(len(a.name) for a in report.adapters)
     yield "Cosine between the updates as a whole:"
     for adapter, row in zip(report.adapters, report.cosines, strict=True):
-        yield f"  {clean(adapter.name):<{width}}  {'  '.join(f'{number(value):>5}' for value in row)}"
+        yield f"  {adapter.name:<{width}}  {'  '.join(f'{number(value):>5}' for value in row)}"
     yield ""
 
 
@@ -130,8 +198,8 @@ def _change(share: float | None) -> str:
     return f"{percent(share)} of the first's norm" if share < _FACTOR else f"{share:.3g} times the first's norm"
 
 
-def _pair(pair: AdapterPair, *, top: int) -> Iterator[str]:
-    yield f"{clean(pair.first)} -> {clean(pair.second)} ({pair.compared} modules in both):"
+def _pair(pair: AdapterPair, *, top: int) -> Iterator[Block]:
+    yield f"{pair.first} -> {pair.second} ({pair.compared} modules in both):"
     if broken := sum(module.state == "non_finite" for module in pair.modules):
         yield f"  {broken} modules hold NaN or infinite numbers: nothing can be said of the whole"
     yield (
@@ -140,7 +208,7 @@ def _pair(pair: AdapterPair, *, top: int) -> Iterator[str]:
     )
     if pair.output_side:
         yield "  Shared directions phi(k, k), mean over modules (1: the same span), and by chance:"
-        yield from table(_OVERLAP_COLUMNS, zip(pair.output_side, pair.input_side, strict=False))
+        yield table(_OVERLAP_COLUMNS, zip(pair.output_side, pair.input_side, strict=False))
     if pair.energy_moved is not None:
         yield _energy(pair)
     yield from _modules(pair.modules, top)
@@ -164,57 +232,51 @@ _MODULE_COLUMNS: Final[Columns[ModulePair]] = (
     ("norm x", ">7", lambda row: number(row.norm_ratio, ".3g")),
     ("phi out", ">7", lambda row: _phi(row.output_side)),
     ("phi in", ">6", lambda row: _phi(row.input_side)),
-    ("module", "", lambda row: clean(row.name) + ("" if row.state == "ok" else f": {words(row.state)}")),
+    ("module", "", lambda row: row.name + ("" if row.state == "ok" else f": {words(row.state)}")),
 )
 
 
-def _modules(modules: Sequence[ModulePair], top: int) -> Iterator[str]:
+def _modules(modules: Sequence[ModulePair], top: int) -> Iterator[Block]:
     """The modules that are least alike; modules without a cosine, which are broken or zero, come first."""
     if not modules or not top:
         return
     # Those shown as equal by name: beyond the digits shown, the order would be the processor's.
     order = sorted(modules, key=lambda row: (row.state == "ok", 2.0 if row.cosine is None else round(row.cosine, 3)))
     yield f"  Modules, the least alike first (top {min(top, len(modules))} of {len(modules)}):"
-    yield from table(_MODULE_COLUMNS, order[:top], indent=4)
+    yield table(_MODULE_COLUMNS, order[:top], indent=4)
 
 
-def _series(series: CheckpointSeries) -> Iterator[str]:
+def _series(series: CheckpointSeries) -> Iterator[Block]:
     yield f"Series of {len(series.points)} checkpoints:"
-    yield from table(_SERIES_COLUMNS, series.points)
+    yield table(_SERIES_COLUMNS, series.points)
     bar = f"cosine to the final update >= {series.threshold:g}, a heuristic"
     if series.settled is None:
         yield f"  The update turns until the last checkpoint (none before it has {bar})"
     else:
-        yield f"  The update stops turning at {clean(series.settled)} ({bar}): what follows mostly rescales it"
+        yield f"  The update stops turning at {series.settled} ({bar}): what follows mostly rescales it"
     if series.rank_growth is not None:
         yield f"  Mean effective rank, last over first: {series.rank_growth:.2f}"
-    yield ""
 
 
-def _remarks(report: CompareAdaptersReport) -> Iterator[str]:
+def _remarks(report: CompareAdaptersReport) -> Iterator[Block]:
     if report.only_in:
         names = [f"{item.module} ({', '.join(item.adapters)})" for item in report.only_in]
         yield f"Not in all ({len(names)} modules): {listed(names, _MODULES, separator='; ')}"
     if report.different_shapes:
         yield f"Of different shapes, not compared: {listed(report.different_shapes, _MODULES)}"
-    yield from (f"Note: {clean(note)}." for note in report.notes)
+    yield from (f"Note: {note}." for note in report.notes)
     yield "Two runs differ by their seed alone as well; a cosine of weights does not measure behaviour."
 
 
 def cosine_grid(pair: AdapterPair) -> Grid | None:
-    """The modules' cosines by kind and layer, for a map; None if no module in a layer has one."""
-    return grid_of_cells(
-        f"cosine, {pair.first} and {pair.second}",
-        [(row.name, row.layer, _cell(row)) for row in pair.modules if row.layer is not None],
-    )
+    """The modules' cosines by kind and layer, for a map from 0 to 1; None if no module in a layer has one."""
+    cells = [(row.name, row.layer, _cell(row)) for row in pair.modules if row.layer is not None]
+    grid = grid_of_cells(f"cosine of {pair.first} and {pair.second}", cells)
+    legend, outside = "-: under 0, 0: the update of one is zero, !: not finite", len(pair.modules) - len(cells)
+    return None if grid is None else grid._replace(legend=legend, outside=outside)
 
 
 def _cell(row: ModulePair) -> Cell:
-    cell = cosine_cell(row)
-    return _OPPOSED if isinstance(cell, float) and cell < 0.0 else cell
-
-
-def cosine_cell(row: ModulePair) -> Cell:
     """The cosine of a module's two updates; `!` if one is not finite, `0` if one is zero."""
     if row.state == "non_finite":
         return "!"

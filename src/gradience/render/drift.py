@@ -5,19 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Final
 
-from gradience.render import (
-    Columns,
-    as_text,
-    banner,
-    clean,
-    count,
-    counted,
-    estimated,
-    labelled,
-    percent,
-    short_path,
-    table,
-)
+from gradience.blocks import Block, Columns, Title, count, counted, estimated, facts, percent, short_path, table
+from gradience.blocks.text import as_text
 from gradience.schema.document import Estimate
 from gradience.schema.drift import DriftReport, Lowered, TextsChanged
 
@@ -26,37 +15,37 @@ _HALF: Final = 0.5  # of the drift
 
 
 @as_text
-def drift_text(report: DriftReport, *, verbose: bool = False) -> Iterator[str]:
+def drift_text(report: DriftReport, *, verbose: bool = False) -> Iterator[Block]:
     """The report for a terminal; `verbose` lists every group."""
-    yield from banner("GRADIENCE DRIFT")
+    yield Title("GRADIENCE DRIFT")
     elsewhere = short_path(report.elsewhere) if report.elsewhere else "built-in sentences"
-    yield from labelled(
+    yield facts(
         [
-            ("Adapter", clean(report.adapter)),
-            ("Base", clean(report.base)),
-            ("Own texts", f"{clean(short_path(report.texts))}, {_size(report.own)}"),
-            ("Elsewhere", f"{clean(elsewhere)}, {_size(report.other)}"),
+            ("Adapter", report.adapter),
+            ("Base", report.base),
+            ("Own texts", f"{short_path(report.texts)}, {_size(report.own)}"),
+            ("Elsewhere", f"{elsewhere}, {_size(report.other)}"),
         ]
     )
     yield ""
     yield "From base to adapter, with 95 % intervals over texts:"
-    yield from table(_CHANGES, [("own texts", report.own), ("elsewhere", report.other)])
+    yield table(_CHANGES, [("own texts", report.own), ("elsewhere", report.other)])
     if report.scales:
         yield ""
         yield "The whole adapter at a lower scale:"
-        yield from table((*_LOWERED, ("scale", "", _name)), report.scales)
+        yield table((*_LOWERED, ("scale", "", _name)), report.scales)
         yield from _halved(report.scales)
     if report.groups:
         yield ""
         yield "Without a group of modules:"
         most = None if verbose else _GROUPS
-        yield from table((*_LOWERED, ("left out", "", _group)), report.groups, most=most)
+        yield table((*_LOWERED, ("left out", "", _group)), report.groups, most=most)
     yield ""
-    yield from (f"Note: {clean(note)}" for note in report.notes)
+    yield from (f"Note: {note}" for note in report.notes)
     yield "KL says how much the outputs change, not which ability is lost: to know, measure that ability."
 
 
-def _halved(scales: list[Lowered]) -> Iterator[str]:
+def _halved(scales: list[Lowered]) -> Iterator[Block]:
     """The largest scale at which at most half of the drift is left, and what of the gain."""
     found = next((one for one in scales if one.drift_left and one.drift_left.value <= _HALF), None)
     if found is not None and found.factor is not None:
@@ -65,11 +54,11 @@ def _halved(scales: list[Lowered]) -> Iterator[str]:
 
 
 def _name(row: Lowered) -> str:
-    return clean(row.name)
+    return row.name
 
 
 def _group(row: Lowered) -> str:
-    return f"{clean(row.name)} ({counted(row.modules, 'module')})"
+    return f"{row.name} ({counted(row.modules, 'module')})"
 
 
 def _size(found: TextsChanged) -> str:

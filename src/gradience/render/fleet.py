@@ -6,21 +6,37 @@ import shlex
 from collections.abc import Iterator, Sequence
 from typing import Final
 
-from gradience.render import (
+from msgspec.structs import replace
+
+from gradience.blocks import (
+    Block,
     Columns,
-    as_text,
-    banner,
+    Page,
+    Section,
+    Table,
+    Title,
     clean,
     counted,
-    labelled,
+    facts,
     listed,
     megabytes,
-    shortened,
     table,
     words,
 )
+from gradience.blocks.text import as_lines, as_text, shortened
 from gradience.schema import Json
-from gradience.schema.fleet import Counted, FleetAuditReport, FleetShowReport, QueryReport, Serving, Similar, Wasteful
+from gradience.schema.fleet import (
+    Alike,
+    Counted,
+    Faulty,
+    FleetAuditReport,
+    FleetShowReport,
+    OtherShape,
+    QueryReport,
+    Serving,
+    Similar,
+    Wasteful,
+)
 
 _LISTED: Final = 8
 
@@ -37,10 +53,10 @@ def counts_text(items: Sequence[Counted]) -> str:
 
 
 @as_text
-def fleet_audit_text(report: FleetAuditReport) -> Iterator[str]:
+def fleet_audit_text(report: FleetAuditReport) -> Iterator[Block]:
     """The report of an audit of a fleet for a terminal."""
-    yield from banner("GRADIENCE FLEET AUDIT")
-    yield f"Fleet: {clean(report.out)}"
+    yield Title("GRADIENCE FLEET AUDIT")
+    yield f"Fleet: {report.out}"
     rate = f" ({report.audited / report.seconds:.1f} a second)" if report.audited and report.seconds else ""
     without = report.errors + report.crashed
     read = max(report.found - without, 0)
@@ -51,54 +67,44 @@ def fleet_audit_text(report: FleetAuditReport) -> Iterator[str]:
     if report.crashed:
         yield f"Workers died on {report.crashed} of those that cannot be read"
     if without:
-        yield f"Why: gradience fleet show {shlex.quote(clean(report.out))}"
-    yield from (f"Note: {clean(note)}." for note in report.notes)
+        yield f"Why: gradience fleet show {shlex.quote(report.out)}"
+    yield from (f"Note: {note}." for note in report.notes)
 
 
-def query_text(report: QueryReport) -> str:
+@as_lines
+def query_text(report: QueryReport) -> Iterator[Block]:
     """The result of a query as a table: numbers aligned to the right, texts to the left."""
-    cells = [[_cell(value) for value in row] for row in report.rows]
-    names = [clean(column.name) for column in report.columns]
+    cells = [tuple(clean(_cell(value)) for value in row) for row in report.rows]
+    names = tuple(clean(column.name) for column in report.columns)
     widths = [max(len(row[place]) for row in (names, *cells)) for place in range(len(names))]
-    right = [column.type.startswith(_NUMBERS) for column in report.columns]
-
-    def line(row: list[str]) -> str:
-        padded = zip(row, widths, right, strict=True)
-        return "  ".join(
-            f"{cell:>{width}}" if number else f"{cell:<{width}}" for cell, width, number in padded
-        ).rstrip()
-
-    return "\n".join([line(names), "  ".join("-" * width for width in widths), *map(line, cells)])
+    sides = (">" if column.type.startswith(_NUMBERS) else "<" for column in report.columns)
+    columns = tuple((name, f"{side}{width}") for name, side, width in zip(names, sides, widths, strict=True))
+    yield Table(columns, (tuple("-" * width for width in widths), *cells), indent=0)
 
 
 def _cell(value: Json) -> str:
     if isinstance(value, float):
         return f"{value:.6g}"
-    return "" if value is None else clean(str(value))
+    return "" if value is None else str(value)
 
 
 @as_text
-def fleet_show_text(report: FleetShowReport) -> Iterator[str]:
+def fleet_show_text(report: FleetShowReport) -> Iterator[Block]:
     """The overview of a fleet for a terminal."""
-    yield from banner("GRADIENCE FLEET")
+    yield Title("GRADIENCE FLEET")
     counts = f"{counted(report.adapters, 'adapter')}, {counted(report.modules, 'module')}"
     yield f"{counts}, {size_text(report.bytes)} of tensors"
     lines = (("Verdicts", report.verdicts), ("Bases", report.bases), ("Types", report.types), ("Ranks", report.ranks))
-    yield from labelled(((name, counts_text(items)) for name, items in lines))
+    yield facts(((name, counts_text(items)) for name, items in lines))
     if report.findings:
-        yield from labelled([("Findings", counts_text(report.findings))])
-    yield from _faulty(report)
+        yield facts([("Findings", counts_text(report.findings))])
+    yield from _needs_a_look(report)
     yield from _wasteful(report)
     for one in report.serving[:_BASES]:
         yield from _serving(one)
-    yield from _similar(report.similar)
-    for other in report.other_shapes:
-        shape, usual = (" x ".join(map(str, sides)) for sides in (other.shape, other.usual))
-        yield (
-            f"Other base? {clean(other.path)}: {clean(other.module)} is {shape}, "
-            f"{counted(other.usual_adapters, 'adapter')} of {clean(other.base_model)} have {usual}"
-        )
-    yield from (f"Note: {clean(note)}." for note in report.notes)
+    yield from _alike(report.similar)
+    yield _other_shapes(report)
+    yield from (f"Note: {note}." for note in report.notes)
 
 
 def size_text(value: int) -> str:
@@ -106,7 +112,36 @@ def size_text(value: int) -> str:
     return f"{value / 1e9:.2f} GB" if value >= 1e9 else megabytes(value)  # noqa: PLR2004  # a gigabyte
 
 
-def _faulty(report: FleetShowReport) -> Iterator[str]:
+def fleet_page(report: FleetShowReport) -> Page:
+    """The page about a fleet: main numbers, and every table whole."""
+    main = [("adapters", f"{report.adapters:,}"), ("modules", f"{report.modules:,}")]
+    main += [("tensors", size_text(report.bytes)), *((words(v.value), f"{v.adapters:,}") for v in report.verdicts)]
+    groups = {"base": report.bases, "type": report.types, "rank": report.ranks, "finding": report.findings}
+    counts = [(kind, item) for kind, items in groups.items() for item in items]
+    same, near = _similar(report.similar)
+    titles = {
+        "faulty": "What needs a look",
+        "wasteful": "What could be cut away",
+        "serving": "What a server pads",
+        "same": "What is equal",
+        "near": "What is nearly the same",
+        "bases": "What declares another base",
+        "counts": "How many of each",
+    }
+    tables = (
+        _faulty(report),
+        table(_WASTE, report.wasteful, caption="Most bytes first"),
+        table(_SERVING, report.serving, caption="By declared base"),
+        *(same, near, _other_shapes(report)),
+        table(_COUNTS, counts, caption="Adapters by base, type, rank and finding"),
+    )
+    shown = [
+        Section(name, title, (part,)) for (name, title), part in zip(titles.items(), tables, strict=True) if part.rows
+    ]
+    return Page("fleet", report.fleet, "", (facts(main),), tuple(shown))
+
+
+def _needs_a_look(report: FleetShowReport) -> Iterator[Block]:
     """The adapters to look at, most pressing first; of those that cannot be read, the reasons with their numbers."""
     if not report.faulty_total:
         return
@@ -114,26 +149,32 @@ def _faulty(report: FleetShowReport) -> Iterator[str]:
     yield f"Needs a look ({report.faulty_total}):"
     if report.unread:
         yield f"  {counted(sum(reason.adapters for reason in report.unread), 'adapter')} cannot be read:"
-        reasons = [f"    {one.adapters:>5} x {clean(one.value)}" for one in report.unread]
+        reasons = [f"    {one.adapters:>5} x {one.value}" for one in report.unread]
         yield from shortened(reasons, _REASONS, indent=4, how="gradience fleet query FLEET --named unreadable")
-    yield from (f"  {words(f.verdict)}: {clean(f.path)}: {clean(f.reason)}" for f in report.faulty)
+    yield _faulty(report)
     if report.faulty_total > len(report.faulty):
         yield f"  ... and {report.faulty_total - len(report.faulty)} more (--verbose lists all)"
 
 
-def _wasteful(report: FleetShowReport) -> Iterator[str]:
+def _faulty(report: FleetShowReport) -> Table:
+    return table(
+        _FAULTY, report.faulty, caption="By fault", told=lambda f: f"  {words(f.verdict)}: {f.path}: {f.reason}"
+    )
+
+
+def _wasteful(report: FleetShowReport) -> Iterator[Block]:
     if report.wasteful:
         yield ""
         yield "Most wasteful (a cut to the suggested rank keeps 90 % of the energy of 9 modules in 10; verify):"
-        yield from table(_WASTE, report.wasteful)
+        yield table(_WASTE, report.wasteful)
 
 
-def _serving(one: Serving) -> Iterator[str]:
+def _serving(one: Serving) -> Iterator[Block]:
     if one.max_lora_rank is None or one.adapters < 2:  # one adapter has the server to itself
         return
     ranks = ", ".join(f"{n:,} of rank {rank}" for rank, n in one.ranks.items())
     yield ""
-    yield f"Serving {clean(one.base_model)} ({ranks}):"
+    yield f"Serving {one.base_model} ({ranks}):"
     share = one.padding_bytes / (one.padding_bytes + one.used_bytes) if one.used_bytes else 0.0
     padding = f"{size_text(one.padding_bytes)} of slots are padding ({share:.0%})"
     yield f"  max_lora_rank {one.max_lora_rank} holds all; {padding}"
@@ -142,26 +183,79 @@ def _serving(one: Serving) -> Iterator[str]:
         yield f"  servers of rank {sizes}: {size_text(split.padding_bytes)}"
 
 
-def _similar(found: Similar) -> Iterator[str]:
+def _alike(found: Similar) -> Iterator[Block]:
+    same, near = (replace(each, rows=each.rows[:_PAIRS], told=(each.told or ())[:_PAIRS]) for each in _similar(found))
     if found.same:
-        yield ""
-        yield f"Equal content: {counted(len(found.same), 'group')}"
-        for alike in found.same[:_PAIRS]:
-            more = f" and {len(alike.paths) - 2} more" if len(alike.paths) > 2 else ""  # two are shown
-            yield f"  {' = '.join(clean(path) for path in alike.paths[:2])}{more}"
+        yield from ("", f"Equal content: {counted(len(found.same), 'group')}", same)
     if found.near:
-        yield ""
-        yield f"Nearly the same update (cosine >= {found.threshold:g}): {counted(len(found.near), 'pair')}"
-        for alike in found.near[:_PAIRS]:
-            yield f"  {alike.cosine:.5f}  {' ~ '.join(clean(path) for path in alike.paths)}"
+        said = f"Nearly the same update (cosine >= {found.threshold:g}): {counted(len(found.near), 'pair')}"
+        yield from ("", said, near)
     if found.not_compared:
         yield f"  {counted(found.not_compared, 'likely pair')} not compared (gradience.fleet.show takes most_pairs)"
 
 
+def _similar(found: Similar) -> tuple[Table, Table]:
+    close = f"Cosine of the updates at least {found.threshold:g}"
+    same = table(_SAME, found.same, caption="Equal content", told=_equal)
+    return same, table(_NEAR, found.near, caption=close, told=_nearly)
+
+
+def _equal(alike: Alike) -> str:
+    more = f" and {len(alike.paths) - 2} more" if len(alike.paths) > 2 else ""  # two are shown
+    return f"  {' = '.join(alike.paths[:2])}{more}"
+
+
+def _nearly(alike: Alike) -> str:
+    return f"  {alike.cosine or 0.0:.5f}  {' ~ '.join(alike.paths)}"
+
+
+def _other_shapes(report: FleetShowReport) -> Table:
+    return table(_OTHER, report.other_shapes, caption="By shape", told=_other)
+
+
+def _other(one: OtherShape) -> str:
+    shape, usual = (" x ".join(map(str, sides)) for sides in (one.shape, one.usual))
+    others = counted(one.usual_adapters, "adapter")
+    return f"Other base? {one.path}: {one.module} is {shape}, {others} of {one.base_model} have {usual}"
+
+
+_COUNTS: Final[Columns[tuple[str, Counted]]] = (
+    ("by", "", lambda row: row[0]),
+    ("value", "", lambda row: row[1].value),
+    ("adapters", ">6", lambda row: f"{row[1].adapters:,}"),
+)
+_FAULTY: Final[Columns[Faulty]] = (
+    ("adapter", "", lambda row: row.path),
+    ("verdict", "", lambda row: words(row.verdict)),
+    ("reason", "", lambda row: row.reason),
+)
+_SERVING: Final[Columns[Serving]] = (
+    ("base", "", lambda row: row.base_model),
+    ("adapters", ">6", lambda row: f"{row.adapters:,}"),
+    ("max_lora_rank", ">6", lambda row: str(row.max_lora_rank or "-")),
+    ("factors", ">9", lambda row: size_text(row.used_bytes)),
+    ("padding", ">9", lambda row: size_text(row.padding_bytes)),
+    ("padding of the best split", ">9", lambda row: size_text(row.buckets[-1].padding_bytes) if row.buckets else "-"),
+)
+_SAME: Final[Columns[Alike]] = (
+    ("adapters", "", lambda row: ", ".join(row.paths)),
+    ("how many", ">3", lambda row: str(len(row.paths))),
+)
+_NEAR: Final[Columns[Alike]] = (
+    ("adapters", "", lambda row: ", ".join(row.paths)),
+    ("cosine", ">7", lambda row: f"{row.cosine or 0.0:.5f}"),
+)
+_OTHER: Final[Columns[OtherShape]] = (
+    ("adapter", "", lambda row: row.path),
+    ("declares", "", lambda row: row.base_model),
+    ("module", "", lambda row: row.module),
+    ("shape", "", lambda row: " x ".join(map(str, row.shape))),
+    ("usual", "", lambda row: " x ".join(map(str, row.usual))),
+)
 _WASTE: Final[Columns[Wasteful]] = (
     ("saves", ">10", lambda one: size_text(one.bytes_saved)),
     ("r", ">5", lambda one: str(one.r)),
     ("to", ">5", lambda one: str(one.suggested_rank)),
     ("used", ">6", lambda one: f"{one.utilization_mean:.0%}"),
-    ("adapter", "", lambda one: clean(one.path)),
+    ("adapter", "", lambda one: one.path),
 )

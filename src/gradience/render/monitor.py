@@ -10,19 +10,24 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Final, NamedTuple
 
-from gradience.render import (
-    as_text,
-    banner,
+from gradience.blocks import (
+    Block,
+    Columns,
+    Heading,
+    Title,
     clean,
     count,
-    finding_lines,
-    labelled,
+    facts,
+    findings,
+    gib,
     number,
     percent,
-    skipped_lines,
+    skipped,
+    table,
     words,
 )
-from gradience.render.plots import curve_lines
+from gradience.blocks.plots import curve_lines
+from gradience.blocks.text import as_text, printed
 from gradience.render.ranks import update_size
 from gradience.rules.log.account import is_token_accuracy, rate_of_run
 from gradience.rules.log.held_out import of_metric
@@ -36,6 +41,7 @@ from gradience.schema.reports import (
     EvaluationMark,
     LossKind,
     MonitorReport,
+    Pace,
     Schedule,
     SignalSummary,
     TrainSummary,
@@ -50,76 +56,95 @@ _RANKS: Final = ("energy_rank_90_p50", "energy_rank_90_p90", "suggested_r_global
 
 
 @as_text
-def monitor_text(report: MonitorReport, *, verbose: bool = False) -> Iterator[str]:
+def monitor_text(report: MonitorReport, *, verbose: bool = False) -> Iterator[Block]:
     """The report on a run for a terminal; `verbose` adds the evidence of findings, skipped rules, and event counts."""
-    yield from banner("GRADIENCE MONITOR")
-    yield f"Story: {clean(report.story)}"
-    yield f"File: {clean(report.file)}"
+    yield Title("GRADIENCE MONITOR")
+    yield f"Story: {report.story}"
+    yield f"File: {report.file}"
     if report.config.model_name:
-        yield f"Model:   {clean(report.config.model_name)}"
-    if report.config.dataset_name:
-        yield f"Dataset: {clean(report.config.dataset_name)}"
-    if report.config.task_profile != "unknown":
-        yield f"Profile: {report.config.task_profile}"
-    reason = f" ({clean(report.status_reason)})" if report.status_reason else ""
-    yield f"Status:  {words(report.status)}{reason}{step_of_plan(report)}"
-    yield from _training(report)
+        yield f"Model:   {report.config.model_name}"
+    yield facts(run_facts(report), width=9)
     yield ""
     yield from _signals(report)
     yield from _probes(report)
     yield from _evals(report)
-    yield from _fed(report)
+    if shown := fed(report):
+        yield from (*shown, "")
     yield from _recorded_audit(report, verbose=verbose)
     yield from _alerts(report)
     yield from _recommendations(report, verbose=verbose)
     if report.not_run:
-        yield from skipped_lines(report.not_run, verbose=verbose)
+        yield from skipped(report.not_run, verbose=verbose)
     if verbose:
         yield ""
         yield f"Events: {', '.join(f'{name} {n}' for name, n in report.events.items())}"
-        yield f"Run: {clean(report.run_id or '-')}, sessions recorded: {report.sessions}"
+        yield f"Run: {report.run_id or '-'}, sessions recorded: {report.sessions}"
         yield ""
-    yield from (f"Note: {clean(note)}." for note in dict.fromkeys(report.notes))
+    yield from (f"Note: {note}." for note in dict.fromkeys(report.notes))
     if verbose or any(each.severity != "info" for each in report.findings):
         yield "Findings are hypotheses: verify on held-out data."
 
 
-def step_of_plan(report: MonitorReport) -> str:
-    """The last step and the planned number of steps, as the end of a status line; empty without a training row."""
+def run_facts(report: MonitorReport) -> Iterator[tuple[str, str]]:
+    """What was trained, how far it came, and its training loss: labels and values."""
+    if report.config.dataset_name:
+        yield "Dataset", report.config.dataset_name
+    if report.config.task_profile != "unknown":
+        yield "Profile", report.config.task_profile
     step, planned = report.train.last_step, report.config.training.planned_steps
-    return "" if step is None else f", step {step}" + (f" of {planned}" if planned else "")
+    reason = f" ({report.status_reason})" if report.status_reason else ""
+    reached = "" if step is None else f", step {step}" + (f" of {planned}" if planned else "")
+    yield "Status", f"{words(report.status)}{reason}{reached}"
+    yield ("Rows", f"{report.train.rows}") if _is_silent(report) else ("Loss", _loss_of(report.train))
+    if report.train.rows and (peak := _peak(report.account.schedule)):
+        yield "Peak LR", peak
+    if report.pace is not None and (said := _pace(report.pace)):
+        yield "Pace", said
 
 
-def _training(report: MonitorReport) -> Iterator[str]:
-    t = report.train
+def _pace(pace: Pace) -> str:
+    """Seconds a step, tokens a second, and the peak against what there is; what was not recorded is left out."""
+    parts = []
+    if pace.seconds_per_step is not None:
+        waits = "" if pace.waiting_share is None else f", {percent(pace.waiting_share)} of it waiting for data"
+        parts.append(f"{number(pace.seconds_per_step, '.3g')} s a step{waits}")
+    if pace.tokens_per_second is not None:
+        padding = "" if pace.padding_share is None else f" ({percent(pace.padding_share)} padding beside them)"
+        parts.append(f"{number(pace.tokens_per_second, ',.0f')} tokens/s{padding}")
+    if pace.peak_bytes is not None:
+        of = "" if pace.total_bytes is None else f" of {gib(pace.total_bytes)}"
+        reserved = "" if pace.reserved_bytes is None else f" ({gib(pace.reserved_bytes)} reserved)"
+        parts.append(f"peak {gib(pace.peak_bytes)}{reserved}{of} GiB")
+    return "; ".join(parts)
+
+
+def _is_silent(report: MonitorReport) -> bool:
+    """Whether the training loss says nothing, as under RL."""
+    return report.train.rows > 1 and report.objective == "rl"
+
+
+def _loss_of(t: TrainSummary) -> str:
     if not t.rows:
-        yield "Loss:    none was recorded"
-    elif t.rows == 1:
-        at = "" if t.first_step is None else f"  (step {t.first_step})"
-        yield f"Loss:    {number(t.last_loss, '.4g')} in 1 row{at}"
-    elif report.objective == "rl":  # whose loss says nothing
-        yield f"Rows:    {t.rows}"
-    else:
-        lowest = f"  (lowest {number(t.min_loss, '.4g')} at step {t.min_loss_step})" if t.min_loss is not None else ""
-        if t.first_loss == t.last_loss == t.min_loss:
-            yield f"Loss:    {number(t.last_loss, '.4g')} in all {t.rows} rows"
-        else:
-            yield f"Loss:    {loss_ends(t)} in {t.rows} rows{lowest}"
-    if t.rows:
-        yield from _peak(report.account.schedule)
+        return "none was recorded"
+    if t.rows == 1:
+        return f"{number(t.last_loss, '.4g')} in 1 row" + ("" if t.first_step is None else f"  (step {t.first_step})")
+    if t.first_loss == t.last_loss == t.min_loss:
+        return f"{number(t.last_loss, '.4g')} in all {t.rows} rows"
+    lowest = f"  (lowest {number(t.min_loss, '.4g')} at step {t.min_loss_step})" if t.min_loss is not None else ""
+    return f"{_ends(t)} in {t.rows} rows{lowest}"
 
 
-def loss_ends(t: TrainSummary) -> str:
+def _ends(t: TrainSummary) -> str:
     """The first and the last training loss, or the medians around them where the rows scatter."""
     if t.first_level is not None:
         return f"{number(t.first_level, '.4g')} -> {number(t.last_level, '.4g')} (medians)"
     return f"{number(t.first_loss, '.4g')} -> {number(t.last_loss, '.4g')}"
 
 
-def _peak(schedule: Schedule) -> Iterator[str]:
-    """The peak learning rate: as configured, else the largest logged, which may be lower."""
+def _peak(schedule: Schedule) -> str:
+    """The peak learning rate: as configured, else the largest logged, which may be lower; empty if unknown."""
     if not schedule.peak:
-        return
+        return ""
     rate = rate_of_run(schedule)
     said = ""
     if schedule.peak_from == "logged":
@@ -128,15 +153,15 @@ def _peak(schedule: Schedule) -> Iterator[str]:
         said = f"  ({number(schedule.logged_peak, '.3g')} reached)"
     elif rate is not None and rate != schedule.peak:
         said = f"  (largest logged; {number(schedule.peak, '.3g')} is configured)"
-    yield f"Peak LR: {number(rate, '.3g')}{said}"
+    return f"{number(rate, '.3g')}{said}"
 
 
-def _signals(report: MonitorReport) -> Iterator[str]:
+def _signals(report: MonitorReport) -> Iterator[Block]:
     if report.signals:
         yield "Signals (medians of the first and of the last fifth of the rows):"
         for name, s in _telling(report.signals):
             span = f"{number(s.lowest, '.4g')} to {number(s.highest, '.4g')}"
-            yield f"  {clean(name)}: {number(s.first, '.4g')} -> {number(s.last, '.4g')}  ({span})"
+            yield f"  {name}: {number(s.first, '.4g')} -> {number(s.last, '.4g')}  ({span})"
         yield ""
 
 
@@ -150,7 +175,7 @@ def _telling(signals: Mapping[str, SignalSummary]) -> Iterator[tuple[str, Signal
         yield name, signal
 
 
-def _probes(report: MonitorReport) -> Iterator[str]:
+def _probes(report: MonitorReport) -> Iterator[Block]:
     if report.probes:
         rows = max(probe.rows for probe in report.probes.values())
         yield f"Adapter in training ({rows} probes of spectral_every):"
@@ -158,14 +183,14 @@ def _probes(report: MonitorReport) -> Iterator[str]:
         yield ""
 
 
-def probe_lines(report: MonitorReport) -> Iterator[str]:
+def probe_lines(report: MonitorReport) -> Iterator[Block]:
     """A line for each probed quantity of the adapter (size, rank), with its values over the steps."""
     for name, probe in report.probes.items():
         span = f"{number(probe.lowest, '.3g')} to {number(probe.highest, '.3g')}"
         yield f"{_PROBES[name]}: {number(probe.first, '.3g')} -> {number(probe.last, '.3g')}  ({span})"
 
 
-def _evals(report: MonitorReport) -> Iterator[str]:
+def _evals(report: MonitorReport) -> Iterator[Block]:
     yield "Latest eval signals:"
     if not report.evals:
         yield "  none recorded"
@@ -183,14 +208,14 @@ def _evals(report: MonitorReport) -> Iterator[str]:
             yield f"  {_label(point)} Acc: {percent(point.metrics.accuracy)}"
         for name in dict.fromkeys((of.decisive, *filter(is_token_accuracy, point.metrics.extras))):
             if name is not None and (value := number_in(point.metrics.extras, name)) is not None:
-                yield f"  {_label(point)} {clean(name)}: {number(value, '.4g')}"
+                yield f"  {_label(point)} {name}: {number(value, '.4g')}"
     if of.kept_step is not None and of.marks:
         how = "restored" if of.selection.restored else "the last"
         yield f"  Kept:      step {of.kept_step} ({how})"
     yield ""
 
 
-def marks_title(marks: Sequence[EvaluationMark]) -> str:
+def _marks_title(marks: Sequence[EvaluationMark]) -> str:
     """What the table of evaluations shows, and what chance explains of it."""
     noise = next((f" +/- {mark.loss_noise:.2g}" for mark in marks if mark.loss_noise is not None), ", noise unknown")
     metric = next((mark for mark in marks if mark.metric is not None), None)
@@ -198,39 +223,51 @@ def marks_title(marks: Sequence[EvaluationMark]) -> str:
     return f"Evaluations that matter (loss{noise}{of_metric}; same: within that of the best)"
 
 
-def mark_cells(mark: EvaluationMark) -> tuple[str, str, str, str]:
-    """The step, the loss, the metric and the roles of an evaluation."""
-    value = "" if mark.value is None else f"{mark.metric} {of_metric(mark.metric or '', mark.value)}"
-    loss = "" if mark.loss is None else number(mark.loss, ".4g")
-    cells = (loss + _ties(loss, mark.loss_ties), value + _ties(value, mark.value_ties))
-    return str(mark.step), *cells, ", ".join(mark.roles)
+def marks(report: MonitorReport | None) -> list[Block]:
+    """The evaluations that the choice of weights rests on; nothing without one."""
+    shown = [] if report is None else report.account.marks
+    return [Heading(_marks_title(shown)), table(_MARKS, shown, told=_mark)] if shown else []
 
 
-def _ties(cell: str, ties: bool | None) -> str:  # noqa: FBT001  # None is not known
-    return " (same)" if cell and ties else ""
+def _mark(mark: EvaluationMark) -> str:
+    step, loss, value, roles = (cell(mark) for _, _, cell in _MARKS)
+    return f"  step {step:<8} loss {loss}{', ' if value else ''}{value}: {roles}"
 
 
-def mark_lines(marks: Sequence[EvaluationMark]) -> Iterator[str]:
-    """The evaluations that the choice of weights rests on, one a line."""
-    if marks:
-        yield f"{clean(marks_title(marks))}:"
-    for mark in marks:
-        step, loss, value, roles = map(clean, mark_cells(mark))
-        yield f"  step {step:<8} loss {loss}{', ' if value else ''}{value}: {roles}"
+def _loss(mark: EvaluationMark) -> str:
+    return "" if mark.loss is None else number(mark.loss, ".4g") + _ties(mark.loss_ties)
 
 
-def _gap(report: MonitorReport) -> Iterator[str]:
+def _metric(mark: EvaluationMark) -> str:
+    if mark.value is None:
+        return ""
+    return f"{mark.metric} {of_metric(mark.metric or '', mark.value)}" + _ties(mark.value_ties)
+
+
+def _ties(ties: bool | None) -> str:  # noqa: FBT001  # None is not known
+    return " (same)" if ties else ""
+
+
+_MARKS: Final[Columns[EvaluationMark]] = (
+    ("step", "", lambda mark: str(mark.step)),
+    ("loss", ">6", _loss),
+    ("metric", "", _metric),
+    ("what it is", "", lambda mark: ", ".join(mark.roles)),
+)
+
+
+def _gap(report: MonitorReport) -> Iterator[Block]:
     """The gap as perplexities; of a loss without a perplexity, the two losses."""
     if report.gap is not None:
-        train, test = clean(report.gap.train_split), clean(report.gap.test_split)
+        train, test = report.gap.train_split, report.gap.test_split
         yield f"  Gap:       {number(report.gap.ratio)}x" + ("" if train == "train" else f"  ({test} over {train})")
     elif (pair := report.account.last_pair if report.account.comparable else None) is not None:
-        losses = f"{clean(pair.split)} loss {number(pair.held_out, '.4g')}, training loss {number(pair.train, '.4g')}"
+        losses = f"{pair.split} loss {number(pair.held_out, '.4g')}, training loss {number(pair.train, '.4g')}"
         yield f"  Gap:       {losses} (step {pair.step})"
 
 
 def _label(point: EvalPoint) -> str:
-    return f"{clean(point.split).capitalize():<5}"
+    return f"{point.split.capitalize():<5}"
 
 
 def perplexity(metrics: EvalMetrics, loss: LossKind) -> float | NonFinite | None:
@@ -243,13 +280,10 @@ def perplexity(metrics: EvalMetrics, loss: LossKind) -> float | NonFinite | None
         return "Infinity"
 
 
-def _fed(report: MonitorReport) -> Iterator[str]:
-    """The lines on what the model was fed in the watched batches."""
-    rows = fed_rows(report.data or {})
-    if rows:
-        yield "Fed to the model:"
-        yield from labelled(rows, indent=2, width=13)
-        yield ""
+def fed(report: MonitorReport | None) -> list[Block]:
+    """What the model was fed in the watched batches; nothing if that was not recorded."""
+    rows = fed_rows((report.data if report is not None else None) or {})
+    return [Heading("Fed to the model"), facts(rows, indent=2, width=13)] if rows else []
 
 
 def fed_rows(data: Mapping[str, Any]) -> list[tuple[str, str]]:
@@ -271,7 +305,7 @@ def fed_rows(data: Mapping[str, Any]) -> list[tuple[str, str]]:
     return found
 
 
-def _recorded_audit(report: MonitorReport, *, verbose: bool) -> Iterator[str]:
+def _recorded_audit(report: MonitorReport, *, verbose: bool) -> Iterator[Block]:
     """The audit in the log: two numbers, and the verdict if it is not `trained`; `verbose` adds the rest."""
     audit = report.lora_audit
     if audit is None:
@@ -280,7 +314,7 @@ def _recorded_audit(report: MonitorReport, *, verbose: bool) -> Iterator[str]:
         yield "LoRA audit: no LoRA weights were found"
         yield ""
         return
-    verdict = clean(str(audit.get("verdict", "trained")))
+    verdict = str(audit.get("verdict", "trained"))
     yield "Diagnostics:"
     yield f"  Stable rank (mean): {number(number_in(audit, 'stable_rank_mean'))}"
     yield f"  Utilization (mean): {percent(number_in(audit, 'utilization_mean'))}"
@@ -291,7 +325,7 @@ def _recorded_audit(report: MonitorReport, *, verbose: bool) -> Iterator[str]:
         yield from _audit_in_full(report, audit, verdict)
 
 
-def _audit_in_full(report: MonitorReport, audit: Mapping[str, Json], verdict: str) -> Iterator[str]:
+def _audit_in_full(report: MonitorReport, audit: Mapping[str, Json], verdict: str) -> Iterator[Block]:
     at = "" if report.lora_audit_step is None else f" (step {report.lora_audit_step})"
     yield f"LoRA audit{at}:"
     if "verdict" in audit:
@@ -305,37 +339,37 @@ def _audit_in_full(report: MonitorReport, audit: Mapping[str, Json], verdict: st
         modules = audit.get("modules")
         for module in modules[:_MODULES] if isinstance(modules, list) else []:
             if isinstance(module, dict):  # another program may have written the log
-                name = clean(str(module.get("name", "-")))
+                name = str(module.get("name", "-"))
                 yield f"  least used: util={percent(number_in(module, 'utilization'))}  {name}"
     yield ""
 
 
-def _alerts(report: MonitorReport) -> Iterator[str]:
+def _alerts(report: MonitorReport) -> Iterator[Block]:
     if not report.alerts:
         return
     yield f"Alerts ({len(report.alerts)}):"
     for alert in report.alerts:
         at = "" if alert.step is None else f" at step {alert.step}"
-        yield f"  [{alert.severity.upper()}] {clean(alert.code)}{at}: {clean(alert.message)}"
+        yield f"  [{alert.severity.upper()}] {alert.code}{at}: {alert.message}"
     yield ""
 
 
-def _recommendations(report: MonitorReport, *, verbose: bool) -> Iterator[str]:
+def _recommendations(report: MonitorReport, *, verbose: bool) -> Iterator[Block]:
     """What was found, gravest first, and the advice; `verbose` adds the grounds."""
     total = len(report.findings) + len(report.recommendations)
     yield f"Recommendations ({total}):{'' if total else ' none'}"
-    yield from finding_lines(report.findings, verbose=verbose)
+    yield findings(report.findings, verbose=verbose)
     for item in report.recommendations:
-        yield f"  [{item.severity.upper()}] {clean(item.action)}: {clean(item.message)} (recorded in the log)"
+        yield f"  [{item.severity.upper()}] {item.action}: {item.message} (recorded in the log)"
     yield from advice_lines(report.advice)
 
 
-def advice_lines(advice: Advice | None) -> Iterator[str]:
+def advice_lines(advice: Advice | None) -> Iterator[Block]:
     """The one piece of advice, and its alternative."""
     if advice is not None:
-        yield f"  Next: {clean(advice.text)}."
+        yield f"  Next: {advice.text}."
         if advice.alternative is not None:
-            yield f"  Or: {clean(advice.alternative)}."
+            yield f"  Or: {advice.alternative}."
 
 
 class Glance(NamedTuple):
@@ -367,12 +401,12 @@ def progress_line(glance: Glance) -> str:
         parts.append(f"lr {glance.rate:.3g}")
     for split in dict.fromkeys(split for split, _, _ in glance.evals):
         step, loss = next((step, loss) for name, step, loss in reversed(glance.evals) if name == split)
-        parts.append(f"{clean(split)} loss {loss:.4g} @ {step}")
+        parts.append(f"{split} loss {loss:.4g} @ {step}")
     if glance.not_finite:
         parts.append(f"{glance.not_finite} losses not finite")
     if glance.bad_lines:
         parts.append(f"{glance.bad_lines} lines are not events")
-    return "  ".join(parts)
+    return clean("  ".join(parts))
 
 
 def frame_lines(glance: Glance, *, width: int = 72, height: int = 10, dots: bool = True) -> list[str]:
@@ -382,9 +416,9 @@ def frame_lines(glance: Glance, *, width: int = 72, height: int = 10, dots: bool
     curve = curve_lines(points, marks=held_out, width=width, height=height, dots=dots)
     what = "reward" if glance.rewards else "training loss"
     legend = [f"          {what}" + (", o held-out loss" if held_out else "")] if curve else []
-    alerts = [f"[{a.severity.upper()}] {clean(a.code)}: {clean(a.message)}" for a in glance.alerts[-_ALERTS:]]
-    lines = [f"Model: {clean(glance.model or '-')}", progress_line(glance), *alerts, *curve, *legend]
-    return [line[:width] for line in lines]
+    alerts = [f"[{a.severity.upper()}] {a.code}: {a.message}" for a in glance.alerts[-_ALERTS:]]
+    lines = [f"Model: {glance.model or '-'}", progress_line(glance), *alerts, *curve, *legend]
+    return [line[:width] for line in printed(lines)]
 
 
 def event_line(event: Event | UnknownEvent) -> str | None:
@@ -392,14 +426,14 @@ def event_line(event: Event | UnknownEvent) -> str | None:
     match event:
         case RunStart():
             resumed = "" if event.resumed_from_step is None else f", resumed from step {event.resumed_from_step}"
-            return f"run {clean(event.run_id)} starts{resumed}"
+            return clean(f"run {event.run_id} starts{resumed}")
         case Eval():
             loss = "" if event.metrics.loss is None else f"  loss {as_float(event.metrics.loss):.4g}"
             accuracy = "" if event.metrics.accuracy is None else f"  accuracy {as_float(event.metrics.accuracy):.1%}"
-            split = "" if event.split == "eval" else f" of {clean(event.split)}"
-            return f"evaluation{split} at step {event.step}{loss}{accuracy}"
+            split = "" if event.split == "eval" else f" of {event.split}"
+            return clean(f"evaluation{split} at step {event.step}{loss}{accuracy}")
         case Alert():
-            return f"[{event.severity.upper()}] {clean(event.code)}: {clean(event.message)}"
+            return clean(f"[{event.severity.upper()}] {event.code}: {event.message}")
         case RunEnd():
-            return f"run {clean(event.run_id)} ends: {event.status}"
+            return clean(f"run {event.run_id} ends: {event.status}")
     return None

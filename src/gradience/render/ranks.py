@@ -9,14 +9,16 @@ from collections.abc import Iterator
 from typing import Final
 
 import msgspec
+from msgspec.structs import replace
 
-from gradience.render import Columns, clean, count, megabytes, number, percent, shortened, table
+from gradience.blocks import Block, Heading, count, megabytes, number, percent, table
+from gradience.blocks.text import shortened
 from gradience.rules.weights import LARGE_SIZE
-from gradience.schema.audit import AuditReport, RankDisagreement, RankPattern, SuggestedRank
+from gradience.schema.audit import AuditReport, RankDisagreement, RankPattern
 
 _MODULES: Final = 8  # modules of a rank pattern listed without --verbose
 _RULES: Final = {"energy_90": "k@90%", "effective_rank": "effective rank", "stable_rank": "stable rank", "knee": "knee"}
-SUGGESTED_FOR: Final = {"median": "most modules (median)", "p90": "worst-case tail (p90)"}
+_SUGGESTED_FOR: Final = {"median": "most modules (median)", "p90": "worst-case tail (p90)"}
 _BRIEFLY: Final = {"median": "most modules", "p90": "the tail"}
 _OF_TEXT: Final = frozenset({"CAUSAL_LM", "SEQ_CLS"})
 """PEFT's task types of models that `gradience resize --calibrate` runs on texts."""
@@ -30,7 +32,7 @@ def update_size(norm: float | None, size: float | None) -> str | None:
     return f"norm {norm:.3g}, {size:.3g} of freshly initialised weights of these shapes{far}"
 
 
-def suggested(report: AuditReport, *, verbose: bool) -> Iterator[str]:
+def suggested(report: AuditReport, *, verbose: bool) -> Iterator[Block]:
     """The suggested ranks with their cost and saving; `verbose` gives every candidate, and what other rules say."""
     if not report.suggested:
         return
@@ -38,7 +40,7 @@ def suggested(report: AuditReport, *, verbose: bool) -> Iterator[str]:
     if all(item.rank >= highest for item in report.suggested.values()):
         yield f"Suggested rank: {highest}, the present one; the spectra show nothing to leave out"
     elif verbose:
-        yield "Suggested rank (compress after training; verify with eval):"
+        yield Heading("Suggested rank (compress after training; verify with eval)")
         yield from _candidates(report)
     else:
         saved = {item.rank: f"; saves {megabytes(item.bytes_saved)}" for item in report.candidates}
@@ -52,18 +54,23 @@ def suggested(report: AuditReport, *, verbose: bool) -> Iterator[str]:
     yield ""
 
 
-def _candidates(report: AuditReport) -> Iterator[str]:
-    columns: Columns[SuggestedRank] = (
-        ("r", ">4", lambda c: str(c.rank)),
-        ("energy kept", ">11", lambda c: percent(c.energy_kept)),
-        ("rel. error", ">10", lambda c: percent(c.relative_error)),
-        ("worst module", ">12", lambda c: percent(c.relative_error_worst)),
-        ("saves", "", lambda c: f"{count(c.params_saved)} params, {megabytes(c.bytes_saved)}{_mark(report, c.rank)}"),
+def _candidates(report: AuditReport) -> Iterator[Block]:
+    candidates = table(
+        (
+            ("r", ">4", lambda c: str(c.rank)),
+            ("energy kept", ">11", lambda c: percent(c.energy_kept)),
+            ("rel. error", ">10", lambda c: percent(c.relative_error)),
+            ("worst module", ">12", lambda c: percent(c.relative_error_worst)),
+            ("saves", "<24", lambda c: f"{count(c.params_saved)} params, {megabytes(c.bytes_saved)}"),
+            ("suggested for", "<", lambda c: _purposes(report, c.rank)),
+        ),
+        report.candidates,
     )
-    yield from table(columns, report.candidates)
-    present = present_rank(report)
-    if present is not None:
-        yield f"  {present:>4}  {percent(1.0):>11}  {'the present rank':>16}{_mark(report, present)}"
+    present = max((m.r for m in report.modules), default=0)
+    if present not in {item.rank for item in report.candidates}:
+        row = (str(present), percent(1.0), "-", "-", "the present rank", _purposes(report, present))
+        candidates = replace(candidates, rows=(*candidates.rows, row))
+    yield candidates
     others = [rule for rule in report.rank_rules if rule.rule != "energy_90"]
     if others:
         ranks = ", ".join(f"{_RULES[r.rule]} {r.median_rank}/{r.p90_rank}" for r in others)
@@ -71,7 +78,7 @@ def _candidates(report: AuditReport) -> Iterator[str]:
     yield from _of_each(report)
 
 
-def _of_each(report: AuditReport) -> Iterator[str]:
+def _of_each(report: AuditReport) -> Iterator[Block]:
     each, named = report.like_suggested, report.suggested
     if each is not None:
         yield (
@@ -79,11 +86,11 @@ def _of_each(report: AuditReport) -> Iterator[str]:
             f"saves {count(each.params_saved)} params, {megabytes(each.bytes_saved)}"
         )
     if any(item.for_engines != item.rank for item in named.values()):
-        listed = ", ".join(f"{item.for_engines} for {SUGGESTED_FOR[name]}" for name, item in named.items())
+        listed = ", ".join(f"{item.for_engines} for {_SUGGESTED_FOR[name]}" for name, item in named.items())
         yield f"  for engines that want a power of two: {listed}"
 
 
-def next_command(report: AuditReport) -> Iterator[str]:
+def next_command(report: AuditReport) -> Iterator[Block]:
     """The command that makes the adapter smaller, if a rank is suggested and no finding asks for anything else first.
 
     With a model of text it measures on the user's inputs how small; another adapter is cut by its weights.
@@ -99,34 +106,19 @@ def next_command(report: AuditReport) -> Iterator[str]:
         lacking += [] if texts else ["TEXTS by a file of rows"]
         if lacking:
             yield f"In the next line replace {' and '.join(lacking)}."
-        how = f"--base {_word(base or 'MODEL')} --calibrate {_word(texts or 'TEXTS')} --kl .003"
+        how = f"--base {shlex.quote(base or 'MODEL')} --calibrate {shlex.quote(texts or 'TEXTS')} --kl .003"
     place = os.path.normpath(report.peft_dir)
     out = "smaller" if place in {".", ".."} else f"{place}-smaller"
-    yield f"Next: gradience resize --peft-dir {_word(report.peft_dir)} {how} --out {_word(out)}"
+    yield f"Next: gradience resize --peft-dir {shlex.quote(report.peft_dir)} {how} --out {shlex.quote(out)}"
 
 
-def _word(text: str) -> str:
-    return shlex.quote(clean(text))
-
-
-def _mark(report: AuditReport, rank: int) -> str:
-    purpose = suggested_for(report, rank)
-    return f"  <- {purpose}" if purpose else ""
-
-
-def suggested_for(report: AuditReport, rank: int) -> str:
+def _purposes(report: AuditReport, rank: int) -> str:
     """The purposes for which the rank is suggested; empty if it is not suggested."""
     found = report.suggested
-    return ", ".join(text for key, text in SUGGESTED_FOR.items() if key in found and found[key].rank == rank)
+    return ", ".join(text for key, text in _SUGGESTED_FOR.items() if key in found and found[key].rank == rank)
 
 
-def present_rank(report: AuditReport) -> int | None:
-    """The adapter's highest rank, unless it is a candidate itself."""
-    present = max((m.r for m in report.modules), default=0)
-    return None if present in {item.rank for item in report.candidates} else present
-
-
-def rank_rules(report: AuditReport) -> Iterator[str]:
+def rank_rules(report: AuditReport) -> Iterator[Block]:
     """The ranks by each rule, and the modules for which the rules differ by more than a power of two."""
     yield "Rules for a rank (median/p90, then as ranks):"
     for rule in report.rank_rules:
@@ -141,11 +133,11 @@ def rank_rules(report: AuditReport) -> Iterator[str]:
         yield f"  More than a power of two apart on {len(report.rank_disagreements)} of {len(report.modules)} modules:"
     for items in sorted(groups.values(), key=len, reverse=True):
         yield f"    {len(items)} x  {', '.join(f'{_RULES[name]} {rank}' for name, rank in items[0].buckets.items())}"
-        yield from (f"      {clean(item.name)}: {clean(item.why)}" for item in items)
+        yield from (f"      {item.name}: {item.why}" for item in items)
     yield ""
 
 
-def rank_pattern(pattern: RankPattern, *, verbose: bool) -> Iterator[str]:
+def rank_pattern(pattern: RankPattern, *, verbose: bool) -> Iterator[Block]:
     """The pattern as JSON for LoraConfig, with its cost and saving."""
     yield "Rank per layer (each module at its k@90%, scaling unchanged; arguments of peft.LoraConfig):"
     fields = ("r", "lora_alpha", "use_rslora", "rank_pattern", "alpha_pattern")
@@ -159,7 +151,7 @@ def rank_pattern(pattern: RankPattern, *, verbose: bool) -> Iterator[str]:
     ranks = Counter(item.rank for item in pattern.modules)
     yield "  modules by rank: " + ", ".join(f"r={rank}: {n}" for rank, n in sorted(ranks.items()))
     lines = [
-        f"    r={item.r:<3} -> {item.rank:<3} error {percent(item.relative_error):>6}  {clean(item.name)}"
+        f"    r={item.r:<3} -> {item.rank:<3} error {percent(item.relative_error):>6}  {item.name}"
         for item in sorted(pattern.modules, key=lambda item: -item.relative_error)
     ]
     yield from shortened(lines, None if verbose else _MODULES, of="with smaller errors", indent=4)

@@ -4,27 +4,28 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from gradience.render import as_text, banner, clean, counted, labelled, number, short_path, shortened, words
+from gradience.blocks import Block, Title, counted, facts, number, short_path, words
+from gradience.blocks.text import as_text, shortened
 from gradience.schema.receipt import Receipt, VerifyServedReport
 
 _TRIED = 5  # explanations that are listed
 
 
 @as_text
-def receipt_text(receipt: Receipt, *, out: str, size: int) -> Iterator[str]:
+def receipt_text(receipt: Receipt, *, out: str, size: int) -> Iterator[Block]:
     """The receipt for people: what it holds, and how sharp it is."""
-    yield from banner("GRADIENCE RECEIPT")
+    yield Title("GRADIENCE RECEIPT")
     predictions = sum(len(row.base) for row in receipt.rows)
     texts = sum(bool(row.text) for row in receipt.rows)
     kept = "their text" if texts else "no text"
     held = f"{counted(len(receipt.rows), 'sequence')}, {predictions} log-probabilities of base and of adapter, {kept}"
-    yield from labelled(
+    yield facts(
         [
-            ("Adapter", f"{clean(receipt.adapter_name)}  {receipt.adapter[:19]}"),
-            ("Base", f"{clean(receipt.base_name)}  {receipt.base[:19]}"),
+            ("Adapter", f"{receipt.adapter_name}  {receipt.adapter[:19]}"),
+            ("Base", f"{receipt.base_name}  {receipt.base[:19]}"),
             ("Written", f"{short_path(out)}, {size:,} bytes"),
             ("Holds", held),
-            *([("Rows", clean(receipt.rows_from))] if receipt.rows_from else []),
+            *([("Rows", receipt.rows_from)] if receipt.rows_from else []),
         ]
     )
     yield ""
@@ -34,20 +35,18 @@ def receipt_text(receipt: Receipt, *, out: str, size: int) -> Iterator[str]:
 
 
 @as_text
-def verify_served_text(report: VerifyServedReport, *, verbose: bool = False) -> Iterator[str]:
+def verify_served_text(report: VerifyServedReport, *, verbose: bool = False) -> Iterator[Block]:
     """The answer, and the distances it rests on."""
-    yield from banner("GRADIENCE VERIFY-SERVED")
+    yield Title("GRADIENCE VERIFY-SERVED")
     asked = f"{report.how}{f', weights in {report.precision}' if report.precision else ''}"
-    yield from labelled(
-        [("Receipt", short_path(report.receipt)), ("Target", clean(_place(report.target))), ("Asked", clean(asked))]
-    )
+    yield facts([("Receipt", short_path(report.receipt)), ("Target", _place(report.target)), ("Asked", asked)])
     yield ""
     yield f"Verdict: {words(report.verdict).upper()}"
-    yield f"  {clean(report.story)}"
+    yield f"  {report.story}"
     if report.residual is not None:
         yield ""
         noise = number(report.noise, ".4f")
-        yield from labelled(
+        yield facts(
             [
                 (
                     "residual",
@@ -61,16 +60,16 @@ def verify_served_text(report: VerifyServedReport, *, verbose: bool = False) -> 
     if report.missing:
         yield ""
         yield f"Without {counted(len(report.missing), 'module')}:"
-        yield from shortened([f"  {clean(name)}" for name in report.missing], None if verbose else _TRIED)
+        yield from shortened([f"  {name}" for name in report.missing], None if verbose else _TRIED)
     if report.tried and verbose:
         yield ""
         yield "Explanations, the nearest first, with their distance from what was read:"
-        yield from (f"  {part.residual:.4f}  {clean(part.name)}" for part in report.tried)
+        yield from (f"  {part.residual:.4f}  {part.name}" for part in report.tried)
     for finding in report.findings:
         if finding.action:
             yield ""
-            yield f"  -> {clean(finding.action)}"
-    yield from (f"Note: {clean(note)}" for note in report.notes)
+            yield f"  -> {finding.action}"
+    yield from (f"Note: {note}" for note in report.notes)
 
 
 def _place(target: str) -> str:

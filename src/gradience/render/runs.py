@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Final, NamedTuple
 
-from gradience.render import Columns, as_text, clean, counted, number, shorter, table
-from gradience.schema.fleet import RUN_SETTINGS, ComparableRuns, RankedRun, RunsBestReport
+from gradience.blocks import Block, Columns, Figure, Page, Section, counted, number, shorter, table
+from gradience.blocks.text import as_text
+from gradience.schema.fleet import RUN_SETTINGS, ComparableRuns, Curve, RankedRun, RunsBestReport, RunsCurvesReport
 
 _COLUMNS: Final = 100  # of a terminal
 _NAME: Final = 26  # characters of a run's name
@@ -41,7 +42,7 @@ def brief(value: float | None) -> str:
 
 
 _LIST: Final[Columns[_Listed]] = (
-    ("run", f"<{_NAME}", lambda one: _ending(clean(one.name), _NAME)),
+    ("run", f"<{_NAME}", lambda one: _ending(one.name, _NAME)),
     ("lr", ">7", lambda one: brief(one.row["lr"])),
     ("steps", ">6", lambda one: number(one.row["steps"], "d")),
     ("loss", "<14", lambda one: f"{brief(one.row['first_loss'])} > {brief(one.row['last_loss'])}"),
@@ -51,7 +52,7 @@ _LIST: Final[Columns[_Listed]] = (
 
 
 @as_text
-def runs_text(rows: Sequence[Mapping[str, Any]], names: Sequence[str], *, most: int | None = None) -> Iterator[str]:
+def runs_text(rows: Sequence[Mapping[str, Any]], names: Sequence[str], *, most: int | None = None) -> Iterator[Block]:
     """The runs for a terminal: a line each, what their settings differ in, and the logs that could not be read.
 
     Args:
@@ -61,28 +62,26 @@ def runs_text(rows: Sequence[Mapping[str, Any]], names: Sequence[str], *, most: 
     """
     listed = [_Listed(name, row) for name, row in zip(names, rows, strict=True)]
     runs, unread = ([one for one in listed if (one.row["error"] is None) == read] for read in (True, False))
-    lines = [line.rstrip() for line in table(_LIST, runs, indent=0)]
-    kept = None if most is None else most + 1  # the titles are a line
-    yield from lines[:kept] if runs else ["no such run"]
+    yield table(_LIST, runs[:most], indent=0) if runs else "no such run"
     if most is not None and len(runs) > most:
         yield f"... and {len(runs) - most} more (--limit {len(runs)}; --columns shows other columns)"
     yield from _stories(runs)
     yield from _settings(runs)
     if unread:
         yield f"{counted(len(unread), 'log')} not read:"
-        yield from (f"  {clean(one.name)}: {clean(one.row['error'])}" for one in unread[:_NOT_READ])
+        yield from (f"  {one.name}: {one.row['error']}" for one in unread[:_NOT_READ])
         if len(unread) > _NOT_READ:
             yield f"  ... and {len(unread) - _NOT_READ} more (gradience runs query ROOT --named unreadable)"
 
 
-def _stories(runs: Sequence[_Listed]) -> Iterator[str]:
+def _stories(runs: Sequence[_Listed]) -> Iterator[Block]:
     """The whole stories of a few runs, if the table had no room for them."""
     if len(runs) <= _FEW and any(_told(one.row) != _told(one.row, room=None) for one in runs):
         yield "Stories:"
-        yield from (f"  {clean(one.name)}: {clean(one.row['story'])}" for one in runs)
+        yield from (f"  {one.name}: {one.row['story']}" for one in runs)
 
 
-def _settings(runs: Sequence[_Listed]) -> Iterator[str]:
+def _settings(runs: Sequence[_Listed]) -> Iterator[Block]:
     """The settings that differ, of a few runs with their values, and whether the losses may not be comparable.
 
     A setting that a run did not record may be the same.
@@ -105,7 +104,7 @@ def _settings(runs: Sequence[_Listed]) -> Iterator[str]:
 
 
 def _value(x: object) -> str:
-    return "-" if x is None else brief(x) if isinstance(x, float) else clean(str(x))
+    return "-" if x is None else brief(x) if isinstance(x, float) else str(x)
 
 
 def _ending(text: str, most: int) -> str:
@@ -121,19 +120,35 @@ def _held_out(row: Mapping[str, Any]) -> str:
 
 def _told(row: Mapping[str, Any], room: int | None = _ROOM) -> str:
     """What the run's story says beside the numbers that have a column, in so many characters."""
-    clauses = [part for part in clean(row["story"]).split("; ") if not part.startswith(_VALUES)]
+    clauses = [part for part in row["story"].split("; ") if not part.startswith(_VALUES)]
     if len(clauses) > 1 and clauses[0] == _USUAL:
         del clauses[0]
-    status = [] if row["status"] in _UNREMARKABLE else [clean(str(row["status"])).replace("_", " ")]
+    status = [] if row["status"] in _UNREMARKABLE else [str(row["status"]).replace("_", " ")]
     text = "; ".join([*status, *clauses])
     return text if room is None else shorter(text, room)
 
 
+def curves_page(report: RunsCurvesReport, figure: Figure) -> Page:
+    """The page with the curves of several runs over each other, drawn in `figure`."""
+    rows = table(_CURVES, report.curves, caption="First, last and best values")
+    return Page("runs", report.metric, "", (), (Section("curves", "Curves", (figure, rows)),))
+
+
+_CURVES: Final[Columns[Curve]] = (
+    ("run", "", lambda row: row.name),
+    ("rows", ">6", lambda row: f"{len(row.steps):,}"),
+    ("first", ">8", lambda row: f"{row.values[0]:.4g}"),
+    ("last", ">8", lambda row: f"{row.values[-1]:.4g}"),
+    ("lowest", ">8", lambda row: f"{min(row.values):.4g}"),
+    ("highest", ">8", lambda row: f"{max(row.values):.4g}"),
+)
+
+
 @as_text
-def runs_best_text(report: RunsBestReport) -> Iterator[str]:
+def runs_best_text(report: RunsBestReport) -> Iterator[Block]:
     """The best runs for a terminal: a block for each group of comparable runs."""
     word = "Lowest" if report.goal == "least" else "Highest"
-    yield f"{word} {clean(report.metric)}{f' by {report.by}' if report.by else ''}"
+    yield f"{word} {report.metric}{f' by {report.by}' if report.by else ''}"
     single = [group for group in report.groups if group.runs == 1]
     for group in report.groups:
         if group.runs > 1:
@@ -160,13 +175,13 @@ _RANKED: Final[Columns[RankedRun]] = (
     ("lr", ">7", lambda one: brief(one.lr)),
     ("r", ">4", lambda one: number(one.r, "d")),
     ("", "<6", lambda one: {None: "", True: "worse", False: "same"}[one.worse_than_noise]),
-    ("run", "", lambda one: _ending(clean(one.name), 48)),
+    ("run", "", lambda one: _ending(one.name, 48)),
 )
 
 
-def _group(group: ComparableRuns) -> Iterator[str]:
+def _group(group: ComparableRuns) -> Iterator[Block]:
     yield f"{_what(group)}: {counted(group.runs, 'run')}"
-    yield from (line.rstrip() for line in table(_RANKED, group.ranked))
+    yield table(_RANKED, group.ranked)
     if group.runs > len(group.ranked):
         yield f"  ... and {group.runs - len(group.ranked)} more (--limit)"
     yield f"  {_noise(group)}"
@@ -175,17 +190,17 @@ def _group(group: ComparableRuns) -> Iterator[str]:
 def _what(group: ComparableRuns) -> str:
     """What the runs of a group share."""
     parts = [
-        clean(group.group),
-        "data not recorded" if group.data is None else clean(group.data),
-        "" if group.objective in {None, "unknown"} else clean(str(group.objective)),
-        "" if group.model is None else clean(group.model),
+        group.group,
+        "data not recorded" if group.data is None else group.data,
+        "" if group.objective in {None, "unknown"} else str(group.objective),
+        "" if group.model is None else group.model,
         "" if group.examples is None else f"about {group.examples:,} examples",
     ]
     return ", ".join(part for part in parts if part)
 
 
 def _path(group: ComparableRuns) -> str:
-    return _ending(clean(group.ranked[0].path), 48)
+    return _ending(group.ranked[0].path, 48)
 
 
 def _noise(group: ComparableRuns) -> str:

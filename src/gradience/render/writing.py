@@ -10,20 +10,8 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Final
 
-from gradience.render import (
-    Columns,
-    as_text,
-    banner,
-    clean,
-    count,
-    counted,
-    estimated,
-    labelled,
-    listed,
-    megabytes,
-    percent,
-    table,
-)
+from gradience.blocks import Block, Columns, Title, count, counted, estimated, facts, listed, megabytes, percent, table
+from gradience.blocks.text import as_text
 from gradience.schema.document import Estimate
 from gradience.schema.writing import Calibration, ConvertedModule, ConvertReport, Recovery, ResizedModule, ResizeReport
 
@@ -47,7 +35,7 @@ _RESIZED: Final[Columns[ResizedModule]] = (
     ("rank", ">7", lambda row: f"{row.rank_before}>{row.rank_after}"),
     ("rel. error", ">10", lambda row: "zero" if row.relative_error is None else percent(row.relative_error)),
     ("params", ">7", lambda row: count(row.params_after)),
-    ("module", "", lambda row: clean(row.name)),
+    ("module", "", lambda row: row.name),
 )
 _BY_OUTPUTS: Final[Columns[ResizedModule]] = (
     _RESIZED[0],
@@ -58,7 +46,7 @@ _BY_OUTPUTS: Final[Columns[ResizedModule]] = (
 
 def destination(out: str | None) -> str:
     """The folder or file that was written, or words for a dry run."""
-    return clean(out) if out else "(dry run: nothing is written)"
+    return out or "(dry run: nothing is written)"
 
 
 def error_cell(error: float | None) -> str:
@@ -68,17 +56,17 @@ def error_cell(error: float | None) -> str:
     return "exact" if error <= EXACT else f"{error:.2%}"
 
 
-def name_list(title: str, names: Sequence[str]) -> Iterator[str]:
+def name_list(title: str, names: Sequence[str]) -> Iterator[Block]:
     """A line with the number of names and the first ones; nothing without names."""
     if names:
         yield f"{title} ({len(names)}): {listed(names)}"
 
 
 @as_text
-def resize_text(report: ResizeReport, *, verbose: bool = False) -> Iterator[str]:
+def resize_text(report: ResizeReport, *, verbose: bool = False) -> Iterator[Block]:
     """The report of a resize for a terminal; `verbose` lists every module."""
-    yield from banner("GRADIENCE RESIZE")
-    yield f"From: {clean(report.source)}"
+    yield Title("GRADIENCE RESIZE")
+    yield f"From: {report.source}"
     yield f"To:   {destination(report.out)}"
     worst = _worst(row.relative_error for row in report.modules)
     values = {
@@ -87,7 +75,7 @@ def resize_text(report: ResizeReport, *, verbose: bool = False) -> Iterator[str]
         "File": f"{megabytes(report.bytes_before)} -> {megabytes(report.bytes_after)}",
         "Error": f"{percent(report.relative_error)} of the whole update, at most {percent(worst)} of a module",
     }
-    yield from labelled(values.items())
+    yield facts(values.items())
     if report.calibration is not None:
         yield from _calibration(report.calibration)
     if report.recovery is not None:
@@ -100,18 +88,18 @@ def resize_text(report: ResizeReport, *, verbose: bool = False) -> Iterator[str]
     most = None if verbose else MODULES
     if report.calibration is None:
         rows = sorted(report.modules, key=lambda row: -(row.relative_error or 0.0))
-        yield from table(_RESIZED, rows, most=most, of=LESSER)
+        yield table(_RESIZED, rows, most=most, of=LESSER)
     else:
         rows = sorted(report.modules, key=lambda row: -(row.kl_predicted or 0.0))
-        yield from table(_BY_OUTPUTS, rows, most=most, of="modules, of no larger KL")
-    yield from (f"Note: {clean(note)}" for note in report.notes)
+        yield table(_BY_OUTPUTS, rows, most=most, of="modules, of no larger KL")
+    yield from (f"Note: {note}" for note in report.notes)
     if report.calibration is None:
         yield "The error is of the weights: verify the result on held-out data."
     else:
         yield "KL says how near the outputs are to the whole adapter's, not how good they are: verify on held-out data."
 
 
-def _calibration(found: Calibration) -> Iterator[str]:
+def _calibration(found: Calibration) -> Iterator[Block]:
     """The lines on what was measured, and on how many inputs."""
     measured = _inputs(found.measured_inputs, found.measured_predictions)
     yield f"KL:         {found.kl:.2g} nats per prediction on {measured}{_of(found.kl, found.effect_kl)}"
@@ -126,14 +114,14 @@ def _calibration(found: Calibration) -> Iterator[str]:
     yield f"Predicted:  KL {found.kl_predicted:.2g}, on the inputs that they were chosen by"
 
 
-def _recovery(found: Recovery) -> Iterator[str]:
+def _recovery(found: Recovery) -> Iterator[Block]:
     """The lines on what the training changed on held-out texts."""
     yield f"Recovery:   {counted(found.steps, 'step')} on {counted(found.inputs, 'text')}; seed {found.seed}"
     held = _inputs(found.held_inputs, found.held_predictions)
     yield f"  From the whole adapter on {held} held out, with 95 % intervals over texts:"
     rows = [_apart(found, name) for name in _UNITS]
-    yield from table(_APART, [row for row in rows if row[1] is not None])
-    cut = f"the factors as cut, because {clean(found.reason)}"
+    yield table(_APART, [row for row in rows if row[1] is not None])
+    cut = f"the factors as cut, because {found.reason}"
     yield f"Written:    {'the trained factors' if found.written else cut}"
     last = found.after if found.written and found.after is not None else found.before
     if last.flips.value > _MANY_FLIPS:
@@ -169,10 +157,10 @@ def _worst(errors: Iterable[float | None]) -> float:
 
 
 @as_text
-def convert_text(report: ConvertReport, *, verbose: bool = False) -> Iterator[str]:
+def convert_text(report: ConvertReport, *, verbose: bool = False) -> Iterator[Block]:
     """The report of a conversion for a terminal; `verbose` lists every module."""
-    yield from banner("GRADIENCE CONVERT")
-    yield f"From: {clean(report.source)}  ({clean(report.source_type)})"
+    yield Title("GRADIENCE CONVERT")
+    yield f"From: {report.source}  ({report.source_type})"
     yield f"To:   {destination(report.out)}  ({_FORMATS[report.target_format]})"
     yield f"Parameters: {count(report.params_before)} -> {count(report.params_after)}"
     worst = _worst(row.relative_error for row in report.modules)
@@ -184,15 +172,15 @@ def convert_text(report: ConvertReport, *, verbose: bool = False) -> Iterator[st
     yield ""
     rows = sorted(report.modules, key=lambda row: -(row.relative_error or 0.0))
     most = None if verbose else MODULES
-    yield from table(_CONVERTED, rows, most=most, of=LESSER, indent=1)
+    yield table(_CONVERTED, rows, most=most, of=LESSER, indent=1)
     yield from name_list("Copied bit for bit", report.carried)
     yield from name_list("Left out, as requested", report.dropped)
-    yield from (f"Note: {clean(note)}" for note in report.notes)
+    yield from (f"Note: {note}" for note in report.notes)
 
 
 _CONVERTED: Final[Columns[ConvertedModule]] = (
     ("rank", ">5", lambda row: f"{row.rank_before}>{row.rank_after}"),
     ("rel. error", ">10", lambda row: error_cell(row.relative_error)),
     ("how", "<9", lambda row: row.method),
-    ("module", "", lambda row: clean(row.target)),
+    ("module", "", lambda row: row.target),
 )

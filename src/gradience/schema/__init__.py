@@ -44,6 +44,7 @@ if TYPE_CHECKING:
         RunEnd as RunEnd,
         RunStart as RunStart,
         StepDigests as StepDigests,
+        Throughput as Throughput,
         TrainingSnapshot as TrainingSnapshot,
         TrainStep as TrainStep,
         UnknownEvent as UnknownEvent,

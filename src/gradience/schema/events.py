@@ -313,6 +313,9 @@ class Wiring(EventBase, frozen=True, tag="wiring"):
     rng: Annotated[Digest, about("Of the states of Python's, NumPy's and torch's generators.")] | None = None
     seed: Annotated[int, about("torch's initial seed.")] | None = None
     world_size: NonNegativeInt | None = None
+    unprepared: Annotated[
+        list[str], about("Of `model`, `optimizer` and `loader`, those Accelerate did not prepare; none if all or none.")
+    ] = []
     versions: Annotated[dict[str, str], about("Packages, CUDA, cuDNN.")] = {}
     settings: Annotated[dict[str, Json], about("Kernels: attention, determinism, TF32, compilation, autocast.")] = {}
     unseen: Annotated[list[str], about("Parts that could not be looked at, with the exception's type.")] = []
@@ -334,6 +337,24 @@ class StepDigests(EventBase, frozen=True, tag="step_digests"):
             "32 bits of torch's random states before the step's first batch; every 16 steps also Python's and NumPy's."
         ),
     ] = []
+
+
+class Throughput(EventBase, frozen=True, tag="throughput"):
+    """How fast the steps since the last such event went, what they waited for, and the memory they took."""
+
+    steps: Annotated[NonNegativeInt, about("Optimizer steps of the window.")]
+    seconds_per_step: Annotated[Real, about("Wall time without evaluations and saves.")] | None = None
+    waiting_share: Annotated[Fraction, about("Share of that time before a batch was there.")] | None = None
+    tokens_per_second: Annotated[Real, about("Tokens that are no padding.")] | None = None
+    padded_tokens_per_second: Annotated[Real, about("The same with padding.")] | None = None
+    longest: Annotated[NonNegativeInt, about("Tokens of the longest row, padding included.")] | None = None
+    rows: Annotated[NonNegativeInt, about("Rows of the largest micro-batch.")] | None = None
+    peak_bytes: Annotated[NonNegativeInt, about("Most memory so far: torch's allocator, else the process.")] | None = (
+        None
+    )
+    reserved_bytes: Annotated[NonNegativeInt, about("Most that torch's allocator has reserved so far.")] | None = None
+    held_bytes: Annotated[NonNegativeInt, about("Memory held between steps, at the window's end.")] | None = None
+    total_bytes: Annotated[NonNegativeInt, about("Memory of the card, or of the machine.")] | None = None
 
 
 class UnknownEvent(msgspec.Struct, kw_only=True, frozen=True):
@@ -359,9 +380,11 @@ class UnknownEvent(msgspec.Struct, kw_only=True, frozen=True):
         return session if isinstance(session, str) else None
 
 
-Event: TypeAlias = RunStart | TrainStep | Eval | Metrics | Alert | Recommendation | RunEnd | Wiring | StepDigests
+Event: TypeAlias = (
+    RunStart | TrainStep | Eval | Metrics | Alert | Recommendation | RunEnd | Wiring | StepDigests | Throughput
+)
 
 EVENT_TYPES: dict[str, type[EventBase]] = {
     str(cls.__struct_config__.tag): cls
-    for cls in (RunStart, TrainStep, Eval, Metrics, Alert, Recommendation, RunEnd, Wiring, StepDigests)
+    for cls in (RunStart, TrainStep, Eval, Metrics, Alert, Recommendation, RunEnd, Wiring, StepDigests, Throughput)
 }

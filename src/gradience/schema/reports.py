@@ -11,6 +11,7 @@ from msgspec import Meta
 from gradience.schema import Fraction, Json, NonNegativeInt, Real, about
 from gradience.schema.document import Coverage, Finding, NotRun, Report
 from gradience.schema.events import Alert, ConfigSnapshot, EvalMetrics, RecommendationItem
+from gradience.schema.memory import Memory
 
 DataFormat: TypeAlias = Literal[
     "messages",
@@ -393,6 +394,7 @@ class CheckReport(Report, kw_only=True, frozen=True):
     not_run: list[NotRun] = []
     unknown_keys: Annotated[list[str], about("Keys of the input that no rule reads.")] = []
     data: Annotated[DataReport, about("The data set as the trainer feeds it, with --data.")] | None = None
+    memory: Annotated[Memory, about("What a training step takes of the device's memory, with --base.")] | None = None
 
 
 class BadLine(msgspec.Struct, kw_only=True, frozen=True, omit_defaults=True):
@@ -628,6 +630,20 @@ class Advice(msgspec.Struct, kw_only=True, frozen=True, omit_defaults=True):
     alternative: str | None = None
 
 
+class Pace(msgspec.Struct, kw_only=True, frozen=True):
+    """The speed and the memory of a run: medians of its windows of steps, the first left out where there are more."""
+
+    windows: NonNegativeInt
+    seconds_per_step: Real | None = None
+    waiting_share: Annotated[Fraction, about("Share of a step before its batch was there.")] | None = None
+    tokens_per_second: Annotated[Real, about("Without padding.")] | None = None
+    padding_share: Annotated[Fraction, about("Of all tokens of these windows.")] | None = None
+    longest: Annotated[NonNegativeInt, about("Tokens of the longest row, with padding.")] | None = None
+    peak_bytes: Annotated[NonNegativeInt, about("By torch's allocator, else of the process.")] | None = None
+    reserved_bytes: NonNegativeInt | None = None
+    total_bytes: Annotated[NonNegativeInt, about("Memory of the card, or of the machine.")] | None = None
+
+
 class StoryPart(msgspec.Struct, kw_only=True, frozen=True, omit_defaults=True):
     """One clause of the story. With a `finding` it states that finding; without one, it states logged values."""
 
@@ -668,6 +684,7 @@ class MonitorReport(Report, kw_only=True, frozen=True):
         Annotated[dict[str, Json], about("What the model was fed in the batches that were watched; null if none was.")]
         | None
     ) = None
+    pace: Annotated[Pace, about("Speed and memory; null if the log has no throughput event.")] | None = None
     alerts: list[Alert] = []
     recommendations: list[RecommendationItem] = []
     findings: list[Finding] = []

@@ -50,6 +50,7 @@ class AdapterWiring(Checked, kw_only=True, frozen=True, omit_defaults=True):
     frozen_tensors: Annotated[NonNegativeInt, about("Of the active adapters.")] = 0
     frozen_layers: Annotated[NonNegativeInt, about("Modules all of whose active adapters' tensors are frozen.")] = 0
     frozen_names: Few = []
+    new_heads: Annotated[list[str], about("Frozen heads whose weights are as they were drawn, at most eight.")] = []
     inactive_trainable: Annotated[NonNegativeInt, about("Trainable tensors of adapters that are not active.")] = 0
     extras: Extras = {}
 
@@ -120,6 +121,7 @@ class SavedWiring(Checked, kw_only=True, frozen=True, omit_defaults=True):
     file: str
     tensors: NonNegativeInt = 0
     parameters: NonNegativeInt = 0
+    differs: Annotated[str, about("A factor that has other values than the model's.")] | None = None
     extras: Extras = {}
 
 
@@ -136,6 +138,8 @@ class GradientWiring(Checked, kw_only=True, frozen=True, omit_defaults=True):
     detached: Annotated[NonNegativeInt, about("Tensors whose gradient was never there at all.")] = 0
     compared: Annotated[NonNegativeInt, about("Steps at which the gradient of one tensor was compared so.")] = 0
     kept: Annotated[NonNegativeInt, about("Of them, those whose gradient was added to the step's before.")] = 0
+    rows: Annotated[NonNegativeInt, about("Rows that an aLoRA was called with.")] = 0
+    invoked: Annotated[NonNegativeInt, about("Of them, those with its invocation tokens.")] | None = None
     extras: Extras = {}
 
 

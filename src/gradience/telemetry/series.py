@@ -27,6 +27,7 @@ from gradience.schema.events import (
     RunEnd,
     RunStart,
     StepDigests,
+    Throughput,
     TrainStep,
     UnknownEvent,
     Wiring,
@@ -101,6 +102,7 @@ class RunSeries:
     wirings: list[Wiring] = field(default_factory=list)  # what was trained, in the order written
     fed: dict[int, str] = field(default_factory=dict)  # digests of batches by step: the first, and the newest
     fed_before: dict[int, str] = field(default_factory=dict)  # of the sessions before the last resume
+    paces: list[Throughput] = field(default_factory=list)
     alerts: list[Alert] = field(default_factory=list)
     recommendations: list[RecommendationItem] = field(default_factory=list)
     end: RunEnd | None = None
@@ -138,7 +140,7 @@ class RunSeries:
                 self._take_start(event)
             case Metrics():
                 self._take_metrics(event)
-            case Wiring() | StepDigests():
+            case Wiring() | StepDigests() | Throughput():
                 self.look(event)
             case Alert():
                 self.alerts.append(event)
@@ -229,10 +231,13 @@ class RunSeries:
             for name in PROBED:
                 self._take_value(f"{SPECTRAL}/{name}", event.step, event.metrics.get(name))
 
-    def look(self, event: Wiring | StepDigests) -> None:
-        """Add a look at what is trained, or the digests of what was fed."""
+    def look(self, event: Wiring | StepDigests | Throughput) -> None:
+        """Add a look at what is trained, the digests of what was fed, or how fast the last steps went."""
         if isinstance(event, Wiring):
             self.wirings.append(event)
+            return
+        if isinstance(event, Throughput):
+            self.paces.append(event)
             return
         fed = self.fed
         fed.update(enumerate(event.batches, event.first))
@@ -271,6 +276,7 @@ class RunSeries:
         self.evals = evals
         self.latest_metrics = {k: m for k, m in self.latest_metrics.items() if m.step is None or m.step <= step}
         self.wirings = [w for w in self.wirings if w.step is None or w.step <= step]
+        self.paces = [pace for pace in self.paces if pace.step is None or pace.step <= step]
         self.record.replaced += [(s, loss) for s, loss in zip(self.steps, self.losses, strict=True) if s > step]
         self.lost_norms = {s for s in self.lost_norms if s <= step}
         self.losses = array("d", compress(self.losses, keep))

@@ -46,6 +46,7 @@ from gradience.schema.events import (
     RunEnd,
     RunStart,
     StepDigests,
+    Throughput,
     TrainStep,
     UnknownEvent,
     Wiring,
@@ -295,6 +296,11 @@ class TelemetryWriter:
     def looked(self, kind: type[Wiring | StepDigests], step: int, fields: Mapping[str, Any]) -> None:
         """Record a look at what is trained, or digests of what was fed, by the event's fields."""
         self._record(kind, step, **fields)
+
+    @_counted
+    def throughput(self, /, step: int, *, steps: int, **fields: float | None) -> None:
+        """Record the speed, the waiting and the memory of the last steps, by the fields of `Throughput`."""
+        self._record(Throughput, step, steps=steps, **fields)
 
     def watch(self, model: Any, optimizer: Any, **options: Unpack[WatchKeywords]) -> Wires:
         """Record and judge from here on what is trained. Needs torch; changes no number of the training.

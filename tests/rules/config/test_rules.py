@@ -17,6 +17,7 @@ from gradience.rules.config import RULES, judge_config, settings_of
 from gradience.rules.config.facts import CheckContext, Moved
 from gradience.schema.document import Coverage
 from gradience.schema.events import ConfigSnapshot
+from gradience.schema.memory import Memory, MemoryChange
 
 HERE = "5.24.0"  # of transformers
 NO_ADAPTER = "no adapter is configured, so this may be a full fine-tune"
@@ -94,6 +95,13 @@ def expression(targets: str, model: str = "meta-llama/Llama-3.1-8B") -> ConfigSn
 def typed(model_type: str, quant_method: str = "", **sizes: int) -> CheckContext:
     """A base whose config.json is at hand."""
     return CheckContext(model=Dimensions(model_type, quant_method=quant_method, **sizes))
+
+
+def foretold(peak: float, limit: float | None, *changes: str) -> CheckContext:
+    """A step of so many GiB beside a card of so many; each change halves it."""
+    fitting = [MemoryChange(change=one, peak_bytes=int(peak * 2**29)) for one in changes]
+    size = None if limit is None else int(limit * 2**30)
+    return CheckContext(memory=Memory(peak_bytes=int(peak * 2**30), limit_bytes=size, changes=fitting))
 
 
 def layers(model: str | None, asked: list[int], **lora_fields: Any) -> ConfigSnapshot:
@@ -833,6 +841,20 @@ ENTRIES: dict[str, Entry] = {
             On(config(optimizer={"lr": 1e-6, "extras": {"lr_from": "the log"}}, extras={"task": "grpo"})),
             On(config(optimizer={"lr": 1e-6, "name": "sgd"}, extras={"task": "grpo"})),
         ],
+    ),
+    "MEM001": Entry(
+        fires=[
+            On(
+                lora(),
+                foretold(21, 20, "gradient_checkpointing"),
+                severity="error",
+                says="a step takes about 21 GiB, and the card has 20 GiB",
+                action="the cheapest change that fits: gradient_checkpointing (10.5 GiB)",
+            ),
+            On(lora(), foretold(17.1, 20), severity="warning", says="a step takes about 17.1 GiB of 20 GiB: tight"),
+        ],
+        silent=[On(lora(), foretold(17, 20)), On(lora(), foretold(30, None)), On(lora())],
+        abstains=[On(lora(), CheckContext(memory=Memory(reason="why", limit_bytes=1)), says="why")],
     ),
     "QNT001": Entry(
         fires=[

@@ -1,4 +1,4 @@
-"""WIR170 to WIR185: each fires, is silent at its threshold and on what people do on purpose, and abstains."""
+"""WIR170 to WIR188: each fires, is silent at its threshold and on what people do on purpose, and abstains."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import pytest
 from gradience.rules.log import detect
 from gradience.rules.log.facts import RunFacts, Series
 from gradience.schema.document import Finding
-from gradience.schema.events import ConfigSnapshot, OptimizerSnapshot, Wiring
+from gradience.schema.events import ConfigSnapshot, OptimizerSnapshot, TrainingSnapshot, Wiring
 
 BASE = {"kind": "base", "tensors": 4, "parameters": 1000}
 OWN = {"kind": "adapter", "tensors": 8, "parameters": 100, "trainable_tensors": 8, "trainable": 100, "digest": "s1:a"}
@@ -38,7 +38,7 @@ def test_a_log_without_such_events_is_not_judged():
     assert verdict.findings == []
     reasons = {each.reason for each in verdict.not_run if each.id.startswith("WIR")}
     assert reasons == {"the log has no wiring event"}
-    assert sum(each.id.startswith("WIR") for each in verdict.not_run) == 16
+    assert sum(each.id.startswith("WIR") for each in verdict.not_run) == 19
 
 
 def test_a_sound_run_has_no_finding():
@@ -105,6 +105,74 @@ def test_a_frozen_active_adapter_names_the_other():
 
 def called(step: int = 3, **how: Any) -> Wiring:
     return look("pass", step, passes=how)
+
+
+@pytest.mark.parametrize(
+    ("optimizer", "later", "expected"),
+    [
+        ({"held": 0, "frozen_adapter": 8, "held_frozen": 9}, [], "The optimizer holds 8 of them, to no effect"),
+        ({"held": 2, "frozen_adapter": 8, "held_frozen": 9}, [], None),  # it may be unfrozen yet
+        ({"held": 2, "frozen_adapter": 8, "held_frozen": 9}, [("gradients", 3, FROZEN)], None),
+        ({"held": 2, "frozen_adapter": 8, "held_frozen": 9}, [("gradients", 4, FROZEN)], "none of the adapter's 8"),
+        ({"held": 2, "frozen_adapter": 8, "held_frozen": 9}, [("gradients", 4, {})], None),
+        ({"held": 2, "frozen_adapter": 8, "held_frozen": 9}, [("gradients", 4, FROZEN), ("save", 9, {})], None),
+        ({"held": 2, "frozen_adapter": 8, "held_frozen": 8}, [("gradients", 4, FROZEN)], None),  # chosen so
+        ({"held": 2, "frozen_adapter": 8, "held_frozen": 8}, [("save", 4, FROZEN)], "none of the adapter's 8"),
+    ],
+)
+def test_a_frozen_adapter_in_the_optimizer(
+    optimizer: dict[str, Any], later: list[tuple[str, int, dict[str, Any]]], expected: str | None
+):
+    looks = [look(phase, step, adapter={**ADAPTER, **adapter}) for phase, step, adapter in later]
+    said = one("WIR171", look(adapter={**ADAPTER, **FROZEN}, optimizer={**HELD, **optimizer}), *looks)
+    assert (said is not None) == (expected is not None)
+    assert expected is None or expected in said[1]
+
+
+@pytest.mark.parametrize(("digest", "expected"), [("s1:h", "2 of the head"), ("s1:i", None), (None, None)])
+def test_a_head_that_the_optimizer_misses_and_that_stays(digest: str | None, expected: str | None):
+    head = {"kind": "head", "tensors": 2, "trainable_tensors": 2, "digest": "s1:h"}
+    begun = look(groups=[OWN, head], optimizer={**HELD, "missing": {"head": 2}})
+    assert one("WIR172", begun) is None
+    said = one("WIR172", begun, look("save", 5, groups=[OWN, {**head, "digest": digest}]))
+    assert (said is not None) == (expected is not None)
+    assert expected is None or expected in said[1]
+
+
+def test_a_module_that_is_saved_whole_is_called_by_its_name():
+    name = "base_model.model.classifier.modules_to_save.default.weight"
+    said = one("WIR172", look(optimizer={**HELD, "missing": {"whole": 2}, "missing_names": [name]}))
+    assert said is not None
+    assert "2 of the head or other module classifier, trained whole" in said[1]
+
+
+@pytest.mark.parametrize(("world", "parts", "expected"), [
+    (1, ["optimizer"], "warning"), (1, ["loader"], None), (2, ["loader"], "error"), (2, [], None),
+])  # fmt: skip
+def test_what_was_not_prepared(world: int, parts: list[str], expected: str | None):
+    said = one("WIR186", look(unprepared=parts, world_size=world))
+    assert (said and said[0]) == expected
+
+
+@pytest.mark.parametrize(("status", "last", "expected"), [
+    ("ok", 6, "warning"), ("ok", 7, "info"), ("ok", 5, None), ("error", 6, None),
+])  # fmt: skip
+def test_steps_after_the_last_save(status: str, last: int, expected: str | None):
+    said = one("WIR187", look(), look("save", 5), fed={last: "aa0001"}, status=status)
+    assert (said and said[0]) == expected
+
+
+@pytest.mark.parametrize(("rows", "invoked", "reached", "expected"), [
+    (32, 0, 0, "None of the first 32 rows has the invocation tokens"), (32, 1, 0, "No trainable tensor"),
+    (32, None, 0, "No trainable tensor"), (32, 0, 8, None), (0, 0, 0, "No trainable tensor"),
+])  # fmt: skip
+def test_an_alora_that_is_never_invoked(rows: int, invoked: int | None, reached: int, expected: str | None):
+    seen = {"steps": 8, "tensors": 8, "reached": reached, "modules": 4, "silent": 0 if reached else 4}
+    wirings = look(frozen_inputs=True), look("gradients", 8, gradients={**seen, "rows": rows, "invoked": invoked})
+    said = one("WIR173", *wirings)
+    assert (said is not None) == (expected is not None)
+    assert expected is None or expected in said[1]
+    assert (one("WIR181", *wirings) is None) == (reached > 0 or (invoked == 0 and rows > 0))
 
 
 def test_an_adapter_that_is_switched_off():
@@ -270,6 +338,51 @@ def test_rows_that_come_again_after_a_resume(
     said = one("WIR177", saved(data=data), resumed(data=data), fed=since, fed_before=before)
     assert (said is not None) == (expected is not None)
     assert expected is None or expected in said[1]
+
+
+NEW = {6: "cc0001 cc0002", 7: "cc0003 cc0004", 8: "cc0005 cc0006"}
+
+
+@pytest.mark.parametrize(
+    ("before", "since", "expected"),
+    [
+        (FED, NEW, None),
+        (FED, {6: FED[1], 7: FED[2], 8: "cc0001 cc0002"}, "begins the data anew: 4 of its first 6 rows"),
+        (FED, {6: FED[1], 7: FED[2], 8: FED[3]}, None),  # perhaps the epoch ended with the save
+        (FED, {6: "cc0001 cc0002", 7: FED[4], 8: FED[2]}, None),  # it ended a step later
+        (FED, {6: FED[4], 7: "cc0001 cc0002", 8: FED[2]}, "another order of the data: 2 of its first 4 rows"),
+        ({**FED, 3: FED[1], 4: FED[2], 5: "cc0001 cc0002"}, {6: "cc0003 cc0004"}, None),  # drawn with replacement
+        (FED, dict.fromkeys((6, 7, 8), "cc0001"), "a step has 1 rows; it had 2"),
+        (FED, {6: "cc0001", 7: "cc0001", 8: "cc0001 cc0002"}, None),  # of no one size
+        (dict.fromkeys(FED, "a " * 16 + "+8:0"), dict.fromkeys(NEW, "b " * 16 + "+4:0"), "has 20 rows; it had 24"),
+        (dict.fromkeys(FED, "?"), dict.fromkeys(NEW, "a"), None),
+    ],
+)
+def test_the_data_at_a_resume_by_digests_alone(before: dict[int, str], since: dict[int, str], expected: str | None):
+    said = one("WIR177", look(), resumed(), fed=since, fed_before=before)
+    assert (said is not None) == (expected is not None)
+    assert expected is None or expected in said[1]
+
+
+@pytest.mark.parametrize(
+    ("rates", "name", "expected"),
+    [
+        ([1.0, 0.9, 0.8, 0.7, 0.6, 1.0, 0.9, 0.8], None, "it goes from 0.6 to 1"),
+        ([1.0, 0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3], None, None),
+        ([1.0, 0.9, 0.8, 0.7, 0.6, 1.0, 0.9, 0.8], "cosine_with_restarts", None),
+        ([1.0, 0.9, 0.8, 0.7, 0.6, 1.0, 0.9], None, None),  # too few to tell
+        ([1.0, 0.2, 1.0, 0.2, 1.0, 0.2, 1.0, 0.2], None, None),
+        ([0.2, 1.0, 0.2, 1.0, 0.2, 0.2, 1.0, 0.2], None, None),  # of groups in turn: the leap is none
+        ([1.0] * 8, None, None),
+    ],
+)
+def test_the_schedule_at_a_resume_by_logged_rates_alone(rates: list[float], name: str | None, expected: str | None):
+    steps = list(range(1, len(rates) + 1))
+    config = ConfigSnapshot(training=TrainingSnapshot(lr_scheduler=name))
+    facts = RunFacts(series=Series(steps, rates, rates, rates), wirings=[look(), resumed()], config=config)
+    said = [finding.message for finding in detect(facts).findings if finding.id == "WIR178"]
+    assert bool(said) == (expected is not None)
+    assert expected is None or expected in said[0]
 
 
 @pytest.mark.parametrize(("rows", "expected"), [(12, True), (10, False), (9, False), (None, False)])

@@ -44,6 +44,7 @@ from gradience.rules.config.facts import CheckContext, Moved, quantities
 from gradience.rules.config.serving import ENGINES
 from gradience.schema.document import Coverage, Finding
 from gradience.schema.events import ConfigSnapshot, LoraSnapshot
+from gradience.schema.memory import Memory
 from gradience.schema.reports import CHECK_SCHEMA_ID, CheckReport, DataReport, SourceFile, SourceLocation
 
 _MAX_TASK = 256  # characters
@@ -61,6 +62,7 @@ _WEIGHTS = (
     "model.safetensors.index.json",
     "pytorch_model.bin",
 )
+_OF_WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".gguf", ".index.json", ".h5", ".msgpack")
 _OF_A_RUN = (*_LOGS, "adapter_model.safetensors", "model.safetensors")
 _BY_RUNS = frozenset({"adapter", "training"})  # roles of files that a run may have written beside its results
 _MOST_NAMES = 5
@@ -157,6 +159,8 @@ class CheckOptions(VerbOptions):
         ignore: ids of rules, or beginnings of ids, to leave out.
         settings: a gradience.toml, or a pyproject.toml with `[tool.gradience]`. Its `select` and `ignore` apply if the
             options of that name are empty. If None, no file is looked for.
+        max_length: tokens per sequence, where no training argument states them.
+        memory: memory of the card, such as `24GiB`; a step that does not fit is a finding.
     """
 
     config: ConfigSnapshot | Mapping[str, Any] | None = None
@@ -172,6 +176,8 @@ class CheckOptions(VerbOptions):
     select: Iterable[str] = ()
     ignore: Iterable[str] = ()
     settings: Place | None = None
+    max_length: int | None = None
+    memory: str | None = None
 
     def unwanted(self, ids: Sequence[str]) -> dict[str, str]:
         """The rules that are left out, each with its reason."""
@@ -219,6 +225,8 @@ class CheckKeywords(TypedDict, total=False):
     select: Iterable[str]
     ignore: Iterable[str]
     settings: Place | None
+    max_length: int | None
+    memory: str | None
 
 
 _DEFAULTS = CheckOptions()
@@ -270,8 +278,14 @@ def judged(
     """
     config, versions = _complete(whole, given.task), _transformers()
     where = None if given.base is None else Path(given.base)
+    if where is not None and where.name == "config.json":
+        where = where.parent  # the one file of the base that is needed
     around = around._replace(engines=_engines(given.serve, given.settings))
     around = gather_context(whole, config, around, base=where, folders=folders, transformers=versions)
+    if where is None and given.memory is not None:
+        raise ConfigError("--memory without --base", advice="give the base: its config.json is enough")
+    if where is not None:
+        around = around._replace(memory=_memory(config, where, given, whole, around.coverage))
     named = (("base", given.base), ("settings", given.settings))
     sources = [*whole.sources, *(SourceFile(role=role, path=str(path)) for role, path in named if path is not None)]
     verdict = judge_config(config, transformers=versions, around=around, left_out=unwanted)
@@ -282,10 +296,30 @@ def judged(
         config=config,
         derived={**quantities(config), "rules_judged": n_judged},
         coverage=around.coverage,
+        memory=around.memory,
         findings=verdict.findings,
         not_run=verdict.not_run,
         unknown_keys=list(dict.fromkeys(whole.unknown_keys)),
     )
+
+
+def _memory(config: ConfigSnapshot, base: Path, given: CheckOptions, whole: Layer, coverage: Coverage | None) -> Memory:
+    from gradience.io import pretrained  # numpy: only those with a base pay for it
+    from gradience.judge.check.memory import foretell, parse_size  # the same
+
+    adapter = given.peft if isinstance(given.peft, SETTINGS) else None
+    fields = adapter if adapter is None or isinstance(adapter, Mapping) else adapter.to_dict()
+    paths = [Path(source.path) for source in whole.sources if source.role == "adapter"]
+    if fields is None and paths and paths[-1].name == CONFIG_NAME:
+        own = LoraSnapshot() if given.overrides is None else given.overrides.lora
+        single = {"r": own.r, "lora_alpha": own.alpha, "target_modules": own.target_modules}
+        try:
+            fields = pretrained.adapter_config(paths[-1].parent)
+        except (OSError, ValueError) as error:
+            return Memory(reason=f"the adapter's config is not given to PEFT: {error}")
+        fields |= {name: value for name, value in single.items() if value is not None}
+    limit = None if given.memory is None else parse_size(given.memory)
+    return foretell(config, base=base, adapter=fields, length=given.max_length, limit=limit, coverage=coverage)
 
 
 def _engines(given: Iterable[str], settings: Place | None) -> tuple[str, ...]:
@@ -480,6 +514,8 @@ def _with_base(
         return around._replace(no_coverage=f"peft_type {config.lora.peft_type} is not LoRA: not counted")
     if config.extras.get("format") == "mlx-lm":
         return around._replace(no_coverage="MLX-LM counts its layers from the end: its targets are not followed")
+    if _holds_config_alone(base):
+        return around._replace(no_coverage="the base is a config.json alone: no safetensors header to count from")
     layout = read_layout(base, transformers=transformers, task_type=config.lora.task_type)
     saved = _saved_names(folders)
     try:
@@ -489,6 +525,11 @@ def _with_base(
     except NotFollowedError as error:
         return around._replace(no_coverage=str(error))
     return _with_tokens(around, coverage, base, folders)
+
+
+def _holds_config_alone(base: Path) -> bool:
+    held = {entry.name for entry in base.iterdir()} if base.is_dir() else set()
+    return "config.json" in held and not any(name.endswith(_OF_WEIGHTS) for name in held)
 
 
 def _saved_names(folders: Iterable[Path]) -> set[str]:

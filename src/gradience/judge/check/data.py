@@ -448,7 +448,11 @@ def _examples(data: DataReport) -> int:
 def _with_data(whole: Layer, data: DataReport) -> Layer:
     """The configuration with the number of examples and tokens of its data."""
     training = whole.config.training
-    counted: dict[str, Json] = {"train_examples": _examples(data), "train_tokens": _per_epoch(data, data.tokens.kept)}
+    counted: dict[str, Json] = {
+        "train_examples": _examples(data),
+        "train_tokens": _per_epoch(data, data.tokens.kept),
+        "length_p99": data.lengths.p99,
+    }
     changed = msgspec.structs.replace(
         training, extras={**training.extras, **counted}, max_length=training.max_length or data.max_length
     )

@@ -12,13 +12,13 @@ import msgspec
 
 from gradience.adapters.open import CONFIG_NAME
 from gradience.base.weights import find_shards
+from gradience.blocks import counted
 from gradience.io import PathLike
 from gradience.judge.check import check_config, source_locations as config_locations
 from gradience.judge.diagnose.checkpoints import CheckpointChoice, choose, disk_symptoms
 from gradience.judge.diagnose.sources import Read, RunSources, find_sources, read_sources
 from gradience.judge.monitor.source import log_place
 from gradience.judge.options import DiagnoseKeywords, DiagnoseOptions
-from gradience.render import counted
 from gradience.rules import excluded_rules
 from gradience.rules.config import RULES
 from gradience.rules.config.facts import ConfigRule

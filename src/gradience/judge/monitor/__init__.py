@@ -22,16 +22,18 @@ from gradience.rules.log.divergence import other_scale
 from gradience.rules.log.facts import DEFAULT_GAP, PROBES, RunFacts, Series, Signal, ends
 from gradience.rules.log.learning import learning
 from gradience.rules.log.signals import SIGNALS
+from gradience.rules.log.statistics import median
 from gradience.rules.log.story import line_of, noisy_levels, story_parts
-from gradience.schema import MAX_INT, NonFinite, number_in, real
+from gradience.schema import MAX_INT, NonFinite, as_float, number_in, real
 from gradience.schema.document import Finding
-from gradience.schema.events import ConfigSnapshot, Wiring
+from gradience.schema.events import ConfigSnapshot, Throughput
 from gradience.schema.reports import (
     MONITOR_SCHEMA_ID,
     EvalPoint,
     GapReading,
     LossPair,
     MonitorReport,
+    Pace,
     RunAccount,
     SignalSummary,
     TrainSummary,
@@ -136,6 +138,7 @@ def report_of(
         lora_audit=audit.metrics if audit else None,
         lora_audit_step=audit.step if audit else None,
         data=fed.metrics if fed else None,
+        pace=pace_of(run.paces),
         alerts=run.alerts,
         recommendations=run.recommendations,
         findings=findings,
@@ -151,8 +154,7 @@ def facts_of(
     summary: RunSummary, run: RunSeries, config: ConfigSnapshot, gap_threshold: float = DEFAULT_GAP
 ) -> RunFacts:
     """The facts of one run of a log, as the rules judge them."""
-    foreign = {at.step for at in run.wirings if _is_foreign(at)}
-    evals = [point for point in latest_evals(run) if point.step not in foreign]
+    evals = [point for point in latest_evals(run) if not _is_foreign(run, point.step)]
     record = run.record
     audit, data = run.latest_metrics.get("lora_audit"), run.latest_metrics.get("data")
     chosen = run.latest_metrics.get("selection")
@@ -177,19 +179,52 @@ def facts_of(
         signals={
             name: _by_step(run.columns[name]) for name in SIGNALS if name in run.columns and run.columns[name].steps
         },
-        history=[event for event in run.evals if event.step not in foreign],
+        history=[event for event in run.evals if not _is_foreign(run, event.step)],
         record=record,
         wirings=run.wirings,
         fed=run.fed,
         fed_before=run.fed_before,
+        paces=run.paces,
         chosen=chosen.metrics if chosen else {},
     )
 
 
-def _is_foreign(wiring: Wiring) -> bool:
-    """Whether an evaluation was of another model, or of this one without its adapter: it tells nothing of the run."""
-    seen = wiring.evaluation
-    return seen is not None and (not seen.called or seen.adapted is False)
+def pace_of(paces: Sequence[Throughput]) -> Pace | None:
+    """The speed and the memory of a run's windows of steps; None if there is none."""
+    if not paces:
+        return None
+    timed = paces[1:] or paces
+
+    def middle(name: str) -> float | None:
+        values = [as_float(value) for one in timed if (value := getattr(one, name)) is not None]
+        return median(values) if values else None
+
+    def most(name: str) -> int | None:
+        return max((value for one in paces if (value := getattr(one, name)) is not None), default=None)
+
+    counted = [one for one in timed if one.tokens_per_second is not None and one.padded_tokens_per_second]
+    room = sum(as_float(one.padded_tokens_per_second or 0) for one in counted)
+    text = sum(as_float(one.tokens_per_second or 0) for one in counted)
+    return Pace(
+        windows=len(paces),
+        seconds_per_step=middle("seconds_per_step"),
+        waiting_share=middle("waiting_share"),
+        tokens_per_second=middle("tokens_per_second"),
+        padding_share=max(0.0, 1 - text / room) if room else None,
+        longest=most("longest"),
+        peak_bytes=most("peak_bytes"),
+        reserved_bytes=most("reserved_bytes"),
+        total_bytes=most("total_bytes"),
+    )
+
+
+def _is_foreign(run: RunSeries, step: int | None) -> bool:
+    """Whether an evaluation was of another model, or of this one without its adapter: it tells nothing of the run.
+
+    An evaluation that called the same as the one before has no event of its own.
+    """
+    seen = [at.evaluation for at in run.wirings if at.evaluation is not None and (at.step or 0) <= (step or 0)]
+    return bool(seen) and (not seen[-1].called or seen[-1].adapted is False)
 
 
 def _by_step(column: Column) -> Signal:

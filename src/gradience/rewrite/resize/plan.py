@@ -27,16 +27,10 @@ class Plan(NamedTuple):
     """The config's fields that change beside the ranks: target_modules, if modules leave the adapter."""
 
 
-def plan_of(subject: Subject, cuts: Sequence[Cut], fields: Mapping[str, Any] | None = None) -> Plan:
+def plan_of(subject: Subject, cuts: Sequence[Cut], fields: Mapping[str, Any]) -> Plan:
     """Return the plan for pairs whose ranks are decided."""
-    losses = [loss for cut in cuts for loss in cut.losses]
-    return Plan(
-        planned_file(subject, cuts),
-        _patterns(cuts),
-        _rows(cuts),
-        relative_error(losses),
-        {} if fields is None else fields,
-    )
+    error = relative_error([loss for cut in cuts for loss in cut.losses])
+    return Plan(planned_file(subject, cuts), _patterns(cuts), _rows(cuts), error, fields)
 
 
 class NewConfig(NamedTuple):

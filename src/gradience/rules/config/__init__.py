@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Final
 
 from gradience.rules import Rule, Verdict, judge
-from gradience.rules.config import adapter, families, quantised, rate, serving, training, values
+from gradience.rules.config import adapter, families, memory, quantised, rate, serving, training, values
 from gradience.rules.config.facts import CheckContext, Facts
 from gradience.schema.document import Finding, NotRun, by_severity
 from gradience.schema.events import ConfigSnapshot
@@ -18,6 +18,7 @@ RULES: Final[tuple[Rule[Facts], ...]] = (
     *families.RULES,
     *training.RULES,
     *quantised.RULES,
+    *memory.RULES,
     *serving.RULES,
 )
 _BY_ID: Final = {rule.id: rule for rule in RULES}

@@ -19,6 +19,7 @@ from gradience.rules import Premise, Rule, Unknown
 from gradience.schema import Json, NonFinite, Real, as_float, real
 from gradience.schema.document import Coverage, Finding, RuleGroup
 from gradience.schema.events import ConfigSnapshot
+from gradience.schema.memory import Memory
 
 T = TypeVar("T")
 
@@ -61,6 +62,8 @@ class CheckContext(NamedTuple):
     no_output: str = "output_dir is not given"
     unknown_keys: tuple[str, ...] | None = None
     """Keys in the file that are neither read as a setting nor known to any program; None if no file was read."""
+    memory: Memory | None = None
+    """What a step takes of the device's memory, if the base is given."""
     engines: tuple[str, ...] = ()
     """Engines that the adapter is meant for."""
 

@@ -12,6 +12,7 @@ from typing import Final
 from gradience.rules import Verdict, judge
 from gradience.rules.log import (
     choice,
+    cost,
     divergence,
     gradient,
     held_out,
@@ -44,8 +45,9 @@ DETECTORS: Final[tuple[LogRule, ...]] = (
     *record.RULES,
     *recorded.RULES,
     *wiring.RULES,
+    *cost.RULES,
 )
-_WITHOUT_LOSS: Final = frozenset(rule.id for rule in (*record.RULES, *recorded.RULES, *wiring.RULES))
+_WITHOUT_LOSS: Final = frozenset(rule.id for rule in (*record.RULES, *recorded.RULES, *wiring.RULES, *cost.RULES))
 _MASKED: Final = "no token is supervised (see DAT301): loss and gradient mean nothing"
 RULE_OF: Final[dict[str, LogRule]] = {rule.id: rule for rule in DETECTORS}
 DETECTED: Final[tuple[str, ...]] = tuple(rule.id for rule in DETECTORS)  # the ids a finding on a log can have

@@ -21,7 +21,7 @@ from gradience.rules.log.signals import SIGNALS
 from gradience.rules.log.statistics import FEW_POINTS, Curve, Trend, curve_of, median, moves, noise, trend_of
 from gradience.schema import Json, as_float
 from gradience.schema.document import Evidence, Finding, RuleGroup
-from gradience.schema.events import TELLING, ConfigSnapshot, Eval, Wiring
+from gradience.schema.events import TELLING, ConfigSnapshot, Eval, Throughput, Wiring
 from gradience.schema.reports import BadLine, Cause, EvalPoint
 from gradience.telemetry.series import PROBED, SPECTRAL, LogRecord
 
@@ -138,6 +138,7 @@ class RunFacts:
     wirings: Sequence[Wiring] = ()  # what was trained, in the order written
     fed: Mapping[int, str] = field(default_factory=dict)  # digests of batches by step, since the last resume
     fed_before: Mapping[int, str] = field(default_factory=dict)  # and before it
+    paces: Sequence[Throughput] = ()  # speed and memory of windows of steps, in the order written
     chosen: Mapping[str, Json] = field(default_factory=dict)  # the best value that the trainer chose by, and its step
 
     @cached_property

@@ -328,7 +328,11 @@ def _short_of_peak(facts: RunFacts) -> Observation | None:
 def _groups(facts: RunFacts) -> Sequence[float]:
     """The rates of the optimizer's groups, where they differ; a Trainer logs that of the first group only."""
     rates = facts.config.optimizer.extras.get("lr_groups")
-    return [float(rate) for rate in rates if isinstance(rate, int | float)] if isinstance(rates, list) else []
+    if isinstance(rates, list):
+        return [float(rate) for rate in rates if isinstance(rate, int | float)]
+    held = next((wiring.optimizer for wiring in facts.wirings if wiring.optimizer is not None), None)
+    peaks = sorted({as_float(group.peak or group.lr) for group in held.rates}) if held is not None else []
+    return peaks if len(peaks) > 1 else []
 
 
 def _rises(facts: RunFacts) -> Observation | None:
@@ -337,7 +341,7 @@ def _rises(facts: RunFacts) -> Observation | None:
         return None
     points = facts.rate.points
     risen = rises_again(points)
-    if not risen:
+    if not risen or len(_groups(facts)) > 1:  # a log may name the rates of the groups in turn
         return None
     step = facts.step(facts.rate.row(risen[0]))
     times = "once" if len(risen) == 1 else f"{len(risen)} times"

@@ -1,4 +1,4 @@
-"""WIR170 to WIR185: is what trains what was meant to train, and is what a resumed run goes on with what was saved?
+"""WIR170 to WIR188: is what trains what was meant to train, and is what a resumed run goes on with what was saved?
 
 The rules read the `wiring` events: what was seen in the model, its optimizers and its schedule as the run began,
 resumed, made its first steps and saved, and in how it was called; of a resume also the digests of what was fed. A log
@@ -12,6 +12,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from itertools import pairwise
+from math import isfinite
 from typing import Final
 
 from gradience.errors import few
@@ -145,12 +147,13 @@ def _frozen_says(v: Values) -> str | None:
     return f"{v['modules']} adapted modules are frozen" if "modules" in v else "the adapter is frozen"
 
 
-@_WiringRule("WIR171", severity="critical", confidence=0.95, phrase=_frozen_says)
+@_WiringRule("WIR171", severity="critical", confidence=0.95, phrase=_frozen_says, thresholds=(LOOKED,))
 def _adapter_frozen(facts: RunFacts) -> Observation | None:
     """the adapter is frozen
 
     no tensor of the active adapters is trainable, or a step calls the model without the adapter that trains; a
-    warning if some adapted modules are frozen; silent if the optimizer holds what is frozen
+    warning if some adapted modules are frozen and the optimizer does not hold them. Where something else trains
+    and the optimizer holds what is frozen, it may be unfrozen yet: that is said if it still is after {looked} steps
 
     Why: A frozen adapter stays what it was.
     Scope: runs with a wiring event and an adapter
@@ -165,19 +168,10 @@ def _adapter_frozen(facts: RunFacts) -> Observation | None:
                 action=_SWITCH_ON,
                 evidence=seen("disable_adapters is set"),
             )
+        if adapter.frozen_tensors and adapter.trainable_tensors == 0 and not _may_thaw(facts, wiring):
+            return _all_frozen(wiring, adapter)
         awaited = wiring.optimizer is not None and wiring.optimizer.frozen_adapter > 0
-        if awaited or not adapter.frozen_tensors:
-            continue
-        if adapter.trainable_tensors == 0:
-            other = adapter.inactive_trainable
-            beside = f"; {other} tensors of an adapter that is not active are trainable" if other else ""
-            return Observation(
-                f"{_when(wiring)}, none of the adapter's {adapter.frozen_tensors} tensors is trainable{beside}.",
-                {"frozen": adapter.frozen_tensors, "step": wiring.step, "inactive": other},
-                action=f'Call model.set_adapter("{_other(adapter)}") before the optimizer is made.' if other else None,
-                evidence=seen(f"frozen: {few(adapter.frozen_names)}"),
-            )
-        if adapter.frozen_layers:
+        if adapter.frozen_layers and adapter.trainable_tensors and not awaited:
             return Observation(
                 f"{_when(wiring)}, {adapter.frozen_layers} of {adapter.layers} adapted modules are frozen, and the "
                 "optimizer does not hold them.",
@@ -196,6 +190,33 @@ def _adapter_frozen(facts: RunFacts) -> Observation | None:
                 evidence=seen("the forward pass of an adapted module"),
             )
     return None
+
+
+def _all_frozen(wiring: Wiring, adapter: AdapterWiring) -> Observation:
+    other = adapter.inactive_trainable
+    beside = f"; {other} tensors of an adapter that is not active are trainable" if other else ""
+    held = wiring.optimizer.frozen_adapter if wiring.optimizer is not None else 0
+    vain = f". The optimizer holds {held} of them, to no effect" if held and not other else ""
+    return Observation(
+        f"{_when(wiring)}, none of the adapter's {adapter.frozen_tensors} tensors is trainable{beside}{vain}.",
+        {"frozen": adapter.frozen_tensors, "step": wiring.step, "inactive": other},
+        action=f'Call model.set_adapter("{_other(adapter)}") before the optimizer is made.' if other else None,
+        evidence=seen(f"frozen: {few(adapter.frozen_names)}"),
+    )
+
+
+def _may_thaw(facts: RunFacts, begun: Wiring) -> bool:
+    """Whether what is frozen may be meant to train later: another part trains, and it is not seen frozen still.
+
+    An optimizer of the adapter and that part alone was chosen: of it only saves tell.
+    """
+    optimizer = begun.optimizer
+    if optimizer is None or not optimizer.frozen_adapter or not optimizer.held:
+        return False
+    chosen = optimizer.held_frozen == optimizer.frozen_adapter
+    later = [at for at in _of(facts, "save" if chosen else "gradients", "save") if at.adapter is not None]
+    since = [at for at in later if (at.step or 0) - (begun.step or 0) >= LOOKED.value]
+    return not since or any(at.adapter is not None and at.adapter.trainable_tensors for at in since)
 
 
 def _passes(facts: RunFacts) -> Iterator[tuple[Wiring, PassWiring]]:
@@ -224,7 +245,8 @@ def _optimizer_misses(facts: RunFacts) -> Observation | None:
     """the optimizer holds something else
 
     the optimizer holds none of the trainable tensors, or others of their shapes; or, with an adapter, it does not
-    hold trainable tensors of it, or of modules_to_save; a warning if two hold the same tensors
+    hold trainable tensors of it, or of modules_to_save, or of a head whose weights at a save are those of the start;
+    a warning if two hold the same tensors
 
     Why: What the optimizer does not hold never changes, whatever its gradient.
     Scope: runs with a wiring event and an optimizer that is not sharded
@@ -240,8 +262,9 @@ def _optimizer_misses(facts: RunFacts) -> Observation | None:
         lost = optimizer.replaced > 0 and optimizer.replaced >= BASE_SHARE.value * sum(optimizer.missing.values())
         if lost or (optimizer.held == 0 and optimizer.missing):
             return _other_model(wiring, optimizer)
-        if wiring.adapter is not None and missing and not _is_probe(missing, optimizer):
-            kinds = ", ".join(f"{count} of the {kind}" for kind, count in missing.items())
+        probe = _is_probe(missing, optimizer) and not _head_stays(facts, wiring)
+        if wiring.adapter is not None and missing and not probe:
+            kinds = ", ".join(f"{count} of {_called(kind, optimizer)}" for kind, count in missing.items())
             return Observation(
                 f"{_when(wiring)}, the optimizer does not hold {sum(missing.values())} trainable tensors: {kinds}.",
                 {"missing": sum(missing.values()), "kinds": missing, "step": wiring.step},
@@ -264,6 +287,20 @@ def _optimizer_misses(facts: RunFacts) -> Observation | None:
 def _is_probe(missing: dict[str, int], optimizer: OptimizerWiring) -> bool:
     """Whether all that is missing is a head, whose training is often left out on purpose."""
     return "adapter" not in missing and "whole" not in missing and "adapter" in optimizer.held_kinds
+
+
+def _head_stays(facts: RunFacts, begun: Wiring) -> bool:
+    """Whether the head's weights at a later save are those of the start, though they require gradients."""
+    old = _group(begun, "head")
+    saved = (_group(wiring, "head") for wiring in _of(facts, "save") if (wiring.step or 0) > (begun.step or 0))
+    return old is not None and old.digest is not None and any(at and at.digest == old.digest for at in saved)
+
+
+def _called(kind: str, optimizer: OptimizerWiring) -> str:
+    """What a kind of parameters is called: a module that is saved whole by its name."""
+    _, _, whole = next((n for n in optimizer.missing_names if ".modules_to_save." in n), "").partition("base_model.")
+    named = whole.partition(".modules_to_save.")[0].rpartition(".")[2]
+    return f"the head or other module {named}, trained whole" if kind == "whole" and named else f"the {kind}"
 
 
 def _other_model(wiring: Wiring, optimizer: OptimizerWiring) -> Observation:
@@ -300,6 +337,8 @@ def _no_gradient(facts: RunFacts) -> Observation | None:
         of = wiring.gradients
         if of is None or not of.tensors:
             continue
+        if of.rows and of.invoked == 0 and not of.reached:
+            return _never_invoked(of)
         if not of.reached and (of.detached == of.tensors or of.steps >= LOOKED.value):
             return _none_at_all(wiring, of)
         if of.silent and of.steps >= LOOKED.value:
@@ -312,6 +351,18 @@ def _no_gradient(facts: RunFacts) -> Observation | None:
         if alone and of.detached:
             return _none_at_all(wiring, of)
     return None
+
+
+def _never_invoked(of: GradientWiring) -> Observation:
+    return Observation(
+        f"None of the first {of.rows} rows has the invocation tokens of the aLoRA: it acts on no token, and receives "
+        "no gradient.",
+        {"tensors": of.tensors, "steps": of.steps, "rows": of.rows},
+        severity="critical",
+        action="Put the invocation into each row, as the ids of alora_invocation_tokens: those of the text within a "
+        "template may be others than those of the text alone.",
+        evidence=seen(f"{of.rows} rows without them, {of.tensors} trainable tensors without a gradient"),
+    )
 
 
 def _none_at_all(wiring: Wiring, of: GradientWiring) -> Observation:
@@ -348,6 +399,8 @@ def _inputs_frozen(facts: RunFacts) -> Observation | None:
     looks = [each.gradients for each in facts.wirings if each.gradients is not None]
     if wiring is None or any(of.silent < of.modules if of.modules else of.reached > 0 for of in looks):
         return None
+    if any(of.rows and of.invoked == 0 for of in looks):
+        return None  # WIR173 names the cause
     return Observation(
         "Activations are recomputed by reentrant checkpointing, and the inputs need no gradient: none will flow.",
         {"step": wiring.step},
@@ -404,6 +457,9 @@ def _saved_before(facts: RunFacts) -> str | None:
 
 
 SAVED_BEFORE: Final = Premise("the run was resumed at a step whose save was recorded", _saved_before)
+RESUMED: Final = Premise(
+    "the run was resumed", lambda facts: None if _of(facts, "resume") else "no resume was recorded in this log"
+)
 
 
 @_WiringRule(
@@ -512,7 +568,7 @@ def _alike(old: OptimizerWiring, new: OptimizerWiring) -> bool:
     "WIR177",
     severity="warning",
     confidence=0.9,
-    needs=(RECORDED, SAVED_BEFORE),
+    needs=(RECORDED, RESUMED),
     place="later",
     phrase=lambda v: f"resumed at step {v.get('step')} with other data",
     thresholds=(REPEATED, ONCE),
@@ -522,10 +578,11 @@ def _resumed_data(facts: RunFacts) -> Iterator[Observation]:
     """resumed with other data
 
     at a resume the rows of a step, their order or the data set are not those of the save; or over {repeated} of the
-    rows fed to the end of the epoch were fed before in it, where {once} of those are different
+    rows fed to the end of the epoch were fed before in it, where {once} of those are different. An epoch whose end
+    is not known is not over while rows come that were never fed
 
     Why: Steps before and after the resume cannot be compared, and rows come twice or never.
-    Scope: resumes in the same log as the save, whose data the recorder saw
+    Scope: resumes in one log: by the loader at the save and now, or by the digests of what was fed
     Action: Resume with the batch size, the accumulation, the data and the seed of the run that is resumed.
     Verify: Compare the settings of both run_start events.
     """
@@ -567,9 +624,12 @@ def _ends_an_epoch(now: Wiring, data: DataWiring) -> bool:
 def _fed_again(facts: RunFacts) -> Iterator[Observation]:
     """Rows that a resume feeds though they were fed before in the same pass over the data, or in another order."""
     resume = next((wiring for wiring in reversed(facts.wirings) if wiring.phase == "resume"), None)
-    if resume is None or resume.data is None or not facts.fed_before or not facts.fed:
+    if resume is None or not facts.fed_before or not facts.fed:
         return
-    at, (begin, end) = resume.step or 0, _epoch(resume.step or 0, resume.data)
+    at = resume.step or 0
+    if resume.data is None:
+        yield from _other_size(facts, at)
+    begin, end = _by_digests(facts, at) if resume.data is None else _epoch(at, resume.data)
     earlier = [row for step in range(begin + 1, at + 1) for row in _rows(facts.fed_before, step)]
     since = [row for step in range(at + 1, end + 1) for row in _rows(facts.fed, step)]
     seen_rows = frozenset(earlier)
@@ -585,6 +645,50 @@ def _fed_again(facts: RunFacts) -> Iterator[Observation]:
             action=_SKIP,
             evidence=seen("digests of the rows of each step, from step_digests"),
         )
+
+
+def _other_size(facts: RunFacts, at: int) -> Iterator[Observation]:
+    """Steps of another number of rows: those next to the resume, each a number that several steps in a row have."""
+    span = int(COMPARED.value)
+    old = {_count(facts.fed_before, step) for step in range(at - span + 1, at + 1)}
+    new = {_count(facts.fed, step) for step in range(at + 1, at + span + 1)}
+    if len(old) == len(new) == 1 and 0 not in old | new and old != new:
+        was, became = *old, *new
+        yield Observation(
+            f"Since the resume from step {at} a step has {became} rows; it had {was}.",
+            {"step": at, "before": was, "now": became},
+            evidence=seen(f"digests of {was} rows a step before, of {became} after"),
+        )
+
+
+def _count(fed: Mapping[int, str], step: int) -> int:
+    """The rows of a step, with those beyond the ones that are told one by one; 0 if not known."""
+    rows = fed.get(step, "").replace("|", " ").split()
+    return 0 if any(row.startswith("?") for row in rows) else sum(_together(row) for row in rows)
+
+
+def _together(row: str) -> int:
+    return int(row[1:].partition(":")[0]) if row.startswith("+") else 1
+
+
+def _by_digests(facts: RunFacts, at: int) -> tuple[int, int]:
+    """The steps between which the pass over the data lies that a resume's step is in, by the rows alone.
+
+    It began after the newest row that was fed before, and goes on while rows come that were never fed.
+    """
+    ever, begin = set[str](), 0
+    current = set[str]()
+    for step in range(1, at + 1):
+        rows = _rows(facts.fed_before, step)
+        if current.intersection(rows):
+            current, begin = set(), step - 1
+        current.update(rows)
+        ever.update(rows)
+    end = at
+    for step, rows in ((step, _rows(facts.fed, step)) for step in sorted(facts.fed) if step > at):
+        end = end if ever.issuperset(rows) else step
+        ever.update(rows)
+    return begin, end
 
 
 def _epoch(step: int, data: DataWiring) -> tuple[int, int]:
@@ -617,19 +721,21 @@ def _differs(old: DataWiring, new: DataWiring, name: str) -> bool:
     "WIR178",
     severity="error",
     confidence=0.9,
-    needs=(RECORDED, SAVED_BEFORE),
+    needs=(RECORDED, RESUMED),
     place="later",
     phrase=lambda v: f"the schedule began anew at step {v.get('step')}",
-    thresholds=(LOST_STEPS,),
+    thresholds=(LOST_STEPS, COMPARED),
     evidence=(),
 )
 def _resumed_schedule(facts: RunFacts) -> Iterator[Observation]:
     """the schedule began anew
 
-    at a resume the schedule is {lost_steps} steps or more behind the save, and gives another rate
+    at a resume the schedule is {lost_steps} steps or more behind the save, and gives another rate; or, where no
+    schedule was seen, the first {compared} rates logged after it are the run's first ones, after a leap that is
+    larger than any between two rows before
 
     Why: The run warms up and decays once more, which was not planned.
-    Scope: resumes in the same log as the save
+    Scope: resumes in one log; not schedules with restarts or cycles
     Action: Load its state: scheduler.load_state_dict(torch.load(path)).
     Verify: Plot lr over the steps.
     Source: gradience.hf.wiring -- the schedule's own count of steps was read
@@ -648,6 +754,28 @@ def _resumed_schedule(facts: RunFacts) -> Iterator[Observation]:
                 {"step": now.step, "schedule_before": old.step, "schedule_now": new.step},
                 evidence=seen(f"schedule at {old.step} before, at {new.step} after"),
             )
+    if not any(wiring.schedule for wiring in facts.wirings):
+        yield from _rates_anew(facts)
+
+
+def _rates_anew(facts: RunFacts) -> Iterator[Observation]:
+    """The logged rates of the run's beginning once more after its last resume."""
+    at = next((wiring.step or 0 for wiring in reversed(facts.wirings) if wiring.phase == "resume"), 0)
+    rows = [(s, rate) for s, rate in zip(facts.series.steps, facts.series.rates, strict=False) if isfinite(rate)]
+    before, after = ([row for row in rows if (row[0] > at) is later] for later in (False, True))
+    first, again = ([rate for _, rate in part[: int(COMPARED.value)]] for part in (before, after))
+    name = (facts.config.training.lr_scheduler or "").lower()
+    if len(before) <= COMPARED.value or first != again or "restart" in name or "cycl" in name:
+        return
+    leap = abs(after[0][1] - before[-1][1])
+    if after[0][0] - at == before[0][0] and leap > max(abs(b[1] - a[1]) for a, b in pairwise(before)):
+        yield Observation(
+            f"After the resume from step {at} the learning rates are those of the run's beginning: it goes from "
+            f"{before[-1][1]:.3g} to {after[0][1]:.3g}.",
+            {"step": at, "rate_before": before[-1][1], "rate_now": after[0][1]},
+            confidence=0.8,
+            evidence=seen(f"rates {few([f'{rate:.3g}' for rate in first])} at the beginning, and after step {at}"),
+        )
 
 
 @_WiringRule(
@@ -862,6 +990,111 @@ def _gradients_kept(facts: RunFacts) -> Observation | None:
     return None
 
 
+@_WiringRule(
+    "WIR186",
+    severity="warning",
+    confidence=0.8,
+    phrase=lambda v: f"not prepared: the {few(v.get('parts') or [])}",
+    evidence=(),
+)
+def _not_prepared(facts: RunFacts) -> Observation | None:
+    """not prepared
+
+    Accelerate has prepared some of model, optimizer and loader, and not the model or the optimizer; or, with several
+    processes, not the loader
+
+    Why: What is not prepared has no mixed precision, no accumulation and no device, and with several processes
+        no gradients in common and no rows of its own.
+    Scope: loops that hand their parts to TelemetryWriter.watch; schedules and loaders are left out on purpose
+    Action: Prepare them together: model, optimizer, loader = accelerator.prepare(model, optimizer, loader).
+    Verify: See whether type(optimizer) is AcceleratedOptimizer.
+    Source: huggingface/accelerate, Accelerator.prepare (1.12) -- it marks what it made
+    """
+    for wiring in _of(facts, "start", "resume"):
+        alone = (wiring.world_size or 1) == 1
+        parts = [part for part in wiring.unprepared if part != "loader" or not alone]
+        if parts:
+            return Observation(
+                f"{_when(wiring)}, accelerator.prepare has not made the {' and the '.join(parts)}, but other parts.",
+                {"step": wiring.step, "parts": parts},
+                severity=None if alone else "error",
+                evidence=seen(f"not marked as prepared: {few(wiring.unprepared)}"),
+            )
+    return None
+
+
+@_WiringRule(
+    "WIR187",
+    severity="warning",
+    confidence=0.8,
+    phrase=lambda v: (
+        f"the adapter saved at step {v.get('step')} is not the model's"
+        if "tensor" in v
+        else f"the last save is of step {v.get('step')} of {v.get('last')}"
+    ),
+    evidence=(),
+)
+def _saved_stale(facts: RunFacts) -> Observation | None:
+    """saved before the last step
+
+    the adapter file that was just saved holds other values than the model; or a run that ended well made one
+    optimizer step after its last save; info if it made more
+
+    Why: A state that was copied before the last steps, or of another model object, lacks what they taught.
+    Scope: saves that the recorder is told of; of files LoRA factors, compared in the file's dtype
+    Action: Take the state after the last optimizer step: model.save_pretrained(path). An average of the weights may
+        be meant.
+    Verify: Load the file and compare one tensor with the model's.
+    Source: gradience.hf.wiring -- the smallest factor in the file, beside the model's of that name
+    """
+    for wiring in _of(facts, "save"):
+        if wiring.saved is not None and wiring.saved.differs:
+            return Observation(
+                f"The adapter saved at step {wiring.step} is not the model's: {wiring.saved.differs} has other values "
+                f"in {wiring.saved.file}.",
+                {"step": wiring.step, "tensor": wiring.saved.differs},
+                evidence=seen(f"{wiring.saved.differs}: the file's values beside the model's"),
+            )
+    kept, last = max((wiring.step or 0 for wiring in _of(facts, "save")), default=0), max(facts.fed, default=0)
+    if facts.status == "ok" and 0 < kept < last:
+        return Observation(
+            f"The last save is of step {kept}; the run ended after step {last}.",
+            {"step": kept, "last": last},
+            severity=None if last - kept == 1 else "info",
+            evidence=seen(f"steps {kept + 1} to {last}, and no save after them"),
+        )
+    return None
+
+
+@_WiringRule(
+    "WIR188",
+    severity="warning",
+    confidence=0.8,
+    phrase=lambda v: f"the new head {few(v.get('heads') or [])} is frozen",
+    evidence=(),
+)
+def _head_frozen(facts: RunFacts) -> Observation | None:
+    """a new head is frozen
+
+    the head of a classifier, reward or value model is frozen, and its weights have the spread with which they are
+    drawn
+
+    Why: A drawn head stays as it is, and is not saved with the adapter: loaded again, the base gets another one.
+    Scope: runs with a wiring event and an adapter; not heads of language models
+    Action: Name it in modules_to_save, or set task_type to SEQ_CLS or TOKEN_CLS, which does so.
+    Verify: Call model.print_trainable_parameters(), and look for the head in the saved file.
+    Source: transformers, PreTrainedModel._init_weights (5.24) -- weights of initializer_range, biases of 0
+    """
+    for wiring, adapter in _looks(facts):
+        if adapter.new_heads and not (group := _group(wiring, "head") or ParameterGroup(kind="head")).trainable:
+            return Observation(
+                f"{_when(wiring)}, the head {few(adapter.new_heads)} is frozen, and its weights are new.",
+                {"step": wiring.step, "heads": list(adapter.new_heads), "parameters": group.parameters},
+                evidence=seen("the spread of its weights is that of their initialisation"),
+            )
+    return None
+
+
 RULES: Final[tuple[LogRule, ...]] = (
     _base_trains,
     _adapter_frozen,
@@ -879,4 +1112,7 @@ RULES: Final[tuple[LogRule, ...]] = (
     _in_eval_mode,
     _other_schedule,
     _gradients_kept,
+    _not_prepared,
+    _saved_stale,
+    _head_frozen,
 )

@@ -1,7 +1,4 @@
-"""The report as one HTML page: the `Story` that it is made from, and the elements of the page.
-
-`page.report_html` writes the page, which holds its style sheet and its figures as SVG: no script, link or request.
-Figures need matplotlib (extra `report`). This module does not, so a story can be gathered for Markdown without it.
+"""Elements of an HTML page. Figures, which the page's printer draws, need matplotlib (extra `report`).
 
 Elements are a tree of the standard library's. Text is escaped when the tree is written, and no string is ever pasted
 into markup: a model called `<script>` is shown by that name.
@@ -11,41 +8,14 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Final, TypeAlias
 from xml.etree.ElementTree import Element, tostring  # builds and writes; nothing is parsed
 
-from gradience.render import clean
-from gradience.schema.compare import BenchReport, CompareAdaptersReport
-from gradience.schema.diagnose import DiagnoseReport
-from gradience.telemetry.series import RunSeries
+from gradience.blocks import clean
 
 Node: TypeAlias = "Element | str | Iterable[Node] | None"
 
 _NAME: Final = re.compile(r"[A-Za-z][A-Za-z0-9-]*")
-
-
-@dataclass(frozen=True, slots=True)
-class FileRead:
-    """A file that was read: its role, place, size in bytes, and hash."""
-
-    role: str
-    path: Path
-    bytes: int
-    sha256: str
-
-
-@dataclass(frozen=True, slots=True)
-class Story:
-    """One run: its diagnosis with the reports of check, monitor and audit; log rows; files; comparison; bench."""
-
-    diagnosis: DiagnoseReport
-    series: RunSeries | None = None
-    comparison: CompareAdaptersReport | None = None
-    bench: BenchReport | None = None
-    files: list[FileRead] = field(default_factory=list)
-    versions: dict[str, str] = field(default_factory=dict)
 
 
 def tag(name: str, /, *children: Node, **attributes: str | float | bool | None) -> Element:

@@ -26,8 +26,8 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, NullLocator
 from matplotlib.transforms import offset_copy
 
-from gradience.render.html import tag
-from gradience.render.html.plot import (
+from gradience.blocks.html import tag
+from gradience.blocks.html.plot import (
     Axis,
     Floats,
     Line,
@@ -39,7 +39,7 @@ from gradience.render.html.plot import (
     x_axis,
     y_axis,
 )
-from gradience.render.plots import Cell, Grid
+from gradience.blocks.plots import Cell, Grid
 
 STYLES: Final = 8  # styles of lines: four colours, each solid and dashed
 
@@ -81,7 +81,7 @@ NARROW: Final = Size("narrow", 360, 250, 5)
 @cache
 def style_sheet() -> str:
     """The page's style sheet."""
-    return files("gradience.render.html").joinpath("style.css").read_text(encoding="utf-8")
+    return files("gradience.blocks.html").joinpath("style.css").read_text(encoding="utf-8")
 
 
 @cache
@@ -101,7 +101,7 @@ def draw(plot: Plot, size: Size, label: str) -> Element:
     """The plot as an SVG element; `label` describes it for readers who cannot see it."""
     sheets: list[str | dict[str, str]] = [
         "default",
-        "gradience.render.html.figures",
+        "gradience.blocks.html.figures",
         {"svg.hashsalt": f"{label} {size.name}"},
     ]
     text = io.StringIO()

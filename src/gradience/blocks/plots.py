@@ -1,4 +1,4 @@
-"""Plots in characters for a terminal: a curve over steps, and a map of an adapter's modules.
+"""Plots in characters for a terminal: a curve over steps, a histogram, intervals, and a map of an adapter's modules.
 
 The curve uses braille dots, and the map block characters; both have a form in ASCII for terminals without these. The
 map has a column for each layer, a row for each kind of module, and one character for each module. The HTML page draws
@@ -8,14 +8,11 @@ the same `Grid` in colour.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Final, Literal, NamedTuple, TypeAlias
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Final, NamedTuple, TypeAlias
 
 from gradience.adapters import layer_label
-from gradience.render import clean, number
-
-if TYPE_CHECKING:  # a curve is drawn without the schema of audits
-    from gradience.schema.audit import ModuleAudit
+from gradience.blocks import Intervals, number
 
 _BRAILLE: Final = 0x2800
 _DOTS: Final = ((0x01, 0x08), (0x02, 0x10), (0x04, 0x20), (0x40, 0x80))  # by row and column of a cell
@@ -26,14 +23,8 @@ _ASCII: Final = ".:-=+*#@"
 _ABSENT: Final = " "
 _WIDTH: Final = 100
 _ROW_NAME: Final = 24
+_AXIS: Final = 61  # characters of the axis of intervals
 _TICK: Final = 10  # a mark above every tenth layer
-
-_READ: Final[dict[str, tuple[str, _Read]]] = {
-    "norm": ("Frobenius norm of dW", lambda m: float(m.frobenius_norm or 0.0)),
-    "utilization": ("utilization", lambda m: m.utilization),
-    "k90": ("energy rank k@90%", lambda m: m.energy_rank_90),
-    "udr": ("UDR", lambda m: m.udr if isinstance(m.udr, float) else None),
-}
 
 
 def curve_lines(
@@ -150,10 +141,6 @@ def histogram_lines(bins: Sequence[int], width: int, *, limit: int | None = None
     return [*lines, " " * (_LABEL + 2) + below + end.rjust(max(room - len(below), len(end) + 1))]
 
 
-Quantity: TypeAlias = Literal["norm", "utilization", "k90", "udr"]
-
-
-_Read: TypeAlias = "Callable[[ModuleAudit], float | None]"
 Cell: TypeAlias = float | str  # a value; or 0, ! or a space for a module without one
 
 
@@ -165,15 +152,9 @@ class Grid(NamedTuple):
     layers: list[int]
     top: float  # the highest value
     labels: dict[int, str]  # the layers as people name them
-
-
-def grid_of(modules: Sequence[ModuleAudit], of: Quantity = "norm") -> Grid | None:
-    """The quantity by kind of module and layer, or None if no module in a layer has a value.
-
-    A zero update is shown as `0`, a non-finite one as `!`. Experts of one parameter are averaged.
-    """
-    title, read = _READ[of]
-    return grid_of_cells(title, [(m.name, m.layer, _cell(m, read)) for m in modules if m.layer is not None])
+    legend: str = ""  # of the letters in it
+    outside: int = 0  # modules in no layer, which it cannot show
+    unicode: bool = True
 
 
 def grid_of_cells(title: str, cells: Sequence[tuple[str, int, Cell]]) -> Grid | None:
@@ -186,20 +167,9 @@ def grid_of_cells(title: str, cells: Sequence[tuple[str, int, Cell]]) -> Grid | 
     return Grid(title, rows, sorted(labels), max(values), labels)
 
 
-def heatmap(modules: Sequence[ModuleAudit], of: Quantity = "norm", *, unicode: bool = True) -> list[str]:
-    """The lines of the map; a zero update is shown as 0, a non-finite one as !.
-
-    Modules outside any layer are left out. Experts of one parameter are averaged.
-    """
-    grid = grid_of(modules, of)
-    if grid is None:
-        return [f"Heat map of {_READ[of][0]}: no module lies in a layer, or none has a value"]
-    return grid_lines(grid, unicode=unicode)
-
-
-def grid_lines(grid: Grid, *, unicode: bool = True) -> list[str]:
+def grid_lines(grid: Grid) -> list[str]:
     """The lines of the map of a quantity, in block characters or in ASCII, with a legend."""
-    ramp = _UNICODE if unicode else _ASCII
+    ramp = _UNICODE if grid.unicode else _ASCII
     span = f"from 0 ({ramp[0]}) to {number(grid.top, '.3g')} ({ramp[-1]})"
     return [f"Heat map of {grid.title}, layer x module, {span}:", *_blocks(grid, ramp)]
 
@@ -210,7 +180,7 @@ def _rows(cells: Sequence[tuple[str, int, Cell]]) -> dict[str, dict[int, Cell]]:
     shared = _shared(kinds)
     found: dict[str, dict[int, list[Cell]]] = {}
     for (_, layer, cell), kind in zip(cells, kinds, strict=True):
-        label = clean(".".join(kind[shared:]))
+        label = ".".join(kind[shared:])
         found.setdefault(label, {}).setdefault(layer, []).append(cell)
     return {label: {layer: _mean(some) for layer, some in row.items()} for label, row in found.items()}
 
@@ -224,15 +194,6 @@ def _shared(kinds: Sequence[list[str]]) -> int:
     """The number of leading parts that all paths share, reduced so that each path keeps at least two parts."""
     least = min(map(len, kinds), default=0) - 2
     return next((i for i in range(max(least, 0)) if len({kind[i] for kind in kinds}) > 1), max(least, 0))
-
-
-def _cell(module: ModuleAudit, read: _Read) -> Cell:
-    if module.state == "zero":
-        return "0"
-    if module.state == "non_finite":
-        return "!"
-    value = None if module.state == "not_known" else read(module)
-    return _ABSENT if value is None else float(value)
 
 
 def _mean(cells: Sequence[Cell]) -> Cell:
@@ -263,7 +224,43 @@ def _ruler(layers: Sequence[int], labels: Mapping[int, str]) -> str:
 
 
 def _glyph(cell: Cell, ramp: str, top: float) -> str:
-    if isinstance(cell, str):
-        return cell
+    if isinstance(cell, str) or cell < 0.0:
+        return cell if isinstance(cell, str) else "-"
     share = cell / top if top > 0.0 else 0.0
     return ramp[min(int(share * len(ramp)), len(ramp) - 1)]
+
+
+class _Marks(NamedTuple):
+    """The characters of an interval, and of the tolerance."""
+
+    line: str
+    left: str
+    right: str
+    mean: str
+    tolerance: str
+
+
+_LINES: Final = _Marks("─", "├", "┤", "●", "┊")
+_DASHES: Final = _Marks("-", "[", "]", "o", ":")
+
+
+def forest_lines(drawn: Intervals) -> Iterator[str]:
+    """A line for each interval, on one axis that spans all intervals, 0 and the tolerance."""
+    marks = _LINES if drawn.unicode else _DASHES
+    ends = [value for _, _, *span in drawn.rows for value in span]
+    low, high = min([0.0, *ends]), max([drawn.tolerance, *ends])
+    width = high - low or 1.0  # all scores are 0, and so is a tolerance in percent
+
+    def at(value: float) -> int:
+        return round((value - low) / width * (_AXIS - 1))
+
+    yield f"  {drawn.order}; | is 0, {marks.tolerance} the tolerance:"
+    for name, _, *span in drawn.rows:
+        line = [" "] * _AXIS
+        line[at(0.0)], line[at(drawn.tolerance)] = "|", marks.tolerance
+        first, middle, last = map(at, span)
+        line[first : last + 1] = marks.line * (last + 1 - first)
+        line[first], line[last], line[middle] = marks.left, marks.right, marks.mean
+        yield f"  {name[:_ROW_NAME]:<{_ROW_NAME}} {''.join(line).rstrip()}"
+    least = f"{low:.3g}"
+    yield f"  {'':<{_ROW_NAME}} {least}{f'{high:.3g}':>{_AXIS - len(least)}}"

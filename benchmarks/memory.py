@@ -1,0 +1,221 @@
+"""Memory foretold against memory measured: PEFT's own comparison on one GPU, and real steps on this CPU.
+
+    python benchmarks/memory.py table FOLDER BASE   # runs of PEFT's comparison; BASE holds the config.json of its model
+    python benchmarks/memory.py steps               # five small models in twelve settings, each step in a child
+
+Each prints a row per run and the report of two halves: the one that may be looked at while the code changes, and the
+other. The truth of a step is the process's peak less what it held before the model was made.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import gc
+import hashlib
+import json
+import os
+import statistics
+import sys
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any, NamedTuple
+
+import peft
+import torch
+import transformers
+from transformers.optimization import Adafactor
+
+from gradience.models.cost import Follower
+
+NEAR = {"table": 0.07, "steps": 0.10}
+SMALL = {"hidden_size": 256, "num_hidden_layers": 4, "num_attention_heads": 4, "vocab_size": 8000}
+LLAMA = {**SMALL, "intermediate_size": 704, "num_key_value_heads": 2, "tie_word_embeddings": True}
+GPT2 = {"n_embd": 256, "n_layer": 4, "n_head": 4, "vocab_size": 8000, "attn_pdrop": 0.0, "resid_pdrop": 0.0}
+MODELS: dict[str, tuple[bool, dict[str, Any], list[str]]] = {  # may it be looked at; its config; the adapter's targets
+    "llama": (True, LLAMA, ["q_proj", "v_proj", "down_proj"]),
+    "gpt2": (True, GPT2, ["c_attn", "c_proj"]),
+    "qwen2": (False, LLAMA, ["q_proj", "v_proj"]),
+    "bert": (False, {**SMALL, "intermediate_size": 1024, "hidden_dropout_prob": 0.1}, ["query", "value"]),
+    "opt": (False, {**SMALL, "ffn_dim": 1024, "word_embed_proj_dim": 256, "dropout": 0.0}, ["q_proj", "v_proj"]),
+}
+HEADS = {"bert": ("SEQ_CLS", "BertForSequenceClassification")}
+SETTINGS: dict[str, dict[str, Any]] = {
+    "plain": {},
+    "checkpointing": {"checkpointing": True},
+    "batch 3": {"batch": 3},
+    "length 128": {"length": 128},
+    "bfloat16": {"dtype": "bfloat16"},
+    "eager": {"attention": "eager"},
+    "dropout": {"lora_dropout": 0.1},
+    "packed": {"batch": 1, "length": 1024, "padded": False},
+    "dora": {"use_dora": True},
+    "ia3": {"peft_type": "IA3"},
+    "full, sgd": {"peft_type": None, "optimizer": "sgd"},
+    "full, adafactor": {"peft_type": None, "optimizer": "adafactor"},
+    "full, adamw, accumulating": {"peft_type": None, "accumulates": True},
+}
+OF_ADAPTER = {"lora_dropout", "use_dora", "peft_type"}
+
+
+class Row(NamedTuple):
+    """One run: its kind, whether it may be looked at, bytes foretold and measured."""
+
+    name: str
+    seen: bool
+    foretold: int
+    measured: int
+
+    @property
+    def ratio(self) -> float:
+        """Foretold over measured."""
+        return self.foretold / self.measured
+
+
+def table(folder: Path, base: Path) -> list[Row]:
+    """The language models of PEFT's comparison."""
+    rows = []
+    for path in sorted(folder.glob("MetaMathQA__*.json")):
+        run = json.loads(path.read_text())
+        adapter, settings = run["peft_config"] or {}, run["train_config"]
+        kind = adapter.get("peft_type") or "full"
+        seen = int(hashlib.sha256(kind.upper().encode()).hexdigest()[0], 16) % 2 == 0
+        step = {
+            "base": str(base),
+            "adapter": adapter,
+            "task": adapter.get("task_type") or "",
+            "batch": settings["batch_size"],
+            "length": settings["max_seq_length"],
+            "checkpointing": settings["use_gc"],
+            "optimizer": settings["optimizer_type"],
+        }
+        row = told(path.stem.removeprefix("MetaMathQA__"), seen=seen, step=step)
+        if row is not None:
+            rows.append(row._replace(measured=run["measured"]["accelerator_memory_max"]))
+    return rows
+
+
+def told(name: str, *, seen: bool, step: dict[str, Any]) -> Row | None:
+    """A row without its measurement; None, said, where a step cannot be followed."""
+    try:
+        return Row(name, seen, sum(Follower().follow(step).values()), 0)
+    except Exception as error:  # noqa: BLE001  # of any library; the row says it is unknown
+        print(f"{name:<50} unknown: {type(error).__name__}", flush=True)
+        return None
+
+
+def steps() -> list[Row]:
+    """Real steps on this CPU, each in a fork with a heap that gives back what is freed."""
+    ctypes.CDLL(None).mallopt(-3, 1 << 16)  # M_MMAP_THRESHOLD: each tensor is a mapping of its own
+    rows = []
+    with TemporaryDirectory() as place:
+        for name, (seen, config, targets) in MODELS.items():
+            base = Path(place) / name
+            task, head = HEADS.get(name, ("CAUSAL_LM", ""))
+            made = transformers.AutoConfig.for_model(name, **config, architectures=[head] if head else None)
+            made.save_pretrained(base)
+            for words, changes in SETTINGS.items():
+                step = stepped(base, task, targets, changes)
+                row = told(f"{name}, {words}", seen=seen, step=step)
+                if row is not None:
+                    rows.append(row._replace(measured=measured(step)))
+                    print(f"{row.name:<50} {rows[-1].ratio:.3f}  {rows[-1].measured >> 20} MiB", flush=True)
+    return rows
+
+
+def stepped(base: Path, task: str, targets: list[str], changes: dict[str, Any]) -> dict[str, Any]:
+    adapter = {"peft_type": "LORA", "task_type": task, "target_modules": targets}
+    adapter |= {name: value for name, value in changes.items() if name in OF_ADAPTER}
+    if adapter["peft_type"] == "IA3":
+        adapter["feedforward_modules"] = [target for target in targets if "down" in target]
+    rest = {name: value for name, value in changes.items() if name not in OF_ADAPTER}
+    step = {"base": str(base), "task": task, "batch": 6, "length": 256, "dtype": "float32", "device": "cpu"}
+    return {**step, "adapter": adapter if adapter["peft_type"] else {}, **rest}
+
+
+def measured(step: dict[str, Any]) -> int:
+    """The peak of a process that makes the model and steps twice, less what it held before."""
+    ours, theirs = os.pipe()
+    child = os.fork()
+    if child == 0:
+        try:
+            train({**step, "batch": 2, "length": 16})  # the libraries' code is in memory after it
+            gc.collect()
+            idle = held("VmRSS")
+            Path("/proc/self/clear_refs").write_text("5")  # the peak is counted anew
+            train(step)
+            os.write(theirs, str(held("VmHWM") - idle).encode())
+        finally:
+            os._exit(0)
+    os.close(theirs)
+    with os.fdopen(ours) as answer:
+        found = answer.read()
+    os.waitpid(child, 0)
+    return int(found)
+
+
+def held(field: str) -> int:
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) << 10 for line in lines if line.startswith(field))
+
+
+def train(step: dict[str, Any]) -> None:
+    """Two optimizer steps as the Trainer makes them."""
+    config = transformers.AutoConfig.from_pretrained(step["base"])
+    kinds = {"SEQ_CLS": transformers.AutoModelForSequenceClassification}
+    kind = kinds.get(step["task"], transformers.AutoModelForCausalLM)
+    model = kind.from_config(
+        config, dtype=getattr(torch, step["dtype"]), attn_implementation=step.get("attention", "sdpa")
+    )
+    adapted = (
+        peft.get_peft_model(model, peft.PeftConfig.from_peft_type(**step["adapter"])) if step["adapter"] else model
+    )
+    if step.get("checkpointing"):
+        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        model.enable_input_require_grads()
+    adapted.train()
+    trained = [parameter for parameter in adapted.parameters() if parameter.requires_grad]
+    name = step.get("optimizer", "adamw")
+    optimizer = {
+        "sgd": lambda: torch.optim.SGD(trained, lr=1e-4),
+        "adafactor": lambda: Adafactor(trained, lr=1e-4, relative_step=False, scale_parameter=False),
+        "adamw": lambda: torch.optim.AdamW(trained, lr=1e-4),
+    }[name]()
+    shape = (step["batch"], step["length"])
+    ids = torch.randint(3, config.vocab_size, shape)
+    batch = {"input_ids": ids, "labels": ids[:, 0] % 2 if step["task"] == "SEQ_CLS" else ids}
+    if step.get("padded", True):
+        batch["attention_mask"] = torch.ones(shape, dtype=torch.long)
+        batch["attention_mask"][0, step["length"] // 2 :] = 0
+    for _ in range(2):
+        for _ in range(2 if step.get("accumulates") else 1):
+            adapted(**batch).loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+
+
+def report(rows: list[Row], near: float) -> None:
+    """How near each half is, and how well it orders the runs."""
+    for words, half in (("looked at", [r for r in rows if r.seen]), ("unseen", [r for r in rows if not r.seen])):
+        ratios = [row.ratio for row in half]
+        close = sum(abs(ratio - 1) <= near for ratio in ratios)
+        along = statistics.correlation([r.foretold for r in half], [r.measured for r in half])
+        print(
+            f"{words}: {close} of {len(half)} within {near:.0%}; median {statistics.median(ratios):.3f}, "
+            f"{min(ratios):.3f} to {max(ratios):.3f}; correlation {along:.3f}"
+        )
+
+
+def main() -> None:
+    transformers.logging.set_verbosity_error()
+    what = sys.argv[1]
+    if what == "table":
+        rows = table(Path(sys.argv[2]), Path(sys.argv[3]))
+        for row in rows:
+            print(f"{row.name:<50} {row.ratio:.3f}  {row.measured / 2**30:.1f} GiB", flush=True)
+    else:
+        rows = steps()
+    report(rows, NEAR[what])
+
+
+if __name__ == "__main__":
+    main()

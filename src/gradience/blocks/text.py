@@ -1,0 +1,176 @@
+"""Blocks as text for a terminal. Every string loses here, and nowhere else, what could steer the terminal."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import wraps
+from itertools import chain
+from textwrap import wrap
+from typing import Final, ParamSpec
+
+from gradience.blocks import (
+    Bars,
+    Block,
+    Facts,
+    Figure,
+    Findings,
+    Fold,
+    Found,
+    Heading,
+    Intervals,
+    Next,
+    Note,
+    Section,
+    Table,
+    Title,
+    Verdict,
+    clean,
+    grounds,
+)
+from gradience.blocks.plots import Grid, forest_lines, grid_lines, histogram_lines
+
+P = ParamSpec("P")
+
+INFOS: Final = 5  # findings of severity info that a screen shows
+_WIDTH: Final = 72  # characters of a banner
+_PAGE: Final = 100  # most characters of a line of prose
+_HANG: Final = 4  # further indent of a folded line
+_LABEL: Final = 12  # characters in which a label is followed by blanks; further on, blanks part columns
+_SOURCE: Final = 8  # columns of a source's name
+_COMMAND: Final = "gradience "  # a line with a command is one to copy
+
+
+def as_text(view: Callable[P, Iterable[Block]]) -> Callable[P, str]:
+    """Decorate a view, which yields blocks, so that it returns the whole text, its prose folded."""
+
+    @wraps(view)
+    def text(*args: P.args, **kwargs: P.kwargs) -> str:
+        return "\n".join(chain.from_iterable(map(folded, printed(view(*args, **kwargs)))))
+
+    return text
+
+
+def as_lines(view: Callable[P, Iterable[Block]]) -> Callable[P, str]:
+    """As `as_text`, for lines that name places in a file: none is folded."""
+
+    @wraps(view)
+    def text(*args: P.args, **kwargs: P.kwargs) -> str:
+        return "\n".join(printed(view(*args, **kwargs)))
+
+    return text
+
+
+def printed(blocks: Iterable[Block]) -> Iterator[str]:
+    """The lines of blocks, none with an escape sequence, a control or a bidi override."""
+    return map(clean, chain.from_iterable(map(_lines, blocks)))
+
+
+def folded(line: str, width: int = _PAGE) -> list[str]:
+    """The line in pieces of at most `width` characters, the later ones indented. A command or a table row stays whole.
+
+    >>> folded("  [INFO] it is long", 12)
+    ['  [INFO] it', '      is', '      long']
+    """
+    if len(line) <= width or _COMMAND in line or "/" in line.partition(" ")[0] or "  " in line.strip()[_LABEL:]:
+        return [line]
+    indent = " " * (len(line) - len(line.lstrip()) + _HANG)
+    return wrap(line, width, subsequent_indent=indent, break_long_words=False, break_on_hyphens=False)
+
+
+def _lines(block: Block) -> Iterable[str]:  # noqa: C901, PLR0911  # a line for each block
+    match block:
+        case str():
+            return [block]
+        case Title(text):
+            return ["=" * _WIDTH, text, "=" * _WIDTH]
+        case Heading(text):
+            return [f"{text}:"]
+        case Verdict(word, rest):
+            return [f"Verdict: {word.upper()}{rest}"]
+        case Note(text):
+            return [f"Note: {text}"]
+        case Next(text, alternative):
+            return [f"Next: {text}", *([f"   or: {alternative}"] if alternative else [])]
+        case Facts():
+            return (f"{'':{block.indent}}{label + ': ':<{block.width}}{value}" for label, value in block.pairs)
+        case Table():
+            return _table(block)
+        case Findings():
+            return _findings(block)
+        case Fold(summary, content, is_open):
+            return [summary, *(printed(content) if is_open else ())]
+        case Section(_, title, content):
+            return [f"{title}:", *printed(content)]
+        case Figure(title, drawing):
+            return _drawing(title, drawing)
+    return []  # only a page can show it
+
+
+def _drawing(title: str, drawing: object) -> Iterable[str]:
+    match drawing:
+        case Grid():
+            return grid_lines(drawing)
+        case Bars(bins, width, limit):
+            bars = histogram_lines(bins, width, limit=limit)
+            return [f"  {title}:", *(f"  {line}" for line in bars)] if bars else []
+        case Intervals():
+            return forest_lines(drawing)
+    return []
+
+
+def _table(block: Table) -> Iterator[str]:
+    specs = [spec for _, spec in block.columns]
+
+    def line(cells: Iterable[str]) -> str:
+        texts = (f"{clean(cell):{spec}}" for cell, spec in zip(cells, specs, strict=True))
+        return (" " * block.indent + (" " * block.gap).join(texts)).rstrip()
+
+    rows = list(map(line, block.rows)) if block.told is None else block.told
+    if block.told is None:
+        yield line(title for title, _ in block.columns)
+    kept = list(shortened(rows, block.most, of=block.of, indent=block.indent))
+    for place, row in enumerate(kept):
+        yield row
+        if place < min(len(block.below), len(rows)) and row is rows[place] and block.below[place]:
+            yield block.below[place]
+
+
+def shortened(
+    lines: Sequence[str], most: int | None, *, of: str = "", indent: int = 2, how: str = "--verbose lists all"
+) -> Iterator[str]:
+    """The first lines, and a last line with the number of lines left out.
+
+    Args:
+        lines: all lines.
+        most: how many lines to keep; None for all.
+        of: a noun phrase for the lines left out, after the word "more".
+        indent: spaces before the last line.
+        how: how the user can see all lines.
+
+    >>> list(shortened(["a", "b", "c"], 1, indent=0))
+    ['a', '... and 2 more (--verbose lists all)']
+    """
+    yield from lines[:most]
+    if most is not None and len(lines) > most:
+        yield f"{'':{indent}}... and {len(lines) - most} more{f' {of}' if of else ''} ({how})"
+
+
+def _findings(block: Findings) -> Iterator[str]:
+    """A line for each finding, one for each of its pieces, and one for its action; `verbose` adds the grounds."""
+    infos: list[str] = []
+    for item in block.found:
+        head = f"  [{item.finding.severity.upper()}] {item.finding.id}{item.where}: {item.finding.message}"
+        if item.finding.severity == "info" and not block.verbose:
+            infos.append(head)
+            continue
+        yield head
+        yield from _beneath(item, block)
+    yield from shortened(infos, INFOS)
+
+
+def _beneath(item: Found, block: Findings) -> Iterator[str]:
+    for source, rule, says in item.pieces:
+        yield f"      {source:<{_SOURCE}}{rule + ': ' if rule else ''}{says}"
+    if item.finding.action and block.actions:
+        yield f"      -> {item.finding.action}"
+    yield from (f"      {label}: {text}" for label, text in grounds(item.finding) if block.verbose)

@@ -1,0 +1,51 @@
+"""Count the rows that have an aLoRA's invocation tokens: in those without them the adapter acts on no token."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+
+from gradience.hf.fed import Hook
+
+
+class Invocations:
+    """A hook on one model whose adapters are all aLoRAs, and its counts; without one it counts nothing."""
+
+    def __init__(self, model: torch.nn.Module) -> None:
+        self.rows = 0
+        self.invoked: int | None = None
+        self._calls = _invocations(model)
+        self._handle: Any = None
+        if self._calls:
+            self.invoked = 0
+            self._handle = model.register_forward_pre_hook(Hook(self._called), with_kwargs=True)
+
+    def remove(self) -> None:
+        """Remove the hook; the counts stay."""
+        if self._handle is not None:
+            self._handle.remove()
+
+    def _called(self, _module: torch.nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
+        ids = kwargs.get("input_ids", args[0] if args else None)
+        if not torch.is_grad_enabled() or not isinstance(ids, torch.Tensor) or ids.ndim != 2 or self.invoked is None:
+            return
+        self.rows += len(ids)
+        self.invoked += int(sum(_has(ids, call) for call in self._calls).count_nonzero())
+
+
+def _invocations(model: torch.nn.Module) -> list[list[int]]:
+    """Return the invocation tokens of each adapter; none if one is no aLoRA."""
+    wrappers = [
+        module.peft_config for module in model.modules() if isinstance(getattr(module, "peft_config", None), dict)
+    ]
+    configs = [config for wrapper in wrappers for config in wrapper.values()]
+    found = [getattr(config, "alora_invocation_tokens", None) for config in configs]
+    return [list(tokens) for tokens in found if tokens] if found and all(found) else []
+
+
+def _has(ids: torch.Tensor, call: list[int]) -> Any:
+    """Return for each row whether the tokens stand in it, one after another."""
+    wanted = torch.tensor(call, device=ids.device)
+    return (ids.unfold(1, len(call), 1) == wanted).all(2).any(1) if ids.shape[1] >= len(call) else ids[:, 0] < 0

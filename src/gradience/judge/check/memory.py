@@ -1,0 +1,240 @@
+"""What one training step will take of the card's memory, foretold from the configuration and the base's config.json.
+
+`models.cost` follows the step in a confined process. Here is what is asked of it, and what the answer is held against.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+from contextlib import suppress
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any, Final
+
+import msgspec
+from msgspec.structs import asdict, replace
+
+from gradience.errors import ConfigError
+from gradience.io.confined import Confined, Foreign, Limits
+from gradience.io.reading import decode_json, read_small
+from gradience.schema import Json
+from gradience.schema.document import Coverage
+from gradience.schema.events import ConfigSnapshot, LoraSnapshot
+from gradience.schema.memory import Memory, MemoryChange, MemoryParts, Step
+
+METHOD: Final = "one step followed on torch's meta device"
+_TARGET: Final = "gradience.models.cost:Follower"
+_NEEDED: Final = ("torch", "transformers", "peft")
+MEMORY: Final = 4 << 30  # bytes: a Llama of 3B takes 0.4 GB, an adapter that is made of numbers 1 GB
+SECONDS: Final = 120.0  # processor time: 3 s, and 10 s
+_RESERVED: Final = (
+    1.0,
+    1.1,
+)  # of what is allocated, where the longest batch meets a fresh cache: measured 1.03 to 1.10
+_UNIT: Final = {"": 1, "b": 1, "k": 1, "m": 2, "g": 3, "t": 4}
+_SIZE: Final = re.compile(r"\s*(\d+(?:\.\d+)?)\s*(?:([kmgt]?)(i?)b)?\s*", re.IGNORECASE)
+_MOST: Final = 1 << 20  # bytes of a config.json
+_HALF: Final = frozenset({"bfloat16", "float16"})
+_FEWEST: Final = 64  # tokens below which a shorter limit is no advice
+
+
+def parse_size(text: str) -> int:
+    """The bytes that a text such as `24GiB`, `80 GB` or `8e9`'s digits states.
+
+    >>> parse_size("24GiB"), parse_size("1.5 GB"), parse_size("1000")
+    (25769803776, 1500000000, 1000)
+
+    Raises:
+        ConfigError: it states none, or nothing.
+    """
+    found = _SIZE.fullmatch(text)
+    size = 0
+    if found is not None:
+        number, unit, binary = found.groups()
+        size = int(float(number) * (1024 if binary else 1000) ** (_UNIT[(unit or "").lower()] if unit else 0))
+    if size <= 0:
+        raise ConfigError(f"--memory: expected a size such as 24GiB, got {text!r}", advice="correct the option")
+    return size
+
+
+def foretell(
+    config: ConfigSnapshot,
+    *,
+    base: Path,
+    adapter: Mapping[str, Any] | None,
+    length: int | None = None,
+    limit: int | None = None,
+    coverage: Coverage | None = None,
+) -> Memory:
+    """The peak of one step on one device, and, if it passes a limit, changes that would fit.
+
+    Args:
+        config: the configuration.
+        base: folder of the base's config.json.
+        adapter: the fields of the adapter's config; None if they are those that `config` has.
+        length: tokens of a row, in place of the configuration's.
+        limit: memory of the card, bytes.
+        coverage: what the targets reach, for the parts that need no model.
+    """
+    parts = _parts_alone(coverage)
+    try:
+        step, assumes = _asked(config, base, adapter, length)
+        follow = _follower()
+        found = follow(step)
+    except Foreign as error:
+        return Memory(parts=parts, reason=str(error), limit_bytes=limit)
+    peak = sum(asdict(found).values())
+    changes = [] if limit is None or peak <= limit else _fitting(follow, step, config, limit)
+    return Memory(
+        peak_bytes=peak,
+        reserved_bytes=[int(peak * share) for share in _RESERVED],
+        parts=found,
+        assumes=assumes,
+        method=METHOD,
+        limit_bytes=limit,
+        changes=changes,
+    )
+
+
+def _parts_alone(coverage: Coverage | None) -> MemoryParts | None:
+    if coverage is None or coverage.adapter_bytes is None:
+        return None
+    return MemoryParts(adapter=coverage.adapter_bytes, optimizer=coverage.optimizer_bytes or 0)
+
+
+def _follower() -> Any:
+    missing = [name for name in _NEEDED if find_spec(name) is None]
+    if missing:
+        raise Foreign(f"it needs {' and '.join(missing)}: in the clone, pip install -e '.[hf]'")
+    confined = Confined(_TARGET, imports=_NEEDED, limits=Limits(MEMORY, SECONDS))
+    return lambda step: msgspec.convert(confined.call("follow", asdict(step)), MemoryParts)
+
+
+def _asked(
+    config: ConfigSnapshot, base: Path, adapter: Mapping[str, Any] | None, length: int | None
+) -> tuple[Step, list[str]]:
+    """The step to follow, and what is assumed of it.
+
+    Raises:
+        Foreign: the configuration does not say what must be known.
+    """
+    training, extras = config.training, config.training.extras
+    if length is not None and length < 0:
+        raise ConfigError(f"--max-length: expected tokens, 0 for no limit, got {length}", advice="correct the option")
+    length = length or training.max_length
+    if training.batch_size is None:
+        raise Foreign("the batch per device is not stated (per_device_train_batch_size)")
+    if length is None:
+        raise Foreign("the length is not stated (max_length): give --max-length")
+    declared = _declared(base)
+    packed = bool(extras.get("packing"))
+    half = str(declared.get("dtype") or declared.get("torch_dtype") or "").removeprefix("torch.")
+    autocast = training.dtype if training.dtype in _HALF and half not in _HALF else ""
+    fields = dict(adapter) if adapter is not None else _lora(config.lora)
+    step = Step(
+        base=str(base),
+        adapter=fields,
+        task=config.lora.task_type or "",
+        batch=training.batch_size,
+        length=length,
+        padded=not packed and training.batch_size > 1,
+        accumulates=(training.gradient_accumulation or 1) > 1,
+        checkpointing=bool(extras.get("gradient_checkpointing")),
+        autocast=autocast or "",
+        attention=str(extras.get("attn_implementation") or "sdpa"),
+        bits=_bits(extras, declared),
+        optimizer=config.optimizer.name or "adamw_torch",
+        fused_loss=bool(extras.get("use_liger_kernel")),
+        adapter_float32=config.lora.extras.get("autocast_adapter_dtype") is not False,
+    )
+    return step, list(_assumed(step, config, half, packed=packed))
+
+
+def _assumed(step: Step, config: ConfigSnapshot, half: str, *, packed: bool) -> Iterator[str]:
+    yield f"{step.batch} x {step.length:,} tokens{', packed' if packed else ', padded' if step.padded else ''}"
+    yield f"weights in {half or 'float32'}"
+    if half in _HALF and config.training.dtype in _HALF:
+        yield f"what autocast saves on {half} weights is not counted: up to a tenth"
+    yield "recomputed activations" if step.checkpointing else "no checkpointing"
+    yield f"attention by {step.attention}"
+    if config.optimizer.name is None:
+        yield "AdamW, as nothing names the optimizer"
+    if step.bits:
+        yield f"{step.bits}-bit linear layers"
+    if step.fused_loss:
+        yield "a loss in chunks"
+    if step.adapter.get("peft_type") == "ADAMSS":
+        yield "AdaMSS's groups of equal size, without scikit-learn"
+    yield "one device, no sharding; without the driver's context"
+
+
+def _declared(base: Path) -> dict[str, Any]:
+    path = base / "config.json"
+    try:
+        return decode_json(read_small(path, most=_MOST, what="a model's config"), dict[str, Any])
+    except FileNotFoundError:
+        raise Foreign("the base has no config.json at hand") from None
+    except (OSError, ValueError, RecursionError) as error:
+        raise Foreign(f"the base's config.json cannot be read: {error}") from None
+
+
+def _bits(extras: Mapping[str, Json], declared: Mapping[str, Any]) -> int:
+    """Bits of the base's linear weights by the training's settings, else by the base's own; 0 if they are not coded."""
+    coded = declared.get("quantization_config")
+    own: Mapping[str, Any] = coded if isinstance(coded, dict) else {}
+    for bits in (4, 8):
+        name = f"load_in_{bits}bit"
+        if extras.get(name) or own.get(name) or own.get("bits") == bits or own.get("w_bit") == bits:
+            return bits
+    return 0
+
+
+def _lora(lora: LoraSnapshot) -> dict[str, Any]:
+    """The fields of a LoraConfig that a snapshot holds; none if it is of no adapter."""
+    if lora.r is None and lora.target_modules is None:
+        return {}
+    if lora.peft_type not in {None, "LORA"}:
+        raise Foreign(f"the settings of {lora.peft_type} are not at hand: give --peft-dir")
+    known = {
+        "r": lora.r,
+        "lora_alpha": lora.alpha,
+        "lora_dropout": lora.dropout,
+        "target_modules": lora.target_modules,
+        "use_dora": lora.use_dora,
+        "bias": lora.bias,
+        "rank_pattern": lora.rank_pattern,
+        "modules_to_save": lora.modules_to_save,
+        "task_type": lora.task_type,
+    }
+    return {"peft_type": "LORA", **{name: value for name, value in known.items() if value is not None}}
+
+
+def _fitting(follow: Any, step: Step, config: ConfigSnapshot, limit: int) -> list[MemoryChange]:
+    """Changes each of which makes the step fit, the cheapest first; if none does alone, the fewest that do together."""
+
+    def tried(words: list[str], changed: Step) -> MemoryChange:
+        return MemoryChange(change=" and ".join(words), peak_bytes=sum(asdict(follow(changed)).values()))
+
+    changes = list(_changes(step, config))
+    found: list[MemoryChange] = []
+    with suppress(Foreign):  # one that cannot be followed ends the search: its process may be gone
+        found += [one for words, of in changes if (one := tried([words], replace(step, **of))).peak_bytes <= limit]
+        for n in range(2, 0 if found else len(changes) + 1):
+            together = {name: value for _, of in changes[:n] for name, value in of.items()}
+            if (joined := tried([words for words, _ in changes[:n]], replace(step, **together))).peak_bytes <= limit:
+                return [joined]
+    return found
+
+
+def _changes(step: Step, config: ConfigSnapshot) -> Iterator[tuple[str, dict[str, Any]]]:
+    longest = config.training.extras.get("length_p99")
+    if isinstance(longest, int) and _FEWEST <= longest < step.length:
+        yield f"max_length {longest:,}, which 99 % of the rows keep within", {"length": longest}
+    if not step.checkpointing:
+        yield "gradient_checkpointing, for about a third more time", {"checkpointing": True}
+    if step.batch > 1:
+        times = step.batch * (config.training.gradient_accumulation or 1)
+        yield f"batch 1 with {times} x accumulation", {"batch": 1, "accumulates": True, "padded": False}
+    if not step.bits and step.adapter:
+        yield "load_in_4bit", {"bits": 4}

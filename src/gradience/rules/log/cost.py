@@ -1,0 +1,262 @@
+"""What a run's speed and memory show, by the `throughput` events of its log (CST191 to CST195).
+
+A log without them gives these rules no meaning. The first window holds what happens once: compilation, the workers'
+start, the allocator's first blocks; it is left out of every comparison.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from itertools import combinations
+from typing import Final
+
+from gradience.rules import Observation, Premise, Threshold, Unknown
+from gradience.rules.log.facts import LogRule, RunFacts, seen, shown
+from gradience.rules.log.statistics import median
+from gradience.schema import as_float
+from gradience.schema.events import Throughput
+
+WAITS = Threshold("waits", 0.3, "of the time of a step", "a judgement: a third of the time could be won")
+PADDED = Threshold("padded", 1 / 3, "of the tokens that are computed", "a judgement")
+SLOWER = Threshold(
+    "slower", 1.5, "times the seconds a step of the first third", "2 of 20 healthy runs on a busy machine passed 1.3"
+)
+SAME_WORK = Threshold("same_work", 1.1, "times the tokens a step of the first third", "a judgement")
+RISING = Threshold(
+    "rising", 0.9, "of all pairs of windows, the later the slower", "a change at once, as by another job, gives 0.75"
+)
+CREPT = Threshold("crept", 0.05, "of the memory held first", "a judgement: a cache that fills is smaller, or settles")
+FULL = Threshold("full", 0.85, "of the memory there is", "what torch reserved beyond allocated in real runs: 3 to 15 %")
+WINDOWS: Final = 6
+TIMED: Final = 12  # four in each third: with two, 1 of 20 healthy runs on a busy machine seemed to slow down
+_SURE: Final = 2.0  # standard errors of a slope
+_STEADY: Final = 0.5  # of the growth of the first half that the second half has at least
+_FAILED: Final = ("OutOfMemory", "MemoryError", "out of memory")
+_HAS_PACE: Final[Premise[RunFacts]] = Premise(
+    "the log has throughput events", lambda facts: None if facts.paces else "the log has no throughput event"
+)
+
+
+def _windows(facts: RunFacts) -> Sequence[Throughput]:
+    """The windows after the first.
+
+    Raises:
+        Unknown: they are too few.
+    """
+    if len(facts.paces) <= WINDOWS:
+        raise Unknown(f"{len(facts.paces)} windows of steps were timed, and {WINDOWS + 1} are needed")
+    return facts.paces[1:]
+
+
+def gib(size: float) -> str:
+    """Bytes in GiB, with two significant digits."""
+    return f"{size / 2**30:.1f} GiB" if size >= 2**30 else f"{size / 2**30:.2g} GiB"
+
+
+@LogRule(
+    "CST191",
+    severity="warning",
+    confidence=0.8,
+    phrase=lambda v: f"waited for data {as_float(v['share']):.0%} of the time",
+    thresholds=(WAITS,),
+    meant_for=_HAS_PACE,
+)
+def _waiting(facts: RunFacts) -> Observation | None:
+    """waits for data
+
+    at the median of the windows, {waits} of the time of a step passed before its batch was there
+
+    Why: The device stands still while the next batch is read, tokenised or collated.
+    Scope: what the host waited; a device that is still busy with earlier steps waits less
+    Action: give the DataLoader workers (dataloader_num_workers), or tokenise before training
+    Verify: seconds a step before and after, in the same log line
+    """
+    windows = _windows(facts)
+    shares = [as_float(one.waiting_share) for one in windows if one.waiting_share is not None]
+    if not shares:
+        raise Unknown("the waiting was not timed")
+    share = median(shares)
+    if share < WAITS.value:
+        return None
+    each = median([as_float(one.seconds_per_step) for one in windows if one.seconds_per_step is not None])
+    return Observation(
+        f"A step waits {share:.0%} of its {each:.3g} s for data.",
+        {"share": share, "seconds_per_step": each, "windows": len(shares)},
+        evidence=seen(f"waiting_share of {len(shares)} windows, median {share:.0%}"),
+    )
+
+
+@LogRule(
+    "CST192",
+    severity="warning",
+    confidence=0.9,
+    phrase=lambda v: f"{as_float(v['share']):.0%} of its tokens were padding",
+    thresholds=(PADDED,),
+    meant_for=_HAS_PACE,
+)
+def _padding(facts: RunFacts) -> Observation | None:
+    """padding takes over a third
+
+    over {padded} of the tokens that went through the model are padding
+
+    Why: Padding costs the same time and memory as text, and teaches nothing.
+    Scope: batches with a mask; the gain is an upper bound, where time goes with tokens
+    Action: group rows by length (group_by_length), or pack them
+    Verify: tokens a second without padding, before and after
+    """
+    windows = _windows(facts)
+    known = [one for one in windows if one.tokens_per_second is not None and one.padded_tokens_per_second]
+    room = sum(as_float(one.padded_tokens_per_second or 0) for one in known)
+    if not room:
+        raise Unknown("the tokens were not counted")
+    share = 1 - sum(as_float(one.tokens_per_second or 0) for one in known) / room
+    if share <= PADDED.value:
+        return None
+    return Observation(
+        f"{share:.0%} of the tokens in the batches are padding: without it up to {1 / (1 - share):.1f} times as fast.",
+        {"share": share, "gain": 1 / (1 - share)},
+        evidence=seen(f"tokens with and without padding of {len(known)} windows"),
+    )
+
+
+@LogRule(
+    "CST193",
+    severity="warning",
+    confidence=0.7,
+    phrase=lambda v: f"steps became {shown(v, 'times', '.2g')} times as slow",
+    thresholds=(SLOWER, SAME_WORK, RISING),
+    meant_for=_HAS_PACE,
+)
+def _slowing(facts: RunFacts) -> Observation | None:
+    """steps slow down
+
+    each window of the last third is slower than each of the first, by {slower} at the median, with at most {same_work}
+    of its tokens a step; and {rising} of the windows are in order
+
+    Why: Something grows with the steps: a list, a cache, a file that is read from its beginning, a card that heats up.
+    Scope: windows of ten steps or more; other jobs on the machine that come one by one look the same
+    Action: look for what is kept from step to step, and at the card's clock
+    Verify: seconds a step after a restart from the last checkpoint
+    """
+    timed = [one for one in _windows(facts) if one.seconds_per_step is not None]
+    if len(timed) < TIMED:
+        raise Unknown(f"{len(timed)} windows after the first were timed, and {TIMED} are needed")
+    third = len(timed) // 3
+    first, last = ([as_float(one.seconds_per_step or 0) for one in part] for part in (timed[:third], timed[-third:]))
+    work = [_work(part) for part in (timed[:third], timed[-third:])]
+    times = median(last) / median(first) if median(first) else 1.0
+    more_work = work[0] and work[1] / work[0] > SAME_WORK.value
+    pairs = [a < b for a, b in combinations([as_float(one.seconds_per_step or 0) for one in timed], 2)]
+    if times < SLOWER.value or min(last) <= max(first) or more_work or sum(pairs) < RISING.value * len(pairs):
+        return None
+    return Observation(
+        f"A step takes {median(last):.3g} s at the end and took {median(first):.3g} s at first.",
+        {"times": times, "first": median(first), "last": median(last)},
+        evidence=seen(f"seconds a step of {third} windows at either end"),
+    )
+
+
+def _work(windows: Sequence[Throughput]) -> float:
+    """Tokens a step, with padding; 0 if not counted."""
+    pairs = [(one.padded_tokens_per_second or 0, one.seconds_per_step or 0) for one in windows]
+    return median([as_float(speed) * as_float(seconds) for speed, seconds in pairs])
+
+
+@LogRule(
+    "CST194",
+    severity="warning",
+    confidence=0.7,
+    phrase=lambda _: "its memory grew with the steps",
+    thresholds=(CREPT,),
+    meant_for=_HAS_PACE,
+)
+def _creeping(facts: RunFacts) -> Observation | None:
+    """memory creeps up
+
+    the memory held between steps grows along a line, by {crept} at least, in the second half as in the first
+
+    Why: What grows with every step reaches the limit at some step.
+    Scope: memory at the ends of windows; a cache that fills looks the same until it settles
+    Action: keep numbers and no tensors from step to step: loss.item() or loss.detach()
+    Verify: held_bytes of the throughput events after the change
+    """
+    held = [(one.step, one.held_bytes) for one in _windows(facts) if one.step is not None and one.held_bytes]
+    if len(held) < WINDOWS:
+        raise Unknown("the memory between steps was not recorded")
+    steps, sizes = [float(step) for step, _ in held], [float(size) for _, size in held]
+    slope, error = _line(steps, sizes)
+    middle = len(sizes) // 2
+    early, late = sizes[middle] - sizes[0], sizes[-1] - sizes[middle]
+    grown = (steps[-1] - steps[0]) * slope
+    if slope <= _SURE * error or grown < CREPT.value * sizes[0] or late < _STEADY * early or early <= 0:
+        return None
+    left = _left(facts, sizes[-1], slope, error)
+    return Observation(
+        f"The memory between steps grows by {gib(slope * 100)} every 100 steps{left}.",
+        {"bytes_per_step": slope, "error": error, "held": sizes[-1]},
+        evidence=seen(f"held_bytes of {len(held)} windows, from {gib(sizes[0])} to {gib(sizes[-1])}"),
+    )
+
+
+def _line(x: Sequence[float], y: Sequence[float]) -> tuple[float, float]:
+    """The slope of the least-squares line, and its standard error; 0 and infinity where all x are equal."""
+    mx, my = sum(x) / len(x), sum(y) / len(y)
+    spread = sum((one - mx) ** 2 for one in x)
+    if not spread:
+        return 0.0, math.inf
+    slope = sum((a - mx) * (b - my) for a, b in zip(x, y, strict=True)) / spread
+    rest = sum((b - my - slope * (a - mx)) ** 2 for a, b in zip(x, y, strict=True))
+    return slope, math.sqrt(rest / max(len(x) - 2, 1) / spread)
+
+
+def _left(facts: RunFacts, held: float, slope: float, error: float) -> str:
+    """The steps until the memory is full, from the fastest to the slowest growth; empty if the limit is not known."""
+    total = facts.paces[-1].total_bytes
+    if total is None or total <= held:
+        return ""
+    soonest, latest = ((total - held) / (slope + sign * _SURE * error) for sign in (1, -1))
+    return f": full in {soonest:,.0f}{f' to {latest:,.0f}' if round(latest) > round(soonest) else ''} steps"
+
+
+@LogRule(
+    "CST195",
+    severity="error",
+    confidence=0.7,
+    place="end",
+    phrase=lambda v: f"{'' if v['named'] else 'probably '}out of memory at step {shown(v, 'step', 'd')}",
+    thresholds=(FULL,),
+    meant_for=_HAS_PACE,
+)
+def _out_of_memory(facts: RunFacts) -> Observation | None:
+    """ended out of memory
+
+    the run ended by an error of memory; or with an error or no run_end at its highest memory, {full} of what there is
+
+    Why: A process that asks for more than there is ends without a word, or with an error that the log only names.
+    Scope: logs with throughput events; a run that still goes on looks like one that was killed
+    Action: recompute activations (gradient_checkpointing), or make the batch smaller with gradient accumulation
+    Verify: gradience check --base BASE --memory SIZE before the next run
+    """
+    named = any(word in (facts.status_reason or "") for word in _FAILED)
+    if not named and facts.status not in {"error", "no_run_end"}:
+        return None
+    last = facts.paces[-1]
+    peak = max(last.reserved_bytes or 0, last.peak_bytes or 0)
+    if not named and (not last.total_bytes or not peak):
+        raise Unknown("the memory, or its limit, was not recorded")
+    if not named and peak < FULL.value * (last.total_bytes or 0):
+        return None
+    step = (facts.last_step or last.step or 0) + (1 if facts.status == "error" else 0)
+    batch = f", batch of {last.rows} x {last.longest:,}" if last.rows and last.longest else ""
+    of = f" of {gib(last.total_bytes)}" if last.total_bytes else ""
+    sure = "Out" if named else "Probably out"
+    return Observation(
+        f"{sure} of memory at step {step}{batch}: the highest before was {gib(peak)}{of}.",
+        {"step": step, "named": named, "peak_bytes": peak, "total_bytes": last.total_bytes},
+        confidence=0.95 if named else None,
+        evidence=seen(f"peak at step {last.step}, status {facts.status}"),
+    )
+
+
+RULES: Final[tuple[LogRule, ...]] = (_waiting, _padding, _slowing, _creeping, _out_of_memory)

@@ -1,0 +1,92 @@
+"""The memory of a training step, as `check` with a base says it."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from gradience import check_config
+from gradience.errors import ConfigError
+from gradience.judge.check.memory import parse_size
+from gradience.render.check import check_text
+
+SIZES = {"vocab_size": 2048, "hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2}
+LLAMA = {"model_type": "llama", "architectures": ["LlamaForCausalLM"], "num_attention_heads": 4, **SIZES}
+LORA = {"peft_type": "LORA", "task_type": "CAUSAL_LM", "r": 8, "lora_alpha": 16, "target_modules": ["q_proj"]}
+
+
+@pytest.fixture
+def base(tmp_path: Path) -> Path:
+    folder = tmp_path / "base"
+    folder.mkdir()
+    (folder / "config.json").write_text(json.dumps({**LLAMA, "torch_dtype": "bfloat16"}))
+    return folder
+
+
+def checked(base: Path, *, length: int | None = 256, memory: str | None = None, **training: Any) -> Any:
+    settings = {"per_device_train_batch_size": 4, "learning_rate": 1e-4, **training}
+    return check_config(peft=LORA, training=settings, base=base, max_length=length, memory=memory)
+
+
+def test_a_config_alone_tells_the_peak_its_parts_and_what_is_assumed(base: Path) -> None:
+    report = checked(base, bf16=True)
+    memory = report.memory
+    assert memory.reason == ""
+    assert memory.parts.loss == pytest.approx(3 * 4 * 4 * 256 * 2048, rel=0.01)
+    parts = memory.parts
+    held = (parts.weights, parts.adapter, parts.optimizer, parts.activations, parts.loss, parts.backward)
+    assert memory.peak_bytes == sum(held)
+    assert memory.reserved_bytes[0] <= memory.peak_bytes <= memory.reserved_bytes[1]
+    assert "4 x 256 tokens, padded" in memory.assumes
+    assert any("autocast" in one for one in memory.assumes)
+    assert "Memory: about" in check_text(report)
+    assert "MEM001" not in {one.id for one in report.findings}
+
+
+def test_a_step_that_does_not_fit_names_the_cheapest_change_that_does(base: Path) -> None:
+    peak = checked(base).memory.peak_bytes
+    report = checked(base, memory=f"{peak - 1}")
+    assert [one.severity for one in report.findings if one.id == "MEM001"] == ["error"]
+    assert report.memory.changes[0].change.startswith("gradient_checkpointing")
+    assert all(one.peak_bytes < peak for one in report.memory.changes)
+    spared = checked(base, gradient_checkpointing=True)
+    assert spared.memory.peak_bytes == report.memory.changes[0].peak_bytes
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({"length": None}, "give --max-length"),
+        ({"per_device_train_batch_size": None}, "per_device_train_batch_size"),
+    ],
+)
+def test_what_is_not_stated_is_asked_for(base: Path, changes: dict[str, Any], reason: str) -> None:
+    memory = checked(base, **changes).memory
+    assert memory.peak_bytes is None
+    assert reason in memory.reason
+
+
+def test_a_model_that_cannot_be_made_is_unknown_with_the_reason(base: Path) -> None:
+    (base / "config.json").write_text('{"model_type": "flux"}')
+    report = checked(base)
+    assert report.memory.peak_bytes is None
+    assert report.memory.reason
+    assert "Memory: unknown" in check_text(report)
+
+
+def test_without_torch_the_parts_that_need_no_model_are_given(base: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("gradience.judge.check.memory.find_spec", lambda name: None if name == "torch" else sys)
+    memory = checked(base).memory
+    assert memory.peak_bytes is None
+    assert "[hf]" in memory.reason
+
+
+def test_a_size_that_is_none_is_refused() -> None:
+    for text in ("", "24 parsecs", "-1", "0", "GiB"):
+        with pytest.raises(ConfigError, match="--memory"):
+            parse_size(text)
+    assert (parse_size("24GiB"), parse_size("80gb"), parse_size("1.5 MiB")) == (24 << 30, 80 * 10**9, 3 << 19)

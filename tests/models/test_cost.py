@@ -1,0 +1,80 @@
+"""A training step followed without weights: what can be worked out on paper, and what each setting does to it."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from transformers import LlamaConfig
+
+from gradience.models.cost import Follower
+
+VOCABULARY, WIDTH, LAYERS, BATCH, LENGTH = 4096, 64, 2, 4, 128
+LORA = {"peft_type": "LORA", "task_type": "CAUSAL_LM", "r": 8, "target_modules": ["q_proj", "v_proj"]}
+LOGITS = BATCH * LENGTH * VOCABULARY
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("base")
+    LlamaConfig(
+        vocab_size=VOCABULARY, hidden_size=WIDTH, intermediate_size=128, num_hidden_layers=LAYERS,
+        num_attention_heads=4, num_key_value_heads=2, tie_word_embeddings=True, dtype=torch.bfloat16,
+        architectures=["LlamaForCausalLM"],
+    ).save_pretrained(folder)  # fmt: skip
+    return folder
+
+
+def follow(base, **changes):
+    step = {"base": str(base), "adapter": LORA, "task": "CAUSAL_LM", "batch": BATCH, "length": LENGTH}
+    return Follower().follow({**step, **changes})
+
+
+def test_the_parts_that_can_be_worked_out_on_paper(base):
+    found = follow(base)
+    adapter = LAYERS * 8 * ((WIDTH + WIDTH) + (WIDTH + WIDTH // 2))  # rank times the widths of q and v
+    assert found["adapter"] == 4 * adapter  # float32, on a base in bfloat16
+    assert found["optimizer"] == 8 * adapter
+    block = 2 * WIDTH * WIDTH + 2 * WIDTH * WIDTH // 2 + 3 * WIDTH * 128
+    least = 2 * (VOCABULARY * WIDTH + LAYERS * block)  # the head is the embedding, and norms are small
+    assert least <= found["weights"] <= 1.1 * least
+    assert found["loss"] == pytest.approx(3 * 4 * LOGITS, rel=0.01)  # logarithms, and two gradients
+
+
+@pytest.mark.parametrize(
+    ("changes", "part", "times"),
+    [
+        ({"optimizer": "adamw_8bit"}, "optimizer", (1.0, 1.0)),  # small parameters keep 32-bit states
+        ({"optimizer": "sgd"}, "optimizer", (0.0, 0.0)),
+        ({"optimizer": "paged_adamw_32bit"}, "optimizer", (0.0, 0.0)),
+        ({"adapter_float32": False}, "adapter", (0.5, 0.5)),
+        ({"dtype": "float32"}, "weights", (1.9, 2.1)),
+        ({"bits": 4}, "weights", (0.5, 0.95)),
+        ({"checkpointing": True}, "activations", (0.0, 0.6)),
+        ({"attention": "eager"}, "activations", (1.05, 9.0)),
+        ({"batch": 8}, "loss", (1.99, 2.01)),
+        ({"fused_loss": True}, "loss", (0.0, 0.2)),
+        ({"adapter": {**LORA, "lora_dropout": 0.1}}, "activations", (1.01, 1.5)),
+        ({"adapter": {**LORA, "use_dora": True}}, "activations", (1.01, 3.0)),
+        ({"autocast": "bfloat16"}, "activations", (0.5, 0.99)),
+        ({"padded": False}, "activations", (0.5, 0.99)),
+    ],
+)
+def test_a_setting_changes_its_part(base, changes, part, times):
+    least, most = times
+    assert least <= follow(base, **changes)[part] / follow(base)[part] <= most
+
+
+def test_where_the_matrices_start_and_a_saved_files_further_keys_change_nothing(base):
+    """PiSSA starts from the base's weights; a saved config is for inference, and may be of a later PEFT."""
+    pissa = {**LORA, "init_lora_weights": "pissa_niter_4", "inference_mode": True, "of_a_later_peft": 1}
+    assert follow(base, adapter=pissa) == follow(base)
+
+
+def test_an_adapter_that_asks_for_numbers_is_made_of_few_blocks(base):
+    """BOFT reads a value of its own as it is made, which a tensor on meta has not."""
+    adamss = follow(base, adapter={"peft_type": "ADAMSS", "r": 8, "num_subspaces": 4, "target_modules": ["q_proj"]})
+    assert adamss["loss"] == follow(base)["loss"]
+    boft = {"peft_type": "BOFT", "boft_block_size": 4, "target_modules": ["q_proj"]}
+    found = follow(base, adapter=boft)
+    assert found["loss"] == follow(base)["loss"]
+    assert found["weights"] > follow(base)["weights"]  # its permutations
