@@ -31,7 +31,7 @@ HUB_PACKAGES = ["torch", "transformers", "peft", "safetensors", "datasets"]
 @nox.session
 def golden_path(session: nox.Session) -> None:
     """Record, check, monitor and audit one real LoRA fine-tune, offline, from nothing."""
-    _quick_install(session, "-e", ".", *HUB_PACKAGES)
+    _quick_install(session, "-e", ".[report]", *HUB_PACKAGES)
     out = _free_folder(Path("runs/toy"))
     session.run("python", "examples/vnext/toy_lora_run.py", "--out", out, "--device", "cpu")
     session.run(

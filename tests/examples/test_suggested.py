@@ -28,8 +28,8 @@ def test_what_the_golden_path_suggests_runs_as_printed_and_so_does_what_that_sug
     shutil.copytree(toy.run, tmp_path / "runs" / "toy")
     monkeypatch.chdir(tmp_path)
     run = Path("runs/toy")
-    stands = {"MODEL": f"{run}/base", "TEXTS": f"{run}/heldout.jsonl", "SMALLER": str(tmp_path / "smaller")}
-    stands |= {"FLEET": str(tmp_path / "fleet"), f"{run}/smaller": str(tmp_path / "smaller")}
+    stands = {"MODEL": f"{run}/base", "TEXTS": f"{run}/heldout.jsonl", "FLEET": str(tmp_path / "fleet")}
+    stands |= {f"{run}/smaller": str(tmp_path / "smaller")}
     left, ran = suggested(toy.out), []
     assert len(left) == 4
     left += ["runs/toy", "diagnose runs/toy"]

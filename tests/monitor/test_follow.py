@@ -21,6 +21,7 @@ from gradience.cli.monitor import follow_log, log_to_follow
 from gradience.errors import RecorderError, SchemaError
 from gradience.judge.monitor.source import LiveRun, Tail, thinned
 from gradience.render.monitor import Glance, frame_lines
+from gradience.telemetry import TelemetryWriter
 from gradience.telemetry.codec import MAX_LINE_BYTES
 
 COMMAND = [sys.executable, "-m", "gradience", "monitor"]
@@ -212,6 +213,20 @@ def test_following_ends_with_the_run_and_prints_each_evaluation(tmp_path, lines,
     assert "step 15 of 40  loss " in out
     assert "lines are not events" not in out
     assert "\x1b" not in out
+
+
+def test_a_step_is_printed_once_though_other_events_follow_at_it(tmp_path, capsys):
+    path = tmp_path / "run.jsonl"
+    with TelemetryWriter(path) as log:
+        log.run_start({"model_name": "m"})
+        others = [
+            lambda: log.eval(1, split="eval", metrics={"loss": 0.5}),
+            lambda: log.metrics(1, kind="a", metrics={}),
+        ]
+        later = [lambda: log.train_step(2, loss=1.0), lambda: log.run_end("ok")]
+        assert follow_log(path, sleep=Steps(lambda: log.train_step(1, loss=1.0), *others, *later)) is True
+    rows = [line for line in capsys.readouterr().out.splitlines() if line.startswith("step")]
+    assert [line.split()[1] for line in rows] == ["-", "1", "2"]
 
 
 def test_a_log_written_anew_is_followed_from_its_beginning(tmp_path, lines, capsys):

@@ -19,6 +19,7 @@ from gradience.collect.runs.best import best_runs
 from gradience.collect.runs.collect import collect_runs
 from gradience.judge.monitor.source import names_of_runs
 from gradience.render.runs import brief
+from gradience.telemetry import TelemetryWriter
 
 SCHEMA = "gradience.vnext.telemetry/v1"
 
@@ -202,6 +203,17 @@ def test_the_screens_fit_a_terminal_and_say_what_is_not_compared(tmp_path, capsy
     assert text.splitlines()[-1] == (
         "Runs of other data, objectives, numbers of examples or (for losses) models are not compared."
     )
+
+
+@every("name", ["mean_token_accuracy", "entropy"])
+def test_a_signal_of_training_rows_has_a_curve(name, tmp_path_factory):
+    root = tmp_path_factory.mktemp("signal")
+    with TelemetryWriter(root / "run.jsonl") as writer:
+        writer.run_start({})
+        for step in (1, 2):
+            writer.train_step(step, loss=1.0, **{name: step / 4})
+    (curve,) = run_curves(root, metric=f"train/{name}").curves
+    assert list(zip(curve.steps, curve.values, strict=True)) == [(1, 0.25), (2, 0.5)]
 
 
 def test_a_run_without_the_metric_is_named_beside_the_curves(tmp_path):

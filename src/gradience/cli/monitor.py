@@ -225,7 +225,11 @@ class _Screen:
 
 
 class _Lines(_Screen):
-    """A screen of plain lines, for a file or a pipe."""
+    """A screen of plain lines, for a file or a pipe; a row is printed once, whatever else is logged at its step."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._shown: tuple[object, ...] = ()
 
     def wait(self, path: Path) -> None:
         """Report, once, that the log does not exist yet."""
@@ -240,8 +244,11 @@ class _Lines(_Screen):
             _write([line])
 
     def show(self, glance: Glance) -> None:
-        """Print the run's progress as a line."""
-        _write([progress_line(glance)])
+        """Print the run's progress as a line, if a row or a fault came."""
+        row = (glance.step, glance.loss, glance.reward, glance.not_finite, glance.bad_lines)
+        if row != self._shown:
+            _write([progress_line(glance)])
+        self._shown = row
 
 
 class _Terminal(_Screen):

@@ -40,8 +40,8 @@ class ListOptions:
     html:
         A page to write as well, with one metric of the runs as curves over each other.
     metric:
-        Of the page: split and name, such as eval/accuracy; train/loss, train/lr and train/grad_norm are columns of
-        training rows.
+        Of the page: split and name, such as eval/accuracy. Columns of training rows are train/loss, train/lr,
+        train/grad_norm, train/mean_token_accuracy and signals such as train/entropy.
     force:
         Replace the page if it is there.
     """

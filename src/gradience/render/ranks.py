@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os.path
 import shlex
 from collections import Counter
 from collections.abc import Iterator
@@ -100,9 +101,15 @@ def next_command(report: AuditReport) -> Iterator[Block]:
         return
     how = "--like-suggested"
     if report.task_type in _OF_TEXT:
-        base = "MODEL" if report.base is None else shlex.quote(report.base.path)
-        how = f"--base {base} --calibrate TEXTS --kl .003"
-    yield f"Next: gradience resize --peft-dir {shlex.quote(report.peft_dir)} {how} --out SMALLER"
+        base, texts = report.base.path if report.base else report.beside.base, report.beside.texts
+        lacking = [] if base else ["MODEL by the base model"]
+        lacking += [] if texts else ["TEXTS by a file of rows"]
+        if lacking:
+            yield f"In the next line replace {' and '.join(lacking)}."
+        how = f"--base {shlex.quote(base or 'MODEL')} --calibrate {shlex.quote(texts or 'TEXTS')} --kl .003"
+    place = os.path.normpath(report.peft_dir)
+    out = "smaller" if place in {".", ".."} else f"{place}-smaller"
+    yield f"Next: gradience resize --peft-dir {shlex.quote(report.peft_dir)} {how} --out {shlex.quote(out)}"
 
 
 def _purposes(report: AuditReport, rank: int) -> str:

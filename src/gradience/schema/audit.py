@@ -374,6 +374,13 @@ class Standing(msgspec.Struct, kw_only=True, frozen=True):
     notes: list[str] = []
 
 
+class Beside(msgspec.Struct, kw_only=True, frozen=True):
+    """What the next command is filled in with; null: the command has a word in capitals, to be replaced."""
+
+    base: Annotated[str, about("Folder or hub id, by adapter_config.json or the log.")] | None = None
+    texts: Annotated[str, about("File of training rows, by a recipe, below its folder.")] | None = None
+
+
 class AuditReport(Report, kw_only=True, frozen=True):
     """The audit of one adapter, as `gradience audit --json` prints it."""
 
@@ -409,6 +416,7 @@ class AuditReport(Report, kw_only=True, frozen=True):
     per_layer: RankPattern | None = None
     unmatched_patterns: Annotated[list[str], about("Keys of rank_pattern and alpha_pattern that match no module.")] = []
     base: BaseReport | None = None
+    beside: Beside = Beside()
     standing: Annotated[Standing, about("Percentiles within a fleet, with --against FLEET.")] | None = None
     modules: list[ModuleAudit] = []
     layers: Annotated[list[LayerSummary], about("Adapted layers, in their order.")] = []

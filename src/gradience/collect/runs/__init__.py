@@ -104,8 +104,8 @@ def run_curves(*paths: PathLike, metric: str = "train/loss") -> RunsCurvesReport
 
     Args:
         paths: logs, folders of a run, or folders of runs. From a log with several runs the last run is taken.
-        metric: split and name, such as `eval/accuracy`; `train/loss`, `train/lr` and `train/grad_norm` are columns of
-            training rows. The default split is `train`.
+        metric: split and name, such as `eval/accuracy`. Of the split `train`, the default, it is a column of training
+            rows: `loss`, `lr`, `grad_norm`, `mean_token_accuracy`, `entropy`, `reward`, or another signal of RL.
 
     Raises:
         RecorderError: a path cannot be read, no run has the metric, or there are no runs or more than 26.
@@ -134,6 +134,8 @@ def _points(series: RunSeries, metric: str) -> Iterator[tuple[int, float]]:
     columns = {"loss": series.losses, "lr": series.rates, "grad_norm": series.grad_norms}
     if split in {"", "train"} and name in columns:
         yield from zip(series.steps, columns[name], strict=False)
+    elif split in {"", "train"} and name in series.columns:
+        yield from zip(series.columns[name].steps, series.columns[name].values, strict=True)
     for event in series.evals:
         if event.split != (split or "train") or event.step is None:
             continue

@@ -17,6 +17,7 @@ from gradience.configs.training import TRAINING_NAMES, read_training_dir
 from gradience.errors import ConfigError, RecorderError, require
 from gradience.io import PathLike, Progress
 from gradience.io.safetensors import is_known
+from gradience.judge.audit.beside import beside
 from gradience.judge.audit.rows import (
     Shown,
     bytes_per_param,
@@ -211,6 +212,7 @@ def _facts(path: Path, files: AdapterFiles, adapter: Adapter) -> AuditReport:
         format=adapter.format,
         peft_type=adapter.config.peft_type,
         base_model=adapter.config.base_model_name_or_path,
+        beside=beside(path, adapter.config.base_model_name_or_path),
         task_type=adapter.config.task_type,
         health=health([]),
         summary=summary_of([]),

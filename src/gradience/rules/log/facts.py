@@ -39,7 +39,9 @@ FEW_EVALS: Final = 5  # evaluations needed to estimate their noise: they give th
 _PARTS: Final = 5  # a column is cut into fifths; the first and the last are compared
 
 PROBES: Final = tuple(f"{SPECTRAL}/{name}" for name in PROBED)  # spectra of the adapter in training (spectral_every)
-KEPT: Final = frozenset({*SIGNALS, *TELLING})  # names of further values of training rows that a summary keeps
+KEPT: Final = frozenset(
+    {*SIGNALS, *TELLING, "mean_token_accuracy"}
+)  # names of further values of training rows that a summary keeps
 
 
 class Signal(NamedTuple):
