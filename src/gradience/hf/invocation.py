@@ -39,7 +39,7 @@ class Invocations:
 def _invocations(model: torch.nn.Module) -> list[list[int]]:
     """Return the invocation tokens of each adapter; none if one is no aLoRA."""
     held: list[Any] = [getattr(module, "peft_config", None) for module in model.modules()]
-    configs = [config for named in held if isinstance(named, dict) for config in named.values()]
+    configs: list[Any] = [config for named in held if isinstance(named, dict) for config in named.values()]
     found = [getattr(config, "alora_invocation_tokens", None) for config in configs]
     return [list(tokens) for tokens in found if tokens] if found and all(found) else []
 
