@@ -44,7 +44,6 @@ class WiringWatch:
         step: the optimizer steps made before.
         digests: whether batches and random states are digested at each step.
         called: whether the model itself is called with each batch; else `see` is told of each.
-        unprepared: parts of a loop that Accelerate did not prepare.
     """
 
     def __init__(
@@ -59,9 +58,7 @@ class WiringWatch:
         step: int = 0,
         digests: bool = True,
         called: bool = True,
-        unprepared: Sequence[str] = (),
     ) -> None:
-        self._unprepared = list(unprepared)
         self._model, self._schedule, self._data = model, schedule, data
         self._optimizers = unwrapped_optimizers(optimizer)
         self._sink, self._fail = sink, fail
@@ -105,7 +102,7 @@ class WiringWatch:
             self._safely(fed.close)
 
     def _begin(self, phase: str, *, digests: bool, called: bool) -> None:
-        self._look(phase, self.step, **({"unprepared": self._unprepared} if self._unprepared else {}))
+        self._look(phase, self.step)
         held = {id(t) for one in self._optimizers for group in one.param_groups for t in group["params"]}
         self._gradients = _Gradients(parts_of(self._model), held, Invocations(self._model))
         self._passes = Passes(self._model)

@@ -59,6 +59,7 @@ class Wires:
         self._voice = Voice(loud=verbose)
         opened = log.opened
         step = (opened.resumed_from_step or 0) if opened else 0
+        self._unprepared = unprepared_of(model=model, optimizer=optimizer, loader=loader)
         self._lookout = Lookout(opened.config if opened else ConfigSnapshot(), self._stops)
         if step:
             self._remember(step)
@@ -71,7 +72,6 @@ class Wires:
             data=lambda: data_of(loader, accumulation=accumulation),
             step=step,
             digests=digests,
-            unprepared=unprepared_of(model=model, optimizer=optimizer, loader=loader),
         )
 
     @property
@@ -102,6 +102,8 @@ class Wires:
             self._fail(error)
 
     def _take(self, kind: type[EventBase], step: int, fields: dict[str, Any]) -> None:
+        if self._unprepared and fields.get("phase") in {"start", "resume"}:
+            fields = {**fields, "unprepared": self._unprepared}
         self._log.looked(kind, step, fields)  # type: ignore[arg-type]  # one of these two
         for finding in self._lookout.looked(live_look(kind, step, fields)):
             self.findings.append(finding)

@@ -12,8 +12,9 @@ import sys
 from collections import Counter, defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
+import numpy as np
 import torch
 
 from gradience.hf.digests import digest_of, plain_name, random_digest
@@ -21,10 +22,14 @@ from gradience.hf.parameters import FEW, TRAINABLE_BYTES, Part, adapter_of, grou
 from gradience.schema import NonFinite, real
 from gradience.schema.wiring import DataWiring, OptimizerWiring, RateGroup, SavedWiring, ScheduleWiring
 
+if TYPE_CHECKING:
+    from gradience.io.safetensors import SafetensorsFile
+
 _PACKAGES: Final = (
     *("torch", "transformers", "peft", "trl", "accelerate", "lightning", "pytorch_lightning", "datasets", "tokenizers"),
     *("numpy", "safetensors", "bitsandbytes", "flash_attn", "xformers", "triton", "deepspeed", "unsloth"),
 )
+_DTYPES: Final = {"F64": torch.float64, "F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}
 _SLOT: Final = re.compile(r"(\.lora_[AB])\.[^.]+\.weight$")  # in a model, the adapter's name stands between
 _ADAPTER_FILES: Final = ("adapter_model.safetensors", "adapters.safetensors")
 _MOST_TIED: Final = 8
@@ -228,24 +233,23 @@ def saved_in(folder: Path, model: torch.nn.Module) -> SavedWiring | None:
     path = next((folder / name for name in _ADAPTER_FILES if (folder / name).is_file()), None)
     if path is None:
         return None
-    sizes = {name: math.prod(entry.shape) for name, entry in SafetensorsFile(path).tensors.items()}
-    differs = _differing(path, sizes, model)
+    file = SafetensorsFile(path)
+    sizes = {name: math.prod(entry.shape) for name, entry in file.tensors.items()}
+    differs = _differing(file, sizes, model)
     return SavedWiring(file=path.name, tensors=len(sizes), parameters=sum(sizes.values()), differs=differs)
 
 
-def _differing(path: Path, sizes: Mapping[str, int], model: torch.nn.Module) -> str | None:
+def _differing(file: SafetensorsFile, sizes: Mapping[str, int], model: torch.nn.Module) -> str | None:
     """Return the smallest trainable LoRA factor in a file if its values are not the model's, in the file's dtype."""
-    from safetensors import safe_open  # comes with PEFT
-
     slots = [(_SLOT.sub(r"\1.weight", plain_name(n)), t) for n, t in model.named_parameters() if t.requires_grad]
     live = dict(slots) if len(dict(slots)) == len(slots) else {}  # of two adapters that train, which is not known
     both = [name for name, size in sizes.items() if size and name in live and type(live[name]) is torch.nn.Parameter]
     if (name := min(both, key=sizes.__getitem__, default=None)) is None or sizes[name] != live[name].numel():
         return None
-    with safe_open(path, "pt") as file:
-        saved = file.get_tensor(name)
-    now = live[name].detach().to("cpu", saved.dtype)
-    return None if torch.equal(saved, now) else name
+    if (dtype := _DTYPES.get(file.tensors[name].dtype)) is None:
+        return None
+    now = live[name].detach().to("cpu", dtype).contiguous().reshape(-1).view(torch.uint8)
+    return None if np.array_equal(file.raw(name).reshape(-1), now.numpy()) else name
 
 
 def inputs_are_frozen(model: torch.nn.Module, parts: Sequence[Part]) -> bool:
