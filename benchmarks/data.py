@@ -156,14 +156,14 @@ def trained(folder: Path, shelf: Any) -> Path:
 
 
 def planted() -> None:
-    from planted import DEFECTS, FORMS, cases, checked
+    from planted import DEFECTS, FORMS, checked
 
     from gradience.rules.data import DATA_RULES
 
     severities = {rule.id: rule.severity for rule in DATA_RULES}
     found: dict[str, list[str]] = {}
     others: dict[str, set[str]] = {}
-    for name, form in cases():
+    for name, form in ((name, form) for name, defect in DEFECTS.items() for form in defect.forms):
         with tempfile.TemporaryDirectory() as folder:
             ids = {finding.id for finding in checked(Path(folder), form, DEFECTS[name]).findings}
         rule = DEFECTS[name].rule
