@@ -88,18 +88,19 @@ def gone(run: Path) -> None:
         (gone, "MODEL", "TEXTS", "MODEL by the base model and TEXTS by a file of rows"),
     ],
 )
-def test_the_next_command_has_what_is_known_and_the_line_before_it_what_is_not(
+def test_the_next_command_has_what_is_known_and_the_line_after_it_what_is_not(
     trained, change, base, texts, said, tmp_path_factory, capsys
 ):
     run = shutil.copytree(trained, tmp_path_factory.mktemp("case") / "run")
     change(run)
     assert main(["audit", str(run / "adapter")]) == 0
-    *_, before, line = capsys.readouterr().out.splitlines()
+    lines = capsys.readouterr().out.splitlines()
+    line, after = lines[-2:] if said else (lines[-1], None)
     argv = shlex.split(line.removeprefix("Next: gradience "))
     given = dict(zip(argv[1::2], argv[2::2], strict=True))
     stands = {"base": trained / "base", "run": run}
     assert (given["--base"], given["--calibrate"]) == (base.format(**stands), texts.format(**stands))
-    assert (f"In the next line replace {said}." == before) is (said is not None)
+    assert after == (said and f"    Replace {said}.")
     if said is None:
         assert main(argv) == 0, capsys.readouterr().err
         assert Path(given["--out"], "adapter_config.json").is_file()

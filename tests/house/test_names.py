@@ -20,6 +20,7 @@ VALUES = {
     "real": 0.5,
     "reals": [0.9, 0.95],
     "flag": True,
+    "maybe": True,
     "strategy": "steps",
     "text": "sft",
     "names": ["q"],

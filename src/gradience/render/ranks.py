@@ -99,17 +99,17 @@ def next_command(report: AuditReport) -> Iterator[Block]:
     is_smaller = any(item.rank < highest for item in report.suggested.values())
     if not is_smaller or any(finding.severity != "info" for finding in report.findings):
         return
-    how = "--like-suggested"
+    how, lacking = "--like-suggested", list[str]()
     if report.task_type in _OF_TEXT:
         base, texts = report.base.path if report.base else report.beside.base, report.beside.texts
         lacking = [] if base else ["MODEL by the base model"]
         lacking += [] if texts else ["TEXTS by a file of rows"]
-        if lacking:
-            yield f"In the next line replace {' and '.join(lacking)}."
         how = f"--base {shlex.quote(base or 'MODEL')} --calibrate {shlex.quote(texts or 'TEXTS')} --kl .003"
     place = os.path.normpath(report.peft_dir)
     out = "smaller" if place in {".", ".."} else f"{place}-smaller"
     yield f"Next: gradience resize --peft-dir {shlex.quote(report.peft_dir)} {how} --out {shlex.quote(out)}"
+    if lacking:
+        yield f"    Replace {' and '.join(lacking)}."
 
 
 def _purposes(report: AuditReport, rank: int) -> str:
