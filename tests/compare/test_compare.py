@@ -162,7 +162,7 @@ def test_json_validates_and_text_names_what_differs(save, capsys):
     assert main(["compare", str(one.folder), str(two.folder), "--heatmap"]) == 0
     text = capsys.readouterr().out
     assert "lora_alpha: 8  |  32" in text
-    assert "Heat map of cosine, one and two" in text
+    assert "Heat map of cosine of one and two" in text
     assert msgspec.json.encode(compare_adapters(one.folder, two.folder)).startswith(b'{"schema":')
 
 

@@ -67,10 +67,10 @@ def test_audit_and_report_print_it(fleet, tmp_path, capsys):
     assert "utilization, attn, r 4" in out
     assert "(n = 8)" in out
     assert main(["report", str(mine), "--against", str(fleet)]) == 0
-    assert "Utilization among those of" in capsys.readouterr().out
+    assert "Among the trained adapters of" in capsys.readouterr().out
     pytest.importorskip("matplotlib")
     assert main(["report", str(mine), "--against", str(fleet), "--out", str(tmp_path / "r.html")]) == 0
-    assert "per cent of them below this one" in (tmp_path / "r.html").read_text()
+    assert "Among the trained adapters of" in (tmp_path / "r.html").read_text()
     assert main(["audit", str(mine), "--against", str(tmp_path)]) == 2
 
 

@@ -75,7 +75,8 @@ def batch_size(args: Any, state: Any) -> int:
 def _read_arguments(draft: Draft, args: Any) -> None:
     known = {name for setting in (*OPTIMIZER, *TRAINING) for name in setting.native} | set(_SPREAD)
     given = {name: described(getattr(args, name)) for name in known if hasattr(args, name)}
-    trainer = dict.fromkeys(name for name in known_keys("trl") - known if hasattr(args, name))  # their presence only
+    of_trainer = known_keys("trl") - known | {*_OF_TRL}
+    trainer = dict.fromkeys(name for name in of_trainer if hasattr(args, name))  # their presence only
     fields = Fields({**trainer, **given}, "TrainingArguments")
     draft.read("optimizer", OPTIMIZER, fields, loose=False)
     draft.read("training", TRAINING, fields, loose=False)

@@ -41,6 +41,7 @@ _STAND_INS: Final[JsonObject] = {
     "run_id": "-",
     "event": "-",
     "phase": "-",
+    "steps": 0,
     "first": 0,
     "batches": [],
     "config": {},
