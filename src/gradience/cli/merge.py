@@ -74,7 +74,8 @@ def merge(
     if options.method in {"linear", "cat", "svd"}:
         os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # the cores work on different modules, one thread each
     keep_freed()
-    from gradience.rewrite.merge import merge_adapters  # numpy, after the arguments are known to be right
+    prepare_jax("auto")
+    from gradience.rewrite.merge import merge_adapters  # imports jax, after its environment is set
 
     report = merge_adapters(adapters, place, options=options, force=writing.force, progress=on_terminal("merge"))
     return writing.shown(report, merge_text)
