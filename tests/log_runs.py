@@ -1698,6 +1698,12 @@ ENTRIES: Final[dict[str, Entry]] = {
                 + "0.3 nats a token, falling back every 3 rows. Usual: weights that the sampler is given only "
                 + "so often.",
             ),
+            (
+                _rl(**{_GAP: [0.02] * 9, "rollout_corr__kl": [0.02] * 9}),
+                _APART
+                + "KL 0.02 nats a token, from the first row on. Usual: another dtype, engine or chat template, or "
+                + "sampling cut by top_p, top_k or min_p.",
+            ),
             (_rl(kl=[0.1] * 9), "no difference between sampler and trainer was logged, or in too few rows"),
         ],
     ),
@@ -1706,7 +1712,7 @@ ENTRIES: Final[dict[str, Entry]] = {
             Edge("ratio_low", "w-", 0.49, 0.51, lambda x: _rl(**{_RATIO: [1.0] * 20 + [x] * 10})),
             Edge("few_rows", "?w", 2, 3, lambda x: _rl(**{_RATIO: [0.1] * x})),
         ],
-        told=[({"late": 0.1234}, "importance ratios of 0.12 leave little of what was sampled")],
+        told=[({"late": 0.1234}, "a mean importance ratio of 0.12")],
     ),
     "CLF137": Entry(
         edges=[

@@ -140,7 +140,7 @@ def _shapes_of_codes(weights: BaseWeights) -> Iterator[tuple[str, tuple[tuple[in
         try:
             shape = tuple(tensors.form.shape(tensors))
         except (AdapterError, msgspec.MsgspecError, ValueError, TypeError, IndexError):
-            continue
+            continue  # damaged: it stays as stored, and whoever reads it says what is wrong
         halves = any(need.info.dtype == "F16" for need in map(tensors.find, tensors.form.needs) if need is not None)
         yield parameter, (shape, "F16" if halves else "BF16")
 

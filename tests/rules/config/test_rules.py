@@ -861,7 +861,8 @@ ENTRIES: dict[str, Entry] = {
             On(
                 lora(),
                 typed("gpt_oss", quant_method="mxfp4"),
-                says="transformers refuses to train beside a base in mxfp4",
+                says="transformers refuses to train beside a base in mxfp4, unless it is dequantised",
+                severity="info",
                 values={"quant_method": "mxfp4"},
                 action="load it with quantization_config=Mxfp4Config(dequantize=True)",
                 settings=["use_dora", "model_name"],
@@ -870,6 +871,7 @@ ENTRIES: dict[str, Entry] = {
                 lora(),
                 typed("llama", quant_method="vptq"),
                 says="transformers refuses to train beside a base in vptq",
+                severity="warning",
                 action="train beside the model it was made from, in 16 bits or in bitsandbytes' 4 bits",
             ),
             On(

@@ -43,7 +43,7 @@ def _not_trained(facts: Facts) -> Iterator[Observation]:
     """cannot be trained beside this base
 
     the base's config.json names a quantisation that transformers does not train beside, or beside which PEFT refuses
-    DoRA, and use_dora is set
+    DoRA, and use_dora is set; info where the base can be dequantised on loading
 
     Why: The run ends with an error once the base has been loaded.
     Scope: PEFT's LoRA with transformers; a base whose config.json is at hand
@@ -54,8 +54,10 @@ def _not_trained(facts: Facts) -> Iterator[Observation]:
     if method in _UNTRAINED:
         loaded = _DEQUANTISED.get(method)
         yield Observation(
-            f"transformers refuses to train beside a base in {method}",
+            f"transformers refuses to train beside a base in {method}"
+            + (", unless it is dequantised" if loaded else ""),
             {"quant_method": method},
+            severity="info" if loaded else None,  # how it will be loaded, no file tells
             action=loaded and f"load it with quantization_config={loaded}",
         )
     if method in _WITHOUT_DORA and facts.config.lora.use_dora:

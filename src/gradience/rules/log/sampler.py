@@ -16,7 +16,7 @@ from gradience.rules.log.rewards import FEW_ROWS, Logged, find, logged
 from gradience.rules.log.signals import SAMPLER_GAP, SAMPLER_KL, SAMPLER_PROBABILITIES, SAMPLER_RATIO, Names
 from gradience.rules.log.statistics import median
 
-GAP = Threshold("gap", 0.1, "nats a token", "bfloat16 noise 0.01 to 0.06; 0.2 to 0.4 in a run that did not learn")
+GAP = Threshold("gap", 0.1, "nats a token", "bfloat16 noise 0.01 to 0.06; 0.2 to 0.4 in a run that hardly converged")
 GAP_KL = Threshold("gap_kl", 0.01, "nats a token", "that of a gap of 0.1: half of the log-ratio's variance")
 GAP_SHARE = Threshold("gap_share", 0.05, "probability", "a judgement: that of a gap of 0.1 at usual probabilities")
 GROWN = Threshold("grown", 3.0, "level late on over that of the first rows", JUDGEMENT)
@@ -93,14 +93,16 @@ def _apart(facts: RunFacts) -> Observation | None:
     Scope: RL whose trainer logs both: TRL, verl, OpenRLHF, slime, SkyRL, ms-swift, prime-rl
     Action: Score some completions with both programs before the first step; where they agree, it is the weights.
     Verify: The same column at a learning rate of 0: what is left is no drift of the policy.
+    Source: Diagnosing Training Inference Mismatch in LLM Reinforcement Learning, arXiv 2605.14220 (abstract) -- small
+        disagreements on tokens can by themselves make training collapse
     """
-    for names, says, most in _MEASURES:
-        column = find(facts, names, FEW_ROWS.value)
-        if column is None:
-            continue
+    columns = [(column, each) for each in _MEASURES if (column := find(facts, each.names, FEW_ROWS.value))]
+    if not columns:
+        raise Unknown("no difference between sampler and trainer was logged, or in too few rows")
+    for column, (_, says, most) in columns:
         late = median(last_part(column.values, _THIRD, int(FEW_ROWS.value)))
         if late < most.value:
-            return None
+            continue
         cause, level = _cause(column, most.value), says.format(late)
         how = {
             "first": "from the first row on",
@@ -112,7 +114,7 @@ def _apart(facts: RunFacts) -> Observation | None:
             {"level": level, "late": late, "start": column.start, "cause": cause},
             evidence=seen(f"{column.name} {column.start:.3g} -> {late:.3g}"),
         )
-    raise Unknown("no difference between sampler and trainer was logged, or in too few rows")
+    return None
 
 
 @LogRule(
@@ -120,12 +122,12 @@ def _apart(facts: RunFacts) -> Observation | None:
     severity="warning",
     confidence=0.6,
     place="objective",
-    phrase=lambda v: f"importance ratios of {shown(v, 'late', '.2g')} leave little of what was sampled",
+    phrase=lambda v: f"a mean importance ratio of {shown(v, 'late', '.2g')}",
     meant_for=under("rl"),
     thresholds=(RATIO_LOW, FEW_ROWS),
 )
 def _cut(facts: RunFacts) -> Observation | None:
-    """the correction of the sampler takes most of the gradient
+    """the correction of the sampler takes half of the gradient
 
     in the last third of the rows the mean importance ratio of trainer over sampler is at most {ratio_low}
 
@@ -140,7 +142,7 @@ def _cut(facts: RunFacts) -> Observation | None:
     if late > RATIO_LOW.value:
         return None
     return Observation(
-        f"The mean importance ratio of trainer over sampler is {late:.2g}: most of what was sampled hardly counts.",
+        f"The mean importance ratio of trainer over sampler is {late:.2g}: the gradient is that much smaller.",
         {"late": late},
         evidence=seen(f"{column.name} {column.start:.3g} -> {late:.3g}"),
     )
