@@ -418,10 +418,10 @@ def _rl(**columns: Sequence[float]) -> RunFacts:
     )
 
 
-def _flat_at(rate: float) -> RunFacts:
+def _flat_at(rate: float, r: int | None = 8, status: str = "ok") -> RunFacts:
     """A reward that stands still, of a LoRA at this rate."""
     flat = run(rates=rate, kind="rl", columns={"reward": [1.0] * 20})
-    return replace(flat, config=replace_struct(flat.config, lora=LoraSnapshot(r=8)))
+    return replace(flat, config=replace_struct(flat.config, lora=LoraSnapshot(r=r)), status=status)
 
 
 def _reward(first: float, best: float, last: float, noise: float = 0.0) -> RunFacts:
@@ -1599,6 +1599,8 @@ ENTRIES: Final[dict[str, Entry]] = {
                 {-11.0: None, -11.01: "warning"},
                 given={"rewards.median_error": of(0.0)},
             ),
+            At(lambda r: _flat_at(1e-6, r), {8: "warning", None: "info"}),
+            At(lambda status: _flat_at(1e-6, status=status), {"ok": "warning", "error": "info"}),
             At(
                 rewarded_seldom,
                 {1.0: None, 0.99: "warning"},
@@ -1699,6 +1701,24 @@ ENTRIES: Final[dict[str, Entry]] = {
                 + "so often.",
             ),
             (
+                _rl(**{_GAP: [0.2, 0.3] * 5}),  # no cycle: it falls by a third
+                _APART
+                + "0.3 nats a token, from the first row on. Usual: another dtype, engine or chat template, or sampling "
+                + "cut by top_p, top_k or min_p.",
+            ),
+            (
+                _rl(**{_GAP: [8.0, 3.0, 1.0, *[0.4] * 6]}),  # nor here, where one row falls after the other
+                _APART
+                + "0.4 nats a token, from the first row on. Usual: another dtype, engine or chat template, or sampling "
+                + "cut by top_p, top_k or min_p.",
+            ),
+            (
+                _rl(**{_GAP: [0.05] * 6 + [0.12] * 6}),
+                _APART
+                + "0.12 nats a token, from 0.05 in the first rows. Usual: weights that no longer reach the sampler, or "
+                + "a policy that has moved to tokens of low probability.",
+            ),
+            (
                 _rl(**{_GAP: [0.02] * 9, "rollout_corr__kl": [0.02] * 9}),
                 _APART
                 + "KL 0.02 nats a token, from the first row on. Usual: another dtype, engine or chat template, or "
@@ -1709,7 +1729,7 @@ ENTRIES: Final[dict[str, Entry]] = {
     ),
     "SMP197": Entry(
         edges=[
-            Edge("ratio_low", "w-", 0.49, 0.51, lambda x: _rl(**{_RATIO: [1.0] * 20 + [x] * 10})),
+            Edge("ratio_low", "w-w", 0.49, 0.51, lambda x: _rl(**{_RATIO: [1.0] * 20 + [x] * 10}), at=0.5),
             Edge("few_rows", "?w", 2, 3, lambda x: _rl(**{_RATIO: [0.1] * x})),
         ],
         told=[({"late": 0.1234}, "a mean importance ratio of 0.12")],
