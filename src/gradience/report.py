@@ -21,8 +21,7 @@ from gradience.adapters.open import WEIGHT_NAMES, find_files
 from gradience.base.weights import find_shards
 from gradience.blocks import short_path
 from gradience.errors import GradienceError, OutputError, require
-from gradience.importers import is_foreign, read_source
-from gradience.importers.files import is_folder, sha256_of
+from gradience.importers.files import sha256_of
 from gradience.io import CHECKPOINT_PREFIX, PathLike
 from gradience.io.atomic import atomic_file
 from gradience.io.reading import real_path
@@ -162,10 +161,10 @@ def build_story(sources: RunSources, options: ReportOptions = _DEFAULTS) -> Stor
     names = ("gradience", "numpy", *(("jax",) if read.audit is not None or comparison is not None else ()))
     return Story(
         diagnosis=_without_folders(judge_sources(read)),
-        series=read.log.run if read.log else None,
+        series=read.log.reading.run if read.log else None,
         comparison=comparison,
         bench=measured,
-        files=_files([*_roles(sources, read), *_compared_files(comparison), *benched]),
+        files=_files([*_roles(read), *_compared_files(comparison), *benched]),
         versions={**{name: version(name) for name in names}, "python": platform.python_version()},
     )
 
@@ -233,13 +232,11 @@ def _files(roles: Iterable[tuple[str, Path]]) -> list[FileRead]:
     return [FileRead(role, path, path.stat().st_size, sha256_of(path)) for role, path in found.values()]
 
 
-def _roles(sources: RunSources, read: Read) -> Iterator[tuple[str, Path]]:
+def _roles(read: Read) -> Iterator[tuple[str, Path]]:
     """The files that the sources were read from, each with its role."""
-    log = sources.log.path
-    if read.log and log:
-        # A run of another program is read from several files in its folder; its importer lists them.
-        logs = read_source(log).files if is_folder(log) and is_foreign(log) else [Path(read.log.report.file)]
-        yield from (("log", path) for path in logs)
+    if read.log is not None:
+        reading = read.log.reading
+        yield from (("log", path) for path in (reading.files if reading.path.is_dir() else [reading.path]))
     if read.audit is not None:
         for weights in read.audit.weights_paths or [read.audit.weights_path]:
             yield "weights", Path(weights)

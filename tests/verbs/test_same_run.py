@@ -14,9 +14,9 @@ from gradience.configs.settings import Layer
 from gradience.judge.check import read_any
 from gradience.judge.diagnose.sources import find_sources
 from gradience.judge.monitor import monitor_run
-from gradience.judge.monitor.source import holds_runs, names_of_runs
 from gradience.judge.options import ReportOptions
 from gradience.judge.why.traces import traces_of
+from gradience.reading.places import holds_runs, names_of_runs
 from gradience.report import build_story
 
 LFS = "version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 1\n"

@@ -16,7 +16,7 @@ from gradience.cli.output import DONE, print_text
 from gradience.errors import GradienceError
 from gradience.importers.sources import format_of, is_run
 from gradience.judge.diagnose.sources import RunSources, find_sources, list_folder
-from gradience.judge.monitor.source import runs_in
+from gradience.reading.places import runs_in
 
 _SETTINGS: Final = (".toml", ".yaml", ".yml")
 _WEIGHTS: Final = (".safetensors", ".bin", ".npz", ".pt")

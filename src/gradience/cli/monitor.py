@@ -22,10 +22,11 @@ from gradience.cli.output import DONE, FOUND, emit, safe_lines, tell
 from gradience.errors import RecorderError
 from gradience.io.reading import open_regular
 from gradience.judge.monitor import monitor_run
-from gradience.judge.monitor.source import LiveRun, Tail, is_log
-from gradience.render.monitor import Glance, event_line, frame_lines, monitor_text, progress_line
+from gradience.reading.follow import LiveRun, Tail
+from gradience.reading.logs import is_log
+from gradience.render.monitor import event_line, frame_lines, monitor_text, progress_line
 from gradience.schema.document import SEVERITIES
-from gradience.schema.events import ConfigSnapshot, Event, TrainStep, UnknownEvent
+from gradience.schema.events import Event, TrainStep, UnknownEvent
 
 _EVERY: Final = 1.0  # seconds between two reads of the file
 _LOOK: Final = 4096  # bytes of a log's beginning that show its format
@@ -71,14 +72,14 @@ def monitor(
 def _holds_runs(path: Path) -> bool:
     if not os.path.isdir(path) or is_log(path / "run.jsonl"):  # noqa: PTH112  # Path.is_dir raises where a name is too long
         return False
-    from gradience.judge.monitor.source import holds_runs  # a log of one run need not pay for it
+    from gradience.reading.places import holds_runs  # a log of one run need not pay for it
 
     return holds_runs(path)
 
 
 def _one(log: Path, run: str | None, gap: float, resolved: opt.ResolvedOptions, *, verbose: bool) -> int:
     report = monitor_run(log, gap_threshold=gap, run=run, **resolved.rules)
-    from gradience.judge.monitor.source import log_place  # a log of our own need not pay for it
+    from gradience.reading.places import log_place  # a log of our own need not pay for it
 
     return resolved.show(
         report,
@@ -172,31 +173,12 @@ def _watch(tail: Tail, screen: _Screen, sleep: Callable[[float], None]) -> None:
             if event is not None and not isinstance(event, TrainStep):
                 screen.event(event)
         if new:
-            screen.show(_glance(watch))
+            screen.show(watch)
         elif not tail.found:
             screen.wait(tail.path)
         if watch.run.end is not None:
             return
         sleep(_EVERY)
-
-
-def _glance(watch: LiveRun) -> Glance:
-    run, rewards = watch.run, watch.rewards
-    config = run.config or ConfigSnapshot()
-    return Glance(
-        model=config.model_name,
-        step=run.last_step,
-        max_steps=config.training.planned_steps,
-        loss=run.losses[-1] if run.losses else None,
-        rate=watch.rate,
-        points=watch.points,
-        evals=watch.evals,
-        reward=run.columns["reward"].values[-1] if rewards else None,
-        rewards=rewards,
-        alerts=run.alerts,
-        not_finite=watch.not_finite,
-        bad_lines=watch.bad_lines,
-    )
 
 
 class _Screen:
@@ -217,7 +199,7 @@ class _Screen:
     def event(self, event: Event | UnknownEvent) -> None:
         """Do nothing."""
 
-    def show(self, glance: Glance) -> None:
+    def show(self, live: LiveRun) -> None:
         """Do nothing."""
 
     def close(self) -> None:
@@ -243,11 +225,11 @@ class _Lines(_Screen):
         if line is not None:
             _write([line])
 
-    def show(self, glance: Glance) -> None:
+    def show(self, live: LiveRun) -> None:
         """Print the run's progress as a line, if a row or a fault came."""
-        row = (glance.step, glance.loss, glance.reward, glance.not_finite, glance.bad_lines)
+        row = (live.run.last_step, live.loss, live.reward, live.not_finite, live.bad_lines)
         if row != self._shown:
-            _write([progress_line(glance)])
+            _write([progress_line(live)])
         self._shown = row
 
 
@@ -263,12 +245,12 @@ class _Terminal(_Screen):
         if not self._drawn:
             self._draw([f"waiting for {clean(str(path))}"])
 
-    def show(self, glance: Glance) -> None:
+    def show(self, live: LiveRun) -> None:
         """Draw the frame again."""
         columns, rows = shutil.get_terminal_size()
         dots = "utf" in (getattr(sys.stdout, "encoding", None) or "").lower()
         height = max(3, min(12, rows - 10))
-        self._draw(frame_lines(glance, width=min(columns - 1, 100), height=height, dots=dots))
+        self._draw(frame_lines(live, width=min(columns - 1, 100), height=height, dots=dots))
 
     def _draw(self, lines: list[str]) -> None:
         _write(lines, back=f"\x1b[{self._drawn}F\x1b[J" if self._drawn else "")

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, Final, NamedTuple
+from typing import Any, Final
 
 from gradience.blocks import (
     Block,
@@ -28,6 +28,7 @@ from gradience.blocks import (
 )
 from gradience.blocks.plots import curve_lines
 from gradience.blocks.text import as_text, printed
+from gradience.reading.follow import LiveRun
 from gradience.render.ranks import update_size
 from gradience.rules.log.account import is_token_accuracy, rate_of_run
 from gradience.rules.log.held_out import of_metric
@@ -372,52 +373,33 @@ def advice_lines(advice: Advice | None) -> Iterator[Block]:
             yield f"  Or: {advice.alternative}."
 
 
-class Glance(NamedTuple):
-    """The state of a run at one moment."""
-
-    model: str | None
-    step: int | None
-    max_steps: int | None
-    loss: float | None
-    rate: float | None
-    points: Sequence[tuple[int, float]]  # step and loss
-    evals: Sequence[tuple[str, int, float]]  # split, step and loss
-    reward: float | None = None
-    rewards: Sequence[tuple[int, float]] = ()  # step and reward; if present, drawn instead of the loss
-    alerts: Sequence[Alert] = ()
-    not_finite: int = 0
-    bad_lines: int = 0
-
-
-def progress_line(glance: Glance) -> str:
+def progress_line(live: LiveRun) -> str:
     """The step of the run, and its newest numbers, on one line."""
-    planned = f" of {glance.max_steps}" if glance.max_steps else ""
-    parts = [f"step {'-' if glance.step is None else glance.step}{planned}"]
-    if glance.loss is not None:
-        parts.append(f"loss {glance.loss:.4g}")
-    if glance.reward is not None:
-        parts.append(f"reward {glance.reward:.4g}")
-    if glance.rate is not None:
-        parts.append(f"lr {glance.rate:.3g}")
-    for split in dict.fromkeys(split for split, _, _ in glance.evals):
-        step, loss = next((step, loss) for name, step, loss in reversed(glance.evals) if name == split)
+    run = live.run
+    planned = run.config.training.planned_steps if run.config else None
+    parts = [f"step {'-' if run.last_step is None else run.last_step}" + (f" of {planned}" if planned else "")]
+    newest = (("loss", live.loss, ".4g"), ("reward", live.reward, ".4g"), ("lr", live.rate, ".3g"))
+    parts += [f"{name} {value:{spec}}" for name, value, spec in newest if value is not None]
+    evals = live.evals
+    for split in dict.fromkeys(split for split, _, _ in evals):
+        step, loss = next((step, loss) for name, step, loss in reversed(evals) if name == split)
         parts.append(f"{split} loss {loss:.4g} @ {step}")
-    if glance.not_finite:
-        parts.append(f"{glance.not_finite} losses not finite")
-    if glance.bad_lines:
-        parts.append(f"{glance.bad_lines} lines are not events")
+    if live.not_finite:
+        parts.append(f"{live.not_finite} losses not finite")
+    if live.bad_lines:
+        parts.append(f"{live.bad_lines} lines are not events")
     return clean("  ".join(parts))
 
 
-def frame_lines(glance: Glance, *, width: int = 72, height: int = 10, dots: bool = True) -> list[str]:
+def frame_lines(live: LiveRun, *, width: int = 72, height: int = 10, dots: bool = True) -> list[str]:
     """One frame: the model, the progress, the newest alerts, and a curve of the loss, or under RL of the reward."""
-    held_out = [(step, loss) for split, step, loss in glance.evals if split != "train" and not glance.rewards]
-    points = glance.rewards or glance.points
-    curve = curve_lines(points, marks=held_out, width=width, height=height, dots=dots)
-    what = "reward" if glance.rewards else "training loss"
+    rewards, model = live.rewards, live.run.config.model_name if live.run.config else None
+    held_out = [(step, loss) for split, step, loss in live.evals if split != "train" and not rewards]
+    curve = curve_lines(rewards or live.points, marks=held_out, width=width, height=height, dots=dots)
+    what = "reward" if rewards else "training loss"
     legend = [f"          {what}" + (", o held-out loss" if held_out else "")] if curve else []
-    alerts = [f"[{a.severity.upper()}] {a.code}: {a.message}" for a in glance.alerts[-_ALERTS:]]
-    lines = [f"Model: {glance.model or '-'}", progress_line(glance), *alerts, *curve, *legend]
+    alerts = [f"[{a.severity.upper()}] {a.code}: {a.message}" for a in live.run.alerts[-_ALERTS:]]
+    lines = [f"Model: {model or '-'}", progress_line(live), *alerts, *curve, *legend]
     return [line[:width] for line in printed(lines)]
 
 

@@ -13,7 +13,8 @@ from typing import Final
 
 from gradience.errors import GradienceError, RecorderError
 from gradience.io import PathLike
-from gradience.judge.monitor.source import names_of, open_source, runs_in
+from gradience.reading.logs import read_log
+from gradience.reading.places import names_of, runs_in
 from gradience.schema import as_float, number_in
 from gradience.schema.fleet import RUN_SETTINGS, RUNS_CURVES_SCHEMA_ID, Curve, QueryReport, RunRow, RunsCurvesReport
 from gradience.tables.query import Named, select
@@ -122,8 +123,7 @@ def run_curves(*paths: PathLike, metric: str = "train/loss") -> RunsCurvesReport
 
 
 def _curve(name: str, place: Path, metric: str) -> Curve:
-    series = open_source(place).summary.last
-    assert series is not None  # noqa: S101  # open_source refuses a source without a run
+    series = read_log(place).run
     points = {step: value for step, value in _points(series, metric) if math.isfinite(value)}
     steps = sorted(points)
     return Curve(name=name, path=str(place), run=series.run_id, steps=steps, values=[points[step] for step in steps])

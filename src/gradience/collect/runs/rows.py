@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import re
 from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
 from typing import Final
 
 import msgspec
@@ -12,8 +13,10 @@ import msgspec
 from gradience.errors import GradienceError, RecorderError
 from gradience.importers.sources import MAX_RUNS
 from gradience.io import PathLike
-from gradience.judge.monitor import held_out_of, report_of
-from gradience.judge.monitor.source import open_source, runs_in
+from gradience.judge.monitor import report_of
+from gradience.reading.facts import held_out_of
+from gradience.reading.logs import read_log
+from gradience.reading.places import runs_in
 from gradience.rules import excluded_rules
 from gradience.rules.log import DETECTED
 from gradience.rules.log.account import rate_of_run
@@ -69,11 +72,10 @@ def read_rows(
     return rows
 
 
-def _rows_of(path: PathLike, gap_threshold: float, left_out: Mapping[str, str]) -> Iterator[RunRow]:
-    source = open_source(path)
-    for series in source.summary.runs.values():
-        report = report_of(source, series, gap_threshold=gap_threshold, left_out=left_out)
-        yield run_row(str(source.path), series, report)
+def _rows_of(path: Path, gap_threshold: float, left_out: Mapping[str, str]) -> Iterator[RunRow]:
+    for each in read_log(path).of_each_run():
+        report = report_of(each, gap_threshold=gap_threshold, left_out=left_out)
+        yield run_row(str(each.path), each.run, report)
 
 
 def run_row(path: str, series: RunSeries, report: MonitorReport, *, stamp: str = "", rules: str = "") -> RunRow:

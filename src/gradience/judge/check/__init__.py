@@ -122,7 +122,8 @@ def read_training_of(folder: Path) -> Layer:
 def _read_run(place: Path) -> Layer | RecorderError:
     """The configuration of the run that left a folder or file, or the error if there is no run."""
     from gradience.importers import read_folder_config  # a config file does not need it
-    from gradience.judge.monitor.source import find_run, is_log  # the same
+    from gradience.reading.logs import is_log  # the same
+    from gradience.reading.places import find_run  # the same
 
     try:
         found = find_run(place).path

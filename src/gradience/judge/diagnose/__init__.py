@@ -17,8 +17,8 @@ from gradience.io import PathLike
 from gradience.judge.check import check_config, source_locations as config_locations
 from gradience.judge.diagnose.checkpoints import CheckpointChoice, choose, disk_symptoms
 from gradience.judge.diagnose.sources import Read, RunSources, find_sources, read_sources
-from gradience.judge.monitor.source import log_place
 from gradience.judge.options import DiagnoseKeywords, DiagnoseOptions
+from gradience.reading.places import log_place
 from gradience.rules import excluded_rules
 from gradience.rules.config import RULES
 from gradience.rules.config.facts import ConfigRule
@@ -250,7 +250,7 @@ def judge_sources(read: Read, left_out: Mapping[str, str] = MappingProxyType({})
     monitor = read.log.report if read.log else None
     choice = CheckpointChoice([])
     if read.log:
-        choice = choose(read.sources.checkpoints, read.log.run, read.log.report, read.sources.weights.path)
+        choice = choose(read.sources.checkpoints, read.log.reading.run, read.log.report, read.sources.weights.path)
     states = [read.states[source] for source in SOURCES]
     joins = [join for join in JOINS if join.id not in left_out]
     not_run = unjudged(states, read.check, monitor, read.audit, left_out)
@@ -334,7 +334,7 @@ def _symptoms(read: Read, choice: CheckpointChoice) -> Iterator[Symptom]:
         yield from config_symptoms(read.check)
     if read.log:
         yield from log_symptoms(read.log.report)
-        yield from disk_symptoms(read.sources, choice, read.log.report, read.log.run)
+        yield from disk_symptoms(read.sources, choice, read.log.report, read.log.reading.run)
     yield from damage(read.states["weights"])
     if read.audit:
         yield from weights_symptoms(read.audit)
@@ -344,7 +344,7 @@ def _symptoms(read: Read, choice: CheckpointChoice) -> Iterator[Symptom]:
         if read.log:
             yield from recorded_disagreements(read.log.report, read.audit)
             stated = read.log.report.config if read.check is None else read.check.config
-            yield from outgrown(read.log.run, stated, read.audit)
+            yield from outgrown(read.log.reading.run, stated, read.audit)
 
 
 def _stated(read: Read) -> Iterator[Stated]:
@@ -363,7 +363,7 @@ def _alone(source: PieceSource, finding: Finding) -> Cause:
 
 def _with_outcome(causes: list[Cause], read: Read) -> list[Cause]:
     """The causes; the size of an update is no error by itself where the held-out loss was lower at its end."""
-    if read.log is None or not _fell(read.log.run):
+    if read.log is None or not _fell(read.log.reading.run):
         return causes
     eased = [msgspec.structs.replace(one, severity="warning") if _is_of_size(one) else one for one in causes]
     return sorted(eased, key=_place)

@@ -26,7 +26,8 @@ from gradience.io import PathLike
 from gradience.judge.check import CheckOptions, judged, when_of
 from gradience.judge.diagnose.identity import CheckpointFolder, identify
 from gradience.judge.monitor import report_of
-from gradience.judge.monitor.source import Found, find_run, found_runs, open_source
+from gradience.reading import Reading, read_run
+from gradience.reading.places import RunPlace, find_run, found_runs
 from gradience.rules import without
 from gradience.rules.config import RULES
 from gradience.rules.config.facts import CheckContext
@@ -143,7 +144,7 @@ def find_sources(
         GradienceError: nothing was given, a path does not exist, or the folder cannot be read.
     """
     given: dict[SourceKind, PathLike | None] = {"log": run, "weights": adapter, "config": config}
-    found = None if path is None else Found(_existing(Path(path)))
+    found = None if path is None else RunPlace(_existing(Path(path)))
     if found is not None and run is not None and not os.path.lexists(run):
         found, given["log"] = find_run(found.path, str(run)), None
     named = {source: FoundSource(_existing(Path(at)), chosen=_NAMED) for source, at in given.items() if at is not None}
@@ -293,11 +294,11 @@ def _names(folders: list[Path]) -> str:
     return few([folder.name for folder in folders], SHOWN)
 
 
-class Log(NamedTuple):
-    """The last run of a log: its report and its series."""
+class JudgedLog(NamedTuple):
+    """A run's log as it was read, and monitor's report on it."""
 
+    reading: Reading
     report: MonitorReport
-    run: RunSeries
 
 
 class Read(NamedTuple):
@@ -306,7 +307,7 @@ class Read(NamedTuple):
     sources: RunSources
     states: dict[SourceKind, DiagnosedSource]
     check: CheckReport | None
-    log: Log | None
+    log: JudgedLog | None
     audit: AuditReport | None
 
 
@@ -322,7 +323,7 @@ def read_sources(
     """The reports of check, monitor and audit on the sources that exist; rules left out have their reasons."""
     states: dict[SourceKind, DiagnosedSource] = {}
     log, states["log"] = _read_log(sources.log, gap_threshold, left_out)
-    sources = sources if log is None else _of_one_run(sources, log.run)
+    sources = sources if log is None else _of_one_run(sources, log.reading.run)
     audit, states["weights"] = _read_weights(sources.weights, base, top_singular_values, left_out, log)
     check, states["config"] = _read_config(sources, log, base, task, left_out)
     return Read(sources, states, check, log, audit)
@@ -353,19 +354,17 @@ def _state(
 
 def _read_log(
     found: FoundSource, gap_threshold: float, left_out: Mapping[str, str]
-) -> tuple[Log | None, DiagnosedSource]:
+) -> tuple[JudgedLog | None, DiagnosedSource]:
     if found.path is None:
         return None, _state("log", found)
     try:
-        source = open_source(found.path, found.run)
-        run = source.summary.last
-        assert run is not None  # noqa: S101  # open_source refuses a source without a run
-        log = Log(report_of(source, run, gap_threshold=gap_threshold, left_out=_of(DETECTED, left_out)), run)
+        reading = read_run(found.path, found.run)
+        report = report_of(reading, gap_threshold=gap_threshold, left_out=_of(DETECTED, left_out))
     except GradienceError as fault:
         return None, _state("log", found, fault=fault)
-    rows, evals = log.report.train.rows, len(run.evals)
-    holds = f"{_plural(rows, 'row')}, {_plural(evals, 'evaluation')}, status {log.report.status.replace('_', ' ')}"
-    return log, _state("log", found, holds=holds)
+    rows, evals = report.train.rows, len(reading.run.evals)
+    holds = f"{_plural(rows, 'row')}, {_plural(evals, 'evaluation')}, status {report.status.replace('_', ' ')}"
+    return JudgedLog(reading, report), _state("log", found, holds=holds)
 
 
 def _plural(n: int, what: str) -> str:
@@ -373,7 +372,7 @@ def _plural(n: int, what: str) -> str:
 
 
 def _read_weights(
-    found: FoundSource, base: PathLike | None, top: int, left_out: Mapping[str, str], log: Log | None
+    found: FoundSource, base: PathLike | None, top: int, left_out: Mapping[str, str], log: JudgedLog | None
 ) -> tuple[AuditReport | None, DiagnosedSource]:
     if found.path is None:
         return None, _state("weights", found)
@@ -405,7 +404,7 @@ def _pointer(place: Path) -> str | None:
 
 def _read_config(
     sources: RunSources,
-    log: Log | None,
+    log: JudgedLog | None,
     base: PathLike | None,
     task: str | None,
     left_out: Mapping[str, str],
@@ -433,10 +432,10 @@ def _read_config(
     return check, _state("config", found, holds=holds)
 
 
-def _weighed(log: Log) -> CheckContext:
+def _weighed(log: JudgedLog) -> CheckContext:
     """The context of a configuration whose run's log is read beside it."""
     return CheckContext(
-        moment="weighed", begun=f"the log in {Path(log.report.file).name}", epochs_seen=log.run.last_epoch
+        moment="weighed", begun=f"the log in {Path(log.report.file).name}", epochs_seen=log.reading.run.last_epoch
     )
 
 

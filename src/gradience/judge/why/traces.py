@@ -7,16 +7,14 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Final
+from typing import Any
 
 from gradience.errors import RecorderError
-from gradience.judge.monitor.source import find_run, is_log, open_source
+from gradience.reading.logs import Session, sessions_of
+from gradience.reading.places import find_run
 from gradience.schema import as_float
 from gradience.schema.events import ConfigSnapshot, RunStart, StepDigests, TrainStep, Wiring
-from gradience.telemetry.reader import TelemetryReader
 from gradience.telemetry.series import rate_of
-
-_LOG: Final = "run.jsonl"
 
 
 @dataclass
@@ -43,41 +41,15 @@ def traces_of(first: Path, second: Path, runs: Sequence[str] = ()) -> tuple[Trac
         RecorderError: a log is missing, empty, holds no event of a run, or is given twice and holds one run.
     """
     one, *others = (find_run(path, run) for path, run in zip((first, second), (*runs, None, None), strict=False))
-    sessions = _sessions(*one)
+    sessions = sessions_of(*one)
     if runs or first.absolute() != second.absolute():
-        return _joined(sessions), _joined(_sessions(*others[0]))
+        return _joined(sessions), _joined(sessions_of(*others[0]))
     if len(sessions) < 2:
         raise RecorderError(f"{first} holds one run that was not resumed: there is nothing to compare it with")
     return _joined(sessions[:-1]), _joined(sessions[-1:])
 
 
-def _sessions(path: Path, run: str | None) -> list[list[Any]]:
-    """The events of the log by run_start, those of the last run only, unless it holds several runs begun once."""
-    place = path / _LOG if is_log(path / _LOG) else path
-    if not is_log(place):
-        return [_imported(place, run)]
-    parts: list[list[Any]] = []
-    for event in TelemetryReader(place):
-        if isinstance(event, RunStart) or not parts:
-            parts.append([])
-        parts[-1].append(event)
-    if not parts:
-        raise RecorderError(f"{path} holds no event of a run", advice="give the run.jsonl that a run wrote")
-    last = parts[-1][0].run_id if run is None else run
-    own = [part for part in parts if part[0].run_id == last]
-    if run is not None and not own:
-        open_source(path, run)  # says which runs there are
-    return own if run is not None or len(own) > 1 else parts[-2:]
-
-
-def _imported(path: Path, run: str | None) -> list[Any]:
-    from gradience.importers import read_source  # a log of our own need not pay for it
-
-    open_source(path, run)  # refuses what holds no run
-    return list(read_source(path, run=run).runs[-1].events)
-
-
-def _joined(parts: Sequence[Sequence[Any]]) -> Trace:
+def _joined(parts: Sequence[Session]) -> Trace:
     """One trace of a run's sessions; a later session's rows are those of the steps that it ran again."""
     last = parts[-1][0].run_id
     events = [event for part in parts if part[0].run_id == last for event in part]

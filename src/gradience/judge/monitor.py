@@ -1,0 +1,229 @@
+"""The verb ``monitor``: a reading of a run, judged."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from types import MappingProxyType
+
+import msgspec
+
+from gradience.reading import Reading, read_run
+from gradience.reading.facts import by_step, derived_notes, facts_of
+from gradience.rules import excluded_rules, without
+from gradience.rules.log import DETECTED, RULE_OF, detect, in_order
+from gradience.rules.log.account import account, kept_step
+from gradience.rules.log.advice import advice
+from gradience.rules.log.choice import marks
+from gradience.rules.log.divergence import other_scale
+from gradience.rules.log.facts import DEFAULT_GAP, PROBES, RunFacts, Signal, ends
+from gradience.rules.log.learning import learning
+from gradience.rules.log.statistics import median
+from gradience.rules.log.story import line_of, noisy_levels, story_parts
+from gradience.schema import NonFinite, as_float, real
+from gradience.schema.document import Finding
+from gradience.schema.events import Throughput
+from gradience.schema.reports import (
+    MONITOR_SCHEMA_ID,
+    GapReading,
+    LossPair,
+    MonitorReport,
+    Pace,
+    RunAccount,
+    SignalSummary,
+    TrainSummary,
+)
+from gradience.telemetry.series import RunSeries
+
+
+def monitor_run(
+    path: str | os.PathLike[str],
+    *,
+    gap_threshold: float = DEFAULT_GAP,
+    run: str | None = None,
+    select: Iterable[str] = (),
+    ignore: Iterable[str] = (),
+    settings: str | os.PathLike[str] | None = None,
+) -> MonitorReport:
+    """Report on the last run in a log, or on one run by its id.
+
+    What other programs leave (an output folder, a trainer_state.json, a table, ...) is imported in memory: nothing is
+    written, and a note says what was read.
+
+    Args:
+        path: a run.jsonl, a folder that holds one, or anything that `gradience import` reads.
+        gap_threshold: held-out over train perplexity from which the gap is a finding.
+        run: id, or name in an import, of the run to show; the last if None.
+        select: ids of detectors, or beginnings of ids, to apply; all by default.
+        ignore: ids of detectors, or beginnings of ids, to leave out.
+        settings: a gradience.toml, or a pyproject.toml with `[tool.gradience]`. Its `select` and `ignore` apply if the
+            arguments of that name are empty. If None, no file is looked for.
+
+    Raises:
+        RecorderError: the log is missing, empty, or holds no event at all, or no such run.
+        ConfigError: an id is not known, or the settings cannot be read.
+        SchemaError: the log is of another major version.
+    """
+    left_out = excluded_rules(DETECTED, select=select, ignore=ignore, settings=settings)
+    return report_of(read_run(path, run), gap_threshold=gap_threshold, left_out=left_out)
+
+
+def report_of(
+    reading: Reading, *, gap_threshold: float = DEFAULT_GAP, left_out: Mapping[str, str] = MappingProxyType({})
+) -> MonitorReport:
+    """The report on a run that was read; detectors left out are listed with their reasons."""
+    run, log = reading.run, reading.log
+    facts = in_order(facts_of(run, gap_threshold=gap_threshold, issues=log.issues, issues_total=log.issues_total))
+    train = _train(run, facts)
+    findings, not_run = without(*detect(facts), left_out)
+    parts = story_parts(facts, findings, train)
+    of = msgspec.structs.replace(
+        account(facts),
+        comparable=_on_one_scale(facts),
+        learns=_learns(facts, findings),
+        marks=marks(facts),
+        kept_step=kept_step(account(facts)),
+    )
+    audit = run.latest_metrics.get("lora_audit")
+    return MonitorReport(
+        schema=MONITOR_SCHEMA_ID,
+        story=line_of(parts),
+        story_parts=parts,
+        file=str(reading.path),
+        run_id=run.run_id,
+        other_runs=reading.other_runs,
+        sessions=len(run.record.sessions),
+        config=facts.config,
+        status=facts.status,
+        status_reason=facts.status_reason,
+        events=dict(log.counts),
+        train=train,
+        signals={name: _signal(column, least=2) for name, column in facts.signals.items()},
+        probes={name.partition("/")[2]: _signal(by_step(run.columns[name])) for name in PROBES if name in run.columns},
+        objective=facts.objective.kind,
+        account=of,
+        evals=list(facts.evals),
+        gap=gap_of(of.last_pair) if of.comparable and _as_perplexity(facts, of) else None,
+        lora_audit=facts.audit,
+        lora_audit_step=audit.step if audit else None,
+        data=facts.data,
+        pace=pace_of(run.paces),
+        alerts=run.alerts,
+        recommendations=run.recommendations,
+        findings=findings,
+        advice=advice(facts, findings),
+        not_run=not_run,
+        issues=log.issues,
+        issues_total=log.issues_total,
+        notes=[*reading.notes, *derived_notes(facts.evals)],
+    )
+
+
+def pace_of(paces: Sequence[Throughput]) -> Pace | None:
+    """The speed and the memory of a run's windows of steps; None if there is none."""
+    if not paces:
+        return None
+    timed = paces[1:] or paces
+
+    def middle(name: str) -> float | None:
+        values = [as_float(value) for one in timed if (value := getattr(one, name)) is not None]
+        return median(values) if values else None
+
+    def most(name: str) -> int | None:
+        return max((value for one in paces if (value := getattr(one, name)) is not None), default=None)
+
+    counted = [one for one in timed if one.tokens_per_second is not None and one.padded_tokens_per_second]
+    room = sum(as_float(one.padded_tokens_per_second or 0) for one in counted)
+    text = sum(as_float(one.tokens_per_second or 0) for one in counted)
+    return Pace(
+        windows=len(paces),
+        seconds_per_step=middle("seconds_per_step"),
+        waiting_share=middle("waiting_share"),
+        tokens_per_second=middle("tokens_per_second"),
+        padding_share=max(0.0, 1 - text / room) if room else None,
+        longest=most("longest"),
+        peak_bytes=most("peak_bytes"),
+        reserved_bytes=most("reserved_bytes"),
+        total_bytes=most("total_bytes"),
+    )
+
+
+def _train(run: RunSeries, facts: RunFacts) -> TrainSummary:
+    losses, steps = run.losses, run.steps
+    lowest = _known(facts.loss.lowest)
+    levels = noisy_levels(facts)
+    return TrainSummary(
+        rows=len(losses),
+        superseded_rows=run.superseded,
+        non_finite_rows=len(losses) - len(facts.loss.values),
+        first_step=steps[0] if steps else None,
+        last_step=run.last_step,
+        first_loss=_real(losses, 0),
+        last_loss=_real(losses, -1),
+        first_level=levels.start if levels is not None else None,
+        last_level=levels.end if levels is not None else None,
+        min_loss=lowest,
+        min_loss_step=None if lowest is None else steps[losses.index(lowest)],
+        max_lr=_known(facts.peak_rate),
+        duration_s=None if run.first_ts is None or run.last_ts is None else run.last_ts - run.first_ts,
+    )
+
+
+def _signal(column: Signal, *, least: int = 1) -> SignalSummary:
+    """The column's medians over its first and last fifth, of at least so many rows, and its range."""
+    first, last, _ = ends(column, least)
+    values = column.values
+    return SignalSummary(rows=len(values), first=first, last=last, lowest=min(values), highest=max(values))
+
+
+def _known(value: float) -> float | None:
+    return None if math.isnan(value) else value
+
+
+def _real(values: Sequence[float], index: int) -> float | NonFinite | None:
+    return real(values[index]) if values else None
+
+
+def _learns(facts: RunFacts, findings: Iterable[Finding]) -> bool | None:
+    """Whether the run learns; False if a finding denies it, None if nothing shows it."""
+    if any(found.severity != "info" and "learning" in RULE_OF[found.id].covered_by(found) for found in findings):
+        return False
+    return True if learning(facts).shown else None
+
+
+def _on_one_scale(facts: RunFacts) -> bool:
+    """Whether training and held-out loss measure the same; preferences and rewards have no such gap."""
+    return account(facts).loss not in {"preference", "reward", "rl"} and other_scale.observe(facts) is None
+
+
+def _as_perplexity(facts: RunFacts, of: RunAccount) -> bool:
+    logged = facts.held_out is not None and facts.held_out.metrics.ppl is not None
+    return logged or of.loss == "language_model"
+
+
+def gap_of(pair: LossPair | None) -> GapReading | None:
+    """The gap between the losses of a pair, as perplexities; None without a pair."""
+    if pair is None:
+        return None
+    nats = pair.held_out - pair.train
+    try:
+        ratio = math.exp(nats)
+    except OverflowError:
+        ratio = math.inf
+    return GapReading(
+        train_split="train" if pair.rows == 0 else _named(pair),
+        test_split=pair.split,
+        ratio=real(ratio),
+        nats=real(nats),
+        same_step=True,
+        step=pair.step,
+        train_loss=pair.train,
+        test_loss=pair.held_out,
+    )
+
+
+def _named(pair: LossPair) -> str:
+    if pair.rows == 1:
+        return f"the training row of step {pair.first_step}"
+    return f"training rows of steps {pair.first_step} to {pair.last_step}"
