@@ -220,7 +220,9 @@ def _drowned(rng: random.Random, track: Track) -> None:
     """A third function pays for something in units of its own: characters, percent, log-probabilities."""
     wide = rng.uniform(15, 400) * track["rewards/correct/std"][0]
     level = rng.choice([-1, 1]) * rng.uniform(1, 5) * wide
-    means = [level + 0.2 * wide * i / len(track["reward"]) + rng.gauss(0, 0.1 * wide) for i in range(len(track["reward"]))]
+    means = [
+        level + 0.2 * wide * i / len(track["reward"]) + rng.gauss(0, 0.1 * wide) for i in range(len(track["reward"]))
+    ]
     _component(track, "length", means, [wide * rng.uniform(0.8, 1.2) for _ in means])
     track["reward_std"] = [wide * rng.uniform(0.8, 1.2) for _ in means]
 
@@ -347,7 +349,11 @@ def _rows(run: Drawn, track: Track) -> list[dict[str, float]]:
 
 def _trl(folder: Path, run: Drawn, track: Track, rng: random.Random) -> Path:
     every, n = rng.choice([1, 5, 10]), len(track["loss"])
-    own = {"gap_kl": "", "gap": "sampling/sampling_logp_difference/mean"} if rng.random() < 0.5 or run.fault.startswith("gap") else {"gap_kl": "", "gap": ""}  # noqa: E501, PLR2004
+    own = (
+        {"gap_kl": "", "gap": "sampling/sampling_logp_difference/mean"}
+        if rng.random() < 0.5 or run.fault.startswith("gap")
+        else {"gap_kl": "", "gap": ""}
+    )  # noqa: E501, PLR2004
     if run.trainer == "rloo" or not run.fault.startswith("gap"):
         own = {"gap_kl": "", "gap": ""}
     kept = {own.get(name, name): values for name, values in track.items() if not name.startswith("eval_")}
@@ -374,7 +380,10 @@ def _trl(folder: Path, run: Drawn, track: Track, rng: random.Random) -> Path:
 
 def _verl(folder: Path, run: Drawn, track: Track, rng: random.Random) -> Path:
     lead = "(TaskRunner pid=4711) " if rng.random() < 0.5 else ""  # noqa: PLR2004
-    said = [" - ".join(f"{name}:np.float64({x!r})" if "actor" in name else f"{name}:{x!r}" for name, x in row.items()) for row in _rows(run, track)]  # noqa: E501
+    said = [
+        " - ".join(f"{name}:np.float64({x!r})" if "actor" in name else f"{name}:{x!r}" for name, x in row.items())
+        for row in _rows(run, track)
+    ]  # noqa: E501
     path = folder / "train.log"
     path.write_text("".join(f"{lead}step:{i} - {text}\n" for i, text in enumerate(said, 1)), encoding="utf-8")
     return path
@@ -388,7 +397,10 @@ def _verl_file(folder: Path, run: Drawn, track: Track, _: random.Random) -> Path
 
 def _openrlhf(folder: Path, run: Drawn, track: Track, _: random.Random) -> Path:
     path = folder / "train.log"
-    path.write_text("".join(f"(PPOTrainer pid=99) \u2728 Global step {i}: {row}\n" for i, row in enumerate(_rows(run, track), 1)), encoding="utf-8")  # noqa: E501
+    path.write_text(
+        "".join(f"(PPOTrainer pid=99) \u2728 Global step {i}: {row}\n" for i, row in enumerate(_rows(run, track), 1)),
+        encoding="utf-8",
+    )  # noqa: E501
     return path
 
 

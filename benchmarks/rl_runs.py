@@ -162,7 +162,8 @@ def reinforce(recipe: Recipe, seed: int, folder: Path, base: Path) -> Any:
     if recipe.fault == "same_reference":
         trainer.ref_model = trainer.model
     if recipe.fault == "other_reference":
-        trainer.ref_model = _model(seed)
+        for each in trainer.ref_model.parameters():  # as drawn, not as trained
+            torch.nn.init.normal_(each, std=0.02)
     trainer.train()
     return trainer.state
 
@@ -184,7 +185,8 @@ def prefer(recipe: Recipe, seed: int, folder: Path, base: Path) -> Any:
     rng = random.Random(seed)  # noqa: S311  # seeded on purpose
     prompts = [" ".join(text[:4]) for text in texts]
     chosen, rejected = (
-        [_answer(rng, low) for _ in range(count)] for low in ((1.0, 0.0) if recipe.fault in {"plain", "swapped"} else (0.7, 0.3))
+        [_answer(rng, low) for _ in range(count)]
+        for low in ((1.0, 0.0) if recipe.fault in {"plain", "swapped"} else (0.7, 0.3))
     )
     if recipe.fault == "equal":
         rejected = list(chosen)
