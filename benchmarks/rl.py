@@ -21,11 +21,12 @@ OF_THE_FILE = {"END114", "TRN115", "DUP117", "GAP118"}
 
 
 class Says(NamedTuple):
-    """How a statement is recognised: by a finding at warning or worse and a word in it, or by a clause of the story."""
+    """How a statement is recognised: by a finding at warning or worse and one of the words in it, or by a clause of the story."""
 
     ids: tuple[str, ...] = ()
     word: str = ""
     story: str | None = None
+    ungraded: bool = False  # as info, too
 
 
 SAYS: dict[str, Says] = {
@@ -42,7 +43,13 @@ SAYS: dict[str, Says] = {
     "RATE": Says(("RAT141", "DIV104"), "learning rate"),
     "TIES": Says(("PRF140",)),
     "NOT_APART": Says(("PRF119",), "not told apart"),
-    "SWAPPED": Says(("PRF119",), "wrong way"),
+    "SWAPPED": Says(("PRF119", "PRF194"), "wrong way|swapped"),
+    "SOME_NULL": Says(("RWN139",), ungraded=True),
+    "COMPONENT": Says(("RWC199",)),
+    "LOW_RATE": Says(("RWD122",), "learning rate"),
+    "UNSTABLE": Says(("UNS198", "DIV104")),
+    "MISMATCH": Says(("SMP196",)),
+    "OVERFITS": Says(("OVF110",)),
     "BOTH_FALL": Says(("PRF120",)),
     "SATURATED": Says(("PRF130",)),
     "DIVERGED": Says(("DIV104",)),
@@ -57,7 +64,9 @@ def said(report: MonitorReport, what: str) -> bool:
     if what == "WARNING":
         return bool(grave)
     says = SAYS[what]
-    if any(f.id in says.ids and says.word in f.message for f in grave):
+    words = says.word.split("|")
+    findings = report.findings if says.ungraded else grave
+    if any(f.id in says.ids and any(word in f.message for word in words) for f in findings):
         return True
     clauses = [part.says for part in report.story_parts]
     return says.story is not None and any(c.startswith(tuple(says.story.split("|"))) for c in clauses)

@@ -10,7 +10,7 @@ from typing import Final
 import msgspec
 
 from gradience.rules.log.facts import DEFAULT_GAP, RunFacts, Series, Signal
-from gradience.rules.log.signals import SIGNALS
+from gradience.rules.log.signals import COMPONENTS, SIGNALS
 from gradience.schema import MAX_INT, number_in
 from gradience.schema.events import ConfigSnapshot
 from gradience.schema.reports import BadLine, EvalPoint
@@ -61,9 +61,7 @@ def facts_of(
         gap_threshold=gap_threshold,
         config=config,
         logged=frozenset(run.columns),
-        signals={
-            name: by_step(run.columns[name]) for name in SIGNALS if name in run.columns and run.columns[name].steps
-        },
+        signals={name: by_step(run.columns[name]) for name in _signals_of(run) if run.columns[name].steps},
         history=[event for event in run.evals if not _is_foreign(run, event.step)],
         record=record,
         wirings=run.wirings,
@@ -81,6 +79,12 @@ def _is_foreign(run: RunSeries, step: int | None) -> bool:
     """
     seen = [at.evaluation for at in run.wirings if at.evaluation is not None and (at.step or 0) <= (step or 0)]
     return bool(seen) and (not seen[-1].called or seen[-1].adapted is False)
+
+
+def _signals_of(run: RunSeries) -> list[str]:
+    """The columns of rewards and the like that a run has, in the order of a report, then the reward's functions."""
+    known = [name for name in SIGNALS if name in run.columns]
+    return [*known, *sorted(name for name in run.columns if name.startswith(COMPONENTS) and name not in SIGNALS)]
 
 
 def by_step(column: Column) -> Signal:

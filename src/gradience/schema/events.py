@@ -50,6 +50,7 @@ OF_RL: Final = frozenset(
         *("reward", "reward_std", "frac_reward_zero_std", "objective/kl"),
         *("critic/rewards/mean", "critic/score/mean", "actor/pg_clipfrac", "actor/ppo_kl"),  # verl
         "group_reward_std",  # OpenRLHF
+        *("mismatch_kl/all/mean", "mismatch_kl/mean"),  # prime-rl, whose rewards stand in another file
     }
 )
 OF_REWARD: Final = frozenset({"mean_reward", "min_reward", "max_reward"})

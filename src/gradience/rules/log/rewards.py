@@ -37,6 +37,7 @@ from gradience.rules.log.signals import (
     HIGHEST_REWARD,
     LENGTH,
     LOWEST_REWARD,
+    MIXED_GROUPS,
     REWARD,
     REWARD_STD,
     TOKEN_KL,
@@ -75,6 +76,7 @@ KL_ANSWER = Threshold(
     "kl_answer", 100.0, "nats a completion, median of the last third", "Gao et al. 2022, figure 1: past the best reward"
 )
 KL_ROW = Threshold("kl_row", 10.0, "nats a token, one row", JUDGEMENT)
+KL_START = Threshold("kl_start", 0.2, "nats a token, first rows", "before the first step it is 0: both are one model")
 KL_NONE = Threshold("kl_none", 1e-6, "nats a token, in every row", "rounding in float32")
 KL_ROWS = Threshold("kl_rows", 5, "rows with kl", "the first steps of a warm-up hardly move")
 
@@ -210,6 +212,8 @@ def _equal_groups(facts: RunFacts) -> tuple[str, float, int] | None:
     Trainers that do not log it may show that all rewards of a batch are equal, which they are in all its groups then.
     """
     column = find(facts, EQUAL_GROUPS, FEW_ROWS.value)
+    if column is None and (mixed := find(facts, MIXED_GROUPS, FEW_ROWS.value)) is not None:
+        column = Logged(mixed.name, mixed.steps, [1.0 - value for value in mixed.values])
     if column is not None:
         late = last_part(column.values, _THIRD, 3)
         return column.name, mean_error(late)[0], column.steps[-len(late)]
@@ -325,7 +329,7 @@ def _no_reward(facts: RunFacts) -> Observation | None:
     Verify: Call the reward function on one completion and look at what it returns.
     Source: TRL 1.16, grpo_trainer.py (read) -- completions without a reward are left out, their advantage is 0
     """
-    beside = find(facts, (*EQUAL_GROUPS, *LENGTH), FEW_ROWS.value)
+    beside = find(facts, (*EQUAL_GROUPS, *LENGTH, *ENTROPY), FEW_ROWS.value)
     if beside is None:
         raise Unknown("nothing that is logged beside a reward was logged")
     column = find(facts, REWARD)
@@ -440,14 +444,15 @@ def _entropy(facts: RunFacts) -> Observation | None:
     confidence=0.5,
     phrase=lambda v: f"KL {shown(v, 'late', '.3g')} nats {v.get('unit', 'a token')} from the reference",
     signs=("far_from_reference",),
-    thresholds=(KL_LATE, KL_ANSWER, KL_ROW, FEW_ROWS),
+    thresholds=(KL_LATE, KL_ANSWER, KL_ROW, KL_START, FEW_ROWS),
     evidence=(_TRL_KL, _GAO, TRIAL),
 )
 def _kl(facts: RunFacts) -> Observation | None:
     """far from the reference
 
     in the last third of the rows the median KL is over {kl_late} nats a token, or over {kl_answer} nats a
-    completion where it is logged so; or over {kl_row} nats a token in one row
+    completion where it is logged so; or it is over {kl_start} nats a token in the first row and the median of the first
+    three, of a log that begins with the run; or over {kl_row} nats a token in one row
 
     Why: Far from its reference a policy may be exploiting flaws of the reward. For one high row, one token that the
         reference finds impossible is enough.
@@ -460,6 +465,8 @@ def _kl(facts: RunFacts) -> Observation | None:
         return None if late <= KL_ANSWER.value else _far(whole, late, "a completion")
     column = logged(facts, TOKEN_KL, FEW_ROWS.value)
     late = median(last_part(column.values, _THIRD, 3))
+    if (first := _apart_at_once(column)) is not None:
+        return first
     if late > KL_LATE.value:
         return _far(column, late, "a token")
     highest = max(column.values)
@@ -471,6 +478,23 @@ def _kl(facts: RunFacts) -> Observation | None:
         f"KL jumps to {highest:.3g} nats a token at step {step} ({rows} such rows), and comes back to {late:.3g}.",
         {"highest": highest, "step": step, "rows": rows, "late": late},
         evidence=seen(f"{column.name} {highest:.4g} at step {step}"),
+    )
+
+
+def _apart_at_once(column: Logged) -> Observation | None:
+    """The finding if the KL is large where both models should be one; None of a log that begins later."""
+    first, level = column.values[0], median(column.values[:_START])
+    if min(first, level) <= KL_START.value or column.steps[0] > column.steps[1] - column.steps[0]:
+        return None
+    return Observation(
+        f"KL is {first:.3g} nats a token in the first row, where policy and reference should be the same: the "
+        "reference is another model than the run began with (with PEFT, the base without the adapter), or reads "
+        "another template.",
+        {"late": first, "unit": "a token from the first row on,"},
+        severity="warning",
+        confidence=0.7,
+        action="Compare the log-probabilities of both models for one completion before the first step.",
+        evidence=seen(f"{column.name} {first:.3g} at step {column.steps[0]}, {level:.3g} in the first rows"),
     )
 
 
