@@ -145,7 +145,7 @@ def follow_log(log: Path, *, quiet: bool = False, sleep: Callable[[float], None]
     Raises:
         SchemaError: the log is of another major version.
     """
-    screen = _Screen() if quiet else _Terminal() if _on_screen() else _Lines()
+    screen = _Screen() if quiet else _Terminal() if _on_screen() else _LineScreen()
     try:
         with Tail(log) as tail:
             _watch(tail, screen, sleep)
@@ -206,7 +206,7 @@ class _Screen:
         """Do nothing."""
 
 
-class _Lines(_Screen):
+class _LineScreen(_Screen):
     """A screen of plain lines, for a file or a pipe; a row is printed once, whatever else is logged at its step."""
 
     def __init__(self) -> None:

@@ -160,8 +160,8 @@ def _main(report: DiagnoseReport) -> Iterator[tuple[str, str]]:
 def _findings(report: DiagnoseReport, recorded: Sequence[Table] = ()) -> Section:
     """Every cause with its evidence, then the alerts and recommendations in the log."""
     lead = Note(_LEAD if report.findings else _NONE)
-    found = Findings(causes(report, _where))
-    return Section("findings", f"Findings ({len(report.findings)})", (lead, found, *recorded))
+    causes_of = Findings(causes(report, _where))
+    return Section("findings", f"Findings ({len(report.findings)})", (lead, causes_of, *recorded))
 
 
 def _where(cause: Cause) -> str:
