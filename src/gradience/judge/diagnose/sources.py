@@ -27,7 +27,7 @@ from gradience.judge.check import CheckOptions, judged, when_of
 from gradience.judge.diagnose.identity import CheckpointFolder, identify
 from gradience.judge.monitor import report_of
 from gradience.reading import Reading, read_run
-from gradience.reading.places import RunPlace, find_run, found_runs
+from gradience.reading.places import RunPlace, find_run, run_list
 from gradience.rules import without
 from gradience.rules.config import RULES
 from gradience.rules.config.facts import CheckContext
@@ -222,9 +222,9 @@ def _apart(folder: Path, log: RunSource, weights: RunSource) -> list[str]:
 
 def _inner_runs(folder: Path) -> tuple[list[Path], list[str]]:
     """The runs in subfolders as every verb finds them, as folders where they have one, and notes on copies."""
-    found, same = found_runs(folder)
-    places = [place.parent if place.name == _LOG else place for place in found if place != folder]
-    return places, same
+    runs = run_list(folder)
+    places = [place.parent if place.name == _LOG else place for place in runs.places if place != folder]
+    return places, list(runs.copies)
 
 
 def _holds_weights(place: Path) -> bool:
