@@ -10,7 +10,7 @@ import numpy as np
 from gradience.blocks import Figure
 from gradience.blocks.html.figures import STYLES
 from gradience.blocks.html.plot import Axis, Envelope, Line, Mark, Plot, envelope, y_axis
-from gradience.render.check import steps_of
+from gradience.render.diagnose import steps_of
 from gradience.schema import as_float
 from gradience.schema.diagnose import Cause
 from gradience.schema.fleet import Curve

@@ -170,22 +170,22 @@ class _TracePair:
         part = next((each for each in partings if each.quantity == "batch"), None)
         if part is None:
             return
-        one, two = str(part.first).replace("|", " ").split(), str(part.second).replace("|", " ").split()
+        batches = [trace.batches[part.step] for trace in (self._a, self._b)]
+        micro, (one, two) = [len(batch.micro) for batch in batches], [batch.rows for batch in batches]
         if len(one) != len(two):
-            micro = [str(text).count("|") + 1 for text in (part.first, part.second)]
             if micro[0] != micro[1]:
                 yield _differs("accumulation", "micro-batches of a step", micro[0], micro[1], part.step)
             if len(one) * micro[1] != len(two) * micro[0]:
                 yield _differs("batch_size", "rows of a step", len(one), len(two), part.step)
             return
         if sorted(one) == sorted(two):
-            by = "accumulation" if str(part.first).count("|") != str(part.second).count("|") else "order"
+            by = "accumulation" if micro[0] != micro[1] else "order"
             yield _differs(
                 by, f"the rows of step {part.step} in another arrangement", part.first, part.second, part.step
             )
             return
         shared = sum(x == y for x, y in zip(one, two, strict=True)) / len(one)
-        seen = {row for text in self._b.batches.values() for row in text.replace("|", " ").split()}
+        seen = {row for batch in self._b.batches.values() for row in batch.rows}
         moved = sum(row in seen for row in one) / len(one)
         if shared < _SAME_ROWS and moved > shared:
             yield _differs("order", f"other rows in step {part.step}", part.first, part.second, part.step)
