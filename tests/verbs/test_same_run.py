@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from gradience import GradienceError, TelemetryWriter, diagnose
+from gradience import GradienceError, TelemetryWriter, diagnose, importers
+from gradience.cli.main import main
 from gradience.collect.runs.collect import find_runs, run_job
 from gradience.collect.runs.rows import read_rows
 from gradience.configs.settings import Layer
@@ -218,3 +219,19 @@ def test_weights_that_are_a_pointer_are_not_read_and_the_run_is_judged(tmp_path)
     assert "is a git-lfs pointer" in states["weights"][1]
     assert report.monitor.train.rows == 9
     assert any("adapter_config.json is a git-lfs pointer" in note for note in report.monitor.notes)
+
+
+@pytest.mark.parametrize(
+    ("verb", "places", "times"),
+    [("monitor", "a", 1), ("diagnose", "a", 1), ("report", "a", 1), ("why", "ab", 2), ("monitor", ".", 2)],
+)
+def test_a_verb_imports_each_run_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, verb: str, places: str, times: int
+):
+    trained(tmp_path / "a")
+    trained(tmp_path / "b", scale=2.0)
+    imported = []
+    read = importers.read_source
+    monkeypatch.setattr(importers, "read_source", lambda path, **how: imported.append(path) or read(path, **how))
+    assert main([verb, *(str(tmp_path / place) for place in places)]) in {0, 3}
+    assert len(imported) == times
