@@ -26,7 +26,7 @@ from gradience.io import CHECKPOINT_PREFIX, PathLike
 from gradience.io.atomic import atomic_file
 from gradience.io.reading import real_path
 from gradience.judge.diagnose import judge_sources
-from gradience.judge.diagnose.sources import Read, RunSources, find_sources, read_sources
+from gradience.judge.diagnose.sources import RunSources, SourceReports, find_sources, read_sources
 from gradience.judge.options import ReportKeywords, ReportOptions
 from gradience.render import ReportFormat, check_format, format_of
 from gradience.render.data import data_page
@@ -212,8 +212,8 @@ def _holds_checkpoints_only(folder: Path) -> bool:
 
 def _compared_files(comparison: CompareAdaptersReport | None) -> Iterator[tuple[str, Path]]:
     for adapter in comparison.adapters if comparison is not None else ():
-        found = find_files(Path(adapter.path))
-        yield from (("compared weights", path) for path in found.shards or (found.weights,))
+        files = find_files(Path(adapter.path))
+        yield from (("compared weights", path) for path in files.shards or (files.weights,))
 
 
 def _measured(bench: Path) -> tuple[BenchReport, list[tuple[str, Path]]]:
@@ -225,14 +225,14 @@ def _measured(bench: Path) -> tuple[BenchReport, list[tuple[str, Path]]]:
 
 def _files(roles: Iterable[tuple[str, Path]]) -> list[FileRead]:
     """The files that exist, each once, with the first of its roles."""
-    found: dict[str, tuple[str, Path]] = {}
+    roles_by_file: dict[str, tuple[str, Path]] = {}
     for role, path in roles:
         if path.is_file():
-            found.setdefault(os.path.realpath(path), (role, path))
-    return [FileRead(role, path, path.stat().st_size, sha256_of(path)) for role, path in found.values()]
+            roles_by_file.setdefault(os.path.realpath(path), (role, path))
+    return [FileRead(role, path, path.stat().st_size, sha256_of(path)) for role, path in roles_by_file.values()]
 
 
-def _roles(read: Read) -> Iterator[tuple[str, Path]]:
+def _roles(read: SourceReports) -> Iterator[tuple[str, Path]]:
     """The files that the sources were read from, each with its role."""
     if read.log is not None:
         reading = read.log.reading

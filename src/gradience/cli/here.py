@@ -64,9 +64,9 @@ def _near(place: Path) -> Iterator[Path]:
             yield from list_folder(child).folders
 
 
-def _one_run(place: Path, found: RunSources) -> Iterator[Block]:
+def _one_run(place: Path, sources: RunSources) -> Iterator[Block]:
     at = _quoted(place)
-    parts = (("log", found.log.path), ("adapter", found.weights.path), ("training", found.training))
+    parts = (("log", sources.log.path), ("adapter", sources.weights.path), ("training", sources.training))
     there = {name: path for name, path in parts if path is not None}
     fitting = [f"{_FITTING[name]} {_quoted(path)}" for name, path in there.items()]
     if not there.keys() & {"adapter", "training"} and (place / CONFIG_NAME).is_file():

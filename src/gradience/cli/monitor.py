@@ -24,6 +24,7 @@ from gradience.io.reading import open_regular
 from gradience.judge.monitor import monitor_run
 from gradience.reading.follow import LiveRun, Tail
 from gradience.reading.logs import is_log
+from gradience.reading.places import RunList, log_place, run_list
 from gradience.render.monitor import event_line, frame_lines, monitor_text, progress_line
 from gradience.schema.document import SEVERITIES
 from gradience.schema.events import Event, TrainStep, UnknownEvent
@@ -64,23 +65,18 @@ def monitor(
         if several:
             raise RecorderError("--follow watches one log", advice="give one run.jsonl")
         return _follow(logs[0], run, gap, resolved, verbose=verbose)
-    if several or (run is None and _holds_runs(logs[0])):
+    if several:
         return _table(logs, gap, resolved)
-    return _one(logs[0], run, gap, resolved, verbose=verbose)
-
-
-def _holds_runs(path: Path) -> bool:
-    if not os.path.isdir(path) or is_log(path / "run.jsonl"):  # noqa: PTH112  # Path.is_dir raises where a name is too long
-        return False
-    from gradience.reading.places import holds_runs  # a log of one run need not pay for it
-
-    return holds_runs(path)
+    if run is not None or not os.path.isdir(logs[0]):  # noqa: PTH112  # Path.is_dir raises where a name is too long
+        return _one(logs[0], run, gap, resolved, verbose=verbose)
+    listed = run_list(logs[0])
+    if len(listed.places) > 1:
+        return _table([listed], gap, resolved)
+    return _one(listed.places[0], run, gap, resolved, verbose=verbose)
 
 
 def _one(log: Path, run: str | None, gap: float, resolved: opt.ResolvedOptions, *, verbose: bool) -> int:
     report = monitor_run(log, gap_threshold=gap, run=run, **resolved.rules)
-    from gradience.reading.places import log_place  # a log of our own need not pay for it
-
     return resolved.show(
         report,
         lambda it: monitor_text(it, verbose=verbose),
@@ -91,7 +87,7 @@ def _one(log: Path, run: str | None, gap: float, resolved: opt.ResolvedOptions, 
     )
 
 
-def _table(logs: tuple[Path, ...], gap: float, resolved: opt.ResolvedOptions) -> int:
+def _table(logs: Sequence[Path | RunList], gap: float, resolved: opt.ResolvedOptions) -> int:
     if resolved.format != "text":
         form = "--json" if resolved.format == "json" else f"--format {resolved.format}"
         raise RecorderError(
@@ -145,7 +141,7 @@ def follow_log(log: Path, *, quiet: bool = False, sleep: Callable[[float], None]
     Raises:
         SchemaError: the log is of another major version.
     """
-    screen = _Screen() if quiet else _Terminal() if _on_screen() else _Lines()
+    screen = _Screen() if quiet else _Terminal() if _on_screen() else _LineScreen()
     try:
         with Tail(log) as tail:
             _watch(tail, screen, sleep)
@@ -206,7 +202,7 @@ class _Screen:
         """Do nothing."""
 
 
-class _Lines(_Screen):
+class _LineScreen(_Screen):
     """A screen of plain lines, for a file or a pipe; a row is printed once, whatever else is logged at its step."""
 
     def __init__(self) -> None:

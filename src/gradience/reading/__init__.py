@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 
 from gradience.reading.logs import Reading, read_log
-from gradience.reading.places import find_run
+from gradience.reading.places import find_run, run_list
 
 __all__ = ["Reading", "read_run"]
 
@@ -25,4 +25,6 @@ def read_run(path: str | os.PathLike[str], run: str | None = None) -> Reading:
         RecorderError: the source is missing, empty, or holds no event of a run, or no run of that name.
         SchemaError: the log is of another major version.
     """
+    if run is None and len((runs := run_list(path)).places) == 1:
+        return runs.read(runs.places[0])
     return read_log(*find_run(path, run))

@@ -6,14 +6,14 @@ import math
 import os
 import re
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from itertools import takewhile
 from pathlib import Path
 from typing import Final, NamedTuple
 
 from gradience.errors import GradienceError, RecorderError
-from gradience.reading.logs import LOG_NAME, OF_IMPORT, is_log, read_log
+from gradience.reading.logs import LOG_NAME, OF_IMPORT, Reading, is_log, read_log
 from gradience.schema.reports import SourceLocation
 
 _OF_FOLDERS: Final = (LOG_NAME, "trainer_state.json")
@@ -39,27 +39,34 @@ def runs_in(path: str | os.PathLike[str]) -> list[Path]:
     three levels below, and the folders there into which another program's run wrote, but for a logger's copy of a run
     that is there too. At most 100 are returned.
     """
-    return found_runs(path)[0]
+    return run_list(path).places
 
 
-def found_runs(path: str | os.PathLike[str]) -> tuple[list[Path], list[str]]:
-    """The runs of a folder, as `runs_in` has them, and a note on each copy of a run that is left out."""
+class RunList(NamedTuple):
+    """The runs of a path, a note on each copy of one that is left out, and the logs that were read to tell copies."""
+
+    places: list[Path]
+    copies: Sequence[str] = ()
+    readings: Mapping[Path, Reading] = {}
+
+    def read(self, place: Path) -> Reading:
+        """Read the log of one of the runs, as `read_log`, unless it has been read."""
+        return self.readings.get(place) or read_log(place)
+
+
+def run_list(path: str | os.PathLike[str]) -> RunList:
+    """The runs of a folder, as `runs_in` has them."""
     place = Path(path)
     if not place.is_dir() or is_log(place / LOG_NAME):
-        return [place], []
+        return RunList([place])
     from gradience.importers.sources import MAX_DEPTH, MAX_RUNS, run_folders  # a log of our own needs none
 
     foreign = run_folders(place)
     if foreign == [place]:
-        return [place], []
+        return RunList([place])
     ours = list(_logs(place, MAX_DEPTH))
-    kept, same = _distinct(sorted({*ours, *(folder for folder in foreign if not is_log(folder / LOG_NAME))}))
-    return kept[:MAX_RUNS] or [place], same
-
-
-def holds_runs(path: str | os.PathLike[str]) -> bool:
-    """Whether the path is a folder of several runs."""
-    return len(runs_in(path)) > 1
+    runs = _distinct(sorted({*ours, *(folder for folder in foreign if not is_log(folder / LOG_NAME))}))
+    return runs._replace(places=runs.places[:MAX_RUNS] or [place])
 
 
 class RunPlace(NamedTuple):
@@ -139,15 +146,16 @@ def _found_within(place: Path, places: Sequence[Path], run: str) -> RunPlace:
     raise RecorderError(f"{place}: no run is called {run[:60]!r}", advice=f"there are {there}")
 
 
-def _distinct(places: list[Path]) -> tuple[list[Path], list[str]]:
+def _distinct(places: list[Path]) -> RunList:
     """Of the logs of one run, only the longest, the trainer's own first; and a note on each other one.
 
     Loggers write beside the trainer: `output/` and `wandb/` may hold the same losses of the same steps. Only a few
     folders are read for that.
     """
     if not 1 < len(places) <= _MOST_LOGS or all(place.is_file() for place in places):
-        return places, []
-    losses = {place: _losses_in(place) for place in places}
+        return RunList(places)
+    readings = dict(_readings(places))
+    losses = {place: _losses(readings.get(place)) for place in places}
     trainers = {place for place in places if _holds_results(place)}
     kept: list[Path] = []
     notes: list[str] = []
@@ -159,7 +167,7 @@ def _distinct(places: list[Path]) -> tuple[list[Path], list[str]]:
             kept.append(place)
         else:
             notes.append(f"{place.name} is a log of the same run as {same.name}, which is read")
-    return [place for place in places if place in kept], notes
+    return RunList([place for place in places if place in kept], notes, readings)
 
 
 def _holds_results(place: Path) -> bool:
@@ -178,12 +186,14 @@ def _holds_results(place: Path) -> bool:
         return False
 
 
-def _losses_in(folder: Path) -> dict[int, float]:
-    try:
-        run = read_log(folder).run
-    except GradienceError:
-        return {}
-    return dict(zip(run.steps, run.losses, strict=True))
+def _readings(places: Iterable[Path]) -> Iterator[tuple[Path, Reading]]:
+    for place in places:
+        with suppress(GradienceError):  # reading it again says why
+            yield place, read_log(place)
+
+
+def _losses(reading: Reading | None) -> dict[int, float]:
+    return {} if reading is None else dict(zip(reading.run.steps, reading.run.losses, strict=True))
 
 
 def _one_run(one: Mapping[int, float], other: Mapping[int, float]) -> bool:

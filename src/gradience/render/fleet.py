@@ -20,10 +20,11 @@ from gradience.blocks import (
     facts,
     listed,
     megabytes,
+    set_off,
     table,
     words,
 )
-from gradience.blocks.text import as_lines, as_text, shortened
+from gradience.blocks.text import as_lines, as_text, more, shortened
 from gradience.schema import Json
 from gradience.schema.fleet import (
     Alike,
@@ -95,11 +96,11 @@ def fleet_show_text(report: FleetShowReport) -> Iterator[Block]:
     counts = f"{counted(report.adapters, 'adapter')}, {counted(report.modules, 'module')}"
     yield f"{counts}, {size_text(report.bytes)} of tensors"
     lines = (("Verdicts", report.verdicts), ("Bases", report.bases), ("Types", report.types), ("Ranks", report.ranks))
+    lines = (*lines, ("Findings", report.findings))
     yield facts(((name, counts_text(items)) for name, items in lines))
-    if report.findings:
-        yield facts([("Findings", counts_text(report.findings))])
     yield from _needs_a_look(report)
-    yield from _wasteful(report)
+    most = "Most wasteful (a cut to the suggested rank keeps 90 % of the energy of 9 modules in 10; verify)"
+    yield from set_off(most, [table(_WASTE, report.wasteful)] if report.wasteful else ())
     for one in report.serving[:_BASES]:
         yield from _serving(one)
     yield from _alike(report.similar)
@@ -152,21 +153,13 @@ def _needs_a_look(report: FleetShowReport) -> Iterator[Block]:
         reasons = [f"    {one.adapters:>5} x {one.value}" for one in report.unread]
         yield from shortened(reasons, _REASONS, indent=4, how="gradience fleet query FLEET --named unreadable")
     yield _faulty(report)
-    if report.faulty_total > len(report.faulty):
-        yield f"  ... and {report.faulty_total - len(report.faulty)} more (--verbose lists all)"
+    yield from more(report.faulty_total - len(report.faulty), "--verbose lists all")
 
 
 def _faulty(report: FleetShowReport) -> Table:
     return table(
         _FAULTY, report.faulty, caption="By fault", told=lambda f: f"  {words(f.verdict)}: {f.path}: {f.reason}"
     )
-
-
-def _wasteful(report: FleetShowReport) -> Iterator[Block]:
-    if report.wasteful:
-        yield ""
-        yield "Most wasteful (a cut to the suggested rank keeps 90 % of the energy of 9 modules in 10; verify):"
-        yield table(_WASTE, report.wasteful)
 
 
 def _serving(one: Serving) -> Iterator[Block]:
@@ -183,21 +176,21 @@ def _serving(one: Serving) -> Iterator[Block]:
         yield f"  servers of rank {sizes}: {size_text(split.padding_bytes)}"
 
 
-def _alike(found: Similar) -> Iterator[Block]:
-    same, near = (replace(each, rows=each.rows[:_PAIRS], told=(each.told or ())[:_PAIRS]) for each in _similar(found))
-    if found.same:
-        yield from ("", f"Equal content: {counted(len(found.same), 'group')}", same)
-    if found.near:
-        said = f"Nearly the same update (cosine >= {found.threshold:g}): {counted(len(found.near), 'pair')}"
+def _alike(similar: Similar) -> Iterator[Block]:
+    same, near = (replace(each, rows=each.rows[:_PAIRS], told=(each.told or ())[:_PAIRS]) for each in _similar(similar))
+    if similar.same:
+        yield from ("", f"Equal content: {counted(len(similar.same), 'group')}", same)
+    if similar.near:
+        said = f"Nearly the same update (cosine >= {similar.threshold:g}): {counted(len(similar.near), 'pair')}"
         yield from ("", said, near)
-    if found.not_compared:
-        yield f"  {counted(found.not_compared, 'likely pair')} not compared (gradience.fleet.show takes most_pairs)"
+    if similar.not_compared:
+        yield f"  {counted(similar.not_compared, 'likely pair')} not compared (gradience.fleet.show takes most_pairs)"
 
 
-def _similar(found: Similar) -> tuple[Table, Table]:
-    close = f"Cosine of the updates at least {found.threshold:g}"
-    same = table(_SAME, found.same, caption="Equal content", told=_equal)
-    return same, table(_NEAR, found.near, caption=close, told=_nearly)
+def _similar(similar: Similar) -> tuple[Table, Table]:
+    close = f"Cosine of the updates at least {similar.threshold:g}"
+    same = table(_SAME, similar.same, caption="Equal content", told=_equal)
+    return same, table(_NEAR, similar.near, caption=close, told=_nearly)
 
 
 def _equal(alike: Alike) -> str:

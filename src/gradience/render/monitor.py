@@ -21,6 +21,7 @@ from gradience.blocks import (
     findings,
     gib,
     number,
+    part,
     percent,
     skipped,
     table,
@@ -60,22 +61,21 @@ _RANKS: Final = ("energy_rank_90_p50", "energy_rank_90_p90", "suggested_r_global
 def monitor_text(report: MonitorReport, *, verbose: bool = False) -> Iterator[Block]:
     """The report on a run for a terminal; `verbose` adds the evidence of findings, skipped rules, and event counts."""
     yield Title("GRADIENCE MONITOR")
-    yield f"Story: {report.story}"
-    yield f"File: {report.file}"
-    if report.config.model_name:
-        yield f"Model:   {report.config.model_name}"
-    yield facts(run_facts(report), width=9)
+    yield facts((("Story", report.story), ("File", report.file)), width=0)
+    yield facts((("Model", report.config.model_name), *run_facts(report)), width=9)
     yield ""
-    yield from _signals(report)
-    yield from _probes(report)
+    signals = (f"  {_moved(name, signal, '.4g')}" for name, signal in _telling(report.signals))
+    yield from part("Signals (medians of the first and of the last fifth of the rows)", signals)
+    probes = max((probe.rows for probe in report.probes.values()), default=0)
+    adapter = (f"  {line}" for line in probe_lines(report))
+    yield from part(f"Adapter in training ({probes} probes of spectral_every)", adapter)
     yield from _evals(report)
     if shown := fed(report):
         yield from (*shown, "")
     yield from _recorded_audit(report, verbose=verbose)
-    yield from _alerts(report)
+    yield from part(f"Alerts ({len(report.alerts)})", map(_alert, report.alerts))
     yield from _recommendations(report, verbose=verbose)
-    if report.not_run:
-        yield from skipped(report.not_run, verbose=verbose)
+    yield from skipped(report.not_run, verbose=verbose)
     if verbose:
         yield ""
         yield f"Events: {', '.join(f'{name} {n}' for name, n in report.events.items())}"
@@ -86,21 +86,17 @@ def monitor_text(report: MonitorReport, *, verbose: bool = False) -> Iterator[Bl
         yield "Findings are hypotheses: verify on held-out data."
 
 
-def run_facts(report: MonitorReport) -> Iterator[tuple[str, str]]:
+def run_facts(report: MonitorReport) -> Iterator[tuple[str, str | None]]:
     """What was trained, how far it came, and its training loss: labels and values."""
-    if report.config.dataset_name:
-        yield "Dataset", report.config.dataset_name
-    if report.config.task_profile != "unknown":
-        yield "Profile", report.config.task_profile
+    yield "Dataset", report.config.dataset_name
+    yield "Profile", "" if report.config.task_profile == "unknown" else report.config.task_profile
     step, planned = report.train.last_step, report.config.training.planned_steps
     reason = f" ({report.status_reason})" if report.status_reason else ""
     reached = "" if step is None else f", step {step}" + (f" of {planned}" if planned else "")
     yield "Status", f"{words(report.status)}{reason}{reached}"
     yield ("Rows", f"{report.train.rows}") if _is_silent(report) else ("Loss", _loss_of(report.train))
-    if report.train.rows and (peak := _peak(report.account.schedule)):
-        yield "Peak LR", peak
-    if report.pace is not None and (said := _pace(report.pace)):
-        yield "Pace", said
+    yield "Peak LR", _peak(report.account.schedule) if report.train.rows else ""
+    yield "Pace", "" if report.pace is None else _pace(report.pace)
 
 
 def _pace(pace: Pace) -> str:
@@ -157,13 +153,12 @@ def _peak(schedule: Schedule) -> str:
     return f"{number(rate, '.3g')}{said}"
 
 
-def _signals(report: MonitorReport) -> Iterator[Block]:
-    if report.signals:
-        yield "Signals (medians of the first and of the last fifth of the rows):"
-        for name, s in _telling(report.signals):
-            span = f"{number(s.lowest, '.4g')} to {number(s.highest, '.4g')}"
-            yield f"  {name}: {number(s.first, '.4g')} -> {number(s.last, '.4g')}  ({span})"
-        yield ""
+def _moved(name: str, signal: SignalSummary, spec: str) -> str:
+    """What a column was at first and at last, and its range."""
+    first, last, lowest, highest = (
+        number(value, spec) for value in (signal.first, signal.last, signal.lowest, signal.highest)
+    )
+    return f"{name}: {first} -> {last}  ({lowest} to {highest})"
 
 
 def _telling(signals: Mapping[str, SignalSummary]) -> Iterator[tuple[str, SignalSummary]]:
@@ -176,19 +171,9 @@ def _telling(signals: Mapping[str, SignalSummary]) -> Iterator[tuple[str, Signal
         yield name, signal
 
 
-def _probes(report: MonitorReport) -> Iterator[Block]:
-    if report.probes:
-        rows = max(probe.rows for probe in report.probes.values())
-        yield f"Adapter in training ({rows} probes of spectral_every):"
-        yield from (f"  {line}" for line in probe_lines(report))
-        yield ""
-
-
-def probe_lines(report: MonitorReport) -> Iterator[Block]:
+def probe_lines(report: MonitorReport) -> Iterator[str]:
     """A line for each probed quantity of the adapter (size, rank), with its values over the steps."""
-    for name, probe in report.probes.items():
-        span = f"{number(probe.lowest, '.3g')} to {number(probe.highest, '.3g')}"
-        yield f"{_PROBES[name]}: {number(probe.first, '.3g')} -> {number(probe.last, '.3g')}  ({span})"
+    return (_moved(_PROBES[name], probe, ".3g") for name, probe in report.probes.items())
 
 
 def _evals(report: MonitorReport) -> Iterator[Block]:
@@ -345,14 +330,9 @@ def _audit_in_full(report: MonitorReport, audit: Mapping[str, Json], verdict: st
     yield ""
 
 
-def _alerts(report: MonitorReport) -> Iterator[Block]:
-    if not report.alerts:
-        return
-    yield f"Alerts ({len(report.alerts)}):"
-    for alert in report.alerts:
-        at = "" if alert.step is None else f" at step {alert.step}"
-        yield f"  [{alert.severity.upper()}] {alert.code}{at}: {alert.message}"
-    yield ""
+def _alert(alert: Alert) -> str:
+    at = "" if alert.step is None else f" at step {alert.step}"
+    return f"  [{alert.severity.upper()}] {alert.code}{at}: {alert.message}"
 
 
 def _recommendations(report: MonitorReport, *, verbose: bool) -> Iterator[Block]:

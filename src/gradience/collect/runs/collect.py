@@ -146,9 +146,9 @@ def _below(root: str, known: Collection[str]) -> Iterator[tuple[str, str]]:
             continue
         files = [entry.name for entry in listed if not leads_to_folder(entry)]
         below = [entry.name for entry in listed if entry.is_dir(follow_symlinks=False) and entry.name[0] != "."]
-        found = list(_of(folder, files, below, known))
-        yield from found
-        inner = inner_folders(os.path.basename(folder), below, of_run=bool(found))  # noqa: PTH119  # ten thousand times
+        runs = list(_of(folder, files, below, known))
+        yield from runs
+        inner = inner_folders(os.path.basename(folder), below, of_run=bool(runs))  # noqa: PTH119  # ten thousand times
         stack += [f"{folder}/{name}" for name in reversed(inner)]
 
 

@@ -16,7 +16,7 @@ from gradience.blocks import counted
 from gradience.io import PathLike
 from gradience.judge.check import check_config, source_locations as config_locations
 from gradience.judge.diagnose.checkpoints import CheckpointChoice, choose, disk_symptoms
-from gradience.judge.diagnose.sources import Read, RunSources, find_sources, read_sources
+from gradience.judge.diagnose.sources import RunSources, SourceReports, find_sources, read_sources
 from gradience.judge.options import DiagnoseKeywords, DiagnoseOptions
 from gradience.reading.places import log_place
 from gradience.rules import excluded_rules
@@ -106,14 +106,14 @@ def unjudged(
         "weights": audit.not_run if audit else None,
     }
     read = frozenset(source.source for source in sources if source.state == "read")
-    found: list[Unjudged] = []
+    not_judged: list[Unjudged] = []
     for source in sources:
         items = skipped[source.source]
         if items is None:
             items = [NotRun(id=rule, reason=source.reason) for rule in IDS[source.source]]
-        found += [Unjudged(source=source.source, id=item.id, reason=item.reason) for item in items]
+        not_judged += [Unjudged(source=source.source, id=item.id, reason=item.reason) for item in items]
     lacking = ((join.id, left_out.get(join.id) or join.missing(read)) for join in JOINS)
-    return found + [Unjudged(source="join", id=rule, reason=why) for rule, why in lacking if why is not None]
+    return not_judged + [Unjudged(source="join", id=rule, reason=why) for rule, why in lacking if why is not None]
 
 
 def coverage_of(not_run: Iterable[Unjudged]) -> list[SourceCoverage]:
@@ -245,7 +245,7 @@ def diagnose_sources(
     return judge_sources(read_sources(sources, options.base, options.task, gap, left_out=left_out), left_out)
 
 
-def judge_sources(read: Read, left_out: Mapping[str, str] = MappingProxyType({})) -> DiagnoseReport:
+def judge_sources(read: SourceReports, left_out: Mapping[str, str] = MappingProxyType({})) -> DiagnoseReport:
     """Judge what was read; a join left out is listed with its reason."""
     monitor = read.log.report if read.log else None
     choice = CheckpointChoice([])
@@ -329,7 +329,7 @@ def _place(cause: Cause) -> tuple[int, bool, bool, int]:
     return -SEVERITIES.index(cause.severity), cause.id in _OF_RECORD, not look, of_source
 
 
-def _symptoms(read: Read, choice: CheckpointChoice) -> Iterator[Symptom]:
+def _symptoms(read: SourceReports, choice: CheckpointChoice) -> Iterator[Symptom]:
     if read.check:
         yield from config_symptoms(read.check)
     if read.log:
@@ -347,7 +347,7 @@ def _symptoms(read: Read, choice: CheckpointChoice) -> Iterator[Symptom]:
             yield from outgrown(read.log.reading.run, stated, read.audit)
 
 
-def _stated(read: Read) -> Iterator[Stated]:
+def _stated(read: SourceReports) -> Iterator[Stated]:
     """The adapter's settings as stated outside its own folder."""
     log, config = read.sources.log.path, read.sources.config.path
     if read.log and log and log.is_file():  # a folder is imported with the adapter's config
@@ -361,7 +361,7 @@ def _alone(source: PieceSource, finding: Finding) -> Cause:
     return Cause(**msgspec.structs.asdict(finding), pieces=[piece])
 
 
-def _with_outcome(causes: list[Cause], read: Read) -> list[Cause]:
+def _with_outcome(causes: list[Cause], read: SourceReports) -> list[Cause]:
     """The causes; the size of an update is no error by itself where the held-out loss was lower at its end."""
     if read.log is None or not _fell(read.log.reading.run):
         return causes

@@ -17,7 +17,28 @@ from gradience.schema.events import ConfigSnapshot, RunStart, StepDigests, Train
 from gradience.telemetry.series import rate_of
 
 
-@dataclass
+@dataclass(frozen=True)
+class Batch:
+    """The digests of the rows of a step, in order, by micro-batch."""
+
+    micro: Sequence[Sequence[str]]
+
+    @classmethod
+    def of(cls, text: str) -> Batch:
+        """The batch as a log has it: rows apart by blanks, micro-batches by bars."""
+        return cls([part.split() for part in text.split("|")])
+
+    @cached_property
+    def rows(self) -> Sequence[str]:
+        """The rows of all micro-batches."""
+        return [row for part in self.micro for row in part]
+
+    def __str__(self) -> str:
+        """The batch as a log has it."""
+        return "|".join(map(" ".join, self.micro))
+
+
+@dataclass(frozen=True)
 class Trace:
     """What one run recorded that can be compared."""
 
@@ -25,7 +46,7 @@ class Trace:
     versions: Sequence[Mapping[str, str]]
     wirings: Sequence[Wiring]
     rows: Mapping[int, TrainStep]
-    batches: Mapping[int, str]
+    batches: Mapping[int, Batch]
     rng: Mapping[int, str]
 
     @cached_property
@@ -55,10 +76,10 @@ def _joined(parts: Sequence[Session]) -> Trace:
     events = [event for part in parts if part[0].run_id == last for event in part]
     starts = [event for event in events if isinstance(event, RunStart)]
     wirings = [event for event in events if isinstance(event, Wiring)]
-    batches, rng = dict[int, str](), dict[int, str]()
+    batches, rng = dict[int, Batch](), dict[int, str]()
     for event in events:
         if isinstance(event, StepDigests):
-            batches |= {event.first + place: text for place, text in enumerate(event.batches) if text}
+            batches |= {event.first + place: Batch.of(text) for place, text in enumerate(event.batches) if text}
             rng |= {event.first + place: text for place, text in enumerate(event.rng) if text}
     meta = starts[-1].meta.get("versions", {}) if starts else {}
     versions = [meta if isinstance(meta, dict) else {}, wirings[0].versions if wirings else {}]
@@ -74,7 +95,7 @@ def column(trace: Trace, quantity: str) -> Mapping[int, Any]:
         "grad_norm": lambda row: math.nan if row.grad_norm is None else as_float(row.grad_norm),
     }
     if quantity == "batch":
-        return trace.batches
+        return {step: str(batch) for step, batch in trace.batches.items()}
     if quantity == "rng":
         return trace.rng
     read = readers[quantity]
