@@ -116,7 +116,7 @@ def report_of(
         not_run=not_run,
         issues=log.issues,
         issues_total=log.issues_total,
-        notes=[*reading.notes, *derived_notes(facts.evals)],
+        notes=[*reading.notes(), *derived_notes(facts.evals)],
     )
 
 
