@@ -240,7 +240,7 @@ def findings(some: Iterable[Finding], *, verbose: bool = True) -> Findings:
     return Findings(tuple(ShownFinding(finding, number=n) for n, finding in enumerate(some, 1)), verbose=verbose)
 
 
-def skipped(not_run: Sequence[NotRun], *, verbose: bool) -> list[Fold]:
+def skipped(not_run: Sequence[NotRun], *, verbose: bool) -> list[Block]:
     """The number of checks that did not run, and on request each reason with its checks; nothing if all ran."""
     reasons: dict[str, list[str]] = {}
     for item in not_run:

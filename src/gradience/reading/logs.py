@@ -58,7 +58,6 @@ class Reading:
         """The readings of all runs of the log, in its order."""
         return (replace(self, run=run) for run in self.log.runs.values())
 
-    @property
     def notes(self) -> Iterator[str]:
         """What a reader of the numbers should know of the log and its reading."""
         yield from self.of_import

@@ -95,8 +95,10 @@ def fleet_show_text(report: FleetShowReport) -> Iterator[Block]:
     yield Title("GRADIENCE FLEET")
     counts = f"{counted(report.adapters, 'adapter')}, {counted(report.modules, 'module')}"
     yield f"{counts}, {size_text(report.bytes)} of tensors"
-    lines = (("Verdicts", report.verdicts), ("Bases", report.bases), ("Types", report.types), ("Ranks", report.ranks))
-    lines = (*lines, ("Findings", report.findings))
+    lines = (
+        *(("Verdicts", report.verdicts), ("Bases", report.bases), ("Types", report.types)),
+        *(("Ranks", report.ranks), ("Findings", report.findings)),
+    )
     yield facts(((name, counts_text(items)) for name, items in lines))
     yield from _needs_a_look(report)
     most = "Most wasteful (a cut to the suggested rank keeps 90 % of the energy of 9 modules in 10; verify)"

@@ -132,7 +132,7 @@ def _lowest(loss: MetricAccount) -> str:
     return f"lowest {number(loss.best, '.4g')} at step {loss.best_step}"
 
 
-def _main(report: DiagnoseReport) -> Iterator[tuple[str, str]]:
+def _main(report: DiagnoseReport) -> Iterator[tuple[str, str | None]]:
     """The main numbers of a run and its adapter: labels and values."""
     run, audit = report.monitor, report.audit
     if run is not None:

@@ -85,7 +85,7 @@ def report_of(
         marks=marks(facts),
         kept_step=kept_step(account(facts)),
     )
-    audit = run.latest_metrics.get("lora_audit")
+    audit, fed = (run.latest_metrics.get(kind) for kind in ("lora_audit", "data"))
     return MonitorReport(
         schema=MONITOR_SCHEMA_ID,
         story=line_of(parts),
@@ -105,9 +105,9 @@ def report_of(
         account=of,
         evals=list(facts.evals),
         gap=gap_of(of.last_pair) if of.comparable and _as_perplexity(facts, of) else None,
-        lora_audit=facts.audit,
+        lora_audit=audit.metrics if audit else None,
         lora_audit_step=audit.step if audit else None,
-        data=facts.data,
+        data=fed.metrics if fed else None,
         pace=pace_of(run.paces),
         alerts=run.alerts,
         recommendations=run.recommendations,
@@ -116,7 +116,7 @@ def report_of(
         not_run=not_run,
         issues=log.issues,
         issues_total=log.issues_total,
-        notes=[*reading.notes, *derived_notes(facts.evals)],
+        notes=[*reading.notes(), *derived_notes(facts.evals)],
     )
 
 
