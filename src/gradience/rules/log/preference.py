@@ -234,16 +234,15 @@ def _fall(values: Sequence[float]) -> Fall | None:
         return None
     rows = max(5, math.ceil(0.05 * len(values))) if len(values) >= MANY_ROWS.value else max(1, len(values) // 5)
     first, last, head = median(values[:rows]), median(values[-rows:]), rows
-    if values[0] > max(values[1:]):  # what the first rows lost shows in no median of them
+    if values[0] > max(values[1:]) and values[0] - first > first - last:  # the first rows lost most of it
         first, head = values[0], 1
-    if first - last < CHOSEN_ERRORS.value * median_error(noise(values[1:]), head, rows):
+    if first <= last or first - last < CHOSEN_ERRORS.value * median_error(noise(values[1:]), head, rows):
         return None
     if head > 1 and len(values) < MANY_ROWS.value and mann_kendall(values) > ALPHA.value:
         return None
     until = max(1, round(CHOSEN_EARLY.value * len(values)))
-    return Fall(
-        first, last, head, first - median(values[until : 2 * until]) >= (1.0 - CHOSEN_EARLY.value) * (first - last)
-    )
+    early = first - median(values[until : 2 * until]) >= (1.0 - CHOSEN_EARLY.value) * (first - last)
+    return Fall(first, last, head, early)
 
 
 @_PreferenceRule(
@@ -255,7 +254,7 @@ def _fall(values: Sequence[float]) -> Fall | None:
         f"{'both answers lose' if v['both'] else 'chosen answers lose'} probability: chosen "
         f"{shown(v, 'first')} -> {shown(v, 'last')}"
     ),
-    covers=lambda v: frozenset({"learning"}) if v["much"] else frozenset(),
+    covers=lambda v: frozenset({"learning"}) if v.get("much") else frozenset(),
     thresholds=(
         *(CHOSEN_NATS, CHOSEN_MOST, CHOSEN_EARLY, CHOSEN_EARLY_NATS, CHOSEN_FALL, CHOSEN_LOST),
         *(CHOSEN_ERRORS, CHOSEN_ROWS, MANY_ROWS, ALPHA),
@@ -269,7 +268,8 @@ def _chosen_falls(facts: RunFacts) -> Observation | None:
     first level; a warning where it fell by {chosen_most} of it, or where both answers fell, it by {chosen_early} of it
     and {chosen_early_nats} nats, mostly within the first {chosen_early} of the rows. Where only rewards/chosen is
     logged, it fell by {chosen_fall}; a warning where both fell, it by {chosen_lost}. The first level is the first row's
-    if all others are below it, else under {many_rows} rows a Mann-Kendall test must find the fall, at p <= {alpha}
+    if all others are below it and the first rows lost most; else, under {many_rows} rows, a Mann-Kendall test must find
+    the fall, at p <= {alpha}
 
     Why: A margin can grow while both answers lose probability to answers that no one asked for.
     Scope: preference training that logs logps/chosen or rewards/chosen
