@@ -25,6 +25,8 @@ from gradience.telemetry.series import LogRecord
 NAN: Final = math.nan
 _GAP: Final = "sampling__sampling_logp_difference__mean"
 _APART: Final = "Sampler and trainer give the same tokens other probabilities: "
+_UNEVEN: Final = "Nearly all of the reward's variance is of rewards/size: its standard deviation is "
+_TRADED: Final = "rewards/right falls from "
 _RATIO: Final = "sampling__importance_sampling_ratio__mean"
 
 
@@ -673,7 +675,10 @@ _FAULTS: Final[dict[str, tuple[str, dict[str, Any]]]] = {
     "WIR183": ("pass", {"passes": {"training": False}}),
     "WIR184": ("start", {"schedule": {"name": "LambdaLR", "step": 0, "rates": [1.0], "foreign": True}}),
     "WIR186": ("start", {"unprepared": ["optimizer"]}),
-    "WIR187": ("save", {"saved": {"file": "a.safetensors", "tensors": 8, "parameters": 100, "differs": "lora_A"}}),
+    "WIR187": (
+        "save",
+        {"saved": {"file": "a.safetensors", "tensors": 8, "parameters": 100, "differs": "lora_A", "of_step": 0}},
+    ),
     "WIR188": ("start", {"adapter": {**_ADAPTER, "new_heads": ["score.weight"]}}),
     "WIR185": ("gradients", {"gradients": {"steps": 8, "tensors": 8, "reached": 8, "compared": 7, "kept": 7}}),
 }
@@ -1218,6 +1223,8 @@ ENTRIES: Final[dict[str, Entry]] = {
         edges=[
             Edge("unmeasured", "-i", 63, 64, lambda x: _left(0.8, 0.8, 0.8, restored=False, last=int(x))),
             Edge("restored", "i?", 0.0, 1.0, lambda x: _left(0.8, 0.8, 0.8, restored=bool(x), last=90)),
+            Edge("one_is_due", "i?", 78, 79, lambda x: _left(0.8, 0.8, 0.8, restored=False, last=int(x))),
+            Edge("it_was_due", "?i", 81, 82, lambda x: _left(0.8, 0.8, 0.8, restored=False, last=int(x))),
         ],
     ),
     "SEL192": Entry(
@@ -1742,8 +1749,7 @@ ENTRIES: Final[dict[str, Entry]] = {
         says=[
             (
                 _parts(right=(0.5, 0.4), form=(0.2, 0.1), size=(-9.0, 8.0)),
-                "Nearly all of the reward's variance is of rewards/size: its standard deviation is 8, that of form "
-                + "0.1, right 0.4. What the others ask for hardly counts.",
+                _UNEVEN + "8, that of form 0.1, right 0.4. What the others ask for hardly counts.",
             ),
             (
                 _parts(right=(0.5, 0.4), tests=(0.0, 0.0)),
@@ -1751,8 +1757,8 @@ ENTRIES: Final[dict[str, Entry]] = {
             ),
             (
                 _parts(right=(_step(1.0, 0.5), 0.4), style=(_step(0.0, 1.0), 0.4)),
-                "rewards/right falls from 1 to 0.5 while the reward rises, by rewards/style: the second is learnt at "
-                + "the cost of the first.",
+                _TRADED
+                + "1 to 0.5 while the reward rises, by rewards/style: the second is learnt at the cost of the first.",
             ),
             (_parts(right=(0.5, 0.4)), "the reward has one function, or its functions were not logged"),
         ],
