@@ -408,10 +408,10 @@ def _logps(values: Sequence[float]) -> RunFacts:
     return run([0.6] * len(values), kind="preference", columns={"logps/chosen": values})
 
 
-def _both(chosen: Sequence[float], name: str = "logps", *, falls: bool = True) -> RunFacts:
+def _both(chosen: Sequence[float], name: str = "logps", *, falls: bool = True, **more: Sequence[float]) -> RunFacts:
     """A run whose rejected answers fall like the chosen ones, or stay."""
     rejected = chosen if falls else chosen[:1] * len(chosen)
-    columns = {f"{name}/chosen": chosen, f"{name}/rejected": rejected}
+    columns = {f"{name}/chosen": chosen, f"{name}/rejected": rejected, **more}
     return run([0.6] * len(chosen), kind="preference", columns=columns)
 
 
@@ -424,6 +424,12 @@ def _parts(rows: int = 30, **functions: tuple[Any, Any]) -> RunFacts:
     }
     means = [values for name, values in series.items() if name.endswith("mean")]
     return run([1e-4] * rows, kind="rl", columns={"reward": [sum(each) for each in zip(*means, strict=True)], **series})
+
+
+def _with_function(rows: int, other: int = 0) -> RunFacts:
+    """Rewards in 20 rows, of a function that is a number in so many, and of another one."""
+    functions = {"rewards__a__mean": [1.0] * rows, **({"rewards__b__mean": [1.0] * other} if other else {})}
+    return _rl(frac_reward_zero_std=[0.0] * 20, reward=[1.0] * 20, **functions)
 
 
 def _step(first: float, last: float) -> Callable[[int], float]:
@@ -449,9 +455,14 @@ def _rl(**columns: Sequence[float]) -> RunFacts:
     )
 
 
-def _flat_at(rate: float, r: int | None = 8, status: str = "ok") -> RunFacts:
+def _dip(end: float, noise: float) -> Sequence[float]:
+    """A reward of 1.3 that falls to 0.5 and comes back in part."""
+    return [x + (noise if i % 2 else -noise) for i, x in enumerate([1.3] * 5 + [0.5] * 6 + [end] * 5)]
+
+
+def _flat_at(rate: float, r: int | None = 8, status: str = "ok", noise: float = 0.0) -> RunFacts:
     """A reward that stands still, of a LoRA at this rate."""
-    flat = run(rates=rate, kind="rl", columns={"reward": [1.0] * 20})
+    flat = run(rates=rate, kind="rl", columns={"reward": [1.0 + noise * (-1) ** (i // 2) for i in range(20)]})
     return replace(flat, config=replace_struct(flat.config, lora=LoraSnapshot(r=r)), status=status)
 
 
@@ -1551,6 +1562,14 @@ ENTRIES: Final[dict[str, Entry]] = {
             Edge("chosen_early_nats", "iw", -129.9, -130.1, lambda x: _both([-100.0] * 4 + [x] * 36)),
             Edge("both", "iw", 0, 1, lambda x: _both([-150.0] * 4 + [-190.0] * 36, falls=bool(x))),
             Edge("chosen_lost", "iw", -4.9, -5.1, lambda x: _both([0.0] * 4 + [x] * 36, "rewards")),
+            Edge("far_below", "-w", -4.9, -5.1, lambda x: _both([x] * 40, "rewards")),
+            Edge(
+                "without_reference",
+                "w-",
+                0,
+                1,
+                lambda x: _both([-9.0] * 40, "rewards", **({"nll_loss": [2.0] * 40} if x else {})),
+            ),
             Edge("both_rewards", "iw", 0, 1, lambda x: _both([0.0] * 4 + [-6.0] * 36, "rewards", falls=bool(x))),
             Edge(
                 "the_first_row",
@@ -1615,6 +1634,8 @@ ENTRIES: Final[dict[str, Entry]] = {
         edges=[
             Edge("null_rows", "wi", 18, 19, lambda x: _rl(frac_reward_zero_std=[0.0] * 20, reward=[1.0] * x)),
             Edge("any", "i-", 19, 20, lambda x: _rl(frac_reward_zero_std=[0.0] * 20, reward=[1.0] * x)),
+            Edge("a_function", "i-", 19, 20, lambda x: _with_function(x, 20)),
+            Edge("a_function_alone", "wi", 18, 19, _with_function),
             Edge("none_at_all", "ew", 0, 1, lambda x: _rl(frac_reward_zero_std=[0.0] * 20, reward=[1.0] * x)),
         ],
         told=[
@@ -1632,6 +1653,10 @@ ENTRIES: Final[dict[str, Entry]] = {
             Edge("reward_shown", "?-", 0.74, 0.76, lambda x: _rl(reward=_risen(x))),
             Edge("two_errors", "i?", 1.043, 1.045, lambda x: _reward(1.0, 1.0, x, 0.02)),
             Edge("rate_low", "wiw", 1.9e-6, 2.1e-6, _flat_at, at=2e-6),
+            Edge("noisy_rate_low", "w?", 1.9e-6, 2.1e-6, lambda x: _flat_at(x, noise=0.5)),
+            Edge("some_rows", "?w", 9, 10, lambda x: _rl(reward=[1.3] * 4 + [0.5] * (x - 6) + [0.6] * 2)),
+            Edge("sure_errors", "w?", 0.04, 0.045, lambda x: _rl(reward=_dip(0.9, x))),
+            Edge("on_the_way", "w?", 1.15, 1.2, lambda x: _rl(reward=_dip(x, 0.02))),
             Edge("many_rows", "w?", 19, 20, lambda x: _rl(reward=([1.0] * 8 + [0.3, 0.5] * 6)[:x])),
             Edge("few_rows", "?-", 2, 3, lambda x: _rl(reward=[1.0] * x)),
         ],

@@ -239,8 +239,15 @@ def prepared_of(**parts: Any) -> dict[str, list[str]]:
 def _idle_accelerator() -> Any:
     """Return an Accelerator whose `prepare` was not called; None without one."""
     kind = getattr(sys.modules.get("accelerate"), "Accelerator", None)
-    made = (each for each in gc.get_objects() if type(each) is kind) if kind is not None else ()
-    return next((each for each in made if not (each._models or each._optimizers or each._dataloaders)), None)  # noqa: SLF001  # no public name tells
+    if kind is None or not _idle(kind):
+        return None
+    gc.collect()  # one that nobody holds any more may still be among the objects
+    return next(iter(_idle(kind)), None)
+
+
+def _idle(kind: type) -> list[Any]:
+    made = [each for each in gc.get_objects() if type(each) is kind]
+    return [each for each in made if not (each._models or each._optimizers or each._dataloaders)]  # noqa: SLF001  # no public name tells
 
 
 def _asked_of(accelerator: Any) -> list[str]:

@@ -267,7 +267,8 @@ def _chosen_falls(facts: RunFacts) -> Observation | None:
     logps/chosen fell by {chosen_errors} standard errors, and by at least {chosen_nats} nats and a tenth of its
     first level; a warning where it fell by {chosen_most} of it, or where both answers fell, it by {chosen_early} of it
     and {chosen_early_nats} nats, mostly within the first {chosen_early} of the rows. Where only rewards/chosen is
-    logged, it fell by {chosen_fall}; a warning where both fell, it by {chosen_lost}. The first level is the first row's
+    logged, it fell by {chosen_fall}; a warning where both fell, it by {chosen_lost}. Also a warning where both rewards
+    end {chosen_lost} below the reference, if there is one. The first level is the first row's
     if all others are below it and the first rows lost most; else, under {many_rows} rows, a Mann-Kendall test must find
     the fall, at p <= {alpha}
 
@@ -282,12 +283,14 @@ def _chosen_falls(facts: RunFacts) -> Observation | None:
         return _reward_falls(facts)
     fall = _fall(column(facts, CHOSEN_LOGPS, CHOSEN_ROWS.value).values)
     if fall is None or fall.first >= 0.0:
-        return None
+        return _far_below(facts)
     lost, level = fall.lost, abs(fall.first)
     rejected = facts.signals.get(REJECTED_LOGPS)
     both = _fall(rejected.values) if rejected else None
     early = both is not None and fall.early and lost >= max(CHOSEN_EARLY_NATS.value, CHOSEN_EARLY.value * level)
     much = early or lost >= CHOSEN_MOST.value * level
+    if not much and (far := _far_below(facts)) is not None:
+        return far
     if not much and lost < max(CHOSEN_NATS.value, 0.1 * level):
         return None
     other = f", of rejected ones from {both.first:.4g} to {both.last:.4g}" if both else ""
@@ -303,6 +306,24 @@ def _chosen_falls(facts: RunFacts) -> Observation | None:
     )
 
 
+def _far_below(facts: RunFacts) -> Observation | None:
+    """The finding if both answers are far less likely than for the reference, whatever the first row shows."""
+    chosen, rejected = facts.signals.get(CHOSEN), facts.signals.get(REJECTED)
+    if chosen is None or rejected is None or facts.logged & _REFERENCE_FREE or len(chosen.values) < CHOSEN_ROWS.value:
+        return None
+    late, other = median(last_part(chosen.values, 5)), median(last_part(rejected.values, 5))
+    if max(late, other) > -CHOSEN_LOST.value:
+        return None
+    return Observation(
+        f"Both answers are far less likely than for the reference: rewards {late:.3g} for chosen, {other:.3g} for "
+        "rejected ones, which are beta times nats.",
+        {"first": 0.0, "last": late, "both": True, "much": True},
+        severity="warning",
+        confidence=0.7,
+        evidence=seen(f"medians of the last fifth of {CHOSEN} and {REJECTED}"),
+    )
+
+
 def _grows(facts: RunFacts) -> str:
     margins = None if tied(facts) else facts.signals.get(MARGINS)
     fall = _fall([-value for value in margins.values]) if margins else None
@@ -312,7 +333,7 @@ def _grows(facts: RunFacts) -> str:
 def _reward_falls(facts: RunFacts) -> Observation | None:
     fall = _fall(column(facts, CHOSEN, CHOSEN_ROWS.value).values)
     if fall is None or fall.lost < CHOSEN_FALL.value:
-        return None
+        return _far_below(facts)
     rejected = facts.signals.get(REJECTED)
     both = rejected is not None and _fall(rejected.values) is not None
     much = both and fall.lost >= CHOSEN_LOST.value

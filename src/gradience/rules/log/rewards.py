@@ -30,6 +30,7 @@ from gradience.rules.log.facts import (
 from gradience.rules.log.signals import (
     ANSWER_KL,
     CLIPPED,
+    COMPONENT,
     CUT_OFF as CUT_NAMES,
     ENDED_LENGTH,
     ENTROPY,
@@ -54,6 +55,8 @@ ALPHA = Threshold("alpha", 0.01, "one-sided p of the order of the rows", "1 of 1
 
 REWARD_SHOWN = Threshold("reward_shown", 3.0, "standard errors of the difference", "3 of 1000 flat columns")
 REWARD_ERRORS = Threshold("reward_errors", 4.0, "standard errors of the difference", "trial: the best of ten levels")
+SOME_ROWS = Threshold("some_rows", 10, "rows that logged it", "five levels of two rows")
+SURE_ERRORS = Threshold("sure_errors", 8.0, "standard errors", "a judgement: few rows know their noise badly")
 REWARD_FALL = Threshold("reward_fall", 0.1, "fraction of the best level", JUDGEMENT)
 REWARD_LOST = Threshold("reward_lost", 0.5, "fraction of the gain that was lost again", JUDGEMENT)
 REWARD_FLAT = Threshold("reward_flat", 0.1, "of the level: the change and two of its standard errors", JUDGEMENT)
@@ -245,7 +248,7 @@ def _reward_fell_says(v: Values) -> str | None:
     covers=frozenset({"reward"}),
     thresholds=(
         *(FEW_ROWS, MANY_ROWS, ALPHA, REWARD_SHOWN, REWARD_ERRORS),
-        *(REWARD_FALL, REWARD_LOST, REWARD_FLAT, RATE_LOW),
+        *(REWARD_FALL, REWARD_LOST, REWARD_FLAT, RATE_LOW, SOME_ROWS, SURE_ERRORS),
     ),
     evidence=(TRIAL,),
 )
@@ -253,9 +256,11 @@ def _reward(facts: RunFacts) -> Observation | None:
     """reward falls
 
     the last fifth of the rows is below the best fifth by over {reward_errors} standard errors and {reward_fall} of
-    the best level, and over {reward_lost} of the gain is lost; under {many_rows} rows: a fall of over
-    {reward_fall}, with p <= {alpha} by Mann-Kendall. A reward whose change with 2 standard errors is at most
-    {reward_flat} of its level is info, and a warning where LoRA was trained at {rate_low} or less to the end
+    the best level, and over {reward_lost} of the gain is lost; {reward_shown} errors are enough if {reward_lost} of the
+    best level was lost on the way, by {sure_errors}; under {many_rows} rows: a fall of over {reward_fall}, with p <=
+    {alpha} by Mann-Kendall, or from {some_rows} rows on as in many, by {sure_errors} errors. A reward whose change with
+    2 standard errors is at most {reward_flat} of its level is info; a warning where LoRA was trained at {rate_low} or
+    less to the end, and no rise shows
 
     Why: The reward is what is optimised: under RL a loss near 0 is normal and says nothing.
     Scope: RL that logs its reward; info where it only fails to rise
@@ -265,32 +270,43 @@ def _reward(facts: RunFacts) -> Observation | None:
     column = logged(facts, REWARD, FEW_ROWS.value)
     values, change = column.values, change_of(column.values)
     if len(values) < MANY_ROWS.value:
-        return _few_rewards(column, change)
+        fell = _fell_from_best(column, change, SURE_ERRORS.value) if len(values) >= SOME_ROWS.value else None
+        return fell or _few_rewards(column, change)
+    if (fell := _fell_from_best(column, change, REWARD_ERRORS.value)) is not None:
+        return fell
     width = len(values) // _PARTS
+    too_low = facts.config.lora.r is not None and facts.peak_rate <= RATE_LOW.value and facts.status == "ok"
+    if change.how == "unknown" and not too_low:
+        raise Unknown(f"too noisy: a reward change of {REWARD_SHOWN.value * change.error:.2g} would not show")
+    if change.how not in {"flat", "unknown"} or _teaches_nothing(facts):  # ZVR123 says why it does not rise
+        return None
+    rate = f" at a learning rate of {facts.peak_rate:.2g}, far below any published for LoRA" if too_low else ""
+    return Observation(
+        f"The reward {'does not rise' if change.how == 'flat' else 'shows no rise'}{rate}: {change.first:.4g} in the "
+        f"first fifth of the rows, {change.last:.4g} in the last (+/- {change.error:.2g}).",
+        {"first": change.first, "last": change.last, "error": change.error},
+        severity="warning" if too_low else "info",
+        confidence=0.5,
+        evidence=seen(f"medians of {width} rows of {column.name} each"),
+    )
+
+
+def _fell_from_best(column: Logged, change: Change, errors: float) -> Observation | None:
+    values, width = column.values, len(column.values) // _PARTS
     starts = range(0, len(values) - width + 1, max(1, width // 2))
     levels = {start: median(values[start : start + width]) for start in starts}
     at = max(levels, key=levels.__getitem__)
     best, step = levels[at], column.steps[at + width // 2]
-    fallen = best - change.last > max(REWARD_ERRORS.value * change.error, REWARD_FALL.value * abs(best))
-    if fallen and best - change.last > REWARD_LOST.value * (best - change.first):
-        return Observation(
-            f"The reward fell: {best:.4g} around step {step}, {change.last:.4g} in the last fifth of the rows "
-            f"(+/- {change.error:.2g}).",
-            {"first": change.first, "best": best, "best_step": step, "last": change.last, "error": change.error},
-            evidence=seen(f"medians of {width} rows of {column.name} each"),
-        )
-    if change.how == "unknown":
-        raise Unknown(f"too noisy: a reward change of {REWARD_SHOWN.value * change.error:.2g} would not show")
-    if change.how != "flat" or _teaches_nothing(facts):  # ZVR123 says why it does not rise
+    low = min(levels[start] for start in starts if start >= at)
+    deep = best - low > max(SURE_ERRORS.value * change.error, REWARD_LOST.value * abs(best))  # and came back in part
+    least = (REWARD_SHOWN.value if deep else errors) * change.error
+    fallen = best - change.last > max(least, REWARD_FALL.value * abs(best))
+    if not fallen or best - change.last <= REWARD_LOST.value * (best - change.first):
         return None
-    too_low = facts.config.lora.r is not None and facts.peak_rate <= RATE_LOW.value and facts.status == "ok"
-    rate = f" at a learning rate of {facts.peak_rate:.2g}, far below any published for LoRA" if too_low else ""
     return Observation(
-        f"The reward does not rise{rate}: {change.first:.4g} in the first fifth of the rows, {change.last:.4g} in the "
-        f"last (+/- {change.error:.2g}).",
-        {"first": change.first, "last": change.last, "error": change.error},
-        severity="warning" if too_low else "info",
-        confidence=0.5,
+        f"The reward fell: {best:.4g} around step {step}, {change.last:.4g} in the last fifth of the rows "
+        f"(+/- {change.error:.2g}).",
+        {"first": change.first, "best": best, "best_step": step, "last": change.last, "error": change.error},
         evidence=seen(f"medians of {width} rows of {column.name} each"),
     )
 
@@ -321,15 +337,16 @@ def _few_rewards(column: Logged, change: Change) -> Observation | None:
 def _no_reward(facts: RunFacts) -> Observation | None:
     """rewards are not numbers
 
-    in at least {null_rows} of the rows that logged the completions there is no finite reward, from {few_rows} such
-    rows on; info if it is fewer of them, an error if there is none at all
+    in at least {null_rows} of the rows that logged the completions there is no finite reward, or none of its only
+    function, from {few_rows} such rows on; info if it is fewer of them, or one of several functions; an error if there
+    is none at all
 
     Why: A completion without a reward has an advantage of 0: it teaches nothing.
     Scope: trainers that log a reward with every row, as TRL does
     Verify: Call the reward function on one completion and look at what it returns.
     Source: TRL 1.16, grpo_trainer.py (read) -- completions without a reward are left out, their advantage is 0
     """
-    beside = find(facts, (*EQUAL_GROUPS, *LENGTH, *ENTROPY), FEW_ROWS.value)
+    beside = find(facts, (*EQUAL_GROUPS, *LENGTH, *ENTROPY, *TOKEN_KL), FEW_ROWS.value)
     if beside is None:
         raise Unknown("nothing that is logged beside a reward was logged")
     column = find(facts, REWARD)
@@ -338,13 +355,28 @@ def _no_reward(facts: RunFacts) -> Observation | None:
         raise Unknown("the trainer may log no reward")
     missing = of - rows
     if missing <= 0:
-        return None
+        return _no_number(facts, of)
     which = f"all {of} logged rows" if not rows else f"{missing} of {of} logged rows"
     return Observation(
         f"In {which} the reward is not a number: no completion there got one from the reward function.",
         {"missing": missing, "rows": of},
         severity="error" if not rows else "info" if missing < NULL_ROWS.value * of else None,
         evidence=seen(f"{of} rows with {beside.name}, {rows} with a reward"),
+    )
+
+
+def _no_number(facts: RunFacts, of: int) -> Observation | None:
+    """The finding if one function of the reward is not a number where the reward is: TRL adds up what is."""
+    means = {name: len(each.values) for name, each in facts.signals.items() if COMPONENT.fullmatch(name)}
+    name = min(means, key=means.__getitem__, default="")
+    missing = of - means.get(name, of)
+    if missing <= 0:
+        return None
+    return Observation(
+        f"In {missing} of {of} logged rows {name} is not a number: no completion there got one from this function.",
+        {"missing": missing, "rows": of},
+        severity="info" if len(means) > 1 or missing < NULL_ROWS.value * of else None,
+        evidence=seen(f"{of} rows with a reward, {means[name]} with {name}"),
     )
 
 

@@ -5,6 +5,7 @@ Columns of one quantity have the same unit; where a unit differs, there are two 
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from typing import Final, TypeAlias
 
@@ -64,6 +65,8 @@ SAMPLER_RATIO: Final[Names] = ("sampling/importance_sampling_ratio/mean", "sampl
 
 COMPONENTS: Final = "rewards/"
 """How the columns of a reward's functions begin."""
+COMPONENT: Final = re.compile(f"{COMPONENTS}.+/mean")
+"""The column of the mean of a reward's function."""
 
 CHOSEN: Final = "rewards/chosen"
 REJECTED: Final = "rewards/rejected"
