@@ -198,10 +198,11 @@ def test_verl_s_console(tmp_path, import_events):
         "actor/grad_norm:0.75 - actor/lr:1e-06 - training/global_step:9 - critic/rewards/mean:np.float64(0.125)\n"
         "step:2 - actor/entropy:0.25 - actor/pg_loss:nan - actor/lr(1e-4):0.020 - critic/rewards/mean:0.5 - "
         "val-core/gsm8k/reward/mean@1:0.2\n"
+        "(main_task pid=7) step:3 - critic/kl:0.209 - actor/pg_loss:0.005 - actor/lr:0.000\n"  # rounded: no rate of 0
     )
     events, _ = import_events(path)
-    assert trained(events) == [(1, -0.25, 1e-6), (2, "NaN", pytest.approx(2e-6))]
-    first, second = (row.extras for row in events.of("train_step"))
+    assert trained(events) == [(1, -0.25, 1e-6), (2, "NaN", pytest.approx(2e-6)), (3, 0.005, None)]
+    first, second, _ = (row.extras for row in events.of("train_step"))
     assert (first["actor/entropy"], first["critic/rewards/mean"], second["critic/rewards/mean"]) == (0.5, 0.125, 0.5)
     assert [(e.step, e.split, e.metrics.extras["gsm8k/reward/mean@1"]) for e in events.of("eval")] == [
         (0, "eval", 0.05),

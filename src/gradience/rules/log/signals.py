@@ -39,7 +39,7 @@ CLIPPED: Final[Names] = (
     *("actor/pg_clipfrac", "ppo_clip_ratio"),
 )
 """Fraction of the tokens whose probability ratio to the policy that wrote them was outside the clipping range."""
-TOKEN_KL: Final[Names] = ("kl", "actor/kl_loss", "actor/reward_kl_penalty", "kl_policy_base", "kl_penalty")
+TOKEN_KL: Final[Names] = ("kl", "actor/kl_loss", "actor/reward_kl_penalty", "critic/kl", "kl_policy_base", "kl_penalty")
 """KL from the reference, mean over the tokens, in nats."""
 ANSWER_KL: Final[Names] = ("objective/kl",)
 """KL from the reference, summed over the tokens of a completion, in nats."""
