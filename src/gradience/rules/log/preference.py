@@ -150,13 +150,13 @@ def _separation(facts: RunFacts) -> Observation | None:
     """
     if tied(facts):
         return None  # PRF140 says it: an accuracy of 0 means ties
-    found = separation(facts)
-    if found is None:
+    apart = separation(facts)
+    if apart is None:
         column(facts, MARGINS, SEPARATION_ROWS.value)
         column(facts, ACCURACIES, SEPARATION_ROWS.value)
         raise Unknown("too few rows with rewards of both answers")
-    accuracy, error, margin, margin_error = found
-    if found.surely or accuracy - 0.5 > max(SEPARATED.value, 2.0 * error):
+    accuracy, error, margin, margin_error = apart
+    if apart.surely or accuracy - 0.5 > max(SEPARATED.value, 2.0 * error):
         return None
     if math.isnan(accuracy):
         raise Unknown(f"no reward accuracy was logged, and the margin is {margin:.2g} +/- {2 * margin_error:.2g}")

@@ -156,9 +156,9 @@ def logged(facts: RunFacts, names: Names, least: float) -> Logged:
     Raises:
         Unknown: none has.
     """
-    found = find(facts, names, least)
-    if found is not None:
-        return found
+    column = find(facts, names, least)
+    if column is not None:
+        return column
     rows = {name: len(facts.signals[name].values) for name in names if name in facts.signals}
     if rows:
         name = max(rows, key=rows.__getitem__)
@@ -166,7 +166,7 @@ def logged(facts: RunFacts, names: Names, least: float) -> Logged:
     raise Unknown(f"no {names[0]} was logged")
 
 
-class Change(NamedTuple):
+class RewardChange(NamedTuple):
     """How the reward went from the first fifth of the rows to the last.
 
     Attributes:
@@ -184,7 +184,7 @@ class Change(NamedTuple):
     rows: int
 
 
-def change_of(values: Sequence[float]) -> Change:
+def change_of(values: Sequence[float]) -> RewardChange:
     """How a column changes; for at least one value."""
     n = len(values)
     rows = min(n, max(2, n // _PARTS))
@@ -193,12 +193,12 @@ def change_of(values: Sequence[float]) -> Change:
     rises = _in_order(values, first, last, error)
     falls = _in_order([-value for value in values], -first, -last, error)
     if rises or falls:
-        return Change("rises" if rises else "falls", first, last, error, rows)
+        return RewardChange("rises" if rises else "falls", first, last, error, rows)
     if n < MANY_ROWS.value:
         flat = min(values) == max(values)
     else:
         flat = abs(last - first) + 2.0 * error <= REWARD_FLAT.value * max(abs(first), abs(last))
-    return Change("flat" if flat else "unknown", first, last, error, rows)
+    return RewardChange("flat" if flat else "unknown", first, last, error, rows)
 
 
 def _in_order(values: Sequence[float], first: float, last: float, error: float) -> bool:
@@ -291,7 +291,7 @@ def _reward(facts: RunFacts) -> Observation | None:
     )
 
 
-def _fell_from_best(column: Logged, change: Change, errors: float) -> Observation | None:
+def _fell_from_best(column: Logged, change: RewardChange, errors: float) -> Observation | None:
     values, width = column.values, len(column.values) // _PARTS
     starts = range(0, len(values) - width + 1, max(1, width // 2))
     levels = {start: median(values[start : start + width]) for start in starts}
@@ -311,7 +311,7 @@ def _fell_from_best(column: Logged, change: Change, errors: float) -> Observatio
     )
 
 
-def _few_rewards(column: Logged, change: Change) -> Observation | None:
+def _few_rewards(column: Logged, change: RewardChange) -> Observation | None:
     """Judge few rows by their order: whether chance explains as many falling pairs."""
     values, first = column.values, change.first
     if change.how == "falls" and first - change.last > REWARD_FALL.value * abs(first):
