@@ -1731,6 +1731,7 @@ ENTRIES: Final[dict[str, Entry]] = {
             Edge("kl_answer", "-w", 99.0, 101.0, lambda x: _rl(objective__kl=[1.0] * 20 + [x] * 10)),
             Edge("kl_late", "-w-", 0.99, 1.01, lambda x: _rl(kl=[0.1] * 20 + [x] * 10), at=1.0),
             Edge("kl_start", "-w-", 0.19, 0.21, lambda x: _rl(kl=[x, 0.3, 0.3, *[0.1] * 27]), at=0.2),
+            Edge("kl_start_answer", "-w", 9.9, 10.1, lambda x: _rl(objective__kl=[x] * 30)),
             Edge("kl_first_rows", "-w", 0.19, 0.21, lambda x: _rl(kl=[0.3, x, x, *[0.1] * 27])),
             Edge("begins_later", "w-", 0, 2, lambda x: run([1e-4] * (30 + x), kind="rl", columns={"kl": [0.5] * 30})),
             Edge("kl_row", "-i-", 9.9, 10.1, lambda x: _rl(kl=[0.1] * 10 + [x] + [0.1] * 10), at=10.0),

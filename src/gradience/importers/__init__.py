@@ -22,7 +22,7 @@ import msgspec
 from gradience.configs.settings import Layer
 from gradience.configs.training import STATE_NAME
 from gradience.errors import OutputError, RecorderError, few
-from gradience.importers.events import RunEvents, EventTally, arrange
+from gradience.importers.events import EventTally, RunEvents, arrange
 from gradience.importers.files import SourceRun, add_settings, is_folder, refuse_summary, require_file, sha256_of
 from gradience.importers.sources import (
     TABLES,

@@ -80,6 +80,7 @@ KL_ANSWER = Threshold(
 )
 KL_ROW = Threshold("kl_row", 10.0, "nats a token, one row", JUDGEMENT)
 KL_START = Threshold("kl_start", 0.2, "nats a token, first rows", "before the first step it is 0: both are one model")
+KL_START_ANSWER = Threshold("kl_start_answer", 10.0, "nats a completion, first rows", JUDGEMENT)
 KL_NONE = Threshold("kl_none", 1e-6, "nats a token, in every row", "rounding in float32")
 KL_ROWS = Threshold("kl_rows", 5, "rows with kl", "the first steps of a warm-up hardly move")
 
@@ -476,15 +477,15 @@ def _entropy(facts: RunFacts) -> Observation | None:
     confidence=0.5,
     phrase=lambda v: f"KL {shown(v, 'late', '.3g')} nats {v.get('unit', 'a token')} from the reference",
     signs=("far_from_reference",),
-    thresholds=(KL_LATE, KL_ANSWER, KL_ROW, KL_START, FEW_ROWS),
+    thresholds=(KL_LATE, KL_ANSWER, KL_ROW, KL_START, KL_START_ANSWER, FEW_ROWS),
     evidence=(_TRL_KL, _GAO, TRIAL),
 )
 def _kl(facts: RunFacts) -> Observation | None:
     """far from the reference
 
     in the last third of the rows the median KL is over {kl_late} nats a token, or over {kl_answer} nats a
-    completion where it is logged so; or it is over {kl_start} nats a token in the first row and the median of the first
-    three, of a log that begins with the run; or over {kl_row} nats a token in one row
+    completion where it is logged so; or it is over {kl_start} nats a token, or {kl_start_answer} a completion, in the
+    first row and the median of the first three, of a log that begins with the run; or over {kl_row} nats a token in one row
 
     Why: Far from its reference a policy may be exploiting flaws of the reward. For one high row, one token that the
         reference finds impossible is enough.
@@ -494,10 +495,11 @@ def _kl(facts: RunFacts) -> Observation | None:
     column = find(facts, TOKEN_KL, FEW_ROWS.value)
     if column is None and (whole := find(facts, ANSWER_KL, FEW_ROWS.value)) is not None:
         late = median(last_part(whole.values, _THIRD, 3))
-        return None if late <= KL_ANSWER.value else _far(whole, late, "a completion")
+        far = _far(whole, late, "a completion") if late > KL_ANSWER.value else None
+        return far or _apart_at_once(whole, KL_START_ANSWER.value, "a completion")
     column = logged(facts, TOKEN_KL, FEW_ROWS.value)
     late = median(last_part(column.values, _THIRD, 3))
-    if (first := _apart_at_once(column)) is not None:
+    if (first := _apart_at_once(column, KL_START.value, "a token")) is not None:
         return first
     if late > KL_LATE.value:
         return _far(column, late, "a token")
@@ -513,16 +515,16 @@ def _kl(facts: RunFacts) -> Observation | None:
     )
 
 
-def _apart_at_once(column: Logged) -> Observation | None:
+def _apart_at_once(column: Logged, most: float, unit: str) -> Observation | None:
     """The finding if the KL is large where both models should be one; None of a log that begins later."""
     first, level = column.values[0], median(column.values[:_START])
-    if min(first, level) <= KL_START.value or column.steps[0] > column.steps[1] - column.steps[0]:
+    if min(first, level) <= most or column.steps[0] > column.steps[1] - column.steps[0]:
         return None
     return Observation(
-        f"KL is {first:.3g} nats a token in the first row, where policy and reference should be the same: the "
+        f"KL is {first:.3g} nats {unit} in the first row, where policy and reference should be the same: the "
         "reference is another model than the run began with (with PEFT, the base without the adapter), or reads "
         "another template.",
-        {"late": first, "unit": "a token from the first row on,"},
+        {"late": first, "unit": f"{unit} from the first row on,"},
         severity="warning",
         confidence=0.7,
         action="Compare the log-probabilities of both models for one completion before the first step.",
