@@ -485,7 +485,8 @@ def _kl(facts: RunFacts) -> Observation | None:
 
     in the last third of the rows the median KL is over {kl_late} nats a token, or over {kl_answer} nats a
     completion where it is logged so; or it is over {kl_start} nats a token, or {kl_start_answer} a completion, in the
-    first row and the median of the first three, of a log that begins with the run; or over {kl_row} nats a token in one row
+    first row and the median of the first three, of a log that begins with the run; or over {kl_row} nats a token in
+    one row
 
     Why: Far from its reference a policy may be exploiting flaws of the reward. For one high row, one token that the
         reference finds impossible is enough.
