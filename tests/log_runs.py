@@ -460,9 +460,9 @@ def _dip(end: float, noise: float) -> Sequence[float]:
     return [x + (noise if i % 2 else -noise) for i, x in enumerate([1.3] * 5 + [0.5] * 6 + [end] * 5)]
 
 
-def _flat_at(rate: float, r: int | None = 8, status: str = "ok", noise: float = 0.0) -> RunFacts:
+def _flat_at(rate: float, r: int | None = 8, status: str = "ok", noise: float = 0.0, rows: int = 20) -> RunFacts:
     """A reward that stands still, of a LoRA at this rate."""
-    flat = run(rates=rate, kind="rl", columns={"reward": [1.0 + noise * (-1) ** (i // 2) for i in range(20)]})
+    flat = run(rates=rate, kind="rl", columns={"reward": [1.0 + noise * (-1) ** (i // 2) for i in range(rows)]})
     return replace(flat, config=replace_struct(flat.config, lora=LoraSnapshot(r=r)), status=status)
 
 
@@ -1653,6 +1653,7 @@ ENTRIES: Final[dict[str, Entry]] = {
             Edge("reward_shown", "?-", 0.74, 0.76, lambda x: _rl(reward=_risen(x))),
             Edge("two_errors", "i?", 1.043, 1.045, lambda x: _reward(1.0, 1.0, x, 0.02)),
             Edge("rate_low", "wiw", 1.9e-6, 2.1e-6, _flat_at, at=2e-6),
+            Edge("few_rows_rate_low", "w?", 1.9e-6, 2.1e-6, lambda x: _flat_at(x, noise=0.5, rows=12)),
             Edge("noisy_rate_low", "w?", 1.9e-6, 2.1e-6, lambda x: _flat_at(x, noise=0.5)),
             Edge("some_rows", "?w", 9, 10, lambda x: _rl(reward=[1.3] * 4 + [0.5] * (x - 6) + [0.6] * 2)),
             Edge("sure_errors", "w?", 0.04, 0.045, lambda x: _rl(reward=_dip(0.9, x))),
@@ -1731,6 +1732,7 @@ ENTRIES: Final[dict[str, Entry]] = {
             Edge("kl_answer", "-w", 99.0, 101.0, lambda x: _rl(objective__kl=[1.0] * 20 + [x] * 10)),
             Edge("kl_late", "-w-", 0.99, 1.01, lambda x: _rl(kl=[0.1] * 20 + [x] * 10), at=1.0),
             Edge("kl_start", "-w-", 0.19, 0.21, lambda x: _rl(kl=[x, 0.3, 0.3, *[0.1] * 27]), at=0.2),
+            Edge("kl_stays", "-w", 0.059, 0.061, lambda x: _rl(kl=[0.3] * 10 + [x] * 20)),
             Edge("kl_start_answer", "-w", 9.9, 10.1, lambda x: _rl(objective__kl=[x] * 30)),
             Edge("kl_first_rows", "-w", 0.19, 0.21, lambda x: _rl(kl=[0.3, x, x, *[0.1] * 27])),
             Edge("begins_later", "w-", 0, 2, lambda x: run([1e-4] * (30 + x), kind="rl", columns={"kl": [0.5] * 30})),

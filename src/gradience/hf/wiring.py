@@ -246,7 +246,7 @@ def _idle_accelerator() -> Any:
 
 
 def _idle(kind: type) -> list[Any]:
-    made = [each for each in gc.get_objects() if type(each) is kind]
+    made: list[Any] = [each for each in gc.get_objects() if type(each) is kind]
     return [each for each in made if not (each._models or each._optimizers or each._dataloaders)]  # noqa: SLF001  # no public name tells
 
 

@@ -81,6 +81,7 @@ KL_ANSWER = Threshold(
 KL_ROW = Threshold("kl_row", 10.0, "nats a token, one row", JUDGEMENT)
 KL_START = Threshold("kl_start", 0.2, "nats a token, first rows", "before the first step it is 0: both are one model")
 KL_START_ANSWER = Threshold("kl_start_answer", 10.0, "nats a completion, first rows", JUDGEMENT)
+KL_STAYS = Threshold("kl_stays", 0.2, "of the first rows' KL, late on", "a judgement: bursts of the first rows pass")
 KL_NONE = Threshold("kl_none", 1e-6, "nats a token, in every row", "rounding in float32")
 KL_ROWS = Threshold("kl_rows", 5, "rows with kl", "the first steps of a warm-up hardly move")
 
@@ -271,12 +272,20 @@ def _reward(facts: RunFacts) -> Observation | None:
     column = logged(facts, REWARD, FEW_ROWS.value)
     values, change = column.values, change_of(column.values)
     if len(values) < MANY_ROWS.value:
-        fell = _fell_from_best(column, change, SURE_ERRORS.value) if len(values) >= SOME_ROWS.value else None
-        return fell or _few_rewards(column, change)
+        some = len(values) >= SOME_ROWS.value
+        fell = _fell_from_best(column, change, SURE_ERRORS.value) if some else None
+        return fell or (
+            _no_rise(facts, column, change) if some and _rate_too_low(facts) else _few_rewards(column, change)
+        )
     if (fell := _fell_from_best(column, change, REWARD_ERRORS.value)) is not None:
         return fell
-    width = len(values) // _PARTS
-    too_low = facts.config.lora.r is not None and facts.peak_rate <= RATE_LOW.value and facts.status == "ok"
+    return _no_rise(facts, column, change)
+
+
+def _no_rise(facts: RunFacts, column: Logged, change: RewardChange) -> Observation | None:
+    """The finding if the reward does not rise, or shows no rise at a rate at which LoRA learns nothing."""
+    width = len(column.values) // _PARTS
+    too_low = _rate_too_low(facts)
     if change.how == "unknown" and not too_low:
         raise Unknown(f"too noisy: a reward change of {REWARD_SHOWN.value * change.error:.2g} would not show")
     if change.how not in {"flat", "unknown"} or _teaches_nothing(facts):  # ZVR123 says why it does not rise
@@ -290,6 +299,11 @@ def _reward(facts: RunFacts) -> Observation | None:
         confidence=0.5,
         evidence=seen(f"medians of {width} rows of {column.name} each"),
     )
+
+
+def _rate_too_low(facts: RunFacts) -> bool:
+    """Whether LoRA was trained to the end at a rate at which it hardly moves."""
+    return facts.config.lora.r is not None and facts.peak_rate <= RATE_LOW.value and facts.status == "ok"
 
 
 def _fell_from_best(column: Logged, change: RewardChange, errors: float) -> Observation | None:
@@ -477,7 +491,7 @@ def _entropy(facts: RunFacts) -> Observation | None:
     confidence=0.5,
     phrase=lambda v: f"KL {shown(v, 'late', '.3g')} nats {v.get('unit', 'a token')} from the reference",
     signs=("far_from_reference",),
-    thresholds=(KL_LATE, KL_ANSWER, KL_ROW, KL_START, KL_START_ANSWER, FEW_ROWS),
+    thresholds=(KL_LATE, KL_ANSWER, KL_ROW, KL_START, KL_START_ANSWER, KL_STAYS, FEW_ROWS),
     evidence=(_TRL_KL, _GAO, TRIAL),
 )
 def _kl(facts: RunFacts) -> Observation | None:
@@ -485,8 +499,8 @@ def _kl(facts: RunFacts) -> Observation | None:
 
     in the last third of the rows the median KL is over {kl_late} nats a token, or over {kl_answer} nats a
     completion where it is logged so; or it is over {kl_start} nats a token, or {kl_start_answer} a completion, in the
-    first row and the median of the first three, of a log that begins with the run; or over {kl_row} nats a token in
-    one row
+    first row and the median of the first three, of a log that begins with the run, and keeps {kl_stays} of that; or
+    over {kl_row} nats a token in one row
 
     Why: Far from its reference a policy may be exploiting flaws of the reward. For one high row, one token that the
         reference finds impossible is enough.
@@ -519,7 +533,8 @@ def _kl(facts: RunFacts) -> Observation | None:
 def _apart_at_once(column: Logged, most: float, unit: str) -> Observation | None:
     """The finding if the KL is large where both models should be one; None of a log that begins later."""
     first, level = column.values[0], median(column.values[:_START])
-    if min(first, level) <= most or column.steps[0] > column.steps[1] - column.steps[0]:
+    stays = median(last_part(column.values, _THIRD, 3)) >= KL_STAYS.value * level
+    if min(first, level) <= most or not stays or column.steps[0] > column.steps[1] - column.steps[0]:
         return None
     return Observation(
         f"KL is {first:.3g} nats {unit} in the first row, where policy and reference should be the same: the "
