@@ -1,7 +1,7 @@
-"""Logs of RL and preference runs drawn at random, with one fault each or none, as nine trainers write them.
+"""Logs of RL and preference runs drawn at random, with one fault each or none, as twelve trainers write them.
 
-The levels, the noise and the columns follow real logs: those of benchmarks/rl_runs.py, and public ones of verl, OpenRLHF,
-Tinker, NeMo-RL and prime-rl. The name of a run decides its half for good: `unseen` ones are for one last count.
+The levels, the noise and the columns follow those of benchmarks/rl_runs.py, and public logs or the source of verl,
+OpenRLHF, Tinker, NeMo-RL and prime-rl. A run's name decides its half for good: `unseen` ones are for one last count.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import json
 import math
 import random
 from collections.abc import Callable, Iterator
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -93,10 +94,12 @@ class Drawn(NamedTuple):
 
     @property
     def name(self) -> str:
+        """The name of its folder."""
         return f"{self.trainer}-{self.fault or 'healthy'}-{self.seed}"
 
     @property
     def unseen(self) -> bool:
+        """Whether it is of the half that is counted once."""
         return hashlib.sha256(self.name.encode()).digest()[0] % 2 == 1
 
 
@@ -171,7 +174,7 @@ def _dip(rng: random.Random, track: Track) -> None:
 
 
 def _line(points: list[tuple[float, float]], at: float) -> float:
-    for (x, y), (right, top) in zip(points, points[1:], strict=False):
+    for (x, y), (right, top) in pairwise(points):
         if at <= right:
             return y + (top - y) * (at - x) / (right - x)
     return points[-1][1]
@@ -269,7 +272,9 @@ def _unstable(rng: random.Random, track: Track) -> None:
     top, low = first * rng.uniform(2.2, 4.0), first * rng.uniform(0.6, 0.9)
     points = [(0.0, first), (0.12, first), (0.25, top), (0.35, top), (0.6, low), (1.0, low)]
     track["loss"] = [_line(points, i / (n - 1)) * math.exp(rng.gauss(0, 0.06)) for i in range(n)]
-    track["grad_norm"] = [x * (30 if 0.12 < i / n < 0.45 else 1) for i, x in enumerate(track["grad_norm"])]
+    track["grad_norm"] = [
+        x * (30 if points[1][0] < i / n < points[4][0] else 1) for i, x in enumerate(track["grad_norm"])
+    ]
 
 
 def _dead_gradient(rng: random.Random, track: Track) -> None:
@@ -307,7 +312,7 @@ FAULTS: dict[str, Fault] = {
     "gap-first": Fault(_gap_first, _WITH_GAP, ("MISMATCH",)),
     "gap-grows": Fault(_gap_grows, _WITH_GAP, ("MISMATCH",)),
     "drowned": Fault(_drowned, _COMPONENTS, ("COMPONENT",)),
-    "dead": Fault(_dead, _COMPONENTS, ("COMPONENT",)),
+    "dead": Fault(_dead, _COMPONENTS, ("CONSTANT",)),
     "against": Fault(_against, _COMPONENTS, ("COMPONENT",)),
     "entropy": Fault(_entropy, ("grpo", "verl", "tinker", "nemo-rl", "prime-rl"), ("ENTROPY",)),
     "swapped": Fault(_swapped, ("dpo", "orpo"), ("SWAPPED",), ("OVERFITS",)),
@@ -320,7 +325,7 @@ FAULTS: dict[str, Fault] = {
 def runs() -> Iterator[Drawn]:
     """All runs: each fault by each trainer that could log it in two seeds, and six healthy ones of each trainer."""
     for fault, of in FAULTS.items():
-        seeds = 2 if len(of.trainers) > 3 else SEEDS if len(of.trainers) == 1 else 4  # noqa: PLR2004
+        seeds = 2 if len(of.trainers) > 3 else SEEDS if len(of.trainers) == 1 else 4
         yield from (Drawn(trainer, fault, seed) for trainer in of.trainers for seed in range(seeds))
     yield from (Drawn(trainer, "", seed) for trainer in (*_RL, *_PREFERENCE) for seed in range(SEEDS))
 
@@ -349,17 +354,11 @@ def _rows(run: Drawn, track: Track) -> list[dict[str, float]]:
 
 def _trl(folder: Path, run: Drawn, track: Track, rng: random.Random) -> Path:
     every, n = rng.choice([1, 5, 10]), len(track["loss"])
-    own = (
-        {"gap_kl": "", "gap": "sampling/sampling_logp_difference/mean"}
-        if rng.random() < 0.5 or run.fault.startswith("gap")
-        else {"gap_kl": "", "gap": ""}
-    )  # noqa: E501, PLR2004
-    if run.trainer == "rloo" or not run.fault.startswith("gap"):
-        own = {"gap_kl": "", "gap": ""}
-    kept = {own.get(name, name): values for name, values in track.items() if not name.startswith("eval_")}
-    kept.pop("", None)
-    if "sampling/sampling_logp_difference/mean" in kept:  # of log-probabilities, not of probabilities
-        kept["sampling/sampling_logp_difference/mean"] = [0.8 * math.sqrt(2 * x) for x in track["gap_kl"]]
+    gap = [0.8 * math.sqrt(2 * max(x, 0.0)) for x in track.pop("gap_kl", [])]  # that of log-probabilities
+    track.pop("gap", None)
+    if run.trainer == "grpo" and (run.fault.startswith("gap") or run.seed % 2):
+        track["sampling/sampling_logp_difference/mean"] = gap
+    kept = {name: values for name, values in track.items() if not name.startswith("eval_")}
     rows: list[dict[str, Any]] = [
         {**{name: values[i] for name, values in kept.items()}, "epoch": (i + 1) / n, "step": (i + 1) * every}
         for i in range(n)
@@ -369,7 +368,7 @@ def _trl(folder: Path, run: Drawn, track: Track, rng: random.Random) -> Path:
         at = max(1, (i + 1) * n // 5) * every
         rows.append({**{name: values[i] for name, values in held.items()}, "epoch": (i + 1) / 5, "step": at})
     rows.sort(key=lambda row: row["step"])
-    if run.trainer in _RL or rng.random() < 0.5:  # noqa: PLR2004
+    if run.trainer in _RL or run.seed % 2:
         peft = {"peft_type": "LORA", "r": 16, "lora_alpha": 32, "target_modules": ["q_proj", "v_proj"]}
         (folder / "adapter_config.json").write_text(json.dumps(peft), encoding="utf-8")
     state = {"global_step": n * every, "max_steps": n * every, "num_train_epochs": 1, "epoch": 1.0, "log_history": rows}
@@ -378,12 +377,12 @@ def _trl(folder: Path, run: Drawn, track: Track, rng: random.Random) -> Path:
     return path
 
 
-def _verl(folder: Path, run: Drawn, track: Track, rng: random.Random) -> Path:
-    lead = "(TaskRunner pid=4711) " if rng.random() < 0.5 else ""  # noqa: PLR2004
+def _verl(folder: Path, run: Drawn, track: Track, _: random.Random) -> Path:
+    lead = "(TaskRunner pid=4711) " if run.seed % 2 else ""
     said = [
         " - ".join(f"{name}:np.float64({x!r})" if "actor" in name else f"{name}:{x!r}" for name, x in row.items())
         for row in _rows(run, track)
-    ]  # noqa: E501
+    ]
     path = folder / "train.log"
     path.write_text("".join(f"{lead}step:{i} - {text}\n" for i, text in enumerate(said, 1)), encoding="utf-8")
     return path
@@ -400,7 +399,7 @@ def _openrlhf(folder: Path, run: Drawn, track: Track, _: random.Random) -> Path:
     path.write_text(
         "".join(f"(PPOTrainer pid=99) \u2728 Global step {i}: {row}\n" for i, row in enumerate(_rows(run, track), 1)),
         encoding="utf-8",
-    )  # noqa: E501
+    )
     return path
 
 

@@ -44,7 +44,7 @@ RECIPES: dict[str, Recipe] = {
     "grpo-healthy-two": Recipe("grpo", "low+one", _GENTLE, mustnot=("WARNING", "COMPONENT")),
     "grpo-drowned": Recipe("grpo", "low+brief", _GENTLE, must=("COMPONENT",)),
     "grpo-against": Recipe("grpo", "low+upper", {"learning_rate": 1e-3}, must=("COMPONENT",)),
-    "grpo-dead": Recipe("grpo", "low+never", _GENTLE, must=("COMPONENT",)),
+    "grpo-dead": Recipe("grpo", "low+never", _GENTLE, must=("CONSTANT",)),
     "grpo-fifth-null": Recipe("grpo", "fifth_null", _GENTLE, must=("SOME_NULL",)),
     "grpo-other-reference": Recipe("grpo", arguments={**_GENTLE, "beta": 1e-3}, fault="other_reference", must=("KL",)),
     "grpo-low-rate": Recipe("grpo", arguments={"learning_rate": 1e-7}, fault="lora", must=("CANNOT_TELL|LOW_RATE",)),

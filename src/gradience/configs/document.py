@@ -264,6 +264,8 @@ def _read_flat(fields: Fields, draft: Draft) -> list[str]:
     draft.read("run", RUN, fields, loose=True)
     draft.read("optimizer", _without_bare_name(fields), fields, loose=True)
     draft.read("lora", LORA, fields, loose=True)
+    if draft.get("lora", "r") == 0 and "lora_rank" in fields:  # verl's word for no adapter; PEFT's r of 0 is an error
+        draft.forget("lora")
     draft.read("training", TRAINING, fields, loose=True)
     note_adapter(fields, draft)
     note_training(fields, draft)

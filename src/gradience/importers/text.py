@@ -38,6 +38,7 @@ _NEMO: Final = re.compile(_LEAD + r"Training epoch \d+, iteration (\d{1,15})/\d{
 _VERL: Final = re.compile(_LEAD + r"step:(\d{1,15}) - ([\w-]+/\S+:\S.*)")
 _VERL_PAIR: Final = re.compile(r"(\S+):(?:np\.float(?:32|64)\()?([-+\w.]+)\)?")
 _VERL_SCALED: Final = "actor/lr(1e-4)"  # the rate as older versions print it: in units of 1e-4
+_VERL_ROUNDED: Final = ("actor/lr", "0.000")  # versions before 0.3 print three decimals: no rate of 0
 _OPENRLHF: Final = re.compile(_LEAD + r"(?:\S+\.py:\d+\] *)?(?:\u2728 )?Global step (\d{1,15}): \{(.*)\}")
 _OPENRLHF_PAIR: Final = re.compile(r"'([^']+)': (?:np\.float(?:32|64)\()?([-+\w.]+)")
 _OPENRLHF_BAR: Final = re.compile(
@@ -235,7 +236,7 @@ def _verl(line: str) -> _Row | None:
     if found is None:
         return None
     pairs = (_VERL_PAIR.fullmatch(part.strip()) for part in found[2].split(" - "))
-    values = {pair[1]: cell_value(pair[2]) for pair in pairs if pair}
+    values = {pair[1]: cell_value(pair[2]) for pair in pairs if pair and (pair[1], pair[2]) != _VERL_ROUNDED}
     scaled = values.pop(_VERL_SCALED, None)
     if isinstance(scaled, int | float):
         values["actor/lr"] = scaled * 1e-4

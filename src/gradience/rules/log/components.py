@@ -6,6 +6,7 @@ TRL logs the mean and the standard deviation of each function over the batch, `r
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Sequence
 from typing import Final, NamedTuple
 
@@ -24,6 +25,7 @@ AGAINST_SPREAD = Threshold("against_spread", 0.5, "of its standard deviation", J
 SUM_ERROR = Threshold("sum_error", 0.05, "of the largest deviation", "rounding; a weight of 0.9 shows")
 
 _THIRD: Final = 3
+_PENALTY: Final = re.compile("penal|punish|overlong|repeti")  # 0 is what it should be
 
 
 class Component(NamedTuple):
@@ -131,7 +133,7 @@ def _constant(parts: list[Component]) -> Iterator[Observation]:
         if len(part.means) < CONSTANT_ROWS.value or not part.constant:
             continue
         level = part.means[0]
-        grave = level <= 0.0 and "penal" not in part.name.lower()
+        grave = level <= 0.0 and not _PENALTY.search(part.name.lower())
         yield Observation(
             f"rewards/{part.name} is {level:.4g} for every completion in all {len(part.means)} rows: it teaches "
             "nothing" + (", and may never be earned." if grave else "."),

@@ -150,13 +150,13 @@ def _separation(facts: RunFacts) -> Observation | None:
     """
     if tied(facts):
         return None  # PRF140 says it: an accuracy of 0 means ties
-    found = separation(facts)
-    if found is None:
+    apart = separation(facts)
+    if apart is None:
         column(facts, MARGINS, SEPARATION_ROWS.value)
         column(facts, ACCURACIES, SEPARATION_ROWS.value)
         raise Unknown("too few rows with rewards of both answers")
-    accuracy, error, margin, margin_error = found
-    if found.surely or accuracy - 0.5 > max(SEPARATED.value, 2.0 * error):
+    accuracy, error, margin, margin_error = apart
+    if apart.surely or accuracy - 0.5 > max(SEPARATED.value, 2.0 * error):
         return None
     if math.isnan(accuracy):
         raise Unknown(f"no reward accuracy was logged, and the margin is {margin:.2g} +/- {2 * margin_error:.2g}")
@@ -234,16 +234,15 @@ def _fall(values: Sequence[float]) -> Fall | None:
         return None
     rows = max(5, math.ceil(0.05 * len(values))) if len(values) >= MANY_ROWS.value else max(1, len(values) // 5)
     first, last, head = median(values[:rows]), median(values[-rows:]), rows
-    if values[0] > max(values[1:]):  # what the first rows lost shows in no median of them
+    if values[0] > max(values[1:]) and values[0] - first > first - last:  # the first rows lost most of it
         first, head = values[0], 1
-    if first - last < CHOSEN_ERRORS.value * median_error(noise(values[1:]), head, rows):
+    if first <= last or first - last < CHOSEN_ERRORS.value * median_error(noise(values[1:]), head, rows):
         return None
     if head > 1 and len(values) < MANY_ROWS.value and mann_kendall(values) > ALPHA.value:
         return None
     until = max(1, round(CHOSEN_EARLY.value * len(values)))
-    return Fall(
-        first, last, head, first - median(values[until : 2 * until]) >= (1.0 - CHOSEN_EARLY.value) * (first - last)
-    )
+    early = first - median(values[until : 2 * until]) >= (1.0 - CHOSEN_EARLY.value) * (first - last)
+    return Fall(first, last, head, early)
 
 
 @_PreferenceRule(
@@ -255,7 +254,7 @@ def _fall(values: Sequence[float]) -> Fall | None:
         f"{'both answers lose' if v['both'] else 'chosen answers lose'} probability: chosen "
         f"{shown(v, 'first')} -> {shown(v, 'last')}"
     ),
-    covers=lambda v: frozenset({"learning"}) if v["much"] else frozenset(),
+    covers=lambda v: frozenset({"learning"}) if v.get("much") else frozenset(),
     thresholds=(
         *(CHOSEN_NATS, CHOSEN_MOST, CHOSEN_EARLY, CHOSEN_EARLY_NATS, CHOSEN_FALL, CHOSEN_LOST),
         *(CHOSEN_ERRORS, CHOSEN_ROWS, MANY_ROWS, ALPHA),
@@ -268,8 +267,10 @@ def _chosen_falls(facts: RunFacts) -> Observation | None:
     logps/chosen fell by {chosen_errors} standard errors, and by at least {chosen_nats} nats and a tenth of its
     first level; a warning where it fell by {chosen_most} of it, or where both answers fell, it by {chosen_early} of it
     and {chosen_early_nats} nats, mostly within the first {chosen_early} of the rows. Where only rewards/chosen is
-    logged, it fell by {chosen_fall}; a warning where both fell, it by {chosen_lost}. The first level is the first row's
-    if all others are below it, else under {many_rows} rows a Mann-Kendall test must find the fall, at p <= {alpha}
+    logged, it fell by {chosen_fall}; a warning where both fell, it by {chosen_lost}. Also a warning where both rewards
+    end {chosen_lost} below the reference, if there is one. The first level is the first row's
+    if all others are below it and the first rows lost most; else, under {many_rows} rows, a Mann-Kendall test must find
+    the fall, at p <= {alpha}
 
     Why: A margin can grow while both answers lose probability to answers that no one asked for.
     Scope: preference training that logs logps/chosen or rewards/chosen
@@ -282,12 +283,14 @@ def _chosen_falls(facts: RunFacts) -> Observation | None:
         return _reward_falls(facts)
     fall = _fall(column(facts, CHOSEN_LOGPS, CHOSEN_ROWS.value).values)
     if fall is None or fall.first >= 0.0:
-        return None
+        return _far_below(facts)
     lost, level = fall.lost, abs(fall.first)
     rejected = facts.signals.get(REJECTED_LOGPS)
     both = _fall(rejected.values) if rejected else None
     early = both is not None and fall.early and lost >= max(CHOSEN_EARLY_NATS.value, CHOSEN_EARLY.value * level)
     much = early or lost >= CHOSEN_MOST.value * level
+    if not much and (far := _far_below(facts)) is not None:
+        return far
     if not much and lost < max(CHOSEN_NATS.value, 0.1 * level):
         return None
     other = f", of rejected ones from {both.first:.4g} to {both.last:.4g}" if both else ""
@@ -303,6 +306,24 @@ def _chosen_falls(facts: RunFacts) -> Observation | None:
     )
 
 
+def _far_below(facts: RunFacts) -> Observation | None:
+    """The finding if both answers are far less likely than for the reference, whatever the first row shows."""
+    chosen, rejected = facts.signals.get(CHOSEN), facts.signals.get(REJECTED)
+    if chosen is None or rejected is None or facts.logged & _REFERENCE_FREE or len(chosen.values) < CHOSEN_ROWS.value:
+        return None
+    late, other = median(last_part(chosen.values, 5)), median(last_part(rejected.values, 5))
+    if max(late, other) > -CHOSEN_LOST.value:
+        return None
+    return Observation(
+        f"Both answers are far less likely than for the reference: rewards {late:.3g} for chosen, {other:.3g} for "
+        "rejected ones, which are beta times nats.",
+        {"first": 0.0, "last": late, "both": True, "much": True},
+        severity="warning",
+        confidence=0.7,
+        evidence=seen(f"medians of the last fifth of {CHOSEN} and {REJECTED}"),
+    )
+
+
 def _grows(facts: RunFacts) -> str:
     margins = None if tied(facts) else facts.signals.get(MARGINS)
     fall = _fall([-value for value in margins.values]) if margins else None
@@ -312,7 +333,7 @@ def _grows(facts: RunFacts) -> str:
 def _reward_falls(facts: RunFacts) -> Observation | None:
     fall = _fall(column(facts, CHOSEN, CHOSEN_ROWS.value).values)
     if fall is None or fall.lost < CHOSEN_FALL.value:
-        return None
+        return _far_below(facts)
     rejected = facts.signals.get(REJECTED)
     both = rejected is not None and _fall(rejected.values) is not None
     much = both and fall.lost >= CHOSEN_LOST.value

@@ -5,6 +5,7 @@ Columns of one quantity have the same unit; where a unit differs, there are two 
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from typing import Final, TypeAlias
 
@@ -38,7 +39,7 @@ CLIPPED: Final[Names] = (
     *("actor/pg_clipfrac", "ppo_clip_ratio"),
 )
 """Fraction of the tokens whose probability ratio to the policy that wrote them was outside the clipping range."""
-TOKEN_KL: Final[Names] = ("kl", "actor/kl_loss", "actor/reward_kl_penalty", "kl_policy_base", "kl_penalty")
+TOKEN_KL: Final[Names] = ("kl", "actor/kl_loss", "actor/reward_kl_penalty", "critic/kl", "kl_policy_base", "kl_penalty")
 """KL from the reference, mean over the tokens, in nats."""
 ANSWER_KL: Final[Names] = ("objective/kl",)
 """KL from the reference, summed over the tokens of a completion, in nats."""
@@ -64,6 +65,8 @@ SAMPLER_RATIO: Final[Names] = ("sampling/importance_sampling_ratio/mean", "sampl
 
 COMPONENTS: Final = "rewards/"
 """How the columns of a reward's functions begin."""
+COMPONENT: Final = re.compile(f"{COMPONENTS}.+/mean")
+"""The column of the mean of a reward's function."""
 
 CHOSEN: Final = "rewards/chosen"
 REJECTED: Final = "rewards/rejected"
