@@ -28,12 +28,15 @@ from gradience.schema import Json
 from gradience.schema.fleet import (
     Alike,
     Counted,
+    EnginePlan,
     Faulty,
     FleetAuditReport,
     FleetShowReport,
+    Misfit,
     OtherShape,
     QueryReport,
     Serving,
+    ServingGroup,
     Similar,
     Wasteful,
 )
@@ -105,6 +108,73 @@ def fleet_show_text(report: FleetShowReport) -> Iterator[Block]:
     yield from _alike(report.similar)
     yield _other_shapes(report)
     yield from (f"Note: {note}." for note in report.notes)
+
+
+@as_text
+def plans_text(report: FleetShowReport, *, top: int) -> Iterator[Block]:
+    """The plans to serve a fleet, with at most `top` adapters of each group and reason, for a terminal."""
+    yield Title("GRADIENCE FLEET: SERVING")
+    yield f"{counted(report.adapters, 'adapter')} in {report.fleet}"
+    for plan in report.plans:
+        yield from _plan(plan, top)
+
+
+def _plan(plan: EnginePlan, top: int) -> Iterator[Block]:
+    served = sum(len(group.adapters) for group in plan.groups)
+    unfit = len({one.path for misfit in plan.misfits for one in misfit.adapters})
+    yield ""
+    yield f"{plan.title}: {served} fit in {counted(len(plan.groups), 'group')}, {unfit} do not fit"
+    if plan.says:
+        yield f"  {plan.says} [{plan.source}]"
+    for number, group in enumerate(plan.groups, 1):
+        yield from _group(number, group, top)
+    if plan.misfits:
+        yield "  Do not fit:"
+    for misfit in plan.misfits:
+        yield from _misfit(misfit, top)
+    if plan.left_out:
+        yield f"  Left out, because they are not trained: {counts_text(plan.left_out)}"
+    yield from (f"  Note: {note}" for note in plan.notes)
+
+
+def _group(number: int, group: ServingGroup, top: int) -> Iterator[Block]:
+    ranks = ", ".join(f"{n:,} of rank {rank}" for rank, n in group.ranks.items())
+    at = f" at revision {group.revision}" if group.revision else ""
+    yield f"  {number}. {group.base_model or 'no declared base'}{at}: {counted(len(group.adapters), 'adapter')} ({ranks})"
+    if group.command:
+        arguments = [one.argument for one in group.adapters if one.argument]
+        more = f" ... ({len(arguments) - top} more: --verbose)" if len(arguments) > top else ""
+        yield f"     {group.command.replace('{adapters}', ' '.join(arguments[:top]) + more)}"
+    if "{adapters}" not in group.command:
+        yield f"     {listed([one.path for one in group.adapters], top)}"
+    yield from (f"     {line}" for line in _memory(group))
+    yield from (f"     Note: {note}" for note in group.notes)
+
+
+def _memory(group: ServingGroup) -> Iterator[str]:
+    if group.slot_bytes is None:
+        return
+    n = sum(group.ranks.values())
+    padding = 1 - sum(int(rank) * count for rank, count in group.ranks.items()) / (n * group.rank)
+    slots = f"{counted(group.slots, 'slot')} of {size_text(group.slot_bytes)}"
+    yield f"{slots} in the modules of these adapters, at 16 bits; on average {padding:.0%} of a slot is padding"
+    if group.without_largest is not None:
+        path, *others = (shlex.quote(path) for path in group.largest)
+        command = f"gradience resize {path} --rank {group.next_rank} --out {path}-r{group.next_rank}"
+        yield (
+            f"{counted(len(group.largest), 'adapter')} of {n} need rank {group.rank}: resized to {group.next_rank}, a slot "
+            f"takes {size_text(group.without_largest)} ({command}{f', and {len(others)} more' if others else ''}; measure what is lost)"
+        )
+
+
+def _misfit(misfit: Misfit, top: int) -> Iterator[Block]:
+    source = f" [{misfit.source}]" if misfit.source else ""
+    yield f"    {misfit.id and misfit.id + ' '}{misfit.reason} ({counted(len(misfit.adapters), 'adapter')}){source}"
+    yield from (f"      {one.command or one.path}" for one in misfit.adapters[:top])
+    if len(misfit.adapters) > top:
+        yield f"      ... and {len(misfit.adapters) - top} more (--verbose)"
+    if misfit.action:
+        yield f"      -> {misfit.action}"
 
 
 def size_text(value: int) -> str:

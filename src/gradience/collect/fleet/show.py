@@ -20,10 +20,11 @@ import numpy as np
 
 from gradience.adapters.layout import Adapter
 from gradience.adapters.open import open_adapter
+from gradience.collect.fleet.serve import SERVED, plan_engines
 from gradience.errors import AdapterError, GradienceError
 from gradience.io import PathLike
 from gradience.io.reading import read_small
-from gradience.rules.config.serving import RANKS
+from gradience.rules.config.serving import RANKS, known_engines
 from gradience.schema.document import Finding
 from gradience.schema.fleet import (
     FLEET_SHOW_SCHEMA_ID,
@@ -65,7 +66,9 @@ _SNAPSHOT: Final = re.compile(r"(?P<repository>.*/models--[^/]+)/snapshots/(?P<r
 _REVISION: Final = 1024  # bytes of the file that names a commit, at most
 
 
-def show_fleet(fleet: PathLike, *, top: int = 10, cosine: float = 0.99, most_pairs: int = 100) -> FleetShowReport:
+def show_fleet(
+    fleet: PathLike, *, top: int = 10, cosine: float = 0.99, most_pairs: int = 100, serve: Iterable[str] = ()
+) -> FleetShowReport:
     """Summarise a fleet: bases, ranks, verdicts, and the adapters that are broken, wasteful, alike, or of a wrong base.
 
     Args:
@@ -73,11 +76,13 @@ def show_fleet(fleet: PathLike, *, top: int = 10, cosine: float = 0.99, most_pai
         top: how many adapters a list names.
         cosine: of two updates, from which they are nearly the same.
         most_pairs: how many pairs of adapters to read for their exact cosine, the likeliest first.
+        serve: engines to plan the serving of the trained adapters for, as `check` names them.
 
     Raises:
+        ConfigError: an engine is not known.
         GradienceError: there is no fleet, or a package is missing.
     """
-    store = existing(fleet)
+    engines, store = known_engines(serve), existing(fleet)
     with opened(store) as base:
         count, size = _one(base, "select count(*), sum(bytes) from adapters")
         faulty = _faulty(base)
@@ -104,6 +109,7 @@ def show_fleet(fleet: PathLike, *, top: int = 10, cosine: float = 0.99, most_pai
             faulty_total=len(faulty),
             wasteful=_wasteful(base, top),
             serving=_serving(base),
+            plans=plan_engines(base, engines),
             similar=similar(rows, threshold=cosine, most=most_pairs),
             other_shapes=_other_shapes(base)[:top],
             unread=_unread(base),
@@ -165,12 +171,12 @@ def _wasteful(base: DuckDBPyConnection, top: int) -> list[Wasteful]:
 
 def _serving(base: DuckDBPyConnection) -> list[Serving]:
     """Per base, the memory that its servable adapters take on a server, most padding first."""
-    sql = """with loads as (
+    sql = f"""with loads as (
             select path, max(r) as r, sum(rows + columns) as width, sum(r * (rows + columns)) as used
             from modules group by path)
         select coalesce(base_model, 'not declared'), loads.r, count(*), sum(width)::bigint, sum(used)::bigint
         from loads join adapters using (path)
-        where verdict in ('trained', 'near_untrained') group by 1, 2 order by 1, 2"""
+        where {SERVED} group by 1, 2 order by 1, 2"""  # noqa: S608  # our own
     bases: dict[str, dict[int, Load]] = {}
     for name, rank, adapters, width, used in _all(base, sql):
         bases.setdefault(name, {})[rank] = Load(adapters, width, used)
