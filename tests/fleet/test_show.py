@@ -172,7 +172,7 @@ def test_the_exact_cosine_is_the_dense_one_and_only_pairs_over_the_threshold_are
     opened = [open_adapter(folder)[1] for folder in folders]
     assert update_cosine(*opened) == pytest.approx(expected, rel=1e-9)
     rows = [
-        {"path": str(f), "base_model": "b", "shape_key": "s", "content_hash": str(f), "sketch": sketched(modules_of(t))}
+        {"path": str(f), "base_model": "b", "shapes": "s", "content_hash": str(f), "sketch": sketched(modules_of(t))}
         for f, t in zip(folders, (one, two), strict=True)
     ]
     assert [a.cosine for a in similar(rows, threshold=expected - 1e-6, most=5).near] == [pytest.approx(expected)]

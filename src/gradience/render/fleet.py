@@ -123,7 +123,7 @@ def _plan(plan: EnginePlan, top: int) -> Iterator[Block]:
     served = sum(len(group.adapters) for group in plan.groups)
     unfit = len({one.path for misfit in plan.misfits for one in misfit.adapters})
     yield ""
-    yield f"{plan.title}: {served} fit in {counted(len(plan.groups), 'group')}, {unfit} do not fit"
+    yield f"{plan.title}: {counted(served, 'adapter')} in {counted(len(plan.groups), 'group')}; {unfit} do not fit"
     if plan.says:
         yield f"  {plan.says} [{plan.source}]"
     for number, group in enumerate(plan.groups, 1):
@@ -133,22 +133,39 @@ def _plan(plan: EnginePlan, top: int) -> Iterator[Block]:
     for misfit in plan.misfits:
         yield from _misfit(misfit, top)
     if plan.left_out:
-        yield f"  Left out, because they are not trained: {counts_text(plan.left_out)}"
+        yield f"  Left out: {counts_text(plan.left_out)} (gradience fleet show says which)"
     yield from (f"  Note: {note}" for note in plan.notes)
 
 
 def _group(number: int, group: ServingGroup, top: int) -> Iterator[Block]:
     ranks = ", ".join(f"{n:,} of rank {rank}" for rank, n in group.ranks.items())
-    at = f" at revision {group.revision}" if group.revision else ""
-    yield f"  {number}. {group.base_model or 'no declared base'}{at}: {counted(len(group.adapters), 'adapter')} ({ranks})"
-    if group.command:
-        arguments = [one.argument for one in group.adapters if one.argument]
-        more = f" ... ({len(arguments) - top} more: --verbose)" if len(arguments) > top else ""
-        yield f"     {group.command.replace('{adapters}', ' '.join(arguments[:top]) + more)}"
+    base = (group.base_model or "no declared base") + (f" at revision {group.revision}" if group.revision else "")
+    yield f"  {number}. {base}: {counted(len(group.adapters), 'adapter')} ({ranks})"
+    yield from _command(group.command, [one.argument for one in group.adapters], top)
     if "{adapters}" not in group.command:
-        yield f"     {listed([one.path for one in group.adapters], top)}"
+        yield from (f"       {one.path}" for one in group.adapters[:top])
+        yield from _more(len(group.adapters) - top)
     yield from (f"     {line}" for line in _memory(group))
     yield from (f"     Note: {note}" for note in group.notes)
+
+
+def _command(command: str, arguments: Sequence[str], top: int) -> Iterator[str]:
+    """The command's lines, with an adapter on each."""
+    before, asked, after = command.partition("{adapters}")
+    end = " \\" if "\\\n" in command else ""
+    if not asked:
+        yield from (f"     {line}" for line in command.splitlines())
+        return
+    yield from (f"     {line}" for line in f"{before.rstrip(' \\\n')}{end}".splitlines() if line.strip(" \\"))
+    shown = arguments[:top]
+    yield from (f"       {line}{end if line is not shown[-1] else ''}" for line in shown)
+    yield from _more(len(arguments) - top)
+    yield from (f"     {line}" for line in after.splitlines())
+
+
+def _more(n: int) -> Iterator[str]:
+    if n > 0:
+        yield f"       ... and {n:,} more (--verbose)"
 
 
 def _memory(group: ServingGroup) -> Iterator[str]:
@@ -156,23 +173,23 @@ def _memory(group: ServingGroup) -> Iterator[str]:
         return
     n = sum(group.ranks.values())
     padding = 1 - sum(int(rank) * count for rank, count in group.ranks.items()) / (n * group.rank)
-    slots = f"{counted(group.slots, 'slot')} of {size_text(group.slot_bytes)}"
-    yield f"{slots} in the modules of these adapters, at 16 bits; on average {padding:.0%} of a slot is padding"
+    share = f"; on average {padding:.0%} of a slot is padding" if padding else ""
+    size = f"{size_text(group.slots * group.slot_bytes)} or more at 16 bits, {size_text(group.slot_bytes)} each"
+    yield f"{counted(group.slots, 'slot')}: {size}{share}"
     if group.without_largest is not None:
-        path, *others = (shlex.quote(path) for path in group.largest)
-        command = f"gradience resize {path} --rank {group.next_rank} --out {path}-r{group.next_rank}"
         yield (
-            f"{counted(len(group.largest), 'adapter')} of {n} need rank {group.rank}: resized to {group.next_rank}, a slot "
-            f"takes {size_text(group.without_largest)} ({command}{f', and {len(others)} more' if others else ''}; measure what is lost)"
+            f"rank {group.rank} is for {len(group.largest)} of {n}: resized to {group.next_rank}, a slot takes "
+            f"{size_text(group.without_largest)}; measure what is lost:"
         )
+        path = shlex.quote(group.largest[0])
+        yield f"  gradience resize {path} --rank {group.next_rank} --out {path}-served"
 
 
 def _misfit(misfit: Misfit, top: int) -> Iterator[Block]:
     source = f" [{misfit.source}]" if misfit.source else ""
     yield f"    {misfit.id and misfit.id + ' '}{misfit.reason} ({counted(len(misfit.adapters), 'adapter')}){source}"
     yield from (f"      {one.command or one.path}" for one in misfit.adapters[:top])
-    if len(misfit.adapters) > top:
-        yield f"      ... and {len(misfit.adapters) - top} more (--verbose)"
+    yield from _more(len(misfit.adapters) - top)
     if misfit.action:
         yield f"      -> {misfit.action}"
 

@@ -43,7 +43,7 @@ class AdapterRow(msgspec.Struct, kw_only=True, frozen=True):
     r: Annotated[NonNegativeInt, about("Largest rank of a module on disk.")] | None = None
     r_min: Annotated[NonNegativeInt, about("Least rank of a module on disk.")] | None = None
     module_types: Annotated[str, about("Types of adapted modules, joined by a comma.")] = ""
-    shape_key: Annotated[str, about("Hash of the adapted modules' names and shapes.")] = ""
+    shapes: Annotated[str, about("Hash of the adapted modules' names and shapes; empty without one.")] | None = None
     settings: (
         Annotated[str, about("The adapter's configuration as JSON (`ConfigSnapshot`); null if it has none.")] | None
     ) = None
@@ -264,7 +264,7 @@ class ServingGroup(msgspec.Struct, kw_only=True, frozen=True):
     next_rank: Annotated[NonNegativeInt, about("The rank of `without_largest`.")] | None = None
     largest: Annotated[list[str], about("The adapters of the largest rank, if few have it.")] = []
     command: Annotated[
-        str, about("Command or Python that starts it, with {adapters} for their arguments; empty if not known.")
+        str, about("Command or Python that starts it, with `{adapters}` for their arguments; empty if not known.")
     ] = ""
     notes: list[str] = []
 

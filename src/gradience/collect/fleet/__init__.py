@@ -96,7 +96,7 @@ def _adapter(
         r=max(ranks, default=None),
         r_min=min(ranks, default=None),
         module_types=",".join(sorted({m.module_type for m in report.modules})),
-        shape_key=_shape_key(report.modules),
+        shapes=_hash_of_shapes(report.modules),
         settings=held.settings,
         dtypes=held.dtypes,
         params=summary.total_lora_params,
@@ -116,7 +116,7 @@ def _adapter(
     )
 
 
-def _shape_key(modules: Sequence[ModuleAudit]) -> str:
+def _hash_of_shapes(modules: Sequence[ModuleAudit]) -> str:
     shapes = sorted((m.name, *m.shape) for m in modules)
     return hashlib.sha256(repr(shapes).encode("utf-8", "surrogatepass")).hexdigest()[:16] if shapes else ""
 

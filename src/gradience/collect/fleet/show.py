@@ -20,7 +20,7 @@ import numpy as np
 
 from gradience.adapters.layout import Adapter
 from gradience.adapters.open import open_adapter
-from gradience.collect.fleet.serve import SERVED, plan_engines
+from gradience.collect.fleet.serve import plan_engines
 from gradience.errors import AdapterError, GradienceError
 from gradience.io import PathLike
 from gradience.io.reading import read_small
@@ -86,7 +86,7 @@ def show_fleet(
     with opened(store) as base:
         count, size = _one(base, "select count(*), sum(bytes) from adapters")
         faulty = _faulty(base)
-        keys = ("path", "base_model", "shape_key", "content_hash", "sketch")
+        keys = ("path", "base_model", "shapes", "content_hash", "sketch")
         found = _all(base, f"select {', '.join(keys)} from adapters where {_OK} order by path")  # noqa: S608  # our own
         rows, notes = one_version([dict(zip(keys, row, strict=True)) for row in found])
         return FleetShowReport(
@@ -171,12 +171,12 @@ def _wasteful(base: DuckDBPyConnection, top: int) -> list[Wasteful]:
 
 def _serving(base: DuckDBPyConnection) -> list[Serving]:
     """Per base, the memory that its servable adapters take on a server, most padding first."""
-    sql = f"""with loads as (
+    sql = """with loads as (
             select path, max(r) as r, sum(rows + columns) as width, sum(r * (rows + columns)) as used
             from modules group by path)
         select coalesce(base_model, 'not declared'), loads.r, count(*), sum(width)::bigint, sum(used)::bigint
         from loads join adapters using (path)
-        where {SERVED} group by 1, 2 order by 1, 2"""  # noqa: S608  # our own
+        where verdict in ('trained', 'near_untrained') group by 1, 2 order by 1, 2"""
     bases: dict[str, dict[int, Load]] = {}
     for name, rank, adapters, width, used in _all(base, sql):
         bases.setdefault(name, {})[rank] = Load(adapters, width, used)
@@ -284,7 +284,7 @@ def similar(rows: Sequence[Mapping[str, Any]], *, threshold: float, most: int) -
     """Find adapters that are the same or nearly the same.
 
     Args:
-        rows: `path`, `base_model`, `shape_key`, `content_hash` and `sketch` of each readable adapter.
+        rows: `path`, `base_model`, `shapes`, `content_hash` and `sketch` of each readable adapter.
         threshold: the cosine from which two are nearly the same.
         most: how many pairs to compute the exact cosine of; those with the closest sketches come first.
     """
@@ -293,8 +293,8 @@ def similar(rows: Sequence[Mapping[str, Any]], *, threshold: float, most: int) -
         groups.setdefault(row["content_hash"], []).append(row["path"])
     blocks: dict[tuple[str | None, str], dict[str, Mapping[str, Any]]] = {}
     for row in rows:
-        if row["shape_key"]:
-            blocks.setdefault((row["base_model"], row["shape_key"]), {}).setdefault(row["content_hash"], row)
+        if row["shapes"]:
+            blocks.setdefault((row["base_model"], row["shapes"]), {}).setdefault(row["content_hash"], row)
     found = [pair for block in blocks.values() for pair in _candidates(list(block.values()), threshold - MARGIN)]
     found.sort(reverse=True)
     near, failed = _exact([(one, two) for _, one, two in found[:most]], threshold)

@@ -172,6 +172,7 @@ class _Tables(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     facts: list[_Read]
     ranks: list[RankSizes]
     processes: list[Processes]
+    unknown: dict[Engine, tuple[Feature, ...]]
 
 
 _TABLES: Final = own_table(__file__, "serving.toml", _Tables)
@@ -181,6 +182,8 @@ FACTS: Final = tuple(
     for feature, (effect, says) in read.features.items()
 )
 RANKS: Final = tuple(_TABLES.ranks)
+UNKNOWN: Final = _TABLES.unknown
+"""By engine the features of which it is not known what the engine does with them."""
 PROCESSES: Final[dict[str, Processes]] = {item.engine: item for item in _TABLES.processes}
 
 
@@ -231,7 +234,7 @@ FEATURES: Final[dict[Feature, AdapterFeature]] = {
         "use_dora",
         lambda facts: bool(facts.config.lora.use_dora),
         (f"{_TO_PEFT} --base BASE --rank N",),
-        "the best LoRA of rank N; or merge the adapter into the base before serving",
+        "the best LoRA of that rank; or merge the adapter into the base before serving",
     ),
     "modules_to_save": AdapterFeature(
         "modules_to_save", "modules_to_save", lambda facts: bool(facts.config.lora.modules_to_save)
@@ -295,12 +298,21 @@ SURROUNDINGS: Final[dict[Surrounding, Callable[[Facts], bool]]] = {
 }
 
 
-SETTINGS: Final[dict[Setting, Callable[[LoraSnapshot], Hashable]]] = {
-    "use_rslora": lambda lora: bool(lora.use_rslora),
-    "lora_dropout": lambda lora: lora.dropout or 0.0,
-    "lora_bias": lambda lora: bool(lora.extras.get("lora_bias")),
-    "modules_to_save": lambda lora: frozenset(lora.modules_to_save or ()),
-    "token_rows": lambda lora: bool(lora.extras.get("trainable_token_indices")),
+class SharedSetting(NamedTuple):
+    """A setting in which adapters of one process must agree: its value, which is false by default, and its mend."""
+
+    value: Callable[[LoraSnapshot], Hashable]
+    mend: str
+
+
+SETTINGS: Final[dict[Setting, SharedSetting]] = {
+    "use_rslora": SharedSetting(lambda lora: bool(lora.use_rslora), _TO_PEFT),
+    "lora_dropout": SharedSetting(
+        lambda lora: lora.dropout or 0.0, "it has no effect when serving: set it to 0 in adapter_config.json"
+    ),
+    "lora_bias": SharedSetting(lambda lora: bool(lora.extras.get("lora_bias")), TRAIN_WITHOUT),
+    "modules_to_save": SharedSetting(lambda lora: frozenset(lora.modules_to_save or ()), TRAIN_WITHOUT),
+    "token_rows": SharedSetting(lambda lora: bool(lora.extras.get("trainable_token_indices")), TRAIN_WITHOUT),
 }
 
 
