@@ -156,7 +156,7 @@ def _command(command: str, arguments: Sequence[str], top: int) -> Iterator[str]:
     if not asked:
         yield from (f"     {line}" for line in command.splitlines())
         return
-    yield from (f"     {line}" for line in f"{before.rstrip(' \\\n')}{end}".splitlines() if line.strip(" \\"))
+    yield from (f"     {line}" for line in (before.rstrip(" \\\n") + end).splitlines())
     shown = arguments[:top]
     yield from (f"       {line}{end if line is not shown[-1] else ''}" for line in shown)
     yield from _more(len(arguments) - top)

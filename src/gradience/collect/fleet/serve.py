@@ -75,7 +75,7 @@ class Kind(NamedTuple):
 
     config: ConfigSnapshot
     findings: Mapping[str, Sequence[Finding]]
-    unknown: Mapping[str, Sequence[str]]
+    unknown: Mapping[Engine, Sequence[str]]
 
 
 def plan_engines(base: DuckDBPyConnection, engines: Sequence[Engine]) -> list[EnginePlan]:
