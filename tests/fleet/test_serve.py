@@ -7,8 +7,10 @@ import shlex
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 import pytest
 from fleet_inputs import factors, peft
+from safetensors.numpy import save_file
 
 from gradience.cli.main import main
 from gradience.collect.fleet.audit import audit_fleet
@@ -283,8 +285,13 @@ def test_json_sarif_and_python_give_the_same_plan(zoo, capsys):
 
 def test_what_cannot_be_judged_is_said_and_a_gate_does_not_pass_it(tmp_path, capsys):
     peft(tmp_path / "runs" / "good", factors(0))
-    peft(tmp_path / "runs" / "bare", factors(1))
-    (tmp_path / "runs" / "bare" / "adapter_config.json").unlink()
+    stem = "lora_unet_down_blocks_0_attentions_0_to_q"
+    names = {"lora_A": f"{stem}.lora_down.weight", "lora_B": f"{stem}.lora_up.weight"}
+    one = {
+        names[k]: x for name, x in factors(1).items() for k in names if k in name and ".0." in name and "q_proj" in name
+    }
+    (tmp_path / "runs" / "kohya").mkdir(parents=True)
+    save_file({**one, f"{stem}.alpha": np.float32([4.0])}, tmp_path / "runs" / "kohya" / "x.safetensors")
     peft(tmp_path / "runs" / "large", factors(2, r=600, width=620), r=600)
     peft(tmp_path / "runs" / "revised", factors(3), revision="v2")
     experts = {name.replace("mlp.up_proj", "mlp.experts.0.up_proj"): x for name, x in factors(4).items()}
@@ -292,8 +299,13 @@ def test_what_cannot_be_judged_is_said_and_a_gate_does_not_pass_it(tmp_path, cap
     peft(tmp_path / "runs" / "experts-16", experts, base="org/moe")
     audit_fleet(tmp_path / "runs", out=tmp_path / "fleet", workers=1)
     [plan] = show_fleet(tmp_path / "fleet", serve=["vllm"]).plans
-    said = {Path(one.path).name: (misfit.id, misfit.reason) for misfit in plan.misfits for one in misfit.adapters}
-    assert {name: id_ for name, (id_, _) in said.items()} == {"bare": "", "large": "SRV004", "experts": "SRV001"}
+    said = {
+        Path(one.path).parent.name if "kohya" in one.path else Path(one.path).name: (misfit.id, misfit.reason)
+        for misfit in plan.misfits
+        for one in misfit.adapters
+    }
+    assert {name: id_ for name, (id_, _) in said.items()} == {"kohya": "", "large": "SRV004", "experts": "SRV001"}
+    assert said["kohya"][1].endswith("it is in kohya's format")
     assert said["experts"][1].startswith("vLLM refuses LoRA on experts: its bitsandbytes method")
     assert said["large"][1].startswith("vLLM has no room for rank 600")
     assert [(group.base_model, group.revision) for group in plan.groups] == [

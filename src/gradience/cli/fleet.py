@@ -156,7 +156,9 @@ def _planned(report: FleetShowReport, resolved: opt.ResolvedOptions, *, top: int
         groups=("serve",),
         locations=lambda: [SourceLocation(path) for path, _ in found],
     )
-    unjudged = sum(len(misfit.adapters) for plan in report.plans for misfit in plan.misfits if not misfit.id)
+    unread = sum(reason.adapters for reason in report.unread)
+    missed = {one.path for plan in report.plans for misfit in plan.misfits if not misfit.id for one in misfit.adapters}
+    unjudged = unread + len(missed)
     if unjudged and resolved.fail_on is not None:
         tell(f"gradience: {counted(unjudged, 'adapter')} could not be judged")
         return code or COULD_NOT_JUDGE

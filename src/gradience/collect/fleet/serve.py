@@ -184,14 +184,15 @@ def _reasons(engine: Engine, one: Candidate, kind: Kind | None) -> Iterator[_Rea
         text = f"not judged: of {name} only what it does with LoRA is known, and its peft_type is {one.peft_type}"
         yield _Reason("", text, commands=_TO_PEFT)
         return
-    if kind is None:
-        yield _Reason("", _NO_SETTINGS, action=_AUDIT)
-        return
-    found = kind.findings.get(engine, ())
+    found = () if kind is None else kind.findings.get(engine, ())
     yield from map(_reason, found)
     if one.format != "peft" and not found and (engine, one.format) != ("mlx", "mlx-lm"):
         text = f"not judged: of {name} only what it does with PEFT's files is known, and it is in {one.format}'s format"
         yield _Reason("", text, commands=_TO_PEFT)
+        return
+    if kind is None:
+        yield _Reason("", _NO_SETTINGS, action=_AUDIT)
+        return
     init = kind.config.lora.init
     if start_of(init).changes_base:
         text = f"init_lora_weights={init} changed the base that it was trained on, and {name} has the published one"
