@@ -271,6 +271,14 @@ def test_the_screen_and_the_exit_code(zoo, bar, code, capsys):
     assert shlex.split(command.replace("\\\n", " "))[:4] == ["vllm", "serve", "tiny", "--enable-lora"]
 
 
+def test_the_page_has_groups_and_misfits(zoo, tmp_path):
+    pytest.importorskip("matplotlib")
+    page = tmp_path / "fleet.html"
+    assert main(["fleet", "show", str(zoo.fleet), "--serve", "vllm", "--html", str(page)]) == 0
+    for words in ("What one process serves", "What does not fit", "vLLM refuses use_dora", "r64"):
+        assert words in page.read_text()
+
+
 def test_json_sarif_and_python_give_the_same_plan(zoo, capsys):
     assert main(["fleet", "show", str(zoo.fleet), "--serve", "vllm", "--json"]) == 0
     [plan] = json.loads(capsys.readouterr().out)["plans"]

@@ -38,6 +38,7 @@ from gradience.schema.fleet import (
     Serving,
     ServingGroup,
     Similar,
+    Unfit,
     Wasteful,
 )
 
@@ -210,6 +211,8 @@ def fleet_page(report: FleetShowReport) -> Page:
         "faulty": "What needs a look",
         "wasteful": "What could be cut away",
         "serving": "What a server pads",
+        "plans": "What one process serves",
+        "misfits": "What does not fit",
         "same": "What is equal",
         "near": "What is nearly the same",
         "bases": "What declares another base",
@@ -219,6 +222,10 @@ def fleet_page(report: FleetShowReport) -> Page:
         _faulty(report),
         table(_WASTE, report.wasteful, caption="Most bytes first"),
         table(_SERVING, report.serving, caption="By declared base"),
+        table(_PLANS, [(p, group) for p in report.plans for group in p.groups], caption="By engine"),
+        table(
+            _MISFITS, [(p, m, one) for p in report.plans for m in p.misfits for one in m.adapters], caption="By engine"
+        ),
         *(same, near, _other_shapes(report)),
         table(_COUNTS, counts, caption="Adapters by base, type, rank and finding"),
     )
@@ -323,6 +330,20 @@ _SERVING: Final[Columns[Serving]] = (
     ("factors", ">9", lambda row: size_text(row.used_bytes)),
     ("padding", ">9", lambda row: size_text(row.padding_bytes)),
     ("padding of the best split", ">9", lambda row: size_text(row.buckets[-1].padding_bytes) if row.buckets else "-"),
+)
+_PLANS: Final[Columns[tuple[EnginePlan, ServingGroup]]] = (
+    ("engine", "", lambda row: row[0].title),
+    ("base", "", lambda row: row[1].base_model or "not declared"),
+    ("adapters", ">6", lambda row: f"{len(row[1].adapters):,}"),
+    ("rank", ">6", lambda row: str(row[1].rank)),
+    ("a slot", ">9", lambda row: "-" if row[1].slot_bytes is None else size_text(row[1].slot_bytes)),
+    ("names", "", lambda row: ", ".join(one.name for one in row[1].adapters)),
+)
+_MISFITS: Final[Columns[tuple[EnginePlan, Misfit, Unfit]]] = (
+    ("engine", "", lambda row: row[0].title),
+    ("adapter", "", lambda row: row[2].path),
+    ("reason", "", lambda row: row[1].reason),
+    ("what makes it fit", "", lambda row: row[2].command or row[1].action or ""),
 )
 _SAME: Final[Columns[Alike]] = (
     ("adapters", "", lambda row: ", ".join(row.paths)),
