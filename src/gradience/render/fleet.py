@@ -170,7 +170,7 @@ def _more(n: int) -> Iterator[str]:
 
 
 def _memory(group: ServingGroup) -> Iterator[str]:
-    if group.slot_bytes is None:
+    if not group.slot_bytes:
         return
     n = sum(group.ranks.values())
     padding = 1 - sum(int(rank) * count for rank, count in group.ranks.items()) / (n * group.rank)

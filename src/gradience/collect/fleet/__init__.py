@@ -48,12 +48,19 @@ def version_of_rules(*groups: RuleGroup) -> str:
 class Held(NamedTuple):
     """Columns of an adapter that its audit does not report."""
 
-    settings: str | None
-    dtypes: str | None
+    settings: str | None = None
+    dtypes: str | None = None
+
+
+_NOTHING: Final = Held()
 
 
 def rows_of(
-    path: str, report: AuditReport, identity: tuple[str, str, str, str], sketch: Sequence[float], held: Held
+    path: str,
+    report: AuditReport,
+    identity: tuple[str, str, str, str],
+    sketch: Sequence[float],
+    held: Held = _NOTHING,
 ) -> tuple[AdapterRow, list[ModuleRow], list[FindingRow]]:
     """The rows of one adapter.
 
