@@ -21,11 +21,14 @@ from gradience.cli import options as opt
 from gradience.cli.output import DONE, FOUND, emit, safe_lines, tell
 from gradience.errors import RecorderError
 from gradience.io.reading import open_regular
-from gradience.judge.monitor import monitor_run
+from gradience.judge.monitor import report_of
+from gradience.reading import Reading, read_run
 from gradience.reading.follow import LiveRun, Tail
 from gradience.reading.logs import is_log
 from gradience.reading.places import RunList, log_place, run_list
 from gradience.render.monitor import event_line, frame_lines, monitor_text, progress_line
+from gradience.rules import excluded_rules
+from gradience.rules.log import DETECTED
 from gradience.schema.document import SEVERITIES
 from gradience.schema.events import Event, TrainStep, UnknownEvent
 
@@ -68,15 +71,15 @@ def monitor(
     if several:
         return _table(logs, gap, resolved)
     if run is not None or not os.path.isdir(logs[0]):  # noqa: PTH112  # Path.is_dir raises where a name is too long
-        return _one(logs[0], run, gap, resolved, verbose=verbose)
+        return _one(read_run(logs[0], run), gap, resolved, verbose=verbose)
     listed = run_list(logs[0])
     if len(listed.places) > 1:
         return _table([listed], gap, resolved)
-    return _one(listed.places[0], run, gap, resolved, verbose=verbose)
+    return _one(listed.read(listed.places[0]), gap, resolved, verbose=verbose)
 
 
-def _one(log: Path, run: str | None, gap: float, resolved: opt.ResolvedOptions, *, verbose: bool) -> int:
-    report = monitor_run(log, gap_threshold=gap, run=run, **resolved.rules)
+def _one(reading: Reading, gap: float, resolved: opt.ResolvedOptions, *, verbose: bool) -> int:
+    report = report_of(reading, gap_threshold=gap, left_out=excluded_rules(DETECTED, **resolved.rules))
     return resolved.show(
         report,
         lambda it: monitor_text(it, verbose=verbose),
@@ -109,7 +112,7 @@ def _table(logs: Sequence[Path | RunList], gap: float, resolved: opt.ResolvedOpt
 def _follow(log: Path, run: str | None, gap: float, resolved: opt.ResolvedOptions, *, verbose: bool) -> int:
     log = log_to_follow(log)
     if follow_log(log, quiet=resolved.format != "text"):
-        return _one(log, run, gap, resolved, verbose=verbose)
+        return _one(read_run(log, run), gap, resolved, verbose=verbose)
     return DONE
 
 
