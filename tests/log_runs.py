@@ -1796,6 +1796,7 @@ ENTRIES: Final[dict[str, Entry]] = {
         edges=[
             Edge("gap", "-ww", 0.099, 0.101, lambda x: _rl(**{_GAP: [0.02] * 20 + [x] * 10}), at=0.1),
             Edge("gap_kl", "-ww", 0.0099, 0.0101, lambda x: _rl(rollout_corr__kl=[0.001] * 20 + [x] * 10), at=0.01),
+            Edge("a_factor", "-w", 1.104, 1.106, lambda x: _rl(token_mult_prob_error=[1.01] * 20 + [x] * 10)),
             Edge("gap_share", "-w", 0.049, 0.051, lambda x: _rl(training__rollout_probs_diff_mean=[x] * 9)),
             Edge("few_rows", "?w", 2, 3, lambda x: _rl(vllm_kl=[1.0] * x)),
             Edge("grown", "ww", 0.29, 0.31, lambda x: _rl(**{_GAP: [0.101] * 10 + [x] * 20})),
