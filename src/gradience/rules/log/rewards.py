@@ -27,6 +27,7 @@ from gradience.rules.log.facts import (
     shown,
     under,
 )
+from gradience.rules.log.preference import ALPHA, FEW_ROWS, MANY_ROWS
 from gradience.rules.log.signals import (
     ANSWER_KL,
     CLIPPED,
@@ -46,10 +47,6 @@ from gradience.rules.log.statistics import mann_kendall, mean_error, median, med
 from gradience.schema.reports import StoryPart
 
 RL_RUNS: Final = "tuning seeds of the trainings of benchmarks/rl_runs.py"
-
-FEW_ROWS = Threshold("few_rows", 3, "rows that logged it", "the mean of fewer rows is not a level")
-MANY_ROWS = Threshold("many_rows", 20, "rows that logged it", "below it the order of the rows is tested instead")
-ALPHA = Threshold("alpha", 0.01, "one-sided p of the order of the rows", "1 of 100 flat columns")
 
 REWARD_SHOWN = Threshold("reward_shown", 3.0, "standard errors of the difference", "3 of 1000 flat columns")
 REWARD_ERRORS = Threshold("reward_errors", 4.0, "standard errors of the difference", "trial: the best of ten levels")
