@@ -91,9 +91,9 @@ _ACCUMULATED: Final = (2, 4, 6, 8, 10, 12, 16, 20, 24, 32, 48, 64, 128, 256)
 def _spike(facts: RunFacts) -> Observation | None:
     """loss spike
 
-    the loss exceeds the median of the previous 8 rows by more than {spike_k} times the median change over 32 rows
-    (at least {spike_floor} of the level) and by {spike_start} of the first loss; a warning if the rows after it,
-    and the last ones, stay above the level before, by {spike_floor} of it and {lost_level} nats; from {many_rows} rows on
+    from {many_rows} rows on, the loss exceeds the median of the previous 8 rows by more than {spike_k} times the
+    median change over 32 rows (at least {spike_floor} of the level) and by {spike_start} of the first loss; a warning
+    if the rows after it, and the last ones, stay above the level before, by {spike_floor} of it and {lost_level} nats
 
     Why: A spike of one row usually comes from its data; a spike that lasts has damaged the weights.
     Scope: positive losses; the first rows are not judged
