@@ -5,17 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from gradience.rules import Observation, Threshold, Unknown
-from gradience.rules.data.content import (
-    DUPLICATES_MANY,
-    DUPLICATES_SOME,
-    SAME_ANSWER,
-    DataRule,
-    counted,
-    on_rows,
-    seen_in,
-    share,
-    values,
-)
+from gradience.rules.data.content import SAME_ANSWER, DataRule, counted, on_rows, seen_in, share, values
 from gradience.schema import Severity
 from gradience.schema.reports import DataReport, Rows
 
@@ -35,7 +25,6 @@ BEGUN = Threshold("begun", 0.5, "share of rows", "proposal: a label of most rows
 MARKED_UP = Threshold("marked_up", 0.05, "share of rows", "proposal: fewer are answers about HTML")
 ESCAPED = Threshold("escaped", 0.05, "share of rows", "proposal: fewer are answers about strings")
 MIXED = Threshold("mixed", 0.02, "share of rows", "proposal: fewer are quotations")
-GONE = Threshold("gone", 0.01, "share of rows", "proposal: fewer are answers about such values")
 UNFILLED = Threshold("unfilled", 0.01, "share of rows", "proposal: fewer are answers about forms")
 EQUAL_MANY = Threshold("equal_many", 0.01, "share of pairs", "proposal: more than slips")
 
@@ -209,40 +198,6 @@ def _conflict(data: DataReport) -> Iterator[Observation]:
 
 
 @DataRule(
-    "DAT341",
-    severity="info",
-    confidence=0.75,
-    thresholds=(DUPLICATES_SOME, DUPLICATES_MANY),
-)
-def _near(data: DataReport) -> Iterator[Observation]:
-    """rows nearly repeat
-
-    {duplicates_some} of the rows nearly repeat an earlier one; from {duplicates_many}: warning
-
-    Why: A row that is trained on several times an epoch is memorised.
-    Scope: at most 5000 of the rows that are read, like rows drawn together; Jaccard similarity of 0.8 of word
-        trigrams that few rows share
-    Action: keep one of each group
-    Verify: their text (--show-rows)
-    Source: Lee et al. 2022, arXiv 2107.06499 -- near duplicates are memorised as exact ones are
-    """
-    found = data.near
-    if found is None:
-        raise Unknown("rows are not compared")
-    if found.reason:
-        raise Unknown(found.reason)
-    if found.compared and found.rows.count >= DUPLICATES_SOME.value * found.compared:
-        drawn = f"; these were drawn from {found.drawn_from:,}, like rows together" if found.drawn_from else ""
-        yield Observation(
-            f"{counted(found.rows, found.compared)} nearly repeat an earlier row{drawn}",
-            values(found.rows, found.compared, drawn_from=found.drawn_from),
-            severity="warning" if found.rows.count >= DUPLICATES_MANY.value * found.compared else None,
-        )
-    elif data.sampled:
-        raise Unknown("a sample shows few of the near rows: --samples all")
-
-
-@DataRule(
     "DAT342",
     severity="warning",
     confidence=0.65,
@@ -269,34 +224,6 @@ def _documents(data: DataReport) -> Iterator[Observation]:
             f"{counted(found.joined, found.rows)} hold {found.label!r}, which begins most rows, on later lines again: "
             "several documents in one row",
             values(found.joined, found.rows),
-        )
-
-
-@DataRule(
-    "DAT343",
-    severity="warning",
-    confidence=0.8,
-)
-def _other_answer(data: DataReport) -> Iterator[Observation]:
-    """questions of the evaluation set are in the training set
-
-    the question of an evaluation row is in the training set with another answer
-
-    Why: The held-out loss then measures how well questions are remembered.
-    Scope: with --eval-data; questions of four words and more, compared word for word
-    Action: split by question, not by row
-    Verify: the evaluation loss on the other rows
-    Source: definition -- equal words of the question, other words of the answers
-    """
-    found = data.overlap
-    if found is None:
-        raise Unknown("no evaluation set is given (--eval-data)")
-    rows = found.other_answer
-    held = values(rows, found.eval_rows)
-    if rows.count:
-        yield Observation(
-            f"{counted(rows, found.eval_rows, 'evaluation rows')} ask what the training set asks, with other answers",
-            {"first_of_eval" if name == "first" else name: value for name, value in held.items()},
         )
 
 
@@ -352,26 +279,6 @@ def _marked_up(data: DataReport) -> Iterator[Observation]:
 
 
 @DataRule(
-    "DAT350",
-    severity="warning",
-    confidence=0.8,
-    thresholds=(GONE,),
-)
-def _missing_value(data: DataReport) -> Iterator[Observation]:
-    """missing values as answers
-
-    {gone} of the rows have an answer that is only nan, NA or the like
-
-    Why: A table's missing values were written as text: the model learns to answer with them.
-    Scope: formats with answers; none and null may be answers, and are not counted
-    Action: remove these rows
-    Verify: their text (--show-rows)
-    Source: definition -- what pandas and spreadsheets write for a missing value
-    """
-    return seen_in(data, data.seen.missing_value, "have an answer that is only nan, <NA> or the like", at_least=GONE)
-
-
-@DataRule(
     "DAT353",
     severity="info",
     confidence=0.6,
@@ -397,11 +304,8 @@ RULES = (
     _equal,
     _length_bias,
     _conflict,
-    _near,
     _documents,
-    _other_answer,
     _marked_up,
-    _missing_value,
     _alike,
     _placeholder,
     _languages,

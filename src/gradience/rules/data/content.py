@@ -27,6 +27,7 @@ SAME_ANSWER_ROWS = Threshold("same_answer_rows", 20, "answers", "proposal: fewer
 DUPLICATES_SOME = Threshold("duplicates_some", 0.01, "share of rows", "proposal; deduplicated web text has under it")
 DUPLICATES_MANY = Threshold("duplicates_many", 0.1, "share of rows", "proposal: an epoch is then more than one pass")
 OVERLAP_MANY = Threshold("overlap_many", 0.05, "share of evaluation rows", "proposal: enough to move a mean loss")
+GONE = Threshold("gone", 0.01, "share of rows", "proposal: fewer are answers about such values")
 BROKEN_MANY = Threshold("broken_many", 0.01, "share of rows", "proposal: a wrong decoding breaks many rows, chance few")
 
 
@@ -109,24 +110,31 @@ def _labelled(data: DataReport) -> str | None:
 def _balance(data: DataReport) -> Iterator[Observation]:
     """unbalanced classes
 
-    {majority} of at least {few_labels} rows have one label
+    {majority} of at least {few_labels} rows have one label; an error if all rows have it
 
-    Why: Accuracy looks high for a model that always answers the same.
+    Why: Accuracy looks high for a model that always answers the same. Of one class the loss goes to 0 and looks like
+        success.
     Scope: classification and KTO
     Action: weight the classes, or report balanced accuracy or F1
-    Verify: accuracy per class
+    Verify: accuracy per class; the labels of the whole file (--samples all)
     Source: definition -- rows of the most frequent label over all rows
     """
-    if data.rows_read < FEW_LABELS.value:
-        raise Unknown(f"{data.rows_read} rows, under {FEW_LABELS.value:g}")
-    if data.labels_total < 2:
-        raise Unknown("one label only (see DAT317)")
     label, most = next(iter(data.labels.items()))
-    part = most / data.rows_read
-    if part >= MAJORITY.value:
+    part, kinds = most / data.rows_read, {"label": label, "rows": most, "labels": data.labels_total}
+    if data.labels_total == 1:
+        yield Observation(
+            f"all {data.rows_read:,} rows have the label {label}",
+            kinds,
+            severity="error",
+            confidence=0.9,
+            action="look at how rows were selected: sorted files cut at the front have one class",
+        )
+    elif data.rows_read < FEW_LABELS.value:
+        raise Unknown(f"{data.rows_read} rows, under {FEW_LABELS.value:g}")
+    elif part >= MAJORITY.value:
         yield Observation(
             f"{part:.0%} of {data.rows_read:,} rows have the label {label}",
-            {"label": label, "rows": most, "share": part, "labels": data.labels_total},
+            {**kinds, "share": part},
         )
 
 
@@ -160,30 +168,6 @@ def _range(data: DataReport) -> Iterator[Observation]:
         yield on_rows(data, rows, f"have a label {what}", num_labels=data.num_labels)
     elif data.num_labels is None:
         raise Unknown("the number of classes is not known (--num-labels, or --base with its config.json)")
-
-
-@DataRule(
-    "DAT317",
-    severity="error",
-    confidence=0.9,
-    needs=(_labelled,),
-)
-def _one_class(data: DataReport) -> Iterator[Observation]:
-    """one class only
-
-    every row has the same label
-
-    Why: The model learns to answer one label; the loss goes to 0 and looks like success.
-    Scope: classification and KTO
-    Action: look at how rows were selected: sorted files cut at the front have one class
-    Verify: the labels of the whole file (--samples all)
-    Source: definition -- one label among all rows read
-    """
-    if data.labels_total == 1:
-        label = next(iter(data.labels))
-        yield Observation(
-            f"all {data.rows_read:,} rows have the label {label}", {"label": label, "rows": data.rows_read}
-        )
 
 
 @DataRule(
@@ -253,21 +237,37 @@ def _constant(data: DataReport) -> Iterator[Observation]:
 def duplicates(data: DataReport) -> Iterator[Observation]:
     """duplicate rows
 
-    {duplicates_some} of the rows repeat an earlier one; from {duplicates_many}: warning
+    {duplicates_some} of the rows repeat an earlier one, or nearly repeat one; from {duplicates_many}: warning
 
     Why: A repeated row is trained on twice an epoch, and may be in the evaluation set, too.
-    Scope: rows that are equal in every column that a trainer could read: all but an id, and for GRPO that, too
-    Action: remove duplicates
-    Verify: their numbers
+    Scope: rows that are equal in every column that a trainer could read: all but an id, and for GRPO that, too; near
+        is a Jaccard similarity of 0.8 of word trigrams that few rows share, among at most 5000 of the rows, like rows
+        drawn together
+    Action: keep one of each group
+    Verify: their text (--show-rows)
     Source: Lee et al. 2022, arXiv 2107.06499 -- models trained on deduplicated text emit memorised text ten times
         less often
     """
-    rows, part = data.seen.duplicate, share(data.seen.duplicate, data.rows_read)
-    if part >= DUPLICATES_SOME.value:
-        severity: Severity | None = "warning" if part >= DUPLICATES_MANY.value else None
-        yield on_rows(data, rows, "repeat an earlier row", severity=severity)
-    elif data.sampled:
+    rows, near = data.seen.duplicate, data.near
+    exact = share(rows, data.rows_read)
+    if exact >= DUPLICATES_SOME.value:
+        yield on_rows(data, rows, "repeat an earlier row", severity=_of_duplicates(exact))
+    part = share(near.rows, near.compared) if near is not None else 0.0
+    if near is not None and part >= DUPLICATES_SOME.value:
+        drawn = f"; these were drawn from {near.drawn_from:,}, like rows together" if near.drawn_from else ""
+        yield Observation(
+            f"{counted(near.rows, near.compared)} nearly repeat an earlier row{drawn}",
+            values(near.rows, near.compared, drawn_from=near.drawn_from),
+            severity=_of_duplicates(part),
+        )
+    if near is not None and near.reason:
+        raise Unknown(f"near repetitions: {near.reason}")
+    if data.sampled and max(exact, part) < DUPLICATES_SOME.value:
         raise Unknown("a sample shows few of the duplicates: --samples all")
+
+
+def _of_duplicates(part: float) -> Severity | None:
+    return "warning" if part >= DUPLICATES_MANY.value else None
 
 
 @DataRule(
@@ -279,11 +279,13 @@ def duplicates(data: DataReport) -> Iterator[Observation]:
 def _overlap(data: DataReport) -> Iterator[Observation]:
     """the evaluation set is inside the training set
 
-    an evaluation row is also in the training set, equal or nearly so; from {overlap_many}: error
+    an evaluation row is also in the training set, equal or nearly so, or its question is there with another answer;
+    from {overlap_many} of the former: error
 
     Why: The held-out loss then measures memorization, and overfitting is not seen.
-    Scope: with --eval-data; near is a Jaccard similarity of word trigrams of 0.8 and more
-    Action: remove these rows from one of the sets
+    Scope: with --eval-data; near is a Jaccard similarity of word trigrams of 0.8 and more; questions of four words and
+        more are compared word for word
+    Action: remove these rows from one of the sets; split by question, not by row
     Verify: the evaluation loss on the other rows
     Source: benchmarks/data.py -- what MinHash finds and misses: docs/evidence/data.md
     """
@@ -304,6 +306,13 @@ def _overlap(data: DataReport) -> Iterator[Observation]:
                 "first_of_eval": next((rows.first for rows, _ in kinds if rows.count), []),
             },
             severity="error" if both >= OVERLAP_MANY.value * found.eval_rows else None,
+        )
+    if (rows := found.other_answer).count:
+        held = values(rows, found.eval_rows)
+        yield Observation(
+            f"{counted(rows, found.eval_rows, 'evaluation rows')} ask what the training set asks, with other answers",
+            {"first_of_eval" if name == "first" else name: value for name, value in held.items()},
+            confidence=0.8,
         )
     if not found.near_judged:
         raise Unknown(found.near_reason)
@@ -337,23 +346,24 @@ def _broken(data: DataReport) -> Iterator[Observation]:
             yield on_rows(data, rows, f"hold {what}", severity="warning" if many else None)
 
 
-@DataRule(
-    "DAT311",
-    severity="warning",
-    confidence=0.8,
-)
+@DataRule("DAT311", severity="warning", confidence=0.8, thresholds=(GONE,))
 def _empty_answer(data: DataReport) -> Iterator[Observation]:
     """empty answers
 
-    a wanted answer holds nothing but white space: no thought, call, image or sound either
+    a wanted answer holds nothing but white space: no thought, call, image or sound either; or {gone} of the rows have
+    an answer that is only nan, NA or the like
 
-    Why: The model learns to answer with nothing.
-    Scope: formats with answers
+    Why: The model learns to answer with nothing, or with what stands for a missing value in a table.
+    Scope: formats with answers; none and null may be answers, and are not counted
     Action: remove these rows
     Verify: their text (--show-rows)
-    Source: definition -- the answer without white space is empty
+    Source: definition -- the answer without white space is empty, or what pandas and spreadsheets write for a missing
+        value
     """
-    return seen_in(data, data.seen.empty_answer, "have an empty answer")
+    yield from seen_in(data, data.seen.empty_answer, "have an empty answer")
+    yield from seen_in(
+        data, data.seen.missing_value, "have an answer that is only nan, <NA> or the like", at_least=GONE
+    )
 
 
 @DataRule("DAT356", severity="error", confidence=0.9)
@@ -379,7 +389,6 @@ RULES = (
     _reward_columns,
     _balance,
     _range,
-    _one_class,
     _unreadable,
     _empty_answer,
     _constant,

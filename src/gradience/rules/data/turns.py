@@ -224,29 +224,7 @@ def _arguments(data: DataReport) -> Iterator[Observation]:
         yield on_rows(data, text, "hold arguments as text, which the chat template encodes as JSON once more")
 
 
-@DataRule("DAT344", severity="warning", confidence=0.9)
-def _other_loss(data: DataReport) -> Iterator[Observation]:
-    """the prompt is in the loss against the recipe
-
-    --loss all, where the recipe trains on answers only
-
-    Why: What is checked is then not what the recipe trains.
-    Scope: a recipe and --loss
-    Action: leave --loss out, or change the recipe
-    Verify: the share of supervised tokens of both
-    Source: definition -- the option wins over the recipe
-    """
-    if not data.recipe_loss or data.loss_from != "the option":
-        raise Unknown("no recipe whose loss mode an option replaces")
-    if data.loss == "all" and data.recipe_loss in {"assistant", "completion"}:
-        yield Observation(
-            f"--loss all puts prompts into the loss; the recipe trains on {_LOSSES[data.recipe_loss]} only",
-            {"loss": data.loss, "recipe": data.recipe_loss},
-        )
-
-
 _OFTEN_DROPPED = frozenset({"system", "developer", "tool"})  # the conversation goes on without them
-_LOSSES = {"assistant": "the assistant's turns", "completion": "completions"}
 
 
 @DataRule(
@@ -409,5 +387,4 @@ RULES = (
     _inverted,
     _calls,
     _arguments,
-    _other_loss,
 )

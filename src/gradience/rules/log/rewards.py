@@ -54,7 +54,7 @@ REWARD_FALL = Threshold("reward_fall", 0.1, "fraction of the best level", JUDGEM
 REWARD_LOST = Threshold("reward_lost", 0.5, "fraction of the gain that was lost again", JUDGEMENT)
 REWARD_FLAT = Threshold("reward_flat", 0.1, "of the level: the change and two of its standard errors", JUDGEMENT)
 
-RATE_LOW = Threshold("rate_low", 2e-6, "peak learning rate of LoRA", "half the lowest published one; see LR008")
+RATE_LOW = Threshold("rate_low", 2e-6, "peak learning rate of LoRA", "half the lowest published one; see LR004")
 
 NULL_ROWS = Threshold("null_rows", 0.1, "fraction of the rows without a reward", JUDGEMENT)
 
