@@ -86,11 +86,14 @@ def numbered_lines(file: io.BufferedReader, most: int) -> Iterator[tuple[int, by
     number = 0
     while line := file.readline(most):
         number += 1
-        whole = len(line) < most or line.endswith(b"\n")
-        yield number, line if whole else _skipped(file, most)
+        if len(line) < most or line.endswith(b"\n"):
+            yield number, line
+        else:
+            _skip_line(file, most)
+            yield number, None
 
 
-def _skipped(file: io.BufferedReader, read: int) -> None:
+def _skip_line(file: io.BufferedReader, read: int) -> None:
     while rest := file.readline(_PIECE):
         read += len(rest)
         if read > MAX_SKIPPED:
