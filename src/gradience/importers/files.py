@@ -23,7 +23,7 @@ from gradience.configs.settings import LORA, OPTIMIZER, RUN, TRAINING, Draft, La
 from gradience.configs.training import TRAINING_NAMES, note_training, read_training
 from gradience.configs.values import Fields
 from gradience.errors import ConfigError, RecorderError, SchemaError
-from gradience.io.reading import open_regular, read_small
+from gradience.io.reading import numbered_lines, open_regular, read_small
 from gradience.names import Level
 from gradience.schema import Json, Status
 from gradience.schema.reports import SkippedRow
@@ -37,7 +37,6 @@ MAX_BYTES: Final = 512 * 1024**2  # the largest trainer_state.json seen in the w
 MAX_ROWS: Final = 1_000_000  # ten times a run that logs 100 000 steps; a row takes some 300 bytes beyond its values
 MAX_LINE: Final = 32 * 1024**2  # ms-swift's closing record repeats the whole history on one line
 LFS: Final = b"version https://git-lfs"
-_CHUNK: Final = 1 << 20
 
 _OF_MODEL: Final = "_name_or_path"
 _MODEL_NAMES: Final = frozenset(name for setting in RUN[:1] for name in (*setting.native, *setting.loose))
@@ -272,12 +271,8 @@ def json_lines(path: Path) -> Iterator[tuple[int, dict[str, Json] | str]]:
     """
     require_file(path)
     with open_regular(path) as file:
-        number = 0
-        while line := file.readline(MAX_LINE):
-            number += 1
-            if len(line) == MAX_LINE and not line.endswith(b"\n"):
-                while (more := file.readline(_CHUNK)) and not more.endswith(b"\n"):
-                    pass
+        for number, line in numbered_lines(file, MAX_LINE):
+            if line is None:
                 yield number, f"a line of more than {MAX_LINE // 1024**2} MiB"
             elif line.strip():
                 yield number, _object(line.removeprefix(BOM_UTF8) if number == 1 else line)

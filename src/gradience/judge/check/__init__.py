@@ -37,7 +37,7 @@ from gradience.configs.values import short_name
 from gradience.errors import AdapterError, ConfigError, RecorderError
 from gradience.io import CHECKPOINT_PREFIX
 from gradience.io.reading import real_path
-from gradience.ranges import VerbOptions
+from gradience.ranges import VerbOptions, Whole
 from gradience.rules import excluded_rules
 from gradience.rules.config import RULES, judge_config, settings_of
 from gradience.rules.config.facts import CheckContext, Moved, quantities
@@ -178,7 +178,7 @@ class CheckOptions(VerbOptions):
     select: Iterable[str] = ()
     ignore: Iterable[str] = ()
     settings: Place | None = None
-    max_length: int | None = None
+    max_length: Whole | None = None
     memory: str | None = None
 
     def unwanted(self, ids: Sequence[str]) -> dict[str, str]:

@@ -120,8 +120,6 @@ def _asked(
         Foreign: the configuration does not say what must be known.
     """
     training, extras = config.training, config.training.extras
-    if length is not None and length < 0:
-        raise ConfigError(f"--max-length: expected tokens, 0 for no limit, got {length}", advice="correct the option")
     length = length or training.max_length
     if training.batch_size is None:
         raise Foreign("the batch per device is not stated (per_device_train_batch_size)")

@@ -13,7 +13,8 @@ from typing import Final, NamedTuple
 
 from gradience.rules import Observation, Threshold, Unknown, cite
 from gradience.rules.log.facts import JUDGEMENT, LogRule, RunFacts, Values, last_part, seen, shown, under
-from gradience.rules.log.rewards import FEW_ROWS, Logged, find, logged
+from gradience.rules.log.preference import FEW_ROWS
+from gradience.rules.log.rewards import Logged, find, logged
 from gradience.rules.log.signals import (
     SAMPLER_FACTOR,
     SAMPLER_GAP,
