@@ -45,6 +45,7 @@ class _Names(_Table, frozen=True):
     columns: dict[str, dict[str, Names]]
     held_out: dict[str, Names]
     metrics: dict[str, Names]
+    pace: dict[str, dict[str, Names]]
     log: dict[str, dict[str, Names]]
     events: dict[str, Names]
     choices: dict[str, dict[str, Names]]

@@ -19,7 +19,6 @@ from gradience.blocks import (
     count,
     facts,
     findings,
-    gib,
     number,
     percent,
     skipped,
@@ -28,6 +27,7 @@ from gradience.blocks import (
 )
 from gradience.blocks.plots import curve_lines
 from gradience.blocks.text import as_text, printed
+from gradience.render.pace import pace_words
 from gradience.render.ranks import update_size
 from gradience.rules.log.account import is_token_accuracy, rate_of_run
 from gradience.rules.log.held_out import of_metric
@@ -41,7 +41,6 @@ from gradience.schema.reports import (
     EvaluationMark,
     LossKind,
     MonitorReport,
-    Pace,
     Schedule,
     SignalSummary,
     TrainSummary,
@@ -98,24 +97,8 @@ def run_facts(report: MonitorReport) -> Iterator[tuple[str, str]]:
     yield ("Rows", f"{report.train.rows}") if _is_silent(report) else ("Loss", _loss_of(report.train))
     if report.train.rows and (peak := _peak(report.account.schedule)):
         yield "Peak LR", peak
-    if report.pace is not None and (said := _pace(report.pace)):
+    if report.pace is not None and (said := pace_words(report.pace)):
         yield "Pace", said
-
-
-def _pace(pace: Pace) -> str:
-    """Seconds a step, tokens a second, and the peak against what there is; what was not recorded is left out."""
-    parts = []
-    if pace.seconds_per_step is not None:
-        waits = "" if pace.waiting_share is None else f", {percent(pace.waiting_share)} of it waiting for data"
-        parts.append(f"{number(pace.seconds_per_step, '.3g')} s a step{waits}")
-    if pace.tokens_per_second is not None:
-        padding = "" if pace.padding_share is None else f" ({percent(pace.padding_share)} padding beside them)"
-        parts.append(f"{number(pace.tokens_per_second, ',.0f')} tokens/s{padding}")
-    if pace.peak_bytes is not None:
-        of = "" if pace.total_bytes is None else f" of {gib(pace.total_bytes)}"
-        reserved = "" if pace.reserved_bytes is None else f" ({gib(pace.reserved_bytes)} reserved)"
-        parts.append(f"peak {gib(pace.peak_bytes)}{reserved}{of} GiB")
-    return "; ".join(parts)
 
 
 def _is_silent(report: MonitorReport) -> bool:

@@ -646,6 +646,8 @@ class Pace(msgspec.Struct, kw_only=True, frozen=True):
     seconds_per_step: Real | None = None
     waiting_share: Annotated[Fraction, about("Share of a step before its batch was there.")] | None = None
     tokens_per_second: Annotated[Real, about("Without padding.")] | None = None
+    padded_tokens_per_second: Annotated[Real, about("With padding, or as another program counts them.")] | None = None
+    samples_per_second: Real | None = None
     padding_share: Annotated[Fraction, about("Of all tokens of these windows.")] | None = None
     longest: Annotated[NonNegativeInt, about("Tokens of the longest row, with padding.")] | None = None
     peak_bytes: Annotated[NonNegativeInt, about("By torch's allocator, else of the process.")] | None = None

@@ -12,6 +12,7 @@ from typing import Final
 
 import msgspec
 
+from gradience.judge.monitor.pace import pace_of
 from gradience.judge.monitor.source import LogSource, open_source
 from gradience.rules import excluded_rules, without
 from gradience.rules.log import DETECTED, RULE_OF, detect, in_order
@@ -22,18 +23,16 @@ from gradience.rules.log.divergence import other_scale
 from gradience.rules.log.facts import DEFAULT_GAP, PROBES, RunFacts, Series, Signal, ends
 from gradience.rules.log.learning import learning
 from gradience.rules.log.signals import SIGNALS
-from gradience.rules.log.statistics import median
 from gradience.rules.log.story import line_of, noisy_levels, story_parts
-from gradience.schema import MAX_INT, NonFinite, as_float, number_in, real
+from gradience.schema import MAX_INT, NonFinite, number_in, real
 from gradience.schema.document import Finding
-from gradience.schema.events import ConfigSnapshot, Throughput
+from gradience.schema.events import ConfigSnapshot
 from gradience.schema.reports import (
     MONITOR_SCHEMA_ID,
     EvalPoint,
     GapReading,
     LossPair,
     MonitorReport,
-    Pace,
     RunAccount,
     SignalSummary,
     TrainSummary,
@@ -186,35 +185,6 @@ def facts_of(
         fed_before=run.fed_before,
         paces=run.paces,
         chosen=chosen.metrics if chosen else {},
-    )
-
-
-def pace_of(paces: Sequence[Throughput]) -> Pace | None:
-    """The speed and the memory of a run's windows of steps; None if there is none."""
-    if not paces:
-        return None
-    timed = paces[1:] or paces
-
-    def middle(name: str) -> float | None:
-        values = [as_float(value) for one in timed if (value := getattr(one, name)) is not None]
-        return median(values) if values else None
-
-    def most(name: str) -> int | None:
-        return max((value for one in paces if (value := getattr(one, name)) is not None), default=None)
-
-    counted = [one for one in timed if one.tokens_per_second is not None and one.padded_tokens_per_second]
-    room = sum(as_float(one.padded_tokens_per_second or 0) for one in counted)
-    text = sum(as_float(one.tokens_per_second or 0) for one in counted)
-    return Pace(
-        windows=len(paces),
-        seconds_per_step=middle("seconds_per_step"),
-        waiting_share=middle("waiting_share"),
-        tokens_per_second=middle("tokens_per_second"),
-        padding_share=max(0.0, 1 - text / room) if room else None,
-        longest=most("longest"),
-        peak_bytes=most("peak_bytes"),
-        reserved_bytes=most("reserved_bytes"),
-        total_bytes=most("total_bytes"),
     )
 
 
