@@ -254,7 +254,9 @@ class Follower:
     """Follows steps. It is made in a confined process, whose memory and time have a limit."""
 
     def follow(self, asked: Mapping[str, Any]) -> dict[str, int]:
-        """The bytes at the peak by what they are: the names of `schema.memory.MemoryParts`.
+        """The bytes at the peak by what they are, and what the adapter reaches.
+
+        The names are those of `schema.memory.MemoryParts` and `Reached`.
 
         Raises:
             Exception: anything, because transformers and PEFT make what a stranger's files describe.
@@ -273,7 +275,7 @@ class Follower:
                 raise
             depth = getattr(config, layers)
             one, two = (_followed(step, *_made_small(step, layers, n)) for n in _FEW)
-            if sum(two.values()) < sum(one.values()):
+            if any(two[key] < one[key] for key in ("weights", "base_params")):
                 raise ValueError("the memory does not grow with the depth") from error
             return {key: one[key] + (depth - 1) * (two[key] - one[key]) for key in one}
 
@@ -435,7 +437,17 @@ def _followed(step: Step, base: Any, adapted: Any) -> dict[str, int]:
     stepping["backward"] += moment
     peak = max(live.peak, stepping, key=Counter.total)
     names = ("weights", "adapter", "optimizer", "activations", "loss", "backward")
-    return {name: peak[name] for name in names}
+    return {**{name: peak[name] for name in names}, **_reached(adapted)}
+
+
+def _reached(adapted: Any) -> dict[str, int]:
+    """What the adapter amounts to: the names of `schema.memory.Reached`."""
+    from peft.tuners.tuners_utils import BaseTunerLayer  # as above
+
+    trained = {id(one): one.numel() for one in adapted.parameters() if one.requires_grad}
+    every = sum(one.numel() for one in adapted.parameters())
+    modules = sum(isinstance(module, BaseTunerLayer) for module in adapted.modules())
+    return {"modules": modules, "trainable_params": sum(trained.values()), "base_params": every - sum(trained.values())}
 
 
 def _backward(loss: Tensor) -> None:

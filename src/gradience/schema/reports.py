@@ -11,7 +11,7 @@ from msgspec import Meta
 from gradience.schema import Fraction, Json, NonNegativeInt, Real, about
 from gradience.schema.document import Coverage, Finding, NotRun, Report
 from gradience.schema.events import Alert, ConfigSnapshot, EvalMetrics, RecommendationItem
-from gradience.schema.memory import Memory
+from gradience.schema.memory import Memory, Time
 
 DataFormat: TypeAlias = Literal[
     "messages",
@@ -404,6 +404,7 @@ class CheckReport(Report, kw_only=True, frozen=True):
     unknown_keys: Annotated[list[str], about("Keys of the input that no rule reads.")] = []
     data: Annotated[DataReport, about("The data set as the trainer feeds it, with --data.")] | None = None
     memory: Annotated[Memory, about("What a training step takes of the device's memory, with --base.")] | None = None
+    time: Annotated[Time, about("By a log beside the settings, with --base.")] | None = None
 
 
 class BadLine(msgspec.Struct, kw_only=True, frozen=True, omit_defaults=True):

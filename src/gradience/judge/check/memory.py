@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import msgspec
 from msgspec.structs import asdict, replace
@@ -21,7 +21,7 @@ from gradience.io.reading import decode_json, read_small
 from gradience.schema import Json
 from gradience.schema.document import Coverage
 from gradience.schema.events import ConfigSnapshot, LoraSnapshot
-from gradience.schema.memory import Memory, MemoryChange, MemoryParts, Step
+from gradience.schema.memory import Memory, MemoryChange, MemoryParts, Reached, Step
 
 METHOD: Final = "one step followed on torch's meta device"
 _TARGET: Final = "gradience.models.cost:Follower"
@@ -84,12 +84,13 @@ def foretell(
         found = follow(step)
     except Foreign as error:
         return Memory(parts=parts, reason=str(error), limit_bytes=limit)
-    peak = sum(asdict(found).values())
+    peak = found.peak
     changes = [] if limit is None or peak <= limit else _fitting(follow, step, config, limit)
     return Memory(
         peak_bytes=peak,
         reserved_bytes=[int(peak * share) for share in _RESERVED],
-        parts=found,
+        parts=found.parts,
+        reached=found.reached if step.adapter else None,
         assumes=assumes,
         method=METHOD,
         limit_bytes=limit,
@@ -108,7 +109,22 @@ def _follower() -> Any:
     if missing:
         raise Foreign(f"it needs {' and '.join(missing)}: in the clone, pip install -e '.[hf]'")
     confined = Confined(_TARGET, imports=_NEEDED, limits=Limits(MEMORY, SECONDS))
-    return lambda step: msgspec.convert(confined.call("follow", asdict(step)), MemoryParts)
+    return lambda step: _Followed(*_split(confined.call("follow", asdict(step))))
+
+
+class _Followed(NamedTuple):
+    parts: MemoryParts
+    reached: Reached
+
+    @property
+    def peak(self) -> int:
+        return sum(asdict(self.parts).values())
+
+
+def _split(sizes: Mapping[str, int]) -> tuple[MemoryParts, Reached]:
+    """What the follower answers, as the records whose names it gives."""
+    found = [{name: sizes[name] for name in kind.__struct_fields__} for kind in (MemoryParts, Reached)]
+    return msgspec.convert(found[0], MemoryParts), msgspec.convert(found[1], Reached)
 
 
 def _asked(
@@ -214,7 +230,7 @@ def _fitting(follow: Any, step: Step, config: ConfigSnapshot, limit: int) -> lis
     """Changes each of which makes the step fit, the cheapest first; if none does alone, the fewest that do together."""
 
     def tried(words: list[str], changed: Step) -> MemoryChange:
-        return MemoryChange(change=" and ".join(words), peak_bytes=sum(asdict(follow(changed)).values()))
+        return MemoryChange(change=" and ".join(words), peak_bytes=follow(changed).peak)
 
     changes = list(_changes(step, config))
     found: list[MemoryChange] = []

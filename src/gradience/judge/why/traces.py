@@ -12,7 +12,7 @@ from typing import Any, Final
 from gradience.errors import RecorderError
 from gradience.judge.monitor.source import find_run, is_log, open_source
 from gradience.schema import as_float
-from gradience.schema.events import ConfigSnapshot, RunStart, StepDigests, TrainStep, Wiring
+from gradience.schema.events import ConfigSnapshot, RunStart, StepDigests, Throughput, TrainStep, Wiring
 from gradience.telemetry.reader import TelemetryReader
 from gradience.telemetry.series import rate_of
 
@@ -29,6 +29,7 @@ class Trace:
     rows: Mapping[int, TrainStep]
     batches: Mapping[int, str]
     rng: Mapping[int, str]
+    paces: Sequence[Throughput] = ()
 
     @cached_property
     def start(self) -> Wiring | None:
@@ -91,7 +92,8 @@ def _joined(parts: Sequence[Sequence[Any]]) -> Trace:
     meta = starts[-1].meta.get("versions", {}) if starts else {}
     versions = [meta if isinstance(meta, dict) else {}, wirings[0].versions if wirings else {}]
     rows = {event.step: event for event in events if isinstance(event, TrainStep) and event.step is not None}
-    return Trace(starts[-1].config if starts else ConfigSnapshot(), versions, wirings, rows, batches, rng)
+    paces = [event for event in events if isinstance(event, Throughput)]
+    return Trace(starts[-1].config if starts else ConfigSnapshot(), versions, wirings, rows, batches, rng, paces)
 
 
 def column(trace: Trace, quantity: str) -> Mapping[int, Any]:
