@@ -2048,8 +2048,8 @@ ENTRIES: Final[dict[str, Entry]] = {
             At(lambda x: paced(13, seconds=lambda i: x if i > 8 else 0.1), {0.3: None}),  # another job begins
             At(lambda n: paced(n, seconds=lambda i: 0.1 * (1 + i)), {6: "?", 12: "?", 13: "warning"}),
             At(lambda first: paced(13, seconds=lambda i: first if i == 0 else 0.1), {9.0: None}),
-            At(lambda kind: _slower(2.5, text=False, kind=kind), {"GRPOTrainer": "?", "SFTTrainer": "warning"}),
-            At(lambda kind: _slower(2.5, kind=kind), {"GRPOTrainer": "warning"}),
+            At(lambda kind: _slower(2.5, text=False, kind=kind), {"rl": "?", "sft": "warning"}),
+            At(lambda kind: _slower(2.5, kind=kind), {"rl": "warning"}),
         ],
         told=[({"times": 2.0}, "steps became 2 times as slow")],
         says=[(_slower(2.2), "A step takes 0.205 s at the end and took 0.125 s at first.")],

@@ -32,5 +32,15 @@ def _memory(pace: Pace) -> str:
     of = "" if pace.total_bytes is None else f" of {gib(pace.total_bytes)}"
     if pace.peak_bytes is not None:
         reserved = "" if pace.reserved_bytes is None else f" ({gib(pace.reserved_bytes)} reserved)"
-        return f"peak {gib(pace.peak_bytes)}{reserved}{of} GiB"
+        return f"peak {gib(pace.peak_bytes)}{reserved}{of} GiB{' (the process)' if pace.of_process else ''}"
     return "" if pace.reserved_bytes is None else f"{gib(pace.reserved_bytes)}{of} GiB reserved"
+
+
+def memory_words(foretold: int, pace: Pace) -> str:
+    """The memory of a step as `check` foretold it beside what a run took; empty if the run does not tell it."""
+    took = ((pace.peak_bytes, "used"), (pace.reserved_bytes, "reserved"))
+    parts = [f"{gib(size)} {word}" for size, word in took if size is not None]
+    if pace.of_process and pace.peak_bytes is not None:
+        whole = f"the run was on a CPU, where the whole process took {gib(pace.peak_bytes)}"
+        return f"{gib(foretold)} GiB foretold for a step on a card; {whole}"
+    return f"{gib(foretold)} GiB foretold, {', '.join(parts)}" if parts else ""

@@ -654,6 +654,7 @@ class Pace(msgspec.Struct, kw_only=True, frozen=True):
     peak_bytes: Annotated[NonNegativeInt, about("By torch's allocator, else of the process.")] | None = None
     reserved_bytes: NonNegativeInt | None = None
     total_bytes: Annotated[NonNegativeInt, about("Memory of the card, or of the machine.")] | None = None
+    of_process: Annotated[bool, about("Whether the memory is the whole process's, on a CPU.")] = False
 
 
 class StoryPart(msgspec.Struct, kw_only=True, frozen=True, omit_defaults=True):

@@ -109,7 +109,7 @@ def _follower() -> Any:
     if missing:
         raise Foreign(f"it needs {' and '.join(missing)}: in the clone, pip install -e '.[hf]'")
     confined = Confined(_TARGET, imports=_NEEDED, limits=Limits(MEMORY, SECONDS))
-    return lambda step: _Followed(*_split(confined.call("follow", asdict(step))))
+    return lambda step: msgspec.convert(confined.call("look", asdict(step)), _Followed)
 
 
 class _Followed(NamedTuple):
@@ -119,12 +119,6 @@ class _Followed(NamedTuple):
     @property
     def peak(self) -> int:
         return sum(asdict(self.parts).values())
-
-
-def _split(sizes: Mapping[str, int]) -> tuple[MemoryParts, Reached]:
-    """What the follower answers, as the records whose names it gives."""
-    found = [{name: sizes[name] for name in kind.__struct_fields__} for kind in (MemoryParts, Reached)]
-    return msgspec.convert(found[0], MemoryParts), msgspec.convert(found[1], Reached)
 
 
 def _asked(

@@ -38,4 +38,5 @@ def pace_of(paces: Sequence[Throughput]) -> Pace | None:
         peak_bytes=most("peak_bytes"),
         reserved_bytes=most("reserved_bytes"),
         total_bytes=most("total_bytes"),
+        of_process=any(one.held_bytes is not None and one.reserved_bytes is None for one in paces),
     )
