@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from gradience import check_config
-from gradience.errors import ConfigError
+from gradience.errors import AdapterError, ConfigError
 from gradience.judge.check.memory import parse_size
 from gradience.render.check import check_text
 
@@ -90,3 +90,24 @@ def test_a_size_that_is_none_is_refused() -> None:
         with pytest.raises(ConfigError, match="--memory"):
             parse_size(text)
     assert (parse_size("24GiB"), parse_size("80gb"), parse_size("1.5 MiB")) == (24 << 30, 80 * 10**9, 3 << 19)
+
+
+def test_a_config_alone_tells_what_the_targets_reach(base: Path) -> None:
+    reached = checked(base).memory.reached
+    embedded, mixed, norms = 2 * 2048 * 64, 4 * 64 * 64 + 3 * 64 * 128, 2 * 64
+    assert (reached.modules, reached.trainable_params) == (2, 2 * 2 * 8 * 64)
+    assert reached.base_params == embedded + 2 * (mixed + norms) + 64
+    assert "Adapter: 2 modules, 2,048 parameters that are trained" in check_text(checked(base))
+
+
+def test_a_base_of_the_hubs_cache_is_found_there(base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    entry = tmp_path / "hub" / "models--org--m"
+    (entry / "refs").mkdir(parents=True)
+    (entry / "refs" / "main").write_text("0a1")
+    (entry / "snapshots").mkdir()
+    base.rename(entry / "snapshots" / "0a1")
+    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "hub"))
+    for named in (Path("org/m"), entry):
+        assert checked(named).memory.peak_bytes == checked(entry / "snapshots" / "0a1").memory.peak_bytes > 0
+    with pytest.raises(AdapterError, match="no such base: org/other"):
+        checked(Path("org/other"))
