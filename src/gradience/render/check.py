@@ -161,7 +161,7 @@ def check_text(report: CheckReport, *, verbose: bool = False) -> Iterator[Block]
         yield f"In the base ({_text(report.coverage.base)}, {_text(report.coverage.layout)}):"
         yield facts(_coverage(report.coverage), indent=2)
         yield ""
-    yield from _memory(report.memory)
+    yield from _memory(report.memory, counted=report.coverage is not None)
     yield from _time(report.time)
     if report.data is not None:
         yield from ("Data as the trainer feeds it:", *data_blocks(report.data, report.derived), "")
@@ -202,8 +202,8 @@ def _time(time: Time | None) -> Iterator[Block]:
     yield ""
 
 
-def _memory(memory: Memory | None) -> Iterator[Block]:
-    """What a step takes of the device's memory, and what is assumed; or why that is not known."""
+def _memory(memory: Memory | None, *, counted: bool) -> Iterator[Block]:
+    """What a step takes of the device's memory, what is assumed, and what the adapter is if it was not counted."""
     if memory is None:
         return
     parts = msgspec.structs.asdict(memory.parts) if memory.parts is not None else {}
@@ -215,7 +215,7 @@ def _memory(memory: Memory | None) -> Iterator[Block]:
         peak = f"about {gib(memory.peak_bytes)} GiB allocated at the longest batch"
         yield f"Memory: {peak}, {least} to {most} reserved ({held})"
         yield f"  Assumed: {'; '.join(memory.assumes)}"
-    if (reached := memory.reached) is not None:
+    if (reached := memory.reached) is not None and not counted:
         yield f"  Adapter: {reached.modules:,} modules, {reached.trainable_params:,} parameters that are trained"
     yield from (f"  {gib(one.peak_bytes)} GiB with {one.change}" for one in memory.changes)
     yield ""
