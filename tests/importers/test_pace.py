@@ -163,6 +163,17 @@ def test_a_run_that_wandb_saw_fill_its_card_and_never_end(tmp_path):
     }
 
 
+@pytest.mark.parametrize("code", [(), (field(18, field(1, 1)),)])
+def test_an_error_of_memory_is_told_without_a_reading_of_memory(tmp_path, code):
+    path = tmp_path / "run-abc.wandb"
+    raised = "Traceback (most recent call last):\n  File x\ntorch.OutOfMemoryError: CUDA out of memory. Tried 2 GiB\n"
+    batch = field(5, items(per_device_train_batch_size=4, max_length=2048))
+    path.write_bytes(offline(batch, ROWS[0], field(13, field(3, raised.encode())), *code))
+    (found,) = (found for found in monitor_run(path).findings if found.id == "CST195")
+    assert (found.severity, found.confidence) == ("error", 0.95)
+    assert found.message == "Out of memory at step 11, batch of 4 x at most 2,048."
+
+
 def test_a_log_written_afterwards_has_no_speed(paces):
     rows = [{"step": s, "total_steps": 100, "loss": 2.0, "ts": 1.7e9 + s / 1e5} for s in (10, 20, 30)]
     assert paces(rows) == []
