@@ -42,7 +42,9 @@ def test_a_config_alone_tells_the_peak_its_parts_and_what_is_assumed(base: Path)
     assert memory.peak_bytes == sum(held)
     assert memory.reserved_bytes[0] <= memory.peak_bytes <= memory.reserved_bytes[1]
     assert "4 x 256 tokens, padded" in memory.assumes
-    assert any("autocast" in one for one in memory.assumes)
+    assert memory.assumes[-1].startswith("no autocast, with which it is 0.0 GiB")
+    assert memory.reserved_bytes[0] < memory.peak_bytes
+    assert not any("autocast" in one for one in checked(base).memory.assumes)
     assert "Memory: about" in check_text(report)
     assert "MEM001" not in {one.id for one in report.findings}
 

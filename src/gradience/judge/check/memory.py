@@ -82,16 +82,17 @@ def foretell(
         step, assumes = _asked(config, base, adapter, length)
         follow = _follower()
         found = follow(step)
+        spared = follow(replace(step, autocast=config.training.dtype)).peak if _saves(step, config) else found.peak
     except Foreign as error:
         return Memory(parts=parts, reason=str(error), limit_bytes=limit)
     peak = found.peak
     changes = [] if limit is None or peak <= limit else _fitting(follow, step, config, limit)
     return Memory(
         peak_bytes=peak,
-        reserved_bytes=[int(peak * share) for share in _RESERVED],
+        reserved_bytes=[int(size * share) for size, share in zip((min(spared, peak), peak), _RESERVED, strict=True)],
         parts=found.parts,
         reached=found.reached if step.adapter else None,
-        assumes=assumes,
+        assumes=[*assumes, *([f"no autocast, with which it is {spared / 2**30:.1f} GiB"] if spared < peak else [])],
         method=METHOD,
         limit_bytes=limit,
         changes=changes,
@@ -161,11 +162,14 @@ def _asked(
     return step, list(_assumed(step, config, half, packed=packed))
 
 
+def _saves(step: Step, config: ConfigSnapshot) -> bool:
+    """Whether autocast may be on over weights that are in half precision already: the settings do not tell."""
+    return not step.autocast and config.training.dtype in _HALF
+
+
 def _assumed(step: Step, config: ConfigSnapshot, half: str, *, packed: bool) -> Iterator[str]:
     yield f"{step.batch} x {step.length:,} tokens{', packed' if packed else ', padded' if step.padded else ''}"
     yield f"weights in {half or 'float32'}"
-    if half in _HALF and config.training.dtype in _HALF:
-        yield f"what autocast saves on {half} weights is not counted: up to a tenth"
     yield "recomputed activations" if step.checkpointing else "no checkpointing"
     yield f"attention by {step.attention}"
     if config.optimizer.name is None:

@@ -238,15 +238,18 @@ def _left(facts: RunFacts, held: float, slope: float, error: float) -> str:
     severity="error",
     confidence=0.7,
     place="end",
-    phrase=lambda v: f"{'' if v['named'] else 'probably '}out of memory at step {shown(v, 'step', 'd')}",
+    phrase=lambda v: (
+        f"{'' if v['named'] else 'probably '}out of memory at step {shown(v, 'step', 'd')}"
+        f"{', unless it still runs' if v.get('open') else ''}"
+    ),
     thresholds=(FULL,),
     meant_for=_ENDED,
 )
 def _out_of_memory(facts: RunFacts) -> Observation | None:
     """ended out of memory
 
-    the run ended by an error of memory; or with an error or no recorded end at its highest memory, {full} of what there
-    is: a warning where an imported log does not say how it ended
+    the run ended by an error of memory; or with an error, or no recorded end (a warning), at its highest memory, {full}
+    of what there is
 
     Why: A process that asks for more than there is ends without a word, or with an error that the log only names.
     Scope: logs with throughput events, or with the error; a run that still goes on looks like one that was killed
@@ -263,10 +266,11 @@ def _out_of_memory(facts: RunFacts) -> Observation | None:
         return None
     step = (facts.last_step or 0) + (1 if facts.status == "error" else 0)
     of = f": the highest before was {gib(memory)}{f' of {gib(total)}' if total else ''}" if memory else ""
-    unsaid = facts.status == "unknown" and not named
+    unsaid = facts.status in _KILLED and not named
+    open_ = ", unless it still runs" if unsaid else ""
     return Observation(
-        f"{'Out' if named else 'Probably out'} of memory at step {step}{_batch(facts)}{of}.",
-        {"step": step, "named": named, "peak_bytes": memory, "total_bytes": total},
+        f"{'Out' if named else 'Probably out'} of memory at step {step}{_batch(facts)}{open_}{of}.",
+        {"step": step, "named": named, "open": unsaid, "peak_bytes": memory, "total_bytes": total},
         severity="warning" if unsaid else None,
         confidence=0.95 if named else 0.5 if unsaid else None,
         evidence=seen(f"memory of {len(facts.paces)} events, status {facts.status}"),
@@ -279,7 +283,9 @@ def _named(facts: RunFacts) -> bool:
 
 
 def _highest(facts: RunFacts) -> int:
-    return max((max(one.reserved_bytes or 0, one.peak_bytes or 0) for one in facts.paces), default=0)
+    """The highest memory: allocated, where that is known, since a healthy run may reserve all there is."""
+    peaks = [[getattr(one, name) or 0 for one in facts.paces] for name in ("peak_bytes", "reserved_bytes")]
+    return next((max(sizes) for sizes in peaks if any(sizes)), 0)
 
 
 def _batch(facts: RunFacts) -> str:
