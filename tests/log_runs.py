@@ -2101,8 +2101,8 @@ ENTRIES: Final[dict[str, Entry]] = {
             (
                 paced(peak=15 << 30, status="no_run_end"),
                 (
-                    "Probably out of memory at step 120, batch of 4 x 512, unless it still runs: the highest before was "
-                    "15.0 GiB of 16.0 GiB."
+                    "Probably out of memory at step 120, batch of 4 x 512, unless it still runs: the highest before "
+                    "was 15.0 GiB of 16.0 GiB."
                 ),
             ),
             (

@@ -8,11 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import transformers
 
-from gradience import check_config
+from gradience import TelemetryWriter, check_config, diagnose
 from gradience.errors import AdapterError, ConfigError
 from gradience.judge.check.memory import parse_size
-from gradience.render.check import check_text
+from gradience.render.check import check_text, diagnose_text
 
 SIZES = {"vocab_size": 2048, "hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2}
 LLAMA = {"model_type": "llama", "architectures": ["LlamaForCausalLM"], "num_attention_heads": 4, **SIZES}
@@ -113,3 +114,19 @@ def test_a_base_of_the_hubs_cache_is_found_there(base: Path, tmp_path: Path, mon
         assert checked(named).memory.peak_bytes == checked(entry / "snapshots" / "0a1").memory.peak_bytes > 0
     with pytest.raises(AdapterError, match="no such base: org/other"):
         checked(Path("org/other"))
+
+
+def test_diagnose_foretells_the_longest_batch_that_was_seen(base: Path, tmp_path: Path) -> None:
+    config = transformers.AutoConfig.from_pretrained(base)
+    transformers.AutoModelForCausalLM.from_config(config, dtype="bfloat16").save_pretrained(base)
+    run = tmp_path / "run"
+    run.mkdir()
+    (run / "adapter_config.json").write_text(json.dumps(LORA))
+    (run / "training_args.json").write_text('{"per_device_train_batch_size": 4, "learning_rate": 1e-4}')
+    with TelemetryWriter(run / "run.jsonl") as log:
+        for step in range(1, 21):
+            log.train_step(step, loss=2.0 - step / 100)
+        log.throughput(20, steps=10, longest=256, rows=4, peak_bytes=3 << 30, reserved_bytes=4 << 30)
+    report = diagnose(run, base=base)
+    assert report.check.memory.peak_bytes == checked(base).memory.peak_bytes
+    assert "GiB foretold, 3.0 used, 4.0 reserved" in diagnose_text(report)

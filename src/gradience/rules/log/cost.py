@@ -328,7 +328,7 @@ def _peak(facts: RunFacts) -> Observation | None:
     evaluated = [
         e.step for e in facts.history if e.step is not None and (before.step or 0) <= e.step < (window.step or 0)
     ]
-    longest = bool(window.longest) and window.longest > max(one.longest or 0 for one, _ in peaks[:at])
+    longest = (window.longest or 0) > max(one.longest or 0 for one, _ in peaks[:at])
     if bool(evaluated) == longest:
         return None
     of = f"the evaluation at step {evaluated[0]}" if evaluated else f"the longest row, {window.longest:,} tokens"
