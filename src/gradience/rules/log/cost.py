@@ -316,27 +316,32 @@ def _peak(facts: RunFacts) -> Observation | None:
     Action: of an evaluation: a smaller per_device_eval_batch_size; of a row: cut rows at a lower max_length
     Verify: peak_bytes of the throughput events around that step
     """
-    peaks = [(one, one.peak_bytes) for one in facts.paces if one.peak_bytes and one.step is not None]
-    if len(peaks) < WINDOWS:
+    known = [one for one in facts.paces if one.peak_bytes and one.step is not None]
+    if len(known) < WINDOWS:
         raise Unknown("the memory of the windows was not recorded")
-    if not _named(facts) and _highest(facts) < FULL.value * (peaks[-1][0].total_bytes or math.inf):
+    if not _named(facts) and _highest(facts) < FULL.value * (known[-1].total_bytes or math.inf):
         return None
-    at = next(place for place, (_, size) in enumerate(peaks) if size == max(size for _, size in peaks))
-    if at == 0 or peaks[at][1] < _GREW * peaks[at - 1][1]:
+    sizes = [one.peak_bytes or 0 for one in known]
+    at = sizes.index(max(sizes))
+    of = _came_with(facts, known[: at + 1]) if at and sizes[at] >= _GREW * sizes[at - 1] else ""
+    if not of:
         return None
-    window, before = peaks[at][0], peaks[at - 1][0]
-    evaluated = [
-        e.step for e in facts.history if e.step is not None and (before.step or 0) <= e.step < (window.step or 0)
-    ]
-    longest = (window.longest or 0) > max(one.longest or 0 for one, _ in peaks[:at])
-    if bool(evaluated) == longest:
-        return None
-    of = f"the evaluation at step {evaluated[0]}" if evaluated else f"the longest row, {window.longest:,} tokens"
     return Observation(
-        f"The peak, {gib(peaks[at][1])}, came with {of}; until then it was {gib(peaks[at - 1][1])}.",
-        {"of": of, "step": window.step, "peak_bytes": peaks[at][1], "before": peaks[at - 1][1]},
-        evidence=seen(f"peak_bytes at steps {before.step} and {window.step}"),
+        f"The peak, {gib(sizes[at])}, came with {of}; until then it was {gib(sizes[at - 1])}.",
+        {"of": of, "step": known[at].step, "peak_bytes": sizes[at], "before": sizes[at - 1]},
+        evidence=seen(f"peak_bytes at steps {known[at - 1].step} and {known[at].step}"),
     )
+
+
+def _came_with(facts: RunFacts, windows: Sequence[Throughput]) -> str:
+    """What the last of these windows has that no earlier one has; empty if that is neither or both."""
+    *earlier, last = windows
+    within = range(earlier[-1].step or 0, last.step or 0)
+    evaluated = next((event.step for event in facts.history if event.step in within), None)
+    longest = (last.longest or 0) > max(one.longest or 0 for one in earlier)
+    if longest == (evaluated is not None):
+        return ""
+    return f"the longest row, {last.longest:,} tokens" if longest else f"the evaluation at step {evaluated}"
 
 
 RULES: Final[tuple[LogRule, ...]] = (_waiting, _padding, _slowing, _creeping, _out_of_memory, _peak)
