@@ -88,6 +88,11 @@ class LoggedRow:
         self._packed = msgspec.json.encode(list(values.values()))
 
     @property
+    def names(self) -> tuple[str, ...]:
+        """The names of the values."""
+        return self._names
+
+    @property
     def values(self) -> dict[str, Json]:
         """The values by name, decoded anew at each access."""
         return dict(zip(self._names, _unpack(self._packed), strict=True))

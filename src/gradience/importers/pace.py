@@ -68,15 +68,19 @@ class Windows:
 
     def take(self, row: LoggedRow) -> Fields:
         """The fields of the event that a row completes; empty if it completes none."""
-        values = row.values
-        found = _read(values)
+        shape = _shape(row.names)
+        if not shape.tells and row.ts is None:
+            return {}
+        values = row.values if shape.tells else {}
+        found = _read(values, shape)
         self._remember(found, row.ts)
         if _SUMMARY in values:
             return {} if self._timed else self._whole(values, row.step)
-        if (runtime := _evaluation(values)) is not None:
+        if shape.evaluates:
+            runtime = sum(_number(values, name) or 0.0 for name in shape.runtimes)
             self._aside += runtime
             self._untimed += not runtime
-        if "loss" not in values or row.step is None:
+        if not shape.trains or row.step is None:
             return {}
         for name in _RATES:
             if name in found:
@@ -132,6 +136,14 @@ class Windows:
         return {"steps": steps, **self._memory, **found} if found else {}
 
 
+def windows_of(rows: Sequence[LoggedRow], start: int | None, readings: Sequence[Reading]) -> list[tuple[int, Fields]]:
+    """The fields of the events of one start of a program, each behind the row with this index, in order."""
+    windows = Windows(start, readings)
+    found = [(place, fields) for place, row in enumerate(rows) if (fields := windows.take(row))]
+    rest = windows.rest() if rows else {}
+    return [*found, (len(rows) - 1, rest)] if rest else found
+
+
 def _between(begin: _Mark, end: _Mark) -> tuple[float | None, bool]:
     """Seconds between two rows without evaluations, None if not known; and whether the clock shows whole ones."""
     if end.untimed > begin.untimed:
@@ -148,15 +160,6 @@ def _speeds(begin: Mapping[str, float], end: Mapping[str, float], seconds: float
     return {_SOFAR[name]: rise / seconds for name, rise in both.items() if rise > 0.0}
 
 
-def _evaluation(values: Mapping[str, Json]) -> float | None:
-    """Seconds of the evaluations of a row: 0 if they were not timed, None if there are none."""
-    kept = [name for name in values if name.startswith(_HELD_OUT)]
-    return sum(_number(values, name) or 0.0 for name in kept if name.endswith("_runtime")) if kept else None
-
-
-_HELD_OUT: Final = tuple(f"{word}{mark}" for word in HELD_OUT for mark in "_/")
-
-
 def _tracked(values: Mapping[str, Json]) -> int | None:
     """The peak by the Trainer's own tracker (skip_memory_metrics=False), bytes; that of the card, if it had one."""
     for device in ("gpu", "cpu"):
@@ -166,23 +169,37 @@ def _tracked(values: Mapping[str, Json]) -> int | None:
     return None
 
 
-def _read(values: Mapping[str, Json]) -> dict[str, float]:
+def _read(values: Mapping[str, Json], shape: _Shape) -> dict[str, float]:
     """The numbers of a row's columns of speed and memory, by our field and in its unit."""
     found: dict[str, float] = {}
-    for name, field, unit in _columns(tuple(values)):
+    for name, field, unit in shape.columns:
         number = _clock(values[name]) if unit == "clock" else _number(values, name)
         if number is not None and number >= 0.0 and field not in found:
             found[field] = number * _BYTES.get(unit, 1.0)
     return found
 
 
+class _Shape(NamedTuple):
+    """What the names of a row say: what it is of, and its columns of speed and memory with our field and unit."""
+
+    columns: tuple[tuple[str, str, str], ...]
+    evaluates: bool
+    runtimes: tuple[str, ...]  # of evaluations
+    trains: bool
+    tells: bool  # whether a value of it matters here
+
+
 @lru_cache(maxsize=256)
-def _columns(names: tuple[str, ...]) -> tuple[tuple[str, str, str], ...]:
-    """The columns of speed and memory among these, with our field and their unit."""
+def _shape(names: tuple[str, ...]) -> _Shape:
     plain = ((name, _SEPARATOR.sub("_", name.lower()).strip("_").removeprefix("train_")) for name in names)
-    return tuple((name, *_FIELDS[known]) for name, known in plain if known in _FIELDS)
+    columns = tuple((name, *_FIELDS[known]) for name, known in plain if known in _FIELDS)
+    held_out = [name for name in names if name.startswith(_HELD_OUT)]
+    runtimes = tuple(name for name in held_out if name.endswith("_runtime"))
+    tells = bool(columns or held_out or _SUMMARY in names)
+    return _Shape(columns, bool(held_out), runtimes, "loss" in names, tells)
 
 
+_HELD_OUT: Final = tuple(f"{word}{mark}" for word in HELD_OUT for mark in "_/")
 _FIELDS: Final = {
     column: (field, unit)
     for field, units in NAMES.pace.items()
