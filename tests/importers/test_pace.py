@@ -49,6 +49,13 @@ def test_windows_of_a_clock_of_whole_seconds_are_of_a_minute_at_least(paces):
         for step in (25, 45)
     ]
     assert paces([factory(s, 100 * s) for s in (1, 2, 11, 12)]) == [(11, {"steps": 10, "seconds_per_step": 100.0})]
+    vram = {"vram_allocated": 1.5, "vram_reserved": 2}
+    memory = {"peak_bytes": 3 * GIB // 2, "reserved_bytes": 2 * GIB}
+    assert paces([factory(s, 9 * s, **vram) for s in (10, 20)])[0][1] == {
+        "steps": 10,
+        "seconds_per_step": 9.0,
+        **memory,
+    }
     assert paces([factory(s, 9 * s, total_tokens=0) for s in (10, 20)]) == [
         (20, {"steps": 10, "seconds_per_step": 9.0})
     ]
@@ -60,7 +67,9 @@ def test_an_evaluation_is_in_no_window_by_its_runtime_and_without_one_leaves_non
     after = [factory(30, 400), factory(40, 500)]
     timed = paces([*train, {**held, "eval_runtime": 100.0}, *after])
     assert [told.get("seconds_per_step") for _, told in timed] == [10.0, 10.0, 10.0]
-    assert [step for step, _ in paces([*train, held, *after])] == [20, 40]  # what is not known is not told
+    assert [step for step, _ in paces([*train, {**held, "elapsed_time": None}, *after])] == [20, 40]
+    both = [{**held, "elapsed_time": clock(now)} for now in (240, 300)]  # two sets; no runtime, but the clock goes on
+    assert [told["seconds_per_step"] for _, told in paces([*train, *both, *after])] == [10.0, 10.0, 10.0]
 
 
 def test_ms_swift_has_its_clock_in_words_and_what_is_reserved(paces):

@@ -65,6 +65,7 @@ class Windows:
         self._memory: dict[str, int] = {}
         self._told: dict[str, int] = {}
         self._timed = False
+        self._before: tuple[int | None, Mapping[str, float]] = None, {}
 
     def take(self, row: LoggedRow) -> Fields:
         """The fields of the event that a row completes; empty if it completes none."""
@@ -77,9 +78,10 @@ class Windows:
         if _SUMMARY in values:
             return {} if self._timed else self._whole(values, row.step)
         if shape.evaluates:
-            runtime = sum(_number(values, name) or 0.0 for name in shape.runtimes)
+            runtime = sum(_number(values, name) or 0.0 for name in shape.runtimes) or self._since(row, found)
             self._aside += runtime
             self._untimed += not runtime
+        self._before = row.step, found
         if not shape.trains or row.step is None:
             return {}
         for name in _RATES:
@@ -93,6 +95,13 @@ class Windows:
         while self._readings:
             self._raise(self._readings.pop().memory)
         return {"steps": 0, **self._memory} if self._memory != self._told else {}
+
+    def _since(self, row: LoggedRow, found: Mapping[str, float]) -> float:
+        """Seconds since the row before, if both are of one step, as of an evaluation; else 0."""
+        step, sofar = self._before
+        if step is None or step != row.step or not {"elapsed"} <= found.keys() & sofar.keys():
+            return 0.0
+        return max(found["elapsed"] - sofar["elapsed"], 0.0)
 
     def _remember(self, found: Mapping[str, float], ts: float | None) -> None:
         self._raise({name: int(value) for name, value in found.items() if name.endswith("_bytes")})
