@@ -57,7 +57,7 @@ def _windows(facts: RunFacts) -> Sequence[Throughput]:
         Unknown: they are too few.
     """
     if len(facts.paces) <= WINDOWS:
-        raise Unknown(f"the log has {len(facts.paces)} throughput events, and {WINDOWS + 1} are needed")
+        raise Unknown(f"throughput events: {len(facts.paces)}, and {WINDOWS + 1} are needed")
     return facts.paces[1:]
 
 
