@@ -77,6 +77,7 @@ def test_ms_swift_has_its_clock_in_words_and_what_is_reserved(paces):
         {"loss": 2.0, PLACE: f"{s}/60", "memory(GiB)": gib, "train_speed(iter/s)": 0.1, "elapsed_time": said}
         for s, gib, said in ((10, 9.0, "1m 40s"), (20, 9.5, "3m 20s"), (30, 9.5, "1h 3m 20s"))
     ]
+    rows.append({"train_runtime": 3800.0, "total_flos": 1.0, "train_loss": 2.0, PLACE: "30/30"})  # says nothing more
     assert paces(rows, "logging.jsonl") == [
         (20, {"steps": 10, "seconds_per_step": 10.0, "reserved_bytes": int(9.5 * GIB)}),
         (30, {"steps": 10, "seconds_per_step": 360.0, "reserved_bytes": int(9.5 * GIB)}),
@@ -114,6 +115,9 @@ def test_the_trainers_summary_stands_for_the_run_without_its_evaluations(tmp_pat
     pace = monitor_run(write_state(tmp_path, history)).pace
     assert (pace.seconds_per_step, pace.samples_per_second, pace.tokens_per_second) == (2.0, 4.0, 10.0)
     assert (pace.peak_bytes, pace.reserved_bytes, pace.windows) == (15, None, 1)
+    summary["step"] = 25  # the last five were not logged: their tokens are not known
+    pace = monitor_run(write_state(tmp_path, history)).pace
+    assert (pace.seconds_per_step, pace.samples_per_second, pace.tokens_per_second) == (1.6, 4.0, None)
     del held["eval_runtime"]
     assert monitor_run(write_state(tmp_path, history)).pace.seconds_per_step is None
     history[-1] = {name: value for name, value in summary.items() if name not in tracked}
