@@ -75,12 +75,12 @@ def test_an_evaluation_is_in_no_window_by_its_runtime_and_without_one_leaves_non
 def test_ms_swift_has_its_clock_in_words_and_what_is_reserved(paces):
     rows = [
         {"loss": 2.0, PLACE: f"{s}/60", "memory(GiB)": gib, "train_speed(iter/s)": 0.1, "elapsed_time": said}
-        for s, gib, said in ((10, 9.0, "1m 40s"), (20, 9.5, "3m 20s"), (30, 9.5, "1h 3m 20s"))
+        for s, gib, said in ((10, 9.0, "1m 40s"), (20, 9.5, "3m 20s"), (30, 9.5, "1d 1h 3m 20s"))
     ]
     rows.append({"train_runtime": 3800.0, "total_flos": 1.0, "train_loss": 2.0, PLACE: "30/30"})  # says nothing more
     assert paces(rows, "logging.jsonl") == [
         (20, {"steps": 10, "seconds_per_step": 10.0, "reserved_bytes": int(9.5 * GIB)}),
-        (30, {"steps": 10, "seconds_per_step": 360.0, "reserved_bytes": int(9.5 * GIB)}),
+        (30, {"steps": 10, "seconds_per_step": 9000.0, "reserved_bytes": int(9.5 * GIB)}),
     ]
 
 
@@ -131,7 +131,9 @@ def stats(seconds, **values):
 
 
 def card(seconds, used, percent):
-    return stats(seconds, **{"gpu.0.memoryAllocatedBytes": used * GIB, "gpu.0.memoryAllocated": percent, "cpu": 1})
+    of_card = {"gpu.1.memoryAllocatedBytes": used * GIB, "gpu.1.memoryAllocated": percent}
+    other = {"gpu.0.memoryAllocatedBytes": GIB, "gpu.0.memoryAllocated": 2.5}  # which is less full
+    return stats(seconds, **other, **of_card, cpu=1)
 
 
 def at(step, seconds):
@@ -188,5 +190,8 @@ def test_an_error_of_memory_is_told_without_a_reading_of_memory(tmp_path, code):
 
 
 def test_a_log_written_afterwards_has_no_speed(paces):
-    rows = [{"step": s, "total_steps": 100, "loss": 2.0, "ts": 1.7e9 + s / 1e5} for s in (10, 20, 30)]
-    assert paces(rows) == []
+    def table(each):
+        return [{"step": s, "loss": 2.0, "timestamp": START + s * each} for s in (10, 20, 30)]
+
+    assert paces(table(1e-4), "log.jsonl") == []
+    assert [told["seconds_per_step"] for _, told in paces(table(0.125), "log.jsonl")] == [0.125, 0.125]
