@@ -9,10 +9,13 @@ from tables import every
 
 from gradience import explain_difference
 from gradience.collect.runs.rows import read_rows
+from gradience.judge.monitor.pace import pace_of
 from gradience.judge.monitor.source import open_source
 from gradience.render.curves import training_figures
 from gradience.render.pace import memory_words, pace_words
 from gradience.render.why import why_text
+from gradience.schema import SCHEMA_ID
+from gradience.schema.events import Throughput
 from gradience.schema.reports import Pace
 
 GIB = 1 << 30
@@ -56,6 +59,19 @@ def test_the_line_tells_what_was_recorded(pace, words):
 )
 def test_what_was_foretold_stands_beside_what_was_used(pace, words):
     assert memory_words(8 * GIB, Pace(windows=1, **pace)) == words
+
+
+@every(
+    ("reserved", "of_process"),
+    [({"reserved_bytes": 4 * GIB}, False), ({}, True)],
+)
+def test_the_first_window_is_left_out_and_a_card_has_memory_that_is_reserved(reserved, of_process):
+    head = {"schema": SCHEMA_ID, "ts": None, "run_id": "r", "step": 10, "steps": 10}
+    held = {"held_bytes": GIB, "peak_bytes": 2 * GIB, **reserved}
+    windows = [Throughput(**head, **held, seconds_per_step=each) for each in (9.0, 1.0, 3.0)]
+    pace = pace_of(windows)
+    assert (pace.seconds_per_step, pace.windows, pace.of_process) == (2.0, 3, of_process)
+    assert pace_of(windows[:1]).seconds_per_step == 9.0
 
 
 @pytest.fixture
