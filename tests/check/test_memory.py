@@ -13,7 +13,8 @@ import transformers
 from gradience import TelemetryWriter, check_config, diagnose
 from gradience.errors import AdapterError, ConfigError
 from gradience.judge.check.memory import parse_size
-from gradience.render.check import check_text, diagnose_text
+from gradience.render.check import check_text
+from gradience.render.diagnose import diagnose_text
 
 SIZES = {"vocab_size": 2048, "hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2}
 LLAMA = {"model_type": "llama", "architectures": ["LlamaForCausalLM"], "num_attention_heads": 4, **SIZES}

@@ -9,8 +9,8 @@ from tables import every
 
 from gradience import explain_difference
 from gradience.collect.runs.rows import read_rows
-from gradience.judge.monitor.pace import pace_of
-from gradience.judge.monitor.source import open_source
+from gradience.reading import read_run
+from gradience.reading.pace import pace_of
 from gradience.render.curves import training_figures
 from gradience.render.pace import memory_words, pace_words
 from gradience.render.why import why_text
@@ -104,7 +104,7 @@ def test_two_runs_stand_beside_each_other(logs):
 
 
 def test_the_page_draws_the_seconds_of_a_step_from_three_windows_on(logs):
-    run = open_source(logs[0]).summary.last
+    run = read_run(logs[0]).run
     (figure,) = (figure for figure in training_figures(run, ()) if figure.title == "Seconds a step")
     assert "6 at step 20" in figure.summary
     del run.paces[2:]

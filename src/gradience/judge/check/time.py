@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Final
 
 from gradience.errors import GradienceError
-from gradience.judge.monitor.pace import pace_of
-from gradience.judge.monitor.source import open_source
+from gradience.reading import read_run
+from gradience.reading.pace import pace_of
 from gradience.schema import Json, as_float
 from gradience.schema.events import ConfigSnapshot
 from gradience.schema.memory import Time
@@ -28,11 +28,11 @@ def foretell_time(config: ConfigSnapshot, logs: Iterable[Path]) -> Time | None:
     """
     for path in logs:
         try:
-            run = open_source(path).summary.last
+            run = read_run(path).run
         except GradienceError:  # no log, or one that cannot be read: `monitor` says why
             continue
-        pace = pace_of(run.paces) if run is not None else None
-        if run is not None and pace is not None and pace.seconds_per_step is not None:
+        pace = pace_of(run.paces)
+        if pace is not None and pace.seconds_per_step is not None:
             before = run.config or ConfigSnapshot()
             return _scaled(config, before, as_float(pace.seconds_per_step), path.name)
     return None
