@@ -95,10 +95,12 @@ def paced(
     seconds: Callable[[int], float] = lambda _: 0.1,
     work: Callable[[int], float] = lambda _: 1000.0,
     held: Callable[[int], int] = lambda _: 1 << 30,
-    peak: int = 1 << 30,
+    peak: int | Callable[[int], int] = 1 << 30,
+    longest: Callable[[int], int] = lambda _: 512,
+    text: bool = True,
     **more: Any,
 ) -> RunFacts:
-    """A run of so many windows of ten steps, by the seconds a step and the memory held of each."""
+    """A run of so many windows of ten steps, by the seconds a step and the memory held of each; `text` has tokens."""
     windows = [
         Throughput(
             schema=SCHEMA_ID,
@@ -108,17 +110,23 @@ def paced(
             steps=10,
             seconds_per_step=seconds(i),
             waiting_share=waits,
-            tokens_per_second=(1 - padding) * work(i) / seconds(i),
-            padded_tokens_per_second=work(i) / seconds(i),
-            longest=512,
-            rows=4,
-            peak_bytes=peak,
+            tokens_per_second=(1 - padding) * work(i) / seconds(i) if text else None,
+            padded_tokens_per_second=work(i) / seconds(i) if text else None,
+            longest=longest(i),
+            rows=4 if text else None,
+            peak_bytes=peak(i) if callable(peak) else peak,
             held_bytes=held(i),
             total_bytes=16 << 30,
         )
         for i in range(n)
     ]
-    return replace(run(FALL), paces=windows, last_step=10 * n, **more)
+    kind = more.pop("kind", None)
+    return replace(run(FALL, kind=kind), paces=windows, last_step=10 * n, **more)
+
+
+def _tight(**more: Any) -> RunFacts:
+    """A run whose peak rises to 15 GiB of 16 in its eighth window, of steps 71 to 80."""
+    return paced(peak=lambda i: (15 if i > 6 else 10) << 30, **more)
 
 
 def _slower(times: float, turned: Sequence[int] = (), **more: Any) -> RunFacts:
@@ -1774,6 +1782,7 @@ ENTRIES: Final[dict[str, Entry]] = {
         edges=[
             Edge("gap", "-ww", 0.099, 0.101, lambda x: _rl(**{_GAP: [0.02] * 20 + [x] * 10}), at=0.1),
             Edge("gap_kl", "-ww", 0.0099, 0.0101, lambda x: _rl(rollout_corr__kl=[0.001] * 20 + [x] * 10), at=0.01),
+            Edge("a_factor", "-w", 1.104, 1.106, lambda x: _rl(token_mult_prob_error=[1.01] * 20 + [x] * 10)),
             Edge("gap_share", "-w", 0.049, 0.051, lambda x: _rl(training__rollout_probs_diff_mean=[x] * 9)),
             Edge("few_rows", "?w", 2, 3, lambda x: _rl(vllm_kl=[1.0] * x)),
             Edge("grown", "ww", 0.29, 0.31, lambda x: _rl(**{_GAP: [0.101] * 10 + [x] * 20})),
@@ -2145,6 +2154,8 @@ ENTRIES: Final[dict[str, Entry]] = {
             At(lambda x: paced(13, seconds=lambda i: x if i > 8 else 0.1), {0.3: None}),  # another job begins
             At(lambda n: paced(n, seconds=lambda i: 0.1 * (1 + i)), {6: "?", 12: "?", 13: "warning"}),
             At(lambda first: paced(13, seconds=lambda i: first if i == 0 else 0.1), {9.0: None}),
+            At(lambda kind: _slower(2.5, text=False, kind=kind), {"rl": "?", "sft": "warning"}),
+            At(lambda kind: _slower(2.5, kind=kind), {"rl": "warning"}),
         ],
         told=[({"times": 2.0}, "steps became 2 times as slow")],
         says=[(_slower(2.2), "A step takes 0.205 s at the end and took 0.125 s at first.")],
@@ -2170,22 +2181,72 @@ ENTRIES: Final[dict[str, Entry]] = {
     ),
     "CST195": Entry(
         at=[
-            At(lambda x: paced(peak=int(x * 2**34), status="no_run_end"), {0.84: None, 0.86: "error"}, number="full"),
-            At(lambda status: paced(peak=1 << 34, status=status), {"ok": None, "error": "error", "aborted": None}),
+            At(lambda x: paced(peak=int(x * 2**34), status="no_run_end"), {0.84: None, 0.86: "warning"}, number="full"),
+            At(
+                lambda status: paced(peak=1 << 34, status=status),
+                {"ok": None, "error": "error", "aborted": None, "unknown": "warning"},
+            ),
             At(
                 lambda reason: paced(status="error", status_reason=reason),
                 {"OutOfMemoryError": "error", "ValueError": None},
+            ),
+            At(
+                lambda status: replace(run(FALL), status=status, status_reason="exit 1: CUDA out of memory"),
+                {"error": "error", "unknown": "error", "ok": None},
             ),
         ],
         told=[
             ({"step": 713, "named": False}, "probably out of memory at step 713"),
             ({"step": 713, "named": True}, "out of memory at step 713"),
+            (
+                {"step": 713, "named": False, "open": True},
+                "probably out of memory at step 713, unless it still runs",
+            ),
         ],
         says=[
             (
                 paced(peak=15 << 30, status="no_run_end"),
-                "Probably out of memory at step 120, batch of 4 x 512: the highest before was 15.0 GiB of 16.0 GiB.",
-            )
+                (
+                    "Probably out of memory at step 120, batch of 4 x 512, unless it still runs: the highest before "
+                    "was 15.0 GiB of 16.0 GiB."
+                ),
+            ),
+            (
+                replace(run(FALL, training={"batch_size": 8}), status="error", status_reason="MemoryError"),
+                f"Out of memory at step {len(FALL) + 1}, batch of 8.",
+            ),
+        ],
+    ),
+    "CST196": Entry(
+        at=[
+            At(lambda step: _tight(history=[evaluation(step, 1.0)]), {69: None, 70: "info", 79: "info", 80: None}),
+            At(lambda at: _tight(longest=lambda i: 900 if i >= at else 512), {6: None, 7: "info", 8: None}),
+            At(lambda at: _tight(longest=lambda i: 900 if i >= 7 else 512, history=[evaluation(at, 1.0)]), {75: None}),
+            At(
+                lambda x: paced(peak=lambda i: int((x if i > 6 else 1) * 14 * 2**30), history=[evaluation(70, 1.0)]),
+                {1.04: None, 1.06: "info"},
+            ),
+            At(
+                lambda reason: paced(
+                    peak=lambda i: (3 if i > 6 else 2) << 30,
+                    history=[evaluation(70, 1.0)],
+                    status="error",
+                    status_reason=reason,
+                ),
+                {"OutOfMemoryError": "info", "ValueError": None},
+            ),
+            At(lambda n: paced(n, peak=lambda i: (14 + (i > 3)) << 30, history=[evaluation(40)]), {5: "?", 6: "info"}),
+        ],
+        told=[({"of": "the evaluation at step 70"}, "the peak of its memory is of the evaluation at step 70")],
+        says=[
+            (
+                _tight(history=[evaluation(70, 1.0)]),
+                "The peak, 15.0 GiB, came with the evaluation at step 70; until then it was 10.0 GiB.",
+            ),
+            (
+                _tight(longest=lambda i: 900 if i >= 7 else 512),
+                "The peak, 15.0 GiB, came with the longest row, 900 tokens; until then it was 10.0 GiB.",
+            ),
         ],
     ),
 }

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import msgspec
 
@@ -87,6 +87,11 @@ class LoggedRow:
         self._packed = msgspec.json.encode(list(values.values()))
 
     @property
+    def names(self) -> tuple[str, ...]:
+        """The names of the values."""
+        return self._names
+
+    @property
     def values(self) -> dict[str, Json]:
         """The values by name, decoded anew at each access."""
         return dict(zip(self._names, _unpack(self._packed), strict=True))
@@ -99,6 +104,13 @@ _unpack: Final = msgspec.json.Decoder(list[Any]).decode
 def _shared(names: tuple[str, ...]) -> tuple[str, ...]:
     """Return the first tuple seen that equals this one, so that rows share it."""
     return names
+
+
+class Reading(NamedTuple):
+    """Memory that a logger read beside the rows, bytes by field of a `throughput` event, at a time (Unix seconds)."""
+
+    ts: float
+    memory: Mapping[str, int]
 
 
 @dataclass(slots=True)
@@ -119,6 +131,7 @@ class SourceRun:
     layer: Layer = field(default_factory=Layer)
     skipped: list[SkippedRow] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
+    memory: list[Reading] = field(default_factory=list)  # in the order of time
     files: list[Path] = field(default_factory=list)  # all files read; the rows are from the first
 
     def add(self, row: LoggedRow) -> None:

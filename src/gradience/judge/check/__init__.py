@@ -44,7 +44,7 @@ from gradience.rules.config.facts import CheckContext, Moved, quantities
 from gradience.rules.config.serving import known_engines
 from gradience.schema.document import Coverage, Finding
 from gradience.schema.events import ConfigSnapshot, LoraSnapshot
-from gradience.schema.memory import Memory
+from gradience.schema.memory import Memory, Time
 from gradience.schema.reports import CHECK_SCHEMA_ID, CheckReport, DataReport, SourceFile, SourceLocation
 
 _MAX_TASK = 256  # characters
@@ -282,12 +282,17 @@ def judged(
     where = None if given.base is None else Path(given.base)
     if where is not None and where.name == "config.json":
         where = where.parent  # the one file of the base that is needed
-    around = around._replace(engines=_engines(given.serve, given.settings))
+    if where is not None:
+        from gradience.base.weights import local_folder  # numpy: only those with a base pay for it
+
+        where = local_folder(where)
+    around, time = around._replace(engines=_engines(given.serve, given.settings)), None
     around = gather_context(whole, config, around, base=where, folders=folders, transformers=versions)
     if where is None and given.memory is not None:
         raise ConfigError("--memory without --base", advice="give the base: its config.json is enough")
     if where is not None:
         around = around._replace(memory=_memory(config, where, given, whole, around.coverage))
+        time = _time(config, folders)
     named = (("base", given.base), ("settings", given.settings))
     sources = [*whole.sources, *(SourceFile(role=role, path=str(path)) for role, path in named if path is not None)]
     verdict = judge_config(config, transformers=versions, around=around, left_out=unwanted)
@@ -299,6 +304,7 @@ def judged(
         derived={**quantities(config), "rules_judged": n_judged},
         coverage=around.coverage,
         memory=around.memory,
+        time=time,
         findings=verdict.findings,
         not_run=verdict.not_run,
         unknown_keys=list(dict.fromkeys(whole.unknown_keys)),
@@ -322,6 +328,14 @@ def _memory(config: ConfigSnapshot, base: Path, given: CheckOptions, whole: Laye
         fields |= {name: value for name, value in single.items() if value is not None}
     limit = None if given.memory is None else parse_size(given.memory)
     return foretell(config, base=base, adapter=fields, length=given.max_length, limit=limit, coverage=coverage)
+
+
+def _time(config: ConfigSnapshot, folders: Sequence[Path]) -> Time | None:
+    from gradience.judge.check.time import foretell_time  # only those with a log pay for it
+
+    inside = (folder / name for folder in folders for name in _LOGS)
+    logs = [path for path in (*inside, *folders) if path.name in _LOGS and path.is_file()]
+    return foretell_time(config, dict.fromkeys(logs)) if logs else None
 
 
 def _engines(given: Iterable[str], settings: Place | None) -> tuple[str, ...]:
@@ -520,7 +534,7 @@ def _with_base(
     try:
         stems = stem_of(saved, layout) if saved else stem_of_targets(config.lora, layout)
         around = around if stems is None else around._replace(moved=Moved(*stems, bool(saved)))
-        coverage = cover(config, layout, base=base.name or str(base))
+        coverage = cover(config, layout, base=Path(short_name(str(base))).name or str(base))
     except NotFollowedError as error:
         return around._replace(no_coverage=str(error))
     return _with_tokens(around, coverage, base, folders)
