@@ -6,8 +6,8 @@ import json
 import os
 
 SLOW = bool(os.environ.get("GRADIENCE_SLOW"))
-INPUTS = 2000 if SLOW else 300
-EACH = INPUTS if SLOW else 2  # of a verb and a kind of file: half of 300 are more of `check` and `monitor`
+INPUTS = 2000 if SLOW else 150
+EACH = INPUTS if SLOW else 1  # of a verb and a kind of file: half are more of `check` and `monitor`
 
 
 # In a fork that has imported what the program imports; XLA, which begins in it, reads the flags that the program sets.

@@ -17,6 +17,7 @@ import jax.export
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from tables import few
 
 import gradience
 from gradience import audit_arrays, spectral
@@ -82,7 +83,7 @@ def test_a_call_has_an_equal_part_for_each_device_and_at_least_one_module(number
     assert batch.rows_for(numbers, 1000, [jax.devices()[0]] * devices) == rows
 
 
-@pytest.mark.parametrize("size", [1e-30, 1e-6, 1.0, 1e30])
+@pytest.mark.parametrize("size", few([1e-30, 1e-6, 1.0, 1e30], each=3))
 def test_a_device_without_float64_keeps_its_stated_bound_at_any_scale(monkeypatch, size):
     monkeypatch.setattr(batch, "on_cpu", lambda: False)
     monkeypatch.setattr(batch, "has_float64", lambda: False)

@@ -32,7 +32,7 @@ def test_a_second_value_all_but_as_large_does_not_hide_the_first(apart):
 
 
 @grid(
-    each=2,
+    each=4,
     shape=[(701, 300), (300, 701), (5, 7), (97, 97), (1, 8)],
     dtype=[ml_dtypes.bfloat16, np.float16, np.float32, np.float64],
 )

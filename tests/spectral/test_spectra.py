@@ -9,6 +9,7 @@ import ml_dtypes
 import numpy as np
 import pytest
 from hypothesis import given, strategies as st
+from tables import grid
 
 from gradience.spectral import batch, devices
 from gradience.spectral.batch import spectra
@@ -33,8 +34,7 @@ def factors(rng, d_out=150, r=8, d_in=270, condition=1.0, size=1.0):
     return rng.standard_normal((d_out, r)) * size, rng.standard_normal((r, d_in)) * decay[:, None]
 
 
-@pytest.mark.parametrize("condition", [1.0, 1e3, 1e7])
-@pytest.mark.parametrize("r", [1, 2, 3, 8, 17, 64, 512])
+@grid(each=3, r=[1, 2, 3, 8, 17, 64, 512], condition=[1.0, 1e3, 1e7])
 def test_sigma_is_within_the_bound_of_dense_float64(r, condition):
     b, a = factors(np.random.default_rng(r), d_out=600, r=r, d_in=530, condition=condition)
     b, a = b.astype(np.float32), a.astype(np.float32)
