@@ -16,6 +16,7 @@ import tiny_models
 import torch
 from peft_models import save_base
 from safetensors.torch import load_file, save_file
+from tables import every
 from torch import nn
 
 from gradience.adapters.config import ANALYSED, PROMPTS, UNMERGEABLE
@@ -318,7 +319,7 @@ def test_ranks_by_module_and_a_head_that_is_saved_whole_are_as_peft_loads_them(t
     assert {entry.role: entry.tensors for entry in report.ledger} == {"other_kind": 24, "full_module": 1}
 
 
-@pytest.mark.parametrize("kind", sorted(PROMPTS | UNMERGEABLE))
+@every("kind", sorted(PROMPTS | UNMERGEABLE))
 def test_kinds_without_a_merge_say_so_in_one_line_with_and_without_a_base(kind, tmp_path):
     folder = tmp_path / "adapter"
     folder.mkdir()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from tables import few
+from tables import every, few
 
 from gradience.spectral import base as intruders
 from gradience.spectral.base import Overlaps, count_below, overlaps
@@ -74,7 +74,7 @@ def test_what_the_bounds_leave_open_is_settled_where_the_shorter_side_allows_it(
     assert overlaps(Operator.of(w), Operator.of(w).plus(b, a), 1, [at]).exact is exact
 
 
-@pytest.mark.parametrize(
+@every(
     ("lower", "upper", "counted"),
     [(0.4, 0.49, (1, 0)), (0.4, 0.5, (1, 1)), (0.49, 0.6, (1, 1)), (0.5, 0.6, (0, 0)), (0.5, 0.5, (0, 0))],
 )
