@@ -81,11 +81,10 @@ def _quick_install(session: nox.Session, *packages: str, success_codes: Sequence
     told = session.run_install("python", "-m", "pip", "config", "list", silent=True)
     lines = [line.partition("=") for line in str(told or "").splitlines()]
     settings = {name.rpartition(".")[2]: ast.literal_eval(value).split() for name, _, value in lines}
-    env = {own: between.join(settings[key]) for key, (own, between) in SETTINGS.items() if key in settings}
+    own = {key: name for key, name in SETTINGS.items() if key in settings and name[0] not in os.environ}
+    env = {name: between.join(settings[key]) for key, (name, between) in own.items()}
     place = session.virtualenv.location
-    session.run_install(
-        "uv", "pip", "install", "--python", place, *packages, env={**env, **os.environ}, success_codes=success_codes
-    )
+    session.run_install("uv", "pip", "install", "--python", place, *packages, env=env, success_codes=success_codes)
 
 
 @nox.session
