@@ -199,8 +199,8 @@ REFUSED = {
 """What PEFT itself does not adapt: it has no layer of the kind for Conv1D or convolutions."""
 
 SOME = {  # of models whose layers are no others than those of the rest: the kinds that a bias or a new name matters to
-    "bert": {"BEFT", "GLORA", "IA3", "LN_TUNING", "OFT", "RANDLORA", "ROAD", "TINYLORA", "TRAINABLE_TOKENS", "UNILORA"},
-    "vit": {"BEFT", "LN_TUNING", "LORA", "OFT", "VERA"},
+    "bert": {"BEFT", "IA3", "LN_TUNING", "OFT", "RANDLORA", "TRAINABLE_TOKENS", "UNILORA"},
+    "vit": {"BEFT", "LORA", "VERA"},
     "gpt2": {"ADALORA", "FOURIERFT", "IA3", "LORA", "RANDLORA", "TRAINABLE_TOKENS", "VERA"},  # its weights lie turned
 }
 CASES = [(model, kind) for model in MODELS for kind in OPTIONS if kind not in REFUSED[model]]
