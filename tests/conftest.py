@@ -107,6 +107,13 @@ def pytest_runtest_protocol():
     return result
 
 
+def pytest_unconfigure():
+    """Let a worker end without JAX's own end, which takes thousands of compiled programs apart, one by one."""
+    jax_api = sys.modules.get("jax._src.api")
+    if "PYTEST_XDIST_WORKER" in os.environ and hasattr(jax_api, "clean_up"):
+        atexit.unregister(jax_api.clean_up)
+
+
 @pytest.fixture(scope="session")
 def _new_folder(tmp_path_factory):
     """Makes a folder under a name and the next number."""
