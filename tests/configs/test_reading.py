@@ -353,6 +353,7 @@ def test_an_axolotl_recipe_without_an_adapter_has_none(tmp_path: Path) -> None:
         ("dataset: [org/a, data/b.jsonl]", lambda c: c.dataset_name, "org/a, data/b.jsonl"),
         ("{fine_tune_type: lora, iters: 9}", lambda c: (c.lora.r, c.lora.alpha), (8, 160.0)),
         ("{iters: 421, steps_per_report: 10, grad_accumulation_steps: 4}", lambda c: c.training.max_steps, 105),
+        ("{iters: 421, lr: 1.0e-4, rank: 4}", lambda c: c.extras.get("format"), None),
     ],
 )
 def test_settings_of_peoples_own_files_are_read(
