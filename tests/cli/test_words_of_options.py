@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+from tables import every
 
 import gradience as g
 from gradience.cli.main import main
@@ -17,7 +18,7 @@ CASES = [
 ]
 
 
-@pytest.mark.parametrize(("command", "record"), CASES, ids=[case[0][0] for case in CASES])
+@every(("command", "record"), CASES, ids=[case[0][0] for case in CASES])
 def test_the_command_line_refuses_in_the_words_of_the_record(command, record, capsys):
     with pytest.raises(g.OptionError) as caught:
         record().refuse_bad()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 from types import SimpleNamespace
 
-import pytest
+from tables import every
 
 from gradience.blocks.plots import histogram_lines
 from gradience.cli import output
@@ -24,7 +24,7 @@ def test_a_limit_at_the_end_of_the_bars_is_drawn_and_one_beyond_is_not():
     assert [histogram_lines([1, 1], 10, limit=limit, height=1)[0][-1] for limit in (20, 21)] == ["\u2502", "\u2588"]
 
 
-@pytest.mark.parametrize(
+@every(
     ("fail_on", "severity", "code"),
     [("warning", "info", 0), ("warning", "warning", 1), ("warning", "error", 1), (None, "critical", 0)],
 )
