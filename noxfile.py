@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import ast
 import json
-import os
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
@@ -27,13 +25,6 @@ NOT_QUICK = [
     "--ignore=tests/schema/test_foreign_validators.py",
     "--deselect=tests/rules/weights/test_ranks.py::test_loraconfig_takes_the_pattern_and_the_model_has_its_ranks_and_scalings",
 ]
-SETTINGS = {  # of pip: the variable that says the same to uv, and what stands between several of its values
-    "cert": ("SSL_CERT_FILE", " "),
-    "constraint": ("UV_CONSTRAINT", " "),
-    "extra-index-url": ("UV_INDEX", " "),
-    "find-links": ("UV_FIND_LINKS", ","),
-    "index-url": ("UV_DEFAULT_INDEX", " "),
-}
 HUB_PACKAGES = ["torch", "transformers", "peft", "safetensors", "datasets"]
 
 
@@ -67,24 +58,15 @@ def _free_folder(wanted: Path) -> str:
 
 
 def _install(session: nox.Session) -> None:
+    session.install("--upgrade", "pip")  # that of Python 3.11 takes twice as long for the packages below
     _quick_install(session, ".[hf,report]", *TEST_PACKAGES)
     _quick_install(session, *ORACLES, success_codes=[0, 1])  # their wheels are for some machines only
 
 
 def _quick_install(session: nox.Session, *packages: str, success_codes: Sequence[int] = (0,)) -> None:
-    """Install with uv, which takes a quarter of pip's time, from where pip would.
-
-    It compiles none of 25 000 modules, most of which nothing imports: Python compiles those it does.
-    """
+    """Install without compiling 25 000 modules, most of which nothing imports: Python compiles those it does."""
     session.env["PYTHONDONTWRITEBYTECODE"] = ""  # where it is set, each process would compile them again
-    session.install("--no-compile", "uv")
-    told = session.run_install("python", "-m", "pip", "config", "list", silent=True)
-    lines = [line.partition("=") for line in str(told or "").splitlines()]
-    settings = {name.rpartition(".")[2]: ast.literal_eval(value).split() for name, _, value in lines}
-    own = {key: name for key, name in SETTINGS.items() if key in settings and name[0] not in os.environ}
-    env = {name: between.join(settings[key]) for key, (name, between) in own.items()}
-    place = session.virtualenv.location
-    session.run_install("uv", "pip", "install", "--python", place, *packages, env=env, success_codes=success_codes)
+    session.install("--no-compile", *packages, success_codes=success_codes)
 
 
 @nox.session
