@@ -273,6 +273,20 @@ def number(value: float | NonFinite | None, spec: str = ".2f") -> str:
     return value if isinstance(value, str) else format(value, spec)
 
 
+def brief(value: float | None) -> str:
+    """A number with three significant digits, as people write it.
+
+    >>> brief(0.000498333), brief(1.3147), brief(284.873), brief(2e-5), brief(None)
+    ('4.98e-4', '1.31', '285', '2e-5', '-')
+    """
+    if value is None:
+        return "-"
+    if value and not 1e-2 <= abs(value) < 1e4:  # noqa: PLR2004  # between them three digits are short
+        mantissa, exponent = f"{value:.2e}".split("e")
+        return f"{mantissa.rstrip('0').rstrip('.')}e{int(exponent)}"
+    return f"{value:.3g}"
+
+
 def percent(value: float | NonFinite | None) -> str:
     """A fraction as a percentage with one decimal, or `-` for None."""
     return number(value, ".1%")

@@ -159,7 +159,7 @@ def check_text(report: CheckReport, *, verbose: bool = False) -> Iterator[Block]
         yield f"In the base ({_text(report.coverage.base)}, {_text(report.coverage.layout)}):"
         yield facts(_coverage(report.coverage), indent=2)
         yield ""
-    yield from _memory(report.memory)
+    yield from memory_blocks(report.memory)
     if report.data is not None:
         yield from ("Data as the trainer feeds it:", *data_blocks(report.data, report.derived), "")
     if report.findings:
@@ -185,7 +185,7 @@ def check_text(report: CheckReport, *, verbose: bool = False) -> Iterator[Block]
         yield "Findings are hypotheses with their grounds, not verdicts: verify on held-out data."
 
 
-def _memory(memory: Memory | None) -> Iterator[Block]:
+def memory_blocks(memory: Memory | None) -> Iterator[Block]:
     """What a step takes of the device's memory, and what is assumed; or why that is not known."""
     if memory is None:
         return
@@ -196,7 +196,7 @@ def _memory(memory: Memory | None) -> Iterator[Block]:
     else:
         least, most = map(gib, memory.reserved_bytes)
         peak = f"about {gib(memory.peak_bytes)} GiB allocated at the longest batch"
-        yield f"Memory: {peak}, {least} to {most} reserved ({held})"
+        yield f"Memory: {peak}, {least} to {most} reserved{f' ({held})' if held else ''}"
         yield f"  Assumed: {'; '.join(memory.assumes)}"
     yield from (f"  {gib(one.peak_bytes)} GiB with {one.change}" for one in memory.changes)
     yield ""

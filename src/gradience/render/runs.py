@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Final, NamedTuple
 
-from gradience.blocks import Block, Columns, Figure, Page, Section, counted, number, shorter, table
+from gradience.blocks import Block, Columns, Figure, Page, Section, brief, counted, number, shorter, table
 from gradience.blocks.text import as_text
 from gradience.schema.fleet import RUN_SETTINGS, ComparableRuns, Curve, RankedRun, RunsBestReport, RunsCurvesReport
 
@@ -25,20 +25,6 @@ class _Listed(NamedTuple):
 
     name: str
     row: Mapping[str, Any]
-
-
-def brief(value: float | None) -> str:
-    """A number with three significant digits, as people write it.
-
-    >>> brief(0.000498333), brief(1.3147), brief(284.873), brief(2e-5), brief(None)
-    ('4.98e-4', '1.31', '285', '2e-5', '-')
-    """
-    if value is None:
-        return "-"
-    if value and not 1e-2 <= abs(value) < 1e4:  # noqa: PLR2004  # between them three digits are short
-        mantissa, exponent = f"{value:.2e}".split("e")
-        return f"{mantissa.rstrip('0').rstrip('.')}e{int(exponent)}"
-    return f"{value:.3g}"
 
 
 _LIST: Final[Columns[_Listed]] = (
