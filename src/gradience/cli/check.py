@@ -11,7 +11,7 @@ from typing import Annotated, TypeVar
 from cyclopts import Parameter
 
 from gradience.cli import options as opt
-from gradience.cli.output import on_terminal
+from gradience.cli.bar import on_terminal
 from gradience.configs.values import Malformed, plain, short_name, whole
 from gradience.errors import ConfigError
 from gradience.judge.check import CheckKeywords, CheckOptions, check_config

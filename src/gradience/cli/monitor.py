@@ -18,12 +18,12 @@ from cyclopts.types import PositiveFloat
 
 from gradience.blocks import clean
 from gradience.cli import options as opt
-from gradience.cli.output import DONE, FOUND, emit, safe_lines, tell
+from gradience.cli.output import DONE, FOUND, draws_blocks, emit, safe_lines, tell
 from gradience.errors import RecorderError
 from gradience.io.reading import open_regular
 from gradience.judge.monitor import monitor_run
 from gradience.judge.monitor.source import LiveRun, Tail, is_log
-from gradience.render.monitor import Glance, event_line, frame_lines, monitor_text, progress_line
+from gradience.render.monitor import Glance, chart_lines, event_line, frame_lines, monitor_text, progress_line
 from gradience.schema.document import SEVERITIES
 from gradience.schema.events import ConfigSnapshot, Event, TrainStep, UnknownEvent
 
@@ -82,12 +82,25 @@ def _one(log: Path, run: str | None, gap: float, resolved: opt.ResolvedOptions, 
 
     return resolved.show(
         report,
-        lambda it: monitor_text(it, verbose=verbose),
+        lambda it: monitor_text(it, verbose=verbose) + _chart(log, run, it.account.split),
         report.findings,
         groups=("log",),
         locations=lambda: [log_place(report.file)] * len(report.findings),
         not_run=report.not_run,
     )
+
+
+def _chart(log: Path, run: str | None, split: str | None) -> str:
+    """Return the run's losses as a small chart where stdout is a terminal, below an empty line; else nothing."""
+    if not _on_screen() or os.environ.get("TERM") == "dumb":
+        return ""
+    from gradience.judge.monitor.source import open_source  # a pipe need not read the log once more
+
+    shown, (columns, rows) = open_source(log, run).summary.last, shutil.get_terminal_size()
+    if shown is None:
+        return ""
+    size = {"width": min(columns - 1, 100), "height": max(3, min(8, rows - 10))}
+    return "\n".join(["", *chart_lines(shown, split, dots=draws_blocks(), **size)])
 
 
 def _table(logs: tuple[Path, ...], gap: float, resolved: opt.ResolvedOptions) -> int:

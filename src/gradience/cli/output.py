@@ -10,7 +10,6 @@ import io
 import os
 import re
 import sys
-import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import is_dataclass
@@ -53,9 +52,6 @@ DONE: Final = 0
 FOUND: Final = 1
 COULD_NOT_JUDGE: Final = 2
 NOT_DECIDED: Final = 3
-
-_EVERY: Final = 0.1  # seconds between two drawings
-_WIDTH: Final = 79
 
 _COLOURS: Final = {"CRITICAL": "1;31", "ERROR": "31", "WARNING": "33", "INFO": "36"}  # SGR of ECMA-48
 _TAG: Final = re.compile(r"\[(CRITICAL|ERROR|WARNING|INFO)\]")
@@ -247,28 +243,6 @@ def exit_code(findings: Iterable[Finding | FindingRef], fail_on: Severity | None
         return DONE
     bar = SEVERITIES.index(fail_on)
     return FOUND if any(SEVERITIES.index(f.severity) >= bar for f in findings) else DONE
-
-
-def on_terminal(what: str) -> Callable[[int, int, str], None] | None:
-    """Return a function that draws (done, total, name) on one line of stderr; None if stderr is no terminal."""
-    if not sys.stderr.isatty():
-        return None
-    start = last = time.monotonic()
-
-    def draw(done: int, total: int, name: str) -> None:
-        nonlocal last
-        now = time.monotonic()
-        if done < total and done > 0 and now - last < _EVERY:
-            return
-        last = now
-        left = f", {(now - start) * (total - done) / done:.0f} s left" if done else ""
-        line = escape_controls(f"{what}: {done}/{total}{left}  {name}" if total else f"{what}: {name}")
-        if done < total or not total:
-            tell(line[:_WIDTH].ljust(_WIDTH), begin="\r", end="")
-        else:
-            tell(" " * _WIDTH, begin="\r", end="\r")
-
-    return draw
 
 
 Format: TypeAlias = Literal["text", "json", "sarif", "github"]

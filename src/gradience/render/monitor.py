@@ -46,6 +46,7 @@ from gradience.schema.reports import (
     SignalSummary,
     TrainSummary,
 )
+from gradience.telemetry.series import RunSeries
 
 _MODULES: Final = 3  # least used modules of the audit in the log
 _ALERTS: Final = 3  # alerts in a frame
@@ -419,6 +420,14 @@ def frame_lines(glance: Glance, *, width: int = 72, height: int = 10, dots: bool
     alerts = [f"[{a.severity.upper()}] {a.code}: {a.message}" for a in glance.alerts[-_ALERTS:]]
     lines = [f"Model: {glance.model or '-'}", progress_line(glance), *alerts, *curve, *legend]
     return [line[:width] for line in printed(lines)]
+
+
+def chart_lines(run: RunSeries, split: str | None, *, width: int, height: int, dots: bool) -> list[str]:
+    """The training loss over the steps with the held-out loss as `o`, for a terminal; nothing for under two rows."""
+    points = list(zip(map(float, run.steps), run.losses, strict=True))
+    marks = [(float(step), loss) for step, loss in run.losses_of(split).items()] if split else []
+    curve = curve_lines(points, marks=marks, width=width, height=height, dots=dots) if len(points) > 1 else []
+    return [*curve, f"          training loss{f', o {split} loss' if marks else ''}"] if curve else []
 
 
 def event_line(event: Event | UnknownEvent) -> str | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any, Final, NamedTuple
 
 from gradience.blocks import Block, Columns, Figure, Page, Section, brief, counted, number, shorter, table
@@ -12,6 +13,7 @@ from gradience.schema.fleet import RUN_SETTINGS, ComparableRuns, Curve, RankedRu
 _COLUMNS: Final = 100  # of a terminal
 _NAME: Final = 26  # characters of a run's name
 _ROOM: Final = _COLUMNS - sum(width + 2 for width in (_NAME, 7, 6, 14, 8))  # beside the other columns
+CURVE: Final = 12  # characters of a run's curve
 _FEW: Final = 4  # runs, at most, whose stories are told in full and whose settings are told with their values
 _DOUBTS: Final = {"model": "models", "data": "data sets", "objective": "objectives", "split": "held-out splits"}
 _USUAL: Final = "learns"
@@ -38,17 +40,26 @@ _LIST: Final[Columns[_Listed]] = (
 
 
 @as_text
-def runs_text(rows: Sequence[Mapping[str, Any]], names: Sequence[str], *, most: int | None = None) -> Iterator[Block]:
+def runs_text(
+    rows: Sequence[Mapping[str, Any]],
+    names: Sequence[str],
+    *,
+    most: int | None = None,
+    curves: Mapping[tuple[str, str], str] = MappingProxyType({}),
+) -> Iterator[Block]:
     """The runs for a terminal: a line each, what their settings differ in, and the logs that could not be read.
 
     Args:
         rows: values by column, as of `collect.runs.BOARD`.
         names: a short unique name for each row.
         most: how many runs to list; None for all.
+        curves: by path and id of a run, its training loss as a line of characters.
     """
     listed = [_Listed(name, row) for name, row in zip(names, rows, strict=True)]
     runs, unread = ([one for one in listed if (one.row["error"] is None) == read] for read in (True, False))
-    yield table(_LIST, runs[:most], indent=0) if runs else "no such run"
+    drawn = ("curve", f"<{CURVE}", lambda one: curves.get((one.row["path"], one.row["run"]), ""))
+    columns: Columns[_Listed] = (*_LIST[:-2], drawn, *_LIST[-2:]) if curves else _LIST
+    yield table(columns, runs[:most], indent=0) if runs else "no such run"
     if most is not None and len(runs) > most:
         yield f"... and {len(runs) - most} more (--limit {len(runs)}; --columns shows other columns)"
     yield from _stories(runs)
