@@ -33,7 +33,7 @@ def shown(monkeypatch):
         monkeypatch.setenv("TERM", term)
         monkeypatch.setenv("COLUMNS", "90")
         monkeypatch.setattr("sys.stdout", out)
-        assert main.run(list(argv)) == 0
+        assert main.main(list(argv)) == 0
         return out.getvalue()
 
     return run

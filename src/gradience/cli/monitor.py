@@ -100,7 +100,7 @@ def _chart(log: Path, run: str | None, split: str | None) -> str:
     if shown is None:
         return ""
     size = {"width": min(columns - 1, 100), "height": max(3, min(8, rows - 10))}
-    return "\n".join(["", *chart_lines(shown, split, dots=draws_blocks(), **size)])
+    return "\n".join(["", "", *chart_lines(shown, split, dots=draws_blocks(), **size)])
 
 
 def _table(logs: tuple[Path, ...], gap: float, resolved: opt.ResolvedOptions) -> int:
