@@ -15,6 +15,7 @@ from typing import Final
 import msgspec
 
 from gradience.blocks import (
+    brief,
     Bars,
     Block,
     Columns,
@@ -267,7 +268,7 @@ def _optimizer(config: ConfigSnapshot) -> str:
     optimizer, training = config.optimizer, config.training
     logged = " (the largest logged; the configured rate may be higher)" if "lr_from" in optimizer.extras else ""
     parts = [_text(optimizer.name)] if optimizer.name else []
-    parts += [f"lr={_g(optimizer.lr)}{logged}"] if optimizer.lr is not None else []
+    parts += [f"lr={brief(as_float(optimizer.lr))}{logged}"] if optimizer.lr is not None else []
     if training.lr_scheduler:
         parts.append(_text(training.lr_scheduler))
     if optimizer.weight_decay is not None:
