@@ -191,7 +191,7 @@ def dist(session: nox.Session) -> None:
 
 @nox.session
 def consumer(session: nox.Session) -> None:
-    """A caller's program as mypy and pyright read it beside the built wheel: `py.typed` is found, each ignore needed."""
+    """A program of a caller, as mypy and pyright read it beside the built wheel: each of its ignores is needed."""
     _quick_install(session, ".", "mypy", "pyright")
     program = Path(session.create_tmp(), "caller.py")
     asked = "# pyright: strict, reportUnnecessaryTypeIgnoreComment=true\n"

@@ -172,21 +172,37 @@ _ELSEWHERE: Final = {  # what PEFT and trainers call an option
 
 def usage_error(error: CycloptsError) -> str:
     """The error for a wrong command line; for a value outside a choice, with the choices and the nearest one."""
-    from cyclopts.exceptions import CoercionError, UnknownOptionError  # only a mistyped command pays for it
+    from cyclopts.exceptions import CoercionError, UnknownOptionError, ValidationError  # only a mistyped command pays
 
     if isinstance(error, UnknownOptionError):
         given = (error.token.keyword or error.token.value).partition("=")[0]
         meant = _ELSEWHERE.get(given)
         if any(meant in argument.names for argument in error.argument_collection):
             return f"Unknown option: {given}. Did you mean {meant}?"
-    allowed = list(_choice(error.target_type)) if isinstance(error, CoercionError) else []
-    if not allowed or not isinstance(error, CoercionError) or error.token is None:
-        return str(error)
-    given, option = error.token.value, error.token.keyword
-    near = get_close_matches(given.lower(), allowed, n=1)
-    meant = f"; did you mean {near[0]}?" if near else ""
+    if isinstance(error, CoercionError) and error.token is not None:
+        return _not_of_its_kind(error.token.keyword or "", error.token.value, error.target_type) or str(error)
+    if isinstance(error, ValidationError) and error.argument is not None and error.argument.tokens:
+        token = error.argument.tokens[0]
+        bound = _BOUND.fullmatch(error.exception_message)
+        if bound is not None and token.keyword:
+            return f"{token.keyword} is {token.value}, expected a number {_BOUNDS[bound[1]]} {bound[2]}"
+    return str(error)
+
+
+_BOUND: Final = re.compile(r"Must be (>=|>|<=|<) (\S+?)\.?")  # cyclopts' words
+_BOUNDS: Final = {">": "above", ">=": "from", "<": "below", "<=": "up to"}
+
+
+def _not_of_its_kind(option: str, given: str, kind: Any) -> str:
+    """The error for a value of the wrong kind: a choice, or a number; empty for any other kind."""
     where = f"{option}: " if option else ""
-    return f"{where}expected {', '.join(allowed[:-1])} or {allowed[-1]}, got {given!r}{meant}"
+    if allowed := list(_choice(kind)):
+        near = get_close_matches(given.lower(), allowed, n=1)
+        meant = f"; did you mean {near[0]}?" if near else ""
+        return f"{where}expected {', '.join(allowed[:-1])} or {allowed[-1]}, got {given!r}{meant}"
+    parts = {*(get_args(kind) if get_origin(kind) in {Union, UnionType} else (kind,))} - {NoneType}
+    wanted = {int: "a whole number", float: "a number"}.get(parts.pop()) if len(parts) == 1 else None
+    return f"{where}expected {wanted}, got {given!r}" if wanted else ""
 
 
 def _choice(kind: Any) -> Iterator[str]:
@@ -245,34 +261,37 @@ def exit_code(findings: Iterable[Finding | FindingRef], fail_on: Severity | None
     return FOUND if any(SEVERITIES.index(f.severity) >= bar for f in findings) else DONE
 
 
-Format: TypeAlias = Literal["text", "json", "sarif", "github"]
+Format: TypeAlias = Literal["text", "json", "sarif", "github", "junit"]
 
 
 def print_for_programs(
-    kind: Literal["sarif", "github"],
+    kind: Literal["sarif", "github", "junit"],
     findings: Sequence[Finding],
     *,
     locations: Sequence[SourceLocation | None],
     groups: Sequence[RuleGroup],
     not_run: Iterable[NotRun] = (),
 ) -> None:
-    """Print findings as SARIF 2.1.0 (one JSON document) or as annotations of GitHub Actions (a line each).
+    """Print findings as SARIF 2.1.0 or JUnit (one document), or as annotations of GitHub Actions (a line each).
 
     Args:
         kind: the format.
         findings: the findings.
         locations: the location of each finding, in their order; None for a finding without one.
-        groups: the groups of the rules that were applied, for SARIF.
-        not_run: the rules that could not be judged, for SARIF.
+        groups: the groups of the rules that were applied, for SARIF and JUnit.
+        not_run: the rules that could not be judged, for SARIF and JUnit.
     """
     if kind == "github":
         from gradience.blocks.programs import github_lines  # for those who ask
 
         emit("".join(f"{line}\n" for line in github_lines(findings, locations=locations)))
         return
-    from gradience.blocks.programs import sarif_log  # the same
+    from gradience.blocks.programs import junit_xml, sarif_log  # the same
     from gradience.rules import cards_of  # the same
 
+    if kind == "junit":
+        emit(junit_xml(findings, locations=locations, known=cards_of(*groups), not_run=not_run))
+        return
     log = sarif_log(
         findings,
         locations=locations,

@@ -15,7 +15,6 @@ from typing import Final
 import msgspec
 
 from gradience.blocks import (
-    brief,
     Bars,
     Block,
     Columns,
@@ -28,6 +27,7 @@ from gradience.blocks import (
     Table,
     Title,
     Verdict,
+    brief,
     count,
     counted,
     facts,

@@ -15,6 +15,7 @@ from gradience.blocks import (
     Columns,
     Heading,
     Title,
+    brief,
     clean,
     count,
     facts,
@@ -33,7 +34,7 @@ from gradience.rules.log.account import is_token_accuracy, rate_of_run
 from gradience.rules.log.held_out import of_metric
 from gradience.rules.log.recorded import no_weights
 from gradience.rules.weights import suggests_ranks
-from gradience.schema import Json, NonFinite, as_float, number_in
+from gradience.schema import Json, NonFinite, Real, as_float, number_in
 from gradience.schema.events import Alert, Eval, EvalMetrics, Event, RunEnd, RunStart, UnknownEvent
 from gradience.schema.reports import (
     Advice,
@@ -151,10 +152,14 @@ def _peak(schedule: Schedule) -> str:
     if schedule.peak_from == "logged":
         said = "  (largest logged)"
     elif schedule.in_warmup:
-        said = f"  ({number(schedule.logged_peak, '.3g')} reached)"
+        said = f"  ({_rate(schedule.logged_peak)} reached)"
     elif rate is not None and rate != schedule.peak:
-        said = f"  (largest logged; {number(schedule.peak, '.3g')} is configured)"
-    return f"{number(rate, '.3g')}{said}"
+        said = f"  (largest logged; {_rate(schedule.peak)} is configured)"
+    return f"{_rate(rate)}{said}"
+
+
+def _rate(rate: Real | None) -> str:
+    return brief(None if rate is None else as_float(rate))
 
 
 def _signals(report: MonitorReport) -> Iterator[Block]:
