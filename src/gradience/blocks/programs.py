@@ -124,7 +124,8 @@ def junit_xml(
     suites = Element("testsuites", told)
     suite = SubElement(suites, "testsuite", {**told, "errors": "0"})
     suite.extend(cases)
-    return tostring(suites, encoding="us-ascii", xml_declaration=True).decode() + "\n"  # whatever stdout's encoding
+    written: bytes = tostring(suites, encoding="us-ascii", xml_declaration=True)  # whatever stdout's encoding
+    return f"{written.decode()}\n"
 
 
 def _case(finding: Finding, at: SourceLocation | None) -> Element:
