@@ -66,7 +66,7 @@ class Overrides:
 def _progress() -> Callable[[int, int], None] | None:
     """A function that draws the rows read and the time left on stderr; None if that is no terminal."""
     draw = on_terminal("rows")
-    return draw and (lambda done, total: draw(done, total, ""))
+    return None if draw is None else lambda done, total: draw(done, total, "")
 
 
 def _with_page(options: _DataOptions, given: CheckOptions) -> CheckReport:

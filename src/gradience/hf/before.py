@@ -208,7 +208,7 @@ def _checked(flight: _Flight, steps: int | None, batches: FirstBatches, *, memor
     model = unwrapped(flight.model)
     config = _snapshot(flight, steps)
     given: dict[str, Any] = {"training": flight.args} if isinstance(flight.args, Mapping) else {}
-    declared = getattr(model, "config", None)
+    declared: Any = getattr(model, "config", None)
     if not memory or not hasattr(declared, "to_dict"):
         return check_config(config, **given)
     adapters = getattr(model, "peft_config", None)
@@ -262,7 +262,7 @@ def _steps(flight: _Flight) -> int | None:
         batches = len(flight.loader)
     except (TypeError, NotImplementedError):
         return None
-    return math.ceil(args.num_train_epochs * math.ceil(batches / args.gradient_accumulation_steps))
+    return int(math.ceil(args.num_train_epochs * math.ceil(batches / args.gradient_accumulation_steps)))
 
 
 def _rates(args: Any, steps: int | None) -> tuple[str, list[PlannedRate]]:
