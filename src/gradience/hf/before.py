@@ -262,7 +262,8 @@ def _steps(flight: _Flight) -> int | None:
         batches = len(flight.loader)
     except (TypeError, NotImplementedError):
         return None
-    return int(math.ceil(args.num_train_epochs * math.ceil(batches / args.gradient_accumulation_steps)))
+    epochs: float = args.num_train_epochs
+    return math.ceil(epochs * math.ceil(batches / args.gradient_accumulation_steps))
 
 
 def _rates(args: Any, steps: int | None) -> tuple[str, list[PlannedRate]]:
