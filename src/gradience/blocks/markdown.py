@@ -16,12 +16,12 @@ from gradience.blocks import (
     Facts,
     Findings,
     Fold,
-    Found,
     Heading,
     Next,
     Note,
     Page,
     Section,
+    ShownFinding,
     Table,
     Verdict,
     clean,
@@ -84,7 +84,7 @@ def _lines(block: Block, most: int | None) -> Iterable[str]:  # noqa: C901, PLR0
     return []  # Markdown cannot show it
 
 
-def _finding(item: Found) -> tuple[str, ...]:
+def _finding(item: ShownFinding) -> tuple[str, ...]:
     return item.finding.severity.upper(), item.finding.id, item.finding.message, item.where.strip(" ()")
 
 

@@ -28,7 +28,7 @@ from gradience.hf.watch import FIRST, BatchWatch
 from gradience.hf.wires import live_look
 from gradience.hf.wiring import look, unwrapped_optimizers
 from gradience.judge.check import check_config
-from gradience.judge.monitor import facts_of
+from gradience.reading.facts import facts_of
 from gradience.rules import Verdict, judge
 from gradience.rules.log import BEFORE_TRAINING
 from gradience.schema import SCHEMA_ID, Severity, real
@@ -36,7 +36,6 @@ from gradience.schema.document import SEVERITIES, by_severity
 from gradience.schema.events import ConfigSnapshot, Metrics, Wiring
 from gradience.schema.preflight import PREFLIGHT_SCHEMA_ID, FirstBatches, PlannedRate, PreflightReport
 from gradience.schema.reports import CheckReport
-from gradience.telemetry.reader import RunSummary
 from gradience.telemetry.series import RunSeries
 
 _FAILURES: Final = (AttributeError, IndexError, KeyError, NotImplementedError, RuntimeError, TypeError, ValueError)
@@ -200,7 +199,7 @@ def _judged(config: ConfigSnapshot, seen: Mapping[str, Any], batches: FirstBatch
     if batches.counts:
         counts = Metrics(schema=SCHEMA_ID, ts=None, run_id="preflight", step=0, kind="data", metrics=batches.counts)
         run.add(counts)
-    return judge(BEFORE_TRAINING, facts_of(RunSummary(Path()), run, config))
+    return judge(BEFORE_TRAINING, facts_of(run))
 
 
 def _checked(flight: _Flight, steps: int | None, batches: FirstBatches, *, memory: bool) -> CheckReport:

@@ -22,6 +22,7 @@ import msgspec
 from gradience.configs.settings import overlay, with_ratio
 from gradience.errors import few
 from gradience.importers.files import LoggedRow, SourceRun, count_of
+from gradience.importers.pace import windows_of
 from gradience.importers.trainer_state import shown_in_rows
 from gradience.schema import MAX_INT, SCHEMA_ID, Json, Real, Status, as_float, real
 from gradience.schema.events import (
@@ -33,6 +34,7 @@ from gradience.schema.events import (
     OptimizerSnapshot,
     RunEnd,
     RunStart,
+    Throughput,
     TrainingSnapshot,
     TrainStep,
 )
@@ -280,13 +282,16 @@ class RunEvents:
         self, raw: SourceRun, segments: list[Segment], *, run_id: str, session: str, meta: Mapping[str, Json]
     ) -> None:
         self._segments, self._run_id, self._session, self._meta = segments, run_id, session, meta
+        *before, last = segments
+        self._paces = [windows_of(one.rows, one.resumed_from, ()) for one in before]
+        self._paces.append(windows_of(last.rows, last.resumed_from, raw.memory))
         self._percent = any(_in_percent(row) for segment in segments for row in segment.rows)
         if self._percent:
             raw.notes.append("accuracies above 1 were taken for per cent")
         raw.planned = raw.planned or _steps_of_epochs(raw)
         self._config = _config(raw, segments)
         builder = self._builder()
-        tally = Tally()
+        tally = EventTally()
         for event in self._rows(builder):
             tally.take(event)
         if builder.odd:
@@ -319,12 +324,20 @@ class RunEvents:
             ts = next((row.ts for row in segment.rows if row.ts is not None), None)
             resumed, meta = segment.resumed_from, dict(self._meta)
             yield RunStart(**builder.head(resumed, ts), config=self._config, meta=meta, resumed_from_step=resumed)
-            for row in segment.rows:
-                yield from builder.row(row)
+            yield from self._segment(builder, number, segment)
+
+    def _segment(self, builder: _EventBuilder, number: int, segment: Segment) -> Iterator[Event]:
+        paces = iter(self._paces[number])
+        place, fields = next(paces, (-1, {}))
+        for at, row in enumerate(segment.rows):
+            yield from builder.row(row)
+            while place == at:
+                yield Throughput(**builder.head(row.step, row.ts), **fields)
+                place, fields = next(paces, (-1, {}))
 
 
 @dataclass(slots=True)
-class Tally:
+class EventTally:
     """Counts of a run's events."""
 
     counts: Counter[str] = field(default_factory=Counter)  # by name
@@ -366,7 +379,7 @@ def _in_percent(row: LoggedRow) -> bool:
     return any(isinstance(number, float) and 1.0 < number <= 100.0 for number in found)  # noqa: PLR2004  # per cent
 
 
-def _end(builder: _EventBuilder, raw: SourceRun, tally: Tally) -> RunEnd:
+def _end(builder: _EventBuilder, raw: SourceRun, tally: EventTally) -> RunEnd:
     reached = max((step for step in (tally.last_step, raw.reached) if step is not None), default=None)
     status, reason = _status(raw, tally, reached)
     silence = _silence(raw, tally, reached)
@@ -375,7 +388,7 @@ def _end(builder: _EventBuilder, raw: SourceRun, tally: Tally) -> RunEnd:
     )
 
 
-def _status(raw: SourceRun, tally: Tally, reached: int | None) -> tuple[Status, str]:
+def _status(raw: SourceRun, tally: EventTally, reached: int | None) -> tuple[Status, str]:
     status, said = raw.ending or ("unknown", "")
     if tally.summary >= tally.trained:
         after = f"; after it: {said}" if status not in {"ok", "unknown"} else ""
@@ -392,7 +405,7 @@ def _status(raw: SourceRun, tally: Tally, reached: int | None) -> tuple[Status, 
     return "unknown", f"{said}; {before}" if said else before
 
 
-def _finished(raw: SourceRun, tally: Tally, reached: int | None, planned: int | None) -> str:
+def _finished(raw: SourceRun, tally: EventTally, reached: int | None, planned: int | None) -> str:
     """By what the source shows that training was finished; "" if it does not."""
     if raw.finished:
         return "the source has the summary of a finished run"
@@ -402,7 +415,7 @@ def _finished(raw: SourceRun, tally: Tally, reached: int | None, planned: int | 
     return "the planned steps were made" if made else ""
 
 
-def _silence(raw: SourceRun, tally: Tally, reached: int | None) -> str:
+def _silence(raw: SourceRun, tally: EventTally, reached: int | None) -> str:
     """Why no training row was logged, as far as the source tells; "" if there is one."""
     if tally.counts["train_step"]:
         return ""

@@ -18,7 +18,7 @@ def preflight_blocks(report: PreflightReport) -> Iterator[Block]:
     yield config_facts(report.check)
     yield facts((pair for pair in _facts(report) if pair[1]), indent=2)
     yield ""
-    yield from memory_blocks(report.check.memory)
+    yield from memory_blocks(report.check.memory, counted=True)
     if report.findings:
         yield f"Findings ({len(report.findings)}):"
         yield findings(report.findings, verbose=False)

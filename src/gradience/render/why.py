@@ -7,6 +7,7 @@ from typing import Final
 
 from gradience.blocks import Block, sentence, shorter
 from gradience.blocks.text import as_lines
+from gradience.render.pace import pace_words
 from gradience.schema.why import Difference, Parting, WhyReport
 
 _SHOWN: Final = 60  # characters of a value
@@ -23,24 +24,22 @@ def why_text(report: WhyReport, *, verbose: bool = False) -> Iterator[Block]:
     if report.differences:
         yield from ("", "What differs")
         yield from (_difference(each, most) for each in report.differences)
+    pairs = zip(("first", "second"), report.paces, strict=False)
+    yield from _listed("Pace", [f"{name}: {pace_words(pace) if pace else 'not recorded'}" for name, pace in pairs])
     yield from _listed("Cannot be told", report.not_told)
     if verbose:
         yield from _listed("Compared", report.compared)
 
 
 def _part(part: Parting, most: int | None) -> str:
-    return f"  {part.quantity:<10} {_cut(str(part.first), most)}  |  {_cut(str(part.second), most)}"
+    return f"  {part.quantity:<10} {shorter(str(part.first), most)}  |  {shorter(str(part.second), most)}"
 
 
 def _difference(each: Difference, most: int | None) -> str:
-    return f"  {each.cause:<14} {_cut(each.says, None if most is None else 2 * most)}"
+    return f"  {each.cause:<14} {shorter(each.says, None if most is None else 2 * most)}"
 
 
 def _listed(heading: str, items: Sequence[str]) -> Iterator[Block]:
     if items:
         yield from ("", heading)
         yield from (f"  {item}" for item in items)
-
-
-def _cut(text: str, most: int | None) -> str:
-    return text if most is None else shorter(text, most)

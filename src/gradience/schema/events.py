@@ -50,6 +50,7 @@ OF_RL: Final = frozenset(
         *("reward", "reward_std", "frac_reward_zero_std", "objective/kl"),
         *("critic/rewards/mean", "critic/score/mean", "actor/pg_clipfrac", "actor/ppo_kl"),  # verl
         "group_reward_std",  # OpenRLHF
+        *("mismatch_kl/all/mean", "mismatch_kl/mean"),  # prime-rl, whose rewards stand in another file
     }
 )
 OF_REWARD: Final = frozenset({"mean_reward", "min_reward", "max_reward"})
@@ -314,8 +315,9 @@ class Wiring(EventBase, frozen=True, tag="wiring"):
     seed: Annotated[int, about("torch's initial seed.")] | None = None
     world_size: NonNegativeInt | None = None
     unprepared: Annotated[
-        list[str], about("Of `model`, `optimizer` and `loader`, those Accelerate did not prepare; none if all or none.")
+        list[str], about("Of `model`, `optimizer` and `loader`, those that an Accelerator there did not prepare.")
     ] = []
+    asked: Annotated[list[str], about("What an Accelerator that prepared nothing was asked for.")] = []
     versions: Annotated[dict[str, str], about("Packages, CUDA, cuDNN.")] = {}
     settings: Annotated[dict[str, Json], about("Kernels: attention, determinism, TF32, compilation, autocast.")] = {}
     unseen: Annotated[list[str], about("Parts that could not be looked at, with the exception's type.")] = []
@@ -343,16 +345,24 @@ class Throughput(EventBase, frozen=True, tag="throughput"):
     """How fast the steps since the last such event went, what they waited for, and the memory they took."""
 
     steps: Annotated[NonNegativeInt, about("Optimizer steps of the window.")]
-    seconds_per_step: Annotated[Real, about("Wall time without evaluations and saves.")] | None = None
+    seconds_per_step: (
+        Annotated[Real, about("Wall time without evaluations and saves; of an import, with saves.")] | None
+    ) = None
     waiting_share: Annotated[Fraction, about("Share of that time before a batch was there.")] | None = None
     tokens_per_second: Annotated[Real, about("Tokens that are no padding.")] | None = None
-    padded_tokens_per_second: Annotated[Real, about("The same with padding.")] | None = None
+    padded_tokens_per_second: (
+        Annotated[Real, about("The same with padding, or as another program counts them.")] | None
+    ) = None
+    samples_per_second: Annotated[Real, about("Examples, as another program's summary counts them.")] | None = None
     longest: Annotated[NonNegativeInt, about("Tokens of the longest row, padding included.")] | None = None
     rows: Annotated[NonNegativeInt, about("Rows of the largest micro-batch.")] | None = None
     peak_bytes: Annotated[NonNegativeInt, about("Most memory so far: torch's allocator, else the process.")] | None = (
         None
     )
-    reserved_bytes: Annotated[NonNegativeInt, about("Most that torch's allocator has reserved so far.")] | None = None
+    reserved_bytes: (
+        Annotated[NonNegativeInt, about("Most that torch's allocator has reserved so far, or that a card was full.")]
+        | None
+    ) = None
     held_bytes: Annotated[NonNegativeInt, about("Memory held between steps, at the window's end.")] | None = None
     total_bytes: Annotated[NonNegativeInt, about("Memory of the card, or of the machine.")] | None = None
 

@@ -21,13 +21,13 @@ from gradience.blocks import (
     Figure,
     Findings,
     Fold,
-    Found,
     Heading,
     Intervals,
     Next,
     Note,
     Page,
     Section,
+    ShownFinding,
     Spans,
     Table,
     Verdict,
@@ -142,7 +142,7 @@ def _table(given: Table) -> Element | None:
     return tag("div", whole, class_="scroll", tabindex="0", role="region", aria_label=caption or "Table")
 
 
-def _finding(item: Found) -> Element:
+def _finding(item: ShownFinding) -> Element:
     finding = item.finding
     head = tag("h3", tag("span", str(item.number), class_=f"disc {finding.severity}"), " ", finding.message)
     severity = tag("span", finding.severity, class_=f"severity {finding.severity}")

@@ -37,14 +37,14 @@ from gradience.configs.values import short_name
 from gradience.errors import AdapterError, ConfigError, RecorderError
 from gradience.io import CHECKPOINT_PREFIX
 from gradience.io.reading import real_path
-from gradience.ranges import VerbOptions
+from gradience.ranges import VerbOptions, Whole
 from gradience.rules import excluded_rules
 from gradience.rules.config import RULES, judge_config, settings_of
 from gradience.rules.config.facts import CheckContext, Moved, quantities
-from gradience.rules.config.serving import ENGINES
+from gradience.rules.config.serving import known_engines
 from gradience.schema.document import Coverage, Finding
 from gradience.schema.events import ConfigSnapshot, LoraSnapshot
-from gradience.schema.memory import Memory
+from gradience.schema.memory import Memory, Time
 from gradience.schema.reports import CHECK_SCHEMA_ID, CheckReport, DataReport, SourceFile, SourceLocation
 
 _MAX_TASK = 256  # characters
@@ -122,7 +122,8 @@ def read_training_of(folder: Path) -> Layer:
 def _read_run(place: Path) -> Layer | RecorderError:
     """The configuration of the run that left a folder or file, or the error if there is no run."""
     from gradience.importers import read_folder_config  # a config file does not need it
-    from gradience.judge.monitor.source import find_run, is_log  # the same
+    from gradience.reading.logs import is_log  # the same
+    from gradience.reading.places import find_run  # the same
 
     try:
         found = find_run(place).path
@@ -154,7 +155,8 @@ class CheckOptions(VerbOptions):
         base: the base model, a folder or organisation/name in the hub's local cache. Its config.json and safetensors
             headers determine what the targets reach; no weight is read.
         task: what is trained: `sst2`, `sft`, `dpo`, ...
-        serve: engines the adapter is meant for: vllm, sglang, ollama, llamacpp, tensorrt, lorax, slora, mlx.
+        serve: engines the adapter is meant for: vllm, sglang, ollama, llamacpp, tensorrt, lorax, slora, mlx, peft,
+            hotswap.
         select: ids of rules, or beginnings of ids, to apply; all by default.
         ignore: ids of rules, or beginnings of ids, to leave out.
         settings: a gradience.toml, or a pyproject.toml with `[tool.gradience]`. Its `select` and `ignore` apply if the
@@ -176,7 +178,7 @@ class CheckOptions(VerbOptions):
     select: Iterable[str] = ()
     ignore: Iterable[str] = ()
     settings: Place | None = None
-    max_length: int | None = None
+    max_length: Whole | None = None
     memory: str | None = None
 
     def unwanted(self, ids: Sequence[str]) -> dict[str, str]:
@@ -280,12 +282,17 @@ def judged(
     where = None if given.base is None else Path(given.base)
     if where is not None and where.name == "config.json":
         where = where.parent  # the one file of the base that is needed
-    around = around._replace(engines=_engines(given.serve, given.settings))
+    if where is not None:
+        from gradience.base.weights import local_folder  # numpy: only those with a base pay for it
+
+        where = local_folder(where)
+    around, time = around._replace(engines=_engines(given.serve, given.settings)), None
     around = gather_context(whole, config, around, base=where, folders=folders, transformers=versions)
     if where is None and given.memory is not None:
         raise ConfigError("--memory without --base", advice="give the base: its config.json is enough")
     if where is not None:
         around = around._replace(memory=_memory(config, where, given, whole, around.coverage))
+        time = _time(config, folders)
     named = (("base", given.base), ("settings", given.settings))
     sources = [*whole.sources, *(SourceFile(role=role, path=str(path)) for role, path in named if path is not None)]
     verdict = judge_config(config, transformers=versions, around=around, left_out=unwanted)
@@ -297,6 +304,7 @@ def judged(
         derived={**quantities(config), "rules_judged": n_judged},
         coverage=around.coverage,
         memory=around.memory,
+        time=time,
         findings=verdict.findings,
         not_run=verdict.not_run,
         unknown_keys=list(dict.fromkeys(whole.unknown_keys)),
@@ -322,19 +330,24 @@ def _memory(config: ConfigSnapshot, base: Path, given: CheckOptions, whole: Laye
     return foretell(config, base=base, adapter=fields, length=given.max_length, limit=limit, coverage=coverage)
 
 
+def _time(config: ConfigSnapshot, folders: Sequence[Path]) -> Time | None:
+    from gradience.judge.check.time import foretell_time  # only those with a log pay for it
+
+    inside = (folder / name for folder in folders for name in _LOGS)
+    logs = [path for path in (*inside, *folders) if path.name in _LOGS and path.is_file()]
+    return foretell_time(config, dict.fromkeys(logs)) if logs else None
+
+
 def _engines(given: Iterable[str], settings: Place | None) -> tuple[str, ...]:
     """The engines given, else those of the settings file.
 
     Raises:
         ConfigError: an engine is not known.
     """
-    asked = [name.strip().lower() for item in given for name in item.split(",")]
+    asked = list(given)
     if not asked and settings is not None:
-        asked = [name.lower() for name in read_preferences(Path(settings)).serve]
-    strange = sorted(name or "an empty text" for name in asked if name not in ENGINES)
-    if strange:
-        raise ConfigError(f"no engine is called {', '.join(strange)}", advice=f"engines: {', '.join(ENGINES)}")
-    return tuple(dict.fromkeys(asked))
+        asked = list(read_preferences(Path(settings)).serve)
+    return known_engines(asked)
 
 
 def _complete(whole: Layer, task: str | None) -> ConfigSnapshot:
@@ -521,7 +534,7 @@ def _with_base(
     try:
         stems = stem_of(saved, layout) if saved else stem_of_targets(config.lora, layout)
         around = around if stems is None else around._replace(moved=Moved(*stems, bool(saved)))
-        coverage = cover(config, layout, base=base.name or str(base))
+        coverage = cover(config, layout, base=Path(short_name(str(base))).name or str(base))
     except NotFollowedError as error:
         return around._replace(no_coverage=str(error))
     return _with_tokens(around, coverage, base, folders)

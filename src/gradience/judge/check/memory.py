@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import msgspec
 from msgspec.structs import asdict, replace
@@ -21,7 +21,7 @@ from gradience.io.reading import decode_json, read_small
 from gradience.schema import Json
 from gradience.schema.document import Coverage
 from gradience.schema.events import ConfigSnapshot, LoraSnapshot
-from gradience.schema.memory import Memory, MemoryChange, MemoryParts, Step
+from gradience.schema.memory import Memory, MemoryChange, MemoryParts, Reached, Step
 
 METHOD: Final = "one step followed on torch's meta device"
 _TARGET: Final = "gradience.models.cost:Follower"
@@ -82,15 +82,17 @@ def foretell(
         step, assumes = _asked(config, base, adapter, length)
         follow = _follower()
         found = follow(step)
+        spared = follow(replace(step, autocast=config.training.dtype)).peak if _saves(step, config) else found.peak
     except Foreign as error:
         return Memory(parts=parts, reason=str(error), limit_bytes=limit)
-    peak = sum(asdict(found).values())
+    peak = found.peak
     changes = [] if limit is None or peak <= limit else _fitting(follow, step, config, limit)
     return Memory(
         peak_bytes=peak,
-        reserved_bytes=[int(peak * share) for share in _RESERVED],
-        parts=found,
-        assumes=assumes,
+        reserved_bytes=[int(size * share) for size, share in zip((min(spared, peak), peak), _RESERVED, strict=True)],
+        parts=found.parts,
+        reached=found.reached if step.adapter else None,
+        assumes=[*assumes, *([f"no autocast, with which it is {spared / 2**30:.1f} GiB"] if spared < peak else [])],
         method=METHOD,
         limit_bytes=limit,
         changes=changes,
@@ -108,7 +110,16 @@ def _follower() -> Any:
     if missing:
         raise Foreign(f"it needs {' and '.join(missing)}: in the clone, pip install -e '.[hf]'")
     confined = Confined(_TARGET, imports=_NEEDED, limits=Limits(MEMORY, SECONDS))
-    return lambda step: msgspec.convert(confined.call("follow", asdict(step)), MemoryParts)
+    return lambda step: msgspec.convert(confined.call("look", asdict(step)), _Followed)
+
+
+class _Followed(NamedTuple):
+    parts: MemoryParts
+    reached: Reached
+
+    @property
+    def peak(self) -> int:
+        return sum(asdict(self.parts).values())
 
 
 def _asked(
@@ -120,8 +131,6 @@ def _asked(
         Foreign: the configuration does not say what must be known.
     """
     training, extras = config.training, config.training.extras
-    if length is not None and length < 0:
-        raise ConfigError(f"--max-length: expected tokens, 0 for no limit, got {length}", advice="correct the option")
     length = length or training.max_length
     if training.batch_size is None:
         raise Foreign("the batch per device is not stated (per_device_train_batch_size)")
@@ -151,11 +160,14 @@ def _asked(
     return step, list(_assumed(step, config, half, packed=packed))
 
 
+def _saves(step: Step, config: ConfigSnapshot) -> bool:
+    """Whether autocast may be on over weights that are in half precision already: the settings do not tell."""
+    return not step.autocast and config.training.dtype in _HALF
+
+
 def _assumed(step: Step, config: ConfigSnapshot, half: str, *, packed: bool) -> Iterator[str]:
     yield f"{step.batch} x {step.length:,} tokens{', packed' if packed else ', padded' if step.padded else ''}"
     yield f"weights in {half or 'float32'}"
-    if half in _HALF and config.training.dtype in _HALF:
-        yield f"what autocast saves on {half} weights is not counted: up to a tenth"
     yield "recomputed activations" if step.checkpointing else "no checkpointing"
     yield f"attention by {step.attention}"
     if config.optimizer.name is None:
@@ -214,7 +226,7 @@ def _fitting(follow: Any, step: Step, config: ConfigSnapshot, limit: int) -> lis
     """Changes each of which makes the step fit, the cheapest first; if none does alone, the fewest that do together."""
 
     def tried(words: list[str], changed: Step) -> MemoryChange:
-        return MemoryChange(change=" and ".join(words), peak_bytes=sum(asdict(follow(changed)).values()))
+        return MemoryChange(change=" and ".join(words), peak_bytes=follow(changed).peak)
 
     changes = list(_changes(step, config))
     found: list[MemoryChange] = []

@@ -37,7 +37,7 @@ _LOSS: Final = "loss"
 _ERROR: Final = SEVERITIES.index("error")
 
 
-class Noise(NamedTuple):
+class LossNoise(NamedTuple):
     """The noise of one held-out loss relative to others, in nats or None, and how it was estimated."""
 
     value: float | None
@@ -121,9 +121,9 @@ def choose(
 
 
 def _listed(folder: CheckpointFolder, run: RunSeries, curve: Mapping[int, float]) -> Checkpoint:
-    found = identify(folder, run)
-    loss = curve.get(folder.step) if found.of_run else None
-    return Checkpoint(name=folder.path.name, step=folder.step, loss=loss, of_run=found.of_run, why=found.why)
+    identity = identify(folder, run)
+    loss = curve.get(folder.step) if identity.of_run else None
+    return Checkpoint(name=folder.path.name, step=folder.step, loss=loss, of_run=identity.of_run, why=identity.why)
 
 
 def _first_whole(
@@ -154,8 +154,8 @@ def _judge(run: RunSeries, report: MonitorReport) -> _Judge | None:
     if metric is None or metric.higher_is_better is None:
         return None
     events = [event for event in run.evals if event.split == account.split and event.step is not None]
-    found = {event.step: values_of(event.metrics).get(metric.name) for event in events}
-    values = {step: value for step, value in found.items() if step is not None and value is not None}
+    logged = {event.step: values_of(event.metrics).get(metric.name) for event in events}
+    values = {step: value for step, value in logged.items() if step is not None and value is not None}
     return _Judge(metric.name, account.split, values, more=metric.higher_is_better) if values else None
 
 
@@ -167,7 +167,7 @@ def _n_and_accuracy(report: MonitorReport, split: str) -> tuple[int | None, floa
     return metrics.n, accuracy if accuracy is not None and 0.0 <= accuracy <= 1.0 else None
 
 
-def loss_noise(losses: Sequence[float]) -> Noise:
+def loss_noise(losses: Sequence[float]) -> LossNoise:
     """The noise with which two evaluations of one held-out set are compared.
 
     Both evaluations saw the same examples, so the sampling error of the set is mostly common to them. The rest shows as
@@ -177,8 +177,10 @@ def loss_noise(losses: Sequence[float]) -> Noise:
     >>> loss_noise([2.0, 1.0]).value
     """
     if len(losses) >= _LEAST_EVALS:
-        return Noise(noise_of(losses, few=0), f"second differences of {len(losses)} evaluations of the same examples")
-    return Noise(
+        return LossNoise(
+            noise_of(losses, few=0), f"second differences of {len(losses)} evaluations of the same examples"
+        )
+    return LossNoise(
         None, f"unknown: {len(losses)} evaluations of the same examples are too few to see how they jump about"
     )
 
@@ -229,8 +231,8 @@ def disk_symptoms(
     """The symptoms that checkpoints on disk add to the log's findings; none if no folder was searched."""
     if sources.folder is None:
         return
-    found = symptoms_of("log", report.findings)
-    told = [(sign.name, symptom) for symptom in found for sign in shown("log", symptom.id, symptom.tags)]
+    of_log = symptoms_of("log", report.findings)
+    told = [(sign.name, symptom) for symptom in of_log for sign in shown("log", symptom.id, symptom.tags)]
     values = {name: symptom.seen.values for name, symptom in told}
     if "overfits" in values:
         yield _to_keep(choice, report)
