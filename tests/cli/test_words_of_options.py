@@ -34,4 +34,4 @@ def test_a_file_of_any_name_is_given_as_its_folder_is(tmp_path, capsys):
         assert main(["check", peft, str(tmp_path / "mine.json"), training, str(tmp_path / "args.yaml")]) == 0
         said.append(capsys.readouterr().out)
     assert said[0] == said[1]
-    assert "lr=0.0001" in said[0]
+    assert "lr=1e-4" in said[0]

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import closing
+from itertools import count
 from pathlib import Path
 from typing import Any, Final, Unpack
 
@@ -47,7 +48,7 @@ from gradience.rules.weights.rules import WEIGHTS_RULES, judge_adapter
 from gradience.schema.audit import AUDIT_SCHEMA_ID, AuditReport, BaseReport, ModuleAudit, NotAnalysed, RankPattern
 from gradience.spectral.batch import SINGLE_ERROR, Spectrum, spectra
 from gradience.spectral.devices import has_float64
-from gradience.spectral.grams import Grams
+from gradience.spectral.grams import Factors, Grams, Loads
 
 _DEFAULTS: Final = AuditOptions()
 _EVENT_BYTES: Final = 56 * 1024  # of the 64 KiB that a log line may have
@@ -79,7 +80,7 @@ def audit_adapter(
         weights: a weights file of another name.
         options: the base and what is compared with it, suggestions, singular values. A base adds `udr`, `sdi`,
             `relative_frobenius` and `base` to the modules; `against` adds `standing`.
-        progress: called with (modules done, modules in all, the module's name) while the base is read.
+        progress: called with (modules done, modules in all, the module's name) while they, and then the base, are read.
         select: ids of checks, or beginnings of ids, to apply; all by default. The verdict does not depend on it.
         ignore: ids of checks, or beginnings of ids, to leave out.
         settings: a gradience.toml, or a pyproject.toml with `[tool.gradience]`, whose `select` and `ignore` apply if
@@ -140,7 +141,7 @@ def audit_opened(
     waiting = adapter.by_peft or bool(adapter.base_dependent)
     on_base = waiting or any(module.dense is not None for module in adapter.modules)
     every_rank = on_base and options.base is not None
-    rows = _rows(adapter, options.top_singular_values, every_rank=every_rank, grams=grams)
+    rows = _rows(adapter, options.top_singular_values, every_rank=every_rank, grams=grams, progress=progress)
     adapter, rows, shared = listed_once(adapter, rows)
     compared = None
     if options.base is not None:
@@ -166,13 +167,16 @@ def _optimizer(config: Path) -> str | None:
         return None
 
 
-def _rows(adapter: Adapter, top: int, *, every_rank: bool, grams: Sequence[Grams] | None) -> list[ModuleAudit]:
+def _rows(
+    adapter: Adapter, top: int, *, every_rank: bool, grams: Sequence[Grams] | None, progress: Progress | None
+) -> list[ModuleAudit]:
     """The rows that follow from the factors alone.
 
     With `every_rank` they hold the errors at every rank. The ranks to report are chosen once the base has given the
     remaining spectra (`_priced`).
     """
-    found = spectra([factors_of(module) for module in adapter.modules], grams)
+    loads = [factors_of(module) for module in adapter.modules]
+    found = spectra(loads if progress is None else _told(loads, adapter.modules, progress), grams)
     usable = [s.energy_ranks[0] for s in found if s.finite and s.spectral_norm > 0.0]
     cap = max((module.r for module in adapter.modules), default=0)
     ranks = range(1, cap) if every_rank else priced_ranks(usable, cap)
@@ -180,6 +184,21 @@ def _rows(adapter: Adapter, top: int, *, every_rank: bool, grams: Sequence[Grams
     from_zero = start in {None, True} or str(start).lower() == "gaussian"  # PEFT's name for a Gaussian A
     shown = Shown(top, ranks, transposed=adapter.config.fan_in_fan_out, from_zero=from_zero)
     return [_row(m, s, shown) for m, s in zip(adapter.modules, found, strict=True)]
+
+
+def _told(loads: Loads, modules: Sequence[Module], progress: Progress) -> Loads:
+    """The loads, which say how many of them were called; threads call them, in any order."""
+    done, total = count(1), len(loads)
+
+    def told(load: Callable[[], Factors], name: str) -> Callable[[], Factors]:
+        def loaded() -> Factors:
+            found = load()
+            progress(min(next(done), total), total, name)
+            return found
+
+        return loaded
+
+    return [told(load, module.name) for load, module in zip(loads, modules, strict=True)]
 
 
 def _row(module: Module, spectrum: Spectrum, shown: Shown) -> ModuleAudit:
