@@ -24,7 +24,9 @@ from gradience.rules.config.serving import (
     ENGINES,
     FACTS,
     FEATURES,
+    MISREAD,
     PROCESSES,
+    RANK_SIZE,
     RANKS,
     SETTINGS,
     TRAIN_WITHOUT,
@@ -196,12 +198,12 @@ def _reasons(engine: Engine, one: Candidate, kind: Kind | None) -> Iterator[_Rea
     init = kind.config.lora.init
     if start_of(init).changes_base:
         text = f"init_lora_weights={init} changed the base that it was trained on, and {name} has the published one"
-        yield _Reason("SRV002", text, _CHANGED, commands=(f"{_TO_PEFT[0]} --base BASE",))
+        yield _Reason(MISREAD, text, _CHANGED, commands=(f"{_TO_PEFT[0]} --base BASE",))
     sizes = _RANKS.get(engine)
     if sizes is not None and sizes.room_for(one.r) is None:
         command = f"gradience resize ADAPTER --rank {max(sizes.sizes)} --out NEW"
         text = f"{name} has no room for rank {one.r}: {sizes.says}"
-        yield _Reason("SRV004", text, str(sizes.source), commands=(command,))
+        yield _Reason(RANK_SIZE, text, str(sizes.source), commands=(command,))
 
 
 def _reason(item: Finding) -> _Reason:
