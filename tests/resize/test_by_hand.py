@@ -18,6 +18,7 @@ from safetensors.numpy import load_file, save_file
 from tables import every
 
 from gradience import AdapterError, OptionError, OutputError, resize_adapter
+from gradience.adapters.patterns import Patterns
 from gradience.rewrite.options import ResizeOptions, Target
 from gradience.rewrite.resize import factors
 from gradience.rewrite.resize.factors import Cut, Loss, planned_file, refit_of, refitted
@@ -25,7 +26,6 @@ from gradience.rewrite.resize.plan import Plan, new_config, relative_error
 from gradience.rewrite.resize.subject import Subject, resizable_pairs
 from gradience.rewrite.resize.weights import module_rank
 from gradience.rewrite.sides import open_stored
-from gradience.rules.weights.ranks import Patterns
 from gradience.spectral.update import reduced
 
 

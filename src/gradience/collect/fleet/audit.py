@@ -318,13 +318,17 @@ def _of_any_files(job: Job, place: Path) -> bytes:
 
 def _computed(job: Job, place: Path, hashes: tuple[str, str], files: AdapterFiles, adapter: Adapter) -> bytes:
     from gradience.base.weights import factors_of  # numpy in workers only
-    from gradience.judge.audit import audit_opened  # the same
+    from gradience.judge.audit.measured import measure  # the same
+    from gradience.judge.audit.opened import opened_of  # the same
+    from gradience.judge.audit.report import judge, report_of  # the same
     from gradience.spectral.grams import grams_and_sketch  # numpy and JAX in workers only
 
     names = [module.name for module in adapter.modules]
     grams, sketch = grams_and_sketch(names, [factors_of(module) for module in adapter.modules])
     options = AuditOptions(base=None if job.base is None else Path(job.base))
-    report = audit_opened(place, files, adapter, options, grams=grams)
+    opened = opened_of(place, files, adapter)
+    measured = measure(opened, options, grams=grams)
+    report = report_of(opened, measured, judge(opened, measured), per_layer=False, left_out={})
     row, modules, findings = rows_of(job.path, report, (job.rules, job.stamp, *hashes), sketch)
     return encoded([row], modules, findings)
 

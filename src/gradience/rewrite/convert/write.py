@@ -19,11 +19,11 @@ import numpy as np
 
 from gradience.adapters.layout import PREFIX, Array, Module, pattern_name
 from gradience.adapters.pairs import padded, peft_pair
+from gradience.adapters.patterns import alpha_for, patterns_of
 from gradience.errors import AdapterError
 from gradience.io.safetensors import PlannedTensor, planned
 from gradience.rewrite.convert.source import SourceAdapter, dtype_name
 from gradience.rewrite.convert.updates import Factored, Factors, LayerUpdate, is_router, product_norm, refuse_non_finite
-from gradience.rules.weights.ranks import alpha_for, patterns_of
 from gradience.schema.writing import TargetFormat
 
 MLX_WEIGHTS: Final = "adapters.safetensors"

@@ -16,6 +16,7 @@ import msgspec
 import numpy as np
 
 from gradience.adapters.layout import Role
+from gradience.adapters.patterns import Patterns, patterns_of
 from gradience.errors import AdapterError, few
 from gradience.io import PathLike, Progress
 from gradience.io.atomic import scratch_folder
@@ -34,7 +35,6 @@ from gradience.rewrite.merge.pairs import (
 from gradience.rewrite.options import MergeKeywords, MergeOptions
 from gradience.rewrite.sides import Matching, Side, described, matched, open_sides, why_not_together
 from gradience.rewrite.writing import STORED, ArraySpool, NewAdapter, destination, provenance_of
-from gradience.rules.weights.ranks import Patterns, patterns_of
 from gradience.schema.merge import MERGE_SCHEMA_ID, MergedModule, MergeReport
 
 _RECORDED = ("method", "weights", "density", "seed", "rank", "heads_from", "dtype")  # options kept in the provenance

@@ -14,6 +14,7 @@ import msgspec
 
 from gradience.adapters.layout import Array
 from gradience.adapters.open import AdapterFiles
+from gradience.adapters.patterns import Patterns
 from gradience.base.weights import BaseWeights, find_shards
 from gradience.errors import OutputError, few
 from gradience.io import PathLike, Progress
@@ -38,7 +39,6 @@ from gradience.rewrite.writing import (
     provenance_of,
     weight_files,
 )
-from gradience.rules.weights.ranks import Patterns
 from gradience.schema.writing import Calibration, Provenance, Recovery, ResizeReport
 
 PROVENANCE_KEY: Final = "gradience_provenance"

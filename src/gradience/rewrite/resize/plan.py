@@ -7,10 +7,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Final, NamedTuple
 
 from gradience.adapters.layout import Module
+from gradience.adapters.patterns import Patterns, alpha_for, patterns_of
 from gradience.io.safetensors import PlannedTensor
 from gradience.rewrite.resize.factors import Cut, Loss, planned_file
 from gradience.rewrite.resize.subject import Subject
-from gradience.rules.weights.ranks import Patterns, alpha_for, patterns_of
 from gradience.schema.writing import ResizedModule
 
 _RUN_AGAIN: Final = ("orthogonal", "mica")  # initialisations that PEFT runs again on loading
