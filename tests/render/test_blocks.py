@@ -11,11 +11,11 @@ from tables import every
 from gradience.blocks import (
     Bars,
     Block,
-    Facts,
+    FactList,
     Figure,
+    FindingEntry,
     Findings,
     Fold,
-    Found,
     Heading,
     Intervals,
     Next,
@@ -25,7 +25,7 @@ from gradience.blocks import (
     Spans,
     Table,
     Title,
-    Verdict,
+    VerdictLine,
 )
 from gradience.blocks.markdown import page_markdown
 from gradience.blocks.plots import Grid
@@ -53,21 +53,21 @@ CASES: dict[str, Case] = {
     "no line": Case("", [""], [], ""),
     "title": Case(Title("A"), ["=" * 72, "A", "=" * 72], [], ""),
     "heading": Case(Heading("Sizes"), ["Sizes:"], ["**Sizes**"], "Sizes"),
-    "verdict": Case(Verdict("holds", " (so)"), ["Verdict: HOLDS (so)"], ["**Holds** (so)"], "Holds (so)"),
+    "verdict": Case(VerdictLine("holds", " (so)"), ["Verdict: HOLDS (so)"], ["**Holds** (so)"], "Holds (so)"),
     "note": Case(Note("odd"), ["Note: odd"], ["Odd"], "odd"),
     "next": Case(Next("go", "stay"), ["Next: go", "   or: stay"], ["**Next:** go; or: stay"], "Next: go; or: stay"),
     "next alone": Case(Next("go"), ["Next: go"], ["**Next:** go"], "Next: go"),
     "facts": Case(
-        Facts((("r", "8"),), indent=1, width=4),
+        FactList((("r", "8"),), indent=1, width=4),
         [" r:  8"],
         ["| Fact | Value |", "|---|---|", "| r | 8 |"],
         "r8",
     ),
     "a long label": Case(
-        Facts((("rank", "8"),), width=3), ["rank: 8"], ["| Fact | Value |", "|---|---|", "| rank | 8 |"], "rank8"
+        FactList((("rank", "8"),), width=3), ["rank: 8"], ["| Fact | Value |", "|---|---|", "| rank | 8 |"], "rank8"
     ),
     "facts as a table": Case(
-        Facts((("r", "8"),), caption="Read"),
+        FactList((("r", "8"),), caption="Read"),
         ["r:          8"],
         ["| Fact | Value |", "|---|---|", "| r | 8 |"],
         "ReadNameValuer8",
@@ -92,7 +92,7 @@ CASES: dict[str, Case] = {
     ),
     "table without rows": Case(Table(COLUMNS, ()), ["    n  name"], [], ""),
     "findings": Case(
-        Findings((Found(GRAVE, where=" (log)", number=1), Found(PROVEN, number=2)), verbose=False),
+        Findings((FindingEntry(GRAVE, where=" (log)", number=1), FindingEntry(PROVEN, number=2)), verbose=False),
         ["  [WARNING] LR001 (log): high", "      -> lower it", "  [INFO] LR002: odd"],
         [
             "| Severity | Id | Observation | Source |",
@@ -104,13 +104,13 @@ CASES: dict[str, Case] = {
         "2 oddinfo LR002 Grounds: why, confidence, evidence, how to verifyEvidencea: b",
     ),
     "findings with their grounds": Case(
-        Findings((Found(PROVEN, pieces=(("log", "DIV103", "fell"), ("disk", "", "full"))),)),
+        Findings((FindingEntry(PROVEN, pieces=(("log", "DIV103", "fell"), ("disk", "", "full"))),)),
         ["  [INFO] LR002: odd", "      log     DIV103: fell", "      disk    full", "      evidence: a: b"],
         ["| Severity | Id | Observation | Source |", "|---|---|---|---|", "| INFO | LR002 | odd |  |"],
         "0 oddinfo LR002 log DIV103: felldisk: fullGrounds: why, confidence, evidence, how to verifyEvidencea: b",
     ),
     "only the first infos": Case(
-        Findings((Found(PROVEN),) * 6, verbose=False),
+        Findings((FindingEntry(PROVEN),) * 6, verbose=False),
         [*["  [INFO] LR002: odd"] * 5, "  ... and 1 more (--verbose lists all)"],
         ["| Severity | Id | Observation | Source |", "|---|---|---|---|", *["| INFO | LR002 | odd |  |"] * 6],
         "0 oddinfo LR002 Grounds: why, confidence, evidence, how to verifyEvidencea: b" * 6,

@@ -13,7 +13,7 @@ from hand_made import adapter, diagonal, kohya
 from tables import every
 
 from gradience import AdapterError, ConfigError
-from gradience.models.inputs import Example
+from gradience.models.inputs import ModelInput
 from gradience.rewrite.options import Target
 from gradience.rewrite.resize import running
 from gradience.rewrite.resize.outputs import affordable
@@ -139,7 +139,7 @@ def test_targets_of_the_modules_that_stay():
 )
 def test_two_thirds_of_the_inputs_choose_and_the_rest_measures(usable, task, chosen, most, monkeypatch):
     asked = []
-    rows = [Example((i,), 0, 1) for i in range(usable)]
+    rows = [ModelInput((i,), 0, 1) for i in range(usable)]
 
     def read(path, loaded, *, most, seed, token_ids):
         asked.append((path, most, seed, token_ids))
@@ -152,7 +152,7 @@ def test_two_thirds_of_the_inputs_choose_and_the_rest_measures(usable, task, cho
 
 
 def test_fewer_inputs_than_24_are_refused_with_the_number_that_would_be_used(monkeypatch):
-    rows = [Example((i % 23,), 0, 1) for i in range(30)]  # equal ones count once
+    rows = [ModelInput((i % 23,), 0, 1) for i in range(30)]  # equal ones count once
     monkeypatch.setattr(running, "read_inputs", lambda *_, **__: SimpleNamespace(examples=rows, cut=0))
     with pytest.raises(ConfigError) as error:
         split_inputs("t", SimpleNamespace(task="causal"), most=128, seed=0)

@@ -28,7 +28,7 @@ from gradience.errors import AdapterError
 from gradience.io import PathLike
 from gradience.io.header import cut_short, header_length, parsed_header
 from gradience.io.reading import open_raw, real_path
-from gradience.io.safetensors import Memory, SafetensorsFile, ShardedFiles, TensorSource, indexed_files
+from gradience.io.safetensors import SafetensorsFile, ShardedFiles, TensorSource, ThreadBuffer, indexed_files
 
 Bytes: TypeAlias = npt.NDArray[np.uint8]
 
@@ -284,14 +284,14 @@ class HeldFile(SafetensorsFile):
         """Switch to another file, which must have the same header and the same size."""
         self.path, self._data = path, data
 
-    def _bytes(self, offset: int, count: int, memory: Memory | None = None) -> Bytes:  # noqa: ARG002  # has its own
+    def _bytes(self, offset: int, count: int, memory: ThreadBuffer | None = None) -> Bytes:  # noqa: ARG002  # has its own
         start = self._start + offset
         if start + count > len(self._data):
             raise cut_short(self.path, start + count, len(self._data))
         return self._data[start : start + count]
 
 
-class _Known(NamedTuple):
+class _CachedLayout(NamedTuple):
     size: int
     source: HeldFile
     config: bytes
@@ -303,7 +303,7 @@ class Layouts:
     """A cache of the layouts read last, by file header. For one thread: an adapter is valid until the next is read."""
 
     def __init__(self) -> None:
-        self._known: OrderedDict[bytes, _Known] = OrderedDict()
+        self._known: OrderedDict[bytes, _CachedLayout] = OrderedDict()
 
     def read(self, files: AdapterFiles, data: Bytes) -> Adapter:
         """The adapter in one safetensors file whose bytes are in memory; equal to the result of `read_adapter`.
@@ -321,13 +321,13 @@ class Layouts:
         adapter = read_adapter(files, lambda _: source)
         if _is_plain(adapter) and len(header) <= _MOST_HEADER:
             notes = adapter.notes[: len(adapter.notes) - len(notes_on(files))]
-            self._known[header] = _Known(len(data), source, _decisive(adapter.config), adapter, notes)
+            self._known[header] = _CachedLayout(len(data), source, _decisive(adapter.config), adapter, notes)
             if len(self._known) > _MOST:
                 self._known.popitem(last=False)
         return adapter
 
 
-def _again(known: _Known, files: AdapterFiles, data: Bytes, config: AdapterConfig) -> Adapter:
+def _again(known: _CachedLayout, files: AdapterFiles, data: Bytes, config: AdapterConfig) -> Adapter:
     known.source.turn_to(files.weights, data)
     notes = [*known.notes, *notes_on(files)]
     return replace(known.adapter, config=config, notes=notes, weights=[files.weights])

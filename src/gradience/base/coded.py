@@ -9,11 +9,20 @@ from typing import Final, NamedTuple
 import msgspec
 import numpy as np
 
-from gradience.base.forms import WORD, DamagedCodesError, Kind, State, Tensors, UnreadCodesError, bits_of, recognised
+from gradience.base.forms import (
+    WORD,
+    BitsandbytesState,
+    DamagedCodesError,
+    Kind,
+    Tensors,
+    UnreadCodesError,
+    bits_of,
+    recognised,
+)
 from gradience.base.weights import READABLE, BaseWeights, names_of_expert
 from gradience.errors import AdapterError
 from gradience.io.reading import decode_json
-from gradience.io.safetensors import Array, Memory
+from gradience.io.safetensors import Array, ThreadBuffer
 from gradience.spectral import enough_threads
 from gradience.spectral.codes import Codes, from_awq, moved, whole, words_of
 
@@ -23,7 +32,7 @@ _BNB8: Final = np.float32(1.0 / 127.0)
 _DTYPES: Final = {"bfloat16": "BF16", "float16": "F16", "float32": "F32"}
 
 
-class Coded(NamedTuple):
+class CodedWeight(NamedTuple):
     """A weight that is stored in codes."""
 
     name: str
@@ -64,7 +73,7 @@ class Weight(NamedTuple):
     key: str
     dtype: str
     w: Array | Codes
-    coded: Coded | None = None
+    coded: CodedWeight | None = None
     names: frozenset[str] = frozenset()
     """The tensors that hold it."""
 
@@ -85,7 +94,7 @@ class Weight(NamedTuple):
 
 
 def weight_of(
-    weights: BaseWeights, parameter: str, expert: int | None = None, memory: Memory | None = None
+    weights: BaseWeights, parameter: str, expert: int | None = None, memory: ThreadBuffer | None = None
 ) -> Weight | None:
     """The weight of a parameter as the files store it, in floats or in codes; None if they have no such weight.
 
@@ -124,7 +133,7 @@ def _key(name: str, expert: int | None) -> str:
     return name if expert is None else f"{name}[{expert}]"
 
 
-class _Read(NamedTuple):
+class _CodesReading(NamedTuple):
     """A format's name as a reader knows it, the codes, and the dtype that they are computed in, if that is told."""
 
     form: str
@@ -132,7 +141,7 @@ class _Read(NamedTuple):
     dtype: str | None = None
 
 
-def coded(weights: BaseWeights, parameter: str, expert: int | None = None) -> Coded | None:
+def coded(weights: BaseWeights, parameter: str, expert: int | None = None) -> CodedWeight | None:
     """The weight of a parameter if it is in codes of a known format; else None.
 
     Args:
@@ -155,10 +164,10 @@ def coded(weights: BaseWeights, parameter: str, expert: int | None = None) -> Co
         raise DamagedCodesError(f"{name}: what is stored beside its codes does not fit them: {error}") from error
     held = {one.info.dtype for key in tensors.names if (one := weights.find(key)) is not None}
     dtype = read.dtype or ("F16" if "F16" in held else "BF16")
-    return Coded(name, read.form, dtype, read.codes, frozenset(tensors.names), tensors.form.turned)
+    return CodedWeight(name, read.form, dtype, read.codes, frozenset(tensors.names), tensors.form.turned)
 
 
-def _coded_expert(weights: BaseWeights, stack: str, expert: int) -> Coded | None:
+def _coded_expert(weights: BaseWeights, stack: str, expert: int) -> CodedWeight | None:
     """The same for one expert of a stack whose matrices are stored singly, from top to bottom."""
     for names in names_of_expert(stack, expert):
         parts = [one for name in names if (one := coded(weights, name)) is not None]
@@ -230,15 +239,15 @@ def _grid(of_blocks: Array, shape: tuple[int, ...], told: Sequence[int] | None =
     return np.repeat(square, rows, axis=0)[:m], block
 
 
-def _fp8(tensors: Tensors) -> _Read:
+def _fp8(tensors: Tensors) -> _CodesReading:
     codes = tensors.codes()
     given = tensors.numbers("{weight}_scale_inv", "{weight}_scale", "{module}._weight_scale")
     scales, block = _grid(given, codes.shape, tensors.weights.quantization.weight_block_size)
     coding = codes.dtype.name
-    return _Read("FP8", Codes(codes.view(np.uint8), scales, coding, codes.shape[1], block))
+    return _CodesReading("FP8", Codes(codes.view(np.uint8), scales, coding, codes.shape[1], block))
 
 
-def _int8(tensors: Tensors) -> _Read:
+def _int8(tensors: Tensors) -> _CodesReading:
     codes = tensors.codes()
     scales, block = _grid(tensors.numbers("{weight}_scale", "{module}._weight_scale"), codes.shape)
     patterns = ("{weight}_zero_point", "{module}._weight_zero_point")
@@ -247,18 +256,18 @@ def _int8(tensors: Tensors) -> _Read:
         zeros, _ = _grid(tensors.numbers(*patterns), codes.shape)
         if zeros.shape != scales.shape:
             raise ValueError(f"zero points of shape {list(zeros.shape)} beside scales of {list(scales.shape)}")
-    return _Read("INT8", Codes(codes, scales, "int8", codes.shape[1], block, zeros=zeros))
+    return _CodesReading("INT8", Codes(codes, scales, "int8", codes.shape[1], block, zeros=zeros))
 
 
-def _bnb8(tensors: Tensors) -> _Read:
+def _bnb8(tensors: Tensors) -> _CodesReading:
     codes = tensors.codes()
     scales, block = _grid(tensors.numbers("{module}.SCB"), codes.shape)
-    return _Read("INT8 (bitsandbytes)", Codes(codes, scales * _BNB8, "int8", codes.shape[1], block))
+    return _CodesReading("INT8 (bitsandbytes)", Codes(codes, scales * _BNB8, "int8", codes.shape[1], block))
 
 
-def _bnb4(kind: str) -> Callable[[Tensors], _Read]:
-    def read(tensors: Tensors) -> _Read:
-        told = decode_json(tensors.read(f"{{weight}}.quant_state.bitsandbytes__{kind}").tobytes(), State)
+def _bnb4(kind: str) -> Callable[[Tensors], _CodesReading]:
+    def read(tensors: Tensors) -> _CodesReading:
+        told = decode_json(tensors.read(f"{{weight}}.quant_state.bitsandbytes__{kind}").tobytes(), BitsandbytesState)
         scales = tensors.read("{weight}.absmax")
         if scales.dtype == np.uint8:
             outer = np.repeat(tensors.numbers("{weight}.nested_absmax"), told.nested_blocksize)[: scales.size]
@@ -274,7 +283,7 @@ def _bnb4(kind: str) -> Callable[[Tensors], _Read]:
         values = tensors.numbers("{weight}.quant_map")
         scales = np.ascontiguousarray(scales.reshape(m, -1).T)
         codes = Codes(words_of(low_first), scales, "own values", n, group, values=values)
-        return _Read(kind.upper(), codes, _DTYPES[told.dtype])
+        return _CodesReading(kind.upper(), codes, _DTYPES[told.dtype])
 
     return read
 
@@ -287,20 +296,20 @@ def _nibbles(packed: Array, scales: Array, group: int) -> Codes:
     return Codes(words_of(packed), np.ascontiguousarray(scales.T), "float4_e2m1fn", n, group)
 
 
-def _nvfp4(tensors: Tensors) -> _Read:
+def _nvfp4(tensors: Tensors) -> _CodesReading:
     scales = tensors.numbers("{weight}_scale") / tensors.numbers("{weight}_global_scale").reshape(-1, 1)
-    return _Read("NVFP4", _nibbles(tensors.codes(), scales, _NVFP4))
+    return _CodesReading("NVFP4", _nibbles(tensors.codes(), scales, _NVFP4))
 
 
-def _nvfp4_modelopt(tensors: Tensors) -> _Read:
+def _nvfp4_modelopt(tensors: Tensors) -> _CodesReading:
     scales = tensors.numbers("{weight}_scale") * tensors.numbers("{weight}_scale_2").reshape(-1, 1)
-    return _Read("NVFP4", _nibbles(tensors.codes(), scales, _NVFP4))
+    return _CodesReading("NVFP4", _nibbles(tensors.codes(), scales, _NVFP4))
 
 
-def _mxfp4(tensors: Tensors) -> _Read:
+def _mxfp4(tensors: Tensors) -> _CodesReading:
     codes = tensors.read(tensors.form.codes).view(np.uint8)
     scales = tensors.numbers("{weight}_scale", "{weight}_scales", "{weight}_scale_inv")
-    return _Read("MXFP4", _nibbles(codes.reshape(len(codes), -1), scales, _MXFP4))
+    return _CodesReading("MXFP4", _nibbles(codes.reshape(len(codes), -1), scales, _MXFP4))
 
 
 def _unpacked(words: Array, bits: int, axis: int) -> Array:
@@ -310,7 +319,7 @@ def _unpacked(words: Array, bits: int, axis: int) -> Array:
     return np.moveaxis(apart.reshape(*apart.shape[:-2], -1), -1, axis).astype(np.float32)
 
 
-def _packed(tensors: Tensors) -> _Read:
+def _packed(tensors: Tensors) -> _CodesReading:
     words, (m, n) = tensors.codes(), tensors.read("{weight}_shape").tolist()
     if len(words) != m:
         raise ValueError(f"codes of shape {list(words.shape)} for a weight of {[m, n]}")
@@ -327,7 +336,7 @@ def _packed(tensors: Tensors) -> _Read:
         groups = _order(tensors.read("{weight}_g_idx"), n, scales.shape[1])
     packed = np.ascontiguousarray(words.view(np.uint32).T)
     scales = np.ascontiguousarray(scales.T)
-    return _Read(f"INT{bits}", Codes(packed, scales, f"offset{bits}", n, block, zeros=zeros, groups=groups))
+    return _CodesReading(f"INT{bits}", Codes(packed, scales, f"offset{bits}", n, block, zeros=zeros, groups=groups))
 
 
 def _order(groups: Array, n: int, count: int) -> Array | None:
@@ -341,7 +350,7 @@ def _order(groups: Array, n: int, count: int) -> Array | None:
     return groups.astype(np.int32)
 
 
-def _gptq(tensors: Tensors) -> _Read:
+def _gptq(tensors: Tensors) -> _CodesReading:
     words, zeros = tensors.codes(), tensors.read("{module}.qzeros")
     scales = tensors.numbers("{module}.scales")
     count, m = scales.shape
@@ -361,10 +370,10 @@ def _gptq(tensors: Tensors) -> _Read:
         packed = words.view(np.uint32)
         groups = _order(tensors.read("{module}.g_idx"), n, count) if tensors.find("{module}.g_idx") else None
     called = f"{'AWQ' if is_awq else 'GPTQ'} int{bits}"
-    return _Read(called, Codes(packed, scales, f"uint{bits}", n, _step(count, n), zeros=found, groups=groups))
+    return _CodesReading(called, Codes(packed, scales, f"uint{bits}", n, _step(count, n), zeros=found, groups=groups))
 
 
-_READERS: Final[dict[Kind, Callable[[Tensors], _Read]]] = {
+_READERS: Final[dict[Kind, Callable[[Tensors], _CodesReading]]] = {
     "nf4": _bnb4("nf4"),
     "fp4": _bnb4("fp4"),
     "bnb8": _bnb8,

@@ -161,7 +161,7 @@ def _stands_for(name: str, coded: Container[str]) -> bool:
     return not name.endswith(".bias") and any(f"{module}.weight" in coded for module in modules)
 
 
-class State(msgspec.Struct):
+class BitsandbytesState(msgspec.Struct):
     """What bitsandbytes writes beside codes of 4 bits."""
 
     quant_type: str
@@ -189,7 +189,9 @@ def bits_of(words: int, numbers: int) -> int:
 
 def _bnb4_shape(kind: Kind) -> Callable[[Tensors], Sequence[int]]:
     def read(tensors: Tensors) -> Sequence[int]:
-        return decode_json(tensors.read(f"{{weight}}.quant_state.bitsandbytes__{kind}").tobytes(), State).shape
+        return decode_json(
+            tensors.read(f"{{weight}}.quant_state.bitsandbytes__{kind}").tobytes(), BitsandbytesState
+        ).shape
 
     return read
 

@@ -46,7 +46,7 @@ class Heading(msgspec.Struct, frozen=True):
     text: str
 
 
-class Verdict(msgspec.Struct, frozen=True):
+class VerdictLine(msgspec.Struct, frozen=True):
     """The answer of a verb, in one word or a few, and the rest of the sentence."""
 
     word: str
@@ -67,7 +67,7 @@ class Next(msgspec.Struct, frozen=True):
     alternative: str | None = None
 
 
-class Facts(msgspec.Struct, frozen=True):
+class FactList(msgspec.Struct, frozen=True):
     """Labels and values. A page shows them in boxes, or as a table if there is a caption."""
 
     pairs: tuple[tuple[str, str], ...]
@@ -104,7 +104,7 @@ class Table(msgspec.Struct, frozen=True):
         return msgspec.structs.replace(self, columns=columns, rows=rows, named=False)
 
 
-class Found(msgspec.Struct, frozen=True):
+class FindingEntry(msgspec.Struct, frozen=True):
     """A finding as it is shown: where it was seen, the findings that it joins, and its number in the report."""
 
     finding: Finding
@@ -116,7 +116,7 @@ class Found(msgspec.Struct, frozen=True):
 class Findings(msgspec.Struct, frozen=True):
     """Findings, the gravest first."""
 
-    found: tuple[Found, ...]
+    found: tuple[FindingEntry, ...]
     verbose: bool = True  # with their grounds; else only the first of severity info are shown
     actions: bool = True
 
@@ -187,7 +187,7 @@ class Page(msgspec.Struct, frozen=True):
 
 Drawing: TypeAlias = "Bars | Intervals | Grid | Plot"
 Block: TypeAlias = (
-    "str | Title | Heading | Verdict | Note | Next | Facts | Table | Findings | Fold | Section | Figure | Spans"
+    "str | Title | Heading | VerdictLine | Note | Next | FactList | Table | Findings | Fold | Section | Figure | Spans"
 )
 
 
@@ -217,14 +217,14 @@ def table(
     )
 
 
-def facts(pairs: Iterable[tuple[str, str]], *, indent: int = 0, width: int = 12, caption: str = "") -> Facts:
+def facts(pairs: Iterable[tuple[str, str]], *, indent: int = 0, width: int = 12, caption: str = "") -> FactList:
     """The labels and values as a block."""
-    return Facts(tuple(pairs), indent=indent, width=width, caption=caption)
+    return FactList(tuple(pairs), indent=indent, width=width, caption=caption)
 
 
 def findings(some: Iterable[Finding], *, verbose: bool = True) -> Findings:
     """The findings of one source as a block, numbered from 1."""
-    return Findings(tuple(Found(finding, number=n) for n, finding in enumerate(some, 1)), verbose=verbose)
+    return Findings(tuple(FindingEntry(finding, number=n) for n, finding in enumerate(some, 1)), verbose=verbose)
 
 
 def skipped(not_run: Sequence[NotRun], *, verbose: bool) -> list[Fold]:

@@ -11,11 +11,11 @@ from typing import Final, ParamSpec
 from gradience.blocks import (
     Bars,
     Block,
-    Facts,
+    FactList,
     Figure,
+    FindingEntry,
     Findings,
     Fold,
-    Found,
     Heading,
     Intervals,
     Next,
@@ -23,7 +23,7 @@ from gradience.blocks import (
     Section,
     Table,
     Title,
-    Verdict,
+    VerdictLine,
     clean,
     grounds,
 )
@@ -85,13 +85,13 @@ def _lines(block: Block) -> Iterable[str]:  # noqa: C901, PLR0911  # a line for 
             return ["=" * _WIDTH, text, "=" * _WIDTH]
         case Heading(text):
             return [f"{text}:"]
-        case Verdict(word, rest):
+        case VerdictLine(word, rest):
             return [f"Verdict: {word.upper()}{rest}"]
         case Note(text):
             return [f"Note: {text}"]
         case Next(text, alternative):
             return [f"Next: {text}", *([f"   or: {alternative}"] if alternative else [])]
-        case Facts():
+        case FactList():
             return (f"{'':{block.indent}}{label + ': ':<{block.width}}{value}" for label, value in block.pairs)
         case Table():
             return _table(block)
@@ -168,7 +168,7 @@ def _findings(block: Findings) -> Iterator[str]:
     yield from shortened(infos, INFOS)
 
 
-def _beneath(item: Found, block: Findings) -> Iterator[str]:
+def _beneath(item: FindingEntry, block: Findings) -> Iterator[str]:
     for source, rule, says in item.pieces:
         yield f"      {source:<{_SOURCE}}{rule + ': ' if rule else ''}{says}"
     if item.finding.action and block.actions:

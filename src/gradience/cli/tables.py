@@ -18,8 +18,8 @@ from gradience.render.fleet import query_text
 from gradience.schema.document import escape_controls, writable
 
 if TYPE_CHECKING:
-    from gradience.collect.fleet.audit import Tally
-    from gradience.tables.query import Named
+    from gradience.collect.fleet.audit import JobProgress
+    from gradience.tables.query import NamedQuery
     from gradience.tables.store import Store
 
 _DRAWN: Final = 0.2  # seconds between two drawings on a terminal
@@ -53,7 +53,7 @@ class ResultOptions:
 DEFAULT_RESULT = ResultOptions()
 
 
-def chosen(queries: Mapping[str, Named], sql: str | None, named: str | None) -> str:
+def chosen(queries: Mapping[str, NamedQuery], sql: str | None, named: str | None) -> str:
     """Return the query that was given, or the one that was named.
 
     Raises:
@@ -66,7 +66,7 @@ def chosen(queries: Mapping[str, Named], sql: str | None, named: str | None) -> 
     return sql if named is None and sql is not None else queries[str(named)].sql
 
 
-def list_queries(queries: Mapping[str, Named]) -> int:
+def list_queries(queries: Mapping[str, NamedQuery]) -> int:
     """Print the named queries, and return exit code 0."""
     print_text("\n".join(f"{name}: {query.asks}\n    {query.sql}" for name, query in queries.items()))
     return DONE
@@ -97,7 +97,7 @@ def answer(store: Store, sql: str, form: ResultOptions) -> int:
     return DONE
 
 
-def rate_on_stderr(what: str) -> Callable[[Tally], None]:
+def rate_on_stderr(what: str) -> Callable[[JobProgress], None]:
     """Return a function that writes rate, remaining time and failures to stderr.
 
     On a terminal the line is updated in place; otherwise a line is written now and then.
@@ -105,7 +105,7 @@ def rate_on_stderr(what: str) -> Callable[[Tally], None]:
     start = last = time.monotonic()
     watched = sys.stderr.isatty()
 
-    def draw(tally: Tally) -> None:
+    def draw(tally: JobProgress) -> None:
         nonlocal last
         now = time.monotonic()
         due = now - last >= (_DRAWN if watched else _WRITTEN)

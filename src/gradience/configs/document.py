@@ -43,7 +43,7 @@ from gradience.io.reading import real_path
 from gradience.names import NAMES, Level
 from gradience.schema import Json
 from gradience.schema.events import ConfigSnapshot
-from gradience.schema.reports import LossMode, Overlong, SourceFile
+from gradience.schema.reports import InputFile, LossMode, Overlong
 
 CONFIG_NAME = "adapter_config.json"
 
@@ -103,7 +103,7 @@ def _read_mapping(mapping: dict[str, Json], where: str) -> Layer:
     if not fields.n_read:
         message = f"{where}: no setting of an adapter in it"
         raise ConfigError(message, advice=f"give PEFT's {CONFIG_NAME}; training arguments go to --training")
-    return layer_of(draft, SourceFile(role="adapter", path=where), [fields], unknown=unknown)
+    return layer_of(draft, InputFile(role="adapter", path=where), [fields], unknown=unknown)
 
 
 def _read_native(fields: Fields, draft: Draft) -> list[str]:
@@ -161,7 +161,7 @@ def read_labels(path: Path) -> Layer:
     named = isinstance(classes, list) and any(str(name).endswith(_HEAD) for name in classes)
     if not named or not isinstance(labels, dict) or len(labels) < 2 or model.get("problem_type") == "regression":
         return Layer()
-    return Layer(config=ConfigSnapshot(num_labels=len(labels)), sources=(SourceFile(role="model", path=str(path)),))
+    return Layer(config=ConfigSnapshot(num_labels=len(labels)), sources=(InputFile(role="model", path=str(path)),))
 
 
 def read_document(path: Path) -> Layer:
@@ -195,7 +195,7 @@ def _read_any(mapping: dict[str, Json], where: str) -> Layer:
     if is_ms_swift(mapping) and draft.get("lora", "target_modules") == ["all-linear"]:
         draft.set("lora", "target_modules", "all-linear")  # ms-swift takes the word in a list, too
     place = next((found for item in levels if (found := output_dir(item))), None)
-    layer = layer_of(draft, SourceFile(role="config", path=where), levels, unknown=unknown, output_dir=place)
+    layer = layer_of(draft, InputFile(role="config", path=where), levels, unknown=unknown, output_dir=place)
     return msgspec.structs.replace(layer, log="wandb recorded it") if recorded else layer
 
 

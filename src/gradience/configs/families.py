@@ -107,14 +107,14 @@ def _tails(stem: str) -> Iterator[str]:
         yield below.replace("vision_model.", "")
 
 
-class _Table(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+class _FamilyTable(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     parts: dict[str, dict[str, str]]
     families: list[Family]
 
 
 @cache
-def _table() -> _Table:
-    return own_table(__file__, "families.toml", _Table)
+def _table() -> _FamilyTable:
+    return own_table(__file__, "families.toml", _FamilyTable)
 
 
 def families() -> list[Family]:
@@ -182,13 +182,13 @@ class _Sizes(msgspec.Struct):
     num_layers: int | None = None
 
 
-class _Quantised(msgspec.Struct):
+class _QuantizationConfig(msgspec.Struct):
     quant_method: str = ""
 
 
 class _ModelConfig(_Sizes):
     model_type: str = ""
-    quantization_config: _Quantised | None = None
+    quantization_config: _QuantizationConfig | None = None
     text_config: _Sizes | None = None
 
 

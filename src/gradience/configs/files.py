@@ -179,10 +179,10 @@ def parse_yaml(text: str) -> Json:
         raise Malformed(f"not YAML: {error.problem}{place}") from None
     except YAMLError:
         raise Malformed("not YAML: it holds characters that YAML does not allow") from None
-    return None if node is None else _Plain(loader).value(node, 0)
+    return None if node is None else _YamlValues(loader).value(node, 0)
 
 
-class _Plain:
+class _YamlValues:
     """Converts PyYAML's nodes, by their `id`, to plain values. Each value counts as often as it is written out."""
 
     def __init__(self, loader: SafeLoader) -> None:

@@ -276,7 +276,7 @@ def read_pickled(path: Path) -> dict[str, Json]:
         ConfigError: the file is no such pickle, or holds anything that is not known to be harmless.
     """
     try:
-        mapping = _Plain().value(_walk(_pickle_of(read_bytes(path, MAX_JSON_BYTES))))
+        mapping = _JsonValues().value(_walk(_pickle_of(read_bytes(path, MAX_JSON_BYTES))))
     except Malformed as error:
         advice = "write args.to_json_string() into training_args.json beside it"
         raise ConfigError(f"{path}: not read: {error}", advice=advice) from error
@@ -332,7 +332,7 @@ def is_known(name: str) -> bool:
     return name in _CONVERTED or any(pattern.fullmatch(name) for pattern in patterns)
 
 
-class _Plain:
+class _JsonValues:
     """Turns records into JSON values, of limited number and depth: a memo can make a short pickle huge or cyclic."""
 
     def __init__(self) -> None:

@@ -40,11 +40,11 @@ from gradience.configs.values import (
     whole,
 )
 from gradience.io.reading import own_table, read_small
-from gradience.names import NAMES, Level, Named, Names, Program
+from gradience.names import NAMES, Level, Names, Program, SettingNames
 from gradience.schema import Json, as_float, real as on_the_wire
 from gradience.schema.events import ConfigSnapshot, LoraSnapshot, OptimizerSnapshot, TrainingSnapshot
 from gradience.schema.flat import unchecked
-from gradience.schema.reports import SourceFile
+from gradience.schema.reports import InputFile
 
 S = TypeVar("S", bound=msgspec.Struct)
 
@@ -63,7 +63,7 @@ class Layer(msgspec.Struct, kw_only=True, frozen=True):
     """The part of a configuration that one source gives, and that source's unknown, secret and masked keys."""
 
     config: ConfigSnapshot = ConfigSnapshot()
-    sources: tuple[SourceFile, ...] = ()
+    sources: tuple[InputFile, ...] = ()
     unknown_keys: tuple[str, ...] = ()
     secret_keys: tuple[str, ...] = ()
     masked_keys: tuple[str, ...] = ()
@@ -77,7 +77,7 @@ class Layer(msgspec.Struct, kw_only=True, frozen=True):
 
 def layer_of(
     draft: Draft,
-    source: SourceFile,
+    source: InputFile,
     levels: Iterable[Fields],
     *,
     unknown: Iterable[str] = (),
@@ -221,7 +221,7 @@ _SNAPSHOTS: Final[dict[Level, type[msgspec.Struct]]] = {
 }
 
 
-def _setting(level: Level, field: str, named: Named, native: Sequence[str], loose: Names = "") -> Setting:
+def _setting(level: Level, field: str, named: SettingNames, native: Sequence[str], loose: Names = "") -> Setting:
     extra = field not in _SNAPSHOTS[level].__struct_fields__
     return Setting(field, _READERS[named.read], tuple(native), tuple(loose.split()), extra)
 

@@ -18,8 +18,8 @@ import msgspec
 from gradience.data import Columns
 from gradience.data.pictures import IMPORTS as OF_PICTURES, has_processor
 from gradience.data.programs import IMPORTS, MODULES
-from gradience.data.signs import Own
-from gradience.data.tokenizer import ADVICE, Facts
+from gradience.data.signs import ControlTokens
+from gradience.data.tokenizer import ADVICE, TokenizerFacts
 from gradience.errors import ConfigError
 from gradience.io.confined import Confined, Foreign, prepare
 from gradience.io.reading import read_small
@@ -33,7 +33,7 @@ _TOKENIZERS: Final = "transformers:AutoTokenizer"
 _MODELLING: Final = "transformers:LlamaConfig"
 
 
-class Encoded(NamedTuple):
+class Encoding(NamedTuple):
     """Token ids, and a mask of the tokens in the template's `{% generation %}` blocks; None if it was not asked for."""
 
     ids: list[int]
@@ -103,7 +103,7 @@ class Encoder:
             self.has_processor = has_processor(folder)
             imports += OF_PICTURES if self.has_processor else ()
             self._confined = Confined(_CLASS, folder.as_posix(), own, masks, asked, imports=imports)
-            facts = msgspec.convert(self._confined.call("facts"), Facts)
+            facts = msgspec.convert(self._confined.call("facts"), TokenizerFacts)
         except (Foreign, msgspec.ValidationError) as error:
             raise ConfigError(f"{folder}: no usable tokenizer: {error}", advice=ADVICE) from None
         self.template = facts.template
@@ -119,7 +119,7 @@ class Encoder:
         self.control_ids = frozenset(facts.control_ids)
         self.special_ids = frozenset(facts.special_ids)
         written = {token for token in facts.controls if token in (facts.template or "")} | {facts.eos or ""} - {""}
-        self.own = Own(frozenset(facts.controls), frozenset(written) if facts.template else frozenset())
+        self.own = ControlTokens(frozenset(facts.controls), frozenset(written) if facts.template else frozenset())
 
     @property
     def marks_answers(self) -> bool:
@@ -182,13 +182,13 @@ class Encoder:
         found: list[str] = self._asked("the chat template", "unwritten", sorted(roles))
         return found
 
-    def chats(self, chats: Sequence[Chat]) -> list[Encoded | str]:
+    def chats(self, chats: Sequence[Chat]) -> list[Encoding | str]:
         """The token ids of each conversation, or the reason why the template cannot render it.
 
         All conversations must have equal `prompt` and `answers`.
         """
         found = self._asked("the chat template", "chats", [list(chat) for chat in chats]) if chats else []
-        return [one if isinstance(one, str) else Encoded(*one) for one in found]
+        return [one if isinstance(one, str) else Encoding(*one) for one in found]
 
     def prepared(self, rows: Sequence[Columns]) -> list[list[list[list[int]]] | str]:
         """The sequences of each row as the trainer makes them, or why it does not take the row.

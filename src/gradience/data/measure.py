@@ -17,14 +17,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gradience.data import Columns, Shape, answers_of, digest, every_turn, text_of, unsaid, whole_text
-from gradience.data.crowd import Crowd, Seen
+from gradience.data.crowd import Crowd, HashSet
 from gradience.data.cutting import cut_at
 from gradience.data.encoder import Encoder
 from gradience.data.equality import beside_of, row_key
 from gradience.data.examples import Examples
-from gradience.data.rows import Fault
-from gradience.data.signs import Own, foreign_in, signs_of
-from gradience.data.tokens import Sequence as TokenSequence, Tokenised
+from gradience.data.rows import UnusableRow
+from gradience.data.signs import ControlTokens, foreign_in, signs_of
+from gradience.data.tokens import Sequence as TokenSequence, TokenRow
 from gradience.schema import Json
 from gradience.schema.reports import (
     Answers,
@@ -133,7 +133,7 @@ def _decodes(piece: str) -> bool:
     return False
 
 
-class Limits(NamedTuple):
+class MeasureSettings(NamedTuple):
     """The settings under which rows are counted: the trainer's limits, and options of the report."""
 
     max_length: int | None = None
@@ -146,7 +146,7 @@ class Limits(NamedTuple):
     overlong: Overlong = "cut"
 
 
-class Measured(NamedTuple):
+class RowCounts(NamedTuple):
     """The counts of a data set: the fields of a `DataReport` that come from its rows."""
 
     read: int
@@ -158,10 +158,12 @@ class Measured(NamedTuple):
     """The control token that ends most answers, if it does not end generation."""
 
 
-class Measure:
+class RowCounter:
     """Counts rows as they come: `add` each of them, then ask for the `result`."""
 
-    def __init__(self, shape: Shape, encoder: Encoder | None, limits: Limits, *, expected: int | None = None) -> None:
+    def __init__(
+        self, shape: Shape, encoder: Encoder | None, limits: MeasureSettings, *, expected: int | None = None
+    ) -> None:
         self._shape, self._limits = shape, limits
         self._ends = encoder.end_ids if encoder is not None else frozenset()
         self._controls = encoder.control_ids if encoder is not None else frozenset()
@@ -174,13 +176,13 @@ class Measure:
         self._faults: list[RowFault] = []
         self._lengths, self._owners, self._fed = array("I"), array("I"), array("I")
         self._tokens = dict.fromkeys(TokenCounts.__struct_fields__, 0)
-        self._hashes, self._judged, self._disputed = Seen(), Seen(), set[bytes]()
+        self._hashes, self._judged, self._disputed = HashSet(), HashSet(), set[bytes]()
         self._answers: Counter[bytes] = Counter()
         self._answered = 0
         self._labels: Counter[str] = Counter()
         self._last: Counter[int] = Counter()
         self._read, self._has_labels = 0, False
-        self._own = Own() if encoder is None else encoder.own
+        self._own = ControlTokens() if encoder is None else encoder.own
         self._crowd, self._pairs = Crowd(expected, limits.seed), Counter[str]()
         self._roles: set[str] = set()
         self._foreign: set[str] = set()
@@ -188,9 +190,9 @@ class Measure:
         self._encoder, self._shares = encoder, [0] * _SHARES
         self._examples = Examples(limits.examples, limits.max_length, limits.overlong)
 
-    def add(self, row: Tokenised | Fault) -> None:
+    def add(self, row: TokenRow | UnusableRow) -> None:
         """Count a row."""
-        if isinstance(row, Fault):
+        if isinstance(row, UnusableRow):
             self._note("unreadable", row.number, "")
             if len(self._faults) < _FAULTS:
                 self._faults.append(RowFault(row=row.number, reason=row.reason))
@@ -208,7 +210,7 @@ class Measure:
             self._note(_ROLE + role, row.number, "")
         self._count_label(row.columns.get("label"), row, text)
 
-    def result(self) -> Measured:
+    def result(self) -> RowCounts:
         """The counts of all rows that were added."""
         pairs = 2 if self._shape.format == "preference" else 1
         tokens = TokenCounts(**self._tokens)
@@ -247,7 +249,7 @@ class Measure:
             "examples": self._examples.result(self._encoder),
             "shown": [ShownRow(row=number, text=text) for number, text in sorted(self._texts.items())],
         }
-        return Measured(self._read, fields, self._faults, tokens, seen, self._turn_end())
+        return RowCounts(self._read, fields, self._faults, tokens, seen, self._turn_end())
 
     def _rows(self, name: str) -> Rows:
         return Rows(count=self._count[name], first=self._first.get(name, []))
@@ -260,7 +262,7 @@ class Measure:
             if self._limits.show_rows and text:
                 self._texts[number] = text[:_TEXT]
 
-    def _seen_in(self, row: Tokenised, text: str) -> list[str]:
+    def _seen_in(self, row: TokenRow, text: str) -> list[str]:
         """The names of the fields of `RowsSeen` that apply to a row."""
         found = self._seen_in_tokens(row)
         if REPLACEMENT in text:
@@ -336,7 +338,7 @@ class Measure:
         """Rows by the roles of their turns."""
         return {role: self._rows(_ROLE + role) for role in sorted(self._roles)}
 
-    def _seen_in_tokens(self, row: Tokenised) -> list[str]:
+    def _seen_in_tokens(self, row: TokenRow) -> list[str]:
         found = self._seen_in_given(row.columns) if "input_ids" in row.columns else []
         if 0 in row.columns.get("completion_mask", ()) and all(one.mask is None for one in row.sequences):
             found.append("mask_unused")
@@ -378,7 +380,7 @@ class Measure:
         near = ids[place + 1 : place + 2 + _WHITESPACE]
         return next((one for one in near if one in self._controls), near[0])
 
-    def _seen_in_sequence(self, sequence: TokenSequence, row: Tokenised) -> list[str]:
+    def _seen_in_sequence(self, sequence: TokenSequence, row: TokenRow) -> list[str]:
         ids, mask = sequence.ids, sequence.mask
         length, supervised = len(ids), len(ids) if mask is None else sum(mask)
         kept, left = self._kept(sequence, supervised)
@@ -425,7 +427,7 @@ class Measure:
         places = cut_at(limit, mask, len(ids), self._limits.overlong)
         return len(places), len(places) if mask is None else sum(mask[i] for i in places)
 
-    def _is_dropped(self, row: Tokenised, left: int) -> bool:
+    def _is_dropped(self, row: TokenRow, left: int) -> bool:
         """Whether the trainer drops a row that is too long."""
         limit, trainer, overlong = self._limits.max_length, self._shape.trainer, self._limits.overlong
         if limit is None or trainer == "classification" or overlong in {"cut_left", "shared"}:
@@ -457,7 +459,7 @@ class Measure:
         token, times = next(iter(self._last.most_common(1)), (None, 0))
         return token if token not in self._ends and 2 * times > self._count["whole"] else None
 
-    def _count_label(self, label: Json, row: Tokenised, text: str) -> None:
+    def _count_label(self, label: Json, row: TokenRow, text: str) -> None:
         if label is None:
             return
         self._labels[str(label)[:64]] += 1

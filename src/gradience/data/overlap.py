@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from gradience.data import Columns, answers_of, digest, question_of, whole_text
 from gradience.data.equality import beside_of, differ, row_key
-from gradience.schema.reports import Overlap, Rows
+from gradience.schema.reports import RowOverlap, Rows
 
 NEAR: Final = 0.8  # Jaccard similarity of word trigrams
 HASHES: Final = 128  # permutations of MinHash: a standard error of 1 / sqrt(128) = 0.09 for an estimate
@@ -142,10 +142,10 @@ class EvalRows:
             if alike and not differ(beside, self._beside[number]):
                 self._near.add(number)
 
-    def result(self) -> Overlap:
+    def result(self) -> RowOverlap:
         """The overlap that was found so far."""
         repeated = self._same_words | self._near
-        return Overlap(
+        return RowOverlap(
             eval_rows=self._rows,
             exact=_rows(self._exact),
             by_words=_rows(self._same_words - self._exact),

@@ -49,14 +49,14 @@ _SPEAKERS: Final = frozenset({"user", "human", "assistant", "system", "question"
 _PROSE: Final = re.compile(r"[^\W_]['\u2019\w-]*,?$")
 
 
-class Own(NamedTuple):
+class ControlTokens(NamedTuple):
     """The control tokens of the tokenizer, as text, and those among them that the chat template writes."""
 
     known: frozenset[str] = frozenset()
     written: frozenset[str] = frozenset()
 
 
-def signs_of(columns: Columns, own: Own) -> list[str]:
+def signs_of(columns: Columns, own: ControlTokens) -> list[str]:
     """The names of the fields of `RowsSeen` that the text of a row shows."""
     turns, answers = every_turn(columns), answers_of(columns)
     found = [*_of_turns(columns, turns), *_of_calls(turns), *_of_answers(answers)]
@@ -84,7 +84,7 @@ def signs_of(columns: Columns, own: Own) -> list[str]:
     return found
 
 
-def foreign_in(texts: list[str], own: Own) -> set[str]:
+def foreign_in(texts: list[str], own: ControlTokens) -> set[str]:
     """Control tokens in these texts that the tokenizer does not have."""
     return {token for text in texts for token in _controls(text) if token not in own.known}
 

@@ -32,7 +32,7 @@ def _called(arguments: Json) -> dict[str, Json]:
     return {"role": "assistant", "content": "", "tool_calls": [call]}
 
 
-class Facts(msgspec.Struct):
+class TokenizerFacts(msgspec.Struct):
     """What is known of a tokenizer once it is loaded."""
 
     template: str | None = None
@@ -84,7 +84,7 @@ class Tokenizer:
         self._folder = folder
 
     def facts(self) -> dict[str, Json]:
-        """The fields of `Facts`."""
+        """The fields of `TokenizerFacts`."""
         held = self._tokenizer
         return {
             "template": self._template,

@@ -177,7 +177,7 @@ def _raised(one: Any) -> Any:
     return one.float() if isinstance(one, Tensor) and one.dtype in {torch.bfloat16, torch.float16} else one
 
 
-class _Decoded(torch.autograd.Function):
+class _CodedProduct(torch.autograd.Function):
     """A product with a coded weight, which is decoded for it, and again in the backward pass."""
 
     @staticmethod
@@ -355,7 +355,7 @@ def _code(base: Any) -> None:
 
 
 def _decoded(linear: nn.Linear, x: Tensor) -> Tensor:
-    product: Tensor = _Decoded.apply(x, linear.weight)  # type: ignore[no-untyped-call]  # torch's
+    product: Tensor = _CodedProduct.apply(x, linear.weight)  # type: ignore[no-untyped-call]  # torch's
     bias: Tensor | None = linear.bias
     return product if bias is None else product + bias
 

@@ -63,7 +63,7 @@ class NotMergedError(AdapterError):
     """PEFT itself cannot load the adapter onto a module of this base, or cannot merge it there."""
 
 
-class Change(NamedTuple):
+class WeightChange(NamedTuple):
     """The change of one tensor of the base by a merge; both arrays have its shape."""
 
     leaf: str
@@ -117,7 +117,7 @@ class PeftMerge:
         """The adapter's tensors for one module, by the rest of their names after the module's."""
         return {key.removeprefix(f"{PREFIX}{module}."): key for key in self._keys.get(module, ())}
 
-    def changes(self, module: str) -> list[Change]:
+    def changes(self, module: str) -> list[WeightChange]:
         """The changes that the merge makes in one module: of its weight, and of its bias if that changes too.
 
         Raises:
@@ -133,7 +133,7 @@ class PeftMerge:
             if after.shape != before.shape:
                 raise AdapterError(f"{found.name}: PEFT's merge makes {list(after.shape)} of {list(before.shape)}")
             change = np.subtract(after, before, dtype=np.float32)
-            changes.append(Change(leaf, found, before, change))
+            changes.append(WeightChange(leaf, found, before, change))
         changed = [one for one in changes if one.change.any()]
         return changed or changes[:1]
 

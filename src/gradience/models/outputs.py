@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 from gradience.models import LoadedModel
-from gradience.models.inputs import Batch, Example, batches
+from gradience.models.inputs import Batch, ModelInput, batches
 from gradience.models.sums import Sums
 
 _KEPT: Final = 64 << 20  # bytes of a reference's log-probabilities that are kept; more are computed again
@@ -34,7 +34,7 @@ def tokens_within(loaded: LoadedModel) -> int:
     return max(1, _ACTIVATIONS // (4 * (_PER_LAYER * layers * hidden + _PER_CLASS * classes)))
 
 
-def batched(loaded: LoadedModel, examples: Sequence[Example]) -> list[Batch]:
+def batched(loaded: LoadedModel, examples: Sequence[ModelInput]) -> list[Batch]:
     """The examples in batches that this model can take."""
     return batches(examples, tokens=tokens_within(loaded), pad=loaded.pad)
 
@@ -85,7 +85,7 @@ class Reference:
         return found
 
 
-class Scored(NamedTuple):
+class InputScores(NamedTuple):
     """The scores of one input: its index among the examples, its number of predictions, and sums over these.
 
     `kl` sums KL(reference, model) in nats, and `flips` counts predictions with another most probable class; both are 0
@@ -105,12 +105,12 @@ class Scored(NamedTuple):
 @torch.inference_mode()
 def scored(
     loaded: LoadedModel,
-    examples: Sequence[Example],
+    examples: Sequence[ModelInput],
     parts: Sequence[Batch],
     *,
     reference: Reference | None = None,
     state: State = nullcontext,
-) -> Iterator[Scored]:
+) -> Iterator[InputScores]:
     """Yield the scores of each input, batch by batch.
 
     Args:
@@ -149,15 +149,15 @@ def divergences(reference: torch.Tensor, found: torch.Tensor) -> torch.Tensor:
 
 def _scored(
     place: int, size: int, kl: torch.Tensor, flips: torch.Tensor, *, found: torch.Tensor, labels: torch.Tensor
-) -> Scored:
+) -> InputScores:
     has = labels >= 0
     known, right = found[has], labels[has]
     loss = -known.gather(1, right[:, None]).sum(dtype=torch.float64) if len(right) else torch.zeros(())
     hits = int((known.argmax(dim=-1) == right).sum()) if len(right) else 0
-    return Scored(place, size, float(kl.sum()), int(flips.sum()), len(right), float(loss), hits)
+    return InputScores(place, size, float(kl.sum()), int(flips.sum()), len(right), float(loss), hits)
 
 
-def _labels(loaded: LoadedModel, examples: Sequence[Example], batch: Batch, device: torch.device) -> torch.Tensor:
+def _labels(loaded: LoadedModel, examples: Sequence[ModelInput], batch: Batch, device: torch.device) -> torch.Tensor:
     """The class of each prediction, -1 if unknown: the next token for a causal model, else the row's label."""
     if loaded.task == "causal-lm":
         following = [
@@ -169,7 +169,7 @@ def _labels(loaded: LoadedModel, examples: Sequence[Example], batch: Batch, devi
     return torch.full((sum(row_sizes(loaded, batch)),), -1, device=device)
 
 
-def _rows(examples: Sequence[Example], batch: Batch) -> list[Example]:
+def _rows(examples: Sequence[ModelInput], batch: Batch) -> list[ModelInput]:
     return [examples[row] for row in batch.rows]
 
 
@@ -189,12 +189,12 @@ class HeldOut:
         state: a context that puts the model in the state to compare with.
     """
 
-    def __init__(self, loaded: LoadedModel, examples: Sequence[Example], state: State = nullcontext) -> None:
+    def __init__(self, loaded: LoadedModel, examples: Sequence[ModelInput], state: State = nullcontext) -> None:
         self._loaded, self._examples = loaded, examples
         self._parts = batched(loaded, examples)
         self._reference = Reference(loaded, state)
 
-    def scores(self, state: State) -> Iterator[Scored]:
+    def scores(self, state: State) -> Iterator[InputScores]:
         """Yield the scores of each input in a state."""
         return scored(self._loaded, self._examples, self._parts, reference=self._reference, state=state)
 
@@ -212,7 +212,7 @@ class Divergence(NamedTuple):
     predictions: int
 
 
-def divergence(rows: Sequence[Scored]) -> Divergence:
+def divergence(rows: Sequence[InputScores]) -> Divergence:
     """The divergence over all predictions of the inputs."""
     n = sum(row.predictions for row in rows)
     return Divergence(sum(row.kl for row in rows) / max(n, 1), sum(row.flips for row in rows) / max(n, 1), n)

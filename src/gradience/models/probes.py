@@ -11,7 +11,7 @@ from typing import Any, Final, TypeAlias
 
 from gradience.io import Progress
 from gradience.models import FIRST, LoadedModel
-from gradience.models.inputs import Example
+from gradience.models.inputs import ModelInput
 from gradience.models.reading import Reading, brought, read_loaded
 from gradience.models.states import Rounding, adapted, groups_of, rounded, scaled, with_scale, without
 from gradience.schema.receipt import NoiseOf
@@ -47,7 +47,7 @@ class Probes:
     def __init__(
         self,
         loaded: LoadedModel,
-        examples: Sequence[Example],
+        examples: Sequence[ModelInput],
         progress: Progress | None = None,
         own: Rounding | None = None,
     ) -> None:

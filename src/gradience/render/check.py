@@ -18,15 +18,15 @@ from gradience.blocks import (
     Bars,
     Block,
     Columns,
-    Facts,
+    FactList,
     Figure,
+    FindingEntry,
     Findings,
     Fold,
-    Found,
     Next,
     Table,
     Title,
-    Verdict,
+    VerdictLine,
     count,
     counted,
     facts,
@@ -202,7 +202,7 @@ def _memory(memory: Memory | None) -> Iterator[Block]:
     yield ""
 
 
-def config_facts(report: CheckReport, *, caption: str = "") -> Facts:
+def config_facts(report: CheckReport, *, caption: str = "") -> FactList:
     """The configuration as understood; what is not given has no row."""
     return facts((pair for pair in _config(report) if pair[1]), indent=2, caption=caption)
 
@@ -359,7 +359,7 @@ def diagnose_text(report: DiagnoseReport, *, verbose: bool = False, fails: bool 
     yield f"Run:     {report.path}"
     label, rest = split_headline(report)
     code = "" if fails or report.verdict not in {"broken", "needs_attention"} else "; exit 0: no --fail-on"
-    yield Verdict(label, f"{rest}{code}")
+    yield VerdictLine(label, f"{rest}{code}")
     if report.monitor is not None and report.monitor.story:
         yield f"Story:   {report.monitor.story}"
         yield from (f"Adapter: {line}" for line in probe_lines(report.monitor))
@@ -394,11 +394,11 @@ def _used(report: DiagnoseReport) -> Iterator[Block]:
         yield f"  Memory: {gib(foretold)} GiB foretold, {held}"
 
 
-def causes(report: DiagnoseReport, where: Callable[[Cause], str] | None = None) -> tuple[Found, ...]:
+def causes(report: DiagnoseReport, where: Callable[[Cause], str] | None = None) -> tuple[FindingEntry, ...]:
     """The causes, numbered from 1; a joined one with what each source shows, another with its source."""
     shown = where or (lambda cause: "" if cause.joined else f" ({cause.pieces[0].source})")
     return tuple(
-        Found(
+        FindingEntry(
             cause,
             where=shown(cause),
             pieces=tuple((p.source, p.id if p.severity else "", p.says) for p in cause.pieces if cause.joined),

@@ -187,7 +187,7 @@ def _roots(gram_b: Array, gram_a: Array) -> tuple[Root, Root, Array]:
     return left, right, finite
 
 
-class Mapped(NamedTuple):
+class MappedResult(NamedTuple):
     """The numbers of an update, and the maps `left` (r, r) and `right` (r, r) of its `Maps`."""
 
     result: Result
@@ -195,7 +195,7 @@ class Mapped(NamedTuple):
     right: Array
 
 
-def mapped(gram_b: Array, gram_a: Array) -> Mapped:
+def mapped(gram_b: Array, gram_a: Array) -> MappedResult:
     """Return the numbers of B A and the maps to its best factors, from B^T B and A A^T, both (r, r).
 
     With B = Q X, A^T = P Y and X Y^T = U S V^T, the left factor Q U S^(1/2) is B Y^T V S^(-1/2), and the right factor
@@ -206,7 +206,7 @@ def mapped(gram_b: Array, gram_a: Array) -> Mapped:
     known = sigma > _FLOOR * sigma[0]
     inverse = jnp.where(known, 1.0 / jnp.sqrt(jnp.where(known, sigma, 1.0)), 0.0)
     result = result_of(sigma, left, right, finite)
-    return Mapped(result, right.x.T @ vt.T * inverse, inverse[:, None] * (u.T @ left.x))
+    return MappedResult(result, right.x.T @ vt.T * inverse, inverse[:, None] * (u.T @ left.x))
 
 
 of_singular_values = jax.jit(quantities)

@@ -236,7 +236,7 @@ def gaps_of(sigma: Array) -> Array:
     return jnp.maximum(jnp.minimum(steps[:-1], steps[1:]), np.finfo(np.float64).tiny)
 
 
-class Looked(NamedTuple):
+class RitzValues(NamedTuple):
     """What a look at the bases shows: Ritz values (n,), a block of left vectors (m, c), and whether k converged."""
 
     sigma: Array
@@ -245,11 +245,11 @@ class Looked(NamedTuple):
 
 
 @partial(jax.jit, static_argnames=("size", "k", "vectors"))
-def looked(basis: Bidiagonal, size: int, k: int, *, vectors: bool) -> Looked:
+def looked(basis: Bidiagonal, size: int, k: int, *, vectors: bool) -> RitzValues:
     """Look at the bases, of at most `size` blocks, for the k largest singular values."""
     ritz, c = ritz_of(basis, size), basis.core.shape[1]
     left = _product(basis.left[:size].reshape(size * c, -1).T, ritz.left[:, :c].astype(jnp.float32))
-    return Looked(ritz.sigma, left, converged(ritz, k, _ERROR, vectors=vectors))
+    return RitzValues(ritz.sigma, left, converged(ritz, k, _ERROR, vectors=vectors))
 
 
 class Triplets(NamedTuple):

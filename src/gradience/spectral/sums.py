@@ -141,7 +141,7 @@ def _weights(parts: Sequence[Part]) -> Floats:
     return np.concatenate([np.full(len(a), c) for _, a, c in parts])
 
 
-class Rounded(NamedTuple):
+class RoundedFactors(NamedTuple):
     """The sum's new factors as they are stored, and the squared Frobenius norm of the sum minus their product."""
 
     b: Matrix
@@ -159,14 +159,14 @@ def balancing(columns: Floats, rows: Floats) -> Floats:
     return np.asarray(np.exp2(np.round(np.log2(ratio) / 2)))
 
 
-def balanced_sum(parts: Sequence[Part], grams: Pair, dtype: np.dtype[Any]) -> Rounded:
+def balanced_sum(parts: Sequence[Part], grams: Pair, dtype: np.dtype[Any]) -> RoundedFactors:
     """Return the stacked factors rounded to the dtype, with columns of B and rows of A balanced by powers of two."""
     columns, rows = (np.sqrt(np.maximum(np.diagonal(gram), 0.0)) for gram in grams)
     step = balancing(columns, rows)
     return _stored(parts, grams, (np.diag(step), np.diag(1.0 / step)), dtype)
 
 
-def low_rank_sum(parts: Sequence[Part], grams: Pair, rank: int | None, dtype: np.dtype[Any]) -> Rounded | None:
+def low_rank_sum(parts: Sequence[Part], grams: Pair, rank: int | None, dtype: np.dtype[Any]) -> RoundedFactors | None:
     """Return the sum's best factors of that rank, rounded to the dtype; if rank is None, of its numerical rank.
 
     Return None if the stacked factors have at most that many columns, because they hold the sum exactly.
@@ -183,7 +183,7 @@ def low_rank_sum(parts: Sequence[Part], grams: Pair, rank: int | None, dtype: np
     return _stored(parts, grams, maps.cut(held, kept), dtype, rest=float(np.sum(sigma[kept:] ** 2)))
 
 
-def _by_qr(parts: Sequence[Part], grams: Pair, rank: int | None, dtype: np.dtype[Any]) -> Rounded | None:
+def _by_qr(parts: Sequence[Part], grams: Pair, rank: int | None, dtype: np.dtype[Any]) -> RoundedFactors | None:
     plain = stacked(parts)
     low = decomposed(*plain)
     kept = _rank(low.sigma, grams) if rank is None else rank
@@ -191,12 +191,12 @@ def _by_qr(parts: Sequence[Part], grams: Pair, rank: int | None, dtype: np.dtype
         return None
     with np.errstate(over="ignore", invalid="ignore"):
         b, a = (factor.astype(dtype) for factor in low.factors(kept))
-        return Rounded(b, a, squared_distance(plain, (b, a), grams=grams))
+        return RoundedFactors(b, a, squared_distance(plain, (b, a), grams=grams))
 
 
 def _stored(
     parts: Sequence[Part], grams: Pair, maps: tuple[Floats, Floats], dtype: np.dtype[Any], *, rest: float = 0.0
-) -> Rounded:
+) -> RoundedFactors:
     """Return B left and right A rounded to the dtype, and their loss, `rest` of it the squared norm of S - U V."""
     left, right = maps
     weights = _weights(parts)[:, None]
@@ -204,7 +204,7 @@ def _stored(
         b, *of_e = _side([b.T for b, _, _ in parts], weights * left, dtype)
         a, *of_f = _side([a for _, a, _ in parts], right.T, dtype)
         lost = float(loss((grams[0], weights * of_e[0], of_e[1]), (grams[1], *of_f), left, right))
-    return Rounded(b.T, a, max(0.0, rest + lost) if math.isfinite(lost) else math.inf)
+    return RoundedFactors(b.T, a, max(0.0, rest + lost) if math.isfinite(lost) else math.inf)
 
 
 def _side(factors: Sequence[Matrix], turn: Floats, dtype: np.dtype[Any]) -> tuple[Matrix, Floats, Floats]:

@@ -33,11 +33,11 @@ from gradience.adapters.layout import (
     Files,
     Format,
     Group,
+    LeftoverTensor,
     LoadFactors,
     Module,
     ReadModule,
     Role,
-    Skipped,
     UnsuitableError,
     parse_key,
     reported,
@@ -133,7 +133,7 @@ def _is_full(files: Files) -> bool:
 
 def _read_full(files: Files) -> Adapter:
     """Read a fine-tune of whole weights, as an adapter without modules."""
-    why = Skipped("*", "fine_tune_type is full: whole weights, no adapter", LeftoverReason.WHOLE_WEIGHTS)
+    why = LeftoverTensor("*", "fine_tune_type is full: whole weights, no adapter", LeftoverReason.WHOLE_WEIGHTS)
     roles = dict.fromkeys(files.source.tensors, "full_module")
     return whole_adapter(MLX_FULL, files.optional_config(), files.source, roles, why)  # type: ignore[arg-type]  # a Role
 
@@ -265,10 +265,10 @@ def _plain_context(source: TensorSource) -> Context:
 
 
 @reported
-def _kohya_module(ctx: Context, group: Group) -> Module | Skipped:
+def _kohya_module(ctx: Context, group: Group) -> Module | LeftoverTensor:
     alpha = _alpha(ctx, group)
     found = product_module(ctx, group, alpha) or _pair_module(ctx, group, alpha)
-    return found if isinstance(found, Skipped) else with_magnitude(ctx, group, found)
+    return found if isinstance(found, LeftoverTensor) else with_magnitude(ctx, group, found)
 
 
 def _pair_module(ctx: Context, group: Group, alpha: float | None) -> Module:
@@ -349,11 +349,11 @@ def _read_diffusers(files: Files) -> Adapter:
 
 
 @reported
-def _diffusers_module(ctx: Context, group: Group, *, configured: bool) -> Module | Skipped:
+def _diffusers_module(ctx: Context, group: Group, *, configured: bool) -> Module | LeftoverTensor:
     alpha = _alpha(ctx, group)
     keys = {field: key for field, key in group.keys.items() if field != "alpha"}
     found = lora_module(ctx, Group(group.module, keys=keys))
-    if isinstance(found, Skipped) or (configured and alpha is None):
+    if isinstance(found, LeftoverTensor) or (configured and alpha is None):
         return found
     if found.dense is not None:  # `dense` has a default config's scale built in
         raise UnsuitableError("DoRA without a config: its scale is not known", LeftoverReason.CONFIG)

@@ -43,7 +43,7 @@ class NotFollowedError(Exception):
     """The configuration asks for something of PEFT that is not emulated here; the message says what."""
 
 
-class Wanted(NamedTuple):
+class ModuleChoice(NamedTuple):
     """The fields of a configuration that choose modules, in PEFT's terms."""
 
     modules: Sequence[str] | str | None = None
@@ -69,7 +69,7 @@ class Hits(NamedTuple):
     doubled: frozenset[str] = frozenset()
 
 
-def resolve(wanted: Wanted, layout: Layout) -> Hits:
+def resolve(wanted: ModuleChoice, layout: Layout) -> Hits:
     """The sites of the layout that the targets match.
 
     Raises:
@@ -103,12 +103,12 @@ def resolve(wanted: Wanted, layout: Layout) -> Hits:
     )
 
 
-def saved_names(wanted: Wanted) -> tuple[str, ...]:
+def saved_names(wanted: ModuleChoice) -> tuple[str, ...]:
     """The entries of `modules_to_save`, and those that PEFT adds for the task type."""
     return (*wanted.save, *_SAVED_HEADS.get(wanted.task_type or "", ()))
 
 
-def _saved_too(name: str, wanted: Wanted) -> str | None:
+def _saved_too(name: str, wanted: ModuleChoice) -> str | None:
     """PEFT's reason to refuse a target that is also saved whole, or None.
 
     PEFT wraps every module whose name ends with a saved name, whether LoRA adapts it or not.
@@ -160,7 +160,7 @@ def _expression(pattern: str, what: str) -> Test:
     return test
 
 
-def _guard(wanted: Wanted) -> Test:
+def _guard(wanted: ModuleChoice) -> Test:
     """A test for modules that PEFT does not adapt: those excluded and those saved whole."""
     excluded = (
         _expression(wanted.exclude, "exclude_modules")
@@ -172,7 +172,7 @@ def _guard(wanted: Wanted) -> Test:
     return lambda name: excluded(name) or any(pattern.match(name) for pattern in saved)
 
 
-def _targeted(wanted: Wanted) -> Test:
+def _targeted(wanted: ModuleChoice) -> Test:
     if wanted.modules is None:
         return lambda _: False
     if isinstance(wanted.modules, str):
@@ -211,7 +211,7 @@ def _parameters(targets: Sequence[str], layout: Layout) -> list[str]:
     return sorted(name for name, path in paths.items() if test(path))
 
 
-def _as_parameters(wanted: Wanted, layout: Layout, guard: Test) -> tuple[Wanted, frozenset[str]]:
+def _as_parameters(wanted: ModuleChoice, layout: Layout, guard: Test) -> tuple[ModuleChoice, frozenset[str]]:
     """The targets after PEFT moved those of fused experts to target_parameters, and the doubled parameters."""
     renamed = layout.architecture.expert_names
     modules = _leaves(wanted, layout, guard) if isinstance(wanted.modules, str) else set(wanted.modules or ())
@@ -228,7 +228,7 @@ def _as_parameters(wanted: Wanted, layout: Layout, guard: Test) -> tuple[Wanted,
     return kept, frozenset({"gate_up_proj"} if halves else ())
 
 
-def _leaves(wanted: Wanted, layout: Layout, guard: Test) -> set[str]:
+def _leaves(wanted: ModuleChoice, layout: Layout, guard: Test) -> set[str]:
     """The leaf names that a target string matches, as PEFT resolves it for models with fused experts."""
     renamed = layout.architecture.expert_names
     if str(wanted.modules).lower() == ALL_LINEAR:

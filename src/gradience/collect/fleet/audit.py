@@ -21,7 +21,7 @@ from gradience.adapters.layout import Adapter
 from gradience.adapters.open import CONFIG_NAME, AdapterFiles, Buffer, Bytes, Layouts, find_files, open_adapter
 from gradience.collect.fleet import Known, rows_of, version_of_rules
 from gradience.collect.fleet.engines import Done, Engine, run_local, run_ray
-from gradience.collect.fleet.find import Found, fetched, find_adapters
+from gradience.collect.fleet.find import AdapterPlace, fetched, find_adapters
 from gradience.device import prepare_jax
 from gradience.errors import GradienceError, require
 from gradience.io import PathLike
@@ -29,7 +29,7 @@ from gradience.io.reading import open_regular, real_path
 from gradience.judge.options import AuditOptions
 from gradience.schema.fleet import FLEET_AUDIT_SCHEMA_ID, AdapterRow, FleetAuditReport
 from gradience.spectral import cores, use_threads
-from gradience.tables import Result, encoded
+from gradience.tables import WorkerResult, encoded
 from gradience.tables.query import FLEET, opened
 from gradience.tables.store import Store, Writer
 
@@ -52,7 +52,7 @@ def audit_fleet(
     engine: Engine = "local",
     workers: int | None = None,
     address: str | None = None,
-    progress: Callable[[Tally], None] | None = None,
+    progress: Callable[[JobProgress], None] | None = None,
 ) -> FleetAuditReport:
     """Audit every adapter below the roots into a fleet, and report what was done.
 
@@ -118,7 +118,7 @@ def _answers(jobs: Sequence[Job], engine: Engine, workers: int, address: str | N
     return run_local(audit_job, jobs, workers=workers, prepare=prepare_worker)
 
 
-def _job(found: Found, base: PathLike | None, rules: str) -> Job:
+def _job(found: AdapterPlace, base: PathLike | None, rules: str) -> Job:
     return Job(*found, base=None if base is None else os.fspath(base), rules=rules)
 
 
@@ -135,7 +135,7 @@ def prepare_worker() -> None:
     use_threads(1)
 
 
-class Tally(NamedTuple):
+class JobProgress(NamedTuple):
     """The progress of a job: sources done, sources in all, and failures so far."""
 
     done: int
@@ -196,8 +196,8 @@ def carry_out(
     plan: Plan,
     answers: Iterable[Done[Job]],
     crashed: Callable[[Job], bytes],
-    progress: Callable[[Tally], None] | None = None,
-) -> tuple[Tally, int]:
+    progress: Callable[[JobProgress], None] | None = None,
+) -> tuple[JobProgress, int]:
     """Write the answers in batches as they come.
 
     Args:
@@ -213,7 +213,7 @@ def carry_out(
     writer.replace(dict.fromkeys(plan.gone))
     batch: list[bytes] = []
     replaced: dict[str, str | None] = {}
-    tally, same, last = Tally(0, len(plan.jobs), 0), 0, time.monotonic()
+    tally, same, last = JobProgress(0, len(plan.jobs), 0), 0, time.monotonic()
     for job, answer in answers:
         if answer == SAME:
             replaced[job.path] = job.stamp
@@ -222,7 +222,7 @@ def carry_out(
             batch.append(crashed(job) if answer is None else answer)
             if job.known_hash:
                 replaced[job.path] = None
-        tally = Tally(tally.done + 1, tally.total, tally.failures + is_failure(answer))
+        tally = JobProgress(tally.done + 1, tally.total, tally.failures + is_failure(answer))
         if progress is not None:
             progress(tally)
         if len(batch) >= BATCH or time.monotonic() - last > BATCH_SECONDS:
@@ -237,7 +237,7 @@ def carry_out(
 
 
 class Job(msgspec.Struct, frozen=True):
-    """An adapter to audit; the first fields are those of `find.Found`."""
+    """An adapter to audit; the first fields are those of `find.AdapterPlace`."""
 
     path: str
     place: str
@@ -382,4 +382,4 @@ def is_failure(answer: bytes | None) -> bool:
     """Whether an answer says that a source has no numbers."""
     if answer == SAME:
         return False
-    return answer is None or msgspec.msgpack.decode(answer, type=Result).failed
+    return answer is None or msgspec.msgpack.decode(answer, type=WorkerResult).failed

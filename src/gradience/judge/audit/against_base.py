@@ -24,14 +24,14 @@ from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple, TypeAlias
 import msgspec
 import numpy as np
 
-from gradience.adapters.layout import Adapter, Array, Module, Skipped, within_range
+from gradience.adapters.layout import Adapter, Array, LeftoverTensor, Module, within_range
 from gradience.base.coded import Weight, weight_of
 from gradience.base.forms import DamagedCodesError, UnreadCodesError
 from gradience.base.weights import BaseWeights, Norms, NormsCache, check_shape, find_shards, matrix_of, plain_factors
 from gradience.errors import AdapterError
 from gradience.io import Progress, cache_folder
-from gradience.io.safetensors import Memory
-from gradience.judge.audit.rows import Measurement, RowSettings, broken_row, dense_row, module_row
+from gradience.io.safetensors import ThreadBuffer
+from gradience.judge.audit.rows import ModuleNumbers, RowSettings, broken_row, dense_row, module_row
 from gradience.judge.audit.tied import on_embedding
 from gradience.judge.options import AuditOptions
 from gradience.rules.weights import at_risk
@@ -47,7 +47,7 @@ from gradience.schema.audit import (
     NotCompared,
 )
 from gradience.spectral import each_in_threads, one_blas_thread, threads_for
-from gradience.spectral.base import MergeSums, Updated, count_below, merge_sums, overlaps
+from gradience.spectral.base import MergeSums, UpdatedWeight, count_below, merge_sums, overlaps
 from gradience.spectral.batch import spectrum_of
 from gradience.spectral.codes import Codes
 from gradience.spectral.dense import dense_spectrum
@@ -56,7 +56,7 @@ from gradience.spectral.krylov import Operator, as_float32, spectral_norm
 from gradience.spectral.update import decomposed
 
 if TYPE_CHECKING:
-    from gradience.models.merged import Change, PeftMerge
+    from gradience.models.merged import PeftMerge, WeightChange
 
 SHOWN_EPS: Final = (0.3, 0.5, 0.7)
 _CAUSES: Final[Mapping[type[AdapterError], Literal["damaged_codes", "unread_codes"]]] = MappingProxyType(
@@ -71,13 +71,13 @@ class Comparison(NamedTuple):
     """The adapter as the base showed it, its modules with their comparisons, and the summary of the whole."""
 
     adapter: Adapter
-    modules: list[Measurement]
+    modules: list[ModuleNumbers]
     report: BaseReport
 
 
 def compare(
     adapter: Adapter,
-    measured: Sequence[Measurement],
+    measured: Sequence[ModuleNumbers],
     options: AuditOptions,
     *,
     base: Path,
@@ -107,13 +107,13 @@ def compare(
     return Comparison(run.adapter, modules, msgspec.structs.replace(report, notes=[*report.notes, *tied]))
 
 
-_Job: TypeAlias = tuple[Module, Measurement | None]
+_Job: TypeAlias = tuple[Module, ModuleNumbers | None]
 
 
 class _Outcome(NamedTuple):
     """A module's numbers, the reason if it was not compared, a note, and whether its norms came from the cache."""
 
-    measured: Measurement | None
+    measured: ModuleNumbers | None
     missed: NotCompared | None = None
     note: str | None = None
     cached: bool = False
@@ -144,13 +144,13 @@ class _Run:
         self._weights = weights
         self._options = options
         self._progress = progress or (lambda *_: None)
-        self._memory = Memory()
+        self._memory = ThreadBuffer()
         self._done: list[_Outcome] = []
         self._how = ""
         self._lock = threading.Lock()
         self._new_names: dict[str, str] | None = None
 
-    def modules(self, jobs: Sequence[_Job]) -> list[Measurement]:
+    def modules(self, jobs: Sequence[_Job]) -> list[ModuleNumbers]:
         """Return the modules with their comparisons; one that cannot be compared keeps its row unchanged.
 
         All cores work if each weight is only read and summed. If products of large matrices are needed, modules are
@@ -165,10 +165,10 @@ class _Run:
         self._progress(len(jobs), len(jobs), "")
         return self._measurements()
 
-    def _measurements(self) -> list[Measurement]:
+    def _measurements(self) -> list[ModuleNumbers]:
         return [one.measured for one in self._done if one.measured is not None]
 
-    def merged(self, config: Path) -> list[Measurement]:
+    def merged(self, config: Path) -> list[ModuleNumbers]:
         """Return the numbers of what PEFT's own merge changes, one module at a time.
 
         Raises:
@@ -185,9 +185,9 @@ class _Run:
             try:
                 self._done += [self._changed(merge, name, change) for change in merge.changes(name)]
             except by_peft.NotMergedError as error:
-                left.append(Skipped(name, str(error), LeftoverReason.KIND_NOT_ANALYSED))
+                left.append(LeftoverTensor(name, str(error), LeftoverReason.KIND_NOT_ANALYSED))
             except AdapterError as error:
-                left.append(Skipped(name, str(error), LeftoverReason.NEEDS_BASE))
+                left.append(LeftoverTensor(name, str(error), LeftoverReason.NEEDS_BASE))
                 self._done.append(_Outcome(None, missed=NotCompared(name=name, reason=str(error))))
         self._progress(len(merge.modules), len(merge.modules), "")
         self._done = list(_once(self._done))
@@ -201,7 +201,7 @@ class _Run:
         self.adapter = dataclasses.replace(self.adapter, roles=roles, skipped=left)
         return self._measurements()
 
-    def _changed(self, merge: PeftMerge, name: str, change: Change) -> _Outcome:
+    def _changed(self, merge: PeftMerge, name: str, change: WeightChange) -> _Outcome:
         """The row of one tensor that a merge changes; a vector has norms, but no spectrum."""
         is_vector, leaf = change.before.ndim == 1, change.leaf
         rows = 1 if is_vector else len(change.before)
@@ -223,7 +223,7 @@ class _Run:
         row = msgspec.structs.replace(done.measured.row, alpha=None)
         return done._replace(measured=done.measured._replace(row=_of_vector(row) if is_vector else row))
 
-    def _module(self, module: Module, measured: Measurement | None) -> _Outcome:
+    def _module(self, module: Module, measured: ModuleNumbers | None) -> _Outcome:
         if measured is not None and measured.row.state == "non_finite":
             return _Outcome(measured)
         try:
@@ -232,7 +232,7 @@ class _Run:
             cause = _CAUSES.get(type(error))
             return _Outcome(measured, missed=NotCompared(name=module.name, reason=str(error), cause=cause))
 
-    def _compared(self, module: Module, measured: Measurement | None) -> _Outcome:
+    def _compared(self, module: Module, measured: ModuleNumbers | None) -> _Outcome:
         name = module.base_name or f"{module.name}.weight"
         weight = weight_of(self._weights, name, module.expert, self._memory)
         if weight is None and (renamed := self._renamed(name)) is not None:
@@ -251,7 +251,7 @@ class _Run:
                 self._new_names = renamed_tensors(self.adapter, self._weights)
         return self._new_names.get(name)
 
-    def _beside(self, module: Module, measured: Measurement | None, weight: Weight) -> _Outcome:
+    def _beside(self, module: Module, measured: ModuleNumbers | None, weight: Weight) -> _Outcome:
         """The module compared with its weight."""
         update = update_of(module, weight)
         sums = update.merged(weight)
@@ -289,7 +289,7 @@ class _Run:
         row = msgspec.structs.replace(row, base=comparison, **_ratios(size, frobenius, norms))
         return _Outcome(measured._replace(row=row), note=note, cached=cached)
 
-    def _of_weight(self, module: Module, update: Update) -> tuple[Measurement, bool]:
+    def _of_weight(self, module: Module, update: Update) -> tuple[ModuleNumbers, bool]:
         """The numbers of an update computed from the weight, and whether its iterations converged."""
         settings = RowSettings(self._options.top_singular_values)
         values = update.sigma if update.dense is None else update.dense
@@ -475,7 +475,7 @@ class Update(NamedTuple):
         left, right, dense = self.b, self.a, self.dense
         if weight.is_turned:
             left, right, dense = right.T, left.T, None if dense is None else dense.T
-        whole = Updated(weight.w, left, right, dense)
+        whole = UpdatedWeight(weight.w, left, right, dense)
         return merge_sums(whole, scale=self.scale, target=_target(weight.dtype), delta_dtype=stored)
 
 

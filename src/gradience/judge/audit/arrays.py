@@ -17,7 +17,7 @@ from gradience.errors import AdapterError
 from gradience.io import PathLike
 from gradience.io.safetensors import TensorInfo
 from gradience.judge.audit.measured import measure
-from gradience.judge.audit.opened import Opened
+from gradience.judge.audit.opened import OpenAdapter
 from gradience.judge.audit.report import judge, report_of
 from gradience.judge.options import AuditOptions
 from gradience.rules import excluded_rules
@@ -94,7 +94,7 @@ def audit_arrays(
     1.0
     """
     left_out = excluded_rules([rule.id for rule in WEIGHTS_RULES], select=select, ignore=ignore, settings=settings)
-    opened = Opened(_adapter(factors, scale))
+    opened = OpenAdapter(_adapter(factors, scale))
     measured = measure(opened, AuditOptions(top_singular_values=top_singular_values))
     return report_of(opened, measured, judge(opened, measured), per_layer=False, left_out=left_out)
 
@@ -255,7 +255,7 @@ def _stored(array: Any) -> tuple[str, tuple[int, ...]]:
     return str(array.dtype).removeprefix("torch."), tuple(map(int, array.shape))
 
 
-def open_archive(path: Path, *, scale: float = 1.0) -> Opened:
+def open_archive(path: Path, *, scale: float = 1.0) -> OpenAdapter:
     """The LoRA factors in a NumPy archive (.npz) or an HDF5 file (Keras' .lora.h5).
 
     Raises:
@@ -265,4 +265,4 @@ def open_archive(path: Path, *, scale: float = 1.0) -> Opened:
 
     adapter = _adapter(_pairs_in(read_archive(path)), scale, replace(_IN_MEMORY, name=path.suffix[1:]))
     note = f"the file does not say what multiplies A @ B; taken as {scale}"
-    return Opened(replace(adapter, notes=[note]), path=str(path), weights=str(path))
+    return OpenAdapter(replace(adapter, notes=[note]), path=str(path), weights=str(path))

@@ -9,9 +9,9 @@ from typing import NamedTuple
 from gradience.adapters.layout import Adapter, Module
 from gradience.base.weights import factors_of
 from gradience.io import Progress
-from gradience.judge.audit.opened import Opened
+from gradience.judge.audit.opened import OpenAdapter
 from gradience.judge.audit.rows import (
-    Measurement,
+    ModuleNumbers,
     RowSettings,
     layer_summaries,
     ledger_of,
@@ -27,7 +27,7 @@ from gradience.spectral.batch import Spectrum, spectra
 from gradience.spectral.grams import Grams
 
 
-class Measured(NamedTuple):
+class AdapterNumbers(NamedTuple):
     """The numbers of an adapter as its base showed it, if there is one: of each module, of layers, and of the file."""
 
     adapter: Adapter
@@ -41,8 +41,12 @@ class Measured(NamedTuple):
 
 
 def measure(
-    opened: Opened, options: AuditOptions, *, grams: Sequence[Grams] | None = None, progress: Progress | None = None
-) -> Measured:
+    opened: OpenAdapter,
+    options: AuditOptions,
+    *,
+    grams: Sequence[Grams] | None = None,
+    progress: Progress | None = None,
+) -> AdapterNumbers:
     """The numbers of every module. Each is loaded once, rarely twice; a base is read one weight at a time.
 
     Args:
@@ -69,7 +73,7 @@ def measure(
             adapter, modules, options, base=base, config=opened.config, progress=progress
         )
     rows = with_shares([module.row for module in modules])
-    return Measured(
+    return AdapterNumbers(
         adapter,
         rows,
         errors=[module.errors for module in modules],
@@ -80,7 +84,7 @@ def measure(
     )
 
 
-def _measurement(module: Module, spectrum: Spectrum, settings: RowSettings) -> Measurement:
+def _measurement(module: Module, spectrum: Spectrum, settings: RowSettings) -> ModuleNumbers:
     """A module without the base; factors that are not finite are reported even if the update is unknown."""
     if spectrum.finite and (module.dense is not None or module.is_unknown):
         return unknown_row(module)

@@ -12,7 +12,7 @@ from gradience.io import PathLike
 from gradience.schema.audit import Beside
 
 
-class Opened(NamedTuple):
+class OpenAdapter(NamedTuple):
     """An adapter, and where it comes from in the report's words; factors in memory come from nowhere."""
 
     adapter: Adapter
@@ -31,7 +31,7 @@ def open_files(
     adapter_config: PathLike | None = None,
     weights: PathLike | None = None,
     optimizer: str | None = None,
-) -> Opened:
+) -> OpenAdapter:
     """Open an adapter's files; `optimizer` wins over the training arguments beside them.
 
     Raises:
@@ -41,9 +41,9 @@ def open_files(
     return opened_of(Path(path), files, adapter, optimizer=optimizer)
 
 
-def opened_of(path: Path, files: AdapterFiles, adapter: Adapter, *, optimizer: str | None = None) -> Opened:
+def opened_of(path: Path, files: AdapterFiles, adapter: Adapter, *, optimizer: str | None = None) -> OpenAdapter:
     """An adapter that is open already, with what lies beside it."""
-    return Opened(
+    return OpenAdapter(
         adapter,
         path=str(path),
         weights=str(files.weights),

@@ -9,8 +9,8 @@ import msgspec
 
 from gradience.adapters.layout import Adapter
 from gradience.io.safetensors import is_known
-from gradience.judge.audit.measured import Measured
-from gradience.judge.audit.opened import Opened
+from gradience.judge.audit.measured import AdapterNumbers
+from gradience.judge.audit.opened import OpenAdapter
 from gradience.judge.audit.rows import bytes_per_param, summary_of
 from gradience.rules import without
 from gradience.rules.weights import JUDGED_SHARE, health, suggests_ranks
@@ -21,7 +21,7 @@ from gradience.spectral.batch import SINGLE_ERROR
 from gradience.spectral.devices import has_float64
 
 
-class Judgement(NamedTuple):
+class AuditJudgement(NamedTuple):
     """What the rules say of an adapter as a whole, before its report is judged for findings."""
 
     modules: list[ModuleAudit]
@@ -31,7 +31,7 @@ class Judgement(NamedTuple):
     ranks: Suggestions
 
 
-def judge(opened: Opened, measured: Measured) -> Judgement:
+def judge(opened: OpenAdapter, measured: AdapterNumbers) -> AuditJudgement:
     """The verdict, and the ranks to compress to if it allows any."""
     adapter, size, price = measured.adapter, _size_beside(measured), bytes_per_param(measured.ledger)
     modules = priced(measured.modules, measured.errors)
@@ -46,11 +46,16 @@ def judge(opened: Opened, measured: Measured) -> Judgement:
     )
     has_ranks = suggests_ranks(verdict.verdict) and not adapter.by_peft
     ranks = suggestions(modules, bytes_per_param=price) if has_ranks else NO_SUGGESTIONS
-    return Judgement(modules, left, verdict, ranks)
+    return AuditJudgement(modules, left, verdict, ranks)
 
 
 def report_of(
-    opened: Opened, measured: Measured, judgement: Judgement, *, per_layer: bool, left_out: Mapping[str, str]
+    opened: OpenAdapter,
+    measured: AdapterNumbers,
+    judgement: AuditJudgement,
+    *,
+    per_layer: bool,
+    left_out: Mapping[str, str],
 ) -> AuditReport:
     """The report with its findings; `left_out` are the rules that are not applied, each with the reason."""
     adapter, ranks = measured.adapter, judgement.ranks
@@ -94,7 +99,7 @@ def report_of(
     return msgspec.structs.replace(report, findings=kept, not_run=not_run)
 
 
-def _size_beside(measured: Measured) -> float | None:
+def _size_beside(measured: AdapterNumbers) -> float | None:
     """The norm of the update over the base's, if enough of the modules were compared to speak of the adapter."""
     base = measured.base
     if base is None or base.compared < JUDGED_SHARE.value * len(measured.modules):

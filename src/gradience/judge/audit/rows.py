@@ -49,7 +49,7 @@ def settings_of(adapter: Adapter, singular_values: int) -> RowSettings:
     return RowSettings(singular_values, transposed=adapter.config.fan_in_fan_out, from_zero=from_zero)
 
 
-class Measurement(NamedTuple):
+class ModuleNumbers(NamedTuple):
     """A module's row, and its relative errors at rank 0, 1, ..., of which the report states a few."""
 
     row: ModuleAudit
@@ -58,7 +58,7 @@ class Measurement(NamedTuple):
 
 def module_row(
     module: Module, spectrum: Spectrum, settings: RowSettings = _PLAIN, *, limit: int | None = None
-) -> Measurement:
+) -> ModuleNumbers:
     """Return the numbers of a module from all singular values of its update.
 
     Args:
@@ -93,10 +93,10 @@ def module_row(
         top_singular_values=[float(s) for s in spectrum.sigma[: settings.singular_values]],
     )
     count = min(limit, len(spectrum.relative_errors) - 1, module.r + 1)
-    return Measurement(row, spectrum.relative_errors[:count].tolist())
+    return ModuleNumbers(row, spectrum.relative_errors[:count].tolist())
 
 
-def dense_row(module: Module, spectrum: DenseSpectrum, settings: RowSettings = _PLAIN) -> Measurement:
+def dense_row(module: Module, spectrum: DenseSpectrum, settings: RowSettings = _PLAIN) -> ModuleNumbers:
     """Return the numbers of a module whose update is a dense matrix.
 
     Its rank is not bounded by r, so there is no utilization and no null model of random factors. For a large matrix,
@@ -121,23 +121,23 @@ def dense_row(module: Module, spectrum: DenseSpectrum, settings: RowSettings = _
         frobenius_norm=real(math.sqrt(spectrum.energy)),
         top_singular_values=[float(s) for s in spectrum.sigma[: settings.singular_values]],
     )
-    return Measurement(row, [1.0, *left_out[: module.r].tolist()])
+    return ModuleNumbers(row, [1.0, *left_out[: module.r].tolist()])
 
 
-def unknown_row(module: Module) -> Measurement:
+def unknown_row(module: Module) -> ModuleNumbers:
     """Return the row of a module whose update is not s B A and cannot be computed without the base, or at all."""
     how = "its update cannot be known" if module.is_unknown else "its update follows only with the base (--base)"
     common = _common(module) | {"note": f"{module.note}: {how}"}
-    return Measurement(ModuleAudit(**common, state="not_known", spectral_norm=None, frobenius_norm=None))
+    return ModuleNumbers(ModuleAudit(**common, state="not_known", spectral_norm=None, frobenius_norm=None))
 
 
-def broken_row(module: Module) -> Measurement:
+def broken_row(module: Module) -> ModuleNumbers:
     """Return the row of a module whose update holds NaN or infinite values."""
-    return Measurement(ModuleAudit(**_common(module), state="non_finite", spectral_norm="NaN", frobenius_norm="NaN"))
+    return ModuleNumbers(ModuleAudit(**_common(module), state="non_finite", spectral_norm="NaN", frobenius_norm="NaN"))
 
 
-def _zero_row(module: Module) -> Measurement:
-    return Measurement(ModuleAudit(**_common(module), state="zero", spectral_norm=0.0, frobenius_norm=0.0))
+def _zero_row(module: Module) -> ModuleNumbers:
+    return ModuleNumbers(ModuleAudit(**_common(module), state="zero", spectral_norm=0.0, frobenius_norm=0.0))
 
 
 def _common(module: Module) -> dict[str, Any]:

@@ -11,7 +11,7 @@ import msgspec
 from gradience.adapters.layout import Adapter
 from gradience.base.weights import BaseWeights
 from gradience.io.reading import decode_json, read_small
-from gradience.judge.audit.rows import Measurement
+from gradience.judge.audit.rows import ModuleNumbers
 
 _HEAD: Final = "lm_head"
 _EMBEDDINGS: Final = ("embed_tokens", "wte", "word_embeddings", "embed_in")
@@ -44,7 +44,7 @@ def _ties_head(base: Path) -> bool:
         return False
 
 
-def listed_once(adapter: Adapter, modules: list[Measurement]) -> tuple[Adapter, list[Measurement], list[str]]:
+def listed_once(adapter: Adapter, modules: list[ModuleNumbers]) -> tuple[Adapter, list[ModuleNumbers], list[str]]:
     """The adapter and its modules without a head that shares an embedding's factors; and a note on it."""
     embedded = [module.name for module in adapter.modules if module.kind == "embedding"]
     heads = [module.name for module in adapter.modules if module.name.endswith(_HEAD)]

@@ -17,10 +17,10 @@ from gradience.configs.settings import Layer
 from gradience.data import Columns, Shape, template_digest
 from gradience.data.encoder import Encoder, Pictures, Trainer
 from gradience.data.formats import recognise
-from gradience.data.measure import Limits, Measure, Measured
+from gradience.data.measure import MeasureSettings, RowCounter, RowCounts
 from gradience.data.overlap import EvalRows
 from gradience.data.programs import prepares
-from gradience.data.rows import Fault, Row, Source
+from gradience.data.rows import Row, RowSource, UnusableRow
 from gradience.data.tokens import Masking, Tokeniser
 from gradience.errors import ConfigError, few
 from gradience.judge.check import SETTINGS, CheckKeywords, CheckOptions, Place, Settings, judged, when_of
@@ -37,10 +37,10 @@ from gradience.schema.reports import (
     CheckReport,
     Cleaned,
     DataReport,
+    InputFile,
     LossMode,
     Rows,
     RowsSeen,
-    SourceFile,
 )
 
 _TRL_LENGTH: Final = 1024  # default max_length of TRL's SFT, DPO, reward and KTO configs (1.16)
@@ -63,7 +63,7 @@ Progress: TypeAlias = Callable[[int, int], object]
 """Gets the rows read so far, and all that are to be read."""
 
 
-class Asked(NamedTuple):
+class CheckSettings(NamedTuple):
     """The options of a check; the caller's win over the recipe's."""
 
     plan: DataPlan
@@ -77,7 +77,7 @@ class Asked(NamedTuple):
     template: Path | None
     samples: Samples
     task: str | None
-    limits: Limits
+    limits: MeasureSettings
     batch_stated: bool = False
     clean: Path | None = None
     progress: Progress | None = None
@@ -88,7 +88,7 @@ class Asked(NamedTuple):
         return Masking(self.loss, self.plan.program, assumed=not self.plan.stated)
 
 
-def measure_data(asked: Asked) -> DataReport:
+def measure_data(asked: CheckSettings) -> DataReport:
     """The report on a data set, read in one pass.
 
     Raises:
@@ -96,7 +96,7 @@ def measure_data(asked: Asked) -> DataReport:
     """
     if asked.clean is not None:
         refuse_clean(asked.clean, [asked.train, *([asked.evaluation] if asked.evaluation is not None else [])])
-    source = Source(asked.train)
+    source = RowSource(asked.train)
     wanted = _sample(source.count, asked.samples, asked.limits.seed)
     standard = asked.plan.naming.standard
     shape, columns = _shape_of(source, asked.task or asked.plan.task, standard)
@@ -118,12 +118,12 @@ def measure_data(asked: Asked) -> DataReport:
     limits = asked.limits._replace(max_length=limit, packing=asked.packing, overlong=asked.plan.overlong)
     held_out = None if asked.evaluation is None else _eval_rows(asked.evaluation, tokeniser, asked)
     total = source.count if wanted is None else len(wanted)
-    measure = Measure(shape, encoder, limits, expected=total)
+    measure = RowCounter(shape, encoder, limits, expected=total)
     for done, row in enumerate(tokeniser.run(source.rows(wanted)), 1):
         measure.add(row)
         if asked.progress is not None and (done % _OFTEN == 0 or done == total):
             asked.progress(done, total)
-        if held_out is not None and not isinstance(row, Fault):
+        if held_out is not None and not isinstance(row, UnusableRow):
             held_out.compare(row.columns)
     found = measure.result()
     if not found.read:
@@ -172,14 +172,14 @@ def _lacking(plan: DataPlan, columns: list[str]) -> dict[str, list[str]]:
     return {name: missing for name, missing in lacks.items() if missing}
 
 
-def _cleaned(asked: Asked, source: Source, tokeniser: Tokeniser) -> Cleaned | None:
+def _cleaned(asked: CheckSettings, source: RowSource, tokeniser: Tokeniser) -> Cleaned | None:
     if asked.clean is None:
         return None
-    held_out = set() if asked.evaluation is None else keys_of(Source(asked.evaluation), tokeniser)
+    held_out = set() if asked.evaluation is None else keys_of(RowSource(asked.evaluation), tokeniser)
     return write_clean(source, tokeniser, asked.clean, held_out=held_out)
 
 
-def _trainer(asked: Asked, limit: int | None) -> Trainer:
+def _trainer(asked: CheckSettings, limit: int | None) -> Trainer:
     """The program of the recipe, with the settings that the options change."""
     changed: dict[str, Json] = {"cutoff_len": limit or _NO_LIMIT, "max_length": limit}
     if asked.loss_from == "the option":
@@ -192,7 +192,7 @@ def _by_trainer(encoder: Encoder | None) -> bool:
     return encoder is not None and bool(encoder.by_trainer)
 
 
-def _prompt(asked: Asked, encoder: Encoder | None, shape: Shape) -> str:
+def _prompt(asked: CheckSettings, encoder: Encoder | None, shape: Shape) -> str:
     """The prompt that was assumed, if the trainer may write another one, or the trainer's own; else empty."""
     if encoder is None or asked.template is not None:
         return ""
@@ -260,11 +260,11 @@ def _sample(count: int, samples: Samples, seed: int) -> set[int] | None:
     return set(random.Random(seed).sample(range(1, count + 1), samples))  # noqa: S311  # rows, not a secret
 
 
-def _shape_of(source: Source, task: str | None, standard: Callable[[Row], Row]) -> tuple[Shape, list[str]]:
+def _shape_of(source: RowSource, task: str | None, standard: Callable[[Row], Row]) -> tuple[Shape, list[str]]:
     """The format of the first usable row, and its columns."""
     faults: list[str] = []
     for found in islice(source.rows(), _PEEK):
-        if not isinstance(found, Fault):
+        if not isinstance(found, UnusableRow):
             try:
                 return recognise(standard(found[1]), task), [*found[1]]
             except ConfigError as error:
@@ -273,7 +273,7 @@ def _shape_of(source: Source, task: str | None, standard: Callable[[Row], Row]) 
     raise ConfigError(f"{source.path}: no usable row at its beginning: {faults[0]}", advice="correct the rows")
 
 
-def _limit(asked: Asked, shape: Shape) -> tuple[int | None, list[str]]:
+def _limit(asked: CheckSettings, shape: Shape) -> tuple[int | None, list[str]]:
     if asked.max_length is not None:
         return asked.max_length or None, []
     if asked.masking.trl and shape.trainer != "classification":
@@ -281,8 +281,8 @@ def _limit(asked: Asked, shape: Shape) -> tuple[int | None, list[str]]:
     return None, []
 
 
-def _eval_rows(place: Path, tokeniser: Tokeniser, asked: Asked) -> EvalRows:
-    source, found = Source(place), EvalRows()
+def _eval_rows(place: Path, tokeniser: Tokeniser, asked: CheckSettings) -> EvalRows:
+    source, found = RowSource(place), EvalRows()
     shape, _ = _shape_of(source, asked.task or asked.plan.task, asked.plan.naming.standard)
     if shape.format != tokeniser.shape.format:
         raise ConfigError(
@@ -292,7 +292,7 @@ def _eval_rows(place: Path, tokeniser: Tokeniser, asked: Asked) -> EvalRows:
 
     def usable() -> Iterator[tuple[int, Columns]]:
         for example in tokeniser.examples(source.rows()):
-            if not isinstance(example, Fault):
+            if not isinstance(example, UnusableRow):
                 yield example
 
     found.read(usable())
@@ -313,7 +313,7 @@ def _notes(shape: Shape, masking: Masking) -> list[str]:
     return found
 
 
-def _images(found: Measured, encoder: Encoder | None) -> list[str]:
+def _images(found: RowCounts, encoder: Encoder | None) -> list[str]:
     counted, left = found.tokens.images, found.seen.media.count
     notes = []
     if counted and encoder is not None and isinstance(encoder.pictures, Pictures):
@@ -380,7 +380,7 @@ def check_data(
         raise ConfigError(f"no data: the recipe names no data set below its folder{said}", advice="give --data FILE")
     folders = [*given.folders, *([] if given.base is None else [Path(given.base)])]
     report = measure_data(
-        Asked(
+        CheckSettings(
             plan=plan,
             train=train,
             evaluation=_path(options.eval_data) or plan.evaluation,
@@ -395,7 +395,7 @@ def check_data(
             clean=options.write_clean,
             progress=progress,
             batch_stated=whole.config.training.batch_size is not None,
-            limits=Limits(
+            limits=MeasureSettings(
                 batch_size=whole.config.training.batch_size or _BATCH,
                 num_labels=options.num_labels or _classes(whole.config, given.base),
                 seed=options.seed,
@@ -422,7 +422,7 @@ def _joined(base: CheckReport, data: DataReport, unwanted: Mapping[str, str]) ->
     named = (("data", data.path), ("eval data", data.eval_path))
     return msgspec.structs.replace(
         base,
-        sources=[*base.sources, *(SourceFile(role=role, path=path) for role, path in named if path is not None)],
+        sources=[*base.sources, *(InputFile(role=role, path=path) for role, path in named if path is not None)],
         derived={**base.derived, **_derived(base, data), "rules_judged": rules_judged},
         findings=by_severity([*verdict.findings, *base.findings]),
         not_run=not_run,

@@ -37,7 +37,7 @@ _LOSS: Final = "loss"
 _ERROR: Final = SEVERITIES.index("error")
 
 
-class Noise(NamedTuple):
+class LossNoise(NamedTuple):
     """The noise of one held-out loss relative to others, in nats or None, and how it was estimated."""
 
     value: float | None
@@ -167,7 +167,7 @@ def _n_and_accuracy(report: MonitorReport, split: str) -> tuple[int | None, floa
     return metrics.n, accuracy if accuracy is not None and 0.0 <= accuracy <= 1.0 else None
 
 
-def loss_noise(losses: Sequence[float]) -> Noise:
+def loss_noise(losses: Sequence[float]) -> LossNoise:
     """The noise with which two evaluations of one held-out set are compared.
 
     Both evaluations saw the same examples, so the sampling error of the set is mostly common to them. The rest shows as
@@ -177,8 +177,10 @@ def loss_noise(losses: Sequence[float]) -> Noise:
     >>> loss_noise([2.0, 1.0]).value
     """
     if len(losses) >= _LEAST_EVALS:
-        return Noise(noise_of(losses, few=0), f"second differences of {len(losses)} evaluations of the same examples")
-    return Noise(
+        return LossNoise(
+            noise_of(losses, few=0), f"second differences of {len(losses)} evaluations of the same examples"
+        )
+    return LossNoise(
         None, f"unknown: {len(losses)} evaluations of the same examples are too few to see how they jump about"
     )
 

@@ -100,7 +100,7 @@ def merge_adapters(
     with scratch_folder() as folder:
         merged = merged_modules(pairs, recipe, stored, ArraySpool(folder), progress)
         ranks = ranks_of(pairs, merged, recipe)
-        decided = _Decided(recipe, stored, ranks, merged_patterns(ranks), heads)
+        decided = _MergeDecisions(recipe, stored, ranks, merged_patterns(ranks), heads)
         report = _report(sides, matching, pairs, merged, decided)
         if place is None:
             return report
@@ -113,7 +113,7 @@ def merge_adapters(
     return msgspec.structs.replace(report, out=str(out))
 
 
-class _Decided(NamedTuple):
+class _MergeDecisions(NamedTuple):
     """The decisions that both the report and the files follow."""
 
     recipe: Recipe
@@ -128,7 +128,7 @@ def _report(
     matching: Matching,
     pairs: Sequence[MergedPair],
     merged: Sequence[Sequence[MergedFactors]],
-    decided: _Decided,
+    decided: _MergeDecisions,
 ) -> MergeReport:
     recipe, patterns, heads = decided.recipe, decided.patterns, decided.heads
     modules = [module for some in merged for module in some]

@@ -101,7 +101,7 @@ class AdapterFacts(NamedTuple):
     """Modules that the config wants saved whole, so that a head among them is intended."""
 
 
-class Standing(NamedTuple):
+class FindingOverride(NamedTuple):
     """What differs from the rule's usual severity, confidence or action in the finding that reports one verdict."""
 
     severity: Severity | None = None
@@ -109,7 +109,7 @@ class Standing(NamedTuple):
     action: str | None = None
 
 
-Verdicts: TypeAlias = Mapping[str, Standing]
+Verdicts: TypeAlias = Mapping[str, FindingOverride]
 """The verdicts of `health` that a rule reports, each with what differs there from the rule's usual finding."""
 
 
