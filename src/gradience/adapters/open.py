@@ -98,17 +98,17 @@ def find_files(path: Path, *, config: Path | None = None, weights: Path | None =
     if not os.path.exists(path):  # noqa: PTH110  # Path.exists raises where a name is too long
         raise AdapterError(f"no such file or folder: {path}", advice="give the folder that PEFT saved")
     folder = path if path.is_dir() else path.parent
-    found = weights or (path if path.is_file() else _weights_in(folder))
+    file = weights or (path if path.is_file() else _weights_in(folder))
     others: tuple[Path, ...] = ()
-    if found is None:
-        folder, found = _only_nested(folder)
+    if file is None:
+        folder, file = _only_nested(folder)
     elif weights is None and path.is_dir():
         others = tuple(_nested(folder))  # PEFT saves adapters not named `default` in sub-folders
-    if not os.path.isfile(found):  # noqa: PTH113  # as above
-        raise AdapterError(f"no weights file at {found}", advice="give the weights file itself")
+    if not os.path.isfile(file):  # noqa: PTH113  # as above
+        raise AdapterError(f"no weights file at {file}", advice="give the weights file itself")
     if config is not None and not os.path.isfile(config):  # noqa: PTH113  # as above
         raise AdapterError(f"no config file at {config}", advice="give it with --adapter-config FILE")
-    return AdapterFiles(folder, config or _config_beside(found, folder), found, _shards(found), others)
+    return AdapterFiles(folder, config or _config_beside(file, folder), file, _shards(file), others)
 
 
 def _config_beside(weights: Path, folder: Path) -> Path:
@@ -143,9 +143,9 @@ def _only_nested(folder: Path) -> tuple[Path, Path]:
     """The one sub-folder that holds an adapter, and its weights."""
     nested = _nested(folder)
     if len(nested) == 1:
-        found = _weights_in(nested[0])
-        if found is not None:
-            return nested[0], found
+        file = _weights_in(nested[0])
+        if file is not None:
+            return nested[0], file
     if nested:
         raise AdapterError(
             f"{folder} holds {len(nested)} adapters in sub-folders ({_listed(nested)})",

@@ -56,14 +56,14 @@ class CodedWeight(NamedTuple):
     def moved(self, delta: Array) -> Array:
         """The change of the weight by a merge of delta that is rounded to its codes again; both as the parameter is."""
         enough_threads()
-        found = np.asarray(moved(self.codes, delta.T if self.turned else delta))
-        return found.T if self.turned else found
+        change = np.asarray(moved(self.codes, delta.T if self.turned else delta))
+        return change.T if self.turned else change
 
     def whole(self) -> Array:
         """The weight in float32, in the orientation of the model's parameter."""
         enough_threads()
-        found = np.asarray(whole(self.codes))
-        return found.T if self.turned else found
+        floats = np.asarray(whole(self.codes))
+        return floats.T if self.turned else floats
 
 
 class Weight(NamedTuple):
@@ -109,10 +109,10 @@ def weight_of(
         DamagedCodesError: a tensor beside its codes is missing or damaged, or does not fit them.
         AdapterError: it is no matrix.
     """
-    found = weights.find(parameter)
-    if found is not None and found.info.dtype in READABLE:
-        w = weights.read(found, expert, memory)
-        return Weight(found.name, _key(found.name, expert), found.info.dtype, w, names=frozenset([found.name]))
+    tensor = weights.find(parameter)
+    if tensor is not None and tensor.info.dtype in READABLE:
+        w = weights.read(tensor, expert, memory)
+        return Weight(tensor.name, _key(tensor.name, expert), tensor.info.dtype, w, names=frozenset([tensor.name]))
     parts = [] if expert is None else weights.find_expert(parameter, expert)
     if parts and all(part.info.dtype in READABLE for part in parts):
         names, rows = [part.name for part in parts], [weights.read(part) for part in parts]
@@ -163,6 +163,7 @@ def coded(weights: BaseWeights, parameter: str, expert: int | None = None) -> Co
     except (msgspec.MsgspecError, ValueError, TypeError, KeyError, IndexError) as error:
         raise DamagedCodesError(f"{name}: what is stored beside its codes does not fit them: {error}") from error
     held = {one.info.dtype for key in tensors.names if (one := weights.find(key)) is not None}
+    # Most formats do not say it: float16 if anything beside the codes is, else that in which models are served.
     dtype = read.dtype or ("F16" if "F16" in held else "BF16")
     return CodedWeight(name, read.form, dtype, read.codes, frozenset(tensors.names), tensors.form.turned)
 
@@ -223,6 +224,7 @@ def _step(count: int, size: int, told: int | None = None) -> int:
         ValueError: no such number.
     """
     exact = size // count if count and size % count == 0 else None
+    # A last block may be shorter than its step, so an even division is only the last guess.
     tried = (size if count == 1 else None, told, _BLOCK, exact)
     for step in tried:
         if step and -(-size // step) == count:
@@ -269,7 +271,7 @@ def _bnb4(kind: str) -> Callable[[Tensors], _CodesReading]:
     def read(tensors: Tensors) -> _CodesReading:
         told = decode_json(tensors.read(f"{{weight}}.quant_state.bitsandbytes__{kind}").tobytes(), BitsandbytesState)
         scales = tensors.read("{weight}.absmax")
-        if scales.dtype == np.uint8:
+        if scales.dtype == np.uint8:  # double quantisation: the scales are codes themselves, with scales of their own
             outer = np.repeat(tensors.numbers("{weight}.nested_absmax"), told.nested_blocksize)[: scales.size]
             scales = tensors.numbers("{weight}.nested_quant_map")[scales] * outer + np.float32(told.nested_offset)
         m, n = told.shape
@@ -279,6 +281,7 @@ def _bnb4(kind: str) -> Callable[[Tensors], _CodesReading]:
         packed = tensors.read("{weight}").reshape(-1)
         if n % 2 or 2 * len(packed) != m * n or len(scales) != m * n // group:
             raise ValueError(f"{len(packed)} bytes and {len(scales)} groups for a weight of {told.shape}")
+        # bitsandbytes has the first of two codes in the high bits of a byte, all other formats in the low ones.
         low_first = (packed >> 4 | packed << 4).reshape(m, -1)
         values = tensors.numbers("{weight}.quant_map")
         scales = np.ascontiguousarray(scales.reshape(m, -1).T)
@@ -329,6 +332,7 @@ def _packed(tensors: Tensors) -> _CodesReading:
     if (held := tensors.find("{weight}_zero_point")) is not None:
         zeros = tensors.read("{weight}_zero_point")
         if held.info.dtype == "I32":
+            # Packed as the codes are: without sign, half the range added.
             zeros = _unpacked(zeros, bits, 0)[:m] - 2.0 ** (bits - 1)
         zeros, _ = _grid(zeros.astype(np.float32), (m, n))
         zeros = np.ascontiguousarray(zeros.T)
@@ -359,18 +363,19 @@ def _gptq(tensors: Tensors) -> _CodesReading:
     n = len(words) if is_awq else len(words) * WORD // bits
     if len(zeros) != count or (not is_awq and words.shape[1] != m) or (is_awq and (bits != 4 or n % 8)):
         raise ValueError(f"qweight {list(words.shape)}, qzeros {list(zeros.shape)}, scales {list(scales.shape)}")
-    found = _unpacked(zeros.view(np.uint32), bits, 1)
+    offsets = _unpacked(zeros.view(np.uint32), bits, 1)
     if is_awq:
-        found = found.reshape(count, -1, 8)[:, :, [0, 4, 1, 5, 2, 6, 3, 7]].reshape(count, m)
+        # A word of AWQ holds columns 0, 2, 4, 6, 1, 3, 5, 7: the order in which its kernel takes them apart.
+        offsets = offsets.reshape(count, -1, 8)[:, :, [0, 4, 1, 5, 2, 6, 3, 7]].reshape(count, m)
         enough_threads()
         packed, groups = np.asarray(from_awq(words.view(np.uint32))), None
     else:
         # The first version of the format, and programs that write it, store zero points less one.
-        found = found[:, :m] + float(tensors.weights.quantization.checkpoint_format != "gptq_v2")
+        offsets = offsets[:, :m] + float(tensors.weights.quantization.checkpoint_format != "gptq_v2")
         packed = words.view(np.uint32)
         groups = _order(tensors.read("{module}.g_idx"), n, count) if tensors.find("{module}.g_idx") else None
     called = f"{'AWQ' if is_awq else 'GPTQ'} int{bits}"
-    return _CodesReading(called, Codes(packed, scales, f"uint{bits}", n, _step(count, n), zeros=found, groups=groups))
+    return _CodesReading(called, Codes(packed, scales, f"uint{bits}", n, _step(count, n), zeros=offsets, groups=groups))
 
 
 _READERS: Final[dict[Kind, Callable[[Tensors], _CodesReading]]] = {

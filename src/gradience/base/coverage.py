@@ -220,12 +220,12 @@ def _wanted(lora: LoraSnapshot) -> ModuleChoice:
 def _besides(lora: LoraSnapshot, hits: Hits, layout: Layout, wanted: ModuleChoice) -> dict[str, int]:
     """The number of trained entries beside LoRA's factors, by kind; kinds without any are left out."""
     saved = _saved(wanted, layout)
-    found = {
+    sizes = {
         "modules_to_save": sum(layout.sites[name].entries for name in saved),
         "bias": _biases(lora.bias, hits, layout, saved),
         "token_rows": _token_rows(lora, layout),
     }
-    return {kind: entries for kind, entries in found.items() if entries}
+    return {kind: entries for kind, entries in sizes.items() if entries}
 
 
 def _saved(wanted: ModuleChoice, layout: Layout) -> set[str]:
@@ -344,8 +344,8 @@ _STATES: Final = (  # words in the optimizer's name, and its state; the first en
 
 def _stored_dtype(sites: Iterable[Site]) -> str:
     """The trainable dtype that most of the base's sites have; float32 if none has one."""
-    found = Counter(_SHORT[site.dtype] for site in sites if site.dtype in _SHORT)
-    return found.most_common(1)[0][0] if found else "float32"
+    counts = Counter(_SHORT[site.dtype] for site in sites if site.dtype in _SHORT)
+    return counts.most_common(1)[0][0] if counts else "float32"
 
 
 def _memory_of(

@@ -139,9 +139,9 @@ def find_shards(path: Path) -> list[Path]:
         return indexed_files(folder / _INDEX)
     if (folder / _ONE_FILE).is_file():
         return [folder / _ONE_FILE]
-    found = sorted(p for p in folder.glob("*.safetensors") if p.is_file() and not p.name.startswith("adapter"))
-    if found:
-        return found
+    shards = sorted(p for p in folder.glob("*.safetensors") if p.is_file() and not p.name.startswith("adapter"))
+    if shards:
+        return shards
     held = ", ".join(sorted(p.name for p in folder.iterdir())[:8]) or "nothing"
     pickled = any(folder.glob("*.bin"))
     advice = "only safetensors are read: save the model again with safe_serialization=True" if pickled else _ADVICE
@@ -216,8 +216,8 @@ def stamp(files: Sequence[Path]) -> str:
 
 
 def _written(file: Path) -> str:
-    found = file.stat()
-    fields = (found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns)
+    status = file.stat()
+    fields = (status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns)
     return " ".join(map(str, fields))
 
 
@@ -310,9 +310,9 @@ class BaseWeights:
         transformers 5 stacks experts on loading and takes them apart on saving, so the stack is in no file.
         """
         for names in names_of_expert(stack, expert):
-            found = [self.find(name) for name in names]
-            if None not in found:
-                return [one for one in found if one is not None]
+            tensors = [self.find(name) for name in names]
+            if None not in tensors:
+                return [one for one in tensors if one is not None]
         return []
 
     def named_under(self, module: str) -> list[BaseTensor]:

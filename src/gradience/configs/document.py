@@ -135,8 +135,8 @@ def _base_class(value: Json) -> dict[str, str]:
         raise Malformed("a mapping")
     name, library = value.get("base_model_class"), value.get("parent_library")
     kind = re.match(r"transformers\.models\.(\w+)\.", library) if isinstance(library, str) else None
-    found = {"base_model_class": "" if name is None else text(name), "base_model_type": kind[1] if kind else ""}
-    return {key: value for key, value in found.items() if value}
+    mapping = {"base_model_class": "" if name is None else text(name), "base_model_type": kind[1] if kind else ""}
+    return {key: value for key, value in mapping.items() if value}
 
 
 def _missing(folder: Path) -> str:
@@ -144,9 +144,9 @@ def _missing(folder: Path) -> str:
 
 
 def _where_else(folder: Path) -> str:
-    found = sorted(folder.glob(f"*/{CONFIG_NAME}")) if folder.is_dir() else []
-    if found:
-        return f"there is one in {found[-1].parent}: give that folder"
+    configs = sorted(folder.glob(f"*/{CONFIG_NAME}")) if folder.is_dir() else []
+    if configs:
+        return f"there is one in {configs[-1].parent}: give that folder"
     return "give the folder where PEFT's save_pretrained wrote"
 
 
@@ -310,11 +310,11 @@ class Naming(NamedTuple):
         )
 
     def _turn(self, turn: _Mapping) -> _Mapping:
-        found = {self.keys.get(key, key): value for key, value in turn.items()}
+        renamed = {self.keys.get(key, key): value for key, value in turn.items()}
         for key in ("role", "from"):
-            if isinstance(found.get(key), str):
-                found[key] = self.roles.get(found[key], found[key])
-        return found
+            if isinstance(renamed.get(key), str):
+                renamed[key] = self.roles.get(renamed[key], renamed[key])
+        return renamed
 
 
 class DataPlan(NamedTuple):
@@ -425,9 +425,9 @@ def _first(items: list[_Mapping], places: tuple[Path, ...]) -> Path | None:
     for item in items:
         files = item.get("data_files")
         named = files if isinstance(files, str) else (_list(files) or [None])[0]
-        found = _place(named, places) or _place(item.get("path"), places)
-        if found is not None:
-            return found
+        place = _place(named, places) or _place(item.get("path"), places)
+        if place is not None:
+            return place
     return None
 
 
@@ -555,8 +555,8 @@ def _is_tokenizer(folder: Path) -> bool:
 
 
 def _section(mapping: _Mapping, name: str) -> _Mapping:
-    found = mapping.get(name)
-    return found if isinstance(found, dict) else {}
+    section = mapping.get(name)
+    return section if isinstance(section, dict) else {}
 
 
 def _place(value: Json, places: tuple[Path, ...]) -> Path | None:

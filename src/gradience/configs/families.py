@@ -202,5 +202,7 @@ def read_dimensions(folder: Path) -> Dimensions | None:
     widths = (text.hidden_size, text.d_model, text.n_embd, text.dim)
     layers = (text.num_hidden_layers, text.n_layer, text.n_layers, text.num_layers)
     method = whole.quantization_config.quant_method if whole.quantization_config else ""
-    found = Dimensions(whole.model_type, next(filter(None, widths), None), next(filter(None, layers), None), method)
-    return found if found.model_type else None
+    dimensions = Dimensions(
+        whole.model_type, next(filter(None, widths), None), next(filter(None, layers), None), method
+    )
+    return dimensions if dimensions.model_type else None

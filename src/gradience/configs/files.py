@@ -146,10 +146,10 @@ def plain_mapping(config: HasToDict | Mapping[str, Any]) -> dict[str, Json]:
     Raises:
         ConfigError: `to_dict` returns something other than a mapping.
     """
-    found = config if isinstance(config, Mapping) else config.to_dict()
-    if not isinstance(found, Mapping):
+    fields = config if isinstance(config, Mapping) else config.to_dict()
+    if not isinstance(fields, Mapping):
         raise ConfigError(f"{type(config).__name__}.to_dict() must return a mapping", advice="give a LoraConfig")
-    return {str(key): _plain(value, MAX_DEPTH) for key, value in found.items()}
+    return {str(key): _plain(value, MAX_DEPTH) for key, value in fields.items()}
 
 
 def _plain(value: object, depth: int) -> Json:

@@ -301,12 +301,12 @@ def _pickle_of(data: bytes) -> bytes:
 
 def _entry(archive: zipfile.ZipFile) -> bytes:
     entries = archive.infolist()
-    found = [entry for entry in entries[:_MAX_ENTRIES] if _PICKLE.fullmatch(entry.filename)]
-    if len(entries) > _MAX_ENTRIES or len(found) != 1:
+    pickles = [entry for entry in entries[:_MAX_ENTRIES] if _PICKLE.fullmatch(entry.filename)]
+    if len(entries) > _MAX_ENTRIES or len(pickles) != 1:
         raise Malformed("a zip archive that torch.save did not write: it holds no single FOLDER/data.pkl")
-    if found[0].compress_type not in {zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED}:
+    if pickles[0].compress_type not in {zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED}:
         raise Malformed("a zip archive that torch.save did not write: it is compressed in another way")
-    with archive.open(found[0]) as file:  # the read is bounded, because the sizes in an archive may be false
+    with archive.open(pickles[0]) as file:  # the read is bounded, because the sizes in an archive may be false
         return file.read(MAX_PICKLE + 1)
 
 

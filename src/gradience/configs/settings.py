@@ -92,7 +92,7 @@ def layer_of(
         secret_keys=tuple(key for level in held for key in level.secrets()),
         masked_keys=tuple(key for level in held for key in level.masked()),
         output_dir=output_dir,
-        base=next((found for level in held if (found := _base_of(level))), None),
+        base=next((base for level in held if (base := _base_of(level))), None),
     )
 
 
@@ -178,8 +178,8 @@ def split_names(value: str) -> list[str]:
 
 def comma_names(value: Json) -> list[str]:
     """Return the names in a list or in a comma-separated text."""
-    found = names(value)
-    return found if isinstance(found, list) else split_names(found)
+    named = names(value)
+    return named if isinstance(named, list) else split_names(named)
 
 
 class Setting(NamedTuple):
@@ -228,14 +228,14 @@ def _setting(level: Level, field: str, named: SettingNames, native: Sequence[str
 
 def recipe(program: Program, section: str = "", **readers: Callable[[Json], object]) -> dict[Level, list[Setting]]:
     """The settings that a program's recipe has in a section, by level; `readers` are its own of a setting's value."""
-    found: dict[Level, list[Setting]] = {}
+    levels: dict[Level, list[Setting]] = {}
     for level, table in NAMES.settings.items():
         for field, named in table.items():
             paths = [path.rpartition(".") for path in getattr(named, program).split()]
             if native := [name for place, _, name in paths if place == section]:
                 setting = _setting(level, field, named, native)
-                found.setdefault(level, []).append(setting._replace(read=readers.get(field, setting.read)))
-    return found
+                levels.setdefault(level, []).append(setting._replace(read=readers.get(field, setting.read)))
+    return levels
 
 
 RUN, OPTIMIZER, LORA, TRAINING = (

@@ -251,9 +251,9 @@ def objective_by_names(names: AbstractSet[str]) -> Objective | None:
     ('preference', None)
     """
     for kind, telling in _TELLING:
-        found = sorted(telling & names)
-        if found:
-            return Objective(kind, f"the log has {found[0]}", stated=False)
+        hits = sorted(telling & names)
+        if hits:
+            return Objective(kind, f"the log has {hits[0]}", stated=False)
     return None
 
 

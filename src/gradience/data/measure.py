@@ -126,10 +126,10 @@ def _decodes(piece: str) -> bool:
         return False
     for encoding in ("cp1252", "latin-1"):
         try:
-            found = piece.encode(encoding).decode("utf-8")
+            text = piece.encode(encoding).decode("utf-8")
         except UnicodeError:
             continue
-        return ord(found) < _RARE[0] or ord(found) >= _RARE[1]
+        return ord(text) < _RARE[0] or ord(text) >= _RARE[1]
     return False
 
 
@@ -264,38 +264,38 @@ class RowCounter:
 
     def _seen_in(self, row: TokenRow, text: str) -> list[str]:
         """The names of the fields of `RowsSeen` that apply to a row."""
-        found = self._seen_in_tokens(row)
+        faults = self._seen_in_tokens(row)
         if REPLACEMENT in text:
-            found.append("replacement")
+            faults.append("replacement")
         if is_mojibake(text):
-            found.append("mojibake")
+            faults.append("mojibake")
         repeats = self._hashes.add(row_key(row.columns))
         if repeats:
-            found.append("duplicate")
+            faults.append("duplicate")
         answers = answers_of(row.columns)
         if any(unsaid(row.columns)):
-            found.append("empty_answer")
+            faults.append("empty_answer")
         if answers:
             self._answered += 1
             key = digest(answers[0])
             if key in self._answers or len(self._answers) < _DISTINCT:  # one that many rows share is among the first
                 self._answers[key] += 1
-        found += self._seen_in_text(row.columns)
-        self._crowd.add(row.number, row.columns, repeats=repeats or "conflict" in found)
-        return found
+        faults += self._seen_in_text(row.columns)
+        self._crowd.add(row.number, row.columns, repeats=repeats or "conflict" in faults)
+        return faults
 
     def _seen_in_text(self, columns: Columns) -> list[str]:
         """The signs of a row's text, and of its two answers; text in the loss only, so none of rows of tokens."""
-        found = signs_of(columns, self._own) if "input_ids" not in columns else []
-        if "foreign_tokens" in found:
+        signs = signs_of(columns, self._own) if "input_ids" not in columns else []
+        if "foreign_tokens" in signs:
             self._foreign |= foreign_in([whole_text(columns)], self._own)
         if "rejected" in columns and "chosen" in columns:
-            found += self._compare_sides(text_of(columns["chosen"]), text_of(columns["rejected"]))
+            signs += self._compare_sides(text_of(columns["chosen"]), text_of(columns["rejected"]))
         if self._contradicts(columns):
-            found.append("conflict")
+            signs.append("conflict")
         if "translated" in columns:
-            found.append("translated")
-        return found
+            signs.append("translated")
+        return signs
 
     def _compare_sides(self, chosen: str, rejected: str) -> list[str]:
         if chosen.strip() == rejected.strip():
@@ -339,27 +339,27 @@ class RowCounter:
         return {role: self._rows(_ROLE + role) for role in sorted(self._roles)}
 
     def _seen_in_tokens(self, row: TokenRow) -> list[str]:
-        found = self._seen_in_given(row.columns) if "input_ids" in row.columns else []
+        faults = self._seen_in_given(row.columns) if "input_ids" in row.columns else []
         if 0 in row.columns.get("completion_mask", ()) and all(one.mask is None for one in row.sequences):
-            found.append("mask_unused")
+            faults.append("mask_unused")
         for sequence in row.sequences:
             self._lengths.append(len(sequence.ids))
             self._owners.append(row.number)
-            found += [name for name in self._seen_in_sequence(sequence, row) if name not in found]
-        return found
+            faults += [name for name in self._seen_in_sequence(sequence, row) if name not in faults]
+        return faults
 
     def _seen_in_given(self, columns: Columns) -> list[str]:
         """The names of what a row shows that is tokenised already."""
         ids: list[int] = columns["input_ids"]
         labels: list[int] = columns.get("labels", ids)
-        found = _of_labels(ids, labels)
+        faults = _of_labels(ids, labels)
         if self._size and not all(0 <= one < self._size for one in ids):
-            found.append("unknown_ids")
+            faults.append("unknown_ids")
         if self._pad is not None and ids[-_PADDED:] == labels[-_PADDED:] == [self._pad] * _PADDED:
-            found.append("padding_supervised")
+            faults.append("padding_supervised")
         if "parted" not in columns:
-            found += self._parted_by_ends(ids)
-        return found
+            faults += self._parted_by_ends(ids)
+        return faults
 
     def _parted_by_ends(self, ids: list[int]) -> list[str]:
         """The names of what follows end tokens within a row. A padded row of turns is no piece of a packed text."""
@@ -388,23 +388,23 @@ class RowCounter:
         overlong = self._limits.overlong
         if not dropped or (self._shape.trainer != "reward" and overlong != "left_out"):
             self._fed.append(kept)
-        found = ["cut"] if kept < length else []
+        faults = ["cut"] if kept < length else []
         if overlong == "shared" and left and length - supervised > kept - left:
-            found.append("question_cut")
+            faults.append("question_cut")
         if len(ids) > 1 and ids[0] == ids[1] == self._bos:
-            found.append("double_bos")
+            faults.append("double_bos")
         if self._has_tokens_loss:
-            found += _of_mask(mask, supervised, length)
+            faults += _of_mask(mask, supervised, length)
             if left < supervised:
-                found.append("answer_cut")
+                faults.append("answer_cut")
             if supervised and (dropped or not left):
-                found.append("answer_lost")
+                faults.append("answer_lost")
             if kept == length and supervised:
-                found += ["whole", *self._ends_of(ids, mask)]
+                faults += ["whole", *self._ends_of(ids, mask)]
         elif dropped:
-            found.append("answer_lost")
+            faults.append("answer_lost")
         self._count_tokens(length, supervised, *((0, 0) if dropped else (kept, left)))
-        return found
+        return faults
 
     def _count_tokens(self, length: int, supervised: int, kept: int, left: int) -> None:
         """Count a sequence: its tokens and the supervised ones, before the limit and after it."""
@@ -444,15 +444,15 @@ class RowCounter:
         It also counts the row's last control token. At least one token of the row must be supervised.
         """
         places = [i for end in self._ends if end in ids for i, one in enumerate(ids) if one == end]
-        found = ["end_supervised"] if any(mask is None or mask[i] for i in places) else []
+        signs = ["end_supervised"] if any(mask is None or mask[i] for i in places) else []
         if mask is not None and any(not mask[i] and i and mask[i - 1] for i in places):
-            found.append("end_masked")
+            signs.append("end_masked")
         last = len(ids) if mask is None else next(i + 1 for i in range(len(ids) - 1, -1, -1) if mask[i])
         tail = ids[max(last - _WHITESPACE, 0) : last]
         control = next((one for one in reversed(tail) if one in self._controls), None)
         if control is not None:
             self._last[control] += 1
-        return found
+        return signs
 
     def _turn_end(self) -> int | None:
         """The control token that ends most answers, unless it ends generation; then None."""

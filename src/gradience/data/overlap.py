@@ -61,15 +61,15 @@ class NearIndex:
 
     def candidates(self, grams: Hashes) -> list[int]:
         """The numbers of the sets that are probably similar."""
-        found: list[int] = self._index.query(self._hashed(grams))
-        return found
+        places: list[int] = self._index.query(self._hashed(grams))
+        return places
 
     def candidates_before(self, number: int, grams: Hashes) -> list[int]:
         """The numbers of similar sets that were added before; the set is added, too."""
         hashed = self._hashed(grams)
-        found: list[int] = self._index.query(hashed)
+        places: list[int] = self._index.query(hashed)
         self._index.insert(number, hashed)
-        return found
+        return places
 
 
 def near_index() -> NearIndex | None:

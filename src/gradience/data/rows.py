@@ -80,12 +80,10 @@ class RowSource:
         for file, count in zip(self._files, self._counts, strict=True):
             asked = None if wanted is None else {number - before for number in wanted if before < number}
             left = count if asked is None else sum(number <= count for number in asked)
-            for found in _read(file, asked):
+            for row in _read(file, asked):
                 left -= 1
                 yield (
-                    found._replace(number=found.number + before)
-                    if isinstance(found, UnusableRow)
-                    else _later(found, before)
+                    row._replace(number=row.number + before) if isinstance(row, UnusableRow) else _later(row, before)
                 )
             if left > 0:
                 raise ConfigError(f"{file}: it changed while it was read", advice="read it again once it is whole")
@@ -100,9 +98,9 @@ def raw_lines(source: RowSource) -> Iterator[tuple[int, bytes]]:
                 if line is not None and line.strip():
                     yield number, line if line.endswith(b"\n") else line + b"\n"
         return
-    for found in source.rows():
-        if not isinstance(found, UnusableRow):
-            yield found[0], msgspec.json.encode(found[1]) + b"\n"
+    for row in source.rows():
+        if not isinstance(row, UnusableRow):
+            yield row[0], msgspec.json.encode(row[1]) + b"\n"
 
 
 def _require_regular(path: Path) -> None:

@@ -110,16 +110,16 @@ class Tokeniser:
 
     def examples(self, rows: Iterable[Found]) -> Iterator[tuple[int, Columns] | UnusableRow]:
         """Yield each row in its trainer's columns, or as a fault."""
-        for found in rows:
-            if isinstance(found, UnusableRow):
-                yield found
+        for row in rows:
+            if isinstance(row, UnusableRow):
+                yield row
                 continue
             try:
-                yield found[0], self._canonical(found[1])
+                yield row[0], self._canonical(row[1])
             except Unusable as error:
-                yield UnusableRow(found[0], str(error))
+                yield UnusableRow(row[0], str(error))
             except Exception as error:  # noqa: BLE001  # a value of a type or size that no row of the format has
-                yield UnusableRow(found[0], f"{type(error).__name__}: {' '.join(str(error).split())[:200]}")
+                yield UnusableRow(row[0], f"{type(error).__name__}: {' '.join(str(error).split())[:200]}")
 
     def is_of_another_format(self, row: Row) -> bool:
         """Whether a row that is not of this format can be used in another; a prompt alone lacks its answer."""
@@ -338,11 +338,11 @@ class Tokeniser:
         prompts = self._encode([item["prompt"] for item in columns], columns, prompt=True)
         sides = self._sides(columns)
         for (number, item), prompt, chosen, rejected in zip(rows, prompts, *sides, strict=True):
-            fault = next((found for found in (prompt, chosen, rejected) if isinstance(found, str)), None)
+            fault = next((part for part in (prompt, chosen, rejected) if isinstance(part, str)), None)
             if fault is not None:
                 yield UnusableRow(number, fault)
                 continue
-            ids = [found.ids for found in (prompt, chosen, rejected) if not isinstance(found, str)]
+            ids = [part.ids for part in (prompt, chosen, rejected) if not isinstance(part, str)]
             begun = min(common_prefix(ids[0], ids[1]), common_prefix(ids[0], ids[2]))
             made = tuple(Sequence(one, [0] * begun + [1] * (len(one) - begun)) for one in ids[1:])
             yield TokenRow(number, item, made, begun)

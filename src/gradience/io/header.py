@@ -158,13 +158,13 @@ def _wrong_length(path: Path, length: int, size: int) -> AdapterError:
 def _declared(path: Path, raw: bytes) -> dict[str, _TensorEntry]:
     """The header's entries. They are decoded once, straight to their type, because a header may hold a million."""
     try:
-        found = msgspec.json.decode(raw, type=dict[str, _TensorEntry | None])
+        declared = msgspec.json.decode(raw, type=dict[str, _TensorEntry | None])
     except msgspec.ValidationError as error:
         raise AdapterError(
             f"{path}: the safetensors header is malformed: {error}", advice="save the adapter again"
         ) from error
-    found.pop("__metadata__", None)  # MLX-LM writes null
-    entries = {name: entry or _TensorEntry() for name, entry in found.items()}
+    declared.pop("__metadata__", None)  # MLX-LM writes null
+    entries = {name: entry or _TensorEntry() for name, entry in declared.items()}
     # A name that is given twice leaves one entry, so the counts differ. A quote inside a name would be escaped, so no
     # name can look like the field.
     if raw.count(b'"data_offsets"') > len(entries) + ("data_offsets" in entries):

@@ -342,8 +342,8 @@ def _by_architecture(config: Any) -> Any:
     named = next(iter(getattr(config, "architectures", None) or []), "")
     kinds = {"ForSequenceClassification": "SEQ_CLS", "ForTokenClassification": "TOKEN_CLS"}
     kinds |= {"ForConditionalGeneration": "SEQ_2_SEQ_LM"}
-    found = next((task for ending, task in kinds.items() if named.endswith(ending)), None)
-    return found and getattr(_transformers(), _HEADS[found])
+    kind = next((task for ending, task in kinds.items() if named.endswith(ending)), None)
+    return kind and getattr(_transformers(), _HEADS[kind])
 
 
 def _code(base: Any) -> None:

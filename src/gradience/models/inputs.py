@@ -108,11 +108,11 @@ def read_inputs(
             f"{place} holds texts, and neither the base nor the adapter has a tokenizer beside it",
             advice="save the tokenizer with the base, or give token ids where the command takes them",
         )
-    chosen, found = _chosen(_rows(place), most, seed)
+    chosen, count = _chosen(_rows(place), most, seed)
     limit = min(longest, loaded.longest or longest)
     read = _Reader(place, loaded, limit, token_ids=token_ids)
     examples = [read.example(number, row) for number, row in chosen]
-    return Inputs([e for e in examples if e.first < e.stop], found, read.cut)
+    return Inputs([e for e in examples if e.first < e.stop], count, read.cut)
 
 
 def batches(examples: Sequence[ModelInput], *, tokens: int, pad: int | None) -> list[Batch]:

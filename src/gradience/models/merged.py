@@ -166,11 +166,11 @@ class PeftMerge:
         """A model of the modules alone, each built from its weight's shape; those that the base lacks are left out."""
         layers = {}
         for module in self.modules:
-            found = self._found(module, "weight")
-            if found is not None:
+            tensor = self._found(module, "weight")
+            if tensor is not None:
                 bias = self._found(module, "bias") is not None
                 transposed = bool(getattr(self._config, "fan_in_fan_out", False))
-                layers[module] = _layer_of(self._torch, module, found.info.shape, transposed=transposed, bias=bias)
+                layers[module] = _layer_of(self._torch, module, tensor.info.shape, transposed=transposed, bias=bias)
         return _containers(self._torch, layers)
 
     def _found(self, module: str, leaf: str) -> BaseTensor | None:
@@ -189,13 +189,13 @@ class PeftMerge:
         if not own:
             raise AdapterError(f"{module} is {type(empty).__name__} in the base, which has no weight of its own")
         for leaf, parameter in own:
-            found = self._found(module, leaf)
-            if found is None:
+            tensor = self._found(module, leaf)
+            if tensor is None:
                 raise AdapterError(f"the base has no {module}.{leaf}")
-            before = self._weights.read_whole(found)
+            before = self._weights.read_whole(tensor)
             if before.shape != tuple(parameter.shape):
-                raise AdapterError(f"{found.name} is of shape {list(before.shape)}, expected {list(parameter.shape)}")
-            stored[leaf] = (found, before)
+                raise AdapterError(f"{tensor.name} is of shape {list(before.shape)}, expected {list(parameter.shape)}")
+            stored[leaf] = (tensor, before)
             setattr(layer, leaf, self._parameter(self._torch.from_numpy(before.astype(np.float32))))
         return layer, stored
 

@@ -78,11 +78,11 @@ class Reference:
         if place in self._kept:
             return self._kept[place]
         with self._state():
-            found = log_probs(logits_of(self._loaded, batch))
-        self._bytes += found.nbytes
+            scores = log_probs(logits_of(self._loaded, batch))
+        self._bytes += scores.nbytes
         if self._bytes <= _KEPT:
-            self._kept[place] = found
-        return found
+            self._kept[place] = scores
+        return scores
 
 
 class InputScores(NamedTuple):
@@ -124,11 +124,11 @@ def scored(
         with torch.inference_mode():  # entered again, because a generator's decorator does not hold between its steps
             known = reference.of(number, batch) if reference is not None else None
             with state():
-                found = log_probs(logits_of(loaded, batch))
+                scores = log_probs(logits_of(loaded, batch))
             sizes = row_sizes(loaded, batch)
-            kl, flips = _against(known, found)
-            labels = _labels(loaded, examples, batch, found.device)
-            per_row = zip(batch.rows, sizes, *(x.split(sizes) for x in (kl, flips, found, labels)), strict=True)
+            kl, flips = _against(known, scores)
+            labels = _labels(loaded, examples, batch, scores.device)
+            per_row = zip(batch.rows, sizes, *(x.split(sizes) for x in (kl, flips, scores, labels)), strict=True)
             rows = [_scored(place, size, d, other, found=f, labels=y) for place, size, d, other, f, y in per_row]
         yield from rows
 

@@ -53,16 +53,16 @@ def read_loaded(
     Raises:
         AdapterError: an output is not finite.
     """
-    found: Reading = [np.empty(0)] * len(examples)
+    readings: Reading = [np.empty(0)] * len(examples)
     pad = None if alone else loaded.pad
     with state or nullcontext():
         for batch in batches(examples, tokens=tokens_within(loaded), pad=pad):
             scores = log_probs(logits_of(loaded, batch))
             for row, own in zip(batch.rows, scores.split(row_sizes(loaded, batch)), strict=True):
-                found[row] = _kept(loaded, examples[row], own)
-    if not all(np.isfinite(values).all() for values in found):
+                readings[row] = _kept(loaded, examples[row], own)
+    if not all(np.isfinite(values).all() for values in readings):
         raise AdapterError("the model's outputs are not finite", advice="check the weights of base and adapter")
-    return found
+    return readings
 
 
 @torch.inference_mode()
@@ -88,10 +88,10 @@ def sampled(loaded: LoadedModel, count: int, *, length: int, seed: int) -> list[
     plain = GenerationConfig(do_sample=True, top_k=0, max_new_tokens=length, eos_token_id=ends, pad_token_id=first)
     with torch.random.fork_rng(devices=[loaded.device] if loaded.device.type == "cuda" else []):
         torch.manual_seed(seed)
-        found = loaded.model.generate(
+        generated = loaded.model.generate(
             input_ids=begin, attention_mask=torch.ones_like(begin), generation_config=plain
         ).tolist()
-    return [row for row in (_ended(ids, set(ends)) for ids in found) if row.stop > row.first]
+    return [row for row in (_ended(ids, set(ends)) for ids in generated) if row.stop > row.first]
 
 
 def _ended(ids: list[int], ends: set[int]) -> ModelInput:

@@ -100,14 +100,14 @@ def with_scale(layers: Mapping[str, Any]) -> list[LoraLayer]:
 @contextmanager
 def scaled(layers: Mapping[str, Any], factor: float) -> Iterator[None]:
     """A context in which every LoRA update counts `factor` times."""
-    found = with_scale(layers)
-    before = [layer.scaling[FIRST] for layer in found]
+    scaled = with_scale(layers)
+    before = [layer.scaling[FIRST] for layer in scaled]
     try:
-        for layer, scale in zip(found, before, strict=True):
+        for layer, scale in zip(scaled, before, strict=True):
             layer.scaling[FIRST] = factor * scale
         yield
     finally:
-        for layer, scale in zip(found, before, strict=True):
+        for layer, scale in zip(scaled, before, strict=True):
             layer.scaling[FIRST] = scale
 
 

@@ -105,8 +105,8 @@ def merge_sums(update: UpdatedWeight, *, scale: float, target: str, delta_dtype:
         sums = sums_of_low(w, update.left, update.right, np.float32(scale), target=target, delta_dtype=delta_dtype)
     with np.errstate(invalid="ignore"):  # products of huge numbers are infinite in float32, of either sign
         totals = [float(x) for x in np.asarray(sums).sum(axis=1, dtype=np.float64)]
-    found = _merge_sums(update.w.size, totals[:6])
-    return found._replace(in_codes=_merge_sums(found.entries, totals[6:] + totals[3:6])) if totals[6:] else found
+    total = _merge_sums(update.w.size, totals[:6])
+    return total._replace(in_codes=_merge_sums(total.entries, totals[6:] + totals[3:6])) if totals[6:] else total
 
 
 def _merge_sums(entries: int, totals: Sequence[float]) -> MergeSums:
@@ -144,8 +144,8 @@ def _by_rows(w: Array | Codes, delta: Callable[[Callable[[Array], Array]], Array
         products = _products(weight, change, target)
         if isinstance(w, Codes):
             products += _realised(moved(w.rows(first, size), change), change)
-        found = jnp.stack([jnp.sum(x, axis=1) for x in products])
-        return lax.dynamic_update_slice(sums, found, (0, first))
+        of_rows = jnp.stack([jnp.sum(x, axis=1) for x in products])
+        return lax.dynamic_update_slice(sums, of_rows, (0, first))
 
     sums = jnp.zeros((9 if isinstance(w, Codes) else 6, m), jnp.float32)
     made: Array = lax.fori_loop(0, -(-m // size), part, sums)
@@ -338,9 +338,9 @@ def overlaps(base: Operator, tuned: Operator, k: int, eps: Sequence[float], *, s
     with float64():
         if size <= EXACT_UP_TO:
             return _exact(base, tuned, k)
-        found = _bounded(base, leading(tuned, k, vectors=True, seed=seed), eps)
-        is_open = not found.converged or any(count_below(found, e)[1] for e in eps)
-        return _exact(base, tuned, k) if is_open and size <= SETTLED_UP_TO else found
+        bounded = _bounded(base, leading(tuned, k, vectors=True, seed=seed), eps)
+        is_open = not bounded.converged or any(count_below(bounded, e)[1] for e in eps)
+        return _exact(base, tuned, k) if is_open and size <= SETTLED_UP_TO else bounded
 
 
 def count_below(found: Overlaps, eps: float) -> tuple[int, int]:

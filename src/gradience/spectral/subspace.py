@@ -63,14 +63,14 @@ def crossed(loads: Mapping[int, Load], pairs: Sequence[Places], r: int) -> Cross
     Each of `loads` returns (b, a), b (d_out, r_i) and a (r_i, d_in), of any real dtype. Up to 32 MiB of factors are
     held at a time, and at least those of one pair. If all factors do not fit, some are loaded more than once.
     """
-    found = CrossProducts({}, {})
+    crosses = CrossProducts({}, {})
     with np.errstate(all="ignore"):  # entries that are not finite warn here; the caller finds them in the products
         for held, some in _held_pairs(loads, pairs):
             wanted = [*some, *((i, i) for i in held)]
-            for side, of in ((found.b, [b.T for b, _ in held.values()]), (found.a, [a for _, a in held.values()])):
+            for side, of in ((crosses.b, [b.T for b, _ in held.values()]), (crosses.a, [a for _, a in held.values()])):
                 products = dict(zip(held, _gram(of, r), strict=True))
                 side.update({(i, j): products[i][:, list(held).index(j)] for i, j in wanted})
-    return found
+    return crosses
 
 
 def _held_pairs(
@@ -169,8 +169,8 @@ def root(gram: Array) -> Array:
     length = jnp.sqrt(jnp.maximum(jnp.diagonal(gram), 0.0))
     safe = jnp.where(length > 0.0, length, 1.0)
     values, vectors = jnp.linalg.eigh(gram / jnp.outer(safe, safe))
-    found: Array = jnp.sqrt(jnp.maximum(values, 0.0))[:, None] * vectors.T * length
-    return found
+    root: Array = jnp.sqrt(jnp.maximum(values, 0.0))[:, None] * vectors.T * length
+    return root
 
 
 @jax.jit
@@ -235,14 +235,14 @@ def _row(row: Row, pairs: Sequence[Places]) -> RowGeometry:
     present = {place: one for place, one in enumerate(row) if one is not None}
     wanted = [pair for pair in pairs if present.keys() >= set(pair)]
     r = bucket_of(max((present[i].rank for pair in wanted for i in pair), default=1))
-    found: dict[Places, PairGeometry] = {}
+    geometries: dict[Places, PairGeometry] = {}
     with float64():
         grams = crossed({place: one.load for place, one in present.items()}, wanted, r)
         for start in range(0, len(wanted), _PAIRS):
-            found |= _compared(present, wanted[start : start + _PAIRS], grams)
+            geometries |= _compared(present, wanted[start : start + _PAIRS], grams)
     ranks = {i: present[i].rank for i, j in grams.b if i == j}
     own = {i: (grams.b[i, i][:k, :k], grams.a[i, i][:k, :k]) for i, k in ranks.items()}
-    return RowGeometry(own, found)
+    return RowGeometry(own, geometries)
 
 
 def _compared(
@@ -253,10 +253,10 @@ def _compared(
     padded = [*pairs, *[pairs[0]] * (calls - len(pairs))]
     gram_b, gram_a = (np.stack(some) for some in zip(*map(grams.together, padded), strict=True))
     scales = np.array([[present[i].scale, present[j].scale] for i, j in padded])
-    found = jax.device_get(compared_by_grams(gram_b, gram_a, scales))
+    numbers = jax.device_get(compared_by_grams(gram_b, gram_a, scales))
     geometries = {}
     for k, (i, j) in enumerate(pairs):
-        one = jax.tree.map(lambda x, k=k: x[k], found)
+        one = jax.tree.map(lambda x, k=k: x[k], numbers)
         if one.finite and not one.trusted:
             one = jax.device_get(compared_by_qr(*_together(present[i], present[j], gram_b.shape[1] // 2), scales[k]))
         geometries[i, j] = _geometry(one)

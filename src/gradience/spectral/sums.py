@@ -60,10 +60,10 @@ def norm_beyond_the_sides(b: Matrix, a: Matrix, grams: Pair) -> float:
     `gram_norm` alone would miss a cancellation here: `narrowed` replaces the factors by (product, identity), so the
     Gram matrices no longer show that the terms cancel.
     """
-    found = gram_norm(grams, lambda: (b, a))
+    norm = gram_norm(grams, lambda: (b, a))
     size = float(np.sum(b * b, axis=0) @ np.sum(a * a, axis=1))
-    is_nothing = math.isfinite(found) and math.isfinite(size) and found <= _NOTHING * size
-    return 0.0 if is_nothing else found
+    is_nothing = math.isfinite(norm) and math.isfinite(size) and norm <= _NOTHING * size
+    return 0.0 if is_nothing else norm
 
 
 def squared_distance(one: tuple[Matrix, Matrix], two: tuple[Matrix, Matrix], *, grams: Pair | None = None) -> float:
@@ -75,6 +75,7 @@ def squared_distance(one: tuple[Matrix, Matrix], two: tuple[Matrix, Matrix], *, 
     gram_b, gram_a = pair_grams(b1, a1) if grams is None else grams
     other_b, other_a = pair_grams(b2, a2)
     inner = (b1.T @ b2) * (a1 @ a2.T)
+    # Of equal products the three sums cancel, and rounding may leave less than nothing.
     return max(0.0, float(np.sum(gram_b * gram_a)) - 2.0 * float(np.sum(inner)) + float(np.sum(other_b * other_a)))
 
 
@@ -122,7 +123,7 @@ def sum_grams(parts: Sequence[Part]) -> Pair:
     ranks = [len(a) for _, a, _ in parts]
     loads = {i: lambda b=b, a=a: (b, a) for i, (b, a, _) in enumerate(parts)}
     pairs = list(combinations(range(len(parts)), 2)) or [(0, 0)]
-    found = crossed(loads, pairs, bucket_of(max(ranks)))
+    products = crossed(loads, pairs, bucket_of(max(ranks)))
     weights = _weights(parts)
     gram_b, gram_a = (
         np.block(
@@ -131,7 +132,7 @@ def sum_grams(parts: Sequence[Part]) -> Pair:
                 for i, r in enumerate(ranks)
             ]
         )
-        for side in found
+        for side in products
     )
     return gram_b * np.outer(weights, weights), gram_a
 
@@ -212,17 +213,17 @@ def _side(factors: Sequence[Matrix], turn: Floats, dtype: np.dtype[Any]) -> tupl
     (height, k), length, in_rows = turn.shape, factors[0].shape[1], factors[0].flags.c_contiguous
     kind = np.float32 if dtype.itemsize <= _HALF else np.float64
     width = 1 << (max(1, min(length, _BLOCK // height)) - 1).bit_length()  # so that XLA compiles few programs
-    found = np.empty((k, length), dtype) if in_rows else np.empty((length, k), dtype).T
+    projected = np.empty((k, length), dtype) if in_rows else np.empty((length, k), dtype).T
     crosses, squares = np.zeros((height, k)), np.zeros((k, k))
     for start in range(0, length, width):
         block = np.zeros((height, width), kind) if in_rows else np.zeros((width, height), kind).T
         span = slice(start, min(start + width, length))
         np.concatenate([factor[:, span] for factor in factors], out=block[:, : span.stop - start], casting="unsafe")
         new, cross, square = new_factor(block if in_rows else block.T, turn.astype(kind), dtype.name, in_rows=in_rows)
-        found[:, span] = (np.asarray(new) if in_rows else np.asarray(new).T)[:, : span.stop - start]
+        projected[:, span] = (np.asarray(new) if in_rows else np.asarray(new).T)[:, : span.stop - start]
         crosses += cross
         squares += square
-    return found, crosses, squares
+    return projected, crosses, squares
 
 
 @partial(jax.jit, static_argnames=("dtype", "in_rows"))
@@ -232,6 +233,7 @@ def new_factor(x: Array, turn: Array, dtype: str, *, in_rows: bool) -> tuple[Arr
     X is (r, d) and turn (r, k). Without `in_rows`, X and U are given and returned as their transposes.
     """
     x = x if in_rows else x.T
+    # At its default, a GPU multiplies in TF32, and that error would be taken for the rounding's.
     exact = jnp.matmul(turn.T, x, precision="highest")
     new = rounded(exact, dtype)
     lost = new - exact

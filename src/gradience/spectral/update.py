@@ -82,8 +82,8 @@ def core_singular_values(b: Matrix, a: Matrix) -> Floats:
     """
     if not len(a):
         return np.zeros(0)
-    found = by_qr_alone(Factors(b, a, 1.0))
-    return np.asarray(found.sigma[: len(a)]) * math.prod(float(size) for size in found.sizes)
+    result = by_qr_alone(Factors(b, a, 1.0))
+    return np.asarray(result.sigma[: len(a)]) * math.prod(float(size) for size in result.sizes)
 
 
 class LowRank(NamedTuple):

@@ -267,8 +267,8 @@ def _plain_context(source: TensorSource) -> Context:
 @reported
 def _kohya_module(ctx: Context, group: Group) -> Module | LeftoverTensor:
     alpha = _alpha(ctx, group)
-    found = product_module(ctx, group, alpha) or _pair_module(ctx, group, alpha)
-    return found if isinstance(found, LeftoverTensor) else with_magnitude(ctx, group, found)
+    module = product_module(ctx, group, alpha) or _pair_module(ctx, group, alpha)
+    return module if isinstance(module, LeftoverTensor) else with_magnitude(ctx, group, module)
 
 
 def _pair_module(ctx: Context, group: Group, alpha: float | None) -> Module:
@@ -342,8 +342,8 @@ def _read_diffusers(files: Files) -> Adapter:
         roles[name] = role_of(field)
     assembly = Assembly(DIFFUSERS, source, roles)
     for (component, _), group in groups.items():
-        found = _diffusers_module(contexts.get(component, plain), group, configured=component in contexts)
-        assembly.add(group, replace(found, name=f"{component}.{found.name}"))
+        built = _diffusers_module(contexts.get(component, plain), group, configured=component in contexts)
+        assembly.add(group, replace(built, name=f"{component}.{built.name}"))
     assumed = [] if configs else ["the file gives no alpha: it is taken to be the rank, as diffusers does"]
     return assembly.adapter(plain.config, [*assembly.dora_notes, *assumed])
 
@@ -352,13 +352,13 @@ def _read_diffusers(files: Files) -> Adapter:
 def _diffusers_module(ctx: Context, group: Group, *, configured: bool) -> Module | LeftoverTensor:
     alpha = _alpha(ctx, group)
     keys = {field: key for field, key in group.keys.items() if field != "alpha"}
-    found = lora_module(ctx, Group(group.module, keys=keys))
-    if isinstance(found, LeftoverTensor) or (configured and alpha is None):
-        return found
-    if found.dense is not None:  # `dense` has a default config's scale built in
+    module = lora_module(ctx, Group(group.module, keys=keys))
+    if isinstance(module, LeftoverTensor) or (configured and alpha is None):
+        return module
+    if module.dense is not None:  # `dense` has a default config's scale built in
         raise UnsuitableError("DoRA without a config: its scale is not known", LeftoverReason.CONFIG)
-    alpha = alpha or float(found.r)
-    return replace(found, alpha=alpha, scale=alpha / found.r, config_r=None, rslora=False)
+    alpha = alpha or float(module.r)
+    return replace(module, alpha=alpha, scale=alpha / module.r, config_r=None, rslora=False)
 
 
 def _component_configs(source: TensorSource) -> dict[str, AdapterConfig]:

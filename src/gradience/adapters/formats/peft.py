@@ -118,7 +118,7 @@ def _kind(declared: str | None, groups: Sequence[Group]) -> str:
     if any("lora_E" in group.keys for group in groups):
         present = (present - {"LORA"}) | {"ADALORA"}
     if declared is None:
-        return min(present, default="LORA")
+        return min(present, default="LORA")  # of several the same one, in whatever order the file has them
     if present and declared not in present:
         raise AdapterError(
             f"the config says peft_type {declared}, but the file holds tensors of {' and '.join(sorted(present))}",

@@ -87,11 +87,11 @@ def expert_modules(
     """Pair each group of one wrapped module with its experts' modules, or the reason for none; innermost first."""
     try:
         names = _parameters(ctx, path, groups)
-        found = [(group, _experts(ctx, group, path, name)) for group, name in zip(groups, names, strict=True)]
-        _same_number([some for _, some in found if not isinstance(some, LeftoverTensor)])
+        experts = [(group, _experts(ctx, group, path, name)) for group, name in zip(groups, names, strict=True)]
+        _same_number([some for _, some in experts if not isinstance(some, LeftoverTensor)])
     except UnsuitableError as error:
         return [(group, LeftoverTensor(ctx.name(group), error.reason, error.cause)) for group in groups]
-    return found
+    return experts
 
 
 def _same_number(found: Iterable[Sequence[Module]]) -> None:

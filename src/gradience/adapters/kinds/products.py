@@ -64,6 +64,7 @@ def loha_module(ctx: Context, group: Group, *, most_rank: int = MOST_RANK) -> Mo
 
     def load() -> tuple[Array, Array]:
         (b1, a1), (b2, a2) = one.load(), two.load()
+        # The entrywise product of two products is one product, of all pairs of columns and all pairs of rows.
         b = b1[:, :, None] * b2[:, None, :]
         a = a1[:, None, :] * a2[None, :, :]
         return b.reshape(out, r1 * r2), a.reshape(r1 * r2, inner)
@@ -194,7 +195,7 @@ def _kronecker_factor(ctx: Context, group: Group, stem: str, core: str) -> _Fact
 
     def load() -> tuple[Array, Array]:
         whole = as_float32(read()).reshape(rows, columns)
-        unit = np.eye(min(rows, columns), dtype=whole.dtype)
+        unit = np.eye(min(rows, columns), dtype=whole.dtype)  # at the shorter side, for the least inner size
         return (unit, whole) if rows <= columns else (whole, unit)
 
     return _Factor(_PairShape(rows, min(rows, columns), columns), load)
@@ -212,11 +213,11 @@ def product_module(ctx: Context, group: Group, alpha: float | None) -> Module | 
     config = AdapterConfig(alpha=1.0 if nominal is None else alpha or float(nominal or 1), r=1)
     own = replace(ctx, config=config, rules=ScalingRules(config))
     build = loha_module if not factors.keys().isdisjoint(LOHA_FIELDS) else lokr_module
-    found = build(own, Group(group.module, keys=factors))
-    if isinstance(found, LeftoverTensor):
-        return found
-    base_name = found.base_name if "." in group.module else None
-    return replace(found, base_name=base_name, keys=group.keys, alpha_pattern=None, rank_pattern=None)
+    module = build(own, Group(group.module, keys=factors))
+    if isinstance(module, LeftoverTensor):
+        return module
+    base_name = module.base_name if "." in group.module else None
+    return replace(module, base_name=base_name, keys=group.keys, alpha_pattern=None, rank_pattern=None)
 
 
 def with_magnitude(ctx: Context, group: Group, module: Module) -> Module:

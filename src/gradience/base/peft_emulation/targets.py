@@ -121,12 +121,12 @@ def _saved_too(name: str, wanted: ModuleChoice) -> str | None:
 
 
 def _default(layout: Layout) -> Sequence[str] | str:
-    found = DEFAULT_TARGETS.get(layout.architecture.model_type)
-    if found is None:
+    names = DEFAULT_TARGETS.get(layout.architecture.model_type)
+    if names is None:
         raise NotFollowedError(
             f"target_modules is null, and PEFT has no default for {layout.architecture.model_type!r}"
         )
-    return found
+    return names
 
 
 def _all_linear(layout: Layout) -> list[str]:
@@ -235,12 +235,12 @@ def _leaves(wanted: ModuleChoice, layout: Layout, guard: Test) -> set[str]:
         return {name.rpartition(".")[2] for name in _all_linear(layout)} | renamed.keys()
     test = _targeted(wanted)
     names = [*layout.containers, *layout.sites, *(f"{name}.weight" for name in layout.sites)]
-    found = {name.rpartition(".")[2] for name in names if not guard(name) and test(name)}
+    leaves = {name.rpartition(".")[2] for name in names if not guard(name) and test(name)}
     for old, new in renamed.items():
         holders = (name.rpartition(".")[0] for name in names if name.endswith(f".{new}"))
-        if old not in found and any(test(f"{holder}.{old}") for holder in holders):
-            found.add(old)
-    return found
+        if old not in leaves and any(test(f"{holder}.{old}") for holder in holders):
+            leaves.add(old)
+    return leaves
 
 
 def _without_a_hit(targets: Sequence[str] | str | None, hits: Iterable[str], layout: Layout) -> list[str]:
@@ -267,8 +267,8 @@ def narrow_sites(lora: LoraSnapshot, hits: Hits, layout: Layout) -> dict[str, in
     """The number of adapted sites with a smaller side below their rank, by the last component of their names."""
     ranks = PatternTable(lora.rank_pattern or {})
     matrices = ((name, site) for name in hits.adapted if len((site := layout.sites[name]).shape) == _MATRIX)
-    found = [name for name, site in matrices if (_rank(lora, name, site, ranks, hits) or 0) > min(site.shape)]
-    return dict(Counter(name.rpartition(".")[2] for name in found))
+    too_high = [name for name, site in matrices if (_rank(lora, name, site, ranks, hits) or 0) > min(site.shape)]
+    return dict(Counter(name.rpartition(".")[2] for name in too_high))
 
 
 def _size(lora: LoraSnapshot, name: str, site: Site, ranks: PatternTable, hits: Hits) -> int | None:

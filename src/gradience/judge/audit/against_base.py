@@ -317,16 +317,16 @@ class _Run:
         base, tuned = update.operators(w)
         if self.adapter.config.fan_in_fan_out and module.kind != "embedding":
             base, tuned = (x.turned() for x in (base, tuned))
-        found = overlaps(base, tuned, k, sorted({eps, *SHOWN_EPS}), seed=seed)
-        count, undecided = count_below(found, eps)
+        nearest = overlaps(base, tuned, k, sorted({eps, *SHOWN_EPS}), seed=seed)
+        count, undecided = count_below(nearest, eps)
         return Intruders(
-            k=len(found.lower),
+            k=len(nearest.lower),
             eps=eps,
             count=count,
-            counts={f"{e:g}": count_below(found, e)[0] for e in sorted({eps, *SHOWN_EPS})},
+            counts={f"{e:g}": count_below(nearest, e)[0] for e in sorted({eps, *SHOWN_EPS})},
             undecided=undecided,
-            method="exact" if found.exact else "lanczos",
-            converged=found.converged,
+            method="exact" if nearest.exact else "lanczos",
+            converged=nearest.converged,
         )
 
     def report(self, rows: Sequence[ModuleAudit]) -> BaseReport:
@@ -335,7 +335,7 @@ class _Run:
         update_norm = math.hypot(*(float(b.update_frobenius_norm) for _, b in pairs))
         base_norm = math.hypot(*(float(b.frobenius_norm) for _, b in pairs))
         survivals = [b.survival for _, b in pairs if b.survival is not None and b.survival.cosine is not None]
-        found = [b.intruders for _, b in pairs if b.intruders is not None]
+        intruders = [b.intruders for _, b in pairs if b.intruders is not None]
         in_codes = [b.in_codes for _, b in pairs if b.in_codes is not None and b.in_codes.cosine is not None]
         udr = [m.udr for m, _ in pairs if isinstance(m.udr, float)]
         held, held_error = held_of([base for _, base in pairs])
@@ -359,9 +359,9 @@ class _Run:
             codes=dict(Counter(b.codes for _, b in pairs if b.codes is not None).most_common()),
             in_codes_changed_median=_median(s.changed for s in in_codes),
             in_codes_cosine_median=_median(s.cosine for s in in_codes if s.cosine is not None),
-            intruder_total=sum(i.count for i in found) if found else None,
-            intruder_modules=sum(i.count > 0 for i in found) if found else None,
-            method=self._method(found),
+            intruder_total=sum(i.count for i in intruders) if intruders else None,
+            intruder_modules=sum(i.count > 0 for i in intruders) if intruders else None,
+            method=self._method(intruders),
             notes=[note for note in (self.norms.refused, *(one.note for one in self._done)) if note is not None],
         )
 

@@ -83,12 +83,12 @@ def _reasons(source: RowSource, tokeniser: Tokeniser, held_out: set[bytes]) -> I
     """Yield the numbers of rows to leave out, and why."""
     first: dict[bytes, int] = {}
     for row in source.rows():
-        found = row if isinstance(row, UnusableRow) else next(tokeniser.examples([row]))
-        if isinstance(found, UnusableRow):
+        example = row if isinstance(row, UnusableRow) else next(tokeniser.examples([row]))
+        if isinstance(example, UnusableRow):
             if isinstance(row, UnusableRow) or not tokeniser.is_of_another_format(row[1]):
-                yield found.number, f"cannot be used: {found.reason}"
+                yield example.number, f"cannot be used: {example.reason}"
             continue
-        number, columns = found
+        number, columns = example
         key = row_key(columns)
         reason = _fault_of(columns)
         if reason is None and key in held_out:
@@ -117,4 +117,6 @@ def _is_broken(text: str) -> str | None:
 
 def keys_of(source: RowSource, tokeniser: Tokeniser) -> set[bytes]:
     """The keys of the rows of an evaluation set."""
-    return {row_key(found[1]) for found in tokeniser.examples(source.rows()) if not isinstance(found, UnusableRow)}
+    return {
+        row_key(example[1]) for example in tokeniser.examples(source.rows()) if not isinstance(example, UnusableRow)
+    }

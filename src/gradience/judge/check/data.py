@@ -125,9 +125,9 @@ def measure_data(asked: CheckSettings) -> DataReport:
             asked.progress(done, total)
         if held_out is not None and not isinstance(row, UnusableRow):
             held_out.compare(row.columns)
-    found = measure.result()
-    if not found.read:
-        raise ConfigError(f"{asked.train}: no row can be used: {found.faults[0].reason}", advice="correct the rows")
+    counts = measure.result()
+    if not counts.read:
+        raise ConfigError(f"{asked.train}: no row can be used: {counts.faults[0].reason}", advice="correct the rows")
     return DataReport(
         path=str(source.path),
         cleaned=_cleaned(asked, source, tokeniser),
@@ -158,11 +158,11 @@ def measure_data(asked: CheckSettings) -> DataReport:
             *asked.plan.notes,
             *notes,
             *([] if _by_trainer(encoder) else _notes(shape, asked.masking)),
-            *_images(found, encoder),
+            *_images(counts, encoder),
         ],
-        turn_end=encoder.names([found.turn_end])[0] if encoder is not None and found.turn_end is not None else "",
-        **_tokenizer(encoder, shape, found.seen),
-        **found.fields,
+        turn_end=encoder.names([counts.turn_end])[0] if encoder is not None and counts.turn_end is not None else "",
+        **_tokenizer(encoder, shape, counts.seen),
+        **counts.fields,
     )
 
 
@@ -224,24 +224,24 @@ def _tokenizer(encoder: Encoder | None, shape: Shape, seen: RowsSeen) -> dict[st
     """The report's fields on the tokenizer and, if the rows are conversations, on the chat template."""
     if encoder is None:
         return {}
-    found: dict[str, Any] = {
+    fields: dict[str, Any] = {
         "tokenizer": encoder.name,
         "pad_is_end": encoder.pad_is_end,
         "has_processor": encoder.has_processor,
         "end_tokens": encoder.names(sorted(encoder.end_ids)),
     }
     if shape.format in _UNPROMPTED:
-        return found
+        return fields
     if encoder.by_trainer:
-        found["template"] = encoder.template_from
+        fields["template"] = encoder.template_from
     elif encoder.template:
-        found["template"] = encoder.template_from
-        found["template_digest"] = "" if encoder.is_retemplated else template_digest(encoder.template)
-        found["template_marks_answers"] = encoder.marks_answers
-        found["template_tokens_split"] = encoder.split_controls()
-        found["encodes_arguments"] = bool(seen.arguments_text.count) and encoder.encodes_arguments
-        found["parts_joined"] = bool(seen.parts.count) and not encoder.takes_parts
-    return found
+        fields["template"] = encoder.template_from
+        fields["template_digest"] = "" if encoder.is_retemplated else template_digest(encoder.template)
+        fields["template_marks_answers"] = encoder.marks_answers
+        fields["template_tokens_split"] = encoder.split_controls()
+        fields["encodes_arguments"] = bool(seen.arguments_text.count) and encoder.encodes_arguments
+        fields["parts_joined"] = bool(seen.parts.count) and not encoder.takes_parts
+    return fields
 
 
 def installed_template(plan: DataPlan) -> Path | None:
@@ -263,13 +263,13 @@ def _sample(count: int, samples: Samples, seed: int) -> set[int] | None:
 def _shape_of(source: RowSource, task: str | None, standard: Callable[[Row], Row]) -> tuple[Shape, list[str]]:
     """The format of the first usable row, and its columns."""
     faults: list[str] = []
-    for found in islice(source.rows(), _PEEK):
-        if not isinstance(found, UnusableRow):
+    for row in islice(source.rows(), _PEEK):
+        if not isinstance(row, UnusableRow):
             try:
-                return recognise(standard(found[1]), task), [*found[1]]
+                return recognise(standard(row[1]), task), [*row[1]]
             except ConfigError as error:
                 raise ConfigError(f"{source.path}: {error}", advice=error.advice) from None
-        faults.append(f"row {found.number}: {found.reason}")
+        faults.append(f"row {row.number}: {row.reason}")
     raise ConfigError(f"{source.path}: no usable row at its beginning: {faults[0]}", advice="correct the rows")
 
 
@@ -282,7 +282,7 @@ def _limit(asked: CheckSettings, shape: Shape) -> tuple[int | None, list[str]]:
 
 
 def _eval_rows(place: Path, tokeniser: Tokeniser, asked: CheckSettings) -> EvalRows:
-    source, found = RowSource(place), EvalRows()
+    source, rows = RowSource(place), EvalRows()
     shape, _ = _shape_of(source, asked.task or asked.plan.task, asked.plan.naming.standard)
     if shape.format != tokeniser.shape.format:
         raise ConfigError(
@@ -295,22 +295,22 @@ def _eval_rows(place: Path, tokeniser: Tokeniser, asked: CheckSettings) -> EvalR
             if not isinstance(example, UnusableRow):
                 yield example
 
-    found.read(usable())
-    return found
+    rows.read(usable())
+    return rows
 
 
 def _notes(shape: Shape, masking: Masking) -> list[str]:
-    found = []
+    rows = []
     if shape.format == "instruction":
-        found.append("an instruction is written as a user's message with its input, the output as the answer")
-        found += [f"columns that are not read: {few(shape.unread)}"] if shape.unread else []
+        rows.append("an instruction is written as a user's message with its input, the output as the answer")
+        rows += [f"columns that are not read: {few(shape.unread)}"] if shape.unread else []
     if shape.format == "sharegpt" and masking.trl and masking.loss == "assistant":
-        found.append("SFTTrainer takes the assistant's loss on a column messages: rename conversations")
+        rows.append("SFTTrainer takes the assistant's loss on a column messages: rename conversations")
     if shape.format == "segments" and masking.trl:
-        found.append("segments are read as Axolotl's type input_output reads them; TRL does not read them")
+        rows.append("segments are read as Axolotl's type input_output reads them; TRL does not read them")
     if not masking.trl:
-        found.append(f"{masking.by} masks by turn: its masks are rebuilt from the chat template, turn by turn")
-    return found
+        rows.append(f"{masking.by} masks by turn: its masks are rebuilt from the chat template, turn by turn")
+    return rows
 
 
 def _images(found: RowCounts, encoder: Encoder | None) -> list[str]:
@@ -405,11 +405,11 @@ def check_data(
         )
     )
     of_config = {rule_id: why for rule_id, why in unwanted.items() if rule_id in _CONFIG_IDS}
-    found = CheckReport(schema=CHECK_SCHEMA_ID, config=ConfigSnapshot())
+    checked = CheckReport(schema=CHECK_SCHEMA_ID, config=ConfigSnapshot())
     if whole.config != ConfigSnapshot():
         known, by_data = _with_data(whole, report), replace(given, task=given.task or report.trainer)
-        found = judged(known, by_data, folders, unwanted=of_config, around=when_of(whole, given.stated))
-    return _joined(found, report, unwanted)
+        checked = judged(known, by_data, folders, unwanted=of_config, around=when_of(whole, given.stated))
+    return _joined(checked, report, unwanted)
 
 
 def _joined(base: CheckReport, data: DataReport, unwanted: Mapping[str, str]) -> CheckReport:
@@ -432,16 +432,16 @@ def _joined(base: CheckReport, data: DataReport, unwanted: Mapping[str, str]) ->
 
 def _derived(base: CheckReport, data: DataReport) -> dict[str, Real]:
     """Tokens and steps per epoch; if the adapter's parameters were counted, also tokens per parameter."""
-    found: dict[str, Real] = {"tokens_per_epoch": _per_epoch(data, data.tokens.kept)}
+    counts: dict[str, Real] = {"tokens_per_epoch": _per_epoch(data, data.tokens.kept)}
     if data.trainer in {"sft", "dpo", "kto"}:
-        found["supervised_tokens_per_epoch"] = _per_epoch(data, data.tokens.supervised)
+        counts["supervised_tokens_per_epoch"] = _per_epoch(data, data.tokens.supervised)
     batch = base.derived.get("effective_batch")
     if isinstance(batch, float) and batch >= 1:
-        found["steps_per_epoch"] = -(-_examples(data) // int(batch))
+        counts["steps_per_epoch"] = -(-_examples(data) // int(batch))
     size = None if base.coverage is None else base.coverage.lora_params
     if size:
-        found["tokens_per_parameter"] = real(_per_epoch(data, data.tokens.kept) / size)
-    return found
+        counts["tokens_per_parameter"] = real(_per_epoch(data, data.tokens.kept) / size)
+    return counts
 
 
 def _per_epoch(data: DataReport, tokens: int) -> int:

@@ -48,10 +48,10 @@ def parse_size(text: str) -> int:
     Raises:
         ConfigError: it states none, or nothing.
     """
-    found = _SIZE.fullmatch(text)
+    match = _SIZE.fullmatch(text)
     size = 0
-    if found is not None:
-        number, unit, binary = found.groups()
+    if match is not None:
+        number, unit, binary = match.groups()
         size = int(float(number) * (1024 if binary else 1000) ** (_UNIT[(unit or "").lower()] if unit else 0))
     if size <= 0:
         raise ConfigError(f"--memory: expected a size such as 24GiB, got {text!r}", advice="correct the option")
@@ -81,15 +81,15 @@ def foretell(
     try:
         step, assumes = _asked(config, base, adapter, length)
         follow = _follower()
-        found = follow(step)
+        memory = follow(step)
     except Foreign as error:
         return Memory(parts=parts, reason=str(error), limit_bytes=limit)
-    peak = sum(asdict(found).values())
+    peak = sum(asdict(memory).values())
     changes = [] if limit is None or peak <= limit else _fitting(follow, step, config, limit)
     return Memory(
         peak_bytes=peak,
         reserved_bytes=[int(peak * share) for share in _RESERVED],
-        parts=found,
+        parts=memory,
         assumes=assumes,
         method=METHOD,
         limit_bytes=limit,
@@ -107,6 +107,7 @@ def _follower() -> Any:
     missing = [name for name in _NEEDED if find_spec(name) is None]
     if missing:
         raise Foreign(f"it needs {' and '.join(missing)}: in the clone, pip install -e '.[hf]'")
+    # A config can describe a model of any size: what builds it has bounded memory and time.
     confined = Confined(_TARGET, imports=_NEEDED, limits=Limits(MEMORY, SECONDS))
     return lambda step: msgspec.convert(confined.call("follow", asdict(step)), MemoryParts)
 
@@ -217,14 +218,14 @@ def _fitting(follow: Any, step: Step, config: ConfigSnapshot, limit: int) -> lis
         return MemoryChange(change=" and ".join(words), peak_bytes=sum(asdict(follow(changed)).values()))
 
     changes = list(_changes(step, config))
-    found: list[MemoryChange] = []
+    ways: list[MemoryChange] = []
     with suppress(Foreign):  # one that cannot be followed ends the search: its process may be gone
-        found += [one for words, of in changes if (one := tried([words], replace(step, **of))).peak_bytes <= limit]
-        for n in range(2, 0 if found else len(changes) + 1):
+        ways += [one for words, of in changes if (one := tried([words], replace(step, **of))).peak_bytes <= limit]
+        for n in range(2, 0 if ways else len(changes) + 1):
             together = {name: value for _, of in changes[:n] for name, value in of.items()}
             if (joined := tried([words for words, _ in changes[:n]], replace(step, **together))).peak_bytes <= limit:
                 return [joined]
-    return found
+    return ways
 
 
 def _changes(step: Step, config: ConfigSnapshot) -> Iterator[tuple[str, dict[str, Any]]]:

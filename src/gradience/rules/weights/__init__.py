@@ -161,13 +161,13 @@ def health(
     if n < JUDGED_SHARE.value * total:
         reasons = [*(m.note for m in unknown if m.note), *(item.reason for item in not_analysed), "no update is known"]
         return Health(verdict="not_analysed", reason=f"only {n} of {total} modules could be analysed: {reasons[0]}")
-    found = (
+    verdict = (
         _of_states(known)
         or _of_size(relative_frobenius)
         or _of_spectra(known, optimizer)
         or Health(verdict="trained", reason=f"{_all(n)} {'carries' if n == 1 else 'carry'} a finite, non-zero update")
     )
-    return replace(found, reason=f"{found.reason} ({len(left)} more are not known)") if left else found
+    return replace(verdict, reason=f"{verdict.reason} ({len(left)} more are not known)") if left else verdict
 
 
 def _of_size(relative_frobenius: float | None) -> Health | None:

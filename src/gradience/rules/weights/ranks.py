@@ -162,13 +162,13 @@ def _rule(name: str, modules: Sequence[ModuleAudit]) -> RankRule:
 
 def disagreements(modules: Sequence[ModuleAudit]) -> list[RankDisagreement]:
     """The modules whose rules lie more than one bucket apart, widest first."""
-    found = []
+    apart_by = []
     for module in modules:
         buckets = {name: bucket(read(module), module.r) for name, read in _READ.items()}
         apart = _steps(min(buckets.values()), max(buckets.values()))
         if apart > 1:
-            found.append((apart, RankDisagreement(name=module.name, buckets=buckets, why=_why(module, buckets))))
-    return [item for _, item in sorted(found, key=lambda pair: -pair[0])]
+            apart_by.append((apart, RankDisagreement(name=module.name, buckets=buckets, why=_why(module, buckets))))
+    return [item for _, item in sorted(apart_by, key=lambda pair: -pair[0])]
 
 
 def _steps(low: int, high: int) -> int:
