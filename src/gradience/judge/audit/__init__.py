@@ -1,6 +1,6 @@
 """The audit of one adapter: open its files, measure its modules, judge them, and report.
 
-Each step is a function from one record to the next: `Opened`, `Measured`, `Judgement`, the report.
+Each step is a function from one record to the next: `OpenAdapter`, `AdapterNumbers`, `AuditJudgement`, the report.
 """
 
 from __future__ import annotations
@@ -76,7 +76,9 @@ def audit_adapter(
     if adapter_config is None and weights is None and Path(path).suffix in SUFFIXES and Path(path).is_file():
         from gradience.judge.audit.arrays import open_archive  # few have such files
 
-        opened = open_archive(Path(path))
+        opened = open_archive(Path(path), optimizer=options.optimizer)
+        # Its arrays have names of their own, so that nothing tells which weights of a base or a fleet are theirs.
+        options = AuditOptions(top_singular_values=options.top_singular_values)
     else:
         opened = open_files(path, adapter_config=adapter_config, weights=weights, optimizer=options.optimizer)
     measured = measure(opened, options, progress=progress)

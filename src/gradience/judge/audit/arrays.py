@@ -27,6 +27,7 @@ from gradience.schema.audit import AuditReport
 Scale = float | Mapping[str, float]
 
 _PART: Final = re.compile(r"(?P<stem>(?:.*_)?lora(?:_.*)?)_(?P<side>a|b)", re.IGNORECASE)
+_UNSCALED: Final = 1.0  # the factor of A @ B where nothing states one
 _WRAPPERS: Final = frozenset({"value", "raw_value"})  # attributes in which Flax's variables hold their array
 
 
@@ -255,14 +256,14 @@ def _stored(array: Any) -> tuple[str, tuple[int, ...]]:
     return str(array.dtype).removeprefix("torch."), tuple(map(int, array.shape))
 
 
-def open_archive(path: Path, *, scale: float = 1.0) -> OpenAdapter:
-    """The LoRA factors in a NumPy archive (.npz) or an HDF5 file (Keras' .lora.h5).
+def open_archive(path: Path, *, optimizer: str | None = None) -> OpenAdapter:
+    """The LoRA factors in a NumPy archive (.npz) or an HDF5 file (Keras' .lora.h5), and the optimizer that is given.
 
     Raises:
         AdapterError: it cannot be read, or holds no factors.
     """
     from gradience.adapters.formats import read_archive  # few have such files
 
-    adapter = _adapter(_pairs_in(read_archive(path)), scale, replace(_IN_MEMORY, name=path.suffix[1:]))
-    note = f"the file does not say what multiplies A @ B; taken as {scale}"
-    return OpenAdapter(replace(adapter, notes=[note]), path=str(path), weights=str(path))
+    adapter = _adapter(_pairs_in(read_archive(path)), _UNSCALED, replace(_IN_MEMORY, name=path.suffix[1:]))
+    note = f"the file does not say what multiplies A @ B; taken as {_UNSCALED}"
+    return OpenAdapter(replace(adapter, notes=[note]), path=str(path), weights=str(path), optimizer=optimizer)
