@@ -28,7 +28,8 @@ def beside(adapter: Path, base_model: str | None) -> Beside:
     """
     folders = (adapter, adapter.parent)
     plans = {str(plan) for folder in folders for plan in _rows(folder)}
-    bases = (name for name in (base_model, *map(_logged, folders)) if name and _is_usable(name))
+    names = (name for name in (base_model, *map(_logged, folders)) if name)
+    bases = (name for name in names if Path(name).is_dir() or _HUB_ID.fullmatch(name))
     return Beside(base=next(bases, None), texts=plans.pop() if len(plans) == 1 else None)
 
 
@@ -40,10 +41,6 @@ def optimizer_beside(config: Path) -> str | None:
         return read_training_dir(config.parent).config.optimizer.name
     except ConfigError:  # of a class of the user's own: nothing is known of the optimizer
         return None
-
-
-def _is_usable(name: str) -> bool:
-    return Path(name).is_dir() or _HUB_ID.fullmatch(name) is not None
 
 
 def _logged(folder: Path) -> str | None:
