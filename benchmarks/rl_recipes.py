@@ -21,6 +21,7 @@ class Recipe:
 
 
 _FALSE = ("KL_ZERO", "NULL_REWARD", "TIES", "SWAPPED")  # false unless induced
+_EVALS = {"eval_strategy": "steps", "eval_steps": 10}
 _GENTLE = {"learning_rate": 1.5e-4, "max_completion_length": 40}  # or most completions end up cut off
 RECIPES: dict[str, Recipe] = {
     "grpo-healthy": Recipe("grpo", arguments=_GENTLE, mustnot=("WARNING",)),
@@ -40,6 +41,13 @@ RECIPES: dict[str, Recipe] = {
     "grpo-half-null": Recipe("grpo", "half_null", mustnot=("WARNING",)),
     "grpo-kl-zero": Recipe("grpo", arguments={"beta": 0.04}, fault="same_reference", must=("KL_ZERO",)),
     "grpo-rate": Recipe("grpo", arguments={"learning_rate": 0.3}, must=("FELL|RATE",)),
+    "grpo-healthy-two": Recipe("grpo", "low+one", _GENTLE, mustnot=("WARNING", "COMPONENT")),
+    "grpo-drowned": Recipe("grpo", "low+brief", _GENTLE, must=("COMPONENT",)),
+    "grpo-against": Recipe("grpo", "low+upper", {"learning_rate": 1e-3}, must=("COMPONENT",)),
+    "grpo-dead": Recipe("grpo", "low+never", _GENTLE, must=("CONSTANT",)),
+    "grpo-fifth-null": Recipe("grpo", "fifth_null", _GENTLE, must=("SOME_NULL",)),
+    "grpo-other-reference": Recipe("grpo", arguments={**_GENTLE, "beta": 1e-3}, fault="other_reference", must=("KL",)),
+    "grpo-low-rate": Recipe("grpo", arguments={"learning_rate": 1e-7}, fault="lora", must=("CANNOT_TELL|LOW_RATE",)),
     "rloo-healthy": Recipe("rloo", arguments=_GENTLE, mustnot=("WARNING",)),
     "rloo-entropy": Recipe("rloo", "one", {"learning_rate": 6e-3, "beta": 0.0}, must=("ENTROPY",)),
     "rloo-kl": Recipe("rloo", "one", {"learning_rate": 6e-3, "beta": 1e-3}, must=("KL",)),
@@ -48,6 +56,9 @@ RECIPES: dict[str, Recipe] = {
     "rloo-noise": Recipe("rloo", "noise", must=("CANNOT_TELL",), mustnot=("LEARNS",)),
     "rloo-long": Recipe("rloo", "long", {"learning_rate": 3e-3, "beta": 0.0}, must=("LONG",)),
     "dpo-healthy": Recipe("dpo", mustnot=("WARNING", "BOTH_FALL")),
+    "dpo-healthy-evals": Recipe("dpo", arguments=_EVALS, fault="plain", mustnot=("SWAPPED",)),
+    "dpo-swapped": Recipe("dpo", arguments=_EVALS, fault="swapped", must=("SWAPPED",), mustnot=("OVERFITS",)),
+    "dpo-early-fall": Recipe("dpo", arguments={"learning_rate": 3e-2, "beta": 0.01}, must=("BOTH_FALL",)),
     "dpo-equal": Recipe("dpo", fault="equal", must=("TIES",), mustnot=("SWAPPED", "LEARNS")),
     "dpo-reference": Recipe("dpo", fault="same_reference", must=("TIES",), mustnot=("SWAPPED", "LEARNS")),
     "dpo-fall": Recipe("dpo", arguments={"learning_rate": 1e-2, "beta": 0.005}, must=("BOTH_FALL",)),

@@ -98,6 +98,9 @@ REWARDS: dict[str, Reward] = {
     "always": lambda texts, _: [1.0 for _ in texts],
     "noise": lambda texts, rng: [rng.gauss(0.0, 5.0) for _ in texts],
     "null": lambda texts, _: [None for _ in texts],
+    "upper": lambda texts, rng: [2.0 - 2.0 * (r or 0.0) for r in _low(texts, rng)],
+    "brief": lambda texts, _: [-20.0 * len(_numbers(text)) for text in texts],
+    "fifth_null": lambda texts, rng: [None for _ in texts] if rng.random() < 0.2 else _low(texts, rng),  # noqa: PLR2004  # a fifth
     "half_null": lambda texts, rng: [r if rng.random() < 0.5 else None for r in _low(texts, rng)],  # noqa: PLR2004  # one half
 }
 
@@ -133,8 +136,12 @@ def reinforce(recipe: Recipe, seed: int, folder: Path, base: Path) -> Any:
     rows = sentences("base" if seed in TUNING else "new", 256, 100 + seed)
     prompts = [" ".join(f"t{max(4, int(token))}" for token in row["input_ids"][:4]) for row in rows]
 
-    def reward(completions: list[str], **_: Any) -> list[float | None]:
-        return REWARDS[recipe.reward](completions, rng)
+    def reward_of(name: str) -> Callable[..., list[float | None]]:
+        def reward(completions: list[str], **_: Any) -> list[float | None]:
+            return REWARDS[name](completions, rng)
+
+        reward.__name__ = name
+        return reward
 
     arguments = _shared(recipe, seed, folder, rate=4e-4, steps=40 if seed in TUNING else 60)
     arguments = {
@@ -146,15 +153,27 @@ def reinforce(recipe: Recipe, seed: int, folder: Path, base: Path) -> Any:
     config, trainer_class = (GRPOConfig, GRPOTrainer) if recipe.method == "grpo" else (RLOOConfig, RLOOTrainer)
     trainer = trainer_class(
         model=str(base),
-        reward_funcs=reward,
+        reward_funcs=[reward_of(name) for name in recipe.reward.split("+")],
         args=config(**arguments),
         train_dataset=Table.from_dict({"prompt": prompts}),
         processing_class=tokenizer_of_words(),
+        peft_config=_adapter(folder) if recipe.fault == "lora" else None,
     )
     if recipe.fault == "same_reference":
         trainer.ref_model = trainer.model
+    if recipe.fault == "other_reference":
+        for each in trainer.ref_model.parameters():  # as drawn, not as trained
+            torch.nn.init.normal_(each, std=0.02)
     trainer.train()
     return trainer.state
+
+
+def _adapter(folder: Path) -> Any:
+    from peft import LoraConfig  # only here
+
+    config = LoraConfig(r=8, lora_alpha=16, target_modules=["q_proj", "v_proj"], task_type="CAUSAL_LM")
+    config.save_pretrained(folder)
+    return config
 
 
 def prefer(recipe: Recipe, seed: int, folder: Path, base: Path) -> Any:
@@ -166,7 +185,8 @@ def prefer(recipe: Recipe, seed: int, folder: Path, base: Path) -> Any:
     rng = random.Random(seed)  # noqa: S311  # seeded on purpose
     prompts = [" ".join(text[:4]) for text in texts]
     chosen, rejected = (
-        [_answer(rng, low) for _ in range(count)] for low in ((1.0, 0.0) if recipe.fault == "plain" else (0.7, 0.3))
+        [_answer(rng, low) for _ in range(count)]
+        for low in ((1.0, 0.0) if recipe.fault in {"plain", "swapped"} else (0.7, 0.3))
     )
     if recipe.fault == "equal":
         rejected = list(chosen)
@@ -185,7 +205,13 @@ def prefer(recipe: Recipe, seed: int, folder: Path, base: Path) -> Any:
             "completion": [answer for pair in zip(chosen, rejected, strict=True) for answer in pair],
             "label": [True, False] * count,
         }
-    trainer = _preference_trainer(recipe, arguments, Table.from_dict(table), base)
+    held_out = None
+    if "eval_steps" in arguments:  # the last eighth, and swapped if that is the fault
+        cut, names = count * 7 // 8, ("prompt", "chosen", "rejected")
+        sides = ("prompt", "rejected", "chosen") if recipe.fault == "swapped" else names
+        held_out = Table.from_dict({name: table[side][cut:] for name, side in zip(names, sides, strict=True)})
+        table = {name: values[:cut] for name, values in table.items()}
+    trainer = _preference_trainer(recipe, arguments, Table.from_dict(table), base, held_out)
     if recipe.fault == "same_reference":
         trainer.ref_model = trainer.model
     trainer.train()
@@ -203,7 +229,7 @@ def _text(tokens: torch.Tensor) -> list[str]:
     return [f"t{max(4, int(token))}" for token in tokens]
 
 
-def _preference_trainer(recipe: Recipe, arguments: dict[str, Any], table: Any, base: Path) -> Any:
+def _preference_trainer(recipe: Recipe, arguments: dict[str, Any], table: Any, base: Path, held_out: Any) -> Any:
     from trl import DPOConfig, DPOTrainer, KTOConfig, KTOTrainer  # only here
     from trl.experimental.orpo import ORPOConfig, ORPOTrainer
 
@@ -213,7 +239,13 @@ def _preference_trainer(recipe: Recipe, arguments: dict[str, Any], table: Any, b
         "orpo": (ORPOConfig, ORPOTrainer),
     }[recipe.method]
     model: Any = LlamaForCausalLM.from_pretrained(base) if recipe.method == "orpo" else str(base)
-    return trainer(model=model, args=config(**arguments), train_dataset=table, processing_class=tokenizer_of_words())
+    return trainer(
+        model=model,
+        args=config(**arguments),
+        train_dataset=table,
+        eval_dataset=held_out,
+        processing_class=tokenizer_of_words(),
+    )
 
 
 def make(name: str, seed: int, out: Path) -> None:

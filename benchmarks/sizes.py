@@ -40,7 +40,7 @@ from transformers import (
 from transformers.trainer_utils import set_seed
 
 from gradience import diagnose
-from gradience.judge.monitor.source import open_source
+from gradience.reading import read_run
 from gradience.rules.joins.symptoms import OUTGROWN, rms_of_b, sum_of_rates
 
 ATTENTION: Final = {
@@ -265,7 +265,7 @@ class Ratios(NamedTuple):
 
 def ratios_of(folder: Path, *, transposed: bool = False) -> Ratios:
     """The ratios of a folder with an adapter, its log and its training arguments."""
-    report, run = diagnose(folder), open_source(folder).summary.last
+    report, run = diagnose(folder), read_run(folder).run
     named = any(piece.id == "outgrown" for cause in report.findings for piece in cause.pieces)
     if run is None or report.audit is None or report.check is None:
         return Ratios(None, None, named)

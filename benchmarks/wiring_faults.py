@@ -667,11 +667,11 @@ class _Topped(nn.Module):
         return nn.functional.cross_entropy(self.top(hidden[:, -1]), ids[:, 0] % 5)
 
 
-def _prepared(out: Path, *parts: str, rate: Callable[[Any], Any] = lambda _: None) -> None:
+def _prepared(out: Path, *parts: str, rate: Callable[[Any], Any] = lambda _: None, **asked: Any) -> None:
     """Train with Accelerate having prepared some parts only."""
     from accelerate import Accelerator
 
-    accelerator, model = Accelerator(cpu=True), llama()
+    accelerator, model = Accelerator(cpu=True, **asked), llama()
     made: dict[str, Any] = {"model": model, "optimizer": adamw(model), "loader": loader()}
     schedule = rate(made["optimizer"])
     for name in parts:
@@ -822,6 +822,11 @@ def a_reward_model_whose_score_is_frozen(out: Path) -> None:
 @case("accelerate", "WIR186")
 def prepare_forgot_the_model_and_the_loader(out: Path) -> None:
     _prepared(out, "optimizer")
+
+
+@case("accelerate", "WIR186")
+def prepare_was_never_called(out: Path) -> None:
+    _prepared(out, gradient_accumulation_steps=4)
 
 
 @case("accelerate", "WIR186")
@@ -1034,6 +1039,23 @@ def accelerate_with_a_schedule(out: Path) -> None:
     model = llama(lora_dropout=0.1)
     optimizer = adamw(model)
     accelerated(out, model, optimizer, schedule=_cosine(optimizer), evaluate=_loss_of(model))
+
+
+@case("plain")
+def saves_an_average_of_its_weights(out: Path) -> None:
+    model = llama()
+    mean = {name: tensor.clone() for name, tensor in get_peft_model_state_dict(model).items()}
+
+    def blended(_step: int) -> None:
+        for name, tensor in get_peft_model_state_dict(model).items():
+            mean[name].lerp_(tensor.detach(), 0.5)
+
+    loop(out, model, adamw(model), after=blended, save=lambda to: save_file(mean, to / "adapter_model.safetensors"))
+
+
+@case("accelerate")
+def an_accelerator_that_nothing_is_asked_of(out: Path) -> None:
+    _prepared(out)
 
 
 @case("plain")

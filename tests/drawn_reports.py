@@ -18,7 +18,21 @@ from typing import Any, Final
 
 from msgspec import inspect
 
-from gradience.render import audit, bench, check, compare, drift, findings, fleet, merge, monitor, page, runs, writing
+from gradience.render import (
+    audit,
+    bench,
+    check,
+    compare,
+    diagnose,
+    drift,
+    findings,
+    fleet,
+    merge,
+    monitor,
+    page,
+    runs,
+    writing,
+)
 from gradience.render.story import Story
 from gradience.schema import (
     audit as of_audit,
@@ -144,8 +158,8 @@ VIEWS: Final[dict[str, tuple[type, Callable[[Any], str]]]] = {
     "audit in full": (of_audit.AuditReport, lambda it: audit.audit_text(it, FULL)),
     "check": (of_reports.CheckReport, check.check_text),
     "check in full": (of_reports.CheckReport, lambda it: check.check_text(it, verbose=True)),
-    "diagnose": (of_diagnose.DiagnoseReport, check.diagnose_text),
-    "diagnose in full": (of_diagnose.DiagnoseReport, lambda it: check.diagnose_text(it, verbose=True)),
+    "diagnose": (of_diagnose.DiagnoseReport, diagnose.diagnose_text),
+    "diagnose in full": (of_diagnose.DiagnoseReport, lambda it: diagnose.diagnose_text(it, verbose=True)),
     "Markdown": (of_diagnose.DiagnoseReport, lambda it: page.report_markdown(Story(it))),
     "compare": (of_compare.CompareAdaptersReport, compare.compare_adapters_text),
     "compare in full": (

@@ -25,6 +25,8 @@ from gradience.telemetry.series import LogRecord
 NAN: Final = math.nan
 _GAP: Final = "sampling__sampling_logp_difference__mean"
 _APART: Final = "Sampler and trainer give the same tokens other probabilities: "
+_UNEVEN: Final = "Nearly all of the reward's variance is of rewards/size: its standard deviation is "
+_TRADED: Final = "rewards/right falls from "
 _RATIO: Final = "sampling__importance_sampling_ratio__mean"
 
 
@@ -406,6 +408,41 @@ def _logps(values: Sequence[float]) -> RunFacts:
     return run([0.6] * len(values), kind="preference", columns={"logps/chosen": values})
 
 
+def _both(chosen: Sequence[float], name: str = "logps", *, falls: bool = True, **more: Sequence[float]) -> RunFacts:
+    """A run whose rejected answers fall like the chosen ones, or stay."""
+    rejected = chosen if falls else chosen[:1] * len(chosen)
+    columns = {f"{name}/chosen": chosen, f"{name}/rejected": rejected, **more}
+    return run([0.6] * len(chosen), kind="preference", columns=columns)
+
+
+def _parts(rows: int = 30, **functions: tuple[Any, Any]) -> RunFacts:
+    """RL with the means and deviations of these functions, or with functions of the row; the reward is their sum."""
+    series = {
+        f"rewards/{name}/{what}": [value(i) if callable(value) else value for i in range(rows)]
+        for name, pair in functions.items()
+        for what, value in zip(("mean", "std"), pair, strict=True)
+    }
+    means = [values for name, values in series.items() if name.endswith("mean")]
+    return run([1e-4] * rows, kind="rl", columns={"reward": [sum(each) for each in zip(*means, strict=True)], **series})
+
+
+def _with_function(rows: int, other: int = 0) -> RunFacts:
+    """Rewards in 20 rows, of a function that is a number in so many, and of another one."""
+    functions = {"rewards__a__mean": [1.0] * rows, **({"rewards__b__mean": [1.0] * other} if other else {})}
+    return _rl(frac_reward_zero_std=[0.0] * 20, reward=[1.0] * 20, **functions)
+
+
+def _step(first: float, last: float) -> Callable[[int], float]:
+    """A level of the first half of 30 rows, and one of the second."""
+    return lambda i: first if i < 15 else last
+
+
+def _weighed(off: float, std: float) -> RunFacts:
+    """Two functions whose sum the reward misses by so much."""
+    whole = _parts(a=(0.5, 0.1), b=(1.0, std))
+    return replace(whole, signals={**whole.signals, "reward": Signal(range(1, 31), [1.5 + off] * 30)})
+
+
 def _ties(margins: Sequence[float]) -> RunFacts:
     return run([0.69] * len(margins), kind="preference", columns={"rewards/margins": margins})
 
@@ -418,9 +455,14 @@ def _rl(**columns: Sequence[float]) -> RunFacts:
     )
 
 
-def _flat_at(rate: float, r: int | None = 8, status: str = "ok") -> RunFacts:
+def _dip(end: float, noise: float) -> Sequence[float]:
+    """A reward of 1.3 that falls to 0.5 and comes back in part."""
+    return [x + (noise if i % 2 else -noise) for i, x in enumerate([1.3] * 5 + [0.5] * 6 + [end] * 5)]
+
+
+def _flat_at(rate: float, r: int | None = 8, status: str = "ok", noise: float = 0.0, rows: int = 20) -> RunFacts:
     """A reward that stands still, of a LoRA at this rate."""
-    flat = run(rates=rate, kind="rl", columns={"reward": [1.0] * 20})
+    flat = run(rates=rate, kind="rl", columns={"reward": [1.0 + noise * (-1) ** (i // 2) for i in range(rows)]})
     return replace(flat, config=replace_struct(flat.config, lora=LoraSnapshot(r=r)), status=status)
 
 
@@ -644,7 +686,10 @@ _FAULTS: Final[dict[str, tuple[str, dict[str, Any]]]] = {
     "WIR183": ("pass", {"passes": {"training": False}}),
     "WIR184": ("start", {"schedule": {"name": "LambdaLR", "step": 0, "rates": [1.0], "foreign": True}}),
     "WIR186": ("start", {"unprepared": ["optimizer"]}),
-    "WIR187": ("save", {"saved": {"file": "a.safetensors", "tensors": 8, "parameters": 100, "differs": "lora_A"}}),
+    "WIR187": (
+        "save",
+        {"saved": {"file": "a.safetensors", "tensors": 8, "parameters": 100, "differs": "lora_A", "of_step": 0}},
+    ),
     "WIR188": ("start", {"adapter": {**_ADAPTER, "new_heads": ["score.weight"]}}),
     "WIR185": ("gradients", {"gradients": {"steps": 8, "tensors": 8, "reached": 8, "compared": 7, "kept": 7}}),
 }
@@ -1189,6 +1234,8 @@ ENTRIES: Final[dict[str, Entry]] = {
         edges=[
             Edge("unmeasured", "-i", 63, 64, lambda x: _left(0.8, 0.8, 0.8, restored=False, last=int(x))),
             Edge("restored", "i?", 0.0, 1.0, lambda x: _left(0.8, 0.8, 0.8, restored=bool(x), last=90)),
+            Edge("one_is_due", "i?", 78, 79, lambda x: _left(0.8, 0.8, 0.8, restored=False, last=int(x))),
+            Edge("it_was_due", "?i", 81, 82, lambda x: _left(0.8, 0.8, 0.8, restored=False, last=int(x))),
         ],
     ),
     "SEL192": Entry(
@@ -1510,6 +1557,34 @@ ENTRIES: Final[dict[str, Entry]] = {
             Edge("chosen_nats", "-i", -109.9, -110.1, lambda x: _logps([-100.0] * 20 + [x] * 20)),
             Edge("a_tenth", "-i", -329.9, -330.1, lambda x: _logps([-300.0] * 20 + [x] * 20)),
             Edge("chosen_most", "iw", -149.9, -150.1, lambda x: _logps([-100.0] * 20 + [x] * 20)),
+            Edge("chosen_early", "iw", -179.9, -180.1, lambda x: _both([-150.0] * 4 + [x] * 36)),
+            Edge("chosen_early", "iw", 12, 10, lambda x: _both([-150.0] * x + [-190.0] * (40 - x))),
+            Edge("chosen_early_nats", "iw", -129.9, -130.1, lambda x: _both([-100.0] * 4 + [x] * 36)),
+            Edge("both", "iw", 0, 1, lambda x: _both([-150.0] * 4 + [-190.0] * 36, falls=bool(x))),
+            Edge("chosen_lost", "iw", -4.9, -5.1, lambda x: _both([0.0] * 4 + [x] * 36, "rewards")),
+            Edge("far_below", "-w", -4.9, -5.1, lambda x: _both([x] * 40, "rewards")),
+            Edge(
+                "without_reference",
+                "w-",
+                0,
+                1,
+                lambda x: _both([-9.0] * 40, "rewards", **({"nll_loss": [2.0] * 40} if x else {})),
+            ),
+            Edge("both_rewards", "iw", 0, 1, lambda x: _both([0.0] * 4 + [-6.0] * 36, "rewards", falls=bool(x))),
+            Edge(
+                "the_first_row",
+                "-w",
+                -101.0,
+                -99.0,
+                lambda x: _logps([x] + [-199.0 - i % 2 for i in range(29)] + [-100.0]),
+            ),
+            Edge(
+                "most_at_once",
+                "ww",
+                0,
+                1,
+                lambda x: _logps([-70.0, *([-199.0] if x else [-100.0]) * 9, *[-199.0] * 30]),
+            ),
         ],
         at=[
             At(
@@ -1559,6 +1634,8 @@ ENTRIES: Final[dict[str, Entry]] = {
         edges=[
             Edge("null_rows", "wi", 18, 19, lambda x: _rl(frac_reward_zero_std=[0.0] * 20, reward=[1.0] * x)),
             Edge("any", "i-", 19, 20, lambda x: _rl(frac_reward_zero_std=[0.0] * 20, reward=[1.0] * x)),
+            Edge("a_function", "i-", 19, 20, lambda x: _with_function(x, 20)),
+            Edge("a_function_alone", "wi", 18, 19, _with_function),
             Edge("none_at_all", "ew", 0, 1, lambda x: _rl(frac_reward_zero_std=[0.0] * 20, reward=[1.0] * x)),
         ],
         told=[
@@ -1576,6 +1653,11 @@ ENTRIES: Final[dict[str, Entry]] = {
             Edge("reward_shown", "?-", 0.74, 0.76, lambda x: _rl(reward=_risen(x))),
             Edge("two_errors", "i?", 1.043, 1.045, lambda x: _reward(1.0, 1.0, x, 0.02)),
             Edge("rate_low", "wiw", 1.9e-6, 2.1e-6, _flat_at, at=2e-6),
+            Edge("few_rows_rate_low", "w?", 1.9e-6, 2.1e-6, lambda x: _flat_at(x, noise=0.5, rows=12)),
+            Edge("noisy_rate_low", "w?", 1.9e-6, 2.1e-6, lambda x: _flat_at(x, noise=0.5)),
+            Edge("some_rows", "?w", 9, 10, lambda x: _rl(reward=[1.3] * 4 + [0.5] * (x - 6) + [0.6] * 2)),
+            Edge("sure_errors", "w?", 0.04, 0.045, lambda x: _rl(reward=_dip(0.9, x))),
+            Edge("on_the_way", "w?", 1.15, 1.2, lambda x: _rl(reward=_dip(x, 0.02))),
             Edge("many_rows", "w?", 19, 20, lambda x: _rl(reward=([1.0] * 8 + [0.3, 0.5] * 6)[:x])),
             Edge("few_rows", "?-", 2, 3, lambda x: _rl(reward=[1.0] * x)),
         ],
@@ -1649,6 +1731,11 @@ ENTRIES: Final[dict[str, Entry]] = {
         edges=[
             Edge("kl_answer", "-w", 99.0, 101.0, lambda x: _rl(objective__kl=[1.0] * 20 + [x] * 10)),
             Edge("kl_late", "-w-", 0.99, 1.01, lambda x: _rl(kl=[0.1] * 20 + [x] * 10), at=1.0),
+            Edge("kl_start", "-w-", 0.19, 0.21, lambda x: _rl(kl=[x, 0.3, 0.3, *[0.1] * 27]), at=0.2),
+            Edge("kl_stays", "-w", 0.059, 0.061, lambda x: _rl(kl=[0.3] * 10 + [x] * 20)),
+            Edge("kl_start_answer", "-w", 9.9, 10.1, lambda x: _rl(objective__kl=[x] * 30)),
+            Edge("kl_first_rows", "-w", 0.19, 0.21, lambda x: _rl(kl=[0.3, x, x, *[0.1] * 27])),
+            Edge("begins_later", "w-", 0, 2, lambda x: run([1e-4] * (30 + x), kind="rl", columns={"kl": [0.5] * 30})),
             Edge("kl_row", "-i-", 9.9, 10.1, lambda x: _rl(kl=[0.1] * 10 + [x] + [0.1] * 10), at=10.0),
         ],
         told=[
@@ -1664,6 +1751,46 @@ ENTRIES: Final[dict[str, Entry]] = {
         told=[
             ({}, "KL from the reference is 0 throughout"),
         ],
+    ),
+    "RWC199": Entry(
+        edges=[
+            Edge("drowned", "-ww", 3.9, 4.1, lambda x: _parts(a=(0.5, 0.4), b=(-9.0, x)), at=4.0),
+            Edge("drowned", "-w", 3.9, 4.1, lambda x: _parts(a=(0.5, 0.4), b=(-9.0, lambda i: x if i < 10 else 8.0))),
+            Edge("levelled", "-w", 0.049, 0.051, lambda x: _parts(a=(0.5, x), b=(-9.0, 5.0))),
+            Edge("sum_error", "w-", 0.24, 0.26, lambda x: _weighed(x, 5.0)),
+            Edge("constant_rows", "-w", 9, 10, lambda x: _parts(x, a=(0.5, 0.4), b=(0.0, 0.0))),
+            Edge("constant", "i-", 0.0, 0.1, lambda x: _parts(a=(0.5, 0.4), b=(1.0, x))),
+            Edge("nothing", "wi", 0.0, 0.1, lambda x: _parts(a=(0.5, 0.4), b=(x, 0.0))),
+            Edge("penalty", "wi", 0, 1, lambda x: _parts(a=(0.5, 0.4), **{"penalty" if x else "b": (0.0, 0.0)})),
+            Edge("against", "w-", 0.66, 0.68, lambda x: _parts(a=(_step(1.0, x), 0.1), b=(_step(0.0, 1.0), 0.4))),
+            Edge(
+                "against_spread", "w-", 0.79, 0.81, lambda x: _parts(a=(_step(1.0, 0.6), x), b=(_step(0.0, 1.0), 0.4))
+            ),
+            Edge("rises", "-w", 0.4, 0.6, lambda x: _parts(a=(_step(1.0, 0.5), 0.1), b=(_step(0.0, x), 0.4))),
+            Edge("two", "?w", 0, 1, lambda x: _parts(**({"a": (0.5, 0.4)} if x else {}), b=(0.0, 0.0))),
+        ],
+        told=[
+            ({"how": "drowned", "name": "size"}, "rewards/size has nearly all of the reward's variance"),
+            ({"how": "constant", "name": "tests", "level": 0.0}, "rewards/tests is 0 for every completion"),
+            ({"how": "against", "name": "right"}, "rewards/right falls while the reward rises"),
+        ],
+        says=[
+            (
+                _parts(right=(0.5, 0.4), form=(0.2, 0.1), size=(-9.0, 8.0)),
+                _UNEVEN + "8, that of form 0.1, right 0.4. What the others ask for hardly counts.",
+            ),
+            (
+                _parts(right=(0.5, 0.4), tests=(0.0, 0.0)),
+                "rewards/tests is 0 for every completion in all 30 rows: it teaches nothing, and may never be earned.",
+            ),
+            (
+                _parts(right=(_step(1.0, 0.5), 0.4), style=(_step(0.0, 1.0), 0.4)),
+                _TRADED
+                + "1 to 0.5 while the reward rises, by rewards/style: the second is learnt at the cost of the first.",
+            ),
+            (_parts(right=(0.5, 0.4)), "the reward has one function, or its functions were not logged"),
+        ],
+        told_as_info=False,
     ),
     "SMP196": Entry(
         edges=[

@@ -43,6 +43,7 @@ class _Names(_Table, frozen=True):
     settings: dict[Level, dict[str, SettingNames]]
     sections: dict[str, Level]
     columns: dict[str, dict[str, Names]]
+    beside: dict[str, dict[str, str]]
     held_out: dict[str, Names]
     metrics: dict[str, Names]
     log: dict[str, dict[str, Names]]

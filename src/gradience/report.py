@@ -21,13 +21,12 @@ from gradience.adapters.open import WEIGHT_NAMES, find_files
 from gradience.base.weights import find_shards
 from gradience.blocks import short_path
 from gradience.errors import GradienceError, OutputError, require
-from gradience.importers import is_foreign, read_source
-from gradience.importers.files import is_folder, sha256_of
+from gradience.importers.files import sha256_of
 from gradience.io import CHECKPOINT_PREFIX, PathLike
 from gradience.io.atomic import atomic_file
 from gradience.io.reading import real_path
 from gradience.judge.diagnose import judge_sources
-from gradience.judge.diagnose.sources import Read, RunSources, find_sources, read_sources
+from gradience.judge.diagnose.sources import RunSources, SourceReports, find_sources, read_sources
 from gradience.judge.options import ReportKeywords, ReportOptions
 from gradience.render import ReportFormat, check_format, format_of
 from gradience.render.data import data_page
@@ -162,10 +161,10 @@ def build_story(sources: RunSources, options: ReportOptions = _DEFAULTS) -> Stor
     names = ("gradience", "numpy", *(("jax",) if read.audit is not None or comparison is not None else ()))
     return Story(
         diagnosis=_without_folders(judge_sources(read)),
-        series=read.log.run if read.log else None,
+        series=read.log.reading.run if read.log else None,
         comparison=comparison,
         bench=measured,
-        files=_files([*_roles(sources, read), *_compared_files(comparison), *benched]),
+        files=_files([*_roles(read), *_compared_files(comparison), *benched]),
         versions={**{name: version(name) for name in names}, "python": platform.python_version()},
     )
 
@@ -213,8 +212,8 @@ def _holds_checkpoints_only(folder: Path) -> bool:
 
 def _compared_files(comparison: CompareAdaptersReport | None) -> Iterator[tuple[str, Path]]:
     for adapter in comparison.adapters if comparison is not None else ():
-        found = find_files(Path(adapter.path))
-        yield from (("compared weights", path) for path in found.shards or (found.weights,))
+        files = find_files(Path(adapter.path))
+        yield from (("compared weights", path) for path in files.shards or (files.weights,))
 
 
 def _measured(bench: Path) -> tuple[BenchReport, list[tuple[str, Path]]]:
@@ -226,20 +225,18 @@ def _measured(bench: Path) -> tuple[BenchReport, list[tuple[str, Path]]]:
 
 def _files(roles: Iterable[tuple[str, Path]]) -> list[FileRead]:
     """The files that exist, each once, with the first of its roles."""
-    found: dict[str, tuple[str, Path]] = {}
+    roles_by_file: dict[str, tuple[str, Path]] = {}
     for role, path in roles:
         if path.is_file():
-            found.setdefault(os.path.realpath(path), (role, path))
-    return [FileRead(role, path, path.stat().st_size, sha256_of(path)) for role, path in found.values()]
+            roles_by_file.setdefault(os.path.realpath(path), (role, path))
+    return [FileRead(role, path, path.stat().st_size, sha256_of(path)) for role, path in roles_by_file.values()]
 
 
-def _roles(sources: RunSources, read: Read) -> Iterator[tuple[str, Path]]:
+def _roles(read: SourceReports) -> Iterator[tuple[str, Path]]:
     """The files that the sources were read from, each with its role."""
-    log = sources.log.path
-    if read.log and log:
-        # A run of another program is read from several files in its folder; its importer lists them.
-        logs = read_source(log).files if is_folder(log) and is_foreign(log) else [Path(read.log.report.file)]
-        yield from (("log", path) for path in logs)
+    if read.log is not None:
+        reading = read.log.reading
+        yield from (("log", path) for path in (reading.files if reading.path.is_dir() else [reading.path]))
     if read.audit is not None:
         for weights in read.audit.weights_paths or [read.audit.weights_path]:
             yield "weights", Path(weights)

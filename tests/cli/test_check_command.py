@@ -80,6 +80,15 @@ def test_exit_code_is_0_1_or_2(arguments: list[str], code: int, capsys: pytest.C
     assert captured.err.count("\n") == (1 if code == 2 else 0)
 
 
+def test_rows_without_a_prompt_are_refused_for_grpo(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    rows = tmp_path / "rows.jsonl"
+    rows.write_text('{"question": "2+2?", "solution": "4"}\n', encoding="utf-8")
+    assert main(["check", "--data", str(rows), "--task", "grpo"]) == 2
+    says = capsys.readouterr().err
+    assert "columns question, solution: grpo reads what is asked from a column prompt" in says
+    assert "rename question to prompt" in says
+
+
 @every(
     ("given", "understood"),
     [

@@ -120,7 +120,7 @@ def test_a_bug_of_ours_keeps_its_traceback_and_ends_with_70(monkeypatch, log, ca
     def broken(*_: object, **__: object) -> None:
         raise ZeroDivisionError
 
-    monkeypatch.setattr("gradience.cli.monitor.monitor_run", broken)
+    monkeypatch.setattr("gradience.cli.monitor.report_of", broken)
     assert main(["monitor", str(log)]) == 70
     told = capsys.readouterr().err.splitlines()
     assert told[0].startswith("Traceback")

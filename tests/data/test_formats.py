@@ -8,7 +8,7 @@ import pytest
 from tables import every
 
 from gradience.data import Unusable
-from gradience.data.formats import canonical, recognise
+from gradience.data.formats import Shape, canonical, recognise
 from gradience.errors import ConfigError
 
 ASK, SAY, NO = (
@@ -136,6 +136,26 @@ def test_trl_leaves_roles_and_calls_as_they_are() -> None:
 def test_an_unknown_format_is_refused_by_its_columns(row: Any) -> None:
     with pytest.raises(ConfigError, match="columns " + ", ".join(row)):
         recognise(row)
+
+
+@every(
+    ("row", "task", "says"),
+    [
+        (
+            {"question": "2+2?", "solution": "4"},
+            "grpo",
+            "columns question, solution: grpo reads what is asked from a column",
+        ),
+        ({"instruction": "a", "output": "b"}, "rloo", "rloo reads what is asked from a column prompt"),
+        ({}, "grpo", "columns none: grpo reads"),
+    ],
+)
+def test_rl_reads_a_column_prompt_alone(row: Any, task: str, says: str) -> None:
+    with pytest.raises(ConfigError, match=says) as refused:
+        recognise(row, task)
+    asked = next((name for name in row if name in {"question", "instruction"}), "its column")
+    assert refused.value.advice == f"rename {asked} to prompt"
+    assert recognise({"prompt": "q", **row}, task) == Shape("prompt-only", "grpo")
 
 
 @every(

@@ -14,7 +14,7 @@ from tables import every
 
 from gradience import diagnose
 from gradience.judge.diagnose.identity import CheckpointFolder, unreadable
-from gradience.judge.diagnose.sources import FoundSource, RunSources, find_sources, read_sources
+from gradience.judge.diagnose.sources import RunSource, RunSources, find_sources, read_sources
 
 Rows = list[dict[str, Any]]
 
@@ -223,7 +223,7 @@ def test_a_target_that_the_family_lacks_is_found_without_weights(tmp_path, weigh
 
 
 def test_sources_without_checkpoints_have_none():
-    found = RunSources(Path(), log=FoundSource(), weights=FoundSource(), config=FoundSource())
+    found = RunSources(Path(), log=RunSource(), weights=RunSource(), config=RunSource())
     assert found.checkpoints == []
 
 

@@ -229,7 +229,7 @@ def test_sketches_are_candidates_if_the_signs_of_one_of_twelve_bands_of_ten_agre
 
 def block(*sketches: np.ndarray) -> list[dict[str, Any]]:
     return [
-        {"path": str(n), "sketch": list(s), "base_model": "b", "shape_key": "k", "content_hash": str(n)}
+        {"path": str(n), "sketch": list(s), "base_model": "b", "shapes": "k", "content_hash": str(n)}
         for n, s in enumerate(sketches)
     ]
 
@@ -347,7 +347,7 @@ def test_under_twenty_others_are_few_to_compare_with(tmp_path, others, few):
 
 
 def test_pairs_compared_are_those_there_are_up_to_the_most():
-    row = {"path": "a", "base_model": None, "shape_key": "", "content_hash": "1", "sketch": b""}
+    row = {"path": "a", "base_model": None, "shapes": "", "content_hash": "1", "sketch": b""}
     found = comparing.similar([row, {**row, "path": "b"}], threshold=0.9, most=5)
     assert (found.compared, found.not_compared, found.all_pairs, found.near) == (0, 0, 0, [])
     assert [alike.paths for alike in found.same] == [["a", "b"]]

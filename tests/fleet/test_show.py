@@ -58,7 +58,7 @@ def test_equal_and_nearly_equal_adapters_are_found(shown):
     (near,) = shown.similar.near
     assert sorted(names(near.paths)) == ["near-1", "run-1"]
     assert 0.9997 < near.cosine < 1.0
-    assert shown.similar.all_pairs == 45  # ten of one base and shape, the copy aside
+    assert shown.similar.all_pairs == 36  # nine of one base and shape, the copy aside
 
 
 def test_an_adapter_whose_shapes_do_not_fit_its_declared_base_is_named(shown):
@@ -172,7 +172,7 @@ def test_the_exact_cosine_is_the_dense_one_and_only_pairs_over_the_threshold_are
     opened = [open_adapter(folder)[1] for folder in folders]
     assert update_cosine(*opened) == pytest.approx(expected, rel=1e-9)
     rows = [
-        {"path": str(f), "base_model": "b", "shape_key": "s", "content_hash": str(f), "sketch": sketched(modules_of(t))}
+        {"path": str(f), "base_model": "b", "shapes": "s", "content_hash": str(f), "sketch": sketched(modules_of(t))}
         for f, t in zip(folders, (one, two), strict=True)
     ]
     assert [a.cosine for a in similar(rows, threshold=expected - 1e-6, most=5).near] == [pytest.approx(expected)]

@@ -224,3 +224,15 @@ def test_a_damaged_part_is_an_error_before_parts_are_merged(tmp_path):
     with store.writing() as writer, pytest.raises(GradienceError, match=f"cannot read {part}: Parquet file size is 4"):
         writer.compact()
     assert part.read_text() == "mine"
+
+
+def test_a_part_from_before_a_column_has_null_in_it_and_can_be_rewritten(tmp_path):
+    store = filled(tmp_path / "s", 2)
+    for part in store.files("adapters"):  # after the first, parts of both kinds
+        pq.write_table(pq.read_table(part, partitioning=None).drop_columns(["settings", "shapes"]), part)
+        asked = select(store, "select path, settings, shapes is null or shapes = '' from adapters order by path").rows
+        assert asked == [["a00", None, True], ["a01", None, True]]
+        assert store.table("adapters")["settings"].to_pylist() == [None, None]
+    with store.writing() as writer:
+        writer.replace({"a01": "another stamp"})
+    assert store.table("adapters").sort_by("path")["stamp"].to_pylist() == ["stamp of a00", "another stamp"]

@@ -323,6 +323,56 @@ def test_a_watched_loop_is_bit_for_bit_that_without(tmp_path, accelerate):
     assert len(events(tmp_path, Wiring)) == 2
 
 
+@pytest.mark.parametrize(
+    ("kind", "differs", "of_step"),
+    [
+        ("own", False, None),
+        ("step before", True, 8),
+        ("beginning", True, 0),
+        ("average", False, None),
+        ("other", True, None),
+    ],
+)
+def test_a_save_of_earlier_values_is_known_from_an_average_and_from_another_model_s(tmp_path, kind, differs, of_step):
+    from safetensors.torch import save_file
+
+    def state(of):
+        return {name: tensor.detach().clone() for name, tensor in peft.get_peft_model_state_dict(of).items()}
+
+    model = llama()
+    optimizer = torch.optim.AdamW(trained(model), lr=1e-2)
+    saved = {"beginning": state(model), "average": state(model), "other": state(llama(seed=7))}
+    with TelemetryWriter(tmp_path / "run.jsonl") as log:
+        log.run_start({})
+        watch = log.watch(model, optimizer, verbose=False)
+        for step in range(9):
+            saved["step before"] = state(model)
+            rows = torch.randint(0, 64, (4, 12), generator=torch.Generator().manual_seed(step))
+            model.train()(input_ids=rows, labels=rows).loss.backward()
+            optimizer.step()
+            optimizer.zero_grad()
+            for name, tensor in state(model).items():
+                saved["average"][name].lerp_(tensor, 0.3)
+        save_file({**saved, "own": state(model)}[kind], tmp_path / "adapter_model.safetensors")
+        watch.saved(tmp_path)
+    seen = events(tmp_path, Wiring)[-1].saved
+    assert (seen.differs is not None, seen.of_step) == (differs, of_step)
+
+
+def test_an_accelerator_whose_prepare_is_forgotten_is_told_if_something_was_asked_of_it(tmp_path):
+    accelerate = pytest.importorskip("accelerate")
+    for steps in (1, 4):
+        kept = accelerate.Accelerator(cpu=True, gradient_accumulation_steps=steps)
+        model = llama()
+        with TelemetryWriter(tmp_path / f"{steps}" / "run.jsonl") as log:
+            log.run_start({})
+            log.watch(model, torch.optim.AdamW(trained(model)), verbose=False)
+        told = events(tmp_path / f"{steps}", Wiring)[0]
+        del kept
+        expected = (["accumulation over 4"], ["model", "optimizer"]) if steps == 4 else ([], [])
+        assert (told.asked, told.unprepared) == expected
+
+
 def test_an_unfrozen_base_stops_the_training_at_its_first_step(tmp_path):
     trainer = fit(tmp_path, unfrozen(llama()), callback=GradienceCallback(verbose=False, stop_on=["WIR170"]))
     assert trainer.state.global_step == 1

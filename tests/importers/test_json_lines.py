@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 
+from gradience.judge.monitor import monitor_run
+
 
 def test_the_layout_of_llama_factory_v0(tmp_path, import_events, write_lines):
     rows = [
@@ -74,3 +76,30 @@ def test_bare_nan_is_read(tmp_path, import_events):
     events, imported = import_events(path)
     assert (events.losses, events.of("train_step")[0].lr) == (["NaN"], "Infinity")
     assert imported.skipped == []
+
+
+def test_tinker_s_metrics_have_rewards_groups_and_the_sampler_s_kl(tmp_path, import_events, write_lines):
+    """The keys are those of tinker_cookbook's metrics.jsonl: no loss of the policy, and evaluations in the same row."""
+    rows = [
+        {
+            "step": step,
+            "progress/batch": step,
+            "optim/lr": 4e-05,
+            "env/all/reward/total": 0.5 + 0.01 * step,
+            "env/all/ac_tokens_per_turn": 3725.0,
+            "env/all/by_group/frac_mixed": 0.25,
+            "optim/entropy": 0.46,
+            "optim/kl_sample_train_v1": 0.0009,
+            "optim/kl_sample_train_v2": 0.02,
+            "time/total": 752.8,
+        }
+        for step in range(30)
+    ]
+    rows[0] |= {"test/env/all/reward/total": 0.61, "test/env/all/ac_tokens_per_turn": 3513.65}
+    path = write_lines(tmp_path / "metrics.jsonl", rows)
+    events, imported = import_events(path)
+    assert imported.format == "table"
+    assert events.of("train_step")[1].lr == 4e-5
+    assert (events.of("eval")[0].split, events.of("eval")[0].metrics.extras["reward"]) == ("test", 0.61)
+    found = {finding.id: finding.severity for finding in monitor_run(path).findings}
+    assert found == {"SMP196": "warning", "ZVR123": "info"}  # and nothing of a loss that was not logged

@@ -35,6 +35,60 @@ def test_torchtune_s_disk_logger(tmp_path, import_events):
     assert held(events) == [(2, "val", 1.5)]
 
 
+def test_prime_rl_s_steps_of_both_programs(tmp_path, import_events):
+    """The lines are as its orchestrator and its trainer write them, with loguru's colours."""
+    (tmp_path / "orchestrator.log").write_text(
+        "\x1b[2m10:31:02\x1b[0m \x1b[1mSUCCESS\x1b[0m Step 3 | Time: 35.70s | Reward: 0.8529 | Seq. Length: 1455.6 "
+        "tokens/sample | Max. Off-Policy Level: 1\n"
+        "10:31:40 DEBUG Micro Step 0/4 | Loss: 9.0000 | Entropy: 0.2105\n"
+        "10:31:42 SUCCESS Step 4 | Time: 36.00s | Reward: 0.9 | Seq. Length: 1400.0 tokens/sample\n"
+    )
+    events, _ = import_events(tmp_path / "orchestrator.log")
+    assert [(e.step, e.extras) for e in events.of("train_step")] == [
+        (3, {"reward": 0.8529, "seq_len/mean": 1455.6}),
+        (4, {"reward": 0.9, "seq_len/mean": 1400.0}),
+    ]
+    (tmp_path / "trainer.log").write_text(
+        "10:31:42 SUCCESS Step 0 | Time: 348.53s | Loss: 0.0019 | Entropy: 0.2105 | Mismatch KL: 0.0006 | Grad. Norm: "
+        "0.0680 | LR: 1.00e-06 | Throughput: 1859 tokens/s | MFU: 3.1% | Peak Mem.: 70.1 GiB\n"
+    )
+    events, _ = import_events(tmp_path / "trainer.log")
+    assert trained(events) == [(0, 0.0019, 1e-6)]
+    assert events.of("train_step")[0].grad_norm == 0.068
+    assert events.of("train_step")[0].extras == {"entropy/mean": 0.2105, "mismatch_kl/mean": 0.0006}
+
+
+def test_nemo_rl_s_blocks_below_the_line_of_a_step(tmp_path, import_events):
+    """The lines are as nemo_rl.algorithms.grpo prints them."""
+    sign, dot = "=" * 25, "\u2022"
+    lines = [
+        f"  {dot} Loss: 7.0000",  # of no step
+        f"{sign} Step 1/20 {sign}",
+        "\u25b6 Generating responses for batch of size 1024...",
+        f"  {dot} Loss: -0.0012",
+        f"  {dot} Generation KL Error: 0.0010",
+        f"  {dot} Avg Reward: 0.1000",
+        f"  {dot} Mean Generation Length: 201.2197",
+        f"  {dot} Total step time: 35.70s",
+        f"{sign} Step 2/20 {sign}",
+        f"    {dot} Accuracy: 0.2500",
+        f"  {dot} Loss: 0.0003",
+    ]
+    path = tmp_path / "ray-driver.log"
+    path.write_text("\n".join(lines), encoding="utf-8")
+    events, imported = import_events(path)
+    assert imported.format == "text"
+    rows = events.of("train_step")
+    assert [(e.step, e.loss) for e in rows if e.loss is not None] == [(1, -0.0012), (2, 0.0003)]
+    assert {name: value for e in rows if e.step == 1 for name, value in e.extras.items()} == {
+        "gen_kl_error": 0.001,
+        "reward": 0.1,
+        "mean_gen_tokens_per_sample": 201.2197,
+    }
+    assert [(e.step, e.metrics.accuracy) for e in events.of("eval")] == [(2, 0.25)]
+    assert events.start.config.training.max_steps == 20
+
+
 def test_mlx_lm_s_sentences(tmp_path, import_events):
     """The sentences are those of mlx_lm.tuner.trainer before it drew a table."""
     path = tmp_path / "train.log"
@@ -144,10 +198,11 @@ def test_verl_s_console(tmp_path, import_events):
         "actor/grad_norm:0.75 - actor/lr:1e-06 - training/global_step:9 - critic/rewards/mean:np.float64(0.125)\n"
         "step:2 - actor/entropy:0.25 - actor/pg_loss:nan - actor/lr(1e-4):0.020 - critic/rewards/mean:0.5 - "
         "val-core/gsm8k/reward/mean@1:0.2\n"
+        "(main_task pid=7) step:3 - critic/kl:0.209 - actor/pg_loss:0.005 - actor/lr:0.000\n"  # rounded: no rate of 0
     )
     events, _ = import_events(path)
-    assert trained(events) == [(1, -0.25, 1e-6), (2, "NaN", pytest.approx(2e-6))]
-    first, second = (row.extras for row in events.of("train_step"))
+    assert trained(events) == [(1, -0.25, 1e-6), (2, "NaN", pytest.approx(2e-6)), (3, 0.005, None)]
+    first, second, _ = (row.extras for row in events.of("train_step"))
     assert (first["actor/entropy"], first["critic/rewards/mean"], second["critic/rewards/mean"]) == (0.5, 0.125, 0.5)
     assert [(e.step, e.split, e.metrics.extras["gsm8k/reward/mean@1"]) for e in events.of("eval")] == [
         (0, "eval", 0.05),

@@ -87,7 +87,7 @@ def test_a_saved_log_history_is_a_list_of_rows(tmp_path, import_events, rows):
         # Tinker's cookbook, supervised and RL; prime-rl; NeMo-RL; verl, whose steps W&B counts too
         (["step", "train_mean_nll", "test/nll"], {"train_mean_nll": "loss", "test/nll": "test_loss"}),
         (["progress/batch", "env/all/reward/total"], {"progress/batch": "step", "env/all/reward/total": "reward"}),
-        (["step", "test/env/all/reward/total", "optim/lr"], {"test/env/all/reward/total": "test/env_all_reward_total"}),
+        (["step", "test/env/all/reward/total", "optim/lr"], {"test/env/all/reward/total": "test/reward"}),
         (
             ["step", "loss/mean", "reward/mean", "optim/grad_norm"],
             {"loss/mean": "loss", "optim/grad_norm": "grad_norm"},
@@ -99,6 +99,10 @@ def test_a_saved_log_history_is_a_list_of_rows(tmp_path, import_events, rows):
         (["step", "reward", "reward/mean"], {"reward": "reward", "reward/mean": "reward/mean"}),
         (["step", "loss", "test_wer", "test/cer"], {"test_wer": "test_wer", "test/cer": "test/cer"}),
         (["step", "loss", "lr_scheduler"], {"lr_scheduler": "lr_scheduler"}),
+        (["step", "dpo_loss", "accuracy"], {"dpo_loss": "loss", "accuracy": "rewards/accuracies"}),
+        (["step", "train/preference_loss", "train/accuracy", "train/loss"], {"train/accuracy": "rewards/accuracies"}),
+        (["step", "loss", "accuracy", "margin"], {"accuracy": "accuracy", "margin": "margin"}),
+        (["step", "reward/all/mean", "loss/mean"], {"reward/all/mean": "reward", "loss/mean": "loss"}),
     ],
 )
 def test_names_that_everyone_knows_are_found(columns, found):
@@ -220,7 +224,7 @@ def test_a_metric_of_a_held_out_group_is_an_evaluation_without_a_loss_beside_it(
     path.write_text("".join(f"{json.dumps(row)}\n" for row in rows))
     events, _ = import_events(path)
     assert [(e.split, e.step, e.metrics.extras) for e in events.of("eval")] == [
-        ("test", 1, {"wer": 30.5, "env_all_reward_total": 0.25})
+        ("test", 1, {"wer": 30.5, "reward": 0.25})
     ]
     assert [event.extras for event in events.of("train_step")] == [{}, {}]
 

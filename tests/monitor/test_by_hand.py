@@ -11,10 +11,12 @@ import msgspec
 import pytest
 from tables import every
 
-from gradience.judge.monitor import derived_notes, facts_of, gap_of, latest_evals, report_of
-from gradience.judge.monitor.source import LogSource, thinned
+from gradience.judge.monitor import gap_of, report_of
+from gradience.reading import Reading
+from gradience.reading.facts import derived_notes, facts_of, latest_evals
+from gradience.reading.follow import thinned
 from gradience.rules.log.facts import PROBES
-from gradience.schema import ConfigSnapshot, EvalMetrics, Metrics, RunEnd
+from gradience.schema import EvalMetrics, Metrics, RunEnd
 from gradience.schema.events import Eval
 from gradience.schema.reports import LossPair
 from gradience.telemetry.reader import RunSummary
@@ -89,11 +91,11 @@ def test_a_gap_is_the_ratio_of_perplexities_of_a_pair_of_losses(rows, name):
 
 def test_a_report_has_no_gap_where_the_loss_is_on_another_scale_and_its_probes_are_by_step():
     name = PROBES[0]
-    source = LogSource(Path("run.jsonl"), RunSummary(Path("run.jsonl")), [])
+    log = RunSummary(Path("run.jsonl"))
     for level, found in ((4.0, None), (1.0, (-0.5, True))):
         run = run_of(evaluation("eval", 12, loss=0.5, ppl=math.exp(0.5)), losses=[level] * 12)
         run.columns[name] = Column(array("q", [20, 10, 20]), array("d", [1.0, 2.0, 3.0]))
-        report = report_of(source, run)
+        report = report_of(Reading(log.path, log, run, [log.path]))
         assert (report.gap and (report.gap.nats, report.gap.same_step)) == found
         assert ("SCL129" in {finding.id for finding in report.findings}) is (found is None)
         probe = report.probes[name.partition("/")[2]]
@@ -105,7 +107,7 @@ def test_a_report_has_no_gap_where_the_loss_is_on_another_scale_and_its_probes_a
 
 def test_the_facts_of_a_run_are_those_of_its_end_its_audit_and_its_record():
     run = run_of(losses=[1.0, 0.5], record=LogRecord(out_of_order=1), last_epoch=2.5, last_step=2)
-    facts = facts_of(RunSummary(Path()), run, ConfigSnapshot())
+    facts = facts_of(run)
     assert (facts.status, facts.status_reason, facts.series.in_order) == ("no_run_end", None, False)
     assert (facts.audit, facts.data, facts.epoch, facts.last_step) == (None, None, 2.5, 2)
     run.end = RunEnd(**HEAD, step=None, status="error", reason="why")
@@ -114,7 +116,7 @@ def test_the_facts_of_a_run_are_those_of_its_end_its_audit_and_its_record():
         "lora_audit": Metrics(**HEAD, step=1, kind="lora_audit", metrics={"utilization_mean": 0.25}),
         "data": Metrics(**HEAD, step=1, kind="data", metrics={"rows": 3}),
     }
-    facts = facts_of(RunSummary(Path()), run, ConfigSnapshot())
+    facts = facts_of(run)
     assert (facts.status, facts.status_reason, facts.series.in_order) == ("error", "why", True)
     assert (facts.audit, facts.data) == ({"utilization_mean": 0.25}, {"rows": 3})
 

@@ -19,8 +19,8 @@ from logs import falling, record
 from gradience.cli.main import main
 from gradience.cli.monitor import follow_log, log_to_follow
 from gradience.errors import RecorderError, SchemaError
-from gradience.judge.monitor.source import LiveRun, Tail, thinned
-from gradience.render.monitor import Glance, frame_lines
+from gradience.reading.follow import LiveRun, Tail, thinned
+from gradience.render.monitor import frame_lines
 from gradience.telemetry import TelemetryWriter
 from gradience.telemetry.codec import MAX_LINE_BYTES
 
@@ -178,8 +178,7 @@ def test_under_rl_the_reward_is_drawn_and_not_the_loss(tmp_path):
     for line in record(tmp_path / "rl.jsonl", [0.0001] * 40, rows=rows).read_bytes().splitlines():
         watch.add(line)
     assert watch.rewards[-1] == (40, 0.9)
-    glance = Glance("m", 40, 40, 0.0001, 1e-5, watch.points, [], watch.rewards[-1][1], watch.rewards)
-    frame = frame_lines(glance, dots=False)
+    frame = frame_lines(watch, dots=False)
     assert frame[-1].strip() == "reward"
     assert "reward 0.9" in frame[1]
     assert frame[2].strip().startswith("0.9 |")

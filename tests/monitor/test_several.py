@@ -17,7 +17,7 @@ from gradience.collect.runs.rows import read_rows
 from gradience.errors import GradienceError, RecorderError
 from gradience.importers.sources import MAX_RUNS
 from gradience.judge.monitor import monitor_run
-from gradience.judge.monitor.source import names_of, runs_in
+from gradience.reading.places import names_of, runs_in
 from gradience.schema import ConfigSnapshot
 
 EVALS = [(10, 1.6), (20, 1.4), (30, 1.3), (40, 1.25)]

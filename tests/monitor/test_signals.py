@@ -13,7 +13,7 @@ from logs import record
 
 from gradience import diagnose
 from gradience.judge.monitor import monitor_run
-from gradience.render.check import diagnose_text
+from gradience.render.diagnose import diagnose_text
 from gradience.render.monitor import monitor_text
 from gradience.rules.log.facts import KEPT, SIGNALS
 from gradience.schema import ConfigSnapshot, TrainingSnapshot

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from gradience.judge.monitor.source import Tail
+from gradience.reading.follow import Tail
 from gradience.telemetry.codec import MAX_LINE_BYTES
 
 

@@ -14,7 +14,7 @@ from tables import every
 from gradience import TelemetryWriter
 from gradience.judge.diagnose import diagnose
 from gradience.judge.monitor import monitor_run
-from gradience.render.check import diagnose_text
+from gradience.render.diagnose import diagnose_text
 from gradience.render.monitor import monitor_text
 from gradience.schema import SCHEMA_ID, ConfigSnapshot
 from gradience.schema.events import Wiring

@@ -13,7 +13,6 @@ from gradience.blocks import (
     Block,
     FactList,
     Figure,
-    FindingEntry,
     Findings,
     Fold,
     Heading,
@@ -22,6 +21,7 @@ from gradience.blocks import (
     Note,
     Page,
     Section,
+    ShownFinding,
     Spans,
     Table,
     Title,
@@ -92,7 +92,7 @@ CASES: dict[str, Case] = {
     ),
     "table without rows": Case(Table(COLUMNS, ()), ["    n  name"], [], ""),
     "findings": Case(
-        Findings((FindingEntry(GRAVE, where=" (log)", number=1), FindingEntry(PROVEN, number=2)), verbose=False),
+        Findings((ShownFinding(GRAVE, where=" (log)", number=1), ShownFinding(PROVEN, number=2)), verbose=False),
         ["  [WARNING] LR001 (log): high", "      -> lower it", "  [INFO] LR002: odd"],
         [
             "| Severity | Id | Observation | Source |",
@@ -104,13 +104,13 @@ CASES: dict[str, Case] = {
         "2 oddinfo LR002 Grounds: why, confidence, evidence, how to verifyEvidencea: b",
     ),
     "findings with their grounds": Case(
-        Findings((FindingEntry(PROVEN, pieces=(("log", "DIV103", "fell"), ("disk", "", "full"))),)),
+        Findings((ShownFinding(PROVEN, pieces=(("log", "DIV103", "fell"), ("disk", "", "full"))),)),
         ["  [INFO] LR002: odd", "      log     DIV103: fell", "      disk    full", "      evidence: a: b"],
         ["| Severity | Id | Observation | Source |", "|---|---|---|---|", "| INFO | LR002 | odd |  |"],
         "0 oddinfo LR002 log DIV103: felldisk: fullGrounds: why, confidence, evidence, how to verifyEvidencea: b",
     ),
     "only the first infos": Case(
-        Findings((FindingEntry(PROVEN),) * 6, verbose=False),
+        Findings((ShownFinding(PROVEN),) * 6, verbose=False),
         [*["  [INFO] LR002: odd"] * 5, "  ... and 1 more (--verbose lists all)"],
         ["| Severity | Id | Observation | Source |", "|---|---|---|---|", *["| INFO | LR002 | odd |  |"] * 6],
         "0 oddinfo LR002 Grounds: why, confidence, evidence, how to verifyEvidencea: b" * 6,

@@ -10,8 +10,8 @@ from pages import gather, parse
 from tables import every
 
 from gradience.blocks.html.plot import PlotLine, envelope, running_median
-from gradience.render.check import step_of
 from gradience.render.curves import marks_of
+from gradience.render.diagnose import step_of
 from gradience.render.page import report_html
 from gradience.schema.events import ConfigSnapshot
 from gradience.telemetry.writer import TelemetryWriter

@@ -6,8 +6,8 @@ from typing import Any
 
 from tables import every
 
-from gradience.render.check import steps_of
 from gradience.render.curves import marks_of
+from gradience.render.diagnose import steps_of
 from gradience.schema.diagnose import Cause, Piece
 
 

@@ -17,7 +17,7 @@ from gradience.cli.main import main
 from gradience.collect.runs import run_curves
 from gradience.collect.runs.best import best_runs
 from gradience.collect.runs.collect import collect_runs
-from gradience.judge.monitor.source import names_of_runs
+from gradience.reading.places import names_of_runs
 from gradience.render.runs import brief
 from gradience.telemetry import TelemetryWriter
 

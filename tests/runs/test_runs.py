@@ -148,7 +148,7 @@ def test_a_log_is_read_again_where_it_may_be_whole(error, reads, tmp_path, monke
         read.append(place)
         raise error
 
-    monkeypatch.setattr(collecting, "open_source", broken)
+    monkeypatch.setattr(collecting, "read_run", broken)
     for _ in range(2):
         collect_runs(tmp_path / "a", out=tmp_path / "store")
     assert len(read) == reads

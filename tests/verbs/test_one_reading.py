@@ -12,7 +12,7 @@ from gradience import runs
 from gradience.blocks.markdown import escape
 from gradience.judge.diagnose import diagnose
 from gradience.judge.monitor import monitor_run
-from gradience.render.check import diagnose_text
+from gradience.render.diagnose import diagnose_text
 from gradience.render.monitor import monitor_text
 from gradience.render.page import report_markdown
 from gradience.render.story import Story

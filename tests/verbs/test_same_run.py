@@ -7,16 +7,17 @@ from pathlib import Path
 
 import pytest
 
-from gradience import GradienceError, TelemetryWriter, diagnose
+from gradience import GradienceError, TelemetryWriter, diagnose, importers
+from gradience.cli.main import main
 from gradience.collect.runs.collect import find_runs, run_job
 from gradience.collect.runs.rows import read_rows
 from gradience.configs.settings import Layer
 from gradience.judge.check import read_any
 from gradience.judge.diagnose.sources import find_sources
 from gradience.judge.monitor import monitor_run
-from gradience.judge.monitor.source import holds_runs, names_of_runs
 from gradience.judge.options import ReportOptions
 from gradience.judge.why.traces import traces_of
+from gradience.reading.places import names_of_runs, runs_in
 from gradience.report import build_story
 
 LFS = "version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 1\n"
@@ -129,7 +130,7 @@ def read_by(verb: str, place: Path, run: str | None) -> tuple[str, list[int]]:
 def test_every_verb_finds_the_same_runs_and_takes_their_names(tmp_path, make):
     make(tmp_path)
     count, names = PLACES[make]
-    shown = read_rows(tmp_path) if holds_runs(tmp_path) else []
+    shown = read_rows(tmp_path) if len(runs_in(tmp_path)) > 1 else []
     assert (len(shown) or 1) == count
     if make is not with_its_logger:  # `runs` lists logs: it does not read them to see which are copies
         assert len(list(find_runs([tmp_path]))) == count
@@ -218,3 +219,19 @@ def test_weights_that_are_a_pointer_are_not_read_and_the_run_is_judged(tmp_path)
     assert "is a git-lfs pointer" in states["weights"][1]
     assert report.monitor.train.rows == 9
     assert any("adapter_config.json is a git-lfs pointer" in note for note in report.monitor.notes)
+
+
+@pytest.mark.parametrize(
+    ("verb", "places", "times"),
+    [("monitor", "a", 1), ("diagnose", "a", 1), ("report", "a", 1), ("why", "ab", 2), ("monitor", ".", 2)],
+)
+def test_a_verb_imports_each_run_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, verb: str, places: str, times: int
+):
+    trained(tmp_path / "a")
+    trained(tmp_path / "b", scale=2.0)
+    imported = []
+    read = importers.read_source
+    monkeypatch.setattr(importers, "read_source", lambda path, **how: imported.append(path) or read(path, **how))
+    assert main([verb, *(str(tmp_path / place) for place in places)]) in {0, 3}
+    assert len(imported) == times

@@ -161,6 +161,15 @@ def test_the_last_two_runs_of_a_log_are_compared(tmp_path: Path):
     assert explain_difference(tmp_path, tmp_path).cause.cause == "dropout"
 
 
+def test_a_run_is_asked_for_by_the_beginning_of_its_id(tmp_path: Path):
+    path = record(tmp_path / "run.jsonl")
+    record(path, config=config(lora__dropout=0.2), losses=EARLY)
+    ids = [json.loads(line)["run_id"] for line in path.read_text().splitlines() if '"run_start"' in line]
+    assert explain_difference(path, path, runs=[each[:8] for each in ids]).cause.cause == "dropout"
+    with pytest.raises(RecorderError, match="no run is called 'nowhere1'"):
+        explain_difference(path, path, runs=["nowhere1", ids[1]])
+
+
 def test_the_command_prints_the_story_and_its_exit_code_says_whether_it_could_tell(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ):

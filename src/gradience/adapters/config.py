@@ -38,6 +38,7 @@ class AdapterConfig(msgspec.Struct, kw_only=True, frozen=True):
     peft_type: str | None = None
     task_type: str | None = None
     base_model_name_or_path: str | None = None
+    revision: Any = None  # of the base
     r: int = 8
     lora_alpha: float = 8.0
     use_rslora: bool = False

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import re
 import unicodedata
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import PurePath
 from typing import TYPE_CHECKING, Final, TypeAlias, TypeVar
@@ -17,7 +18,7 @@ import msgspec
 
 from gradience.errors import few
 from gradience.schema import NonFinite
-from gradience.schema.document import Estimate, Excluded, Finding, NotRun
+from gradience.schema.document import SEVERITIES, Estimate, Excluded, Finding, NotRun
 
 if TYPE_CHECKING:  # a terminal needs no numpy
     from gradience.blocks.html.plot import Plot
@@ -104,7 +105,7 @@ class Table(msgspec.Struct, frozen=True):
         return msgspec.structs.replace(self, columns=columns, rows=rows, named=False)
 
 
-class FindingEntry(msgspec.Struct, frozen=True):
+class ShownFinding(msgspec.Struct, frozen=True):
     """A finding as it is shown: where it was seen, the findings that it joins, and its number in the report."""
 
     finding: Finding
@@ -116,7 +117,7 @@ class FindingEntry(msgspec.Struct, frozen=True):
 class Findings(msgspec.Struct, frozen=True):
     """Findings, the gravest first."""
 
-    found: tuple[FindingEntry, ...]
+    found: tuple[ShownFinding, ...]
     verbose: bool = True  # with their grounds; else only the first of severity info are shown
     actions: bool = True
 
@@ -217,17 +218,31 @@ def table(
     )
 
 
-def facts(pairs: Iterable[tuple[str, str]], *, indent: int = 0, width: int = 12, caption: str = "") -> FactList:
-    """The labels and values as a block."""
-    return FactList(tuple(pairs), indent=indent, width=width, caption=caption)
+def facts(pairs: Iterable[tuple[str, str | None]], *, indent: int = 0, width: int = 12, caption: str = "") -> FactList:
+    """The labels and values as a block; what has no value is left out."""
+    return FactList(
+        tuple((label, value) for label, value in pairs if value), indent=indent, width=width, caption=caption
+    )
+
+
+def part(heading: str, content: Iterable[Block]) -> list[Block]:
+    """Blocks under their heading, set off from what follows; nothing without content."""
+    held = list(content)
+    return [Heading(heading), *held, ""] if held else []
+
+
+def set_off(heading: str, content: Iterable[Block]) -> list[Block]:
+    """The same, set off from what comes before."""
+    held = list(content)
+    return ["", Heading(heading), *held] if held else []
 
 
 def findings(some: Iterable[Finding], *, verbose: bool = True) -> Findings:
     """The findings of one source as a block, numbered from 1."""
-    return Findings(tuple(FindingEntry(finding, number=n) for n, finding in enumerate(some, 1)), verbose=verbose)
+    return Findings(tuple(ShownFinding(finding, number=n) for n, finding in enumerate(some, 1)), verbose=verbose)
 
 
-def skipped(not_run: Sequence[NotRun], *, verbose: bool) -> list[Fold]:
+def skipped(not_run: Sequence[NotRun], *, verbose: bool) -> list[Block]:
     """The number of checks that did not run, and on request each reason with its checks; nothing if all ran."""
     reasons: dict[str, list[str]] = {}
     for item in not_run:
@@ -255,6 +270,12 @@ def listed(names: Sequence[str], most: int = NAMES, *, separator: str = ", ") ->
     'a, b and 1 more'
     """
     return few(names, most, separator)
+
+
+def by_severities(some: Iterable[Finding]) -> str:
+    """The number of findings of each severity, the gravest first."""
+    counts = Counter(finding.severity for finding in some)
+    return ", ".join(counted(counts[severity], severity) for severity in reversed(SEVERITIES) if counts[severity])
 
 
 def counted(n: int, noun: str) -> str:
@@ -315,9 +336,9 @@ def words(name: str) -> str:
     return name.replace("_", " ")
 
 
-def shorter(text: str, most: int) -> str:
+def shorter(text: str, most: int | None) -> str:
     """The text, cut to at most `most` characters; a cut text ends in an ellipsis."""
-    return text if len(text) <= most else f"{text[: most - 3]}..."
+    return text if most is None or len(text) <= most else f"{text[: most - 3]}..."
 
 
 def sentence(text: str) -> str:

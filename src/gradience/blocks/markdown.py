@@ -14,7 +14,6 @@ from typing import Final
 from gradience.blocks import (
     Block,
     FactList,
-    FindingEntry,
     Findings,
     Fold,
     Heading,
@@ -22,6 +21,7 @@ from gradience.blocks import (
     Note,
     Page,
     Section,
+    ShownFinding,
     Table,
     VerdictLine,
     clean,
@@ -84,7 +84,7 @@ def _lines(block: Block, most: int | None) -> Iterable[str]:  # noqa: C901, PLR0
     return []  # Markdown cannot show it
 
 
-def _finding(item: FindingEntry) -> tuple[str, ...]:
+def _finding(item: ShownFinding) -> tuple[str, ...]:
     return item.finding.severity.upper(), item.finding.id, item.finding.message, item.where.strip(" ()")
 
 

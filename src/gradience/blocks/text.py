@@ -13,7 +13,6 @@ from gradience.blocks import (
     Block,
     FactList,
     Figure,
-    FindingEntry,
     Findings,
     Fold,
     Heading,
@@ -21,6 +20,7 @@ from gradience.blocks import (
     Next,
     Note,
     Section,
+    ShownFinding,
     Table,
     Title,
     VerdictLine,
@@ -138,7 +138,7 @@ def _table(block: Table) -> Iterator[str]:
 def shortened(
     lines: Sequence[str], most: int | None, *, of: str = "", indent: int = 2, how: str = "--verbose lists all"
 ) -> Iterator[str]:
-    """The first lines, and a last line with the number of lines left out.
+    """The first lines, and a last line with the number of lines left out, as of `more`.
 
     Args:
         lines: all lines.
@@ -150,9 +150,14 @@ def shortened(
     >>> list(shortened(["a", "b", "c"], 1, indent=0))
     ['a', '... and 2 more (--verbose lists all)']
     """
-    yield from lines[:most]
-    if most is not None and len(lines) > most:
-        yield f"{'':{indent}}... and {len(lines) - most} more{f' {of}' if of else ''} ({how})"
+    kept = lines[:most]
+    yield from kept
+    yield from more(len(lines) - len(kept), how, of=of, indent=indent)
+
+
+def more(n: int, how: str, *, of: str = "", indent: int = 2) -> list[str]:
+    """A line with the number of lines left out, and how the user can see them; nothing if none was."""
+    return [f"{'':{indent}}... and {n} more{f' {of}' if of else ''} ({how})"] if n > 0 else []
 
 
 def _findings(block: Findings) -> Iterator[str]:
@@ -168,7 +173,7 @@ def _findings(block: Findings) -> Iterator[str]:
     yield from shortened(infos, INFOS)
 
 
-def _beneath(item: FindingEntry, block: Findings) -> Iterator[str]:
+def _beneath(item: ShownFinding, block: Findings) -> Iterator[str]:
     for source, rule, says in item.pieces:
         yield f"      {source:<{_SOURCE}}{rule + ': ' if rule else ''}{says}"
     if item.finding.action and block.actions:

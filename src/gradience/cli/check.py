@@ -193,7 +193,7 @@ def check(
         output folder of a run.
     serve:
         Engines the adapter is meant for, separated by commas: vllm, sglang, ollama, llamacpp, tensorrt, lorax,
-        slora, mlx. Reports what each will make of it.
+        slora, mlx, peft, hotswap. Reports what each will make of it.
     """
     resolved = options.resolved()
     given = CheckOptions(document=config, overrides=overrides.snapshot(), serve=serve or (), **resolved.rules)

@@ -52,7 +52,7 @@ def diagnose(
 
     report = diagnose_sources(sources, options, **resolved.rules)
     from gradience.judge.diagnose import source_locations  # the same
-    from gradience.render.check import diagnose_text  # --help needs none of it
+    from gradience.render.diagnose import diagnose_text  # --help needs none of it
 
     code = resolved.show(
         report,

@@ -17,6 +17,7 @@ from gradience.cli.tables import DEFAULT_RESULT, ResultOptions, answer, chosen, 
 from gradience.errors import AdapterError, GradienceError
 from gradience.render import fleet as words
 from gradience.schema.document import Finding, Report
+from gradience.schema.fleet import FleetShowReport
 from gradience.schema.reports import SourceLocation
 
 Engine = Literal["local", "ray"]
@@ -104,6 +105,7 @@ def show(
     /,
     *,
     top: PositiveInt = 10,
+    serve: opt.Strings = None,
     verbose: opt.Verbose = False,
     html: Path | None = None,
     force: opt.Flag = False,
@@ -117,6 +119,9 @@ def show(
         The folder that fleet audit wrote.
     top:
         How many adapters a list names.
+    serve:
+        Plan instead how the trained adapters are served together, by engines separated by commas, as of check:
+        which fit one process, how it is started, what each of the others needs. Findings are then about that.
     verbose:
         List every adapter.
     html:
@@ -127,14 +132,37 @@ def show(
     resolved = gate.resolved()
     from gradience.collect.fleet.show import show_fleet  # the help needs none of it
 
-    report = show_fleet(fleet, top=_EVERY if verbose else top)
+    report = show_fleet(fleet, top=_EVERY if verbose else top, serve=serve or ())
     if html is not None:
         from gradience.report import write_page  # matplotlib
         from gradience.tables.store import MANIFEST  # only a page needs it
 
         write_page(report, html, sources=[fleet / MANIFEST], force=force)
+    if report.plans:
+        return _planned(report, resolved, top=_EVERY if verbose else top)
     unread = sum(reason.adapters for reason in report.unread)
     return _shown(report, words.fleet_show_text, fleet, resolved, unread=unread)
+
+
+def _planned(report: FleetShowReport, resolved: opt.ResolvedOptions, *, top: int) -> int:
+    """Print the plans, and return the exit code that the adapters give which an engine does not serve as trained."""
+    from gradience.collect.fleet.serve import findings_of_plans  # duckdb, for those who ask
+
+    found = list(findings_of_plans(report.plans))
+    code = resolved.show(
+        report,
+        lambda shown: words.plans_text(shown, top=top),
+        [finding for _, finding in found],
+        groups=("serve",),
+        locations=lambda: [SourceLocation(path) for path, _ in found],
+    )
+    unread = sum(reason.adapters for reason in report.unread)
+    missed = {one.path for plan in report.plans for misfit in plan.misfits if not misfit.id for one in misfit.adapters}
+    unjudged = unread + len(missed)
+    if unjudged and resolved.fail_on is not None:
+        tell(f"gradience: {counted(unjudged, 'adapter')} could not be judged")
+        return code or COULD_NOT_JUDGE
+    return code
 
 
 def query(

@@ -16,7 +16,7 @@ from gradience.cli.output import DONE, print_text
 from gradience.errors import GradienceError
 from gradience.importers.sources import format_of, is_run
 from gradience.judge.diagnose.sources import RunSources, find_sources, list_folder
-from gradience.judge.monitor.source import runs_in
+from gradience.reading.places import runs_in
 
 _SETTINGS: Final = (".toml", ".yaml", ".yml")
 _WEIGHTS: Final = (".safetensors", ".bin", ".npz", ".pt")
@@ -64,9 +64,9 @@ def _near(place: Path) -> Iterator[Path]:
             yield from list_folder(child).folders
 
 
-def _one_run(place: Path, found: RunSources) -> Iterator[Block]:
+def _one_run(place: Path, sources: RunSources) -> Iterator[Block]:
     at = _quoted(place)
-    parts = (("log", found.log.path), ("adapter", found.weights.path), ("training", found.training))
+    parts = (("log", sources.log.path), ("adapter", sources.weights.path), ("training", sources.training))
     there = {name: path for name, path in parts if path is not None}
     fitting = [f"{_FITTING[name]} {_quoted(path)}" for name, path in there.items()]
     if not there.keys() & {"adapter", "training"} and (place / CONFIG_NAME).is_file():

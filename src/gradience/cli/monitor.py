@@ -21,11 +21,16 @@ from gradience.cli import options as opt
 from gradience.cli.output import DONE, FOUND, emit, safe_lines, tell
 from gradience.errors import RecorderError
 from gradience.io.reading import open_regular
-from gradience.judge.monitor import monitor_run
-from gradience.judge.monitor.source import LiveRun, Tail, is_log
-from gradience.render.monitor import Glance, event_line, frame_lines, monitor_text, progress_line
+from gradience.judge.monitor import report_of
+from gradience.reading import Reading, read_run
+from gradience.reading.follow import LiveRun, Tail
+from gradience.reading.logs import is_log
+from gradience.reading.places import RunList, log_place, run_list
+from gradience.render.monitor import event_line, frame_lines, monitor_text, progress_line
+from gradience.rules import excluded_rules
+from gradience.rules.log import DETECTED
 from gradience.schema.document import SEVERITIES
-from gradience.schema.events import ConfigSnapshot, Event, TrainStep, UnknownEvent
+from gradience.schema.events import Event, TrainStep, UnknownEvent
 
 _EVERY: Final = 1.0  # seconds between two reads of the file
 _LOOK: Final = 4096  # bytes of a log's beginning that show its format
@@ -63,23 +68,18 @@ def monitor(
         if several:
             raise RecorderError("--follow watches one log", advice="give one run.jsonl")
         return _follow(logs[0], run, gap, resolved, verbose=verbose)
-    if several or (run is None and _holds_runs(logs[0])):
+    if several:
         return _table(logs, gap, resolved)
-    return _one(logs[0], run, gap, resolved, verbose=verbose)
+    if run is not None or not os.path.isdir(logs[0]):  # noqa: PTH112  # Path.is_dir raises where a name is too long
+        return _one(read_run(logs[0], run), gap, resolved, verbose=verbose)
+    listed = run_list(logs[0])
+    if len(listed.places) > 1:
+        return _table([listed], gap, resolved)
+    return _one(listed.read(listed.places[0]), gap, resolved, verbose=verbose)
 
 
-def _holds_runs(path: Path) -> bool:
-    if not os.path.isdir(path) or is_log(path / "run.jsonl"):  # noqa: PTH112  # Path.is_dir raises where a name is too long
-        return False
-    from gradience.judge.monitor.source import holds_runs  # a log of one run need not pay for it
-
-    return holds_runs(path)
-
-
-def _one(log: Path, run: str | None, gap: float, resolved: opt.ResolvedOptions, *, verbose: bool) -> int:
-    report = monitor_run(log, gap_threshold=gap, run=run, **resolved.rules)
-    from gradience.judge.monitor.source import log_place  # a log of our own need not pay for it
-
+def _one(reading: Reading, gap: float, resolved: opt.ResolvedOptions, *, verbose: bool) -> int:
+    report = report_of(reading, gap_threshold=gap, left_out=excluded_rules(DETECTED, **resolved.rules))
     return resolved.show(
         report,
         lambda it: monitor_text(it, verbose=verbose),
@@ -90,7 +90,7 @@ def _one(log: Path, run: str | None, gap: float, resolved: opt.ResolvedOptions, 
     )
 
 
-def _table(logs: tuple[Path, ...], gap: float, resolved: opt.ResolvedOptions) -> int:
+def _table(logs: Sequence[Path | RunList], gap: float, resolved: opt.ResolvedOptions) -> int:
     if resolved.format != "text":
         form = "--json" if resolved.format == "json" else f"--format {resolved.format}"
         raise RecorderError(
@@ -112,7 +112,7 @@ def _table(logs: tuple[Path, ...], gap: float, resolved: opt.ResolvedOptions) ->
 def _follow(log: Path, run: str | None, gap: float, resolved: opt.ResolvedOptions, *, verbose: bool) -> int:
     log = log_to_follow(log)
     if follow_log(log, quiet=resolved.format != "text"):
-        return _one(log, run, gap, resolved, verbose=verbose)
+        return _one(read_run(log, run), gap, resolved, verbose=verbose)
     return DONE
 
 
@@ -144,7 +144,7 @@ def follow_log(log: Path, *, quiet: bool = False, sleep: Callable[[float], None]
     Raises:
         SchemaError: the log is of another major version.
     """
-    screen = _Screen() if quiet else _Terminal() if _on_screen() else _Lines()
+    screen = _Screen() if quiet else _Terminal() if _on_screen() else _LineScreen()
     try:
         with Tail(log) as tail:
             _watch(tail, screen, sleep)
@@ -172,31 +172,12 @@ def _watch(tail: Tail, screen: _Screen, sleep: Callable[[float], None]) -> None:
             if event is not None and not isinstance(event, TrainStep):
                 screen.event(event)
         if new:
-            screen.show(_glance(watch))
+            screen.show(watch)
         elif not tail.found:
             screen.wait(tail.path)
         if watch.run.end is not None:
             return
         sleep(_EVERY)
-
-
-def _glance(watch: LiveRun) -> Glance:
-    run, rewards = watch.run, watch.rewards
-    config = run.config or ConfigSnapshot()
-    return Glance(
-        model=config.model_name,
-        step=run.last_step,
-        max_steps=config.training.planned_steps,
-        loss=run.losses[-1] if run.losses else None,
-        rate=watch.rate,
-        points=watch.points,
-        evals=watch.evals,
-        reward=run.columns["reward"].values[-1] if rewards else None,
-        rewards=rewards,
-        alerts=run.alerts,
-        not_finite=watch.not_finite,
-        bad_lines=watch.bad_lines,
-    )
 
 
 class _Screen:
@@ -217,14 +198,14 @@ class _Screen:
     def event(self, event: Event | UnknownEvent) -> None:
         """Do nothing."""
 
-    def show(self, glance: Glance) -> None:
+    def show(self, live: LiveRun) -> None:
         """Do nothing."""
 
     def close(self) -> None:
         """Do nothing."""
 
 
-class _Lines(_Screen):
+class _LineScreen(_Screen):
     """A screen of plain lines, for a file or a pipe; a row is printed once, whatever else is logged at its step."""
 
     def __init__(self) -> None:
@@ -243,11 +224,11 @@ class _Lines(_Screen):
         if line is not None:
             _write([line])
 
-    def show(self, glance: Glance) -> None:
+    def show(self, live: LiveRun) -> None:
         """Print the run's progress as a line, if a row or a fault came."""
-        row = (glance.step, glance.loss, glance.reward, glance.not_finite, glance.bad_lines)
+        row = (live.run.last_step, live.loss, live.reward, live.not_finite, live.bad_lines)
         if row != self._shown:
-            _write([progress_line(glance)])
+            _write([progress_line(live)])
         self._shown = row
 
 
@@ -263,12 +244,12 @@ class _Terminal(_Screen):
         if not self._drawn:
             self._draw([f"waiting for {clean(str(path))}"])
 
-    def show(self, glance: Glance) -> None:
+    def show(self, live: LiveRun) -> None:
         """Draw the frame again."""
         columns, rows = shutil.get_terminal_size()
         dots = "utf" in (getattr(sys.stdout, "encoding", None) or "").lower()
         height = max(3, min(12, rows - 10))
-        self._draw(frame_lines(glance, width=min(columns - 1, 100), height=height, dots=dots))
+        self._draw(frame_lines(live, width=min(columns - 1, 100), height=height, dots=dots))
 
     def _draw(self, lines: list[str]) -> None:
         _write(lines, back=f"\x1b[{self._drawn}F\x1b[J" if self._drawn else "")

@@ -115,7 +115,7 @@ def _refuse_none(store: Store) -> None:
 
 def show_rows(rows: Sequence[Mapping[str, Any]], limit: int | None = None) -> int:
     """Print the table of runs, and return exit code 0."""
-    from gradience.judge.monitor.source import names_of_runs  # the help needs none of it
+    from gradience.reading.places import names_of_runs  # the help needs none of it
 
     names = names_of_runs([(str(row["path"]), str(row["run"])) for row in rows])
     print_text(of_runs.runs_text(hide_in(rows), names, most=limit))

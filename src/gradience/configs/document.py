@@ -117,7 +117,7 @@ def _read_native(fields: Fields, draft: Draft) -> list[str]:
 
 
 def note_adapter(fields: Fields, draft: Draft) -> None:
-    """Add to the extras: null targets, variants in use, a trained lora bias, the base model's class and type."""
+    """Add to the extras: null targets, variants in use, a trained lora bias, aLoRA, the base model's class and type."""
     if fields.is_null("target_modules"):
         draft.set("lora", "target_modules_null", value=True, extra=True)
     variants = [key for key in _VARIANTS if fields.take([key], bool)]
@@ -125,6 +125,8 @@ def note_adapter(fields: Fields, draft: Draft) -> None:
         draft.set("lora", "variants", variants, extra=True)
     if fields.take(["lora_bias"], maybe):  # a word is a file's own name for the mode of the biases
         draft.set("lora", "lora_bias", value=True, extra=True)
+    if fields.take(["alora_invocation_tokens"], bool):
+        draft.set("lora", "alora_invocation_tokens", value=True, extra=True)
     for name, found in (fields.take(["auto_mapping"], _base_class) or {}).items():
         draft.set("lora", name, found, extra=True)
 
@@ -264,6 +266,8 @@ def _read_flat(fields: Fields, draft: Draft) -> list[str]:
     draft.read("run", RUN, fields, loose=True)
     draft.read("optimizer", _without_bare_name(fields), fields, loose=True)
     draft.read("lora", LORA, fields, loose=True)
+    if draft.get("lora", "r") == 0 and "lora_rank" in fields:  # verl's word for no adapter; PEFT's r of 0 is an error
+        draft.forget("lora")
     draft.read("training", TRAINING, fields, loose=True)
     note_adapter(fields, draft)
     note_training(fields, draft)

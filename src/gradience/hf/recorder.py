@@ -32,7 +32,7 @@ from gradience.schema.document import SEVERITIES, Finding, escape_controls
 from gradience.schema.events import ConfigSnapshot, Eval, EvalMetrics, StepDigests, Wiring
 from gradience.telemetry import TelemetryWriter, decode
 from gradience.telemetry.logfile import logger, notice
-from gradience.telemetry.reader import RunSummary, TelemetryReader
+from gradience.telemetry.reader import TelemetryReader
 from gradience.telemetry.secrets import hide_secrets
 from gradience.telemetry.series import FIRST_FED, RunSeries, rate_of
 
@@ -322,7 +322,7 @@ class Lookout:
     """
 
     def __init__(self, config: ConfigSnapshot, stop_on: Collection[str] = ()) -> None:
-        self._config, self._stop_on = config, stop_on
+        self._stop_on = stop_on
         self._run = RunSeries("live", config=config)
         self._said: set[str] = set()
         self._lowest = self._bar = math.inf
@@ -396,12 +396,11 @@ class Lookout:
         return self._judge()
 
     def _judge(self) -> Sequence[Finding]:
-        from gradience.judge.monitor import facts_of  # the same
+        from gradience.reading.facts import facts_of  # the same
         from gradience.rules import judge  # the same
 
-        facts = facts_of(RunSummary(Path()), self._run, self._config)
         rules = [rule for rule in live_rules() if rule.id not in self._said]
-        found = [finding for finding in judge(rules, facts).findings if finding.severity in _GRAVE]
+        found = [finding for finding in judge(rules, facts_of(self._run)).findings if finding.severity in _GRAVE]
         self._said.update(finding.id for finding in found)
         return list({finding.id: finding for finding in reversed(found)}.values())
 

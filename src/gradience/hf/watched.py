@@ -20,7 +20,7 @@ from gradience.hf.invocation import Invocations
 from gradience.hf.leftover import Leftover
 from gradience.hf.parameters import FEW, NamedParameter, parts_of
 from gradience.hf.passes import Passes
-from gradience.hf.wiring import look, saved_in, unwrapped_optimizers
+from gradience.hf.wiring import EarlierStates, look, saved_in, unwrapped_optimizers
 from gradience.schema.events import EventBase, StepDigests, Wiring
 from gradience.schema.wiring import DataWiring, GradientWiring
 
@@ -67,6 +67,7 @@ class WiringWatch:
         self._passes: Passes | None = None
         self._resumed = step > 0
         self._fed: BatchDigests | None = None
+        self._earlier: EarlierStates | None = None
         self._handles: list[Any] = []
         self._safely(lambda: self._begin("resume" if step else "start", digests=digests, called=called))
 
@@ -78,7 +79,7 @@ class WiringWatch:
     def saved(self, folder: Path | None = None, step: int | None = None) -> None:
         """Record what is saved now, and what the folder's adapter file holds."""
         at = self.step if step is None else step
-        self._safely(lambda: self._look("save", at, saved=None if folder is None else saved_in(folder, self._model)))
+        self._safely(lambda: self._look("save", at, saved=folder and saved_in(folder, self._model, self._earlier)))
 
     def evaluated(self, step: int | None = None) -> None:
         """Record what an evaluation that has just ended called, if no step was made since the one it is of."""
@@ -103,6 +104,7 @@ class WiringWatch:
 
     def _begin(self, phase: str, *, digests: bool, called: bool) -> None:
         self._look(phase, self.step)
+        self._earlier = EarlierStates(self._model, self.step)
         held = {id(t) for one in self._optimizers for group in one.param_groups for t in group["params"]}
         self._gradients = _Gradients(parts_of(self._model), held, Invocations(self._model))
         self._passes = Passes(self._model)
@@ -137,6 +139,8 @@ class WiringWatch:
         if self._fed is not None:
             self._fed.step_made(self.step)
         self._say_pass(self.step)
+        if self._earlier is not None:
+            self._earlier.step_made(self.step)
         if (gradients := self._gradients) is None:
             return
         gradients.take()
@@ -172,7 +176,7 @@ class WiringWatch:
         handles, self._handles = self._handles, []
         for handle in handles:
             handle.remove()
-        self._passes = None
+        self._passes = self._earlier = None
 
 
 class _Gradients:

@@ -11,7 +11,7 @@ import torch
 
 from gradience.hf.recorder import Lookout, Voice, live_ids
 from gradience.hf.watched import WiringWatch
-from gradience.hf.wiring import data_of, unprepared_of
+from gradience.hf.wiring import data_of, prepared_of
 from gradience.schema import SCHEMA_ID
 from gradience.schema.document import Finding
 from gradience.schema.events import ConfigSnapshot, EventBase
@@ -59,7 +59,7 @@ class Wires:
         self._voice = Voice(loud=verbose)
         opened = log.opened
         step = (opened.resumed_from_step or 0) if opened else 0
-        self._unprepared = unprepared_of(model=model, optimizer=optimizer, loader=loader)
+        self._prepared = prepared_of(model=model, optimizer=optimizer, loader=loader)
         self._lookout = Lookout(opened.config if opened else ConfigSnapshot(), self._stops)
         if step:
             self._remember(step)
@@ -102,8 +102,8 @@ class Wires:
             self._fail(error)
 
     def _take(self, kind: type[EventBase], step: int, fields: dict[str, Any]) -> None:
-        if self._unprepared and fields.get("phase") in {"start", "resume"}:
-            fields = {**fields, "unprepared": self._unprepared}
+        if fields.get("phase") in {"start", "resume"}:
+            fields = {**fields, **self._prepared}
         self._log.looked(kind, step, fields)  # type: ignore[arg-type]  # one of these two
         for finding in self._lookout.looked(live_look(kind, step, fields)):
             self.findings.append(finding)

@@ -5,11 +5,12 @@ Only torch is needed. Nothing is changed. A part that cannot be looked at is nam
 
 from __future__ import annotations
 
+import gc
 import math
 import platform
 import re
 import sys
-from collections import Counter, defaultdict
+from collections import Counter, defaultdict, deque
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -33,6 +34,9 @@ _DTYPES: Final = {"F64": torch.float64, "F32": torch.float32, "BF16": torch.bflo
 _SLOT: Final = re.compile(r"(\.lora_[AB])\.[^.]+\.weight$")  # in a model, the adapter's name stands between
 _ADAPTER_FILES: Final = ("adapter_model.safetensors", "adapters.safetensors")
 _MOST_TIED: Final = 8
+_ALONG: Final = 0.3  # least cosine of an average's way from the beginning with the model's
+_BEYOND: Final = 1.5  # most length of it, over the model's
+_EARLIER: Final = 8  # last steps whose values a stale save is known by
 _SAFE: Final = 0x1FFFFFFFFFFFFF  # the largest integer that every reader of JSON holds
 _STRANGER: Final = "stranger"
 _FOREIGN: Final = (AttributeError, IndexError, KeyError, NotImplementedError, RuntimeError, TypeError, ValueError)
@@ -219,14 +223,72 @@ def _seed_of(sampler: Any) -> int | None:
     return generator.initial_seed() & _SAFE if isinstance(generator, torch.Generator) else None
 
 
-def unprepared_of(**parts: Any) -> list[str]:
-    """Return the names of the parts that Accelerate did not prepare, if it prepared another."""
+def prepared_of(**parts: Any) -> dict[str, list[str]]:
+    """Return the names of the parts that Accelerate did not prepare, if it prepared another.
+
+    Or of all if it prepared nothing, with what it was asked for that only a prepared part has; none if that is nothing.
+    """
     given = {name: part for name, part in parts.items() if part is not None}
     marked = {name for name, part in given.items() if getattr(part, "_is_accelerate_prepared", False)}
-    return sorted(given.keys() - marked) if marked else []
+    if marked:
+        return {"unprepared": sorted(given.keys() - marked)}
+    asked = [] if (idle := _idle_accelerator()) is None else _asked_of(idle)
+    return {"unprepared": sorted(given), "asked": asked} if asked else {}
 
 
-def saved_in(folder: Path, model: torch.nn.Module) -> SavedWiring | None:
+def _idle_accelerator() -> Any:
+    """Return an Accelerator whose `prepare` was not called; None without one."""
+    kind = getattr(sys.modules.get("accelerate"), "Accelerator", None)
+    if kind is None or not _idle(kind):
+        return None
+    gc.collect()  # one that nobody holds any more may still be among the objects
+    return next(iter(_idle(kind)), None)
+
+
+def _idle(kind: type) -> list[Any]:
+    made: list[Any] = [each for each in gc.get_objects() if type(each) is kind]
+    return [each for each in made if not (each._models or each._optimizers or each._dataloaders)]  # noqa: SLF001  # no public name tells
+
+
+def _asked_of(accelerator: Any) -> list[str]:
+    asked = {
+        f"mixed precision ({accelerator.mixed_precision})": accelerator.mixed_precision != "no",
+        f"accumulation over {accelerator.gradient_accumulation_steps}": accelerator.gradient_accumulation_steps > 1,
+        f"{accelerator.num_processes} processes": accelerator.num_processes > 1,
+    }
+    return [says for says, is_asked in asked.items() if is_asked]
+
+
+class EarlierStates:
+    """The smallest trainable LoRA factor as it was at the beginning and after the last steps, on its device."""
+
+    def __init__(self, model: torch.nn.Module, step: int) -> None:
+        self._factor = min(_factors(model).items(), key=lambda item: item[1].numel(), default=None)
+        self._kept = deque[tuple[int, torch.Tensor]](maxlen=_EARLIER)
+        self._first = [] if self._factor is None else [(step, self._factor[1].detach().clone())]
+
+    def step_made(self, step: int) -> None:
+        """Keep the factor as it is now."""
+        if self._factor is not None:
+            self._kept.append((step, self._factor[1].detach().clone()))
+
+    def step_of(self, name: str, values: np.ndarray[Any, Any], dtype: torch.dtype) -> int | None:
+        """The earlier step after which the factor of this name had these values, as bytes; None if it is not known."""
+        states = (*reversed(self._kept), *self._first) if self._factor and self._factor[0] == name else ()
+        return next((step for step, state in states if np.array_equal(values, _bytes(state, dtype))), None)
+
+    def is_average(self, name: str, values: np.ndarray[Any, Any], dtype: torch.dtype) -> bool:
+        """Whether such values lie on the way from the beginning to now, as those of an average of the weights do."""
+        if self._factor is None or self._factor[0] != name:
+            return False
+        first, now = (each.detach().float().cpu().reshape(-1) for each in (self._first[0][1], self._factor[1]))
+        way, there = now - first, torch.from_numpy(values.copy()).view(dtype).float() - first
+        length = float(torch.linalg.vector_norm(there))
+        along = float(torch.dot(way, there)) > _ALONG * length * float(torch.linalg.vector_norm(way))
+        return along and length <= _BEYOND * float(torch.linalg.vector_norm(way))
+
+
+def saved_in(folder: Path, model: torch.nn.Module, earlier: EarlierStates | None = None) -> SavedWiring | None:
     """Return what an adapter file that was just saved holds, by its header and one factor; None if there is none."""
     from gradience.io.safetensors import SafetensorsFile  # only a save reads one
 
@@ -235,21 +297,41 @@ def saved_in(folder: Path, model: torch.nn.Module) -> SavedWiring | None:
         return None
     file = SafetensorsFile(path)
     sizes = {name: math.prod(entry.shape) for name, entry in file.tensors.items()}
-    differs = _differing(file, sizes, model)
-    return SavedWiring(file=path.name, tensors=len(sizes), parameters=sum(sizes.values()), differs=differs)
+    differs, of_step = _differing(file, sizes, model, earlier)
+    return SavedWiring(
+        file=path.name, tensors=len(sizes), parameters=sum(sizes.values()), differs=differs, of_step=of_step
+    )
 
 
-def _differing(file: SafetensorsFile, sizes: Mapping[str, int], model: torch.nn.Module) -> str | None:
-    """Return the smallest trainable LoRA factor in a file if its values are not the model's, in the file's dtype."""
+def _factors(model: torch.nn.Module) -> dict[str, torch.nn.Parameter]:
+    """Return the trainable LoRA factors by their names in a file; none of two adapters that train."""
     slots = [(_SLOT.sub(r"\1.weight", plain_name(n)), t) for n, t in model.named_parameters() if t.requires_grad]
-    live = dict(slots) if len(dict(slots)) == len(slots) else {}  # of two adapters that train, which is not known
-    both = [name for name, size in sizes.items() if size and name in live and type(live[name]) is torch.nn.Parameter]
-    if (name := min(both, key=sizes.__getitem__, default=None)) is None or sizes[name] != live[name].numel():
-        return None
-    if (dtype := _DTYPES.get(file.tensors[name].dtype)) is None:
-        return None
-    now = live[name].detach().to("cpu", dtype).contiguous().reshape(-1).view(torch.uint8)
-    return None if np.array_equal(file.raw(name).reshape(-1), now.numpy()) else name
+    live = dict(slots) if len(dict(slots)) == len(slots) else {}
+    return {name: tensor for name, tensor in live.items() if ".lora_" in name and type(tensor) is torch.nn.Parameter}
+
+
+def _differing(
+    file: SafetensorsFile, sizes: Mapping[str, int], model: torch.nn.Module, earlier: EarlierStates | None
+) -> tuple[str | None, int | None]:
+    """Return the smallest trainable LoRA factor in a file if its values are not the model's, in the file's dtype.
+
+    And the earlier step whose values they are; None if there is none. Not of an average of the model's weights.
+    """
+    live = {name: tensor for name, tensor in _factors(model).items() if name in sizes and tensor.numel()}
+    name = min(live, key=lambda each: live[each].numel(), default=None)
+    if name is None or sizes[name] != live[name].numel() or (dtype := _DTYPES.get(file.tensors[name].dtype)) is None:
+        return None, None
+    saved = file.raw(name).reshape(-1)
+    if np.array_equal(saved, _bytes(live[name], dtype)):
+        return None, None
+    step = earlier.step_of(name, saved, dtype) if earlier is not None else None
+    if step is None and earlier is not None and earlier.is_average(name, saved, dtype):
+        return None, None
+    return name, step
+
+
+def _bytes(tensor: torch.Tensor, dtype: torch.dtype) -> np.ndarray[Any, Any]:
+    return tensor.detach().to("cpu", dtype).contiguous().reshape(-1).view(torch.uint8).numpy()
 
 
 def inputs_are_frozen(model: torch.nn.Module, parts: Sequence[NamedParameter]) -> bool:

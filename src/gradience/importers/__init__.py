@@ -22,7 +22,7 @@ import msgspec
 from gradience.configs.settings import Layer
 from gradience.configs.training import STATE_NAME
 from gradience.errors import OutputError, RecorderError, few
-from gradience.importers.events import RunEvents, Tally, arrange
+from gradience.importers.events import EventTally, RunEvents, arrange
 from gradience.importers.files import SourceRun, add_settings, is_folder, refuse_summary, require_file, sha256_of
 from gradience.importers.sources import (
     TABLES,
@@ -123,7 +123,7 @@ def read_source(
     )
 
 
-def _holds_a_row(tally: Tally) -> bool:
+def _holds_a_row(tally: EventTally) -> bool:
     return tally.last_step is not None or bool(tally.counts["eval"])
 
 

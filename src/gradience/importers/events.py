@@ -286,7 +286,7 @@ class RunEvents:
         raw.planned = raw.planned or _steps_of_epochs(raw)
         self._config = _config(raw, segments)
         builder = self._builder()
-        tally = Tally()
+        tally = EventTally()
         for event in self._rows(builder):
             tally.take(event)
         if builder.odd:
@@ -324,7 +324,7 @@ class RunEvents:
 
 
 @dataclass(slots=True)
-class Tally:
+class EventTally:
     """Counts of a run's events."""
 
     counts: Counter[str] = field(default_factory=Counter)  # by name
@@ -366,7 +366,7 @@ def _in_percent(row: LoggedRow) -> bool:
     return any(isinstance(number, float) and 1.0 < number <= 100.0 for number in found)  # noqa: PLR2004  # per cent
 
 
-def _end(builder: _EventBuilder, raw: SourceRun, tally: Tally) -> RunEnd:
+def _end(builder: _EventBuilder, raw: SourceRun, tally: EventTally) -> RunEnd:
     reached = max((step for step in (tally.last_step, raw.reached) if step is not None), default=None)
     status, reason = _status(raw, tally, reached)
     silence = _silence(raw, tally, reached)
@@ -375,7 +375,7 @@ def _end(builder: _EventBuilder, raw: SourceRun, tally: Tally) -> RunEnd:
     )
 
 
-def _status(raw: SourceRun, tally: Tally, reached: int | None) -> tuple[Status, str]:
+def _status(raw: SourceRun, tally: EventTally, reached: int | None) -> tuple[Status, str]:
     status, said = raw.ending or ("unknown", "")
     if tally.summary >= tally.trained:
         after = f"; after it: {said}" if status not in {"ok", "unknown"} else ""
@@ -392,7 +392,7 @@ def _status(raw: SourceRun, tally: Tally, reached: int | None) -> tuple[Status, 
     return "unknown", f"{said}; {before}" if said else before
 
 
-def _finished(raw: SourceRun, tally: Tally, reached: int | None, planned: int | None) -> str:
+def _finished(raw: SourceRun, tally: EventTally, reached: int | None, planned: int | None) -> str:
     """By what the source shows that training was finished; "" if it does not."""
     if raw.finished:
         return "the source has the summary of a finished run"
@@ -402,7 +402,7 @@ def _finished(raw: SourceRun, tally: Tally, reached: int | None, planned: int | 
     return "the planned steps were made" if made else ""
 
 
-def _silence(raw: SourceRun, tally: Tally, reached: int | None) -> str:
+def _silence(raw: SourceRun, tally: EventTally, reached: int | None) -> str:
     """Why no training row was logged, as far as the source tells; "" if there is one."""
     if tally.counts["train_step"]:
         return ""

@@ -36,6 +36,7 @@ _SHORT: Final = {alias: name for name, names in NAMES.metrics.items() for alias 
 _TARGETS: Final = {"lr": "learning_rate", **{name: name for name in _KNOWN}}
 _SEPARATOR: Final = re.compile(r"[/.: \-]+")
 _GROUP: Final = re.compile(rf"({'|'.join(HELD_OUT)})[/._](.+)", re.IGNORECASE)
+_TINKER: Final = "env/all/"  # in `test/env/all/reward/total`
 _VERL_HELD: Final = re.compile(r"val-(?:core|aux)/(.+)")  # verl's held-out metrics: val-core/DATA/METRIC/mean@8
 _DOCUMENT: Final = {"step", "data"}  # keys of a row in verl's file log, {"step": 1, "data": {"actor/pg_loss": 0.1}}
 _ADVICE: Final = "for example --map loss=train/loss,step=_step,eval.loss=val_loss"
@@ -114,6 +115,7 @@ def _by_name(names: list[str], taken: set[str]) -> Columns:
             found.setdefault(column, target)
     if "learning_rate" not in taken | set(found.values()):  # one for each parameter group
         found |= {column: "learning_rate" for name, column in plain.items() if _is_rate(name)}
+    found |= _beside(plain)
     used = taken | set(found.values())
     for name in names:
         if name in found:
@@ -127,6 +129,13 @@ def _by_name(names: list[str], taken: set[str]) -> Columns:
     return found
 
 
+def _beside(plain: Mapping[str, str]) -> Columns:
+    """Return our names for columns that mean what they do only beside another one."""
+    of = {name.removeprefix("train_"): column for name, column in plain.items()}
+    tables = [meant for mark, meant in NAMES.beside.items() if mark in of]
+    return {of[name]: ours for meant in tables for name, ours in meant.items() if name in of}
+
+
 def _other(name: str) -> str:
     """Return our name for a column that is not in `_KNOWN`: that of a split's metric, else the column's own name."""
     if held_out := _HELD.get(_plain(name)):
@@ -135,7 +144,7 @@ def _other(name: str) -> str:
         return f"eval_{held[1]}"
     group = _GROUP.fullmatch(name)
     if group:
-        split, metric = group[1].lower(), group[2].replace("/", "_")
+        split, metric = group[1].lower(), group[2].removeprefix(_TINKER).replace("/", "_")
         metric = _SHORT.get(metric.lower(), metric)
         spoken = split == "eval" or metric in SPOKEN or name[len(split)] == "_"
         return f"{split}{'_' if spoken else '/'}{metric}"

@@ -38,6 +38,7 @@ _NEMO: Final = re.compile(_LEAD + r"Training epoch \d+, iteration (\d{1,15})/\d{
 _VERL: Final = re.compile(_LEAD + r"step:(\d{1,15}) - ([\w-]+/\S+:\S.*)")
 _VERL_PAIR: Final = re.compile(r"(\S+):(?:np\.float(?:32|64)\()?([-+\w.]+)\)?")
 _VERL_SCALED: Final = "actor/lr(1e-4)"  # the rate as older versions print it: in units of 1e-4
+_VERL_ROUNDED: Final = ("actor/lr", "0.000")  # versions before 0.3 print three decimals: no rate of 0
 _OPENRLHF: Final = re.compile(_LEAD + r"(?:\S+\.py:\d+\] *)?(?:\u2728 )?Global step (\d{1,15}): \{(.*)\}")
 _OPENRLHF_PAIR: Final = re.compile(r"'([^']+)': (?:np\.float(?:32|64)\()?([-+\w.]+)")
 _OPENRLHF_BAR: Final = re.compile(
@@ -55,6 +56,26 @@ _OPENRLHF_SHORT: Final = {
     "vals": "values",
     "ent": "entropy",
 }
+_PRIME_RL: Final = re.compile(r".*?\bStep (\d{1,15}) \| Time: [\d.]+s \| (.*)")
+_PRIME_RL_NAMES: Final = {
+    "Reward": "reward",
+    "Seq. Length": "seq_len/mean",
+    "Loss": "loss",
+    "Entropy": "entropy/mean",
+    "Mismatch KL": "mismatch_kl/mean",
+    "Grad. Norm": "grad_norm",
+    "LR": "learning_rate",
+}
+_NEMO_RL: Final = re.compile(r"={25} Step (\d{1,15})/(\d{1,15}) ={25}")
+_NEMO_RL_VALUE: Final = re.compile(_LEAD + r"\u2022 ([A-Z][A-Za-z ]*): ([-\d.]+|nan|inf)")
+_NEMO_RL_NAMES: Final = {
+    "Loss": "loss",
+    "Generation KL Error": "gen_kl_error",
+    "Avg Reward": "reward",
+    "Avg Total Reward": "reward",
+    "Mean Generation Length": "mean_gen_tokens_per_sample",
+    "Accuracy": "validation/accuracy",
+}
 _MMENGINE: Final = re.compile(
     r"(?:\d{4}/)?\d\d/\d\d \d\d:\d\d:\d\d - mmengine - INFO - "
     r"(?:Iter\((train|val|test)\) *\[ *(\d{1,15})/ *(\d{1,15})\]"
@@ -62,6 +83,8 @@ _MMENGINE: Final = re.compile(
 )
 _MMENGINE_PAIR: Final = re.compile(r"([A-Za-z_][\w./@-]*): (-?\d[\d.]*(?:e[-+]?\d+)?|nan|-?inf)(?=\s|$)")
 _MMENGINE_IDLE: Final = frozenset({"eta", "time", "data_time", "memory"})
+_BEGUN: Final = "begun"  # the line begins a step of so many, whose values stand in lines below
+_BELOW: Final = "below"  # such a line
 _COUNTED: Final = "counted"  # in place of a step: the row is of the step after the last row's
 _MLX_NAMES: Final = {"Train loss": "loss", "Learning Rate": "learning_rate", "Val loss": "val_loss"}
 _NAMED: Final = re.compile(r"([A-Za-z][A-Za-z /]*?) ([-+\d.eE]+|nan|inf)(?: ?[A-Za-z]*)?")
@@ -86,7 +109,14 @@ def is_text_log(path: Path) -> bool:
             head = file.read(_HEAD)
     except OSError:
         return False
-    return b"\0" not in head and any(_row(line) for line in _ANSI.sub("", head.decode("utf-8", "replace")).splitlines())
+    return b"\0" not in head and any(
+        _is_step(line) for line in _ANSI.sub("", head.decode("utf-8", "replace")).splitlines()
+    )
+
+
+def _is_step(line: str) -> bool:
+    row = _row(line)
+    return row is not None and _BELOW not in row
 
 
 def read_text(path: Path, columns: Mapping[str, str] | None = None) -> SourceRun:
@@ -108,9 +138,15 @@ def read_text(path: Path, columns: Mapping[str, str] | None = None) -> SourceRun
 def _rows(raw: SourceRun, path: Path) -> Iterator[Numbered]:
     last = 0
     counted: _Row = {}
+    begun = False
     with open_regular(path) as file:
         for number, line in enumerate(iter(lambda: file.readline(_MAX_LINE), b""), 1):
             for row in _printed(line):
+                if (of := row.pop(_BEGUN, None)) is not None:
+                    begun, last, raw.planned = True, step_of(row["step"]) or last, count_of(of) or raw.planned
+                    continue
+                if row.pop(_BELOW, False) and not begun:
+                    continue  # somebody else's list
                 if row.pop(_COUNTED, False):
                     if row == counted:
                         continue  # the bar's last state, drawn again
@@ -200,7 +236,7 @@ def _verl(line: str) -> _Row | None:
     if found is None:
         return None
     pairs = (_VERL_PAIR.fullmatch(part.strip()) for part in found[2].split(" - "))
-    values = {pair[1]: cell_value(pair[2]) for pair in pairs if pair}
+    values = {pair[1]: cell_value(pair[2]) for pair in pairs if pair and (pair[1], pair[2]) != _VERL_ROUNDED}
     scaled = values.pop(_VERL_SCALED, None)
     if isinstance(scaled, int | float):
         values["actor/lr"] = scaled * 1e-4
@@ -221,6 +257,26 @@ def _openrlhf(line: str) -> _Row | None:
     pairs = (part.strip().partition("=") for part in found[2].split(","))
     values = {_OPENRLHF_SHORT[name]: cell_value(value) for name, _, value in pairs if name in _OPENRLHF_SHORT}
     return {**values, _COUNTED: True} if values else None
+
+
+def _prime_rl(line: str) -> _Row | None:
+    """`10:31:02 SUCCESS Step 3 | Time: 35.70s | Reward: 0.8529 | Seq. Length: 1455.6 tokens/sample`."""
+    found = _PRIME_RL.match(line)
+    if found is None:
+        return None
+    pairs = (part.partition(": ") for part in found[2].split(" | "))
+    values = {_PRIME_RL_NAMES[name]: cell_value(text.split()[0]) for name, _, text in pairs if name in _PRIME_RL_NAMES}
+    return {**values, "step": int(found[1])} if values else None
+
+
+def _nemo_rl(line: str) -> _Row | None:
+    """`===== Step 3/100 =====`, each with 25 signs, and below it lines such as `  \u2022 Avg Reward: 0.5`."""
+    if found := _NEMO_RL.search(line):
+        return {"step": int(found[1]), _BEGUN: int(found[2])}
+    found = _NEMO_RL_VALUE.match(line)
+    if found is None or found[1] not in _NEMO_RL_NAMES:
+        return None
+    return {_NEMO_RL_NAMES[found[1]]: cell_value(found[2]), _BELOW: True}
 
 
 def _mmengine(line: str) -> _Row | None:
@@ -245,9 +301,9 @@ def _mmengine(line: str) -> _Row | None:
 
 _READERS: Final[tuple[Callable[[str], _Row | None], ...]] = (
     *(_torchtune, _mlx, _mlx_table, _megatron),
-    *(_nemo, _verl, _openrlhf, _mmengine),
+    *(_nemo, _verl, _openrlhf, _mmengine, _prime_rl, _nemo_rl),
 )
-_PROGRAMS: Final = "torchtune, MLX-LM, Megatron, NeMo, verl, OpenRLHF or MMEngine (XTuner)"
+_PROGRAMS: Final = "torchtune, MLX-LM, Megatron, NeMo, NeMo-RL, verl, OpenRLHF, prime-rl or MMEngine (XTuner)"
 
 Dialect: TypeAlias = Literal["llama-factory", "ms-swift"]
 

@@ -21,10 +21,10 @@ def format_of(out: Path) -> ReportFormat:
     Raises:
         OutputError: no format has this suffix.
     """
-    found = _SUFFIXES.get(out.suffix.lower())
-    if found is None:
+    kind = _SUFFIXES.get(out.suffix.lower())
+    if kind is None:
         raise OutputError(f"{out.name}: its suffix names no format", advice="name it .html or .md, or give --format")
-    return found
+    return kind
 
 
 def check_format(kind: ReportFormat) -> None:

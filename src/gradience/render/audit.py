@@ -25,7 +25,9 @@ from gradience.blocks import (
     findings,
     megabytes,
     number,
+    part,
     percent,
+    set_off,
     short_path,
     skipped,
     table,
@@ -85,14 +87,11 @@ def audit_text(report: AuditReport, view: View | None = None) -> Iterator[Block]
     """The report of an audit for a terminal."""
     view = view or View()
     yield Title("GRADIENCE LoRA AUDIT")
-    yield f"PEFT dir: {report.peft_dir}"
-    yield f"Config:   {report.config_path or '-'}"
-    yield f"Weights:  {report.weights_path}"
-    yield ""
+    read = (("PEFT dir", report.peft_dir), ("Config", report.config_path or "-"), ("Weights", report.weights_path))
+    yield from (facts(read, width=10), "")
     yield VerdictLine(words_of(report.health.verdict).replace("-", " "), f" ({report.health.reason})")
     yield from _not_known(report.modules)
-    if report.findings:
-        yield from ("", "Findings:", findings(report.findings, verbose=view.verbose))
+    yield from set_off("Findings", [findings(report.findings, verbose=view.verbose)] if report.findings else ())
     yield ""
     if report.modules:
         yield from _numbers(report, verbose=view.verbose)
@@ -132,10 +131,10 @@ def ranks_section(report: AuditReport | None) -> list[Section]:
 def _standing(report: AuditReport, name: Callable[[str], str] = str) -> Iterator[Block]:
     """The adapter's percentiles in a fleet: a line for each number, module type and rank."""
     if report.standing is not None:
-        yield Heading(f"Among the trained adapters of {name(report.standing.fleet)}, by type of module and rank")
-        yield table(_PERCENTILES, report.standing.percentiles, told=_among)
-        yield from (f"  {text}" for text in report.standing.notes)
-        yield ""
+        lines = table(_PERCENTILES, report.standing.percentiles, told=_among)
+        remarks = (f"  {text}" for text in report.standing.notes)
+        among = f"Among the trained adapters of {name(report.standing.fleet)}, by type of module and rank"
+        yield from part(among, (lines, *remarks))
 
 
 def _among(item: Percentile) -> str:
@@ -268,28 +267,25 @@ def _in_codes(base: BaseReport) -> Iterator[Block]:
 
 
 def _intruders(modules: list[ModuleAudit], base: BaseReport) -> Iterator[Block]:
-    found = [m.base.intruders for m in modules if m.base is not None and m.base.intruders is not None]
-    if not found:
+    counted_in = [m.base.intruders for m in modules if m.base is not None and m.base.intruders is not None]
+    if not counted_in:
         return
     totals = Counter[str]()
-    for item in found:
+    for item in counted_in:
         totals.update(item.counts)
-    by_eps = ", ".join(f"{totals[eps]} at {eps}" for eps in found[0].counts)
-    undecided = sum(item.undecided for item in found)
+    by_eps = ", ".join(f"{totals[eps]} at {eps}" for eps in counted_in[0].counts)
+    undecided = sum(item.undecided for item in counted_in)
     left_open = f"; {undecided} counted that the bounds leave open" if undecided else ""
     yield (
-        f"  Intruder dimensions:    {base.intruder_total} in {base.intruder_modules} of {len(found)} modules"
-        f" (k={found[0].k}, eps={found[0].eps:g}; {by_eps}){left_open}"
+        f"  Intruder dimensions:    {base.intruder_total} in {base.intruder_modules} of {len(counted_in)} modules"
+        f" (k={counted_in[0].k}, eps={counted_in[0].eps:g}; {by_eps}){left_open}"
     )
 
 
 def _wasteful(report: AuditReport, top: int) -> Iterator[Block]:
     ranked = sorted((m for m in report.modules if m.utilization is not None), key=lambda m: m.utilization or 0.0)
-    shown = ranked[:top]
-    if shown:
-        yield f"Most wasteful layers (lowest utilization, top {len(shown)}):"
-        yield from (f"  {place:02d}. {_module(module)}  {module.name}" for place, module in enumerate(shown, 1))
-        yield ""
+    lines = [f"  {place:02d}. {_module(module)}  {module.name}" for place, module in enumerate(ranked[:top], 1)]
+    yield from part(f"Most wasteful layers (lowest utilization, top {len(lines)})", lines)
 
 
 def _module(m: ModuleAudit) -> str:
@@ -304,8 +300,7 @@ def _module(m: ModuleAudit) -> str:
 
 def _on_request(report: AuditReport, view: View) -> Iterator[Block]:
     if view.heatmap is not None:
-        yield heatmap(report.modules, view.heatmap, unicode=view.unicode)
-        yield ""
+        yield from (heatmap(report.modules, view.heatmap, unicode=view.unicode), "")
     if view.verbose:
         yield from _scales(report)
     if view.verbose and report.rank_rules:
@@ -333,10 +328,9 @@ def _scales(report: AuditReport) -> Iterator[Block]:
         ("how", "", lambda members: _origin(members[0], report.format)),
     )
     ordered = sorted(groups.values(), key=len, reverse=True)
-    yield "Scales (dW = s B A):"
-    yield table(columns, ordered, below=_first if len(groups) > 1 else None)
-    yield from (f"  matches nothing: {pattern!r}" for pattern in report.unmatched_patterns)
-    yield ""
+    lines = table(columns, ordered, below=_first if len(groups) > 1 else None)
+    idle = (f"  matches nothing: {pattern!r}" for pattern in report.unmatched_patterns)
+    yield from part("Scales (dW = s B A)", (lines, *idle))
 
 
 def _first(members: list[ModuleAudit]) -> str:
@@ -359,14 +353,12 @@ def _origin(m: ModuleAudit, form: str) -> str:
 
 
 def _layers(report: AuditReport) -> Iterator[Block]:
-    if report.layers:
-        yield "By layer:"
-        for layer in report.layers:
-            yield (
-                f"  layer {layer.label:>3}  {layer.n:>3} modules  sr={number(layer.stable_rank_mean)}"
-                f"  energy={percent(layer.energy_share)}"
-            )
-        yield ""
+    layers = (
+        f"  layer {layer.label:>3}  {layer.n:>3} modules  sr={number(layer.stable_rank_mean)}"
+        f"  energy={percent(layer.energy_share)}"
+        for layer in report.layers
+    )
+    yield from part("By layer", layers)
     yield "All modules (null: stable rank of random factors of the shape):"
     for m in report.modules:
         null = f"  null={number(m.null_stable_rank)}" if m.null_stable_rank is not None else ""
@@ -393,7 +385,7 @@ def _remarks(report: AuditReport, *, verbose: bool) -> Iterator[Block]:
     if report.not_analysed:
         yield f"Not analysed ({len(report.not_analysed)}):"
         lines = [f"  {item.name}: {item.reason}" for item in report.not_analysed]
-        yield from shortened(lines, None if verbose else _NOT_ANALYSED, indent=2)
+        yield from shortened(lines, None if verbose else _NOT_ANALYSED)
     yield from (f"Note: {note}." for note in report.notes)
     if not verbose:
         yield _left_out(report)

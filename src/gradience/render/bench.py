@@ -48,7 +48,7 @@ _CAPTION: Final = (
 )
 
 
-class Row(NamedTuple):
+class ScoredCandidate(NamedTuple):
     """A candidate and its result on one task."""
 
     candidate: BenchCandidate
@@ -63,18 +63,16 @@ def bench_text(report: BenchReport, *, unicode: bool = True) -> Iterator[Block]:
     yield facts(
         [
             *(("Adapter", path) for path in report.adapters),
-            *([("Base", report.base)] if report.base else []),
+            ("Base", report.base),
             ("Metric", f"{report.metric.name} ({_direction(report)}), {_mean(report)}"),
             ("Tolerance", tolerance),
-            *([("Cap", _cap(report))] if report.cap is not None else []),
+            ("Cap", "" if report.cap is None else _cap(report)),
             ("Evaluated", f"{report.evaluated} now, {report.reused} taken from {report.out}"),
         ]
     )
     for task in report.tasks:
-        yield ""
-        yield from _task(report, task, unicode=unicode)
-    yield ""
-    yield _verdict(report)
+        yield from ("", *_task(report, task, unicode=unicode))
+    yield from ("", _verdict(report))
     yield from (Note(f"{note}.") for note in report.notes)
     yield "Within the tolerance means no more than that: a difference that looks like a gain may be noise."
 
@@ -142,7 +140,7 @@ def _limits(task: BenchTask) -> Iterator[str]:
 
 
 def _task(report: BenchReport, task: BenchTask, *, unicode: bool = True) -> Iterator[Block]:
-    rows = [Row(c, result) for c in report.candidates for result in c.results if result.task == task.name]
+    rows = [ScoredCandidate(c, result) for c in report.candidates for result in c.results if result.task == task.name]
     yield _data(report, task)
     yield table(_COLUMNS, rows)
     yield from _dilution(rows)
@@ -160,7 +158,7 @@ def _task(report: BenchReport, task: BenchTask, *, unicode: bool = True) -> Iter
     yield from _limits(task)
 
 
-def _span(row: Row) -> tuple[str, float, float, float, float] | None:
+def _span(row: ScoredCandidate) -> tuple[str, float, float, float, float] | None:
     """The name, the share of the parameters in per cent, and the harm between its bounds; None for no candidate."""
     ends = (row.result.low, row.result.harm, row.result.worst)
     if row.candidate.role != "candidate" or None in ends:
@@ -194,7 +192,7 @@ def _outcome(result: BenchResult) -> str:
     return f"{_OUTCOMES[result.outcome]}, needs {far}"
 
 
-_COLUMNS: Final[Columns[Row]] = (
+_COLUMNS: Final[Columns[ScoredCandidate]] = (
     ("candidate", _NAME, lambda row: row.candidate.name),
     ("params", ">7", lambda row: count(row.candidate.params)),
     ("share", ">6", lambda row: "-" if row.candidate.share is None else f"{row.candidate.share:.0%}"),
@@ -206,7 +204,7 @@ _COLUMNS: Final[Columns[Row]] = (
 )
 
 
-_DILUTION: Final[Columns[Row]] = (
+_DILUTION: Final[Columns[ScoredCandidate]] = (
     ("merge", _NAME, lambda row: row.candidate.name),
     ("worse by", ">9", lambda row: _signed(row.result.harm)),
     ("dilution", ">9", lambda row: _signed(row.result.diluted)),
@@ -218,13 +216,11 @@ def _rest(result: BenchResult) -> float:
     return as_float(result.harm or 0.0) - as_float(result.diluted or 0.0)
 
 
-def _dilution(rows: Sequence[Row]) -> Iterator[Block]:
+def _dilution(rows: Sequence[ScoredCandidate]) -> Iterator[Block]:
     """What each merge loses, split in what the adapter alone at its weight loses and the rest; nothing without merges.
 
     Differences of means, without bounds of their own.
     """
     split = [row for row in rows if row.result.diluted is not None and row.result.harm is not None]
-    if split:
-        yield ""
-        yield "  Dilution: what the adapter loses alone at its merge weight. The rest: the others, and the method."
-        yield table(_DILUTION, split)
+    lead = "  Dilution: what the adapter loses alone at its merge weight. The rest: the others, and the method."
+    yield from ("", lead, table(_DILUTION, split)) if split else ()

@@ -1,15 +1,13 @@
-"""The reports of check and diagnose as text.
+"""The report of a check as text.
 
-The report of a check shows the files that were read, the configuration as understood, the modules that it adapts in the
-base model, the data set with a histogram of lengths, and the findings. The report of a diagnosis shows its verdict, the
-sources behind the verdict, and the causes. Without `verbose`, both give the number of checks that did not run in one
-line.
+It shows the files that were read, the configuration as understood, the modules that it adapts in the base model, the
+data set with a histogram of lengths, and the findings. Without `verbose`, it gives the number of checks that did not
+run in one line.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
-from operator import itemgetter
+from collections.abc import Iterator, Mapping
 from typing import Final
 
 import msgspec
@@ -17,35 +15,25 @@ import msgspec
 from gradience.blocks import (
     Bars,
     Block,
-    Columns,
     FactList,
     Figure,
-    FindingEntry,
-    Findings,
-    Fold,
-    Next,
-    Table,
     Title,
-    VerdictLine,
+    by_severities,
     count,
-    counted,
     facts,
     findings,
     gib,
     listed,
     number,
+    part,
     percent,
     shorter,
     skipped,
-    skipped_line,
-    table,
 )
 from gradience.blocks.text import as_text
 from gradience.configs.settings import states_adapter
-from gradience.render.monitor import marks, probe_lines
 from gradience.schema import Real, as_float
-from gradience.schema.diagnose import VERDICT_LABELS, BestCheckpoint, Cause, DiagnosedSource, DiagnoseReport
-from gradience.schema.document import SEVERITIES, Coverage, by_severity
+from gradience.schema.document import Coverage, by_severity
 from gradience.schema.events import ConfigSnapshot, LoraSnapshot, TrainingSnapshot
 from gradience.schema.memory import Memory
 from gradience.schema.reports import CheckReport, DataReport
@@ -64,7 +52,6 @@ _LABELS = 6
 _NAMES: Final = 10  # targets and unknown keys on one line
 _UNMATCHED: Final = 5  # targets without a module on one line
 _TEXT: Final = 60  # characters of one value
-_SOURCE: Final = 8  # columns of a source's name
 _LEAST_SHARE: Final = 0.001  # of the steps that is shown as a number
 _SHOWN: Final = 1 << 20  # bytes of a part that is worth a word
 _TWO_DIGITS: Final = 10  # megabytes from which a size is shown without decimals
@@ -78,14 +65,12 @@ def data_blocks(data: DataReport, derived: Mapping[str, Real], *, caption: str =
     yield Figure("Tokens per sequence", drawing, summary=f"{data.sequences:,} sequences, in tokens", caption=about)
 
 
-def _data(data: DataReport, derived: Mapping[str, Real]) -> Iterator[tuple[str, str]]:
-    if data.prompt:
-        yield "Prompt", data.prompt
+def _data(data: DataReport, derived: Mapping[str, Real]) -> Iterator[tuple[str, str | None]]:
+    yield "Prompt", data.prompt
     read = f"{data.rows_read:,} of {data.rows:,}, drawn with seed {data.seed}" if data.sampled else f"{data.rows:,}"
     yield "Rows", f"{read} ({data.format}, for {_trainer(data)})"
     yield "Tokenizer", f"{data.tokenizer or 'none: the rows are tokens'}{_template(data)}"
-    if data.loss != "none":
-        yield "Loss", f"on {_loss(data)} ({data.loss_from})"
+    yield "Loss", "" if data.loss == "none" else f"on {_loss(data)} ({data.loss_from})"
     packed = ", packed" if data.packing else ""
     yield "Limit", f"{data.max_length:,} tokens{packed}" if data.max_length is not None else f"none{packed}"
     yield "Tokens", _tokens(data)
@@ -94,12 +79,9 @@ def _data(data: DataReport, derived: Mapping[str, Real]) -> Iterator[tuple[str, 
     if data.batching.padding_share is not None:
         packing = f"; packed {data.batching.packed_sequences:,} sequences" if data.batching.packed_sequences else ""
         yield "Padding", f"{percent(data.batching.padding_share)} at {data.batching.batch_size} rows{packing}"
-    if data.labels:
-        some = [f"{label} {n:,}" for label, n in data.labels.items()]
-        yield "Labels", listed(some, _LABELS)
-    if data.overlap is not None:
-        yield "Overlap", _overlap(data)
-    yield from _per_epoch(derived)
+    yield "Labels", listed([f"{label} {n:,}" for label, n in data.labels.items()], _LABELS)
+    yield "Overlap", _overlap(data)
+    yield "Epoch", _per_epoch(derived)
     if data.cleaned is not None:
         left = ", ".join(f"{n:,} {reason}" for reason, n in data.cleaned.left_out.items()) or "none"
         yield "Written", f"{data.cleaned.kept:,} rows to {data.cleaned.path}; left out: {left}"
@@ -136,14 +118,13 @@ def _overlap(data: DataReport) -> str:
     return f"{found.exact.count:,} of {found.eval_rows:,} evaluation rows in the training set, {near}"
 
 
-def _per_epoch(derived: Mapping[str, Real]) -> Iterator[tuple[str, str]]:
+def _per_epoch(derived: Mapping[str, Real]) -> str:
     parts = [f"{count(int(as_float(derived['tokens_per_epoch'])))} tokens"] if "tokens_per_epoch" in derived else []
     if "steps_per_epoch" in derived:
         parts.append(f"{int(as_float(derived['steps_per_epoch'])):,} steps")
     if "tokens_per_parameter" in derived:
         parts.append(f"{number(derived['tokens_per_parameter'], '.3g')} tokens per adapter parameter")
-    if parts:
-        yield "Epoch", ", ".join(parts)
+    return ", ".join(parts)
 
 
 @as_text
@@ -151,36 +132,29 @@ def check_text(report: CheckReport, *, verbose: bool = False) -> Iterator[Block]
     """The report of a check for a terminal; `verbose` adds the evidence of findings, and the skipped rules."""
     yield Title("GRADIENCE CHECK")
     if report.sources:
-        yield facts(((s.role.capitalize(), s.path) for s in report.sources), width=14)
-        yield ""
+        yield from (facts(((s.role.capitalize(), s.path) for s in report.sources), width=14), "")
     if report.data is None or report.config != ConfigSnapshot():
         yield from ("Config as understood:", config_facts(report), "")
-    if report.coverage is not None:
-        yield f"In the base ({_text(report.coverage.base)}, {_text(report.coverage.layout)}):"
-        yield facts(_coverage(report.coverage), indent=2)
-        yield ""
+    if (reach := report.coverage) is not None:
+        yield from part(
+            f"In the base ({_text(reach.base)}, {_text(reach.layout)})", [facts(_coverage(reach), indent=2)]
+        )
     yield from _memory(report.memory)
     if report.data is not None:
         yield from ("Data as the trainer feeds it:", *data_blocks(report.data, report.derived), "")
     if report.findings:
-        counts = [(severity, sum(f.severity == severity for f in report.findings)) for severity in reversed(SEVERITIES)]
-        yield f"Findings ({', '.join(counted(n, severity) for severity, n in counts if n)}):"
+        yield f"Findings ({by_severities(report.findings)}):"
         surest = sorted(report.findings, key=lambda item: -(item.confidence or 0))
         yield findings(by_severity(surest), verbose=verbose)
     else:
         yield f"No findings, of {_g(report.derived.get('rules_judged'))} rules that could be judged."
     yield ""
-    if report.data is not None and report.data.shown:
-        yield "Rows named above:"
-        yield from (f"  {shown.row}: {shown.text}" for shown in report.data.shown)
-        yield ""
+    rows = report.data.shown if report.data is not None else ()
+    yield from part("Rows named above", (f"  {shown.row}: {shown.text}" for shown in rows))
     if report.unknown_keys:
-        keys = [_text(key) for key in report.unknown_keys]
-        yield f"Keys that no rule reads: {listed(keys, _NAMES)}"
-        yield ""
+        yield from (f"Keys that no rule reads: {listed(list(map(_text, report.unknown_keys)), _NAMES)}", "")
     if report.not_run:
-        yield from skipped(report.not_run, verbose=verbose)
-        yield ""
+        yield from (*skipped(report.not_run, verbose=verbose), "")
     if report.findings:
         yield "Findings are hypotheses with their grounds, not verdicts: verify on held-out data."
 
@@ -204,23 +178,20 @@ def _memory(memory: Memory | None) -> Iterator[Block]:
 
 def config_facts(report: CheckReport, *, caption: str = "") -> FactList:
     """The configuration as understood; what is not given has no row."""
-    return facts((pair for pair in _config(report) if pair[1]), indent=2, caption=caption)
+    return facts(_config(report), indent=2, caption=caption)
 
 
-def _config(report: CheckReport) -> Iterator[tuple[str, str]]:
+def _config(report: CheckReport) -> Iterator[tuple[str, str | None]]:
     config, derived = report.config, report.derived
-    yield "Model", _text(config.model_name) if config.model_name else ""
-    if config.dataset_name:
-        yield "Dataset", _text(config.dataset_name)
-    if task := _task(config):
-        yield "Task", task
+    yield "Model", config.model_name and _text(config.model_name)
+    yield "Dataset", config.dataset_name and _text(config.dataset_name)
+    yield "Task", _task(config)
     if states_adapter(config.lora):
         yield "Adapter", _adapter(config, derived.get("scaling"))
         if config.lora.peft_type in {None, "LORA"}:
             yield "Targets", _targets(config.lora)
     yield "Optimizer", _optimizer(config)
-    if config.training.batch_size is not None:
-        yield "Batch", _batch(config.training, derived)
+    yield "Batch", "" if config.training.batch_size is None else _batch(config.training, derived)
     yield "Length", _length(config.training, derived)
     if "scaling_r_lr" in derived:
         yield "Early step", _early_step(config, derived["scaling_r_lr"])
@@ -310,14 +281,13 @@ def _coverage(coverage: Coverage) -> Iterator[tuple[str, str]]:
     types = ", ".join(f"{kind} {n}" for kind, n in coverage.by_type.items())
     reach = f"{coverage.layers} of {coverage.layers_total} layers"
     yield "Reaches", f"{coverage.modules} modules{f' ({types})' if types else ''} in {reach}"
-    if coverage.trainable_params is not None:
-        yield "Trains", _trained(coverage.trainable_params, coverage)
+    total = coverage.trainable_params
+    yield "Trains", "" if total is None else _trained(total, coverage)
     if coverage.adapter_bytes is not None:
         yield "Adapter", f"{_size(coverage.adapter_bytes)} MB in {coverage.adapter_dtype}"
     if coverage.optimizer_bytes is not None:
         yield "Optimizer", f"{_size(coverage.optimizer_bytes)} MB more ({coverage.optimizer_assumption})"
-    if coverage.unmatched_targets:
-        yield "No match", listed(coverage.unmatched_targets, _UNMATCHED)
+    yield "No match", listed(coverage.unmatched_targets, _UNMATCHED)
     yield from (("Note", note) for note in coverage.notes)
 
 
@@ -344,117 +314,3 @@ def _text(value: str | None) -> str:
 
 def _g(value: Real | None) -> str:
     return "?" if value is None else f"{as_float(value):.4g}"
-
-
-@as_text
-def diagnose_text(report: DiagnoseReport, *, verbose: bool = False, fails: bool = True) -> Iterator[Block]:
-    """The report of a diagnosis for a terminal.
-
-    Args:
-        report: the report.
-        verbose: add the notes, the evidence and the action of each cause, and the skipped checks.
-        fails: whether a cause may make the command fail; if not, a verdict of something wrong says so.
-    """
-    yield Title("GRADIENCE DIAGNOSE")
-    yield f"Run:     {report.path}"
-    label, rest = split_headline(report)
-    code = "" if fails or report.verdict not in {"broken", "needs_attention"} else "; exit 0: no --fail-on"
-    yield VerdictLine(label, f"{rest}{code}")
-    if report.monitor is not None and report.monitor.story:
-        yield f"Story:   {report.monitor.story}"
-        yield from (f"Adapter: {line}" for line in probe_lines(report.monitor))
-    yield ""
-    yield "Sources:"
-    yield from (f"  {source.source:<{_SOURCE}}{_source(source)}" for source in report.sources)
-    yield from _used(report)
-    yield ""
-    yield f"Findings ({len(report.findings)}):" if report.findings else "Findings: none by the checks that ran"
-    yield Findings(causes(report), verbose=verbose, actions=verbose)
-    yield ""
-    if report.advice is not None:
-        yield from (Next(report.advice.text, report.advice.alternative), "")
-    if found := marks(report.monitor):
-        yield from (*found, "")
-    if report.best_checkpoint is not None:
-        yield from (_best(report.best_checkpoint), "")
-    if report.not_run:
-        yield from (Fold(skipped_line(report.not_run, verbose=verbose), (by_reason(report),), is_open=verbose), "")
-    of_parts = {note for part in (report.monitor, report.audit) if part is not None for note in part.notes}
-    yield from (f"Note: {note}." for note in dict.fromkeys(report.notes) if verbose or note not in of_parts)
-    if verbose or report.verdict in {"broken", "needs_attention", "worth_a_look"}:
-        yield "Findings are hypotheses with their grounds: verify on held-out data."
-
-
-def _used(report: DiagnoseReport) -> Iterator[Block]:
-    """The memory foretold beside what torch's allocator gave; nothing where one of them is not known."""
-    foretold = None if report.check is None or report.check.memory is None else report.check.memory.peak_bytes
-    used = None if report.monitor is None else report.monitor.pace
-    if foretold is not None and used is not None and used.peak_bytes is not None and used.reserved_bytes is not None:
-        held = f"{gib(used.peak_bytes)} used, {gib(used.reserved_bytes)} reserved"
-        yield f"  Memory: {gib(foretold)} GiB foretold, {held}"
-
-
-def causes(report: DiagnoseReport, where: Callable[[Cause], str] | None = None) -> tuple[FindingEntry, ...]:
-    """The causes, numbered from 1; a joined one with what each source shows, another with its source."""
-    shown = where or (lambda cause: "" if cause.joined else f" ({cause.pieces[0].source})")
-    return tuple(
-        FindingEntry(
-            cause,
-            where=shown(cause),
-            pieces=tuple((p.source, p.id if p.severity else "", p.says) for p in cause.pieces if cause.joined),
-            number=number,
-        )
-        for number, cause in enumerate(report.findings, 1)
-    )
-
-
-_STEPS: Final = ("step", "first_step", "best_step", "from_step", "lowest_step")  # values of a finding that are its step
-
-
-def step_of(cause: Cause) -> int | None:
-    """The step of a cause, or None if it has no single one."""
-    values = (cause.values.get(name) for name in _STEPS)
-    return next((v for v in values if isinstance(v, int) and not isinstance(v, bool)), None)
-
-
-def steps_of(cause: Cause) -> list[int]:
-    """Every step at which a cause was seen, such as each spike of a burst."""
-    several = cause.values.get("steps")
-    if isinstance(several, list):
-        return [v for v in several if isinstance(v, int) and not isinstance(v, bool)]
-    step = step_of(cause)
-    return [] if step is None else [step]
-
-
-def by_reason(report: DiagnoseReport) -> Table:
-    """The checks that did not run by source and reason, and the tensors that were not analysed."""
-    groups: dict[tuple[str, str], list[str]] = {}
-    for item in report.not_run:
-        groups.setdefault((item.source, item.reason), []).append(item.id)
-    rows = [(source, reason, " ".join(dict.fromkeys(ids))) for (source, reason), ids in groups.items()]
-    columns: Columns[tuple[str, str, str]] = [
-        (title, "", itemgetter(place)) for place, title in enumerate(("source", "reason", "checks"))
-    ]
-    return table(columns, rows, told=lambda row: f"  {row[0]:<{_SOURCE}}{row[1]}: {row[2]}")
-
-
-def split_headline(report: DiagnoseReport) -> tuple[str, str]:
-    """The verdict in words, and the rest of the headline: what was checked, found and missing."""
-    label = VERDICT_LABELS[report.verdict]
-    return label, report.headline.removeprefix(label)
-
-
-def _source(source: DiagnosedSource) -> str:
-    if source.state == "absent":
-        return f"not there: {source.reason}"
-    if source.state == "unreadable":
-        return f"NOT READABLE: {source.reason}"
-    chosen = f" ({source.chosen})" if source.chosen else ""
-    return f"{source.path or 'in the log'}: {source.holds}{chosen}"
-
-
-def _best(best: BestCheckpoint) -> str:
-    noise = "noise unknown" if best.noise is None else f"noise +/- {best.noise:.2g}"
-    same = ", which the weights here are" if best.saved_as else ""
-    value = f"{best.split} {best.by} {number(best.value, '.4g')}"
-    return f"Best checkpoint on disk: {best.name}{same} ({value}; {noise})"

@@ -21,6 +21,7 @@ from gradience.blocks import (
     Title,
     listed,
     number,
+    part,
     percent,
     shorter,
     table,
@@ -112,19 +113,15 @@ def compare_adapters_text(
     names = [adapter.name for adapter in report.adapters]
     n = len(report.differences)
     yield f"Configs differ in {n} fields:" if n else "Configs: the same in every field that matters"
-    yield differences(report.differences, names, most=None if verbose else 60)
-    yield ""
-    yield from _cosines(report)
+    yield from (differences(report.differences, names, most=None if verbose else 60), "")
+    yield from part("Cosine between the updates as a whole", _cosines(report))
     if report.series is not None:
-        yield from _series(report.series)
-        yield ""
+        yield from (*_series(report.series), "")
     for pair in report.pairs if report.series is None or verbose else report.pairs[-1:]:
         yield from _pair(pair, top=len(pair.modules) if verbose else top)
         grid = cosine_grid(pair) if heatmap else None
         if grid is not None:
-            yield Figure("Alike", grid._replace(unicode=unicode))
-            yield "  - is a cosine under 0"
-            yield ""
+            yield from (Figure("Alike", grid._replace(unicode=unicode)), "  - is a cosine under 0", "")
     yield from _remarks(report)
 
 
@@ -176,19 +173,14 @@ def differences(
 
 
 def _value(value: Json, most: int | None) -> str:
-    text = msgspec.json.encode(value).decode()
-    return text if most is None else shorter(text, most)
+    return shorter(msgspec.json.encode(value).decode(), most)
 
 
 def _cosines(report: CompareAdaptersReport) -> Iterator[Block]:
     """The table of cosines between all adapters, if there are more than two."""
-    if len(report.adapters) <= 2 or not report.cosines:
-        return
-    width = max(len(a.name) for a in report.adapters)
-    yield "Cosine between the updates as a whole:"
-    for adapter, row in zip(report.adapters, report.cosines, strict=True):
+    width = max((len(a.name) for a in report.adapters), default=0)
+    for adapter, row in zip(report.adapters, report.cosines, strict=False) if len(report.adapters) > 2 else ():
         yield f"  {adapter.name:<{width}}  {'  '.join(f'{number(value):>5}' for value in row)}"
-    yield ""
 
 
 def _change(share: float | None) -> str:

@@ -10,7 +10,7 @@ import numpy as np
 from gradience.blocks import Figure
 from gradience.blocks.html.figures import STYLES
 from gradience.blocks.html.plot import Axis, Envelope, Mark, Plot, PlotLine, envelope, y_axis
-from gradience.render.check import steps_of
+from gradience.render.diagnose import steps_of
 from gradience.schema import as_float
 from gradience.schema.diagnose import Cause
 from gradience.schema.fleet import Curve
@@ -28,7 +28,7 @@ class LossFigures(NamedTuple):
     whole: Figure | None
 
 
-def loss_figures(run: RunSeries, found: Sequence[Cause]) -> LossFigures:
+def loss_figures(run: RunSeries, causes: Sequence[Cause]) -> LossFigures:
     """The curves of the losses with the findings at their steps; none without a loss.
 
     If a few rows lie so far off that they would flatten the curve, the first figure leaves them at its edge.
@@ -43,7 +43,7 @@ def loss_figures(run: RunSeries, found: Sequence[Cause]) -> LossFigures:
     captions += [_smoothing(line) for line in lines if line.window]
     captions += [f"Superseded by a resume and not shown: {run.superseded:,} rows."] if run.superseded else []
     captions += [f"{left_out} further splits are in the table only."] if left_out > 0 else []
-    plot = Plot(lines[:STYLES], "step", "loss", marks_of(found))
+    plot = Plot(lines[:STYLES], "step", "loss", marks_of(causes))
     summary, caption = _summary(plot.lines), " ".join(captions)
     span = _close_up(run.losses)
     if span is None or y_axis(plot).log:
@@ -60,10 +60,10 @@ def _first(plot: Plot, summary: str, caption: str) -> Figure:
     return Figure("Loss", plot, wide=True, summary=summary, caption=caption, first=True)
 
 
-def training_figures(run: RunSeries, found: Sequence[Cause]) -> Iterator[Figure]:
+def training_figures(run: RunSeries, causes: Sequence[Cause]) -> Iterator[Figure]:
     """The other curves of the run with its findings at their steps."""
-    rate = Plot((), "step", "learning rate", marks_of(found, "LRS"), log=False, zero=True)
-    norm = Plot((), "step", "norm before clipping", marks_of(found, "GRD"), zero=True)
+    rate = Plot((), "step", "learning rate", marks_of(causes, "LRS"), log=False, zero=True)
+    norm = Plot((), "step", "norm before clipping", marks_of(causes, "GRD"), zero=True)
     yield from _recorded(run, run.rates, "Learning rate", rate)
     yield from _recorded(run, run.grad_norms, "Gradient norm", norm, run.lost_norms)
     for name, title in _PROBES.items():
@@ -161,11 +161,11 @@ def _caption_of(column: str, data: Envelope, *, absent: int = 0) -> str:
     return drawn
 
 
-def marks_of(found: Sequence[Cause], prefix: str = "") -> list[Mark]:
+def marks_of(causes: Sequence[Cause], prefix: str = "") -> list[Mark]:
     """The marks, by step, of findings in the log whose id, or a piece's id, begins with the prefix."""
     marks = [
         Mark(number, step, cause.severity)
-        for number, cause in enumerate(found, 1)
+        for number, cause in enumerate(causes, 1)
         if any(piece.source == "log" for piece in cause.pieces)
         if any(rule.startswith(prefix) for rule in (cause.id, *(piece.id for piece in cause.pieces if piece.id)))
         for step in steps_of(cause)

@@ -15,15 +15,14 @@ from gradience.blocks import (
     Page,
     Section,
     Spans,
+    by_severities,
     count,
-    counted,
     facts,
     findings,
     percent,
     words,
 )
 from gradience.render.check import data_blocks
-from gradience.schema.document import SEVERITIES
 from gradience.schema.reports import CheckReport, DataReport, Example, ShownSequence
 
 _KINDS: Final = {
@@ -56,8 +55,7 @@ def data_page(report: CheckReport) -> Page:
 
 def _main(report: CheckReport, data: DataReport) -> Iterator[tuple[str, str]]:
     tokens = data.tokens
-    counts = [(severity, sum(f.severity == severity for f in report.findings)) for severity in reversed(SEVERITIES)]
-    yield "findings", ", ".join(counted(n, severity) for severity, n in counts if n) or "none"
+    yield "findings", by_severities(report.findings) or "none"
     yield "rows", f"{data.rows_read:,} of {data.rows:,}" if data.sampled else f"{data.rows:,}"
     yield "tokens", count(tokens.kept)
     if data.loss != "none":

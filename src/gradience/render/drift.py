@@ -5,7 +5,19 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Final
 
-from gradience.blocks import Block, Columns, Title, count, counted, estimated, facts, percent, short_path, table
+from gradience.blocks import (
+    Block,
+    Columns,
+    Title,
+    count,
+    counted,
+    estimated,
+    facts,
+    percent,
+    set_off,
+    short_path,
+    table,
+)
 from gradience.blocks.text import as_text
 from gradience.schema.document import Estimate
 from gradience.schema.drift import DriftReport, Lowered, TextsChanged
@@ -27,19 +39,14 @@ def drift_text(report: DriftReport, *, verbose: bool = False) -> Iterator[Block]
             ("Elsewhere", f"{elsewhere}, {_size(report.other)}"),
         ]
     )
-    yield ""
-    yield "From base to adapter, with 95 % intervals over texts:"
-    yield table(_CHANGES, [("own texts", report.own), ("elsewhere", report.other)])
+    changes = table(_CHANGES, [("own texts", report.own), ("elsewhere", report.other)])
+    yield from set_off("From base to adapter, with 95 % intervals over texts", [changes])
     if report.scales:
-        yield ""
-        yield "The whole adapter at a lower scale:"
-        yield table((*_LOWERED, ("scale", "", _name)), report.scales)
-        yield from _halved(report.scales)
+        scales = table((*_LOWERED, ("scale", "", lambda row: row.name)), report.scales)
+        yield from set_off("The whole adapter at a lower scale", (scales, *_halved(report.scales)))
     if report.groups:
-        yield ""
-        yield "Without a group of modules:"
-        most = None if verbose else _GROUPS
-        yield table((*_LOWERED, ("left out", "", _group)), report.groups, most=most)
+        groups = table((*_LOWERED, ("left out", "", _group)), report.groups, most=None if verbose else _GROUPS)
+        yield from set_off("Without a group of modules", [groups])
     yield ""
     yield from (f"Note: {note}" for note in report.notes)
     yield "KL says how much the outputs change, not which ability is lost: to know, measure that ability."
@@ -53,20 +60,16 @@ def _halved(scales: list[Lowered]) -> Iterator[Block]:
         yield f"  lora_alpha x {found.factor:g} leaves {_share(found.drift_left)} of the drift{gain}"
 
 
-def _name(row: Lowered) -> str:
-    return row.name
-
-
 def _group(row: Lowered) -> str:
     return f"{row.name} ({counted(row.modules, 'module')})"
 
 
-def _size(found: TextsChanged) -> str:
-    return f"{found.texts} texts, {count(found.predictions)} predictions"
+def _size(change: TextsChanged) -> str:
+    return f"{change.texts} texts, {count(change.predictions)} predictions"
 
 
-def _share(found: Estimate | None) -> str:
-    return estimated(found, ".0%")
+def _share(estimate: Estimate | None) -> str:
+    return estimated(estimate, ".0%")
 
 
 _CHANGES: Final[Columns[tuple[str, TextsChanged]]] = (

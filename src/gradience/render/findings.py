@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import Final
 
-from gradience.blocks import Block, Title
-from gradience.blocks.text import as_lines, as_text
+from gradience.blocks import Block, Title, counted, facts, part
+from gradience.blocks.text import as_lines, as_text, more
 from gradience.schema.document import RuleCard, RuleGroup
 from gradience.schema.reports import BadLine, ImportedRunReport, ImportReport, ValidateLogsReport, ValidateReport
 
@@ -32,10 +32,7 @@ def rules_text(cards: Sequence[RuleCard]) -> Iterator[Block]:
     yield Title("GRADIENCE RULES")
     for group, heading in HEADINGS.items():
         members = [card for card in cards if group in card.groups]
-        if members:
-            yield f"{heading}:"
-            yield from (f"{card.id:<8}{card.severity:<9}{_sure(card)}  {card.title}" for card in members)
-            yield ""
+        yield from part(heading, (f"{card.id:<8}{card.severity:<9}{_sure(card)}  {card.title}" for card in members))
     yield "Severity is the usual one; confidence is a judgement in 0..1. 'gradience rules LR001' explains one."
 
 
@@ -60,18 +57,11 @@ def rule_text(card: RuleCard) -> Iterator[Block]:
         "Action": card.action,
         "Verify": card.verify,
     }
-    yield from (f"{f'{label}:':<12}{text}" for label, text in labelled.items() if text)
-    yield from _numbers(card)
-    if card.evidence:
-        yield "Evidence:"
-    for ground in card.evidence:
-        yield f"  {ground.source}:"
-        yield f"      {ground.says}"
-
-
-def _numbers(card: RuleCard) -> list[str]:
+    yield facts(labelled.items())
     numbers = [f"  {item.name} = {item.value:g} ({item.unit}): {item.source}" for item in card.thresholds]
-    return ["Thresholds:", *numbers] if numbers else []
+    yield from ["Thresholds:", *numbers] if numbers else []
+    grounds = [line for ground in card.evidence for line in (f"  {ground.source}:", f"      {ground.says}")]
+    yield from ["Evidence:", *grounds] if grounds else []
 
 
 @as_lines
@@ -81,17 +71,13 @@ def validate_text(report: ValidateReport) -> Iterator[Block]:
         yield f"{report.file}: cannot be read: {report.error}"
         return
     yield f"{report.file}: {_verdict(report)}"
-    for bad in report.issues:
-        yield f"  {_fault(bad)}"
-    if (more := report.issues_total - len(report.issues)) > 0:
-        yield f"  ... and {more} more (--max-issues shows them)"
+    yield from (f"  {_fault(bad)}" for bad in report.issues)
+    yield from more(report.issues_total - len(report.issues), "--max-issues shows them")
     events = {**report.events, **report.unknown_events}
     if events:
         yield f"  events: {', '.join(f'{name} {n}' for name, n in events.items())}"
-    for warning in report.warnings:
-        yield f"  warning: {warning}"
-    for note in report.notes:
-        yield f"  note: {note}"
+    yield from (f"  warning: {warning}" for warning in report.warnings)
+    yield from (f"  note: {note}" for note in report.notes)
 
 
 @as_lines
@@ -102,11 +88,8 @@ def validate_logs_text(report: ValidateLogsReport) -> Iterator[Block]:
 
 
 def _verdict(report: ValidateReport) -> str:
-    lines = "1 line" if report.lines == 1 else f"{report.lines} lines"
-    if report.valid:
-        return f"valid, {lines}"
-    faults = "1 fault" if report.issues_total == 1 else f"{report.issues_total} faults"
-    return f"not valid, {faults} in {lines}"
+    lines = counted(report.lines, "line")
+    return f"valid, {lines}" if report.valid else f"not valid, {counted(report.issues_total, 'fault')} in {lines}"
 
 
 def _fault(bad: BadLine) -> str:
@@ -122,21 +105,15 @@ def import_text(report: ImportReport) -> Iterator[Block]:
     """The report of an import for a terminal."""
     yield Title("GRADIENCE IMPORT")
     yield f"Source: {report.source} ({report.format})"
-    for path in report.files:
-        yield f"  read: {path}"
+    yield from (f"  read: {path}" for path in report.files)
     yield f"Wrote:  {report.out}"
     yield ""
     for run in report.runs:
         yield from _run(run, shown=len(report.runs) > 1 and run is report.runs[-1])
-    if report.skipped_total:
-        yield f"Not imported ({report.skipped_total}):"
-        for row in report.skipped[:_SHOWN]:
-            yield f"  {row.file} {row.line}: {row.reason}"
-        if report.skipped_total > _SHOWN:
-            yield f"  ... and {report.skipped_total - _SHOWN} more (--json lists them)"
-        yield ""
-    for note in report.notes:
-        yield f"Note: {note}."
+    rows = [f"  {row.file} {row.line}: {row.reason}" for row in report.skipped[:_SHOWN]]
+    further = more(report.skipped_total - len(rows), "--json lists them")
+    yield from part(f"Not imported ({report.skipped_total})", (*rows, *further))
+    yield from (f"Note: {note}." for note in report.notes)
     yield f"Next: gradience monitor {report.out}"
 
 

@@ -20,21 +20,26 @@ from gradience.blocks import (
     facts,
     listed,
     megabytes,
+    set_off,
     table,
     words,
 )
-from gradience.blocks.text import as_lines, as_text, shortened
+from gradience.blocks.text import as_lines, as_text, more, shortened
 from gradience.schema import Json
 from gradience.schema.fleet import (
     Alike,
     Counted,
+    EnginePlan,
     Faulty,
     FleetAuditReport,
     FleetShowReport,
+    Misfit,
     OtherShape,
     QueryReport,
     Serving,
+    ServingGroup,
     Similar,
+    Unfit,
     Wasteful,
 )
 
@@ -94,17 +99,103 @@ def fleet_show_text(report: FleetShowReport) -> Iterator[Block]:
     yield Title("GRADIENCE FLEET")
     counts = f"{counted(report.adapters, 'adapter')}, {counted(report.modules, 'module')}"
     yield f"{counts}, {size_text(report.bytes)} of tensors"
-    lines = (("Verdicts", report.verdicts), ("Bases", report.bases), ("Types", report.types), ("Ranks", report.ranks))
+    lines = (
+        *(("Verdicts", report.verdicts), ("Bases", report.bases), ("Types", report.types)),
+        *(("Ranks", report.ranks), ("Findings", report.findings)),
+    )
     yield facts(((name, counts_text(items)) for name, items in lines))
-    if report.findings:
-        yield facts([("Findings", counts_text(report.findings))])
     yield from _needs_a_look(report)
-    yield from _wasteful(report)
+    most = "Most wasteful (a cut to the suggested rank keeps 90 % of the energy of 9 modules in 10; verify)"
+    yield from set_off(most, [table(_WASTE, report.wasteful)] if report.wasteful else ())
     for one in report.serving[:_BASES]:
         yield from _serving(one)
     yield from _alike(report.similar)
     yield _other_shapes(report)
     yield from (f"Note: {note}." for note in report.notes)
+
+
+@as_text
+def plans_text(report: FleetShowReport, *, top: int) -> Iterator[Block]:
+    """The plans to serve a fleet, with at most `top` adapters of each group and reason, for a terminal."""
+    yield Title("GRADIENCE FLEET: SERVING")
+    yield f"{counted(report.adapters, 'adapter')} in {report.fleet}"
+    for plan in report.plans:
+        yield from _plan(plan, top)
+
+
+def _plan(plan: EnginePlan, top: int) -> Iterator[Block]:
+    served = sum(len(group.adapters) for group in plan.groups)
+    unfit = len({one.path for misfit in plan.misfits for one in misfit.adapters})
+    yield ""
+    yield f"{plan.title}: {counted(served, 'adapter')} in {counted(len(plan.groups), 'group')}; {unfit} do not fit"
+    if plan.says:
+        yield f"  {plan.says} [{plan.source}]"
+    for number, group in enumerate(plan.groups, 1):
+        yield from _group(number, group, top)
+    if plan.misfits:
+        yield "  Do not fit:"
+    for misfit in plan.misfits:
+        yield from _misfit(misfit, top)
+    if plan.left_out:
+        yield f"  Left out: {counts_text(plan.left_out)} (gradience fleet show says which)"
+    yield from (f"  Note: {note}" for note in plan.notes)
+
+
+def _group(number: int, group: ServingGroup, top: int) -> Iterator[Block]:
+    ranks = ", ".join(f"{n:,} of rank {rank}" for rank, n in group.ranks.items())
+    base = (group.base_model or "no declared base") + (f" at revision {group.revision}" if group.revision else "")
+    yield f"  {number}. {base}: {counted(len(group.adapters), 'adapter')} ({ranks})"
+    yield from _command(group.command, [one.argument for one in group.adapters], top)
+    if "{adapters}" not in group.command:
+        yield from (f"       {one.path}" for one in group.adapters[:top])
+        yield from _more(len(group.adapters) - top)
+    yield from (f"     {line}" for line in _memory(group))
+    yield from (f"     Note: {note}" for note in group.notes)
+
+
+def _command(command: str, arguments: Sequence[str], top: int) -> Iterator[str]:
+    """The command's lines, with an adapter on each."""
+    before, asked, after = command.partition("{adapters}")
+    end = " \\" if "\\\n" in command else ""
+    if not asked:
+        yield from (f"     {line}" for line in command.splitlines())
+        return
+    yield from (f"     {line}" for line in (before.rstrip(" \\\n") + end).splitlines())
+    shown = arguments[:top]
+    yield from (f"       {line}{end if line is not shown[-1] else ''}" for line in shown)
+    yield from _more(len(arguments) - top)
+    yield from (f"     {line}" for line in after.splitlines())
+
+
+def _more(n: int) -> Iterator[str]:
+    if n > 0:
+        yield f"       ... and {n:,} more (--verbose)"
+
+
+def _memory(group: ServingGroup) -> Iterator[str]:
+    if not group.slot_bytes:
+        return
+    n = sum(group.ranks.values())
+    padding = 1 - sum(int(rank) * count for rank, count in group.ranks.items()) / (n * group.rank)
+    share = f"; on average {padding:.0%} of a slot is padding" if padding else ""
+    size = f"{size_text(group.slots * group.slot_bytes)} or more at 16 bits, {size_text(group.slot_bytes)} each"
+    yield f"{counted(group.slots, 'slot')}: {size}{share}"
+    if group.without_largest is not None:
+        yield (
+            f"rank {group.rank} is for {len(group.largest)} of {n}: resized to {group.next_rank}, a slot takes "
+            f"{size_text(group.without_largest)}; measure what is lost:"
+        )
+        path = shlex.quote(group.largest[0])
+        yield f"  gradience resize {path} --rank {group.next_rank} --out {path}-served"
+
+
+def _misfit(misfit: Misfit, top: int) -> Iterator[Block]:
+    source = f" [{misfit.source}]" if misfit.source else ""
+    yield f"    {misfit.id and misfit.id + ' '}{misfit.reason} ({counted(len(misfit.adapters), 'adapter')}){source}"
+    yield from (f"      {one.command or one.path}" for one in misfit.adapters[:top])
+    yield from _more(len(misfit.adapters) - top)
+    if misfit.action:
+        yield f"      -> {misfit.action}"
 
 
 def size_text(value: int) -> str:
@@ -123,6 +214,8 @@ def fleet_page(report: FleetShowReport) -> Page:
         "faulty": "What needs a look",
         "wasteful": "What could be cut away",
         "serving": "What a server pads",
+        "plans": "What one process serves",
+        "misfits": "What does not fit",
         "same": "What is equal",
         "near": "What is nearly the same",
         "bases": "What declares another base",
@@ -132,6 +225,10 @@ def fleet_page(report: FleetShowReport) -> Page:
         _faulty(report),
         table(_WASTE, report.wasteful, caption="Most bytes first"),
         table(_SERVING, report.serving, caption="By declared base"),
+        table(_PLANS, [(p, group) for p in report.plans for group in p.groups], caption="By engine"),
+        table(
+            _MISFITS, [(p, m, one) for p in report.plans for m in p.misfits for one in m.adapters], caption="By engine"
+        ),
         *(same, near, _other_shapes(report)),
         table(_COUNTS, counts, caption="Adapters by base, type, rank and finding"),
     )
@@ -152,21 +249,13 @@ def _needs_a_look(report: FleetShowReport) -> Iterator[Block]:
         reasons = [f"    {one.adapters:>5} x {one.value}" for one in report.unread]
         yield from shortened(reasons, _REASONS, indent=4, how="gradience fleet query FLEET --named unreadable")
     yield _faulty(report)
-    if report.faulty_total > len(report.faulty):
-        yield f"  ... and {report.faulty_total - len(report.faulty)} more (--verbose lists all)"
+    yield from more(report.faulty_total - len(report.faulty), "--verbose lists all")
 
 
 def _faulty(report: FleetShowReport) -> Table:
     return table(
         _FAULTY, report.faulty, caption="By fault", told=lambda f: f"  {words(f.verdict)}: {f.path}: {f.reason}"
     )
-
-
-def _wasteful(report: FleetShowReport) -> Iterator[Block]:
-    if report.wasteful:
-        yield ""
-        yield "Most wasteful (a cut to the suggested rank keeps 90 % of the energy of 9 modules in 10; verify):"
-        yield table(_WASTE, report.wasteful)
 
 
 def _serving(one: Serving) -> Iterator[Block]:
@@ -183,21 +272,21 @@ def _serving(one: Serving) -> Iterator[Block]:
         yield f"  servers of rank {sizes}: {size_text(split.padding_bytes)}"
 
 
-def _alike(found: Similar) -> Iterator[Block]:
-    same, near = (replace(each, rows=each.rows[:_PAIRS], told=(each.told or ())[:_PAIRS]) for each in _similar(found))
-    if found.same:
-        yield from ("", f"Equal content: {counted(len(found.same), 'group')}", same)
-    if found.near:
-        said = f"Nearly the same update (cosine >= {found.threshold:g}): {counted(len(found.near), 'pair')}"
+def _alike(similar: Similar) -> Iterator[Block]:
+    same, near = (replace(each, rows=each.rows[:_PAIRS], told=(each.told or ())[:_PAIRS]) for each in _similar(similar))
+    if similar.same:
+        yield from ("", f"Equal content: {counted(len(similar.same), 'group')}", same)
+    if similar.near:
+        said = f"Nearly the same update (cosine >= {similar.threshold:g}): {counted(len(similar.near), 'pair')}"
         yield from ("", said, near)
-    if found.not_compared:
-        yield f"  {counted(found.not_compared, 'likely pair')} not compared (gradience.fleet.show takes most_pairs)"
+    if similar.not_compared:
+        yield f"  {counted(similar.not_compared, 'likely pair')} not compared (gradience.fleet.show takes most_pairs)"
 
 
-def _similar(found: Similar) -> tuple[Table, Table]:
-    close = f"Cosine of the updates at least {found.threshold:g}"
-    same = table(_SAME, found.same, caption="Equal content", told=_equal)
-    return same, table(_NEAR, found.near, caption=close, told=_nearly)
+def _similar(similar: Similar) -> tuple[Table, Table]:
+    close = f"Cosine of the updates at least {similar.threshold:g}"
+    same = table(_SAME, similar.same, caption="Equal content", told=_equal)
+    return same, table(_NEAR, similar.near, caption=close, told=_nearly)
 
 
 def _equal(alike: Alike) -> str:
@@ -236,6 +325,20 @@ _SERVING: Final[Columns[Serving]] = (
     ("factors", ">9", lambda row: size_text(row.used_bytes)),
     ("padding", ">9", lambda row: size_text(row.padding_bytes)),
     ("padding of the best split", ">9", lambda row: size_text(row.buckets[-1].padding_bytes) if row.buckets else "-"),
+)
+_PLANS: Final[Columns[tuple[EnginePlan, ServingGroup]]] = (
+    ("engine", "", lambda row: row[0].title),
+    ("base", "", lambda row: row[1].base_model or "not declared"),
+    ("adapters", ">6", lambda row: f"{len(row[1].adapters):,}"),
+    ("rank", ">6", lambda row: str(row[1].rank)),
+    ("a slot", ">9", lambda row: "-" if row[1].slot_bytes is None else size_text(row[1].slot_bytes)),
+    ("names", "", lambda row: ", ".join(one.name for one in row[1].adapters)),
+)
+_MISFITS: Final[Columns[tuple[EnginePlan, Misfit, Unfit]]] = (
+    ("engine", "", lambda row: row[0].title),
+    ("adapter", "", lambda row: row[2].path),
+    ("reason", "", lambda row: row[1].reason),
+    ("what makes it fit", "", lambda row: row[2].command or row[1].action or ""),
 )
 _SAME: Final[Columns[Alike]] = (
     ("adapters", "", lambda row: ", ".join(row.paths)),

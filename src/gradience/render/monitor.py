@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, Final, NamedTuple
+from typing import Any, Final
 
 from gradience.blocks import (
     Block,
@@ -21,6 +21,7 @@ from gradience.blocks import (
     findings,
     gib,
     number,
+    part,
     percent,
     skipped,
     table,
@@ -28,6 +29,7 @@ from gradience.blocks import (
 )
 from gradience.blocks.plots import curve_lines
 from gradience.blocks.text import as_text, printed
+from gradience.reading.follow import LiveRun
 from gradience.render.ranks import update_size
 from gradience.rules.log.account import is_token_accuracy, rate_of_run
 from gradience.rules.log.held_out import of_metric
@@ -59,22 +61,21 @@ _RANKS: Final = ("energy_rank_90_p50", "energy_rank_90_p90", "suggested_r_global
 def monitor_text(report: MonitorReport, *, verbose: bool = False) -> Iterator[Block]:
     """The report on a run for a terminal; `verbose` adds the evidence of findings, skipped rules, and event counts."""
     yield Title("GRADIENCE MONITOR")
-    yield f"Story: {report.story}"
-    yield f"File: {report.file}"
-    if report.config.model_name:
-        yield f"Model:   {report.config.model_name}"
-    yield facts(run_facts(report), width=9)
+    yield facts((("Story", report.story), ("File", report.file)), width=0)
+    yield facts((("Model", report.config.model_name), *run_facts(report)), width=9)
     yield ""
-    yield from _signals(report)
-    yield from _probes(report)
+    signals = (f"  {_moved(name, signal, '.4g')}" for name, signal in _telling(report.signals))
+    yield from part("Signals (medians of the first and of the last fifth of the rows)", signals)
+    probes = max((probe.rows for probe in report.probes.values()), default=0)
+    adapter = (f"  {line}" for line in probe_lines(report))
+    yield from part(f"Adapter in training ({probes} probes of spectral_every)", adapter)
     yield from _evals(report)
     if shown := fed(report):
         yield from (*shown, "")
     yield from _recorded_audit(report, verbose=verbose)
-    yield from _alerts(report)
+    yield from part(f"Alerts ({len(report.alerts)})", map(_alert, report.alerts))
     yield from _recommendations(report, verbose=verbose)
-    if report.not_run:
-        yield from skipped(report.not_run, verbose=verbose)
+    yield from skipped(report.not_run, verbose=verbose)
     if verbose:
         yield ""
         yield f"Events: {', '.join(f'{name} {n}' for name, n in report.events.items())}"
@@ -85,21 +86,17 @@ def monitor_text(report: MonitorReport, *, verbose: bool = False) -> Iterator[Bl
         yield "Findings are hypotheses: verify on held-out data."
 
 
-def run_facts(report: MonitorReport) -> Iterator[tuple[str, str]]:
+def run_facts(report: MonitorReport) -> Iterator[tuple[str, str | None]]:
     """What was trained, how far it came, and its training loss: labels and values."""
-    if report.config.dataset_name:
-        yield "Dataset", report.config.dataset_name
-    if report.config.task_profile != "unknown":
-        yield "Profile", report.config.task_profile
+    yield "Dataset", report.config.dataset_name
+    yield "Profile", "" if report.config.task_profile == "unknown" else report.config.task_profile
     step, planned = report.train.last_step, report.config.training.planned_steps
     reason = f" ({report.status_reason})" if report.status_reason else ""
     reached = "" if step is None else f", step {step}" + (f" of {planned}" if planned else "")
     yield "Status", f"{words(report.status)}{reason}{reached}"
     yield ("Rows", f"{report.train.rows}") if _is_silent(report) else ("Loss", _loss_of(report.train))
-    if report.train.rows and (peak := _peak(report.account.schedule)):
-        yield "Peak LR", peak
-    if report.pace is not None and (said := _pace(report.pace)):
-        yield "Pace", said
+    yield "Peak LR", _peak(report.account.schedule) if report.train.rows else ""
+    yield "Pace", "" if report.pace is None else _pace(report.pace)
 
 
 def _pace(pace: Pace) -> str:
@@ -156,13 +153,12 @@ def _peak(schedule: Schedule) -> str:
     return f"{number(rate, '.3g')}{said}"
 
 
-def _signals(report: MonitorReport) -> Iterator[Block]:
-    if report.signals:
-        yield "Signals (medians of the first and of the last fifth of the rows):"
-        for name, s in _telling(report.signals):
-            span = f"{number(s.lowest, '.4g')} to {number(s.highest, '.4g')}"
-            yield f"  {name}: {number(s.first, '.4g')} -> {number(s.last, '.4g')}  ({span})"
-        yield ""
+def _moved(name: str, signal: SignalSummary, spec: str) -> str:
+    """What a column was at first and at last, and its range."""
+    first, last, lowest, highest = (
+        number(value, spec) for value in (signal.first, signal.last, signal.lowest, signal.highest)
+    )
+    return f"{name}: {first} -> {last}  ({lowest} to {highest})"
 
 
 def _telling(signals: Mapping[str, SignalSummary]) -> Iterator[tuple[str, SignalSummary]]:
@@ -175,19 +171,9 @@ def _telling(signals: Mapping[str, SignalSummary]) -> Iterator[tuple[str, Signal
         yield name, signal
 
 
-def _probes(report: MonitorReport) -> Iterator[Block]:
-    if report.probes:
-        rows = max(probe.rows for probe in report.probes.values())
-        yield f"Adapter in training ({rows} probes of spectral_every):"
-        yield from (f"  {line}" for line in probe_lines(report))
-        yield ""
-
-
-def probe_lines(report: MonitorReport) -> Iterator[Block]:
+def probe_lines(report: MonitorReport) -> Iterator[str]:
     """A line for each probed quantity of the adapter (size, rank), with its values over the steps."""
-    for name, probe in report.probes.items():
-        span = f"{number(probe.lowest, '.3g')} to {number(probe.highest, '.3g')}"
-        yield f"{_PROBES[name]}: {number(probe.first, '.3g')} -> {number(probe.last, '.3g')}  ({span})"
+    return (_moved(_PROBES[name], probe, ".3g") for name, probe in report.probes.items())
 
 
 def _evals(report: MonitorReport) -> Iterator[Block]:
@@ -344,14 +330,9 @@ def _audit_in_full(report: MonitorReport, audit: Mapping[str, Json], verdict: st
     yield ""
 
 
-def _alerts(report: MonitorReport) -> Iterator[Block]:
-    if not report.alerts:
-        return
-    yield f"Alerts ({len(report.alerts)}):"
-    for alert in report.alerts:
-        at = "" if alert.step is None else f" at step {alert.step}"
-        yield f"  [{alert.severity.upper()}] {alert.code}{at}: {alert.message}"
-    yield ""
+def _alert(alert: Alert) -> str:
+    at = "" if alert.step is None else f" at step {alert.step}"
+    return f"  [{alert.severity.upper()}] {alert.code}{at}: {alert.message}"
 
 
 def _recommendations(report: MonitorReport, *, verbose: bool) -> Iterator[Block]:
@@ -372,52 +353,33 @@ def advice_lines(advice: Advice | None) -> Iterator[Block]:
             yield f"  Or: {advice.alternative}."
 
 
-class Glance(NamedTuple):
-    """The state of a run at one moment."""
-
-    model: str | None
-    step: int | None
-    max_steps: int | None
-    loss: float | None
-    rate: float | None
-    points: Sequence[tuple[int, float]]  # step and loss
-    evals: Sequence[tuple[str, int, float]]  # split, step and loss
-    reward: float | None = None
-    rewards: Sequence[tuple[int, float]] = ()  # step and reward; if present, drawn instead of the loss
-    alerts: Sequence[Alert] = ()
-    not_finite: int = 0
-    bad_lines: int = 0
-
-
-def progress_line(glance: Glance) -> str:
+def progress_line(live: LiveRun) -> str:
     """The step of the run, and its newest numbers, on one line."""
-    planned = f" of {glance.max_steps}" if glance.max_steps else ""
-    parts = [f"step {'-' if glance.step is None else glance.step}{planned}"]
-    if glance.loss is not None:
-        parts.append(f"loss {glance.loss:.4g}")
-    if glance.reward is not None:
-        parts.append(f"reward {glance.reward:.4g}")
-    if glance.rate is not None:
-        parts.append(f"lr {glance.rate:.3g}")
-    for split in dict.fromkeys(split for split, _, _ in glance.evals):
-        step, loss = next((step, loss) for name, step, loss in reversed(glance.evals) if name == split)
+    run = live.run
+    planned = run.config.training.planned_steps if run.config else None
+    parts = [f"step {'-' if run.last_step is None else run.last_step}" + (f" of {planned}" if planned else "")]
+    newest = (("loss", live.loss, ".4g"), ("reward", live.reward, ".4g"), ("lr", live.rate, ".3g"))
+    parts += [f"{name} {value:{spec}}" for name, value, spec in newest if value is not None]
+    evals = live.evals
+    for split in dict.fromkeys(split for split, _, _ in evals):
+        step, loss = next((step, loss) for name, step, loss in reversed(evals) if name == split)
         parts.append(f"{split} loss {loss:.4g} @ {step}")
-    if glance.not_finite:
-        parts.append(f"{glance.not_finite} losses not finite")
-    if glance.bad_lines:
-        parts.append(f"{glance.bad_lines} lines are not events")
+    if live.not_finite:
+        parts.append(f"{live.not_finite} losses not finite")
+    if live.bad_lines:
+        parts.append(f"{live.bad_lines} lines are not events")
     return clean("  ".join(parts))
 
 
-def frame_lines(glance: Glance, *, width: int = 72, height: int = 10, dots: bool = True) -> list[str]:
+def frame_lines(live: LiveRun, *, width: int = 72, height: int = 10, dots: bool = True) -> list[str]:
     """One frame: the model, the progress, the newest alerts, and a curve of the loss, or under RL of the reward."""
-    held_out = [(step, loss) for split, step, loss in glance.evals if split != "train" and not glance.rewards]
-    points = glance.rewards or glance.points
-    curve = curve_lines(points, marks=held_out, width=width, height=height, dots=dots)
-    what = "reward" if glance.rewards else "training loss"
+    rewards, model = live.rewards, live.run.config.model_name if live.run.config else None
+    held_out = [(step, loss) for split, step, loss in live.evals if split != "train" and not rewards]
+    curve = curve_lines(rewards or live.points, marks=held_out, width=width, height=height, dots=dots)
+    what = "reward" if rewards else "training loss"
     legend = [f"          {what}" + (", o held-out loss" if held_out else "")] if curve else []
-    alerts = [f"[{a.severity.upper()}] {a.code}: {a.message}" for a in glance.alerts[-_ALERTS:]]
-    lines = [f"Model: {glance.model or '-'}", progress_line(glance), *alerts, *curve, *legend]
+    alerts = [f"[{a.severity.upper()}] {a.code}: {a.message}" for a in live.run.alerts[-_ALERTS:]]
+    lines = [f"Model: {model or '-'}", progress_line(live), *alerts, *curve, *legend]
     return [line[:width] for line in printed(lines)]
 
 

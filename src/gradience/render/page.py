@@ -40,8 +40,9 @@ from gradience.blocks import (
 from gradience.blocks.markdown import page_markdown
 from gradience.render.audit import ranks_section, weights_section
 from gradience.render.bench import bench_section
-from gradience.render.check import by_reason, causes, config_facts, split_headline, step_of
+from gradience.render.check import config_facts
 from gradience.render.compare import comparison_section
+from gradience.render.diagnose import by_reason, causes, split_headline, step_of
 from gradience.render.monitor import fed, marks, perplexity, run_facts
 from gradience.render.story import Story
 from gradience.schema import as_float
@@ -131,7 +132,7 @@ def _lowest(loss: MetricAccount) -> str:
     return f"lowest {number(loss.best, '.4g')} at step {loss.best_step}"
 
 
-def _main(report: DiagnoseReport) -> Iterator[tuple[str, str]]:
+def _main(report: DiagnoseReport) -> Iterator[tuple[str, str | None]]:
     """The main numbers of a run and its adapter: labels and values."""
     run, audit = report.monitor, report.audit
     if run is not None:
@@ -160,8 +161,8 @@ def _main(report: DiagnoseReport) -> Iterator[tuple[str, str]]:
 def _findings(report: DiagnoseReport, recorded: Sequence[Table] = ()) -> Section:
     """Every cause with its evidence, then the alerts and recommendations in the log."""
     lead = Note(_LEAD if report.findings else _NONE)
-    found = Findings(causes(report, _where))
-    return Section("findings", f"Findings ({len(report.findings)})", (lead, found, *recorded))
+    causes_of = Findings(causes(report, _where))
+    return Section("findings", f"Findings ({len(report.findings)})", (lead, causes_of, *recorded))
 
 
 def _where(cause: Cause) -> str:

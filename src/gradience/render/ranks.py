@@ -114,8 +114,8 @@ def next_command(report: AuditReport) -> Iterator[Block]:
 
 def _purposes(report: AuditReport, rank: int) -> str:
     """The purposes for which the rank is suggested; empty if it is not suggested."""
-    found = report.suggested
-    return ", ".join(text for key, text in _SUGGESTED_FOR.items() if key in found and found[key].rank == rank)
+    ranks = report.suggested
+    return ", ".join(text for key, text in _SUGGESTED_FOR.items() if key in ranks and ranks[key].rank == rank)
 
 
 def rank_rules(report: AuditReport) -> Iterator[Block]:

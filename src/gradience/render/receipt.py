@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from gradience.blocks import Block, Title, counted, facts, number, short_path, words
+from gradience.blocks import Block, Title, counted, facts, number, set_off, short_path, words
 from gradience.blocks.text import as_text, shortened
 from gradience.schema.receipt import Receipt, VerifyServedReport
 
@@ -25,13 +25,11 @@ def receipt_text(receipt: Receipt, *, out: str, size: int) -> Iterator[Block]:
             ("Base", f"{receipt.base_name}  {receipt.base[:19]}"),
             ("Written", f"{short_path(out)}, {size:,} bytes"),
             ("Holds", held),
-            *([("Rows", receipt.rows_from)] if receipt.rows_from else []),
+            ("Rows", receipt.rows_from),
         ]
     )
-    yield ""
-    yield "How far the same adapter goes from itself, as a share of its effect:"
-    for noise in receipt.noise:
-        yield f"  {noise.of:<10}{noise.residual:8.4f}"
+    yield from ("", "How far the same adapter goes from itself, as a share of its effect:")
+    yield from (f"  {noise.of:<10}{noise.residual:8.4f}" for noise in receipt.noise)
 
 
 @as_text
@@ -48,27 +46,17 @@ def verify_served_text(report: VerifyServedReport, *, verbose: bool = False) -> 
         noise = number(report.noise, ".4f")
         yield facts(
             [
-                (
-                    "residual",
-                    f"{number(report.residual, '.4f')}  |y - adapter| / |adapter - base|; noise {noise}",
-                ),
+                ("residual", f"{number(report.residual, '.4f')}  |y - adapter| / |adapter - base|; noise {noise}"),
                 ("from base", f"{number(report.from_base, '.4f')}  |y - base| / |adapter - base|"),
                 ("share", f"{number(report.share, '.4f')}  of the adapter's effect"),
                 ("compared", f"{report.compared} of {report.of} log-probabilities"),
             ]
         )
-    if report.missing:
-        yield ""
-        yield f"Without {counted(len(report.missing), 'module')}:"
-        yield from shortened([f"  {name}" for name in report.missing], None if verbose else _TRIED)
-    if report.tried and verbose:
-        yield ""
-        yield "Explanations, the nearest first, with their distance from what was read:"
-        yield from (f"  {part.residual:.4f}  {part.name}" for part in report.tried)
-    for finding in report.findings:
-        if finding.action:
-            yield ""
-            yield f"  -> {finding.action}"
+    missing = shortened([f"  {name}" for name in report.missing], None if verbose else _TRIED)
+    yield from set_off(f"Without {counted(len(report.missing), 'module')}", missing)
+    tried = (f"  {each.residual:.4f}  {each.name}" for each in report.tried if verbose)
+    yield from set_off("Explanations, the nearest first, with their distance from what was read", tried)
+    yield from (line for finding in report.findings if finding.action for line in ("", f"  -> {finding.action}"))
     yield from (f"Note: {note}" for note in report.notes)
 
 

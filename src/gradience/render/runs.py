@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Final, NamedTuple
 
 from gradience.blocks import Block, Columns, Figure, Page, Section, counted, number, shorter, table
-from gradience.blocks.text import as_text
+from gradience.blocks.text import as_text, more, shortened
 from gradience.schema.fleet import RUN_SETTINGS, ComparableRuns, Curve, RankedRun, RunsBestReport, RunsCurvesReport
 
 _COLUMNS: Final = 100  # of a terminal
@@ -63,15 +63,14 @@ def runs_text(rows: Sequence[Mapping[str, Any]], names: Sequence[str], *, most: 
     listed = [_Listed(name, row) for name, row in zip(names, rows, strict=True)]
     runs, unread = ([one for one in listed if (one.row["error"] is None) == read] for read in (True, False))
     yield table(_LIST, runs[:most], indent=0) if runs else "no such run"
-    if most is not None and len(runs) > most:
-        yield f"... and {len(runs) - most} more (--limit {len(runs)}; --columns shows other columns)"
+    how = f"--limit {len(runs)}; --columns shows other columns"
+    yield from more(len(runs) - len(runs[:most]), how, indent=0)
     yield from _stories(runs)
     yield from _settings(runs)
     if unread:
         yield f"{counted(len(unread), 'log')} not read:"
-        yield from (f"  {one.name}: {one.row['error']}" for one in unread[:_NOT_READ])
-        if len(unread) > _NOT_READ:
-            yield f"  ... and {len(unread) - _NOT_READ} more (gradience runs query ROOT --named unreadable)"
+        errors = [f"  {one.name}: {one.row['error']}" for one in unread]
+        yield from shortened(errors, _NOT_READ, how="gradience runs query ROOT --named unreadable")
 
 
 def _stories(runs: Sequence[_Listed]) -> Iterator[Block]:
@@ -124,8 +123,7 @@ def _told(row: Mapping[str, Any], room: int | None = _ROOM) -> str:
     if len(clauses) > 1 and clauses[0] == _USUAL:
         del clauses[0]
     status = [] if row["status"] in _UNREMARKABLE else [str(row["status"]).replace("_", " ")]
-    text = "; ".join([*status, *clauses])
-    return text if room is None else shorter(text, room)
+    return shorter("; ".join([*status, *clauses]), room)
 
 
 def curves_page(report: RunsCurvesReport, figure: Figure) -> Page:
@@ -158,9 +156,8 @@ def runs_best_text(report: RunsBestReport) -> Iterator[Block]:
         yield ""
         several = len(report.groups) > len(single)
         yield "Comparable with none of these:" if several else "No two runs are comparable:"
-        yield from (f"  {brief(one.ranked[0].value):>8}  {_what(one)}: {_path(one)}" for one in single[:_SINGLE])
-        if len(single) > _SINGLE:
-            yield f"  ... and {len(single) - _SINGLE} more (--json)"
+        lines = [f"  {brief(one.ranked[0].value):>8}  {_what(one)}: {_path(one)}" for one in single]
+        yield from shortened(lines, _SINGLE, how="--json")
     if len(report.groups) > 1:
         yield ""
         yield "Runs of other data, objectives, numbers of examples or (for losses) models are not compared."
@@ -182,8 +179,7 @@ _RANKED: Final[Columns[RankedRun]] = (
 def _group(group: ComparableRuns) -> Iterator[Block]:
     yield f"{_what(group)}: {counted(group.runs, 'run')}"
     yield table(_RANKED, group.ranked)
-    if group.runs > len(group.ranked):
-        yield f"  ... and {group.runs - len(group.ranked)} more (--limit)"
+    yield from more(group.runs - len(group.ranked), "--limit")
     yield f"  {_noise(group)}"
 
 

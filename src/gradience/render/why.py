@@ -29,18 +29,14 @@ def why_text(report: WhyReport, *, verbose: bool = False) -> Iterator[Block]:
 
 
 def _part(part: Parting, most: int | None) -> str:
-    return f"  {part.quantity:<10} {_cut(str(part.first), most)}  |  {_cut(str(part.second), most)}"
+    return f"  {part.quantity:<10} {shorter(str(part.first), most)}  |  {shorter(str(part.second), most)}"
 
 
 def _difference(each: Difference, most: int | None) -> str:
-    return f"  {each.cause:<14} {_cut(each.says, None if most is None else 2 * most)}"
+    return f"  {each.cause:<14} {shorter(each.says, None if most is None else 2 * most)}"
 
 
 def _listed(heading: str, items: Sequence[str]) -> Iterator[Block]:
     if items:
         yield from ("", heading)
         yield from (f"  {item}" for item in items)
-
-
-def _cut(text: str, most: int | None) -> str:
-    return text if most is None else shorter(text, most)

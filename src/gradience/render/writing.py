@@ -114,23 +114,23 @@ def _calibration(found: Calibration) -> Iterator[Block]:
     yield f"Predicted:  KL {found.kl_predicted:.2g}, on the inputs that they were chosen by"
 
 
-def _recovery(found: Recovery) -> Iterator[Block]:
+def _recovery(recovery: Recovery) -> Iterator[Block]:
     """The lines on what the training changed on held-out texts."""
-    yield f"Recovery:   {counted(found.steps, 'step')} on {counted(found.inputs, 'text')}; seed {found.seed}"
-    held = _inputs(found.held_inputs, found.held_predictions)
+    yield f"Recovery:   {counted(recovery.steps, 'step')} on {counted(recovery.inputs, 'text')}; seed {recovery.seed}"
+    held = _inputs(recovery.held_inputs, recovery.held_predictions)
     yield f"  From the whole adapter on {held} held out, with 95 % intervals over texts:"
-    rows = [_apart(found, name) for name in _UNITS]
+    rows = [_apart(recovery, name) for name in _UNITS]
     yield table(_APART, [row for row in rows if row[1] is not None])
-    cut = f"the factors as cut, because {found.reason}"
-    yield f"Written:    {'the trained factors' if found.written else cut}"
-    last = found.after if found.written and found.after is not None else found.before
+    cut = f"the factors as cut, because {recovery.reason}"
+    yield f"Written:    {'the trained factors' if recovery.written else cut}"
+    last = recovery.after if recovery.written and recovery.after is not None else recovery.before
     if last.flips.value > _MANY_FLIPS:
         yield f"Warning: over {_MANY_FLIPS:.0%} of the predictions on held-out texts are not the whole adapter's"
 
 
-def _apart(found: Recovery, name: str) -> tuple[str, Estimate | None, Estimate | None, Estimate | None]:
+def _apart(recovery: Recovery, name: str) -> tuple[str, Estimate | None, Estimate | None, Estimate | None]:
     """A quantity by its field's name, and its values before and after, and their difference."""
-    stages = (found.before, found.after, found.change)
+    stages = (recovery.before, recovery.after, recovery.change)
     before, after, change = (None if one is None else getattr(one, name) for one in stages)
     return name, before, after, change
 

@@ -50,6 +50,7 @@ OF_RL: Final = frozenset(
         *("reward", "reward_std", "frac_reward_zero_std", "objective/kl"),
         *("critic/rewards/mean", "critic/score/mean", "actor/pg_clipfrac", "actor/ppo_kl"),  # verl
         "group_reward_std",  # OpenRLHF
+        *("mismatch_kl/all/mean", "mismatch_kl/mean"),  # prime-rl, whose rewards stand in another file
     }
 )
 OF_REWARD: Final = frozenset({"mean_reward", "min_reward", "max_reward"})
@@ -314,8 +315,9 @@ class Wiring(EventBase, frozen=True, tag="wiring"):
     seed: Annotated[int, about("torch's initial seed.")] | None = None
     world_size: NonNegativeInt | None = None
     unprepared: Annotated[
-        list[str], about("Of `model`, `optimizer` and `loader`, those Accelerate did not prepare; none if all or none.")
+        list[str], about("Of `model`, `optimizer` and `loader`, those that an Accelerator there did not prepare.")
     ] = []
+    asked: Annotated[list[str], about("What an Accelerator that prepared nothing was asked for.")] = []
     versions: Annotated[dict[str, str], about("Packages, CUDA, cuDNN.")] = {}
     settings: Annotated[dict[str, Json], about("Kernels: attention, determinism, TF32, compilation, autocast.")] = {}
     unseen: Annotated[list[str], about("Parts that could not be looked at, with the exception's type.")] = []

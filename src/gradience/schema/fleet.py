@@ -43,7 +43,11 @@ class AdapterRow(msgspec.Struct, kw_only=True, frozen=True):
     r: Annotated[NonNegativeInt, about("Largest rank of a module on disk.")] | None = None
     r_min: Annotated[NonNegativeInt, about("Least rank of a module on disk.")] | None = None
     module_types: Annotated[str, about("Types of adapted modules, joined by a comma.")] = ""
-    shape_key: Annotated[str, about("Hash of the adapted modules' names and shapes.")] = ""
+    shapes: Annotated[str, about("Hash of the adapted modules' names and shapes; empty without one.")] | None = None
+    settings: (
+        Annotated[str, about("The adapter's configuration as JSON (`ConfigSnapshot`); null if it has none.")] | None
+    ) = None
+    dtypes: Annotated[str, about("Dtypes of the factors, joined by a comma.")] | None = None
     params: Annotated[NonNegativeInt, about("Parameters of the factors.")] = 0
     stable_rank_mean: float | None = None
     effective_rank_mean: float | None = None
@@ -207,6 +211,77 @@ class OtherShape(msgspec.Struct, kw_only=True, frozen=True):
     usual_adapters: Annotated[NonNegativeInt, about("Adapters of that base with the usual shape.")]
 
 
+class Unfit(msgspec.Struct, kw_only=True, frozen=True):
+    """An adapter that an engine does not serve as it was trained, and what makes it fit."""
+
+    path: str
+    command: Annotated[str, about("Commands that write one that fits; null if none is known.")] | None = None
+
+
+class Misfit(msgspec.Struct, kw_only=True, frozen=True):
+    """Adapters that an engine does not serve as they were trained, for one reason."""
+
+    id: Annotated[
+        str, about("Id of the rule, as in `gradience check --serve`; empty for an adapter that is not judged.")
+    ]
+    reason: str
+    source: Annotated[str, about("Where the engine's behaviour was read; empty if no source is needed.")] = ""
+    action: str | None = None
+    adapters: list[Unfit]
+
+
+class Served(msgspec.Struct, kw_only=True, frozen=True):
+    """An adapter and the name that it is served by."""
+
+    name: Annotated[str, about("The end of its path that no other adapter of the group has.")]
+    path: str
+    argument: Annotated[str, about("What stands for it in the group's command.")] = ""
+
+
+class ServingGroup(msgspec.Struct, kw_only=True, frozen=True):
+    """Adapters that one process of an engine can serve."""
+
+    base_model: str | None
+    revision: str | None = None
+    adapters: list[Served]
+    ranks: Annotated[dict[str, int], about("Number of adapters by their largest rank.")]
+    rank: Annotated[NonNegativeInt, about("Largest rank that the process makes room for.")]
+    targets: Annotated[list[str], about("Last parts of the adapted modules' names.")]
+    slots: Annotated[NonNegativeInt, about("Adapters in one batch that the command asks for: a proposal.")]
+    slot_bytes: (
+        Annotated[
+            NonNegativeInt,
+            about(
+                "Bytes of a slot at two bytes per number, in the modules that these adapters have. The engine may take "
+                "more: slots in other modules. Null if the engine's memory is not known."
+            ),
+        ]
+        | None
+    ) = None
+    without_largest: (
+        Annotated[NonNegativeInt, about("`slot_bytes` if the adapters of the largest rank were resized.")] | None
+    ) = None
+    next_rank: Annotated[NonNegativeInt, about("The rank of `without_largest`.")] | None = None
+    largest: Annotated[list[str], about("The adapters of the largest rank, if few have it.")] = []
+    command: Annotated[
+        str, about("Command or Python that starts it, with `{adapters}` for their arguments; empty if not known.")
+    ] = ""
+    notes: list[str] = []
+
+
+class EnginePlan(msgspec.Struct, kw_only=True, frozen=True):
+    """How the trained adapters of a fleet can be served together by one engine."""
+
+    engine: Annotated[str, about("As `--serve` names it.")]
+    title: Annotated[str, about("Its name for people.")]
+    says: Annotated[str, about("How a process of it serves several adapters; empty if this is not known.")] = ""
+    source: str = ""
+    groups: list[ServingGroup] = []
+    misfits: list[Misfit] = []
+    left_out: Annotated[list[Counted], about("Adapters that are not trained or cannot be read, by verdict.")] = []
+    notes: list[str] = []
+
+
 class FleetShowReport(Report, kw_only=True, frozen=True):
     """An overview of a fleet, as `gradience fleet show --json` prints it."""
 
@@ -230,6 +305,7 @@ class FleetShowReport(Report, kw_only=True, frozen=True):
     ] = []
     wasteful: list[Wasteful] = []
     serving: list[Serving] = []
+    plans: Annotated[list[EnginePlan], about("With `--serve`: a plan for each engine.")] = []
     similar: Similar
     other_shapes: list[OtherShape] = []
     notes: list[str] = []

@@ -122,6 +122,9 @@ class SavedWiring(Checked, kw_only=True, frozen=True, omit_defaults=True):
     tensors: NonNegativeInt = 0
     parameters: NonNegativeInt = 0
     differs: Annotated[str, about("A factor that has other values than the model's.")] | None = None
+    of_step: Annotated[NonNegativeInt, about("The earlier step whose values those are; null if not known.")] | None = (
+        None
+    )
     extras: Extras = {}
 
 

@@ -140,7 +140,12 @@ class Store:
         from pyarrow import parquet  # extra [fleet]
 
         with _readable(path):
-            return parquet.read_table(path, columns=columns, partitioning=None).cast(schema)
+            read = parquet.read_table(path, columns=columns, partitioning=None)
+        for field in schema:
+            if field.nullable and field.name not in read.column_names:  # written before the column was added
+                read = read.append_column(field, _pyarrow().nulls(len(read), field.type))
+        with _readable(path):
+            return read.select(schema.names).cast(schema)
 
     def _rows_in(self, number: int) -> int:
         from pyarrow import parquet  # as above

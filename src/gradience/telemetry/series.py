@@ -7,7 +7,7 @@ no longer shown. How the log itself was written (sessions, gaps, copies) is kept
 from __future__ import annotations
 
 from array import array
-from collections.abc import Sequence
+from collections.abc import Sequence, Set as AbstractSet
 from dataclasses import dataclass, field
 from itertools import compress, islice
 from math import isfinite
@@ -83,7 +83,7 @@ class RunSeries:
     """The log of one run. The four arrays are parallel: one entry per row that has a loss and a step.
 
     Attributes:
-        kept: names of the further values of rows to keep.
+        kept: names of the further values of rows to keep; `rewards/` stands for all that begin so.
         columns: the values of those names that were logged.
     """
 
@@ -165,13 +165,17 @@ class RunSeries:
         self.losses.fromlist(losses)
         _extend(self.rates, rates)
         _extend(self.grad_norms, norms)
-        for name in self.kept & set().union(*extras) if any(extras) else ():
+        for name in self._kept_of(set().union(*extras)) if any(extras) else ():
             self._take_values(name, steps, [values.get(name) for values in extras])
         self.last_step = max(steps[-1], self.last_step or 0)
         for ts in _ends(clocks):
             self._take_clock(ts)
         self._take_epoch(next((epoch for epoch in reversed(epochs) if epoch is not None), None))
         return True
+
+    def _kept_of(self, names: AbstractSet[str]) -> set[str]:
+        families = tuple(name for name in self.kept if name.endswith("/"))
+        return {*(self.kept & names), *(name for name in names if families and name.startswith(families))}
 
     def _column(self, name: str) -> Column:
         return self.columns.setdefault(name, Column())
@@ -206,7 +210,7 @@ class RunSeries:
         self._take_epoch(row.epoch)
         if row.step is None:
             return
-        for name in self.kept & row.extras.keys():
+        for name in self._kept_of(row.extras.keys()):
             self._take_value(name, row.step, row.extras[name])
         if row.loss is None:
             return

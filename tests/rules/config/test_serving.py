@@ -11,9 +11,10 @@ from hypothesis import given, strategies as st
 from tables import every
 
 from gradience import check_config
+from gradience.configs.families import Dimensions
 from gradience.errors import ConfigError
 from gradience.rules.config.facts import CheckContext, Facts, Moved
-from gradience.rules.config.serving import ENGINES, FACTS, FEATURES, RANKS, RULES
+from gradience.rules.config.serving import ENGINES, FACTS, FEATURES, PROCESSES, RANKS, RULES, UNKNOWN
 from gradience.schema.document import Coverage
 from gradience.schema.events import ConfigSnapshot, LoraSnapshot
 
@@ -25,7 +26,7 @@ def test_every_row_names_the_commit_and_file_or_the_thread_it_was_read_in(fact) 
     source = fact.source
     assert re.fullmatch(r"20\d\d-\d\d", source.seen)
     if source.thread is None:
-        assert re.fullmatch(r"[0-9a-f]{8}", source.commit)
+        assert re.fullmatch(r"[0-9a-f]{8}|v\d+\.\d+\.\d+", source.commit)  # a commit, or a release's tag
         assert source.url == f"https://github.com/{source.repository}/blob/{source.commit}/{source.path}"
         assert str(source) == f"{source.repository}@{source.commit}, {source.path} (read {source.seen})"
     else:
@@ -119,23 +120,53 @@ SHOWN = {  # a feature: settings or surroundings that show it, and those like th
     "prefix": (PLAIN._replace(moved=MOVED), PLAIN._replace(moved=MOVED._replace(saved=False))),
     "base": (PLAIN._replace(coverage=QWEN), PLAIN),
     "fraction": ({"alpha": 22.5}, {"alpha": 22.0}),
+    "base_bias": ({"bias": "all"}, {"bias": "none", "extras": {"lora_bias": True}}),
+    "embedding": ({"target_modules": ["model.embed_tokens"]}, {"target_modules": ["lm_head"]}),
+    "alora": ({"extras": {"alora_invocation_tokens": True}}, {}),
+    "experts": (
+        {"extras": {"target_parameters": ["mlp.experts.up_proj"]}},
+        {"target_modules": ["shared_expert.up_proj"]},
+    ),
     "peft_format": ({}, "mlx-lm"),
     "mlx_format": ("mlx-lm", {}),
 }
 
 
-def _facts(shown: dict[str, object] | CheckContext | str) -> Facts:
+def _facts(shown: dict[str, object] | CheckContext | str, base: Dimensions | None = None) -> Facts:
     extras = {"format": shown} if isinstance(shown, str) else {}
     lora = LORA | (shown if isinstance(shown, dict) else {})
     around = shown if isinstance(shown, CheckContext) else PLAIN
-    return Facts(msgspec.convert({"lora": lora, "extras": extras}, ConfigSnapshot), around=around)
+    return Facts(msgspec.convert({"lora": lora, "extras": extras}, ConfigSnapshot), around=around._replace(model=base))
+
+
+BASES = {"bitsandbytes": Dimensions("qwen3_moe", quant_method="bitsandbytes"), None: None}
 
 
 @every("fact", FACTS, ids=lambda fact: f"{fact.engine}-{fact.feature}")
 def test_a_fact_applies_to_an_adapter_with_the_feature_and_not_to_its_twin(fact) -> None:
     shown, twin = SHOWN[fact.feature]
-    assert fact.applies(_facts(shown))
-    assert not fact.applies(_facts(twin))
+    assert fact.applies(_facts(shown, BASES[fact.beside]))
+    assert not fact.applies(_facts(twin, BASES[fact.beside]))
+    assert fact.applies(_facts(shown)) == (fact.beside is None)
+
+
+def test_experts_are_refused_beside_a_base_in_bitsandbytes_by_its_config_or_its_name() -> None:
+    lora = {"r": 8, "target_parameters": ["mlp.experts.gate_up_proj"]}
+    for base, seen in (("org/moe-bnb-4bit", True), ("org/moe", False), ("org/subnbase", False)):
+        found = check_config({"model_name": base, "lora": lora}, serve=["vllm"], select=["SRV001"]).findings
+        assert [item.values["feature"] for item in found] == ["experts"] * seen
+        assert all("issues/29424" in str(item.values["url"]) for item in found)
+
+
+@every("process", PROCESSES.values(), ids=lambda process: process.engine)
+def test_a_command_has_a_place_for_each_adapter_or_names_the_first(process) -> None:
+    assert ("{adapters}" in process.command) == bool(process.adapter)
+    assert not process.nested or "{first" in process.command
+    assert not process.padded or {"{rank}", "{slots}"} <= set(re.findall(r"\{\w+\}", process.command))
+    assert process.source.url.startswith("https://github.com/")
+    assert set(UNKNOWN) == set(ENGINES)
+    listed = {(fact.engine, fact.feature) for fact in FACTS if fact.beside is None}
+    assert not listed & {(engine, name) for engine, names in UNKNOWN.items() for name in names}
 
 
 def test_some_features_show_in_several_ways() -> None:

@@ -154,6 +154,23 @@ def test_what_was_not_prepared(world: int, parts: list[str], expected: str | Non
     assert (said and said[0]) == expected
 
 
+def test_an_accelerator_that_prepared_nothing_is_told_with_what_it_was_asked_for():
+    said = one("WIR186", look(unprepared=["loader", "model", "optimizer"], asked=["accumulation over 4"]))
+    assert said is not None
+    assert said[0] == "warning"
+    assert said[1].endswith("its prepare has made nothing; what it was asked for does not happen: accumulation over 4.")
+
+
+@pytest.mark.parametrize(
+    ("of_step", "whose"), [(0, "those of step 0."), (5, "those of step 5."), (None, "another model's.")]
+)
+def test_whose_values_a_saved_adapter_has(of_step: int | None, whose: str):
+    saved = {"file": "a.safetensors", "tensors": 8, "parameters": 100, "differs": "lora_A", "of_step": of_step}
+    said = one("WIR187", look(), look("save", 6, saved=saved))
+    assert said is not None
+    assert said[1].endswith(f"lora_A has other values in a.safetensors, {whose}")
+
+
 @pytest.mark.parametrize(("status", "last", "expected"), [
     ("ok", 6, "warning"), ("ok", 7, "info"), ("ok", 5, None), ("error", 6, None),
 ])  # fmt: skip

@@ -19,7 +19,6 @@ from gradience.blocks import (
     Block,
     FactList,
     Figure,
-    FindingEntry,
     Findings,
     Fold,
     Heading,
@@ -28,6 +27,7 @@ from gradience.blocks import (
     Note,
     Page,
     Section,
+    ShownFinding,
     Spans,
     Table,
     VerdictLine,
@@ -142,7 +142,7 @@ def _table(given: Table) -> Element | None:
     return tag("div", whole, class_="scroll", tabindex="0", role="region", aria_label=caption or "Table")
 
 
-def _finding(item: FindingEntry) -> Element:
+def _finding(item: ShownFinding) -> Element:
     finding = item.finding
     head = tag("h3", tag("span", str(item.number), class_=f"disc {finding.severity}"), " ", finding.message)
     severity = tag("span", finding.severity, class_=f"severity {finding.severity}")

@@ -20,7 +20,7 @@ from gradience.schema.document import RuleGroup, by_severity
 from gradience.schema.fleet import AdapterRow, FindingRow, ModuleRow
 from gradience.tables import finding_columns, number_column
 
-_NUMBERS: Final = "4"
+_NUMBERS: Final = "5"
 """Version to be raised when the computation of a row's number, or of a rule, changes."""
 
 _COPIED: Final = tuple(name for name in ModuleRow.__struct_fields__ if name in ModuleAudit.__struct_fields__)
@@ -45,8 +45,22 @@ def version_of_rules(*groups: RuleGroup) -> str:
     return f"{_NUMBERS}-{hashlib.sha256(stated).hexdigest()[:12]}"
 
 
+class Held(NamedTuple):
+    """Columns of an adapter that its audit does not report."""
+
+    settings: str | None = None
+    dtypes: str | None = None
+
+
+_NOTHING: Final = Held()
+
+
 def rows_of(
-    path: str, report: AuditReport, identity: tuple[str, str, str, str], sketch: Sequence[float]
+    path: str,
+    report: AuditReport,
+    identity: tuple[str, str, str, str],
+    sketch: Sequence[float],
+    held: Held = _NOTHING,
 ) -> tuple[AdapterRow, list[ModuleRow], list[FindingRow]]:
     """The rows of one adapter.
 
@@ -55,16 +69,17 @@ def rows_of(
         report: the audit.
         identity: version of the rules, stamp of the files, hash of the content and hash of the weights.
         sketch: the sketch of the update.
+        held: its settings and dtypes.
     """
     modules = [_module(path, place, module) for place, module in enumerate(report.modules)]
     found = [
         FindingRow(path=path, position=place, **finding_columns(item)) for place, item in enumerate(report.findings)
     ]
-    return _adapter(path, report, identity, sketch), modules, found
+    return _adapter(path, report, identity, sketch, held), modules, found
 
 
 def _adapter(
-    path: str, report: AuditReport, identity: tuple[str, str, str, str], sketch: Sequence[float]
+    path: str, report: AuditReport, identity: tuple[str, str, str, str], sketch: Sequence[float], held: Held
 ) -> AdapterRow:
     rules, stamp, content, weights = identity
     summary, ranks = report.summary, [m.r for m in report.modules]
@@ -88,7 +103,9 @@ def _adapter(
         r=max(ranks, default=None),
         r_min=min(ranks, default=None),
         module_types=",".join(sorted({m.module_type for m in report.modules})),
-        shape_key=_shape_key(report.modules),
+        shapes=_hash_of_shapes(report.modules),
+        settings=held.settings,
+        dtypes=held.dtypes,
         params=summary.total_lora_params,
         stable_rank_mean=summary.stable_rank_mean,
         effective_rank_mean=summary.effective_rank_mean,
@@ -106,7 +123,7 @@ def _adapter(
     )
 
 
-def _shape_key(modules: Sequence[ModuleAudit]) -> str:
+def _hash_of_shapes(modules: Sequence[ModuleAudit]) -> str:
     shapes = sorted((m.name, *m.shape) for m in modules)
     return hashlib.sha256(repr(shapes).encode("utf-8", "surrogatepass")).hexdigest()[:16] if shapes else ""
 

@@ -19,11 +19,11 @@ import msgspec
 
 from gradience.adapters.layout import Adapter
 from gradience.adapters.open import CONFIG_NAME, AdapterFiles, Buffer, Bytes, Layouts, find_files, open_adapter
-from gradience.collect.fleet import Known, rows_of, version_of_rules
+from gradience.collect.fleet import Held, Known, rows_of, version_of_rules
 from gradience.collect.fleet.engines import Done, Engine, run_local, run_ray
 from gradience.collect.fleet.find import AdapterPlace, fetched, find_adapters
 from gradience.device import prepare_jax
-from gradience.errors import GradienceError, require
+from gradience.errors import ConfigError, GradienceError, require
 from gradience.io import PathLike
 from gradience.io.reading import open_regular, real_path
 from gradience.judge.options import AuditOptions
@@ -329,8 +329,28 @@ def _computed(job: Job, place: Path, hashes: tuple[str, str], files: AdapterFile
     opened = opened_of(place, files, adapter)
     measured = measure(opened, options, grams=grams)
     report = report_of(opened, measured, judge(opened, measured), per_layer=False, left_out={})
-    row, modules, findings = rows_of(job.path, report, (job.rules, job.stamp, *hashes), sketch)
+    row, modules, findings = rows_of(job.path, report, (job.rules, job.stamp, *hashes), sketch, _held(files, adapter))
     return encoded([row], modules, findings)
+
+
+def _held(files: AdapterFiles, adapter: Adapter) -> Held:
+    pairs = {name for name, role in adapter.roles.items() if role == "lora_pair"}
+    dtypes = sorted({info.dtype for name, info in adapter.tensors.items() if name in pairs})
+    return Held(_settings(files.config, adapter), ",".join(dtypes) or None)
+
+
+def _settings(path: Path, adapter: Adapter) -> str | None:
+    """The configuration beside the weights as JSON; None if there is none, or none that settings can be read from."""
+    from gradience.configs.document import read_peft  # in workers only
+
+    if not path.is_file():
+        return None
+    try:
+        config = read_peft(path).config
+    except ConfigError:
+        return None
+    noted = {"revision": adapter.config.revision} if isinstance(adapter.config.revision, str) else {}
+    return msgspec.json.encode(msgspec.structs.replace(config, extras={**config.extras, **noted})).decode()
 
 
 class _Kept:

@@ -20,10 +20,11 @@ import numpy as np
 
 from gradience.adapters.layout import Adapter
 from gradience.adapters.open import open_adapter
+from gradience.collect.fleet.serve import plan_engines
 from gradience.errors import AdapterError, GradienceError
 from gradience.io import PathLike
 from gradience.io.reading import read_small
-from gradience.rules.config.serving import RANKS
+from gradience.rules.config.serving import RANKS, known_engines
 from gradience.schema.document import Finding
 from gradience.schema.fleet import (
     FLEET_SHOW_SCHEMA_ID,
@@ -65,7 +66,9 @@ _SNAPSHOT: Final = re.compile(r"(?P<repository>.*/models--[^/]+)/snapshots/(?P<r
 _REVISION: Final = 1024  # bytes of the file that names a commit, at most
 
 
-def show_fleet(fleet: PathLike, *, top: int = 10, cosine: float = 0.99, most_pairs: int = 100) -> FleetShowReport:
+def show_fleet(
+    fleet: PathLike, *, top: int = 10, cosine: float = 0.99, most_pairs: int = 100, serve: Iterable[str] = ()
+) -> FleetShowReport:
     """Summarise a fleet: bases, ranks, verdicts, and the adapters that are broken, wasteful, alike, or of a wrong base.
 
     Args:
@@ -73,15 +76,17 @@ def show_fleet(fleet: PathLike, *, top: int = 10, cosine: float = 0.99, most_pai
         top: how many adapters a list names.
         cosine: of two updates, from which they are nearly the same.
         most_pairs: how many pairs of adapters to read for their exact cosine, the likeliest first.
+        serve: engines to plan the serving of the trained adapters for, as `check` names them.
 
     Raises:
+        ConfigError: an engine is not known.
         GradienceError: there is no fleet, or a package is missing.
     """
-    store = existing(fleet)
+    engines, store = known_engines(serve), existing(fleet)
     with opened(store) as base:
         count, size = _one(base, "select count(*), sum(bytes) from adapters")
         faulty = _faulty(base)
-        keys = ("path", "base_model", "shape_key", "content_hash", "sketch")
+        keys = ("path", "base_model", "shapes", "content_hash", "sketch")
         found = _all(base, f"select {', '.join(keys)} from adapters where {_OK} order by path")  # noqa: S608  # our own
         rows, notes = one_version([dict(zip(keys, row, strict=True)) for row in found])
         return FleetShowReport(
@@ -104,6 +109,7 @@ def show_fleet(fleet: PathLike, *, top: int = 10, cosine: float = 0.99, most_pai
             faulty_total=len(faulty),
             wasteful=_wasteful(base, top),
             serving=_serving(base),
+            plans=plan_engines(base, engines),
             similar=similar(rows, threshold=cosine, most=most_pairs),
             other_shapes=_other_shapes(base)[:top],
             unread=_unread(base),
@@ -278,7 +284,7 @@ def similar(rows: Sequence[Mapping[str, Any]], *, threshold: float, most: int) -
     """Find adapters that are the same or nearly the same.
 
     Args:
-        rows: `path`, `base_model`, `shape_key`, `content_hash` and `sketch` of each readable adapter.
+        rows: `path`, `base_model`, `shapes`, `content_hash` and `sketch` of each readable adapter.
         threshold: the cosine from which two are nearly the same.
         most: how many pairs to compute the exact cosine of; those with the closest sketches come first.
     """
@@ -287,8 +293,8 @@ def similar(rows: Sequence[Mapping[str, Any]], *, threshold: float, most: int) -
         groups.setdefault(row["content_hash"], []).append(row["path"])
     blocks: dict[tuple[str | None, str], dict[str, Mapping[str, Any]]] = {}
     for row in rows:
-        if row["shape_key"]:
-            blocks.setdefault((row["base_model"], row["shape_key"]), {}).setdefault(row["content_hash"], row)
+        if row["shapes"]:
+            blocks.setdefault((row["base_model"], row["shapes"]), {}).setdefault(row["content_hash"], row)
     found = [pair for block in blocks.values() for pair in _candidates(list(block.values()), threshold - MARGIN)]
     found.sort(reverse=True)
     near, failed = _exact([(one, two) for _, one, two in found[:most]], threshold)

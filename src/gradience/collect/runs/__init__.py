@@ -13,7 +13,7 @@ from typing import Final
 
 from gradience.errors import GradienceError, RecorderError
 from gradience.io import PathLike
-from gradience.judge.monitor.source import names_of, open_source, runs_in
+from gradience.reading.places import names_of, run_list
 from gradience.schema import as_float, number_in
 from gradience.schema.fleet import RUN_SETTINGS, RUNS_CURVES_SCHEMA_ID, Curve, QueryReport, RunRow, RunsCurvesReport
 from gradience.tables.query import NamedQuery, select
@@ -110,10 +110,11 @@ def run_curves(*paths: PathLike, metric: str = "train/loss") -> RunsCurvesReport
     Raises:
         RecorderError: a path cannot be read, no run has the metric, or there are no runs or more than 26.
     """
-    places = [place for path in paths for place in runs_in(path)]
-    if not 0 < len(places) <= MOST_CURVES:
-        raise RecorderError(f"expected 1 to {MOST_CURVES} runs, got {len(places)}", advice="give fewer, by name")
-    curves = [_curve(name, place, metric) for name, place in zip(names_of(places), places, strict=True)]
+    runs = [(place, listed) for listed in map(run_list, paths) for place in listed.places]
+    if not 0 < len(runs) <= MOST_CURVES:
+        raise RecorderError(f"expected 1 to {MOST_CURVES} runs, got {len(runs)}", advice="give fewer, by name")
+    names = names_of([place for place, _ in runs])
+    curves = [_curve(name, at, listed.read(at).run, metric) for name, (at, listed) in zip(names, runs, strict=True)]
     drawn = [curve for curve in curves if curve.steps]
     if not drawn:
         raise RecorderError(f"no run has {metric[:60]!r}", advice="see 'gradience runs query ROOT --named metrics'")
@@ -121,9 +122,7 @@ def run_curves(*paths: PathLike, metric: str = "train/loss") -> RunsCurvesReport
     return RunsCurvesReport(schema=RUNS_CURVES_SCHEMA_ID, metric=metric, curves=drawn, not_drawn=without)
 
 
-def _curve(name: str, place: Path, metric: str) -> Curve:
-    series = open_source(place).summary.last
-    assert series is not None  # noqa: S101  # open_source refuses a source without a run
+def _curve(name: str, place: Path, series: RunSeries, metric: str) -> Curve:
     points = {step: value for step, value in _points(series, metric) if math.isfinite(value)}
     steps = sorted(points)
     return Curve(name=name, path=str(place), run=series.run_id, steps=steps, values=[points[step] for step in steps])

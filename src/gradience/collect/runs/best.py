@@ -17,7 +17,7 @@ from typing import Any, Final, Literal, NamedTuple
 
 from gradience.collect.runs import refuse_unknown_columns
 from gradience.errors import GradienceError
-from gradience.judge.monitor.source import names_of_runs
+from gradience.reading.places import names_of_runs
 from gradience.schema.fleet import (
     RUN_SETTINGS,
     RUNS_BEST_SCHEMA_ID,

@@ -24,11 +24,11 @@ from gradience.importers.sources import inner_folders, is_run, may_be_log
 from gradience.importers.wandb import SUMMARY
 from gradience.io import CHECKPOINT_PREFIX, PathLike, cache_folder
 from gradience.judge.monitor import report_of
-from gradience.judge.monitor.source import is_log, open_source
+from gradience.reading import Reading, read_run
+from gradience.reading.logs import is_log
 from gradience.schema import Real, number_in
 from gradience.schema.document import writable
 from gradience.schema.fleet import RUNS_SCHEMA_ID, EvalRow, RunFindingRow, RunRow, StepRow
-from gradience.schema.reports import MonitorReport
 from gradience.spectral import cores
 from gradience.tables import encoded, finding_columns, number_column
 from gradience.tables.store import Store, Tables
@@ -146,9 +146,9 @@ def _below(root: str, known: Collection[str]) -> Iterator[tuple[str, str]]:
             continue
         files = [entry.name for entry in listed if not leads_to_folder(entry)]
         below = [entry.name for entry in listed if entry.is_dir(follow_symlinks=False) and entry.name[0] != "."]
-        found = list(_of(folder, files, below, known))
-        yield from found
-        inner = inner_folders(os.path.basename(folder), below, of_run=bool(found))  # noqa: PTH119  # ten thousand times
+        runs = list(_of(folder, files, below, known))
+        yield from runs
+        inner = inner_folders(os.path.basename(folder), below, of_run=bool(runs))  # noqa: PTH119  # ten thousand times
         stack += [f"{folder}/{name}" for name in reversed(inner)]
 
 
@@ -172,11 +172,10 @@ def _of(folder: str, files: list[str], below: list[str], known: Collection[str])
 def run_job(job: Job) -> bytes:
     """The encoded rows of one source. If the source cannot be read, they are one row with the error."""
     try:
-        source = open_source(job.place)
-        runs = list(source.summary.runs.values())
+        runs = list(read_run(job.place).of_each_run())
         if len(runs) > MAX_RUNS:
             raise GradienceError(f"{len(runs)} runs in one log, over the limit of {MAX_RUNS}")  # noqa: TRY301  # a row of the table too
-        return _encoded(job, runs, [report_of(source, series) for series in runs])
+        return _encoded(job, runs)
     except MissingPackageError as error:
         return run_failed(job, f"{error}: {error.advice}", again=True)
     except (GradienceError, OSError, MemoryError) as error:
@@ -185,12 +184,12 @@ def run_job(job: Job) -> bytes:
         return run_failed(job, f"a bug of gradience, not of the log: {type(error).__name__}: {error}", again=True)
 
 
-def _encoded(job: Job, runs: Sequence[RunSeries], reports: Sequence[MonitorReport]) -> bytes:
-    pairs = list(zip(runs, reports, strict=True))
+def _encoded(job: Job, runs: Sequence[Reading]) -> bytes:
+    pairs = [(reading.run, report_of(reading)) for reading in runs]
     return encoded(
         [run_row(job.path, series, report, stamp=job.stamp, rules=job.rules) for series, report in pairs],
-        [row for series in runs for row in _rows(job.path, series)],
-        [row for series in runs for row in _evals(job.path, series)],
+        [row for series, _ in pairs for row in _rows(job.path, series)],
+        [row for series, _ in pairs for row in _evals(job.path, series)],
         [
             RunFindingRow(path=job.path, run=series.run_id, position=place, **finding_columns(finding))
             for series, report in pairs

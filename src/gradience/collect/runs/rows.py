@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Final
@@ -12,8 +13,10 @@ import msgspec
 from gradience.errors import GradienceError, RecorderError
 from gradience.importers.sources import MAX_RUNS
 from gradience.io import PathLike
-from gradience.judge.monitor import held_out_of, report_of
-from gradience.judge.monitor.source import open_source, runs_in
+from gradience.judge.monitor import report_of
+from gradience.reading import Reading
+from gradience.reading.facts import held_out_of
+from gradience.reading.places import RunList, run_list
 from gradience.rules import excluded_rules
 from gradience.rules.log import DETECTED
 from gradience.rules.log.account import rate_of_run
@@ -32,7 +35,7 @@ _NO_SETTING: Final = re.compile(
 
 
 def read_rows(
-    *paths: PathLike,
+    *paths: PathLike | RunList,
     gap_threshold: float = DEFAULT_GAP,
     select: Iterable[str] = (),
     ignore: Iterable[str] = (),
@@ -41,7 +44,8 @@ def read_rows(
     """The rows of some logs, read now and kept nowhere.
 
     Args:
-        paths: logs, folders of a run, or folders of runs, of which a log that cannot be read is a row with its error.
+        paths: logs, folders of a run, or folders of runs, of which a log that cannot be read is a row with its error;
+            or the runs of one, if they are listed already.
         gap_threshold: held-out over train perplexity from which the gap is a finding.
         select: ids of detectors, or beginnings of ids, to apply; all by default.
         ignore: ids of detectors, or beginnings of ids, to leave out.
@@ -54,14 +58,17 @@ def read_rows(
     left_out = excluded_rules(DETECTED, select=select, ignore=ignore, settings=settings)
     rows: list[RunRow] = []
     for place in paths:
-        members = runs_in(place)
-        if len(members) >= MAX_RUNS:
-            raise RecorderError(f"{place}: {MAX_RUNS} runs or more", advice=f"'gradience runs {place}' lists them all")
-        for path in members:
+        runs = place if isinstance(place, RunList) else run_list(place)
+        if len(runs.places) >= MAX_RUNS:
+            folder = os.path.commonpath(runs.places)
+            raise RecorderError(
+                f"{folder}: {MAX_RUNS} runs or more", advice=f"'gradience runs {folder}' lists them all"
+            )
+        for path in runs.places:
             try:
-                rows += _rows_of(path, gap_threshold, left_out)
+                rows += _rows_of(runs.read(path), gap_threshold, left_out)
             except GradienceError as error:
-                if len(members) == 1:
+                if len(runs.places) == 1:
                     raise
                 rows.append(RunRow(path=str(path), error=" ".join(str(error).split())))
     if all(row.error for row in rows):
@@ -69,11 +76,10 @@ def read_rows(
     return rows
 
 
-def _rows_of(path: PathLike, gap_threshold: float, left_out: Mapping[str, str]) -> Iterator[RunRow]:
-    source = open_source(path)
-    for series in source.summary.runs.values():
-        report = report_of(source, series, gap_threshold=gap_threshold, left_out=left_out)
-        yield run_row(str(source.path), series, report)
+def _rows_of(reading: Reading, gap_threshold: float, left_out: Mapping[str, str]) -> Iterator[RunRow]:
+    for each in reading.of_each_run():
+        report = report_of(each, gap_threshold=gap_threshold, left_out=left_out)
+        yield run_row(str(each.path), each.run, report)
 
 
 def run_row(path: str, series: RunSeries, report: MonitorReport, *, stamp: str = "", rules: str = "") -> RunRow:

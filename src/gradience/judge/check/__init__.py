@@ -41,7 +41,7 @@ from gradience.ranges import VerbOptions
 from gradience.rules import excluded_rules
 from gradience.rules.config import RULES, judge_config, settings_of
 from gradience.rules.config.facts import CheckContext, Moved, quantities
-from gradience.rules.config.serving import ENGINES
+from gradience.rules.config.serving import known_engines
 from gradience.schema.document import Coverage, Finding
 from gradience.schema.events import ConfigSnapshot, LoraSnapshot
 from gradience.schema.memory import Memory
@@ -122,7 +122,8 @@ def read_training_of(folder: Path) -> Layer:
 def _read_run(place: Path) -> Layer | RecorderError:
     """The configuration of the run that left a folder or file, or the error if there is no run."""
     from gradience.importers import read_folder_config  # a config file does not need it
-    from gradience.judge.monitor.source import find_run, is_log  # the same
+    from gradience.reading.logs import is_log  # the same
+    from gradience.reading.places import find_run  # the same
 
     try:
         found = find_run(place).path
@@ -154,7 +155,8 @@ class CheckOptions(VerbOptions):
         base: the base model, a folder or organisation/name in the hub's local cache. Its config.json and safetensors
             headers determine what the targets reach; no weight is read.
         task: what is trained: `sst2`, `sft`, `dpo`, ...
-        serve: engines the adapter is meant for: vllm, sglang, ollama, llamacpp, tensorrt, lorax, slora, mlx.
+        serve: engines the adapter is meant for: vllm, sglang, ollama, llamacpp, tensorrt, lorax, slora, mlx, peft,
+            hotswap.
         select: ids of rules, or beginnings of ids, to apply; all by default.
         ignore: ids of rules, or beginnings of ids, to leave out.
         settings: a gradience.toml, or a pyproject.toml with `[tool.gradience]`. Its `select` and `ignore` apply if the
@@ -328,13 +330,10 @@ def _engines(given: Iterable[str], settings: Place | None) -> tuple[str, ...]:
     Raises:
         ConfigError: an engine is not known.
     """
-    asked = [name.strip().lower() for item in given for name in item.split(",")]
+    asked = list(given)
     if not asked and settings is not None:
-        asked = [name.lower() for name in read_preferences(Path(settings)).serve]
-    strange = sorted(name or "an empty text" for name in asked if name not in ENGINES)
-    if strange:
-        raise ConfigError(f"no engine is called {', '.join(strange)}", advice=f"engines: {', '.join(ENGINES)}")
-    return tuple(dict.fromkeys(asked))
+        asked = list(read_preferences(Path(settings)).serve)
+    return known_engines(asked)
 
 
 def _complete(whole: Layer, task: str | None) -> ConfigSnapshot:

@@ -16,9 +16,9 @@ from gradience.blocks import counted
 from gradience.io import PathLike
 from gradience.judge.check import check_config, source_locations as config_locations
 from gradience.judge.diagnose.checkpoints import CheckpointChoice, choose, disk_symptoms
-from gradience.judge.diagnose.sources import Read, RunSources, find_sources, read_sources
-from gradience.judge.monitor.source import log_place
+from gradience.judge.diagnose.sources import RunSources, SourceReports, find_sources, read_sources
 from gradience.judge.options import DiagnoseKeywords, DiagnoseOptions
+from gradience.reading.places import log_place
 from gradience.rules import excluded_rules
 from gradience.rules.config import RULES
 from gradience.rules.config.facts import ConfigRule
@@ -106,14 +106,14 @@ def unjudged(
         "weights": audit.not_run if audit else None,
     }
     read = frozenset(source.source for source in sources if source.state == "read")
-    found: list[Unjudged] = []
+    not_judged: list[Unjudged] = []
     for source in sources:
         items = skipped[source.source]
         if items is None:
             items = [NotRun(id=rule, reason=source.reason) for rule in IDS[source.source]]
-        found += [Unjudged(source=source.source, id=item.id, reason=item.reason) for item in items]
+        not_judged += [Unjudged(source=source.source, id=item.id, reason=item.reason) for item in items]
     lacking = ((join.id, left_out.get(join.id) or join.missing(read)) for join in JOINS)
-    return found + [Unjudged(source="join", id=rule, reason=why) for rule, why in lacking if why is not None]
+    return not_judged + [Unjudged(source="join", id=rule, reason=why) for rule, why in lacking if why is not None]
 
 
 def coverage_of(not_run: Iterable[Unjudged]) -> list[SourceCoverage]:
@@ -245,12 +245,12 @@ def diagnose_sources(
     return judge_sources(read_sources(sources, options.base, options.task, gap, left_out=left_out), left_out)
 
 
-def judge_sources(read: Read, left_out: Mapping[str, str] = MappingProxyType({})) -> DiagnoseReport:
+def judge_sources(read: SourceReports, left_out: Mapping[str, str] = MappingProxyType({})) -> DiagnoseReport:
     """Judge what was read; a join left out is listed with its reason."""
     monitor = read.log.report if read.log else None
     choice = CheckpointChoice([])
     if read.log:
-        choice = choose(read.sources.checkpoints, read.log.run, read.log.report, read.sources.weights.path)
+        choice = choose(read.sources.checkpoints, read.log.reading.run, read.log.report, read.sources.weights.path)
     states = [read.states[source] for source in SOURCES]
     joins = [join for join in JOINS if join.id not in left_out]
     not_run = unjudged(states, read.check, monitor, read.audit, left_out)
@@ -329,12 +329,12 @@ def _place(cause: Cause) -> tuple[int, bool, bool, int]:
     return -SEVERITIES.index(cause.severity), cause.id in _OF_RECORD, not look, of_source
 
 
-def _symptoms(read: Read, choice: CheckpointChoice) -> Iterator[Symptom]:
+def _symptoms(read: SourceReports, choice: CheckpointChoice) -> Iterator[Symptom]:
     if read.check:
         yield from config_symptoms(read.check)
     if read.log:
         yield from log_symptoms(read.log.report)
-        yield from disk_symptoms(read.sources, choice, read.log.report, read.log.run)
+        yield from disk_symptoms(read.sources, choice, read.log.report, read.log.reading.run)
     yield from damage(read.states["weights"])
     if read.audit:
         yield from weights_symptoms(read.audit)
@@ -344,10 +344,10 @@ def _symptoms(read: Read, choice: CheckpointChoice) -> Iterator[Symptom]:
         if read.log:
             yield from recorded_disagreements(read.log.report, read.audit)
             stated = read.log.report.config if read.check is None else read.check.config
-            yield from outgrown(read.log.run, stated, read.audit)
+            yield from outgrown(read.log.reading.run, stated, read.audit)
 
 
-def _stated(read: Read) -> Iterator[Stated]:
+def _stated(read: SourceReports) -> Iterator[Stated]:
     """The adapter's settings as stated outside its own folder."""
     log, config = read.sources.log.path, read.sources.config.path
     if read.log and log and log.is_file():  # a folder is imported with the adapter's config
@@ -361,9 +361,9 @@ def _alone(source: PieceSource, finding: Finding) -> Cause:
     return Cause(**msgspec.structs.asdict(finding), pieces=[piece])
 
 
-def _with_outcome(causes: list[Cause], read: Read) -> list[Cause]:
+def _with_outcome(causes: list[Cause], read: SourceReports) -> list[Cause]:
     """The causes; the size of an update is no error by itself where the held-out loss was lower at its end."""
-    if read.log is None or not _fell(read.log.run):
+    if read.log is None or not _fell(read.log.reading.run):
         return causes
     eased = [msgspec.structs.replace(one, severity="warning") if _is_of_size(one) else one for one in causes]
     return sorted(eased, key=_place)

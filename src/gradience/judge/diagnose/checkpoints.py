@@ -121,9 +121,9 @@ def choose(
 
 
 def _listed(folder: CheckpointFolder, run: RunSeries, curve: Mapping[int, float]) -> Checkpoint:
-    found = identify(folder, run)
-    loss = curve.get(folder.step) if found.of_run else None
-    return Checkpoint(name=folder.path.name, step=folder.step, loss=loss, of_run=found.of_run, why=found.why)
+    identity = identify(folder, run)
+    loss = curve.get(folder.step) if identity.of_run else None
+    return Checkpoint(name=folder.path.name, step=folder.step, loss=loss, of_run=identity.of_run, why=identity.why)
 
 
 def _first_whole(
@@ -154,8 +154,8 @@ def _judge(run: RunSeries, report: MonitorReport) -> _Judge | None:
     if metric is None or metric.higher_is_better is None:
         return None
     events = [event for event in run.evals if event.split == account.split and event.step is not None]
-    found = {event.step: values_of(event.metrics).get(metric.name) for event in events}
-    values = {step: value for step, value in found.items() if step is not None and value is not None}
+    logged = {event.step: values_of(event.metrics).get(metric.name) for event in events}
+    values = {step: value for step, value in logged.items() if step is not None and value is not None}
     return _Judge(metric.name, account.split, values, more=metric.higher_is_better) if values else None
 
 
@@ -231,8 +231,8 @@ def disk_symptoms(
     """The symptoms that checkpoints on disk add to the log's findings; none if no folder was searched."""
     if sources.folder is None:
         return
-    found = symptoms_of("log", report.findings)
-    told = [(sign.name, symptom) for symptom in found for sign in shown("log", symptom.id, symptom.tags)]
+    of_log = symptoms_of("log", report.findings)
+    told = [(sign.name, symptom) for symptom in of_log for sign in shown("log", symptom.id, symptom.tags)]
     values = {name: symptom.seen.values for name, symptom in told}
     if "overfits" in values:
         yield _to_keep(choice, report)

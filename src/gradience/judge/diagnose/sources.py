@@ -26,7 +26,8 @@ from gradience.io import PathLike
 from gradience.judge.check import CheckOptions, judged, when_of
 from gradience.judge.diagnose.identity import CheckpointFolder, identify
 from gradience.judge.monitor import report_of
-from gradience.judge.monitor.source import Found, find_run, found_runs, open_source
+from gradience.reading import Reading, read_run
+from gradience.reading.places import RunPlace, find_run, run_list
 from gradience.rules import without
 from gradience.rules.config import RULES
 from gradience.rules.config.facts import CheckContext
@@ -99,7 +100,7 @@ def checkpoints_in(folders: Iterable[Path]) -> list[CheckpointFolder]:
     return [item for item in found if item.has_weights or (item.path / _STATE).is_file()]
 
 
-class FoundSource(NamedTuple):
+class RunSource(NamedTuple):
     """One source: its path and how it was chosen, or the reason why there is none."""
 
     path: Path | None = None
@@ -113,9 +114,9 @@ class RunSources:
     """The sources of one diagnosis. `config` is a named file only; log and adapter state configurations too."""
 
     path: Path
-    log: FoundSource
-    weights: FoundSource
-    config: FoundSource
+    log: RunSource
+    weights: RunSource
+    config: RunSource
     training: Path | None = None
     """Training arguments as JSON, YAML or the Trainer's pickle, if the folder holds them."""
     folder: Path | None = None
@@ -143,28 +144,28 @@ def find_sources(
         GradienceError: nothing was given, a path does not exist, or the folder cannot be read.
     """
     given: dict[SourceKind, PathLike | None] = {"log": run, "weights": adapter, "config": config}
-    found = None if path is None else Found(_existing(Path(path)))
-    if found is not None and run is not None and not os.path.lexists(run):
-        found, given["log"] = find_run(found.path, str(run)), None
-    named = {source: FoundSource(_existing(Path(at)), chosen=_NAMED) for source, at in given.items() if at is not None}
-    if found is None:
+    given_place = None if path is None else RunPlace(_existing(Path(path)))
+    if given_place is not None and run is not None and not os.path.lexists(run):
+        given_place, given["log"] = find_run(given_place.path, str(run)), None
+    named = {source: RunSource(_existing(Path(at)), chosen=_NAMED) for source, at in given.items() if at is not None}
+    if given_place is None:
         if not named:
             raise GradienceError("nothing to diagnose", advice="give a run's folder, or --run, --adapter, --config")
-        return _of_names(next(found.path for found in named.values() if found.path), named)
-    place = found.path
+        return _of_names(next(source.path for source in named.values() if source.path), named)
+    place = given_place.path
     if place.is_dir():
-        return _of_folder(place, named, found.run)
+        return _of_folder(place, named, given_place.run)
     if place.suffix in {".safetensors", ".bin", ".pt"}:
-        return _of_names(place, {"weights": FoundSource(place, chosen=_NAMED), **named})
-    return _of_log(place, {"log": FoundSource(place, chosen=_NAMED, run=found.run), **named})
+        return _of_names(place, {"weights": RunSource(place, chosen=_NAMED), **named})
+    return _of_log(place, {"log": RunSource(place, chosen=_NAMED, run=given_place.run), **named})
 
 
-def _of_log(log: Path, named: dict[SourceKind, FoundSource]) -> RunSources:
+def _of_log(log: Path, named: dict[SourceKind, RunSource]) -> RunSources:
     """The sources of one log, with what its run wrote beside it: all of a folder if the log's name is the run's own."""
     folder = log.parent
     if log.name in {_LOG, _STATE}:
         return replace(_of_folder(folder, named), path=log)
-    weights = FoundSource(folder, chosen="beside the log") if holds_adapter(folder) else None
+    weights = RunSource(folder, chosen="beside the log") if holds_adapter(folder) else None
     found = _of_names(log, {**({"weights": weights} if weights else {}), **named})
     return replace(found, training=_training(folder), folder=folder if weights else None)
 
@@ -183,12 +184,12 @@ def _existing(place: Path) -> Path:
     return place
 
 
-def _of_names(place: Path, named: dict[SourceKind, FoundSource]) -> RunSources:
-    found = {**{source: FoundSource(reason=f"no {what} named") for source, what in _ABSENT.items()}, **named}
-    return RunSources(place, log=found["log"], weights=found["weights"], config=found["config"])
+def _of_names(place: Path, named: dict[SourceKind, RunSource]) -> RunSources:
+    sources = {**{source: RunSource(reason=f"no {what} named") for source, what in _ABSENT.items()}, **named}
+    return RunSources(place, log=sources["log"], weights=sources["weights"], config=sources["config"])
 
 
-def _of_folder(folder: Path, named: dict[SourceKind, FoundSource], run: str | None = None) -> RunSources:
+def _of_folder(folder: Path, named: dict[SourceKind, RunSource], run: str | None = None) -> RunSources:
     listing = list_folder(folder)
     checkpoints = checkpoints_in(listing.folders)
     inner, same = ([], []) if named or _LOG in listing.files or is_run(folder) else _inner_runs(folder)
@@ -202,7 +203,7 @@ def _of_folder(folder: Path, named: dict[SourceKind, FoundSource], run: str | No
         folder,
         log=log._replace(run=log.run or run),
         weights=weights,
-        config=named.get("config") or FoundSource(reason="no adapter_config.json, training arguments or run_start"),
+        config=named.get("config") or RunSource(reason="no adapter_config.json, training arguments or run_start"),
         training=_training(folder, folder / "training", *beside),
         folder=folder,
         checkpoints=checkpoints,
@@ -210,9 +211,9 @@ def _of_folder(folder: Path, named: dict[SourceKind, FoundSource], run: str | No
     )
 
 
-def _apart(folder: Path, log: FoundSource, weights: FoundSource) -> list[str]:
+def _apart(folder: Path, log: RunSource, weights: RunSource) -> list[str]:
     """A note if log and adapter are in two subfolders, because it is a guess then that they are of one run."""
-    both = [found.path for found in (log, weights) if found.path is not None and found.chosen != _NAMED]
+    both = [source.path for source in (log, weights) if source.path is not None and source.chosen != _NAMED]
     apart = [path.name for path in both if path.is_dir() and path != folder and not CHECKPOINT.fullmatch(path.name)]
     if len(set(apart)) < 2:  # two places
         return []
@@ -221,9 +222,9 @@ def _apart(folder: Path, log: FoundSource, weights: FoundSource) -> list[str]:
 
 def _inner_runs(folder: Path) -> tuple[list[Path], list[str]]:
     """The runs in subfolders as every verb finds them, as folders where they have one, and notes on copies."""
-    found, same = found_runs(folder)
-    places = [place.parent if place.name == _LOG else place for place in found if place != folder]
-    return places, same
+    runs = run_list(folder)
+    places = [place.parent if place.name == _LOG else place for place in runs.places if place != folder]
+    return places, list(runs.copies)
 
 
 def _holds_weights(place: Path) -> bool:
@@ -244,69 +245,69 @@ def _of_inner(folder: Path, inner: list[Path], same: list[str]) -> RunSources:
     return replace(only, notes=[note, *same, *only.notes])
 
 
-def _weights(folder: Path, listing: Listing, checkpoints: list[CheckpointFolder]) -> FoundSource:
+def _weights(folder: Path, listing: Listing, checkpoints: list[CheckpointFolder]) -> RunSource:
     """The folder's own adapter, else that of a subfolder, else that of the last checkpoint."""
     others = [c for c in listing.folders if not CHECKPOINT.fullmatch(c.name) and holds_adapter(c)]
     last = f"{checkpoints[-1].path.name} is the last checkpoint" if checkpoints else ""
     if holds_adapter(folder):
         many = [*(child.name for child in others), *(c.path.name for c in checkpoints[-1:])]
-        return FoundSource(folder, chosen=f"the folder's own; also there: {', '.join(many[:SHOWN])}" if many else "")
+        return RunSource(folder, chosen=f"the folder's own; also there: {', '.join(many[:SHOWN])}" if many else "")
     if len(others) == 1:
-        return FoundSource(others[0], chosen=f"in {others[0].name}" + (f"; {last}" if last else ""))
+        return RunSource(others[0], chosen=f"in {others[0].name}" + (f"; {last}" if last else ""))
     if checkpoints:
         also = f"; also there: {_names(others)}" if others else ""
-        return FoundSource(checkpoints[-1].path, chosen=f"no adapter in the folder itself: {last}{also}")
+        return RunSource(checkpoints[-1].path, chosen=f"no adapter in the folder itself: {last}{also}")
     if others:
-        return FoundSource(reason=f"{len(others)} adapters in subfolders ({_names(others)}): --adapter chooses")
+        return RunSource(reason=f"{len(others)} adapters in subfolders ({_names(others)}): --adapter chooses")
     return _single_file(folder, listing.files)
 
 
-def _single_file(folder: Path, files: list[str]) -> FoundSource:
+def _single_file(folder: Path, files: list[str]) -> RunSource:
     """The only weights file, if it has another name as kohya's have, or the reason why none counts."""
     tensors = [name for name in files if name.endswith(".safetensors")]
     alone = [name for name in tensors if not _WHOLE_MODEL.fullmatch(name)]
     if len(alone) == 1 and len(tensors) == 1:
-        return FoundSource(folder / alone[0], chosen="the only weights file")
+        return RunSource(folder / alone[0], chosen="the only weights file")
     if tensors and not alone:
-        return FoundSource(reason=f"{', '.join(tensors[:SHOWN])}: a whole model, no adapter")
+        return RunSource(reason=f"{', '.join(tensors[:SHOWN])}: a whole model, no adapter")
     if tensors:
-        return FoundSource(reason=f"{', '.join(tensors[:SHOWN])}: not named as an adapter is (name it with --adapter)")
+        return RunSource(reason=f"{', '.join(tensors[:SHOWN])}: not named as an adapter is (name it with --adapter)")
     lost = f": {CONFIG_NAME} is there, its weights are not" if CONFIG_NAME in files else ""
-    return FoundSource(reason=f"no adapter in the folder{lost}")
+    return RunSource(reason=f"no adapter in the folder{lost}")
 
 
-def _log(folder: Path, listing: Listing, inner: list[Path], same: list[str]) -> FoundSource:
+def _log(folder: Path, listing: Listing, inner: list[Path], same: list[str]) -> RunSource:
     if _LOG in listing.files:
-        return FoundSource(folder / _LOG, chosen=f"{_LOG}; {_STATE} is there too" if _STATE in listing.files else "")
+        return RunSource(folder / _LOG, chosen=f"{_LOG}; {_STATE} is there too" if _STATE in listing.files else "")
     if is_run(folder):
-        return FoundSource(folder)
+        return RunSource(folder)
     if len(inner) == 1:
-        return FoundSource(inner[0], chosen="; ".join([f"in {inner[0].relative_to(folder)}", *same]))
+        return RunSource(inner[0], chosen="; ".join([f"in {inner[0].relative_to(folder)}", *same]))
     if inner:
-        return FoundSource(reason=f"{len(inner)} runs in it ({_names(inner)}): --run chooses")
+        return RunSource(reason=f"{len(inner)} runs in it ({_names(inner)}): --run chooses")
     if (pointer := pointer_in(folder)) is not None:
-        return FoundSource(reason=f"{pointer.name} is a git-lfs pointer: 'git lfs pull' fetches the log")
-    return FoundSource(reason=f"no {_LOG}, {_STATE}, log or event file in the folder")
+        return RunSource(reason=f"{pointer.name} is a git-lfs pointer: 'git lfs pull' fetches the log")
+    return RunSource(reason=f"no {_LOG}, {_STATE}, log or event file in the folder")
 
 
 def _names(folders: list[Path]) -> str:
     return few([folder.name for folder in folders], SHOWN)
 
 
-class Log(NamedTuple):
-    """The last run of a log: its report and its series."""
+class JudgedLog(NamedTuple):
+    """A run's log as it was read, and monitor's report on it."""
 
+    reading: Reading
     report: MonitorReport
-    run: RunSeries
 
 
-class Read(NamedTuple):
+class SourceReports(NamedTuple):
     """The reports that could be made, the state of each source, and the sources, of one run where the log tells."""
 
     sources: RunSources
     states: dict[SourceKind, DiagnosedSource]
     check: CheckReport | None
-    log: Log | None
+    log: JudgedLog | None
     audit: AuditReport | None
 
 
@@ -318,14 +319,14 @@ def read_sources(
     *,
     top_singular_values: int = 0,
     left_out: Mapping[str, str] = MappingProxyType({}),
-) -> Read:
+) -> SourceReports:
     """The reports of check, monitor and audit on the sources that exist; rules left out have their reasons."""
     states: dict[SourceKind, DiagnosedSource] = {}
     log, states["log"] = _read_log(sources.log, gap_threshold, left_out)
-    sources = sources if log is None else _of_one_run(sources, log.run)
+    sources = sources if log is None else _of_one_run(sources, log.reading.run)
     audit, states["weights"] = _read_weights(sources.weights, base, top_singular_values, left_out, log)
     check, states["config"] = _read_config(sources, log, base, task, left_out)
-    return Read(sources, states, check, log, audit)
+    return SourceReports(sources, states, check, log, audit)
 
 
 def _of_one_run(sources: RunSources, run: RunSeries) -> RunSources:
@@ -335,37 +336,35 @@ def _of_one_run(sources: RunSources, run: RunSeries) -> RunSources:
         return sources
     last = next((c for c in reversed(sources.checkpoints) if holds_adapter(c.path) and identify(c, run).of_run), None)
     if last is None:
-        return replace(sources, weights=FoundSource(reason=f"{chosen.path.name} is of another run than the log"))
+        return replace(sources, weights=RunSource(reason=f"{chosen.path.name} is of another run than the log"))
     why = f"{last.path.name} is the last of the log's run; {chosen.path.name} is of another"
-    return replace(sources, weights=FoundSource(last.path, chosen=why))
+    return replace(sources, weights=RunSource(last.path, chosen=why))
 
 
 def _state(
-    source: SourceKind, found: FoundSource, *, holds: str = "", fault: GradienceError | None = None
+    source: SourceKind, at: RunSource, *, holds: str = "", fault: GradienceError | None = None
 ) -> DiagnosedSource:
-    path = None if found.path is None else str(found.path)
+    path = None if at.path is None else str(at.path)
     if fault is not None:
-        return DiagnosedSource(source=source, state="unreadable", path=path, chosen=found.chosen, reason=str(fault))
-    if found.path is None:
-        return DiagnosedSource(source=source, state="absent", reason=found.reason)
-    return DiagnosedSource(source=source, state="read", path=path, chosen=found.chosen, holds=holds)
+        return DiagnosedSource(source=source, state="unreadable", path=path, chosen=at.chosen, reason=str(fault))
+    if at.path is None:
+        return DiagnosedSource(source=source, state="absent", reason=at.reason)
+    return DiagnosedSource(source=source, state="read", path=path, chosen=at.chosen, holds=holds)
 
 
 def _read_log(
-    found: FoundSource, gap_threshold: float, left_out: Mapping[str, str]
-) -> tuple[Log | None, DiagnosedSource]:
-    if found.path is None:
-        return None, _state("log", found)
+    at: RunSource, gap_threshold: float, left_out: Mapping[str, str]
+) -> tuple[JudgedLog | None, DiagnosedSource]:
+    if at.path is None:
+        return None, _state("log", at)
     try:
-        source = open_source(found.path, found.run)
-        run = source.summary.last
-        assert run is not None  # noqa: S101  # open_source refuses a source without a run
-        log = Log(report_of(source, run, gap_threshold=gap_threshold, left_out=_of(DETECTED, left_out)), run)
+        reading = read_run(at.path, at.run)
+        report = report_of(reading, gap_threshold=gap_threshold, left_out=_of(DETECTED, left_out))
     except GradienceError as fault:
-        return None, _state("log", found, fault=fault)
-    rows, evals = log.report.train.rows, len(run.evals)
-    holds = f"{_plural(rows, 'row')}, {_plural(evals, 'evaluation')}, status {log.report.status.replace('_', ' ')}"
-    return log, _state("log", found, holds=holds)
+        return None, _state("log", at, fault=fault)
+    rows, evals = report.train.rows, len(reading.run.evals)
+    holds = f"{_plural(rows, 'row')}, {_plural(evals, 'evaluation')}, status {report.status.replace('_', ' ')}"
+    return JudgedLog(reading, report), _state("log", at, holds=holds)
 
 
 def _plural(n: int, what: str) -> str:
@@ -373,27 +372,27 @@ def _plural(n: int, what: str) -> str:
 
 
 def _read_weights(
-    found: FoundSource, base: PathLike | None, top: int, left_out: Mapping[str, str], log: Log | None
+    at: RunSource, base: PathLike | None, top: int, left_out: Mapping[str, str], log: JudgedLog | None
 ) -> tuple[AuditReport | None, DiagnosedSource]:
-    if found.path is None:
-        return None, _state("weights", found)
+    if at.path is None:
+        return None, _state("weights", at)
     from gradience.judge.audit import audit_adapter  # imports jax: only if there are weights
 
-    if (pointer := _pointer(found.path)) is not None:
+    if (pointer := _pointer(at.path)) is not None:
         return None, _state(
-            "weights", FoundSource(reason=f"{pointer} is a git-lfs pointer: 'git lfs pull' fetches the weights")
+            "weights", RunSource(reason=f"{pointer} is a git-lfs pointer: 'git lfs pull' fetches the weights")
         )
     optimizer = None if log is None or log.report.config is None else log.report.config.optimizer.name
     try:
-        audit = audit_adapter(found.path, base=base, top_singular_values=top, optimizer=optimizer)
+        audit = audit_adapter(at.path, base=base, top_singular_values=top, optimizer=optimizer)
     except DamagedError as fault:
-        return None, msgspec.structs.replace(_state("weights", found, fault=fault), damaged=True)
+        return None, msgspec.structs.replace(_state("weights", at, fault=fault), damaged=True)
     except GradienceError as fault:
-        return None, _state("weights", found, fault=fault)
+        return None, _state("weights", at, fault=fault)
     findings, not_run = without(audit.findings, audit.not_run, _of((rule.id for rule in WEIGHTS_RULES), left_out))
     audit = msgspec.structs.replace(audit, findings=findings, not_run=not_run)
     holds = f"{_plural(len(audit.modules), 'module')}, {audit.health.verdict.replace('_', ' ')}"
-    return audit, _state("weights", found, holds=holds)
+    return audit, _state("weights", at, holds=holds)
 
 
 def _pointer(place: Path) -> str | None:
@@ -405,7 +404,7 @@ def _pointer(place: Path) -> str | None:
 
 def _read_config(
     sources: RunSources,
-    log: Log | None,
+    log: JudgedLog | None,
     base: PathLike | None,
     task: str | None,
     left_out: Mapping[str, str],
@@ -416,9 +415,9 @@ def _read_config(
     beside = _config_beside(sources.weights.path, sources.folder) if named is None else None
     if stated is None and named is None and training is None and beside is None:
         return None, _state("config", sources.config)
-    found = FoundSource(named or training or beside or sources.log.path, chosen=sources.config.chosen)
+    at = RunSource(named or training or beside or sources.log.path, chosen=sources.config.chosen)
     if named is None and training is not None and (unused := _unused(training)) and (stated or beside):
-        found, training = FoundSource(beside or sources.log.path, chosen=unused), None
+        at, training = RunSource(beside or sources.log.path, chosen=unused), None
     used = None if named else training
     given = CheckOptions(config=stated, document=named, peft=beside, training=used, base=base, task=task)
     reasons = _of((rule.id for rule in RULES), left_out)
@@ -427,16 +426,16 @@ def _read_config(
         around = when_of(whole) if log is None else _weighed(log)
         check = judged(whole, given, given.folders, unwanted=reasons, around=around)
     except GradienceError as fault:
-        return None, _state("config", found, fault=fault)
+        return None, _state("config", at, fault=fault)
     files = [Path(file.path).name for file in check.sources if file.role != "base"]
     holds = ", ".join(dict.fromkeys([*(["settings in the log"] if stated else []), *files]))
-    return check, _state("config", found, holds=holds)
+    return check, _state("config", at, holds=holds)
 
 
-def _weighed(log: Log) -> CheckContext:
+def _weighed(log: JudgedLog) -> CheckContext:
     """The context of a configuration whose run's log is read beside it."""
     return CheckContext(
-        moment="weighed", begun=f"the log in {Path(log.report.file).name}", epochs_seen=log.run.last_epoch
+        moment="weighed", begun=f"the log in {Path(log.report.file).name}", epochs_seen=log.reading.run.last_epoch
     )
 
 

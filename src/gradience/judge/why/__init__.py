@@ -41,10 +41,10 @@ def explain_difference(
     """
     a, b = traces_of(Path(first), Path(second), runs)
     asked = (*(f" ({run})" for run in runs), "", "")
-    return _Comparison(a, b, [f"{path}{run}" for path, run in zip((first, second), asked, strict=False)]).report()
+    return _TracePair(a, b, [f"{path}{run}" for path, run in zip((first, second), asked, strict=False)]).report()
 
 
-class _Comparison:
+class _TracePair:
     """Two traces, what differs between them, and where."""
 
     def __init__(self, a: Trace, b: Trace, names: list[str]) -> None:
@@ -76,12 +76,12 @@ class _Comparison:
     def _partings(self) -> list[Parting]:
         """What differs at the first step at which anything does, in the order in which a step is computed."""
         every = (self._weights(), *map(self._first, ORDER[1:]))
-        found = [part for part in every if part is not None and not self._is_idle(part)]
-        least = min((part.step for part in found), default=0)
+        partings = [part for part in every if part is not None and not self._is_idle(part)]
+        least = min((part.step for part in partings), default=0)
         return (
-            [part for part in found if part.step <= max(least, 1)]
+            [part for part in partings if part.step <= max(least, 1)]
             if least == 0
-            else [part for part in found if part.step == least]
+            else [part for part in partings if part.step == least]
         )
 
     def _is_idle(self, part: Parting) -> bool:
@@ -119,11 +119,11 @@ class _Comparison:
         return None
 
     def _candidates(self, partings: Sequence[Parting]) -> list[Difference]:
-        found = [*self._of_settings(), *self._of_wiring(), *self._of_batches(partings), *self._of_versions()]
-        if not any(each.cause in RATES for each in found):
-            found += self._of_rates()
+        differences = [*self._of_settings(), *self._of_wiring(), *self._of_batches(partings), *self._of_versions()]
+        if not any(each.cause in RATES for each in differences):
+            differences += self._of_rates()
         first: dict[str, Difference] = {}
-        for each in found:
+        for each in differences:
             first.setdefault(each.cause, each)
         return list(first.values())
 
@@ -170,22 +170,22 @@ class _Comparison:
         part = next((each for each in partings if each.quantity == "batch"), None)
         if part is None:
             return
-        one, two = str(part.first).replace("|", " ").split(), str(part.second).replace("|", " ").split()
+        batches = [trace.batches[part.step] for trace in (self._a, self._b)]
+        micro, (one, two) = [len(batch.micro) for batch in batches], [batch.rows for batch in batches]
         if len(one) != len(two):
-            micro = [str(text).count("|") + 1 for text in (part.first, part.second)]
             if micro[0] != micro[1]:
                 yield _differs("accumulation", "micro-batches of a step", micro[0], micro[1], part.step)
             if len(one) * micro[1] != len(two) * micro[0]:
                 yield _differs("batch_size", "rows of a step", len(one), len(two), part.step)
             return
         if sorted(one) == sorted(two):
-            by = "accumulation" if str(part.first).count("|") != str(part.second).count("|") else "order"
+            by = "accumulation" if micro[0] != micro[1] else "order"
             yield _differs(
                 by, f"the rows of step {part.step} in another arrangement", part.first, part.second, part.step
             )
             return
         shared = sum(x == y for x, y in zip(one, two, strict=True)) / len(one)
-        seen = {row for text in self._b.batches.values() for row in text.replace("|", " ").split()}
+        seen = {row for batch in self._b.batches.values() for row in batch.rows}
         moved = sum(row in seen for row in one) / len(one)
         if shared < _SAME_ROWS and moved > shared:
             yield _differs("order", f"other rows in step {part.step}", part.first, part.second, part.step)
@@ -215,8 +215,8 @@ class _Comparison:
             yield Difference(cause="version", says=said, first=first, second=second)
 
     def _compared(self) -> list[str]:
-        found = [name for name in ORDER[1:] if column(self._a, name).keys() & column(self._b, name).keys()]
-        return (["weights"] if self._a.start and self._b.start else []) + found
+        quantities = [name for name in ORDER[1:] if column(self._a, name).keys() & column(self._b, name).keys()]
+        return (["weights"] if self._a.start and self._b.start else []) + quantities
 
     def _not_told(self, partings: Sequence[Parting], acting: Sequence[Difference]) -> list[str]:
         compared = self._compared()

@@ -7,19 +7,38 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Final
+from typing import Any
 
 from gradience.errors import RecorderError
-from gradience.judge.monitor.source import find_run, is_log, open_source
+from gradience.reading.logs import Session, sessions_of
+from gradience.reading.places import find_run
 from gradience.schema import as_float
 from gradience.schema.events import ConfigSnapshot, RunStart, StepDigests, TrainStep, Wiring
-from gradience.telemetry.reader import TelemetryReader
 from gradience.telemetry.series import rate_of
 
-_LOG: Final = "run.jsonl"
+
+@dataclass(frozen=True)
+class Batch:
+    """The digests of the rows of a step, in order, by micro-batch."""
+
+    micro: Sequence[Sequence[str]]
+
+    @classmethod
+    def of(cls, text: str) -> Batch:
+        """The batch as a log has it: rows apart by blanks, micro-batches by bars."""
+        return cls([part.split() for part in text.split("|")])
+
+    @cached_property
+    def rows(self) -> Sequence[str]:
+        """The rows of all micro-batches."""
+        return [row for part in self.micro for row in part]
+
+    def __str__(self) -> str:
+        """The batch as a log has it."""
+        return "|".join(map(" ".join, self.micro))
 
 
-@dataclass
+@dataclass(frozen=True)
 class Trace:
     """What one run recorded that can be compared."""
 
@@ -27,7 +46,7 @@ class Trace:
     versions: Sequence[Mapping[str, str]]
     wirings: Sequence[Wiring]
     rows: Mapping[int, TrainStep]
-    batches: Mapping[int, str]
+    batches: Mapping[int, Batch]
     rng: Mapping[int, str]
 
     @cached_property
@@ -43,50 +62,24 @@ def traces_of(first: Path, second: Path, runs: Sequence[str] = ()) -> tuple[Trac
         RecorderError: a log is missing, empty, holds no event of a run, or is given twice and holds one run.
     """
     one, *others = (find_run(path, run) for path, run in zip((first, second), (*runs, None, None), strict=False))
-    sessions = _sessions(*one)
+    sessions = sessions_of(*one)
     if runs or first.absolute() != second.absolute():
-        return _joined(sessions), _joined(_sessions(*others[0]))
+        return _joined(sessions), _joined(sessions_of(*others[0]))
     if len(sessions) < 2:
         raise RecorderError(f"{first} holds one run that was not resumed: there is nothing to compare it with")
     return _joined(sessions[:-1]), _joined(sessions[-1:])
 
 
-def _sessions(path: Path, run: str | None) -> list[list[Any]]:
-    """The events of the log by run_start, those of the last run only, unless it holds several runs begun once."""
-    place = path / _LOG if is_log(path / _LOG) else path
-    if not is_log(place):
-        return [_imported(place, run)]
-    parts: list[list[Any]] = []
-    for event in TelemetryReader(place):
-        if isinstance(event, RunStart) or not parts:
-            parts.append([])
-        parts[-1].append(event)
-    if not parts:
-        raise RecorderError(f"{path} holds no event of a run", advice="give the run.jsonl that a run wrote")
-    last = parts[-1][0].run_id if run is None else run
-    own = [part for part in parts if part[0].run_id == last]
-    if run is not None and not own:
-        open_source(path, run)  # says which runs there are
-    return own if run is not None or len(own) > 1 else parts[-2:]
-
-
-def _imported(path: Path, run: str | None) -> list[Any]:
-    from gradience.importers import read_source  # a log of our own need not pay for it
-
-    open_source(path, run)  # refuses what holds no run
-    return list(read_source(path, run=run).runs[-1].events)
-
-
-def _joined(parts: Sequence[Sequence[Any]]) -> Trace:
+def _joined(parts: Sequence[Session]) -> Trace:
     """One trace of a run's sessions; a later session's rows are those of the steps that it ran again."""
     last = parts[-1][0].run_id
     events = [event for part in parts if part[0].run_id == last for event in part]
     starts = [event for event in events if isinstance(event, RunStart)]
     wirings = [event for event in events if isinstance(event, Wiring)]
-    batches, rng = dict[int, str](), dict[int, str]()
+    batches, rng = dict[int, Batch](), dict[int, str]()
     for event in events:
         if isinstance(event, StepDigests):
-            batches |= {event.first + place: text for place, text in enumerate(event.batches) if text}
+            batches |= {event.first + place: Batch.of(text) for place, text in enumerate(event.batches) if text}
             rng |= {event.first + place: text for place, text in enumerate(event.rng) if text}
     meta = starts[-1].meta.get("versions", {}) if starts else {}
     versions = [meta if isinstance(meta, dict) else {}, wirings[0].versions if wirings else {}]
@@ -102,7 +95,7 @@ def column(trace: Trace, quantity: str) -> Mapping[int, Any]:
         "grad_norm": lambda row: math.nan if row.grad_norm is None else as_float(row.grad_norm),
     }
     if quantity == "batch":
-        return trace.batches
+        return {step: str(batch) for step, batch in trace.batches.items()}
     if quantity == "rng":
         return trace.rng
     read = readers[quantity]

@@ -7,25 +7,30 @@ Engines change weekly, so a row says what one commit did and not what the newest
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+import re
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Final, Literal, NamedTuple, TypeAlias
 
 import msgspec
 
+from gradience.errors import ConfigError
 from gradience.io.reading import own_table
 from gradience.rules import Observation, Unknown, cite
 from gradience.rules.config.facts import Facts, LoraRule
 from gradience.schema import Json, Real
 from gradience.schema.document import Evidence, RuleGroup
-from gradience.schema.events import ConfigSnapshot
+from gradience.schema.events import ConfigSnapshot, LoraSnapshot
 
+TRAIN_WITHOUT: Final = "train without the feature, or merge the adapter into the base before serving"
 SERVE_TABLE = cite(
     "rules/config/serving.toml, a table read from the engines' sources",
     "each row names its repository, and a file at a commit, or a thread; each finding cites its own row",
 )
 
-Engine: TypeAlias = Literal["vllm", "sglang", "ollama", "llamacpp", "tensorrt", "lorax", "slora", "mlx"]
+Engine: TypeAlias = Literal[
+    "vllm", "sglang", "ollama", "llamacpp", "tensorrt", "lorax", "slora", "mlx", "peft", "hotswap"
+]
 Effect: TypeAlias = Literal["refused", "misread", "dropped"]
 Feature: TypeAlias = Literal[
     "dora",
@@ -45,7 +50,13 @@ Feature: TypeAlias = Literal[
     "fraction",
     "peft_format",
     "mlx_format",
+    "base_bias",
+    "embedding",
+    "alora",
+    "experts",
 ]
+Surrounding: TypeAlias = Literal["bitsandbytes"]
+Setting: TypeAlias = Literal["use_rslora", "lora_dropout", "lora_bias", "modules_to_save", "token_rows"]
 
 ENGINES: Final[dict[Engine, str]] = {
     "vllm": "vLLM",
@@ -56,6 +67,8 @@ ENGINES: Final[dict[Engine, str]] = {
     "lorax": "LoRAX",
     "slora": "S-LoRA",
     "mlx": "MLX-LM",
+    "peft": "PEFT (adapter_names)",
+    "hotswap": "PEFT (hotswap_adapter)",
 }
 
 
@@ -92,9 +105,13 @@ class ServeFact(NamedTuple):
     source: Source
     only: frozenset[str]
     """For `targets` the names of modules, for `base` the model types, of which alone the engine takes adapters."""
+    beside: Surrounding | None = None
+    """What the feature must meet for the fact to hold."""
 
     def applies(self, facts: Facts) -> bool:
-        """Whether the adapter has the feature."""
+        """Whether the adapter has the feature, in the surroundings that the fact is about."""
+        if self.beside is not None and not SURROUNDINGS[self.beside](facts):
+            return False
         if self.feature == "targets":
             return not _names(facts.config.lora.target_modules) <= self.only
         if self.feature == "base":
@@ -120,6 +137,27 @@ class RankSizes(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         return self.least if rank <= self.least else -(-rank // self.step) * self.step
 
 
+class Processes(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """How one process of an engine serves several adapters.
+
+    `command` starts it, with places to be filled in; `adapter` is one of its {adapters}.
+    """
+
+    engine: Engine
+    says: str
+    source: Source
+    command: str = ""
+    adapter: str = ""
+    padded: bool = False
+    """Whether every slot takes the memory of the largest rank."""
+    alone: bool = False
+    """Whether a process serves one adapter only."""
+    same: tuple[Setting, ...] = ()
+    """Settings in which the adapters of a process must agree."""
+    nested: bool = False
+    """Whether one adapter must have every module of the others."""
+
+
 class _Read(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """What was read of one engine in one file."""
 
@@ -127,20 +165,26 @@ class _Read(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     source: Source
     features: dict[Feature, tuple[Effect, str]]
     only: frozenset[str] = frozenset()
+    beside: Surrounding | None = None
 
 
 class _Tables(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     facts: list[_Read]
     ranks: list[RankSizes]
+    processes: list[Processes]
+    unknown: dict[Engine, tuple[Feature, ...]]
 
 
 _TABLES: Final = own_table(__file__, "serving.toml", _Tables)
 FACTS: Final = tuple(
-    ServeFact(read.engine, feature, effect, says, read.source, read.only)
+    ServeFact(read.engine, feature, effect, says, read.source, read.only, read.beside)
     for read in _TABLES.facts
     for feature, (effect, says) in read.features.items()
 )
 RANKS: Final = tuple(_TABLES.ranks)
+UNKNOWN: Final = _TABLES.unknown
+"""By engine the features of which it is not known what the engine does with them."""
+PROCESSES: Final[dict[str, Processes]] = {item.engine: item for item in _TABLES.processes}
 
 
 def _never(_: Facts) -> bool:
@@ -156,46 +200,60 @@ class AdapterFeature(NamedTuple):
     name: str
     setting: str
     asked_for: Callable[[Facts], bool] = _never
-    mend: str | None = None
+    commands: tuple[str, ...] = ()
+    """Commands that write an adapter without the feature from ADAPTER to NEW."""
+    remark: str = ""
+    """What they give, or another mend."""
+
+    @property
+    def mend(self) -> str | None:
+        """The commands and the remark in one sentence; None if there is neither."""
+        return ": ".join(part for part in (", then ".join(self.commands), self.remark) if part) or None
 
 
 def _extra(key: str) -> AdapterFeature:
-    return AdapterFeature(key, key, lambda facts: bool(facts.config.lora.extras.get(key)))
+    return AdapterFeature(key, key, lambda facts: _has_extra(facts, key))
+
+
+def _has_extra(facts: Facts, key: str) -> bool:
+    return bool(facts.config.lora.extras.get(key))
 
 
 _LINEAR: Final = frozenset(  # of a Llama's block
     {"q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"}
 )
 _OUTER: Final = frozenset({"embed_tokens", "lm_head"})
-_ONE_RANK: Final = (
-    "gradience convert ADAPTER --to mlx --out ONE, then gradience convert ONE --to peft --out NEW: "
-    "the same update with one rank and one lora_alpha"
-)
+_ONE_RANK: Final = ("gradience convert ADAPTER --to mlx --out ONE", "gradience convert ONE --to peft --out NEW")
 _TO_MLX: Final = "gradience convert ADAPTER --to mlx --out NEW"
 _TO_PEFT: Final = "gradience convert ADAPTER --to peft --out NEW"
+_SAME_UPDATE: Final = "the same update with one rank and one lora_alpha"
 
 FEATURES: Final[dict[Feature, AdapterFeature]] = {
     "dora": AdapterFeature(
         "use_dora",
         "use_dora",
         lambda facts: bool(facts.config.lora.use_dora),
-        f"{_TO_PEFT} --base BASE --rank N: the best LoRA of rank N; or merge the adapter into the base before serving",
+        (f"{_TO_PEFT} --base BASE --rank N",),
+        "the best LoRA of that rank; or merge the adapter into the base before serving",
     ),
     "modules_to_save": AdapterFeature(
         "modules_to_save", "modules_to_save", lambda facts: bool(facts.config.lora.modules_to_save)
     ),
-    "bias": AdapterFeature("a trained bias", "bias", lambda facts: _trains_bias(facts.config)),
+    "bias": AdapterFeature(
+        "a trained bias", "bias", lambda facts: _trains_bias(facts.config) or _has_extra(facts, "lora_bias")
+    ),
     "rslora": AdapterFeature(
         "use_rslora",
         "use_rslora",
         lambda facts: bool(facts.config.lora.use_rslora),
-        f"{_TO_PEFT}: the same update with scaling lora_alpha / r",
+        (_TO_PEFT,),
+        "the same update with scaling lora_alpha / r",
     ),
     "rank_pattern": AdapterFeature(
-        "rank_pattern", "rank_pattern", lambda facts: bool(facts.config.lora.rank_pattern), _ONE_RANK
+        "rank_pattern", "rank_pattern", lambda facts: bool(facts.config.lora.rank_pattern), _ONE_RANK, _SAME_UPDATE
     ),
     "alpha_pattern": AdapterFeature(
-        "alpha_pattern", "alpha_pattern", lambda facts: bool(facts.config.lora.alpha_pattern), _ONE_RANK
+        "alpha_pattern", "alpha_pattern", lambda facts: bool(facts.config.lora.alpha_pattern), _ONE_RANK, _SAME_UPDATE
     ),
     "token_rows": _extra("trainable_token_indices"),
     "new_rows": AdapterFeature(
@@ -212,20 +270,49 @@ FEATURES: Final[dict[Feature, AdapterFeature]] = {
         "target_modules as an expression",
         "target_modules",
         lambda facts: isinstance(facts.config.lora.target_modules, str),
-        "write target_modules as a list of names in adapter_config.json, or name them when starting the server",
+        remark="write target_modules as a list of names in adapter_config.json, or name them when starting the server",
     ),
     "prefix": AdapterFeature(
         "modules below {old} where the base has {there}",
         "target_modules",
         lambda facts: facts.around.moved is not None and facts.around.moved.saved,
-        f"{_TO_PEFT} --rename {{old}}={{new}}",
+        (f"{_TO_PEFT} --rename {{old}}={{new}}",),
     ),
     "base": AdapterFeature(
-        "adapters of this base's type", "model_name", mend="make a GGUF of it with llama.cpp's converter"
+        "adapters of this base's type", "model_name", remark="make a GGUF of it with llama.cpp's converter"
     ),
     "fraction": AdapterFeature("a fractional lora_alpha", "alpha", lambda facts: _is_fraction(facts.config.lora.alpha)),
-    "peft_format": AdapterFeature("PEFT's format", "peft_type", lambda facts: not _is_mlx(facts.config), _TO_MLX),
-    "mlx_format": AdapterFeature("MLX-LM's format", "peft_type", lambda facts: _is_mlx(facts.config), _TO_PEFT),
+    "peft_format": AdapterFeature("PEFT's format", "peft_type", lambda facts: not _is_mlx(facts.config), (_TO_MLX,)),
+    "mlx_format": AdapterFeature("MLX-LM's format", "peft_type", lambda facts: _is_mlx(facts.config), (_TO_PEFT,)),
+    "base_bias": AdapterFeature("a trained bias of the base", "bias", lambda facts: _trains_bias(facts.config)),
+    "embedding": AdapterFeature(
+        "LoRA on the embedding",
+        "target_modules",
+        lambda facts: "embed_tokens" in _names(facts.config.lora.target_modules),
+    ),
+    "alora": _extra("alora_invocation_tokens"),
+    "experts": AdapterFeature("LoRA on experts", "target_modules", lambda facts: _adapts_experts(facts.config)),
+}
+SURROUNDINGS: Final[dict[Surrounding, Callable[[Facts], bool]]] = {
+    "bitsandbytes": lambda facts: _in_bitsandbytes(facts),  # noqa: PLW0108  # defined below
+}
+
+
+class SharedSetting(NamedTuple):
+    """A setting in which adapters of one process must agree: its value, which is false by default, and its mend."""
+
+    value: Callable[[LoraSnapshot], Hashable]
+    mend: str
+
+
+SETTINGS: Final[dict[Setting, SharedSetting]] = {
+    "use_rslora": SharedSetting(lambda lora: bool(lora.use_rslora), _TO_PEFT),
+    "lora_dropout": SharedSetting(
+        lambda lora: lora.dropout or 0.0, "it has no effect when serving: set it to 0 in adapter_config.json"
+    ),
+    "lora_bias": SharedSetting(lambda lora: bool(lora.extras.get("lora_bias")), TRAIN_WITHOUT),
+    "modules_to_save": SharedSetting(lambda lora: frozenset(lora.modules_to_save or ()), TRAIN_WITHOUT),
+    "token_rows": SharedSetting(lambda lora: bool(lora.extras.get("trainable_token_indices")), TRAIN_WITHOUT),
 }
 
 
@@ -238,7 +325,22 @@ def _is_mlx(config: ConfigSnapshot) -> bool:
 
 
 def _trains_bias(config: ConfigSnapshot) -> bool:
-    return config.lora.bias not in {None, "none"} or bool(config.lora.extras.get("lora_bias"))
+    return config.lora.bias not in {None, "none"}
+
+
+def _adapts_experts(config: ConfigSnapshot) -> bool:
+    targets = config.lora.target_modules or ()
+    names = [targets] if isinstance(targets, str) else list(targets)
+    parameters = config.lora.extras.get("target_parameters")
+    names += [str(name) for name in parameters] if isinstance(parameters, list) else []
+    return bool(config.lora.extras.get("experts")) or any("experts" in name for name in names)
+
+
+def _in_bitsandbytes(facts: Facts) -> bool:
+    """Whether the base is stored in bitsandbytes' formats, by its config.json or else by its name."""
+    if facts.around.model is not None:
+        return facts.around.model.quant_method == "bitsandbytes"
+    return "bnb" in re.split(r"[^a-z0-9]+", (facts.config.model_name or "").lower())
 
 
 def _names(targets: list[str] | str | None) -> frozenset[str]:
@@ -249,6 +351,18 @@ def _names(targets: list[str] | str | None) -> frozenset[str]:
 
 
 _VERBS: Final[dict[Effect, str]] = {"refused": "refuses", "misread": "misreads", "dropped": "leaves out"}
+
+
+def known_engines(given: Iterable[str]) -> tuple[Engine, ...]:
+    """The engines named, each text with one or several, separated by commas.
+
+    Raises:
+        ConfigError: an engine is not known.
+    """
+    asked = [name.strip().lower() for item in given for name in item.split(",")]
+    if strange := sorted(name or "an empty text" for name in asked if name not in ENGINES):
+        raise ConfigError(f"no engine is called {', '.join(strange)}", advice=f"engines: {', '.join(ENGINES)}")
+    return tuple(engine for engine in ENGINES if engine in asked)
 
 
 def _effects(effect: Effect, facts: Facts) -> Iterator[Observation]:
@@ -303,7 +417,7 @@ class _ServeRule(LoraRule):
 class _FeatureRule(_ServeRule):
     """One of the effects that an engine may have on a feature of the adapter."""
 
-    action: str = "train without the feature, or merge the adapter into the base before serving"
+    action: str = TRAIN_WITHOUT
     verify: str = "load the adapter in the version you serve with, and compare its output with PEFT's on a few prompts"
     settings: Callable[[Mapping[str, Json]], Iterable[str]] = _settings_of
 
@@ -359,4 +473,6 @@ def _rank_sizes(facts: Facts) -> Iterator[Observation]:
             yield from _padded(sizes, max(ranks))
 
 
-RULES = (_refused, _misread, _dropped, _rank_sizes)
+EFFECT_RULES: Final = (_refused, _misread, _dropped)
+"""The rules on what an engine does with one feature; each finding's values name the engine and the feature."""
+RULES = (*EFFECT_RULES, _rank_sizes)

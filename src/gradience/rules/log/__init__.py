@@ -12,6 +12,7 @@ from typing import Final
 from gradience.rules import Verdict, judge
 from gradience.rules.log import (
     choice,
+    components,
     cost,
     divergence,
     gradient,
@@ -41,6 +42,7 @@ DETECTORS: Final[tuple[LogRule, ...]] = (
     *repetition.RULES,
     *preference.RULES,
     *rewards.RULES,
+    *components.RULES,
     *sampler.RULES,
     *record.RULES,
     *recorded.RULES,

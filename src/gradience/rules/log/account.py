@@ -59,7 +59,7 @@ _RISES: Final = re.compile(
     r"acc(uracy)?(_|$|\d)|(^|_)(micro|macro|weighted)?f(1|_?beta|_?score|05|2)(_|$)|f1|precision|recall|rouge|bleu|chrf|"
     r"meteor|(^|_)m?ap(_?\d+|_|$)|(^|_)(mrr|ndcg|hit|hits|top)(_?\w+)?(_|$)|auc|auroc|roc|matthews|(^|_)mcc(_|$)|pearson|"
     r"spearman|(^|_)r2(_|$)|r_squared|iou|dice|exact_match|(^|_)em(_|$)|pass(_?at)?_?k?\d*(_|$)|bertscore|(^|_)comet|"
-    r"kappa|success|win_rate|psnr|ssim|cider|spice|jaccard|specificity|sensitivity|correlation|combined_score|kendall"
+    r"kappa|success|^reward$|win_rate|psnr|ssim|cider|spice|jaccard|specificity|sensitivity|correlation|combined_score|kendall"
 )
 _CLASSES: Final = re.compile(r"acc(uracy)?(_|$)|f1|f_?score|precision|recall|auc|auroc|matthews|(^|_)mcc(_|$)|kappa")
 _NUMBERS: Final = re.compile(r"(^|_)r?mse(_|$)|(^|_)mae(_|$)|(^|_)r2(_|$)|r_squared|pearson|spearman")

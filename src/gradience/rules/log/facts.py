@@ -17,7 +17,7 @@ from typing import Any, Final, Literal, NamedTuple, TypeAlias, TypeVar
 
 from gradience.configs.training import Kind, Objective, objective_by_names, objective_of
 from gradience.rules import Description, Observe, Premise, Rule, Threshold, Unknown, cite, premise
-from gradience.rules.log.signals import SIGNALS
+from gradience.rules.log.signals import COMPONENTS, SIGNALS
 from gradience.rules.log.statistics import FEW_POINTS, BlockedSeries, Trend, curve_of, median, moves, noise, trend_of
 from gradience.schema import Json, as_float
 from gradience.schema.document import Evidence, Finding, RuleGroup
@@ -40,7 +40,7 @@ _PARTS: Final = 5  # a column is cut into fifths; the first and the last are com
 
 PROBES: Final = tuple(f"{SPECTRAL}/{name}" for name in PROBED)  # spectra of the adapter in training (spectral_every)
 KEPT: Final = frozenset(
-    {*SIGNALS, *TELLING, "mean_token_accuracy"}
+    {*SIGNALS, *TELLING, COMPONENTS, "mean_token_accuracy"}
 )  # names of further values of training rows that a summary keeps
 
 

@@ -43,6 +43,9 @@ TIE = Threshold("tie", 1e-4, "reward: beta x nats, in every row", "rounding: mar
 CHOSEN_FALL = Threshold("chosen_fall", 1.0, "reward: beta x nats", "a judgement: 10 nats at beta = 0.1")
 CHOSEN_NATS = Threshold("chosen_nats", 10.0, "nats, and a tenth of the first level", JUDGEMENT)
 CHOSEN_MOST = Threshold("chosen_most", 0.5, "of the first log-probability", "a judgement: the answer is lost")
+CHOSEN_EARLY = Threshold("chosen_early", 0.2, "of the first level, and of the rows", JUDGEMENT)
+CHOSEN_EARLY_NATS = Threshold("chosen_early_nats", 30.0, "nats", "a judgement: three times chosen_nats")
+CHOSEN_LOST = Threshold("chosen_lost", 5.0, "reward: beta x nats", "a judgement: 50 nats at beta = 0.1")
 CHOSEN_ERRORS = Threshold("chosen_errors", 3.0, "standard errors of the difference", "trial")
 CHOSEN_ROWS = Threshold("chosen_rows", 5, "rows with rewards/chosen", "the order of fewer cannot reach p = 1 %")
 SWAPPED = Threshold("swapped", 0.3, "share of the pairs", "a judgement: by chance it is one half")
@@ -147,13 +150,13 @@ def _separation(facts: RunFacts) -> Observation | None:
     """
     if tied(facts):
         return None  # PRF140 says it: an accuracy of 0 means ties
-    found = separation(facts)
-    if found is None:
+    apart = separation(facts)
+    if apart is None:
         column(facts, MARGINS, SEPARATION_ROWS.value)
         column(facts, ACCURACIES, SEPARATION_ROWS.value)
         raise Unknown("too few rows with rewards of both answers")
-    accuracy, error, margin, margin_error = found
-    if found.surely or accuracy - 0.5 > max(SEPARATED.value, 2.0 * error):
+    accuracy, error, margin, margin_error = apart
+    if apart.surely or accuracy - 0.5 > max(SEPARATED.value, 2.0 * error):
         return None
     if math.isnan(accuracy):
         raise Unknown(f"no reward accuracy was logged, and the margin is {margin:.2g} +/- {2 * margin_error:.2g}")
@@ -212,11 +215,17 @@ def _ties(facts: RunFacts) -> Observation | None:
 
 
 class Fall(NamedTuple):
-    """A column at both ends, in medians of `rows` rows."""
+    """A column at both ends, in medians of `rows` rows, and whether it was down within the first fifth."""
 
     first: float
     last: float
     rows: int
+    early: bool
+
+    @property
+    def lost(self) -> float:
+        """How far it fell."""
+        return self.first - self.last
 
 
 def _fall(values: Sequence[float]) -> Fall | None:
@@ -224,12 +233,16 @@ def _fall(values: Sequence[float]) -> Fall | None:
     if len(values) < CHOSEN_ROWS.value:
         return None
     rows = max(5, math.ceil(0.05 * len(values))) if len(values) >= MANY_ROWS.value else max(1, len(values) // 5)
-    first, last = median(values[:rows]), median(values[-rows:])
-    if first - last < CHOSEN_ERRORS.value * median_error(noise(values), rows, rows):
+    first, last, head = median(values[:rows]), median(values[-rows:]), rows
+    if values[0] > max(values[1:]) and values[0] - first > first - last:  # the first rows lost most of it
+        first, head = values[0], 1
+    if first <= last or first - last < CHOSEN_ERRORS.value * median_error(noise(values[1:]), head, rows):
         return None
-    if len(values) < MANY_ROWS.value and mann_kendall(values) > ALPHA.value:
+    if head > 1 and len(values) < MANY_ROWS.value and mann_kendall(values) > ALPHA.value:
         return None
-    return Fall(first, last, rows)
+    until = max(1, round(CHOSEN_EARLY.value * len(values)))
+    early = first - median(values[until : 2 * until]) >= (1.0 - CHOSEN_EARLY.value) * (first - last)
+    return Fall(first, last, head, early)
 
 
 @_PreferenceRule(
@@ -241,15 +254,23 @@ def _fall(values: Sequence[float]) -> Fall | None:
         f"{'both answers lose' if v['both'] else 'chosen answers lose'} probability: chosen "
         f"{shown(v, 'first')} -> {shown(v, 'last')}"
     ),
-    thresholds=(CHOSEN_NATS, CHOSEN_MOST, CHOSEN_FALL, CHOSEN_ERRORS, CHOSEN_ROWS, MANY_ROWS, ALPHA),
+    covers=lambda v: frozenset({"learning"}) if v.get("much") else frozenset(),
+    thresholds=(
+        *(CHOSEN_NATS, CHOSEN_MOST, CHOSEN_EARLY, CHOSEN_EARLY_NATS, CHOSEN_FALL, CHOSEN_LOST),
+        *(CHOSEN_ERRORS, CHOSEN_ROWS, MANY_ROWS, ALPHA),
+    ),
     evidence=(TRIAL,),
 )
 def _chosen_falls(facts: RunFacts) -> Observation | None:
     """chosen answers less likely
 
     logps/chosen fell by {chosen_errors} standard errors, and by at least {chosen_nats} nats and a tenth of its
-    first level, or by {chosen_most} of it (a warning); where only rewards/chosen is logged, it fell by
-    {chosen_fall}; under {many_rows} rows, a Mann-Kendall test must also find the fall at p <= {alpha}
+    first level; a warning where it fell by {chosen_most} of it, or where both answers fell, it by {chosen_early} of it
+    and {chosen_early_nats} nats, mostly within the first {chosen_early} of the rows. Where only rewards/chosen is
+    logged, it fell by {chosen_fall}; a warning where both fell, it by {chosen_lost}. Also a warning where both rewards
+    end {chosen_lost} below the reference, if there is one. The first level is the first row's
+    if all others are below it and the first rows lost most; else, under {many_rows} rows, a Mann-Kendall test must find
+    the fall, at p <= {alpha}
 
     Why: A margin can grow while both answers lose probability to answers that no one asked for.
     Scope: preference training that logs logps/chosen or rewards/chosen
@@ -262,22 +283,44 @@ def _chosen_falls(facts: RunFacts) -> Observation | None:
         return _reward_falls(facts)
     fall = _fall(column(facts, CHOSEN_LOGPS, CHOSEN_ROWS.value).values)
     if fall is None or fall.first >= 0.0:
-        return None
-    lost = fall.first - fall.last
-    much = lost >= CHOSEN_MOST.value * abs(fall.first)
-    if not much and lost < max(CHOSEN_NATS.value, 0.1 * abs(fall.first)):
-        return None
+        return _far_below(facts)
+    lost, level = fall.lost, abs(fall.first)
     rejected = facts.signals.get(REJECTED_LOGPS)
     both = _fall(rejected.values) if rejected else None
+    early = both is not None and fall.early and lost >= max(CHOSEN_EARLY_NATS.value, CHOSEN_EARLY.value * level)
+    much = early or lost >= CHOSEN_MOST.value * level
+    if not much and (far := _far_below(facts)) is not None:
+        return far
+    if not much and lost < max(CHOSEN_NATS.value, 0.1 * level):
+        return None
     other = f", of rejected ones from {both.first:.4g} to {both.last:.4g}" if both else ""
     margin = _grows(facts)
+    when = " within the first fifth of the run" if early else ""
     return Observation(
-        f"{'Both answers' if both else 'The chosen answers'} lose probability{margin}: log-probability of chosen "
+        f"{'Both answers' if both else 'The chosen answers'} lose probability{when}{margin}: log-probability of chosen "
         f"answers from {fall.first:.4g} to {fall.last:.4g}{other}.",
         {"first": fall.first, "last": fall.last, "both": both is not None, "much": much},
         severity="warning" if much else "info",
         confidence=0.8 if much else None,
         evidence=seen(f"medians of {fall.rows} rows of logps/chosen"),
+    )
+
+
+def _far_below(facts: RunFacts) -> Observation | None:
+    """The finding if both answers are far less likely than for the reference, whatever the first row shows."""
+    chosen, rejected = facts.signals.get(CHOSEN), facts.signals.get(REJECTED)
+    if chosen is None or rejected is None or facts.logged & _REFERENCE_FREE or len(chosen.values) < CHOSEN_ROWS.value:
+        return None
+    late, other = median(last_part(chosen.values, 5)), median(last_part(rejected.values, 5))
+    if max(late, other) > -CHOSEN_LOST.value:
+        return None
+    return Observation(
+        f"Both answers are far less likely than for the reference: rewards {late:.3g} for chosen, {other:.3g} for "
+        "rejected ones, which are beta times nats.",
+        {"first": 0.0, "last": late, "both": True, "much": True},
+        severity="warning",
+        confidence=0.7,
+        evidence=seen(f"medians of the last fifth of {CHOSEN} and {REJECTED}"),
     )
 
 
@@ -289,11 +332,16 @@ def _grows(facts: RunFacts) -> str:
 
 def _reward_falls(facts: RunFacts) -> Observation | None:
     fall = _fall(column(facts, CHOSEN, CHOSEN_ROWS.value).values)
-    if fall is None or fall.first - fall.last < CHOSEN_FALL.value:
-        return None
+    if fall is None or fall.lost < CHOSEN_FALL.value:
+        return _far_below(facts)
+    rejected = facts.signals.get(REJECTED)
+    both = rejected is not None and _fall(rejected.values) is not None
+    much = both and fall.lost >= CHOSEN_LOST.value
     return Observation(
         f"The chosen answers grow less likely, too: their reward fell from {fall.first:.3g} to {fall.last:.3g}.",
-        {"first": fall.first, "last": fall.last, "both": False, "much": False},
+        {"first": fall.first, "last": fall.last, "both": both, "much": much},
+        severity="warning" if much else "info",
+        confidence=0.7 if much else None,
         evidence=seen(f"medians of {fall.rows} rows of rewards/chosen"),
     )
 

@@ -6,6 +6,8 @@ from typing import Final
 
 from gradience.rules import LOGGING_DEFAULT, Observation, Threshold, Unknown, cite
 from gradience.rules.log.facts import JUDGEMENT, LogRule, RunFacts, seen, shown
+from gradience.rules.log.rewards import find
+from gradience.rules.log.signals import REWARD
 from gradience.rules.log.statistics import median
 from gradience.schema import as_float
 
@@ -248,9 +250,11 @@ def _sparse(facts: RunFacts) -> Observation | None:
     give {planned_rows} in all; info if there are evaluations
 
     Why: Without a curve neither a spike nor a plateau nor a divergence can be seen.
-    Scope: any log
+    Scope: any log but one of RL with its reward: a policy's loss says nothing, and not all trainers log it
     Verify: Compare logging_steps with the number of steps.
     """
+    if not facts.series.steps and facts.objective.kind == "rl" and find(facts, REWARD, FEW_ROWS.value):
+        return None  # Tinker logs no loss of a policy, which would say nothing
     rows, evaluations = len(facts.series.steps), len(facts.history or facts.evals)
     last, every = facts.last_step, facts.config.training.logging_steps
     if not rows and (why := _no_row(facts)) is not None:

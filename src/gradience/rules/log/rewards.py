@@ -30,6 +30,7 @@ from gradience.rules.log.facts import (
 from gradience.rules.log.signals import (
     ANSWER_KL,
     CLIPPED,
+    COMPONENT,
     CUT_OFF as CUT_NAMES,
     ENDED_LENGTH,
     ENTROPY,
@@ -37,6 +38,7 @@ from gradience.rules.log.signals import (
     HIGHEST_REWARD,
     LENGTH,
     LOWEST_REWARD,
+    MIXED_GROUPS,
     REWARD,
     REWARD_STD,
     TOKEN_KL,
@@ -53,6 +55,8 @@ ALPHA = Threshold("alpha", 0.01, "one-sided p of the order of the rows", "1 of 1
 
 REWARD_SHOWN = Threshold("reward_shown", 3.0, "standard errors of the difference", "3 of 1000 flat columns")
 REWARD_ERRORS = Threshold("reward_errors", 4.0, "standard errors of the difference", "trial: the best of ten levels")
+SOME_ROWS = Threshold("some_rows", 10, "rows that logged it", "five levels of two rows")
+SURE_ERRORS = Threshold("sure_errors", 8.0, "standard errors", "a judgement: few rows know their noise badly")
 REWARD_FALL = Threshold("reward_fall", 0.1, "fraction of the best level", JUDGEMENT)
 REWARD_LOST = Threshold("reward_lost", 0.5, "fraction of the gain that was lost again", JUDGEMENT)
 REWARD_FLAT = Threshold("reward_flat", 0.1, "of the level: the change and two of its standard errors", JUDGEMENT)
@@ -75,6 +79,9 @@ KL_ANSWER = Threshold(
     "kl_answer", 100.0, "nats a completion, median of the last third", "Gao et al. 2022, figure 1: past the best reward"
 )
 KL_ROW = Threshold("kl_row", 10.0, "nats a token, one row", JUDGEMENT)
+KL_START = Threshold("kl_start", 0.2, "nats a token, first rows", "before the first step it is 0: both are one model")
+KL_START_ANSWER = Threshold("kl_start_answer", 10.0, "nats a completion, first rows", JUDGEMENT)
+KL_STAYS = Threshold("kl_stays", 0.2, "of the first rows' KL, late on", "a judgement: bursts of the first rows pass")
 KL_NONE = Threshold("kl_none", 1e-6, "nats a token, in every row", "rounding in float32")
 KL_ROWS = Threshold("kl_rows", 5, "rows with kl", "the first steps of a warm-up hardly move")
 
@@ -151,9 +158,9 @@ def logged(facts: RunFacts, names: Names, least: float) -> Logged:
     Raises:
         Unknown: none has.
     """
-    found = find(facts, names, least)
-    if found is not None:
-        return found
+    column = find(facts, names, least)
+    if column is not None:
+        return column
     rows = {name: len(facts.signals[name].values) for name in names if name in facts.signals}
     if rows:
         name = max(rows, key=rows.__getitem__)
@@ -161,7 +168,7 @@ def logged(facts: RunFacts, names: Names, least: float) -> Logged:
     raise Unknown(f"no {names[0]} was logged")
 
 
-class Change(NamedTuple):
+class RewardChange(NamedTuple):
     """How the reward went from the first fifth of the rows to the last.
 
     Attributes:
@@ -179,7 +186,7 @@ class Change(NamedTuple):
     rows: int
 
 
-def change_of(values: Sequence[float]) -> Change:
+def change_of(values: Sequence[float]) -> RewardChange:
     """How a column changes; for at least one value."""
     n = len(values)
     rows = min(n, max(2, n // _PARTS))
@@ -188,12 +195,12 @@ def change_of(values: Sequence[float]) -> Change:
     rises = _in_order(values, first, last, error)
     falls = _in_order([-value for value in values], -first, -last, error)
     if rises or falls:
-        return Change("rises" if rises else "falls", first, last, error, rows)
+        return RewardChange("rises" if rises else "falls", first, last, error, rows)
     if n < MANY_ROWS.value:
         flat = min(values) == max(values)
     else:
         flat = abs(last - first) + 2.0 * error <= REWARD_FLAT.value * max(abs(first), abs(last))
-    return Change("flat" if flat else "unknown", first, last, error, rows)
+    return RewardChange("flat" if flat else "unknown", first, last, error, rows)
 
 
 def _in_order(values: Sequence[float], first: float, last: float, error: float) -> bool:
@@ -210,6 +217,8 @@ def _equal_groups(facts: RunFacts) -> tuple[str, float, int] | None:
     Trainers that do not log it may show that all rewards of a batch are equal, which they are in all its groups then.
     """
     column = find(facts, EQUAL_GROUPS, FEW_ROWS.value)
+    if column is None and (mixed := find(facts, MIXED_GROUPS, FEW_ROWS.value)) is not None:
+        column = Logged(mixed.name, mixed.steps, [1.0 - value for value in mixed.values])
     if column is not None:
         late = last_part(column.values, _THIRD, 3)
         return column.name, mean_error(late)[0], column.steps[-len(late)]
@@ -241,7 +250,7 @@ def _reward_fell_says(v: Values) -> str | None:
     covers=frozenset({"reward"}),
     thresholds=(
         *(FEW_ROWS, MANY_ROWS, ALPHA, REWARD_SHOWN, REWARD_ERRORS),
-        *(REWARD_FALL, REWARD_LOST, REWARD_FLAT, RATE_LOW),
+        *(REWARD_FALL, REWARD_LOST, REWARD_FLAT, RATE_LOW, SOME_ROWS, SURE_ERRORS),
     ),
     evidence=(TRIAL,),
 )
@@ -249,9 +258,11 @@ def _reward(facts: RunFacts) -> Observation | None:
     """reward falls
 
     the last fifth of the rows is below the best fifth by over {reward_errors} standard errors and {reward_fall} of
-    the best level, and over {reward_lost} of the gain is lost; under {many_rows} rows: a fall of over
-    {reward_fall}, with p <= {alpha} by Mann-Kendall. A reward whose change with 2 standard errors is at most
-    {reward_flat} of its level is info, and a warning where LoRA was trained at {rate_low} or less to the end
+    the best level, and over {reward_lost} of the gain is lost; {reward_shown} errors are enough if {reward_lost} of the
+    best level was lost on the way, by {sure_errors}; under {many_rows} rows: a fall of over {reward_fall}, with p <=
+    {alpha} by Mann-Kendall, or from {some_rows} rows on as in many, by {sure_errors} errors. A reward whose change with
+    2 standard errors is at most {reward_flat} of its level is info; a warning where LoRA was trained at {rate_low} or
+    less to the end, and no rise shows
 
     Why: The reward is what is optimised: under RL a loss near 0 is normal and says nothing.
     Scope: RL that logs its reward; info where it only fails to rise
@@ -261,29 +272,28 @@ def _reward(facts: RunFacts) -> Observation | None:
     column = logged(facts, REWARD, FEW_ROWS.value)
     values, change = column.values, change_of(column.values)
     if len(values) < MANY_ROWS.value:
-        return _few_rewards(column, change)
-    width = len(values) // _PARTS
-    starts = range(0, len(values) - width + 1, max(1, width // 2))
-    levels = {start: median(values[start : start + width]) for start in starts}
-    at = max(levels, key=levels.__getitem__)
-    best, step = levels[at], column.steps[at + width // 2]
-    fallen = best - change.last > max(REWARD_ERRORS.value * change.error, REWARD_FALL.value * abs(best))
-    if fallen and best - change.last > REWARD_LOST.value * (best - change.first):
-        return Observation(
-            f"The reward fell: {best:.4g} around step {step}, {change.last:.4g} in the last fifth of the rows "
-            f"(+/- {change.error:.2g}).",
-            {"first": change.first, "best": best, "best_step": step, "last": change.last, "error": change.error},
-            evidence=seen(f"medians of {width} rows of {column.name} each"),
+        some = len(values) >= SOME_ROWS.value
+        fell = _fell_from_best(column, change, SURE_ERRORS.value) if some else None
+        return fell or (
+            _no_rise(facts, column, change) if some and _rate_too_low(facts) else _few_rewards(column, change)
         )
-    if change.how == "unknown":
+    if (fell := _fell_from_best(column, change, REWARD_ERRORS.value)) is not None:
+        return fell
+    return _no_rise(facts, column, change)
+
+
+def _no_rise(facts: RunFacts, column: Logged, change: RewardChange) -> Observation | None:
+    """The finding if the reward does not rise, or shows no rise at a rate at which LoRA learns nothing."""
+    width = len(column.values) // _PARTS
+    too_low = _rate_too_low(facts)
+    if change.how == "unknown" and not too_low:
         raise Unknown(f"too noisy: a reward change of {REWARD_SHOWN.value * change.error:.2g} would not show")
-    if change.how != "flat" or _teaches_nothing(facts):  # ZVR123 says why it does not rise
+    if change.how not in {"flat", "unknown"} or _teaches_nothing(facts):  # ZVR123 says why it does not rise
         return None
-    too_low = facts.config.lora.r is not None and facts.peak_rate <= RATE_LOW.value and facts.status == "ok"
     rate = f" at a learning rate of {facts.peak_rate:.2g}, far below any published for LoRA" if too_low else ""
     return Observation(
-        f"The reward does not rise{rate}: {change.first:.4g} in the first fifth of the rows, {change.last:.4g} in the "
-        f"last (+/- {change.error:.2g}).",
+        f"The reward {'does not rise' if change.how == 'flat' else 'shows no rise'}{rate}: {change.first:.4g} in the "
+        f"first fifth of the rows, {change.last:.4g} in the last (+/- {change.error:.2g}).",
         {"first": change.first, "last": change.last, "error": change.error},
         severity="warning" if too_low else "info",
         confidence=0.5,
@@ -291,7 +301,32 @@ def _reward(facts: RunFacts) -> Observation | None:
     )
 
 
-def _few_rewards(column: Logged, change: Change) -> Observation | None:
+def _rate_too_low(facts: RunFacts) -> bool:
+    """Whether LoRA was trained to the end at a rate at which it hardly moves."""
+    return facts.config.lora.r is not None and facts.peak_rate <= RATE_LOW.value and facts.status == "ok"
+
+
+def _fell_from_best(column: Logged, change: RewardChange, errors: float) -> Observation | None:
+    values, width = column.values, len(column.values) // _PARTS
+    starts = range(0, len(values) - width + 1, max(1, width // 2))
+    levels = {start: median(values[start : start + width]) for start in starts}
+    at = max(levels, key=levels.__getitem__)
+    best, step = levels[at], column.steps[at + width // 2]
+    low = min(levels[start] for start in starts if start >= at)
+    deep = best - low > max(SURE_ERRORS.value * change.error, REWARD_LOST.value * abs(best))  # and came back in part
+    least = (REWARD_SHOWN.value if deep else errors) * change.error
+    fallen = best - change.last > max(least, REWARD_FALL.value * abs(best))
+    if not fallen or best - change.last <= REWARD_LOST.value * (best - change.first):
+        return None
+    return Observation(
+        f"The reward fell: {best:.4g} around step {step}, {change.last:.4g} in the last fifth of the rows "
+        f"(+/- {change.error:.2g}).",
+        {"first": change.first, "best": best, "best_step": step, "last": change.last, "error": change.error},
+        evidence=seen(f"medians of {width} rows of {column.name} each"),
+    )
+
+
+def _few_rewards(column: Logged, change: RewardChange) -> Observation | None:
     """Judge few rows by their order: whether chance explains as many falling pairs."""
     values, first = column.values, change.first
     if change.how == "falls" and first - change.last > REWARD_FALL.value * abs(first):
@@ -317,15 +352,16 @@ def _few_rewards(column: Logged, change: Change) -> Observation | None:
 def _no_reward(facts: RunFacts) -> Observation | None:
     """rewards are not numbers
 
-    in at least {null_rows} of the rows that logged the completions there is no finite reward, from {few_rows} such
-    rows on; info if it is fewer of them, an error if there is none at all
+    in at least {null_rows} of the rows that logged the completions there is no finite reward, or none of its only
+    function, from {few_rows} such rows on; info if it is fewer of them, or one of several functions; an error if there
+    is none at all
 
     Why: A completion without a reward has an advantage of 0: it teaches nothing.
     Scope: trainers that log a reward with every row, as TRL does
     Verify: Call the reward function on one completion and look at what it returns.
     Source: TRL 1.16, grpo_trainer.py (read) -- completions without a reward are left out, their advantage is 0
     """
-    beside = find(facts, (*EQUAL_GROUPS, *LENGTH), FEW_ROWS.value)
+    beside = find(facts, (*EQUAL_GROUPS, *LENGTH, *ENTROPY, *TOKEN_KL), FEW_ROWS.value)
     if beside is None:
         raise Unknown("nothing that is logged beside a reward was logged")
     column = find(facts, REWARD)
@@ -334,13 +370,28 @@ def _no_reward(facts: RunFacts) -> Observation | None:
         raise Unknown("the trainer may log no reward")
     missing = of - rows
     if missing <= 0:
-        return None
+        return _no_number(facts, of)
     which = f"all {of} logged rows" if not rows else f"{missing} of {of} logged rows"
     return Observation(
         f"In {which} the reward is not a number: no completion there got one from the reward function.",
         {"missing": missing, "rows": of},
         severity="error" if not rows else "info" if missing < NULL_ROWS.value * of else None,
         evidence=seen(f"{of} rows with {beside.name}, {rows} with a reward"),
+    )
+
+
+def _no_number(facts: RunFacts, of: int) -> Observation | None:
+    """The finding if one function of the reward is not a number where the reward is: TRL adds up what is."""
+    means = {name: len(each.values) for name, each in facts.signals.items() if COMPONENT.fullmatch(name)}
+    name = min(means, key=means.__getitem__, default="")
+    missing = of - means.get(name, of)
+    if missing <= 0:
+        return None
+    return Observation(
+        f"In {missing} of {of} logged rows {name} is not a number: no completion there got one from this function.",
+        {"missing": missing, "rows": of},
+        severity="info" if len(means) > 1 or missing < NULL_ROWS.value * of else None,
+        evidence=seen(f"{of} rows with a reward, {means[name]} with {name}"),
     )
 
 
@@ -440,14 +491,16 @@ def _entropy(facts: RunFacts) -> Observation | None:
     confidence=0.5,
     phrase=lambda v: f"KL {shown(v, 'late', '.3g')} nats {v.get('unit', 'a token')} from the reference",
     signs=("far_from_reference",),
-    thresholds=(KL_LATE, KL_ANSWER, KL_ROW, FEW_ROWS),
+    thresholds=(KL_LATE, KL_ANSWER, KL_ROW, KL_START, KL_START_ANSWER, KL_STAYS, FEW_ROWS),
     evidence=(_TRL_KL, _GAO, TRIAL),
 )
 def _kl(facts: RunFacts) -> Observation | None:
     """far from the reference
 
     in the last third of the rows the median KL is over {kl_late} nats a token, or over {kl_answer} nats a
-    completion where it is logged so; or over {kl_row} nats a token in one row
+    completion where it is logged so; or it is over {kl_start} nats a token, or {kl_start_answer} a completion, in the
+    first row and the median of the first three, of a log that begins with the run, and keeps {kl_stays} of that; or
+    over {kl_row} nats a token in one row
 
     Why: Far from its reference a policy may be exploiting flaws of the reward. For one high row, one token that the
         reference finds impossible is enough.
@@ -457,9 +510,12 @@ def _kl(facts: RunFacts) -> Observation | None:
     column = find(facts, TOKEN_KL, FEW_ROWS.value)
     if column is None and (whole := find(facts, ANSWER_KL, FEW_ROWS.value)) is not None:
         late = median(last_part(whole.values, _THIRD, 3))
-        return None if late <= KL_ANSWER.value else _far(whole, late, "a completion")
+        far = _far(whole, late, "a completion") if late > KL_ANSWER.value else None
+        return far or _apart_at_once(whole, KL_START_ANSWER.value, "a completion")
     column = logged(facts, TOKEN_KL, FEW_ROWS.value)
     late = median(last_part(column.values, _THIRD, 3))
+    if (first := _apart_at_once(column, KL_START.value, "a token")) is not None:
+        return first
     if late > KL_LATE.value:
         return _far(column, late, "a token")
     highest = max(column.values)
@@ -471,6 +527,24 @@ def _kl(facts: RunFacts) -> Observation | None:
         f"KL jumps to {highest:.3g} nats a token at step {step} ({rows} such rows), and comes back to {late:.3g}.",
         {"highest": highest, "step": step, "rows": rows, "late": late},
         evidence=seen(f"{column.name} {highest:.4g} at step {step}"),
+    )
+
+
+def _apart_at_once(column: Logged, most: float, unit: str) -> Observation | None:
+    """The finding if the KL is large where both models should be one; None of a log that begins later."""
+    first, level = column.values[0], median(column.values[:_START])
+    stays = median(last_part(column.values, _THIRD, 3)) >= KL_STAYS.value * level
+    if min(first, level) <= most or not stays or column.steps[0] > column.steps[1] - column.steps[0]:
+        return None
+    return Observation(
+        f"KL is {first:.3g} nats {unit} in the first row, where policy and reference should be the same: the "
+        "reference is another model than the run began with (with PEFT, the base without the adapter), or reads "
+        "another template.",
+        {"late": first, "unit": f"{unit} from the first row on,"},
+        severity="warning",
+        confidence=0.7,
+        action="Compare the log-probabilities of both models for one completion before the first step.",
+        evidence=seen(f"{column.name} {first:.3g} at step {column.steps[0]}, {level:.3g} in the first rows"),
     )
 
 

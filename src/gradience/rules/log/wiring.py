@@ -1006,7 +1006,8 @@ def _not_prepared(facts: RunFacts) -> Observation | None:
     """not prepared
 
     Accelerate has prepared some of model, optimizer and loader, and not the model or the optimizer; or, with several
-    processes, not the loader
+    processes, not the loader; or there is an Accelerator that has prepared nothing, of which mixed precision,
+    accumulation or several processes were asked
 
     Why: What is not prepared has no mixed precision, no accumulation and no device, and with several processes
         no gradients in common and no rows of its own.
@@ -1017,6 +1018,14 @@ def _not_prepared(facts: RunFacts) -> Observation | None:
     """
     for wiring in _of(facts, "start", "resume"):
         alone = (wiring.world_size or 1) == 1
+        if wiring.asked:
+            return Observation(
+                f"{_when(wiring)}, there is an Accelerator, and its prepare has made nothing; what it was asked for "
+                f"does not happen: {few(wiring.asked)}.",
+                {"step": wiring.step, "parts": list(wiring.unprepared), "asked": list(wiring.asked)},
+                confidence=0.6,
+                evidence=seen(f"not marked as prepared: {few(wiring.unprepared)}"),
+            )
         parts = [part for part in wiring.unprepared if part != "loader" or not alone]
         if parts:
             return Observation(
@@ -1042,22 +1051,24 @@ def _not_prepared(facts: RunFacts) -> Observation | None:
 def _saved_stale(facts: RunFacts) -> Observation | None:
     """saved before the last step
 
-    the adapter file that was just saved holds other values than the model; or a run that ended well made one
-    optimizer step after its last save; info if it made more
+    the adapter file that was just saved holds other values than the model, which are not those of an average of its
+    weights: on the way from the beginning to now; or a run that ended well made one optimizer step after its last save;
+    info if it made more
 
     Why: A state that was copied before the last steps, or of another model object, lacks what they taught.
     Scope: saves that the recorder is told of; of files LoRA factors, compared in the file's dtype
-    Action: Take the state after the last optimizer step: model.save_pretrained(path). An average of the weights may
-        be meant.
+    Action: Take the state after the last optimizer step: model.save_pretrained(path).
     Verify: Load the file and compare one tensor with the model's.
     Source: gradience.hf.wiring -- the smallest factor in the file, beside the model's of that name
     """
     for wiring in _of(facts, "save"):
         if wiring.saved is not None and wiring.saved.differs:
+            of = wiring.saved.of_step
+            whose = "another model's" if of is None else f"those of step {of}"
             return Observation(
                 f"The adapter saved at step {wiring.step} is not the model's: {wiring.saved.differs} has other values "
-                f"in {wiring.saved.file}.",
-                {"step": wiring.step, "tensor": wiring.saved.differs},
+                f"in {wiring.saved.file}, {whose}.",
+                {"step": wiring.step, "tensor": wiring.saved.differs, "of_step": of},
                 evidence=seen(f"{wiring.saved.differs}: the file's values beside the model's"),
             )
     kept, last = max((wiring.step or 0 for wiring in _of(facts, "save")), default=0), max(facts.fed, default=0)
