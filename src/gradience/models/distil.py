@@ -15,7 +15,7 @@ import torch
 
 from gradience.io import Progress
 from gradience.models import LoadedModel
-from gradience.models.inputs import Batch, ModelInput
+from gradience.models.inputs import InputBatch, ModelInput
 from gradience.models.outputs import Reference, batched, divergences, log_probs, logits_of, row_sizes
 from gradience.models.states import LayerFactors, with_factors
 
@@ -77,7 +77,7 @@ def distil(
 
 def _groups(
     loaded: LoadedModel, examples: Sequence[ModelInput], generator: torch.Generator
-) -> Iterator[list[tuple[int, Batch]]]:
+) -> Iterator[list[tuple[int, InputBatch]]]:
     """Yield groups of texts without end, each in numbered batches; the generator orders the groups, pass after pass."""
     number = itertools.count()
     starts = range(0, len(examples), BATCH)

@@ -71,7 +71,7 @@ def digest_of(examples: Iterable[ModelInput]) -> str:
     return f"sha256:{whole.hexdigest()}"
 
 
-class Batch(NamedTuple):
+class InputBatch(NamedTuple):
     """Rows of similar length, padded on the right.
 
     `ids`, `mask`, and `counts`, which says whether a prediction counts, have shape (rows, width). `rows` are indices of
@@ -115,7 +115,7 @@ def read_inputs(
     return Inputs([e for e in examples if e.first < e.stop], count, read.cut)
 
 
-def batches(examples: Sequence[ModelInput], *, tokens: int, pad: int | None) -> list[Batch]:
+def batches(examples: Sequence[ModelInput], *, tokens: int, pad: int | None) -> list[InputBatch]:
     """Return the examples in batches, the longest examples first.
 
     Args:
@@ -124,7 +124,7 @@ def batches(examples: Sequence[ModelInput], *, tokens: int, pad: int | None) -> 
         pad: the token id that pads short rows; None puts every row in a batch of its own.
     """
     order = sorted(range(len(examples)), key=lambda i: (-len(examples[i].ids), i))
-    made: list[Batch] = []
+    made: list[InputBatch] = []
     while order:
         width = len(examples[order[0]].ids)
         count = 1 if pad is None else max(1, tokens // width)
@@ -133,7 +133,7 @@ def batches(examples: Sequence[ModelInput], *, tokens: int, pad: int | None) -> 
     return made
 
 
-def _batch(examples: Sequence[ModelInput], rows: list[int], width: int, pad: int) -> Batch:
+def _batch(examples: Sequence[ModelInput], rows: list[int], width: int, pad: int) -> InputBatch:
     ids = np.full((len(rows), width), pad, np.int64)
     mask = np.zeros_like(ids)
     counts = np.zeros(ids.shape, np.bool_)
@@ -142,7 +142,7 @@ def _batch(examples: Sequence[ModelInput], rows: list[int], width: int, pad: int
         ids[place, : len(example.ids)] = example.ids
         mask[place, : len(example.ids)] = 1
         counts[place, example.first : example.stop] = True
-    return Batch(ids, mask, counts, rows)
+    return InputBatch(ids, mask, counts, rows)
 
 
 Row = dict[str, Any] | list[Any] | str

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 from gradience.models import LoadedModel
-from gradience.models.inputs import Batch, ModelInput, batches
+from gradience.models.inputs import InputBatch, ModelInput, batches
 from gradience.models.sums import Sums
 
 _KEPT: Final = 64 << 20  # bytes of a reference's log-probabilities that are kept; more are computed again
@@ -34,12 +34,12 @@ def tokens_within(loaded: LoadedModel) -> int:
     return max(1, _ACTIVATIONS // (4 * (_PER_LAYER * layers * hidden + _PER_CLASS * classes)))
 
 
-def batched(loaded: LoadedModel, examples: Sequence[ModelInput]) -> list[Batch]:
+def batched(loaded: LoadedModel, examples: Sequence[ModelInput]) -> list[InputBatch]:
     """The examples in batches that this model can take."""
     return batches(examples, tokens=tokens_within(loaded), pad=loaded.pad)
 
 
-def logits_of(loaded: LoadedModel, batch: Batch) -> torch.Tensor:
+def logits_of(loaded: LoadedModel, batch: InputBatch) -> torch.Tensor:
     """The model's logits at the predictions that count, (predictions, classes), in order of rows and positions."""
     ids, mask = (torch.from_numpy(x).to(loaded.device) for x in (batch.ids, batch.mask))
     options = {"use_cache": False} if loaded.task == "causal-lm" else {}
@@ -54,7 +54,7 @@ def log_probs(logits: torch.Tensor) -> torch.Tensor:
     return torch.log_softmax(logits if logits.dtype == torch.float64 else logits.float(), dim=-1)
 
 
-def row_sizes(loaded: LoadedModel, batch: Batch) -> list[int]:
+def row_sizes(loaded: LoadedModel, batch: InputBatch) -> list[int]:
     """The number of predictions of each row of a batch."""
     if loaded.task == "sequence-classification":
         return [1] * len(batch.rows)
@@ -73,7 +73,7 @@ class Reference:
         self._kept: dict[int, torch.Tensor] = {}
         self._bytes = 0
 
-    def of(self, place: int, batch: Batch) -> torch.Tensor:
+    def of(self, place: int, batch: InputBatch) -> torch.Tensor:
         """The log-probabilities of the batch at that index, (predictions, classes)."""
         if place in self._kept:
             return self._kept[place]
@@ -106,7 +106,7 @@ class InputScores(NamedTuple):
 def scored(
     loaded: LoadedModel,
     examples: Sequence[ModelInput],
-    parts: Sequence[Batch],
+    parts: Sequence[InputBatch],
     *,
     reference: Reference | None = None,
     state: State = nullcontext,
@@ -157,7 +157,9 @@ def _scored(
     return InputScores(place, size, float(kl.sum()), int(flips.sum()), len(right), float(loss), hits)
 
 
-def _labels(loaded: LoadedModel, examples: Sequence[ModelInput], batch: Batch, device: torch.device) -> torch.Tensor:
+def _labels(
+    loaded: LoadedModel, examples: Sequence[ModelInput], batch: InputBatch, device: torch.device
+) -> torch.Tensor:
     """The class of each prediction, -1 if unknown: the next token for a causal model, else the row's label."""
     if loaded.task == "causal-lm":
         following = [
@@ -169,7 +171,7 @@ def _labels(loaded: LoadedModel, examples: Sequence[ModelInput], batch: Batch, d
     return torch.full((sum(row_sizes(loaded, batch)),), -1, device=device)
 
 
-def _rows(examples: Sequence[ModelInput], batch: Batch) -> list[ModelInput]:
+def _rows(examples: Sequence[ModelInput], batch: InputBatch) -> list[ModelInput]:
     return [examples[row] for row in batch.rows]
 
 

@@ -24,7 +24,7 @@ import numpy as np
 from gradience.adapters.open import open_adapter
 from gradience.errors import ConfigError, GradienceError
 from gradience.models import FIRST, LoadedModel, active, drop_adapter, load_adapter, load_model
-from gradience.models.inputs import Batch, Inputs, ModelInput, batches, read_inputs
+from gradience.models.inputs import InputBatch, Inputs, ModelInput, batches, read_inputs
 from gradience.prove.bench.betting import needed_examples, upper_bound
 from gradience.prove.bench.store import Evaluation
 from gradience.schema import real
@@ -121,7 +121,9 @@ class _LoadedReference:
         from gradience.models.outputs import Reference, tokens_within  # imports torch, loaded by now
 
         self._examples: list[ModelInput] = found.examples
-        self._parts: list[Batch] = batches(found.examples, tokens=tokens_within(self._loaded), pad=self._loaded.pad)
+        self._parts: list[InputBatch] = batches(
+            found.examples, tokens=tokens_within(self._loaded), pad=self._loaded.pad
+        )
         self._outputs: Reference = Reference(self._loaded)
 
     def scored(self, adapter: Path | None) -> list[InputScores]:

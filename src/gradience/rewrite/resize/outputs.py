@@ -22,10 +22,10 @@ from gradience.models.inputs import ModelInput, digest_of
 from gradience.rewrite.options import Target
 from gradience.rewrite.resize.factors import Cut, Loss, bytes_beside, mapped_factors
 from gradience.rewrite.resize.pieces import (
-    Candidate,
     Kept,
     Order,
     Pieces,
+    RankCandidate,
     combined,
     first_pieces,
     gates_of,
@@ -68,7 +68,7 @@ class Effects(NamedTuple):
     """The pieces of each module by path, what they do to the outputs, and the number of predictions that say so."""
 
     pieces: Mapping[str, Pieces]
-    candidates: Mapping[str, Candidate]
+    candidates: Mapping[str, RankCandidate]
     predictions: int
 
 
@@ -179,7 +179,7 @@ def effects_of(
         for path, pair in running.pairs.items():
             pieces[path] = pieces_of(*sums.moments[path])
             gates = gates_of(pieces[path], sums.gradients(path))
-            candidates[path] = Candidate(gates, pair.layout.params_per_rank, _least(subject, pair))
+            candidates[path] = RankCandidate(gates, pair.layout.params_per_rank, _least(subject, pair))
     return Effects(pieces, candidates, sums.predictions)
 
 
