@@ -45,6 +45,8 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "batch 3": {"batch": 3},
     "length 128": {"length": 128},
     "bfloat16": {"dtype": "bfloat16"},
+    "autocast": {"autocast": "bfloat16"},
+    "bfloat16, autocast": {"dtype": "bfloat16", "autocast": "bfloat16"},
     "eager": {"attention": "eager"},
     "dropout": {"lora_dropout": 0.1},
     "packed": {"batch": 1, "length": 1024, "padded": False},
@@ -186,9 +188,12 @@ def train(step: dict[str, Any]) -> None:
     if step.get("padded", True):
         batch["attention_mask"] = torch.ones(shape, dtype=torch.long)
         batch["attention_mask"][0, step["length"] // 2 :] = 0
+    low = torch.autocast("cpu", torch.bfloat16, enabled="autocast" in step)
     for _ in range(2):
         for _ in range(2 if step.get("accumulates") else 1):
-            adapted(**batch).loss.backward()
+            with low:
+                loss = adapted(**batch).loss
+            loss.backward()
         optimizer.step()
         optimizer.zero_grad()
 

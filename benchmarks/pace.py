@@ -1,6 +1,6 @@
-"""Real trainings with a fault that costs time or memory, and healthy ones: what the rules CST191 to CST195 say.
+"""Real trainings with a fault that costs time or memory, and healthy ones: what the rules CST191 to CST196 say.
 
-    python benchmarks/pace.py            # five faults and 20 healthy runs; each in a child
+    python benchmarks/pace.py [SEED]     # five faults and 20 healthy runs, of seeds from this on; each in a child
     python benchmarks/pace.py cost       # what the recording of speed and memory costs a step
 
 A fault is to be named by its rule and by no other of them; a healthy run by none.
@@ -152,13 +152,14 @@ def main() -> None:
         each = cost()
         print(f"{each:.0f} us a step: {each / 50_000:.2%} of one of 50 ms")
         return
+    first = int(sys.argv[1]) if sys.argv[1:] else 0
     for fault, wanted in FAULTS.items():
-        found = said(fault, 0)
+        found = said(fault, first)
         print(
             f"{fault:<20} {sorted(found)} {'as wanted' if found == wanted else f'wanted {sorted(wanted)}'}", flush=True
         )
     silent = 0
-    for seed in range(HEALTHY):
+    for seed in range(first, first + HEALTHY):
         found = said("", seed)
         silent += not found
         print(f"healthy {seed:<12} {sorted(found)}", flush=True)

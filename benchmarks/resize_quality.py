@@ -7,7 +7,7 @@ layer) are then trained on four tasks that it does not know, several seeds each,
 
 * the ranks that the audit suggests for all modules (median and p90), which is uniform truncation;
 * the same size spread over the modules for the least error of the whole (`--max-params`);
-* the same size spread for equal relative errors (`--rel-error` at the least value that fits);
+* the same size spread for equal relative errors (`--energy` at the largest share that fits);
 * the audit's rank for each module (`--like-suggested`), and the largest uniform rank that is no larger;
 * rank 1.
 
@@ -149,7 +149,7 @@ def variants(folder: Path) -> list[Variant]:
         found += [
             Variant(f"{name}, uniform", {"rank": rank}),
             Variant(f"{name}, spread", {"max_params": size}),
-            Variant(f"{name}, equal error", {"rel_error": least_error(folder, size)}),
+            Variant(f"{name}, equal error", {"energy": most_energy(folder, size)}),
         ]
     each = resize_adapter(folder, like_suggested=True).params_after
     uniform = max((r for r in range(1, 17) if resize_adapter(folder, rank=r).params_after <= each), default=1)
@@ -157,14 +157,14 @@ def variants(folder: Path) -> list[Variant]:
     return [*found, Variant("rank 1", {"rank": 1})]
 
 
-def least_error(folder: Path, size: int) -> float:
-    """Return the least relative error per module at which the adapter has at most `size` parameters."""
-    low, high = 0.0, 0.999
+def most_energy(folder: Path, size: int) -> float:
+    """Return the largest share of the energy of each module with which the adapter has at most `size` parameters."""
+    low, high = 0.002, 1.0
     for _ in range(12):
         middle = (low + high) / 2
-        fits = resize_adapter(folder, rel_error=middle).params_after <= size
-        low, high = (low, middle) if fits else (middle, high)
-    return high
+        fits = resize_adapter(folder, energy=middle).params_after <= size
+        low, high = (middle, high) if fits else (low, middle)
+    return low
 
 
 def one_run(base: Any, rule: Rule, seed: int, steps: int, place: Path) -> dict[str, Result]:

@@ -105,7 +105,6 @@ def leaves(value: Any, at: str = "") -> Iterator[tuple[str, Any]]:
 CRITERIA: Final[dict[str, dict[str, Any]]] = {
     "rank": {"rank": 2},
     "energy": {"energy": 0.9},
-    "rel_error": {"rel_error": 0.35},
     "max_params": {"max_params": 90},
     "max_mb": {"max_mb": 0.0018},
     "suggested": {"like_suggested": True},

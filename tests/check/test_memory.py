@@ -8,11 +8,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import transformers
 
-from gradience import check_config
-from gradience.errors import ConfigError
+from gradience import TelemetryWriter, check_config, diagnose
+from gradience.errors import AdapterError, ConfigError
 from gradience.judge.check.memory import parse_size
 from gradience.render.check import check_text
+from gradience.render.diagnose import diagnose_text
 
 SIZES = {"vocab_size": 2048, "hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2}
 LLAMA = {"model_type": "llama", "architectures": ["LlamaForCausalLM"], "num_attention_heads": 4, **SIZES}
@@ -42,7 +44,9 @@ def test_a_config_alone_tells_the_peak_its_parts_and_what_is_assumed(base: Path)
     assert memory.peak_bytes == sum(held)
     assert memory.reserved_bytes[0] <= memory.peak_bytes <= memory.reserved_bytes[1]
     assert "4 x 256 tokens, padded" in memory.assumes
-    assert any("autocast" in one for one in memory.assumes)
+    assert memory.assumes[-1].startswith("no autocast, with which it is 0.0 GiB")
+    assert memory.reserved_bytes[0] < memory.peak_bytes
+    assert not any("autocast" in one for one in checked(base).memory.assumes)
     assert "Memory: about" in check_text(report)
     assert "MEM001" not in {one.id for one in report.findings}
 
@@ -90,3 +94,40 @@ def test_a_size_that_is_none_is_refused() -> None:
         with pytest.raises(ConfigError, match="--memory"):
             parse_size(text)
     assert (parse_size("24GiB"), parse_size("80gb"), parse_size("1.5 MiB")) == (24 << 30, 80 * 10**9, 3 << 19)
+
+
+def test_a_config_alone_tells_what_the_targets_reach(base: Path) -> None:
+    reached = checked(base).memory.reached
+    embedded, mixed, norms = 2 * 2048 * 64, 4 * 64 * 64 + 3 * 64 * 128, 2 * 64
+    assert (reached.modules, reached.trainable_params) == (2, 2 * 2 * 8 * 64)
+    assert reached.base_params == embedded + 2 * (mixed + norms) + 64
+    assert "Adapter: 2 modules, 2,048 parameters that are trained" in check_text(checked(base))
+
+
+def test_a_base_of_the_hubs_cache_is_found_there(base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    entry = tmp_path / "hub" / "models--org--m"
+    (entry / "refs").mkdir(parents=True)
+    (entry / "refs" / "main").write_text("0a1")
+    (entry / "snapshots").mkdir()
+    base.rename(entry / "snapshots" / "0a1")
+    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "hub"))
+    for named in (Path("org/m"), entry):
+        assert checked(named).memory.peak_bytes == checked(entry / "snapshots" / "0a1").memory.peak_bytes > 0
+    with pytest.raises(AdapterError, match="no such base: org/other"):
+        checked(Path("org/other"))
+
+
+def test_diagnose_foretells_the_longest_batch_that_was_seen(base: Path, tmp_path: Path) -> None:
+    config = transformers.AutoConfig.from_pretrained(base)
+    transformers.AutoModelForCausalLM.from_config(config, dtype="bfloat16").save_pretrained(base)
+    run = tmp_path / "run"
+    run.mkdir()
+    (run / "adapter_config.json").write_text(json.dumps(LORA))
+    (run / "training_args.json").write_text('{"per_device_train_batch_size": 4, "learning_rate": 1e-4}')
+    with TelemetryWriter(run / "run.jsonl") as log:
+        for step in range(1, 21):
+            log.train_step(step, loss=2.0 - step / 100)
+        log.throughput(20, steps=10, longest=256, rows=4, peak_bytes=3 << 30, reserved_bytes=4 << 30)
+    report = diagnose(run, base=base)
+    assert report.check.memory.peak_bytes == checked(base).memory.peak_bytes
+    assert "GiB foretold, 3.0 used, 4.0 reserved" in diagnose_text(report)

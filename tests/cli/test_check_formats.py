@@ -187,7 +187,7 @@ def test_python_callers_get_no_settings_unasked(project: Path) -> None:
 
 
 def test_piped_text_keeps_to_a_hundred_columns(capsys: pytest.CaptureFixture[str]) -> None:
-    run = ["check", "--model", "Qwen/Qwen2.5-0.5B", "--r", "8", "--lr", "1e-6", "--task", "grpo"]
+    run = ["check", "--r", "8", "--lr", "1e-6", "--task", "grpo"]
     assert main([*run, "--targets", "q_proj,v_porj"]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert max(map(len, lines)) <= 100

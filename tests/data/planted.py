@@ -312,8 +312,8 @@ DEFECTS: dict[str, Defect] = {
     "one label for most": Defect("DAT315", ("classification", *KTO), _unbalanced),
     "a label out of range": Defect("DAT316", ("classification",), _some(_label(2)), {"num_labels": 2}),
     "a negative label": Defect("DAT316", ("classification",), _some(_label(-1))),
-    "one class": Defect("DAT317", ("classification",), _all(_label(1))),
-    "one KTO label": Defect("DAT317", KTO, _all(_label(value=True))),
+    "one class": Defect("DAT315", ("classification",), _all(_label(1))),
+    "one KTO label": Defect("DAT315", KTO, _all(_label(value=True))),
     "U+FFFD": Defect("DAT318", SPOKEN, _some(lambda r: every_answer(r, lambda text: text + " caf\ufffd"))),
     "mojibake": Defect("DAT318", SPOKEN, _some(lambda r: every_answer(r, lambda text: text + " caf\u00c3\u00a9"))),
     "padding": Defect("DAT320", (*ANSWERED, "text"), _some(_long, 8), {"max_length": 0, "batch_size": 8}),
@@ -379,14 +379,9 @@ DEFECTS: dict[str, Defect] = {
     "chosen is rejected": Defect("DAT338", PREFERENCES[:2], _some(_equal_sides)),
     "chosen is longer": Defect("DAT339", PREFERENCES, _all(_long_chosen)),
     "rows that contradict": Defect("DAT340", (*PREFERENCES, *KTO, "classification"), _against),
-    "rows that nearly repeat": Defect("DAT341", ANSWERED, _nearly),
+    "rows that nearly repeat": Defect("DAT313", ANSWERED, _nearly),
     "several documents": Defect("DAT342", ("text",), _titled),
-    "a question of the evaluation set": Defect("DAT343", ("messages", *PAIRS), options={"eval": "other"}),
-    "the prompt in the loss": Defect(
-        "DAT344",
-        ("prompt-completion",),
-        options={"loss": "all", "recipe": "completion_only_loss: true\nlearning_rate: 1.0e-4\n"},
-    ),
+    "a question of the evaluation set": Defect("DAT314", ("messages", *PAIRS), options={"eval": "other"}),
     "entities of HTML": Defect(
         "DAT345", ("messages", *PAIRS), _some(lambda r: every_answer(r, lambda text: text + "&nbsp;<br/>"))
     ),
@@ -397,7 +392,7 @@ DEFECTS: dict[str, Defect] = {
     "labels of the next token": Defect("DAT347", ("tokenised",), _all(_shifted)),
     "ids of another tokenizer": Defect("DAT348", ("tokenised",), _some(_alien)),
     "padding in the loss": Defect("DAT349", ("tokenised",), _some(_padded)),
-    "missing values": Defect("DAT350", ANSWERED, _some(lambda r: every_answer(r, lambda _: "nan"))),
+    "missing values": Defect("DAT311", ANSWERED, _some(lambda r: every_answer(r, lambda _: "nan"))),
     "labels that are alike": Defect("DAT352", ("classification",), _written_twice, {"num_labels": None}),
     "placeholders": Defect("DAT353", ANSWERED, _some(lambda r: every_answer(r, lambda text: f"[YOUR NAME], {text}"))),
     "names of the speaker": Defect(

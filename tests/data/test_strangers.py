@@ -226,7 +226,7 @@ def test_long_lines_of_a_csv_are_faults_and_the_others_are_read(
 
 def test_a_line_that_never_ends_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("gradience.data.rows.MAX_LINE", 1000)
-    monkeypatch.setattr("gradience.data.rows._MAX_SKIPPED", 5000)
+    monkeypatch.setattr("gradience.io.reading.MAX_SKIPPED", 5000)
     for name in ("x.jsonl", "x.csv"):
         (tmp_path / name).write_bytes(b"h\n" + b"a" * 4000 + b"\nb\n")
         RowSource(tmp_path / name)

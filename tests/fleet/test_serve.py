@@ -90,6 +90,7 @@ def zoo(tmp_path_factory) -> Zoo:
     for name, settings in MADE.items():
         save(root / "runs" / name, settings)
     save(root / "runs" / "other", {}, base="large", width=64)
+    save(root / "runs" / "other-r32", {"r": 32}, base="large", width=64)
     save(root / "runs" / "wrong", {}, width=64)
     save(root / "runs" / "in-4-bits", {}, base="someone/tiny-bnb-4bit")
     audit_fleet(root / "runs", out=root / "fleet", workers=1)
@@ -107,7 +108,7 @@ def planned(zoo: Zoo, engine: str) -> tuple[list[set[str]], set[str]]:
     return groups, {named(zoo, one.path) for misfit in plan.misfits for one in misfit.adapters}
 
 
-ALONE = [{"other"}, {"wrong"}, {"in-4-bits"}]
+ALONE = [{"other", "other-r32"}, {"wrong"}, {"in-4-bits"}]
 COMMON = {"a/peft", "b/peft", "r4", "r64", "wide", "narrow", "first-layer", "rslora", "dropout", "embedding", "alora"}
 GROUPS = {  # engine: groups beside those of another base, and misfits
     "vllm": ([COMMON], {"ranks", "alphas", "dora", "head", "head-too", "tokens", "bias", "pissa"} | {"lora-bias"}),
@@ -227,6 +228,7 @@ def test_a_slot_takes_the_largest_rank_in_all_modules_and_the_few_that_need_it_a
     assert (group.rank, group.slots, group.slot_bytes) == (64, 8, 64 * width * 2)
     assert (group.next_rank, group.without_largest) == (8, 8 * width * 2)
     assert [named(zoo, path) for path in group.largest] == ["r64"]
+    assert (plan.groups[1].rank, plan.groups[1].next_rank) == (32, None)  # one of two is not few
     assert group.targets == ["embed_tokens", "q_proj", "up_proj", "v_proj"]
     assert "--max-lora-rank 64 --max-loras 8" in group.command
     assert {one.argument.partition("=")[0] for one in group.adapters} >= {"a/peft", "b/peft", "r4"}
@@ -258,7 +260,7 @@ def test_the_screen_and_the_exit_code(zoo, bar, code, capsys):
     out = capsys.readouterr().out
     text = " ".join(out.split())
     for words in (
-        "vLLM: 14 adapters in 4 groups; 9 do not fit",
+        "vLLM: 15 adapters in 4 groups; 9 do not fit",
         "1. tiny: 11 adapters (1 of rank 4, 9 of rank 8, 1 of rank 64)",
         "... and 9 more (--verbose)",
         "SRV001 vLLM refuses use_dora: loading it is not implemented (1 adapter) [vllm-project/vllm@",
@@ -282,7 +284,7 @@ def test_the_page_has_groups_and_misfits(zoo, tmp_path):
 def test_json_sarif_and_python_give_the_same_plan(zoo, capsys):
     assert main(["fleet", "show", str(zoo.fleet), "--serve", "vllm", "--json"]) == 0
     [plan] = json.loads(capsys.readouterr().out)["plans"]
-    assert [len(group["adapters"]) for group in plan["groups"]] == [11, 1, 1, 1]
+    assert [len(group["adapters"]) for group in plan["groups"]] == [11, 2, 1, 1]
     assert main(["fleet", "show", str(zoo.fleet), "--serve", "vllm", "--format", "sarif"]) == 0
     [run] = json.loads(capsys.readouterr().out)["runs"]
     assert {result["ruleId"] for result in run["results"]} == {"SRV001", "SRV002"}

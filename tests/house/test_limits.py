@@ -19,7 +19,7 @@ LIMITS = [  # what the page calls it, and where the code holds each number of it
     ("files of one run in MLflow's folder", "importers.databases._MOST_FILES"),
     ("a table's header", "importers.sources.MAX_HEADER"),
     ("a row of a data set", "data.rows.MAX_LINE io.reading.MAX_VALUES data.rows._MAX_FIELDS data.rows._MAX_LINES"),
-    ("a line of a data set without an end", "data.rows._MAX_SKIPPED"),
+    ("a line of a data set without an end", "io.reading.MAX_SKIPPED"),
     ("a data set in one JSON document", "data.rows.MAX_JSON io.reading.MAX_VALUES"),
     ("rows of a Parquet or Arrow file", "io.columnar.MAX_ROWS"),
     ("memory of the process that reads a tokenizer", "io.confined.MEMORY"),

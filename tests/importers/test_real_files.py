@@ -27,7 +27,8 @@ def test_every_row_of_a_trainer_state_becomes_an_event(shared_data, import_event
     state = json.loads(path.read_text())
     events, imported = import_events(path)
     counted = Counter(map(kind, state["log_history"]))
-    assert imported.runs[0].made.tally.counts == counted + Counter(run_start=1, run_end=1)
+    of_summary = sum("train_runtime" in row for row in state["log_history"])
+    assert imported.runs[0].made.tally.counts == counted + Counter(run_start=1, run_end=1, throughput=of_summary)
     assert imported.skipped == []
     trained = [row for row in state["log_history"] if kind(row) == "train_step"]
     for event, row in zip(events.of("train_step"), trained, strict=True):

@@ -256,12 +256,12 @@ def test_what_is_not_copied_is_named(case, tmp_path):
 
 
 def test_a_criterion_is_that_of_its_module(case):
-    report = resize_adapter(case.folder, rel_error=0.2)
+    report = resize_adapter(case.folder, energy=0.96)
     audit = audit_adapter(case.folder, top_singular_values=8)
     from gradience.rewrite.options import Target
 
     for row, module in zip(report.modules, audit.modules, strict=True):
-        assert row.rank_after == module_rank(Target("rel_error", 0.2), np.asarray(module.top_singular_values))
+        assert row.rank_after == module_rank(Target("energy", 0.96), np.asarray(module.top_singular_values))
         assert row.relative_error <= 0.2
 
 

@@ -57,7 +57,7 @@ def test_an_objective_is_known_by_the_first_telling_name_and_preferences_before_
         "preference": "rewards/margins rewards/chosen rewards/accuracies "
         "log_odds_ratio log_odds_chosen odds_ratio_loss",
         "rl": "reward reward_std frac_reward_zero_std objective/kl group_reward_std "
-        "critic/rewards/mean critic/score/mean actor/pg_clipfrac actor/ppo_kl",
+        "critic/rewards/mean critic/score/mean actor/pg_clipfrac actor/ppo_kl mismatch_kl/mean mismatch_kl/all/mean",
         "reward": "mean_reward min_reward max_reward",
     }
     kinds = {name: kind for kind, names in told.items() for name in names.split()}

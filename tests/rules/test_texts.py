@@ -11,8 +11,6 @@ OF_A_FAMILY = ("verify", "scope")
 SHARED = {  # one trouble, seen in two places or left in one way
     "From that step on the run fitted its training data at the cost of held-out data.": {"OVF110", "OVF304"},
     "The reloaded model gets a fresh random head and predicts at chance.": {"HED308", "TGT004"},
-    "remove these rows": {"DAT311", "DAT350"},
-    "try 5e-6 for DPO, 1e-5 to 4e-5 for GRPO": {"LR004", "LR008"},
     "train without the feature, or merge the adapter into the base before serving": {"SRV001", "SRV002", "SRV003"},
 }
 

@@ -198,7 +198,7 @@ TABLE = [
         """,
     ),
     ("rules XX999", 2, "unknown rule 'XX999' ('gradience rules' lists them)"),
-    ("report runs/toy --out page.md", 0, "wrote page.md (5 KB, 2 findings)"),
+    ("report runs/toy --out page.md", 0, "wrote page.md (4 KB, 2 findings)"),
     (
         "fleet audit runs --out fleet",
         0,
@@ -291,10 +291,10 @@ TABLE = [
         """,
     ),
     (
-        "resize dora --base base --rel-error 0.4 --dry-run",
+        "resize dora --base base --energy 0.84 --dry-run",
         0,
         """
-        Criterion:  relative error <= 0.4 in each module
+        Criterion:  energy >= 0.84
         Parameters: 134 -> 51
         Error:      14.4% of the whole update, at most 21.6% of a module
           r=2 -> 1: 2

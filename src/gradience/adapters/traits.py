@@ -31,8 +31,6 @@ class Start(NamedTuple):
     """
     recomputable: bool = False
     """The change of the base can be computed from the base weight and the rank alone."""
-    principal: bool = False
-    """The factors start from principal components of the weight."""
     doubled: bool = False
     """A conversion to plain LoRA doubles r and alpha (PEFT's `subtract_mutated_init`)."""
 
@@ -42,9 +40,9 @@ DEFAULT_START: Final = Start("default")
 # PEFT 0.21.2, tuners/lora/layer.py: LoraLayer.update_layer and the *_init methods. `orthogonal` starts with B != 0 but
 # with B A = 0, and `eva` and `mica` start with one zero factor. So these three leave the base weight unchanged.
 _STARTS: Final = {
-    "pissa": Start("pissa", changes_base=True, recomputable=True, principal=True, doubled=True),
-    "olora": Start("olora", changes_base=True, recomputable=True, principal=True, doubled=True),
-    "corda": Start("corda", changes_base=True, principal=True, doubled=True),  # needs its calibration data
+    "pissa": Start("pissa", changes_base=True, recomputable=True, doubled=True),
+    "olora": Start("olora", changes_base=True, recomputable=True, doubled=True),
+    "corda": Start("corda", changes_base=True, doubled=True),  # needs its calibration data
     "lora_ga": Start("lora_ga", changes_base=True),  # needs the gradients of its first batches
     "loftq": Start("loftq", changes_base=True, doubled=True),  # the base is quantised
     "eva": Start("eva", doubled=True),

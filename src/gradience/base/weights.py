@@ -129,12 +129,11 @@ def find_shards(path: Path) -> list[Path]:
     Raises:
         AdapterError: nothing is there, or the checkpoint is incomplete or of another format.
     """
-    place = path if os.path.exists(path) else _cached(path)  # noqa: PTH110  # Path.exists raises on long names
-    if place.is_file():
-        return indexed_files(place) if place.name.endswith(".index.json") else [place]
-    if not place.is_dir():
-        raise AdapterError(f"{place} is neither a folder nor a file of weights", advice=_ADVICE)
-    folder = _snapshot(place)
+    folder = local_folder(path)
+    if folder.is_file():
+        return indexed_files(folder) if folder.name.endswith(".index.json") else [folder]
+    if not folder.is_dir():
+        raise AdapterError(f"{folder} is neither a folder nor a file of weights", advice=_ADVICE)
     if (folder / _INDEX).is_file():
         return indexed_files(folder / _INDEX)
     if (folder / _ONE_FILE).is_file():
@@ -147,6 +146,16 @@ def find_shards(path: Path) -> list[Path]:
     advice = "only safetensors are read: save the model again with safe_serialization=True" if pickled else _ADVICE
     advice = distributed_advice(folder) or advice
     raise AdapterError(f"no base weights in {folder} (it holds {held})", advice=advice)
+
+
+def local_folder(base: Path) -> Path:
+    """The folder of a base's files: of `organisation/name` its revision in the hub's local cache.
+
+    Raises:
+        AdapterError: there is no such path, and nothing of that name in the cache.
+    """
+    place = base if os.path.exists(base) else _cached(base)  # noqa: PTH110  # Path.exists raises on long names
+    return _snapshot(place) if place.is_dir() else place
 
 
 def _snapshot(folder: Path) -> Path:

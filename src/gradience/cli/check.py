@@ -12,7 +12,7 @@ from cyclopts import Parameter
 
 from gradience.cli import options as opt
 from gradience.cli.output import on_terminal
-from gradience.configs.values import Malformed, plain, short_name, whole
+from gradience.configs.values import Malformed, plain, whole
 from gradience.errors import ConfigError
 from gradience.judge.check import CheckKeywords, CheckOptions, check_config
 from gradience.judge.check.options import DataOptions
@@ -40,20 +40,16 @@ class Overrides:
         lora_alpha.
     targets:
         Target modules: names with commas between, or repeated; one expression; or all-linear.
-    model:
-        The base model's name, by which its modules are known.
     """
 
     lr: float | None = None
     r: int | None = None
     alpha: float | None = None
     targets: opt.Strings = None
-    model: str | None = None
 
     def snapshot(self) -> ConfigSnapshot:
         """Return the settings given, as a configuration."""
         return ConfigSnapshot(
-            model_name=_read("--model", short_name, self.model),
             optimizer=OptimizerSnapshot(lr=None if self.lr is None else real(self.lr)),
             lora=LoraSnapshot(
                 r=_read("--r", whole, self.r),

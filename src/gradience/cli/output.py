@@ -174,6 +174,12 @@ _ELSEWHERE: Final = {  # what PEFT and trainers call an option
 }
 
 
+_GONE: Final = {  # options of earlier versions, and what does the same
+    "--rel-error": "give --energy 1 - x^2",
+    "--model": "name it in a configuration file, or give --base",
+}
+
+
 def usage_error(error: CycloptsError) -> str:
     """The error for a wrong command line; for a value outside a choice, with the choices and the nearest one."""
     from cyclopts.exceptions import CoercionError, UnknownOptionError  # only a mistyped command pays for it
@@ -183,6 +189,8 @@ def usage_error(error: CycloptsError) -> str:
         meant = _ELSEWHERE.get(given)
         if any(meant in argument.names for argument in error.argument_collection):
             return f"Unknown option: {given}. Did you mean {meant}?"
+        if given in _GONE:
+            return f"{given} is gone: {_GONE[given]}"
     allowed = list(_choice(error.target_type)) if isinstance(error, CoercionError) else []
     if not allowed or not isinstance(error, CoercionError) or error.token is None:
         return str(error)

@@ -18,17 +18,15 @@ import msgspec
 from gradience.errors import ConfigError
 from gradience.io import natural_key
 from gradience.io.columnar import count_rows, rows_of
-from gradience.io.reading import MAX_VALUES, count_values, decode_json, open_regular, read_small
+from gradience.io.reading import MAX_VALUES, count_values, decode_json, numbered_lines, open_regular, read_small
 from gradience.schema import Json
 
 Row: TypeAlias = dict[str, Json]
 
 MAX_LINE: Final = 64 << 20  # bytes of one row
-_MAX_SKIPPED: Final = 512 << 20  # bytes of a longer line, which is read to its end
 MAX_JSON: Final = 512 << 20  # bytes of a JSON document, which is decoded whole
 _MAX_FIELDS: Final = 1_000_000  # of a CSV's line
 _OF_SAVED: Final = frozenset({"dataset_dict.json", "dataset_info.json", "state.json"})  # of save_to_disk: no rows
-_PIECE: Final = 1 << 20  # bytes that are read at once of a line that is left out
 _MAX_LINES: Final = 1_000_000  # of a CSV's record
 _MAX_FILES: Final = 10_000  # files of a folder
 _ADVICE: Final = "give a .jsonl, .json, .csv, .tsv, .parquet or .arrow file, or a folder of Dataset.save_to_disk"
@@ -94,7 +92,7 @@ def raw_lines(source: RowSource) -> Iterator[tuple[int, bytes]]:
     """Yield each row with its number as a JSON line: of a JSONL file its own bytes, else the row encoded anew."""
     if source.is_json_lines:
         with open_regular(source.path) as file:
-            for number, line in _lines(file):
+            for number, line in numbered_lines(file, MAX_LINE):
                 if line is not None and line.strip():
                     yield number, line if line.endswith(b"\n") else line + b"\n"
         return
@@ -213,41 +211,14 @@ def _is_json_lines(path: Path) -> bool:
 def _line_count(path: Path) -> int:
     """The number of lines that are not blank, counted without decoding them."""
     with open_regular(path) as file:
-        return sum(1 for _, line in _lines(file) if not isinstance(line, bytes) or line.strip())
-
-
-def _lines(file: io.BufferedReader) -> Iterator[tuple[int, bytes | None]]:
-    """Lines with their numbers; None in place of a line over the limit."""
-    number = 0
-    while line := file.readline(MAX_LINE):
-        number += 1
-        if len(line) == MAX_LINE and not line.endswith(b"\n"):
-            _skip_line(file)
-            yield number, None
-        else:
-            yield number, line
-
-
-def _skip_line(file: io.BufferedReader) -> None:
-    """Read up to the end of a line that is over the limit.
-
-    Raises:
-        ValueError: it does not end within `_MAX_SKIPPED` bytes, as in a sparse file.
-    """
-    skipped = MAX_LINE
-    while rest := file.readline(_PIECE):
-        skipped += len(rest)
-        if skipped > _MAX_SKIPPED:
-            raise ValueError(f"a line of more than {_MAX_SKIPPED >> 20} MiB")
-        if rest.endswith(b"\n"):
-            return
+        return sum(1 for _, line in numbered_lines(file, MAX_LINE) if not isinstance(line, bytes) or line.strip())
 
 
 def _json_lines(path: Path, wanted: Collection[int] | None) -> Iterator[Found]:
     decoder = msgspec.json.Decoder()
     nth = 0
     with open_regular(path) as file:
-        for number, line in _lines(file):
+        for number, line in numbered_lines(file, MAX_LINE):
             raw = line.removeprefix(BOM_UTF8) if line is not None and number == 1 else line
             if raw is not None and not raw.strip():
                 continue
@@ -302,7 +273,7 @@ class _CsvLines:
     """The lines of a CSV file as text, without those over the limits."""
 
     def __init__(self, file: io.BufferedReader, separator: str) -> None:
-        self._lines, self._separator = _lines(file), separator.encode()
+        self._lines, self._separator = numbered_lines(file, MAX_LINE), separator.encode()
         self._cut = False
         self._since = 0  # lines of the record that is being read
 

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import msgspec
 
@@ -23,7 +23,7 @@ from gradience.configs.settings import LORA, OPTIMIZER, RUN, TRAINING, Draft, La
 from gradience.configs.training import TRAINING_NAMES, note_training, read_training
 from gradience.configs.values import Fields
 from gradience.errors import ConfigError, RecorderError, SchemaError
-from gradience.io.reading import open_regular, read_small
+from gradience.io.reading import numbered_lines, open_regular, read_small
 from gradience.names import Level
 from gradience.schema import Json, Status
 from gradience.schema.reports import SkippedRow
@@ -37,7 +37,6 @@ MAX_BYTES: Final = 512 * 1024**2  # the largest trainer_state.json seen in the w
 MAX_ROWS: Final = 1_000_000  # ten times a run that logs 100 000 steps; a row takes some 300 bytes beyond its values
 MAX_LINE: Final = 32 * 1024**2  # ms-swift's closing record repeats the whole history on one line
 LFS: Final = b"version https://git-lfs"
-_CHUNK: Final = 1 << 20
 
 _OF_MODEL: Final = "_name_or_path"
 _MODEL_NAMES: Final = frozenset(name for setting in RUN[:1] for name in (*setting.native, *setting.loose))
@@ -88,6 +87,11 @@ class LoggedRow:
         self._packed = msgspec.json.encode(list(values.values()))
 
     @property
+    def names(self) -> tuple[str, ...]:
+        """The names of the values."""
+        return self._names
+
+    @property
     def values(self) -> dict[str, Json]:
         """The values by name, decoded anew at each access."""
         return dict(zip(self._names, _unpack(self._packed), strict=True))
@@ -100,6 +104,13 @@ _unpack: Final = msgspec.json.Decoder(list[Any]).decode
 def _shared(names: tuple[str, ...]) -> tuple[str, ...]:
     """Return the first tuple seen that equals this one, so that rows share it."""
     return names
+
+
+class Reading(NamedTuple):
+    """Memory that a logger read beside the rows, bytes by field of a `throughput` event, at a time (Unix seconds)."""
+
+    ts: float
+    memory: Mapping[str, int]
 
 
 @dataclass(slots=True)
@@ -120,6 +131,7 @@ class SourceRun:
     layer: Layer = field(default_factory=Layer)
     skipped: list[SkippedRow] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
+    memory: list[Reading] = field(default_factory=list)  # in the order of time
     files: list[Path] = field(default_factory=list)  # all files read; the rows are from the first
 
     def add(self, row: LoggedRow) -> None:
@@ -272,12 +284,8 @@ def json_lines(path: Path) -> Iterator[tuple[int, dict[str, Json] | str]]:
     """
     require_file(path)
     with open_regular(path) as file:
-        number = 0
-        while line := file.readline(MAX_LINE):
-            number += 1
-            if len(line) == MAX_LINE and not line.endswith(b"\n"):
-                while (more := file.readline(_CHUNK)) and not more.endswith(b"\n"):
-                    pass
+        for number, line in numbered_lines(file, MAX_LINE):
+            if line is None:
                 yield number, f"a line of more than {MAX_LINE // 1024**2} MiB"
             elif line.strip():
                 yield number, _object(line.removeprefix(BOM_UTF8) if number == 1 else line)

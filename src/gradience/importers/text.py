@@ -93,7 +93,18 @@ _Row = dict[str, Json]
 _PLACE: Final = "global_step/max_steps"  # ms-swift: "12/100"
 _PROGRESS: Final = frozenset({"percentage", "remaining_time"})  # derived from the step, so not copied
 _COUNTERS: Final = frozenset({"current_steps", "total_steps", "step", "global_step", _PLACE})
-_IDLE: Final = frozenset({"epoch", "elapsed_time", "total_tokens", "throughput", "memory(GiB)", "train_speed(s/it)"})
+_IDLE: Final = frozenset(
+    {
+        "epoch",
+        "elapsed_time",
+        "total_tokens",
+        "throughput",
+        "memory(GiB)",
+        "train_speed(s/it)",
+        "vram_allocated",
+        "vram_reserved",
+    }
+)
 _SHOWN: Final = 5
 _CLOSING: Final = "log_history"  # ms-swift's last line repeats all rows
 

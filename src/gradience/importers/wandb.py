@@ -21,6 +21,7 @@ from gradience.configs.settings import stack
 from gradience.errors import RecorderError, SchemaError
 from gradience.importers.files import (
     LoggedRow,
+    Reading,
     SourceRun,
     is_pointer,
     log_bytes,
@@ -46,8 +47,9 @@ _START: Final = 7  # bytes of the file's header
 _BLOCK: Final = 32 * 1024
 _HEADER: Final = struct.Struct("<IHB")  # checksum, length, kind of a piece
 _FULL, _FIRST, _MIDDLE, _LAST = 1, 2, 3, 4
-_HISTORY, _SUMMARY, _CONFIG, _OUTPUT_RAW, _RUN, _EXIT = 2, 3, 5, 13, 17, 18  # fields of a Record
+_HISTORY, _SUMMARY, _CONFIG, _STATS, _OUTPUT_RAW, _RUN, _EXIT = 2, 3, 5, 7, 13, 17, 18  # fields of a Record
 _ITEM, _KEY, _NESTED, _VALUE = 1, 1, 2, 16  # a field of HistoryRecord and ConfigRecord; the fields of their items
+_STATS_TIME, _STATS_ITEM = 2, 3  # of a StatsRecord, whose items are as those of a HistoryRecord
 _RUN_ID, _RUN_CONFIG, _RUN_NAME = 1, 4, 8
 _LINE: Final = 3  # of an OutputRawRecord
 _EXIT_CODE: Final = 1  # of a RunExitRecord, which does not write a code of 0
@@ -60,6 +62,10 @@ _INTERRUPT: Final = "KeyboardInterrupt"
 _OF_LOGGER: Final = ("_wandb", "_runtime", "_timestamp")
 # What the Trainer logs when training is over, into the summary only. Without this it would be a row's `train_loss`.
 _CLOSING: Final = ("total_flos", "train_runtime", "train_samples_per_second", "train_steps_per_second", "train_loss")
+_USED: Final = re.compile(r"gpu\.(?:process\.)?(\d+)\.memoryAllocatedBytes")  # of the device, whoever holds it
+_SHARE: Final = "gpu.{}.memoryAllocated"  # per cent
+_PROCESS: Final = ("proc.memory.rssMB", "proc.memory.percent")  # of the machine's memory
+_MIB: Final = 2**20
 _EXPORT: Final = (
     "sync it with `wandb sync`, then export: "
     "pandas.DataFrame(wandb.Api().run('ENTITY/PROJECT/RUN').scan_history()).to_csv('run.csv', index=False)"
@@ -135,6 +141,8 @@ class _Log:
             self.settings |= _items(body)
         elif kind == _SUMMARY:
             self.summary |= _items(body)
+        elif kind == _STATS:
+            self._raw.memory += _memory(body)
         elif kind == _OUTPUT_RAW:
             self.output = (self.output + "".join(part.decode("utf-8", "replace") for part in nested(body, _LINE)))[
                 -_TAIL:
@@ -144,6 +152,26 @@ class _Log:
             self.exit_code = code if isinstance(code, int) else None
         elif kind == _RUN:
             _take_run(self._raw, body, self.settings)
+
+
+def _memory(body: bytes) -> Iterator[Reading]:
+    """The memory of a record of system metrics: of the fullest card, or of the process where there is none."""
+    seconds = dict(fields(next(nested(body, _STATS_TIME), b""))).get(1)
+    stats = {name: value for name, value in _items(body, _STATS_ITEM).items() if isinstance(value, int | float)}
+    if not isinstance(seconds, int):
+        return
+    cards = [(stats[name], stats.get(_SHARE.format(hit[1]), 0.0)) for name in stats if (hit := _USED.fullmatch(name))]
+    if cards:
+        used, share = max(cards)
+        yield Reading(seconds, {"reserved_bytes": int(used), **_of_all(used, share)})
+    elif (used := stats.get(_PROCESS[0], 0.0) * _MIB) > 0.0:
+        sizes = dict.fromkeys(("peak_bytes", "held_bytes"), int(used))
+        yield Reading(seconds, {**sizes, **_of_all(used, stats.get(_PROCESS[1], 0.0))})
+
+
+def _of_all(used: float, percent: float) -> dict[str, int]:
+    """The memory there is, of which so many per cent are used."""
+    return {"total_bytes": round(used / percent * 100.0)} if percent > 0.0 else {}
 
 
 def _take_end(raw: SourceRun, code: int | None, output: str) -> None:
@@ -247,11 +275,11 @@ def _records(data: bytes) -> Iterator[bytes]:
             held = b""
 
 
-def _items(body: bytes) -> dict[str, Json]:
+def _items(body: bytes, kind: int = _ITEM) -> dict[str, Json]:
     """Return the values of a history or config record by key; nested keys are joined with dots."""
     found: dict[str, Json] = {}
     for number, item in fields(body):
-        if number == _ITEM and isinstance(item, bytes):
+        if number == kind and isinstance(item, bytes):
             parts: dict[int, list[bytes]] = {}
             for field, part in fields(item):
                 if isinstance(part, bytes):

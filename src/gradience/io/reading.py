@@ -46,6 +46,7 @@ _STEPS: Final = {ord("["): 1, ord("{"): 1, ord("]"): -1, ord("}"): -1}
 _NOT_STRUCTURE: Final = bytes(set(range(256)) - set(b'[]{}"'))
 _NOT_COUNTED: Final = bytes(set(range(256)) - set(b'[{,"'))
 _PIECE: Final = 1 << 20  # bytes
+MAX_SKIPPED: Final = 512 << 20  # bytes of a line over a limit, which is read to its end
 _TOO_DEEP: Final = f"nested more than {MAX_DEPTH} levels deep, the limit for JSON"
 
 
@@ -75,6 +76,31 @@ def open_raw(path: str | os.PathLike[str]) -> io.FileIO:
         os.close(descriptor)
         raise _not_regular(next((name for test, name in _KINDS if test(mode)), "no file"), path)
     return io.FileIO(descriptor)
+
+
+def numbered_lines(file: io.BufferedReader, most: int) -> Iterator[tuple[int, bytes | None]]:
+    """Lines with their numbers; None in place of one of `most` bytes and more.
+
+    Raises:
+        ValueError: such a line does not end within `MAX_SKIPPED` bytes, as in a sparse file.
+    """
+    number = 0
+    while line := file.readline(most):
+        number += 1
+        if len(line) < most or line.endswith(b"\n"):
+            yield number, line
+        else:
+            _skip_line(file, most)
+            yield number, None
+
+
+def _skip_line(file: io.BufferedReader, read: int) -> None:
+    while rest := file.readline(_PIECE):
+        read += len(rest)
+        if read > MAX_SKIPPED:
+            raise ValueError(f"a line of more than {MAX_SKIPPED >> 20} MiB")
+        if rest.endswith(b"\n"):
+            return
 
 
 def read_small(path: str | os.PathLike[str], *, most: int, what: str) -> bytes:

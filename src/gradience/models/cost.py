@@ -17,7 +17,7 @@ from contextlib import contextmanager
 from functools import partial
 from importlib.util import find_spec
 from types import ModuleType
-from typing import Any, Final, NamedTuple
+from typing import Any, Final, NamedTuple, TypeAlias
 
 import msgspec
 import torch
@@ -48,6 +48,7 @@ _BY_NUMBERS: Final = frozenset(  # where A and B start, which needs the base's w
 _LAYERS: Final = ("num_hidden_layers", "n_layer", "num_layers", "n_layers")
 _TINY: Final = 64  # rows of their embeddings
 _META: Final = torch.device("meta")
+_Seen: TypeAlias = tuple[dict[str, int], dict[str, int]]  # by the names of MemoryParts, and of Reached
 _LOW: Final = frozenset(
     {functional.linear, torch.matmul, torch.bmm, torch.addmm, torch.baddbmm, torch.mm, torch.einsum}
     | {
@@ -259,11 +260,15 @@ class Follower:
         Raises:
             Exception: anything, because transformers and PEFT make what a stranger's files describe.
         """
+        return self.look(asked)[0]
+
+    def look(self, asked: Mapping[str, Any]) -> _Seen:
+        """The same, and what the adapter reaches: the names of `schema.memory.Reached`."""
         step = msgspec.convert(asked, Step)
         with quietly(), _offline(), _grouping(step):
-            return self._followed(step)
+            return self._looked(step)
 
-    def _followed(self, step: Step) -> dict[str, int]:
+    def _looked(self, step: Step) -> _Seen:
         config = pretrained.load(_transformers().AutoConfig, step.base)
         try:
             return _followed(step, *_made(step, config, _META))
@@ -273,9 +278,12 @@ class Follower:
                 raise
             depth = getattr(config, layers)
             one, two = (_followed(step, *_made_small(step, layers, n)) for n in _FEW)
-            if sum(two.values()) < sum(one.values()):
+            if sum(two[0].values()) < sum(one[0].values()):
                 raise ValueError("the memory does not grow with the depth") from error
-            return {key: one[key] + (depth - 1) * (two[key] - one[key]) for key in one}
+            first, second = (
+                {key: a[key] + (depth - 1) * (b[key] - a[key]) for key in a} for a, b in zip(one, two, strict=True)
+            )
+            return first, second
 
 
 @contextmanager
@@ -412,7 +420,7 @@ def _made_small(step: Step, layers: str, n: int) -> tuple[Any, Any]:
     return base, adapted
 
 
-def _followed(step: Step, base: Any, adapted: Any) -> dict[str, int]:
+def _followed(step: Step, base: Any, adapted: Any) -> _Seen:
     trained = [parameter for parameter in adapted.parameters() if parameter.requires_grad]
     states, moment = _optimizer(step, trained)
     live = Live(getattr(base.config.get_text_config(), "vocab_size", 0))
@@ -435,7 +443,17 @@ def _followed(step: Step, base: Any, adapted: Any) -> dict[str, int]:
     stepping["backward"] += moment
     peak = max(live.peak, stepping, key=Counter.total)
     names = ("weights", "adapter", "optimizer", "activations", "loss", "backward")
-    return {name: peak[name] for name in names}
+    return {name: peak[name] for name in names}, _reached(adapted)
+
+
+def _reached(adapted: Any) -> dict[str, int]:
+    """What the adapter amounts to: the names of `schema.memory.Reached`."""
+    from peft.tuners.tuners_utils import BaseTunerLayer  # as above
+
+    trained = {id(one): one.numel() for one in adapted.parameters() if one.requires_grad}
+    every = sum(one.numel() for one in adapted.parameters())
+    modules = sum(isinstance(module, BaseTunerLayer) for module in adapted.modules())
+    return {"modules": modules, "trainable_params": sum(trained.values()), "base_params": every - sum(trained.values())}
 
 
 def _backward(loss: Tensor) -> None:

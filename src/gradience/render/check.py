@@ -20,6 +20,7 @@ from gradience.blocks import (
     Title,
     by_severities,
     count,
+    duration,
     facts,
     findings,
     gib,
@@ -35,7 +36,7 @@ from gradience.configs.settings import states_adapter
 from gradience.schema import Real, as_float
 from gradience.schema.document import Coverage, by_severity
 from gradience.schema.events import ConfigSnapshot, LoraSnapshot, TrainingSnapshot
-from gradience.schema.memory import Memory
+from gradience.schema.memory import Memory, Time
 from gradience.schema.reports import CheckReport, DataReport
 
 _TRAINERS = {
@@ -139,7 +140,8 @@ def check_text(report: CheckReport, *, verbose: bool = False) -> Iterator[Block]
         yield from part(
             f"In the base ({_text(reach.base)}, {_text(reach.layout)})", [facts(_coverage(reach), indent=2)]
         )
-    yield from _memory(report.memory)
+    yield from _memory(report.memory, counted=report.coverage is not None)
+    yield from _time(report.time)
     if report.data is not None:
         yield from ("Data as the trainer feeds it:", *data_blocks(report.data, report.derived), "")
     if report.findings:
@@ -159,8 +161,22 @@ def check_text(report: CheckReport, *, verbose: bool = False) -> Iterator[Block]
         yield "Findings are hypotheses with their grounds, not verdicts: verify on held-out data."
 
 
-def _memory(memory: Memory | None) -> Iterator[Block]:
-    """What a step takes of the device's memory, and what is assumed; or why that is not known."""
+def _time(time: Time | None) -> Iterator[Block]:
+    """What training takes by a log of the same base; or why the log there does not tell it."""
+    if time is None:
+        return
+    if time.seconds_per_step is None:
+        yield f"Time: not known by {time.by}: {time.reason}"
+    else:
+        whole = "" if time.seconds is None else f"about {duration(as_float(time.seconds))} for {time.steps:,} steps, "
+        each, logged = (number(x, ".3g") for x in (time.seconds_per_step, time.logged_seconds_per_step))
+        by = f"as in {time.by}" if each == logged else f"{logged} in {time.by}, by the rows"
+        yield f"Time: {whole}{each} s a step ({by}); on the same device, without evaluations"
+    yield ""
+
+
+def _memory(memory: Memory | None, *, counted: bool) -> Iterator[Block]:
+    """What a step takes of the device's memory, what is assumed, and what the adapter is if it was not counted."""
     if memory is None:
         return
     parts = msgspec.structs.asdict(memory.parts) if memory.parts is not None else {}
@@ -172,6 +188,8 @@ def _memory(memory: Memory | None) -> Iterator[Block]:
         peak = f"about {gib(memory.peak_bytes)} GiB allocated at the longest batch"
         yield f"Memory: {peak}, {least} to {most} reserved ({held})"
         yield f"  Assumed: {'; '.join(memory.assumes)}"
+    if (reached := memory.reached) is not None and not counted:
+        yield f"  Adapter: {reached.modules:,} modules, {reached.trainable_params:,} parameters that are trained"
     yield from (f"  {gib(one.peak_bytes)} GiB with {one.change}" for one in memory.changes)
     yield ""
 

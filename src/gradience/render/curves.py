@@ -18,6 +18,7 @@ from gradience.telemetry.series import SPECTRAL, RunSeries
 
 _CLOSE: Final = (2.0, 98.0)  # percentiles of the rows that a close-up shows
 _PROBES: Final = {"update_norm": "Norm of the update", "stable_rank_mean": "Stable rank, mean over modules"}
+_SHOWS: Final = 3  # windows of steps that show a curve
 _FAR: Final = 3.0  # a close-up is drawn if all rows span this many times the range of the percentiles
 
 
@@ -72,12 +73,24 @@ def training_figures(run: RunSeries, causes: Sequence[Cause]) -> Iterator[Figure
             lines = [PlotLine(title.lower(), envelope(column.steps, column.values), points=True)]
             plot = Plot(lines, "step", title.lower(), log=False, zero=True)
             yield Figure(title, plot, summary=_summary(lines), caption=_caption_of(title, lines[0].data))
+    yield from _pace(run, causes)
     accuracy = [
         PlotLine(split, data, points=True) for split, data in _by_split(run, "accuracy").items() if data.rows > 1
     ]
     if accuracy:
         plot = Plot(accuracy[:STYLES], "step", "fraction correct", log=False)
         yield Figure("Accuracy", plot, summary=_summary(plot.lines), caption="Every evaluation is drawn.")
+
+
+def _pace(run: RunSeries, causes: Sequence[Cause]) -> Iterator[Figure]:
+    """The curve of the seconds a step; none of fewer windows than show one."""
+    timed = [one for one in run.paces if one.step is not None and one.seconds_per_step is not None]
+    if len(timed) >= _SHOWS:
+        seconds = [as_float(one.seconds_per_step or 0.0) for one in timed]
+        lines = [PlotLine("seconds a step", envelope([one.step or 0 for one in timed], seconds), points=True)]
+        plot = Plot(lines, "step", "seconds a step", marks_of(causes, "CST"), log=False, zero=True)
+        caption = "Each point is of the steps since the one before it, without evaluations."
+        yield Figure("Seconds a step", plot, summary=_summary(lines), caption=caption)
 
 
 def _recorded(

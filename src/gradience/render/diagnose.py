@@ -19,7 +19,6 @@ from gradience.blocks import (
     Table,
     Title,
     VerdictLine,
-    gib,
     number,
     part,
     skipped_line,
@@ -27,6 +26,7 @@ from gradience.blocks import (
 )
 from gradience.blocks.text import as_text
 from gradience.render.monitor import marks, probe_lines
+from gradience.render.pace import memory_words
 from gradience.schema.diagnose import VERDICT_LABELS, BestCheckpoint, Cause, DiagnosedSource, DiagnoseReport
 
 _SOURCE: Final = 8  # columns of a source's name
@@ -70,12 +70,11 @@ def diagnose_text(report: DiagnoseReport, *, verbose: bool = False, fails: bool 
 
 
 def _used(report: DiagnoseReport) -> Iterator[Block]:
-    """The memory foretold beside what torch's allocator gave; nothing where one of them is not known."""
+    """The memory foretold beside what the run took; nothing where one of them is not known."""
     foretold = None if report.check is None or report.check.memory is None else report.check.memory.peak_bytes
     used = None if report.monitor is None else report.monitor.pace
-    if foretold is not None and used is not None and used.peak_bytes is not None and used.reserved_bytes is not None:
-        held = f"{gib(used.peak_bytes)} used, {gib(used.reserved_bytes)} reserved"
-        yield f"  Memory: {gib(foretold)} GiB foretold, {held}"
+    if foretold is not None and used is not None and (said := memory_words(foretold, used)):
+        yield f"  Memory: {said}"
 
 
 def causes(report: DiagnoseReport, where: Callable[[Cause], str] | None = None) -> tuple[ShownFinding, ...]:

@@ -19,7 +19,6 @@ from gradience.blocks import (
     count,
     facts,
     findings,
-    gib,
     number,
     part,
     percent,
@@ -30,6 +29,7 @@ from gradience.blocks import (
 from gradience.blocks.plots import curve_lines
 from gradience.blocks.text import as_text, printed
 from gradience.reading.follow import LiveRun
+from gradience.render.pace import pace_words
 from gradience.render.ranks import update_size
 from gradience.rules.log.account import is_token_accuracy, rate_of_run
 from gradience.rules.log.held_out import of_metric
@@ -43,7 +43,6 @@ from gradience.schema.reports import (
     EvaluationMark,
     LossKind,
     MonitorReport,
-    Pace,
     Schedule,
     SignalSummary,
     TrainSummary,
@@ -96,23 +95,7 @@ def run_facts(report: MonitorReport) -> Iterator[tuple[str, str | None]]:
     yield "Status", f"{words(report.status)}{reason}{reached}"
     yield ("Rows", f"{report.train.rows}") if _is_silent(report) else ("Loss", _loss_of(report.train))
     yield "Peak LR", _peak(report.account.schedule) if report.train.rows else ""
-    yield "Pace", "" if report.pace is None else _pace(report.pace)
-
-
-def _pace(pace: Pace) -> str:
-    """Seconds a step, tokens a second, and the peak against what there is; what was not recorded is left out."""
-    parts = []
-    if pace.seconds_per_step is not None:
-        waits = "" if pace.waiting_share is None else f", {percent(pace.waiting_share)} of it waiting for data"
-        parts.append(f"{number(pace.seconds_per_step, '.3g')} s a step{waits}")
-    if pace.tokens_per_second is not None:
-        padding = "" if pace.padding_share is None else f" ({percent(pace.padding_share)} padding beside them)"
-        parts.append(f"{number(pace.tokens_per_second, ',.0f')} tokens/s{padding}")
-    if pace.peak_bytes is not None:
-        of = "" if pace.total_bytes is None else f" of {gib(pace.total_bytes)}"
-        reserved = "" if pace.reserved_bytes is None else f" ({gib(pace.reserved_bytes)} reserved)"
-        parts.append(f"peak {gib(pace.peak_bytes)}{reserved}{of} GiB")
-    return "; ".join(parts)
+    yield "Pace", "" if report.pace is None else pace_words(report.pace)
 
 
 def _is_silent(report: MonitorReport) -> bool:

@@ -7,6 +7,7 @@ from typing import Final
 
 from gradience.blocks import Block, sentence, shorter
 from gradience.blocks.text import as_lines
+from gradience.render.pace import pace_words
 from gradience.schema.why import Difference, Parting, WhyReport
 
 _SHOWN: Final = 60  # characters of a value
@@ -23,6 +24,8 @@ def why_text(report: WhyReport, *, verbose: bool = False) -> Iterator[Block]:
     if report.differences:
         yield from ("", "What differs")
         yield from (_difference(each, most) for each in report.differences)
+    pairs = zip(("first", "second"), report.paces, strict=False)
+    yield from _listed("Pace", [f"{name}: {pace_words(pace) if pace else 'not recorded'}" for name, pace in pairs])
     yield from _listed("Cannot be told", report.not_told)
     if verbose:
         yield from _listed("Compared", report.compared)

@@ -23,7 +23,6 @@ LESSER: Final = "modules, of no larger error"
 _CRITERIA: Final = {
     "rank": "rank {:g}",
     "energy": "energy >= {:g}",
-    "rel_error": "relative error <= {:g} in each module",
     "max_mb": "at most {:g} MB",
     "max_params": "at most {:.0f} parameters",
     "like_suggested": "the audit's suggestion for each module",

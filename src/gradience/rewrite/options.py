@@ -45,9 +45,8 @@ class ResizeOptions(VerbOptions):
     rank:
         k = RANK in every module that has more.
     energy:
-        Least k with sum_{i<=k} sigma_i^2 >= ENERGY * sum sigma_i^2.
-    rel_error:
-        Least k with sqrt(sum_{i>k} sigma_i^2 / sum sigma_i^2) <= REL_ERROR: the relative error of the module.
+        Least k with sum_{i<=k} sigma_i^2 >= ENERGY * sum sigma_i^2. The relative error of the module is then at most
+        sqrt(1 - ENERGY).
     max_mb:
         The weights file has at most MAX_MB * 10^6 bytes. Ranks go where they keep most sigma^2 per byte.
     max_params:
@@ -79,7 +78,6 @@ class ResizeOptions(VerbOptions):
 
     rank: Count | None = None
     energy: Share | None = None
-    rel_error: Annotated[float, Range(lambda x: 0.0 <= x < 1.0, "from 0, under 1")] | None = None
     max_mb: Positive | None = None
     max_params: Count | None = None
     like_suggested: Annotated[bool, Range(lambda x: x in {0.0, 1.0}, "true")] = False
@@ -140,7 +138,6 @@ class ResizeKeywords(TypedDict, total=False):
 
     rank: int | None
     energy: float | None
-    rel_error: float | None
     max_mb: float | None
     max_params: int | None
     like_suggested: bool

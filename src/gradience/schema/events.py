@@ -345,16 +345,24 @@ class Throughput(EventBase, frozen=True, tag="throughput"):
     """How fast the steps since the last such event went, what they waited for, and the memory they took."""
 
     steps: Annotated[NonNegativeInt, about("Optimizer steps of the window.")]
-    seconds_per_step: Annotated[Real, about("Wall time without evaluations and saves.")] | None = None
+    seconds_per_step: (
+        Annotated[Real, about("Wall time without evaluations and saves; of an import, with saves.")] | None
+    ) = None
     waiting_share: Annotated[Fraction, about("Share of that time before a batch was there.")] | None = None
     tokens_per_second: Annotated[Real, about("Tokens that are no padding.")] | None = None
-    padded_tokens_per_second: Annotated[Real, about("The same with padding.")] | None = None
+    padded_tokens_per_second: (
+        Annotated[Real, about("The same with padding, or as another program counts them.")] | None
+    ) = None
+    samples_per_second: Annotated[Real, about("Examples, as another program's summary counts them.")] | None = None
     longest: Annotated[NonNegativeInt, about("Tokens of the longest row, padding included.")] | None = None
     rows: Annotated[NonNegativeInt, about("Rows of the largest micro-batch.")] | None = None
     peak_bytes: Annotated[NonNegativeInt, about("Most memory so far: torch's allocator, else the process.")] | None = (
         None
     )
-    reserved_bytes: Annotated[NonNegativeInt, about("Most that torch's allocator has reserved so far.")] | None = None
+    reserved_bytes: (
+        Annotated[NonNegativeInt, about("Most that torch's allocator has reserved so far, or that a card was full.")]
+        | None
+    ) = None
     held_bytes: Annotated[NonNegativeInt, about("Memory held between steps, at the window's end.")] | None = None
     total_bytes: Annotated[NonNegativeInt, about("Memory of the card, or of the machine.")] | None = None
 

@@ -373,6 +373,11 @@ class RunRow(msgspec.Struct, kw_only=True, frozen=True):
     utilization_mean: float | None = None
     started: Annotated[float, about("Oldest clock reading, Unix time in seconds.")] | None = None
     duration_s: Annotated[float, about("Seconds from the oldest to the newest clock reading.")] | None = None
+    seconds_per_step: Annotated[float, about("The median of its windows of steps.")] | None = None
+    waiting_share: Annotated[float, about("Share of a step before its batch was there.")] | None = None
+    tokens_per_second: Annotated[float, about("Without padding where that was counted.")] | None = None
+    padding_share: Annotated[float, about("Of all tokens.")] | None = None
+    peak_bytes: Annotated[NonNegativeInt, about("Most memory: allocated, else reserved.")] | None = None
 
 
 RUN_SETTINGS: Final = (

@@ -1,4 +1,4 @@
-"""The memory that one training step needs, as `check` foretells it from configurations alone."""
+"""The memory that one training step needs, as `check` foretells it from configurations alone, and a run's time."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from typing import Annotated
 
 import msgspec
 
-from gradience.schema import NonNegativeInt, about
+from gradience.schema import NonNegativeInt, Real, about
 
 
 class Step(msgspec.Struct, kw_only=True, frozen=True):
@@ -48,6 +48,14 @@ class MemoryChange(msgspec.Struct, kw_only=True, frozen=True):
     peak_bytes: NonNegativeInt
 
 
+class Reached(msgspec.Struct, kw_only=True, frozen=True):
+    """What the adapter's targets amount to in the model, counted on the meta device."""
+
+    modules: Annotated[NonNegativeInt, about("Modules that get an adapter.")]
+    trainable_params: NonNegativeInt
+    base_params: Annotated[NonNegativeInt, about("Parameters that are not trained.")]
+
+
 class Memory(msgspec.Struct, kw_only=True, frozen=True):
     """The peak of one training step on one device; null where it is not known."""
 
@@ -56,8 +64,20 @@ class Memory(msgspec.Struct, kw_only=True, frozen=True):
         Annotated[list[int], about("What the allocator may have reserved by then: the least, the most.")] | None
     ) = None
     parts: Annotated[MemoryParts, about("Of the peak; without a model, those that need none.")] | None = None
+    reached: Annotated[Reached, about("Null where the model could not be made.")] | None = None
     assumes: Annotated[list[str], about("What the files do not say.")] = []
     method: Annotated[str, about("How the peak was found.")] = ""
     reason: Annotated[str, about("Why the peak is not known; else empty.")] = ""
     limit_bytes: Annotated[NonNegativeInt, about("Memory of the card, as --memory states it.")] | None = None
     changes: Annotated[list[MemoryChange], about("What would fit, the cheapest first.")] = []
+
+
+class Time(msgspec.Struct, kw_only=True, frozen=True):
+    """How long training takes by a log of the same base; null where the log and the settings do not tell it."""
+
+    seconds_per_step: Annotated[Real, about("Without evaluations and saves.")] | None = None
+    steps: Annotated[NonNegativeInt, about("Planned optimizer steps.")] | None = None
+    seconds: Annotated[Real, about("Of all planned steps.")] | None = None
+    by: Annotated[str, about("Name of the log.")] = ""
+    logged_seconds_per_step: Real | None = None
+    reason: Annotated[str, about("Why the time is not known; else empty.")] = ""

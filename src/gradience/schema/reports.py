@@ -11,7 +11,7 @@ from msgspec import Meta
 from gradience.schema import Fraction, Json, NonNegativeInt, Real, about
 from gradience.schema.document import Coverage, Finding, NotRun, Report
 from gradience.schema.events import Alert, ConfigSnapshot, EvalMetrics, RecommendationItem
-from gradience.schema.memory import Memory
+from gradience.schema.memory import Memory, Time
 
 DataFormat: TypeAlias = Literal[
     "messages",
@@ -404,6 +404,7 @@ class CheckReport(Report, kw_only=True, frozen=True):
     unknown_keys: Annotated[list[str], about("Keys of the input that no rule reads.")] = []
     data: Annotated[DataReport, about("The data set as the trainer feeds it, with --data.")] | None = None
     memory: Annotated[Memory, about("What a training step takes of the device's memory, with --base.")] | None = None
+    time: Annotated[Time, about("By a log beside the settings, with --base.")] | None = None
 
 
 class BadLine(msgspec.Struct, kw_only=True, frozen=True, omit_defaults=True):
@@ -646,11 +647,14 @@ class Pace(msgspec.Struct, kw_only=True, frozen=True):
     seconds_per_step: Real | None = None
     waiting_share: Annotated[Fraction, about("Share of a step before its batch was there.")] | None = None
     tokens_per_second: Annotated[Real, about("Without padding.")] | None = None
+    padded_tokens_per_second: Annotated[Real, about("With padding, or as another program counts them.")] | None = None
+    samples_per_second: Real | None = None
     padding_share: Annotated[Fraction, about("Of all tokens of these windows.")] | None = None
     longest: Annotated[NonNegativeInt, about("Tokens of the longest row, with padding.")] | None = None
     peak_bytes: Annotated[NonNegativeInt, about("By torch's allocator, else of the process.")] | None = None
     reserved_bytes: NonNegativeInt | None = None
     total_bytes: Annotated[NonNegativeInt, about("Memory of the card, or of the machine.")] | None = None
+    of_process: Annotated[bool, about("Whether the memory is the whole process's, on a CPU.")] = False
 
 
 class StoryPart(msgspec.Struct, kw_only=True, frozen=True, omit_defaults=True):

@@ -8,6 +8,7 @@ import msgspec
 
 from gradience.schema import Json, NonNegativeInt, about
 from gradience.schema.document import Report
+from gradience.schema.reports import Pace
 
 WHY_SCHEMA_ID: Final = "gradience.why/v2"
 
@@ -44,5 +45,6 @@ class WhyReport(Report, kw_only=True, frozen=True, omit_defaults=True):
     cause: Difference | None = None
     parts: Annotated[list[Parting], about("What differs first, in the order in which a step is computed.")] = []
     differences: Annotated[list[Difference], about("Everything that was found to differ, causes first.")] = []
+    paces: Annotated[list[Pace | None], about("Speed and memory of both runs, if one recorded them.")] = []
     compared: Annotated[list[str], about("What both runs recorded.")] = []
     not_told: Annotated[list[str], about("What cannot be told, and what to record to tell it.")] = []

@@ -128,7 +128,7 @@ class Provenance(msgspec.Struct, kw_only=True, frozen=True):
 RESIZE_SCHEMA_ID: Final = "gradience.resize/v2"
 
 Limit: TypeAlias = Literal["kl", "effect", "flips"]
-Criterion: TypeAlias = Literal["rank", "energy", "rel_error", "max_mb", "max_params", "like_suggested", "kl"]
+Criterion: TypeAlias = Literal["rank", "energy", "max_mb", "max_params", "like_suggested", "kl"]
 
 
 class ResizedModule(msgspec.Struct, kw_only=True, frozen=True):

@@ -314,13 +314,26 @@ ENTRIES: dict[str, Entry] = {
                 says="lr 0.0002 is high for preference optimisation: DPO uses about 5e-6, GRPO 1e-5 to 4e-5",
                 values={"lr": 2e-4},
             ),
+            On(
+                rate(1e-6, "grpo"),
+                says="lr 1e-06, the default of TRL's trainers, is a rate of full fine-tuning: with LoRA DPO uses "
+                "about 5e-6, GRPO 1e-5 to 4e-5",
+                severity="warning",
+                settings=["lr"],
+            ),
+            On(rate(2e-6, "grpo")),
+            On(rate(5e-7, "dpo", r=16, alpha=32)),
         ],
         silent=[
+            On(rate(2.1e-6, "grpo")),
+            On(rate(1e-6)),
             On(rate(5e-5, "dpo")),
             On(rate(2e-4, "sft")),
             On(config(optimizer={"lr": 2e-3}, extras={"task": "reward"})),
         ],
         abstains=[
+            On(config(optimizer={"lr": 1e-6, "extras": {"lr_from": "the log"}}, extras={"task": "grpo"})),
+            On(config(optimizer={"lr": 1e-6, "name": "sgd"}, extras={"task": "grpo"})),
             On(rate(1.0, None)),
             On(
                 config(optimizer={"lr": 1e-3}),
@@ -818,28 +831,6 @@ ENTRIES: dict[str, Entry] = {
             On(config(model_name="gpt2", extras={"task": "dpo"})),
             On(config(model_name="gpt2", extras={"task": "sft"}), CheckContext(moment="begun", begun="args.json")),
             On(config(lora={"task_type": "CAUSAL_LM"})),
-        ],
-    ),
-    "LR008": Entry(
-        fires=[
-            On(
-                rate(1e-6, "grpo"),
-                says="lr 1e-06, the default of TRL's trainers, is a rate of full fine-tuning: with LoRA DPO uses "
-                "about 5e-6, GRPO 1e-5 to 4e-5",
-                severity="warning",
-                settings=["lr"],
-            ),
-            On(rate(2e-6, "grpo")),
-            On(rate(5e-7, "dpo", r=16, alpha=32)),
-        ],
-        silent=[
-            On(rate(2.1e-6, "grpo")),
-        ],
-        abstains=[
-            On(rate(1e-6)),
-            On(rate(1e-6, None)),
-            On(config(optimizer={"lr": 1e-6, "extras": {"lr_from": "the log"}}, extras={"task": "grpo"})),
-            On(config(optimizer={"lr": 1e-6, "name": "sgd"}, extras={"task": "grpo"})),
         ],
     ),
     "MEM001": Entry(

@@ -12,7 +12,7 @@ from gradience.rules.log import DETECTORS
 EDGES = [(rule, edge) for rule, entry in ENTRIES.items() for edge in entry.edges]
 ELSEWHERE = {  # thresholds whose two sides are held apart in another file
     "gradient_floor", "spike_floor", "recovered_rows", "vanished_share", "warmup_steps",
-    "planned_rows", "few_steps", "guess", "learnt", "all_wrong", "still_share", "kept", "many_level",
+    "planned_rows", "few_steps", "guess", "learnt", "all_wrong", "kept", "many_level",
     "scale_evals", "same_ratio", "base_share", "looked", "lost_steps", "saved_share", "compared",
     "repeated", "once",
 }  # fmt: skip

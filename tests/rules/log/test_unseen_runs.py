@@ -118,6 +118,7 @@ STILL = [1.0, 1.06, 0.98, 1.02] * 3
     ("train", "metrics", "message", "clause"),
     [
         (STILL, {}, "Gets worse: ", "gets worse held out from step 6 (eval loss +37.1% since)"),
+        (STILL[:4] + [1.2] * 8, {}, "Gets worse: ", "gets worse held out from step 6 (eval loss +37.1% since)"),
         (FALL[::5], {}, "Overfits: ", "overfits from step 6 (eval loss +37.1% since)"),
         ([], {}, "Gets worse: ", "gets worse held out from step 6 (eval loss +37.1% since)"),
         (
@@ -137,11 +138,6 @@ def test_a_held_out_loss_that_rises_is_overfitting_only_if_the_training_loss_fel
     assert found is not None
     assert found.message.startswith(message)
     assert clause in told(facts)
-
-
-def test_training_that_goes_wrong_too_is_no_case_of_it():
-    rising = [1.0, 0.95, 0.9, 0.9, 0.9, 0.95, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0]
-    assert said("OVF110", run(rising, evals([1.03, 0.97, 1.22, 1.33], step=3))) is None
 
 
 # --- single losses and norms of 0 ------------------------------------------------------------------------------------

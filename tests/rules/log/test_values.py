@@ -34,7 +34,7 @@ VALUES: dict[str, tuple[str, float, float, dict[str, Any]]] = {  # rule: an edge
     "GRD107": ("gradient_k", 7.5, 0.75, {"step": 41, "norm": 7.5, "usual": 1.0, "longest": 3}),
     "GRD108": ("vanished_ratio", 0.00098, 0.85, {"step": 31, "rows": 6, "early": 1.0}),
     "LRS109": ("zero_rate_rows", 3, 0.85, {"rows": 3, "step": 1, "throughout": False}),
-    "LRS133": ("almost", 54, 0.9, {"step": 54, "peak": 8.993e-05, "warmup_steps": None}),
+    "LRS133": ("ended", 54, 0.9, {"step": 54, "peak": 8.993e-05, "warmup_steps": None}),
     "OVF110": (
         "overfit_rise",
         0.0205,

@@ -24,7 +24,9 @@ from gradience.rules.config.serving import (
     ENGINES,
     FACTS,
     FEATURES,
+    MISREAD,
     PROCESSES,
+    RANK_SIZE,
     RANKS,
     SETTINGS,
     TRAIN_WITHOUT,
@@ -196,12 +198,12 @@ def _reasons(engine: Engine, one: Candidate, kind: Kind | None) -> Iterator[_Rea
     init = kind.config.lora.init
     if start_of(init).changes_base:
         text = f"init_lora_weights={init} changed the base that it was trained on, and {name} has the published one"
-        yield _Reason("SRV002", text, _CHANGED, commands=(f"{_TO_PEFT[0]} --base BASE",))
+        yield _Reason(MISREAD, text, _CHANGED, commands=(f"{_TO_PEFT[0]} --base BASE",))
     sizes = _RANKS.get(engine)
     if sizes is not None and sizes.room_for(one.r) is None:
         command = f"gradience resize ADAPTER --rank {max(sizes.sizes)} --out NEW"
         text = f"{name} has no room for rank {one.r}: {sizes.says}"
-        yield _Reason("SRV004", text, str(sizes.source), commands=(command,))
+        yield _Reason(RANK_SIZE, text, str(sizes.source), commands=(command,))
 
 
 def _reason(item: Finding) -> _Reason:
@@ -289,17 +291,14 @@ def _nested(group: Sequence[_Fit], shapes: Mapping[str, Shapes]) -> list[list[_F
 
 def _group(process: Processes, base: _Base, members: Sequence[_Fit], shapes: Mapping[str, Shapes]) -> ServingGroup:
     group = [one for one, _ in members]
-    rooms = Counter(_room(process.engine, one.r) for one in group)
     modules: dict[str, tuple[int, int]] = {}
     for key in dict.fromkeys(one.shape for one in group):
         modules |= shapes.get(key, {})
-    rank, width = max(rooms), sum(rows + columns for rows, columns in modules.values())
-    lower = max((room for room in rooms if room < rank), default=None)
-    few_need_it = process.padded and lower is not None and 2 * rooms[rank] < len(group)
+    size = _size(process, group, sum(rows + columns for rows, columns in modules.values()))
     names = served_names([one.path for one in group])
     slots = 1 if process.alone or process.nested else min(len(group), _MOST_SLOTS)
     targets = sorted({name.rpartition(".")[2] for name in modules})
-    word = str if "!r" in process.command + process.adapter else shlex.quote
+    word = str if "!r" in process.command + process.adapter else shlex.quote  # Python quotes by itself
     return ServingGroup(
         base_model=base.name,
         revision=base.revision,
@@ -308,16 +307,12 @@ def _group(process: Processes, base: _Base, members: Sequence[_Fit], shapes: Map
             for name, one in zip(names, group, strict=True)
         ],
         ranks={str(r): n for r, n in sorted(Counter(one.r for one in group).items())},
-        rank=rank,
+        **size._asdict(),
         targets=targets,
         slots=slots,
-        slot_bytes=rank * width * _BYTES if process.padded else None,
-        without_largest=lower * width * _BYTES if few_need_it and lower is not None else None,
-        next_rank=lower if few_need_it else None,
-        largest=[one.path for one in group if few_need_it and _room(process.engine, one.r) == rank],
         command=process.command.strip().format(
             base=word(base.name or "BASE"),
-            rank=rank,
+            rank=size.rank,
             slots=slots,
             targets=" ".join(targets),
             first=group[0].path,
@@ -328,6 +323,31 @@ def _group(process: Processes, base: _Base, members: Sequence[_Fit], shapes: Map
             *_unsure(process.engine, members),
         ],
     )
+
+
+class _Size(NamedTuple):
+    """The rank that a process makes room for and what a slot takes, as the fields of `ServingGroup`."""
+
+    rank: int
+    slot_bytes: int | None = None
+    next_rank: int | None = None
+    without_largest: int | None = None
+    largest: Sequence[str] = ()
+
+
+def _size(process: Processes, group: Sequence[Candidate], width: int) -> _Size:
+    """The size of a slot of so many rows and columns, and what it would be without the adapters of the largest rank.
+
+    Said of these only if they are less than half of the group: a heuristic for whom the others pay.
+    """
+    rooms = Counter(_room(process.engine, one.r) for one in group)
+    rank, lower = max(rooms), max((room for room in rooms if room < max(rooms)), default=None)
+    if not process.padded:
+        return _Size(rank)
+    if lower is None or 2 * rooms[rank] >= len(group):
+        return _Size(rank, rank * width * _BYTES)
+    largest = [one.path for one in group if _room(process.engine, one.r) == rank]
+    return _Size(rank, rank * width * _BYTES, lower, lower * width * _BYTES, largest)
 
 
 def _room(engine: Engine, r: int) -> int:

@@ -6,7 +6,7 @@ import hashlib
 import os
 import re
 from collections.abc import Iterable, Iterator, Mapping
-from typing import Final
+from typing import Any, Final
 
 import msgspec
 
@@ -25,7 +25,7 @@ from gradience.schema import Json, number_in
 from gradience.schema.document import by_severity
 from gradience.schema.events import ConfigSnapshot
 from gradience.schema.fleet import RunRow
-from gradience.schema.reports import MonitorReport
+from gradience.schema.reports import MonitorReport, Pace
 from gradience.tables import number_column
 from gradience.telemetry.series import RunSeries
 
@@ -130,7 +130,20 @@ def run_row(path: str, series: RunSeries, report: MonitorReport, *, stamp: str =
         utilization_mean=number_in(report.lora_audit or {}, "utilization_mean"),
         started=series.first_ts,
         duration_s=train.duration_s,
+        **_cost(report.pace or Pace(windows=0)),
     )
+
+
+def _cost(pace: Pace) -> dict[str, Any]:
+    """The columns of speed and memory."""
+    rate = pace.tokens_per_second if pace.tokens_per_second is not None else pace.padded_tokens_per_second
+    return {
+        "seconds_per_step": number_column(pace.seconds_per_step),
+        "waiting_share": number_column(pace.waiting_share),
+        "tokens_per_second": number_column(rate),
+        "padding_share": number_column(pace.padding_share),
+        "peak_bytes": pace.reserved_bytes if pace.peak_bytes is None else pace.peak_bytes,
+    }
 
 
 def _digest(config: ConfigSnapshot) -> str:

@@ -37,14 +37,14 @@ from gradience.configs.values import short_name
 from gradience.errors import AdapterError, ConfigError, RecorderError
 from gradience.io import CHECKPOINT_PREFIX
 from gradience.io.reading import real_path
-from gradience.ranges import VerbOptions
+from gradience.ranges import VerbOptions, Whole
 from gradience.rules import excluded_rules
 from gradience.rules.config import RULES, judge_config, settings_of
 from gradience.rules.config.facts import CheckContext, Moved, quantities
 from gradience.rules.config.serving import known_engines
 from gradience.schema.document import Coverage, Finding
 from gradience.schema.events import ConfigSnapshot, LoraSnapshot
-from gradience.schema.memory import Memory
+from gradience.schema.memory import Memory, Time
 from gradience.schema.reports import CHECK_SCHEMA_ID, CheckReport, DataReport, InputFile, SourceLocation
 
 _MAX_TASK = 256  # characters
@@ -73,15 +73,15 @@ def read_any(place: Path) -> Layer:
     """Read one file, or a run's folder: its adapter config, its arguments, and the settings that its log shows."""
     if not os.path.isdir(place) and place.name != STATE_NAME:  # noqa: PTH112  # never raises
         return read_document(place)
-    run = _read_run(place)
-    if isinstance(run, Layer):
-        return run
+    found = _read_run(place)
+    if isinstance(found, Layer):
+        return found
     from gradience.importers.sources import find_log  # a config file does not need it
 
     if (log := find_log(place)) is not None:
         return read_document(log)
     if not (place / CONFIG_NAME).is_file():
-        raise ConfigError(str(run), advice=f"give a folder with {STATE_NAME} or {CONFIG_NAME}") from run
+        raise ConfigError(str(found), advice=f"give a folder with {STATE_NAME} or {CONFIG_NAME}") from found
     return read_peft_dir(place)  # an adapter without a log
 
 
@@ -99,24 +99,24 @@ def read_adapter_of(folder: Path) -> Layer:
         refuse_ungathered_file(weights)
     if not folder.is_dir() or (folder / CONFIG_NAME).is_file():
         return read_peft_dir(folder)
-    run = _read_run(folder)
-    if not isinstance(run, Layer) or not any(source.role == "adapter" for source in run.sources):
+    found = _read_run(folder)
+    if not isinstance(found, Layer) or not any(source.role == "adapter" for source in found.sources):
         return read_peft_dir(folder)
-    adapter = ConfigSnapshot(model_name=run.config.model_name, lora=run.config.lora)
-    sources = tuple(source for source in run.sources if source.role == "adapter")
-    return Layer(config=adapter, sources=sources, log=run.log)
+    adapter = ConfigSnapshot(model_name=found.config.model_name, lora=found.config.lora)
+    sources = tuple(source for source in found.sources if source.role == "adapter")
+    return Layer(config=adapter, sources=sources, log=found.log)
 
 
 def read_training_of(folder: Path) -> Layer:
     """Read the training arguments of a folder, else those that the log of its run shows."""
     if not folder.is_dir() or any((folder / name).is_file() for name in TRAINING_NAMES):
         return read_training_dir(folder)
-    run = _read_run(folder)
-    if not isinstance(run, Layer):
+    found = _read_run(folder)
+    if not isinstance(found, Layer):
         return read_training_dir(folder)
-    sources = tuple(source for source in run.sources if source.role != "adapter")
-    config = msgspec.structs.replace(run.config, model_name=None, lora=LoraSnapshot())
-    return msgspec.structs.replace(run, config=config, sources=sources)
+    sources = tuple(source for source in found.sources if source.role != "adapter")
+    config = msgspec.structs.replace(found.config, model_name=None, lora=LoraSnapshot())
+    return msgspec.structs.replace(found, config=config, sources=sources)
 
 
 def _read_run(place: Path) -> Layer | RecorderError:
@@ -178,7 +178,7 @@ class CheckOptions(VerbOptions):
     select: Iterable[str] = ()
     ignore: Iterable[str] = ()
     settings: Place | None = None
-    max_length: int | None = None
+    max_length: Whole | None = None
     memory: str | None = None
 
     def unwanted(self, ids: Sequence[str]) -> dict[str, str]:
@@ -282,12 +282,17 @@ def judged(
     where = None if given.base is None else Path(given.base)
     if where is not None and where.name == "config.json":
         where = where.parent  # the one file of the base that is needed
-    around = around._replace(engines=_engines(given.serve, given.settings))
+    if where is not None:
+        from gradience.base.weights import local_folder  # numpy: only those with a base pay for it
+
+        where = local_folder(where)
+    around, time = around._replace(engines=_engines(given.serve, given.settings)), None
     around = gather_context(whole, config, around, base=where, folders=folders, transformers=versions)
     if where is None and given.memory is not None:
         raise ConfigError("--memory without --base", advice="give the base: its config.json is enough")
     if where is not None:
         around = around._replace(memory=_memory(config, where, given, whole, around.coverage))
+        time = _time(config, folders)
     named = (("base", given.base), ("settings", given.settings))
     sources = [*whole.sources, *(InputFile(role=role, path=str(path)) for role, path in named if path is not None)]
     verdict = judge_config(config, transformers=versions, around=around, left_out=unwanted)
@@ -299,6 +304,7 @@ def judged(
         derived={**quantities(config), "rules_judged": n_judged},
         coverage=around.coverage,
         memory=around.memory,
+        time=time,
         findings=verdict.findings,
         not_run=verdict.not_run,
         unknown_keys=list(dict.fromkeys(whole.unknown_keys)),
@@ -322,6 +328,14 @@ def _memory(config: ConfigSnapshot, base: Path, given: CheckOptions, whole: Laye
         fields |= {name: value for name, value in single.items() if value is not None}
     limit = None if given.memory is None else parse_size(given.memory)
     return foretell(config, base=base, adapter=fields, length=given.max_length, limit=limit, coverage=coverage)
+
+
+def _time(config: ConfigSnapshot, folders: Sequence[Path]) -> Time | None:
+    from gradience.judge.check.time import foretell_time  # only those with a log pay for it
+
+    inside = (folder / name for folder in folders for name in _LOGS)
+    logs = [path for path in (*inside, *folders) if path.name in _LOGS and path.is_file()]
+    return foretell_time(config, dict.fromkeys(logs)) if logs else None
 
 
 def _engines(given: Iterable[str], settings: Place | None) -> tuple[str, ...]:
@@ -496,10 +510,10 @@ def _held(folder: Path) -> Iterator[str]:
         return
     with os.scandir(folder) as entries:
         names = [entry.name for entry, _ in zip(entries, range(_MOST_ENTRIES), strict=False)]
-    of_run = sorted(name for name in names if name in _OF_A_RUN or name.startswith(CHECKPOINT_PREFIX))
-    yield from of_run[:_MOST_NAMES]
-    if len(of_run) > _MOST_NAMES:
-        yield f"and {len(of_run) - _MOST_NAMES} more"
+    found = sorted(name for name in names if name in _OF_A_RUN or name.startswith(CHECKPOINT_PREFIX))
+    yield from found[:_MOST_NAMES]
+    if len(found) > _MOST_NAMES:
+        yield f"and {len(found) - _MOST_NAMES} more"
 
 
 def _with_base(
@@ -520,7 +534,7 @@ def _with_base(
     try:
         stems = stem_of(saved, layout) if saved else stem_of_targets(config.lora, layout)
         around = around if stems is None else around._replace(moved=Moved(*stems, bool(saved)))
-        coverage = cover(config, layout, base=base.name or str(base))
+        coverage = cover(config, layout, base=Path(short_name(str(base))).name or str(base))
     except NotFollowedError as error:
         return around._replace(no_coverage=str(error))
     return _with_tokens(around, coverage, base, folders)
@@ -536,9 +550,9 @@ def _saved_names(folders: Iterable[Path]) -> set[str]:
     from gradience.adapters.layout import module_path, parse_key  # as above
     from gradience.io.safetensors import SafetensorsFile  # as above
 
-    weights = next((path for folder in folders if (path := folder / _WEIGHTS[0]).is_file()), None)
+    found = next((path for folder in folders if (path := folder / _WEIGHTS[0]).is_file()), None)
     try:
-        names = [] if weights is None else list(SafetensorsFile(weights).tensors)
+        names = [] if found is None else list(SafetensorsFile(found).tensors)
     except AdapterError:
         return set()
     return {module_path(key.module) for name in names if (key := parse_key(name)) is not None}
@@ -552,7 +566,7 @@ def _with_tokens(around: CheckContext, coverage: Coverage, base: Path, folders: 
     if coverage.vocabulary is not None:
         listed = {token: row for folder in folders for token, row in read_added(folder).items()}
         around = around._replace(new_rows=tuple(token for token, row in listed.items() if row >= coverage.vocabulary))
-    run = next((vocabulary for folder in folders if (vocabulary := read_vocabulary(folder)) is not None), None)
+    run = next((found for folder in folders if (found := read_vocabulary(folder)) is not None), None)
     if run is None:
         return around._replace(coverage=coverage, no_tokenizers="no tokenizer lies beside the configuration")
     known = read_vocabulary(find_shards(base)[0].parent)

@@ -477,15 +477,9 @@ def _plan(training: Place | Settings | None, document: Place | None) -> DataPlan
 
 
 def _length(given: int | None, plan: DataPlan, config: ConfigSnapshot) -> int | None:
-    """Tokens per sequence: the given number, else the recipe's, else the configuration's; 0 for no limit.
-
-    Raises:
-        ConfigError: the number is negative.
-    """
+    """Tokens per sequence: the given number, else the recipe's, else the configuration's; 0, or less, for no limit."""
     length = next((n for n in (given, plan.max_length, config.training.max_length) if n is not None), None)
-    if length is not None and length < 0:
-        raise ConfigError(f"--max-length: expected tokens, 0 for no limit, got {length}", advice="correct the option")
-    return length
+    return None if length is None else max(0, length)
 
 
 def _beside(folders: Iterable[Path]) -> Path | None:

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import msgspec
 from msgspec.structs import asdict, replace
@@ -21,7 +21,7 @@ from gradience.io.reading import decode_json, read_small
 from gradience.schema import Json
 from gradience.schema.document import Coverage
 from gradience.schema.events import ConfigSnapshot, LoraSnapshot
-from gradience.schema.memory import Memory, MemoryChange, MemoryParts, Step
+from gradience.schema.memory import Memory, MemoryChange, MemoryParts, Reached, Step
 
 METHOD: Final = "one step followed on torch's meta device"
 _TARGET: Final = "gradience.models.cost:Follower"
@@ -48,10 +48,10 @@ def parse_size(text: str) -> int:
     Raises:
         ConfigError: it states none, or nothing.
     """
-    match = _SIZE.fullmatch(text)
+    found = _SIZE.fullmatch(text)
     size = 0
-    if match is not None:
-        number, unit, binary = match.groups()
+    if found is not None:
+        number, unit, binary = found.groups()
         size = int(float(number) * (1024 if binary else 1000) ** (_UNIT[(unit or "").lower()] if unit else 0))
     if size <= 0:
         raise ConfigError(f"--memory: expected a size such as 24GiB, got {text!r}", advice="correct the option")
@@ -81,16 +81,18 @@ def foretell(
     try:
         step, assumes = _asked(config, base, adapter, length)
         follow = _follower()
-        memory = follow(step)
+        found = follow(step)
+        spared = follow(replace(step, autocast=config.training.dtype)).peak if _saves(step, config) else found.peak
     except Foreign as error:
         return Memory(parts=parts, reason=str(error), limit_bytes=limit)
-    peak = sum(asdict(memory).values())
+    peak = found.peak
     changes = [] if limit is None or peak <= limit else _fitting(follow, step, config, limit)
     return Memory(
         peak_bytes=peak,
-        reserved_bytes=[int(peak * share) for share in _RESERVED],
-        parts=memory,
-        assumes=assumes,
+        reserved_bytes=[int(size * share) for size, share in zip((min(spared, peak), peak), _RESERVED, strict=True)],
+        parts=found.parts,
+        reached=found.reached if step.adapter else None,
+        assumes=[*assumes, *([f"no autocast, with which it is {spared / 2**30:.1f} GiB"] if spared < peak else [])],
         method=METHOD,
         limit_bytes=limit,
         changes=changes,
@@ -107,9 +109,17 @@ def _follower() -> Any:
     missing = [name for name in _NEEDED if find_spec(name) is None]
     if missing:
         raise Foreign(f"it needs {' and '.join(missing)}: in the clone, pip install -e '.[hf]'")
-    # A config can describe a model of any size: what builds it has bounded memory and time.
     confined = Confined(_TARGET, imports=_NEEDED, limits=Limits(MEMORY, SECONDS))
-    return lambda step: msgspec.convert(confined.call("follow", asdict(step)), MemoryParts)
+    return lambda step: msgspec.convert(confined.call("look", asdict(step)), _Followed)
+
+
+class _Followed(NamedTuple):
+    parts: MemoryParts
+    reached: Reached
+
+    @property
+    def peak(self) -> int:
+        return sum(asdict(self.parts).values())
 
 
 def _asked(
@@ -121,8 +131,6 @@ def _asked(
         Foreign: the configuration does not say what must be known.
     """
     training, extras = config.training, config.training.extras
-    if length is not None and length < 0:
-        raise ConfigError(f"--max-length: expected tokens, 0 for no limit, got {length}", advice="correct the option")
     length = length or training.max_length
     if training.batch_size is None:
         raise Foreign("the batch per device is not stated (per_device_train_batch_size)")
@@ -152,11 +160,14 @@ def _asked(
     return step, list(_assumed(step, config, half, packed=packed))
 
 
+def _saves(step: Step, config: ConfigSnapshot) -> bool:
+    """Whether autocast may be on over weights that are in half precision already: the settings do not tell."""
+    return not step.autocast and config.training.dtype in _HALF
+
+
 def _assumed(step: Step, config: ConfigSnapshot, half: str, *, packed: bool) -> Iterator[str]:
     yield f"{step.batch} x {step.length:,} tokens{', packed' if packed else ', padded' if step.padded else ''}"
     yield f"weights in {half or 'float32'}"
-    if half in _HALF and config.training.dtype in _HALF:
-        yield f"what autocast saves on {half} weights is not counted: up to a tenth"
     yield "recomputed activations" if step.checkpointing else "no checkpointing"
     yield f"attention by {step.attention}"
     if config.optimizer.name is None:
@@ -215,17 +226,17 @@ def _fitting(follow: Any, step: Step, config: ConfigSnapshot, limit: int) -> lis
     """Changes each of which makes the step fit, the cheapest first; if none does alone, the fewest that do together."""
 
     def tried(words: list[str], changed: Step) -> MemoryChange:
-        return MemoryChange(change=" and ".join(words), peak_bytes=sum(asdict(follow(changed)).values()))
+        return MemoryChange(change=" and ".join(words), peak_bytes=follow(changed).peak)
 
     changes = list(_changes(step, config))
-    ways: list[MemoryChange] = []
+    found: list[MemoryChange] = []
     with suppress(Foreign):  # one that cannot be followed ends the search: its process may be gone
-        ways += [one for words, of in changes if (one := tried([words], replace(step, **of))).peak_bytes <= limit]
-        for n in range(2, 0 if ways else len(changes) + 1):
+        found += [one for words, of in changes if (one := tried([words], replace(step, **of))).peak_bytes <= limit]
+        for n in range(2, 0 if found else len(changes) + 1):
             together = {name: value for _, of in changes[:n] for name, value in of.items()}
             if (joined := tried([words for words, _ in changes[:n]], replace(step, **together))).peak_bytes <= limit:
                 return [joined]
-    return ways
+    return found
 
 
 def _changes(step: Step, config: ConfigSnapshot) -> Iterator[tuple[str, dict[str, Any]]]:

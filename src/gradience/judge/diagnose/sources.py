@@ -419,7 +419,11 @@ def _read_config(
     if named is None and training is not None and (unused := _unused(training)) and (stated or beside):
         at, training = RunSource(beside or sources.log.path, chosen=unused), None
     used = None if named else training
-    given = CheckOptions(config=stated, document=named, peft=beside, training=used, base=base, task=task)
+    pace = None if log is None else log.report.pace
+    longest = None if pace is None else pace.longest  # so that what is foretold is of the longest batch that was seen
+    given = CheckOptions(
+        config=stated, document=named, peft=beside, training=used, base=base, task=task, max_length=longest
+    )
     reasons = _of((rule.id for rule in RULES), left_out)
     try:
         whole = given.read()

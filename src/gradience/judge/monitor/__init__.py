@@ -11,6 +11,7 @@ import msgspec
 
 from gradience.reading import Reading, read_run
 from gradience.reading.facts import by_step, derived_notes, facts_of
+from gradience.reading.pace import pace_of
 from gradience.rules import excluded_rules, without
 from gradience.rules.log import DETECTED, RULE_OF, detect, in_order
 from gradience.rules.log.account import account, kept_step
@@ -19,17 +20,14 @@ from gradience.rules.log.choice import marks
 from gradience.rules.log.divergence import other_scale
 from gradience.rules.log.facts import DEFAULT_GAP, PROBES, RunFacts, Signal, ends
 from gradience.rules.log.learning import learning
-from gradience.rules.log.statistics import median
 from gradience.rules.log.story import line_of, noisy_levels, story_parts
-from gradience.schema import NonFinite, as_float, real
+from gradience.schema import NonFinite, real
 from gradience.schema.document import Finding
-from gradience.schema.events import Throughput
 from gradience.schema.reports import (
     MONITOR_SCHEMA_ID,
     GapReading,
     LossPair,
     MonitorReport,
-    Pace,
     RunAccount,
     SignalSummary,
     TrainSummary,
@@ -117,35 +115,6 @@ def report_of(
         issues=log.issues,
         issues_total=log.issues_total,
         notes=[*reading.notes(), *derived_notes(facts.evals)],
-    )
-
-
-def pace_of(paces: Sequence[Throughput]) -> Pace | None:
-    """The speed and the memory of a run's windows of steps; None if there is none."""
-    if not paces:
-        return None
-    timed = paces[1:] or paces
-
-    def middle(name: str) -> float | None:
-        values = [as_float(value) for one in timed if (value := getattr(one, name)) is not None]
-        return median(values) if values else None
-
-    def most(name: str) -> int | None:
-        return max((value for one in paces if (value := getattr(one, name)) is not None), default=None)
-
-    counted = [one for one in timed if one.tokens_per_second is not None and one.padded_tokens_per_second]
-    room = sum(as_float(one.padded_tokens_per_second or 0) for one in counted)
-    text = sum(as_float(one.tokens_per_second or 0) for one in counted)
-    return Pace(
-        windows=len(paces),
-        seconds_per_step=middle("seconds_per_step"),
-        waiting_share=middle("waiting_share"),
-        tokens_per_second=middle("tokens_per_second"),
-        padding_share=max(0.0, 1 - text / room) if room else None,
-        longest=most("longest"),
-        peak_bytes=most("peak_bytes"),
-        reserved_bytes=most("reserved_bytes"),
-        total_bytes=most("total_bytes"),
     )
 
 

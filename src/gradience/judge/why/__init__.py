@@ -16,6 +16,7 @@ from typing import Any, Final
 
 from gradience.judge.why.causes import ACTS_ON, EXPLAINS, ORDER, RATES, SETTINGS, WORDS
 from gradience.judge.why.traces import Trace, column, traces_of
+from gradience.reading.pace import pace_of
 from gradience.schema import Json
 from gradience.schema.events import ConfigSnapshot, Wiring
 from gradience.schema.why import WHY_SCHEMA_ID, Difference, Parting, Verdict, WhyReport
@@ -60,6 +61,7 @@ class _TracePair:
         verdict: Verdict = "same" if not partings else "one_cause" if len(acting) == 1 else several
         told = self._not_told(partings, acting)
         rest = [each for each in causes if each not in acting]
+        paces = [pace_of(trace.paces) for trace in (self._a, self._b)]
         return WhyReport(
             schema=WHY_SCHEMA_ID,
             runs=self._names,
@@ -69,6 +71,7 @@ class _TracePair:
             cause=acting[0] if len(acting) == 1 else None,
             parts=partings,
             differences=[*acting, *rest],
+            paces=paces if any(paces) else [],
             compared=self._compared(),
             not_told=told,
         )

@@ -13,7 +13,7 @@ from gradience.errors import RecorderError
 from gradience.reading.logs import Session, sessions_of
 from gradience.reading.places import find_run
 from gradience.schema import as_float
-from gradience.schema.events import ConfigSnapshot, RunStart, StepDigests, TrainStep, Wiring
+from gradience.schema.events import ConfigSnapshot, RunStart, StepDigests, Throughput, TrainStep, Wiring
 from gradience.telemetry.series import rate_of
 
 
@@ -48,6 +48,7 @@ class Trace:
     rows: Mapping[int, TrainStep]
     batches: Mapping[int, Batch]
     rng: Mapping[int, str]
+    paces: Sequence[Throughput] = ()
 
     @cached_property
     def start(self) -> Wiring | None:
@@ -84,7 +85,8 @@ def _joined(parts: Sequence[Session]) -> Trace:
     meta = starts[-1].meta.get("versions", {}) if starts else {}
     versions = [meta if isinstance(meta, dict) else {}, wirings[0].versions if wirings else {}]
     rows = {event.step: event for event in events if isinstance(event, TrainStep) and event.step is not None}
-    return Trace(starts[-1].config if starts else ConfigSnapshot(), versions, wirings, rows, batches, rng)
+    paces = [event for event in events if isinstance(event, Throughput)]
+    return Trace(starts[-1].config if starts else ConfigSnapshot(), versions, wirings, rows, batches, rng, paces)
 
 
 def column(trace: Trace, quantity: str) -> Mapping[int, Any]:

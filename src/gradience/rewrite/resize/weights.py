@@ -132,27 +132,13 @@ def module_rank(target: Target, sigma: Floats) -> int:
         return min(int(target.value), r)
     if r == 0 or sigma[0] <= 0.0:
         return 1
-    ratio = sigma / sigma[0]
-    ratio = np.where(ratio > r * np.finfo(np.float64).eps, ratio, 0.0)
-    return max(1, min(r, _RULES[target.criterion](ratio, target.value)))
+    return max(1, min(r, _reaching((sigma / sigma[0]) ** 2, target.value)))
 
 
 def _reaching(shares: Floats, least: float) -> int:
     """Return the least k whose first k entries sum to the share `least` of the total, up to the sum's rounding."""
     slack = 1.0 - len(shares) * np.finfo(np.float64).eps
     return int(np.argmax(np.cumsum(shares) >= least * np.sum(shares) * slack)) + 1
-
-
-def _within(s: Floats, error: float) -> int:
-    """Return the least k with sqrt(sum_{i>k} s_i^2 / sum s_i^2) <= error. Tails are summed from the small end."""
-    tails = np.append(np.cumsum(s[::-1] ** 2)[::-1], 0.0)
-    return int(np.argmax(np.sqrt(tails / tails[0]) <= error))
-
-
-_RULES: Final[dict[str, Callable[[Floats, float], int]]] = {
-    "energy": lambda s, share: _reaching(s**2, share),
-    "rel_error": _within,
-}
 
 
 class PriceList(NamedTuple):

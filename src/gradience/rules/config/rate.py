@@ -1,4 +1,4 @@
-"""Rules on the learning rate (LR001, LR003 to LR005, LR008).
+"""Rules on the learning rate (LR001, LR003 to LR005).
 
 The published bands hold for the Adam family and one objective each, so the rules abstain elsewhere. If scaling, rank
 and rate are all known, their product decides before the rate alone. It says how far early Adam steps move the update,
@@ -11,7 +11,7 @@ import math
 from collections.abc import Iterator
 
 from gradience.errors import few
-from gradience.rules import LWR, RECIPES, SWEEP, SWEEP_HIGH, TRL_RL, Observation, Threshold, Unknown, cite
+from gradience.rules import LWR, RECIPES, SWEEP, SWEEP_HIGH, TRL_RL, Observation, Sign, Threshold, Unknown, cite
 from gradience.rules.config.facts import AN_ADAPTER, LORA, NOT_FOREGONE, SUPERVISED, Facts, LoraRule
 
 TINKER_RL = cite("tinker-cookbook, skills/research/references/hyperparams.md", "DPO 1e-5, GRPO 4e-5")
@@ -157,72 +157,51 @@ def _high_rate(facts: Facts) -> Iterator[Observation]:
     confidence=0.7,
     needs=_PREDICTS,
     predicts=True,
-    signs=("high_rate", "high_rate_for_preferences"),
+    signs=(
+        Sign("high_rate", unless=frozenset({"low"})),
+        Sign("high_rate_for_preferences", unless=frozenset({"low"})),
+        Sign("low_rate", frozenset({"low"})),
+    ),
     settings=("lr",),
-    thresholds=(PREFERENCE_LR,),
+    thresholds=(PREFERENCE_LR, LOW_PREFERENCE_LR),
     evidence=(
         TRL_RL,
         TINKER_RL,
         cite("Unsloth LoRA hyperparameters guide", "2e-4 for SFT, 5e-6 for reinforcement learning"),
         RECIPES,
+        cite("TRL 1.16, DPOConfig and GRPOConfig", "learning_rate 1e-6: for full fine-tuning; LoRA wants 10 x that"),
     ),
 )
 def _preference_rate(facts: Facts) -> Iterator[Observation]:
-    """learning rate too high for preference or RL
+    """learning rate too high or too low for preference or RL
 
-    peak lr > {preference_lr} under a preference or RL objective
+    peak lr > {preference_lr}, or <= {low_preference_lr}, under a preference or RL objective
 
-    Why: These objectives drift from the reference model long before the loss shows it.
+    Why: These objectives drift from the reference model long before the loss shows it; at too low a rate the adapter
+        hardly moves, and the reward stays where it began.
     Scope: preference optimisation and RL with LoRA; Adam family; peak learning rate
     Action: try 5e-6 for DPO, 1e-5 to 4e-5 for GRPO
-    Verify: KL to the reference, and the reward on held-out prompts
+    Verify: KL to the reference, within the first hundred steps too, and the reward on held-out prompts
     """
     kind = facts.objective.kind
     if kind == "unknown":
         because = facts.objective.because
         raise Unknown(f"the objective is not known ({because}): say --task sft, dpo, grpo or a task's name")
-    if kind in {"preference", "rl"} and facts.adam_lr > PREFERENCE_LR.value:
+    if kind not in {"preference", "rl"}:
+        return
+    if facts.adam_lr > PREFERENCE_LR.value:
         what = "preference optimisation" if kind == "preference" else "reinforcement learning"
         yield Observation(
             f"lr {facts.lr:g} is high for {what}: DPO uses about 5e-6, GRPO 1e-5 to 4e-5", {"lr": facts.lr}
         )
-
-
-@LoraRule(
-    "LR008",
-    severity="warning",
-    confidence=0.65,
-    needs=_PREDICTS,
-    predicts=True,
-    signs=("low_rate",),
-    settings=("lr",),
-    thresholds=(LOW_PREFERENCE_LR,),
-    evidence=(
-        TRL_RL,
-        TINKER_RL,
-        cite("TRL 1.16, DPOConfig and GRPOConfig", "learning_rate 1e-6: for full fine-tuning; LoRA wants 10 x that"),
-    ),
-)
-def _low_preference_rate(facts: Facts) -> Iterator[Observation]:
-    """learning rate too low for preference or RL
-
-    peak lr <= {low_preference_lr} under a preference or RL objective
-
-    Why: The adapter hardly moves, and the reward stays where it began.
-    Scope: preference optimisation and RL with LoRA; Adam family; peak learning rate
-    Action: try 5e-6 for DPO, 1e-5 to 4e-5 for GRPO
-    Verify: KL to the reference rises above its noise within the first hundred steps
-    """
-    kind = facts.objective.kind
-    if kind not in {"preference", "rl"}:
-        raise Unknown(f"objective {kind} ({facts.objective.because}): about preference optimisation and RL")
-    if "lr_from" in facts.config.optimizer.extras:
-        raise Unknown("the configured rate is not known: the largest one logged may be far below it")
     if facts.adam_lr <= LOW_PREFERENCE_LR.value:
+        if "lr_from" in facts.config.optimizer.extras:
+            raise Unknown("the configured rate is not known: the largest one logged may be far below it")
         named = ", the default of TRL's trainers," if math.isclose(facts.lr, 1e-6) else ""
         yield Observation(
             f"lr {facts.lr:g}{named} is a rate of full fine-tuning: with LoRA DPO uses about 5e-6, GRPO 1e-5 to 4e-5",
-            {"lr": facts.lr, **_step_value(facts)},
+            {"lr": facts.lr, "low": True, **_step_value(facts)},
+            confidence=0.65,
         )
 
 
@@ -276,6 +255,5 @@ RULES = (
     _full_fine_tuning_rate,
     _high_rate,
     _preference_rate,
-    _low_preference_rate,
     _spiking_corner,
 )

@@ -476,3 +476,5 @@ def _rank_sizes(facts: Facts) -> Iterator[Observation]:
 EFFECT_RULES: Final = (_refused, _misread, _dropped)
 """The rules on what an engine does with one feature; each finding's values name the engine and the feature."""
 RULES = (*EFFECT_RULES, _rank_sizes)
+MISREAD: Final = _misread.id
+RANK_SIZE: Final = _rank_sizes.id

@@ -6,9 +6,10 @@ from collections.abc import Iterator
 
 from gradience.rules import Observation, Threshold, Unknown
 from gradience.rules.data.content import (
-    DUPLICATES_MANY,
-    DUPLICATES_SOME,
+    HALF,
     SAME_ANSWER,
+    SLIPS,
+    SOME,
     DataRule,
     counted,
     on_rows,
@@ -22,22 +23,10 @@ from gradience.schema.reports import DataReport, Rows
 THIRD = Threshold("third", 1 / 3, "share of answers", "proposal: a phrase of a third of the answers is learnt first")
 REFUSING = Threshold("refusing", 0.25, "share of answers", "proposal: sets that teach refusals hold fewer")
 FEW_ANSWERED = Threshold("few_answered", 50, "answers", "proposal: fewer are no sample")
-TORN = Threshold("torn", 0.02, "share of answers", "proposal: whole answers hardly ever end in `of the`, or a comma")
 TORN_ROWS = Threshold("torn_rows", 5, "answers", "proposal: fewer are slips")
-GOING_ON = Threshold("going_on", 0.05, "share of answers without a mark", "proposal: cuts at random leave 1 of 5 so")
 FORM = Threshold("form", 0.9, "share of answers", "proposal: a phrase of all answers is the form of the task")
 PROSE = Threshold("prose", 0.3, "share of answers that end with a mark", "proposal: others end without one by habit")
-CUT_OFF = Threshold("cut_off", 0.05, "share of answers", "proposal: 1 of 20, beside answers that end with a mark")
 BIASED = Threshold("biased", 0.8, "share of pairs", "proposal: length alone then tells the chosen answer in 4 of 5")
-FEW_PAIRS = Threshold("few_pairs", 50, "pairs", "proposal: of fewer, the share differs by chance")
-JOINED = Threshold("joined", 0.02, "share of rows", "proposal: fewer quote such a label")
-BEGUN = Threshold("begun", 0.5, "share of rows", "proposal: a label of most rows is how a document begins")
-MARKED_UP = Threshold("marked_up", 0.05, "share of rows", "proposal: fewer are answers about HTML")
-ESCAPED = Threshold("escaped", 0.05, "share of rows", "proposal: fewer are answers about strings")
-MIXED = Threshold("mixed", 0.02, "share of rows", "proposal: fewer are quotations")
-GONE = Threshold("gone", 0.01, "share of rows", "proposal: fewer are answers about such values")
-UNFILLED = Threshold("unfilled", 0.01, "share of rows", "proposal: fewer are answers about forms")
-EQUAL_MANY = Threshold("equal_many", 0.01, "share of pairs", "proposal: more than slips")
 
 
 @DataRule(
@@ -64,12 +53,12 @@ def _alike(data: DataReport) -> Iterator[Observation]:
     "DAT338",
     severity="warning",
     confidence=0.95,
-    thresholds=(EQUAL_MANY,),
+    thresholds=(SLIPS,),
 )
 def _equal(data: DataReport) -> Iterator[Observation]:
     """chosen equals rejected
 
-    both answers of a pair are the same; from {equal_many} of the pairs: error
+    both answers of a pair are the same; from {slips} of the pairs: error
 
     Why: Such a pair has no gradient towards either answer; its loss stays at log 2.
     Scope: preferences; white space at the ends aside
@@ -79,7 +68,7 @@ def _equal(data: DataReport) -> Iterator[Observation]:
     """
     rows = data.seen.equal_pair
     if rows.count:
-        severity: Severity | None = "error" if share(rows, data.rows_read) >= EQUAL_MANY.value else None
+        severity: Severity | None = "error" if share(rows, data.rows_read) >= SLIPS.value else None
         yield on_rows(data, rows, "have a chosen answer that equals the rejected one", severity=severity)
 
 
@@ -87,12 +76,12 @@ def _equal(data: DataReport) -> Iterator[Observation]:
     "DAT339",
     severity="warning",
     confidence=0.8,
-    thresholds=(BIASED, FEW_PAIRS),
+    thresholds=(BIASED, FEW_ANSWERED),
 )
 def _length_bias(data: DataReport) -> Iterator[Observation]:
     """length tells the chosen answer
 
-    in {biased} of at least {few_pairs} pairs the chosen answer is the longer one, or the shorter one
+    in {biased} of at least {few_answered} pairs the chosen answer is the longer one, or the shorter one
 
     Why: The model may learn length in place of what makes an answer better.
     Scope: preferences, in characters
@@ -103,8 +92,8 @@ def _length_bias(data: DataReport) -> Iterator[Observation]:
     pairs = data.pairs
     if pairs is None:
         raise Unknown("the rows are no pairs")
-    if pairs.compared < FEW_PAIRS.value:
-        raise Unknown(f"{pairs.compared} pairs, under {FEW_PAIRS.value:g}")
+    if pairs.compared < FEW_ANSWERED.value:
+        raise Unknown(f"{pairs.compared} pairs, under {FEW_ANSWERED.value:g}")
     longer, shorter = pairs.chosen_longer / pairs.compared, pairs.rejected_longer / pairs.compared
     part, word = (longer, "longer") if longer >= shorter else (shorter, "shorter")
     if part >= BIASED.value:
@@ -157,13 +146,13 @@ def _phrases(data: DataReport) -> Iterator[Observation]:
     "DAT335",
     severity="info",
     confidence=0.65,
-    thresholds=(CUT_OFF, PROSE, GOING_ON, TORN, TORN_ROWS, FEW_ANSWERED),
+    thresholds=(SOME, PROSE, SLIPS, TORN_ROWS, FEW_ANSWERED),
 )
 def _cut_in_source(data: DataReport) -> Iterator[Observation]:
     """answers are cut in the source
 
-    {cut_off} of the answers of prose end without a mark while {prose} end with one, {going_on} of them with a comma
-    or a word such as `of`; a warning if {torn} of all, and at least {torn_rows}, do
+    {some} of the answers of prose end without a mark while {prose} end with one, {some} of them with a comma
+    or a word such as `of`; a warning if {slips} of all, and at least {torn_rows}, do
 
     Why: The end token is learnt in the middle of sentences.
     Scope: answers of twelve words and more whose last line is no list, heading or code; words of English, German,
@@ -176,10 +165,10 @@ def _cut_in_source(data: DataReport) -> Iterator[Observation]:
     prose = ended.count + dangling.count + torn.count
     if prose < FEW_ANSWERED.value:
         raise Unknown(f"{prose} answers of prose, under {FEW_ANSWERED.value:g}")
-    is_torn = torn.count >= max(TORN.value * prose, TORN_ROWS.value)
+    is_torn = torn.count >= max(SLIPS.value * prose, TORN_ROWS.value)
     both = Rows(count=torn.count + dangling.count, first=torn.first or dangling.first)
-    stops = ended.count >= PROSE.value * prose and both.count >= CUT_OFF.value * prose
-    if is_torn or (stops and torn.count >= GOING_ON.value * both.count):
+    stops = ended.count >= PROSE.value * prose and both.count >= SOME.value * prose
+    if is_torn or (stops and torn.count >= SOME.value * both.count):
         yield Observation(
             f"{counted(both, prose, 'answers of prose')} stop in the middle of a sentence, {torn.count:,} of them "
             "after a comma or a word such as `of`",
@@ -209,49 +198,15 @@ def _conflict(data: DataReport) -> Iterator[Observation]:
 
 
 @DataRule(
-    "DAT341",
-    severity="info",
-    confidence=0.75,
-    thresholds=(DUPLICATES_SOME, DUPLICATES_MANY),
-)
-def _near(data: DataReport) -> Iterator[Observation]:
-    """rows nearly repeat
-
-    {duplicates_some} of the rows nearly repeat an earlier one; from {duplicates_many}: warning
-
-    Why: A row that is trained on several times an epoch is memorised.
-    Scope: at most 5000 of the rows that are read, like rows drawn together; Jaccard similarity of 0.8 of word
-        trigrams that few rows share
-    Action: keep one of each group
-    Verify: their text (--show-rows)
-    Source: Lee et al. 2022, arXiv 2107.06499 -- near duplicates are memorised as exact ones are
-    """
-    found = data.near
-    if found is None:
-        raise Unknown("rows are not compared")
-    if found.reason:
-        raise Unknown(found.reason)
-    if found.compared and found.rows.count >= DUPLICATES_SOME.value * found.compared:
-        drawn = f"; these were drawn from {found.drawn_from:,}, like rows together" if found.drawn_from else ""
-        yield Observation(
-            f"{counted(found.rows, found.compared)} nearly repeat an earlier row{drawn}",
-            values(found.rows, found.compared, drawn_from=found.drawn_from),
-            severity="warning" if found.rows.count >= DUPLICATES_MANY.value * found.compared else None,
-        )
-    elif data.sampled:
-        raise Unknown("a sample shows few of the near rows: --samples all")
-
-
-@DataRule(
     "DAT342",
     severity="warning",
     confidence=0.65,
-    thresholds=(BEGUN, JOINED),
+    thresholds=(HALF, SLIPS),
 )
 def _documents(data: DataReport) -> Iterator[Observation]:
     """several documents in a row
 
-    the label that begins {begun} of the rows begins a later line again in {joined} of them
+    the label that begins {half} of the rows begins a later line again in {slips} of them
 
     Why: Documents that no end token parts are learnt as one.
     Scope: rows of text that begin with a label, such as Title: or ### Instruction:
@@ -263,8 +218,8 @@ def _documents(data: DataReport) -> Iterator[Observation]:
     if not found.rows:
         raise Unknown("the rows are no text")
     single = found.begun - found.joined.count
-    begins = found.begun >= BEGUN.value * found.rows and single >= BEGUN.value * found.joined.count
-    if begins and found.joined.count >= JOINED.value * found.rows:
+    begins = found.begun >= HALF.value * found.rows and single >= HALF.value * found.joined.count
+    if begins and found.joined.count >= SLIPS.value * found.rows:
         yield Observation(
             f"{counted(found.joined, found.rows)} hold {found.label!r}, which begins most rows, on later lines again: "
             "several documents in one row",
@@ -273,43 +228,15 @@ def _documents(data: DataReport) -> Iterator[Observation]:
 
 
 @DataRule(
-    "DAT343",
-    severity="warning",
-    confidence=0.8,
-)
-def _other_answer(data: DataReport) -> Iterator[Observation]:
-    """questions of the evaluation set are in the training set
-
-    the question of an evaluation row is in the training set with another answer
-
-    Why: The held-out loss then measures how well questions are remembered.
-    Scope: with --eval-data; questions of four words and more, compared word for word
-    Action: split by question, not by row
-    Verify: the evaluation loss on the other rows
-    Source: definition -- equal words of the question, other words of the answers
-    """
-    found = data.overlap
-    if found is None:
-        raise Unknown("no evaluation set is given (--eval-data)")
-    rows = found.other_answer
-    held = values(rows, found.eval_rows)
-    if rows.count:
-        yield Observation(
-            f"{counted(rows, found.eval_rows, 'evaluation rows')} ask what the training set asks, with other answers",
-            {"first_of_eval" if name == "first" else name: value for name, value in held.items()},
-        )
-
-
-@DataRule(
     "DAT346",
     severity="warning",
     confidence=0.7,
-    thresholds=(MIXED,),
+    thresholds=(SOME,),
 )
 def _languages(data: DataReport) -> Iterator[Observation]:
     """another language than stated
 
-    {mixed} of the rows have an answer in another language than their column language or lang states
+    {some} of the rows have an answer in another language than their column language or lang states
 
     Why: The model learns to change language.
     Scope: rows with a column language or lang; answers of 60 characters and more
@@ -320,7 +247,7 @@ def _languages(data: DataReport) -> Iterator[Observation]:
     found = data.languages
     if found.reason or not found.stated:
         raise Unknown(found.reason or "no row states its language (a column language or lang)")
-    if share(found.rows, found.stated) >= MIXED.value:
+    if share(found.rows, found.stated) >= SOME.value:
         yield Observation(
             f"{counted(found.rows, found.stated)} have an answer in another language than they state",
             values(found.rows, found.stated),
@@ -331,12 +258,12 @@ def _languages(data: DataReport) -> Iterator[Observation]:
     "DAT345",
     severity="info",
     confidence=0.6,
-    thresholds=(MARKED_UP, ESCAPED),
+    thresholds=(SOME,),
 )
 def _marked_up(data: DataReport) -> Iterator[Observation]:
     """markup left in answers
 
-    {marked_up} of the rows hold HTML tags or entities in an answer, or {escaped} the escapes of JSON in place of
+    {some} of the rows hold HTML tags or entities in an answer, or {some} the escapes of JSON in place of
     line breaks or letters
 
     Why: The model learns to write the markup.
@@ -346,41 +273,21 @@ def _marked_up(data: DataReport) -> Iterator[Observation]:
     Source: definition -- entities such as &nbsp;, tags such as <br>
     """
     rows = data.seen
-    yield from seen_in(data, rows.markup, "hold tags or entities of HTML in an answer", at_least=MARKED_UP)
-    yield from seen_in(data, rows.escaped_letters, "hold letters as `\\u00e9` in an answer", at_least=ESCAPED)
-    yield from seen_in(data, rows.escaped_breaks, "hold `\\n` as two characters in an answer", at_least=ESCAPED)
-
-
-@DataRule(
-    "DAT350",
-    severity="warning",
-    confidence=0.8,
-    thresholds=(GONE,),
-)
-def _missing_value(data: DataReport) -> Iterator[Observation]:
-    """missing values as answers
-
-    {gone} of the rows have an answer that is only nan, NA or the like
-
-    Why: A table's missing values were written as text: the model learns to answer with them.
-    Scope: formats with answers; none and null may be answers, and are not counted
-    Action: remove these rows
-    Verify: their text (--show-rows)
-    Source: definition -- what pandas and spreadsheets write for a missing value
-    """
-    return seen_in(data, data.seen.missing_value, "have an answer that is only nan, <NA> or the like", at_least=GONE)
+    yield from seen_in(data, rows.markup, "hold tags or entities of HTML in an answer", at_least=SOME)
+    yield from seen_in(data, rows.escaped_letters, "hold letters as `\\u00e9` in an answer", at_least=SOME)
+    yield from seen_in(data, rows.escaped_breaks, "hold `\\n` as two characters in an answer", at_least=SOME)
 
 
 @DataRule(
     "DAT353",
     severity="info",
     confidence=0.6,
-    thresholds=(UNFILLED,),
+    thresholds=(SLIPS,),
 )
 def _placeholder(data: DataReport) -> Iterator[Observation]:
     """placeholders in answers
 
-    {unfilled} of the rows have an answer with [INSERT NAME], a name in double braces or the like
+    {slips} of the rows have an answer with [INSERT NAME], a name in double braces or the like
 
     Why: The model learns to write the placeholder.
     Scope: formats with answers
@@ -388,7 +295,7 @@ def _placeholder(data: DataReport) -> Iterator[Observation]:
     Verify: their text (--show-rows)
     Source: definition -- [INSERT ...], [YOUR ...], and names with _ in double braces
     """
-    return seen_in(data, data.seen.placeholder, "have an answer with a placeholder", at_least=UNFILLED)
+    return seen_in(data, data.seen.placeholder, "have an answer with a placeholder", at_least=SLIPS)
 
 
 RULES = (
@@ -397,11 +304,8 @@ RULES = (
     _equal,
     _length_bias,
     _conflict,
-    _near,
     _documents,
-    _other_answer,
     _marked_up,
-    _missing_value,
     _alike,
     _placeholder,
     _languages,

@@ -14,9 +14,11 @@ from gradience.schema import Json, Severity
 from gradience.schema.document import RuleGroup
 from gradience.schema.reports import DataReport, Rows
 
+SLIPS = Threshold("slips", 0.01, "share", "proposal: fewer are slips, or texts about such things")
+SOME = Threshold("some", 0.05, "share", "proposal: 1 of 20 is no chance; the limit that keeps 95 % is the usual choice")
+HALF = Threshold("half", 0.5, "share", "proposal: a few such rows are no wrong setting")
 MAJORITY = Threshold("majority", 0.9, "share of rows", "proposal: guessing one class is right in 9 of 10")
 FEW_LABELS = Threshold("few_labels", 20, "rows", "proposal: fewer are no sample")
-UNREADABLE_MANY = Threshold("unreadable_many", 0.01, "share of rows", "proposal: trainers stop at the first")
 SAME_ANSWER = Threshold(
     "same_answer", 1 / 3, "share of answers", "proposal: one answer is right for a third of prompts"
 )
@@ -24,10 +26,7 @@ FEW_ANSWERS = Threshold(
     "few_answers", 0.05, "different answers per answer", "proposal: fewer are the classes of a task, such as yes and no"
 )
 SAME_ANSWER_ROWS = Threshold("same_answer_rows", 20, "answers", "proposal: fewer are no sample")
-DUPLICATES_SOME = Threshold("duplicates_some", 0.01, "share of rows", "proposal; deduplicated web text has under it")
 DUPLICATES_MANY = Threshold("duplicates_many", 0.1, "share of rows", "proposal: an epoch is then more than one pass")
-OVERLAP_MANY = Threshold("overlap_many", 0.05, "share of evaluation rows", "proposal: enough to move a mean loss")
-BROKEN_MANY = Threshold("broken_many", 0.01, "share of rows", "proposal: a wrong decoding breaks many rows, chance few")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -109,24 +108,31 @@ def _labelled(data: DataReport) -> str | None:
 def _balance(data: DataReport) -> Iterator[Observation]:
     """unbalanced classes
 
-    {majority} of at least {few_labels} rows have one label
+    {majority} of at least {few_labels} rows have one label; an error if all rows have it
 
-    Why: Accuracy looks high for a model that always answers the same.
+    Why: Accuracy looks high for a model that always answers the same. Of one class the loss goes to 0 and looks like
+        success.
     Scope: classification and KTO
     Action: weight the classes, or report balanced accuracy or F1
-    Verify: accuracy per class
+    Verify: accuracy per class; the labels of the whole file (--samples all)
     Source: definition -- rows of the most frequent label over all rows
     """
-    if data.rows_read < FEW_LABELS.value:
-        raise Unknown(f"{data.rows_read} rows, under {FEW_LABELS.value:g}")
-    if data.labels_total < 2:
-        raise Unknown("one label only (see DAT317)")
     label, most = next(iter(data.labels.items()))
-    part = most / data.rows_read
-    if part >= MAJORITY.value:
+    part, kinds = most / data.rows_read, {"label": label, "rows": most, "labels": data.labels_total}
+    if data.labels_total == 1:
+        yield Observation(
+            f"all {data.rows_read:,} rows have the label {label}",
+            kinds,
+            severity="error",
+            confidence=0.9,
+            action="look at how rows were selected: sorted files cut at the front have one class",
+        )
+    elif data.rows_read < FEW_LABELS.value:
+        raise Unknown(f"{data.rows_read} rows, under {FEW_LABELS.value:g}")
+    elif part >= MAJORITY.value:
         yield Observation(
             f"{part:.0%} of {data.rows_read:,} rows have the label {label}",
-            {"label": label, "rows": most, "share": part, "labels": data.labels_total},
+            {**kinds, "share": part},
         )
 
 
@@ -163,39 +169,15 @@ def _range(data: DataReport) -> Iterator[Observation]:
 
 
 @DataRule(
-    "DAT317",
-    severity="error",
-    confidence=0.9,
-    needs=(_labelled,),
-)
-def _one_class(data: DataReport) -> Iterator[Observation]:
-    """one class only
-
-    every row has the same label
-
-    Why: The model learns to answer one label; the loss goes to 0 and looks like success.
-    Scope: classification and KTO
-    Action: look at how rows were selected: sorted files cut at the front have one class
-    Verify: the labels of the whole file (--samples all)
-    Source: definition -- one label among all rows read
-    """
-    if data.labels_total == 1:
-        label = next(iter(data.labels))
-        yield Observation(
-            f"all {data.rows_read:,} rows have the label {label}", {"label": label, "rows": data.rows_read}
-        )
-
-
-@DataRule(
     "DAT300",
     severity="warning",
     confidence=0.9,
-    thresholds=(UNREADABLE_MANY,),
+    thresholds=(SLIPS,),
 )
 def _unreadable(data: DataReport) -> Iterator[Observation]:
     """rows cannot be used
 
-    a row cannot be read, or is not of the data set's format; from {unreadable_many} of the rows: error
+    a row cannot be read, or is not of the data set's format; from {slips} of the rows: error
 
     Why: The trainer stops at such a row, or skips it in silence.
     Scope: every data set
@@ -209,7 +191,7 @@ def _unreadable(data: DataReport) -> Iterator[Observation]:
         yield Observation(
             f"{counted(rows, of)} cannot be used{why}",
             values(rows, of, reasons=[fault.reason for fault in data.faults[:3]]),
-            severity="error" if share(rows, of) >= UNREADABLE_MANY.value else None,
+            severity="error" if share(rows, of) >= SLIPS.value else None,
         )
 
 
@@ -248,42 +230,60 @@ def _constant(data: DataReport) -> Iterator[Observation]:
     severity="info",
     confidence=0.8,
     groups=("data", "log"),
-    thresholds=(DUPLICATES_SOME, DUPLICATES_MANY),
+    thresholds=(SLIPS, DUPLICATES_MANY),
 )
 def duplicates(data: DataReport) -> Iterator[Observation]:
     """duplicate rows
 
-    {duplicates_some} of the rows repeat an earlier one; from {duplicates_many}: warning
+    {slips} of the rows repeat an earlier one, or nearly repeat one; from {duplicates_many}: warning
 
     Why: A repeated row is trained on twice an epoch, and may be in the evaluation set, too.
-    Scope: rows that are equal in every column that a trainer could read: all but an id, and for GRPO that, too
-    Action: remove duplicates
-    Verify: their numbers
+    Scope: rows that are equal in every column that a trainer could read: all but an id, and for GRPO that, too; near
+        is a Jaccard similarity of 0.8 of word trigrams that few rows share, among at most 5000 of the rows, like rows
+        drawn together
+    Action: keep one of each group
+    Verify: their text (--show-rows)
     Source: Lee et al. 2022, arXiv 2107.06499 -- models trained on deduplicated text emit memorised text ten times
         less often
     """
-    rows, part = data.seen.duplicate, share(data.seen.duplicate, data.rows_read)
-    if part >= DUPLICATES_SOME.value:
-        severity: Severity | None = "warning" if part >= DUPLICATES_MANY.value else None
-        yield on_rows(data, rows, "repeat an earlier row", severity=severity)
-    elif data.sampled:
+    rows, near = data.seen.duplicate, data.near
+    exact = share(rows, data.rows_read)
+    if exact >= SLIPS.value:
+        yield on_rows(data, rows, "repeat an earlier row", severity=_of_duplicates(exact))
+    part = share(near.rows, near.compared) if near is not None else 0.0
+    if near is not None and part >= SLIPS.value:
+        drawn = f"; these were drawn from {near.drawn_from:,}, like rows together" if near.drawn_from else ""
+        yield Observation(
+            f"{counted(near.rows, near.compared)} nearly repeat an earlier row{drawn}",
+            values(near.rows, near.compared, drawn_from=near.drawn_from),
+            severity=_of_duplicates(part),
+        )
+    if near is not None and near.reason:
+        raise Unknown(f"near repetitions: {near.reason}")
+    if data.sampled and max(exact, part) < SLIPS.value:
         raise Unknown("a sample shows few of the duplicates: --samples all")
+
+
+def _of_duplicates(part: float) -> Severity | None:
+    return "warning" if part >= DUPLICATES_MANY.value else None
 
 
 @DataRule(
     "DAT314",
     severity="warning",
     confidence=0.9,
-    thresholds=(OVERLAP_MANY,),
+    thresholds=(SOME,),
 )
 def _overlap(data: DataReport) -> Iterator[Observation]:
     """the evaluation set is inside the training set
 
-    an evaluation row is also in the training set, equal or nearly so; from {overlap_many}: error
+    an evaluation row is also in the training set, equal or nearly so, or its question is there with another answer;
+    from {some} of the former: error
 
     Why: The held-out loss then measures memorization, and overfitting is not seen.
-    Scope: with --eval-data; near is a Jaccard similarity of word trigrams of 0.8 and more
-    Action: remove these rows from one of the sets
+    Scope: with --eval-data; near is a Jaccard similarity of word trigrams of 0.8 and more; questions of four words and
+        more are compared word for word
+    Action: remove these rows from one of the sets; split by question, not by row
     Verify: the evaluation loss on the other rows
     Source: benchmarks/data.py -- what MinHash finds and misses: docs/evidence/data.md
     """
@@ -303,7 +303,14 @@ def _overlap(data: DataReport) -> Iterator[Observation]:
                 "eval_rows": found.eval_rows,
                 "first_of_eval": next((rows.first for rows, _ in kinds if rows.count), []),
             },
-            severity="error" if both >= OVERLAP_MANY.value * found.eval_rows else None,
+            severity="error" if both >= SOME.value * found.eval_rows else None,
+        )
+    if (rows := found.other_answer).count:
+        held = values(rows, found.eval_rows)
+        yield Observation(
+            f"{counted(rows, found.eval_rows, 'evaluation rows')} ask what the training set asks, with other answers",
+            {"first_of_eval" if name == "first" else name: value for name, value in held.items()},
+            confidence=0.8,
         )
     if not found.near_judged:
         raise Unknown(found.near_reason)
@@ -315,12 +322,12 @@ def _overlap(data: DataReport) -> Iterator[Observation]:
     "DAT318",
     severity="info",
     confidence=0.75,
-    thresholds=(BROKEN_MANY,),
+    thresholds=(SLIPS,),
 )
 def _broken(data: DataReport) -> Iterator[Observation]:
     """broken text
 
-    a row holds U+FFFD, or UTF-8 decoded as Latin-1; from {broken_many} of the rows: warning
+    a row holds U+FFFD, or UTF-8 decoded as Latin-1; from {slips} of the rows: warning
 
     Why: The model learns the broken spelling.
     Scope: rows of text
@@ -333,27 +340,28 @@ def _broken(data: DataReport) -> Iterator[Observation]:
         (data.seen.mojibake, "text that was decoded wrongly, as UTF-8 read as Latin-1"),
     ):
         if rows.count:
-            many = share(rows, data.rows_read) >= BROKEN_MANY.value
+            many = share(rows, data.rows_read) >= SLIPS.value
             yield on_rows(data, rows, f"hold {what}", severity="warning" if many else None)
 
 
-@DataRule(
-    "DAT311",
-    severity="warning",
-    confidence=0.8,
-)
+@DataRule("DAT311", severity="warning", confidence=0.8, thresholds=(SLIPS,))
 def _empty_answer(data: DataReport) -> Iterator[Observation]:
     """empty answers
 
-    a wanted answer holds nothing but white space: no thought, call, image or sound either
+    a wanted answer holds nothing but white space: no thought, call, image or sound either; or {slips} of the rows have
+    an answer that is only nan, NA or the like
 
-    Why: The model learns to answer with nothing.
-    Scope: formats with answers
+    Why: The model learns to answer with nothing, or with what stands for a missing value in a table.
+    Scope: formats with answers; none and null may be answers, and are not counted
     Action: remove these rows
     Verify: their text (--show-rows)
-    Source: definition -- the answer without white space is empty
+    Source: definition -- the answer without white space is empty, or what pandas and spreadsheets write for a missing
+        value
     """
-    return seen_in(data, data.seen.empty_answer, "have an empty answer")
+    yield from seen_in(data, data.seen.empty_answer, "have an empty answer")
+    yield from seen_in(
+        data, data.seen.missing_value, "have an answer that is only nan, <NA> or the like", at_least=SLIPS
+    )
 
 
 @DataRule("DAT356", severity="error", confidence=0.9)
@@ -379,7 +387,6 @@ RULES = (
     _reward_columns,
     _balance,
     _range,
-    _one_class,
     _unreadable,
     _empty_answer,
     _constant,

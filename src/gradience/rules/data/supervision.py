@@ -5,18 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from gradience.rules import ALL_MASKED, Observation, Sign, Threshold, Unknown
-from gradience.rules.data.content import DataRule, counted, of_tokens, on_rows, share, values
+from gradience.rules.data.content import HALF, DataRule, counted, of_tokens, on_rows, share, values
 from gradience.schema import Severity
 from gradience.schema.reports import DataReport
 
 FEW_SUPERVISED = Threshold(
     "few_supervised", 0.02, "share of kept tokens", "proposal: 1 of 50 tokens paid for is learnt"
 )
-END_SELDOM = Threshold("end_seldom", 0.5, "share of whole answers", "proposal: half of the answers teach no end")
-PROMPT_TAUGHT = Threshold(
-    "prompt_taught", 0.5, "share of rows", "proposal: a few rows without a prompt are no wrong setting"
-)
-MASKED_END = Threshold("masked_end", 0.5, "share of whole answers", "proposal: half of the answers")
 
 
 def unmarked(data: DataReport) -> bool:
@@ -118,12 +113,12 @@ def _few_supervised(data: DataReport) -> Iterator[Observation]:
     confidence=0.85,
     needs=(of_tokens,),
     settings=("completion_only_loss", "assistant_only_loss"),
-    thresholds=(PROMPT_TAUGHT,),
+    thresholds=(HALF,),
 )
 def _prompt_supervised(data: DataReport) -> Iterator[Observation]:
     """the prompt is supervised despite the setting
 
-    the loss is set on answers only, and every token is supervised in {prompt_taught} of the rows; or rows hold a
+    the loss is set on answers only, and every token is supervised in {half} of the rows; or rows hold a
     completion_mask that is not applied
 
     Why: The model learns to write prompts; the loss looks low for text that repeats.
@@ -145,7 +140,7 @@ def _prompt_supervised(data: DataReport) -> Iterator[Observation]:
     if data.loss not in {"assistant", "completion"}:
         raise Unknown(f"the loss is set on {data.loss}: prompts are supervised as asked")
     rows = data.seen.all_supervised
-    if share(rows, data.rows_read) >= PROMPT_TAUGHT.value:
+    if share(rows, data.rows_read) >= HALF.value:
         yield Observation(
             f"the loss is set on {data.loss}, and in {counted(rows, data.rows_read)} every token is supervised",
             values(rows, data.rows_read, loss=data.loss),
@@ -162,12 +157,12 @@ def _prompt_supervised(data: DataReport) -> Iterator[Observation]:
     groups=("data", "log"),
     needs=(of_tokens,),
     settings=("eos_token",),
-    thresholds=(END_SELDOM,),
+    thresholds=(HALF,),
 )
 def _end(data: DataReport) -> Iterator[Observation]:
     """the end token is not learnt
 
-    an end token is supervised in under {end_seldom} of the complete answers; a warning if it is in some of them, or
+    an end token is supervised in under {half} of the complete answers; a warning if it is in some of them, or
     if answers end with another control token
 
     Why: A model that never sees the end token in its loss does not learn to stop.
@@ -182,7 +177,7 @@ def _end(data: DataReport) -> Iterator[Observation]:
     if not data.whole_rows:
         raise Unknown("no supervised answer is complete")
     seen, whole = data.seen.end_supervised, data.whole_rows
-    if share(seen, whole) >= END_SELDOM.value:
+    if share(seen, whole) >= HALF.value:
         return
     if _masked_as_padding(data):
         raise Unknown("the end token is masked with the padding (see DAT308)")
@@ -207,7 +202,7 @@ def _end(data: DataReport) -> Iterator[Observation]:
 
 def _masked_as_padding(data: DataReport) -> bool:
     masked = share(data.seen.end_masked, data.whole_rows)
-    return data.pad_is_end is True and data.has_labels and masked >= MASKED_END.value
+    return data.pad_is_end is True and data.has_labels and masked >= HALF.value
 
 
 @DataRule(
@@ -216,12 +211,12 @@ def _masked_as_padding(data: DataReport) -> bool:
     confidence=0.8,
     needs=(of_tokens,),
     settings=("pad_token",),
-    thresholds=(MASKED_END,),
+    thresholds=(HALF,),
 )
 def _pad_is_end(data: DataReport) -> Iterator[Observation]:
     """pad and end token are one, and the end is masked with the padding
 
-    pad is end token, and labels mask the end of {masked_end} of the answers; without labels: warning
+    pad is end token, and labels mask the end of {half} of the answers; without labels: warning
 
     Why: The end token is never learnt, and the model does not stop.
     Scope: rows that are tokenised already; TRL masks padding by position, which leaves the end in the loss

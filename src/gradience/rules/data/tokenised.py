@@ -5,12 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from gradience.rules import Observation, Threshold, Unknown, premise
-from gradience.rules.data.content import DataRule, on_rows, seen_in, share
+from gradience.rules.data.content import HALF, SLIPS, DataRule, on_rows, seen_in, share
 from gradience.schema.reports import DataReport, Rows
 
-JOINED = Threshold("joined", 0.5, "share of rows", "proposal: a few end tokens within rows are text about them")
 ONE_LENGTH = Threshold("one_length", 0.95, "of the longest row", "proposal: rows of turns differ in length")
-OTHERS = Threshold("others", 0.01, "share of rows", "proposal: more than slips")
 
 
 @premise("the rows are tokenised already")
@@ -23,12 +21,12 @@ def _given(data: DataReport) -> str | None:
     severity="error",
     confidence=0.85,
     needs=(_given,),
-    thresholds=(OTHERS,),
+    thresholds=(SLIPS,),
 )
 def _labels(data: DataReport) -> Iterator[Observation]:
     """labels are not the tokens
 
-    in {others} of the rows at least half of the supervised labels are not the ids of their tokens; warning if they
+    in {slips} of the rows at least half of the supervised labels are not the ids of their tokens; warning if they
     are not those of the next tokens
 
     Why: The loss of a causal model compares each label with the token at its place, one step later.
@@ -41,7 +39,7 @@ def _labels(data: DataReport) -> Iterator[Observation]:
     if not data.has_labels:
         raise Unknown("the rows hold no labels")
     rows, shifted = data.seen.labels_differ, data.seen.labels_shifted
-    if share(rows, data.rows_read) < OTHERS.value:
+    if share(rows, data.rows_read) < SLIPS.value:
         return
     by_one = shifted.count * 2 > rows.count
     says = "the next token's: causal models shift labels themselves" if by_one else "not the tokens beside them"
@@ -84,12 +82,12 @@ def _ids(data: DataReport) -> Iterator[Observation]:
     severity="warning",
     confidence=0.85,
     needs=(_given,),
-    thresholds=(OTHERS,),
+    thresholds=(SLIPS,),
 )
 def _padding_supervised(data: DataReport) -> Iterator[Observation]:
     """padding in the loss
 
-    {others} of the rows end in two padding tokens or more whose labels are in the loss
+    {slips} of the rows end in two padding tokens or more whose labels are in the loss
 
     Why: The model learns to write padding, and the mean of the loss is taken over it.
     Scope: input_ids; tokenizers whose padding token does not end generation
@@ -97,7 +95,7 @@ def _padding_supervised(data: DataReport) -> Iterator[Observation]:
     Verify: the labels at the end of these rows
     Source: definition -- the tokenizer's padding token
     """
-    return seen_in(data, data.seen.padding_supervised, "end in padding that is in the loss", at_least=OTHERS)
+    return seen_in(data, data.seen.padding_supervised, "end in padding that is in the loss", at_least=SLIPS)
 
 
 @DataRule(
@@ -105,12 +103,12 @@ def _padding_supervised(data: DataReport) -> Iterator[Observation]:
     severity="warning",
     confidence=0.75,
     needs=(_given,),
-    thresholds=(JOINED, ONE_LENGTH),
+    thresholds=(HALF, ONE_LENGTH),
 )
 def _documents(data: DataReport) -> Iterator[Observation]:
     """packed without positions
 
-    in {joined} of the rows tokens go on after an end token, and neither position_ids that begin anew nor lengths of
+    in {half} of the rows tokens go on after an end token, and neither position_ids that begin anew nor lengths of
     sequences part them; where a control token follows, which may begin a turn, only if the mean length is
     {one_length} of the longest
 
@@ -126,7 +124,7 @@ def _documents(data: DataReport) -> Iterator[Observation]:
     is_cut = (data.lengths.mean or 0.0) >= ONE_LENGTH.value * data.lengths.longest > 0
     if is_cut and turns.count > rows.count:
         rows = Rows(count=rows.count + turns.count, first=turns.first)
-    if share(rows, data.rows_read) >= JOINED.value:
+    if share(rows, data.rows_read) >= HALF.value:
         yield on_rows(data, rows, "hold several documents, and no position_ids that begin anew")
 
 

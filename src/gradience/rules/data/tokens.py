@@ -5,16 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from gradience.errors import few
-from gradience.rules import Observation, Threshold, Unknown, cite, premise
-from gradience.rules.data.content import DataRule, counted, of_tokens, on_rows, seen_in, share
+from gradience.rules import Observation, Unknown, cite, premise
+from gradience.rules.data.content import HALF, SLIPS, SOME, DataRule, counted, of_tokens, on_rows, seen_in, share
 from gradience.schema import Severity
 from gradience.schema.reports import DataReport
 
-CUT_MANY = Threshold("cut_many", 0.05, "share of rows", "proposal: the limit that keeps 95 % is the usual choice")
-LEFT_OUT = Threshold("left_out", 0.5, "share of rows", "proposal: half of the data set is not trained on")
-LOST_MANY = Threshold("lost_many", 0.05, "share of rows", "proposal: 1 of 20 answers is not learnt at all")
-PADDING = Threshold("padding", 0.5, "share of a batch's tokens", "proposal: half of the compute goes into padding")
-DOUBLE = Threshold("double", 0.01, "share of rows", "proposal: a text may begin so by chance")
 TRL_CUT = cite(
     "TRL 1.16, SFTTrainer, DPOTrainer, RewardTrainer",
     "SFT and DPO keep the first max_length tokens, and drop a row whose answer is gone; reward drops longer rows",
@@ -38,13 +33,13 @@ def _limit(data: DataReport) -> str | None:
     groups=("data", "log"),
     needs=(_limit,),
     settings=("max_length",),
-    thresholds=(CUT_MANY, LEFT_OUT),
+    thresholds=(SOME, HALF),
     evidence=(TRL_CUT, OTHERS_CUT),
 )
 def _cut(data: DataReport) -> Iterator[Observation]:
     """rows are cut by the length limit
 
-    a row is longer than the limit; from {cut_many} of the rows: warning; {left_out}, of a trainer that leaves such
+    a row is longer than the limit; from {some} of the rows: warning; {half}, of a trainer that leaves such
     rows out: error
 
     Why: Tokens past the limit are not trained on, and nothing in the log shows it.
@@ -76,9 +71,9 @@ def _cut(data: DataReport) -> Iterator[Observation]:
 
 def _of_cut(data: DataReport) -> Severity | None:
     part = share(data.seen.cut, data.rows_read)
-    if data.overlong == "left_out" and part >= LEFT_OUT.value:
+    if data.overlong == "left_out" and part >= HALF.value:
         return "error"
-    return "warning" if part >= CUT_MANY.value else None
+    return "warning" if part >= SOME.value else None
 
 
 @DataRule(
@@ -87,13 +82,13 @@ def _of_cut(data: DataReport) -> Severity | None:
     confidence=0.9,
     needs=(_limit,),
     settings=("max_length",),
-    thresholds=(LOST_MANY,),
+    thresholds=(SOME,),
     evidence=(TRL_CUT,),
 )
 def _answers_cut(data: DataReport) -> Iterator[Observation]:
     """answers are cut off
 
-    the limit removes supervised tokens of a row; whole answers in {lost_many} of the rows: error
+    the limit removes supervised tokens of a row; whole answers in {some} of the rows: error
 
     Why: A cut answer teaches the model to stop mid-sentence without an end token; a lost one teaches nothing.
     Scope: every trainer with a length limit; rows that TRL drops count as lost answers
@@ -115,7 +110,7 @@ def _answers_cut(data: DataReport) -> Iterator[Observation]:
         data,
         worst,
         f"lose part of their answer at {data.max_length:,} tokens ({lost:.1%} of the supervised tokens){tail}",
-        severity="error" if share(gone, data.rows_read) >= LOST_MANY.value else None,
+        severity="error" if share(gone, data.rows_read) >= SOME.value else None,
         supervised_lost=data.tokens.supervised_lost,
         whole_answers=gone.count,
     )
@@ -154,12 +149,12 @@ def _split(data: DataReport) -> Iterator[Observation]:
     groups=("data", "log"),
     needs=(of_tokens,),
     settings=("packing", "batch_size"),
-    thresholds=(PADDING,),
+    thresholds=(HALF,),
 )
 def _padding(data: DataReport) -> Iterator[Observation]:
     """batches are mostly padding
 
-    {padding} of the tokens of batches in random order are padding
+    {half} of the tokens of batches in random order are padding
 
     Why: Padding is computed and thrown away.
     Scope: losses on tokens, at the batch size given
@@ -176,7 +171,7 @@ def _padding(data: DataReport) -> Iterator[Observation]:
         raise Unknown("no configuration states the batch size (per_device_train_batch_size)")
     if batch.padding_share is None:
         raise Unknown("no batch could be counted")
-    if batch.padding_share < PADDING.value:
+    if batch.padding_share < HALF.value:
         return
     saved = ""
     if batch.packed_sequences:
@@ -191,12 +186,12 @@ def _padding(data: DataReport) -> Iterator[Observation]:
     "DAT309",
     severity="warning",
     confidence=0.85,
-    thresholds=(DOUBLE,),
+    thresholds=(SLIPS,),
 )
 def _double_bos(data: DataReport) -> Iterator[Observation]:
     """two BOS tokens
 
-    {double} of the rows begin with the BOS token twice
+    {slips} of the rows begin with the BOS token twice
 
     Why: Text that holds the BOS token gets a second one from the tokenizer: a context that generation does not
         have.
@@ -206,7 +201,7 @@ def _double_bos(data: DataReport) -> Iterator[Observation]:
     Source: transformers docs, chat_templating -- a rendered template holds its special tokens: tokenise it with
         add_special_tokens=False
     """
-    return seen_in(data, data.seen.double_bos, "begin with two BOS tokens", at_least=DOUBLE)
+    return seen_in(data, data.seen.double_bos, "begin with two BOS tokens", at_least=SLIPS)
 
 
 RULES = (_cut, _answers_cut, _double_bos, _split, _padding)

@@ -5,14 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from gradience.errors import few
-from gradience.rules import Observation, Threshold, Unknown, cite, premise
-from gradience.rules.data.content import DataRule, counted, on_rows, seen_in, share, values
+from gradience.rules import Observation, Unknown, cite, premise
+from gradience.rules.data.content import HALF, SLIPS, SOME, DataRule, counted, on_rows, seen_in, share, values
 from gradience.schema import Severity
 from gradience.schema.reports import DataReport, Rows
 
-STRAY = Threshold("stray", 0.01, "share of rows", "proposal: fewer may be text about such tokens")
-MOSTLY_INVERTED = Threshold("mostly_inverted", 0.5, "share of rows", "proposal: a mask is built one way for all rows")
-ECHOED = Threshold("echoed", 0.05, "share of rows", "proposal: more than answers that quote their question")
 _SEEN = (cite("definition", "the turns of a row, in their order"),)
 TRL_ROLES = cite("TRL 1.16, maybe_convert_to_chatml", "renames from and value, and leaves roles as they are")
 
@@ -117,13 +114,13 @@ def _no_answer(data: DataReport) -> Iterator[Observation]:
     "DAT329",
     severity="info",
     confidence=0.85,
-    thresholds=(STRAY,),
+    thresholds=(SLIPS,),
 )
 def _foreign(data: DataReport) -> Iterator[Observation]:
     """turn tokens of another model as text
 
     a row holds turn tokens that the tokenizer does not have, or headers of another prompt format in messages; from
-    {stray} of the rows: warning
+    {slips} of the rows: warning
 
     Why: To this model they are pieces of text: it learns to write them, and no single token ends a turn.
     Scope: names such as <|im_end|>, [INST], </s> and ### Instruction:
@@ -139,7 +136,7 @@ def _foreign(data: DataReport) -> Iterator[Observation]:
         data,
         rows,
         f"hold, as text, turn tokens or prompt headers{named} that are not this tokenizer's and template's",
-        severity="warning" if share(rows, data.rows_read) >= STRAY.value else None,
+        severity="warning" if share(rows, data.rows_read) >= SLIPS.value else None,
         tokens=data.foreign[:10],
     )
 
@@ -148,12 +145,12 @@ def _foreign(data: DataReport) -> Iterator[Observation]:
     "DAT333",
     severity="error",
     confidence=0.85,
-    thresholds=(MOSTLY_INVERTED,),
+    thresholds=(HALF,),
 )
 def _inverted(data: DataReport) -> Iterator[Observation]:
     """the mask is inverted
 
-    in {mostly_inverted} of the rows the loss is on the beginning and not on the last fifth; fewer: warning
+    in {half} of the rows the loss is on the beginning and not on the last fifth; fewer: warning
 
     Why: The model learns the prompts, and never an answer.
     Scope: rows with a mask on tokens
@@ -162,7 +159,7 @@ def _inverted(data: DataReport) -> Iterator[Observation]:
     Source: definition -- the first token is in the loss, the last fifth of the row is not
     """
     rows = data.seen.inverted
-    if share(rows, data.rows_read) >= MOSTLY_INVERTED.value:
+    if share(rows, data.rows_read) >= HALF.value:
         yield on_rows(data, rows, "have their beginning in the loss and their end outside of it")
     elif rows.count:
         found = "have their beginning in the loss and their end outside of it"
@@ -224,41 +221,19 @@ def _arguments(data: DataReport) -> Iterator[Observation]:
         yield on_rows(data, text, "hold arguments as text, which the chat template encodes as JSON once more")
 
 
-@DataRule("DAT344", severity="warning", confidence=0.9)
-def _other_loss(data: DataReport) -> Iterator[Observation]:
-    """the prompt is in the loss against the recipe
-
-    --loss all, where the recipe trains on answers only
-
-    Why: What is checked is then not what the recipe trains.
-    Scope: a recipe and --loss
-    Action: leave --loss out, or change the recipe
-    Verify: the share of supervised tokens of both
-    Source: definition -- the option wins over the recipe
-    """
-    if not data.recipe_loss or data.loss_from != "the option":
-        raise Unknown("no recipe whose loss mode an option replaces")
-    if data.loss == "all" and data.recipe_loss in {"assistant", "completion"}:
-        yield Observation(
-            f"--loss all puts prompts into the loss; the recipe trains on {_LOSSES[data.recipe_loss]} only",
-            {"loss": data.loss, "recipe": data.recipe_loss},
-        )
-
-
 _OFTEN_DROPPED = frozenset({"system", "developer", "tool"})  # the conversation goes on without them
-_LOSSES = {"assistant": "the assistant's turns", "completion": "completions"}
 
 
 @DataRule(
     "DAT332",
     severity="warning",
     confidence=0.75,
-    thresholds=(ECHOED,),
+    thresholds=(SOME,),
 )
 def _echo(data: DataReport) -> Iterator[Observation]:
     """answers repeat the question
 
-    in {echoed} of the rows the answer begins with the whole question
+    in {some} of the rows the answer begins with the whole question
 
     Why: The model learns to repeat the prompt; completions of a full text often hold it.
     Scope: questions of four words and more
@@ -267,7 +242,7 @@ def _echo(data: DataReport) -> Iterator[Observation]:
     Source: definition -- the answer begins with the last thing asked, without case and spaces
     """
     rows = data.seen.echo
-    if share(rows, data.rows_read) >= ECHOED.value:
+    if share(rows, data.rows_read) >= SOME.value:
         yield Observation(
             f"in {counted(rows, data.rows_read)} the answer begins with the whole question",
             values(rows, data.rows_read),
@@ -313,12 +288,12 @@ def _empty_prompt(data: DataReport) -> Iterator[Observation]:
     severity="warning",
     confidence=0.9,
     needs=(_spoken,),
-    thresholds=(STRAY,),
+    thresholds=(SLIPS,),
 )
 def _template_twice(data: DataReport) -> Iterator[Observation]:
     """the template is applied twice
 
-    {stray} of the rows hold, inside a message, control tokens that the chat template writes around it
+    {slips} of the rows hold, inside a message, control tokens that the chat template writes around it
 
     Why: The template adds its tokens again: the model learns a prompt that generation does not have.
     Scope: conversations with a chat template
@@ -330,15 +305,15 @@ def _template_twice(data: DataReport) -> Iterator[Observation]:
         data,
         data.seen.template_twice,
         "hold control tokens of the chat template inside a message: it is applied twice",
-        at_least=STRAY,
+        at_least=SLIPS,
     )
 
 
-@DataRule("DAT331", severity="warning", confidence=0.6, thresholds=(STRAY,), evidence=_SEEN)
+@DataRule("DAT331", severity="warning", confidence=0.6, thresholds=(SLIPS,), evidence=_SEEN)
 def _next_turn_in_answer(data: DataReport) -> Iterator[Observation]:
     """answers that go on with the next turn
 
-    {stray} of the answers hold a line that begins User: or Human:
+    {slips} of the answers hold a line that begins User: or Human:
 
     Why: The model learns to write the user's next question after its answer.
     Scope: formats with answers
@@ -346,7 +321,7 @@ def _next_turn_in_answer(data: DataReport) -> Iterator[Observation]:
     Verify: their text (--show-rows)
     """
     return seen_in(
-        data, data.seen.next_turn_in_answer, "have an answer that goes on with a user's turn", at_least=STRAY
+        data, data.seen.next_turn_in_answer, "have an answer that goes on with a user's turn", at_least=SLIPS
     )
 
 
@@ -354,12 +329,12 @@ def _next_turn_in_answer(data: DataReport) -> Iterator[Observation]:
     "DAT354",
     severity="warning",
     confidence=0.7,
-    thresholds=(ECHOED,),
+    thresholds=(SOME,),
 )
 def _speaker_label(data: DataReport) -> Iterator[Observation]:
     """a speaker's name begins answers
 
-    in {echoed} of the rows a turn of the assistant begins with Assistant:, AI: or the like, as text
+    in {some} of the rows a turn of the assistant begins with Assistant:, AI: or the like, as text
 
     Why: The model learns to write the name after the template's own.
     Scope: conversations, whose template writes the speaker itself
@@ -367,7 +342,7 @@ def _speaker_label(data: DataReport) -> Iterator[Observation]:
     Verify: their text (--show-rows)
     Source: definition -- Assistant, AI, Bot, Chatbot, GPT or ChatGPT before a colon
     """
-    return seen_in(data, data.seen.speaker_label, "have an answer that begins with a speaker's name", at_least=ECHOED)
+    return seen_in(data, data.seen.speaker_label, "have an answer that begins with a speaker's name", at_least=SOME)
 
 
 @DataRule("DAT357", severity="warning", confidence=0.8)
@@ -409,5 +384,4 @@ RULES = (
     _inverted,
     _calls,
     _arguments,
-    _other_loss,
 )

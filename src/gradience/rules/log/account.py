@@ -37,10 +37,10 @@ DECAYED = Threshold("decayed", 0.5, "of the highest rate before", "a judgement")
 RISEN = Threshold("risen", 2.0, "times the lowest rate since, and 10 % of the highest", "a judgement")
 MANY_CLASSES = Threshold("many_classes", 4, "values whose names end alike", "a judgement: then they are of classes")
 UNLIKE = Threshold("unlike", 0.03, "of 1, or of the largest value", "a judgement, where n and noise are unknown")
-NO_NATS = Threshold(
-    "no_nats", math.log(262_144), "held-out loss at its lowest", "equal odds over the largest vocabulary in use, 262144"
+LN_VOCABULARY = Threshold(
+    "ln_vocabulary", math.log(262_144), "nats", "definition: equal odds over the largest vocabulary in use, 262144"
 )
-STILL_EVALS = Threshold("still_evals", 3, "evaluations with one value", "a judgement: two may be alike")
+LEAST_EVALS = Threshold("least_evals", 3, "evaluations of one split", "proposal of the project's design")
 LATE_START = Threshold("late_start", 5.0, "logging intervals before the first row", "a judgement")
 _FEW_LEFT: Final = 0.1  # of the peak rate, under which a schedule has decayed
 _MOST_ROWS: Final = 200  # training rows averaged beside an evaluation
@@ -160,7 +160,7 @@ def _of_numbers(facts: RunFacts, metrics: Sequence[MetricAccount]) -> bool:
         return True
     if facts.objective.kind != "unknown" or facts.held_out_curve is None:
         return False
-    return min(facts.held_out_curve.losses) > NO_NATS.value and not any(map(_named_by_class, metrics))
+    return min(facts.held_out_curve.losses) > LN_VOCABULARY.value and not any(map(_named_by_class, metrics))
 
 
 def _named_by_class(metric: MetricAccount) -> bool:
@@ -281,7 +281,7 @@ def _selection(facts: RunFacts, metrics: Sequence[MetricAccount], curve: HeldOut
 
 def _decisive(metrics: Sequence[MetricAccount], selection: Selection, curve: HeldOutCurve | None) -> str | None:
     """What says which checkpoint is best: what the trainer chose by, else the first task metric, else the loss."""
-    still = {metric.name for metric in metrics if metric.count >= STILL_EVALS.value and _stands_still(metric)}
+    still = {metric.name for metric in metrics if metric.count >= LEAST_EVALS.value and _stands_still(metric)}
     judged = [metric.name for metric in metrics if metric.higher_is_better is not None and metric.name not in still]
     if selection.by in judged or (selection.by == _LOSS and curve is not None):
         return selection.by

@@ -1,4 +1,4 @@
-"""What a run's speed and memory show, by the `throughput` events of its log (CST191 to CST195).
+"""What a run's speed and memory show, by the `throughput` events of its log (CST191 to CST196).
 
 A log without them gives these rules no meaning. The first window holds what happens once: compilation, the workers'
 start, the allocator's first blocks; it is left out of every comparison.
@@ -32,9 +32,21 @@ WINDOWS: Final = 6
 TIMED: Final = 12  # four in each third: with two, 1 of 20 healthy runs on a busy machine seemed to slow down
 _SURE: Final = 2.0  # standard errors of a slope
 _STEADY: Final = 0.5  # of the growth of the first half that the second half has at least
-_FAILED: Final = ("OutOfMemory", "MemoryError", "out of memory")
+_FAILED: Final = (
+    "OutOfMemory",
+    "MemoryError",
+    "out of memory",
+    "allocate memory",
+    "ALLOC_FAILED",
+    "RESOURCE_EXHAUSTED",
+)
+_GREW: Final = 1.05  # times the peak before: a smaller rise needs no cause
+_KILLED: Final = frozenset({"no_run_end", "unknown"})
 _HAS_PACE: Final[Premise[RunFacts]] = Premise(
     "the log has throughput events", lambda facts: None if facts.paces else "the log has no throughput event"
+)
+_ENDED: Final[Premise[RunFacts]] = Premise(
+    "the log has throughput events, or names the error", lambda facts: None if _named(facts) else _HAS_PACE(facts)
 )
 
 
@@ -45,7 +57,7 @@ def _windows(facts: RunFacts) -> Sequence[Throughput]:
         Unknown: they are too few.
     """
     if len(facts.paces) <= WINDOWS:
-        raise Unknown(f"{len(facts.paces)} windows of steps were timed, and {WINDOWS + 1} are needed")
+        raise Unknown(f"throughput events: {len(facts.paces)}, and {WINDOWS + 1} are needed")
     return facts.paces[1:]
 
 
@@ -142,6 +154,8 @@ def _slowing(facts: RunFacts) -> Observation | None:
     timed = [one for one in _windows(facts) if one.seconds_per_step is not None]
     if len(timed) < TIMED:
         raise Unknown(f"{len(timed)} windows after the first were timed, and {TIMED} are needed")
+    if not _work(timed) and facts.objective.kind == "rl":
+        raise Unknown("answers may have grown: their tokens were not counted")
     third = len(timed) // 3
     first, last = ([as_float(one.seconds_per_step or 0) for one in part] for part in (timed[:third], timed[-third:]))
     work = [_work(part) for part in (timed[:third], timed[-third:])]
@@ -158,8 +172,8 @@ def _slowing(facts: RunFacts) -> Observation | None:
 
 
 def _work(windows: Sequence[Throughput]) -> float:
-    """Tokens a step, with padding; 0 if not counted."""
-    pairs = [(one.padded_tokens_per_second or 0, one.seconds_per_step or 0) for one in windows]
+    """Tokens a step, with padding where that is known; 0 if not counted."""
+    pairs = [(one.padded_tokens_per_second or one.tokens_per_second or 0, one.seconds_per_step or 0) for one in windows]
     return median([as_float(speed) * as_float(seconds) for speed, seconds in pairs])
 
 
@@ -224,39 +238,110 @@ def _left(facts: RunFacts, held: float, slope: float, error: float) -> str:
     severity="error",
     confidence=0.7,
     place="end",
-    phrase=lambda v: f"{'' if v['named'] else 'probably '}out of memory at step {shown(v, 'step', 'd')}",
+    phrase=lambda v: (
+        f"{'' if v['named'] else 'probably '}out of memory at step {shown(v, 'step', 'd')}"
+        f"{', unless it still runs' if v.get('open') else ''}"
+    ),
     thresholds=(FULL,),
-    meant_for=_HAS_PACE,
+    meant_for=_ENDED,
 )
 def _out_of_memory(facts: RunFacts) -> Observation | None:
     """ended out of memory
 
-    the run ended by an error of memory; or with an error or no run_end at its highest memory, {full} of what there is
+    the run ended by an error of memory; or with an error, or no recorded end (a warning), at its highest memory, {full}
+    of what there is
 
     Why: A process that asks for more than there is ends without a word, or with an error that the log only names.
-    Scope: logs with throughput events; a run that still goes on looks like one that was killed
+    Scope: logs with throughput events, or with the error; a run that still goes on looks like one that was killed
     Action: recompute activations (gradient_checkpointing), or make the batch smaller with gradient accumulation
     Verify: gradience check --base BASE --memory SIZE before the next run
     """
-    named = any(word in (facts.status_reason or "") for word in _FAILED)
-    if not named and facts.status not in {"error", "no_run_end"}:
+    named = _named(facts)
+    if not named and facts.status not in _KILLED | {"error"}:
         return None
-    last = facts.paces[-1]
-    peak = max(last.reserved_bytes or 0, last.peak_bytes or 0)
-    if not named and (not last.total_bytes or not peak):
+    memory, total = _highest(facts), facts.paces[-1].total_bytes if facts.paces else None
+    if not named and (not total or not memory):
         raise Unknown("the memory, or its limit, was not recorded")
-    if not named and peak < FULL.value * (last.total_bytes or 0):
+    if not named and memory < FULL.value * (total or 0):
         return None
-    step = (facts.last_step or last.step or 0) + (1 if facts.status == "error" else 0)
-    batch = f", batch of {last.rows} x {last.longest:,}" if last.rows and last.longest else ""
-    of = f" of {gib(last.total_bytes)}" if last.total_bytes else ""
-    sure = "Out" if named else "Probably out"
+    step = (facts.last_step or 0) + (1 if facts.status == "error" else 0)
+    of = f": the highest before was {gib(memory)}{f' of {gib(total)}' if total else ''}" if memory else ""
+    unsaid = facts.status in _KILLED and not named
+    open_ = ", unless it still runs" if unsaid else ""
     return Observation(
-        f"{sure} of memory at step {step}{batch}: the highest before was {gib(peak)}{of}.",
-        {"step": step, "named": named, "peak_bytes": peak, "total_bytes": last.total_bytes},
-        confidence=0.95 if named else None,
-        evidence=seen(f"peak at step {last.step}, status {facts.status}"),
+        f"{'Out' if named else 'Probably out'} of memory at step {step}{_batch(facts)}{open_}{of}.",
+        {"step": step, "named": named, "open": unsaid, "peak_bytes": memory, "total_bytes": total},
+        severity="warning" if unsaid else None,
+        confidence=0.95 if named else 0.5 if unsaid else None,
+        evidence=seen(f"memory of {len(facts.paces)} events, status {facts.status}"),
     )
 
 
-RULES: Final[tuple[LogRule, ...]] = (_waiting, _padding, _slowing, _creeping, _out_of_memory)
+def _named(facts: RunFacts) -> bool:
+    """Whether the run ended by an error that is one of memory."""
+    return facts.status not in {"ok", "aborted"} and any(word in (facts.status_reason or "") for word in _FAILED)
+
+
+def _highest(facts: RunFacts) -> int:
+    """The highest memory: allocated, where that is known, since a healthy run may reserve all there is."""
+    peaks = [[getattr(one, name) or 0 for one in facts.paces] for name in ("peak_bytes", "reserved_bytes")]
+    return next((max(sizes) for sizes in peaks if any(sizes)), 0)
+
+
+def _batch(facts: RunFacts) -> str:
+    """The batch as it was seen last, else as it was set."""
+    last = facts.paces[-1] if facts.paces else None
+    if last is not None and last.rows and last.longest:
+        return f", batch of {last.rows} x {last.longest:,}"
+    rows, length = facts.config.training.batch_size, facts.config.training.max_length
+    return f", batch of {rows}{f' x at most {length:,}' if length else ''}" if rows else ""
+
+
+@LogRule(
+    "CST196",
+    severity="info",
+    confidence=0.7,
+    phrase=lambda v: f"the peak of its memory is of {v['of']}",
+    thresholds=(FULL,),
+    meant_for=_HAS_PACE,
+)
+def _peak(facts: RunFacts) -> Observation | None:
+    """what the peak is of
+
+    the highest memory, {full} of what there is or in a run that ended out of memory, came with an evaluation or with
+    the longest row
+
+    Why: One batch decides whether a run fits, and a change for that batch alone costs the others nothing.
+    Scope: windows whose peak is over that of the window before; none where both came at once
+    Action: of an evaluation: a smaller per_device_eval_batch_size; of a row: cut rows at a lower max_length
+    Verify: peak_bytes of the throughput events around that step
+    """
+    known = [one for one in facts.paces if one.peak_bytes and one.step is not None]
+    if len(known) < WINDOWS:
+        raise Unknown("the memory of the windows was not recorded")
+    if not _named(facts) and _highest(facts) < FULL.value * (known[-1].total_bytes or math.inf):
+        return None
+    sizes = [one.peak_bytes or 0 for one in known]
+    at = sizes.index(max(sizes))
+    of = _came_with(facts, known[: at + 1]) if at and sizes[at] >= _GREW * sizes[at - 1] else ""
+    if not of:
+        return None
+    return Observation(
+        f"The peak, {gib(sizes[at])}, came with {of}; until then it was {gib(sizes[at - 1])}.",
+        {"of": of, "step": known[at].step, "peak_bytes": sizes[at], "before": sizes[at - 1]},
+        evidence=seen(f"peak_bytes at steps {known[at - 1].step} and {known[at].step}"),
+    )
+
+
+def _came_with(facts: RunFacts, windows: Sequence[Throughput]) -> str:
+    """What the last of these windows has that no earlier one has; empty if that is neither or both."""
+    *earlier, last = windows
+    within = range(earlier[-1].step or 0, last.step or 0)
+    evaluated = next((event.step for event in facts.history if event.step in within), None)
+    longest = (last.longest or 0) > max(one.longest or 0 for one in earlier)
+    if longest == (evaluated is not None):
+        return ""
+    return f"the longest row, {last.longest:,} tokens" if longest else f"the evaluation at step {evaluated}"
+
+
+RULES: Final[tuple[LogRule, ...]] = (_waiting, _padding, _slowing, _creeping, _out_of_memory, _peak)

@@ -12,7 +12,7 @@ from collections.abc import Iterator, Sequence
 from typing import Final, NamedTuple
 
 from gradience.rules import DIVERGENCE, TRIAL, Observation, Threshold, Unknown
-from gradience.rules.log.account import account
+from gradience.rules.log.account import LN_VOCABULARY, account
 from gradience.rules.log.facts import (
     JUDGEMENT,
     REAL_RUNS,
@@ -32,20 +32,14 @@ from gradience.schema import Severity
 
 SPIKE_K = Threshold("spike_k", 6.0, "median |first difference| of 32 rows, at least 5 % of the level", "spike trial")
 SPIKE_FLOOR = Threshold("spike_floor", 0.05, "fraction of the level", "spike trial")
-SPIKE_ROWS = Threshold("spike_rows", 3, "consecutive rows", "trial: one row alone is often a heavy tail")
 SPIKE_START = Threshold("spike_start", 0.05, "of the first loss", "a judgement: of a loss near 0 little is lost")
 NOISY = Threshold(
     "noisy", 0.25, "median |first difference| over the median", "trial: above it, judged on the logarithm"
 )
 MANY_ROWS = Threshold("many_rows", 20, "training rows", "with fewer, the spread of the rows before is not known")
-SOME_ROWS = Threshold("some_rows", 8, "training rows", "fewer rows do not tell a spike from the curve")
-SHORT_SPIKE = Threshold("short_spike", 8.0, "standard deviations of the logarithm", REAL_RUNS)
-SHORT_RATIO = Threshold("short_ratio", 1.5, "times the median of the 6 rows before", REAL_RUNS)
 
 DIVERGED_ROWS = Threshold("diverged_rows", 3, "training rows", "two rows show no lasting level")
 DIVERGED_RATIO = Threshold("diverged_ratio", 1.5, "end over the first three rows, or over the lowest window", REAL_RUNS)
-AT_ONCE = Threshold("at_once", 2.0, "end over the first row", REAL_RUNS)
-DIVERGED_ERRORS = Threshold("diverged_errors", 4.0, "standard errors of ln(end / start)", REAL_RUNS)
 DIVERGED_NOISE = Threshold(
     "diverged_noise",
     6.0,
@@ -53,28 +47,21 @@ DIVERGED_NOISE = Threshold(
     "trial: 4 called 4 % of flat, very noisy losses diverged",
 )
 EXPLODED = Threshold("exploded", 2.0, "highest level of 3 rows over the start", REAL_RUNS)
-NO_LOWER = Threshold("no_lower", 0.97, "end over the start", REAL_RUNS)
 LOST_SHARE = Threshold("lost_share", 0.5, "fraction of the whole fall that was lost again", JUDGEMENT)
 LOST_LEVEL = Threshold("lost_level", 0.05, "nats", "a judgement: of a loss below it nearly all is learnt")
 RELAPSED = Threshold(
     "relapsed", 1.15, "end over the lowest window, if it ends above its start", "known causes, trained"
 )
-FELL = Threshold("fell", 0.8, "lowest fifth over the start", "a judgement, as clear_fall of NOL106")
 LEARNT_BEFORE = Threshold("learnt_before", 0.95, "lowest window over the start, in that case", JUDGEMENT)
+FELL = Threshold("fell", 0.8, "lowest fifth over the start", "a judgement, as clear_fall of NOL106")
 WINDOW_SHARE = Threshold("window_share", 0.05, "fraction of the rows, at least 3 rows", "proposal of the design")
 ABSURD_RATE = Threshold("absurd_rate", 1e-2, "learning rate", "10 x 1e-3, the highest of the sweep's good rates")
-ABSURD_LEVEL = Threshold("absurd_level", 1.2, "every later row over the first, at such a rate", REAL_RUNS)
-ABSURD_RISE = Threshold("absurd_rise", 1.3, "end over the first row, at such a rate", REAL_RUNS)
 
 SCALE_RATIO = Threshold("scale_ratio", 3.0, "training over held-out loss", "a judgement: 2 to 4 accumulation steps")
 SCALE_EVALS = Threshold("scale_evals", 4, "evaluations", "a judgement: ratios of fewer may be alike by chance")
 SCALE_NATS = Threshold("scale_nats", 1.0, "nats between them", "a judgement: ratios of small losses are no scale")
-LN_VOCABULARY = Threshold(
-    "ln_vocabulary", math.log(262_144), "nats", "definition: equal odds over the largest vocabulary in use, 262144"
-)
 HIGH_START = Threshold("high_start", 7.5, "nats, first training row", "published runs: at 5.5 at most, or from 8.1 on")
 SAME_RATIO = Threshold("same_ratio", 0.1, "relative, between all evaluations", JUDGEMENT)
-ALONE = Threshold("alone", 2.0, "times that, where one row was logged", JUDGEMENT)
 SECOND_ROW = Threshold("second_row", 0.4, "second row over the first", "one high first row alone: 14.8, then 0.9")
 
 _FIFTH: Final = 5
@@ -95,65 +82,58 @@ _ACCUMULATED: Final = (2, 4, 6, 8, 10, 12, 16, 20, 24, 32, 48, 64, 128, 256)
         SPIKE_K,
         SPIKE_FLOOR,
         SPIKE_START,
-        SPIKE_ROWS,
         LOST_LEVEL,
         NOISY,
         MANY_ROWS,
-        SOME_ROWS,
-        SHORT_SPIKE,
-        SHORT_RATIO,
     ),
     evidence=(TRIAL,),
 )
 def _spike(facts: RunFacts) -> Observation | None:
     """loss spike
 
-    the loss exceeds the median of the previous 8 rows by more than {spike_k} times the median change over 32 rows
-    (at least {spike_floor} of the level) and by {spike_start} of the first loss; a warning if the rows after it,
-    and the last ones, stay above the level before, by {spike_floor} of it and {lost_level} nats. In logs of
-    {some_rows} to {many_rows} rows (info): it exceeds the median of the previous 6 rows by more than {short_spike}
-    standard deviations of ln(loss) and {short_ratio} times
+    from {many_rows} rows on, the loss exceeds the median of the previous 8 rows by more than {spike_k} times the
+    median change over 32 rows (at least {spike_floor} of the level) and by {spike_start} of the first loss; a warning
+    if the rows after it, and the last ones, stay above the level before, by {spike_floor} of it and {lost_level} nats
 
     Why: A spike of one row usually comes from its data; a spike that lasts has damaged the weights.
-    Scope: positive losses of 8 rows and more; the first rows are not judged; one row alone is info
+    Scope: positive losses; the first rows are not judged
     Verify: See whether grad_norm jumps in the same rows or just before.
     Source: spike trial, 200 clean and 200 spiked curves -- k = 6: 161 found, 4 false alarms; mean + 6 sigma of 128
         rows: 135 and 0, and 0 of 200 in logs of 60 rows
     Source: OLMo-core SkipStepOptimizer; llm-foundry KillLossSpike; Lightning SpikeDetection -- mean + 6 sigma of
         128 rows; 2 x the mean of 100 rows, more than 4 in a row; 2 x the mean of 10
     """
-    rows = len(facts.loss.values)
-    if rows < SOME_ROWS.value:
-        raise Unknown(f"{rows} training rows: too few to tell a spike from the curve; it takes {SOME_ROWS.value:g}")
-    return _long_spike(facts) if rows >= MANY_ROWS.value else _short_spike(facts)
-
-
-def _long_spike(facts: RunFacts) -> Observation | None:
-    curve = facts.loss
+    curve, rows = facts.loss, len(facts.loss.values)
+    if rows < MANY_ROWS.value:
+        raise Unknown(f"{rows} training rows: too few to tell a spike from the curve; it takes {MANY_ROWS.value:g}")
     found = excesses(curve, loss_bar(facts, SPIKE_K.value))
     if not found:
         return None
     times = dict(found)
     spikes = runs_of([place for place, _ in found])
-    longest = max(spikes, key=len)
-    lasting = len(longest) >= SPIKE_ROWS.value
-    worst = longest[0] if lasting else max(times, key=times.__getitem__)
+    worst = max(times, key=times.__getitem__)
     step, loss = facts.step(curve.rows[worst]), curve.values[worst]
     before, start = median(curve.values[max(0, worst - 8) : worst]), median(curve.values[:3])
     if loss - before < SPIKE_START.value * start:
         return None  # of a loss near 0
-    long = f", over {len(longest)} rows" if lasting else ""
     many = f"; {len(spikes)} spikes in all" if len(spikes) > 1 else ""
     burst = {"steps": [facts.step(curve.rows[spike[0]]) for spike in spikes[:_SPIKES]]} if len(spikes) > 1 else {}
     least = max(LOST_LEVEL.value, SPIKE_FLOOR.value * before)
     after = median(curve.values[worst + 1 : worst + 1 + _AFTER])
     kept = min(after, median(last_part(curve.points, 10))) - before > least
     return Observation(
-        f"The loss spikes to {loss:.4g} at step {step}, from {before:.4g} in the rows before{long}{many}"
+        f"The loss spikes to {loss:.4g} at step {step}, from {before:.4g} in the rows before{many}"
         + (", and ends above that." if kept else "."),
-        {"spikes": len(spikes), "longest": len(longest), "step": step, "loss": loss, "times": times[worst], **burst},
+        {
+            "spikes": len(spikes),
+            "longest": max(map(len, spikes)),
+            "step": step,
+            "loss": loss,
+            "times": times[worst],
+            **burst,
+        },
         severity="warning" if kept else "info",
-        confidence=0.8 if lasting else 0.5,
+        confidence=0.8 if kept else 0.5,
         evidence=seen(f"{times[worst]:.1f} times the usual row-to-row change"),
     )
 
@@ -163,26 +143,6 @@ def loss_bar(facts: RunFacts, k: float) -> Bar:
     curve = facts.loss
     logarithmic = spread(curve.points) > NOISY.value * median(curve.points) and curve.lowest > 0.0
     return Bar(k, SPIKE_FLOOR.value, logarithmic)
-
-
-def _short_spike(facts: RunFacts) -> Observation | None:
-    values = facts.loss.points
-    if facts.loss.lowest <= 0.0 or divergence(facts) is not None:
-        return None
-    logs = [math.log(value) for value in values]
-    bar = max(SHORT_SPIKE.value * noise(logs), math.log(SHORT_RATIO.value))
-    rises = {i: logs[i] - median(logs[max(0, i - 6) : i]) for i in range(3, len(logs))}
-    place = max(rises, key=rises.__getitem__)
-    if rises[place] <= bar:
-        return None
-    step, before = facts.step(facts.loss.rows[place]), math.exp(logs[place] - rises[place])
-    return Observation(
-        f"The loss spikes to {values[place]:.4g} at step {step}, from {before:.4g} in the rows before.",
-        {"spikes": 1, "longest": 1, "step": step, "loss": values[place], "times": math.exp(rises[place])},
-        severity="info",
-        confidence=0.5,
-        evidence=seen(f"loss {values[place]:.4g} at step {step}, {before:.4g} before"),
-    )
 
 
 class _Levels(NamedTuple):
@@ -228,7 +188,7 @@ def _at_the_end(facts: RunFacts, of: _Levels) -> Observation | None:
     error = median_error(of.sigma, min(3, len(of.points) - 1), of.fifth)
     if of.last <= DIVERGED_RATIO.value * of.first_three:
         return None
-    if math.log(of.last / of.first_three) <= DIVERGED_ERRORS.value * error:
+    if math.log(of.last / of.first_three) <= DIVERGED_NOISE.value * error:
         return None
     return _diverged(
         facts,
@@ -239,15 +199,12 @@ def _at_the_end(facts: RunFacts, of: _Levels) -> Observation | None:
 
 
 def _at_once(facts: RunFacts, of: _Levels) -> Observation | None:
-    """A jump right after the first row to a level that stays; at an absurd learning rate a smaller jump suffices."""
+    """A jump right after the first row to a level that stays."""
     later, rise = min(of.points[1:]), of.last / of.first
-    jumped = rise > AT_ONCE.value and later > DIVERGED_RATIO.value * of.first
-    if jumped and math.log(rise) > DIVERGED_ERRORS.value * of.sigma:
+    if later > DIVERGED_RATIO.value * of.first and math.log(rise) > DIVERGED_NOISE.value * of.sigma:
         return _diverged(
             facts, of, f"The loss diverged at once: {of.first:.4g} in the first row, {of.last:.4g} at the end"
         )
-    if facts.peak_rate >= ABSURD_RATE.value and later > ABSURD_LEVEL.value * of.first and rise > ABSURD_RISE.value:
-        return _diverged(facts, of, f"The loss diverged: {of.first:.4g} in the first row, {of.last:.4g} at the end")
     return None
 
 
@@ -265,7 +222,7 @@ def _top(of: _Levels) -> float | None:
 def _exploded(facts: RunFacts, of: _Levels) -> Observation | None:
     """A warning if the loss is high over several points in the middle and ends no lower than it started."""
     top = _top(of)
-    if top is None or of.last <= NO_LOWER.value * of.start:
+    if top is None or of.last < of.start:
         return None
     says = f"The loss exploded to {top:.4g} from {of.start:.4g} and ended no lower ({of.last:.4g})"
     return _diverged(facts, of, says, severity="warning")
@@ -312,7 +269,7 @@ def fell_before(facts: RunFacts) -> bool:
         return False
     start, lowest = median(points[:_WINDOW]), min(_windows(points, width))
     error = median_error(noise([math.log(point) for point in points]), _WINDOW, width)
-    return lowest < FELL.value * start and math.log(start / lowest) > DIVERGED_ERRORS.value * error
+    return lowest < FELL.value * start and math.log(start / lowest) > DIVERGED_NOISE.value * error
 
 
 def _windows(points: Sequence[float], width: int) -> Iterator[float]:
@@ -366,14 +323,9 @@ def _diverged_says(v: Values) -> str:
     cause=lambda v: "rate_absurd" if _is_absurd(v) else "diverged",
     thresholds=(
         DIVERGED_RATIO,
-        DIVERGED_ERRORS,
-        AT_ONCE,
         ABSURD_RATE,
-        ABSURD_LEVEL,
-        ABSURD_RISE,
         DIVERGED_NOISE,
         EXPLODED,
-        NO_LOWER,
         LOST_SHARE,
         LOST_LEVEL,
         WINDOW_SHARE,
@@ -387,13 +339,12 @@ def _divergence(facts: RunFacts) -> Observation | None:
     """divergence
 
     the median of the last fifth is over {diverged_ratio} times that of the first three rows, by more than
-    {diverged_errors} standard errors; or it is over {at_once} times the first row, and every later row is over
-    {diverged_ratio} times the first; or it is over {absurd_rise} times the first row at a learning rate of
-    {absurd_rate} or more; or the last rows are over {diverged_ratio} times the lowest window by more than
-    {diverged_noise} standard errors, and above the start; or over {relapsed} times it, if it was under
-    {learnt_before} of the start (the last and the lowest fifth); not where ORD186 speaks. A warning: the loss
-    exceeds {exploded} times its start in the middle and ends above {no_lower} times its start; or over {lost_share}
-    of its fall is lost again, to {lost_level} or more
+    {diverged_noise} standard errors; or every later row is over {diverged_ratio} times the first; or the last rows
+    are over {diverged_ratio} times the lowest window by more than {diverged_noise} standard errors, and above the
+    start; or over {relapsed} times it, if it was under {learnt_before} of the start (the last and the lowest
+    fifth); not where ORD186 speaks. A warning: the loss exceeds {exploded} times its start in the middle and ends
+    no lower than it started; or over {lost_share} of its fall is lost again, to {lost_level} or more; surer at a
+    learning rate of {absurd_rate} or more
 
     Why: A run that ends above where it began has unlearnt what the base model knew.
     Scope: positive losses, from three rows on
@@ -412,13 +363,13 @@ def _divergence(facts: RunFacts) -> Observation | None:
     needs=(not_under("rl"), positive_loss),
     place="shape",
     phrase=lambda v: f"unstable: the loss rose to {shown(v, 'top')} on its way from {shown(v, 'first')}",
-    thresholds=(EXPLODED, NO_LOWER, DIVERGED_NOISE, DIVERGED_ROWS),
+    thresholds=(EXPLODED, DIVERGED_NOISE, DIVERGED_ROWS),
 )
 def _unstable(facts: RunFacts) -> Observation | None:
     """unstable on the way
 
     the loss exceeds {exploded} times its start over three rows in the middle, by {diverged_noise} deviations, and ends
-    at {no_lower} times its start or lower; not where DIV104 speaks
+    lower than it started; not where DIV104 speaks
 
     Why: What the base model knew was lost on the way; a loss that comes back does not show what of it came back too.
     Scope: positive losses, from three rows on; not RL
@@ -456,7 +407,7 @@ def _scale_says(v: Values) -> str:
     place="meaning",
     phrase=_scale_says,
     cause="other_scale",
-    thresholds=(SCALE_RATIO, SCALE_NATS, SCALE_EVALS, SAME_RATIO, LN_VOCABULARY, ALONE, SECOND_ROW),
+    thresholds=(SCALE_RATIO, SCALE_NATS, SCALE_EVALS, SAME_RATIO, LN_VOCABULARY, SECOND_ROW),
 )
 @once
 def other_scale(facts: RunFacts) -> Observation | None:
@@ -465,8 +416,7 @@ def other_scale(facts: RunFacts) -> Observation | None:
     the training loss is at least {scale_ratio} times the held-out loss and {scale_nats} nats above it, at the first
     evaluation and at all evaluations of the last half; or the held-out loss is at least {scale_ratio} times the
     training loss, by ratios within {same_ratio} at {scale_evals} or more evaluations; otherwise, the first training
-    row is over {ln_vocabulary} nats and the second at least {second_row} of the first, or the only row over {alone}
-    times that
+    row is over {ln_vocabulary} nats and the second, if there is one, at least {second_row} of the first
 
     Why: A loss on another scale cannot be compared with the held-out loss, and if the gradient is summed too, steps
         are larger by the same factor.
@@ -529,9 +479,7 @@ def _held_out_above(pairs: Sequence[tuple[float, float]], split: str) -> Observa
 def _above_equal_odds(facts: RunFacts) -> Observation | None:
     values = facts.loss.values
     first = values[0]
-    if first <= LN_VOCABULARY.value * (1.0 if len(values) > 1 else ALONE.value):
-        return None
-    if len(values) > 1 and values[1] < SECOND_ROW.value * first:
+    if first <= LN_VOCABULARY.value or (len(values) > 1 and values[1] < SECOND_ROW.value * first):
         return None
     if account(facts).loss == "regression":
         return None  # no nats

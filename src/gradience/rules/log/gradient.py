@@ -14,9 +14,12 @@ from typing import Final, NamedTuple
 
 from gradience.rules import TRIAL, Observation, Sign, Threshold, Unknown
 from gradience.rules.log.account import DECAYED, RISEN, account, decisive_metric, rises_again
+from gradience.rules.log.divergence import ABSURD_RATE
 from gradience.rules.log.facts import JUDGEMENT, LogRule, RunFacts, Values, last_part, not_under, seen, shown
+from gradience.rules.log.learning import FITTED
 from gradience.rules.log.numbers import bad_norms, skipped_rows
 from gradience.rules.log.preference import saturated
+from gradience.rules.log.record import ENDED
 from gradience.rules.log.statistics import Bar, BlockedSeries, excesses, median, runs_of
 from gradience.schema import Json, as_float
 from gradience.schema.document import Finding
@@ -34,17 +37,13 @@ VANISHED_SHARE = Threshold("vanished_share", 0.2, "of the rows, if norms of 0 ar
 MEMORIZED = Threshold("memorized", 0.01, "of the early loss", "a judgement: a fitted model has no gradient left")
 
 SOLVED = Threshold("solved", 0.97, "accuracy or the like on held-out data", JUDGEMENT)
-FITTED_LOSS = Threshold("fitted_loss", 0.02, "nats, at such an accuracy", JUDGEMENT)
 
 LONG_WARMUP = Threshold("long_warmup", 0.35, "of the steps", "a judgement: a tenth is usual")
 LONG_ROWS = Threshold("long_rows", 3, "rows of a rising rate", JUDGEMENT)
 WARMUP_STEPS = Threshold("warmup_steps", 10, "steps that the run made", "a judgement: a shorter run has no schedule")
-ALMOST = Threshold("almost", 0.9, "of the planned steps", JUDGEMENT)
 ZERO_RATE_ROWS = Threshold("zero_rate_rows", 3, "consecutive rows", "proposal: warmup starts at 0 for one row")
 ZERO_TAIL_SHARE = Threshold("zero_tail_share", 0.1, "fraction of the rows", "a judgement: a schedule ends at 0")
-PEAK_MISSED = Threshold("peak_missed", 0.1, "of the planned steps before the first row", JUDGEMENT)
 PEAK_SHARE = Threshold("peak_share", 0.5, "of the configured peak", "proposal of the project's design")
-HIGH_RATE = Threshold("high_rate", 1e-2, "learning rate of a LoRA", "10 x 1e-3, the highest of the sweep's good rates")
 
 _BEFORE: Final = 8  # rows before a jump that give its level
 
@@ -152,7 +151,7 @@ def _burst(facts: RunFacts, curve: BlockedSeries) -> Observation | None:
     signs=("vanished_gradient", Sign("no_gradient", frozenset({"warning"}))),
     phrase=lambda v: f"no gradient from step {v['step']}",
     cause="no_gradient",
-    thresholds=(VANISHED_RATIO, VANISHED_ROWS, VANISHED_SHARE, MEMORIZED, SOLVED, FITTED_LOSS),
+    thresholds=(VANISHED_RATIO, VANISHED_ROWS, VANISHED_SHARE, MEMORIZED, SOLVED, FITTED),
     evidence=(TRIAL,),
 )
 def _vanishing(facts: RunFacts) -> Observation | None:
@@ -160,7 +159,7 @@ def _vanishing(facts: RunFacts) -> Observation | None:
 
     grad_norm is 0, or under {vanished_ratio} of its early median, in {vanished_rows} consecutive rows while lr > 0
     (in {vanished_share} of all rows or to the end, if more rows have a norm of 0); info if the loss there is under
-    {memorized} of the early loss, or under {fitted_loss} nats at a held-out accuracy of {solved} or more
+    {memorized} of the early loss, or under {fitted} nats at a held-out accuracy of {solved} or more
 
     Why: No gradient reaches the adapter: frozen parameters, a detached graph, or underflow in fp16.
     Scope: runs that record grad_norm; not RL, where equal rewards give a gradient of 0, nor saturated preferences
@@ -208,7 +207,7 @@ def _fitted(facts: RunFacts, first: int, last: int) -> bool:
     there = median([x for x in losses[first : last + 1] if math.isfinite(x)])
     metric = decisive_metric(account(facts))
     solved = metric is not None and metric.higher_is_better is True and metric.last >= SOLVED.value
-    return there != 0.0 and (abs(there) < MEMORIZED.value * early or (solved and abs(there) < FITTED_LOSS.value))
+    return there != 0.0 and (abs(there) < MEMORIZED.value * early or (solved and abs(there) < FITTED.value))
 
 
 def _rate_says(v: Values) -> str | None:
@@ -233,15 +232,15 @@ def _rate_zero(found: Finding) -> Mapping[str, Json]:
     signs=(Sign("rate_zero", frozenset({"rows"}), values=_rate_zero),),
     phrase=_rate_says,
     cause=lambda v: "rate_zero" if "throughout" in v else "rate_absurd" if "high" in v else None,
-    thresholds=(ZERO_RATE_ROWS, ZERO_TAIL_SHARE, HIGH_RATE, PEAK_SHARE, PEAK_MISSED, DECAYED, RISEN),
+    thresholds=(ZERO_RATE_ROWS, ZERO_TAIL_SHARE, ABSURD_RATE, PEAK_SHARE, DECAYED, RISEN),
     evidence=(TRIAL,),
 )
 def _rate(facts: RunFacts) -> Observation | None:
     """learning rate not as planned
 
     lr is 0 in {zero_rate_rows} consecutive rows (not counting the end of a decay, or steps that the gradient scaler
-    skipped); or it reaches {high_rate} with a LoRA; or it never reaches {peak_share} of the configured peak, though
-    the log begins within {peak_missed} of the steps; or it rises to over {risen} times its lowest value after it
+    skipped); or it reaches {absurd_rate} with a LoRA; or it never reaches {peak_share} of the configured peak, in a
+    log from the start; or it rises to over {risen} times its lowest value after it
     fell under {decayed} of the highest, without a resume
 
     Why: The learning rate that the optimizer was given decides, whatever the config says.
@@ -297,7 +296,7 @@ def _too_high(facts: RunFacts) -> Observation | None:
     optimizer, lora = facts.config.optimizer, facts.config.lora
     of_lora = (lora.peft_type or "LORA") == "LORA" and lora.r is not None
     adam = (optimizer.name or "adamw").startswith(("adam", "paged_adam", "lion"))
-    if not (of_lora and adam and facts.peak_rate >= HIGH_RATE.value):
+    if not (of_lora and adam and facts.peak_rate >= ABSURD_RATE.value):
         return None
     return Observation(
         f"The learning rate goes up to {facts.peak_rate:.3g}; the highest published for a LoRA is about 1e-3.",
@@ -315,8 +314,6 @@ def _short_of_peak(facts: RunFacts) -> Observation | None:
     planned = min([as_float(planned), *_groups(facts)])  # the rate logged is that of one group
     if schedule.in_warmup or not peak < PEAK_SHARE.value * as_float(planned):
         return None
-    if facts.step(facts.rate.rows[0]) > PEAK_MISSED.value * (facts.max_steps or facts.step(-1)):
-        return None  # the peak may have been before the first row
     return Observation(
         f"The largest learning rate logged is {peak:.3g}; {as_float(planned):g} is configured.",
         {"peak": peak, "configured": as_float(planned)},
@@ -366,12 +363,12 @@ def _rises(facts: RunFacts) -> Observation | None:
     as_info=True,
     look=True,
     cause="in_warmup",
-    thresholds=(ALMOST, WARMUP_STEPS, LONG_WARMUP, LONG_ROWS),
+    thresholds=(ENDED, WARMUP_STEPS, LONG_WARMUP, LONG_ROWS),
 )
 def _in_warmup(facts: RunFacts) -> Observation | None:
     """ended inside its warm-up
 
-    the run of at least {warmup_steps} steps ended, or made {almost} of them, while the learning rate was still
+    the run of at least {warmup_steps} steps ended, or made {ended} of them, while the learning rate was still
     rising, or before the warm-up of its settings was over; or, as info, the rate rose from row to row over more
     than {long_warmup} of a finished run, and {long_rows} rows or more
 
@@ -388,7 +385,7 @@ def _in_warmup(facts: RunFacts) -> Observation | None:
         return None
     if not schedule.in_warmup:
         return _long_warmup(facts, ending.step) if ending.finished else None
-    if not ending.finished and ending.step < ALMOST.value * (ending.planned or math.inf):
+    if not ending.finished and ending.step < ENDED.value * (ending.planned or math.inf):
         return None  # it may still reach its peak
     configured = schedule.peak_from == "configured" and schedule.peak is not None
     planned = f" of the configured {as_float(schedule.peak or 0.0):.3g}" if configured else ""

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from typing import Final, NamedTuple
 
 from gradience.rules import INSTRUCT_GPT, KARPATHY, PRECHELT, TINKER_STEPS, TRIAL, Observation, Sign, Threshold, Unknown
-from gradience.rules.log.account import account, decisive_metric, gain, kept_step, task_metric, values_of
+from gradience.rules.log.account import LEAST_EVALS, account, decisive_metric, gain, kept_step, task_metric, values_of
 from gradience.rules.log.divergence import divergence, other_scale
 from gradience.rules.log.facts import (
     EVAL_NOISE,
@@ -19,22 +19,19 @@ from gradience.rules.log.facts import (
     LogRule,
     RunFacts,
     Values,
-    last_part,
     not_under,
     once,
     seen,
     shown,
 )
-from gradience.rules.log.learning import FITTED, LEAST_EVALS, too_little
+from gradience.rules.log.learning import FITTED, OVERFIT_RISE, too_little
 from gradience.rules.log.preference import swapped
 from gradience.rules.log.statistics import NORMAL_95, median
 from gradience.schema import Json, as_float
 from gradience.schema.events import Eval
 from gradience.schema.reports import EvalPoint, LossPair, MetricAccount, RunAccount
 
-OVERFIT_RISE = Threshold("overfit_rise", 0.02, "generalisation loss E / E_opt - 1", "Prechelt: GL, alpha = 2")
 OVERFIT_MUCH = Threshold("overfit_much", 0.10, "generalisation loss E / E_opt - 1", "proposal of the project's design")
-RISING = Threshold("rising", 1.1, "times the lowest training loss, at the end", "a judgement: then training went wrong")
 OVERFIT_EVALS = Threshold("overfit_evals", 2, "last evaluations in succession", "proposal; Prechelt: UP_s, s = 2")
 GAP_TIMES = Threshold("gap_times", 2.0, "held-out over training loss", JUDGEMENT)
 GAP_NATS = Threshold("gap_nats", 0.1, "nats between them", "a judgement: ratios of losses near 0 mean little")
@@ -42,11 +39,7 @@ ACCURACY_GAP = Threshold("accuracy_gap", 0.1, "training less held-out accuracy",
 SMALL_EVAL = Threshold("small_eval", 0.03, "half-width of a 95 % interval", JUDGEMENT)
 CHANCE_Z = Threshold("chance_z", 1.64, "standard deviations", "one-sided 95 %")
 CHANCE_MARGIN = Threshold("chance_margin", 0.03, "accuracy, where n is unknown", JUDGEMENT)
-CHANCE_LOSS = Threshold("chance_loss", 0.98, "of ln K", "proposal of the project's design")
-CHANCE_BAND = Threshold(
-    "chance_band", 1.96, "standard deviations to both sides of 1 / K, K not known", "two-sided 95 %"
-)
-CHANCE_NEAR = Threshold("chance_near", 0.02, "fraction of ln K, to both sides, K not known", REAL_RUNS)
+CHANCE_NEAR = Threshold("chance_near", 0.02, "fraction of ln K", REAL_RUNS)
 
 _MANY: Final = 1000.0  # times that are printed
 _CLASSES: Final = range(2, 21)
@@ -84,7 +77,7 @@ def _overfits_says(v: Values) -> str:
     covers=frozenset({"improving"}),
     live=True,
     cause="overfits",
-    thresholds=(OVERFIT_RISE, OVERFIT_MUCH, EVAL_NOISE, OVERFIT_EVALS, LEAST_EVALS, RISING),
+    thresholds=(OVERFIT_RISE, OVERFIT_MUCH, EVAL_NOISE, OVERFIT_EVALS, LEAST_EVALS),
     evidence=(PRECHELT, INSTRUCT_GPT, TRIAL),
 )
 @once
@@ -93,7 +86,7 @@ def overfitting(facts: RunFacts) -> Observation | None:
 
     each of the last {overfit_evals} held-out losses is above the lowest by more than {overfit_rise} of it and more
     than {eval_noise} times the noise between evaluations; it overfits if the training loss fell, and gets worse if
-    that ends under {rising} times its lowest, or was not logged; info if the best weights were restored, if the
+    it did not, or was not logged; info if the best weights were restored, if the
     task metric that decides gained since by more than chance explains, or if the noise is not known and the rise is
     at most {overfit_much}. Or, from {least_evals} evaluations on, the last {overfit_evals} are worse than the best
     in that metric by more than chance explains
@@ -115,7 +108,7 @@ def overfitting(facts: RunFacts) -> Observation | None:
         fits = None
         if facts.loss.points or facts.series.steps:
             fits = _train_falls(facts, first.curve.steps[first.best], first.curve.steps[-1])
-        if fits or (divergence(facts) is None and not _train_rises(facts)):
+        if fits or divergence(facts) is None:
             return _overfits(facts, first, [onset.curve.split for onset in onsets[1:]], fits=fits)
     if lost is not None and lost.best_step is not None and _train_falls(facts, lost.best_step, facts.last_step or 0):
         return _metric_lost(lost)
@@ -189,12 +182,6 @@ def _train_falls(facts: RunFacts, best: int, end: int) -> bool:
     if not around or not after:
         raise Unknown("too few training rows around the best evaluation")
     return median(after) < min(median(around), points[0])
-
-
-def _train_rises(facts: RunFacts) -> bool:
-    """Whether the training loss ends so far above its lowest level that it, too, says that the weights got worse."""
-    points = facts.loss.points
-    return bool(points) and median(last_part(points, 5)) > RISING.value * min(points)
 
 
 def _overfits(facts: RunFacts, onset: _Onset, others: Sequence[str], *, fits: bool | None) -> Observation:
@@ -574,16 +561,15 @@ def _metric_lost_again(facts: RunFacts) -> bool:
     phrase=lambda v: "held-out accuracy at chance" if "accuracy" in v else "held-out loss at chance",
     covers=frozenset({"accuracy"}),
     cause="at_chance",
-    thresholds=(CHANCE_Z, CHANCE_MARGIN, CHANCE_LOSS, CHANCE_BAND, CHANCE_NEAR),
+    thresholds=(CHANCE_Z, CHANCE_MARGIN, CHANCE_NEAR),
     evidence=(KARPATHY,),
 )
 def _at_chance(facts: RunFacts) -> Observation | None:
     """chance level
 
     the held-out accuracy is at most chance plus {chance_z} standard deviations (plus {chance_margin} if n is
-    unknown), or, if no accuracy is logged, the loss is at least {chance_loss} x ln K; if K is unknown, accuracy is
-    within {chance_band} standard deviations of 1 / K and loss within {chance_near} x ln K of ln K, for a K of 2 to
-    20
+    unknown), or, if no accuracy is logged, the loss is less than {chance_near} of ln K below it; if K is unknown,
+    accuracy is within as much of 1 / K and loss of ln K, for a K of 2 to 20
 
     Why: At chance level no other number about this run means much.
     Scope: classification with balanced classes
@@ -618,13 +604,14 @@ def _at_chance(facts: RunFacts) -> Observation | None:
 def _chance_loss(point: EvalPoint, classes: int) -> Observation | None:
     """Compare the held-out loss with ln K, that of equal odds. Used only if no accuracy was recorded."""
     loss, level = as_float(point.metrics.loss or 0.0), math.log(classes)
-    if not CHANCE_LOSS.value * level <= loss < math.inf:
+    least = (1.0 - CHANCE_NEAR.value) * level
+    if not least <= loss < math.inf:
         return None
     return Observation(
         f"{point.split.capitalize()} loss {loss:.4g} is not below ln {classes} = {level:.4g}: no better than chance.",
         {"loss": loss, "chance_loss": level},
         confidence=0.6,
-        evidence=seen(f"loss {loss:.4g}, {CHANCE_LOSS.value:g} ln {classes} = {CHANCE_LOSS.value * level:.4g}"),
+        evidence=seen(f"loss {loss:.4g}, {1.0 - CHANCE_NEAR.value:g} ln {classes} = {least:.4g}"),
     )
 
 
@@ -650,7 +637,7 @@ def _of_unknown_classes(point: EvalPoint, accuracy: float) -> Observation | None
 def _fitting(loss: float, accuracy: float, n: int | None) -> Iterator[int]:
     for classes in _CLASSES:
         chance, level = 1.0 / classes, math.log(classes)
-        margin = CHANCE_BAND.value * math.sqrt(chance * (1.0 - chance) / n) if n else CHANCE_MARGIN.value
+        margin = CHANCE_Z.value * math.sqrt(chance * (1.0 - chance) / n) if n else CHANCE_MARGIN.value
         if abs(loss - level) <= CHANCE_NEAR.value * level and abs(accuracy - chance) <= margin:
             yield classes
 

@@ -14,7 +14,15 @@ from itertools import pairwise
 from typing import Final, NamedTuple
 
 from gradience.rules import KARPATHY, NEMOTRON, TRIAL, Observation, Sign, Threshold, Unknown
-from gradience.rules.log.account import account, decisive_metric, gain, is_token_accuracy, task_metric, values_of
+from gradience.rules.log.account import (
+    LEAST_EVALS,
+    account,
+    decisive_metric,
+    gain,
+    is_token_accuracy,
+    task_metric,
+    values_of,
+)
 from gradience.rules.log.divergence import FELL, divergence, fell_before
 from gradience.rules.log.facts import (
     EVAL_NOISE,
@@ -30,12 +38,11 @@ from gradience.rules.log.facts import (
     seen,
 )
 from gradience.rules.log.numbers import bad_norms, skipped_rows
-from gradience.rules.log.preference import some_margin
+from gradience.rules.log.preference import separation, some_margin
 from gradience.rules.log.statistics import (
     FEW_POINTS,
     Trend,
     mann_kendall,
-    mean_error,
     median,
     median_error,
     theil_sen,
@@ -50,28 +57,22 @@ ALPHA = Threshold("alpha", 0.01, "one-sided p of the order of the rows", "1 of 1
 ALPHA_MOVED = Threshold("alpha_moved", 0.05, "the same, where the gradient norm has a trend", REAL_RUNS)
 LEAST_FALL = Threshold("least_fall", 0.02, "fraction of the start", "proposal of the project's design")
 LEARNT = Threshold("learnt", 0.9, "of the first training loss, at the first evaluation", JUDGEMENT)
-ALL_WRONG = Threshold("all_wrong", 0.95, "error rate", "a judgement: hardly a word is right")
 FEW_STEPS = Threshold("few_steps", 10, "steps, where no training loss was logged", JUDGEMENT)
 GUESS = Threshold("guess", 10.0, "nats, where no training loss was logged", "ln 30522 = 10.3, the smallest vocabulary")
-LEAST_EVALS = Threshold("least_evals", 3, "evaluations of one split", "proposal of the project's design")
+ALL_WRONG = Threshold("all_wrong", 0.95, "error rate", "a judgement: hardly a word is right")
 
 HELD_STILL = Threshold("held_still", 0.003, "fraction, first to best held-out loss", "63 real runs: 14 of 14")
-HELD_RISES = Threshold("held_rises", 0.02, "last over first held-out loss, less 1", "as overfit_rise of OVF110")
+OVERFIT_RISE = Threshold("overfit_rise", 0.02, "generalisation loss E / E_opt - 1", "Prechelt: GL, alpha = 2")
 CLEAR_FALL = Threshold("clear_fall", 0.2, "fall of the training loss, of the start", JUDGEMENT)
 AT_ONCE = Threshold("at_once", 5.0, "standard deviations of a row that all others are below the first", JUDGEMENT)
-SURE_FALL = Threshold("sure_fall", 0.05, "fraction of the start, at the p of `moved`", REAL_RUNS)
 STILL_BOUND = Threshold("still_bound", 0.06, "fraction: 95 % upper bounds of both falls", REAL_RUNS)
 STILL_ROWS = Threshold("still_rows", 8, "training rows", "below it the bound is never under 6 %")
-MARGIN_GROWS = Threshold("margin_grows", 2.0, "standard errors of the margin over 0", JUDGEMENT)
 AT_LN_K = Threshold("at_ln_k", 0.01, "fraction of ln K", "proposal of the project's design")
 
 FLAT = Threshold("flat", 0.015, "fraction: fall over the span, by Theil-Sen and by medians of thirds", "published runs")
 FLAT_BOUND = Threshold("flat_bound", 0.04, "fraction: 95 % upper bound of that fall", "published runs")
-RISES = Threshold("rises", 0.05, "fraction, by medians of thirds", JUDGEMENT)
 STILL_FALLS = Threshold("still_falls", 0.007, "fraction, as flat: 95 % lower bound of the fall", "published runs")
-FLAT_ROWS = Threshold("flat_rows", 8, "training rows", "fewer rows give no span a bound")
 FLAT_POINTS = Threshold("flat_points", 6, "points of the span", "fewer points give Theil-Sen no bound")
-STILL_SHARE = Threshold("still_share", 1 / 3, "of the whole fall, since that step", JUDGEMENT)
 FITTED = Threshold("fitted", 0.02, "nats", "a judgement: below it little is left to fall")
 IDLE_RATE = Threshold("idle_rate", 0.1, "fraction of the peak learning rate", "proposal of the project's design")
 
@@ -242,7 +243,7 @@ def no_learning(facts: RunFacts) -> Observation | None:
     """The finding that nothing is learnt, by held-out loss, learning rate or bounds of the fall; None if not shown."""
     result = learning(facts)
     trend = result.trend
-    surely = trend is not None and trend.p <= MOVED.value and trend.fall > SURE_FALL.value
+    surely = trend is not None and trend.p <= MOVED.value and trend.fall > LEAST_FALL.value
     if trend is None or facts.peak_rate <= 0.0 or _margin_grows(facts) or divergence(facts) is not None:
         return None
     if fell_before(facts):
@@ -259,7 +260,7 @@ def _held_out_still(facts: RunFacts, curve: HeldOutCurve, trend: Trend) -> Obser
     first, best, last = curve.losses[0], min(curve.losses), curve.losses[-1]
     if len(curve.losses) < 2 or 1.0 - best / first >= HELD_STILL.value:
         return None
-    if last / first - 1.0 > HELD_RISES.value or trend.fall > CLEAR_FALL.value:
+    if last / first - 1.0 > OVERFIT_RISE.value or trend.fall > CLEAR_FALL.value:
         return None  # it learns, and overfits from the start
     return _does_not_fall(
         facts,
@@ -309,12 +310,8 @@ def _does_not_fall(
 
 def _margin_grows(facts: RunFacts) -> bool:
     """Whether chosen and rejected answers are separated in the second half. The loss alone may hide that."""
-    margins = facts.signals.get("rewards/margins")
-    if facts.objective.kind != "preference" or margins is None:
-        return False
-    late = margins.values[len(margins.values) // 2 :]
-    mean, error = mean_error(late)
-    return mean > MARGIN_GROWS.value * error
+    apart = separation(facts) if facts.objective.kind == "preference" else None
+    return apart is not None and apart.surely
 
 
 def _chance_level(facts: RunFacts) -> str | None:
@@ -340,14 +337,12 @@ def _chance_level(facts: RunFacts) -> str | None:
     cause="no_learning",
     thresholds=(
         HELD_STILL,
-        HELD_RISES,
+        OVERFIT_RISE,
         FELL,
         CLEAR_FALL,
-        SURE_FALL,
         STILL_ROWS,
         STILL_BOUND,
         MOVED,
-        MARGIN_GROWS,
         AT_LN_K,
         ALPHA,
         ALPHA_MOVED,
@@ -364,7 +359,7 @@ def _chance_level(facts: RunFacts) -> str | None:
 def _no_learning(facts: RunFacts) -> Observation | None:
     """no learning
 
-    from first to best, the held-out loss falls by under {held_still}, it does not rise by over {held_rises}, and
+    from first to best, the held-out loss falls by under {held_still}, it does not rise by over {overfit_rise}, and
     the training loss does not fall significantly, nor by over {clear_fall}; or, from {still_rows} rows on, the fall
     from start to end is under {still_bound}, and so are the 95 % upper bounds of the Theil-Sen slope over all rows
     and of the fall from the first fifth to the second half, and the gradient norm has no trend; and not if a fifth
@@ -398,19 +393,18 @@ def _no_learning(facts: RunFacts) -> Observation | None:
     phrase=lambda v: f"the loss {v['how']} from step {v['from_step']}",
     as_info=True,
     look=True,
-    thresholds=(FLAT, FLAT_BOUND, STILL_FALLS, STILL_SHARE, RISES, FLAT_ROWS, FLAT_POINTS, FITTED, IDLE_RATE),
+    thresholds=(FLAT, FLAT_BOUND, STILL_FALLS, FLAT_POINTS, FITTED, IDLE_RATE),
     evidence=(TRIAL,),
 )
 def _plateau(facts: RunFacts) -> Observation | None:
     """plateau
 
     over the last 90, 65, 50 or 30 % of the rows, the fall by Theil-Sen and by medians is at most {flat} of the
-    loss, its 95 % bounds at most {flat_bound} and {still_falls}, the rise at most {rises}, and held-out data do not
-    gain, and it is no more than {still_share} of the whole fall, while the learning rate is over {idle_rate} of its
-    peak and the loss over {fitted}
+    loss, its 95 % bounds at most {flat_bound} and {still_falls}, and held-out data do not gain, while the learning
+    rate is over {idle_rate} of its peak and the loss over {fitted}
 
     Why: Steps on a plateau cost as much as others; flat is also what a finished run looks like.
-    Scope: 8 or more rows of positive loss, at a learning rate high enough to learn; not in mid-run or warmup
+    Scope: positive loss, at a learning rate high enough to learn; not in mid-run or warmup
     Verify: Held-out loss over the same steps.
     Source: torch ReduceLROnPlateau -- no relative improvement over 1e-4 in 10 checks
     Source: Sen 1968 -- an interval of the median slope from the order of the slopes of pairs
@@ -421,11 +415,6 @@ def _plateau(facts: RunFacts) -> Observation | None:
         raise Unknown(f"the log ends at step {facts.last_step} of {facts.max_steps}")
     if not_finite(facts) or divergence(facts) is not None or no_learning(facts) is not None:
         return None
-    if len(facts.loss.values) < FLAT_ROWS.value:
-        raise Unknown(
-            f"{len(facts.loss.values)} rows are too few for a confidence bound on the slope; it takes "
-            f"{FLAT_ROWS.value:g}"
-        )
     n = len(facts.loss.points)
     reasons: list[str] = []
     for share in _SPANS:
@@ -457,12 +446,11 @@ def _flat_from(facts: RunFacts, start: int, share: float, reasons: list[str]) ->
             reasons.append(f"too noisy: a fall of {most:.1%} over the last {share:.0%} of the rows cannot be ruled out")
         return None
     falls = least > STILL_FALLS.value or max(fall * level, early - late) > FLAT.value * level
-    if falls or late - early > RISES.value * level:
+    if falls:
         return None
     step = facts.step(facts.loss.row(start))
-    whole = max(0.0, median(facts.loss.points[:3]) - late)
-    if _gains_held_out(facts, step) or early - late > STILL_SHARE.value * whole:
-        return None  # held-out data still gain, so the run still learns; or the loss hardly fell before either
+    if _gains_held_out(facts, step):
+        return None  # the run still learns
     verb = "hardly falls" if late < early else "no longer falls"
     return Observation(
         f"The loss {verb} from step {step} on: {early:.4g} in the first third of the rows since, {late:.4g} "

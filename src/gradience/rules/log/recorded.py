@@ -17,7 +17,7 @@ from typing import Final
 from gradience.configs.document import KEEPS_OVERFLOW
 from gradience.rules import Observation, Observe, Premise, Threshold, Unknown, premise
 from gradience.rules.data import content, supervision, tokens
-from gradience.rules.data.content import counted
+from gradience.rules.data.content import SOME, counted
 from gradience.rules.log.facts import LogRule, RunFacts, log_rule
 from gradience.rules.weights import Verdicts, observe_verdict, suggests_ranks
 from gradience.rules.weights.rules import non_finite, observe_size, random_like, too_large, zero_update
@@ -97,7 +97,6 @@ _ON_THE_ADAPTER: tuple[LogRule, ...] = (
     log_rule(under_used, _low_utilization, needs=(_audited,)),
 )
 
-AT_LIMIT = Threshold("at_limit", 0.05, "share of rows", "as cut_many of DAT305")
 _NAME: Final = 60  # characters of a file's name
 _NOT_RECORDED: Final = "what the model was fed was not recorded (no `data` event in the log)"
 
@@ -197,7 +196,7 @@ def _at_limit(facts: RunFacts) -> Iterator[Observation]:
         raise Unknown("the length limit was not known to the recorder")
     if _keeps_overflow(facts):
         raise Unknown("packing fills rows up to the limit, and puts what is beyond it into the next row")
-    if rows and at >= AT_LIMIT.value * rows:
+    if rows and at >= SOME.value * rows:
         yield Observation(
             f"{counted(Rows(count=at), rows)} in the batches are as long as the limit: they were cut, or just fit",
             {"rows": at, "of": rows, "max_length": _count(facts, "max_length")},

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import math
-from bisect import bisect_left, bisect_right
+from bisect import bisect_left
 from collections.abc import Sequence
 from typing import Final, NamedTuple
 
 from gradience.rules import TRIAL, Observation, Threshold, Unknown
-from gradience.rules.log.account import account
+from gradience.rules.log.account import LEAST_EVALS, account
 from gradience.rules.log.divergence import divergence
 from gradience.rules.log.facts import (
     JUDGEMENT,
@@ -21,19 +21,16 @@ from gradience.rules.log.facts import (
     seen,
     shown,
 )
-from gradience.rules.log.learning import LEAST_EVALS
+from gradience.rules.log.learning import FITTED
 from gradience.rules.log.preference import saturated
 from gradience.rules.log.statistics import NORMAL_95, mean, median, median_error, noise
 from gradience.schema import number_in
 
-MANY_EPOCHS = Threshold("many_epochs", 20.0, "epochs", "published runs: 50 epochs to 0.74")
+MANY_EPOCHS = Threshold("many_epochs", 10.0, "epochs", "published runs: 20 epochs to 0.07")
 MANY_LEVEL = Threshold("many_level", 0.65, "of the first loss, or nats", "published runs: 50 epochs to 0.74 of 1.2")
-SOME_EPOCHS = Threshold("some_epochs", 10.0, "epochs", "published runs: 20 epochs to 0.07")
-SOME_LEVEL = Threshold("some_level", 0.5, "of the first loss, or nats", JUDGEMENT)
 SAME_ROWS = Threshold("same_rows", 3, "equal rows", "a judgement: one may be a common short text")
 SAME_SHARE = Threshold("same_share", 0.1, "of the evaluation, estimated", JUDGEMENT)
 PERFECT = Threshold("perfect", 0.99, "accuracy", JUDGEMENT)
-SOLVED = Threshold("solved", 0.02, "nats", "a judgement: as fitted of PLT105")
 PERFECT_BY = Threshold("perfect_by", 0.25, "of the planned steps", JUDGEMENT)
 FEW_EPOCHS = Threshold("few_epochs", 3.5, "epochs, more than", "a judgement: 1 to 3 are ordinary")
 FEW_LEVEL = Threshold("few_level", 0.1, "of the first loss, or nats", "published runs: 6 epochs to 0.006")
@@ -42,12 +39,9 @@ EPOCH_DROP = Threshold("epoch_drop", 0.05, "fraction of the level before the end
 EPOCH_ERRORS = Threshold("epoch_errors", 3.0, "standard errors of the mean of those fractions", "trial")
 EPOCH_SHARE = Threshold("epoch_share", 0.25, "of an epoch, before and after its end", JUDGEMENT)
 EPOCH_ROWS = Threshold("epoch_rows", 2, "points before and after", JUDGEMENT)
-EPOCH_REST = Threshold("epoch_rest", 0.2, "of an epoch that must follow its end", "as epoch_share")
 EPOCHS_MANY = Threshold(
     "epochs_many", 4, "ends of epochs, of which one may show no step", "the last one, at a rate of 0"
 )
-BOTH_FALL = Threshold("both_fall", 0.5, "of the training loss's step, held-out", JUDGEMENT)
-SEEN_AS_NEW = Threshold("seen_as_new", 1.1, "held-out over training loss at the end", JUDGEMENT)
 
 LEAK_EPOCHS = Threshold("leak_epochs", 5.0, "epochs", JUDGEMENT)
 LEAK_LEVEL = Threshold("leak_level", 0.15, "of the first loss, training and held-out", REAL_RUNS)
@@ -65,14 +59,13 @@ LITTLE_SEEN = Threshold("little_seen", 0.1, "of one pass over the data, under", 
     phrase=lambda v: f"the same data {shown(v, 'epochs', '.0f')} times, no held-out signal",
     covers=frozenset({"no_held_out"}),
     cause="no_held_out",
-    thresholds=(MANY_EPOCHS, MANY_LEVEL, SOME_EPOCHS, SOME_LEVEL, FEW_EPOCHS, FEW_LEVEL),
+    thresholds=(MANY_EPOCHS, MANY_LEVEL, FEW_EPOCHS, FEW_LEVEL),
 )
 def _repeated(facts: RunFacts) -> Observation | None:
     """repeated data, nothing held out
 
     no evaluation, and at least {many_epochs} epochs, with the training loss down to {many_level} of its start or
-    {many_level} nats; or at least {some_epochs} epochs, with the training loss down to {some_level} of its start or
-    {some_level} nats; or over {few_epochs} epochs, with the training loss down to {few_level} of its start or
+    {many_level} nats; or over {few_epochs} epochs, with the training loss down to {few_level} of its start or
     {few_level} nats
 
     Why: The training loss of data seen many times falls whether the model learns or memorizes it.
@@ -87,9 +80,8 @@ def _repeated(facts: RunFacts) -> Observation | None:
     if epochs is None or trend is None:
         raise Unknown("the log does not say how often the data was seen")
     few = epochs > FEW_EPOCHS.value and _down_to(trend.start, trend.end, FEW_LEVEL.value)
-    some = epochs >= SOME_EPOCHS.value and _down_to(trend.start, trend.end, SOME_LEVEL.value)
     many = epochs >= MANY_EPOCHS.value and _down_to(trend.start, trend.end, MANY_LEVEL.value)
-    if not (few or some or many):
+    if not (few or many):
         return None
     low = epochs >= MANY_EPOCHS.value and trend.end <= FEW_LEVEL.value * trend.start
     return Observation(
@@ -124,11 +116,7 @@ class _Step(NamedTuple):
         EPOCH_ERRORS,
         EPOCH_SHARE,
         EPOCH_ROWS,
-        EPOCH_REST,
         EPOCHS_MANY,
-        BOTH_FALL,
-        LEAST_EVALS,
-        SEEN_AS_NEW,
     ),
     evidence=(TRIAL,),
 )
@@ -137,9 +125,7 @@ def _epoch_steps(facts: RunFacts) -> Observation | None:
 
     at the ends of epochs, the training loss falls by over {epoch_drop} and {epoch_errors} standard errors on
     average, beyond its fall just before, and at none of them surely by less (from {epochs_many} ends on, the
-    smallest fall is left out); not if the held-out loss falls there by over {both_fall} of that; nor if, after
-    {least_evals} or more evaluations, it is at its best at the end, or at most {seen_as_new} times the training
-    loss
+    smallest fall is left out); not if the held-out loss is at its best at the end
 
     Why: Within an epoch every example is new, so a step between two epochs is what was memorized; from then on the
         training loss says little about new data.
@@ -151,7 +137,7 @@ def _epoch_steps(facts: RunFacts) -> Observation | None:
     curve, epochs = facts.loss, facts.epoch
     if epochs is None or facts.last_step is None:
         raise Unknown("the log does not say how often the data was seen")
-    whole = math.ceil(epochs - EPOCH_REST.value) - 1  # ends of epochs with enough rows after them
+    whole = math.ceil(epochs - EPOCH_SHARE.value) - 1  # ends of epochs with enough rows after them
     if whole < 1:
         return None
     width = int(EPOCH_SHARE.value * len(curve.points) / epochs)
@@ -164,11 +150,6 @@ def _epoch_steps(facts: RunFacts) -> Observation | None:
     if not _all_step_down(steps):
         return None
     drops = [step.drop for step in steps]
-    held_out = _held_out_drops(facts, ends)
-    if held_out is not None and held_out > BOTH_FALL.value * median(drops):
-        raise Unknown(
-            f"held-out loss also falls at the ends of epochs, by {held_out:.0%}: that fall is not memorizing alone"
-        )
     if (why := _learns_still(facts)) is not None:
         raise Unknown(why)
     shown = ", ".join(f"{drop:.0%}" for drop in drops[:5] if drop > 0.0)
@@ -212,30 +193,14 @@ def _step(points: Sequence[float], end: int, width: int, error: float) -> _Step:
     return _Step(min(1.0, before / earlier) - after / before, error / before)
 
 
-def _held_out_drops(facts: RunFacts, ends: Sequence[float]) -> float | None:
-    """The median fall of held-out loss over the given ends of epochs; None if no evaluations enclose one.
-
-    Each fall is taken from the last evaluation at or before the end to the next evaluation.
-    """
-    curve = facts.held_out_curve
-    if curve is None:
-        return None
-    places = [bisect_right(curve.steps, end) for end in ends]
-    falls = [1.0 - curve.losses[at] / curve.losses[at - 1] for at in places if 0 < at < len(curve.losses)]
-    return median(falls) if falls else None
-
-
 def _learns_still(facts: RunFacts) -> str | None:
-    """Why steps of the training loss are not memorization, or None: held-out loss gains too, or is as low."""
+    """Why steps of the training loss are not memorization: the held-out loss gains too. None if it does not."""
     curve = facts.held_out_curve
-    if curve is None or len(curve.losses) < LEAST_EVALS.value:
+    if curve is None or len(curve.losses) < 2:
         return None
     last, best = curve.losses[-1], min(curve.losses)
     if last - best <= curve.noise:
         return f"{curve.split} loss is at its best at the end ({last:.4g}): repeated data still helps on new data"
-    end = median(last_part(facts.loss.points, 10))
-    if last <= SEEN_AS_NEW.value * end:
-        return f"{curve.split} loss ({last:.4g}) and training loss ({end:.4g}) are still close"
     return None
 
 
@@ -333,13 +298,13 @@ def _same_rows(facts: RunFacts) -> Observation | None:
     ),
     as_info=True,
     look=True,
-    thresholds=(PERFECT, PERFECT_BY, SOLVED),
+    thresholds=(PERFECT, PERFECT_BY, FITTED),
 )
 def _at_once(facts: RunFacts) -> Observation | None:
     """nearly perfect at once
 
     the first evaluation, within {perfect_by} of the planned steps, has an accuracy of {perfect} or more, and none
-    was made before training; or, as info, the training loss is at most {solved} within the first pass over the
+    was made before training; or, as info, the training loss is at most {fitted} within the first pass over the
     data, and so is the held-out loss
 
     Why: Real tasks are seldom solved at once; a label that is in the input is.
@@ -376,10 +341,10 @@ def _solved_at_once(facts: RunFacts) -> Observation | None:
         return None
     end = min(1.0, 1.0 / passes) * last
     first = [loss for row, loss in zip(facts.loss.rows, facts.loss.values, strict=True) if facts.step(row) <= end]
-    if len(first) < LEAST_EVALS.value or (curve is not None and curve.losses[-1] > SOLVED.value):
+    if len(first) < LEAST_EVALS.value or (curve is not None and curve.losses[-1] > FITTED.value):
         return None
     low = median(last_part(first, 5))
-    if not 0.0 < low <= SOLVED.value:
+    if not 0.0 < low <= FITTED.value:
         return None
     held_out = "" if curve is None else f", and {curve.split} loss at {curve.losses[-1]:.2g}"
     return Observation(

@@ -27,6 +27,7 @@ from gradience.rules.log.facts import (
     shown,
     under,
 )
+from gradience.rules.log.preference import ALPHA, FEW_ROWS, MANY_ROWS
 from gradience.rules.log.signals import (
     ANSWER_KL,
     CLIPPED,
@@ -49,10 +50,6 @@ from gradience.schema.reports import StoryPart
 
 RL_RUNS: Final = "tuning seeds of the trainings of benchmarks/rl_runs.py"
 
-FEW_ROWS = Threshold("few_rows", 3, "rows that logged it", "the mean of fewer rows is not a level")
-MANY_ROWS = Threshold("many_rows", 20, "rows that logged it", "below it the order of the rows is tested instead")
-ALPHA = Threshold("alpha", 0.01, "one-sided p of the order of the rows", "1 of 100 flat columns")
-
 REWARD_SHOWN = Threshold("reward_shown", 3.0, "standard errors of the difference", "3 of 1000 flat columns")
 REWARD_ERRORS = Threshold("reward_errors", 4.0, "standard errors of the difference", "trial: the best of ten levels")
 SOME_ROWS = Threshold("some_rows", 10, "rows that logged it", "five levels of two rows")
@@ -61,7 +58,7 @@ REWARD_FALL = Threshold("reward_fall", 0.1, "fraction of the best level", JUDGEM
 REWARD_LOST = Threshold("reward_lost", 0.5, "fraction of the gain that was lost again", JUDGEMENT)
 REWARD_FLAT = Threshold("reward_flat", 0.1, "of the level: the change and two of its standard errors", JUDGEMENT)
 
-RATE_LOW = Threshold("rate_low", 2e-6, "peak learning rate of LoRA", "half the lowest published one; see LR008")
+RATE_LOW = Threshold("rate_low", 2e-6, "peak learning rate of LoRA", "half the lowest published one; see LR004")
 
 NULL_ROWS = Threshold("null_rows", 0.1, "fraction of the rows without a reward", JUDGEMENT)
 

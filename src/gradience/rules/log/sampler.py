@@ -6,14 +6,23 @@ without anything that says so: SMP196 judges the difference, SMP197 what a corre
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from itertools import pairwise
 from typing import Final, NamedTuple
 
 from gradience.rules import Observation, Threshold, Unknown, cite
 from gradience.rules.log.facts import JUDGEMENT, LogRule, RunFacts, Values, last_part, seen, shown, under
-from gradience.rules.log.rewards import FEW_ROWS, Logged, find, logged
-from gradience.rules.log.signals import SAMPLER_GAP, SAMPLER_KL, SAMPLER_PROBABILITIES, SAMPLER_RATIO, Names
+from gradience.rules.log.preference import FEW_ROWS
+from gradience.rules.log.rewards import Logged, find, logged
+from gradience.rules.log.signals import (
+    SAMPLER_FACTOR,
+    SAMPLER_GAP,
+    SAMPLER_KL,
+    SAMPLER_PROBABILITIES,
+    SAMPLER_RATIO,
+    Names,
+)
 from gradience.rules.log.statistics import median
 
 GAP = Threshold("gap", 0.1, "nats a token", "bfloat16 noise 0.01 to 0.06; 0.2 to 0.4 in a run that hardly converged")
@@ -85,18 +94,22 @@ def _apart(facts: RunFacts) -> Observation | None:
     """sampler and trainer disagree
 
     in the last third of the rows the log-probabilities that the sampler and the trainer give the same tokens differ by
-    at least {gap} nats a token, or by a KL of {gap_kl}, or their probabilities by {gap_share}, whichever is logged;
+    at least {gap} nats a token (or a factor of as much), or by a KL of {gap_kl}, or their probabilities by
+    {gap_share}, whichever is logged;
     the message tells whether it was so from the first row on, grew {grown} times, or falls to under half {falls} times
     at equal distances
 
     Why: The gradient is then of another policy than the one that wrote the completions; such runs have collapsed.
-    Scope: RL whose trainer logs both: TRL, verl, OpenRLHF, slime, SkyRL, ms-swift, prime-rl
+    Scope: RL whose trainer logs both: TRL, verl, OpenRLHF, slime, SkyRL, ms-swift, prime-rl, NeMo-RL, Tinker
     Action: Score some completions with both programs before the first step; where they agree, it is the weights.
     Verify: The same column at a learning rate of 0: what is left is no drift of the policy.
     Source: Diagnosing Training Inference Mismatch in LLM Reinforcement Learning, arXiv 2605.14220 (abstract) -- small
         disagreements on tokens can by themselves make training collapse
     """
     columns = [(column, each) for each in _MEASURES if (column := find(facts, each.names, FEW_ROWS.value))]
+    if (factors := find(facts, SAMPLER_FACTOR, FEW_ROWS.value)) is not None:
+        nats = [math.log(max(1.0, factor)) for factor in factors.values]
+        columns.append((Logged(factors.name, factors.steps, nats), _MEASURES[0]))
     if not columns:
         raise Unknown("no difference between sampler and trainer was logged, or in too few rows")
     for column, (_, says, most) in columns:

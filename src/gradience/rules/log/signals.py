@@ -58,6 +58,8 @@ SAMPLER_KL: Final[Names] = (
     *("optim/kl_sample_train_v2", "gen_kl_error", "mismatch_kl/all/mean"),
 )
 """KL of the trainer's policy from the sampler's, in nats a token."""
+SAMPLER_FACTOR: Final[Names] = ("token_mult_prob_error",)
+"""Mean factor between their probabilities, the larger over the smaller: NeMo-RL."""
 SAMPLER_PROBABILITIES: Final[Names] = ("training/rollout_probs_diff_mean",)
 """Mean size of the difference of their probabilities."""
 SAMPLER_RATIO: Final[Names] = ("sampling/importance_sampling_ratio/mean", "sampling_importance_ratio")
@@ -80,6 +82,6 @@ SIGNALS: Final[Names] = (  # in the order of a report
     *(*REWARD, *REWARD_STD, *HIGHEST_REWARD, *LOWEST_REWARD, *EQUAL_GROUPS, *MIXED_GROUPS),
     *(*TOKEN_KL, *ANSWER_KL, "actor/ppo_kl", *ENTROPY, *CLIPPED),
     *(*LENGTH, *ENDED_LENGTH, *CUT_OFF),
-    *(*SAMPLER_GAP, *SAMPLER_KL, *SAMPLER_PROBABILITIES, *SAMPLER_RATIO),
+    *(*SAMPLER_GAP, *SAMPLER_KL, *SAMPLER_FACTOR, *SAMPLER_PROBABILITIES, *SAMPLER_RATIO),
 )
 """The columns of rewards and the like that a summary of a run keeps."""
