@@ -82,7 +82,7 @@ class Record:
     state: dict[Any, Any] = field(default_factory=dict)
 
 
-class _Mark:
+class _PickleMark:
     """The mark on the stack where a group of values begins."""
 
 
@@ -135,7 +135,7 @@ class Walk:
     def group(self) -> list[Any]:
         """Pop the values above the last mark, and the mark itself."""
         places = range(len(self.stack) - 1, -1, -1)
-        at = next((i for i in places if isinstance(self.stack[i], _Mark)), None)
+        at = next((i for i in places if isinstance(self.stack[i], _PickleMark)), None)
         if at is None:
             raise IndexError
         group = self.stack[at + 1 :]
@@ -208,7 +208,7 @@ _ACTIONS: Final[dict[str, _Action]] = {
     "TUPLE1": _put(lambda walk, _: walk.take(1)),
     "TUPLE2": _put(lambda walk, _: walk.take(2)),
     "TUPLE3": _put(lambda walk, _: walk.take(3)),
-    "MARK": _put(lambda *_: _Mark()),
+    "MARK": _put(lambda *_: _PickleMark()),
     "POP": lambda walk, _: walk.take(1),
     "POP_MARK": lambda walk, _: walk.group(),
     "DUP": _put(lambda walk, _: walk.stack[-1]),

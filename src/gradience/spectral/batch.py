@@ -338,7 +338,7 @@ def _call(grams: Sequence[Grams], some: Sequence[int], rows: int, maps: dict[int
 
 def by_qr_alone(factors: Factors) -> Result:
     """The numbers of one update by QR of its factors, in float64."""
-    b, a = _Shape.of(factors).stacks([factors], 1)
+    b, a = _PaddedShape.of(factors).stacks([factors], 1)
     with one_blas_thread(), float64():
         (result,) = _each(jax.device_get(batched_by_qr(b, a)))
     return result
@@ -355,7 +355,7 @@ def _of_factors(loads: Loads) -> list[Spectrum]:
     return [by_index[index] for index in range(len(loads))]
 
 
-class _Shape(NamedTuple):
+class _PaddedShape(NamedTuple):
     """The shape to which modules are padded for a call of `batched_by_qr`."""
 
     d_out: int
@@ -364,7 +364,7 @@ class _Shape(NamedTuple):
     dtype: str
 
     @classmethod
-    def of(cls, factors: Factors) -> _Shape:
+    def of(cls, factors: Factors) -> _PaddedShape:
         d_out, d_in = (_LENGTH * -(-side // _LENGTH) for side in (len(factors.b), factors.a.shape[1]))
         single = all(x.dtype.itemsize <= _SHORT or x.dtype == np.float32 for x in (factors.b, factors.a))
         return cls(d_out, d_in, bucket_of(len(factors.a)), "float32" if single else "float64")
@@ -384,12 +384,12 @@ class _Shape(NamedTuple):
         return b, a
 
 
-def _buckets(loads: Loads) -> Iterator[tuple[_Shape, dict[int, Factors]]]:
+def _buckets(loads: Loads) -> Iterator[tuple[_PaddedShape, dict[int, Factors]]]:
     """Yield the updates by the shape to which they are padded, as many as make a call, with their indices."""
-    waiting: dict[_Shape, dict[int, Factors]] = {}
+    waiting: dict[_PaddedShape, dict[int, Factors]] = {}
     for index, load in enumerate(loads):
         factors = load()
-        shape = _Shape.of(factors)
+        shape = _PaddedShape.of(factors)
         waiting.setdefault(shape, {})[index] = factors
         if len(waiting[shape]) == shape.rows:
             yield shape, waiting.pop(shape)
