@@ -190,6 +190,25 @@ def dist(session: nox.Session) -> None:
 
 
 @nox.session
+def consumer(session: nox.Session) -> None:
+    """A program of a caller, as mypy and pyright read it beside the built wheel: each of its ignores is needed."""
+    _quick_install(session, ".", "mypy", "pyright")
+    program = Path(session.create_tmp(), "caller.py")
+    asked = "# pyright: strict, reportUnnecessaryTypeIgnoreComment=true\n"
+    program.write_text(asked + Path("tests/house/caller.py").read_text(encoding="utf-8"), encoding="utf-8")
+    session.chdir(program.parent)
+    session.run("mypy", "--strict", "--warn-unused-ignores", program.name)
+    session.run("pyright", program.name)
+
+
+@nox.session
+def pictures(session: nox.Session) -> None:
+    """Draw the pictures at the top of the README again, of the toy run."""
+    session.install("-e", ".[report]")
+    session.run("python", "tests/pictures.py")
+
+
+@nox.session
 def docs(session: nox.Session) -> None:
     """Build docs/ and the API reference into site/; a broken link or an unknown name fails."""
     session.install("-e", ".", "pytest", "hypothesis", *nox.project.dependency_groups(PYPROJECT, "docs"))

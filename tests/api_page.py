@@ -25,12 +25,13 @@ all of them. This page is written by `python tests/api_page.py`; do not edit it.
 """
 _LOOK: Final = "check_config CheckOptions check_data DataOptions monitor_run explain_difference audit_adapter"
 _ACT: Final = "resize_adapter ResizeOptions convert_adapter ConvertOptions compare_adapters merge_check merge_adapters"
+FOR_TRAINERS: Final = {"GradienceCallback": "callback.py", "preflight": "before.py"}  # of hf, which needs torch
 GROUPS: Final = {
     "Look": f"{_LOOK} AuditOptions audit_arrays audit_pytree diagnose DiagnoseOptions write_report ReportOptions",
     "Act": f"{_ACT} MergeOptions verify_merged",
     "Measure": "bench_adapter BenchOptions bench_merge measure_drift DriftOptions make_receipt ReceiptOptions "
     "verify_served",
-    "Record and read": "GradienceCallback events TelemetryWriter TelemetryReader validate_log import_run",
+    "Record and read": "preflight GradienceCallback events TelemetryWriter TelemetryReader validate_log import_run",
     "Many runs and adapters": "runs fleet",
     "Rules and schemas": "list_rules json_schema",
     "Errors": "GradienceError AdapterError ConfigError OptionError OutputError RecorderError SchemaError",
@@ -43,7 +44,7 @@ def page() -> str:
 
 
 def _sections() -> Iterator[str]:
-    names = {*gradience.__all__, "GradienceCallback"} - {"__version__"}
+    names = {*gradience.__all__, *FOR_TRAINERS} - {"__version__"}
     groups = {heading: words.split() for heading, words in GROUPS.items()}
     groups["More"] = sorted(names - {name for group in groups.values() for name in group})
     for heading, group in groups.items():
@@ -54,10 +55,10 @@ def _sections() -> Iterator[str]:
 
 
 def _line(name: str) -> str:
-    """The first line of a name's docstring; that of the callback is read from its file, which needs torch to import."""
-    if name == "GradienceCallback":
-        tree = ast.parse((ROOT / "src/gradience/hf/callback.py").read_text(encoding="utf-8"))
-        (node,) = (n for n in tree.body if isinstance(n, ast.ClassDef) and n.name == name)
+    """The first line of a name's docstring; of what needs torch to import, it is read from its file."""
+    if name in FOR_TRAINERS:
+        tree = ast.parse((ROOT / "src/gradience/hf" / FOR_TRAINERS[name]).read_text(encoding="utf-8"))
+        (node,) = (n for n in tree.body if isinstance(n, ast.ClassDef | ast.FunctionDef) and n.name == name)
         text = ast.get_docstring(node)
     else:
         text = inspect.getdoc(getattr(gradience, name))

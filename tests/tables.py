@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-__all__ = ["SLOW", "every", "grid", "met"]
+__all__ = ["SLOW", "every", "few", "grid", "met", "once"]
 
 SLOW = bool(os.environ.get("GRADIENCE_SLOW"))
 
@@ -29,6 +29,22 @@ def met(*axes: Iterable[Any], each: int) -> list[tuple[Any, ...]]:
     """
     cells = itertools.product(*(enumerate(axis) for axis in axes))
     return [tuple(value for _, value in cell) for cell in cells if SLOW or sum(place for place, _ in cell) % each == 0]
+
+
+def few(cases: Iterable[Any], *, each: int) -> list[Any]:
+    """One of so many cases of a dear law; all of them with GRADIENCE_SLOW=1."""
+    return list(cases)[:: 1 if SLOW else each]
+
+
+def once(**axes: Iterable[Any]) -> pytest.MarkDecorator:
+    """`parametrize` for a grid of dear cells, of which the usual run takes so few that each value of each axis is met.
+
+    Cell n has the n-th value of each axis, which begins anew where it ends. With GRADIENCE_SLOW=1 all cells are run.
+    """
+    values = [list(axis) for axis in axes.values()]
+    row = range(max(map(len, values)))
+    cells = [tuple(axis[n % len(axis)] for axis in values) for n in row]
+    return pytest.mark.parametrize(tuple(axes), list(itertools.product(*values)) if SLOW else cells)
 
 
 def grid(*, each: int, **axes: Iterable[Any]) -> pytest.MarkDecorator:

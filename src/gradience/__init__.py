@@ -16,6 +16,7 @@ if TYPE_CHECKING:
         RecorderError,
         SchemaError,
     )
+    from gradience.hf.before import preflight as preflight
     from gradience.hf.callback import GradienceCallback as GradienceCallback
     from gradience.importers import import_run
     from gradience.judge.audit import audit_adapter
@@ -85,6 +86,7 @@ _HOMES = {
     "merge_adapters": "gradience.rewrite.merge",
     "merge_check": "gradience.rewrite.merge.check",
     "monitor_run": "gradience.judge.monitor",
+    "preflight": "gradience.hf",
     "resize_adapter": "gradience.rewrite.resize",
     "validate_log": "gradience.telemetry.reader",
     "verify_merged": "gradience.prove.verify_merge",
@@ -164,5 +166,5 @@ def __getattr__(name: str) -> object:
 def __dir__() -> list[str]:
     from importlib.util import find_spec  # only a person at a prompt asks
 
-    has_callback = all(find_spec(name) for name in ("torch", "transformers"))
-    return sorted([*__all__, *(["GradienceCallback"] if has_callback else [])])
+    has_trainer = all(find_spec(name) for name in ("torch", "transformers"))
+    return sorted([*__all__, *(["GradienceCallback", "preflight"] if has_trainer else [])])

@@ -381,7 +381,7 @@ def test_weights_under_other_names_are_counted_and_named(tmp_path):
     assert str(error.value) == f"2 weights files, none named as PEFT does, in {folder} ({listed})"
 
 
-@pytest.mark.parametrize(
+@every(
     ("ranges", "refused"),
     [
         ([[0, 100_000]], None),

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from peft import LoraConfig
 from safetensors.numpy import save_file
+from tables import every
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
@@ -120,7 +121,7 @@ def test_of_a_weight_that_the_base_stores_transposed_the_norms_run_along_the_oth
     np.testing.assert_allclose(module.dense(w.T), truth.T, atol=1e-5)
 
 
-@pytest.mark.parametrize("shape", [(9, 6), (10, 5), (5, 10), (6, 9), (9, 9), (45, 1)])
+@every("shape", [(9, 6), (10, 5), (5, 10), (6, 9), (9, 9), (45, 1)])
 def test_a_weight_of_another_shape_is_refused(tmp_path, shape):
     module, _, _ = torchtune(tmp_path, 9, 5)
     with pytest.raises(AdapterError, match="does not fit a base weight of shape"):

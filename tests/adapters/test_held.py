@@ -7,13 +7,14 @@ import os
 import numpy as np
 import pytest
 from safetensors.numpy import save_file
+from tables import every
 
 from gradience.adapters.open import Buffer, HeldFile, header_of
 from gradience.errors import AdapterError
 from gradience.io.safetensors import SafetensorsFile
 
 
-@pytest.mark.parametrize("size", [0, 1, 7, 8, 9, 15, 16])
+@every("size", [0, 1, 7, 8, 9, 15, 16])
 def test_a_buffer_holds_files_up_to_its_limit_and_no_longer_ones(tmp_path, monkeypatch, size):
     monkeypatch.setattr("gradience.adapters.open._FIRST_ROOM", 4)
     path, data = tmp_path / "f", os.urandom(size)
@@ -49,7 +50,7 @@ def test_tensors_are_those_of_the_file(tmp_path):
     assert one.raw("x").tobytes() == other.raw("x").tobytes()
 
 
-@pytest.mark.parametrize("cut", [0, 4, 8, 40, -1])
+@every("cut", [0, 4, 8, 40, -1])
 def test_a_damaged_file_is_refused_in_the_same_words(tmp_path, cut):
     path = tmp_path / "a.safetensors"
     save_file({"x": np.zeros(100, np.float32)}, path)

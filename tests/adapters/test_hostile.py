@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings, strategies as st
 from safetensors.numpy import save_file
+from tables import every
 
 from gradience.adapters import formats
 from gradience.adapters.formats import TorchFile, _described, open_weights
@@ -121,7 +122,7 @@ LYING = {
 }
 
 
-@pytest.mark.parametrize("weights", LYING.values(), ids=LYING)
+@every("weights", LYING.values(), ids=LYING)
 def test_a_weights_file_that_lies_is_refused(tmp_path, weights):
     with pytest.raises(AdapterError) as error:
         read(folder(tmp_path, weights))
@@ -173,7 +174,7 @@ HARMLESS = {
 }
 
 
-@pytest.mark.parametrize("config", HARMLESS.values(), ids=HARMLESS)
+@every("config", HARMLESS.values(), ids=HARMLESS)
 def test_a_config_at_odds_with_the_file_is_said(tmp_path, config):
     adapter = read(folder(tmp_path, config=config))
     assert adapter.notes or adapter.skipped or any(m.alpha_pattern for m in adapter.modules)
@@ -196,7 +197,7 @@ def skipped_reasons(tmp_path, tensors):
     return [item.reason for item in adapter.skipped]
 
 
-@pytest.mark.parametrize(
+@every(
     ("a", "b", "words"),
     [
         ((4, 12), None, "lora_B is missing"),
@@ -400,7 +401,7 @@ def test_code_in_a_pickle_never_runs(tmp_path):
     assert not Path("/tmp/gradience_was_here").exists()  # noqa: S108
 
 
-@pytest.mark.parametrize("data", [b"", b"\x80", b"PK\x03\x04", b"\0" * 100, b"version https://git-lfs"])
+@every("data", [b"", b"\x80", b"PK\x03\x04", b"\0" * 100, b"version https://git-lfs"])
 def test_a_bin_that_is_none_is_refused(tmp_path, data):
     with pytest.raises(AdapterError):
         read(folder(tmp_path, data, name="adapter_model.bin"))

@@ -10,6 +10,7 @@ import copy
 import numpy as np
 import pytest
 import torch
+from tables import every
 from torch import nn
 
 from gradience.adapters.open import find_files, read_adapter
@@ -45,7 +46,7 @@ def trained(tmp_path, algo, **options):
     return base, model, read_adapter(find_files(file), SafetensorsFile)
 
 
-@pytest.mark.parametrize(
+@every(
     ("algo", "options"),
     [
         ("locon", {}),

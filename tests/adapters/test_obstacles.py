@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 from safetensors.numpy import save_file
+from tables import every
 
 from gradience.adapters.open import open_adapter
 from gradience.adapters.traits import Operation, obstacles
@@ -90,7 +91,7 @@ CASES: dict[str, tuple[dict[str, tuple[int, ...]], dict[str, Any], dict[str, lis
 }
 
 
-@pytest.mark.parametrize(("shapes", "config", "refused"), CASES.values(), ids=CASES)
+@every(("shapes", "config", "refused"), CASES.values(), ids=CASES)
 def test_each_operation_refuses_what_it_must_in_these_words_and_nothing_else(shapes, config, refused, tmp_path):
     _, adapter = open_adapter(saved(tmp_path / "a", shapes, **config))
     found = {operation.value: [one.text for one in obstacles(adapter, operation)] for operation in Operation}

@@ -247,7 +247,7 @@ def test_kohya_alpha_that_is_no_number_skips_the_module(tmp_path):
     assert adapter.skipped == [LeftoverTensor("lora_unet_a", "alpha is not finite", LeftoverReason.CONFIG)]
 
 
-@pytest.mark.parametrize(
+@every(
     "names",
     [
         ("unet.down_blocks.0.attn1.to_q.lora_A.weight", "unet.down_blocks.0.attn1.to_q.lora_B.weight"),
@@ -321,7 +321,7 @@ def test_real_adapters_of_others_are_read_whole(shared_data):
 KOHYA_PAIR = {"lora_unet_a.lora_down.weight": normal(4, 12), "lora_unet_a.lora_up.weight": normal(20, 4)}
 
 
-@pytest.mark.parametrize(
+@every(
     ("alpha", "scale", "reason"),
     [
         (np.float16(2.0), 0.5, None),
@@ -345,7 +345,7 @@ def test_an_alpha_is_one_finite_number(alpha, scale, reason, tmp_path):
 COMPONENT = "transformer.blocks.0.to_q"
 
 
-@pytest.mark.parametrize(
+@every(
     ("config", "alpha", "scale", "config_r"),
     [
         (None, None, 1.0, None),
@@ -388,7 +388,7 @@ def test_dora_of_a_component_needs_the_scale_of_its_config(configured, tmp_path)
     close(adapter.modules[0].dense(w), (m / np.linalg.norm(v, axis=1))[:, None] * v - w)
 
 
-@pytest.mark.parametrize(
+@every(
     ("shapes", "reason"),
     [
         (((3, 4, 12), (20, 4)), "factors of shape [3, 4, 12] and [20, 4]: expected (E, r, in) and (E, out, r)"),
@@ -406,7 +406,7 @@ def test_factors_of_mlx_that_do_not_fit_are_refused_with_their_shapes(shapes, re
     assert ([*adapter.modules], [item.reason for item in adapter.skipped]) == ([], [reason])
 
 
-@pytest.mark.parametrize(
+@every(
     ("scale", "rank", "config_r"), [(10.0, 4, 4), (-0.5, 8, 8), (2, "4", None), (0.0, True, None), (1.0, None, None)]
 )
 def test_what_mlx_s_config_says_of_scale_and_rank(scale, rank, config_r, tmp_path):
@@ -419,7 +419,7 @@ def test_what_mlx_s_config_says_of_scale_and_rank(scale, rank, config_r, tmp_pat
         close(product(module), scale * b.T @ a.T)
 
 
-@pytest.mark.parametrize(
+@every(
     ("config", "scale"),
     [
         ({"r": 4, "lora_alpha": 12}, 3.0),

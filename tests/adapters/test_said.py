@@ -174,7 +174,7 @@ def test_a_note_counts_and_names_the_first(shapes, config, note, tmp_path):
     assert "\n".join(found.notes) == note
 
 
-@pytest.mark.parametrize(
+@every(
     ("declared", "shapes", "held"),
     [
         ("LOHA", lora("q"), "LORA"),
@@ -391,7 +391,7 @@ LIMITS = [  # module, limit, the size that just fits, an adapter of it, why it i
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize(("where", "name", "most", "shapes", "config", "reason"), LIMITS)
+@every(("where", "name", "most", "shapes", "config", "reason"), LIMITS)
 def test_a_size_at_the_limit_is_read_and_one_over_it_is_not(
     where, name, most, shapes, config, reason, tmp_path, monkeypatch
 ):
@@ -449,9 +449,7 @@ def test_a_core_has_as_many_rows_as_its_first_factor():
     np.testing.assert_allclose(b @ a, wanted, rtol=1e-5)
 
 
-@pytest.mark.parametrize(
-    ("scale", "reads"), [(1e30, True), (-1e30, True), (1.01e30, False), (math.inf, False), (True, False)]
-)
+@every(("scale", "reads"), [(1e30, True), (-1e30, True), (1.01e30, False), (math.inf, False), (True, False)])
 def test_mlx_s_scale_is_a_number_up_to_the_limit_of_an_alpha(scale, reads, tmp_path):
     (tmp_path / "a").mkdir()
     tensors = {"layers.0.q.lora_a": np.ones((3, 2), np.float32), "layers.0.q.lora_b": np.ones((2, 5), np.float32)}
@@ -523,7 +521,7 @@ def test_a_half_that_is_no_product_of_two_matrices_is_refused_with_both(tmp_path
         assert ([*found.modules], [item.reason for item in found.skipped]) == ([], [why])
 
 
-@pytest.mark.parametrize(
+@every(
     ("held", "reason"),
     [
         ({"lora_embedding_A": (2, 3)}, "lora_embedding_B is missing beside lora_embedding_A"),
@@ -559,7 +557,7 @@ def test_of_square_experts_it_is_said_that_their_orientation_is_not_known(rank, 
     assert {module.kind for module in found.modules} == {"expert" if len(names) > 1 else "linear"}
 
 
-@pytest.mark.parametrize("init", ["pissa", "PiSSA_niter_4", "olora", "loftq", "corda"])
+@every("init", ["pissa", "PiSSA_niter_4", "olora", "loftq", "corda"])
 def test_dora_on_a_base_that_its_start_changed_cannot_be_recomputed(init, tmp_path):
     shapes = lora("q") | {"q.lora_magnitude_vector": (5,)}
     (module,) = open_adapter(saved(tmp_path / "a", shapes, init_lora_weights=init, use_dora=True))[1].modules
@@ -568,7 +566,7 @@ def test_dora_on_a_base_that_its_start_changed_cannot_be_recomputed(init, tmp_pa
     assert module.note == f"DoRA on a base that {init} changed: the update cannot be recomputed"
 
 
-@pytest.mark.parametrize(
+@every(
     ("init", "shapes", "note", "known"),
     [
         ("pissa", lora("q"), "PiSSA took the best rank-r part out of the base", True),
@@ -693,7 +691,7 @@ def test_a_replicated_layer_is_one_of_the_base_s_and_beyond_the_last_its_own(lay
         assert [one.base_name for one in adapter.modules + adapter.base_dependent] == [f"h.{of_base}.q.weight"]
 
 
-@pytest.mark.parametrize(
+@every(
     ("ranges", "said"),
     [
         ([[0, 100_000]], None),

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from safetensors.numpy import save_file
+from tables import every
 
 from gradience.base.weights import (
     BaseTensor,
@@ -146,7 +147,7 @@ def test_a_tail_that_two_tensors_share_is_not_guessed(tmp_path):
     assert weights.find("layers.0.k.weight") is None
 
 
-@pytest.mark.parametrize(
+@every(
     ("held", "asked", "is_found"),
     [
         ("q.weight", "h.0.q.weight", False),  # one part and the leaf would fit too many

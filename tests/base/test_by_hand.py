@@ -203,7 +203,7 @@ def test_a_layer_is_the_path_of_its_stack_and_its_number(name, layer):
     assert site_layer(name) == layer
 
 
-@pytest.mark.parametrize(("half", "missing"), [("gate_proj", "up_proj"), ("up_proj", "gate_proj")])
+@every(("half", "missing"), [("gate_proj", "up_proj"), ("up_proj", "gate_proj")])
 def test_one_half_of_what_transformers_5_fuses_is_refused_by_both_names(half, missing):
     tensors = llama(**EXPERTS)
     with pytest.raises(NotFollowedError) as error:
@@ -212,7 +212,7 @@ def test_one_half_of_what_transformers_5_fuses_is_refused_by_both_names(half, mi
     assert covered(tensors, model="qwen3_moe", version="4.57", target_modules=["q_proj", half]).modules > 2
 
 
-@pytest.mark.parametrize(("version", "unmatched"), [("5.0", []), ("4.57", ["experts.w9.down_proj"])])
+@every(("version", "unmatched"), [("5.0", []), ("4.57", ["experts.w9.down_proj"])])
 def test_from_transformers_5_on_the_old_name_of_an_expert_is_no_target_without_a_hit(version, unmatched):
     found = covered(
         llama(**EXPERTS), model="qwen3_moe", version=version, target_modules=["q_proj", "experts.w9.down_proj"]

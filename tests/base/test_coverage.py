@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tables import every
+from tables import every, grid
 
 from gradience.base.coverage import cover
 from gradience.base.peft_emulation import Architecture
@@ -67,14 +67,14 @@ def by_headers(base: Path | Layout, config: Any, tmp_path: Path) -> Coverage | N
 
 # What get_peft_model of PEFT 0.21.2 adapted and trained, by model and setting; null where it refused.
 COUNTED = json.loads((Path(__file__).parent / "golden" / "peft_counts.json").read_text(encoding="utf-8"))
-EVERY = 1 if os.environ.get("GRADIENCE_SLOW") else 12
+EVERY = 1 if os.environ.get("GRADIENCE_SLOW") else 24
 
 
 @every("name", models.SETTINGS)
 def test_modules_and_trainable_parameters_are_those_of_get_peft_model(
     request: pytest.FixtureRequest, base: Any, name: str, tmp_path: Path
 ) -> None:
-    """PEFT, which takes most of the time, is asked again for every twelfth pair, and for all with GRADIENCE_SLOW=1."""
+    """PEFT, which takes most of the time, is asked again for every 24th pair, and for all with GRADIENCE_SLOW=1."""
     task_type, model, layout = base
     kind = request.node.callspec.params["base"]
     settings = copy.deepcopy(models.SETTINGS[name])  # PEFT adds a head to the list that it was given
@@ -122,8 +122,7 @@ def test_a_file_of_the_bare_model_gets_the_prefix_that_the_head_adds(
     [{}, {"bias": "all"}, {"modules_to_save": ["lm_head"]}, {"trainable_token_indices": [1, 2]}, {"use_dora": True}],
     ids=str,
 )
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-@pytest.mark.parametrize("name", ["qwen2", "llama"])
+@grid(each=2, dtype=["float32", "bfloat16"], name=["qwen2", "llama"])
 def test_bytes_are_those_of_the_weights_gradients_and_moments_of_a_real_step(
     name: str, dtype: str, settings: dict[str, Any], tmp_path: Path
 ) -> None:

@@ -78,9 +78,7 @@ def test_a_harm_is_the_fall_of_a_score_or_the_rise_of_a_loss():
         assert (float(row.low), float(row.worst)) == (pytest.approx(low), pytest.approx(high))
 
 
-@pytest.mark.parametrize(
-    ("fall", "outcome", "state"), [(0.02, "within", "holds"), (0.098, "open", "not_decided"), (0.3, "over", "none")]
-)
+@every(("fall", "outcome", "state"), [(0.02, "within", "holds"), (0.098, "open", "not_decided"), (0.3, "over", "none")])
 def test_a_candidate_is_within_over_or_open(fall, outcome, state):
     jitter = (0.0, 0.01, -0.01)
     a = seeds(*(value - fall + off for value, off in zip(FULL, jitter, strict=True)))

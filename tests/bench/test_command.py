@@ -57,7 +57,7 @@ def test_places_are_filled_in_word_by_word_and_no_shell_reads_them():
     assert found == ["run", "/a b/$(x)", "--seed=7", "$HOME;"]
 
 
-@pytest.mark.parametrize("command", ["", "run it", "run 'it {adapter}"])
+@every("command", ["", "run it", "run 'it {adapter}"])
 def test_a_command_without_its_place_or_with_an_open_quote_is_refused(command):
     with pytest.raises(GradienceError, match="command"):
         words(command, {}, required="adapter")

@@ -6,6 +6,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from tables import every
 
 from gradience.errors import GradienceError
 from gradience.prove.bench.contest import Contest
@@ -18,7 +19,7 @@ def chosen(metric: str, **options: Any) -> Any:
     return Contest.evaluator(contest, None)  # type: ignore[arg-type]  # what it reads of a contest
 
 
-@pytest.mark.parametrize(
+@every(
     ("metric", "options", "seeds"),
     [
         ("run {adapter} {seed}", {"seed": 5, "seeds": 3}, [5, 6, 7]),
@@ -32,9 +33,7 @@ def test_a_command_that_names_its_seed_is_run_with_several(metric, options, seed
     assert list(found._seeds) == seeds
 
 
-@pytest.mark.parametrize(
-    ("metric", "says"), [("loss", "needs --base and --data"), ("lm-eval:arc", "lm-eval needs --base")]
-)
+@every(("metric", "says"), [("loss", "needs --base and --data"), ("lm-eval:arc", "lm-eval needs --base")])
 def test_a_model_is_needed_where_one_is_run(metric, says):
     with pytest.raises(GradienceError, match=says):
         chosen(metric)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import msgspec
-import pytest
 from tables import every
 
 from gradience.prove.bench.evaluators import digest_of_command
@@ -12,7 +11,7 @@ from gradience.prove.bench.store import Evaluation, _EvaluationDocument, _read, 
 FOUND = Evaluation(unit="example", scores=[1.0, 0.5], weights=[1.0, 1.0])
 
 
-@pytest.mark.parametrize(
+@every(
     ("version", "of", "kept"), [(1, {"a": 1}, True), (2, {"a": 1}, False), (1, {"a": 2}, False), (0, {"a": 1}, False)]
 )
 def test_of_another_version_or_another_trial_it_is_run_again(tmp_path, version, of, kept):

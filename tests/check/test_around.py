@@ -381,5 +381,5 @@ def test_the_screen_shows_five_notes_the_surest_first_and_no_row_without_a_value
     assert [line for line in shown if "Targets:" in line] == ["  Targets:    c_attn, c_proj"]
     assert check_text(report, verbose=True).count("[INFO]") == 6
     alone = check_text(check_config({"lr": 1e-4}))
-    assert "  Optimizer:  lr=0.0001" in alone.splitlines()
+    assert "  Optimizer:  lr=1e-4" in alone.splitlines()
     assert not {"not given", "?", "Model:", "Length:"} & set(alone.replace("\n", " ").split(" "))

@@ -40,7 +40,7 @@ def test_a_bad_path_is_one_line_on_stderr_and_a_two(command, bad, capsys, tmp_pa
     assert err.count("\n") == 1
 
 
-@pytest.mark.parametrize("command", OF_GROUPS)
+@every("command", OF_GROUPS)
 def test_a_missing_path_of_a_group_s_command_is_one_line_and_makes_nothing(command, capsys, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))

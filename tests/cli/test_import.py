@@ -117,4 +117,4 @@ def test_monitor_and_check_take_the_folder_and_the_file(folder, capsys) -> None:
     assert main(["check", str(folder)]) == 0
     assert "r=8 alpha=16 scaling=2" in capsys.readouterr().out
     assert main(["check", "--training-dir", str(folder), "--peft-dir", str(folder)]) == 0
-    assert "lr=0.0001" in capsys.readouterr().out
+    assert "lr=1e-4" in capsys.readouterr().out

@@ -30,7 +30,7 @@ def log(tmp_path):
     return path
 
 
-@pytest.mark.parametrize(
+@every(
     "arguments",
     [
         ["nope"],

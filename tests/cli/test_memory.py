@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ctypes
 
-import pytest
+from tables import every
 
 from gradience.cli.output import keep_freed
 
@@ -17,7 +17,7 @@ def test_glibc_is_told_how_much_to_keep(monkeypatch):
     assert told == [(-3, 16 << 20), (-1, 16 << 20)]
 
 
-@pytest.mark.parametrize("error", [AttributeError, OSError, TypeError])
+@every("error", [AttributeError, OSError, TypeError])
 def test_another_library_does_as_it_does(monkeypatch, error):
     def refuse(_name):
         raise error

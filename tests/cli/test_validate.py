@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 from jsonschema import Draft202012Validator
+from tables import every
 
 from gradience.cli.main import main
 from gradience.schema.export import json_schema
@@ -56,7 +57,7 @@ def test_faults_beyond_the_limit_are_counted(capsys: pytest.CaptureFixture[str])
     assert (report["valid"], report.get("issues", []), report["issues_total"]) == (False, [], 12)
 
 
-@pytest.mark.parametrize(("path", "code"), [(GOOD, 0), (BAD, 2)])
+@every(("path", "code"), [(GOOD, 0), (BAD, 2)])
 def test_json_is_one_document_that_follows_its_schema(path: Path, code: int, capsys) -> None:
     assert main(["validate", "--json", str(path)]) == code
     report = json.loads(capsys.readouterr().out)
@@ -65,7 +66,7 @@ def test_json_is_one_document_that_follows_its_schema(path: Path, code: int, cap
     assert all({"line", "path", "expected", "got"} <= issue.keys() for issue in report.get("issues", []))
 
 
-@pytest.mark.parametrize("content", [None, b""], ids=["missing", "empty"])
+@every("content", [None, b""], ids=["missing", "empty"])
 def test_a_log_that_is_not_there_or_empty_is_one_line_and_a_2(tmp_path: Path, content, capsys) -> None:
     log = tmp_path / "run.jsonl"
     if content is not None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+from tables import every
 
 import gradience as g
 from gradience.cli.main import main
@@ -17,7 +18,7 @@ CASES = [
 ]
 
 
-@pytest.mark.parametrize(("command", "record"), CASES, ids=[case[0][0] for case in CASES])
+@every(("command", "record"), CASES, ids=[case[0][0] for case in CASES])
 def test_the_command_line_refuses_in_the_words_of_the_record(command, record, capsys):
     with pytest.raises(g.OptionError) as caught:
         record().refuse_bad()
@@ -33,4 +34,4 @@ def test_a_file_of_any_name_is_given_as_its_folder_is(tmp_path, capsys):
         assert main(["check", peft, str(tmp_path / "mine.json"), training, str(tmp_path / "args.yaml")]) == 0
         said.append(capsys.readouterr().out)
     assert said[0] == said[1]
-    assert "lr=0.0001" in said[0]
+    assert "lr=1e-4" in said[0]

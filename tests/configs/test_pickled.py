@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tables import every
 
 from gradience.configs.document import read_document
 from gradience.configs.pickled import MAX_OPCODES, MAX_PICKLE, MAX_VALUES, Name, Record, Walk, read_pickled
@@ -164,7 +165,7 @@ ATTACKS: dict[str, bytes] = {
 }
 
 
-@pytest.mark.parametrize("data", ATTACKS.values(), ids=ATTACKS.keys())
+@every("data", ATTACKS.values(), ids=ATTACKS.keys())
 def test_hostile_pickle_is_refused_in_words_and_runs_nothing(tmp_path: Path, data: bytes) -> None:
     """Bare, in torch.save's archive, and as the object of an old torch.save."""
     magic = b"".join(pickle.dumps(item, 2) for item in (0x1950A86A20F9469CFC6C, 1001, {}))
@@ -176,7 +177,7 @@ def test_hostile_pickle_is_refused_in_words_and_runs_nothing(tmp_path: Path, dat
         assert len(str(caught.value)) < len(str(path)) + 250
 
 
-@pytest.mark.parametrize(
+@every(
     ("data", "words"),
     [
         (ATTACKS["os.system"], "names os.system"),
@@ -275,7 +276,7 @@ ARCHIVES = {
 }
 
 
-@pytest.mark.parametrize("name", ARCHIVES)
+@every("name", ARCHIVES)
 def test_hostile_archive_is_refused_and_nothing_is_unpacked(tmp_path: Path, name: str) -> None:
     """Names are compared and never used as paths; sizes are bounded whatever the archive says."""
     path = written(tmp_path, ARCHIVES[name])
@@ -289,7 +290,7 @@ def test_hostile_archive_is_refused_and_nothing_is_unpacked(tmp_path: Path, name
     assert sorted(item.name for item in tmp_path.iterdir()) == ["training_args.bin"]
 
 
-@pytest.mark.parametrize("protocol", range(6))
+@every("protocol", range(6))
 def test_arguments_of_every_protocol_are_read(tmp_path: Path, protocol: int) -> None:
     """A Namespace, as scripts without a Trainer saved it; the token is named and not kept."""
     arguments = Namespace(**SETTINGS, per_gpu_train_batch_size=8, warmup_steps=0)

@@ -72,7 +72,7 @@ def test_old_names_of_training_arguments_are_understood() -> None:
     assert layer.secret_keys == ()
 
 
-@pytest.mark.parametrize(("given", "read"), [(-1, None), (0, None), (1, 1)])
+@every(("given", "read"), [(-1, None), (0, None), (1, 1)])
 def test_steps_that_are_not_above_0_are_not_planned(given: int, read: int | None) -> None:
     """As in the Trainer, where the epochs then decide."""
     training = read_training_object({"max_steps": given, "num_train_epochs": 3}).config.training
@@ -111,7 +111,7 @@ def test_secret_is_named_and_its_value_is_kept_nowhere(tmp_path: Path, key: str,
     assert layer.unknown_keys == ()
 
 
-@pytest.mark.parametrize("key", ["eos_token", "pad_token", "decoder_start_token", "use_auth_token"])
+@every("key", ["eos_token", "pad_token", "decoder_start_token", "use_auth_token"])
 def test_token_of_a_tokenizer_is_no_secret(tmp_path: Path, key: str) -> None:
     """TRL's SFTConfig has an eos_token; a flag is no credential."""
     value = True if key == "use_auth_token" else "<|im_end|>"
@@ -167,7 +167,7 @@ def test_folder_without_a_config_names_where_one_is(tmp_path: Path) -> None:
     assert "checkpoint-100" in caught.value.advice
 
 
-@pytest.mark.parametrize(("read", "hint"), [(read_peft_dir, "--peft"), (read_training_dir, "--training")])
+@every(("read", "hint"), [(read_peft_dir, "--peft"), (read_training_dir, "--training")])
 def test_file_for_a_folder_is_said(tmp_path: Path, read: Callable[[Path], Layer], hint: str) -> None:
     """And the option that takes it."""
     with pytest.raises(ConfigError) as caught:
@@ -175,7 +175,7 @@ def test_file_for_a_folder_is_said(tmp_path: Path, read: Callable[[Path], Layer]
     assert hint in caught.value.advice
 
 
-@pytest.mark.parametrize("read", [read_peft, read_training, read_document])
+@every("read", [read_peft, read_training, read_document])
 def test_missing_folder_and_empty_path_are_config_errors(tmp_path: Path, read: Callable[[Path], Layer]) -> None:
     """A wrong path is a line, whatever is there instead."""
     for place in (tmp_path, tmp_path / "nothing.json", Path("/dev/null"), Path("a\0b")):
@@ -198,7 +198,7 @@ def test_type_error_says_where_what_and_what_instead(tmp_path: Path) -> None:
     assert str(caught.value) == f"{path}: $.optimizer.lr: expected a number, got the text 'fast'"
 
 
-@pytest.mark.parametrize(
+@every(
     ("text", "rank"),
     [("r: 8", 8), ("r: 8.0", 8), ('r: "8"', 8), ("r: -1", -1), ("r: 1e1", 10)],
 )
@@ -278,7 +278,7 @@ def test_keys_beside_a_wrapped_config_are_not_lost(tmp_path: Path) -> None:
     assert (layer.unknown_keys, layer.secret_keys) == (("stray",), ("hub_token",))
 
 
-@pytest.mark.parametrize(("read", "name"), [(read_peft, "adapter"), (read_training, "training")])
+@every(("read", "name"), [(read_peft, "adapter"), (read_training, "training")])
 def test_file_of_the_other_kind_is_refused_with_the_right_option(
     tmp_path: Path, read: Callable[[Path], Layer], name: str
 ) -> None:
@@ -295,7 +295,7 @@ def test_adafactor_flag_of_old_arguments_names_the_optimizer(tmp_path: Path) -> 
     assert layer.config.optimizer.name == "adafactor"
 
 
-@pytest.mark.parametrize("read", [read_peft_dir, read_training_dir])
+@every("read", [read_peft_dir, read_training_dir])
 def test_folder_that_is_empty_or_missing_is_a_config_error(tmp_path: Path, read: Callable[[Path], Layer]) -> None:
     """And says what was looked for."""
     for folder in (tmp_path, tmp_path / "nowhere"):
@@ -353,6 +353,7 @@ def test_an_axolotl_recipe_without_an_adapter_has_none(tmp_path: Path) -> None:
         ("dataset: [org/a, data/b.jsonl]", lambda c: c.dataset_name, "org/a, data/b.jsonl"),
         ("{fine_tune_type: lora, iters: 9}", lambda c: (c.lora.r, c.lora.alpha), (8, 160.0)),
         ("{iters: 421, steps_per_report: 10, grad_accumulation_steps: 4}", lambda c: c.training.max_steps, 105),
+        ("{iters: 421, lr: 1.0e-4, rank: 4}", lambda c: c.extras.get("format"), None),
     ],
 )
 def test_settings_of_peoples_own_files_are_read(

@@ -10,7 +10,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-import pytest
+from tables import every
 
 from gradience import check_config
 from gradience.configs.document import read_document
@@ -168,7 +168,7 @@ def findings(report: CheckReport) -> set[str]:
     return {item.id for item in report.findings}
 
 
-@pytest.mark.parametrize("name", RECIPES)
+@every("name", RECIPES)
 def test_a_shipped_recipe_is_told_apart_and_has_no_unknown_key(name: str, tmp_path: Path) -> None:
     report = checked(tmp_path, RECIPES[name])
     assert report.config.extras["format"] == name
@@ -176,7 +176,7 @@ def test_a_shipped_recipe_is_told_apart_and_has_no_unknown_key(name: str, tmp_pa
     assert "VAL001" not in findings(report)
 
 
-@pytest.mark.parametrize("name", RECIPES)
+@every("name", RECIPES)
 def test_a_key_that_nobody_knows_is_named(name: str, tmp_path: Path) -> None:
     """A misspelt setting is a setting that does nothing."""
     assert "lora_rnak" in checked(tmp_path, RECIPES[name], lora_rnak=3).unknown_keys
@@ -210,7 +210,7 @@ def test_axolotls_preference_recipe_is_judged_as_one(tmp_path: Path) -> None:
     assert "LR004" in findings(report)
 
 
-@pytest.mark.parametrize(
+@every(
     ("changes", "targets"),
     [
         ({"lora_target_linear": None, "lora_target_modules": ["q_proj", "v_proj"]}, ["q_proj", "v_proj"]),
@@ -225,7 +225,7 @@ def test_axolotls_targets_are_names_or_every_linear_layer(
     assert checked(tmp_path, AXOLOTL, **changes).config.lora.target_modules == targets
 
 
-@pytest.mark.parametrize(
+@every(
     ("changes", "strategy"),
     [
         ({"val_set_size": 0.0}, "no"),
@@ -238,7 +238,7 @@ def test_axolotl_evaluates_where_something_is_held_out(changes: dict[str, Any], 
     assert checked(tmp_path, AXOLOTL, **changes).config.training.eval_strategy == strategy
 
 
-@pytest.mark.parametrize(("word", "dtype"), [("auto", None), (True, "bfloat16"), ("full", "bfloat16"), (False, None)])
+@every(("word", "dtype"), [("auto", None), (True, "bfloat16"), ("full", "bfloat16"), (False, None)])
 def test_axolotls_words_for_a_type_are_read(word: Any, dtype: str | None, tmp_path: Path) -> None:
     assert checked(tmp_path, AXOLOTL, bf16=word).config.training.dtype == dtype
 
@@ -255,7 +255,7 @@ def test_llama_factorys_settings_are_read_with_its_own_defaults(tmp_path: Path) 
     assert checked(tmp_path, LLAMA_FACTORY, lora_alpha=4).config.lora.alpha == 4.0
 
 
-@pytest.mark.parametrize(
+@every(
     ("changes", "field", "value"),
     [
         ({"lora_target": "q_proj,v_proj"}, "target_modules", ["q_proj", "v_proj"]),
@@ -269,7 +269,7 @@ def test_llama_factorys_words_are_read(changes: dict[str, Any], field: str, valu
     assert getattr(checked(tmp_path, LLAMA_FACTORY, **changes).config.lora, field) == value
 
 
-@pytest.mark.parametrize(
+@every(
     ("stage", "objective"), [("pt", "sft"), ("sft", "sft"), ("dpo", "preference"), ("kto", "preference"), ("ppo", "rl")]
 )
 def test_llama_factorys_stage_is_the_objective(stage: str, objective: str, tmp_path: Path) -> None:

@@ -48,7 +48,7 @@ def pair(r: int = 3, scale: float = 2.0) -> Module:
     return Module("m", "linear", (6, 5), r, r * scale, scale, 33, lambda: (b, a))
 
 
-@pytest.mark.parametrize(
+@every(
     ("choice", "copy", "rank", "method"),
     [
         (RankChoice(), True, 3, "copied"),
@@ -197,7 +197,7 @@ def expert(name: str, index: int, shape: tuple[int, int], r: int = 2) -> Module:
     return Module(f"{name}[{index}]", "expert", shape, r, 6.0, 3.0, 0, lambda: (b, a), expert=index)
 
 
-@pytest.mark.parametrize(
+@every(
     ("parameter", "shape", "names"),
     [
         ("gate_up_proj", (8, 5), ["m.mlp.switch_mlp.gate_proj", "m.mlp.switch_mlp.up_proj"]),
@@ -221,7 +221,7 @@ def test_experts_of_peft_are_those_of_mlx_lm_a_fused_parameter_in_two(parameter,
         assert one.shape == (rows, shape[1])
 
 
-@pytest.mark.parametrize(
+@every(
     ("path", "target"),
     [
         ("m.mlp.switch_mlp", "m.mlp.experts"),

@@ -11,6 +11,7 @@ import ml_dtypes
 import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
+from tables import every
 
 from gradience import AdapterError, convert_adapter
 
@@ -103,7 +104,7 @@ REFUSED: list[tuple[dict[str, np.ndarray], dict[str, Any], dict[str, Any], str, 
 ]
 
 
-@pytest.mark.parametrize(("tensors", "config", "asked", "said", "advice"), REFUSED)
+@every(("tensors", "config", "asked", "said", "advice"), REFUSED)
 def test_what_is_refused_is_said_in_these_words(tensors, config, asked, said, advice, tmp_path):
     folder = peft(tmp_path / "a", tensors, **config)
     with pytest.raises(AdapterError) as error:
@@ -113,7 +114,7 @@ def test_what_is_refused_is_said_in_these_words(tensors, config, asked, said, ad
     assert not (tmp_path / "out").exists()
 
 
-@pytest.mark.parametrize(
+@every(
     ("renames", "name", "said"),
     [
         ([], "q", None),
@@ -142,7 +143,7 @@ def test_two_modules_of_one_name_are_refused(tmp_path):
     assert (str(error.value), error.value.advice) == ("q and v would both be called q", "correct --rename")
 
 
-@pytest.mark.parametrize(
+@every(
     ("rank", "energy", "kept"),
     [(None, None, 4), (1, None, 1), (3, None, 3), (9, None, 4), (None, 1.0, 4), (None, 0.5, None)],
 )
@@ -201,7 +202,7 @@ def test_numbers_that_are_not_finite_or_beyond_float32_are_refused_with_the_limi
         assert str(error.value) == "q holds NaN or infinite values, or some over the limit of 3.4e+38"
 
 
-@pytest.mark.parametrize("dtype", [np.float16, ml_dtypes.bfloat16, np.float32])
+@every("dtype", [np.float16, ml_dtypes.bfloat16, np.float32])
 def test_a_pair_is_copied_bit_by_bit_in_its_own_dtype(dtype, tmp_path):
     tensors = {name: x.astype(dtype) for name, x in LORA.items()}
     report = convert_adapter(peft(tmp_path / "a", tensors, use_rslora=True), tmp_path / "out")

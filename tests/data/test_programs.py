@@ -98,17 +98,18 @@ def tok(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return saved(tmp_path_factory.mktemp("tok"))
 
 
-@pytest.fixture
-def programs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """LLaMA-Factory and ms-swift are installed, for a helper process that is started anew."""
+@pytest.fixture(scope="module")
+def programs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """LLaMA-Factory and ms-swift are installed, for a helper process that is started anew, which takes seconds."""
+    site = tmp_path_factory.mktemp("site")
     for name, text in FILES.items():
-        file = tmp_path / "site" / name
-        file.parent.mkdir(parents=True, exist_ok=True)
-        file.write_text(text)
-    monkeypatch.syspath_prepend(str(tmp_path / "site"))
-    confined._end_helper()
-    yield
-    confined._end_helper()
+        (site / name).parent.mkdir(parents=True, exist_ok=True)
+        (site / name).write_text(text)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(str(site))
+        confined._end_helper()
+        yield
+        confined._end_helper()
 
 
 def checked(folder: Path, recipe: str, tok: Path, some: list[dict[str, Any]], **given: Any) -> DataReport:
@@ -118,6 +119,25 @@ def checked(folder: Path, recipe: str, tok: Path, some: list[dict[str, Any]], **
     report = check_data(training=folder / "recipe.yaml", tokenizer=tok, select=["DAT"], **given).data
     assert report is not None
     return report
+
+
+def test_where_no_program_is_installed_the_prompt_is_assumed_and_the_cut_is_theirs(tmp_path: Path, tok: Path) -> None:
+    some = [{**one, "instruction": "why is bread warm " * 8} for one in rows("instruction", 6)]
+    factory = checked(tmp_path, OF_FACTORY + "template: kind\ncutoff_len: 20\n", tok, some)
+    assert factory.prompt == (
+        "assumed: the tokenizer's chat template; llama-factory writes its own template 'kind'; it may add a system text"
+    )
+    assert factory.seen.question_cut.count == 6
+    assert factory.tokens.kept == 6 * 20
+
+    swift = checked(tmp_path, OF_SWIFT + "max_length: 20\n", tok, some)
+    assert swift.prompt.startswith(
+        "assumed: the tokenizer's chat template; ms-swift writes the template that it has for"
+    )
+    assert (swift.tokens.kept, swift.seen.answer_lost.count, swift.seen.question_cut.count) == (0, 6, 0)
+    left = checked(tmp_path, OF_SWIFT + "max_length: 20\ntruncation_strategy: left\n", tok, some)
+    assert (left.tokens.kept, left.seen.answer_lost.count) == (6 * 20, 0)
+    assert left.tokens.supervised > factory.tokens.supervised  # the answer stands at the end
 
 
 ROW = {"instruction": "why is bread warm", "input": "", "output": "it is new it is new"}
@@ -168,25 +188,6 @@ def test_llama_factory_s_other_stages_are_prepared_by_it(programs: None, tmp_pat
     assert by_stage["pt"].tokens.supervised == by_stage["pt"].tokens.total
     assert (by_stage["pt"].packing, by_stage["pt"].keeps_overflow) == (True, True)
     assert by_stage["not"].tokens.total > by_stage["kto"].tokens.total  # the stand-in writes more words
-
-
-def test_where_no_program_is_installed_the_prompt_is_assumed_and_the_cut_is_theirs(tmp_path: Path, tok: Path) -> None:
-    some = [{**one, "instruction": "why is bread warm " * 8} for one in rows("instruction", 6)]
-    factory = checked(tmp_path, OF_FACTORY + "template: kind\ncutoff_len: 20\n", tok, some)
-    assert factory.prompt == (
-        "assumed: the tokenizer's chat template; llama-factory writes its own template 'kind'; it may add a system text"
-    )
-    assert factory.seen.question_cut.count == 6
-    assert factory.tokens.kept == 6 * 20
-
-    swift = checked(tmp_path, OF_SWIFT + "max_length: 20\n", tok, some)
-    assert swift.prompt.startswith(
-        "assumed: the tokenizer's chat template; ms-swift writes the template that it has for"
-    )
-    assert (swift.tokens.kept, swift.seen.answer_lost.count, swift.seen.question_cut.count) == (0, 6, 0)
-    left = checked(tmp_path, OF_SWIFT + "max_length: 20\ntruncation_strategy: left\n", tok, some)
-    assert (left.tokens.kept, left.seen.answer_lost.count) == (6 * 20, 0)
-    assert left.tokens.supervised > factory.tokens.supervised  # the answer stands at the end
 
 
 @every(

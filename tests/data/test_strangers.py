@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import shutil
 import struct
-import subprocess
-import sys
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -18,6 +17,7 @@ from made import QWEN, ask, rows, saved, say, write
 from pyarrow import ipc, parquet
 from tables import every
 
+from gradience.cli.main import main
 from gradience.data.encoder import Chat, Encoder
 from gradience.data.rows import RowSource, UnusableRow
 from gradience.errors import ConfigError
@@ -40,7 +40,9 @@ def changed(tok: Path, to: Path, change: Any) -> Path:
     return to
 
 
-def test_code_beside_a_tokenizer_is_not_run_even_if_somebody_says_yes(tmp_path: Path, tok: Path) -> None:
+def test_code_beside_a_tokenizer_is_not_run_even_if_somebody_says_yes(
+    tmp_path: Path, tok: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     folder = tmp_path / "evil"
     shutil.copytree(tok, folder)
     config = json.loads((folder / "tokenizer_config.json").read_text())
@@ -48,11 +50,11 @@ def test_code_beside_a_tokenizer_is_not_run_even_if_somebody_says_yes(tmp_path: 
     (folder / "tokenizer_config.json").write_text(json.dumps(config))
     (folder / "evil.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w').write('x')\nclass T: pass\n")
     data = write(tmp_path / "train.jsonl", rows("messages", 3))
-    argv = [sys.executable, "-m", "gradience", "check", "--data", str(data), "--tokenizer", str(folder)]
-    told = subprocess.run(argv, input="y\nyes\n" * 1000, capture_output=True, text=True, check=False)
-    assert told.returncode == 2
-    assert "it needs Python code of its own (auto_map), which gradience never runs" in told.stderr
-    assert len(told.stderr.splitlines()) == 1
+    monkeypatch.setattr("sys.stdin", io.StringIO("y\nyes\n" * 1000))
+    assert main(["check", "--data", str(data), "--tokenizer", str(folder)]) == 2
+    told = capsys.readouterr().err
+    assert "it needs Python code of its own (auto_map), which gradience never runs" in told
+    assert len(told.splitlines()) == 1
     assert not (tmp_path / "ran").exists()
 
 

@@ -12,6 +12,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
+from tables import every
 
 from gradience.announce import WEBHOOK, Announcement, Announcer, checked, of_finding, of_findings, of_report
 from gradience.cli.main import main
@@ -176,7 +177,7 @@ def test_a_place_that_the_environment_does_not_name_is_refused_before_the_work(p
     assert re.search(rf"announcing to {place} needs [A-Z_]+ in the environment", error), error
 
 
-@pytest.mark.parametrize("place", ["wandb", "mlflow", "trackio", "tensorboard"])
+@every("place", ["wandb", "mlflow", "trackio", "tensorboard"])
 def test_a_command_tells_no_tracker(place, tmp_path, capsys):
     assert main(["monitor", str(tmp_path / "none.jsonl"), "--announce", place]) == 2
     assert "--announce" in capsys.readouterr().err

@@ -11,6 +11,7 @@ import warnings
 from pathlib import Path
 
 import pytest
+from tables import every
 
 LOST = "could not be recorded"
 
@@ -226,7 +227,7 @@ def test_a_freed_trainer_closes_its_run(training, callback, log, tmp_path):
     assert (end.status, end.reason) == ("aborted", "training was left before its end")
 
 
-@pytest.mark.parametrize("tail", [b"", b'{"event":"train_step","run_id":"torn', b"\x00\xff\n", b"{}\n"])
+@every("tail", [b"", b'{"event":"train_step","run_id":"torn', b"\x00\xff\n", b"{}\n"])
 def test_the_run_to_resume_is_found_behind_a_damaged_tail(tail, tmp_path):
     from gradience.hf.recorder import last_run_id
     from gradience.telemetry import TelemetryWriter

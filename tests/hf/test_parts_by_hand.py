@@ -6,6 +6,7 @@ import math
 from types import SimpleNamespace
 
 import pytest
+from tables import every
 
 pytest.importorskip("torch", reason="needs the hf extra: pip install 'gradience[hf]'")
 
@@ -28,7 +29,7 @@ def looks(losses, norms=None, monkeypatch=None):
     return rows
 
 
-@pytest.mark.parametrize(
+@every(
     ("losses", "rows"),
     [
         ([2.0, 2.5, 2.5, 2.5], []),  # a quarter over the lowest, as set here
@@ -46,7 +47,7 @@ def test_it_looks_after_three_rows_over_the_bar_or_one_odd_one(losses, rows, mon
     assert looks(losses, monkeypatch=monkeypatch) == rows
 
 
-@pytest.mark.parametrize(
+@every(
     ("norms", "rows"),
     [
         ([4.0, 1.0, 0.51, 9.0], []),
@@ -80,7 +81,7 @@ def test_only_rules_that_speak_in_training_may_stop_it():
 # --- how a run ended ---------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
+@every(
     ("step", "planned", "stopped", "end"),
     [
         (10, 10, None, ("ok", None)),
@@ -122,7 +123,7 @@ def test_the_loader_is_that_of_an_evaluation_that_is_alone_in_its_row(row, split
     assert taken == [(splits, "loader" if known else None)]
 
 
-@pytest.mark.parametrize(
+@every(
     ("finds", "in_run", "size", "restart"),
     [(True, True, 4, True), (True, True, 8, False), (True, False, 4, False), (False, True, 4, False)],
 )
@@ -142,7 +143,7 @@ def test_a_run_begins_again_where_a_smaller_batch_was_looked_for_and_found(finds
     assert (callback._batch_size, callback._probed) == (size, 1 if restart else None)
 
 
-@pytest.mark.parametrize(
+@every(
     ("error", "text", "left"),
     [
         (None, False, ("aborted", "training was left before its end")),
@@ -271,9 +272,7 @@ def test_the_last_run_of_a_log_is_that_of_its_last_whole_event(tmp_path):
 # --- what a snapshot reads ---------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    ("used", "devices", "size"), [(16, 2, 8), (16, 1, 16), (16, 0, 16), (None, 2, 4), (0, 2, 4), (17, 2, 8)]
-)
+@every(("used", "devices", "size"), [(16, 2, 8), (16, 1, 16), (16, 0, 16), (None, 2, 4), (0, 2, 4), (17, 2, 8)])
 def test_the_batch_of_one_device_is_that_in_use(used, devices, size):
     args = SimpleNamespace(n_gpu=devices, per_device_train_batch_size=4)
     assert batch_size(args, SimpleNamespace(train_batch_size=used)) == size

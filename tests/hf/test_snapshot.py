@@ -6,6 +6,7 @@ import json
 
 import msgspec
 import pytest
+from tables import every
 
 from gradience.configs.document import read_peft_dir
 from gradience.telemetry.rows import eval_columns, train_columns
@@ -145,7 +146,7 @@ def test_the_recorded_config_is_what_check_reads(training, start, tmp_path):
     assert check_config(document=path)
 
 
-@pytest.mark.parametrize(
+@every(
     ("row", "columns"),
     [
         ({"loss": "1.5", "learning_rate": 2e-4}, {"loss": 1.5, "lr": 2e-4}),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 
 import pytest
+from tables import every
 
 pytest.importorskip("trl", reason="TRL is not installed: pip install trl")
 
@@ -37,7 +38,7 @@ def made(module, name, out):
     return cls(output_dir=str(out), use_cpu=True, bf16=False, report_to=[])
 
 
-@pytest.mark.parametrize(("where", "kinds"), KINDS.items(), ids=[name for _, name in KINDS])
+@every(("where", "kinds"), KINDS.items(), ids=[name for _, name in KINDS])
 def test_a_config_of_trl_says_what_it_trains_as_an_object_and_as_json(where, kinds, tmp_path):
     arguments = made(*where, tmp_path)
     path = tmp_path / "training_args.json"

@@ -6,6 +6,7 @@ import importlib.util
 from pathlib import Path
 
 import pytest
+from tables import every
 
 torch = pytest.importorskip("torch", reason="needs the hf extra: pip install 'gradience[hf]'")
 
@@ -159,7 +160,7 @@ def test_labels_of_classes_have_their_range(training):
     assert [found[name] for name in ("label_min", "label_max", "num_labels", "supervised")] == [0, 2, 3, None]
 
 
-@pytest.mark.parametrize(
+@every(
     ("labels", "seen"),
     [
         (torch.tensor([[900, 7, -100], [3, 4, 5]]), (None, None)),  # a decoder's, of another length than the inputs

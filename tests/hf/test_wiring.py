@@ -7,6 +7,7 @@ import pickle
 import sys
 
 import pytest
+from tables import every
 
 from gradience import TelemetryReader, TelemetryWriter, monitor_run
 from gradience.events import Alert, StepDigests, Wiring
@@ -223,7 +224,7 @@ def test_a_digest_over_its_budget_is_sampled_and_says_so():
     assert digest_of([("a", torch.zeros(101))], 400).sampled == 2
 
 
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.uint8, torch.bool, torch.complex64])
+@every("dtype", [torch.bfloat16, torch.float16, torch.uint8, torch.bool, torch.complex64])
 def test_any_dtype_has_a_digest(dtype):
     one = torch.ones(5).to(dtype)
     assert digest_of([("a", one)], 999) != digest_of([("a", torch.zeros_like(one))], 999)

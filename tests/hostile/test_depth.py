@@ -6,7 +6,7 @@ import json
 
 import pytest
 from hostile.inputs import CONFIG, adapter, base, container, log_line, run_log, trainer_state
-from tables import grid
+from tables import grid, once
 
 
 def nested(depth, core="NaN", opening="[", closing="]"):
@@ -57,7 +57,7 @@ DOCUMENTS = [
 ]
 
 
-@grid(each=3, document=DOCUMENTS, case=[*DEEP, "200000 lists"])
+@once(document=DOCUMENTS, case=[*DEEP, "200000 lists"])
 def test_a_deep_document_is_one_line_of_error(run, tmp_path, document, case):
     name, line = document
     deep = DEEP.get(case) or nested(200_000, "1")
@@ -106,7 +106,7 @@ NUMBERS = {
 }
 
 
-@grid(each=3, key=["r", "bf16", "use_rslora", "model_name", "max_steps", "unheard_of"], case=NUMBERS)
+@once(key=["r", "bf16", "use_rslora", "model_name", "max_steps", "unheard_of"], case=NUMBERS)
 def test_a_number_of_thousands_of_digits_in_yaml_is_one_line_of_error_or_taken_for_text(run, tmp_path, key, case):
     (tmp_path / "c.yaml").write_text(f"lr: 1e-4\nlora_alpha: 8\n{key}: {NUMBERS[case]}\n")
     told = run("check", "c.yaml", "--json")
@@ -115,19 +115,17 @@ def test_a_number_of_thousands_of_digits_in_yaml_is_one_line_of_error_or_taken_f
     assert len(told.err) < 1000
 
 
-@pytest.mark.parametrize(
-    "text",
-    [
-        '{"peft_type": "LORA", "r": %s}' % ("9" * 5000),
-        '{"peft_type": "LORA", "r": 8, "lora_alpha": %s}' % ("9" * 400),
-        '{"peft_type": "LORA", "r": 8, "lora_alpha": -%s.5}' % ("9" * 5000),
-        '{"peft_type": "LORA", "r": 8, "rank_pattern": {"q_proj": %s}}' % ("9" * 5000),
-    ],
-    ids=["r", "alpha of 400 digits", "alpha of 5000 digits and a half", "in a pattern"],
-)
-@pytest.mark.parametrize("verb", ["audit a", "check --peft-dir a", "convert a --to mlx --out o"])
-def test_a_number_of_thousands_of_digits_in_json_is_one_line_of_error(run, tmp_path, verb, text):
-    adapter(tmp_path / "a", config=text)
+HUGE = {
+    "r": '{"peft_type": "LORA", "r": %s}' % ("9" * 5000),
+    "alpha of 400 digits": '{"peft_type": "LORA", "r": 8, "lora_alpha": %s}' % ("9" * 400),
+    "alpha of 5000 digits and a half": '{"peft_type": "LORA", "r": 8, "lora_alpha": -%s.5}' % ("9" * 5000),
+    "in a pattern": '{"peft_type": "LORA", "r": 8, "rank_pattern": {"q_proj": %s}}' % ("9" * 5000),
+}
+
+
+@once(verb=["audit a", "check --peft-dir a", "convert a --to mlx --out o"], case=HUGE)
+def test_a_number_of_thousands_of_digits_in_json_is_one_line_of_error(run, tmp_path, verb, case):
+    adapter(tmp_path / "a", config=HUGE[case])
     told = run(*verb.split())
     assert told.code in {0, 2}
     assert len(told.errors) == (told.code == 2)
@@ -184,7 +182,7 @@ LINES = [
 VALUES = ["9" * 30, "9" * 5000, "1e999", "nan", "-1", "1,1e308", "1e308,1e308", "nan,1"]
 
 
-@grid(each=3, line=LINES, value=VALUES)
+@once(line=LINES, value=VALUES)
 def test_no_number_of_an_option_ends_in_a_traceback(run, tmp_path, line, value):
     adapter(tmp_path / "a")
     base(tmp_path / "base")

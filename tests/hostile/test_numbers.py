@@ -52,7 +52,7 @@ INPUTS = {
 }
 
 
-@grid(each=3, verb=VERBS, case=INPUTS)
+@grid(each=6, verb=VERBS, case=INPUTS)
 def test_no_size_of_number_ends_in_a_traceback_or_a_warning_of_a_library(run, tmp_path, verb, case):
     tensors, config = INPUTS[case]
     adapter(tmp_path / "a", tensors, config)

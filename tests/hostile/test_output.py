@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from hostile.inputs import adapter, base, factors, log_line, run_log, trainer_state
 from hostile.verbs import LOOKING
-from tables import grid
+from tables import few, grid, once
 
 UNWRITABLE = 2
 
@@ -143,7 +143,7 @@ def test_the_c_locale_gets_the_report_all_the_same(tmp_path):
     assert (told.returncode, told.stderr) == (0, b"")
 
 
-@pytest.mark.parametrize("verb", LOOKING)
+@pytest.mark.parametrize("verb", few(LOOKING, each=3))
 def test_a_path_that_is_not_utf_8_is_shown_and_stays_json(run, tmp_path, verb):
     name = os.fsdecode(b"a\xff\xfeb")
     place = tmp_path / name
@@ -266,8 +266,7 @@ def test_no_control_character_of_an_input_reaches_an_output_as_itself(run, tmp_p
     assert told.code in {0, 1, 2}
 
 
-@pytest.mark.parametrize("options", [[], ["--json"], ["--format", "sarif"], ["--format", "github"]])
-@pytest.mark.parametrize("verb", ["check", "monitor", "audit"])
+@once(verb=["check", "monitor", "audit"], options=[[], ["--json"], ["--format", "sarif"], ["--format", "github"]])
 def test_no_control_character_of_a_path_reaches_an_output_as_itself(run, tmp_path, verb, options):
     evil = f"a{'c'.join(CONTROLS)}b"
     config = {"lr": 10.0, "r": 4, "alpha": 4000.0, "optimizer": "adamw"}
@@ -299,8 +298,7 @@ raise SystemExit(script())
 """
 
 
-@pytest.mark.parametrize("number", [15, 2], ids=["SIGTERM", "SIGINT"])
-@pytest.mark.parametrize("verb", ["resize", "convert", "import", "report.md"])
+@grid(each=2, verb=["resize", "convert", "import", "report.md"], number=[15, 2])
 def test_a_signal_at_any_write_leaves_the_whole_or_nothing(run, tmp_path, verb, number):
     place = tmp_path / "place"
     adapter(place / "a")

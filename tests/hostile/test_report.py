@@ -6,7 +6,7 @@ import json
 
 import pytest
 from hostile.inputs import adapter, factors, log_line, run_log
-from tables import grid, met
+from tables import few, grid, met
 
 from gradience.cli.main import main
 
@@ -33,8 +33,8 @@ STEPS = {
 
 PAGES = [
     *((case, "1, 2, 3", out) for case, out in met(VALUES, ("page.html", "page.md"), each=2)),
-    *(("1e308 and -1e308", at, "page.html") for at in STEPS if at != "1, 2, 3"),
-    *(("nearly the same", at, "page.html") for at in STEPS if at != "1, 2, 3"),
+    *(("1e308 and -1e308", at, "page.html") for at in few([*STEPS][1:], each=2)),
+    *(("nearly the same", at, "page.html") for at in few(STEPS, each=2) if at != "1, 2, 3"),
 ]
 
 
@@ -62,7 +62,10 @@ def test_losses_whose_sum_no_float_holds_have_a_mean(tmp_path, capsys):
     assert (account["first_pair"]["train"], account["last_pair"]["train"]) == (1e308, 1e308)
 
 
-@pytest.mark.parametrize("values", [[1e308, 1e-300, "NaN", 1.0, 5e-324, "Infinity"], [1e-300, 1e300, 1e-20, 1e20]])
+LONG = [[1e308, 1e-300, "NaN", 1.0, 5e-324, "Infinity"], [1e-300, 1e300, 1e-20, 1e20]]
+
+
+@pytest.mark.parametrize("values", few(LONG, each=2))
 def test_a_long_run_of_extreme_values_takes_seconds(run, tmp_path, values):
     rows = (values[step * step % len(values)] for step in range(6_000))
     lines = [log_line("train_step", step, loss=value, lr=value, grad_norm=value) for step, value in enumerate(rows)]

@@ -52,7 +52,7 @@ WHERE = {
 }
 
 
-@grid(each=2, where=[(n, line) for n, lines in WHERE.items() for line in lines], kind=KINDS)
+@grid(each=4, where=[(n, line) for n, lines in WHERE.items() for line in lines], kind=KINDS)
 def test_only_regular_files_of_a_sensible_size_are_read(run, tmp_path, where, kind):
     name, line = where
     for folder in ("a", "b"):

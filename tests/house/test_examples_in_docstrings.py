@@ -6,7 +6,7 @@ import doctest
 import importlib
 from pathlib import Path
 
-import pytest
+from tables import every
 
 import gradience
 
@@ -18,7 +18,7 @@ WITH_EXAMPLES = sorted(
 )
 
 
-@pytest.mark.parametrize("name", WITH_EXAMPLES)
+@every("name", WITH_EXAMPLES)
 def test_examples_print_what_they_say(name):
     module = importlib.import_module(name)
     found = doctest.testmod(module)

@@ -7,7 +7,7 @@ import re
 from collections.abc import Callable
 from typing import Any, get_args, get_type_hints
 
-import pytest
+from tables import every
 
 import gradience
 from gradience.ranges import VerbOptions
@@ -30,7 +30,7 @@ def as_keyword(hint: Any) -> str:
     return re.sub(r"^typing\.Optional\[(.+)\]$", r"\1 | None", text)  # what is left of a union with a range in it
 
 
-@pytest.mark.parametrize("function", functions(), ids=lambda each: each.__name__)
+@every("function", functions(), ids=lambda each: each.__name__)
 def test_single_options_are_the_fields_of_the_record_and_typed(function):
     records = [each for each in get_type_hints(function).values() if VerbOptions in getattr(each, "__mro__", ())]
     fields = {name: hint for each in records for name, hint in get_type_hints(each).items()}

@@ -12,6 +12,7 @@ from functools import partial
 from pathlib import Path
 
 import pytest
+from tables import every
 
 from gradience.errors import OutputError
 from gradience.io import atomic
@@ -44,7 +45,7 @@ def test_a_folder_appears_with_its_content(tmp_path: Path) -> None:
     assert [p.name for p in (tmp_path / "new").iterdir()] == ["out"]
 
 
-@pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt, SystemExit])
+@every("error", [RuntimeError, KeyboardInterrupt, SystemExit])
 def test_an_interrupted_folder_leaves_nothing_behind(tmp_path: Path, error: type[BaseException]) -> None:
     with pytest.raises(error):
         _broken_off(tmp_path / "out", error)
@@ -319,7 +320,7 @@ def test_a_link_that_takes_the_folder_s_place_meanwhile_is_not_followed(tmp_path
     assert _text(mine) == "mine"
 
 
-@pytest.mark.parametrize("url", ["s3://bucket/page.html", "hf://me/adapter/page.html"])
+@every("url", ["s3://bucket/page.html", "hf://me/adapter/page.html"])
 def test_a_url_is_refused_before_any_folder_is_made(tmp_path, monkeypatch, url):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(OutputError, match="a URL is not a folder of this machine"), atomic_file(Path(url), sources=[]):

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import msgspec
 import pytest
+from tables import every
 
 from gradience.io import interrupt
 from gradience.io.reading import (
@@ -67,7 +68,7 @@ def test_a_file_that_claims_no_size_is_read_no_further_than_the_limit():
         read_small("/proc/self/status", most=16, what="a status")
 
 
-@pytest.mark.parametrize(("opening", "closing"), [("[", "]"), ('{"a":', "}")])
+@every(("opening", "closing"), [("[", "]"), ('{"a":', "}")])
 def test_nesting_at_the_limit_is_decoded_and_one_level_more_is_refused(opening, closing):
     deepest = opening * MAX_DEPTH + "1" + closing * MAX_DEPTH
     assert decode_json(deepest, object) == json.loads(deepest)
@@ -77,7 +78,7 @@ def test_nesting_at_the_limit_is_decoded_and_one_level_more_is_refused(opening, 
         decode_json(opening + deepest + closing, object)
 
 
-@pytest.mark.parametrize(
+@every(
     "text",
     [
         json.dumps(["[" * 1000, "{" * 1000, '\\"[[' * 200]),

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
+from tables import every
 
 from gradience.errors import AdapterError
 from gradience.io.safetensors import (
@@ -64,13 +65,13 @@ def test_a_header_of_a_hundred_million_bytes_is_the_longest_for_us_as_for_the_li
             SafetensorsFile(path)
 
 
-@pytest.mark.parametrize(("header", "readable"), [(b"{}", True), (b"{", False), (b"", False)])
+@every(("header", "readable"), [(b"{}", True), (b"{", False), (b"", False)])
 def test_two_bytes_are_the_shortest_header(tmp_path, header, readable):
     path = written(tmp_path / "short.safetensors", header)
     assert we_read(path) is readable is the_library_reads(path)
 
 
-@pytest.mark.parametrize("change", [-1, 0, 1])
+@every("change", [-1, 0, 1])
 def test_a_declared_length_must_be_the_headers_own(tmp_path, change):
     header = json.dumps({"a": entry([2], 0, 8)}).encode()
     path = written(tmp_path / "a.safetensors", header, b"\0" * 8, length=len(header) + change)
@@ -85,20 +86,20 @@ def test_a_header_that_ends_where_the_file_ends_is_whole_and_one_byte_more_is_mi
         SafetensorsFile(path)
 
 
-@pytest.mark.parametrize("extra", [-1, 0, 1])
+@every("extra", [-1, 0, 1])
 def test_data_must_end_where_the_last_tensor_does(tmp_path, extra):
     header = json.dumps({"a": entry([2], 0, 8), "b": entry([1], 8, 12)}).encode()
     path = written(tmp_path / "a.safetensors", header, b"\0" * (12 + extra))
     assert we_read(path) is (extra == 0) is the_library_reads(path)
 
 
-@pytest.mark.parametrize(("axes", "readable"), [(32, True), (33, False)])
+@every(("axes", "readable"), [(32, True), (33, False)])
 def test_thirty_two_axes_are_the_most(tmp_path, axes, readable):
     header = json.dumps({"a": entry([1] * axes, 0, 4)}).encode()
     assert we_read(written(tmp_path / "a.safetensors", header, b"\0" * 4)) is readable
 
 
-@pytest.mark.parametrize("nbytes", [7, 8, 9])
+@every("nbytes", [7, 8, 9])
 def test_a_tensor_has_as_many_bytes_as_its_shape_and_dtype_need(tmp_path, nbytes):
     header = json.dumps({"a": entry([2, 1], 0, nbytes)}).encode()
     path = written(tmp_path / "a.safetensors", header, b"\0" * nbytes)
@@ -117,7 +118,7 @@ def test_tensors_may_be_declared_in_another_order_than_their_data(tmp_path):
     assert [file.read(name).item() for name in "abc"] == [1.0, 2.0, 3.0]
 
 
-@pytest.mark.parametrize(
+@every(
     ("first", "what"), [(0x3C, "<, as a web page"), (0x80, "a pickle's"), (0x50, "P"), (0x47, "G"), (0x93, "NumPy's")]
 )
 def test_a_header_whose_length_looks_like_another_formats_first_byte_is_read(tmp_path, first, what):
@@ -126,7 +127,7 @@ def test_a_header_whose_length_looks_like_another_formats_first_byte_is_read(tmp
     assert SafetensorsFile(path).tensors == {}
 
 
-@pytest.mark.parametrize(
+@every(
     ("start", "message"),
     [
         (b"version https://git-lfs.github.com/spec/v1", "a git-lfs pointer"),
@@ -152,7 +153,7 @@ CONTRADICTIONS = {
 }
 
 
-@pytest.mark.parametrize("header", CONTRADICTIONS.values(), ids=CONTRADICTIONS)
+@every("header", CONTRADICTIONS.values(), ids=CONTRADICTIONS)
 def test_a_header_that_contradicts_itself_is_refused_by_us_as_by_the_library(tmp_path, header):
     path = written(tmp_path / "a.safetensors", json.dumps(header).encode(), b"\0" * 12)
     assert not we_read(path)
@@ -248,7 +249,7 @@ def test_an_index_names_each_file_once_in_the_order_of_names(tmp_path):
     assert indexed_files(indexed(tmp_path, ["b", "a", "b"])) == [tmp_path / "a", tmp_path / "b"]
 
 
-@pytest.mark.parametrize(
+@every(
     ("names", "message"),
     [
         ([], "names 0 files"),

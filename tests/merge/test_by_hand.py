@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
+from tables import every
 
 from gradience import AdapterError, merge_adapters, merge_check
 from gradience.rewrite.merge.check import cosine_of, kept_of
@@ -215,7 +216,7 @@ TARGETS = [  # (first config, second, the fields of the result that choose modul
 ]
 
 
-@pytest.mark.parametrize(("first", "second", "fields"), TARGETS)
+@every(("first", "second", "fields"), TARGETS)
 def test_targets_reach_what_both_reach_by_name_or_one_by_one(first, second, fields, tmp_path):
     one, two = (adapter(tmp_path / n, {"l.0.q": along(1.0)}, **given) for n, given in (("a", first), ("b", second)))
     merge_adapters([one, two], tmp_path / "out")

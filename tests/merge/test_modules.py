@@ -58,7 +58,7 @@ def target_of(updates: list[np.ndarray], method: str, density: float, places: li
     return total / np.maximum(np.sum(agrees, axis=0), 1)
 
 
-@grid(each=2, size=SHAPES, method=METHODS, dtype=["F32", "BF16"], holders=["both", "the second"])
+@grid(each=4, size=SHAPES, method=METHODS, dtype=["F32", "BF16"], holders=["both", "the second"])
 def test_factors_and_norms_are_those_of_the_dense_updates(size, method, dtype, holders, tmp_path):
     shape, ranks = SHAPES[size]
     modules = [module(shape, r, seed, scale) for seed, (r, scale) in enumerate(zip(ranks, (2.0, 0.5), strict=True))]

@@ -173,9 +173,9 @@ def test_a_cause_has_the_advice_that_is_right_for_it(rows, story, advice, tmp_pa
 @every(
     ("args", "rate", "cell"),
     [
-        ({"learning_rate": 2e-4}, 1e-4, "Peak LR: 0.0002\n"),
-        ({}, 1e-4, "Peak LR: 0.0001  (largest logged)\n"),
-        ({"learning_rate": 5e-5}, 1e-4, "Peak LR: 0.0001  (largest logged)\n"),  # of another run
+        ({"learning_rate": 2e-4}, 1e-4, "Peak LR: 2e-4\n"),
+        ({}, 1e-4, "Peak LR: 1e-4  (largest logged)\n"),
+        ({"learning_rate": 5e-5}, 1e-4, "Peak LR: 1e-4  (largest logged)\n"),  # of another run
     ],
 )
 def test_the_peak_learning_rate_is_the_configured_one_or_said_to_be_logged(args, rate, cell, tmp_path):
@@ -191,7 +191,7 @@ def test_a_run_that_ends_in_its_warmup_says_so_and_what_to_set(tmp_path):
         "configured 0.0001."
     )
     assert report.advice.text == "Set the warm-up to a tenth of the steps (10), or train longer"
-    assert "Peak LR: 0.0001  (1e-05 reached)\n" in monitor_text(report)
+    assert "Peak LR: 1e-4  (1e-5 reached)\n" in monitor_text(report)
 
 
 def test_a_perplexity_is_that_of_a_language_model_or_one_that_was_logged(tmp_path):

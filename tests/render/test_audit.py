@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 
 import msgspec
-import pytest
 from tables import every
 
 from gradience.blocks.text import printed
@@ -217,7 +216,7 @@ def test_a_base_that_fits_nothing_prints_no_ratio():
     assert "UDR" not in text
 
 
-@pytest.mark.parametrize("unicode", [True, False])
+@every("unicode", [True, False])
 def test_the_heat_map_fits_100_columns_and_grows_with_the_norm(unicode):
     rows = [module(i, kind) for i in range(120) for kind in ("self_attn.q_proj", "mlp.down_proj")]
     lines = heatmap(rows, unicode=unicode)

@@ -10,6 +10,7 @@ from typing import Any
 import msgspec
 import pytest
 from hypothesis import given, strategies as st
+from tables import every
 
 from gradience.blocks.programs import github_lines, sarif_log
 from gradience.schema.document import Evidence, Finding, NotRun, RuleCard
@@ -103,7 +104,7 @@ def test_what_was_not_judged_is_a_notification() -> None:
     assert "no lr" in notes[0]["message"]["text"]
 
 
-@pytest.mark.parametrize(
+@every(
     ("path", "uri"),
     [
         ("a b.json", "a%20b.json"),

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import io
+import re
 from types import SimpleNamespace
 
-import pytest
+from tables import every
 
 from gradience.blocks.plots import histogram_lines
-from gradience.cli import output
+from gradience.cli import bar, output
 from gradience.render.monitor import fed_rows
 
 
@@ -24,7 +25,7 @@ def test_a_limit_at_the_end_of_the_bars_is_drawn_and_one_beyond_is_not():
     assert [histogram_lines([1, 1], 10, limit=limit, height=1)[0][-1] for limit in (20, 21)] == ["\u2502", "\u2588"]
 
 
-@pytest.mark.parametrize(
+@every(
     ("fail_on", "severity", "code"),
     [("warning", "info", 0), ("warning", "warning", 1), ("warning", "error", 1), (None, "critical", 0)],
 )
@@ -37,14 +38,24 @@ class Screen(io.StringIO):
         return True
 
 
-def test_a_terminal_shows_the_time_left_by_the_rate_so_far(monkeypatch):
+def test_a_terminal_shows_a_bar_with_the_time_left_by_the_rate_so_far(monkeypatch):
     now, screen = [0.0], Screen()
-    monkeypatch.setattr(output.time, "monotonic", lambda: now[0])
-    monkeypatch.setattr(output.sys, "stderr", screen)
-    draw = output.on_terminal("base")
+    monkeypatch.setattr(bar.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(bar.sys, "stderr", screen)
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setenv("COLUMNS", "80")
+    draw = bar.on_terminal("base")
     assert draw is not None
-    now[0] = 10.0
-    draw(20, 100, "q_proj")
-    assert screen.getvalue().strip() == "base: 20/100, 40 s left  q_proj"
-    monkeypatch.setattr(output.sys, "stderr", io.StringIO())
-    assert output.on_terminal("base") is None
+    for now[0], done in ((10.0, 10), (20.0, 30)):
+        draw(done, 100, "q_proj\x1b]0;title")
+    shown = re.sub(r"\x1b\[[0-9;]*[mK]", "", screen.getvalue().rpartition("\r")[2])
+    assert re.fullmatch(
+        r"base \S+ +30/100 00:35 q_proj\\u001b]0;title *", shown.replace("\u2501", "-").replace("\u2578", "-")
+    )
+    draw(100, 100, "")
+    assert screen.getvalue().endswith("\r\x1b[K")
+    monkeypatch.setenv("TERM", "dumb")
+    assert bar.on_terminal("base") is None
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setattr(bar.sys, "stderr", io.StringIO())
+    assert bar.on_terminal("base") is None

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 from pages import parse
+from tables import every
 
 from gradience.blocks.html.pieces import page_html
 from gradience.data.examples import Examples
@@ -129,7 +130,7 @@ def test_rows_with_the_most_faults_come_first_and_of_each_kind_of_fault_only_som
     assert none.result(Decoder()) == []  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize(
+@every(
     ("limit", "overlong", "given", "expected"),
     [
         (None, "cut", row(1), [("loss", "abcd")]),

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import pytest
 from pages import gather, parse
+from tables import every
 
 from gradience.render.monitor import fed_rows
 from gradience.render.page import report_html
@@ -36,7 +36,7 @@ def test_the_counts_are_a_table_and_the_lengths_a_histogram(tmp_path):
         assert text in html
 
 
-@pytest.mark.parametrize(
+@every(
     "announced",
     [
         None,

@@ -213,7 +213,7 @@ def contrast(a: np.ndarray, b: np.ndarray) -> float:
     return (light[1] + 0.05) / (light[0] + 0.05)
 
 
-@pytest.mark.parametrize("scheme", ["light", "dark"])
+@every("scheme", ["light", "dark"])
 def test_text_has_a_contrast_of_at_least_4_5_and_lines_of_at_least_3(scheme):
     c = colours(scheme)
     for name in ("ink", "soft", "link", "info", "warning", "error", "critical"):

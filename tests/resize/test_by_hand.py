@@ -422,9 +422,7 @@ def test_what_holds_no_pair_is_refused(tmp_path):
     assert error.value.advice == "give the folder PEFT saved"
 
 
-@pytest.mark.parametrize(
-    ("others", "tail"), [(0, None), (1, "n0"), (8, "n7"), (9, "n7 and 1 more"), (11, "n7 and 3 more")]
-)
+@every(("others", "tail"), [(0, None), (1, "n0"), (8, "n7"), (9, "n7 and 1 more"), (11, "n7 and 3 more")])
 def test_what_else_lies_in_the_folder_is_named_eight_at_the_most(others, tail, tmp_path):
     folder = adapter(tmp_path / "a", {"q": diagonal(1.0, 1.0)})
     for place in range(others):
@@ -436,7 +434,7 @@ def test_what_else_lies_in_the_folder_is_named_eight_at_the_most(others, tail, t
         assert notes[0].endswith(tail)
 
 
-@pytest.mark.parametrize(
+@every(
     ("options", "message"),
     [
         ({"kl": 0.1}, "--kl is measured on inputs, and none are given"),

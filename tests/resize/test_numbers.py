@@ -7,6 +7,7 @@ import json
 import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
+from tables import every
 
 from gradience import AdapterError, resize_adapter
 
@@ -46,7 +47,7 @@ def test_a_budget_in_megabytes_counts_heads_and_the_header(tmp_path, rank):
             assert load_file(tmp_path / f"out{more}" / "adapter_model.safetensors").keys() >= HEAD.keys()
 
 
-@pytest.mark.parametrize(("params", "rank"), [(100, 1), (199, 1), (200, 2), (99, None)])
+@every(("params", "rank"), [(100, 1), (199, 1), (200, 2), (99, None)])
 def test_a_budget_of_parameters_is_of_the_factors_alone(tmp_path, params, rank):
     folder = write(tmp_path / "a", HEAD, modules_to_save=["score"])
     if rank is None:
@@ -109,9 +110,7 @@ def test_a_pair_of_lower_rank_than_it_is_cut_to_loses_nothing(tmp_path):
     np.testing.assert_allclose(new[b] @ new[a], tensors[b] @ tensors[a], atol=1e-4)
 
 
-@pytest.mark.parametrize(
-    ("init", "after"), [("orthogonal", True), ("Orthogonal", True), ("mica", True), ("gaussian", "gaussian")]
-)
+@every(("init", "after"), [("orthogonal", True), ("Orthogonal", True), ("mica", True), ("gaussian", "gaussian")])
 def test_an_initialisation_that_peft_would_run_again_is_the_default_afterwards(tmp_path, init, after):
     folder = write(tmp_path / "a", init_lora_weights=init)
     report = resize_adapter(folder, tmp_path / "out", rank=2)

@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from tables import once
 
 from gradience import resize_adapter
 from gradience.adapters.open import open_adapter
@@ -14,8 +15,7 @@ from gradience.spectral.update import core_singular_values, stacked
 ADAPTERS = ["convnext-fc-r8", "dialogpt-random-r8", "roberta-agnews-r4-bias-all", "roberta-portuguese-r8"]
 
 
-@pytest.mark.parametrize("criterion", [{"rank": 2}, {"like_suggested": True}, {"energy": 0.96}], ids=str)
-@pytest.mark.parametrize("name", ADAPTERS)
+@once(name=ADAPTERS, criterion=[{"rank": 2}, {"like_suggested": True}, {"energy": 0.96}])
 def test_a_real_adapter_loses_no_more_than_it_must(shared_data, tmp_path, name: str, criterion: dict[str, Any]) -> None:
     source = shared_data / "adapters" / name
     report = resize_adapter(source, tmp_path / "out", dtype="float32", **criterion)

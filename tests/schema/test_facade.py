@@ -7,6 +7,7 @@ from importlib import import_module
 from pathlib import Path
 
 import pytest
+from tables import every
 
 from gradience import schema
 
@@ -24,7 +25,7 @@ def test_every_declared_name_is_the_one_of_its_module():
         assert getattr(schema, name) is getattr(import_module(module), name)
 
 
-@pytest.mark.parametrize("name", ["TrainStepp", "_Missing", "codec"])
+@every("name", ["TrainStepp", "_Missing", "codec"])
 def test_another_name_is_an_error_that_names_it(name):
     with pytest.raises(AttributeError, match=f"module 'gradience.schema' has no attribute '{name}'"):
         getattr(schema, name)

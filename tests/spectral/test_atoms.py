@@ -5,7 +5,7 @@ from __future__ import annotations
 import jax
 import numpy as np
 import pytest
-from tables import grid
+from tables import few, grid
 
 from gradience.spectral.base import Measure, atoms, bound, bound_within, measures_of
 from gradience.spectral.krylov import Bidiagonal, Operator, advanced, ritz_of
@@ -49,7 +49,7 @@ def starts(u, m):
     return np.linalg.qr(rows.T)[0].T
 
 
-@grid(each=2, shape=[(170, 120), (120, 130)], kind=SPECTRA, steps=[2, 5, 9, 16])
+@grid(each=2, shape=[(170, 120), (120, 130)], kind=SPECTRA, steps=few([2, 5, 9, 16], each=3))
 def test_bounds_hold_the_largest_overlap_of_the_dense_svd(shape, kind, steps):
     u, w = turned(*shape, SPECTRA[kind])
     y = starts(u, shape[0])

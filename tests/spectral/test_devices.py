@@ -17,6 +17,7 @@ import jax.export
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from tables import every, few
 
 import gradience
 from gradience import audit_arrays, spectral
@@ -75,14 +76,12 @@ def test_four_devices_give_the_numbers_of_one_and_each_computes_its_part():
         assert by_qr[place] == pytest.approx(one.sigma, rel=1e-12)
 
 
-@pytest.mark.parametrize(
-    ("numbers", "devices", "rows"), [(1, 1, 64), (1, 4, 64), (300, 4, 4), (100, 4, 8), (100, 3, 9)]
-)
+@every(("numbers", "devices", "rows"), [(1, 1, 64), (1, 4, 64), (300, 4, 4), (100, 4, 8), (100, 3, 9)])
 def test_a_call_has_an_equal_part_for_each_device_and_at_least_one_module(numbers, devices, rows):
     assert batch.rows_for(numbers, 1000, [jax.devices()[0]] * devices) == rows
 
 
-@pytest.mark.parametrize("size", [1e-30, 1e-6, 1.0, 1e30])
+@pytest.mark.parametrize("size", few([1e-30, 1e-6, 1.0, 1e30], each=3))
 def test_a_device_without_float64_keeps_its_stated_bound_at_any_scale(monkeypatch, size):
     monkeypatch.setattr(batch, "on_cpu", lambda: False)
     monkeypatch.setattr(batch, "has_float64", lambda: False)

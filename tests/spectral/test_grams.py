@@ -8,6 +8,7 @@ import jax
 import ml_dtypes
 import numpy as np
 import pytest
+from tables import grid
 
 from gradience import spectral
 from gradience.spectral import batch, grams
@@ -23,8 +24,7 @@ def _case(seed: int, out: int, inner: int, r: int, dtype: type) -> Factors:
     return Factors(b.astype(dtype), a.astype(dtype), float(rng.choice([-0.5, 2.0, 1e-6])))
 
 
-@pytest.mark.parametrize("dtype", [np.float32, ml_dtypes.bfloat16])
-@pytest.mark.parametrize("cores", [1, 2, 5])
+@grid(each=2, cores=[1, 2, 5], dtype=[np.float32, ml_dtypes.bfloat16])
 def test_sigma_is_that_of_the_dense_update_at_every_width_and_on_any_number_of_threads(monkeypatch, cores, dtype):
     monkeypatch.setattr(spectral, "cores", lambda: cores)
     cases = [

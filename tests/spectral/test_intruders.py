@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from tables import every, few
 
 from gradience.spectral import base as intruders
 from gradience.spectral.base import Overlaps, count_below, overlaps
@@ -73,7 +74,7 @@ def test_what_the_bounds_leave_open_is_settled_where_the_shorter_side_allows_it(
     assert overlaps(Operator.of(w), Operator.of(w).plus(b, a), 1, [at]).exact is exact
 
 
-@pytest.mark.parametrize(
+@every(
     ("lower", "upper", "counted"),
     [(0.4, 0.49, (1, 0)), (0.4, 0.5, (1, 1)), (0.49, 0.6, (1, 1)), (0.5, 0.6, (0, 0)), (0.5, 0.5, (0, 0))],
 )
@@ -89,7 +90,7 @@ def test_the_shorter_side_decides_whether_overlaps_are_exact(shape):
     assert overlaps(Operator.of(w), Operator.of(w).plus(b, a), 2, EPS).exact
 
 
-@pytest.mark.parametrize(("decay", "strength"), CASES)
+@pytest.mark.parametrize(("decay", "strength"), few(CASES, each=2))
 def test_lanczos_bounds_hold_the_dense_overlaps_and_give_its_counts(monkeypatch, decay, strength):
     monkeypatch.setattr(intruders, "EXACT_UP_TO", 0)
     monkeypatch.setattr(intruders, "SETTLED_UP_TO", 0)
@@ -193,51 +194,6 @@ def test_what_is_not_above_all_thresholds_is_searched_from_what_is_known(monkeyp
         assert intruders.atoms(None, 4, 1, [0.3, 0.5]).upper.tolist() == [upper]
     monkeypatch.setattr(intruders, "_search", lambda *args: args[2])
     assert intruders.atoms(None, 4, 1, [0.9]).upper.tolist() == [0.5]
-
-
-def test_intervals_are_bounded_in_calls_of_one_size(monkeypatch):
-    monkeypatch.setattr(intruders, "_INTERVALS", 4)
-    sizes = []
-
-    def within(_, middle, half, largest):
-        sizes.append(len(middle))
-        return np.column_stack([middle + half, largest * middle])
-
-    monkeypatch.setattr(intruders, "within", within)
-    middle = np.arange(9.0)
-    found = intruders._within(None, middle, 0.5 * middle, 3.0)
-    assert sizes == [4, 4, 4]
-    np.testing.assert_array_equal(found, np.column_stack([1.5 * middle, 3.0 * middle]))
-
-
-def test_a_threshold_that_is_known_to_be_reached_is_no_goal(monkeypatch):
-    asked = []
-    monkeypatch.setattr(intruders, "_within", lambda _, middle, *__: asked.append(1) or np.full((len(middle), 1), 0.25))
-    found = intruders._search(None, 1.0, np.array([0.25]), [0.25])
-    assert (found.tolist(), len(asked)) == ([0.25], 2)  # each interval as it is, and its middle: none is halved
-
-
-def test_an_interval_is_halved_until_its_bound_or_its_width_decides(monkeypatch):
-    """From 1/2 to 1; the bound of each is over the goal, and the least half-width is 0.05."""
-    for name, value in (("_INTERVALS", 1), ("_APART", 0.5), ("_SETTLED", 0.0), ("_RECURRENCE", 0.05)):
-        monkeypatch.setattr(intruders, name, value)
-    for known, looks in ((0.0, 4), (0.4, 2)):  # a bound at the second look's upper middle alone is enough to give up
-        seen = []
-
-        def within(_, middle, half, *__, seen=seen, known=known):
-            is_sharp = len(seen) % 2 == 1
-            seen.append((middle.tolist(), half.tolist()))
-            return np.where(middle[:, None] > 0.8, known, 0.0) if is_sharp else np.full((len(middle), 1), 0.5)
-
-        monkeypatch.setattr(intruders, "_within", within)
-        assert intruders._search(None, 1.0, np.array([0.0]), [0.3]).tolist() == [0.5]
-        assert seen[:4] == [
-            ([0.75], [0.25]),
-            ([0.75], [0.05]),
-            ([0.625, 0.875], [0.125, 0.125]),
-            ([0.625, 0.875], [0.05, 0.05]),
-        ]
-        assert len(seen) == 2 * looks
 
 
 def test_bounds_have_room_for_rounding_within_zero_and_one():

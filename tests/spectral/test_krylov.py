@@ -5,6 +5,7 @@ from __future__ import annotations
 import jax
 import numpy as np
 import pytest
+from tables import every
 
 from gradience.spectral import krylov
 from gradience.spectral.krylov import Bidiagonal, Operator, as_float32
@@ -128,7 +129,7 @@ def triplets(k, *, converged):
     return krylov.Triplets(one[0], one, 1, converged=converged, exact=False, guard=one)
 
 
-@pytest.mark.parametrize(
+@every(
     ("shape", "k", "vectors", "width", "most"),
     [
         ((200, 120), 1, False, 8, 14),  # as many steps as leave the basis under the lesser side

@@ -6,7 +6,7 @@ import ml_dtypes
 import numpy as np
 import pytest
 from shaped import FLAT, SPECTRA, of
-from tables import grid
+from tables import every, grid
 
 from gradience.spectral import krylov
 from gradience.spectral.krylov import Operator, as_float32, leading, spectral_norm
@@ -32,7 +32,7 @@ def test_a_second_value_all_but_as_large_does_not_hide_the_first(apart):
 
 
 @grid(
-    each=2,
+    each=4,
     shape=[(701, 300), (300, 701), (5, 7), (97, 97), (1, 8)],
     dtype=[ml_dtypes.bfloat16, np.float16, np.float32, np.float64],
 )
@@ -73,7 +73,7 @@ def test_a_weight_whose_squares_leave_float32_has_its_norm(scale):
     assert found.value == pytest.approx(np.linalg.norm(w.astype(np.float64), 2), rel=1e-5)
 
 
-@pytest.mark.parametrize(
+@every(
     ("residual", "gap", "close"),
     [(0.25, 0.0, True), (0.26, 0.0, False), (0.5, 1.0, True), (0.5, 0.99, False), (0.51, 1.0, False)],
 )

@@ -9,6 +9,7 @@ import jax
 import numpy as np
 import pytest
 from safetensors.numpy import save_file
+from tables import every
 
 from gradience import merge_check
 from gradience.spectral.batch import effective_rank
@@ -174,7 +175,7 @@ def test_a_stack_is_the_weighted_sum():
     np.testing.assert_allclose(b @ a, sum(s * (x @ y) for x, y, s in some), atol=1e-12)
 
 
-@pytest.mark.parametrize(("energy", "rank"), [(0.5, 1), (0.6401, 2), (0.64, 1), (1.0, 2), (1.0001, None)])
+@every(("energy", "rank"), [(0.5, 1), (0.6401, 2), (0.64, 1), (1.0, 2), (1.0001, None)])
 def test_the_least_rank_with_an_energy_counts_from_one(energy, rank):
     assert rank_for_energy(np.asarray([0.8, 0.6]), energy, 1.0) == rank
 
@@ -198,9 +199,7 @@ def test_an_iterated_leading_part_is_that_of_the_dense_decomposition():
     assert part.rest == pytest.approx(np.linalg.norm(sigma[5:]), rel=1e-4)
 
 
-@pytest.mark.parametrize(
-    ("rank", "d_out", "d_in", "size"), [(64, 8, 9, 64), (65, 8, 9, 8), (100, 100, 90, 90), (90, 100, 90, 90)]
-)
+@every(("rank", "d_out", "d_in", "size"), [(64, 8, 9, 64), (65, 8, 9, 8), (100, 100, 90, 90), (90, 100, 90, 90)])
 def test_factors_of_a_rank_beyond_both_sides_are_brought_down_to_the_lesser(rank, d_out, d_in, size):
     assert inner_size(rank, d_out, d_in) == size
     rng = np.random.default_rng(0)

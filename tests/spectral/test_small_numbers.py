@@ -7,6 +7,7 @@ import math
 import jax
 import numpy as np
 import pytest
+from tables import every
 
 from gradience import spectral
 from gradience.spectral import batch, dense, grams, sums, update
@@ -103,7 +104,7 @@ def test_a_factor_has_the_squares_of_its_singular_values_over_the_largest_and_no
         assert found.factor_stable_ranks[:, 1].tolist() == pytest.approx([1.0, 0.0, 7 / 4])
 
 
-@pytest.mark.parametrize(
+@every(
     ("ranks", "expected"),
     [((1, 50, 60), 1.0), ((4, 4, 30), 1.66499), ((8, 64, 96), 4.31223), ((8, 5, 96), 2.51486), ((70, 5, 6), 1.86873)],
 )
@@ -138,7 +139,7 @@ def test_the_gram_route_vouches_from_a_hundredth_of_the_bound(cosine, trusted):
 # --- factors of a rank beyond their sides ------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
+@every(
     ("rank", "d_out", "d_in", "inner"),
     [(64, 3, 3, 64), (65, 3, 5, 3), (65, 65, 90, 65), (66, 65, 90, 65), (66, 90, 65, 65), (1, 9, 9, 1)],
 )
@@ -158,7 +159,7 @@ def test_the_smaller_side_becomes_the_identity(d_out, d_in, eye):
 # --- many modules ------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("r", "bucket"), [(0, 8), (1, 8), (8, 8), (9, 16), (16, 16), (17, 32), (64, 64), (65, 128)])
+@every(("r", "bucket"), [(0, 8), (1, 8), (8, 8), (9, 16), (16, 16), (17, 32), (64, 64), (65, 128)])
 def test_grams_are_padded_to_the_least_power_of_two_from_eight(r, bucket):
     factors = Factors(np.ones((200, r), np.float32), np.ones((r, 190), np.float32), 1.0)
     for padded in (grams_of([lambda: factors])[0], grams_on_host(factors)):
@@ -169,7 +170,7 @@ def test_grams_are_padded_to_the_least_power_of_two_from_eight(r, bucket):
         assert not padded.gram_a[r:].any()
 
 
-@pytest.mark.parametrize(
+@every(
     ("modules", "cores", "workers", "first"),
     [(0, 4, 1, None), (1, 4, 1, 1), (15, 4, 1, 1), (16, 4, 2, 1), (64, 4, 4, 2), (640, 16, 8, 10), (64, 1, 1, 8)],
 )
@@ -225,7 +226,7 @@ def test_a_part_at_scale_zero_has_factors_of_zero():
     assert low.error(1) == 1.0
 
 
-@pytest.mark.parametrize(
+@every(
     ("shape", "rank", "iterated"),
     [
         ((768, 900), 2, False),
@@ -260,7 +261,7 @@ def test_a_long_matrix_less_its_part_is_measured_to_the_last_row():
     assert (part.norm, part.rest) == (pytest.approx(math.sqrt(30)), pytest.approx(math.sqrt(5)))
 
 
-@pytest.mark.parametrize(("energy", "rank"), [(0.25, 1), (0.2501, 2), (0.75, 3), (1.0, 4), (1.01, None)])
+@every(("energy", "rank"), [(0.25, 1), (0.2501, 2), (0.75, 3), (1.0, 4), (1.01, None)])
 def test_four_equal_values_hold_a_quarter_each(energy, rank):
     assert rank_for_energy(np.ones(4), energy, 4.0) == rank
     part = part_with_energy(np.eye(4, 6), energy)

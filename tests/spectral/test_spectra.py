@@ -9,6 +9,7 @@ import ml_dtypes
 import numpy as np
 import pytest
 from hypothesis import given, strategies as st
+from tables import every, grid
 
 from gradience.spectral import batch, devices
 from gradience.spectral.batch import spectra
@@ -33,8 +34,7 @@ def factors(rng, d_out=150, r=8, d_in=270, condition=1.0, size=1.0):
     return rng.standard_normal((d_out, r)) * size, rng.standard_normal((r, d_in)) * decay[:, None]
 
 
-@pytest.mark.parametrize("condition", [1.0, 1e3, 1e7])
-@pytest.mark.parametrize("r", [1, 2, 3, 8, 17, 64, 512])
+@grid(each=3, r=[1, 2, 3, 8, 17, 64, 512], condition=[1.0, 1e3, 1e7])
 def test_sigma_is_within_the_bound_of_dense_float64(r, condition):
     b, a = factors(np.random.default_rng(r), d_out=600, r=r, d_in=530, condition=condition)
     b, a = b.astype(np.float32), a.astype(np.float32)
@@ -42,14 +42,14 @@ def test_sigma_is_within_the_bound_of_dense_float64(r, condition):
     assert np.max(np.abs(one(b, a, 2.0).sigma - expected)) <= BOUND * expected[0]
 
 
-@pytest.mark.parametrize("dtype", [np.float64, np.float32, np.float16, ml_dtypes.bfloat16, ml_dtypes.float8_e4m3fn])
+@every("dtype", [np.float64, np.float32, np.float16, ml_dtypes.bfloat16, ml_dtypes.float8_e4m3fn])
 def test_every_storage_dtype_is_read_exactly(dtype):
     b, a = (x.astype(dtype) for x in factors(np.random.default_rng(0)))
     expected = dense(b, a)
     assert np.max(np.abs(one(b, a).sigma - expected)) <= BOUND * expected[0]
 
 
-@pytest.mark.parametrize("size", [1e-12, 1e-6, 1.0, 1e6, 1e12])
+@every("size", [1e-12, 1e-6, 1.0, 1e6, 1e12])
 def test_the_bound_holds_at_any_scale_of_the_weights(size):
     b, a = factors(np.random.default_rng(1), size=size)
     b, a = b.astype(np.float32), a.astype(np.float32)

@@ -47,7 +47,7 @@ def test_gram_matrices_are_those_of_the_weighted_stack(ranks):
     np.testing.assert_allclose(gram_a, a @ a.T, atol=1e-12 * np.abs(a @ a.T).max())
 
 
-@grid(each=2, block=[1 << 18, 60], rank=[3, 5, 8], dtype=DTYPES)
+@grid(each=4, block=[1 << 18, 60], rank=[3, 5, 8], dtype=DTYPES)
 def test_the_loss_is_that_of_what_is_stored_and_the_factors_are_the_best(dtype, rank, block, monkeypatch):
     monkeypatch.setattr(sums, "_BLOCK", block)
     parts = _parts(kind=ml_dtypes.bfloat16)

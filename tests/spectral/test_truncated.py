@@ -20,7 +20,7 @@ def decaying(m, n, decay, seed=0):
     return (u * sigma) @ v.T, sigma
 
 
-@grid(each=2, shape=[(300, 200), (200, 300)], decay=[0.5, 0.9, 0.99, 1.0], iterated=[False, True])
+@grid(each=4, shape=[(300, 200), (200, 300)], decay=[0.5, 0.9, 0.99, 1.0], iterated=[False, True])
 def test_a_part_leaves_out_no_more_than_the_best_of_its_rank(monkeypatch, shape, decay, iterated):
     if iterated:
         monkeypatch.setattr(update, "_DENSE_UNDER", 0)

@@ -13,10 +13,11 @@ import numpy as np
 import pytest
 from drawn_adapters import adapter, base
 from safetensors.numpy import load_file
+from tables import few
 
 import gradience as g
 
-SEEDS = range(4)
+SEEDS = few(range(4), each=2)
 
 
 class Drawn(NamedTuple):

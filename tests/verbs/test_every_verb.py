@@ -126,7 +126,7 @@ TABLE = [
           Task:       classification, by task_type SEQ_CLS
           Adapter:    LoRA  r=8 alpha=32 scaling=4 dropout=0.05
           Targets:    k_lin, out_lin, q_lin, v_lin
-          Optimizer:  adamw_torch lr=0.001 linear weight_decay=0.01
+          Optimizer:  adamw_torch lr=1e-3 linear weight_decay=0.01
           Batch:      16 x 1 accumulation = 16 per step and process
           Length:     240 steps, warmup 4.2%
           Early step: 3.2e-02 (scaling x r x lr; shipped recipes for supervised training 3e-3 to 1e-2)
@@ -141,7 +141,7 @@ TABLE = [
         """
         Status:  ok, step 240 of 240
         Loss:    0.7026 -> 0.138 (medians) in 240 rows  (lowest 0.01327 at step 165)
-        Peak LR: 0.001
+        Peak LR: 1e-3
           Train PPL: 1.16
           Test  PPL: 1.19
           Gap:       1.03x
@@ -320,7 +320,7 @@ TABLE = [
         Story: learns; loss 1.95 -> 0.5; eval loss 1.2 against 0.525 in training; eval loss still falls at the end
         Status:  ok (the planned steps were made), step 30 of 30
         Loss:    1.95 -> 0.5 in 30 rows  (lowest 0.5 at step 30)
-        Peak LR: 0.0001  (largest logged)
+        Peak LR: 1e-4  (largest logged)
           Gap:       eval loss 1.2, training loss 0.525 (step 30)
         Note: imported in memory from trainer_state.json (trainer-state); no file was written.
         """,

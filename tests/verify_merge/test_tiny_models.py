@@ -139,7 +139,7 @@ def test_what_is_not_finite_is_named(where, tmp_path):
 # --- biases ------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
+@every(
     ("update", "base", "merged", "verdict", "reason"),
     [
         (8, 8, 8, "exact", None),
@@ -187,7 +187,7 @@ def test_a_bias_of_whole_numbers_is_not_compared(tmp_path):
 # --- names -------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
+@every(
     ("base", "merged"),
     [
         ("", ""),
@@ -377,7 +377,7 @@ def dora_merge(w: np.ndarray, magnitude: np.ndarray, factor: float = 1.0) -> np.
     return (magnitude[:, None] / np.linalg.norm(v, axis=1)[:, None] * v).astype(np.float32)
 
 
-@pytest.mark.parametrize(
+@every(
     ("case", "verdict", "reason"),
     [
         ("merged", "within_rounding", ""),
@@ -433,7 +433,7 @@ def test_a_base_that_went_through_16_bits_is_absent_and_nothing_has_changed(half
     assert (row.verdict, row.changed, row.reason) == ("absent", 0.0, None)
 
 
-@pytest.mark.parametrize(
+@every(
     ("rows", "note"),
     [
         ((9, 9, 9), None),

@@ -11,6 +11,7 @@ import re
 import unicodedata
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from math import isfinite
 from pathlib import PurePath
 from typing import TYPE_CHECKING, Final, TypeAlias, TypeVar
 
@@ -292,6 +293,20 @@ def number(value: float | NonFinite | None, spec: str = ".2f") -> str:
     if value is None:
         return "-"
     return value if isinstance(value, str) else format(value, spec)
+
+
+def brief(value: float | None) -> str:
+    """A number with three significant digits, as people write it.
+
+    >>> brief(0.000498333), brief(1.3147), brief(284.873), brief(2e-5), brief(float("nan")), brief(None)
+    ('4.98e-4', '1.31', '285', '2e-5', 'nan', '-')
+    """
+    if value is None:
+        return "-"
+    if value and isfinite(value) and not 1e-2 <= abs(value) < 1e4:  # noqa: PLR2004  # between them three digits are short
+        mantissa, exponent = f"{value:.2e}".split("e")
+        return f"{mantissa.rstrip('0').rstrip('.')}e{int(exponent)}"
+    return f"{value:.3g}"
 
 
 def percent(value: float | NonFinite | None) -> str:

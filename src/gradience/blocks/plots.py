@@ -108,6 +108,19 @@ def _share(value: float, low: float, high: float) -> float:
     return (value - low) / size if 0.0 < size < math.inf else 0.5
 
 
+def spark(values: Sequence[float], *, dots: bool = True) -> str:
+    """A series as one line of characters, each as high as its value lies between the least and the greatest.
+
+    >>> spark([3.0, 2.0, 1.0, 1.0], dots=False)
+    '@+..'
+    """
+    ramp, known = _UNICODE if dots else _ASCII, [value for value in values if math.isfinite(value)]
+    if not known:
+        return ""
+    low, high = min(known), max(known)
+    return "".join(ramp[round(_share(value, low, high) * (len(ramp) - 1))] for value in known)
+
+
 def histogram_lines(bins: Sequence[int], width: int, *, limit: int | None = None, height: int = 5) -> list[str]:
     """A histogram from length 0, with the limit as a vertical line, and the lengths below.
 

@@ -1,4 +1,4 @@
-"""Findings in the formats that other programs show: SARIF 2.1.0 (OASIS, errata 01) and GitHub's workflow commands.
+"""Findings in the formats that other programs show: SARIF 2.1.0 (OASIS, errata 01), GitHub's commands, and JUnit.
 
 SARIF is built as plain dicts with the standard's own keys and names; tests validate them against its official schema. A
 finding becomes a result, a rule its descriptor, and a rule that could not be judged a notification. Texts are cleaned
@@ -12,6 +12,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path, PurePath
 from typing import Final
 from urllib.parse import quote
+from xml.etree.ElementTree import Element, SubElement, tostring  # builds and writes; nothing is parsed
 
 from gradience.blocks import clean, sentence
 from gradience.io.reading import real_path
@@ -97,6 +98,53 @@ def sarif_log(
     results = [_result(item, at, index[item.id], root) for item, at in zip(findings, locations, strict=True)]
     run = {"tool": {"driver": driver}, "invocations": [invocation], "results": results}
     return {"$schema": _SCHEMA, "version": "2.1.0", "runs": [run]}
+
+
+def junit_xml(
+    findings: Sequence[Finding],
+    *,
+    locations: Sequence[SourceLocation | None],
+    known: Iterable[RuleCard] = (),
+    not_run: Iterable[NotRun] = (),
+) -> str:
+    """The rules as test cases of JUnit: a finding of warning or graver fails, a rule not judged is skipped.
+
+    Args:
+        findings: the findings; one of severity info is the output of a case that passes.
+        locations: the file and line of each finding, in their order; None for a finding without a location.
+        known: the rules that were applied; without a finding they pass.
+        not_run: rules that could not be judged.
+    """
+    skipped = {item.id: item.reason for item in not_run}
+    said = {finding.id for finding in findings}
+    cases = [_case(finding, at) for finding, at in zip(findings, locations, strict=True)]
+    cases += [_quiet(card, skipped.get(card.id)) for card in known if card.id not in said]
+    counts = {kind: str(sum(case.find(kind) is not None for case in cases)) for kind in ("failure", "skipped")}
+    told = {"name": "gradience", "tests": str(len(cases)), "failures": counts["failure"], "skipped": counts["skipped"]}
+    suites = Element("testsuites", told)
+    suite = SubElement(suites, "testsuite", {**told, "errors": "0"})
+    suite.extend(cases)
+    written: bytes = tostring(suites, encoding="us-ascii", xml_declaration=True)  # whatever stdout's encoding
+    return f"{written.decode()}\n"
+
+
+def _case(finding: Finding, at: SourceLocation | None) -> Element:
+    place = {} if at is None else {"file": clean(at.path), **({} if at.line is None else {"line": str(at.line)})}
+    case = Element("testcase", {"classname": "gradience", "name": finding.id, **place})
+    text = "\n".join(filter(None, (clean(finding.message), clean(finding.action or ""))))
+    if finding.severity == "info":
+        SubElement(case, "system-out").text = text
+    else:
+        failure = SubElement(case, "failure", {"type": finding.severity, "message": clean(finding.message)})
+        failure.text = text
+    return case
+
+
+def _quiet(card: RuleCard, reason: str | None) -> Element:
+    case = Element("testcase", {"classname": "gradience", "name": card.id})
+    if reason is not None:
+        SubElement(case, "skipped", {"message": clean(reason)})
+    return case
 
 
 def _card_of(finding: Finding) -> RuleCard:

@@ -10,7 +10,8 @@ from cyclopts import Parameter
 from cyclopts.types import NonNegativeInt
 
 from gradience.cli import options as opt
-from gradience.cli.output import NOT_DECIDED, draws_blocks, on_terminal
+from gradience.cli.bar import on_terminal
+from gradience.cli.output import NOT_DECIDED, draws_blocks
 from gradience.device import prepare_jax
 from gradience.judge.options import AuditOptions
 from gradience.render.audit import View, audit_text
@@ -87,7 +88,7 @@ def audit(
     report = audit_adapter(
         folder,
         options=options,
-        progress=on_terminal("base"),
+        progress=on_terminal("audit"),
         **asdict(files),
         **resolved.rules,
     )

@@ -12,8 +12,9 @@ from typing import Annotated, Final, get_args
 from cyclopts import Parameter
 
 from gradience.cli import options as opt
+from gradience.cli.bar import on_terminal
 from gradience.cli.merge import parsed_weights
-from gradience.cli.output import DONE, FOUND, NOT_DECIDED, draws_blocks, on_terminal
+from gradience.cli.output import DONE, FOUND, NOT_DECIDED, draws_blocks
 from gradience.device import prepare_jax
 from gradience.errors import AdapterError, GradienceError
 from gradience.prove.options import BenchOptions

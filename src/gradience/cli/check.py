@@ -11,7 +11,7 @@ from typing import Annotated, TypeVar
 from cyclopts import Parameter
 
 from gradience.cli import options as opt
-from gradience.cli.output import on_terminal
+from gradience.cli.bar import on_terminal
 from gradience.configs.values import Malformed, plain, whole
 from gradience.errors import ConfigError
 from gradience.judge.check import CheckKeywords, CheckOptions, check_config
@@ -62,7 +62,7 @@ class Overrides:
 def _progress() -> Callable[[int, int], None] | None:
     """A function that draws the rows read and the time left on stderr; None if that is no terminal."""
     draw = on_terminal("rows")
-    return draw and (lambda done, total: draw(done, total, ""))
+    return None if draw is None else lambda done, total: draw(done, total, "")
 
 
 def _with_page(options: _DataOptions, given: CheckOptions) -> CheckReport:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Annotated, Final
 
 from gradience.cli import options as opt
-from gradience.cli.output import on_terminal
+from gradience.cli.bar import on_terminal
 from gradience.errors import AdapterError
 from gradience.prove.options import DriftOptions
 

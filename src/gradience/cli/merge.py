@@ -15,7 +15,8 @@ from cyclopts import Parameter, Token
 from cyclopts.types import NonNegativeInt
 
 from gradience.cli import options as opt
-from gradience.cli.output import DONE, FOUND, NOT_DECIDED, draws_blocks, keep_freed, on_terminal
+from gradience.cli.bar import on_terminal
+from gradience.cli.output import DONE, FOUND, NOT_DECIDED, draws_blocks, keep_freed
 from gradience.device import prepare_jax
 from gradience.errors import AdapterError
 from gradience.render.compare import compare_adapters_text

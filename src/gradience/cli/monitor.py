@@ -18,7 +18,7 @@ from cyclopts.types import PositiveFloat
 
 from gradience.blocks import clean
 from gradience.cli import options as opt
-from gradience.cli.output import DONE, FOUND, emit, safe_lines, tell
+from gradience.cli.output import DONE, FOUND, draws_blocks, emit, safe_lines, tell
 from gradience.errors import RecorderError
 from gradience.io.reading import open_regular
 from gradience.judge.monitor import report_of
@@ -26,7 +26,7 @@ from gradience.reading import Reading, read_run
 from gradience.reading.follow import LiveRun, Tail
 from gradience.reading.logs import is_log
 from gradience.reading.places import RunList, log_place, run_list
-from gradience.render.monitor import event_line, frame_lines, monitor_text, progress_line
+from gradience.render.monitor import chart_lines, event_line, frame_lines, monitor_text, progress_line
 from gradience.rules import excluded_rules
 from gradience.rules.log import DETECTED
 from gradience.schema.document import SEVERITIES
@@ -82,12 +82,21 @@ def _one(reading: Reading, gap: float, resolved: opt.ResolvedOptions, *, verbose
     report = report_of(reading, gap_threshold=gap, left_out=excluded_rules(DETECTED, **resolved.rules))
     return resolved.show(
         report,
-        lambda it: monitor_text(it, verbose=verbose),
+        lambda it: monitor_text(it, verbose=verbose) + _chart(reading, it.account.split),
         report.findings,
         groups=("log",),
         locations=lambda: [log_place(report.file)] * len(report.findings),
         not_run=report.not_run,
     )
+
+
+def _chart(reading: Reading, split: str | None) -> str:
+    """Return the run's losses as a small chart where stdout is a terminal, below an empty line; else nothing."""
+    if not _on_screen() or os.environ.get("TERM") == "dumb":
+        return ""
+    columns, rows = shutil.get_terminal_size()
+    size = {"width": min(columns - 1, 100), "height": max(3, min(8, rows - 10))}
+    return "\n".join(["", "", *chart_lines(reading.run, split, dots=draws_blocks(), **size)])
 
 
 def _table(logs: Sequence[Path | RunList], gap: float, resolved: opt.ResolvedOptions) -> int:

@@ -187,7 +187,7 @@ class RuleOptions:
         Settings file to use instead of the nearest gradience.toml or pyproject.toml with [tool.gradience]; none to
         use none.
     format:
-        text; json (one document, see gradience schema); sarif (2.1.0); github (workflow annotations).
+        text; json (one document, see gradience schema); sarif (2.1.0); github (workflow annotations); junit.
     json:
         Same as --format json.
     announce:
@@ -230,7 +230,7 @@ class GateOptions:
     fail_on:
         Exit with 1 if a finding is at least this severe, with 2 if an adapter could not be read and none is.
     format:
-        text; json (one document, see gradience schema); sarif (2.1.0); github (workflow annotations).
+        text; json (one document, see gradience schema); sarif (2.1.0); github (workflow annotations); junit.
     json:
         Same as --format json.
     """

@@ -10,7 +10,6 @@ import io
 import os
 import re
 import sys
-import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import is_dataclass
@@ -53,9 +52,6 @@ DONE: Final = 0
 FOUND: Final = 1
 COULD_NOT_JUDGE: Final = 2
 NOT_DECIDED: Final = 3
-
-_EVERY: Final = 0.1  # seconds between two drawings
-_WIDTH: Final = 79
 
 _COLOURS: Final = {"CRITICAL": "1;31", "ERROR": "31", "WARNING": "33", "INFO": "36"}  # SGR of ECMA-48
 _TAG: Final = re.compile(r"\[(CRITICAL|ERROR|WARNING|INFO)\]")
@@ -182,7 +178,7 @@ _GONE: Final = {  # options of earlier versions, and what does the same
 
 def usage_error(error: CycloptsError) -> str:
     """The error for a wrong command line; for a value outside a choice, with the choices and the nearest one."""
-    from cyclopts.exceptions import CoercionError, UnknownOptionError  # only a mistyped command pays for it
+    from cyclopts.exceptions import CoercionError, UnknownOptionError, ValidationError  # only a mistyped command pays
 
     if isinstance(error, UnknownOptionError):
         given = (error.token.keyword or error.token.value).partition("=")[0]
@@ -191,14 +187,30 @@ def usage_error(error: CycloptsError) -> str:
             return f"Unknown option: {given}. Did you mean {meant}?"
         if given in _GONE:
             return f"{given} is gone: {_GONE[given]}"
-    allowed = list(_choice(error.target_type)) if isinstance(error, CoercionError) else []
-    if not allowed or not isinstance(error, CoercionError) or error.token is None:
-        return str(error)
-    given, option = error.token.value, error.token.keyword
-    near = get_close_matches(given.lower(), allowed, n=1)
-    meant = f"; did you mean {near[0]}?" if near else ""
+    if isinstance(error, CoercionError) and error.token is not None:
+        return _not_of_its_kind(error.token.keyword or "", error.token.value, error.target_type) or str(error)
+    if isinstance(error, ValidationError) and error.argument is not None and error.argument.tokens:
+        token = error.argument.tokens[0]
+        bound = _BOUND.fullmatch(error.exception_message)
+        if bound is not None and token.keyword:
+            return f"{token.keyword} is {token.value}, expected a number {_BOUNDS[bound[1]]} {bound[2]}"
+    return str(error)
+
+
+_BOUND: Final = re.compile(r"Must be (>=|>|<=|<) (\S+?)\.?")  # cyclopts' words
+_BOUNDS: Final = {">": "above", ">=": "from", "<": "below", "<=": "up to"}
+
+
+def _not_of_its_kind(option: str, given: str, kind: Any) -> str:
+    """The error for a value of the wrong kind: a choice, or a number; empty for any other kind."""
     where = f"{option}: " if option else ""
-    return f"{where}expected {', '.join(allowed[:-1])} or {allowed[-1]}, got {given!r}{meant}"
+    if allowed := list(_choice(kind)):
+        near = get_close_matches(given.lower(), allowed, n=1)
+        meant = f"; did you mean {near[0]}?" if near else ""
+        return f"{where}expected {', '.join(allowed[:-1])} or {allowed[-1]}, got {given!r}{meant}"
+    parts = {*(get_args(kind) if get_origin(kind) in {Union, UnionType} else (kind,))} - {NoneType}
+    wanted = {int: "a whole number", float: "a number"}.get(parts.pop()) if len(parts) == 1 else None
+    return f"{where}expected {wanted}, got {given!r}" if wanted else ""
 
 
 def _choice(kind: Any) -> Iterator[str]:
@@ -257,56 +269,37 @@ def exit_code(findings: Iterable[Finding | FindingRef], fail_on: Severity | None
     return FOUND if any(SEVERITIES.index(f.severity) >= bar for f in findings) else DONE
 
 
-def on_terminal(what: str) -> Callable[[int, int, str], None] | None:
-    """Return a function that draws (done, total, name) on one line of stderr; None if stderr is no terminal."""
-    if not sys.stderr.isatty():
-        return None
-    start = last = time.monotonic()
-
-    def draw(done: int, total: int, name: str) -> None:
-        nonlocal last
-        now = time.monotonic()
-        if done < total and done > 0 and now - last < _EVERY:
-            return
-        last = now
-        left = f", {(now - start) * (total - done) / done:.0f} s left" if done else ""
-        line = escape_controls(f"{what}: {done}/{total}{left}  {name}" if total else f"{what}: {name}")
-        if done < total or not total:
-            tell(line[:_WIDTH].ljust(_WIDTH), begin="\r", end="")
-        else:
-            tell(" " * _WIDTH, begin="\r", end="\r")
-
-    return draw
-
-
-Format: TypeAlias = Literal["text", "json", "sarif", "github"]
+Format: TypeAlias = Literal["text", "json", "sarif", "github", "junit"]
 
 
 def print_for_programs(
-    kind: Literal["sarif", "github"],
+    kind: Literal["sarif", "github", "junit"],
     findings: Sequence[Finding],
     *,
     locations: Sequence[SourceLocation | None],
     groups: Sequence[RuleGroup],
     not_run: Iterable[NotRun] = (),
 ) -> None:
-    """Print findings as SARIF 2.1.0 (one JSON document) or as annotations of GitHub Actions (a line each).
+    """Print findings as SARIF 2.1.0 or JUnit (one document), or as annotations of GitHub Actions (a line each).
 
     Args:
         kind: the format.
         findings: the findings.
         locations: the location of each finding, in their order; None for a finding without one.
-        groups: the groups of the rules that were applied, for SARIF.
-        not_run: the rules that could not be judged, for SARIF.
+        groups: the groups of the rules that were applied, for SARIF and JUnit.
+        not_run: the rules that could not be judged, for SARIF and JUnit.
     """
     if kind == "github":
         from gradience.blocks.programs import github_lines  # for those who ask
 
         emit("".join(f"{line}\n" for line in github_lines(findings, locations=locations)))
         return
-    from gradience.blocks.programs import sarif_log  # the same
+    from gradience.blocks.programs import junit_xml, sarif_log  # the same
     from gradience.rules import cards_of  # the same
 
+    if kind == "junit":
+        emit(junit_xml(findings, locations=locations, known=cards_of(*groups), not_run=not_run))
+        return
     log = sarif_log(
         findings,
         locations=locations,

@@ -10,7 +10,8 @@ from typing import Annotated, Final
 from cyclopts import Parameter
 
 from gradience.cli import options as opt
-from gradience.cli.output import DONE, FOUND, NOT_DECIDED, emit_json, on_terminal, print_text
+from gradience.cli.bar import on_terminal
+from gradience.cli.output import DONE, FOUND, NOT_DECIDED, emit_json, print_text
 from gradience.errors import AdapterError
 from gradience.prove.options import ReceiptOptions
 from gradience.schema.receipt import VerifyServedReport

@@ -11,7 +11,8 @@ from typing import Annotated
 from cyclopts import Parameter
 
 from gradience.cli import options as opt
-from gradience.cli.output import keep_freed, on_terminal
+from gradience.cli.bar import on_terminal
+from gradience.cli.output import keep_freed
 from gradience.device import prepare_jax
 from gradience.render.writing import convert_text, resize_text
 from gradience.rewrite.options import ConvertOptions, ResizeOptions

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import os
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Annotated, Any, Final, Literal
 
 from cyclopts import Parameter
 from cyclopts.types import PositiveInt
 
 from gradience.cli import options as opt
-from gradience.cli.output import DONE, print_text
+from gradience.cli.output import DONE, draws_blocks, print_text
 from gradience.cli.tables import DEFAULT_RESULT, ResultOptions, answer, chosen, list_queries, rate_on_stderr
 from gradience.errors import GradienceError, RecorderError
 from gradience.render import runs as of_runs
@@ -58,6 +61,15 @@ class ListOptions:
 
 
 _LISTED = ListOptions()
+_MEANS: Final = """
+    select path, run, list(mean order by part) from (
+        select path, run, part, avg(loss) as mean from (
+            select path, run, loss, ntile(12) over (partition by path, run order by step) as part
+            from rows where isfinite(loss)
+        ) group by path, run, part
+    ) group by path, run
+"""  # in as many parts as `render.runs.CURVE`
+NO_CURVES: Final[Mapping[tuple[str, str], str]] = MappingProxyType({})
 
 
 def runs(
@@ -101,7 +113,21 @@ def _screen(store: Store, sql: str, limit: int) -> int:
 
     report = select(store, sql)
     columns = [column.name for column in report.columns]
-    return show_rows([dict(zip(columns, row, strict=True)) for row in report.rows], limit)
+    rows = [dict(zip(columns, row, strict=True)) for row in report.rows]
+    return show_rows(rows, limit, _curves(store) if _draws() else {})
+
+
+def _draws() -> bool:
+    return sys.stdout is not None and sys.stdout.isatty() and os.environ.get("TERM") != "dumb"
+
+
+def _curves(store: Store) -> dict[tuple[str, str], str]:
+    """Return each run's training loss as a line of characters: means over equal parts of its rows."""
+    from gradience.blocks.plots import spark  # only a terminal shows them
+    from gradience.tables.query import select  # the same
+
+    found = select(store, _MEANS).rows
+    return {(str(path), str(run)): spark(means, dots=draws_blocks()) for path, run, means in found}
 
 
 def _refuse_none(store: Store) -> None:
@@ -113,12 +139,14 @@ def _refuse_none(store: Store) -> None:
         raise RecorderError(why, advice="give folders with logs below them")
 
 
-def show_rows(rows: Sequence[Mapping[str, Any]], limit: int | None = None) -> int:
+def show_rows(
+    rows: Sequence[Mapping[str, Any]], limit: int | None = None, curves: Mapping[tuple[str, str], str] = NO_CURVES
+) -> int:
     """Print the table of runs, and return exit code 0."""
     from gradience.reading.places import names_of_runs  # the help needs none of it
 
     names = names_of_runs([(str(row["path"]), str(row["run"])) for row in rows])
-    print_text(of_runs.runs_text(hide_in(rows), names, most=limit))
+    print_text(of_runs.runs_text(hide_in(rows), names, most=limit, curves=curves))
     return DONE
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import io
-import sys
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -12,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from gradience.cli import options as opt
+from gradience.cli.bar import on_terminal
 from gradience.cli.output import DONE, emit, print_text, tell
 from gradience.errors import GradienceError
 from gradience.render.fleet import query_text
@@ -22,7 +22,6 @@ if TYPE_CHECKING:
     from gradience.tables.query import NamedQuery
     from gradience.tables.store import Store
 
-_DRAWN: Final = 0.2  # seconds between two drawings on a terminal
 _WRITTEN: Final = 30.0  # seconds between two lines of a file
 _SHORT: Final = 2.0  # seconds of a job too short for a progress file
 
@@ -102,21 +101,21 @@ def rate_on_stderr(what: str) -> Callable[[JobProgress], None]:
 
     On a terminal the line is updated in place; otherwise a line is written now and then.
     """
+    bar = on_terminal(what)
     start = last = time.monotonic()
-    watched = sys.stderr.isatty()
 
     def draw(tally: JobProgress) -> None:
         nonlocal last
         now = time.monotonic()
-        due = now - last >= (_DRAWN if watched else _WRITTEN)
-        if not due and (tally.done < tally.total or (not watched and now - start < _SHORT)):
+        rate = tally.done / max(now - start, 1e-9)
+        said = f"{rate:.1f} a second{f', {tally.failures} failed' if tally.failures else ''}"
+        if bar is not None:
+            bar(tally.done, tally.total, said)
+        is_over = tally.done == tally.total
+        if now - last < _WRITTEN and not (is_over and (bar is not None or now - start >= _SHORT)):
             return
         last = now
-        rate = tally.done / max(now - start, 1e-9)
-        left = f", {(tally.total - tally.done) / rate:.0f} s left" if tally.done < tally.total else ""
-        failures = f", {tally.failures} failed" if tally.failures else ""
-        line = f"{what}: {tally.done}/{tally.total}, {rate:.1f} a second{left}{failures}"
-        end = "\r" if watched and tally.done < tally.total else "\n"
-        tell(f"{line:<79}" if watched else line, end=end)
+        if is_over or bar is None:
+            tell(f"{what}: {tally.done}/{tally.total}, {said}")
 
     return draw

@@ -6,13 +6,15 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from gradience.hf.before import preflight
     from gradience.hf.callback import GradienceCallback
     from gradience.hf.watch import watch_batches
 
-__all__ = ["GradienceCallback", "watch_batches"]
+__all__ = ["GradienceCallback", "preflight", "watch_batches"]
 
 _HOMES = {
     "GradienceCallback": "gradience.hf.callback",
+    "preflight": "gradience.hf.before",
     "watch_batches": "gradience.hf.watch",
 }
 

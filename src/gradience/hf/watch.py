@@ -119,6 +119,13 @@ class BatchWatch:
         if not module.training or not torch.is_grad_enabled():
             self._see_evaluation(module, args, kwargs)
             return
+        self._take_batch(args, kwargs)
+
+    def see(self, batch: Mapping[str, Any]) -> None:
+        """Count a batch that the model would be called with."""
+        self._take_batch((), batch)
+
+    def _take_batch(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
         number = self.batches
         self.batches = number + 1
         if (number >= FIRST and number % EVERY) or self._failed is not None:

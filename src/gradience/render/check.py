@@ -18,6 +18,7 @@ from gradience.blocks import (
     FactList,
     Figure,
     Title,
+    brief,
     by_severities,
     count,
     duration,
@@ -140,7 +141,7 @@ def check_text(report: CheckReport, *, verbose: bool = False) -> Iterator[Block]
         yield from part(
             f"In the base ({_text(reach.base)}, {_text(reach.layout)})", [facts(_coverage(reach), indent=2)]
         )
-    yield from _memory(report.memory, counted=report.coverage is not None)
+    yield from memory_blocks(report.memory, counted=report.coverage is not None)
     yield from _time(report.time)
     if report.data is not None:
         yield from ("Data as the trainer feeds it:", *data_blocks(report.data, report.derived), "")
@@ -175,7 +176,7 @@ def _time(time: Time | None) -> Iterator[Block]:
     yield ""
 
 
-def _memory(memory: Memory | None, *, counted: bool) -> Iterator[Block]:
+def memory_blocks(memory: Memory | None, *, counted: bool) -> Iterator[Block]:
     """What a step takes of the device's memory, what is assumed, and what the adapter is if it was not counted."""
     if memory is None:
         return
@@ -186,7 +187,7 @@ def _memory(memory: Memory | None, *, counted: bool) -> Iterator[Block]:
     else:
         least, most = map(gib, memory.reserved_bytes)
         peak = f"about {gib(memory.peak_bytes)} GiB allocated at the longest batch"
-        yield f"Memory: {peak}, {least} to {most} reserved ({held})"
+        yield f"Memory: {peak}, {least} to {most} reserved{f' ({held})' if held else ''}"
         yield f"  Assumed: {'; '.join(memory.assumes)}"
     if (reached := memory.reached) is not None and not counted:
         yield f"  Adapter: {reached.modules:,} modules, {reached.trainable_params:,} parameters that are trained"
@@ -255,7 +256,7 @@ def _optimizer(config: ConfigSnapshot) -> str:
     optimizer, training = config.optimizer, config.training
     logged = " (the largest logged; the configured rate may be higher)" if "lr_from" in optimizer.extras else ""
     parts = [_text(optimizer.name)] if optimizer.name else []
-    parts += [f"lr={_g(optimizer.lr)}{logged}"] if optimizer.lr is not None else []
+    parts += [f"lr={brief(as_float(optimizer.lr))}{logged}"] if optimizer.lr is not None else []
     if training.lr_scheduler:
         parts.append(_text(training.lr_scheduler))
     if optimizer.weight_decay is not None:

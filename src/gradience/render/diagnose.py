@@ -27,6 +27,7 @@ from gradience.blocks import (
 from gradience.blocks.text import as_text
 from gradience.render.monitor import marks, probe_lines
 from gradience.render.pace import memory_words
+from gradience.render.spare import spare_lines
 from gradience.schema.diagnose import VERDICT_LABELS, BestCheckpoint, Cause, DiagnosedSource, DiagnoseReport
 
 _SOURCE: Final = 8  # columns of a source's name
@@ -60,7 +61,7 @@ def diagnose_text(report: DiagnoseReport, *, verbose: bool = False, fails: bool 
     if evaluations := marks(report.monitor):
         yield from (*evaluations, "")
     if report.best_checkpoint is not None:
-        yield from (_best(report.best_checkpoint), "")
+        yield from (_best(report.best_checkpoint), *spare_lines(report.spare), "")
     if report.not_run:
         yield from (Fold(skipped_line(report.not_run, verbose=verbose), (by_reason(report),), is_open=verbose), "")
     of_parts = {note for part in (report.monitor, report.audit) if part is not None for note in part.notes}

@@ -15,6 +15,7 @@ from gradience.blocks import (
     Columns,
     Heading,
     Title,
+    brief,
     clean,
     count,
     facts,
@@ -35,7 +36,7 @@ from gradience.rules.log.account import is_token_accuracy, rate_of_run
 from gradience.rules.log.held_out import of_metric
 from gradience.rules.log.recorded import no_weights
 from gradience.rules.weights import suggests_ranks
-from gradience.schema import Json, NonFinite, as_float, number_in
+from gradience.schema import Json, NonFinite, Real, as_float, number_in
 from gradience.schema.events import Alert, Eval, EvalMetrics, Event, RunEnd, RunStart, UnknownEvent
 from gradience.schema.reports import (
     Advice,
@@ -47,6 +48,7 @@ from gradience.schema.reports import (
     SignalSummary,
     TrainSummary,
 )
+from gradience.telemetry.series import RunSeries
 
 _MODULES: Final = 3  # least used modules of the audit in the log
 _ALERTS: Final = 3  # alerts in a frame
@@ -130,10 +132,14 @@ def _peak(schedule: Schedule) -> str:
     if schedule.peak_from == "logged":
         said = "  (largest logged)"
     elif schedule.in_warmup:
-        said = f"  ({number(schedule.logged_peak, '.3g')} reached)"
+        said = f"  ({_rate(schedule.logged_peak)} reached)"
     elif rate is not None and rate != schedule.peak:
-        said = f"  (largest logged; {number(schedule.peak, '.3g')} is configured)"
-    return f"{number(rate, '.3g')}{said}"
+        said = f"  (largest logged; {_rate(schedule.peak)} is configured)"
+    return f"{_rate(rate)}{said}"
+
+
+def _rate(rate: Real | None) -> str:
+    return brief(None if rate is None else as_float(rate))
 
 
 def _moved(name: str, signal: SignalSummary, spec: str) -> str:
@@ -364,6 +370,14 @@ def frame_lines(live: LiveRun, *, width: int = 72, height: int = 10, dots: bool 
     alerts = [f"[{a.severity.upper()}] {a.code}: {a.message}" for a in live.run.alerts[-_ALERTS:]]
     lines = [f"Model: {model or '-'}", progress_line(live), *alerts, *curve, *legend]
     return [line[:width] for line in printed(lines)]
+
+
+def chart_lines(run: RunSeries, split: str | None, *, width: int, height: int, dots: bool) -> list[str]:
+    """The training loss over the steps with the held-out loss as `o`, for a terminal; nothing for under two rows."""
+    points = list(zip(map(float, run.steps), run.losses, strict=True))
+    marks = [(float(step), loss) for step, loss in run.losses_of(split).items()] if split else []
+    curve = curve_lines(points, marks=marks, width=width, height=height, dots=dots) if len(points) > 1 else []
+    return [*curve, f"          training loss{f', o {split} loss' if marks else ''}"] if curve else []
 
 
 def event_line(event: Event | UnknownEvent) -> str | None:

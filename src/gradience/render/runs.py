@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any, Final, NamedTuple
 
-from gradience.blocks import Block, Columns, Figure, Page, Section, counted, number, shorter, table
+from gradience.blocks import Block, Columns, Figure, Page, Section, brief, counted, number, shorter, table
 from gradience.blocks.text import as_text, more, shortened
 from gradience.schema.fleet import RUN_SETTINGS, ComparableRuns, Curve, RankedRun, RunsBestReport, RunsCurvesReport
 
 _COLUMNS: Final = 100  # of a terminal
 _NAME: Final = 26  # characters of a run's name
 _ROOM: Final = _COLUMNS - sum(width + 2 for width in (_NAME, 7, 6, 14, 8))  # beside the other columns
+CURVE: Final = 12  # characters of a run's curve
 _FEW: Final = 4  # runs, at most, whose stories are told in full and whose settings are told with their values
 _DOUBTS: Final = {"model": "models", "data": "data sets", "objective": "objectives", "split": "held-out splits"}
 _USUAL: Final = "learns"
@@ -27,20 +29,6 @@ class _Listed(NamedTuple):
     row: Mapping[str, Any]
 
 
-def brief(value: float | None) -> str:
-    """A number with three significant digits, as people write it.
-
-    >>> brief(0.000498333), brief(1.3147), brief(284.873), brief(2e-5), brief(None)
-    ('4.98e-4', '1.31', '285', '2e-5', '-')
-    """
-    if value is None:
-        return "-"
-    if value and not 1e-2 <= abs(value) < 1e4:  # noqa: PLR2004  # between them three digits are short
-        mantissa, exponent = f"{value:.2e}".split("e")
-        return f"{mantissa.rstrip('0').rstrip('.')}e{int(exponent)}"
-    return f"{value:.3g}"
-
-
 _LIST: Final[Columns[_Listed]] = (
     ("run", f"<{_NAME}", lambda one: _ending(one.name, _NAME)),
     ("lr", ">7", lambda one: brief(one.row["lr"])),
@@ -52,17 +40,26 @@ _LIST: Final[Columns[_Listed]] = (
 
 
 @as_text
-def runs_text(rows: Sequence[Mapping[str, Any]], names: Sequence[str], *, most: int | None = None) -> Iterator[Block]:
+def runs_text(
+    rows: Sequence[Mapping[str, Any]],
+    names: Sequence[str],
+    *,
+    most: int | None = None,
+    curves: Mapping[tuple[str, str], str] = MappingProxyType({}),
+) -> Iterator[Block]:
     """The runs for a terminal: a line each, what their settings differ in, and the logs that could not be read.
 
     Args:
         rows: values by column, as of `collect.runs.BOARD`.
         names: a short unique name for each row.
         most: how many runs to list; None for all.
+        curves: by path and id of a run, its training loss as a line of characters.
     """
     listed = [_Listed(name, row) for name, row in zip(names, rows, strict=True)]
     runs, unread = ([one for one in listed if (one.row["error"] is None) == read] for read in (True, False))
-    yield table(_LIST, runs[:most], indent=0) if runs else "no such run"
+    drawn = ("curve", f"<{CURVE}", lambda one: curves.get((one.row["path"], one.row["run"]), ""))
+    columns: Columns[_Listed] = (*_LIST[:-2], drawn, *_LIST[-2:]) if curves else _LIST
+    yield table(columns, runs[:most], indent=0) if runs else "no such run"
     how = f"--limit {len(runs)}; --columns shows other columns"
     yield from more(len(runs) - len(runs[:most]), how, indent=0)
     yield from _stories(runs)

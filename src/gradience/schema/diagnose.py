@@ -98,6 +98,15 @@ class Checkpoint(msgspec.Struct, kw_only=True, frozen=True, omit_defaults=True):
     fault: Annotated[str, about("Why its weights cannot be used; empty if they can, or were not opened.")] = ""
 
 
+class SpareCheckpoint(msgspec.Struct, kw_only=True, frozen=True):
+    """A checkpoint that could go, because one that is kept is as good or better."""
+
+    path: str
+    bytes: Annotated[NonNegativeInt, about("Of its files.")]
+    kept: Annotated[str, about("The best checkpoint, which is kept.")]
+    within_noise: Annotated[bool, about("Whether it equals that one within the noise; else it is worse.")]
+
+
 class BestCheckpoint(msgspec.Struct, kw_only=True, frozen=True, omit_defaults=True):
     """The best checkpoint on disk: of this run by its own history, and with weights that are whole."""
 
@@ -159,6 +168,7 @@ class DiagnoseReport(Report, kw_only=True, frozen=True):
     not_run: Annotated[list[Unjudged], about("Every check that did not run, with the reason.")] = []
     checkpoints: list[Checkpoint] = []
     best_checkpoint: BestCheckpoint | None = None
+    spare: Annotated[list[SpareCheckpoint], about("Checkpoints that could go; nothing is removed.")] = []
     check: CheckReport | None = None
     monitor: MonitorReport | None = None
     audit: AuditReport | None = None

@@ -25,6 +25,7 @@ from gradience.schema.events import EVENT_TYPES, EvalMetrics, Event, Recommendat
 from gradience.schema.flat import Flat
 from gradience.schema.fleet import FleetAuditReport, FleetShowReport, QueryReport, RunsBestReport, RunsCurvesReport
 from gradience.schema.merge import MergeCheckReport, MergeReport, VerifyMergeReport
+from gradience.schema.preflight import PreflightReport
 from gradience.schema.receipt import Receipt, VerifyServedReport
 from gradience.schema.reports import CheckReport, ImportReport, MonitorReport, ValidateLogsReport, ValidateReport
 from gradience.schema.why import WhyReport
@@ -56,6 +57,7 @@ SchemaName: TypeAlias = Literal[
     "runs-curves",
     "why",
     "verify-served",
+    "preflight",
     "receipt",
     "provenance",
 ]
@@ -104,6 +106,7 @@ _REPORTS: Final[dict[SchemaName, type[msgspec.Struct]]] = {
     "runs-curves": RunsCurvesReport,
     "why": WhyReport,
     "verify-served": VerifyServedReport,
+    "preflight": PreflightReport,
 }
 SCHEMAS: Final[dict[SchemaName, str]] = {
     "telemetry": "telemetry-v1",

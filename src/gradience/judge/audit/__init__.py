@@ -53,7 +53,7 @@ def audit_adapter(
         weights: a weights file of another name.
         options: the base and what is compared with it, suggestions, singular values. A base adds `udr`, `sdi`,
             `relative_frobenius` and `base` to the modules; `against` adds `standing`.
-        progress: called with (modules done, modules in all, the module's name) while the base is read.
+        progress: called with (modules done, modules in all, the module's name) while they, and then the base, are read.
         select: ids of checks, or beginnings of ids, to apply; all by default. The verdict does not depend on it.
         ignore: ids of checks, or beginnings of ids, to leave out.
         settings: a gradience.toml, or a pyproject.toml with `[tool.gradience]`, whose `select` and `ignore` apply if

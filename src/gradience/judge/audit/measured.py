@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from itertools import count
 from pathlib import Path
 from typing import NamedTuple
 
@@ -24,7 +25,7 @@ from gradience.judge.audit.tied import listed_once
 from gradience.judge.options import AuditOptions
 from gradience.schema.audit import BaseReport, LayerSummary, LedgerEntry, ModuleAudit
 from gradience.spectral.batch import Spectrum, spectra
-from gradience.spectral.grams import Grams
+from gradience.spectral.grams import Factors, Grams, Loads
 
 
 class AdapterNumbers(NamedTuple):
@@ -60,7 +61,9 @@ def measure(
     """
     adapter = opened.adapter
     settings = settings_of(adapter, options.top_singular_values)
-    each = zip(adapter.modules, spectra([factors_of(module) for module in adapter.modules], grams), strict=True)
+    loads = [factors_of(module) for module in adapter.modules]
+    computed = spectra(loads if progress is None else _reported(loads, adapter.modules, progress), grams)
+    each = zip(adapter.modules, computed, strict=True)
     adapter, modules, notes = listed_once(
         adapter, [_measurement(module, spectrum, settings) for module, spectrum in each]
     )
@@ -82,6 +85,21 @@ def measure(
         notes=notes,
         base=report,
     )
+
+
+def _reported(loads: Loads, modules: Sequence[Module], progress: Progress) -> Loads:
+    """The loads, which say how many of them were called; threads call them, in any order."""
+    done, total = count(1), len(loads)
+
+    def reporting(load: Callable[[], Factors], name: str) -> Callable[[], Factors]:
+        def loaded() -> Factors:
+            factors = load()
+            progress(min(next(done), total), total, name)
+            return factors
+
+        return loaded
+
+    return [reporting(load, module.name) for load, module in zip(loads, modules, strict=True)]
 
 
 def _measurement(module: Module, spectrum: Spectrum, settings: RowSettings) -> ModuleNumbers:

@@ -17,6 +17,7 @@ from gradience.io import PathLike
 from gradience.judge.check import check_config, source_locations as config_locations
 from gradience.judge.diagnose.checkpoints import CheckpointChoice, choose, disk_symptoms
 from gradience.judge.diagnose.sources import RunSources, SourceReports, find_sources, read_sources
+from gradience.judge.diagnose.spare import spare_checkpoints
 from gradience.judge.options import DiagnoseKeywords, DiagnoseOptions
 from gradience.reading.places import log_place
 from gradience.rules import excluded_rules
@@ -276,6 +277,7 @@ def judge_sources(read: SourceReports, left_out: Mapping[str, str] = MappingProx
         not_run=not_run,
         checkpoints=choice.checkpoints,
         best_checkpoint=choice.best,
+        spare=spare_checkpoints(choice, read.sources.weights.path),
         check=read.check,
         monitor=monitor,
         audit=read.audit,

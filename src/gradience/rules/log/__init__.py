@@ -49,6 +49,8 @@ DETECTORS: Final[tuple[LogRule, ...]] = (
     *wiring.RULES,
     *cost.RULES,
 )
+BEFORE_TRAINING: Final[tuple[LogRule, ...]] = (*recorded.OF_BATCHES, *wiring.RULES)
+"""What can be judged of a model and its first batches before a step is made."""
 _WITHOUT_LOSS: Final = frozenset(rule.id for rule in (*record.RULES, *recorded.RULES, *wiring.RULES, *cost.RULES))
 _MASKED: Final = "no token is supervised (see DAT301): loss and gradient mean nothing"
 RULE_OF: Final[dict[str, LogRule]] = {rule.id: rule for rule in DETECTORS}

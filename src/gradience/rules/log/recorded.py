@@ -302,8 +302,7 @@ def _fed(rule: str, observe: Observe[RunFacts] | None = None, *, needs: Premise[
     return log_rule(of_data, observe or _as_of_data(of_data.observe), needs=(needs,), meant_for=_IS_RECORDED)
 
 
-RULES: Final[tuple[LogRule, ...]] = (
-    *_ON_THE_ADAPTER,
+OF_BATCHES: Final[tuple[LogRule, ...]] = (
     log_rule(
         _OF_DATA["DAT301"],
         _as_of_data(_OF_DATA["DAT301"].observe),
@@ -319,5 +318,5 @@ RULES: Final[tuple[LogRule, ...]] = (
     _fed("DAT313", _repeated),
     _fed("DAT316", _labels),
     _fed("DAT320"),
-    _announced,
 )
+RULES: Final[tuple[LogRule, ...]] = (*_ON_THE_ADAPTER, *OF_BATCHES, _announced)
