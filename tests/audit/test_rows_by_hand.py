@@ -223,7 +223,8 @@ def test_intruders_are_counted_by_vector_and_by_module(tmp_path, monkeypatch):
     assert (q.count, q.k, q.counts) == (1, 1, {"0.3": 0, "0.5": 0, "0.61": 1, "0.7": 1})
     assert (v.count, v.counts["0.7"]) == (0, 0)
     assert [row.udr for row in report.modules] == pytest.approx([4 / 3, 4 / 3])
-    assert seen == [(0, 0, "which base this is"), (0, 2, "q"), (1, 2, "v"), (2, 2, "")]
+    assert sorted(seen[:2]) in ([(1, 2, "q"), (2, 2, "v")], [(1, 2, "v"), (2, 2, "q")])  # threads load the factors
+    assert seen[2:] == [(0, 0, "which base this is"), (0, 2, "q"), (1, 2, "v"), (2, 2, "")]
     assert audit_adapter(folder, base=tmp_path / "base", seed=3).base.method == "norms by Lanczos, seed 3, to 1e-5"
 
 

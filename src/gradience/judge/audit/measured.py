@@ -61,10 +61,9 @@ def measure(
     """
     adapter = opened.adapter
     settings = settings_of(adapter, options.top_singular_values)
-    loads: Loads = [factors_of(module) for module in adapter.modules]
-    if progress is not None:
-        loads = _counted(loads, adapter.modules, progress)
-    each = zip(adapter.modules, spectra(loads, grams), strict=True)
+    loads = [factors_of(module) for module in adapter.modules]
+    computed = spectra(loads if progress is None else _reported(loads, adapter.modules, progress), grams)
+    each = zip(adapter.modules, computed, strict=True)
     adapter, modules, notes = listed_once(
         adapter, [_measurement(module, spectrum, settings) for module, spectrum in each]
     )
@@ -88,11 +87,11 @@ def measure(
     )
 
 
-def _counted(loads: Loads, modules: Sequence[Module], progress: Progress) -> Loads:
+def _reported(loads: Loads, modules: Sequence[Module], progress: Progress) -> Loads:
     """The loads, which say how many of them were called; threads call them, in any order."""
     done, total = count(1), len(loads)
 
-    def counted(load: Callable[[], Factors], name: str) -> Callable[[], Factors]:
+    def reporting(load: Callable[[], Factors], name: str) -> Callable[[], Factors]:
         def loaded() -> Factors:
             factors = load()
             progress(min(next(done), total), total, name)
@@ -100,7 +99,7 @@ def _counted(loads: Loads, modules: Sequence[Module], progress: Progress) -> Loa
 
         return loaded
 
-    return [counted(load, module.name) for load, module in zip(loads, modules, strict=True)]
+    return [reporting(load, module.name) for load, module in zip(loads, modules, strict=True)]
 
 
 def _measurement(module: Module, spectrum: Spectrum, settings: RowSettings) -> ModuleNumbers:
