@@ -20,7 +20,7 @@ def test_the_progress_is_of_the_last_row():
     assert progress_line(live) == "step -"
     head = {"schema": SCHEMA_ID, "run_id": "r", "ts": 1.0}
     for event in (
-        {"event": "run_start", "config": {"model_name": "m", "training": {"max_steps": 9}}},
+        {"event": "run_start", "step": None, "config": {"model_name": "m", "training": {"max_steps": 9}}},
         {"event": "train_step", "step": 6, "loss": 3.0, "lr": 2e-4, "reward": 0.25},
         {"event": "train_step", "step": 7, "loss": 2.5, "lr": 1e-4, "reward": 0.5},
         {"event": "train_step", "step": 8, "loss": "NaN"},
