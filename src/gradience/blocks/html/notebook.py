@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from xml.etree.ElementTree import Element, tostring  # builds and writes; nothing is parsed
 
-from gradience.blocks import Block, Facts, Findings, Found, Title
+from gradience.blocks import Block, Facts, Findings, ShownFinding, Title
 from gradience.blocks.html import tag
 
 
@@ -31,7 +31,7 @@ def _row(label: str, value: str) -> Element:
     return tag("tr", tag("th", label, scope="row", style="text-align:left"), tag("td", value, style="text-align:left"))
 
 
-def _finding(found: Found) -> Element:
+def _finding(found: ShownFinding) -> Element:
     finding = found.finding
     action = f" \u2192 {finding.action}" if finding.action else ""
     return _row(f"{finding.severity} {finding.id}", f"{finding.message}{action}")
