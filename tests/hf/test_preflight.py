@@ -191,3 +191,16 @@ def test_the_tokenizers_end_token_is_an_end(training, tmp_path, end, expected):
     made.train_dataset = [{"input_ids": ids, "labels": ids} for ids in training.torch.full((64, 6), 3)]
     report = gradience.preflight(made, memory=False)
     assert ("DAT307" in {one.id for one in report.findings}) == expected
+
+
+@pytest.mark.parametrize(("call", "expected"), [([3, 3], False), ([3, 4], True)])
+def test_rows_without_the_invocation_of_an_alora_are_named(training, tmp_path, call, expected):
+    from peft import LoraConfig, get_peft_model
+
+    lora = LoraConfig(alora_invocation_tokens=call, target_modules=["q_proj"], task_type="CAUSAL_LM")
+    model = get_peft_model(training.llama().unload(), lora)
+    made = training.trainer(tmp_path, model=model, eval_strategy="no")
+    made.train_dataset = [{"input_ids": ids, "labels": ids} for ids in training.torch.full((64, 6), 3)]
+    report = gradience.preflight(made, memory=False)
+    assert ("WIR173" in {one.id for one in report.findings}) == expected
+    assert not model._forward_pre_hooks

@@ -24,6 +24,7 @@ import torch
 
 from gradience.configs.settings import Draft
 from gradience.errors import GradienceError
+from gradience.hf.invocation import Invocations
 from gradience.hf.snapshot import config_snapshot, note_model, unwrapped
 from gradience.hf.watch import FIRST, BatchWatch
 from gradience.hf.wires import live_look
@@ -37,6 +38,7 @@ from gradience.schema.document import SEVERITIES, by_severity
 from gradience.schema.events import ConfigSnapshot, Metrics, Wiring
 from gradience.schema.preflight import PREFLIGHT_SCHEMA_ID, FirstBatches, PlannedRate, PreflightReport
 from gradience.schema.reports import CheckReport
+from gradience.schema.wiring import GradientWiring
 from gradience.telemetry.series import RunSeries
 
 _FAILURES: Final = (AttributeError, IndexError, KeyError, NotImplementedError, RuntimeError, TypeError, ValueError)
@@ -172,9 +174,11 @@ def _of_model(model: Any, dataset: Any, args: Any, collate_fn: Callable[..., Any
 def _report(flight: _Flight, *, memory: bool) -> Preflight:
     steps = _steps(flight)
     seen = look(flight.model, unwrapped_optimizers(flight.optimizer))
-    batches = _first_batches(flight)
+    calls = Invocations(flight.model)
+    calls.remove()  # it is told of each batch
+    batches = _first_batches(flight, calls)
     check = _checked(flight, steps, batches, memory=memory)
-    verdict = _judged(check.config, seen, batches)
+    verdict = _judged(check.config, seen, batches, calls)
     schedule, rates = _rates(flight, steps)
     return Preflight(
         schema=PREFLIGHT_SCHEMA_ID,
@@ -197,10 +201,13 @@ def _of_memory(model: torch.nn.Module, check: CheckReport) -> list[str]:
     return [f"the memory is that of a CUDA device; the model lies on {place}"] if known and place != "cuda" else []
 
 
-def _judged(config: ConfigSnapshot, seen: Mapping[str, Any], batches: FirstBatches) -> Verdict:
+def _judged(config: ConfigSnapshot, seen: Mapping[str, Any], batches: FirstBatches, calls: Invocations) -> Verdict:
     """Judge what was seen as the start of a run's log is."""
     run = RunSeries("preflight", config=config)
     run.look(live_look(Wiring, 0, {"phase": "start", **seen}))
+    if calls.rows and not calls.invoked and seen.get("optimizer") is not None:
+        first = GradientWiring(steps=0, tensors=seen["optimizer"].held, rows=calls.rows, invoked=0)
+        run.look(live_look(Wiring, 0, {"phase": "gradients", "gradients": first}))
     if batches.counts:
         counts = Metrics(schema=SCHEMA_ID, ts=None, run_id="preflight", step=0, kind="data", metrics=batches.counts)
         run.add(counts)
@@ -315,7 +322,7 @@ def _peak(optimizer: Any, planned: float) -> float:
     return max((float(group.get("initial_lr", group["lr"])) for group in groups), default=planned)
 
 
-def _first_batches(flight: _Flight) -> FirstBatches:
+def _first_batches(flight: _Flight, calls: Invocations) -> FirstBatches:
     """Draw the first micro-batches as the loader would, without its workers and without Accelerate's bookkeeping."""
     if flight.loader is None:
         return FirstBatches(reason=flight.no_loader)
@@ -332,6 +339,7 @@ def _first_batches(flight: _Flight) -> FirstBatches:
             shapes = shapes or _shapes(batch)
             if isinstance(batch, Mapping):
                 watch.see(batch)
+                calls.see(batch.get("input_ids"))
                 _take_mask(batch, judged)
     except _FAILURES as error:
         if not shapes:

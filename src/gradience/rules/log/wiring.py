@@ -971,7 +971,9 @@ def _stands_still(facts: RunFacts) -> Observation | None:
             return Observation(
                 f"{_when(begun)}, the learning rate is 0, and after {first.steps} steps it is still.",
                 {"tensors": sum(group.tensors for group in of.rates), "step": wiring.step, "all": True},
-                action="Look at the schedule: does it count epochs, or divide the step by a whole number?",
+                action="Look at the schedule: does it count epochs, or divide the step by a whole number?"
+                if any(as_float(group.peak or 0.0) > 0.0 for group in of.rates)
+                else "Set a learning rate above 0.",
                 evidence=seen(f"peaks {few([f'{as_float(group.peak or 0.0):g}' for group in of.rates])}"),
             )
     return None
