@@ -20,7 +20,7 @@ import numpy as np
 import numpy.typing as npt
 
 from gradience.prove.bench.betting import log_capital
-from gradience.prove.bench.trial import CAP, POWER, Needed, Sample, bounds, needed, sample_of
+from gradience.prove.bench.trial import CAP, POWER, ExampleCounts, Sample, bounds, needed, sample_of
 
 Floats = npt.NDArray[np.float64]
 Draw = Callable[[np.random.Generator, tuple[int, int]], Floats]
@@ -126,7 +126,7 @@ def looked(case: Case, trials: int) -> float:
     return passed / trials
 
 
-def pilots(case: Case, n: int, count: int) -> list[Needed | None]:
+def pilots(case: Case, n: int, count: int) -> list[ExampleCounts | None]:
     """What each pilot asks for; None if the pilot says that no number would do."""
     rng = np.random.default_rng(7)
     level = 0.95

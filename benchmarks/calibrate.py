@@ -259,7 +259,7 @@ def _silent(*_: object) -> None:
 
 def measured(folder: Path, runs: Path, run: Run) -> Iterator[dict[str, Any]]:
     """Yield a line of the results for each size of one adapter."""
-    from gradience.models.inputs import Example
+    from gradience.models.inputs import ModelInput
     from gradience.models.outputs import HeldOut, divergence
     from gradience.models.states import with_factors
     from gradience.rewrite.options import Target
@@ -271,7 +271,7 @@ def measured(folder: Path, runs: Path, run: Run) -> Iterator[dict[str, Any]]:
     third = []
     for row in data_of(folder, run.task).held_out[: None if run.model == "minilm" else CAUSAL]:
         ids = tuple(model.loaded.tokenizer(row.text)["input_ids"])[:LENGTH]
-        third.append(Example(ids, 0, len(ids) - 1, row.label))
+        third.append(ModelInput(ids, 0, len(ids) - 1, row.label))
     held_out = HeldOut(model.loaded, third)
     whole = metric(held_out.scores(nullcontext))
     for size in sizes(run.r):
@@ -314,7 +314,7 @@ def texts_for(model: str, task: str) -> tuple[list[str], list[str]]:
 
 def recovery(kits: Path, runs: Path, model: str, task: str, adapter: Path) -> Iterator[dict[str, Any]]:
     """Yield a line for each size of one adapter as cut, and for the last as recovered."""
-    from gradience.models.inputs import Example
+    from gradience.models.inputs import ModelInput
     from gradience.models.outputs import HeldOut
     from gradience.rewrite.options import Target
     from gradience.rewrite.resize.outputs import plan_by_outputs
@@ -327,7 +327,7 @@ def recovery(kits: Path, runs: Path, model: str, task: str, adapter: Path) -> It
     loaded = running.loaded
     assert loaded.tokenizer is not None
     is_causal = loaded.task == "causal-lm"
-    third = [Example(tuple(ids), 0, len(ids) - is_causal) for ids in loaded.tokenizer.texts(others)]
+    third = [ModelInput(tuple(ids), 0, len(ids) - is_causal) for ids in loaded.tokenizer.texts(others)]
     held_out = HeldOut(loaded, third)
     whole = held_out.sums(nullcontext)
 

@@ -37,7 +37,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from transformers.utils.logging import disable_progress_bar
 
 from gradience.models import LoadedModel, load_model
-from gradience.models.inputs import Example, batches
+from gradience.models.inputs import ModelInput, batches
 from gradience.models.outputs import Reference, scored, tokens_within
 from gradience.models.reading import as_base
 from gradience.models.states import adapted, groups_of, scaled, without
@@ -150,7 +150,7 @@ class Rows:
 
     def __init__(self, loaded: LoadedModel, texts: list[str], length: int) -> None:
         tokens = [tuple(loaded.tokenizer.texts([text])[0])[:length] for text in texts]
-        self._loaded, self._examples = loaded, [Example(ids, 0, len(ids) - 1) for ids in tokens]
+        self._loaded, self._examples = loaded, [ModelInput(ids, 0, len(ids) - 1) for ids in tokens]
         self._parts = batches(self._examples, tokens=tokens_within(loaded), pad=loaded.pad)
         self._reference = Reference(loaded, lambda: as_base(loaded))
 

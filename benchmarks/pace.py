@@ -23,7 +23,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, Trainer, TrainerCallback
 
 from gradience import monitor_run
 from gradience.hf import GradienceCallback
-from gradience.hf.pace import Pace
+from gradience.hf.pace import PaceMeter
 from gradience.telemetry import TelemetryWriter
 
 FAULTS = {
@@ -132,7 +132,7 @@ def cost(steps: int = 3000) -> float:
     taken = []
     with tempfile.TemporaryDirectory() as place, TelemetryWriter(Path(place) / "run.jsonl") as log:
         log.run_start({})
-        for pace in (None, Pace(model)):
+        for pace in (None, PaceMeter(model)):
             began = time.process_time()
             for step in range(steps):
                 if pace is not None:

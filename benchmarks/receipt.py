@@ -32,7 +32,7 @@ from gradience.models.reading import Reading, as_base, read_loaded
 from gradience.models.states import adapted, rounded, scaled, without
 from gradience.prove.receipt import receipt_of
 from gradience.prove.receipt.targets import examples_of
-from gradience.prove.receipt.verdict import Evidence, conclude
+from gradience.prove.receipt.verdict import LogProbPairs, conclude
 from gradience.schema.receipt import NoiseOf, Receipt
 
 TUNED: Final = ("llama", "qwen")
@@ -304,7 +304,7 @@ def judged(folder: Path, kind: str, adapter: Path) -> Iterator[Row]:
 
         reading = kept.read(f"target {target.name}", made)
         text = kept.text(f"text {target.name}", target.state)
-        told = conclude(Evidence(receipt, reading), precision=target.precision, exact=target.exact, probes=probes)
+        told = conclude(LogProbPairs(receipt, reading), precision=target.precision, exact=target.exact, probes=probes)
         same = text == wanted if wanted else None
         yield Row(target.kind, target.name, told.verdict, target.right, told.residual or 0.0, same)
 

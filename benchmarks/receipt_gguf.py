@@ -25,7 +25,7 @@ from gradience.models.probes import Probes
 from gradience.models.states import adapted, matrices
 from gradience.prove.receipt import receipt_of
 from gradience.prove.receipt.targets import examples_of, read_target
-from gradience.prove.receipt.verdict import Evidence, conclude
+from gradience.prove.receipt.verdict import LogProbPairs, conclude
 
 _NAMES: Final = {
     "self_attn.q_proj": "attn_q",
@@ -191,7 +191,7 @@ def judged(base: Path, adapter: Path, folder: Path) -> Iterator[tuple[str, str, 
             if target.rounding is None or not target.rounding.can_round(paths):
                 raise SystemExit(f"{kind}: its types are not known")
             probes.of_file(target.rounding)
-            found = conclude(Evidence(held, target.reading), precision=target.precision, exact=False, probes=probes)
+            found = conclude(LogProbPairs(held, target.reading), precision=target.precision, exact=False, probes=probes)
             yield name, kind, found.verdict, found.residual or 0.0
 
 

@@ -47,7 +47,7 @@ _ADDRESS: Final = re.compile(r"https?://[^/\s]", re.IGNORECASE)
 _TICKS: Final = re.compile("`+")
 
 
-class Told(NamedTuple):
+class Announcement(NamedTuple):
     """A finding of a step, or the whole of a run if `step` is None."""
 
     title: str
@@ -57,30 +57,32 @@ class Told(NamedTuple):
     step: int | None = None
 
 
-_Sender: TypeAlias = Callable[[Told], None]
+_Sender: TypeAlias = Callable[[Announcement], None]
 
 
-def of_finding(finding: Finding, step: int) -> Told:
+def of_finding(finding: Finding, step: int) -> Announcement:
     """What is told of a finding while a run goes on."""
-    return Told(f"gradience: {finding.id} at step {step}", _words(finding), finding.severity, (finding.id,), step)
+    return Announcement(
+        f"gradience: {finding.id} at step {step}", _words(finding), finding.severity, (finding.id,), step
+    )
 
 
 def _words(finding: Finding) -> str:
     return " -> ".join(part for part in (finding.message, finding.action) if part)
 
 
-def of_findings(title: str, findings: Iterable[Finding]) -> Told:
+def of_findings(title: str, findings: Iterable[Finding]) -> Announcement:
     """What a command tells: its findings, warnings and graver, one line each; one line if there are none."""
     graver = [one for one in by_severity(findings) if one.severity != "info"]
     text = "\n".join(f"[{one.severity.upper()}] {one.id}: {_words(one)}" for one in graver)
     return of_report(title, text or "no finding graver than info", graver)
 
 
-def of_report(title: str, text: str, findings: Iterable[Finding]) -> Told:
+def of_report(title: str, text: str, findings: Iterable[Finding]) -> Announcement:
     """What is told of a whole run: a text, and the rules that found something."""
     graver = by_severity(findings)
     severity: Severity = graver[0].severity if graver else "info"
-    return Told(title, text, severity, tuple(dict.fromkeys(finding.id for finding in graver)))
+    return Announcement(title, text, severity, tuple(dict.fromkeys(finding.id for finding in graver)))
 
 
 _AnyPlace = TypeVar("_AnyPlace", bound=Place)
@@ -120,7 +122,7 @@ class Announcer:
     def __init__(self, places: Iterable[Place], folder: Path) -> None:
         self._senders = {place: _OPENERS[place](folder) for place in checked(places)}
 
-    def tell(self, told: Told) -> None:
+    def tell(self, told: Announcement) -> None:
         """Tell every place; one that fails is named once, and left alone from then on."""
         hidden = told._replace(title=hide_secrets(told.title), text=hide_secrets(told.text))
         for place, send in list(self._senders.items()):
@@ -138,7 +140,7 @@ def _kind(error: Exception) -> str:
 def _wandb(_folder: Path) -> _Sender:
     import wandb  # the user's own
 
-    def send(told: Told) -> None:
+    def send(told: Announcement) -> None:
         run = wandb.run
         if run is None:
             raise GradienceError("no run of wandb is open")
@@ -158,7 +160,7 @@ def _mlflow(_folder: Path) -> _Sender:
     # The Trainer's callback ends the run before others hear that training ended: the id outlives it.
     known = active.info.run_id if active else os.environ.get("MLFLOW_RUN_ID", "")  # which MLflow's callback reads
 
-    def send(told: Told) -> None:
+    def send(told: Announcement) -> None:
         if not known:
             raise GradienceError("no run of mlflow is open")
         client = mlflow.MlflowClient()
@@ -181,7 +183,7 @@ def _trackio(_folder: Path) -> _Sender:
         raise GradienceError("no run of trackio is open", advice='give the Trainer report_to="trackio"')
     project, name = open_run.project, open_run.name
 
-    def send(told: Told) -> None:
+    def send(told: Announcement) -> None:
         reopened = trackio.context_vars.current_run.get() is None
         with redirect_stdout(sys.stderr):  # where trackio talks, a command's document may be printed
             if reopened:
@@ -194,7 +196,7 @@ def _trackio(_folder: Path) -> _Sender:
 
 
 def _tensorboard(folder: Path) -> _Sender:
-    def send(told: Told) -> None:
+    def send(told: Announcement) -> None:
         from torch.utils.tensorboard import SummaryWriter  # the user's own
 
         with SummaryWriter(folder / "gradience") as writer:
@@ -207,7 +209,7 @@ def _tensorboard(folder: Path) -> _Sender:
 def _webhook(_folder: Path) -> _Sender:
     address = os.environ[WEBHOOK]
 
-    def send(told: Told) -> None:
+    def send(told: Announcement) -> None:
         from gradience.io.web import Request, ask  # only here
 
         text = f"*{told.title}*\n```{told.text[:_MOST]}```".translate(_SLACK)
@@ -223,7 +225,7 @@ def _webhook(_folder: Path) -> _Sender:
 def _github(_folder: Path) -> _Sender:
     path = Path(os.environ[_SUMMARY])
 
-    def send(told: Told) -> None:
+    def send(told: Announcement) -> None:
         if told.step is None:
             with path.open("a", encoding="utf-8") as file:
                 file.write(f"### {_TICKS.sub('', told.title)}\n\n{_fenced(told.text)}\n")

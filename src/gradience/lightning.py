@@ -24,10 +24,10 @@ from lightning.pytorch.callbacks import Callback
 
 from gradience.announce import Place
 from gradience.configs.settings import Draft, overlay
-from gradience.hf.pace import Pace
+from gradience.hf.pace import PaceMeter
 from gradience.hf.recorder import Lookout, RunRecorder, Voice, live_ids
 from gradience.hf.snapshot import note_model, note_optimizer, unwrapped
-from gradience.hf.trainer_wires import CallbackWires, Wanted
+from gradience.hf.trainer_wires import CallbackWires, WiringRequest
 from gradience.hf.wiring import data_of
 from gradience.schema.document import Finding
 from gradience.schema.events import ConfigSnapshot
@@ -82,11 +82,11 @@ class GradienceCallback(Callback):  # type: ignore[misc]
         self._voice = Voice(loud=verbose, announce=announce)
         self._recorder = RunRecorder(allow_text=allow_text)
         self._meta = dict(meta or {})
-        self._wanted = Wanted(wiring, digests)
+        self._wanted = WiringRequest(wiring, digests)
         self._wiring: CallbackWires | None = None
         self._lookout: Lookout | None = None
         self._stopped: str | None = None
-        self._pace: Pace | None = None
+        self._pace: PaceMeter | None = None
         self._paced = 0  # the steps that it knows of
         self._step = 0
         self._losses: list[torch.Tensor] = []  # losses of the batches since the last row
@@ -113,7 +113,7 @@ class GradienceCallback(Callback):  # type: ignore[misc]
         if self._pace is not None:
             self._pace.close()
         self._paced = trainer.global_step
-        self._pace = Pace(_only_child(pl_module)) if trainer.is_global_zero and not self._recorder.joined else None
+        self._pace = PaceMeter(_only_child(pl_module)) if trainer.is_global_zero and not self._recorder.joined else None
         if self._wanted.wiring and not self._recorder.joined and (trainer.is_global_zero or self._stop_on):
             with self._recorder:
                 self._watch(trainer, pl_module)

@@ -17,7 +17,7 @@ class _Table(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     """A part of the file: a key that it does not know is an error."""
 
 
-class Named(_Table, frozen=True):
+class SettingNames(_Table, frozen=True):
     """A setting: the reader of its value, and its names in files and recipes."""
 
     read: str
@@ -40,7 +40,7 @@ class _Data(_Table, frozen=True):
 
 
 class _Names(_Table, frozen=True):
-    settings: dict[Level, dict[str, Named]]
+    settings: dict[Level, dict[str, SettingNames]]
     sections: dict[str, Level]
     columns: dict[str, dict[str, Names]]
     beside: dict[str, dict[str, str]]

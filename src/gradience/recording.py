@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from typing import Any, Unpack
 
-from gradience.telemetry.writer import TelemetryWriter, WatchKeywords, Wires
+from gradience.telemetry.writer import TelemetryWriter, WatchHandle, WatchKeywords
 
 __all__ = ["TelemetryWriter"]
 
 
-def _wires(log: TelemetryWriter, model: Any, optimizer: Any, **options: Unpack[WatchKeywords]) -> Wires:
-    from gradience.hf.wires import Wires as HookedWires  # torch, which a loop in JAX does not have
+def _wires(log: TelemetryWriter, model: Any, optimizer: Any, **options: Unpack[WatchKeywords]) -> WatchHandle:
+    from gradience.hf.wires import Wires  # torch, which a loop in JAX does not have
 
-    return HookedWires(log, model, optimizer, **options)
+    return Wires(log, model, optimizer, **options)
 
 
 TelemetryWriter.watched_by = _wires

@@ -20,7 +20,7 @@ from gradience.adapters.layout import (
     LARGEST_ENTRY,
     Context,
     Key,
-    Skipped,
+    LeftoverTensor,
     all_finite,
     module_path,
     parse_key,
@@ -362,7 +362,7 @@ def test_of_a_type_that_is_not_analysed_only_whole_tensors_have_a_role(tmp_path)
     _, found = open_adapter(saved(tmp_path / "a", "adapter_model.safetensors", peft_type="IA3"))
     assert found.modules == []
     why = "peft_type IA3: its update is what PEFT's merge makes of the base: give it with --base"
-    assert found.skipped == [Skipped("*", why, LeftoverReason.NEEDS_BASE)]
+    assert found.skipped == [LeftoverTensor("*", why, LeftoverReason.NEEDS_BASE)]
     assert {key.removeprefix("base_model.model."): role for key, role in found.roles.items()} == {
         "q.lora_A.weight": "not_analysed",
         "q.lora_B.weight": "not_analysed",

@@ -9,7 +9,7 @@ import pytest
 from safetensors.numpy import save_file
 from tables import every
 
-from gradience.adapters.layout import Skipped
+from gradience.adapters.layout import LeftoverTensor
 from gradience.adapters.open import find_files, read_adapter
 from gradience.errors import AdapterError
 from gradience.io.safetensors import SafetensorsFile
@@ -105,7 +105,7 @@ def test_peft_weights_with_an_mlx_config_are_refused(tmp_path):
 def test_mlx_whole_weights_are_no_adapter(tmp_path):
     adapter = write(tmp_path, {"model.layers.0.q_proj.weight": normal(4, 4)}, MLX | {"fine_tune_type": "full"})
     assert (adapter.format, set(adapter.roles.values())) == ("mlx", {"full_module"})
-    why = Skipped("*", "fine_tune_type is full: whole weights, no adapter", LeftoverReason.WHOLE_WEIGHTS)
+    why = LeftoverTensor("*", "fine_tune_type is full: whole weights, no adapter", LeftoverReason.WHOLE_WEIGHTS)
     assert adapter.skipped == [why]
     other = write(tmp_path, {"x.weight": normal(4, 4)}, {"peft_type": "LORA", "fine_tune_type": "full"})
     assert other.format == "peft"  # a type is named, so it is an adapter of another program
@@ -244,7 +244,7 @@ def test_kohya_alpha_that_is_no_number_skips_the_module(tmp_path):
         "lora_unet_a.alpha": np.array(np.nan, np.float32),
     }
     adapter = write(tmp_path, tensors)
-    assert adapter.skipped == [Skipped("lora_unet_a", "alpha is not finite", LeftoverReason.CONFIG)]
+    assert adapter.skipped == [LeftoverTensor("lora_unet_a", "alpha is not finite", LeftoverReason.CONFIG)]
 
 
 @every(

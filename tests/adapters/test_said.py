@@ -17,7 +17,7 @@ from tables import every
 from gradience.adapters import formats
 from gradience.adapters.formats.assembly import Assembly, grouped
 from gradience.adapters.kinds import lora as lora_kinds, products
-from gradience.adapters.layout import Group, Skipped, UnsuitableError
+from gradience.adapters.layout import Group, LeftoverTensor, UnsuitableError
 from gradience.adapters.open import CHECKPOINT, find_files, notes_on, open_adapter
 from gradience.adapters.pairs import stored_pairs
 from gradience.adapters.traits import traits_of
@@ -635,7 +635,7 @@ def test_patterns_that_a_type_does_not_have_are_not_missed(peft_type, shapes, tm
 
 def test_a_group_of_which_some_is_read_keeps_the_roles_of_its_tensors(tmp_path):
     _, plain = open_adapter(saved(tmp_path / "a", lora("q")))
-    why = Skipped("q[1]", "why")
+    why = LeftoverTensor("q[1]", "why")
     for found, role in (
         ([*plain.modules, why], "lora_pair"),
         ([why, *plain.modules], "lora_pair"),

@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 from tables import every
 
-from gradience import AdapterError, audit_adapter, audit_arrays, audit_pytree, compare_adapters
+from gradience import AdapterError, TelemetryWriter, audit_adapter, audit_arrays, audit_pytree, compare_adapters
+from gradience.schema.events import ConfigSnapshot
 
 D_IN, D_OUT, R = 24, 40, 4
 
@@ -243,3 +244,20 @@ def test_an_orbax_checkpoint_is_named_for_what_it_is(tmp_path):
     assert error.value.advice.startswith("it is an Orbax checkpoint: restore it")
     with ocp.StandardCheckpointer() as saver:  # and what the advice says works
         assert only(audit_pytree(saver.restore(tmp_path / "step"))).r == 2
+
+
+def test_an_archive_is_judged_by_the_optimizer_that_is_given(tmp_path):
+    rng = np.random.default_rng(0)
+    shapes = {"a": (4, 16), "b": (12, 4)}
+    arrays = {f"{i}.lora_{side}": rng.standard_normal(shape) for i in range(4) for side, shape in shapes.items()}
+    np.savez(tmp_path / "x.npz", **arrays)
+    assert audit_adapter(tmp_path / "x.npz").health.verdict == "random_like"
+    muon = audit_adapter(tmp_path / "x.npz", optimizer="muon")
+    assert (muon.health.verdict, muon.optimizer) == ("trained", "muon")
+
+
+def test_factors_in_memory_have_nothing_beside_them(tmp_path, monkeypatch):
+    with TelemetryWriter(tmp_path / "run.jsonl") as log:
+        log.run_start(ConfigSnapshot(model_name="own/er"))
+    monkeypatch.chdir(tmp_path)
+    assert audit_arrays({"q": (np.ones((2, 8)), np.ones((6, 2)))}).beside.base is None

@@ -22,7 +22,7 @@ from gradience.base.weights import BaseWeights
 from gradience.cli.main import main
 from gradience.io.safetensors import DTYPES, SafetensorsFile, copied, planned, write_safetensors
 from gradience.judge.audit import audit_adapter
-from gradience.spectral.base import Updated, merge_sums
+from gradience.spectral.base import UpdatedWeight, merge_sums
 from gradience.spectral.codes import CODINGS, Codes, whole, words_of
 from gradience.spectral.krylov import spectral_norm
 
@@ -147,7 +147,9 @@ def test_codes_keep_of_an_update_what_the_nearest_of_all_codes_keep(name, tmp_pa
     w, delta = np.asarray(whole(codes)).astype(np.float64), strength * (B @ A).astype(np.float64) / 4
     can = candidates(codes)
     realised = np.take_along_axis(can, np.abs(can - w - delta).argmin(0)[None], 0)[0] - w
-    found = merge_sums(Updated(codes, B, A), scale=strength / 4, target="bfloat16", delta_dtype="float32").in_codes
+    found = merge_sums(
+        UpdatedWeight(codes, B, A), scale=strength / 4, target="bfloat16", delta_dtype="float32"
+    ).in_codes
     assert found.changed == pytest.approx(np.count_nonzero(realised), abs=2)  # ties
     assert found.inner == pytest.approx(np.sum(realised * delta), rel=0.02, abs=1e-6)
     assert found.realised == pytest.approx(np.sum(realised**2), rel=0.02, abs=1e-6)
@@ -170,7 +172,7 @@ def test_a_large_weight_in_codes_has_the_norm_and_the_sums_of_its_floats():
         np.testing.assert_allclose(np.asarray(whole(codes)), w, rtol=1e-6, atol=1e-12)  # in C: `approx` takes 15 s here
         assert spectral_norm(codes).value == pytest.approx(np.linalg.norm(w, 2), rel=1e-5)
         found, floats = (
-            merge_sums(Updated(x, b, a), scale=0.1, target="float16", delta_dtype="float32")
+            merge_sums(UpdatedWeight(x, b, a), scale=0.1, target="float16", delta_dtype="float32")
             for x in (codes, w.astype(np.float32))
         )
         assert found.weight == pytest.approx(np.sum(w**2), rel=1e-5)

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from gradience.adapters.layout import Module
-from gradience.judge.audit.rows import Shown, dense_row, knee_rank
+from gradience.judge.audit.rows import RowSettings, dense_row, knee_rank
 
 
 def module(r: int = 2) -> Module:
@@ -26,28 +26,26 @@ def spectrum(*sigma: float, rest: float = 0.0, whole: bool = True) -> Any:
 
 
 def test_an_update_of_nothing_has_norms_of_nothing():
-    row = dense_row(module(), spectrum(0.0, 0.0))
+    row = dense_row(module(), spectrum(0.0, 0.0)).row
     assert (row.state, row.spectral_norm, row.frobenius_norm) == ("zero", 0.0, 0.0)
     assert (row.stable_rank, row.energy_rank_90) == (None, None)
 
 
 def test_a_whole_spectrum_gives_all_numbers_but_those_of_the_rank():
-    row = dense_row(module(), spectrum(2.0, 1.0, 0.0, 0.0, 0.0), Shown(ranks=(1, 2)))
+    row, errors = dense_row(module(), spectrum(2.0, 1.0, 0.0, 0.0, 0.0))
     assert (row.spectral_norm, row.stable_rank) == (2.0, 1.25)
     assert row.frobenius_norm == pytest.approx(5**0.5)
     assert (row.utilization, row.null_stable_rank) == (None, None)
-    assert row.relative_errors["1"] == pytest.approx((1 / 5) ** 0.5)
-    assert row.relative_errors["2"] == pytest.approx(0.0, abs=1e-9)
+    assert errors == pytest.approx([1.0, (1 / 5) ** 0.5, 0.0], abs=1e-9)
 
 
 def test_of_a_leading_part_what_needs_every_value_is_unknown():
-    row = dense_row(module(), spectrum(2.0, 1.0, rest=5.0, whole=False), Shown(1, (1, 2, 3)))
+    row, errors = dense_row(module(), spectrum(2.0, 1.0, rest=5.0, whole=False), RowSettings(1))
     assert (row.energy_rank_90, row.energy_rank_95, row.energy_rank_99) == (1, None, 2)
     assert row.spectral_norm == 2.0
     assert row.frobenius_norm == pytest.approx(10**0.5)
-    assert row.relative_errors["1"] == pytest.approx(0.6**0.5)
-    assert row.relative_errors["2"] == pytest.approx(0.5**0.5)
-    assert (set(row.relative_errors), row.top_singular_values) == ({"1", "2"}, [2.0])
+    assert errors == pytest.approx([1.0, 0.6**0.5, 0.5**0.5])
+    assert row.top_singular_values == [2.0]
 
 
 def test_the_knee_is_where_the_share_kept_is_farthest_above_the_straight_line():
@@ -62,5 +60,4 @@ def test_the_knee_is_where_the_share_kept_is_farthest_above_the_straight_line():
 
 
 def test_a_leading_part_that_is_all_of_it_leaves_nothing_out():
-    row = dense_row(module(), spectrum(2.0, 1.0, whole=False), Shown(1, (1, 2)))
-    assert row.relative_errors == {"1": pytest.approx(0.2**0.5), "2": 0.0}
+    assert dense_row(module(), spectrum(2.0, 1.0, whole=False)).errors == [1.0, pytest.approx(0.2**0.5), 0.0]

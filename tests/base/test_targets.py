@@ -15,7 +15,7 @@ from tables import every
 from gradience import check_config
 from gradience.base.peft_emulation import DEFAULT_TARGETS, Architecture
 from gradience.base.peft_emulation.layout import build_layout
-from gradience.base.peft_emulation.targets import NotFollowedError, Wanted, resolve
+from gradience.base.peft_emulation.targets import ModuleChoice, NotFollowedError, resolve
 from gradience.errors import GradienceError
 
 LEAVES = ("q_proj", "v_proj", "up_proj", "norm", "embed_tokens", "lm_head", "score")
@@ -47,7 +47,7 @@ EXPRESSIONS = st.sampled_from(
     ]
 )
 WANTED = st.builds(
-    Wanted,
+    ModuleChoice,
     modules=st.lists(PARTS, max_size=4) | EXPRESSIONS,
     exclude=st.lists(PARTS, max_size=2) | EXPRESSIONS,
     save=st.lists(st.sampled_from(LEAVES), max_size=1),
@@ -57,7 +57,7 @@ WANTED = st.builds(
 
 
 @given(wanted=WANTED)
-def test_any_targets_hit_what_pefts_own_function_says(wanted: Wanted) -> None:
+def test_any_targets_hit_what_pefts_own_function_says(wanted: ModuleChoice) -> None:
     """check_target_module_exists, over every name of the tree, whether adaptable or not."""
     utils = pytest.importorskip("peft.tuners.tuners_utils")
     expression = isinstance(wanted.modules, str)
@@ -95,24 +95,24 @@ def test_types_whose_experts_peft_converts_are_those_of_the_installed_libraries(
 @every(
     ("wanted", "unmatched"),
     [
-        (Wanted(modules=["q_proj", "qproj"]), ["qproj"]),
-        (Wanted(modules=["layers.1.attn.q_proj"]), []),
-        (Wanted(modules=["q_proj"], exclude=["q_proj"]), ["q_proj"]),
-        (Wanted(modules=r".*nothing"), []),
+        (ModuleChoice(modules=["q_proj", "qproj"]), ["qproj"]),
+        (ModuleChoice(modules=["layers.1.attn.q_proj"]), []),
+        (ModuleChoice(modules=["q_proj"], exclude=["q_proj"]), ["q_proj"]),
+        (ModuleChoice(modules=r".*nothing"), []),
     ],
 )
-def test_names_that_hit_nothing_are_listed(wanted: Wanted, unmatched: list[str]) -> None:
+def test_names_that_hit_nothing_are_listed(wanted: ModuleChoice, unmatched: list[str]) -> None:
     assert resolve(wanted, LAYOUT).unmatched == unmatched
 
 
 def test_excludes_that_hit_nothing_are_listed() -> None:
-    assert resolve(Wanted(modules=["q_proj"], exclude=["q_porj"]), LAYOUT).unmatched_excludes == ["q_porj"]
+    assert resolve(ModuleChoice(modules=["q_proj"], exclude=["q_porj"]), LAYOUT).unmatched_excludes == ["q_porj"]
 
 
 def test_a_type_without_a_default_is_not_guessed() -> None:
     layout = LAYOUT._replace(architecture=Architecture(model_type="unheard_of"))
     with pytest.raises(NotFollowedError, match="unheard_of"):
-        resolve(Wanted(), layout)
+        resolve(ModuleChoice(), layout)
 
 
 @pytest.fixture(scope="module")
@@ -178,5 +178,5 @@ def test_any_tensor_names_and_shapes_make_a_layout(shapes: dict[str, list[int]])
     tensors = {name: (tuple(shape), "F32") for name, shape in shapes.items()}
     for kind in ("llama", "gpt2", "mixtral", ""):
         layout = build_layout(Architecture(model_type=kind), tensors, task_type="CAUSAL_LM")
-        hits = resolve(Wanted(modules=r".*"), layout)
+        hits = resolve(ModuleChoice(modules=r".*"), layout)
         assert set(hits.adapted) <= set(layout.sites)

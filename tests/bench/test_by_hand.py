@@ -10,7 +10,7 @@ from scipy import stats
 from tables import every
 
 from gradience.errors import GradienceError
-from gradience.prove.bench.judge import Contender, Rule, Task, judge, tolerance_of
+from gradience.prove.bench.judge import Contender, LossRule, Task, judge, tolerance_of
 from gradience.prove.bench.store import Evaluation
 from gradience.prove.bench.trial import sample_of, student_bounds
 from gradience.schema import real
@@ -59,7 +59,7 @@ def verdict(found: dict[str, Evaluation], *, tolerance: str = "0.1", unit: str =
     params = {name: 100 - 10 * place for place, name in enumerate(found)}
     some = [Contender(name, roles.get(name, "candidate"), Path(name), params=params[name]) for name in found]
     metric = BenchMetric(name="m", higher_is_better=better, unit=unit)
-    return judge(some, [Task("t", "", "", "full", found)], metric, Rule(tolerance_of(tolerance), None, 0))
+    return judge(some, [Task("t", "", "", "full", found)], metric, LossRule(tolerance_of(tolerance), None, 0))
 
 
 def seeds(*values: float) -> Evaluation:

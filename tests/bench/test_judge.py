@@ -9,7 +9,7 @@ import pytest
 from tables import every
 
 from gradience.errors import GradienceError
-from gradience.prove.bench.judge import Contender, Rule, Task, judge, tolerance_of
+from gradience.prove.bench.judge import Contender, LossRule, Task, judge, tolerance_of
 from gradience.prove.bench.store import Evaluation
 from gradience.schema import real
 from gradience.schema.compare import BenchMetric
@@ -33,7 +33,7 @@ def judged(scores, *, tolerance="5%", better=True, unit="example", **more):
     contenders = [Contender(name, roles.get(name, "candidate"), Path(name), params=params[name]) for name in scores]
     tasks = [Task("held-out", "", "", "full", scores), *more.get("tasks", [])]
     metric = BenchMetric(name="m", higher_is_better=better, unit=unit)
-    return judge(contenders, tasks, metric, Rule(tolerance_of(tolerance), None, 0))
+    return judge(contenders, tasks, metric, LossRule(tolerance_of(tolerance), None, 0))
 
 
 def outcomes(found):
@@ -141,7 +141,7 @@ def test_a_share_is_of_the_reference_also_where_a_candidate_is_larger():
     some = [Contender(name, role, Path(name), params=params) for name, (role, params) in sizes.items()]
     tasks = [Task("t", "", "", "full", {name: right(0.9) for name in sizes})]
     metric = BenchMetric(name="m", higher_is_better=True, unit="example")
-    found = judge(some, tasks, metric, Rule(tolerance_of("5%"), None, 0))
+    found = judge(some, tasks, metric, LossRule(tolerance_of("5%"), None, 0))
     assert [(c.name, c.share) for c in found.candidates] == [("full", 1.0), ("merged", 1.5)]
 
 
@@ -175,7 +175,9 @@ def test_accuracy_of_tokens_is_bet_on_with_the_longest_row_that_could_come():
     contenders = [Contender("full", "reference", Path("f"), params=9), Contender("a", "candidate", Path("a"), params=8)]
     metric = BenchMetric(name="accuracy", higher_is_better=True, unit="example", mean_over="tokens")
     task = Task("held-out", "", "", "full", scores)
-    found = [judge(contenders, [task], metric, Rule(tolerance_of("0.02"), None, 0, longest)) for longest in (20, 1024)]
+    found = [
+        judge(contenders, [task], metric, LossRule(tolerance_of("0.02"), None, 0, longest)) for longest in (20, 1024)
+    ]
     assert [one.verdict.state for one in found] == ["holds", "not_decided"]
     assert found[1].verdict.needed > 20 * N
 
@@ -186,4 +188,4 @@ def test_of_equally_small_ones_the_least_worst_loss_is_named():
     scores = {"full": right(0.9), "a": right(0.88), "b": right(0.895)}
     metric = BenchMetric(name="m", higher_is_better=True, unit="example")
     task = Task("held-out", "", "", "full", scores)
-    assert judge(contenders, [task], metric, Rule(tolerance_of("9%"), None, 0)).verdict.candidate == "b"
+    assert judge(contenders, [task], metric, LossRule(tolerance_of("9%"), None, 0)).verdict.candidate == "b"

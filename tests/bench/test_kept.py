@@ -6,7 +6,7 @@ import msgspec
 from tables import every
 
 from gradience.prove.bench.evaluators import digest_of_command
-from gradience.prove.bench.store import Evaluation, _Document, _read, report_path, slug
+from gradience.prove.bench.store import Evaluation, _EvaluationDocument, _read, report_path, slug
 
 FOUND = Evaluation(unit="example", scores=[1.0, 0.5], weights=[1.0, 1.0])
 
@@ -17,7 +17,7 @@ FOUND = Evaluation(unit="example", scores=[1.0, 0.5], weights=[1.0, 1.0])
 def test_of_another_version_or_another_trial_it_is_run_again(tmp_path, version, of, kept):
     place = tmp_path / "e.json"
     assert _read(place, {"a": 1}) is None
-    place.write_bytes(msgspec.json.encode(_Document(version, of, FOUND)))
+    place.write_bytes(msgspec.json.encode(_EvaluationDocument(version, of, FOUND)))
     assert _read(place, {"a": 1}) == (FOUND if kept else None)
     place.write_bytes(place.read_bytes()[:-3])
     assert _read(place, {"a": 1}) is None
@@ -39,7 +39,7 @@ def test_names_are_parts_of_a_file_s_name(tmp_path):
 def test_a_kept_evaluation_whose_weights_are_of_no_sample_is_run_again(tmp_path, scores, weights):
     place = tmp_path / "e.json"
     found = Evaluation(unit="example", scores=scores, weights=weights)
-    place.write_bytes(msgspec.json.encode(_Document(1, {}, found)))
+    place.write_bytes(msgspec.json.encode(_EvaluationDocument(1, {}, found)))
     assert _read(place, {}) is None
 
 

@@ -10,7 +10,7 @@ import pytest
 from test_judge import evaluation, judged, right
 
 from gradience.cli.main import main
-from gradience.prove.bench.judge import Contender, Rule, Task, judge, tolerance_of
+from gradience.prove.bench.judge import Contender, LossRule, Task, judge, tolerance_of
 from gradience.render.bench import bench_text
 from gradience.schema.compare import BenchMetric, BenchReport
 
@@ -66,7 +66,7 @@ def test_what_a_merge_loses_is_split_in_dilution_and_the_rest():
         [Contender(name, roles.get(name, "candidate"), Path(name), params=9) for name in scores],
         [Task("held-out", "", "", "full", scores, alone={"half": "alone:0.5", "whole": "full"})],
         metric,
-        Rule(tolerance_of("5%"), None, 0),
+        LossRule(tolerance_of("5%"), None, 0),
     )
     report = BenchReport(
         kind="merge", adapters=["a", "b"], out="out", metric=metric, tolerance="5%", confidence=0.95, seed=0,

@@ -9,7 +9,7 @@ from tables import every
 
 from gradience.spectral.subspace import (
     PairGeometry,
-    Stacked,
+    StackTerm,
     chance_overlap,
     chance_overlap_sd,
     overlap,
@@ -17,11 +17,11 @@ from gradience.spectral.subspace import (
 )
 
 
-def _stacked(b: np.ndarray, a: np.ndarray, scale: float = 1.0) -> Stacked:
-    return Stacked(lambda: (b, a), a.shape[0], scale)
+def _stacked(b: np.ndarray, a: np.ndarray, scale: float = 1.0) -> StackTerm:
+    return StackTerm(lambda: (b, a), a.shape[0], scale)
 
 
-def geometry(one: Stacked, two: Stacked) -> PairGeometry:
+def geometry(one: StackTerm, two: StackTerm) -> PairGeometry:
     (row,) = row_geometries([[one, two]], [(0, 1)])
     return row.pairs[0, 1]
 

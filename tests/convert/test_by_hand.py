@@ -12,7 +12,7 @@ from tables import every
 from gradience.adapters.layout import Module
 from gradience.errors import AdapterError, OptionError
 from gradience.rewrite.convert.source import renamed
-from gradience.rewrite.convert.updates import Factored, LayerUpdate, RankChoice, from_factors
+from gradience.rewrite.convert.updates import LayerUpdate, RankChoice, UpdatePair, from_factors
 from gradience.rewrite.convert.write import expert_updates, mlx_notes, mlx_tensors, peft_notes
 from gradience.rewrite.options import ConvertOptions
 from gradience.rewrite.writing import ArraySpool
@@ -93,7 +93,7 @@ def written(rank: int, scale: float, name: str = "m.q", *, dora: bool = False, *
     """A layer on its way into MLX-LM's files, of W 6 x 5."""
     rng = np.random.default_rng(rank)
     b, a = rng.standard_normal((6, rank)).astype(np.float32), rng.standard_normal((rank, 5)).astype(np.float32)
-    part = Factored(
+    part = UpdatePair(
         rank, scale, (6, 5), (np.dtype(np.float32), np.dtype(np.float32)), lambda: (b, a), "copied", 1.0, 0.0
     )
     magnitude = (lambda: np.ones(6, np.float32)) if dora else None
@@ -133,7 +133,7 @@ def test_mlx_lm_has_one_rank_the_largest_and_one_scale_the_commonest(some, notes
 def test_factors_of_16_bits_that_take_a_ratio_are_stored_in_float32():
     half = np.dtype(np.float16)
     b, a = np.full((6, 2), 3.0, half), np.full((2, 5), 0.5, half)
-    part = Factored(2, 3.0, (6, 5), (half, half), lambda: (b, a), "copied", 1.0, 0.0)
+    part = UpdatePair(2, 3.0, (6, 5), (half, half), lambda: (b, a), "copied", 1.0, 0.0)
     own = LayerUpdate(("m.z",), "linear", "m.z", 2, part)
     found = {tensor.name: tensor for tensor in mlx_tensors([written(2, 2.0), written(2, 2.0, "m.v"), own])}
     assert (found["m.z.lora_a"].dtype, found["m.z.lora_b"].dtype) == ("F16", "F32")

@@ -11,19 +11,19 @@ import pytest
 from tables import every
 
 from gradience.data import Shape
-from gradience.data.crowd import Crowd, Seen
-from gradience.data.measure import Limits, Measure, batching, is_mojibake, packed_count, quantile
+from gradience.data.crowd import Crowd, HashSet
+from gradience.data.measure import MeasureSettings, RowCounter, batching, is_mojibake, packed_count, quantile
 from gradience.data.overlap import EvalRows, jaccard, trigrams, words_of
-from gradience.data.rows import Fault
-from gradience.data.signs import Own
-from gradience.data.tokens import Sequence, Tokenised
+from gradience.data.rows import UnusableRow
+from gradience.data.signs import ControlTokens
+from gradience.data.tokens import Sequence, TokenRow
 
 BOS, END, TURN, PAD = 1, 2, 3, 4  # the tokens that end: generation; and a turn, as a control token
 SIZE = 1000
 
 
 def measured(*rows: Any, trainer: str = "sft", form: str = "tokenised", **limits: Any) -> Any:
-    """The counts of rows of (ids, mask), or of whole `Tokenised` rows."""
+    """The counts of rows of (ids, mask), or of whole `TokenRow` rows."""
     encoder = SimpleNamespace(
         end_ids=frozenset({END}),
         control_ids=frozenset({END, TURN}),
@@ -31,12 +31,12 @@ def measured(*rows: Any, trainer: str = "sft", form: str = "tokenised", **limits
         pad_id=PAD,
         pad_is_end=False,
         size=SIZE,
-        own=Own(),
+        own=ControlTokens(),
     )
-    measure = Measure(Shape(form, trainer), encoder, Limits(**limits))
+    measure = RowCounter(Shape(form, trainer), encoder, MeasureSettings(**limits))
     for number, row in enumerate(rows, 1):
-        is_made = isinstance(row, Tokenised | Fault)
-        measure.add(row if is_made else Tokenised(number, {}, (Sequence(*row),)))
+        is_made = isinstance(row, TokenRow | UnusableRow)
+        measure.add(row if is_made else TokenRow(number, {}, (Sequence(*row),)))
     return measure.result()
 
 
@@ -80,7 +80,7 @@ def test_what_is_seen_in_a_row(row, options, found):
 
 @every(("trainer", "prompt", "lost"), [("dpo", 8, 1), ("dpo", 7, 0), ("kto", 8, 1), ("kto", 7, 0), ("sft", 8, 0)])
 def test_a_pair_is_dropped_whose_prompt_fills_the_limit(trainer, prompt, lost):
-    row = Tokenised(1, {}, (Sequence(NINE, [0] * 6 + [1] * 3),), prompt)
+    row = TokenRow(1, {}, (Sequence(NINE, [0] * 6 + [1] * 3),), prompt)
     assert seen(row, trainer=trainer, max_length=8).get("answer_lost", 0) == lost
 
 
@@ -107,7 +107,7 @@ def test_the_turn_s_end_is_the_control_token_that_ends_most_answers():
 
 def test_labels_out_of_their_range_are_named():
     def of(label: Any, **limits: Any) -> dict[str, int]:
-        row = Tokenised(1, {"label": label, "text": "a"}, (Sequence([9]),))
+        row = TokenRow(1, {"label": label, "text": "a"}, (Sequence([9]),))
         return seen(row, trainer="classification", form="classification", **limits)
 
     out = {"label_out_of_range": 1}
@@ -117,14 +117,14 @@ def test_labels_out_of_their_range_are_named():
 
 
 def test_labels_are_counted_by_their_first_sixty_four_letters():
-    rows = [Tokenised(n, {"label": "x" * 63 + end}, (Sequence([n]),)) for n, end in enumerate(("a", "ab", "b"))]
+    rows = [TokenRow(n, {"label": "x" * 63 + end}, (Sequence([n]),)) for n, end in enumerate(("a", "ab", "b"))]
     fields = measured(*rows, trainer="classification", form="classification").fields
     assert fields["labels"] == {"x" * 63 + "a": 2, "x" * 63 + "b": 1}
     assert fields["labels_total"] == 2
 
 
 def test_the_first_five_rows_of_a_kind_are_named_and_shown_if_asked_for():
-    rows = [Tokenised(n, {"text": "\ufffd" * 300 + str(n)}, (Sequence([n]),)) for n in range(1, 9)]
+    rows = [TokenRow(n, {"text": "\ufffd" * 300 + str(n)}, (Sequence([n]),)) for n in range(1, 9)]
     found = measured(*rows, show_rows=True)
     assert found.seen.replacement.first == [1, 2, 3, 4, 5]
     assert [(shown.row, shown.text) for shown in found.fields["shown"]] == [(n, "\ufffd" * 240) for n in range(1, 6)]
@@ -132,20 +132,20 @@ def test_the_first_five_rows_of_a_kind_are_named_and_shown_if_asked_for():
 
 
 def test_unreadable_rows_are_counted_and_twenty_listed():
-    found = measured(*[Fault(n, f"why {n}") for n in range(1, 24)])
+    found = measured(*[UnusableRow(n, f"why {n}") for n in range(1, 24)])
     assert (found.read, found.seen.unreadable.count, len(found.faults)) == (0, 23, 20)
     assert (found.faults[-1].row, found.faults[-1].reason) == (20, "why 20")
 
 
 def test_rows_of_equal_tokens_are_copies():
     sides = ([1, -200], [3], [1, -200], [1, -200, 3])  # -200 is LLaVA's image
-    rows = [Tokenised(n, {"input_ids": one}, (Sequence(one),)) for n, one in enumerate(sides)]
+    rows = [TokenRow(n, {"input_ids": one}, (Sequence(one),)) for n, one in enumerate(sides)]
     assert seen(*rows)["duplicate"] == 1
 
 
 def test_batches_of_pairs_hold_twice_their_rows():
     pair = (Sequence([5] * 2), Sequence([5] * 4))
-    rows = [Tokenised(1, {}, pair), Tokenised(2, {}, pair)]
+    rows = [TokenRow(1, {}, pair), TokenRow(2, {}, pair)]
     options: dict[str, Any] = {"form": "preference", "batch_size": 2}
     found = measured(*rows, trainer="dpo", **options).fields["batching"]
     assert (found.batch_size, found.padding_share) == (2, 1 - 12 / 16)
@@ -264,20 +264,20 @@ def test_of_few_rows_all_are_compared() -> None:
 
 def test_a_hash_is_seen_before_and_after_it_is_merged(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("gradience.data.crowd._MERGED", 3)
-    seen, keys = Seen(), [bytes([n] * 12) for n in range(8)]
+    seen, keys = HashSet(), [bytes([n] * 12) for n in range(8)]
     assert [seen.add(key) for key in keys] == [False] * 8
     assert [seen.add(key) for key in reversed(keys)] == [True] * 8
     assert not seen.add(b"\1\1\1\1\1\1\1\0")
     assert seen.add(b"\1" * 8 + b"\0" * 4)  # 8 bytes count
 
 
-def given(ids: list[int], labels: list[int] | None = None) -> Tokenised:
+def given(ids: list[int], labels: list[int] | None = None) -> TokenRow:
     """A row that is tokenised already."""
     columns = {"input_ids": ids, **({} if labels is None else {"labels": labels})}
-    return Tokenised(1, columns, (Sequence(ids, None if labels is None else [int(one != -100) for one in labels]),))
+    return TokenRow(1, columns, (Sequence(ids, None if labels is None else [int(one != -100) for one in labels]),))
 
 
-def of_given(*rows: Tokenised) -> dict[str, int]:
+def of_given(*rows: TokenRow) -> dict[str, int]:
     found = seen(*rows)
     return {name: found[name] for name in ("unknown_ids", "padding_supervised", "labels_differ") if name in found}
 
@@ -291,9 +291,9 @@ def test_rows_that_are_tokenised_already_are_held_against_the_tokenizer() -> Non
     assert of_given(given([5, 6, PAD], [5, 6, PAD])) == {}  # one may stand for an end
     assert of_given(given([500, 600, 700], [600, 700, -100])) == {"labels_differ": 1}
     masked = {"input_ids": [5, 6], "completion_mask": [0, 1]}
-    assert seen(Tokenised(1, masked, (Sequence([5, 6]),)))["mask_unused"] == 1
-    assert "mask_unused" not in seen(Tokenised(1, masked, (Sequence([5, 6], [0, 1]),)))
-    assert "mask_unused" not in seen(Tokenised(1, {**masked, "completion_mask": [1, 1]}, (Sequence([5, 6]),)))
+    assert seen(TokenRow(1, masked, (Sequence([5, 6]),)))["mask_unused"] == 1
+    assert "mask_unused" not in seen(TokenRow(1, masked, (Sequence([5, 6], [0, 1]),)))
+    assert "mask_unused" not in seen(TokenRow(1, {**masked, "completion_mask": [1, 1]}, (Sequence([5, 6]),)))
 
 
 def test_the_share_of_a_sequence_in_the_loss_is_a_histogram() -> None:

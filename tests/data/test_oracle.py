@@ -11,8 +11,8 @@ import pytest
 
 from gradience.data.encoder import Encoder
 from gradience.data.formats import recognise
-from gradience.data.measure import Limits, Measure, Measured, packed_count
-from gradience.data.tokens import Masking, Tokenised, Tokeniser
+from gradience.data.measure import MeasureSettings, RowCounter, RowCounts, packed_count
+from gradience.data.tokens import Masking, Tokeniser, TokenRow
 
 from made import ask, rows, say, saved, tokenizer  # isort: skip
 
@@ -35,11 +35,11 @@ def models() -> dict[str, Any]:
     return {"lm": LlamaForCausalLM(config), "reward": LlamaForSequenceClassification(one)}
 
 
-def ours(folder: Path, some: list[dict[str, Any]], loss: Any = None, task: str | None = None) -> list[Tokenised]:
+def ours(folder: Path, some: list[dict[str, Any]], loss: Any = None, task: str | None = None) -> list[TokenRow]:
     encoder = Encoder(folder)
     tokeniser = Tokeniser(recognise(some[0], task), encoder, Masking(loss))
     found = list(tokeniser.run(enumerate(some, 1)))
-    assert all(isinstance(one, Tokenised) for one in found)
+    assert all(isinstance(one, TokenRow) for one in found)
     return found  # type: ignore[return-value]
 
 
@@ -56,7 +56,7 @@ def batches(trainer: Any) -> list[dict[str, Any]]:
     return [trainer.data_collator([data[i]]) for i in range(len(data))]
 
 
-def cut(found: list[Tokenised], limit: int | None, *, masked: bool = False) -> list[tuple[list[int], list[int]]]:
+def cut(found: list[TokenRow], limit: int | None, *, masked: bool = False) -> list[tuple[list[int], list[int]]]:
     """Sequences and masks after the cut; without those that it leaves unsupervised, but where `masked`."""
     pairs = [
         (s.ids[:limit], ([1] * len(s.ids) if s.mask is None else s.mask)[:limit])
@@ -73,8 +73,8 @@ def sides(batch: dict[str, Any], mask: Any) -> list[tuple[list[int], list[int]]]
     return [(ids[:n], bits[:n]) for ids, bits, n in pairs]
 
 
-def measured(found: list[Tokenised], folder: Path, some: Any, limit: int, task: str | None = None) -> Measured:
-    measure = Measure(recognise(some[0], task), Encoder(folder), Limits(max_length=limit))
+def measured(found: list[TokenRow], folder: Path, some: Any, limit: int, task: str | None = None) -> RowCounts:
+    measure = RowCounter(recognise(some[0], task), Encoder(folder), MeasureSettings(max_length=limit))
     for one in found:
         measure.add(one)
     return measure.result()

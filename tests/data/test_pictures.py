@@ -17,7 +17,7 @@ from tables import every
 from gradience.data import pictures
 from gradience.data.encoder import Encoder
 from gradience.data.formats import recognise
-from gradience.data.tokens import Masking, Tokenised, Tokeniser
+from gradience.data.tokens import Masking, Tokeniser, TokenRow
 from gradience.judge.check.data import check_data
 
 PIL = pytest.importorskip("PIL.Image")
@@ -83,10 +83,10 @@ def processor(place: Path) -> Any:
     return AutoProcessor.from_pretrained(place)
 
 
-def ours(place: Path, some: list[dict[str, Any]], loss: Any = None) -> list[Tokenised]:
+def ours(place: Path, some: list[dict[str, Any]], loss: Any = None) -> list[TokenRow]:
     tokeniser = Tokeniser(recognise(some[0]), encoder(place), Masking(loss), folder=place)
     found = list(tokeniser.run(enumerate(some, 1)))
-    assert all(isinstance(one, Tokenised) for one in found)
+    assert all(isinstance(one, TokenRow) for one in found)
     return found  # type: ignore[return-value]
 
 

@@ -6,7 +6,7 @@ from typing import Any
 
 from tables import every
 
-from gradience.data.signs import Own, signs_of
+from gradience.data.signs import ControlTokens, signs_of
 
 
 @every(
@@ -30,7 +30,7 @@ from gradience.data.signs import Own, signs_of
 )
 def test_a_sign_is_seen_at_its_edge(answer: str, sign: str, shown: Any) -> None:
     turns = [{"role": "user", "content": "why is bread warm"}, {"role": "assistant", "content": answer}]
-    assert (sign in signs_of({"messages": turns}, Own())) is shown
+    assert (sign in signs_of({"messages": turns}, ControlTokens())) is shown
 
 
 @every(
@@ -44,4 +44,4 @@ def test_a_sign_is_seen_at_its_edge(answer: str, sign: str, shown: Any) -> None:
 )
 def test_an_answer_that_begins_with_the_words_of_the_question_echoes_it(answer: str, shown: Any) -> None:
     turns = [{"role": "user", "content": "Why is bread warm?"}, {"role": "assistant", "content": answer}]
-    assert ("echo" in signs_of({"messages": turns}, Own())) is shown
+    assert ("echo" in signs_of({"messages": turns}, ControlTokens())) is shown

@@ -19,7 +19,7 @@ from tables import every
 
 from gradience.cli.main import main
 from gradience.data.encoder import Chat, Encoder
-from gradience.data.rows import Fault, Source
+from gradience.data.rows import RowSource, UnusableRow
 from gradience.errors import ConfigError
 from gradience.io.confined import MEMORY, Limits
 
@@ -108,11 +108,11 @@ def test_a_tokenizer_that_panics_is_an_error_in_words(tmp_path: Path, tok: Path,
 def test_a_pipe_is_no_data_set_whatever_its_name(tmp_path: Path, name: str) -> None:
     os.mkfifo(tmp_path / name)
     with pytest.raises(ConfigError, match="a pipe, not a regular file"):
-        Source(tmp_path / name)
+        RowSource(tmp_path / name)
     (tmp_path / name).unlink()
     (tmp_path / name).symlink_to("/dev/zero")
     with pytest.raises(ConfigError, match="a device, not a regular file"):
-        Source(tmp_path / name)
+        RowSource(tmp_path / name)
 
 
 @every(
@@ -125,13 +125,13 @@ def test_a_damaged_state_of_a_saved_data_set_is_an_error(tmp_path: Path, state: 
     (tmp_path / "set").mkdir()
     (tmp_path / "set" / ("dataset_dict.json" if "splits" in state else "state.json")).write_text(json.dumps(state))
     with pytest.raises(ConfigError):
-        Source(tmp_path / "set")
+        RowSource(tmp_path / "set")
 
 
 def test_a_file_that_a_state_names_twice_is_read_once(tmp_path: Path) -> None:
     (tmp_path / "state.json").write_text(json.dumps({"_data_files": [{"filename": "rows.jsonl"}] * 9}))
     (tmp_path / "rows.jsonl").write_text('{"text": "a"}\n')
-    assert Source(tmp_path).count == 1
+    assert RowSource(tmp_path).count == 1
 
 
 @every("name", ["x.jsonl", "x.csv", "x.json"])
@@ -142,7 +142,7 @@ def test_a_file_that_loses_rows_while_it_is_read_is_an_error(
     texts = {"x.jsonl": '{"a": 1}\n' * 3, "x.csv": "a\n" + "1\n" * 3, "x.json": '[{"a": 1}, {"a": 1}, {"a": 1}]'}
     shorter = {"x.jsonl": '{"a": 1}\n', "x.csv": "a\n1\n", "x.json": '[{"a": 1}]'}
     (tmp_path / name).write_text(texts[name])
-    source = Source(tmp_path / name)
+    source = RowSource(tmp_path / name)
     assert len(list(source.rows(wanted))) == (3 if wanted is None else 2)
     (tmp_path / name).write_text(shorter[name])
     with pytest.raises(ConfigError, match="it changed while it was read"):
@@ -164,14 +164,14 @@ def test_an_arrow_file_with_wrong_offsets_is_refused(tmp_path: Path, offset: int
     raw[place : place + 4] = struct.pack("<i", offset)
     path.write_bytes(raw)
     with pytest.raises(ConfigError, match="Offset invariant failure"):
-        list(Source(path).rows())
+        list(RowSource(path).rows())
 
 
 def test_an_arrow_file_that_ends_early_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "x.arrow"
     path.write_bytes(arrow(path)[:-600])
     with pytest.raises(ConfigError):
-        list(Source(path).rows())
+        list(RowSource(path).rows())
 
 
 def test_a_parquet_file_that_grows_beyond_the_limit_is_refused_and_takes_no_memory_here(tmp_path: Path) -> None:
@@ -182,16 +182,16 @@ def test_a_parquet_file_that_grows_beyond_the_limit_is_refused_and_takes_no_memo
     parquet.write_table(table, path, compression="zstd")
     assert path.stat().st_size < 10_000
     with pytest.raises(ConfigError):
-        list(Source(path).rows())
+        list(RowSource(path).rows())
 
 
 def test_large_rows_of_a_parquet_file_are_faults_and_the_others_are_read(tmp_path: Path) -> None:
     path = tmp_path / "x.parquet"
     parquet.write_table(pa.table({"text": ["a", "b" * (65 << 20), "c"], "n": [[1], [2], [0] * 4_000_001]}), path)
-    first, second, third = Source(path).rows()
+    first, second, third = RowSource(path).rows()
     assert first == (1, {"text": "a", "n": [1]})
-    assert second == Fault(2, "a row of more than 64 MiB")
-    assert third == Fault(3, "a row of more than 4,000,000 values")
+    assert second == UnusableRow(2, "a row of more than 64 MiB")
+    assert third == UnusableRow(3, "a row of more than 4,000,000 values")
 
 
 def test_the_rows_that_are_wanted_are_those_that_are_read(tmp_path: Path) -> None:
@@ -201,7 +201,7 @@ def test_the_rows_that_are_wanted_are_those_that_are_read(tmp_path: Path) -> Non
     with ipc.new_file(str(tmp_path / "x.arrow"), table.schema) as writer:
         writer.write_table(table, max_chunksize=700)
     for name in ("x.parquet", "x.arrow"):
-        source = Source(tmp_path / name)
+        source = RowSource(tmp_path / name)
         assert source.count == 1500
         assert list(source.rows(set(numbers))) == [(n, {"n": n}) for n in numbers]
         assert [row["n"] for _, row in source.rows()] == list(range(1, 1501))  # type: ignore[misc]  # no fault
@@ -214,16 +214,16 @@ def test_long_lines_of_a_csv_are_faults_and_the_others_are_read(
     monkeypatch.setattr("gradience.data.rows._MAX_FIELDS", 10)
     path = tmp_path / "x.csv"
     path.write_bytes(b"\xef\xbb\xbftext,label\n" + b"a" * 1500 + b",1\nb,2\n" + b"," * 11 + b"\n" + b'"c\nd",3\n')
-    found = list(Source(path).rows())
+    found = list(RowSource(path).rows())
     assert found == [
-        Fault(1, "a line of more than 0 MiB or 10 fields"),
+        UnusableRow(1, "a line of more than 0 MiB or 10 fields"),
         (2, {"text": "b", "label": "2"}),
-        Fault(3, "a line of more than 0 MiB or 10 fields"),
+        UnusableRow(3, "a line of more than 0 MiB or 10 fields"),
         (4, {"text": "c\nd", "label": "3"}),
     ]
     path.write_bytes(b"," * 2000 + b"\n1,2\n")
     with pytest.raises(ConfigError, match="a header of more than"):
-        Source(path)
+        RowSource(path)
 
 
 def test_a_line_that_never_ends_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -231,23 +231,23 @@ def test_a_line_that_never_ends_is_an_error(tmp_path: Path, monkeypatch: pytest.
     monkeypatch.setattr("gradience.io.reading.MAX_SKIPPED", 5000)
     for name in ("x.jsonl", "x.csv"):
         (tmp_path / name).write_bytes(b"h\n" + b"a" * 4000 + b"\nb\n")
-        Source(tmp_path / name)
+        RowSource(tmp_path / name)
         (tmp_path / name).write_bytes(b"h\n" + b"a" * 9000 + b"\nb\n")
         with pytest.raises(ConfigError, match="a line of more than"):
-            Source(tmp_path / name)
+            RowSource(tmp_path / name)
 
 
 def test_more_values_than_the_limit_are_not_decoded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for module in ("gradience.data.rows", "gradience.io.reading"):
         monkeypatch.setattr(f"{module}.MAX_VALUES", 20)
     (tmp_path / "x.json").write_text(json.dumps([{"a": ",[{" * 30}] * 9))  # in a text they are no values
-    assert Source(tmp_path / "x.json").count == 9
+    assert RowSource(tmp_path / "x.json").count == 9
     (tmp_path / "x.json").write_text(json.dumps([{"a": 1}] * 11))
     with pytest.raises(ConfigError, match="more than 20 values in one JSON document; give JSONL"):
-        Source(tmp_path / "x.json")
+        RowSource(tmp_path / "x.json")
     (tmp_path / "x.jsonl").write_text('{"a": [' + "[]," * 20 + "[]]}\n" + '{"a": [1, 2]}\n')
-    assert list(Source(tmp_path / "x.jsonl").rows()) == [
-        Fault(1, "a line of more than 20 values"),
+    assert list(RowSource(tmp_path / "x.jsonl").rows()) == [
+        UnusableRow(1, "a line of more than 20 values"),
         (2, {"a": [1, 2]}),
     ]
 

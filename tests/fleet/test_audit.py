@@ -114,12 +114,12 @@ def test_changes_are_seen_by_size_time_and_content(tmp_path):
 def test_an_adapter_whose_content_is_known_is_read_once(tmp_path, monkeypatch):
     from gradience.collect.fleet import audit as jobs
     from gradience.schema.fleet import AdapterRow
-    from gradience.tables import Result
+    from gradience.tables import WorkerResult
 
     place = peft(tmp_path / "one", factors(3))
     files = ("adapter_config.json", "adapter_model.safetensors")
     job = jobs.Job(path="one", place=str(place), files=files, stamp="")
-    lines = msgspec.msgpack.decode(jobs.audit_job(job), type=Result).tables[0]
+    lines = msgspec.msgpack.decode(jobs.audit_job(job), type=WorkerResult).tables[0]
     content = msgspec.json.decode(lines, type=AdapterRow).content_hash
     reads = []
     monkeypatch.setattr(jobs, "_of_any_files", lambda *_: reads.append("again"))

@@ -22,7 +22,7 @@ from gradience.judge.audit.standing import share_below, with_standing
 from gradience.render.fleet import fleet_show_text
 from gradience.schema.audit import AuditReport, ModuleAudit
 from gradience.schema.fleet import AdapterRow, ModuleRow
-from gradience.tables import Result, encoded, number_column
+from gradience.tables import WorkerResult, encoded, number_column
 from gradience.tables.query import FLEET
 from gradience.tables.store import Store
 
@@ -62,7 +62,7 @@ def test_errors_and_deaths_are_counted_apart():
 
 
 def head_of(answer):
-    return msgspec.json.decode(msgspec.msgpack.decode(answer, type=Result).tables[0], type=AdapterRow)
+    return msgspec.json.decode(msgspec.msgpack.decode(answer, type=WorkerResult).tables[0], type=AdapterRow)
 
 
 def test_a_failure_is_a_row_without_numbers_and_a_crash_has_no_stamp():
@@ -359,7 +359,7 @@ OF_A_MODULE = {"module_type": "attn", "kind": "linear", "rows": 8, "columns": 8,
 @every(("value", "kept"), [(2**63 - 1, 2**63 - 1), (2**63, None), (-(2**63), -(2**63)), (-(2**63) - 1, None)])
 def test_a_whole_number_that_no_column_holds_is_null_where_a_column_has_null(value, kept):
     row = ModuleRow(path="a", position=0, name="m", config_r=value, **OF_A_MODULE)
-    lines = msgspec.msgpack.decode(encoded([AdapterRow(path="a")], [row], []), type=Result).tables[1]
+    lines = msgspec.msgpack.decode(encoded([AdapterRow(path="a")], [row], []), type=WorkerResult).tables[1]
     assert msgspec.json.decode(lines)["config_r"] == kept
 
 

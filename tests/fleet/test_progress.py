@@ -7,7 +7,7 @@ import io
 import pytest
 
 from gradience.cli import tables as cli
-from gradience.collect.fleet.audit import Tally
+from gradience.collect.fleet.audit import JobProgress
 
 
 class Screen(io.StringIO):
@@ -27,7 +27,7 @@ def told(monkeypatch, clock, stream, moments):
     tell = cli.rate_on_stderr("fleet")
     for seconds, tally in moments:
         clock[0] = seconds
-        tell(Tally(*tally))
+        tell(JobProgress(*tally))
     return stream.getvalue()
 
 

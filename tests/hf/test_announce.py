@@ -14,14 +14,14 @@ from pathlib import Path
 import pytest
 from tables import every
 
-from gradience.announce import WEBHOOK, Announcer, Told, checked, of_finding, of_findings, of_report
+from gradience.announce import WEBHOOK, Announcement, Announcer, checked, of_finding, of_findings, of_report
 from gradience.cli.main import main
 from gradience.errors import GradienceError
 from gradience.schema.document import Finding
 
 SECRET = "hf_" + "abcdefghijklmnopqrstuvwxyz" + "123456"
-STEP = Told("gradience: NUM101 at step 3", "Not finite & <b>", "error", ("NUM101",), 3)
-WHOLE = Told("gradience: run", f"the story\nNUM101 of {SECRET}", "error", ("NUM101", "LR001"))
+STEP = Announcement("gradience: NUM101 at step 3", "Not finite & <b>", "error", ("NUM101",), 3)
+WHOLE = Announcement("gradience: run", f"the story\nNUM101 of {SECRET}", "error", ("NUM101", "LR001"))
 HIDDEN = "the story\nNUM101 of <redacted: hub token>"
 
 
@@ -198,13 +198,13 @@ def test_an_unknown_place_a_missing_package_and_a_strange_address_are_refused(mo
 def test_what_is_told_of_findings():
     one = Finding(id="LR001", severity="warning", message="low", action="raise it")
     two = Finding(id="NUM101", severity="error", message="nan")
-    assert of_finding(one, 7) == Told("gradience: LR001 at step 7", "low -> raise it", "warning", ("LR001",), 7)
-    assert of_report("t", "x", [one, two, one]) == Told("t", "x", "error", ("NUM101", "LR001"))
-    assert of_report("t", "x", []) == Told("t", "x", "info")
+    assert of_finding(one, 7) == Announcement("gradience: LR001 at step 7", "low -> raise it", "warning", ("LR001",), 7)
+    assert of_report("t", "x", [one, two, one]) == Announcement("t", "x", "error", ("NUM101", "LR001"))
+    assert of_report("t", "x", []) == Announcement("t", "x", "info")
     three = Finding(id="INF1", severity="info", message="fine")
     text = "[ERROR] NUM101: nan\n[WARNING] LR001: low -> raise it"
-    assert of_findings("t", [one, three, two]) == Told("t", text, "error", ("NUM101", "LR001"))
-    assert of_findings("t", [three]) == Told("t", "no finding graver than info", "info")
+    assert of_findings("t", [one, three, two]) == Announcement("t", text, "error", ("NUM101", "LR001"))
+    assert of_findings("t", [three]) == Announcement("t", "no finding graver than info", "info")
 
 
 @pytest.mark.parametrize("form", [[], ["--json"]])

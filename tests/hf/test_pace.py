@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from gradience.hf.pace import Pace
+from gradience.hf.pace import PaceMeter
 
 
 class Model(torch.nn.Module):
@@ -19,7 +19,7 @@ def test_a_window_by_hand():
     """Two steps of 3 s, of which each waits 1 s; an evaluation of 100 s between them is in neither."""
     now = [0.0]
     model = Model()
-    pace = Pace(model, every=2, clock=lambda: now[0])
+    pace = PaceMeter(model, every=2, clock=lambda: now[0])
     mask = torch.tensor([[1, 1, 1, 1], [1, 0, 0, 0]])
     for _ in range(2):
         pace.end(0)

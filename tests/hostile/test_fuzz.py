@@ -6,8 +6,8 @@ import json
 import os
 
 SLOW = bool(os.environ.get("GRADIENCE_SLOW"))
-INPUTS = 2000 if SLOW else 100
-EACH = INPUTS if SLOW else 1  # of a verb and a kind of file: half are more of `check` and `monitor`
+INPUTS = 2000 if SLOW else 300
+EACH = INPUTS if SLOW else 2  # of a verb and a kind of file: half of 300 are more of `check` and `monitor`
 
 
 # In a fork that has imported what the program imports; XLA, which begins in it, reads the flags that the program sets.
@@ -27,6 +27,6 @@ def test_damaged_inputs_end_in_a_report_or_one_line(run, root, tmp_path):
     assert (told.code, told.err) == (0, ""), told.out
     counts = json.loads((out / "counts.json").read_text())
     assert counts["faults"] == {}, told.out
-    assert counts["inputs"] >= (INPUTS if SLOW else 45)
+    assert counts["inputs"] >= (INPUTS if SLOW else 90)
     assert len(counts["verbs"]) >= 14
     assert len(counts["kinds"]) >= 20

@@ -16,9 +16,9 @@ from tables import every
 
 from gradience.errors import AdapterError
 from gradience.io.safetensors import (
-    Memory,
     SafetensorsFile,
     ShardedFiles,
+    ThreadBuffer,
     file_size,
     indexed_files,
     is_float,
@@ -282,7 +282,7 @@ def test_bfloat16_keeps_its_bits(tmp_path):
 def test_memory_that_is_given_holds_one_tensor_after_the_other_where_xla_wants_it(tmp_path):
     tensors = {"small": np.arange(6, dtype=np.int16).reshape(2, 3), "large": np.arange(4000.0).reshape(2, 2000)}
     save_file(tensors, tmp_path / "x.safetensors")
-    file, memory = SafetensorsFile(tmp_path / "x.safetensors"), Memory()
+    file, memory = SafetensorsFile(tmp_path / "x.safetensors"), ThreadBuffer()
     for name in ("small", "large", "small"):
         found = file.read(name, memory)
         assert found.ctypes.data % 64 == 0

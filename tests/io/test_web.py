@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 from tables import every
 
-from gradience.announce import WEBHOOK, Announcer, Told
+from gradience.announce import WEBHOOK, Announcement, Announcer
 from gradience.errors import GradienceError
 from gradience.io.web import Reply, Request, ask
 from gradience.prove.receipt.endpoint import Endpoint
@@ -96,7 +96,7 @@ def _told(scheme: str, port: int, folder: Path) -> float:
     """The seconds that a webhook at a server takes."""
     begun = time.monotonic()
     os.environ[WEBHOOK] = f"{scheme}://127.0.0.1:{port}/"
-    Announcer(["webhook"], folder).tell(Told("a", "b", "info"))
+    Announcer(["webhook"], folder).tell(Announcement("a", "b", "info"))
     return time.monotonic() - begun
 
 

@@ -11,8 +11,8 @@ import pytest
 torch = pytest.importorskip("torch")
 pytest.importorskip("peft")
 
-from gradience.models.inputs import Example, batches  # noqa: E402
-from gradience.models.outputs import Scored, divergence, tokens_within  # noqa: E402
+from gradience.models.inputs import ModelInput, batches  # noqa: E402
+from gradience.models.outputs import InputScores, divergence, tokens_within  # noqa: E402
 
 # --- sums over tokens --------------------------------------------------------------------------------------------
 
@@ -43,7 +43,7 @@ def test_a_batch_s_tokens_follow_from_the_size_of_the_model():
 
 
 def test_batches_take_the_longest_first_and_as_many_as_fit():
-    examples = [Example(tuple(range(n)), 0, n - 1, None) for n in (2, 4, 4, 1, 3)]
+    examples = [ModelInput(tuple(range(n)), 0, n - 1, None) for n in (2, 4, 4, 1, 3)]
     made = batches(examples, tokens=9, pad=7)
     assert [one.rows for one in made] == [[1, 2], [4, 0, 3]]
     assert made[1].ids.tolist() == [[0, 1, 2], [0, 1, 7], [0, 7, 7]]
@@ -54,4 +54,4 @@ def test_batches_take_the_longest_first_and_as_many_as_fit():
 
 
 def test_one_prediction_is_its_own_mean():
-    assert divergence([Scored(0, 1, 0.5, 1, 0.0, 0.0, 0)]) == (0.5, 1.0, 1)
+    assert divergence([InputScores(0, 1, 0.5, 1, 0.0, 0.0, 0)]) == (0.5, 1.0, 1)

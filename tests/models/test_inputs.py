@@ -12,7 +12,7 @@ from tiny_models import write_texts
 
 from gradience.data.encoder import Encoder
 from gradience.errors import ConfigError
-from gradience.models.inputs import Example, batches, read_inputs
+from gradience.models.inputs import ModelInput, batches, read_inputs
 
 
 def as_jsonl(path, rows):
@@ -34,9 +34,9 @@ def test_places_that_count_depend_on_the_kind_of_row(loaded, tmp_path):
     rows = [{"text": "w0 w1 w2"}, {"prompt": "w3 w4"}, {"prompt": "w5 ", "completion": "w6 w7", "label": 1}]
     inputs = read_inputs(as_jsonl(tmp_path / "rows.jsonl", rows), loaded, most=9)
     assert sorted(inputs.examples) == [
-        Example((2, 4, 5, 6, 3), 0, 4, None),  # whole: all but after the last token
-        Example((2, 7, 8, 3), 0, 4, None),  # to be continued: after the last token, too
-        Example((2, 9, 10, 11, 3), 1, 4, 1),  # a completion: from the last token of the prompt, without its [SEP]
+        ModelInput((2, 4, 5, 6, 3), 0, 4, None),  # whole: all but after the last token
+        ModelInput((2, 7, 8, 3), 0, 4, None),  # to be continued: after the last token, too
+        ModelInput((2, 9, 10, 11, 3), 1, 4, 1),  # a completion: from the last token of the prompt, without its [SEP]
     ]
 
 
@@ -48,7 +48,7 @@ def test_messages_go_through_the_chat_template(llama, loaded, tmp_path):
     (tmp_path / "chat.jinja").write_text(template)
     chatty = replace(loaded, tokenizer=Encoder(Path(llama.base), tmp_path / "chat.jinja"))
     (example,) = read_inputs(tmp_path / "m.jsonl", chatty, most=1).examples
-    assert example == Example((5, 13), 0, 2)
+    assert example == ModelInput((5, 13), 0, 2)
 
 
 def test_token_ids_need_no_tokenizer_and_long_ones_are_cut(loaded, tmp_path):

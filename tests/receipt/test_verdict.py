@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 from tables import every
 
-from gradience.prove.receipt.verdict import Evidence, _Span, conclude
+from gradience.prove.receipt.verdict import LogProbPairs, _Span, conclude
 from gradience.rules.served import APART, BEYOND, CLEAR, COARSE, EXPLAINED, FINE, UNLIKE
-from gradience.schema.receipt import RECEIPT_SCHEMA_ID, Noise, Receipt, ReceiptRow
+from gradience.schema.receipt import RECEIPT_SCHEMA_ID, Receipt, ReceiptRow, SelfDistance
 
 ROWS, WIDTH = 8, 16
 RNG = np.random.default_rng(0)
@@ -33,7 +33,7 @@ def receipt(**noise):
         task="causal-lm",
         adapter="",
         rows=[ReceiptRow(ids=[1] * (WIDTH + 1), base=b, adapter=a) for b, a in rows],
-        noise=[Noise(of=of, residual=size, predictions=1) for of, size in {**MEASURED, **noise}.items()],
+        noise=[SelfDistance(of=of, residual=size, predictions=1) for of, size in {**MEASURED, **noise}.items()],
     )
 
 
@@ -70,7 +70,7 @@ class Model:
 
 
 def verdict(y, *, precision="", exact=False, models=True, **noise):
-    evidence = Evidence(receipt(**noise), list(y.reshape(ROWS, WIDTH)))
+    evidence = LogProbPairs(receipt(**noise), list(y.reshape(ROWS, WIDTH)))
     return conclude(evidence, precision=precision, exact=exact, probes=Model() if models else None)
 
 
@@ -239,14 +239,14 @@ def test_a_token_that_rounding_moves_counts_less():
     """Structure in the tokens that rounding moves most is no sign of a checkpoint."""
     noisy = np.zeros(ROWS * WIDTH)
     noisy[:16] = 1.0
-    span = _Span(Evidence(receipt(), [ADAPTER]), {"one": ADAPTER + noisy}, [noisy, noisy])
-    small = _Span(Evidence(receipt(), [ADAPTER]), {"one": ADAPTER + noisy}, [1e-3 * noisy, np.ones(ROWS * WIDTH)])
-    plain = _Span(Evidence(receipt(), [ADAPTER]), {"one": ADAPTER + noisy}, [np.ones(ROWS * WIDTH)])
+    span = _Span(LogProbPairs(receipt(), [ADAPTER]), {"one": ADAPTER + noisy}, [noisy, noisy])
+    small = _Span(LogProbPairs(receipt(), [ADAPTER]), {"one": ADAPTER + noisy}, [1e-3 * noisy, np.ones(ROWS * WIDTH)])
+    plain = _Span(LogProbPairs(receipt(), [ADAPTER]), {"one": ADAPTER + noisy}, [np.ones(ROWS * WIDTH)])
     seen = noisy + 0.2 * np.sign(AWAY)
     assert span.share(seen) < 0.05
     assert small.share(seen) < 0.5  # each kind of rounding counts, whatever its size
     assert plain.share(seen) > 0.7
-    own = _Span(Evidence(receipt(), [ADAPTER]), {"one": ADAPTER + seen}, [noisy])
+    own = _Span(LogProbPairs(receipt(), [ADAPTER]), {"one": ADAPTER + seen}, [noisy])
     assert [own.share(seen), own.share(EFFECT)] == pytest.approx([1.0, 1.0])
 
 
@@ -298,7 +298,7 @@ def test_what_any_training_lifts_is_no_sign_of_a_relative():
         ],
     )
     other = base + np.where(rare, 3.0, 0.8 * np.sign(FORM))
-    found = Evidence(held, list(other.reshape(ROWS, WIDTH)))
+    found = LogProbPairs(held, list(other.reshape(ROWS, WIDTH)))
     assert found.share() / found.distance(found.b) > 0.9
     assert found.cosine() < 0.4
 
@@ -319,7 +319,7 @@ def test_a_classifiers_base_is_known_by_its_own_head():
     """The receipt's base has the adapter's head, so what the base gives with its own is an explanation of its own."""
     own = BASE + 0.7 * AWAY + 0.2 * EFFECT
     for models in (None, Model()):
-        evidence = Evidence(receipt(), [own + UNDER * rounded * NOISE])
+        evidence = LogProbPairs(receipt(), [own + UNDER * rounded * NOISE])
         found = conclude(evidence, precision="float32", exact=False, probes=models, own_head=[own])
         assert (found.verdict, "its own head" in found.story) == ("the_base", True)
         assert conclude(evidence, precision="float32", exact=False, probes=models).verdict == "another_adapter"

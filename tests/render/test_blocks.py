@@ -11,7 +11,7 @@ from tables import every
 from gradience.blocks import (
     Bars,
     Block,
-    Facts,
+    FactList,
     Figure,
     Findings,
     Fold,
@@ -25,7 +25,7 @@ from gradience.blocks import (
     Spans,
     Table,
     Title,
-    Verdict,
+    VerdictLine,
 )
 from gradience.blocks.markdown import page_markdown
 from gradience.blocks.plots import Grid
@@ -53,21 +53,21 @@ CASES: dict[str, Case] = {
     "no line": Case("", [""], [], ""),
     "title": Case(Title("A"), ["=" * 72, "A", "=" * 72], [], ""),
     "heading": Case(Heading("Sizes"), ["Sizes:"], ["**Sizes**"], "Sizes"),
-    "verdict": Case(Verdict("holds", " (so)"), ["Verdict: HOLDS (so)"], ["**Holds** (so)"], "Holds (so)"),
+    "verdict": Case(VerdictLine("holds", " (so)"), ["Verdict: HOLDS (so)"], ["**Holds** (so)"], "Holds (so)"),
     "note": Case(Note("odd"), ["Note: odd"], ["Odd"], "odd"),
     "next": Case(Next("go", "stay"), ["Next: go", "   or: stay"], ["**Next:** go; or: stay"], "Next: go; or: stay"),
     "next alone": Case(Next("go"), ["Next: go"], ["**Next:** go"], "Next: go"),
     "facts": Case(
-        Facts((("r", "8"),), indent=1, width=4),
+        FactList((("r", "8"),), indent=1, width=4),
         [" r:  8"],
         ["| Fact | Value |", "|---|---|", "| r | 8 |"],
         "r8",
     ),
     "a long label": Case(
-        Facts((("rank", "8"),), width=3), ["rank: 8"], ["| Fact | Value |", "|---|---|", "| rank | 8 |"], "rank8"
+        FactList((("rank", "8"),), width=3), ["rank: 8"], ["| Fact | Value |", "|---|---|", "| rank | 8 |"], "rank8"
     ),
     "facts as a table": Case(
-        Facts((("r", "8"),), caption="Read"),
+        FactList((("r", "8"),), caption="Read"),
         ["r:          8"],
         ["| Fact | Value |", "|---|---|", "| r | 8 |"],
         "ReadNameValuer8",

@@ -9,7 +9,7 @@ import pytest
 from pages import gather, parse
 from tables import every
 
-from gradience.blocks.html.plot import Line, envelope, running_median
+from gradience.blocks.html.plot import PlotLine, envelope, running_median
 from gradience.render.curves import marks_of
 from gradience.render.diagnose import step_of
 from gradience.render.page import report_html
@@ -82,5 +82,5 @@ def test_a_running_median_leaves_out_one_spike_and_keeps_a_level():
 
 @every(("rows", "smooth", "window"), [(99, True, 0), (100, True, 5), (100, False, 0), (400, True, 21)])
 def test_a_short_curve_is_not_smoothed(rows, smooth, window):
-    line = Line("x", envelope(np.arange(rows), np.ones(rows)), smooth=smooth)
+    line = PlotLine("x", envelope(np.arange(rows), np.ones(rows)), smooth=smooth)
     assert line.window == window

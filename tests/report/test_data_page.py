@@ -10,7 +10,7 @@ from tables import every
 
 from gradience.blocks.html.pieces import page_html
 from gradience.data.examples import Examples
-from gradience.data.tokens import Kept, Sequence, Tokenised
+from gradience.data.tokens import CutSequence, Sequence, TokenRow
 from gradience.render.data import data_page
 from gradience.schema.document import Finding
 from gradience.schema.events import ConfigSnapshot
@@ -20,9 +20,9 @@ from gradience.schema.reports import (
     DataReport,
     Example,
     Lengths,
-    Piece,
     ShownSequence,
     TokenCounts,
+    TokenRun,
 )
 
 HOSTILE = "<script>alert(1)</script>\n\u202e\x1b[31m&amp;"
@@ -58,7 +58,11 @@ def report(**changed: Any) -> CheckReport:
 
 
 def test_the_page_has_findings_histograms_rows_and_the_data_as_understood() -> None:
-    pieces = [Piece(kind="context", text="ask"), Piece(kind="loss", text="answer"), Piece(kind="cut", text="gone")]
+    pieces = [
+        TokenRun(kind="context", text="ask"),
+        TokenRun(kind="loss", text="answer"),
+        TokenRun(kind="cut", text="gone"),
+    ]
     shown = Example(row=3, faults=["answer_cut"], sequences=[ShownSequence(tokens=9, pieces=pieces)])
     shares = [0] * 19 + [7]
     html = _html(report(shares=shares, examples=[shown]))
@@ -83,7 +87,7 @@ def test_the_page_has_findings_histograms_rows_and_the_data_as_understood() -> N
 
 
 def test_text_of_rows_and_findings_is_shown_and_never_run() -> None:
-    piece = Piece(kind="loss", text=HOSTILE)
+    piece = TokenRun(kind="loss", text=HOSTILE)
     shown = Example(row=1, faults=["<b>"], sequences=[ShownSequence(name="chosen", tokens=1, pieces=[piece])])
     html = _html(report(examples=[shown]))
     assert "<script" not in html
@@ -97,8 +101,8 @@ def test_a_report_on_a_configuration_alone_has_no_such_page() -> None:
         _html(CheckReport(schema=CHECK_SCHEMA_ID, config=ConfigSnapshot()))
 
 
-def row(number: int, ids: int = 4, mask: list[int] | None = None, kept: Kept | None = None) -> Tokenised:
-    return Tokenised(number, {}, (Sequence(list(range(ids)), mask, kept),))
+def row(number: int, ids: int = 4, mask: list[int] | None = None, kept: CutSequence | None = None) -> TokenRow:
+    return TokenRow(number, {}, (Sequence(list(range(ids)), mask, kept),))
 
 
 def kinds(example: Example) -> list[tuple[str, str]]:
@@ -135,10 +139,10 @@ def test_rows_with_the_most_faults_come_first_and_of_each_kind_of_fault_only_som
         (3, "cut_left", row(1, 4, [0, 0, 1, 1]), [("cut", "a"), ("context", "b"), ("loss", "cd")]),
         (3, "left_out", row(1, 4, [0, 0, 1, 1]), [("cut", "abcd")]),
         (2, "shared", row(1, 4, [0, 0, 1, 1]), [("context", "a"), ("cut", "b"), ("loss", "c"), ("cut", "d")]),
-        (3, "shared", row(1, 4, [0, 0, 1, 1], Kept([5, 6], [0, 1])), [("context", "f"), ("loss", "g")]),
+        (3, "shared", row(1, 4, [0, 0, 1, 1], CutSequence([5, 6], [0, 1])), [("context", "f"), ("loss", "g")]),
     ],
 )
-def test_a_row_is_shown_as_the_model_sees_it(limit: Any, overlong: Any, given: Tokenised, expected: Any) -> None:
+def test_a_row_is_shown_as_the_model_sees_it(limit: Any, overlong: Any, given: TokenRow, expected: Any) -> None:
     some = Examples(1, limit, overlong)
     some.add(given, ["cut"])
     (found,) = some.result(Decoder())  # type: ignore[arg-type]
@@ -155,7 +159,7 @@ def test_of_a_long_row_the_beginning_and_the_end_are_shown() -> None:
         ("left_out", "100 tokens"),
         ("loss", 300),
     ]
-    pair = Tokenised(1, {}, (Sequence([1]), Sequence([2])))
+    pair = TokenRow(1, {}, (Sequence([1]), Sequence([2])))
     some = Examples(1, None, "cut")
     some.add(pair, [])
     assert [one.name for one in some.result(Decoder())[0].sequences] == ["chosen", "rejected"]  # type: ignore[arg-type]

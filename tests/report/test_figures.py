@@ -17,7 +17,7 @@ from hypothesis import example, given, settings, strategies as st
 
 from gradience.blocks.html import figures
 from gradience.blocks.html.figures import NARROW, STYLES, WIDE, draw, draw_map, style_sheet
-from gradience.blocks.html.plot import Line, Mark, Plot, envelope
+from gradience.blocks.html.plot import Mark, Plot, PlotLine, envelope
 from gradience.blocks.plots import Grid
 
 SIZES = st.sampled_from([WIDE, NARROW])
@@ -43,7 +43,7 @@ def dots(svg, colour: str = "c0"):
 
 
 def plot_of(values, **more) -> Plot:
-    return Plot([Line("loss", envelope(range(len(values)), values))], "step", "loss", **more)
+    return Plot([PlotLine("loss", envelope(range(len(values)), values))], "step", "loss", **more)
 
 
 @settings(max_examples=15, deadline=None)  # each draws a figure
@@ -113,7 +113,7 @@ def test_a_band_spans_the_lowest_and_the_highest_row_of_each_bucket():
 
 def test_two_lines_never_look_alike_and_the_legend_has_the_same_order():
     data = envelope([0, 1], [0.0, 1.0])
-    svg = draw(Plot([Line(str(i), data) for i in range(STYLES)], "step", "loss"), WIDE, "Loss.")
+    svg = draw(Plot([PlotLine(str(i), data) for i in range(STYLES)], "step", "loss"), WIDE, "Loss.")
     drawn = [(s.get("stroke"), "stroke-dasharray" in s.attrib) for i in range(4) for s in lines(svg, f"c{i}")]
     assert sorted(drawn) == [(f"var(--c{i})", dashed) for i in range(4) for dashed in (False, True)]
     for i in range(STYLES):

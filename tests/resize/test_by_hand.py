@@ -18,14 +18,14 @@ from safetensors.numpy import load_file, save_file
 from tables import every
 
 from gradience import AdapterError, OptionError, OutputError, resize_adapter
+from gradience.adapters.patterns import Patterns
 from gradience.rewrite.options import ResizeOptions, Target
 from gradience.rewrite.resize import factors
 from gradience.rewrite.resize.factors import Cut, Loss, planned_file, refit_of, refitted
-from gradience.rewrite.resize.plan import Plan, new_config, relative_error
+from gradience.rewrite.resize.plan import ResizePlan, new_config, relative_error
 from gradience.rewrite.resize.subject import Subject, resizable_pairs
 from gradience.rewrite.resize.weights import module_rank
 from gradience.rewrite.sides import open_stored
-from gradience.rules.weights.ranks import Patterns
 from gradience.spectral.update import reduced
 
 
@@ -611,7 +611,7 @@ def test_dora_that_keeps_its_rank_needs_no_base(tmp_path):
 
 
 def test_a_config_keeps_its_keys_and_takes_the_plan_s_ranks_and_fields():
-    plan = Plan([], Patterns(2, 4, {"q": 1}, {"q": 2}), [], None, {"target_modules": ["q", "v"]})
+    plan = ResizePlan([], Patterns(2, 4, {"q": 1}, {"q": 2}), [], None, {"target_modules": ["q", "v"]})
     raw = {"r": 8, "target_modules": "all-linear", "bias": "none", "init_lora_weights": "Orthogonal"}
     fields, notes = new_config(raw, plan)
     wanted = {"r": 2, "lora_alpha": 4, "rank_pattern": {"q": 1}, "alpha_pattern": {"q": 2}, "bias": "none"}

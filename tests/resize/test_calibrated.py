@@ -27,7 +27,7 @@ from gradience.models.statistics import lora_layers, statistics
 from gradience.rewrite.options import Target
 from gradience.rewrite.resize.outputs import Measurement, TextFile, chosen, measure, plan_by_outputs
 from gradience.rewrite.resize.pieces import (
-    Candidate,
+    RankCandidate,
     combined,
     first_pieces,
     gates_of,
@@ -232,15 +232,15 @@ def test_directions_that_no_token_used_are_kept_apart_and_zero_moments_give_zero
 
 def test_order_is_by_mean_squared_gate_per_parameter_and_what_must_stay_comes_first():
     gates = {"a": np.array([[3.0, 1.0], [-3.0, 1.0]]), "b": np.array([[4.0, 0.5], [4.0, 0.5]])}
-    order = ordered({"a": Candidate(gates["a"], 1), "b": Candidate(gates["b"], 2)})
+    order = ordered({"a": RankCandidate(gates["a"], 1), "b": RankCandidate(gates["b"], 2)})
     assert order == ([("a", 0), ("b", 0), ("a", 1), ("b", 1)], 1)  # 9, 16 / 2, 1, .25 / 2
-    tied = ordered({"b": Candidate(np.ones((1, 2)), 1), "a": Candidate(np.ones((1, 1)), 1)})
+    tied = ordered({"b": RankCandidate(np.ones((1, 2)), 1), "a": RankCandidate(np.ones((1, 1)), 1)})
     assert tied.pieces == [("b", 0), ("b", 1), ("a", 0)]  # in the order of the file
     kept = first_pieces(order, 2)
     assert kept == {"a": [0], "b": [0]}
-    candidates = {"a": Candidate(gates["a"], 1), "b": Candidate(gates["b"], 2)}
+    candidates = {"a": RankCandidate(gates["a"], 1), "b": RankCandidate(gates["b"], 2)}
     assert predicted_kl(candidates, kept, 10) == pytest.approx(0.5 * (1.5**2 + 1.5**2) / 10)
-    forced = ordered({"a": Candidate(gates["a"], 1), "b": Candidate(gates["b"] / 9, 2, least=1)})
+    forced = ordered({"a": RankCandidate(gates["a"], 1), "b": RankCandidate(gates["b"] / 9, 2, least=1)})
     assert forced == ([("b", 0), ("a", 0), ("a", 1), ("b", 1)], 1)
     assert within(forced, 1, {"a": 1, "b": 2}) is None
     assert within(forced, 3, {"a": 1, "b": 2}) == {"b": [0], "a": [0]}
@@ -249,7 +249,7 @@ def test_order_is_by_mean_squared_gate_per_parameter_and_what_must_stay_comes_fi
 
 @every("enough", [1, 2, 17, 40])
 def test_the_shortest_beginning_within_the_tolerance_is_found(enough):
-    order = ordered({"a": Candidate(np.arange(40.0)[None, ::-1] + 1, 1)})
+    order = ordered({"a": RankCandidate(np.arange(40.0)[None, ::-1] + 1, 1)})
     assert shortest(order, lambda n: n >= enough) == enough
 
 

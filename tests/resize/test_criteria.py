@@ -10,7 +10,7 @@ from hypothesis import given, strategies as st
 from tables import every
 
 from gradience.rewrite.options import ResizeOptions, Target
-from gradience.rewrite.resize.weights import Priced, module_rank, ranks_within
+from gradience.rewrite.resize.weights import PriceList, module_rank, ranks_within
 
 SPECTRA = st.lists(st.floats(1e-3, 1e3), min_size=1, max_size=20).map(lambda s: np.sort(np.asarray(s))[::-1])
 SHARES = st.floats(0.01, 0.99)
@@ -47,7 +47,7 @@ GROUPS = st.lists(
 
 @given(groups=GROUPS, budget=st.integers(1, 60))
 def test_a_budget_is_kept_and_spent_to_within_one_step_of_the_best(groups, budget):
-    priced = {str(i): Priced(np.sort(gains)[::-1], cost) for i, (gains, cost) in enumerate(groups)}
+    priced = {str(i): PriceList(np.sort(gains)[::-1], cost) for i, (gains, cost) in enumerate(groups)}
     ranks = ranks_within(priced, budget)
     if ranks is None:
         assert sum(p.cost for p in priced.values()) > budget
@@ -65,7 +65,7 @@ def test_a_budget_is_kept_and_spent_to_within_one_step_of_the_best(groups, budge
 
 @given(groups=GROUPS, budget=st.integers(1, 60))
 def test_a_larger_budget_at_one_price_never_lowers_a_rank(groups, budget):
-    priced = {str(i): Priced(np.sort(gains)[::-1], 2) for i, (gains, _) in enumerate(groups)}
+    priced = {str(i): PriceList(np.sort(gains)[::-1], 2) for i, (gains, _) in enumerate(groups)}
     small, large = ranks_within(priced, budget), ranks_within(priced, budget + 2)
     if small is not None and large is not None:
         assert all(small[name] <= large[name] for name in priced)
@@ -118,11 +118,14 @@ def test_of_four_equal_directions_each_is_a_quarter(name, value, rank):
     ],
 )
 def test_a_budget_buys_the_dearest_gain_per_parameter_to_the_last_one_and_nothing_of_no_gain(budget, ranks):
-    groups = {"a": Priced(np.asarray([4.0, 1.0, 0.0]), 3), "b": Priced(np.asarray([2.0, 2.0, 0.0]), 2)}
+    groups = {"a": PriceList(np.asarray([4.0, 1.0, 0.0]), 3), "b": PriceList(np.asarray([2.0, 2.0, 0.0]), 2)}
     assert ranks_within(groups, budget) == ranks
-    dear = {"a": Priced(np.asarray([9.0, 4.0]), 3), "b": Priced(np.asarray([9.0, 3.0]), 2)}  # 4 for 3, and 3 for 2
+    dear = {
+        "a": PriceList(np.asarray([9.0, 4.0]), 3),
+        "b": PriceList(np.asarray([9.0, 3.0]), 2),
+    }  # 4 for 3, and 3 for 2
     assert ranks_within(dear, 8) == {"a": 1, "b": 2}
-    too_dear = {"a": Priced(np.asarray([9.0, 9.0]), 3), "b": Priced(np.asarray([9.0, 3.0]), 2)}
+    too_dear = {"a": PriceList(np.asarray([9.0, 9.0]), 3), "b": PriceList(np.asarray([9.0, 3.0]), 2)}
     assert ranks_within(too_dear, 7) == {"a": 1, "b": 2}
 
 

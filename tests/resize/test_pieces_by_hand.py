@@ -13,13 +13,13 @@ from hand_made import adapter, diagonal, kohya
 from tables import every
 
 from gradience import AdapterError, ConfigError
-from gradience.models.inputs import Example
+from gradience.models.inputs import ModelInput
 from gradience.rewrite.options import Target
 from gradience.rewrite.resize import running
 from gradience.rewrite.resize.outputs import affordable
 from gradience.rewrite.resize.pieces import (
-    Candidate,
     Order,
+    RankCandidate,
     combined,
     first_pieces,
     gates_of,
@@ -77,16 +77,18 @@ def test_a_share_left_out_is_of_the_update_s_norm():
 
 def test_predicted_costs_are_half_the_mean_square_of_what_the_gates_left_out_say():
     gates = {"a": np.asarray([[3.0, 1.0], [1.0, 2.0]]), "b": np.asarray([[4.0], [-2.0]])}
-    candidates = {name: Candidate(gate, 1) for name, gate in gates.items()}
+    candidates = {name: RankCandidate(gate, 1) for name, gate in gates.items()}
     assert predicted_kl(candidates, {"a": [0], "b": []}, 8) == pytest.approx(0.5 * ((1 + 4) ** 2 + 0) / 8)
     assert predicted_kl(candidates, {"a": [0, 1], "b": [0]}, 8) == 0.0
     assert predicted_kl(candidates, {"a": [0], "b": [0]}, 0) == pytest.approx(0.5 * (1 + 4))
 
 
 def test_equal_scores_keep_their_order_and_costs_of_nothing_count_as_one():
-    order = ordered({"a": Candidate(np.ones((1, 2)), 0), "b": Candidate(np.ones((1, 1)), 1)})
+    order = ordered({"a": RankCandidate(np.ones((1, 2)), 0), "b": RankCandidate(np.ones((1, 1)), 1)})
     assert order == Order([("a", 0), ("a", 1), ("b", 0)], 1)
-    both = ordered({"a": Candidate(np.ones((1, 2)), 1, least=1), "b": Candidate(2 * np.ones((1, 1)), 1, least=1)})
+    both = ordered(
+        {"a": RankCandidate(np.ones((1, 2)), 1, least=1), "b": RankCandidate(2 * np.ones((1, 1)), 1, least=1)}
+    )
     assert both == Order([("b", 0), ("a", 0), ("a", 1)], 2)
     assert first_pieces(both, 2) == {"a": [0], "b": [0]}
     assert first_pieces(both, 0) == {"a": [], "b": []}
@@ -139,7 +141,7 @@ def test_targets_of_the_modules_that_stay():
 )
 def test_two_thirds_of_the_inputs_choose_and_the_rest_measures(usable, task, chosen, most, monkeypatch):
     asked = []
-    rows = [Example((i,), 0, 1) for i in range(usable)]
+    rows = [ModelInput((i,), 0, 1) for i in range(usable)]
 
     def read(path, loaded, *, most, seed, token_ids):
         asked.append((path, most, seed, token_ids))
@@ -152,7 +154,7 @@ def test_two_thirds_of_the_inputs_choose_and_the_rest_measures(usable, task, cho
 
 
 def test_fewer_inputs_than_24_are_refused_with_the_number_that_would_be_used(monkeypatch):
-    rows = [Example((i % 23,), 0, 1) for i in range(30)]  # equal ones count once
+    rows = [ModelInput((i % 23,), 0, 1) for i in range(30)]  # equal ones count once
     monkeypatch.setattr(running, "read_inputs", lambda *_, **__: SimpleNamespace(examples=rows, cut=0))
     with pytest.raises(ConfigError) as error:
         split_inputs("t", SimpleNamespace(task="causal"), most=128, seed=0)

@@ -25,7 +25,7 @@ from gradience.cli.main import main
 from gradience.errors import AdapterError, ConfigError, OptionError
 from gradience.models import distil, load_model, outputs
 from gradience.models.inputs import digest_of
-from gradience.models.states import Factors, adapted
+from gradience.models.states import LayerFactors, adapted
 from gradience.render.writing import resize_text
 from gradience.rewrite.resize import recovery, running
 from gradience.rewrite.resize.running import split_inputs
@@ -237,7 +237,7 @@ def test_the_first_steps_are_adams_down_the_gradient_of_the_kl_from_the_teacher(
     for path in layers:
         before |= {name: torch.from_numpy(tensors[name]) for name in tensors if f".{path}.lora" in name}
         names = [f"base_model.model.{path}.lora_{side}.weight" for side in "AB"]
-        student[path] = Factors(*(torch.nn.Parameter(before[name].clone()) for name in names))
+        student[path] = LayerFactors(*(torch.nn.Parameter(before[name].clone()) for name in names))
     examples = split_inputs(texts, loaded, most=40, seed=0).chosen_by
     seen = []
     told = lambda *given: seen.append(given)  # noqa: E731  # as short as it is

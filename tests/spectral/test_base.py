@@ -10,7 +10,7 @@ import pytest
 from shaped import SPECTRA, M, N, of
 from tables import grid
 
-from gradience.spectral.base import Updated, merge_sums, rounded
+from gradience.spectral.base import UpdatedWeight, merge_sums, rounded
 from gradience.spectral.krylov import Operator, leading
 
 R = 4
@@ -80,7 +80,7 @@ def test_merge_sums_are_those_of_an_elementwise_merge(stored, dense):
     delta = (b @ a) * np.float32(1e-5)
     target = ml_dtypes.bfloat16 if stored == "float32" else w.dtype
     name = "bfloat16" if stored == "float32" else stored
-    found = merge_sums(Updated(w, b, a, delta if dense else None), scale=1e-5, target=name, delta_dtype="float32")
+    found = merge_sums(UpdatedWeight(w, b, a, delta if dense else None), scale=1e-5, target=name, delta_dtype="float32")
     before = w.astype(target).astype(np.float32)
     realised = (before + delta).astype(target).astype(np.float64) - before
     assert found.entries == M * N
@@ -98,7 +98,7 @@ def test_survival_in_bf16_is_as_measured_on_gaussian_weights(ratio, changed, cos
     rng = np.random.default_rng(0)
     w = (rng.standard_normal((1000, 1000)) * 0.02).astype(ml_dtypes.bfloat16)
     delta = (rng.standard_normal((1000, 1000)) * 0.02 * ratio).astype(np.float32)
-    chunk = Updated(w, np.zeros((1000, 0), np.float32), np.zeros((0, 1000), np.float32), delta)
+    chunk = UpdatedWeight(w, np.zeros((1000, 0), np.float32), np.zeros((0, 1000), np.float32), delta)
     found = merge_sums(chunk, scale=1.0, target="bfloat16", delta_dtype="float32")
     assert found.changed / found.entries == pytest.approx(changed, abs=0.01)
     assert found.cosine == pytest.approx(cosine, abs=0.005)
@@ -106,7 +106,7 @@ def test_survival_in_bf16_is_as_measured_on_gaussian_weights(ratio, changed, cos
 
 def test_a_zero_update_changes_nothing_and_has_no_cosine():
     w = matrix("flat")
-    zero = Updated(w, np.zeros((M, R), np.float32), np.ones((R, N), np.float32))
+    zero = UpdatedWeight(w, np.zeros((M, R), np.float32), np.ones((R, N), np.float32))
     found = merge_sums(zero, scale=1.0, target="bfloat16", delta_dtype="float32")
     assert found.changed == 0
     assert found.cosine is None
@@ -115,9 +115,9 @@ def test_a_zero_update_changes_nothing_and_has_no_cosine():
 def test_the_sums_are_those_of_all_rows_added_up():
     rng = np.random.default_rng(0)
     w, b, a = matrix("flat"), rng.standard_normal((M, R)).astype(np.float32), np.ones((R, N), np.float32)
-    whole = merge_sums(Updated(w, b, a), scale=1e-3, target="bfloat16", delta_dtype="float32")
+    whole = merge_sums(UpdatedWeight(w, b, a), scale=1e-3, target="bfloat16", delta_dtype="float32")
     parts = [
-        merge_sums(Updated(w[i : i + 70], b[i : i + 70], a), scale=1e-3, target="bfloat16", delta_dtype="float32")
+        merge_sums(UpdatedWeight(w[i : i + 70], b[i : i + 70], a), scale=1e-3, target="bfloat16", delta_dtype="float32")
         for i in range(0, M, 70)
     ]
     assert sum(part.changed for part in parts) == whole.changed
@@ -131,7 +131,7 @@ def test_a_weight_larger_than_the_cache_counts_each_row_once(stored, is_dense):
     w = (rng.standard_normal((701, 300)) * 0.02).astype(stored)
     b, a = (rng.standard_normal(s).astype(np.float32) for s in ((701, R), (R, 300)))
     delta = b @ a * np.float32(1e-4)
-    chunk = Updated(w, b, a, delta if is_dense else None)
+    chunk = UpdatedWeight(w, b, a, delta if is_dense else None)
     found = merge_sums(chunk, scale=1e-4, target="bfloat16", delta_dtype="float32")
     before = w.astype(ml_dtypes.bfloat16).astype(np.float32)
     realised = (before + delta).astype(ml_dtypes.bfloat16).astype(np.float64) - before

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from gradience.spectral import subspace, subspace as module
-from gradience.spectral.subspace import Stacked, crossed, row_geometries
+from gradience.spectral.subspace import StackTerm, crossed, row_geometries
 
 RANKS = (3, 5, 2, 4)
 DTYPES = (np.float32, ml_dtypes.bfloat16, np.float64, np.float16)
@@ -83,7 +83,7 @@ def test_what_is_not_finite_stays_with_its_own_update(factors):
 
 
 def test_a_row_of_three_has_the_geometry_of_each_two_and_passes_over_a_gap(factors):
-    row = [Stacked(lambda some=some: some, some[1].shape[0], 0.5 - i) for i, some in enumerate(factors[:3])]
+    row = [StackTerm(lambda some=some: some, some[1].shape[0], 0.5 - i) for i, some in enumerate(factors[:3])]
     whole, gap = row_geometries([row, [row[0], None, row[2]]], [(0, 1), (0, 2), (1, 2)])
     dense = [(0.5 - i) * b @ a for i, (b, a) in enumerate(_wide(factors[:3]))]
     assert set(whole.pairs) == {(0, 1), (0, 2), (1, 2)}
@@ -114,7 +114,7 @@ def test_the_square_of_a_root_is_the_gram_matrix(dependent):
 
 
 def test_on_a_device_a_row_has_the_same_grams_and_geometry(factors, monkeypatch):
-    row = [Stacked(lambda some=some: some, some[1].shape[0], 0.5 - i) for i, some in enumerate(factors[:3])]
+    row = [StackTerm(lambda some=some: some, some[1].shape[0], 0.5 - i) for i, some in enumerate(factors[:3])]
     pairs = [(0, 1), (0, 2), (1, 2)]
     (here,) = row_geometries([row], pairs)
     monkeypatch.setattr(subspace, "on_cpu", lambda: False)

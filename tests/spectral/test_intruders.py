@@ -185,7 +185,7 @@ def test_a_ritz_vector_counts_from_its_tolerance_on_and_beyond_what_float32_tell
 
 
 def test_what_is_not_above_all_thresholds_is_searched_from_what_is_known(monkeypatch):
-    known = intruders.Known(np.array(1.0), np.array([0.36]), np.array([0.5]))
+    known = intruders.RitzOverlaps(np.array(1.0), np.array([0.36]), np.array([0.5]))
     monkeypatch.setattr(intruders, "seen_from", lambda *_: (known, None))
     found = intruders.atoms(None, 4, 1, [0.3])
     assert (found.lower.tolist(), found.upper.tolist()) == ([0.36], [1.0])

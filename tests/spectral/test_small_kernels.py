@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from gradience.spectral import base, subspace, sums
-from gradience.spectral.subspace import Stacked, row_geometries
+from gradience.spectral.subspace import StackTerm, row_geometries
 
 
 def diagonal(*sigma: float, d_out: int = 40, d_in: int = 30) -> tuple[np.ndarray, np.ndarray]:
@@ -17,8 +17,8 @@ def diagonal(*sigma: float, d_out: int = 40, d_in: int = 30) -> tuple[np.ndarray
     return np.eye(d_out, n) * np.asarray(sigma), np.eye(n, d_in)
 
 
-def stack(b: np.ndarray, a: np.ndarray) -> Stacked:
-    return Stacked(lambda: (b, a), len(a), 1.0)
+def stack(b: np.ndarray, a: np.ndarray) -> StackTerm:
+    return StackTerm(lambda: (b, a), len(a), 1.0)
 
 
 def test_factors_of_two_dtypes_and_ranks_are_stacked_each_padded_to_one_rank():

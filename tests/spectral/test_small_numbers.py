@@ -11,12 +11,12 @@ from tables import every
 
 from gradience import spectral
 from gradience.spectral import batch, dense, grams, sums, update
-from gradience.spectral.base import MergeSums, Updated, merge_sums
+from gradience.spectral.base import MergeSums, UpdatedWeight, merge_sums
 from gradience.spectral.batch import spectra, spectrum_of
 from gradience.spectral.dense import DenseSpectrum, dense_spectrum
 from gradience.spectral.grams import DIMENSIONS, Factors, Grams, Sketch, grams_of, grams_on_host, inner_size, narrowed
 from gradience.spectral.krylov import Triplets
-from gradience.spectral.subspace import PairGeometry, Stacked, row_geometries
+from gradience.spectral.subspace import PairGeometry, StackTerm, row_geometries
 from gradience.spectral.update import (
     LowRank,
     gram_maps,
@@ -293,11 +293,11 @@ def test_an_energy_short_by_rounding_alone_is_held():
 # --- two updates -------------------------------------------------------------------------------------------------
 
 
-def stack(b: np.ndarray, a: np.ndarray, scale: float = 1.0) -> Stacked:
-    return Stacked(lambda: (b, a), a.shape[0], scale)
+def stack(b: np.ndarray, a: np.ndarray, scale: float = 1.0) -> StackTerm:
+    return StackTerm(lambda: (b, a), a.shape[0], scale)
 
 
-def geometry(one: Stacked, two: Stacked) -> PairGeometry:
+def geometry(one: StackTerm, two: StackTerm) -> PairGeometry:
     (row,) = row_geometries([[one, two]], [(0, 1)])
     return row.pairs[0, 1]
 
@@ -459,7 +459,7 @@ def test_sums_over_three_entries_by_hand():
     """bfloat16 has steps of 1/128 from 1 to 2: of 0.003 nothing is kept there, of 0.006 a whole step."""
     w = np.asarray([[1.0, 1.0], [0.0, 2.0]], np.float32)
     delta = np.asarray([[0.003, 0.006], [0.5, 0.0]], np.float32)
-    whole = Updated(w, w[:, :0], w[:0], delta)
+    whole = UpdatedWeight(w, w[:, :0], w[:0], delta)
     found = merge_sums(whole, scale=1.0, target="bfloat16", delta_dtype="float32")
     assert (found.entries, found.changed) == (4, 2)
     assert found.realised == pytest.approx((1 / 128) ** 2 + 0.25)
@@ -467,7 +467,7 @@ def test_sums_over_three_entries_by_hand():
     assert found.inner == pytest.approx(0.006 / 128 + 0.25)
     assert found.weight == pytest.approx(6.0)
     assert found.along == pytest.approx(0.003 + 0.006)  # of W with dW
-    kept = Updated(np.asarray([[0.3]], np.float32), w[:1, :0], w[:0, :1], np.asarray([[2.0]], np.float32))
+    kept = UpdatedWeight(np.asarray([[0.3]], np.float32), w[:1, :0], w[:0, :1], np.asarray([[2.0]], np.float32))
     assert merge_sums(kept, scale=1.0, target="bfloat16", delta_dtype="float32").along == pytest.approx(0.6, rel=1e-6)
 
 
@@ -530,7 +530,7 @@ def test_what_is_the_trusted_share_itself_is_trusted(monkeypatch):
 def test_the_scaled_update_is_rounded_to_the_dtype_of_its_factors_before_it_is_added(delta_dtype, kept):
     """3 * (1 + 1/256): bfloat16 has steps of 1/64 there; 1 + 1/256 alone would be 1. W can hold either."""
     one = np.ones((1, 1), np.float32)
-    made = Updated(0.0 * one, one, np.float32(1.00390625) * one)
+    made = UpdatedWeight(0.0 * one, one, np.float32(1.00390625) * one)
     found = merge_sums(made, scale=3.0, target="float32", delta_dtype=delta_dtype)
     assert (found.intended, found.realised, found.inner) == (kept**2, kept**2, kept**2)
 
@@ -539,7 +539,7 @@ def test_an_update_is_added_under_the_sign_of_its_scale():
     """bfloat16 has steps of 1/256 under 1 and of 1/128 over it: of 0.003 one is kept under it and none over it."""
     one = np.ones((1, 1), np.float32)
     for scale, kept in ((-1.0, 1 / 256), (1.0, 0.0)):
-        made = merge_sums(Updated(one, one, 0.003 * one), scale=scale, target="bfloat16", delta_dtype="float32")
+        made = merge_sums(UpdatedWeight(one, one, 0.003 * one), scale=scale, target="bfloat16", delta_dtype="float32")
         assert (made.changed, made.realised) == (kept > 0.0, kept**2)
 
 

@@ -15,7 +15,7 @@ from gradience.errors import AdapterError
 from gradience.prove.verify_merge.delta import PlainDelta, WholeDelta, narrower, rounded, working
 from gradience.prove.verify_merge.judge import copied as compare_copy
 from gradience.prove.verify_merge.measure import Case, Merge, distance, is_cast, measure
-from gradience.prove.verify_merge.rows import Side, left_over, names_of, same_length, token_rows
+from gradience.prove.verify_merge.rows import ModelTensors, left_over, names_of, same_length, token_rows
 from gradience.schema.audit import LeftoverReason
 
 U = 2.0**-24
@@ -203,7 +203,7 @@ def test_the_embedding_that_an_output_shares_is_the_one_with_most_rows():
     weights = Weights(
         model__embed_tokens__weight=(9, 2), model__embed_positions__weight=(5, 8), model__q__weight=(50, 50)
     )
-    side = Side(weights, "the base")
+    side = ModelTensors(weights, "the base")
     assert side.find("lm_head.weight").name == "model__embed_tokens__weight"
     assert side.find("model.k.weight") is None
     assert side.find("model.q.weight").name == "model__q__weight"

@@ -12,7 +12,7 @@ from gradience.adapters.layout import Module
 from gradience.io.safetensors import DTYPES
 from gradience.prove.verify_merge.delta import UNIT, PlainDelta
 from gradience.prove.verify_merge.judge import causes_of, usual_factors, verdict_on
-from gradience.prove.verify_merge.measure import Case, Merge, Sums, measure
+from gradience.prove.verify_merge.measure import Case, EntrySums, Merge, measure
 
 
 def module(scale=2.0, r=4, *, rslora=False):
@@ -39,9 +39,9 @@ def test_a_factor_within_two_per_cent_has_the_mistake_s_cause(factor, found):
 
 
 def test_sums_give_least_squares_and_what_is_left():
-    sums = Sums(entries=4, ee=5.0, ed=2.0, dd=1.0, pd=0.5)
+    sums = EntrySums(entries=4, ee=5.0, ed=2.0, dd=1.0, pd=0.5)
     assert (sums.coefficient, sums.expected, sums.residual) == (2.0, 0.5, 1.0)
-    assert Sums().coefficient is Sums().expected is Sums().residual is None
+    assert EntrySums().coefficient is EntrySums().expected is EntrySums().residual is None
 
 
 def case(w, m, *, scale=1.0, seed=0, r=2, base="F32", merged="F32"):

@@ -180,7 +180,7 @@ class NeedsBase(NamedTuple):
 
 
 @dataclass(frozen=True, slots=True)
-class Skipped:
+class LeftoverTensor:
     """A tensor or group that is not analysed; `reason` is text for people, `cause` is for programs."""
 
     name: str
@@ -188,7 +188,7 @@ class Skipped:
     cause: LeftoverReason = LeftoverReason.SHAPE
 
 
-ReadModule: TypeAlias = Module | NeedsBase | Skipped
+ReadModule: TypeAlias = Module | NeedsBase | LeftoverTensor
 
 
 class UnsuitableError(Exception):
@@ -259,7 +259,7 @@ class Adapter:
     modules: list[Module]
     roles: dict[str, Role]
     tensors: dict[str, TensorInfo]
-    skipped: list[Skipped] = field(default_factory=list)
+    skipped: list[LeftoverTensor] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     weights: list[Path] = field(default_factory=list)
     base_dependent: list[Module] = field(default_factory=list)
@@ -285,7 +285,7 @@ class Group:
     keys: dict[str, str] = field(default_factory=dict)
 
 
-class _Memory(threading.local):
+class _ThreadCache(threading.local):
     """A cache for each thread, because several threads load modules."""
 
     def __init__(self) -> None:
@@ -305,7 +305,7 @@ class Context:
     """Paths of the modules that are a MultiheadAttention; their own pair belongs to in_proj."""
     layers: tuple[int, ...] = ()
     """layer_replication unrolled: the index of the base's layer for each layer of the adapted model."""
-    memory: _Memory = field(default_factory=_Memory)
+    memory: _ThreadCache = field(default_factory=_ThreadCache)
 
     @property
     def kept(self) -> dict[str, Any]:
@@ -373,14 +373,14 @@ Builder: TypeAlias = Callable[[Context, Group], ReadModule]
 
 def reported(
     build: Callable[Concatenate[Context, Group, _P], _T],
-) -> Callable[Concatenate[Context, Group, _P], _T | Skipped]:
-    """Decorate a builder to return `Skipped`, with the module's name and the reason, for an UnsuitableError."""
+) -> Callable[Concatenate[Context, Group, _P], _T | LeftoverTensor]:
+    """Decorate a builder to return `LeftoverTensor`, with the module's name and the reason, for an UnsuitableError."""
 
     @functools.wraps(build)
-    def wrapped(ctx: Context, group: Group, /, *args: _P.args, **options: _P.kwargs) -> _T | Skipped:
+    def wrapped(ctx: Context, group: Group, /, *args: _P.args, **options: _P.kwargs) -> _T | LeftoverTensor:
         try:
             return build(ctx, group, *args, **options)
         except UnsuitableError as error:
-            return Skipped(ctx.name(group), error.reason, error.cause)
+            return LeftoverTensor(ctx.name(group), error.reason, error.cause)
 
     return wrapped

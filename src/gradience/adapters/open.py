@@ -28,7 +28,7 @@ from gradience.errors import AdapterError
 from gradience.io import PathLike
 from gradience.io.header import cut_short, header_length, parsed_header
 from gradience.io.reading import open_raw, real_path
-from gradience.io.safetensors import Memory, SafetensorsFile, ShardedFiles, TensorSource, indexed_files
+from gradience.io.safetensors import SafetensorsFile, ShardedFiles, TensorSource, ThreadBuffer, indexed_files
 
 Bytes: TypeAlias = npt.NDArray[np.uint8]
 
@@ -98,17 +98,17 @@ def find_files(path: Path, *, config: Path | None = None, weights: Path | None =
     if not os.path.exists(path):  # noqa: PTH110  # Path.exists raises where a name is too long
         raise AdapterError(f"no such file or folder: {path}", advice="give the folder that PEFT saved")
     folder = path if path.is_dir() else path.parent
-    found = weights or (path if path.is_file() else _weights_in(folder))
+    file = weights or (path if path.is_file() else _weights_in(folder))
     others: tuple[Path, ...] = ()
-    if found is None:
-        folder, found = _only_nested(folder)
+    if file is None:
+        folder, file = _only_nested(folder)
     elif weights is None and path.is_dir():
         others = tuple(_nested(folder))  # PEFT saves adapters not named `default` in sub-folders
-    if not os.path.isfile(found):  # noqa: PTH113  # as above
-        raise AdapterError(f"no weights file at {found}", advice="give the weights file itself")
+    if not os.path.isfile(file):  # noqa: PTH113  # as above
+        raise AdapterError(f"no weights file at {file}", advice="give the weights file itself")
     if config is not None and not os.path.isfile(config):  # noqa: PTH113  # as above
         raise AdapterError(f"no config file at {config}", advice="give it with --adapter-config FILE")
-    return AdapterFiles(folder, config or _config_beside(found, folder), found, _shards(found), others)
+    return AdapterFiles(folder, config or _config_beside(file, folder), file, _shards(file), others)
 
 
 def _config_beside(weights: Path, folder: Path) -> Path:
@@ -143,9 +143,9 @@ def _only_nested(folder: Path) -> tuple[Path, Path]:
     """The one sub-folder that holds an adapter, and its weights."""
     nested = _nested(folder)
     if len(nested) == 1:
-        found = _weights_in(nested[0])
-        if found is not None:
-            return nested[0], found
+        file = _weights_in(nested[0])
+        if file is not None:
+            return nested[0], file
     if nested:
         raise AdapterError(
             f"{folder} holds {len(nested)} adapters in sub-folders ({_listed(nested)})",
@@ -284,14 +284,14 @@ class HeldFile(SafetensorsFile):
         """Switch to another file, which must have the same header and the same size."""
         self.path, self._data = path, data
 
-    def _bytes(self, offset: int, count: int, memory: Memory | None = None) -> Bytes:  # noqa: ARG002  # has its own
+    def _bytes(self, offset: int, count: int, memory: ThreadBuffer | None = None) -> Bytes:  # noqa: ARG002  # has its own
         start = self._start + offset
         if start + count > len(self._data):
             raise cut_short(self.path, start + count, len(self._data))
         return self._data[start : start + count]
 
 
-class _Known(NamedTuple):
+class _CachedLayout(NamedTuple):
     size: int
     source: HeldFile
     config: bytes
@@ -303,7 +303,7 @@ class Layouts:
     """A cache of the layouts read last, by file header. For one thread: an adapter is valid until the next is read."""
 
     def __init__(self) -> None:
-        self._known: OrderedDict[bytes, _Known] = OrderedDict()
+        self._known: OrderedDict[bytes, _CachedLayout] = OrderedDict()
 
     def read(self, files: AdapterFiles, data: Bytes) -> Adapter:
         """The adapter in one safetensors file whose bytes are in memory; equal to the result of `read_adapter`.
@@ -321,13 +321,13 @@ class Layouts:
         adapter = read_adapter(files, lambda _: source)
         if _is_plain(adapter) and len(header) <= _MOST_HEADER:
             notes = adapter.notes[: len(adapter.notes) - len(notes_on(files))]
-            self._known[header] = _Known(len(data), source, _decisive(adapter.config), adapter, notes)
+            self._known[header] = _CachedLayout(len(data), source, _decisive(adapter.config), adapter, notes)
             if len(self._known) > _MOST:
                 self._known.popitem(last=False)
         return adapter
 
 
-def _again(known: _Known, files: AdapterFiles, data: Bytes, config: AdapterConfig) -> Adapter:
+def _again(known: _CachedLayout, files: AdapterFiles, data: Bytes, config: AdapterConfig) -> Adapter:
     known.source.turn_to(files.weights, data)
     notes = [*known.notes, *notes_on(files)]
     return replace(known.adapter, config=config, notes=notes, weights=[files.weights])

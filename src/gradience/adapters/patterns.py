@@ -1,4 +1,4 @@
-r"""Match PEFT's rank_pattern and alpha_pattern in bounded time, whatever the pattern.
+r"""Write PEFT's rank_pattern and alpha_pattern, and match them in bounded time, whatever the pattern.
 
 PEFT applies the first key of the dict for which `re.match(rf"(.*\.)?({key})$", name)` holds (`peft/utils/other.py`,
 get_pattern_key): a regular expression anchored at the end, beginning at a dot or at the start. This module does not
@@ -12,11 +12,13 @@ has no look-around and no back-references, and may differ from `re` on names out
 
 from __future__ import annotations
 
+import math
 import re
 import time
 import warnings
-from collections.abc import Callable, Iterable
-from typing import Final
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping
+from typing import Final, NamedTuple, TypeAlias, TypeVar
 
 import re2
 
@@ -24,6 +26,8 @@ from gradience.errors import AdapterError
 from gradience.io.confined import Confined, Foreign, Limits, allow
 
 Test = Callable[[str], bool]
+Number: TypeAlias = int | float
+_T = TypeVar("_T", int, float)
 
 # A module's path as plain text, with dots bare or escaped as re.escape does.
 _PLAIN: Final = re.compile(r"(?:[A-Za-z0-9_.]|\\[.])+")
@@ -62,6 +66,48 @@ def first_matches(keys: Iterable[str], names: Iterable[str]) -> dict[str, str]:
 def whole(expression: str) -> str:
     """A key that matches the names of which the expression matches all, as PEFT reads a string in target_modules."""
     return f"^(?:{expression})$"
+
+
+class Patterns(NamedTuple):
+    """The four fields of a LoraConfig that set every module's rank and alpha."""
+
+    r: int
+    lora_alpha: Number
+    rank_pattern: dict[str, int]
+    alpha_pattern: dict[str, Number]
+
+
+def patterns_of(
+    ranks: Mapping[str, int], alphas: Mapping[str, Number], *, default: tuple[int, Number] | None = None
+) -> Patterns:
+    """The LoraConfig fields for modules given by path, as PEFT matches paths; both mappings have the same keys.
+
+    The default rank and alpha are `default` if given. Otherwise they are the commonest values, and the mappings must
+    not be empty.
+    """
+    r, alpha = default or (_commonest(ranks.values()), _commonest(alphas.values()))
+    tails = {tail for path in ranks for tail in dotted_tails(path)[1:]}
+    return Patterns(
+        r,
+        alpha,
+        {_key(path, tails): rank for path, rank in ranks.items() if rank != r},
+        {_key(path, tails): value for path, value in alphas.items() if value != alpha},
+    )
+
+
+def alpha_for(scale: float, rank: int, *, rslora: bool) -> Number:
+    """The alpha that gives scaling s at the rank: s r, or s sqrt(r) with rsLoRA. Whole numbers are returned as int."""
+    alpha = scale * (math.sqrt(rank) if rslora else rank)
+    near = round(alpha)
+    return near if math.isclose(alpha, near, rel_tol=1e-12) else alpha
+
+
+def _commonest(values: Iterable[_T]) -> _T:
+    return Counter(values).most_common(1)[0][0]
+
+
+def _key(path: str, tails: set[str]) -> str:
+    return ("^" if path in tails else "") + re.escape(path)
 
 
 class PatternTable:

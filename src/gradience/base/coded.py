@@ -9,11 +9,20 @@ from typing import Final, NamedTuple
 import msgspec
 import numpy as np
 
-from gradience.base.forms import WORD, DamagedCodesError, Kind, State, Tensors, UnreadCodesError, bits_of, recognised
+from gradience.base.forms import (
+    WORD,
+    BitsandbytesState,
+    DamagedCodesError,
+    Kind,
+    Tensors,
+    UnreadCodesError,
+    bits_of,
+    recognised,
+)
 from gradience.base.weights import READABLE, BaseWeights, names_of_expert
 from gradience.errors import AdapterError
 from gradience.io.reading import decode_json
-from gradience.io.safetensors import Array, Memory
+from gradience.io.safetensors import Array, ThreadBuffer
 from gradience.spectral import enough_threads
 from gradience.spectral.codes import Codes, from_awq, moved, whole, words_of
 
@@ -23,7 +32,7 @@ _BNB8: Final = np.float32(1.0 / 127.0)
 _DTYPES: Final = {"bfloat16": "BF16", "float16": "F16", "float32": "F32"}
 
 
-class Coded(NamedTuple):
+class CodedWeight(NamedTuple):
     """A weight that is stored in codes."""
 
     name: str
@@ -47,14 +56,14 @@ class Coded(NamedTuple):
     def moved(self, delta: Array) -> Array:
         """The change of the weight by a merge of delta that is rounded to its codes again; both as the parameter is."""
         enough_threads()
-        found = np.asarray(moved(self.codes, delta.T if self.turned else delta))
-        return found.T if self.turned else found
+        change = np.asarray(moved(self.codes, delta.T if self.turned else delta))
+        return change.T if self.turned else change
 
     def whole(self) -> Array:
         """The weight in float32, in the orientation of the model's parameter."""
         enough_threads()
-        found = np.asarray(whole(self.codes))
-        return found.T if self.turned else found
+        floats = np.asarray(whole(self.codes))
+        return floats.T if self.turned else floats
 
 
 class Weight(NamedTuple):
@@ -64,7 +73,7 @@ class Weight(NamedTuple):
     key: str
     dtype: str
     w: Array | Codes
-    coded: Coded | None = None
+    coded: CodedWeight | None = None
     names: frozenset[str] = frozenset()
     """The tensors that hold it."""
 
@@ -85,7 +94,7 @@ class Weight(NamedTuple):
 
 
 def weight_of(
-    weights: BaseWeights, parameter: str, expert: int | None = None, memory: Memory | None = None
+    weights: BaseWeights, parameter: str, expert: int | None = None, memory: ThreadBuffer | None = None
 ) -> Weight | None:
     """The weight of a parameter as the files store it, in floats or in codes; None if they have no such weight.
 
@@ -100,10 +109,10 @@ def weight_of(
         DamagedCodesError: a tensor beside its codes is missing or damaged, or does not fit them.
         AdapterError: it is no matrix.
     """
-    found = weights.find(parameter)
-    if found is not None and found.info.dtype in READABLE:
-        w = weights.read(found, expert, memory)
-        return Weight(found.name, _key(found.name, expert), found.info.dtype, w, names=frozenset([found.name]))
+    tensor = weights.find(parameter)
+    if tensor is not None and tensor.info.dtype in READABLE:
+        w = weights.read(tensor, expert, memory)
+        return Weight(tensor.name, _key(tensor.name, expert), tensor.info.dtype, w, names=frozenset([tensor.name]))
     parts = [] if expert is None else weights.find_expert(parameter, expert)
     if parts and all(part.info.dtype in READABLE for part in parts):
         names, rows = [part.name for part in parts], [weights.read(part) for part in parts]
@@ -124,7 +133,7 @@ def _key(name: str, expert: int | None) -> str:
     return name if expert is None else f"{name}[{expert}]"
 
 
-class _Read(NamedTuple):
+class _CodesReading(NamedTuple):
     """A format's name as a reader knows it, the codes, and the dtype that they are computed in, if that is told."""
 
     form: str
@@ -132,7 +141,7 @@ class _Read(NamedTuple):
     dtype: str | None = None
 
 
-def coded(weights: BaseWeights, parameter: str, expert: int | None = None) -> Coded | None:
+def coded(weights: BaseWeights, parameter: str, expert: int | None = None) -> CodedWeight | None:
     """The weight of a parameter if it is in codes of a known format; else None.
 
     Args:
@@ -154,11 +163,12 @@ def coded(weights: BaseWeights, parameter: str, expert: int | None = None) -> Co
     except (msgspec.MsgspecError, ValueError, TypeError, KeyError, IndexError) as error:
         raise DamagedCodesError(f"{name}: what is stored beside its codes does not fit them: {error}") from error
     held = {one.info.dtype for key in tensors.names if (one := weights.find(key)) is not None}
+    # Most formats do not say it: float16 if anything beside the codes is, else that in which models are served.
     dtype = read.dtype or ("F16" if "F16" in held else "BF16")
-    return Coded(name, read.form, dtype, read.codes, frozenset(tensors.names), tensors.form.turned)
+    return CodedWeight(name, read.form, dtype, read.codes, frozenset(tensors.names), tensors.form.turned)
 
 
-def _coded_expert(weights: BaseWeights, stack: str, expert: int) -> Coded | None:
+def _coded_expert(weights: BaseWeights, stack: str, expert: int) -> CodedWeight | None:
     """The same for one expert of a stack whose matrices are stored singly, from top to bottom."""
     for names in names_of_expert(stack, expert):
         parts = [one for name in names if (one := coded(weights, name)) is not None]
@@ -214,6 +224,7 @@ def _step(count: int, size: int, told: int | None = None) -> int:
         ValueError: no such number.
     """
     exact = size // count if count and size % count == 0 else None
+    # A last block may be shorter than its step, so an even division is only the last guess.
     tried = (size if count == 1 else None, told, _BLOCK, exact)
     for step in tried:
         if step and -(-size // step) == count:
@@ -230,15 +241,15 @@ def _grid(of_blocks: Array, shape: tuple[int, ...], told: Sequence[int] | None =
     return np.repeat(square, rows, axis=0)[:m], block
 
 
-def _fp8(tensors: Tensors) -> _Read:
+def _fp8(tensors: Tensors) -> _CodesReading:
     codes = tensors.codes()
     given = tensors.numbers("{weight}_scale_inv", "{weight}_scale", "{module}._weight_scale")
     scales, block = _grid(given, codes.shape, tensors.weights.quantization.weight_block_size)
     coding = codes.dtype.name
-    return _Read("FP8", Codes(codes.view(np.uint8), scales, coding, codes.shape[1], block))
+    return _CodesReading("FP8", Codes(codes.view(np.uint8), scales, coding, codes.shape[1], block))
 
 
-def _int8(tensors: Tensors) -> _Read:
+def _int8(tensors: Tensors) -> _CodesReading:
     codes = tensors.codes()
     scales, block = _grid(tensors.numbers("{weight}_scale", "{module}._weight_scale"), codes.shape)
     patterns = ("{weight}_zero_point", "{module}._weight_zero_point")
@@ -247,20 +258,20 @@ def _int8(tensors: Tensors) -> _Read:
         zeros, _ = _grid(tensors.numbers(*patterns), codes.shape)
         if zeros.shape != scales.shape:
             raise ValueError(f"zero points of shape {list(zeros.shape)} beside scales of {list(scales.shape)}")
-    return _Read("INT8", Codes(codes, scales, "int8", codes.shape[1], block, zeros=zeros))
+    return _CodesReading("INT8", Codes(codes, scales, "int8", codes.shape[1], block, zeros=zeros))
 
 
-def _bnb8(tensors: Tensors) -> _Read:
+def _bnb8(tensors: Tensors) -> _CodesReading:
     codes = tensors.codes()
     scales, block = _grid(tensors.numbers("{module}.SCB"), codes.shape)
-    return _Read("INT8 (bitsandbytes)", Codes(codes, scales * _BNB8, "int8", codes.shape[1], block))
+    return _CodesReading("INT8 (bitsandbytes)", Codes(codes, scales * _BNB8, "int8", codes.shape[1], block))
 
 
-def _bnb4(kind: str) -> Callable[[Tensors], _Read]:
-    def read(tensors: Tensors) -> _Read:
-        told = decode_json(tensors.read(f"{{weight}}.quant_state.bitsandbytes__{kind}").tobytes(), State)
+def _bnb4(kind: str) -> Callable[[Tensors], _CodesReading]:
+    def read(tensors: Tensors) -> _CodesReading:
+        told = decode_json(tensors.read(f"{{weight}}.quant_state.bitsandbytes__{kind}").tobytes(), BitsandbytesState)
         scales = tensors.read("{weight}.absmax")
-        if scales.dtype == np.uint8:
+        if scales.dtype == np.uint8:  # double quantisation: the scales are codes themselves, with scales of their own
             outer = np.repeat(tensors.numbers("{weight}.nested_absmax"), told.nested_blocksize)[: scales.size]
             scales = tensors.numbers("{weight}.nested_quant_map")[scales] * outer + np.float32(told.nested_offset)
         m, n = told.shape
@@ -270,11 +281,12 @@ def _bnb4(kind: str) -> Callable[[Tensors], _Read]:
         packed = tensors.read("{weight}").reshape(-1)
         if n % 2 or 2 * len(packed) != m * n or len(scales) != m * n // group:
             raise ValueError(f"{len(packed)} bytes and {len(scales)} groups for a weight of {told.shape}")
+        # bitsandbytes has the first of two codes in the high bits of a byte, all other formats in the low ones.
         low_first = (packed >> 4 | packed << 4).reshape(m, -1)
         values = tensors.numbers("{weight}.quant_map")
         scales = np.ascontiguousarray(scales.reshape(m, -1).T)
         codes = Codes(words_of(low_first), scales, "own values", n, group, values=values)
-        return _Read(kind.upper(), codes, _DTYPES[told.dtype])
+        return _CodesReading(kind.upper(), codes, _DTYPES[told.dtype])
 
     return read
 
@@ -287,20 +299,20 @@ def _nibbles(packed: Array, scales: Array, group: int) -> Codes:
     return Codes(words_of(packed), np.ascontiguousarray(scales.T), "float4_e2m1fn", n, group)
 
 
-def _nvfp4(tensors: Tensors) -> _Read:
+def _nvfp4(tensors: Tensors) -> _CodesReading:
     scales = tensors.numbers("{weight}_scale") / tensors.numbers("{weight}_global_scale").reshape(-1, 1)
-    return _Read("NVFP4", _nibbles(tensors.codes(), scales, _NVFP4))
+    return _CodesReading("NVFP4", _nibbles(tensors.codes(), scales, _NVFP4))
 
 
-def _nvfp4_modelopt(tensors: Tensors) -> _Read:
+def _nvfp4_modelopt(tensors: Tensors) -> _CodesReading:
     scales = tensors.numbers("{weight}_scale") * tensors.numbers("{weight}_scale_2").reshape(-1, 1)
-    return _Read("NVFP4", _nibbles(tensors.codes(), scales, _NVFP4))
+    return _CodesReading("NVFP4", _nibbles(tensors.codes(), scales, _NVFP4))
 
 
-def _mxfp4(tensors: Tensors) -> _Read:
+def _mxfp4(tensors: Tensors) -> _CodesReading:
     codes = tensors.read(tensors.form.codes).view(np.uint8)
     scales = tensors.numbers("{weight}_scale", "{weight}_scales", "{weight}_scale_inv")
-    return _Read("MXFP4", _nibbles(codes.reshape(len(codes), -1), scales, _MXFP4))
+    return _CodesReading("MXFP4", _nibbles(codes.reshape(len(codes), -1), scales, _MXFP4))
 
 
 def _unpacked(words: Array, bits: int, axis: int) -> Array:
@@ -310,7 +322,7 @@ def _unpacked(words: Array, bits: int, axis: int) -> Array:
     return np.moveaxis(apart.reshape(*apart.shape[:-2], -1), -1, axis).astype(np.float32)
 
 
-def _packed(tensors: Tensors) -> _Read:
+def _packed(tensors: Tensors) -> _CodesReading:
     words, (m, n) = tensors.codes(), tensors.read("{weight}_shape").tolist()
     if len(words) != m:
         raise ValueError(f"codes of shape {list(words.shape)} for a weight of {[m, n]}")
@@ -320,6 +332,7 @@ def _packed(tensors: Tensors) -> _Read:
     if (held := tensors.find("{weight}_zero_point")) is not None:
         zeros = tensors.read("{weight}_zero_point")
         if held.info.dtype == "I32":
+            # Packed as the codes are: without sign, half the range added.
             zeros = _unpacked(zeros, bits, 0)[:m] - 2.0 ** (bits - 1)
         zeros, _ = _grid(zeros.astype(np.float32), (m, n))
         zeros = np.ascontiguousarray(zeros.T)
@@ -327,7 +340,7 @@ def _packed(tensors: Tensors) -> _Read:
         groups = _order(tensors.read("{weight}_g_idx"), n, scales.shape[1])
     packed = np.ascontiguousarray(words.view(np.uint32).T)
     scales = np.ascontiguousarray(scales.T)
-    return _Read(f"INT{bits}", Codes(packed, scales, f"offset{bits}", n, block, zeros=zeros, groups=groups))
+    return _CodesReading(f"INT{bits}", Codes(packed, scales, f"offset{bits}", n, block, zeros=zeros, groups=groups))
 
 
 def _order(groups: Array, n: int, count: int) -> Array | None:
@@ -341,7 +354,7 @@ def _order(groups: Array, n: int, count: int) -> Array | None:
     return groups.astype(np.int32)
 
 
-def _gptq(tensors: Tensors) -> _Read:
+def _gptq(tensors: Tensors) -> _CodesReading:
     words, zeros = tensors.codes(), tensors.read("{module}.qzeros")
     scales = tensors.numbers("{module}.scales")
     count, m = scales.shape
@@ -350,21 +363,22 @@ def _gptq(tensors: Tensors) -> _Read:
     n = len(words) if is_awq else len(words) * WORD // bits
     if len(zeros) != count or (not is_awq and words.shape[1] != m) or (is_awq and (bits != 4 or n % 8)):
         raise ValueError(f"qweight {list(words.shape)}, qzeros {list(zeros.shape)}, scales {list(scales.shape)}")
-    found = _unpacked(zeros.view(np.uint32), bits, 1)
+    offsets = _unpacked(zeros.view(np.uint32), bits, 1)
     if is_awq:
-        found = found.reshape(count, -1, 8)[:, :, [0, 4, 1, 5, 2, 6, 3, 7]].reshape(count, m)
+        # A word of AWQ holds columns 0, 2, 4, 6, 1, 3, 5, 7: the order in which its kernel takes them apart.
+        offsets = offsets.reshape(count, -1, 8)[:, :, [0, 4, 1, 5, 2, 6, 3, 7]].reshape(count, m)
         enough_threads()
         packed, groups = np.asarray(from_awq(words.view(np.uint32))), None
     else:
         # The first version of the format, and programs that write it, store zero points less one.
-        found = found[:, :m] + float(tensors.weights.quantization.checkpoint_format != "gptq_v2")
+        offsets = offsets[:, :m] + float(tensors.weights.quantization.checkpoint_format != "gptq_v2")
         packed = words.view(np.uint32)
         groups = _order(tensors.read("{module}.g_idx"), n, count) if tensors.find("{module}.g_idx") else None
     called = f"{'AWQ' if is_awq else 'GPTQ'} int{bits}"
-    return _Read(called, Codes(packed, scales, f"uint{bits}", n, _step(count, n), zeros=found, groups=groups))
+    return _CodesReading(called, Codes(packed, scales, f"uint{bits}", n, _step(count, n), zeros=offsets, groups=groups))
 
 
-_READERS: Final[dict[Kind, Callable[[Tensors], _Read]]] = {
+_READERS: Final[dict[Kind, Callable[[Tensors], _CodesReading]]] = {
     "nf4": _bnb4("nf4"),
     "fp4": _bnb4("fp4"),
     "bnb8": _bnb8,

@@ -18,8 +18,8 @@ from gradience.adapters import module_type
 from gradience.base.peft_emulation.layout import Layout, Site, site_layer
 from gradience.base.peft_emulation.targets import (
     Hits,
+    ModuleChoice,
     NotFollowedError,
-    Wanted,
     lora_sizes,
     narrow_sites,
     resolve,
@@ -64,7 +64,7 @@ class _Content(msgspec.Struct):
     content: str
 
 
-class _Config(msgspec.Struct):
+class _TokenizerConfig(msgspec.Struct):
     """The fields of tokenizer_config.json that are read here."""
 
     added_tokens_decoder: dict[str, _Content] = {}
@@ -80,12 +80,14 @@ class Vocabulary(msgspec.Struct, frozen=True):
 def read_vocabulary(folder: Path) -> Vocabulary | None:
     """The vocabulary from a folder's tokenizer files, or None if the folder has none that can be read."""
     whole = _decoded(folder / "tokenizer.json", _Tokenizer)
-    config = _decoded(folder / "tokenizer_config.json", _Config)
+    config = _decoded(folder / "tokenizer_config.json", _TokenizerConfig)
     added = read_added(folder)
     if whole is None and config is None and not added:
         return None
     added |= {
-        item.content: int(key) for key, item in (config or _Config()).added_tokens_decoder.items() if key.isdecimal()
+        item.content: int(key)
+        for key, item in (config or _TokenizerConfig()).added_tokens_decoder.items()
+        if key.isdecimal()
     }
     added |= {token.content: token.id for token in (whole or _Tokenizer()).added_tokens}
     vocab = whole.model.vocab if whole is not None and whole.model is not None else None
@@ -200,11 +202,11 @@ def _without_bare_parameters(lora: LoraSnapshot, hits: Hits, layout: Layout) -> 
     return hits._replace(adapted=adapted, refused=hits.refused + [(name, reason) for name in bare])
 
 
-def _wanted(lora: LoraSnapshot) -> Wanted:
+def _wanted(lora: LoraSnapshot) -> ModuleChoice:
     extras = lora.extras
     if extras.get("layer_replication"):
         raise NotFollowedError("layer_replication repeats layers: the module tree is not followed through it")
-    return Wanted(
+    return ModuleChoice(
         modules=lora.target_modules,
         parameters=_texts(extras.get("target_parameters")),
         exclude=_names(extras.get("exclude_modules")),
@@ -215,18 +217,18 @@ def _wanted(lora: LoraSnapshot) -> Wanted:
     )
 
 
-def _besides(lora: LoraSnapshot, hits: Hits, layout: Layout, wanted: Wanted) -> dict[str, int]:
+def _besides(lora: LoraSnapshot, hits: Hits, layout: Layout, wanted: ModuleChoice) -> dict[str, int]:
     """The number of trained entries beside LoRA's factors, by kind; kinds without any are left out."""
     saved = _saved(wanted, layout)
-    found = {
+    sizes = {
         "modules_to_save": sum(layout.sites[name].entries for name in saved),
         "bias": _biases(lora.bias, hits, layout, saved),
         "token_rows": _token_rows(lora, layout),
     }
-    return {kind: entries for kind, entries in found.items() if entries}
+    return {kind: entries for kind, entries in sizes.items() if entries}
 
 
-def _saved(wanted: Wanted, layout: Layout) -> set[str]:
+def _saved(wanted: ModuleChoice, layout: Layout) -> set[str]:
     """The sites that modules_to_save trains whole: those in modules whose name ends with one of its entries."""
     endings = saved_names(wanted)
     if not endings:
@@ -309,7 +311,7 @@ def _numbers(value: Json) -> list[int] | None:
     return [item for item in value if isinstance(item, int)] or None if isinstance(value, list) else None
 
 
-class _Memory(NamedTuple):
+class _TrainingBytes(NamedTuple):
     """Bytes of the trained numbers, bytes of the optimizer's states and gradients, and the assumption behind them."""
 
     trained: int
@@ -317,7 +319,7 @@ class _Memory(NamedTuple):
     assumption: str
 
 
-class _State(NamedTuple):
+class _OptimizerState(NamedTuple):
     """An optimizer's state for each trained number: its moments, in the number's dtype or `packed` in a byte each."""
 
     moments: int
@@ -325,24 +327,30 @@ class _State(NamedTuple):
     says: str
 
 
-_ADAM: Final = _State(2, packed=False, says="Adam family: two moments and a gradient for each trained number")
+_ADAM: Final = _OptimizerState(2, packed=False, says="Adam family: two moments and a gradient for each trained number")
 _STATES: Final = (  # words in the optimizer's name, and its state; the first entry whose words all occur counts
-    (("adam", "8bit"), _State(2, packed=True, says="8-bit Adam: two 1-byte moments (block constants not counted)")),
+    (
+        ("adam", "8bit"),
+        _OptimizerState(2, packed=True, says="8-bit Adam: two 1-byte moments (block constants not counted)"),
+    ),
     (("adam",), _ADAM),
-    (("lion", "8bit"), _State(1, packed=True, says="8-bit Lion: one 1-byte moment (block constants not counted)")),
-    (("lion",), _State(1, packed=False, says="Lion: one moment and a gradient for each trained number")),
+    (
+        ("lion", "8bit"),
+        _OptimizerState(1, packed=True, says="8-bit Lion: one 1-byte moment (block constants not counted)"),
+    ),
+    (("lion",), _OptimizerState(1, packed=False, says="Lion: one moment and a gradient for each trained number")),
 )
 
 
 def _stored_dtype(sites: Iterable[Site]) -> str:
     """The trainable dtype that most of the base's sites have; float32 if none has one."""
-    found = Counter(_SHORT[site.dtype] for site in sites if site.dtype in _SHORT)
-    return found.most_common(1)[0][0] if found else "float32"
+    counts = Counter(_SHORT[site.dtype] for site in sites if site.dtype in _SHORT)
+    return counts.most_common(1)[0][0] if counts else "float32"
 
 
 def _memory_of(
     lora: int, besides: Mapping[str, int], *, optimizer: str | None, adapter_dtype: str, stored: str
-) -> _Memory:
+) -> _TrainingBytes:
     """The bytes that training needs in one process, with the base loaded in its stored dtype.
 
     Args:
@@ -357,12 +365,12 @@ def _memory_of(
     trained = sum(entries * _BYTES[dtype] for entries, dtype in groups)
     state = _state(optimizer)
     if state is None:
-        return _Memory(trained, None, "")
+        return _TrainingBytes(trained, None, "")
     kept = sum(entries * (state.moments * (1 if state.packed else _BYTES[dtype])) for entries, dtype in groups)
-    return _Memory(trained, kept + trained, f"{state.says}, in {adapter_dtype}; the base loaded in {stored}")
+    return _TrainingBytes(trained, kept + trained, f"{state.says}, in {adapter_dtype}; the base loaded in {stored}")
 
 
-def _state(optimizer: str | None) -> _State | None:
+def _state(optimizer: str | None) -> _OptimizerState | None:
     if optimizer is None:
         return _ADAM
     return next((state for words, state in _STATES if all(word in optimizer for word in words)), None)

@@ -44,8 +44,8 @@ class Tensors:
     def find(self, pattern: str) -> BaseTensor | None:
         """The tensor of that name, in this folder and of this very weight."""
         name = pattern.format(weight=self._parameter, module=self._parameter.rpartition(".")[0])
-        found = self.weights.find(name)
-        return found if found is not None and found.name == name else None
+        tensor = self.weights.find(name)
+        return tensor if tensor is not None and tensor.name == name else None
 
     def header(self, pattern: str) -> tuple[int, ...]:
         """The shape of a tensor."""
@@ -69,10 +69,10 @@ class Tensors:
 
     def codes(self) -> Array:
         """The tensor of codes, a matrix."""
-        found = self.read(self.form.codes)
-        if found.ndim != _AXES:
-            raise ValueError(f"codes of shape {list(found.shape)}")
-        return found
+        codes = self.read(self.form.codes)
+        if codes.ndim != _AXES:
+            raise ValueError(f"codes of shape {list(codes.shape)}")
+        return codes
 
     def numbers(self, *patterns: str) -> Array:
         """Scales or zero points in float32; bytes are exponents of two (E8M0, of the OCP's MX formats)."""
@@ -125,9 +125,9 @@ def declared(weights: BaseWeights) -> dict[str, tuple[tuple[int, ...], str]]:
     A parameter in codes has the dtype that it is computed in. Codes that are damaged or of no known format stay as they
     are stored.
     """
-    found = dict(_shapes_of_codes(weights))
-    held = {name: one for name in weights.names if (one := weights.find(name)) and not _stands_for(name, found)}
-    return found | {name: (one.info.shape, one.info.dtype) for name, one in held.items()}
+    shapes = dict(_shapes_of_codes(weights))
+    held = {name: one for name in weights.names if (one := weights.find(name)) and not _stands_for(name, shapes)}
+    return shapes | {name: (one.info.shape, one.info.dtype) for name, one in held.items()}
 
 
 def _shapes_of_codes(weights: BaseWeights) -> Iterator[tuple[str, tuple[tuple[int, ...], str]]]:
@@ -161,7 +161,7 @@ def _stands_for(name: str, coded: Container[str]) -> bool:
     return not name.endswith(".bias") and any(f"{module}.weight" in coded for module in modules)
 
 
-class State(msgspec.Struct):
+class BitsandbytesState(msgspec.Struct):
     """What bitsandbytes writes beside codes of 4 bits."""
 
     quant_type: str
@@ -189,7 +189,9 @@ def bits_of(words: int, numbers: int) -> int:
 
 def _bnb4_shape(kind: Kind) -> Callable[[Tensors], Sequence[int]]:
     def read(tensors: Tensors) -> Sequence[int]:
-        return decode_json(tensors.read(f"{{weight}}.quant_state.bitsandbytes__{kind}").tobytes(), State).shape
+        return decode_json(
+            tensors.read(f"{{weight}}.quant_state.bitsandbytes__{kind}").tobytes(), BitsandbytesState
+        ).shape
 
     return read
 

@@ -28,7 +28,7 @@ from gradience.adapters.patterns import dotted_tails
 from gradience.errors import AdapterError, OutputError
 from gradience.io.atomic import atomic_file
 from gradience.io.reading import decode_json, open_regular, read_small, real_path
-from gradience.io.safetensors import Array, Memory, SafetensorsFile, TensorInfo, indexed_files
+from gradience.io.safetensors import Array, SafetensorsFile, TensorInfo, ThreadBuffer, indexed_files
 from gradience.spectral import in_threads
 from gradience.spectral.grams import Factors
 
@@ -65,7 +65,7 @@ class Norms(msgspec.Struct, frozen=True):
     frobenius: float
 
 
-class _Document(msgspec.Struct):
+class _NormsDocument(msgspec.Struct):
     version: int
     stamp: str
     identity: str
@@ -101,16 +101,16 @@ class NormsCache:
         """Write the cache if something was added, whole or not at all. A failure to write is ignored."""
         if self._file is None or not self._added:
             return
-        document = _Document(version=_VERSION, stamp=self._stamp, identity=self.identity, norms=self._norms)
+        document = _NormsDocument(version=_VERSION, stamp=self._stamp, identity=self.identity, norms=self._norms)
         # With a read-only home or a full disk, the norms are computed again next time.
         with suppress(OSError, OutputError), atomic_file(self._file, sources=self._files, force=True) as draft:
             draft.write_bytes(msgspec.json.encode(document))
 
-    def _load(self) -> _Document | None:
+    def _load(self) -> _NormsDocument | None:
         if self._file is None or not self._file.is_file():
             return None
         try:
-            document = decode_json(read_small(self._file, most=_LARGEST, what="a norms cache"), _Document)
+            document = decode_json(read_small(self._file, most=_LARGEST, what="a norms cache"), _NormsDocument)
         except (OSError, msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
             self.refused = f"the norms cache {self._file} is damaged: not used"
             return None
@@ -138,9 +138,9 @@ def find_shards(path: Path) -> list[Path]:
         return indexed_files(folder / _INDEX)
     if (folder / _ONE_FILE).is_file():
         return [folder / _ONE_FILE]
-    found = sorted(p for p in folder.glob("*.safetensors") if p.is_file() and not p.name.startswith("adapter"))
-    if found:
-        return found
+    shards = sorted(p for p in folder.glob("*.safetensors") if p.is_file() and not p.name.startswith("adapter"))
+    if shards:
+        return shards
     held = ", ".join(sorted(p.name for p in folder.iterdir())[:8]) or "nothing"
     pickled = any(folder.glob("*.bin"))
     advice = "only safetensors are read: save the model again with safe_serialization=True" if pickled else _ADVICE
@@ -225,8 +225,8 @@ def stamp(files: Sequence[Path]) -> str:
 
 
 def _written(file: Path) -> str:
-    found = file.stat()
-    fields = (found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns)
+    status = file.stat()
+    fields = (status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns)
     return " ".join(map(str, fields))
 
 
@@ -261,7 +261,7 @@ class Quantization(msgspec.Struct, frozen=True):
     weight_block_size: list[int] | None = None
 
 
-class _Config(msgspec.Struct):
+class _CodedConfig(msgspec.Struct):
     quantization_config: Quantization | None = None
 
 
@@ -319,9 +319,9 @@ class BaseWeights:
         transformers 5 stacks experts on loading and takes them apart on saving, so the stack is in no file.
         """
         for names in names_of_expert(stack, expert):
-            found = [self.find(name) for name in names]
-            if None not in found:
-                return [one for one in found if one is not None]
+            tensors = [self.find(name) for name in names]
+            if None not in tensors:
+                return [one for one in tensors if one is not None]
         return []
 
     def named_under(self, module: str) -> list[BaseTensor]:
@@ -333,11 +333,11 @@ class BaseWeights:
         """What config.json says of codes; of a folder without one, nothing."""
         try:
             raw = read_small(self.files[0].path.parent / "config.json", most=_LARGEST, what="a base's config.json")
-            return decode_json(raw, _Config).quantization_config or Quantization()
+            return decode_json(raw, _CodedConfig).quantization_config or Quantization()
         except (OSError, msgspec.MsgspecError, UnicodeDecodeError, RecursionError, AdapterError):
             return Quantization()
 
-    def read(self, found: BaseTensor, expert: int | None = None, memory: Memory | None = None) -> Array:
+    def read(self, found: BaseTensor, expert: int | None = None, memory: ThreadBuffer | None = None) -> Array:
         """The weight as a matrix in its stored dtype. A convolution is flattened after its first axis.
 
         If `expert` is given, only that expert's slice is read. If `memory` is given, the array lies in it and is valid
@@ -351,7 +351,7 @@ class BaseWeights:
         part = found.file.read(found.name, memory) if expert is None else self._slice(found, expert, memory)
         return part.reshape(part.shape[0], -1)
 
-    def _slice(self, found: BaseTensor, expert: int, memory: Memory | None) -> Array:
+    def _slice(self, found: BaseTensor, expert: int, memory: ThreadBuffer | None) -> Array:
         """One expert's slice along the first axis. Only its bytes are read."""
         count, *rest = found.info.shape
         if expert >= count or len(rest) < 2:

@@ -48,7 +48,7 @@ class Heading(msgspec.Struct, frozen=True):
     text: str
 
 
-class Verdict(msgspec.Struct, frozen=True):
+class VerdictLine(msgspec.Struct, frozen=True):
     """The answer of a verb, in one word or a few, and the rest of the sentence."""
 
     word: str
@@ -69,7 +69,7 @@ class Next(msgspec.Struct, frozen=True):
     alternative: str | None = None
 
 
-class Facts(msgspec.Struct, frozen=True):
+class FactList(msgspec.Struct, frozen=True):
     """Labels and values. A page shows them in boxes, or as a table if there is a caption."""
 
     pairs: tuple[tuple[str, str], ...]
@@ -189,7 +189,7 @@ class Page(msgspec.Struct, frozen=True):
 
 Drawing: TypeAlias = "Bars | Intervals | Grid | Plot"
 Block: TypeAlias = (
-    "str | Title | Heading | Verdict | Note | Next | Facts | Table | Findings | Fold | Section | Figure | Spans"
+    "str | Title | Heading | VerdictLine | Note | Next | FactList | Table | Findings | Fold | Section | Figure | Spans"
 )
 
 
@@ -219,9 +219,11 @@ def table(
     )
 
 
-def facts(pairs: Iterable[tuple[str, str | None]], *, indent: int = 0, width: int = 12, caption: str = "") -> Facts:
+def facts(pairs: Iterable[tuple[str, str | None]], *, indent: int = 0, width: int = 12, caption: str = "") -> FactList:
     """The labels and values as a block; what has no value is left out."""
-    return Facts(tuple((label, value) for label, value in pairs if value), indent=indent, width=width, caption=caption)
+    return FactList(
+        tuple((label, value) for label, value in pairs if value), indent=indent, width=width, caption=caption
+    )
 
 
 def part(heading: str, content: Iterable[Block]) -> list[Block]:

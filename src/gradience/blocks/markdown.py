@@ -13,7 +13,7 @@ from typing import Final
 
 from gradience.blocks import (
     Block,
-    Facts,
+    FactList,
     Findings,
     Fold,
     Heading,
@@ -23,7 +23,7 @@ from gradience.blocks import (
     Section,
     ShownFinding,
     Table,
-    Verdict,
+    VerdictLine,
     clean,
     sentence,
     shorter,
@@ -61,7 +61,7 @@ def _lines(block: Block, most: int | None) -> Iterable[str]:  # noqa: C901, PLR0
     match block:
         case str() if block.strip():
             return [escape(block.strip()), ""]
-        case Verdict(word, rest):
+        case VerdictLine(word, rest):
             return [f"**{escape(sentence(word))}**{escape(rest)}", ""]
         case Heading(text):
             return [f"**{escape(text)}**", ""]
@@ -69,7 +69,7 @@ def _lines(block: Block, most: int | None) -> Iterable[str]:  # noqa: C901, PLR0
             return [escape(sentence(text)), ""]
         case Next(text, alternative):
             return [f"**Next:** {escape('; or: '.join(filter(None, (text, alternative))))}", ""]
-        case Facts(pairs):
+        case FactList(pairs):
             return _table(("Fact", "Value"), pairs, most)
         case Table():
             caption = [f"{escape(block.caption)}:", ""] if block.caption and block.rows else []

@@ -11,7 +11,7 @@ from typing import Final, ParamSpec
 from gradience.blocks import (
     Bars,
     Block,
-    Facts,
+    FactList,
     Figure,
     Findings,
     Fold,
@@ -23,7 +23,7 @@ from gradience.blocks import (
     ShownFinding,
     Table,
     Title,
-    Verdict,
+    VerdictLine,
     clean,
     grounds,
 )
@@ -85,13 +85,13 @@ def _lines(block: Block) -> Iterable[str]:  # noqa: C901, PLR0911  # a line for 
             return ["=" * _WIDTH, text, "=" * _WIDTH]
         case Heading(text):
             return [f"{text}:"]
-        case Verdict(word, rest):
+        case VerdictLine(word, rest):
             return [f"Verdict: {word.upper()}{rest}"]
         case Note(text):
             return [f"Note: {text}"]
         case Next(text, alternative):
             return [f"Next: {text}", *([f"   or: {alternative}"] if alternative else [])]
-        case Facts():
+        case FactList():
             return (f"{'':{block.indent}}{label + ': ':<{block.width}}{value}" for label, value in block.pairs)
         case Table():
             return _table(block)

@@ -264,7 +264,7 @@ def script() -> int:
     gc.set_threshold(*_GC_THRESHOLDS)
     if sys.stderr is None:  # closed, as by 2>&-: progress and errors go nowhere
         sys.stderr = Path(os.devnull).open("w", encoding="utf-8")  # noqa: SIM115  # as long as the process
-    sys.stderr = Escaped(sys.stderr)  # all that is asked of a stream it has
+    sys.stderr = EscapingStream(sys.stderr)  # all that is asked of a stream it has
     try:
         interrupt.install()
         _keep_descriptors()
@@ -285,7 +285,7 @@ def script() -> int:
     return code
 
 
-class Escaped:
+class EscapingStream:
     """A stream that writes an escape for each character that steers a terminal.
 
     As stderr it is the way of all that is not ours to write: of warnings, logs, bars and traces of threads.

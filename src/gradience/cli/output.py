@@ -131,7 +131,7 @@ def leave_stdout() -> None:
         os.close(nowhere)
 
 
-class _Kept(io.StringIO):
+class _TextBuffer(io.StringIO):
     """A text file in memory with an encoding, which a console asks for."""
 
     def __init__(self, encoding: str) -> None:
@@ -150,7 +150,7 @@ class KeptConsole:
         from rich.console import Console  # only help pays for it
 
         on_screen = sys.stdout is not None and sys.stdout.isatty()
-        self._kept = _Kept(getattr(sys.stdout, "encoding", None) or "utf-8")
+        self._kept = _TextBuffer(getattr(sys.stdout, "encoding", None) or "utf-8")
         self.console = Console(file=self._kept, force_terminal=on_screen)
 
     def text(self) -> str:

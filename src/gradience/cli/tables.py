@@ -18,8 +18,8 @@ from gradience.render.fleet import query_text
 from gradience.schema.document import escape_controls, writable
 
 if TYPE_CHECKING:
-    from gradience.collect.fleet.audit import Tally
-    from gradience.tables.query import Named
+    from gradience.collect.fleet.audit import JobProgress
+    from gradience.tables.query import NamedQuery
     from gradience.tables.store import Store
 
 _WRITTEN: Final = 30.0  # seconds between two lines of a file
@@ -52,7 +52,7 @@ class ResultOptions:
 DEFAULT_RESULT = ResultOptions()
 
 
-def chosen(queries: Mapping[str, Named], sql: str | None, named: str | None) -> str:
+def chosen(queries: Mapping[str, NamedQuery], sql: str | None, named: str | None) -> str:
     """Return the query that was given, or the one that was named.
 
     Raises:
@@ -65,7 +65,7 @@ def chosen(queries: Mapping[str, Named], sql: str | None, named: str | None) -> 
     return sql if named is None and sql is not None else queries[str(named)].sql
 
 
-def list_queries(queries: Mapping[str, Named]) -> int:
+def list_queries(queries: Mapping[str, NamedQuery]) -> int:
     """Print the named queries, and return exit code 0."""
     print_text("\n".join(f"{name}: {query.asks}\n    {query.sql}" for name, query in queries.items()))
     return DONE
@@ -96,7 +96,7 @@ def answer(store: Store, sql: str, form: ResultOptions) -> int:
     return DONE
 
 
-def rate_on_stderr(what: str) -> Callable[[Tally], None]:
+def rate_on_stderr(what: str) -> Callable[[JobProgress], None]:
     """Return a function that writes rate, remaining time and failures to stderr.
 
     On a terminal the line is updated in place; otherwise a line is written now and then.
@@ -104,7 +104,7 @@ def rate_on_stderr(what: str) -> Callable[[Tally], None]:
     bar = on_terminal(what)
     start = last = time.monotonic()
 
-    def draw(tally: Tally) -> None:
+    def draw(tally: JobProgress) -> None:
         nonlocal last
         now = time.monotonic()
         rate = tally.done / max(now - start, 1e-9)

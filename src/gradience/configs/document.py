@@ -43,7 +43,7 @@ from gradience.io.reading import real_path
 from gradience.names import NAMES, Level
 from gradience.schema import Json
 from gradience.schema.events import ConfigSnapshot
-from gradience.schema.reports import LossMode, Overlong, SourceFile
+from gradience.schema.reports import InputFile, LossMode, Overlong
 
 CONFIG_NAME = "adapter_config.json"
 
@@ -103,7 +103,7 @@ def _read_mapping(mapping: dict[str, Json], where: str) -> Layer:
     if not fields.n_read:
         message = f"{where}: no setting of an adapter in it"
         raise ConfigError(message, advice=f"give PEFT's {CONFIG_NAME}; training arguments go to --training")
-    return layer_of(draft, SourceFile(role="adapter", path=where), [fields], unknown=unknown)
+    return layer_of(draft, InputFile(role="adapter", path=where), [fields], unknown=unknown)
 
 
 def _read_native(fields: Fields, draft: Draft) -> list[str]:
@@ -137,8 +137,8 @@ def _base_class(value: Json) -> dict[str, str]:
         raise Malformed("a mapping")
     name, library = value.get("base_model_class"), value.get("parent_library")
     kind = re.match(r"transformers\.models\.(\w+)\.", library) if isinstance(library, str) else None
-    found = {"base_model_class": "" if name is None else text(name), "base_model_type": kind[1] if kind else ""}
-    return {key: value for key, value in found.items() if value}
+    mapping = {"base_model_class": "" if name is None else text(name), "base_model_type": kind[1] if kind else ""}
+    return {key: value for key, value in mapping.items() if value}
 
 
 def _missing(folder: Path) -> str:
@@ -146,9 +146,9 @@ def _missing(folder: Path) -> str:
 
 
 def _where_else(folder: Path) -> str:
-    found = sorted(folder.glob(f"*/{CONFIG_NAME}")) if folder.is_dir() else []
-    if found:
-        return f"there is one in {found[-1].parent}: give that folder"
+    configs = sorted(folder.glob(f"*/{CONFIG_NAME}")) if folder.is_dir() else []
+    if configs:
+        return f"there is one in {configs[-1].parent}: give that folder"
     return "give the folder where PEFT's save_pretrained wrote"
 
 
@@ -163,7 +163,7 @@ def read_labels(path: Path) -> Layer:
     named = isinstance(classes, list) and any(str(name).endswith(_HEAD) for name in classes)
     if not named or not isinstance(labels, dict) or len(labels) < 2 or model.get("problem_type") == "regression":
         return Layer()
-    return Layer(config=ConfigSnapshot(num_labels=len(labels)), sources=(SourceFile(role="model", path=str(path)),))
+    return Layer(config=ConfigSnapshot(num_labels=len(labels)), sources=(InputFile(role="model", path=str(path)),))
 
 
 def read_document(path: Path) -> Layer:
@@ -197,7 +197,7 @@ def _read_any(mapping: dict[str, Json], where: str) -> Layer:
     if is_ms_swift(mapping) and draft.get("lora", "target_modules") == ["all-linear"]:
         draft.set("lora", "target_modules", "all-linear")  # ms-swift takes the word in a list, too
     place = next((found for item in levels if (found := output_dir(item))), None)
-    layer = layer_of(draft, SourceFile(role="config", path=where), levels, unknown=unknown, output_dir=place)
+    layer = layer_of(draft, InputFile(role="config", path=where), levels, unknown=unknown, output_dir=place)
     return msgspec.structs.replace(layer, log="wandb recorded it") if recorded else layer
 
 
@@ -314,11 +314,11 @@ class Naming(NamedTuple):
         )
 
     def _turn(self, turn: _Mapping) -> _Mapping:
-        found = {self.keys.get(key, key): value for key, value in turn.items()}
+        renamed = {self.keys.get(key, key): value for key, value in turn.items()}
         for key in ("role", "from"):
-            if isinstance(found.get(key), str):
-                found[key] = self.roles.get(found[key], found[key])
-        return found
+            if isinstance(renamed.get(key), str):
+                renamed[key] = self.roles.get(renamed[key], renamed[key])
+        return renamed
 
 
 class DataPlan(NamedTuple):
@@ -429,9 +429,9 @@ def _first(items: list[_Mapping], places: tuple[Path, ...]) -> Path | None:
     for item in items:
         files = item.get("data_files")
         named = files if isinstance(files, str) else (_list(files) or [None])[0]
-        found = _place(named, places) or _place(item.get("path"), places)
-        if found is not None:
-            return found
+        place = _place(named, places) or _place(item.get("path"), places)
+        if place is not None:
+            return place
     return None
 
 
@@ -559,8 +559,8 @@ def _is_tokenizer(folder: Path) -> bool:
 
 
 def _section(mapping: _Mapping, name: str) -> _Mapping:
-    found = mapping.get(name)
-    return found if isinstance(found, dict) else {}
+    section = mapping.get(name)
+    return section if isinstance(section, dict) else {}
 
 
 def _place(value: Json, places: tuple[Path, ...]) -> Path | None:

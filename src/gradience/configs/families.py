@@ -107,14 +107,14 @@ def _tails(stem: str) -> Iterator[str]:
         yield below.replace("vision_model.", "")
 
 
-class _Table(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+class _FamilyTable(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     parts: dict[str, dict[str, str]]
     families: list[Family]
 
 
 @cache
-def _table() -> _Table:
-    return own_table(__file__, "families.toml", _Table)
+def _table() -> _FamilyTable:
+    return own_table(__file__, "families.toml", _FamilyTable)
 
 
 def families() -> list[Family]:
@@ -182,13 +182,13 @@ class _Sizes(msgspec.Struct):
     num_layers: int | None = None
 
 
-class _Quantised(msgspec.Struct):
+class _QuantizationConfig(msgspec.Struct):
     quant_method: str = ""
 
 
 class _ModelConfig(_Sizes):
     model_type: str = ""
-    quantization_config: _Quantised | None = None
+    quantization_config: _QuantizationConfig | None = None
     text_config: _Sizes | None = None
 
 
@@ -202,5 +202,7 @@ def read_dimensions(folder: Path) -> Dimensions | None:
     widths = (text.hidden_size, text.d_model, text.n_embd, text.dim)
     layers = (text.num_hidden_layers, text.n_layer, text.n_layers, text.num_layers)
     method = whole.quantization_config.quant_method if whole.quantization_config else ""
-    found = Dimensions(whole.model_type, next(filter(None, widths), None), next(filter(None, layers), None), method)
-    return found if found.model_type else None
+    dimensions = Dimensions(
+        whole.model_type, next(filter(None, widths), None), next(filter(None, layers), None), method
+    )
+    return dimensions if dimensions.model_type else None

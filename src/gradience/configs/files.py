@@ -146,10 +146,10 @@ def plain_mapping(config: HasToDict | Mapping[str, Any]) -> dict[str, Json]:
     Raises:
         ConfigError: `to_dict` returns something other than a mapping.
     """
-    found = config if isinstance(config, Mapping) else config.to_dict()
-    if not isinstance(found, Mapping):
+    fields = config if isinstance(config, Mapping) else config.to_dict()
+    if not isinstance(fields, Mapping):
         raise ConfigError(f"{type(config).__name__}.to_dict() must return a mapping", advice="give a LoraConfig")
-    return {str(key): _plain(value, MAX_DEPTH) for key, value in found.items()}
+    return {str(key): _plain(value, MAX_DEPTH) for key, value in fields.items()}
 
 
 def _plain(value: object, depth: int) -> Json:
@@ -179,10 +179,10 @@ def parse_yaml(text: str) -> Json:
         raise Malformed(f"not YAML: {error.problem}{place}") from None
     except YAMLError:
         raise Malformed("not YAML: it holds characters that YAML does not allow") from None
-    return None if node is None else _Plain(loader).value(node, 0)
+    return None if node is None else _YamlValues(loader).value(node, 0)
 
 
-class _Plain:
+class _YamlValues:
     """Converts PyYAML's nodes, by their `id`, to plain values. Each value counts as often as it is written out."""
 
     def __init__(self, loader: SafeLoader) -> None:

@@ -82,7 +82,7 @@ class Record:
     state: dict[Any, Any] = field(default_factory=dict)
 
 
-class _Mark:
+class _PickleMark:
     """The mark on the stack where a group of values begins."""
 
 
@@ -135,7 +135,7 @@ class Walk:
     def group(self) -> list[Any]:
         """Pop the values above the last mark, and the mark itself."""
         places = range(len(self.stack) - 1, -1, -1)
-        at = next((i for i in places if isinstance(self.stack[i], _Mark)), None)
+        at = next((i for i in places if isinstance(self.stack[i], _PickleMark)), None)
         if at is None:
             raise IndexError
         group = self.stack[at + 1 :]
@@ -208,7 +208,7 @@ _ACTIONS: Final[dict[str, _Action]] = {
     "TUPLE1": _put(lambda walk, _: walk.take(1)),
     "TUPLE2": _put(lambda walk, _: walk.take(2)),
     "TUPLE3": _put(lambda walk, _: walk.take(3)),
-    "MARK": _put(lambda *_: _Mark()),
+    "MARK": _put(lambda *_: _PickleMark()),
     "POP": lambda walk, _: walk.take(1),
     "POP_MARK": lambda walk, _: walk.group(),
     "DUP": _put(lambda walk, _: walk.stack[-1]),
@@ -276,7 +276,7 @@ def read_pickled(path: Path) -> dict[str, Json]:
         ConfigError: the file is no such pickle, or holds anything that is not known to be harmless.
     """
     try:
-        mapping = _Plain().value(_walk(_pickle_of(read_bytes(path, MAX_JSON_BYTES))))
+        mapping = _JsonValues().value(_walk(_pickle_of(read_bytes(path, MAX_JSON_BYTES))))
     except Malformed as error:
         advice = "write args.to_json_string() into training_args.json beside it"
         raise ConfigError(f"{path}: not read: {error}", advice=advice) from error
@@ -301,12 +301,12 @@ def _pickle_of(data: bytes) -> bytes:
 
 def _entry(archive: zipfile.ZipFile) -> bytes:
     entries = archive.infolist()
-    found = [entry for entry in entries[:_MAX_ENTRIES] if _PICKLE.fullmatch(entry.filename)]
-    if len(entries) > _MAX_ENTRIES or len(found) != 1:
+    pickles = [entry for entry in entries[:_MAX_ENTRIES] if _PICKLE.fullmatch(entry.filename)]
+    if len(entries) > _MAX_ENTRIES or len(pickles) != 1:
         raise Malformed("a zip archive that torch.save did not write: it holds no single FOLDER/data.pkl")
-    if found[0].compress_type not in {zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED}:
+    if pickles[0].compress_type not in {zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED}:
         raise Malformed("a zip archive that torch.save did not write: it is compressed in another way")
-    with archive.open(found[0]) as file:  # the read is bounded, because the sizes in an archive may be false
+    with archive.open(pickles[0]) as file:  # the read is bounded, because the sizes in an archive may be false
         return file.read(MAX_PICKLE + 1)
 
 
@@ -332,7 +332,7 @@ def is_known(name: str) -> bool:
     return name in _CONVERTED or any(pattern.fullmatch(name) for pattern in patterns)
 
 
-class _Plain:
+class _JsonValues:
     """Turns records into JSON values, of limited number and depth: a memo can make a short pickle huge or cyclic."""
 
     def __init__(self) -> None:

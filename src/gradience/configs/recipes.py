@@ -120,7 +120,7 @@ def is_torchtune(fields: Fields) -> bool:
 
 
 def _read_torchtune(fields: Fields, draft: Draft) -> list[str]:
-    sections = {key: found for key in _SECTIONS if (found := fields.section(key)) is not None}
+    sections = {key: section for key in _SECTIONS if (section := fields.section(key)) is not None}
     draft.read_all(recipe("torchtune"), fields)
     draft.set("run", "format", "torchtune", extra=True)
     draft.set("training", "save_strategy", "epoch")

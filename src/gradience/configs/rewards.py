@@ -23,7 +23,7 @@ def columns_needed(names: object, folder: Path) -> dict[str, tuple[str, ...]]:
         folder: the recipe's.
     """
     given = [name for name in (names if isinstance(names, list) else [names]) if isinstance(name, str)]
-    return {name: found for name in given if (found := _OF_TRL.get(name) or _of_own(name, folder))}
+    return {name: reward for name in given if (reward := _OF_TRL.get(name) or _of_own(name, folder))}
 
 
 def _of_own(name: str, folder: Path) -> tuple[str, ...]:

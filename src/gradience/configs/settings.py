@@ -40,11 +40,11 @@ from gradience.configs.values import (
     whole,
 )
 from gradience.io.reading import own_table, read_small
-from gradience.names import NAMES, Level, Named, Names, Program
+from gradience.names import NAMES, Level, Names, Program, SettingNames
 from gradience.schema import Json, as_float, real as on_the_wire
 from gradience.schema.events import ConfigSnapshot, LoraSnapshot, OptimizerSnapshot, TrainingSnapshot
 from gradience.schema.flat import unchecked
-from gradience.schema.reports import SourceFile
+from gradience.schema.reports import InputFile
 
 S = TypeVar("S", bound=msgspec.Struct)
 
@@ -63,7 +63,7 @@ class Layer(msgspec.Struct, kw_only=True, frozen=True):
     """The part of a configuration that one source gives, and that source's unknown, secret and masked keys."""
 
     config: ConfigSnapshot = ConfigSnapshot()
-    sources: tuple[SourceFile, ...] = ()
+    sources: tuple[InputFile, ...] = ()
     unknown_keys: tuple[str, ...] = ()
     secret_keys: tuple[str, ...] = ()
     masked_keys: tuple[str, ...] = ()
@@ -77,7 +77,7 @@ class Layer(msgspec.Struct, kw_only=True, frozen=True):
 
 def layer_of(
     draft: Draft,
-    source: SourceFile,
+    source: InputFile,
     levels: Iterable[Fields],
     *,
     unknown: Iterable[str] = (),
@@ -92,7 +92,7 @@ def layer_of(
         secret_keys=tuple(key for level in held for key in level.secrets()),
         masked_keys=tuple(key for level in held for key in level.masked()),
         output_dir=output_dir,
-        base=next((found for level in held if (found := _base_of(level))), None),
+        base=next((base for level in held if (base := _base_of(level))), None),
     )
 
 
@@ -178,8 +178,8 @@ def split_names(value: str) -> list[str]:
 
 def comma_names(value: Json) -> list[str]:
     """Return the names in a list or in a comma-separated text."""
-    found = names(value)
-    return found if isinstance(found, list) else split_names(found)
+    named = names(value)
+    return named if isinstance(named, list) else split_names(named)
 
 
 class Setting(NamedTuple):
@@ -221,21 +221,21 @@ _SNAPSHOTS: Final[dict[Level, type[msgspec.Struct]]] = {
 }
 
 
-def _setting(level: Level, field: str, named: Named, native: Sequence[str], loose: Names = "") -> Setting:
+def _setting(level: Level, field: str, named: SettingNames, native: Sequence[str], loose: Names = "") -> Setting:
     extra = field not in _SNAPSHOTS[level].__struct_fields__
     return Setting(field, _READERS[named.read], tuple(native), tuple(loose.split()), extra)
 
 
 def recipe(program: Program, section: str = "", **readers: Callable[[Json], object]) -> dict[Level, list[Setting]]:
     """The settings that a program's recipe has in a section, by level; `readers` are its own of a setting's value."""
-    found: dict[Level, list[Setting]] = {}
+    levels: dict[Level, list[Setting]] = {}
     for level, table in NAMES.settings.items():
         for field, named in table.items():
             paths = [path.rpartition(".") for path in getattr(named, program).split()]
             if native := [name for place, _, name in paths if place == section]:
                 setting = _setting(level, field, named, native)
-                found.setdefault(level, []).append(setting._replace(read=readers.get(field, setting.read)))
-    return found
+                levels.setdefault(level, []).append(setting._replace(read=readers.get(field, setting.read)))
+    return levels
 
 
 RUN, OPTIMIZER, LORA, TRAINING = (

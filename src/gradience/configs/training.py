@@ -18,7 +18,7 @@ from gradience.errors import ConfigError
 from gradience.io.reading import decode_json, read_small
 from gradience.schema import Json
 from gradience.schema.events import OF_PREFERENCE, OF_REWARD, OF_RL, ConfigSnapshot
-from gradience.schema.reports import SourceFile
+from gradience.schema.reports import InputFile
 
 ARGS_NAMES = (
     "training_args.json",
@@ -58,7 +58,7 @@ _GENERATION = ("num_beams", "min_length", "no_repeat_ngram_size", "length_penalt
 _RESUMES = ["resume_from_checkpoint", "auto_resume_from_checkpoints"]
 
 
-class _State(msgspec.Struct):
+class _TrainerState(msgspec.Struct):
     """The settings in a trainer_state.json."""
 
     max_steps: Json = None
@@ -111,7 +111,7 @@ def _read_mapping(mapping: dict[str, Json], where: str) -> Layer:
         message = f"{where}: no training argument in it"
         raise ConfigError(message, advice="give TrainingArguments as JSON; an adapter config goes to --peft")
     place, unknown = output_dir(fields), fields.left_over(knows_training)
-    return layer_of(draft, SourceFile(role="training", path=where), [fields], unknown=unknown, output_dir=place)
+    return layer_of(draft, InputFile(role="training", path=where), [fields], unknown=unknown, output_dir=place)
 
 
 def output_dir(fields: Fields) -> str | None:
@@ -160,8 +160,8 @@ def _note_dtype(fields: Fields, draft: Draft) -> None:
 
 def _read_state(path: Path) -> Layer:
     fields, draft = Fields(_state_settings(path), str(path)), Draft()
-    draft.read("training", some_of(TRAINING, *_State.__struct_fields__), fields, loose=False)
-    return Layer(config=draft.snapshot(), sources=(SourceFile(role="trainer state", path=str(path)),))
+    draft.read("training", some_of(TRAINING, *_TrainerState.__struct_fields__), fields, loose=False)
+    return Layer(config=draft.snapshot(), sources=(InputFile(role="trainer state", path=str(path)),))
 
 
 def _state_settings(path: Path) -> dict[str, Json]:
@@ -175,7 +175,7 @@ def _state_settings(path: Path) -> dict[str, Json]:
             return read_mapping(path)
         if path.stat().st_size <= MAX_STATE_BYTES:
             raw = read_small(path, most=MAX_STATE_BYTES, what="a trainer_state.json")
-            state = msgspec.structs.asdict(decode_json(raw, _State))
+            state = msgspec.structs.asdict(decode_json(raw, _TrainerState))
             return {key: value for key, value in state.items() if value is not None}
     except (OSError, msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
         pass  # reported below, or read by the slower parser
@@ -251,9 +251,9 @@ def objective_by_names(names: AbstractSet[str]) -> Objective | None:
     ('preference', None)
     """
     for kind, telling in _TELLING:
-        found = sorted(telling & names)
-        if found:
-            return Objective(kind, f"the log has {found[0]}", stated=False)
+        hits = sorted(telling & names)
+        if hits:
+            return Objective(kind, f"the log has {hits[0]}", stated=False)
     return None
 
 

@@ -102,9 +102,9 @@ def printable(value: str) -> str:
 
 def keyword(value: Json) -> str:
     """Return a name from a fixed choice, in lower case, without the name of its Python enum."""
-    found = text(value)
-    match = _ENUM.fullmatch(found)
-    return (match[1] if match else found).lower()
+    name = text(value)
+    match = _ENUM.fullmatch(name)
+    return (match[1] if match else name).lower()
 
 
 def upper(value: Json) -> str:
@@ -148,10 +148,10 @@ def short_name(value: Json) -> str:
     >>> short_name("/kaggle/input/qwen2.5/transformers/0.5b-instruct/1"), short_name("/kaggle/x/m-8b/pyTorch/default/2")
     ('qwen2.5-0.5b-instruct', 'm-8b')
     """
-    found = hide_secrets(text(value))  # before the path is cut: the end of a webhook's address is its secret
-    parts = [part for part in re.split(r"[/\\]", found) if part]
-    is_hub_id = re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", found) is not None
-    return found if is_hub_id or not parts else _name_in(parts)
+    path = hide_secrets(text(value))  # before the path is cut: the end of a webhook's address is its secret
+    parts = [part for part in re.split(r"[/\\]", path) if part]
+    is_hub_id = re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", path) is not None
+    return path if is_hub_id or not parts else _name_in(parts)
 
 
 def _name_in(parts: list[str]) -> str:
@@ -191,8 +191,8 @@ def names(value: Json) -> list[str] | str:
 
 def name_list(value: Json) -> list[str]:
     """Return a list of names; one name is a list of one."""
-    found = names(value)
-    return [found] if isinstance(found, str) else found
+    given = names(value)
+    return [given] if isinstance(given, str) else given
 
 
 def reals(value: Json) -> list[float | NonFinite]:
@@ -244,8 +244,8 @@ def profile(value: Json) -> TaskProfile:
     choices = get_args(TaskProfile)
     for choice in choices:
         if choice == value:
-            found: TaskProfile = choice
-            return found
+            profile: TaskProfile = choice
+            return profile
     raise Malformed(f"one of {', '.join(choices)}")
 
 
@@ -283,16 +283,16 @@ class Fields:
 
     def take(self, keys: Sequence[str], read: Callable[[Json], T]) -> T | None:
         """Return the value under the keys, or None if none is set; ConfigError if two of them disagree."""
-        found: dict[str, T] = {}
+        by_key: dict[str, T] = {}
         for key in keys:
             if key not in self._mapping:
                 continue
             self._read.add(key)
             if self._mapping[key] is not None:
-                found[key] = self._value(key, read)
-        values = list(found.values())
+                by_key[key] = self._value(key, read)
+        values = list(by_key.values())
         if any(value != values[0] for value in values):
-            message = f"{self._where}: {self._at}: {' and '.join(found)} contradict each other"
+            message = f"{self._where}: {self._at}: {' and '.join(by_key)} contradict each other"
             raise ConfigError(message, advice="they are names of one setting: keep one")
         return values[0] if values else None
 

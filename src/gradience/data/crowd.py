@@ -60,7 +60,7 @@ _SIGNS: Final = re.compile(r"[=;(){}\[\]<>_|]")
 _CODE: Final = 0.03  # share of such signs from which an answer is code or a table: its lines repeat by nature
 
 
-class Seen:
+class HashSet:
     """The 64-bit hashes that were added: 8 bytes each, and those that wait to be merged with the others.
 
     Of a million rows, two that differ have one hash with a probability of 3e-8.
@@ -83,7 +83,7 @@ class Seen:
         return False
 
 
-class _Drawn(NamedTuple):
+class _NearRow(NamedTuple):
     """A row that may be near another. Key and number are negative: the first of a heap is then the last key."""
 
     key: int
@@ -105,7 +105,7 @@ class Crowd:
         few = expected is None or expected <= COMPARED
         every = range(COMPARED if few else expected or 0)
         self._chosen = frozenset(random.Random(seed).sample(every, COMPARED))  # noqa: S311  # rows, no secret
-        self._drawn: list[_Drawn] = []
+        self._drawn: list[_NearRow] = []
         self._single = 0
         self._answers = 0
         self._sentences: Counter[int] = Counter()
@@ -140,7 +140,7 @@ class Crowd:
             return
         said = np.unique(hashed(" ".join(answers_of(columns)).lower().split()).astype(np.uint32))
         put = heappush if len(drawn) < COMPARED else heappushpop
-        put(drawn, _Drawn(key, -number, trigrams(words), said, beside_of(columns)))
+        put(drawn, _NearRow(key, -number, trigrams(words), said, beside_of(columns)))
 
     def _take_answer(self, number: int, answer: str) -> None:
         self._answers += 1
@@ -220,7 +220,7 @@ class Crowd:
         )
 
 
-def _is_near(number: int, one: _Drawn, every: dict[int, _Drawn], index: NearIndex) -> bool:
+def _is_near(number: int, one: _NearRow, every: dict[int, _NearRow], index: NearIndex) -> bool:
     """Whether a row resembles an earlier one in its answer, too: questions on one long text are no copies."""
     if not can_be_near(one.grams):
         return False

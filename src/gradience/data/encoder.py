@@ -18,8 +18,8 @@ import msgspec
 from gradience.data import Columns
 from gradience.data.pictures import IMPORTS as OF_PICTURES, has_processor
 from gradience.data.programs import IMPORTS, MODULES
-from gradience.data.signs import Own
-from gradience.data.tokenizer import ADVICE, Facts
+from gradience.data.signs import ControlTokens
+from gradience.data.tokenizer import ADVICE, TokenizerFacts
 from gradience.errors import ConfigError
 from gradience.io.confined import Confined, Foreign, prepare
 from gradience.io.reading import read_small
@@ -33,7 +33,7 @@ _TOKENIZERS: Final = "transformers:AutoTokenizer"
 _MODELLING: Final = "transformers:LlamaConfig"
 
 
-class Encoded(NamedTuple):
+class Encoding(NamedTuple):
     """Token ids, and a mask of the tokens in the template's `{% generation %}` blocks; None if it was not asked for."""
 
     ids: list[int]
@@ -103,7 +103,7 @@ class Encoder:
             self.has_processor = has_processor(folder)
             imports += OF_PICTURES if self.has_processor else ()
             self._confined = Confined(_CLASS, folder.as_posix(), own, masks, asked, imports=imports)
-            facts = msgspec.convert(self._confined.call("facts"), Facts)
+            facts = msgspec.convert(self._confined.call("facts"), TokenizerFacts)
         except (Foreign, msgspec.ValidationError) as error:
             raise ConfigError(f"{folder}: no usable tokenizer: {error}", advice=ADVICE) from None
         self.template = facts.template
@@ -119,7 +119,7 @@ class Encoder:
         self.control_ids = frozenset(facts.control_ids)
         self.special_ids = frozenset(facts.special_ids)
         written = {token for token in facts.controls if token in (facts.template or "")} | {facts.eos or ""} - {""}
-        self.own = Own(frozenset(facts.controls), frozenset(written) if facts.template else frozenset())
+        self.own = ControlTokens(frozenset(facts.controls), frozenset(written) if facts.template else frozenset())
 
     @property
     def marks_answers(self) -> bool:
@@ -128,44 +128,44 @@ class Encoder:
 
     def use_training_template(self) -> bool:
         """Replace the template by the one that TRL trains with; return False if the installed TRL has none."""
-        found = self._asked("the tokenizer", "use_training_template")
-        if found is not None:
+        answer = self._asked("the tokenizer", "use_training_template")
+        if answer is not None:
             self.is_retemplated = True  # TRL renders with it, and leaves the tokenizer's as it is
-            self.template, self.template_from = found, "TRL, in place of the tokenizer's"
-        return found is not None
+            self.template, self.template_from = answer, "TRL, in place of the tokenizer's"
+        return answer is not None
 
     def names(self, ids: Iterable[int]) -> list[str]:
         """The tokens of these ids, as text."""
-        found: list[str] = self._asked("the tokenizer", "names", list(ids))
-        return found
+        names: list[str] = self._asked("the tokenizer", "names", list(ids))
+        return names
 
     def decoded(self, runs: Sequence[Sequence[int]]) -> list[str]:
         """The text of each run of tokens, control tokens included."""
-        found: list[str] = self._asked("the tokenizer", "decoded", [list(run) for run in runs]) if runs else []
-        return found
+        texts: list[str] = self._asked("the tokenizer", "decoded", [list(run) for run in runs]) if runs else []
+        return texts
 
     @cached_property
     def pictures(self) -> Pictures | str:
         """How the processor beside the tokenizer counts images, or why it cannot be asked."""
         if not self.has_processor:
             return f"{self.name} has no processor_config.json"
-        found = self._asked("the processor", "pictures")
-        return found if isinstance(found, str) else Pictures(*found)
+        answer = self._asked("the processor", "pictures")
+        return answer if isinstance(answer, str) else Pictures(*answer)
 
     def image_tokens(self, images: Sequence[Sequence[Json]], folder: Path) -> list[list[int] | str]:
         """The number of tokens of each image of each row, or why they are not known; `folder` begins relative paths."""
-        found: list[list[int] | str] = self._asked("the processor", "image_tokens", list(images), folder.as_posix())
-        return found
+        tokens: list[list[int] | str] = self._asked("the processor", "image_tokens", list(images), folder.as_posix())
+        return tokens
 
     def texts(self, texts: Sequence[str]) -> list[list[int]]:
         """Token ids of each text, with the special tokens that the tokenizer adds."""
-        found: list[list[int]] = self._asked("the tokenizer", "texts", list(texts)) if texts else []
-        return found
+        ids: list[list[int]] = self._asked("the tokenizer", "texts", list(texts)) if texts else []
+        return ids
 
     def bare(self, texts: Sequence[str]) -> list[list[int]]:
         """Token ids of each text, without special tokens."""
-        found: list[list[int]] = self._asked("the tokenizer", "bare", list(texts)) if texts else []
-        return found
+        ids: list[list[int]] = self._asked("the tokenizer", "bare", list(texts)) if texts else []
+        return ids
 
     @cached_property
     def takes_parts(self) -> bool:
@@ -184,29 +184,29 @@ class Encoder:
 
     def unwritten(self, roles: Iterable[str]) -> list[str]:
         """The roles whose turns the chat template leaves out."""
-        found: list[str] = self._asked("the chat template", "unwritten", sorted(roles))
-        return found
+        unwritten: list[str] = self._asked("the chat template", "unwritten", sorted(roles))
+        return unwritten
 
-    def chats(self, chats: Sequence[Chat]) -> list[Encoded | str]:
+    def chats(self, chats: Sequence[Chat]) -> list[Encoding | str]:
         """The token ids of each conversation, or the reason why the template cannot render it.
 
         All conversations must have equal `prompt` and `answers`.
         """
-        found = self._asked("the chat template", "chats", [list(chat) for chat in chats]) if chats else []
-        return [one if isinstance(one, str) else Encoded(*one) for one in found]
+        encoded = self._asked("the chat template", "chats", [list(chat) for chat in chats]) if chats else []
+        return [one if isinstance(one, str) else Encoding(*one) for one in encoded]
 
     def prepared(self, rows: Sequence[Columns]) -> list[list[list[list[int]]] | str]:
         """The sequences of each row as the trainer makes them, or why it does not take the row.
 
         Of each sequence: the ids, the mask of the loss, and the ids and the mask that the length limit leaves.
         """
-        found: list[list[list[list[int]]] | str] = self._asked("the trainer's template", "prepared", list(rows))
-        return found
+        prepared: list[list[list[list[int]]] | str] = self._asked("the trainer's template", "prepared", list(rows))
+        return prepared
 
     def split_controls(self) -> list[str]:
         """Control tokens written in the template that the tokenizer splits into pieces or does not know."""
-        found: list[str] = self._asked("the tokenizer", "split_controls")
-        return found
+        controls: list[str] = self._asked("the tokenizer", "split_controls")
+        return controls
 
     def _asked(self, what: str, method: str, *args: Any) -> Any:
         try:

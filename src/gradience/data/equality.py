@@ -50,8 +50,8 @@ def row_key(columns: Columns) -> bytes:
 
 def beside_of(columns: Columns) -> Mapping[str, str]:
     """The hashes of what the texts of a row depend on: tools, images, a passage, a solution."""
-    found: Mapping[str, str] = columns.get("beside", {})
-    return found
+    columns_beside: Mapping[str, str] = columns.get("beside", {})
+    return columns_beside
 
 
 def differ(some: Mapping[str, str], others: Mapping[str, str]) -> bool:

@@ -11,8 +11,8 @@ from typing import Final, NamedTuple
 
 from gradience.data.cutting import cut_at
 from gradience.data.encoder import Encoder
-from gradience.data.tokens import Sequence as TokenSequence, Tokenised
-from gradience.schema.reports import Example, Overlong, Piece, PieceKind, ShownSequence
+from gradience.data.tokens import Sequence as TokenSequence, TokenRow
+from gradience.schema.reports import Example, Overlong, PieceKind, ShownSequence, TokenRun
 
 MOST_TOKENS: Final = 600  # tokens shown of a sequence, half of them from its end
 
@@ -30,10 +30,10 @@ _WEIGHTS: Final = {  # how much a fault counts in the order of the rows; a heuri
 }
 
 
-class _Kept(NamedTuple):
+class _ExampleRow(NamedTuple):
     number: int
     faults: list[str]
-    row: Tokenised
+    row: TokenRow
 
 
 class Examples:
@@ -47,9 +47,9 @@ class Examples:
 
     def __init__(self, most: int, limit: int | None, overlong: Overlong) -> None:
         self._most, self._limit, self._overlong = most, limit, overlong
-        self._kept: dict[frozenset[str], list[_Kept]] = {}
+        self._kept: dict[frozenset[str], list[_ExampleRow]] = {}
 
-    def add(self, row: Tokenised, signs: Collection[str]) -> None:
+    def add(self, row: TokenRow, signs: Collection[str]) -> None:
         """Take a row, and what was noted of it."""
         if not self._most:
             return
@@ -57,7 +57,7 @@ class Examples:
         kind = frozenset(faults)
         same = self._kept.get(kind, [])
         if len(same) < (_ALIKE if faults else _WITHOUT) and (same or len(self._kept) < _MOST_KINDS):
-            self._kept.setdefault(kind, []).append(_Kept(row.number, faults, row))
+            self._kept.setdefault(kind, []).append(_ExampleRow(row.number, faults, row))
 
     def result(self, encoder: Encoder | None) -> list[Example]:
         """The rows with the most faults first, then those without; none without a tokenizer, which writes tokens."""
@@ -67,7 +67,7 @@ class Examples:
         every.sort(key=lambda one: (-sum(_WEIGHTS[fault] for fault in one.faults), one.number))
         return [self._shown(one, encoder) for one in every[: self._most]]
 
-    def _shown(self, one: _Kept, encoder: Encoder) -> Example:
+    def _shown(self, one: _ExampleRow, encoder: Encoder) -> Example:
         names = ("chosen", "rejected") if len(one.row.sequences) > 1 else ("",)
         shown = [
             ShownSequence(name=name, tokens=len(sequence.ids), pieces=_pieces(self._runs(sequence), encoder))
@@ -102,11 +102,13 @@ def _grouped(tokens: Iterator[tuple[PieceKind, int]]) -> list[tuple[PieceKind, l
     return [(kind, [token for _, token in group]) for kind, group in groupby(tokens, key=lambda one: one[0])]
 
 
-def _pieces(runs: Sequence[tuple[PieceKind, list[int]]], encoder: Encoder) -> list[Piece]:
+def _pieces(runs: Sequence[tuple[PieceKind, list[int]]], encoder: Encoder) -> list[TokenRun]:
     """The runs as text; of a long sequence its beginning and its end."""
     shown = _shortened(runs)
     texts = iter(encoder.decoded([ids for kind, ids in shown if kind != "left_out"]))
-    return [Piece(kind=kind, text=f"{len(ids):,} tokens" if kind == "left_out" else next(texts)) for kind, ids in shown]
+    return [
+        TokenRun(kind=kind, text=f"{len(ids):,} tokens" if kind == "left_out" else next(texts)) for kind, ids in shown
+    ]
 
 
 def _shortened(runs: Sequence[tuple[PieceKind, list[int]]]) -> list[tuple[PieceKind, list[int]]]:

@@ -117,20 +117,20 @@ def canonical(row: Mapping[str, Json], shape: Shape, *, chat: bool, trl: bool) -
     Raises:
         Unusable: a column is missing or of another type.
     """
-    found = _READERS[shape.format](row, shape, chat)
+    columns = _READERS[shape.format](row, shape, chat)
     if not trl:
-        read = {name: _common_roles(value) for name, value in found.items()}
-        found = read if read == found else {**read, "translated": True}
+        read = {name: _common_roles(value) for name, value in columns.items()}
+        columns = read if read == columns else {**read, "translated": True}
     passed = {name: row[name] for name in _PASSED if row.get(name)}
     if name := next((name for name in ("images", "image") if name in row), None):
         images = row[name]
         passed["images"] = images if isinstance(images, list) else [] if images is None else [images]
-    elif any(map(_is_picture, (*row.values(), *(part for name in found for part in _parts_in(found[name]))))):
+    elif any(map(_is_picture, (*row.values(), *(part for name in columns for part in _parts_in(columns[name]))))):
         passed["pictured"] = True
     if row.get("videos") or row.get("audios"):
         passed["media"] = True
     stated = next((row[name] for name in ("language", "lang") if isinstance(row.get(name), str)), None)
-    return {**found, **passed, **({} if stated is None else {"language": stated})}
+    return {**columns, **passed, **({} if stated is None else {"language": stated})}
 
 
 def _is_picture(value: Json) -> bool:
@@ -164,10 +164,10 @@ def _system(row: Mapping[str, Json]) -> list[Turn]:
 
 
 def _pair(row: Mapping[str, Json], _: Shape, __: bool) -> Columns:  # noqa: FBT001
-    found = {name: _said(row, name) for name in ("prompt", "completion")}
-    if isinstance(found["prompt"], str) is not isinstance(found["completion"], str):
+    columns = {name: _said(row, name) for name in ("prompt", "completion")}
+    if isinstance(columns["prompt"], str) is not isinstance(columns["completion"], str):
         raise Unusable("prompt and completion: one is text, the other a list of messages")
-    return found
+    return columns
 
 
 def _instruction(row: Mapping[str, Json], _: Shape, chat: bool) -> Columns:  # noqa: FBT001
@@ -223,16 +223,16 @@ def _preference(row: Mapping[str, Json], shape: Shape, chat: bool) -> Columns:  
             return {name: value for side in sides for name, value in side.items()}
         if "conversations" in row or "messages" in row:
             return _after_turns(row)
-    found: Columns = {name: _said(row, name) for name in ("chosen", "rejected")}
-    if isinstance(found["chosen"], str) is not isinstance(found["rejected"], str):
+    columns: Columns = {name: _said(row, name) for name in ("chosen", "rejected")}
+    if isinstance(columns["chosen"], str) is not isinstance(columns["rejected"], str):
         raise Unusable("chosen and rejected: one is text, the other a list of messages")
     if "prompt" in row:
-        found["prompt"] = _said(row, "prompt")
-        if isinstance(found["prompt"], str) is not isinstance(found["chosen"], str):
+        columns["prompt"] = _said(row, "prompt")
+        if isinstance(columns["prompt"], str) is not isinstance(columns["chosen"], str):
             raise Unusable("prompt and chosen: one is text, the other a list of messages")
     elif shape.trainer == "dpo":
-        found = _without_prompt(found["chosen"], found["rejected"])
-    return found
+        columns = _without_prompt(columns["chosen"], columns["rejected"])
+    return columns
 
 
 def _after_turns(row: Mapping[str, Json]) -> Columns:
@@ -254,11 +254,11 @@ def _rejected(row: Mapping[str, Json], *, chat: bool) -> Columns:
     prompt: Json
     if "messages" in row:
         turns = conversation(row, "messages")
-        prompt, found = turns[:-1], _answered(turns[:-1], turns[-1:], "chosen")
+        prompt, answer = turns[:-1], _answered(turns[:-1], turns[-1:], "chosen")
     else:
         prompt = _asked(row, chat=chat)
-        found = _answered(prompt, _text(row, "response"), "chosen")
-    return {**found, **_answered(prompt, _text(row, "rejected_response"), "rejected")}
+        answer = _answered(prompt, _text(row, "response"), "chosen")
+    return {**answer, **_answered(prompt, _text(row, "rejected_response"), "rejected")}
 
 
 def _without_prompt(chosen: Json, rejected: Json) -> Columns:
@@ -335,18 +335,18 @@ def _number(label: Json) -> Json:
 
 
 def _tokenised(row: Mapping[str, Json], _: Shape, __: bool) -> Columns:  # noqa: FBT001
-    found: Columns = {"input_ids": _ids(row, "input_ids")}
+    columns: Columns = {"input_ids": _ids(row, "input_ids")}
     for name in ("labels", "completion_mask", "assistant_masks"):
         if row.get(name) is not None:
-            found[name] = _ids(row, name)
-            if len(found[name]) != len(found["input_ids"]):
-                raise Unusable(f"{name}: {len(found[name])} values for {len(found['input_ids'])} tokens")
+            columns[name] = _ids(row, name)
+            if len(columns[name]) != len(columns["input_ids"]):
+                raise Unusable(f"{name}: {len(columns[name])} values for {len(columns['input_ids'])} tokens")
     positions, mask = row.get("position_ids"), row.get("attention_mask")
     anew = isinstance(positions, list) and positions.count(0) > 1
     apart = isinstance(mask, list) and (isinstance(mask[0], list) or mask[-1] not in (0, 1)) if mask else False
     if anew or apart or any(row.get(name) is not None for name in _PARTED):
-        found["parted"] = True
-    return found
+        columns["parted"] = True
+    return columns
 
 
 def _ids(row: Mapping[str, Json], name: str) -> list[int]:

@@ -17,14 +17,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gradience.data import Columns, Shape, answers_of, digest, every_turn, text_of, unsaid, whole_text
-from gradience.data.crowd import Crowd, Seen
+from gradience.data.crowd import Crowd, HashSet
 from gradience.data.cutting import cut_at
 from gradience.data.encoder import Encoder
 from gradience.data.equality import beside_of, row_key
 from gradience.data.examples import Examples
-from gradience.data.rows import Fault
-from gradience.data.signs import Own, foreign_in, signs_of
-from gradience.data.tokens import Sequence as TokenSequence, Tokenised
+from gradience.data.rows import UnusableRow
+from gradience.data.signs import ControlTokens, foreign_in, signs_of
+from gradience.data.tokens import Sequence as TokenSequence, TokenRow
 from gradience.schema import Json
 from gradience.schema.reports import (
     Answers,
@@ -126,14 +126,14 @@ def _decodes(piece: str) -> bool:
         return False
     for encoding in ("cp1252", "latin-1"):
         try:
-            found = piece.encode(encoding).decode("utf-8")
+            text = piece.encode(encoding).decode("utf-8")
         except UnicodeError:
             continue
-        return ord(found) < _RARE[0] or ord(found) >= _RARE[1]
+        return ord(text) < _RARE[0] or ord(text) >= _RARE[1]
     return False
 
 
-class Limits(NamedTuple):
+class MeasureSettings(NamedTuple):
     """The settings under which rows are counted: the trainer's limits, and options of the report."""
 
     max_length: int | None = None
@@ -146,7 +146,7 @@ class Limits(NamedTuple):
     overlong: Overlong = "cut"
 
 
-class Measured(NamedTuple):
+class RowCounts(NamedTuple):
     """The counts of a data set: the fields of a `DataReport` that come from its rows."""
 
     read: int
@@ -158,10 +158,12 @@ class Measured(NamedTuple):
     """The control token that ends most answers, if it does not end generation."""
 
 
-class Measure:
+class RowCounter:
     """Counts rows as they come: `add` each of them, then ask for the `result`."""
 
-    def __init__(self, shape: Shape, encoder: Encoder | None, limits: Limits, *, expected: int | None = None) -> None:
+    def __init__(
+        self, shape: Shape, encoder: Encoder | None, limits: MeasureSettings, *, expected: int | None = None
+    ) -> None:
         self._shape, self._limits = shape, limits
         self._ends = encoder.end_ids if encoder is not None else frozenset()
         self._controls = encoder.control_ids if encoder is not None else frozenset()
@@ -174,13 +176,13 @@ class Measure:
         self._faults: list[RowFault] = []
         self._lengths, self._owners, self._fed = array("I"), array("I"), array("I")
         self._tokens = dict.fromkeys(TokenCounts.__struct_fields__, 0)
-        self._hashes, self._judged, self._disputed = Seen(), Seen(), set[bytes]()
+        self._hashes, self._judged, self._disputed = HashSet(), HashSet(), set[bytes]()
         self._answers: Counter[bytes] = Counter()
         self._answered = 0
         self._labels: Counter[str] = Counter()
         self._last: Counter[int] = Counter()
         self._read, self._has_labels = 0, False
-        self._own = Own() if encoder is None else encoder.own
+        self._own = ControlTokens() if encoder is None else encoder.own
         self._crowd, self._pairs = Crowd(expected, limits.seed), Counter[str]()
         self._roles: set[str] = set()
         self._foreign: set[str] = set()
@@ -188,9 +190,9 @@ class Measure:
         self._encoder, self._shares = encoder, [0] * _SHARES
         self._examples = Examples(limits.examples, limits.max_length, limits.overlong)
 
-    def add(self, row: Tokenised | Fault) -> None:
+    def add(self, row: TokenRow | UnusableRow) -> None:
         """Count a row."""
-        if isinstance(row, Fault):
+        if isinstance(row, UnusableRow):
             self._note("unreadable", row.number, "")
             if len(self._faults) < _FAULTS:
                 self._faults.append(RowFault(row=row.number, reason=row.reason))
@@ -208,7 +210,7 @@ class Measure:
             self._note(_ROLE + role, row.number, "")
         self._count_label(row.columns.get("label"), row, text)
 
-    def result(self) -> Measured:
+    def result(self) -> RowCounts:
         """The counts of all rows that were added."""
         pairs = 2 if self._shape.format == "preference" else 1
         tokens = TokenCounts(**self._tokens)
@@ -247,7 +249,7 @@ class Measure:
             "examples": self._examples.result(self._encoder),
             "shown": [ShownRow(row=number, text=text) for number, text in sorted(self._texts.items())],
         }
-        return Measured(self._read, fields, self._faults, tokens, seen, self._turn_end())
+        return RowCounts(self._read, fields, self._faults, tokens, seen, self._turn_end())
 
     def _rows(self, name: str) -> Rows:
         return Rows(count=self._count[name], first=self._first.get(name, []))
@@ -260,40 +262,40 @@ class Measure:
             if self._limits.show_rows and text:
                 self._texts[number] = text[:_TEXT]
 
-    def _seen_in(self, row: Tokenised, text: str) -> list[str]:
+    def _seen_in(self, row: TokenRow, text: str) -> list[str]:
         """The names of the fields of `RowsSeen` that apply to a row."""
-        found = self._seen_in_tokens(row)
+        faults = self._seen_in_tokens(row)
         if REPLACEMENT in text:
-            found.append("replacement")
+            faults.append("replacement")
         if is_mojibake(text):
-            found.append("mojibake")
+            faults.append("mojibake")
         repeats = self._hashes.add(row_key(row.columns))
         if repeats:
-            found.append("duplicate")
+            faults.append("duplicate")
         answers = answers_of(row.columns)
         if any(unsaid(row.columns)):
-            found.append("empty_answer")
+            faults.append("empty_answer")
         if answers:
             self._answered += 1
             key = digest(answers[0])
             if key in self._answers or len(self._answers) < _DISTINCT:  # one that many rows share is among the first
                 self._answers[key] += 1
-        found += self._seen_in_text(row.columns)
-        self._crowd.add(row.number, row.columns, repeats=repeats or "conflict" in found)
-        return found
+        faults += self._seen_in_text(row.columns)
+        self._crowd.add(row.number, row.columns, repeats=repeats or "conflict" in faults)
+        return faults
 
     def _seen_in_text(self, columns: Columns) -> list[str]:
         """The signs of a row's text, and of its two answers; text in the loss only, so none of rows of tokens."""
-        found = signs_of(columns, self._own) if "input_ids" not in columns else []
-        if "foreign_tokens" in found:
+        signs = signs_of(columns, self._own) if "input_ids" not in columns else []
+        if "foreign_tokens" in signs:
             self._foreign |= foreign_in([whole_text(columns)], self._own)
         if "rejected" in columns and "chosen" in columns:
-            found += self._compare_sides(text_of(columns["chosen"]), text_of(columns["rejected"]))
+            signs += self._compare_sides(text_of(columns["chosen"]), text_of(columns["rejected"]))
         if self._contradicts(columns):
-            found.append("conflict")
+            signs.append("conflict")
         if "translated" in columns:
-            found.append("translated")
-        return found
+            signs.append("translated")
+        return signs
 
     def _compare_sides(self, chosen: str, rejected: str) -> list[str]:
         if chosen.strip() == rejected.strip():
@@ -336,28 +338,28 @@ class Measure:
         """Rows by the roles of their turns."""
         return {role: self._rows(_ROLE + role) for role in sorted(self._roles)}
 
-    def _seen_in_tokens(self, row: Tokenised) -> list[str]:
-        found = self._seen_in_given(row.columns) if "input_ids" in row.columns else []
+    def _seen_in_tokens(self, row: TokenRow) -> list[str]:
+        faults = self._seen_in_given(row.columns) if "input_ids" in row.columns else []
         if 0 in row.columns.get("completion_mask", ()) and all(one.mask is None for one in row.sequences):
-            found.append("mask_unused")
+            faults.append("mask_unused")
         for sequence in row.sequences:
             self._lengths.append(len(sequence.ids))
             self._owners.append(row.number)
-            found += [name for name in self._seen_in_sequence(sequence, row) if name not in found]
-        return found
+            faults += [name for name in self._seen_in_sequence(sequence, row) if name not in faults]
+        return faults
 
     def _seen_in_given(self, columns: Columns) -> list[str]:
         """The names of what a row shows that is tokenised already."""
         ids: list[int] = columns["input_ids"]
         labels: list[int] = columns.get("labels", ids)
-        found = _of_labels(ids, labels)
+        faults = _of_labels(ids, labels)
         if self._size and not all(0 <= one < self._size for one in ids):
-            found.append("unknown_ids")
+            faults.append("unknown_ids")
         if self._pad is not None and ids[-_PADDED:] == labels[-_PADDED:] == [self._pad] * _PADDED:
-            found.append("padding_supervised")
+            faults.append("padding_supervised")
         if "parted" not in columns:
-            found += self._parted_by_ends(ids)
-        return found
+            faults += self._parted_by_ends(ids)
+        return faults
 
     def _parted_by_ends(self, ids: list[int]) -> list[str]:
         """The names of what follows end tokens within a row. A padded row of turns is no piece of a packed text."""
@@ -378,7 +380,7 @@ class Measure:
         near = ids[place + 1 : place + 2 + _WHITESPACE]
         return next((one for one in near if one in self._controls), near[0])
 
-    def _seen_in_sequence(self, sequence: TokenSequence, row: Tokenised) -> list[str]:
+    def _seen_in_sequence(self, sequence: TokenSequence, row: TokenRow) -> list[str]:
         ids, mask = sequence.ids, sequence.mask
         length, supervised = len(ids), len(ids) if mask is None else sum(mask)
         kept, left = self._kept(sequence, supervised)
@@ -386,23 +388,23 @@ class Measure:
         overlong = self._limits.overlong
         if not dropped or (self._shape.trainer != "reward" and overlong != "left_out"):
             self._fed.append(kept)
-        found = ["cut"] if kept < length else []
+        faults = ["cut"] if kept < length else []
         if overlong == "shared" and left and length - supervised > kept - left:
-            found.append("question_cut")
+            faults.append("question_cut")
         if len(ids) > 1 and ids[0] == ids[1] == self._bos:
-            found.append("double_bos")
+            faults.append("double_bos")
         if self._has_tokens_loss:
-            found += _of_mask(mask, supervised, length)
+            faults += _of_mask(mask, supervised, length)
             if left < supervised:
-                found.append("answer_cut")
+                faults.append("answer_cut")
             if supervised and (dropped or not left):
-                found.append("answer_lost")
+                faults.append("answer_lost")
             if kept == length and supervised:
-                found += ["whole", *self._ends_of(ids, mask)]
+                faults += ["whole", *self._ends_of(ids, mask)]
         elif dropped:
-            found.append("answer_lost")
+            faults.append("answer_lost")
         self._count_tokens(length, supervised, *((0, 0) if dropped else (kept, left)))
-        return found
+        return faults
 
     def _count_tokens(self, length: int, supervised: int, kept: int, left: int) -> None:
         """Count a sequence: its tokens and the supervised ones, before the limit and after it."""
@@ -425,7 +427,7 @@ class Measure:
         places = cut_at(limit, mask, len(ids), self._limits.overlong)
         return len(places), len(places) if mask is None else sum(mask[i] for i in places)
 
-    def _is_dropped(self, row: Tokenised, left: int) -> bool:
+    def _is_dropped(self, row: TokenRow, left: int) -> bool:
         """Whether the trainer drops a row that is too long."""
         limit, trainer, overlong = self._limits.max_length, self._shape.trainer, self._limits.overlong
         if limit is None or trainer == "classification" or overlong in {"cut_left", "shared"}:
@@ -442,22 +444,22 @@ class Measure:
         It also counts the row's last control token. At least one token of the row must be supervised.
         """
         places = [i for end in self._ends if end in ids for i, one in enumerate(ids) if one == end]
-        found = ["end_supervised"] if any(mask is None or mask[i] for i in places) else []
+        signs = ["end_supervised"] if any(mask is None or mask[i] for i in places) else []
         if mask is not None and any(not mask[i] and i and mask[i - 1] for i in places):
-            found.append("end_masked")
+            signs.append("end_masked")
         last = len(ids) if mask is None else next(i + 1 for i in range(len(ids) - 1, -1, -1) if mask[i])
         tail = ids[max(last - _WHITESPACE, 0) : last]
         control = next((one for one in reversed(tail) if one in self._controls), None)
         if control is not None:
             self._last[control] += 1
-        return found
+        return signs
 
     def _turn_end(self) -> int | None:
         """The control token that ends most answers, unless it ends generation; then None."""
         token, times = next(iter(self._last.most_common(1)), (None, 0))
         return token if token not in self._ends and 2 * times > self._count["whole"] else None
 
-    def _count_label(self, label: Json, row: Tokenised, text: str) -> None:
+    def _count_label(self, label: Json, row: TokenRow, text: str) -> None:
         if label is None:
             return
         self._labels[str(label)[:64]] += 1

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from gradience.data import Columns, answers_of, digest, question_of, whole_text
 from gradience.data.equality import beside_of, differ, row_key
-from gradience.schema.reports import Overlap, Rows
+from gradience.schema.reports import RowOverlap, Rows
 
 NEAR: Final = 0.8  # Jaccard similarity of word trigrams
 HASHES: Final = 128  # permutations of MinHash: a standard error of 1 / sqrt(128) = 0.09 for an estimate
@@ -61,15 +61,15 @@ class NearIndex:
 
     def candidates(self, grams: Hashes) -> list[int]:
         """The numbers of the sets that are probably similar."""
-        found: list[int] = self._index.query(self._hashed(grams))
-        return found
+        places: list[int] = self._index.query(self._hashed(grams))
+        return places
 
     def candidates_before(self, number: int, grams: Hashes) -> list[int]:
         """The numbers of similar sets that were added before; the set is added, too."""
         hashed = self._hashed(grams)
-        found: list[int] = self._index.query(hashed)
+        places: list[int] = self._index.query(hashed)
         self._index.insert(number, hashed)
-        return found
+        return places
 
 
 def near_index() -> NearIndex | None:
@@ -142,10 +142,10 @@ class EvalRows:
             if alike and not differ(beside, self._beside[number]):
                 self._near.add(number)
 
-    def result(self) -> Overlap:
+    def result(self) -> RowOverlap:
         """The overlap that was found so far."""
         repeated = self._same_words | self._near
-        return Overlap(
+        return RowOverlap(
             eval_rows=self._rows,
             exact=_rows(self._exact),
             by_words=_rows(self._same_words - self._exact),

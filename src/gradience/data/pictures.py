@@ -56,10 +56,10 @@ class Processor:
 
     def _tokens(self, sizes: list[tuple[int, int]]) -> list[int]:
         # transformers 5 has no public method for it
-        found: list[int] = self._processor._get_num_multimodal_tokens(image_sizes=sizes)["num_image_tokens"]  # noqa: SLF001
-        if any(type(one) is not int or one < 0 for one in found) or sum(found) > _MOST_TOKENS:
-            raise ValueError(f"a rule by which an image takes {found[0]!r} tokens")
-        return found
+        counts: list[int] = self._processor._get_num_multimodal_tokens(image_sizes=sizes)["num_image_tokens"]  # noqa: SLF001
+        if any(type(one) is not int or one < 0 for one in counts) or sum(counts) > _MOST_TOKENS:
+            raise ValueError(f"a rule by which an image takes {counts[0]!r} tokens")
+        return counts
 
 
 def _size(image: Json, folder: Path) -> tuple[int, int]:
@@ -85,7 +85,7 @@ def _opened(image: Json, folder: Path) -> BinaryIO:
 def images_of(columns: Columns) -> list[Json] | None:
     """The images of a row in the order of their places; None if it is of a set without images, or has other media."""
     given = iter(columns.get("images") or ())
-    found: list[Json] = []
+    pictures: list[Json] = []
     if "media" in columns:
         return None
     for turn in every_turn(columns):
@@ -95,8 +95,8 @@ def images_of(columns: Columns) -> list[Json] | None:
             if kind.startswith(("video", "audio", "input_audio")):
                 return None
             if kind.startswith("image"):
-                found.append(_own(part) or next(given, None))
-    return [*found, *given] or columns.get("images")
+                pictures.append(_own(part) or next(given, None))
+    return [*pictures, *given] or columns.get("images")
 
 
 def _own(part: Turn) -> Json:

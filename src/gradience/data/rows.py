@@ -1,7 +1,7 @@
 """The rows of a data set's files, streamed: JSONL, JSON, CSV, Parquet, Arrow, and folders of `Dataset.save_to_disk`.
 
-A row that cannot be read becomes a `Fault` with its number, and reading continues. A file without a data set is an
-error.
+A row that cannot be read becomes an `UnusableRow` with its number, and reading continues. A file without a data set is
+an error.
 """
 
 from __future__ import annotations
@@ -33,17 +33,17 @@ _ADVICE: Final = "give a .jsonl, .json, .csv, .tsv, .parquet or .arrow file, or 
 _COMMON_TRAIN: Final = "train"
 
 
-class Fault(NamedTuple):
+class UnusableRow(NamedTuple):
     """A row that cannot be used, and why. Numbers count from 1; in a JSONL file they are line numbers."""
 
     number: int
     reason: str
 
 
-Found: TypeAlias = tuple[int, Row] | Fault
+Found: TypeAlias = tuple[int, Row] | UnusableRow
 
 
-class Source:
+class RowSource:
     """The rows of one data set.
 
     Args:
@@ -78,17 +78,17 @@ class Source:
         for file, count in zip(self._files, self._counts, strict=True):
             asked = None if wanted is None else {number - before for number in wanted if before < number}
             left = count if asked is None else sum(number <= count for number in asked)
-            for found in _read(file, asked):
+            for row in _read(file, asked):
                 left -= 1
                 yield (
-                    found._replace(number=found.number + before) if isinstance(found, Fault) else _later(found, before)
+                    row._replace(number=row.number + before) if isinstance(row, UnusableRow) else _later(row, before)
                 )
             if left > 0:
                 raise ConfigError(f"{file}: it changed while it was read", advice="read it again once it is whole")
             before += count
 
 
-def raw_lines(source: Source) -> Iterator[tuple[int, bytes]]:
+def raw_lines(source: RowSource) -> Iterator[tuple[int, bytes]]:
     """Yield each row with its number as a JSON line: of a JSONL file its own bytes, else the row encoded anew."""
     if source.is_json_lines:
         with open_regular(source.path) as file:
@@ -96,9 +96,9 @@ def raw_lines(source: Source) -> Iterator[tuple[int, bytes]]:
                 if line is not None and line.strip():
                     yield number, line if line.endswith(b"\n") else line + b"\n"
         return
-    for found in source.rows():
-        if not isinstance(found, Fault):
-            yield found[0], msgspec.json.encode(found[1]) + b"\n"
+    for row in source.rows():
+        if not isinstance(row, UnusableRow):
+            yield row[0], msgspec.json.encode(row[1]) + b"\n"
 
 
 def _require_regular(path: Path) -> None:
@@ -229,18 +229,18 @@ def _json_lines(path: Path, wanted: Collection[int] | None) -> Iterator[Found]:
 
 def _decoded(number: int, raw: bytes | None, decoder: msgspec.json.Decoder[Json]) -> Found:
     if raw is None:
-        return Fault(number, f"a line of more than {MAX_LINE >> 20} MiB")
+        return UnusableRow(number, f"a line of more than {MAX_LINE >> 20} MiB")
     if len(raw) > MAX_VALUES and count_values(raw) > MAX_VALUES:
-        return Fault(number, f"a line of more than {MAX_VALUES:,} values")
+        return UnusableRow(number, f"a line of more than {MAX_VALUES:,} values")
     try:
         value = decoder.decode(raw)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-        return Fault(number, f"not JSON: {error}")
+        return UnusableRow(number, f"not JSON: {error}")
     return _row(number, value)
 
 
 def _row(number: int, value: Json) -> Found:
-    return (number, value) if isinstance(value, dict) else Fault(number, "not an object of columns")
+    return (number, value) if isinstance(value, dict) else UnusableRow(number, "not an object of columns")
 
 
 def _document(path: Path) -> list[Json]:
@@ -269,7 +269,7 @@ def _json_rows(path: Path, wanted: Collection[int] | None) -> Iterator[Found]:
             yield _row(number, value)
 
 
-class _Lines:
+class _CsvLines:
     """The lines of a CSV file as text, without those over the limits."""
 
     def __init__(self, file: io.BufferedReader, separator: str) -> None:
@@ -300,7 +300,7 @@ def _records(path: Path) -> Iterator[tuple[list[str], list[str] | None]]:
     csv.field_size_limit(MAX_LINE)
     separator = "\t" if path.suffix.lower() == ".tsv" else ","
     with open_regular(path) as file:
-        lines = _Lines(file, separator)
+        lines = _CsvLines(file, separator)
         reader = csv.reader(lines, delimiter=separator)
         header = next(reader, [])
         if lines.left_out():
@@ -317,16 +317,16 @@ def _csv_rows(path: Path, wanted: Collection[int] | None) -> Iterator[Found]:
         if wanted is not None and number not in wanted:
             continue
         if record is None:
-            yield Fault(number, f"a line of more than {MAX_LINE >> 20} MiB or {_MAX_FIELDS:,} fields")
+            yield UnusableRow(number, f"a line of more than {MAX_LINE >> 20} MiB or {_MAX_FIELDS:,} fields")
         elif len(record) != len(header):
-            yield Fault(number, f"{len(record)} fields, where the header has {len(header)}")
+            yield UnusableRow(number, f"{len(record)} fields, where the header has {len(header)}")
         else:
             yield number, dict(zip(header, record, strict=True))
 
 
 def _columnar(path: Path, wanted: Collection[int] | None) -> Iterator[Found]:
     for number, row in rows_of(path, wanted):
-        yield Fault(number, row) if isinstance(row, str) else (number, row)
+        yield UnusableRow(number, row) if isinstance(row, str) else (number, row)
 
 
 _KINDS: Final = {

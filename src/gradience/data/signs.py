@@ -53,42 +53,42 @@ _SPEAKERS: Final = frozenset({"user", "human", "assistant", "system", "question"
 _PROSE: Final = re.compile(r"[^\W_]['\u2019\w-]*,?$")
 
 
-class Own(NamedTuple):
+class ControlTokens(NamedTuple):
     """The control tokens of the tokenizer, as text, and those among them that the chat template writes."""
 
     known: frozenset[str] = frozenset()
     written: frozenset[str] = frozenset()
 
 
-def signs_of(columns: Columns, own: Own) -> list[str]:
+def signs_of(columns: Columns, own: ControlTokens) -> list[str]:
     """The names of the fields of `RowsSeen` that the text of a row shows."""
     turns, answers = every_turn(columns), answers_of(columns)
-    found = [*_of_turns(columns, turns), *_of_calls(turns), *_of_answers(answers)]
+    signs = [*_of_turns(columns, turns), *_of_calls(turns), *_of_answers(answers)]
     spoken = [content_of(turn) for turn in turns]
     texts = [columns[name] for name in ("text", "prompt", "completion") if isinstance(columns.get(name), str)]
     if any(_holds(text, own.written) for text in spoken):
-        found.append("template_twice")
+        signs.append("template_twice")
     if foreign_in([*spoken, *texts], own) or any(_PROMPT.search(text) for text in spoken):
-        found.append("foreign_tokens")
+        signs.append("foreign_tokens")
     if any(_NEXT_TURN.search(answer) for answer in answers):
-        found.append("next_turn_in_answer")
+        signs.append("next_turn_in_answer")
     if any(_SPEAKER.match(content_of(turn)) for turn in turns if turn.get("role") in ANSWERERS):
-        found.append("speaker_label")
+        signs.append("speaker_label")
     if _echoes(columns, turns):
-        found.append("echo")
+        signs.append("echo")
     parts = (part for turn in turns for part in _parts(turn))
     if (columns.get("images") or "media" in columns or any(map(_is_media, parts))) and "image_tokens" not in columns:
-        found.append("media")
+        signs.append("media")
     if "pictured" in columns:
-        found.append("images_unread")
+        signs.append("images_unread")
     if any(_parts(turn) for turn in turns):
-        found.append("parts")
+        signs.append("parts")
     if any("value" in part and "text" not in part and part_text(part) for turn in turns for part in _parts(turn)):
-        found.append("value_parts")
-    return found
+        signs.append("value_parts")
+    return signs
 
 
-def foreign_in(texts: list[str], own: Own) -> set[str]:
+def foreign_in(texts: list[str], own: ControlTokens) -> set[str]:
     """Control tokens in these texts that the tokenizer does not have."""
     return {token for text in texts for token in _controls(text) if token not in own.known}
 
@@ -140,18 +140,18 @@ def _of_calls(turns: list[Turn]) -> Iterator[str]:
     if not any(turn.get("tool_calls") or turn.get("role") in _TOOLS for turn in turns):
         return
     before: Turn = {}
-    found = set()
+    signs = set()
     for turn, after in zip(turns, [*turns[1:], None], strict=True):
         if turn.get("tool_calls") and after is not None and after.get("role") not in _TOOLS:
-            found.add("call_unanswered")
+            signs.add("call_unanswered")
         if turn.get("role") in _TOOLS and not _may_be_answered(before):
-            found.add("result_uncalled")
+            signs.add("result_uncalled")
         for arguments in _arguments(turn):
             is_text = isinstance(arguments, str)
             kind = "arguments_broken" if is_text and not _is_object(arguments) else "arguments_text"
-            found.add(kind if is_text else "arguments_object")
+            signs.add(kind if is_text else "arguments_object")
         before = turn
-    yield from sorted(found)
+    yield from sorted(signs)
 
 
 def _may_be_answered(turn: Turn) -> bool:

@@ -32,7 +32,7 @@ def _called(arguments: Json) -> dict[str, Json]:
     return {"role": "assistant", "content": "", "tool_calls": [call]}
 
 
-class Facts(msgspec.Struct):
+class TokenizerFacts(msgspec.Struct):
     """What is known of a tokenizer once it is loaded."""
 
     template: str | None = None
@@ -84,7 +84,7 @@ class Tokenizer:
         self._folder = folder
 
     def facts(self) -> dict[str, Json]:
-        """The fields of `Facts`."""
+        """The fields of `TokenizerFacts`."""
         held = self._tokenizer
         return {
             "template": self._template,
@@ -114,9 +114,9 @@ class Tokenizer:
 
     def use_training_template(self) -> str | None:
         """The template that TRL trains with, which is used from now on; None if the installed TRL has none."""
-        found = _training_template(self._template)
-        self._template = found or self._template
-        return found
+        template = _training_template(self._template)
+        self._template = template or self._template
+        return template
 
     def pictures(self) -> list[Json] | str:
         """The fields of `encoder.Pictures`, or why the processor cannot be used."""
@@ -148,14 +148,14 @@ class Tokenizer:
     def texts(self, texts: Sequence[str]) -> list[list[int]]:
         """Token ids of each text, with the special tokens that the tokenizer adds."""
         out = self._tokenizer(list(texts), return_attention_mask=False, return_token_type_ids=False, verbose=False)
-        found: list[list[int]] = out["input_ids"]
-        return found
+        ids: list[list[int]] = out["input_ids"]
+        return ids
 
     def bare(self, texts: Sequence[str]) -> list[list[int]]:
         """Token ids of each text, without special tokens."""
         out = self._tokenizer(list(texts), add_special_tokens=False, return_attention_mask=False, verbose=False)
-        found: list[list[int]] = out["input_ids"]
-        return found
+        ids: list[list[int]] = out["input_ids"]
+        return ids
 
     def unwritten(self, roles: Sequence[str]) -> list[str]:
         """The roles whose turns the template leaves out."""
@@ -210,10 +210,10 @@ class Tokenizer:
 
     def split_controls(self) -> list[str]:
         """Control tokens written in the template that the tokenizer splits into pieces or does not know."""
-        found = dict.fromkeys(_CONTROL.findall(self._template or ""))
+        controls = dict.fromkeys(_CONTROL.findall(self._template or ""))
         unknown = self._tokenizer.unk_token_id
-        coded = [self._tokenizer(token, add_special_tokens=False, verbose=False)["input_ids"] for token in found]
-        return [token for token, ids in zip(found, coded, strict=True) if len(ids) != 1 or ids[0] == unknown]
+        coded = [self._tokenizer(token, add_special_tokens=False, verbose=False)["input_ids"] for token in controls]
+        return [token for token, ids in zip(controls, coded, strict=True) if len(ids) != 1 or ids[0] == unknown]
 
     def _one(self, chat: list[Any]) -> Json:
         allow()
@@ -277,13 +277,13 @@ class _Generation(msgspec.Struct):
 
 def _end_ids(folder: Path, eos: int | None) -> list[int]:
     """The ids that end generation: the tokenizer's, and those of a generation_config.json beside it."""
-    found = set() if eos is None else {eos}
+    ends = set() if eos is None else {eos}
     try:
         raw = read_small(folder / "generation_config.json", most=1 << 20, what="a generation config")
         more = decode_json(raw, _Generation).eos_token_id
     except (OSError, RecursionError, msgspec.MsgspecError, UnicodeDecodeError):
-        return sorted(found)
-    return sorted(found | (set(more) if isinstance(more, list) else set() if more is None else {more}))
+        return sorted(ends)
+    return sorted(ends | (set(more) if isinstance(more, list) else set() if more is None else {more}))
 
 
 def _training_template(template: str | None) -> str | None:

@@ -14,11 +14,11 @@ from pathlib import Path
 from typing import Final, NamedTuple
 
 from gradience.data import Columns, Shape, Turn, Unusable, content_of, part_text
-from gradience.data.encoder import Chat, Encoded, Encoder, Pictures
+from gradience.data.encoder import Chat, Encoder, Encoding, Pictures
 from gradience.data.equality import with_keys
 from gradience.data.formats import canonical, recognise
 from gradience.data.pictures import images_of, spread, with_images
-from gradience.data.rows import Fault, Found, Row
+from gradience.data.rows import Found, Row, UnusableRow
 from gradience.errors import ConfigError
 from gradience.schema import Json
 from gradience.schema.reports import LossMode
@@ -29,7 +29,7 @@ _STEP: Final = "\n"  # what PRMTrainer writes after each step by default
 _IGNORED: Final = -100  # label of a token that the loss ignores
 
 
-class Kept(NamedTuple):
+class CutSequence(NamedTuple):
     """What a trainer keeps of a sequence: token ids and their mask."""
 
     ids: list[int]
@@ -41,11 +41,11 @@ class Sequence(NamedTuple):
 
     ids: list[int]
     mask: list[int] | None = None
-    kept: Kept | None = None
+    kept: CutSequence | None = None
     """What the trainer itself keeps, if it was asked."""
 
 
-class Tokenised(NamedTuple):
+class TokenRow(NamedTuple):
     """A row as its trainer prepares it, before any cut: one sequence, or the chosen and the rejected one."""
 
     number: int
@@ -108,18 +108,18 @@ class Tokeniser:
         elif encoder is not None and encoder.by_trainer:
             self._prepare = Tokeniser._by_trainer
 
-    def examples(self, rows: Iterable[Found]) -> Iterator[tuple[int, Columns] | Fault]:
+    def examples(self, rows: Iterable[Found]) -> Iterator[tuple[int, Columns] | UnusableRow]:
         """Yield each row in its trainer's columns, or as a fault."""
-        for found in rows:
-            if isinstance(found, Fault):
-                yield found
+        for row in rows:
+            if isinstance(row, UnusableRow):
+                yield row
                 continue
             try:
-                yield found[0], self._canonical(found[1])
+                yield row[0], self._canonical(row[1])
             except Unusable as error:
-                yield Fault(found[0], str(error))
+                yield UnusableRow(row[0], str(error))
             except Exception as error:  # noqa: BLE001  # a value of a type or size that no row of the format has
-                yield Fault(found[0], f"{type(error).__name__}: {' '.join(str(error).split())[:200]}")
+                yield UnusableRow(row[0], f"{type(error).__name__}: {' '.join(str(error).split())[:200]}")
 
     def is_of_another_format(self, row: Row) -> bool:
         """Whether a row that is not of this format can be used in another; a prompt alone lacks its answer."""
@@ -130,7 +130,7 @@ class Tokeniser:
             return False
         return shape.format != "prompt-only"
 
-    def run(self, rows: Iterable[Found]) -> Iterator[Tokenised | Fault]:
+    def run(self, rows: Iterable[Found]) -> Iterator[TokenRow | UnusableRow]:
         """Yield each row as tokens, or as a fault, in their order, except that faults come first within a batch.
 
         The next batch is tokenised while the caller takes this one's rows.
@@ -142,11 +142,11 @@ class Tokeniser:
                 coming = pool.submit(next, batches, None)
                 yield from some
 
-    def _batches(self, rows: Iterable[Found]) -> Iterator[list[Tokenised | Fault]]:
+    def _batches(self, rows: Iterable[Found]) -> Iterator[list[TokenRow | UnusableRow]]:
         every = self.examples(rows)
         while some := list(islice(every, _BATCH)):
-            usable = self._counted([found for found in some if not isinstance(found, Fault)])
-            faults = [found for found in some if isinstance(found, Fault)]
+            usable = self._counted([found for found in some if not isinstance(found, UnusableRow)])
+            faults = [found for found in some if isinstance(found, UnusableRow)]
             yield [*faults, *(map(self._with_images, self._prepare(self, usable)) if usable else ())]
 
     def _counted(self, rows: list[tuple[int, Columns]]) -> list[tuple[int, Columns]]:
@@ -160,10 +160,10 @@ class Tokeniser:
             for i, (number, item) in enumerate(rows)
         ]
 
-    def _with_images(self, found: Tokenised | Fault) -> Tokenised | Fault:
+    def _with_images(self, found: TokenRow | UnusableRow) -> TokenRow | UnusableRow:
         """The row, with as many tokens for each image as the model is given; as it is if it has no place for one."""
         if (
-            isinstance(found, Fault)
+            isinstance(found, UnusableRow)
             or "image_tokens" not in found.columns
             or not isinstance(self._enc.pictures, Pictures)
         ):
@@ -205,12 +205,12 @@ class Tokeniser:
 
     def _encode(
         self, items: list[Json], rows: list[Columns], *, prompt: bool = False, answers: bool = False
-    ) -> list[Encoded | str]:
+    ) -> list[Encoding | str]:
         """Encode the texts or conversations of these rows, which may be mixed."""
-        out: list[Encoded | str] = [Encoded([])] * len(items)
+        out: list[Encoding | str] = [Encoding([])] * len(items)
         texts = [i for i, item in enumerate(items) if isinstance(item, str)]
         for i, ids in zip(texts, self._enc.texts([items[i] for i in texts]), strict=True):
-            out[i] = Encoded(ids)
+            out[i] = Encoding(ids)
         chats = [i for i, item in enumerate(items) if not isinstance(item, str)]
         if chats and self._enc.template is None:
             raise ConfigError(
@@ -231,57 +231,61 @@ class Tokeniser:
         joined = not self._enc.takes_parts
         return [{**turn, "content": _content(turn, joined=joined)} for turn in turns]
 
-    def _by_trainer(self, rows: list[tuple[int, Columns]]) -> Iterator[Tokenised | Fault]:
+    def _by_trainer(self, rows: list[tuple[int, Columns]]) -> Iterator[TokenRow | UnusableRow]:
         """Yield rows as the installed trainer makes them."""
         for (number, item), found in zip(rows, self._enc.prepared([item for _, item in rows]), strict=True):
             if isinstance(found, str):
-                yield Fault(number, found)
+                yield UnusableRow(number, found)
                 continue
-            made = tuple(Sequence(ids, mask, Kept(*kept)) for ids, mask, *kept in found)
+            made = tuple(Sequence(ids, mask, CutSequence(*kept)) for ids, mask, *kept in found)
             begun = next((i for i, bit in enumerate(made[0].mask or ()) if bit), 0)
-            yield Tokenised(number, item, made, begun)
+            yield TokenRow(number, item, made, begun)
 
-    def _sft(self, rows: list[tuple[int, Columns]]) -> Iterator[Tokenised | Fault]:
+    def _sft(self, rows: list[tuple[int, Columns]]) -> Iterator[TokenRow | UnusableRow]:
         if self.shape.format in {"messages", "sharegpt", "text"}:
             return self._language(rows)
         if self.shape.format == "segments":
             return self._segments(rows)
         return self._pairs(rows)
 
-    def _segments(self, rows: list[tuple[int, Columns]]) -> Iterator[Tokenised | Fault]:
+    def _segments(self, rows: list[tuple[int, Columns]]) -> Iterator[TokenRow | UnusableRow]:
         """Yield segments one behind the other without special tokens, as Axolotl's `input_output` does."""
         texts = [one["text"] for _, item in rows for one in item["segments"]]
         coded = iter(self._enc.bare(texts))
         for number, item in rows:
             pieces = [(next(coded), one["label"]) for one in item["segments"]]
             mask = [int(label) for ids, label in pieces for _ in ids]
-            yield Tokenised(number, item, (Sequence([one for ids, _ in pieces for one in ids], mask),))
+            yield TokenRow(number, item, (Sequence([one for ids, _ in pieces for one in ids], mask),))
 
-    def _prompts(self, rows: list[tuple[int, Columns]]) -> Iterator[Tokenised | Fault]:
+    def _prompts(self, rows: list[tuple[int, Columns]]) -> Iterator[TokenRow | UnusableRow]:
         """Yield prompts alone, as GRPOTrainer gives them to the model that answers."""
         columns = [item for _, item in rows]
         prompts = self._encode([item["prompt"] for item in columns], columns, prompt=True)
         for (number, item), prompt in zip(rows, prompts, strict=True):
-            yield Fault(number, prompt) if isinstance(prompt, str) else Tokenised(number, item, (Sequence(prompt.ids),))
+            yield (
+                UnusableRow(number, prompt)
+                if isinstance(prompt, str)
+                else TokenRow(number, item, (Sequence(prompt.ids),))
+            )
 
-    def _steps(self, rows: list[tuple[int, Columns]]) -> Iterator[Tokenised | Fault]:
+    def _steps(self, rows: list[tuple[int, Columns]]) -> Iterator[TokenRow | UnusableRow]:
         """Yield a prompt and its steps, each followed by a line break, as `trl.PRMTrainer` joins them."""
         texts = [item["prompt"] + "".join(step + _STEP for step in item["steps"]) for _, item in rows]
         for (number, item), ids in zip(rows, self._enc.texts(texts), strict=True):
-            yield Tokenised(number, item, (Sequence(ids),))
+            yield TokenRow(number, item, (Sequence(ids),))
 
-    def _language(self, rows: list[tuple[int, Columns]]) -> Iterator[Tokenised | Fault]:
+    def _language(self, rows: list[tuple[int, Columns]]) -> Iterator[TokenRow | UnusableRow]:
         columns = [item for _, item in rows]
         items = [item["messages"] if "messages" in item else self._ended(item["text"]) for item in columns]
         by_turn = self.masking.loss in {"assistant", "completion"} and not self.masking.trl
         answers = self.masking.loss == "assistant" and self.masking.trl
         for (number, item), found in zip(rows, self._encode(items, columns, answers=answers), strict=True):
             if isinstance(found, str):
-                yield Fault(number, found)
+                yield UnusableRow(number, found)
             elif by_turn and "messages" in item:
-                yield Tokenised(number, item, (Sequence(found.ids, self._turns(item, found.ids)),))
+                yield TokenRow(number, item, (Sequence(found.ids, self._turns(item, found.ids)),))
             else:
-                yield Tokenised(number, item, (Sequence(found.ids, found.answers),))
+                yield TokenRow(number, item, (Sequence(found.ids, found.answers),))
 
     def _turns(self, columns: Columns, whole: list[int]) -> list[int]:
         """The mask of the assistant's turns, which are the tokens that the template adds with each turn."""
@@ -298,7 +302,7 @@ class Tokeniser:
                 mask[start:end] = [1] * max(end - start, 0)
         return mask
 
-    def _pairs(self, rows: list[tuple[int, Columns]]) -> Iterator[Tokenised | Fault]:
+    def _pairs(self, rows: list[tuple[int, Columns]]) -> Iterator[TokenRow | UnusableRow]:
         """Yield prompt and completion as SFTTrainer and KTOTrainer prepare them."""
         columns = [item for _, item in rows]
         both = [_joined(item["prompt"], self._ended_answer(item["completion"])) for item in columns]
@@ -308,70 +312,70 @@ class Tokeniser:
         prompts = self._encode([item["prompt"] for item in columns], columns, prompt=True)
         for (number, item), prompt, whole in zip(rows, prompts, wholes, strict=True):
             if isinstance(whole, str) or isinstance(prompt, str):
-                yield Fault(number, whole if isinstance(whole, str) else str(prompt))
+                yield UnusableRow(number, whole if isinstance(whole, str) else str(prompt))
                 continue
             begun = common_prefix(prompt.ids, whole.ids)
             mask = [0] * begun + [1] * (len(whole.ids) - begun)
             if self.masking.loss == "all" and not always:
-                yield Tokenised(number, item, (Sequence(whole.ids),), begun)
+                yield TokenRow(number, item, (Sequence(whole.ids),), begun)
                 continue
             if whole.answers is not None:
                 mask = [a & b for a, b in zip(mask, whole.answers, strict=True)]
-            yield Tokenised(number, item, (Sequence(whole.ids, mask),), begun)
+            yield TokenRow(number, item, (Sequence(whole.ids, mask),), begun)
 
     def _ended_answer(self, answer: Json) -> Json:
         return self._ended(answer) if isinstance(answer, str) else answer
 
-    def _sides(self, columns: list[Columns]) -> list[list[Encoded | str]]:
+    def _sides(self, columns: list[Columns]) -> list[list[Encoding | str]]:
         """The chosen and the rejected answers, each after its prompt if it has one."""
         return [
             self._encode([_joined(item.get("prompt"), self._ended_answer(item[side])) for item in columns], columns)
             for side in ("chosen", "rejected")
         ]
 
-    def _dpo(self, rows: list[tuple[int, Columns]]) -> Iterator[Tokenised | Fault]:
+    def _dpo(self, rows: list[tuple[int, Columns]]) -> Iterator[TokenRow | UnusableRow]:
         columns = [item for _, item in rows]
         prompts = self._encode([item["prompt"] for item in columns], columns, prompt=True)
         sides = self._sides(columns)
         for (number, item), prompt, chosen, rejected in zip(rows, prompts, *sides, strict=True):
-            fault = next((found for found in (prompt, chosen, rejected) if isinstance(found, str)), None)
+            fault = next((part for part in (prompt, chosen, rejected) if isinstance(part, str)), None)
             if fault is not None:
-                yield Fault(number, fault)
+                yield UnusableRow(number, fault)
                 continue
-            ids = [found.ids for found in (prompt, chosen, rejected) if not isinstance(found, str)]
+            ids = [part.ids for part in (prompt, chosen, rejected) if not isinstance(part, str)]
             begun = min(common_prefix(ids[0], ids[1]), common_prefix(ids[0], ids[2]))
             made = tuple(Sequence(one, [0] * begun + [1] * (len(one) - begun)) for one in ids[1:])
-            yield Tokenised(number, item, made, begun)
+            yield TokenRow(number, item, made, begun)
 
-    def _reward(self, rows: list[tuple[int, Columns]]) -> Iterator[Tokenised | Fault]:
+    def _reward(self, rows: list[tuple[int, Columns]]) -> Iterator[TokenRow | UnusableRow]:
         sides = self._sides([item for _, item in rows])
         for (number, item), chosen, rejected in zip(rows, *sides, strict=True):
             if isinstance(chosen, str) or isinstance(rejected, str):
-                yield Fault(number, chosen if isinstance(chosen, str) else str(rejected))
+                yield UnusableRow(number, chosen if isinstance(chosen, str) else str(rejected))
             else:
-                yield Tokenised(number, item, (Sequence(chosen.ids), Sequence(rejected.ids)))
+                yield TokenRow(number, item, (Sequence(chosen.ids), Sequence(rejected.ids)))
 
-    def _classified(self, rows: list[tuple[int, Columns]]) -> Iterator[Tokenised | Fault]:
+    def _classified(self, rows: list[tuple[int, Columns]]) -> Iterator[TokenRow | UnusableRow]:
         ids = self._enc.texts([item["text"] for _, item in rows])
         for (number, item), one in zip(rows, ids, strict=True):
-            yield Tokenised(number, item, (Sequence(one),))
+            yield TokenRow(number, item, (Sequence(one),))
 
-    def _ready(self, rows: list[tuple[int, Columns]]) -> Iterator[Tokenised | Fault]:
+    def _ready(self, rows: list[tuple[int, Columns]]) -> Iterator[TokenRow | UnusableRow]:
         """Yield rows that are already tokenised, masked by their labels, else by the masks that SFTTrainer applies."""
         for number, item in rows:
             ids: list[int] = item["input_ids"]
             if "labels" in item:
-                yield Tokenised(number, item, (Sequence(ids, [int(label != _IGNORED) for label in item["labels"]]),))
+                yield TokenRow(number, item, (Sequence(ids, [int(label != _IGNORED) for label in item["labels"]]),))
                 continue
             names = (
                 ("assistant_masks", "completion_mask") if self.masking.loss == "completion" else ("assistant_masks",)
             )
             masks = [item[name] for name in names if name in item]
             mask = [int(all(bits)) for bits in zip(*masks, strict=True)] if masks else None
-            yield Tokenised(number, item, (Sequence(ids, mask),))
+            yield TokenRow(number, item, (Sequence(ids, mask),))
 
 
-_PREPARE: Final[dict[str, Callable[[Tokeniser, list[tuple[int, Columns]]], Iterator[Tokenised | Fault]]]] = {
+_PREPARE: Final[dict[str, Callable[[Tokeniser, list[tuple[int, Columns]]], Iterator[TokenRow | UnusableRow]]]] = {
     "kto": Tokeniser._pairs,  # noqa: SLF001  # the table of this class's own methods
     "dpo": Tokeniser._dpo,  # noqa: SLF001
     "reward": Tokeniser._reward,  # noqa: SLF001

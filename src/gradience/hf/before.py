@@ -273,8 +273,8 @@ def _steps(flight: _Flight) -> int | None:
         batches = len(flight.loader)
     except (TypeError, NotImplementedError):
         return None
-    epochs: float = args.num_train_epochs
-    return math.ceil(epochs * math.ceil(batches / args.gradient_accumulation_steps))
+    epochs, accumulated = float(args.num_train_epochs), int(args.gradient_accumulation_steps)
+    return math.ceil(epochs * math.ceil(batches / accumulated))
 
 
 def _rates(flight: _Flight, steps: int | None) -> tuple[str, list[PlannedRate]]:

@@ -16,10 +16,10 @@ from gradience.announce import Place
 from gradience.configs.values import short_name
 from gradience.data import template_digest
 from gradience.errors import GradienceError
-from gradience.hf.pace import Pace
+from gradience.hf.pace import PaceMeter
 from gradience.hf.recorder import Lookout, RunRecorder, Voice, live_ids
 from gradience.hf.snapshot import batch_size, config_snapshot, dataset_size, run_meta
-from gradience.hf.trainer_wires import CallbackWires, Wanted
+from gradience.hf.trainer_wires import CallbackWires, WiringRequest
 from gradience.hf.watch import BatchWatch, watch_batches
 from gradience.schema import TaskProfile
 from gradience.schema.document import Finding
@@ -91,12 +91,12 @@ class GradienceCallback(TrainerCallback):  # type: ignore[misc]
         self._given = ConfigSnapshot(dataset_name=dataset_name, task_profile=task_profile, notes=notes)
         self._spectral_every = spectral_every
         self._data = data
-        self._wanted = Wanted(wiring, digests)
+        self._wanted = WiringRequest(wiring, digests)
         self._wiring: CallbackWires | None = None
         self._batches: BatchWatch | None = None
         self._data_recorded = False
         self._wants_receipt = receipt
-        self._pace: Pace | None = None
+        self._pace: PaceMeter | None = None
         self._fed: Values = {}
         self._program: Values = {}
         self._meta = dict(meta or {})
@@ -376,7 +376,7 @@ class GradienceCallback(TrainerCallback):  # type: ignore[misc]
         """Begin to count a model's steps and tokens, and end with an earlier one's; None ends only."""
         if self._pace is not None:
             self._pace.close()
-        self._pace = None if model is None else Pace(model)
+        self._pace = None if model is None else PaceMeter(model)
 
     def _record_data(self, step: int) -> None:
         """Record the counts of the batches, and what a check of the data announced."""

@@ -8,7 +8,7 @@ from typing import Any, Final
 import torch
 
 from gradience.hf.fed import Hook
-from gradience.hf.parameters import Part
+from gradience.hf.parameters import NamedParameter
 from gradience.hf.wiring import is_sharded
 
 _CLOSE: Final = 0.01  # of the gradient that was left: half precision rounds sums so
@@ -22,7 +22,7 @@ class Leftover:
     counts the backward passes.
     """
 
-    def __init__(self, parts: Sequence[Part]) -> None:
+    def __init__(self, parts: Sequence[NamedParameter]) -> None:
         self.compared = self.kept = self.arrived = 0
         self._added: torch.Tensor | None = None
         self._whole: torch.Tensor | None = None

@@ -21,7 +21,7 @@ _GROUP: Final = Path("/sys/fs/cgroup/memory.max")
 _FIELDS: Final = {"VmHWM": "peak_bytes", "VmRSS": "held_bytes"}
 
 
-class Pace:
+class PaceMeter:
     """The steps since the last look; its hook counts what the model is fed.
 
     Args:

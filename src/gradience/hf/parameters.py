@@ -27,7 +27,7 @@ _OTHER: Final = frozenset({"lm_head", "embed_out", "output_projection", "origina
 _NAMED: Final = re.compile(r"(?:^|[._])(?:lora|dora|loha|lokr|hada|ia3|vera|oft|boft|adapters?)(?:[._A-Z]|$)")
 
 
-class Part(NamedTuple):
+class NamedParameter(NamedTuple):
     """A parameter: its name, tensor and kind; of an adapter's also the adapted module and the adapter's name."""
 
     name: str
@@ -47,7 +47,7 @@ class _Zone(NamedTuple):
     beside: bool = False
 
 
-def parts_of(model: torch.nn.Module) -> list[Part]:
+def parts_of(model: torch.nn.Module) -> list[NamedParameter]:
     """Return the model's parameters, each once."""
     modules = dict(model.named_modules())
     wrapped = {path for path, module in modules.items() if _is_wrapper(module)}
@@ -68,7 +68,7 @@ def parts_of(model: torch.nn.Module) -> list[Part]:
             kind = _kind(inner, module, own, whole)
             if kind == "base" and inner.beside and tensor.requires_grad:
                 kind = "head"  # a loop's own module around an adapted model
-            found.append(Part(whole, tensor, kind, inner.layer, inner.adapter))
+            found.append(NamedParameter(whole, tensor, kind, inner.layer, inner.adapter))
     return found
 
 
@@ -99,14 +99,14 @@ def _kind(zone: _Zone, module: torch.nn.Module, own: str, name: str) -> Kind:
     return "head" if zone.heads or own in _HEADS else "base"
 
 
-def groups_of(parts: Sequence[Part]) -> list[ParameterGroup]:
+def groups_of(parts: Sequence[NamedParameter]) -> list[ParameterGroup]:
     """Return the parameters by kind, with their digests."""
     by_kind = {kind: [part for part in parts if part.kind == kind] for kind in _KINDS}
     trained = sum(_bytes(part) for part in parts if part.tensor.requires_grad)
     return [_group(kind, found, trained) for kind, found in by_kind.items() if found]
 
 
-def _group(kind: Kind, parts: Sequence[Part], trained: int) -> ParameterGroup:
+def _group(kind: Kind, parts: Sequence[NamedParameter], trained: int) -> ParameterGroup:
     live = [part for part in parts if part.tensor.requires_grad]
     frozen = [part for part in parts if not part.tensor.requires_grad]
     share = TRAINABLE_BYTES * sum(map(_bytes, live)) // (trained or 1)
@@ -128,15 +128,15 @@ def _group(kind: Kind, parts: Sequence[Part], trained: int) -> ParameterGroup:
     )
 
 
-def _bytes(part: Part) -> int:
+def _bytes(part: NamedParameter) -> int:
     return part.tensor.numel() * part.tensor.element_size()
 
 
-def _named(parts: Sequence[Part]) -> Iterator[tuple[str, torch.Tensor]]:
+def _named(parts: Sequence[NamedParameter]) -> Iterator[tuple[str, torch.Tensor]]:
     return ((part.name, part.tensor) for part in parts)
 
 
-def adapter_of(model: torch.nn.Module, parts: Sequence[Part]) -> AdapterWiring | None:
+def adapter_of(model: torch.nn.Module, parts: Sequence[NamedParameter]) -> AdapterWiring | None:
     """Return what the model's adapters are; None if it has none."""
     own = [part for part in parts if part.kind == "adapter"]
     layers = [module for module in model.modules() if hasattr(module, "adapter_layer_names")]
@@ -146,7 +146,7 @@ def adapter_of(model: torch.nn.Module, parts: Sequence[Part]) -> AdapterWiring |
     active = sorted({name for layer in layers for name in _names(layer, "active_adapters")})
     used = [part for part in own if not active or part.adapter is None or part.adapter in active]
     frozen = [part for part in used if not part.tensor.requires_grad]
-    by_layer = defaultdict[str | None, list[Part]](list)
+    by_layer = defaultdict[str | None, list[NamedParameter]](list)
     for part in used:
         by_layer[part.layer].append(part)
     configs: dict[str, Any] = {}
@@ -169,7 +169,7 @@ def adapter_of(model: torch.nn.Module, parts: Sequence[Part]) -> AdapterWiring |
     )
 
 
-def _new_heads(model: torch.nn.Module, parts: Sequence[Part]) -> list[str]:
+def _new_heads(model: torch.nn.Module, parts: Sequence[NamedParameter]) -> list[str]:
     """Return the weights of frozen heads, not of a language model's, that spread as transformers draws them."""
     spreads = {getattr(getattr(module, "config", None), "initializer_range", None) for module in model.modules()}
     drawn = [spread for spread in spreads if isinstance(spread, float) and spread > 0.0]

@@ -129,7 +129,7 @@ def _audit(live: list[Module]) -> tuple[list[ModuleAudit], AuditSummary]:
 
     with cpu():
         found = spectra(list(map(factors_of, live)))
-    rows = [module_row(module, spectrum) for module, spectrum in zip(live, found, strict=True)]
+    rows = [module_row(module, spectrum).row for module, spectrum in zip(live, found, strict=True)]
     return rows, summary_of(rows)
 
 

@@ -15,7 +15,7 @@ from peft import PeftModel
 from gradience.data import template_digest
 from gradience.errors import GradienceError
 from gradience.models import LoadedModel, Task
-from gradience.models.inputs import Example
+from gradience.models.inputs import ModelInput
 from gradience.prove.receipt import receipt_of, write_receipt
 from gradience.prove.receipt.rows import CANDIDATES
 from gradience.prove.receipt.targets import PROBE
@@ -77,7 +77,7 @@ def _evaluating(model: Any) -> Iterator[None]:
             parameter.requires_grad_(flag)
 
 
-def _examples(batches: Iterable[Mapping[str, Any]], task: Task) -> Iterator[Example]:
+def _examples(batches: Iterable[Mapping[str, Any]], task: Task) -> Iterator[ModelInput]:
     for batch in batches:
         ids, mask, labels = (batch.get(name) for name in ("input_ids", "attention_mask", "labels"))
         if ids is None:
@@ -91,7 +91,7 @@ def _examples(batches: Iterable[Mapping[str, Any]], task: Task) -> Iterator[Exam
                 first = max(int(counted[0]) - 1, 0) if len(counted) else len(tokens)
             stop = len(tokens) - 1 if task == "causal-lm" else len(tokens)
             if first < stop:
-                yield Example(tokens, first, stop)
+                yield ModelInput(tokens, first, stop)
 
 
 def _tokens(tokenizer: Any) -> Tokens | None:

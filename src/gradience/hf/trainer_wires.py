@@ -18,7 +18,7 @@ from gradience.schema.events import EventBase
 from gradience.schema.wiring import DataWiring
 
 
-class Wanted(NamedTuple):
+class WiringRequest(NamedTuple):
     """What the user of a callback wants to have recorded."""
 
     wiring: bool

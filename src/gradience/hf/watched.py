@@ -18,7 +18,7 @@ import torch
 from gradience.hf.fed import BatchDigests, Hook
 from gradience.hf.invocation import Invocations
 from gradience.hf.leftover import Leftover
-from gradience.hf.parameters import FEW, Part, groups_of, parts_of
+from gradience.hf.parameters import FEW, NamedParameter, groups_of, parts_of
 from gradience.hf.passes import Passes
 from gradience.hf.wiring import EarlierStates, look, saved_in, unwrapped_optimizers
 from gradience.schema.events import EventBase, StepDigests, Wiring
@@ -184,7 +184,7 @@ class WiringWatch:
 class _Gradients:
     """Which trainable tensors received a gradient so far."""
 
-    def __init__(self, parts: Sequence[Part], held: Collection[int], invocations: Invocations) -> None:
+    def __init__(self, parts: Sequence[NamedParameter], held: Collection[int], invocations: Invocations) -> None:
         self.steps = 0
         self.invocations = invocations
         self.leftover = Leftover([part for part in parts if id(part.tensor) in held])  # others nobody sets to zero

@@ -19,7 +19,7 @@ import numpy as np
 import torch
 
 from gradience.hf.digests import digest_of, plain_name, random_digest
-from gradience.hf.parameters import FEW, TRAINABLE_BYTES, Part, adapter_of, groups_of, parts_of
+from gradience.hf.parameters import FEW, TRAINABLE_BYTES, NamedParameter, adapter_of, groups_of, parts_of
 from gradience.schema import NonFinite, real
 from gradience.schema.wiring import DataWiring, OptimizerWiring, RateGroup, SavedWiring, ScheduleWiring
 
@@ -91,7 +91,7 @@ def _innermost(optimizer: Any) -> Any:
     return optimizer
 
 
-def optimizer_of(optimizers: Sequence[Any], parts: Sequence[Part], *, digest: bool = True) -> OptimizerWiring:
+def optimizer_of(optimizers: Sequence[Any], parts: Sequence[NamedParameter], *, digest: bool = True) -> OptimizerWiring:
     """Return what the optimizers hold of the model, what they miss, and what they hold beside it."""
     kind_of = {id(part.tensor): part for part in parts}
     held = [tensor for one in optimizers for group in one.param_groups for tensor in group["params"]]
@@ -117,7 +117,7 @@ def optimizer_of(optimizers: Sequence[Any], parts: Sequence[Part], *, digest: bo
     )
 
 
-def _sizes(parts: Sequence[Part]) -> dict[str, int]:
+def _sizes(parts: Sequence[NamedParameter]) -> dict[str, int]:
     sizes = defaultdict[str, int](int)
     for part in parts:
         sizes[part.kind] += part.tensor.numel()
@@ -134,7 +134,7 @@ def is_sharded(held: Any) -> bool:
     return "deepspeed" in kind.__module__.lower() or kind.__name__ == "FlatParameter" or hasattr(held, "ds_id")
 
 
-def _rates(optimizers: Sequence[Any], kind_of: Mapping[int, Part]) -> list[RateGroup]:
+def _rates(optimizers: Sequence[Any], kind_of: Mapping[int, NamedParameter]) -> list[RateGroup]:
     found = defaultdict[tuple[float, float | None], list[torch.Tensor]](list)
     for one in optimizers:
         for group in one.param_groups:
@@ -152,7 +152,7 @@ def _rates(optimizers: Sequence[Any], kind_of: Mapping[int, Part]) -> list[RateG
     ]
 
 
-def _state_of(optimizers: Sequence[Any], kind_of: Mapping[int, Part], *, digest: bool) -> dict[str, Any]:
+def _state_of(optimizers: Sequence[Any], kind_of: Mapping[int, NamedParameter], *, digest: bool) -> dict[str, Any]:
     """Return the number of states, the most steps in one, and the digest of all."""
     named, steps, states = [], [], 0
     for place, one in enumerate(optimizers):
@@ -334,7 +334,7 @@ def _bytes(tensor: torch.Tensor, dtype: torch.dtype) -> np.ndarray[Any, Any]:
     return tensor.detach().to("cpu", dtype).contiguous().reshape(-1).view(torch.uint8).numpy()
 
 
-def inputs_are_frozen(model: torch.nn.Module, parts: Sequence[Part]) -> bool:
+def inputs_are_frozen(model: torch.nn.Module, parts: Sequence[NamedParameter]) -> bool:
     """Whether reentrant checkpointing gets inputs that need no gradient: then none flows to what it recomputes."""
     if not any(_recomputes(module) and _is_reentrant(module) for module in model.modules()):
         return False

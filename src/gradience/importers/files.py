@@ -106,7 +106,7 @@ def _shared(names: tuple[str, ...]) -> tuple[str, ...]:
     return names
 
 
-class Reading(NamedTuple):
+class MemoryReading(NamedTuple):
     """Memory that a logger read beside the rows, bytes by field of a `throughput` event, at a time (Unix seconds)."""
 
     ts: float
@@ -131,7 +131,7 @@ class SourceRun:
     layer: Layer = field(default_factory=Layer)
     skipped: list[SkippedRow] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
-    memory: list[Reading] = field(default_factory=list)  # in the order of time
+    memory: list[MemoryReading] = field(default_factory=list)  # in the order of time
     files: list[Path] = field(default_factory=list)  # all files read; the rows are from the first
 
     def add(self, row: LoggedRow) -> None:

@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from typing import Any, Final, NamedTuple, TypeAlias
 
-from gradience.importers.files import LoggedRow, Reading
+from gradience.importers.files import LoggedRow, MemoryReading
 from gradience.names import NAMES
 from gradience.schema import Json, as_float
 from gradience.schema.values import number_of
@@ -56,7 +56,7 @@ class Windows:
         readings: of memory, in the order of time.
     """
 
-    def __init__(self, start: int | None = None, readings: Sequence[Reading] = ()) -> None:
+    def __init__(self, start: int | None = None, readings: Sequence[MemoryReading] = ()) -> None:
         self._start, self._readings = start or 0, list(reversed(readings))
         self._begin: _Mark | None = None
         self._last: _Mark | None = None
@@ -145,7 +145,9 @@ class Windows:
         return {"steps": steps, **self._memory, **found} if found else {}
 
 
-def windows_of(rows: Sequence[LoggedRow], start: int | None, readings: Sequence[Reading]) -> list[tuple[int, Fields]]:
+def windows_of(
+    rows: Sequence[LoggedRow], start: int | None, readings: Sequence[MemoryReading]
+) -> list[tuple[int, Fields]]:
     """The fields of the events of one start of a program, each behind the row with this index, in order."""
     windows = Windows(start, readings)
     found = [(place, fields) for place, row in enumerate(rows) if (fields := windows.take(row))]

@@ -20,7 +20,7 @@ from gradience.importers.files import LoggedRow, SourceRun, count_of, whole_json
 from gradience.io import CHECKPOINT_PREFIX
 from gradience.schema import Json, as_float
 from gradience.schema.events import TELLING, ConfigSnapshot, TrainingSnapshot
-from gradience.schema.reports import SourceFile
+from gradience.schema.reports import InputFile
 from gradience.schema.values import number_of, step_of
 from gradience.telemetry.rows import split_row
 
@@ -272,7 +272,7 @@ def state_layer(state: Mapping[str, Json], path: Path) -> Layer:
         logging_steps=_interval(state.get("logging_steps")),
         save_steps=_interval(state.get("save_steps")),
     )
-    source = SourceFile(role="trainer state", path=str(path))
+    source = InputFile(role="trainer state", path=str(path))
     return Layer(config=ConfigSnapshot(training=training), sources=(source,))
 
 

@@ -21,7 +21,7 @@ from gradience.configs.settings import stack
 from gradience.errors import RecorderError, SchemaError
 from gradience.importers.files import (
     LoggedRow,
-    Reading,
+    MemoryReading,
     SourceRun,
     is_pointer,
     log_bytes,
@@ -154,7 +154,7 @@ class _Log:
             _take_run(self._raw, body, self.settings)
 
 
-def _memory(body: bytes) -> Iterator[Reading]:
+def _memory(body: bytes) -> Iterator[MemoryReading]:
     """The memory of a record of system metrics: of the fullest card, or of the process where there is none."""
     seconds = dict(fields(next(nested(body, _STATS_TIME), b""))).get(1)
     stats = {name: value for name, value in _items(body, _STATS_ITEM).items() if isinstance(value, int | float)}
@@ -163,10 +163,10 @@ def _memory(body: bytes) -> Iterator[Reading]:
     cards = [(stats[name], stats.get(_SHARE.format(hit[1]), 0.0)) for name in stats if (hit := _USED.fullmatch(name))]
     if cards:
         used, share = max(cards)
-        yield Reading(seconds, {"reserved_bytes": int(used), **_of_all(used, share)})
+        yield MemoryReading(seconds, {"reserved_bytes": int(used), **_of_all(used, share)})
     elif (used := stats.get(_PROCESS[0], 0.0) * _MIB) > 0.0:
         sizes = dict.fromkeys(("peak_bytes", "held_bytes"), int(used))
-        yield Reading(seconds, {**sizes, **_of_all(used, stats.get(_PROCESS[1], 0.0))})
+        yield MemoryReading(seconds, {**sizes, **_of_all(used, stats.get(_PROCESS[1], 0.0))})
 
 
 def _of_all(used: float, percent: float) -> dict[str, int]:

@@ -199,13 +199,13 @@ def _lock(path: Path) -> int | None:
         flock(descriptor, LOCK_EX | LOCK_NB)
         if os.path.samestat(os.fstat(descriptor), path.lstat()):
             return descriptor
-        found = -1
+        lock = -1
     except (BlockingIOError, FileNotFoundError):
-        found = -1
+        lock = -1
     except OSError:  # a file system without
-        found = None
+        lock = None
     os.close(descriptor)
-    return found
+    return lock
 
 
 def _unlock(lock: int) -> None:

@@ -117,8 +117,8 @@ class Confined:
             return
         try:
             self._send([method], args)
-            while found := self._answer():
-                yield found[0]
+            while answer := self._answer():
+                yield answer[0]
         finally:
             self.close()
 
@@ -259,8 +259,8 @@ def _end_helper() -> None:
 
 def _found(target: str) -> Any:
     module, _, name = target.partition(":")
-    found = importlib.import_module(module)
-    return getattr(found, name) if name else found
+    home = importlib.import_module(module)
+    return getattr(home, name) if name else home
 
 
 def serve(descriptor: int, imports: Sequence[str]) -> None:
@@ -309,8 +309,8 @@ def _ended(pid: int) -> int:
 def _reap() -> None:
     """Take note of all children that have ended, those of objects that were collected among them."""
     with suppress(ChildProcessError):
-        while (found := os.waitpid(-1, os.WNOHANG))[0]:
-            _ENDED[found[0]] = found[1]
+        while (ended := os.waitpid(-1, os.WNOHANG))[0]:
+            _ENDED[ended[0]] = ended[1]
 
 
 def _obey(pipe: Connection) -> NoReturn:
@@ -328,11 +328,11 @@ def _obey(pipe: Connection) -> NoReturn:
                 made = _made(*head)
                 _say(pipe, "made")
                 continue
-            found = getattr(made, head[0])(*head[1])
-            if not isinstance(found, Iterator):
-                _say(pipe, "item", found)
+            result = getattr(made, head[0])(*head[1])
+            if not isinstance(result, Iterator):
+                _say(pipe, "item", result)
                 continue
-            for item in found:
+            for item in result:
                 _say(pipe, "item", item)
                 allow()
             _say(pipe, "end")

@@ -72,7 +72,7 @@ def is_float(dtype: str) -> bool:
     return dtype.startswith(("F", "BF")) and dtype in DTYPES
 
 
-class _Declared(msgspec.Struct, gc=False, frozen=True):
+class _TensorEntry(msgspec.Struct, gc=False, frozen=True):
     dtype: str = ""
     shape: tuple[int, ...] | None = None
     data_offsets: tuple[int, int] | None = None
@@ -155,16 +155,16 @@ def _wrong_length(path: Path, length: int, size: int) -> AdapterError:
     )
 
 
-def _declared(path: Path, raw: bytes) -> dict[str, _Declared]:
+def _declared(path: Path, raw: bytes) -> dict[str, _TensorEntry]:
     """The header's entries. They are decoded once, straight to their type, because a header may hold a million."""
     try:
-        found = msgspec.json.decode(raw, type=dict[str, _Declared | None])
+        declared = msgspec.json.decode(raw, type=dict[str, _TensorEntry | None])
     except msgspec.ValidationError as error:
         raise AdapterError(
             f"{path}: the safetensors header is malformed: {error}", advice="save the adapter again"
         ) from error
-    found.pop("__metadata__", None)  # MLX-LM writes null
-    entries = {name: entry or _Declared() for name, entry in found.items()}
+    declared.pop("__metadata__", None)  # MLX-LM writes null
+    entries = {name: entry or _TensorEntry() for name, entry in declared.items()}
     # A name that is given twice leaves one entry, so the counts differ. A quote inside a name would be escaped, so no
     # name can look like the field.
     if raw.count(b'"data_offsets"') > len(entries) + ("data_offsets" in entries):
@@ -211,7 +211,7 @@ def _metadata(path: Path, raw: bytes) -> dict[str, str]:
         raise AdapterError(f"{path}: __metadata__ must map strings to strings: {error}") from error
 
 
-def _checked(path: Path, declared: dict[str, _Declared], available: int) -> dict[str, TensorInfo]:
+def _checked(path: Path, declared: dict[str, _TensorEntry], available: int) -> dict[str, TensorInfo]:
     """The declared tensors, sorted by position. A header that contradicts itself or the file is refused."""
     tensors: dict[str, TensorInfo] = {}
     position = 0
@@ -257,5 +257,5 @@ def refuse_long_name(path: Path, name: str) -> None:
         raise AdapterError(f"{path}: the tensor name {name[:_SHOWN]!r}... {fault}", advice=_NO_MODEL)
 
 
-def _position(item: tuple[str, _Declared]) -> tuple[int, int]:
+def _position(item: tuple[str, _TensorEntry]) -> tuple[int, int]:
     return item[1].data_offsets or (0, 0)

@@ -14,6 +14,7 @@ import errno
 import io
 import os
 import stat
+import struct
 import zipfile
 from collections.abc import Iterator
 from itertools import accumulate
@@ -140,7 +141,7 @@ def refuse_compressed(path: Path) -> None:
     try:
         with zipfile.ZipFile(path) as archive:
             packed = any(entry.compress_type != zipfile.ZIP_STORED for entry in archive.infolist())
-    except Exception as error:  # zlib, struct and zipfile have errors of their own
+    except (OSError, ValueError, RuntimeError, struct.error, zipfile.BadZipFile) as error:
         raise AdapterError(f"{path} is a damaged archive: {error}", advice="copy it again") from error
     if packed:
         raise AdapterError(

@@ -25,13 +25,13 @@ from gradience.io.reading import decode_json, open_raw, read_small
 __all__ = [
     "DTYPES",
     "Array",
-    "Memory",
     "PlannedTensor",
     "SafetensorsFile",
     "ShardedFiles",
     "TensorInfo",
     "TensorReader",
     "TensorSource",
+    "ThreadBuffer",
     "copied",
     "file_size",
     "indexed_files",
@@ -81,7 +81,7 @@ class SafetensorsFile:
         self.path = path
         self.tensors, self.metadata, self._start = read_header(path)
 
-    def read(self, name: str, memory: Memory | None = None) -> Array:
+    def read(self, name: str, memory: ThreadBuffer | None = None) -> Array:
         """The tensor as an array of its own dtype; bf16 and fp8 through `ml_dtypes`.
 
         If `memory` is given, the array lies in it and is valid until the next read into it.
@@ -92,7 +92,7 @@ class SafetensorsFile:
         info = self.tensors[name]
         return self._bytes(info.offset, info.nbytes, memory).view(self._dtype(name)).reshape(info.shape)
 
-    def read_slice(self, name: str, index: int, memory: Memory | None = None) -> Array:
+    def read_slice(self, name: str, index: int, memory: ThreadBuffer | None = None) -> Array:
         """One slice along the tensor's first axis, such as one expert of a stack. Only its bytes are read.
 
         Raises:
@@ -127,7 +127,7 @@ class SafetensorsFile:
             raise AdapterError(f"{self.path}: tensor {name!r} is of dtype {dtype}, which cannot be read")
         return DTYPES[dtype]
 
-    def _bytes(self, offset: int, count: int, memory: Memory | None = None) -> npt.NDArray[np.uint8]:
+    def _bytes(self, offset: int, count: int, memory: ThreadBuffer | None = None) -> npt.NDArray[np.uint8]:
         """`count` bytes from an offset within the data, which begin after the header."""
         start = self._start + offset
         if memory is not None:
@@ -144,7 +144,7 @@ class SafetensorsFile:
         return data
 
 
-class Memory(threading.local):
+class ThreadBuffer(threading.local):
     """Reusable memory for one tensor at a time, separate for each thread.
 
     Fresh pages cost more than the copy from the file. The memory is aligned to 64 bytes, so that XLA can use an array

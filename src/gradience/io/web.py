@@ -143,13 +143,13 @@ class _Stays(HTTPRedirectHandler):
 def _kept(kind: type[HTTPConnection], exchange: _Exchange) -> type[HTTPConnection]:
     """A class of connections of which each socket is known to the exchange as soon as it is open."""
 
-    class Kept(kind):  # type: ignore[misc, valid-type]  # one of two classes of the standard library
+    class TrackedConnection(kind):  # type: ignore[misc, valid-type]  # one of two classes of the standard library
         def __setattr__(self, name: str, value: object) -> None:
             super().__setattr__(name, value)
             if name == "sock" and isinstance(value, socket.socket):
                 exchange.keep(value)
 
-    return Kept
+    return TrackedConnection
 
 
 class _Http(HTTPHandler):

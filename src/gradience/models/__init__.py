@@ -77,14 +77,14 @@ class LoadedModel:
     @property
     def pad(self) -> int | None:
         """The token id that pads short rows. None for a classifier without one, which takes one row at a time."""
-        found: int | None = getattr(self.config, "pad_token_id", None)
-        return 0 if found is None and self.task != "sequence-classification" else found
+        token: int | None = getattr(self.config, "pad_token_id", None)
+        return 0 if token is None and self.task != "sequence-classification" else token
 
     @property
     def longest(self) -> int | None:
         """The number of positions that the model has; None if its config does not say."""
-        found: int | None = getattr(self.config, "max_position_embeddings", None)
-        return found
+        longest: int | None = getattr(self.config, "max_position_embeddings", None)
+        return longest
 
 
 def load_model(

@@ -178,7 +178,7 @@ def _raised(one: Any) -> Any:
     return one.float() if isinstance(one, Tensor) and one.dtype in {torch.bfloat16, torch.float16} else one
 
 
-class _Decoded(torch.autograd.Function):
+class _CodedProduct(torch.autograd.Function):
     """A product with a coded weight, which is decoded for it, and again in the backward pass."""
 
     @staticmethod
@@ -350,8 +350,8 @@ def _by_architecture(config: Any) -> Any:
     named = next(iter(getattr(config, "architectures", None) or []), "")
     kinds = {"ForSequenceClassification": "SEQ_CLS", "ForTokenClassification": "TOKEN_CLS"}
     kinds |= {"ForConditionalGeneration": "SEQ_2_SEQ_LM"}
-    found = next((task for ending, task in kinds.items() if named.endswith(ending)), None)
-    return found and getattr(_transformers(), _HEADS[found])
+    kind = next((task for ending, task in kinds.items() if named.endswith(ending)), None)
+    return kind and getattr(_transformers(), _HEADS[kind])
 
 
 def _code(base: Any) -> None:
@@ -363,7 +363,7 @@ def _code(base: Any) -> None:
 
 
 def _decoded(linear: nn.Linear, x: Tensor) -> Tensor:
-    product: Tensor = _Decoded.apply(x, linear.weight)  # type: ignore[no-untyped-call]  # torch's
+    product: Tensor = _CodedProduct.apply(x, linear.weight)  # type: ignore[no-untyped-call]  # torch's
     bias: Tensor | None = linear.bias
     return product if bias is None else product + bias
 

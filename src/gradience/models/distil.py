@@ -15,9 +15,9 @@ import torch
 
 from gradience.io import Progress
 from gradience.models import LoadedModel
-from gradience.models.inputs import Batch, Example
+from gradience.models.inputs import InputBatch, ModelInput
 from gradience.models.outputs import Reference, batched, divergences, log_probs, logits_of, row_sizes
-from gradience.models.states import Factors, with_factors
+from gradience.models.states import LayerFactors, with_factors
 
 STEPS: Final = 300
 BATCH: Final = 8  # texts of a step
@@ -27,8 +27,8 @@ RATE: Final = 0.03  # of a factor's root mean square: about the largest change o
 def distil(
     loaded: LoadedModel,
     layers: Mapping[str, Any],
-    student: Mapping[str, Factors],
-    examples: Sequence[Example],
+    student: Mapping[str, LayerFactors],
+    examples: Sequence[ModelInput],
     *,
     seed: int,
     progress: Progress | None = None,
@@ -76,8 +76,8 @@ def distil(
 
 
 def _groups(
-    loaded: LoadedModel, examples: Sequence[Example], generator: torch.Generator
-) -> Iterator[list[tuple[int, Batch]]]:
+    loaded: LoadedModel, examples: Sequence[ModelInput], generator: torch.Generator
+) -> Iterator[list[tuple[int, InputBatch]]]:
     """Yield groups of texts without end, each in numbered batches; the generator orders the groups, pass after pass."""
     number = itertools.count()
     starts = range(0, len(examples), BATCH)

@@ -37,7 +37,7 @@ Ints = npt.NDArray[np.int64]
 Bools = npt.NDArray[np.bool_]
 
 
-class Example(NamedTuple):
+class ModelInput(NamedTuple):
     """One input: its tokens, the positions [first, stop) whose predictions count, and its label if the row has one.
 
     A causal model predicts token t + 1 at position t. A sequence classifier makes one prediction, whatever the
@@ -53,7 +53,7 @@ class Example(NamedTuple):
 class Inputs(NamedTuple):
     """The chosen inputs, the number of different inputs in the file, and the number of inputs that were cut."""
 
-    examples: list[Example]
+    examples: list[ModelInput]
     found: int
     cut: int
 
@@ -63,7 +63,7 @@ class Inputs(NamedTuple):
         return digest_of(self.examples)
 
 
-def digest_of(examples: Iterable[Example]) -> str:
+def digest_of(examples: Iterable[ModelInput]) -> str:
     """`sha256:...` of the token ids of the examples in their order."""
     whole = hashlib.sha256()
     for example in examples:
@@ -71,7 +71,7 @@ def digest_of(examples: Iterable[Example]) -> str:
     return f"sha256:{whole.hexdigest()}"
 
 
-class Batch(NamedTuple):
+class InputBatch(NamedTuple):
     """Rows of similar length, padded on the right.
 
     `ids`, `mask`, and `counts`, which says whether a prediction counts, have shape (rows, width). `rows` are indices of
@@ -108,14 +108,14 @@ def read_inputs(
             f"{place} holds texts, and neither the base nor the adapter has a tokenizer beside it",
             advice="save the tokenizer with the base, or give token ids where the command takes them",
         )
-    chosen, found = _chosen(_rows(place), most, seed)
+    chosen, count = _chosen(_rows(place), most, seed)
     limit = min(longest, loaded.longest or longest)
     read = _Reader(place, loaded, limit, token_ids=token_ids)
     examples = [read.example(number, row) for number, row in chosen]
-    return Inputs([e for e in examples if e.first < e.stop], found, read.cut)
+    return Inputs([e for e in examples if e.first < e.stop], count, read.cut)
 
 
-def batches(examples: Sequence[Example], *, tokens: int, pad: int | None) -> list[Batch]:
+def batches(examples: Sequence[ModelInput], *, tokens: int, pad: int | None) -> list[InputBatch]:
     """Return the examples in batches, the longest examples first.
 
     Args:
@@ -124,7 +124,7 @@ def batches(examples: Sequence[Example], *, tokens: int, pad: int | None) -> lis
         pad: the token id that pads short rows; None puts every row in a batch of its own.
     """
     order = sorted(range(len(examples)), key=lambda i: (-len(examples[i].ids), i))
-    made: list[Batch] = []
+    made: list[InputBatch] = []
     while order:
         width = len(examples[order[0]].ids)
         count = 1 if pad is None else max(1, tokens // width)
@@ -133,7 +133,7 @@ def batches(examples: Sequence[Example], *, tokens: int, pad: int | None) -> lis
     return made
 
 
-def _batch(examples: Sequence[Example], rows: list[int], width: int, pad: int) -> Batch:
+def _batch(examples: Sequence[ModelInput], rows: list[int], width: int, pad: int) -> InputBatch:
     ids = np.full((len(rows), width), pad, np.int64)
     mask = np.zeros_like(ids)
     counts = np.zeros(ids.shape, np.bool_)
@@ -142,7 +142,7 @@ def _batch(examples: Sequence[Example], rows: list[int], width: int, pad: int) -
         ids[place, : len(example.ids)] = example.ids
         mask[place, : len(example.ids)] = 1
         counts[place, example.first : example.stop] = True
-    return Batch(ids, mask, counts, rows)
+    return InputBatch(ids, mask, counts, rows)
 
 
 Row = dict[str, Any] | list[Any] | str
@@ -225,7 +225,7 @@ class _Reader:
         self._vocabulary: int = loaded.model.get_input_embeddings().weight.shape[0]
         self.cut = 0
 
-    def example(self, number: int, row: Row) -> Example:
+    def example(self, number: int, row: Row) -> ModelInput:
         """Return the row as an example."""
         label = row.get("label") if isinstance(row, dict) else None
         if label is not None and not isinstance(label, int | str):
@@ -238,7 +238,7 @@ class _Reader:
             self.cut += 1
             ids, opened = ids[: self._longest], False
         first, stop = self._places(ids, prompt, opened=opened)
-        return Example(tuple(ids), first, stop, label)
+        return ModelInput(tuple(ids), first, stop, label)
 
     def _places(self, ids: Sequence[int], prompt: int, *, opened: bool) -> tuple[int, int]:
         """The positions [first, stop) whose predictions count; `opened`: the model is to continue the text."""

@@ -63,7 +63,7 @@ class NotMergedError(AdapterError):
     """PEFT itself cannot load the adapter onto a module of this base, or cannot merge it there."""
 
 
-class Change(NamedTuple):
+class WeightChange(NamedTuple):
     """The change of one tensor of the base by a merge; both arrays have its shape."""
 
     leaf: str
@@ -117,7 +117,7 @@ class PeftMerge:
         """The adapter's tensors for one module, by the rest of their names after the module's."""
         return {key.removeprefix(f"{PREFIX}{module}."): key for key in self._keys.get(module, ())}
 
-    def changes(self, module: str) -> list[Change]:
+    def changes(self, module: str) -> list[WeightChange]:
         """The changes that the merge makes in one module: of its weight, and of its bias if that changes too.
 
         Raises:
@@ -133,7 +133,7 @@ class PeftMerge:
             if after.shape != before.shape:
                 raise AdapterError(f"{found.name}: PEFT's merge makes {list(after.shape)} of {list(before.shape)}")
             change = np.subtract(after, before, dtype=np.float32)
-            changes.append(Change(leaf, found, before, change))
+            changes.append(WeightChange(leaf, found, before, change))
         changed = [one for one in changes if one.change.any()]
         return changed or changes[:1]
 
@@ -166,11 +166,11 @@ class PeftMerge:
         """A model of the modules alone, each built from its weight's shape; those that the base lacks are left out."""
         layers = {}
         for module in self.modules:
-            found = self._found(module, "weight")
-            if found is not None:
+            tensor = self._found(module, "weight")
+            if tensor is not None:
                 bias = self._found(module, "bias") is not None
                 transposed = bool(getattr(self._config, "fan_in_fan_out", False))
-                layers[module] = _layer_of(self._torch, module, found.info.shape, transposed=transposed, bias=bias)
+                layers[module] = _layer_of(self._torch, module, tensor.info.shape, transposed=transposed, bias=bias)
         return _containers(self._torch, layers)
 
     def _found(self, module: str, leaf: str) -> BaseTensor | None:
@@ -189,13 +189,13 @@ class PeftMerge:
         if not own:
             raise AdapterError(f"{module} is {type(empty).__name__} in the base, which has no weight of its own")
         for leaf, parameter in own:
-            found = self._found(module, leaf)
-            if found is None:
+            tensor = self._found(module, leaf)
+            if tensor is None:
                 raise AdapterError(f"the base has no {module}.{leaf}")
-            before = self._weights.read_whole(found)
+            before = self._weights.read_whole(tensor)
             if before.shape != tuple(parameter.shape):
-                raise AdapterError(f"{found.name} is of shape {list(before.shape)}, expected {list(parameter.shape)}")
-            stored[leaf] = (found, before)
+                raise AdapterError(f"{tensor.name} is of shape {list(before.shape)}, expected {list(parameter.shape)}")
+            stored[leaf] = (tensor, before)
             setattr(layer, leaf, self._parameter(self._torch.from_numpy(before.astype(np.float32))))
         return layer, stored
 

@@ -103,15 +103,15 @@ def safe_config(fields: Mapping[str, Json], names: Iterable[str], tensors: Mappi
             than the adapter's tensors.
     """
     _refuse_sizes(fields, tensors)
-    known, found = [*dict.fromkeys((*names, *_BARE))], dict(fields)
+    known, exact = [*dict.fromkeys((*names, *_BARE))], dict(fields)
     for field, value in fields.items():
         if field in _WHOLE and isinstance(value, str) and value not in _KEPT and not _PLAIN.fullmatch(value):
-            found[field] = _exactly(first_matches([whole(value)], known)) or [value]  # a list holds no expressions
+            exact[field] = _exactly(first_matches([whole(value)], known)) or [value]  # a list holds no expressions
         elif field in _TAILS and isinstance(value, dict) and not all(map(_PLAIN.fullmatch, value)):
-            found[field] = _by_names(value, first_matches(value, known))
+            exact[field] = _by_names(value, first_matches(value, known))
         elif field.endswith("_pattern") or field == "modules_to_save":
             _refuse_expressions(field, [value] if isinstance(value, str) else value)
-    return found
+    return exact
 
 
 def _by_names(value: Mapping[str, Json], hits: Mapping[str, str]) -> dict[str, Json]:

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 from gradience.models import LoadedModel
-from gradience.models.inputs import Batch, Example, batches
+from gradience.models.inputs import InputBatch, ModelInput, batches
 from gradience.models.sums import Sums
 
 _KEPT: Final = 64 << 20  # bytes of a reference's log-probabilities that are kept; more are computed again
@@ -34,12 +34,12 @@ def tokens_within(loaded: LoadedModel) -> int:
     return max(1, _ACTIVATIONS // (4 * (_PER_LAYER * layers * hidden + _PER_CLASS * classes)))
 
 
-def batched(loaded: LoadedModel, examples: Sequence[Example]) -> list[Batch]:
+def batched(loaded: LoadedModel, examples: Sequence[ModelInput]) -> list[InputBatch]:
     """The examples in batches that this model can take."""
     return batches(examples, tokens=tokens_within(loaded), pad=loaded.pad)
 
 
-def logits_of(loaded: LoadedModel, batch: Batch) -> torch.Tensor:
+def logits_of(loaded: LoadedModel, batch: InputBatch) -> torch.Tensor:
     """The model's logits at the predictions that count, (predictions, classes), in order of rows and positions."""
     ids, mask = (torch.from_numpy(x).to(loaded.device) for x in (batch.ids, batch.mask))
     options = {"use_cache": False} if loaded.task == "causal-lm" else {}
@@ -54,7 +54,7 @@ def log_probs(logits: torch.Tensor) -> torch.Tensor:
     return torch.log_softmax(logits if logits.dtype == torch.float64 else logits.float(), dim=-1)
 
 
-def row_sizes(loaded: LoadedModel, batch: Batch) -> list[int]:
+def row_sizes(loaded: LoadedModel, batch: InputBatch) -> list[int]:
     """The number of predictions of each row of a batch."""
     if loaded.task == "sequence-classification":
         return [1] * len(batch.rows)
@@ -73,19 +73,19 @@ class Reference:
         self._kept: dict[int, torch.Tensor] = {}
         self._bytes = 0
 
-    def of(self, place: int, batch: Batch) -> torch.Tensor:
+    def of(self, place: int, batch: InputBatch) -> torch.Tensor:
         """The log-probabilities of the batch at that index, (predictions, classes)."""
         if place in self._kept:
             return self._kept[place]
         with self._state():
-            found = log_probs(logits_of(self._loaded, batch))
-        self._bytes += found.nbytes
+            scores = log_probs(logits_of(self._loaded, batch))
+        self._bytes += scores.nbytes
         if self._bytes <= _KEPT:
-            self._kept[place] = found
-        return found
+            self._kept[place] = scores
+        return scores
 
 
-class Scored(NamedTuple):
+class InputScores(NamedTuple):
     """The scores of one input: its index among the examples, its number of predictions, and sums over these.
 
     `kl` sums KL(reference, model) in nats, and `flips` counts predictions with another most probable class; both are 0
@@ -105,12 +105,12 @@ class Scored(NamedTuple):
 @torch.inference_mode()
 def scored(
     loaded: LoadedModel,
-    examples: Sequence[Example],
-    parts: Sequence[Batch],
+    examples: Sequence[ModelInput],
+    parts: Sequence[InputBatch],
     *,
     reference: Reference | None = None,
     state: State = nullcontext,
-) -> Iterator[Scored]:
+) -> Iterator[InputScores]:
     """Yield the scores of each input, batch by batch.
 
     Args:
@@ -124,11 +124,11 @@ def scored(
         with torch.inference_mode():  # entered again, because a generator's decorator does not hold between its steps
             known = reference.of(number, batch) if reference is not None else None
             with state():
-                found = log_probs(logits_of(loaded, batch))
+                scores = log_probs(logits_of(loaded, batch))
             sizes = row_sizes(loaded, batch)
-            kl, flips = _against(known, found)
-            labels = _labels(loaded, examples, batch, found.device)
-            per_row = zip(batch.rows, sizes, *(x.split(sizes) for x in (kl, flips, found, labels)), strict=True)
+            kl, flips = _against(known, scores)
+            labels = _labels(loaded, examples, batch, scores.device)
+            per_row = zip(batch.rows, sizes, *(x.split(sizes) for x in (kl, flips, scores, labels)), strict=True)
             rows = [_scored(place, size, d, other, found=f, labels=y) for place, size, d, other, f, y in per_row]
         yield from rows
 
@@ -149,15 +149,17 @@ def divergences(reference: torch.Tensor, found: torch.Tensor) -> torch.Tensor:
 
 def _scored(
     place: int, size: int, kl: torch.Tensor, flips: torch.Tensor, *, found: torch.Tensor, labels: torch.Tensor
-) -> Scored:
+) -> InputScores:
     has = labels >= 0
     known, right = found[has], labels[has]
     loss = -known.gather(1, right[:, None]).sum(dtype=torch.float64) if len(right) else torch.zeros(())
     hits = int((known.argmax(dim=-1) == right).sum()) if len(right) else 0
-    return Scored(place, size, float(kl.sum()), int(flips.sum()), len(right), float(loss), hits)
+    return InputScores(place, size, float(kl.sum()), int(flips.sum()), len(right), float(loss), hits)
 
 
-def _labels(loaded: LoadedModel, examples: Sequence[Example], batch: Batch, device: torch.device) -> torch.Tensor:
+def _labels(
+    loaded: LoadedModel, examples: Sequence[ModelInput], batch: InputBatch, device: torch.device
+) -> torch.Tensor:
     """The class of each prediction, -1 if unknown: the next token for a causal model, else the row's label."""
     if loaded.task == "causal-lm":
         following = [
@@ -169,7 +171,7 @@ def _labels(loaded: LoadedModel, examples: Sequence[Example], batch: Batch, devi
     return torch.full((sum(row_sizes(loaded, batch)),), -1, device=device)
 
 
-def _rows(examples: Sequence[Example], batch: Batch) -> list[Example]:
+def _rows(examples: Sequence[ModelInput], batch: InputBatch) -> list[ModelInput]:
     return [examples[row] for row in batch.rows]
 
 
@@ -189,12 +191,12 @@ class HeldOut:
         state: a context that puts the model in the state to compare with.
     """
 
-    def __init__(self, loaded: LoadedModel, examples: Sequence[Example], state: State = nullcontext) -> None:
+    def __init__(self, loaded: LoadedModel, examples: Sequence[ModelInput], state: State = nullcontext) -> None:
         self._loaded, self._examples = loaded, examples
         self._parts = batched(loaded, examples)
         self._reference = Reference(loaded, state)
 
-    def scores(self, state: State) -> Iterator[Scored]:
+    def scores(self, state: State) -> Iterator[InputScores]:
         """Yield the scores of each input in a state."""
         return scored(self._loaded, self._examples, self._parts, reference=self._reference, state=state)
 
@@ -212,7 +214,7 @@ class Divergence(NamedTuple):
     predictions: int
 
 
-def divergence(rows: Sequence[Scored]) -> Divergence:
+def divergence(rows: Sequence[InputScores]) -> Divergence:
     """The divergence over all predictions of the inputs."""
     n = sum(row.predictions for row in rows)
     return Divergence(sum(row.kl for row in rows) / max(n, 1), sum(row.flips for row in rows) / max(n, 1), n)

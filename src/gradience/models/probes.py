@@ -11,7 +11,7 @@ from typing import Any, Final, TypeAlias
 
 from gradience.io import Progress
 from gradience.models import FIRST, LoadedModel
-from gradience.models.inputs import Example
+from gradience.models.inputs import ModelInput
 from gradience.models.reading import Reading, brought, read_loaded
 from gradience.models.states import Rounding, adapted, groups_of, rounded, scaled, with_scale, without
 from gradience.schema.receipt import NoiseOf
@@ -47,7 +47,7 @@ class Probes:
     def __init__(
         self,
         loaded: LoadedModel,
-        examples: Sequence[Example],
+        examples: Sequence[ModelInput],
         progress: Progress | None = None,
         own: Rounding | None = None,
     ) -> None:
@@ -65,12 +65,12 @@ class Probes:
 
     def parts(self) -> dict[str, Reading]:
         """What is read without each group of the adapter's modules, by the group's name."""
-        found = {}
+        readings = {}
         for number, (name, paths) in enumerate(self.groups.items()):
             self._shown(number, len(self.groups), f"without {name}")
-            found[name] = self.without(paths)
+            readings[name] = self.without(paths)
         self._shown(len(self.groups), len(self.groups), "")
-        return found
+        return readings
 
     def stored(self) -> dict[str, Reading]:
         """What is read in the form that the target says, else in each of the usual ones in 4 bits, by its name."""
@@ -109,13 +109,13 @@ def factors_of(loaded: LoadedModel) -> dict[float, str]:
     lora = with_scale(adapted(loaded))
     if not lora:
         return {}
-    found = dict.fromkeys(_SCALES, "")
+    names = dict.fromkeys(_SCALES, "")
     if len({layer.scaling[FIRST] for layer in lora}) == 1:
         scaling, rank = float(lora[0].scaling[FIRST]), float(lora[0].r[FIRST])
         is_rooted = loaded.model.peft_config[FIRST].use_rslora
-        found[scaling] = "the scale applied twice"
-        found[1.0 / scaling] = "alpha / r left out"
-        found[rank**-0.5 if is_rooted else rank**0.5] = (
+        names[scaling] = "the scale applied twice"
+        names[1.0 / scaling] = "alpha / r left out"
+        names[rank**-0.5 if is_rooted else rank**0.5] = (
             "alpha / r in place of alpha / sqrt(r)" if is_rooted else "alpha / sqrt(r) in place of alpha / r"
         )
-    return {factor: found[factor] for factor in sorted(found) if factor != 1.0}
+    return {factor: names[factor] for factor in sorted(names) if factor != 1.0}

@@ -16,7 +16,7 @@ from transformers import GenerationConfig
 
 from gradience.errors import AdapterError, ConfigError
 from gradience.models import LoadedModel
-from gradience.models.inputs import Example, batches
+from gradience.models.inputs import ModelInput, batches
 from gradience.models.outputs import log_probs, logits_of, row_sizes, tokens_within
 from gradience.models.states import adapted, without
 
@@ -27,17 +27,17 @@ LONGEST: Final = 64  # tokens of a sequence
 PREDICTIONS: Final = 40  # log-probabilities that are kept of a sequence
 
 
-def window(example: Example) -> Example:
+def window(example: ModelInput) -> ModelInput:
     """The part of an input that a receipt keeps: up to 40 predictions, and before them what fits in 64 tokens."""
     stop = min(example.stop, example.first + PREDICTIONS, len(example.ids) - 1)
     start = max(0, stop + 1 - LONGEST)
-    return Example(example.ids[start : stop + 1], max(example.first - start, 0), stop - start, example.label)
+    return ModelInput(example.ids[start : stop + 1], max(example.first - start, 0), stop - start, example.label)
 
 
 @torch.inference_mode()
 def read_loaded(
     loaded: LoadedModel,
-    examples: Sequence[Example],
+    examples: Sequence[ModelInput],
     *,
     state: AbstractContextManager[Any] | None = None,
     alone: bool = False,
@@ -53,20 +53,20 @@ def read_loaded(
     Raises:
         AdapterError: an output is not finite.
     """
-    found: Reading = [np.empty(0)] * len(examples)
+    readings: Reading = [np.empty(0)] * len(examples)
     pad = None if alone else loaded.pad
     with state or nullcontext():
         for batch in batches(examples, tokens=tokens_within(loaded), pad=pad):
             scores = log_probs(logits_of(loaded, batch))
             for row, own in zip(batch.rows, scores.split(row_sizes(loaded, batch)), strict=True):
-                found[row] = _kept(loaded, examples[row], own)
-    if not all(np.isfinite(values).all() for values in found):
+                readings[row] = _kept(loaded, examples[row], own)
+    if not all(np.isfinite(values).all() for values in readings):
         raise AdapterError("the model's outputs are not finite", advice="check the weights of base and adapter")
-    return found
+    return readings
 
 
 @torch.inference_mode()
-def sampled(loaded: LoadedModel, count: int, *, length: int, seed: int) -> list[Example]:
+def sampled(loaded: LoadedModel, count: int, *, length: int, seed: int) -> list[ModelInput]:
     """Rows that base and adapter sample, at a temperature of 1, from the token that begins a text.
 
     Args:
@@ -88,19 +88,19 @@ def sampled(loaded: LoadedModel, count: int, *, length: int, seed: int) -> list[
     plain = GenerationConfig(do_sample=True, top_k=0, max_new_tokens=length, eos_token_id=ends, pad_token_id=first)
     with torch.random.fork_rng(devices=[loaded.device] if loaded.device.type == "cuda" else []):
         torch.manual_seed(seed)
-        found = loaded.model.generate(
+        generated = loaded.model.generate(
             input_ids=begin, attention_mask=torch.ones_like(begin), generation_config=plain
         ).tolist()
-    return [row for row in (_ended(ids, set(ends)) for ids in found) if row.stop > row.first]
+    return [row for row in (_ended(ids, set(ends)) for ids in generated) if row.stop > row.first]
 
 
-def _ended(ids: list[int], ends: set[int]) -> Example:
+def _ended(ids: list[int], ends: set[int]) -> ModelInput:
     """The row up to its first token that ends a text."""
     last = next((place for place, one in enumerate(ids) if place and one in ends), len(ids) - 1)
-    return Example(tuple(ids[: last + 1]), 0, last)
+    return ModelInput(tuple(ids[: last + 1]), 0, last)
 
 
-def _kept(loaded: LoadedModel, example: Example, scores: torch.Tensor) -> npt.NDArray[np.float64]:
+def _kept(loaded: LoadedModel, example: ModelInput, scores: torch.Tensor) -> npt.NDArray[np.float64]:
     if loaded.task == "causal-lm":
         following = torch.tensor(example.ids[example.first + 1 : example.stop + 1], device=scores.device)
         scores = scores.gather(1, following[:, None])

@@ -100,41 +100,41 @@ def with_scale(layers: Mapping[str, Any]) -> list[LoraLayer]:
 @contextmanager
 def scaled(layers: Mapping[str, Any], factor: float) -> Iterator[None]:
     """A context in which every LoRA update counts `factor` times."""
-    found = with_scale(layers)
-    before = [layer.scaling[FIRST] for layer in found]
+    scaled = with_scale(layers)
+    before = [layer.scaling[FIRST] for layer in scaled]
     try:
-        for layer, scale in zip(found, before, strict=True):
+        for layer, scale in zip(scaled, before, strict=True):
             layer.scaling[FIRST] = factor * scale
         yield
     finally:
-        for layer, scale in zip(found, before, strict=True):
+        for layer, scale in zip(scaled, before, strict=True):
             layer.scaling[FIRST] = scale
 
 
-class Factors(NamedTuple):
+class LayerFactors(NamedTuple):
     """A and B of one layer, in the shapes in which files hold them: (r, in, *kernel) and (out, r, *1)."""
 
     a: torch.nn.Parameter
     b: torch.nn.Parameter
 
 
-def factors_of(layer: Any) -> Factors:
+def factors_of(layer: Any) -> LayerFactors:
     """The factors of one of LoRA's layers."""
     if FIRST in layer.lora_embedding_A:
-        return Factors(layer.lora_embedding_A[FIRST], layer.lora_embedding_B[FIRST])
-    return Factors(layer.lora_A[FIRST].weight, layer.lora_B[FIRST].weight)
+        return LayerFactors(layer.lora_embedding_A[FIRST], layer.lora_embedding_B[FIRST])
+    return LayerFactors(layer.lora_A[FIRST].weight, layer.lora_B[FIRST].weight)
 
 
-def mixed(layer: Any, m: npt.NDArray[np.float64]) -> Factors:
+def mixed(layer: Any, m: npt.NDArray[np.float64]) -> LayerFactors:
     """The factors M A and B of a layer for a matrix M, (r, r), in their dtypes and on their device."""
     a, b = factors_of(layer)
     flat = a.reshape(len(a), -1).cpu().double()
     product = (torch.from_numpy(m) @ flat).to(a).reshape(a.shape)
-    return Factors(torch.nn.Parameter(product, requires_grad=False), b)
+    return LayerFactors(torch.nn.Parameter(product, requires_grad=False), b)
 
 
 @contextmanager
-def with_factors(layers: Mapping[str, Any], new: Mapping[str, Factors]) -> Iterator[None]:
+def with_factors(layers: Mapping[str, Any], new: Mapping[str, LayerFactors]) -> Iterator[None]:
     """A context in which these layers have other factors, of any rank, in place of their own."""
     own = {path: factors_of(layers[path]) for path in new}
     try:
@@ -146,7 +146,7 @@ def with_factors(layers: Mapping[str, Any], new: Mapping[str, Factors]) -> Itera
             _place(layers[path], factors)
 
 
-def _place(layer: Any, factors: Factors) -> None:
+def _place(layer: Any, factors: LayerFactors) -> None:
     if FIRST in layer.lora_embedding_A:
         layer.lora_embedding_A[FIRST], layer.lora_embedding_B[FIRST] = factors
     else:

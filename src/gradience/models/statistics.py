@@ -19,7 +19,7 @@ from peft.tuners.lora.layer import LoraLayer, MultiheadAttention, ParamWrapper
 from gradience.errors import AdapterError
 from gradience.io import Progress
 from gradience.models import FIRST, LoadedModel
-from gradience.models.inputs import Batch
+from gradience.models.inputs import InputBatch
 from gradience.models.outputs import log_probs, logits_of, row_sizes
 
 Floats = npt.NDArray[np.float64]
@@ -71,7 +71,7 @@ def lora_layers(loaded: LoadedModel, paths: Sequence[str]) -> dict[str, Any]:
 def statistics(
     loaded: LoadedModel,
     layers: Mapping[str, Any],
-    parts: Sequence[Batch],
+    parts: Sequence[InputBatch],
     *,
     seed: int,
     folder: Path,
@@ -129,7 +129,7 @@ class _Sums:
         self._mask = torch.ones(0)
         self.of_rows = torch.zeros(0, r, r)
 
-    def begin(self, batch: Batch, device: torch.device) -> None:
+    def begin(self, batch: InputBatch, device: torch.device) -> None:
         """Prepare for a new batch."""
         self._mask = torch.from_numpy(batch.mask).to(device)
         self.of_rows = torch.zeros(len(batch.rows), *self._zz.shape, dtype=torch.float64, device=device)

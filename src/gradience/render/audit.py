@@ -18,7 +18,7 @@ from gradience.blocks import (
     Heading,
     Section,
     Title,
-    Verdict,
+    VerdictLine,
     count,
     counted,
     facts,
@@ -89,7 +89,7 @@ def audit_text(report: AuditReport, view: View | None = None) -> Iterator[Block]
     yield Title("GRADIENCE LoRA AUDIT")
     read = (("PEFT dir", report.peft_dir), ("Config", report.config_path or "-"), ("Weights", report.weights_path))
     yield from (facts(read, width=10), "")
-    yield Verdict(words_of(report.health.verdict).replace("-", " "), f" ({report.health.reason})")
+    yield VerdictLine(words_of(report.health.verdict).replace("-", " "), f" ({report.health.reason})")
     yield from _not_known(report.modules)
     yield from set_off("Findings", [findings(report.findings, verbose=view.verbose)] if report.findings else ())
     yield ""
@@ -111,7 +111,7 @@ def weights_section(report: AuditReport | None, figures: Sequence[Figure] = ()) 
     grids = [(title, grid_of(report.modules, of)) for of, title in _MAPS.items()]
     listed = table(_MODULES, sorted(report.modules, key=_use), caption="Modules, least used first")
     content = (
-        Verdict(words(report.health.verdict).upper(), f": {report.health.reason}."),
+        VerdictLine(words(report.health.verdict).upper(), f": {report.health.reason}."),
         *_not_known(report.modules),
         *(_numbers(report, verbose=True, name=short_path) if report.modules else ()),
         *figures,

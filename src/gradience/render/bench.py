@@ -14,7 +14,7 @@ from gradience.blocks import (
     Note,
     Section,
     Title,
-    Verdict,
+    VerdictLine,
     count,
     facts,
     number,
@@ -91,8 +91,8 @@ def bench_section(report: BenchReport | None) -> list[Section]:
     return [Section("bench", "Measured on held-out data", (_verdict(report), facts(about), *tasks, *notes))]
 
 
-def _verdict(report: BenchReport) -> Verdict:
-    return Verdict(_VERDICTS[report.verdict.state], f": {report.verdict.says}.")
+def _verdict(report: BenchReport) -> VerdictLine:
+    return VerdictLine(_VERDICTS[report.verdict.state], f": {report.verdict.says}.")
 
 
 def _direction(report: BenchReport) -> str:

@@ -15,7 +15,7 @@ import msgspec
 from gradience.blocks import (
     Bars,
     Block,
-    Facts,
+    FactList,
     Figure,
     Title,
     brief,
@@ -195,7 +195,7 @@ def memory_blocks(memory: Memory | None, *, counted: bool) -> Iterator[Block]:
     yield ""
 
 
-def config_facts(report: CheckReport, *, caption: str = "") -> Facts:
+def config_facts(report: CheckReport, *, caption: str = "") -> FactList:
     """The configuration as understood; what is not given has no row."""
     return facts(_config(report), indent=2, caption=caption)
 

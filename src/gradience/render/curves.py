@@ -9,7 +9,7 @@ import numpy as np
 
 from gradience.blocks import Figure
 from gradience.blocks.html.figures import STYLES
-from gradience.blocks.html.plot import Axis, Envelope, Line, Mark, Plot, envelope, y_axis
+from gradience.blocks.html.plot import Axis, Envelope, Mark, Plot, PlotLine, envelope, y_axis
 from gradience.render.diagnose import steps_of
 from gradience.schema import as_float
 from gradience.schema.diagnose import Cause
@@ -35,8 +35,8 @@ def loss_figures(run: RunSeries, causes: Sequence[Cause]) -> LossFigures:
     If a few rows lie so far off that they would flatten the curve, the first figure leaves them at its edge.
     """
     train = envelope(run.steps, run.losses)
-    lines = [Line("training rows", train, smooth=True)] if len(run.steps) else []
-    lines += [Line(f"{split}, evaluated", data, points=True) for split, data in _by_split(run, "loss").items()]
+    lines = [PlotLine("training rows", train, smooth=True)] if len(run.steps) else []
+    lines += [PlotLine(f"{split}, evaluated", data, points=True) for split, data in _by_split(run, "loss").items()]
     if not lines:
         return LossFigures(None, None)
     left_out = len(lines) - STYLES
@@ -70,11 +70,13 @@ def training_figures(run: RunSeries, causes: Sequence[Cause]) -> Iterator[Figure
     for name, title in _PROBES.items():
         column = run.columns.get(f"{SPECTRAL}/{name}")
         if column is not None and column.steps:
-            lines = [Line(title.lower(), envelope(column.steps, column.values), points=True)]
+            lines = [PlotLine(title.lower(), envelope(column.steps, column.values), points=True)]
             plot = Plot(lines, "step", title.lower(), log=False, zero=True)
             yield Figure(title, plot, summary=_summary(lines), caption=_caption_of(title, lines[0].data))
     yield from _pace(run, causes)
-    accuracy = [Line(split, data, points=True) for split, data in _by_split(run, "accuracy").items() if data.rows > 1]
+    accuracy = [
+        PlotLine(split, data, points=True) for split, data in _by_split(run, "accuracy").items() if data.rows > 1
+    ]
     if accuracy:
         plot = Plot(accuracy[:STYLES], "step", "fraction correct", log=False)
         yield Figure("Accuracy", plot, summary=_summary(plot.lines), caption="Every evaluation is drawn.")
@@ -85,7 +87,7 @@ def _pace(run: RunSeries, causes: Sequence[Cause]) -> Iterator[Figure]:
     timed = [one for one in run.paces if one.step is not None and one.seconds_per_step is not None]
     if len(timed) >= _SHOWS:
         seconds = [as_float(one.seconds_per_step or 0.0) for one in timed]
-        lines = [Line("seconds a step", envelope([one.step or 0 for one in timed], seconds), points=True)]
+        lines = [PlotLine("seconds a step", envelope([one.step or 0 for one in timed], seconds), points=True)]
         plot = Plot(lines, "step", "seconds a step", marks_of(causes, "CST"), log=False, zero=True)
         caption = "Each point is of the steps since the one before it, without evaluations."
         yield Figure("Seconds a step", plot, summary=_summary(lines), caption=caption)
@@ -99,7 +101,7 @@ def _recorded(
     there = ~np.isnan(column) | np.isin(run.steps, list(lost))
     if there.any():
         data = envelope(np.asarray(run.steps)[there], column[there])
-        lines = [Line(title.lower(), data, smooth=title == "Gradient norm")]
+        lines = [PlotLine(title.lower(), data, smooth=title == "Gradient norm")]
         caption = _caption_of(title, data, absent=int(len(column) - there.sum()))
         caption += f" {_smoothing(lines[0])}" if lines[0].window else ""
         yield Figure(title, plot._replace(lines=lines), summary=_summary(lines), caption=caption)
@@ -115,12 +117,12 @@ def _by_split(run: RunSeries, name: str) -> dict[str, Envelope]:
     return {split: envelope(list(at), list(at.values())) for split, at in points.items()}
 
 
-def _summary(lines: Sequence[Line]) -> str:
+def _summary(lines: Sequence[PlotLine]) -> str:
     """A sentence for each line about what it shows."""
     return " ".join(map(_line_summary, lines))
 
 
-def _line_summary(line: Line) -> str:
+def _line_summary(line: PlotLine) -> str:
     data = line.data
     lost = f", {data.lost_rows} not finite" if data.lost_rows else ""
     if not data.rows:
@@ -133,7 +135,7 @@ def _line_summary(line: Line) -> str:
     )
 
 
-def _smoothing(line: Line) -> str:
+def _smoothing(line: PlotLine) -> str:
     of = "buckets" if line.data.sampled else "rows"
     return f"The strong line is the running median of {line.window} {of}; the faint one is not smoothed."
 
@@ -187,7 +189,7 @@ def marks_of(causes: Sequence[Cause], prefix: str = "") -> list[Mark]:
 def curves_figure(curves: Sequence[Curve], metric: str) -> Figure:
     """The curves of several runs over each other."""
     drawn = curves[:STYLES]
-    lines = [Line(curve.name, envelope(curve.steps, curve.values)) for curve in drawn]
+    lines = [PlotLine(curve.name, envelope(curve.steps, curve.values)) for curve in drawn]
     summary = " ".join(f"{c.name} goes from {c.values[0]:.4g} to {c.values[-1]:.4g}." for c in drawn)
     caption = "Rows of a long run are put together in buckets: the line is their median."
     left = f" {len(curves) - STYLES} further curves are in the table alone." if len(curves) > STYLES else ""

@@ -18,7 +18,7 @@ from gradience.blocks import (
     ShownFinding,
     Table,
     Title,
-    Verdict,
+    VerdictLine,
     number,
     part,
     skipped_line,
@@ -46,7 +46,7 @@ def diagnose_text(report: DiagnoseReport, *, verbose: bool = False, fails: bool 
     yield f"Run:     {report.path}"
     label, rest = split_headline(report)
     code = "" if fails or report.verdict not in {"broken", "needs_attention"} else "; exit 0: no --fail-on"
-    yield Verdict(label, f"{rest}{code}")
+    yield VerdictLine(label, f"{rest}{code}")
     if report.monitor is not None and report.monitor.story:
         yield f"Story:   {report.monitor.story}"
         yield from (f"Adapter: {line}" for line in probe_lines(report.monitor))

@@ -26,7 +26,7 @@ from gradience.blocks import (
     Page,
     Section,
     Table,
-    Verdict,
+    VerdictLine,
     count,
     duration,
     facts,
@@ -101,7 +101,7 @@ def _page(story: Story, sections: Sequence[Section], further: Sequence[Block]) -
     verdict, rest = split_headline(report)
     told = report.monitor.story if report.monitor is not None else ""
     header: tuple[Block, ...] = (
-        Verdict(verdict, rest, report.verdict),
+        VerdictLine(verdict, rest, report.verdict),
         *([f"{sentence(told)}."] if told else []),
         *([Next(report.advice.text, report.advice.alternative)] if report.advice is not None else []),
         *(block for block in further if isinstance(block, Figure)),

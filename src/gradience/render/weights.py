@@ -9,7 +9,7 @@ import numpy as np
 
 from gradience.blocks import Figure
 from gradience.blocks.html.figures import STYLES
-from gradience.blocks.html.plot import Envelope, Floats, Line, Plot, envelope
+from gradience.blocks.html.plot import Envelope, Floats, Plot, PlotLine, envelope
 from gradience.render.compare import MAPS
 from gradience.schema.audit import ModuleAudit
 from gradience.schema.compare import AdapterPair, CheckpointPoint, CheckpointSeries, CompareAdaptersReport
@@ -65,8 +65,8 @@ def _energy(sigma: Floats, module: ModuleAudit) -> Floats:
     return np.asarray(np.minimum(np.cumsum((sigma / largest) ** 2) / max(norm / largest, 1.0) ** 2, 1.0))
 
 
-def _lines(kinds: Mapping[str, Sequence[ModuleAudit]], quantity: _Spectrum) -> list[Line]:
-    return [Line(f"{kind} ({len(group)})", _spread(group, quantity)) for kind, group in kinds.items()]
+def _lines(kinds: Mapping[str, Sequence[ModuleAudit]], quantity: _Spectrum) -> list[PlotLine]:
+    return [PlotLine(f"{kind} ({len(group)})", _spread(group, quantity)) for kind, group in kinds.items()]
 
 
 def _spread(group: Sequence[ModuleAudit], quantity: _Spectrum) -> Envelope:
@@ -113,7 +113,7 @@ def _trajectory(series: CheckpointSeries) -> Iterator[Figure]:
 def _curves(title: str, columns: Mapping[str, _Points], x_label: str, y_label: str, caption: str) -> Iterator[Figure]:
     """A figure of lines with a dot at each value; nothing without values."""
     lines = [
-        Line(name, envelope([x for x, _ in column], [y for _, y in column]), points=True)
+        PlotLine(name, envelope([x for x, _ in column], [y for _, y in column]), points=True)
         for name, column in columns.items()
         if column
     ]

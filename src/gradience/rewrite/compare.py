@@ -21,7 +21,7 @@ from gradience.errors import AdapterError
 from gradience.io import PathLike, Progress
 from gradience.io.reading import real_path
 from gradience.rewrite.sides import (
-    Own,
+    OwnNumbers,
     Side,
     beside,
     config_differences,
@@ -56,7 +56,7 @@ class _Measurement(NamedTuple):
     """An adapter with each module's squared norm by name (NaN if it is not finite), and in a series its spectra."""
 
     side: Side
-    own: Own
+    own: OwnNumbers
 
     @property
     def energies(self) -> dict[str, float]:
@@ -89,7 +89,7 @@ def compare_adapters(*paths: PathLike, progress: Progress | None = None) -> Comp
     matching = matched(sides)
     wanted = _wanted(len(sides), series=is_series)
     shown = list(pairwise(range(len(sides)))) if is_series else [(0, place) for place in range(1, len(sides))]
-    comparison = _Comparison(
+    comparison = _ComparisonRows(
         wanted, shown, sum(_both(row, pair) for row in matching.rows.values() for pair in wanted), progress
     )
     own = beside(sides, matching, wanted, comparison.add, whole=is_series)
@@ -119,7 +119,7 @@ def _both(row: Sequence[Module | None], pair: _Pair) -> bool:
     return row[pair[0]] is not None and row[pair[1]] is not None
 
 
-class _Comparison:
+class _ComparisonRows:
     """The collected results: each pair's geometry by module name, and the rows of the pairs that are shown.
 
     The singular vectors' inner products are dropped from the geometry, to save memory.

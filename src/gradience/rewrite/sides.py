@@ -30,7 +30,7 @@ from gradience.spectral.grams import Floats, Grams, inner_size, narrowed, padded
 from gradience.spectral.subspace import (
     PairGeometry,
     Places,
-    Stacked,
+    StackTerm,
     chance_overlap,
     chance_overlap_sd,
     overlap,
@@ -262,14 +262,16 @@ def raw_config(path: Path) -> dict[str, Any]:
 Take: TypeAlias = Callable[[Places, Module, Module, PairGeometry], object]
 
 
-class Own(NamedTuple):
+class OwnNumbers(NamedTuple):
     """An adapter's squared norm of each module's update by name (NaN if not finite), and its spectra if asked for."""
 
     energies: dict[str, float]
     spectra: dict[str, Spectrum]
 
 
-def beside(sides: Sequence[Side], matching: Matching, pairs: Sequence[Places], take: Take, *, whole: bool) -> list[Own]:
+def beside(
+    sides: Sequence[Side], matching: Matching, pairs: Sequence[Places], take: Take, *, whole: bool
+) -> list[OwnNumbers]:
     """Call `take` with the geometry of each module in each pair of adapters, and return each adapter's own numbers.
 
     Args:
@@ -297,7 +299,7 @@ class _Owns:
     def __init__(self, sides: Sequence[Side], *, whole: bool) -> None:
         self._sides = sides
         self._whole = whole
-        self._owns = [Own({}, {}) for _ in sides]
+        self._owns = [OwnNumbers({}, {}) for _ in sides]
         self._open: list[tuple[int, Module, Grams]] = []
         self._held = 0
 
@@ -312,7 +314,7 @@ class _Owns:
         if self._held >= _HELD:
             self._close()
 
-    def finish(self) -> list[Own]:
+    def finish(self) -> list[OwnNumbers]:
         """Return each adapter's numbers in the order of its modules; modules that are in no pair are read here."""
         from gradience.spectral.batch import spectra  # jax, which a merge does not need
 
@@ -322,7 +324,9 @@ class _Owns:
             self._keep([(place, module) for module in rest], spectra([factors_of(module) for module in rest]))
         names = [[module.name for module in side.adapter.modules] for side in self._sides]
         return [
-            Own({name: own.energies[name] for name in some}, {name: own.spectra[name] for name in some if self._whole})
+            OwnNumbers(
+                {name: own.energies[name] for name in some}, {name: own.spectra[name] for name in some if self._whole}
+            )
             for own, some in zip(self._owns, names, strict=True)
         ]
 
@@ -359,8 +363,8 @@ def _energy(gram_b: Floats, gram_a: Floats, scale: float) -> float | None:
     return total * scale**2 if vouched else None
 
 
-def _stacked(module: Module) -> Stacked:
-    return Stacked(lambda: narrowed(*module.load()), inner_size(module.r, *module.shape), module.scale)
+def _stacked(module: Module) -> StackTerm:
+    return StackTerm(lambda: narrowed(*module.load()), inner_size(module.r, *module.shape), module.scale)
 
 
 def base_key(name: str | None) -> str:

@@ -60,8 +60,8 @@ if TYPE_CHECKING:
         EvalPoint as EvalPoint,
         GapReading as GapReading,
         ImportReport as ImportReport,
+        InputFile as InputFile,
         MonitorReport as MonitorReport,
-        SourceFile as SourceFile,
         TrainSummary as TrainSummary,
         ValidateReport as ValidateReport,
     )

@@ -48,7 +48,7 @@ class ReceiptRow(msgspec.Struct, kw_only=True, frozen=True, omit_defaults=True):
     text: Annotated[str, about("The row as it was given, if it was asked to be kept.")] = ""
 
 
-class Noise(msgspec.Struct, kw_only=True, frozen=True):
+class SelfDistance(msgspec.Struct, kw_only=True, frozen=True):
     """How far the same model goes from itself, measured on the machine that wrote the receipt."""
 
     of: Annotated[
@@ -83,7 +83,7 @@ class Receipt(msgspec.Struct, kw_only=True, frozen=True, omit_defaults=True):
     tokens: Tokens | None = None
     rows: list[ReceiptRow]
     rows_from: Annotated[str, about("Where the rows are from: a file, the recipe that names it, or a sample.")] = ""
-    noise: list[Noise]
+    noise: list[SelfDistance]
     dtype: Annotated[str, about("Dtype in which it was computed, such as `float32`.")] = "float32"
     device: Annotated[str, about("`cpu`, `cuda`, ...")] = "cpu"
     forward_rows: Annotated[NonNegativeInt, about("Sequences that were run, counted once for each run.")] = 0

@@ -202,7 +202,7 @@ class NearRows(msgspec.Struct, kw_only=True, frozen=True):
     reason: Annotated[str, about("Why rows were not compared; else empty.")] = ""
 
 
-class Overlap(msgspec.Struct, kw_only=True, frozen=True):
+class RowOverlap(msgspec.Struct, kw_only=True, frozen=True):
     """Rows of the evaluation set that also occur in the training set."""
 
     eval_rows: NonNegativeInt = 0
@@ -239,7 +239,7 @@ class ShownRow(msgspec.Struct, kw_only=True, frozen=True):
 PieceKind: TypeAlias = Literal["loss", "context", "cut", "left_out"]
 
 
-class Piece(msgspec.Struct, kw_only=True, frozen=True):
+class TokenRun(msgspec.Struct, kw_only=True, frozen=True):
     """A run of tokens as text: in the loss, read only, cut off; or the number of tokens that are not shown."""
 
     kind: PieceKind
@@ -251,7 +251,7 @@ class ShownSequence(msgspec.Struct, kw_only=True, frozen=True):
 
     name: Annotated[str, about("`chosen` or `rejected` of a pair; else empty.")] = ""
     tokens: Annotated[NonNegativeInt, about("Before the cut.")] = 0
-    pieces: list[Piece] = []
+    pieces: list[TokenRun] = []
 
 
 class Example(msgspec.Struct, kw_only=True, frozen=True):
@@ -338,7 +338,7 @@ class DataReport(msgspec.Struct, kw_only=True, frozen=True):
     ] = []
     labels_total: Annotated[NonNegativeInt, about("Number of different labels.")] = 0
     num_labels: Annotated[NonNegativeInt, about("Number of classes of the model.")] | None = None
-    overlap: Overlap | None = None
+    overlap: RowOverlap | None = None
     shown: list[ShownRow] = []
     shares: Annotated[
         list[NonNegativeInt], about("Sequences by the share of their kept tokens that is in the loss, 5 % a bar.")
@@ -383,7 +383,7 @@ class SourceLocation(NamedTuple):
     line: int | None = None
 
 
-class SourceFile(msgspec.Struct, kw_only=True, frozen=True):
+class InputFile(msgspec.Struct, kw_only=True, frozen=True):
     """A file that was read, and its role."""
 
     role: str
@@ -394,7 +394,7 @@ class CheckReport(Report, kw_only=True, frozen=True):
     """A configuration as it was understood, and the findings of the rules."""
 
     schema: Literal["gradience.check/v2"]
-    sources: list[SourceFile] = []
+    sources: list[InputFile] = []
     config: ConfigSnapshot
     derived: Annotated[
         dict[str, Real], about("Quantities computed from the config, by name: scaling, effective batch, ...")

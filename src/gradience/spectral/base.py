@@ -57,7 +57,7 @@ _RESOLVED: Final = 1e-7  # of the largest singular value: a smaller one cannot b
 _ROUNDING: Final = 1e-4  # of an overlap: float32 vectors are of unit length, and bases orthogonal, within it
 
 
-class Updated(NamedTuple):
+class UpdatedWeight(NamedTuple):
     """W as stored, and its update dW: scale * left @ right, or `dense` if it is given."""
 
     w: Matrix | Codes
@@ -92,7 +92,7 @@ class MergeSums(NamedTuple):
         return self.inner / math.sqrt(self.realised * self.intended)
 
 
-def merge_sums(update: Updated, *, scale: float, target: str, delta_dtype: str) -> MergeSums:
+def merge_sums(update: UpdatedWeight, *, scale: float, target: str, delta_dtype: str) -> MergeSums:
     """The effective change of W when scale * left @ right is merged into it and the result is stored as `target`.
 
     As in PEFT, the product is computed in float32, rounded to the adapter's dtype (`delta_dtype`), and added to the
@@ -105,8 +105,8 @@ def merge_sums(update: Updated, *, scale: float, target: str, delta_dtype: str) 
         sums = sums_of_low(w, update.left, update.right, np.float32(scale), target=target, delta_dtype=delta_dtype)
     with np.errstate(invalid="ignore"):  # products of huge numbers are infinite in float32, of either sign
         totals = [float(x) for x in np.asarray(sums).sum(axis=1, dtype=np.float64)]
-    found = _merge_sums(update.w.size, totals[:6])
-    return found._replace(in_codes=_merge_sums(found.entries, totals[6:] + totals[3:6])) if totals[6:] else found
+    total = _merge_sums(update.w.size, totals[:6])
+    return total._replace(in_codes=_merge_sums(total.entries, totals[6:] + totals[3:6])) if totals[6:] else total
 
 
 def _merge_sums(entries: int, totals: Sequence[float]) -> MergeSums:
@@ -144,8 +144,8 @@ def _by_rows(w: Array | Codes, delta: Callable[[Callable[[Array], Array]], Array
         products = _products(weight, change, target)
         if isinstance(w, Codes):
             products += _realised(moved(w.rows(first, size), change), change)
-        found = jnp.stack([jnp.sum(x, axis=1) for x in products])
-        return lax.dynamic_update_slice(sums, found, (0, first))
+        of_rows = jnp.stack([jnp.sum(x, axis=1) for x in products])
+        return lax.dynamic_update_slice(sums, of_rows, (0, first))
 
     sums = jnp.zeros((9 if isinstance(w, Codes) else 6, m), jnp.float32)
     made: Array = lax.fori_loop(0, -(-m // size), part, sums)
@@ -207,7 +207,7 @@ def measures_of(ritz: Ritz, blocks: Array, c: int, k: int) -> Measures:
     )
 
 
-class Known(NamedTuple):
+class RitzOverlaps(NamedTuple):
     """What Ritz vectors show of squared overlaps (k,): lower bounds, and the parts on values that are not told apart.
 
     `largest` is the largest Ritz value.
@@ -218,13 +218,13 @@ class Known(NamedTuple):
     under: Array
 
 
-def known_of(ritz: Ritz, count: Array, k: int) -> Known:
+def known_of(ritz: Ritz, count: Array, k: int) -> RitzOverlaps:
     """Return what the first `count` Ritz vectors show of the first k vectors of the starting block."""
     largest, squares = ritz.sigma[0], ritz.left[:k] ** 2
     is_apart = ritz.sigma > _APART * largest
     is_settled = is_apart & (ritz.residuals <= _SETTLED * ritz.sigma)
     is_under = ~is_apart & (jnp.arange(len(is_apart)) < count)
-    return Known(
+    return RitzOverlaps(
         largest,
         lower=jnp.max(jnp.where(is_settled, squares, 0.0), axis=1),
         under=jnp.sum(jnp.where(is_under, squares, 0.0), axis=1),
@@ -232,7 +232,7 @@ def known_of(ritz: Ritz, count: Array, k: int) -> Known:
 
 
 @partial(jax.jit, static_argnames=("size", "k"))
-def seen_from(basis: Bidiagonal, size: int, k: int) -> tuple[Known, Measures]:
+def seen_from(basis: Bidiagonal, size: int, k: int) -> tuple[RitzOverlaps, Measures]:
     """Return what the bases, of at most `size` blocks, show of the first k vectors of the starting block."""
     ritz, c = ritz_of(basis, size), basis.core.shape[1]
     return known_of(ritz, c * (basis.blocks - 1), k), measures_of(ritz, basis.blocks, c, k)
@@ -338,9 +338,9 @@ def overlaps(base: Operator, tuned: Operator, k: int, eps: Sequence[float], *, s
     with float64():
         if size <= EXACT_UP_TO:
             return _exact(base, tuned, k)
-        found = _bounded(base, leading(tuned, k, vectors=True, seed=seed), eps)
-        is_open = not found.converged or any(count_below(found, e)[1] for e in eps)
-        return _exact(base, tuned, k) if is_open and size <= SETTLED_UP_TO else found
+        bounded = _bounded(base, leading(tuned, k, vectors=True, seed=seed), eps)
+        is_open = not bounded.converged or any(count_below(bounded, e)[1] for e in eps)
+        return _exact(base, tuned, k) if is_open and size <= SETTLED_UP_TO else bounded
 
 
 def count_below(found: Overlaps, eps: float) -> tuple[int, int]:

@@ -55,6 +55,7 @@ class Quantities(NamedTuple):
 def quantities(sigma: Array) -> Quantities:
     """Return every quantity of the singular values sigma (r,), largest first; all are 0 if sigma is zero."""
     (r,), largest = sigma.shape, sigma[0]
+    # All is computed of sigma / sigma_1, so that no square overflows or underflows.
     ratio = sigma / jnp.where(largest > 0.0, largest, 1.0)
     ratio = jnp.where(ratio > r * np.finfo(sigma.dtype).eps, ratio, 0.0)  # the rest is rounding
     energy = ratio**2
@@ -105,6 +106,7 @@ def relative_errors(energy: Array) -> Array:
 
     `energy` is sigma^2.
     """
+    # Summed from the smallest up: 1 minus the share held would cancel where little is left out.
     tails = jnp.append(jnp.cumsum(energy[::-1])[::-1], 0.0)
     return jnp.sqrt(tails / jnp.where(tails[0] > 0.0, tails[0], 1.0))
 
@@ -142,7 +144,7 @@ def root_by_qr(factor: Array) -> Root:
 def root_by_gram(gram: Array) -> Root:
     """Return the root of a factor from its Gram matrix F^T F (r, r)."""
     values, vectors = jnp.linalg.eigh(gram)
-    sizes = jnp.sqrt(jnp.maximum(values, 0.0))
+    sizes = jnp.sqrt(jnp.maximum(values, 0.0))  # rounding makes an eigenvalue of zero negative
     return Root(sizes[:, None] * vectors.T, sizes[::-1])
 
 
@@ -187,7 +189,7 @@ def _roots(gram_b: Array, gram_a: Array) -> tuple[Root, Root, Array]:
     return left, right, finite
 
 
-class Mapped(NamedTuple):
+class MappedResult(NamedTuple):
     """The numbers of an update, and the maps `left` (r, r) and `right` (r, r) of its `Maps`."""
 
     result: Result
@@ -195,7 +197,7 @@ class Mapped(NamedTuple):
     right: Array
 
 
-def mapped(gram_b: Array, gram_a: Array) -> Mapped:
+def mapped(gram_b: Array, gram_a: Array) -> MappedResult:
     """Return the numbers of B A and the maps to its best factors, from B^T B and A A^T, both (r, r).
 
     With B = Q X, A^T = P Y and X Y^T = U S V^T, the left factor Q U S^(1/2) is B Y^T V S^(-1/2), and the right factor
@@ -203,10 +205,10 @@ def mapped(gram_b: Array, gram_a: Array) -> Mapped:
     """
     left, right, finite = _roots(gram_b, gram_a)
     u, sigma, vt = jnp.linalg.svd(left.x @ right.x.T)
-    known = sigma > _FLOOR * sigma[0]
+    known = sigma > _FLOOR * sigma[0]  # of a value that is rounding, the inverse would make noise as large as the rest
     inverse = jnp.where(known, 1.0 / jnp.sqrt(jnp.where(known, sigma, 1.0)), 0.0)
     result = result_of(sigma, left, right, finite)
-    return Mapped(result, right.x.T @ vt.T * inverse, inverse[:, None] * (u.T @ left.x))
+    return MappedResult(result, right.x.T @ vt.T * inverse, inverse[:, None] * (u.T @ left.x))
 
 
 of_singular_values = jax.jit(quantities)
@@ -283,8 +285,8 @@ def spectra_and_maps(loads: Loads) -> tuple[list[Spectrum], list[Maps | None]]:
     grams = grams_of(loads)
     maps: dict[int, Maps] = {}
     results = _of_grams(loads, grams, maps)
-    found = [_spectrum(result, one.r, one.scale) for one, result in zip(grams, results, strict=True)]
-    return found, [maps.get(index) for index in range(len(loads))]
+    spectra = [_spectrum(result, one.r, one.scale) for one, result in zip(grams, results, strict=True)]
+    return spectra, [maps.get(index) for index in range(len(loads))]
 
 
 def spectrum_of(sigma: Matrix) -> Spectrum:
@@ -305,18 +307,18 @@ def _of_grams(loads: Loads, grams: Sequence[Grams], maps: dict[int, Maps] | None
 
     If `maps` is given, the maps of the updates whose Gram matrices are enough are put into it, by index.
     """
-    found: dict[int, Result] = {}
+    results: dict[int, Result] = {}
     for some in _alike([len(one.gram_a) for one in grams]):
         size = len(grams[some[0]].gram_a)
         rows = rows_for(size**2, _GRAM_NUMBERS, devices_of_float64())
         calls = [partial(_call, grams, some[i : i + rows], rows, maps) for i in range(0, len(some), rows)]
-        found |= calls[0]()  # it compiles; the threads that follow find the program
+        results |= calls[0]()  # it compiles; the threads that follow find the program
         for more in in_threads(calls[1:]):
-            found |= more
-    for index, result in found.items():
+            results |= more
+    for index, result in results.items():
         if not result.trusted:  # one that is not finite counts as zero here, which is trusted
-            found[index] = by_qr_alone(loads[index]())
-    return [found[index] for index in range(len(grams))]
+            results[index] = by_qr_alone(loads[index]())
+    return [results[index] for index in range(len(grams))]
 
 
 def _call(grams: Sequence[Grams], some: Sequence[int], rows: int, maps: dict[int, Maps] | None) -> dict[int, Result]:
@@ -336,7 +338,7 @@ def _call(grams: Sequence[Grams], some: Sequence[int], rows: int, maps: dict[int
 
 def by_qr_alone(factors: Factors) -> Result:
     """The numbers of one update by QR of its factors, in float64."""
-    b, a = _Shape.of(factors).stacks([factors], 1)
+    b, a = _PaddedShape.of(factors).stacks([factors], 1)
     with one_blas_thread(), float64():
         (result,) = _each(jax.device_get(batched_by_qr(b, a)))
     return result
@@ -344,16 +346,16 @@ def by_qr_alone(factors: Factors) -> Result:
 
 def _of_factors(loads: Loads) -> list[Spectrum]:
     """Return the spectrum of each update by QR of its factors on the devices; each load is called once."""
-    found: dict[int, Spectrum] = {}
+    by_index: dict[int, Spectrum] = {}
     for shape, held in _buckets(loads):
         stacks = shape.stacks([*held.values()], shape.rows)
         results = _each(jax.device_get(batched_by_qr(*divided(stacks, devices()))))
         for (index, one), result in zip(held.items(), results, strict=False):
-            found[index] = _spectrum(result, len(one.a), one.scale)
-    return [found[index] for index in range(len(loads))]
+            by_index[index] = _spectrum(result, len(one.a), one.scale)
+    return [by_index[index] for index in range(len(loads))]
 
 
-class _Shape(NamedTuple):
+class _PaddedShape(NamedTuple):
     """The shape to which modules are padded for a call of `batched_by_qr`."""
 
     d_out: int
@@ -362,7 +364,7 @@ class _Shape(NamedTuple):
     dtype: str
 
     @classmethod
-    def of(cls, factors: Factors) -> _Shape:
+    def of(cls, factors: Factors) -> _PaddedShape:
         d_out, d_in = (_LENGTH * -(-side // _LENGTH) for side in (len(factors.b), factors.a.shape[1]))
         single = all(x.dtype.itemsize <= _SHORT or x.dtype == np.float32 for x in (factors.b, factors.a))
         return cls(d_out, d_in, bucket_of(len(factors.a)), "float32" if single else "float64")
@@ -382,12 +384,12 @@ class _Shape(NamedTuple):
         return b, a
 
 
-def _buckets(loads: Loads) -> Iterator[tuple[_Shape, dict[int, Factors]]]:
+def _buckets(loads: Loads) -> Iterator[tuple[_PaddedShape, dict[int, Factors]]]:
     """Yield the updates by the shape to which they are padded, as many as make a call, with their indices."""
-    waiting: dict[_Shape, dict[int, Factors]] = {}
+    waiting: dict[_PaddedShape, dict[int, Factors]] = {}
     for index, load in enumerate(loads):
         factors = load()
-        shape = _Shape.of(factors)
+        shape = _PaddedShape.of(factors)
         waiting.setdefault(shape, {})[index] = factors
         if len(waiting[shape]) == shape.rows:
             yield shape, waiting.pop(shape)
@@ -396,10 +398,10 @@ def _buckets(loads: Loads) -> Iterator[tuple[_Shape, dict[int, Factors]]]:
 
 def _alike(sizes: Sequence[int]) -> list[list[int]]:
     """The indices of equal sizes together."""
-    found: dict[int, list[int]] = {}
+    places: dict[int, list[int]] = {}
     for index, size in enumerate(sizes):
-        found.setdefault(size, []).append(index)
-    return list(found.values())
+        places.setdefault(size, []).append(index)
+    return list(places.values())
 
 
 def _each(batch: Result) -> list[Result]:
@@ -430,6 +432,6 @@ def _spectrum(result: Result, r: int, scale: float) -> Spectrum:
 
 def _padded(values: Any, length: int) -> Floats:
     """Return the values cut or zero-padded to a length: beyond the rank of the product, singular values are zero."""
-    found = np.zeros(length)
-    found[: len(values)] = values[:length]
-    return found
+    padded = np.zeros(length)
+    padded[: len(values)] = values[:length]
+    return padded

@@ -149,8 +149,8 @@ def _by_rows(of_row: Callable[..., Array], codes: Codes, *more: Array) -> Array:
         columns: Array = of_row(codes, *(x.T for x in more))
         return columns.T
     each: Codes = replace(codes, packed=0, scales=0, zeros=0, groups=None, values=None)
-    found: Array = jax.vmap(of_row, in_axes=(each, *(0 for _ in more)))(codes, *more)
-    return found
+    rows: Array = jax.vmap(of_row, in_axes=(each, *(0 for _ in more)))(codes, *more)
+    return rows
 
 
 # The functions below take one row of W (n,), or several as the columns of (n, k).

@@ -129,7 +129,7 @@ def gram(factor: Matrix) -> Matrix:
     r, length = factor.shape
     total = np.zeros((bucket_of(r), bucket_of(r)))
     step = max(_LEAST_WIDTH, _BLOCK // max(r, 1))
-    for start in range(0, length, step):
+    for start in range(0, length, step):  # a factor in float64 is never whole in memory
         wide = factor[:, start : start + step].astype(np.float64)
         total[:r, :r] += wide @ wide.T
     return total
@@ -159,9 +159,9 @@ def padded(grams: Floats) -> Floats:
     size = bucket_of(r)
     if size == r:
         return grams
-    found = np.zeros((*grams.shape[:-2], size, size))
-    found[..., :r, :r] = grams
-    return found
+    whole = np.zeros((*grams.shape[:-2], size, size))
+    whole[..., :r, :r] = grams
+    return whole
 
 
 def bucket_of(r: int) -> int:
@@ -194,6 +194,7 @@ class Sketch:
             self._add(names, _folded_columns(b), _folded_rows(a), scales)
 
     def _add(self, names: Sequence[str], left: Singles, right: Singles, scales: Sequence[float]) -> None:
+        # A name of a hostile file may hold half a surrogate pair.
         keys = [zlib.crc32(name.encode("utf-8", "surrogatepass")) for name in names]
         signs = np.stack([_signs(DIMENSIONS, 1, 2 * key) for key in keys])
         others = np.stack([_signs(DIMENSIONS, 1, 2 * key + 1) for key in keys]) * np.array(scales)[:, None]
@@ -208,11 +209,11 @@ class Sketch:
             self._transform()
 
     def _are_new(self, names: Sequence[str]) -> list[bool]:
-        found = []
+        are_new = []
         for name in names:
-            found.append(name not in self._added)
+            are_new.append(name not in self._added)
             self._added.add(name)
-        return found
+        return are_new
 
     def _transform(self) -> None:
         """Add the convolutions of all collected pairs, summed in Fourier space: `numbers` transforms back once."""
@@ -227,8 +228,8 @@ class Sketch:
         """The D numbers of the sketch; all zeros if one of them is beyond float32's range."""
         self._transform()
         with np.errstate(all="ignore"):
-            found = np.fft.irfft(self._total, n=DIMENSIONS).astype(np.float32)
-        return found.tolist() if np.isfinite(found).all() else [0.0] * DIMENSIONS
+            sketch = np.fft.irfft(self._total, n=DIMENSIONS).astype(np.float32)
+        return sketch.tolist() if np.isfinite(sketch).all() else [0.0] * DIMENSIONS
 
 
 def _folded_rows(stack: Matrix) -> Singles:

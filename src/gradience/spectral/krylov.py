@@ -89,13 +89,13 @@ class Operator(NamedTuple):
 
     def times(self, v: Array) -> Array:
         """Return (W + B A) applied to each row of v (c, n), as rows (c, m)."""
-        found: Array = _product(self.w, v.T) + _product(self.b, _product(self.a, v.T))
-        return found.T
+        image: Array = _product(self.w, v.T) + _product(self.b, _product(self.a, v.T))
+        return image.T
 
     def times_transposed(self, u: Array) -> Array:
         """Return (W + B A)^T applied to each row of u (c, m), as rows (c, n)."""
-        found: Array = _product(u, self.w) + _product(_product(u, self.b), self.a)
-        return found
+        image: Array = _product(u, self.w) + _product(_product(u, self.b), self.a)
+        return image
 
 
 def as_float32(x: Matrix) -> Matrix:
@@ -126,8 +126,8 @@ def orthonormal(block: Array, basis: Array, count: Array) -> tuple[Array, Array]
         return (turns < 2) | ((turns < _TURNS) & (share <= _OUTSIDE))  # Parlett's two
 
     start = jnp.int32(0), jnp.float64(0.0), block, jnp.eye(len(block), dtype=jnp.float64)
-    *_, found, total = lax.while_loop(again, turn, start)
-    return found, total
+    *_, rows, total = lax.while_loop(again, turn, start)
+    return rows, total
 
 
 def _outside(block: Array, basis: Array, count: Array) -> Array:
@@ -166,6 +166,7 @@ def advanced(matrix: Operator, start: Array, basis: Bidiagonal, blocks: int) -> 
     Each block takes two products with W, and the first one.
     """
 
+    # Each block is made orthogonal to the whole basis: by the recurrence alone, float32 loses that in a few steps.
     def step(s: Array, now: Bidiagonal) -> Bidiagonal:
         block = lax.cond(s == 0, lambda: start, lambda: matrix.times(now.right[s - 1]))
         new, size = orthonormal(block, now.left, s)
@@ -174,8 +175,8 @@ def advanced(matrix: Operator, start: Array, basis: Bidiagonal, blocks: int) -> 
         new, size = orthonormal(matrix.times_transposed(new), now.right, s)
         return Bidiagonal(left, now.right.at[s].set(new), core.at[s, :, s].set(size.T), s + 1)
 
-    found: Bidiagonal = lax.fori_loop(basis.blocks, jnp.int32(blocks), step, basis)
-    return found
+    grown: Bidiagonal = lax.fori_loop(basis.blocks, jnp.int32(blocks), step, basis)
+    return grown
 
 
 def looks(matrix: Operator, start: Matrix, most: int) -> Iterator[tuple[Bidiagonal, int]]:
@@ -236,7 +237,7 @@ def gaps_of(sigma: Array) -> Array:
     return jnp.maximum(jnp.minimum(steps[:-1], steps[1:]), np.finfo(np.float64).tiny)
 
 
-class Looked(NamedTuple):
+class RitzValues(NamedTuple):
     """What a look at the bases shows: Ritz values (n,), a block of left vectors (m, c), and whether k converged."""
 
     sigma: Array
@@ -245,11 +246,11 @@ class Looked(NamedTuple):
 
 
 @partial(jax.jit, static_argnames=("size", "k", "vectors"))
-def looked(basis: Bidiagonal, size: int, k: int, *, vectors: bool) -> Looked:
+def looked(basis: Bidiagonal, size: int, k: int, *, vectors: bool) -> RitzValues:
     """Look at the bases, of at most `size` blocks, for the k largest singular values."""
     ritz, c = ritz_of(basis, size), basis.core.shape[1]
     left = _product(basis.left[:size].reshape(size * c, -1).T, ritz.left[:, :c].astype(jnp.float32))
-    return Looked(ritz.sigma, left, converged(ritz, k, _ERROR, vectors=vectors))
+    return RitzValues(ritz.sigma, left, converged(ritz, k, _ERROR, vectors=vectors))
 
 
 class Triplets(NamedTuple):
@@ -281,18 +282,18 @@ def leading(matrix: Operator, k: int = 1, *, vectors: bool = False, seed: int = 
         if min(m, n) <= EXACT_UNDER or most < 1:
             return _dense(matrix, k)
         start = np.random.default_rng(seed).standard_normal((width, m), np.float32)
-        found = _iterated(matrix, k, start, most, vectors=vectors)
-        return found if found.converged or min(m, n) > _SMALL else _dense(matrix, k)
+        iterated = _iterated(matrix, k, start, most, vectors=vectors)
+        return iterated if iterated.converged or min(m, n) > _SMALL else _dense(matrix, k)
 
 
 def _iterated(matrix: Operator, k: int, start: Matrix, most: int, *, vectors: bool) -> Triplets:
     for basis, steps in looks(matrix, start, most):
-        found = looked(basis, room_for(steps + 1, most + 1), k, vectors=vectors)
-        if found.converged:
+        ritz = looked(basis, room_for(steps + 1, most + 1), k, vectors=vectors)
+        if ritz.converged:
             break
-    left = np.asarray(found.left)
+    left = np.asarray(ritz.left)
     return Triplets(
-        np.asarray(found.sigma[:k]), left[:, :k], steps, bool(found.converged), exact=False, guard=left[:, k:]
+        np.asarray(ritz.sigma[:k]), left[:, :k], steps, bool(ritz.converged), exact=False, guard=left[:, k:]
     )
 
 
@@ -326,9 +327,9 @@ def spectral_norm(w: Matrix | Codes, *, seed: int = 0) -> SpectralNorm:
         start = np.random.default_rng(seed).standard_normal((_PAIR, w.shape[1]), np.float32)
         with float64():
             value, passes, done = lanczos(put(w), start, min(_PASSES, min(w.shape) // _PAIR))
-            found = SpectralNorm(float(value), int(passes), bool(done))
-        if found.converged and found.value > _LEAST:
-            return found
+            norm = SpectralNorm(float(value), int(passes), bool(done))
+        if norm.converged and norm.value > _LEAST:
+            return norm
     top = leading(Operator.of(as_float32(np.asarray(whole(w)) if isinstance(w, Codes) else w)), seed=seed)
     return SpectralNorm(float(top.sigma[0]), 2 * top.steps, top.converged)
 
@@ -354,6 +355,7 @@ def lanczos(w: Array | Codes, start: Array, most: int) -> tuple[Array, Array, Ar
     def step(now: _Lanczos) -> _Lanczos:
         s = now.passes
         product = squared(w, now.basis[s])
+        # In float64: the core's largest eigenvalue is asked for to 2e-6, which sums in float32 do not give.
         inner = jnp.einsum("scn,dn->scd", now.basis[:most].astype(jnp.float64), product.astype(jnp.float64))
         core = now.core.at[:, :, s].set(inner).at[s].set(inner.transpose(2, 0, 1))
         new, left = orthonormal(product, now.basis, s + 1)
@@ -370,8 +372,8 @@ def lanczos(w: Array | Codes, start: Array, most: int) -> tuple[Array, Array, Ar
     basis = jnp.zeros((most + 1, c, n), jnp.float32)
     first, _ = orthonormal(start, basis, jnp.int32(0))
     core, none = jnp.zeros((most, c, most, c), jnp.float64), jnp.zeros((), jnp.float64)
-    found = lax.while_loop(goes_on, step, _Lanczos(basis.at[0].set(first), core, jnp.int32(0), none, none > 0.0))
-    return found.value, found.passes, found.converged
+    state = lax.while_loop(goes_on, step, _Lanczos(basis.at[0].set(first), core, jnp.int32(0), none, none > 0.0))
+    return state.value, state.passes, state.converged
 
 
 def squared(w: Array | Codes, block: Array) -> Array:

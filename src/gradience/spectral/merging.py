@@ -45,10 +45,10 @@ def trimmed(update: Array, density: float) -> Array:
     least = math.inf
     if kept:
         sizes = np.abs(np.asarray(update)).reshape(-1)
-        sizes.partition(update.size - kept)
+        sizes.partition(update.size - kept)  # by NumPy, in linear time; XLA would sort all entries
         least = sizes[update.size - kept]
-    found: Array = zeroed_under(update, np.float32(least))
-    return found
+    pruned: Array = zeroed_under(update, np.float32(least))
+    return pruned
 
 
 @jax.jit
@@ -62,8 +62,8 @@ def dropped(update: Array, density: float, generator: np.random.Generator) -> Ar
     if density >= 1.0:
         return update
     is_kept = generator.random(update.shape, dtype=np.float32) < np.float32(density)
-    found: Array = rescaled(update, is_kept, np.float32(density))
-    return found
+    scaled: Array = rescaled(update, is_kept, np.float32(density))
+    return scaled
 
 
 @jax.jit

@@ -30,7 +30,7 @@ FP4: Final = (
 """bitsandbytes' levels of a float of 4 bits, in the same units."""
 
 
-class Format(NamedTuple):
+class BlockFormat(NamedTuple):
     """How weights are stored: so many in a row share a scale, and a function gives such a block back."""
 
     block: int
@@ -69,13 +69,13 @@ def _of_book(x: Array, levels: tuple[float, ...]) -> Array:
 
 FORMATS: Final = MappingProxyType(
     {
-        "int8": Format(32, partial(_symmetric, levels=127.0)),  # llama.cpp's Q8_0, but for its float16 scales
-        "int4": Format(32, partial(_symmetric, levels=7.0)),
-        "q4_0": Format(32, _q4_0),  # llama.cpp's, as gguf.quants rounds
-        "nf4": Format(64, partial(_of_book, levels=NF4)),
-        "fp4": Format(64, partial(_of_book, levels=FP4)),
-        "int4, 128 to a scale": Format(128, _between),  # GPTQ's and AWQ's grid, without their calibration
-        "int4, 128 to a scale, symmetric": Format(128, partial(_symmetric, levels=7.0)),
+        "int8": BlockFormat(32, partial(_symmetric, levels=127.0)),  # llama.cpp's Q8_0, but for its float16 scales
+        "int4": BlockFormat(32, partial(_symmetric, levels=7.0)),
+        "q4_0": BlockFormat(32, _q4_0),  # llama.cpp's, as gguf.quants rounds
+        "nf4": BlockFormat(64, partial(_of_book, levels=NF4)),
+        "fp4": BlockFormat(64, partial(_of_book, levels=FP4)),
+        "int4, 128 to a scale": BlockFormat(128, _between),  # GPTQ's and AWQ's grid, without their calibration
+        "int4, 128 to a scale, symmetric": BlockFormat(128, partial(_symmetric, levels=7.0)),
     }
 )
 

@@ -41,7 +41,7 @@ _TRUSTED: Final = 1e-4
 _FLOOR: Final = 1e-6  # relative to sigma_1: below it, a direction is rounding of factors stored in float32
 
 
-class Crossed(NamedTuple):
+class CrossProducts(NamedTuple):
     """B_i^T B_j and A_i A_j^T by (i, j): for each pair, i < j, and for each update of a pair with itself, i = j.
 
     Each is zero-padded to (r, r), with one r for all.
@@ -57,20 +57,20 @@ class Crossed(NamedTuple):
         return gram_b, gram_a
 
 
-def crossed(loads: Mapping[int, Load], pairs: Sequence[Places], r: int) -> Crossed:
+def crossed(loads: Mapping[int, Load], pairs: Sequence[Places], r: int) -> CrossProducts:
     """The products of the factors of each pair (i, j), i < j, zero-padded to (r, r).
 
     Each of `loads` returns (b, a), b (d_out, r_i) and a (r_i, d_in), of any real dtype. Up to 32 MiB of factors are
     held at a time, and at least those of one pair. If all factors do not fit, some are loaded more than once.
     """
-    found = Crossed({}, {})
+    crosses = CrossProducts({}, {})
     with np.errstate(all="ignore"):  # entries that are not finite warn here; the caller finds them in the products
         for held, some in _held_pairs(loads, pairs):
             wanted = [*some, *((i, i) for i in held)]
-            for side, of in ((found.b, [b.T for b, _ in held.values()]), (found.a, [a for _, a in held.values()])):
+            for side, of in ((crosses.b, [b.T for b, _ in held.values()]), (crosses.a, [a for _, a in held.values()])):
                 products = dict(zip(held, _gram(of, r), strict=True))
                 side.update({(i, j): products[i][:, list(held).index(j)] for i, j in wanted})
-    return found
+    return crosses
 
 
 def _held_pairs(
@@ -109,7 +109,7 @@ def _square(x: Array) -> Array:
     return gram
 
 
-class Stacked(NamedTuple):
+class StackTerm(NamedTuple):
     """An update scale * b @ a to be stacked with another; `load` returns (b, a), b (d_out, rank), a (rank, d_in)."""
 
     load: Load
@@ -117,7 +117,7 @@ class Stacked(NamedTuple):
     scale: float
 
 
-class Compared(NamedTuple):
+class PairNumbers(NamedTuple):
     """The numbers of a pair, of which the first has r and the second r singular values, padded with zeros."""
 
     finite: Array
@@ -131,7 +131,7 @@ class Compared(NamedTuple):
     trusted: Array
 
 
-def compared(x: Array, y: Array, scales: Array) -> Compared:
+def compared(x: Array, y: Array, scales: Array) -> PairNumbers:
     """Compare the updates scales[i] * X_i Y_i^T, X = [X_1 X_2] (m, 2 r) and Y = [Y_1 Y_2] (n, 2 r)."""
     (x1, x2), (y1, y2) = jnp.split(x, 2, axis=1), jnp.split(y, 2, axis=1)
     dense = jnp.stack([scales[0] * x1 @ y1.T, scales[1] * x2 @ y2.T])
@@ -142,7 +142,7 @@ def compared(x: Array, y: Array, scales: Array) -> Compared:
     both = known[0][:, None] & known[1]
     left, right = jnp.where(both, u[0].T @ u[1], 0.0), jnp.where(both, vt[0] @ vt[1].T, 0.0)
     bound = jnp.sum(jnp.sum(x * x, axis=0).reshape(2, -1) * jnp.sum(y * y, axis=0).reshape(2, -1), axis=1) * scales**2
-    return Compared(
+    return PairNumbers(
         finite=jnp.isfinite(dense).all(),
         norms=jnp.linalg.norm(dense, axis=(1, 2)),
         inner=jnp.vdot(*dense),
@@ -169,13 +169,13 @@ def root(gram: Array) -> Array:
     length = jnp.sqrt(jnp.maximum(jnp.diagonal(gram), 0.0))
     safe = jnp.where(length > 0.0, length, 1.0)
     values, vectors = jnp.linalg.eigh(gram / jnp.outer(safe, safe))
-    found: Array = jnp.sqrt(jnp.maximum(values, 0.0))[:, None] * vectors.T * length
-    return found
+    root: Array = jnp.sqrt(jnp.maximum(values, 0.0))[:, None] * vectors.T * length
+    return root
 
 
 @jax.jit
 @jax.vmap
-def compared_by_grams(gram_b: Array, gram_a: Array, scales: Array) -> Compared:
+def compared_by_grams(gram_b: Array, gram_a: Array, scales: Array) -> PairNumbers:
     """`compared` by the Gram matrices of the stacked factors, both (2 r, 2 r); their entries may not be finite."""
     finite = jnp.isfinite(gram_b).all() & jnp.isfinite(gram_a).all() & jnp.isfinite(scales).all()
     x, y = (root(jnp.where(finite, gram, 0.0)) for gram in (gram_b, gram_a))
@@ -183,7 +183,7 @@ def compared_by_grams(gram_b: Array, gram_a: Array, scales: Array) -> Compared:
 
 
 @jax.jit
-def compared_by_qr(b: Array, a: Array, scales: Array) -> Compared:
+def compared_by_qr(b: Array, a: Array, scales: Array) -> PairNumbers:
     """`compared` by the stacked factors, b (d_out, 2 r) and a (2 r, d_in)."""
     return compared(jnp.linalg.qr(b, mode="r"), jnp.linalg.qr(a.T, mode="r"), scales)
 
@@ -220,7 +220,7 @@ class RowGeometry(NamedTuple):
     pairs: dict[Places, PairGeometry]
 
 
-Row: TypeAlias = Sequence[Stacked | None]
+Row: TypeAlias = Sequence[StackTerm | None]
 
 
 def row_geometries(rows: Sequence[Row], pairs: Sequence[Places]) -> Iterator[RowGeometry]:
@@ -235,33 +235,35 @@ def _row(row: Row, pairs: Sequence[Places]) -> RowGeometry:
     present = {place: one for place, one in enumerate(row) if one is not None}
     wanted = [pair for pair in pairs if present.keys() >= set(pair)]
     r = bucket_of(max((present[i].rank for pair in wanted for i in pair), default=1))
-    found: dict[Places, PairGeometry] = {}
+    geometries: dict[Places, PairGeometry] = {}
     with float64():
         grams = crossed({place: one.load for place, one in present.items()}, wanted, r)
         for start in range(0, len(wanted), _PAIRS):
-            found |= _compared(present, wanted[start : start + _PAIRS], grams)
+            geometries |= _compared(present, wanted[start : start + _PAIRS], grams)
     ranks = {i: present[i].rank for i, j in grams.b if i == j}
     own = {i: (grams.b[i, i][:k, :k], grams.a[i, i][:k, :k]) for i, k in ranks.items()}
-    return RowGeometry(own, found)
+    return RowGeometry(own, geometries)
 
 
-def _compared(present: Mapping[int, Stacked], pairs: Sequence[Places], grams: Crossed) -> dict[Places, PairGeometry]:
+def _compared(
+    present: Mapping[int, StackTerm], pairs: Sequence[Places], grams: CrossProducts
+) -> dict[Places, PairGeometry]:
     """The geometry of at most `_PAIRS` pairs of a row."""
     calls = 1 << (len(pairs) - 1).bit_length()
     padded = [*pairs, *[pairs[0]] * (calls - len(pairs))]
     gram_b, gram_a = (np.stack(some) for some in zip(*map(grams.together, padded), strict=True))
     scales = np.array([[present[i].scale, present[j].scale] for i, j in padded])
-    found = jax.device_get(compared_by_grams(gram_b, gram_a, scales))
+    numbers = jax.device_get(compared_by_grams(gram_b, gram_a, scales))
     geometries = {}
     for k, (i, j) in enumerate(pairs):
-        one = jax.tree.map(lambda x, k=k: x[k], found)
+        one = jax.tree.map(lambda x, k=k: x[k], numbers)
         if one.finite and not one.trusted:
             one = jax.device_get(compared_by_qr(*_together(present[i], present[j], gram_b.shape[1] // 2), scales[k]))
         geometries[i, j] = _geometry(one)
     return geometries
 
 
-def _together(one: Stacked, two: Stacked, r: int) -> tuple[Floats, Floats]:
+def _together(one: StackTerm, two: StackTerm, r: int) -> tuple[Floats, Floats]:
     """Both updates' factors, (d_out, 2 r) and (2 r, d_in), each padded with zeros to r."""
     (b1, a1), (b2, a2) = one.load(), two.load()
     b, a = np.zeros((len(b1), 2, r)), np.zeros((2, r, a1.shape[1]))
@@ -269,7 +271,7 @@ def _together(one: Stacked, two: Stacked, r: int) -> tuple[Floats, Floats]:
     return b.reshape(len(b), 2 * r), a.reshape(2 * r, -1)
 
 
-def _geometry(found: Compared) -> PairGeometry:
+def _geometry(found: PairNumbers) -> PairGeometry:
     """The numbers of a pair without their padding; NaN and no directions if they are not finite."""
     k, n = found.ranks if found.finite else (0, 0)
     first, second, inner, distance = (

@@ -60,10 +60,10 @@ def norm_beyond_the_sides(b: Matrix, a: Matrix, grams: Pair) -> float:
     `gram_norm` alone would miss a cancellation here: `narrowed` replaces the factors by (product, identity), so the
     Gram matrices no longer show that the terms cancel.
     """
-    found = gram_norm(grams, lambda: (b, a))
+    norm = gram_norm(grams, lambda: (b, a))
     size = float(np.sum(b * b, axis=0) @ np.sum(a * a, axis=1))
-    is_nothing = math.isfinite(found) and math.isfinite(size) and found <= _NOTHING * size
-    return 0.0 if is_nothing else found
+    is_nothing = math.isfinite(norm) and math.isfinite(size) and norm <= _NOTHING * size
+    return 0.0 if is_nothing else norm
 
 
 def squared_distance(one: tuple[Matrix, Matrix], two: tuple[Matrix, Matrix], *, grams: Pair | None = None) -> float:
@@ -75,6 +75,7 @@ def squared_distance(one: tuple[Matrix, Matrix], two: tuple[Matrix, Matrix], *, 
     gram_b, gram_a = pair_grams(b1, a1) if grams is None else grams
     other_b, other_a = pair_grams(b2, a2)
     inner = (b1.T @ b2) * (a1 @ a2.T)
+    # Of equal products the three sums cancel, and rounding may leave less than nothing.
     return max(0.0, float(np.sum(gram_b * gram_a)) - 2.0 * float(np.sum(inner)) + float(np.sum(other_b * other_a)))
 
 
@@ -122,7 +123,7 @@ def sum_grams(parts: Sequence[Part]) -> Pair:
     ranks = [len(a) for _, a, _ in parts]
     loads = {i: lambda b=b, a=a: (b, a) for i, (b, a, _) in enumerate(parts)}
     pairs = list(combinations(range(len(parts)), 2)) or [(0, 0)]
-    found = crossed(loads, pairs, bucket_of(max(ranks)))
+    products = crossed(loads, pairs, bucket_of(max(ranks)))
     weights = _weights(parts)
     gram_b, gram_a = (
         np.block(
@@ -131,7 +132,7 @@ def sum_grams(parts: Sequence[Part]) -> Pair:
                 for i, r in enumerate(ranks)
             ]
         )
-        for side in found
+        for side in products
     )
     return gram_b * np.outer(weights, weights), gram_a
 
@@ -141,7 +142,7 @@ def _weights(parts: Sequence[Part]) -> Floats:
     return np.concatenate([np.full(len(a), c) for _, a, c in parts])
 
 
-class Rounded(NamedTuple):
+class RoundedFactors(NamedTuple):
     """The sum's new factors as they are stored, and the squared Frobenius norm of the sum minus their product."""
 
     b: Matrix
@@ -159,14 +160,14 @@ def balancing(columns: Floats, rows: Floats) -> Floats:
     return np.asarray(np.exp2(np.round(np.log2(ratio) / 2)))
 
 
-def balanced_sum(parts: Sequence[Part], grams: Pair, dtype: np.dtype[Any]) -> Rounded:
+def balanced_sum(parts: Sequence[Part], grams: Pair, dtype: np.dtype[Any]) -> RoundedFactors:
     """Return the stacked factors rounded to the dtype, with columns of B and rows of A balanced by powers of two."""
     columns, rows = (np.sqrt(np.maximum(np.diagonal(gram), 0.0)) for gram in grams)
     step = balancing(columns, rows)
     return _stored(parts, grams, (np.diag(step), np.diag(1.0 / step)), dtype)
 
 
-def low_rank_sum(parts: Sequence[Part], grams: Pair, rank: int | None, dtype: np.dtype[Any]) -> Rounded | None:
+def low_rank_sum(parts: Sequence[Part], grams: Pair, rank: int | None, dtype: np.dtype[Any]) -> RoundedFactors | None:
     """Return the sum's best factors of that rank, rounded to the dtype; if rank is None, of its numerical rank.
 
     Return None if the stacked factors have at most that many columns, because they hold the sum exactly.
@@ -183,7 +184,7 @@ def low_rank_sum(parts: Sequence[Part], grams: Pair, rank: int | None, dtype: np
     return _stored(parts, grams, maps.cut(held, kept), dtype, rest=float(np.sum(sigma[kept:] ** 2)))
 
 
-def _by_qr(parts: Sequence[Part], grams: Pair, rank: int | None, dtype: np.dtype[Any]) -> Rounded | None:
+def _by_qr(parts: Sequence[Part], grams: Pair, rank: int | None, dtype: np.dtype[Any]) -> RoundedFactors | None:
     plain = stacked(parts)
     low = decomposed(*plain)
     kept = _rank(low.sigma, grams) if rank is None else rank
@@ -191,12 +192,12 @@ def _by_qr(parts: Sequence[Part], grams: Pair, rank: int | None, dtype: np.dtype
         return None
     with np.errstate(over="ignore", invalid="ignore"):
         b, a = (factor.astype(dtype) for factor in low.factors(kept))
-        return Rounded(b, a, squared_distance(plain, (b, a), grams=grams))
+        return RoundedFactors(b, a, squared_distance(plain, (b, a), grams=grams))
 
 
 def _stored(
     parts: Sequence[Part], grams: Pair, maps: tuple[Floats, Floats], dtype: np.dtype[Any], *, rest: float = 0.0
-) -> Rounded:
+) -> RoundedFactors:
     """Return B left and right A rounded to the dtype, and their loss, `rest` of it the squared norm of S - U V."""
     left, right = maps
     weights = _weights(parts)[:, None]
@@ -204,7 +205,7 @@ def _stored(
         b, *of_e = _side([b.T for b, _, _ in parts], weights * left, dtype)
         a, *of_f = _side([a for _, a, _ in parts], right.T, dtype)
         lost = float(loss((grams[0], weights * of_e[0], of_e[1]), (grams[1], *of_f), left, right))
-    return Rounded(b.T, a, max(0.0, rest + lost) if math.isfinite(lost) else math.inf)
+    return RoundedFactors(b.T, a, max(0.0, rest + lost) if math.isfinite(lost) else math.inf)
 
 
 def _side(factors: Sequence[Matrix], turn: Floats, dtype: np.dtype[Any]) -> tuple[Matrix, Floats, Floats]:
@@ -212,17 +213,17 @@ def _side(factors: Sequence[Matrix], turn: Floats, dtype: np.dtype[Any]) -> tupl
     (height, k), length, in_rows = turn.shape, factors[0].shape[1], factors[0].flags.c_contiguous
     kind = np.float32 if dtype.itemsize <= _HALF else np.float64
     width = 1 << (max(1, min(length, _BLOCK // height)) - 1).bit_length()  # so that XLA compiles few programs
-    found = np.empty((k, length), dtype) if in_rows else np.empty((length, k), dtype).T
+    projected = np.empty((k, length), dtype) if in_rows else np.empty((length, k), dtype).T
     crosses, squares = np.zeros((height, k)), np.zeros((k, k))
     for start in range(0, length, width):
         block = np.zeros((height, width), kind) if in_rows else np.zeros((width, height), kind).T
         span = slice(start, min(start + width, length))
         np.concatenate([factor[:, span] for factor in factors], out=block[:, : span.stop - start], casting="unsafe")
         new, cross, square = new_factor(block if in_rows else block.T, turn.astype(kind), dtype.name, in_rows=in_rows)
-        found[:, span] = (np.asarray(new) if in_rows else np.asarray(new).T)[:, : span.stop - start]
+        projected[:, span] = (np.asarray(new) if in_rows else np.asarray(new).T)[:, : span.stop - start]
         crosses += cross
         squares += square
-    return found, crosses, squares
+    return projected, crosses, squares
 
 
 @partial(jax.jit, static_argnames=("dtype", "in_rows"))
@@ -232,6 +233,7 @@ def new_factor(x: Array, turn: Array, dtype: str, *, in_rows: bool) -> tuple[Arr
     X is (r, d) and turn (r, k). Without `in_rows`, X and U are given and returned as their transposes.
     """
     x = x if in_rows else x.T
+    # At its default, a GPU multiplies in TF32, and that error would be taken for the rounding's.
     exact = jnp.matmul(turn.T, x, precision="highest")
     new = rounded(exact, dtype)
     lost = new - exact

@@ -82,8 +82,8 @@ def core_singular_values(b: Matrix, a: Matrix) -> Floats:
     """
     if not len(a):
         return np.zeros(0)
-    found = by_qr_alone(Factors(b, a, 1.0))
-    return np.asarray(found.sigma[: len(a)]) * math.prod(float(size) for size in found.sizes)
+    result = by_qr_alone(Factors(b, a, 1.0))
+    return np.asarray(result.sigma[: len(a)]) * math.prod(float(size) for size in result.sizes)
 
 
 class LowRank(NamedTuple):
@@ -212,7 +212,7 @@ def _tiles(x: Matrix, kind: type[np.float32 | np.float64]) -> Iterator[tuple[sli
         yield span, tile
 
 
-class Part(NamedTuple):
+class Approximation(NamedTuple):
     """A matrix's low-rank approximation `low`, and the Frobenius norms of the matrix and of the remainder."""
 
     low: LowRank
@@ -220,7 +220,7 @@ class Part(NamedTuple):
     rest: float
 
 
-def leading_part(matrix: Floats, rank: int, *, seed: int = 0) -> Part:
+def leading_part(matrix: Floats, rank: int, *, seed: int = 0) -> Approximation:
     """Return the best approximation of that rank of a finite float64 matrix; the rank is cut to the shorter side."""
     fewest = min(matrix.shape)
     with one_blas_thread(), float64():
@@ -231,7 +231,7 @@ def leading_part(matrix: Floats, rank: int, *, seed: int = 0) -> Part:
             found = leading_svd(matrix, np.random.default_rng(seed).standard_normal(shape))
         u, sigma, v = (np.asarray(x) for x in found)
     low = LowRank(u[:, :rank], sigma[:rank], v[:rank])
-    return Part(low, float(np.linalg.norm(matrix)), _rest(matrix, low))
+    return Approximation(low, float(np.linalg.norm(matrix)), _rest(matrix, low))
 
 
 @jax.jit
@@ -278,7 +278,7 @@ def _rest(matrix: Floats, low: LowRank) -> float:
     return float(np.sqrt(sum(np.sum((matrix[i : i + _ROWS] - left[i : i + _ROWS] @ low.v) ** 2) for i in starts)))
 
 
-def part_with_energy(matrix: Floats, energy: float, *, seed: int = 0) -> Part:
+def part_with_energy(matrix: Floats, energy: float, *, seed: int = 0) -> Approximation:
     """Return the best approximation of least rank that holds the given fraction of the squared Frobenius norm."""
     total = float(np.sum(matrix * matrix))
     rank, fewest = min(_FIRST_RANK, *matrix.shape), min(matrix.shape)
@@ -288,7 +288,7 @@ def part_with_energy(matrix: Floats, energy: float, *, seed: int = 0) -> Part:
         if enough is not None or rank == fewest:
             kept = rank if enough is None else enough
             cut = LowRank(low.u[:, :kept], low.sigma[:kept], low.v[:kept])
-            return Part(cut, norm, _rest(matrix, cut))
+            return Approximation(cut, norm, _rest(matrix, cut))
         rank = min(2 * rank, fewest)
 
 

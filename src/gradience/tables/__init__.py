@@ -34,7 +34,7 @@ _SCALARS: Final[dict[type[inspect.Type], str]] = {
 Row: TypeAlias = type[msgspec.Struct]
 
 
-class Result(msgspec.Struct, frozen=True, array_like=True):
+class WorkerResult(msgspec.Struct, frozen=True, array_like=True):
     """A worker's result for one source: the rows of each table in order, as lines of JSON."""
 
     failed: bool
@@ -86,7 +86,7 @@ def encoded(heads: Sequence[AdapterRow | RunRow], *others: Sequence[msgspec.Stru
     """
     failed = any(head.error is not None for head in heads)
     heads, others = hide_in(heads), hide_in(others)  # a config may hold a token, in a model's name or an error
-    return msgspec.msgpack.encode(Result(failed, tuple(_lines(rows) for rows in (heads, *others))))
+    return msgspec.msgpack.encode(WorkerResult(failed, tuple(_lines(rows) for rows in (heads, *others))))
 
 
 def _lines(rows: Sequence[msgspec.Struct]) -> bytes:

@@ -21,7 +21,7 @@ from gradience.errors import GradienceError, OutputError
 from gradience.io import make_folder
 from gradience.io.atomic import are_private, atomic_file
 from gradience.io.reading import read_small
-from gradience.tables import Result, Row, arrow_schema
+from gradience.tables import Row, WorkerResult, arrow_schema
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -243,7 +243,7 @@ class Writer:
         Raises:
             OutputError: it cannot be written.
         """
-        found = [msgspec.msgpack.decode(result, type=Result).tables for result in results]
+        found = [msgspec.msgpack.decode(result, type=WorkerResult).tables for result in results]
         if found:
             lines = map(b"".join, zip(*found, strict=True))
             tables = {name: _table(rows, self._schemas[name]) for name, rows in zip(self._schemas, lines, strict=True)}

@@ -79,7 +79,7 @@ class WatchKeywords(TypedDict, total=False):
     verbose: bool
 
 
-class Wires(Protocol):
+class WatchHandle(Protocol):
     """What `TelemetryWriter.watch` returns: `gradience.hf.wires.Wires`."""
 
     @property
@@ -142,7 +142,7 @@ class TelemetryWriter:
         ValueError: an argument is out of its range.
     """
 
-    watched_by: ClassVar[Callable[..., Wires] | None] = None
+    watched_by: ClassVar[Callable[..., WatchHandle] | None] = None
     """What watches a torch model for `watch`: `gradience.recording` registers it, which stands above this package."""
 
     def __init__(
@@ -170,7 +170,7 @@ class TelemetryWriter:
         self._clock = clock
         self._seq = 0
         self._ended = False
-        self._wires: list[Wires] = []
+        self._wires: list[WatchHandle] = []
         self.opened: RunStart | None = None
         self._guard = threading.RLock()
         self._pid = os.getpid()
@@ -308,7 +308,7 @@ class TelemetryWriter:
         """Record the speed, the waiting and the memory of the last steps, by the fields of `Throughput`."""
         self._record(Throughput, step, steps=steps, **fields)
 
-    def watch(self, model: Any, optimizer: Any, **options: Unpack[WatchKeywords]) -> Wires:
+    def watch(self, model: Any, optimizer: Any, **options: Unpack[WatchKeywords]) -> WatchHandle:
         """Record and judge from here on what is trained. Needs torch; changes no number of the training.
 
         Call it once model, optimizer and schedule are ready, after `run_start`: a `run_start` with `resumed_from_step`

@@ -109,23 +109,23 @@ def _h5(path: Path) -> dict[str, Array]:
         import h5py  # an optional dependency
     except ModuleNotFoundError:
         raise AdapterError(f"{path} is an HDF5 file, which needs h5py", advice="pip install h5py") from None
-    found: dict[str, Array] = {}
+    arrays: dict[str, Array] = {}
 
     def take(name: str, item: Any) -> None:
         if isinstance(item, h5py.Dataset) and item.size <= MOST_ELEMENTS:
-            found[name.replace("/", ".")] = np.asarray(item)
+            arrays[name.replace("/", ".")] = np.asarray(item)
 
     try:
         with h5py.File(path, "r") as file:
             file.visititems(take)
     except Exception as error:  # h5py raises RuntimeError, KeyError and more of a damaged file
         raise AdapterError(f"{path} is not a readable HDF5 file: {error}", advice="save it again") from error
-    if not any("lora" in name for name in found):
+    if not any("lora" in name for name in arrays):
         raise AdapterError(
-            f"{path} holds {len(found)} arrays and no LoRA factors: Keras merges them into the kernels as it saves",
+            f"{path} holds {len(arrays)} arrays and no LoRA factors: Keras merges them into the kernels as it saves",
             advice="call gradience.audit_pytree(model) before, or KerasHub's save_lora_weights('x.lora.h5')",
         )
-    return found
+    return arrays
 
 
 class TorchFile:

@@ -11,7 +11,17 @@ from typing import Final
 
 from gradience.adapters import is_embedding
 from gradience.adapters.config import AdapterConfig
-from gradience.adapters.layout import PREFIX, Adapter, Format, Group, Module, NeedsBase, ReadModule, Role, Skipped
+from gradience.adapters.layout import (
+    PREFIX,
+    Adapter,
+    Format,
+    Group,
+    LeftoverTensor,
+    Module,
+    NeedsBase,
+    ReadModule,
+    Role,
+)
 from gradience.io import natural_key
 from gradience.io.safetensors import TensorSource
 from gradience.schema.audit import LeftoverReason
@@ -75,7 +85,7 @@ def _saved_whole(name: str, saved: list[str]) -> bool:
     return any(f"{module}." in name for module in saved)
 
 
-def explained(roles: dict[str, Role]) -> list[Skipped]:
+def explained(roles: dict[str, Role]) -> list[LeftoverTensor]:
     """The reasons why tensors are not analysed. Many tensors with the same reason share an entry."""
     by_cause: dict[LeftoverReason, list[str]] = {}
     for key, role in roles.items():
@@ -88,10 +98,10 @@ def explained(roles: dict[str, Role]) -> list[Skipped]:
     return [entry for cause, keys in by_cause.items() for entry in _entries(keys, cause)]
 
 
-def _entries(keys: list[str], cause: LeftoverReason) -> Iterable[Skipped]:
+def _entries(keys: list[str], cause: LeftoverReason) -> Iterable[LeftoverTensor]:
     if len(keys) <= _MANY:
-        return [Skipped(key, _TEXTS[cause], cause) for key in keys]
-    return [Skipped(f"{keys[0]} and {len(keys) - 1} more", _TEXTS[cause], cause)]
+        return [LeftoverTensor(key, _TEXTS[cause], cause) for key in keys]
+    return [LeftoverTensor(f"{keys[0]} and {len(keys) - 1} more", _TEXTS[cause], cause)]
 
 
 def role_of(field: str) -> Role:
@@ -108,16 +118,16 @@ class Assembly:
         self._source = source
         self._roles = roles
         self._waiting: list[NeedsBase] = []
-        self._skipped: dict[Skipped, None] = {}  # each once, in order
+        self._skipped: dict[LeftoverTensor, None] = {}  # each once, in order
         self._placed: set[str] = set()
 
     def add(self, group: Group, found: ReadModule | Iterable[ReadModule]) -> None:
-        """Add what was built from a group. If nothing but `Skipped` was, the group's tensors are `not_analysed`."""
+        """Add what was built from a group. Of `LeftoverTensor` alone, the group's tensors are `not_analysed`."""
         keys = group.keys.values()
         self._placed.update(keys)
         kept = False
-        for one in (found,) if isinstance(found, Module | NeedsBase | Skipped) else found:
-            kept = kept or not isinstance(one, Skipped)
+        for one in (found,) if isinstance(found, Module | NeedsBase | LeftoverTensor) else found:
+            kept = kept or not isinstance(one, LeftoverTensor)
             if isinstance(one, Module):
                 self.modules.append(one)
             elif isinstance(one, NeedsBase):
@@ -132,7 +142,7 @@ class Assembly:
     ) -> Adapter:
         """The finished adapter; `unmatched` are the keys of rank_pattern and of alpha_pattern that match no module."""
         rest = {key: role for key, role in self._roles.items() if key not in self._placed}
-        waiting = [Skipped(one.module.name, one.reason, LeftoverReason.NEEDS_BASE) for one in self._waiting]
+        waiting = [LeftoverTensor(one.module.name, one.reason, LeftoverReason.NEEDS_BASE) for one in self._waiting]
         return Adapter(
             file_format=self._format,
             config=config,
@@ -154,7 +164,7 @@ class Assembly:
 
 
 def whole_adapter(
-    file_format: Format, config: AdapterConfig, source: TensorSource, roles: dict[str, Role], why: Skipped
+    file_format: Format, config: AdapterConfig, source: TensorSource, roles: dict[str, Role], why: LeftoverTensor
 ) -> Adapter:
     """An adapter without modules, because for one reason none of its updates is analysed."""
     return Adapter(file_format, config, [], roles, source.tensors, [why], [], [source.path])

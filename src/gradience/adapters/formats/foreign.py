@@ -33,11 +33,11 @@ from gradience.adapters.layout import (
     Files,
     Format,
     Group,
+    LeftoverTensor,
     LoadFactors,
     Module,
     ReadModule,
     Role,
-    Skipped,
     UnsuitableError,
     parse_key,
     reported,
@@ -133,7 +133,7 @@ def _is_full(files: Files) -> bool:
 
 def _read_full(files: Files) -> Adapter:
     """Read a fine-tune of whole weights, as an adapter without modules."""
-    why = Skipped("*", "fine_tune_type is full: whole weights, no adapter", LeftoverReason.WHOLE_WEIGHTS)
+    why = LeftoverTensor("*", "fine_tune_type is full: whole weights, no adapter", LeftoverReason.WHOLE_WEIGHTS)
     roles = dict.fromkeys(files.source.tensors, "full_module")
     return whole_adapter(MLX_FULL, files.optional_config(), files.source, roles, why)  # type: ignore[arg-type]  # a Role
 
@@ -265,10 +265,10 @@ def _plain_context(source: TensorSource) -> Context:
 
 
 @reported
-def _kohya_module(ctx: Context, group: Group) -> Module | Skipped:
+def _kohya_module(ctx: Context, group: Group) -> Module | LeftoverTensor:
     alpha = _alpha(ctx, group)
-    found = product_module(ctx, group, alpha) or _pair_module(ctx, group, alpha)
-    return found if isinstance(found, Skipped) else with_magnitude(ctx, group, found)
+    module = product_module(ctx, group, alpha) or _pair_module(ctx, group, alpha)
+    return module if isinstance(module, LeftoverTensor) else with_magnitude(ctx, group, module)
 
 
 def _pair_module(ctx: Context, group: Group, alpha: float | None) -> Module:
@@ -342,23 +342,23 @@ def _read_diffusers(files: Files) -> Adapter:
         roles[name] = role_of(field)
     assembly = Assembly(DIFFUSERS, source, roles)
     for (component, _), group in groups.items():
-        found = _diffusers_module(contexts.get(component, plain), group, configured=component in contexts)
-        assembly.add(group, replace(found, name=f"{component}.{found.name}"))
+        built = _diffusers_module(contexts.get(component, plain), group, configured=component in contexts)
+        assembly.add(group, replace(built, name=f"{component}.{built.name}"))
     assumed = [] if configs else ["the file gives no alpha: it is taken to be the rank, as diffusers does"]
     return assembly.adapter(plain.config, [*assembly.dora_notes, *assumed])
 
 
 @reported
-def _diffusers_module(ctx: Context, group: Group, *, configured: bool) -> Module | Skipped:
+def _diffusers_module(ctx: Context, group: Group, *, configured: bool) -> Module | LeftoverTensor:
     alpha = _alpha(ctx, group)
     keys = {field: key for field, key in group.keys.items() if field != "alpha"}
-    found = lora_module(ctx, Group(group.module, keys=keys))
-    if isinstance(found, Skipped) or (configured and alpha is None):
-        return found
-    if found.dense is not None:  # `dense` has a default config's scale built in
+    module = lora_module(ctx, Group(group.module, keys=keys))
+    if isinstance(module, LeftoverTensor) or (configured and alpha is None):
+        return module
+    if module.dense is not None:  # `dense` has a default config's scale built in
         raise UnsuitableError("DoRA without a config: its scale is not known", LeftoverReason.CONFIG)
-    alpha = alpha or float(found.r)
-    return replace(found, alpha=alpha, scale=alpha / found.r, config_r=None, rslora=False)
+    alpha = alpha or float(module.r)
+    return replace(module, alpha=alpha, scale=alpha / module.r, config_r=None, rslora=False)
 
 
 def _component_configs(source: TensorSource) -> dict[str, AdapterConfig]:

@@ -13,7 +13,18 @@ from gradience.adapters.formats.foreign import is_diffusers
 from gradience.adapters.kinds.incomplete import expert_modules, parameter_nests, vera_modules
 from gradience.adapters.kinds.lora import adalora_module, lora_module
 from gradience.adapters.kinds.products import loha_module, lokr_module
-from gradience.adapters.layout import Adapter, Builder, Context, Files, Format, Group, Module, Role, Skipped, parse_key
+from gradience.adapters.layout import (
+    Adapter,
+    Builder,
+    Context,
+    Files,
+    Format,
+    Group,
+    LeftoverTensor,
+    Module,
+    Role,
+    parse_key,
+)
 from gradience.adapters.traits import start_of
 from gradience.errors import AdapterError
 from gradience.io.safetensors import TensorSource
@@ -93,9 +104,9 @@ def _recognised_only(source: TensorSource, config: AdapterConfig, roles: dict[st
     else:
         installed = "" if find_spec("peft") else ", and install PEFT (in the clone: pip install -e '.[hf]')"
         why = f"peft_type {kind}: its update is what PEFT's merge makes of the base: give it with --base{installed}"
-        needs_base = Skipped("*", why, LeftoverReason.NEEDS_BASE)
+        needs_base = LeftoverTensor("*", why, LeftoverReason.NEEDS_BASE)
         return replace(whole_adapter(PEFT, config, source, kept, needs_base), by_peft=True)
-    return whole_adapter(PEFT, config, source, kept, Skipped("*", why, LeftoverReason.TYPE_NOT_ANALYSED))
+    return whole_adapter(PEFT, config, source, kept, LeftoverTensor("*", why, LeftoverReason.TYPE_NOT_ANALYSED))
 
 
 def _kind(declared: str | None, groups: Sequence[Group]) -> str:
@@ -107,7 +118,7 @@ def _kind(declared: str | None, groups: Sequence[Group]) -> str:
     if any("lora_E" in group.keys for group in groups):
         present = (present - {"LORA"}) | {"ADALORA"}
     if declared is None:
-        return min(present, default="LORA")
+        return min(present, default="LORA")  # of several the same one, in whatever order the file has them
     if present and declared not in present:
         raise AdapterError(
             f"the config says peft_type {declared}, but the file holds tensors of {' and '.join(sorted(present))}",

@@ -126,8 +126,8 @@ def _by_jax(name: str, x: Array, **options: bool) -> tuple[Array, ...]:
     import jax  # only these kinds need it here
 
     with jax.enable_x64(True):  # noqa: FBT003  # JAX's own signature
-        found: tuple[Array, ...] = tuple(np.asarray(y) for y in getattr(jax.numpy.linalg, name)(x, **options))
-    return found
+        parts: tuple[Array, ...] = tuple(np.asarray(y) for y in getattr(jax.numpy.linalg, name)(x, **options))
+    return parts
 
 
 def _without_part(load: LoadFactors, scale: float, taken: FactoredUpdate) -> FactoredUpdate:

@@ -25,10 +25,10 @@ from gradience.adapters.layout import (
     Context,
     FactoredUpdate,
     Group,
+    LeftoverTensor,
     LoadFactors,
     Module,
     NeedsBase,
-    Skipped,
     UnsuitableError,
     reported,
 )
@@ -81,15 +81,17 @@ def _ends(path: str, name: str) -> bool:
     return path == name or path.endswith(f".{name}")
 
 
-def expert_modules(ctx: Context, path: str, groups: Sequence[Group]) -> list[tuple[Group, list[Module] | Skipped]]:
+def expert_modules(
+    ctx: Context, path: str, groups: Sequence[Group]
+) -> list[tuple[Group, list[Module] | LeftoverTensor]]:
     """Pair each group of one wrapped module with its experts' modules, or the reason for none; innermost first."""
     try:
         names = _parameters(ctx, path, groups)
-        found = [(group, _experts(ctx, group, path, name)) for group, name in zip(groups, names, strict=True)]
-        _same_number([some for _, some in found if not isinstance(some, Skipped)])
+        experts = [(group, _experts(ctx, group, path, name)) for group, name in zip(groups, names, strict=True)]
+        _same_number([some for _, some in experts if not isinstance(some, LeftoverTensor)])
     except UnsuitableError as error:
-        return [(group, Skipped(ctx.name(group), error.reason, error.cause)) for group in groups]
-    return found
+        return [(group, LeftoverTensor(ctx.name(group), error.reason, error.cause)) for group in groups]
+    return experts
 
 
 def _same_number(found: Iterable[Sequence[Module]]) -> None:
@@ -135,14 +137,14 @@ def _widths(ctx: Context, group: Group) -> tuple[int, int] | None:
     return ctx.shape(group, "lora_B")[0], ctx.shape(group, "lora_A")[-1]
 
 
-def _experts(ctx: Context, group: Group, path: str, parameter: str) -> list[Module] | Skipped:
+def _experts(ctx: Context, group: Group, path: str, parameter: str) -> list[Module] | LeftoverTensor:
     name = f"{path}.{parameter}"
     shown = f"{name}:{group.adapter or 'default'}" if ctx.several else name
     s = ctx.rules.of(name)
     try:
         r, n = _rank_and_number(ctx, group, s.config_r)
     except UnsuitableError as error:
-        return Skipped(shown, error.reason, error.cause)
+        return LeftoverTensor(shown, error.reason, error.cause)
     out, inner = ctx.shape(group, "lora_B")[0], ctx.shape(group, "lora_A")[1]
     pair = _Stack(ctx, LoraPair(group.keys["lora_A"], group.keys["lora_B"], r, inner, out, experts=n))
     square = n > 1 and out == inner
@@ -201,7 +203,7 @@ class _Stack:
         return held[1], held[2]
 
 
-def vera_modules(ctx: Context, groups: list[Group]) -> list[Module | NeedsBase | Skipped]:
+def vera_modules(ctx: Context, groups: list[Group]) -> list[Module | NeedsBase | LeftoverTensor]:
     """VeRA's modules: dW = (lambda_b o B[:out]) (lambda_d o A[:, :in]), no scale (vera/layer.py).
 
     A and B are shared by all modules, and are as wide as the widest. The file does not state each module's width; it is
@@ -211,11 +213,11 @@ def vera_modules(ctx: Context, groups: list[Group]) -> list[Module | NeedsBase |
     shared = Group("base_model", keys={"A": a_key, "B": b_key})
     if a_key not in ctx.source.tensors or b_key not in ctx.source.tensors:
         why = "VeRA's projections are not in the file (save_projection: false): only torch can draw them again"
-        return [Skipped(ctx.name(group), why, LeftoverReason.CONFIG) for group in groups]
+        return [LeftoverTensor(ctx.name(group), why, LeftoverReason.CONFIG) for group in groups]
     try:
         ctx.require(shared, "A", "B")
     except UnsuitableError as error:
-        return [Skipped(ctx.name(group), f"VeRA's projections: {error.reason}", error.cause) for group in groups]
+        return [LeftoverTensor(ctx.name(group), f"VeRA's projections: {error.reason}", error.cause) for group in groups]
     known = _equally_wide(ctx, groups)
     return [_vera(ctx, group, shared, known_width=known) for group in groups]
 

@@ -23,9 +23,9 @@ from gradience.adapters.layout import (
     Array,
     Context,
     Group,
+    LeftoverTensor,
     LoadFactors,
     Module,
-    Skipped,
     UnsuitableError,
     reported,
 )
@@ -37,7 +37,7 @@ MOST_RANK: Final = 1024
 _CORE: Final = 4
 
 
-class _Shape(NamedTuple):
+class _PairShape(NamedTuple):
     """The shape of a factor pair, without reading it."""
 
     out: int
@@ -46,7 +46,7 @@ class _Shape(NamedTuple):
 
 
 class _Factor(NamedTuple):
-    shape: _Shape
+    shape: _PairShape
     load: LoadFactors
 
 
@@ -64,11 +64,12 @@ def loha_module(ctx: Context, group: Group, *, most_rank: int = MOST_RANK) -> Mo
 
     def load() -> tuple[Array, Array]:
         (b1, a1), (b2, a2) = one.load(), two.load()
+        # The entrywise product of two products is one product, of all pairs of columns and all pairs of rows.
         b = b1[:, :, None] * b2[:, None, :]
         a = a1[:, None, :] * a2[None, :, :]
         return b.reshape(out, r1 * r2), a.reshape(r1 * r2, inner)
 
-    pair = _Factor(_Shape(out, r1 * r2, inner), load)
+    pair = _Factor(_PairShape(out, r1 * r2, inner), load)
     return _product_module(ctx, group, "loha", pair, nominal=r1, most_rank=most_rank)
 
 
@@ -86,7 +87,7 @@ def lokr_module(ctx: Context, group: Group, *, most_rank: int = MOST_RANK) -> Mo
         (b1, a1), (b2, a2) = one.load(), two.load()
         return np.kron(b1, b2), np.kron(a1, a2)
 
-    shape = _Shape(out1 * out2, r1 * r2, in1 * in2)
+    shape = _PairShape(out1 * out2, r1 * r2, in1 * in2)
     # PEFT divides alpha by the config's rank if w1 and w2 are both stored whole, else by the rank of the factors.
     nominal = _nominal_rank(ctx, group)
     return _product_module(ctx, group, "lokr", _Factor(shape, load), nominal=nominal, most_rank=most_rank)
@@ -139,7 +140,7 @@ def _half(ctx: Context, group: Group, a_name: str, b_name: str, t_name: str) -> 
     a, b = shapes
     if len(a) != 2 or len(b) != 2 or a[1] != b[0]:
         raise UnsuitableError(f"factors of shape {list(a)} and {list(b)}: expected (out, r) and (r, in)")
-    return _Factor(_Shape(a[0], a[1], b[1]), lambda: (as_float32(readers[0]()), as_float32(readers[1]())))
+    return _Factor(_PairShape(a[0], a[1], b[1]), lambda: (as_float32(readers[0]()), as_float32(readers[1]())))
 
 
 def _tucker(shapes: Sequence[tuple[int, ...]], readers: Sequence[Callable[[], Array]]) -> _Factor:
@@ -154,7 +155,7 @@ def _tucker(shapes: Sequence[tuple[int, ...]], readers: Sequence[Callable[[], Ar
         )
     inner = q[1] * t[2] * t[3]
     unfold = unfolded(t, inner, read_t, read_q)
-    return _Factor(_Shape(p[1], t[0], inner), lambda: (as_float32(read_p()).T, unfold()))
+    return _Factor(_PairShape(p[1], t[0], inner), lambda: (as_float32(read_p()).T, unfold()))
 
 
 def unfolded(
@@ -194,13 +195,13 @@ def _kronecker_factor(ctx: Context, group: Group, stem: str, core: str) -> _Fact
 
     def load() -> tuple[Array, Array]:
         whole = as_float32(read()).reshape(rows, columns)
-        unit = np.eye(min(rows, columns), dtype=whole.dtype)
+        unit = np.eye(min(rows, columns), dtype=whole.dtype)  # at the shorter side, for the least inner size
         return (unit, whole) if rows <= columns else (whole, unit)
 
-    return _Factor(_Shape(rows, min(rows, columns), columns), load)
+    return _Factor(_PairShape(rows, min(rows, columns), columns), load)
 
 
-def product_module(ctx: Context, group: Group, alpha: float | None) -> Module | Skipped | None:
+def product_module(ctx: Context, group: Group, alpha: float | None) -> Module | LeftoverTensor | None:
     """The module of a group of LoHa or LoKr tensors under LyCORIS's names, or None for a group of other tensors.
 
     `alpha` is the file's; without one, the rank is used. LyCORIS ignores alpha if both matrices of a LoKr are whole.
@@ -212,11 +213,11 @@ def product_module(ctx: Context, group: Group, alpha: float | None) -> Module | 
     config = AdapterConfig(alpha=1.0 if nominal is None else alpha or float(nominal or 1), r=1)
     own = replace(ctx, config=config, rules=ScalingRules(config))
     build = loha_module if not factors.keys().isdisjoint(LOHA_FIELDS) else lokr_module
-    found = build(own, Group(group.module, keys=factors))
-    if isinstance(found, Skipped):
-        return found
-    base_name = found.base_name if "." in group.module else None
-    return replace(found, base_name=base_name, keys=group.keys, alpha_pattern=None, rank_pattern=None)
+    module = build(own, Group(group.module, keys=factors))
+    if isinstance(module, LeftoverTensor):
+        return module
+    base_name = module.base_name if "." in group.module else None
+    return replace(module, base_name=base_name, keys=group.keys, alpha_pattern=None, rank_pattern=None)
 
 
 def with_magnitude(ctx: Context, group: Group, module: Module) -> Module:

@@ -97,8 +97,8 @@ class Layout(NamedTuple):
     @property
     def layers(self) -> frozenset[str]:
         """The layers that contain a site which an adapter could target."""
-        found = (site_layer(name) for name, site in self.sites.items() if site.kind != "other")
-        return frozenset(layer for layer in found if layer is not None)
+        layers = (site_layer(name) for name, site in self.sites.items() if site.kind != "other")
+        return frozenset(layer for layer in layers if layer is not None)
 
     def moved(self, old: str, new: str) -> Layout:
         """The layout with the modules below `new` put below `old` instead; an empty text is the top."""
@@ -197,15 +197,15 @@ def _tied(architecture: Architecture, sites: dict[str, Site], task_type: str | N
     if embedding is None:
         return {}
     twin = Site("linear", sites[embedding].shape, sites[embedding].entries, 0, sites[embedding].dtype, tied=True)
-    found = {}
+    heads = {}
     generates = task_type in {"CAUSAL_LM", "SEQ_2_SEQ_LM"} or (task_type is None and head.endswith(_GENERATES))
     if generates and not any(name in sites for name in OUTPUTS):
-        found["lm_head"] = twin
+        heads["lm_head"] = twin
     if embedding.rpartition(".")[2] == "shared":
         stem = embedding.removesuffix("shared")
         names = (f"{stem}{half}.embed_tokens" for half in ("encoder", "decoder"))
-        found |= {name: twin._replace(kind="embedding") for name in names if name not in sites}
-    return found
+        heads |= {name: twin._replace(kind="embedding") for name in names if name not in sites}
+    return heads
 
 
 def _embedding(sites: dict[str, Site]) -> str | None:
@@ -215,13 +215,13 @@ def _embedding(sites: dict[str, Site]) -> str | None:
 
 def _containers(sites: Iterable[str]) -> frozenset[str]:
     """The names of all modules that contain a site, at any depth."""
-    found: set[str] = set()
+    parents: set[str] = set()
     for name in sites:
         path = name.rpartition(".")[0]
-        while path and path not in found:
-            found.add(path)
+        while path and path not in parents:
+            parents.add(path)
             path = path.rpartition(".")[0]
-    return frozenset(found)
+    return frozenset(parents)
 
 
 def sites_of(architecture: Architecture, tensors: Declared) -> dict[str, Site]:

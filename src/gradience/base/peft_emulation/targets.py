@@ -43,7 +43,7 @@ class NotFollowedError(Exception):
     """The configuration asks for something of PEFT that is not emulated here; the message says what."""
 
 
-class Wanted(NamedTuple):
+class ModuleChoice(NamedTuple):
     """The fields of a configuration that choose modules, in PEFT's terms."""
 
     modules: Sequence[str] | str | None = None
@@ -69,7 +69,7 @@ class Hits(NamedTuple):
     doubled: frozenset[str] = frozenset()
 
 
-def resolve(wanted: Wanted, layout: Layout) -> Hits:
+def resolve(wanted: ModuleChoice, layout: Layout) -> Hits:
     """The sites of the layout that the targets match.
 
     Raises:
@@ -103,12 +103,12 @@ def resolve(wanted: Wanted, layout: Layout) -> Hits:
     )
 
 
-def saved_names(wanted: Wanted) -> tuple[str, ...]:
+def saved_names(wanted: ModuleChoice) -> tuple[str, ...]:
     """The entries of `modules_to_save`, and those that PEFT adds for the task type."""
     return (*wanted.save, *_SAVED_HEADS.get(wanted.task_type or "", ()))
 
 
-def _saved_too(name: str, wanted: Wanted) -> str | None:
+def _saved_too(name: str, wanted: ModuleChoice) -> str | None:
     """PEFT's reason to refuse a target that is also saved whole, or None.
 
     PEFT wraps every module whose name ends with a saved name, whether LoRA adapts it or not.
@@ -121,12 +121,12 @@ def _saved_too(name: str, wanted: Wanted) -> str | None:
 
 
 def _default(layout: Layout) -> Sequence[str] | str:
-    found = DEFAULT_TARGETS.get(layout.architecture.model_type)
-    if found is None:
+    names = DEFAULT_TARGETS.get(layout.architecture.model_type)
+    if names is None:
         raise NotFollowedError(
             f"target_modules is null, and PEFT has no default for {layout.architecture.model_type!r}"
         )
-    return found
+    return names
 
 
 def _all_linear(layout: Layout) -> list[str]:
@@ -160,7 +160,7 @@ def _expression(pattern: str, what: str) -> Test:
     return test
 
 
-def _guard(wanted: Wanted) -> Test:
+def _guard(wanted: ModuleChoice) -> Test:
     """A test for modules that PEFT does not adapt: those excluded and those saved whole."""
     excluded = (
         _expression(wanted.exclude, "exclude_modules")
@@ -172,7 +172,7 @@ def _guard(wanted: Wanted) -> Test:
     return lambda name: excluded(name) or any(pattern.match(name) for pattern in saved)
 
 
-def _targeted(wanted: Wanted) -> Test:
+def _targeted(wanted: ModuleChoice) -> Test:
     if wanted.modules is None:
         return lambda _: False
     if isinstance(wanted.modules, str):
@@ -211,7 +211,7 @@ def _parameters(targets: Sequence[str], layout: Layout) -> list[str]:
     return sorted(name for name, path in paths.items() if test(path))
 
 
-def _as_parameters(wanted: Wanted, layout: Layout, guard: Test) -> tuple[Wanted, frozenset[str]]:
+def _as_parameters(wanted: ModuleChoice, layout: Layout, guard: Test) -> tuple[ModuleChoice, frozenset[str]]:
     """The targets after PEFT moved those of fused experts to target_parameters, and the doubled parameters."""
     renamed = layout.architecture.expert_names
     modules = _leaves(wanted, layout, guard) if isinstance(wanted.modules, str) else set(wanted.modules or ())
@@ -228,19 +228,19 @@ def _as_parameters(wanted: Wanted, layout: Layout, guard: Test) -> tuple[Wanted,
     return kept, frozenset({"gate_up_proj"} if halves else ())
 
 
-def _leaves(wanted: Wanted, layout: Layout, guard: Test) -> set[str]:
+def _leaves(wanted: ModuleChoice, layout: Layout, guard: Test) -> set[str]:
     """The leaf names that a target string matches, as PEFT resolves it for models with fused experts."""
     renamed = layout.architecture.expert_names
     if str(wanted.modules).lower() == ALL_LINEAR:
         return {name.rpartition(".")[2] for name in _all_linear(layout)} | renamed.keys()
     test = _targeted(wanted)
     names = [*layout.containers, *layout.sites, *(f"{name}.weight" for name in layout.sites)]
-    found = {name.rpartition(".")[2] for name in names if not guard(name) and test(name)}
+    leaves = {name.rpartition(".")[2] for name in names if not guard(name) and test(name)}
     for old, new in renamed.items():
         holders = (name.rpartition(".")[0] for name in names if name.endswith(f".{new}"))
-        if old not in found and any(test(f"{holder}.{old}") for holder in holders):
-            found.add(old)
-    return found
+        if old not in leaves and any(test(f"{holder}.{old}") for holder in holders):
+            leaves.add(old)
+    return leaves
 
 
 def _without_a_hit(targets: Sequence[str] | str | None, hits: Iterable[str], layout: Layout) -> list[str]:
@@ -267,8 +267,8 @@ def narrow_sites(lora: LoraSnapshot, hits: Hits, layout: Layout) -> dict[str, in
     """The number of adapted sites with a smaller side below their rank, by the last component of their names."""
     ranks = PatternTable(lora.rank_pattern or {})
     matrices = ((name, site) for name in hits.adapted if len((site := layout.sites[name]).shape) == _MATRIX)
-    found = [name for name, site in matrices if (_rank(lora, name, site, ranks, hits) or 0) > min(site.shape)]
-    return dict(Counter(name.rpartition(".")[2] for name in found))
+    too_high = [name for name, site in matrices if (_rank(lora, name, site, ranks, hits) or 0) > min(site.shape)]
+    return dict(Counter(name.rpartition(".")[2] for name in too_high))
 
 
 def _size(lora: LoraSnapshot, name: str, site: Site, ranks: PatternTable, hits: Hits) -> int | None:

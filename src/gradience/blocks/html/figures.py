@@ -30,9 +30,9 @@ from gradience.blocks.html import tag
 from gradience.blocks.html.plot import (
     Axis,
     Floats,
-    Line,
     Mark,
     Plot,
+    PlotLine,
     compact,
     linear_ticks,
     running_median,
@@ -188,7 +188,7 @@ def _paint(figure: Figure, axes: Axes, plot: Plot, size: Size) -> None:
         axes.plot(lost, np.ones_like(lost), "x", mec=_palette()["error"], transform=at_top, clip_on=False)
 
 
-def _line(axes: Axes, line: Line, y: Axis, *, crowded: bool) -> None:
+def _line(axes: Axes, line: PlotLine, y: Axis, *, crowded: bool) -> None:
     """Draw a line and its band. NaN is inserted where the line breaks, and a value without neighbours is a dot."""
     data = line.data
     breaks = np.flatnonzero(data.broken)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from xml.etree.ElementTree import Element, tostring  # builds and writes; nothing is parsed
 
-from gradience.blocks import Block, Facts, Findings, ShownFinding, Title
+from gradience.blocks import Block, FactList, Findings, ShownFinding, Title
 from gradience.blocks.html import tag
 
 
@@ -19,7 +19,7 @@ def _rows(block: Block) -> Iterator[Element]:
     match block:
         case Title(text):
             yield tag("tr", tag("th", text, colspan=2, style="text-align:left"))
-        case Facts(pairs):
+        case FactList(pairs):
             yield from (_row(label, value) for label, value in pairs)
         case Findings(found):
             yield from map(_finding, found)

@@ -17,7 +17,7 @@ import numpy as np
 from gradience.blocks import (
     Bars,
     Block,
-    Facts,
+    FactList,
     Figure,
     Findings,
     Fold,
@@ -30,13 +30,13 @@ from gradience.blocks import (
     ShownFinding,
     Spans,
     Table,
-    Verdict,
+    VerdictLine,
     grounds,
     sentence,
 )
 from gradience.blocks.html import Node, document, style_element, tag
 from gradience.blocks.html.figures import HALF, NARROW, STYLES, WIDE, draw, draw_bars, draw_map, ramp, style_sheet
-from gradience.blocks.html.plot import Envelope, Line, Plot
+from gradience.blocks.html.plot import Envelope, Plot, PlotLine
 from gradience.blocks.plots import Grid
 
 _MARKS: Final = 40  # findings named under a plot
@@ -91,15 +91,15 @@ def _node(block: Block) -> Node:  # noqa: C901, PLR0911, PLR0912  # an element f
             return tag("p", block.strip()) if block.strip() else None
         case Heading(text):
             return tag("h3", text)
-        case Verdict(word, rest, tone):
+        case VerdictLine(word, rest, tone):
             return tag("p", tag("strong", sentence(word)), rest, class_=f"verdict {tone}".strip())
         case Note(text):
             return tag("p", text, class_="note")
         case Next(text, alternative):
             return tag("p", tag("strong", "Next: "), "; or: ".join(filter(None, (text, alternative))))
-        case Facts(pairs) if block.caption:
+        case FactList(pairs) if block.caption:
             return _table(Table((("Name", ""), ("Value", "")), pairs, caption=block.caption))
-        case Facts(pairs):
+        case FactList(pairs):
             boxes = [tag("div", tag("dt", name), tag("dd", value)) for name, value in pairs]
             return tag("dl", boxes, class_="facts")
         case Table():
@@ -213,7 +213,7 @@ def _over_sizes(drawn: Intervals) -> Plot:
     bars = Envelope.of(sizes, low, middle, high, apart=True, sampled=True)
     edge = np.full(2, drawn.tolerance)
     limit = Envelope.of([min(*sizes, 0.0), max(*sizes, 100.0)], edge, edge, edge, apart=False, sampled=False)
-    lines = [Line("candidates", bars, points=True), Line("tolerance", limit)]
+    lines = [PlotLine("candidates", bars, points=True), PlotLine("tolerance", limit)]
     return Plot(lines, drawn.size_label, drawn.value_label, log=False)
 
 

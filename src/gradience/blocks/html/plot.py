@@ -125,7 +125,7 @@ def running_median(values: Floats, window: int) -> Floats:
     return np.asarray(np.nanmedian(np.lib.stride_tricks.sliding_window_view(padded, window), axis=1))
 
 
-class Line(NamedTuple):
+class PlotLine(NamedTuple):
     """One line of a plot."""
 
     label: str
@@ -150,7 +150,7 @@ class Mark(NamedTuple):
 class Plot(NamedTuple):
     """Lines over an axis of steps or ranks."""
 
-    lines: Sequence[Line]
+    lines: Sequence[PlotLine]
     x_label: str
     y_label: str
     marks: Sequence[Mark] = ()

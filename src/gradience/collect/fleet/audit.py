@@ -21,7 +21,7 @@ from gradience.adapters.layout import Adapter
 from gradience.adapters.open import CONFIG_NAME, AdapterFiles, Buffer, Bytes, Layouts, find_files, open_adapter
 from gradience.collect.fleet import Held, Known, rows_of, version_of_rules
 from gradience.collect.fleet.engines import Done, Engine, run_local, run_ray
-from gradience.collect.fleet.find import Found, fetched, find_adapters
+from gradience.collect.fleet.find import AdapterPlace, fetched, find_adapters
 from gradience.device import prepare_jax
 from gradience.errors import ConfigError, GradienceError, require
 from gradience.io import PathLike
@@ -29,7 +29,7 @@ from gradience.io.reading import open_regular, real_path
 from gradience.judge.options import AuditOptions
 from gradience.schema.fleet import FLEET_AUDIT_SCHEMA_ID, AdapterRow, FleetAuditReport
 from gradience.spectral import cores, use_threads
-from gradience.tables import Result, encoded
+from gradience.tables import WorkerResult, encoded
 from gradience.tables.query import FLEET, opened
 from gradience.tables.store import Store, Writer
 
@@ -52,7 +52,7 @@ def audit_fleet(
     engine: Engine = "local",
     workers: int | None = None,
     address: str | None = None,
-    progress: Callable[[Tally], None] | None = None,
+    progress: Callable[[JobProgress], None] | None = None,
 ) -> FleetAuditReport:
     """Audit every adapter below the roots into a fleet, and report what was done.
 
@@ -118,7 +118,7 @@ def _answers(jobs: Sequence[Job], engine: Engine, workers: int, address: str | N
     return run_local(audit_job, jobs, workers=workers, prepare=prepare_worker)
 
 
-def _job(found: Found, base: PathLike | None, rules: str) -> Job:
+def _job(found: AdapterPlace, base: PathLike | None, rules: str) -> Job:
     return Job(*found, base=None if base is None else os.fspath(base), rules=rules)
 
 
@@ -135,7 +135,7 @@ def prepare_worker() -> None:
     use_threads(1)
 
 
-class Tally(NamedTuple):
+class JobProgress(NamedTuple):
     """The progress of a job: sources done, sources in all, and failures so far."""
 
     done: int
@@ -196,8 +196,8 @@ def carry_out(
     plan: Plan,
     answers: Iterable[Done[Job]],
     crashed: Callable[[Job], bytes],
-    progress: Callable[[Tally], None] | None = None,
-) -> tuple[Tally, int]:
+    progress: Callable[[JobProgress], None] | None = None,
+) -> tuple[JobProgress, int]:
     """Write the answers in batches as they come.
 
     Args:
@@ -213,7 +213,7 @@ def carry_out(
     writer.replace(dict.fromkeys(plan.gone))
     batch: list[bytes] = []
     replaced: dict[str, str | None] = {}
-    tally, same, last = Tally(0, len(plan.jobs), 0), 0, time.monotonic()
+    tally, same, last = JobProgress(0, len(plan.jobs), 0), 0, time.monotonic()
     for job, answer in answers:
         if answer == SAME:
             replaced[job.path] = job.stamp
@@ -222,7 +222,7 @@ def carry_out(
             batch.append(crashed(job) if answer is None else answer)
             if job.known_hash:
                 replaced[job.path] = None
-        tally = Tally(tally.done + 1, tally.total, tally.failures + is_failure(answer))
+        tally = JobProgress(tally.done + 1, tally.total, tally.failures + is_failure(answer))
         if progress is not None:
             progress(tally)
         if len(batch) >= BATCH or time.monotonic() - last > BATCH_SECONDS:
@@ -237,7 +237,7 @@ def carry_out(
 
 
 class Job(msgspec.Struct, frozen=True):
-    """An adapter to audit; the first fields are those of `find.Found`."""
+    """An adapter to audit; the first fields are those of `find.AdapterPlace`."""
 
     path: str
     place: str
@@ -318,13 +318,17 @@ def _of_any_files(job: Job, place: Path) -> bytes:
 
 def _computed(job: Job, place: Path, hashes: tuple[str, str], files: AdapterFiles, adapter: Adapter) -> bytes:
     from gradience.base.weights import factors_of  # numpy in workers only
-    from gradience.judge.audit import audit_opened  # the same
+    from gradience.judge.audit.measured import measure  # the same
+    from gradience.judge.audit.opened import opened_of  # the same
+    from gradience.judge.audit.report import judge, report_of  # the same
     from gradience.spectral.grams import grams_and_sketch  # numpy and JAX in workers only
 
     names = [module.name for module in adapter.modules]
     grams, sketch = grams_and_sketch(names, [factors_of(module) for module in adapter.modules])
     options = AuditOptions(base=None if job.base is None else Path(job.base))
-    report = audit_opened(place, files, adapter, options, grams=grams)
+    opened = opened_of(place, files, adapter)
+    measured = measure(opened, options, grams=grams)
+    report = report_of(opened, measured, judge(opened, measured), per_layer=False, left_out={})
     row, modules, findings = rows_of(job.path, report, (job.rules, job.stamp, *hashes), sketch, _held(files, adapter))
     return encoded([row], modules, findings)
 
@@ -398,4 +402,4 @@ def is_failure(answer: bytes | None) -> bool:
     """Whether an answer says that a source has no numbers."""
     if answer == SAME:
         return False
-    return answer is None or msgspec.msgpack.decode(answer, type=Result).failed
+    return answer is None or msgspec.msgpack.decode(answer, type=WorkerResult).failed

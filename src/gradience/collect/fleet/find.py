@@ -34,7 +34,7 @@ _ENDING: Final = ".safetensors"
 _MAY_BE: Final = re.compile(r"\.(?:safetensors|json|bin|pt)$")
 
 
-class Found(NamedTuple):
+class AdapterPlace(NamedTuple):
     """One adapter: the key of its row, the path to open, the names of its files, and their stamps as one text."""
 
     path: str
@@ -95,7 +95,7 @@ def find_adapters(
     listed: Iterable[str] = (),
     *,
     known: Collection[str] = (),
-) -> Iterator[Found]:
+) -> Iterator[AdapterPlace]:
     """Yield every adapter below the roots and at the listed places once.
 
     Hidden folders are left out. Links to folders are followed last, so that an adapter gets its real path if both paths
@@ -110,7 +110,7 @@ def find_adapters(
         AdapterError: a root is missing or cannot be listed.
     """
     seen: set[str] = set()
-    walk = _Walk(known)
+    walk = _FolderWalk(known)
     places = [*((os.fspath(root), True) for root in roots), *((place, False) for place in listed)]
     for place, required in places:
         try:
@@ -121,10 +121,10 @@ def find_adapters(
         except AdapterError as error:
             if required:
                 raise
-            yield Found(place, place, (), "missing", fault=str(error))
+            yield AdapterPlace(place, place, (), "missing", fault=str(error))
 
 
-def _below(place: str, walk: _Walk, known: Collection[str]) -> Iterator[Found]:
+def _below(place: str, walk: _FolderWalk, known: Collection[str]) -> Iterator[AdapterPlace]:
     if "://" in place:
         yield from find_remote(place, known)
         return
@@ -139,7 +139,7 @@ def _below(place: str, walk: _Walk, known: Collection[str]) -> Iterator[Found]:
     yield from walk.below(path)
 
 
-class _Walk:
+class _FolderWalk:
     """A walk through local folders that visits each folder once, whatever links lead to it."""
 
     def __init__(self, known: Collection[str]) -> None:
@@ -147,8 +147,8 @@ class _Walk:
         self._seen: set[tuple[int, int]] = set()
         self._linked: list[str] = []
 
-    def below(self, root: str) -> Iterator[Found]:
-        hollow: list[Found] = []
+    def below(self, root: str) -> Iterator[AdapterPlace]:
+        hollow: list[AdapterPlace] = []
         parents: set[str] = set()
         self._linked = [root]
         while self._linked:
@@ -160,7 +160,7 @@ class _Walk:
                 yield found
         yield from (found for found in hollow if found.place not in parents)
 
-    def _tree(self, root: str) -> Iterator[Found]:
+    def _tree(self, root: str) -> Iterator[AdapterPlace]:
         """Yield the adapters in the folders below one, depth first; links to folders are kept for later."""
         stack = [root]
         while stack:
@@ -217,9 +217,9 @@ def is_adapter(path: Path) -> bool:
     return any(one.matches(files) for one in FORMATS)
 
 
-def _found(folder: str, name: str, files: tuple[str, ...]) -> Found:
+def _found(folder: str, name: str, files: tuple[str, ...]) -> AdapterPlace:
     place = f"{folder}/{name}" if name else folder
-    return Found(writable(place), place, files, writable(stamp_of(folder, files)))
+    return AdapterPlace(writable(place), place, files, writable(stamp_of(folder, files)))
 
 
 def stamp_of(folder: str, files: Iterable[str]) -> str:
@@ -252,7 +252,7 @@ def read_list(path: Path) -> list[str]:
     return [line.strip() for line in lines if line.strip() and not line.lstrip().startswith("#")]
 
 
-def find_remote(root: str, known: Collection[str]) -> Iterator[Found]:
+def find_remote(root: str, known: Collection[str]) -> Iterator[AdapterPlace]:
     """Yield every adapter below a URL. Its stamp is what the remote store says of the files: size, change time, etag.
 
     Raises:
@@ -276,7 +276,7 @@ def find_remote(root: str, known: Collection[str]) -> Iterator[Found]:
         for name, read in targets(files.keys(), peek):
             path = f"{url}/{name}" if name else url
             if read != (CONFIG_NAME,):
-                yield Found(path, path, read, "; ".join(_stamp(n, files[n]) for n in read), remote=True)
+                yield AdapterPlace(path, path, read, "; ".join(_stamp(n, files[n]) for n in read), remote=True)
 
 
 @contextmanager

@@ -16,7 +16,7 @@ from gradience.io import PathLike
 from gradience.reading.places import names_of, run_list
 from gradience.schema import as_float, number_in
 from gradience.schema.fleet import RUN_SETTINGS, RUNS_CURVES_SCHEMA_ID, Curve, QueryReport, RunRow, RunsCurvesReport
-from gradience.tables.query import Named, select
+from gradience.tables.query import NamedQuery, select
 from gradience.tables.store import Store
 from gradience.telemetry.series import RunSeries
 
@@ -30,26 +30,26 @@ BOARD: Final = (
 )
 KNOWN: Final = frozenset(RunRow.__struct_fields__)
 
-RUNS_QUERIES: Final[Mapping[str, Named]] = {
-    "models": Named(
+RUNS_QUERIES: Final[Mapping[str, NamedQuery]] = {
+    "models": NamedQuery(
         "Runs, best held-out loss and hours of each model",
         "select model, count(*) as runs, min(best_eval_loss) as best_eval_loss, "
         "round(sum(duration_s) / 3600, 2) as hours from runs group by 1 order by 2 desc, 1",
     ),
-    "findings": Named(
+    "findings": NamedQuery(
         "Runs by the id of a finding",
         "select id, severity, count(*) as runs, any_value(path order by path) as example "
         "from findings group by 1, 2 order by 3 desc, 1",
     ),
-    "metrics": Named(
+    "metrics": NamedQuery(
         "Every metric that was evaluated, with its range",
         "select split || '/' || metric as metric, count(distinct (path, run)) as runs, min(value) as lowest, "
         "max(value) as highest from evals group by 1 order by 2 desc, 1",
     ),
-    "unreadable": Named(
+    "unreadable": NamedQuery(
         "Logs without numbers, and why", "select path, error from runs where error is not null order by path"
     ),
-    "learning-rates": Named(
+    "learning-rates": NamedQuery(
         "Held-out loss by learning rate and rank",
         "select model, lr, r, count(*) as runs, min(best_eval_loss) as best, median(best_eval_loss) as median "
         "from runs where best_eval_loss is not null group by 1, 2, 3 order by 1, 5",

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Final
 
 from gradience.collect.fleet import version_of_rules
-from gradience.collect.fleet.audit import Job, Plan, Tally, carry_out, known_rows, plan_of
+from gradience.collect.fleet.audit import Job, JobProgress, Plan, carry_out, known_rows, plan_of
 from gradience.collect.fleet.engines import Done, run_local
 from gradience.collect.fleet.find import leads_to_folder, stamp_of
 from gradience.collect.runs.rows import run_row
@@ -47,7 +47,7 @@ def collect_runs(
     out: PathLike | None = None,
     workers: int | None = None,
     refresh: bool = False,
-    progress: Callable[[Tally], None] | None = None,
+    progress: Callable[[JobProgress], None] | None = None,
 ) -> Store:
     """Bring the store of all runs below the roots up to date, and return it.
 

@@ -24,14 +24,14 @@ from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple, TypeAlias
 import msgspec
 import numpy as np
 
-from gradience.adapters.layout import Adapter, Array, Module, Skipped, within_range
+from gradience.adapters.layout import Adapter, Array, LeftoverTensor, Module, within_range
 from gradience.base.coded import Weight, weight_of
 from gradience.base.forms import DamagedCodesError, UnreadCodesError
 from gradience.base.weights import BaseWeights, Norms, NormsCache, check_shape, find_shards, matrix_of, plain_factors
 from gradience.errors import AdapterError
 from gradience.io import Progress, cache_folder
-from gradience.io.safetensors import Memory
-from gradience.judge.audit.rows import Shown, broken_row, dense_row, module_row
+from gradience.io.safetensors import ThreadBuffer
+from gradience.judge.audit.rows import ModuleNumbers, RowSettings, broken_row, dense_row, module_row
 from gradience.judge.audit.tied import on_embedding
 from gradience.judge.options import AuditOptions
 from gradience.rules.weights import at_risk
@@ -47,7 +47,7 @@ from gradience.schema.audit import (
     NotCompared,
 )
 from gradience.spectral import each_in_threads, one_blas_thread, threads_for
-from gradience.spectral.base import MergeSums, Updated, count_below, merge_sums, overlaps
+from gradience.spectral.base import MergeSums, UpdatedWeight, count_below, merge_sums, overlaps
 from gradience.spectral.batch import spectrum_of
 from gradience.spectral.codes import Codes
 from gradience.spectral.dense import dense_spectrum
@@ -56,7 +56,7 @@ from gradience.spectral.krylov import Operator, as_float32, spectral_norm
 from gradience.spectral.update import decomposed
 
 if TYPE_CHECKING:
-    from gradience.models.merged import Change, PeftMerge
+    from gradience.models.merged import PeftMerge, WeightChange
 
 SHOWN_EPS: Final = (0.3, 0.5, 0.7)
 _CAUSES: Final[Mapping[type[AdapterError], Literal["damaged_codes", "unread_codes"]]] = MappingProxyType(
@@ -67,26 +67,26 @@ _LARGEST: Final = float(np.finfo(np.float32).max)
 _SAME_NORM: Final = 1e-5  # relative: cached norms are used only if their Frobenius norm agrees with this weight's
 
 
-class ComparedAdapter(NamedTuple):
-    """The adapter with what the base has told of it, its rows with their comparisons, and the summary of the whole."""
+class Comparison(NamedTuple):
+    """The adapter as the base showed it, its modules with their comparisons, and the summary of the whole."""
 
     adapter: Adapter
-    rows: list[ModuleAudit]
+    modules: list[ModuleNumbers]
     report: BaseReport
 
 
 def compare(
     adapter: Adapter,
-    rows: Sequence[ModuleAudit],
+    measured: Sequence[ModuleNumbers],
     options: AuditOptions,
     *,
     base: Path,
-    config: Path,
+    config: Path | None,
     progress: Progress | None,
-) -> ComparedAdapter:
-    """Return the rows with comparisons with the base, one weight in memory at a time, or one for each core.
+) -> Comparison:
+    """Return the modules with comparisons with the base, one weight in memory at a time, or one for each core.
 
-    Rows of modules whose update only follows with the base are added at the end. `config` is the adapter's, for PEFT.
+    Modules whose update only follows with the base are added at the end. `config` is the adapter's, for PEFT.
 
     Raises:
         AdapterError: the base cannot be read, or PEFT cannot merge this kind.
@@ -99,21 +99,21 @@ def compare(
     weights = BaseWeights(files)
     adapter, tied = on_embedding(adapter, weights)
     run = _Run(adapter, weights, norms, options, progress)
-    jobs: list[_Job] = [*zip(adapter.modules, rows, strict=True)]
+    jobs: list[_Job] = [*zip(adapter.modules, measured, strict=True)]
     jobs += [(module, None) for module in adapter.base_dependent]
-    done = run.merged(config) if adapter.by_peft else run.modules(jobs)
+    modules = run.merged(config) if adapter.by_peft and config is not None else run.modules(jobs)
     run.norms.save()
-    report = run.report(done)
-    return ComparedAdapter(run.adapter, done, msgspec.structs.replace(report, notes=[*report.notes, *tied]))
+    report = run.report([module.row for module in modules])
+    return Comparison(run.adapter, modules, msgspec.structs.replace(report, notes=[*report.notes, *tied]))
 
 
-_Job: TypeAlias = tuple[Module, ModuleAudit | None]
+_Job: TypeAlias = tuple[Module, ModuleNumbers | None]
 
 
-class _Compared(NamedTuple):
-    """A module's row, the reason if it was not compared, a note, and whether its norms came from the cache."""
+class _Outcome(NamedTuple):
+    """A module's numbers, the reason if it was not compared, a note, and whether its norms came from the cache."""
 
-    row: ModuleAudit | None
+    measured: ModuleNumbers | None
     missed: NotCompared | None = None
     note: str | None = None
     cached: bool = False
@@ -144,14 +144,14 @@ class _Run:
         self._weights = weights
         self._options = options
         self._progress = progress or (lambda *_: None)
-        self._memory = Memory()
-        self._done: list[_Compared] = []
+        self._memory = ThreadBuffer()
+        self._done: list[_Outcome] = []
         self._how = ""
         self._lock = threading.Lock()
         self._new_names: dict[str, str] | None = None
 
-    def modules(self, jobs: Sequence[_Job]) -> list[ModuleAudit]:
-        """Return the rows with their comparisons; a module that cannot be compared keeps its row unchanged.
+    def modules(self, jobs: Sequence[_Job]) -> list[ModuleNumbers]:
+        """Return the modules with their comparisons; one that cannot be compared keeps its row unchanged.
 
         All cores work if each weight is only read and summed. If products of large matrices are needed, modules are
         compared one at a time.
@@ -163,10 +163,13 @@ class _Run:
             self._progress(place, len(jobs), module.name)
             self._done.append(next(results))
         self._progress(len(jobs), len(jobs), "")
-        return [one.row for one in self._done if one.row is not None]
+        return self._measurements()
 
-    def merged(self, config: Path) -> list[ModuleAudit]:
-        """Return the rows of what PEFT's own merge changes, one module at a time.
+    def _measurements(self) -> list[ModuleNumbers]:
+        return [one.measured for one in self._done if one.measured is not None]
+
+    def merged(self, config: Path) -> list[ModuleNumbers]:
+        """Return the numbers of what PEFT's own merge changes, one module at a time.
 
         Raises:
             AdapterError: PEFT cannot merge this kind of adapter.
@@ -182,23 +185,23 @@ class _Run:
             try:
                 self._done += [self._changed(merge, name, change) for change in merge.changes(name)]
             except by_peft.NotMergedError as error:
-                left.append(Skipped(name, str(error), LeftoverReason.KIND_NOT_ANALYSED))
+                left.append(LeftoverTensor(name, str(error), LeftoverReason.KIND_NOT_ANALYSED))
             except AdapterError as error:
-                left.append(Skipped(name, str(error), LeftoverReason.NEEDS_BASE))
-                self._done.append(_Compared(None, missed=NotCompared(name=name, reason=str(error))))
+                left.append(LeftoverTensor(name, str(error), LeftoverReason.NEEDS_BASE))
+                self._done.append(_Outcome(None, missed=NotCompared(name=name, reason=str(error))))
         self._progress(len(merge.modules), len(merge.modules), "")
         self._done = list(_once(self._done))
-        vectors = sum(one.row is not None and len(one.row.shape) == 1 for one in self._done)
+        vectors = sum(len(one.row.shape) == 1 for one in self._measurements())
         if vectors:
             text = (
                 f"{vectors} of {len(self._done)} changes are of vectors (norms, biases): these have a size, no spectrum"
             )
-            self._done.append(_Compared(None, note=text))
+            self._done.append(_Outcome(None, note=text))
         roles = self.adapter.roles if left else by_peft.merged_roles(self.adapter)
         self.adapter = dataclasses.replace(self.adapter, roles=roles, skipped=left)
-        return [one.row for one in self._done if one.row is not None]
+        return self._measurements()
 
-    def _changed(self, merge: PeftMerge, name: str, change: Change) -> _Compared:
+    def _changed(self, merge: PeftMerge, name: str, change: WeightChange) -> _Outcome:
         """The row of one tensor that a merge changes; a vector has norms, but no spectrum."""
         is_vector, leaf = change.before.ndim == 1, change.leaf
         rows = 1 if is_vector else len(change.before)
@@ -216,20 +219,20 @@ class _Run:
         )
         with threads_for(min(w.shape)):
             done = self._beside(module, None, Weight(change.found.name, change.found.name, change.found.info.dtype, w))
-        assert done.row is not None  # noqa: S101  # `_beside` makes one, or raises
-        row = msgspec.structs.replace(done.row, alpha=None)
-        return done._replace(row=_of_vector(row) if is_vector else row)
+        assert done.measured is not None  # noqa: S101  # `_beside` makes one, or raises
+        row = msgspec.structs.replace(done.measured.row, alpha=None)
+        return done._replace(measured=done.measured._replace(row=_of_vector(row) if is_vector else row))
 
-    def _module(self, module: Module, row: ModuleAudit | None) -> _Compared:
-        if row is not None and row.state == "non_finite":
-            return _Compared(row)
+    def _module(self, module: Module, measured: ModuleNumbers | None) -> _Outcome:
+        if measured is not None and measured.row.state == "non_finite":
+            return _Outcome(measured)
         try:
-            return self._compared(module, row)
+            return self._compared(module, measured)
         except AdapterError as error:
             cause = _CAUSES.get(type(error))
-            return _Compared(row, missed=NotCompared(name=module.name, reason=str(error), cause=cause))
+            return _Outcome(measured, missed=NotCompared(name=module.name, reason=str(error), cause=cause))
 
-    def _compared(self, module: Module, row: ModuleAudit | None) -> _Compared:
+    def _compared(self, module: Module, measured: ModuleNumbers | None) -> _Outcome:
         name = module.base_name or f"{module.name}.weight"
         weight = weight_of(self._weights, name, module.expert, self._memory)
         if weight is None and (renamed := self._renamed(name)) is not None:
@@ -237,7 +240,7 @@ class _Run:
         if weight is None:
             raise AdapterError(f"the base has no {name}")
         with one_blas_thread() if module.dense is None else threads_for(min(weight.w.shape)):
-            return self._beside(module, row, weight)
+            return self._beside(module, measured, weight)
 
     def _renamed(self, name: str) -> str | None:
         """The base's tensor of a parameter that transformers has renamed since the base was saved."""
@@ -248,7 +251,7 @@ class _Run:
                 self._new_names = renamed_tensors(self.adapter, self._weights)
         return self._new_names.get(name)
 
-    def _beside(self, module: Module, row: ModuleAudit | None, weight: Weight) -> _Compared:
+    def _beside(self, module: Module, measured: ModuleNumbers | None, weight: Weight) -> _Outcome:
         """The module compared with its weight."""
         update = update_of(module, weight)
         sums = update.merged(weight)
@@ -257,11 +260,12 @@ class _Run:
         norms, converged, cached, note = self._norms_of(weight.key, weight.w, math.sqrt(sums.weight))
         if module.dense is not None:
             sized = dataclasses.replace(module, shape=weight.shape)
-            row, settled = self._row(sized, update)
-        elif row is None or row.state == "not_known":
+            measured, settled = self._of_weight(sized, update)
+        elif measured is None or measured.row.state == "not_known":
             raise AdapterError(module.note or "its update is not known")
         else:
             settled = True
+        row = measured.row
         size, frobenius = (math.nan if n is None else float(n) for n in (row.spectral_norm, row.frobenius_norm))
         is_update = 0.0 < size < math.inf
         asked = self._options.intruders and is_update
@@ -283,19 +287,19 @@ class _Run:
             intruders=self._intruders(module, as_float32(weight.floats()), update) if asked else None,
         )
         row = msgspec.structs.replace(row, base=comparison, **_ratios(size, frobenius, norms))
-        return _Compared(row, note=note, cached=cached)
+        return _Outcome(measured._replace(row=row), note=note, cached=cached)
 
-    def _row(self, module: Module, update: Update) -> tuple[ModuleAudit, bool]:
-        """The row of an update computed from the weight, and whether its iterations converged."""
-        shown = Shown(self._options.top_singular_values, range(1, module.r + 1))
+    def _of_weight(self, module: Module, update: Update) -> tuple[ModuleNumbers, bool]:
+        """The numbers of an update computed from the weight, and whether its iterations converged."""
+        settings = RowSettings(self._options.top_singular_values)
         values = update.sigma if update.dense is None else update.dense
         if values is None or not np.isfinite(values).all():
             return broken_row(module), True
         if update.dense is None:
             limit = min(len(values), *module.shape)
-            return module_row(module, spectrum_of(values), shown, limit=limit), True
-        found = dense_spectrum(update.dense, values=module.r, seed=self._options.seed)
-        return dense_row(module, found, shown), found.converged
+            return module_row(module, spectrum_of(values), settings, limit=limit), True
+        spectrum = dense_spectrum(update.dense, values=module.r, seed=self._options.seed)
+        return dense_row(module, spectrum, settings), spectrum.converged
 
     def _norms_of(self, key: str, w: Array | Codes, frobenius: float) -> _Norms:
         known = self.norms.get(key)
@@ -313,16 +317,16 @@ class _Run:
         base, tuned = update.operators(w)
         if self.adapter.config.fan_in_fan_out and module.kind != "embedding":
             base, tuned = (x.turned() for x in (base, tuned))
-        found = overlaps(base, tuned, k, sorted({eps, *SHOWN_EPS}), seed=seed)
-        count, undecided = count_below(found, eps)
+        nearest = overlaps(base, tuned, k, sorted({eps, *SHOWN_EPS}), seed=seed)
+        count, undecided = count_below(nearest, eps)
         return Intruders(
-            k=len(found.lower),
+            k=len(nearest.lower),
             eps=eps,
             count=count,
-            counts={f"{e:g}": count_below(found, e)[0] for e in sorted({eps, *SHOWN_EPS})},
+            counts={f"{e:g}": count_below(nearest, e)[0] for e in sorted({eps, *SHOWN_EPS})},
             undecided=undecided,
-            method="exact" if found.exact else "lanczos",
-            converged=found.converged,
+            method="exact" if nearest.exact else "lanczos",
+            converged=nearest.converged,
         )
 
     def report(self, rows: Sequence[ModuleAudit]) -> BaseReport:
@@ -331,7 +335,7 @@ class _Run:
         update_norm = math.hypot(*(float(b.update_frobenius_norm) for _, b in pairs))
         base_norm = math.hypot(*(float(b.frobenius_norm) for _, b in pairs))
         survivals = [b.survival for _, b in pairs if b.survival is not None and b.survival.cosine is not None]
-        found = [b.intruders for _, b in pairs if b.intruders is not None]
+        intruders = [b.intruders for _, b in pairs if b.intruders is not None]
         in_codes = [b.in_codes for _, b in pairs if b.in_codes is not None and b.in_codes.cosine is not None]
         udr = [m.udr for m, _ in pairs if isinstance(m.udr, float)]
         held, held_error = held_of([base for _, base in pairs])
@@ -355,9 +359,9 @@ class _Run:
             codes=dict(Counter(b.codes for _, b in pairs if b.codes is not None).most_common()),
             in_codes_changed_median=_median(s.changed for s in in_codes),
             in_codes_cosine_median=_median(s.cosine for s in in_codes if s.cosine is not None),
-            intruder_total=sum(i.count for i in found) if found else None,
-            intruder_modules=sum(i.count > 0 for i in found) if found else None,
-            method=self._method(found),
+            intruder_total=sum(i.count for i in intruders) if intruders else None,
+            intruder_modules=sum(i.count > 0 for i in intruders) if intruders else None,
+            method=self._method(intruders),
             notes=[note for note in (self.norms.refused, *(one.note for one in self._done)) if note is not None],
         )
 
@@ -395,14 +399,14 @@ def held_of(compared: Iterable[BaseComparison]) -> tuple[float | None, float | N
     return held, math.hypot(*(x - held * y for x, y in pairs)) / total if len(pairs) > 1 else None
 
 
-def _once(done: Iterable[_Compared]) -> Iterator[_Compared]:
+def _once(done: Iterable[_Outcome]) -> Iterator[_Outcome]:
     """Yield the results, of modules that share a tensor and its change only the first, and then a note."""
     kept: dict[tuple[str, object], str] = {}
     for one in done:
-        row = one.row
+        row = None if one.measured is None else one.measured.row
         same = (row.base.weight, row.frobenius_norm) if row is not None and row.base is not None else None
         if row is not None and same in kept:
-            yield _Compared(None, note=f"{row.name} is tied to {kept[same]}: its change is given once")
+            yield _Outcome(None, note=f"{row.name} is tied to {kept[same]}: its change is given once")
             continue
         if row is not None and same is not None:
             kept[same] = row.name
@@ -471,7 +475,7 @@ class Update(NamedTuple):
         left, right, dense = self.b, self.a, self.dense
         if weight.is_turned:
             left, right, dense = right.T, left.T, None if dense is None else dense.T
-        whole = Updated(weight.w, left, right, dense)
+        whole = UpdatedWeight(weight.w, left, right, dense)
         return merge_sums(whole, scale=self.scale, target=_target(weight.dtype), delta_dtype=stored)
 
 

@@ -4,28 +4,30 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final, NamedTuple, TypedDict, Unpack
 
-import msgspec
 import numpy as np
 
 from gradience.adapters.config import AdapterConfig
 from gradience.adapters.layout import Adapter, Array, Files, Format, Module
-from gradience.adapters.open import AdapterFiles
 from gradience.errors import AdapterError
 from gradience.io import PathLike
 from gradience.io.safetensors import TensorInfo
-from gradience.judge.audit import audit_opened
+from gradience.judge.audit.measured import measure
+from gradience.judge.audit.opened import OpenAdapter
+from gradience.judge.audit.report import judge, report_of
 from gradience.judge.options import AuditOptions
-from gradience.rules import excluded_rules, without
+from gradience.rules import excluded_rules
 from gradience.rules.weights.rules import WEIGHTS_RULES
 from gradience.schema.audit import AuditReport
 
 Scale = float | Mapping[str, float]
 
 _PART: Final = re.compile(r"(?P<stem>(?:.*_)?lora(?:_.*)?)_(?P<side>a|b)", re.IGNORECASE)
+_UNSCALED: Final = 1.0  # the factor of A @ B where nothing states one
 _WRAPPERS: Final = frozenset({"value", "raw_value"})  # attributes in which Flax's variables hold their array
 
 
@@ -93,17 +95,9 @@ def audit_arrays(
     1.0
     """
     left_out = excluded_rules([rule.id for rule in WEIGHTS_RULES], select=select, ignore=ignore, settings=settings)
-    held = [(name, key, pair) for key, (a, b) in factors.items() for name, pair in _pairs(key, a, b)]
-    modules = [_module(name, pair, _scale(scale, key)) for name, key, pair in held]
-    if not modules:
-        raise AdapterError("no pair of factors to audit", advice="give {name: (A, B)}")
-    adapter = _adapter(list(zip([pair for _, _, pair in held], modules, strict=True)))
-    nowhere = Path()
-    files = AdapterFiles(nowhere, nowhere / "adapter_config.json", nowhere)
-    report = audit_opened(nowhere, files, adapter, AuditOptions(top_singular_values=top_singular_values))
-    report = msgspec.structs.replace(report, peft_dir="", config_path=None, weights_path="")
-    findings, not_run = without(report.findings, report.not_run, left_out)
-    return msgspec.structs.replace(report, findings=findings, not_run=not_run)
+    opened = OpenAdapter(_adapter(factors, scale))
+    measured = measure(opened, AuditOptions(top_singular_values=top_singular_values))
+    return report_of(opened, measured, judge(opened, measured), per_layer=False, left_out=left_out)
 
 
 def audit_pytree(
@@ -125,11 +119,17 @@ def audit_pytree(
     Raises:
         AdapterError: there is no pair of factors; the message names the arrays that there are.
     """
+    pairs = _pairs_in(params)
+    return audit_arrays(pairs, scale=_keras_scales(params, pairs) if scale is None else scale, **options)
+
+
+def _pairs_in(params: Any) -> dict[str, tuple[Any, Any]]:
+    """The pairs of factors among a model's parameters, by module."""
     leaves = dict(_keras(params) if hasattr(params, "variables") and hasattr(params, "get_config") else _leaves(params))
     sides: dict[str, dict[str, Any]] = {}
     for path, leaf in leaves.items():
-        if found := _split(path):
-            sides.setdefault(found[0], {})[found[1]] = leaf
+        if (part := _split(path)) is not None:
+            sides.setdefault(part[0], {})[part[1]] = leaf
     pairs = {name: (both["a"], both["b"]) for name, both in sides.items() if len(both) == 2}
     if not pairs:
         some = ", ".join(list(leaves)[:6]) or "nothing"
@@ -137,9 +137,7 @@ def audit_pytree(
             f"no LoRA factors among {len(leaves)} arrays ({some})",
             advice="their names hold lora_a and lora_b; else give audit_arrays({name: (A, B)})",
         )
-    if scale is None:
-        scale = _keras_scales(params, pairs)
-    return audit_arrays(pairs, scale=scale, **options)
+    return pairs
 
 
 def _split(path: str) -> tuple[str, str] | None:
@@ -233,16 +231,21 @@ def _module(name: str, pair: _Pair, scale: float) -> Module:
     )
 
 
-def _adapter(held: Sequence[tuple[_Pair, Module]]) -> Adapter:
-    tensors = {}
-    for pair, module in held:
-        for side, (dtype, shape) in zip("ab", pair.stored, strict=True):
-            nbytes = math.prod(shape) * np.dtype(dtype).itemsize
-            tensors[f"{module.name}.lora_{side}"] = TensorInfo(_NAMES.get(dtype, "F32"), shape, 0, nbytes)
+def _adapter(factors: Mapping[str, tuple[Any, Any]], scale: Scale, form: Format = _IN_MEMORY) -> Adapter:
+    """The adapter that these factors are."""
+    modules, tensors = [], {}
+    for key, (a, b) in factors.items():
+        for name, pair in _pairs(key, a, b):
+            modules.append(_module(name, pair, _scale(scale, key)))
+            for side, (dtype, shape) in zip("ab", pair.stored, strict=True):
+                nbytes = math.prod(shape) * np.dtype(dtype).itemsize
+                tensors[f"{name}.lora_{side}"] = TensorInfo(_NAMES.get(dtype, "F32"), shape, 0, nbytes)
+    if not modules:
+        raise AdapterError("no pair of factors to audit", advice="give {name: (A, B)}")
     return Adapter(
-        file_format=_IN_MEMORY,
+        file_format=form,
         config=AdapterConfig(),
-        modules=[module for _, module in held],
+        modules=modules,
         roles=dict.fromkeys(tensors, "lora_pair"),
         tensors=tensors,
     )
@@ -253,20 +256,14 @@ def _stored(array: Any) -> tuple[str, tuple[int, ...]]:
     return str(array.dtype).removeprefix("torch."), tuple(map(int, array.shape))
 
 
-def audit_array_file(path: Path, *, scale: Scale = 1.0, **options: Unpack[ArrayKeywords]) -> AuditReport:
-    """Return the audit of the LoRA factors in a NumPy archive (.npz) or an HDF5 file (Keras' .lora.h5).
+def open_archive(path: Path, *, optimizer: str | None = None) -> OpenAdapter:
+    """The LoRA factors in a NumPy archive (.npz) or an HDF5 file (Keras' .lora.h5), and the optimizer that is given.
 
     Raises:
         AdapterError: it cannot be read, or holds no factors.
     """
     from gradience.adapters.formats import read_archive  # few have such files
 
-    report = audit_pytree(read_archive(path), scale=scale, **options)
-    note = f"the file does not say what multiplies A @ B; taken as {scale}" if not isinstance(scale, Mapping) else ""
-    return msgspec.structs.replace(
-        report,
-        peft_dir=str(path),
-        weights_path=str(path),
-        format=path.suffix[1:],
-        notes=[*report.notes, *([note] if note else [])],
-    )
+    adapter = _adapter(_pairs_in(read_archive(path)), _UNSCALED, replace(_IN_MEMORY, name=path.suffix[1:]))
+    note = f"the file does not say what multiplies A @ B; taken as {_UNSCALED}"
+    return OpenAdapter(replace(adapter, notes=[note]), path=str(path), weights=str(path), optimizer=optimizer)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from statistics import fmean, median
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
@@ -29,41 +29,53 @@ _FROM_ZERO: Final = frozenset({"linear", "conv", "dora"})
 _EPS: Final = float(np.finfo(np.float64).eps)
 
 
-class Shown(NamedTuple):
-    """The choice of what every row states: the number of singular values, and the ranks at which to give the error."""
+class RowSettings(NamedTuple):
+    """How an adapter stores its factors, and how many singular values its rows state."""
 
     singular_values: int = 0
-    ranks: Collection[int] = ()
     transposed: bool = False
     """Whether the base stores its matrices transposed to B A (Conv1D), so that the update's first factor is A^T."""
     from_zero: bool = False
     """Whether lora_B was zero before training, and not a part of the base or random numbers."""
 
 
-_NOTHING_MORE: Final = Shown()
+_PLAIN: Final = RowSettings()
+
+
+def settings_of(adapter: Adapter, singular_values: int) -> RowSettings:
+    """The settings that follow from an adapter's config."""
+    start = adapter.config.init_lora_weights
+    from_zero = start in {None, True} or str(start).lower() == "gaussian"  # PEFT's name for a Gaussian A
+    return RowSettings(singular_values, transposed=adapter.config.fan_in_fan_out, from_zero=from_zero)
+
+
+class ModuleNumbers(NamedTuple):
+    """A module's row, and its relative errors at rank 0, 1, ..., of which the report states a few."""
+
+    row: ModuleAudit
+    errors: Sequence[float] = ()
 
 
 def module_row(
-    module: Module, spectrum: Spectrum, shown: Shown = _NOTHING_MORE, *, limit: int | None = None
-) -> ModuleAudit:
-    """Return the row of a module from all singular values of its update.
+    module: Module, spectrum: Spectrum, settings: RowSettings = _PLAIN, *, limit: int | None = None
+) -> ModuleNumbers:
+    """Return the numbers of a module from all singular values of its update.
 
     Args:
         module: the module, with its shape known.
         spectrum: the spectrum of its update.
-        shown: what else the row states.
-        limit: the largest possible rank of the update; r by default.
+        settings: what else the row states.
+        limit: the largest possible rank of the update; r by default. Errors are given below it, and up to r.
     """
-    common = _common(module)
-    place = 1 if shown.transposed and module.kind != "conv" else 0  # lora_B's place among the update's two factors
-    apart = shown.from_zero and module.kind in _FROM_ZERO and module.r <= min(module.shape)
+    place = 1 if settings.transposed and module.kind != "conv" else 0  # lora_B's place among the update's two factors
+    apart = settings.from_zero and module.kind in _FROM_ZERO and module.r <= min(module.shape)
     if not spectrum.finite:
         return broken_row(module)
     if spectrum.spectral_norm == 0.0:
-        return ModuleAudit(**common, state="zero", spectral_norm=0.0, frobenius_norm=0.0)
+        return _zero_row(module)
     limit = module.r if limit is None else limit
-    return ModuleAudit(
-        **common,
+    row = ModuleAudit(
+        **_common(module),
         stable_rank=spectrum.stable_rank,
         effective_rank=spectrum.effective_rank,
         participation_ratio=spectrum.participation_ratio,
@@ -74,57 +86,58 @@ def module_row(
         knee_rank=knee_rank(spectrum.relative_errors),
         spectral_norm=real(spectrum.spectral_norm),
         frobenius_norm=real(spectrum.frobenius_norm),
-        relative_errors=_errors(spectrum.relative_errors, shown.ranks, limit),
         null_stable_rank=null_stable_rank(limit, *module.shape),
         b_stable_rank=spectrum.factor_stable_ranks[place] if apart else None,
         b_null_stable_rank=null_factor_stable_rank(module.r, module.shape[place]) if apart else None,
         b_rms=spectrum.factor_norms[place] / math.sqrt(module.r * module.shape[place]) if apart else None,
-        top_singular_values=[float(s) for s in spectrum.sigma[: shown.singular_values]],
+        top_singular_values=[float(s) for s in spectrum.sigma[: settings.singular_values]],
     )
+    count = min(limit, len(spectrum.relative_errors) - 1, module.r + 1)
+    return ModuleNumbers(row, spectrum.relative_errors[:count].tolist())
 
 
-def _errors(relative_errors: npt.NDArray[np.float64], ranks: Iterable[int], limit: int) -> dict[str, float]:
-    return {str(k): float(relative_errors[k]) for k in sorted(ranks) if k < min(limit, len(relative_errors) - 1)}
-
-
-def dense_row(module: Module, found: DenseSpectrum, shown: Shown = _NOTHING_MORE) -> ModuleAudit:
-    """Return the row of a module whose update is a dense matrix.
+def dense_row(module: Module, spectrum: DenseSpectrum, settings: RowSettings = _PLAIN) -> ModuleNumbers:
+    """Return the numbers of a module whose update is a dense matrix.
 
     Its rank is not bounded by r, so there is no utilization and no null model of random factors. For a large matrix,
     quantities that need every singular value are None, and an energy rank is given only if its two bounds agree.
     """
-    if found.energy == 0.0:
-        return ModuleAudit(**_common(module), state="zero", spectral_norm=0.0, frobenius_norm=0.0)
-    if found.is_whole:
-        row = module_row(module, spectrum_of(found.sigma), shown, limit=found.size)
-        return msgspec.structs.replace(row, utilization=None, null_stable_rank=None)
-    ranks = [found.energy_rank(share) for share in SHARES]
+    if spectrum.energy == 0.0:
+        return _zero_row(module)
+    if spectrum.is_whole:
+        whole = module_row(module, spectrum_of(spectrum.sigma), settings, limit=spectrum.size)
+        return whole._replace(row=msgspec.structs.replace(whole.row, utilization=None, null_stable_rank=None))
+    ranks = [spectrum.energy_rank(share) for share in SHARES]
     k90, k95, k99 = (least if least == most else None for least, most in ranks)
-    left_out = np.sqrt(np.maximum(1.0 - np.cumsum(found.sigma**2) / found.energy, 0.0))
-    return ModuleAudit(
+    left_out = np.sqrt(np.maximum(1.0 - np.cumsum(spectrum.sigma**2) / spectrum.energy, 0.0))
+    row = ModuleAudit(
         **_common(module),
-        stable_rank=float(found.energy / found.sigma[0] ** 2),
+        stable_rank=float(spectrum.energy / spectrum.sigma[0] ** 2),
         energy_rank_90=k90,
         energy_rank_90_bounds=list(ranks[0]) if k90 is None else None,
         energy_rank_95=k95,
         energy_rank_99=k99,
-        spectral_norm=real(float(found.sigma[0])),
-        frobenius_norm=real(math.sqrt(found.energy)),
-        relative_errors={str(k): float(left_out[k - 1]) for k in sorted(shown.ranks) if k <= len(left_out)},
-        top_singular_values=[float(s) for s in found.sigma[: shown.singular_values]],
+        spectral_norm=real(float(spectrum.sigma[0])),
+        frobenius_norm=real(math.sqrt(spectrum.energy)),
+        top_singular_values=[float(s) for s in spectrum.sigma[: settings.singular_values]],
     )
+    return ModuleNumbers(row, [1.0, *left_out[: module.r].tolist()])
 
 
-def unknown_row(module: Module) -> ModuleAudit:
+def unknown_row(module: Module) -> ModuleNumbers:
     """Return the row of a module whose update is not s B A and cannot be computed without the base, or at all."""
     how = "its update cannot be known" if module.is_unknown else "its update follows only with the base (--base)"
     common = _common(module) | {"note": f"{module.note}: {how}"}
-    return ModuleAudit(**common, state="not_known", spectral_norm=None, frobenius_norm=None)
+    return ModuleNumbers(ModuleAudit(**common, state="not_known", spectral_norm=None, frobenius_norm=None))
 
 
-def broken_row(module: Module) -> ModuleAudit:
+def broken_row(module: Module) -> ModuleNumbers:
     """Return the row of a module whose update holds NaN or infinite values."""
-    return ModuleAudit(**_common(module), state="non_finite", spectral_norm="NaN", frobenius_norm="NaN")
+    return ModuleNumbers(ModuleAudit(**_common(module), state="non_finite", spectral_norm="NaN", frobenius_norm="NaN"))
+
+
+def _zero_row(module: Module) -> ModuleNumbers:
+    return ModuleNumbers(ModuleAudit(**_common(module), state="zero", spectral_norm=0.0, frobenius_norm=0.0))
 
 
 def _common(module: Module) -> dict[str, Any]:

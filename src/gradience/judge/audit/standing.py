@@ -38,11 +38,11 @@ def with_standing(report: AuditReport, fleet: PathLike) -> AuditReport:
     for module in measured(report.modules):
         groups.setdefault((module.module_type, module.r), []).append(module)
     with opened(existing(fleet)) as base:
-        found = [item for key, members in groups.items() for item in _percentiles(base, own, key, members)]
-    notes = ["no trained adapter of the fleet has modules of these types and ranks"] if not found else []
-    few = min((item.n for item in found), default=FEW)
+        percentiles = [item for key, members in groups.items() for item in _percentiles(base, own, key, members)]
+    notes = ["no trained adapter of the fleet has modules of these types and ranks"] if not percentiles else []
+    few = min((item.n for item in percentiles), default=FEW)
     notes += [f"few to compare with: n = {few}"] if few < FEW else []
-    return msgspec.structs.replace(report, standing=Standing(fleet=str(fleet), percentiles=found, notes=notes))
+    return msgspec.structs.replace(report, standing=Standing(fleet=str(fleet), percentiles=percentiles, notes=notes))
 
 
 def _percentiles(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Final
@@ -12,7 +11,7 @@ import msgspec
 from gradience.adapters.layout import Adapter
 from gradience.base.weights import BaseWeights
 from gradience.io.reading import decode_json, read_small
-from gradience.schema.audit import ModuleAudit
+from gradience.judge.audit.rows import ModuleNumbers
 
 _HEAD: Final = "lm_head"
 _EMBEDDINGS: Final = ("embed_tokens", "wte", "word_embeddings", "embed_in")
@@ -28,7 +27,7 @@ class _BaseConfig(msgspec.Struct):
 def on_embedding(adapter: Adapter, weights: BaseWeights) -> tuple[Adapter, list[str]]:
     """The adapter with its head on the embedding, where the base ties them and stores no head; and a note on that."""
     heads = [m for m in adapter.modules if m.name.endswith(_HEAD) and weights.find(f"{m.name}.weight") is None]
-    hits = [found.name for leaf in _EMBEDDINGS if (found := weights.find(f"{leaf}.weight")) is not None]
+    hits = [tensor.name for leaf in _EMBEDDINGS if (tensor := weights.find(f"{leaf}.weight")) is not None]
     if not heads or len(hits) != 1 or not _ties_head(weights.files[0].path.parent):
         return adapter, []
     modules = [replace(module, base_name=hits[0]) if module in heads else module for module in adapter.modules]
@@ -45,15 +44,15 @@ def _ties_head(base: Path) -> bool:
         return False
 
 
-def listed_once(adapter: Adapter, rows: Sequence[ModuleAudit]) -> tuple[Adapter, list[ModuleAudit], list[str]]:
-    """The adapter and its rows without a head that shares an embedding's factors; and a note on it."""
+def listed_once(adapter: Adapter, modules: list[ModuleNumbers]) -> tuple[Adapter, list[ModuleNumbers], list[str]]:
+    """The adapter and its modules without a head that shares an embedding's factors; and a note on it."""
     embedded = [module.name for module in adapter.modules if module.kind == "embedding"]
     heads = [module.name for module in adapter.modules if module.name.endswith(_HEAD)]
     if not (adapter.config.ensure_weight_tying and len(embedded) == len(heads) == 1):
-        return adapter, list(rows), []
+        return adapter, modules, []
     kept = [module for module in adapter.modules if module.name != heads[0]]
     note = (
         f"{heads[0]} shares the update of {embedded[0]} (ensure_weight_tying) and is listed once; PEFT's merge adds it "
         "twice to the one weight"
     )
-    return replace(adapter, modules=kept), [row for row in rows if row.name != heads[0]], [note]
+    return replace(adapter, modules=kept), [each for each in modules if each.row.name != heads[0]], [note]

@@ -45,7 +45,7 @@ from gradience.rules.config.serving import known_engines
 from gradience.schema.document import Coverage, Finding
 from gradience.schema.events import ConfigSnapshot, LoraSnapshot
 from gradience.schema.memory import Memory, Time
-from gradience.schema.reports import CHECK_SCHEMA_ID, CheckReport, DataReport, SourceFile, SourceLocation
+from gradience.schema.reports import CHECK_SCHEMA_ID, CheckReport, DataReport, InputFile, SourceLocation
 
 _MAX_TASK = 256  # characters
 
@@ -294,7 +294,7 @@ def judged(
         around = around._replace(memory=_memory(config, where, given, whole, around.coverage))
         time = _time(config, folders)
     named = (("base", given.base), ("settings", given.settings))
-    sources = [*whole.sources, *(SourceFile(role=role, path=str(path)) for role, path in named if path is not None)]
+    sources = [*whole.sources, *(InputFile(role=role, path=str(path)) for role, path in named if path is not None)]
     verdict = judge_config(config, transformers=versions, around=around, left_out=unwanted)
     n_judged = len(RULES) - len({item.id for item in verdict.not_run})
     return CheckReport(
@@ -425,7 +425,7 @@ def _row(finding: Finding, data: DataReport) -> SourceLocation:
     return SourceLocation(path, first[0] if by_line and first else None)
 
 
-def _place(finding: Finding, files: list[SourceFile]) -> SourceLocation | None:
+def _place(finding: Finding, files: list[InputFile]) -> SourceLocation | None:
     if not files:
         return None
     keys = [key for field in settings_of(finding) for key in keys_of(field)]

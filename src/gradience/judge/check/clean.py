@@ -18,7 +18,7 @@ import msgspec
 from gradience.data import Columns, answers_of, question_of, text_of, unsaid
 from gradience.data.equality import row_key
 from gradience.data.measure import REPLACEMENT, is_mojibake
-from gradience.data.rows import Fault, Source, raw_lines
+from gradience.data.rows import RowSource, UnusableRow, raw_lines
 from gradience.data.tokens import Tokeniser
 from gradience.errors import ConfigError
 from gradience.io.atomic import atomic_file, refuse_file
@@ -54,7 +54,7 @@ def ledger_of(out: Path) -> Path:
     return out.with_name(out.name + _LEDGER)
 
 
-def write_clean(source: Source, tokeniser: Tokeniser, out: Path, *, held_out: set[bytes]) -> Cleaned:
+def write_clean(source: RowSource, tokeniser: Tokeniser, out: Path, *, held_out: set[bytes]) -> Cleaned:
     """Write the rows whose faults are not certain, and the ledger.
 
     Args:
@@ -79,16 +79,16 @@ def write_clean(source: Source, tokeniser: Tokeniser, out: Path, *, held_out: se
     )
 
 
-def _reasons(source: Source, tokeniser: Tokeniser, held_out: set[bytes]) -> Iterator[tuple[int, str]]:
+def _reasons(source: RowSource, tokeniser: Tokeniser, held_out: set[bytes]) -> Iterator[tuple[int, str]]:
     """Yield the numbers of rows to leave out, and why."""
     first: dict[bytes, int] = {}
     for row in source.rows():
-        found = row if isinstance(row, Fault) else next(tokeniser.examples([row]))
-        if isinstance(found, Fault):
-            if isinstance(row, Fault) or not tokeniser.is_of_another_format(row[1]):
-                yield found.number, f"cannot be used: {found.reason}"
+        example = row if isinstance(row, UnusableRow) else next(tokeniser.examples([row]))
+        if isinstance(example, UnusableRow):
+            if isinstance(row, UnusableRow) or not tokeniser.is_of_another_format(row[1]):
+                yield example.number, f"cannot be used: {example.reason}"
             continue
-        number, columns = found
+        number, columns = example
         key = row_key(columns)
         reason = _fault_of(columns)
         if reason is None and key in held_out:
@@ -115,6 +115,8 @@ def _is_broken(text: str) -> str | None:
     return "broken encoding: UTF-8 decoded as Latin-1" if is_mojibake(text) else None
 
 
-def keys_of(source: Source, tokeniser: Tokeniser) -> set[bytes]:
+def keys_of(source: RowSource, tokeniser: Tokeniser) -> set[bytes]:
     """The keys of the rows of an evaluation set."""
-    return {row_key(found[1]) for found in tokeniser.examples(source.rows()) if not isinstance(found, Fault)}
+    return {
+        row_key(example[1]) for example in tokeniser.examples(source.rows()) if not isinstance(example, UnusableRow)
+    }

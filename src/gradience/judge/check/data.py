@@ -17,10 +17,10 @@ from gradience.configs.settings import Layer
 from gradience.data import Columns, Shape, template_digest
 from gradience.data.encoder import Encoder, Pictures, Trainer
 from gradience.data.formats import recognise
-from gradience.data.measure import Limits, Measure, Measured
+from gradience.data.measure import MeasureSettings, RowCounter, RowCounts
 from gradience.data.overlap import EvalRows
 from gradience.data.programs import prepares
-from gradience.data.rows import Fault, Row, Source
+from gradience.data.rows import Row, RowSource, UnusableRow
 from gradience.data.tokens import Masking, Tokeniser
 from gradience.errors import ConfigError, few
 from gradience.judge.check import SETTINGS, CheckKeywords, CheckOptions, Place, Settings, judged, when_of
@@ -37,10 +37,10 @@ from gradience.schema.reports import (
     CheckReport,
     Cleaned,
     DataReport,
+    InputFile,
     LossMode,
     Rows,
     RowsSeen,
-    SourceFile,
 )
 
 _TRL_LENGTH: Final = 1024  # default max_length of TRL's SFT, DPO, reward and KTO configs (1.16)
@@ -63,7 +63,7 @@ Progress: TypeAlias = Callable[[int, int], object]
 """Gets the rows read so far, and all that are to be read."""
 
 
-class Asked(NamedTuple):
+class CheckSettings(NamedTuple):
     """The options of a check; the caller's win over the recipe's."""
 
     plan: DataPlan
@@ -77,7 +77,7 @@ class Asked(NamedTuple):
     template: Path | None
     samples: Samples
     task: str | None
-    limits: Limits
+    limits: MeasureSettings
     batch_stated: bool = False
     clean: Path | None = None
     progress: Progress | None = None
@@ -88,7 +88,7 @@ class Asked(NamedTuple):
         return Masking(self.loss, self.plan.program, assumed=not self.plan.stated)
 
 
-def measure_data(asked: Asked) -> DataReport:
+def measure_data(asked: CheckSettings) -> DataReport:
     """The report on a data set, read in one pass.
 
     Raises:
@@ -96,7 +96,7 @@ def measure_data(asked: Asked) -> DataReport:
     """
     if asked.clean is not None:
         refuse_clean(asked.clean, [asked.train, *([asked.evaluation] if asked.evaluation is not None else [])])
-    source = Source(asked.train)
+    source = RowSource(asked.train)
     wanted = _sample(source.count, asked.samples, asked.limits.seed)
     standard = asked.plan.naming.standard
     shape, columns = _shape_of(source, asked.task or asked.plan.task, standard)
@@ -118,16 +118,16 @@ def measure_data(asked: Asked) -> DataReport:
     limits = asked.limits._replace(max_length=limit, packing=asked.packing, overlong=asked.plan.overlong)
     held_out = None if asked.evaluation is None else _eval_rows(asked.evaluation, tokeniser, asked)
     total = source.count if wanted is None else len(wanted)
-    measure = Measure(shape, encoder, limits, expected=total)
+    measure = RowCounter(shape, encoder, limits, expected=total)
     for done, row in enumerate(tokeniser.run(source.rows(wanted)), 1):
         measure.add(row)
         if asked.progress is not None and (done % _OFTEN == 0 or done == total):
             asked.progress(done, total)
-        if held_out is not None and not isinstance(row, Fault):
+        if held_out is not None and not isinstance(row, UnusableRow):
             held_out.compare(row.columns)
-    found = measure.result()
-    if not found.read:
-        raise ConfigError(f"{asked.train}: no row can be used: {found.faults[0].reason}", advice="correct the rows")
+    counts = measure.result()
+    if not counts.read:
+        raise ConfigError(f"{asked.train}: no row can be used: {counts.faults[0].reason}", advice="correct the rows")
     return DataReport(
         path=str(source.path),
         cleaned=_cleaned(asked, source, tokeniser),
@@ -158,11 +158,11 @@ def measure_data(asked: Asked) -> DataReport:
             *asked.plan.notes,
             *notes,
             *([] if _by_trainer(encoder) else _notes(shape, asked.masking)),
-            *_images(found, encoder),
+            *_images(counts, encoder),
         ],
-        turn_end=encoder.names([found.turn_end])[0] if encoder is not None and found.turn_end is not None else "",
-        **_tokenizer(encoder, shape, found.seen),
-        **found.fields,
+        turn_end=encoder.names([counts.turn_end])[0] if encoder is not None and counts.turn_end is not None else "",
+        **_tokenizer(encoder, shape, counts.seen),
+        **counts.fields,
     )
 
 
@@ -172,14 +172,14 @@ def _lacking(plan: DataPlan, columns: list[str]) -> dict[str, list[str]]:
     return {name: missing for name, missing in lacks.items() if missing}
 
 
-def _cleaned(asked: Asked, source: Source, tokeniser: Tokeniser) -> Cleaned | None:
+def _cleaned(asked: CheckSettings, source: RowSource, tokeniser: Tokeniser) -> Cleaned | None:
     if asked.clean is None:
         return None
-    held_out = set() if asked.evaluation is None else keys_of(Source(asked.evaluation), tokeniser)
+    held_out = set() if asked.evaluation is None else keys_of(RowSource(asked.evaluation), tokeniser)
     return write_clean(source, tokeniser, asked.clean, held_out=held_out)
 
 
-def _trainer(asked: Asked, limit: int | None) -> Trainer:
+def _trainer(asked: CheckSettings, limit: int | None) -> Trainer:
     """The program of the recipe, with the settings that the options change."""
     changed: dict[str, Json] = {"cutoff_len": limit or _NO_LIMIT, "max_length": limit}
     if asked.loss_from == "the option":
@@ -192,7 +192,7 @@ def _by_trainer(encoder: Encoder | None) -> bool:
     return encoder is not None and bool(encoder.by_trainer)
 
 
-def _prompt(asked: Asked, encoder: Encoder | None, shape: Shape) -> str:
+def _prompt(asked: CheckSettings, encoder: Encoder | None, shape: Shape) -> str:
     """The prompt that was assumed, if the trainer may write another one, or the trainer's own; else empty."""
     if encoder is None or asked.template is not None:
         return ""
@@ -224,26 +224,26 @@ def _tokenizer(encoder: Encoder | None, shape: Shape, seen: RowsSeen) -> dict[st
     """The report's fields on the tokenizer and, if the rows are conversations, on the chat template."""
     if encoder is None:
         return {}
-    found: dict[str, Any] = {
+    fields: dict[str, Any] = {
         "tokenizer": encoder.name,
         "pad_is_end": encoder.pad_is_end,
         "has_processor": encoder.has_processor,
         "end_tokens": encoder.names(sorted(encoder.end_ids)),
     }
     if shape.format in _UNPROMPTED:
-        return found
+        return fields
     if encoder.by_trainer:
-        found["template"] = encoder.template_from
+        fields["template"] = encoder.template_from
     elif encoder.template:
-        found["template"] = encoder.template_from
-        found["template_digest"] = "" if encoder.is_retemplated else template_digest(encoder.template)
-        found["template_marks_answers"] = encoder.marks_answers
-        found["template_tokens_split"] = encoder.split_controls()
-        found["encodes_arguments"] = bool(seen.arguments_text.count) and encoder.encodes_arguments
+        fields["template"] = encoder.template_from
+        fields["template_digest"] = "" if encoder.is_retemplated else template_digest(encoder.template)
+        fields["template_marks_answers"] = encoder.marks_answers
+        fields["template_tokens_split"] = encoder.split_controls()
+        fields["encodes_arguments"] = bool(seen.arguments_text.count) and encoder.encodes_arguments
         calls = seen.arguments_text.count or seen.arguments_object.count
-        found["calls_unwritten"] = bool(calls) and not encoder.writes_calls
-        found["parts_joined"] = bool(seen.parts.count) and not encoder.takes_parts
-    return found
+        fields["calls_unwritten"] = bool(calls) and not encoder.writes_calls
+        fields["parts_joined"] = bool(seen.parts.count) and not encoder.takes_parts
+    return fields
 
 
 def installed_template(plan: DataPlan) -> Path | None:
@@ -262,20 +262,20 @@ def _sample(count: int, samples: Samples, seed: int) -> set[int] | None:
     return set(random.Random(seed).sample(range(1, count + 1), samples))  # noqa: S311  # rows, not a secret
 
 
-def _shape_of(source: Source, task: str | None, standard: Callable[[Row], Row]) -> tuple[Shape, list[str]]:
+def _shape_of(source: RowSource, task: str | None, standard: Callable[[Row], Row]) -> tuple[Shape, list[str]]:
     """The format of the first usable row, and its columns."""
     faults: list[str] = []
-    for found in islice(source.rows(), _PEEK):
-        if not isinstance(found, Fault):
+    for row in islice(source.rows(), _PEEK):
+        if not isinstance(row, UnusableRow):
             try:
-                return recognise(standard(found[1]), task), [*found[1]]
+                return recognise(standard(row[1]), task), [*row[1]]
             except ConfigError as error:
                 raise ConfigError(f"{source.path}: {error}", advice=error.advice) from None
-        faults.append(f"row {found.number}: {found.reason}")
+        faults.append(f"row {row.number}: {row.reason}")
     raise ConfigError(f"{source.path}: no usable row at its beginning: {faults[0]}", advice="correct the rows")
 
 
-def _limit(asked: Asked, shape: Shape) -> tuple[int | None, list[str]]:
+def _limit(asked: CheckSettings, shape: Shape) -> tuple[int | None, list[str]]:
     if asked.max_length is not None:
         return asked.max_length or None, []
     if asked.masking.trl and shape.trainer != "classification":
@@ -283,8 +283,8 @@ def _limit(asked: Asked, shape: Shape) -> tuple[int | None, list[str]]:
     return None, []
 
 
-def _eval_rows(place: Path, tokeniser: Tokeniser, asked: Asked) -> EvalRows:
-    source, found = Source(place), EvalRows()
+def _eval_rows(place: Path, tokeniser: Tokeniser, asked: CheckSettings) -> EvalRows:
+    source, rows = RowSource(place), EvalRows()
     shape, _ = _shape_of(source, asked.task or asked.plan.task, asked.plan.naming.standard)
     if shape.format != tokeniser.shape.format:
         raise ConfigError(
@@ -294,28 +294,28 @@ def _eval_rows(place: Path, tokeniser: Tokeniser, asked: Asked) -> EvalRows:
 
     def usable() -> Iterator[tuple[int, Columns]]:
         for example in tokeniser.examples(source.rows()):
-            if not isinstance(example, Fault):
+            if not isinstance(example, UnusableRow):
                 yield example
 
-    found.read(usable())
-    return found
+    rows.read(usable())
+    return rows
 
 
 def _notes(shape: Shape, masking: Masking) -> list[str]:
-    found = []
+    rows = []
     if shape.format == "instruction":
-        found.append("an instruction is written as a user's message with its input, the output as the answer")
-        found += [f"columns that are not read: {few(shape.unread)}"] if shape.unread else []
+        rows.append("an instruction is written as a user's message with its input, the output as the answer")
+        rows += [f"columns that are not read: {few(shape.unread)}"] if shape.unread else []
     if shape.format == "sharegpt" and masking.trl and masking.loss == "assistant":
-        found.append("SFTTrainer takes the assistant's loss on a column messages: rename conversations")
+        rows.append("SFTTrainer takes the assistant's loss on a column messages: rename conversations")
     if shape.format == "segments" and masking.trl:
-        found.append("segments are read as Axolotl's type input_output reads them; TRL does not read them")
+        rows.append("segments are read as Axolotl's type input_output reads them; TRL does not read them")
     if not masking.trl:
-        found.append(f"{masking.by} masks by turn: its masks are rebuilt from the chat template, turn by turn")
-    return found
+        rows.append(f"{masking.by} masks by turn: its masks are rebuilt from the chat template, turn by turn")
+    return rows
 
 
-def _images(found: Measured, encoder: Encoder | None) -> list[str]:
+def _images(found: RowCounts, encoder: Encoder | None) -> list[str]:
     counted, left = found.tokens.images, found.seen.media.count
     notes = []
     if counted and encoder is not None and isinstance(encoder.pictures, Pictures):
@@ -382,7 +382,7 @@ def check_data(
         raise ConfigError(f"no data: the recipe names no data set below its folder{said}", advice="give --data FILE")
     folders = [*given.folders, *([] if given.base is None else [Path(given.base)])]
     report = measure_data(
-        Asked(
+        CheckSettings(
             plan=plan,
             train=train,
             evaluation=_path(options.eval_data) or plan.evaluation,
@@ -397,7 +397,7 @@ def check_data(
             clean=options.write_clean,
             progress=progress,
             batch_stated=whole.config.training.batch_size is not None,
-            limits=Limits(
+            limits=MeasureSettings(
                 batch_size=whole.config.training.batch_size or _BATCH,
                 num_labels=options.num_labels or _classes(whole.config, given.base),
                 seed=options.seed,
@@ -407,11 +407,11 @@ def check_data(
         )
     )
     of_config = {rule_id: why for rule_id, why in unwanted.items() if rule_id in _CONFIG_IDS}
-    found = CheckReport(schema=CHECK_SCHEMA_ID, config=ConfigSnapshot())
+    checked = CheckReport(schema=CHECK_SCHEMA_ID, config=ConfigSnapshot())
     if whole.config != ConfigSnapshot():
         known, by_data = _with_data(whole, report), replace(given, task=given.task or report.trainer)
-        found = judged(known, by_data, folders, unwanted=of_config, around=when_of(whole, given.stated))
-    return _joined(found, report, unwanted)
+        checked = judged(known, by_data, folders, unwanted=of_config, around=when_of(whole, given.stated))
+    return _joined(checked, report, unwanted)
 
 
 def _joined(base: CheckReport, data: DataReport, unwanted: Mapping[str, str]) -> CheckReport:
@@ -424,7 +424,7 @@ def _joined(base: CheckReport, data: DataReport, unwanted: Mapping[str, str]) ->
     named = (("data", data.path), ("eval data", data.eval_path))
     return msgspec.structs.replace(
         base,
-        sources=[*base.sources, *(SourceFile(role=role, path=path) for role, path in named if path is not None)],
+        sources=[*base.sources, *(InputFile(role=role, path=path) for role, path in named if path is not None)],
         derived={**base.derived, **_derived(base, data), "rules_judged": rules_judged},
         findings=by_severity([*verdict.findings, *base.findings]),
         not_run=not_run,
@@ -434,16 +434,16 @@ def _joined(base: CheckReport, data: DataReport, unwanted: Mapping[str, str]) ->
 
 def _derived(base: CheckReport, data: DataReport) -> dict[str, Real]:
     """Tokens and steps per epoch; if the adapter's parameters were counted, also tokens per parameter."""
-    found: dict[str, Real] = {"tokens_per_epoch": _per_epoch(data, data.tokens.kept)}
+    counts: dict[str, Real] = {"tokens_per_epoch": _per_epoch(data, data.tokens.kept)}
     if data.trainer in {"sft", "dpo", "kto"}:
-        found["supervised_tokens_per_epoch"] = _per_epoch(data, data.tokens.supervised)
+        counts["supervised_tokens_per_epoch"] = _per_epoch(data, data.tokens.supervised)
     batch = base.derived.get("effective_batch")
     if isinstance(batch, float) and batch >= 1:
-        found["steps_per_epoch"] = -(-_examples(data) // int(batch))
+        counts["steps_per_epoch"] = -(-_examples(data) // int(batch))
     size = None if base.coverage is None else base.coverage.lora_params
     if size:
-        found["tokens_per_parameter"] = real(_per_epoch(data, data.tokens.kept) / size)
-    return found
+        counts["tokens_per_parameter"] = real(_per_epoch(data, data.tokens.kept) / size)
+    return counts
 
 
 def _per_epoch(data: DataReport, tokens: int) -> int:

@@ -24,7 +24,7 @@ from gradience.io import PathLike, Progress
 from gradience.io.reading import real_path
 from gradience.io.safetensors import TensorSource, Together, copied, planned
 from gradience.prove.bench.evaluators import LM_EVAL, Command, Evaluator, LmEval
-from gradience.prove.bench.judge import BASE, Contender, Rule, Task, judge, tolerance_of
+from gradience.prove.bench.judge import BASE, Contender, LossRule, Task, judge, tolerance_of
 from gradience.prove.bench.store import BenchStore, Evaluation, adapter_digest, file_hash, refusing
 from gradience.prove.bench.trial import CAP, CONFIDENCE, BuiltIn, ModelEvaluator, default_metric
 from gradience.prove.options import BenchOptions
@@ -341,7 +341,7 @@ class Contest:
         over: Literal["examples", "tokens"] = "examples" if self._tokens is None else "tokens"
         metric = BenchMetric(name=measured, higher_is_better=better, unit=unit, mean_over=over)
         heaviest = float(self._tokens or 1)
-        rule = Rule(tolerance_of(options.tolerance), cap_of(options, measured), options.seed, heaviest)
+        rule = LossRule(tolerance_of(options.tolerance), cap_of(options, measured), options.seed, heaviest)
         found = judge(_contenders(entries), tasks, metric, rule)
         remarks = [note for task in tasks for one in task.evaluations.values() for note in one.notes]
         longest = max(weight for task in tasks for one in task.evaluations.values() for weight in one.weights)

@@ -61,7 +61,7 @@ _METRICS: Final = (
 )  # lm-eval's metrics of one example, the preferred first
 
 
-class Printed(NamedTuple):
+class EvaluatorOutput(NamedTuple):
     """An evaluator's output: one score, and the score of each example if it printed them."""
 
     score: float
@@ -221,7 +221,7 @@ def _short(argv: list[str]) -> str:
     return text if len(text) <= _SHOWN else f"{text[:_SHOWN]}..."
 
 
-def parsed(output: bytes, argv: list[str]) -> Printed:
+def parsed(output: bytes, argv: list[str]) -> EvaluatorOutput:
     """Parse an evaluator's output as numbers: the whole output as JSON, else its last line.
 
     A number is a score. A list has the score of each example, where true is 1. An object has a list `scores`, or
@@ -250,15 +250,15 @@ def _json(text: str) -> Any:
         return None
 
 
-def _printed(value: Any) -> Printed | None:
+def _printed(value: Any) -> EvaluatorOutput | None:
     if isinstance(value, dict):
         value = next((value[name] for name in _SCORES if name in value), None)
     if isinstance(value, list):
         scores = [_number(item) for item in value]
         known = [score for score in scores if score is not None]
-        return Printed(_mean(known), known) if known and len(known) == len(scores) else None
+        return EvaluatorOutput(_mean(known), known) if known and len(known) == len(scores) else None
     score = _number(value)
-    return None if score is None else Printed(score)
+    return None if score is None else EvaluatorOutput(score)
 
 
 def _number(value: Any) -> float | None:
@@ -330,7 +330,7 @@ class Command:
         scores = [real(one.score) for one in printed]
         return Evaluation(unit="seed", scores=scores, weights=[1.0] * len(scores))
 
-    def _run(self, adapter: Path, seed: int) -> Printed:
+    def _run(self, adapter: Path, seed: int) -> EvaluatorOutput:
         argv = words(
             self.name, {**self._values, "adapter": str(real_path(adapter)), "seed": str(seed)}, required="adapter"
         )

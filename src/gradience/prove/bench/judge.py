@@ -93,7 +93,7 @@ class Task(NamedTuple):
     alone: Mapping[str, str] | None = None
 
 
-class Judged(NamedTuple):
+class TrialResult(NamedTuple):
     """The results and the verdict of a trial."""
 
     tasks: list[BenchTask]
@@ -101,7 +101,7 @@ class Judged(NamedTuple):
     verdict: BenchVerdict
 
 
-class Rule(NamedTuple):
+class LossRule(NamedTuple):
     """What counts as a loss: more than the tolerance, with each example capped, in the metric's unit, if it has no end.
 
     `seed` is of random draws. `heaviest` is the largest weight that an example could have, drawn or not.
@@ -113,7 +113,7 @@ class Rule(NamedTuple):
     heaviest: float = 1.0
 
 
-def judge(contenders: Sequence[Contender], tasks: Sequence[Task], metric: BenchMetric, rule: Rule) -> Judged:
+def judge(contenders: Sequence[Contender], tasks: Sequence[Task], metric: BenchMetric, rule: LossRule) -> TrialResult:
     """The results of all contenders on all tasks, and the verdict.
 
     Raises:
@@ -128,11 +128,11 @@ def judge(contenders: Sequence[Contender], tasks: Sequence[Task], metric: BenchM
     order = {"reference": 0, "anchor": 2}
     candidates.sort(key=lambda c: (order.get(c.role, 1), -c.params))
     described = [task for task, _ in found]
-    return Judged(described, candidates, _verdict(described, candidates, metric))
+    return TrialResult(described, candidates, _verdict(described, candidates, metric))
 
 
 def _on_task(
-    task: Task, contenders: Sequence[Contender], metric: BenchMetric, rule: Rule
+    task: Task, contenders: Sequence[Contender], metric: BenchMetric, rule: LossRule
 ) -> tuple[BenchTask, dict[str, BenchResult]]:
     reference = task.evaluations[task.reference]
     weight = np.asarray(reference.weights)
@@ -177,7 +177,7 @@ def _on_task(
 
 
 def _compared(
-    task: Task, compared: Sequence[Contender], metric: BenchMetric, margin: Floats, rule: Rule
+    task: Task, compared: Sequence[Contender], metric: BenchMetric, margin: Floats, rule: LossRule
 ) -> dict[str, BenchResult]:
     """The results of the given contenders, with bounds that hold for all of them at once."""
     if not compared:

@@ -62,7 +62,7 @@ class Evaluation(msgspec.Struct, kw_only=True, frozen=True):
             return float(np.asarray(self.weights) @ self.values / math.fsum(self.weights))
 
 
-class _Document(msgspec.Struct):
+class _EvaluationDocument(msgspec.Struct):
     version: int
     of: dict[str, Any]
     evaluation: Evaluation
@@ -133,7 +133,7 @@ class BenchStore:
             return kept
         found = evaluate()
         with atomic_file(place, sources=self._sources, force=True) as draft:
-            draft.write_bytes(msgspec.json.encode(_Document(_VERSION, of, found)))
+            draft.write_bytes(msgspec.json.encode(_EvaluationDocument(_VERSION, of, found)))
         self.evaluated += 1
         return found
 
@@ -180,7 +180,7 @@ def _read(place: Path, of: dict[str, Any]) -> Evaluation | None:
     if not place.is_file():
         return None
     try:
-        document = decode_json(read_small(place, most=_LARGEST, what="an evaluation"), _Document)
+        document = decode_json(read_small(place, most=_LARGEST, what="an evaluation"), _EvaluationDocument)
     except (OSError, msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
         return None
     found = document.evaluation

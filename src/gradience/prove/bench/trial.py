@@ -24,14 +24,14 @@ import numpy as np
 from gradience.adapters.open import open_adapter
 from gradience.errors import ConfigError, GradienceError
 from gradience.models import FIRST, LoadedModel, active, drop_adapter, load_adapter, load_model
-from gradience.models.inputs import Batch, Example, Inputs, batches, read_inputs
+from gradience.models.inputs import InputBatch, Inputs, ModelInput, batches, read_inputs
 from gradience.prove.bench.betting import needed_examples, upper_bound
 from gradience.prove.bench.store import Evaluation
 from gradience.schema import real
 from gradience.spectral.grams import Floats
 
 if TYPE_CHECKING:
-    from gradience.models.outputs import Reference, Scored
+    from gradience.models.outputs import InputScores, Reference
 
 
 BuiltIn: TypeAlias = Literal["loss", "accuracy", "exact-match"]
@@ -72,7 +72,7 @@ class ModelEvaluator:
         self._base = base
         self._data = data
         self._longest = longest
-        self._held: _Held | None = None
+        self._held: _LoadedReference | None = None
 
     def evaluate(self, adapter: Path, reference: Path | None) -> Evaluation:
         """The scores of an adapter, and the KL divergence and flips from the reference, if there is one.
@@ -83,11 +83,11 @@ class ModelEvaluator:
         first = adapter if reference is None else reference
         if self._held is None or self._held.reference != first:
             self._held = None  # freed first, because two models may not fit in memory
-            self._held = _Held(first, self._base, self._data, self._longest or _CUT)
+            self._held = _LoadedReference(first, self._base, self._data, self._longest or _CUT)
         rows = self._held.scored(None if reference is None else adapter)
         return self._evaluation(rows, compared=reference is not None)
 
-    def _evaluation(self, rows: Sequence[Scored], *, compared: bool) -> Evaluation:
+    def _evaluation(self, rows: Sequence[InputScores], *, compared: bool) -> Evaluation:
         from gradience.models.outputs import divergence  # imports torch, which is loaded by now
 
         known = sorted((row for row in rows if row.known), key=lambda row: row.place)
@@ -108,7 +108,7 @@ class ModelEvaluator:
         )
 
 
-class _Held:
+class _LoadedReference:
     """A loaded model with the reference adapter, and the data as tokens."""
 
     def __init__(self, reference: Path, base: str, data: Path, longest: int) -> None:
@@ -120,11 +120,13 @@ class _Held:
         self.notes = _notes(data, found)
         from gradience.models.outputs import Reference, tokens_within  # imports torch, loaded by now
 
-        self._examples: list[Example] = found.examples
-        self._parts: list[Batch] = batches(found.examples, tokens=tokens_within(self._loaded), pad=self._loaded.pad)
+        self._examples: list[ModelInput] = found.examples
+        self._parts: list[InputBatch] = batches(
+            found.examples, tokens=tokens_within(self._loaded), pad=self._loaded.pad
+        )
         self._outputs: Reference = Reference(self._loaded)
 
-    def scored(self, adapter: Path | None) -> list[Scored]:
+    def scored(self, adapter: Path | None) -> list[InputScores]:
         """The scores of an adapter, compared with the reference; None scores the reference itself."""
         from gradience.models.outputs import scored  # as above
 
@@ -327,7 +329,7 @@ def student_bounds(sample: Sample, *, confidence: float = CONFIDENCE) -> Bounds:
     return Bounds(sample.mean - half, sample.mean + half, level)
 
 
-class Needed(NamedTuple):
+class ExampleCounts(NamedTuple):
     """Numbers of examples: with `most`, a candidate passes in 80 % (`POWER`) of fresh trials, if it is as it looks.
 
     Fewer than `least` hardly do. None is a number that the pilot cannot name.
@@ -337,7 +339,7 @@ class Needed(NamedTuple):
     most: int | None
 
 
-def needed(sample: Sample, column: int, level: float, *, seed: int = 0) -> Needed | None:
+def needed(sample: Sample, column: int, level: float, *, seed: int = 0) -> ExampleCounts | None:
     """The number of examples that would do, as a range; None if no number would, as far as the sample shows.
 
     The sample is drawn again (`PILOTS` times), so that the range has the error of the sample itself. An observed gain
@@ -354,7 +356,7 @@ def needed(sample: Sample, column: int, level: float, *, seed: int = 0) -> Neede
     least, most = (found[round(share * (PILOTS - 1))] for share in RANGE)
     if math.isinf(least) or math.isinf(_needed(sample, column, level)):
         return None
-    return Needed(math.ceil(least), None if math.isinf(most) else math.ceil(most))
+    return ExampleCounts(math.ceil(least), None if math.isinf(most) else math.ceil(most))
 
 
 def _needed(sample: Sample, column: int, level: float) -> float:
@@ -366,7 +368,7 @@ def _needed(sample: Sample, column: int, level: float) -> float:
         z = NormalDist().inv_cdf(POWER)
         return needed_examples(np.minimum(e + gained, sample.largest), sample.share, sample.largest, level, z)
     off = share * (e - mean)  # each example's contribution to the weighted mean, centred
-    shape = _Shape(mean + gained, [float(np.mean(off**k)) for k in (2, 3, 4)], float(sample.worst[column]))
+    shape = _Moments(mean + gained, [float(np.mean(off**k)) for k in (2, 3, 4)], float(sample.worst[column]))
     z = NormalDist().inv_cdf(level)
     if shape.mean >= 0.0 or shape.bound(_MOST, z) > 0.0:
         return math.inf
@@ -378,7 +380,7 @@ def _needed(sample: Sample, column: int, level: float) -> float:
     return high
 
 
-class _Shape(NamedTuple):
+class _Moments(NamedTuple):
     """Mean and central moments (second to fourth) of an excess, and the excess of the added example."""
 
     mean: float

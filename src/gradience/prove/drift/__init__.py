@@ -65,11 +65,11 @@ def measure_drift(
     loaded = load_model(base, adapter)
     states = _states(loaded)
     own, other = (_Texts(loaded, place, options) for place in (texts, elsewhere or GENERAL))
-    seen: list[_Seen] = []
+    seen: list[_StateReading] = []
     for number, (one, state) in enumerate(states):
         if progress is not None:
             progress(number, len(states), one.name)
-        seen.append(_Seen(own.read(state), other.read(state)))
+        seen.append(_StateReading(own.read(state), other.read(state)))
     if progress is not None:
         progress(len(states), len(states), "")
     whole = seen[0]
@@ -123,7 +123,7 @@ def _states(loaded: LoadedModel) -> list[tuple[Lowered, State]]:
     ]
 
 
-class _Seen(NamedTuple):
+class _StateReading(NamedTuple):
     """One state, read on both files."""
 
     own: Sums

@@ -21,7 +21,7 @@ from gradience.io.reading import decode_json, read_small, real_path
 from gradience.prove.options import ReceiptOptions
 from gradience.prove.receipt.rows import SAMPLED, candidates
 from gradience.prove.receipt.targets import (
-    Target,
+    TargetAnswer,
     digest_of_base,
     examples_of,
     read_target,
@@ -29,24 +29,24 @@ from gradience.prove.receipt.targets import (
     tokens_of,
     with_own_head,
 )
-from gradience.prove.receipt.verdict import Conclusion, Evidence, conclude, vector_of
+from gradience.prove.receipt.verdict import Conclusion, LogProbPairs, conclude, vector_of
 from gradience.rules import judge
 from gradience.rules.served import FINE, SERVED_RULES
 from gradience.schema import real
 from gradience.schema.receipt import (
     RECEIPT_SCHEMA_ID,
     VERIFY_SERVED_SCHEMA_ID,
-    Noise,
     NoiseOf,
     Part,
     Receipt,
     ReceiptRow,
+    SelfDistance,
     VerifyServedReport,
 )
 
 if TYPE_CHECKING:
     from gradience.models import LoadedModel
-    from gradience.models.inputs import Example
+    from gradience.models.inputs import ModelInput
     from gradience.models.probes import Probes
     from gradience.models.reading import Reading
 
@@ -103,7 +103,7 @@ def make_receipt(
 
 
 def receipt_of(
-    loaded: LoadedModel, examples: Sequence[Example], *, rows: int, progress: Progress | None = None
+    loaded: LoadedModel, examples: Sequence[ModelInput], *, rows: int, progress: Progress | None = None
 ) -> Receipt:
     """Return the receipt of a model in memory, on those sequences that the adapter changes most.
 
@@ -158,13 +158,13 @@ def _effect(adapter: Any, base: Any) -> float:
     return float(((vector_of([adapter]) - vector_of([base])) ** 2).sum())
 
 
-def _noise(of: NoiseOf, read: Reading, ref: Reading, base: Reading) -> Noise:
+def _noise(of: NoiseOf, read: Reading, ref: Reading, base: Reading) -> SelfDistance:
     y, a, b = vector_of(read), vector_of(ref), vector_of(base)
     size = float(np.linalg.norm(a - b))
-    return Noise(of=of, residual=float(np.linalg.norm(y - a)) / size if size else 0.0, predictions=len(y))
+    return SelfDistance(of=of, residual=float(np.linalg.norm(y - a)) / size if size else 0.0, predictions=len(y))
 
 
-def _row(example: Example, base: Any, adapter: Any) -> ReceiptRow:
+def _row(example: ModelInput, base: Any, adapter: Any) -> ReceiptRow:
     base, adapter = ([min(0.0, round(float(v), _DIGITS)) for v in values] for values in (base, adapter))
     return ReceiptRow(ids=list(example.ids), first=example.first, base=base, adapter=adapter)
 
@@ -272,7 +272,7 @@ def verify_served(
     return msgspec.structs.replace(report, findings=judge(SERVED_RULES, report).findings)
 
 
-def _probes(held: Receipt, found: Target, base: Path, adapter: Path, progress: Progress | None) -> Probes:
+def _probes(held: Receipt, found: TargetAnswer, base: Path, adapter: Path, progress: Progress | None) -> Probes:
     from gradience.models import load_model  # torch, late
     from gradience.models.probes import Probes  # the same
     from gradience.models.states import digest_of, matrices  # the same
@@ -299,7 +299,7 @@ def _refuse_other_outputs(held: Receipt, loaded: LoadedModel) -> None:
     from gradience.models.states import rounded  # the same
 
     rows = examples_of(held.rows)
-    e = Evidence(held, read_loaded(loaded, rows))
+    e = LogProbPairs(held, read_loaded(loaded, rows))
     noise = e.distance(e.seen(read_loaded(loaded, rows, state=rounded(loaded, "bfloat16"))))
     most = max(noise, *(e.noise.get(of, 0.0) for of in ("batch", "bfloat16")))  # either may be of another dtype
     if (away := e.distance(e.a)) > max(e.rounded, FINE.value * most):
@@ -310,7 +310,7 @@ def _refuse_other_outputs(held: Receipt, loaded: LoadedModel) -> None:
         )
 
 
-def _without_outputs(held: Receipt, found: Target) -> Conclusion | None:
+def _without_outputs(held: Receipt, found: TargetAnswer) -> Conclusion | None:
     """The verdict where outputs do not count, or there are none."""
     if differs := found.miscounted or tokens_differ(held.tokens, found.tokens):
         return Conclusion("tokens_or_template_differ", f"Tokens differ: {differs}")
@@ -324,12 +324,12 @@ def _without_outputs(held: Receipt, found: Target) -> Conclusion | None:
     return None
 
 
-def _concluded(held: Receipt, found: Target, probes: Probes | None, base: Path | None) -> Conclusion:
+def _concluded(held: Receipt, found: TargetAnswer, probes: Probes | None, base: Path | None) -> Conclusion:
     if (told := _without_outputs(held, found)) is not None:
         return told
     is_model_of_classes = held.task != "causal-lm" and found.kind == "model"
     own_head = with_own_head(held, base) if is_model_of_classes and base is not None else None
-    evidence = Evidence(held, found.reading)
+    evidence = LogProbPairs(held, found.reading)
     told = conclude(
         evidence, precision=found.precision, exact=found.kind == "adapter", probes=probes, own_head=own_head
     )
@@ -338,7 +338,7 @@ def _concluded(held: Receipt, found: Target, probes: Probes | None, base: Path |
     return told
 
 
-def _notes(held: Receipt, found: Target, concluded: Conclusion, *, has_models: bool) -> list[str]:
+def _notes(held: Receipt, found: TargetAnswer, concluded: Conclusion, *, has_models: bool) -> list[str]:
     notes, compared = [], concluded.compared
     if found.kind == "endpoint" and found.not_said:
         notes.append("Give the folder or the .gguf file that it serves, or serve that by an engine that gives them.")

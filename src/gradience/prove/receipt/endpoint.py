@@ -42,14 +42,14 @@ _SHOWN: Final = 160  # characters of a server's message
 _UNREAD: Final = (OSError, ValueError, HTTPException, RecursionError)  # of what does not speak HTTP, or not JSON
 
 
-_Way: TypeAlias = Callable[[Sequence[Sequence[int]], Sequence[int], Callable[[Sequence[int]], Json]], "Answered"]
+_Way: TypeAlias = Callable[[Sequence[Sequence[int]], Sequence[int], Callable[[Sequence[int]], Json]], "EndpointAnswer"]
 
 
 class RefusedError(GradienceError):
     """The server answers that it does not know the request."""
 
 
-class Answered(NamedTuple):
+class EndpointAnswer(NamedTuple):
     """The log-probabilities of each sequence, NaN where a server did not give one, and how they were got."""
 
     reading: list[npt.NDArray[np.float64]]
@@ -126,7 +126,7 @@ class Endpoint:
 
     def read(
         self, rows: Sequence[Sequence[int]], firsts: Sequence[int], text: Callable[[Sequence[int]], str] | None
-    ) -> Answered:
+    ) -> EndpointAnswer:
         """Ask for the log-probabilities of each sequence's next tokens from its `first` position on.
 
         Args:
@@ -140,7 +140,7 @@ class Endpoint:
         reasons = []
         prompts: list[Callable[[Sequence[int]], Json]] = [list] if text is None else [list, text]
         for prompt in prompts:
-            named = None if text is None else _Continued(text)
+            named = None if text is None else _TokenText(text)
             ways: tuple[_Way, ...] = (
                 self._prompt_logprobs,
                 partial(self._echo, named=named),
@@ -165,7 +165,7 @@ class Endpoint:
 
     def _prompt_logprobs(
         self, rows: Sequence[Sequence[int]], firsts: Sequence[int], prompt: Callable[[Sequence[int]], Json]
-    ) -> Answered:
+    ) -> EndpointAnswer:
         """VLLM's own parameter: for each token of the prompt a table from token id to log-probability."""
         found, counts = [], []
         for ids, first in zip(rows, firsts, strict=True):
@@ -176,7 +176,7 @@ class Endpoint:
             values = [_of_table(table, token) for table, token in zip(tables, ids, strict=False)]
             found.append(_cut(values, len(ids), first))
             counts.append(count or len(tables))
-        return Answered(found, "prompt_logprobs of /v1/completions", counts)
+        return EndpointAnswer(found, "prompt_logprobs of /v1/completions", counts)
 
     def _echo(
         self,
@@ -184,8 +184,8 @@ class Endpoint:
         firsts: Sequence[int],
         prompt: Callable[[Sequence[int]], Json],
         *,
-        named: _Continued | None,
-    ) -> Answered:
+        named: _TokenText | None,
+    ) -> EndpointAnswer:
         """OpenAI's old `echo`: the prompt comes back with the log-probability of each of its tokens."""
         found, counts, shift = [], [], None
         for ids, first in zip(rows, firsts, strict=True):
@@ -199,7 +199,7 @@ class Endpoint:
                 shift = self._shift(numbers, ids, first, prompt, named)
             found.append(_cut([*[float("nan")] * shift, *numbers], len(ids), first))
             counts.append(count)
-        return Answered(found, "echo with logprobs of /v1/completions", counts)
+        return EndpointAnswer(found, "echo with logprobs of /v1/completions", counts)
 
     def _shift(
         self,
@@ -207,7 +207,7 @@ class Endpoint:
         ids: Sequence[int],
         first: int,
         prompt: Callable[[Sequence[int]], Json],
-        named: _Continued | None,
+        named: _TokenText | None,
     ) -> int:
         """How many tokens at the beginning are left out of an echo, 0 or 1: it is held against plain requests.
 
@@ -236,8 +236,8 @@ class Endpoint:
         firsts: Sequence[int],
         prompt: Callable[[Sequence[int]], Json],
         *,
-        named: _Continued | None,
-    ) -> Answered:
+        named: _TokenText | None,
+    ) -> EndpointAnswer:
         """One request for each token: the prompt up to it, and the most probable next tokens, hopefully with it."""
         most, by_text = self._most(prompt(rows[0]), may_be_text=named is not None)
         named = named if by_text else None  # as above
@@ -251,7 +251,9 @@ class Endpoint:
             found.append(np.array(values, np.float64))
             counts.append(count + 1 if count else 0)
         by = ", by their text" if by_text else ""
-        return Answered(found, f"the {most} most probable next tokens of /v1/completions{by}, token by token", counts)
+        return EndpointAnswer(
+            found, f"the {most} most probable next tokens of /v1/completions{by}, token by token", counts
+        )
 
     def _next(
         self,
@@ -260,7 +262,7 @@ class Endpoint:
         *,
         most: int,
         prompt: Callable[[Sequence[int]], Json],
-        named: _Continued | None,
+        named: _TokenText | None,
     ) -> tuple[float, int]:
         """The log-probability of a token after others, NaN if it is not named, and the count of tokens there."""
         choice, count = self._complete(prompt(before), logprobs=most)
@@ -392,7 +394,7 @@ def _of_top(told: Json, token: int, text: str | None) -> float:
     return _number(listed.get(token, table.get(f"{_ID}{token}", None if text is None else table.get(text))))
 
 
-class _Continued:
+class _TokenText:
     """The text that a token adds to those before it, of a tokenizer that turns ids into text."""
 
     def __init__(self, text: Callable[[Sequence[int]], str]) -> None:

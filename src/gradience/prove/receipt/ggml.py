@@ -86,7 +86,7 @@ class FileRounding:
 def types_of(path: str) -> dict[str, int] | None:
     """The number of each tensor's ggml type, by its name without suffix; None if the library cannot open the file."""
     ggml = _library()
-    held = ggml.gguf_init_from_file(path.encode(), _Opened(no_alloc=True, context=None))
+    held = ggml.gguf_init_from_file(path.encode(), _InitParams(no_alloc=True, context=None))
     if not held:
         return None
     try:
@@ -97,7 +97,7 @@ def types_of(path: str) -> dict[str, int] | None:
         ggml.gguf_free(held)
 
 
-class _Opened(ctypes.Structure):
+class _InitParams(ctypes.Structure):
     """`gguf_init_params`."""
 
     _fields_ = (("no_alloc", ctypes.c_bool), ("context", ctypes.c_void_p))
@@ -127,7 +127,7 @@ def _library() -> Any:
         ("ggml_row_size", [ctypes.c_int, number], ctypes.c_size_t),
         ("ggml_quantize_requires_imatrix", [ctypes.c_int], ctypes.c_bool),
         ("ggml_quantize_chunk", [ctypes.c_int, pointer, pointer, number, number, number, pointer], ctypes.c_size_t),
-        ("gguf_init_from_file", [ctypes.c_char_p, _Opened], pointer),
+        ("gguf_init_from_file", [ctypes.c_char_p, _InitParams], pointer),
         ("gguf_get_n_tensors", [pointer], number),
         ("gguf_get_tensor_name", [pointer, number], ctypes.c_char_p),
         ("gguf_get_tensor_type", [pointer, number], ctypes.c_int),

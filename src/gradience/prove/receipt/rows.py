@@ -14,7 +14,7 @@ from gradience.prove.options import ReceiptOptions
 
 if TYPE_CHECKING:
     from gradience.models import LoadedModel
-    from gradience.models.inputs import Example
+    from gradience.models.inputs import ModelInput
 
 CANDIDATES: Final = 1.5
 """Sequences that are read for each that is kept, so that the choice costs half as many passes more."""
@@ -28,7 +28,7 @@ _LENGTH: Final = 48  # tokens of a sampled row: the 40 predictions that are kept
 class Candidates(NamedTuple):
     """Rows to choose from, and where they are from, in words."""
 
-    examples: list[Example]
+    examples: list[ModelInput]
     origin: str
 
 

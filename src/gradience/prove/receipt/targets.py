@@ -17,7 +17,7 @@ from gradience.data import template_digest
 from gradience.data.encoder import Chat, Encoder
 from gradience.errors import AdapterError, ConfigError, require
 from gradience.io.confined import Confined, Foreign, Limits
-from gradience.models.inputs import Example
+from gradience.models.inputs import ModelInput
 from gradience.prove.receipt.endpoint import Endpoint, RefusedError
 from gradience.prove.receipt.ggml import FileRounding
 from gradience.prove.receipt.widths import ORDER, width_of
@@ -40,7 +40,7 @@ _FILE_TYPES: Final = {0: "float32", 1: "float16", 7: "int8", 18: "int6", 32: "bf
 Kind = Literal["adapter", "model", "gguf", "endpoint"]
 
 
-class Target(NamedTuple):
+class TargetAnswer(NamedTuple):
     """What was read: log-probabilities of each sequence, NaN where there is none, and how."""
 
     kind: Kind
@@ -62,9 +62,9 @@ class Target(NamedTuple):
     """How a file keeps its weights, where it says."""
 
 
-def examples_of(rows: Sequence[ReceiptRow]) -> list[Example]:
+def examples_of(rows: Sequence[ReceiptRow]) -> list[ModelInput]:
     """The receipt's sequences as inputs of a model."""
-    return [Example(tuple(row.ids), row.first, row.first + len(row.base)) for row in rows]
+    return [ModelInput(tuple(row.ids), row.first, row.first + len(row.base)) for row in rows]
 
 
 def tokens_of(encoder: Encoder) -> Tokens:
@@ -76,7 +76,7 @@ def tokens_of(encoder: Encoder) -> Tokens:
     return Tokens(text=PROBE, ids=encoder.texts([PROBE])[0], chat=chat, template=template_digest(encoder.template))
 
 
-def read_target(receipt: Receipt, target: str, *, base: Path | None, model: str | None, timeout: float) -> Target:
+def read_target(receipt: Receipt, target: str, *, base: Path | None, model: str | None, timeout: float) -> TargetAnswer:
     """Read the receipt's sequences from a target.
 
     Args:
@@ -102,7 +102,7 @@ def read_target(receipt: Receipt, target: str, *, base: Path | None, model: str 
     return _of_folder(receipt, place, base)
 
 
-def _of_folder(receipt: Receipt, place: Path, base: Path | None) -> Target:
+def _of_folder(receipt: Receipt, place: Path, base: Path | None) -> TargetAnswer:
     from gradience.models import HeadlessError, load_model  # torch, late
     from gradience.models.reading import read_loaded  # the same
 
@@ -116,7 +116,7 @@ def _of_folder(receipt: Receipt, place: Path, base: Path | None) -> Target:
         raise AdapterError(f"{place} is an adapter, and no base is given", advice="give --base MODEL")
     task: Any = receipt.task
     kind: Kind = "adapter" if is_adapter else "model"
-    unread = Target(kind, [], "run by transformers", "", None)
+    unread = TargetAnswer(kind, [], "run by transformers", "", None)
     if task == "sequence-classification" and not is_adapter and digest_of_base(place) == receipt.base:
         return unread._replace(how="compared by its files", is_base=True)  # its head may be in no file, or its own
     try:
@@ -133,7 +133,7 @@ def _of_folder(receipt: Receipt, place: Path, base: Path | None) -> Target:
     if task != "causal-lm" and len(reading[0]) != len(receipt.rows[0].base):
         return unread._replace(tokens=tokens, classes=len(reading[0]))
     precision = "float32" if is_adapter else _precision(place)
-    return Target(kind, reading, f"run by transformers on {loaded.device.type}", precision, tokens)
+    return TargetAnswer(kind, reading, f"run by transformers on {loaded.device.type}", precision, tokens)
 
 
 def digest_of_base(base: Path) -> str:
@@ -170,7 +170,7 @@ def _precision(place: Path) -> str:
     return width_of(inside, min(known, key=ORDER.index))
 
 
-def _of_gguf(receipt: Receipt, place: Path) -> Target:
+def _of_gguf(receipt: Receipt, place: Path) -> TargetAnswer:
     require("llama_cpp", extra="gguf", what="a .gguf file")
     if receipt.task != "causal-lm":
         raise AdapterError(f"{place}: a receipt of {receipt.task} is not compared with a GGUF file")
@@ -183,13 +183,13 @@ def _of_gguf(receipt: Receipt, place: Path) -> Target:
             precision = _FILE_TYPES.get(facts.file_type, "int4")
             if (largest := max(max(row.ids) for row in receipt.rows)) >= facts.vocabulary:
                 why = f"the receipt has token id {largest}, and the file ids up to {facts.vocabulary - 1}"
-                return Target("gguf", [], _BY_LLAMA, precision, tokens, miscounted=why)
+                return TargetAnswer("gguf", [], _BY_LLAMA, precision, tokens, miscounted=why)
             found = [model.call("read", row.ids, row.first, len(row.base)) for row in receipt.rows]
     except (Foreign, msgspec.ValidationError) as error:
         raise AdapterError(f"llama.cpp cannot load {place}: {error}", advice="check the file") from error
     reading = [np.array(values, np.float64) for values in found]
     rounding = None if facts.types is None else FileRounding(facts.types)
-    return Target("gguf", reading, _BY_LLAMA, precision, tokens, rounding=rounding)
+    return TargetAnswer("gguf", reading, _BY_LLAMA, precision, tokens, rounding=rounding)
 
 
 class _Facts(msgspec.Struct):
@@ -200,7 +200,7 @@ class _Facts(msgspec.Struct):
     types: dict[str, Annotated[int, msgspec.Meta(ge=0, lt=256)]] | None
 
 
-def _of_endpoint(receipt: Receipt, address: str, base: Path | None, model: str | None, timeout: float) -> Target:
+def _of_endpoint(receipt: Receipt, address: str, base: Path | None, model: str | None, timeout: float) -> TargetAnswer:
     if receipt.task != "causal-lm":
         raise AdapterError(f"a receipt of {receipt.task} is not compared with an endpoint", advice="give a folder")
     served = Endpoint(address, model=model, timeout=timeout)
@@ -209,7 +209,7 @@ def _of_endpoint(receipt: Receipt, address: str, base: Path | None, model: str |
     try:
         answered = served.read(rows, firsts, _decoder(base))
     except RefusedError as error:
-        return Target("endpoint", [], "asked over HTTP", "", tokens, not_said=str(error))
+        return TargetAnswer("endpoint", [], "asked over HTTP", "", tokens, not_said=str(error))
     counts = zip(rows, answered.tokens, strict=True)
     odd = next(
         (
@@ -219,7 +219,7 @@ def _of_endpoint(receipt: Receipt, address: str, base: Path | None, model: str |
         ),
         "",
     )
-    return Target("endpoint", answered.reading, answered.how, "", tokens, miscounted=odd)
+    return TargetAnswer("endpoint", answered.reading, answered.how, "", tokens, miscounted=odd)
 
 
 def _tokens_served(receipt: Receipt, served: Endpoint) -> Tokens | None:

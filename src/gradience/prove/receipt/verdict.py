@@ -115,7 +115,7 @@ def vector_of(reading: Reading) -> Vector:
     return np.maximum(np.concatenate(reading), FLOOR)
 
 
-class Evidence:
+class LogProbPairs:
     """The receipt's log-probabilities beside those that a target gave, where it gave one.
 
     Args:
@@ -163,7 +163,7 @@ class Evidence:
 
 
 def conclude(
-    evidence: Evidence,
+    evidence: LogProbPairs,
     *,
     precision: str,
     exact: bool,
@@ -249,7 +249,7 @@ class _Rounding(NamedTuple):
 class _Span:
     """The directions in which the adapter and its parts move log-probabilities, seen through the noise of rounding."""
 
-    def __init__(self, evidence: Evidence, parts: Mapping[str, Vector], noises: Sequence[Vector]) -> None:
+    def __init__(self, evidence: LogProbPairs, parts: Mapping[str, Vector], noises: Sequence[Vector]) -> None:
         self._weights = _precision_of(noises)
         directions = [evidence.a - evidence.b, *(vector - evidence.a for vector in parts.values())]
         self._basis = np.linalg.qr(np.stack(directions, axis=1) * self._weights[:, None])[0]
@@ -279,7 +279,7 @@ def _precision_of(noises: Sequence[Vector]) -> Vector:
 class _Judgement:
     """The verdict on a target that is not the adapter to the last digit."""
 
-    def __init__(self, evidence: Evidence, told: Conclusion, rounding: _Rounding, own_head: Reading | None) -> None:
+    def __init__(self, evidence: LogProbPairs, told: Conclusion, rounding: _Rounding, own_head: Reading | None) -> None:
         self._e, self._told, self._rounding = evidence, told, rounding
         self._r = evidence.distance(evidence.a)
         self._bases = [_Explanation("the base", "the_base", evidence.b, evidence.distance(evidence.b))]

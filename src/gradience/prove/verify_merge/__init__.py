@@ -19,7 +19,7 @@ from gradience.errors import AdapterError
 from gradience.io import PathLike, Progress
 from gradience.prove.verify_merge.judge import FAILING
 from gradience.prove.verify_merge.rest import Rest
-from gradience.prove.verify_merge.rows import Row, Sources, left_over, opened, tasks_of
+from gradience.prove.verify_merge.rows import Sources, TensorVerdict, left_over, opened, tasks_of
 from gradience.schema import Real, real
 from gradience.schema.merge import (
     VERIFY_MERGE_SCHEMA_ID,
@@ -103,7 +103,7 @@ def verify_merged(
     )
 
 
-def _coefficient(rows: Sequence[Row]) -> Real | None:
+def _coefficient(rows: Sequence[TensorVerdict]) -> Real | None:
     """Return <M - W, dW> / |dW|^2 over all updates that were compared."""
     sums = [row.sums for row in rows if row.told.verdict != "not_compared"]
     finite = [(one.ed, one.dd) for one in sums if math.isfinite(one.ed) and math.isfinite(one.dd)]
@@ -122,7 +122,7 @@ def _answers(receipt: PathLike, merged: PathLike) -> MergedAnswers:
     return MergedAnswers(receipt=str(receipt), verdict=told.verdict, story=told.story, residual=told.residual)
 
 
-def _judged(sources: Sources, shown: Progress) -> list[Row]:
+def _judged(sources: Sources, shown: Progress) -> list[TensorVerdict]:
     """Return a row for each module, and for each tensor that the adapter holds whole.
 
     Raises:

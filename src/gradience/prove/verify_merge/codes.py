@@ -13,7 +13,7 @@ from typing import Final
 import numpy as np
 
 from gradience.adapters.layout import Array
-from gradience.base.coded import Coded
+from gradience.base.coded import CodedWeight
 from gradience.prove.verify_merge.judge import Judgement
 from gradience.prove.verify_merge.measure import Case
 from gradience.schema.merge import ModuleVerdict
@@ -24,7 +24,7 @@ _LIKE: Final = 1.1  # of the loss that is expected: scales in 8 bits add to it
 _OTHER: Final = 0.01  # share of codes that may be others, of weights at a border between two
 
 
-def of_codes(case: Case, judged: Judgement, *, base: Coded | None, merged: Coded | None) -> Judgement:
+def of_codes(case: Case, judged: Judgement, *, base: CodedWeight | None, merged: CodedWeight | None) -> Judgement:
     """Return the verdict on a module whose base or merged weight, or both, is in codes, with what they lose of dW.
 
     Args:
@@ -58,12 +58,12 @@ def _is_balanced(off: Array, error: Array, update: Array) -> bool:
     return abs(float(np.sum(off * update))) <= _SIGMAS * _norm(error * update)
 
 
-def _has_codes_of(base: Coded, weight: Array) -> bool:
+def _has_codes_of(base: CodedWeight, weight: Array) -> bool:
     """Whether a weight is rounded to the base's codes, nearly everywhere."""
     return int(np.count_nonzero(base.moved(weight - base.whole()))) <= _OTHER * weight.size
 
 
-def _requantised(judged: Judgement, w: Array, m: Array, update: Array, codes: Coded) -> Judgement:
+def _requantised(judged: Judgement, w: Array, m: Array, update: Array, codes: CodedWeight) -> Judgement:
     """The verdict on an M in codes, beside W + dW rounded to these with the scales and zero points in the file."""
     p, owned = w + update, codes.whole()
     rounding = codes.moved(p - owned)

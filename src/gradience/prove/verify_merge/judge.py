@@ -14,8 +14,8 @@ from gradience.prove.verify_merge.delta import UNIT, Delta, working
 from gradience.prove.verify_merge.measure import (
     F16_HALF_STEP,
     Case,
+    EntrySums,
     Merge,
-    Sums,
     blocks,
     distance,
     is_cast,
@@ -70,7 +70,7 @@ class Judgement(NamedTuple):
     """The verdict on one weight and its evidence; the fields are those of `VerifiedModule`."""
 
     verdict: ModuleVerdict
-    sums: Sums = Sums()
+    sums: EntrySums = EntrySums()
     summed_in: str | None = None
     factor: float | None = None
     precision: str | None = None
@@ -84,7 +84,7 @@ class _Nearest(NamedTuple):
     """The merge nearest to M, and the sums for it."""
 
     merge: Merge
-    sums: Sums
+    sums: EntrySums
 
 
 def verdict_on(case: Case, module: Module, *, plain: Delta | None = None) -> Judgement:
@@ -126,23 +126,23 @@ def _nearest(case: Case) -> _Nearest:
     return min(tried, key=lambda one: one.sums.excess)
 
 
-def _when_base(sums: Sums) -> Judgement:
+def _when_base(sums: EntrySums) -> Judgement:
     if sums.dd == 0.0:
         return Judgement("unresolved", sums, reason="the update is zero")
     sums = sums._replace(changed=0)
     return Judgement("absent", sums) if _is_evidence(sums) else _below_resolution(sums)
 
 
-def _below_resolution(sums: Sums) -> Judgement:
+def _below_resolution(sums: EntrySums) -> Judgement:
     return Judgement("unresolved", sums, reason="rounding leaves nothing of the update, or too little to tell")
 
 
-def _is_evidence(sums: Sums) -> bool:
+def _is_evidence(sums: EntrySums) -> bool:
     """Return whether a merge would change enough to distinguish M from W."""
     return sums.would_change >= _FEW or (sums.expected is not None and abs(sums.expected) > _RESOLVED)
 
 
-def _precision(case: Case, sums: Sums, factor: float = 1.0) -> str | None:
+def _precision(case: Case, sums: EntrySums, factor: float = 1.0) -> str | None:
     """Return the dtype whose roundings of dW explain the difference of M from W + factor dW, or None.
 
     The relative error of dW must be within the dtype's bound in every entry. Also, M must not contain systematically
@@ -195,14 +195,14 @@ def _factors(case: Case, module: Module, near: _Nearest) -> Iterator[float]:
         yield factor
 
 
-def _likeness(sums: Sums) -> str:
+def _likeness(sums: EntrySums) -> str:
     if sums.dd == 0.0:
         return "the update is zero, and yet it changed"
     cosine = sums.ed / math.sqrt(sums.ee * sums.dd) if sums.ee > 0.0 else 0.0
     return f"cosine of M - W with dW: {cosine:.3f}"
 
 
-def _without_base_change(case: Case, module: Module, plain: Delta, sums: Sums) -> Judgement | None:
+def _without_base_change(case: Case, module: Module, plain: Delta, sums: EntrySums) -> Judgement | None:
     """Return the verdict if M is W + s B A although the true update is a function of W, else None."""
     near = _nearest(replace(case, delta=plain))
     if near.sums.missed:

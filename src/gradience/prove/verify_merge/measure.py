@@ -77,7 +77,7 @@ class Case:
         return rounded(value, self.merged) if narrower(self.merged, dtype) else value
 
 
-class Sums(NamedTuple):
+class EntrySums(NamedTuple):
     """Sums over all entries of products of e = M - W, d = dW and p, the merge that M is held against."""
 
     entries: int = 0
@@ -97,9 +97,9 @@ class Sums(NamedTuple):
     excess: float = 0.0
     """The largest relative error of dW that would explain M - (W + factor dW), beyond the roundings of the sum."""
 
-    def plus(self, other: Sums) -> Sums:
+    def plus(self, other: EntrySums) -> EntrySums:
         """Return the sums over both parts."""
-        return Sums._make(
+        return EntrySums._make(
             [*(x + y for x, y in zip(self[:-1], other[:-1], strict=True)), max(self.excess, other.excess)]
         )
 
@@ -135,16 +135,16 @@ class Merge(NamedTuple):
     factor: float = 1.0
 
 
-def measure(case: Case, merge: Merge) -> Sums:
+def measure(case: Case, merge: Merge) -> EntrySums:
     """Return the sums for one way to merge; d is dW, whatever the factor."""
-    total = Sums()
+    total = EntrySums()
     for part in case.workers(lambda at: _span(case, merge, at), case.spans()):
         total = total.plus(part)
     return total
 
 
 @np.errstate(over="ignore", invalid="ignore")  # weights may be infinite, or near the end of float32's range
-def _span(case: Case, merge: Merge, at: slice) -> Sums:
+def _span(case: Case, merge: Merge, at: slice) -> EntrySums:
     w, m = case.pair(at)
     d = case.delta.rows(at)
     e, before = m - w, case.merge(merge.dtype, w)
@@ -153,7 +153,7 @@ def _span(case: Case, merge: Merge, at: slice) -> Sums:
     there, made, added, own = (x.reshape(-1)[off] for x in (m, p, d, before))
     wrong = (there - made) * added
     missed, excess = _beyond(case, merge, at, off) if len(off) else (0, 0.0)
-    return Sums(
+    return EntrySums(
         m.size,
         changed,
         changed + int(np.count_nonzero(made != own)) - int(np.count_nonzero(there != own)),

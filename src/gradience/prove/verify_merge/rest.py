@@ -7,13 +7,13 @@ from typing import Final
 
 import numpy as np
 
-from gradience.base.coded import Coded, coded
+from gradience.base.coded import CodedWeight, coded
 from gradience.base.weights import BaseTensor
 from gradience.errors import AdapterError
 from gradience.io.safetensors import DTYPES
 from gradience.prove.verify_merge.delta import FLOATS
 from gradience.prove.verify_merge.measure import is_cast, relative_change
-from gradience.prove.verify_merge.rows import Side
+from gradience.prove.verify_merge.rows import ModelTensors
 from gradience.schema import real
 from gradience.schema.merge import OtherTensor
 
@@ -23,7 +23,7 @@ _BLOCK: Final = 1 << 19  # bytes that are compared at a time; they fit in a proc
 class Rest:
     """The comparison of what the adapter leaves. `compared` counts the merged model's tensors that were compared."""
 
-    def __init__(self, base: Side, merged: Side) -> None:
+    def __init__(self, base: ModelTensors, merged: ModelTensors) -> None:
         """Take both models after the adapter's tensors are compared."""
         self._base, self._merged = base.weights, merged.weights
         self.names = [name for name in self._merged.names if name not in merged.used]
@@ -46,7 +46,7 @@ class Rest:
         known = next((one for one in (name, *renamed) if one in self._base.names), None)
         return self._base.find(known or name)
 
-    def _in_codes(self, m: BaseTensor, w: BaseTensor | None) -> Coded | None:
+    def _in_codes(self, m: BaseTensor, w: BaseTensor | None) -> CodedWeight | None:
         """The base's weight beside M, if it is in codes there and in floats in the merged model."""
         if m.info.dtype not in FLOATS or (w is not None and w.info.dtype in FLOATS):
             return None
@@ -65,7 +65,7 @@ class Rest:
             if m is None or before is None:
                 yield OtherTensor(name=name, what="added")
                 continue
-            for one in before.names if isinstance(before, Coded) else [before.name]:
+            for one in before.names if isinstance(before, CodedWeight) else [before.name]:
                 self._left.pop(one, None)
             self.compared += 1
             yield from _compared(before, m)
@@ -73,9 +73,9 @@ class Rest:
             yield OtherTensor(name=name, what="missing")
 
 
-def _compared(w: BaseTensor | Coded, m: BaseTensor) -> Iterator[OtherTensor]:
+def _compared(w: BaseTensor | CodedWeight, m: BaseTensor) -> Iterator[OtherTensor]:
     try:
-        relative = _from_codes(w, m) if isinstance(w, Coded) else _difference(w, m)
+        relative = _from_codes(w, m) if isinstance(w, CodedWeight) else _difference(w, m)
     except AdapterError as error:
         yield OtherTensor(name=m.name, what="not_compared", reason=str(error))
     else:
@@ -83,7 +83,7 @@ def _compared(w: BaseTensor | Coded, m: BaseTensor) -> Iterator[OtherTensor]:
             yield OtherTensor(name=m.name, what="changed", relative_change=real(relative))
 
 
-def _from_codes(w: Coded, m: BaseTensor) -> float | None:
+def _from_codes(w: CodedWeight, m: BaseTensor) -> float | None:
     """Return norm(M - W) / norm(W), or None if M is W as its codes give it back, rounded to M's dtype, or before."""
     exact, held = w.whole(), m.file.read(m.name)
     if any(np.array_equal(x.astype(held.dtype), held) for x in (exact, exact.astype(DTYPES[w.dtype]))):

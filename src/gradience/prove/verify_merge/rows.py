@@ -16,7 +16,7 @@ import numpy as np
 from gradience.adapters import is_embedding
 from gradience.adapters.layout import PREFIX, Adapter, Array, Module
 from gradience.adapters.traits import Operation, obstacles
-from gradience.base.coded import Coded, weight_of
+from gradience.base.coded import CodedWeight, weight_of
 from gradience.base.forms import DamagedCodesError, UnreadCodesError
 from gradience.base.weights import BaseTensor, BaseWeights, plain_factors
 from gradience.errors import AdapterError
@@ -24,7 +24,7 @@ from gradience.io.safetensors import DTYPES, TensorSource
 from gradience.prove.verify_merge.codes import of_codes
 from gradience.prove.verify_merge.delta import FLOATS, Delta, PlainDelta, WholeDelta, delta_of
 from gradience.prove.verify_merge.judge import FAILING, Judgement, copied, verdict_on
-from gradience.prove.verify_merge.measure import Case, Sums, Workers
+from gradience.prove.verify_merge.measure import Case, EntrySums, Workers
 from gradience.schema import NonFinite, real
 from gradience.schema.audit import LeftoverReason
 from gradience.schema.merge import VerifiedModule
@@ -34,13 +34,13 @@ _SAVED: Final = re.compile(r"\.modules_to_save(?:\.[^.]+)?(?=\.[^.]+$)")
 _ROWS: Final = re.compile(r"\.token_adapter\.trainable_tokens_delta(?:\.[^.]+)?$")
 
 
-class Held(NamedTuple):
+class StoredTensor(NamedTuple):
     """A tensor as the file of one of the three has it, or as its codes give it back."""
 
     name: str
     dtype: str
     data: Array
-    coded: Coded | None = None
+    coded: CodedWeight | None = None
     note: str | None = None
 
     @property
@@ -49,14 +49,14 @@ class Held(NamedTuple):
         return self.dtype if self.coded is None else self.coded.form
 
 
-class Side:
+class ModelTensors:
     """The tensors of base or merged model. `used` are the names of those that the adapter accounts for."""
 
     def __init__(self, weights: BaseWeights, whose: str) -> None:
         self.weights, self.whose = weights, whose
         self.used: set[str] = set()
 
-    def weight(self, name: str, expert: int | None = None) -> Held:
+    def weight(self, name: str, expert: int | None = None) -> StoredTensor:
         """The weight of a parameter as a matrix.
 
         Raises:
@@ -77,7 +77,7 @@ class Side:
         numbers = found.floats()
         data = numbers if found.coded is None else numbers.astype(DTYPES[found.dtype])
         note = None if shared is None else f"{name} shares the embedding's matrix"
-        return Held(found.key, found.dtype, data, found.coded, note)
+        return StoredTensor(found.key, found.dtype, data, found.coded, note)
 
     def find(self, name: str) -> BaseTensor | None:
         """The tensor of that name, or the embedding that an output layer shares; None if there is neither."""
@@ -112,8 +112,8 @@ class Sources(NamedTuple):
     adapter: Adapter
     tensors: TensorSource
     """Those of the adapter's file."""
-    base: Side
-    merged: Side
+    base: ModelTensors
+    merged: ModelTensors
     obstacle: str | None
     """Why the base that the adapter was trained on is not known; None if it is."""
     workers: Workers = map
@@ -124,51 +124,53 @@ def opened(adapter: Adapter, base: BaseWeights, merged: BaseWeights, *, workers:
     if adapter.source is None:
         raise AdapterError("internal error: adapter has no tensor source")
     unknown = next(obstacles(adapter, Operation.REPLAY), None)
-    sides = Side(base, "the base"), Side(merged, "the merged model")
+    sides = ModelTensors(base, "the base"), ModelTensors(merged, "the merged model")
     return Sources(adapter, adapter.source, *sides, None if unknown is None else unknown.text, workers)
 
 
-class Row(NamedTuple):
+class TensorVerdict(NamedTuple):
     """The verdict on one tensor, and the sums behind it."""
 
     told: VerifiedModule
-    sums: Sums = Sums()
+    sums: EntrySums = EntrySums()
 
 
 Kind: TypeAlias = Literal["update", "replacement", "rows"]
 
 
-class Task(NamedTuple):
+class TensorTask(NamedTuple):
     """A tensor that is to be judged; `judge` raises AdapterError if it cannot be compared."""
 
     name: str
-    judge: Callable[[], Row]
+    judge: Callable[[], TensorVerdict]
     kind: Kind = "update"
 
-    def row(self) -> Row:
+    def row(self) -> TensorVerdict:
         """Return its row."""
         try:
             return self.judge()
         except AdapterError as error:
-            return Row(VerifiedModule(name=self.name, kind=self.kind, verdict="not_compared", reason=str(error)))
+            return TensorVerdict(
+                VerifiedModule(name=self.name, kind=self.kind, verdict="not_compared", reason=str(error))
+            )
 
 
-def tasks_of(of: Sources) -> Iterator[Task]:
+def tasks_of(of: Sources) -> Iterator[TensorTask]:
     """Yield a module's weight, its bias if LoRA has one there (lora_bias), and what the adapter holds whole."""
     bases, places = base_copies(of.adapter), set[str]()
     for module in (*of.adapter.modules, *of.adapter.base_dependent):
-        yield Task(module.name, partial(_weight, of, module, bases.get(module.name), places))
+        yield TensorTask(module.name, partial(_weight, of, module, bases.get(module.name), places))
         if "lora_B.bias" in module.keys:
-            yield Task(f"{module.name}.bias", partial(_bias, of, module))
+            yield TensorTask(f"{module.name}.bias", partial(_bias, of, module))
     for copy in copies_of(of.adapter):
-        yield Task(copy.name, partial(_copy, of, copy), copy.kind)
+        yield TensorTask(copy.name, partial(_copy, of, copy), copy.kind)
 
 
-def left_over(adapter: Adapter) -> list[Row]:
+def left_over(adapter: Adapter) -> list[TensorVerdict]:
     """Return rows for the adapter's tensors that are not understood, as `not_compared`."""
     waiting = {module.name for module in adapter.base_dependent}
     return [
-        Row(VerifiedModule(name=item.name, verdict="not_compared", reason=item.reason))
+        TensorVerdict(VerifiedModule(name=item.name, verdict="not_compared", reason=item.reason))
         for item in adapter.skipped
         if item.name not in waiting and item.cause is not LeftoverReason.TRAINING_ONLY
     ]
@@ -182,7 +184,7 @@ def names_of(module: Module, adapter: Adapter) -> tuple[str, str]:
     return own, f"{module.name.partition(':')[0]}.{own.rpartition('.')[2]}"
 
 
-def _weight(of: Sources, module: Module, copy: str | None, places: set[str]) -> Row:
+def _weight(of: Sources, module: Module, copy: str | None, places: set[str]) -> TensorVerdict:
     """Judge a module's weight. The base's may be a `copy` in the adapter's file, as for a resized vocabulary."""
     in_base, in_merged = names_of(module, of.adapter)
     m = of.merged.weight(in_merged, module.expert)
@@ -192,7 +194,7 @@ def _weight(of: Sources, module: Module, copy: str | None, places: set[str]) -> 
         if (unused := of.base.find(in_base)) is not None:
             of.base.used.add(unused.name)
         data = of.tensors.read(copy)
-        w = Held(f"{copy} (in the adapter)", of.tensors.tensors[copy].dtype, data.reshape(len(data), -1))
+        w = StoredTensor(f"{copy} (in the adapter)", of.tensors.tensors[copy].dtype, data.reshape(len(data), -1))
     if m.name in places:
         raise AdapterError(f"another update of the adapter goes to {m.name}, too")
     places.add(m.name)
@@ -204,7 +206,7 @@ def _weight(of: Sources, module: Module, copy: str | None, places: set[str]) -> 
     return _row(module.name, judged, w, m, m.note or note)
 
 
-def _judged(of: Sources, module: Module, case: Case, coded: Coded | None) -> Judgement:
+def _judged(of: Sources, module: Module, case: Case, coded: CodedWeight | None) -> Judgement:
     plain = None
     if isinstance(case.delta, WholeDelta) and all(module is not one for one in of.adapter.base_dependent):
         plain = PlainDelta(*plain_factors(module, case.w.shape), module.scale)  # s B A beside a function of W
@@ -217,7 +219,7 @@ def _judged(of: Sources, module: Module, case: Case, coded: Coded | None) -> Jud
     return judged
 
 
-def fitted(module: Module, w: Held, m: Held) -> tuple[Held, Held, Delta, str | None]:
+def fitted(module: Module, w: StoredTensor, m: StoredTensor) -> tuple[StoredTensor, StoredTensor, Delta, str | None]:
     """Return W, M and dW with one shape, and a note; rows of an extended vocabulary that one of them lacks are cut off.
 
     Raises:
@@ -236,7 +238,7 @@ def fitted(module: Module, w: Held, m: Held) -> tuple[Held, Held, Delta, str | N
     return w, m, delta_of(module, w.data), None
 
 
-def _bias(of: Sources, module: Module) -> Row:
+def _bias(of: Sources, module: Module) -> TensorVerdict:
     names = (f"{name.rpartition('.')[0]}.bias" for name in names_of(module, of.adapter))
     w, m = (_vector(side, name) for side, name in zip((of.base, of.merged), names, strict=True))
     update = module.scale * of.tensors.read(module.keys["lora_B.bias"]).astype(np.float32)
@@ -246,14 +248,16 @@ def _bias(of: Sources, module: Module) -> Row:
     return _row(f"{module.name}.bias", verdict_on(case, module), w, m, None)
 
 
-def _vector(side: Side, name: str) -> Held:
+def _vector(side: ModelTensors, name: str) -> StoredTensor:
     found = side.tensor(name)
     if found.info.dtype not in FLOATS:
         raise AdapterError(f"{side.whose}: {found.name} is stored as {found.info.dtype}")
-    return Held(found.name, found.info.dtype, found.file.read(found.name).reshape(1, -1))
+    return StoredTensor(found.name, found.info.dtype, found.file.read(found.name).reshape(1, -1))
 
 
-def _row(name: str, judged: Judgement, w: Held | None, m: Held, note: str | None, *, kind: Kind = "update") -> Row:
+def _row(
+    name: str, judged: Judgement, w: StoredTensor | None, m: StoredTensor, note: str | None, *, kind: Kind = "update"
+) -> TensorVerdict:
     sums = judged.sums
     told = VerifiedModule(
         name=name,
@@ -276,7 +280,7 @@ def _row(name: str, judged: Judgement, w: Held | None, m: Held, note: str | None
         expected_lost=_real(judged.expected_lost),
         changed=sums.changed / sums.entries if sums.entries else None,
     )
-    return Row(told, sums)
+    return TensorVerdict(told, sums)
 
 
 def _real(value: float | None) -> float | NonFinite | None:
@@ -325,7 +329,7 @@ def _token_rows(adapter: Adapter, path: str) -> tuple[int, ...] | None:
     return None if asked is None else tuple(asked)
 
 
-def _copy(of: Sources, copy: Copy) -> Row:
+def _copy(of: Sources, copy: Copy) -> TensorVerdict:
     """Judge a tensor that the adapter holds whole or in part (some of its rows)."""
     found, base = of.merged.tensor(copy.name), of.base.find(copy.name)
     if base is not None:
@@ -341,8 +345,8 @@ def _copy(of: Sources, copy: Copy) -> Row:
     held, m, note = same_length(held, m, copy.name)
     w = w if w is not None and w.shape == m.shape else None
     judged = copied(held, w, m, (own, "" if base is None else base.info.dtype, dtype))
-    before = None if base is None else Held(base.name, base.info.dtype, m if w is None else w)
-    return _row(copy.name, judged, before, Held(found.name, dtype, m), note, kind=copy.kind)
+    before = None if base is None else StoredTensor(base.name, base.info.dtype, m if w is None else w)
+    return _row(copy.name, judged, before, StoredTensor(found.name, dtype, m), note, kind=copy.kind)
 
 
 def token_rows(x: Array, rows: Sequence[int] | None, n: int) -> Array:

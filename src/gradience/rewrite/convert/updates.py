@@ -22,7 +22,14 @@ from gradience.rewrite.convert.source import SourceAdapter
 from gradience.rewrite.writing import ArraySpool
 from gradience.schema.writing import TargetFormat
 from gradience.spectral.grams import Floats
-from gradience.spectral.update import LowRank, Part, decomposed, leading_part, part_with_energy, rank_for_energy
+from gradience.spectral.update import (
+    Approximation,
+    LowRank,
+    decomposed,
+    leading_part,
+    part_with_energy,
+    rank_for_energy,
+)
 
 Factors: TypeAlias = tuple[Array, Array]
 Method: TypeAlias = Literal["copied", "factors", "truncated", "dense"]
@@ -53,7 +60,7 @@ class RankChoice(NamedTuple):
         return len(sigma)
 
 
-class Factored(NamedTuple):
+class UpdatePair(NamedTuple):
     """The pair scale * b @ a, in the orientation of the base's weight.
 
     `norm` is the Frobenius norm of the update, `rest` that of the part left out.
@@ -86,7 +93,7 @@ class LayerUpdate(NamedTuple):
     path: str
     """The path in the target, of the layer or of the module that holds the parameter."""
     rank_before: int
-    part: Factored
+    part: UpdatePair
     transposed: bool = False
     """Whether the base stores the weight transposed to the target's B A."""
     embedding: bool = False
@@ -207,7 +214,7 @@ def _in_base(base: BaseWeights | None, path: str, module: Module) -> BaseTensor 
     return base.find(module.base_name or f"{path}.weight") or base.find(f"{path}.weight")
 
 
-def _dense(run: Conversion, module: Module, stored: BaseTensor | None) -> Factored:
+def _dense(run: Conversion, module: Module, stored: BaseTensor | None) -> UpdatePair:
     """Return the pair that approximates an update which is a function of the base weight, or equals it."""
     update, base = module.dense, run.source.base
     if base is None or update is None:
@@ -278,7 +285,7 @@ def _magnitude(source: SourceAdapter, module: Module, target: TargetFormat) -> C
     return lambda: read().reshape(-1)
 
 
-def from_factors(module: Module, choice: RankChoice, spool: ArraySpool, *, scale: float, copy: bool) -> Factored:
+def from_factors(module: Module, choice: RankChoice, spool: ArraySpool, *, scale: float, copy: bool) -> UpdatePair:
     """Return the module's own pair, cut to a lower rank if the choice asks for it.
 
     Args:
@@ -303,10 +310,10 @@ def from_factors(module: Module, choice: RankChoice, spool: ArraySpool, *, scale
         if (kept := choice.of(low.sigma)) < a.shape[0]:
             return _truncated(low, RankChoice(kept), RankChoice(), spool, scale)
     if copy:
-        return Factored(a.shape[0], module.scale, shape, (b.dtype, a.dtype), module.load, "copied", norm, 0.0)
+        return UpdatePair(a.shape[0], module.scale, shape, (b.dtype, a.dtype), module.load, "copied", norm, 0.0)
     ratio = module.scale / scale if scale else 1.0
     load = _kept(spool, b, a.astype(np.float64) * ratio)
-    return Factored(a.shape[0], scale, shape, _FLOATS, load, "factors", norm, 0.0)
+    return UpdatePair(a.shape[0], scale, shape, _FLOATS, load, "factors", norm, 0.0)
 
 
 def _kept(spool: ArraySpool, b: Array, a: Array) -> LoadFactors:
@@ -315,13 +322,13 @@ def _kept(spool: ArraySpool, b: Array, a: Array) -> LoadFactors:
     return lambda: (left(), right())
 
 
-def _truncated(low: LowRank, first: RankChoice, second: RankChoice, spool: ArraySpool, scale: float) -> Factored:
+def _truncated(low: LowRank, first: RankChoice, second: RankChoice, spool: ArraySpool, scale: float) -> UpdatePair:
     kept = max(1, min(first.of(low.sigma), second.of(low.sigma)))
     load = _kept(spool, *low.factors(kept, scale))
     norm = float(np.linalg.norm(low.sigma))
     rest = low.error(kept)
     method: Method = "truncated" if rest > 0.0 else "factors"
-    return Factored(kept, scale, (len(low.u), low.v.shape[1]), _FLOATS, load, method, norm, rest)
+    return UpdatePair(kept, scale, (len(low.u), low.v.shape[1]), _FLOATS, load, method, norm, rest)
 
 
 def _without_zeros(b: Array, a: Array) -> tuple[Array, Array]:
@@ -368,7 +375,7 @@ def from_dense(
     *,
     scale: float,
     bound: int | None,
-) -> Factored:
+) -> UpdatePair:
     """Return the leading part of a dense update; `bound` is an upper bound on its rank, if one is known.
 
     Raises:
@@ -385,10 +392,10 @@ def from_dense(
     part = _part(dense, choice, min(dense.shape) if bound is None else min(bound, *dense.shape))
     kept = max(1, len(part.low.sigma))
     load = _kept(spool, *part.low.factors(kept, scale))
-    return Factored(kept, scale, (dense.shape[0], dense.shape[1]), _FLOATS, load, "dense", part.norm, part.rest)
+    return UpdatePair(kept, scale, (dense.shape[0], dense.shape[1]), _FLOATS, load, "dense", part.norm, part.rest)
 
 
-def _part(dense: Floats, choice: RankChoice, bound: int) -> Part:
+def _part(dense: Floats, choice: RankChoice, bound: int) -> Approximation:
     if choice.energy is not None:
         part = part_with_energy(dense, choice.energy)
         return part if len(part.low.sigma) <= bound else leading_part(dense, bound)

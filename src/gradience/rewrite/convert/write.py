@@ -19,11 +19,18 @@ import numpy as np
 
 from gradience.adapters.layout import PREFIX, Array, Module, pattern_name
 from gradience.adapters.pairs import padded, peft_pair
+from gradience.adapters.patterns import alpha_for, patterns_of
 from gradience.errors import AdapterError
 from gradience.io.safetensors import PlannedTensor, planned
 from gradience.rewrite.convert.source import SourceAdapter, dtype_name
-from gradience.rewrite.convert.updates import Factored, Factors, LayerUpdate, is_router, product_norm, refuse_non_finite
-from gradience.rules.weights.ranks import alpha_for, patterns_of
+from gradience.rewrite.convert.updates import (
+    Factors,
+    LayerUpdate,
+    UpdatePair,
+    is_router,
+    product_norm,
+    refuse_non_finite,
+)
 from gradience.schema.writing import TargetFormat
 
 MLX_WEIGHTS: Final = "adapters.safetensors"
@@ -292,7 +299,7 @@ def _stack(name: str, experts: Sequence[Module]) -> LayerUpdate:
 
     first = experts[0]
     dtype = first.load()[0].dtype
-    part = Factored(first.r, first.scale, first.shape, (dtype, dtype), load, "copied", math.sqrt(squares), 0.0)
+    part = UpdatePair(first.r, first.scale, first.shape, (dtype, dtype), load, "copied", math.sqrt(squares), 0.0)
     return LayerUpdate((name,), "expert", path, first.r, part, parameter=parameter, experts=len(experts))
 
 

@@ -16,6 +16,7 @@ import msgspec
 import numpy as np
 
 from gradience.adapters.layout import Role
+from gradience.adapters.patterns import Patterns, patterns_of
 from gradience.errors import AdapterError, few
 from gradience.io import PathLike, Progress
 from gradience.io.atomic import scratch_folder
@@ -34,7 +35,6 @@ from gradience.rewrite.merge.pairs import (
 from gradience.rewrite.options import MergeKeywords, MergeOptions
 from gradience.rewrite.sides import Matching, Side, described, matched, open_sides, why_not_together
 from gradience.rewrite.writing import STORED, ArraySpool, NewAdapter, destination, provenance_of
-from gradience.rules.weights.ranks import Patterns, patterns_of
 from gradience.schema.merge import MERGE_SCHEMA_ID, MergedModule, MergeReport
 
 _RECORDED = ("method", "weights", "density", "seed", "rank", "heads_from", "dtype")  # options kept in the provenance
@@ -100,7 +100,7 @@ def merge_adapters(
     with scratch_folder() as folder:
         merged = merged_modules(pairs, recipe, stored, ArraySpool(folder), progress)
         ranks = ranks_of(pairs, merged, recipe)
-        decided = _Decided(recipe, stored, ranks, merged_patterns(ranks), heads)
+        decided = _MergeDecisions(recipe, stored, ranks, merged_patterns(ranks), heads)
         report = _report(sides, matching, pairs, merged, decided)
         if place is None:
             return report
@@ -113,7 +113,7 @@ def merge_adapters(
     return msgspec.structs.replace(report, out=str(out))
 
 
-class _Decided(NamedTuple):
+class _MergeDecisions(NamedTuple):
     """The decisions that both the report and the files follow."""
 
     recipe: Recipe
@@ -128,7 +128,7 @@ def _report(
     matching: Matching,
     pairs: Sequence[MergedPair],
     merged: Sequence[Sequence[MergedFactors]],
-    decided: _Decided,
+    decided: _MergeDecisions,
 ) -> MergeReport:
     recipe, patterns, heads = decided.recipe, decided.patterns, decided.heads
     modules = [module for some in merged for module in some]

@@ -14,6 +14,7 @@ import msgspec
 
 from gradience.adapters.layout import Array
 from gradience.adapters.open import AdapterFiles
+from gradience.adapters.patterns import Patterns
 from gradience.base.weights import BaseWeights, find_shards
 from gradience.errors import OutputError, few
 from gradience.io import PathLike, Progress
@@ -21,7 +22,7 @@ from gradience.io.atomic import atomic_file
 from gradience.io.safetensors import PlannedTensor, file_size, write_safetensors
 from gradience.rewrite.options import ResizeKeywords, ResizeOptions, Target
 from gradience.rewrite.resize.outputs import TextFile, measure, plan_by_outputs
-from gradience.rewrite.resize.plan import NewConfig, Plan, new_config
+from gradience.rewrite.resize.plan import NewConfig, ResizePlan, new_config
 from gradience.rewrite.resize.recovery import recovered
 from gradience.rewrite.resize.running import run
 from gradience.rewrite.resize.subject import Subject, resizable_pairs
@@ -38,7 +39,6 @@ from gradience.rewrite.writing import (
     provenance_of,
     weight_files,
 )
-from gradience.rules.weights.ranks import Patterns
 from gradience.schema.writing import Calibration, Provenance, Recovery, ResizeReport
 
 PROVENANCE_KEY: Final = "gradience_provenance"
@@ -107,17 +107,17 @@ def _silent(_done: int, _total: int, _name: str) -> None:
     """Progress that nobody watches."""
 
 
-class Result(NamedTuple):
+class ResizeResult(NamedTuple):
     """The plan of the new file, and the records of what was measured on the way to it, as far as it was."""
 
-    plan: Plan
+    plan: ResizePlan
     calibration: Calibration | None
     recovery: Recovery | None
 
 
 def _result(
     subject: Subject, target: Target, options: ResizeOptions, shards: Sequence[Path], progress: Progress
-) -> Result:
+) -> ResizeResult:
     running = cache(partial(run, subject, options.base, progress))  # loaded once, by the first step that needs it
     calibration = recovery = None
     if options.inputs is None:
@@ -130,10 +130,12 @@ def _result(
     if options.recover is not None:
         plan, recovery = recovered(subject, running(), plan, options.recover, seed=options.seed, progress=progress)
         progress(1, 1, "recovered")  # as above
-    return Result(plan, calibration, recovery)
+    return ResizeResult(plan, calibration, recovery)
 
 
-def _report(path: PathLike, subject: Subject, target: Target, result: Result, config: NewConfig | None) -> ResizeReport:
+def _report(
+    path: PathLike, subject: Subject, target: Target, result: ResizeResult, config: NewConfig | None
+) -> ResizeReport:
     """The report of a result; `config` is the new folder's config, or None for a file in kohya's format."""
     plan, adapter = result.plan, subject.stored.adapter
     return ResizeReport(
@@ -213,7 +215,7 @@ def _left_behind(files: AdapterFiles) -> list[str]:
     return [f"not copied from the adapter's folder: {few(names, _NAMED)}"] if names else []
 
 
-def _notes(plan: Plan, dtype: str | None) -> list[str]:
+def _notes(plan: ResizePlan, dtype: str | None) -> list[str]:
     notes = []
     if any(row.kind == "dora" and row.rank_after < row.rank_before for row in plan.rows):
         notes.append("DoRA: magnitudes fitted anew by least squares; errors are of the whole change to the weight")

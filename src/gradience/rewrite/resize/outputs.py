@@ -18,14 +18,14 @@ from gradience.adapters.pairs import StoredPair
 from gradience.errors import AdapterError
 from gradience.io import PathLike, Progress
 from gradience.io.atomic import scratch_folder
-from gradience.models.inputs import Example, digest_of
+from gradience.models.inputs import ModelInput, digest_of
 from gradience.rewrite.options import Target
 from gradience.rewrite.resize.factors import Cut, Loss, bytes_beside, mapped_factors
 from gradience.rewrite.resize.pieces import (
-    Candidate,
     Kept,
     Order,
     Pieces,
+    RankCandidate,
     combined,
     first_pieces,
     gates_of,
@@ -37,7 +37,7 @@ from gradience.rewrite.resize.pieces import (
     shortest,
     within,
 )
-from gradience.rewrite.resize.plan import Plan, plan_of
+from gradience.rewrite.resize.plan import ResizePlan, plan_of
 from gradience.rewrite.resize.running import Running, Split, split_inputs, targets_of
 from gradience.rewrite.resize.subject import Subject, factor_names
 from gradience.rewrite.resize.weights import MEGABYTE
@@ -47,7 +47,7 @@ from gradience.spectral.grams import Floats
 
 if TYPE_CHECKING:
     from gradience.models.outputs import Divergence
-    from gradience.models.states import Factors
+    from gradience.models.states import LayerFactors
 
 CHOSEN_BY: Final = 128  # inputs: with 96 the KL was .44 of plain SVD's on MiniLM at r = 16, with 32 it was .54
 OF_EFFECT: Final = 0.05  # heuristic: of the adapter's own KL from the base, so that little of a small effect is lost
@@ -68,7 +68,7 @@ class Effects(NamedTuple):
     """The pieces of each module by path, what they do to the outputs, and the number of predictions that say so."""
 
     pieces: Mapping[str, Pieces]
-    candidates: Mapping[str, Candidate]
+    candidates: Mapping[str, RankCandidate]
     predictions: int
 
 
@@ -115,7 +115,7 @@ def measure(subject: Subject, running: Running, inputs: TextFile, progress: Prog
 
 def plan_by_outputs(
     subject: Subject, running: Running, measurement: Measurement, target: Target
-) -> tuple[Plan, Calibration]:
+) -> tuple[ResizePlan, Calibration]:
     """Return the plan of the new file from the pieces that the criterion keeps, and the record of how they were chosen.
 
     Raises:
@@ -156,7 +156,7 @@ def _record(measurement: Measurement, choice: Choice, measured: Divergence, effe
 
 
 def effects_of(
-    subject: Subject, running: Running, examples: Sequence[Example], seed: int, progress: Progress
+    subject: Subject, running: Running, examples: Sequence[ModelInput], seed: int, progress: Progress
 ) -> Effects:
     """Return the pieces of each module with their effects, from a forward and a backward pass over the inputs.
 
@@ -179,7 +179,7 @@ def effects_of(
         for path, pair in running.pairs.items():
             pieces[path] = pieces_of(*sums.moments[path])
             gates = gates_of(pieces[path], sums.gradients(path))
-            candidates[path] = Candidate(gates, pair.layout.params_per_rank, _least(subject, pair))
+            candidates[path] = RankCandidate(gates, pair.layout.params_per_rank, _least(subject, pair))
     return Effects(pieces, candidates, sums.predictions)
 
 
@@ -209,7 +209,7 @@ class Trials:
         self,
         running: Running,
         pieces: Mapping[str, Pieces],
-        examples: Sequence[Example],
+        examples: Sequence[ModelInput],
         report: Callable[[int], None],
     ) -> None:
         from gradience.models.outputs import HeldOut  # torch, late
@@ -241,7 +241,7 @@ class Trials:
         return self.of({path: [] for path in self._pieces})
 
 
-def factors_with(layers: Mapping[str, Any], pieces: Mapping[str, Pieces], kept: Kept) -> dict[str, Factors]:
+def factors_with(layers: Mapping[str, Any], pieces: Mapping[str, Pieces], kept: Kept) -> dict[str, LayerFactors]:
     """The factors of each layer with the pieces kept: M A and B."""
     from gradience.models.states import mixed  # torch, late
 

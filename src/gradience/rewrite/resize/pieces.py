@@ -86,7 +86,7 @@ Kept: TypeAlias = Mapping[str, list[int]]
 """The indices of the pieces kept of each module, ascending; empty if the module leaves the adapter."""
 
 
-class Candidate(NamedTuple):
+class RankCandidate(NamedTuple):
     """A module's pieces: their gates in each sequence (n, r), the parameters of one piece, and how many must stay."""
 
     gates: Floats
@@ -101,7 +101,7 @@ class Order(NamedTuple):
     least: int
 
 
-def ordered(candidates: Mapping[str, Candidate]) -> Order:
+def ordered(candidates: Mapping[str, RankCandidate]) -> Order:
     """The pieces sorted by score per parameter; the score is the mean over sequences of the squared gate.
 
     The pieces that must stay come first.
@@ -116,7 +116,7 @@ def ordered(candidates: Mapping[str, Candidate]) -> Order:
     return Order([entry[2] for entry in scored], max(1, least))  # an adapter needs at least one piece
 
 
-def predicted_kl(candidates: Mapping[str, Candidate], kept: Kept, predictions: int) -> float:
+def predicted_kl(candidates: Mapping[str, RankCandidate], kept: Kept, predictions: int) -> float:
     """The predicted KL divergence, in nats per prediction, of keeping only these pieces.
 
     It is half the sum over sequences of (sum of h^T (I - M) z)^2, divided by the number of predictions. The sequences
@@ -126,7 +126,7 @@ def predicted_kl(candidates: Mapping[str, Candidate], kept: Kept, predictions: i
     return 0.5 * float(np.sum(left**2)) / max(predictions, 1)
 
 
-def predicted_by_module(candidates: Mapping[str, Candidate], kept: Kept, predictions: int) -> dict[str, float]:
+def predicted_by_module(candidates: Mapping[str, RankCandidate], kept: Kept, predictions: int) -> dict[str, float]:
     """The predicted KL divergence of each module's cut alone, with all other modules whole."""
     return {name: predicted_kl({name: one}, kept, predictions) for name, one in candidates.items()}
 

@@ -7,16 +7,16 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Final, NamedTuple
 
 from gradience.adapters.layout import Module
+from gradience.adapters.patterns import Patterns, alpha_for, patterns_of
 from gradience.io.safetensors import PlannedTensor
 from gradience.rewrite.resize.factors import Cut, Loss, planned_file
 from gradience.rewrite.resize.subject import Subject
-from gradience.rules.weights.ranks import Patterns, alpha_for, patterns_of
 from gradience.schema.writing import ResizedModule
 
 _RUN_AGAIN: Final = ("orthogonal", "mica")  # initialisations that PEFT runs again on loading
 
 
-class Plan(NamedTuple):
+class ResizePlan(NamedTuple):
     """The tensors of the new file, its ranks and the errors; `relative_error` is None if every update is zero."""
 
     tensors: list[PlannedTensor]
@@ -27,10 +27,10 @@ class Plan(NamedTuple):
     """The config's fields that change beside the ranks: target_modules, if modules leave the adapter."""
 
 
-def plan_of(subject: Subject, cuts: Sequence[Cut], fields: Mapping[str, Any]) -> Plan:
+def plan_of(subject: Subject, cuts: Sequence[Cut], fields: Mapping[str, Any]) -> ResizePlan:
     """Return the plan for pairs whose ranks are decided."""
     error = relative_error([loss for cut in cuts for loss in cut.losses])
-    return Plan(planned_file(subject, cuts), _patterns(cuts), _rows(cuts), error, fields)
+    return ResizePlan(planned_file(subject, cuts), _patterns(cuts), _rows(cuts), error, fields)
 
 
 class NewConfig(NamedTuple):
@@ -40,7 +40,7 @@ class NewConfig(NamedTuple):
     notes: list[str]
 
 
-def new_config(raw: dict[str, Any], plan: Plan) -> NewConfig:
+def new_config(raw: dict[str, Any], plan: ResizePlan) -> NewConfig:
     """Return the config with the new ranks and all of its other keys."""
     fields = {**raw, **plan.patterns._asdict(), **plan.fields}
     init = raw.get("init_lora_weights")

@@ -21,14 +21,14 @@ from gradience.io.safetensors import DTYPES, PlannedTensor
 from gradience.models.inputs import digest_of
 from gradience.models.sums import Sums, estimate
 from gradience.rewrite.resize.factors import Loss
-from gradience.rewrite.resize.plan import Plan, relative_error
+from gradience.rewrite.resize.plan import ResizePlan, relative_error
 from gradience.rewrite.resize.running import Running, split_inputs
 from gradience.rewrite.resize.subject import Subject, factor_names
 from gradience.schema.writing import Apart, Recovery
 from gradience.spectral.update import core_singular_values, stacked
 
 if TYPE_CHECKING:
-    from gradience.models.states import Factors
+    from gradience.models.states import LayerFactors
 
 TRAINED_ON: Final = 512  # texts
 
@@ -38,8 +38,8 @@ _FLIPPED: Final = "more predictions changed on held-out texts"
 
 
 def recovered(
-    subject: Subject, running: Running, plan: Plan, texts: PathLike, *, seed: int, progress: Progress
-) -> tuple[Plan, Recovery]:
+    subject: Subject, running: Running, plan: ResizePlan, texts: PathLike, *, seed: int, progress: Progress
+) -> tuple[ResizePlan, Recovery]:
     """Return the plan with trained factors if they are better, else as it is; and the record of the training.
 
     Args:
@@ -114,14 +114,14 @@ class Student:
         running: the model with the whole adapter.
     """
 
-    def __init__(self, plan: Plan, running: Running) -> None:
+    def __init__(self, plan: ResizePlan, running: Running) -> None:
         import torch  # only a recovery needs it
 
-        from gradience.models.states import Factors, factors_of  # the same
+        from gradience.models.states import LayerFactors, factors_of  # the same
 
         self._layers = running.layers
         self._tensors = {tensor.name: tensor for tensor in plan.tensors}
-        self.factors: dict[str, Factors] = {}
+        self.factors: dict[str, LayerFactors] = {}
         self._named: dict[str, Any] = {}
         for path, pair in running.pairs.items():
             own, names = factors_of(self._layers[path]), factor_names(pair)
@@ -131,7 +131,7 @@ class Student:
                 if is_kept
                 else [torch.zeros_like(x) for x in own]
             )
-            self.factors[path] = Factors(*(torch.nn.Parameter(x.to(y)) for x, y in zip(some, own, strict=True)))
+            self.factors[path] = LayerFactors(*(torch.nn.Parameter(x.to(y)) for x, y in zip(some, own, strict=True)))
             self._named |= dict(zip(names, self.factors[path], strict=True)) if is_kept else {}
 
     def state(self) -> AbstractContextManager[None]:
@@ -158,7 +158,7 @@ def _loaded(tensor: PlannedTensor) -> Array:
     return data.view(np.uint8).view(DTYPES[tensor.dtype]).reshape(tensor.shape)
 
 
-def _with_factors(plan: Plan, subject: Subject, trained: Mapping[str, Array]) -> Plan:
+def _with_factors(plan: ResizePlan, subject: Subject, trained: Mapping[str, Array]) -> ResizePlan:
     """The plan with other factors of its own ranks, and the errors that they have."""
     tensors = [
         tensor._replace(load=partial(trained.__getitem__, tensor.name), with_another=False)

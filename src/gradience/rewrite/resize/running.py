@@ -11,7 +11,7 @@ from gradience.adapters.pairs import StoredPair
 from gradience.errors import ConfigError, OptionError
 from gradience.io import PathLike, Progress
 from gradience.models import LoadedModel, load_model
-from gradience.models.inputs import Example, read_inputs
+from gradience.models.inputs import ModelInput, read_inputs
 from gradience.rewrite.resize.subject import Subject, refuse_to_run
 
 MEASURED_ON: Final = 64  # held-out inputs, if each has many predictions
@@ -48,8 +48,8 @@ def run(subject: Subject, base: PathLike | None, progress: Progress) -> Running:
 class Split(NamedTuple):
     """The inputs to choose or train by, the held-out inputs to measure on, and how many inputs were truncated."""
 
-    chosen_by: list[Example]
-    measured_on: list[Example]
+    chosen_by: list[ModelInput]
+    measured_on: list[ModelInput]
     cut: int
 
 

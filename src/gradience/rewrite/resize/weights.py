@@ -21,7 +21,7 @@ from gradience.base.weights import BaseWeights, factors_of
 from gradience.errors import AdapterError
 from gradience.rewrite.options import Target
 from gradience.rewrite.resize.factors import Cut, Loss, best_factors, bytes_beside, refit_of
-from gradience.rewrite.resize.plan import Plan, plan_of
+from gradience.rewrite.resize.plan import ResizePlan, plan_of
 from gradience.rewrite.resize.subject import Subject
 from gradience.spectral.batch import Maps, Spectrum, spectra_and_maps
 from gradience.spectral.grams import Floats
@@ -40,7 +40,7 @@ class PairSpectra(NamedTuple):
     maps: list[Maps | None]
 
 
-def plan_by_weights(subject: Subject, target: Target, base: BaseWeights | None) -> Plan:
+def plan_by_weights(subject: Subject, target: Target, base: BaseWeights | None) -> ResizePlan:
     """Return the plan of the new file; `base` is needed for DoRA.
 
     Raises:
@@ -106,12 +106,12 @@ def _rank_of(target: Target, spectrum: Spectrum) -> int:
 def _affordable(
     spectra: Sequence[PairSpectra], budget: int, cost_of: Callable[[StoredPair], int], unit: str
 ) -> dict[str, int]:
-    groups: dict[str, Priced] = {}
+    groups: dict[str, PriceList] = {}
     for one in spectra:
         gains: Floats = np.sum([s.sigma**2 for s in one.spectra], axis=0)
         cost, shared = cost_of(one.pair), groups.get(one.pair.path)
         groups[one.pair.path] = (
-            Priced(gains, cost) if shared is None else Priced(shared.gains + gains, shared.cost + cost)
+            PriceList(gains, cost) if shared is None else PriceList(shared.gains + gains, shared.cost + cost)
         )
     ranks = ranks_within(groups, budget)
     if ranks is None:
@@ -141,7 +141,7 @@ def _reaching(shares: Floats, least: float) -> int:
     return int(np.argmax(np.cumsum(shares) >= least * np.sum(shares) * slack)) + 1
 
 
-class Priced(NamedTuple):
+class PriceList(NamedTuple):
     """The price list of a group: gains[k] is what rank k + 1 adds to the sum of sigma^2, and cost is that of one rank.
 
     The gains do not increase. The cost is in the unit of the budget.
@@ -151,7 +151,7 @@ class Priced(NamedTuple):
     cost: int
 
 
-def ranks_within(groups: Mapping[str, Priced], budget: int) -> dict[str, int] | None:
+def ranks_within(groups: Mapping[str, PriceList], budget: int) -> dict[str, int] | None:
     """Return a rank of at least 1 for each group, or None if the budget is too small for rank 1 in all groups.
 
     The budget is spent greedily on the rank with the largest gain per cost. A rank without gain is not bought.
@@ -174,7 +174,7 @@ def ranks_within(groups: Mapping[str, Priced], budget: int) -> dict[str, int] | 
     return ranks
 
 
-def _next(name: str, group: Priced, rank: int) -> tuple[float, str] | None:
+def _next(name: str, group: PriceList, rank: int) -> tuple[float, str] | None:
     if rank >= len(group.gains) or group.gains[rank] <= 0.0:
         return None
     return -float(group.gains[rank]) / group.cost, name

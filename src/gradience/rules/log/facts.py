@@ -18,7 +18,7 @@ from typing import Any, Final, Literal, NamedTuple, TypeAlias, TypeVar
 from gradience.configs.training import Kind, Objective, objective_by_names, objective_of
 from gradience.rules import Description, Observe, Premise, Rule, Threshold, Unknown, cite, premise
 from gradience.rules.log.signals import COMPONENTS, SIGNALS
-from gradience.rules.log.statistics import FEW_POINTS, Curve, Trend, curve_of, median, moves, noise, trend_of
+from gradience.rules.log.statistics import FEW_POINTS, BlockedSeries, Trend, curve_of, median, moves, noise, trend_of
 from gradience.schema import Json, as_float
 from gradience.schema.document import Evidence, Finding, RuleGroup
 from gradience.schema.events import TELLING, ConfigSnapshot, Eval, Throughput, Wiring
@@ -161,17 +161,17 @@ class RunFacts:
         return self.config.training.planned_steps
 
     @cached_property
-    def loss(self) -> Curve:
+    def loss(self) -> BlockedSeries:
         """The training loss where finite."""
         return curve_of(self.series.losses)
 
     @cached_property
-    def norm(self) -> Curve:
+    def norm(self) -> BlockedSeries:
         """The gradient norm where recorded and finite."""
         return curve_of(self.series.grad_norms)
 
     @cached_property
-    def rate(self) -> Curve:
+    def rate(self) -> BlockedSeries:
         """The learning rate where recorded and finite."""
         return curve_of(self.series.rates)
 
@@ -181,7 +181,7 @@ class RunFacts:
         return max(self.rate.values, default=math.nan)
 
     @cached_property
-    def outline(self) -> Curve:
+    def outline(self) -> BlockedSeries:
         """The training loss reduced to so few points that all pairs of points may be compared."""
         return self.loss.outline(FEW_POINTS)
 

@@ -20,7 +20,7 @@ from gradience.rules.log.learning import FITTED
 from gradience.rules.log.numbers import bad_norms, skipped_rows
 from gradience.rules.log.preference import saturated
 from gradience.rules.log.record import ENDED
-from gradience.rules.log.statistics import Bar, Curve, excesses, median, runs_of
+from gradience.rules.log.statistics import Bar, BlockedSeries, excesses, median, runs_of
 from gradience.schema import Json, as_float
 from gradience.schema.document import Finding
 
@@ -48,7 +48,7 @@ PEAK_SHARE = Threshold("peak_share", 0.5, "of the configured peak", "proposal of
 _BEFORE: Final = 8  # rows before a jump that give its level
 
 
-def _norms(facts: RunFacts, least: Threshold) -> Curve:
+def _norms(facts: RunFacts, least: Threshold) -> BlockedSeries:
     curve = facts.norm
     if not curve.values:
         lost = len(bad_norms(facts))
@@ -122,7 +122,7 @@ def _grown(points: Sequence[float], rows: int) -> int | None:
     return None
 
 
-def _burst(facts: RunFacts, curve: Curve) -> Observation | None:
+def _burst(facts: RunFacts, curve: BlockedSeries) -> Observation | None:
     """A jump that lasts three rows or more. Shorter ones are seen in healthy runs."""
     if curve.lowest <= 0.0 or facts.objective.kind == "rl":
         return None  # zeros have no logarithm; GRD108 reports them. Under RL a norm follows the spread of the rewards
@@ -194,7 +194,7 @@ def _vanishing(facts: RunFacts) -> Observation | None:
     )
 
 
-def _with_rate(facts: RunFacts, curve: Curve, run: Sequence[int], block: int) -> list[int]:
+def _with_rate(facts: RunFacts, curve: BlockedSeries, run: Sequence[int], block: int) -> list[int]:
     """The points of a run of low norms at which the learning rate is not known to be 0."""
     rates = facts.series.rates
     return [i for i in run if not rates or rates[curve.rows[i * block]] != 0.0]

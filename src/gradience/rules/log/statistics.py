@@ -255,7 +255,7 @@ _MANY: Final = 1000  # rows from which the bar for a spike grows with the number
 _NEAR: Final = 0.6  # fraction of the bar that a value must pass by its block to be judged by its own rows
 
 
-class Curve(NamedTuple):
+class BlockedSeries(NamedTuple):
     """The finite values of a series, their rows in it, the median of each block of rows, and the lowest value."""
 
     values: Sequence[float]
@@ -268,14 +268,14 @@ class Curve(NamedTuple):
         """The row of the series at which a point (a block) begins."""
         return self.rows[point * self.block]
 
-    def outline(self, most: int) -> Curve:
+    def outline(self, most: int) -> BlockedSeries:
         """The same curve reduced to at most `most` points."""
         block = _block(len(self.points), most)
         points = self.points if block == 1 else _block_medians(self.points, block)
         return self._replace(block=self.block * block, points=points)
 
 
-def curve_of(values: Sequence[float]) -> Curve:
+def curve_of(values: Sequence[float]) -> BlockedSeries:
     """The curve of a series without its missing (NaN) and infinite values."""
     kept: Sequence[float] = values
     rows: Sequence[int] = range(len(values))
@@ -284,7 +284,7 @@ def curve_of(values: Sequence[float]) -> Curve:
         kept, rows = list(compress(values, finite)), list(compress(rows, finite))
     block = _block(len(kept), MOST_POINTS)
     points = bounded(kept if block == 1 else _block_medians(kept, block))
-    return Curve(kept, rows, block, points, min(kept, default=math.nan))
+    return BlockedSeries(kept, rows, block, points, min(kept, default=math.nan))
 
 
 def all_finite(values: Sequence[float]) -> bool:
@@ -327,7 +327,7 @@ class Bar(NamedTuple):
     logarithmic: bool
 
 
-def excesses(curve: Curve, bar: Bar) -> list[tuple[int, float]]:
+def excesses(curve: BlockedSeries, bar: Bar) -> list[tuple[int, float]]:
     """Return the values that stand out: index in `curve.values`, and height as a multiple of the spread.
 
     The first 8 are not judged.
@@ -337,7 +337,7 @@ def excesses(curve: Curve, bar: Bar) -> list[tuple[int, float]]:
     return [(i, times) for i, times in judged if times > k]
 
 
-def _raised(curve: Curve, bar: Bar) -> float:
+def _raised(curve: BlockedSeries, bar: Bar) -> float:
     return bar.k * (1.0 + 0.25 * max(0.0, math.log10(max(len(curve.values), 1) / _MANY)))
 
 
@@ -358,7 +358,7 @@ def _excess(values: Sequence[float], place: int, bar: Bar, *, over: float = 0.0)
     return (value - level) / scale if scale > 0.0 else 0.0
 
 
-def _candidates(curve: Curve, bar: Bar, k: float) -> Sequence[int]:
+def _candidates(curve: BlockedSeries, bar: Bar, k: float) -> Sequence[int]:
     """Indices worth a closer look: all of a short curve; in a long one, the values far above their block."""
     values, block = curve.values, curve.block
     if block == 1:

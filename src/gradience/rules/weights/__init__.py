@@ -101,7 +101,7 @@ class AdapterFacts(NamedTuple):
     """Modules that the config wants saved whole, so that a head among them is intended."""
 
 
-class Standing(NamedTuple):
+class FindingOverride(NamedTuple):
     """What differs from the rule's usual severity, confidence or action in the finding that reports one verdict."""
 
     severity: Severity | None = None
@@ -109,7 +109,7 @@ class Standing(NamedTuple):
     action: str | None = None
 
 
-Verdicts: TypeAlias = Mapping[str, Standing]
+Verdicts: TypeAlias = Mapping[str, FindingOverride]
 """The verdicts of `health` that a rule reports, each with what differs there from the rule's usual finding."""
 
 
@@ -161,13 +161,13 @@ def health(
     if n < JUDGED_SHARE.value * total:
         reasons = [*(m.note for m in unknown if m.note), *(item.reason for item in not_analysed), "no update is known"]
         return Health(verdict="not_analysed", reason=f"only {n} of {total} modules could be analysed: {reasons[0]}")
-    found = (
+    verdict = (
         _of_states(known)
         or _of_size(relative_frobenius)
         or _of_spectra(known, optimizer)
         or Health(verdict="trained", reason=f"{_all(n)} {'carries' if n == 1 else 'carry'} a finite, non-zero update")
     )
-    return replace(found, reason=f"{found.reason} ({len(left)} more are not known)") if left else found
+    return replace(verdict, reason=f"{verdict.reason} ({len(left)} more are not known)") if left else verdict
 
 
 def _of_size(relative_frobenius: float | None) -> Health | None:

@@ -7,13 +7,13 @@ training, because utilization falls with r by itself.
 from __future__ import annotations
 
 import math
-import re
 from bisect import bisect_left
-from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Final, Literal, NamedTuple, TypeAlias, TypeVar
+from collections.abc import Callable, Iterable, Sequence
+from typing import Final, Literal, NamedTuple, TypeAlias
 
-from gradience.adapters.patterns import dotted_tails
+from msgspec.structs import replace
+
+from gradience.adapters.patterns import Number, alpha_for, patterns_of
 from gradience.schema.audit import ModuleAudit, ModuleRank, RankDisagreement, RankPattern, RankRule, SuggestedRank
 
 BUCKETS: Final = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024)
@@ -90,6 +90,20 @@ def priced_ranks(energy_ranks: Sequence[int], cap: int) -> set[int]:
     return {rank for rank in ranks if 0 < rank < cap}
 
 
+def priced(modules: Sequence[ModuleAudit], errors: Sequence[Sequence[float]]) -> list[ModuleAudit]:
+    """The modules with their errors at the `priced_ranks`, and at a module's own rank where that leaves one.
+
+    `errors` are each module's relative errors at rank 0, 1, ..., as far as they are known.
+    """
+    cap = max((m.r for m in modules), default=0)
+    ranks = priced_ranks([m.energy_rank_90 or 1 for m in measured(modules)], cap)
+    return [replace(m, relative_errors=_at(each, ranks, m.r)) for m, each in zip(modules, errors, strict=True)]
+
+
+def _at(errors: Sequence[float], ranks: Iterable[int], own: int) -> dict[str, float]:
+    return {str(k): errors[k] for k in sorted({*ranks, own}) if 0 < k < len(errors)}
+
+
 def candidates(modules: Sequence[ModuleAudit], *, bytes_per_param: float = 0.0) -> list[SuggestedRank]:
     """Cost and saving of the powers of two below the largest present rank, and of the suggested ranks."""
     cap = max((m.r for m in modules), default=0)
@@ -148,13 +162,13 @@ def _rule(name: str, modules: Sequence[ModuleAudit]) -> RankRule:
 
 def disagreements(modules: Sequence[ModuleAudit]) -> list[RankDisagreement]:
     """The modules whose rules lie more than one bucket apart, widest first."""
-    found = []
+    apart_by = []
     for module in modules:
         buckets = {name: bucket(read(module), module.r) for name, read in _READ.items()}
         apart = _steps(min(buckets.values()), max(buckets.values()))
         if apart > 1:
-            found.append((apart, RankDisagreement(name=module.name, buckets=buckets, why=_why(module, buckets))))
-    return [item for _, item in sorted(found, key=lambda pair: -pair[0])]
+            apart_by.append((apart, RankDisagreement(name=module.name, buckets=buckets, why=_why(module, buckets))))
+    return [item for _, item in sorted(apart_by, key=lambda pair: -pair[0])]
 
 
 def _steps(low: int, high: int) -> int:
@@ -178,52 +192,6 @@ def _why(module: ModuleAudit, buckets: dict[str, int]) -> str:
     return f"{peak}, and the spectrum falls without a clear bend: the rules cut at different places"
 
 
-Number: TypeAlias = int | float
-_T = TypeVar("_T", int, float)
-
-
-class Patterns(NamedTuple):
-    """The four fields of a LoraConfig that set every module's rank and alpha."""
-
-    r: int
-    lora_alpha: Number
-    rank_pattern: dict[str, int]
-    alpha_pattern: dict[str, Number]
-
-
-def patterns_of(
-    ranks: Mapping[str, int], alphas: Mapping[str, Number], *, default: tuple[int, Number] | None = None
-) -> Patterns:
-    """The LoraConfig fields for modules given by path, as PEFT matches paths; both mappings have the same keys.
-
-    The default rank and alpha are `default` if given. Otherwise they are the commonest values, and the mappings must
-    not be empty.
-    """
-    r, alpha = default or (_commonest(ranks.values()), _commonest(alphas.values()))
-    tails = {tail for path in ranks for tail in dotted_tails(path)[1:]}
-    return Patterns(
-        r,
-        alpha,
-        {_key(path, tails): rank for path, rank in ranks.items() if rank != r},
-        {_key(path, tails): value for path, value in alphas.items() if value != alpha},
-    )
-
-
-def alpha_for(scale: float, rank: int, *, rslora: bool) -> Number:
-    """The alpha that gives scaling s at the rank: s r, or s sqrt(r) with rsLoRA. Whole numbers are returned as int."""
-    alpha = scale * (math.sqrt(rank) if rslora else rank)
-    near = round(alpha)
-    return near if math.isclose(alpha, near, rel_tol=1e-12) else alpha
-
-
-def _commonest(values: Iterable[_T]) -> _T:
-    return Counter(values).most_common(1)[0][0]
-
-
-def _key(path: str, tails: set[str]) -> str:
-    return ("^" if path in tails else "") + re.escape(path)
-
-
 def rank_pattern(modules: Sequence[ModuleAudit], *, bytes_per_param: float) -> RankPattern | None:
     """The pattern that cuts each module to its k@90% and keeps its scaling s; None without usable modules.
 
@@ -234,15 +202,15 @@ def rank_pattern(modules: Sequence[ModuleAudit], *, bytes_per_param: float) -> R
         return None
     ranks = {path: max(_suggested(m) for m in members) for path, members in groups.items()}
     alphas = {path: _alpha(members[0], ranks[path]) for path, members in groups.items()}
-    found = patterns_of(ranks, alphas)
+    patterns = patterns_of(ranks, alphas)
     healthy = [m for m in modules if m.energy_rank_90 is not None]
     kept, error, saved = cut(healthy, lambda m: ranks[_parameter(m)])
     return RankPattern(
-        r=found.r,
-        lora_alpha=found.lora_alpha,
+        r=patterns.r,
+        lora_alpha=patterns.lora_alpha,
         use_rslora=modules[0].rslora,
-        rank_pattern=found.rank_pattern,
-        alpha_pattern=found.alpha_pattern,
+        rank_pattern=patterns.rank_pattern,
+        alpha_pattern=patterns.alpha_pattern,
         energy_kept=kept,
         relative_error=error,
         params_saved=saved,
@@ -294,4 +262,33 @@ def _row(module: ModuleAudit, rank: int) -> ModuleRank:
         rank=rank,
         relative_error=error_at(module, rank) if healthy else 0.0,
         params_saved=(module.r - rank) * module.params // module.r,
+    )
+
+
+class Suggestions(NamedTuple):
+    """The lower ranks at which an adapter could be stored, as its report has them."""
+
+    suggested: dict[str, SuggestedRank]
+    like_suggested: SuggestedRank | None
+    candidates: list[SuggestedRank]
+    rank_rules: list[RankRule]
+    disagreements: list[RankDisagreement]
+    per_layer: RankPattern | None
+
+
+NO_SUGGESTIONS: Final = Suggestions({}, None, [], [], [], None)
+
+
+def suggestions(modules: Sequence[ModuleAudit], *, bytes_per_param: float) -> Suggestions:
+    """Every suggestion for modules whose errors are `priced`; `bytes_per_param` is the mean of their factors."""
+    healthy = measured(modules)
+    ranks = suggested_ranks([m.energy_rank_90 or 1 for m in healthy], max((m.r for m in healthy), default=0))
+    pattern = rank_pattern(modules, bytes_per_param=bytes_per_param)
+    return Suggestions(
+        suggested={name: suggest(healthy, rank, bytes_per_param=bytes_per_param) for name, rank in ranks.items()},
+        like_suggested=None if pattern is None else of_pattern(pattern),
+        candidates=candidates(healthy, bytes_per_param=bytes_per_param),
+        rank_rules=rank_rules(healthy),
+        disagreements=disagreements(healthy),
+        per_layer=pattern,
     )

@@ -24,7 +24,7 @@ from gradience.rules.weights import (
     RANDOM_SHARE,
     THE_FILE,
     AdapterFacts,
-    Standing,
+    FindingOverride,
     Verdicts,
     WeightsRule,
     is_flattening,
@@ -39,14 +39,14 @@ ALPHA_DEFAULT = Threshold("alpha_default", 8, "lora_alpha", "PEFT's LoraConfig")
 
 _SHOWN: Final = 3  # grounds of a finding
 _KEPT: Final = 20  # names among the values
-_BROKEN: Final[Verdicts] = {"broken": Standing()}
+_BROKEN: Final[Verdicts] = {"broken": FindingOverride()}
 _ZERO: Final[Verdicts] = {
-    "untrained": Standing(),
-    "near_untrained": Standing("warning", 0.7, "Check the learning rate, the number of steps and the scaling."),
-    "partial": Standing("warning", 0.9, "Check target_modules and which parameters require gradients."),
+    "untrained": FindingOverride(),
+    "near_untrained": FindingOverride("warning", 0.7, "Check the learning rate, the number of steps and the scaling."),
+    "partial": FindingOverride("warning", 0.9, "Check target_modules and which parameters require gradients."),
 }
-_RANDOM: Final[Verdicts] = {"random_like": Standing()}
-_OVERSIZED: Final[Verdicts] = {"oversized": Standing()}
+_RANDOM: Final[Verdicts] = {"random_like": FindingOverride()}
+_OVERSIZED: Final[Verdicts] = {"oversized": FindingOverride()}
 
 
 def observe_size(size: float | None) -> Observation | None:
