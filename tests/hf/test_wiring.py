@@ -535,6 +535,11 @@ def test_a_schedule_of_0_is_named_after_the_first_steps(tmp_path):
     assert alerts(tmp_path) == {"WIR180": 8}
 
 
+def test_a_short_run_that_warms_up_from_0_and_decays_to_0_is_no_finding(tmp_path):
+    fit(tmp_path, llama(), max_steps=6, warmup_steps=2, learning_rate=1e-3)
+    assert "WIR180" not in alerts(tmp_path)
+
+
 def test_a_head_that_trains_alone_first_is_no_finding(tmp_path):
     model = sys.modules["hf_training"].distilbert()
     optimizer = torch.optim.AdamW(trained(model))

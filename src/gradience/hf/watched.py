@@ -146,6 +146,8 @@ class WiringWatch:
         gradients.take()
         gradients.leftover.step_made()
         gradients.steps += 1
+        groups = [group for one in self._optimizers for group in one.param_groups]
+        gradients.rateless += all(float(group["lr"]) == 0.0 for group in groups)
         over = gradients.steps >= LOOKS
         if over:
             gradients.leftover.remove()
@@ -185,7 +187,7 @@ class _Gradients:
     """Which trainable tensors received a gradient so far."""
 
     def __init__(self, parts: Sequence[NamedParameter], held: Collection[int], invocations: Invocations) -> None:
-        self.steps = 0
+        self.steps = self.rateless = 0
         self.invocations = invocations
         self.leftover = Leftover([part for part in parts if id(part.tensor) in held])  # others nobody sets to zero
         self._parts = {id(part.tensor): part for part in parts}
@@ -234,6 +236,7 @@ class _Gradients:
             detached=sum(id(part.tensor) not in self._present for part in without),
             compared=self.leftover.compared,
             kept=self.leftover.kept,
+            rateless=self.rateless,
             backward=0 if self.steps else self.leftover.arrived,
             rows=self.invocations.rows,
             invoked=self.invocations.invoked,

@@ -940,7 +940,7 @@ def _stands_still(facts: RunFacts) -> Observation | None:
     """the adapter stands still
 
     after the first steps, {looked} or more, a group of the optimizer with the adapter's tensors has the rate 0, now
-    and as its peak, while another group has a rate; or all groups have the rate 0, as at the start; an error if as
+    and as its peak, while another group has a rate; or all groups have the rate 0 at each of them; an error if as
     many backward passes were made, the optimizer made no step, and the adapter's weights are those of the start
 
     Why: A group of rate 0 never learns, unless the loop raises its rate later, and neither does one without steps.
@@ -967,9 +967,9 @@ def _stands_still(facts: RunFacts) -> Observation | None:
                 {"tensors": count, "step": wiring.step},
                 evidence=seen(f"rates {few([f'{as_float(group.lr):g}' for group in of.rates])}"),
             )
-        if begun is not None and begun.optimizer is not None and _all_zero(begun.optimizer) and _all_zero(of):
+        if first.rateless == first.steps:
             return Observation(
-                f"{_when(begun)}, the learning rate is 0, and after {first.steps} steps it is still.",
+                f"The learning rate was 0 at each of the first {first.steps} steps.",
                 {"tensors": sum(group.tensors for group in of.rates), "step": wiring.step, "all": True},
                 action="Look at the schedule: does it count epochs, or divide the step by a whole number?"
                 if any(as_float(group.peak or 0.0) > 0.0 for group in of.rates)
@@ -977,10 +977,6 @@ def _stands_still(facts: RunFacts) -> Observation | None:
                 evidence=seen(f"peaks {few([f'{as_float(group.peak or 0.0):g}' for group in of.rates])}"),
             )
     return None
-
-
-def _all_zero(optimizer: OptimizerWiring) -> bool:
-    return bool(optimizer.rates) and all(as_float(group.lr) == 0.0 for group in optimizer.rates)
 
 
 def _unmoved(begun: Wiring, now: Wiring) -> bool:
