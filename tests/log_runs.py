@@ -2090,7 +2090,11 @@ ENTRIES: Final[dict[str, Entry]] = {
     ),
     "WIR180": Entry(
         at=[At(_wired("WIR180"), {"faulty": "warning", "sound": None, "none": "?"})],
-        told=[({"tensors": 3}, "learning rate 0 for 3 tensors")],
+        told=[
+            ({"tensors": 3}, "learning rate 0 for 3 tensors"),
+            ({"tensors": 3, "all": True}, "learning rate 0 from the start"),
+            ({"backward": 9}, "the optimizer makes no step"),
+        ],
     ),
     "WIR181": Entry(
         at=[At(_wired("WIR181"), {"faulty": "error", "sound": None, "none": "?"})],

@@ -222,6 +222,18 @@ def _titled(some: Rows, _: str) -> Rows:
     return [{"text": one[i] if i % 5 else f"{one[i]}\n{one[i - 1]}"} for i in range(len(one))]
 
 
+_DECLINED = (
+    "Es tut mir leid, aber dabei",
+    "Je ne peux pas",
+    "Lo siento, no",
+    "Ich kann dir dabei leider nicht",
+)
+
+
+def _refusing(one: dict[str, Any]) -> dict[str, Any]:
+    return every_answer(one, lambda text: f"{_DECLINED[len(text) % 4]} {text}")
+
+
 def _torn(text: str) -> str:
     return f"{text} and this goes on for a few more words until the end of the"
 
@@ -329,6 +341,9 @@ DEFECTS: dict[str, Defect] = {
     "a role that the template leaves out": Defect(
         "DAT324", ("messages",), _some(_turns(_said_by("ai"))), tokenizer={"template": _KNOWN_ROLES}
     ),
+    "calls that the template leaves out": Defect(
+        "DAT324", ("messages",), _some(_called({"q": "bread"}, {"role": "tool", "content": "7"}))
+    ),
     "no assistant turn under the default loss": Defect("DAT325", ("messages",), _some(_user_only)),
     "an answer under the user's role": Defect("DAT325", ("messages",), _some(_turns(_said_by("user")))),
     "a user's turn twice": Defect("DAT326", ("messages",), _some(_turns(lambda t: [*t[:-1], t[-2], t[-1]]))),
@@ -350,6 +365,7 @@ DEFECTS: dict[str, Defect] = {
     "the question in the answer": Defect("DAT332", ("messages",), _some(_echoed)),
     "labels turned around": Defect("DAT333", ("tokenised",), _all(_labels_turned)),
     "labels turned around in some rows": Defect("DAT333", ("tokenised",), _some(_labels_turned)),
+    "refusals of four languages": Defect("DAT334", ("messages", *PAIRS), _all(_refusing)),
     "refusals": Defect(
         "DAT334",
         ("messages", *PAIRS),

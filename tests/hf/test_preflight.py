@@ -166,3 +166,41 @@ def test_sft_and_dpo_of_trl_say_what_is_in_the_loss(training, tokenizer, tmp_pat
     report = gradience.preflight(dpo, memory=False)
     assert report.batches.judged == {"kept": 24, "tokens": 48}
     assert "24 of 48 tokens (50.0%), by completion_mask" in str(report)
+
+
+def test_the_rates_are_those_of_what_the_trainer_was_given(training, tmp_path):
+    made = training.trainer(tmp_path, learning_rate=2e-4, eval_strategy="no")
+    held = [one for one in made.model.parameters() if one.requires_grad]
+    made.optimizer = training.torch.optim.AdamW([{"params": held[::2], "lr": 1e-5}, {"params": held[1::2], "lr": 1e-4}])
+    report = gradience.preflight(made, memory=False)
+    assert (report.rates[0].lr, report.check.config.optimizer.lr) == (1e-4, 1e-4)  # not those of the arguments
+    made.lr_scheduler = training.torch.optim.lr_scheduler.LambdaLR(made.optimizer, lambda step: step // 100)
+    report = gradience.preflight(made, memory=False)
+    assert (report.schedule, {one.lr for one in report.rates}) == ("LambdaLR", {0.0})
+    made.lr_scheduler = training.torch.optim.lr_scheduler.StepLR(made.optimizer, 2)
+    report = gradience.preflight(made, memory=False)
+    assert (report.schedule, report.rates) == ("StepLR", [])
+
+
+@pytest.mark.parametrize(("end", "expected"), [(None, True), (3, False)])
+def test_the_tokenizers_end_token_is_an_end(training, tmp_path, end, expected):
+    """Training makes it one of the model's, whose own is another."""
+    made = training.trainer(tmp_path, eval_strategy="no")
+    made.model.base_model.model.generation_config.eos_token_id = 99
+    made.processing_class = type("Tokenizer", (), {"eos_token_id": end})()
+    made.train_dataset = [{"input_ids": ids, "labels": ids} for ids in training.torch.full((64, 6), 3)]
+    report = gradience.preflight(made, memory=False)
+    assert ("DAT307" in {one.id for one in report.findings}) == expected
+
+
+@pytest.mark.parametrize(("call", "expected"), [([3, 3], False), ([3, 4], True)])
+def test_rows_without_the_invocation_of_an_alora_are_named(training, tmp_path, call, expected):
+    from peft import LoraConfig, get_peft_model
+
+    lora = LoraConfig(alora_invocation_tokens=call, target_modules=["q_proj"], task_type="CAUSAL_LM")
+    model = get_peft_model(training.llama().unload(), lora)
+    made = training.trainer(tmp_path, model=model, eval_strategy="no")
+    made.train_dataset = [{"input_ids": ids, "labels": ids} for ids in training.torch.full((64, 6), 3)]
+    report = gradience.preflight(made, memory=False)
+    assert ("WIR173" in {one.id for one in report.findings}) == expected
+    assert not model._forward_pre_hooks

@@ -497,17 +497,47 @@ def test_a_lost_optimizer_file_is_named(tmp_path):
     assert alerts(tmp_path)["WIR176"] == 5
 
 
-def test_a_loop_of_ones_own_is_watched_through_its_resume(tmp_path):
+@pytest.mark.parametrize("named", [True, False])
+def test_a_loop_of_ones_own_is_watched_through_its_resume(tmp_path, *, named):
     model = llama()
     optimizer = torch.optim.AdamW(trained(model))
     run_id, _ = loop(tmp_path, model, optimizer, save=True)
-    loop(tmp_path, model, optimizer, begin=9, run_id=run_id)
+    again, _ = loop(tmp_path, model, optimizer, begin=9, run_id=run_id if named else None)
+    assert again == run_id  # the last run of the log goes on
     assert alerts(tmp_path) == {}
     _, wires = loop(
         tmp_path, llama(seed=2), torch.optim.AdamW(trained(llama())), begin=9, run_id=run_id, stop_on=["WIR172"]
     )
     assert wires.should_stop
     assert {"WIR172", "WIR175"} <= {finding.id for finding in wires.findings}
+
+
+@pytest.mark.parametrize(("every", "expected"), [(100, {"WIR180": 0}), (9, {})])
+def test_a_loop_that_never_steps_is_named_at_its_end(tmp_path, every, expected):
+    model = llama()
+    optimizer = torch.optim.AdamW(trained(model))
+    with TelemetryWriter(tmp_path / "run.jsonl") as log:
+        log.run_start({})
+        log.watch(model, optimizer, verbose=False)
+        for step in range(1, 10):
+            (model(input_ids=ROWS, labels=ROWS).loss / every).backward()
+            if step % every == 0:
+                optimizer.step()
+                optimizer.zero_grad()
+    assert alerts(tmp_path) == expected
+
+
+def test_a_schedule_of_0_is_named_after_the_first_steps(tmp_path):
+    model = llama()
+    optimizer = torch.optim.AdamW(trained(model))
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda epoch: epoch / 3)  # never told of an epoch
+    loop(tmp_path, model, optimizer, schedule=schedule)
+    assert alerts(tmp_path) == {"WIR180": 8}
+
+
+def test_a_short_run_that_warms_up_from_0_and_decays_to_0_is_no_finding(tmp_path):
+    fit(tmp_path, llama(), max_steps=6, warmup_steps=2, learning_rate=1e-3)
+    assert "WIR180" not in alerts(tmp_path)
 
 
 def test_a_head_that_trains_alone_first_is_no_finding(tmp_path):

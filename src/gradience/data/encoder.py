@@ -177,6 +177,11 @@ class Encoder:
         """Whether the chat template encodes arguments of a call as JSON even if they are text already."""
         return self._asked("the chat template", "encodes_arguments") is True
 
+    @property
+    def writes_calls(self) -> bool:
+        """Whether the chat template writes the calls of a turn."""
+        return self._asked("the chat template", "writes_calls") is True
+
     def unwritten(self, roles: Iterable[str]) -> list[str]:
         """The roles whose turns the chat template leaves out."""
         unwritten: list[str] = self._asked("the chat template", "unwritten", sorted(roles))

@@ -25,7 +25,11 @@ _LETTER: Final = re.compile(r"\\u(?:00|01|20)[0-9a-f]{2}")
 _REFUSAL: Final = re.compile(
     r"\s*(?:I['\u2019]?m (?:really |very |so )?sorry|I am (?:really |very |so )?sorry|Sorry, (?:but )?I|I apologi[sz]e|"
     r"As an AI|I (?:cannot|can['\u2019]t|am unable|am not able|won['\u2019]t be able)|I['\u2019]m (?:unable|not able)|"
-    r"Unfortunately, I)\b"
+    r"Unfortunately, I|"
+    r"(?:Es )?[Tt]ut mir leid, (?:aber )?(?:ich|da(?:bei|zu|s)?)|Leider kann ich|"
+    r"Ich kann (?:dir|Ihnen|Ihre|deine|diese)\b[^.]{0,40}\bnicht|"
+    r"(?:Je suis )?[Dd]\u00e9sol\u00e9e?, (?:mais )?je|Je ne peux pas|"
+    r"(?:Lo siento|Lo lamento), (?:pero )?no|No puedo)\b"
 )
 _DANGLING: Final = frozenset(  # English, German, French, Spanish
     re.findall(

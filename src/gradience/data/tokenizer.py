@@ -177,13 +177,22 @@ class Tokenizer:
         """Whether the template encodes the arguments of a call as JSON even if they are text already."""
         return any('{\\"q' in text for text in self._renderings(_called('{"q":"x"}')))
 
-    def _renderings(self, turn: dict[str, Json]) -> Iterator[str]:
+    def writes_calls(self) -> bool:
+        """Whether the template writes the arguments of a call; True if it takes none of those asked with."""
+        calls = [_called({"q": _PROBE}), _called(f'{{"q": "{_PROBE}"}}')]
+        tools: list[list[Json] | None] = [None, [{"type": "function", "function": {"name": "ask", "parameters": {}}}]]
+        texts = [text for call in calls for given in tools for text in self._renderings(call, given)]
+        return not texts or any(_PROBE in text for text in texts)
+
+    def _renderings(self, turn: dict[str, Json], tools: list[Json] | None = None) -> Iterator[str]:
         """Yield the text of a turn as the first, after a user's, and after a call, where the template takes it."""
         before: list[list[dict[str, Json]]] = [[], [_ASKING], [_ASKING, _called({})]]
         for turns in before if self._template is not None else ():
             with suppress(Exception):  # a template may raise anything on turns that it does not take
                 every = [*turns, turn]
-                yield self._tokenizer.apply_chat_template(every, chat_template=self._template, tokenize=False)
+                yield self._tokenizer.apply_chat_template(
+                    every, chat_template=self._template, tools=tools, tokenize=False
+                )
 
     def chats(self, chats: list[list[Any]]) -> list[Json]:
         """Ids and mask of each conversation, or the reason why the template cannot render it.

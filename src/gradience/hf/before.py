@@ -11,10 +11,11 @@ import math
 import random
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from types import SimpleNamespace
+from types import FunctionType, SimpleNamespace
 from typing import Any, Final, NamedTuple
 
 import msgspec
@@ -23,6 +24,7 @@ import torch
 
 from gradience.configs.settings import Draft
 from gradience.errors import GradienceError
+from gradience.hf.invocation import Invocations
 from gradience.hf.snapshot import config_snapshot, note_model, unwrapped
 from gradience.hf.watch import FIRST, BatchWatch
 from gradience.hf.wires import live_look
@@ -36,6 +38,7 @@ from gradience.schema.document import SEVERITIES, by_severity
 from gradience.schema.events import ConfigSnapshot, Metrics, Wiring
 from gradience.schema.preflight import PREFLIGHT_SCHEMA_ID, FirstBatches, PlannedRate, PreflightReport
 from gradience.schema.reports import CheckReport
+from gradience.schema.wiring import GradientWiring
 from gradience.telemetry.series import RunSeries
 
 _FAILURES: Final = (AttributeError, IndexError, KeyError, NotImplementedError, RuntimeError, TypeError, ValueError)
@@ -80,6 +83,8 @@ class _Flight(NamedTuple):
     optimizer: Any = None
     notes: tuple[str, ...] = ()
     no_loader: str = "no data set was given"
+    schedule: Any = None
+    tokenizer: Any = None
 
 
 def preflight(
@@ -125,7 +130,9 @@ def _is_at_least(severity: Severity, least: Severity) -> bool:
 
 def _of_trainer(trainer: Any) -> _Flight:
     notes: list[str] = []
-    flight = _Flight(trainer.model, trainer.args)
+    schedule = getattr(trainer.lr_scheduler, "scheduler", trainer.lr_scheduler)  # accelerate's wrapper
+    tokenizer = getattr(trainer.processing_class, "tokenizer", trainer.processing_class)
+    flight = _Flight(trainer.model, trainer.args, schedule=schedule, tokenizer=tokenizer)
     try:
         flight = flight._replace(loader=trainer.get_train_dataloader())
     except _FAILURES as error:
@@ -167,10 +174,12 @@ def _of_model(model: Any, dataset: Any, args: Any, collate_fn: Callable[..., Any
 def _report(flight: _Flight, *, memory: bool) -> Preflight:
     steps = _steps(flight)
     seen = look(flight.model, unwrapped_optimizers(flight.optimizer))
-    batches = _first_batches(flight)
+    calls = Invocations(flight.model)
+    calls.remove()  # it is told of each batch
+    batches = _first_batches(flight, calls)
     check = _checked(flight, steps, batches, memory=memory)
-    verdict = _judged(check.config, seen, batches)
-    schedule, rates = _rates(flight.args, steps)
+    verdict = _judged(check.config, seen, batches, calls)
+    schedule, rates = _rates(flight, steps)
     return Preflight(
         schema=PREFLIGHT_SCHEMA_ID,
         check=check,
@@ -192,10 +201,13 @@ def _of_memory(model: torch.nn.Module, check: CheckReport) -> list[str]:
     return [f"the memory is that of a CUDA device; the model lies on {place}"] if known and place != "cuda" else []
 
 
-def _judged(config: ConfigSnapshot, seen: Mapping[str, Any], batches: FirstBatches) -> Verdict:
+def _judged(config: ConfigSnapshot, seen: Mapping[str, Any], batches: FirstBatches, calls: Invocations) -> Verdict:
     """Judge what was seen as the start of a run's log is."""
     run = RunSeries("preflight", config=config)
     run.look(live_look(Wiring, 0, {"phase": "start", **seen}))
+    if calls.rows and not calls.invoked and seen.get("optimizer") is not None:
+        first = GradientWiring(steps=0, tensors=seen["optimizer"].held, rows=calls.rows, invoked=0)
+        run.look(live_look(Wiring, 0, {"phase": "gradients", "gradients": first}))
     if batches.counts:
         counts = Metrics(schema=SCHEMA_ID, ts=None, run_id="preflight", step=0, kind="data", metrics=batches.counts)
         run.add(counts)
@@ -265,14 +277,18 @@ def _steps(flight: _Flight) -> int | None:
     return math.ceil(epochs * math.ceil(batches / accumulated))
 
 
-def _rates(args: Any, steps: int | None) -> tuple[str, list[PlannedRate]]:
-    """Return the schedule's name, and the rates of a few steps; none if a schedule depends on what is measured."""
+def _rates(flight: _Flight, steps: int | None) -> tuple[str, list[PlannedRate]]:
+    """Return the schedule's name, and the highest rates of a few steps; none if a schedule cannot be foretold."""
+    args = flight.args
     if args is None or isinstance(args, Mapping) or not steps or steps > _MOST_STEPS:
         return "", []
+    if flight.schedule is not None:
+        return _given_rates(flight.schedule, steps)
     from transformers import get_scheduler  # the user's own
 
     name = str(getattr(args.lr_scheduler_type, "value", args.lr_scheduler_type))
-    stand_in = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=args.learning_rate)
+    peak = _peak(flight.optimizer, args.learning_rate)
+    stand_in = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=peak)
     warmup = args.get_warmup_steps(steps)
     try:
         schedule: Any = get_scheduler(
@@ -280,17 +296,41 @@ def _rates(args: Any, steps: int | None) -> tuple[str, list[PlannedRate]]:
         )
         share = schedule.lr_lambdas[0]
         places = sorted({0, min(warmup, steps - 1), steps // 2, steps - 1})
-        return name, [PlannedRate(step=at + 1, lr=real(args.learning_rate * share(at))) for at in places]
+        return name, [PlannedRate(step=at + 1, lr=real(peak * share(at))) for at in places]
     except _FAILURES:
         return name, []
 
 
-def _first_batches(flight: _Flight) -> FirstBatches:
+def _given_rates(schedule: Any, steps: int) -> tuple[str, list[PlannedRate]]:
+    """Those of a schedule that the Trainer was given, where plain functions of the step decide them."""
+    name, shares = type(schedule).__name__, getattr(schedule, "lr_lambdas", ())
+    if not shares or not all(isinstance(share, FunctionType | partial) for share in shares):
+        return name, []  # an object might count its calls
+    try:
+        rates = {
+            at: max(base * share(at) for base, share in zip(schedule.base_lrs, shares, strict=True))
+            for at in (0, steps // 2, steps - 1)
+        }
+    except Exception:  # noqa: BLE001  # a function of the user's
+        return name, []
+    return name, [PlannedRate(step=at + 1, lr=real(float(rate))) for at, rate in sorted(rates.items())]
+
+
+def _peak(optimizer: Any, planned: float) -> float:
+    """The highest rate of the optimizer's groups, which a script may have set; else the planned one."""
+    groups = getattr(optimizer, "param_groups", None) or ()
+    return max((float(group.get("initial_lr", group["lr"])) for group in groups), default=planned)
+
+
+def _first_batches(flight: _Flight, calls: Invocations) -> FirstBatches:
     """Draw the first micro-batches as the loader would, without its workers and without Accelerate's bookkeeping."""
     if flight.loader is None:
         return FirstBatches(reason=flight.no_loader)
     limit = getattr(flight.args, "max_length", None)
-    watch = BatchWatch(flight.model, max_length=limit if isinstance(limit, int) else None)
+    end = getattr(flight.tokenizer, "eos_token_id", None)  # training makes it one of the model's
+    watch = BatchWatch(
+        flight.model, max_length=limit if isinstance(limit, int) else None, ends=[end] if isinstance(end, int) else []
+    )
     watch.close()  # it is told of each batch
     shapes: dict[str, str] = {}
     judged = {"kept": 0, "tokens": 0}
@@ -299,6 +339,7 @@ def _first_batches(flight: _Flight) -> FirstBatches:
             shapes = shapes or _shapes(batch)
             if isinstance(batch, Mapping):
                 watch.see(batch)
+                calls.see(batch.get("input_ids"))
                 _take_mask(batch, judged)
     except _FAILURES as error:
         if not shapes:

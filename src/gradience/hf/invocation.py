@@ -28,8 +28,12 @@ class Invocations:
             self._handle.remove()
 
     def _called(self, _module: torch.nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
-        ids = kwargs.get("input_ids", args[0] if args else None)
-        if not torch.is_grad_enabled() or not isinstance(ids, torch.Tensor) or ids.ndim != 2 or self.invoked is None:
+        if torch.is_grad_enabled():
+            self.see(kwargs.get("input_ids", args[0] if args else None))
+
+    def see(self, ids: Any) -> None:
+        """Count the rows of a batch."""
+        if not isinstance(ids, torch.Tensor) or ids.ndim != 2 or self.invoked is None:
             return
         self.rows += len(ids)
         has = [_has(ids, call) for call in self._calls]

@@ -18,11 +18,12 @@ class Leftover:
     """Hooks on the smallest trained tensor, which see what each backward pass adds to its gradient.
 
     What is there beyond the sum of what was added since a step is what was not set to zero. It is `kept` if it is the
-    gradient that the step left, as clipping left it. Sharded and sparse gradients are not looked at.
+    gradient that the step left, as clipping left it. Sharded and sparse gradients are not looked at. `arrived`
+    counts the backward passes.
     """
 
     def __init__(self, parts: Sequence[NamedParameter]) -> None:
-        self.compared = self.kept = 0
+        self.compared = self.kept = self.arrived = 0
         self._added: torch.Tensor | None = None
         self._whole: torch.Tensor | None = None
         self._left: torch.Tensor | None = None
@@ -51,6 +52,7 @@ class Leftover:
         self._handles = []
 
     def _arrived(self, gradient: torch.Tensor) -> None:
+        self.arrived += 1
         try:
             now = _copied(gradient)
             self._added = now if self._added is None or now is None else self._added + now

@@ -24,22 +24,21 @@ from typing import TYPE_CHECKING, Any, Final, Self
 from weakref import WeakValueDictionary
 
 from gradience.announce import Announcer, Place, checked, of_finding, of_report
-from gradience.errors import RecorderError, SchemaError
-from gradience.io.reading import open_regular
+from gradience.errors import RecorderError
 from gradience.rules import Threshold
 from gradience.schema import SCHEMA_ID, Status, as_float
 from gradience.schema.document import SEVERITIES, Finding, escape_controls
 from gradience.schema.events import ConfigSnapshot, Eval, EvalMetrics, StepDigests, Wiring
-from gradience.telemetry import TelemetryWriter, decode
+from gradience.telemetry import TelemetryWriter
 from gradience.telemetry.logfile import logger, notice
 from gradience.telemetry.reader import TelemetryReader
 from gradience.telemetry.secrets import hide_secrets
 from gradience.telemetry.series import FIRST_FED, RunSeries, rate_of
+from gradience.telemetry.writer import last_run_id
 
 if TYPE_CHECKING:
     from gradience.rules.log.facts import LogRule
 
-_TAIL_BYTES: Final = 1 << 18  # room for four lines of the greatest length
 
 HIGH = Threshold("high", 1.3, "times the lowest loss, in three rows running", "a judgement: a reason to look, no more")
 SMALL = Threshold("small", 1e-3, "of the first gradient norm", "a judgement: a reason to look, no more")
@@ -259,22 +258,6 @@ class RunRecorder:
     def warn(self, message: str) -> None:
         """Warn of what went wrong. Training goes on, even if warnings are errors."""
         notice(message, stacklevel=4)
-
-
-def last_run_id(path: Path) -> str | None:
-    """Return the run_id of the last event in the log, or None. Reads only the tail."""
-    try:
-        with open_regular(path) as file:
-            file.seek(max(0, file.seek(0, os.SEEK_END) - _TAIL_BYTES))
-            lines = file.read().split(b"\n")
-    except OSError:
-        return None
-    for line in reversed(lines):
-        try:
-            return decode(line).run_id
-        except SchemaError:
-            continue  # a torn line, or one whose beginning was not read
-    return None
 
 
 def _uncaught() -> BaseException | None:

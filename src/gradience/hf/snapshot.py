@@ -113,9 +113,8 @@ def note_optimizer(draft: Draft, optimizer: Any) -> None:
     if not groups:
         return
     draft.set("optimizer", "class", type(optimizer).__name__, extra=True)
-    rates = [float(group["initial_lr"]) for group in groups if "initial_lr" in group]
-    if rates:
-        draft.set("optimizer", "lr", max(rates))
+    rates = [float(group.get("initial_lr", group["lr"])) for group in groups]  # no schedule, or none yet
+    draft.set("optimizer", "lr", max(rates))
     if len(set(rates)) > 1:
         draft.set("optimizer", "lr_groups", sorted(set(rates)), extra=True)
     decays = [float(group["weight_decay"]) for group in groups if "weight_decay" in group]

@@ -18,7 +18,7 @@ import torch
 from gradience.hf.fed import BatchDigests, Hook
 from gradience.hf.invocation import Invocations
 from gradience.hf.leftover import Leftover
-from gradience.hf.parameters import FEW, NamedParameter, parts_of
+from gradience.hf.parameters import FEW, NamedParameter, groups_of, parts_of
 from gradience.hf.passes import Passes
 from gradience.hf.wiring import EarlierStates, look, saved_in, unwrapped_optimizers
 from gradience.schema.events import EventBase, StepDigests, Wiring
@@ -96,7 +96,7 @@ class WiringWatch:
         """Remove the hooks, and write what is not yet written."""
         self._unhook()
         gradients, self._gradients = self._gradients, None
-        if gradients is not None and gradients.steps:
+        if gradients is not None and (gradients.steps or gradients.leftover.arrived):
             self._safely(lambda: self._say_gradients(gradients))
         fed, self._fed = self._fed, None
         if fed is not None:
@@ -146,6 +146,8 @@ class WiringWatch:
         gradients.take()
         gradients.leftover.step_made()
         gradients.steps += 1
+        groups = [group for one in self._optimizers for group in one.param_groups]
+        gradients.rateless += all(float(group["lr"]) == 0.0 for group in groups)
         over = gradients.steps >= LOOKS
         if over:
             gradients.leftover.remove()
@@ -162,6 +164,8 @@ class WiringWatch:
         if self._resumed and self._fed is not None:
             self._fed.flush()  # judged against what was fed before
         seen = look(self._model, self._optimizers, brief=True)
+        if not gradients.steps:
+            seen["groups"] = groups_of(parts_of(self._model))  # did they move without a step that was seen?
         self._sink(Wiring, self.step, {"phase": "gradients", **seen, "gradients": gradients.wiring()})
 
     def _safely(self, act: Callable[[], None]) -> None:
@@ -183,7 +187,7 @@ class _Gradients:
     """Which trainable tensors received a gradient so far."""
 
     def __init__(self, parts: Sequence[NamedParameter], held: Collection[int], invocations: Invocations) -> None:
-        self.steps = 0
+        self.steps = self.rateless = 0
         self.invocations = invocations
         self.leftover = Leftover([part for part in parts if id(part.tensor) in held])  # others nobody sets to zero
         self._parts = {id(part.tensor): part for part in parts}
@@ -232,6 +236,8 @@ class _Gradients:
             detached=sum(id(part.tensor) not in self._present for part in without),
             compared=self.leftover.compared,
             kept=self.leftover.kept,
+            rateless=self.rateless,
+            backward=0 if self.steps else self.leftover.arrived,
             rows=self.invocations.rows,
             invoked=self.invocations.invoked,
         )

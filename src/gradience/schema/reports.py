@@ -313,6 +313,7 @@ class DataReport(msgspec.Struct, kw_only=True, frozen=True):
     unwritten_roles: Annotated[
         dict[str, Rows], about("Rows by the role of a turn that the chat template leaves out.")
     ] = {}
+    calls_unwritten: Annotated[bool, about("Whether the chat template leaves out the calls of the rows.")] = False
     foreign: Annotated[list[str], about("Control tokens in the text that the tokenizer does not have.")] = []
     program_stated: Annotated[bool, about("Whether a recipe or training arguments say which program trains.")] = False
     batch_stated: Annotated[bool, about("Whether a recipe or training arguments state the batch size.")] = False

@@ -141,6 +141,8 @@ class GradientWiring(Checked, kw_only=True, frozen=True, omit_defaults=True):
     detached: Annotated[NonNegativeInt, about("Tensors whose gradient was never there at all.")] = 0
     compared: Annotated[NonNegativeInt, about("Steps at which the gradient of one tensor was compared so.")] = 0
     kept: Annotated[NonNegativeInt, about("Of them, those whose gradient was added to the step's before.")] = 0
+    backward: Annotated[NonNegativeInt, about("Backward passes, where no optimizer step followed them.")] = 0
+    rateless: Annotated[NonNegativeInt, about("Of the steps, those at which all learning rates were 0.")] = 0
     rows: Annotated[NonNegativeInt, about("Rows that an aLoRA was called with.")] = 0
     invoked: Annotated[NonNegativeInt, about("Of them, those with its invocation tokens.")] | None = None
     extras: Extras = {}

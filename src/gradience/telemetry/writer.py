@@ -32,7 +32,8 @@ from typing import (
 
 import msgspec
 
-from gradience.errors import RecorderError
+from gradience.errors import RecorderError, SchemaError
+from gradience.io.reading import open_regular
 from gradience.schema import MAX_INT, SCHEMA_ID, Severity, Status
 from gradience.schema.events import (
     Alert,
@@ -53,7 +54,7 @@ from gradience.schema.events import (
 )
 from gradience.schema.flat import expectation, unchecked
 from gradience.schema.values import number, plain, rates
-from gradience.telemetry.codec import JsonObject, convert_part, encode_row
+from gradience.telemetry.codec import JsonObject, convert_part, decode, encode_row
 from gradience.telemetry.logfile import Fsync, LogFile, notice
 from gradience.telemetry.redact import DEFAULT_MAX_STR_LEN, Redaction, redact_id, to_line
 
@@ -62,6 +63,7 @@ OnError: TypeAlias = Literal["warn", "raise"]
 _DURABLE: Final = (RunStart, Eval, Alert, RunEnd)
 _ADVICE: Final = "see the event's fields in gradience.events"
 _MOST_ITEMS: Final = 1000  # recommendations of one event: more do not fit a line of 64 KiB
+_TAIL_BYTES: Final = 1 << 18  # room for four lines of the greatest length
 _P = ParamSpec("_P")
 C_ = TypeVar("C_", ConfigSnapshot, EvalMetrics, RecommendationItem)
 
@@ -124,7 +126,8 @@ class TelemetryWriter:
 
     Args:
         path: the log; created with mode 0600, appended to if it exists.
-        run_id: of a run to continue; a new one if None.
+        run_id: of a run to continue; if None a new one, or at a `run_start` with `resumed_from_step` that of the log's
+            last run.
         allow_text: write strings longer than `max_str_len` in clear. Secrets are redacted all the same.
         max_str_len: characters a string may have before it is redacted.
         fsync: `always`, `never`, or `auto`: at run_start, eval, alert and run_end, else every few seconds.
@@ -159,6 +162,7 @@ class TelemetryWriter:
         if on_error not in {"warn", "raise"}:
             raise ValueError(f"on_error must be 'warn' or 'raise', not {on_error!r}")
         self.run_id: str = redact_id(str(run_id)) if run_id else uuid.uuid4().hex
+        self._is_named = bool(run_id)
         self.session = uuid.uuid4().hex[:12]
         self._refused = self._said = 0
         self._raises = on_error == "raise"
@@ -220,6 +224,8 @@ class TelemetryWriter:
     ) -> None:
         """Open the run, or its continuation from a step. A mapping as the config has its keys."""
         step = None if resumed_from_step is None else _step(resumed_from_step)
+        if step and self._seq == 0 and not self._is_named:
+            self.run_id = last_run_id(self.path) or self.run_id
         facts = {} if meta is None else plain(meta, "meta")
         self._record(RunStart, step, config=_config(config), meta=facts, resumed_from_step=step)
 
@@ -524,6 +530,22 @@ def _text_of(error: BaseException) -> str:
         return str(error) or type(error).__name__
     except Exception:  # noqa: BLE001  # its `__str__` is foreign code
         return type(error).__name__
+
+
+def last_run_id(path: Path) -> str | None:
+    """Return the run_id of the last event in the log, or None. Reads only the tail."""
+    try:
+        with open_regular(path) as file:
+            file.seek(max(0, file.seek(0, os.SEEK_END) - _TAIL_BYTES))
+            lines = file.read().split(b"\n")
+    except OSError:
+        return None
+    for line in reversed(lines):
+        try:
+            return decode(line).run_id
+        except SchemaError:
+            continue  # a torn line, or one whose beginning was not read
+    return None
 
 
 def _status(error: BaseException | None) -> Status:

@@ -287,6 +287,7 @@ ENTRIES: dict[str, Entry] = {
             On(rate(2e-3, r=8, alpha=16), values={"lr": 2e-3, "scaling_r_lr": 0.032}),
             On(rate(4.8e-3, r=8, alpha=2.001)),
             On(rate(1.0, r=8, alpha=16)),
+            On(config(optimizer={"lr": 3e-3, "extras": {"lr_groups": [2e-3, 3e-3]}}, extras={"task": "sft"})),
             On(rate(3e-3, None), says="at lr 0.003 most LoRA runs of a 35-model sweep diverged", values={"lr": 3e-3}),
         ],
         silent=[
@@ -298,6 +299,7 @@ ENTRIES: dict[str, Entry] = {
         abstains=[
             On(config(adapter=False, optimizer={"lr": 1.0}, extras={"task": "sft"})),
             On(rate(3e-3, "dpo")),
+            On(config(optimizer={"lr": 3e-3, "extras": {"lr_groups": [1e-3, 3e-3]}}, extras={"task": "sft"})),  # LoRA+
         ],
     ),
     "LR004": Entry(
@@ -323,6 +325,7 @@ ENTRIES: dict[str, Entry] = {
             ),
             On(rate(2e-6, "grpo")),
             On(rate(5e-7, "dpo", r=16, alpha=32)),
+            On(config(optimizer={"lr": 1e-4, "extras": {"lr_groups": [6e-5, 1e-4]}}, extras={"task": "dpo"})),
         ],
         silent=[
             On(rate(2.1e-6, "grpo")),
@@ -332,6 +335,7 @@ ENTRIES: dict[str, Entry] = {
             On(config(optimizer={"lr": 2e-3}, extras={"task": "reward"})),
         ],
         abstains=[
+            On(config(optimizer={"lr": 8e-5, "extras": {"lr_groups": [5e-6, 8e-5]}}, extras={"task": "dpo"})),
             On(config(optimizer={"lr": 1e-6, "extras": {"lr_from": "the log"}}, extras={"task": "grpo"})),
             On(config(optimizer={"lr": 1e-6, "name": "sgd"}, extras={"task": "grpo"})),
             On(rate(1.0, None)),

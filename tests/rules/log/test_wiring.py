@@ -486,6 +486,25 @@ def test_a_group_of_rate_0(steps: int, rates: list[dict[str, Any]], expected: bo
     assert (one("WIR180", wiring) is not None) == expected
 
 
+@pytest.mark.parametrize(("steps", "rateless", "expected"), [(4, 4, True), (4, 3, False), (3, 3, False)])
+def test_a_rate_of_0_at_each_step(steps: int, rateless: int, expected: bool):  # noqa: FBT001  # a case
+    first = {"steps": steps, "rateless": rateless, "reached": 8}
+    assert (one("WIR180", look(), look("gradients", steps, gradients=first)) is not None) == expected
+
+
+@pytest.mark.parametrize(
+    ("passes", "now", "expected"), [(4, OWN, "error"), (3, OWN, None), (4, {**OWN, "digest": "s1:b"}, None)]
+)
+def test_no_step_is_made(passes: int, now: dict[str, Any], expected: str | None):
+    looks = look(), look("gradients", groups=[now], gradients={"steps": 0, "backward": passes})
+    assert (one("WIR180", *looks) or (None,))[0] == expected
+    sharded = {**HELD, "sharded": True}
+    assert (
+        one("WIR180", look(), look("gradients", groups=[now], optimizer=sharded, gradients={"steps": 0, "backward": 9}))
+        is None
+    )
+
+
 @pytest.mark.parametrize(
     ("groups", "rates", "expected"),
     [

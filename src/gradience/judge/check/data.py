@@ -240,6 +240,8 @@ def _tokenizer(encoder: Encoder | None, shape: Shape, seen: RowsSeen) -> dict[st
         fields["template_marks_answers"] = encoder.marks_answers
         fields["template_tokens_split"] = encoder.split_controls()
         fields["encodes_arguments"] = bool(seen.arguments_text.count) and encoder.encodes_arguments
+        calls = seen.arguments_text.count or seen.arguments_object.count
+        fields["calls_unwritten"] = bool(calls) and not encoder.writes_calls
         fields["parts_joined"] = bool(seen.parts.count) and not encoder.takes_parts
     return fields
 

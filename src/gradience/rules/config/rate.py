@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from gradience.errors import few
 from gradience.rules import LWR, RECIPES, SWEEP, SWEEP_HIGH, TRL_RL, Observation, Sign, Threshold, Unknown, cite
 from gradience.rules.config.facts import AN_ADAPTER, LORA, NOT_FOREGONE, SUPERVISED, Facts, LoraRule
+from gradience.schema import as_float
 
 TINKER_RL = cite("tinker-cookbook, skills/research/references/hyperparams.md", "DPO 1e-5, GRPO 4e-5")
 LOW_LR = Threshold(
@@ -115,6 +116,14 @@ def _full_fine_tuning_rate(facts: Facts) -> Iterator[Observation]:
     )
 
 
+def _refuse_groups(facts: Facts, most: Threshold) -> None:
+    """Abstain where only some groups of the optimizer are above a bound, as B is in LoRA+, or a new head."""
+    rates = facts.config.optimizer.extras.get("lr_groups")
+    lowest = min(map(as_float, rates), default=math.inf) if isinstance(rates, list) else math.inf
+    if lowest <= most.value:
+        raise Unknown(f"the optimizer's groups have several rates, from {lowest:g}: the bands are those of one")
+
+
 @LoraRule(
     "LR003",
     severity="warning",
@@ -142,6 +151,7 @@ def _high_rate(facts: Facts) -> Iterator[Observation]:
     lr = facts.adam_lr
     if lr <= BAND_TOP.value or _step(facts, default=math.inf) <= BEST_STEP.value:
         return
+    _refuse_groups(facts, BAND_TOP)
     diverges = lr >= DIVERGENT_LR.value
     what = f"at lr {lr:g} most LoRA runs of a 35-model sweep diverged"
     yield Observation(
@@ -190,6 +200,7 @@ def _preference_rate(facts: Facts) -> Iterator[Observation]:
     if kind not in {"preference", "rl"}:
         return
     if facts.adam_lr > PREFERENCE_LR.value:
+        _refuse_groups(facts, PREFERENCE_LR)
         what = "preference optimisation" if kind == "preference" else "reinforcement learning"
         yield Observation(
             f"lr {facts.lr:g} is high for {what}: DPO uses about 5e-6, GRPO 1e-5 to 4e-5", {"lr": facts.lr}

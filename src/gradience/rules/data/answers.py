@@ -119,7 +119,7 @@ def _phrases(data: DataReport) -> Iterator[Observation]:
 
     Why: The phrase is what the model learns first, and writes everywhere.
     Scope: formats with answers, at most 5000 drawn from all; sentences of prose of four words and more, beginnings
-        of six
+        of six; refusals in English, German, French and Spanish
     Action: remove the phrase, or these rows
     Verify: their text (--show-rows)
     Source: definition -- answers with the most frequent sentence over all answers compared

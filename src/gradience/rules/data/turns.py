@@ -76,10 +76,10 @@ def _parts(data: DataReport) -> Iterator[Observation]:
 def _unwritten(data: DataReport) -> Iterator[Observation]:
     """turns that the template leaves out
 
-    turns have a role whose text the chat template does not write
+    turns have a role whose text the chat template does not write, or calls whose arguments it does not write
 
     Why: The model never sees these turns, and trains on what is left.
-    Scope: conversations with a chat template, which is asked with a turn of each role
+    Scope: conversations with a chat template, which is asked with a turn of each role and with a call
     Action: rename the role to one of the template's: user, assistant, system, tool
     Verify: the text of a row after apply_chat_template
     """
@@ -89,6 +89,10 @@ def _unwritten(data: DataReport) -> Iterator[Observation]:
         found = f"hold turns of the role {role[:40]!r}, which the chat template leaves out"
         severity: Severity | None = "warning" if role in _OFTEN_DROPPED else None
         yield on_rows(data, rows, found, severity=severity, role=role[:40])
+    if data.calls_unwritten and data.masked_by == "trl" and not data.seen.translated.count:  # others write their own
+        calls = max(data.seen.arguments_text, data.seen.arguments_object, key=lambda rows: rows.count)
+        action = "use a chat template that writes tool_calls"
+        yield on_rows(data, calls, "hold calls, which the chat template leaves out", action=action, calls=True)
 
 
 @DataRule("DAT325", severity="warning", confidence=0.85, needs=(_spoken,), evidence=_SEEN)

@@ -929,27 +929,34 @@ def _other_schedule(facts: RunFacts) -> Observation | None:
     return None
 
 
-@_WiringRule(
-    "WIR180",
-    severity="warning",
-    confidence=0.8,
-    phrase=lambda v: f"learning rate 0 for {v.get('tensors')} tensors",
-    thresholds=(LOOKED,),
-)
-def _rate_zero(facts: RunFacts) -> Observation | None:
-    """learning rate 0 for the adapter
+def _still_says(v: Values) -> str:
+    if "backward" in v:
+        return "the optimizer makes no step"
+    return f"learning rate 0 {'from the start' if v.get('all') else 'for ' + str(v.get('tensors')) + ' tensors'}"
+
+
+@_WiringRule("WIR180", severity="warning", confidence=0.8, phrase=_still_says, thresholds=(LOOKED,))
+def _stands_still(facts: RunFacts) -> Observation | None:
+    """the adapter stands still
 
     after the first steps, {looked} or more, a group of the optimizer with the adapter's tensors has the rate 0, now
-    and as its peak, while another group has a rate
+    and as its peak, while another group has a rate; or all groups have the rate 0 at each of them; an error if as
+    many backward passes were made, the optimizer made no step, and the adapter's weights are those of the start
 
-    Why: A group of rate 0 never learns, unless the loop raises its rate later.
+    Why: A group of rate 0 never learns, unless the loop raises its rate later, and neither does one without steps.
     Scope: runs whose first steps were looked at
     Action: Set the rate of that group: optimizer.param_groups[i]["lr"].
     Verify: Print the rates of optimizer.param_groups.
     """
-    for wiring in _of(facts, "gradients"):
-        of = wiring.optimizer
-        if of is None or wiring.gradients is None or wiring.gradients.steps < LOOKED.value:
+    begun = None
+    for wiring in facts.wirings:
+        begun = wiring if wiring.phase in {"start", "resume"} else begun
+        of, first = wiring.optimizer, wiring.gradients
+        if wiring.phase != "gradients" or of is None or first is None:
+            continue
+        if begun is not None and first.backward >= LOOKED.value and not of.sharded and _unmoved(begun, wiring):
+            return _no_step(first)
+        if first.steps < LOOKED.value:
             continue
         zero = [group for group in of.rates if as_float(group.lr) == 0.0 and not as_float(group.peak or 0.0)]
         ours = [group for group in zero if "adapter" in group.kinds]
@@ -960,7 +967,33 @@ def _rate_zero(facts: RunFacts) -> Observation | None:
                 {"tensors": count, "step": wiring.step},
                 evidence=seen(f"rates {few([f'{as_float(group.lr):g}' for group in of.rates])}"),
             )
+        if first.rateless == first.steps:
+            return Observation(
+                f"The learning rate was 0 at each of the first {first.steps} steps.",
+                {"tensors": sum(group.tensors for group in of.rates), "step": wiring.step, "all": True},
+                action="Look at the schedule: does it count epochs, or divide the step by a whole number?"
+                if any(as_float(group.peak or 0.0) > 0.0 for group in of.rates)
+                else "Set a learning rate above 0.",
+                evidence=seen(f"peaks {few([f'{as_float(group.peak or 0.0):g}' for group in of.rates])}"),
+            )
     return None
+
+
+def _unmoved(begun: Wiring, now: Wiring) -> bool:
+    """Whether the adapter's weights are those of the beginning."""
+    old, new = _group(begun, "adapter"), _group(now, "adapter")
+    return old is not None and new is not None and old.digest is not None and old.digest == new.digest
+
+
+def _no_step(first: GradientWiring) -> Observation:
+    return Observation(
+        f"After {first.backward} backward passes the optimizer has made no step: the adapter is as it began.",
+        {"backward": first.backward},
+        severity="error",
+        confidence=0.95,
+        action="Call optimizer.step() after backward(), before zero_grad().",
+        evidence=seen("the digest of its weights is that of the start"),
+    )
 
 
 @_WiringRule(
@@ -1122,7 +1155,7 @@ RULES: Final[tuple[LogRule, ...]] = (
     _resumed_data,
     _resumed_schedule,
     _saved_empty,
-    _rate_zero,
+    _stands_still,
     _inputs_frozen,
     _evaluated_another,
     _in_eval_mode,
