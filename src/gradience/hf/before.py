@@ -23,7 +23,7 @@ import torch
 
 from gradience.configs.settings import Draft
 from gradience.errors import GradienceError
-from gradience.hf.snapshot import config_snapshot, note_model, unwrapped
+from gradience.hf.snapshot import active_adapter, config_snapshot, note_model, unwrapped
 from gradience.hf.watch import FIRST, BatchWatch
 from gradience.hf.wires import live_look
 from gradience.hf.wiring import look, unwrapped_optimizers
@@ -80,6 +80,7 @@ class _Flight(NamedTuple):
     optimizer: Any = None
     notes: tuple[str, ...] = ()
     no_loader: str = "no data set was given"
+    end: int | None = None  # the tokenizer's end token, which the model is given as training begins
 
 
 def preflight(
@@ -103,12 +104,15 @@ def preflight(
 
     Raises:
         GradienceError: a finding is that grave.
+        TypeError: the first argument is neither a Trainer nor a model.
         ValueError: `raise_on` is no severity.
     """
     if raise_on is not None and raise_on not in SEVERITIES:
         raise ValueError(f"raise_on: expected one of {', '.join(SEVERITIES)}, got {raise_on!r}")
     with _as_it_was(trainer, dataset, collate_fn):
         is_trainer = hasattr(trainer, "get_train_dataloader")
+        if not isinstance(trainer.model if is_trainer else trainer, torch.nn.Module):
+            raise TypeError(f"preflight: expected a Trainer or a torch model, got {type(trainer).__name__}")
         flight = _of_trainer(trainer) if is_trainer else _of_model(trainer, dataset, args, collate_fn)
         report = _report(flight, memory=memory)
     grave = [one for one in report.findings if raise_on and _is_at_least(one.severity, raise_on)]
@@ -125,10 +129,12 @@ def _is_at_least(severity: Severity, least: Severity) -> bool:
 
 def _of_trainer(trainer: Any) -> _Flight:
     notes: list[str] = []
-    flight = _Flight(trainer.model, trainer.args)
+    tokenizer = getattr(trainer, "processing_class", None)
+    end = getattr(getattr(tokenizer, "tokenizer", tokenizer), "eos_token_id", None)
+    flight = _Flight(trainer.model, trainer.args, end=end)
     try:
         flight = flight._replace(loader=trainer.get_train_dataloader())
-    except _FAILURES as error:
+    except Exception as error:  # noqa: BLE001  # the user's own data and loader, which may raise anything
         flight = flight._replace(no_loader=f"the Trainer's loader cannot be made: {error}")
     optimizer = getattr(trainer, "optimizer", None)
     if optimizer is None and _makes_plainly(trainer):
@@ -212,7 +218,7 @@ def _checked(flight: _Flight, steps: int | None, batches: FirstBatches, *, memor
         return check_config(config, **given)
     adapters = getattr(model, "peft_config", None)
     if adapters:
-        given["peft"] = next(iter(adapters.values()))
+        given["peft"] = active_adapter(model, adapters)
     longest = batches.counts.get("longest")
     if config.training.max_length is None and isinstance(longest, int) and longest:
         given["max_length"] = longest
@@ -290,22 +296,23 @@ def _first_batches(flight: _Flight) -> FirstBatches:
     if flight.loader is None:
         return FirstBatches(reason=flight.no_loader)
     limit = getattr(flight.args, "max_length", None)
-    watch = BatchWatch(flight.model, max_length=limit if isinstance(limit, int) else None)
+    watch = BatchWatch(flight.model, max_length=limit if isinstance(limit, int) else None, end=flight.end)
     watch.close()  # it is told of each batch
     shapes: dict[str, str] = {}
     judged = {"kept": 0, "tokens": 0}
+    made, reason = 0, ""
     try:
         for batch in _drawn(flight.loader):
             shapes = shapes or _shapes(batch)
+            made += 1
             if isinstance(batch, Mapping):
                 watch.see(batch)
                 _take_mask(batch, judged)
-    except _FAILURES as error:
-        if not shapes:
-            return FirstBatches(reason=f"no batch can be made of the rows: {type(error).__name__}: {error}")
-    return FirstBatches(
-        inputs=shapes, counts=watch.values() if watch.watched else {}, judged=judged if judged["tokens"] else {}
-    )
+    except Exception as error:  # noqa: BLE001  # the user's own data and collator, which may raise anything
+        which = f"micro-batch {made + 1} cannot" if made else "no batch can"
+        reason = f"{which} be made of the rows: {type(error).__name__}: {error}"
+    counts = watch.values() if watch.watched else {}
+    return FirstBatches(inputs=shapes, counts=counts, judged=judged if judged["tokens"] else {}, reason=reason)
 
 
 def _drawn(loader: Any) -> Iterator[Any]:

@@ -29,9 +29,10 @@ class BatchWatch:
     Args:
         model: any module that gets `input_ids`, and `labels` if it computes its own loss.
         max_length: the length at which rows are cut; rows of that length are counted.
+        end: the end token that the model will be given, beside those that it has.
     """
 
-    def __init__(self, model: torch.nn.Module, *, max_length: int | None = None) -> None:
+    def __init__(self, model: torch.nn.Module, *, max_length: int | None = None, end: int | None = None) -> None:
         self.batches = 0
         self.watched = 0
         self._limit = max_length
@@ -47,7 +48,7 @@ class BatchWatch:
         self._longest = 0
         self._failed: str | None = None
         self._classes = _classes(model)
-        self._ends = _end_ids(model)
+        self._ends = _end_ids(model) + ([end] if isinstance(end, int) else [])
         self._handle = model.register_forward_pre_hook(self._see, with_kwargs=True)
 
     def __enter__(self) -> Self:
