@@ -104,3 +104,84 @@ def test_the_next_command_has_what_is_known_and_the_line_after_it_what_is_not(
     if said is None:
         assert main(argv) == 0, capsys.readouterr().err
         assert Path(given["--out"], "adapter_config.json").is_file()
+
+
+def saved(base: Path, out: Path, **settings: object) -> Path:
+    """An adapter as PEFT saves it, whose update is not zero."""
+    peft = pytest.importorskip("peft")
+    from transformers import AutoModelForCausalLM
+
+    lora = peft.LoraConfig(r=4, target_modules=["q_proj"], task_type="CAUSAL_LM", init_lora_weights=False, **settings)
+    peft.get_peft_model(AutoModelForCausalLM.from_pretrained(base), lora).save_pretrained(out)
+    return out
+
+
+@every(
+    ("settings", "engine", "wanted"),
+    [
+        ({"use_dora": True}, "vllm", "--to peft --out {out} --base {base} --rank 4"),
+        ({"use_rslora": True}, "ollama", "--to peft --out {out}"),
+        ({}, "mlx", "--to mlx --out {out}"),
+    ],
+)
+def test_the_conversion_that_check_names_runs_as_it_is_printed(trained, settings, engine, wanted, tmp_path, capsys):
+    adapter = saved(trained / "base", tmp_path / "an adapter", **settings)
+    main(["check", "--peft-dir", str(adapter), "--serve", engine, "--json"])
+    actions = [item["action"] or "" for item in json.loads(capsys.readouterr().out)["findings"]]
+    [command] = [text.partition(" (")[0] for text in actions if "gradience convert" in text]
+    out = tmp_path / "an adapter-new"
+    expected = f"gradience convert ADAPTER {wanted}".split()
+    stands = {"ADAPTER": str(adapter), "{out}": str(out), "{base}": str(trained / "base")}
+    assert shlex.split(command) == [stands.get(word, word) for word in expected]
+    assert main(shlex.split(command)[1:]) == 0, capsys.readouterr().err
+    assert out.is_dir()
+
+
+HELD_OUT = "test_datasets:\n  - path: rows.jsonl\n    type: completion\n"
+
+
+@every(
+    ("names", "base", "data"),
+    [
+        (("base", "base"), "{base}", "{rows}"),
+        (("base", None), "MODEL", "{rows}"),
+        (("base", "base"), "{base}", ""),
+    ],
+)
+def test_the_bench_that_merge_check_names_has_the_base_of_all_and_each_ones_rows(
+    trained, names, base, data, tmp_path, capsys
+):
+    rows = []
+    for place, name in enumerate(names, 1):
+        adapter = saved(trained / "base", tmp_path / str(place) / "adapter")
+        if name is None:
+            named(adapter.parent, None)
+        if data:
+            shutil.copy(trained / "rows.jsonl", adapter.parent)
+            (adapter.parent / "recipe.yaml").write_text(recipe("rows.jsonl") + HELD_OUT)
+        rows.append(str(adapter.parent / "rows.jsonl") if data else f"HELDOUT_{place}")
+    assert main(["merge-check", *(str(tmp_path / str(place) / "adapter") for place in (1, 2))]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    at = next(i for i, line in enumerate(lines) if line.startswith("Next, "))
+    argv = shlex.split(lines[at].partition(": ")[2])
+    assert argv[argv.index("--base") + 1] == base.format(base=trained / "base")
+    assert [argv[i + 1] for i, word in enumerate(argv) if word == "--data"] == rows
+    lacking = ["MODEL by the base model"] * (base == "MODEL")
+    lacking += ["HELDOUT_1, HELDOUT_2 each by a file of held-out rows"] * (not data)
+    assert lines[at + 1 :] == ([f"    Replace {' and '.join(lacking)}."] if lacking else [])
+
+
+@every(("base", "said"), [("owner/model", "SIZE by "), ("of-another-machine", "MODEL by the base model and SIZE by ")])
+def test_what_a_log_tells_is_in_the_command_of_a_detector(base, said, tmp_path, capsys):
+    log = tmp_path / "run.jsonl"
+    with TelemetryWriter(log) as run:
+        run.run_start({"model_name": base})
+        for step in range(1, 40):
+            run.train_step(step, loss=2.0)
+        run.run_end("error", reason="OutOfMemoryError")
+    main(["monitor", str(tmp_path), "--json"])
+    findings = json.loads(capsys.readouterr().out)["findings"]
+    [verify] = [item["verify"] for item in findings if "--memory" in item["verify"]]
+    shown = base if "/" in base else "MODEL"
+    size = "the device's memory, such as 24GiB"
+    assert verify == f"gradience check {log} --base {shown} --memory SIZE before the next run (replace {said}{size})"

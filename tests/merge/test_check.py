@@ -169,7 +169,8 @@ def test_the_share_of_the_others_leads_and_findings_follow(save, capsys):
     # Both lie on one line, so that nothing of the sum is orthogonal to either
     assert lines[starts[0] + 1] == f"  one    0.0%  weight 0.25: 25% left of its update, norm(w dW) {0.25 * own:.4g}"
     assert lines[starts[0] + 2] == f"  two    0.0%  weight 1: 100% left of its update, norm(w dW) {0.5 * own:.4g}"
-    assert lines[-1].endswith(" --data HELDOUT_2 --weights 0.25,1 --weights 1,1 --out BENCH")
+    assert lines[-2].endswith(" --data HELDOUT_2 --weights 0.25,1 --weights 1,1 --out merge-bench")
+    assert lines[-1] == "    Replace MODEL by the base model and HELDOUT_1, HELDOUT_2 each by a file of held-out rows."
 
 
 @every("weights", [[0.5, 0.5], [-0.5, 1.0]])
@@ -183,7 +184,7 @@ def test_the_next_command_is_taken_as_it_is_printed(weights, save, monkeypatch):
         raise GradienceError("taken")
 
     monkeypatch.setattr(gradience.prove.bench, "bench_merge", stand_in)
-    program, *words = shlex.split(merge_check_text(report).splitlines()[-1].partition(": ")[2])
+    program, *words = shlex.split(merge_check_text(report).splitlines()[-2].partition(": ")[2])
     assert program == "gradience"
     assert main(words) == 2
     assert taken["weights"] == report.trials == [weights, [math.copysign(1.0, w) for w in weights]]

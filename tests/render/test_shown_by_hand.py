@@ -46,11 +46,17 @@ def test_a_terminal_shows_a_bar_with_the_time_left_by_the_rate_so_far(monkeypatc
     monkeypatch.setenv("COLUMNS", "80")
     draw = bar.on_terminal("base")
     assert draw is not None
-    for now[0], done in ((10.0, 10), (20.0, 30)):
+    for now[0], done in ((0.5, 1), (1.99, 5)):
+        draw(done, 100, "q_proj")
+    assert screen.getvalue() == ""  # what ends within two seconds shows no bar
+    draw(100, 100, "")
+    assert screen.getvalue() == ""
+    for now[0], done in ((2.5, 6), (12.0, 26)):
         draw(done, 100, "q_proj\x1b]0;title")
+        assert screen.getvalue()
     shown = re.sub(r"\x1b\[[0-9;]*[mK]", "", screen.getvalue().rpartition("\r")[2])
     assert re.fullmatch(
-        r"base \S+ +30/100 00:35 q_proj\\u001b]0;title *", shown.replace("\u2501", "-").replace("\u2578", "-")
+        r"base \S+ +26/100 00:36 q_proj\\u001b]0;title *", shown.replace("\u2501", "-").replace("\u2578", "-")
     )
     draw(100, 100, "")
     assert screen.getvalue().endswith("\r\x1b[K")

@@ -55,6 +55,20 @@ def test_the_page_holds_every_part_of_the_story(page):
         assert any(a.get("aria-label", "").startswith(title) for a in found.all("svg"))
 
 
+def test_token_accuracy_entropy_and_reward_have_a_curve_under_the_names_they_are_logged_by(tmp_path, page):
+    path = tmp_path / "run.jsonl"
+    with TelemetryWriter(path) as run:
+        run.run_start({"model_name": "acme/base-7b"})
+        for step in range(1, 9):
+            more = {"mean_token_accuracy": step / 10, "actor/entropy": 1.0 / step, "critic/rewards/mean": -1.0 * step}
+            run.train_step(step, loss=2.0 - step / 10, **more)
+    shown = [svg.get("aria-label", "") for svg in parse(report_html(gather(path))).all("svg")]
+    for title, first, last in (("Token accuracy", "0.1", "0.8"), ("Entropy", "1", "0.125"), ("Reward", "-1", "-8")):
+        start = f"{title}. {title.lower()}: {first} at step 1, {last} at step 8;"
+        assert any(label.startswith(start) for label in shown)
+        assert f"{title}." not in page  # of a run that logs none
+
+
 @every("sigma", [[0.0, 1e200], [1e-300, 1.0, 1e300], [1e-310, 1e-310], [0.0, 0.0]])
 def test_a_spectrum_of_any_order_and_size_is_drawn(story, sigma):
     audit = story.diagnosis.audit

@@ -448,12 +448,38 @@ def test_what_else_lies_in_the_folder_is_named_eight_at_the_most(others, tail, t
             {"energy": 0.5, "calibrate": "t", "base": "b"},
             "--energy is a rule on singular values, which --calibrate does without",
         ),
+        ({"rank": 1, "calibrate": True}, "--calibrate takes --data's rows, and none are given"),
+        ({"rank": 1, "recover": True}, "--recover takes --data's rows, and none are given"),
+        ({"rank": 1, "data": "d"}, "nothing asks for --data's rows"),
+        ({"kl": 0.1, "data": "d", "calibrate": "t"}, "nothing asks for --data's rows"),
+        ({"kl": 0.1, "data": "d"}, "--data runs the model, and no base is given"),
+        ({"energy": 0.5, "data": "d", "recover": True}, "--recover runs the model, and no base is given"),
     ],
 )
 def test_what_a_calibration_lacks_is_said_before_anything_is_read(options, message, tmp_path):
     with pytest.raises(OptionError) as error:
         resize_adapter(tmp_path / "missing", **options)
     assert str(error.value) == message
+
+
+@every(
+    ("options", "inputs", "recovers_on"),
+    [
+        ({"calibrate": "t", "recover": "u"}, "t", "u"),
+        ({"data": "d", "calibrate": True, "recover": True}, "d", "d"),
+        ({"data": "d", "calibrate": "t", "recover": True}, "t", "d"),
+        ({"data": "d", "calibrate": True, "recover": "u"}, "d", "u"),
+        ({"data": "d", "calibrate_tokens": "i", "recover": True}, "i", "d"),
+        ({"data": "d", "recover": True}, None, "d"),
+        ({"data": "d", "kl": 0.1}, "d", None),
+        ({"data": "d", "kl": 0.1, "calibrate": "t", "recover": True}, "t", "d"),
+        ({"calibrate": False, "recover": False}, None, None),
+    ],
+)
+def test_the_rows_of_data_are_taken_where_no_file_is_given(options, inputs, recovers_on):
+    taken = ResizeOptions().completed(options if "kl" in options else {"rank": 1} | options)
+    paths = [None if name is None else Path(name) for name in (inputs, recovers_on)]
+    assert [taken.inputs, taken.recovers_on] == paths
 
 
 def test_progress_counts_the_tensors_written(tmp_path):

@@ -466,7 +466,7 @@ def test_unusable_inputs_are_one_line_and_exit_code_2(llama, tmp_path, capsys, c
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
-        (["--kl", ".01"], "give --calibrate FILE"),
+        (["--kl", ".01"], "give --data FILE"),
         (["--kl", ".01", "--calibrate", "t"], "give --base MODEL"),
         (["--energy", ".9", "--calibrate", "t", "--base", "b"], "give one of --kl, --rank, --max-params, --max-mb"),
         (["--kl", "0", "--calibrate", "t", "--base", "b"], "kl"),
@@ -493,6 +493,10 @@ def test_the_report_says_what_was_measured_and_on_how_many(llama, texts, capsys)
     arguments = ["--base", llama.base, "--calibrate", texts, "--dry-run", "--kl", ".05"]
     assert main(["resize", str(llama.adapter), *map(str, arguments)]) == 0
     text = capsys.readouterr().out
+    for data in (["--data", texts, "--calibrate"], ["--calibrate", "--data", texts], ["--data", texts]):
+        arguments = ["--base", llama.base, "--dry-run", "--kl", ".05", *data]
+        assert main(["resize", str(llama.adapter), *map(str, arguments)]) == 0
+        assert capsys.readouterr().out == text
     assert "Criterion:  KL of the outputs <= 0.05 nats per prediction" in text
     assert "nats per prediction on 26 inputs (" in text
     assert "chosen by 54 inputs (" in text

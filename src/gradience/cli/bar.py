@@ -13,18 +13,22 @@ from gradience.cli.output import tell
 from gradience.schema.document import escape_controls
 
 _EVERY: Final = 0.1  # seconds between two drawings
+_PATIENCE: Final = 2.0  # seconds of work before the first: what ends sooner needs none
 _LEAST: Final = 40  # columns, below which a line would break
 _ERASE: Final = "\r\x1b[K"
 
 
 class Bar:
-    """Draws (done, total, name). No thread is started and no cursor hidden, so that nothing is left to restore."""
+    """Draws (done, total, name) of what takes over two seconds.
+
+    No thread is started and no cursor hidden, so that nothing is left to restore.
+    """
 
     def __init__(self, what: str) -> None:
         from rich.console import Console  # a pipe pays for none of it
         from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-        self._what, self._last = what, 0.0
+        self._start, self._last = time.monotonic(), 0.0
         stream = getattr(sys.stderr, "plain", sys.stderr)
         self._console = Console(
             file=stream, force_terminal=True, width=max(_LEAST, shutil.get_terminal_size().columns - 1)
@@ -43,13 +47,16 @@ class Bar:
         with self._lock:
             if 0 < done < total and now - self._last < _EVERY:
                 return
-            self._last = now
+            is_drawn, self._last = self._last - self._start >= _PATIENCE, now
             if total and done >= total:
                 self._progress.reset(self._task, total=None)
-                tell("", begin=_ERASE, end="")
+                if is_drawn:
+                    tell("", begin=_ERASE, end="")
                 return
             name = escape_controls(name)
             self._progress.update(self._task, completed=done, total=total or None, name=name)
+            if now - self._start < _PATIENCE:
+                return
             with self._console.capture() as drawn:
                 self._console.print(self._progress.get_renderable(), no_wrap=True, overflow="ellipsis", end="")
             tell("", begin=_ERASE + drawn.get().partition("\n")[0], end="")

@@ -17,9 +17,13 @@ from gradience.device import prepare_jax
 from gradience.render.writing import convert_text, resize_text
 from gradience.rewrite.options import ConvertOptions, ResizeOptions
 
+_OR_BARE = Parameter(metavar="[PATH]")
+
 
 @dataclass(frozen=True, kw_only=True)
 class _ResizeOptions(ResizeOptions):
+    calibrate: Annotated[Path | bool | None, _OR_BARE] = None
+    recover: Annotated[Path | bool | None, _OR_BARE] = None
     flips: Annotated[float | None, opt.LIBRARY_ONLY] = None
     calibrate_tokens: Annotated[Path | None, opt.LIBRARY_ONLY] = None
     seed: opt.Seed = 0

@@ -11,6 +11,7 @@ from gradience.blocks import Figure
 from gradience.blocks.html.figures import STYLES
 from gradience.blocks.html.plot import Axis, Envelope, Mark, Plot, PlotLine, envelope, y_axis
 from gradience.render.diagnose import steps_of
+from gradience.rules.log.signals import ENTROPY, REWARD
 from gradience.schema import as_float
 from gradience.schema.diagnose import Cause
 from gradience.schema.fleet import Curve
@@ -18,6 +19,11 @@ from gradience.telemetry.series import SPECTRAL, RunSeries
 
 _CLOSE: Final = (2.0, 98.0)  # percentiles of the rows that a close-up shows
 _PROBES: Final = {"update_norm": "Norm of the update", "stable_rank_mean": "Stable rank, mean over modules"}
+_SIGNALS: Final = {
+    "Token accuracy": ("fraction of tokens right", ("mean_token_accuracy",)),
+    "Entropy": ("nats a token", ENTROPY),
+    "Reward": ("mean reward", REWARD),
+}
 _SHOWS: Final = 3  # windows of steps that show a curve
 _FAR: Final = 3.0  # a close-up is drawn if all rows span this many times the range of the percentiles
 
@@ -73,6 +79,7 @@ def training_figures(run: RunSeries, causes: Sequence[Cause]) -> Iterator[Figure
             lines = [PlotLine(title.lower(), envelope(column.steps, column.values), points=True)]
             plot = Plot(lines, "step", title.lower(), log=False, zero=True)
             yield Figure(title, plot, summary=_summary(lines), caption=_caption_of(title, lines[0].data))
+    yield from _signals(run)
     yield from _pace(run, causes)
     accuracy = [
         PlotLine(split, data, points=True) for split, data in _by_split(run, "accuracy").items() if data.rows > 1
@@ -80,6 +87,18 @@ def training_figures(run: RunSeries, causes: Sequence[Cause]) -> Iterator[Figure
     if accuracy:
         plot = Plot(accuracy[:STYLES], "step", "fraction correct", log=False)
         yield Figure("Accuracy", plot, summary=_summary(plot.lines), caption="Every evaluation is drawn.")
+
+
+def _signals(run: RunSeries) -> Iterator[Figure]:
+    """The curves of what tells how training goes beside the loss, under whichever name it was logged."""
+    for title, (unit, names) in _SIGNALS.items():
+        column = next((run.columns[name] for name in names if name in run.columns), None)
+        if column is not None and column.steps:
+            lines = [PlotLine(title.lower(), envelope(column.steps, column.values), smooth=True)]
+            caption = " ".join(
+                [_caption_of(title, lines[0].data), *(_smoothing(line) for line in lines if line.window)]
+            )
+            yield Figure(title, Plot(lines, "step", unit, log=False), summary=_summary(lines), caption=caption)
 
 
 def _pace(run: RunSeries, causes: Sequence[Cause]) -> Iterator[Figure]:

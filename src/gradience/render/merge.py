@@ -7,7 +7,6 @@ with the counts behind it. Every report ends with what it does not show.
 
 from __future__ import annotations
 
-import shlex
 from collections.abc import Iterator, Sequence
 from typing import Final
 
@@ -15,9 +14,11 @@ from msgspec.structs import replace
 
 from gradience.blocks import Block, Columns, Title, count, findings, number, percent, short_path, skipped, table, words
 from gradience.blocks.text import as_text, shortened
+from gradience.configs.commands import Filled, fill
 from gradience.render.compare import differences
 from gradience.render.writing import EXACT, LESSER, MODULES, destination, error_cell, name_list
 from gradience.schema.merge import (
+    CheckedAdapter,
     CheckedModule,
     CheckedPair,
     MergeCheckReport,
@@ -161,12 +162,24 @@ def _remarks(report: MergeCheckReport) -> Iterator[Block]:
     yield from name_list("Of different shapes", report.different_shapes)
     yield from (f"Note: {note}." for note in report.notes)
     yield "A small share is no promise: what a merge does to a metric is measured by bench merge."
-    paths = " ".join(shlex.quote(item.adapter.path) for item in report.adapters)
-    data = " ".join(f"--data HELDOUT_{place}" for place, _ in enumerate(report.adapters, 1))
     if len(report.trials) > 1:
         yield "Whole updates are not diluted, but the others' part grows as much: try both on held-out data."
     tried = "".join(f" {_option(weights)}" for weights in report.trials)
-    yield f"Next, on each adapter's own data: gradience bench merge {paths} --base MODEL {data}{tried} --out BENCH"
+    command, lacking = _measured(report.adapters, tried)
+    yield f"Next, on each adapter's own data: {command}"
+    if lacking:
+        yield f"    Replace {lacking}."
+
+
+def _measured(adapters: Sequence[CheckedAdapter], tried: str) -> Filled:
+    """The command that measures the merge, with the base that all adapters name, and each one's held-out rows."""
+    bases = {item.beside.base for item in adapters}
+    known = {"MODEL": bases.pop() if len(bases) == 1 else None}
+    for place, item in enumerate(adapters, 1):
+        known |= {f"ADAPTER_{place}": item.adapter.path, f"HELDOUT_{place}": item.beside.held_out}
+    places = range(1, len(adapters) + 1)
+    paths, data = (" ".join(f"{word}_{place}" for place in places) for word in ("ADAPTER", "--data HELDOUT"))
+    return fill(f"gradience bench merge {paths} --base MODEL {data}{tried} --out merge-bench", known)
 
 
 @as_text

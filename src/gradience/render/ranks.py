@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os.path
-import shlex
 from collections import Counter
 from collections.abc import Iterator
 from typing import Final
@@ -13,6 +12,7 @@ from msgspec.structs import replace
 
 from gradience.blocks import Block, Heading, count, megabytes, number, percent, table
 from gradience.blocks.text import shortened
+from gradience.configs.commands import fill
 from gradience.rules.weights import LARGE_SIZE
 from gradience.schema.audit import AuditReport, RankDisagreement, RankPattern
 
@@ -99,17 +99,15 @@ def next_command(report: AuditReport) -> Iterator[Block]:
     is_smaller = any(item.rank < highest for item in report.suggested.values())
     if not is_smaller or any(finding.severity != "info" for finding in report.findings):
         return
-    how, lacking = "--like-suggested", list[str]()
-    if report.task_type in _OF_TEXT:
-        base, texts = report.base.path if report.base else report.beside.base, report.beside.texts
-        lacking = [] if base else ["MODEL by the base model"]
-        lacking += [] if texts else ["TEXTS by a file of rows"]
-        how = f"--base {shlex.quote(base or 'MODEL')} --calibrate {shlex.quote(texts or 'TEXTS')} --kl .003"
+    how = "--base MODEL --calibrate TEXTS --kl .003" if report.task_type in _OF_TEXT else "--like-suggested"
     place = os.path.normpath(report.peft_dir)
     out = "smaller" if place in {".", ".."} else f"{place}-smaller"
-    yield f"Next: gradience resize --peft-dir {shlex.quote(report.peft_dir)} {how} --out {shlex.quote(out)}"
+    base = report.base.path if report.base else report.beside.base
+    known = {"ADAPTER": report.peft_dir, "MODEL": base, "TEXTS": report.beside.texts, "NEW": out}
+    command, lacking = fill(f"gradience resize --peft-dir ADAPTER {how} --out NEW", known)
+    yield f"Next: {command}"
     if lacking:
-        yield f"    Replace {' and '.join(lacking)}."
+        yield f"    Replace {lacking}."
 
 
 def _purposes(report: AuditReport, rank: int) -> str:

@@ -58,16 +58,18 @@ class ResizeOptions(VerbOptions):
         in nats per prediction, and at most 5 % of the adapter's own from the base, and at most FLIPS change.
     flips:
         With --kl: share of predictions that may change their most probable class or token. Default: 0.02.
+    data:
+        Rows for --calibrate and --recover without a file of their own, and for --kl: JSONL or Parquet with text,
+        prompt or messages, or plain text with an input on each line.
     calibrate:
-        File of inputs: JSONL or Parquet with text, prompt or messages, or plain text with an input on each line. Over
-        all modules at once those pieces are kept that do most to the outputs per parameter: for --kl, or within
-        --max-params, --max-mb or the parameters of --rank. A module may leave the adapter. What it cost is measured
-        on other inputs of the file.
+        Choose by outputs, on --data's rows or on those of a file given here. Over all modules at once those pieces are
+        kept that do most to the outputs per parameter: for --kl, or within --max-params, --max-mb or the parameters of
+        --rank. A module may leave the adapter. What it cost is measured on other inputs of the file.
     calibrate_tokens:
         The same as JSONL of token ids.
     recover:
-        File of texts, as for --calibrate: the smaller adapter's A and B are then trained for 300 steps towards the
-        outputs with the whole adapter. They are kept if the KL on texts held out falls beyond chance.
+        On --data's rows, or on those of a file given here, the smaller adapter's A and B are then trained for 300
+        steps towards the outputs with the whole adapter. They are kept if the KL on texts held out falls beyond chance.
     seed:
         Of the choice of inputs, of their order, and of the labels drawn from the model.
     dtype:
@@ -83,9 +85,10 @@ class ResizeOptions(VerbOptions):
     like_suggested: Annotated[bool, Range(lambda x: x in {0.0, 1.0}, "true")] = False
     kl: Annotated[float, Range(lambda x: x > 0.0, "above 0, in nats")] | None = None
     flips: Share | None = None
-    calibrate: Path | None = None
+    data: Path | None = None
+    calibrate: Path | bool | None = None
     calibrate_tokens: Path | None = None
-    recover: Path | None = None
+    recover: Path | bool | None = None
     seed: Whole = 0
     dtype: Dtype | None = None
     base: Path | None = None
@@ -93,7 +96,16 @@ class ResizeOptions(VerbOptions):
     @property
     def inputs(self) -> Path | None:
         """The file to calibrate on, of texts or of token ids; None without calibration."""
-        return self.calibrate_tokens if self.calibrate is None else self.calibrate
+        return self.calibrate_tokens or self._file(given=self.calibrate or self.kl is not None)
+
+    @property
+    def recovers_on(self) -> Path | None:
+        """The file of texts to recover on; None without recovery."""
+        return self._file(given=self.recover)
+
+    def _file(self, *, given: Path | bool | None) -> Path | None:
+        """The file given, or that of --data if none is."""
+        return self.data if given is True else given or None
 
     def target(self) -> Target:
         """The one criterion given; the other options go with it.
@@ -114,23 +126,35 @@ class ResizeOptions(VerbOptions):
         return Target(criterion, float(values[criterion]), MOST_FLIPS if self.flips is None else self.flips)
 
     def _refuse_inputs(self, criterion: Criterion) -> None:
-        given = [name for name in ("calibrate", "calibrate_tokens") if getattr(self, name) is not None]
+        self._refuse_data(criterion)
+        given = [name for name in ("calibrate", "calibrate_tokens") if getattr(self, name)]
         if len(given) > 1:
             raise OptionError("got --calibrate and --calibrate-tokens, expected one of them", advice="give one")
         if self.flips is not None and criterion != "kl":
             raise OptionError("--flips is a bound beside a KL, and none is given", advice="give --kl, or leave it out")
-        if not given and criterion == "kl":
-            raise OptionError("--kl is measured on inputs, and none are given", advice="give --calibrate FILE")
+        if self.inputs is None and criterion == "kl":
+            raise OptionError("--kl is measured on inputs, and none are given", advice="give --data FILE")
+        given = given or ["data"] * (self.inputs is not None)
         if given and criterion not in BY_OUTPUTS:
             raise OptionError(
                 f"{option_name(criterion)} is a rule on singular values, which --calibrate does without",
                 advice=f"with --calibrate give one of {_listed(BY_OUTPUTS)}",
             )
-        given += ["recover"] * (self.recover is not None)
+        given += ["recover"] * bool(self.recover)
         if given and self.base is None:
             raise OptionError(
                 f"{option_name(given[0])} runs the model, and no base is given", advice="give --base MODEL"
             )
+
+    def _refuse_data(self, criterion: Criterion) -> None:
+        bare = [name for name in ("calibrate", "recover") if getattr(self, name) is True]
+        if self.data is None and bare:
+            name = option_name(bare[0])
+            raise OptionError(
+                f"{name} takes --data's rows, and none are given", advice=f"give --data FILE, or {name} FILE"
+            )
+        if self.data is not None and not bare and (criterion != "kl" or self.calibrate or self.calibrate_tokens):
+            raise OptionError("nothing asks for --data's rows", advice="give --calibrate or --recover without a file")
 
 
 class ResizeKeywords(TypedDict, total=False):
@@ -143,9 +167,10 @@ class ResizeKeywords(TypedDict, total=False):
     like_suggested: bool
     kl: float | None
     flips: float | None
-    calibrate: PathLike | None
+    data: PathLike | None
+    calibrate: PathLike | bool | None
     calibrate_tokens: PathLike | None
-    recover: PathLike | None
+    recover: PathLike | bool | None
     seed: int
     dtype: Dtype | None
     base: PathLike | None

@@ -379,6 +379,7 @@ class Beside(msgspec.Struct, kw_only=True, frozen=True):
 
     base: Annotated[str, about("Folder or hub id, by adapter_config.json or the log.")] | None = None
     texts: Annotated[str, about("File of training rows, by a recipe, below its folder.")] | None = None
+    held_out: Annotated[str, about("File of held-out rows, likewise.")] | None = None
 
 
 class AuditReport(Report, kw_only=True, frozen=True):

@@ -8,6 +8,7 @@ import msgspec
 from msgspec import Meta
 
 from gradience.schema import Fraction, Json, NonNegativeInt, Real, about
+from gradience.schema.audit import Beside
 from gradience.schema.compare import ComparedAdapter, ConfigDifference, Cosine, OnlyIn, Overlap
 from gradience.schema.document import Finding, NotRun, Report
 
@@ -132,6 +133,7 @@ class CheckedAdapter(msgspec.Struct, kw_only=True, frozen=True, omit_defaults=Tr
     weighted_norm: Annotated[float, about("norm(w dW), Frobenius, over all its modules.")]
     kept: Kept
     obstacles: Annotated[list[str], about("Reasons why `gradience merge` would refuse the adapter as it is.")] = []
+    beside: Beside = Beside()
 
 
 class CheckedPair(msgspec.Struct, kw_only=True, frozen=True, omit_defaults=True):

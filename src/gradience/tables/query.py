@@ -67,7 +67,7 @@ FLEET_QUERIES: Final[Mapping[str, NamedQuery]] = {
     ),
     "wasteful": NamedQuery(
         "The adapters that a cut to the suggested rank shrinks most",
-        "select path, r, suggested_rank, round(utilization_mean, 3) as utilization, bytes_saved from adapters "
+        "select path, r, suggested_rank, round(utilization_mean, 3) as utilization_mean, bytes_saved from adapters "
         "where verdict = 'trained' and bytes_saved > 0 order by bytes_saved desc, path limit 50",
     ),
     "unreadable": NamedQuery(

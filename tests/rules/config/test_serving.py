@@ -74,8 +74,12 @@ def test_an_adapter_is_converted_where_its_format_is_not_read_and_elsewhere_the_
         for item in report.findings
         if "feature" in item.values
     }
-    assert actions["mlx", "peft_format"] == "gradience convert ADAPTER --to mlx --out NEW"
-    assert str(actions["vllm", "dora"]).endswith("or merge the adapter into the base before serving")
+    assert actions["mlx", "peft_format"] == (
+        "gradience convert ADAPTER --to mlx --out NEW (replace ADAPTER by the adapter's folder and NEW by a new folder)"
+    )
+    assert str(actions["vllm", "dora"]).endswith(
+        "(replace ADAPTER by the adapter's folder, NEW by a new folder and MODEL by the base model)"
+    )
 
 
 def test_each_finding_cites_its_own_row() -> None:

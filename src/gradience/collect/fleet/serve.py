@@ -15,6 +15,7 @@ import msgspec
 
 from gradience.adapters.traits import start_of
 from gradience.blocks import counted
+from gradience.configs.commands import fill, known_of, said
 from gradience.configs.families import plain_name
 from gradience.errors import few
 from gradience.rules import judge
@@ -34,6 +35,7 @@ from gradience.rules.config.serving import (
     Engine,
     Processes,
 )
+from gradience.schema.audit import Beside
 from gradience.schema.document import Finding
 from gradience.schema.events import ConfigSnapshot
 from gradience.schema.fleet import Counted, EnginePlan, Misfit, Served, ServingGroup, Unfit
@@ -170,7 +172,7 @@ _Fit: TypeAlias = tuple[Candidate, Kind]
 
 
 class _Reason(NamedTuple):
-    """Why an adapter is not served as it was trained; `commands` have ADAPTER, NEW, BASE and N to be filled in."""
+    """Why an adapter is not served as it was trained; `commands` have ADAPTER, NEW, MODEL and N to be filled in."""
 
     id: str
     text: str
@@ -198,7 +200,7 @@ def _reasons(engine: Engine, one: Candidate, kind: Kind | None) -> Iterator[_Rea
     init = kind.config.lora.init
     if start_of(init).changes_base:
         text = f"init_lora_weights={init} changed the base that it was trained on, and {name} has the published one"
-        yield _Reason(MISREAD, text, _CHANGED, commands=(f"{_TO_PEFT[0]} --base BASE",))
+        yield _Reason(MISREAD, text, _CHANGED, commands=(f"{_TO_PEFT[0]} --base MODEL",))
     sizes = _RANKS.get(engine)
     if sizes is not None and sizes.room_for(one.r) is None:
         command = f"gradience resize ADAPTER --rank {max(sizes.sizes)} --out NEW"
@@ -213,14 +215,9 @@ def _reason(item: Finding) -> _Reason:
 
 
 def _unfit(one: Candidate, reason: _Reason) -> Unfit:
-    names = {
-        "ADAPTER": shlex.quote(one.path),
-        "NEW": shlex.quote(f"{one.path}-served"),
-        "ONE": shlex.quote(f"{one.path}-one"),
-        "N": str(one.r),
-    } | ({"BASE": shlex.quote(one.base)} if one.base else {})
-    filled = [" ".join(names.get(word, word) for word in command.split(" ")) for command in reason.commands]
-    return Unfit(path=one.path, command=" && ".join(filled) or None)
+    names = {**known_of(one.path, Beside(base=one.base), rank=one.r), "NEW": f"{one.path}-served"}
+    command, lacking = fill(" && ".join(reason.commands), names)
+    return Unfit(path=one.path, command=f"{command}  # replace {lacking}" if lacking else command or None)
 
 
 def _grouped(
@@ -311,7 +308,7 @@ def _group(process: Processes, base: _Base, members: Sequence[_Fit], shapes: Map
         targets=targets,
         slots=slots,
         command=process.command.strip().format(
-            base=word(base.name or "BASE"),
+            base=word(base.name or "MODEL"),
             rank=size.rank,
             slots=slots,
             targets=" ".join(targets),
@@ -386,7 +383,7 @@ def _notes(
 ) -> Iterator[str]:
     for name, value in zip(process.same, key, strict=True):
         if value:
-            yield f"apart from others because of {_shown(name, value)}: {SETTINGS[name].mend}"
+            yield said(f"apart from others because of {_shown(name, value)}: {SETTINGS[name].mend}", {})
     if base.name is None:
         yield "no base is declared: whether they are of one base is not known"
     if base.other is not None:
@@ -415,8 +412,8 @@ def _not_judged(engine: Engine) -> Iterator[str]:
     """Yield what is known of the engine and a fleet does not show, and that nothing is known."""
     known = {fact.feature for fact in FACTS if fact.engine == engine}
     if unseen := [words for feature, words in _OF_THE_BASE.items() if feature in known]:
-        asks = f"gradience check --peft-dir ADAPTER --base BASE --serve {engine}"
-        yield f"the base is not looked at, so these are not judged: {', '.join(unseen)} ({asks})"
+        asks = f"gradience check --peft-dir ADAPTER --base MODEL --serve {engine}"
+        yield said(f"the base is not looked at, so these are not judged: {', '.join(unseen)}: {asks}", {})
     if engine not in PROCESSES:
         yield f"how {ENGINES[engine]} serves several adapters is not known here"
 

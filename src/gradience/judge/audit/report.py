@@ -8,6 +8,7 @@ from typing import NamedTuple
 import msgspec
 
 from gradience.adapters.layout import Adapter
+from gradience.configs.commands import known_of, with_commands
 from gradience.io.safetensors import is_known
 from gradience.judge.audit.measured import AdapterNumbers
 from gradience.judge.audit.opened import OpenAdapter
@@ -95,7 +96,8 @@ def report_of(
     )
     alpha, r = (adapter.config.lora_alpha, adapter.config.r) if of_peft else (None, None)
     findings = judge_adapter(report, alpha=alpha, r=r, modules_to_save=adapter.config.modules_to_save or [])
-    kept, not_run = without(findings.findings, findings.not_run, left_out)
+    found = with_commands(findings.findings, lambda: known_of(opened.path or None, opened.beside))
+    kept, not_run = without(found, findings.not_run, left_out)
     return msgspec.structs.replace(report, findings=kept, not_run=not_run)
 
 

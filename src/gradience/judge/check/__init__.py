@@ -13,6 +13,8 @@ from typing import Any, TypeAlias, TypedDict, Unpack
 import msgspec
 
 from gradience.configs import read_preferences
+from gradience.configs.beside import base_of, beside
+from gradience.configs.commands import Known, known_of, with_commands
 from gradience.configs.document import (
     CONFIG_NAME,
     read_arguments,
@@ -42,6 +44,7 @@ from gradience.rules import excluded_rules
 from gradience.rules.config import RULES, judge_config, settings_of
 from gradience.rules.config.facts import CheckContext, Moved, quantities
 from gradience.rules.config.serving import known_engines
+from gradience.schema.audit import Beside
 from gradience.schema.document import Coverage, Finding
 from gradience.schema.events import ConfigSnapshot, LoraSnapshot
 from gradience.schema.memory import Memory, Time
@@ -305,10 +308,19 @@ def judged(
         coverage=around.coverage,
         memory=around.memory,
         time=time,
-        findings=verdict.findings,
+        findings=with_commands(verdict.findings, lambda: _known(config, given, whole)),
         not_run=verdict.not_run,
         unknown_keys=list(dict.fromkeys(whole.unknown_keys)),
     )
+
+
+def _known(config: ConfigSnapshot, given: CheckOptions, whole: Layer) -> Known:
+    """What the words of commands stand for, by the adapter's config, the log and the options."""
+    configs = [Path(source.path) for source in whole.sources if source.role == "adapter"]
+    adapter = str(configs[-1].parent) if configs and configs[-1].name == CONFIG_NAME else None
+    base = None if given.base is None else str(given.base)
+    around = Beside(base=base_of(config.model_name)) if adapter is None else beside(Path(adapter), config.model_name)
+    return known_of(adapter, msgspec.structs.replace(around, base=base or around.base), rank=config.lora.r)
 
 
 def _memory(config: ConfigSnapshot, base: Path, given: CheckOptions, whole: Layer, coverage: Coverage | None) -> Memory:

@@ -9,6 +9,8 @@ from types import MappingProxyType
 
 import msgspec
 
+from gradience.configs.beside import beside
+from gradience.configs.commands import Known, known_of, with_commands
 from gradience.reading import Reading, read_run
 from gradience.reading.facts import by_step, derived_notes, facts_of
 from gradience.reading.pace import pace_of
@@ -74,7 +76,8 @@ def report_of(
     run, log = reading.run, reading.log
     facts = in_order(facts_of(run, gap_threshold=gap_threshold, issues=log.issues, issues_total=log.issues_total))
     train = _train(run, facts)
-    findings, not_run = without(*detect(facts), left_out)
+    found, not_run = without(*detect(facts), left_out)
+    findings = with_commands(found, lambda: _words(reading, facts))
     parts = story_parts(facts, findings, train)
     of = msgspec.structs.replace(
         account(facts),
@@ -116,6 +119,14 @@ def report_of(
         issues_total=log.issues_total,
         notes=[*reading.notes(), *derived_notes(facts.evals)],
     )
+
+
+def _words(reading: Reading, facts: RunFacts) -> Known:
+    """What the words of commands stand for, by the log and what lies beside it."""
+    around = beside(reading.path.parent, facts.config.model_name)
+    total = facts.paces[-1].total_bytes if facts.paces else None
+    size = f"{total / 2**30:.4g}GiB" if total else None
+    return {**known_of(None, around, rank=facts.config.lora.r), "RUN": str(reading.path), "SIZE": size}
 
 
 def _train(run: RunSeries, facts: RunFacts) -> TrainSummary:

@@ -17,6 +17,7 @@ import numpy as np
 
 from gradience.adapters import layer_index
 from gradience.adapters.layout import Module
+from gradience.configs.beside import beside as lies_beside
 from gradience.errors import AdapterError
 from gradience.io import PathLike, Progress
 from gradience.rewrite.merge import heads_of
@@ -102,6 +103,7 @@ def merge_check(
                 weighted_norm=abs(chosen[place]) * math.sqrt(total[place, place]),
                 kept=kept_of(total, chosen, place),
                 obstacles=list(obstacles_of(side)),
+                beside=lies_beside(side.path, side.adapter.config.base_model_name_or_path),
             )
             for place, side in enumerate(sides)
         ],

@@ -123,12 +123,12 @@ def _result(
     if options.inputs is None:
         plan = plan_by_weights(subject, target, None if options.base is None else BaseWeights(shards))
     else:
-        inputs = TextFile(options.inputs, options.calibrate is None, options.seed)
+        inputs = TextFile(options.inputs, options.calibrate_tokens is not None, options.seed)
         measurement = measure(subject, running(), inputs, progress)
         plan, calibration = plan_by_outputs(subject, running(), measurement, target)
         progress(1, 1, "measured")  # removes a progress bar that is still shown
-    if options.recover is not None:
-        plan, recovery = recovered(subject, running(), plan, options.recover, seed=options.seed, progress=progress)
+    if options.recovers_on is not None:
+        plan, recovery = recovered(subject, running(), plan, options.recovers_on, seed=options.seed, progress=progress)
         progress(1, 1, "recovered")  # as above
     return ResizeResult(plan, calibration, recovery)
 

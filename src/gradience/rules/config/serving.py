@@ -208,7 +208,8 @@ class AdapterFeature(NamedTuple):
     @property
     def mend(self) -> str | None:
         """The commands and the remark in one sentence; None if there is neither."""
-        return ": ".join(part for part in (", then ".join(self.commands), self.remark) if part) or None
+        commands = ", then ".join(self.commands)
+        return f"{commands} ({self.remark})" if commands and self.remark else commands or self.remark or None
 
 
 def _extra(key: str) -> AdapterFeature:
@@ -233,7 +234,7 @@ FEATURES: Final[dict[Feature, AdapterFeature]] = {
         "use_dora",
         "use_dora",
         lambda facts: bool(facts.config.lora.use_dora),
-        (f"{_TO_PEFT} --base BASE --rank N",),
+        (f"{_TO_PEFT} --base MODEL --rank N",),
         "the best LoRA of that rank; or merge the adapter into the base before serving",
     ),
     "modules_to_save": AdapterFeature(

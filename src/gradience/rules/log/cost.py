@@ -254,7 +254,7 @@ def _out_of_memory(facts: RunFacts) -> Observation | None:
     Why: A process that asks for more than there is ends without a word, or with an error that the log only names.
     Scope: logs with throughput events, or with the error; a run that still goes on looks like one that was killed
     Action: recompute activations (gradient_checkpointing), or make the batch smaller with gradient accumulation
-    Verify: gradience check --base BASE --memory SIZE before the next run
+    Verify: gradience check RUN --base MODEL --memory SIZE before the next run
     """
     named = _named(facts)
     if not named and facts.status not in _KILLED | {"error"}:

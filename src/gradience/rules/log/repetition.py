@@ -265,7 +265,7 @@ def _same_rows(facts: RunFacts) -> Observation | None:
     Why: A score on rows that were trained on says nothing of new ones.
     Scope: runs whose recorder saw both; packed batches are not compared
     Action: Evaluate on rows that are not in the training set; gradience check --data finds the others.
-    Verify: gradience check --data TRAIN --eval-data HELD_OUT lists the equal rows.
+    Verify: gradience check --data TRAIN --eval-data HELDOUT lists the equal rows.
     Source: the recorder -- hashes of the tokens of each row; no token is kept
     """
     data = facts.data or {}

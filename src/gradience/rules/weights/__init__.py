@@ -451,7 +451,7 @@ def _lost_in_codes(facts: AdapterFacts) -> Observation | None:
 def _intruders_counted(facts: AdapterFacts) -> str | None:
     if facts.report.base is not None and facts.report.base.intruder_total is not None:
         return None
-    return "intruder dimensions were not counted ('gradience audit --base BASE --intruders')"
+    return "intruder dimensions were not counted (--base with --intruders counts them)"
 
 
 @WeightsRule(

@@ -59,7 +59,7 @@ def observe_size(size: float | None) -> Observation | None:
         {"update_size": size},
         severity="warning",
         confidence=0.6,
-        action="Compare it with its base (gradience audit --base MODEL), and its outputs with the base model's.",
+        action="Compare it with its base (gradience audit ADAPTER --base MODEL), and its outputs with the base's.",
         evidence=(cite(THE_FILE, f"norm of all updates over that of such weights: {size:.3g}"),),
     )
 
