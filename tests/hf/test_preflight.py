@@ -204,3 +204,54 @@ def test_rows_without_the_invocation_of_an_alora_are_named(training, tmp_path, c
     report = gradience.preflight(made, memory=False)
     assert ("WIR173" in {one.id for one in report.findings}) == expected
     assert not model._forward_pre_hooks
+
+
+def test_data_that_break_end_the_drawing_and_not_the_report(training, tmp_path):
+    class Rows(list):
+        def __getitem__(self, place):
+            if place >= self.whole:
+                raise ZeroDivisionError("no words")
+            return super().__getitem__(place)
+
+    made = training.trainer(tmp_path, train_sampling_strategy="sequential")
+    made.train_dataset = rows = Rows(training.sequences())
+    rows.whole = 0
+    told = str(gradience.preflight(made, memory=False))
+    assert "not looked at: no batch can be made of the rows: ZeroDivisionError: no words" in told
+    rows.whole = 8
+    report = gradience.preflight(made, memory=False)
+    assert report.batches.counts["rows"] == 8
+    assert "Then:       micro-batch 3 cannot be made of the rows: ZeroDivisionError: no words" in str(report)
+
+
+def test_of_several_adapters_the_active_one_is_told(training, tmp_path):
+    peft = pytest.importorskip("peft", reason="PEFT is not installed: pip install peft")
+    model = training.llama()
+    model.add_adapter("second", peft.LoraConfig(r=2, target_modules=["k_proj"]))
+    model.set_adapter("second")
+    told = str(gradience.preflight(training.trainer(tmp_path, model=model)))
+    assert "LoRA  r=2" in told
+    assert "Targets:    k_proj" in told
+
+
+def test_a_model_without_numbers_trains_what_it_would(training, tmp_path):
+    with training.torch.device("meta"):
+        model = training.llama()
+    report = gradience.preflight(model, training.sequences(), training.arguments(tmp_path), memory=False)
+    trained = sum(one.numel() for one in model.parameters() if one.requires_grad)
+    assert sum(group.trainable for group in report.groups) == trained > 0
+    assert "on meta" in str(report)
+    with pytest.raises(TypeError, match="expected a Trainer or a torch model, got int"):
+        gradience.preflight(3)
+
+
+def test_the_end_token_is_the_one_that_the_trainer_gives_the_model(training, tokenizer, tmp_path):
+    made = training.trainer(tmp_path)
+    made.processing_class = tokenizer
+    for row in made.train_dataset:
+        row["input_ids"][-1] = tokenizer.eos_token_id
+    assert made.model.config.eos_token_id != tokenizer.eos_token_id
+    counts = gradience.preflight(made, memory=False).batches.counts
+    assert counts["rows_with_end"] == counts["rows"] > 0
+    made.train()
+    assert made.model.config.eos_token_id == tokenizer.eos_token_id

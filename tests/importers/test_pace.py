@@ -84,6 +84,20 @@ def test_ms_swift_has_its_clock_in_words_and_what_is_reserved(paces):
     ]
 
 
+@pytest.mark.parametrize(
+    ("column", "value"),
+    [
+        *(("memory(GiB)", value) for value in (0, 14200, 1e300, -1)),  # MiB under the name of GiB
+        *(("tokens_per_second_per_gpu", value) for value in (1e300, 1.1e9)),
+        ("elapsed_time", "9" * 5000 + "s"),
+    ],
+)
+def test_a_number_that_no_machine_reaches_is_no_measurement(paces, column, value):
+    rows = [{"loss": 2.0, PLACE: f"{s}/60", "elapsed_time": f"{s}m", column: value} for s in (10, 20, 30)]
+    pace = {} if column == "elapsed_time" else {"steps": 10, "seconds_per_step": 60.0}
+    assert paces(rows, "logging.jsonl") == ([(20, pace), (30, pace)] if pace else [])
+
+
 def test_torchtune_prints_its_speed_and_resets_its_peak(tmp_path, import_events):
     lines = [
         f"Step {s} | loss:1.5 lr:0.0003 tokens_per_second_per_gpu:{100 + s} peak_memory_active:9.0 "

@@ -25,7 +25,7 @@ import torch
 from gradience.configs.settings import Draft
 from gradience.errors import GradienceError
 from gradience.hf.invocation import Invocations
-from gradience.hf.snapshot import config_snapshot, note_model, unwrapped
+from gradience.hf.snapshot import active_adapter, config_snapshot, note_model, unwrapped
 from gradience.hf.watch import FIRST, BatchWatch
 from gradience.hf.wires import live_look
 from gradience.hf.wiring import look, unwrapped_optimizers
@@ -108,12 +108,15 @@ def preflight(
 
     Raises:
         GradienceError: a finding is that grave.
+        TypeError: the first argument is neither a Trainer nor a model.
         ValueError: `raise_on` is no severity.
     """
     if raise_on is not None and raise_on not in SEVERITIES:
         raise ValueError(f"raise_on: expected one of {', '.join(SEVERITIES)}, got {raise_on!r}")
     with _as_it_was(trainer, dataset, collate_fn):
         is_trainer = hasattr(trainer, "get_train_dataloader")
+        if not isinstance(trainer.model if is_trainer else trainer, torch.nn.Module):
+            raise TypeError(f"preflight: expected a Trainer or a torch model, got {type(trainer).__name__}")
         flight = _of_trainer(trainer) if is_trainer else _of_model(trainer, dataset, args, collate_fn)
         report = _report(flight, memory=memory)
     grave = [one for one in report.findings if raise_on and _is_at_least(one.severity, raise_on)]
@@ -131,11 +134,12 @@ def _is_at_least(severity: Severity, least: Severity) -> bool:
 def _of_trainer(trainer: Any) -> _Flight:
     notes: list[str] = []
     schedule = getattr(trainer.lr_scheduler, "scheduler", trainer.lr_scheduler)  # accelerate's wrapper
-    tokenizer = getattr(trainer.processing_class, "tokenizer", trainer.processing_class)
+    tokenizer = getattr(trainer, "processing_class", None)
+    tokenizer = getattr(tokenizer, "tokenizer", tokenizer)
     flight = _Flight(trainer.model, trainer.args, schedule=schedule, tokenizer=tokenizer)
     try:
         flight = flight._replace(loader=trainer.get_train_dataloader())
-    except _FAILURES as error:
+    except Exception as error:  # noqa: BLE001  # the user's own data and loader, which may raise anything
         flight = flight._replace(no_loader=f"the Trainer's loader cannot be made: {error}")
     optimizer = getattr(trainer, "optimizer", None)
     if optimizer is None and _makes_plainly(trainer):
@@ -224,7 +228,7 @@ def _checked(flight: _Flight, steps: int | None, batches: FirstBatches, *, memor
         return check_config(config, **given)
     adapters = getattr(model, "peft_config", None)
     if adapters:
-        given["peft"] = next(iter(adapters.values()))
+        given["peft"] = active_adapter(model, adapters)
     longest = batches.counts.get("longest")
     if config.training.max_length is None and isinstance(longest, int) and longest:
         given["max_length"] = longest
@@ -334,19 +338,20 @@ def _first_batches(flight: _Flight, calls: Invocations) -> FirstBatches:
     watch.close()  # it is told of each batch
     shapes: dict[str, str] = {}
     judged = {"kept": 0, "tokens": 0}
+    made, reason = 0, ""
     try:
         for batch in _drawn(flight.loader):
             shapes = shapes or _shapes(batch)
+            made += 1
             if isinstance(batch, Mapping):
                 watch.see(batch)
                 calls.see(batch.get("input_ids"))
                 _take_mask(batch, judged)
-    except _FAILURES as error:
-        if not shapes:
-            return FirstBatches(reason=f"no batch can be made of the rows: {type(error).__name__}: {error}")
-    return FirstBatches(
-        inputs=shapes, counts=watch.values() if watch.watched else {}, judged=judged if judged["tokens"] else {}
-    )
+    except Exception as error:  # noqa: BLE001  # the user's own data and collator, which may raise anything
+        which = f"micro-batch {made + 1} cannot" if made else "no batch can"
+        reason = f"{which} be made of the rows: {type(error).__name__}: {error}"
+    counts = watch.values() if watch.watched else {}
+    return FirstBatches(inputs=shapes, counts=counts, judged=judged if judged["tokens"] else {}, reason=reason)
 
 
 def _drawn(loader: Any) -> Iterator[Any]:

@@ -46,14 +46,14 @@ def plain_name(name: str) -> str:
 
 
 def digest_of(named: Iterable[tuple[str, torch.Tensor]], budget: int) -> TensorDigest | None:
-    """Return the digest of named tensors; None if there are none.
+    """Return the digest of named tensors; None if there are none, or one has no numbers, on the meta device.
 
     Args:
         named: names and tensors; both are in the digest.
         budget: bytes that are read. If there are more, every n-th element of each tensor is.
     """
     tensors = [(plain_name(name), _local(tensor.detach())) for name, tensor in named]
-    if not tensors:
+    if not tensors or any(tensor.is_meta for _, tensor in tensors):
         return None
     size = sum(tensor.numel() * tensor.element_size() for _, tensor in tensors)
     every = max(1, -(-size // budget))

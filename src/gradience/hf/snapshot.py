@@ -130,7 +130,7 @@ def note_model(draft: Draft, model: Any) -> None:
         draft.set("run", "model_name", short_name(name))
     adapters = getattr(model, "peft_config", None)
     if adapters:
-        _read_adapter(draft, adapters[_active(model, adapters)])
+        _read_adapter(draft, active_adapter(model, adapters))
     base = model.get_base_model() if adapters and hasattr(model, "get_base_model") else model
     if base is not None:
         draft.set("lora", "base_model_class", type(base).__name__, extra=True)
@@ -182,10 +182,11 @@ def _short(value: Any) -> Any:
     return described(value)
 
 
-def _active(model: Any, adapters: dict[str, Any]) -> str:
+def active_adapter(model: Any, adapters: dict[str, Any]) -> Any:
+    """Return the settings of the adapter that is active, else of the first."""
     active = getattr(model, "active_adapter", None)
     active = active[0] if isinstance(active, list) and active else active
-    return active if isinstance(active, str) and active in adapters else next(iter(adapters))
+    return adapters[active if isinstance(active, str) and active in adapters else next(iter(adapters))]
 
 
 def unwrapped(model: Any) -> Any:

@@ -7,6 +7,7 @@ says of the whole run stands for it only where no window was timed.
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
@@ -21,9 +22,11 @@ from gradience.telemetry.rows import HELD_OUT
 EVERY: Final = 10  # optimizer steps of a window, at least: as many as the recorder's
 _SHOWN: Final = 60.0  # seconds of a window by a clock that shows whole ones, which is then off by under 2 %
 _FASTEST: Final = 1e-3  # seconds a step: a log whose clock runs faster was written afterwards
+_LARGEST: Final = 1 << 42  # bytes of a node's cards together: more was logged in another unit
+_MOST: Final = 1e9  # tokens a second, and seconds of a run: more is no measurement
 _BYTES: Final = {"GiB": 2.0**30, "GB": 1e9, "bytes": 1.0}  # the other units are those of the fields
-_CLOCK: Final = re.compile(
-    r"(?:(\d+) ?d(?:ays?)?,? *)?(?:(\d+):(\d\d):(\d\d)|(?:(\d+)h *)?(?:(\d+)m *)?(?:(\d+)s)?)"  # 1:02:03, 1h 2m 3s
+_CLOCK: Final = re.compile(  # 1:02:03, 1h 2m 3s
+    r"(?:(\d{1,9}) ?d(?:ays?)?,? *)?(?:(\d{1,9}):(\d\d):(\d\d)|(?:(\d{1,9})h *)?(?:(\d{1,9})m *)?(?:(\d{1,9})s)?)"
 )
 _UNIT: Final = {1: 86400, 2: 3600, 3: 60, 4: 1, 5: 3600, 6: 60, 7: 1}  # seconds, by group of the clock
 _SOFAR: Final = {"tokens": "tokens_per_second", "padded_tokens": "padded_tokens_per_second"}
@@ -104,12 +107,13 @@ class Windows:
         return max(found["elapsed"] - sofar["elapsed"], 0.0)
 
     def _remember(self, found: Mapping[str, float], ts: float | None) -> None:
-        self._raise({name: int(value) for name, value in found.items() if name.endswith("_bytes")})
+        self._raise({name: value for name, value in found.items() if name.endswith("_bytes")})
         while ts is not None and self._readings and self._readings[-1].ts <= ts:
             self._raise(self._readings.pop().memory)
 
-    def _raise(self, memory: Mapping[str, int]) -> None:
-        for name, size in memory.items():
+    def _raise(self, memory: Mapping[str, float]) -> None:
+        sizes = {name: int(size) for name, size in memory.items() if 0.0 < size <= _LARGEST}
+        for name, size in sizes.items():
             self._memory[name] = size if name == "held_bytes" else max(size, self._memory.get(name, 0))
 
     def _window(self, end: _Mark) -> Fields:
@@ -135,10 +139,10 @@ class Windows:
         runtime, peak = _number(values, _SUMMARY) or 0.0, _tracked(values)
         steps, seconds = max((end or 0) - self._start, 0), runtime - self._aside
         found: Fields = {} if peak is None else {"peak_bytes": peak}
-        if steps and not self._untimed and seconds >= _FASTEST * steps:
+        if steps and not self._untimed and _FASTEST * steps <= seconds <= _MOST:
             found["seconds_per_step"] = seconds / steps
             rates = {name: _number(values, column) for name, column in _OF_TRAINER.items()}
-            found |= {name: rate * runtime / seconds for name, rate in rates.items() if rate}
+            found |= {name: rate * runtime / seconds for name, rate in rates.items() if rate and rate <= _MOST}
             if self._last is not None and self._last.step == end and not self._start:
                 found |= _speeds(dict.fromkeys(_SOFAR, 0.0), self._last.sofar, seconds)
         self._told = dict(self._memory)
@@ -167,16 +171,17 @@ def _between(begin: _Mark, end: _Mark) -> tuple[float | None, bool]:
 
 def _speeds(begin: Mapping[str, float], end: Mapping[str, float], seconds: float) -> Fields:
     """Tokens a second by the counts so far, where they rose."""
-    both = {name: end[name] - begin[name] for name in _SOFAR if name in begin and name in end}
-    return {_SOFAR[name]: rise / seconds for name, rise in both.items() if rise > 0.0}
+    both = {name: (end[name] - begin[name]) / seconds for name in _SOFAR if name in begin and name in end}
+    return {_SOFAR[name]: rate for name, rate in both.items() if 0.0 < rate <= _MOST}
 
 
 def _tracked(values: Mapping[str, Json]) -> int | None:
     """The peak by the Trainer's own tracker (skip_memory_metrics=False), bytes; that of the card, if it had one."""
     for device in ("gpu", "cpu"):
         parts = [_number(values, name.format(device)) for name in (*_TRACKED, "train_mem_{}_peaked_delta")]
-        if None not in parts:
-            return max(int(sum(part or 0.0 for part in parts)), 0)
+        peak = sum(part or 0.0 for part in parts)
+        if None not in parts and peak <= _LARGEST:
+            return int(max(peak, 0.0))
     return None
 
 
@@ -185,7 +190,8 @@ def _read(values: Mapping[str, Json], shape: _Shape) -> dict[str, float]:
     found: dict[str, float] = {}
     for name, field, unit in shape.columns:
         number = _clock(values[name]) if unit == "clock" else _number(values, name)
-        if number is not None and number >= 0.0 and field not in found:
+        most = math.inf if field in _SOFAR or field.endswith("_bytes") else _MOST  # these are looked at in their use
+        if number is not None and 0.0 <= number <= most and field not in found:
             found[field] = number * _BYTES.get(unit, 1.0)
     return found
 

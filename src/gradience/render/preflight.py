@@ -61,10 +61,11 @@ def _rates(report: PreflightReport) -> str:
 
 
 def _batches(batches: FirstBatches) -> Iterator[tuple[str, str]]:
-    if batches.reason:
+    if not batches.inputs:
         yield "Inputs", f"not looked at: {batches.reason}"
         return
     yield "Inputs", ", ".join(f"{name} {shape}" for name, shape in batches.inputs.items())
+    yield "Then", batches.reason
     known = {name: value for name, value in batches.counts.items() if isinstance(value, int)}
     rows, tokens = known.get("rows", 0), known.get("tokens", 0)
     if not rows or not tokens:

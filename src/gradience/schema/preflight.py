@@ -29,7 +29,7 @@ class FirstBatches(msgspec.Struct, kw_only=True, frozen=True, omit_defaults=True
     judged: Annotated[
         dict[str, NonNegativeInt], about("Tokens that TRL's completion_mask leaves in the loss, and all.")
     ] = {}
-    reason: Annotated[str, about("Why none could be looked at.")] = ""
+    reason: Annotated[str, about("Why none could be looked at, or not all.")] = ""
 
 
 class PreflightReport(Report, kw_only=True, frozen=True):
