@@ -301,19 +301,19 @@ def test_a_config_beyond_its_limits_is_refused_with_them(text, message):
 
 def test_the_start_that_a_name_means():
     for name, *traits in (
-        ("pissa", True, True, True, True),
-        ("PiSSA_niter_4", True, False, True, True),
-        ("olora", True, True, True, True),
-        ("corda", True, False, True, True),
-        ("lora_ga", True, False, False, False),
-        ("loftq", True, False, False, True),
-        ("eva", False, False, False, True),
-        ("orthogonal", False, False, False, True),
-        ("eva_x", False, False, False, False),
+        ("pissa", True, True, True),
+        ("PiSSA_niter_4", True, False, True),
+        ("olora", True, True, True),
+        ("corda", True, False, True),
+        ("lora_ga", True, False, False),
+        ("loftq", True, False, True),
+        ("eva", False, False, True),
+        ("orthogonal", False, False, True),
+        ("eva_x", False, False, False),
     ):
         start = start_of(name)
         assert start.name == ("default" if name == "eva_x" else name.lower().removesuffix("_niter_4"))
-        assert [start.changes_base, start.recomputable, start.principal, start.doubled] == traits, name
+        assert [start.changes_base, start.recomputable, start.doubled] == traits, name
 
 
 # --- patterns that only a backtracking matcher reads ---------------------------------------------------------------

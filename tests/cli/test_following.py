@@ -3,36 +3,34 @@
 from __future__ import annotations
 
 import io
+import json
 import os
-from types import SimpleNamespace
 from typing import Any
 
 from tables import every
 
 from gradience.cli import monitor
-from gradience.schema.events import ConfigSnapshot, TrainingSnapshot
-from gradience.telemetry.series import Column, RunSeries
+from gradience.reading.follow import LiveRun
+from gradience.render.monitor import progress_line
+from gradience.schema import SCHEMA_ID
 
 
-def watched(**fields: Any) -> Any:
-    run = RunSeries("r")
-    given = {"rate": None, "points": [], "evals": [], "rewards": [], "not_finite": 0, "bad_lines": 0}
-    return SimpleNamespace(run=run, **{**given, **fields})
-
-
-def test_a_glance_is_of_the_last_row():
-    nothing = monitor._glance(watched())
-    assert (nothing.loss, nothing.step, nothing.reward, nothing.max_steps) == (None, None, None, None)
-    watch = watched(rewards=[(1, 0.5)], rate=1e-4, not_finite=2, bad_lines=3)
-    watch.run.losses.extend([3.0, 2.5])
-    watch.run.last_step = 7
-    watch.run.config = ConfigSnapshot(model_name="m", training=TrainingSnapshot(max_steps=9))
-    column = Column()
-    column.extend([1, 2], [0.25, 0.5])
-    watch.run.columns["reward"] = column
-    found = monitor._glance(watch)
-    assert (found.loss, found.step, found.max_steps, found.model, found.reward) == (2.5, 7, 9, "m", 0.5)
-    assert (found.rate, found.not_finite, found.bad_lines) == (1e-4, 2, 3)
+def test_the_progress_is_of_the_last_row():
+    live = LiveRun()
+    assert progress_line(live) == "step -"
+    head = {"schema": SCHEMA_ID, "run_id": "r", "ts": 1.0}
+    for event in (
+        {"event": "run_start", "step": None, "config": {"model_name": "m", "training": {"max_steps": 9}}},
+        {"event": "train_step", "step": 6, "loss": 3.0, "lr": 2e-4, "reward": 0.25},
+        {"event": "train_step", "step": 7, "loss": 2.5, "lr": 1e-4, "reward": 0.5},
+        {"event": "train_step", "step": 8, "loss": "NaN"},
+        {"event": "eval", "split": "dev", "step": 6, "metrics": {"loss": 2.75}},
+    ):
+        live.add(json.dumps({**head, **event}).encode())
+    live.add(b"no JSON")
+    assert progress_line(live) == (
+        "step 8 of 9  loss nan  reward 0.5  lr 1e-4  dev loss 2.75 @ 6  1 losses not finite  1 lines are not events"
+    )
 
 
 @every(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import re
 
 import pytest
 
@@ -23,7 +24,8 @@ def clock(monkeypatch):
 
 
 def told(monkeypatch, clock, stream, moments):
-    monkeypatch.setattr(cli.sys, "stderr", stream)
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setattr("sys.stderr", stream)
     tell = cli.rate_on_stderr("fleet")
     for seconds, tally in moments:
         clock[0] = seconds
@@ -33,9 +35,11 @@ def told(monkeypatch, clock, stream, moments):
 
 def test_a_terminal_is_drawn_in_place_with_rate_time_left_and_failures(monkeypatch, clock):
     text = told(monkeypatch, clock, Screen(), [(0.1, (1, 100, 0)), (10.0, (20, 100, 3)), (50.0, (100, 100, 3))])
-    first, last = text.split("\r")
-    assert first.split() == ["fleet:", "20/100,", "2.0", "a", "second,", "40", "s", "left,", "3", "failed"]
-    assert last.rstrip(" ").split() == ["fleet:", "100/100,", "2.0", "a", "second,", "3", "failed"]
+    empty, drawn, last = text.split("\r\x1b[K")
+    assert empty == ""
+    shown = re.sub(r"\x1b\[[0-9;]*m", "", drawn).split()
+    assert [shown[0], *shown[2:]] == ["fleet", "20/100", "00:42", "2.0", "a", "second,", "3", "failed"]
+    assert last == "fleet: 100/100, 2.0 a second, 3 failed\n"
 
 
 def test_a_file_gets_a_line_now_and_then_and_none_of_a_short_job(monkeypatch, clock):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 import unicodedata
@@ -379,10 +380,12 @@ STEERING = "layer\x1b[2J\r\u202e\x9b31m"
 
 def test_what_steers_a_terminal_is_an_escape_on_stdout_and_stderr(monkeypatch, capsys):
     """Names of modules reach the line of progress, and texts of a log the lines of a report that is followed."""
-    from gradience.cli import output
+    from gradience.cli import bar, output
 
     monkeypatch.setattr("sys.stderr.isatty", lambda: True)
-    draw = output.on_terminal("merge-check")
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setattr(bar, "_PATIENCE", 0.0)
+    draw = bar.on_terminal("merge-check")
     draw(0, 3, STEERING)
     draw(3, 3, STEERING)
     output.tell(f"gradience: {STEERING}")
@@ -390,8 +393,8 @@ def test_what_steers_a_terminal_is_an_escape_on_stdout_and_stderr(monkeypatch, c
     out, err = capsys.readouterr()
     shown = r"layer\u001b[2J\u000d\u202e\u009b31m"
     assert out == f"a line {shown}\n"
-    first, ours, own, last = err.split("\r")
-    assert (first, ours.rstrip(), own.strip()) == ("", f"merge-check: 0/3  {shown}", "")
+    drawn, last = (re.sub(r"\x1b\[[0-9;]*m", "", line) for line in re.split(r"\r\x1b\[K", err)[1:])
+    assert (drawn.split()[0], drawn.rstrip().rpartition(" ")[2]) == ("merge-check", shown)
     assert last == f"gradience: {shown}\n"
     assert output.safe_lines([STEERING]) == f"{shown}\n"
 

@@ -347,8 +347,8 @@ def progress_line(live: LiveRun) -> str:
     run = live.run
     planned = run.config.training.planned_steps if run.config else None
     parts = [f"step {'-' if run.last_step is None else run.last_step}" + (f" of {planned}" if planned else "")]
-    newest = (("loss", live.loss, ".4g"), ("reward", live.reward, ".4g"), ("lr", live.rate, ".3g"))
-    parts += [f"{name} {value:{spec}}" for name, value, spec in newest if value is not None]
+    parts += [f"{name} {at:.4g}" for name, at in (("loss", live.loss), ("reward", live.reward)) if at is not None]
+    parts += [] if live.rate is None else [f"lr {brief(live.rate)}"]
     evals = live.evals
     for split in dict.fromkeys(split for split, _, _ in evals):
         step, loss = next((step, loss) for name, step, loss in reversed(evals) if name == split)
