@@ -26,7 +26,7 @@ from gradience.rules.log.facts import (
 )
 from gradience.rules.log.signals import ACCURACIES, CHOSEN, CHOSEN_LOGPS, MARGINS, REJECTED, REJECTED_LOGPS
 from gradience.rules.log.statistics import mann_kendall, mean_error, median, median_error, noise
-from gradience.schema import number_in
+from gradience.schema import as_float, number_in
 from gradience.schema.reports import StoryPart
 
 FEW_ROWS = Threshold("few_rows", 3, "rows that logged it", "the mean of fewer rows is not a level")
@@ -39,6 +39,9 @@ SEPARATION_ERROR = Threshold("separation_error", 0.03, "standard error of the ac
 MARGIN_ERROR = Threshold("margin_error", 0.08, "standard error of the accuracy", "above it, cannot tell")
 MARGIN_STILL = Threshold("margin_still", 1.0, "standard errors of the margin over 0", "trial")
 SEPARATION_ROWS = Threshold("separation_rows", 10, "rows with both columns", "five make a half, and its error")
+HARDLY = Threshold("hardly", 0.02, "of ln 2, both ends of the loss", "a judgement: a margin of 0.03 throughout")
+HARDLY_APART = Threshold("hardly_apart", 0.05, "reward: beta x nats", "a judgement: half a nat at beta = 0.1")
+TOGETHER = Threshold("together", 10.0, "move of a reward over the margin and 3 errors", JUDGEMENT)
 TIE = Threshold("tie", 1e-4, "reward: beta x nats, in every row", "rounding: margins learnt are a thousand times this")
 CHOSEN_FALL = Threshold("chosen_fall", 1.0, "reward: beta x nats", "a judgement: 10 nats at beta = 0.1")
 CHOSEN_NATS = Threshold("chosen_nats", 10.0, "nats, and a tenth of the first level", JUDGEMENT)
@@ -49,6 +52,7 @@ CHOSEN_LOST = Threshold("chosen_lost", 5.0, "reward: beta x nats", "a judgement:
 CHOSEN_ERRORS = Threshold("chosen_errors", 3.0, "standard errors of the difference", "trial")
 CHOSEN_ROWS = Threshold("chosen_rows", 5, "rows with rewards/chosen", "the order of fewer cannot reach p = 1 %")
 SWAPPED = Threshold("swapped", 0.3, "share of the pairs", "a judgement: by chance it is one half")
+TOLD = Threshold("told", 0.8, "of ln 2, the training loss", "a judgement: nearly three pairs of four in order")
 SATURATED_LOSS = Threshold("saturated_loss", 0.02, "nats, median of the last quarter", "-ln sigmoid(4) = 0.018")
 SATURATED_MARGIN = Threshold("saturated_margin", 4.0, "reward: beta x nats, the same rows", REAL_RUNS)
 
@@ -133,7 +137,10 @@ def some_margin(facts: RunFacts) -> str | None:
     place="objective",
     phrase=lambda v: f"chosen and rejected are {v['how']}",
     covers=frozenset({"learning"}),
-    thresholds=(SEPARATED, SURELY, SEPARATION_ERROR, MARGIN_ERROR, MARGIN_STILL, SEPARATION_ROWS, TIE),
+    thresholds=(
+        *(SEPARATED, SURELY, SEPARATION_ERROR, MARGIN_ERROR, MARGIN_STILL, SEPARATION_ROWS, TIE),
+        *(HARDLY, HARDLY_APART, TOGETHER, CHOSEN_FALL),
+    ),
     evidence=(NEMOTRON, TRIAL),
 )
 def _separation(facts: RunFacts) -> Observation | None:
@@ -142,7 +149,9 @@ def _separation(facts: RunFacts) -> Observation | None:
     in the second half of the rows, the mean of rewards/accuracies is at most {separated} (or 2 standard errors)
     above one half, and that of rewards/margins is not {surely} standard errors above 0; if the accuracy's standard
     error is over {separation_error}, the margin must be within {margin_still} standard error of 0, or below; not
-    where all margins are 0 (PRF140)
+    where all margins are 0 (PRF140). Without an accuracy: both rewards moved by {chosen_fall}, and by {together} times
+    as much as apart. Hardly told apart: a finished run whose loss is within {hardly} of ln 2 at both ends, and its
+    margin at most {hardly_apart}
 
     Why: The loss may fall through its likelihood term alone, while the preferences are not learnt.
     Scope: preference training that logs rewards/accuracies and rewards/margins
@@ -156,8 +165,12 @@ def _separation(facts: RunFacts) -> Observation | None:
         column(facts, ACCURACIES, SEPARATION_ROWS.value)
         raise Unknown("too few rows with rewards of both answers")
     accuracy, error, margin, margin_error = apart
+    if (hardly := _hardly(facts, apart)) is not None:
+        return hardly
     if apart.surely or accuracy - 0.5 > max(SEPARATED.value, 2.0 * error):
         return None
+    if math.isnan(accuracy) and (together := _together(facts, apart)) is not None:
+        return together
     if math.isnan(accuracy):
         raise Unknown(f"no reward accuracy was logged, and the margin is {margin:.2g} +/- {2 * margin_error:.2g}")
     margin_still = error <= MARGIN_ERROR.value and margin <= MARGIN_STILL.value * margin_error
@@ -171,6 +184,41 @@ def _separation(facts: RunFacts) -> Observation | None:
         {"accuracy": accuracy, "error": error, "margin": margin, "how": how},
         confidence=0.6 if error > SEPARATION_ERROR.value else None,
         evidence=seen(f"rewards/accuracies {accuracy:.4f}, rewards/margins {margin:.4g} (+/- {margin_error:.2g})"),
+    )
+
+
+def _hardly(facts: RunFacts, apart: Separation) -> Observation | None:
+    """The finding if a run ends where a loss of pairs starts: at the ln 2 of a policy that is its reference."""
+    losses = facts.loss.values
+    if facts.status != "ok" or len(losses) < SEPARATION_ROWS.value or apart.accuracy < 0.5:  # noqa: PLR2004  # one half
+        return None
+    start, first, last = math.log(2.0), median(losses[: len(losses) // 5]), median(last_part(losses, 5))
+    off = max(abs(first - start), abs(last - start))
+    if off > HARDLY.value * start or not 0.0 < apart.margin <= HARDLY_APART.value:
+        return None
+    rate = f" at a learning rate of {facts.peak_rate:.2g}" if facts.rate.values else ""
+    return Observation(
+        f"Chosen and rejected answers are hardly told apart{rate}: the loss ends at {last:.4g}, {last / start:.1%} of "
+        f"the ln 2 that it starts from, with a mean margin of {apart.margin:.3g} in the second half of the rows.",
+        {"margin": apart.margin, "loss": last, "how": "hardly told apart"},
+        action="Train at a higher learning rate, or for more steps.",
+        evidence=seen(f"loss {first:.4g} in the first fifth of the rows, {last:.4g} in the last"),
+    )
+
+
+def _together(facts: RunFacts, apart: Separation) -> Observation | None:
+    """The finding if the rewards of both answers moved alike, of a log without reward accuracies, such as KTO's."""
+    chosen, rejected = facts.signals.get(CHOSEN), facts.signals.get(REJECTED)
+    if chosen is None or rejected is None or not chosen.values or not rejected.values:
+        return None
+    moved = min(abs(mean_error(_half(each.values))[0]) for each in (chosen, rejected))
+    if moved < max(CHOSEN_FALL.value, TOGETHER.value * (abs(apart.margin) + SURELY.value * apart.margin_error)):
+        return None
+    return Observation(
+        f"Chosen and rejected answers are not told apart: in the second half of the rows both rewards are {moved:.3g} "
+        f"from the reference, and {apart.margin:.2g} (+/- {2 * apart.margin_error:.2g}) from each other.",
+        {"margin": apart.margin, "moved": moved, "how": "not told apart"},
+        evidence=seen(f"{CHOSEN} and {REJECTED}: means of the second half of the rows"),
     )
 
 
@@ -389,26 +437,45 @@ def _saturated(facts: RunFacts) -> Observation | None:
     return saturated(facts)
 
 
-def _in_order(facts: RunFacts) -> list[float]:
-    """The shares of held-out pairs in the order of their labels, by evaluation."""
-    values = (number_in(event.metrics.extras, ACCURACIES) for event in facts.evaluations)
-    return [value for value in values if value is not None]
+class InOrder(NamedTuple):
+    """The shares of pairs in the order of their labels: in training, late on, and in each evaluation."""
+
+    trained: float
+    held_out: Sequence[float]
+
+
+@once
+def in_order(facts: RunFacts) -> InOrder | None:
+    """The pairs in order; None if not logged. A reward model has a training share of 1 where its loss says so."""
+    if facts.objective.kind == "reward":
+        losses = facts.loss.values
+        told = bool(losses) and median(last_part(losses, 5)) < TOLD.value * math.log(2.0)
+        values = [event.metrics.accuracy for event in facts.evaluations]
+        known = [as_float(value) for value in values if value is not None]
+        return InOrder(1.0, known) if told and known else None
+    trained = facts.signals.get(ACCURACIES)
+    shares = (number_in(event.metrics.extras, ACCURACIES) for event in facts.evaluations)
+    held_out = [share for share in shares if share is not None]
+    return InOrder(median(last_part(trained.values, 5)), held_out) if trained and held_out else None
 
 
 @once
 def swapped(facts: RunFacts) -> Observation | None:
     """Held-out pairs that the model orders against their labels, while it orders those of training by them."""
-    trained, held_out = facts.signals.get(ACCURACIES), _in_order(facts)
-    if facts.objective.kind != "preference" or trained is None or not held_out:
+    shares = in_order(facts) if facts.objective.kind in {"preference", "reward"} else None
+    if shares is None or shares.trained < 1.0 - SWAPPED.value or shares.held_out[-1] > SWAPPED.value:
         return None
-    late = median(last_part(trained.values, 5))
-    if late < 1.0 - SWAPPED.value or held_out[-1] > SWAPPED.value:
-        return None
+    last, count = shares.held_out[-1], len(shares.held_out)
+    of_training = (
+        f"{shares.trained:.0%} of those of training"
+        if facts.objective.kind == "preference"
+        else "the training loss says that those of training are"
+    )
     return Observation(
-        f"{held_out[-1]:.0%} of the held-out pairs are in the order of their labels, and {late:.0%} of those of "
-        "training: chosen and rejected are swapped in one of both.",
-        {"held_out": held_out[-1], "train": late},
-        evidence=seen(f"{ACCURACIES} of {len(held_out)} evaluations, {min(held_out):.3g} to {max(held_out):.3g}"),
+        f"{last:.0%} of the held-out pairs are in the order of their labels, and {of_training}: chosen and rejected "
+        "are swapped in one of both.",
+        {"held_out": last, "train": shares.trained},
+        evidence=seen(f"{count} evaluations, {min(shares.held_out):.3g} to {max(shares.held_out):.3g}"),
     )
 
 
@@ -418,21 +485,23 @@ def swapped(facts: RunFacts) -> Observation | None:
     confidence=0.85,
     place="meaning",
     phrase=lambda v: f"held-out pairs are swapped ({shown(v, 'held_out', '.0%')} in order)",
-    thresholds=(SWAPPED,),
+    meant_for=under("preference", "reward"),
+    thresholds=(SWAPPED, TOLD),
 )
 def _swapped(facts: RunFacts) -> Observation | None:
     """pairs swapped between training and held-out data
 
-    the last held-out rewards/accuracies is at most {swapped}, and that of training at least 1 less it, late on
+    the last held-out rewards/accuracies is at most {swapped}, and that of training at least 1 less it, late on; of a
+    reward model the held-out accuracy, where the training loss ends under {told} of ln 2
 
     Why: A model that learnt nothing for new pairs is right on half of them; only labels the other way round put it
         far below.
-    Scope: preference training with evaluations
+    Scope: preference training and reward models with evaluations
     Action: Look at some rows of both sets: is the better answer in the column chosen?
     Verify: Swap the columns of the held-out set: the accuracy becomes 1 less it.
     Source: definition -- without anything learnt that carries over, half of the pairs are in order
     """
-    if ACCURACIES not in facts.signals or not _in_order(facts):
+    if in_order(facts) is None:
         raise Unknown(f"no {ACCURACIES} of training and of evaluations")
     return swapped(facts)
 
