@@ -427,6 +427,24 @@ def _near_ln_2(last: float, margin: float, status: str = "ok", first: float = 1.
     return replace(run(losses, kind="preference", columns=columns), status=status)
 
 
+def _at_first(
+    chosen: float,
+    rejected: float | None = None,
+    then: float | None = None,
+    rows: int = 40,
+    first: int = 1,
+    **more: Sequence[float],
+) -> RunFacts:
+    """Rewards in the first row, and after it."""
+    other = chosen if rejected is None else rejected
+    after = chosen if then is None else then
+    columns = {"rewards/chosen": [chosen] + [after] * (rows - 1), "rewards/rejected": [other] * rows}
+    columns |= {"logps/chosen": line(rows, -100.0, -90.0), **more}
+    facts = run([0.5] * rows, kind="preference", columns=columns)
+    of = {name: Signal([step + first - 1 for step in each.steps], each.values) for name, each in facts.signals.items()}
+    return replace(facts, signals=of)
+
+
 def _moved(reward: float, margin: float, noise: float = 0.0) -> RunFacts:
     """Rewards of both answers that end so far from 0 and from each other, without accuracies."""
     margins = [margin + (noise if i % 2 else -noise) for i in range(40)]
@@ -494,6 +512,21 @@ def _no_norm(zeros: int, equal: float | None = 0.1, norm: float = 0.0, rows: int
     columns = {"reward": [0.5] * rows, **({} if equal is None else {"frac_reward_zero_std": [equal] * rows})}
     norms = [1.0] * (rows - zeros) + [norm] * zeros
     return run([0.0] * rows, kind="rl", norms=norms, rates=rate, columns=columns)
+
+
+def _held_reward(*values: float, falls: bool = False, dips: bool = False, name: str = "d/reward/mean@8") -> RunFacts:
+    """RL with these held-out rewards, and a training reward that rises, falls, or rises and falls in part."""
+    rises = [*line(30, 0.0, 1.0), *line(30, 1.0, 0.3)] if dips else line(60, 0.0, 1.0)
+    facts = _rl(reward=line(60, 1.0, 0.0) if falls else rises)
+    return replace(facts, history=[evaluation(10 * (i + 1), **{name: value}) for i, value in enumerate(values)])
+
+
+def _thirds(*levels: float) -> list[float]:
+    return [level for level in levels for _ in range(4)]
+
+
+def _noisily_held(noise: float) -> RunFacts:
+    return _held_reward(*[0.5 + (noise if i % 2 else -noise) - 0.2 * (i > 6) for i in range(12)])
 
 
 def _grown(last: float, cut: float = 0.0) -> RunFacts:
@@ -1566,6 +1599,19 @@ ENTRIES: Final[dict[str, Entry]] = {
             ),
         ],
     ),
+    "PRF220": Entry(
+        edges=[
+            Edge("apart", "-w", 1.9, 2.1, _at_first),
+            Edge("apart_below", "w-", -2.1, -1.9, _at_first),
+            Edge("other_side", "-w", -3.0, 3.0, lambda x: _at_first(3.0, rejected=x)),
+            Edge("apart_stays", "w-", 4.4, 4.6, lambda x: _at_first(3.0, then=x)),
+            Edge("begins_later", "w?", 1, 2, lambda n: _at_first(3.0, first=n)),
+            Edge("separation_rows", "?w", 9, 10, lambda n: _at_first(3.0, rows=n)),
+            Edge("a_multiple", "w?", -50.0, -100.0, lambda x: _at_first(3.0, **{"logps/chosen": [x] + [-100.0] * 39})),
+            Edge("no_reference", "w?", 0, 1, lambda x: _at_first(3.0, **({"nll_loss": [1.0] * 40} if x else {}))),
+        ],
+        told=[({"chosen": -3.2, "rejected": -3.41}, "rewards of -3.2 and -3.4 in the first row")],
+    ),
     "PRF119": Entry(
         edges=[
             Edge("separated", "w--", 0.549, 0.551, lambda x: _pairs(x, 0.01, 0.0, 0.5), at=0.55),
@@ -1602,9 +1648,9 @@ ENTRIES: Final[dict[str, Entry]] = {
             (
                 _near_ln_2(0.99, 0.01),
                 (
-                    "Chosen and rejected answers are hardly told apart at a learning rate of 0.0002: the loss ends at "
-                    "0.6862, 99.0% of the ln 2 that it starts from, with a mean margin of 0.01 in the second half of the "
-                    "rows."
+                    "Chosen and rejected answers are hardly told apart at a learning rate of 0.0002: the loss ends "
+                    "at 0.6862, 99.0% of the ln 2 that it starts from, with a mean margin of 0.01 in the second half "
+                    "of the rows."
                 ),
             ),
             (
@@ -1994,6 +2040,18 @@ ENTRIES: Final[dict[str, Entry]] = {
             ({"how": "grew", "first": 9.876, "last": 123.4}, "completions grew from 9.876 to 123.4 tokens"),
         ],
     ),
+    "RWD221": Entry(
+        edges=[
+            Edge("held_out_rows", "?w", 5, 6, lambda n: _held_reward(*line(n, 0.6, 0.2))),
+            Edge("reward_fall", "-w", 0.46, 0.44, lambda x: _held_reward(*_thirds(0.5, 0.5, x))),
+            Edge("reward_lost", "-w", 0.31, 0.29, lambda x: _held_reward(*_thirds(0.1, 0.5, x))),
+            Edge("reward_errors", "w-", 0.0, 0.2, _noisily_held),
+            Edge("training_falls", "w-", 0, 1, lambda x: _held_reward(*line(9, 0.6, 0.2), falls=bool(x))),
+            Edge("training_fell", "w-", 0, 1, lambda x: _held_reward(*line(9, 0.6, 0.2), dips=bool(x))),
+            Edge("named", "w?", 0, 1, lambda x: _held_reward(*line(9, 0.6, 0.2), name="b" if x else "acc")),
+        ],
+        told=[({"best": 0.55, "best_step": 60}, "the held-out reward fell from 0.55 around step 60")],
+    ),
     "CRT219": Entry(
         edges=[
             Edge("explains_nothing", "w-", -0.01, 0.01, _predicted),
@@ -2011,8 +2069,8 @@ ENTRIES: Final[dict[str, Entry]] = {
             (
                 _valued(1.0, 40.0),
                 (
-                    "The value loss grew from 1 in the first fifth of the rows to 40 in the last: the critic moves away "
-                    "from the returns."
+                    "The value loss grew from 1 in the first fifth of the rows to 40 in the last: the critic moves "
+                    "away from the returns."
                 ),
             ),
             (

@@ -1,12 +1,13 @@
 """Reinforcement learning: what rewards, entropy, KL, clipping and the lengths of the completions say of a run.
 
-RWD122 and RWN139 judge the reward, ZVR123 its groups, ENT135 the entropy, KLD124 and KLZ138 the distance from the
-reference, CLF137 the size of the updates, CLP125 and LEN136 the lengths, CRT219 the critic, RAT141 the learning rate.
-`told` says in the story whether the reward rises. Under RL a loss near 0 is normal and says nothing.
+RWD122, RWD221 and RWN139 judge the reward, ZVR123 its groups, ENT135 the entropy, KLD124 and KLZ138 the distance from
+the reference, CLF137 the size of the updates, CLP125 and LEN136 the lengths, CRT219 the critic, RAT141 the learning
+rate. `told` says in the story whether the reward rises. Under RL a loss near 0 is normal and says nothing.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Final, Literal, NamedTuple
@@ -49,6 +50,7 @@ from gradience.rules.log.signals import (
     Names,
 )
 from gradience.rules.log.statistics import mann_kendall, mean_error, median, median_error, noise
+from gradience.schema import number_in
 from gradience.schema.reports import StoryPart
 
 RL_RUNS: Final = "tuning seeds of the trainings of benchmarks/rl_runs.py"
@@ -60,6 +62,8 @@ SURE_ERRORS = Threshold("sure_errors", 8.0, "standard errors", "a judgement: few
 REWARD_FALL = Threshold("reward_fall", 0.1, "fraction of the best level", JUDGEMENT)
 REWARD_LOST = Threshold("reward_lost", 0.5, "fraction of the gain that was lost again", JUDGEMENT)
 REWARD_FLAT = Threshold("reward_flat", 0.1, "of the level: the change and two of its standard errors", JUDGEMENT)
+
+HELD_OUT_ROWS = Threshold("held_out_rows", 6, "evaluations", "a judgement: three at the end, three before")
 
 RATE_LOW = Threshold("rate_low", 2e-6, "peak learning rate of LoRA", "half the lowest published one; see LR004")
 
@@ -107,6 +111,7 @@ _THIRD: Final = 3
 _PARTS: Final = 5
 _START: Final = 3  # first rows that give the level at the start
 _OF_TRL: Final = frozenset({"frac_reward_zero_std", "completions/mean_length"})
+_HELD_OUT: Final = re.compile(r"(^|/)(reward|acc|score)($|/mean)")  # TRL's eval_reward, verl's DATA/reward/mean@8
 _RL: Final = under("rl")
 
 
@@ -496,7 +501,7 @@ def _entropy(facts: RunFacts) -> Observation | None:
     severity="info",
     confidence=0.5,
     phrase=lambda v: f"KL {shown(v, 'late', '.3g')} nats {v.get('unit', 'a token')} from the reference",
-    signs=(Sign("far_from_reference", unless=frozenset({"below"})),),
+    signs=("far_from_reference",),
     thresholds=(
         *(KL_LATE, KL_ANSWER, KL_ROW, KL_START, KL_START_ANSWER, KL_STAYS),
         *(KL_BELOW, KL_BELOW_ANSWER, FEW_ROWS),
@@ -566,7 +571,7 @@ def _below_zero(column: Logged, late: float, unit: str) -> Observation:
     return Observation(
         f"The KL from the reference is {late:.3g} nats {unit} in the last third of the rows, where no KL is below 0: "
         "the completions are not drawn from the policy whose probabilities are taken.",
-        {"late": late, "unit": unit, "below": True},
+        {"late": late, "unit": unit},
         severity="warning",
         confidence=0.7,
         action="Sample at temperature 1 without top_k, top_p or a least length; mask what follows the end token.",
@@ -727,7 +732,7 @@ def _cut_off(facts: RunFacts) -> Observation | None:
     Source: DAPO, arXiv 2503.14476 (through reviews) -- punishing answers that were cut off adds noise to the reward
     """
     ends = find(facts, ENDED, FEW_ROWS.value)
-    if ends is not None and find(facts, CUT_NAMES) is None:
+    if ends is not None:
         return None if any(last_part(ends.values, _THIRD, 3)) else _never_ends(ends)
     column = logged(facts, CUT_NAMES, FEW_ROWS.value)
     late = last_part(column.values, _THIRD, 3)
@@ -837,6 +842,58 @@ def _gain(facts: RunFacts) -> tuple[float, float] | None:
 
 
 @_RewardRule(
+    "RWD221",
+    severity="warning",
+    confidence=0.7,
+    phrase=lambda v: f"the held-out reward fell from {shown(v, 'best', '.3g')} around step {v['best_step']}",
+    thresholds=(HELD_OUT_ROWS, REWARD_ERRORS, REWARD_FALL, REWARD_LOST),
+)
+def _held_out_reward(facts: RunFacts) -> Observation | None:
+    """held-out reward falls while that of training does not
+
+    from {held_out_rows} evaluations on, the median of the last three is below the best by over {reward_errors}
+    standard errors, {reward_fall} of the best and {reward_lost} of the gain, and the reward of training did not fall
+
+    Why: What is learnt after the best evaluation is of the training prompts, or of a flaw of their reward.
+    Scope: RL with evaluations whose metrics are named reward, acc or score
+    Action: Take the checkpoint of the best evaluation.
+    Verify: Read completions of held-out prompts at both steps.
+    """
+    column = logged(facts, REWARD, FEW_ROWS.value)
+    held = _held_out(facts)
+    if held is None:
+        raise Unknown(f"no held-out reward in {HELD_OUT_ROWS.value:g} evaluations")
+    at = max(range(len(held.values)), key=held.values.__getitem__)
+    best, last = held.values[at], median(held.values[-_START:])
+    error = median_error(noise(held.values), 1, _START)
+    least = max(REWARD_ERRORS.value * error, REWARD_FALL.value * abs(best), REWARD_LOST.value * (best - held.values[0]))
+    change = change_of(column.values)
+    fell = change.how == "falls" or _fell_from_best(column, change, REWARD_ERRORS.value) is not None
+    if best - last <= least or fell:
+        return None
+    return Observation(
+        f"The held-out {held.name} fell from {best:.3g} at step {held.steps[at]} to {last:.3g} at the end, while the "
+        "reward of training did not.",
+        {"best": best, "best_step": held.steps[at], "last": last},
+        evidence=seen(f"{len(held.values)} evaluations, an error of {error:.2g}"),
+    )
+
+
+def _held_out(facts: RunFacts) -> Logged | None:
+    """The first held-out reward of enough evaluations."""
+    found: dict[str, list[tuple[int, float]]] = {}
+    for event in facts.evaluations:
+        for name in event.metrics.extras:
+            value = number_in(event.metrics.extras, name)
+            if value is not None and event.step is not None and _HELD_OUT.search(name):
+                found.setdefault(name, []).append((event.step, value))
+    for name, rows in found.items():
+        if len(rows) >= HELD_OUT_ROWS.value:
+            return Logged(name, [step for step, _ in rows], [value for _, value in rows])
+    return None
+
+
+@_RewardRule(
     "CRT219",
     severity="warning",
     confidence=0.7,
@@ -915,6 +972,7 @@ RULES: Final[tuple[LogRule, ...]] = (
     _updates_clipped,
     _cut_off,
     _lengths,
+    _held_out_reward,
     _critic,
     _absurd_rate,
 )
