@@ -203,9 +203,7 @@ def _none_of_mixed_groups(facts: RunFacts) -> Observation | None:
     """The finding if the gradient norm is 0 in rows whose rewards should give one."""
     equal = facts.signals.get(EQUAL_GROUPS[0])
     if equal is None:
-        raise Unknown(
-            "under the objective rl equal rewards give a gradient of 0, and how many are equal was not logged"
-        )
+        raise Unknown("equal rewards give a gradient of 0, and how many groups have them was not logged")
     mixed = {step for step, share in zip(equal.steps, equal.values, strict=True) if share < ZERO_GROUPS.value}
     curve = facts.norm
     low = runs_of([i for i, norm in enumerate(curve.values) if norm == 0.0 and facts.step(curve.rows[i]) in mixed])
