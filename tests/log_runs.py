@@ -374,6 +374,18 @@ def _told_apart(held_out: float, train: float = 0.95) -> RunFacts:
     return replace(facts, history=[event], held_out=EvalPoint(split="eval", step=60, metrics=event.metrics))
 
 
+def _ranked(held_out: float, loss: float = 0.5) -> RunFacts:
+    """A reward model whose training loss ends at so much of ln 2, with this accuracy on held-out pairs."""
+    losses = [0.7] * 20 + [loss * math.log(2.0)] * 40
+    return run(losses, kind="reward", accuracy=held_out, held_out=[0.7])
+
+
+def _pairs_held_out(*shares: float, train: float = 0.95) -> RunFacts:
+    """Preference training with these shares of held-out pairs in order, by evaluation."""
+    events = [evaluation(10 * (i + 1), 1.0, **{"rewards/accuracies": share}) for i, share in enumerate(shares)]
+    return replace(_told_apart(0.9, train), history=events)
+
+
 def _warmed(steps: float, rows: int = 60) -> RunFacts:
     """A learning rate that rises over so many of the rows, and stays there."""
     return run(FALL[:rows], rates=[1e-4 * min(1.0, (i + 1) / steps) for i in range(rows)])
@@ -406,6 +418,38 @@ def _pairs(accuracy: float, spread: float, margin: float, width: float, n: int =
         "rewards/margins": [margin + (width if i % 2 else -width) for i in range(n)],
     }
     return run([0.6] * n, kind="preference", columns=columns)
+
+
+def _near_ln_2(last: float, margin: float, status: str = "ok", first: float = 1.0) -> RunFacts:
+    """A loss of pairs that starts and ends at so much of ln 2, and a margin."""
+    losses = [first * math.log(2.0)] * 20 + [last * math.log(2.0)] * 20
+    columns = {"rewards/accuracies": [0.56] * 40, "rewards/margins": [margin] * 40}
+    return replace(run(losses, kind="preference", columns=columns), status=status)
+
+
+def _at_first(
+    chosen: float,
+    rejected: float | None = None,
+    then: float | None = None,
+    rows: int = 40,
+    first: int = 1,
+    **more: Sequence[float],
+) -> RunFacts:
+    """Rewards in the first row, and after it."""
+    other = chosen if rejected is None else rejected
+    after = chosen if then is None else then
+    columns = {"rewards/chosen": [chosen] + [after] * (rows - 1), "rewards/rejected": [other] * rows}
+    columns |= {"logps/chosen": line(rows, -100.0, -90.0), **more}
+    facts = run([0.5] * rows, kind="preference", columns=columns)
+    of = {name: Signal([step + first - 1 for step in each.steps], each.values) for name, each in facts.signals.items()}
+    return replace(facts, signals=of)
+
+
+def _moved(reward: float, margin: float, noise: float = 0.0) -> RunFacts:
+    """Rewards of both answers that end so far from 0 and from each other, without accuracies."""
+    margins = [margin + (noise if i % 2 else -noise) for i in range(40)]
+    columns = {"rewards/chosen": [reward] * 40, "rewards/rejected": [reward] * 40, "rewards/margins": margins}
+    return run([0.5] * 40, kind="preference", columns=columns)
 
 
 def _chosen(values: Sequence[float]) -> RunFacts:
@@ -460,6 +504,53 @@ def _rl(**columns: Sequence[float]) -> RunFacts:
         [1e-4] * len(next(iter(columns.values()))),
         kind="rl",
         columns={name.replace("__", "/"): values for name, values in columns.items()},
+    )
+
+
+def _no_norm(zeros: int, equal: float | None = 0.1, norm: float = 0.0, rows: int = 60, rate: float = 1e-5) -> RunFacts:
+    """RL whose last rows have no gradient, with so many groups of equal rewards."""
+    columns = {"reward": [0.5] * rows, **({} if equal is None else {"frac_reward_zero_std": [equal] * rows})}
+    norms = [1.0] * (rows - zeros) + [norm] * zeros
+    return run([0.0] * rows, kind="rl", norms=norms, rates=rate, columns=columns)
+
+
+def _held_reward(*values: float, falls: bool = False, dips: bool = False, name: str = "d/reward/mean@8") -> RunFacts:
+    """RL with these held-out rewards, and a training reward that rises, falls, or rises and falls in part."""
+    rises = [*line(30, 0.0, 1.0), *line(30, 1.0, 0.3)] if dips else line(60, 0.0, 1.0)
+    facts = _rl(reward=line(60, 1.0, 0.0) if falls else rises)
+    return replace(facts, history=[evaluation(10 * (i + 1), **{name: value}) for i, value in enumerate(values)])
+
+
+def _thirds(*levels: float) -> list[float]:
+    return [level for level in levels for _ in range(4)]
+
+
+def _noisily_held(noise: float) -> RunFacts:
+    return _held_reward(*[0.5 + (noise if i % 2 else -noise) - 0.2 * (i > 6) for i in range(12)])
+
+
+def _grown(last: float, cut: float = 0.0) -> RunFacts:
+    """Completions whose length changes while the reward rises."""
+    return _rl(
+        completions__mean_length=[10.0] * 10 + [last] * 10,
+        completions__clipped_ratio=[cut] * 20,
+        reward=[0.0] * 10 + [1.0] * 10,
+    )
+
+
+def _valued(first: float, last: float, *, reward: float = 1.0, rows: int = 30) -> RunFacts:
+    """PPO whose value loss goes from one level to another, and its reward from 1 to `reward`."""
+    return _rl(
+        loss__value_avg=[first] * (rows // 2) + [last] * (rows - rows // 2),
+        objective__scores=[1.0] * (rows // 2) + [reward] * (rows - rows // 2),
+    )
+
+
+def _predicted(explained: float, noise: float = 0.0, rows: int = 30) -> RunFacts:
+    """A critic that explains so much of the variance of the returns."""
+    return _rl(
+        critic__vf_explained_var=[explained + (noise if i % 2 else -noise) for i in range(rows)],
+        critic__vf_loss=[0.1] * rows,
     )
 
 
@@ -1060,6 +1151,12 @@ ENTRIES: Final[dict[str, Entry]] = {
                 50,
                 lambda x: run([2.0] * x + [0.002] * (60 - x), norms=[1.0] * 20 + [1e-6] * 40),
             ),
+            Edge("zero_groups", "w-", 0.49, 0.51, lambda x: _no_norm(60, x)),
+            Edge("zero_groups_logged", "?w", 0, 1, lambda x: _no_norm(60, 0.1 if x else None)),
+            Edge("vanished_share", "-w", 11, 12, _no_norm),
+            Edge("vanished_rows_of_rl", "-w", 4, 5, lambda x: _no_norm(x, rows=20)),
+            Edge("small_under_rl", "w-", 0.0, 1e-9, lambda x: _no_norm(60, norm=x)),
+            Edge("no_rate_under_rl", "-w", 0.0, 1e-6, lambda x: _no_norm(60, rate=x)),
             Edge("fitted", "iw", 0.0199, 0.0201, lambda x: _solved(0.99, x)),
             Edge("solved", "wi", 0.96, 0.97, lambda x: _solved(x, 0.01)),
         ],
@@ -1264,6 +1361,8 @@ ENTRIES: Final[dict[str, Entry]] = {
         edges=[
             Edge("swapped", "-w", 0.31, 0.3, _told_apart),
             Edge("trained", "-w", 0.69, 0.7, lambda x: _told_apart(0.1, x)),
+            Edge("reward_model", "-w", 0.31, 0.3, _ranked),
+            Edge("told", "w?", 0.79, 0.81, lambda x: _ranked(0.1, x)),
         ],
         told=[({"held_out": 0.08}, "held-out pairs are swapped (8% in order)")],
     ),
@@ -1317,6 +1416,11 @@ ENTRIES: Final[dict[str, Entry]] = {
             Edge("chance_z", "w-", 0.5405, 0.5415, lambda x: _classified(x, 0.5)),
             Edge("chance_margin", "w-w", 0.529, 0.531, lambda x: _classified(x, 0.5, n=None), at=0.53),
             Edge("per_cent", "-w", 1.0, 1.5, lambda x: _classified(x, 0.5)),
+            Edge("of_pairs", "w-", 0.52, 0.54, lambda x: _pairs_held_out(0.6, 0.6, x, x)),
+            Edge("of_pairs_swapped", "-w", 0.3, 0.31, lambda x: _pairs_held_out(0.6, 0.6, x, x)),
+            Edge("of_pairs_trained", "-w", 0.69, 0.71, lambda x: _pairs_held_out(*[0.5] * 4, train=x)),
+            Edge("pair_evals", "?w", 3, 4, lambda n: _pairs_held_out(*[0.5] * n)),
+            Edge("of_a_reward_model", "-w", 0.3, 0.31, _ranked),
             Edge(
                 "chance_near_of_the_loss",
                 "-w",
@@ -1495,6 +1599,19 @@ ENTRIES: Final[dict[str, Entry]] = {
             ),
         ],
     ),
+    "PRF220": Entry(
+        edges=[
+            Edge("apart", "-w", 1.9, 2.1, _at_first),
+            Edge("apart_below", "w-", -2.1, -1.9, _at_first),
+            Edge("other_side", "-w", -3.0, 3.0, lambda x: _at_first(3.0, rejected=x)),
+            Edge("apart_stays", "w-", 4.4, 4.6, lambda x: _at_first(3.0, then=x)),
+            Edge("begins_later", "w?", 1, 2, lambda n: _at_first(3.0, first=n)),
+            Edge("separation_rows", "?w", 9, 10, lambda n: _at_first(3.0, rows=n)),
+            Edge("a_multiple", "w?", -50.0, -100.0, lambda x: _at_first(3.0, **{"logps/chosen": [x] + [-100.0] * 39})),
+            Edge("no_reference", "w?", 0, 1, lambda x: _at_first(3.0, **({"nll_loss": [1.0] * 40} if x else {}))),
+        ],
+        told=[({"chosen": -3.2, "rejected": -3.41}, "rewards of -3.2 and -3.4 in the first row")],
+    ),
     "PRF119": Entry(
         edges=[
             Edge("separated", "w--", 0.549, 0.551, lambda x: _pairs(x, 0.01, 0.0, 0.5), at=0.55),
@@ -1506,6 +1623,15 @@ ENTRIES: Final[dict[str, Entry]] = {
             Edge("margin_still", "w?", 0.112, 0.117, lambda x: _pairs(0.5, 0.2, x, 0.5)),
             Edge("two_errors", "w-", 0.567, 0.589, lambda x: _pairs(x, 0.17, 0.0, 0.5)),
             Edge("separation_rows", "?w", 9, 10, lambda x: _pairs(0.5, 0.01, 0.0, 0.5, n=x)),
+            Edge("hardly", "-w", 0.979, 0.981, lambda x: _near_ln_2(x, 0.01)),
+            Edge("hardly_above", "w-", 1.019, 1.021, lambda x: _near_ln_2(x, 0.01)),
+            Edge("hardly_at_first", "-w", 0.979, 0.981, lambda x: _near_ln_2(0.99, 0.01, first=x)),
+            Edge("hardly_apart", "w-", 0.049, 0.051, lambda x: _near_ln_2(0.99, x)),
+            Edge("hardly_in_a_half", "-w", 0, 1, lambda x: _near_ln_2(0.99, 0.01, "ok" if x else "unknown")),
+            Edge("together", "?w", -0.21, -0.19, lambda x: _moved(2.0, x)),
+            Edge("together_by_errors", "?w", 0.4, 0.1, lambda x: _moved(2.0, 0.0, x)),
+            Edge("chosen_fall", "?w", 0.99, 1.01, lambda x: _moved(x, 0.0, 0.01)),
+            Edge("chosen_fall_down", "w?", -1.01, -0.99, lambda x: _moved(x, 0.0, 0.01)),
         ],
         at=[
             At(lambda x: separated(x, 0.03125, 0.0, 1.0), {0.5625: "warning", 0.5626: None}, given=BY_COLUMN),
@@ -1517,6 +1643,23 @@ ENTRIES: Final[dict[str, Entry]] = {
         ],
         told=[
             ({"how": "not told apart"}, "chosen and rejected are not told apart"),
+        ],
+        says=[
+            (
+                _near_ln_2(0.99, 0.01),
+                (
+                    "Chosen and rejected answers are hardly told apart at a learning rate of 0.0002: the loss ends "
+                    "at 0.6862, 99.0% of the ln 2 that it starts from, with a mean margin of 0.01 in the second half "
+                    "of the rows."
+                ),
+            ),
+            (
+                _moved(2.0, 0.0, 0.01),
+                (
+                    "Chosen and rejected answers are not told apart: in the second half of the rows both rewards are 2 "
+                    "from the reference, and 0 (+/- 0.0046) from each other."
+                ),
+            ),
         ],
     ),
     "PRF140": Entry(
@@ -1723,6 +1866,8 @@ ENTRIES: Final[dict[str, Entry]] = {
             Edge("kl_first_rows", "-w", 0.19, 0.21, lambda x: _rl(kl=[0.3, x, x, *[0.1] * 27])),
             Edge("begins_later", "w-", 0, 2, lambda x: run([1e-4] * (30 + x), kind="rl", columns={"kl": [0.5] * 30})),
             Edge("kl_row", "-i-", 9.9, 10.1, lambda x: _rl(kl=[0.1] * 10 + [x] + [0.1] * 10), at=10.0),
+            Edge("kl_below", "w-", -0.051, -0.049, lambda x: _rl(kl=[0.01] * 20 + [x] * 10)),
+            Edge("kl_below_answer", "w-", -2.1, -1.9, lambda x: _rl(objective__kl=[0.1] * 20 + [x] * 10)),
         ],
         told=[
             ({"late": 1.2345}, "KL 1.23 nats a token from the reference"),
@@ -1859,6 +2004,8 @@ ENTRIES: Final[dict[str, Entry]] = {
     "CLP125": Entry(
         edges=[
             Edge("cut_off", "-ww", 0.49, 0.51, lambda x: _rl(completions__clipped_ratio=[0.1] * 20 + [x] * 10), at=0.5),
+            Edge("no_end", "w-", 0, 1, lambda x: _rl(val__num_eos_tokens=[5.0] * 20 + [0.0] * 9 + [x])),
+            Edge("no_end_rows", "?w", 2, 3, lambda n: _rl(val__num_eos_tokens=[0.0] * n)),
             Edge(
                 "zero_groups_also",
                 "www",
@@ -1885,9 +2032,54 @@ ENTRIES: Final[dict[str, Entry]] = {
                 lambda x: _rl(completions__mean_length=[10.0] * 10 + [x] * 10, completions__clipped_ratio=[0.5] * 20),
             ),
             Edge("shorter", "w-", 4.9, 5.1, lambda x: _rl(completions__mean_length=[10.0] * 10 + [x] * 10)),
+            Edge("much_longer", "iw", 39.9, 40.1, _grown),
+            Edge("much_longer_cut", "iw", 0.49, 0.5, lambda x: _grown(30.0, x)),
+            Edge("shorter_while_it_rises", "w-", 4.9, 5.1, _grown),
         ],
         told=[
             ({"how": "grew", "first": 9.876, "last": 123.4}, "completions grew from 9.876 to 123.4 tokens"),
+        ],
+    ),
+    "RWD221": Entry(
+        edges=[
+            Edge("held_out_rows", "?w", 5, 6, lambda n: _held_reward(*line(n, 0.6, 0.2))),
+            Edge("reward_fall", "-w", 0.46, 0.44, lambda x: _held_reward(*_thirds(0.5, 0.5, x))),
+            Edge("reward_lost", "-w", 0.31, 0.29, lambda x: _held_reward(*_thirds(0.1, 0.5, x))),
+            Edge("reward_errors", "w-", 0.0, 0.2, _noisily_held),
+            Edge("training_falls", "w-", 0, 1, lambda x: _held_reward(*line(9, 0.6, 0.2), falls=bool(x))),
+            Edge("training_fell", "w-", 0, 1, lambda x: _held_reward(*line(9, 0.6, 0.2), dips=bool(x))),
+            Edge("named", "w?", 0, 1, lambda x: _held_reward(*line(9, 0.6, 0.2), name="b" if x else "acc")),
+        ],
+        told=[({"best": 0.55, "best_step": 60}, "the held-out reward fell from 0.55 around step 60")],
+    ),
+    "CRT219": Entry(
+        edges=[
+            Edge("explains_nothing", "w-", -0.01, 0.01, _predicted),
+            Edge("reward_shown", "w-", 0.1, 0.2, lambda x: _predicted(-0.12, x)),
+            Edge("many_rows", "?w", 19, 20, lambda x: _predicted(-0.5, rows=x)),
+            Edge("value_loss_grows", "-w", 9.9, 10.1, lambda x: _valued(1.0, x)),
+            Edge("square_of_the_reward", "w-", 1.9, 2.1, lambda x: _valued(1.0, 40.0, reward=x)),
+            Edge("smaller_reward", "-w", 9.9, 10.1, lambda x: _valued(1.0, x, reward=0.1)),
+        ],
+        told=[
+            ({"explained": -1.46}, "the critic explains -146% of the returns' variance"),
+            ({"first": 0.546, "last": 60.14}, "the value loss grew from 0.546 to 60.1"),
+        ],
+        says=[
+            (
+                _valued(1.0, 40.0),
+                (
+                    "The value loss grew from 1 in the first fifth of the rows to 40 in the last: the critic moves "
+                    "away from the returns."
+                ),
+            ),
+            (
+                _predicted(-0.5),
+                (
+                    "The critic's values explain -50% of the variance of the returns in the last third of the rows: a "
+                    "constant would do better."
+                ),
+            ),
         ],
     ),
     "RAT141": Entry(

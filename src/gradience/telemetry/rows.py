@@ -21,6 +21,7 @@ _SUMMARY: Final = "total_flos"  # only the summary at the end of training has it
 SPOKEN: Final = ("loss", "accuracy", "acc", "ppl", "perplexity", "runtime")  # `test_` before these is a split's prefix
 _TRAINING: Final = frozenset({"loss", "learning_rate", "lr", "grad_norm"})
 _USUAL: Final = _TRAINING | {"epoch"}  # the keys that the Trainer logs for a step
+_OF_THE_CRITIC: Final = "val/ratio"  # in TRL's PPO `val/` is the value function's
 _BEGINNINGS: Final = tuple(f"{word}{mark}" for word in HELD_OUT for mark in "_/")
 
 _COLUMNS: Final = {
@@ -125,6 +126,8 @@ def split_row(values: Values) -> Parts:
     {'loss': 1.2, 'epoch': 0.1}
     >>> split_row({"eval_g0_loss": 1.2, "eval_g0_runtime": 3.0, "epoch": 1.0}).evals
     {'g0': {'loss': 1.2, 'runtime': 3.0, 'epoch': 1.0}}
+    >>> split_row({"objective/kl": 2.0, "val/ratio": 1.0}).evals
+    {}
     """
     if _is_plain(values):
         return Parts(values, {}, {})
@@ -168,7 +171,8 @@ def _prefixes(values: Values) -> list[str]:
     found = {p for p in timed if p.startswith("eval") or p in HELD_OUT or not trained}
     found = {p for p in found if not any(p.startswith(f"{q}_") for q in found)}  # such a p is a metric's name
     found |= {word for word in HELD_OUT if any(f"{word}_{metric}" in values for metric in SPOKEN)}
-    found |= {word for word in HELD_OUT if any(key.startswith(f"{word}/") for key in values)}  # no metric of training
+    words = [word for word in HELD_OUT if word != "val" or _OF_THE_CRITIC not in values]
+    found |= {word for word in words if any(key.startswith(f"{word}/") for key in values)}  # no metric of training
     if not any(p.startswith("eval_") for p in found) and (named := _untimed(values)):
         found.add(named)
     return sorted(found, key=lambda prefix: (-len(prefix), prefix))  # a set has another order in every process

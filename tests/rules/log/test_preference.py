@@ -58,6 +58,12 @@ def test_a_falling_loss_does_not_hide_it():
     assert said("PRF119", run) is not None
 
 
+def test_only_pairs_told_apart_the_wrong_way_round_ask_which_answer_is_chosen():
+    wrong, alike = said("PRF119", preference(noisy(0.2, 0.2), noisy(-1, -1))), preference(noisy(0.5, 0.5), noisy(0, 0))
+    assert wrong.action.startswith("See which answer the trainer takes as chosen")
+    assert "chosen" not in (said("PRF119", alike).action or "")
+
+
 def test_a_loss_that_falls_is_not_told_as_learning_preferences():
     run = preference(noisy(0.5, 0.5), noisy(0, 0), losses=noisy(2.0, 1.0))
     assert not any(part.says.startswith("learns") for part in story(run))

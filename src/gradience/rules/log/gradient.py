@@ -15,11 +15,13 @@ from typing import Final, NamedTuple
 from gradience.rules import TRIAL, Observation, Sign, Threshold, Unknown
 from gradience.rules.log.account import DECAYED, RISEN, account, decisive_metric, rises_again
 from gradience.rules.log.divergence import ABSURD_RATE
-from gradience.rules.log.facts import JUDGEMENT, LogRule, RunFacts, Values, last_part, not_under, seen, shown
+from gradience.rules.log.facts import JUDGEMENT, LogRule, RunFacts, Values, last_part, seen, shown
 from gradience.rules.log.learning import FITTED
 from gradience.rules.log.numbers import bad_norms, skipped_rows
 from gradience.rules.log.preference import saturated
 from gradience.rules.log.record import ENDED
+from gradience.rules.log.rewards import ZERO_GROUPS
+from gradience.rules.log.signals import EQUAL_GROUPS
 from gradience.rules.log.statistics import Bar, BlockedSeries, excesses, median, runs_of
 from gradience.schema import Json, as_float
 from gradience.schema.document import Finding
@@ -146,12 +148,11 @@ def _burst(facts: RunFacts, curve: BlockedSeries) -> Observation | None:
     "GRD108",
     severity="warning",
     confidence=0.85,
-    needs=(not_under("rl"),),
     live=True,
     signs=("vanished_gradient", Sign("no_gradient", frozenset({"warning"}))),
     phrase=lambda v: f"no gradient from step {v['step']}",
     cause="no_gradient",
-    thresholds=(VANISHED_RATIO, VANISHED_ROWS, VANISHED_SHARE, MEMORIZED, SOLVED, FITTED),
+    thresholds=(VANISHED_RATIO, VANISHED_ROWS, VANISHED_SHARE, MEMORIZED, SOLVED, FITTED, ZERO_GROUPS),
     evidence=(TRIAL,),
 )
 def _vanishing(facts: RunFacts) -> Observation | None:
@@ -159,13 +160,17 @@ def _vanishing(facts: RunFacts) -> Observation | None:
 
     grad_norm is 0, or under {vanished_ratio} of its early median, in {vanished_rows} consecutive rows while lr > 0
     (in {vanished_share} of all rows or to the end, if more rows have a norm of 0); info if the loss there is under
-    {memorized} of the early loss, or under {fitted} nats at a held-out accuracy of {solved} or more
+    {memorized} of the early loss, or under {fitted} nats at a held-out accuracy of {solved} or more. Under RL it must
+    be 0 in rows of which under {zero_groups} of the groups have equal rewards
 
     Why: No gradient reaches the adapter: frozen parameters, a detached graph, or underflow in fp16.
-    Scope: runs that record grad_norm; not RL, where equal rewards give a gradient of 0, nor saturated preferences
+    Scope: runs that record grad_norm; RL only where groups of equal rewards, whose gradient is 0, are logged; not
+        saturated preferences
     Verify: Audit the adapter: B = 0 means untrained.
     """
     curve = _norms(facts, VANISHED_ROWS)
+    if facts.objective.kind == "rl":
+        return _none_of_mixed_groups(facts)
     if saturated(facts) is not None or not any(facts.loss.points):
         return None  # a saturated preference loss (PRF130) or labels that are all masked (NUM102) explain it
     rows = int(VANISHED_ROWS.value)
@@ -191,6 +196,26 @@ def _vanishing(facts: RunFacts) -> Observation | None:
         {"step": step, "rows": len(run) * block, "early": max(0.0, early)},
         severity="info" if fitted else None,
         evidence=seen(f"grad_norm {values[run[0]]:.3g} at step {step}"),
+    )
+
+
+def _none_of_mixed_groups(facts: RunFacts) -> Observation | None:
+    """The finding if the gradient norm is 0 in rows whose rewards should give one."""
+    equal = facts.signals.get(EQUAL_GROUPS[0])
+    if equal is None:
+        raise Unknown("equal rewards give a gradient of 0, and how many groups have them was not logged")
+    mixed = {step for step, share in zip(equal.steps, equal.values, strict=True) if share < ZERO_GROUPS.value}
+    curve = facts.norm
+    low = runs_of([i for i, norm in enumerate(curve.values) if norm == 0.0 and facts.step(curve.rows[i]) in mixed])
+    run = max((_with_rate(facts, curve, each, 1) for each in low), key=len, default=[])
+    if len(run) < max(VANISHED_ROWS.value, VANISHED_SHARE.value * len(curve.values)):
+        return None
+    step = facts.step(curve.rows[run[0]])
+    return Observation(
+        f"The gradient norm is exactly 0 from step {step} on in {len(run)} rows, while most groups have different "
+        "rewards and the learning rate is not 0.",
+        {"step": step, "rows": len(run)},
+        evidence=seen(f"grad_norm 0 at step {step}, {EQUAL_GROUPS[0]} under {ZERO_GROUPS.value:g}"),
     )
 
 

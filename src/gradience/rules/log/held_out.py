@@ -25,7 +25,7 @@ from gradience.rules.log.facts import (
     shown,
 )
 from gradience.rules.log.learning import FITTED, OVERFIT_RISE, too_little
-from gradience.rules.log.preference import swapped
+from gradience.rules.log.preference import SWAPPED, in_order, swapped
 from gradience.rules.log.statistics import NORMAL_95, median
 from gradience.schema import Json, as_float
 from gradience.schema.events import Eval
@@ -39,6 +39,7 @@ ACCURACY_GAP = Threshold("accuracy_gap", 0.1, "training less held-out accuracy",
 SMALL_EVAL = Threshold("small_eval", 0.03, "half-width of a 95 % interval", JUDGEMENT)
 CHANCE_Z = Threshold("chance_z", 1.64, "standard deviations", "one-sided 95 %")
 CHANCE_MARGIN = Threshold("chance_margin", 0.03, "accuracy, where n is unknown", JUDGEMENT)
+PAIR_EVALS = Threshold("pair_evals", 4, "evaluations", "a judgement: two make the second half")
 CHANCE_NEAR = Threshold("chance_near", 0.02, "fraction of ln K", REAL_RUNS)
 
 _MANY: Final = 1000.0  # times that are printed
@@ -551,17 +552,23 @@ def _metric_lost_again(facts: RunFacts) -> bool:
     return metric is not None and metric.best is not None and gain(metric, metric.best, metric.last) < -metric.error
 
 
+def _chance_says(v: Values) -> str:
+    if "pairs" in v:
+        return f"held-out pairs at chance ({shown(v, 'pairs', '.0%')} in order)"
+    return "held-out accuracy at chance" if "accuracy" in v else "held-out loss at chance"
+
+
 @LogRule(
     "CHN112",
     severity="warning",
     confidence=0.85,
-    needs=(not_under("rl", "preference"),),
-    signs=("at_chance",),
+    needs=(not_under("rl"),),
+    signs=(Sign("at_chance", unless=frozenset({"pairs"})),),
     place="shape",
-    phrase=lambda v: "held-out accuracy at chance" if "accuracy" in v else "held-out loss at chance",
+    phrase=_chance_says,
     covers=frozenset({"accuracy"}),
-    cause="at_chance",
-    thresholds=(CHANCE_Z, CHANCE_MARGIN, CHANCE_NEAR),
+    cause=lambda v: None if "pairs" in v else "at_chance",
+    thresholds=(CHANCE_Z, CHANCE_MARGIN, CHANCE_NEAR, SWAPPED, PAIR_EVALS),
     evidence=(KARPATHY,),
 )
 def _at_chance(facts: RunFacts) -> Observation | None:
@@ -569,13 +576,19 @@ def _at_chance(facts: RunFacts) -> Observation | None:
 
     the held-out accuracy is at most chance plus {chance_z} standard deviations (plus {chance_margin} if n is
     unknown), or, if no accuracy is logged, the loss is less than {chance_near} of ln K below it; if K is unknown,
-    accuracy is within as much of 1 / K and loss of ln K, for a K of 2 to 20
+    accuracy is within as much of 1 / K and loss of ln K, for a K of 2 to 20. Of preferences: in the second half of
+    {pair_evals} evaluations or more the median rewards/accuracies is at most one half plus {chance_margin} (and over
+    {swapped}), while that of training is at least 1 less {swapped}
 
     Why: At chance level no other number about this run means much.
-    Scope: classification with balanced classes
+    Scope: classification with balanced classes; pairs of preferences
     Verify: Overfit 32 examples on purpose: if training accuracy cannot reach 100 %, the set-up is broken.
     Source: binomial test, one-sided 95 % -- chance plus 1.64 sqrt(p (1 - p) / n)
     """
+    if facts.objective.kind == "preference":
+        return _pairs_at_chance(facts)
+    if swapped(facts) is not None:
+        return None  # PRF194 says it: far below chance is no chance
     # a reward model's accuracy is over two answers
     point, classes = facts.held_out, 2 if facts.objective.kind == "reward" else facts.num_labels
     if point is None or (point.metrics.accuracy is None and point.metrics.loss is None):
@@ -598,6 +611,25 @@ def _at_chance(facts: RunFacts) -> Observation | None:
         {"accuracy": accuracy, "chance": chance, "margin": margin},
         confidence=0.85 if n else 0.6,
         evidence=seen(f"chance {chance:.3f} plus margin {margin:.3f} is {chance + margin:.3f}"),
+    )
+
+
+def _pairs_at_chance(facts: RunFacts) -> Observation | None:
+    """The finding if pairs of training are told apart and those held out are not."""
+    shares = in_order(facts)
+    if shares is None or len(shares.held_out) < PAIR_EVALS.value:
+        raise Unknown("no reward accuracies of training and of several evaluations")
+    level = median(shares.held_out[len(shares.held_out) // 2 :])
+    told = shares.trained >= 1.0 - SWAPPED.value
+    if not told or not SWAPPED.value < level <= 0.5 + CHANCE_MARGIN.value:
+        return None
+    return Observation(
+        f"{level:.0%} of the held-out pairs are in the order of their labels, no more than by chance, and "
+        f"{shares.trained:.0%} of those of training: what was learnt is of the training pairs alone, or the held-out "
+        "ones are labelled by another rule.",
+        {"pairs": level, "train": shares.trained},
+        confidence=0.7,
+        evidence=seen(f"median of the last {len(shares.held_out) - len(shares.held_out) // 2} evaluations"),
     )
 
 

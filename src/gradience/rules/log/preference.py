@@ -26,7 +26,7 @@ from gradience.rules.log.facts import (
 )
 from gradience.rules.log.signals import ACCURACIES, CHOSEN, CHOSEN_LOGPS, MARGINS, REJECTED, REJECTED_LOGPS
 from gradience.rules.log.statistics import mann_kendall, mean_error, median, median_error, noise
-from gradience.schema import number_in
+from gradience.schema import as_float, number_in
 from gradience.schema.reports import StoryPart
 
 FEW_ROWS = Threshold("few_rows", 3, "rows that logged it", "the mean of fewer rows is not a level")
@@ -39,6 +39,11 @@ SEPARATION_ERROR = Threshold("separation_error", 0.03, "standard error of the ac
 MARGIN_ERROR = Threshold("margin_error", 0.08, "standard error of the accuracy", "above it, cannot tell")
 MARGIN_STILL = Threshold("margin_still", 1.0, "standard errors of the margin over 0", "trial")
 SEPARATION_ROWS = Threshold("separation_rows", 10, "rows with both columns", "five make a half, and its error")
+HARDLY = Threshold("hardly", 0.02, "of ln 2, both ends of the loss", "a judgement: a margin of 0.03 throughout")
+HARDLY_APART = Threshold("hardly_apart", 0.05, "reward: beta x nats", "a judgement: half a nat at beta = 0.1")
+TOGETHER = Threshold("together", 10.0, "move of a reward over the margin and 3 errors", JUDGEMENT)
+APART = Threshold("apart", 2.0, "reward of both answers in the first row", "before the first step it is 0")
+APART_STAYS = Threshold("apart_stays", 0.5, "of it, the most that the next rows add", "a judgement: else it was learnt")
 TIE = Threshold("tie", 1e-4, "reward: beta x nats, in every row", "rounding: margins learnt are a thousand times this")
 CHOSEN_FALL = Threshold("chosen_fall", 1.0, "reward: beta x nats", "a judgement: 10 nats at beta = 0.1")
 CHOSEN_NATS = Threshold("chosen_nats", 10.0, "nats, and a tenth of the first level", JUDGEMENT)
@@ -49,6 +54,7 @@ CHOSEN_LOST = Threshold("chosen_lost", 5.0, "reward: beta x nats", "a judgement:
 CHOSEN_ERRORS = Threshold("chosen_errors", 3.0, "standard errors of the difference", "trial")
 CHOSEN_ROWS = Threshold("chosen_rows", 5, "rows with rewards/chosen", "the order of fewer cannot reach p = 1 %")
 SWAPPED = Threshold("swapped", 0.3, "share of the pairs", "a judgement: by chance it is one half")
+TOLD = Threshold("told", 0.8, "of ln 2, the training loss", "a judgement: nearly three pairs of four in order")
 SATURATED_LOSS = Threshold("saturated_loss", 0.02, "nats, median of the last quarter", "-ln sigmoid(4) = 0.018")
 SATURATED_MARGIN = Threshold("saturated_margin", 4.0, "reward: beta x nats, the same rows", REAL_RUNS)
 
@@ -133,7 +139,10 @@ def some_margin(facts: RunFacts) -> str | None:
     place="objective",
     phrase=lambda v: f"chosen and rejected are {v['how']}",
     covers=frozenset({"learning"}),
-    thresholds=(SEPARATED, SURELY, SEPARATION_ERROR, MARGIN_ERROR, MARGIN_STILL, SEPARATION_ROWS, TIE),
+    thresholds=(
+        *(SEPARATED, SURELY, SEPARATION_ERROR, MARGIN_ERROR, MARGIN_STILL, SEPARATION_ROWS, TIE),
+        *(HARDLY, HARDLY_APART, TOGETHER, CHOSEN_FALL),
+    ),
     evidence=(NEMOTRON, TRIAL),
 )
 def _separation(facts: RunFacts) -> Observation | None:
@@ -142,7 +151,9 @@ def _separation(facts: RunFacts) -> Observation | None:
     in the second half of the rows, the mean of rewards/accuracies is at most {separated} (or 2 standard errors)
     above one half, and that of rewards/margins is not {surely} standard errors above 0; if the accuracy's standard
     error is over {separation_error}, the margin must be within {margin_still} standard error of 0, or below; not
-    where all margins are 0 (PRF140)
+    where all margins are 0 (PRF140). Without an accuracy: both rewards moved by {chosen_fall}, and by {together} times
+    as much as apart. Hardly told apart: a finished run whose loss is within {hardly} of ln 2 at both ends, and its
+    margin at most {hardly_apart}
 
     Why: The loss may fall through its likelihood term alone, while the preferences are not learnt.
     Scope: preference training that logs rewards/accuracies and rewards/margins
@@ -156,8 +167,12 @@ def _separation(facts: RunFacts) -> Observation | None:
         column(facts, ACCURACIES, SEPARATION_ROWS.value)
         raise Unknown("too few rows with rewards of both answers")
     accuracy, error, margin, margin_error = apart
+    if (hardly := _hardly(facts, apart)) is not None:
+        return hardly
     if apart.surely or accuracy - 0.5 > max(SEPARATED.value, 2.0 * error):
         return None
+    if math.isnan(accuracy) and (together := _together(facts, apart)) is not None:
+        return together
     if math.isnan(accuracy):
         raise Unknown(f"no reward accuracy was logged, and the margin is {margin:.2g} +/- {2 * margin_error:.2g}")
     margin_still = error <= MARGIN_ERROR.value and margin <= MARGIN_STILL.value * margin_error
@@ -169,8 +184,96 @@ def _separation(facts: RunFacts) -> Observation | None:
         f"Chosen and rejected answers are {how}: in the second half of the rows the reward accuracy is {accuracy:.1%} "
         f"(+/- {2 * error:.1%}), the mean margin {margin:.3g}.",
         {"accuracy": accuracy, "error": error, "margin": margin, "how": how},
+        action="See which answer the trainer takes as chosen, and the sign of the loss." if swapped else None,
         confidence=0.6 if error > SEPARATION_ERROR.value else None,
         evidence=seen(f"rewards/accuracies {accuracy:.4f}, rewards/margins {margin:.4g} (+/- {margin_error:.2g})"),
+    )
+
+
+@_PreferenceRule(
+    "PRF220",
+    severity="warning",
+    confidence=0.65,
+    place="objective",
+    phrase=lambda v: f"rewards of {shown(v, 'chosen', '.2g')} and {shown(v, 'rejected', '.2g')} in the first row",
+    thresholds=(APART, APART_STAYS, SEPARATION_ROWS),
+    evidence=(_DPO_LOSS,),
+)
+def _another_reference(facts: RunFacts) -> Observation | None:
+    """reference is another model
+
+    in the first row of a log that begins with the run both rewards are at least {apart} from 0 on the same side, and
+    the rest of the first fifth moves neither by over {apart_stays} of it, from {separation_rows} rows on
+
+    Why: A reward is beta times what policy and reference differ by, and both begin as one model.
+    Scope: preference training with a reference that logs both rewards
+    Action: Give the model that the run begins with as reference: with PEFT the base without the adapter is taken.
+    Verify: The log-probabilities of both models for one pair, before the first step.
+    """
+    if facts.logged & _REFERENCE_FREE:
+        raise Unknown("the loss has no reference model")
+    pair = [column(facts, name, SEPARATION_ROWS.value) for name in (CHOSEN, REJECTED)]
+    if not _with_reference(facts):
+        raise Unknown("the rewards may be those of a loss without reference, such as SimPO's")
+    steps = pair[0].steps
+    if steps[0] > steps[1] - steps[0]:
+        raise Unknown(f"the log begins at step {steps[0]}")
+    chosen, rejected = (each.values[0] for each in pair)
+    if chosen * rejected <= 0.0 or min(abs(chosen), abs(rejected)) < APART.value:
+        return None
+    rows = max(3, len(steps) // 5)
+    if any(abs(median(x.values[1:rows]) - x.values[0]) > APART_STAYS.value * abs(x.values[0]) for x in pair):
+        return None
+    return Observation(
+        f"In the first row the rewards are already {chosen:.3g} for chosen and {rejected:.3g} for rejected answers, "
+        "where policy and reference should be the same: the reference is another model than the run began with, or "
+        "reads another template.",
+        {"chosen": chosen, "rejected": rejected},
+        evidence=seen(f"{CHOSEN} and {REJECTED} at step {steps[0]}"),
+    )
+
+
+def _with_reference(facts: RunFacts) -> bool:
+    """Whether rewards are no plain multiple of the log-probabilities, as they are where there is no reference."""
+    rewards, logps = facts.signals.get(CHOSEN), facts.signals.get(CHOSEN_LOGPS)
+    if rewards is None or logps is None or len(rewards.values) != len(logps.values) or 0.0 in logps.values:
+        return False
+    ratios = [reward / logp for reward, logp in zip(rewards.values, logps.values, strict=True)]
+    return max(ratios) - min(ratios) > 0.02 * abs(median(ratios))  # rounding
+
+
+def _hardly(facts: RunFacts, apart: Separation) -> Observation | None:
+    """The finding if a run ends where a loss of pairs starts: at the ln 2 of a policy that is its reference."""
+    losses = facts.loss.values
+    if facts.status != "ok" or len(losses) < SEPARATION_ROWS.value or apart.accuracy < 0.5:  # noqa: PLR2004  # one half
+        return None
+    start, first, last = math.log(2.0), median(losses[: len(losses) // 5]), median(last_part(losses, 5))
+    off = max(abs(first - start), abs(last - start))
+    if off > HARDLY.value * start or not 0.0 < apart.margin <= HARDLY_APART.value:
+        return None
+    rate = f" at a learning rate of {facts.peak_rate:.2g}" if facts.rate.values else ""
+    return Observation(
+        f"Chosen and rejected answers are hardly told apart{rate}: the loss ends at {last:.4g}, {last / start:.1%} of "
+        f"the ln 2 that it starts from, with a mean margin of {apart.margin:.3g} in the second half of the rows.",
+        {"margin": apart.margin, "loss": last, "how": "hardly told apart"},
+        action="Train at a higher learning rate, or for more steps.",
+        evidence=seen(f"loss {first:.4g} in the first fifth of the rows, {last:.4g} in the last"),
+    )
+
+
+def _together(facts: RunFacts, apart: Separation) -> Observation | None:
+    """The finding if the rewards of both answers moved alike, of a log without reward accuracies, such as KTO's."""
+    chosen = facts.signals.get(CHOSEN)
+    if chosen is None or not chosen.values:
+        return None
+    moved = abs(mean_error(_half(chosen.values))[0])
+    if moved < max(CHOSEN_FALL.value, TOGETHER.value * (abs(apart.margin) + SURELY.value * apart.margin_error)):
+        return None
+    return Observation(
+        f"Chosen and rejected answers are not told apart: in the second half of the rows both rewards are {moved:.3g} "
+        f"from the reference, and {apart.margin:.2g} (+/- {2 * apart.margin_error:.2g}) from each other.",
+        {"margin": apart.margin, "moved": moved, "how": "not told apart"},
+        evidence=seen(f"{CHOSEN} and {MARGINS}: means of the second half of the rows"),
     )
 
 
@@ -389,26 +492,45 @@ def _saturated(facts: RunFacts) -> Observation | None:
     return saturated(facts)
 
 
-def _in_order(facts: RunFacts) -> list[float]:
-    """The shares of held-out pairs in the order of their labels, by evaluation."""
-    values = (number_in(event.metrics.extras, ACCURACIES) for event in facts.evaluations)
-    return [value for value in values if value is not None]
+class InOrder(NamedTuple):
+    """The shares of pairs in the order of their labels: in training, late on, and in each evaluation."""
+
+    trained: float
+    held_out: Sequence[float]
+
+
+@once
+def in_order(facts: RunFacts) -> InOrder | None:
+    """The pairs in order; None if not logged. A reward model has a training share of 1 where its loss says so."""
+    if facts.objective.kind == "reward":
+        losses = facts.loss.values
+        told = bool(losses) and median(last_part(losses, 5)) < TOLD.value * math.log(2.0)
+        values = [event.metrics.accuracy for event in facts.evaluations]
+        known = [as_float(value) for value in values if value is not None]
+        return InOrder(1.0, known) if told and known else None
+    trained = facts.signals.get(ACCURACIES)
+    shares = (number_in(event.metrics.extras, ACCURACIES) for event in facts.evaluations)
+    held_out = [share for share in shares if share is not None]
+    return InOrder(median(last_part(trained.values, 5)), held_out) if trained and held_out else None
 
 
 @once
 def swapped(facts: RunFacts) -> Observation | None:
     """Held-out pairs that the model orders against their labels, while it orders those of training by them."""
-    trained, held_out = facts.signals.get(ACCURACIES), _in_order(facts)
-    if facts.objective.kind != "preference" or trained is None or not held_out:
+    shares = in_order(facts) if facts.objective.kind in {"preference", "reward"} else None
+    if shares is None or shares.trained < 1.0 - SWAPPED.value or shares.held_out[-1] > SWAPPED.value:
         return None
-    late = median(last_part(trained.values, 5))
-    if late < 1.0 - SWAPPED.value or held_out[-1] > SWAPPED.value:
-        return None
+    last, count = shares.held_out[-1], len(shares.held_out)
+    of_training = (
+        f"{shares.trained:.0%} of those of training"
+        if facts.objective.kind == "preference"
+        else "the training loss says that those of training are"
+    )
     return Observation(
-        f"{held_out[-1]:.0%} of the held-out pairs are in the order of their labels, and {late:.0%} of those of "
-        "training: chosen and rejected are swapped in one of both.",
-        {"held_out": held_out[-1], "train": late},
-        evidence=seen(f"{ACCURACIES} of {len(held_out)} evaluations, {min(held_out):.3g} to {max(held_out):.3g}"),
+        f"{last:.0%} of the held-out pairs are in the order of their labels, and {of_training}: chosen and rejected "
+        "are swapped in one of both.",
+        {"held_out": last, "train": shares.trained},
+        evidence=seen(f"{count} evaluations, {min(shares.held_out):.3g} to {max(shares.held_out):.3g}"),
     )
 
 
@@ -418,21 +540,23 @@ def swapped(facts: RunFacts) -> Observation | None:
     confidence=0.85,
     place="meaning",
     phrase=lambda v: f"held-out pairs are swapped ({shown(v, 'held_out', '.0%')} in order)",
-    thresholds=(SWAPPED,),
+    meant_for=under("preference", "reward"),
+    thresholds=(SWAPPED, TOLD),
 )
 def _swapped(facts: RunFacts) -> Observation | None:
     """pairs swapped between training and held-out data
 
-    the last held-out rewards/accuracies is at most {swapped}, and that of training at least 1 less it, late on
+    the last held-out rewards/accuracies is at most {swapped}, and that of training at least 1 less it, late on; of a
+    reward model the held-out accuracy, where the training loss ends under {told} of ln 2
 
     Why: A model that learnt nothing for new pairs is right on half of them; only labels the other way round put it
         far below.
-    Scope: preference training with evaluations
+    Scope: preference training and reward models with evaluations
     Action: Look at some rows of both sets: is the better answer in the column chosen?
     Verify: Swap the columns of the held-out set: the accuracy becomes 1 less it.
     Source: definition -- without anything learnt that carries over, half of the pairs are in order
     """
-    if ACCURACIES not in facts.signals or not _in_order(facts):
+    if in_order(facts) is None:
         raise Unknown(f"no {ACCURACIES} of training and of evaluations")
     return swapped(facts)
 
@@ -453,4 +577,4 @@ def told(facts: RunFacts) -> Iterator[StoryPart]:
         yield StoryPart(says=f"cannot tell whether it learns the preferences: {level}", values=values)
 
 
-RULES: Final[tuple[LogRule, ...]] = (_swapped, _separation, _ties, _chosen_falls, _saturated)
+RULES: Final[tuple[LogRule, ...]] = (_swapped, _another_reference, _separation, _ties, _chosen_falls, _saturated)

@@ -1,12 +1,13 @@
 """Reinforcement learning: what rewards, entropy, KL, clipping and the lengths of the completions say of a run.
 
-RWD122 and RWN139 judge the reward, ZVR123 its groups, ENT135 the entropy, KLD124 and KLZ138 the distance from the
-reference, CLF137 the size of the updates, CLP125 and LEN136 the lengths, RAT141 the learning rate. `told` says in the
-story whether the reward rises. Under RL a loss near 0 is normal and says nothing.
+RWD122, RWD221 and RWN139 judge the reward, ZVR123 its groups, ENT135 the entropy, KLD124 and KLZ138 the distance from
+the reference, CLF137 the size of the updates, CLP125 and LEN136 the lengths, CRT219 the critic, RAT141 the learning
+rate. `told` says in the story whether the reward rises. Under RL a loss near 0 is normal and says nothing.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Final, Literal, NamedTuple
@@ -33,9 +34,11 @@ from gradience.rules.log.signals import (
     CLIPPED,
     COMPONENT,
     CUT_OFF as CUT_NAMES,
+    ENDED,
     ENDED_LENGTH,
     ENTROPY,
     EQUAL_GROUPS,
+    EXPLAINED,
     HIGHEST_REWARD,
     LENGTH,
     LOWEST_REWARD,
@@ -43,9 +46,11 @@ from gradience.rules.log.signals import (
     REWARD,
     REWARD_STD,
     TOKEN_KL,
+    VALUE_LOSS,
     Names,
 )
 from gradience.rules.log.statistics import mann_kendall, mean_error, median, median_error, noise
+from gradience.schema import number_in
 from gradience.schema.reports import StoryPart
 
 RL_RUNS: Final = "tuning seeds of the trainings of benchmarks/rl_runs.py"
@@ -57,6 +62,8 @@ SURE_ERRORS = Threshold("sure_errors", 8.0, "standard errors", "a judgement: few
 REWARD_FALL = Threshold("reward_fall", 0.1, "fraction of the best level", JUDGEMENT)
 REWARD_LOST = Threshold("reward_lost", 0.5, "fraction of the gain that was lost again", JUDGEMENT)
 REWARD_FLAT = Threshold("reward_flat", 0.1, "of the level: the change and two of its standard errors", JUDGEMENT)
+
+HELD_OUT_ROWS = Threshold("held_out_rows", 6, "evaluations", "a judgement: three at the end, three before")
 
 RATE_LOW = Threshold("rate_low", 2e-6, "peak learning rate of LoRA", "half the lowest published one; see LR004")
 
@@ -79,6 +86,8 @@ KL_ROW = Threshold("kl_row", 10.0, "nats a token, one row", JUDGEMENT)
 KL_START = Threshold("kl_start", 0.2, "nats a token, first rows", "before the first step it is 0: both are one model")
 KL_START_ANSWER = Threshold("kl_start_answer", 10.0, "nats a completion, first rows", JUDGEMENT)
 KL_STAYS = Threshold("kl_stays", 0.2, "of the first rows' KL, late on", "a judgement: bursts of the first rows pass")
+KL_BELOW = Threshold("kl_below", -0.05, "nats a token, median of the last third", "a judgement: noise is a tenth")
+KL_BELOW_ANSWER = Threshold("kl_below_answer", -2.0, "nats a completion, the same", JUDGEMENT)
 KL_NONE = Threshold("kl_none", 1e-6, "nats a token, in every row", "rounding in float32")
 KL_ROWS = Threshold("kl_rows", 5, "rows with kl", "the first steps of a warm-up hardly move")
 
@@ -86,18 +95,23 @@ CLIPPED_MUCH = Threshold("clipped_much", 0.3, "fraction of the tokens, mean of a
 
 CUT_OFF = Threshold("cut_off", 0.5, "fraction of the completions", JUDGEMENT)
 
+EXPLAINS_NOTHING = Threshold("explains_nothing", 0.0, "explained variance", "definition: that of a constant")
+VALUE_LOSS_GROWS = Threshold("value_loss_grows", 10.0, "times the first fifth of the rows", JUDGEMENT)
+
 RATE_OF_WEIGHTS = Threshold(
     "rate_of_weights", 0.05, "learning rate", "weights start at a deviation of 0.02 (initializer_range), so twice that"
 )
 
 LONGER = Threshold("longer", 2.0, "length at the end over that of the first rows", JUDGEMENT)
 LONGER_CUT = Threshold("longer_cut", 1.5, "the same, if most completions are cut off at the end", RL_RUNS)
+MUCH_LONGER = Threshold("much_longer", 4.0, "the same, while the reward rises", "a judgement: reasoning may double it")
 SHORTER = Threshold("shorter", 0.5, "length at the end over that of the first rows", JUDGEMENT)
 
 _THIRD: Final = 3
 _PARTS: Final = 5
 _START: Final = 3  # first rows that give the level at the start
 _OF_TRL: Final = frozenset({"frac_reward_zero_std", "completions/mean_length"})
+_HELD_OUT: Final = re.compile(r"(^|/)(reward|acc|score)($|/mean)")  # TRL's eval_reward, verl's DATA/reward/mean@8
 _RL: Final = under("rl")
 
 
@@ -488,7 +502,10 @@ def _entropy(facts: RunFacts) -> Observation | None:
     confidence=0.5,
     phrase=lambda v: f"KL {shown(v, 'late', '.3g')} nats {v.get('unit', 'a token')} from the reference",
     signs=("far_from_reference",),
-    thresholds=(KL_LATE, KL_ANSWER, KL_ROW, KL_START, KL_START_ANSWER, KL_STAYS, FEW_ROWS),
+    thresholds=(
+        *(KL_LATE, KL_ANSWER, KL_ROW, KL_START, KL_START_ANSWER, KL_STAYS),
+        *(KL_BELOW, KL_BELOW_ANSWER, FEW_ROWS),
+    ),
     evidence=(_TRL_KL, _GAO, TRIAL),
 )
 def _kl(facts: RunFacts) -> Observation | None:
@@ -497,17 +514,20 @@ def _kl(facts: RunFacts) -> Observation | None:
     in the last third of the rows the median KL is over {kl_late} nats a token, or over {kl_answer} nats a
     completion where it is logged so; or it is over {kl_start} nats a token, or {kl_start_answer} a completion, in the
     first row and the median of the first three, of a log that begins with the run, and keeps {kl_stays} of that; or
-    over {kl_row} nats a token in one row
+    over {kl_row} nats a token in one row; or the median of the last third is under {kl_below} nats a token, or
+    {kl_below_answer} a completion
 
     Why: Far from its reference a policy may be exploiting flaws of the reward. For one high row, one token that the
         reference finds impossible is enough.
     Scope: RL that logs the KL from its reference; a single row is info
     Verify: Read completions; evaluate on held-out prompts.
+    Source: definition -- a KL is at least 0, and so is its estimate in the mean over the policy's own completions
     """
     column = find(facts, TOKEN_KL, FEW_ROWS.value)
     if column is None and (whole := find(facts, ANSWER_KL, FEW_ROWS.value)) is not None:
         late = median(last_part(whole.values, _THIRD, 3))
         far = _far(whole, late, "a completion") if late > KL_ANSWER.value else None
+        far = far or (_below_zero(whole, late, "a completion") if late < KL_BELOW_ANSWER.value else None)
         return far or _apart_at_once(whole, KL_START_ANSWER.value, "a completion")
     column = logged(facts, TOKEN_KL, FEW_ROWS.value)
     late = median(last_part(column.values, _THIRD, 3))
@@ -515,6 +535,8 @@ def _kl(facts: RunFacts) -> Observation | None:
         return first
     if late > KL_LATE.value:
         return _far(column, late, "a token")
+    if late < KL_BELOW.value:
+        return _below_zero(column, late, "a token")
     highest = max(column.values)
     if highest <= KL_ROW.value:
         return None
@@ -542,6 +564,18 @@ def _apart_at_once(column: Logged, most: float, unit: str) -> Observation | None
         confidence=0.7,
         action="Compare the log-probabilities of both models for one completion before the first step.",
         evidence=seen(f"{column.name} {first:.3g} at step {column.steps[0]}, {level:.3g} in the first rows"),
+    )
+
+
+def _below_zero(column: Logged, late: float, unit: str) -> Observation:
+    return Observation(
+        f"The KL from the reference is {late:.3g} nats {unit} in the last third of the rows, where no KL is below 0: "
+        "the completions are not drawn from the policy whose probabilities are taken.",
+        {"late": late, "unit": unit},
+        severity="warning",
+        confidence=0.7,
+        action="Sample at temperature 1 without top_k, top_p or a least length; mask what follows the end token.",
+        evidence=seen(f"median {column.name} {late:.4g}"),
     )
 
 
@@ -688,14 +722,18 @@ def _cut_off_says(v: Values) -> str:
 def _cut_off(facts: RunFacts) -> Observation | None:
     """completions cut off
 
-    in the last third of the rows at least {cut_off} of the completions are cut off in the mean; the message adds
-    whether at least {zero_groups_also} of the groups have equal rewards
+    in the last third of the rows at least {cut_off} of the completions are cut off in the mean, or, where the end
+    tokens are counted, there is none; the message adds whether at least {zero_groups_also} of the groups have equal
+    rewards
 
     Why: An answer that was cut off is graded as wrong even if it was right so far: noise in the reward.
     Scope: RL that logs how many completions are cut off, from three rows on
     Verify: Read completions that were cut off.
     Source: DAPO, arXiv 2503.14476 (through reviews) -- punishing answers that were cut off adds noise to the reward
     """
+    ends = find(facts, ENDED, FEW_ROWS.value)
+    if ends is not None:
+        return None if any(last_part(ends.values, _THIRD, 3)) else _never_ends(ends)
     column = logged(facts, CUT_NAMES, FEW_ROWS.value)
     late = last_part(column.values, _THIRD, 3)
     share = mean_error(late)[0]
@@ -713,6 +751,15 @@ def _cut_off(facts: RunFacts) -> Observation | None:
     )
 
 
+def _never_ends(column: Logged) -> Observation:
+    return Observation(
+        "In the last third of the rows no completion holds an end token: all are cut off at their maximal length.",
+        {"share": 1.0},
+        confidence=0.6,
+        evidence=seen(f"{column.name} 0 from step {column.steps[-len(last_part(column.values, _THIRD, 3))]} on"),
+    )
+
+
 def _lengths_says(v: Values) -> str:
     beside = " while the reward rose" if v.get("reward_rises") else ""
     return f"completions {v['how']} from {shown(v, 'first')} to {shown(v, 'last')} tokens{beside}"
@@ -723,7 +770,7 @@ def _lengths_says(v: Values) -> str:
     severity="warning",
     confidence=0.6,
     phrase=_lengths_says,
-    thresholds=(LONGER, LONGER_CUT, SHORTER, CUT_OFF, FEW_ROWS, REWARD_SHOWN),
+    thresholds=(LONGER, LONGER_CUT, MUCH_LONGER, SHORTER, CUT_OFF, FEW_ROWS, REWARD_SHOWN),
     evidence=(TRIAL,),
 )
 def _lengths(facts: RunFacts) -> Observation | None:
@@ -731,7 +778,8 @@ def _lengths(facts: RunFacts) -> Observation | None:
 
     the mean length of the last fifth of the rows is at least {longer} times that of the first three ({longer_cut}
     times if at least {cut_off} of the completions are cut off in the last third), or at most {shorter} of it, also
-    without the completions that were cut off, and by over {reward_shown} standard errors
+    without the completions that were cut off, and by over {reward_shown} standard errors; info where they grew by less
+    than {much_longer} times while the reward rose, and fewer are cut off
 
     Why: Length is the easiest thing to learn: a reward that pays for it is learnt before the task.
     Scope: RL that logs the lengths of its completions, from six rows on; reasoning may grow them by right
@@ -765,10 +813,12 @@ def _error(values: Sequence[float]) -> float:
 def _other_length(facts: RunFacts, column: Logged, how: str, there: str) -> Observation:
     gain = _gain(facts)
     beside = f", while the reward rose from {gain[0]:.4g} to {gain[1]:.4g}" if gain else _no_gain(facts)
+    may_be_right = gain is not None and not there and column.start < column.end < MUCH_LONGER.value * column.start
     asks = ": see whether the reward pays for length instead of the task" if gain else ""
     return Observation(
         f"The completions {how} from {column.start:.4g} to {column.end:.4g} tokens{there}{beside}{asks}.",
         {"first": column.start, "last": column.end, "how": how, "reward_rises": gain is not None},
+        severity="info" if may_be_right else None,
         evidence=seen(f"{column.name}: the first {_START} rows and the median of the last fifth"),
     )
 
@@ -789,6 +839,106 @@ def _gain(facts: RunFacts) -> tuple[float, float] | None:
         return change.first, change.last
     early = change.how == "flat" and max(column.values[:_START]) < change.last
     return (column.start, column.end) if early else None
+
+
+@_RewardRule(
+    "RWD221",
+    severity="warning",
+    confidence=0.7,
+    phrase=lambda v: f"the held-out reward fell from {shown(v, 'best', '.3g')} around step {v['best_step']}",
+    thresholds=(HELD_OUT_ROWS, REWARD_ERRORS, REWARD_FALL, REWARD_LOST),
+)
+def _held_out_reward(facts: RunFacts) -> Observation | None:
+    """held-out reward falls while that of training does not
+
+    from {held_out_rows} evaluations on, the median of the last three is below the best by over {reward_errors}
+    standard errors, {reward_fall} of the best and {reward_lost} of the gain, and the reward of training did not fall
+
+    Why: What is learnt after the best evaluation is of the training prompts, or of a flaw of their reward.
+    Scope: RL with evaluations whose metrics are named reward, acc or score
+    Action: Take the checkpoint of the best evaluation.
+    Verify: Read completions of held-out prompts at both steps.
+    """
+    column = logged(facts, REWARD, FEW_ROWS.value)
+    held = _held_out(facts)
+    if held is None:
+        raise Unknown(f"no held-out reward in {HELD_OUT_ROWS.value:g} evaluations")
+    at = max(range(len(held.values)), key=held.values.__getitem__)
+    best, last = held.values[at], median(held.values[-_START:])
+    error = median_error(noise(held.values), 1, _START)
+    least = max(REWARD_ERRORS.value * error, REWARD_FALL.value * abs(best), REWARD_LOST.value * (best - held.values[0]))
+    change = change_of(column.values)
+    fell = change.how == "falls" or _fell_from_best(column, change, REWARD_ERRORS.value) is not None
+    if best - last <= least or fell:
+        return None
+    return Observation(
+        f"The held-out {held.name} fell from {best:.3g} at step {held.steps[at]} to {last:.3g} at the end, while the "
+        "reward of training did not.",
+        {"best": best, "best_step": held.steps[at], "last": last},
+        evidence=seen(f"{len(held.values)} evaluations, an error of {error:.2g}"),
+    )
+
+
+def _held_out(facts: RunFacts) -> Logged | None:
+    """The first held-out reward of enough evaluations."""
+    found: dict[str, list[tuple[int, float]]] = {}
+    for event in facts.evaluations:
+        for name in event.metrics.extras:
+            value = number_in(event.metrics.extras, name)
+            if value is not None and event.step is not None and _HELD_OUT.search(name):
+                found.setdefault(name, []).append((event.step, value))
+    for name, rows in found.items():
+        if len(rows) >= HELD_OUT_ROWS.value:
+            return Logged(name, [step for step, _ in rows], [value for _, value in rows])
+    return None
+
+
+@_RewardRule(
+    "CRT219",
+    severity="warning",
+    confidence=0.7,
+    phrase=lambda v: (
+        f"the critic explains {shown(v, 'explained', '.0%')} of the returns' variance"
+        if "explained" in v
+        else f"the value loss grew from {shown(v, 'first', '.3g')} to {shown(v, 'last', '.3g')}"
+    ),
+    thresholds=(EXPLAINS_NOTHING, VALUE_LOSS_GROWS, MANY_ROWS, REWARD_SHOWN),
+)
+def _critic(facts: RunFacts) -> Observation | None:
+    """critic does not predict the returns
+
+    from {many_rows} rows on, the explained variance of the last third is under {explains_nothing} by {reward_shown}
+    standard errors; or the value loss of the last fifth of the rows is over {value_loss_grows} times that of the first,
+    and as many times what the square of the reward grew by
+
+    Why: The advantage is the return less the critic's value: a bad critic adds noise to every step.
+    Scope: PPO with a critic that logs its loss or explained variance
+    Action: Train the critic alone first, at a rate of its own, or normalise the rewards.
+    Verify: Plot values against returns for one batch.
+    Source: definition -- explained variance is 0 for a constant; the loss is a square, so it grows with the reward's
+    """
+    explained = find(facts, EXPLAINED, MANY_ROWS.value)
+    if explained is not None:
+        level, error = mean_error(last_part(explained.values, _THIRD))
+        if level + REWARD_SHOWN.value * error < EXPLAINS_NOTHING.value:
+            return Observation(
+                f"The critic's values explain {level:.0%} of the variance of the returns in the last third of the "
+                "rows: a constant would do better.",
+                {"explained": level},
+                evidence=seen(f"mean {explained.name} {level:.3g}"),
+            )
+    loss = logged(facts, VALUE_LOSS, MANY_ROWS.value)
+    change, reward = change_of(loss.values), find(facts, REWARD, MANY_ROWS.value)
+    of = change_of(reward.values) if reward else None
+    scale = (of.last / of.first) ** 2 if of and of.first else 1.0
+    if change.how != "rises" or change.last <= VALUE_LOSS_GROWS.value * max(1.0, scale) * change.first:
+        return None
+    return Observation(
+        f"The value loss grew from {change.first:.3g} in the first fifth of the rows to {change.last:.3g} in the last: "
+        "the critic moves away from the returns.",
+        {"first": change.first, "last": change.last},
+        evidence=seen(f"medians of {change.rows} rows of {loss.name} each"),
+    )
 
 
 def told(facts: RunFacts, covered: frozenset[Topic]) -> Iterator[StoryPart]:
@@ -822,5 +972,7 @@ RULES: Final[tuple[LogRule, ...]] = (
     _updates_clipped,
     _cut_off,
     _lengths,
+    _held_out_reward,
+    _critic,
     _absurd_rate,
 )

@@ -34,6 +34,11 @@ CUT_OFF: Final[Names] = (
     *("completions/clipped_ratio", "response_length/clip_ratio", "truncated"),
     *("truncation_rate", "is_truncated/all/mean", "is_truncated/mean"),
 )
+ENDED: Final[Names] = ("val/num_eos_tokens",)
+"""Number of end-of-sequence tokens in the completions of a batch: TRL's PPO."""
+VALUE_LOSS: Final[Names] = ("loss/value_avg", "critic/vf_loss", "critic_loss")
+EXPLAINED: Final[Names] = ("critic/vf_explained_var",)
+"""Share of the variance of the returns that the critic's values explain: below 0, a constant is the better critic."""
 CLIPPED: Final[Names] = (
     *("clip_ratio/region_mean", "clip_ratio", "policy/clipfrac_avg"),
     *("actor/pg_clipfrac", "ppo_clip_ratio"),
@@ -81,7 +86,7 @@ SIGNALS: Final[Names] = (  # in the order of a report
     *(MARGINS, ACCURACIES, CHOSEN, REJECTED, CHOSEN_LOGPS, REJECTED_LOGPS, "log_odds_ratio", "nll_loss"),
     *(*REWARD, *REWARD_STD, *HIGHEST_REWARD, *LOWEST_REWARD, *EQUAL_GROUPS, *MIXED_GROUPS),
     *(*TOKEN_KL, *ANSWER_KL, "actor/ppo_kl", *ENTROPY, *CLIPPED),
-    *(*LENGTH, *ENDED_LENGTH, *CUT_OFF),
+    *(*LENGTH, *ENDED_LENGTH, *CUT_OFF, *ENDED, *VALUE_LOSS, *EXPLAINED),
     *(*SAMPLER_GAP, *SAMPLER_KL, *SAMPLER_FACTOR, *SAMPLER_PROBABILITIES, *SAMPLER_RATIO),
 )
 """The columns of rewards and the like that a summary of a run keeps."""
