@@ -152,7 +152,7 @@ CASES = {
     ),
     "gradients, and nothing moves": Case(
         trained(lambda part: 2.0 + 0.01 * math.sin(99.0 * part)),
-        ("[WARNING] NOL106", "Gradients arrive (norm 1), and nothing moves."),
+        ("[WARNING] NOL106", "Gradients arrive (norm 1), and the loss stays."),
         verdict="needs_attention",
     ),
     "held-out pairs the other way round": Case(

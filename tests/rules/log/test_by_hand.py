@@ -100,7 +100,7 @@ def test_a_loss_sits_at_chance_if_its_first_rows_and_its_second_half_do(losses, 
     found = said("NOL106", facts)
     assert ("It sits at ln 2 = 0.6931: the loss of a random guess." in found.message) is hint
     assert found.confidence == (0.9 if hint else 0.75)
-    assert hint or found.message.endswith("of 3 evaluations. Gradients arrive (norm 1), and nothing moves.")
+    assert hint or found.message.endswith("of 3 evaluations. Gradients arrive (norm 1), and the loss stays.")
 
 
 def test_a_fall_of_the_first_row_alone_is_not_held_against_a_held_out_loss_that_fell():

@@ -112,7 +112,7 @@ def test_a_rate_may_rise_again_after_a_restart_that_was_planned_or_logged(schedu
 def test_a_level_is_given_by_medians_at_both_ends_of_what_is_spoken_of():
     assert says("NOL106", run([2.0] * 20)) == (
         "The loss does not fall: 2 in the first fifth of the rows, 2 in the second half (medians). Gradients arrive "
-        "(norm 1), and nothing moves."
+        "(norm 1), and the loss stays."
     )
     learnt = run([4.0 - 0.1 * min(i, 20) for i in range(60)])
     assert says("PLT105", learnt) == (

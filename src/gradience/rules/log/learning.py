@@ -39,7 +39,6 @@ from gradience.rules.log.facts import (
 )
 from gradience.rules.log.numbers import bad_norms, skipped_rows
 from gradience.rules.log.preference import separation, some_margin
-from gradience.rules.log.signals import CHOSEN
 from gradience.rules.log.statistics import (
     FEW_POINTS,
     Trend,
@@ -300,8 +299,7 @@ def _does_not_fall(
     hint = f" It sits at {chance}: the loss of a random guess." if chance else ""
     norms = facts.norm.points
     if norms and (norm := median(norms)) > 0.0:
-        moved = facts.objective.kind == "preference" and CHOSEN in facts.signals  # PRF119 says what does
-        hint += f" Gradients arrive (norm {norm:.2g}){'' if moved else ', and nothing moves'}."
+        hint += f" Gradients arrive (norm {norm:.2g}), and the loss stays."
     return Observation(
         f"{says}.{hint}",
         {"first": trend.start, "last": trend.end, "drop": trend.fall, "most": most},
