@@ -283,12 +283,13 @@ def test_of_groups_of_an_optimizer_the_highest_rate_and_decay_count():
     groups = [
         {"initial_lr": 2e-4, "lr": 9e-4, "weight_decay": 0.0},
         {"initial_lr": 1e-4, "lr": 9e-4, "weight_decay": 0.25},
-        {"lr": 9e-4},
+        {"lr": 3e-4},  # added after the schedule was made
+        {},
     ]
     note_optimizer(draft, SimpleNamespace(param_groups=groups))
     found = draft.snapshot().optimizer
-    assert (found.lr, found.weight_decay) == (2e-4, 0.25)
-    assert (found.extras["lr_groups"], found.extras["class"]) == ([1e-4, 2e-4], "SimpleNamespace")
+    assert (found.lr, found.weight_decay) == (3e-4, 0.25)
+    assert (found.extras["lr_groups"], found.extras["class"]) == ([1e-4, 2e-4, 3e-4], "SimpleNamespace")
 
 
 def test_a_wrapper_has_its_model_as_its_only_child():

@@ -113,8 +113,10 @@ def note_optimizer(draft: Draft, optimizer: Any) -> None:
     if not groups:
         return
     draft.set("optimizer", "class", type(optimizer).__name__, extra=True)
-    rates = [float(group.get("initial_lr", group["lr"])) for group in groups]  # no schedule, or none yet
-    draft.set("optimizer", "lr", max(rates))
+    known = [group.get("initial_lr", group.get("lr")) for group in groups]  # lr: no schedule, or none yet
+    rates = [float(rate) for rate in known if rate is not None]
+    if rates:
+        draft.set("optimizer", "lr", max(rates))
     if len(set(rates)) > 1:
         draft.set("optimizer", "lr_groups", sorted(set(rates)), extra=True)
     decays = [float(group["weight_decay"]) for group in groups if "weight_decay" in group]
