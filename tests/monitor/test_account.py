@@ -10,9 +10,12 @@ import pytest
 from tables import every
 
 from gradience.judge.monitor import monitor_run
+from gradience.reading.facts import facts_of
 from gradience.render.monitor import monitor_text
 from gradience.rules.log.account import higher_is_better
+from gradience.schema.events import ConfigSnapshot
 from gradience.schema.reports import MonitorReport
+from gradience.telemetry.series import RunSeries
 
 
 def reported(
@@ -227,3 +230,11 @@ def test_label_smoothing_has_a_floor_and_without_the_classes_no_gap_is_read(tmp_
         json.dumps({"id2label": {"0": "a", "1": "b"}, "architectures": ["BertForSequenceClassification"]})
     )
     assert reported(tmp_path, rows, args).account.floor == pytest.approx(0.1985, abs=1e-4)
+
+
+def test_the_classes_of_a_known_data_set_are_those_of_its_name():
+    known = {"sst2 cola mrpc qqp qnli rte wnli imdb": 2, "mnli": 3, "ag_news": 4, "squad": None}
+    for names, classes in known.items():
+        for name in names.split():
+            run = RunSeries("r", config=ConfigSnapshot(dataset_name=f"Owner/{name.upper().replace('_', '-')}"))
+            assert facts_of(run).num_labels == classes, name
