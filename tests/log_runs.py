@@ -478,6 +478,13 @@ def _parts(rows: int = 30, **functions: tuple[Any, Any]) -> RunFacts:
     return run([1e-4] * rows, kind="rl", columns={"reward": [sum(each) for each in zip(*means, strict=True)], **series})
 
 
+def _traded(last: float) -> RunFacts:
+    """A function that falls from 1 to this for another's gain of 1, as old versions log them: without deviations."""
+    falls, rises = _step(1.0, last), _step(0.0, 1.0)
+    a, b = [falls(i) for i in range(30)], [rises(i) for i in range(30)]
+    return _rl(reward=[x + y for x, y in zip(a, b, strict=True)], rewards__a=a, rewards__b=b)
+
+
 def _with_function(rows: int, other: int = 0) -> RunFacts:
     """Rewards in 20 rows, of a function that is a number in so many, and of another one."""
     functions = {"rewards__a__mean": [1.0] * rows, **({"rewards__b__mean": [1.0] * other} if other else {})}
@@ -1897,6 +1904,7 @@ ENTRIES: Final[dict[str, Entry]] = {
             Edge(
                 "against_spread", "w-", 0.79, 0.81, lambda x: _parts(a=(_step(1.0, 0.6), x), b=(_step(0.0, 1.0), 0.4))
             ),
+            Edge("no_deviations", "w-", 0.66, 0.68, _traded),
             Edge("rises", "-w", 0.4, 0.6, lambda x: _parts(a=(_step(1.0, 0.5), 0.1), b=(_step(0.0, x), 0.4))),
             Edge("two", "?w", 0, 1, lambda x: _parts(**({"a": (0.5, 0.4)} if x else {}), b=(0.0, 0.0))),
         ],
