@@ -16,10 +16,9 @@ stacks updates of one shape. An update's numbers do not depend on the stack it i
 from __future__ import annotations
 
 import zlib
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from functools import lru_cache
 from itertools import chain
-from threading import Lock
 from typing import Any, Final, NamedTuple, TypeAlias
 
 import numpy as np
@@ -32,7 +31,7 @@ Floats: TypeAlias = npt.NDArray[np.float64]
 
 _CHEAP: Final = 64  # rank: factors up to it are never narrowed, because their r x r matrices cost almost nothing
 
-_LEAST_SHARE: Final = 8  # modules per thread: for fewer, another thread is not worth its start
+_TURNS: Final = 8  # runs of modules that a thread takes: few enough to be cheap, enough to end together
 _LEAST_RANK: Final = 8  # the smallest padded size
 _BLOCK: Final = 1 << 17  # numbers cast to float64 at a time: 1 MiB stays in a core's cache
 _LEAST_WIDTH: Final = 256  # columns in a block, whatever its height: each product has a fixed cost
@@ -92,8 +91,14 @@ Loads: TypeAlias = Sequence[Callable[[], Factors]]
 
 
 def grams_of(loads: Loads) -> list[Grams]:
-    """Return the Gram matrices of each update, in order. Several threads call the loads, each load once."""
-    return _shared(loads, _on_host)
+    """Return the Gram matrices of each update, in order. Several threads call the loads, each load once.
+
+    A thread takes a run of consecutive loads at a time, since neighbours may share what they read.
+    """
+    step = max(1, len(loads) // (_TURNS * most_threads()))
+    runs = [loads[start : start + step] for start in range(0, len(loads), step)]
+    done = in_threads([lambda run=run: [grams_on_host(load()) for load in run] for run in runs])
+    return list(chain.from_iterable(done))
 
 
 def on_cpu() -> bool:
@@ -101,19 +106,6 @@ def on_cpu() -> bool:
     from gradience.spectral.devices import devices  # JAX, which this module needs for this only
 
     return str(devices()[0].platform) == "cpu"
-
-
-def _shared(loads: Loads, compute: Callable[[Loads, Iterable[int]], Iterable[tuple[int, Grams]]]) -> list[Grams]:
-    """The Gram matrices of all modules, in order, computed by as many threads as pay off."""
-    shares = _Shares(len(loads))
-    held = dict(chain.from_iterable(in_threads([lambda: list(compute(loads, shares))] * shares.workers)))
-    return [held[index] for index in range(len(loads))]
-
-
-def _on_host(loads: Loads, indices: Iterable[int]) -> Iterator[tuple[int, Grams]]:
-    """Yield each of one thread's indices with its Gram matrices, by BLAS."""
-    for index in indices:
-        yield index, grams_on_host(loads[index]())
 
 
 def grams_on_host(factors: Factors) -> Grams:
@@ -133,24 +125,6 @@ def gram(factor: Matrix) -> Matrix:
         wide = factor[:, start : start + step].astype(np.float64)
         total[:r, :r] += wide @ wide.T
     return total
-
-
-class _Shares:
-    """The indices 0 to n - 1, handed out to threads in short consecutive runs."""
-
-    def __init__(self, n: int) -> None:
-        self.workers = max(1, min(most_threads(), n // _LEAST_SHARE))
-        size = max(1, n // (8 * self.workers))
-        self._spans = iter([range(start, min(start + size, n)) for start in range(0, n, size)])
-        self._lock = Lock()
-
-    def __iter__(self) -> Iterator[int]:
-        while True:
-            with self._lock:
-                span = next(self._spans, None)
-            if span is None:
-                return
-            yield from span
 
 
 def padded(grams: Floats) -> Floats:

@@ -164,7 +164,7 @@ def reduced(
     else:
         maps = maps.cut(len(a), rank)
     if maps is None:
-        return _by_qr(b, a, scale, rank)
+        return decomposed(b, a, scale).factors(rank, scale)
     kind = np.float32 if half else np.float64
     left, right = maps.left.astype(kind), maps.right.astype(kind)
     new_b, new_a = np.empty((len(b), rank), kind), np.empty((rank, a.shape[1]), kind)
@@ -183,10 +183,6 @@ def gram_maps(gram_a: Floats, gram_b: Floats, rank: int) -> Maps | None:
     with one_blas_thread(), float64():
         result, left, right = jax.device_get(batched_maps(*grams))
     return Maps(left[0], right[0]).cut(r, rank) if result.trusted[0] else None
-
-
-def _by_qr(b: Matrix, a: Matrix, scale: float, rank: int) -> tuple[Floats, Floats]:
-    return decomposed(b, a, scale).factors(rank, scale)
 
 
 def _gram(x: Matrix) -> Floats:
