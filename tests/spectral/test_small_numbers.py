@@ -13,10 +13,9 @@ from gradience.spectral import base, batch, dense, subspace, sums, update
 from gradience.spectral.base import MergeSums, UpdatedWeight, merge_sums
 from gradience.spectral.batch import spectra, spectrum_of
 from gradience.spectral.dense import DenseSpectrum, dense_spectrum
-from gradience.spectral.grams import DIMENSIONS, Factors, Grams, Sketch, grams_of, grams_on_host, inner_size
+from gradience.spectral.grams import DIMENSIONS, Factors, Grams, Sketch, inner_size
 from gradience.spectral.subspace import PairGeometry, StackTerm, row_geometries
 from gradience.spectral.update import (
-    LowRank,
     gram_maps,
     leading_part,
     null_factor_stable_rank,
@@ -61,19 +60,6 @@ def test_a_value_under_the_rank_times_the_rounding_of_the_largest_is_zero(value,
     found = spectrum_of(np.asarray([2.0, 2.0 * value, 0.0, 0.0]))
     assert (found.relative_errors[1] > 0.0) == counts
     assert (found.effective_rank > 1.0) == counts
-
-
-def test_the_numbers_of_four_values():
-    found = spectrum_of(np.asarray([4.0, 2.0, 2.0, 0.0]))
-    assert found.stable_rank == pytest.approx(24 / 16)
-    assert found.participation_ratio == pytest.approx(24**2 / (256 + 32))
-    assert found.effective_rank == pytest.approx(math.exp(0.5 * math.log(2) + 0.5 * math.log(4)))
-    assert found.energy_ranks == (3, 3, 3)
-    assert found.relative_errors == pytest.approx([1.0, math.sqrt(8 / 24), math.sqrt(4 / 24), 0.0, 0.0])
-    assert (found.spectral_norm, found.finite) == (4.0, True)
-    assert found.frobenius_norm == pytest.approx(math.sqrt(24))
-    assert np.isnan(found.factor_stable_ranks).all()
-    assert found.sigma.tolist() == [4.0, 2.0, 2.0, 0.0]
 
 
 def test_the_factors_have_ranks_of_their_own_b_first():
@@ -139,17 +125,6 @@ def test_the_inner_size_is_the_lesser_side_beyond_64(rank, d_out, d_in, inner):
 # --- many modules ------------------------------------------------------------------------------------------------
 
 
-@every(("r", "bucket"), [(0, 8), (1, 8), (8, 8), (9, 16), (16, 16), (17, 32), (64, 64), (65, 128)])
-def test_grams_are_padded_to_the_least_power_of_two_from_eight(r, bucket):
-    factors = Factors(np.ones((200, r), np.float32), np.ones((r, 190), np.float32), 1.0)
-    for padded in (grams_of([lambda: factors])[0], grams_on_host(factors)):
-        assert padded.gram_a.shape == padded.gram_b.shape == (bucket, bucket)
-        assert padded.r == r
-        np.testing.assert_allclose(padded.gram_a[:r, :r], 190.0)
-        np.testing.assert_allclose(padded.gram_b[:r, :r], 200.0)
-        assert not padded.gram_a[r:].any()
-
-
 def test_more_modules_than_fit_one_call_are_told_apart():
     loads = [lambda k=k: Factors(np.full((3, 1), float(k)), np.ones((1, 4)), 1.0) for k in range(1, 131)]
     found = [one.spectral_norm for one in spectra(loads)]
@@ -175,22 +150,6 @@ def test_a_direction_under_a_ten_millionth_is_left_out_of_the_maps(least, kept):
     assert maps is not None
     assert np.count_nonzero(np.abs(maps.left).sum(axis=0)) == kept
     assert np.count_nonzero(np.abs(maps.right).sum(axis=1)) == kept
-
-
-def test_maps_of_nothing_are_zero():
-    b, a = diagonal(1.0, 0.5)
-    for gram_a, gram_b in ((a @ a.T, np.zeros((2, 2))), (np.zeros((2, 2)), b.T @ b)):
-        maps = gram_maps(gram_a, gram_b, 1)
-        assert maps is not None
-        assert (maps.left.tolist(), maps.right.tolist()) == ([[0.0], [0.0]], [[0.0, 0.0]])
-
-
-def test_a_part_at_scale_zero_has_factors_of_zero():
-    low = LowRank(np.eye(4, 2), np.asarray([2.0, 1.0]), np.eye(2, 3))
-    b, a = low.factors(3, 0.0)
-    assert (b.shape, a.shape, b.any(), a.any()) == ((4, 3), (3, 3), False, False)
-    assert low.error(0) == pytest.approx(math.sqrt(5))
-    assert low.error(1) == 1.0
 
 
 def test_a_long_matrix_less_its_part_is_measured_to_the_last_row():
@@ -311,14 +270,6 @@ def test_energy_ranks_of_a_whole_spectrum_are_exact_and_of_a_leading_one_bounds(
     assert [short.energy_rank(share) for share in (13 / 16, 14 / 16, 15 / 16, 1.0)] == [(2, 2), (2, 4), (4, 6), (6, 8)]
 
 
-@pytest.mark.parametrize(("shape", "whole"), [((24, 60), True), ((60, 24), True), ((25, 60), False), ((60, 25), False)])
-def test_a_matrix_is_whole_up_to_a_shorter_side(monkeypatch, shape, whole):
-    monkeypatch.setattr(dense, "EXACT_UP_TO", 24)
-    found = dense_spectrum(np.random.default_rng(0).standard_normal(shape))
-    assert (found.is_whole, found.size, found.converged) == (whole, min(shape), True)
-    assert found.energy == pytest.approx(np.sum(found.sigma**2), rel=1e-6)
-
-
 def test_a_large_matrix_shows_as_many_values_as_asked_for_and_64_at_least(monkeypatch):
     monkeypatch.setattr(dense, "EXACT_UP_TO", 80)
     matrix = np.diag(np.linspace(2.0, 1.0, 90))
@@ -408,14 +359,6 @@ def test_the_scaled_update_is_rounded_to_the_dtype_of_its_factors_before_it_is_a
     made = UpdatedWeight(0.0 * one, one, np.float32(1.00390625) * one)
     found = merge_sums(made, scale=3.0, target="float32", delta_dtype=delta_dtype)
     assert (found.intended, found.realised, found.inner) == (kept**2, kept**2, kept**2)
-
-
-def test_an_update_is_added_under_the_sign_of_its_scale():
-    """bfloat16 has steps of 1/256 under 1 and of 1/128 over it: of 0.003 one is kept under it and none over it."""
-    one = np.ones((1, 1), np.float32)
-    for scale, kept in ((-1.0, 1 / 256), (1.0, 0.0)):
-        made = merge_sums(UpdatedWeight(one, one, 0.003 * one), scale=scale, target="bfloat16", delta_dtype="float32")
-        assert (made.changed, made.realised) == (kept > 0.0, kept**2)
 
 
 # --- kernels of pairs, sums and bases ----------------------------------------------------------------------------

@@ -390,12 +390,7 @@ def _quantised(found: BaseTensor) -> str | None:
 
 def factors_of(module: Module) -> Callable[[], Factors]:
     """A function that loads the module's update for the spectral kernels."""
-
-    def load() -> Factors:
-        b, a = module.load()
-        return Factors(b=b, a=a, scale=module.scale)
-
-    return load
+    return lambda: Factors(*module.load(), module.scale)
 
 
 def plain_factors(module: Module, shape: tuple[int, ...]) -> tuple[Array, Array]:
