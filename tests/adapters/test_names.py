@@ -124,39 +124,6 @@ def test_a_name_says_its_type_and_layer(name, kind, layer):
     assert (module_type(name), layer_index(name)) == (kind, layer)
 
 
-WORDS = {  # each decides although a part before it has another type
-    "attn": (
-        "self_attn self_attention attn attention attentions cross_attn cross_attention crossattention selfattention "
-        "encdecattention encoder_attn decoder_attn linear_attn mha attn1 attn2 multihead_attn qkv qkv_proj "
-        "query_key_value q_proj k_proj v_proj o_proj q_lin k_lin v_lin out_lin query key value c_attn wq wk wv wqkv "
-        "in_proj_qkv to_q to_k to_v to_out to_qkv add_q_proj add_k_proj add_v_proj to_add_out q_a_proj q_b_proj "
-        "kv_a_proj_with_mqa kv_b_proj kv_proj attn_output attn_qkv"
-    ),
-    "mlp": (
-        "mlp ffn ff ff_context feed_forward feedforward densereludense intermediate block_sparse_moe moe expert "
-        "experts shared_expert shared_experts gate_proj up_proj down_proj gate_up_proj fc1 fc2 fc_in fc_out c_fc lin1 "
-        "lin2 w1 w2 w3 wi wi_0 wi_1 dense_h_to_4h dense_4h_to_h pwconv1 pwconv2 linear1 linear2 channel_mixer proj_mlp"
-    ),
-    "ssm": "mixer mamba mamba_block ssm x_proj dt_proj time_mixer time_mix",
-    "conv": "conv conv1 conv2 conv3 conv_in conv_out conv1d dwconv conv_shortcut downsample",
-    "embedding": (
-        "embed_tokens word_embeddings wte wpe embedding embeddings tok_embeddings embed_in shared lm_head embed_out "
-        "position_embeddings token_type_embeddings embed_positions token_embedding position_embedding"
-    ),
-}
-
-
-WEAK = {"output": "mlp", "wo": "mlp", "out_proj": "attn", "q": "attn", "k": "attn", "v": "attn", "o": "attn"}
-
-
-def test_each_word_that_has_a_type_decides_and_weak_ones_if_no_other_does():
-    others = {kind: "mlp" if kind == "attn" else "attn" for kind in WORDS}
-    found = {word: module_type(f"{others[kind]}.{word}") for kind, words in WORDS.items() for word in words.split()}
-    assert found == {word: kind for kind, words in WORDS.items() for word in words.split()}
-    assert {word: module_type(f"model.{word}") for word in WEAK} == WEAK
-    assert {module_type(f"ssm.{word}") for word in WEAK} == {"ssm"}
-
-
 P = "base_model.model."
 OTHER_TYPES = (
     "adamss beft boft c3a deft delora fourierft frod glora gralora hada hira hra ia3 lily ln_tuning lokr lora miss oft "

@@ -22,7 +22,7 @@ from gradience.adapters import kinds
 from gradience.adapters.config import LARGEST_ALPHA, AdapterConfig, ScalingRules, parse_config
 from gradience.adapters.formats.assembly import Assembly, grouped, other_role, role_of, whole_adapter
 from gradience.adapters.kinds import as_float32, flipped
-from gradience.adapters.kinds.lora import Pair, common, lora_module, pair_of
+from gradience.adapters.kinds.lora import Pair, lora_module, named, pair_of, scaled
 from gradience.adapters.kinds.products import product_module, unfolded, with_magnitude
 from gradience.adapters.layout import (
     LOHA_FIELDS,
@@ -151,19 +151,16 @@ def _mlx_modules(ctx: Context, group: Group, scale: float, config_r: int | None)
     magnitude = ctx.reader(group, "m") if "m" in group.keys else None
     return [
         Module(
-            name=group.module,
             kind="dora" if magnitude else "embedding" if embedding else "linear",
             shape=(pair.out, pair.inner) if embedding else (pair.inner, pair.out),
             r=pair.r,
             alpha=scale * pair.r,
             scale=scale,
-            params=ctx.size(group),
             load=load,
             config_r=config_r,
-            base_name=f"{group.module}.weight",
             dense=kinds.dora(load, scale, magnitude, axis=1) if magnitude else None,
             magnitude=magnitude,
-            keys=group.keys,
+            **named(ctx, group),
         )
     ]
 
@@ -175,18 +172,15 @@ def _mlx_experts(ctx: Context, group: Group, scale: float, config_r: int | None)
         raise UnsuitableError(f"factors of shape {list(a)} and {list(b)}: expected (E, r, in) and (E, out, r)")
     return [
         Module(
-            name=f"{group.module}[{e}]",
             kind="expert",
             shape=(b[1], a[2]),
             r=a[1],
             alpha=scale * a[1],
             scale=scale,
-            params=a[1] * (a[2] + b[1]),
             load=_expert(ctx, group, e),
             config_r=config_r,
-            base_name=f"{group.module}.weight",
             expert=e,
-            keys=group.keys,
+            **(named(ctx, group) | {"name": f"{group.module}[{e}]", "params": a[1] * (a[2] + b[1])}),
         )
         for e in range(a[0])
     ]
@@ -217,18 +211,13 @@ def _torchtune_module(ctx: Context, group: Group) -> Module:
     s = ctx.rules.of(group.module, pair.r)
     magnitude = ctx.reader(group, "m") if "m" in group.keys else None
     return Module(
-        name=group.module,
         kind="dora" if magnitude else "linear",
         shape=(pair.out, pair.inner),
         r=pair.r,
-        alpha=s.alpha,
-        scale=s.scale,
-        params=ctx.size(group),
         load=pair.load,
-        base_name=f"{group.module}.weight",
         dense=kinds.dora(pair.load, s.scale, magnitude, axis=1) if magnitude else None,
         magnitude=magnitude,
-        **common(ctx, group, s),
+        **scaled(ctx, group, s),
     )
 
 

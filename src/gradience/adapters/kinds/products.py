@@ -15,7 +15,7 @@ import numpy as np
 from gradience.adapters import kinds
 from gradience.adapters.config import AdapterConfig, ScalingRules
 from gradience.adapters.kinds import as_float32
-from gradience.adapters.kinds.lora import common
+from gradience.adapters.kinds.lora import scaled
 from gradience.adapters.layout import (
     LOHA_FIELDS,
     LOKR_FIELDS,
@@ -114,17 +114,12 @@ def _product_module(
     if rank < 1:
         raise UnsuitableError(f"the config gives it rank {rank}, expected at least 1", LeftoverReason.CONFIG)
     return Module(
-        name=ctx.name(group),
         kind=kind,
         shape=(out, inner),
         r=r,
-        alpha=s.alpha,
-        scale=s.alpha / rank,
-        params=ctx.size(group),
         load=pair.load,
-        base_name=f"{ctx.base_path(group.module)}.weight",
         note=f"{kind} of rank {rank}: its update has rank up to {r}",
-        **(common(ctx, group, s) | {"config_r": None, "rslora": False}),
+        **(scaled(ctx, group, s) | {"scale": s.alpha / rank, "config_r": None, "rslora": False}),
     )
 
 
