@@ -197,7 +197,7 @@ CASES = {  # shapes, config, what each operation says, and the variants of its l
 def test_each_operation_refuses_what_it_must_in_these_words_and_nothing_else(name, tmp_path):
     shapes, config, refused, variants = CASES[name]
     _, adapter = open_adapter(saved(tmp_path / "a", shapes, **config))
-    found = {operation.value: [one.text for one in obstacles(adapter, operation)] for operation in Operation}
+    found = {operation.value: [*obstacles(adapter, operation)] for operation in Operation}
     assert {operation: texts for operation, texts in found.items() if texts} == refused
     traits = traits_of(adapter)
     is_lora = "peft_type" not in config
@@ -214,7 +214,7 @@ def test_what_no_file_of_lora_shows_is_named_by_the_module_it_is_of(operation, t
         (strange, "q is of kind hira", {"resize", "merge"}),
         (waiting, "the update of q is a function of the base weight", {"merge"}),
     ):
-        assert [one.text for one in obstacles(adapter, operation)] == [said] * (operation.value in asked)
+        assert [*obstacles(adapter, operation)] == [said] * (operation.value in asked)
     tensors = {f"l.q.lora_{x}.weight": np.ones((2, 2), np.float32) for x in "ab"}
     _, tune = open_adapter(written(tmp_path / "tune", tensors, {"r": 2}))
     said = {
@@ -223,11 +223,11 @@ def test_what_no_file_of_lora_shows_is_named_by_the_module_it_is_of(operation, t
         ]
     }
     said |= for_each("it is in torchtune's format, not PEFT's")
-    assert [one.text for one in obstacles(tune, operation)] == said.get(operation.value, [])
+    assert [*obstacles(tune, operation)] == said.get(operation.value, [])
     for more, kind in (({}, None), ({"lora_mid.weight": (2, 2, 1, 1)}, "conv"), ({"dora_scale": (5, 1)}, "dora")):
         shapes = {"lora_down.weight": (2, 3), "lora_up.weight": (5, 2), **more}
         kohya = {f"lora_unet_q.{key}": np.ones(shape, np.float32) for key, shape in shapes.items()}
         _, adapter = open_adapter(written(tmp_path / f"kohya {kind}", kohya))
         if operation is Operation.RESIZE:
             texts = [] if kind is None else [f"lora_unet_q is more than one pair of factors ({kind})"]
-            assert [one.text for one in obstacles(adapter, operation)] == texts
+            assert [*obstacles(adapter, operation)] == texts
