@@ -12,7 +12,8 @@ import math
 import os
 import struct
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 from typing import Any, Final, NamedTuple, Protocol, Self, TypeAlias
 
@@ -111,6 +112,15 @@ class Header(NamedTuple):
     start: int
 
 
+@contextmanager
+def _reading(path: Path) -> Iterator[None]:
+    """A block in which an error of the system is one of the file."""
+    try:
+        yield
+    except OSError as error:
+        raise AdapterError(f"cannot read {path}: {error.strerror}", advice="check the path") from error
+
+
 def read_header(path: Path) -> Header:
     """The header of a file, checked against the file.
 
@@ -136,15 +146,10 @@ def parsed_header(path: Path, raw: bytes, available: int) -> tuple[dict[str, Ten
 
 def _header_bytes(path: Path) -> tuple[bytes, int]:
     """The header's JSON and the byte offset where the data begin."""
-    try:
-        with open_regular(path) as file:
-            size = os.fstat(file.fileno()).st_size
-            length = header_length(path, file.read(64), size)
-            file.seek(8)
-            raw = file.read(length)
-    except OSError as error:
-        raise AdapterError(f"cannot read {path}: {error.strerror}", advice="check the path") from error
-    return raw, 8 + length
+    with _reading(path), open_regular(path) as file:
+        length = header_length(path, file.read(64), os.fstat(file.fileno()).st_size)
+        file.seek(8)
+        return file.read(length), 8 + length
 
 
 def header_length(path: Path, head: bytes, size: int) -> int:
@@ -366,10 +371,8 @@ class SafetensorsFile:
             with TensorReader(self.path, start, count) as reader:
                 reader.into(0, data)
             return data
-        try:
+        with _reading(self.path):
             data = np.fromfile(self.path, np.uint8, count, offset=start)
-        except OSError as error:
-            raise AdapterError(f"cannot read {self.path}: {error.strerror}", advice="check the path") from error
         if len(data) != count:
             raise cut_short(self.path, start + count, self.path.stat().st_size)
         return data
@@ -399,10 +402,8 @@ class TensorReader:
 
     def __init__(self, path: Path, start: int, nbytes: int) -> None:
         self._path, self._start, self._nbytes = path, start, nbytes
-        try:
+        with _reading(path):
             self._file = open_raw(path)
-        except OSError as error:
-            raise AdapterError(f"cannot read {path}: {error.strerror}", advice="check the path") from error
         self._lock = threading.Lock()
 
     def __enter__(self) -> Self:
@@ -424,13 +425,10 @@ class TensorReader:
             raise ValueError(f"bytes {offset} to {offset + len(out)} of a tensor of {self._nbytes}")
         start = self._start + offset
         done = 0
-        try:
-            with self._lock:
-                self._file.seek(start)
-                while done < len(out) and (count := self._file.readinto(out[done:].data)):
-                    done += count
-        except OSError as error:
-            raise AdapterError(f"cannot read {self._path}: {error.strerror}", advice="check the path") from error
+        with _reading(self._path), self._lock:
+            self._file.seek(start)
+            while done < len(out) and (count := self._file.readinto(out[done:].data)):
+                done += count
         if done < len(out):
             raise cut_short(self._path, start + len(out), self._path.stat().st_size)
 
@@ -476,10 +474,9 @@ def indexed_files(index: Path) -> list[Path]:
         AdapterError: the index cannot be read, or it names files that are missing or lie outside its folder.
     """
     try:
-        raw = read_small(index, most=_LARGEST_INDEX, what="an index of weights")
+        with _reading(index):
+            raw = read_small(index, most=_LARGEST_INDEX, what="an index of weights")
         names = set(decode_json(raw, _Index).weight_map.values())
-    except OSError as error:
-        raise AdapterError(f"cannot read {index}: {error.strerror}", advice="check the path") from error
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
         raise AdapterError(f"{index} is not an index of weights: {error}", advice=_NO_INDEX) from error
     if not names or len(names) > _MOST_SHARDS:
