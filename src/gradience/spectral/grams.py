@@ -243,44 +243,33 @@ def grams_and_sketch(names: Sequence[str], loads: Sequence[Callable[[], Factors]
 
     If an update is not finite, neither are its Gram matrices, and the sketch leaves it out.
     """
-    work = _Pass(names)
+    sketch, found = Sketch(), dict[int, Grams]()
+    waiting: dict[tuple[object, ...], list[tuple[int, Factors]]] = {}
     for index, load in enumerate(loads):
-        work.add(index, load())
-    return work.grams(), work.sketch.numbers()
-
-
-class _Pass:
-    def __init__(self, names: Sequence[str]) -> None:
-        self.sketch = Sketch()
-        self._names = names
-        self._found: dict[int, Grams] = {}
-        self._open: dict[tuple[object, ...], list[tuple[int, Factors]]] = {}
-
-    def add(self, index: int, factors: Factors) -> None:
-        b, a, scale = factors
+        b, a, scale = factors = load()
         most = max(b.size, a.size)
         if 2 * most > _STACKED or inner_size(len(a), len(b), a.shape[1]) < len(a):
-            self.sketch.add(self._names[index], b, a, scale)
-            self._found[index] = grams_on_host(factors)
-            return
-        key = (b.shape, a.shape, b.dtype, a.dtype)
-        held = self._open.setdefault(key, [])
-        held.append((index, factors))
-        if (len(held) + 1) * most > _STACKED:
-            self._stack(self._open.pop(key))
+            sketch.add(names[index], b, a, scale)
+            found[index] = grams_on_host(factors)
+            continue
+        alike = (b.shape, a.shape, b.dtype, a.dtype)
+        waiting.setdefault(alike, []).append((index, factors))
+        if (len(waiting[alike]) + 1) * most > _STACKED:
+            found |= _stacked(names, waiting.pop(alike), sketch)
+    while waiting:
+        found |= _stacked(names, waiting.popitem()[1], sketch)
+    return [found[index] for index in range(len(loads))], sketch.numbers()
 
-    def _stack(self, held: list[tuple[int, Factors]]) -> None:
-        b, a = (np.stack([factors[side] for _, factors in held]) for side in (0, 1))
-        self.sketch.add_stack([self._names[i] for i, _ in held], b, a, [factors.scale for _, factors in held])
-        with np.errstate(all="ignore"):  # entries that are not finite warn here; the Gram matrices show them
-            wide_b, wide_a = b.astype(np.float64), a.astype(np.float64)
-            grams_a = padded(wide_a @ wide_a.transpose(0, 2, 1))
-            grams_b = padded(wide_b.transpose(0, 2, 1) @ wide_b)
-        for place, (index, factors) in enumerate(held):
-            self._found[index] = Grams(grams_a[place], grams_b[place], a.shape[1], factors.scale)
 
-    def grams(self) -> list[Grams]:
-        """The Gram matrices of all updates, in the order of their indices."""
-        while self._open:
-            self._stack(self._open.popitem()[1])
-        return [self._found[index] for index in sorted(self._found)]
+def _stacked(names: Sequence[str], some: Sequence[tuple[int, Factors]], sketch: Sketch) -> dict[int, Grams]:
+    """The Gram matrices of some updates of one shape, by index; the sketch takes them too."""
+    b, a = (np.stack([factors[side] for _, factors in some]) for side in (0, 1))
+    sketch.add_stack([names[i] for i, _ in some], b, a, [factors.scale for _, factors in some])
+    with np.errstate(all="ignore"):  # entries that are not finite warn here; the Gram matrices show them
+        wide_b, wide_a = b.astype(np.float64), a.astype(np.float64)
+        grams_a = padded(wide_a @ wide_a.transpose(0, 2, 1))
+        grams_b = padded(wide_b.transpose(0, 2, 1) @ wide_b)
+    return {
+        index: Grams(grams_a[place], grams_b[place], a.shape[1], factors.scale)
+        for place, (index, factors) in enumerate(some)
+    }
