@@ -325,6 +325,21 @@ class Context:
         key = group.keys[name]
         return lambda: self.source.read(key)
 
+    def expert(self, read: LoadFactors, key: str, index: int) -> LoadFactors:
+        """A loader of one expert's factors from the stacks that `read` gives; `key` names these.
+
+        A thread holds the stacks that it read last, so those of experts loaded one after the other are read once.
+        """
+
+        def load() -> tuple[Array, Array]:
+            held = self.kept.get("stack")
+            if held is None or held[0] != key:
+                self.kept.clear()  # so that a thread holds at most one pair of an adapter
+                held = self.kept["stack"] = (key, *read())
+            return held[1][index], held[2][index]
+
+        return load
+
     def name(self, group: Group) -> str:
         """The module's name for reports: its path, with the adapter's name if the file holds several."""
         path = module_path(group.module)

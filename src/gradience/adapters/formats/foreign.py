@@ -28,13 +28,11 @@ from gradience.adapters.layout import (
     LOHA_FIELDS,
     LOKR_FIELDS,
     Adapter,
-    Array,
     Context,
     Files,
     Format,
     Group,
     LeftoverTensor,
-    LoadFactors,
     Module,
     ReadModule,
     Role,
@@ -170,6 +168,7 @@ def _mlx_experts(ctx: Context, group: Group, scale: float, config_r: int | None)
     a, b = ctx.shape(group, "lora_a"), ctx.shape(group, "lora_b")
     if len(b) != _STACKED or a[0] != b[0] or a[1] != b[2]:
         raise UnsuitableError(f"factors of shape {list(a)} and {list(b)}: expected (E, r, in) and (E, out, r)")
+    read_a, read_b = ctx.reader(group, "lora_a"), ctx.reader(group, "lora_b")
     return [
         Module(
             kind="expert",
@@ -177,25 +176,13 @@ def _mlx_experts(ctx: Context, group: Group, scale: float, config_r: int | None)
             r=a[1],
             alpha=scale * a[1],
             scale=scale,
-            load=_expert(ctx, group, e),
+            load=ctx.expert(lambda: (read_b(), read_a()), group.module, e),
             config_r=config_r,
             expert=e,
             **(named(ctx, group) | {"name": f"{group.module}[{e}]", "params": a[1] * (a[2] + b[1])}),
         )
         for e in range(a[0])
     ]
-
-
-def _expert(ctx: Context, group: Group, e: int) -> LoadFactors:
-    def load() -> tuple[Array, Array]:
-        held = ctx.kept.get("stack")
-        if held is None or held[0] != group.module:
-            ctx.kept.clear()
-            both = ctx.reader(group, "lora_b")(), ctx.reader(group, "lora_a")()
-            held = ctx.kept["stack"] = (group.module, *both)
-        return held[1][e], held[2][e]
-
-    return load
 
 
 def _read_torchtune(files: Files) -> Adapter:

@@ -27,7 +27,6 @@ from gradience.adapters.layout import (
     FactoredUpdate,
     Group,
     LeftoverTensor,
-    LoadFactors,
     Module,
     NeedsBase,
     UnsuitableError,
@@ -147,7 +146,7 @@ def _experts(ctx: Context, group: Group, path: str, parameter: str) -> list[Modu
     except UnsuitableError as error:
         return LeftoverTensor(shown, error.reason, error.cause)
     out, inner = ctx.shape(group, "lora_B")[0], ctx.shape(group, "lora_A")[1]
-    pair = _Stack(ctx, LoraPair(group.keys["lora_A"], group.keys["lora_B"], r, inner, out, experts=n))
+    pair = LoraPair(group.keys["lora_A"], group.keys["lora_B"], r, inner, out, experts=n)
     square = n > 1 and out == inner
     base_name = f"{ctx.base_path(path)}.{parameter}" if not parameter.startswith("parameter") else None
     of_pair = scaled(ctx, group, s) | {"params": r * (inner + out), "base_name": base_name}
@@ -156,7 +155,7 @@ def _experts(ctx: Context, group: Group, path: str, parameter: str) -> list[Modu
             kind="expert" if n > 1 else "linear",
             shape=(out, inner),
             r=r,
-            load=pair.load(e),
+            load=ctx.expert(lambda: pair.read(ctx.source), pair.a_name, e),
             expert=e if n > 1 else None,
             note="a square weight: the file does not say whether the base stores it transposed" if square else None,
             **(of_pair | {"name": f"{shown}[{e}]" if n > 1 else (path if parameter == "weight" else shown)}),
@@ -175,30 +174,6 @@ def _rank_and_number(ctx: Context, group: Group, r: int) -> tuple[int, int]:
             "the rank that the config gives"
         )
     return r, a[0] // r
-
-
-class _Stack:
-    """One pair for all experts of a parameter. It is read once if its experts are loaded one after the other."""
-
-    def __init__(self, ctx: Context, layout: LoraPair) -> None:
-        self._ctx, self._layout = ctx, layout
-
-    def load(self, expert: int) -> LoadFactors:
-        """A loader of one expert's (b, a)."""
-
-        def load() -> tuple[Array, Array]:
-            b, a = self._both()
-            return b[expert], a[expert]
-
-        return load
-
-    def _both(self) -> tuple[Array, Array]:
-        kept = self._ctx.kept
-        held = kept.get("stack")
-        if held is None or held[0] is not self:
-            kept.clear()  # so that a thread holds at most one pair of an adapter
-            held = kept["stack"] = (self, *self._layout.read(self._ctx.source))
-        return held[1], held[2]
 
 
 def vera_modules(ctx: Context, groups: list[Group]) -> list[Module | NeedsBase | LeftoverTensor]:
