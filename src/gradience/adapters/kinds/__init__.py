@@ -13,7 +13,7 @@ from typing import Final
 
 import numpy as np
 
-from gradience.adapters.layout import Array, DenseUpdate, FactoredUpdate, LoadFactors
+from gradience.adapters.layout import Array, DenseUpdate, FactoredUpdate, LoadFactors, oriented
 from gradience.errors import AdapterError
 
 _BLOCK: Final = 1 << 20  # elements worked on in float64 at a time
@@ -171,12 +171,4 @@ def _oriented_factors(load: LoadFactors, w: Array) -> tuple[Array, Array, bool]:
     b, a = as_float32(b), as_float32(a)
     if w.dtype == np.float64:
         b, a = b.astype(np.float64), a.astype(np.float64)
-    # Experts of some models are stored (in, out), and the adapter's file does not say so: W's shape decides.
-    if (len(b), a.shape[1]) == w.shape:
-        return b, a, False
-    if (a.shape[1], len(b)) != w.shape:
-        raise AdapterError(
-            f"an update of shape ({len(b)}, {a.shape[1]}) does not fit a base weight of shape {w.shape}",
-            advice="give the base model that the adapter was trained on",
-        )
-    return a.T, b.T, True
+    return oriented(b, a, w.shape)
