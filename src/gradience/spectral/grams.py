@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Callable, Sequence
-from functools import lru_cache
+from functools import lru_cache, partial
 from itertools import chain
 from typing import Any, Final, NamedTuple, TypeAlias
 
@@ -96,9 +96,12 @@ def grams_of(loads: Loads) -> list[Grams]:
     A thread takes a run of consecutive loads at a time, since neighbours may share what they read.
     """
     step = max(1, len(loads) // (_TURNS * most_threads()))
-    runs = [loads[start : start + step] for start in range(0, len(loads), step)]
-    done = in_threads([lambda run=run: [grams_on_host(load()) for load in run] for run in runs])
-    return list(chain.from_iterable(done))
+    runs = [partial(_of_run, loads[start : start + step]) for start in range(0, len(loads), step)]
+    return list(chain.from_iterable(in_threads(runs)))
+
+
+def _of_run(loads: Loads) -> list[Grams]:
+    return [grams_on_host(load()) for load in loads]
 
 
 def on_cpu() -> bool:
