@@ -148,6 +148,11 @@ def test_factors_that_are_no_floats_are_left_out_by_their_dtypes(dtypes, tmp_pat
     path.write_bytes(len(raw).to_bytes(8, "little") + raw + bytes(at))
     said = f"factors of dtype {dtypes[0]} and {dtypes[1]}: not floating point"
     assert open_adapter(tmp_path)[1].skipped == [LeftoverTensor("q", said, LeftoverReason.DTYPE)]
+    of_vera = {f"{PREFIX}q.vera_lambda_{x}": np.ones(2, np.float32) for x in "bd"}
+    shared = {"base_model.vera_A": np.ones((2, 3), np.float32), "base_model.vera_B": np.ones((2, 2), np.int32)}
+    reason = "VeRA's projections: factors of dtype F32 and I32: not floating point"
+    found = open_adapter(written(tmp_path / "vera", of_vera | shared, {"peft_type": "VERA"}))[1].skipped
+    assert found[0] == LeftoverTensor("q", reason, LeftoverReason.DTYPE)
 
 
 LARGE = "an update of rank up to 4: too large to be analysed as a pair of factors"
@@ -179,6 +184,13 @@ def test_a_size_at_the_limit_is_read_and_one_over_it_is_not(
         monkeypatch.setattr(where, name, limit)
         _, found = open_adapter(folder)
         assert (len(found.modules), found.skipped) == (1 - len(wanted), wanted)
+
+
+def test_a_core_that_would_unfold_beyond_the_limit_is_left_out(tmp_path, monkeypatch):
+    monkeypatch.setattr(products, "MOST_ELEMENTS", 23)  # of two rows of 12
+    said = "a core of shape [2, 2, 2, 2] is too large to be unfolded"
+    found = open_adapter(saved(tmp_path / "a", TUCKER, **HADAMARD))[1].skipped
+    assert found == [LeftoverTensor("q", said, LeftoverReason.TOO_LARGE)]
 
 
 @every(

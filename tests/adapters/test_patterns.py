@@ -82,7 +82,7 @@ def test_a_key_matches_the_names_that_peft_would_match(key):
         assert bool(table.matching(name)) is peft_matches(key, name), name
 
 
-@every(("key", "name"), met(KEYS, ODD_NAMES, each=3))
+@every(("key", "name"), [*met(KEYS, ODD_NAMES, each=3), ("a.b", "a\nb")])
 def test_a_name_with_a_line_break_or_foreign_letters_is_matched_as_re_matches_it(key, name):
     assert bool(PatternTable([key]).matching(name)) is peft_matches(key, name)
 

@@ -520,6 +520,8 @@ def test_a_tensor_of_another_name_leaves_a_file_its_format(tmp_path):
     ):
         _, found = open_adapter(written(tmp_path / name, tensors | {"strange": M5}))
         assert (found.format, found.roles["strange"], len(found.modules)) == (name, "unknown", len(tensors) // 2)
+    _, found = open_adapter(written(tmp_path / "more", pair | {"lora_unet_a.strange": M5}))
+    assert found.roles["lora_unet_a.strange"] == "not_analysed"  # of a name of kohya's
     for part in ("transformer", "unet", "text_encoder", "text_encoder_2", "text_encoder_3", "diffusion_model"):
         _, found = open_adapter(written(tmp_path / part, {f"{part}.q.{key}": x for key, x in PAIR.items()}))
         assert found.notes == ["the file gives no alpha: it is taken to be the rank, as diffusers does"]
