@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import copy
-import json
 
 import numpy as np
 import pytest
 import torch
 import transformers
 from peft import LoraConfig, PeftModel, TaskType, get_peft_model
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import nn
 
 from gradience.adapters.open import find_files, read_adapter
@@ -93,26 +92,6 @@ def test_stacked_experts_are_what_peft_merges(make, worst_error, more, transpose
     assert len(names) == 2 * 4 * len(more["target_parameters"])
 
 
-def test_a_dead_expert_is_a_module_of_zeros(make):
-    def kill(model):
-        for name, parameter in model.named_parameters():
-            if "lora_B" in name:
-                parameter.data.reshape(len(parameter), -1, 4)[:, :, 2] = 0.0
-
-    adapter = make(MoE(), LoraConfig(r=3, target_parameters=["experts.down_proj"]), edit=kill).read()
-    dead = {m.expert for m in adapter.modules if not m.load()[0].any()}
-    assert dead == {2}
-
-
-def test_ranks_that_give_a_module_two_numbers_of_experts_are_refused(make):
-    case = make(MoE(), LoraConfig(r=4, target_parameters=["experts.gate_up_proj", "experts.down_proj"]))
-    path = case.folder / "adapter_config.json"
-    path.write_text(json.dumps(json.loads(path.read_text()) | {"rank_pattern": {"experts.down_proj": 2}}))
-    adapter = case.read()
-    assert not adapter.modules
-    assert "experts by the config's ranks" in adapter.skipped[0].reason
-
-
 @pytest.mark.parametrize(
     "targets",
     [["q_proj", "v_proj", "w1", "w2", "w3"], ["q_proj", "gate", "w1", "w2", "w3"], "all-linear"],
@@ -137,15 +116,6 @@ def test_gpt_oss_is_what_peft_merges(make, worst_error):
     assert worst_error(case) < TOLERANCE
 
 
-def test_adapters_of_replicated_layers_name_the_layer_of_the_base(make):
-    case = make(llama(), LoraConfig(r=4, target_modules=["q_proj"], layer_replication=[[0, 2], [1, 2], [0, 1]]))
-    names = {m.name: m.base_name for m in case.read().modules}
-    assert names == {
-        f"model.layers.{i}.self_attn.q_proj": f"model.layers.{base}.self_attn.q_proj.weight"
-        for i, base in enumerate([0, 1, 1, 0])
-    }
-
-
 def test_gpt2_is_what_peft_merges_with_its_turned_weights(make, worst_error):
     config = transformers.GPT2Config(vocab_size=40, n_embd=16, n_layer=2, n_head=2, n_positions=8)
     targets = ["c_attn", "c_proj", "c_fc", "wte"]
@@ -160,16 +130,6 @@ def test_embedding_and_head_are_what_peft_merges_and_their_copies_are_known(make
     adapter = case.read()
     assert roles(adapter) == {"lora_pair": 8, "base_copy": 2}
     assert not adapter.skipped
-
-
-def test_bf16_factors_read_exactly(make):
-    case = make(llama(), LoraConfig(r=4, target_modules=["q_proj"]), edit=lambda model: model.bfloat16())
-    truth = load_file(case.folder / "adapter_model.safetensors")
-    for module in case.read().modules:
-        b, _ = module.load()
-        assert b.dtype.name == "bfloat16"
-        key = f"base_model.model.{module.name}.lora_B.weight"
-        np.testing.assert_array_equal(b.astype(np.float32), truth[key].float().numpy())
 
 
 @pytest.mark.parametrize("bias", ["all", "lora_only"])
@@ -226,21 +186,6 @@ def test_a_converted_pissa_adapter_is_the_whole_update(tmp_path):
         assert module.dense is None
 
 
-@pytest.mark.parametrize(
-    ("more", "words"),
-    [
-        ({"init_lora_weights": "pissa_niter_4"}, "pissa_niter_4"),
-        ({"alora_invocation_tokens": [1, 2]}, "aLoRA"),
-    ],
-)
-def test_what_the_factors_do_not_say_is_noted(tmp_path, more, words):
-    config = LoraConfig(r=4, target_modules=["q_proj"], task_type="CAUSAL_LM", **more)
-    get_peft_model(llama(), config).save_pretrained(tmp_path)
-    adapter = read(tmp_path)
-    assert any(words in note for note in adapter.notes)
-    assert all(m.dense is None for m in adapter.modules)
-
-
 def test_extras_used_in_training_only_are_named_and_change_nothing(make, worst_error):
     from peft.tuners.lora.config import MontecloraConfig
 
@@ -248,28 +193,6 @@ def test_extras_used_in_training_only_are_named_and_change_nothing(make, worst_e
     case = make(llama(), config)
     assert worst_error(case) < TOLERANCE
     assert {s.reason for s in case.read().skipped} == {"used in training only"}
-
-
-def test_several_adapters_in_sub_folders_are_told_apart(tmp_path):
-    wrapped = get_peft_model(llama(), LoraConfig(r=4, target_modules=["q_proj"]))
-    wrapped.add_adapter("other", LoraConfig(r=2, target_modules=["v_proj"]))
-    wrapped.save_pretrained(tmp_path)
-    adapter = read(tmp_path)
-    assert {m.r for m in adapter.modules} == {4}
-    assert any("other" in note for note in adapter.notes)
-    assert {m.r for m in read(tmp_path / "other").modules} == {2}
-
-
-def test_a_live_state_dict_with_two_adapters_gives_modules_of_each(tmp_path):
-    wrapped = get_peft_model(llama(), LoraConfig(r=4, target_modules=["q_proj"]))
-    wrapped.add_adapter("other", LoraConfig(r=2, target_modules=["q_proj"]))
-    wrapped.peft_config["default"].save_pretrained(tmp_path)
-    raw = {k: v.contiguous() for k, v in wrapped.state_dict().items() if "lora_" in k}
-    save_file(raw, tmp_path / "adapter_model.safetensors")
-    adapter = read(tmp_path)
-    assert {(m.adapter, m.r) for m in adapter.modules} == {("default", 4), ("other", 2)}
-    assert "model.layers.0.self_attn.q_proj:other" in {m.name for m in adapter.modules}
-    assert any("several adapters" in note for note in adapter.notes)
 
 
 def test_a_live_state_dict_of_one_adapter_reads_like_a_saved_one(tmp_path):
@@ -287,20 +210,6 @@ def test_a_live_state_dict_of_one_adapter_reads_like_a_saved_one(tmp_path):
     assert [(m.name, m.kind, m.shape, m.scale) for m in live.modules] == [
         (m.name, m.kind, m.shape, m.scale) for m in saved.modules
     ]
-
-
-def test_keys_of_patterns_that_match_nothing_are_listed(make):
-    config = LoraConfig(r=4, target_modules=["q_proj"])
-    case = make(llama(), config)
-    path = case.folder / "adapter_config.json"
-    text = json.loads(path.read_text())
-    text |= {"rank_pattern": {"layers.1": 8, "q_proj": 4}, "alpha_pattern": {"base_model.model.q_proj": 3}}
-    path.write_text(json.dumps(text))
-    adapter = case.read()
-    assert adapter.unmatched_rank_patterns == ["layers.1"]
-    assert adapter.unmatched_alpha_patterns == ["base_model.model.q_proj"]
-    assert {m.rank_pattern for m in adapter.modules} == {"q_proj"}
-    assert sum("match no module" in note for note in adapter.notes) == 2
 
 
 def test_a_type_that_is_no_low_rank_update_is_recognised_and_its_head_kept_apart(make):

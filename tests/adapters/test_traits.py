@@ -7,16 +7,19 @@ import sys
 from dataclasses import replace
 from typing import Any
 
-import msgspec
+import numpy as np
 import pytest
 import torch
+from adapter_files import EMBEDDING, LOHA, PREFIX, lora, saved, written
 from peft import EvaConfig, LoftQConfig, LoraConfig, get_peft_model
 from peft.tuners.lora.config import CordaConfig, LoraGAConfig
 from peft.tuners.lora.corda import preprocess_corda
 from peft.tuners.lora.loraga import preprocess_loraga
+from tables import every
 from torch import nn
 
-from gradience.adapters.traits import Obstacle, Operation, obstacles, start_of, traits_of
+from gradience.adapters.open import open_adapter
+from gradience.adapters.traits import Operation, obstacles, start_of, traits_of
 
 pytestmark = [  # what PEFT and torch say of the starts below
     pytest.mark.filterwarnings(r"ignore:lora with eva initialization used with:UserWarning:peft\.mapping_func"),
@@ -89,10 +92,23 @@ def test_a_start_is_recomputable_if_it_takes_the_same_from_the_base_whatever_the
     assert start_of(init).recomputable is torch.equal(first, second)
 
 
-def test_names_of_starts_that_are_not_known_are_the_default():
-    assert start_of("xavier") == start_of(None) == start_of("True")
-    assert start_of("pissa_niter_16")[:3] == ("pissa", True, False)
-    assert start_of("corda_ipm").name == "corda"
+@every(
+    ("name", "start"),
+    [
+        ("pissa", ("pissa", True, True, True)),
+        ("PiSSA_niter_16", ("pissa", True, False, True)),
+        ("olora", ("olora", True, True, True)),
+        ("corda_ipm", ("corda", True, False, True)),
+        ("lora_ga", ("lora_ga", True, False, False)),
+        ("loftq", ("loftq", True, False, True)),
+        ("eva", ("eva", False, False, True)),
+        ("orthogonal", ("orthogonal", False, False, True)),
+        *((name, ("default", False, False, False)) for name in ("eva_x", "xavier", "True", None, True)),
+    ],
+)
+def test_a_start_is_known_by_its_name(name, start):
+    """Whether it changes the base, whether that can be recomputed, and whether PEFT's conversion doubles the rank."""
+    assert start_of(name) == start
 
 
 def test_the_facts_of_starts_need_no_numpy():
@@ -101,128 +117,117 @@ def test_the_facts_of_starts_need_no_numpy():
     assert done.stdout.strip() == "set()"
 
 
-def adapter_of(make, **options: Any) -> Any:
-    return make(Net(), LoraConfig(**({"r": 4, "target_modules": ["q_proj"]} | options))).read()
+# --- what each verb can do ---------------------------------------------------------------------------------------
+
+KASA = "KaSA takes as many singular values out of the base as its rank (kasa_config)"
+BDLORA = "BD-LoRA's factors are block-diagonal (use_bdlora)"
+QALORA = "QALoRA's A is of pooled inputs for a GPTQ base, and PEFT has no merge of it to compare with (use_qalora)"
+ARROW = "Arrow routes among adapters: what it does depends on the input (arrow_config)"
+ALORA = "aLoRA applies after its invocation tokens only (alora_invocation_tokens)"
+TIED = "ensure_weight_tying: the embedding and the head share factors, which two cuts would tear apart"
+BIAS = "lora_bias: a bias of its own beside B A"
+DORA = "DoRA rescales each row of W + s B A: its update does not follow from the factors alone"
+SEVERAL = "the file holds several adapters: save each on its own first"
+STRANGE = f"2 of its tensors are not understood (first: {PREFIX}q.strange)"
+Q = lora("q")
+MAGNITUDE = Q | {"q.lora_magnitude_vector": (5,)}
+NITER = "pissa_niter_4"
+TWO = {name.replace(".weight", f".{each}.weight"): shape for each in "xy" for name, shape in Q.items()}
 
 
-CASES: dict[str, tuple[dict[str, Any], dict[Operation, set[str]]]] = {
-    "plain": ({}, {}),
-    "rsLoRA": ({"use_rslora": True}, {}),
-    "an embedding": ({"target_modules": ["embed_tokens"]}, {}),
-    "DoRA": ({"use_dora": True}, {Operation.MERGE: {"DORA"}}),
-    "PiSSA": ({"init_lora_weights": "pissa"}, {Operation.RESIZE: {"START"}, Operation.MERGE: {"START"}}),
-    "PiSSA by randomised SVD": (
-        {"init_lora_weights": "pissa_niter_4"},
-        {
-            Operation.RESIZE: {"START"},
-            Operation.MERGE: {"START"},
-            Operation.CONVERT: {"START_UNKNOWN"},
-            Operation.REPLAY: {"START_UNKNOWN"},
-        },
-    ),
-    "OLoRA with DoRA": (
-        {"init_lora_weights": "olora", "use_dora": True},
-        {
-            Operation.RESIZE: {"START"},
-            Operation.MERGE: {"START", "DORA"},
-            Operation.CONVERT: {"DORA_ON_CHANGED_BASE"},
-            Operation.REPLAY: {"DORA_ON_CHANGED_BASE"},
-        },
-    ),
-    "orthogonal": ({"init_lora_weights": "orthogonal"}, {}),
-    "lora_bias": ({"lora_bias": True}, {Operation.MERGE: {"LORA_BIAS"}}),
-}
-
-
-@pytest.mark.parametrize(("options", "expected"), CASES.values(), ids=CASES)
-def test_each_operation_names_its_own_obstacles_and_no_others(make, options, expected):
-    adapter = adapter_of(make, **options)
-    found = {operation: {one.obstacle.name for one in obstacles(adapter, operation)} for operation in Operation}
-    assert {operation: names for operation, names in found.items() if names} == expected
-
-
-@pytest.mark.parametrize(
-    ("change", "operations"),
-    [
-        ({"kasa_config": {}}, {"resize", "merge"}),
-        ({"use_bdlora": {"nblocks": 1}}, {"resize", "merge"}),
-        ({"use_qalora": True, "qalora_group_size": 1}, {"resize", "merge", "convert", "replay"}),
-        ({"arrow_config": {}}, {"merge", "convert"}),
-        ({"alora_invocation_tokens": [5]}, {"merge", "convert"}),
-        ({"peft_type": "IA3"}, {"resize", "merge"}),
-    ],
-    ids=lambda value: str(sorted(value)),
-)
-def test_a_variant_named_by_the_config_stands_in_the_way_of_what_it_changes(make, change, operations):
-    case = make(Net(), LoraConfig(r=4, target_modules=["q_proj"]))
-    path = case.folder / "adapter_config.json"
-    path.write_bytes(msgspec.json.encode(msgspec.json.decode(path.read_bytes()) | change))
-    adapter = case.read()
-    assert {operation.value for operation in Operation if any(obstacles(adapter, operation))} == operations
-
-
-def test_the_texts_are_filled_in(make):
-    adapter = adapter_of(make, init_lora_weights="pissa")
-    assert [refusal.text for refusal in obstacles(adapter, Operation.RESIZE)] == [
-        "init_lora_weights='pissa': pissa changed the base model, so its update is not s B A alone"
-    ]
-    assert all("{" not in text for text in (o for o in Obstacle if o.name in {"KASA", "ALORA", "DORA", "TORCHTUNE"}))
-
-
-def test_the_traits_of_plain_lora_and_of_what_lies_beside_it(make):
-    plain = traits_of(adapter_of(make))
-    assert plain.is_plain
-    assert plain.variants == ()
-    assert not plain.unknown
-    more = traits_of(
-        adapter_of(
-            make,
-            bias="all",
-            modules_to_save=["conv"],
-            rank_pattern={"q_proj": 2},
-            alpha_pattern={"q_proj": 2},
-            use_dora=True,
-            use_rslora=True,
-        )
+def changed(init):
+    said = (
+        f"init_lora_weights={init!r}: {init.partition('_')[0]} changed the base model, so its update is not s B A alone"
     )
-    assert more.variants == ("DoRA", "rsLoRA")
-    assert not more.is_plain
-    assert more.is_peft_lora
+    return {"resize": [said], "merge": [said]}
 
 
-@pytest.mark.parametrize("operation", Operation)
-def test_a_module_of_a_kind_that_an_operation_cannot_work_on_is_named_with_its_kind(make, operation):
-    plain = adapter_of(make)
-    unasked = replace(plain, config=msgspec.structs.replace(plain.config, alora_invocation_tokens=[]))
-    assert list(obstacles(unasked, operation)) == []
-    later = [one.text for one in obstacles(replace(plain, base_dependent=plain.modules), operation)]
-    told = f"the update of {plain.modules[0].name} is a function of the base weight"
-    assert later == [told] * (operation is Operation.MERGE)
-    for kind, known in (("linear", True), ("hira", False)):
-        modules = [replace(one, kind=kind) for one in plain.modules]
-        found = [one.text for one in obstacles(replace(plain, modules=modules), operation)]
-        is_asked = operation in {Operation.RESIZE, Operation.MERGE}
-        assert found == ([f"{modules[0].name} is of kind hira"] if is_asked and not known else [])
+def unknown(init):
+    said = f"{init} changed the base, by an amount that cannot be recomputed"
+    return changed(init) | {"convert": [said], "replay": [said]}
 
 
-def test_a_variant_shows_in_the_config_or_in_the_tensors(make):
-    plain = adapter_of(make)
-    first = plain.modules[0]
-    biased = replace(first, keys={**first.keys, "lora_B.bias": "a name"})
-    for adapter, wanted in (
-        (plain, (False, False)),
-        (replace(plain, config=msgspec.structs.replace(plain.config, use_dora=True)), (True, False)),
-        (replace(plain, modules=[replace(first, magnitude=lambda: None)]), (True, False)),
-        (replace(plain, config=msgspec.structs.replace(plain.config, lora_bias=True)), (False, True)),
-        (replace(plain, modules=[biased]), (False, True)),
+def for_each(text, operations="resize merge"):
+    return {name: [text] for name in operations.split()}
+
+
+DORA_CHANGED = for_each("DoRA on a base that olora changed cannot be recomputed", "convert replay")
+CASES = {  # shapes, config, what each operation says, and the variants of its label
+    "plain": (Q, {}, {}, ()),
+    "rsLoRA, patterns, a head": (
+        Q | {"head.weight": (2, 3)},
+        {"use_rslora": True, "rank_pattern": {"q": 2}, "alpha_pattern": {"q": 4}, "modules_to_save": ["head"]},
+        {},
+        ("rsLoRA",),
+    ),
+    "orthogonal": (Q, {"init_lora_weights": "orthogonal"}, {}, ()),
+    "aLoRA": (Q, {"alora_invocation_tokens": [1]}, for_each(ALORA, "merge convert"), ()),
+    "an empty aLoRA": (Q, {"alora_invocation_tokens": []}, {}, ()),
+    "Arrow": (Q, {"arrow_config": {}}, for_each(ARROW, "merge convert"), ()),
+    "KaSA": (Q, {"kasa_config": {}}, for_each(KASA), ("KaSA",)),
+    "KaSA by its diagonal": (Q | {"q.lora_diag": (2,)}, {}, for_each(KASA), ("KaSA",)),
+    "BD-LoRA": (Q, {"use_bdlora": {"nblocks": 1}}, for_each(BDLORA), ("BD-LoRA",)),
+    "QALoRA": (
+        Q, {"use_qalora": True, "qalora_group_size": 1}, for_each(QALORA, "resize merge convert replay"), (),
+    ),
+    "a bias by the config": (Q, {"lora_bias": True}, {"merge": [BIAS]}, ()),
+    "a bias by the tensors": (Q | {"q.lora_B.bias": (5,)}, {}, {"merge": [BIAS]}, ()),
+    "tied embeddings": (EMBEDDING, {"ensure_weight_tying": True}, {"resize": [TIED]}, ()),
+    "tied, without an embedding": (Q, {"ensure_weight_tying": True}, {}, ()),
+    "an embedding": (EMBEDDING, {}, {}, ()),
+    "DoRA by the config": (Q, {"use_dora": True}, {"merge": [DORA]}, ("DoRA",)),
+    "DoRA by the tensors": (MAGNITUDE, {}, {"merge": [DORA]}, ("DoRA",)),
+    "PiSSA": (Q, {"init_lora_weights": "pissa"}, changed("pissa"), ("pissa",)),
+    "PiSSA by randomised SVD": (Q, {"init_lora_weights": NITER}, unknown(NITER), (NITER,)),
+    "LoftQ": (Q, {"init_lora_weights": "loftq"}, unknown("loftq"), ("loftq",)),
+    "OLoRA with DoRA": (
+        MAGNITUDE,
+        {"init_lora_weights": "olora", "use_dora": True},
+        changed("olora") | {"merge": [*changed("olora")["merge"], DORA]} | DORA_CHANGED,
+        ("DoRA", "olora"),
+    ),
+    "LoHa": (LOHA, {"peft_type": "LOHA"}, for_each("peft_type LOHA is not LoRA"), ()),
+    "IA3": (Q, {"peft_type": "ia3"}, for_each("peft_type IA3 is not LoRA"), ()),
+    "two adapters": (TWO, {}, {"merge": [SEVERAL]}, ()),
+    "not understood": (Q | {"q.strange": (1,), "q.stranger": (1,)}, {}, {"merge": [STRANGE]}, ()),
+}  # fmt: skip
+
+
+@every("name", CASES)
+def test_each_operation_refuses_what_it_must_in_these_words_and_nothing_else(name, tmp_path):
+    shapes, config, refused, variants = CASES[name]
+    _, adapter = open_adapter(saved(tmp_path / "a", shapes, **config))
+    found = {operation.value: [*obstacles(adapter, operation)] for operation in Operation}
+    assert {operation: texts for operation, texts in found.items() if texts} == refused
+    traits = traits_of(adapter)
+    is_lora = "peft_type" not in config
+    assert (traits.variants, traits.is_peft_lora, traits.is_plain) == (variants, is_lora, is_lora and not variants)
+
+
+@every("operation", Operation)
+def test_what_no_file_of_lora_shows_is_named_by_the_module_it_is_of(operation, tmp_path):
+    """A kind that the operation cannot work on, an update that needs the base, and other programs' files."""
+    _, plain = open_adapter(saved(tmp_path / "a", Q))
+    strange = replace(plain, modules=[replace(module, kind="hira") for module in plain.modules])
+    waiting = replace(plain, base_dependent=plain.modules)
+    for adapter, said, asked in (
+        (strange, "q is of kind hira", {"resize", "merge"}),
+        (waiting, "the update of q is a function of the base weight", {"merge"}),
     ):
-        traits = traits_of(adapter)
-        assert (traits.dora, traits.lora_bias) == wanted
-    for init, texts in (
-        ("pissa", ["DoRA on a base that pissa changed cannot be recomputed"]),
-        ("pissa_niter_4", ["pissa changed the base, by an amount that cannot be recomputed"]),
-    ):
-        changed = replace(plain, config=msgspec.structs.replace(plain.config, use_dora=True, init_lora_weights=init))
-        found = [one.text.replace("pissa_niter_4", "pissa") for one in obstacles(changed, Operation.CONVERT)]
-        assert found == texts
-        assert traits_of(changed).variants == ("DoRA", init)
+        assert [*obstacles(adapter, operation)] == [said] * (operation.value in asked)
+    tensors = {f"l.q.lora_{x}.weight": np.ones((2, 2), np.float32) for x in "ab"}
+    _, tune = open_adapter(written(tmp_path / "tune", tensors, {"r": 2}))
+    said = {
+        "convert": [
+            "torchtune's names and the order of its query and key rows are its own: export it to PEFT from torchtune"
+        ]
+    }
+    said |= for_each("it is in torchtune's format, not PEFT's")
+    assert [*obstacles(tune, operation)] == said.get(operation.value, [])
+    for more, kind in (({}, None), ({"lora_mid.weight": (2, 2, 1, 1)}, "conv"), ({"dora_scale": (5, 1)}, "dora")):
+        shapes = {"lora_down.weight": (2, 3), "lora_up.weight": (5, 2), **more}
+        kohya = {f"lora_unet_q.{key}": np.ones(shape, np.float32) for key, shape in shapes.items()}
+        _, adapter = open_adapter(written(tmp_path / f"kohya {kind}", kohya))
+        if operation is Operation.RESIZE:
+            texts = [] if kind is None else [f"lora_unet_q is more than one pair of factors ({kind})"]
+            assert [*obstacles(adapter, operation)] == texts

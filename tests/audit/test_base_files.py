@@ -12,12 +12,12 @@ import pytest
 from safetensors.numpy import save_file
 from tables import every
 
+from gradience.adapters.layout import check_shape
 from gradience.base.weights import (
     BaseTensor,
     BaseWeights,
     Norms,
     NormsCache,
-    check_shape,
     file_digest,
     find_shards,
     identity,

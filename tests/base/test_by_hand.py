@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 from tables import every
 
-from gradience.base.coverage import Vocabulary, cover, read_added, read_vocabulary, stem_of, stem_of_targets
+from gradience.base.coverage import Vocabulary, cover, read_vocabulary, stem_of, stem_of_targets
 from gradience.base.peft_emulation import Architecture
-from gradience.base.peft_emulation.layout import Site, build_layout, site_layer, sites_of
+from gradience.base.peft_emulation.layout import Site, build_layout, sites_of
 from gradience.base.peft_emulation.targets import NotFollowedError
 from gradience.schema.events import ConfigSnapshot, LoraSnapshot, OptimizerSnapshot
 
@@ -190,19 +190,6 @@ def test_memory_is_that_of_numbers_gradients_and_moments(optimizer, moments, eac
     assert found.optimizer_assumption == ("" if says is None else f"{says}, in float32; the base loaded in bfloat16")
 
 
-@every(
-    ("name", "layer"),
-    [
-        ("model.layers.3.mlp.experts.7.w1", "model.layers.3"),
-        ("h.0.attn.c_attn", "h.0"),
-        ("encoder.layer.11.output.dense", "encoder.layer.11"),
-        ("lm_head", None),
-    ],
-)
-def test_a_layer_is_the_path_of_its_stack_and_its_number(name, layer):
-    assert site_layer(name) == layer
-
-
 @every(("half", "missing"), [("gate_proj", "up_proj"), ("up_proj", "gate_proj")])
 def test_one_half_of_what_transformers_5_fuses_is_refused_by_both_names(half, missing):
     tensors = llama(**EXPERTS)
@@ -276,11 +263,3 @@ def test_names_below_another_stem_are_told_with_both_stems(stem, names, said):
         assert stem_of_targets(LoraSnapshot(r=2, target_modules=expression), layout) == said
     renamed = Architecture(model_type="qwen3_5_text", architectures=["XForCausalLM"])
     assert stem_of(names, layout._replace(architecture=renamed)) is None
-
-
-def test_added_tokens_are_read_with_their_ids(tmp_path):
-    assert read_added(tmp_path) == {}
-    (tmp_path / "added_tokens.json").write_text('{"<x>": 30}')
-    assert read_added(tmp_path) == {"<x>": 30}
-    (tmp_path / "added_tokens.json").write_text("[1]")
-    assert read_added(tmp_path) == {}

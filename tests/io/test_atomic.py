@@ -37,12 +37,17 @@ def _overtaken(out: Path) -> None:
         out.write_text("theirs")
 
 
-def test_a_folder_appears_with_its_content(tmp_path: Path) -> None:
-    with atomic_folder(tmp_path / "new" / "out", sources=[]) as draft:
-        _fill(draft, "1")
-        assert not (tmp_path / "new" / "out").exists()
-    assert (tmp_path / "new" / "out" / "a.txt").read_text() == "1"
-    assert [p.name for p in (tmp_path / "new").iterdir()] == ["out"]
+def test_a_folder_appears_with_its_content_and_a_full_one_is_refused(tmp_path: Path) -> None:
+    out = tmp_path / "new" / "out"
+    for empty in (False, True):  # an empty folder of that name is taken
+        with atomic_folder(out, sources=[]) as draft:
+            _fill(draft, "1")
+            assert out.exists() is empty
+        assert (out / "a.txt").read_text() == "1"
+        assert [p.name for p in out.parent.iterdir()] == ["out"]
+        with pytest.raises(OutputError, match="exists already"), atomic_folder(out, sources=[]):
+            pytest.fail("the block must not begin")
+        (out / "a.txt").unlink()
 
 
 @every("error", [RuntimeError, KeyboardInterrupt, SystemExit])
@@ -50,21 +55,6 @@ def test_an_interrupted_folder_leaves_nothing_behind(tmp_path: Path, error: type
     with pytest.raises(error):
         _broken_off(tmp_path / "out", error)
     assert list(tmp_path.iterdir()) == []
-
-
-def test_a_folder_that_holds_something_is_refused_without_force(tmp_path: Path) -> None:
-    (tmp_path / "out").mkdir()
-    _fill(tmp_path / "out", "mine")
-    with pytest.raises(OutputError, match="exists already"), atomic_folder(tmp_path / "out", sources=[]):
-        pytest.fail("the block must not begin")
-    assert (tmp_path / "out" / "a.txt").read_text() == "mine"
-
-
-def test_an_empty_folder_is_taken(tmp_path: Path) -> None:
-    (tmp_path / "out").mkdir()
-    with atomic_folder(tmp_path / "out", sources=[]) as draft:
-        _fill(draft, "1")
-    assert (tmp_path / "out" / "a.txt").read_text() == "1"
 
 
 def test_force_replaces_a_folder_only_once_the_new_one_is_complete(tmp_path: Path) -> None:
@@ -109,48 +99,25 @@ def test_a_file_that_another_program_makes_meanwhile_is_kept(tmp_path: Path) -> 
     assert [p.name for p in tmp_path.iterdir()] == ["out"]
 
 
-def test_permissions_are_those_of_a_file_made_by_hand(tmp_path: Path) -> None:
-    by_hand = tmp_path / "hand"
-    by_hand.touch()
-    with atomic_file(tmp_path / "out", sources=[]) as draft:
-        draft.write_text("1")
-    assert (tmp_path / "out").stat().st_mode == by_hand.stat().st_mode
-
-
-def test_an_old_folder_is_put_back_where_the_new_one_cannot_take_its_place(tmp_path, monkeypatch):
+@every(
+    ("error", "said"),
+    [(PermissionError(13, "Permission denied"), OutputError), (KeyboardInterrupt(), KeyboardInterrupt)],
+)
+def test_an_old_folder_is_put_back_where_the_new_one_cannot_take_its_place(tmp_path, monkeypatch, error, said):
     out = tmp_path / "out"
     out.mkdir()
     _fill(out, "old")
     monkeypatch.setattr(atomic, "_exchange", lambda *_: False)  # a file system that cannot
-    rename = Path.rename
-
-    def refusing(self: Path, target: Path) -> Path:
-        if ".partial-" in self.name and (self / "a.txt").read_text() == "new":
-            raise PermissionError(13, "Permission denied")
-        return rename(self, target)
-
-    monkeypatch.setattr(Path, "rename", refusing)
-    with pytest.raises(OutputError, match="Permission denied"), atomic_folder(out, sources=[], force=True) as draft:
-        _fill(draft, "new")
-    assert (out / "a.txt").read_text() == "old"
-    assert [path.name for path in tmp_path.iterdir()] == ["out"]
-
-
-def test_an_interrupt_between_the_old_folder_and_the_new_one_puts_the_old_one_back(tmp_path, monkeypatch):
-    out = tmp_path / "out"
-    out.mkdir()
-    _fill(out, "old")
-    monkeypatch.setattr(atomic, "_exchange", lambda *_: False)
     rename, moved = Path.rename, []
 
-    def interrupted(self: Path, target: Path) -> Path:
-        if moved and ".partial-" in self.name and (self / "a.txt").read_text() == "new":
-            raise KeyboardInterrupt
+    def refusing(self: Path, target: Path) -> Path:
+        if ".partial-" in self.name and moved:
+            raise error
         moved.extend([target] if self == out else [])
         return rename(self, target)
 
-    monkeypatch.setattr(Path, "rename", interrupted)
-    with pytest.raises(KeyboardInterrupt), atomic_folder(out, sources=[], force=True) as draft:
+    monkeypatch.setattr(Path, "rename", refusing)
+    with pytest.raises(said), atomic_folder(out, sources=[], force=True) as draft:
         _fill(draft, "new")
     assert moved
     assert (out / "a.txt").read_text() == "old"

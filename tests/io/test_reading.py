@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import io
 import json
 import os
 import signal
@@ -15,7 +16,7 @@ import msgspec
 import pytest
 from tables import every
 
-from gradience.io import interrupt
+from gradience.io import interrupt, reading
 from gradience.io.reading import (
     MAX_DEPTH,
     MAX_NAME,
@@ -136,3 +137,16 @@ def test_a_damaged_end_of_an_archive_is_no_archive(tmp_path):
     with zipfile.ZipFile(path, "w") as archive:
         archive.writestr("a", b"")
     assert is_zip(path)
+
+
+def test_a_line_over_the_limit_is_passed_over_unless_it_has_no_end(monkeypatch):
+    def lines(data: bytes) -> list[tuple[int, bytes | None]]:
+        return list(reading.numbered_lines(io.BufferedReader(io.BytesIO(data)), 5))
+
+    long = b"x" * (2 << 20)
+    assert lines(b"ab\n" + b"abcd\n" + b"abcde\n" + long + b"\n" + b"abcd") == [
+        *((1, b"ab\n"), (2, b"abcd\n"), (3, None), (4, None), (5, b"abcd")),
+    ]
+    monkeypatch.setattr(reading, "MAX_SKIPPED", 2 << 20)
+    with pytest.raises(ValueError, match=r"^a line of more than 2 MiB$"):
+        lines(long + long)

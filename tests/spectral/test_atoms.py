@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from tables import few, grid
 
-from gradience.spectral.base import Measure, atoms, bound, bound_within, measures_of
+from gradience.spectral.base import Measure, atoms, bound, measures_of
 from gradience.spectral.krylov import Bidiagonal, Operator, advanced, ritz_of
 
 
@@ -88,10 +88,9 @@ def stepped(seed=0, steps=3, room=4):
     return core, measures_of(ritz, basis.blocks, WIDTH, 2), ritz
 
 
-@pytest.mark.parametrize("room", [4, 6])
-def test_measures_are_of_the_augmented_matrix_and_of_both_squares(room):
+def test_measures_are_of_the_augmented_matrix_and_of_both_squares():
     """Rows of eigenvectors give back the blocks of each matrix that they are of."""
-    core, (both, outer, inner), _ = stepped(room=room)
+    core, (both, outer, inner), _ = stepped(room=6)
     k, square = 2, core @ core.T
     for measure, power in ((both, 2), (outer, 1)):  # [0 C; C^T 0] has C C^T as the first block of its square
         values, first, last = measure
@@ -121,21 +120,6 @@ def test_the_bound_is_that_of_the_dense_formula(half):
         rows = (t - centre * np.eye(n))[:-c]
         whole = 1.05 * np.linalg.inv(np.eye(n) + 0.05 / half**2 * rows.T @ rows)
         np.testing.assert_allclose(found[at], np.diagonal(whole)[:k], rtol=1e-9)
-
-
-def test_an_interval_is_bounded_by_the_best_of_three_matrices():
-    """Of sigma in [c - h, c + h] sigma^2 is in c^2 + h^2 +- 2 c h; what W^T y shows is divided by the least sigma^2."""
-    _, measures, ritz = stepped(1)
-    largest = float(ritz.sigma[0])
-    middle, half = np.array([0.3, 0.5, 0.9]) * largest, np.array([0.01, 0.02, 0.1]) * largest
-    off = 2e-6 * largest
-    square, width = middle**2 + half**2, 2 * middle * half + off * (largest + middle)
-    three = (
-        2.0 * bound(measures.both, middle, half + off),
-        bound(measures.outer, square, width),
-        bound(measures.inner, square, width) / (middle - half)[:, None] ** 2,
-    )
-    np.testing.assert_allclose(bound_within(measures, middle, half, largest), np.min(three, axis=0), rtol=1e-12)
 
 
 @pytest.mark.parametrize("weight", [0.2, 0.5, 0.8])

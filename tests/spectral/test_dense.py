@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from gradience.spectral import dense
-from gradience.spectral.dense import DenseSpectrum, dense_spectrum
+from gradience.spectral.dense import dense_spectrum
 
 
 def matrix_with(sigma, m, n, seed=0):
@@ -57,10 +57,3 @@ def test_bounds_of_a_large_matrix_hold_the_true_energy_ranks(kind, monkeypatch):
         least, most = found.energy_rank(0.9)
         assert least >= 0.6 * 270
         assert most == 270
-
-
-def test_the_bounds_are_the_straight_line_and_the_next_value():
-    found = DenseSpectrum(np.array([3.0, 1.0]), 20.0, 12, next_square=1.0, is_whole=False)
-    # 0.9 of 20 is 18: 8 more than the leading 10; the line gains 10 / 10 a value, the fastest sum 1 a value from k = 1.
-    assert found.energy_rank(0.9) == (8, 10)
-    assert found.energy_rank(0.45) == (1, 1)

@@ -7,9 +7,8 @@ import pytest
 from tables import every, few
 
 from gradience.spectral import base as intruders
-from gradience.spectral.base import Overlaps, count_below, overlaps
-from gradience.spectral.devices import float64
-from gradience.spectral.krylov import Operator, Ritz, Triplets
+from gradience.spectral.base import count_below, overlaps
+from gradience.spectral.krylov import Operator
 
 M, N, R, K = 240, 200, 6, 6
 EPS = (0.3, 0.5, 0.7)
@@ -132,117 +131,3 @@ def test_an_overlap_with_a_direction_below_what_float32_resolves_is_not_ruled_ou
     found = overlaps(Operator.of(w), Operator.of(w).plus(b, a), 1, EPS)
     assert dense_overlaps(w, w + b @ a, 1)[0] > 0.9
     assert found.upper[0] > 0.9
-
-
-def test_an_interval_of_values_and_of_their_squares_has_room_for_rounding(monkeypatch):
-    asked = {}
-    monkeypatch.setattr(
-        intruders, "bound", lambda of, middle, half: asked.update({of: (middle, half)}) or np.ones((len(middle), 1))
-    )
-    middle, half, rounding = np.asarray([0.5, 0.1]), np.asarray([1e-6, 1e-5]), 2e-6 * 2.0
-    intruders.bound_within(intruders.Measures("both", "outer", "inner"), middle, half, 2.0)
-    np.testing.assert_allclose(asked["both"], [middle, half + rounding])
-    # (m + h)^2 and (m - h)^2 are m^2 + h^2 +- 2 m h; a value and the largest bound the rounding of a square
-    wanted = [middle**2 + half**2, 2 * middle * half + rounding * (2.0 + middle)]
-    np.testing.assert_allclose(asked["outer"], wanted)
-    np.testing.assert_allclose(asked["inner"], wanted)
-
-
-@pytest.mark.parametrize(("limit", "exact"), [(12, True), (11, False)])
-def test_a_matrix_of_the_size_of_the_limit_is_done_exactly(limit, exact, monkeypatch):
-    monkeypatch.setattr(intruders, "EXACT_UP_TO", limit)
-    monkeypatch.setattr(intruders, "SETTLED_UP_TO", 0)
-    base = Operator.of(np.random.default_rng(0).standard_normal((40, 12)) if limit == 12 else np.ones((12, 20)))
-    found = Overlaps(np.ones(1), np.ones(1), exact=False, converged=True)
-    monkeypatch.setattr(intruders, "_bounded", lambda *_: found)
-    assert overlaps(base, base, 2, [0.5]).exact is exact
-
-
-@pytest.mark.parametrize(("limit", "is_open", "exact"), [(12, True, True), (11, True, False), (12, False, False)])
-def test_what_the_bounds_leave_open_is_settled_up_to_its_own_limit(limit, is_open, exact, monkeypatch):
-    monkeypatch.setattr(intruders, "EXACT_UP_TO", 0)
-    monkeypatch.setattr(intruders, "SETTLED_UP_TO", limit)
-    upper = 0.5 if is_open else 0.49  # an upper bound that is the threshold is not under it
-    found = Overlaps(np.array([0.4]), np.array([upper]), exact=False, converged=True)
-    monkeypatch.setattr(intruders, "_bounded", lambda *_: found)
-    base = Operator.of(np.random.default_rng(0).standard_normal((12, 20)))
-    assert overlaps(base, base, 1, [0.5, 0.9]).exact is exact  # 0.9 leaves nothing open
-    monkeypatch.setattr(intruders, "_bounded", lambda *_: found._replace(converged=False))
-    assert overlaps(base, base, 1, [0.9]).exact is (limit == 12)
-
-
-def test_a_ritz_vector_counts_from_its_tolerance_on_and_beyond_what_float32_tells_apart(monkeypatch):
-    """The second is as far from the first as the bound, and so is left out, though it is more of the vector."""
-    monkeypatch.setattr(intruders, "_SETTLED", 0.25)
-    monkeypatch.setattr(intruders, "_APART", 0.5)
-    two = Ritz(np.array([1.0, 0.5]), np.array([[0.6, 0.8]]), np.eye(2), np.array([0.25, 0.125]))
-    three = Ritz(np.array([1.0, 0.5, 0.2]), np.array([[0.6, 0.64, 0.48]]), np.eye(3), np.array([1.0, 0.1, 0.1]))
-    with float64():
-        known = [intruders.known_of(ritz, count, 1) for ritz, count in ((two, 2), (three, 3), (three, 2))]
-    assert [one.lower.tolist() for one in known] == [[pytest.approx(0.36)], [0.0], [0.0]]
-    under = [pytest.approx(x) for x in (0.64, 0.64**2 + 0.48**2, 0.64**2)]  # of the last, a third is none of C's
-    assert [one.under.tolist() for one in known] == [[x] for x in under]
-
-
-def test_what_is_not_above_all_thresholds_is_searched_from_what_is_known(monkeypatch):
-    known = intruders.RitzOverlaps(np.array(1.0), np.array([0.36]), np.array([0.5]))
-    monkeypatch.setattr(intruders, "seen_from", lambda *_: (known, None))
-    found = intruders.atoms(None, 4, 1, [0.3])
-    assert (found.lower.tolist(), found.upper.tolist()) == ([0.36], [1.0])
-    for searched, upper in ((0.4, 0.4), (0.2, 0.36), (1.2, 1.0)):
-        monkeypatch.setattr(intruders, "_search", lambda *_, searched=searched: np.array([searched]))
-        assert intruders.atoms(None, 4, 1, [0.3, 0.5]).upper.tolist() == [upper]
-    monkeypatch.setattr(intruders, "_search", lambda *args: args[2])
-    assert intruders.atoms(None, 4, 1, [0.9]).upper.tolist() == [0.5]
-
-
-def test_bounds_have_room_for_rounding_within_zero_and_one():
-    lower, upper = intruders._widened(intruders.Atoms(np.array([0.0, 0.25]), np.array([1.0, 0.36])))
-    assert (lower.tolist(), upper.tolist()) == ([0.0, 0.5 - 1e-4], [1.0, 0.6 + 1e-4])
-
-
-def test_a_vector_under_the_threshold_is_an_intruder_and_open_where_its_bound_is_not():
-    lower, upper = np.array([0.5, 0.49, 0.3, 0.2]), np.array([0.6, 0.5, 0.49, 0.2])
-    found = Overlaps(lower, upper, exact=False, converged=True)
-    assert [count_below(found, eps) for eps in (0.5, 0.2, 0.51)] == [(3, 1), (0, 0), (4, 1)]
-
-
-@pytest.mark.parametrize(("decided_at", "looks"), [(3, [3]), (4, [3, 4]), (99, [3, 4, 5, 6])])
-def test_bounds_are_looked_at_until_they_decide_or_the_basis_is_full(decided_at, looks, monkeypatch):
-    """At 3 steps, then a quarter more each time, up to as many as leave the basis within the matrix."""
-    seen = []
-
-    def at(basis, size, _k, thresholds):
-        seen.append(int(basis.blocks) - 1)
-        assert size == 7
-        assert thresholds == [pytest.approx((0.5 - 1e-4) ** 2)]
-        upper = 0.25 if seen[-1] < decided_at else 0.2
-        return intruders.Atoms(np.array([0.16]), np.array([upper]))
-
-    monkeypatch.setattr(intruders, "atoms", at)
-    base = Operator.of(np.random.default_rng(0).standard_normal((30, 40)).astype(np.float32))
-    one = np.eye(30, 4, dtype=np.float32)
-    top = Triplets(np.ones(1), one[:, :1], 1, converged=True, exact=False, guard=one[:, 1:])
-    with float64():
-        found = intruders._bounded(base, top, [0.5])
-    assert seen == looks
-    assert found.lower[0] == pytest.approx(0.4 - 1e-4)
-    assert found.upper[0] == pytest.approx((0.5 if decided_at > 6 else np.sqrt(0.2)) + 1e-4)
-    assert (found.exact, found.converged) == (False, True)
-
-
-@pytest.mark.parametrize(
-    ("lower", "upper", "eps", "looks"),
-    [(0.25, 0.9, [0.5], [3]), (0.16, 0.25, [0.5, 0.9], [3, 4, 5, 6, 7, 8, 10, 12, 14])],
-)
-def test_an_overlap_of_the_threshold_is_over_it(lower, upper, eps, looks, monkeypatch):
-    seen = []
-    bounds = intruders.Atoms(np.array([lower, lower / 4]), np.array([upper, upper / 4]))  # the second is decided
-    monkeypatch.setattr(intruders, "_ROUNDING", 0.0)
-    monkeypatch.setattr(intruders, "atoms", lambda basis, *_: seen.append(int(basis.blocks) - 1) or bounds)
-    base = Operator.of(np.random.default_rng(0).standard_normal((30, 40)).astype(np.float32))
-    one = np.eye(30, 2, dtype=np.float32)
-    top = Triplets(np.ones(2), one, 1, converged=True, exact=False, guard=one[:, 2:])
-    with float64():
-        found = intruders._bounded(base, top._replace(converged=False), eps)
-    assert (seen, found.converged) == (looks, False)  # as that of the vectors that it started from

@@ -5,7 +5,6 @@ from __future__ import annotations
 import jax
 import numpy as np
 import pytest
-from tables import every
 
 from gradience.spectral import krylov
 from gradience.spectral.krylov import Bidiagonal, Operator, as_float32
@@ -124,76 +123,11 @@ def test_a_gap_is_that_to_the_nearest_neighbour():
     assert krylov.gaps_of(np.array([2.0, 2.0]))[0] == np.finfo(np.float64).tiny
 
 
-def triplets(k, *, converged):
-    one = np.ones((1, k))
-    return krylov.Triplets(one[0], one, 1, converged=converged, exact=False, guard=one)
-
-
-@every(
-    ("shape", "k", "vectors", "width", "most"),
-    [
-        ((200, 120), 1, False, 8, 14),  # as many steps as leave the basis under the lesser side
-        ((120, 200), 8, False, 8, 14),
-        ((200, 120), 9, False, 16, 6),
-        ((200, 120), 2, True, 8, 14),  # with six beyond those asked for
-        ((200, 120), 3, True, 16, 6),
-        ((97, 97), 1, False, 8, 11),
-        ((97, 97), 48, False, 48, 1),  # one step is enough to iterate
-    ],
-)
-def test_a_block_is_of_eights_and_a_basis_within_the_matrix(shape, k, vectors, width, most, monkeypatch):
-    asked = []
-
-    def spy(_matrix, count, start, most, **_more):
-        asked.append((count, (len(start), most)))
-        return triplets(k, converged=True)
-
-    monkeypatch.setattr(krylov, "_iterated", spy)
-    krylov.leading(Operator.of(np.ones(shape)), k, vectors=vectors)
-    assert asked == [(k, (width, most))]
-    assert krylov.leading(Operator.of(np.eye(97)), 49).exact  # no step has room
-
-
 @pytest.mark.parametrize(("size", "exact"), [(96, True), (97, False)])
 def test_small_matrices_are_done_exactly(size, exact):
     w = np.diag(np.arange(size, 0.0, -1.0))
     found = krylov.leading(Operator.of(w))
     assert (found.exact, found.guard.shape) == (exact, (size, 0 if exact else 7))  # of a block of eight, seven more
-
-
-@pytest.mark.parametrize(("size", "exact"), [(768, True), (769, False)])
-def test_what_did_not_converge_is_done_exactly_up_to_the_limit(size, exact, monkeypatch):
-    found = triplets(1, converged=False)
-    monkeypatch.setattr(krylov, "_iterated", lambda *_args, **_more: found)
-    monkeypatch.setattr(krylov, "_dense", lambda *_args: found._replace(exact=True))
-    assert krylov.leading(Operator.of(np.ones((size, size + 1)))).exact is exact
-
-
-@pytest.mark.parametrize(("decided_at", "looks"), [(3, [3]), (5, [3, 4, 5]), (99, [3, 4, 5, 6, 7, 8, 10, 11])])
-def test_values_are_looked_at_after_three_steps_and_then_a_quarter_more_each_time(decided_at, looks, monkeypatch):
-    seen = []
-    looked = krylov.looked
-
-    def at(basis, size, k, **more):
-        seen.append(int(basis.blocks) - 1)
-        assert size == 12  # all that have room, under the least power of two
-        return looked(basis, size, k, **more)._replace(converged=np.array(seen[-1] >= decided_at))
-
-    monkeypatch.setattr(krylov, "looked", at)
-    rng = np.random.default_rng(0)
-    start = rng.standard_normal((8, 97)).astype(np.float32)
-    found = krylov._iterated(Operator.of(rng.standard_normal((97, 130))), 2, start, 11, vectors=False)
-    assert (seen, found.steps, found.converged) == (looks, looks[-1], decided_at < 99)
-    assert (found.left.shape, found.guard.shape) == ((97, 2), (97, 6))
-
-
-def test_a_value_at_the_least_that_float32_squares_hold_is_found_by_blocks_of_eight(monkeypatch):
-    w = np.random.default_rng(0).standard_normal((97, 130))
-    value, passes, _ = krylov.spectral_norm(w)
-    monkeypatch.setattr(krylov, "_LEAST", value)
-    again = krylov.spectral_norm(w)
-    assert again.value == pytest.approx(value, rel=1e-5)
-    assert again.passes != passes
 
 
 @pytest.mark.parametrize("off", [0.5, 1e-6])  # of the second no digit but four would be left by a Gram matrix

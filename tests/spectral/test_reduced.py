@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 from hypothesis import given, strategies as st
 
-from gradience.spectral.batch import spectra_and_maps
-from gradience.spectral.grams import Factors
-from gradience.spectral.update import gram_maps, reduced
+from gradience.spectral.batch import spectra, spectra_and_maps
+from gradience.spectral.grams import Factors, grams_of, inner_size, narrowed
+from gradience.spectral.update import decomposed, gram_maps, reduced, stacked
 
 
 def _factors(seed: int, out: int, r: int, inner: int, fall: float) -> tuple[np.ndarray, np.ndarray]:
@@ -106,3 +106,55 @@ def test_factors_that_all_but_cancel_come_with_no_maps():
     b, a = _factors(0, 30, 4, 40, 1.0)
     b2 = np.hstack([b, b + 1e-6 * np.random.default_rng(1).standard_normal(b.shape)])
     assert spectra_and_maps([lambda: Factors(b2, np.vstack([a, -a]), 1.0)])[1] == [None]
+
+
+@given(
+    seed=st.integers(0, 99),
+    out=st.integers(1, 20),
+    r=st.integers(1, 24),
+    inner=st.integers(1, 20),
+    rank=st.integers(1, 24),
+    scale=st.sampled_from([1.0, -2.5, 1e-9, 0.0]),
+    target=st.sampled_from([2.0, -0.5]),
+)
+def test_a_decomposition_by_qr_has_the_error_of_the_dense_optimum(seed, out, r, inner, rank, scale, target):
+    b, a = _factors(seed, out, r, inner, 1.0)
+    dense = scale * b @ a
+    sigma = np.linalg.svd(dense, compute_uv=False)
+    found = decomposed(b, a, scale)
+    new_b, new_a = found.factors(rank, scale=target)
+    best, size = np.linalg.norm(sigma[rank:]), np.linalg.norm(dense)
+    assert np.linalg.norm(dense - target * new_b @ new_a) == pytest.approx(best, rel=1e-9, abs=1e-12 * size)
+    assert found.error(rank) == pytest.approx(best, rel=1e-9, abs=1e-12 * size)
+    assert (new_b.shape, new_a.shape) == ((out, rank), (rank, inner))
+
+
+def test_stacking_adds_up():
+    (b1, a1), (b2, a2) = _factors(0, 7, 3, 6, 1.0), _factors(1, 7, 2, 6, 1.0)
+    b, a = stacked([(b1, a1, 0.5), (b2, a2, -3.0)])
+    np.testing.assert_allclose(b @ a, 0.5 * b1 @ a1 - 3.0 * b2 @ a2, rtol=1e-12, atol=1e-12)
+
+
+# --- factors of a rank beyond their product's sides ----------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("d_out", "d_in", "rank"), [(1, 1, 500), (3, 70, 400), (70, 3, 400)])
+def test_a_rank_beyond_both_sides_has_the_spectrum_of_the_dense_product(d_out, d_in, rank):
+    rng = np.random.default_rng(0)
+    b, a = rng.standard_normal((d_out, rank)), rng.standard_normal((rank, d_in))
+    least = min(d_out, d_in)
+    assert narrowed(b, a)[0].shape[1] == least == inner_size(rank, d_out, d_in)
+    np.testing.assert_allclose(np.matmul(*narrowed(b, a)), b @ a)
+    loads = [lambda: Factors(b, a, 2.0)]
+    assert len(grams_of(loads)[0].gram_a) == 8  # the least bucket
+    found = spectra(loads)[0]
+    np.testing.assert_allclose(found.sigma[:least], 2.0 * np.linalg.svd(b @ a, compute_uv=False), rtol=1e-6)
+    assert found.sigma.shape == (rank,)
+    assert not found.sigma[least:].any()
+    assert found.relative_errors.shape == (rank + 1,)
+    np.testing.assert_allclose(np.matmul(*reduced(b, a, 1.0, least)), b @ a, rtol=1e-6, atol=1e-9)
+
+
+def test_a_rank_within_the_sides_is_left_as_it_is():
+    b, a = np.ones((100, 64)), np.ones((64, 2))
+    assert narrowed(b, a)[0] is b

@@ -9,24 +9,13 @@ import jax
 import numpy as np
 import pytest
 from safetensors.numpy import save_file
-from tables import every
 
 from gradience import merge_check
 from gradience.spectral.batch import effective_rank
-from gradience.spectral.grams import inner_size, narrowed
 from gradience.spectral.merging import Signs, dropped, elected_mean, mask_generator, pooled_signs, signs_of, trimmed
 from gradience.spectral.subspace import chance_overlap, chance_overlap_sd, overlap, principal_cosines
 from gradience.spectral.sums import gram_norm, numerical_rank, pair_grams, squared_distance
-from gradience.spectral.update import (
-    LowRank,
-    core_singular_values,
-    decomposed,
-    leading_part,
-    null_stable_rank,
-    part_with_energy,
-    rank_for_energy,
-    stacked,
-)
+from gradience.spectral.update import core_singular_values
 
 
 def squared_norm(b: np.ndarray, a: np.ndarray) -> float:
@@ -47,10 +36,6 @@ def parts(d_out=100, d_in=50, r=2, seed=0, scales=(1.0, 0.5)):
 def test_a_sample_has_whole_rows_and_eight_at_least(most, rows):
     found = signs_of(parts(), most=most, seed=1)
     assert (found.entries, found.of) == (rows * 50, 5000)
-
-
-def test_a_sample_of_fewer_rows_than_eight_is_all_there_are():
-    assert signs_of(parts(d_out=5), most=0, seed=1).entries == 5 * 50
 
 
 def test_errors_are_those_of_rows_drawn_without_replacement():
@@ -155,60 +140,6 @@ def test_parts_that_cancel_have_the_norm_of_what_is_left():
     assert squared_distance((b, a), (b, 0.5 * a)) == pytest.approx(0.25 * np.sum((b @ a) ** 2))
 
 
-def test_a_decomposition_of_a_negative_scale_has_its_sign_and_a_padded_one_the_same_product():
-    b, a = parts(d_out=9, d_in=7, scales=(1.0,))[0][:2]
-    low = decomposed(b, a, -2.0)
-    np.testing.assert_allclose((low.u * low.sigma) @ low.v, -2.0 * b @ a, atol=1e-12)
-    for scale in (-2.0, 3.0):
-        new_b, new_a = decomposed(b, a, scale).factors(4, scale)
-        assert (new_b.shape, new_a.shape) == ((9, 4), (4, 7))
-        np.testing.assert_allclose(scale * new_b @ new_a, scale * b @ a, atol=1e-12)
-        np.testing.assert_allclose(np.linalg.norm(new_b, axis=0), np.linalg.norm(new_a, axis=1), atol=1e-12)
-    assert not decomposed(b, a, 0.0).factors(2, 0.0)[0].any()
-    assert low.error(1) == pytest.approx(low.sigma[1])
-    assert LowRank(low.u, np.asarray([3.0, 4.0, 0.0]), low.v).error(0) == 5.0
-
-
-def test_a_stack_is_the_weighted_sum():
-    some = parts(scales=(2.0, -0.5))
-    b, a = stacked(some)
-    np.testing.assert_allclose(b @ a, sum(s * (x @ y) for x, y, s in some), atol=1e-12)
-
-
-@every(("energy", "rank"), [(0.5, 1), (0.6401, 2), (0.64, 1), (1.0, 2), (1.0001, None)])
-def test_the_least_rank_with_an_energy_counts_from_one(energy, rank):
-    assert rank_for_energy(np.asarray([0.8, 0.6]), energy, 1.0) == rank
-
-
-def test_the_part_with_an_energy_has_the_least_rank_and_its_rest():
-    matrix = np.diag([8.0, 6.0, 0.1])
-    part = part_with_energy(matrix, 0.9)
-    assert len(part.low.sigma) == 2
-    assert part.rest == pytest.approx(0.1)
-    assert part.norm == pytest.approx(np.linalg.norm([8.0, 6.0, 0.1]))
-    assert leading_part(matrix, 1).rest == pytest.approx(np.linalg.norm([6.0, 0.1]))
-
-
-def test_an_iterated_leading_part_is_that_of_the_dense_decomposition():
-    rng = np.random.default_rng(1)
-    u, v = (np.linalg.qr(rng.standard_normal((800, 30)))[0] for _ in range(2))
-    sigma = 0.7 ** np.arange(30)
-    matrix = (u * sigma) @ v.T
-    part = leading_part(matrix, 5)
-    np.testing.assert_allclose(part.low.sigma, sigma[:5], rtol=1e-4)
-    assert part.rest == pytest.approx(np.linalg.norm(sigma[5:]), rel=1e-4)
-
-
-@every(("rank", "d_out", "d_in", "size"), [(64, 8, 9, 64), (65, 8, 9, 8), (100, 100, 90, 90), (90, 100, 90, 90)])
-def test_factors_of_a_rank_beyond_both_sides_are_brought_down_to_the_lesser(rank, d_out, d_in, size):
-    assert inner_size(rank, d_out, d_in) == size
-    rng = np.random.default_rng(0)
-    b, a = rng.standard_normal((d_out, rank)), rng.standard_normal((rank, d_in))
-    new_b, new_a = narrowed(b, a)
-    assert new_b.shape[1] == new_a.shape[0] == size
-    np.testing.assert_allclose(new_b @ new_a, b @ a, atol=1e-10)
-
-
 # --- subspaces ---------------------------------------------------------------------------------------------------
 
 
@@ -259,17 +190,6 @@ def test_the_effective_rank_of_nothing_is_zero_and_of_equal_values_their_number(
     assert float(effective_rank(np.zeros(4))) == 0.0
     assert float(effective_rank(np.ones(4))) == pytest.approx(4.0, rel=1e-6)
     assert float(effective_rank(np.asarray([1.0, 0.0, 0.0]))) == pytest.approx(1.0, rel=1e-6)
-
-
-@pytest.mark.parametrize(("r", "d_out", "d_in"), [(2, 2, 2), (4, 4, 30), (3, 20, 30)])
-def test_the_stable_rank_expected_of_random_factors_is_that_of_random_factors(r, d_out, d_in):
-    rng = np.random.default_rng(1)
-    seen = []
-    for _ in range(3000):
-        sigma = np.linalg.svd(rng.standard_normal((d_out, r)) @ rng.standard_normal((r, d_in)), compute_uv=False)
-        seen.append(np.sum(sigma**2) / sigma[0] ** 2)
-    drawn = [null_stable_rank(r, d_out, d_in, seed=seed) for seed in range(60)]
-    assert np.mean(drawn) == pytest.approx(np.mean(seen), abs=0.15 * np.std(seen))
 
 
 @pytest.mark.parametrize("size", [1.0, 1e36, 1e38])

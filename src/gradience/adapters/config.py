@@ -54,7 +54,6 @@ class AdapterConfig(msgspec.Struct, kw_only=True, frozen=True):
     target_parameters: list[str] | None = None
     trainable_token_indices: list[int] | dict[str, list[int]] | None = None
     alora_invocation_tokens: list[int] | None = None
-    peft_version: str | None = None
     layer_replication: list[tuple[int, int]] | None = None
     ensure_weight_tying: bool = False
     use_qalora: bool = False

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from gradience.errors import AdapterError
-from gradience.io.header import TensorInfo, read_header
+from gradience.io.safetensors import TensorInfo, read_header
 
 
 def refuse_ungathered(path: Path, tensors: Mapping[str, TensorInfo]) -> None:

@@ -19,6 +19,7 @@ import numpy as np
 import numpy.typing as npt
 
 from gradience.adapters.config import AdapterConfig, ScalingRules, read_config
+from gradience.errors import AdapterError
 from gradience.io.safetensors import TensorInfo, TensorSource, is_float
 from gradience.schema.audit import LeftoverReason
 
@@ -82,6 +83,31 @@ def all_finite(array: Array) -> bool:
 
 def _beyond(array: Array) -> bool:
     return array.dtype == np.float64 and bool((np.abs(array) > LARGEST_ENTRY).any())
+
+
+def check_shape(shape: tuple[int, ...], expected: tuple[int, ...]) -> None:
+    """Refuse an update whose shape is not the base weight's.
+
+    Raises:
+        AdapterError: the shapes differ.
+    """
+    if shape != expected:
+        message = f"an update of shape {list(shape)} for a base weight of {list(expected)}"
+        raise AdapterError(message, advice="give the base model that the adapter was trained on")
+
+
+def oriented(b: Array, a: Array, shape: tuple[int, ...]) -> tuple[Array, Array, bool]:
+    """B and A in the orientation of a base weight of this shape, and whether they were transposed for that.
+
+    Experts of some models are stored (in, out), and the adapter's file does not say so: the base's shape decides.
+
+    Raises:
+        AdapterError: the base weight has another shape.
+    """
+    if (len(b), a.shape[1]) != shape and (a.shape[1], len(b)) == shape:
+        return a.T, b.T, True
+    check_shape((len(b), a.shape[1]), shape)
+    return b, a, False
 
 
 class Key(NamedTuple):
@@ -324,6 +350,21 @@ class Context:
         """A function that reads a field's tensor."""
         key = group.keys[name]
         return lambda: self.source.read(key)
+
+    def expert(self, read: LoadFactors, key: str, index: int) -> LoadFactors:
+        """A loader of one expert's factors from the stacks that `read` gives; `key` names these.
+
+        A thread holds the stacks that it read last, so those of experts loaded one after the other are read once.
+        """
+
+        def load() -> tuple[Array, Array]:
+            held = self.kept.get("stack")
+            if held is None or held[0] != key:
+                self.kept.clear()  # so that a thread holds at most one pair of an adapter
+                held = self.kept["stack"] = (key, *read())
+            return held[1][index], held[2][index]
+
+        return load
 
     def name(self, group: Group) -> str:
         """The module's name for reports: its path, with the adapter's name if the file holds several."""

@@ -26,9 +26,17 @@ from gradience.adapters.gathered import refuse_ungathered
 from gradience.adapters.layout import Adapter, Files
 from gradience.errors import AdapterError
 from gradience.io import PathLike
-from gradience.io.header import cut_short, header_length, parsed_header
 from gradience.io.reading import open_raw, real_path
-from gradience.io.safetensors import SafetensorsFile, ShardedFiles, TensorSource, ThreadBuffer, indexed_files
+from gradience.io.safetensors import (
+    SafetensorsFile,
+    ShardedFiles,
+    TensorSource,
+    ThreadBuffer,
+    cut_short,
+    header_length,
+    indexed_files,
+    parsed_header,
+)
 
 Bytes: TypeAlias = npt.NDArray[np.uint8]
 

@@ -9,7 +9,7 @@ them with the library.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import TYPE_CHECKING, Final, NamedTuple
@@ -80,39 +80,6 @@ class Operation(StrEnum):
     """Merge the adapter into the base again, to compare the result with a merged model (verify-merge)."""
 
 
-class Obstacle(StrEnum):
-    """A reason for which an operation cannot be carried out on an adapter. The value is a template for its text."""
-
-    FORMAT = "it is in {format}'s format, not PEFT's"
-    TORCHTUNE = (
-        "torchtune's names and the order of its query and key rows are its own: export it to PEFT from torchtune"
-    )
-    PEFT_TYPE = "peft_type {peft_type} is not LoRA"
-    START = "init_lora_weights={init!r}: {start} changed the base model, so its update is not s B A alone"
-    START_UNKNOWN = "{init} changed the base, by an amount that cannot be recomputed"
-    DORA = "DoRA rescales each row of W + s B A: its update does not follow from the factors alone"
-    DORA_ON_CHANGED_BASE = "DoRA on a base that {init} changed cannot be recomputed"
-    KASA = "KaSA takes as many singular values out of the base as its rank (kasa_config)"
-    BDLORA = "BD-LoRA's factors are block-diagonal (use_bdlora)"
-    QALORA = "QALoRA's A is of pooled inputs for a GPTQ base, and PEFT has no merge of it to compare with (use_qalora)"
-    ARROW = "Arrow routes among adapters: what it does depends on the input (arrow_config)"
-    ALORA = "aLoRA applies after its invocation tokens only (alora_invocation_tokens)"
-    LORA_BIAS = "lora_bias: a bias of its own beside B A"
-    TIED = "ensure_weight_tying: the embedding and the head share factors, which two cuts would tear apart"
-    SEVERAL_ADAPTERS = "the file holds several adapters: save each on its own first"
-    MODULE_KIND = "{module} is of kind {kind}"
-    MORE_THAN_A_PAIR = "{module} is more than one pair of factors ({kind})"
-    BASE_DEPENDENT = "the update of {dependent} is a function of the base weight"
-    UNKNOWN_TENSORS = "{count} of its tensors are not understood (first: {tensor})"
-
-
-class Refusal(NamedTuple):
-    """An obstacle and its text with the details filled in, for a report or an error."""
-
-    obstacle: Obstacle
-    text: str
-
-
 @dataclass(frozen=True, slots=True)
 class Traits:
     """The facts about an adapter that decide what may be done with it, from its config and headers alone."""
@@ -137,6 +104,11 @@ class Traits:
     """More than one adapter in the file."""
     unknown: tuple[str, ...]
     """The tensors that belong neither to a pair nor to another part that is understood."""
+
+    @property
+    def strange(self) -> int:
+        """The number of tensors that are not understood."""
+        return len(self.unknown)
 
     @property
     def is_peft_lora(self) -> bool:
@@ -184,53 +156,124 @@ def traits_of(adapter: Adapter) -> Traits:
     )
 
 
-# The kinds of module (`Module.kind`) whose two factors an operation can work on.
-_KINDS: Final[dict[Operation, frozenset[str]]] = {
-    Operation.RESIZE: frozenset({"linear", "embedding", "conv", "expert", "dora"}),
-    Operation.MERGE: frozenset({"linear", "embedding", "conv", "expert"}),
-}
+class _Subject(NamedTuple):
+    """What an obstacle is asked about: the traits, and the first module that is in the way by itself."""
 
-# The obstacles that stop each operation, in the order of its reports. After one of `_ENDING`, no more are reported.
-_ENDING: Final = (Obstacle.FORMAT, Obstacle.PEFT_TYPE)
-_ASKED: Final[dict[Operation, tuple[Obstacle, ...]]] = {
-    Operation.RESIZE: (
-        *_ENDING,
-        Obstacle.MODULE_KIND,
-        Obstacle.START,
-        Obstacle.KASA,
-        Obstacle.BDLORA,
-        Obstacle.QALORA,
-        Obstacle.TIED,
-    ),
-    Operation.MERGE: (
-        *_ENDING,
-        Obstacle.START,
-        Obstacle.DORA,
-        Obstacle.KASA,
-        Obstacle.BDLORA,
-        Obstacle.QALORA,
-        Obstacle.ARROW,
-        Obstacle.ALORA,
-        Obstacle.LORA_BIAS,
-        Obstacle.SEVERAL_ADAPTERS,
-        Obstacle.MODULE_KIND,
-        Obstacle.BASE_DEPENDENT,
-        Obstacle.UNKNOWN_TENSORS,
-    ),
-    Operation.CONVERT: (
-        Obstacle.ALORA,
-        Obstacle.ARROW,
-        Obstacle.QALORA,
-        Obstacle.TORCHTUNE,
-        Obstacle.START_UNKNOWN,
-        Obstacle.DORA_ON_CHANGED_BASE,
-    ),
-    # With these, a correctly merged model may differ from a replayed merge.
-    Operation.REPLAY: (Obstacle.START_UNKNOWN, Obstacle.DORA_ON_CHANGED_BASE, Obstacle.QALORA),
-}
+    traits: Traits
+    stranger: Module | None
+    """Of a kind that the operation cannot work on; DoRA has its own obstacle and is left out."""
+    dependent: Module | None
+    """With an update that only follows with the base."""
 
 
-def obstacles(adapter: Adapter, operation: Operation) -> Iterator[Refusal]:
+class _Obstacle(NamedTuple):
+    """A reason for which operations cannot be carried out on an adapter; the text is a template for a `_Subject`."""
+
+    stops: frozenset[Operation]
+    text: str
+    holds: Callable[[_Subject], object]
+    is_last: bool = False
+    """Whether no more reasons are given after it."""
+
+
+_RESIZE, _MERGE, _CONVERT, _REPLAY = (frozenset({operation}) for operation in Operation)
+_FACTORS: Final = frozenset({"linear", "embedding", "conv", "expert"})
+_KINDS: Final = {Operation.RESIZE: _FACTORS | {"dora"}, Operation.MERGE: _FACTORS}
+"""The kinds of module (`Module.kind`) whose two factors an operation can work on."""
+
+
+def _is_lost(subject: _Subject) -> bool:
+    start = subject.traits.start
+    return start.changes_base and not start.recomputable
+
+
+_OBSTACLES: Final = (
+    _Obstacle(
+        _RESIZE | _MERGE,
+        "it is in {traits.format}'s format, not PEFT's",
+        lambda x: x.traits.format != "peft",
+        is_last=True,
+    ),
+    _Obstacle(
+        _RESIZE | _MERGE,
+        "peft_type {traits.peft_type} is not LoRA",
+        lambda x: x.traits.peft_type != "LORA",
+        is_last=True,
+    ),
+    _Obstacle(
+        _CONVERT,
+        "torchtune's names and the order of its query and key rows are its own: export it to PEFT from torchtune",
+        lambda x: x.traits.format == "torchtune",
+    ),
+    _Obstacle(
+        _RESIZE | _MERGE,
+        "init_lora_weights={traits.init!r}: {traits.start.name} changed the base model, so its update is not s B A "
+        "alone",
+        lambda x: x.traits.start.changes_base,
+    ),
+    _Obstacle(
+        _CONVERT | _REPLAY,
+        "{traits.init} changed the base, by an amount that cannot be recomputed",
+        _is_lost,
+    ),
+    _Obstacle(
+        _MERGE,
+        "DoRA rescales each row of W + s B A: its update does not follow from the factors alone",
+        lambda x: x.traits.dora,
+    ),
+    _Obstacle(
+        _CONVERT | _REPLAY,
+        "DoRA on a base that {traits.init} changed cannot be recomputed",
+        lambda x: x.traits.dora and x.traits.start.changes_base and not _is_lost(x),
+    ),
+    _Obstacle(
+        _RESIZE | _MERGE,
+        "KaSA takes as many singular values out of the base as its rank (kasa_config)",
+        lambda x: x.traits.kasa,
+    ),
+    _Obstacle(
+        _RESIZE | _MERGE,
+        "BD-LoRA's factors are block-diagonal (use_bdlora)",
+        lambda x: x.traits.bdlora,
+    ),
+    _Obstacle(
+        _RESIZE | _MERGE | _CONVERT | _REPLAY,
+        "QALoRA's A is of pooled inputs for a GPTQ base, and PEFT has no merge of it to compare with (use_qalora)",
+        lambda x: x.traits.qalora,
+    ),
+    _Obstacle(
+        _MERGE | _CONVERT,
+        "Arrow routes among adapters: what it does depends on the input (arrow_config)",
+        lambda x: x.traits.arrow,
+    ),
+    _Obstacle(
+        _MERGE | _CONVERT,
+        "aLoRA applies after its invocation tokens only (alora_invocation_tokens)",
+        lambda x: x.traits.alora,
+    ),
+    _Obstacle(_MERGE, "lora_bias: a bias of its own beside B A", lambda x: x.traits.lora_bias),
+    _Obstacle(
+        _RESIZE,
+        "ensure_weight_tying: the embedding and the head share factors, which two cuts would tear apart",
+        lambda x: x.traits.tied_embedding,
+    ),
+    _Obstacle(
+        _MERGE,
+        "the file holds several adapters: save each on its own first",
+        lambda x: x.traits.several,
+    ),
+    _Obstacle(_RESIZE | _MERGE, "{stranger.name} is of kind {stranger.kind}", lambda x: x.stranger),
+    _Obstacle(_MERGE, "the update of {dependent.name} is a function of the base weight", lambda x: x.dependent),
+    _Obstacle(
+        _MERGE,
+        "{traits.strange} of its tensors are not understood (first: {traits.unknown[0]})",
+        lambda x: x.traits.unknown,
+    ),
+)
+"""The gravest first."""
+
+
+def obstacles(adapter: Adapter, operation: Operation) -> Iterator[str]:
     """Yield the reasons for which the operation must refuse the whole adapter; none if it may proceed.
 
     The gravest comes first. A format or type that the operation does not support ends the list.
@@ -238,65 +281,19 @@ def obstacles(adapter: Adapter, operation: Operation) -> Iterator[Refusal]:
     if operation is Operation.RESIZE and adapter.format == "kohya":
         yield from _of_kohyas_file(adapter)
         return
-    traits = traits_of(adapter)
-    stranger, dependent = _first_stranger(adapter, operation), next(iter(adapter.base_dependent), None)
-    holding = _holding(traits) | {
-        Obstacle.MODULE_KIND: stranger is not None,
-        Obstacle.BASE_DEPENDENT: dependent is not None,
-    }
-    details = {
-        "format": traits.format,
-        "peft_type": traits.peft_type,
-        "init": traits.init,
-        "start": traits.start.name,
-        "module": stranger and stranger.name,
-        "kind": stranger and stranger.kind,
-        "dependent": dependent and dependent.name,
-        "count": len(traits.unknown),
-        "tensor": next(iter(traits.unknown), None),
-    }
-    for obstacle in _ASKED[operation]:
-        if holding[obstacle]:
-            yield Refusal(obstacle, obstacle.format(**details))
-            if obstacle in _ENDING:
+    known = _KINDS.get(operation)
+    strangers = (one for one in adapter.modules if known and one.kind not in known and one.magnitude is None)
+    subject = _Subject(traits_of(adapter), next(strangers, None), next(iter(adapter.base_dependent), None))
+    for obstacle in _OBSTACLES:
+        if operation in obstacle.stops and obstacle.holds(subject):
+            yield obstacle.text.format(**subject._asdict())
+            if obstacle.is_last:
                 return
 
 
-def _holding(traits: Traits) -> dict[Obstacle, bool]:
-    """Whether each obstacle holds, of those that the traits decide."""
-    changed = traits.start.changes_base
-    return {
-        Obstacle.FORMAT: traits.format != "peft",
-        Obstacle.TORCHTUNE: traits.format == "torchtune",
-        Obstacle.PEFT_TYPE: traits.peft_type != "LORA",
-        Obstacle.START: changed,
-        Obstacle.START_UNKNOWN: changed and not traits.start.recomputable,
-        Obstacle.DORA_ON_CHANGED_BASE: changed and traits.start.recomputable and traits.dora,
-        Obstacle.DORA: traits.dora,
-        Obstacle.KASA: traits.kasa,
-        Obstacle.BDLORA: traits.bdlora,
-        Obstacle.QALORA: traits.qalora,
-        Obstacle.ARROW: traits.arrow,
-        Obstacle.ALORA: traits.alora,
-        Obstacle.LORA_BIAS: traits.lora_bias,
-        Obstacle.TIED: traits.tied_embedding,
-        Obstacle.SEVERAL_ADAPTERS: traits.several,
-        Obstacle.UNKNOWN_TENSORS: bool(traits.unknown),
-    }
-
-
-def _first_stranger(adapter: Adapter, operation: Operation) -> Module | None:
-    """The first module of a kind that the operation cannot work on; DoRA has its own obstacle and is left out."""
-    kinds = _KINDS.get(operation)
-    if kinds is None:
-        return None
-    return next((module for module in adapter.modules if module.kind not in kinds and module.magnitude is None), None)
-
-
-def _of_kohyas_file(adapter: Adapter) -> Iterator[Refusal]:
+def _of_kohyas_file(adapter: Adapter) -> Iterator[str]:
     """Yield the reason for which a kohya file cannot be resized: a module that is not one plain pair."""
     for module in adapter.modules:
         if module.kind not in {"linear", "conv"} or not module.keys.keys() <= _KOHYAS_PAIR:
-            text = Obstacle.MORE_THAN_A_PAIR.format(module=module.name, kind=module.kind)
-            yield Refusal(Obstacle.MORE_THAN_A_PAIR, text)
+            yield f"{module.name} is more than one pair of factors ({module.kind})"
             return

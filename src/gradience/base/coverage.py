@@ -8,7 +8,8 @@ nothing.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping
+from itertools import accumulate
 from pathlib import Path
 from typing import Final, NamedTuple, TypeVar
 
@@ -234,16 +235,11 @@ def _saved(wanted: ModuleChoice, layout: Layout) -> set[str]:
     if not endings:
         return set()
     holders = _holders(endings, layout)
-    return {name for name in layout.sites if any(path in holders for path in _upwards(name))}
+    return {name for name in layout.sites if not holders.isdisjoint(accumulate(name.split("."), "{}.{}".format))}
 
 
 def _holders(endings: tuple[str, ...], layout: Layout) -> set[str]:
     return {name for name in (*layout.sites, *layout.containers) if name.endswith(endings)}
-
-
-def _upwards(name: str) -> Sequence[str]:
-    parts = name.split(".")
-    return [".".join(parts[:n]) for n in range(1, len(parts) + 1)]
 
 
 def _biases(bias: str | None, hits: Hits, layout: Layout, saved: set[str]) -> int:

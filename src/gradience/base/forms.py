@@ -164,7 +164,6 @@ def _stands_for(name: str, coded: Container[str]) -> bool:
 class BitsandbytesState(msgspec.Struct):
     """What bitsandbytes writes beside codes of 4 bits."""
 
-    quant_type: str
     blocksize: int
     dtype: str
     shape: list[int]

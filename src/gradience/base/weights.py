@@ -23,7 +23,7 @@ import msgspec
 import numpy as np
 
 from gradience.adapters.formats import distributed_advice
-from gradience.adapters.layout import DenseUpdate, Module
+from gradience.adapters.layout import DenseUpdate, Module, check_shape, oriented
 from gradience.adapters.patterns import dotted_tails
 from gradience.errors import AdapterError, OutputError
 from gradience.io.atomic import atomic_file
@@ -390,12 +390,7 @@ def _quantised(found: BaseTensor) -> str | None:
 
 def factors_of(module: Module) -> Callable[[], Factors]:
     """A function that loads the module's update for the spectral kernels."""
-
-    def load() -> Factors:
-        b, a = module.load()
-        return Factors(b=b, a=a, scale=module.scale)
-
-    return load
+    return lambda: Factors(*module.load(), module.scale)
 
 
 def plain_factors(module: Module, shape: tuple[int, ...]) -> tuple[Array, Array]:
@@ -404,11 +399,7 @@ def plain_factors(module: Module, shape: tuple[int, ...]) -> tuple[Array, Array]
     Raises:
         AdapterError: the base weight has another shape.
     """
-    b, a = module.load()
-    # For experts the adapter's file does not say how the base stores them, so the base's shape decides.
-    if (len(b), a.shape[1]) != shape and (a.shape[1], len(b)) == shape:
-        b, a = a.T, b.T
-    check_shape((len(b), a.shape[1]), shape)
+    b, a, _ = oriented(*module.load(), shape)
     return b, a
 
 
@@ -421,13 +412,3 @@ def matrix_of(update: DenseUpdate, w: Array) -> Array:
     dense = update(w)
     check_shape(dense.shape, w.shape)
     return dense.astype(np.float32, copy=False)
-
-
-def check_shape(shape: tuple[int, ...], expected: tuple[int, ...]) -> None:
-    """Refuse an update whose shape is not the base weight's.
-
-    Raises:
-        AdapterError: the shapes differ.
-    """
-    if shape != expected:
-        raise AdapterError(f"an update of shape {list(shape)} for a base weight of {list(expected)}")

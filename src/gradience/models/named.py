@@ -19,8 +19,8 @@ from gradience.adapters.patterns import first_matches, whole
 from gradience.errors import AdapterError
 from gradience.io import PathLike, pretrained
 from gradience.io.atomic import scratch_folder
-from gradience.io.header import TensorInfo
 from gradience.io.reading import real_path
+from gradience.io.safetensors import TensorInfo
 from gradience.schema import Json
 
 _WHOLE: Final = ("target_modules", "exclude_modules", "feedforward_modules")  # expressions of a whole name

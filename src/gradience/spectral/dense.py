@@ -18,7 +18,7 @@ from gradience.spectral import one_blas_thread
 from gradience.spectral.devices import float64
 from gradience.spectral.grams import Floats, Matrix
 from gradience.spectral.krylov import Operator, as_float32, leading
-from gradience.spectral.update import LowRank, leading_part
+from gradience.spectral.update import leading_part
 
 EXACT_UP_TO: Final = 2048  # of the shorter side: some seconds for all singular values
 _LEADING: Final = 64  # leading singular values of a large dense matrix, at least
@@ -79,7 +79,8 @@ def dense_spectrum(matrix: Matrix, *, values: int = _LEADING, seed: int = 0) -> 
         return DenseSpectrum(sigma, float(np.sum(sigma**2)), size)
     part = leading_part(matrix.astype(np.float64), max(values, _LEADING), seed=seed)
     whole = Operator.of(as_float32(matrix))
-    top, rest = (leading(x, seed=seed) for x in (whole, _less(whole, part.low)))
+    remainder = whole.plus(-part.low.u * part.low.sigma, part.low.v)  # the leading part is subtracted as factors
+    top, rest = (leading(x, seed=seed) for x in (whole, remainder))
     sigma = part.low.sigma.copy()
     sigma[0] = max(sigma[0], float(top.sigma[0]))
     return DenseSpectrum(
@@ -90,8 +91,3 @@ def dense_spectrum(matrix: Matrix, *, values: int = _LEADING, seed: int = 0) -> 
         is_whole=False,
         converged=top.converged and rest.converged,
     )
-
-
-def _less(matrix: Operator, low: LowRank) -> Operator:
-    """The matrix minus its leading part, as an operator; the leading part is subtracted as factors."""
-    return matrix.plus(-low.u * low.sigma, low.v)

@@ -16,10 +16,9 @@ stacks updates of one shape. An update's numbers do not depend on the stack it i
 from __future__ import annotations
 
 import zlib
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from functools import lru_cache
+from collections.abc import Callable, Sequence
+from functools import lru_cache, partial
 from itertools import chain
-from threading import Lock
 from typing import Any, Final, NamedTuple, TypeAlias
 
 import numpy as np
@@ -32,7 +31,7 @@ Floats: TypeAlias = npt.NDArray[np.float64]
 
 _CHEAP: Final = 64  # rank: factors up to it are never narrowed, because their r x r matrices cost almost nothing
 
-_LEAST_SHARE: Final = 8  # modules per thread: for fewer, another thread is not worth its start
+_TURNS: Final = 8  # runs of modules that a thread takes: few enough to be cheap, enough to end together
 _LEAST_RANK: Final = 8  # the smallest padded size
 _BLOCK: Final = 1 << 17  # numbers cast to float64 at a time: 1 MiB stays in a core's cache
 _LEAST_WIDTH: Final = 256  # columns in a block, whatever its height: each product has a fixed cost
@@ -92,8 +91,17 @@ Loads: TypeAlias = Sequence[Callable[[], Factors]]
 
 
 def grams_of(loads: Loads) -> list[Grams]:
-    """Return the Gram matrices of each update, in order. Several threads call the loads, each load once."""
-    return _shared(loads, _on_host)
+    """Return the Gram matrices of each update, in order. Several threads call the loads, each load once.
+
+    A thread takes a run of consecutive loads at a time, since neighbours may share what they read.
+    """
+    step = max(1, len(loads) // (_TURNS * most_threads()))
+    runs = [partial(_of_run, loads[start : start + step]) for start in range(0, len(loads), step)]
+    return list(chain.from_iterable(in_threads(runs)))
+
+
+def _of_run(loads: Loads) -> list[Grams]:
+    return [grams_on_host(load()) for load in loads]
 
 
 def on_cpu() -> bool:
@@ -101,19 +109,6 @@ def on_cpu() -> bool:
     from gradience.spectral.devices import devices  # JAX, which this module needs for this only
 
     return str(devices()[0].platform) == "cpu"
-
-
-def _shared(loads: Loads, compute: Callable[[Loads, Iterable[int]], Iterable[tuple[int, Grams]]]) -> list[Grams]:
-    """The Gram matrices of all modules, in order, computed by as many threads as pay off."""
-    shares = _Shares(len(loads))
-    held = dict(chain.from_iterable(in_threads([lambda: list(compute(loads, shares))] * shares.workers)))
-    return [held[index] for index in range(len(loads))]
-
-
-def _on_host(loads: Loads, indices: Iterable[int]) -> Iterator[tuple[int, Grams]]:
-    """Yield each of one thread's indices with its Gram matrices, by BLAS."""
-    for index in indices:
-        yield index, grams_on_host(loads[index]())
 
 
 def grams_on_host(factors: Factors) -> Grams:
@@ -133,24 +128,6 @@ def gram(factor: Matrix) -> Matrix:
         wide = factor[:, start : start + step].astype(np.float64)
         total[:r, :r] += wide @ wide.T
     return total
-
-
-class _Shares:
-    """The indices 0 to n - 1, handed out to threads in short consecutive runs."""
-
-    def __init__(self, n: int) -> None:
-        self.workers = max(1, min(most_threads(), n // _LEAST_SHARE))
-        size = max(1, n // (8 * self.workers))
-        self._spans = iter([range(start, min(start + size, n)) for start in range(0, n, size)])
-        self._lock = Lock()
-
-    def __iter__(self) -> Iterator[int]:
-        while True:
-            with self._lock:
-                span = next(self._spans, None)
-            if span is None:
-                return
-            yield from span
 
 
 def padded(grams: Floats) -> Floats:
@@ -269,44 +246,33 @@ def grams_and_sketch(names: Sequence[str], loads: Sequence[Callable[[], Factors]
 
     If an update is not finite, neither are its Gram matrices, and the sketch leaves it out.
     """
-    work = _Pass(names)
+    sketch, found = Sketch(), dict[int, Grams]()
+    waiting: dict[tuple[object, ...], list[tuple[int, Factors]]] = {}
     for index, load in enumerate(loads):
-        work.add(index, load())
-    return work.grams(), work.sketch.numbers()
-
-
-class _Pass:
-    def __init__(self, names: Sequence[str]) -> None:
-        self.sketch = Sketch()
-        self._names = names
-        self._found: dict[int, Grams] = {}
-        self._open: dict[tuple[object, ...], list[tuple[int, Factors]]] = {}
-
-    def add(self, index: int, factors: Factors) -> None:
-        b, a, scale = factors
+        b, a, scale = factors = load()
         most = max(b.size, a.size)
         if 2 * most > _STACKED or inner_size(len(a), len(b), a.shape[1]) < len(a):
-            self.sketch.add(self._names[index], b, a, scale)
-            self._found[index] = grams_on_host(factors)
-            return
-        key = (b.shape, a.shape, b.dtype, a.dtype)
-        held = self._open.setdefault(key, [])
-        held.append((index, factors))
-        if (len(held) + 1) * most > _STACKED:
-            self._stack(self._open.pop(key))
+            sketch.add(names[index], b, a, scale)
+            found[index] = grams_on_host(factors)
+            continue
+        alike = (b.shape, a.shape, b.dtype, a.dtype)
+        waiting.setdefault(alike, []).append((index, factors))
+        if (len(waiting[alike]) + 1) * most > _STACKED:
+            found |= _stacked(names, waiting.pop(alike), sketch)
+    while waiting:
+        found |= _stacked(names, waiting.popitem()[1], sketch)
+    return [found[index] for index in range(len(loads))], sketch.numbers()
 
-    def _stack(self, held: list[tuple[int, Factors]]) -> None:
-        b, a = (np.stack([factors[side] for _, factors in held]) for side in (0, 1))
-        self.sketch.add_stack([self._names[i] for i, _ in held], b, a, [factors.scale for _, factors in held])
-        with np.errstate(all="ignore"):  # entries that are not finite warn here; the Gram matrices show them
-            wide_b, wide_a = b.astype(np.float64), a.astype(np.float64)
-            grams_a = padded(wide_a @ wide_a.transpose(0, 2, 1))
-            grams_b = padded(wide_b.transpose(0, 2, 1) @ wide_b)
-        for place, (index, factors) in enumerate(held):
-            self._found[index] = Grams(grams_a[place], grams_b[place], a.shape[1], factors.scale)
 
-    def grams(self) -> list[Grams]:
-        """The Gram matrices of all updates, in the order of their indices."""
-        while self._open:
-            self._stack(self._open.popitem()[1])
-        return [self._found[index] for index in sorted(self._found)]
+def _stacked(names: Sequence[str], some: Sequence[tuple[int, Factors]], sketch: Sketch) -> dict[int, Grams]:
+    """The Gram matrices of some updates of one shape, by index; the sketch takes them too."""
+    b, a = (np.stack([factors[side] for _, factors in some]) for side in (0, 1))
+    sketch.add_stack([names[i] for i, _ in some], b, a, [factors.scale for _, factors in some])
+    with np.errstate(all="ignore"):  # entries that are not finite warn here; the Gram matrices show them
+        wide_b, wide_a = b.astype(np.float64), a.astype(np.float64)
+        grams_a = padded(wide_a @ wide_a.transpose(0, 2, 1))
+        grams_b = padded(wide_b.transpose(0, 2, 1) @ wide_b)
+    return {
+        index: Grams(grams_a[place], grams_b[place], a.shape[1], factors.scale)
+        for place, (index, factors) in enumerate(some)
+    }

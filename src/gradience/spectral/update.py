@@ -21,7 +21,7 @@ from jax import Array, lax
 from gradience.spectral import one_blas_thread, scratch
 from gradience.spectral.batch import Maps, batched_maps, by_qr_alone, stable_ranks
 from gradience.spectral.devices import float64
-from gradience.spectral.grams import Factors, Floats, Matrix, bucket_of, inner_size, narrowed
+from gradience.spectral.grams import Factors, Floats, Matrix, bucket_of, gram, inner_size, narrowed
 
 _SAMPLES = 8
 
@@ -159,12 +159,14 @@ def reduced(
     """
     b, a = narrowed(b, a)
     if maps is None:
-        gram_a, gram_b = (_gram(a), _gram(b.T)) if grams is None or len(grams[0]) != len(a) else grams
+        if grams is None or len(grams[0]) != len(a):
+            grams = gram(a)[: len(a), : len(a)], gram(b.T)[: len(a), : len(a)]
+        gram_a, gram_b = grams
         maps = gram_maps(gram_a, gram_b, rank)
     else:
         maps = maps.cut(len(a), rank)
     if maps is None:
-        return _by_qr(b, a, scale, rank)
+        return decomposed(b, a, scale).factors(rank, scale)
     kind = np.float32 if half else np.float64
     left, right = maps.left.astype(kind), maps.right.astype(kind)
     new_b, new_a = np.empty((len(b), rank), kind), np.empty((rank, a.shape[1]), kind)
@@ -183,18 +185,6 @@ def gram_maps(gram_a: Floats, gram_b: Floats, rank: int) -> Maps | None:
     with one_blas_thread(), float64():
         result, left, right = jax.device_get(batched_maps(*grams))
     return Maps(left[0], right[0]).cut(r, rank) if result.trusted[0] else None
-
-
-def _by_qr(b: Matrix, a: Matrix, scale: float, rank: int) -> tuple[Floats, Floats]:
-    return decomposed(b, a, scale).factors(rank, scale)
-
-
-def _gram(x: Matrix) -> Floats:
-    """Return X X^T of an (r, d) array, in float64, a tile at a time."""
-    total = np.zeros((len(x), len(x)))
-    for _, tile in _tiles(x.T, np.float64):
-        total += tile.T @ tile
-    return total
 
 
 def _tiles(x: Matrix, kind: type[np.float32 | np.float64]) -> Iterator[tuple[slice, Matrix]]:

@@ -16,7 +16,6 @@ import zipfile
 from pathlib import Path
 from typing import Any, Final
 
-import ml_dtypes
 import numpy as np
 import numpy.typing as npt
 
@@ -25,7 +24,7 @@ from gradience.adapters.formats.peft import PEFT
 from gradience.adapters.layout import MOST_ELEMENTS, Array, Files, Format
 from gradience.errors import AdapterError
 from gradience.io.reading import is_zip, open_regular, refuse_compressed
-from gradience.io.safetensors import SafetensorsFile, TensorInfo, TensorSource, refuse_long_name
+from gradience.io.safetensors import DTYPES, SafetensorsFile, TensorInfo, TensorSource, refuse_long_name
 
 SUFFIXES: Final = frozenset({".npz", ".h5", ".hdf5"})
 _IN_MEMORY: Final = "restore it in the program that saved it, and call gradience.audit_pytree(params)"
@@ -33,20 +32,7 @@ _ORBAX: Final = ("_CHECKPOINT_METADATA", "manifest.ocdbt", "_METADATA")
 
 _SAVE_AGAIN: Final = "save the adapter again with safe_serialization=True"
 _LFS: Final = b"version https://git-lfs"
-_NAMES: Final = {
-    "torch.float64": "F64",
-    "torch.float32": "F32",
-    "torch.float16": "F16",
-    "torch.bfloat16": "BF16",
-    "torch.int64": "I64",
-    "torch.int32": "I32",
-    "torch.int16": "I16",
-    "torch.int8": "I8",
-    "torch.float8_e4m3fn": "F8_E4M3",
-    "torch.float8_e5m2": "F8_E5M2",
-    "torch.uint8": "U8",
-    "torch.bool": "BOOL",
-}
+_NAMES: Final = {f"torch.{kind}": name for name, kind in DTYPES.items()}
 
 FORMATS: Final[tuple[Format, ...]] = (MLX, TORCHTUNE, KOHYA, PEFT, DIFFUSERS, MLX_FULL)
 """The first format that matches reads the files. PEFT is before diffusers, whose names are PEFT's under a prefix."""
@@ -151,15 +137,12 @@ class TorchFile:
         """
         import torch  # an optional dependency
 
-        tensor = self._data[name].detach().contiguous()
-        stored = {torch.bfloat16: ml_dtypes.bfloat16, torch.float8_e4m3fn: ml_dtypes.float8_e4m3fn}
-        stored[torch.float8_e5m2] = ml_dtypes.float8_e5m2
-        if tensor.dtype in stored:  # NumPy has no such type: view the bits as integers, then as ml_dtypes' type
-            same_size = torch.int16 if tensor.element_size() == 2 else torch.uint8  # bytes
-            return np.asarray(tensor.view(same_size).numpy()).view(stored[tensor.dtype])
-        if str(tensor.dtype) not in _NAMES:
-            raise AdapterError(f"{self.path}: tensor {name!r} is of dtype {tensor.dtype}, which cannot be read")
-        return np.asarray(tensor.numpy())
+        info = self.tensors[name]
+        if info.dtype not in DTYPES:
+            raise AdapterError(f"{self.path}: tensor {name!r} is of dtype {info.dtype}, which cannot be read")
+        # NumPy has no bfloat16: the bytes are viewed as ml_dtypes' type.
+        raw = self._data[name].detach().contiguous().reshape(-1).view(torch.uint8).numpy()
+        return np.asarray(raw.view(DTYPES[info.dtype]).reshape(info.shape))
 
     def raw(self, name: str) -> npt.NDArray[np.uint8]:
         """The tensor's bytes."""

@@ -22,19 +22,17 @@ from gradience.adapters import kinds
 from gradience.adapters.config import LARGEST_ALPHA, AdapterConfig, ScalingRules, parse_config
 from gradience.adapters.formats.assembly import Assembly, grouped, other_role, role_of, whole_adapter
 from gradience.adapters.kinds import as_float32, flipped
-from gradience.adapters.kinds.lora import Pair, common, lora_module, pair_of
+from gradience.adapters.kinds.lora import Pair, lora_module, named, pair_of, scaled
 from gradience.adapters.kinds.products import product_module, unfolded, with_magnitude
 from gradience.adapters.layout import (
     LOHA_FIELDS,
     LOKR_FIELDS,
     Adapter,
-    Array,
     Context,
     Files,
     Format,
     Group,
     LeftoverTensor,
-    LoadFactors,
     Module,
     ReadModule,
     Role,
@@ -151,19 +149,16 @@ def _mlx_modules(ctx: Context, group: Group, scale: float, config_r: int | None)
     magnitude = ctx.reader(group, "m") if "m" in group.keys else None
     return [
         Module(
-            name=group.module,
             kind="dora" if magnitude else "embedding" if embedding else "linear",
             shape=(pair.out, pair.inner) if embedding else (pair.inner, pair.out),
             r=pair.r,
             alpha=scale * pair.r,
             scale=scale,
-            params=ctx.size(group),
             load=load,
             config_r=config_r,
-            base_name=f"{group.module}.weight",
             dense=kinds.dora(load, scale, magnitude, axis=1) if magnitude else None,
             magnitude=magnitude,
-            keys=group.keys,
+            **named(ctx, group),
         )
     ]
 
@@ -173,35 +168,21 @@ def _mlx_experts(ctx: Context, group: Group, scale: float, config_r: int | None)
     a, b = ctx.shape(group, "lora_a"), ctx.shape(group, "lora_b")
     if len(b) != _STACKED or a[0] != b[0] or a[1] != b[2]:
         raise UnsuitableError(f"factors of shape {list(a)} and {list(b)}: expected (E, r, in) and (E, out, r)")
+    read_a, read_b = ctx.reader(group, "lora_a"), ctx.reader(group, "lora_b")
     return [
         Module(
-            name=f"{group.module}[{e}]",
             kind="expert",
             shape=(b[1], a[2]),
             r=a[1],
             alpha=scale * a[1],
             scale=scale,
-            params=a[1] * (a[2] + b[1]),
-            load=_expert(ctx, group, e),
+            load=ctx.expert(lambda: (read_b(), read_a()), group.module, e),
             config_r=config_r,
-            base_name=f"{group.module}.weight",
             expert=e,
-            keys=group.keys,
+            **(named(ctx, group) | {"name": f"{group.module}[{e}]", "params": a[1] * (a[2] + b[1])}),
         )
         for e in range(a[0])
     ]
-
-
-def _expert(ctx: Context, group: Group, e: int) -> LoadFactors:
-    def load() -> tuple[Array, Array]:
-        held = ctx.kept.get("stack")
-        if held is None or held[0] != group.module:
-            ctx.kept.clear()
-            both = ctx.reader(group, "lora_b")(), ctx.reader(group, "lora_a")()
-            held = ctx.kept["stack"] = (group.module, *both)
-        return held[1][e], held[2][e]
-
-    return load
 
 
 def _read_torchtune(files: Files) -> Adapter:
@@ -217,18 +198,13 @@ def _torchtune_module(ctx: Context, group: Group) -> Module:
     s = ctx.rules.of(group.module, pair.r)
     magnitude = ctx.reader(group, "m") if "m" in group.keys else None
     return Module(
-        name=group.module,
         kind="dora" if magnitude else "linear",
         shape=(pair.out, pair.inner),
         r=pair.r,
-        alpha=s.alpha,
-        scale=s.scale,
-        params=ctx.size(group),
         load=pair.load,
-        base_name=f"{group.module}.weight",
         dense=kinds.dora(pair.load, s.scale, magnitude, axis=1) if magnitude else None,
         magnitude=magnitude,
-        **common(ctx, group, s),
+        **scaled(ctx, group, s),
     )
 
 

@@ -13,7 +13,7 @@ from typing import Final
 
 import numpy as np
 
-from gradience.adapters.layout import Array, DenseUpdate, FactoredUpdate, LoadFactors
+from gradience.adapters.layout import Array, DenseUpdate, FactoredUpdate, LoadFactors, oriented
 from gradience.errors import AdapterError
 
 _BLOCK: Final = 1 << 20  # elements worked on in float64 at a time
@@ -45,7 +45,8 @@ def dora(load: LoadFactors, scale: float, magnitude: Callable[[], Array], *, axi
     """
 
     def update(w: Array) -> Array:
-        d, transposed = _product_and_orientation(load, scale, w)
+        b, a, transposed = _oriented_factors(load, w)
+        d = np.asarray((scale * b) @ a)
         along = 1 - axis if transposed else axis
         # In float64, because m / norm is near 1: in float32 its difference from 1 would be lost to rounding.
         m = magnitude().astype(np.float64).reshape(-1)
@@ -164,24 +165,10 @@ def _oriented(update: DenseUpdate) -> DenseUpdate:
     return dense
 
 
-def _product_and_orientation(load: LoadFactors, scale: float, w: Array) -> tuple[Array, bool]:
-    """The product s B A in W's orientation, and whether it is the transpose of the file's; W must fit one of them."""
-    b, a, transposed = _oriented_factors(load, w)
-    return np.asarray((scale * b) @ a), transposed
-
-
 def _oriented_factors(load: LoadFactors, w: Array) -> tuple[Array, Array, bool]:
-    """B and A in W's orientation and precision, and whether the file's were transposed for that."""
+    """B and A in W's orientation and precision, and whether the file's were transposed for that; W must fit one."""
     b, a = load()
     b, a = as_float32(b), as_float32(a)
     if w.dtype == np.float64:
         b, a = b.astype(np.float64), a.astype(np.float64)
-    # Experts of some models are stored (in, out), and the adapter's file does not say so: W's shape decides.
-    if (len(b), a.shape[1]) == w.shape:
-        return b, a, False
-    if (a.shape[1], len(b)) != w.shape:
-        raise AdapterError(
-            f"an update of shape ({len(b)}, {a.shape[1]}) does not fit a base weight of shape {w.shape}",
-            advice="give the base model that the adapter was trained on",
-        )
-    return a.T, b.T, True
+    return oriented(b, a, w.shape)

@@ -15,18 +15,18 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
-from typing import Any, Final, NoReturn
+from dataclasses import replace
+from typing import Final, NoReturn
 
 from gradience.adapters import kinds
 from gradience.adapters.kinds import as_float32
-from gradience.adapters.kinds.lora import common
+from gradience.adapters.kinds.lora import named, scaled
 from gradience.adapters.layout import (
     Array,
     Context,
     FactoredUpdate,
     Group,
     LeftoverTensor,
-    LoadFactors,
     Module,
     NeedsBase,
     UnsuitableError,
@@ -146,22 +146,19 @@ def _experts(ctx: Context, group: Group, path: str, parameter: str) -> list[Modu
     except UnsuitableError as error:
         return LeftoverTensor(shown, error.reason, error.cause)
     out, inner = ctx.shape(group, "lora_B")[0], ctx.shape(group, "lora_A")[1]
-    pair = _Stack(ctx, LoraPair(group.keys["lora_A"], group.keys["lora_B"], r, inner, out, experts=n))
+    pair = LoraPair(group.keys["lora_A"], group.keys["lora_B"], r, inner, out, experts=n)
     square = n > 1 and out == inner
+    base_name = f"{ctx.base_path(path)}.{parameter}" if not parameter.startswith("parameter") else None
+    of_pair = scaled(ctx, group, s) | {"params": r * (inner + out), "base_name": base_name}
     return [
         Module(
-            name=f"{shown}[{e}]" if n > 1 else (path if parameter == "weight" else shown),
             kind="expert" if n > 1 else "linear",
             shape=(out, inner),
             r=r,
-            alpha=s.alpha,
-            scale=s.scale,
-            params=r * (inner + out),
-            load=pair.load(e),
-            base_name=f"{ctx.base_path(path)}.{parameter}" if not parameter.startswith("parameter") else None,
+            load=ctx.expert(lambda: pair.read(ctx.source), pair.a_name, e),
             expert=e if n > 1 else None,
             note="a square weight: the file does not say whether the base stores it transposed" if square else None,
-            **common(ctx, group, s),
+            **(of_pair | {"name": f"{shown}[{e}]" if n > 1 else (path if parameter == "weight" else shown)}),
         )
         for e in range(n)
     ]
@@ -177,30 +174,6 @@ def _rank_and_number(ctx: Context, group: Group, r: int) -> tuple[int, int]:
             "the rank that the config gives"
         )
     return r, a[0] // r
-
-
-class _Stack:
-    """One pair for all experts of a parameter. It is read once if its experts are loaded one after the other."""
-
-    def __init__(self, ctx: Context, layout: LoraPair) -> None:
-        self._ctx, self._layout = ctx, layout
-
-    def load(self, expert: int) -> LoadFactors:
-        """A loader of one expert's (b, a)."""
-
-        def load() -> tuple[Array, Array]:
-            b, a = self._both()
-            return b[expert], a[expert]
-
-        return load
-
-    def _both(self) -> tuple[Array, Array]:
-        kept = self._ctx.kept
-        held = kept.get("stack")
-        if held is None or held[0] is not self:
-            kept.clear()  # so that a thread holds at most one pair of an adapter
-            held = kept["stack"] = (self, *self._layout.read(self._ctx.source))
-        return held[1], held[2]
 
 
 def vera_modules(ctx: Context, groups: list[Group]) -> list[Module | NeedsBase | LeftoverTensor]:
@@ -258,11 +231,10 @@ def _vera(ctx: Context, group: Group, shared: Group, *, known_width: bool) -> Mo
         return (right.T, left.T) if transposed else (left, right)
 
     shape = (a[1], out) if transposed else (out, a[1])
-    module = _module(ctx, group, "vera", shape=shape, r=r, load=lambda: factors(shape))
-    if known_width:
-        return module
-    why = "VeRA: modules of several widths share one projection, and the file does not say how wide this one is"
-    return _only_with_base(ctx, group, why, r=r, factored=kinds.vera(factors))
+    module = Module(
+        kind="vera", shape=shape, r=r, alpha=float(r), scale=1.0, load=lambda: factors(shape), **named(ctx, group)
+    )
+    return module if known_width else _only_with_base(module, kinds.vera(factors))
 
 
 def _projections(ctx: Context, shared: Group) -> tuple[Array, Array]:
@@ -273,37 +245,11 @@ def _projections(ctx: Context, shared: Group) -> tuple[Array, Array]:
     return a, b
 
 
-def _only_with_base(ctx: Context, group: Group, why: str, *, r: int, factored: FactoredUpdate) -> NeedsBase:
+def _only_with_base(module: Module, factored: FactoredUpdate) -> NeedsBase:
+    why = "VeRA: modules of several widths share one projection, and the file does not say how wide this one is"
+
     def refuse() -> NoReturn:
-        raise AdapterError(f"{ctx.name(group)}: {why}", advice="give the base model with --base")
+        raise AdapterError(f"{module.name}: {why}", advice="give the base model with --base")
 
     dense = kinds.product(factored)
-    module = _module(ctx, group, "vera", shape=(0, 0), r=r, load=refuse, dense=dense, factored=factored, note=why)
-    return NeedsBase(module, why)
-
-
-def _module(
-    ctx: Context,
-    group: Group,
-    kind: str,
-    *,
-    shape: tuple[int, int],
-    r: int,
-    load: LoadFactors,
-    **more: Any,  # fields of Module
-) -> Module:
-    """A module of a kind that has no alpha, so its scale is 1."""
-    return Module(
-        name=ctx.name(group),
-        kind=kind,
-        shape=shape,
-        r=r,
-        alpha=float(r),
-        scale=1.0,
-        params=ctx.size(group),
-        load=load,
-        base_name=f"{ctx.base_path(group.module)}.weight",
-        adapter=ctx.adapter(group),
-        keys=group.keys,
-        **more,
-    )
+    return NeedsBase(replace(module, shape=(0, 0), load=refuse, dense=dense, factored=factored, note=why), why)

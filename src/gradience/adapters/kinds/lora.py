@@ -45,37 +45,38 @@ def lora_module(ctx: Context, group: Group) -> Module:
     load = flipped(pair.load) if transposed else pair.load
     of_base = _true_update(ctx, group, pair._replace(load=load), s.scale, transposed=transposed)
     return Module(
-        name=ctx.name(group),
         kind="dora" if "magnitude" in of_base else "embedding" if embedding else "conv" if pair.axes > 2 else "linear",
         shape=(pair.inner, pair.out) if transposed else (pair.out, pair.inner),
         r=pair.r,
-        alpha=s.alpha,
-        scale=s.scale,
-        params=ctx.size(group, "lora_B.bias"),  # the report counts lora_B.bias with the biases
         load=load,
-        base_name=base_name(ctx, group),
         **of_base,
-        **common(ctx, group, s),
+        **scaled(ctx, group, s),
     )
 
 
-def common(ctx: Context, group: Group, s: Scaling) -> dict[str, Any]:
-    """The fields of a `Module` that follow from its config and name."""
-    return {
+def scaled(ctx: Context, group: Group, s: Scaling) -> dict[str, Any]:
+    """The fields of a `Module` that follow from its group and from the config's rule for rank and alpha."""
+    return named(ctx, group) | {
+        "alpha": s.alpha,
+        "scale": s.scale,
         "config_r": s.config_r,
         "alpha_pattern": s.alpha_pattern,
         "rank_pattern": s.rank_pattern,
         "pattern_path": s.path,
         "rslora": ctx.config.use_rslora,
-        "adapter": ctx.adapter(group),
-        "keys": group.keys,
     }
 
 
-def base_name(ctx: Context, group: Group) -> str:
-    """The name of the base's tensor that the group's pair updates."""
-    is_attention = group.module in ctx.attention
-    return f"{ctx.base_path(group.module)}.{'in_proj_weight' if is_attention else 'weight'}"
+def named(ctx: Context, group: Group) -> dict[str, Any]:
+    """The fields of a `Module` that follow from its group alone."""
+    weight = "in_proj_weight" if group.module in ctx.attention else "weight"
+    return {
+        "name": ctx.name(group),
+        "params": ctx.size(group, "lora_B.bias"),  # the report counts lora_B.bias with the biases
+        "base_name": f"{ctx.base_path(group.module)}.{weight}",
+        "adapter": ctx.adapter(group),
+        "keys": group.keys,
+    }
 
 
 class Pair(NamedTuple):
@@ -262,18 +263,14 @@ def adalora_module(ctx: Context, group: Group) -> Module:
     alpha = ctx.config.lora_alpha if ctx.config.lora_alpha > 0 else float(init_r)
     transposed = ctx.config.fan_in_fan_out
     return Module(
-        name=ctx.name(group),
         kind="adalora",
         shape=(a[1], b[0]) if transposed else (b[0], a[1]),
         r=a[0],
         alpha=alpha,
         scale=alpha / (init_r + 1e-5),
-        params=ctx.size(group),
         load=flipped(load) if transposed else load,
-        base_name=base_name(ctx, group),
         config_r=_kept_ranks(ctx, group),
-        adapter=ctx.adapter(group),
-        keys=group.keys,
+        **named(ctx, group),
     )
 
 

@@ -8,14 +8,14 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import Final, NamedTuple
+from typing import Final
 
 import numpy as np
 
 from gradience.adapters import kinds
 from gradience.adapters.config import AdapterConfig, ScalingRules
 from gradience.adapters.kinds import as_float32
-from gradience.adapters.kinds.lora import common
+from gradience.adapters.kinds.lora import Pair, scaled
 from gradience.adapters.layout import (
     LOHA_FIELDS,
     LOKR_FIELDS,
@@ -24,7 +24,6 @@ from gradience.adapters.layout import (
     Context,
     Group,
     LeftoverTensor,
-    LoadFactors,
     Module,
     UnsuitableError,
     reported,
@@ -37,19 +36,6 @@ MOST_RANK: Final = 1024
 _CORE: Final = 4
 
 
-class _PairShape(NamedTuple):
-    """The shape of a factor pair, without reading it."""
-
-    out: int
-    r: int
-    inner: int
-
-
-class _Factor(NamedTuple):
-    shape: _PairShape
-    load: LoadFactors
-
-
 @reported
 def loha_module(ctx: Context, group: Group, *, most_rank: int = MOST_RANK) -> Module:
     """LoHa's dW = (w1a w1b) o (w2a w2b) alpha / r as a pair of inner size r^2 (loha/layer.py, 183).
@@ -58,19 +44,18 @@ def loha_module(ctx: Context, group: Group, *, most_rank: int = MOST_RANK) -> Mo
     (face-splitting product). Column j of A1 * A2 is that of the columns j (Khatri-Rao product).
     """
     one, two = (_half(ctx, group, f"hada_w{i}_a", f"hada_w{i}_b", f"hada_t{i}") for i in (1, 2))
-    (out, r1, inner), (out2, r2, inner2) = one.shape, two.shape
-    if (out, inner) != (out2, inner2):
-        raise UnsuitableError(f"LoHa halves of shape ({out}, {inner}) and ({out2}, {inner2}) do not match")
+    out, inner, r = one.out, one.inner, one.r * two.r
+    if (out, inner) != (two.out, two.inner):
+        raise UnsuitableError(f"LoHa halves of shape ({out}, {inner}) and ({two.out}, {two.inner}) do not match")
 
     def load() -> tuple[Array, Array]:
         (b1, a1), (b2, a2) = one.load(), two.load()
         # The entrywise product of two products is one product, of all pairs of columns and all pairs of rows.
         b = b1[:, :, None] * b2[:, None, :]
         a = a1[:, None, :] * a2[None, :, :]
-        return b.reshape(out, r1 * r2), a.reshape(r1 * r2, inner)
+        return b.reshape(out, r), a.reshape(r, inner)
 
-    pair = _Factor(_PairShape(out, r1 * r2, inner), load)
-    return _product_module(ctx, group, "loha", pair, nominal=r1, most_rank=most_rank)
+    return _product_module(ctx, group, "loha", Pair(out, inner, r, 2, load), nominal=one.r, most_rank=most_rank)
 
 
 @reported
@@ -81,16 +66,14 @@ def lokr_module(ctx: Context, group: Group, *, most_rank: int = MOST_RANK) -> Mo
     an identity.
     """
     one, two = (_kronecker_factor(ctx, group, f"lokr_w{i}", f"lokr_t{i}") for i in (1, 2))
-    (out1, r1, in1), (out2, r2, in2) = one.shape, two.shape
 
     def load() -> tuple[Array, Array]:
         (b1, a1), (b2, a2) = one.load(), two.load()
         return np.kron(b1, b2), np.kron(a1, a2)
 
-    shape = _PairShape(out1 * out2, r1 * r2, in1 * in2)
+    pair = Pair(one.out * two.out, one.inner * two.inner, one.r * two.r, 2, load)
     # PEFT divides alpha by the config's rank if w1 and w2 are both stored whole, else by the rank of the factors.
-    nominal = _nominal_rank(ctx, group)
-    return _product_module(ctx, group, "lokr", _Factor(shape, load), nominal=nominal, most_rank=most_rank)
+    return _product_module(ctx, group, "lokr", pair, nominal=_nominal_rank(ctx, group), most_rank=most_rank)
 
 
 def _nominal_rank(ctx: Context, group: Group) -> int | None:
@@ -102,9 +85,9 @@ def _nominal_rank(ctx: Context, group: Group) -> int | None:
 
 
 def _product_module(
-    ctx: Context, group: Group, kind: str, pair: _Factor, *, nominal: int | None, most_rank: int
+    ctx: Context, group: Group, kind: str, pair: Pair, *, nominal: int | None, most_rank: int
 ) -> Module:
-    out, r, inner = pair.shape
+    out, inner, r = pair.out, pair.inner, pair.r
     # From about r = 64, a LoHa's pair of inner size r^2 saves nothing over the update itself.
     if r > most_rank or r * max(out, inner) > MOST_ELEMENTS:
         reason = f"an update of rank up to {r}: too large to be analysed as a pair of factors"
@@ -114,21 +97,16 @@ def _product_module(
     if rank < 1:
         raise UnsuitableError(f"the config gives it rank {rank}, expected at least 1", LeftoverReason.CONFIG)
     return Module(
-        name=ctx.name(group),
         kind=kind,
         shape=(out, inner),
         r=r,
-        alpha=s.alpha,
-        scale=s.alpha / rank,
-        params=ctx.size(group),
         load=pair.load,
-        base_name=f"{ctx.base_path(group.module)}.weight",
         note=f"{kind} of rank {rank}: its update has rank up to {r}",
-        **(common(ctx, group, s) | {"config_r": None, "rslora": False}),
+        **(scaled(ctx, group, s) | {"scale": s.alpha / rank, "config_r": None, "rslora": False}),
     )
 
 
-def _half(ctx: Context, group: Group, a_name: str, b_name: str, t_name: str) -> _Factor:
+def _half(ctx: Context, group: Group, a_name: str, b_name: str, t_name: str) -> Pair:
     """One of the two matrices: w_a (out, r) w_b (r, in), or a Tucker decomposition with a core (r, r, k, k)."""
     core = t_name in group.keys
     names = (a_name, b_name, t_name) if core else (a_name, b_name)
@@ -140,10 +118,10 @@ def _half(ctx: Context, group: Group, a_name: str, b_name: str, t_name: str) -> 
     a, b = shapes
     if len(a) != 2 or len(b) != 2 or a[1] != b[0]:
         raise UnsuitableError(f"factors of shape {list(a)} and {list(b)}: expected (out, r) and (r, in)")
-    return _Factor(_PairShape(a[0], a[1], b[1]), lambda: (as_float32(readers[0]()), as_float32(readers[1]())))
+    return Pair(a[0], b[1], a[1], 2, lambda: (as_float32(readers[0]()), as_float32(readers[1]())))
 
 
-def _tucker(shapes: Sequence[tuple[int, ...]], readers: Sequence[Callable[[], Array]]) -> _Factor:
+def _tucker(shapes: Sequence[tuple[int, ...]], readers: Sequence[Callable[[], Array]]) -> Pair:
     """The pair of a Tucker decomposition: P^T and the unfolded matrix (i, r k l), given P, Q and the core t.
 
     W[p, r, k, l] = sum_ij t[i, j, k, l] P[i, p] Q[j, r].
@@ -155,7 +133,7 @@ def _tucker(shapes: Sequence[tuple[int, ...]], readers: Sequence[Callable[[], Ar
         )
     inner = q[1] * t[2] * t[3]
     unfold = unfolded(t, inner, read_t, read_q)
-    return _Factor(_PairShape(p[1], t[0], inner), lambda: (as_float32(read_p()).T, unfold()))
+    return Pair(p[1], inner, t[0], 2, lambda: (as_float32(read_p()).T, unfold()))
 
 
 def unfolded(
@@ -179,7 +157,7 @@ def unfolded(
     return load
 
 
-def _kronecker_factor(ctx: Context, group: Group, stem: str, core: str) -> _Factor:
+def _kronecker_factor(ctx: Context, group: Group, stem: str, core: str) -> Pair:
     """One of LoKr's two matrices as a pair; it is stored whole, as two factors, or as a Tucker decomposition."""
     if stem not in group.keys:
         return _half(ctx, group, f"{stem}_a", f"{stem}_b", core)
@@ -198,7 +176,7 @@ def _kronecker_factor(ctx: Context, group: Group, stem: str, core: str) -> _Fact
         unit = np.eye(min(rows, columns), dtype=whole.dtype)  # at the shorter side, for the least inner size
         return (unit, whole) if rows <= columns else (whole, unit)
 
-    return _Factor(_PairShape(rows, min(rows, columns), columns), load)
+    return Pair(rows, columns, min(rows, columns), 2, load)
 
 
 def product_module(ctx: Context, group: Group, alpha: float | None) -> Module | LeftoverTensor | None:

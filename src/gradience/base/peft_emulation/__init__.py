@@ -65,9 +65,6 @@ class Architecture(msgspec.Struct, frozen=True):
 
     model_type: str = ""
     architectures: list[str] | None = None
-    vocab_size: int | None = None
-    torch_dtype: str | None = None
-    dtype: str | None = None
 
     @property
     def head(self) -> str:

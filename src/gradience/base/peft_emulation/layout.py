@@ -7,6 +7,7 @@ transformers 5 fuses experts as it loads them.
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
@@ -235,7 +236,7 @@ def sites_of(architecture: Architecture, tensors: Declared) -> dict[str, Site]:
         if leaf == "weight":
             sites[module] = _weighed(architecture, module, shape, dtype)
         else:
-            sites[name] = Site("parameter" if len(shape) >= 2 else "other", shape, _size(shape), dtype=dtype)
+            sites[name] = Site("parameter" if len(shape) >= 2 else "other", shape, math.prod(shape), dtype=dtype)
     return _with_biases(sites, tensors)
 
 
@@ -248,7 +249,7 @@ def _weighed(architecture: Architecture, module: str, shape: tuple[int, ...], dt
         kind = "embedding"
     elif architecture.model_type in CONV1D_TYPES and leaf in _CONV1D_LEAVES:
         shape = (shape[1], shape[0])
-    return Site(kind, shape, _size(shape), dtype=dtype)
+    return Site(kind, shape, math.prod(shape), dtype=dtype)
 
 
 def _with_biases(sites: dict[str, Site], tensors: Declared) -> dict[str, Site]:
@@ -311,10 +312,3 @@ def site_layer(name: str) -> str | None:
     """
     index, hit = layer_index(name), _LAYER.match(name)
     return None if index is None or hit is None else f"{hit[0].rpartition('.')[0]}.{index}"
-
-
-def _size(shape: tuple[int, ...]) -> int:
-    size = 1
-    for axis in shape:
-        size *= axis
-    return size

@@ -24,10 +24,10 @@ from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple, TypeAlias
 import msgspec
 import numpy as np
 
-from gradience.adapters.layout import Adapter, Array, LeftoverTensor, Module, within_range
+from gradience.adapters.layout import Adapter, Array, LeftoverTensor, Module, check_shape, within_range
 from gradience.base.coded import Weight, weight_of
 from gradience.base.forms import DamagedCodesError, UnreadCodesError
-from gradience.base.weights import BaseWeights, Norms, NormsCache, check_shape, find_shards, matrix_of, plain_factors
+from gradience.base.weights import BaseWeights, Norms, NormsCache, find_shards, matrix_of, plain_factors
 from gradience.errors import AdapterError
 from gradience.io import Progress, cache_folder
 from gradience.io.safetensors import ThreadBuffer

@@ -15,8 +15,8 @@ from gradience.adapters.open import holds_adapter
 from gradience.configs.training import STATE_NAME
 from gradience.errors import GradienceError
 from gradience.importers.trainer_state import State, read_state
-from gradience.io.header import read_header
 from gradience.io.reading import is_zip
+from gradience.io.safetensors import read_header
 from gradience.schema import as_float
 from gradience.telemetry.series import RunSeries
 

@@ -125,7 +125,7 @@ def opened(adapter: Adapter, base: BaseWeights, merged: BaseWeights, *, workers:
         raise AdapterError("internal error: adapter has no tensor source")
     unknown = next(obstacles(adapter, Operation.REPLAY), None)
     sides = ModelTensors(base, "the base"), ModelTensors(merged, "the merged model")
-    return Sources(adapter, adapter.source, *sides, None if unknown is None else unknown.text, workers)
+    return Sources(adapter, adapter.source, *sides, unknown, workers)
 
 
 class TensorVerdict(NamedTuple):

@@ -84,9 +84,7 @@ def open_source(
     files, adapter, raw, tensors = open_stored(path, adapter_config=adapter_config, weights=weights)
     refusal = next(obstacles(adapter, Operation.CONVERT), None)
     if refusal is not None:
-        raise AdapterError(
-            f"this adapter cannot be converted: {refusal.text}", advice="see docs/convert.md for what can be"
-        )
+        raise AdapterError(f"this adapter cannot be converted: {refusal}", advice="see docs/convert.md for what can be")
     adapter = _with_large_products(adapter, tensors)
     base_weights = BaseWeights(find_shards(Path(base))) if base is not None else None
     if adapter.by_peft and base_weights is not None:

@@ -42,7 +42,7 @@ def refuse(sides: Sequence[Side]) -> None:
 
 def obstacles_of(side: Side) -> Iterator[str]:
     """Yield the reasons for which one adapter cannot be merged: its update is not s B A, or is more than that."""
-    return (refusal.text for refusal in obstacles(side.adapter, Operation.MERGE))
+    return obstacles(side.adapter, Operation.MERGE)
 
 
 def obstacles_between(sides: Sequence[Side]) -> Iterator[str]:

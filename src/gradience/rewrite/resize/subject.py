@@ -60,7 +60,7 @@ def resizable_pairs(adapter: Adapter) -> list[StoredPair]:
     """
     refusal = next(obstacles(adapter, Operation.RESIZE), None)
     if refusal is not None:
-        raise AdapterError(f"cannot resize this adapter: {refusal.text}", advice=_CONVERT)
+        raise AdapterError(f"cannot resize this adapter: {refusal}", advice=_CONVERT)
     unread = [name for name, role in adapter.roles.items() if role == "not_analysed"]
     if unread:
         why = adapter.skipped[0].reason if adapter.skipped else "not understood"
