@@ -33,13 +33,6 @@ def write(path, *lines):
 # --- events of unknown names -------------------------------------------------------------------------------------
 
 
-def test_an_event_of_an_unknown_name_keeps_everything_but_its_envelope():
-    event = decode(line(event="probe", depth={"a": [1.5]}, session="s"))
-    assert isinstance(event, UnknownEvent)
-    assert (event.event, event.run_id, event.step, event.ts) == ("probe", "r", 1, 1)
-    assert event.payload == {"depth": {"a": [1.5]}, "session": "s"}
-
-
 @every(
     ("fields", "message"),
     [
@@ -284,11 +277,6 @@ def test_a_number_that_json_lacks_is_named_whichever_way_a_row_is_written(writte
 
 def event(name: str, step: Any, **fields: Any) -> dict[str, Any]:
     return {**HEAD, "event": name, "step": step, **fields}
-
-
-def test_a_null_where_none_may_be_is_mended_as_any_other_fault():
-    document = event("run_start", None, config={}, meta=None, resumed_from_step="x")
-    assert [fault.path for fault in find_faults(document)] == ["$.meta", "$.resumed_from_step"]
 
 
 def test_a_fault_deep_in_a_line_says_what_was_expected_there():

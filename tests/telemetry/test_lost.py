@@ -108,18 +108,6 @@ def test_a_log_that_vanishes_twice_loses_what_each_file_held(log):
     assert end.reason == "7 events could not be recorded"
 
 
-def test_a_start_that_finds_its_log_gone_opens_the_new_one_itself(log):
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        with TelemetryWriter(log, fsync="never") as writer:
-            writer.run_start(resumed_from_step=0)
-            log.unlink()
-            writer.run_start(resumed_from_step=5)
-            assert writer.lost == 1
-    start, end = TelemetryReader(log)
-    assert (start.resumed_from_step, end.status, end.reason) == (5, "ok", "1 events could not be recorded")
-
-
 def test_each_refusal_says_what_it_is_and_what_to_do(log, monkeypatch):
     def refused(make):
         with pytest.raises(RecorderError) as error:
@@ -178,20 +166,6 @@ def test_how_many_events_were_lost_is_said_once_however_often_it_is_closed(log):
         writer.close()
     said = [str(one.message) for one in caught]
     assert [f"gradience: {log}: 3 events could not be recorded" in text for text in said] == [False, True]
-
-
-def test_events_that_vanished_and_those_refused_are_said_in_one_number(log):
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always")
-        writer = TelemetryWriter(log, fsync="never")
-        writer.run_start()
-        writer.train_step(1, x=object())
-        log.unlink()
-        writer.close()
-    assert [str(one.message) for one in caught][1:] == [
-        f"{log} was removed while it was written, and 1 of its events are lost",
-        f"gradience: {log}: 2 events could not be recorded",
-    ]
 
 
 @every("fault", [errno.EACCES, errno.EAGAIN, errno.EWOULDBLOCK, errno.ENOLCK, errno.ENOSYS, errno.EBADF])

@@ -51,11 +51,6 @@ def test_what_cannot_be_a_log_is_refused_with_advice(log: Path, make, said: str,
     assert (str(error.value), error.value.advice) == (said.format(log), advice.format(log))
 
 
-def test_a_name_no_file_can_have_is_refused() -> None:
-    with pytest.raises(RecorderError, match="cannot read"):
-        TelemetryReader("a\0b")
-
-
 def test_a_byte_order_mark_is_no_fault(log: Path) -> None:
     log.write_bytes(b"\xef\xbb\xbf" + START + b"\n" + ROW + b"\n")
     assert [type(item) for item in read(log)] == [RunStart, TrainStep]
@@ -213,18 +208,6 @@ def test_thousands_of_mutated_logs_neither_crash_nor_hang(log: Path) -> None:
         except SchemaError:
             assert b"telemetry/" in mutant
     assert bad > MUTANTS // 2
-
-
-def test_an_event_after_a_line_that_is_no_object_is_read(log: Path) -> None:
-    log.write_bytes(b'{"a":1\n"b":2}\n' + ROW + b"\n")  # one object to a reader that splits on anything else
-    assert [type(item) for item in read(log)] == [BadLine, BadLine, TrainStep]
-    assert TelemetryReader(log).summarize().issues_total == 2
-
-
-def test_two_events_on_one_line_are_one_bad_line(log: Path) -> None:
-    log.write_bytes(ROW + ROW + b"\n" + ROW[:60] + b"\n" + ROW[60:] + b"\n")
-    assert [type(item) for item in read(log)] == [BadLine] * 3
-    assert TelemetryReader(log).summarize().issues_total == 3
 
 
 def test_two_events_on_one_line_do_not_make_up_for_one_broken_at_a_comma(log: Path) -> None:

@@ -105,11 +105,6 @@ def test_a_log_of_unknown_events_alone_has_no_run(log: Path) -> None:
     assert report.notes[0].startswith("3 events of a name unknown")
 
 
-def test_a_step_no_json_reader_keeps_exactly_is_a_bad_line(log: Path) -> None:
-    summary = write(log, row(2**53), row(2**53 - 1))
-    assert (summary.issues_total, summary.issues[0].path, summary.counts["train_step"]) == (1, "$.step", 1)
-
-
 @pytest.mark.parametrize(
     ("before", "back", "last"),
     [([1, 2, 3, 4, 5], 3, 3), ([1, 3, 5], 4, 3), ([10, 20], 5, 5), ([], 7, 7)],
@@ -133,16 +128,6 @@ def test_first_and_last_clock_readings_are_unix_seconds_whatever_order_the_lines
     rows = [row(1, ts=500.0), row(2, ts=None), row(3, ts=1090.25), row(4, ts=100.5), row(5, ts="NaN")]
     run = only(write(log, *rows))
     assert (run.first_ts, run.last_ts) == (100.5, 1090.25)
-
-
-def test_further_values_are_kept_if_asked_for_and_cut_by_a_resume(log: Path) -> None:
-    rows = [row(i, kl=i / 10, other=1.0) for i in range(1, 6)]
-    write(log, *rows, start(resumed_from_step=3), row(4, kl=9.0))
-    (run,) = TelemetryReader(log).summarize({"kl"}).runs.values()
-    assert {name: (list(c.steps), list(c.values)) for name, c in run.columns.items()} == {
-        "kl": ([1, 2, 3, 4], [0.1, 0.2, 0.3, 9.0])
-    }
-    assert only(TelemetryReader(log).summarize()).columns == {}
 
 
 def test_a_column_has_the_steps_that_logged_a_finite_number(log: Path) -> None:
