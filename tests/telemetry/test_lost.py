@@ -227,3 +227,17 @@ def test_a_log_without_a_line_of_its_writer_may_vanish_in_silence(log):
         log.unlink()
         writer.close()
     assert writer.lost == 0
+
+
+def test_events_that_vanished_and_those_refused_are_said_in_one_number(log):
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        writer = TelemetryWriter(log, fsync="never")
+        writer.run_start()
+        writer.train_step(1, x=object())
+        log.unlink()
+        writer.close()
+    assert [str(one.message) for one in caught][1:] == [
+        f"{log} was removed while it was written, and 1 of its events are lost",
+        f"gradience: {log}: 2 events could not be recorded",
+    ]

@@ -463,6 +463,8 @@ PLACES = [  # the secret between [[ and ]]
     "token: <pad>",
     "a password=[[x]], a secret=[[y]] and a token=[[12345678]]",
     "pwd=[[x]]",
+    'the password is "tigers" there',
+    "the password `[[tiger12]]` there",
     "user,password,lr\njoe,[[tiger]],1\nann,[[lion]],2\nshort,row\nann,,2",
     "user,password=[[tiger]]\njoe,lion",
     "password\ntiger, lion",

@@ -181,3 +181,12 @@ def test_alerts_and_recommendations_of_all_events_are_kept_in_their_order(log: P
     assert run is not None
     assert [alert.code for alert in run.alerts] == ["c1", "c2", "c3"]
     assert [item.action for item in run.recommendations] == ["a1", "a1", "a2", "a2", "a3", "a3"]
+
+
+def test_a_block_of_rows_may_hold_two_sessions_and_rows_without_a_clock(log: Path) -> None:
+    rows = [row(n, session="ab"[n > 4], seq=n % 5, ts=None if n == 3 else float(n)) for n in range(1, 10)]
+    run = only(write(log, *rows))
+    assert (run.record.sessions, run.record.missing, run.record.interleaved) == ({"a", "b"}, 0, 0)
+    assert (list(run.steps), run.first_ts, run.last_ts) == (list(range(1, 10)), 1.0, 9.0)
+    run = only(write(log, *(row(n, ts=None if n == 3 else float(n)) for n in range(1, 10))))
+    assert (len(run.steps), run.first_ts, run.last_ts) == (9, 1.0, 9.0)

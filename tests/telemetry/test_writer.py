@@ -614,3 +614,12 @@ def test_every_event_has_the_next_number_whichever_way_it_is_written(tmp_path):
     events = list(TelemetryReader(tmp_path / "run.jsonl"))
     assert [(event.seq, event.step) for event in events] == [(0, 0), (1, 1), (2, 2), (3, 2), (4, 3), (5, None)]
     assert TelemetryReader(tmp_path / "run.jsonl").summarize().last.record.missing == 0
+
+
+def test_a_run_that_cannot_be_ended_raises_and_releases_the_log(log, monkeypatch) -> None:
+    writer = TelemetryWriter(log, on_error="raise")
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "write", fail)
+        with pytest.raises(RecorderError, match="No space left"), writer:
+            pass
+    TelemetryWriter(log, siblings=False).close()
