@@ -10,26 +10,19 @@ never ends a training unless `stop_on` asks for it. Needs `lightning` 2.x, or `p
 from __future__ import annotations
 
 import os
-import platform
 import re
-import sys
-from collections.abc import Iterable, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, Final
 
-import lightning
 import torch
 from lightning.pytorch.callbacks import Callback
 
 from gradience.announce import Place
 from gradience.configs.settings import Draft, overlay
-from gradience.hf.pace import PaceMeter
-from gradience.hf.recorder import Lookout, RunRecorder, Voice, live_ids
-from gradience.hf.snapshot import note_model, note_optimizer, unwrapped
-from gradience.hf.trainer_wires import CallbackWires, WiringRequest
+from gradience.hf.live import LiveRun
+from gradience.hf.snapshot import note_model, note_optimizer, run_meta, unwrapped
 from gradience.hf.wiring import data_of
-from gradience.schema.document import Finding
 from gradience.schema.events import ConfigSnapshot
 from gradience.schema.values import described
 from gradience.telemetry.rows import eval_columns
@@ -75,20 +68,17 @@ class GradienceCallback(Callback):  # type: ignore[misc]
     ) -> None:
         if every < 1:
             raise ValueError(f"every must be at least 1 step, not {every}")
+        self._run = LiveRun(
+            stop_on=stop_on,
+            verbose=verbose,
+            announce=announce,
+            allow_text=allow_text,
+            wiring=wiring,
+            digests=digests,
+        )
         self._path = None if path is None else Path(path)
-        self._given = config or ConfigSnapshot()
-        self._every = every
-        self._stop_on = live_ids(stop_on)
-        self._voice = Voice(loud=verbose, announce=announce)
-        self._recorder = RunRecorder(allow_text=allow_text)
-        self._meta = dict(meta or {})
-        self._wanted = WiringRequest(wiring, digests)
-        self._wiring: CallbackWires | None = None
-        self._lookout: Lookout | None = None
-        self._stopped: str | None = None
-        self._pace: PaceMeter | None = None
-        self._paced = 0  # the steps that it knows of
-        self._step = 0
+        self._given, self._every, self._meta = config or ConfigSnapshot(), every, dict(meta or {})
+        self._step = self._logged = 0  # the last optimizer step, and the last with a row
         self._losses: list[torch.Tensor] = []  # losses of the batches since the last row
         self._norm: torch.Tensor | None = None
         self._rate: float | list[float] | None = None
@@ -97,40 +87,42 @@ class GradienceCallback(Callback):  # type: ignore[misc]
 
     def on_train_start(self, trainer: Any, pl_module: Any) -> None:
         """Open the log, or continue it if a checkpoint was loaded."""
-        self._lookout = self._stopped = None
-        self._step, self._losses = trainer.global_step, []
+        run, step = self._run, trainer.global_step
+        self._step, self._logged, self._losses = step, step, []
         self._trained, self._evaluated = set(), set()
-        with self._recorder:
-            config = overlay(_snapshot(trainer, pl_module, self._every), self._given)
-            self._lookout = Lookout(config, self._stop_on)
-            if trainer.is_global_zero:
-                path = self._path or Path(trainer.default_root_dir) / "run.jsonl"
-                meta = {**_run_meta(pl_module), **self._meta}
-                self._recorder.start(path, config, meta, training=trainer, step=trainer.global_step)
-                if not self._recorder.joined:
-                    self._voice.begin(path.parent)
-                    self._voice.config(config, trainer.global_step)
-        if self._pace is not None:
-            self._pace.close()
-        self._paced = trainer.global_step
-        self._pace = PaceMeter(_only_child(pl_module)) if trainer.is_global_zero and not self._recorder.joined else None
-        if self._wanted.wiring and not self._recorder.joined and (trainer.is_global_zero or self._stop_on):
-            with self._recorder:
-                self._watch(trainer, pl_module)
+        if not run.judges(main=trainer.is_global_zero):
+            return
+        with run.recorder:
+            run.begin(
+                self._path or Path(trainer.default_root_dir) / "run.jsonl",
+                overlay(_snapshot(trainer, pl_module, self._every), self._given),
+                {**run_meta("lightning", pl_module.device.type), **self._meta},
+                training=trainer,
+                step=step,
+                main=trainer.is_global_zero,
+            )
+        schedules, loader = trainer.lr_scheduler_configs, trainer.train_dataloader
+        known = {"accumulation": trainer.accumulate_grad_batches, "world_size": trainer.world_size}
+        run.watch(
+            _only_child(pl_module),
+            trainer.optimizers,
+            step=step,
+            schedule=schedules[0].scheduler if schedules else None,
+            data=lambda: data_of(loader, **known),
+            called=False,
+        )
+        _obey(run.heed(step), trainer)
 
     def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int) -> None:
         """Digest the batch."""
-        if self._pace is not None:
-            self._pace.begin()
-        if self._wiring is not None:
-            with self._recorder:
-                self._wiring.see(batch)
+        self._run.step_begins()
+        self._run.see(batch)
 
     def on_before_optimizer_step(self, trainer: Any, pl_module: Any, optimizer: Any) -> None:
         """Read the gradient's norm before it is clipped, and the learning rate of this step."""
         if (trainer.global_step + 1) % self._every:
             return
-        with self._recorder:
+        with self._run.recorder:
             grads = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
             plain = [grad for grad in grads if type(grad) is torch.Tensor and not grad.is_sparse]
             self._norm = torch.nn.utils.get_total_norm(plain) if len(plain) == len(grads) > 0 else None
@@ -139,89 +131,42 @@ class GradienceCallback(Callback):  # type: ignore[misc]
 
     def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
         """Record a row if an optimizer step was made since the last row; its loss is the mean over its batches."""
-        if self._wiring is not None and (found := self._wiring.take()):
-            with self._recorder:
-                self._heed(trainer, found)
-        if self._pace is not None:
-            self._pace.end(trainer.global_step - self._paced)
-            self._paced = trainer.global_step
-        with self._recorder:
+        step = trainer.global_step
+        _obey(self._run.step_ended(step, step - self._step), trainer)
+        self._step = step
+        with self._run.recorder:
             self._trained |= set(trainer.callback_metrics) - self._evaluated
             loss = outputs.get("loss") if isinstance(outputs, Mapping) else outputs
             if isinstance(loss, torch.Tensor):
                 self._losses.append(loss.detach())
-            step = trainer.global_step
-            if step > self._step and step % self._every == 0:
-                self._step = step
+            if step > self._logged and step % self._every == 0:
+                self._logged = step
                 self._row(trainer, pl_module, step)
 
     def on_validation_end(self, trainer: Any, pl_module: Any) -> None:
         """Record the values logged in a validation, under any names, once for each data loader."""
         if trainer.sanity_checking:
             return
-        if self._pace is not None:
-            self._pace.rest()
-        with self._recorder:
-            if self._wiring is not None:
-                self._wiring.evaluated()
-                self._heed(trainer, self._wiring.take())
+        step = trainer.global_step
+        _obey(self._run.evaluated(step), trainer)
+        with self._run.recorder:
             held = {name: value for name, value in trainer.callback_metrics.items() if name not in self._trained}
             self._evaluated |= set(held)
             for split, metrics in _by_split(held).items():
-                self._evaluation(trainer, split, metrics)
+                _obey(self._run.evaluation(step, split, metrics), trainer)
 
     def on_save_checkpoint(self, trainer: Any, pl_module: Any, checkpoint: dict[str, Any]) -> None:
         """Record what is trained at a save."""
-        if self._wiring is not None:
-            with self._recorder:
-                self._wiring.saved(None, trainer.global_step)
+        _obey(self._run.saved(trainer.global_step), trainer)
 
     def on_exception(self, trainer: Any, pl_module: Any, exception: BaseException) -> None:
         """Close the run with the exception that ended it."""
-        wiring, self._wiring = self._wiring, None
-        if wiring is not None:
-            with self._recorder:
-                wiring.failed()
-                wiring.close()
-                self._heed(trainer, wiring.take())
-        with self._recorder:
-            self._recorder.close_interrupted(exception)
+        self._run.failed(exception, trainer.global_step)
 
     def on_train_end(self, trainer: Any, pl_module: Any) -> None:
         """Close the run."""
-        if self._pace is not None:
-            self._pace.close()
-        wiring, self._wiring = self._wiring, None
-        if wiring is not None:
-            with self._recorder:
-                wiring.close()
-                self._heed(trainer, wiring.take())
-        self._lookout = None
-        with self._recorder:
-            self._recorder.finish(trainer.global_step, trainer.max_steps, self._stopped)
-        if self._recorder.log is not None and trainer.is_global_zero and not self._recorder.joined:
-            with suppress(Exception):  # what is only said must not end a training
-                self._voice.ended(self._recorder.log)
-
-    def _watch(self, trainer: Any, module: Any) -> None:
-        """Look at what is trained, and follow it; first end what watched an earlier fit."""
-        if self._wiring is not None:
-            self._wiring.close()
-        assert self._lookout is not None  # noqa: S101  # made as training begins
-        self._wiring = CallbackWires(
-            self._lookout, self._recorder if trainer.is_global_zero else None, self._wanted.digests
-        )
-        schedules, loader = trainer.lr_scheduler_configs, trainer.train_dataloader
-        known = {"accumulation": trainer.accumulate_grad_batches, "world_size": trainer.world_size}
-        self._wiring.begin(
-            _only_child(module),
-            trainer.optimizers,
-            step=trainer.global_step,
-            schedule=schedules[0].scheduler if schedules else None,
-            data=lambda: data_of(loader, **known),
-            called=False,
-        )
-        self._heed(trainer, self._wiring.take())
+        self._run.end(trainer.global_step, trainer.max_steps)
+        self._run.tell_story()
 
     def _row(self, trainer: Any, pl_module: Any, step: int) -> None:
         known: dict[str, Any] = {"lr": self._rate, "epoch": _epoch(trainer)}
@@ -232,29 +177,12 @@ class GradienceCallback(Callback):  # type: ignore[misc]
             known["grad_norm"] = float(self._norm)
         self._losses, self._norm = [], None
         row = {name: value for name, value in known.items() if value is not None}
-        self._recorder.train_step(step, row, {})
-        if self._pace is not None and "loss" in row and (found := self._pace.look()):
-            self._recorder.record(lambda log: log.throughput(step, **found))
-        if self._lookout is not None:
-            self._heed(trainer, self._lookout.row(step, row))
+        _obey(self._run.row(step, row, {}), trainer)
 
-    def _evaluation(self, trainer: Any, split: str, metrics: dict[str, Any]) -> None:
-        step = trainer.global_step
-        self._recorder.record(lambda log: log.eval(step, split=split, metrics=metrics))
-        if self._lookout is not None:
-            self._heed(trainer, self._lookout.evaluation(step, split, metrics))
 
-    def _heed(self, trainer: Any, found: Sequence[Finding]) -> None:
-        step, stops = trainer.global_step, self._lookout.stops(found) if self._lookout else []
-        for finding in found:
-            if trainer.is_global_zero and not self._recorder.joined:
-                self._voice.finding(finding, step)
-            self._recorder.alert(finding, step, stops=finding.id in stops)
-        if stops:
-            trainer.should_stop = True
-            self._stopped = f"stop_on: {', '.join(stops)}"
-            if trainer.is_global_zero:
-                self._voice.stop(step, self._stopped)
+def _obey(stop: bool, trainer: Any) -> None:  # noqa: FBT001  # whether to
+    if stop:
+        trainer.should_stop = True
 
 
 def _snapshot(trainer: Any, module: Any, every: int) -> ConfigSnapshot:
@@ -292,16 +220,6 @@ def _only_child(module: torch.nn.Module) -> torch.nn.Module:
     """Return the model in a module that has no other parameters: its parameters then have the names of other loops."""
     own = {id(tensor) for tensor in module.parameters()}
     return next((child for child in module.children() if {id(t) for t in child.parameters()} == own), module)
-
-
-def _run_meta(module: Any) -> dict[str, Any]:
-    versions = {"python": platform.python_version(), "lightning": lightning.__version__, "torch": torch.__version__}
-    return {
-        "framework": "lightning",
-        "versions": {name: str(found) for name, found in versions.items()},
-        "device": module.device.type,
-        "platform": sys.platform,
-    }
 
 
 def _epoch(trainer: Any) -> float | None:

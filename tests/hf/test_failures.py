@@ -11,7 +11,6 @@ import warnings
 from pathlib import Path
 
 import pytest
-from tables import every
 
 LOST = "could not be recorded"
 
@@ -55,17 +54,6 @@ def test_a_disk_that_fills_up_costs_events_and_not_the_training(training, callba
     assert events.steps == [1, 2]
     (end,) = events.of("run_end")
     assert (end.status, end.reason) == ("ok", "8 events could not be recorded")
-
-
-@needs_full
-def test_a_disk_that_stays_full_is_said_at_the_end(training, callback, tmp_path):
-    (tmp_path / "run.jsonl").symlink_to("/dev/full")
-    run = training.trainer(tmp_path, callback())
-    with pytest.warns(RuntimeWarning, match=LOST) as said:
-        assert run.train().global_step == 6
-    ours = [str(w.message) for w in said if "gradience" in str(w.message)]
-    assert len(ours) == 2
-    assert "11 events" in ours[1]
 
 
 def _no_room(_model):
@@ -121,14 +109,6 @@ def test_a_disk_that_fails_when_the_log_is_closed_is_said_and_does_not_reach_the
     assert log(tmp_path).steps == [1, 2, 3, 4, 5, 6]
 
 
-def test_a_folder_that_cannot_be_written_costs_the_log_and_not_the_training(training, callback, tmp_path):
-    (tmp_path / "file").write_text("not a folder")
-    run = training.trainer(tmp_path, callback(tmp_path / "file" / "run.jsonl"))
-    with pytest.warns(RuntimeWarning, match=LOST) as said:
-        assert run.train().global_step == 6
-    assert len([w for w in said if "gradience" in str(w.message)]) == 2
-
-
 def test_warnings_that_are_errors_do_not_end_the_training(training, callback, tmp_path):
     (tmp_path / "file").write_text("not a folder")
     run = training.trainer(tmp_path, callback(tmp_path / "file" / "run.jsonl"))
@@ -171,27 +151,13 @@ def test_a_model_that_shows_nothing_is_recorded_without_its_config(training, cal
     assert events.steps == [1, 2]
 
 
-@pytest.mark.parametrize(
-    ("act", "status", "name"), [("break", "error", "ValueError"), ("interrupt", "interrupted", "KeyboardInterrupt")]
-)
-def test_with_the_callback_as_a_context_the_end_is_recorded_at_once(
-    training, callback, log, tmp_path, act, status, name
-):
+def test_with_the_callback_as_a_context_the_end_is_recorded_at_once(training, callback, log, tmp_path):
     recorder = callback()
-    run = training.trainer(tmp_path, training.At(3, training.ACTS[act]), recorder)
-    with pytest.raises((ValueError, KeyboardInterrupt)) as caught, recorder:
+    run = training.trainer(tmp_path, training.At(3, training.ACTS["interrupt"]), recorder)
+    with pytest.raises(KeyboardInterrupt), recorder:
         run.train()
-    assert caught.typename == name
     (end,) = log(tmp_path).of("run_end")
-    assert (end.status, end.reason) == (status, name)
-
-
-def test_the_text_of_an_exception_needs_the_opt_in(training, callback, log, tmp_path):
-    recorder = callback(allow_text=True)
-    run = training.trainer(tmp_path, training.At(3, training.ACTS["break"]), recorder)
-    with pytest.raises(ValueError, match="prompt"), recorder:
-        run.train()
-    assert log(tmp_path).of("run_end")[0].reason == "ValueError: the text of an exception may hold a prompt"
+    assert (end.status, end.reason) == ("interrupted", "KeyboardInterrupt")
 
 
 def test_a_loop_left_by_a_caught_exception_is_closed_when_the_next_one_begins(training, callback, log, tmp_path):
@@ -225,21 +191,6 @@ def test_a_freed_trainer_closes_its_run(training, callback, log, tmp_path):
     gc.collect()
     (end,) = log(tmp_path).of("run_end")
     assert (end.status, end.reason) == ("aborted", "training was left before its end")
-
-
-@every("tail", [b"", b'{"event":"train_step","run_id":"torn', b"\x00\xff\n", b"{}\n"])
-def test_the_run_to_resume_is_found_behind_a_damaged_tail(tail, tmp_path):
-    from gradience.hf.recorder import last_run_id
-    from gradience.telemetry import TelemetryWriter
-
-    path = tmp_path / "run.jsonl"
-    assert last_run_id(path) is None
-    for name in ("first", "second"):
-        with TelemetryWriter(path, name) as writer:
-            writer.run_start()
-    with path.open("ab") as file:
-        file.write(tail)
-    assert last_run_id(path) == "second"
 
 
 def test_without_transformers_the_error_says_what_to_install(monkeypatch):

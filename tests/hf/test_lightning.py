@@ -175,17 +175,6 @@ def test_what_is_trained_is_recorded_and_judged(fit):
     assert events.of("alert") == []
 
 
-def test_an_unfrozen_base_stops_the_fit(fit):
-    from gradience.lightning import GradienceCallback
-
-    made = module(lora=True)
-    for tensor in made.parameters():
-        tensor.requires_grad_()
-    _, events = fit(made, callback=GradienceCallback(stop_on=("WIR170",), verbose=False))
-    assert [(e.code, e.step) for e in events.of("alert")] == [("WIR170", 0)]
-    assert events.of("run_end")[0].reason == "stopped at step 0 by stop_on: WIR170"
-
-
 def test_a_resume_is_compared_with_its_save(fit, tmp_path, log):
     from gradience.lightning import GradienceCallback
 
@@ -249,13 +238,11 @@ def test_the_fit_is_bit_for_bit_the_one_without_the_callback(tmp_path):
     assert all(torch.equal(a, b) for a, b in zip(without, with_it, strict=True))
 
 
-@pytest.mark.parametrize("first", [True, False])
-def test_a_child_without_parameters_is_not_taken_for_the_model(fit, first):
+def test_a_child_without_parameters_is_not_taken_for_the_model(fit):
     made = module()
-    if first:
-        metric, net = torch.nn.Identity(), made.net
-        del made.net
-        made.metric, made.net = metric, net
+    metric, net = torch.nn.Identity(), made.net
+    del made.net
+    made.metric, made.net = metric, net
     _, events = fit(made, n=16)
     (look, *_) = events.of("wiring")
     assert sum(group.trainable for group in look.groups) == sum(p.numel() for p in made.parameters())

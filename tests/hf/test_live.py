@@ -83,7 +83,10 @@ def test_a_finding_that_is_not_in_stop_on_stops_nothing(training, callback, tmp_
 def test_stop_on_takes_only_ids_that_speak_while_training_runs(callback):
     with pytest.raises(ValueError, match=r"stop_on: expected ids among NUM102.* got LR001"):
         callback(stop_on=("NUM101", "LR001"))
-    assert callback(stop_on="num101")._stop_on == {"NUM101"}
+    with pytest.raises(ValueError, match="task_profile must be one of"):
+        callback(task_profile="classify")
+    with pytest.raises(ValueError, match="spectral_every must be at least 1 step, not 0"):
+        callback(spectral_every=0)
 
 
 @pytest.mark.parametrize("twins", [True, False], ids=["one object twice", "two objects"])

@@ -69,7 +69,7 @@ def test_axolotl_finds_the_plugin_its_settings_and_its_callback(training, stand_
     (fed,) = (event.metrics for event in log(tmp_path) if getattr(event, "kind", None) == "data")
     assert [fed[name] for name in ("dataset", "template", "max_length")] == ["talk.jsonl", "chatml", 64]
     (plain,) = plugin.add_callbacks_post_trainer(settings(), run)
-    assert plain._stop_on == frozenset()
+    assert isinstance(plain, training.GradienceCallback)
     with pytest.raises(TypeError, match="stop_one"):
         plugin.add_callbacks_post_trainer(settings(gradience={"stop_one": 1}), run)
     monkeypatch.delitem(sys.modules, "gradience.axolotl")

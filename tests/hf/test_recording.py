@@ -79,11 +79,11 @@ def test_the_config_holds_what_check_judges(plain_run):
     assert plan.extras["train_examples"] == 32
 
 
-def test_sixty_steps_at_the_default_logging_leave_config_summary_and_end(training, callback, log, tmp_path):
-    training.trainer(tmp_path, callback(), max_steps=60, logging_steps=500).train()
+def test_twenty_steps_at_the_default_logging_leave_config_summary_and_end(training, callback, log, tmp_path):
+    training.trainer(tmp_path, callback(), max_steps=20, logging_steps=500).train()
     events = log(tmp_path)
     digests = events.names.count("step_digests")
-    assert digests == 4  # of 16 steps each
+    assert digests == 2  # of 16 steps each
     rest = [name for name in events.names if name != "step_digests"]
     assert rest == ["run_start", "wiring", "wiring", "metrics", "metrics", "metrics", "run_end"]
     assert [event.kind for event in events.of("metrics")] == ["data", "train_summary", "data"]
@@ -128,11 +128,17 @@ def test_a_lowered_batch_size_begins_the_same_run_again(training, callback, log,
 
 
 def test_early_stopping_ends_the_run_in_order_and_says_where(training, callback, log, tmp_path):
+    seen = []
+
     class Stop(training.TrainerCallback):
         def on_step_end(self, args, state, control, **kwargs):
             control.should_training_stop = state.global_step == 3
 
-    training.trainer(tmp_path, Stop(), callback()).train()
+        def on_log(self, args, state, control, logs=None, **kwargs):
+            seen.append({k: v for k, v in state.log_history[-1].items() if k != "step"} == logs)
+
+    training.trainer(tmp_path, callback(), Stop()).train()
+    assert seen == [True] * 4  # a row is read and never written
     (end,) = log(tmp_path).of("run_end")
     assert (end.status, end.reason) == ("ok", "stopped at step 3 of 6")
 
@@ -147,41 +153,24 @@ def test_a_summary_that_another_callback_spoiled_is_still_a_summary(training, ca
     assert log(tmp_path).of("eval") == []
 
 
-def test_the_row_is_read_and_never_written(training, callback, tmp_path):
-    seen = []
-
-    class Watch(training.TrainerCallback):
-        def on_log(self, args, state, control, logs=None, **kwargs):
-            seen.append({k: v for k, v in state.log_history[-1].items() if k != "step"} == logs)
-
-    training.trainer(tmp_path, callback(), Watch()).train()
-    assert seen
-    assert all(seen)
-
-
 def test_tensors_arrays_and_foreign_objects_in_a_row_become_json(training, callback, log, tmp_path):
     class Chatty(training.Trainer):
+        def training_step(self, *given):
+            super().log({"reward": 0.5})
+            return super().training_step(*given)
+
         def log(self, logs, start_time=None):
             logs |= {"a_tensor": training.torch.tensor(1.5), "per_head": np.arange(3), "big": np.zeros(9999)}
             logs |= {"thing": object(), "step": 7, "empty": training.torch.zeros(0)}
             super().log(logs, start_time)
 
     training.trainer(tmp_path, callback(), cls=Chatty, max_steps=1).train()
-    (row,) = log(tmp_path).of("train_step")
+    own, row = log(tmp_path).of("train_step")
+    assert (own.loss, own.extras) == (None, {"reward": 0.5})
     assert row.extras["a_tensor"] == 1.5
     assert row.extras["per_head"] == [0, 1, 2]
     assert row.extras["big"] == "<array of shape [9999]>"
     assert (row.extras["thing"], row.extras["step_"], row.extras["empty"]) == ("<object>", 7, [])
-
-
-def test_rows_of_a_users_own_are_kept_without_a_loss(training, callback, log, tmp_path):
-    class Extra(training.Trainer):
-        def training_step(self, *given):
-            self.log({"reward": 0.5})
-            return super().training_step(*given)
-
-    training.trainer(tmp_path, callback(), cls=Extra, max_steps=2).train()
-    assert [e.extras.get("reward") for e in log(tmp_path).of("train_step") if e.loss is None] == [0.5, 0.5]
 
 
 def test_metrics_that_are_no_numbers_do_not_cost_the_evaluation(training, callback, log, tmp_path):
@@ -210,20 +199,6 @@ def test_a_run_that_goes_nan_says_so_once_and_keeps_its_rows(training, callback,
     assert [e.loss for e in events.of("train_step")][3:] == ([0.0] * 3 if filtered else ["NaN"] * 3)
     said = [(e.code, e.step) for e in events.of("alert")]  # of gradients alone two rows make an error
     assert said == ([("NUM102", 4), ("NUM101", 5)] if filtered else [("NUM101", 4)])
-
-
-def test_a_nan_within_a_row_of_several_steps_is_told_with_that_row(training, callback, log, tmp_path):
-    """Of a row of two steps the filter hides one loss."""
-
-    def poison(model):
-        next(p for p in model.parameters() if p.requires_grad).data.fill_(float("nan"))
-
-    training.trainer(tmp_path, training.At(3, poison), callback(), logging_steps=2).train()
-    events = log(tmp_path)
-    losses = [row.loss for row in events.of("train_step")]
-    assert losses[1] > 0.0
-    assert losses[2] == 0.0
-    assert next((event.code, event.step) for event in events.of("alert")) == ("NUM102", 4)
 
 
 def test_nothing_private_reaches_the_log(training, callback, log, tmp_path, monkeypatch):
@@ -261,10 +236,3 @@ def test_every_line_stands_in_the_file_before_the_next_step(training, callback, 
 
     training.trainer(tmp_path, *[training.At(n, count) for n in (2, 4)], callback()).train()
     assert counts == [3, 5]  # run_start and wiring, then a row for each step before
-
-
-def test_wrong_options_are_refused_before_training(callback):
-    with pytest.raises(ValueError, match="task_profile must be one of"):
-        callback(task_profile="classify")
-    with pytest.raises(ValueError, match="spectral_every must be at least 1"):
-        callback(spectral_every=0)

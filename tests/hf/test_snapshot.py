@@ -2,24 +2,31 @@
 
 from __future__ import annotations
 
-import json
+from types import SimpleNamespace
 
 import msgspec
 import pytest
 from tables import every
 
 from gradience.configs.document import read_peft_dir
-from gradience.telemetry.rows import eval_columns, train_columns
+from gradience.configs.settings import Draft
+from gradience.hf.snapshot import batch_size, note_optimizer, unwrapped
+from gradience.schema import ConfigSnapshot
 
 
-@pytest.fixture(scope="module")
-def start(training, callback, log, tmp_path_factory):
-    """A function that begins a run of the model and returns its first event."""
+@pytest.fixture
+def start(training, tmp_path):
+    """A function that returns the configuration which a Trainer's callbacks would record as it begins."""
 
-    def begin(model, out=None, **given):
-        out = out or tmp_path_factory.mktemp("snapshot")
-        training.trainer(out, callback(), model=model, **{"max_steps": 1, **given}).train()
-        return log(out)[0]
+    from transformers import TrainerState
+
+    from gradience.hf.snapshot import config_snapshot
+
+    def begin(model, rows=None, **given):
+        args = training.arguments(tmp_path, **given)
+        loader = None if rows is None else SimpleNamespace(dataset=rows)
+        state = TrainerState(max_steps=1, train_batch_size=4)
+        return config_snapshot(args, state, ConfigSnapshot(), model=model, train_dataloader=loader)
 
     return begin
 
@@ -37,7 +44,7 @@ VARIANTS = {
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_a_recorded_adapter_is_the_adapter_that_was_saved(training, start, tmp_path, variant):
     model = training.llama(**VARIANTS[variant])
-    recorded = msgspec.to_builtins(start(model, out=tmp_path).config.lora)
+    recorded = msgspec.to_builtins(start(model).lora)
     model.save_pretrained(tmp_path / "peft")
     saved = msgspec.to_builtins(read_peft_dir(tmp_path / "peft").config.lora)
     recorded.pop("alpha_over_r")
@@ -49,38 +56,18 @@ def test_a_recorded_adapter_is_the_adapter_that_was_saved(training, start, tmp_p
 
 
 def test_recorded_targets_are_sorted_whatever_order_a_set_has(training, start):
-    found = start(training.llama(target_modules=["v_proj", "k_proj", "q_proj"])).config.lora.target_modules
+    found = start(training.llama(target_modules=["v_proj", "k_proj", "q_proj"])).lora.target_modules
     assert found == ["k_proj", "q_proj", "v_proj"]
-
-
-def test_a_classifier_is_recorded_with_its_number_of_labels(training, start, callback, log, tmp_path):
-    rows = training.sequences(labels=3)
-    args = training.arguments(tmp_path, max_steps=1)
-    training.Trainer(model=training.distilbert(), args=args, train_dataset=rows, callbacks=[callback()]).train()
-    config = log(tmp_path)[0].config
-    assert (config.num_labels, config.lora.task_type) == (3, "SEQ_CLS")
-    assert config.lora.extras["base_model_class"] == "DistilBertForSequenceClassification"
-
-
-def test_the_optimizer_in_force_is_recorded_and_not_the_argument(training, callback, log, tmp_path):
-    model = training.llama()
-    sgd = training.torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=0.5, weight_decay=0.1)
-    args = training.arguments(tmp_path, max_steps=1)
-    rows = training.sequences()
-    run = training.Trainer(model=model, args=args, train_dataset=rows, optimizers=(sgd, None), callbacks=[callback()])
-    run.train()
-    optimizer = log(tmp_path)[0].config.optimizer
-    assert (optimizer.extras["class"], optimizer.lr, optimizer.weight_decay) == ("SGD", 0.5, 0.1)
 
 
 @pytest.mark.parametrize(("given", "dtype"), [({}, "bfloat16"), ({"bf16": True}, "bfloat16")])
 def test_the_precision_is_that_of_mixed_precision_or_else_of_the_weights(training, start, given, dtype):
     model = training.llama().to(training.torch.bfloat16)
-    assert start(model, **given).config.training.dtype == dtype
+    assert start(model, **given).training.dtype == dtype
 
 
 def test_a_model_without_an_adapter_is_recorded_as_such(training, start):
-    config = start(training.llama().unload().requires_grad_()).config
+    config = start(training.llama().unload().requires_grad_())
     assert config.lora.r is None
     assert config.lora.extras == {"base_model_class": "LlamaForCausalLM"}
 
@@ -90,76 +77,59 @@ def test_another_method_than_lora_keeps_its_name_and_no_lora_settings(training, 
 
     base = training.llama().unload()
     config = IA3Config(task_type="CAUSAL_LM", target_modules=["k_proj"], feedforward_modules=[])
-    found = start(get_peft_model(base, config)).config.lora
+    found = start(get_peft_model(base, config)).lora
     assert (found.peft_type, found.r, found.target_modules) == ("IA3", None, None)
 
 
-def test_a_hub_data_set_names_itself_and_a_local_file_does_not(training, callback, log, tmp_path):
+@every(("used", "devices", "size"), [(16, 2, 8), (16, 1, 16), (16, 0, 16), (None, 2, 4), (0, 2, 4), (17, 2, 8)])
+def test_the_batch_of_one_device_is_that_in_use(used, devices, size):
+    args = SimpleNamespace(n_gpu=devices, per_device_train_batch_size=4)
+    assert batch_size(args, SimpleNamespace(train_batch_size=used)) == size
+
+
+def test_of_groups_of_an_optimizer_the_highest_rate_and_decay_count():
+    draft = Draft()
+    groups = [
+        {"initial_lr": 2e-4, "lr": 9e-4, "weight_decay": 0.0},
+        {"initial_lr": 1e-4, "lr": 9e-4, "weight_decay": 0.25},
+        {"lr": 3e-4},  # added after the schedule was made
+        {},
+    ]
+    note_optimizer(draft, SimpleNamespace(param_groups=groups))
+    found = draft.snapshot().optimizer
+    assert (found.lr, found.weight_decay) == (3e-4, 0.25)
+    assert (found.extras["lr_groups"], found.extras["class"]) == ([1e-4, 2e-4, 3e-4], "SimpleNamespace")
+
+
+def test_a_wrapper_has_its_model_as_its_only_child():
+    model = SimpleNamespace(_modules={"a": 1})
+    for wrapped in (SimpleNamespace(_modules={name: model}) for name in ("module", "_orig_mod")):
+        assert unwrapped(wrapped) is model
+    for other in ({"module": model, "b": model}, {"inner": model}, {}):
+        own = SimpleNamespace(_modules=other)
+        assert unwrapped(own) is own
+
+
+def test_a_classifier_is_recorded_with_its_number_of_labels(training, start):
+    config = start(training.distilbert())
+    assert (config.num_labels, config.lora.task_type) == (3, "SEQ_CLS")
+    assert config.lora.extras["base_model_class"] == "DistilBertForSequenceClassification"
+
+
+def test_a_hub_data_set_names_itself_and_a_local_file_does_not(training, start):
     from datasets import Dataset
 
     rows = Dataset.from_list([{k: v.tolist() for k, v in row.items()} for row in training.sequences()])
     for name, expected in (("imdb", "imdb"), ("json", None)):
         rows.info.dataset_name = name
-        args = training.arguments(tmp_path / name, max_steps=1)
-        training.Trainer(model=training.llama(), args=args, train_dataset=rows, callbacks=[callback()]).train()
-        assert log(tmp_path / name)[0].config.dataset_name == expected
-
-
-def test_a_model_is_found_within_its_wrappers(training):
-    from gradience.hf.snapshot import unwrapped
-
-    model = training.llama()
-    assert unwrapped(model) is model
-    assert unwrapped(training.torch.nn.DataParallel(training.torch.compile(model))) is model
-
-
-def test_a_stream_of_unknown_length_is_recorded_without_one(training, callback, log, tmp_path):
-    class Stream(training.torch.utils.data.IterableDataset):
-        def __iter__(self):
-            return iter(training.sequences())
-
-    args = training.arguments(tmp_path, max_steps=2)
-    training.Trainer(model=training.llama(), args=args, train_dataset=Stream(), callbacks=[callback()]).train()
-    assert "train_examples" not in log(tmp_path)[0].config.training.extras
-    assert log(tmp_path).steps == [1, 2]
-
-
-def test_groups_of_different_rates_are_all_named(training, callback, log, tmp_path):
-    model = training.llama()
-    sides = [[p for n, p in model.named_parameters() if f"lora_{side}" in n] for side in "AB"]
-    groups = [{"params": sides[0], "lr": 1e-4}, {"params": sides[1], "lr": 1.6e-3}]  # as LoRA+ does
-    args = training.arguments(tmp_path, max_steps=1)
-    optimizers = (training.torch.optim.AdamW(groups), None)
-    rows = training.sequences()
-    training.Trainer(model=model, args=args, train_dataset=rows, optimizers=optimizers, callbacks=[callback()]).train()
-    optimizer = log(tmp_path)[0].config.optimizer
-    assert (optimizer.lr, optimizer.extras["lr_groups"]) == (1.6e-3, [1e-4, 1.6e-3])
+        config = start(training.llama(), rows)
+        assert (config.dataset_name, config.training.extras["train_examples"]) == (expected, 32)
+    assert "train_examples" not in start(training.llama(), iter([])).training.extras  # a stream
 
 
 def test_the_recorded_config_is_what_check_reads(training, start, tmp_path):
     from gradience.judge.check import check_config
 
-    start(training.llama(), out=tmp_path)
-    line = (tmp_path / "run.jsonl").read_bytes().split(b"\n")[0]
     path = tmp_path / "config.json"
-    path.write_text(json.dumps(json.loads(line)["config"]))
-    assert check_config(document=path)
-
-
-@every(
-    ("row", "columns"),
-    [
-        ({"loss": "1.5", "learning_rate": 2e-4}, {"loss": 1.5, "lr": 2e-4}),
-        ({"lr": [1e-3, 1e-4], "learning_rate": 1e-3}, {"lr": [1e-3, 1e-4], "learning_rate": 1e-3}),
-        ({"loss": {"a": 1.0}, "grad_norm": True, "epoch": "first"}, {"loss_": {"a": 1.0}, "grad_norm_": True}),
-        ({"step": 3, "self": 1, "reward": 0.5}, {"step_": 3, "self_": 1, "reward": 0.5}),
-    ],
-)
-def test_what_is_no_number_does_not_cost_the_row(row, columns):
-    known, extras = train_columns(row)
-    assert columns.items() <= {**known, **extras}.items()
-    assert len(known) + len(extras) == len(row)
-
-
-def test_what_is_called_accuracy_and_is_no_number_keeps_its_value():
-    assert eval_columns({"accuracy": {"a": 1}, "loss": 0.5}) == ({"loss": 0.5}, {"accuracy_": {"a": 1}})
+    path.write_bytes(msgspec.json.encode(start(training.llama())))
+    assert check_config(document=path).config.lora.r == 4

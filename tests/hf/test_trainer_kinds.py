@@ -60,7 +60,6 @@ def test_plain_training_arguments_say_no_kind(tmp_path):
     ("module", "name", "rows"),
     [
         ("trl.experimental.orpo", "ORPO", [{"prompt": "w1 w2 w3", "chosen": " w4 w5 w6", "rejected": " w7 w8 w9"}]),
-        ("trl.experimental.cpo", "CPO", [{"prompt": "w1 w2 w3", "chosen": " w4 w5 w6", "rejected": " w7 w8 w9"}]),
         (
             "trl",
             "KTO",
@@ -70,7 +69,7 @@ def test_plain_training_arguments_say_no_kind(tmp_path):
             ],
         ),
     ],
-    ids=["ORPO", "CPO", "KTO"],
+    ids=["ORPO", "KTO"],
 )
 def test_a_run_of_preference_training_is_recorded_as_one(
     module, name, rows, training, callback, log, tokenizer, tmp_path

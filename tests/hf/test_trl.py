@@ -1,4 +1,4 @@
-"""Unchanged in TRL's trainers: supervised fine-tuning and preference optimisation."""
+"""Unchanged in TRL's trainers: supervised fine-tuning and preference optimisation; and what they are fed."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ import pytest
 
 pytest.importorskip("trl", reason="TRL is not installed: pip install trl")
 
-PROMPTS = [{"text": "w1 w2 w3 w4 w5 w6"}, {"text": "w7 w8 w9 w10 w11"}] * 8
-PAIRS = [{"prompt": "w1 w2 w3", "chosen": " w4 w5 w6", "rejected": " w7 w8 w9"}] * 16
+PROMPTS = [{"prompt": f"w{i} w2 w3 ", "completion": f"w4 w{i + 5}"} for i in range(16)]
+PAIRS = [{"prompt": f"w{i} w2", "chosen": " w4 w5", "rejected": f" w{i + 6}"} for i in range(8)]
 
 
 def _given(out):
@@ -24,6 +24,28 @@ def _given(out):
         "save_strategy": "no",
         "learning_rate": 1e-2,
     }
+
+
+@pytest.fixture(scope="module")
+def dpo(training, tokenizer, tmp_path_factory):
+    """A function that trains by DPO, and returns the Trainer and all that a change of its numbers would show."""
+    from datasets import Dataset
+    from trl import DPOConfig, DPOTrainer
+
+    def run(out, *callbacks):
+        data = Dataset.from_list(PAIRS)
+        made = DPOTrainer(
+            model=training.llama(),
+            args=DPOConfig(max_length=16, beta=0.25, **_given(out)),
+            train_dataset=data,
+            eval_dataset=data.select(range(4)),
+            processing_class=tokenizer,
+            callbacks=list(callbacks),
+        )
+        made.train()
+        return made, [*made.model.parameters(), training.torch.get_rng_state()]
+
+    return run
 
 
 def test_sft_is_recorded_with_trls_own_measurements(training, callback, log, tokenizer, tmp_path):
@@ -51,6 +73,10 @@ def test_sft_is_recorded_with_trls_own_measurements(training, callback, log, tok
     ]
     assert all("mean_token_accuracy" in e.metrics.extras for e in events.of("eval"))
     assert len(events.kind("spectral")) == len(events.kind("train_summary")) == 1
+    found = events.kind("data")[-1].metrics
+    assert (found["tokens"], found["supervised"]) == (6 * found["rows"], 3 * found["rows"])
+    assert found["rows_with_end"] == found["rows"] > 0
+    assert found["rows_unsupervised"] == found["padding"] == found["packed"] == 0
     config = events[0].config
     assert (config.training.extras["trainer"], config.training.max_length) == ("sft", 16)
     settings = config.training.extras["trl"]
@@ -60,21 +86,13 @@ def test_sft_is_recorded_with_trls_own_measurements(training, callback, log, tok
     assert events[0].meta["versions"]["trl"]
 
 
-def test_dpo_is_recorded_with_its_rewards(training, callback, log, tokenizer, tmp_path):
-    from datasets import Dataset
-    from trl import DPOConfig, DPOTrainer
-
-    data = Dataset.from_list(PAIRS)
-    run = DPOTrainer(
-        model=training.llama(),
-        args=DPOConfig(max_length=16, beta=0.25, **_given(tmp_path)),
-        train_dataset=data,
-        eval_dataset=data.select(range(4)),
-        processing_class=tokenizer,
-        callbacks=[callback()],
-    )
-    run.train()
-    events = log(tmp_path)
+def test_dpo_is_recorded_with_its_rewards_and_is_bit_for_bit_that_without_the_callback(
+    training, callback, log, dpo, tmp_path
+):
+    run, with_it = dpo(tmp_path / "on", callback())
+    _, without = dpo(tmp_path / "off")
+    assert all(training.torch.equal(a, b) for a, b in zip(with_it, without, strict=True))
+    events = log(tmp_path / "on")
     assert events.steps == [1, 2, 3, 4]
     assert all("rewards/margins" in row.extras for row in events.of("train_step"))
     settings = events[0].config.training.extras["trl"]
@@ -83,27 +101,8 @@ def test_dpo_is_recorded_with_its_rewards(training, callback, log, tokenizer, tm
     assert all("rewards/margins" in e.metrics.extras for e in events.of("eval"))
     assert events[0].config.training.extras["trainer"] == "preference"
     assert events.of("run_end")[0].status == "ok"
-
-
-def test_dpo_is_bit_for_bit_that_without_the_callback_and_its_reference_passes_are_no_fault(
-    training, callback, log, tokenizer, tmp_path
-):
-    from datasets import Dataset
-    from trl import DPOConfig, DPOTrainer
-
-    def weights(out, *callbacks):
-        run = DPOTrainer(
-            model=training.llama(),
-            args=DPOConfig(max_length=16, **{**_given(out), "eval_strategy": "no"}),
-            train_dataset=Dataset.from_list(PAIRS),
-            processing_class=tokenizer,
-            callbacks=list(callbacks),
-        )
-        run.train()
-        return [*run.model.parameters(), training.torch.get_rng_state()]
-
-    with_it, without = weights(tmp_path / "on", callback()), weights(tmp_path / "off")
-    assert all(training.torch.equal(a, b) for a, b in zip(with_it, without, strict=True))
-    events = log(tmp_path / "on")
-    assert [e.phase for e in events.of("wiring")] == ["start", "gradients"]
-    assert not [e.code for e in events.of("alert") if e.code.startswith("WIR")]
+    assert [e.phase for e in events.of("wiring")][:2] == ["start", "evaluation"]
+    assert not [e.code for e in events.of("alert") if e.code.startswith("WIR")]  # reference passes are no fault
+    found = events.kind("data")[-1].metrics  # both answers, and reference passes are not counted
+    assert (found["batches"], found["rows"], found["tokens"], found["padding"]) == (4, 16, 8 * (5 + 4), 8)
+    assert (found["supervised"], found["rows_unsupervised"]) == (8 * (3 + 2), 0)

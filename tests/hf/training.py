@@ -99,10 +99,6 @@ def _interrupt(_model):
     os.kill(os.getpid(), signal.SIGINT)
 
 
-def _terminate(_model):
-    os.kill(os.getpid(), signal.SIGTERM)
-
-
 def _terminate_in_order(_model):
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # what a job's script does to leave cleanly
     os.kill(os.getpid(), signal.SIGTERM)
@@ -112,9 +108,7 @@ ACTS = {
     "break": _break,
     "kill": _kill,
     "interrupt": _interrupt,
-    "terminate": _terminate,
     "terminate-in-order": _terminate_in_order,
-    "leave": lambda _model: os._exit(3),
 }
 
 
@@ -124,13 +118,11 @@ def main():
     parser.add_argument("--steps", type=int, default=12)
     parser.add_argument("--act", choices=ACTS)
     parser.add_argument("--at", type=int, default=8)
-    parser.add_argument("--jit", action="store_true", help="let the Trainer stop on SIGTERM by itself")
     options = parser.parse_args()
     callbacks = [GradienceCallback()]
     if options.act:
         callbacks.append(At(options.at, ACTS[options.act]))
     given = {"save_strategy": "steps", "save_steps": 5, "max_steps": options.steps}
-    given |= {"enable_jit_checkpoint": True, "save_strategy": "no"} if options.jit else {}
     given |= {"ddp_backend": "gloo"} if "RANK" in os.environ else {}
     run = trainer(options.out, *callbacks, evals=sequences(8, seed=2), eval_strategy="steps", eval_steps=4, **given)
     run.train()

@@ -13,7 +13,6 @@ from tables import every
 from gradience.schema import SCHEMA_ID, SCHEMA_PATTERN
 from gradience.schema.document import Report
 from gradience.schema.export import _REPORTS, json_schema
-from gradience.schema.reports import CheckReport, MonitorReport
 
 
 def tag_of(kind: inspect.StructType) -> dict[str, Any]:
@@ -96,21 +95,3 @@ def test_a_report_schema_refuses_a_document_that_lacks_any_key(name: str) -> Non
     validator = Draft202012Validator(json_schema(name))
     for key in document:
         assert not validator.is_valid({k: v for k, v in document.items() if k != key}), key
-
-
-def test_a_healthy_run_has_an_empty_list_of_findings_and_null_for_what_is_not_known() -> None:
-    document = msgspec.convert(least(inspect.type_info(MonitorReport)), MonitorReport).to_dict()
-    assert document["findings"] == []
-    assert document["not_run"] == []
-
-
-def test_a_nested_snapshot_is_written_out_too() -> None:
-    document = CheckReport(schema="gradience.check/v2", config=_snapshot()).to_dict()
-    assert document["config"]["lora"]["r"] is None
-    assert document["config"]["training"]["max_steps"] is None
-
-
-def _snapshot() -> Any:
-    from gradience.schema.events import ConfigSnapshot
-
-    return ConfigSnapshot()

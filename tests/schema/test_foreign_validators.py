@@ -1,4 +1,4 @@
-"""The contract, held against validators that are not ours: three in Python, ajv, and one in Rust."""
+"""The contract, held against validators that are not ours: two in Python, one in Rust, and ajv."""
 
 from __future__ import annotations
 
@@ -203,15 +203,6 @@ def test_validators_find_one_error_in_one_fault_and_name_its_field(fault) -> Non
         fast()(document)
 
 
-def test_check_jsonschema_finds_one_error_in_one_fault_and_names_its_field(tmp_path, root) -> None:
-    code, report = check_jsonschema(
-        root / "schemas/telemetry-v1.schema.json", files_of(list(map(faulty, FAULTS)), tmp_path)
-    )
-    told = {Path(error["filename"]).stem: (error["path"], error["message"]) for error in report["errors"]}
-    assert (code, len(report["errors"])) == (1, len(FAULTS))
-    assert all(fault.named_in(*told[str(place)]) for place, fault in enumerate(FAULTS))
-
-
 def test_fastjsonschema_and_rust_agree_on_every_line(good, bad) -> None:
     rust = jsonschema_rs.Draft202012Validator(TELEMETRY)
     assert [rust.is_valid(document) for document in [*good, *bad]] == [True] * len(good) + [False] * len(bad)
@@ -220,52 +211,6 @@ def test_fastjsonschema_and_rust_agree_on_every_line(good, bad) -> None:
     for document in bad:
         with pytest.raises(fastjsonschema.JsonSchemaException):
             fast()(document)
-
-
-def run_check_jsonschema(*words: str) -> tuple[int, str]:
-    """Run its command in this process: its import takes ten times as long as a check."""
-    from check_jsonschema import main
-    from click.testing import CliRunner
-
-    done = CliRunner().invoke(main, words)
-    return done.exit_code, done.stdout
-
-
-def check_jsonschema(schema: Path, files: list[Path]) -> tuple[int, dict[str, object]]:
-    code, told = run_check_jsonschema("--output-format", "json", "--schemafile", str(schema), *map(str, files))
-    return code, json.loads(told)
-
-
-def files_of(documents: list[object], folder: Path) -> list[Path]:
-    paths = [folder / f"{i}.json" for i in range(len(documents))]
-    for path, document in zip(paths, documents, strict=True):
-        path.write_text(line_of(document))
-    return paths
-
-
-def test_check_jsonschema_accepts_every_good_line(tmp_path, root, good) -> None:
-    files = files_of(good, tmp_path)
-    code, report = check_jsonschema(root / "schemas/telemetry-v1.schema.json", files)
-    assert (code, report["status"]) == (0, "ok")
-
-
-def test_check_jsonschema_rejects_every_bad_line(tmp_path, root, bad) -> None:
-    files = files_of(bad, tmp_path)
-    code, report = check_jsonschema(root / "schemas/telemetry-v1.schema.json", files)
-    assert code == 1
-    assert {error["filename"] for error in report["errors"]} == {str(file) for file in files}
-
-
-@pytest.mark.parametrize("name", sorted(SCHEMAS))
-def test_check_jsonschema_finds_the_schema_itself_in_order(root: Path, name: str) -> None:
-    path = root / "schemas" / f"{SCHEMAS[name]}.schema.json"
-    assert run_check_jsonschema("--check-metaschema", str(path)) == (0, "ok -- validation done\n")
-
-
-def test_check_jsonschema_is_asked_what_a_schema_is(tmp_path: Path) -> None:
-    path = tmp_path / "no.schema.json"
-    path.write_text('{"$schema": "https://json-schema.org/draft/2020-12/schema", "type": "nothing"}')
-    assert run_check_jsonschema("--check-metaschema", str(path))[0] == 1
 
 
 def test_no_golden_log_is_without_lines() -> None:

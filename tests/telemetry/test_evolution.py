@@ -76,7 +76,7 @@ def test_what_is_copied_keeps_its_version_and_its_new_fields(later: Path):
     assert [copied[i] for i in (1, 2, 3, 6)] == [given[i] for i in (1, 2, 3, 6)]
 
 
-@pytest.mark.parametrize("version", [V1, f"{V1}.1", f"{V1}.27"])
+@pytest.mark.parametrize("version", [V1, f"{V1}.27"])
 def test_an_unknown_event_is_no_gap_and_an_unknown_status_no_crash(tmp_path: Path, version: str):
     summary = summarize(write(tmp_path / "run.jsonl", version))
     (run,) = summary.runs.values()
@@ -93,12 +93,6 @@ def test_a_line_that_is_lost_beside_an_unknown_event_is_still_missed(tmp_path: P
     log.write_bytes(b"".join(kept[:3] + kept[2:]))  # the checkpoint stands twice
     (run,) = summarize(log).runs.values()
     assert (run.record.missing, run.record.duplicates) == (0, 1)
-
-
-def test_an_unknown_event_alone_makes_no_run(tmp_path: Path):
-    log = tmp_path / "run.jsonl"
-    log.write_text(json.dumps({"schema": V1, "ts": 1, "run_id": "r", "event": "hello", "step": None, "seq": 0}) + "\n")
-    assert summarize(log).last is None
 
 
 def test_monitor_says_what_it_does_not_know_and_never_that_the_run_crashed(later: Path, capsys):
@@ -148,20 +142,6 @@ def test_a_foreign_validator_takes_the_later_log_and_holds_v1_to_its_values(tmp_
     assert not any(validator.is_valid(line) for line in lines("gradience.vnext.telemetry/v2"))
     wrong = [{**line, "run_id": 7} for line in lines(f"{V1}.1")]
     assert not any(validator.is_valid(line) for line in wrong)
-
-
-def test_check_jsonschema_takes_the_later_log(root: Path, tmp_path: Path):
-    from check_jsonschema import main as check
-    from click.testing import CliRunner
-
-    files = []
-    for i, line in enumerate(lines(f"{V1}.1")):
-        files.append(tmp_path / f"{i}.json")
-        files[-1].write_text(json.dumps(line))
-    schema = ["--schemafile", str(root / "schemas" / "telemetry-v1.schema.json")]
-    assert CliRunner().invoke(check, [*schema, *map(str, files)]).exit_code == 0
-    files[-1].write_text(json.dumps(lines(V1)[-1]))
-    assert CliRunner().invoke(check, [*schema, *map(str, files)]).exit_code == 1
 
 
 def test_the_page_shows_what_validate_prints(root: Path, tmp_path: Path, capsys, monkeypatch):
@@ -216,7 +196,7 @@ def versions(root: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, 
     return {"now": root / "src", "later": later}
 
 
-@pytest.mark.parametrize(("writes", "reads"), [("now", "later"), ("later", "now"), ("later", "later")])
+@pytest.mark.parametrize(("writes", "reads"), [("now", "later"), ("later", "now")])
 def test_a_field_that_was_an_extra_before_loses_nothing_in_either_version(tmp_path, versions, writes, reads):
     def run(version: str, code: str) -> str:
         env = {**os.environ, "PYTHONPATH": str(versions[version])}

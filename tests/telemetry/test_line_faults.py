@@ -3,23 +3,26 @@
 from __future__ import annotations
 
 import json
+import math
 import os
+from typing import Any
 
 import pytest
 from tables import every
+from wire import HEAD, ROW, SCHEMA
 
 from gradience.errors import RecorderError, SchemaError
-from gradience.schema.events import UnknownEvent
+from gradience.schema.events import Recommendation, RecommendationItem, TrainStep, UnknownEvent
 from gradience.telemetry import TelemetryReader
-from gradience.telemetry.codec import decode
-from gradience.telemetry.lines import find_faults
+from gradience.telemetry.codec import convert, decode, decode_block, decode_lines, encode, encode_row, parse
+from gradience.telemetry.lines import find_faults, find_unnamed
 from gradience.telemetry.reader import unnamed_note, validate_log
 
-HEAD = {"schema": "gradience.vnext.telemetry/v1", "ts": 1, "run_id": "r", "step": 1}
+STEP = {**HEAD, "step": 1}
 
 
 def line(**fields):
-    return json.dumps({**HEAD, "event": "train_step", **fields}).encode()
+    return json.dumps({**STEP, "event": "train_step", **fields}).encode()
 
 
 def write(path, *lines):
@@ -28,13 +31,6 @@ def write(path, *lines):
 
 
 # --- events of unknown names -------------------------------------------------------------------------------------
-
-
-def test_an_event_of_an_unknown_name_keeps_everything_but_its_envelope():
-    event = decode(line(event="probe", depth={"a": [1.5]}, session="s"))
-    assert isinstance(event, UnknownEvent)
-    assert (event.event, event.run_id, event.step, event.ts) == ("probe", "r", 1, 1)
-    assert event.payload == {"depth": {"a": [1.5]}, "session": "s"}
 
 
 @every(
@@ -57,14 +53,14 @@ def test_an_event_of_an_unknown_name_needs_a_whole_envelope(fields, message):
 
 
 def test_every_fault_of_a_line_is_named_up_to_64_and_shown_to_80_characters():
-    faults = find_faults({**HEAD, "event": "train_step", "loss": "high", "lr": [1, "x", "y"], "step": -1})
+    faults = find_faults({**STEP, "event": "train_step", "loss": "high", "lr": [1, "x", "y"], "step": -1})
     assert [fault.path for fault in faults] == ["$.step", "$.loss", "$.lr[1]", "$.lr[2]"]
-    assert len(find_faults({**HEAD, "event": "train_step", "lr": ["x"] * 100})) == 64
-    several = {**HEAD, "event": "train_step", "step": -1, "loss": "x", "lr": "y", "grad_norm": "z"}
+    assert len(find_faults({**STEP, "event": "train_step", "lr": ["x"] * 100})) == 64
+    several = {**STEP, "event": "train_step", "step": -1, "loss": "x", "lr": "y", "grad_norm": "z"}
     assert [len(find_faults(dict(several), most)) for most in (1, 2, 3, 4, 9)] == [1, 2, 3, 4, 4]
-    (long,) = find_faults({**HEAD, "event": "train_step", "loss": "x" * 200})
+    (long,) = find_faults({**STEP, "event": "train_step", "loss": "x" * 200})
     assert len(long.got) == 80
-    (missing,) = find_faults({k: v for k, v in HEAD.items() if k != "step"} | {"event": "train_step"})
+    (missing,) = find_faults({k: v for k, v in STEP.items() if k != "step"} | {"event": "train_step"})
     assert (missing.path, missing.expected, missing.got) == ("$.step", "a value (required)", "nothing")
 
 
@@ -103,7 +99,7 @@ def test_bare_tokens_and_torn_tails_are_noted(tmp_path):
 
 
 def test_each_item_of_a_list_has_its_fault_once():
-    document = {**HEAD, "event": "recommendation", "recommendations": [1, {"severity": "bad"}, "x"]}
+    document = {**STEP, "event": "recommendation", "recommendations": [1, {"severity": "bad"}, "x"]}
     faults = [(fault.path, fault.expected) for fault in find_faults(document)]
     assert faults[0] == ("$.recommendations[0]", "object")
     assert [path for path, _ in faults] == [
@@ -122,7 +118,7 @@ def test_a_log_that_begins_in_another_version_is_refused_and_one_line_of_another
     other = line(schema="gradience.vnext.telemetry/v2", loss="x")  # and a fault beside it
     report = validate_log(write(tmp_path / "b.jsonl", line(), other, line()))
     assert [(item.line, item.path, item.expected, item.got) for item in report.issues] == [
-        (2, "$.schema", HEAD["schema"], "'gradience.vnext.telemetry/v2'"),
+        (2, "$.schema", SCHEMA, "'gradience.vnext.telemetry/v2'"),
         (2, "$.loss", 'a number, "NaN", "Infinity" or "-Infinity"', "'x'"),
     ]
 
@@ -144,3 +140,170 @@ def test_a_pipe_is_no_file_rather_than_an_empty_one(tmp_path):
     os.mkfifo(tmp_path / "pipe")
     with pytest.raises(RecorderError, match="not a regular file"):
         list(TelemetryReader(tmp_path / "pipe"))
+
+
+REAL = 'a number, "NaN", "Infinity" or "-Infinity"'
+
+
+@every(
+    ("change", "faults"),
+    [
+        ({}, []),
+        ({"step": -1}, [("Expected `int` >= 0", "$.step", "int >= 0", "-1")]),
+        ({"step": "x"}, [("Expected `int | null`, got `str`", "$.step", "int | null", "str")]),
+        ({"loss": "x"}, [("Invalid enum value 'x'", "$.loss", REAL, "'x'")]),
+        ({"run_id": ""}, [("Expected `str` of length >= 1", "$.run_id", "str of length >= 1", "''")]),
+        (
+            {"step": 1.5, "loss": [], "run_id": 3},
+            [
+                ("Expected `str`, got `int`", "$.run_id", "str", "int"),
+                ("Expected `int | null`, got `float`", "$.step", "int | null", "float"),
+                ("Expected `float | str | null`, got `array`", "$.loss", "float | str | null", "array"),
+            ],
+        ),
+    ],
+)
+def test_every_fault_of_a_line_is_named_with_its_place(change, faults):
+    found = find_faults({**ROW, **change})
+    assert sorted((one.reason, one.path, one.expected, one.got) for one in found) == sorted(faults)
+
+
+def test_bare_numbers_are_named_one_by_one_up_to_the_most():
+    line = b'{"a": NaN, "b": [1, -Infinity], "c": {"d": Infinity}}'
+    assert [(one.path, one.expected, one.got) for one in find_unnamed(line)] == [
+        ("$.a", '"NaN"', "NaN without quotes"),
+        ("$.b[1]", '"-Infinity"', "-Infinity without quotes"),
+        ("$.c.d", '"Infinity"', "Infinity without quotes"),
+    ]
+    assert [one.path for one in find_unnamed(line, 2)] == ["$.a", "$.b[1]"]
+    assert len(find_unnamed(b'{"a": [%b]}' % b",".join([b"NaN"] * 100))) == 64
+    assert {one.reason for one in find_unnamed(line)} == {"Bare NaN and Infinity are not JSON"}
+
+
+def test_what_is_unknown_on_any_level_is_kept_on_its_level():
+    def item(**extras: Any) -> RecommendationItem:
+        return RecommendationItem(severity="info", action="a", message="m", extras=extras)
+
+    for extras in (({"x": 1}, {}), ({}, {"x": 0}), ({}, {})):
+        event = Recommendation(**HEAD, step=1, recommendations=[item(**extra) for extra in extras])
+        line = encode(event)
+        assert json.loads(line)["recommendations"] == [
+            {"severity": "info", "action": "a", "message": "m", **extra} for extra in extras
+        ]
+        assert decode(line) == event
+    config = {
+        "x": 1,
+        "y": 2,
+        "extras": {"x": 3, "z": 4},
+        "lora": {"r": 8, "q": None},
+        "optimizer": {"extras": {"a": 0}},
+    }
+    start = decode(json.dumps({**HEAD, "event": "run_start", "step": None, "config": config}).encode())
+    assert start.config.extras == {"x": 1, "y": 2, "z": 4}  # of two of a name the one beside counts
+    assert (start.config.lora.extras, start.config.optimizer.extras) == ({"q": None}, {"a": 0})
+    lora = {"rank_pattern": {"q": 4.0, "k": 8, "v": 0.0}, "alpha_pattern": {"q": 4.5, "k": "NaN"}}
+    start = decode(json.dumps({**HEAD, "event": "run_start", "step": None, "config": {"lora": lora}}).encode())
+    assert repr(start.config.lora.rank_pattern) == "{'q': 4, 'k': 8, 'v': 0}"
+    assert start.config.lora.alpha_pattern == lora["alpha_pattern"]
+    for bad in ({"extras": 5, "x": 1}, 5, None, {"lora": {"rank_pattern": {"q": 4.0, "k": 8.5}}}):
+        with pytest.raises(SchemaError, match=r"\$\.config"):
+            decode(json.dumps({**HEAD, "event": "run_start", "step": None, "config": bad}).encode())
+    start = decode(json.dumps({**HEAD, "event": "run_start", "step": None, "config": {}, "own": 0}).encode())
+    assert (start.extras, start.config.extras) == ({"own": 0}, {})
+
+
+def test_another_version_is_named_by_its_first_80_characters():
+    with pytest.raises(SchemaError) as error:
+        convert({**ROW, "schema": "gradience.vnext.telemetry/" + "9" * 90})
+    shown = "gradience.vnext.telemetry/" + "9" * 54
+    assert str(error.value) == f"this log is {shown!r}, this reader knows {SCHEMA!r}"
+    means = "another major version means other fields"
+    assert error.value.advice == f"{means}: read it with a release of gradience that writes it"
+    event = decode(json.dumps({**HEAD, "event": "later", "step": 3, "x": 1}).encode())
+    assert event == UnknownEvent(event="later", ts=1.0, run_id="r", step=3, payload={"x": 1})
+    for step in (0, None, 5):
+        event = UnknownEvent(event="later", ts=0.0, run_id="r", step=step, payload={"x": 0, "y": None})
+        assert decode(encode(event)) == event
+    for name in (["later"], {}, None, 5):
+        with pytest.raises(SchemaError, match=r"\$\.event"):
+            decode(json.dumps({**HEAD, "event": name, "step": 3}).encode())
+
+
+def test_lines_decoded_at_once_are_as_many_as_there_are():
+    row = json.dumps(ROW).encode()
+    assert len(decode_block(row + b"\n" + row + b"\n", 2)) == 2
+    assert decode_block(row + b"," + row + b"\n", 1) is None
+    assert decode_lines(row + b"," + row + b"\n") is None
+    assert len(decode_lines(row + b"\n" + row)) == 2
+    skipped = row[:-1] + b', "note": "\xff"}\n'  # not UTF-8, and in a value that is not decoded
+    for bad in (b'{"a":"\xff"}\n', b"{}\n", skipped):
+        assert decode_block(bad, 1) is None
+        assert decode_lines(bad) is None
+    assert parse(b'{"a": 1e999, "b": -Infinity}') == ({"a": "Infinity", "b": "-Infinity"}, True)
+    assert parse(b'{"a": 1}') == ({"a": 1}, False)
+
+
+@every(
+    ("line", "message"),
+    [
+        (b'{"a": NaN, "b": "\xff"}', "not UTF-8: invalid start byte at byte 17"),
+        (b'{"a": "\xff"}', "not UTF-8: invalid start byte at byte 7"),
+        (b'{"a": NaN', "not JSON: JSON is malformed: invalid character (byte 6)"),
+        (b"[NaN]", "Expected `object`, got `array`"),
+        (b'{"a": NaN, "b": "\\ud800"}', "not Unicode: half of a surrogate pair in a string"),
+    ],
+)
+def test_a_line_that_is_no_object_of_json_says_why_and_where(line, message):
+    with pytest.raises(SchemaError) as error:
+        parse(line)
+    assert str(error.value).startswith(message)
+
+
+@pytest.mark.parametrize("written", [encode, encode_row])
+def test_a_number_that_json_lacks_is_named_whichever_way_a_row_is_written(written):
+    def row(step=1, **fields):
+        return TrainStep(schema=SCHEMA, ts=1.0, run_id="r", step=step, **fields)
+
+    assert json.loads(written(row(loss=math.nan, lr=-math.inf)))["loss"] == "NaN"
+    assert json.loads(written(row(loss=0.5, grad_norm=math.inf)))["grad_norm"] == "Infinity"
+    assert json.loads(written(row(loss=0.5))) == ROW
+    assert json.loads(written(row(step=None, loss=math.nan))) == {**ROW, "step": None, "loss": "NaN"}
+    assert b"null" not in encode(UnknownEvent(event="e", ts=1.0, run_id="r", step=1, payload={"x": [math.nan]}))
+    odd = TrainStep(schema=SCHEMA, ts=1.0, run_id="r\x7f", step=1)
+    assert rb'"run_id":"r\u007f"' in written(odd)
+    with pytest.raises(SchemaError, match="extras of TrainStep may not use the name of a known key: loss, step"):
+        encode(row(extras={"step": 1, "loss": 2.0, "x": 3}))
+
+
+def event(name: str, step: Any, **fields: Any) -> dict[str, Any]:
+    return {**HEAD, "event": name, "step": step, **fields}
+
+
+def test_a_fault_deep_in_a_line_says_what_was_expected_there():
+    items = [{"severity": "info", "action": "a", "message": "m"}, {"severity": "bad", "action": "a", "message": "m"}]
+    (fault,) = find_faults(event("recommendation", 1, recommendations=items))
+    assert (fault.path, fault.got) == ("$.recommendations[1].severity", "'bad'")
+    assert fault.expected == "one of info, warning, error, critical, unknown"
+    (fault,) = find_faults(event("run_end", None, status="good"))
+    assert (fault.path, fault.expected) == ("$.status", "one of ok, aborted, error, interrupted, unknown")
+    (fault,) = find_faults(event("run_start", None, config={"task_profile": "poetry"}))
+    assert fault.path == "$.config.task_profile"
+    assert fault.expected == "one of easy_classification, hard_reasoning, generation, unknown"
+
+
+@every(
+    ("name", "fields"),
+    [
+        ("alert", ("severity", "code", "message")),
+        ("eval", ("split", "metrics")),
+        ("metrics", ("kind", "metrics")),
+        ("run_start", ("config",)),
+        ("run_end", ("status",)),
+        ("recommendation", ("recommendations",)),
+    ],
+)
+def test_each_field_that_an_event_needs_is_one_fault_where_it_is_of_a_wrong_type(name, fields):
+    wrong = dict.fromkeys(("ts", "run_id", "step", *fields), True)
+    assert sorted(str(fault.path) for fault in find_faults({**event(name, 1), **wrong})) == sorted(
+        f"$.{field}" for field in wrong
+    )

@@ -3,113 +3,22 @@
 from __future__ import annotations
 
 import math
-from decimal import Decimal
 from enum import Enum
 
 import numpy as np
 from hypothesis import given, strategies as st
 from tables import every
 
-from gradience.schema.values import described
-from gradience.telemetry.rows import eval_columns, plain_columns, split_of, split_row, train_columns
-
-
-class Kind(str, Enum):  # noqa: UP042  # as those of transformers are
-    A = "a"
+from gradience.telemetry.rows import eval_columns, plain_columns, split_row, train_columns
 
 
 class Name(Enum):
     STEP = "step"
 
 
-class Place(Enum):
-    B = 2
-
-
-class Gone:
-    """Looks like a number, and gives none: as a tensor whose data were given away does."""
-
-    def __float__(self) -> float:
-        raise RuntimeError("no data")
-
-
 WORDS = "loss grad_norm epoch eval_loss eval_runtime eval_g0_loss eval_g0_runtime g0_runtime test_loss val_loss "
 RESERVED = {"step_": 1, "run_id_": "x", "extras_": 2, "event_": 3, "self_": 4}
 KEYS = st.sampled_from([*WORDS.split(), "train_loss", "train_runtime", "total_flos", "reward", "eval_", "_"])
-
-
-@every(
-    ("row", "train", "evals", "summary"),
-    [
-        ({"loss": 1, "epoch": 2, "reward": 3}, {"loss", "epoch", "reward"}, {}, set()),
-        ({"eval_loss": 1, "eval_runtime": 2, "epoch": 3}, set(), {"eval": {"loss", "runtime", "epoch"}}, set()),
-        ({"eval_g0_loss": 1, "eval_g0_runtime": 2}, set(), {"g0": {"loss", "runtime"}}, set()),
-        ({"eval_a_loss": 1, "eval_a_accuracy": 2}, set(), {"a": {"loss", "accuracy"}}, set()),
-        ({"eval_a_accuracy": 2, "eval_a_loss": 1}, set(), {"a": {"loss", "accuracy"}}, set()),
-        ({"test_loss": 1, "eval_a_loss": 2, "eval_a_f1": 3}, set(), {"test": {"loss"}, "a": {"loss", "f1"}}, set()),
-        ({"total_flos": 1, "train_loss": 2, "epoch": 3}, set(), {}, {"total_flos", "train_loss", "epoch"}),
-        ({"train_loss": 1, "train_runtime": 2}, set(), {"train": {"loss", "runtime"}}, set()),
-        ({"test_loss": 1, "test_runtime": 2}, set(), {"test": {"loss", "runtime"}}, set()),
-        ({"eval_runtime": 1, "eval_my_runtime": 2}, set(), {"eval": {"runtime", "my_runtime"}}, set()),
-        (
-            {"eval_a_loss": 1, "eval_a_runtime": 1, "eval_entropy": 2},
-            set(),
-            {"a": {"loss", "runtime", "entropy"}},
-            set(),
-        ),
-        ({"loss": 1, "val_loss": 2, "val_accuracy": 3}, {"loss"}, {"val": {"loss", "accuracy"}}, set()),
-        ({"loss": 1, "valid_tokens": 2}, {"loss", "valid_tokens"}, {}, set()),
-        ({"loss": 1, "step_runtime": 2}, {"loss", "step_runtime"}, {}, set()),
-        ({"learning_rate": 1, "step_runtime": 2}, {"learning_rate"}, {"step": {"runtime"}}, set()),  # without a loss
-        ({"loss": 1, "train_runtime": 2}, {"loss", "train_runtime"}, {}, set()),
-        (
-            {"eval_a_runtime": 1, "a_runtime": 2, "a_f1": 3},
-            set(),
-            {"a": {"runtime", "f1"}, "eval_a": {"runtime"}},
-            set(),
-        ),
-        ({"_runtime": 1, "reward": 2}, {"_runtime", "reward"}, {}, set()),  # W&B's own
-        (
-            {"eval_a_runtime": 1, "eval_a_loss": 2, "eval_loss": 3},
-            set(),
-            {"a": {"runtime", "loss"}, "eval": {"loss"}},
-            set(),
-        ),
-        ({"reward": 1}, {"reward"}, {}, set()),
-        ({}, set(), {}, set()),
-        (
-            {"eval_test_runtime": 1, "test_loss": 2},  # the short prefix has the name, in any order of letters
-            set(),
-            {"test": {"loss"}, "eval_test": {"runtime"}},
-            set(),
-        ),
-        ({"total_flos": 1, "train_loss": 2, "eval_f1": 3}, set(), {"eval": {"f1"}}, {"total_flos", "train_loss"}),
-        ({"total_flos": 1, "lr": 2, "kl": 3}, {"lr", "kl"}, {}, {"total_flos"}),
-        ({"total_flos": 1, "train_x": 2, "grad_norm": 3}, {"grad_norm"}, {}, {"total_flos", "train_x"}),
-        ({"evaluation_runtime": 1, "loss": 2}, {"loss"}, {"evaluation": {"runtime"}}, set()),
-        (
-            {"validation_loss": 1, "eval_a_runtime": 2, "eval_entropy": 3},
-            set(),
-            {"validation": {"loss"}, "a": {"runtime", "entropy"}},
-            set(),
-        ),
-        ({"total_flos": 1, "training_time": 2, "loss": 3}, {"training_time", "loss"}, {}, {"total_flos"}),
-        ({"eval_a_runtime": 1, "eval_ab_runtime": 2}, set(), {"a": {"runtime"}, "ab": {"runtime"}}, set()),
-        (
-            {"eval_a_runtime": 1, "eval_bc_runtime": 2, "eval_entropy": 3},  # of two evaluations the longer name has it
-            set(),
-            {"a": {"runtime"}, "bc": {"runtime", "entropy"}},
-            set(),
-        ),
-        ({"devices": 1, "loss": 2}, {"devices", "loss"}, {}, set()),
-        ({"dev_loss": 1, "dev_f1": 2, "loss": 2}, {"loss"}, {"dev": {"loss", "f1"}}, set()),
-    ],
-)
-def test_a_row_is_what_its_keys_say(row, train, evals, summary):
-    parts = split_row(row)
-    assert set(parts.train) == train
-    assert {split: set(held) for split, held in parts.evals.items()} == evals
-    assert set(parts.summary) == summary
 
 
 def test_a_joined_row_is_taken_apart():
@@ -137,11 +46,6 @@ def test_no_value_of_a_row_is_lost(row):
 def test_what_an_evaluation_measured_itself_goes_before_what_stands_beside_it():
     parts = split_row({"eval_loss": 1, "eval_runtime": 2, "runtime": 3, "epoch": 4})
     assert parts.evals == {"eval": {"loss": 1, "runtime": 2, "epoch": 4}}
-
-
-@every("prefix", ["eval", "eval_", "eval_hard", "test", "train"])
-def test_a_split_has_the_data_sets_name(prefix):
-    assert split_of(prefix) == {"eval_hard": "hard"}.get(prefix, prefix)
 
 
 @every(
@@ -189,42 +93,6 @@ def test_measurements_get_the_recorders_names_too(measured, known, extras):
     assert list(map(type, found.known.values())) == list(map(type, known.values()))
 
 
-@every(
-    ("value", "shown"),
-    [
-        (list(range(64)), list(range(64))),
-        (list(range(65)), "<65 values>"),
-        ({str(i): 0 for i in range(65)}, "<65 values>"),
-        (np.zeros((8, 8)), [[0.0] * 8] * 8),
-        (np.zeros((5, 13)), "<array of shape [5, 13]>"),
-        (np.ones((1, 1, 1)), 1.0),
-        (np.zeros(0), []),
-        (2**53 - 1, 2**53 - 1),
-        (-(2**53), "-9007199254740992"),
-        (2**200, "<a huge number>"),
-        (math.inf, "Infinity"),
-        ({1: {2.5}}, {"1": [2.5]}),
-        (b"x", "<bytes>"),
-        (Gone(), "<Gone>"),
-        ("a\ud800", "a?"),
-        (Decimal("1e400"), "Infinity"),
-        (Kind.A, "a"),
-        ([Place.B], [2]),
-    ],
-    ids=str,
-)
-def test_a_logged_value_is_json_and_bounded(value, shown):
-    assert described(value) == shown
-
-
-def test_a_logged_value_has_eight_levels_and_below_them_a_count():
-    nested: object = [1, 2]
-    for _ in range(7):
-        nested = [nested]
-    assert described(nested) == nested
-    assert described([nested]) == [[[[[[[["<2 values>"]]]]]]]]
-
-
 @every("word", ["eval", "val", "valid", "validation", "test", "dev", "predict"])
 @every("metric", ["loss", "accuracy", "acc", "ppl", "perplexity", "runtime"])
 def test_these_words_begin_what_is_measured_on_held_out_data(word, metric):
@@ -254,3 +122,96 @@ def test_these_words_begin_what_is_measured_on_held_out_data(word, metric):
 )
 def test_a_row_of_known_columns_and_floats_alone_is_plain(row, columns):
     assert plain_columns(row) == columns
+
+
+@every(
+    ("row", "train", "evals", "summary"),
+    [
+        ({"loss": 1, "eval_runtime": 2}, {"loss": 1}, {"eval": {"runtime": 2}}, {}),
+        ({"loss": 1, "x_runtime": 2}, {"loss": 1, "x_runtime": 2}, {}, {}),
+        ({"x_runtime": 2, "x_f1": 1, "epoch": 3}, {}, {"x": {"runtime": 2, "f1": 1, "epoch": 3}}, {}),
+        ({"_runtime": 2, "reward": 1}, {"_runtime": 2, "reward": 1}, {}, {}),
+        ({"eval_f1": 1, "epoch": 2}, {}, {"eval": {"f1": 1, "epoch": 2}}, {}),
+        ({"eval_a_loss": 1, "eval_a_f1": 2}, {}, {"a": {"loss": 1, "f1": 2}}, {}),
+        ({"eval_a_loss": 1, "eval_b_f1": 2}, {}, {"eval": {"a_loss": 1, "b_f1": 2}}, {}),
+        ({"eval_a_loss": 1, "eval_b_loss": 2}, {}, {"eval": {"a_loss": 1, "b_loss": 2}}, {}),
+        ({"eval_a_loss": 1, "eval_a_b_loss": 2}, {}, {"eval": {"a_loss": 1, "a_b_loss": 2}}, {}),
+        ({"test_f1": 1}, {"test_f1": 1}, {}, {}),
+        ({"test_acc": 1, "test_f1": 2}, {}, {"test": {"acc": 1, "f1": 2}}, {}),
+        ({"val_loss": 1, "eval_loss": 2}, {}, {"val": {"loss": 1}, "eval": {"loss": 2}}, {}),
+        (
+            {"eval_a_runtime": 1, "eval_b_runtime": 2, "epoch": 3, "kl": 4},
+            {"kl": 4},
+            {"a": {"runtime": 1, "epoch": 3}, "b": {"runtime": 2, "epoch": 3}},
+            {},
+        ),
+        ({"eval_a_runtime": 1, "eval_a_b_runtime": 2}, {}, {"a": {"runtime": 1, "b_runtime": 2}}, {}),
+        (
+            {"eval_a_runtime": 1, "eval_a_f1": 2, "eval_loss": 3},
+            {},
+            {"a": {"runtime": 1, "f1": 2}, "eval": {"loss": 3}},
+            {},
+        ),
+        (
+            {"eval_a_loss": 1, "eval_a_runtime": 2, "test_loss": 3, "epoch": 4, "step": 5},
+            {"step": 5},
+            {"a": {"loss": 1, "runtime": 2, "epoch": 4}, "test": {"loss": 3, "epoch": 4}},
+            {},
+        ),
+        ({"total_flos": 1, "kl": 2}, {}, {}, {"total_flos": 1, "kl": 2}),
+        ({"total_flos": 1, "train_loss": 3, "loss": 2}, {"loss": 2}, {}, {"total_flos": 1, "train_loss": 3}),
+        ({"total_flos": 1, "loss": 2, "epoch": 3}, {"loss": 2, "epoch": 3}, {}, {"total_flos": 1, "epoch": 3}),
+        ({"total_flos": 1, "eval_loss": 2}, {}, {"eval": {"loss": 2}}, {"total_flos": 1}),
+        ({"total_flos": 0, "loss": 0, "epoch": 0}, {"loss": 0, "epoch": 0}, {}, {"total_flos": 0, "epoch": 0}),
+        ({"total_flos": 1, "epoch": None, "lr": 0}, {"lr": 0, "epoch": None}, {}, {"total_flos": 1, "epoch": None}),
+        ({"eval_loss": 0, "epoch": 0}, {}, {"eval": {"loss": 0, "epoch": 0}}, {}),
+        ({"eval_runtime": 0, "loss": 0}, {"loss": 0}, {"eval": {"runtime": 0}}, {}),
+        (
+            {"eval_a_runtime": 0, "eval_b_runtime": 0, "epoch": 0},
+            {},
+            {"a": {"runtime": 0, "epoch": 0}, "b": {"runtime": 0, "epoch": 0}},
+            {},
+        ),
+        ({"predict_ppl": 1, "lr": 2, "epoch": 3}, {"lr": 2, "epoch": 3}, {"predict": {"ppl": 1}}, {}),
+        ({"eval_loss": 1, "loss": 3, "f1": 2}, {"loss": 3, "f1": 2}, {"eval": {"loss": 1}}, {}),
+        ({"eval_loss": 1, "f1": 2}, {}, {"eval": {"loss": 1, "f1": 2}}, {}),
+        ({"eval_loss": 1, "grad_norm": 3, "f1": 2}, {"grad_norm": 3, "f1": 2}, {"eval": {"loss": 1}}, {}),
+        ({"eval_loss": 1, "learning_rate": 3, "f1": 2}, {"learning_rate": 3, "f1": 2}, {"eval": {"loss": 1}}, {}),
+        ({"loss": 1, "epoch": 2, "reward": 3}, {"loss": 1, "epoch": 2, "reward": 3}, {}, {}),
+        ({"train_loss": 1, "train_runtime": 2}, {}, {"train": {"loss": 1, "runtime": 2}}, {}),
+        (
+            {"eval_a_loss": 1, "eval_a_runtime": 2, "eval_entropy": 3},
+            {},
+            {"a": {"loss": 1, "runtime": 2, "entropy": 3}},
+            {},
+        ),
+        ({"loss": 1, "valid_tokens": 2}, {"loss": 1, "valid_tokens": 2}, {}, {}),
+        ({"learning_rate": 1, "step_runtime": 2}, {"learning_rate": 1}, {"step": {"runtime": 2}}, {}),  # without a loss
+        (
+            {"eval_a_runtime": 1, "a_runtime": 2, "a_f1": 3},
+            {},
+            {"a": {"runtime": 2, "f1": 3}, "eval_a": {"runtime": 1}},
+            {},
+        ),
+        # the short prefix has the name, in any order of letters
+        ({"eval_test_runtime": 1, "test_loss": 2}, {}, {"test": {"loss": 2}, "eval_test": {"runtime": 1}}, {}),
+        ({"evaluation_runtime": 1, "loss": 2}, {"loss": 2}, {"evaluation": {"runtime": 1}}, {}),
+        (
+            {"validation_loss": 1, "eval_a_runtime": 2, "eval_entropy": 3},
+            {},
+            {"validation": {"loss": 1}, "a": {"runtime": 2, "entropy": 3}},
+            {},
+        ),
+        ({"total_flos": 1, "training_time": 2, "loss": 3}, {"training_time": 2, "loss": 3}, {}, {"total_flos": 1}),
+        ({"eval_a_runtime": 1, "eval_ab_runtime": 2}, {}, {"a": {"runtime": 1}, "ab": {"runtime": 2}}, {}),
+        (
+            {"eval_a_runtime": 1, "eval_bc_runtime": 2, "eval_entropy": 3},  # of two evaluations the longer name has it
+            {},
+            {"a": {"runtime": 1}, "bc": {"runtime": 2, "entropy": 3}},
+            {},
+        ),
+        ({"devices": 1, "loss": 2}, {"devices": 1, "loss": 2}, {}, {}),
+    ],
+)
+def test_a_row_is_taken_apart_value_by_value(row, train, evals, summary):
+    assert split_row(row) == (train, evals, summary)

@@ -103,15 +103,6 @@ def test_an_event_with_extras_is_copied_compared_and_shown_as_one_without():
     assert msgspec.structs.replace(event, extras={}) == TrainStep(**HEAD, loss=0.7)
 
 
-def test_a_thousand_extras_are_kept_compared_and_written_flat():
-    extras = {f"m{i}": i for i in range(1001)}
-    event = TrainStep(**HEAD, loss=0.7, extras=extras)
-    assert event.extras == extras
-    assert event != TrainStep(**HEAD, loss=0.7, extras={**extras, "m0": 1})
-    assert json.loads(encode(event)) == {**LINE, "event": "train_step", "loss": 0.7, **extras}
-    assert decode(encode(event)) == event == revived(event)
-
-
 def test_a_class_of_your_own_has_its_fields_beside_the_others(tmp_path):
     class Row(TrainStep, frozen=True):
         kl: float | None = None

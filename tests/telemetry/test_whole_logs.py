@@ -5,18 +5,19 @@ from __future__ import annotations
 import json
 import math
 import random
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from tables import grid
+from tables import every, grid
 from wire import HEAD, ROW, SCHEMA
 
 from gradience.errors import RecorderError
 from gradience.schema.events import UnknownEvent
 from gradience.schema.reports import BadLine
 from gradience.telemetry import TelemetryReader, TelemetryWriter, lines
-from gradience.telemetry.lines import Block
+from gradience.telemetry.lines import Block, read_blocks
 from gradience.telemetry.reader import RunSummary, summarize, validate_log
 
 # --- whole logs --------------------------------------------------------------------------------------------------
@@ -223,3 +224,92 @@ def test_a_row_of_floats_alone_is_refused_or_written_as_any_other(tmp_path):
     rows = [event for event in TelemetryReader(tmp_path / "run.jsonl") if event.step is not None]
     assert [event.step for event in rows] == [3, 4, 5, 0]
     assert {(event.loss, event.lr, event.grad_norm, event.epoch) for event in rows} == {(0.5, 0.1, 1.0, 0.25)}
+
+
+@every(
+    ("before", "after", "torn"),
+    [
+        (["b"], "a", True),
+        (["b"], "b", False),
+        (["b"], "c", True),
+        (["b"], None, False),
+        (["b", None], "b", False),  # a row that names no session ends none
+        (["b", None], "c", True),
+        (["b", "other"], "b", False),  # nor does an event by itself
+        (["b"], ["b", "c"], False),  # of several sessions that follow the first counts
+        (["b"], ["c", "b"], True),
+    ],
+)
+def test_a_broken_line_is_a_torn_tail_where_another_session_than_the_last_goes_on(tmp_path, before, after, torn):
+    head = {"schema": "gradience.vnext.telemetry/v1", "ts": 1.0, "run_id": "r", "event": "train_step", "loss": 1.0}
+    sessions = ["a"] * 10 + before + (after * 5 if isinstance(after, list) else [after] * 10)
+    rows = [json.dumps({**head, "step": n, "session": s}) for n, s in enumerate(sessions)]
+    log = tmp_path / "run.jsonl"
+    place = 10 + len(before)
+    if before[-1] == "other":
+        rows[place - 1] = json.dumps({**head, "event": "metrics", "step": 1, "kind": "k", "metrics": {}})
+    log.write_text("\n".join([*rows[:place], '{"schema": "gra', *rows[place:]]) + "\n")
+    (issue,) = TelemetryReader(log).summarize().issues
+    assert (issue.line, issue.torn) == (place + 1, torn)
+    assert issue.reason.startswith("torn tail of an earlier session: ") is torn
+
+
+def test_a_line_that_is_too_long_is_counted_among_the_lines(tmp_path):
+    log = tmp_path / "run.jsonl"
+    row = json.dumps({"schema": "gradience.vnext.telemetry/v1", "ts": 1, "run_id": "r", "event": "run_end", "step": 1})
+    log.write_text(f"{row}\n{'x' * (64 * 1024 + 1)}\n{row}\n")
+    assert (validate_log(log).lines, TelemetryReader(log).summarize().lines) == (3, 3)
+
+
+@pytest.fixture
+def log(tmp_path: Path) -> Path:
+    return tmp_path / "run.jsonl"
+
+
+def row(step: int, **fields: Any) -> dict[str, Any]:
+    return {**HEAD, "event": "train_step", "step": step, "loss": step / 8, **fields}
+
+
+def evaluation(step: int | None, **metrics: Any) -> dict[str, Any]:
+    return {**HEAD, "event": "eval", "step": step, "split": "eval", "metrics": {"loss": 1.0, **metrics}}
+
+
+def test_blocks_lie_where_they_say_in_the_file(log):
+    lines = [json.dumps(row(step, text="x" * (step % 97))) for step in range(2000)]
+    lines[700] = "y" * 70_000  # too long: a piece by itself
+    log.write_text("\n".join([*lines, "half"]))
+    whole, numbers = log.read_bytes(), []
+    for piece in read_blocks(log):
+        numbers.append(piece.number)
+        if isinstance(piece, Block):
+            assert whole[piece.offset :].startswith(piece.data)
+            assert piece.number == whole[: piece.offset].count(b"\n")
+            assert [whole[line.offset :].startswith(line.data) for line in piece.lines()] == [True] * piece.count
+        else:
+            assert (piece.number, piece.length, piece.offset) == (701, 70_000, whole.index(b"yyy"))
+    assert len(numbers) > 3
+    assert numbers == sorted(numbers)
+
+
+def test_a_line_is_a_torn_tail_also_where_rows_by_the_thousand_go_on_in_another_session(log):
+    for between, torn in (("b", True), ("a", False)):
+        first = [json.dumps(row(step, session="a")) for step in range(1500)]
+        other = json.dumps({**evaluation(1500), "session": between})
+        last = [json.dumps(row(step, session="a")) for step in range(1500, 3000)]
+        log.write_text("\n".join([*first, other, '{"event": "train', *last]) + "\n")
+        reader = TelemetryReader(log)
+        assert len(list(reader)) == 3001
+        (issue,) = reader.issues
+        assert reader.summarize().issues == [issue]
+        assert (issue.line, issue.torn) == (1502, torn)
+
+
+def test_a_line_may_have_64_kib_and_no_byte_more(log):
+    short = len(json.dumps(row(1, text="")))
+    for length, last in ((65_535, ""), (65_536, ""), (65_536, "\n"), (65_537, ""), (65_537, "\n")):
+        log.write_text(json.dumps(row(1)) + "\n" + json.dumps(row(1, text="x" * (length - short))) + last)
+        reader = TelemetryReader(log)
+        assert len(list(reader)) == (2 if length <= 65_536 else 1), (length, last)
+        assert [(bad.line, bad.reason) for bad in reader.issues] == (
+            [] if length <= 65_536 else [(2, "a line of 65537 bytes; one may have 65536")]
+        )

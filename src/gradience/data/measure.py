@@ -8,7 +8,6 @@ from array import array
 from bisect import bisect_left, insort
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from heapq import nlargest
 from itertools import chain, repeat
 from typing import Any, Final, NamedTuple
 
@@ -84,7 +83,6 @@ def batching(lengths: Sequence[int], *, per_batch: int, batch_size: int, max_len
         batch_size=batch_size,
         padding_share=1.0 - total / room if room else None,
         packed_sequences=packed,
-        packed_padding_share=None if not packed or max_length is None else max(0.0, 1 - total / (packed * max_length)),
     )
 
 
@@ -174,7 +172,7 @@ class RowCounter:
         self._count: Counter[str] = Counter()
         self._first: dict[str, list[int]] = {}
         self._faults: list[RowFault] = []
-        self._lengths, self._owners, self._fed = array("I"), array("I"), array("I")
+        self._lengths, self._fed = array("I"), array("I")
         self._tokens = dict.fromkeys(TokenCounts.__struct_fields__, 0)
         self._hashes, self._judged, self._disputed = HashSet(), HashSet(), set[bytes]()
         self._answers: Counter[bytes] = Counter()
@@ -221,7 +219,7 @@ class RowCounter:
             "whole_rows": self._count["whole"],
             "has_labels": self._has_labels,
             "tokens": tokens,
-            "lengths": _lengths(self._lengths, self._owners, self._limits.max_length),
+            "lengths": _lengths(self._lengths, self._limits.max_length),
             "batching": batching(
                 self._fed,
                 per_batch=self._limits.batch_size * pairs,
@@ -344,7 +342,6 @@ class RowCounter:
             faults.append("mask_unused")
         for sequence in row.sequences:
             self._lengths.append(len(sequence.ids))
-            self._owners.append(row.number)
             faults += [name for name in self._seen_in_sequence(sequence, row) if name not in faults]
         return faults
 
@@ -505,17 +502,15 @@ def _alike(labels: Iterable[str]) -> list[list[str]]:
     return [sorted(group) for group in groups.values() if len(group) > 1][:_ALIKE]
 
 
-def _lengths(lengths: array[int], owners: array[int], limit: int | None) -> Lengths:
+def _lengths(lengths: array[int], limit: int | None) -> Lengths:
     if not lengths:
         return Lengths()
     ordered = np.sort(np.asarray(lengths))
-    longest = nlargest(_FIRST, range(len(lengths)), key=lengths.__getitem__)
     width, bins = _histogram(ordered, limit)
     return Lengths(
         mean=int(ordered.sum()) / len(ordered),
         **{f"p{percent}": quantile(ordered, percent) for percent in (50, 90, 95, 99)},
         longest=int(ordered[-1]),
-        longest_rows=[owners[i] for i in longest],
         bin_width=width,
         bins=bins,
     )

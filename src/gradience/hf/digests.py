@@ -19,14 +19,14 @@ import torch
 
 _VERSION: Final = "s1"
 # odd constants of splitmix64, less their highest bit
-_MIX: Final = (0x1E3779B97F4A7C15, 0x3F58476D1CE4E5B9, 0x14D049BB133111EB)
+MIX: Final = (0x1E3779B97F4A7C15, 0x3F58476D1CE4E5B9, 0x14D049BB133111EB)
 _CHUNK: Final = 1 << 20  # elements mixed at once, so that 8 MB of integers are alive
 _MASK: Final = (1 << 64) - 1
 _INTEGERS: Final = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 _WRAPPED: Final = re.compile(r"(?:^|(?<=\.))(?:module|_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\.")
 _ROWS: Final = 16  # rows of a step that are told apart
 _WIDEST: Final = 4096  # elements of a row that are mixed; of a longer one, evenly spread elements
-_IGNORED: Final = -100  # the label that a loss leaves out
+IGNORED: Final = -100  # the label that a loss leaves out
 
 
 class TensorDigest(NamedTuple):
@@ -52,7 +52,7 @@ def digest_of(named: Iterable[tuple[str, torch.Tensor]], budget: int) -> TensorD
         named: names and tensors; both are in the digest.
         budget: bytes that are read. If there are more, every n-th element of each tensor is.
     """
-    tensors = [(plain_name(name), _local(tensor.detach())) for name, tensor in named]
+    tensors = [(plain_name(name), local(tensor.detach())) for name, tensor in named]
     if not tensors or any(tensor.is_meta for _, tensor in tensors):
         return None
     size = sum(tensor.numel() * tensor.element_size() for _, tensor in tensors)
@@ -92,7 +92,7 @@ def row_hashes(args: Sequence[Any], kwargs: Mapping[str, Any]) -> torch.Tensor |
         parts = [_row_sums(value) for value in found] if len(rows) == 1 else []
     if not parts:
         return None
-    mixed = _mixed(sum(parts))
+    mixed = mixed_bits(sum(parts))
     if isinstance(mixed, np.ndarray):
         return torch.from_numpy(np.append(mixed[:_ROWS], mixed[_ROWS:].sum()) & 0xFFFFFF)
     return torch.cat([mixed[:_ROWS], mixed[_ROWS:].sum(0, keepdim=True)]) & 0xFFFFFF
@@ -134,10 +134,10 @@ def _token_sums(ids: Any, given: Any, labels: Any, places: Any) -> Any:
     """Return a sum for each row: of tensors, or of the same arrays of NumPy. Masked tokens are left out."""
     mask = None if given is None else given != 0
     places = places if mask is None else mask.cumsum(1)
-    keys = (ids + 1) * _MIX[0] + places * _MIX[1]
+    keys = (ids + 1) * MIX[0] + places * MIX[1]
     if labels is not None:
-        keys += (labels != _IGNORED) * (labels + 2) * _MIX[2]
-    mixed = _mixed(keys)
+        keys += (labels != IGNORED) * (labels + 2) * MIX[2]
+    mixed = mixed_bits(keys)
     return (mixed if mask is None else mixed * mask).reshape(len(ids), -1).sum(1)
 
 
@@ -146,7 +146,7 @@ def _row_sums(value: torch.Tensor) -> torch.Tensor:
     flat = flat[:, :: max(1, flat.shape[1] // _WIDEST)].contiguous()
     bits = flat.view(_INTEGERS[flat.element_size()]) if flat.is_floating_point() else flat
     places = torch.arange(bits.shape[1], device=bits.device)
-    sums: torch.Tensor = _mixed((bits.to(torch.int64) + 1) * _MIX[0] + places * _MIX[1]).sum(1)
+    sums: torch.Tensor = mixed_bits((bits.to(torch.int64) + 1) * MIX[0] + places * MIX[1]).sum(1)
     return sums
 
 
@@ -156,12 +156,12 @@ def _sum_of(flat: torch.Tensor) -> torch.Tensor:
     if flat.dtype == torch.bool or flat.is_complex():
         flat = torch.view_as_real(flat).reshape(-1) if flat.is_complex() else flat.to(torch.uint8)
     bits = flat.view(_INTEGERS[flat.element_size()])
-    places = torch.arange(min(_CHUNK, bits.numel()), device=bits.device) * _MIX[1]
+    places = torch.arange(min(_CHUNK, bits.numel()), device=bits.device) * MIX[1]
     total = torch.zeros((), dtype=torch.int64, device=bits.device)
     for number, chunk in enumerate(bits.split(_CHUNK) if bits.numel() else ()):
-        mixed = (chunk.to(torch.int64) + 1).mul_(_MIX[0]).add_(places[: len(chunk)]).add_(number)
+        mixed = (chunk.to(torch.int64) + 1).mul_(MIX[0]).add_(places[: len(chunk)]).add_(number)
         mixed ^= mixed >> 31
-        total += mixed.mul_(_MIX[1]).sum()
+        total += mixed.mul_(MIX[1]).sum()
     return total
 
 
@@ -174,13 +174,14 @@ def _numbers(sums: Sequence[tuple[str, torch.Tensor]]) -> list[int]:
     return [found[place] for place in range(len(sums))]
 
 
-def _mixed(values: Any) -> Any:
-    mixed = (values ^ (values >> 31)) * _MIX[1]
+def mixed_bits(values: Any) -> Any:
+    """Return 64-bit integers, of a tensor or of an array, whose bits depend on all bits of the given ones."""
+    mixed = (values ^ (values >> 31)) * MIX[1]
     return mixed ^ (mixed >> 29)
 
 
 def _mixed_int(value: int) -> int:
-    mixed = ((value & _MASK) ^ ((value & _MASK) >> 31)) * _MIX[1] & _MASK
+    mixed = ((value & _MASK) ^ ((value & _MASK) >> 31)) * MIX[1] & _MASK
     return mixed ^ (mixed >> 29)
 
 
@@ -188,6 +189,6 @@ def _hash(name: str) -> int:
     return int.from_bytes(hashlib.blake2b(name.encode(), digest_size=8).digest())
 
 
-def _local(tensor: torch.Tensor) -> torch.Tensor:
+def local(tensor: torch.Tensor) -> torch.Tensor:
     """Return this process's part of a sharded tensor, else the tensor."""
     return tensor.to_local() if hasattr(tensor, "to_local") else tensor

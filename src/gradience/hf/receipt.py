@@ -14,6 +14,7 @@ from peft import PeftModel
 
 from gradience.data import template_digest
 from gradience.errors import GradienceError
+from gradience.hf.digests import IGNORED
 from gradience.models import LoadedModel, Task
 from gradience.models.inputs import ModelInput
 from gradience.prove.receipt import receipt_of, write_receipt
@@ -22,7 +23,6 @@ from gradience.prove.receipt.targets import PROBE
 from gradience.schema.receipt import Tokens
 
 _TASKS: Final[dict[str, Task]] = {"CAUSAL_LM": "causal-lm", "SEQ_CLS": "sequence-classification"}
-_IGNORED: Final = -100  # the label that a loss leaves out
 _ROWS: Final = 16
 
 
@@ -87,7 +87,7 @@ def _examples(batches: Iterable[Mapping[str, Any]], task: Task) -> Iterator[Mode
             tokens = tuple(ids[row][kept].tolist())
             first = 0
             if task == "causal-lm" and labels is not None:
-                counted = (labels[row][kept] != _IGNORED).nonzero()
+                counted = (labels[row][kept] != IGNORED).nonzero()
                 first = max(int(counted[0]) - 1, 0) if len(counted) else len(tokens)
             stop = len(tokens) - 1 if task == "causal-lm" else len(tokens)
             if first < stop:

@@ -155,9 +155,7 @@ class RunRecorder:
 
     def alert(self, finding: Finding, step: int, *, stops: bool) -> None:
         """Write a finding as an alert."""
-        context = {**finding.values, **({"stops": True} if stops else {})}
-        severity, code, message = finding.severity, finding.id, finding.message
-        self.record(lambda log: log.alert(severity=severity, code=code, message=message, step=step, context=context))
+        self.record(lambda log: write_alert(log, finding, step, stops=stops))
 
     def recall(self, lookout: Lookout, step: int) -> None:
         """Let a lookout know what the log has of this run up to a step."""
@@ -258,6 +256,12 @@ class RunRecorder:
     def warn(self, message: str) -> None:
         """Warn of what went wrong. Training goes on, even if warnings are errors."""
         notice(message, stacklevel=4)
+
+
+def write_alert(log: TelemetryWriter, finding: Finding, step: int, *, stops: bool) -> None:
+    """Write a finding to a log as an alert, with a mark if training stops by it."""
+    context = {**finding.values, **({"stops": True} if stops else {})}
+    log.alert(severity=finding.severity, code=finding.id, message=finding.message, step=step, context=context)
 
 
 def _uncaught() -> BaseException | None:

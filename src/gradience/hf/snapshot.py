@@ -29,7 +29,7 @@ _WRAPPERS: Final = ("_orig_mod", "module")
 _FILE_BUILDERS: Final = frozenset(
     {"arrow", "audiofolder", "csv", "generator", "imagefolder", "json", "pandas", "parquet", "text", "webdataset"}
 )
-_PACKAGES: Final = ("transformers", "peft", "trl", "accelerate", "torch")
+_PACKAGES: Final = ("transformers", "peft", "trl", "accelerate", "lightning", "torch")
 
 
 def config_snapshot(
@@ -56,12 +56,17 @@ def config_snapshot(
     return overlay(draft.snapshot(), given)
 
 
-def run_meta(args: Any) -> dict[str, Any]:
-    """Return the libraries' versions and the kind of device."""
+def run_meta(framework: str, device: str) -> dict[str, Any]:
+    """Return the framework, the kind of device, and the versions of Python and of the loaded packages.
+
+    The modules hold their versions, so the disk is not searched.
+    """
+    loaded = {name: getattr(sys.modules.get(name), "__version__", None) for name in _PACKAGES}
+    known = {"python": platform.python_version(), "gradience": version("gradience"), **loaded}
     return {
-        "framework": "transformers",
-        "versions": {"python": platform.python_version(), **_versions()},
-        "device": str(args.device.type),
+        "framework": framework,
+        "versions": {name: str(found) for name, found in known.items() if found},
+        "device": device,
         "platform": sys.platform,
     }
 
@@ -205,9 +210,3 @@ def _dataset_name(dataloader: Any) -> str | None:
     info = getattr(getattr(dataloader, "dataset", None), "info", None)
     name = getattr(info, "dataset_name", None)
     return name if isinstance(name, str) and name not in _FILE_BUILDERS else None
-
-
-def _versions() -> dict[str, str]:
-    """Return the versions of the loaded packages. The modules hold them, so the disk is not searched."""
-    loaded = {name: getattr(sys.modules.get(name), "__version__", None) for name in _PACKAGES}
-    return {"gradience": version("gradience"), **{name: str(found) for name, found in loaded.items() if found}}

@@ -12,10 +12,11 @@ from typing import Any, Final, Self, TypeGuard
 
 import torch
 
+from gradience.hf.digests import IGNORED, MIX, mixed_bits
+from gradience.hf.snapshot import unwrapped
+
 FIRST: Final = 8  # micro-batches watched from the beginning
 EVERY: Final = 100  # one in so many later micro-batches is watched
-_IGNORED: Final = -100  # the label that a loss leaves out
-_MIX: Final = (0x1E3779B97F4A7C15, 0x3F58476D1CE4E5B9)  # odd constants of splitmix64, less their highest bit
 _MOST_HASHES: Final = 1_000_000  # hashes of rows that are kept, about 100 MB
 _MOST_EVALUATED: Final = 20_000  # rows of evaluations whose hashes are kept, about 2 MB
 _COUNTS: Final = ("rows", "tokens", "padding", "supervised", "rows_unsupervised", "rows_at_limit", "rows_with_end")
@@ -161,7 +162,7 @@ class BatchWatch:
         hashes = _by_row(_mixed(ids, places) * mask, rows, n)
         table = [lengths, hashes]
         if of_tokens:
-            kept = (labels != _IGNORED) & mask.bool()
+            kept = (labels != IGNORED) & mask.bool()
             table.append(_by_row(kept, rows, n))
             table.append(_by_row(kept & torch.isin(ids, self._end_tensor(ids)), rows, n))
         self._take([column.tolist() for column in table], ids.numel())
@@ -249,15 +250,13 @@ def _by_row(values: torch.Tensor, rows: torch.Tensor, n: int) -> torch.Tensor:
 
 def _mixed(ids: torch.Tensor, places: torch.Tensor) -> torch.Tensor:
     """A number for each token and place; the sum of these over a row is the row's hash."""
-    mixed = (ids.to(torch.int64) + 1) * _MIX[0] + places * _MIX[1]
-    mixed = (mixed ^ (mixed >> 31)) * _MIX[1]
-    return mixed ^ (mixed >> 29)
+    mixed: torch.Tensor = mixed_bits((ids.to(torch.int64) + 1) * MIX[0] + places * MIX[1])
+    return mixed
 
 
 def _inner(model: torch.nn.Module) -> Any:
     """The model inside DistributedDataParallel, torch.compile and PEFT."""
-    inner: Any = getattr(model, "module", model)
-    inner = getattr(inner, "_orig_mod", inner)
+    inner = unwrapped(model)
     return inner.get_base_model() if hasattr(inner, "get_base_model") else inner
 
 

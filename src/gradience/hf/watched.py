@@ -15,6 +15,7 @@ from typing import Any, Final, TypeAlias
 
 import torch
 
+from gradience.hf.digests import local
 from gradience.hf.fed import BatchDigests, Hook
 from gradience.hf.invocation import Invocations
 from gradience.hf.leftover import Leftover
@@ -213,7 +214,7 @@ class _Gradients:
             by_device[grad.device].append(mark)
         with torch.no_grad():
             for marks in by_device.values():
-                counts = torch.stack([torch.count_nonzero(_local(plain[mark])) for mark in marks]).tolist()
+                counts = torch.stack([torch.count_nonzero(local(plain[mark])) for mark in marks]).tolist()
                 self._reached |= {mark for mark, count in zip(marks, counts, strict=True) if count}
 
     def wiring(self) -> GradientWiring:
@@ -250,7 +251,3 @@ def _family(layer: str) -> str:
 
 def _told(layer: str, adapter: str | None) -> str:
     return layer if adapter in {None, "default"} else f"{layer} ({adapter})"
-
-
-def _local(tensor: torch.Tensor) -> torch.Tensor:
-    return tensor.to_local() if hasattr(tensor, "to_local") else tensor

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from gradience.hf.recorder import Lookout, Voice, live_ids
+from gradience.hf.recorder import Lookout, Voice, live_ids, write_alert
 from gradience.hf.watched import WiringWatch
 from gradience.hf.wiring import data_of, prepared_of
 from gradience.schema import SCHEMA_ID
@@ -108,10 +108,7 @@ class Wires:
         for finding in self._lookout.looked(live_look(kind, step, fields)):
             self.findings.append(finding)
             self._voice.finding(finding, step)
-            context = {**finding.values, **({"stops": True} if finding.id in self._stops else {})}
-            self._log.alert(
-                severity=finding.severity, code=finding.id, message=finding.message, step=step, context=context
-            )
+            write_alert(self._log, finding, step, stops=finding.id in self._stops)
 
     def _fail(self, error: Exception) -> None:
         notice(f"what is trained could not be looked at, training goes on: {type(error).__name__}: {error}")

@@ -55,7 +55,6 @@ class Lengths(msgspec.Struct, kw_only=True, frozen=True):
     p95: Annotated[NonNegativeInt, about("Length at which 95 % of the sequences stay whole.")] = 0
     p99: Annotated[NonNegativeInt, about("Length at which 99 % of the sequences stay whole.")] = 0
     longest: NonNegativeInt = 0
-    longest_rows: Annotated[list[int], about("Numbers of the rows with the longest sequences.")] = []
     bin_width: Annotated[NonNegativeInt, about("Tokens per bin of the histogram.")] = 1
     bins: Annotated[list[int], about("Sequences per bin, from length 0; the last bin holds all longer ones.")] = []
 
@@ -80,7 +79,6 @@ class Batching(msgspec.Struct, kw_only=True, frozen=True):
     packed_sequences: (
         Annotated[NonNegativeInt, about("Number of full-length sequences after best-fit packing.")] | None
     ) = None
-    packed_padding_share: Annotated[Fraction, about("Share of padding after packing.")] | None = None
 
 
 class RowsSeen(msgspec.Struct, kw_only=True, frozen=True):
@@ -317,7 +315,6 @@ class DataReport(msgspec.Struct, kw_only=True, frozen=True):
     foreign: Annotated[list[str], about("Control tokens in the text that the tokenizer does not have.")] = []
     program_stated: Annotated[bool, about("Whether a recipe or training arguments say which program trains.")] = False
     batch_stated: Annotated[bool, about("Whether a recipe or training arguments state the batch size.")] = False
-    recipe_loss: Annotated[LossMode, about("Loss mode of the recipe, if one was read.")] | None = None
     keeps_overflow: Annotated[bool, about("Whether packing keeps what is beyond the limit, in the next sequence.")] = (
         False
     )
@@ -439,7 +436,6 @@ class GapReading(msgspec.Struct, kw_only=True, frozen=True):
     test_split: str
     ratio: Annotated[Real, about("Held-out perplexity over train perplexity.")]
     nats: Annotated[Real, about("Held-out loss minus train loss, nats.")]
-    same_step: Annotated[bool, about("Whether both were measured at the same step.")]
     step: NonNegativeInt | None = None
     train_loss: Real | None = None
     test_loss: Real | None = None
@@ -523,7 +519,6 @@ class Selection(msgspec.Struct, kw_only=True, frozen=True, omit_defaults=True):
 class Saving(msgspec.Struct, kw_only=True, frozen=True, omit_defaults=True):
     """When checkpoints were saved and how many were kept, as configured. Null is not known."""
 
-    strategy: Annotated[str, about("`no`, `steps`, `epoch` or `best`.")] | None = None
     every: Annotated[NonNegativeInt, about("Steps between two checkpoints.")] | None = None
     most: Annotated[NonNegativeInt, about("Checkpoints kept at most.")] | None = None
 
@@ -538,7 +533,6 @@ class Schedule(msgspec.Struct, kw_only=True, frozen=True, omit_defaults=True):
     last: Annotated[float, about("The last rate logged.")] | None = None
     warmup_steps: Annotated[NonNegativeInt, about("Steps of warm-up, as configured.")] | None = None
     in_warmup: Annotated[bool, about("Whether the rate was still rising at the end of the log.")] = False
-    decayed: Annotated[bool, about("Whether the last rate is under a tenth of the peak.")] = False
     restarts: Annotated[NonNegativeInt, about("Times that the rate rose again after it had decayed.")] = 0
 
 
@@ -586,8 +580,6 @@ class RunAccount(msgspec.Struct, kw_only=True, frozen=True, omit_defaults=True):
     ) = None
     best_step: Annotated[NonNegativeInt, about("Step of the best evaluation by that.")] | None = None
     shown_step: Annotated[NonNegativeInt, about("Step whose weights the newest evaluation measured.")] | None = None
-    first_pair: LossPair | None = None
-    best_pair: Annotated[LossPair, about("At the lowest held-out loss.")] | None = None
     last_pair: LossPair | None = None
     learns: (
         Annotated[bool, about("Whether held-out or training values show that it learns; null if neither.")] | None

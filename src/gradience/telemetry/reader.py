@@ -161,7 +161,7 @@ class RunSummary:
 
     def take_unknown(self, event: UnknownEvent) -> None:
         """Count an event of an unknown name, also among the lines of its run. Alone it makes no run."""
-        self.unknown[event.event if event.event in self.unknown or len(self.unknown) < _MOST_NAMES else "..."] += 1
+        _count(event.event, self.unknown)
         if event.run_id in self.runs:
             self.runs[event.run_id].take_unknown(event)
 
@@ -181,6 +181,10 @@ class RunSummary:
         if run is None:
             run = self.runs[run_id] = RunSeries(run_id, self.kept)
         return run
+
+
+def _count(name: str, names: Counter[str]) -> None:
+    names[name if name in names or len(names) < _MOST_NAMES else "..."] += 1
 
 
 def summarize(path: Path, values: Collection[str] = ()) -> RunSummary:
@@ -241,7 +245,7 @@ def validate_log(path: str | os.PathLike[str], *, max_issues: int = DEFAULT_MAX_
             total += len(found.faults)
             issues += found.faults[: max(max_issues - len(issues), 0)]
         elif isinstance(found, UnknownEvent):
-            unknown[found.event if found.event in unknown or len(unknown) < _MOST_NAMES else "..."] += 1
+            _count(found.event, unknown)
         else:
             events.update(str(event.__struct_config__.tag) for event in found)
     return ValidateReport(

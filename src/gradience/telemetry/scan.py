@@ -93,7 +93,9 @@ class LogScan:
                 self.lines += piece.count
                 yield events
             else:
-                yield from self._line_by_line(piece)
+                for line in piece.lines():
+                    self.lines += 1
+                    yield self._look_closely(line)
 
     def _at_once(self, block: Block) -> list[Event] | None:
         if not self._strict:
@@ -106,11 +108,6 @@ class LogScan:
         for document in documents or ():
             self._seen(document)
         return None if documents is None else events
-
-    def _line_by_line(self, block: Block) -> Iterator[Scanned]:
-        for line in block.lines():
-            self.lines += 1
-            yield self._look_closely(line)
 
     def _look_closely(self, line: Line) -> Scanned:
         try:

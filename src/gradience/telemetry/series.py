@@ -226,11 +226,8 @@ class RunSeries:
             self.lost_norms.add(row.step)
 
     def _take_metrics(self, event: Metrics) -> None:
+        """Add a block of numbers; those of a spectral probe, an audit of the adapter in training, also as columns."""
         self.latest_metrics[event.kind] = event
-        self._take_probe(event)
-
-    def _take_probe(self, event: Metrics) -> None:
-        """Add the measurements of a spectral probe, an audit of the adapter in training, to columns of their own."""
         if event.kind == SPECTRAL and event.step is not None:
             for name in PROBED:
                 self._take_value(f"{SPECTRAL}/{name}", event.step, event.metrics.get(name))

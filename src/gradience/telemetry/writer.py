@@ -227,7 +227,13 @@ class TelemetryWriter:
         if step and self._seq == 0 and not self._is_named:
             self.run_id = last_run_id(self.path) or self.run_id
         facts = {} if meta is None else plain(meta, "meta")
-        self._record(RunStart, step, config=_config(config), meta=facts, resumed_from_step=step)
+        self._record(
+            RunStart,
+            step,
+            config=_part({} if config is None else config, "config", ConfigSnapshot),
+            meta=facts,
+            resumed_from_step=step,
+        )
 
     def train_step(
         self,
@@ -259,7 +265,7 @@ class TelemetryWriter:
     @_counted
     def eval(self, step: int | None, *, split: str, metrics: Mapping[str, Any] | EvalMetrics) -> None:
         """Record one evaluation of one split: `loss`, `ppl`, `accuracy`, `n`, and any other measurement."""
-        self._record(Eval, step, split=_text(split, "split"), metrics=_eval_metrics(metrics))
+        self._record(Eval, step, split=_text(split, "split"), metrics=_part(metrics, "metrics", EvalMetrics))
         for wires in self._wires:
             wires.evaluated(step)
 
@@ -296,7 +302,8 @@ class TelemetryWriter:
         given = list(islice(items, _MOST_ITEMS + 1))
         if len(given) > _MOST_ITEMS:
             raise RecorderError(f"an event may hold {_MOST_ITEMS} recommendations", advice="write several events")
-        self._record(Recommendation, step, recommendations=[_item(item, i) for i, item in enumerate(given)])
+        parts = [_part(item, f"recommendations[{i}]", RecommendationItem) for i, item in enumerate(given)]
+        self._record(Recommendation, step, recommendations=parts)
 
     @_counted
     def looked(self, kind: type[Wiring | StepDigests], step: int, fields: Mapping[str, Any]) -> None:
@@ -487,26 +494,10 @@ def _text(value: Any, name: str) -> str:
     return value
 
 
-def _config(config: ConfigSnapshot | Mapping[str, Any] | None) -> ConfigSnapshot:
-    if config is None or isinstance(config, ConfigSnapshot):
-        return config or ConfigSnapshot()
-    return _converted(config, "config", ConfigSnapshot)
-
-
-def _eval_metrics(metrics: Mapping[str, Any] | EvalMetrics) -> EvalMetrics:
-    if isinstance(metrics, EvalMetrics):
-        return metrics
-    return _converted(metrics, "metrics", EvalMetrics)
-
-
-def _item(item: RecommendationItem | Mapping[str, Any], place: int) -> RecommendationItem:
-    if isinstance(item, RecommendationItem):
-        return item
-    return _converted(item, f"recommendations[{place}]", RecommendationItem)
-
-
-def _converted(value: Mapping[str, Any], name: str, cls: type[C_]) -> C_:
-    """Return the part of an event that a mapping holds."""
+def _part(value: C_ | Mapping[str, Any], name: str, cls: type[C_]) -> C_:
+    """Return a part of an event, which may be given as a mapping."""
+    if isinstance(value, cls):
+        return value
     document = plain(value, name)
     if not isinstance(document, dict):
         raise RecorderError(f"`{name}`: expected a mapping, got {type(value).__name__}", advice=_ADVICE)

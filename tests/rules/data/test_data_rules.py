@@ -34,7 +34,7 @@ def data(**changed: Any) -> DataReport:
         "pad_is_end": False,
         "end_tokens": ["<|im_end|>"],
         "tokens": {"total": 100_000, "kept": 100_000, "supervised": 40_000},
-        "lengths": {"p50": 100, "p95": 200, "p99": 300, "longest": 400, "longest_rows": [7]},
+        "lengths": {"p50": 100, "p95": 200, "p99": 300, "longest": 400},
         "batching": {"batch_size": 8, "padding_share": 0.2},
         "batch_stated": True,
         "seen": {"end_supervised": {"count": 1000, "first": [1]}, **seen},

@@ -149,7 +149,6 @@ def measure_data(asked: CheckSettings) -> DataReport:
         rewards_lack=_lacking(asked.plan, columns) if shape.trainer == "grpo" else {},
         program_stated=asked.plan.stated,
         batch_stated=asked.batch_stated,
-        recipe_loss=_loss_mode(shape, asked.masking._replace(loss=asked.plan.loss)) if asked.plan.stated else None,
         keeps_overflow=asked.packing and asked.plan.keeps_overflow,
         pads=asked.plan.pads,
         overlong=asked.plan.overlong,

@@ -196,7 +196,6 @@ def gap_of(pair: LossPair | None) -> GapReading | None:
         test_split=pair.split,
         ratio=real(ratio),
         nats=real(nats),
-        same_step=True,
         step=pair.step,
         train_loss=pair.train,
         test_loss=pair.held_out,

@@ -42,7 +42,6 @@ LN_VOCABULARY = Threshold(
 )
 LEAST_EVALS = Threshold("least_evals", 3, "evaluations of one split", "proposal of the project's design")
 LATE_START = Threshold("late_start", 5.0, "logging intervals before the first row", "a judgement")
-_FEW_LEFT: Final = 0.1  # of the peak rate, under which a schedule has decayed
 _MOST_ROWS: Final = 200  # training rows averaged beside an evaluation
 
 _LOSS: Final = "loss"
@@ -113,8 +112,6 @@ def account(facts: RunFacts) -> RunAccount:
         decisive=decisive,
         best_step=best,
         shown_step=_shown_step(facts, split, selection.step if selection.step is not None else best),
-        first_pair=_pair(facts, curve, 0),
-        best_pair=None if curve is None else _pair(facts, curve, curve.best),
         last_pair=_pair(facts, curve, -1),
         selection=selection,
         saving=_saving(facts),
@@ -390,7 +387,6 @@ def _saving(facts: RunFacts) -> Saving:
     steps = training.save_strategy in {None, "steps"} and 1.0 <= every < math.inf
     limit = training.save_total_limit
     return Saving(
-        strategy=training.save_strategy,
         every=int(every) if steps else None,
         most=limit if limit is not None and limit > 0 else None,
     )
@@ -418,7 +414,6 @@ def _schedule(facts: RunFacts) -> Schedule:
         last=facts.rate.values[-1] if facts.rate.values else None,
         warmup_steps=int(steps) if 0.0 < steps < math.inf else None,
         in_warmup=_rising(points) or in_settings,
-        decayed=bool(points and peak and points[-1] < _FEW_LEFT * peak and not (_rising(points) or in_settings)),
         restarts=len(rises_again(points)),
     )
 
