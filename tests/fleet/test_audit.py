@@ -11,7 +11,6 @@ import sys
 import time
 from pathlib import Path
 
-import msgspec
 import pytest
 from filelock import FileLock
 from fleet_inputs import factors, peft
@@ -67,14 +66,6 @@ def test_a_broken_adapter_is_a_row_with_its_error(collection, fleet):
     assert by_name["untrained"]["verdict"] == "untrained"
 
 
-def test_tables_go_to_polars_and_pandas(fleet):
-    polars = pytest.importorskip("polars")
-    opened = open_fleet(fleet)
-    assert polars.from_arrow(opened.modules).height == opened.modules.num_rows == 44
-    assert opened.adapters.schema.field("r").type == "int64"
-    assert not opened.adapters.schema.field("path").nullable
-
-
 def copied(fleet, tmp_path):
     shutil.copytree(fleet, tmp_path / "fleet")
     return tmp_path / "fleet"
@@ -109,22 +100,6 @@ def test_changes_are_seen_by_size_time_and_content(tmp_path):
     fresh = tmp_path / "fresh"
     audit_fleet(root, out=fresh, workers=1)
     assert rows(fresh) == near(rows(out))
-
-
-def test_an_adapter_whose_content_is_known_is_read_once(tmp_path, monkeypatch):
-    from gradience.collect.fleet import audit as jobs
-    from gradience.schema.fleet import AdapterRow
-    from gradience.tables import WorkerResult
-
-    place = peft(tmp_path / "one", factors(3))
-    files = ("adapter_config.json", "adapter_model.safetensors")
-    job = jobs.Job(path="one", place=str(place), files=files, stamp="")
-    lines = msgspec.msgpack.decode(jobs.audit_job(job), type=WorkerResult).tables[0]
-    content = msgspec.json.decode(lines, type=AdapterRow).content_hash
-    reads = []
-    monkeypatch.setattr(jobs, "_of_any_files", lambda *_: reads.append("again"))
-    assert jobs.audit_job(job.knowing(content)) == jobs.SAME
-    assert reads == []
 
 
 @pytest.mark.usefixtures("called")
@@ -241,13 +216,12 @@ def is_alive(group):
 @pytest.mark.usefixtures("called")
 def test_a_job_killed_at_any_point_goes_on_and_ends_with_the_same_rows(collection, fleet, tmp_path):
     out = tmp_path / "fleet"
-    for parts in (1, 3):
-        job = _started(collection, out)
-        wait_until(lambda parts=parts: len(list((out / "adapters").glob("*"))) >= parts, job)
-        job.send_signal(signal.SIGKILL)
-        job.wait()
-        assert list((out / "adapters").glob("*"))
-        wait_until(lambda group=job.pid: not is_alive(group))
+    job = _started(collection, out)
+    wait_until(lambda: len(list((out / "adapters").glob("*"))) >= 3, job)
+    job.send_signal(signal.SIGKILL)
+    job.wait()
+    assert list((out / "adapters").glob("*"))
+    wait_until(lambda: not is_alive(job.pid))
     audit_fleet(collection, out=out, workers=1)
     assert rows(out) == near(rows(fleet))
     live = json.loads((out / "fleet.json").read_text())["parts"]
@@ -305,18 +279,3 @@ def test_ray_gives_the_same_rows_and_reports_a_job_that_kills_its_workers(
     assert audit_fleet(collection, out=out, engine="ray", workers=2).engine == "ray"
     assert rows(out) == near(rows(fleet))
     assert ray_here.is_initialized()  # the caller's connection stays
-
-
-def test_the_version_of_the_rules_is_of_all_that_they_state(monkeypatch):
-    from gradience import rules
-    from gradience.collect import fleet as rows
-
-    first = rows.version_of_rules("weights")
-    rows.version_of_rules.cache_clear()
-    assert rows.version_of_rules("weights") == first
-    cards = rules.cards_of("weights")
-    changed = [msgspec.structs.replace(cards[0], confidence=0.123), *cards[1:]]
-    monkeypatch.setattr(rules, "cards_of", lambda *_: changed)
-    rows.version_of_rules.cache_clear()
-    assert rows.version_of_rules("weights") != first
-    rows.version_of_rules.cache_clear()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import os
 import signal
 from typing import Any
@@ -14,15 +13,15 @@ from fleet_inputs import peft
 from safetensors.numpy import load_file
 from tables import every
 
-from gradience.collect.fleet import Known, rows_of, show as comparing
+from gradience.collect.fleet import Known, show as comparing
 from gradience.collect.fleet.audit import Job, audit_job, failed, failures_in, is_failure, plan_of
 from gradience.collect.fleet.show import Load, candidate_pairs, one_version, serving, show_fleet, similar
 from gradience.errors import GradienceError
-from gradience.judge.audit.standing import share_below, with_standing
+from gradience.judge.audit.standing import with_standing
 from gradience.render.fleet import fleet_show_text
-from gradience.schema.audit import AuditReport, ModuleAudit
+from gradience.schema.audit import AuditReport
 from gradience.schema.fleet import AdapterRow, ModuleRow
-from gradience.tables import WorkerResult, encoded, number_column
+from gradience.tables import WorkerResult, encoded
 from gradience.tables.query import FLEET
 from gradience.tables.store import Store
 
@@ -146,41 +145,6 @@ def report(*modules: dict[str, Any]) -> AuditReport:
     return msgspec.convert(fields, AuditReport)
 
 
-def test_each_field_of_a_module_that_a_row_has_is_in_it():
-    made = report(module("m.0", 0), module("m.1", 1, udr="NaN", frobenius_norm="Infinity", state="non_finite"))
-    adapter, rows, findings = rows_of("p", made, ("rules", "stamp", "content", "weights"), [1.0, 2.0])
-    shared = set(ModuleRow.__struct_fields__) & set(ModuleAudit.__struct_fields__)
-    assert len(shared) == 25
-    for place, (row, own) in enumerate(zip(rows, made.modules, strict=True)):
-        values = {name: getattr(row, name) for name in shared}
-        expected = {name: getattr(own, name) for name in shared}
-        assert values == {
-            name: None if isinstance(v, str) and v in {"NaN", "Infinity"} else v for name, v in expected.items()
-        }
-        assert (row.path, row.position, row.rows, row.columns) == ("p", place, 6, 5)
-    assert findings == []
-    assert (adapter.rules, adapter.stamp, adapter.content_hash, adapter.weights_hash) == (
-        "rules",
-        "stamp",
-        "content",
-        "weights",
-    )
-    assert (adapter.r, adapter.r_min, adapter.bytes, adapter.modules, adapter.params) == (5, 4, 27, 2, 100)
-    assert (adapter.frobenius_norm, adapter.sketch, adapter.worst, adapter.suggested_rank) == (
-        3.0,
-        [1.0, 2.0],
-        None,
-        None,
-    )
-
-
-def test_the_norm_of_an_adapter_is_over_its_healthy_modules():
-    made = report(module("a", 0), module("b", 1, frobenius_norm=4.0), module("c", 2, state="zero"))
-    assert rows_of("p", made, ("",) * 4, [])[0].frobenius_norm == 5.0
-    assert rows_of("p", report(module("c", 2, state="zero")), ("",) * 4, [])[0].frobenius_norm is None
-    assert [number_column(v) for v in (1.5, math.inf, "NaN", None)] == [1.5, None, None, None]
-
-
 # --- padding, standing, values -----------------------------------------------------------------------------------
 
 
@@ -191,17 +155,6 @@ def test_an_adapter_beyond_every_server_is_left_out_of_the_padding_and_listed():
     assert [split.max_lora_ranks for split in found.buckets] == [[8]]
     none = serving("b", {})
     assert (none.adapters, none.used_bytes, none.padding_bytes, none.buckets) == (0, 0, 0, [])
-
-
-def test_at_most_three_servers_are_proposed_and_no_more_than_sizes():
-    sizes = {rank: Load(1, 10, 10 * rank) for rank in (5, 12, 20, 40)}
-    assert [split.max_lora_ranks for split in serving("b", sizes).buckets] == [[64], [16, 64], [16, 32, 64]]
-    assert len(serving("b", {3: Load(1, 10, 30), 4: Load(1, 10, 40)}).buckets) == 1
-
-
-@every(("value", "share"), [(0.5, 0.0), (1.0, 12.5), (2.5, 50.0), (4.0, 87.5), (5.0, 100.0)])
-def test_equal_ones_are_half_below(value, share):
-    assert share_below(value, [1.0, 2.0, 3.0, 4.0]) == share
 
 
 # --- pairs -------------------------------------------------------------------------------------------------------
@@ -344,13 +297,6 @@ def test_under_twenty_others_are_few_to_compare_with(tmp_path, others, few):
     assert [(one.measure, one.n, one.value) for one in found.percentiles] == [("stable_rank", others, 3.0)]
     assert found.percentiles[0].percentile == pytest.approx(100 * 2.5 / others)
     assert found.notes == ([f"few to compare with: n = {others}"] if few else [])
-
-
-def test_pairs_compared_are_those_there_are_up_to_the_most():
-    row = {"path": "a", "base_model": None, "shapes": "", "content_hash": "1", "sketch": b""}
-    found = comparing.similar([row, {**row, "path": "b"}], threshold=0.9, most=5)
-    assert (found.compared, found.not_compared, found.all_pairs, found.near) == (0, 0, 0, [])
-    assert [alike.paths for alike in found.same] == [["a", "b"]]
 
 
 OF_A_MODULE = {"module_type": "attn", "kind": "linear", "rows": 8, "columns": 8, "r": 2, "params": 32, "state": "ok"}

@@ -9,7 +9,6 @@ import pytest
 from pyarrow import parquet as pq
 
 from gradience.cli.main import main
-from gradience.collect.fleet import Known
 from gradience.collect.fleet.audit import known_rows
 from gradience.collect.runs.collect import RUNS
 from gradience.errors import GradienceError
@@ -107,12 +106,6 @@ def test_a_kill_at_any_step_of_a_merge_leaves_each_row_once(tmp_path, monkeypatc
 STEPS = 1 + 2 + 2 + 9 * 3  # the part, the manifest before and after it, each with its partial file, the old parts
 
 
-def test_known_sources_are_those_that_have_rows(tmp_path):
-    known = known_rows(filled(tmp_path / "s", 3))
-    assert sorted(known) == ["a00", "a01", "a02"]
-    assert known["a01"] == Known("stamp of a01", "1", "hash of a01", failed=False)
-
-
 def test_files_that_it_did_not_write_stay(tmp_path):
     store = filled(tmp_path / "s", 2)
     foreign = [tmp_path / "s" / name for name in ("adapters/mine.parquet", "modules/part-000099.parquet", "findings/x")]
@@ -123,15 +116,6 @@ def test_files_that_it_did_not_write_stay(tmp_path):
     assert [path.read_text() for path in foreign] == ["mine"] * 3
     assert len(store.table("adapters")) == 2
     assert paths(tmp_path / "s") == ["a00", "a01", "later"]
-
-
-def test_a_number_that_a_foreign_file_has_is_not_used(tmp_path):
-    filled(tmp_path / "s", 1)
-    (tmp_path / "s" / "modules" / "part-000002.parquet").write_text("mine")
-    with Store(tmp_path / "s", FLEET).writing() as writer:
-        writer.add([result("later")])
-    assert Store(tmp_path / "s", FLEET).parts == [1, 3]
-    assert (tmp_path / "s" / "modules" / "part-000002.parquet").read_text() == "mine"
 
 
 @pytest.mark.parametrize("parts", [[1, 1], [0], [3], [-1]], ids=str)

@@ -6,34 +6,16 @@ import json
 from pathlib import Path
 
 import pytest
-from tables import every
 
-from gradience.errors import RecorderError, few
+from gradience.errors import RecorderError
 from gradience.importers.events import arrange
 from gradience.importers.files import LoggedRow, SourceRun
-from gradience.importers.sources import format_of
 from gradience.importers.table import MAX_COLUMNS, find_columns
 from gradience.importers.trainer_state import add_results, find_states, read_state, samples_per_step
 
 
 def run(**fields):
     return SourceRun(Path("log.jsonl"), **fields)
-
-
-def rounded(batch, steps, seconds):
-    return {
-        "train_samples_per_second": round(batch * steps / seconds, 3),
-        "train_steps_per_second": round(steps / seconds, 3),
-        "train_runtime": round(seconds, 4),
-    }
-
-
-@every("batch", [1, 2, 8, 12, 64, 96, 256])
-def test_the_batch_is_found_again_in_a_summary_rounded_as_the_trainer_rounds(batch):
-    for steps, seconds in ((100, 71.37), (1000, 3333.3), (37, 5.5)):
-        summary = rounded(batch, steps, seconds)
-        assert samples_per_step(summary, steps=steps) == batch
-        assert samples_per_step(summary, steps=steps, micro_batch=batch) == batch
 
 
 def test_the_last_step_of_an_epoch_may_be_smaller():
@@ -43,14 +25,6 @@ def test_the_last_step_of_an_epoch_may_be_smaller():
     assert samples_per_step(summary, steps=96, epochs=3.0) == 32
     assert samples_per_step(summary, steps=96, epochs=96.0) is None  # one step an epoch: any batch would do
     assert samples_per_step(summary, steps=96, epochs=3.0, micro_batch=5) is None
-
-
-def test_a_list_names_the_first_and_how_many_more():
-    assert [few(range(n), 2) for n in (1, 2, 3, 5)] == ["0", "0, 1", "0, 1 and 1 more", "0, 1 and 3 more"]
-
-
-def row(step, place=1, **values):
-    return LoggedRow(place, step, values or {"loss": 1.0})
 
 
 def arranged(steps):
@@ -105,14 +79,6 @@ def test_a_state_reached_the_step_that_it_states_else_that_of_its_last_row(state
     path.write_text(json.dumps({"log_history": history, "max_steps": 20, "global_step": stated}))
     found = read_state(path)
     assert (found.reached, found.raw.reached, found.raw.planned) == (reached, stated, 20)
-
-
-def test_a_log_of_lines_is_of_the_program_that_wrote_most_of_them(tmp_path):
-    swift, factory = {"global_step/max_steps": "1/9", "loss": 1.0}, {"current_steps": 1, "total_steps": 9, "loss": 1.0}
-    path = tmp_path / "log.jsonl"
-    for rows, kind in (((swift, factory, factory), "llama-factory"), ((factory, swift, swift), "ms-swift")):
-        path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-        assert format_of(path) == kind
 
 
 def test_of_many_checkpoints_the_last_are_read_and_results_end_a_run_by_their_summary(tmp_path, monkeypatch):

@@ -16,14 +16,6 @@ ADAPTER = {"peft_type": "LORA", "r": 8, "lora_alpha": 16, "base_model_name_or_pa
 SUMMARY = {"train_runtime": 9.0, "train_loss": 1.0, "total_flos": 1e9}
 
 
-def test_without_a_root_state_the_furthest_checkpoint_counts(tmp_path, import_events, write_state, rows):
-    for last in (50, 90, 100):
-        write_state(tmp_path / f"checkpoint-{last}", rows(range(10, last + 1, 10)))
-    events, imported = import_events(tmp_path)
-    assert events.steps == list(range(10, 101, 10))
-    assert "read checkpoint-100/trainer_state.json, the furthest one" in imported.notes[0]
-
-
 def test_a_stale_root_is_completed_from_the_last_checkpoint(tmp_path, import_events, write_state, rows):
     write_state(tmp_path, rows(range(10, 61, 10)), max_steps=60)
     write_state(tmp_path / "checkpoint-100", rows(range(10, 101, 10)), max_steps=100)
@@ -156,14 +148,6 @@ def test_the_pickle_of_the_arguments_is_the_configuration_where_there_is_no_json
     events, imported = import_events(tmp_path)
     assert (events.start.config.optimizer.lr, events.start.config.training.seed) == (5e-4, 7)
     assert "not copied, for they hold a secret: hub_token" in imported.notes
-
-
-def test_a_broken_config_is_a_note_not_an_end(tmp_path, import_events, write_state, rows):
-    write_state(tmp_path, rows([10, 20]))
-    (tmp_path / "adapter_config.json").write_text('{"r": "many"}')
-    events, imported = import_events(tmp_path)
-    assert events.steps == [10, 20]
-    assert any(note.startswith("adapter_config.json was not used: ") for note in imported.notes)
 
 
 def test_one_unreadable_checkpoint_does_not_hide_the_others(tmp_path, import_events, write_state, rows):

@@ -20,12 +20,6 @@ def log(tmp_path, write_lines):
     return write
 
 
-def test_rows_in_order_are_one_run_without_a_word(log, import_events):
-    events, imported = import_events(log([(s, 1 / s) for s in range(5, 105, 5)]))
-    assert events.steps == list(range(5, 105, 5))
-    assert not [note for note in imported.notes if "step" in note and "follow" not in note]
-
-
 def test_copies_are_written_once_with_their_lines(log, import_events):
     events, imported = import_events(log([(5, 2.0), (10, 1.5), (10, 1.5), (15, 1.0), (5, 2.0)]))
     assert events.steps == [5, 10, 15]

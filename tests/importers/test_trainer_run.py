@@ -159,15 +159,6 @@ def test_monitor_reads_the_log_in_the_folder_else_imports_it_to_the_same_story(r
     assert {point.split: point.metrics.n for point in memory.evals} == {"easy": 7, "hard": 5}
 
 
-def test_check_takes_the_folder_and_its_checkpoint(run):
-    folder, _ = run
-    report = check_config(document=folder)
-    assert (report.config.lora.r, report.config.optimizer.lr) == (4, 1e-2)
-    by_dirs = check_config(peft_dir=folder, training_dir=folder)
-    assert by_dirs.config.lora == report.config.lora
-    assert {source.role for source in report.sources} == {"adapter", "training", "trainer state"}
-
-
 def test_the_hub_token_in_the_pickle_reaches_no_log(run, tmp_path):
     folder, _ = run
     out = tmp_path / "run.jsonl"

@@ -93,10 +93,7 @@ KILLED = "W&B recorded no exit: the program was killed, or still runs"
             (ROW, CLOSING, printed(OOM), field(18, field(1, 1))),
             ("ok", f"the source has the summary of a finished run; after it: W&B recorded exit code 1: {SAID}"),
         ),
-        (
-            (field(5, items(max_steps=9)), field(18, field(1, 1))),
-            ("error", f"W&B recorded exit code 1; {SILENT}"),
-        ),
+        ((field(5, items(max_steps=9)), field(18, field(1, 1))), ("error", f"W&B recorded exit code 1; {SILENT}")),
         ((field(5, items(logging_steps=25)),), ("unknown", f"{KILLED}; {SILENT} (logging_steps is 25)")),
     ],
 )

@@ -58,10 +58,7 @@ CASES: dict[str, Case] = {
     "next": Case(Next("go", "stay"), ["Next: go", "   or: stay"], ["**Next:** go; or: stay"], "Next: go; or: stay"),
     "next alone": Case(Next("go"), ["Next: go"], ["**Next:** go"], "Next: go"),
     "facts": Case(
-        FactList((("r", "8"),), indent=1, width=4),
-        [" r:  8"],
-        ["| Fact | Value |", "|---|---|", "| r | 8 |"],
-        "r8",
+        FactList((("r", "8"),), indent=1, width=4), [" r:  8"], ["| Fact | Value |", "|---|---|", "| r | 8 |"], "r8"
     ),
     "a long label": Case(
         FactList((("rank", "8"),), width=3), ["rank: 8"], ["| Fact | Value |", "|---|---|", "| rank | 8 |"], "rank8"

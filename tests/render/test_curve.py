@@ -36,13 +36,3 @@ def test_a_falling_curve_goes_from_the_top_left_to_the_bottom_right():
 def test_a_steep_fall_leaves_no_hole():
     lines = curve_lines([(0, 1.0), (1, 0.0)], width=30, height=6, dots=False)
     assert all("*" in line for line in lines[:6])
-
-
-def test_marks_are_drawn_over_the_curve():
-    lines = curve_lines([(0, 0.0), (10, 1.0)], marks=[(10, 1.0)], width=30, height=4, dots=False)
-    assert lines[0].endswith("o")
-
-
-def test_every_dot_of_braille_is_one_point():
-    lines = curve_lines([(i, float(i)) for i in range(8)], width=20, height=1)
-    assert sum((ord(ch) - 0x2800).bit_count() for ch in lines[0] if ord(ch) >= 0x2800) >= 4

@@ -10,7 +10,7 @@ from msgspec.structs import replace
 from tables import every
 
 from gradience import blocks
-from gradience.blocks import facts, listed, markdown, skipped, table, text
+from gradience.blocks import listed, markdown, skipped, table, text
 from gradience.blocks.text import printed, shortened
 from gradience.render import check
 from gradience.schema.document import NotRun
@@ -46,13 +46,6 @@ def test_a_list_that_is_cut_counts_exactly_what_is_left_out(items, most):
         assert f"and {len(items) - most} more (" in lines[-1]
     assert list(shortened(items, None)) == items
     assert (f" and {len(items) - most} more" in listed(items, most)) == (len(items) > most)
-
-
-def test_values_are_aligned_behind_their_labels():
-    assert list(printed([facts([("Criterion", "rank 2"), ("File", "1 MB")], indent=2)])) == [
-        "  Criterion:  rank 2",
-        "  File:       1 MB",
-    ]
 
 
 def not_run(*reasons: str) -> list[NotRun]:

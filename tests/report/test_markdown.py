@@ -2,22 +2,16 @@
 
 from __future__ import annotations
 
-import doctest
-
 from hypothesis import example, given, strategies as st
 from markdown_it import MarkdownIt
 from pages import gather, parse
 from tables import every
 
-from gradience.blocks import clean, markdown
+from gradience.blocks import clean
 from gradience.blocks.markdown import escape
 from gradience.report import report_text
 
 GFM = MarkdownIt("gfm-like", {"html": True, "linkify": False})
-
-
-def test_the_example_in_the_module_holds():
-    assert doctest.testmod(markdown).failed == 0
 
 
 @given(st.text(st.characters(codec="utf-8"), max_size=80))

@@ -20,14 +20,6 @@ def failure(capsys, *tokens) -> str:
     return err
 
 
-def test_a_page_is_written_and_its_size_and_findings_are_told(log, tmp_path, capsys):
-    out = tmp_path / "report.html"
-    assert main(["report", str(log), "--out", str(out)]) == 0
-    assert capsys.readouterr().out.startswith(f"wrote {out} (")
-    assert out.read_text(encoding="utf-8").startswith("<!doctype html>")
-    assert [p.name for p in tmp_path.iterdir() if p.name != "cache"] == ["report.html"]
-
-
 def test_without_a_file_markdown_goes_to_the_terminal(log, capsys):
     assert main(["report", str(log)]) == 0
     assert re.match(r"### Gradience report: run\d+ \(acme/base-7b\)\n", capsys.readouterr().out)
@@ -78,11 +70,6 @@ def test_a_source_that_cannot_be_read_is_exit_code_two_and_the_rest_is_written(l
     assert "not readable, so not judged: weights: " in capsys.readouterr().out
     assert str(damaged) in failure_after(capsys, damaged, "--out", tmp_path / "b.html")
     assert not (tmp_path / "b.html").exists()
-
-
-def test_fail_on_turns_findings_into_exit_code_one(log, tmp_path):
-    assert main(["report", str(log), "--out", str(tmp_path / "a.html"), "--fail-on", "info"]) == 1
-    assert (tmp_path / "a.html").exists()
 
 
 @pytest.mark.parametrize("tokens", [["--out", "a.html"], ["--out", "a.md", "--format", "html"]])

@@ -18,8 +18,6 @@ from gradience.collect.runs import run_curves
 from gradience.collect.runs.best import best_runs
 from gradience.collect.runs.collect import collect_runs
 from gradience.reading.places import names_of_runs
-from gradience.render.runs import brief
-from gradience.telemetry import TelemetryWriter
 
 SCHEMA = "gradience.vnext.telemetry/v1"
 
@@ -160,17 +158,6 @@ def test_the_noise_of_an_accuracy_is_binomial_and_without_either_it_is_unknown(t
     assert best_runs(store, "eval/loss").groups[0].noise is None
 
 
-@every(
-    ("value", "text"),
-    [
-        *((0.000498333, "4.98e-4"), (2e-5, "2e-5"), (0.0, "0"), (-0.5, "-0.5"), (None, "-")),
-        *((0.01, "0.01"), (0.00999, "9.99e-3"), (9999.0, "1e+04"), (12345.0, "1.23e4"), (284.873, "285")),
-    ],
-)
-def test_numbers_are_as_people_write_them(value, text):
-    assert brief(value) == text
-
-
 def test_two_runs_of_one_log_have_names_of_their_own():
     assert names_of_runs([]) == []
     assert names_of_runs([("x/a/run.jsonl", "import-0123456789"), ("x/a/run.jsonl", "b"), ("y/run.jsonl", "c")]) == [
@@ -203,17 +190,6 @@ def test_the_screens_fit_a_terminal_and_say_what_is_not_compared(tmp_path, capsy
     assert text.splitlines()[-1] == (
         "Runs of other data, objectives, numbers of examples or (for losses) models are not compared."
     )
-
-
-@every("name", ["mean_token_accuracy", "entropy"])
-def test_a_signal_of_training_rows_has_a_curve(name, tmp_path_factory):
-    root = tmp_path_factory.mktemp("signal")
-    with TelemetryWriter(root / "run.jsonl") as writer:
-        writer.run_start({})
-        for step in (1, 2):
-            writer.train_step(step, loss=1.0, **{name: step / 4})
-    (curve,) = run_curves(root, metric=f"train/{name}").curves
-    assert list(zip(curve.steps, curve.values, strict=True)) == [(1, 0.25), (2, 0.5)]
 
 
 def test_a_run_without_the_metric_is_named_beside_the_curves(tmp_path):

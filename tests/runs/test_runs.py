@@ -18,7 +18,6 @@ from gradience.collect.runs import RUNS_QUERIES, collect as collecting, list_run
 from gradience.collect.runs.best import best_runs
 from gradience.collect.runs.collect import collect_runs, find_runs
 from gradience.errors import GradienceError, RecorderError
-from gradience.judge.monitor import monitor_run
 from gradience.tables.query import select
 
 SCHEMA = "gradience.vnext.telemetry/v1"
@@ -89,31 +88,6 @@ def test_every_log_below_is_found_once_and_a_runs_own_folders_belong_to_it(roots
     ]
     with pytest.raises(RecorderError, match="no such file"):
         list(find_runs([roots / "nowhere"]))
-
-
-def test_a_row_is_what_monitor_reports(roots, store):
-    path = roots / "a" / "first" / "run.jsonl"
-    report = monitor_run(path)
-    names = (
-        "status",
-        "lr",
-        "steps",
-        "first_loss",
-        "last_loss",
-        "best_loss",
-        "eval_loss",
-        "best_eval_loss",
-        "best_eval_step",
-    )
-    (row,) = list_runs(
-        store, columns=[*names, "eval_accuracy", "findings", "model", "r"], where=f"path = '{path}'"
-    ).rows
-    assert row[:7] == ["ok", 1e-4, 30, 2.0, pytest.approx(0.55), pytest.approx(0.55), pytest.approx(0.65)]
-    assert row[7:10] == [pytest.approx(0.65), 30, 0.8]
-    assert row[10] == ",".join(finding.id for finding in report.findings)
-    assert row[11:] == ["m", 8]
-    foreign = list_runs(store, columns=["rows", "status", "objective"], where="path like '%/hf'").rows
-    assert foreign == [[20, monitor_run(roots / "hf").status, "unknown"]]
 
 
 @pytest.mark.parametrize("logged", [2e-5, None])
@@ -277,20 +251,7 @@ def test_curves_are_drawn_over_each_other_and_as_a_page(roots, tmp_path, capsys)
 def test_the_commands_print_what_the_library_returns(roots, tmp_path, capsys):
     out = ["--out", str(tmp_path / "store")]
     assert (
-        main(
-            [
-                "runs",
-                str(roots),
-                *out,
-                "--columns",
-                "run,steps",
-                "--where",
-                "r = 8",
-                "--sort",
-                "-steps",
-                "--json",
-            ]
-        )
+        main(["runs", str(roots), *out, "--columns", "run,steps", "--where", "r = 8", "--sort", "-steps", "--json"])
         == 0
     )
     assert json.loads(capsys.readouterr().out)["rows"] == [["first", 30], ["second", 20], ["third", 12]]
