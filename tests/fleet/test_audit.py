@@ -43,19 +43,27 @@ def close(value):
 
 def test_a_fleets_rows_are_the_numbers_of_single_audits(collection, fleet):
     opened = gradience.fleet.open(fleet)
-    row = next(row for row in opened.adapters.to_pylist() if row["path"] == str(collection / "run-2"))
-    report = audit_adapter(collection / "run-2")
-    assert row["verdict"] == report.health.verdict == "trained"
-    assert row["stable_rank_mean"] == pytest.approx(report.summary.stable_rank_mean, rel=1e-12)
-    assert row["bytes_saved"] == report.suggested["p90"].bytes_saved
-    modules = [m for m in opened.modules.to_pylist() if m["path"] == str(collection / "run-2")]
-    assert [m["name"] for m in modules] == [m.name for m in report.modules]
-    for got, expected in zip(modules, report.modules, strict=True):
-        assert (got["rows"], got["columns"], got["r"]) == (*expected.shape, expected.r)
-        assert got["stable_rank"] == pytest.approx(expected.stable_rank, rel=1e-12)
-        assert got["spectral_norm"] == pytest.approx(expected.spectral_norm, rel=1e-12)
-    ids = [f["id"] for f in opened.findings.to_pylist() if f["path"] == str(collection / "run-2")]
-    assert ids == [finding.id for finding in report.findings]
+    for name in ("run-2", "r16", "untrained"):
+        (row,) = (row for row in opened.adapters.to_pylist() if row["path"] == str(collection / name))
+        report = audit_adapter(collection / name)
+        summary, cut = report.summary, report.suggested.get("p90")
+        numbers = {field: getattr(summary, field) for field in row if hasattr(summary, field)}
+        assert {field: row[field] for field in numbers} == {field: close(value) for field, value in numbers.items()}
+        assert (row["verdict"], row["params"], row["findings"]) == (
+            report.health.verdict, summary.total_lora_params, len(report.findings),
+        )  # fmt: skip
+        assert (row["suggested_rank"], row["bytes_saved"]) == ((cut.rank, cut.bytes_saved) if cut else (None, 0))
+        assert row["bytes"] == sum(entry.bytes for entry in report.ledger)
+        energies = [float(m.frobenius_norm) ** 2 for m in report.modules if m.state == "ok"]
+        assert row["frobenius_norm"] == (pytest.approx(sum(energies) ** 0.5, rel=1e-12) if energies else None)
+        modules = [m for m in opened.modules.to_pylist() if m["path"] == str(collection / name)]
+        for place, (got, expected) in enumerate(zip(modules, report.modules, strict=True)):
+            assert (got["rows"], got["columns"], got["position"]) == (*expected.shape, place)
+            shared = {field: getattr(expected, field) for field in got if hasattr(expected, field)}
+            assert {field: got[field] for field in shared} == {field: close(value) for field, value in shared.items()}
+            assert len(shared) == 25
+        ids = [f["id"] for f in opened.findings.to_pylist() if f["path"] == str(collection / name)]
+        assert ids == [finding.id for finding in report.findings]
 
 
 def test_a_broken_adapter_is_a_row_with_its_error(collection, fleet):

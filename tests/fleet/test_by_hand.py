@@ -17,9 +17,9 @@ from gradience.collect.fleet import Known, show as comparing
 from gradience.collect.fleet.audit import Job, audit_job, failed, failures_in, is_failure, plan_of
 from gradience.collect.fleet.show import Load, candidate_pairs, one_version, serving, show_fleet, similar
 from gradience.errors import GradienceError
+from gradience.judge.audit import audit_adapter
 from gradience.judge.audit.standing import with_standing
 from gradience.render.fleet import fleet_show_text
-from gradience.schema.audit import AuditReport
 from gradience.schema.fleet import AdapterRow, ModuleRow
 from gradience.tables import WorkerResult, encoded
 from gradience.tables.query import FLEET
@@ -89,60 +89,6 @@ def test_content_that_is_as_it_was_is_not_read_again_and_other_content_is(tmp_pa
     rows = {known: audit_job(asked.knowing(known)) for known in ("", "another")}
     assert rows[""] == rows["another"] != b""
     assert audit_job(asked.knowing(head_of(rows[""]).content_hash)) == b""
-
-
-# --- rows --------------------------------------------------------------------------------------------------------
-
-
-def module(name: str, place: int, **more: Any) -> dict[str, Any]:
-    numbers = {"spectral_norm": 1.5, "frobenius_norm": 3.0, "stable_rank": 2.25, "utilization": 0.25, "udr": 0.125}
-    return {
-        "name": name,
-        "module_type": "attn",
-        "layer": place,
-        "shape": [6, 5],
-        "r": 4 + place,
-        "params": 44,
-        "scaling": 2.0,
-        "alpha": 8.0,
-        "config_r": 7,
-        "rslora": True,
-        "effective_rank": 3.5,
-        "participation_ratio": 2.75,
-        "energy_rank_90": 2,
-        "energy_rank_95": 3,
-        "energy_rank_99": 4,
-        "knee_rank": 1,
-        "null_stable_rank": 1.75,
-        "energy_share": 0.625,
-        "relative_frobenius": 0.0625,
-        **numbers,
-        **more,
-    }
-
-
-def report(*modules: dict[str, Any]) -> AuditReport:
-    fields = {
-        "schema": "gradience.audit/v2",
-        "peft_dir": "d",
-        "weights_path": "w",
-        "format": "peft",
-        "peft_type": "LORA",
-        "base_model": "b",
-        "ledger": [
-            {"role": role, "tensors": 1, "params": 5, "bytes": size, "share": 0.5}
-            for role, size in (("lora_pair", 24), ("bias", 3))
-        ],
-        "summary": {
-            "total_lora_params": 100,
-            "n_layers": len(modules),
-            "utilization_mean": 0.5,
-            "stable_rank_mean": 1.5,
-        },
-        "modules": list(modules),
-        "health": {"verdict": "trained", "reason": "why"},
-    }
-    return msgspec.convert(fields, AuditReport)
 
 
 # --- padding, standing, values -----------------------------------------------------------------------------------
@@ -290,12 +236,11 @@ def test_a_shape_is_strange_where_over_half_of_two_or_more_have_another(tmp_path
 
 @pytest.mark.parametrize(("others", "few"), [(19, True), (20, False)])
 def test_under_twenty_others_are_few_to_compare_with(tmp_path, others, few):
-    place = stored(tmp_path / "f", *[({}, [{"stable_rank": 1.0 + n}]) for n in range(others)])
-    numbers = {"stable_rank": 3.0, "utilization": None, "udr": None, "relative_frobenius": None}
-    own = report({**module("m", 0, r=2), **numbers})
-    found = with_standing(own, place).standing
-    assert [(one.measure, one.n, one.value) for one in found.percentiles] == [("stable_rank", others, 3.0)]
-    assert found.percentiles[0].percentile == pytest.approx(100 * 2.5 / others)
+    place = stored(tmp_path / "f", *[({}, [{"r": 4, "stable_rank": 1.0 + n}]) for n in range(others)])
+    found = with_standing(audit_adapter(peft(tmp_path / "own")), place).standing
+    assert [(one.measure, one.n, 0.0 < one.percentile < 100.0) for one in found.percentiles] == [
+        ("stable_rank", others, True)
+    ]
     assert found.notes == ([f"few to compare with: n = {others}"] if few else [])
 
 

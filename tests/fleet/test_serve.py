@@ -14,7 +14,6 @@ from safetensors.numpy import save_file
 
 from gradience.cli.main import main
 from gradience.collect.fleet.audit import audit_fleet
-from gradience.collect.fleet.serve import served_names
 from gradience.collect.fleet.show import show_fleet
 
 torch = pytest.importorskip("torch")
@@ -204,11 +203,6 @@ def test_a_batch_names_adapters_of_one_group_and_no_others(zoo, name):
     assert fails(lambda: mixed(zoo, ["a/peft", name]), expected) == (pair is None)
 
 
-def test_two_heads_share_a_batch(zoo):
-    expected = torch.stack([alone(zoo, "head")[0], alone(zoo, "head-too")[1]])
-    torch.testing.assert_close(mixed(zoo, ["head", "head-too"]), expected, atol=1e-5, rtol=1e-4)
-
-
 # What a plan says
 
 
@@ -309,9 +303,3 @@ def test_what_cannot_be_judged_is_said_and_a_gate_does_not_pass_it(tmp_path, cap
     ]
     assert main(["fleet", "show", str(tmp_path / "fleet"), "--serve", "vllm", "--fail-on", "critical"]) == 2
     assert "1 adapter could not be judged" in capsys.readouterr().err
-
-
-def test_names_are_as_short_as_they_differ():
-    paths = ["/runs/a/peft", "/runs/b/peft", "/old/b/peft", "/runs/c"]
-    assert served_names(paths) == ["a/peft", "runs/b/peft", "old/b/peft", "c"]
-    assert served_names([]) == []

@@ -10,11 +10,10 @@ from pyarrow import parquet as pq
 
 from gradience.cli.main import main
 from gradience.collect.fleet.audit import known_rows
-from gradience.collect.runs.collect import RUNS
 from gradience.errors import GradienceError
 from gradience.schema.fleet import AdapterRow, ModuleRow
 from gradience.tables import encoded, store as storing
-from gradience.tables.query import FLEET, select, select_to_parquet
+from gradience.tables.query import FLEET, select
 from gradience.tables.store import Store
 
 
@@ -160,23 +159,6 @@ def test_csv_holds_no_character_that_steers_a_terminal(tmp_path, capsys):
     sql = "select 'a' || chr(27) || '[31m' || chr(8238) || 'b' as x, 1.5 as y, null as z"
     assert main(["fleet", "query", str(tmp_path / "s"), sql, "--csv"]) == 0
     assert capsys.readouterr().out == "x,y,z\r\na\\u001b[31m\\u202eb,1.5,\r\n"
-
-
-@pytest.mark.parametrize(("private", "mode"), [(True, 0o600), (False, 0o644)])
-def test_a_store_of_logs_is_for_its_owner_only(tmp_path, private, mode):
-    store = Store(tmp_path / "s", FLEET._replace(private=private))
-    with store.writing() as writer:
-        writer.add([result("a")])
-    select_to_parquet(store, "select 1 as x", tmp_path / "out.parquet")
-    files = [
-        path
-        for path in [*(tmp_path / "s").rglob("*"), tmp_path / "out.parquet"]
-        if path.suffix in {".json", ".parquet"}
-    ]
-    assert len(files) == 5
-    assert {stat.S_IMODE(path.stat().st_mode) for path in files} == {mode}
-    assert RUNS.private
-    assert not FLEET.private
 
 
 def test_a_store_becomes_private_with_its_first_private_source_and_stays_so(tmp_path):

@@ -98,21 +98,6 @@ def test_a_number_that_no_machine_reaches_is_no_measurement(paces, column, value
     assert paces(rows, "logging.jsonl") == ([(20, pace), (30, pace)] if pace else [])
 
 
-def test_torchtune_prints_its_speed_and_resets_its_peak(tmp_path, import_events):
-    lines = [
-        f"Step {s} | loss:1.5 lr:0.0003 tokens_per_second_per_gpu:{100 + s} peak_memory_active:9.0 "
-        f"peak_memory_alloc:{9 if s == 4 else 8} peak_memory_reserved:12.5"
-        for s in range(1, 22)
-    ]
-    (tmp_path / "log.txt").write_text("\n".join(lines))
-    events, _ = import_events(tmp_path / "log.txt")
-    memory = {"peak_bytes": 9 * GIB, "reserved_bytes": int(12.5 * GIB)}
-    assert [_told(event) for event in events.of("throughput")] == [
-        (11, {"steps": 10, "tokens_per_second": 106.0, **memory}),
-        (21, {"steps": 10, "tokens_per_second": 116.5, **memory}),
-    ]
-
-
 def test_the_trainers_summary_stands_for_the_run_without_its_evaluations(tmp_path, write_state, rows):
     tracked = {"before_init_mem_gpu": 1, "init_mem_gpu_alloc_delta": 2, "train_mem_gpu_alloc_delta": 4}
     summary = {
@@ -176,20 +161,6 @@ def test_without_a_card_wandbs_monitor_tells_of_the_process(tmp_path, import_eve
     path.write_bytes(offline(*ROWS[:1], stats(START + 30, **of_process), ROWS[1]))
     told = _told(import_events(path)[0].of("throughput")[0])[1]
     assert (told["peak_bytes"], told["held_bytes"], told["total_bytes"]) == (GIB // 2, GIB // 2, 2 * GIB)
-
-
-def test_a_run_that_wandb_saw_fill_its_card_and_never_end(tmp_path):
-    path = tmp_path / "run-abc.wandb"
-    says = {}
-    for name, tail in {"killed": (), "ended": (field(18, b""),), "failed": (field(18, field(1, 1)),)}.items():
-        path.write_bytes(offline(*ROWS, card(START + 200, 15, 93.75), *tail))
-        says[name] = [found.message for found in monitor_run(path).findings if found.id == "CST195"]
-    memory = "the highest before was 15.0 GiB of 16.0 GiB."
-    assert says == {
-        "killed": [f"Probably out of memory at step 90, unless it still runs: {memory}"],
-        "ended": [],
-        "failed": [f"Probably out of memory at step 91: {memory}"],
-    }
 
 
 @pytest.mark.parametrize("code", [(), (field(18, field(1, 1)),)])

@@ -9,7 +9,7 @@ from tables import every
 
 from gradience.errors import RecorderError
 from gradience.importers.files import clock_of
-from gradience.importers.table import find_columns, parse_map
+from gradience.importers.table import MAX_COLUMNS, find_columns, parse_map
 from gradience.judge.monitor import monitor_run
 
 
@@ -217,3 +217,11 @@ def test_valid_json_is_not_called_truncated(tmp_path, text, says):
     else:
         with pytest.raises(RecorderError, match=says):
             monitor_run(path)
+
+
+def test_a_table_at_the_limit_of_columns_is_read_and_one_beyond_is_counted():
+    names = ["step", "loss", *(f"x{i}" for i in range(MAX_COLUMNS - 2))]
+    assert find_columns(names)["step"] == "step"
+    with pytest.raises(RecorderError) as caught:
+        find_columns([*names, "one_more"])
+    assert str(caught.value).startswith("10001 columns, over the limit of 10000")

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 
 import pytest
 from tables import every
 
 from gradience.collect.runs.collect import find_runs
-from gradience.errors import RecorderError
 from gradience.importers.tensorboard import Scalar, scalar_rows
 
 
@@ -97,18 +95,6 @@ def test_without_a_pause_a_step_logged_twice_is_divided_at_the_tag():
     nan = [Scalar(1.7e9, 3, "a", float("nan")), Scalar(1.7e9, 3, "a", float("nan"))]
     rows = [{k: v for k, v in row.items() if k != "ts"} for _, row in scalar_rows([*scalars, *nan])]
     assert rows == [{"step": 2, "a": 1.0, "b": 2.0}, {"step": 2, "a": 3.0, "b": 4.0}, {"step": 3, "a": "NaN"}]
-
-
-def test_a_cut_or_garbled_file_is_an_error_or_rows_never_a_traceback(tmp_path, import_events):
-    folder = write(tmp_path / "a", losses(range(1, 20)))
-    data = next(folder.iterdir()).read_bytes()
-    broken = [data[:cut] for cut in range(60, len(data), 97)]
-    broken += [data[:at] + bytes([data[at] ^ 0x55]) + data[at + 1 :] for at in range(0, len(data), 41)]
-    for content in broken:
-        path = tmp_path / "broken"
-        path.write_bytes(content)
-        with contextlib.suppress(RecorderError):
-            import_events(path, kind="tensorboard")
 
 
 def test_a_model_s_name_and_the_hyperparameters_are_read_and_a_run_without_a_row_says_why(tmp_path, import_events):

@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import json
 import sqlite3
-import sys
 from contextlib import closing
 
 import pytest
 
-from gradience.errors import MissingPackageError, RecorderError
-from gradience.importers import read_source
+from gradience.errors import RecorderError
 
 METRICS = "id INTEGER PRIMARY KEY AUTOINCREMENT, run_id TEXT, timestamp TEXT, run_name TEXT, step INTEGER, metrics TEXT"
 CONFIGS = "id INTEGER PRIMARY KEY AUTOINCREMENT, run_id TEXT, run_name TEXT, config TEXT, created_at TEXT"
@@ -69,13 +67,6 @@ def test_rows_still_in_the_journal_are_read_too(project, tmp_path, import_events
         base.execute("INSERT INTO metrics (run_id, timestamp, run_name, step, metrics) VALUES (?,?,?,?,?)", row)
         base.commit()
         assert import_events(path)[0].losses == ["NaN", 0.5]
-
-
-def test_without_the_package_the_error_says_how_to_get_it(project, monkeypatch):
-    monkeypatch.setitem(sys.modules, "trackio", None)
-    with pytest.raises(MissingPackageError, match="reading this needs trackio") as caught:
-        read_source(project)
-    assert caught.value.advice == "pip install trackio"
 
 
 def test_another_database_is_no_log(tmp_path, import_events):

@@ -9,7 +9,7 @@ import pytest
 from pages import gather
 from tables import every
 
-from gradience.blocks.html.plot import PlotLine, envelope, running_median
+from gradience.blocks.html.plot import PlotLine, envelope
 from gradience.render.curves import marks_of
 from gradience.render.diagnose import step_of
 from gradience.render.page import report_html
@@ -54,14 +54,6 @@ def test_the_smoothed_line_has_its_rows_colour_and_the_evaluations_keep_theirs(s
     strokes = [colour for colour in ("--c0", "--c1", "--c2") if f'stroke="var({colour})"' in chart]
     assert strokes == ["--c0", "--c1"]  # those of the legend
     assert 'stroke-width="2.2"' in chart
-
-
-def test_a_running_median_leaves_out_one_spike_and_keeps_a_level():
-    values = np.ones(120)
-    values[60], values[100:] = 50.0, 4.0
-    smoothed = running_median(values, 7)
-    assert list(smoothed[:100]) == [1.0] * 100
-    assert list(smoothed[100:]) == [4.0] * 20
 
 
 @every(("rows", "smooth", "window"), [(99, True, 0), (100, True, 5), (100, False, 0), (400, True, 21)])

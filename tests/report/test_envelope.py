@@ -48,23 +48,7 @@ def test_the_order_of_the_rows_does_not_matter(order, buckets):
     assert all(np.array_equal(a, b) for a, b in zip(straight, shuffled, strict=True))
 
 
-def test_few_rows_are_drawn_as_they_are():
-    drawn = envelope([1, 5, 9], [3.0, 1.0, 2.0])
-    assert drawn.steps.tolist() == [1, 5, 9]
-    assert drawn.low.tolist() == drawn.middle.tolist() == drawn.high.tolist() == [3.0, 1.0, 2.0]
-    assert not drawn.sampled
-
-
 def test_the_line_breaks_where_all_rows_between_are_not_finite_and_only_there():
     drawn = envelope(range(6), [1.0, 2.0, math.nan, math.inf, 3.0, 4.0])
     assert drawn.broken.tolist() == [False, False, True, False]
     assert drawn.lost.tolist() == [2, 3]
-
-
-def test_one_spike_in_a_hundred_thousand_rows_is_drawn_at_its_height():
-    column = np.ones(100_000)
-    column[61_803] = 50.0
-    drawn = envelope(np.arange(100_000), column)
-    assert drawn.high.max() == 50.0
-    assert abs(drawn.steps[drawn.high.argmax()] - 61_803) < 100_000 / 480
-    assert drawn.middle.max() == 1.0

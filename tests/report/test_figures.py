@@ -7,15 +7,12 @@ import math
 import re
 import subprocess
 import sys
-from importlib.resources import files
 from itertools import pairwise
 
-import matplotlib as mpl
 import numpy as np
 import pytest
 from hypothesis import example, given, settings, strategies as st
 
-from gradience.blocks.html import figures
 from gradience.blocks.html.figures import NARROW, STYLES, WIDE, draw, draw_map, style_sheet
 from gradience.blocks.html.plot import Mark, Plot, PlotLine, envelope
 from gradience.blocks.plots import Grid
@@ -23,10 +20,6 @@ from gradience.blocks.plots import Grid
 SIZES = st.sampled_from([WIDE, NARROW])
 FLOATS = st.floats(allow_nan=True, allow_infinity=True)
 ON = "var(--page)"  # the colour on a mark, which is that of the page
-
-
-def shapes(svg):
-    return [element for element in svg.iter() if element.tag not in {"svg", "title", "g", "defs"}]
 
 
 def numbers(path: str) -> list[float]:
@@ -65,17 +58,6 @@ def test_whatever_the_values_every_colour_is_a_variable_and_every_shape_lies_in_
             places = numbers(shape.get("d", ""))
             assert all(-1.0 <= x <= size.width + 1.0 for x in places[::2])
             assert all(-1.0 <= y <= size.height + 1.0 for y in places[1::2])
-
-
-@pytest.mark.parametrize("size", [WIDE, NARROW])
-@pytest.mark.parametrize("values", [[1.0, 2.0], [1e-9, 1e12, 3.0], [-1234.5, 0.25]], ids=str)
-def test_what_stands_around_a_plot_has_the_margin_that_is_left_and_no_more(monkeypatch, values, size):
-    kept, paint = [], figures._paint
-    monkeypatch.setattr(figures, "_paint", lambda *given: (kept.append(given[1]), paint(*given)))
-    draw(plot_of(values, marks=[Mark(1, 0, "warning"), Mark(2, 1, "error")]), size, "Loss.")
-    (axes,) = kept
-    box = axes.get_tightbbox(for_layout_only=True)  # measured anew, in its place
-    assert (box.x0, box.y0, size.width - box.x1, size.height - box.y1) == pytest.approx([6.0] * 4, abs=0.3)
 
 
 def test_a_line_breaks_where_rows_are_lost_and_a_row_alone_is_a_dot():
@@ -119,16 +101,6 @@ def test_two_lines_never_look_alike_and_the_legend_has_the_same_order():
     for i in range(STYLES):
         assert re.search(rf"\.s{i}\b[^{{]*{{ color: var\(--c{i % 4}\)", style_sheet())
         assert (f".swatch.s{i}" in style_sheet()) == (i >= 4)  # dashed
-
-
-def test_every_colour_of_the_figures_is_one_of_the_page():
-    path = files("gradience.blocks.html") / "figures.mplstyle"
-    sheet = mpl.rc_params_from_file(str(path), use_default_template=False)
-    light = set(re.findall(r"--\w+: (#\w{6})", style_sheet().partition("@media")[0]))
-    colours = [str(value) for key, value in sheet.items() if key.endswith("color") and value != "none"]
-    colours += sheet["axes.prop_cycle"].by_key()["color"]
-    assert len(colours) > 8
-    assert {f"#{colour.removeprefix('#')}" for colour in colours} <= light
 
 
 def test_marks_that_are_close_stand_in_rows_of_their_own():
@@ -175,14 +147,6 @@ def test_the_cells_of_a_map_do_not_overlap_and_lie_in_the_figure(layers, kinds, 
     assert all(a[0] + a[2] <= b[0] + 0.11 for a, b in pairwise(firsts))  # rounded to 0.1
     shown = [float(t.get("x", "")) for t in svg.iter("text") if (t.text or "").isdigit()]
     assert all(b - a >= 23.0 for a, b in pairwise(sorted(shown)))  # a number of three digits is about 20 wide
-
-
-def test_a_users_matplotlib_settings_change_nothing_and_are_left_alone():
-    before = draw(plot_of([1.0, 2.0]), WIDE, "Loss.")
-    with mpl.rc_context({"font.size": 40, "lines.marker": "s", "axes.grid": True}):
-        after = draw(plot_of([1.0, 2.0]), WIDE, "Loss.")
-        assert mpl.rcParams["font.size"] == 40
-    assert [(s.tag, s.attrib) for s in shapes(before)] == [(s.tag, s.attrib) for s in shapes(after)]
 
 
 def test_of_a_logs_reports_only_the_page_imports_matplotlib_and_none_pyplot_jax_or_torch(log, tmp_path):

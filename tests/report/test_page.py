@@ -6,7 +6,6 @@ import base64
 import dataclasses
 import hashlib
 import re
-import shutil
 import time
 from importlib.resources import files
 from itertools import combinations
@@ -114,22 +113,6 @@ def test_every_cause_is_there_with_its_evidence_and_is_marked_at_its_step(story,
     step = causes[spike - 1].values["step"]
     loss = next(a["aria-label"] for a in found.all("svg") if a.get("aria-label", "").startswith("Loss."))
     assert f"{spike} at step {step}" in loss.partition("Marked: ")[2]
-
-
-def test_what_was_not_judged_and_not_there_is_named(log):
-    story = gather(log)
-    text = parse(report_html(story)).text
-    assert "no adapter in the folder" in text
-    assert all(item.reason in text and item.id in text for item in story.diagnosis.not_run)
-
-
-def test_a_damaged_source_is_said_and_the_rest_is_reported(log, adapter, tmp_path):
-    shutil.copytree(adapter, tmp_path / "peft")
-    (tmp_path / "peft" / "adapter_model.safetensors").write_bytes(b"not tensors")
-    page = report_html(gather(log, adapter=tmp_path / "peft"))
-    assert "unreadable" in parse(page).text
-    assert 'id="training"' in page
-    assert str(tmp_path) not in page
 
 
 def test_provenance_is_the_hash_of_each_file_and_no_folder_above_its_own(log, adapter, page, tmp_path_factory):

@@ -51,14 +51,6 @@ def groups(root, metric="eval/loss", **options):
     return [[run.run for run in group.ranked] for group in report.groups]
 
 
-def test_equal_settings_are_one_list_best_first(tmp_path):
-    for name, loss in (("a", 1.0), ("b", 0.5), ("c", 0.7)):
-        log(tmp_path / name, loss, data="d")
-    assert groups(tmp_path) == [["b", "c", "a"]]
-    assert groups(tmp_path, top=2) == [["b", "c"]]
-    assert groups(tmp_path, goal="most") == [["a", "c", "b"]]
-
-
 @every(
     ("metric", "other", "apart"),
     [
@@ -127,13 +119,6 @@ def test_the_noise_of_a_sweep_is_the_true_one(name, tmp_path_factory):
     if group.noise is not None:
         assert group.noise.difference == pytest.approx(2.0 * math.sqrt(2.0) * SIGMA, rel=0.3)
         assert [group.ranked[1].worse_than_noise, group.ranked[4].worse_than_noise] == [False, True]
-
-
-def test_as_many_equal_values_as_not_are_no_noise_of_seeds(tmp_path):
-    for name, seed in (("a", 1), ("b", 2)):
-        log(tmp_path / name, 1.0, data="d", seed=seed)
-    (group,) = best_runs(collect_runs(tmp_path, out=tmp_path / "store"), "eval/loss").groups
-    assert group.noise is None
 
 
 def test_the_noise_is_that_of_runs_that_differ_in_their_seed_alone(tmp_path):
