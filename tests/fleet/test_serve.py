@@ -280,7 +280,7 @@ def test_what_cannot_be_judged_is_said_and_a_gate_does_not_pass_it(tmp_path, cap
     }
     (tmp_path / "runs" / "kohya").mkdir(parents=True)
     save_file({**one, f"{stem}.alpha": np.float32([4.0])}, tmp_path / "runs" / "kohya" / "x.safetensors")
-    peft(tmp_path / "runs" / "large", factors(2, r=600, width=620, layers=1), r=600)
+    peft(tmp_path / "runs" / "large", factors(2, r=600, decay=0.99), r=600)
     peft(tmp_path / "runs" / "revised", factors(3), revision="v2")
     experts = {name.replace("mlp.up_proj", "mlp.experts.0.up_proj"): x for name, x in factors(4).items()}
     peft(tmp_path / "runs" / "experts", experts, base="org/moe-bnb-4bit")

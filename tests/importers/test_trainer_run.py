@@ -113,23 +113,6 @@ def told_by(event):
     return {k: v for k, v in said.items() if k not in {"ts", "run_id", "seq", "session"}}
 
 
-def test_checkpoints_alone_give_the_rows_up_to_the_last_one(run, import_events, tmp_path):
-    folder, _ = run
-    copy = tmp_path / "out"
-    shutil.copytree(folder, copy, ignore=shutil.ignore_patterns("run.jsonl", "*.json"))
-    for last in (4, 8, 12):
-        shutil.copy(folder / f"checkpoint-{last}" / "trainer_state.json", copy / f"checkpoint-{last}")
-    shutil.copy(folder / "checkpoint-12" / "adapter_config.json", copy / "checkpoint-12")
-    events, imported = import_events(copy)
-    assert events.steps == list(range(1, STEPS + 1))
-    assert events.start.config.lora.r == 4
-    assert events.end.status == "ok"
-    assert any("checkpoint-12/trainer_state.json, the furthest one" in note for note in imported.notes)
-    assert events.start.config.optimizer.lr == RATE
-    assert events.start.config.optimizer.extras == {}
-    assert copy / "checkpoint-12" / "training_args.bin" in imported.files
-
-
 def test_the_summary_of_a_real_run_gives_its_batch_where_the_arguments_are_gone(run, tmp_path):
     folder, _ = run
     copy = tmp_path / "out"

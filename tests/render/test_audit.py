@@ -168,12 +168,3 @@ def test_a_map_of_nothing_says_so():
         frobenius_norm=1.0,
     )  # fmt: skip
     assert "no module lies in a layer" in heatmap([outside])[0]
-
-
-def test_names_from_the_file_cannot_steer_the_terminal():
-    evil = "\x1b[31mred\u202e\n"
-    rows = [module(0, evil)]
-    for view in (View(layers=True, heatmap="norm", verbose=True),):
-        text = audit_text(report(rows, base_model=evil, notes=[evil], peft_dir=evil), view)
-        assert "\x1b" not in text
-        assert "\u202e" not in text

@@ -5,7 +5,6 @@ from __future__ import annotations
 from pages import gather, parse
 from tables import every
 
-from gradience.render.monitor import fed_rows
 from gradience.render.page import report_html
 from gradience.telemetry.writer import TelemetryWriter
 
@@ -51,13 +50,3 @@ def test_a_histogram_of_anybodys_making_is_left_out(announced, tmp_path):
     html = page(tmp_path, announced=announced)
     assert "32 rows" in html
     assert "Tokens per sequence" not in html
-
-
-def test_counts_that_are_none_are_left_out():
-    assert fed_rows({}) == []
-    assert fed_rows({**COUNTS, "rows": "x"}) == []
-    assert [label for label, _ in fed_rows({**COUNTS, "supervised": None, "label_min": 0, "label_max": 2})] == [
-        "Watched",
-        "Tokens",
-        "Labels",
-    ]
