@@ -190,6 +190,9 @@ def test_a_damaged_part_is_an_error_before_parts_are_merged(tmp_path):
     with store.writing() as writer, pytest.raises(GradienceError, match=f"cannot read {part}: Parquet file size is 4"):
         writer.compact()
     assert part.read_text() == "mine"
+    with pytest.raises(GradienceError) as caught:
+        select(store, "select * from modules")
+    assert (caught.value.advice, str(part) in str(caught.value)) == ("remove the folder and audit again", True)
 
 
 def test_a_part_from_before_a_column_has_null_in_it_and_can_be_rewritten(tmp_path):

@@ -13,6 +13,7 @@ from __future__ import annotations
 import re
 from codecs import BOM_UTF8
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import suppress
 from itertools import islice
 from pathlib import Path
 from typing import Final, Literal, TypeAlias
@@ -21,14 +22,15 @@ from gradience.configs.training import STATE_NAME
 from gradience.errors import RecorderError, SchemaError
 from gradience.importers.databases import META, database_of, is_meta, read_mlflow, read_trackio
 from gradience.importers.files import (
-    MAX_BYTES,
     MAX_LINE,
     SourceRun,
     add_settings,
     is_pointer,
     json_lines,
+    log_bytes,
     readable,
     require_file,
+    whole_json,
 )
 from gradience.importers.table import MAX_COLUMNS, csv_header, find_columns, flatten, read_table
 from gradience.importers.tensorboard import is_event_file, read_tensorboard
@@ -36,7 +38,7 @@ from gradience.importers.text import dialect_of, is_ludwig, is_text_log, read_js
 from gradience.importers.trainer_state import add_results, find_states, join_states, read_state
 from gradience.importers.wandb import SUMMARY, is_wandb, read_wandb
 from gradience.io import CHECKPOINT_PREFIX, natural_key
-from gradience.io.reading import open_regular, read_small
+from gradience.io.reading import open_regular
 from gradience.schema import Json
 from gradience.telemetry.codec import parse
 
@@ -157,26 +159,22 @@ def _is_one_line(path: Path) -> bool:
 
 
 def _of_document(path: Path) -> Format | None:
-    data = _whole(path)
     try:
-        document, _ = parse(data)
-    except SchemaError:
-        return "trainer-state" if b'"log_history"' in data else None  # cut off: reading it gives an error
-    return _of_keys(document)
+        return _of_keys(whole_json(path))
+    except RecorderError:  # cut off: reading it gives an error
+        return "trainer-state" if _names_history(path) else None
 
 
-def _of_keys(document: Mapping[str, Json]) -> Format | None:
-    if "log_history" in document:
+def _names_history(path: Path) -> bool:
+    with suppress(RecorderError):
+        return b'"log_history"' in log_bytes(path)
+    return False
+
+
+def _of_keys(document: Json) -> Format | None:
+    if isinstance(document, dict) and "log_history" in document:
         return "trainer-state"
-    return "ludwig" if is_ludwig(document) else None
-
-
-def _whole(path: Path) -> bytes:
-    """Return the file's bytes; b"" if it is too large for a log or cannot be read."""
-    try:
-        return read_small(path, most=MAX_BYTES, what="a log").removeprefix(BOM_UTF8)
-    except OSError:
-        return b""
+    return "ludwig" if isinstance(document, dict) and is_ludwig(document) else None
 
 
 def _is_ours(row: Mapping[str, Json]) -> bool:
@@ -199,10 +197,9 @@ def _is_list(path: Path, head: bytes) -> bool:
     if not head.startswith(b"["):
         return False
     try:
-        document, _ = parse(b'{"rows":%b}' % _whole(path))
-    except SchemaError:
+        rows = whole_json(path)
+    except RecorderError:
         return False
-    rows = document.get("rows")
     return isinstance(rows, list) and _has_columns([row for row in rows[:_ROWS] if isinstance(row, dict)])
 
 

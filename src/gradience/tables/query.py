@@ -28,7 +28,7 @@ from gradience.schema.fleet import (
     QueryReport,
 )
 from gradience.tables import arrow_schema
-from gradience.tables.store import INSTALL, Store, Tables
+from gradience.tables.store import DAMAGED, Store, Tables
 from gradience.telemetry.redact import hide_in
 
 if TYPE_CHECKING:
@@ -160,12 +160,10 @@ def opened(store: Store) -> Iterator[DuckDBPyConnection]:
     """A context with an in-memory database whose tables are views of the store's files; it can read no other file.
 
     Raises:
-        GradienceError: duckdb is not installed.
+        GradienceError: a file cannot be read.
     """
-    try:
-        import duckdb  # extra [fleet]
-    except ImportError as error:
-        raise GradienceError("queries need duckdb, which is not installed", advice=INSTALL) from error
+    import duckdb  # extra [fleet]
+
     with _worded(), duckdb.connect() as base:
         base.execute("set temp_directory = ''")  # DuckDB must not spill to the user's disk
         base.execute("set autoload_known_extensions = false; set autoinstall_known_extensions = false")
@@ -215,13 +213,15 @@ def _texts(values: Iterable[str]) -> str:
 @contextmanager
 def _worded() -> Iterator[None]:
     """A context that turns an error of DuckDB into a GradienceError with its first line."""
-    import duckdb  # extra [fleet]; imported by now
+    import duckdb  # extra [fleet]
 
     try:
         yield
     except duckdb.Error as error:
         message = str(error).split("\n\nLINE", maxsplit=1)[0]
-        raise GradienceError(" ".join(message.split()), advice="see --list-queries for examples") from error
+        of_file = "/part-" in message or type(error) is duckdb.Error  # the latter of a damaged page, without its file
+        advice = DAMAGED if of_file else "see --list-queries for examples"
+        raise GradienceError(" ".join(message.split()), advice=advice) from error
 
 
 def _plain(value: Any) -> Json:

@@ -17,6 +17,7 @@ from gradience.collect.fleet import version_of_rules
 from gradience.collect.fleet.audit import Job, JobProgress, Plan, carry_out, known_rows, plan_of
 from gradience.collect.fleet.engines import Done, run_local
 from gradience.collect.fleet.find import leads_to_folder, stamp_of
+from gradience.collect.runs import measured
 from gradience.collect.runs.rows import run_row
 from gradience.configs.training import STATE_NAME
 from gradience.errors import GradienceError, MissingPackageError, RecorderError, require
@@ -26,7 +27,6 @@ from gradience.io import CHECKPOINT_PREFIX, PathLike, cache_folder
 from gradience.judge.monitor import report_of
 from gradience.reading import Reading, read_run
 from gradience.reading.logs import is_log
-from gradience.schema import Real, number_in
 from gradience.schema.document import writable
 from gradience.schema.fleet import RUNS_SCHEMA_ID, EvalRow, RunFindingRow, RunRow, StepRow
 from gradience.spectral import cores
@@ -223,13 +223,7 @@ def _finite(column: Iterable[float]) -> list[float | None]:
 
 def _evals(path: str, series: RunSeries) -> Iterator[EvalRow]:
     for event in series.evals:
-        named: dict[str, Real | None] = {
-            "loss": event.metrics.loss,
-            "ppl": event.metrics.ppl,
-            "accuracy": event.metrics.accuracy,
-        }
-        extras = {name: number_in(event.metrics.extras, name) for name in event.metrics.extras}
-        for metric, value in (named | extras).items():
+        for metric, value in measured(event.metrics).items():
             number = number_column(value)
             if number is not None:
                 yield EvalRow(
