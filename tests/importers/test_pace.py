@@ -178,9 +178,8 @@ def test_a_log_written_afterwards_has_no_speed(paces):
     def table(each):
         return [{"step": s, "loss": 2.0, "timestamp": START + s * each} for s in (10, 20, 30)]
 
-    of_the_critic = [
-        {**row, "val/ratio": 1.0, "val/num_eos_tokens": 3} for row in table(0.5)
-    ]  # TRL's PPO evaluates not
+    # TRL's PPO logs its value function, and no evaluation
+    of_the_critic = [{**row, "val/ratio": 1.0, "val/num_eos_tokens": 3} for row in table(0.5)]
     assert [told["seconds_per_step"] for _, told in paces(of_the_critic, "ppo.jsonl")] == [0.5, 0.5]
     assert paces(table(1e-4), "log.jsonl") == []
     assert [told["seconds_per_step"] for _, told in paces(table(0.125), "log.jsonl")] == [0.125, 0.125]
