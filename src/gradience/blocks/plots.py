@@ -142,13 +142,8 @@ def histogram_lines(bins: Sequence[int], width: int, *, limit: int | None = None
         line = "".join(cells) if place is None else f"{''.join(cells[:place])}\u2502{''.join(cells[place:])}"
         label = f"{top:,}" if row == height - 1 else ""
         lines.append(f"{label:>{_LABEL}} |{line.rstrip()}")
-    below = (
-        "0"
-        if place is None
-        else f"0{f'limit {limit:,}':>{place}}"
-        if place > len(f"limit {limit:,}")
-        else f"0 limit {limit:,}"
-    )
+    named = "" if place is None else f" limit {limit:,}"
+    below = f"0{named:>{place or 0}}" if len(named) <= (place or 0) else f"0{named}"
     end = f"{width * len(bins):,}"
     room = len(bins) + (place is not None)
     return [*lines, " " * (_LABEL + 2) + below + end.rjust(max(room - len(below), len(end) + 1))]

@@ -22,7 +22,6 @@ from gradience.configs.training import STATE_NAME
 from gradience.errors import RecorderError, SchemaError
 from gradience.importers.databases import META, database_of, is_meta, read_mlflow, read_trackio
 from gradience.importers.files import (
-    MAX_LINE,
     SourceRun,
     add_settings,
     is_pointer,
@@ -115,7 +114,7 @@ def _head(path: Path) -> bytes:
 
 
 def _of_objects(path: Path, head: bytes) -> Format | Literal["gradience"] | None:
-    if _is_document(head) or _is_one_line(path):
+    if _is_document(head):
         return _of_document(path)
     rows = list(islice(_rows(path), _ROWS))
     if any(_is_ours(row) for row in rows):
@@ -145,17 +144,6 @@ def _is_document(head: bytes) -> bool:
     except SchemaError:
         return bool(newline) and not first.rstrip().endswith(b"}")
     return False
-
-
-def _is_one_line(path: Path) -> bool:
-    """Whether the first line is longer than any row, as in a trainer_state without line breaks."""
-    try:
-        if path.stat().st_size <= MAX_LINE:
-            return False
-        with open_regular(path) as file:
-            return not file.readline(MAX_LINE + 1).endswith(b"\n")
-    except OSError:
-        return False
 
 
 def _of_document(path: Path) -> Format | None:
