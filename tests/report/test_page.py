@@ -5,20 +5,29 @@ from __future__ import annotations
 import base64
 import dataclasses
 import hashlib
+import math
 import re
 import time
 from importlib.resources import files
 from itertools import combinations
+from typing import Any
 
 import msgspec
 import numpy as np
 import pytest
+from hypothesis import example, given, strategies as st
 from pages import gather, parse
 from tables import every
 
+from gradience.blocks import clean
+from gradience.blocks.html import document, tag
+from gradience.blocks.html.plot import PlotLine, envelope
+from gradience.render.curves import marks_of
+from gradience.render.diagnose import step_of, steps_of
 from gradience.render.page import report_html
 from gradience.report import write_report
 from gradience.schema import SCHEMA_ID
+from gradience.schema.diagnose import Cause, Piece
 from gradience.schema.events import Alert
 from gradience.telemetry.writer import TelemetryWriter
 
@@ -34,6 +43,125 @@ def story(log, adapter):
 @pytest.fixture(scope="module")
 def page(story):
     return report_html(story)
+
+
+@pytest.fixture
+def page_of(tmp_path):
+    """A function that writes a log of rows (step, loss, further columns), and returns its page and story."""
+
+    def made(rows, evals=(), data=None):
+        with TelemetryWriter(tmp_path / "run.jsonl", fsync="never") as log:
+            log.run_start({"model_name": "acme/base"})
+            for step, loss, more in rows:
+                log.train_step(step, loss=loss, **more)
+            for step, metrics in evals:
+                log.eval(step, split="test", metrics=metrics)
+            if data is not None:
+                log.metrics(1, kind="data", metrics=data)
+            log.run_end(status="ok")
+        gathered = gather(tmp_path / "run.jsonl")
+        return report_html(gathered), gathered
+
+    return made
+
+
+SPIKES = (150, 170, 190, 230)
+
+
+def test_a_burst_of_spikes_is_marked_whole_and_the_loss_is_smoothed_in_its_colour(page_of):
+    draw = np.random.default_rng(1)
+    rows = [
+        (n, 1.6 * math.exp(-n / 120) + 0.4 + 0.05 * draw.standard_normal() + 3.0 * (n in SPIKES), {})
+        for n in range(1, 301)
+    ]
+    html, story = page_of(rows, [(n, {"loss": 1.0 + abs(n - 200) / 1000, "n": 1872}) for n in (100, 200, 300)])
+    found = story.diagnosis.findings
+    ((number, spike),) = [(n, cause) for n, cause in enumerate(found, 1) if cause.id == "DIV103"]
+    assert [mark.step for mark in marks_of(found) if mark.number == number] == list(SPIKES)
+    assert step_of(spike) in SPIKES
+    text = parse(html).text
+    assert "Held-out loss, test1.1 at step 300 (lowest 1 at step 200), 1,872 examples" in text
+    assert "The strong line is the running median of 15 rows; the faint one is not smoothed." in text
+    chart = html.partition("<svg")[2].partition("</svg>")[0]
+    strokes = [colour for colour in ("--c0", "--c1", "--c2") if f'stroke="var({colour})"' in chart]
+    assert strokes == ["--c0", "--c1"]  # those of the legend
+    assert 'stroke-width="2.2"' in chart
+    section = html[html.index('id="not-judged"') :].partition("</section>")[0]
+    assert section.index("<details><summary>") < section.index("<table>") < section.index("</details>")
+    assert f"Skipped ({len(story.diagnosis.not_run)})" in section
+
+
+@every(("rows", "smooth", "window"), [(99, True, 0), (100, True, 5), (100, False, 0), (400, True, 21)])
+def test_a_short_curve_is_not_smoothed(rows, smooth, window):
+    line = PlotLine("x", envelope(np.arange(rows), np.ones(rows)), smooth=smooth)
+    assert line.window == window
+
+
+def cause(rule: str, source: str = "log", pieces: tuple[str, ...] = (), **values: Any) -> Cause:
+    some = [Piece(source=source, id=one, severity=None, says="") for one in (rule, *pieces)]
+    return Cause(id=rule, severity="warning", message="m", values=values, joined=False, pieces=some)
+
+
+@every(
+    ("values", "steps"),
+    [
+        ({"steps": [3, 5, True, "x", 2.0]}, [3, 5]),
+        *(({name: value}, []) for name, value in (("steps", []), ("steps", 4), ("first_step", True), ("x", 1))),
+        ({"first_step": 7}, [7]),
+        ({"steps": [1], "first_step": 7}, [1]),
+    ],
+)
+def test_steps_of_a_finding_are_whole_numbers(values, steps):
+    assert steps_of(cause("DIV103", **values)) == steps
+
+
+def test_marks_are_of_findings_in_the_log_by_step_and_by_the_beginning_of_an_id():
+    found = [
+        cause("DIV103", steps=[9, 2]),
+        cause("NUM101", "weights", first_step=5),
+        cause("OVF110", pieces=("DIV104",), first_step=4),
+    ]
+    assert [(mark.number, mark.step) for mark in marks_of(found)] == [(1, 2), (3, 4), (1, 9)]
+    assert [[mark.number for mark in marks_of(found, begins)] for begins in ("DIV", "OVF", "NUM")] == [
+        [1, 3, 1],
+        [3],
+        [],
+    ]
+
+
+COUNTS = {"batches": 9, "watched": 8, "rows": 32, "tokens": 900, "padding": 100, "supervised": 450}
+
+
+@every(
+    ("announced", "drawn"),
+    [
+        ({"bins": [0, 5, 20, 7], "bin_width": 16, "max_length": 48}, True),
+        *((bad, False) for bad in (None, "x", {"bins": [-1]}, {"bins": [], "bin_width": 1})),
+        *(({"bins": [one], "bin_width": width}, False) for one, width in (("x", 1), (1, 0))),
+    ],
+)
+def test_what_the_model_was_fed_is_a_table_and_the_lengths_of_a_check_a_histogram(page_of, announced, drawn):
+    html, _ = page_of([(1, 2.0, {})], data={**COUNTS, "rows_unsupervised": 2, "announced": announced})
+    assert "data" in [section["id"] for section in parse(html).all("section")]
+    for text in ("8 of 9 micro-batches, 32 rows", "50.0% of the tokens"):
+        assert text in html
+    assert [text in html for text in ("Tokens per sequence", "32 to 47: 20", "limit 48")] == [drawn] * 3
+
+
+TEXTS = st.text() | st.sampled_from(
+    ["</td></table><img src=x onerror=alert(1)>", '" onload="x', "]]><!--", "&lt;&amp;"]
+)
+
+
+@given(TEXTS, TEXTS)
+@example("</style><script>", "'\"><svg onload=1>\x1b[31mb\u202e")
+def test_text_and_attributes_come_back_as_they_went_in_and_make_no_element(text, attribute):
+    written = document(tag("p", "before ", tag("b", text), text, title=attribute))
+    page = parse(written)
+    assert [name for name, _ in page.elements] == ["p", "b"]
+    assert page.elements[0][1] == {"title": clean(attribute)}
+    assert page.text.strip("\n") == f"before {clean(text) * 2}".strip("\n")
+    assert "\x1b" not in written
 
 
 def test_the_page_holds_every_part_of_the_story(page):
@@ -54,14 +182,10 @@ def test_the_page_holds_every_part_of_the_story(page):
         assert any(a.get("aria-label", "").startswith(title) for a in found.all("svg"))
 
 
-def test_token_accuracy_entropy_and_reward_have_a_curve_under_the_names_they_are_logged_by(tmp_path, page):
-    path = tmp_path / "run.jsonl"
-    with TelemetryWriter(path) as run:
-        run.run_start({"model_name": "acme/base-7b"})
-        for step in range(1, 9):
-            more = {"mean_token_accuracy": step / 10, "actor/entropy": 1.0 / step, "critic/rewards/mean": -1.0 * step}
-            run.train_step(step, loss=2.0 - step / 10, **more)
-    shown = [svg.get("aria-label", "") for svg in parse(report_html(gather(path))).all("svg")]
+def test_token_accuracy_entropy_and_reward_have_a_curve_under_the_names_they_are_logged_by(page_of, page):
+    names = ("mean_token_accuracy", "actor/entropy", "critic/rewards/mean")
+    rows = [(n, 2.0 - n / 10, dict(zip(names, (n / 10, 1.0 / n, -1.0 * n), strict=True))) for n in range(1, 9)]
+    shown = [svg.get("aria-label", "") for svg in parse(page_of(rows)[0]).all("svg")]
     for title, first, last in (("Token accuracy", "0.1", "0.8"), ("Entropy", "1", "0.125"), ("Reward", "-1", "-8")):
         start = f"{title}. {title.lower()}: {first} at step 1, {last} at step 8;"
         assert any(label.startswith(start) for label in shown)
@@ -88,17 +212,12 @@ def test_the_first_screen_holds_verdict_next_step_and_curve(log, story, page):
     assert story.diagnosis.advice.text in parse(page).text
 
 
-@pytest.mark.parametrize(("spikes", "close"), [((70,), True), ((), False), ((60, 70, 80, 90), False)])
-def test_one_row_far_off_does_not_flatten_the_first_curve(tmp_path, spikes, *, close):
-    with TelemetryWriter(tmp_path / "run.jsonl", fsync="never") as log:
-        log.run_start({})
-        for step in range(1, 101):
-            log.train_step(step, loss=50.0 if step in spikes else 2.0 - step / 100)
-        log.run_end()
-    page = report_html(gather(tmp_path / "run.jsonl"))
-    header = page[: page.index("</header>")]
+@every(("spikes", "close"), [((70,), True), ((), False), ((60, 70, 80, 90), False)])
+def test_one_row_far_off_does_not_flatten_the_first_curve(page_of, spikes, close):
+    html, _ = page_of([(step, 50.0 if step in spikes else 2.0 - step / 100, {}) for step in range(1, 101)])
+    header = html[: html.index("</header>")]
     assert ("1 training row lies beyond, drawn at the edge." in header) == close
-    assert ("<h3>Loss, all rows</h3>" in page) == close
+    assert ("<h3>Loss, all rows</h3>" in html) == close
 
 
 def test_every_cause_is_there_with_its_evidence_and_is_marked_at_its_step(story, page):
@@ -240,7 +359,7 @@ def test_a_page_stays_small_whatever_the_number_of_modules_splits_and_alerts(sto
     assert series is not None
     many = [
         msgspec.structs.replace(audit.modules[0], name=f"layers.{layer}.block{kind}.proj", layer=layer)
-        for layer in range(32)
+        for layer in range(48)
         for kind in range(60)
     ]
     alert = Alert(schema=SCHEMA_ID, ts=None, run_id="r", step=1, severity="info", code="c", message="m" * 200)
@@ -253,5 +372,5 @@ def test_a_page_stays_small_whatever_the_number_of_modules_splits_and_alerts(sto
     page = report_html(dataclasses.replace(story, diagnosis=diagnosis, series=dataclasses.replace(series, evals=evals)))
     assert len(page) < 2_000_000
     text = parse(page).text
-    for words in ("the first 100 of 1,920", "the first 100 of 5,000", "the first 100 of 500", "further kinds"):
+    for words in ("the first 100 of 2,880", "the first 100 of 5,000", "the first 100 of 500", "further kinds"):
         assert words in text
