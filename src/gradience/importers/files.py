@@ -143,6 +143,18 @@ class SourceRun:
         self._count()
         self.rows.append(row)
 
+    def take(
+        self, place: int, given: Json, values: Mapping[str, Json], ts: float | None = None, *, bare: bool = False
+    ) -> None:
+        """Add a row of this step; without a whole one (if not `bare`), or without a measurement, it is skipped."""
+        step = step_of(given)
+        if step is None and not (bare and given is None):
+            self.skip(place, "no step in it" if given is None else "the step is not a whole number")
+        elif values.keys() <= {"epoch"}:
+            self.skip(place, "nothing was measured")
+        else:
+            self.add(LoggedRow(place, step, values, ts))
+
     def skip(self, place: int, reason: str) -> None:
         """List a row that could not be read. The reason may quote the row; secrets in it are hidden.
 

@@ -71,22 +71,11 @@ def history(path: Path, listed: Iterable[Json]) -> SourceRun:
     raw = SourceRun(path, unit="row", files=[path])
     for place, row in enumerate(listed, 1):
         if isinstance(row, dict):
-            _take(raw, place, row)
+            values = {key: value for key, value in row.items() if key != "step" and value is not None}
+            raw.take(place, row.get("step"), values, bare=True)
         else:
             raw.skip(place, "not a mapping")
     return raw
-
-
-def _take(raw: SourceRun, place: int, row: Mapping[str, Json]) -> None:
-    values = {key: value for key, value in row.items() if key != "step" and value is not None}
-    given = row.get("step")
-    step = step_of(given)
-    if step is None and given is not None:
-        raw.skip(place, f"`step` is not a step: {str(given)[:40]!r}")
-    elif values.keys() <= {"epoch"}:
-        raw.skip(place, "nothing was measured")
-    else:
-        raw.add(LoggedRow(place, step, values))
 
 
 def find_states(folder: Path) -> list[Path]:
