@@ -124,4 +124,4 @@ def test_a_state_reached_the_step_that_it_states_else_that_of_its_last_row(state
     history = [{"step": 5, "loss": 1.0}, {"step": 2, "loss": 2.0}]
     path.write_text(json.dumps({"log_history": history, "max_steps": 20, "global_step": stated}))
     found = read_state(path)
-    assert (found.reached, found.raw.reached, found.raw.planned) == (reached, stated, 20)
+    assert (found.furthest, found.reached, found.planned) == (reached, stated, 20)

@@ -134,6 +134,16 @@ class SourceRun:
     memory: list[MemoryReading] = field(default_factory=list)  # in the order of time
     files: list[Path] = field(default_factory=list)  # all files read; the rows are from the first
 
+    @property
+    def last_step(self) -> int:
+        """The last step of a row; -1 without one."""
+        return max((row.step for row in self.rows if row.step is not None), default=-1)
+
+    @property
+    def furthest(self) -> int:
+        """The step that was reached, as the source states it, or else by its rows."""
+        return max(self.last_step, 0) if self.reached is None else self.reached
+
     def add(self, row: LoggedRow) -> None:
         """Add a row.
 

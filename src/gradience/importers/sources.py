@@ -65,7 +65,7 @@ _CONFIGS: Final = re.compile(r"(?:.*config|tokenizer.*|.*index|vocab|special_tok
 _CLOSE: Final = 1e-3  # relative: LLaMA-Factory and ms-swift round what they log
 _Reader: TypeAlias = Callable[[Path, Mapping[str, str] | None], list[SourceRun]]
 _READERS: Final[dict[Format, _Reader]] = {  # the best log of a folder first
-    "trainer-state": lambda path, _: [read_state(path).raw],
+    "trainer-state": lambda path, _: [read_state(path)],
     "ms-swift": lambda path, _: [read_json_lines(path)],
     "llama-factory": lambda path, _: [read_json_lines(path)],
     "table": lambda path, columns: [read_table(path, columns)],
@@ -374,7 +374,7 @@ def _add_later_rows(raw: SourceRun, logs: Mapping[Format, list[Path]]) -> None:
     if path is None:
         return
     log = read_json_lines(path)
-    last = max((row.step for row in raw.rows if row.step is not None), default=-1)
+    last = raw.last_step
     later = [row for row in log.rows if row.step is not None and row.step > last]
     if not later:
         return
