@@ -19,7 +19,7 @@ import msgspec
 
 from gradience.adapters.layout import Adapter
 from gradience.adapters.open import CONFIG_NAME, AdapterFiles, Buffer, Bytes, Layouts, find_files, open_adapter
-from gradience.collect.fleet import Held, Known, rows_of, version_of_rules
+from gradience.collect.fleet import Known, Source, rows_of, version_of_rules
 from gradience.collect.fleet.engines import Done, Engine, run_local, run_ray
 from gradience.collect.fleet.find import AdapterPlace, fetched, find_adapters
 from gradience.device import prepare_jax
@@ -331,14 +331,12 @@ def _computed(job: Job, place: Path, hashes: tuple[str, str], files: AdapterFile
     opened = opened_of(place, files, adapter)
     measured = measure(opened, options, grams=grams)
     report = report_of(opened, measured, judge(opened, measured), per_layer=False, left_out={})
-    row, modules, findings = rows_of(job.path, report, (job.rules, job.stamp, *hashes), sketch, _held(files, adapter))
-    return encoded([row], modules, findings)
-
-
-def _held(files: AdapterFiles, adapter: Adapter) -> Held:
     pairs = {name for name, role in adapter.roles.items() if role == "lora_pair"}
     dtypes = sorted({info.dtype for name, info in adapter.tensors.items() if name in pairs})
-    return Held(_settings(files.config, adapter), ",".join(dtypes) or None)
+    settings = _settings(files.config, adapter)
+    source = Source(job.path, job.rules, job.stamp, *hashes, settings, ",".join(dtypes) or None, list(sketch))
+    row, modules, findings = rows_of(source, report)
+    return encoded([row], modules, findings)
 
 
 def _settings(path: Path, adapter: Adapter) -> str | None:
