@@ -17,13 +17,11 @@ from fleet_inputs import factors, peft
 from safetensors.numpy import save_file
 
 import gradience
-from gradience.collect.fleet.audit import _job, audit_fleet, known_rows, plan_of, rules_version
+from gradience.collect.fleet.audit import audit_fleet
 from gradience.collect.fleet.engines import run_local
-from gradience.collect.fleet.find import find_adapters
 from gradience.errors import GradienceError, OutputError
 from gradience.judge.audit import audit_adapter
-from gradience.tables.query import FLEET, open_fleet
-from gradience.tables.store import Store
+from gradience.tables.query import open_fleet
 
 
 def rows(fleet):
@@ -148,15 +146,6 @@ def test_adapters_behind_a_url_are_copied_audited_and_kept(tmp_path):
 
 def audit_on_host(folder):
     return pytest.approx(audit_adapter(folder).summary.stable_rank_mean, rel=1e-12)
-
-
-def test_another_version_of_the_rules_reads_everything_again(collection, fleet, tmp_path, monkeypatch):
-    mine = copied(fleet, tmp_path)
-    monkeypatch.setattr("gradience.collect.fleet.audit.version_of_rules", lambda *_: "0")
-    jobs = [_job(found, None, rules_version(None)) for found in find_adapters([collection])]
-    plan = plan_of(jobs, known_rows(Store(mine, FLEET)), rules_version(None))
-    assert (len(plan.jobs), len(plan.gone), plan.removed) == (13, 13, 0)
-    assert {job.known_hash for job in plan.jobs} == {""}
 
 
 def test_two_jobs_on_one_fleet_refuse_each_other(collection, fleet, tmp_path):

@@ -51,14 +51,9 @@ def test_windows_of_a_clock_of_whole_seconds_are_of_a_minute_at_least(paces):
     assert paces([factory(s, 100 * s) for s in (1, 2, 11, 12)]) == [(11, {"steps": 10, "seconds_per_step": 100.0})]
     vram = {"vram_allocated": 1.5, "vram_reserved": 2}
     memory = {"peak_bytes": 3 * GIB // 2, "reserved_bytes": 2 * GIB}
-    assert paces([factory(s, 9 * s, **vram) for s in (10, 20)])[0][1] == {
-        "steps": 10,
-        "seconds_per_step": 9.0,
-        **memory,
-    }
-    assert paces([factory(s, 9 * s, total_tokens=0) for s in (10, 20)]) == [
-        (20, {"steps": 10, "seconds_per_step": 9.0})
-    ]
+    nine = {"steps": 10, "seconds_per_step": 9.0}
+    assert paces([factory(s, 9 * s, **vram) for s in (10, 20)])[0][1] == {**nine, **memory}
+    assert paces([factory(s, 9 * s, total_tokens=0) for s in (10, 20)]) == [(20, nine)]
 
 
 def test_an_evaluation_is_in_no_window_by_its_runtime_and_without_one_leaves_none(paces):
@@ -101,14 +96,9 @@ def test_a_number_that_no_machine_reaches_is_no_measurement(paces, column, value
 def test_the_trainers_summary_stands_for_the_run_without_its_evaluations(tmp_path, write_state, rows):
     tracked = {"before_init_mem_gpu": 1, "init_mem_gpu_alloc_delta": 2, "train_mem_gpu_alloc_delta": 4}
     summary = {
-        "step": 20,
-        "total_flos": 1.0,
-        "train_loss": 1.0,
-        "train_runtime": 50.0,
-        "train_samples_per_second": 3.2,
-        **tracked,
-        "train_mem_gpu_peaked_delta": 8,
-    }
+        "step": 20, "total_flos": 1.0, "train_loss": 1.0, "train_runtime": 50.0, "train_samples_per_second": 3.2,
+        **tracked, "train_mem_gpu_peaked_delta": 8,
+    }  # fmt: skip
     held = {"step": 10, "eval_loss": 1.0, "eval_runtime": 10.0}
     history = [*rows([5, 10]), held, *rows([15], num_tokens=300), *rows([20], num_tokens=400), summary]
     pace = monitor_run(write_state(tmp_path, history)).pace

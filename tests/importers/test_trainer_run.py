@@ -31,25 +31,14 @@ def run(tmp_path_factory):
     torch.set_num_threads(1)
     set_seed(0)
     folder = tmp_path_factory.mktemp("trainer") / "out"
-    config = LlamaConfig(
-        vocab_size=32, hidden_size=16, intermediate_size=24, num_hidden_layers=1, num_attention_heads=2
-    )
+    sizes = {"vocab_size": 32, "hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 1}
+    config = LlamaConfig(**sizes, num_attention_heads=2)
     lora = LoraConfig(r=4, lora_alpha=8, target_modules=["q_proj", "v_proj"], task_type="CAUSAL_LM")
     data, held_out = ([{"input_ids": row, "labels": row} for row in torch.randint(0, 32, (n, 8))] for n in (24, 12))
     arguments = TrainingArguments(
-        str(folder),
-        max_steps=STEPS,
-        per_device_train_batch_size=4,
-        logging_steps=1,
-        eval_strategy="steps",
-        eval_steps=4,
-        save_steps=4,
-        learning_rate=RATE,
-        warmup_steps=2,
-        report_to=[],
-        use_cpu=True,
-        disable_tqdm=True,
-    )
+        str(folder), max_steps=STEPS, per_device_train_batch_size=4, logging_steps=1, eval_strategy="steps",
+        eval_steps=4, save_steps=4, learning_rate=RATE, warmup_steps=2, report_to=[], use_cpu=True, disable_tqdm=True,
+    )  # fmt: skip
     trainer = Trainer(
         model=get_peft_model(LlamaForCausalLM(config), lora),
         args=arguments,
