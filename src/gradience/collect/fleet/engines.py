@@ -43,16 +43,7 @@ PINNED: Final = {  # a worker's environment: one thread each, so that N workers 
 _PREPARED: Final[list[bool]] = []  # in a worker process: empty before its first job
 
 
-class Named(Protocol):
-    """A job, named by the path of its source."""
-
-    @property
-    def path(self) -> str:
-        """The path of the source, which is the key of its rows."""
-        ...
-
-
-JobT = TypeVar("JobT", bound=Named)
+JobT = TypeVar("JobT")
 Engine: TypeAlias = Literal["local", "ray"]
 Work: TypeAlias = Callable[[JobT], bytes]
 
