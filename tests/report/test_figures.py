@@ -1,7 +1,8 @@
-"""A figure: its colours are variables of the page's style sheet, it lies in its box, and no value is dropped."""
+"""Curves, axes and figures: no value is dropped, ticks are few, colours are variables of the page, all in its box."""
 
 from __future__ import annotations
 
+import doctest
 import json
 import math
 import re
@@ -12,9 +13,11 @@ from itertools import pairwise
 import numpy as np
 import pytest
 from hypothesis import example, given, settings, strategies as st
+from tables import every
 
+from gradience.blocks.html import plot
 from gradience.blocks.html.figures import NARROW, STYLES, WIDE, draw, draw_map, style_sheet
-from gradience.blocks.html.plot import Mark, Plot, PlotLine, envelope
+from gradience.blocks.html.plot import Mark, Plot, PlotLine, axis_of, envelope, linear_ticks
 from gradience.blocks.plots import Grid
 
 SIZES = st.sampled_from([WIDE, NARROW])
@@ -164,3 +167,86 @@ def test_of_a_logs_reports_only_the_page_imports_matplotlib_and_none_pyplot_jax_
     done = subprocess.run(command, check=True, capture_output=True, text=True)
     assert done.stderr.splitlines() == ["[]", "[]", "['matplotlib']"]
     assert (tmp_path / "a.html").is_file()
+
+
+VALUES = st.lists(st.floats(-1e300, 1e300) | st.just(math.nan) | st.just(math.inf), max_size=20)
+
+
+@given(VALUES, st.booleans(), st.sampled_from([None, True, False]))
+def test_every_finite_value_lies_on_the_axis_and_its_ticks_are_few(values, zero, log):
+    found = axis_of(values, zero=zero, log=log)
+    assert found.low < found.high
+    least = 1e-290  # what is smaller stands at 0
+    known = [v if abs(v) >= least else 0.0 for v in values if math.isfinite(v)]
+    room = 1e-9 * max(abs(found.low), abs(found.high))
+    assert all(found.low - room <= v <= found.high + room for v in known)
+    with np.errstate(over="ignore"):
+        assert len(found.ticks.tick_values(found.low, found.high)) <= 40
+
+
+@every(("values", "log"), [([1, 200], True), ([1, 50], False), ([0, 1e9], False), ([-1, 1e9], False)])
+def test_an_axis_is_logarithmic_where_positive_values_spread_over_a_hundredfold(values, log):
+    assert axis_of(values).log is log
+
+
+@given(values=st.lists(st.floats(-1e6, 1e6), min_size=1, max_size=5), zero=st.booleans())
+@example(values=[-1.0, 9.0], zero=False)  # steps of 2 end at -2 and 10, and an axis of 12 has steps of 2.5
+def test_a_linear_axis_begins_and_ends_at_a_tick(values, zero):
+    found = axis_of(values, zero=zero, log=False)
+    ticks = found.ticks.tick_values(found.low, found.high)
+    room = 1e-6 * (found.high - found.low)
+    assert (ticks[0], ticks[-1]) == pytest.approx((found.low, found.high), abs=room)
+
+
+@given(st.integers(0, 10**9), st.integers(1, 10**9))
+def test_ticks_of_steps_and_ranks_are_integers(low, width):
+    assert all(tick == round(tick) for tick in linear_ticks(6, integer=True).tick_values(low, low + width))
+
+
+def test_the_examples_in_the_module_hold():
+    assert doctest.testmod(plot).failed == 0
+
+
+ROWS = st.one_of(
+    st.floats(-1e6, 1e6), st.sampled_from([math.nan, math.inf, -math.inf]), st.floats(allow_nan=False, width=64)
+)
+COLUMNS = st.lists(ROWS, min_size=0, max_size=200)
+BUCKETS = st.integers(1, 40)
+
+
+@given(COLUMNS, BUCKETS)
+def test_every_finite_row_lies_within_the_band_of_some_bucket_and_the_extremes_are_drawn(column, buckets):
+    drawn = envelope(range(len(column)), column, buckets=buckets)
+    finite = np.clip([v for v in column if math.isfinite(v)], -1e300, 1e300)
+    assert len(drawn.low) <= max(2 * buckets, 1)
+    assert drawn.rows == len(finite)
+    if len(finite):
+        assert drawn.low.min() == finite.min()
+        assert drawn.high.max() == finite.max()
+        assert (drawn.low <= drawn.middle).all()
+        assert (drawn.middle <= drawn.high).all()
+
+
+@given(COLUMNS, BUCKETS)
+def test_no_row_that_is_not_finite_goes_uncounted_or_unplaced(column, buckets):
+    drawn = envelope(range(len(column)), column, buckets=buckets)
+    lost = [i for i, v in enumerate(column) if not math.isfinite(v)]
+    assert drawn.lost_rows == len(lost)
+    assert drawn.rows + drawn.lost_rows == len(column)
+    width = math.ceil(len(column) / buckets) if drawn.sampled else 0
+    for step in lost:
+        assert np.abs(drawn.lost - step).min() <= width
+
+
+@given(st.permutations(list(range(60))), BUCKETS)
+def test_the_order_of_the_rows_does_not_matter(order, buckets):
+    column = np.sin(np.arange(60.0))
+    column[7] = math.nan
+    straight, shuffled = envelope(range(60), column, buckets=buckets), envelope(order, column[order], buckets=buckets)
+    assert all(np.array_equal(a, b) for a, b in zip(straight, shuffled, strict=True))
+
+
+def test_the_line_breaks_where_all_rows_between_are_not_finite_and_only_there():
+    drawn = envelope(range(6), [1.0, 2.0, math.nan, math.inf, 3.0, 4.0])
+    assert drawn.broken.tolist() == [False, False, True, False]
+    assert drawn.lost.tolist() == [2, 3]
