@@ -120,6 +120,8 @@ def test_the_noise_of_an_accuracy_is_binomial_and_without_either_it_is_unknown(t
     assert group.noise.difference == pytest.approx(2.0 * math.sqrt(2.0 * p * (1.0 - p) / 98))
     assert [run.worse_than_noise for run in group.ranked] == [False, True]
     assert groups(tmp_path)[0].noise is None
+    log(tmp_path / "c", 1.0, accuracy=1.5, examples=98)
+    assert groups(tmp_path, "eval/accuracy")[0].noise is None  # no share
 
 
 @pytest.fixture(scope="module")
