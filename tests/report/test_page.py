@@ -206,6 +206,7 @@ def test_the_first_screen_holds_verdict_next_step_and_curve(log, story, page):
     told = story.diagnosis.monitor.story[1:30]
     places = [header.index(part) for part in ("<h1>", 'class="verdict', told, "Next: ", "<svg", "<dl")]
     assert places == sorted(places)
+    assert ['class="figures"' in part for part in (header, page)] == [False, True]  # a grid is of sections
     assert f"<h1>{log.parent.name}</h1>" in header
     assert "Gradience report: acme/base-7b" in header
     assert story.diagnosis.advice.text in parse(page).text
