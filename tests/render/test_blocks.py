@@ -175,3 +175,12 @@ def test_a_page_shows(name):
     html = page_html(Page("report", "n", "", (), (Section("s", "S", (CASES[name].block,)),)))
     body = html[html.index("<main>") : html.index("<footer>")]
     assert parse(body).text.removeprefix("S") == CASES[name].page
+
+
+def test_a_page_shows_intervals_as_points_beside_the_tolerance():
+    pytest.importorskip("matplotlib")
+    from gradience.blocks.html.pieces import page_html
+
+    drawn = Intervals((("a", 50.0, 0.0, 0.5, 1.0), ("b", 70.0, 0.5, 0.75, 1.0)), 2.0, "size", "harm")
+    html = page_html(Page("bench", "n", "", (), (Section("s", "S", (Figure("Harm", drawn),)),)))
+    assert [name in html for name in ("swatch s0 points", "swatch s1 points", "swatch s1")] == [True, False, True]
