@@ -41,7 +41,6 @@ from gradience.schema import (
     document as of_findings,
     drift as of_drift,
     fleet as of_fleet,
-    fleet as of_runs,
     merge as of_merge,
     reports as of_reports,
     writing as of_writing,
@@ -49,14 +48,8 @@ from gradience.schema import (
 from gradience.schema.events import SCHEMA_ID
 
 GOLDEN: Final = Path(__file__).parent / "golden" / "reports_drawn.json"
-WORDS: Final = [
-    "alpha",
-    "model.layers.3.self_attn.q_proj",
-    "model.layers.10.mlp.up_proj",
-    "eval",
-    "a b",
-    "checkpoint-20",
-]
+MODULES: Final = ("model.layers.3.self_attn.q_proj", "model.layers.10.mlp.up_proj")
+WORDS: Final = ["alpha", *MODULES, "eval", "a b", "checkpoint-20"]
 WHOLE: Final = [0, 1, 2, 3, 5, 8, 12, 33, 1234, 5_000_000]
 NUMBERS: Final = [0.0, 1e-7, 3e-4, 0.02, 0.25, 0.5, 0.96, 1.0, 1.5, 3.25, 12.0, 1234.5]
 DEEPEST: Final = 5
@@ -87,8 +80,8 @@ def _union(rng: random.Random, kind: Any, depth: int) -> Any:
     return made(rng, some[0] if rng.random() < 0.9 else rng.choice(some), depth)
 
 
-def _several(rng: random.Random) -> int:
-    return rng.choice([0, 1, 2, 2, 3, 7])
+def _some(rng: random.Random, make: Callable[[], Any]) -> list[Any]:
+    return [make() for _ in range(rng.choice([0, 1, 2, 2, 3, 7]))]
 
 
 MAKERS: Final[dict[type, Make]] = {
@@ -103,14 +96,12 @@ MAKERS: Final[dict[type, Make]] = {
     inspect.UnionType: _union,
     inspect.StructType: _struct,
     inspect.Metadata: lambda rng, kind, depth: made(rng, kind.type, depth),
-    inspect.ListType: lambda rng, kind, depth: [made(rng, kind.item_type, depth + 1) for _ in range(_several(rng))],
-    inspect.VarTupleType: lambda rng, kind, depth: tuple(
-        made(rng, kind.item_type, depth + 1) for _ in range(_several(rng))
-    ),
+    inspect.ListType: lambda rng, kind, depth: _some(rng, lambda: made(rng, kind.item_type, depth + 1)),
+    inspect.VarTupleType: lambda rng, kind, depth: tuple(_some(rng, lambda: made(rng, kind.item_type, depth + 1))),
     inspect.TupleType: lambda rng, kind, depth: tuple(made(rng, one, depth + 1) for one in kind.item_types),
-    inspect.DictType: lambda rng, kind, depth: {
-        _key(rng, kind.key_type): made(rng, kind.value_type, depth + 1) for _ in range(_several(rng))
-    },
+    inspect.DictType: lambda rng, kind, depth: dict(
+        _some(rng, lambda: (_key(rng, kind.key_type), made(rng, kind.value_type, depth + 1)))
+    ),
 }
 
 
@@ -134,17 +125,16 @@ def _page(html: str) -> str:
     return "\n".join(text for part in re.split(r"<[^>]*>", bare) if (text := " ".join(part.split())))
 
 
-def _fleet_page(report: Any) -> str:
+def _html(page: Any) -> str:
     from gradience.blocks.html.pieces import page_html  # needs matplotlib
 
-    return _page(page_html(fleet.fleet_page(report)))
+    return _page(page_html(page))
 
 
 def _curves_page(report: Any) -> str:
-    from gradience.blocks.html.pieces import page_html  # needs matplotlib
-    from gradience.render.curves import curves_figure
+    from gradience.render.curves import curves_figure  # the same
 
-    return _page(page_html(runs.curves_page(report, curves_figure(report.curves, report.metric))))
+    return _html(runs.curves_page(report, curves_figure(report.curves, report.metric)))
 
 
 def _run_page(report: Any) -> str:
@@ -183,12 +173,12 @@ VIEWS: Final[dict[str, tuple[type, Callable[[Any], str]]]] = {
     "fleet audit": (of_fleet.FleetAuditReport, fleet.fleet_audit_text),
     "fleet show": (of_fleet.FleetShowReport, fleet.fleet_show_text),
     "query": (of_fleet.QueryReport, fleet.query_text),
-    "runs best": (of_runs.RunsBestReport, runs.runs_best_text),
+    "runs best": (of_fleet.RunsBestReport, runs.runs_best_text),
     "validate": (of_reports.ValidateReport, findings.validate_text),
     "import": (of_reports.ImportReport, findings.import_text),
     "rule": (of_findings.RuleCard, findings.rule_text),
-    "page of a fleet": (of_fleet.FleetShowReport, _fleet_page),
-    "page of curves": (of_runs.RunsCurvesReport, _curves_page),
+    "page of a fleet": (of_fleet.FleetShowReport, lambda it: _html(fleet.fleet_page(it))),
+    "page of curves": (of_fleet.RunsCurvesReport, _curves_page),
     "page of a run": (of_diagnose.DiagnoseReport, _run_page),
 }
 EACH: Final = 1  # reports of each view; most verbs have two views

@@ -46,6 +46,7 @@ class _Names(_Table, frozen=True):
     beside: dict[str, dict[str, str]]
     held_out: dict[str, Names]
     metrics: dict[str, Names]
+    printed: dict[str, dict[str, str]]
     pace: dict[str, dict[str, Names]]
     log: dict[str, dict[str, Names]]
     events: dict[str, Names]

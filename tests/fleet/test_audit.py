@@ -15,16 +15,18 @@ import msgspec
 import pytest
 from filelock import FileLock
 from fleet_inputs import factors, peft
-from safetensors.numpy import save_file
+from safetensors.numpy import load_file, save_file
+from tables import every
 
 import gradience
-from gradience.collect.fleet.audit import _job, audit_fleet, known_rows, plan_of, rules_version
+from gradience.collect.fleet import Known
+from gradience.collect.fleet.audit import Job, audit_fleet, audit_job, failed, failures_in, is_failure, plan_of
 from gradience.collect.fleet.engines import run_local
-from gradience.collect.fleet.find import find_adapters
 from gradience.errors import GradienceError, OutputError
 from gradience.judge.audit import audit_adapter
-from gradience.tables.query import FLEET, open_fleet
-from gradience.tables.store import Store
+from gradience.schema.fleet import AdapterRow, ModuleRow
+from gradience.tables import WorkerResult, encoded
+from gradience.tables.query import open_fleet
 
 
 def rows(fleet):
@@ -44,19 +46,27 @@ def close(value):
 
 def test_a_fleets_rows_are_the_numbers_of_single_audits(collection, fleet):
     opened = gradience.fleet.open(fleet)
-    row = next(row for row in opened.adapters.to_pylist() if row["path"] == str(collection / "run-2"))
-    report = audit_adapter(collection / "run-2")
-    assert row["verdict"] == report.health.verdict == "trained"
-    assert row["stable_rank_mean"] == pytest.approx(report.summary.stable_rank_mean, rel=1e-12)
-    assert row["bytes_saved"] == report.suggested["p90"].bytes_saved
-    modules = [m for m in opened.modules.to_pylist() if m["path"] == str(collection / "run-2")]
-    assert [m["name"] for m in modules] == [m.name for m in report.modules]
-    for got, expected in zip(modules, report.modules, strict=True):
-        assert (got["rows"], got["columns"], got["r"]) == (*expected.shape, expected.r)
-        assert got["stable_rank"] == pytest.approx(expected.stable_rank, rel=1e-12)
-        assert got["spectral_norm"] == pytest.approx(expected.spectral_norm, rel=1e-12)
-    ids = [f["id"] for f in opened.findings.to_pylist() if f["path"] == str(collection / "run-2")]
-    assert ids == [finding.id for finding in report.findings]
+    for name in ("run-2", "r16", "untrained"):
+        (row,) = (row for row in opened.adapters.to_pylist() if row["path"] == str(collection / name))
+        report = audit_adapter(collection / name)
+        summary, cut = report.summary, report.suggested.get("p90")
+        numbers = {field: getattr(summary, field) for field in row if hasattr(summary, field)}
+        assert {field: row[field] for field in numbers} == {field: close(value) for field, value in numbers.items()}
+        assert (row["verdict"], row["params"], row["findings"]) == (
+            report.health.verdict, summary.total_lora_params, len(report.findings),
+        )  # fmt: skip
+        assert (row["suggested_rank"], row["bytes_saved"]) == ((cut.rank, cut.bytes_saved) if cut else (None, 0))
+        assert row["bytes"] == sum(entry.bytes for entry in report.ledger)
+        energies = [float(m.frobenius_norm) ** 2 for m in report.modules if m.state == "ok"]
+        assert row["frobenius_norm"] == (pytest.approx(sum(energies) ** 0.5, rel=1e-12) if energies else None)
+        modules = [m for m in opened.modules.to_pylist() if m["path"] == str(collection / name)]
+        for place, (got, expected) in enumerate(zip(modules, report.modules, strict=True)):
+            assert (got["rows"], got["columns"], got["position"]) == (*expected.shape, place)
+            shared = {field: getattr(expected, field) for field in got if hasattr(expected, field)}
+            assert {field: got[field] for field in shared} == {field: close(value) for field, value in shared.items()}
+            assert len(shared) == 25
+        ids = [f["id"] for f in opened.findings.to_pylist() if f["path"] == str(collection / name)]
+        assert ids == [finding.id for finding in report.findings]
 
 
 def test_a_broken_adapter_is_a_row_with_its_error(collection, fleet):
@@ -65,14 +75,6 @@ def test_a_broken_adapter_is_a_row_with_its_error(collection, fleet):
     assert "truncated: " in by_name["truncated"]["error"]
     assert "no adapter weights" in by_name["no-weights"]["error"]
     assert by_name["untrained"]["verdict"] == "untrained"
-
-
-def test_tables_go_to_polars_and_pandas(fleet):
-    polars = pytest.importorskip("polars")
-    opened = open_fleet(fleet)
-    assert polars.from_arrow(opened.modules).height == opened.modules.num_rows == 44
-    assert opened.adapters.schema.field("r").type == "int64"
-    assert not opened.adapters.schema.field("path").nullable
 
 
 def copied(fleet, tmp_path):
@@ -109,22 +111,6 @@ def test_changes_are_seen_by_size_time_and_content(tmp_path):
     fresh = tmp_path / "fresh"
     audit_fleet(root, out=fresh, workers=1)
     assert rows(fresh) == near(rows(out))
-
-
-def test_an_adapter_whose_content_is_known_is_read_once(tmp_path, monkeypatch):
-    from gradience.collect.fleet import audit as jobs
-    from gradience.schema.fleet import AdapterRow
-    from gradience.tables import WorkerResult
-
-    place = peft(tmp_path / "one", factors(3))
-    files = ("adapter_config.json", "adapter_model.safetensors")
-    job = jobs.Job(path="one", place=str(place), files=files, stamp="")
-    lines = msgspec.msgpack.decode(jobs.audit_job(job), type=WorkerResult).tables[0]
-    content = msgspec.json.decode(lines, type=AdapterRow).content_hash
-    reads = []
-    monkeypatch.setattr(jobs, "_of_any_files", lambda *_: reads.append("again"))
-    assert jobs.audit_job(job.knowing(content)) == jobs.SAME
-    assert reads == []
 
 
 @pytest.mark.usefixtures("called")
@@ -165,15 +151,6 @@ def test_adapters_behind_a_url_are_copied_audited_and_kept(tmp_path):
 
 def audit_on_host(folder):
     return pytest.approx(audit_adapter(folder).summary.stable_rank_mean, rel=1e-12)
-
-
-def test_another_version_of_the_rules_reads_everything_again(collection, fleet, tmp_path, monkeypatch):
-    mine = copied(fleet, tmp_path)
-    monkeypatch.setattr("gradience.collect.fleet.audit.version_of_rules", lambda *_: "0")
-    jobs = [_job(found, None, rules_version(None)) for found in find_adapters([collection])]
-    plan = plan_of(jobs, known_rows(Store(mine, FLEET)), rules_version(None))
-    assert (len(plan.jobs), len(plan.gone), plan.removed) == (13, 13, 0)
-    assert {job.known_hash for job in plan.jobs} == {""}
 
 
 def test_two_jobs_on_one_fleet_refuse_each_other(collection, fleet, tmp_path):
@@ -241,13 +218,12 @@ def is_alive(group):
 @pytest.mark.usefixtures("called")
 def test_a_job_killed_at_any_point_goes_on_and_ends_with_the_same_rows(collection, fleet, tmp_path):
     out = tmp_path / "fleet"
-    for parts in (1, 3):
-        job = _started(collection, out)
-        wait_until(lambda parts=parts: len(list((out / "adapters").glob("*"))) >= parts, job)
-        job.send_signal(signal.SIGKILL)
-        job.wait()
-        assert list((out / "adapters").glob("*"))
-        wait_until(lambda group=job.pid: not is_alive(group))
+    job = _started(collection, out)
+    wait_until(lambda: len(list((out / "adapters").glob("*"))) >= 3, job)
+    job.send_signal(signal.SIGKILL)
+    job.wait()
+    assert list((out / "adapters").glob("*"))
+    wait_until(lambda: not is_alive(job.pid))
     audit_fleet(collection, out=out, workers=1)
     assert rows(out) == near(rows(fleet))
     live = json.loads((out / "fleet.json").read_text())["parts"]
@@ -307,16 +283,79 @@ def test_ray_gives_the_same_rows_and_reports_a_job_that_kills_its_workers(
     assert ray_here.is_initialized()  # the caller's connection stays
 
 
-def test_the_version_of_the_rules_is_of_all_that_they_state(monkeypatch):
-    from gradience import rules
-    from gradience.collect import fleet as rows
+def job(stamp: str = "s", fault: str | None = None) -> Job:
+    return Job("a", "/a", (), stamp, fault=fault)
 
-    first = rows.version_of_rules("weights")
-    rows.version_of_rules.cache_clear()
-    assert rows.version_of_rules("weights") == first
-    cards = rules.cards_of("weights")
-    changed = [msgspec.structs.replace(cards[0], confidence=0.123), *cards[1:]]
-    monkeypatch.setattr(rules, "cards_of", lambda *_: changed)
-    rows.version_of_rules.cache_clear()
-    assert rows.version_of_rules("weights") != first
-    rows.version_of_rules.cache_clear()
+
+@every(
+    ("known", "now", "jobs", "hashed", "gone"),
+    [
+        (None, job(), 1, "", []),
+        (Known("s", "2", "h"), job(), 0, "", []),
+        (Known("old", "2", "h"), job(), 1, "h", []),  # its content decides
+        (Known("old", "2", ""), job(), 1, "", ["a"]),
+        (Known("s", "1", "h"), job(), 1, "", ["a"]),  # of other rules
+        (Known("", "2", ""), job(), 1, "", ["a"]),  # a crash is tried again
+        (Known("s", "2", "h"), job(fault="gone"), 1, "h", []),
+    ],
+)
+def test_a_source_is_done_again_if_its_files_or_the_rules_are_others(known, now, jobs, hashed, gone):
+    plan = plan_of([now], {} if known is None else {"a": known}, "2")
+    assert (len(plan.jobs), list(plan.gone), plan.found, plan.removed) == (jobs, gone, 1, 0)
+    assert [one.known_hash for one in plan.jobs] == [hashed] * jobs
+
+
+def test_sources_that_are_there_no_more_lose_their_rows():
+    plan = plan_of([job()], {"a": Known("s", "2", "h"), "b": Known("s", "2", "h"), "c": Known("s", "1", "")}, "2")
+    assert (plan.jobs, sorted(plan.gone), plan.found, plan.removed) == ([], ["b", "c"], 1, 2)
+
+
+def test_errors_and_deaths_are_counted_apart():
+    known = {"a": Known("s", failed=True), "b": Known("", failed=True), "c": Known("", failed=True), "d": Known("s")}
+    assert failures_in(known) == (1, 2)
+
+
+def head_of(answer):
+    return msgspec.json.decode(msgspec.msgpack.decode(answer, type=WorkerResult).tables[0], type=AdapterRow)
+
+
+def test_a_failure_is_a_row_without_numbers_and_a_crash_has_no_stamp():
+    for status, stamp in (("error", "s"), ("crashed", "")):
+        answer = failed(job(), "why \n so", stamp)
+        assert is_failure(answer)
+        row = head_of(answer)
+        assert (row.path, row.status, row.error, row.stamp) == ("a", status, "why so", stamp)
+    assert is_failure(None)
+    assert not is_failure(b"")
+
+
+@pytest.mark.parametrize("name", ["adapter_model.safetensors", "adapter_model.bin"])
+def test_content_that_is_as_it_was_is_not_read_again_and_other_content_is(tmp_path, name):
+    """One file in memory, or files of any kind: the hash of the row decides, not that there is one."""
+    folder = peft(tmp_path / "a")
+    files = ("adapter_config.json", "adapter_model.safetensors")
+    if name.endswith(".bin"):
+        torch = pytest.importorskip("torch")
+        tensors = {key: torch.from_numpy(x) for key, x in load_file(folder / files[1]).items()}
+        torch.save(tensors, folder / name)
+        (folder / files[1]).unlink()
+        files = (files[0], name)
+    asked = Job(str(folder), str(folder), files, "s")
+    rows = {known: audit_job(asked.knowing(known)) for known in ("", "another")}
+    assert rows[""] == rows["another"] != b""
+    assert audit_job(asked.knowing(head_of(rows[""]).content_hash)) == b""
+
+
+OF_A_MODULE = {"module_type": "attn", "kind": "linear", "rows": 8, "columns": 8, "r": 2, "params": 32, "state": "ok"}
+
+
+@every(("value", "kept"), [(2**63 - 1, 2**63 - 1), (2**63, None), (-(2**63), -(2**63)), (-(2**63) - 1, None)])
+def test_a_whole_number_that_no_column_holds_is_null_where_a_column_has_null(value, kept):
+    row = ModuleRow(path="a", position=0, name="m", config_r=value, **OF_A_MODULE)
+    lines = msgspec.msgpack.decode(encoded([AdapterRow(path="a")], [row], []), type=WorkerResult).tables[1]
+    assert msgspec.json.decode(lines)["config_r"] == kept
+
+
+def test_a_whole_number_that_no_column_holds_is_refused_where_there_is_no_null():
+    with pytest.raises(GradienceError, match="bytes is 9223372036854775808, which no column"):
+        encoded([AdapterRow(path="a", bytes=2**63)], [], [])

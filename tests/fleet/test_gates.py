@@ -1,15 +1,17 @@
-"""A fleet fails a job by what its adapters' findings say, and what cannot be read is never passed over."""
+"""A fleet fails a job by what its adapters' findings say; what cannot be read is never passed over; how it gets on."""
 
 from __future__ import annotations
 
+import io
 import json
 from pathlib import Path
 
 import pytest
 from fleet_inputs import factors, peft
 
+from gradience.cli import tables as cli
 from gradience.cli.main import main
-from gradience.collect.fleet.audit import audit_fleet
+from gradience.collect.fleet.audit import JobProgress, audit_fleet
 from gradience.collect.fleet.show import findings_of, show_fleet
 
 
@@ -57,5 +59,31 @@ def test_ci_reads_a_fleet_as_annotations_and_as_sarif(gated, capsys):
 
 def test_what_cannot_be_read_is_not_passed_by_a_gate(fleet, capsys):
     assert main(["fleet", "show", str(fleet), "--fail-on", "critical"]) == 2
-    assert "2 adapters could not be read, and so not judged" in capsys.readouterr().err
+    assert "2 adapters could not be judged" in capsys.readouterr().err
     assert main(["fleet", "show", str(fleet)]) == 0
+
+
+@pytest.fixture
+def clock(monkeypatch):
+    now = [0.0]
+    monkeypatch.setattr(cli.time, "monotonic", lambda: now[0])
+    return now
+
+
+def told(monkeypatch, clock, stream, moments):
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setattr("sys.stderr", stream)
+    tell = cli.rate_on_stderr("fleet")
+    for seconds, tally in moments:
+        clock[0] = seconds
+        tell(JobProgress(*tally))
+    return stream.getvalue()
+
+
+def test_a_file_gets_a_line_now_and_then_and_none_of_a_short_job(monkeypatch, clock):
+    assert told(monkeypatch, clock, io.StringIO(), [(0.5, (1, 2, 0)), (1.9, (2, 2, 0))]) == ""
+    clock[0] = 0.0
+    text = told(
+        monkeypatch, clock, io.StringIO(), [(5.0, (1, 9, 0)), (31.0, (3, 9, 0)), (40.0, (5, 9, 0)), (45.0, (9, 9, 1))]
+    )
+    assert text.splitlines() == ["fleet: 3/9, 0.1 a second", "fleet: 9/9, 0.2 a second, 1 failed"]

@@ -11,10 +11,10 @@ import numpy as np
 import pytest
 from fleet_inputs import factors, peft
 from safetensors.numpy import save_file
+from tables import few
 
 from gradience.cli.main import main
 from gradience.collect.fleet.audit import audit_fleet
-from gradience.collect.fleet.serve import served_names
 from gradience.collect.fleet.show import show_fleet
 
 torch = pytest.importorskip("torch")
@@ -116,10 +116,7 @@ GROUPS = {  # engine: groups beside those of another base, and misfits
         [COMMON - {"rslora"} | {"ranks", "alphas", "head", "head-too", "tokens", "bias", "lora-bias"}],
         {"rslora", "dora", "pissa"},
     ),
-    "peft": (
-        [COMMON | {"ranks", "alphas", "lora-bias"}, {"head", "head-too"}, {"tokens"}],
-        {"dora", "bias", "pissa"},
-    ),
+    "peft": ([COMMON | {"ranks", "alphas", "lora-bias"}, {"head", "head-too"}, {"tokens"}], {"dora", "bias", "pissa"}),
     "hotswap": (
         [COMMON - {"rslora", "dropout", "embedding", "alora"}, {"rslora"}, {"dropout"}, {"lora-bias"}],
         {"dora", "head", "head-too", "tokens", "bias", "pissa", "embedding", "alora", "ranks", "alphas"},
@@ -194,27 +191,17 @@ def test_a_group_said_to_be_swappable_swaps(zoo):
         torch.testing.assert_close(found, alone(zoo, name), atol=1e-5, rtol=1e-4, msg=name)
 
 
-@pytest.mark.parametrize("name", sorted(set(MADE) - GROUPS["hotswap"][0][0]))
+@pytest.mark.parametrize("name", few(sorted(set(MADE) - GROUPS["hotswap"][0][0]), each=2))
 def test_an_adapter_said_not_to_be_swappable_is_not(zoo, name):
     assert fails(lambda: swapped(zoo, "wide", [name])[0], alone(zoo, name))
 
 
-@pytest.mark.parametrize("name", sorted(GROUPS["hotswap"][1] - {"pissa", "alora"}))  # these are themselves already
-def test_a_misfit_of_hotswapping_does_not_even_swap_with_itself(zoo, name):
-    assert fails(lambda: swapped(zoo, name, [name])[0], alone(zoo, name))
-
-
-@pytest.mark.parametrize("name", sorted(set(MADE) - {"a/peft"}))
+@pytest.mark.parametrize("name", few(sorted(set(MADE) - {"a/peft"}), each=2))
 def test_a_batch_names_adapters_of_one_group_and_no_others(zoo, name):
     groups, _ = planned(zoo, "peft")
     pair = next((group for group in groups if {"a/peft", name} <= group), None)
     expected = torch.stack([alone(zoo, "a/peft")[0], alone(zoo, name)[1]])
     assert fails(lambda: mixed(zoo, ["a/peft", name]), expected) == (pair is None)
-
-
-def test_two_heads_share_a_batch(zoo):
-    expected = torch.stack([alone(zoo, "head")[0], alone(zoo, "head-too")[1]])
-    torch.testing.assert_close(mixed(zoo, ["head", "head-too"]), expected, atol=1e-5, rtol=1e-4)
 
 
 # What a plan says
@@ -273,14 +260,6 @@ def test_the_screen_and_the_exit_code(zoo, bar, code, capsys):
     assert shlex.split(command.replace("\\\n", " "))[:4] == ["vllm", "serve", "tiny", "--enable-lora"]
 
 
-def test_the_page_has_groups_and_misfits(zoo, tmp_path):
-    pytest.importorskip("matplotlib")
-    page = tmp_path / "fleet.html"
-    assert main(["fleet", "show", str(zoo.fleet), "--serve", "vllm", "--html", str(page)]) == 0
-    for words in ("What one process serves", "What does not fit", "vLLM refuses use_dora", "r64"):
-        assert words in page.read_text()
-
-
 def test_json_sarif_and_python_give_the_same_plan(zoo, capsys):
     assert main(["fleet", "show", str(zoo.fleet), "--serve", "vllm", "--json"]) == 0
     [plan] = json.loads(capsys.readouterr().out)["plans"]
@@ -302,7 +281,7 @@ def test_what_cannot_be_judged_is_said_and_a_gate_does_not_pass_it(tmp_path, cap
     }
     (tmp_path / "runs" / "kohya").mkdir(parents=True)
     save_file({**one, f"{stem}.alpha": np.float32([4.0])}, tmp_path / "runs" / "kohya" / "x.safetensors")
-    peft(tmp_path / "runs" / "large", factors(2, r=600, width=620), r=600)
+    peft(tmp_path / "runs" / "large", factors(2, r=600, decay=0.99), r=600)
     peft(tmp_path / "runs" / "revised", factors(3), revision="v2")
     experts = {name.replace("mlp.up_proj", "mlp.experts.0.up_proj"): x for name, x in factors(4).items()}
     peft(tmp_path / "runs" / "experts", experts, base="org/moe-bnb-4bit")
@@ -325,9 +304,3 @@ def test_what_cannot_be_judged_is_said_and_a_gate_does_not_pass_it(tmp_path, cap
     ]
     assert main(["fleet", "show", str(tmp_path / "fleet"), "--serve", "vllm", "--fail-on", "critical"]) == 2
     assert "1 adapter could not be judged" in capsys.readouterr().err
-
-
-def test_names_are_as_short_as_they_differ():
-    paths = ["/runs/a/peft", "/runs/b/peft", "/old/b/peft", "/runs/c"]
-    assert served_names(paths) == ["a/peft", "runs/b/peft", "old/b/peft", "c"]
-    assert served_names([]) == []

@@ -8,7 +8,6 @@ import pytest
 from fleet_inputs import factors, peft
 
 from gradience.cli.main import main
-from gradience.errors import GradienceError
 from gradience.judge.audit import audit_adapter
 from gradience.judge.audit.standing import MEASURES, share_below
 from gradience.tables.query import open_fleet
@@ -72,9 +71,3 @@ def test_audit_and_report_print_it(fleet, tmp_path, capsys):
     assert main(["report", str(mine), "--against", str(fleet), "--out", str(tmp_path / "r.html")]) == 0
     assert "Among the trained adapters of" in (tmp_path / "r.html").read_text()
     assert main(["audit", str(mine), "--against", str(tmp_path)]) == 2
-
-
-def test_an_audit_without_a_fleet_has_no_standing(collection):
-    assert audit_adapter(collection / "run-0").standing is None
-    with pytest.raises(GradienceError, match="no fleet"):
-        audit_adapter(collection / "run-0", against=collection)

@@ -9,13 +9,11 @@ import pytest
 from pyarrow import parquet as pq
 
 from gradience.cli.main import main
-from gradience.collect.fleet import Known
 from gradience.collect.fleet.audit import known_rows
-from gradience.collect.runs.collect import RUNS
 from gradience.errors import GradienceError
 from gradience.schema.fleet import AdapterRow, ModuleRow
 from gradience.tables import encoded, store as storing
-from gradience.tables.query import FLEET, select, select_to_parquet
+from gradience.tables.query import FLEET, select
 from gradience.tables.store import Store
 
 
@@ -107,12 +105,6 @@ def test_a_kill_at_any_step_of_a_merge_leaves_each_row_once(tmp_path, monkeypatc
 STEPS = 1 + 2 + 2 + 9 * 3  # the part, the manifest before and after it, each with its partial file, the old parts
 
 
-def test_known_sources_are_those_that_have_rows(tmp_path):
-    known = known_rows(filled(tmp_path / "s", 3))
-    assert sorted(known) == ["a00", "a01", "a02"]
-    assert known["a01"] == Known("stamp of a01", "1", "hash of a01", failed=False)
-
-
 def test_files_that_it_did_not_write_stay(tmp_path):
     store = filled(tmp_path / "s", 2)
     foreign = [tmp_path / "s" / name for name in ("adapters/mine.parquet", "modules/part-000099.parquet", "findings/x")]
@@ -123,15 +115,6 @@ def test_files_that_it_did_not_write_stay(tmp_path):
     assert [path.read_text() for path in foreign] == ["mine"] * 3
     assert len(store.table("adapters")) == 2
     assert paths(tmp_path / "s") == ["a00", "a01", "later"]
-
-
-def test_a_number_that_a_foreign_file_has_is_not_used(tmp_path):
-    filled(tmp_path / "s", 1)
-    (tmp_path / "s" / "modules" / "part-000002.parquet").write_text("mine")
-    with Store(tmp_path / "s", FLEET).writing() as writer:
-        writer.add([result("later")])
-    assert Store(tmp_path / "s", FLEET).parts == [1, 3]
-    assert (tmp_path / "s" / "modules" / "part-000002.parquet").read_text() == "mine"
 
 
 @pytest.mark.parametrize("parts", [[1, 1], [0], [3], [-1]], ids=str)
@@ -178,23 +161,6 @@ def test_csv_holds_no_character_that_steers_a_terminal(tmp_path, capsys):
     assert capsys.readouterr().out == "x,y,z\r\na\\u001b[31m\\u202eb,1.5,\r\n"
 
 
-@pytest.mark.parametrize(("private", "mode"), [(True, 0o600), (False, 0o644)])
-def test_a_store_of_logs_is_for_its_owner_only(tmp_path, private, mode):
-    store = Store(tmp_path / "s", FLEET._replace(private=private))
-    with store.writing() as writer:
-        writer.add([result("a")])
-    select_to_parquet(store, "select 1 as x", tmp_path / "out.parquet")
-    files = [
-        path
-        for path in [*(tmp_path / "s").rglob("*"), tmp_path / "out.parquet"]
-        if path.suffix in {".json", ".parquet"}
-    ]
-    assert len(files) == 5
-    assert {stat.S_IMODE(path.stat().st_mode) for path in files} == {mode}
-    assert RUNS.private
-    assert not FLEET.private
-
-
 def test_a_store_becomes_private_with_its_first_private_source_and_stays_so(tmp_path):
     source = tmp_path / "adapter"
     source.mkdir()
@@ -224,6 +190,9 @@ def test_a_damaged_part_is_an_error_before_parts_are_merged(tmp_path):
     with store.writing() as writer, pytest.raises(GradienceError, match=f"cannot read {part}: Parquet file size is 4"):
         writer.compact()
     assert part.read_text() == "mine"
+    with pytest.raises(GradienceError) as caught:
+        select(store, "select * from modules")
+    assert (caught.value.advice, str(part) in str(caught.value)) == ("remove the folder and audit again", True)
 
 
 def test_a_part_from_before_a_column_has_null_in_it_and_can_be_rewritten(tmp_path):

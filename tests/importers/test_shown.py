@@ -12,7 +12,7 @@ from tables import every
 from gradience import check_config, diagnose, monitor_run
 from gradience.configs.training import objective_of
 from gradience.errors import ConfigError, RecorderError
-from gradience.importers.trainer_state import samples_per_step
+from gradience.importers.trainer_state import read_state, samples_per_step
 from gradience.render.check import check_text
 
 
@@ -24,6 +24,13 @@ from gradience.render.check import check_text
         (15.0, 1.0, 60.0, 60, 3.0, 5, 15),
         (7.692, 1.0, 13.0, 13, 1.0, 1, 8),  # 100 examples in 13 steps of 8, the last of 4: 8 alone is a power of two
         (237.629, 14.852, 6.7332, 100, None, 16, 16),
+        # 1000 examples in batches of 32: 32 steps an epoch, the last of 8; over 3 epochs 31.25 sequences a step
+        (300.0, 9.6, 10.0, 96, None, None, None),
+        (300.0, 9.6, 10.0, 96, 3.0, None, 32),
+        (300.0, 9.6, 10.0, 96, 96.0, None, None),  # one step an epoch: any batch would do
+        (300.0, 9.6, 10.0, 96, 3.0, 5, None),
+        (4.8, 0.05, None, None, None, None, 96),
+        *((95.0, 10.0, None, 2, 1.0, *each) for each in ((19, None), (18, 18), (9, 18))),  # 9.5 a step: 10 to 18
         (0.004, 0.001, None, None, None, None, None),  # rounded away
         (0.0, 1.0, None, None, None, None, None),
         (8.0, None, None, 100, 1.0, None, None),
@@ -47,13 +54,6 @@ def test_a_folder_without_arguments_shows_the_batch_of_the_summary_and_names_it(
     assert report.derived["effective_batch"] == 8.0
     assert "8 per step (by the log's summary; 1 per device)" in check_text(report)
     assert "(the largest logged; the configured rate may be higher)" in check_text(report)
-
-
-def test_a_log_without_a_summary_assumes_no_accumulation(tmp_path, write_state, rows):
-    write_state(tmp_path, rows(range(10, 201, 10)), train_batch_size=1, max_steps=200)
-    report = check_config(document=tmp_path)
-    assert "batch_per_process" not in report.derived
-    assert "1 per device; gradient accumulation not given" in check_text(report)
 
 
 def test_arguments_go_before_what_the_summary_shows(tmp_path, write_state, rows):
@@ -118,12 +118,10 @@ def test_accuracies_in_per_cent_are_fractions_throughout_the_run(tmp_path, write
     assert "accuracies above 1 were taken for per cent" in report.notes
 
 
-def test_runs_whose_files_are_named_alike_have_names_that_can_be_passed_back(tmp_path, write_state, rows):
-    write_state(tmp_path / "checkpoint-20", rows([10, 20]))
-    other = [{**row, "loss": 9.0} for row in rows([10, 20, 30])]
-    write_state(tmp_path / "checkpoint-30", other)
-    report = monitor_run(tmp_path)
-    names = "checkpoint-20/trainer_state.json, checkpoint-30/trainer_state.json"
-    assert any(names in note for note in report.notes)
-    chosen = monitor_run(tmp_path, run="checkpoint-20/trainer_state.json")
-    assert chosen.train.last_step == 20
+@pytest.mark.parametrize(("stated", "reached"), [(9, 9), (3, 3), (None, 5)])
+def test_a_state_reached_the_step_that_it_states_else_that_of_its_last_row(stated, reached, tmp_path):
+    path = tmp_path / "trainer_state.json"
+    history = [{"step": 5, "loss": 1.0}, {"step": 2, "loss": 2.0}]
+    path.write_text(json.dumps({"log_history": history, "max_steps": 20, "global_step": stated}))
+    found = read_state(path)
+    assert (found.furthest, found.reached, found.planned) == (reached, stated, 20)

@@ -7,10 +7,9 @@ import json
 import pytest
 from tables import every
 
-from gradience.cli.main import main
 from gradience.errors import RecorderError
 from gradience.importers.files import clock_of
-from gradience.importers.table import find_columns, parse_map
+from gradience.importers.table import MAX_COLUMNS, find_columns, parse_map
 from gradience.judge.monitor import monitor_run
 
 
@@ -44,25 +43,6 @@ def test_nested_json_lines_have_dotted_columns(tmp_path, import_events, write_li
     path = write_lines(tmp_path / "m.jsonl", [{"it": s, "train": {"ce": 1 / s}, "lr": 1e-4} for s in (1, 2)])
     events, _ = import_events(path, columns=parse_map(["step=it", "loss=train.ce"]))
     assert (events.steps, events.losses) == ([1, 2], [1.0, 0.5])
-
-
-def test_verl_s_file_log_is_a_table_of_its_data(tmp_path, import_events, write_lines):
-    """A row is {"step", "data"}; `data` beside other keys is a column like any other."""
-    data = [{"actor/pg_loss": 0.5, "critic/rewards/mean": 0.25, "actor/lr": 1e-6}, {"val-core/a/acc/mean@1": 0.75}]
-    path = write_lines(tmp_path / "log.jsonl", [{"step": step, "data": each} for step, each in enumerate(data, 1)])
-    events, imported = import_events(path)
-    assert (imported.format, events.losses, events.of("train_step")[0].lr) == ("table", [0.5], 1e-6)
-    assert events.of("train_step")[0].extras == {"critic/rewards/mean": 0.25}
-    assert [(e.step, e.metrics.extras) for e in events.of("eval")] == [(2, {"a/acc/mean@1": 0.75})]
-    path = write_lines(tmp_path / "other.jsonl", [{"step": 1, "loss": 1.0, "data": {"loss": 2.0}}])
-    assert import_events(path)[0].of("train_step")[0].extras == {"data.loss": 2.0}
-
-
-def test_a_saved_log_history_is_a_list_of_rows(tmp_path, import_events, rows):
-    path = tmp_path / "history.json"
-    path.write_text(json.dumps([*rows([10, 20]), {"step": 20, "eval_loss": 1.0, "eval_runtime": 1.0}]))
-    events, _ = import_events(path)
-    assert (events.steps, events.of("eval")[0].split) == ([10, 20], "eval")
 
 
 @every(
@@ -156,16 +136,6 @@ def test_bad_rows_of_a_csv_are_counted_by_line(tmp_path, import_events, text, ba
     assert events.steps == [1, 4]
 
 
-def test_rows_beyond_those_listed_are_counted(tmp_path, capsys):
-    path = tmp_path / "log.csv"
-    path.write_text("step,loss\n1,2\n" + "x,1\n" * 120)
-    assert main(["import", str(path), "--out", str(tmp_path / "run.jsonl")]) == 0
-    out = capsys.readouterr().out
-    assert "Not imported (120):" in out
-    assert out.count("the step is not a whole number") == 10
-    assert "  ... and 110 more (--json lists them)" in out
-
-
 def test_quoted_newlines_bom_and_crlf_do_not_shift_anything(tmp_path, import_events):
     path = tmp_path / "log.csv"
     path.write_bytes(b'\xef\xbb\xbfstep,loss,note\r\n1,2.0,"a\r\nb"\r\n2,1.0,\r\n')
@@ -247,3 +217,11 @@ def test_valid_json_is_not_called_truncated(tmp_path, text, says):
     else:
         with pytest.raises(RecorderError, match=says):
             monitor_run(path)
+
+
+def test_a_table_at_the_limit_of_columns_is_read_and_one_beyond_is_counted():
+    names = ["step", "loss", *(f"x{i}" for i in range(MAX_COLUMNS - 2))]
+    assert find_columns(names)["step"] == "step"
+    with pytest.raises(RecorderError) as caught:
+        find_columns([*names, "one_more"])
+    assert str(caught.value).startswith("10001 columns, over the limit of 10000")

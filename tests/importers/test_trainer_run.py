@@ -31,25 +31,14 @@ def run(tmp_path_factory):
     torch.set_num_threads(1)
     set_seed(0)
     folder = tmp_path_factory.mktemp("trainer") / "out"
-    config = LlamaConfig(
-        vocab_size=32, hidden_size=16, intermediate_size=24, num_hidden_layers=1, num_attention_heads=2
-    )
+    sizes = {"vocab_size": 32, "hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 1}
+    config = LlamaConfig(**sizes, num_attention_heads=2)
     lora = LoraConfig(r=4, lora_alpha=8, target_modules=["q_proj", "v_proj"], task_type="CAUSAL_LM")
     data, held_out = ([{"input_ids": row, "labels": row} for row in torch.randint(0, 32, (n, 8))] for n in (24, 12))
     arguments = TrainingArguments(
-        str(folder),
-        max_steps=STEPS,
-        per_device_train_batch_size=4,
-        logging_steps=1,
-        eval_strategy="steps",
-        eval_steps=4,
-        save_steps=4,
-        learning_rate=RATE,
-        warmup_steps=2,
-        report_to=[],
-        use_cpu=True,
-        disable_tqdm=True,
-    )
+        str(folder), max_steps=STEPS, per_device_train_batch_size=4, logging_steps=1, eval_strategy="steps",
+        eval_steps=4, save_steps=4, learning_rate=RATE, warmup_steps=2, report_to=[], use_cpu=True, disable_tqdm=True,
+    )  # fmt: skip
     trainer = Trainer(
         model=get_peft_model(LlamaForCausalLM(config), lora),
         args=arguments,
@@ -113,23 +102,6 @@ def told_by(event):
     return {k: v for k, v in said.items() if k not in {"ts", "run_id", "seq", "session"}}
 
 
-def test_checkpoints_alone_give_the_rows_up_to_the_last_one(run, import_events, tmp_path):
-    folder, _ = run
-    copy = tmp_path / "out"
-    shutil.copytree(folder, copy, ignore=shutil.ignore_patterns("run.jsonl", "*.json"))
-    for last in (4, 8, 12):
-        shutil.copy(folder / f"checkpoint-{last}" / "trainer_state.json", copy / f"checkpoint-{last}")
-    shutil.copy(folder / "checkpoint-12" / "adapter_config.json", copy / "checkpoint-12")
-    events, imported = import_events(copy)
-    assert events.steps == list(range(1, STEPS + 1))
-    assert events.start.config.lora.r == 4
-    assert events.end.status == "ok"
-    assert any("checkpoint-12/trainer_state.json, the furthest one" in note for note in imported.notes)
-    assert events.start.config.optimizer.lr == RATE
-    assert events.start.config.optimizer.extras == {}
-    assert copy / "checkpoint-12" / "training_args.bin" in imported.files
-
-
 def test_the_summary_of_a_real_run_gives_its_batch_where_the_arguments_are_gone(run, tmp_path):
     folder, _ = run
     copy = tmp_path / "out"
@@ -157,15 +129,6 @@ def test_monitor_reads_the_log_in_the_folder_else_imports_it_to_the_same_story(r
         assert report.train.duration_s is None
     assert memory.notes[0].startswith("imported in memory from trainer_state.json")
     assert {point.split: point.metrics.n for point in memory.evals} == {"easy": 7, "hard": 5}
-
-
-def test_check_takes_the_folder_and_its_checkpoint(run):
-    folder, _ = run
-    report = check_config(document=folder)
-    assert (report.config.lora.r, report.config.optimizer.lr) == (4, 1e-2)
-    by_dirs = check_config(peft_dir=folder, training_dir=folder)
-    assert by_dirs.config.lora == report.config.lora
-    assert {source.role for source in report.sources} == {"adapter", "training", "trainer state"}
 
 
 def test_the_hub_token_in_the_pickle_reaches_no_log(run, tmp_path):

@@ -72,10 +72,7 @@ KILLED = "W&B recorded no exit: the program was killed, or still runs"
         ((ROW, field(18, field(2, 5))), ("ok", "W&B recorded exit code 0")),
         ((field(18, b""),), ("unknown", f"W&B recorded exit code 0; {SILENT}")),
         ((), ("unknown", f"{KILLED}; {SILENT}")),
-        (
-            (field(2, items(**{"val/score": 0.5, "_step": 0})), field(18, b"")),
-            ("unknown", f"W&B recorded exit code 0; {SILENT}"),
-        ),
+        ((VALIDATED, field(18, b"")), ("unknown", f"W&B recorded exit code 0; {SILENT}")),
         (
             (field(5, items(max_steps=9)), ROW, field(18, b"")),
             ("unknown", "W&B recorded exit code 0; the source ends before its 9 planned steps"),
@@ -93,10 +90,7 @@ KILLED = "W&B recorded no exit: the program was killed, or still runs"
             (ROW, CLOSING, printed(OOM), field(18, field(1, 1))),
             ("ok", f"the source has the summary of a finished run; after it: W&B recorded exit code 1: {SAID}"),
         ),
-        (
-            (field(5, items(max_steps=9)), field(18, field(1, 1))),
-            ("error", f"W&B recorded exit code 1; {SILENT}"),
-        ),
+        ((field(5, items(max_steps=9)), field(18, field(1, 1))), ("error", f"W&B recorded exit code 1; {SILENT}")),
         ((field(5, items(logging_steps=25)),), ("unknown", f"{KILLED}; {SILENT} (logging_steps is 25)")),
     ],
 )

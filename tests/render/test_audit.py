@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import re
-
 import msgspec
 from tables import every
 
@@ -17,16 +15,10 @@ from gradience.schema.audit import (
     AUDIT_SCHEMA_ID,
     AuditReport,
     AuditSummary,
-    BaseComparison,
-    BaseReport,
     GroupSummary,
-    Intruders,
     LayerSummary,
     LedgerEntry,
-    MergeSurvival,
     ModuleAudit,
-    NotAnalysed,
-    NotCompared,
 )
 
 ERRORS = {"1": 0.5, "2": 0.3, "4": 0.1, "6": 0.05, "7": 0.02}
@@ -102,12 +94,6 @@ def noted():
     return judge_adapter(report([module(i, alpha=8.0) for i in range(12)]), alpha=8.0, r=16).findings
 
 
-def test_verdict_and_findings_come_before_any_number():
-    told = noted()
-    text = audit_text(report(findings=told), View(verbose=True))
-    assert text.index("Verdict: TRAINED") < text.index("Findings:") < text.index("Summary:")
-
-
 RESIZE = "Next: gradience resize --peft-dir runs/toy/peft"
 
 
@@ -139,81 +125,11 @@ def test_the_next_step_is_a_resize_only_where_that_makes_sense():
     assert not last(**present).startswith("Next")
 
 
-def test_findings_of_severity_info_are_told_too():
-    note = noted()[-1]
-    for severity in ("info", "warning"):
-        text = audit_text(report(findings=[msgspec.structs.replace(note, severity=severity)]))
-        assert f"  [{severity.upper()}] {note.id}: {note.message}" in text.splitlines()
-
-
-def test_each_candidate_rank_has_its_error_and_the_suggested_are_marked():
-    text = audit_text(report(), View(verbose=True))
-    assert re.search(r"^ +1 +75\.0% +50\.0% +50\.0% +129\.0K params, 0\.00 MB$", text, re.MULTILINE)
-    assert re.search(r"^ +2 .*  most modules \(median\)$", text, re.MULTILINE)
-    assert re.search(r"^ +4 .*  worst-case tail \(p90\)$", text, re.MULTILINE)
-
-
-def test_equal_scales_share_a_line_and_exceptions_are_named():
-    odd = module(3, alpha=4.0, scaling=0.5, alpha_pattern="x.*", rank_pattern="y", config_r=4)
-    text = audit_text(report([module(1), module(2), odd], unmatched_patterns=["z"]), View(verbose=True))
-    scales = text[text.index("Scales") :].split("\n\n")[0].splitlines()
-    assert scales[2].split() == ["2", "8", "16", "2", "alpha", "/", "r"]
-    assert "alpha by pattern 'x.*'; rank by pattern 'y'; the config says r=4" in scales[4]
-    assert scales[-1] == "  matches nothing: 'z'"
-
-
-def test_rules_that_disagree_are_grouped_with_one_reason():
-    rows = [module(i, effective_rank=7.9, stable_rank=1.5) for i in range(9)]
-    text = audit_text(report(rows), View(verbose=True))
-    assert "More than a power of two apart on 9 of 9 modules:" in text
-    assert "9 x  k@90% 2, effective rank 8, stable rank 2, knee 1" in text
-    assert text.count("the first direction holds") == 9
-
-
 def test_the_per_layer_pattern_is_json_for_loraconfig():
     rows = [module(i, energy_rank_90=2 if i else 8) for i in range(4)]
     text = audit_text(report(rows, per_layer=rank_pattern(rows, bytes_per_param=4.0)))
     assert '"model\\\\.layers\\\\.0\\\\.self_attn\\\\.q_proj": 8' in text
     assert "modules by rank: r=2: 3, r=8: 1" in text
-
-
-def against(**fields) -> tuple[list[ModuleAudit], BaseReport]:
-    comparison = BaseComparison(
-        weight="w", dtype="BF16", update="factors", spectral_norm=10.0, frobenius_norm=20.0,
-        update_spectral_norm=1.0, update_frobenius_norm=1.0,
-        survival=MergeSurvival(dtype="bfloat16", changed=0.5, cosine=0.887, gain=0.9),
-        intruders=Intruders(
-            k=10, eps=0.5, count=2, counts={"0.3": 1, "0.5": 2, "0.7": 3}, undecided=0, method="exact", converged=True
-        ),
-    )  # fmt: skip
-    rows = [module(i, udr=0.1, sdi=-1.0, relative_frobenius=0.05, base=comparison) for i in range(2)]
-    base = BaseReport(
-        path="/models/b", files=1, compared=2, relative_frobenius=0.05, udr_median=0.1, udr_max=0.1, sdi_median=-1.0,
-        survival_dtype="bfloat16", survival_cosine_median=0.887, survival_changed_median=0.5, intruder_total=4,
-        intruder_modules=2, method="norms by ...", **fields,
-    )  # fmt: skip
-    return rows, base
-
-
-def test_the_base_block_says_what_was_compared_and_how():
-    rows, base = against(norms_cached=2)
-    text = audit_text(report(rows, base=base), View(layers=True))
-    for part in (
-        "Against the base (/models/b):",
-        "Compared: 2 of 2 modules, 2 norms from the cache",
-        "UDR norm2(dW)/norm2(W): median 0.1, largest 0.1",
-        "50.0% of entries change, cosine with the update 0.887",
-        "4 in 2 of 2 modules (k=10, eps=0.5; 2 at 0.3, 4 at 0.5, 6 at 0.7)",
-        "udr=0.1  rel=0.05  merge-cos=0.887  intruders=2",
-    ):
-        assert part in text
-
-
-def test_a_base_that_fits_nothing_prints_no_ratio():
-    base = BaseReport(path="/b", files=1, compared=0, not_compared=[NotCompared(name="m", reason="x")])
-    text = audit_text(report(base=base))
-    assert "Compared: 0 of 12 modules" in text
-    assert "UDR" not in text
 
 
 @every("unicode", [True, False])
@@ -227,20 +143,6 @@ def test_the_heat_map_fits_100_columns_and_grows_with_the_norm(unicode):
     cells = [ramp.index(ch) for ch in first.removeprefix("  self_attn.q_proj").strip()]
     assert cells == sorted(cells)
     assert sum("self_attn.q_proj" in line for line in lines) == 2
-
-
-def test_the_heat_map_puts_only_layers_that_are_there_and_numbers_them():
-    lines = heatmap([module(i) for i in (20, 21, 23)])
-    assert lines[1].strip() == "20"
-    assert lines[-1].startswith("  self_attn.q_proj  ")
-    assert len(lines[-1].removeprefix("  self_attn.q_proj  ")) == 3
-
-
-def test_layers_numbered_by_stage_and_block_share_their_rows():
-    rows = [module(i, udr=1.0) for i in range(4)]
-    names = [f"stages.{i // 2}.blocks.{i % 2}.mlp.fc1" for i in range(4)]
-    lines = heatmap([msgspec.structs.replace(m, name=n) for m, n in zip(rows, names, strict=True)])
-    assert [line.split()[0] for line in lines[2:]] == ["mlp.fc1"]
 
 
 def test_the_heat_map_shows_zero_missing_and_broken_modules_as_such():
@@ -266,27 +168,3 @@ def test_a_map_of_nothing_says_so():
         frobenius_norm=1.0,
     )  # fmt: skip
     assert "no module lies in a layer" in heatmap([outside])[0]
-
-
-def test_what_was_not_analysed_is_listed_and_cut_short():
-    many = [NotAnalysed(name=f"t{i}", reason="unknown") for i in range(9)]
-    short, long = (audit_text(report(not_analysed=many), View(verbose=v)) for v in (False, True))
-    assert "Not analysed (9):" in short
-    assert "and 6 more" in short
-    assert "t8: unknown" in long
-
-
-def test_names_from_the_file_cannot_steer_the_terminal():
-    evil = "\x1b[31mred\u202e\n"
-    rows = [module(0, evil)]
-    for view in (View(layers=True, heatmap="norm", verbose=True),):
-        text = audit_text(report(rows, base_model=evil, notes=[evil], peft_dir=evil), view)
-        assert "\x1b" not in text
-        assert "\u202e" not in text
-
-
-def test_a_report_without_modules_is_short_and_says_why():
-    empty = report([], health=health([], peft_type="IA3"), suggested={}, candidates=[], rank_rules=[])
-    text = audit_text(empty)
-    assert "Verdict: NOT ANALYSED (peft_type IA3 is recognised, not analysed)" in text
-    assert "Summary:" not in text

@@ -58,10 +58,7 @@ CASES: dict[str, Case] = {
     "next": Case(Next("go", "stay"), ["Next: go", "   or: stay"], ["**Next:** go; or: stay"], "Next: go; or: stay"),
     "next alone": Case(Next("go"), ["Next: go"], ["**Next:** go"], "Next: go"),
     "facts": Case(
-        FactList((("r", "8"),), indent=1, width=4),
-        [" r:  8"],
-        ["| Fact | Value |", "|---|---|", "| r | 8 |"],
-        "r8",
+        FactList((("r", "8"),), indent=1, width=4), [" r:  8"], ["| Fact | Value |", "|---|---|", "| r | 8 |"], "r8"
     ),
     "a long label": Case(
         FactList((("rank", "8"),), width=3), ["rank: 8"], ["| Fact | Value |", "|---|---|", "| rank | 8 |"], "rank8"
@@ -178,3 +175,12 @@ def test_a_page_shows(name):
     html = page_html(Page("report", "n", "", (), (Section("s", "S", (CASES[name].block,)),)))
     body = html[html.index("<main>") : html.index("<footer>")]
     assert parse(body).text.removeprefix("S") == CASES[name].page
+
+
+def test_a_page_shows_intervals_as_points_beside_the_tolerance():
+    pytest.importorskip("matplotlib")
+    from gradience.blocks.html.pieces import page_html
+
+    drawn = Intervals((("a", 50.0, 0.0, 0.5, 1.0), ("b", 70.0, 0.5, 0.75, 1.0)), 2.0, "size", "harm")
+    html = page_html(Page("bench", "n", "", (), (Section("s", "S", (Figure("Harm", drawn),)),)))
+    assert [name in html for name in ("swatch s0 points", "swatch s1 points", "swatch s1")] == [True, False, True]

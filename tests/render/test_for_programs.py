@@ -1,4 +1,4 @@
-"""Findings for other programs: SARIF against models made from its official schema, GitHub's commands read back."""
+"""Findings for other programs: SARIF against models of its official schema, GitHub's commands read back, JUnit."""
 
 from __future__ import annotations
 
@@ -6,13 +6,15 @@ import json
 import re
 from pathlib import Path
 from typing import Any
+from xml.etree import ElementTree as ET  # what we wrote ourselves is read
 
 import msgspec
 import pytest
 from hypothesis import given, strategies as st
 from tables import every
 
-from gradience.blocks.programs import github_lines, sarif_log
+from gradience.blocks.programs import github_lines, junit_xml, sarif_log
+from gradience.cli import main
 from gradience.schema.document import Evidence, Finding, NotRun, RuleCard
 from gradience.schema.reports import SourceLocation
 
@@ -67,18 +69,6 @@ def test_any_findings_are_valid_sarif(data: st.DataObject) -> None:
     for result in run["results"]:
         assert rules[result["ruleIndex"]]["id"] == result["ruleId"]
     assert len({rule["id"] for rule in rules}) == len(rules)
-
-
-def test_the_models_refuse_what_the_schema_refuses() -> None:
-    """The oracle is one: a wrong level and an unknown key do not pass."""
-    model = pytest.importorskip("pydantic_sarif.model")
-    pydantic = pytest.importorskip("pydantic")
-    document = log([Finding(id="LR001", severity="info", message="m")], [None])
-    for key, value in (("level", "fatal"), ("colour", "red")):
-        wrong = json.loads(json.dumps(document))
-        wrong["runs"][0]["results"][0][key] = value
-        with pytest.raises(pydantic.ValidationError):
-            model.StaticAnalysisResultsFormatSarifVersion210JsonSchema.model_validate(wrong)
 
 
 def test_a_rule_carries_its_help_and_default_level_and_a_result_its_place(tmp_path: Path) -> None:
@@ -148,3 +138,48 @@ def test_an_annotation_names_severity_file_line_and_message() -> None:
     finding = Finding(id="LR001", severity="warning", message="50 % too low", action="raise it")
     (line,) = github_lines([finding], locations=[SourceLocation("conf/a,b.yaml", 3)])
     assert line == "::warning file=conf/a%2Cb.yaml,line=3,title=gradience LR001::50 %25 too low (raise it)"
+
+
+def test_each_rule_is_a_case_with_its_outcome():
+    findings = [
+        Finding(id="A1", severity="warning", message="a\x1b[31m <b> & ü", action="do this"),
+        Finding(id="A2", severity="info", message="by the way"),
+        Finding(id="A3", severity="critical", message="broken"),
+    ]
+    cards = [RuleCard(id=name, title=name, severity="info") for name in ("A1", "A2", "A3", "A4", "A5")]
+    at = [SourceLocation("x.yaml", 3), None, SourceLocation("x.yaml", None)]
+    text = junit_xml(findings, locations=at, known=cards, not_run=[NotRun(id="A5", reason="no base")])
+    assert text.isascii()
+    root = ET.fromstring(text)  # noqa: S314  # ours
+    assert root.attrib == {"name": "gradience", "tests": "5", "failures": "2", "skipped": "1"}
+    cases = {case.get("name"): case for case in root.iter("testcase")}
+    first = cases["A1"].find("failure")
+    assert first is not None
+    assert (first.get("type"), first.get("message"), first.text) == ("warning", "a <b> & ü", "a <b> & ü\ndo this")
+    assert (cases["A1"].get("file"), cases["A1"].get("line"), cases["A3"].get("line")) == ("x.yaml", "3", None)
+    assert cases["A2"].findtext("system-out") == "by the way"
+    assert list(cases["A4"]) == []
+    skipped = cases["A5"].find("skipped")
+    assert skipped is not None
+    assert skipped.get("message") == "no base"
+
+
+@pytest.mark.parametrize(
+    ("argv", "said"),
+    [
+        ("audit x --top-wasteful ten", "--top-wasteful: expected a whole number, got 'ten'"),
+        ("check x --lr fast", "--lr: expected a number, got 'fast'"),
+        ("monitor x --gap-threshold -1", "--gap-threshold is -1, expected a number above 0"),
+    ],
+)
+def test_a_number_that_an_option_cannot_be_is_refused_in_one_form(argv, said, capsys):
+    assert main.main(argv.split()) == 2
+    assert capsys.readouterr().err.startswith(f"gradience: {said} (see 'gradience ")
+
+
+def test_a_config_is_judged_as_tests(tmp_path, capsys):
+    config = tmp_path / "sft.yaml"
+    config.write_text("adapter: lora\nlora_r: 8\nlora_alpha: 16\nlearning_rate: 0.5\n", encoding="utf-8")
+    assert main.main(["check", str(config), "--format", "junit", "--fail-on", "warning"]) == 1
+    root = ET.fromstring(capsys.readouterr().out)  # noqa: S314  # ours
+    assert any(case.get("line") == "4" for case in root.iter("testcase") if case.find("failure") is not None)

@@ -59,27 +59,6 @@ def write_log(tmp_path_factory) -> Callable[..., Path]:
 
 
 @pytest.fixture(scope="session")
-def write_long_log(write_log, tmp_path_factory) -> Callable[[int], Path]:
-    """Return a function that writes the log of many steps from the lines that the writer wrote of a short one."""
-
-    def write(steps: int) -> Path:
-        start, *lines, end = map(json.loads, write_log(12).read_text(encoding="utf-8").splitlines())
-        start["config"]["training"]["max_steps"] = steps
-        row = next(event for event in lines if event["event"] == "train_step")
-        evals = [event for event in lines if event["event"] == "eval"][:2]
-        events = [start]
-        for step, loss in losses(steps):
-            events.append(row | {"step": step, "loss": "NaN" if math.isnan(loss) else loss})
-            events += [event | {"step": step} for event in evals if step % (steps // 6) == 0]
-        path = tmp_path_factory.mktemp("long") / "run.jsonl"
-        encoded = (json.dumps(event | {"seq": seq}) for seq, event in enumerate([*events, end]))
-        path.write_text("\n".join(encoded) + "\n", encoding="utf-8")
-        return path
-
-    return write
-
-
-@pytest.fixture(scope="session")
 def log(write_log) -> Path:
     return write_log()
 

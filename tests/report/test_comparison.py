@@ -74,11 +74,6 @@ def test_checkpoints_are_a_trajectory_up_to_the_last(save, log, tmp_path):
     assert maps[0].startswith("Alike, checkpoint-20 and checkpoint-30")
 
 
-def test_without_others_there_is_no_such_section(log):
-    page = report_html(gather(log))
-    assert 'id="compare"' not in page
-
-
 def test_the_command_takes_several_and_markdown_has_one_row_each(save, log, tmp_path, capsys):
     mine, one, two = save("mine", 1.0), save("one", 0.5), save("two", 0.0)
     tokens = ["report", str(log), "--adapter", str(mine), "--compare", str(one), "--compare", str(two)]

@@ -1,32 +1,28 @@
-"""A figure: its colours are variables of the page's style sheet, it lies in its box, and no value is dropped."""
+"""Curves, axes and figures: no value is dropped, ticks are few, colours are variables of the page, all in its box."""
 
 from __future__ import annotations
 
+import doctest
 import json
 import math
 import re
 import subprocess
 import sys
-from importlib.resources import files
 from itertools import pairwise
 
-import matplotlib as mpl
 import numpy as np
 import pytest
 from hypothesis import example, given, settings, strategies as st
+from tables import every
 
-from gradience.blocks.html import figures
+from gradience.blocks.html import plot
 from gradience.blocks.html.figures import NARROW, STYLES, WIDE, draw, draw_map, style_sheet
-from gradience.blocks.html.plot import Mark, Plot, PlotLine, envelope
+from gradience.blocks.html.plot import Mark, Plot, PlotLine, axis_of, envelope, linear_ticks
 from gradience.blocks.plots import Grid
 
 SIZES = st.sampled_from([WIDE, NARROW])
 FLOATS = st.floats(allow_nan=True, allow_infinity=True)
 ON = "var(--page)"  # the colour on a mark, which is that of the page
-
-
-def shapes(svg):
-    return [element for element in svg.iter() if element.tag not in {"svg", "title", "g", "defs"}]
 
 
 def numbers(path: str) -> list[float]:
@@ -65,17 +61,6 @@ def test_whatever_the_values_every_colour_is_a_variable_and_every_shape_lies_in_
             places = numbers(shape.get("d", ""))
             assert all(-1.0 <= x <= size.width + 1.0 for x in places[::2])
             assert all(-1.0 <= y <= size.height + 1.0 for y in places[1::2])
-
-
-@pytest.mark.parametrize("size", [WIDE, NARROW])
-@pytest.mark.parametrize("values", [[1.0, 2.0], [1e-9, 1e12, 3.0], [-1234.5, 0.25]], ids=str)
-def test_what_stands_around_a_plot_has_the_margin_that_is_left_and_no_more(monkeypatch, values, size):
-    kept, paint = [], figures._paint
-    monkeypatch.setattr(figures, "_paint", lambda *given: (kept.append(given[1]), paint(*given)))
-    draw(plot_of(values, marks=[Mark(1, 0, "warning"), Mark(2, 1, "error")]), size, "Loss.")
-    (axes,) = kept
-    box = axes.get_tightbbox(for_layout_only=True)  # measured anew, in its place
-    assert (box.x0, box.y0, size.width - box.x1, size.height - box.y1) == pytest.approx([6.0] * 4, abs=0.3)
 
 
 def test_a_line_breaks_where_rows_are_lost_and_a_row_alone_is_a_dot():
@@ -119,16 +104,6 @@ def test_two_lines_never_look_alike_and_the_legend_has_the_same_order():
     for i in range(STYLES):
         assert re.search(rf"\.s{i}\b[^{{]*{{ color: var\(--c{i % 4}\)", style_sheet())
         assert (f".swatch.s{i}" in style_sheet()) == (i >= 4)  # dashed
-
-
-def test_every_colour_of_the_figures_is_one_of_the_page():
-    path = files("gradience.blocks.html") / "figures.mplstyle"
-    sheet = mpl.rc_params_from_file(str(path), use_default_template=False)
-    light = set(re.findall(r"--\w+: (#\w{6})", style_sheet().partition("@media")[0]))
-    colours = [str(value) for key, value in sheet.items() if key.endswith("color") and value != "none"]
-    colours += sheet["axes.prop_cycle"].by_key()["color"]
-    assert len(colours) > 8
-    assert {f"#{colour.removeprefix('#')}" for colour in colours} <= light
 
 
 def test_marks_that_are_close_stand_in_rows_of_their_own():
@@ -177,14 +152,6 @@ def test_the_cells_of_a_map_do_not_overlap_and_lie_in_the_figure(layers, kinds, 
     assert all(b - a >= 23.0 for a, b in pairwise(sorted(shown)))  # a number of three digits is about 20 wide
 
 
-def test_a_users_matplotlib_settings_change_nothing_and_are_left_alone():
-    before = draw(plot_of([1.0, 2.0]), WIDE, "Loss.")
-    with mpl.rc_context({"font.size": 40, "lines.marker": "s", "axes.grid": True}):
-        after = draw(plot_of([1.0, 2.0]), WIDE, "Loss.")
-        assert mpl.rcParams["font.size"] == 40
-    assert [(s.tag, s.attrib) for s in shapes(before)] == [(s.tag, s.attrib) for s in shapes(after)]
-
-
 def test_of_a_logs_reports_only_the_page_imports_matplotlib_and_none_pyplot_jax_or_torch(log, tmp_path):
     script = (
         "import json, sys; from gradience.cli.main import main\n"
@@ -195,8 +162,91 @@ def test_of_a_logs_reports_only_the_page_imports_matplotlib_and_none_pyplot_jax_
     )
     last = ["report", str(log), "--out", str(tmp_path / "a.html")]
     markdown = ["report", str(log), "--out", str(tmp_path / "a.md")]
-    before = [["--help"], ["monitor", str(log)], ["report", str(log)], markdown]
+    before = [["report", str(log)], markdown]
     command = [sys.executable, "-c", script, json.dumps([*before, last])]
     done = subprocess.run(command, check=True, capture_output=True, text=True)
-    assert done.stderr.splitlines() == ["[]", "[]", "[]", "[]", "['matplotlib']"]
+    assert done.stderr.splitlines() == ["[]", "[]", "['matplotlib']"]
     assert (tmp_path / "a.html").is_file()
+
+
+VALUES = st.lists(st.floats(-1e300, 1e300) | st.just(math.nan) | st.just(math.inf), max_size=20)
+
+
+@given(VALUES, st.booleans(), st.sampled_from([None, True, False]))
+def test_every_finite_value_lies_on_the_axis_and_its_ticks_are_few(values, zero, log):
+    found = axis_of(values, zero=zero, log=log)
+    assert found.low < found.high
+    least = 1e-290  # what is smaller stands at 0
+    known = [v if abs(v) >= least else 0.0 for v in values if math.isfinite(v)]
+    room = 1e-9 * max(abs(found.low), abs(found.high))
+    assert all(found.low - room <= v <= found.high + room for v in known)
+    with np.errstate(over="ignore"):
+        assert len(found.ticks.tick_values(found.low, found.high)) <= 40
+
+
+@every(("values", "log"), [([1, 200], True), ([1, 50], False), ([0, 1e9], False), ([-1, 1e9], False)])
+def test_an_axis_is_logarithmic_where_positive_values_spread_over_a_hundredfold(values, log):
+    assert axis_of(values).log is log
+
+
+@given(values=st.lists(st.floats(-1e6, 1e6), min_size=1, max_size=5), zero=st.booleans())
+@example(values=[-1.0, 9.0], zero=False)  # steps of 2 end at -2 and 10, and an axis of 12 has steps of 2.5
+def test_a_linear_axis_begins_and_ends_at_a_tick(values, zero):
+    found = axis_of(values, zero=zero, log=False)
+    ticks = found.ticks.tick_values(found.low, found.high)
+    room = 1e-6 * (found.high - found.low)
+    assert (ticks[0], ticks[-1]) == pytest.approx((found.low, found.high), abs=room)
+
+
+@given(st.integers(0, 10**9), st.integers(1, 10**9))
+def test_ticks_of_steps_and_ranks_are_integers(low, width):
+    assert all(tick == round(tick) for tick in linear_ticks(6, integer=True).tick_values(low, low + width))
+
+
+def test_the_examples_in_the_module_hold():
+    assert doctest.testmod(plot).failed == 0
+
+
+ROWS = st.one_of(
+    st.floats(-1e6, 1e6), st.sampled_from([math.nan, math.inf, -math.inf]), st.floats(allow_nan=False, width=64)
+)
+COLUMNS = st.lists(ROWS, min_size=0, max_size=200)
+BUCKETS = st.integers(1, 40)
+
+
+@given(COLUMNS, BUCKETS)
+def test_every_finite_row_lies_within_the_band_of_some_bucket_and_the_extremes_are_drawn(column, buckets):
+    drawn = envelope(range(len(column)), column, buckets=buckets)
+    finite = np.clip([v for v in column if math.isfinite(v)], -1e300, 1e300)
+    assert len(drawn.low) <= max(2 * buckets, 1)
+    assert drawn.rows == len(finite)
+    if len(finite):
+        assert drawn.low.min() == finite.min()
+        assert drawn.high.max() == finite.max()
+        assert (drawn.low <= drawn.middle).all()
+        assert (drawn.middle <= drawn.high).all()
+
+
+@given(COLUMNS, BUCKETS)
+def test_no_row_that_is_not_finite_goes_uncounted_or_unplaced(column, buckets):
+    drawn = envelope(range(len(column)), column, buckets=buckets)
+    lost = [i for i, v in enumerate(column) if not math.isfinite(v)]
+    assert drawn.lost_rows == len(lost)
+    assert drawn.rows + drawn.lost_rows == len(column)
+    width = math.ceil(len(column) / buckets) if drawn.sampled else 0
+    for step in lost:
+        assert np.abs(drawn.lost - step).min() <= width
+
+
+@given(st.permutations(list(range(60))), BUCKETS)
+def test_the_order_of_the_rows_does_not_matter(order, buckets):
+    column = np.sin(np.arange(60.0))
+    column[7] = math.nan
+    straight, shuffled = envelope(range(60), column, buckets=buckets), envelope(order, column[order], buckets=buckets)
+    assert all(np.array_equal(a, b) for a, b in zip(straight, shuffled, strict=True))
+
+
+def test_the_line_breaks_where_all_rows_between_are_not_finite_and_only_there():
+    drawn = envelope(range(6), [1.0, 2.0, math.nan, math.inf, 3.0, 4.0])
+    assert drawn.broken.tolist() == [False, False, True, False]
+    assert drawn.lost.tolist() == [2, 3]

@@ -14,51 +14,33 @@ pytest.importorskip("duckdb", reason="needs the extra [fleet]")
 pytest.importorskip("pyarrow", reason="needs the extra [fleet]")
 
 from gradience.cli.main import main
-from gradience.collect.runs import run_curves
 from gradience.collect.runs.best import best_runs
 from gradience.collect.runs.collect import collect_runs
-from gradience.reading.places import names_of_runs
-from gradience.render.runs import brief
-from gradience.telemetry import TelemetryWriter
-
-SCHEMA = "gradience.vnext.telemetry/v1"
 
 
 def log(
-    folder, loss, *, model="m", data=None, seed=None, accuracy=None, examples=None, lr=1e-4, decay=None, status="ok"
+    folder, loss, *, model="m", seed=None, accuracy=None, examples=None, lr=1e-4, decay=None, status="ok", data="d"
 ):
     """A run with one evaluation, and its settings; a killed one has no status."""
     folder.mkdir(parents=True)
-    head = {"schema": SCHEMA, "ts": 1.0, "run_id": folder.name}
+    head = {"schema": "gradience.vnext.telemetry/v1", "ts": 1.0, "run_id": folder.name}
     config = {
-        "model_name": model,
-        "dataset_name": data,
-        "optimizer": {"lr": lr, "weight_decay": decay},
+        "model_name": model, "dataset_name": data, "optimizer": {"lr": lr, "weight_decay": decay},
         "training": {"seed": seed},
-    }
+    }  # fmt: skip
     timed = {} if examples is None else {"runtime": 2.0, "samples_per_second": examples / 2.0}
-    metrics = {"loss": loss, "accuracy": accuracy, **timed}
+    metrics = {k: v for k, v in {"loss": loss, "accuracy": accuracy, **timed}.items() if v}
     lines = [
         {**head, "event": "run_start", "step": None, "config": config},
         {**head, "event": "train_step", "step": 1, "loss": loss, "lr": lr},
-        {**head, "event": "eval", "step": 1, "split": "eval", "metrics": {k: v for k, v in metrics.items() if v}},
+        {**head, "event": "eval", "step": 1, "split": "eval", "metrics": metrics},
         *([{**head, "event": "run_end", "step": 1, "status": status}] if status else []),
     ]
     (folder / "run.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
 
 
-def groups(root, metric="eval/loss", **options):
-    """The runs of each group, best first, largest group first."""
-    report = best_runs(collect_runs(root, out=root / "store"), metric, **options)
-    return [[run.run for run in group.ranked] for group in report.groups]
-
-
-def test_equal_settings_are_one_list_best_first(tmp_path):
-    for name, loss in (("a", 1.0), ("b", 0.5), ("c", 0.7)):
-        log(tmp_path / name, loss, data="d")
-    assert groups(tmp_path) == [["b", "c", "a"]]
-    assert groups(tmp_path, top=2) == [["b", "c"]]
-    assert groups(tmp_path, goal="most") == [["a", "c", "b"]]
+def groups(root, metric="eval/loss"):
+    return best_runs(collect_runs(root, out=root / "store"), metric).groups
 
 
 @every(
@@ -73,11 +55,10 @@ def test_equal_settings_are_one_list_best_first(tmp_path):
         ("eval/loss", {"lr": 1e-3}, False),
     ],
 )
-def test_runs_whose_metric_means_another_thing_are_apart(tmp_path_factory, metric, other, apart):
-    root = tmp_path_factory.mktemp("apart")
-    log(root / "a", 1.0, data="d", accuracy=0.5, examples=100)
-    log(root / "b", 0.5, **{"data": "d", "accuracy": 0.6, "examples": 100, **other})
-    assert sorted(map(len, groups(root, metric))) == ([1, 1] if apart else [2])
+def test_runs_whose_metric_means_another_thing_are_apart(tmp_path, metric, other, apart):
+    log(tmp_path / "a", 1.0, accuracy=0.5, examples=100)
+    log(tmp_path / "b", 0.5, **{"accuracy": 0.6, "examples": 100, **other})
+    assert sorted(len(group.ranked) for group in groups(tmp_path, metric)) == ([1, 1] if apart else [2])
 
 
 class Sweep(NamedTuple):
@@ -93,11 +74,8 @@ class Sweep(NamedTuple):
 
 SIGMA = 0.016
 SWEEPS = {
-    "clean": Sweep(),
-    "one was killed": Sweep(killed=(5,), expected=(47, 12)),
     "a third was killed": Sweep(killed=tuple(range(0, 48, 3)), expected=(32, 12)),
     "a third failed": Sweep(killed=tuple(range(1, 48, 3)), status="error", expected=(32, 12)),
-    "one diverged": Sweep(diverged=(7,)),
     "two diverged": Sweep(diverged=(7, 30)),
     "pairs of weight decay": Sweep(decays=2, expected=(48, 24)),
     "each seed with another weight decay": Sweep(decays=4, expected=None),
@@ -107,23 +85,16 @@ SWEEPS = {
 
 
 @every("name", SWEEPS)
-def test_the_noise_of_a_sweep_is_the_true_one(name, tmp_path_factory):
-    sweep, root, chance = SWEEPS[name], tmp_path_factory.mktemp("sweep"), random.Random(50)  # noqa: S311  # no secret
+def test_the_noise_of_a_sweep_is_the_true_one(name, tmp_path):
+    sweep, chance = SWEEPS[name], random.Random(50)  # noqa: S311  # no secret
     scatter = [chance.gauss(0.0, SIGMA) for _ in range(48)]
     for place in range(48):
         setting, seed = divmod(place, 4)
-        killed = place in sweep.killed
-        value = 1.0 + 0.2 * setting + scatter[place - seed + seed % sweep.seeds] + (killed or place in sweep.diverged)
-        log(
-            root / f"run{place}",
-            value,
-            data="d",
-            seed=seed % sweep.seeds,
-            lr=1e-5 * (setting + 1),
-            decay=seed % sweep.decays / 10,
-            status=sweep.status if killed else "ok",
-        )
-    (group,) = best_runs(collect_runs(root, out=root / "store"), "eval/loss").groups
+        killed, same = place in sweep.killed, seed % sweep.seeds
+        value = 1.0 + 0.2 * setting + scatter[place - seed + same] + (killed or place in sweep.diverged)
+        own = {"lr": 1e-5 * (setting + 1), "decay": seed % sweep.decays / 10}
+        log(tmp_path / f"run{place}", value, seed=same, status=sweep.status if killed else "ok", **own)
+    (group,) = groups(tmp_path)
     found = group.noise and (group.noise.n, group.noise.groups)
     assert found == sweep.expected
     if group.noise is not None:
@@ -131,104 +102,50 @@ def test_the_noise_of_a_sweep_is_the_true_one(name, tmp_path_factory):
         assert [group.ranked[1].worse_than_noise, group.ranked[4].worse_than_noise] == [False, True]
 
 
-def test_as_many_equal_values_as_not_are_no_noise_of_seeds(tmp_path):
-    for name, seed in (("a", 1), ("b", 2)):
-        log(tmp_path / name, 1.0, data="d", seed=seed)
-    (group,) = best_runs(collect_runs(tmp_path, out=tmp_path / "store"), "eval/loss").groups
-    assert group.noise is None
-
-
 def test_the_noise_is_that_of_runs_that_differ_in_their_seed_alone(tmp_path):
     for name, loss, seed, lr in (("a", 1.0, 1, 1e-4), ("b", 1.2, 2, 1e-4), ("c", 1.5, 3, 2e-4), ("d", 1.65, 1, 3e-4)):
-        log(tmp_path / name, loss, data="d", seed=seed, lr=lr)
-    (group,) = best_runs(collect_runs(tmp_path, out=tmp_path / "store"), "eval/loss").groups
+        log(tmp_path / name, loss, seed=seed, lr=lr)
+    (group,) = groups(tmp_path)
     assert (group.noise.source, group.noise.n, group.noise.groups) == ("seeds", 2, 1)
     assert group.noise.difference == pytest.approx(2.0 * 0.2 / 0.6744897502)  # 0.2 apart, as half of all pairs are
-    assert [(run.run, run.worse_than_noise) for run in group.ranked] == [
-        ("a", False), ("b", False), ("c", False), ("d", True),
-    ]  # fmt: skip
+    worse = [(run.run, run.worse_than_noise) for run in group.ranked]
+    assert worse == [("a", False), ("b", False), ("c", False), ("d", True)]
 
 
 def test_the_noise_of_an_accuracy_is_binomial_and_without_either_it_is_unknown(tmp_path):
-    log(tmp_path / "a", 1.0, data="d", accuracy=0.9, examples=98)
-    log(tmp_path / "b", 1.0, data="d", accuracy=0.8, examples=98)
-    store = collect_runs(tmp_path, out=tmp_path / "store")
-    (group,) = best_runs(store, "eval/accuracy").groups
+    log(tmp_path / "a", 1.0, accuracy=0.9, examples=98)
+    log(tmp_path / "b", 1.0, accuracy=0.8, examples=98)
+    (group,) = groups(tmp_path, "eval/accuracy")
     p = (0.9 * 98 + 1) / 100
     assert group.noise.difference == pytest.approx(2.0 * math.sqrt(2.0 * p * (1.0 - p) / 98))
     assert [run.worse_than_noise for run in group.ranked] == [False, True]
-    assert best_runs(store, "eval/loss").groups[0].noise is None
+    assert groups(tmp_path)[0].noise is None
+    log(tmp_path / "c", 1.0, accuracy=1.5, examples=98)
+    assert groups(tmp_path, "eval/accuracy")[0].noise is None  # no share
+
+
+@pytest.fixture(scope="module")
+def roots(tmp_path_factory):
+    """Six runs on two models: the lower the eval loss, the lower the accuracy."""
+    root = tmp_path_factory.mktemp("best")
+    for n in range(6):
+        log(root / f"run{n}", 1.0 + n / 10, model=f"m{n % 2}", accuracy=0.5 + n / 20, lr=1e-4 * (n + 1))
+    return root
 
 
 @every(
-    ("value", "text"),
+    ("options", "names"),
     [
-        *((0.000498333, "4.98e-4"), (2e-5, "2e-5"), (0.0, "0"), (-0.5, "-0.5"), (None, "-")),
-        *((0.01, "0.01"), (0.00999, "9.99e-3"), (9999.0, "1e+04"), (12345.0, "1.23e4"), (284.873, "285")),
+        ("", ["run0 run2 run4", "run1 run3 run5"]),  # a loss per token depends on the tokenizer
+        ("--limit 2", ["run0 run2", "run1 run3"]),
+        ("--goal most --limit 2", ["run4 run2", "run5 run3"]),
+        ("--metric eval/accuracy", ["run5 run4 run3 run2 run1"]),
+        ("--metric eval/accuracy --limit 6", ["run5 run4 run3 run2 run1 run0"]),
+        ("--metric eval/accuracy --goal least --limit 1", ["run0"]),
+        ("--metric eval/accuracy --by model --limit 2", ["run4 run2", "run5 run3"]),
     ],
 )
-def test_numbers_are_as_people_write_them(value, text):
-    assert brief(value) == text
-
-
-def test_two_runs_of_one_log_have_names_of_their_own():
-    assert names_of_runs([]) == []
-    assert names_of_runs([("x/a/run.jsonl", "import-0123456789"), ("x/a/run.jsonl", "b"), ("y/run.jsonl", "c")]) == [
-        "x/a #01234567", "x/a #b", "y",
-    ]  # fmt: skip
-
-
-def test_the_screens_fit_a_terminal_and_say_what_is_not_compared(tmp_path, capsys):
-    for name, loss, data in (("first", 1.0, "d"), ("second", 0.5, "d"), ("third", 0.1, "other")):
-        log(tmp_path / "deep" / name, loss, data=data)
-    (tmp_path / "deep" / "broken").mkdir()
-    (tmp_path / "deep" / "broken" / "run.jsonl").write_text(f'{{"schema": "{SCHEMA}", "event": "train_step"}}\n')
-    out = ["--out", str(tmp_path / "store")]
-    assert main(["runs", str(tmp_path / "deep"), *out, "--limit", "2"]) == 0
-    lines = capsys.readouterr().out.splitlines()
-    assert max(map(len, lines[:3])) <= 100
-    assert [line.split()[0] for line in lines[:3]] == ["run", "first", "second"]
-    assert lines[3] == "... and 1 more (--limit 3; --columns shows other columns)"
-    assert lines[4] == "Stories:"
-    at = lines.index("Settings that differ: data d | d | other")
-    assert lines[at + 1 : at + 3] == [
-        "The runs differ in data sets: their losses may not be comparable.",
-        "1 log not read:",
-    ]
-    assert lines[at + 3].startswith("  broken:")
-    assert main(["runs", "best", str(tmp_path / "deep"), *out]) == 0
-    text = capsys.readouterr().out
-    assert text.index("d, m: 2 runs") < text.index("Comparable with none of these:") < text.index("0.1  other, m:")
-    assert "no noise known" in text
-    assert text.splitlines()[-1] == (
-        "Runs of other data, objectives, numbers of examples or (for losses) models are not compared."
-    )
-
-
-@every("name", ["mean_token_accuracy", "entropy"])
-def test_a_signal_of_training_rows_has_a_curve(name, tmp_path_factory):
-    root = tmp_path_factory.mktemp("signal")
-    with TelemetryWriter(root / "run.jsonl") as writer:
-        writer.run_start({})
-        for step in (1, 2):
-            writer.train_step(step, loss=1.0, **{name: step / 4})
-    (curve,) = run_curves(root, metric=f"train/{name}").curves
-    assert list(zip(curve.steps, curve.values, strict=True)) == [(1, 0.25), (2, 0.5)]
-
-
-def test_a_run_without_the_metric_is_named_beside_the_curves(tmp_path):
-    log(tmp_path / "a", 1.0, accuracy=0.5)
-    log(tmp_path / "b", 1.0)
-    assert run_curves(tmp_path, metric="eval/accuracy").not_drawn == ["b"]
-
-
-def test_refresh_reads_an_unchanged_log_again(tmp_path, monkeypatch):
-    from gradience.collect.runs import collect  # its name is patched
-
-    log(tmp_path / "a", 1.0)
-    read = []
-    monkeypatch.setattr(collect, "run_job", lambda job, do=collect.run_job: read.append(job.path) or do(job))
-    for refresh, times in ((False, 1), (False, 1), (True, 2)):
-        store = collect_runs(tmp_path, out=tmp_path / "store", refresh=refresh)
-        assert len(read) == times
-        assert store.table("runs").num_rows == 1
+def test_a_ranking_is_by_the_metric_the_goal_the_group_and_the_limit(roots, tmp_path, capsys, options, names):
+    assert main(["runs", "best", str(roots), "--out", str(tmp_path / "tables"), "--json", *options.split()]) == 0
+    ranked = [group["ranked"] for group in json.loads(capsys.readouterr().out)["groups"]]
+    assert [" ".join(run["run"] for run in group) for group in ranked] == names

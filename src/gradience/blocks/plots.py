@@ -142,13 +142,8 @@ def histogram_lines(bins: Sequence[int], width: int, *, limit: int | None = None
         line = "".join(cells) if place is None else f"{''.join(cells[:place])}\u2502{''.join(cells[place:])}"
         label = f"{top:,}" if row == height - 1 else ""
         lines.append(f"{label:>{_LABEL}} |{line.rstrip()}")
-    below = (
-        "0"
-        if place is None
-        else f"0{f'limit {limit:,}':>{place}}"
-        if place > len(f"limit {limit:,}")
-        else f"0 limit {limit:,}"
-    )
+    named = "" if place is None else f" limit {limit:,}"
+    below = f"0{named:>{place or 0}}" if len(named) <= (place or 0) else f"0{named}"
     end = f"{width * len(bins):,}"
     room = len(bins) + (place is not None)
     return [*lines, " " * (_LABEL + 2) + below + end.rjust(max(room - len(below), len(end) + 1))]
@@ -243,23 +238,13 @@ def _glyph(cell: Cell, ramp: str, top: float) -> str:
     return ramp[min(int(share * len(ramp)), len(ramp) - 1)]
 
 
-class _Marks(NamedTuple):
-    """The characters of an interval, and of the tolerance."""
-
-    line: str
-    left: str
-    right: str
-    mean: str
-    tolerance: str
-
-
-_LINES: Final = _Marks("─", "├", "┤", "●", "┊")
-_DASHES: Final = _Marks("-", "[", "]", "o", ":")
+_LINES: Final = "─├┤●┊"  # an interval's line, left end, right end and mean; and the tolerance
+_DASHES: Final = "-[]o:"  # the same
 
 
 def forest_lines(drawn: Intervals) -> Iterator[str]:
     """A line for each interval, on one axis that spans all intervals, 0 and the tolerance."""
-    marks = _LINES if drawn.unicode else _DASHES
+    dash, left, right, mean, tolerance = _LINES if drawn.unicode else _DASHES
     ends = [value for _, _, *span in drawn.rows for value in span]
     low, high = min([0.0, *ends]), max([drawn.tolerance, *ends])
     width = high - low or 1.0  # all scores are 0, and so is a tolerance in percent
@@ -267,13 +252,13 @@ def forest_lines(drawn: Intervals) -> Iterator[str]:
     def at(value: float) -> int:
         return round((value - low) / width * (_AXIS - 1))
 
-    yield f"  {drawn.order}; | is 0, {marks.tolerance} the tolerance:"
+    yield f"  {drawn.order}; | is 0, {tolerance} the tolerance:"
     for name, _, *span in drawn.rows:
         line = [" "] * _AXIS
-        line[at(0.0)], line[at(drawn.tolerance)] = "|", marks.tolerance
+        line[at(0.0)], line[at(drawn.tolerance)] = "|", tolerance
         first, middle, last = map(at, span)
-        line[first : last + 1] = marks.line * (last + 1 - first)
-        line[first], line[last], line[middle] = marks.left, marks.right, marks.mean
+        line[first : last + 1] = dash * (last + 1 - first)
+        line[first], line[last], line[middle] = left, right, mean
         yield f"  {name[:_ROW_NAME]:<{_ROW_NAME}} {''.join(line).rstrip()}"
     least = f"{low:.3g}"
     yield f"  {'':<{_ROW_NAME}} {least}{f'{high:.3g}':>{_AXIS - len(least)}}"

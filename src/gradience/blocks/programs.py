@@ -36,16 +36,15 @@ def github_lines(findings: Sequence[Finding], *, locations: Sequence[SourceLocat
     """
     for finding, at in zip(findings, locations, strict=True):
         action = f" ({clean(finding.action)})" if finding.action else ""
-        parameters = ",".join(f"{name}={_parameter(value)}" for name, value in _parameters(finding, at))
-        yield f"::{_COMMANDS[finding.severity]} {parameters}::{_message(clean(finding.message) + action)}"
+        parameters = {**_place(at), "title": f"gradience {finding.id}"}
+        given = ",".join(f"{name}={_parameter(value)}" for name, value in parameters.items())
+        yield f"::{_COMMANDS[finding.severity]} {given}::{_message(clean(finding.message) + action)}"
 
 
-def _parameters(finding: Finding, at: SourceLocation | None) -> Iterator[tuple[str, str]]:
-    if at is not None:
-        yield "file", clean(at.path)
-        if at.line is not None:
-            yield "line", str(at.line)
-    yield "title", f"gradience {finding.id}"
+def _place(at: SourceLocation | None) -> dict[str, str]:
+    if at is None:
+        return {}
+    return {"file": clean(at.path), **({} if at.line is None else {"line": str(at.line)})}
 
 
 def _message(text: str) -> str:
@@ -129,8 +128,7 @@ def junit_xml(
 
 
 def _case(finding: Finding, at: SourceLocation | None) -> Element:
-    place = {} if at is None else {"file": clean(at.path), **({} if at.line is None else {"line": str(at.line)})}
-    case = Element("testcase", {"classname": "gradience", "name": finding.id, **place})
+    case = Element("testcase", {"classname": "gradience", "name": finding.id, **_place(at)})
     text = "\n".join(filter(None, (clean(finding.message), clean(finding.action or ""))))
     if finding.severity == "info":
         SubElement(case, "system-out").text = text

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Annotated, Final, Literal, TypeVar
 
@@ -16,8 +16,7 @@ from gradience.cli.output import COULD_NOT_JUDGE, FOUND, tell
 from gradience.cli.tables import DEFAULT_RESULT, ResultOptions, answer, chosen, list_queries, rate_on_stderr
 from gradience.errors import AdapterError, GradienceError
 from gradience.render import fleet as words
-from gradience.schema.document import Finding, Report
-from gradience.schema.fleet import FleetShowReport
+from gradience.schema.document import Finding, Report, RuleGroup
 from gradience.schema.reports import SourceLocation
 
 Engine = Literal["local", "ray"]
@@ -72,32 +71,42 @@ def audit(
         address=address,
         progress=rate_on_stderr("fleet"),
     )
-    code = _shown(report, words.fleet_audit_text, out, resolved, unread=report.errors + report.crashed)
+    unread = report.errors + report.crashed
+    code = _shown(report, words.fleet_audit_text, resolved, lambda: _findings(out), unread=unread)
     if code == FOUND:
         tell(f"gradience: findings at or above {resolved.fail_on}: see 'gradience fleet show {shlex.quote(str(out))}'")
     return code
 
 
 def _shown(
-    report: _ReportT, text: Callable[[_ReportT], str], fleet: Path, resolved: opt.ResolvedOptions, *, unread: int
+    report: _ReportT,
+    text: Callable[[_ReportT], str],
+    resolved: opt.ResolvedOptions,
+    findings: Callable[[], Sequence[tuple[str, Finding]]],
+    *,
+    unread: int,
+    groups: Sequence[RuleGroup] = ("weights", "weights_and_base"),
 ) -> int:
-    """Print the report, and return the exit code that its fleet's findings give."""
-    found: list[tuple[str, Finding]] = []
-    if resolved.fail_on is not None or resolved.format not in {"text", "json"}:
-        from gradience.collect.fleet.show import findings_of  # duckdb, for those who ask
-
-        found = findings_of(fleet)
+    """Print the report, and return the exit code that the findings of its adapters give, if these are asked for."""
+    asked = resolved.fail_on is not None or resolved.format not in {"text", "json"}
+    found = findings() if asked else ()
     code = resolved.show(
         report,
         text,
         [finding for _, finding in found],
-        groups=("weights", "weights_and_base"),
+        groups=groups,
         locations=lambda: [SourceLocation(path) for path, _ in found],
     )
     if unread and resolved.fail_on is not None:
-        tell(f"gradience: {counted(unread, 'adapter')} could not be read, and so not judged")
+        tell(f"gradience: {counted(unread, 'adapter')} could not be judged")
         return code or COULD_NOT_JUDGE
     return code
+
+
+def _findings(fleet: Path) -> Sequence[tuple[str, Finding]]:
+    from gradience.collect.fleet.show import findings_of  # duckdb, for those who ask
+
+    return findings_of(fleet)
 
 
 def show(
@@ -138,31 +147,19 @@ def show(
         from gradience.tables.store import MANIFEST  # only a page needs it
 
         write_page(report, html, sources=[fleet / MANIFEST], force=force)
-    if report.plans:
-        return _planned(report, resolved, top=_EVERY if verbose else top)
     unread = sum(reason.adapters for reason in report.unread)
-    return _shown(report, words.fleet_show_text, fleet, resolved, unread=unread)
+    if not report.plans:
+        return _shown(report, words.fleet_show_text, resolved, lambda: _findings(fleet), unread=unread)
+    from gradience.collect.fleet.serve import findings_of_plans, not_judged  # for those who ask
 
-
-def _planned(report: FleetShowReport, resolved: opt.ResolvedOptions, *, top: int) -> int:
-    """Print the plans, and return the exit code that the adapters give which an engine does not serve as trained."""
-    from gradience.collect.fleet.serve import findings_of_plans  # duckdb, for those who ask
-
-    found = list(findings_of_plans(report.plans))
-    code = resolved.show(
+    return _shown(
         report,
-        lambda shown: words.plans_text(shown, top=top),
-        [finding for _, finding in found],
+        lambda shown: words.plans_text(shown, top=_EVERY if verbose else top),
+        resolved,
+        lambda: list(findings_of_plans(report.plans)),
+        unread=unread + len(not_judged(report.plans)),
         groups=("serve",),
-        locations=lambda: [SourceLocation(path) for path, _ in found],
     )
-    unread = sum(reason.adapters for reason in report.unread)
-    missed = {one.path for plan in report.plans for misfit in plan.misfits if not misfit.id for one in misfit.adapters}
-    unjudged = unread + len(missed)
-    if unjudged and resolved.fail_on is not None:
-        tell(f"gradience: {counted(unjudged, 'adapter')} could not be judged")
-        return code or COULD_NOT_JUDGE
-    return code
 
 
 def query(

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from operator import sub
 from typing import Any, Final, NamedTuple
@@ -122,7 +122,7 @@ def arrange(raw: SourceRun) -> list[list[Segment]]:
 
 
 def _is_train(row: LoggedRow) -> bool:
-    return "loss" in row.values
+    return "loss" in row.names
 
 
 def _without_copies(raw: SourceRun) -> Iterator[LoggedRow]:
@@ -171,38 +171,24 @@ def _sorted(segment: Segment) -> Segment:
     return segment._replace(rows=[row for _, row in keyed])
 
 
-@dataclass(slots=True)
-class _Stream:
-    """The rows that one of several writers wrote."""
-
-    rows: list[LoggedRow] = field(default_factory=list)
-    last: int = -1
-    turn: int = 0
-
-    def take(self, row: LoggedRow, turn: int) -> None:
-        if row.step is not None and _is_train(row):
-            self.last = row.step
-        self.rows.append(row)
-        self.turn = turn
-
-
 def _disentangle(raw: SourceRun, rows: list[LoggedRow]) -> list[list[Segment]]:
     """Return one run per writer: each row goes to the writer whose next step it most likely is."""
     stride = _stride(rows)
-    streams: list[_Stream] = []
-    for turn, row in enumerate(rows):
-        stream = _stream_of(row, streams, stride)
-        if stream is None:
-            stream = _Stream()
-            streams.append(stream)
-        stream.take(row, turn)
+    streams: list[list[LoggedRow]] = []  # of each writer, the one that wrote last at the end
+    for row in rows:
+        place = _writer_of(row, [_last_of(stream) for stream in streams], stride)
+        stream = [] if place is None else streams.pop(place)
+        stream.append(row)
+        streams.append(stream)
     raw.notes.append(
         f"{len(streams)} writers at once in this log, told apart by their steps (a guess): "
         "each is a run of its own, the one with most rows is shown"
     )
-    longest = max(streams, key=lambda stream: len(stream.rows))
-    others = [stream for stream in streams if stream is not longest]
-    return [[_sorted(Segment(stream.rows))] for stream in (*others, longest)]
+    return [[_sorted(Segment(stream))] for stream in sorted(streams, key=len)]
+
+
+def _last_of(stream: list[LoggedRow]) -> int:
+    return next((row.step for row in reversed(stream) if row.step is not None and _is_train(row)), -1)
 
 
 def _stride(rows: list[LoggedRow]) -> int:
@@ -212,15 +198,15 @@ def _stride(rows: list[LoggedRow]) -> int:
     return gaps.most_common(1)[0][0] if gaps else 1
 
 
-def _stream_of(row: LoggedRow, streams: list[_Stream], stride: int) -> _Stream | None:
-    step = row.step
+def _writer_of(row: LoggedRow, last: Sequence[int], stride: int) -> int | None:
+    """The place of the writer of a row, by the last steps of all; None for a new one."""
+    step, newest_first = row.step, range(len(last) - 1, -1, -1)
     if step is None or not _is_train(row):
-        same = [s for s in streams if s.last == step] or streams
-        return max(same, key=lambda s: s.turn, default=None)
-    near = [s for s in streams if 0 < step - s.last <= _LOST * stride]
-    if not near and len(streams) >= _MOST:
-        near = [s for s in streams if s.last < step]
-    return min(near, key=lambda s: (abs(step - s.last - stride), s.turn), default=None)
+        return next((at for at in newest_first if last[at] == step), len(last) - 1 if last else None)
+    near = [at for at in range(len(last)) if 0 < step - last[at] <= _LOST * stride]
+    if not near and len(last) >= _MOST:
+        near = [at for at in range(len(last)) if last[at] < step]
+    return min(near, key=lambda at: abs(step - last[at] - stride), default=None)
 
 
 @dataclass(slots=True)

@@ -134,6 +134,16 @@ class SourceRun:
     memory: list[MemoryReading] = field(default_factory=list)  # in the order of time
     files: list[Path] = field(default_factory=list)  # all files read; the rows are from the first
 
+    @property
+    def last_step(self) -> int:
+        """The last step of a row; -1 without one."""
+        return max((row.step for row in self.rows if row.step is not None), default=-1)
+
+    @property
+    def furthest(self) -> int:
+        """The step that was reached, as the source states it, or else by its rows."""
+        return max(self.last_step, 0) if self.reached is None else self.reached
+
     def add(self, row: LoggedRow) -> None:
         """Add a row.
 
@@ -142,6 +152,18 @@ class SourceRun:
         """
         self._count()
         self.rows.append(row)
+
+    def take(
+        self, place: int, given: Json, values: Mapping[str, Json], ts: float | None = None, *, bare: bool = False
+    ) -> None:
+        """Add a row of this step; without a whole one (if not `bare`), or without a measurement, it is skipped."""
+        step = step_of(given)
+        if step is None and not (bare and given is None):
+            self.skip(place, "no step in it" if given is None else "the step is not a whole number")
+        elif values.keys() <= {"epoch"}:
+            self.skip(place, "nothing was measured")
+        else:
+            self.add(LoggedRow(place, step, values, ts))
 
     def skip(self, place: int, reason: str) -> None:
         """List a row that could not be read. The reason may quote the row; secrets in it are hidden.

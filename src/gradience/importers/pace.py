@@ -210,12 +210,13 @@ class _Shape(NamedTuple):
 def _shape(names: tuple[str, ...]) -> _Shape:
     plain = ((name, _SEPARATOR.sub("_", name.lower()).strip("_").removeprefix("train_")) for name in names)
     columns = tuple((name, *_FIELDS[known]) for name, known in plain if known in _FIELDS)
-    held_out = [name for name in names if name.startswith(_HELD_OUT)]
+    held_out = [name for name in names if name.startswith(_HELD_OUT)] if _OF_THE_CRITIC not in names else []
     runtimes = tuple(name for name in held_out if name.endswith("_runtime"))
     tells = bool(columns or held_out or _SUMMARY in names)
     return _Shape(columns, bool(held_out), runtimes, "loss" in names, tells)
 
 
+_OF_THE_CRITIC: Final = "val/ratio"  # of TRL's PPO, whose `val/` is the value function's
 _HELD_OUT: Final = tuple(f"{word}{mark}" for word in HELD_OUT for mark in "_/")
 _FIELDS: Final = {
     column: (field, unit)

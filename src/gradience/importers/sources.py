@@ -13,6 +13,7 @@ from __future__ import annotations
 import re
 from codecs import BOM_UTF8
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import suppress
 from itertools import islice
 from pathlib import Path
 from typing import Final, Literal, TypeAlias
@@ -21,14 +22,14 @@ from gradience.configs.training import STATE_NAME
 from gradience.errors import RecorderError, SchemaError
 from gradience.importers.databases import META, database_of, is_meta, read_mlflow, read_trackio
 from gradience.importers.files import (
-    MAX_BYTES,
-    MAX_LINE,
     SourceRun,
     add_settings,
     is_pointer,
     json_lines,
+    log_bytes,
     readable,
     require_file,
+    whole_json,
 )
 from gradience.importers.table import MAX_COLUMNS, csv_header, find_columns, flatten, read_table
 from gradience.importers.tensorboard import is_event_file, read_tensorboard
@@ -36,7 +37,7 @@ from gradience.importers.text import dialect_of, is_ludwig, is_text_log, read_js
 from gradience.importers.trainer_state import add_results, find_states, join_states, read_state
 from gradience.importers.wandb import SUMMARY, is_wandb, read_wandb
 from gradience.io import CHECKPOINT_PREFIX, natural_key
-from gradience.io.reading import open_regular, read_small
+from gradience.io.reading import open_regular
 from gradience.schema import Json
 from gradience.telemetry.codec import parse
 
@@ -64,7 +65,7 @@ _CONFIGS: Final = re.compile(r"(?:.*config|tokenizer.*|.*index|vocab|special_tok
 _CLOSE: Final = 1e-3  # relative: LLaMA-Factory and ms-swift round what they log
 _Reader: TypeAlias = Callable[[Path, Mapping[str, str] | None], list[SourceRun]]
 _READERS: Final[dict[Format, _Reader]] = {  # the best log of a folder first
-    "trainer-state": lambda path, _: [read_state(path).raw],
+    "trainer-state": lambda path, _: [read_state(path)],
     "ms-swift": lambda path, _: [read_json_lines(path)],
     "llama-factory": lambda path, _: [read_json_lines(path)],
     "table": lambda path, columns: [read_table(path, columns)],
@@ -113,7 +114,7 @@ def _head(path: Path) -> bytes:
 
 
 def _of_objects(path: Path, head: bytes) -> Format | Literal["gradience"] | None:
-    if _is_document(head) or _is_one_line(path):
+    if _is_document(head):
         return _of_document(path)
     rows = list(islice(_rows(path), _ROWS))
     if any(_is_ours(row) for row in rows):
@@ -145,38 +146,23 @@ def _is_document(head: bytes) -> bool:
     return False
 
 
-def _is_one_line(path: Path) -> bool:
-    """Whether the first line is longer than any row, as in a trainer_state without line breaks."""
-    try:
-        if path.stat().st_size <= MAX_LINE:
-            return False
-        with open_regular(path) as file:
-            return not file.readline(MAX_LINE + 1).endswith(b"\n")
-    except OSError:
-        return False
-
-
 def _of_document(path: Path) -> Format | None:
-    data = _whole(path)
     try:
-        document, _ = parse(data)
-    except SchemaError:
-        return "trainer-state" if b'"log_history"' in data else None  # cut off: reading it gives an error
-    return _of_keys(document)
+        return _of_keys(whole_json(path))
+    except RecorderError:  # cut off: reading it gives an error
+        return "trainer-state" if _names_history(path) else None
 
 
-def _of_keys(document: Mapping[str, Json]) -> Format | None:
-    if "log_history" in document:
+def _names_history(path: Path) -> bool:
+    with suppress(RecorderError):
+        return b'"log_history"' in log_bytes(path)
+    return False
+
+
+def _of_keys(document: Json) -> Format | None:
+    if isinstance(document, dict) and "log_history" in document:
         return "trainer-state"
-    return "ludwig" if is_ludwig(document) else None
-
-
-def _whole(path: Path) -> bytes:
-    """Return the file's bytes; b"" if it is too large for a log or cannot be read."""
-    try:
-        return read_small(path, most=MAX_BYTES, what="a log").removeprefix(BOM_UTF8)
-    except OSError:
-        return b""
+    return "ludwig" if isinstance(document, dict) and is_ludwig(document) else None
 
 
 def _is_ours(row: Mapping[str, Json]) -> bool:
@@ -199,10 +185,9 @@ def _is_list(path: Path, head: bytes) -> bool:
     if not head.startswith(b"["):
         return False
     try:
-        document, _ = parse(b'{"rows":%b}' % _whole(path))
-    except SchemaError:
+        rows = whole_json(path)
+    except RecorderError:
         return False
-    rows = document.get("rows")
     return isinstance(rows, list) and _has_columns([row for row in rows[:_ROWS] if isinstance(row, dict)])
 
 
@@ -389,7 +374,7 @@ def _add_later_rows(raw: SourceRun, logs: Mapping[Format, list[Path]]) -> None:
     if path is None:
         return
     log = read_json_lines(path)
-    last = max((row.step for row in raw.rows if row.step is not None), default=-1)
+    last = raw.last_step
     later = [row for row in log.rows if row.step is not None and row.step > last]
     if not later:
         return

@@ -22,7 +22,7 @@ from gradience.io.reading import open_regular
 from gradience.names import NAMES, columns_of
 from gradience.schema import Json
 from gradience.schema.events import TELLING
-from gradience.schema.values import number_of, step_of
+from gradience.schema.values import number_of
 from gradience.telemetry.rows import HELD_OUT, SPOKEN
 
 Columns: TypeAlias = dict[str, str]  # source column -> our name: step, ts, or a row's key such as eval_loss
@@ -219,15 +219,11 @@ def _take(raw: SourceRun, place: int, row: dict[str, Json], columns: Columns) ->
         name = columns.get(column, column)
         if value is not None:
             named[name] = _both(named[name], value) if name in named else value
-    step = step_of(named.get("step"))
     values = {name: value for name, value in named.items() if name not in _OWN}
-    if step is None:
-        raw.skip(place, "no step in it" if named.get("step") is None else "the step is not a whole number")
-    elif values.keys() <= {"epoch"}:
-        raw.skip(place, "nothing was measured")
-    else:
-        ts = clock_of(named.get("ts"))
-        raw.add(LoggedRow(place, step, values if ts is not None or "ts" not in named else _kept(values, named), ts))
+    ts = clock_of(named.get("ts"))
+    if ts is None and "ts" in named and values.keys() - {"epoch"}:
+        values["ts_"] = named["ts"]  # which is no time
+    raw.take(place, named.get("step"), values, ts)
 
 
 def _both(rates: Json, rate: Json) -> Json:
@@ -257,11 +253,6 @@ def _is_rate(name: str) -> bool:
 
 def _plain(name: str) -> str:
     return _SEPARATOR.sub("_", name).lower()
-
-
-def _kept(values: dict[str, Json], named: dict[str, Json]) -> dict[str, Json]:
-    """Return the values with the clock column, whose value is not a time, kept as `ts_`."""
-    return {**values, "ts_": named["ts"]}
 
 
 def flatten(row: Mapping[str, Json], prefix: str = "", depth: int = 1) -> dict[str, Json]:

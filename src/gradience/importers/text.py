@@ -11,83 +11,27 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from itertools import chain
 from pathlib import Path
-from typing import Final, Literal, TypeAlias
+from types import MappingProxyType
+from typing import Final, Literal, NamedTuple, TypeAlias
 
 from gradience.errors import RecorderError
 from gradience.importers.files import MAX_ROWS, LoggedRow, SourceRun, count_of, json_lines, require_file, whole_json
 from gradience.importers.table import Numbered, cell_value, rows_to_raw
 from gradience.io.reading import open_regular
+from gradience.names import NAMES
 from gradience.schema import Json
 from gradience.schema.values import step_of
 
 _HEAD: Final = 1 << 20  # bytes searched for a step: Megatron prints some 20 KB of arguments first
 _MAX_LINE: Final = 64 * 1024
 _ANSI: Final = re.compile(r"\x1b\[[0-9;]*[A-Za-z]")
-_TORCHTUNE: Final = re.compile(r"Step (\d{1,15}) \| (\S+:.*)")
-_MLX: Final = re.compile(r"Iter (\d{1,15}): ((?:Train|Val) loss .*)")
-_MLX_ROW: Final = re.compile(
-    r" *(\d{1,15}) {2,}(val )?([\d.]+|nan|inf)(?: [▲▼] {2,}([\d,]+) {2,}[\d.]+k| {2,}[\d.]+s) *"
-)
-# what a launcher puts before a line: Ray's `(Actor pid=1, ip=1.2.3.4)`, a time or rank in brackets, srun's `0:`
-_LEAD: Final = r" *(?:\([^()]*pid=[^()]*\) *|\[[^\[\]]*\]:? *|\d{1,6}: +)*"
-_MEGATRON: Final = re.compile(_LEAD + r"iteration +(\d{1,15})/ *(\d{1,15}) \|(.*)")
-_MEGATRON_HELD: Final = re.compile(_LEAD + r"(validation|test) loss at iteration (\d{1,15})[^|]*\|(.*)")
-_NEMO: Final = re.compile(_LEAD + r"Training epoch \d+, iteration (\d{1,15})/\d{1,15} \| (.*)")
-_VERL: Final = re.compile(_LEAD + r"step:(\d{1,15}) - ([\w-]+/\S+:\S.*)")
-_VERL_PAIR: Final = re.compile(r"(\S+):(?:np\.float(?:32|64)\()?([-+\w.]+)\)?")
-_VERL_SCALED: Final = "actor/lr(1e-4)"  # the rate as older versions print it: in units of 1e-4
-_VERL_ROUNDED: Final = ("actor/lr", "0.000")  # versions before 0.3 print three decimals: no rate of 0
-_OPENRLHF: Final = re.compile(_LEAD + r"(?:\S+\.py:\d+\] *)?(?:\u2728 )?Global step (\d{1,15}): \{(.*)\}")
-_OPENRLHF_PAIR: Final = re.compile(r"'([^']+)': (?:np\.float(?:32|64)\()?([-+\w.]+)")
-_OPENRLHF_BAR: Final = re.compile(
-    _LEAD + r"Train epoch \[\d+/\d+\]: +100%\|[^|]*\| (\d+)/\1 \[[^,\]]*(?:, +\S+/s\S*)?, (.*)\]"
-)
-_OPENRLHF_SHORT: Final = {
-    "pg": "policy_loss",
-    "rm": "reward",
-    "ret": "return",
-    "glen": "response_length",
-    "tlen": "total_length",
-    "kl": "kl",
-    "act_lr": "actor_lr",
-    "cri": "critic_loss",
-    "vals": "values",
-    "ent": "entropy",
-}
-_PRIME_RL: Final = re.compile(r".*?\bStep (\d{1,15}) \| Time: [\d.]+s \| (.*)")
-_PRIME_RL_NAMES: Final = {
-    "Reward": "reward",
-    "Seq. Length": "seq_len/mean",
-    "Loss": "loss",
-    "Entropy": "entropy/mean",
-    "Mismatch KL": "mismatch_kl/mean",
-    "Grad. Norm": "grad_norm",
-    "LR": "learning_rate",
-}
-_NEMO_RL: Final = re.compile(r"={25} Step (\d{1,15})/(\d{1,15}) ={25}")
-_NEMO_RL_VALUE: Final = re.compile(_LEAD + r"\u2022 ([A-Z][A-Za-z ]*): ([-\d.]+|nan|inf)")
-_NEMO_RL_NAMES: Final = {
-    "Loss": "loss",
-    "Generation KL Error": "gen_kl_error",
-    "Avg Reward": "reward",
-    "Avg Total Reward": "reward",
-    "Mean Generation Length": "mean_gen_tokens_per_sample",
-    "Accuracy": "validation/accuracy",
-}
-_MMENGINE: Final = re.compile(
-    r"(?:\d{4}/)?\d\d/\d\d \d\d:\d\d:\d\d - mmengine - INFO - "
-    r"(?:Iter\((train|val|test)\) *\[ *(\d{1,15})/ *(\d{1,15})\]"
-    r"|Epoch\((train|val|test)\) *\[ *(\d{1,15})\]\[ *(\d{1,15})/ *(\d{1,15})\]) +(.*)"
-)
-_MMENGINE_PAIR: Final = re.compile(r"([A-Za-z_][\w./@-]*): (-?\d[\d.]*(?:e[-+]?\d+)?|nan|-?inf)(?=\s|$)")
-_MMENGINE_IDLE: Final = frozenset({"eta", "time", "data_time", "memory"})
 _BEGUN: Final = "begun"  # the line begins a step of so many, whose values stand in lines below
 _BELOW: Final = "below"  # such a line
 _COUNTED: Final = "counted"  # in place of a step: the row is of the step after the last row's
-_MLX_NAMES: Final = {"Train loss": "loss", "Learning Rate": "learning_rate", "Val loss": "val_loss"}
-_NAMED: Final = re.compile(r"([A-Za-z][A-Za-z /]*?) ([-+\d.eE]+|nan|inf)(?: ?[A-Za-z]*)?")
+_SCALED: Final = "actor/lr(1e-4)"  # the rate as older versions of verl print it: in units of 1e-4
 _Row = dict[str, Json]
 
 _PLACE: Final = "global_step/max_steps"  # ms-swift: "12/100"
@@ -185,99 +129,107 @@ def _row(line: str) -> _Row | None:
     return next((row for read in _READERS if (row := read(line)) is not None), None)
 
 
-def _torchtune(line: str) -> _Row | None:
-    """`Step 1 | loss:1.5 lr:0.0003 tokens_per_second_per_gpu:12.5`."""
-    found = _TORCHTUNE.fullmatch(line.strip())
-    if found is None:
-        return None
-    pairs = (word.rpartition(":") for word in found[2].split())
-    return {**{name: cell_value(value) for name, _, value in pairs if name}, "step": int(found[1])}
+class _Dialect(NamedTuple):
+    """How a program prints a step.
 
-
-def _mlx(line: str) -> _Row | None:
-    """`Iter 10: Train loss 2.1, Learning Rate 1.000e-05, It/sec 0.5`; `Iter 1: Val loss 3.0, Val took 1.2s`."""
-    found = _MLX.fullmatch(line.strip())
-    if found is None:
-        return None
-    parts = (_NAMED.fullmatch(part.strip()) for part in found[2].split(","))
-    values = {_MLX_NAMES.get(part[1], part[1]): cell_value(part[2]) for part in parts if part}
-    return {**values, "step": int(found[1])}
-
-
-def _mlx_table(line: str) -> _Row | None:
-    """`  10    2.100 ▼    1,234     12.3k` (step, loss, tokens per second); `   1    val 3.000    1.20s`."""
-    found = _MLX_ROW.fullmatch(line)
-    if found is None or (found[2] is None) != (found[4] is not None):
-        return None
-    step, loss = int(found[1]), cell_value(found[3])
-    if found[2]:
-        return {"step": step, "val_loss": loss}
-    return {"step": step, "loss": loss, "tokens_per_second": cell_value(found[4].replace(",", ""))}
-
-
-def _megatron(line: str) -> _Row | None:
-    """` iteration 10/ 100 | learning rate: 1.5E-04 | lm loss: 1.0E+00 | grad norm: 1.0 |`; validation likewise."""
-    if found := _MEGATRON.match(line):
-        return {**_pairs(found[3]), "step": int(found[1]), "planned": int(found[2])}
-    if found := _MEGATRON_HELD.match(line):
-        split = "val" if found[1] == "validation" else "test"
-        values = _pairs(found[3])
-        named = {"lm loss value": f"{split}_loss", "lm loss PPL": f"{split}_ppl"}
-        return {**{named[name]: value for name, value in values.items() if name in named}, "step": int(found[2])}
-    return None
-
-
-def _pairs(text: str) -> _Row:
-    parts = (part.rpartition(":") for part in text.split("|"))
-    return {name.strip(): cell_value(value) for name, _, value in parts if name.strip()}
-
-
-def _nemo(line: str) -> _Row | None:
-    """`Training epoch 0, iteration 9/99 | lr: 3e-04 | global_step: 9 | reduced_train_loss: 1.5 | val_loss: 1.6`."""
-    found = _NEMO.match(line)
-    if found is None:
-        return None
-    values = _pairs(found[2])
-    return {**values, "step": values.pop("global_step", int(found[1]))}
-
-
-def _verl(line: str) -> _Row | None:
-    """`(TaskRunner pid=1) step:1 - actor/pg_loss:-0.003 - critic/rewards/mean:0.08 - response_length/mean:93.1`."""
-    found = _VERL.match(line)
-    if found is None:
-        return None
-    pairs = (_VERL_PAIR.fullmatch(part.strip()) for part in found[2].split(" - "))
-    values = {pair[1]: cell_value(pair[2]) for pair in pairs if pair and (pair[1], pair[2]) != _VERL_ROUNDED}
-    scaled = values.pop(_VERL_SCALED, None)
-    if isinstance(scaled, int | float):
-        values["actor/lr"] = scaled * 1e-4
-    return {**values, "step": int(found[1])}
-
-
-def _openrlhf(line: str) -> _Row | None:
-    """`Global step 1: {'policy_loss': 0.1, 'actor_lr': 5e-07}`, or a bar of older versions at its end.
-
-    `Train epoch [1/1]: 100%|####| 2/2 [00:03<00:00, pg=0.161, rm=0.396, glen=126, kl=0.0244, act_lr=1.1e-6]`: such a
-    bar is drawn for each step, which it does not name.
+    Groups of the line are its `step`, `planned` steps and `values`, which are pairs; any other group is a column. A
+    line without a step is counted.
     """
-    if found := _OPENRLHF.match(line):
-        return {**{name: cell_value(value) for name, value in _OPENRLHF_PAIR.findall(found[2])}, "step": int(found[1])}
-    found = _OPENRLHF_BAR.match(line)
-    if found is None:
-        return None
-    pairs = (part.strip().partition("=") for part in found[2].split(","))
-    values = {_OPENRLHF_SHORT[name]: cell_value(value) for name, _, value in pairs if name in _OPENRLHF_SHORT}
-    return {**values, _COUNTED: True} if values else None
+
+    line: re.Pattern[str]
+    pair: re.Pattern[str]  # a name, and its number
+    names: Mapping[str, str] = MappingProxyType({})  # columns by the program's name
+    others: bool = True  # whether values of other names are kept
 
 
-def _prime_rl(line: str) -> _Row | None:
-    """`10:31:02 SUCCESS Step 3 | Time: 35.70s | Reward: 0.8529 | Seq. Length: 1455.6 tokens/sample`."""
-    found = _PRIME_RL.match(line)
+def _read(dialect: _Dialect, line: str) -> _Row | None:
+    found = dialect.line.match(line)
     if found is None:
         return None
-    pairs = (part.partition(": ") for part in found[2].split(" | "))
-    values = {_PRIME_RL_NAMES[name]: cell_value(text.split()[0]) for name, _, text in pairs if name in _PRIME_RL_NAMES}
-    return {**values, "step": int(found[1])} if values else None
+    parts = {name: text for name, text in found.groupdict().items() if text is not None}
+    names, pairs = dialect.names, ((n.strip(), text) for n, text in dialect.pair.findall(parts.pop("values", "")))
+    row = {names.get(n, n): cell_value(text) for n, text in pairs if n and (dialect.others or n in names)}
+    row |= {name: cell_value(text.replace(",", "")) for name, text in parts.items()}
+    if isinstance(scaled := row.pop(_SCALED, None), int | float):
+        row["actor/lr"] = scaled * 1e-4
+    if row.keys() <= {"step", "planned"}:
+        return None
+    if "step" not in row:
+        return {**row, _COUNTED: True}
+    row["step"] = row.pop("global_step", row["step"])  # as NeMo, which counts iterations anew in each epoch
+    return row
+
+
+# what a launcher puts before a line: Ray's `(Actor pid=1, ip=1.2.3.4)`, a time or rank in brackets, srun's `0:`
+_LEAD: Final = r" *(?:\([^()]*pid=[^()]*\) *|\[[^\[\]]*\]:? *|\d{1,6}: +)*"
+_STEP: Final = r"(?P<step>\d{1,15})"
+_OF: Final = r"(?P<planned>\d{1,15})"
+_FLOAT: Final = r"(?:np\.float(?:32|64)\()?([-+\w.]+)"
+_BETWEEN_BARS: Final = re.compile(r"(?:^|\|)([^|]*):([^|:]*)")
+_DIALECTS: Final = (
+    _Dialect(  # torchtune: `Step 1 | loss:1.5 lr:0.0003 tokens_per_second_per_gpu:12.5`
+        re.compile(rf"\s*Step {_STEP} \| (?P<values>\S+:.*)"), re.compile(r"(?<!\S)(\S+):([^\s:]*)")
+    ),
+    _Dialect(  # MLX-LM: `Iter 10: Train loss 2.1, Learning Rate 1.000e-05, It/sec 0.5`
+        re.compile(rf"\s*Iter {_STEP}: (?P<values>(?:Train|Val) loss .*)"),
+        re.compile(r"(?:^|,)\s*([A-Za-z][A-Za-z /]*?) ([-+\d.eE]+|nan|inf)(?: ?[A-Za-z]*)?\s*(?=,|$)"),
+        NAMES.printed["MLX-LM"],
+    ),
+    _Dialect(  # its table: `  10    2.100 \u25bc    1,234     12.3k`; `   1    val 3.000    1.20s`
+        re.compile(
+            rf" *{_STEP} {{2,}}(?:val (?P<val_loss>[\d.]+|nan|inf) {{2,}}[\d.]+s"
+            r"|(?P<loss>[\d.]+|nan|inf) [\u25b2\u25bc] {2,}(?P<tokens_per_second>[\d,]+) {2,}[\d.]+k) *$"
+        ),
+        _BETWEEN_BARS,
+    ),
+    _Dialect(  # Megatron: ` iteration 10/ 100 | learning rate: 1.5E-04 | lm loss: 1.0E+00 | grad norm: 1.0 |`
+        re.compile(rf"{_LEAD}iteration +{_STEP}/ *{_OF} \|(?P<values>.*)"), _BETWEEN_BARS
+    ),
+    *(
+        _Dialect(
+            re.compile(rf"{_LEAD}{split} loss at iteration {_STEP}[^|]*\|(?P<values>.*)"),
+            _BETWEEN_BARS,
+            {"lm loss value": f"{ours}_loss", "lm loss PPL": f"{ours}_ppl"},
+            others=False,
+        )
+        for split, ours in (("validation", "val"), ("test", "test"))
+    ),
+    _Dialect(  # NeMo: `Training epoch 0, iteration 9/99 | lr: 3e-04 | global_step: 9 | reduced_train_loss: 1.5`
+        re.compile(rf"{_LEAD}Training epoch \d+, iteration {_STEP}/\d{{1,15}} \| (?P<values>.*)"), _BETWEEN_BARS
+    ),
+    _Dialect(  # verl: `step:1 - actor/pg_loss:-0.003 - critic/rewards/mean:0.08`; before 0.3 a rate of three decimals
+        re.compile(rf"{_LEAD}step:{_STEP} - (?P<values>[\w-]+/\S+:\S.*)"),
+        re.compile(rf"(?:^| - )(?!actor/lr:0\.000(?: |$))(\S+):{_FLOAT}\)?\s*(?= - |$)"),
+    ),
+    _Dialect(  # OpenRLHF: `Global step 1: {'policy_loss': 0.1, 'actor_lr': 5e-07}`
+        re.compile(rf"{_LEAD}(?:\S+\.py:\d+\] *)?(?:\u2728 )?Global step {_STEP}: \{{(?P<values>.*)\}}"),
+        re.compile(rf"'([^']+)': {_FLOAT}"),
+    ),
+    _Dialect(  # before, a bar for each step: `Train epoch [1/1]: 100%|###| 2/2 [00:03<00:00, pg=0.161, glen=126]`
+        re.compile(
+            rf"{_LEAD}Train epoch \[\d+/\d+\]: +100%\|[^|]*\| (\d+)/\1 \[[^,\]]*(?:, +\S+/s\S*)?,(?P<values> .*)\]"
+        ),
+        re.compile(r"(?:^|,) *([^=,]+)=([^,]*)"),
+        NAMES.printed["OpenRLHF"],
+        others=False,
+    ),
+    _Dialect(  # prime-rl: `10:31:02 SUCCESS Step 3 | Time: 35.70s | Reward: 0.8529 | Seq. Length: 1455.6 tokens/sample`
+        re.compile(rf".*?\bStep {_STEP} \| Time: [\d.]+s \| (?P<values>.*)"),
+        re.compile(r"(?:^|\| )([^|:]+): ([^\s|]+)"),
+        NAMES.printed["prime-rl"],
+        others=False,
+    ),
+)
+_NEMO_RL: Final = re.compile(r"={25} Step (\d{1,15})/(\d{1,15}) ={25}")
+_NEMO_RL_VALUE: Final = re.compile(_LEAD + r"\u2022 ([A-Z][A-Za-z ]*): ([-\d.]+|nan|inf)")
+_NEMO_RL_NAMES: Final = NAMES.printed["NeMo-RL"]
+_MMENGINE: Final = re.compile(
+    r"(?:\d{4}/)?\d\d/\d\d \d\d:\d\d:\d\d - mmengine - INFO - "
+    r"(?:Iter\((train|val|test)\) *\[ *(\d{1,15})/ *(\d{1,15})\]"
+    r"|Epoch\((train|val|test)\) *\[ *(\d{1,15})\]\[ *(\d{1,15})/ *(\d{1,15})\]) +(.*)"
+)
+_MMENGINE_PAIR: Final = re.compile(r"([A-Za-z_][\w./@-]*): (-?\d[\d.]*(?:e[-+]?\d+)?|nan|-?inf)(?=\s|$)")
+_MMENGINE_IDLE: Final = frozenset({"eta", "time", "data_time", "memory"})
 
 
 def _nemo_rl(line: str) -> _Row | None:
@@ -311,8 +263,8 @@ def _mmengine(line: str) -> _Row | None:
 
 
 _READERS: Final[tuple[Callable[[str], _Row | None], ...]] = (
-    *(_torchtune, _mlx, _mlx_table, _megatron),
-    *(_nemo, _verl, _openrlhf, _mmengine, _prime_rl, _nemo_rl),
+    *(partial(_read, dialect) for dialect in _DIALECTS),
+    *(_mmengine, _nemo_rl),
 )
 _PROGRAMS: Final = "torchtune, MLX-LM, Megatron, NeMo, NeMo-RL, verl, OpenRLHF, prime-rl or MMEngine (XTuner)"
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping
 from pathlib import Path, PureWindowsPath
-from typing import Final, NamedTuple
+from typing import Final
 
 import msgspec
 
@@ -33,14 +33,7 @@ _ROUNDED: Final = 0.0005  # the Trainer rounds rates to three decimals
 _MOST: Final = 2**20  # sequences per step; a larger quotient is not a batch size
 
 
-class State(NamedTuple):
-    """The rows of one file, and the step that the run had reached."""
-
-    raw: SourceRun
-    reached: int
-
-
-def read_state(path: Path) -> State:
+def read_state(path: Path) -> SourceRun:
     """Return the rows of a trainer_state.json, and its counters.
 
     Raises:
@@ -50,11 +43,9 @@ def read_state(path: Path) -> State:
     if not isinstance(document, dict) or not isinstance(document.get("log_history"), list):
         raise RecorderError(f"{path} has no list `log_history`", advice="give the trainer_state.json of a run")
     raw = history(path, document["log_history"])
-    reached = step_of(document.get("global_step"))
-    raw.planned, raw.reached = count_of(document.get("max_steps")), reached
+    raw.planned, raw.reached = count_of(document.get("max_steps")), step_of(document.get("global_step"))
     raw.layer, raw.best = state_layer(document, path), best_of(document)
-    last = max((row.step for row in raw.rows if row.step is not None), default=0)
-    return State(raw, last if reached is None else reached)
+    return raw
 
 
 def best_of(state: Mapping[str, Json]) -> dict[str, Json]:
@@ -71,22 +62,11 @@ def history(path: Path, listed: Iterable[Json]) -> SourceRun:
     raw = SourceRun(path, unit="row", files=[path])
     for place, row in enumerate(listed, 1):
         if isinstance(row, dict):
-            _take(raw, place, row)
+            values = {key: value for key, value in row.items() if key != "step" and value is not None}
+            raw.take(place, row.get("step"), values, bare=True)
         else:
             raw.skip(place, "not a mapping")
     return raw
-
-
-def _take(raw: SourceRun, place: int, row: Mapping[str, Json]) -> None:
-    values = {key: value for key, value in row.items() if key != "step" and value is not None}
-    given = row.get("step")
-    step = step_of(given)
-    if step is None and given is not None:
-        raw.skip(place, f"`step` is not a step: {str(given)[:40]!r}")
-    elif values.keys() <= {"epoch"}:
-        raw.skip(place, "nothing was measured")
-    else:
-        raw.add(LoggedRow(place, step, values))
 
 
 def find_states(folder: Path) -> list[Path]:
@@ -111,10 +91,10 @@ def join_states(folder: Path, paths: list[Path]) -> list[SourceRun]:
     states, faults = _readable(paths)
     if not states:
         raise faults[0]
-    states.sort(key=lambda state: (state.raw.path.parent == folder, state.reached), reverse=True)
-    runs: list[list[State]] = []
+    states.sort(key=lambda state: (state.path.parent == folder, state.furthest), reverse=True)
+    runs: list[list[SourceRun]] = []
     for state in states:
-        home = next((run for run in runs if all(_agree(other.raw, state.raw) for other in run)), None)
+        home = next((run for run in runs if all(_agree(other, state) for other in run)), None)
         if home is None:
             runs.append([state])
         else:
@@ -126,7 +106,7 @@ def join_states(folder: Path, paths: list[Path]) -> list[SourceRun]:
     return joined
 
 
-def _readable(paths: Iterable[Path]) -> tuple[list[State], list[RecorderError]]:
+def _readable(paths: Iterable[Path]) -> tuple[list[SourceRun], list[RecorderError]]:
     states, faults = [], []
     for path in paths:
         try:
@@ -168,24 +148,23 @@ def _evaluated(raw: SourceRun) -> dict[int, Json]:
     return found
 
 
-def _union(folder: Path, states: list[State]) -> SourceRun:
+def _union(folder: Path, states: list[SourceRun]) -> SourceRun:
     """Return the first file's run, with the rows that only the other files have inserted by step."""
-    best = states[0].raw
+    best, furthest = states[0], max(states, key=lambda state: state.furthest)
+    reached = furthest.furthest  # before rows are added
     marks = {_mark(row) for row in best.rows}
     for other in states[1:]:
-        added = [row for row in other.raw.rows if _mark(row) not in marks]
+        added = [row for row in other.rows if _mark(row) not in marks]
         marks |= {_mark(row) for row in added}
         if not added:
             continue
         best.rows += added
-        best.files.append(other.raw.path)
-        best.notes.append(f"{len(added)} rows come from {_short(folder, other.raw.path)}: {best.path.name} lacks them")
+        best.files.append(other.path)
+        best.notes.append(f"{len(added)} rows come from {_short(folder, other.path)}: {best.path.name} lacks them")
     best.rows.sort(key=lambda row: -1 if row.step is None else row.step)
-    furthest = max(states, key=lambda state: state.reached)
-    best.planned, best.reached = furthest.raw.planned or best.planned, furthest.reached
-    if furthest.raw is not best:
-        best.layer, best.best = furthest.raw.layer, furthest.raw.best
-    best.skipped += [skip for state in states[1:] for skip in state.raw.skipped if state.raw.path in best.files]
+    best.planned, best.reached = furthest.planned or best.planned, reached
+    best.layer, best.best = furthest.layer, furthest.best
+    best.skipped += [skip for state in states[1:] for skip in state.skipped if state.path in best.files]
     if best.path.parent != folder:
         best.notes.append(f"no {STATE_NAME} beside the checkpoints: read {_short(folder, best.path)}, the furthest one")
     return best
@@ -199,8 +178,8 @@ def _short(folder: Path, path: Path) -> str:
     return path.relative_to(folder).as_posix()
 
 
-def _several_note(folder: Path, runs: list[list[State]]) -> str:
-    names = "; ".join(" + ".join(_short(folder, state.raw.path) for state in run[:3]) for run in runs)
+def _several_note(folder: Path, runs: list[list[SourceRun]]) -> str:
+    names = "; ".join(" + ".join(_short(folder, state.path) for state in run[:3]) for run in runs)
     return f"{len(runs)} runs in one folder, of different losses at the same steps; the first is shown: {names}"
 
 

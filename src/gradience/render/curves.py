@@ -18,8 +18,9 @@ from gradience.schema.fleet import Curve
 from gradience.telemetry.series import SPECTRAL, RunSeries
 
 _CLOSE: Final = (2.0, 98.0)  # percentiles of the rows that a close-up shows
-_PROBES: Final = {"update_norm": "Norm of the update", "stable_rank_mean": "Stable rank, mean over modules"}
-_SIGNALS: Final = {
+_SIGNALS: Final = {  # by title: unit, and the names under which it may be logged
+    "Norm of the update": ("norm of the update", (f"{SPECTRAL}/update_norm",)),
+    "Stable rank, mean over modules": ("stable rank, mean over modules", (f"{SPECTRAL}/stable_rank_mean",)),
     "Token accuracy": ("fraction of tokens right", ("mean_token_accuracy",)),
     "Entropy": ("nats a token", ENTROPY),
     "Reward": ("mean reward", REWARD),
@@ -73,13 +74,12 @@ def training_figures(run: RunSeries, causes: Sequence[Cause]) -> Iterator[Figure
     norm = Plot((), "step", "norm before clipping", marks_of(causes, "GRD"), zero=True)
     yield from _recorded(run, run.rates, "Learning rate", rate)
     yield from _recorded(run, run.grad_norms, "Gradient norm", norm, run.lost_norms)
-    for name, title in _PROBES.items():
-        column = run.columns.get(f"{SPECTRAL}/{name}")
-        if column is not None and column.steps:
-            lines = [PlotLine(title.lower(), envelope(column.steps, column.values), points=True)]
-            plot = Plot(lines, "step", title.lower(), log=False, zero=True)
-            yield Figure(title, plot, summary=_summary(lines), caption=_caption_of(title, lines[0].data))
-    yield from _signals(run)
+    for title, (unit, names) in _SIGNALS.items():
+        column = next((run.columns[name] for name in names if name in run.columns and run.columns[name].steps), None)
+        if column is not None:
+            probed = names[0].startswith(SPECTRAL)
+            plot = Plot((), "step", unit, log=False, zero=probed)
+            yield _figure(title, envelope(column.steps, column.values), plot, points=probed, smooth=not probed)
     yield from _pace(run, causes)
     accuracy = [
         PlotLine(split, data, points=True) for split, data in _by_split(run, "accuracy").items() if data.rows > 1
@@ -89,27 +89,21 @@ def training_figures(run: RunSeries, causes: Sequence[Cause]) -> Iterator[Figure
         yield Figure("Accuracy", plot, summary=_summary(plot.lines), caption="Every evaluation is drawn.")
 
 
-def _signals(run: RunSeries) -> Iterator[Figure]:
-    """The curves of what tells how training goes beside the loss, under whichever name it was logged."""
-    for title, (unit, names) in _SIGNALS.items():
-        column = next((run.columns[name] for name in names if name in run.columns), None)
-        if column is not None and column.steps:
-            lines = [PlotLine(title.lower(), envelope(column.steps, column.values), smooth=True)]
-            caption = " ".join(
-                [_caption_of(title, lines[0].data), *(_smoothing(line) for line in lines if line.window)]
-            )
-            yield Figure(title, Plot(lines, "step", unit, log=False), summary=_summary(lines), caption=caption)
+def _figure(title: str, data: Envelope, plot: Plot, *, absent: int = 0, caption: str = "", **look: bool) -> Figure:
+    """A plot of one column, with the sentences on how its rows were drawn."""
+    line = PlotLine(title.lower(), data, **look)
+    drawn = [caption or _caption_of(title, data, absent=absent), *([_smoothing(line)] if line.window else [])]
+    return Figure(title, plot._replace(lines=[line]), summary=_summary([line]), caption=" ".join(drawn))
 
 
 def _pace(run: RunSeries, causes: Sequence[Cause]) -> Iterator[Figure]:
     """The curve of the seconds a step; none of fewer windows than show one."""
     timed = [one for one in run.paces if one.step is not None and one.seconds_per_step is not None]
     if len(timed) >= _SHOWS:
-        seconds = [as_float(one.seconds_per_step or 0.0) for one in timed]
-        lines = [PlotLine("seconds a step", envelope([one.step or 0 for one in timed], seconds), points=True)]
-        plot = Plot(lines, "step", "seconds a step", marks_of(causes, "CST"), log=False, zero=True)
+        data = envelope([one.step or 0 for one in timed], [as_float(one.seconds_per_step or 0.0) for one in timed])
+        plot = Plot((), "step", "seconds a step", marks_of(causes, "CST"), log=False, zero=True)
         caption = "Each point is of the steps since the one before it, without evaluations."
-        yield Figure("Seconds a step", plot, summary=_summary(lines), caption=caption)
+        yield _figure("Seconds a step", data, plot, points=True, caption=caption)
 
 
 def _recorded(
@@ -120,10 +114,7 @@ def _recorded(
     there = ~np.isnan(column) | np.isin(run.steps, list(lost))
     if there.any():
         data = envelope(np.asarray(run.steps)[there], column[there])
-        lines = [PlotLine(title.lower(), data, smooth=title == "Gradient norm")]
-        caption = _caption_of(title, data, absent=int(len(column) - there.sum()))
-        caption += f" {_smoothing(lines[0])}" if lines[0].window else ""
-        yield Figure(title, plot._replace(lines=lines), summary=_summary(lines), caption=caption)
+        yield _figure(title, data, plot, absent=int(len(column) - there.sum()), smooth=title == "Gradient norm")
 
 
 def _by_split(run: RunSeries, name: str) -> dict[str, Envelope]:

@@ -201,13 +201,14 @@ def _training(story: Story, figures: Sequence[Figure]) -> list[Section]:
     return [Section("training", "Training", content)]
 
 
-_LAST_LOSS: Final = 5  # columns before that of the perplexity
-_EVALUATIONS: Final[Columns[Sequence[Eval]]] = (
+_BEST_AND_LAST: Final[Columns[Sequence[Eval]]] = (
     ("Split", "", lambda events: events[-1].split),
     ("Times", ">6", lambda events: str(len(events))),
     ("Best loss", ">6", lambda events: number(_best(events)[0], ".4g")),
     ("at step", ">6", lambda events: number(_best(events)[1], ",d")),
     ("Last loss", ">6", lambda events: number(events[-1].metrics.loss, ".4g")),
+)
+_NEWEST: Final[Columns[Sequence[Eval]]] = (
     ("Accuracy", ">6", lambda events: percent(events[-1].metrics.accuracy)),
     ("Examples", ">6", lambda events: number(events[-1].metrics.n, ",d")),
     ("at step", ">6", lambda events: number(events[-1].step, ",d")),
@@ -220,7 +221,7 @@ def _evaluations(run: RunSeries, loss: LossKind) -> Table:
         ("Perplexity", ">6", lambda events: number(perplexity(events[-1].metrics, loss), ".4g")),
     )
     known = any(perplexity(event.metrics, loss) is not None for event in run.evals)
-    columns = [*_EVALUATIONS[:_LAST_LOSS], *(by_perplexity if known else ()), *_EVALUATIONS[_LAST_LOSS:]]
+    columns = (*_BEST_AND_LAST, *(by_perplexity if known else ()), *_NEWEST)
     return table(columns, list(_events_by_split(run).values()), caption=caption)
 
 

@@ -103,7 +103,7 @@ class ModuleRow(msgspec.Struct, kw_only=True, frozen=True):
 
 
 class FindingRow(msgspec.Struct, kw_only=True, frozen=True):
-    """One finding of one adapter or run."""
+    """One finding of one adapter."""
 
     path: str
     position: Annotated[NonNegativeInt, about("Position in the report, from 0.")]
@@ -409,17 +409,10 @@ class EvalRow(msgspec.Struct, kw_only=True, frozen=True):
     value: float
 
 
-class RunFindingRow(msgspec.Struct, kw_only=True, frozen=True):
+class RunFindingRow(FindingRow, kw_only=True, frozen=True):
     """One finding of one run."""
 
-    path: str
     run: str
-    position: NonNegativeInt
-    id: str
-    severity: str
-    message: str
-    action: str | None = None
-    confidence: float | None = None
 
 
 class BestRun(msgspec.Struct, kw_only=True, frozen=True):

@@ -28,7 +28,7 @@ from gradience.schema.fleet import (
     QueryReport,
 )
 from gradience.tables import arrow_schema
-from gradience.tables.store import INSTALL, Store, Tables
+from gradience.tables.store import DAMAGED, Store, Tables
 from gradience.telemetry.redact import hide_in
 
 if TYPE_CHECKING:
@@ -39,13 +39,6 @@ if TYPE_CHECKING:
 FLEET: Final = Tables(FLEET_SCHEMA_ID, {"adapters": AdapterRow, "modules": ModuleRow, "findings": FindingRow})
 
 _PATTERN: Final = re.compile(r"[*?\[\\]")
-_KINDS: Final = {
-    "int64": "bigint",
-    "double": "double",
-    "string": "varchar",
-    "bool": "boolean",
-    "list<item: float>": "float[]",
-}
 
 
 class NamedQuery(NamedTuple):
@@ -160,12 +153,10 @@ def opened(store: Store) -> Iterator[DuckDBPyConnection]:
     """A context with an in-memory database whose tables are views of the store's files; it can read no other file.
 
     Raises:
-        GradienceError: duckdb is not installed.
+        GradienceError: a file cannot be read.
     """
-    try:
-        import duckdb  # extra [fleet]
-    except ImportError as error:
-        raise GradienceError("queries need duckdb, which is not installed", advice=INSTALL) from error
+    import duckdb  # extra [fleet]
+
     with _worded(), duckdb.connect() as base:
         base.execute("set temp_directory = ''")  # DuckDB must not spill to the user's disk
         base.execute("set autoload_known_extensions = false; set autoinstall_known_extensions = false")
@@ -180,32 +171,18 @@ def opened(store: Store) -> Iterator[DuckDBPyConnection]:
             if any(_PATTERN.search(path) for path in paths):  # DuckDB takes such a path for a pattern, without escapes
                 base.register(name, store.table(name))
             else:
-                base.execute(
-                    f"create view {name} as {_view(base, store, name, paths) if paths else _empty(store, name)}"
-                )
+                base.register(f"{name}_without_rows", arrow_schema(store.tables.rows[name]).empty_table())
+                base.execute(f"create view {name} as {_view(f'{name}_without_rows', paths)}")
         base.execute("set enable_external_access = false")
         base.execute("set lock_configuration = true")
         yield base
 
 
-def _view(base: DuckDBPyConnection, store: Store, name: str, paths: list[str]) -> str:
-    """A SELECT over the parts; a column that was added after they were written is null."""
-    files = _texts(paths)
-    held = {row[0] for row in base.execute(f"select distinct name from parquet_schema({files})").fetchall()}  # noqa: S608  # our own paths, quoted
-    added = "".join(f", {null}" for column, null in _nulls(store, name).items() if column not in held)
-    # a folder's name, such as `r=99`, is no column
-    return f"select *{added} from read_parquet({files}, hive_partitioning = false, union_by_name = true)"  # noqa: S608  # as above
-
-
-def _empty(store: Store, name: str) -> str:
-    """A SELECT without rows, for a table of a store without parts."""
-    return f"select {', '.join(_nulls(store, name).values())} limit 0"
-
-
-def _nulls(store: Store, name: str) -> dict[str, str]:
-    """Each column of a table as a null of its type."""
-    schema = arrow_schema(store.tables.rows[name])
-    return {field.name: f'null::{_KINDS[str(field.type)]} as "{field.name}"' for field in schema}
+def _view(table: str, paths: list[str]) -> str:
+    """A SELECT over the parts and a table without rows, by which a column that was added after them is null."""
+    how = "hive_partitioning = false, union_by_name = true"  # a folder's name, such as `r=99`, is no column
+    parts = [f"from read_parquet({_texts(paths)}, {how})"] if paths else []
+    return " union all by name ".join([*parts, f"from {table}"])
 
 
 def _texts(values: Iterable[str]) -> str:
@@ -215,13 +192,15 @@ def _texts(values: Iterable[str]) -> str:
 @contextmanager
 def _worded() -> Iterator[None]:
     """A context that turns an error of DuckDB into a GradienceError with its first line."""
-    import duckdb  # extra [fleet]; imported by now
+    import duckdb  # extra [fleet]
 
     try:
         yield
     except duckdb.Error as error:
         message = str(error).split("\n\nLINE", maxsplit=1)[0]
-        raise GradienceError(" ".join(message.split()), advice="see --list-queries for examples") from error
+        of_file = "/part-" in message or type(error) is duckdb.Error  # the latter of a damaged page, without its file
+        advice = DAMAGED if of_file else "see --list-queries for examples"
+        raise GradienceError(" ".join(message.split()), advice=advice) from error
 
 
 def _plain(value: Any) -> Json:

@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from functools import cached_property
 from io import BytesIO
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, NamedTuple
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 import msgspec
 
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
 MANIFEST: Final = "fleet.json"
-INSTALL: Final = "in the clone: pip install -e '.[fleet]'"
+DAMAGED: Final = "remove the folder and audit again"
 _LOCK: Final = ".lock"
 _PRIVATE: Final = 0o600
 _SHARED: Final = 0o666
@@ -85,7 +85,7 @@ class Store:
 
     def files(self, table: str) -> list[Path]:
         """The live Parquet files of a table."""
-        return [self._part(table, number) for number in self._manifest.parts]
+        return [self.part(table, number) for number in self._manifest.parts]
 
     def keep_private(self, sources: Iterable[Path]) -> None:
         """Make the store's files for their owner only, from now on, if one of the sources is.
@@ -103,7 +103,8 @@ class Store:
             except OSError as error:
                 raise OutputError(f"cannot write {path}: {error.strerror}", advice="check the path") from error
 
-    def _part(self, table: str, number: int) -> Path:
+    def part(self, table: str, number: int) -> Path:
+        """The file of one part of a table."""
         return self.folder / table / f"part-{number:06d}.parquet"
 
     def _read(self) -> _Manifest:
@@ -124,34 +125,44 @@ class Store:
             )
         return found
 
-    def table(self, name: str, columns: Sequence[str] | None = None) -> pa.Table:
+    def table(self, name: str) -> pa.Table:
         """A table over all live parts, in the order in which they were written.
 
         Raises:
-            GradienceError: pyarrow is not installed, or a part cannot be read.
+            GradienceError: a part cannot be read.
         """
+        import pyarrow as pa  # extra [fleet]
+
         schema = arrow_schema(self.tables.rows[name])
-        if columns is not None:
-            schema = _pyarrow().schema([schema.field(column) for column in columns])
-        read = [self._read_part(path, columns, schema) for path in self.files(name)]
-        return _pyarrow().concat_tables(read) if read else schema.empty_table()
+        read = [self.read_part(path, schema) for path in self.files(name)]
+        return pa.concat_tables(read) if read else schema.empty_table()
 
-    def _read_part(self, path: Path, columns: Sequence[str] | None, schema: pa.Schema) -> pa.Table:
-        from pyarrow import parquet  # extra [fleet]
+    def read_part(self, path: Path, schema: pa.Schema) -> pa.Table:
+        """One file of a table.
+
+        Raises:
+            GradienceError: it cannot be read.
+        """
+        import pyarrow as pa  # extra [fleet]
+        from pyarrow import parquet  # the same
 
         with _readable(path):
-            read = parquet.read_table(path, columns=columns, partitioning=None)
-        for field in schema:
-            if field.nullable and field.name not in read.column_names:  # written before the column was added
-                read = read.append_column(field, _pyarrow().nulls(len(read), field.type))
-        with _readable(path):
+            read = parquet.read_table(path, partitioning=None)
+            for field in schema:
+                if field.nullable and field.name not in read.column_names:  # written before the column was added
+                    read = read.append_column(field, pa.nulls(len(read), field.type))
             return read.select(schema.names).cast(schema)
 
-    def _rows_in(self, number: int) -> int:
+    def rows_in(self, number: int) -> int:
+        """The rows of one part in all tables.
+
+        Raises:
+            GradienceError: a file of it cannot be read.
+        """
         from pyarrow import parquet  # as above
 
         count = 0
-        for path in (self._part(name, number) for name in self.tables.rows):
+        for path in (self.part(name, number) for name in self.tables.rows):
             with _readable(path):
                 count += parquet.read_metadata(path).num_rows
         return count
@@ -206,7 +217,7 @@ def _readable(path: Path) -> Iterator[None]:
         yield
     except (OSError, pa.ArrowException, ValueError) as error:
         message = f"cannot read {path}: {' '.join(str(error).split())[:200]}"
-        raise GradienceError(message, advice="remove the folder and audit again") from error
+        raise GradienceError(message, advice=DAMAGED) from error
 
 
 class Writer:
@@ -231,7 +242,7 @@ class Writer:
     def _remove(self, numbers: Iterable[int]) -> None:
         for number in numbers:
             for name in self._store.tables.rows:
-                path = self._store._part(name, number)  # noqa: SLF001  # its other half
+                path = self._store.part(name, number)
                 try:
                     path.unlink(missing_ok=True)
                 except OSError as error:
@@ -261,14 +272,15 @@ class Writer:
         """
         if not stale:
             return
-        import pyarrow.compute as pc  # extra [fleet]
+        import pyarrow as pa  # extra [fleet]
+        import pyarrow.compute as pc  # the same
 
-        pa, head = _pyarrow(), self._store.tables.head
+        head = self._store.tables.head
         gone = pa.array([path for path, stamp in stale.items() if stamp is None], pa.string())
         changed, dropped = [], []
         for number in self._manifest.parts:
             tables = {
-                name: self._store._read_part(self._store._part(name, number), None, schema)  # noqa: SLF001  # its other half
+                name: self._store.read_part(self._store.part(name, number), schema)
                 for name, schema in self._schemas.items()
             }
             paths = tables[head]["path"].to_pylist()
@@ -287,7 +299,7 @@ class Writer:
         Raises:
             OutputError: they cannot be written.
         """
-        sizes = {number: self._store._rows_in(number) for number in self._manifest.parts}  # noqa: SLF001  # its other half
+        sizes = {number: self._store.rows_in(number) for number in self._manifest.parts}
         small = [number for number, size in sizes.items() if size < _FULL]
         if len(small) <= _MANY:
             return
@@ -300,9 +312,10 @@ class Writer:
         self._exchange(small, merged)
 
     def _joined(self, name: str, numbers: Iterable[int]) -> pa.Table:
-        schema = self._schemas[name]
-        paths = (self._store._part(name, number) for number in numbers)  # noqa: SLF001  # as above
-        return _pyarrow().concat_tables([self._store._read_part(path, None, schema) for path in paths])  # noqa: SLF001
+        import pyarrow as pa  # as above
+
+        paths = (self._store.part(name, number) for number in numbers)
+        return pa.concat_tables([self._store.read_part(path, self._schemas[name]) for path in paths])
 
     def _exchange(self, old: Sequence[int], new: Sequence[int]) -> None:
         """Name new parts in place of old ones, then remove the old files. If killed in between, either set is whole."""
@@ -320,7 +333,7 @@ class Writer:
         self._manifest.left.append(number)
         self._publish()  # before the files, so that a kill leaves none that the manifest does not name
         for name, table in tables.items():
-            path = self._store._part(name, number)  # noqa: SLF001  # as above
+            path = self._store.part(name, number)
             try:
                 mode = _PRIVATE if self._store.is_private else _SHARED
                 os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, mode))
@@ -333,7 +346,7 @@ class Writer:
     def _free(self) -> int:
         """The first number from `next` on of which no table has a file: one that somebody put there stays."""
         number = self._manifest.next
-        while any(os.path.lexists(self._store._part(name, number)) for name in self._store.tables.rows):  # noqa: SLF001  # as above
+        while any(os.path.lexists(self._store.part(name, number)) for name in self._store.tables.rows):
             number += 1
         return number
 
@@ -347,9 +360,8 @@ class Writer:
 
 def _table(rows: bytes, schema: pa.Schema) -> pa.Table:
     """A table of rows, given as lines of JSON: of Python objects, Arrow would import pandas first, for two seconds."""
-    pa = _pyarrow()
     if not rows:
-        return pa.Table.from_batches([], schema)
+        return schema.empty_table()
     from pyarrow import json  # extra [fleet]
 
     whole = json.ReadOptions(use_threads=False, block_size=len(rows))
@@ -358,16 +370,9 @@ def _table(rows: bytes, schema: pa.Schema) -> pa.Table:
 
 
 def _restamped(table: pa.Table, stale: Mapping[str, str | None]) -> pa.Table:
-    pa = _pyarrow()
+    import pyarrow as pa  # extra [fleet]
+
     pairs = zip(table["path"].to_pylist(), table["stamp"].to_pylist(), strict=True)
     stamps = [stale.get(path) or stamp for path, stamp in pairs]
     place = table.schema.get_field_index("stamp")
     return table.set_column(place, table.schema.field(place), pa.array(stamps, pa.string()))
-
-
-def _pyarrow() -> Any:
-    try:
-        import pyarrow as pa  # extra [fleet]
-    except ImportError as error:
-        raise GradienceError("this needs pyarrow, which is not installed", advice=INSTALL) from error
-    return pa

@@ -15,7 +15,7 @@ from typing import Final, NamedTuple
 import msgspec
 
 from gradience.schema import as_float
-from gradience.schema.audit import AuditReport, ModuleAudit
+from gradience.schema.audit import AuditReport, AuditSummary, ModuleAudit
 from gradience.schema.document import RuleGroup, by_severity
 from gradience.schema.fleet import AdapterRow, FindingRow, ModuleRow
 from gradience.tables import finding_columns, number_column
@@ -24,6 +24,7 @@ _NUMBERS: Final = "5"
 """Version to be raised when the computation of a row's number, or of a rule, changes."""
 
 _COPIED: Final = tuple(name for name in ModuleRow.__struct_fields__ if name in ModuleAudit.__struct_fields__)
+_MEANS: Final = tuple(name for name in AdapterRow.__struct_fields__ if name in AuditSummary.__struct_fields__)
 _MAY_BE_NON_FINITE: Final = {"alpha", "scaling", "spectral_norm", "frobenius_norm", "udr", "relative_frobenius"}
 
 
@@ -45,53 +46,34 @@ def version_of_rules(*groups: RuleGroup) -> str:
     return f"{_NUMBERS}-{hashlib.sha256(stated).hexdigest()[:12]}"
 
 
-class Held(NamedTuple):
-    """Columns of an adapter that its audit does not report."""
+class Source(NamedTuple):
+    """The columns of an adapter that its audit does not report."""
 
-    settings: str | None = None
-    dtypes: str | None = None
+    path: str
+    rules: str
+    stamp: str
+    content_hash: str
+    weights_hash: str
+    settings: str | None
+    dtypes: str | None
+    sketch: Sequence[float]
 
 
-_NOTHING: Final = Held()
-
-
-def rows_of(
-    path: str,
-    report: AuditReport,
-    identity: tuple[str, str, str, str],
-    sketch: Sequence[float],
-    held: Held = _NOTHING,
-) -> tuple[AdapterRow, list[ModuleRow], list[FindingRow]]:
-    """The rows of one adapter.
-
-    Args:
-        path: the key of the rows.
-        report: the audit.
-        identity: version of the rules, stamp of the files, hash of the content and hash of the weights.
-        sketch: the sketch of the update.
-        held: its settings and dtypes.
-    """
-    modules = [_module(path, place, module) for place, module in enumerate(report.modules)]
+def rows_of(source: Source, report: AuditReport) -> tuple[AdapterRow, list[ModuleRow], list[FindingRow]]:
+    """The rows of one adapter."""
+    modules = [_module(source.path, place, module) for place, module in enumerate(report.modules)]
     found = [
-        FindingRow(path=path, position=place, **finding_columns(item)) for place, item in enumerate(report.findings)
+        FindingRow(path=source.path, position=place, **finding_columns(item))
+        for place, item in enumerate(report.findings)
     ]
-    return _adapter(path, report, identity, sketch, held), modules, found
+    return _adapter(source, report), modules, found
 
 
-def _adapter(
-    path: str, report: AuditReport, identity: tuple[str, str, str, str], sketch: Sequence[float], held: Held
-) -> AdapterRow:
-    rules, stamp, content, weights = identity
-    summary, ranks = report.summary, [m.r for m in report.modules]
-    cut = report.suggested.get("p90")
+def _adapter(source: Source, report: AuditReport) -> AdapterRow:
+    ranks, cut = [m.r for m in report.modules], report.suggested.get("p90")
     energies = [as_float(m.frobenius_norm or 0.0) ** 2 for m in report.modules if m.state == "ok"]
-    worst = next((item.severity for item in by_severity(report.findings)), None)
     return AdapterRow(
-        path=path,
-        content_hash=content,
-        weights_hash=weights,
-        rules=rules,
-        stamp=stamp,
+        **source._asdict() | {name: getattr(report.summary, name) for name in _MEANS},
         bytes=sum(entry.bytes for entry in report.ledger),
         format=report.format,
         peft_type=report.peft_type,
@@ -104,22 +86,13 @@ def _adapter(
         r_min=min(ranks, default=None),
         module_types=",".join(sorted({m.module_type for m in report.modules})),
         shapes=_hash_of_shapes(report.modules),
-        settings=held.settings,
-        dtypes=held.dtypes,
-        params=summary.total_lora_params,
-        stable_rank_mean=summary.stable_rank_mean,
-        effective_rank_mean=summary.effective_rank_mean,
-        utilization_mean=summary.utilization_mean,
-        energy_rank_90_p50=summary.energy_rank_90_p50,
-        energy_rank_90_p90=summary.energy_rank_90_p90,
-        null_stable_rank_mean=summary.null_stable_rank_mean,
+        params=report.summary.total_lora_params,
         frobenius_norm=math.sqrt(sum(energies)) if energies else None,
         relative_frobenius=report.base.relative_frobenius if report.base is not None else None,
         suggested_rank=cut.rank if cut is not None else None,
         bytes_saved=cut.bytes_saved if cut is not None else 0,
         findings=len(report.findings),
-        worst=worst,
-        sketch=list(sketch),
+        worst=next((item.severity for item in by_severity(report.findings)), None),
     )
 
 

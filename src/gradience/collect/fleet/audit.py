@@ -19,15 +19,15 @@ import msgspec
 
 from gradience.adapters.layout import Adapter
 from gradience.adapters.open import CONFIG_NAME, AdapterFiles, Buffer, Bytes, Layouts, find_files, open_adapter
-from gradience.collect.fleet import Held, Known, rows_of, version_of_rules
+from gradience.collect.fleet import Known, Source, rows_of, version_of_rules
 from gradience.collect.fleet.engines import Done, Engine, run_local, run_ray
 from gradience.collect.fleet.find import AdapterPlace, fetched, find_adapters
 from gradience.device import prepare_jax
-from gradience.errors import ConfigError, GradienceError, require
+from gradience.errors import ConfigError, GradienceError, MissingPackageError, require
 from gradience.io import PathLike
 from gradience.io.reading import open_regular, real_path
 from gradience.judge.options import AuditOptions
-from gradience.schema.fleet import FLEET_AUDIT_SCHEMA_ID, AdapterRow, FleetAuditReport
+from gradience.schema.fleet import FLEET_AUDIT_SCHEMA_ID, AdapterRow, FleetAuditReport, RowStatus
 from gradience.spectral import cores, use_threads
 from gradience.tables import WorkerResult, encoded
 from gradience.tables.query import FLEET, opened
@@ -107,7 +107,7 @@ def audit_fleet(
 
 def crashed(job: Job) -> bytes:
     """The rows of an adapter on which workers died."""
-    return failed(job, "worker processes died on it twice", crashed=True)
+    return failed(job, "worker processes died on it twice", "")
 
 
 def _answers(jobs: Sequence[Job], engine: Engine, workers: int, address: str | None) -> Iterator[Done[Job]]:
@@ -257,23 +257,25 @@ class Job(msgspec.Struct, frozen=True):
 
 def audit_job(job: Job) -> bytes:
     """The rows of one adapter; if it cannot be read, a row with the error."""
+    return answered(job, _audited, failed, "the adapter")
+
+
+def answered(job: Job, work: Callable[[Job], bytes], failed: Callable[[Job, str, str], bytes], what: str) -> bytes:
+    """The answer for a source: its rows, or the row of a failure, without a stamp where the source may be whole."""
     try:
-        return _audited(job)
+        return work(job)
+    except MissingPackageError as error:
+        return failed(job, f"{error}: {error.advice}", "")
     except (GradienceError, OSError, MemoryError) as error:
-        return failed(job, str(error) or type(error).__name__)
-    except Exception as error:  # noqa: BLE001  # last resort: one adapter must not end the job
-        return failed(job, f"a bug of gradience, not of the adapter: {type(error).__name__}: {error}", crashed=True)
+        return failed(job, str(error) or type(error).__name__, job.stamp)
+    except Exception as error:  # noqa: BLE001  # last resort: one source must not end the job
+        return failed(job, f"a bug of gradience, not of {what}: {type(error).__name__}: {error}", "")
 
 
-def failed(job: Job, reason: str, *, crashed: bool = False) -> bytes:
-    """The row of an adapter without numbers. A crash gets no stamp, so the next job tries the adapter again."""
-    row = AdapterRow(
-        path=job.path,
-        status="crashed" if crashed else "error",
-        error=" ".join(reason.split()),
-        rules=job.rules,
-        stamp="" if crashed else job.stamp,
-    )
+def failed(job: Job, reason: str, stamp: str) -> bytes:
+    """The row of an adapter without numbers. Without a stamp it is tried again at the next call."""
+    status: RowStatus = "error" if stamp else "crashed"
+    row = AdapterRow(path=job.path, status=status, error=" ".join(reason.split()), rules=job.rules, stamp=stamp)
     return encoded([row], [], [])
 
 
@@ -329,14 +331,12 @@ def _computed(job: Job, place: Path, hashes: tuple[str, str], files: AdapterFile
     opened = opened_of(place, files, adapter)
     measured = measure(opened, options, grams=grams)
     report = report_of(opened, measured, judge(opened, measured), per_layer=False, left_out={})
-    row, modules, findings = rows_of(job.path, report, (job.rules, job.stamp, *hashes), sketch, _held(files, adapter))
-    return encoded([row], modules, findings)
-
-
-def _held(files: AdapterFiles, adapter: Adapter) -> Held:
     pairs = {name for name, role in adapter.roles.items() if role == "lora_pair"}
     dtypes = sorted({info.dtype for name, info in adapter.tensors.items() if name in pairs})
-    return Held(_settings(files.config, adapter), ",".join(dtypes) or None)
+    settings = _settings(files.config, adapter)
+    source = Source(job.path, job.rules, job.stamp, *hashes, settings, ",".join(dtypes) or None, list(sketch))
+    row, modules, findings = rows_of(source, report)
+    return encoded([row], modules, findings)
 
 
 def _settings(path: Path, adapter: Adapter) -> str | None:

@@ -43,16 +43,7 @@ PINNED: Final = {  # a worker's environment: one thread each, so that N workers 
 _PREPARED: Final[list[bool]] = []  # in a worker process: empty before its first job
 
 
-class Named(Protocol):
-    """A job, named by the path of its source."""
-
-    @property
-    def path(self) -> str:
-        """The path of the source, which is the key of its rows."""
-        ...
-
-
-JobT = TypeVar("JobT", bound=Named)
+JobT = TypeVar("JobT")
 Engine: TypeAlias = Literal["local", "ray"]
 Work: TypeAlias = Callable[[JobT], bytes]
 
@@ -223,7 +214,7 @@ def run_ray(
             has called `ray.init`.
 
     Raises:
-        GradienceError: ray is not installed, or the cluster cannot be reached.
+        GradienceError: the cluster cannot be reached.
     """
     ray, ours = _connected(workers, address)
     try:
@@ -256,12 +247,8 @@ def _connected(workers: int, address: str | None) -> tuple[Any, bool]:
     """Return the ray module, and whether we made the connection and must close it."""
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # no usage statistics are sent
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
-    try:
-        import ray  # extra [ray]
-    except ImportError as error:
-        raise GradienceError(
-            "this needs ray, which is not installed", advice="in the clone: pip install -e '.[ray]'"
-        ) from error
+    import ray  # extra [ray]
+
     if ray.is_initialized():
         return ray, False
     options: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR"}

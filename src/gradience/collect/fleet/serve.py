@@ -429,6 +429,11 @@ def _one_base(groups: Sequence[ServingGroup]) -> Iterator[str]:
             yield f"{few(sorted(names))} may be one base under several names: if they are, one process serves all"
 
 
+def not_judged(plans: Iterable[EnginePlan]) -> set[str]:
+    """The paths of the adapters of which it is not known how an engine serves them."""
+    return {one.path for plan in plans for misfit in plan.misfits if not misfit.id for one in misfit.adapters}
+
+
 def findings_of_plans(plans: Iterable[EnginePlan]) -> Iterator[tuple[str, Finding]]:
     """Yield a finding for each adapter that an engine does not serve as it was trained, with the adapter's path.
 

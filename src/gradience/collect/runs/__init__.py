@@ -14,7 +14,8 @@ from typing import Final
 from gradience.errors import GradienceError, RecorderError
 from gradience.io import PathLike
 from gradience.reading.places import names_of, run_list
-from gradience.schema import as_float, number_in
+from gradience.schema import Real, as_float, number_in
+from gradience.schema.events import EvalMetrics
 from gradience.schema.fleet import RUN_SETTINGS, RUNS_CURVES_SCHEMA_ID, Curve, QueryReport, RunRow, RunsCurvesReport
 from gradience.tables.query import NamedQuery, select
 from gradience.tables.store import Store
@@ -138,7 +139,12 @@ def _points(series: RunSeries, metric: str) -> Iterator[tuple[int, float]]:
     for event in series.evals:
         if event.split != (split or "train") or event.step is None:
             continue
-        known = {"loss": event.metrics.loss, "ppl": event.metrics.ppl, "accuracy": event.metrics.accuracy}
-        value = known[name] if name in known else number_in(event.metrics.extras, name)
+        value = measured(event.metrics).get(name)
         if value is not None:
             yield event.step, as_float(value)
+
+
+def measured(metrics: EvalMetrics) -> dict[str, Real | None]:
+    """The numbers of an evaluation by their names; None where there is none."""
+    known = {"loss": metrics.loss, "ppl": metrics.ppl, "accuracy": metrics.accuracy}
+    return known | {name: number_in(metrics.extras, name) for name in metrics.extras}

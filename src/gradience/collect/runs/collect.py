@@ -14,19 +14,19 @@ from pathlib import Path
 from typing import Final
 
 from gradience.collect.fleet import version_of_rules
-from gradience.collect.fleet.audit import Job, JobProgress, Plan, carry_out, known_rows, plan_of
+from gradience.collect.fleet.audit import Job, JobProgress, Plan, answered, carry_out, known_rows, plan_of
 from gradience.collect.fleet.engines import Done, run_local
 from gradience.collect.fleet.find import leads_to_folder, stamp_of
+from gradience.collect.runs import measured
 from gradience.collect.runs.rows import run_row
 from gradience.configs.training import STATE_NAME
-from gradience.errors import GradienceError, MissingPackageError, RecorderError, require
+from gradience.errors import GradienceError, RecorderError, require
 from gradience.importers.sources import inner_folders, is_run, may_be_log
 from gradience.importers.wandb import SUMMARY
 from gradience.io import CHECKPOINT_PREFIX, PathLike, cache_folder
 from gradience.judge.monitor import report_of
-from gradience.reading import Reading, read_run
+from gradience.reading import read_run
 from gradience.reading.logs import is_log
-from gradience.schema import Real, number_in
 from gradience.schema.document import writable
 from gradience.schema.fleet import RUNS_SCHEMA_ID, EvalRow, RunFindingRow, RunRow, StepRow
 from gradience.spectral import cores
@@ -97,7 +97,7 @@ def _nothing() -> None:
 
 
 def _crashed(job: Job) -> bytes:
-    return run_failed(job, "worker processes died on it twice", again=True)
+    return run_failed(job, "worker processes died on it twice", "")
 
 
 def find_runs(roots: Iterable[PathLike], known: Collection[str] = ()) -> Iterator[Job]:
@@ -171,20 +171,13 @@ def _of(folder: str, files: list[str], below: list[str], known: Collection[str])
 
 def run_job(job: Job) -> bytes:
     """The encoded rows of one source. If the source cannot be read, they are one row with the error."""
-    try:
-        runs = list(read_run(job.place).of_each_run())
-        if len(runs) > MAX_RUNS:
-            raise GradienceError(f"{len(runs)} runs in one log, over the limit of {MAX_RUNS}")  # noqa: TRY301  # a row of the table too
-        return _encoded(job, runs)
-    except MissingPackageError as error:
-        return run_failed(job, f"{error}: {error.advice}", again=True)
-    except (GradienceError, OSError, MemoryError) as error:
-        return run_failed(job, str(error) or type(error).__name__)
-    except Exception as error:  # noqa: BLE001  # last resort: one log must not end the job
-        return run_failed(job, f"a bug of gradience, not of the log: {type(error).__name__}: {error}", again=True)
+    return answered(job, _read, run_failed, "the log")
 
 
-def _encoded(job: Job, runs: Sequence[Reading]) -> bytes:
+def _read(job: Job) -> bytes:
+    runs = list(read_run(job.place).of_each_run())
+    if len(runs) > MAX_RUNS:
+        raise GradienceError(f"{len(runs)} runs in one log, over the limit of {MAX_RUNS}")
     pairs = [(reading.run, report_of(reading)) for reading in runs]
     return encoded(
         [run_row(job.path, series, report, stamp=job.stamp, rules=job.rules) for series, report in pairs],
@@ -198,13 +191,8 @@ def _encoded(job: Job, runs: Sequence[Reading]) -> bytes:
     )
 
 
-def run_failed(job: Job, reason: str, *, again: bool = False) -> bytes:
-    """The encoded row of a log that could not be read.
-
-    If the log itself may be whole (a crash, a missing package), the row gets no stamp, so the log is read `again` at
-    the next call.
-    """
-    stamp = "" if again else job.stamp
+def run_failed(job: Job, reason: str, stamp: str) -> bytes:
+    """The row of a log that could not be read. Without a stamp it is read again at the next call."""
     return encoded([RunRow(path=job.path, error=" ".join(reason.split()), stamp=stamp, rules=job.rules)], [], [], [])
 
 
@@ -223,13 +211,7 @@ def _finite(column: Iterable[float]) -> list[float | None]:
 
 def _evals(path: str, series: RunSeries) -> Iterator[EvalRow]:
     for event in series.evals:
-        named: dict[str, Real | None] = {
-            "loss": event.metrics.loss,
-            "ppl": event.metrics.ppl,
-            "accuracy": event.metrics.accuracy,
-        }
-        extras = {name: number_in(event.metrics.extras, name) for name in event.metrics.extras}
-        for metric, value in (named | extras).items():
+        for metric, value in measured(event.metrics).items():
             number = number_column(value)
             if number is not None:
                 yield EvalRow(

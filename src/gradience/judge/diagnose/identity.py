@@ -14,7 +14,8 @@ from typing import Final, NamedTuple
 from gradience.adapters.open import holds_adapter
 from gradience.configs.training import STATE_NAME
 from gradience.errors import GradienceError
-from gradience.importers.trainer_state import State, read_state
+from gradience.importers.files import SourceRun
+from gradience.importers.trainer_state import read_state
 from gradience.io.reading import is_zip
 from gradience.io.safetensors import read_header
 from gradience.schema import as_float
@@ -57,10 +58,10 @@ def identify(folder: CheckpointFolder, run: RunSeries) -> Identity:
     return _compared(folder, state, run)
 
 
-def _compared(folder: CheckpointFolder, state: State, run: RunSeries) -> Identity:
-    planned = state.raw.planned
-    if state.reached != folder.step:
-        return Identity(None, planned, f"its {STATE_NAME} is of step {state.reached}")
+def _compared(folder: CheckpointFolder, state: SourceRun, run: RunSeries) -> Identity:
+    planned = state.planned
+    if state.furthest != folder.step:
+        return Identity(None, planned, f"its {STATE_NAME} is of step {state.furthest}")
     same = [math.isclose(ours, theirs, rel_tol=_EQUAL) for ours, theirs in _shared(state, run)]
     if same:
         why = "its history is the log's" if all(same) else "its history has other losses at the same steps"
@@ -71,12 +72,12 @@ def _compared(folder: CheckpointFolder, state: State, run: RunSeries) -> Identit
     return Identity(None, planned, "its history shares no step with the log")
 
 
-def _shared(state: State, run: RunSeries) -> Iterator[tuple[float, float]]:
+def _shared(state: SourceRun, run: RunSeries) -> Iterator[tuple[float, float]]:
     """The losses that both histories have at one step, of training and of each evaluated split."""
     splits = {event.split for event in run.evals}
     logged: dict[str, Mapping[int, float]] = {_LOSS: dict(zip(run.steps, run.losses, strict=True))}
     logged |= {f"{split}_{_LOSS}": run.losses_of(split) for split in splits}
-    for row in state.raw.rows:
+    for row in state.rows:
         values = row.values
         for name, curve in logged.items():
             theirs = values.get(name)
