@@ -108,7 +108,7 @@ def test_verdict_and_findings_come_before_any_number():
     assert text.index("Verdict: TRAINED") < text.index("Findings:") < text.index("Summary:")
 
 
-RESIZE = "Next: gradience resize --peft-dir runs/toy/peft"
+RESIZE = "Next: gradience resize runs/toy/peft"
 
 
 def test_the_default_report_fits_a_screen_with_the_verdict_first_and_the_next_step_last():
