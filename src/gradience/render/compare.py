@@ -1,8 +1,4 @@
-"""Several runs, or several adapters, side by side as text.
-
-Up to four runs are columns, more are rows, with their stories, differing settings and losses over the same steps.
-Adapters are compared in pairs, as wholes and by module; the checkpoints of one run as a series.
-"""
+"""Several adapters side by side as text: in pairs, as wholes and by module; the checkpoints of one run as a series."""
 
 from __future__ import annotations
 
@@ -41,15 +37,6 @@ from gradience.schema.compare import (
     Overlap,
     SideOverlap,
 )
-from gradience.schema.document import SEVERITIES
-
-_SIDE_BY_SIDE: Final = 4  # runs, at most, that are shown side by side
-_COLUMN: Final = 16
-_LABEL: Final = 22
-_NAME: Final = 28
-_VALUE: Final = 40  # characters of a setting among runs
-_SHOWN_IDS: Final = 2  # findings that fit a column
-_GRAVE: Final = SEVERITIES.index("warning")
 
 _LAYERS: Final = 6
 MAPS: Final = 3  # pairs of adapters with maps on a page
