@@ -247,16 +247,16 @@ def test_a_folder_of_something_else_is_left_alone_and_one_in_use_is_not_shared(t
 
 
 def test_merges_are_judged_on_each_adapters_own_data_with_its_own_head(classifier, tmp_path):
-    other = tmp_path / "other"
+    other, data = tmp_path / "other", write_rows(tmp_path / "held.jsonl", rows_of(60, seed=999))
     bench = bench_adapter(
-        classifier.adapter, tmp_path / "first", data=classifier.data, candidates=["svd:4"],
+        classifier.adapter, tmp_path / "first", data=data, candidates=["svd:4"],
         options=BenchOptions(base=classifier.base),
     )  # fmt: skip
     Path(next(c.folder for c in bench.candidates if c.name == "svd:4")).rename(other)
     report = bench_merge(
         [classifier.adapter, other],
         tmp_path / "out",
-        data=[classifier.data, classifier.data],
+        data=[data, data],
         methods=["linear"],
         weights=[[0.5, 0.5], [0.0, 1.0], [0.5, 0.0]],
         options=BenchOptions(base=classifier.base, tolerance="10%"),

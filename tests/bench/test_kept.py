@@ -50,53 +50,49 @@ def test_names_are_parts_of_a_files_name(tmp_path):
     assert report_path(tmp_path / "x.json") == tmp_path / "x.json"
 
 
-def test_a_command_has_another_digest_once_a_file_that_its_script_uses_was_edited(tmp_path, monkeypatch):
+SCRIPTS = {
+    "eval.py": "import sys\nfrom mine.core import x\n",
+    "mine/core.py": "x = 1\n",
+    "mine/deep/more.py": "",
+    "mine/__main__.py": "",
+    "other/core.py": "",
+    "jobs/run.sh": "#!/bin/sh\nexec python3 ../eval.py --of inner.py; cat 'held.csv'\n",
+    "jobs/inner.py": "",
+    "held.csv": "1",
+    "tasks.yaml": "",
+    "tool": "1",
+    "others": "",
+    "out.log": "",
+}
+MINE = {"mine/core.py", "mine/deep/more.py", "mine/__main__.py"}
+PACKAGE = {"eval.py", *MINE}
+JOB = {*PACKAGE, "jobs/run.sh", "jobs/inner.py", "held.csv"}
+
+
+@every(
+    ("command", "named"),
+    [
+        ("python3 eval.py {adapter}", PACKAGE),
+        ("python3 {here}/eval.py --x={adapter}", PACKAGE),
+        ("sh -c 'python3 eval.py {adapter} | tail -1'", PACKAGE),
+        ("python3 -m mine {adapter}", MINE),
+        ("sh jobs/run.sh {adapter}", JOB),
+        ("./jobs/run.sh {adapter} --tasks=tasks.yaml", JOB | {"tasks.yaml"}),
+        ("echo {adapter} 1", set()),
+        ("./tool {adapter} --log=out.log others", {"tool"}),  # the others may be what it writes
+    ],
+)
+def test_a_command_has_another_digest_once_a_file_that_it_uses_was_edited(command, named, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    texts = {
-        "eval.py": "import sys\nfrom mine.core import x\n",
-        "mine/core.py": "x = 1\n",
-        "mine/deep/more.py": "",
-        "other/core.py": "",
-        "jobs/run.sh": "#!/bin/sh\nexec python3 ../eval.py --of inner.py; cat 'held.csv'\n",
-        "jobs/inner.py": "",
-        "held.csv": "1",
-    }
-    for name, text in texts.items():
+    for name, text in SCRIPTS.items():
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_text(text)
-    package = {"eval.py", "mine/core.py", "mine/deep/more.py"}
-    commands = {
-        "python3 eval.py {adapter}": package,
-        "sh jobs/run.sh {adapter}": package | {"jobs/run.sh", "jobs/inner.py", "held.csv"},
-    }
-    for command, named in commands.items():
-        for name, text in texts.items():
-            before = digest_of_command(command)
-            (tmp_path / name).write_text(text + "#1")
-            assert (digest_of_command(command) != before) is (name in named), (command, name)
-            (tmp_path / name).write_text(text)
-
-
-def test_a_command_has_another_digest_once_a_file_that_it_names_was_edited(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    names = ("eval.py", "helper.py", "tasks.yaml", "pkg/__main__.py", "run.sh", "other", "tool", "out.log")
-    files = {name: tmp_path / name for name in names}
-    for path in files.values():
-        path.parent.mkdir(exist_ok=True)
-        path.write_text("1")
-    files["tool"].chmod(0o755)
-    commands = {
-        "python3 eval.py {adapter}": {"eval.py", "helper.py"},
-        f"python3 {tmp_path}/eval.py --x={{adapter}}": {"eval.py", "helper.py"},
-        "python3 -m pkg {adapter}": {"pkg/__main__.py"},
-        "./run.sh {adapter} --tasks=tasks.yaml": {"run.sh", "tasks.yaml"},
-        "sh -c 'python3 eval.py {adapter} | tail -1'": {"eval.py", "helper.py"},
-        "echo {adapter} 1": set(),
-        "./tool {adapter} --log=out.log other": {"tool"},  # the others may be what it writes
-    }
-    for command, named in commands.items():
-        for name, path in files.items():
-            before = digest_of_command(command)
-            path.write_text(path.read_text() + "1")
-            assert (digest_of_command(command) != before) is (name in named), (command, name)
-    assert digest_of_command("echo {adapter} 1") != digest_of_command("echo {adapter} 2")
+    (tmp_path / "tool").chmod(0o755)
+    command = command.replace("{here}", str(tmp_path))
+    before, found = digest_of_command(command), set()
+    for name, text in SCRIPTS.items():
+        (tmp_path / name).write_text(text + "#1")
+        found |= {name} if digest_of_command(command) != before else set()
+        (tmp_path / name).write_text(text)
+    assert found == named
+    assert digest_of_command(f"{command} 2") != before

@@ -21,7 +21,7 @@ from gradience.render.merge import merge_check_text
 from gradience.rewrite.merge.check import trials_of
 from gradience.schema.export import json_schema
 from gradience.schema.merge import CheckedPair
-from gradience.spectral.merging import pooled_signs, signs_of
+from gradience.spectral.merging import signs_of
 
 
 def _vector(update: dict) -> np.ndarray:
@@ -80,20 +80,6 @@ def test_a_sample_of_rows_is_within_its_error_of_the_truth(seed):
     assert 0.0 < sample.conflict_error < 0.02
     assert abs(sample.conflict - exact.conflict) < 5 * sample.conflict_error
     assert abs(sample.cancelled - exact.cancelled) < 5 * sample.cancelled_error
-
-
-def test_pooled_signs_are_those_of_all_entries():
-    rng = np.random.default_rng(0)
-    sets = [
-        [(rng.standard_normal((d, 2)), size * rng.standard_normal((2, 9)), 1.0) for _ in range(2)]
-        for d, size in ((7, 1.0), (40, 5.0))
-    ]
-    pooled = pooled_signs([signs_of(parts, most=None, seed=0) for parts in sets])
-    dense = [[b @ a for b, a, _ in parts] for parts in sets]
-    x, y = (np.concatenate([pair[place].ravel() for pair in dense]) for place in (0, 1))
-    assert pooled is not None
-    assert pooled.conflict == pytest.approx(np.mean(x * y < 0))
-    assert pooled.cancelled == pytest.approx(1 - np.abs(x + y).sum() / (np.abs(x) + np.abs(y)).sum(), abs=1e-6)
 
 
 def _scaled(folder, factor: float) -> None:

@@ -45,7 +45,6 @@ from gradience.spectral.subspace import PairGeometry
 
 SETTLED: Final = 0.99  # cosine to the final update: 8 degrees, or a seventh of its norm; a heuristic of the project
 
-
 _Pair: TypeAlias = tuple[int, int]
 _Geometry: TypeAlias = dict[_Pair, dict[str, PairGeometry]]
 
