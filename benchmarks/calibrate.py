@@ -242,15 +242,15 @@ def calibrated(folder: Path, runs: Path, run: Run) -> Any:
 
 def measurement(adapter: Path, base: Path, texts: Path, seed: int = 0) -> tuple[Any, Any, Any]:
     """The adapter, the model that runs with it, and what that says of its pieces on the texts."""
-    from gradience.rewrite.resize.outputs import TextFile, measure
-    from gradience.rewrite.resize.running import run
-    from gradience.rewrite.resize.subject import Subject, resizable_pairs
+    from gradience.rewrite.options import ResizeOptions
+    from gradience.rewrite.resize.outputs import measure
+    from gradience.rewrite.resize.subject import Subject, resizable_pairs, run
     from gradience.rewrite.sides import open_stored
 
     stored = open_stored(adapter)
     subject = Subject(stored, resizable_pairs(stored.adapter), None)
     running = run(subject, base, _silent)
-    return subject, running, measure(subject, running, TextFile(texts, token_ids=False, seed=seed), _silent)
+    return subject, running, measure(subject, running, texts, ResizeOptions(seed=seed), _silent)
 
 
 def _silent(*_: object) -> None:

@@ -593,9 +593,11 @@ def smaller(options: Options) -> str:
     """Return the command that makes the adapter smaller, where the base and sentences to measure on were saved."""
     if (base := base_folder(options)) is None or options.dataset is not None:
         return ""
-    paths = {"peft-dir": options.out / "peft", "base": base, "calibrate": options.out / "heldout.jsonl"}
-    given = " ".join(f"--{name} {shlex.quote(str(path))}" for name, path in paths.items())
-    return f"\n  gradience resize {given} --kl .003 --out {shlex.quote(str(options.out / 'smaller'))}"
+    peft, base, rows, out = (
+        shlex.quote(str(path))
+        for path in (options.out / "peft", base, options.out / "heldout.jsonl", options.out / "smaller")
+    )
+    return f"\n  gradience resize {peft} --base {base} --calibrate {rows} --kl .003 --out {out}"
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -246,26 +246,17 @@ def test_a_folder_of_something_else_is_left_alone_and_one_in_use_is_not_shared(t
             pass
 
 
-def test_a_damaged_evaluation_is_run_again(classifier, tmp_path):
-    arguments = (classifier.adapter, "--metric", counting(tmp_path), "--out", tmp_path / "out", "--candidates", "svd:2")
-    quietly(*arguments)
-    for file in (tmp_path / "out" / "evaluations").glob("full-*"):
-        file.write_bytes(file.read_bytes()[:40])
-    quietly(*arguments)
-    assert len(calls(tmp_path)) == 5
-
-
 def test_merges_are_judged_on_each_adapters_own_data_with_its_own_head(classifier, tmp_path):
-    other = tmp_path / "other"
+    other, data = tmp_path / "other", write_rows(tmp_path / "held.jsonl", rows_of(60, seed=999))
     bench = bench_adapter(
-        classifier.adapter, tmp_path / "first", data=classifier.data, candidates=["svd:4"],
+        classifier.adapter, tmp_path / "first", data=data, candidates=["svd:4"],
         options=BenchOptions(base=classifier.base),
     )  # fmt: skip
     Path(next(c.folder for c in bench.candidates if c.name == "svd:4")).rename(other)
     report = bench_merge(
         [classifier.adapter, other],
         tmp_path / "out",
-        data=[classifier.data, classifier.data],
+        data=[data, data],
         methods=["linear"],
         weights=[[0.5, 0.5], [0.0, 1.0], [0.5, 0.0]],
         options=BenchOptions(base=classifier.base, tolerance="10%"),
@@ -369,6 +360,15 @@ def test_a_key_in_a_command_is_in_no_file_of_the_folder(classifier, tmp_path, ca
     files = [path for path in (tmp_path / "out").rglob("*.json") if path.is_file()]
     assert len(files) > 4
     assert not any(secret in path.read_text() for path in files)
+
+
+def test_a_command_that_names_its_seed_is_run_with_several(classifier, tmp_path):
+    program = shlex.join([sys.executable, "-c", "import sys; print(sys.argv[2])"])
+    options = BenchOptions(metric=f"{program} {{adapter}} {{seed}}", seed=5, seeds=2)
+    report = bench_adapter(classifier.adapter, tmp_path / "out", candidates=[], options=options)
+    assert (report.metric.unit, report.tasks[0].n, report.tasks[0].score) == ("seed", 2, 5.5)
+    with pytest.raises(GradienceError, match="lm-eval needs --base"):
+        bench_adapter(classifier.adapter, tmp_path / "two", options=BenchOptions(metric="lm-eval:arc"))
 
 
 @pytest.mark.slow  # scores many candidates

@@ -43,6 +43,9 @@ def test_an_unbounded_harm_has_one_more_example_twice_as_far_out_as_the_worst_se
     assert found.worst[0] == pytest.approx(0.5 + 2 * (2.5 - 0.5))
     assert found.best[0] == pytest.approx(0.5 - 2 * (0.5 + 0.5))
     assert found.margin == 0.5
+    ends = sample_of(np.zeros((4, 2)), np.array([1.0, 1.0, 1.0, 3.0]), np.array([0.0, 0.0, 0.0, 0.2]), largest=1.0)
+    assert ends.margin == pytest.approx(0.1)
+    assert (*ends.worst, *ends.best) == pytest.approx((0.9, 0.9, -1.1, -1.1))
 
 
 def test_examples_count_by_their_weight():

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from pathlib import Path
 from types import SimpleNamespace
@@ -10,11 +9,10 @@ from typing import Any
 
 import numpy as np
 import pytest
-from safetensors.numpy import save_file
+from hand_made import adapter
 
 from gradience.errors import AdapterError
 from gradience.rewrite.sides import (
-    Side,
     StoredAdapter,
     config_differences,
     described,
@@ -23,22 +21,17 @@ from gradience.rewrite.sides import (
     open_sides,
     raw_config,
     side_overlap,
-    span,
 )
 from gradience.schema.compare import Overlap, SideOverlap
 
 
 def save(folder: Path, modules: dict[str, tuple[int, int, int]], **config: Any) -> Path:
     """An adapter with modules of these (out, r, in)."""
-    folder.mkdir(parents=True)
-    tensors = {}
-    for name, (out, r, width) in modules.items():
-        tensors[f"base_model.model.{name}.lora_A.weight"] = np.ones((r, width), np.float32)
-        tensors[f"base_model.model.{name}.lora_B.weight"] = np.ones((out, r), np.float32)
-    save_file(tensors, folder / "adapter_model.safetensors")
-    given = {"peft_type": "LORA", "r": 4, "lora_alpha": 8, "target_modules": sorted(modules), **config}
-    (folder / "adapter_config.json").write_text(json.dumps(given))
-    return folder
+    ones = {
+        name: (np.ones((out, r), np.float32), np.ones((r, width), np.float32))
+        for name, (out, r, width) in modules.items()
+    }
+    return adapter(folder, ones, **{"r": 4, "lora_alpha": 8, **config})
 
 
 def test_two_adapters_at_least_are_compared(tmp_path):
@@ -69,7 +62,7 @@ def test_modules_are_matched_by_name_and_shape_in_natural_order(tmp_path):
     )
     found = matched(sides)
     assert list(found.rows) == ["m.1.v", "m.2.k", "m.10.q"]
-    assert (found.odd, list(found.common)) == (["m.9.q"], ["m.10.q"])
+    assert found.odd == ["m.9.q"]
     assert [(only.module, only.adapters) for only in found.partial] == [("m.1.v", ["a"]), ("m.2.k", ["b"])]
     assert [[m and m.r for m in row] for row in found.rows.values()] == [[2, None], [None, 2], [2, 1]]
 
@@ -78,15 +71,13 @@ def test_adapters_without_a_module_in_common_are_refused_unless_that_is_allowed(
     sides = open_sides([save(tmp_path / "a", {"m.q": (6, 2, 5)}), save(tmp_path / "b", {"m.v": (6, 2, 5)})])
     with pytest.raises(AdapterError, match=r"no module in common \(a has m\.q, b has m\.v\)"):
         matched(sides)
-    assert matched(sides, overlapping=False).common == {}
+    assert len(matched(sides, overlapping=False).partial) == 2
     three = open_sides([*(side.path for side in sides), save(tmp_path / "c", {"m.v": (6, 2, 5)})])
     assert [len([m for m in row if m]) for row in matched(three).rows.values()] == [1, 2]
-    assert matched(three).common == {}  # two of three are not all
-    assert list(matched(three[1:]).common) == ["m.v"]
 
 
-def of_config(name: str, **raw: Any) -> Side:
-    return Side(name, Path(name), None, None, raw, None)  # type: ignore[arg-type]  # only the config is looked at
+def of_config(name: str, **raw: Any) -> StoredAdapter:
+    return StoredAdapter(Path(name), None, None, raw, None, name)  # type: ignore[arg-type]  # only the config is looked at
 
 
 def test_fields_differ_by_what_they_mean():
@@ -101,10 +92,6 @@ def test_fields_differ_by_what_they_mean():
         "r": [8, 16, 8],
         "target_modules": [["q", "v"], ["q"], ["q"]],
     }
-
-
-def test_a_span_is_least_and_most():
-    assert span([3.0, 1.0, 2.0]) == [1.0, 3.0]
 
 
 def test_overlaps_are_of_powers_of_two_and_of_the_whole():
@@ -151,7 +138,7 @@ def test_a_config_is_a_json_object(tmp_path):
 def test_an_adapter_without_a_pair_is_refused_with_the_reason(tmp_path, monkeypatch):
     one = save(tmp_path / "one", {"m.q": (6, 2, 5)})
     bare = SimpleNamespace(modules=[], skipped=[])
-    stored = StoredAdapter(None, bare, {}, None)  # type: ignore[arg-type]  # only its modules are looked at
+    stored = StoredAdapter(tmp_path, None, bare, {}, None)  # type: ignore[arg-type]  # only its modules are looked at
     monkeypatch.setattr("gradience.rewrite.sides.open_stored", lambda _: stored)
     with pytest.raises(AdapterError, match="it holds no LoRA pair"):
         open_sides([one, one])

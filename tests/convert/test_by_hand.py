@@ -1,8 +1,7 @@
-"""What a conversion says of ranks that were padded, of experts in an unknown layout, and which path a module has."""
+"""What MLX-LM's files have room for, and which parameters of transformers its experts are."""
 
 from __future__ import annotations
 
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -10,83 +9,9 @@ import pytest
 from tables import every
 
 from gradience.adapters.layout import Module
-from gradience.errors import AdapterError, OptionError
-from gradience.rewrite.convert.source import renamed
-from gradience.rewrite.convert.updates import LayerUpdate, RankChoice, UpdatePair, from_factors
-from gradience.rewrite.convert.write import expert_updates, mlx_notes, mlx_tensors, peft_notes
-from gradience.rewrite.options import ConvertOptions
-from gradience.rewrite.writing import ArraySpool
-
-
-def update(rank: int, parameter: str | None) -> Any:
-    return SimpleNamespace(part=SimpleNamespace(rank=rank), parameter=parameter, path="m.q")
-
-
-@every(
-    ("some", "lower"),
-    [
-        (
-            [(2, "down_proj"), (4, "up_proj")],
-            "1 pairs on experts are padded with zeros to rank 4, the one of all of them",
-        ),
-        ([(4, "down_proj"), (4, "up_proj")], None),
-        ([(2, None), (4, "up_proj")], None),  # a layer of its own keeps its rank
-        ([(2, None), (3, None)], None),
-        (
-            [(2, "a"), (3, "b"), (1, None), (4, "c")],
-            "2 pairs on experts are padded with zeros to rank 4, the one of all of them",
-        ),
-    ],
-)
-def test_pairs_on_experts_are_padded_to_the_rank_of_all(some, lower):
-    assert peft_notes([update(*one) for one in some]) == ([] if lower is None else [lower])
-
-
-def pair(r: int = 3, scale: float = 2.0) -> Module:
-    rng = np.random.default_rng(0)
-    b, a = rng.standard_normal((6, r)).astype(np.float32), rng.standard_normal((r, 5)).astype(np.float32)
-    return Module("m", "linear", (6, 5), r, r * scale, scale, 33, lambda: (b, a))
-
-
-@every(
-    ("choice", "copy", "rank", "method"),
-    [
-        (RankChoice(), True, 3, "copied"),
-        (RankChoice(rank=3), True, 3, "copied"),
-        (RankChoice(rank=9), True, 3, "copied"),
-        (RankChoice(rank=2), True, 2, "truncated"),
-        (RankChoice(energy=1.0), True, 3, "copied"),
-        (RankChoice(), False, 3, "factors"),
-        (RankChoice(rank=3), False, 3, "factors"),
-        (RankChoice(rank=1), False, 1, "truncated"),
-    ],
-)
-def test_factors_are_the_files_own_unless_something_is_left_out(tmp_path, choice, copy, rank, method):
-    own = pair()
-    found = from_factors(own, choice, ArraySpool(tmp_path), scale=2.0 if copy else 0.5, copy=copy)
-    b, a = found.load()
-    assert (found.rank, found.method, b.shape, a.shape) == (rank, method, (6, rank), (rank, 5))
-    whole = 2.0 * (own.load()[0].astype(float) @ own.load()[1])
-    assert found.norm == pytest.approx(np.linalg.norm(whole))
-    assert np.linalg.norm(found.scale * (b.astype(float) @ a) - whole) == pytest.approx(found.rest, abs=1e-5)
-
-
-def test_factors_of_as_many_columns_as_the_lesser_side_are_kept_as_they_are(tmp_path):
-    own = pair(5, 2.0)
-    found = from_factors(own, RankChoice(), ArraySpool(tmp_path), scale=0.5, copy=False)
-    (b, a), (own_b, own_a) = found.load(), own.load()
-    np.testing.assert_array_equal(b, own_b)
-    np.testing.assert_array_equal(a, 4.0 * own_a)
-    more = from_factors(pair(6, 2.0), RankChoice(), ArraySpool(tmp_path), scale=0.5, copy=False)
-    assert (more.rank, more.load()[0].shape) == (5, (6, 5))
-
-
-@every(
-    ("path", "new", "renamed_to"),
-    [("model", "x", "x"), ("model.a", "x", "x.a"), ("model.a", "", "a"), ("models.a", "x", "models.a")],
-)
-def test_a_prefix_is_a_whole_path_or_ends_on_a_dot(path, new, renamed_to):
-    assert renamed(path, {"model": new}) == renamed_to
+from gradience.errors import AdapterError
+from gradience.rewrite.convert.updates import LayerUpdate, UpdatePair
+from gradience.rewrite.convert.write import expert_updates, mlx_notes, mlx_tensors
 
 
 def written(rank: int, scale: float, name: str = "m.q", *, dora: bool = False, **more: Any) -> LayerUpdate:
@@ -167,58 +92,10 @@ def test_what_mlx_lm_has_no_layer_for_is_refused_by_name(some, said):
     assert str(error.value) == said
 
 
-@every(
-    ("rank", "energy", "said"),
-    [
-        (1, None, None),
-        (0, None, "--rank is 0, expected a whole number from 1"),
-        (None, 1.0, None),
-        (None, 0.001, None),
-        (None, 0.0, "--energy is 0.0, expected above 0, at most 1"),
-        (None, 1.001, "--energy is 1.001, expected above 0, at most 1"),
-        (None, -0.1, "--energy is -0.1, expected above 0, at most 1"),
-        (4, 0.9, "--rank and --energy were both given"),
-        (None, None, None),
-    ],
-)
-def test_what_is_asked_for_is_within_its_range(rank, energy, said):
-    options = ConvertOptions(rank=rank, energy=energy)
-    if said is None:
-        options.refuse_bad()
-        return
-    with pytest.raises(OptionError) as error:
-        options.refuse_bad()
-    assert str(error.value) == said
-
-
 def expert(name: str, index: int, shape: tuple[int, int], r: int = 2) -> Module:
     rng = np.random.default_rng([len(name), index])
     b, a = (rng.standard_normal(s).astype(np.float32) for s in ((shape[0], r), (r, shape[1])))
     return Module(f"{name}[{index}]", "expert", shape, r, 6.0, 3.0, 0, lambda: (b, a), expert=index)
-
-
-@every(
-    ("parameter", "shape", "names"),
-    [
-        ("gate_up_proj", (8, 5), ["m.mlp.switch_mlp.gate_proj", "m.mlp.switch_mlp.up_proj"]),
-        ("down_proj", (5, 4), ["m.mlp.switch_mlp.down_proj"]),
-    ],
-)
-def test_experts_of_peft_are_those_of_mlx_lm_a_fused_parameter_in_two(parameter, shape, names):
-    some = [expert(f"m.mlp.experts.{parameter}", e, shape) for e in range(3)]
-    found = expert_updates(some, "mlx")
-    assert [(one.target, one.experts, one.part.scale) for one in found] == [(name, 3, 3.0) for name in names]
-    rows = shape[0] // len(names)
-    for place, one in enumerate(found):
-        b, a = one.load()
-        half = slice(place * rows, (place + 1) * rows)
-        for e, own in enumerate(some):
-            own_b, own_a = own.load()
-            np.testing.assert_array_equal(b[e], own_b[half])
-            np.testing.assert_array_equal(a[e], own_a)
-        truth = [3.0 * own.load()[0][half].astype(float) @ own.load()[1] for own in some]
-        assert one.part.norm == pytest.approx(np.linalg.norm(truth), rel=1e-6)
-        assert one.shape == (rows, shape[1])
 
 
 @every(

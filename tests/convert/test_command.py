@@ -12,7 +12,9 @@ import jsonschema
 import numpy as np
 import pytest
 from peft import AdaLoraConfig, IA3Config, LoHaConfig, LoraConfig, MissConfig, VeraConfig
+from peft_models import made
 from safetensors.numpy import load_file, save_file
+from tables import every
 
 from gradience.cli.main import main
 from gradience.errors import AdapterError
@@ -21,14 +23,15 @@ from gradience.rewrite.convert import convert_adapter
 LINEAR = ["q_proj", "up_proj"]
 
 
-def loha(make):
-    return make(LoHaConfig(r=3, alpha=5, target_modules=LINEAR))
+@pytest.fixture(scope="module")
+def product(tmp_path_factory):
+    """A LoHa, and its folder."""
+    return made(tmp_path_factory.mktemp("loha") / "old", LoHaConfig(r=3, alpha=5, target_modules=LINEAR)).folder
 
 
-def test_json_is_one_document_that_follows_its_schema(make, root, capsys):
-    case = loha(make)
-    out = case.folder.parent / "new"
-    assert main(["convert", str(case.folder), "--out", str(out), "--rank", "2", "--json"]) == 0
+def test_json_is_one_document_that_follows_its_schema(product, root, tmp_path, capsys):
+    out = tmp_path / "new"
+    assert main(["convert", str(product), "--out", str(out), "--rank", "2", "--json"]) == 0
     report = json.loads(capsys.readouterr().out)
     jsonschema.validate(report, json.loads((root / "schemas" / "convert-report-v2.schema.json").read_text()))
     assert report["options"] == {"to": "peft", "rank": 2}
@@ -36,63 +39,41 @@ def test_json_is_one_document_that_follows_its_schema(make, root, capsys):
     provenance = json.loads((out / "gradience_provenance.json").read_text())
     jsonschema.validate(provenance, json.loads((root / "schemas" / "provenance-v1.schema.json").read_text()))
     assert provenance["relative_error"] == report["relative_error"] > 0.1
-    assert str(case.folder) not in json.dumps(provenance)
+    assert str(product) not in json.dumps(provenance)
 
 
-def test_a_dry_run_prints_the_table_and_writes_nothing(make, capsys):
-    case = loha(make)
-    before = sorted(case.folder.parent.rglob("*"))
-    assert main(["convert", str(case.folder), "--dry-run"]) == 0
+def test_a_dry_run_prints_the_table_and_writes_nothing(product, capsys):
+    before = sorted(product.parent.rglob("*"))
+    assert main(["convert", str(product), "--dry-run"]) == 0
     text = capsys.readouterr().out
     assert "dry run: nothing is written" in text
     assert "9>9" in text
     assert "exact" in text
-    assert sorted(case.folder.parent.rglob("*")) == before
+    assert sorted(product.parent.rglob("*")) == before
 
 
-def test_a_folder_that_exists_is_kept_without_force(make, capsys):
-    case = loha(make)
-    out = case.folder.parent / "mine"
-    out.mkdir()
-    (out / "notes.txt").write_text("mine")
-    assert main(["convert", str(case.folder), "--out", str(out)]) == 2
-    assert "exists already" in capsys.readouterr().err
-    assert (out / "notes.txt").read_text() == "mine"
-    (out / "adapter_config.json").write_text("{}")
-    assert main(["convert", str(case.folder), "--out", str(out), "--force"]) == 2
-    assert "notes.txt" in capsys.readouterr().err
-    (out / "notes.txt").unlink()
-    assert main(["convert", str(case.folder), "--out", str(out), "--force"]) == 0
-    assert sorted(path.name for path in out.iterdir()) == [
-        "adapter_config.json",
-        "adapter_model.safetensors",
-        "gradience_provenance.json",
-    ]
-
-
-def test_the_adapter_itself_is_never_written_over(make, capsys):
-    case = loha(make)
-    before = (case.folder / "adapter_model.safetensors").read_bytes()
-    for out in (case.folder, case.folder.parent):
-        assert main(["convert", str(case.folder), "--out", str(out), "--force"]) == 2
+def test_the_adapter_itself_is_never_written_over(product, capsys):
+    before = (product / "adapter_model.safetensors").read_bytes()
+    for out in (product, product.parent):
+        assert main(["convert", str(product), "--out", str(out), "--force"]) == 2
         assert "is, or holds, an adapter that is read" in capsys.readouterr().err
-    assert (case.folder / "adapter_model.safetensors").read_bytes() == before
+    assert (product / "adapter_model.safetensors").read_bytes() == before
 
 
-@pytest.mark.parametrize(
+@every(
     ("arguments", "words"),
     [
         ([], "no output path"),
         (["--dry-run", "--rank", "2", "--energy", "0.9"], "both given"),
         (["--dry-run", "--rank", "0"], "rank"),
-        (["--dry-run", "--energy", "1.5"], "energy"),
+        (["--dry-run", "--energy", "1.001"], "energy"),
+        (["--dry-run", "--energy", "0"], "energy"),
         (["--dry-run", "--rename", "x"], "no prefix"),
         (["--dry-run", "--base", "nowhere"], "no such base"),
     ],
 )
-def test_bad_arguments_are_one_line_and_exit_code_2(make, capsys, arguments, words):
-    case = loha(make)
-    assert main(["convert", str(case.folder), *arguments]) == 2
+def test_bad_arguments_are_one_line_and_exit_code_2(product, capsys, arguments, words):
+    assert main(["convert", str(product), *arguments]) == 2
     error = capsys.readouterr().err
     assert words in error
     assert error.count("\n") == 1
@@ -133,16 +114,6 @@ def test_a_convolution_by_name_needs_the_base_for_its_kernel(make):
         convert_adapter(case.folder)
 
 
-def test_factors_that_are_not_finite_are_refused(make):
-    case = loha(make)
-    tensors = load_file(case.folder / "adapter_model.safetensors")
-    name = min(tensors)
-    tensors[name][0, 0] = np.nan
-    save_file(tensors, case.folder / "adapter_model.safetensors", {"format": "pt"})
-    with pytest.raises(AdapterError, match="NaN or infinite"):
-        convert_adapter(case.folder)
-
-
 def test_a_base_without_the_weight_is_refused(make, tmp_path):
     case = make(MissConfig(r=4, target_modules=LINEAR))
     (tmp_path / "base").mkdir()
@@ -161,7 +132,7 @@ def test_a_base_of_other_shapes_is_refused(make, tmp_path):
 
 
 @pytest.mark.skipif(os.name == "nt", reason="signals of POSIX")
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("number", [signal.SIGINT, *([signal.SIGTERM] if os.environ.get("GRADIENCE_SLOW") else [])])
 def test_a_run_that_is_ended_leaves_nothing_behind(make, tmp_path, number):
     case = make(AdaLoraConfig(init_r=4, target_modules=LINEAR, total_step=10))
     spool = tmp_path / "spool"

@@ -66,28 +66,19 @@ def test_mlx_lm_computes_with_what_is_written_what_peft_computes(make, outputs, 
 
 
 @pytest.mark.parametrize("more", [{}, MIXED, {"use_dora": True}, {"use_rslora": True}], ids=str)
-def test_a_round_trip_through_mlx_is_the_same_update(make, furthest, more):
+def test_a_round_trip_through_mlx_is_the_same_update(make, more):
     case = make(LoraConfig(**SOME, **more), llama())
     there, back = case.folder.parent / "mlx", case.folder.parent / "back"
     convert_adapter(case.folder, there, to="mlx")
+    with pytest.raises(AdapterError, match="MLX-LM's already"):
+        convert_adapter(there, to="mlx")
     convert_adapter(there, back)
-    assert furthest(case, back) < (1e-6 if more == MIXED else 1e-12)  # a folded scale is rounded once
+    assert case.error(back) < (1e-6 if more == MIXED else 1e-12)  # a folded scale is rounded once
     if more != MIXED:
         before, after = (load_file(f / "adapter_model.safetensors") for f in (case.folder, back))
         assert before.keys() == after.keys()
         for name, tensor in before.items():
             np.testing.assert_array_equal(after[name], tensor)
-
-
-def test_bfloat16_factors_keep_their_type_and_bits(make):
-    case = make(LoraConfig(**SOME), llama(), edit=lambda model: model.bfloat16())
-    convert_adapter(case.folder, case.folder.parent / "mlx", to="mlx")
-    convert_adapter(case.folder.parent / "mlx", case.folder.parent / "back")
-    before, after = (
-        SafetensorsFile(f / "adapter_model.safetensors") for f in (case.folder, case.folder.parent / "back")
-    )
-    assert {info.dtype for info in after.tensors.values()} == {"BF16"}
-    assert all(np.array_equal(before.raw(name), after.raw(name)) for name in before.tensors)
 
 
 def test_an_adapter_of_mlx_lm_becomes_one_that_adds_the_same(shared_data, tmp_path):
@@ -120,24 +111,6 @@ def test_prefixes_are_renamed_on_the_dots(make):
     assert all(row.target == f"language_model.{row.name}" for row in report.modules)
     with pytest.raises(AdapterError, match="no prefix to replace"):
         convert_adapter(case.folder, to="mlx", renames=["model"])
-
-
-def test_what_mlx_has_no_layer_for_is_refused(make, tmp_path):
-    case = make(LoraConfig(r=2, target_modules=["conv2d"]))
-    with pytest.raises(AdapterError, match="convolution"):
-        convert_adapter(case.folder, to="mlx")
-    case = make(LoraConfig(r=2, target_modules=["embed_tokens"], use_dora=True), name="dora")
-    with pytest.raises(AdapterError, match="full rank"):
-        convert_adapter(case.folder, to="mlx", base=case.base)
-
-
-def test_an_adapter_that_is_of_the_target_format_already_is_refused(make, tmp_path):
-    case = make(LoraConfig(**SOME), llama())
-    with pytest.raises(AdapterError, match="plain PEFT LoRA already"):
-        convert_adapter(case.folder)
-    convert_adapter(case.folder, tmp_path / "mlx", to="mlx")
-    with pytest.raises(AdapterError, match="MLX-LM's already"):
-        convert_adapter(tmp_path / "mlx", to="mlx")
 
 
 def test_whole_weights_of_mlx_are_refused(tmp_path):

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import copy
-
 import numpy as np
 import pytest
 import torch
-from peft import AdaLoraConfig, HiraConfig, LoHaConfig, LoKrConfig, LoraConfig, MissConfig, PeftModel, VeraConfig
+from peft import AdaLoraConfig, HiraConfig, LoHaConfig, LoKrConfig, LoraConfig, MissConfig, VeraConfig
 from peft.tuners.lora.config import BdLoraConfig, KasaConfig
+from peft_models import merged_update
 from safetensors.numpy import load_file
 
 from gradience.errors import AdapterError
@@ -37,10 +36,10 @@ BLOCKS = BdLoraConfig(target_modules_bd_a=["q_proj"], target_modules_bd_b=["up_p
     ],
     ids=lambda config: str(config.peft_type.value),
 )
-def test_without_a_base_the_update_is_what_peft_merged(make, furthest, config):
+def test_without_a_base_the_update_is_what_peft_merged(make, config):
     case = make(config)
     report = convert_adapter(case.folder, case.folder.parent / "new")
-    assert furthest(case, case.folder.parent / "new") < TOLERANCE
+    assert case.error(case.folder.parent / "new") < TOLERANCE
     assert report.relative_error == 0.0
     assert {row.method for row in report.modules} <= {"factors", "copied"}
 
@@ -62,10 +61,10 @@ def test_without_a_base_the_update_is_what_peft_merged(make, furthest, config):
     ],
     ids=lambda value: str(getattr(value, "peft_type", value)),
 )
-def test_with_the_base_the_update_is_what_peft_merged_at_the_rank_that_it_has(make, furthest, config, most):
+def test_with_the_base_the_update_is_what_peft_merged_at_the_rank_that_it_has(make, config, most):
     case = make(config)
     report = convert_adapter(case.folder, case.folder.parent / "new", base=case.base)
-    assert furthest(case, case.folder.parent / "new") < TOLERANCE
+    assert case.error(case.folder.parent / "new") < TOLERANCE
     assert max(row.rank_after for row in report.modules) == most
     assert report.relative_error < 1e-6
 
@@ -83,19 +82,19 @@ def test_with_the_base_the_update_is_what_peft_merged_at_the_rank_that_it_has(ma
     ],
     ids=lambda config: str(config.peft_type.value),
 )
-def test_a_full_rank_update_needs_a_rank_or_an_energy_and_is_whole_with_all_of_it(make, furthest, config):
+def test_a_full_rank_update_needs_a_rank_or_an_energy_and_is_whole_with_all_of_it(make, config):
     case = make(config)
     with pytest.raises(AdapterError, match="full rank"):
         convert_adapter(case.folder, base=case.base)
     convert_adapter(case.folder, case.folder.parent / "new", base=case.base, energy=1.0)
-    assert furthest(case, case.folder.parent / "new") < TOLERANCE
+    assert case.error(case.folder.parent / "new") < TOLERANCE
 
 
-@pytest.mark.parametrize("rank", [1, 3, 5])
-def test_a_cut_conversion_is_the_best_of_its_rank_and_its_error_is_the_one_reported(make, merged, rank):
+@pytest.mark.parametrize("rank", [1, 5])
+def test_a_cut_conversion_is_the_best_of_its_rank_and_its_error_is_the_one_reported(make, rank):
     case = make(LoraConfig(**SOME, use_dora=True))
     report = convert_adapter(case.folder, case.folder.parent / "new", base=case.base, rank=rank)
-    after = merged(case.model, case.folder.parent / "new")
+    after = merged_update(case.model, case.folder.parent / "new")
     for row in report.modules:
         truth = case.update[f"{row.target}.weight"]
         sigma = np.linalg.svd(truth, compute_uv=False)
@@ -103,29 +102,12 @@ def test_a_cut_conversion_is_the_best_of_its_rank_and_its_error_is_the_one_repor
         measured = np.linalg.norm(after[f"{row.target}.weight"] - truth) / np.linalg.norm(truth)
         assert (row.rank_after, row.method) == (rank, "dense")
         np.testing.assert_allclose([measured, row.relative_error], best, rtol=1e-4)
-
-
-@pytest.mark.parametrize("energy", [0.5, 0.9, 0.99])
-def test_an_energy_takes_the_least_rank_that_holds_it(make, energy):
-    case = make(LoHaConfig(r=3, alpha=5, target_modules=LINEAR))
-    report = convert_adapter(case.folder, energy=energy)
-    for row in report.modules:
-        sigma = np.linalg.svd(case.update[f"{row.target}.weight"], compute_uv=False)
-        share = np.cumsum(sigma**2) / np.sum(sigma**2)
-        assert row.rank_after == 1 + np.sum(share < energy)
-        assert 1 - row.relative_error**2 == pytest.approx(share[row.rank_after - 1], abs=1e-6)
-
-
-def test_the_whole_error_adds_up_over_modules(make, merged):
-    case = make(LoHaConfig(r=3, alpha=5, target_modules=LINEAR))
-    report = convert_adapter(case.folder, case.folder.parent / "new", rank=2)
-    after = merged(case.model, case.folder.parent / "new")
     left = sum(np.sum((after[name] - truth) ** 2) for name, truth in case.update.items())
     whole = sum(np.sum(truth**2) for truth in case.update.values())
     assert report.relative_error == pytest.approx(np.sqrt(left / whole), rel=1e-4)
 
 
-def test_ranks_that_adalora_pruned_are_not_written(make, furthest):
+def test_ranks_that_adalora_pruned_are_not_written(make):
     def prune(model):
         for name, parameter in model.named_parameters():
             if "lora_E" in name:
@@ -136,12 +118,12 @@ def test_ranks_that_adalora_pruned_are_not_written(make, furthest):
     config = AdaLoraConfig(init_r=6, lora_alpha=9, target_modules=LINEAR, total_step=10)
     case = make(config, edit=prune)
     report = convert_adapter(case.folder, case.folder.parent / "new")
-    assert furthest(case, case.folder.parent / "new") < TOLERANCE
+    assert case.error(case.folder.parent / "new") < TOLERANCE
     assert {row.target.split(".")[1]: row.rank_after for row in report.modules} == {"0": 2, "1": 1}
     assert {row.relative_error for row in report.modules if "layers.1" in row.target} == {None}
 
 
-def test_products_of_a_rank_too_high_for_an_audit_are_converted(make, furthest):
+def test_products_of_a_rank_too_high_for_an_audit_are_converted(make):
     model = torch.nn.ModuleDict({"q_proj": torch.nn.Linear(48, 40)})
     model.forward = lambda x: x
     for config in (
@@ -151,7 +133,7 @@ def test_products_of_a_rank_too_high_for_an_audit_are_converted(make, furthest):
         case = make(config, model, name=config.peft_type.value)
         new = case.folder.parent / f"{case.folder.name}-new"
         report = convert_adapter(case.folder, new)
-        assert furthest(case, new) < TOLERANCE
+        assert case.error(new) < TOLERANCE
         assert report.modules[0].rank_after == 40
 
 
@@ -165,26 +147,12 @@ def test_products_of_a_rank_too_high_for_an_audit_are_converted(make, furthest):
     ],
     ids=lambda config: str(config.peft_type.value),
 )
-def test_what_is_beside_the_updates_is_carried_bit_for_bit(make, furthest, config):
+def test_what_is_beside_the_updates_is_carried_bit_for_bit(make, config):
     case = make(config)
     report = convert_adapter(case.folder, case.folder.parent / "new")
-    assert furthest(case, case.folder.parent / "new") < TOLERANCE
+    assert case.error(case.folder.parent / "new") < TOLERANCE
     before = load_file(case.folder / "adapter_model.safetensors")
     after = load_file(case.folder.parent / "new" / "adapter_model.safetensors")
     assert report.carried
     for name in report.carried:
         np.testing.assert_array_equal(after[name], before[name])
-
-
-@pytest.mark.filterwarnings("ignore")
-def test_a_cut_is_as_near_as_the_one_that_peft_makes_of_the_model_in_memory(make, merged, tmp_path):
-    from peft.tuners.lora.conversion import save_as_lora
-
-    case = make(LoHaConfig(r=3, alpha=5, target_modules=LINEAR))
-    convert_adapter(case.folder, tmp_path / "ours", rank=4)
-    save_as_lora(tmp_path / "theirs", PeftModel.from_pretrained(copy.deepcopy(case.model), case.folder), rank=4)
-    left = {}
-    for name in ("ours", "theirs"):
-        after = merged(case.model, tmp_path / name)
-        left[name] = np.sqrt(sum(np.sum((after[key] - truth) ** 2) for key, truth in case.update.items()))
-    assert left["ours"] == pytest.approx(left["theirs"], rel=1e-5)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from pathlib import Path
 from typing import Any
@@ -10,12 +9,12 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 import pytest
-from safetensors.numpy import load_file, save_file
+from hand_made import PREFIX, adapter, base, config_of, update
+from safetensors.numpy import load_file
 from tables import every
 
 from gradience import AdapterError, convert_adapter
 
-PREFIX = "base_model.model."
 RNG = np.random.default_rng(2)
 B, A, M, W = (RNG.standard_normal(shape).astype(np.float32) for shape in ((6, 2), (2, 5), (6,), (6, 5)))
 LORA = {"q.lora_A.weight": A, "q.lora_B.weight": B}
@@ -27,25 +26,7 @@ LOHA = {
 
 
 def peft(folder: Path, tensors: dict[str, np.ndarray], **config: Any) -> Path:
-    folder.mkdir(parents=True)
-    save_file({f"{PREFIX}{name}": x for name, x in tensors.items()}, folder / "adapter_model.safetensors")
-    given = {"peft_type": "LORA", "r": 2, "lora_alpha": 6, "target_modules": ["q"], **config}
-    (folder / "adapter_config.json").write_text(json.dumps(given))
-    return folder
-
-
-def base(folder: Path, **tensors: np.ndarray) -> Path:
-    folder.mkdir()
-    save_file({name.replace("__", "."): x for name, x in tensors.items()}, folder / "model.safetensors")
-    return folder
-
-
-def written(folder: Path, name: str = "q") -> np.ndarray:
-    config = json.loads((folder / "adapter_config.json").read_text())
-    tensors = load_file(folder / "adapter_model.safetensors")
-    b, a = (tensors[f"{PREFIX}{name}.lora_{side}.weight"].astype(np.float64) for side in "BA")
-    r = config["rank_pattern"].get(name, config["r"])
-    return config["alpha_pattern"].get(name, config["lora_alpha"]) / r * b @ a
+    return adapter(folder, {}, extra=tensors, **{"r": 2, "lora_alpha": 6, "target_modules": ["q"], **config})
 
 
 FIRST_THREE = ", ".join(f"{PREFIX}{name}" for name in ("head.weight", "u.v", "x.y"))
@@ -125,7 +106,7 @@ def test_what_is_refused_is_said_in_these_words(tensors, config, asked, said, ad
         (["=q"], None, "no prefix to replace in '=q'"),
     ],
 )
-def test_a_prefix_is_replaced_as_it_is_written(renames, name, said, tmp_path):
+def test_a_prefix_is_replaced_as_it_is_update(renames, name, said, tmp_path):
     folder = peft(tmp_path / "a", LORA, use_rslora=True)
     if said is not None:
         with pytest.raises(AdapterError) as error:
@@ -133,7 +114,7 @@ def test_a_prefix_is_replaced_as_it_is_written(renames, name, said, tmp_path):
         assert (str(error.value), error.value.advice) == (said, "write --rename OLD=NEW")
         return
     convert_adapter(folder, tmp_path / "out", renames=renames)
-    np.testing.assert_allclose(written(tmp_path / "out", name), 6 / math.sqrt(2) * B @ A, atol=1e-5)
+    np.testing.assert_allclose(update(tmp_path / "out", name), 6 / math.sqrt(2) * B @ A, atol=1e-5)
 
 
 def test_two_modules_of_one_name_are_refused(tmp_path):
@@ -161,7 +142,7 @@ def test_a_product_of_two_updates_is_cut_by_its_singular_values(rank, energy, ke
     lost = np.linalg.norm(sigma[kept:]) / np.linalg.norm(sigma)
     assert row.relative_error == pytest.approx(lost, abs=1e-7)
     assert report.relative_error == pytest.approx(lost, abs=1e-7)
-    seen = np.linalg.norm(written(tmp_path / "out") - truth) / np.linalg.norm(truth)
+    seen = np.linalg.norm(update(tmp_path / "out", "q") - truth) / np.linalg.norm(truth)
     assert seen == pytest.approx(lost, abs=1e-6)
     assert (report.params_before, report.params_after) == (4 * 11, kept * 11)
     assert report.options == {key: x for key, x in (("to", "peft"), ("rank", rank), ("energy", energy)) if x}
@@ -172,7 +153,7 @@ def test_an_update_of_zero_has_no_error(tmp_path):
     assert (report.relative_error, report.modules[0].relative_error) == (None, None)
 
 
-@pytest.mark.parametrize("axis", ["(out, in)", "(in, out)"])
+@every("axis", ["(out, in)", "(in, out)"])
 def test_dora_becomes_the_best_of_a_rank_of_its_whole_update(axis, tmp_path):
     """Of a weight that is stored (in, out) the norms run over its columns, which are the outputs."""
     turned = axis == "(in, out)"
@@ -183,12 +164,12 @@ def test_dora_becomes_the_best_of_a_rank_of_its_whole_update(axis, tmp_path):
     v = W.astype(np.float64) + 3.0 * B.astype(np.float64) @ A
     truth = (magnitude / np.linalg.norm(v, axis=1))[:, None] * v - W
     u, sigma, vh = np.linalg.svd(truth, full_matrices=False)
-    np.testing.assert_allclose(written(tmp_path / "out"), (u[:, :3] * sigma[:3]) @ vh[:3], atol=1e-5)
+    np.testing.assert_allclose(update(tmp_path / "out", "q"), (u[:, :3] * sigma[:3]) @ vh[:3], atol=1e-5)
     assert report.modules[0].method == "dense"
     assert report.modules[0].relative_error == pytest.approx(
         np.linalg.norm(sigma[3:]) / np.linalg.norm(sigma), rel=1e-5
     )
-    config = json.loads((tmp_path / "out" / "adapter_config.json").read_text())
+    config = config_of(tmp_path / "out")
     assert (config.get("fan_in_fan_out", False), config["use_dora"]) == (turned, False)
 
 
@@ -210,9 +191,26 @@ def test_a_pair_is_copied_bit_by_bit_in_its_own_dtype(dtype, tmp_path):
     for name, x in tensors.items():
         assert found[f"{PREFIX}{name}"].dtype == dtype
         assert found[f"{PREFIX}{name}"].tobytes() == x.tobytes()
-    config = json.loads((tmp_path / "out" / "adapter_config.json").read_text())
+    config = config_of(tmp_path / "out")
     assert (config["r"], config["lora_alpha"], config["use_rslora"]) == (2, pytest.approx(6 * math.sqrt(2)), False)
     assert (report.modules[0].method, report.relative_error, report.source_type) == ("copied", 0.0, "LORA rsLoRA")
+
+
+@every(
+    ("asked", "rank", "method"),
+    [
+        ({"rank": 2}, 2, "copied"),
+        ({"rank": 9}, 2, "copied"),
+        ({"energy": 1.0}, 2, "copied"),
+        ({"rank": 1}, 1, "truncated"),
+    ],
+)
+def test_factors_are_the_files_own_unless_something_is_left_out(asked, rank, method, tmp_path):
+    report = convert_adapter(peft(tmp_path / "a", LORA, use_rslora=True), tmp_path / "out", **asked)
+    whole = 6 / math.sqrt(2) * B.astype(float) @ A
+    assert [(row.rank_after, row.method) for row in report.modules] == [(rank, method)]
+    lost = np.linalg.norm(update(tmp_path / "out", "q") - whole) / np.linalg.norm(whole)
+    assert report.relative_error == pytest.approx(lost, abs=1e-6)
 
 
 def test_a_plain_adapter_is_renamed_with_its_targets_and_its_whole_tensors(tmp_path):
@@ -229,9 +227,9 @@ def test_a_plain_adapter_is_renamed_with_its_targets_and_its_whole_tensors(tmp_p
         f"{PREFIX}head.weight",
     }
     np.testing.assert_array_equal(kept[stem + "embed.weight"], W)
-    config = json.loads((tmp_path / "out" / "adapter_config.json").read_text())
+    config = config_of(tmp_path / "out")
     assert config["target_modules"] == ["model.language_model.q"]
-    np.testing.assert_array_equal(written(tmp_path / "out", "model.language_model.q"), 3 * B.astype(float) @ A)
+    np.testing.assert_array_equal(update(tmp_path / "out", "model.language_model.q"), 3 * B.astype(float) @ A)
 
 
 def test_by_way_of_mlx_all_modules_get_one_rank_and_one_alpha(tmp_path):
@@ -240,7 +238,7 @@ def test_by_way_of_mlx_all_modules_get_one_rank_and_one_alpha(tmp_path):
     folder = peft(tmp_path / "a", LORA | wide, target_modules=["q", "v"], **patterns)
     convert_adapter(folder, tmp_path / "one", to="mlx")
     convert_adapter(tmp_path / "one", tmp_path / "out")
-    config = json.loads((tmp_path / "out" / "adapter_config.json").read_text())
+    config = config_of(tmp_path / "out")
     assert (config["r"], config["rank_pattern"], config["alpha_pattern"]) == (4, {}, {})
-    np.testing.assert_allclose(written(tmp_path / "out", "q"), 3 * B @ A, atol=1e-5)
-    np.testing.assert_allclose(written(tmp_path / "out", "v"), 5 / 4 * -2 * B @ A, atol=1e-5)
+    np.testing.assert_allclose(update(tmp_path / "out", "q"), 3 * B @ A, atol=1e-5)
+    np.testing.assert_allclose(update(tmp_path / "out", "v"), 5 / 4 * -2 * B @ A, atol=1e-5)

@@ -42,7 +42,7 @@ def test_what_the_golden_path_suggests_runs_as_printed_and_so_does_what_that_sug
         left += suggested(capsys.readouterr().out)
     verbs = {argv[0] for argv in ran}
     assert verbs == {"runs/toy", "check", "monitor", "audit", "diagnose", "resize"}
-    assert ["resize", "--peft-dir", "runs/toy/peft", "--base", "runs/toy/base"] in [argv[:5] for argv in ran]
+    assert ["resize", "runs/toy/peft", "--base", "runs/toy/base"] in [argv[:4] for argv in ran]
 
 
 def literals() -> list[str]:

@@ -171,7 +171,6 @@ LINES = [
     "merge-check a a --weights {}",
     "resize a --rank {} --out o",
     "resize a --max-mb {} --out o",
-    "resize a --max-params {} --out o",
     "audit a --top-wasteful {}",
     "merge a a --method dare_ties --density 0.5 --seed {} --out o",
     "merge a a --method svd --rank {} --out o",

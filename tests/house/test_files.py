@@ -40,10 +40,7 @@ ALLOWED = {
     ("importers/databases.py", "_copied", "copyfile"): "of what `require_file` found to be a regular file",
     ("importers/databases.py", "_stored", "copyfile"): "of regular files, into a folder of ours",
     ("importers/databases.py", "_tables", "sqlite3.connect"): "opens by a path, read only; the same",
-    ("models/statistics.py", "__init__", "path.open"): "scratch of ours, in a temporary folder",
-    ("models/statistics.py", "append", "self._path.open"): "the same",
-    ("models/statistics.py", "read", "self._path.open"): "the same",
-    ("models/statistics.py", "read", "np.fromfile"): "the same",
+    ("models/statistics.py", "statistics", "np.memmap"): "scratch of ours, in a temporary folder",
     (
         "blocks/html/figures.py",
         "style_sheet",

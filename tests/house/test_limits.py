@@ -39,7 +39,7 @@ LIMITS = [  # what the page calls it, and where the code holds each number of it
     ("a source to import", "importers.files.MAX_BYTES importers.files.MAX_LINE importers.table.MAX_COLUMNS"),
     ("a line of a `run.jsonl`", "telemetry.lines._LONGEST_LINE"),
     ("nesting of JSON and YAML", "io.reading.MAX_DEPTH"),
-    ("inputs to calibrate on", "models.inputs._LARGEST_ROW models.inputs.LONGEST rewrite.resize.running.LEAST"),
+    ("inputs to calibrate on", "models.inputs._LARGEST_ROW models.inputs.LONGEST rewrite.resize.subject.LEAST"),
     ("a receipt", "prove.receipt._LARGEST_READ"),
     ("an answer of a server", "prove.receipt.endpoint._LARGEST"),
     ("layers in a base's `config.json`", "io.pretrained._MOST_LAYERS io.pretrained.FEW_LAYERS"),

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import copy
-import warnings
-
 import numpy as np
 import pytest
 import torch
 import transformers
-from peft import LoraConfig, PeftModel, get_peft_model
+from peft import LoraConfig
+from peft_models import made, merged_update
 
 from gradience import AdapterError, compare_adapters, merge_adapters
 
@@ -26,29 +24,8 @@ def mixtral():
     return transformers.MixtralForCausalLM(transformers.MixtralConfig(**sizes, **heads, **experts))
 
 
-def weights_of(model):
-    return {name: tensor.detach().double().numpy().copy() for name, tensor in model.state_dict().items()}
-
-
-def update(model, folder):
-    """Return what PEFT's merge adds; its remark that no pattern fits a parameter, which it applies, is passed over."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        merged = PeftModel.from_pretrained(copy.deepcopy(model), folder).merge_and_unload()
-    before, after = weights_of(model), weights_of(merged)
-    return {name: after[name] - before[name] for name in before}
-
-
 def saved(model, folder, seed, **config):
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        wrapped = get_peft_model(copy.deepcopy(model), LoraConfig(r=4 - seed, lora_alpha=8, **config))
-        generator = torch.Generator().manual_seed(seed)
-        for parameter in wrapped.parameters():
-            if parameter.requires_grad:
-                parameter.data = 0.3 * torch.randn(parameter.shape, generator=generator)
-        wrapped.save_pretrained(folder)
-    return update(model, folder)
+    return made(folder, LoraConfig(r=4 - seed, lora_alpha=8, **config), model, seed=seed).update()
 
 
 @pytest.mark.parametrize("configs", [(EXPERTS, EXPERTS), (ATTENTION, EXPERTS), (OLD_NAMES, OLD_NAMES)], ids=str)
@@ -56,7 +33,7 @@ def test_experts_of_a_real_model_are_summed_one_by_one(configs, tmp_path):
     model = mixtral()
     parts = [saved(model, tmp_path / str(seed), seed, **config) for seed, config in enumerate(configs)]
     report = merge_adapters([tmp_path / "0", tmp_path / "1"], tmp_path / "out", weights=[0.7, 0.4])
-    found = update(model, tmp_path / "out")
+    found = merged_update(model, tmp_path / "out")
     for name, value in found.items():
         truth = 0.7 * parts[0][name] + 0.4 * parts[1][name]
         np.testing.assert_allclose(value, truth, atol=1e-5 * max(1.0, np.abs(truth).max()), err_msg=name)

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from peft_models import furthest, merged_update, weights_of
 
 from gradience import merge_adapters
 
@@ -20,7 +21,7 @@ OF_THIS_RELEASE = pytest.mark.skipif(
 
 def _by_peft(model: Any, folders: list[Path], weights: list[float], combination: str, **more: Any) -> dict[str, Any]:
     """Return what PEFT's own combination adds to the weights."""
-    before = {name: tensor.detach().double().numpy().copy() for name, tensor in model.state_dict().items()}
+    before = weights_of(model)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of the load of a second adapter
         wrapped = peft.PeftModel.from_pretrained(copy.deepcopy(model), folders[0], adapter_name="a0")
@@ -30,21 +31,21 @@ def _by_peft(model: Any, folders: list[Path], weights: list[float], combination:
         wrapped.add_weighted_adapter(names, weights, "both", combination_type=combination, **more)
         wrapped.set_adapter("both")
         merged = wrapped.merge_and_unload(adapter_names=["both"])
-    after = {name: tensor.detach().double().numpy() for name, tensor in merged.state_dict().items()}
+    after = weights_of(merged)
     return {name: after[name] - before[name] for name in before}
 
 
-def test_where_scales_are_plain_pefts_cat_and_ours_agree(save, merged, furthest, tmp_path):
+def test_where_scales_are_plain_pefts_cat_and_ours_agree(save, tmp_path):
     one, two = save("one", seed=1, lora_alpha=16), save("two", seed=2, r=3)
     theirs = _by_peft(one.model, [one.folder, two.folder], [0.7, 0.3], "cat")
     merge_adapters([one.folder, two.folder], tmp_path / "out", method="cat", weights=[0.7, 0.3])
-    assert furthest(merged(one.model, tmp_path / "out"), [(1.0, theirs)]) < 1e-5
+    assert furthest(merged_update(one.model, tmp_path / "out"), [(1.0, theirs)]) < 1e-5
     assert furthest(theirs, [(0.7, one.update), (0.3, two.update)]) < 1e-5
 
 
 @OF_THIS_RELEASE
 @pytest.mark.parametrize("combination", ["cat", "svd"])
-def test_peft_scales_rslora_twice_and_we_do_not(combination, save, merged, furthest, tmp_path):
+def test_peft_scales_rslora_twice_and_we_do_not(combination, save, tmp_path):
     one, two = (save(name, seed=seed, r=4, use_rslora=True) for seed, name in enumerate(("one", "two")))
     truth = [(0.7, one.update), (0.3, two.update)]
     rank = 8  # of the sum
@@ -55,23 +56,23 @@ def test_peft_scales_rslora_twice_and_we_do_not(combination, save, merged, furth
     assert furthest(theirs, twice) < 1e-5
     ours = {"rank": rank} if combination == "svd" else {}
     merge_adapters([one.folder, two.folder], tmp_path / "out", method=combination, weights=[0.7, 0.3], **ours)
-    assert furthest(merged(one.model, tmp_path / "out"), truth) < 1e-5
+    assert furthest(merged_update(one.model, tmp_path / "out"), truth) < 1e-5
 
 
 @OF_THIS_RELEASE
-def test_pefts_linear_has_cross_terms_and_ours_is_the_sum(save, merged, furthest, tmp_path):
+def test_pefts_linear_has_cross_terms_and_ours_is_the_sum(save, tmp_path):
     one, two = save("one", seed=1, lora_alpha=4), save("two", seed=2, lora_alpha=4)
     truth = [(0.5, one.update), (0.5, two.update)]
     theirs = _by_peft(one.model, [one.folder, two.folder], [0.5, 0.5], "linear")
     assert furthest(theirs, truth) > 0.2
     merge_adapters([one.folder, two.folder], tmp_path / "out", method="linear", weights=[0.5, 0.5])
-    assert furthest(merged(one.model, tmp_path / "out"), truth) < 1e-5
+    assert furthest(merged_update(one.model, tmp_path / "out"), truth) < 1e-5
 
 
-def test_ties_of_pefts_svd_kind_is_ours_where_weights_are_one(save, merged, furthest, tmp_path):
+def test_ties_of_pefts_svd_kind_is_ours_where_weights_are_one(save, tmp_path):
     """ties_svd acts on dW as we do; PEFT's `ties` trims and elects A and B apart, which is another thing."""
     one, two, three = (save(name, seed=seed) for seed, name in enumerate(("one", "two", "three")))
     folders = [one.folder, two.folder, three.folder]
     theirs = _by_peft(one.model, folders, [1.0, 1.0, 1.0], "ties_svd", svd_rank=16, density=0.4)
     merge_adapters(folders, tmp_path / "out", method="ties", rank=16, density=0.4)
-    assert furthest(merged(one.model, tmp_path / "out"), [(1.0, theirs)]) < 1e-4
+    assert furthest(merged_update(one.model, tmp_path / "out"), [(1.0, theirs)]) < 1e-4

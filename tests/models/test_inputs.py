@@ -5,14 +5,17 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
-from tiny_models import write_texts
+from tables import every
 
 from gradience.data.encoder import Encoder
 from gradience.errors import ConfigError
-from gradience.models.inputs import ModelInput, batches, read_inputs
+from gradience.models.inputs import ModelInput, batches, digest_of, read_inputs
+from gradience.models.outputs import InputScores, divergence, tokens_within
 
 
 def as_jsonl(path, rows):
@@ -27,7 +30,7 @@ def test_the_choice_is_the_same_in_any_order_and_another_with_another_seed(loade
     first, second = read_inputs(texts, loaded, most=10), read_inputs(turned, loaded, most=10)
     assert first == second
     assert first.found == len(set(lines))
-    assert first.digest == second.digest != read_inputs(texts, loaded, most=10, seed=1).digest
+    assert digest_of(first.examples) != digest_of(read_inputs(texts, loaded, most=10, seed=1).examples)
 
 
 def test_places_that_count_depend_on_the_kind_of_row(loaded, tmp_path):
@@ -67,7 +70,7 @@ def test_parquet_rows_are_read_like_json(loaded, tmp_path):
     assert read_inputs(tmp_path / "t.parquet", loaded, most=5) == read_inputs(same, loaded, most=5)
 
 
-@pytest.mark.parametrize(
+@every(
     ("content", "says"),
     [
         (b"", "is empty"),
@@ -77,7 +80,6 @@ def test_parquet_rows_are_read_like_json(loaded, tmp_path):
         (b"a\x00b\n", ":1: a NUL"),
         (b"PAR1 and no more", "damaged Parquet"),
     ],
-    ids=str,
 )
 def test_a_file_that_holds_no_inputs_is_refused_with_the_line(loaded, tmp_path, content, says):
     (tmp_path / "bad").write_bytes(content)
@@ -86,24 +88,47 @@ def test_a_file_that_holds_no_inputs_is_refused_with_the_line(loaded, tmp_path, 
     assert says in str(caught.value)
 
 
-@pytest.mark.parametrize(
+@every(
     ("row", "says"),
     [([1, 60], "token id 60, and the base has ids from 0 to 59"), ([], "a list of token ids"), ([True], "a list of")],
-    ids=str,
 )
 def test_token_ids_out_of_range_are_refused(loaded, tmp_path, row, says):
     with pytest.raises(ConfigError, match=says):
         read_inputs(as_jsonl(tmp_path / "ids.jsonl", [[1], row]), loaded, most=5, token_ids=True)
 
 
-def test_batches_hold_every_row_once_the_longest_first_within_their_tokens(loaded, tmp_path):
-    examples = read_inputs(write_texts(tmp_path / "t.txt", 30), loaded, most=30).examples
-    parts = batches(examples, tokens=40, pad=0)
-    assert sorted(row for part in parts for row in part.rows) == list(range(len(examples)))
-    assert all(part.ids.size <= 40 for part in parts)
-    assert [part.ids.shape[1] for part in parts] == sorted((part.ids.shape[1] for part in parts), reverse=True)
-    for part in parts:
-        for place, row in enumerate(part.rows):
-            assert tuple(part.ids[place][part.mask[place] == 1]) == examples[row].ids
-            assert np.flatnonzero(part.counts[place]).tolist() == list(range(examples[row].first, examples[row].stop))
-    assert [len(part.rows) for part in batches(examples, tokens=40, pad=None)] == [1] * len(examples)
+# --- batches ---------------------------------------------------------------------------------------------------
+
+
+def model(task: str = "causal-lm", **config: Any) -> Any:
+    embeddings = SimpleNamespace(weight=np.zeros((50, 2)))
+    return SimpleNamespace(
+        task=task,
+        config=SimpleNamespace(**config),
+        tokenizer=SimpleNamespace(special_ids=[0, 9]),
+        model=SimpleNamespace(get_input_embeddings=lambda: embeddings),
+    )
+
+
+def test_a_batch_s_tokens_follow_from_the_size_of_the_model():
+    per_token = 4 * (24 * 2 * 64 + 4 * 1000)
+    assert tokens_within(model(hidden_size=64, num_hidden_layers=2, vocab_size=1000)) == (96 << 20) // per_token
+    assert tokens_within(model("other", hidden_size=64, num_hidden_layers=2, vocab_size=1000)) == (96 << 20) // (
+        4 * 24 * 2 * 64
+    )
+    assert tokens_within(model(hidden_size=10**8)) == 1
+
+
+def test_batches_take_the_longest_first_and_as_many_as_fit():
+    examples = [ModelInput(tuple(range(n)), 0, n - 1, None) for n in (2, 4, 4, 1, 3)]
+    made = batches(examples, tokens=9, pad=7)
+    assert [one.rows for one in made] == [[1, 2], [4, 0, 3]]
+    assert made[1].ids.tolist() == [[0, 1, 2], [0, 1, 7], [0, 7, 7]]
+    assert made[1].mask.tolist() == [[1, 1, 1], [1, 1, 0], [1, 0, 0]]
+    assert made[1].counts.tolist() == [[True, True, False], [True, False, False], [False] * 3]
+    assert [one.rows for one in batches(examples, tokens=9, pad=None)] == [[1], [2], [4], [0], [3]]
+    assert [len(one.rows) for one in batches(examples, tokens=1, pad=0)] == [1] * 5
+
+
+def test_one_prediction_is_its_own_mean():
+    assert divergence([InputScores(0, 1, 0.5, 1, 0.0, 0.0, 0)]) == (0.5, 1.0, 1)

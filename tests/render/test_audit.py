@@ -94,7 +94,7 @@ def noted():
     return judge_adapter(report([module(i, alpha=8.0) for i in range(12)]), alpha=8.0, r=16).findings
 
 
-RESIZE = "Next: gradience resize --peft-dir runs/toy/peft"
+RESIZE = "Next: gradience resize runs/toy/peft"
 
 
 def test_the_default_report_fits_a_screen_with_the_verdict_first_and_the_next_step_last():

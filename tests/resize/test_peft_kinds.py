@@ -4,20 +4,23 @@ from __future__ import annotations
 
 import json
 
+import msgspec
 import numpy as np
 import pytest
 import torch
 import transformers
-from peft import AdaLoraConfig, LoHaConfig, LoraConfig, TaskType
+from hand_made import WEIGHTS, best, config_of, tensors_of
+from jsonschema import Draft202012Validator
+from peft import AdaLoraConfig, LoHaConfig, LoraConfig
 from peft.tuners.lora.config import BdLoraConfig, KasaConfig
-from resize_nets import Net, best, same
+from peft_models import Net, same
 from safetensors.torch import load_file
-from torch import nn
+from tables import once
 
 from gradience import AdapterError, audit_adapter, resize_adapter
+from gradience.schema.export import json_schema
 
 LINEAR = ["q_proj", "up_proj"]
-CONV = ["conv1d", "conv2d", "pointwise"]
 SIZES = {"vocab_size": 40, "hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2}
 HEADS = {"num_attention_heads": 2, "num_key_value_heads": 2}
 
@@ -31,241 +34,185 @@ def mixtral():
     return transformers.MixtralForCausalLM(config)
 
 
-class Experts(nn.Module):
-    """Stacked experts as models register them."""
+EXPERTS = {"target_modules": [], "target_parameters": ["experts.gate_up_proj", "experts.down_proj"]}
+UNEQUAL = {
+    "target_modules": [],
+    "target_parameters": ["experts.down_proj", "experts.gate_up_proj"],
+    "rank_pattern": {"experts.gate_up_proj": 6},
+    "alpha_pattern": {"experts.down_proj": 7},
+    "use_rslora": True,
+}
+KINDS = {  # fields of the config, and the model if it is no `Net`
+    "linear": ({"target_modules": LINEAR}, None),
+    "stored (in, out)": ({"target_modules": ["c_attn"], "fan_in_fan_out": True}, None),
+    "embedding": ({"target_modules": ["embed_tokens", "q_proj"]}, None),
+    "convolutions": ({"target_modules": ["conv1d", "conv2d", "pointwise"]}, None),
+    "multihead attention": ({"target_modules": ["attention"]}, None),
+    "rslora": ({"target_modules": LINEAR, "use_rslora": True}, None),
+    "patterns": (
+        {"target_modules": LINEAR, "rank_pattern": {"1.q_proj": 3, "q_proj": 2}, "alpha_pattern": {"0.up_proj": 32}},
+        None,
+    ),
+    "expressions": (
+        {"target_modules": LINEAR, "rank_pattern": {r"layers\.1\..*": 3, "q_proj": 6}, "use_rslora": True},
+        None,
+    ),
+    "some layers": ({"target_modules": LINEAR, "layers_to_transform": [1], "layers_pattern": "layers"}, None),
+    "orthogonal": ({"target_modules": LINEAR, "init_lora_weights": "orthogonal"}, None),
+    "mica": ({"target_modules": LINEAR, "init_lora_weights": "mica"}, None),
+    "turned": ({"target_modules": LINEAR, "lora_alpha": -3}, None),
+    "a parameter": ({"target_modules": [], "target_parameters": ["q_proj.weight"]}, None),
+    "experts": (EXPERTS, None),
+    "experts stored turned": (UNEQUAL, lambda: Net(is_transposed=True)),
+    "mixtral's old names": ({"target_modules": ["q_proj", "v_proj", "w1", "w2", "w3"]}, mixtral),
+    "mixtral, all linear": ({"target_modules": "all-linear"}, mixtral),
+}
 
-    def __init__(self, *, is_transposed):
-        super().__init__()
-        self.is_transposed = is_transposed
-        self.gate_up_proj = nn.Parameter(torch.randn((4, 16, 20) if is_transposed else (4, 20, 16)))
-        self.down_proj = nn.Parameter(torch.randn((4, 10, 16) if is_transposed else (4, 16, 10)))
 
-    def forward(self, x):
-        return x
-
-
-class MoE(nn.Module):
-    def __init__(self, *, is_transposed=False):
-        super().__init__()
-        torch.manual_seed(1)
-        self.layers = nn.ModuleList(nn.ModuleDict({"experts": Experts(is_transposed=is_transposed)}) for _ in range(2))
-
-    def forward(self, x):
-        return x
-
-
-def ranks_of(report):
-    """Return rank after by module path, the experts of a parameter together."""
-    return {row.name.partition("[")[0]: row.rank_after for row in report.modules}
-
-
-def assert_best(case, out, report, *, times=()):
+def assert_best(case, out, report):
     """Every weight that changed is the best approximation of the original change at the reported rank."""
     before, after = case.update(), case.update(out)
-    ranks = ranks_of(report)
+    ranks = {row.name.partition("[")[0]: row.rank_after for row in report.modules}  # experts of a parameter together
     changed = [name for name, update in before.items() if np.abs(update).max() > 0]
     assert len(changed) >= len(ranks)
     for name in changed:
-        rank = ranks[name.removesuffix(".weight").replace(".in_proj_weight", "")]
-        wanted = (
-            np.stack([best(one, rank) for one in before[name]])
-            if before[name].ndim == 3 and name.endswith("_proj")
-            else best(before[name], rank)
-        )
-        assert same(after[name], wanted, before[name]), name
-    for name in before.keys() - set(changed):
-        assert not np.abs(after[name]).max() > 0
+        rank, whole = ranks[name.removesuffix(".weight").replace(".in_proj_weight", "")], before[name]
+        stacked = whole.ndim == 3 and name.endswith("_proj")
+        wanted = np.stack([best(one, rank) for one in whole]) if stacked else best(whole, rank)
+        assert same(after[name], wanted, whole), name
+    assert not any(np.abs(after[name]).max() > 0 for name in before.keys() - set(changed))
 
 
-@pytest.mark.parametrize(
-    "options",
-    [
-        {"target_modules": LINEAR},
-        {"target_modules": ["c_attn"], "fan_in_fan_out": True},
-        {"target_modules": ["embed_tokens", "q_proj"]},
-        {"target_modules": CONV},
-        {"target_modules": LINEAR, "use_rslora": True},
-        {"target_modules": LINEAR, "rank_pattern": {"1.q_proj": 3, "q_proj": 2}, "alpha_pattern": {"0.up_proj": 32}},
-        {"target_modules": LINEAR, "rank_pattern": {r"layers\.1\..*": 3, "q_proj": 6}, "use_rslora": True},
-        {"target_modules": LINEAR, "lora_bias": True},
-        {"target_modules": LINEAR, "layers_to_transform": [1], "layers_pattern": "layers"},
-        {"target_modules": LINEAR, "init_lora_weights": "gaussian"},
-        {"target_modules": LINEAR, "init_lora_weights": "orthogonal"},
-        {"target_modules": LINEAR, "init_lora_weights": "mica"},
-        {"target_modules": LINEAR, "lora_alpha": -3},
-        {"target_parameters": ["q_proj.weight"], "target_modules": []},
-    ],
-    ids=str,
-)
-@pytest.mark.parametrize("criterion", [{"rank": 2}, {"energy": 0.91}], ids=str)
-def test_lora_of_any_layer_becomes_the_best_update_of_its_rank(make, tmp_path, options, criterion):
-    case = make(Net(), LoraConfig(**({"r": 4, "lora_alpha": 6} | options)))
+@once(kind=KINDS, criterion=[{"rank": 2}, {"energy": 0.91}])
+def test_an_adapter_of_any_layer_becomes_the_best_update_of_its_rank(make, tmp_path, kind, criterion):
+    fields, model = KINDS[kind]
+    case = make(LoraConfig(**({"r": 4, "lora_alpha": 6} | fields)), model and model())
     report = resize_adapter(case.folder, tmp_path / "out", **criterion)
-    if not options.get("lora_bias"):
-        assert_best(case, tmp_path / "out", report)
-    else:
-        assert case.update(tmp_path / "out").keys() == case.update().keys()
+    assert_best(case, tmp_path / "out", report)
     assert report.params_after < report.params_before
 
 
-@pytest.mark.parametrize("transposed", [False, True])
-@pytest.mark.parametrize(
-    "more",
-    [
-        {"target_parameters": ["experts.gate_up_proj", "experts.down_proj"]},
-        {
-            "target_parameters": ["experts.down_proj", "experts.gate_up_proj"],
-            "rank_pattern": {"experts.gate_up_proj": 6},
-            "alpha_pattern": {"experts.down_proj": 7},
-            "use_rslora": True,
-        },
-    ],
-    ids=str,
-)
-@pytest.mark.parametrize("criterion", [{"rank": 2}, {"energy": 0.9}], ids=str)
-def test_experts_share_a_rank_and_each_is_the_best_of_it(make, tmp_path, more, transposed, criterion):
-    case = make(MoE(is_transposed=transposed), LoraConfig(r=3, lora_alpha=5, **more))
-    report = resize_adapter(case.folder, tmp_path / "out", **criterion)
-    assert_best(case, tmp_path / "out", report)
-    assert len({row.rank_after for row in report.modules if row.name.startswith("layers.0.experts.down")}) == 1
-
-
-@pytest.mark.parametrize("targets", [["q_proj", "v_proj", "w1", "w2", "w3"], "all-linear"], ids=str)
-def test_mixtral_with_its_old_names_becomes_the_best_update(make, tmp_path, targets):
-    case = make(mixtral(), LoraConfig(r=4, lora_alpha=3, target_modules=targets))
-    report = resize_adapter(case.folder, tmp_path / "out", energy=0.95)
-    assert_best(case, tmp_path / "out", report)
-
-
 def test_replicated_layers_keep_a_rank_each(make, tmp_path):
-    case = make(llama(), LoraConfig(r=4, target_modules=["q_proj"], layer_replication=[[0, 2], [1, 2], [0, 1]]))
+    case = make(LoraConfig(r=4, target_modules=["q_proj"], layer_replication=[[0, 2], [1, 2], [0, 1]]), llama())
     report = resize_adapter(case.folder, tmp_path / "out", rank=2)
     assert {row.rank_after for row in report.modules} == {2}
-    audit = audit_adapter(tmp_path / "out", top_singular_values=4)
-    whole = audit_adapter(case.folder, top_singular_values=4)
-    for old, new in zip(whole.modules, audit.modules, strict=True):
+    whole, cut = (audit_adapter(folder, top_singular_values=4).modules for folder in (case.folder, tmp_path / "out"))
+    for old, new in zip(whole, cut, strict=True):
         np.testing.assert_allclose(new.top_singular_values, old.top_singular_values[:2], rtol=1e-5)
 
 
-def test_multihead_attention_shares_one_rank(make, tmp_path):
-    case = make(Net(), LoraConfig(r=4, target_modules=["mha"]))
-    report = resize_adapter(case.folder, tmp_path / "out", energy=0.9)
-    assert len({row.rank_after for row in report.modules}) == 1
-    before, after, rank = case.update(), case.update(tmp_path / "out"), report.modules[0].rank_after
-    assert 1 < rank < 4
-    for name in ("mha.in_proj_weight", "mha.out_proj.weight"):
-        assert same(after[name], best(before[name], rank), before[name])
-
-
-def test_dora_with_its_base_is_fitted_anew_and_its_error_is_the_one_that_results(make, tmp_path):
-    for targets, turned in ((LINEAR, False), (["c_attn"], True), (["embed_tokens"], False), (CONV, False)):
-        config = LoraConfig(r=4, lora_alpha=6, target_modules=targets, use_dora=True, fan_in_fan_out=turned)
-        case = make(Net(), config, name=targets[0])
-        out = tmp_path / f"out-{targets[0]}"
-        report = resize_adapter(case.folder, out, rank=2, base=case.base)
-        before, after = case.update(), case.update(out)
-        for row in report.modules:
-            name = f"{row.name}.weight"
-            error = np.linalg.norm(after[name] - before[name]) / np.linalg.norm(before[name])
-            assert error == pytest.approx(row.relative_error, rel=1e-3)
-            assert error < naive_dora_error(case, row.name, before[name], turned=turned or targets == ["embed_tokens"])
-
-
-def naive_dora_error(case, module, truth, *, turned):
-    """Return the error of cutting s B A and leaving the magnitudes as they are."""
-    tensors = {n: t.double().numpy() for n, t in load_file(case.folder / "adapter_model.safetensors").items()}
-    stem = f"base_model.model.{module}"
-    embedding = f"{stem}.lora_embedding_A" in tensors
-    a, b = (tensors[f"{stem}.lora_embedding_{x}" if embedding else f"{stem}.lora_{x}.weight"] for x in "AB")
-    m = tensors[f"{stem}.lora_magnitude_vector"]
-    w = case.model.state_dict()[f"{module}.weight"].double().numpy()
-    flat = (w.T if turned else w).reshape(b.shape[0], -1)
-    v = flat + best(6 / 4 * b.reshape(len(b), -1) @ a.reshape(len(a), -1), 2)
-    new = m.reshape(-1, 1) * v / np.linalg.norm(v, axis=1, keepdims=True) - flat
-    truth = (truth.T if turned else truth).reshape(new.shape)
-    return np.linalg.norm(new - truth) / np.linalg.norm(truth)
-
-
-def test_dora_without_a_base_is_refused_unless_nothing_is_cut(make, tmp_path):
-    case = make(Net(), LoraConfig(r=4, target_modules=LINEAR, use_dora=True))
-    with pytest.raises(AdapterError, match="is DoRA") as caught:
-        resize_adapter(case.folder, tmp_path / "out", rank=2)
-    assert "--base" in caught.value.advice
-    assert not (tmp_path / "out").exists()
-    resize_adapter(case.folder, tmp_path / "out", rank=4)
-    assert_identical(case.folder, tmp_path / "out")
-
-
-def assert_identical(one, two):
-    old, new = (load_file(folder / "adapter_model.safetensors") for folder in (one, two))
-    assert old.keys() == new.keys()
-    assert all(torch.equal(old[name], new[name]) for name in old)
-
-
 @pytest.mark.parametrize(
-    "config", [{"init_lora_weights": "pissa"}, {"init_lora_weights": "olora"}, {"kasa": True}, {"bd": True}]
-)
-def test_kinds_that_another_rank_would_mangle_are_refused_with_a_way_on(make, tmp_path, config):
-    more = dict(config)
-    if more.pop("kasa", False):
-        more["kasa_config"] = KasaConfig()
-    if more.pop("bd", False):
-        more["use_bdlora"] = BdLoraConfig(target_modules_bd_a=["q_proj"], target_modules_bd_b=["up_proj"], nblocks=2)
-    case = make(Net(), LoraConfig(r=4, target_modules=LINEAR, **more))
-    with pytest.raises(AdapterError, match="cannot resize") as caught:
-        resize_adapter(case.folder, tmp_path / "out", rank=2)
-    assert "convert" in caught.value.advice
-
-
-@pytest.mark.parametrize(
-    "config",
-    [AdaLoraConfig(init_r=6, target_modules=LINEAR, total_step=10), LoHaConfig(r=3, target_modules=LINEAR)],
-    ids=["adalora", "loha"],
-)
-def test_types_without_factors_of_their_own_are_refused_with_a_way_on(make, tmp_path, config):
-    case = make(Net(), config)
-    with pytest.raises(AdapterError, match=config.peft_type.value) as caught:
-        resize_adapter(case.folder, tmp_path / "out", rank=2)
-    assert "convert" in caught.value.advice
-
-
-@pytest.mark.parametrize(
-    "more",
+    ("config", "says"),
     [
-        {"bias": "all"},
-        {"modules_to_save": ["classifier"]},
-        {"bias": "lora_only", "lora_bias": False},
+        (LoraConfig(r=4, target_modules=LINEAR, init_lora_weights="pissa"), "pissa"),
+        (LoraConfig(r=4, target_modules=LINEAR, init_lora_weights="olora"), "olora"),
+        (LoraConfig(r=4, target_modules=LINEAR, kasa_config=KasaConfig()), "KaSA"),
+        (
+            LoraConfig(
+                r=4,
+                target_modules=LINEAR,
+                use_bdlora=BdLoraConfig(target_modules_bd_a=["q_proj"], target_modules_bd_b=["up_proj"], nblocks=2),
+            ),
+            "BD-LoRA",
+        ),
+        (AdaLoraConfig(init_r=6, target_modules=LINEAR, total_step=10), "ADALORA"),
+        (LoHaConfig(r=3, target_modules=LINEAR), "LOHA"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_kinds_that_another_rank_would_mangle_are_refused_with_a_way_on(make, tmp_path, config, says):
+    with pytest.raises(AdapterError, match=f"cannot resize .*{says}") as caught:
+        resize_adapter(make(config).folder, tmp_path / "out", rank=2)
+    assert "convert" in caught.value.advice
+
+
+@pytest.mark.parametrize(
+    ("more", "model"),
+    [
+        ({"bias": "all", "modules_to_save": ["classifier"], "lora_bias": True}, None),
+        ({"bias": "lora_only"}, None),
+        ({"task_type": "CAUSAL_LM", "trainable_token_indices": {"embed_tokens": [1, 5]}}, llama),
     ],
     ids=str,
 )
-def test_every_other_tensor_is_kept_bit_for_bit(make, tmp_path, more):
-    case = make(Net(), LoraConfig(r=4, target_modules=LINEAR, **more))
-    resize_adapter(case.folder, tmp_path / "out", rank=2)
-    old, new = (load_file(folder / "adapter_model.safetensors") for folder in (case.folder, tmp_path / "out"))
+def test_every_other_tensor_and_key_of_the_config_is_kept(make, tmp_path, more, model):
+    targets = ["q_proj"] if model else LINEAR
+    case = make(LoraConfig(r=4, target_modules=targets, lora_dropout=0.1, revision="abc", **more), model and model())
+    path, out = case.folder / "adapter_config.json", tmp_path / "out"
+    path.write_text(json.dumps(case.config | {"a_key_of_tomorrow": {"x": 1}}))
+    resize_adapter(case.folder, out, rank=2)
+    old, new = (load_file(folder / WEIGHTS) for folder in (case.folder, out))
     assert list(old) == list(new)
-    kept = [name for name in old if "lora_A" not in name and "lora_B" not in name]
+    kept = [name for name in old if "lora_A" not in name and not name.endswith("lora_B.weight")]
     assert kept
     assert all(torch.equal(old[name], new[name]) for name in kept)
+    before, after = case.config, config_of(out)
+    assert {key for key in before if before[key] != after[key]} == {"r", "lora_alpha"}
+    assert before.keys() == after.keys()
+    del after["a_key_of_tomorrow"]  # PEFT warns of it
+    (out / "adapter_config.json").write_text(json.dumps(after))
+    case.update(out)
 
 
-def test_token_rows_heads_and_a_resized_embedding_are_kept_bit_for_bit(make, tmp_path):
-    lora = LoraConfig(
-        r=4, target_modules=["q_proj"], trainable_token_indices={"embed_tokens": [1, 5]}, task_type=TaskType.CAUSAL_LM
-    )
-    case = make(llama(tie_word_embeddings=False), lora)
-    resize_adapter(case.folder, tmp_path / "out", rank=2)
-    old, new = (load_file(folder / "adapter_model.safetensors") for folder in (case.folder, tmp_path / "out"))
-    rows = [name for name in old if "trainable_tokens" in name]
-    assert rows
-    assert all(torch.equal(old[name], new[name]) for name in rows)
+def test_the_suggested_ranks_are_exactly_the_ones_that_result(make, tmp_path):
+    def falling(model):
+        """Give lora_B the spectrum of training, another one in each module; random numbers have no suggestion."""
+        factors = [p for name, p in model.named_parameters() if "lora_B" in name]
+        for place, factor in enumerate(factors, 1):
+            factor.data *= torch.exp(-torch.arange(factor.shape[1]) * (1.2 - 0.2 * place))
+
+    case = make(LoraConfig(r=8, lora_alpha=12, target_modules=LINEAR), edit=falling)
+    audit = audit_adapter(case.folder, suggest_per_layer=True)
+    report = resize_adapter(case.folder, tmp_path / "out", like_suggested=True)
+    assert audit.like_suggested.params_saved == report.params_before - report.params_after
+    for hint in (audit.like_suggested, audit.per_layer):
+        assert hint.relative_error == pytest.approx(report.relative_error, rel=1e-9)
+    wanted = {row.name: row.rank for row in audit.per_layer.modules}
+    assert {row.name: row.rank_after for row in report.modules} == wanted
+    assert {row.name: row.r for row in audit_adapter(tmp_path / "out").modules} == wanted
+    assert len(set(wanted.values())) > 1
+    assert report.rank_pattern == audit.per_layer.rank_pattern
+    for row, hint in zip(report.modules, audit.per_layer.modules, strict=True):
+        assert row.relative_error == pytest.approx(hint.relative_error, rel=1e-9)
+    attention = make(LoraConfig(r=8, target_modules=["attention"]), name="attention")
+    ranks = [row.rank for row in audit_adapter(attention.folder, suggest_per_layer=True).per_layer.modules]
+    report = resize_adapter(attention.folder, like_suggested=True)
+    assert {row.rank_after for row in report.modules} == {max(ranks)}  # one config for both of its pairs
 
 
-def test_every_key_of_the_config_is_kept(make, tmp_path):
-    case = make(Net(), LoraConfig(r=4, target_modules=LINEAR, lora_dropout=0.1, revision="abc"))
-    path = case.folder / "adapter_config.json"
-    path.write_text(json.dumps(json.loads(path.read_text()) | {"a_key_of_tomorrow": {"x": 1}}))
-    resize_adapter(case.folder, tmp_path / "out", rank=2)
-    old, new = (json.loads((folder / "adapter_config.json").read_text()) for folder in (case.folder, tmp_path / "out"))
-    assert old.keys() == new.keys()
-    changed = {name for name in old if old[name] != new[name]}
-    assert changed == {"r", "lora_alpha"}
+@pytest.mark.parametrize(("dtype", "tolerance"), [("float32", 1e-6), ("float16", 2e-3), ("bfloat16", 2e-2)])
+def test_the_dtype_of_the_factors_is_as_asked_or_as_it_was(pair, tmp_path, dtype, tolerance):
+    for name, given in (("wide", None), ("out", dtype)):
+        resize_adapter(pair.folder, tmp_path / name, rank=3, dtype=given)
+    assert {tensor.dtype.name for tensor in tensors_of(tmp_path / "out").values()} == {dtype}
+    wide, out = pair.update(tmp_path / "wide"), pair.update(tmp_path / "out")
+    assert all(same(out[name], wide[name], wide[name], tolerance) for name in wide)
+    resize_adapter(tmp_path / "out", tmp_path / "again", rank=2)  # a resize of a resize is the resize
+    assert {tensor.dtype.name for tensor in tensors_of(tmp_path / "again").values()} == {dtype}
+    if dtype == "float32":
+        resize_adapter(pair.folder, tmp_path / "direct", rank=2)
+        two, direct = pair.update(tmp_path / "again"), pair.update(tmp_path / "direct")
+        assert all(same(two[name], direct[name], direct[name]) for name in direct)
+
+
+def test_torchs_own_file_becomes_a_safetensors_file(make, tmp_path):
+    folder = make(LoraConfig(r=4, target_modules=LINEAR)).folder
+    resize_adapter(folder, tmp_path / "one", rank=2)
+    torch.save(load_file(folder / WEIGHTS), folder / "adapter_model.bin")
+    (folder / WEIGHTS).unlink()
+    resize_adapter(folder, tmp_path / "two", rank=2)
+    assert (tmp_path / "one" / WEIGHTS).read_bytes() == (tmp_path / "two" / WEIGHTS).read_bytes()
+
+
+def test_a_dry_run_writes_nothing_and_says_the_same_and_the_record_has_no_path(pair, tmp_path):
+    dry = resize_adapter(pair.folder, rank=2)
+    assert list(tmp_path.iterdir()) == []
+    real = resize_adapter(pair.folder, tmp_path / "out", rank=2)
+    assert msgspec.structs.replace(real, out=None) == dry
+    Draft202012Validator(json_schema("resize")).validate(msgspec.to_builtins(real))
+    text = (tmp_path / "out" / "gradience_provenance.json").read_text()
+    record = json.loads(text)
+    assert (record["operation"], record["options"]) == ("resize", {"criterion": "rank", "value": 2.0, "dtype": None})
+    assert [source["name"] for source in record["sources"]] == ["adapter_config.json", WEIGHTS]
+    assert {module["rank_after"] for module in record["modules"]} == {2}
+    assert str(pair.folder) not in text

@@ -12,7 +12,7 @@ from gradience import resize_adapter
 from gradience.adapters.open import open_adapter
 from gradience.spectral.update import core_singular_values, stacked
 
-ADAPTERS = ["convnext-fc-r8", "dialogpt-random-r8", "roberta-agnews-r4-bias-all", "roberta-portuguese-r8"]
+ADAPTERS = ["dialogpt-random-r8", "roberta-agnews-r4-bias-all", "roberta-portuguese-r8"]
 
 
 @once(name=ADAPTERS, criterion=[{"rank": 2}, {"like_suggested": True}, {"energy": 0.96}])

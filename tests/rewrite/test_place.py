@@ -10,7 +10,7 @@ from gradience.adapters.open import AdapterFiles, find_files
 from gradience.base.weights import find_shards
 from gradience.errors import AdapterError, OutputError
 from gradience.io.atomic import atomic_folder
-from gradience.rewrite.writing import refuse_place, refuse_to_lose
+from gradience.rewrite.writing import refuse_place
 
 
 @pytest.fixture
@@ -79,21 +79,6 @@ def test_force_replaces_the_card_that_peft_left_blank_and_none_that_somebody_wro
     refuse_place(out, [files], force=True)
     (out / "README.md").write_text(card.replace("[More Information Needed]", "mine", 11))
     refused(out, files, "README.md")
-
-
-def _write_while_a_note_arrives(out: Path) -> None:
-    with atomic_folder(out, sources=[], force=True, check=refuse_to_lose) as partial:
-        (partial / "adapter_config.json").write_text("new")
-        (out / "notes.txt").write_text("mine")
-
-
-def test_a_file_that_came_while_the_verb_was_working_keeps_its_folder_in_place(tmp_path):
-    out = tmp_path / "out"
-    out.mkdir()
-    (out / "adapter_config.json").write_text("{}")
-    with pytest.raises(OutputError, match=r"notes\.txt"):
-        _write_while_a_note_arrives(out)
-    assert {path.name: path.read_text() for path in out.iterdir()} == {"adapter_config.json": "{}", "notes.txt": "mine"}
 
 
 def test_a_file_or_a_link_never_gives_way_to_a_folder_and_the_error_does_not_say_force(files, tmp_path):

@@ -37,10 +37,9 @@ Out = Annotated[Path | None, Parameter(help="Folder for candidates, evaluations 
 
 
 def bench(
-    path: Path | None = None,
+    path: Path,
     /,
     *,
-    peft_dir: opt.PeftDir = None,
     data: Path | None = None,
     out: Out = None,
     candidates: str | None = None,
@@ -70,12 +69,11 @@ def bench(
         A command that trains an adapter of rank {r} with seed {seed} into {out}; each rank is judged by its worst seed.
         Ranks are those of retrain:RANK, else the audit's suggestions.
     """
-    adapter = opt.given_once("bench", path, peft_dir)
     names = None if candidates is None else [name.strip() for name in candidates.split(",") if name.strip()]
     _prepare()
     from gradience.prove.bench import bench_adapter  # imports jax, after its environment is set
 
-    run = partial(bench_adapter, adapter, data=data, candidates=names, calibrate=calibrate, retrain=retrain)
+    run = partial(bench_adapter, path, data=data, candidates=names, calibrate=calibrate, retrain=retrain)
     return _shown(run, out, options)
 
 

@@ -22,11 +22,10 @@ _DEFAULTS: Final = _DriftOptions()
 
 
 def drift(
-    path: Path | None = None,
+    path: Path,
     /,
     *,
     base: opt.RequiredBase,
-    peft_dir: opt.PeftDir = None,
     data: Annotated[Path | None, opt.Parameter(alias="--texts")] = None,
     elsewhere: Path | None = None,
     options: Annotated[_DriftOptions, opt.RECORD] = _DEFAULTS,
@@ -48,14 +47,11 @@ def drift(
     elsewhere:
         Texts of what should not change, in the same forms. Default: 48 built-in sentences.
     """
-    adapter = opt.given_once("drift", path, peft_dir)
     if data is None:
         raise AdapterError("no texts of the adapter's task", advice="give --data FILE, such as the evaluation set")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # avoids its warning about forks
     from gradience.prove.drift import measure_drift  # --help needs none of it
     from gradience.render.drift import drift_text  # as above
 
-    report = measure_drift(
-        adapter, base, texts=data, elsewhere=elsewhere, options=options, progress=on_terminal("drift")
-    )
+    report = measure_drift(path, base, texts=data, elsewhere=elsewhere, options=options, progress=on_terminal("drift"))
     return opt.print_report(report, lambda it: drift_text(it, verbose=verbose), json=json)

@@ -172,6 +172,9 @@ _ELSEWHERE: Final = {  # what PEFT and trainers call an option
 
 _GONE: Final = {  # options of earlier versions, and what does the same
     "--rel-error": "give --energy 1 - x^2",
+    "--max-params": "give --max-mb",
+    "--peft-dir": "give the adapter's folder without it",
+    "--adapter-config": "put adapter_config.json beside the weights",
     "--model": "name it in a configuration file, or give --base",
 }
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
@@ -24,6 +24,7 @@ _OR_BARE = Parameter(metavar="[PATH]")
 class _ResizeOptions(ResizeOptions):
     calibrate: Annotated[Path | bool | None, _OR_BARE] = None
     recover: Annotated[Path | bool | None, _OR_BARE] = None
+    max_params: Annotated[int | None, opt.LIBRARY_ONLY] = None
     flips: Annotated[float | None, opt.LIBRARY_ONLY] = None
     calibrate_tokens: Annotated[Path | None, opt.LIBRARY_ONLY] = None
     seed: opt.Seed = 0
@@ -41,13 +42,11 @@ _CONVERT = _ConvertOptions()
 
 
 def resize(
-    path: Path | None = None,
+    path: Path,
     /,
     *,
-    peft_dir: opt.PeftDir = None,
     out: Path | None = None,
     options: Annotated[_ResizeOptions, opt.RECORD] = _RESIZE,
-    files: opt.Files = opt.BESIDE,
     writing: opt.Writing = opt.WRITING,
 ) -> int:
     """Write a copy of a LoRA adapter whose updates have lower ranks, each the best of its rank.
@@ -64,27 +63,23 @@ def resize(
     out:
         The folder to write; for a file of kohya's, the .safetensors file.
     """
-    adapter, place = opt.given_once("resize", path, peft_dir), writing.place(out)
+    place = writing.place(out)
     options.target()  # raises before JAX is imported
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # for r x r problems, more threads would wait for each other
     keep_freed()
     prepare_jax("auto")
     from gradience.rewrite.resize import resize_adapter  # imports jax, after its environment is set
 
-    report = resize_adapter(
-        adapter, place, options=options, force=writing.force, progress=on_terminal("resize"), **asdict(files)
-    )
+    report = resize_adapter(path, place, options=options, force=writing.force, progress=on_terminal("resize"))
     return writing.shown(report, resize_text)
 
 
 def convert(
-    path: Path | None = None,
+    path: Path,
     /,
     *,
-    peft_dir: opt.PeftDir = None,
     out: opt.OutFolder = None,
     options: Annotated[_ConvertOptions, opt.RECORD] = _CONVERT,
-    files: opt.Files = opt.BESIDE,
     writing: opt.Writing = opt.WRITING,
 ) -> int:
     """Write an adapter in another format: a plain PEFT LoRA, or MLX-LM's.
@@ -99,10 +94,8 @@ def convert(
         The adapter's folder, or its weights file: PEFT (LoRA of any kind, AdaLoRA, LoHa, LoKr, VeRA, HiRA, MiSS),
         MLX-LM, kohya, diffusers.
     """
-    adapter, place = opt.given_once("convert", path, peft_dir), writing.place(out)
+    place = writing.place(out)
     from gradience.rewrite.convert import convert_adapter  # numpy
 
-    report = convert_adapter(
-        adapter, place, options=options, force=writing.force, progress=on_terminal("convert"), **asdict(files)
-    )
+    report = convert_adapter(path, place, options=options, force=writing.force, progress=on_terminal("convert"))
     return writing.shown(report, convert_text)

@@ -23,7 +23,7 @@ from gradience.data.encoder import Chat, Encoder
 from gradience.errors import ConfigError
 from gradience.io import PathLike
 from gradience.io.columnar import rows_of
-from gradience.io.reading import decode_json, open_regular
+from gradience.io.reading import decode_json, numbered_lines, open_regular
 from gradience.models import LoadedModel
 
 LONGEST: Final = 512  # tokens of an input; longer inputs are cut, as their first predictions compare as well
@@ -56,11 +56,6 @@ class Inputs(NamedTuple):
     examples: list[ModelInput]
     found: int
     cut: int
-
-    @property
-    def digest(self) -> str:
-        """`sha256:...` of the token ids in their order, equal if the model saw the same inputs."""
-        return digest_of(self.examples)
 
 
 def digest_of(examples: Iterable[ModelInput]) -> str:
@@ -177,10 +172,8 @@ def _rows(path: Path) -> Iterator[tuple[int, Row]]:
             if not head:
                 raise ConfigError(f"{path} is empty", advice=f"give {_WANTED}")
             as_json = head.lstrip()[:1] in {b"{", b"["}
-            number = 0
-            while line := file.readline(_LARGEST_ROW + 1):
-                number += 1
-                if len(line) > _LARGEST_ROW:
+            for number, line in numbered_lines(file, _LARGEST_ROW):
+                if line is None:
                     raise ConfigError(
                         f"{path}:{number}: a line of over {_LARGEST_ROW >> 20} MiB", advice=f"give {_WANTED}"
                     )

@@ -167,7 +167,7 @@ def _labels(
         ]
         return torch.tensor([one for row in following for one in row], device=device)
     if loaded.task == "sequence-classification":
-        return torch.tensor([_class_of(loaded, e.label) for e in _rows(examples, batch)], device=device)
+        return torch.tensor([class_of(loaded, e.label) for e in _rows(examples, batch)], device=device)
     return torch.full((sum(row_sizes(loaded, batch)),), -1, device=device)
 
 
@@ -175,7 +175,7 @@ def _rows(examples: Sequence[ModelInput], batch: InputBatch) -> list[ModelInput]
     return [examples[row] for row in batch.rows]
 
 
-def _class_of(loaded: LoadedModel, label: int | str | None) -> int:
+def class_of(loaded: LoadedModel, label: int | str | None) -> int:
     """The number of a label: itself, or that of its name in the base's label2id; -1 if it is that of no class."""
     if isinstance(label, str):
         return int((getattr(loaded.config, "label2id", None) or {}).get(label, -1))
@@ -196,9 +196,10 @@ class HeldOut:
         self._parts = batched(loaded, examples)
         self._reference = Reference(loaded, state)
 
-    def scores(self, state: State) -> Iterator[InputScores]:
-        """Yield the scores of each input in a state."""
-        return scored(self._loaded, self._examples, self._parts, reference=self._reference, state=state)
+    def scores(self, state: State | None = None) -> Iterator[InputScores]:
+        """Yield the scores of each input in a state; without one those of the model itself, compared with nothing."""
+        reference = None if state is None else self._reference
+        return scored(self._loaded, self._examples, self._parts, reference=reference, state=state or nullcontext)
 
     def sums(self, state: State) -> Sums:
         """The sums over each input's predictions in a state."""

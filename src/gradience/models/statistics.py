@@ -92,9 +92,12 @@ def statistics(
     """
     generator = torch.Generator(device=loaded.device).manual_seed(seed)
     total = sum(len(batch.rows) for batch in parts)
-    ranks = {path: _rank(layer) for path, layer in layers.items()}
+    ranks = {path: int(layer.r[FIRST]) for path, layer in layers.items()}
     is_double = next(iter(loaded.model.parameters())).dtype == torch.float64
-    store = _Store(folder / "gradients.bin", ranks, total, np.float64 if is_double else np.float32)
+    dtype = np.float64 if is_double else np.float32
+    kept = {  # on disk, because many modules of a high rank take gigabytes
+        path: np.memmap(folder / f"{n}", dtype, "w+", shape=(total, r, r)) for n, (path, r) in enumerate(ranks.items())
+    }
     sums = {path: _Sums(ranks[path], loaded.device) for path in layers}
     predictions = done = 0
     with _observed(layers, sums):
@@ -107,16 +110,14 @@ def statistics(
                     raise AdapterError("the outputs of the base with the adapter are not finite", advice=_SOUND)
                 drawn = torch.multinomial(log_p.detach().exp(), 1, generator=generator)
                 (-log_p.gather(1, drawn).sum()).backward()
-            store.append({path: one.of_rows for path, one in sums.items()})
+            for path, one in sums.items():
+                kept[path][done : done + len(batch.rows)] = one.of_rows.cpu().numpy()
             predictions += sum(row_sizes(loaded, batch))
             done += len(batch.rows)
             if progress is not None:
                 progress(done, total, "forward and backward")
-    return Statistics({path: one.moments() for path, one in sums.items()}, predictions, store.read)
-
-
-def _rank(layer: Any) -> int:
-    return int(layer.r[FIRST])
+    moments = {path: one.moments() for path, one in sums.items()}
+    return Statistics(moments, predictions, lambda path: np.asarray(kept[path], np.float64))
 
 
 class _Sums:
@@ -218,38 +219,3 @@ def _of_embedding(sums: _Sums) -> Callable[..., torch.Tensor]:
         return out
 
     return hook
-
-
-class _Store:
-    """The sums of each sequence and module, kept on disk because many modules of a high rank take gigabytes."""
-
-    def __init__(self, path: Path, ranks: Mapping[str, int], total: int, dtype: Any) -> None:
-        self._path = path
-        self._dtype = np.dtype(dtype)
-        self._total = total
-        self._ranks = ranks
-        self._starts: dict[str, int] = {}
-        at = 0
-        for name, r in ranks.items():
-            self._starts[name] = at
-            at += total * r * r * self._dtype.itemsize
-        self._done = 0
-        with path.open("wb") as file:
-            file.truncate(at)
-
-    def append(self, of_rows: Mapping[str, torch.Tensor]) -> None:
-        """Append the sums of one batch."""
-        rows = 0
-        with self._path.open("r+b") as file:
-            for name, sums in of_rows.items():
-                rows = len(sums)
-                file.seek(self._starts[name] + self._done * self._ranks[name] ** 2 * self._dtype.itemsize)
-                file.write(sums.cpu().numpy().astype(self._dtype).tobytes())
-        self._done += rows
-
-    def read(self, name: str) -> Floats:
-        """The sums of all sequences of one module, (sequences, r, r)."""
-        r = self._ranks[name]
-        with self._path.open("rb") as file:
-            data = np.fromfile(file, self._dtype, self._total * r * r, offset=self._starts[name])
-        return data.reshape(self._total, r, r).astype(np.float64)

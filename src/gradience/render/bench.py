@@ -122,15 +122,14 @@ def _data(report: BenchReport, task: BenchTask) -> str:
     score, by_tokens = as_float(task.score), report.metric.mean_over == "tokens"
     also = f" (perplexity {math.exp(min(score, 700.0)):.4g})" if by_tokens and report.metric.name == "loss" else ""
     data = f", {short_path(task.data)}" if task.data else ""
-    aside = "" if task.judged else "; reported beside the verdict"
     unit = report.metric.unit if task.n == 1 else f"{report.metric.unit}s"
     own = f"{task.reference} {score:.4g}{also}"
-    return f"{task.name}{data}: n = {task.n:,} {unit}, {own}, tolerance {task.margin:.3g}{aside}"
+    return f"{task.name}{data}: n = {task.n:,} {unit}, {own}, tolerance {task.margin:.3g}"
 
 
 def _limits(task: BenchTask) -> Iterator[str]:
     """What the data cannot show: a loss at all, or rare failures."""
-    if task.has_contrast is False and task.judged:
+    if task.has_contrast is False:
         yield "The base without the update is not shown to be worse by the tolerance: these data cannot show a loss."
     if task.missed is not None and task.seen_from is not None:
         yield (

@@ -1,8 +1,4 @@
-"""Several runs, or several adapters, side by side as text.
-
-Up to four runs are columns, more are rows, with their stories, differing settings and losses over the same steps.
-Adapters are compared in pairs, as wholes and by module; the checkpoints of one run as a series.
-"""
+"""Several adapters side by side as text: in pairs, as wholes and by module; the checkpoints of one run as a series."""
 
 from __future__ import annotations
 
@@ -41,15 +37,6 @@ from gradience.schema.compare import (
     Overlap,
     SideOverlap,
 )
-from gradience.schema.document import SEVERITIES
-
-_SIDE_BY_SIDE: Final = 4  # runs, at most, that are shown side by side
-_COLUMN: Final = 16
-_LABEL: Final = 22
-_NAME: Final = 28
-_VALUE: Final = 40  # characters of a setting among runs
-_SHOWN_IDS: Final = 2  # findings that fit a column
-_GRAVE: Final = SEVERITIES.index("warning")
 
 _LAYERS: Final = 6
 MAPS: Final = 3  # pairs of adapters with maps on a page
@@ -209,9 +196,8 @@ def _pair(pair: AdapterPair, *, top: int) -> Iterator[Block]:
 
 def _energy(pair: AdapterPair) -> str:
     moved = sorted(pair.layers, key=lambda share: -abs(share.second - share.first))[:_LAYERS]
-    shares = ", ".join(
-        f"{'other' if s.layer is None else s.layer} {s.first:.1%}>{s.second:.1%}" for s in moved if s.first != s.second
-    )
+    words = [("other" if s.layer is None else s.layer, f"{s.first:.1%}", f"{s.second:.1%}") for s in moved]
+    shares = ", ".join(f"{layer} {first}>{second}" for layer, first, second in words if first != second)
     return f"  Energy by layer: {percent(pair.energy_moved)} moved" + (f" (layer {shares})" if shares else "")
 
 

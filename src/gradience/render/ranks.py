@@ -104,7 +104,7 @@ def next_command(report: AuditReport) -> Iterator[Block]:
     out = "smaller" if place in {".", ".."} else f"{place}-smaller"
     base = report.base.path if report.base else report.beside.base
     known = {"ADAPTER": report.peft_dir, "MODEL": base, "TEXTS": report.beside.texts, "NEW": out}
-    command, lacking = fill(f"gradience resize --peft-dir ADAPTER {how} --out NEW", known)
+    command, lacking = fill(f"gradience resize ADAPTER {how} --out NEW", known)
     yield f"Next: {command}"
     if lacking:
         yield f"    Replace {lacking}."

@@ -7,8 +7,8 @@ formed. The adapters may differ in rank and scale, but must have the same base m
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
-from itertools import combinations, pairwise
+from collections.abc import Iterable, Sequence
+from itertools import combinations, count, pairwise
 from pathlib import Path
 from typing import Any, Final, NamedTuple, TypeAlias
 
@@ -22,7 +22,7 @@ from gradience.io import PathLike, Progress
 from gradience.io.reading import real_path
 from gradience.rewrite.sides import (
     OwnNumbers,
-    Side,
+    StoredAdapter,
     beside,
     config_differences,
     described,
@@ -45,26 +45,10 @@ from gradience.spectral.subspace import PairGeometry
 
 SETTLED: Final = 0.99  # cosine to the final update: 8 degrees, or a seventh of its norm; a heuristic of the project
 
-
 _Pair: TypeAlias = tuple[int, int]
 _Geometry: TypeAlias = dict[_Pair, dict[str, PairGeometry]]
 
 _NO_VECTORS: Final = np.zeros((0, 0))
-
-
-class _Measurement(NamedTuple):
-    """An adapter with each module's squared norm by name (NaN if it is not finite), and in a series its spectra."""
-
-    side: Side
-    own: OwnNumbers
-
-    @property
-    def energies(self) -> dict[str, float]:
-        return self.own.energies
-
-    @property
-    def energy(self) -> float:
-        return sum(self.energies.values())
 
 
 def compare_adapters(*paths: PathLike, progress: Progress | None = None) -> CompareAdaptersReport:
@@ -89,19 +73,27 @@ def compare_adapters(*paths: PathLike, progress: Progress | None = None) -> Comp
     matching = matched(sides)
     wanted = _wanted(len(sides), series=is_series)
     shown = list(pairwise(range(len(sides)))) if is_series else [(0, place) for place in range(1, len(sides))]
-    comparison = _ComparisonRows(
-        wanted, shown, sum(_both(row, pair) for row in matching.rows.values() for pair in wanted), progress
-    )
-    own = beside(sides, matching, wanted, comparison.add, whole=is_series)
-    measured = [_Measurement(side, one) for side, one in zip(sides, own, strict=True)]
-    geometry, rows = comparison.geometry, comparison.rows
+    geometry: _Geometry = {pair: {} for pair in wanted}
+    rows: dict[_Pair, list[ModulePair]] = {pair: [] for pair in shown}
+    done, jobs = count(1), sum(_both(row, pair) for row in matching.rows.values() for pair in wanted)
+
+    def take(pair: _Pair, one: Module, two: Module, found: PairGeometry) -> None:
+        geometry[pair][one.name] = found._replace(left=_NO_VECTORS, right=_NO_VECTORS)  # which would fill the memory
+        if pair in rows:
+            rows[pair].append(module_pair(one, two, found))
+        if progress is not None:
+            progress(next(done), jobs, one.name)
+
+    whole = _Compared(sides, beside(sides, matching, wanted, take, whole=is_series), geometry)
     return CompareAdaptersReport(
         schema=COMPARE_ADAPTERS_SCHEMA_ID,
-        adapters=[described(m.side, _norm(m.energy), step=step_of(m.side.path)) for m in measured],
+        adapters=[
+            described(side, own.norm, step=step_of(side.path)) for side, own in zip(sides, whole.own, strict=True)
+        ],
         differences=config_differences(sides),
-        cosines=_cosines(measured, geometry) if len(wanted) == len(sides) * (len(sides) - 1) // 2 else [],
-        pairs=[_pair(measured, pair, rows[pair], geometry[pair]) for pair in shown],
-        series=series_of(_points(measured, geometry)) if is_series else None,
+        cosines=whole.cosines() if len(wanted) == math.comb(len(sides), 2) else [],
+        pairs=[whole.pair(places, rows[places]) for places in shown],
+        series=series_of(whole.points()) if is_series else None,
         only_in=matching.partial,
         different_shapes=matching.odd,
         notes=_notes(sides),
@@ -119,79 +111,50 @@ def _both(row: Sequence[Module | None], pair: _Pair) -> bool:
     return row[pair[0]] is not None and row[pair[1]] is not None
 
 
-class _ComparisonRows:
-    """The collected results: each pair's geometry by module name, and the rows of the pairs that are shown.
+class _Compared(NamedTuple):
+    """Adapters with their own numbers, and the geometry of each pair that was compared by the modules' names."""
 
-    The singular vectors' inner products are dropped from the geometry, to save memory.
-    """
+    sides: Sequence[StoredAdapter]
+    own: Sequence[OwnNumbers]
+    geometry: _Geometry
 
-    def __init__(self, wanted: Sequence[_Pair], shown: Sequence[_Pair], jobs: int, progress: Progress | None) -> None:
-        self.geometry: _Geometry = {pair: {} for pair in wanted}
-        self.rows: dict[_Pair, list[ModulePair]] = {pair: [] for pair in shown}
-        self._jobs = jobs
-        self._done = 0
-        self._progress = progress
+    def pair(self, places: _Pair, rows: Sequence[ModulePair]) -> AdapterPair:
+        (one, of_one), (two, of_two) = ((self.sides[i].name, self.own[i].energies) for i in places)
+        return adapter_pair((one, two), rows, list(self.geometry[places].values()), (of_one, of_two))
 
-    def add(self, pair: _Pair, one: Module, two: Module, geometry: PairGeometry) -> None:
-        """Keep the geometry of one module of a pair, and its row if the pair is shown."""
-        self.geometry[pair][one.name] = geometry._replace(left=_NO_VECTORS, right=_NO_VECTORS)
-        if pair in self.rows:
-            self.rows[pair].append(module_pair(one, two, geometry))
-        self._done += 1
-        if self._progress is not None:
-            self._progress(self._done, self._jobs, one.name)
+    def cosine(self, places: _Pair) -> float | None:
+        i, j = sorted(places)
+        if i == j:
+            return 1.0 if 0.0 < self.own[i].energy < math.inf else None
+        return cosine_of(self.geometry[i, j].values(), self.own[i].energy, self.own[j].energy)
 
+    def cosines(self) -> list[list[float | None]]:
+        places = range(len(self.sides))
+        return [[self.cosine((i, j)) for j in places] for i in places]
 
-def _pair(
-    measured: Sequence[_Measurement], pair: _Pair, rows: Sequence[ModulePair], geometry: Mapping[str, PairGeometry]
-) -> AdapterPair:
-    one, two = (measured[place] for place in pair)
-    names = (one.side.name, two.side.name)
-    return adapter_pair(names, rows, list(geometry.values()), (one.energies, two.energies))
-
-
-def _cosines(measured: Sequence[_Measurement], geometry: _Geometry) -> list[list[float | None]]:
-    n = len(measured)
-    table: list[list[float | None]] = [[None] * n for _ in range(n)]
-    for place, one in enumerate(measured):
-        table[place][place] = 1.0 if 0.0 < one.energy < math.inf else None
-    for (i, j), seen in geometry.items():
-        table[i][j] = table[j][i] = _cosine(measured, (i, j), seen)
-    return table
-
-
-def _cosine(measured: Sequence[_Measurement], pair: _Pair, seen: dict[str, PairGeometry]) -> float | None:
-    return cosine_of(seen.values(), measured[pair[0]].energy, measured[pair[1]].energy)
-
-
-def _points(measured: Sequence[_Measurement], geometry: _Geometry) -> list[CheckpointPoint]:
-    last = len(measured) - 1
-    points = []
-    for place, one in enumerate(measured):
-        before = (place - 1, place)
-        to_final = _cosine(measured, (place, last), geometry[place, last]) if place < last else None
-        to_previous = _cosine(measured, before, geometry[before]) if place else None
-        points.append(
+    def points(self) -> list[CheckpointPoint]:
+        """The checkpoints of a series, each beside the one before it and the last."""
+        last = len(self.sides) - 1
+        return [
             CheckpointPoint(
-                name=one.side.name,
-                step=step_of(one.side.path),
-                frobenius_norm=_norm(one.energy),
-                cosine_to_final=to_final if place < last else (1.0 if 0.0 < one.energy < math.inf else None),
-                cosine_to_previous=to_previous,
-                relative_change=_change(measured[place - 1], geometry[before]) if place else None,
-                **means_of(list(one.own.spectra.values())),
+                name=side.name,
+                step=step_of(side.path),
+                frobenius_norm=own.norm,
+                cosine_to_final=self.cosine((place, last)),
+                cosine_to_previous=self.cosine((place - 1, place)) if place else None,
+                relative_change=self._change(place) if place else None,
+                **means_of(list(own.spectra.values())),
             )
-        )
-    return points
+            for place, (side, own) in enumerate(zip(self.sides, self.own, strict=True))
+        ]
+
+    def _change(self, place: int) -> float | None:
+        return _root_ratio(_distance(self.geometry[place - 1, place].values()), self.own[place - 1].energy)
 
 
-def _change(previous: _Measurement, seen: dict[str, PairGeometry]) -> float | None:
-    moved = sum(one.distance * one.distance if one.finite else math.nan for one in seen.values())
-    return _root_ratio(moved, previous.energy)
-
-
-def _norm(energy: float) -> float | None:
-    return math.sqrt(energy) if math.isfinite(energy) else None
+def _distance(geometries: Iterable[PairGeometry]) -> float:
+    """The squared distance of two adapters over the modules that both have; NaN if one is not finite."""
+    return _total(one.distance * one.distance if one.finite else math.nan for one in geometries)
 
 
 def _root_ratio(energy: float, over: float) -> float | None:
@@ -199,7 +162,7 @@ def _root_ratio(energy: float, over: float) -> float | None:
     return math.sqrt(energy / over) if math.isfinite(energy) and 0.0 < over < math.inf else None
 
 
-def _notes(sides: Sequence[Side]) -> list[str]:
+def _notes(sides: Sequence[StoredAdapter]) -> list[str]:
     """Return the readers' notes, and notes on modules that need the base model and on different base models."""
     notes = []
     for side in sides:
@@ -335,7 +298,7 @@ def adapter_pair(
     alone = _total(
         energy for mine, other in (energies, energies[::-1]) for name, energy in mine.items() if name not in other
     )
-    changed = alone + _total(g.distance * g.distance if g.finite else math.nan for g in geometries)
+    changed = alone + _distance(geometries)
     shares = _shares(energies)
     return AdapterPair(
         first=names[0],

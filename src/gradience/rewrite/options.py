@@ -4,7 +4,7 @@ A record's docstring documents its options for both; it stands apart from its ve
 """
 
 # Annotations are evaluated here, so that a record of the command line that inherits these fields has their types.
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Final, NamedTuple, TypedDict, get_args
@@ -61,8 +61,8 @@ class ResizeOptions(VerbOptions):
         prompt or messages, or plain text with an input on each line.
     calibrate:
         Choose by outputs, on --data's rows or on those of a file given here. Over all modules at once those pieces are
-        kept that do most to the outputs per parameter: for --kl, or within --max-params, --max-mb or the parameters of
-        --rank. A module may leave the adapter. What it cost is measured on other inputs of the file.
+        kept that do most to the outputs per parameter: for --kl, or within --max-mb or the parameters of --rank. A
+        module may leave the adapter. What it cost is measured on other inputs of the file.
     calibrate_tokens:
         The same as JSONL of token ids.
     recover:
@@ -117,7 +117,10 @@ class ResizeOptions(VerbOptions):
         given = [name for name, value in values.items() if value is not None and value is not False]
         if len(given) != 1:
             got = " and ".join(map(option_name, given)) or "none"
-            raise OptionError(f"expected exactly one criterion, got {got}", advice=f"give one of {_listed(values)}")
+            raise OptionError(
+                f"expected exactly one criterion, got {got}",
+                advice="give --kl, --rank, --energy, --max-mb or --like-suggested",
+            )
         [criterion] = given
         self.refuse_bad()
         self._refuse_inputs(criterion)
@@ -136,7 +139,7 @@ class ResizeOptions(VerbOptions):
         if given and criterion not in BY_OUTPUTS:
             raise OptionError(
                 f"{option_name(criterion)} is a rule on singular values, which --calibrate does without",
-                advice=f"with --calibrate give one of {_listed(BY_OUTPUTS)}",
+                advice="with --calibrate give --kl, --rank or --max-mb",
             )
         given += ["recover"] * bool(self.recover)
         if given and self.base is None:
@@ -172,10 +175,6 @@ class ResizeKeywords(TypedDict, total=False):
     seed: int
     dtype: Dtype | None
     base: PathLike | None
-
-
-def _listed(names: Iterable[str]) -> str:
-    return ", ".join(map(option_name, names))
 
 
 @dataclass(frozen=True, kw_only=True)

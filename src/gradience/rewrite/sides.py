@@ -1,15 +1,14 @@
 """Adapters opened by their headers, once each; several for one report: modules matched by name, rows about each.
 
-`beside` goes through the adapters module by module. It gives the geometry of the two updates of each pair, and each
-adapter's own norms and spectra. Every module's factors are read once for all pairs, and its spectrum follows from the
-Gram matrices computed for the pairs.
+`beside` goes through the adapters module by module, and reads each module's factors once for all pairs. It gives the
+geometry of the two updates of each pair, and each adapter's own norms.
 """
 
 from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeAlias
 
@@ -26,7 +25,7 @@ from gradience.io.reading import decode_json, read_small, real_path
 from gradience.io.safetensors import TensorSource
 from gradience.schema import Json
 from gradience.schema.compare import ComparedAdapter, ConfigDifference, OnlyIn, Overlap, SideOverlap
-from gradience.spectral.grams import Floats, Grams, inner_size, narrowed, padded
+from gradience.spectral.grams import Floats, inner_size, narrowed
 from gradience.spectral.subspace import (
     PairGeometry,
     Places,
@@ -44,37 +43,24 @@ if TYPE_CHECKING:
 _SETS: Final = {"target_modules", "modules_to_save", "exclude_modules", "target_parameters"}  # order is irrelevant
 _ANGLES: Final = 16  # principal angles that a report lists, at most
 _OF_NO_EFFECT: Final = {"inference_mode", "peft_version", "auto_mapping"}
-
-_HELD: Final = 1 << 21  # numbers in Gram matrices that wait for their spectra (16 MiB)
-_VOUCHED: Final = 1e-2  # of sum |b_k|^2 |a_k|^2: above it, the Gram matrices give the norm to 1e-12
+_QUANTISED: Final = re.compile(r"[-_.](?:bnb|unsloth|[48]bit|int[48]|nf4|gptq|awq|fp8|gguf|mlx)(?:[-_.].*)?$")
 
 
 class StoredAdapter(NamedTuple):
     """An adapter and its files: `raw` is its config with every key, or empty without one; `tensors` reads from them."""
 
-    files: AdapterFiles
-    adapter: Adapter
-    raw: dict[str, Any]
-    tensors: TensorSource
-
-    @property
-    def paths(self) -> list[Path]:
-        """The files that are read."""
-        return [self.files.config, *self.adapter.weights]
-
-
-class Side(NamedTuple):
-    """One of several adapters: `name` is short and unique among them, the rest is as of `StoredAdapter`."""
-
-    name: str
     path: Path
     files: AdapterFiles
     adapter: Adapter
     raw: dict[str, Any]
     tensors: TensorSource
+    name: str = ""
+    """Of one of several: short, and unique among them."""
 
-
-_QUANTISED: Final = re.compile(r"[-_.](?:bnb|unsloth|[48]bit|int[48]|nf4|gptq|awq|fp8|gguf|mlx)(?:[-_.].*)?$")
+    @property
+    def paths(self) -> list[Path]:
+        """The files that are read."""
+        return [self.files.config, *self.adapter.weights]
 
 
 class Matching(NamedTuple):
@@ -86,12 +72,6 @@ class Matching(NamedTuple):
     rows: dict[str, list[Module | None]]
     partial: list[OnlyIn]
     odd: list[str]
-
-    @property
-    def common(self) -> dict[str, list[Module]]:
-        """The modules that all adapters have."""
-        full = {name: [m for m in row if m is not None] for name, row in self.rows.items()}
-        return {name: row for name, row in full.items() if len(row) == len(self.rows[name])}
 
 
 def open_stored(
@@ -106,10 +86,10 @@ def open_stored(
     if adapter.source is None:
         raise AdapterError(f"{path} cannot be read again", advice="give the adapter's folder")
     raw = raw_config(files.config) if files.config.is_file() else {}
-    return StoredAdapter(files, adapter, raw, adapter.source)
+    return StoredAdapter(Path(path), files, adapter, raw, adapter.source)
 
 
-def open_sides(paths: Sequence[PathLike]) -> list[Side]:
+def open_sides(paths: Sequence[PathLike]) -> list[StoredAdapter]:
     """Return the adapters, opened by their headers only.
 
     Raises:
@@ -127,7 +107,7 @@ def open_sides(paths: Sequence[PathLike]) -> list[Side]:
                 f"{path}: no update that can be read from its factors: {why}",
                 advice="'gradience audit' says what it holds; 'gradience convert' makes a plain LoRA of many types",
             )
-        sides.append(Side(name, Path(path), *stored))
+        sides.append(stored._replace(name=name))
     return sides
 
 
@@ -141,7 +121,7 @@ def _names(paths: Sequence[Path]) -> list[str]:
     return [f"{p[-1]}#{place}" for place, p in enumerate(parts, 1)]
 
 
-def matched(sides: Sequence[Side], *, overlapping: bool = True) -> Matching:
+def matched(sides: Sequence[StoredAdapter], *, overlapping: bool = True) -> Matching:
     """Return the adapters' modules, matched by name.
 
     Raises:
@@ -166,7 +146,7 @@ def matched(sides: Sequence[Side], *, overlapping: bool = True) -> Matching:
     return Matching(rows, partial, odd)
 
 
-def config_differences(sides: Sequence[Side]) -> list[ConfigDifference]:
+def config_differences(sides: Sequence[StoredAdapter]) -> list[ConfigDifference]:
     """Return the config fields that differ between the adapters, without those that have no effect on the update."""
     keys = sorted({key for side in sides for key in side.raw} - _OF_NO_EFFECT)
     differences = []
@@ -184,14 +164,10 @@ def _normal(key: str, value: Json) -> Json:
     return None if value in ([], {}, "") else value
 
 
-def span(values: Sequence[float]) -> list[float]:
-    """Return [least, most] of the values."""
-    return [min(values), max(values)]
-
-
-def described(side: Side, norm: float | None, *, step: int | None = None) -> ComparedAdapter:
+def described(side: StoredAdapter, norm: float | None, *, step: int | None = None) -> ComparedAdapter:
     """Return the adapter's row of a report; `norm` is the Frobenius norm of all its updates."""
     modules, config = side.adapter.modules, side.adapter.config
+    ranks, scales = [m.r for m in modules], [m.scale for m in modules]
     return ComparedAdapter(
         name=side.name,
         path=str(side.path),
@@ -200,8 +176,8 @@ def described(side: Side, norm: float | None, *, step: int | None = None) -> Com
         base_model=config.base_model_name_or_path,
         step=step,
         modules=len(modules),
-        rank=[min(m.r for m in modules), max(m.r for m in modules)],
-        scaling=span([m.scale for m in modules]),
+        rank=[min(ranks), max(ranks)],
+        scaling=[min(scales), max(scales)],
         frobenius_norm=norm,
     )
 
@@ -268,9 +244,19 @@ class OwnNumbers(NamedTuple):
     energies: dict[str, float]
     spectra: dict[str, Spectrum]
 
+    @property
+    def energy(self) -> float:
+        """The squared norm of the whole update."""
+        return sum(self.energies.values())
+
+    @property
+    def norm(self) -> float | None:
+        """The norm of the whole update; None if it is not finite."""
+        return math.sqrt(self.energy) if math.isfinite(self.energy) else None
+
 
 def beside(
-    sides: Sequence[Side], matching: Matching, pairs: Sequence[Places], take: Take, *, whole: bool
+    sides: Sequence[StoredAdapter], matching: Matching, pairs: Sequence[Places], take: Take, *, whole: bool
 ) -> list[OwnNumbers]:
     """Call `take` with the geometry of each module in each pair of adapters, and return each adapter's own numbers.
 
@@ -281,86 +267,31 @@ def beside(
         take: called for each module in the order of `matching`, and within it for each pair that both have the module.
         whole: also return the spectra of all modules.
     """
-    owns = _Owns(sides, whole=whole)
+    known: list[dict[str, float]] = [{} for _ in sides]
     rows = [[None if module is None else _stacked(module) for module in row] for row in matching.rows.values()]
     for row, seen in zip(matching.rows.values(), row_geometries(rows, pairs), strict=True):
         for (i, j), geometry in seen.pairs.items():
-            if (one := row[i]) is not None and (two := row[j]) is not None:
-                take((i, j), one, two, geometry)
-        for place, grams in seen.own.items():
-            if (module := row[place]) is not None:
-                owns.put(place, module, *grams)
-    return owns.finish()
+            if (one := row[i]) is None or (two := row[j]) is None:
+                continue
+            take((i, j), one, two, geometry)
+            if geometry.finite:  # else which of the two is not finite, its own spectrum says
+                known[i][one.name], known[j][two.name] = (norm * norm for norm in geometry.norms)
+    return [_own(side, {} if whole else energies, whole=whole) for side, energies in zip(sides, known, strict=True)]
 
 
-class _Owns:
-    """Collects each adapter's norms and spectra from its modules' Gram matrices, as these arrive."""
+def _own(side: StoredAdapter, known: Mapping[str, float], *, whole: bool) -> OwnNumbers:
+    """An adapter's numbers in the order of its modules; those whose squared norm is not known are read here."""
+    from gradience.spectral.batch import spectra  # jax, which a merge does not need
 
-    def __init__(self, sides: Sequence[Side], *, whole: bool) -> None:
-        self._sides = sides
-        self._whole = whole
-        self._owns = [OwnNumbers({}, {}) for _ in sides]
-        self._open: list[tuple[int, Module, Grams]] = []
-        self._held = 0
-
-    def put(self, place: int, module: Module, gram_b: Floats, gram_a: Floats) -> None:
-        energy = None if self._whole else _energy(gram_b, gram_a, module.scale)
-        if energy is not None:
-            self._owns[place].energies[module.name] = energy
-            return
-        grams = Grams(padded(gram_a), padded(gram_b), module.r, module.scale)
-        self._open.append((place, module, grams))
-        self._held += 2 * grams.gram_a.size
-        if self._held >= _HELD:
-            self._close()
-
-    def finish(self) -> list[OwnNumbers]:
-        """Return each adapter's numbers in the order of its modules; modules that are in no pair are read here."""
-        from gradience.spectral.batch import spectra  # jax, which a merge does not need
-
-        self._close()
-        for place, side in enumerate(self._sides):
-            rest = [module for module in side.adapter.modules if module.name not in self._owns[place].energies]
-            self._keep([(place, module) for module in rest], spectra([factors_of(module) for module in rest]))
-        names = [[module.name for module in side.adapter.modules] for side in self._sides]
-        return [
-            OwnNumbers(
-                {name: own.energies[name] for name in some}, {name: own.spectra[name] for name in some if self._whole}
-            )
-            for own, some in zip(self._owns, names, strict=True)
-        ]
-
-    def _close(self) -> None:
-        from gradience.spectral.batch import spectra  # as above
-
-        loads = [factors_of(module) for _, module, _ in self._open]
-        results = spectra(loads, [grams for _, _, grams in self._open])
-        self._keep([(place, module) for place, module, _ in self._open], results)
-        self._open, self._held = [], 0
-
-    def _keep(self, modules: Sequence[tuple[int, Module]], results: Sequence[Spectrum]) -> None:
-        for (place, module), spectrum in zip(modules, results, strict=True):
-            own = self._owns[place]
-            own.energies[module.name] = _squared(spectrum.frobenius_norm) if spectrum.finite else math.nan
-            if self._whole:
-                own.spectra[module.name] = spectrum
+    rest = [module for module in side.adapter.modules if module.name not in known]
+    read = dict(zip((module.name for module in rest), spectra([factors_of(module) for module in rest]), strict=True))
+    energies = {**known, **{name: _energy(spectrum) for name, spectrum in read.items()}}
+    return OwnNumbers({m.name: energies[m.name] for m in side.adapter.modules}, read if whole else {})
 
 
-def _squared(x: float) -> float:
-    """The square of x; infinity on overflow, where Python's `**` would raise OverflowError."""
-    return x * x
-
-
-def _energy(gram_b: Floats, gram_a: Floats, scale: float) -> float | None:
-    """The squared norm of scale * b @ a from B^T B and A A^T; None if they do not give it accurately.
-
-    The Gram matrices are inaccurate if the terms of the product almost cancel.
-    """
-    with np.errstate(over="ignore", invalid="ignore"):  # a result that is not finite gives None
-        size = float(np.diagonal(gram_b) @ np.diagonal(gram_a))
-        total = float(np.sum(gram_b * gram_a))
-    vouched = math.isfinite(size) and (total > _VOUCHED * size or size == 0.0) and math.isfinite(total * scale**2)
-    return total * scale**2 if vouched else None
+def _energy(spectrum: Spectrum) -> float:
+    # as a product: `**` would raise OverflowError where this is infinite
+    return spectrum.frobenius_norm * spectrum.frobenius_norm if spectrum.finite else math.nan
 
 
 def _stacked(module: Module) -> StackTerm:
@@ -381,7 +312,7 @@ def base_key(name: str | None) -> str:
     return _QUANTISED.sub("", last.lower().removeprefix("meta-"))
 
 
-def why_not_together(sides: Sequence[Side], matching: Matching) -> str | None:
+def why_not_together(sides: Sequence[StoredAdapter], matching: Matching) -> str | None:
     """Why adapters are not of one base model, from its names in their configs and from their modules; else None."""
     names = {base_key(side.adapter.config.base_model_name_or_path): side for side in sides}
     names.pop("", None)

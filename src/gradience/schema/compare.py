@@ -227,7 +227,6 @@ class BenchTask(msgspec.Struct, kw_only=True, frozen=True):
         Fraction | None, about("Share of examples with a failure from which one is among these with 95 %.")
     ] = None
     margin: Annotated[Size, about("The tolerance, in the metric's unit.")]
-    judged: Annotated[bool, about("Whether the verdict depends on this task; if not, it is only reported.")] = True
     has_contrast: Annotated[
         bool | None,
         about(
@@ -287,12 +286,12 @@ class BenchCandidate(msgspec.Struct, kw_only=True, frozen=True):
     folder: Annotated[str, about("Folder that holds it.")]
     params: Annotated[NonNegativeInt, about("Parameters of its factors; 0 for the base.")]
     share: Annotated[Size | None, about("`params` over the parameters of the adapter; null if those are 0.")] = None
-    outcome: Annotated[Outcome, about("Worst of its outcomes over the judged tasks.")]
+    outcome: Annotated[Outcome, about("Worst of its outcomes over the tasks.")]
     results: list[BenchResult] = []
 
 
 class BenchVerdict(msgspec.Struct, kw_only=True, frozen=True):
-    """The result of the bench over all candidates and judged tasks."""
+    """The result of the bench over all candidates and tasks."""
 
     state: Annotated[
         Literal["holds", "none", "not_decided", "no_contrast"],
@@ -303,7 +302,7 @@ class BenchVerdict(msgspec.Struct, kw_only=True, frozen=True):
         ),
     ]
     candidate: Annotated[str, about("Name of the candidate that holds; null if none does.")] | None = None
-    n: Annotated[NonNegativeInt, about("Smallest n of the judged tasks.")]
+    n: Annotated[NonNegativeInt, about("Smallest n of the tasks.")]
     needed: Annotated[
         NonNegativeInt | None, about("Smallest n that would decide an open candidate; null if unknown.")
     ] = None

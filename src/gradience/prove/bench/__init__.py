@@ -13,7 +13,6 @@ from gradience.io.reading import real_path
 from gradience.judge.audit import audit_adapter
 from gradience.prove.bench.contest import (
     FULL,
-    BenchSubject,
     Contest,
     Entry,
     Making,
@@ -90,7 +89,7 @@ def bench_adapter(
             ranks = [name.removeprefix("retrain:") for name in names if name.startswith("retrain:")]
             entry, more = retrained(store, contest, entry, command=retrain, ranks=ranks, options=options)
             notes += more
-        return contest.report([entry], BenchSubject("resize", [path], notes))
+        return contest.report("resize", [entry], [path], notes)
 
 
 def retrained(
@@ -231,7 +230,7 @@ def bench_merge(
             entrants = [own, *merges, *diluted.values(), *anchors(store, side.path, seed=options.seed)]
             alone = {name: named[part[place]] for name, part in parts.items()}
             entries.append(Entry(side.name, file, entrants, alone=alone))
-        return contest.report(entries, BenchSubject("merge", paths))
+        return contest.report("merge", entries, paths, [])
 
 
 def _at_weights(store: BenchStore, adapter: Path, weights: Iterable[float]) -> dict[float, Contender]:

@@ -42,8 +42,13 @@ FULL: Final = "full"
 ALWAYS: Final = (FULL, BASE, SHUFFLED)
 DEFAULT_KL: Final = ("kl:.003", "kl:.01")
 _GRAMMAR: Final = "full, base, shuffled, p90, svd:RANK, energy:SHARE, params:N, kl:NATS or adapter:FOLDER"
-_TYPES: Final[Mapping[str, Callable[[str], float]]] = {"svd": int, "energy": float, "params": int, "kl": float}
-_CRITERIA: Final = {"svd": "rank", "energy": "energy", "params": "max_params", "kl": "kl"}
+_KINDS: Final[Mapping[str, tuple[str, Callable[[str], float], str]]] = {
+    "svd": ("rank", int, "the best approximation of rank {}"),
+    "energy": ("energy", float, "singular values with {} of the energy"),
+    "params": ("max_params", int, "at most {} parameters"),
+    "kl": ("kl", float, "the smallest with measured KL <= {}"),
+}
+"""Kinds of candidates that `resize_adapter` makes: its criterion, the criterion's type, and words for the result."""
 
 
 def cap_of(options: BenchOptions, metric: str) -> float | None:
@@ -120,16 +125,7 @@ class Entry(NamedTuple):
     name: str
     data: Path | None
     entrants: Sequence[Contender]
-    judged: bool = True
     alone: Mapping[str, str] | None = None
-
-
-class BenchSubject(NamedTuple):
-    """The subject of the report: kind of bench, adapters and notes."""
-
-    kind: Literal["resize", "merge"]
-    adapters: Sequence[PathLike]
-    notes: Sequence[str] = ()
 
 
 def anchors(store: BenchStore, adapter: Path, *, seed: int) -> list[Contender]:
@@ -194,14 +190,15 @@ def _recipe(name: str, making: Making) -> dict[str, Any] | Path:
         return {"like_suggested": True}
     if kind == "adapter" and value:
         return Path(value)
-    if kind not in _TYPES:
+    if kind not in _KINDS:
         raise GradienceError(f"{name!r} is not a candidate", advice=f"expected {_GRAMMAR}")
+    criterion, number_of, _ = _KINDS[kind]
     try:
-        number = _TYPES[kind](value)
+        number = number_of(value)
     except ValueError as error:
         raise GradienceError(f"{name!r}: {value!r} is not a number", advice=f"expected {_GRAMMAR}") from error
     if kind != "kl":
-        return {_CRITERIA[kind]: number}
+        return {criterion: number}
     if making.calibrate is None or making.base is None:
         raise GradienceError(
             f"{name} needs inputs to calibrate on", advice="give --base and --calibrate TEXTS, other ones than --data"
@@ -229,14 +226,9 @@ def _is_as_large(folder: Path, adapter: Path) -> bool:
 
 def _words(name: str) -> str:
     kind, _, value = name.partition(":")
-    return {
-        "p90": "each module at the rank that the audit suggests",
-        "svd": f"the best approximation of rank {value}",
-        "energy": f"singular values with {value} of the energy",
-        "params": f"at most {value} parameters",
-        "kl": f"the smallest with measured KL <= {value}",
-        "adapter": "as given",
-    }[kind]
+    if name == "p90":
+        return "each module at the rank that the audit suggests"
+    return _KINDS[kind][2].format(value) if kind in _KINDS else "as given"
 
 
 def require_packages(options: BenchOptions) -> None:
@@ -317,7 +309,13 @@ class Contest:
             )
         return found
 
-    def report(self, entries: Sequence[Entry], sources: BenchSubject) -> BenchReport:
+    def report(
+        self,
+        kind: Literal["resize", "merge"],
+        entries: Sequence[Entry],
+        adapters: Sequence[PathLike],
+        notes: Sequence[str],
+    ) -> BenchReport:
         """Score all entrants of all tasks, judge them, and store and return the report.
 
         Raises:
@@ -333,7 +331,7 @@ class Contest:
             digest = "" if entry.data is None else f"sha256:{file_hash(entry.data)}"
             name = entry.entrants[0].name
             data = str(entry.data or "")
-            tasks.append(Task(entry.name, data, digest, name, scores, judged=entry.judged, alone=entry.alone))
+            tasks.append(Task(entry.name, data, digest, name, scores, alone=entry.alone))
             metrics.append((evaluator.name, evaluator.higher_is_better))
         self._progress(total, total, "")
         (measured, better), unit = metrics[0], _unit(tasks)
@@ -352,8 +350,8 @@ class Contest:
                 "over examples, without --max-length, none counts more than another"
             )
         report = BenchReport(
-            kind=sources.kind,
-            adapters=[str(path) for path in sources.adapters],
+            kind=kind,
+            adapters=[str(path) for path in adapters],
             base=str(options.base or ""),
             out=str(self._store.folder),
             metric=metric,
@@ -366,7 +364,7 @@ class Contest:
             verdict=found.verdict,
             evaluated=self._store.evaluated,
             reused=self._store.reused,
-            notes=list(dict.fromkeys([*sources.notes, *remarks])),
+            notes=list(dict.fromkeys([*notes, *remarks])),
         )
         self._store.keep_report(hide_in(report).to_json())
         return report

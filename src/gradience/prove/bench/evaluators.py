@@ -21,7 +21,7 @@ from hashlib import file_digest, sha256
 from importlib.util import find_spec
 from itertools import islice, pairwise
 from pathlib import Path
-from typing import IO, Any, Final, NamedTuple, Protocol
+from typing import IO, Any, Final, Protocol, TypeAlias
 
 import msgspec
 import numpy as np
@@ -50,22 +50,12 @@ _MOST_FILES: Final = 10_000
 
 LM_EVAL: Final = "lm-eval:"
 _LARGEST_SAMPLE: Final = 16 << 20  # most bytes of one line of lm-eval's samples
-_METRICS: Final = (
-    "acc",
-    "exact_match",
-    "acc_norm",
-    "f1",
-    "bleu",
-    "pass@1",
-    "em",
-)  # lm-eval's metrics of one example, the preferred first
+_METRICS: Final = ("acc", "exact_match", "acc_norm", "f1", "bleu", "pass@1", "em")
+"""lm-eval's metrics of one example, the preferred first."""
 
 
-class EvaluatorOutput(NamedTuple):
-    """An evaluator's output: one score, and the score of each example if it printed them."""
-
-    score: float
-    scores: list[float] | None = None
+Printed: TypeAlias = float | list[float]
+"""What a program printed: one score, or the score of each example."""
 
 
 def words(command: str, values: Mapping[str, str], *, required: str) -> list[str]:
@@ -221,7 +211,7 @@ def _short(argv: list[str]) -> str:
     return text if len(text) <= _SHOWN else f"{text[:_SHOWN]}..."
 
 
-def parsed(output: bytes, argv: list[str]) -> EvaluatorOutput:
+def parsed(output: bytes, argv: list[str]) -> Printed:
     """Parse an evaluator's output as numbers: the whole output as JSON, else its last line.
 
     A number is a score. A list has the score of each example, where true is 1. An object has a list `scores`, or
@@ -250,15 +240,13 @@ def _json(text: str) -> Any:
         return None
 
 
-def _printed(value: Any) -> EvaluatorOutput | None:
+def _printed(value: Any) -> Printed | None:
     if isinstance(value, dict):
         value = next((value[name] for name in _SCORES if name in value), None)
-    if isinstance(value, list):
-        scores = [_number(item) for item in value]
-        known = [score for score in scores if score is not None]
-        return EvaluatorOutput(_mean(known), known) if known and len(known) == len(scores) else None
-    score = _number(value)
-    return None if score is None else EvaluatorOutput(score)
+    if not isinstance(value, list):
+        return _number(value)
+    scores = [score for item in value if (score := _number(item)) is not None]
+    return scores if scores and len(scores) == len(value) else None
 
 
 def _number(value: Any) -> float | None:
@@ -269,13 +257,6 @@ def _number(value: Any) -> float | None:
     except OverflowError:  # a whole number beyond the largest float
         return None
     return number if abs(number) <= MOST_SCORE else math.copysign(math.inf, number)
-
-
-def _mean(scores: list[float]) -> float:
-    try:
-        return math.fsum(scores) / len(scores)
-    except (OverflowError, ValueError):  # beyond the largest float, or infinities of both signs
-        return math.nan
 
 
 class Evaluator(Protocol):
@@ -321,16 +302,16 @@ class Command:
             GradienceError: it fails, prints no number, or prints different numbers of scores for different seeds.
         """
         printed = [self._run(adapter, seed) for seed in self._seeds]
-        lists = [one.scores for one in printed if one.scores is not None]
+        lists = [one for one in printed if isinstance(one, list)]
         if lists and (len(lists) != len(printed) or len({len(scores) for scores in lists}) > 1):
             raise GradienceError(f"{self.name!r} scored other examples for one seed than for another")
         if lists:
             with np.errstate(invalid="ignore"):  # infinities of both signs: no number, which is said of the score
                 return _of_examples(np.mean(np.array(lists), axis=0).tolist())
-        scores = [real(one.score) for one in printed]
+        scores = [real(one) for one in printed if not isinstance(one, list)]
         return Evaluation(unit="seed", scores=scores, weights=[1.0] * len(scores))
 
-    def _run(self, adapter: Path, seed: int) -> EvaluatorOutput:
+    def _run(self, adapter: Path, seed: int) -> Printed:
         argv = words(
             self.name, {**self._values, "adapter": str(real_path(adapter)), "seed": str(seed)}, required="adapter"
         )
@@ -362,19 +343,8 @@ class LmEval:
             raise GradienceError(f"lm-eval cannot take a path with a comma: {place}", advice="give another --out")
         with scratch_folder() as folder:
             model = f"pretrained={self._base},peft={place}"
-            argv = [
-                sys.executable,
-                "-P",
-                "-m",
-                "lm_eval",
-                "--model",
-                "hf",
-                "--model_args",
-                model,
-                "--tasks",
-                self._task,
-            ]
-            run([*argv, "--log_samples", "--output_path", str(folder)], timeout=self._timeout)
+            argv = [sys.executable, "-P", "-m", "lm_eval", "--model", "hf", "--model_args", model]
+            run([*argv, "--tasks", self._task, "--log_samples", "--output_path", str(folder)], timeout=self._timeout)
             rows = sorted(_samples(folder))
         if not rows:
             raise GradienceError(f"lm-eval left no samples of {self._task} with one of {', '.join(_METRICS)}")

@@ -1,6 +1,6 @@
 """Turn evaluations into results and a verdict: how much worse than its reference each candidate can be.
 
-A candidate holds if its worst plausible loss is within the tolerance on every judged task. The bounds are simultaneous
+A candidate holds if its worst plausible loss is within the tolerance on every task. The bounds are simultaneous
 over the candidates of a task. No correction is made over tasks, because a candidate must hold on all of them.
 """
 
@@ -44,7 +44,6 @@ _UNDECIDED: Final = {
 class Tolerance(NamedTuple):
     """How much worse is acceptable: a share of the reference's score, or a difference in the metric's unit."""
 
-    text: str
     value: float
     relative: bool
 
@@ -64,7 +63,7 @@ def tolerance_of(text: str) -> Tolerance:
         raise GradienceError(
             f"the tolerance is {text!r}, expected such as 1% (of the adapter's score) or 0.01 (in the metric's unit)"
         )
-    return Tolerance(text.strip(), value, relative)
+    return Tolerance(value, relative)
 
 
 class Contender(NamedTuple):
@@ -89,7 +88,6 @@ class Task(NamedTuple):
     digest: str
     reference: str
     evaluations: Mapping[str, Evaluation]
-    judged: bool = True
     alone: Mapping[str, str] | None = None
 
 
@@ -121,10 +119,7 @@ def judge(contenders: Sequence[Contender], tasks: Sequence[Task], metric: BenchM
     """
     found = [_on_task(task, contenders, metric, rule) for task in tasks]
     whole = max((c.params for c in contenders if c.role == "reference"), default=0)
-    judged = {task.name for task in tasks if task.judged}
-    candidates = [
-        _candidate(c, [rows[c.name] for _, rows in found if c.name in rows], judged, whole) for c in contenders
-    ]
+    candidates = [_candidate(c, [rows[c.name] for _, rows in found if c.name in rows], whole) for c in contenders]
     order = {"reference": 0, "anchor": 2}
     candidates.sort(key=lambda c: (order.get(c.role, 1), -c.params))
     described = [task for task, _ in found]
@@ -166,7 +161,6 @@ def _on_task(
         n=len(own),
         score=score,
         margin=abs(float(weight @ margin / weight.sum())),
-        judged=task.judged,
         missed=(1.0 - RARE) ** len(own) if metric.unit == "example" else None,
         seen_from=1.0 - (1.0 - CONFIDENCE) ** (1.0 / len(own)) if metric.unit == "example" else None,
     )
@@ -263,8 +257,8 @@ def _harm(reference: Evaluation, other: Evaluation, metric: BenchMetric, task: T
     return sign * (reference.values - other.values)
 
 
-def _candidate(contender: Contender, results: list[BenchResult], judged: set[str], whole: int) -> BenchCandidate:
-    outcomes = [row.outcome for row in results if row.task in judged and row.outcome != "reference"]
+def _candidate(contender: Contender, results: list[BenchResult], whole: int) -> BenchCandidate:
+    outcomes = [row.outcome for row in results if row.outcome != "reference"]
     outcome = min(outcomes, key=_WORST_FIRST.index) if outcomes else "reference"
     return BenchCandidate(
         name=contender.name,
@@ -279,9 +273,9 @@ def _candidate(contender: Contender, results: list[BenchResult], judged: set[str
 
 
 def _verdict(tasks: Sequence[BenchTask], candidates: Sequence[BenchCandidate], metric: BenchMetric) -> BenchVerdict:
-    n = min(task.n for task in tasks if task.judged)
+    n = min(task.n for task in tasks)
     asked = [c for c in candidates if c.role == "candidate"]
-    blind = [task.name for task in tasks if task.judged and task.has_contrast is False]
+    blind = [task.name for task in tasks if task.has_contrast is False]
     if blind:
         says = f"on {', '.join(blind)} the base without any adapter may be as good, so a loss would not show"
         return BenchVerdict(state="no_contrast", n=n, says=says)

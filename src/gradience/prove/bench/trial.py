@@ -24,14 +24,14 @@ import numpy as np
 from gradience.adapters.open import open_adapter
 from gradience.errors import ConfigError, GradienceError
 from gradience.models import FIRST, LoadedModel, active, drop_adapter, load_adapter, load_model
-from gradience.models.inputs import InputBatch, Inputs, ModelInput, batches, read_inputs
+from gradience.models.inputs import Inputs, read_inputs
 from gradience.prove.bench.betting import needed_examples, upper_bound
 from gradience.prove.bench.store import Evaluation
 from gradience.schema import real
 from gradience.spectral.grams import Floats
 
 if TYPE_CHECKING:
-    from gradience.models.outputs import InputScores, Reference
+    from gradience.models.outputs import InputScores
 
 
 BuiltIn: TypeAlias = Literal["loss", "accuracy", "exact-match"]
@@ -118,32 +118,18 @@ class _LoadedReference:
         found = read._replace(examples=list(dict.fromkeys(read.examples)))  # a repeated example adds no information
         _refuse_unlabelled(data, found, self._loaded)
         self.notes = _notes(data, found)
-        from gradience.models.outputs import Reference, tokens_within  # imports torch, loaded by now
+        from gradience.models.outputs import HeldOut  # imports torch, loaded by now
 
-        self._examples: list[ModelInput] = found.examples
-        self._parts: list[InputBatch] = batches(
-            found.examples, tokens=tokens_within(self._loaded), pad=self._loaded.pad
-        )
-        self._outputs: Reference = Reference(self._loaded)
+        self._held_out = HeldOut(self._loaded, found.examples)
 
     def scored(self, adapter: Path | None) -> list[InputScores]:
         """The scores of an adapter, compared with the reference; None scores the reference itself."""
-        from gradience.models.outputs import scored  # as above
-
         if adapter is None:
-            return list(scored(self._loaded, self._examples, self._parts))
+            return list(self._held_out.scores())
         load_adapter(self._loaded, adapter, _OTHER)
         try:
             with active(self._loaded, FIRST):
-                return list(
-                    scored(
-                        self._loaded,
-                        self._examples,
-                        self._parts,
-                        reference=self._outputs,
-                        state=lambda: active(self._loaded, _OTHER),
-                    )
-                )
+                return list(self._held_out.scores(lambda: active(self._loaded, _OTHER)))
         finally:
             drop_adapter(self._loaded, _OTHER)
 
@@ -161,21 +147,19 @@ def _refuse_unlabelled(data: Path, found: Inputs, loaded: LoadedModel) -> None:
         raise GradienceError("token classification is not scored here", advice="give a command as --metric")
     if loaded.task != "sequence-classification":
         return
-    names = getattr(loaded.config, "label2id", None) or {}
-    classes = int(loaded.config.num_labels)
-    seen = set()
-    for example in found.examples:
-        label = names.get(example.label) if isinstance(example.label, str) else example.label
-        if label is None or not 0 <= label < classes:
-            raise ConfigError(
-                f"{data}: a row has the label {example.label!r}, expected a number from 0 to {classes - 1}"
-                + (f", or one of {', '.join(names)}" if names else ""),
-                advice="give rows with text and label",
-            )
-        seen.add(label)
+    from gradience.models.outputs import class_of  # as above
+
+    seen = {class_of(loaded, example.label): example.label for example in found.examples}
+    if -1 in seen:
+        names = ", ".join(getattr(loaded.config, "label2id", None) or ())
+        raise ConfigError(
+            f"{data}: a row has the label {seen[-1]!r}, expected a number from 0 to {loaded.config.num_labels - 1}"
+            + (f", or one of {names}" if names else ""),
+            advice="give rows with text and label",
+        )
     if len(seen) == 1:
         raise ConfigError(
-            f"{data} has rows of one class only ({seen.pop()}): accuracy on them says nothing",
+            f"{data} has rows of one class only ({seen.popitem()[0]}): accuracy on them says nothing",
             advice="give held-out rows of all classes",
         )
 

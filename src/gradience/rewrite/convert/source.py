@@ -81,7 +81,8 @@ def open_source(
     Raises:
         AdapterError: its files cannot be read, or no LoRA can express what it does.
     """
-    files, adapter, raw, tensors = open_stored(path, adapter_config=adapter_config, weights=weights)
+    stored = open_stored(path, adapter_config=adapter_config, weights=weights)
+    files, adapter, tensors = stored.files, stored.adapter, stored.tensors
     refusal = next(obstacles(adapter, Operation.CONVERT), None)
     if refusal is not None:
         raise AdapterError(f"this adapter cannot be converted: {refusal}", advice="see docs/convert.md for what can be")
@@ -100,7 +101,7 @@ def open_source(
     if not modules:
         why = "; ".join(f"{s.name}: {s.reason}" for s in adapter.skipped[:_SHOWN]) or "it holds no update"
         raise AdapterError(f"no module of {files.weights} can be converted ({why})")
-    return SourceAdapter(files, adapter, traits_of(adapter), tensors, raw, base_weights, modules)
+    return SourceAdapter(files, adapter, traits_of(adapter), tensors, stored.raw, base_weights, modules)
 
 
 def refuse_modules(source: SourceAdapter) -> None:

@@ -22,6 +22,7 @@ from gradience.rewrite.convert.source import SourceAdapter
 from gradience.rewrite.writing import ArraySpool
 from gradience.schema.writing import TargetFormat
 from gradience.spectral.grams import Floats
+from gradience.spectral.sums import gram_norm, pair_grams
 from gradience.spectral.update import (
     Approximation,
     LowRank,
@@ -35,8 +36,6 @@ Factors: TypeAlias = tuple[Array, Array]
 Method: TypeAlias = Literal["copied", "factors", "truncated", "dense"]
 
 _FULL_RANK: Final = {"dora": "DoRA", "hira": "HiRA", "miss": "MiSS (bat)"}
-_BLOCK: Final = 4096  # columns of a factor that are cast to float64 at a time
-
 _FLOATS: Final = (np.dtype(np.float32), np.dtype(np.float32))
 
 
@@ -341,17 +340,8 @@ def _without_zeros(b: Array, a: Array) -> tuple[Array, Array]:
 
 
 def product_norm(b: Array, a: Array) -> float:
-    """Return the Frobenius norm of b @ a from two r x r Gram matrices."""
-    return math.sqrt(max(0.0, float(np.sum(_gram(b.T) * _gram(a)))))
-
-
-def _gram(rows: Array) -> Floats:
-    """Return rows @ rows.T in float64, some columns at a time."""
-    gram = np.zeros((len(rows), len(rows)))
-    for start in range(0, rows.shape[1], _BLOCK):
-        block = rows[:, start : start + _BLOCK].astype(np.float64)
-        gram += block @ block.T
-    return gram
+    """Return the Frobenius norm of b @ a."""
+    return math.sqrt(gram_norm(pair_grams(b, a), lambda: (b, a)))
 
 
 def refuse_non_finite(module: Module, *arrays: Array) -> None:

@@ -8,7 +8,7 @@ them, or from the adapter that was chosen.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from functools import partial
 from typing import Any, Final, NamedTuple, Unpack
 
@@ -33,7 +33,7 @@ from gradience.rewrite.merge.pairs import (
     tensors_of,
 )
 from gradience.rewrite.options import MergeKeywords, MergeOptions
-from gradience.rewrite.sides import Matching, Side, described, matched, open_sides, why_not_together
+from gradience.rewrite.sides import Matching, StoredAdapter, described, matched, open_sides, why_not_together
 from gradience.rewrite.writing import STORED, ArraySpool, NewAdapter, destination, provenance_of
 from gradience.schema.merge import MERGE_SCHEMA_ID, MergedModule, MergeReport
 
@@ -100,7 +100,7 @@ def merge_adapters(
     with scratch_folder() as folder:
         merged = merged_modules(pairs, recipe, stored, ArraySpool(folder), progress)
         ranks = ranks_of(pairs, merged, recipe)
-        decided = _MergeDecisions(recipe, stored, ranks, merged_patterns(ranks), heads)
+        decided = _MergeDecisions(recipe, stored, ranks, patterns_of(ranks, dict(ranks)), heads)  # alpha = r: scale 1
         report = _report(sides, matching, pairs, merged, decided)
         if place is None:
             return report
@@ -124,7 +124,7 @@ class _MergeDecisions(NamedTuple):
 
 
 def _report(
-    sides: Sequence[Side],
+    sides: Sequence[StoredAdapter],
     matching: Matching,
     pairs: Sequence[MergedPair],
     merged: Sequence[Sequence[MergedFactors]],
@@ -176,7 +176,7 @@ def _relative(lost: float, energy: float) -> float | None:
     return math.sqrt(max(lost, 0.0) / energy) if energy > 0.0 else None
 
 
-def _notes(sides: Sequence[Side]) -> list[str]:
+def _notes(sides: Sequence[StoredAdapter]) -> list[str]:
     notes = []
     bases = sorted({str(side.adapter.config.base_model_name_or_path) for side in sides})
     if len(bases) > 1:
@@ -198,7 +198,7 @@ class Heads(NamedTuple):
     chosen: str | None = None
 
 
-def side_named(sides: Sequence[Side], name: str) -> Side:
+def side_named(sides: Sequence[StoredAdapter], name: str) -> StoredAdapter:
     """Return the adapter that `name` identifies by its place (A, B, ... or 1, 2, ...), its name or its path.
 
     Raises:
@@ -211,7 +211,7 @@ def side_named(sides: Sequence[Side], name: str) -> Side:
     raise AdapterError(f"--heads-from {name!r} names none of the adapters", advice=f"give one of {known}")
 
 
-def heads_of(sides: Sequence[Side], chosen: Side | None) -> Heads:
+def heads_of(sides: Sequence[StoredAdapter], chosen: StoredAdapter | None) -> Heads:
     """Return the whole tensors to copy: the chosen adapter's, or else those of all adapters.
 
     Raises:
@@ -223,7 +223,7 @@ def heads_of(sides: Sequence[Side], chosen: Side | None) -> Heads:
         source = chosen.tensors
         fields = {field: chosen.raw.get(field) or _NONE.get(field) for field in _FIELDS}
         return Heads([copied(source, name) for name in names], fields, left, chosen.name)
-    held: dict[str, Side] = {}
+    held: dict[str, StoredAdapter] = {}
     differing = []
     for side in sides:
         for name in _whole(side):
@@ -239,7 +239,7 @@ def heads_of(sides: Sequence[Side], chosen: Side | None) -> Heads:
     return Heads([copied(side.tensors, name) for name, side in held.items()], _agreed(sides), [])
 
 
-def _whole(side: Side) -> list[str]:
+def _whole(side: StoredAdapter) -> list[str]:
     return [name for name, role in side.adapter.roles.items() if role in _WHOLE]
 
 
@@ -248,7 +248,7 @@ def _equal(one: TensorSource, two: TensorSource, name: str) -> bool:
     return (first.dtype, first.shape) == (second.dtype, second.shape) and np.array_equal(one.raw(name), two.raw(name))
 
 
-def _agreed(sides: Sequence[Side]) -> dict[str, Any]:
+def _agreed(sides: Sequence[StoredAdapter]) -> dict[str, Any]:
     """Return the config's fields about whole tensors: the only value given, or for modules_to_save the union.
 
     Raises:
@@ -269,12 +269,9 @@ def _agreed(sides: Sequence[Side]) -> dict[str, Any]:
     return fields
 
 
-def merged_patterns(ranks: Mapping[str, int]) -> Patterns:
-    """Return r, alpha and their patterns for modules of these ranks, all with scale 1, so that alpha = r."""
-    return patterns_of(ranks, dict(ranks))
-
-
-def merged_config(sides: Sequence[Side], patterns: Patterns, heads: Heads, modules: Sequence[str]) -> dict[str, Any]:
+def merged_config(
+    sides: Sequence[StoredAdapter], patterns: Patterns, heads: Heads, modules: Sequence[str]
+) -> dict[str, Any]:
     """Return the merged adapter's `adapter_config.json`: the first adapter's, with the fields that the merge decides.
 
     `modules` are the paths of layers, not of parameters. They become the targets if shorter names would match others.
@@ -295,7 +292,7 @@ def merged_config(sides: Sequence[Side], patterns: Patterns, heads: Heads, modul
     }
 
 
-def _targets(sides: Sequence[Side], modules: Sequence[str]) -> dict[str, Any]:
+def _targets(sides: Sequence[StoredAdapter], modules: Sequence[str]) -> dict[str, Any]:
     """Return the fields that choose modules, as far as they change.
 
     If the adapters' target lists differ, their union matches the modules of all. If targets are patterns and differ, or

@@ -25,7 +25,7 @@ from gradience.rewrite.merge.methods import weights_of
 from gradience.rewrite.merge.pairs import obstacles_between, obstacles_of
 from gradience.rewrite.sides import (
     Matching,
-    Side,
+    StoredAdapter,
     beside,
     config_differences,
     described,
@@ -121,7 +121,7 @@ def merge_check(
     return msgspec.structs.replace(report, findings=findings, not_run=not_run)
 
 
-def _odd(sides: Sequence[Side], name: str) -> str:
+def _odd(sides: Sequence[StoredAdapter], name: str) -> str:
     """Return the message that no module has the same shape in all adapters, with one module as an example."""
     shapes = [
         f"{module.shape[0]} x {module.shape[1]} in {side.name}"
@@ -138,7 +138,7 @@ def _shared(matching: Matching) -> list[str]:
 
 
 def _pair(
-    sides: Sequence[Side], weights: Sequence[float], total: Floats, places: Places, products: Products
+    sides: Sequence[StoredAdapter], weights: Sequence[float], total: Floats, places: Places, products: Products
 ) -> CheckedPair:
     i, j = places
     norms = [abs(weights[place]) * math.sqrt(total[place, place]) for place in places]
@@ -213,7 +213,7 @@ def _module(name: str, table: Floats, weights: Sequence[float], signs: Signs | N
     )
 
 
-def _notes(sides: Sequence[Side], matching: Matching, products: Products) -> list[str]:
+def _notes(sides: Sequence[StoredAdapter], matching: Matching, products: Products) -> list[str]:
     notes = [*obstacles_between(sides), *_heads(sides)]
     broken = [name for name, table in products.by_module.items() if not is_finite(table)]
     if broken:
@@ -228,7 +228,7 @@ def _notes(sides: Sequence[Side], matching: Matching, products: Products) -> lis
     return notes
 
 
-def _heads(sides: Sequence[Side]) -> list[str]:
+def _heads(sides: Sequence[StoredAdapter]) -> list[str]:
     """Return, as a list, the reason for which heads or other whole tensors would stop a merge; empty without one."""
     try:
         heads_of(sides, None)
@@ -254,7 +254,7 @@ class Products(NamedTuple):
     overlaps: dict[Places, PairOverlaps]
 
 
-def products_of(sides: Sequence[Side], matching: Matching) -> Products:
+def products_of(sides: Sequence[StoredAdapter], matching: Matching) -> Products:
     """Return the inner products and overlaps of every pair of adapters; each module is read once for all pairs."""
     n = len(sides)
     by_module = {name: np.zeros((n, n)) for name in matching.rows}

@@ -173,18 +173,15 @@ def merged_module(row: Row, recipe: Recipe, dtype: np.dtype[Any]) -> tuple[NewFa
     return rounded, Losses(energy, away, energy, away)
 
 
-def _refuse_broken(name: str, parts: Sequence[Part]) -> None:
+def _refuse_overflow(name: str, energy: float, parts: Sequence[Part]) -> None:
+    """Refuse a sum whose squared norm is not finite, because of a non-finite factor or an overflow."""
+    if math.isfinite(energy):
+        return
     if not all(all_finite(b) and all_finite(a) and math.isfinite(c) for b, a, c in parts):
         raise AdapterError(
             f"{name} holds NaN or infinite numbers in one of the adapters", advice="'gradience audit' says which"
         )
-
-
-def _refuse_overflow(name: str, energy: float, parts: Sequence[Part]) -> None:
-    """Refuse a sum whose squared norm is not finite, because of a non-finite factor or an overflow."""
-    if not math.isfinite(energy):
-        _refuse_broken(name, parts)
-        raise AdapterError(f"{name}: the weighted sum is over the range of float64", advice="give smaller --weights")
+    raise AdapterError(f"{name}: the weighted sum is over the range of float64", advice="give smaller --weights")
 
 
 def _merged_sum(

@@ -16,7 +16,7 @@ from gradience.errors import AdapterError
 from gradience.io import Progress
 from gradience.io.safetensors import DTYPES, PlannedTensor, planned
 from gradience.rewrite.merge.methods import DENSE, Losses, Recipe, Row, merged_module
-from gradience.rewrite.sides import Side
+from gradience.rewrite.sides import StoredAdapter
 from gradience.rewrite.writing import STORED, ArraySpool
 from gradience.spectral import each_in_threads
 
@@ -25,7 +25,7 @@ _SAME: Final = ("fan_in_fan_out", "layer_replication", "ensure_weight_tying")
 _DOUBLE: Final = 8  # bytes
 
 
-def refuse(sides: Sequence[Side]) -> None:
+def refuse(sides: Sequence[StoredAdapter]) -> None:
     """Refuse adapters if the sum of their updates cannot be written as one plain LoRA.
 
     Raises:
@@ -40,12 +40,12 @@ def refuse(sides: Sequence[Side]) -> None:
         raise AdapterError(f"cannot merge these adapters: {reason}", advice="see 'gradience merge-check'")
 
 
-def obstacles_of(side: Side) -> Iterator[str]:
+def obstacles_of(side: StoredAdapter) -> Iterator[str]:
     """Yield the reasons for which one adapter cannot be merged: its update is not s B A, or is more than that."""
     return obstacles(side.adapter, Operation.MERGE)
 
 
-def obstacles_between(sides: Sequence[Side]) -> Iterator[str]:
+def obstacles_between(sides: Sequence[StoredAdapter]) -> Iterator[str]:
     """Yield the reasons for which plain LoRA adapters cannot be merged with each other."""
     for field in _SAME:
         values = [side.raw.get(field) or None for side in sides]
@@ -76,7 +76,7 @@ def _first(row: Row) -> Module:
     return next(module for module in row if module is not None)
 
 
-def merged_pairs(sides: Sequence[Side], rows: Mapping[str, Row]) -> list[MergedPair]:
+def merged_pairs(sides: Sequence[StoredAdapter], rows: Mapping[str, Row]) -> list[MergedPair]:
     """Return the pairs of tensors to write, in the order of the modules' names.
 
     Raises:
@@ -185,7 +185,7 @@ def ranks_of(pairs: Sequence[MergedPair], merged: Sequence[Sequence[MergedFactor
     return ranks
 
 
-def common_dtype(sides: Sequence[Side], pairs: Sequence[MergedPair]) -> str:
+def common_dtype(sides: Sequence[StoredAdapter], pairs: Sequence[MergedPair]) -> str:
     """Return the dtype (safetensors' name) of all factors if they share one that adapters are saved in, else F32."""
     dtypes = {
         side.adapter.tensors[name].dtype

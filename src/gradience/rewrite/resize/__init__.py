@@ -21,11 +21,10 @@ from gradience.io import PathLike, Progress
 from gradience.io.atomic import atomic_file
 from gradience.io.safetensors import PlannedTensor, file_size, write_safetensors
 from gradience.rewrite.options import ResizeKeywords, ResizeOptions, Target
-from gradience.rewrite.resize.outputs import TextFile, measure, plan_by_outputs
-from gradience.rewrite.resize.plan import NewConfig, ResizePlan, new_config
+from gradience.rewrite.resize.factors import NewConfig, ResizePlan, new_config
+from gradience.rewrite.resize.outputs import measure, plan_by_outputs
 from gradience.rewrite.resize.recovery import recovered
-from gradience.rewrite.resize.running import run
-from gradience.rewrite.resize.subject import Subject, resizable_pairs
+from gradience.rewrite.resize.subject import Subject, resizable_pairs, run
 from gradience.rewrite.resize.weights import plan_by_weights
 from gradience.rewrite.sides import open_stored
 from gradience.rewrite.writing import (
@@ -123,8 +122,7 @@ def _result(
     if options.inputs is None:
         plan = plan_by_weights(subject, target, None if options.base is None else BaseWeights(shards))
     else:
-        inputs = TextFile(options.inputs, options.calibrate_tokens is not None, options.seed)
-        measurement = measure(subject, running(), inputs, progress)
+        measurement = measure(subject, running(), options.inputs, options, progress)
         plan, calibration = plan_by_outputs(subject, running(), measurement, target)
         progress(1, 1, "measured")  # removes a progress bar that is still shown
     if options.recovers_on is not None:

@@ -1,4 +1,6 @@
-"""The new factors of a pair, and the file that they make. No factor is computed before its tensor is written.
+"""The plan of a resized adapter: the new factors of its pairs, the file that they make, its config and its errors.
+
+No factor is computed before its tensor is written.
 
 A plain pair becomes the best approximation at its rank (Eckart and Young). DoRA's magnitudes are relative to
 norm(W + s B A), so a DoRA pair is cut against the base weight, and its magnitudes are fitted again by least squares.
@@ -6,22 +8,26 @@ norm(W + s B A), so a DoRA pair is cut against the base weight, and its magnitud
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
-from typing import Final, NamedTuple
+from typing import Any, Final, NamedTuple
 
 import numpy as np
 
-from gradience.adapters.layout import Array, all_finite
+from gradience.adapters.layout import Array, Module, all_finite
 from gradience.adapters.pairs import StoredPair
+from gradience.adapters.patterns import Patterns, alpha_for, patterns_of
 from gradience.base.weights import BaseWeights
 from gradience.errors import AdapterError
 from gradience.io.safetensors import DTYPES, PlannedTensor, TensorSource, Together, copied, file_size, planned
 from gradience.rewrite.resize.subject import Subject, factor_names
+from gradience.schema.writing import ResizedModule
 from gradience.spectral.batch import Maps
 from gradience.spectral.grams import Floats
 from gradience.spectral.update import reduced
 
+_RUN_AGAIN: Final = ("orthogonal", "mica")  # initialisations that PEFT runs again on loading
 _HALF: Final = ("BF16", "F16")
 _TILE: Final = 1 << 20  # elements of W that are held in float64 at a time
 _RECORD: Final = 4096  # bytes that a short record of the operation may take in the header of a file of kohya's
@@ -50,6 +56,72 @@ class Cut(NamedTuple):
     def names(self) -> tuple[str, str]:
         """The names of A and B in the file."""
         return factor_names(self.pair)
+
+
+class ResizePlan(NamedTuple):
+    """The tensors of the new file, its ranks and the errors; `relative_error` is None if every update is zero."""
+
+    tensors: list[PlannedTensor]
+    patterns: Patterns
+    rows: list[ResizedModule]
+    relative_error: float | None
+    fields: Mapping[str, Any]
+    """The config's fields that change beside the ranks: target_modules, if modules leave the adapter."""
+
+
+def plan_of(subject: Subject, cuts: Sequence[Cut], fields: Mapping[str, Any]) -> ResizePlan:
+    """Return the plan for pairs whose ranks are decided."""
+    error = relative_error([loss for cut in cuts for loss in cut.losses])
+    return ResizePlan(planned_file(subject, cuts), _patterns(cuts), _modules(cuts), error, fields)
+
+
+class NewConfig(NamedTuple):
+    """The new config as PEFT will read it, and notes on changes beside the ranks."""
+
+    fields: dict[str, Any]
+    notes: list[str]
+
+
+def new_config(raw: dict[str, Any], plan: ResizePlan) -> NewConfig:
+    """Return the config with the new ranks and all of its other keys."""
+    fields = {**raw, **plan.patterns._asdict(), **plan.fields}
+    init = raw.get("init_lora_weights")
+    if isinstance(init, str) and init.lower() in _RUN_AGAIN:
+        fields["init_lora_weights"] = True
+        note = f"init_lora_weights was {init!r}: PEFT would run it again on loading, for a rank it may refuse"
+        return NewConfig(fields, [note])
+    return NewConfig(fields, [])
+
+
+def _patterns(cuts: Iterable[Cut]) -> Patterns:
+    """Return r, alpha and their patterns, such that each pair gets its new rank and keeps its scale s."""
+    kept = {cut.pair.path: cut for cut in cuts if cut.rank}
+    first = {path: cut.pair.first for path, cut in kept.items()}
+    alphas = {path: alpha_for(m.scale, kept[path].rank, rslora=m.rslora) for path, m in first.items()}
+    return patterns_of({path: cut.rank for path, cut in kept.items()}, alphas)
+
+
+def _modules(cuts: Iterable[Cut]) -> list[ResizedModule]:
+    return [_row(cut, module, loss) for cut in cuts for module, loss in zip(cut.pair.modules, cut.losses, strict=True)]
+
+
+def _row(cut: Cut, module: Module, loss: Loss) -> ResizedModule:
+    params = cut.pair.layout.params_per_rank // len(cut.pair.modules)
+    return ResizedModule(
+        name=module.name,
+        kind=module.kind,
+        rank_before=module.r,
+        rank_after=cut.rank,
+        relative_error=relative_error([loss]),
+        params_before=params * module.r,
+        params_after=params * cut.rank,
+    )
+
+
+def relative_error(losses: Sequence[Loss]) -> float | None:
+    """Return the relative Frobenius error over some modules, at most 1; None if their updates are zero."""
+    lost, energy = sum(one.lost for one in losses), sum(one.energy for one in losses)
+    return min(1.0, math.sqrt(lost / energy)) if energy > 0.0 else None
 
 
 def planned_file(subject: Subject, cuts: Sequence[Cut]) -> list[PlannedTensor]:

@@ -19,8 +19,8 @@ from gradience.errors import AdapterError
 from gradience.io import PathLike, Progress
 from gradience.io.atomic import scratch_folder
 from gradience.models.inputs import ModelInput, digest_of
-from gradience.rewrite.options import Target
-from gradience.rewrite.resize.factors import Cut, Loss, bytes_beside, mapped_factors
+from gradience.rewrite.options import ResizeOptions, Target
+from gradience.rewrite.resize.factors import Cut, Loss, ResizePlan, bytes_beside, mapped_factors, plan_of
 from gradience.rewrite.resize.pieces import (
     Kept,
     Order,
@@ -37,9 +37,7 @@ from gradience.rewrite.resize.pieces import (
     shortest,
     within,
 )
-from gradience.rewrite.resize.plan import ResizePlan, plan_of
-from gradience.rewrite.resize.running import Running, Split, split_inputs, targets_of
-from gradience.rewrite.resize.subject import Subject, factor_names
+from gradience.rewrite.resize.subject import Running, Split, Subject, factor_names, split_inputs, targets_of
 from gradience.rewrite.resize.weights import MEGABYTE
 from gradience.schema.writing import Calibration, Limit
 from gradience.spectral.batch import Maps
@@ -54,14 +52,6 @@ OF_EFFECT: Final = 0.05  # heuristic: of the adapter's own KL from the base, so 
 
 _ROUNDS: Final = 8  # measurements that a search takes at most, for the progress bar
 _BACKWARD: Final = 2  # cost of a forward and backward pass in forward passes, for the progress bar
-
-
-class TextFile(NamedTuple):
-    """A file of inputs without labels, as texts or as token ids, and the seed by which some are chosen."""
-
-    path: PathLike
-    token_ids: bool
-    seed: int
 
 
 class Effects(NamedTuple):
@@ -88,29 +78,33 @@ class Measurement(NamedTuple):
     trials: Trials
 
 
-def measure(subject: Subject, running: Running, inputs: TextFile, progress: Progress) -> Measurement:
+def measure(
+    subject: Subject, running: Running, inputs: PathLike, options: ResizeOptions, progress: Progress
+) -> Measurement:
     """Run the model on the inputs, of which some are held out.
 
     Args:
         subject: the adapter.
         running: the model that runs with it.
-        inputs: what it is run on.
+        inputs: the file of the inputs that it is run on.
+        options: whether these are token ids, and the seed by which some are chosen.
         progress: called with (units done, units in all, the name of the step).
 
     Raises:
         AdapterError: the model's outputs are not finite.
         ConfigError: the inputs cannot be read, or are too few.
     """
-    split = split_inputs(inputs.path, running.loaded, most=CHOSEN_BY, seed=inputs.seed, token_ids=inputs.token_ids)
+    has_ids = options.calibrate_tokens is not None
+    split = split_inputs(inputs, running.loaded, most=CHOSEN_BY, seed=options.seed, token_ids=has_ids)
     done = _BACKWARD * len(split.chosen_by)
     units = done + _ROUNDS * len(split.measured_on)
     effects = effects_of(
-        subject, running, split.chosen_by, inputs.seed, lambda n, _, name: progress(_BACKWARD * n, units, name)
+        subject, running, split.chosen_by, options.seed, lambda n, _, name: progress(_BACKWARD * n, units, name)
     )
     trials = Trials(
         running, effects.pieces, split.measured_on, lambda n: progress(min(done + n, units - 1), units, "measuring")
     )
-    return Measurement(split, inputs.seed, effects, trials)
+    return Measurement(split, options.seed, effects, trials)
 
 
 def plan_by_outputs(

@@ -20,10 +20,8 @@ from gradience.io import PathLike, Progress
 from gradience.io.safetensors import DTYPES, PlannedTensor
 from gradience.models.inputs import digest_of
 from gradience.models.sums import Sums, estimate
-from gradience.rewrite.resize.factors import Loss
-from gradience.rewrite.resize.plan import ResizePlan, relative_error
-from gradience.rewrite.resize.running import Running, split_inputs
-from gradience.rewrite.resize.subject import Subject, factor_names
+from gradience.rewrite.resize.factors import Loss, ResizePlan, relative_error
+from gradience.rewrite.resize.subject import Running, Subject, factor_names, split_inputs
 from gradience.schema.writing import Apart, Recovery
 from gradience.spectral.update import core_singular_values, stacked
 
@@ -69,7 +67,7 @@ def recovered(
     after = held_out.sums(student.state)
     is_sound = stopped is None and after.finite and all(map(all_finite, trained.values()))
     change = apart(after, before) if is_sound else None
-    reason = _BROKEN if change is None else _why_not(change)
+    reason = _BROKEN if change is None else why_as_cut(change)
     effect = held_out.sums(partial(as_base, running.loaded))
     record = Recovery(
         written=not reason,
@@ -90,7 +88,7 @@ def recovered(
     return (plan if reason else _with_factors(plan, subject, trained)), record
 
 
-def _why_not(change: Apart) -> str:
+def why_as_cut(change: Apart) -> str:
     """Why the trained factors are not taken; empty if they are better: less KL, beyond chance, and no more flips."""
     if change.kl.high >= 0.0:
         return _WORSE

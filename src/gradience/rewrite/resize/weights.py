@@ -20,8 +20,7 @@ from gradience.adapters.pairs import StoredPair
 from gradience.base.weights import BaseWeights, factors_of
 from gradience.errors import AdapterError
 from gradience.rewrite.options import Target
-from gradience.rewrite.resize.factors import Cut, Loss, best_factors, bytes_beside, refit_of
-from gradience.rewrite.resize.plan import ResizePlan, plan_of
+from gradience.rewrite.resize.factors import Cut, Loss, ResizePlan, best_factors, bytes_beside, plan_of, refit_of
 from gradience.rewrite.resize.subject import Subject
 from gradience.spectral.batch import Maps, Spectrum, spectra_and_maps
 from gradience.spectral.grams import Floats
