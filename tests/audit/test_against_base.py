@@ -11,13 +11,13 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
-from tables import every
+from tables import every, once
 
 from gradience.base import weights as base_weights
 from gradience.cli.main import main
 from gradience.errors import AdapterError
 from gradience.judge.audit import audit_adapter
-from gradience.judge.audit.against_base import _held, held_of
+from gradience.judge.audit.against_base import held_of
 from gradience.render.audit import audit_text
 
 LAYERS, OUT, INNER, R = 4, 48, 32, 8  # of write_adapter and write_base
@@ -68,12 +68,11 @@ def test_a_zero_update_has_udr_zero_and_no_sdi(write_adapter, write_base):
     assert report.health.verdict == "untrained"
     assert {m.udr for m in report.modules} == {0.0}
     assert {m.sdi for m in report.modules} == {None}
-    assert [(m.base.survival, m.base.intruders) for m in report.modules] == [(None, None)] * LAYERS
+    assert [(m.base.survival, m.base.intruders, m.base.held) for m in report.modules] == [(None, None, None)] * LAYERS
     assert (report.base.survival_dtype, report.base.intruder_total, report.base.relative_frobenius) == (None, None, 0.0)
 
 
-@pytest.mark.parametrize("times", [0, 1, 2, 3])
-@pytest.mark.parametrize("turned", [False, True])
+@once(times=[0, 1, 2, 3], turned=[False, True])
 def test_a_base_that_holds_the_adapter_already_is_found(write_adapter, write_base, times, turned):
     """Weights of norm 10 beside updates of norm 3 to 6, so that chance gives <W, dW> / norm(dW)^2 of under .1."""
     folder, base = write_adapter(fan_in_fan_out=turned), write_base(shape=(INNER, OUT) if turned else (OUT, INNER))
@@ -111,15 +110,6 @@ def test_a_base_that_holds_the_adapter_already_is_found(write_adapter, write_bas
 def test_how_often_the_base_holds_an_update_is_a_ratio_of_sums(compared, held):
     rows = [SimpleNamespace(held=each, update_frobenius_norm=norm) for each, norm in compared]
     assert held_of(rows) == pytest.approx(held)
-
-
-@every(
-    ("along", "intended", "held"),
-    [(0.04, 0.08, 0.5), (-1.0, 2.0, -0.5), (0.0, 0.0, None), (1.0, math.inf, None), (math.nan, 1.0, None),
-     (1e308, 1e-10, None)],
-)  # fmt: skip
-def test_what_a_weight_holds_of_its_own_update(along, intended, held):
-    assert _held(SimpleNamespace(along=along, intended=intended)) == held
 
 
 def test_an_update_that_took_a_part_out_of_the_base_is_not_looked_for_in_it(write_adapter, write_base):
@@ -215,18 +205,6 @@ def test_without_a_cache_nothing_is_written(write_adapter, write_base, tmp_path)
     assert not (tmp_path / "cache").exists()
 
 
-def test_a_quantised_base_weight_gets_no_number(write_adapter, write_base):
-    base = write_base()
-    weights = load_file(base / "model.safetensors")
-    name = "model.layers.1.self_attn.q_proj.weight"
-    weights[name] = np.zeros((OUT, INNER), np.int8)
-    save_file(weights, base / "model.safetensors")
-    report = audit_adapter(write_adapter(), base=base)
-    assert report.modules[1].udr is None
-    assert "codes that are not read here: weight (I8)" in report.base.not_compared[0].reason
-    assert report.base.compared == LAYERS - 1
-
-
 def test_a_base_that_is_not_there_is_an_error_with_advice(write_adapter, tmp_path):
     with pytest.raises(AdapterError, match="no such base") as caught:
         audit_adapter(write_adapter(), base=tmp_path / "nowhere")
@@ -276,8 +254,10 @@ class TestPeft:
         after = {k: v.detach().float().numpy() for k, v in tuned.merge_and_unload().state_dict().items()}
         return before, after
 
-    @pytest.mark.parametrize("kind", ["linear", "conv1d", "dora", "hira"])
-    @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+    @pytest.mark.parametrize(
+        ("kind", "precision"),
+        [("linear", "float32"), ("linear", "bfloat16"), ("conv1d", "float32"), ("dora", "float32")],
+    )
     def test_udr_and_survival_are_those_of_pefts_merge(self, tmp_path, kind, precision):
         torch = pytest.importorskip("torch")
         before, after = self.build(tmp_path, kind, getattr(torch, precision))
@@ -379,7 +359,7 @@ def test_factors_that_are_not_finite_are_broken_whatever_the_base(tmp_path):
         assert [m.state for m in report.modules].count("non_finite") == 1
 
 
-@pytest.mark.parametrize("form", ["text", "json", "github", "sarif"])
+@pytest.mark.parametrize("form", ["text", "json"])
 def test_an_audit_that_analysed_nothing_could_not_judge_in_any_format(tmp_path, form, capsys):
     folder, base = lora_like(tmp_path, {"use_dora": True})
     assert main(["audit", str(folder), "--format", form, "--fail-on", "error"]) == 3

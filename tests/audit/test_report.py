@@ -45,13 +45,6 @@ def test_verdicts_come_first_with_a_reason_and_a_finding(write_adapter, verdict,
     assert report.findings[0].severity in {"error", "warning"}
 
 
-def test_a_flat_spectrum_is_no_finding_where_the_null_leaves_no_room(write_adapter):
-    rng = np.random.default_rng(9)
-    flat = lambda r: lambda i: (rng.standard_normal((OUT, r)), rng.standard_normal((r, INNER)))  # noqa: E731
-    assert audit_adapter(write_adapter(flat(2), name="rank2", r=2)).health.verdict == "trained"
-    assert audit_adapter(write_adapter(flat(R), name="few", layers=2)).health.verdict == "trained"
-
-
 def test_non_finite_modules_enter_no_mean(write_adapter):
     rng = np.random.default_rng(0)
     clean = audit_adapter(write_adapter(lambda i: low_dimensional(np.random.default_rng(i)), name="clean", layers=3))
@@ -113,13 +106,6 @@ def test_a_rank_that_the_config_contradicts_is_a_warning(write_adapter):
     assert "SCL206" in {f.id for f in report.findings}
 
 
-def test_default_alpha_is_told_only_where_it_weakens_the_update(write_adapter):
-    rng = np.random.default_rng(0)
-    wide = write_adapter(lambda i: low_dimensional(rng, 16), name="wide", r=16, lora_alpha=8)
-    assert "SCL208" in {f.id for f in audit_adapter(wide).findings}
-    assert "SCL208" not in {f.id for f in audit_adapter(write_adapter(lora_alpha=8)).findings}
-
-
 def test_suggestions_carry_their_price(write_adapter):
     report = audit_adapter(write_adapter())
     assert [c.rank for c in report.candidates] == [1, 2, 3, 4]
@@ -137,12 +123,6 @@ def test_the_report_survives_its_own_json(write_adapter):
     report = audit_adapter(write_adapter(), suggest_per_layer=True, top_singular_values=2)
     assert msgspec.json.decode(msgspec.json.encode(report), type=AuditReport) == report
     assert len(report.modules[0].top_singular_values) == 2
-
-
-@pytest.mark.parametrize("option", [{"intruder_k": 0}, {"intruder_eps": 0.0}, {"intruder_eps": 1.5}])
-def test_options_out_of_range_are_value_errors(write_adapter, option):
-    with pytest.raises(ValueError, match="intruder"):
-        audit_adapter(write_adapter(), **option)
 
 
 def many(n: int) -> list[ModuleAudit]:
@@ -216,3 +196,4 @@ def test_real_adapters_are_judged_without_false_alarm(shared_data, name, verdict
     assert len(report.modules) == modules
     assert not [f for f in report.findings if f.severity == "error"]
     assert sum(entry.share for entry in report.ledger) == pytest.approx(1.0)
+    assert (report.summary.update_size < 0.1) is (verdict != "random_like")

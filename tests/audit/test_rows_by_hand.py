@@ -129,6 +129,16 @@ def test_of_a_large_matrix_energy_ranks_are_given_where_their_bounds_meet(sigma,
     assert (found.utilization, found.null_stable_rank, found.top_singular_values) == (None, None, [sigma[0]])
 
 
+def test_of_a_whole_spectrum_all_is_known_but_what_the_rank_bounds():
+    held = DenseSpectrum(np.asarray([2.0, 1.0, 0.0, 0.0, 0.0]), 5.0, 5, is_whole=True)
+    found, errors = dense_row(module("dora", r=2), held)
+    assert (found.spectral_norm, found.stable_rank, found.frobenius_norm) == (2.0, 1.25, pytest.approx(5**0.5))
+    assert (found.utilization, found.null_stable_rank) == (None, None)
+    assert errors == pytest.approx([1.0, (1 / 5) ** 0.5, 0.0], abs=1e-9)
+    nothing = dense_row(module("dora"), DenseSpectrum(np.zeros(2), 0.0, 5, is_whole=True)).row
+    assert (nothing.state, nothing.spectral_norm, nothing.stable_rank) == ("zero", 0.0, None)
+
+
 def test_the_summary_is_of_what_is_measured():
     rows = with_shares(
         [

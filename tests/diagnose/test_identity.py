@@ -14,7 +14,7 @@ from tables import every
 
 from gradience import diagnose
 from gradience.judge.diagnose.identity import CheckpointFolder, unreadable
-from gradience.judge.diagnose.sources import RunSource, RunSources, find_sources, read_sources
+from gradience.judge.diagnose.sources import find_sources, read_sources
 
 Rows = list[dict[str, Any]]
 
@@ -220,11 +220,6 @@ def test_a_target_that_the_family_lacks_is_found_without_weights(tmp_path, weigh
         (tmp_path / "adapter_model.safetensors").unlink()
     ids = {piece.id for cause in diagnose(tmp_path).findings for piece in cause.pieces}
     assert "TGT006" in ids
-
-
-def test_sources_without_checkpoints_have_none():
-    found = RunSources(Path(), log=RunSource(), weights=RunSource(), config=RunSource())
-    assert found.checkpoints == []
 
 
 def test_a_run_whose_log_has_no_row_says_why(tmp_path):

@@ -197,7 +197,7 @@ def against(**fields) -> tuple[list[ModuleAudit], BaseReport]:
 
 def test_the_base_block_says_what_was_compared_and_how():
     rows, base = against(norms_cached=2)
-    text = audit_text(report(rows, base=base), View(layers=True))
+    text = audit_text(report(rows, base=base), View(verbose=True))
     for part in (
         "Against the base (/models/b):",
         "Compared: 2 of 2 modules, 2 norms from the cache",
@@ -279,7 +279,7 @@ def test_what_was_not_analysed_is_listed_and_cut_short():
 def test_names_from_the_file_cannot_steer_the_terminal():
     evil = "\x1b[31mred\u202e\n"
     rows = [module(0, evil)]
-    for view in (View(layers=True, heatmap="norm", verbose=True),):
+    for view in (View(heatmap="norm", verbose=True),):
         text = audit_text(report(rows, base_model=evil, notes=[evil], peft_dir=evil), view)
         assert "\x1b" not in text
         assert "\u202e" not in text

@@ -172,6 +172,7 @@ _ELSEWHERE: Final = {  # what PEFT and trainers call an option
 
 _GONE: Final = {  # options of earlier versions, and what does the same
     "--rel-error": "give --energy 1 - x^2",
+    "--layers": "give --verbose",
     "--model": "name it in a configuration file, or give --base",
 }
 
