@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
+
 from gradience.rules.weights import health
 from gradience.schema.audit import AUDIT_SCHEMA_ID, AuditReport, AuditSummary, LedgerEntry, ModuleAudit
 
-__all__ = ["module", "report"]
+__all__ = ["low_dimensional", "module", "report"]
 
 PAIRS = [LedgerEntry(role="lora_pair", tensors=2, params=5, bytes=24, share=1.0)]
 
@@ -29,3 +31,8 @@ def report(*modules: ModuleAudit, **fields: Any) -> AuditReport:
         "summary": AuditSummary(total_lora_params=1, n_layers=1, utilization_mean=0.5 if modules else None), **fields,
     }  # fmt: skip
     return AuditReport(schema=AUDIT_SCHEMA_ID, **usual)
+
+
+def low_dimensional(rng: np.random.Generator, r: int = 8) -> tuple[np.ndarray, np.ndarray]:
+    """Factors b (48, r) and a (r, 32) of an update that the first directions lead, as training leaves it."""
+    return 0.02 * rng.standard_normal((48, r)) * 0.5 ** np.arange(r), rng.standard_normal((r, 32))

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from audited import low_dimensional
 from safetensors.numpy import save_file
 
 LAYERS, OUT, INNER, R = 4, 48, 32, 8
@@ -34,11 +35,6 @@ def write_adapter(tmp_path: Path) -> Callable[..., Path]:
         return folder
 
     return write
-
-
-def low_dimensional(rng: np.random.Generator, r: int = R) -> tuple[np.ndarray, np.ndarray]:
-    decay = 0.5 ** np.arange(r)
-    return 0.02 * rng.standard_normal((OUT, r)) * decay, rng.standard_normal((r, INNER))
 
 
 @pytest.fixture
