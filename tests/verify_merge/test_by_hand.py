@@ -1,4 +1,4 @@
-"""The bounds that a merge is held against: they hold what any order of sums gives, and little more."""
+"""The bounds that a merge is held against, the sums and the roundings, worked out on paper."""
 
 from __future__ import annotations
 
@@ -11,9 +11,11 @@ import numpy as np
 import pytest
 from tables import every
 
+from gradience.adapters.layout import Module
 from gradience.errors import AdapterError
+from gradience.io.safetensors import DTYPES
 from gradience.prove.verify_merge.delta import PlainDelta, WholeDelta, narrower, rounded
-from gradience.prove.verify_merge.judge import copied as compare_copy
+from gradience.prove.verify_merge.judge import causes_of, copied as compare_copy, verdict_on
 from gradience.prove.verify_merge.measure import Case, Merge, distance, is_cast, measure
 from gradience.prove.verify_merge.rows import left_over, names_of, same_length, token_rows
 from gradience.schema.audit import LeftoverReason
@@ -209,3 +211,87 @@ def test_a_replicated_layer_has_a_name_in_either_model(replicated, expert, base_
     one = SimpleNamespace(name="m.1.q:one", base_name=base_name, expert=expert)
     adapter = SimpleNamespace(config=SimpleNamespace(layer_replication=[(0, 1)] if replicated else None))
     assert names_of(one, adapter) == names
+
+
+# --- verdicts ----------------------------------------------------------------------------------------------------
+
+
+def module(scale=2.0, r=4, *, rslora=False):
+    load = lambda: (np.zeros(0), np.zeros(0))  # noqa: E731
+    return Module("m", "linear", (0, 0), r, scale * r, scale, 0, load, rslora=rslora)
+
+
+@every(("factor", "found"), [(2.0, True), (2.039, True), (2.045, False), (1.97, True), (1.95, False), (3.0, False)])
+def test_a_factor_within_two_per_cent_has_the_mistake_s_cause(factor, found):
+    assert (causes_of(module(scale=1.0, r=1), factor) is not None) is found
+
+
+def drawn(w, m, *, scale=1.0, seed=0, r=2, base="F32", merged="F32"):
+    rng = np.random.default_rng(seed)
+    b, a = (rng.standard_normal(shape).astype(np.float32) for shape in ((len(w), r), (r, w.shape[1])))
+    made = Case(w, m, base, merged, PlainDelta(b, a, scale))
+    return made, (scale * b.astype(np.float64) @ a)
+
+
+def test_the_sums_are_those_of_dense_float64():
+    rng = np.random.default_rng(1)
+    w = rng.standard_normal((12, 10)).astype(np.float32)
+    other = rng.standard_normal((12, 10)).astype(np.float32)
+    made, d = drawn(w, w + other)
+    sums = measure(made, Merge("F32", "F32"))
+    e = (w + other).astype(np.float64) - w
+    assert sums.entries == sums.changed == sums.would_change == 120
+    assert sums.ee == pytest.approx(np.sum(e * e), rel=1e-5)
+    assert sums.ed == pytest.approx(np.sum(e * d), rel=1e-4)
+    assert sums.dd == pytest.approx(np.sum(d * d), rel=1e-5)
+    assert sums.pd == pytest.approx(np.sum(d * d), rel=1e-4)
+    assert sums.spread == pytest.approx(np.sum(((e - d) * d) ** 2), rel=1e-4)
+
+
+@pytest.mark.parametrize(("entries", "verdict"), [(35, "unresolved"), (36, "absent")])
+def test_thirty_six_entries_that_a_merge_would_change_are_evidence(entries, verdict):
+    """The update reaches so many entries of a weight in bfloat16 and is rounded away in all others."""
+    w = np.full((1, 400), 4096.0, np.float32)
+    w[0, :entries] = 0.01
+    b, a = np.full((1, 1), 0.05, np.float32), np.full((1, 400), 0.05, np.float32)
+    a[0, entries:] = 1.0
+    made = Case(w.astype(DTYPES["BF16"]), w.astype(DTYPES["BF16"]), "BF16", "BF16", PlainDelta(b, a, 1.0))
+    assert verdict_on(made, module(1.0, 1)).verdict == verdict
+
+
+@every(
+    ("base", "through", "stored", "held"),
+    [("F32", "F32", "F32", "F32"), ("BF16", "F32", "F32", "F32"), ("F32", "BF16", "F32", "BF16"),
+     ("F32", "F16", "F32", "F16"), ("F32", "BF16", "F16", "BF16"), ("F16", "F16", "F16", "F16")],
+)  # fmt: skip
+def test_the_dtype_of_a_merge_is_that_of_its_numbers(base, through, stored, held):
+    w = np.random.default_rng(0).standard_normal((9, 9)).astype(DTYPES[base])
+    m = (w.astype(np.float32) * 1.01).astype(DTYPES[through]).astype(DTYPES[stored])
+    assert drawn(w, m, base=base, merged=stored)[0].held() == held
+
+
+def cast(x):
+    with np.errstate(over="ignore", invalid="ignore"):
+        return x.astype(KINDS["BF16"]).astype(np.float32)
+
+
+def test_rounding_to_bfloat16_is_that_of_ml_dtypes_for_every_upper_half_and_around_each_tie():
+    upper = np.arange(1 << 16, dtype=np.uint32) << 16
+    bits = np.concatenate([upper + low for low in (0, 1, 0x7FFF, 0x8000, 0x8001, 0xFFFF)])
+    x = bits.view(np.float32)
+    for some in (x, x[np.isfinite(x)]):
+        np.testing.assert_array_equal(rounded(some, "BF16"), cast(some))
+
+
+@pytest.mark.parametrize("both", [False, True], ids=["in M", "in W and M"])
+def test_nan_is_never_exact_in_bfloat16(both):
+    rng = np.random.default_rng(0)
+    w = rng.standard_normal((8, 9)).astype(KINDS["BF16"])
+    delta = PlainDelta(rng.standard_normal((8, 2), np.float32), rng.standard_normal((2, 9), np.float32), 1.0)
+    if both:
+        w[3, 4] = np.nan
+    m = (w.astype(np.float32) + delta.rows(slice(None))).astype(KINDS["BF16"])
+    m[3, 4] = np.nan
+    judged = verdict_on(Case(w, m, "BF16", "BF16", delta), module(1.0, 2))
+    assert judged.verdict == "other"
+    assert "NaN" in judged.reason

@@ -84,11 +84,7 @@ def test_every_kind_of_lora_is_exact(make, dtype, options):
     dtype=["float32", "bfloat16"],
     options=[
         {"target_modules": ["embed_tokens"]},
-        {"use_dora": True},
-        {"use_dora": True, "target_modules": ["c_attn"], "fan_in_fan_out": True},
         {"target_modules": ["conv"]},
-        {"target_modules": ["conv"], "use_dora": True},
-        {"target_modules": ["embed_tokens"], "use_dora": True},
         {"init_lora_weights": "pissa", "target_modules": ["q_proj"]},
         {"init_lora_weights": "olora", "target_modules": ["q_proj"]},
     ],
