@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from safetensors.numpy import save_file
+from audited import save_adapter
 from tables import every
 
 from gradience import diagnose
@@ -36,16 +36,9 @@ def write_state(folder: Path, history: Rows, step: int, planned: int) -> None:
 
 
 def write_adapter(folder: Path, seed: int = 0) -> None:
-    folder.mkdir(parents=True, exist_ok=True)
     draw = np.random.default_rng(seed)
-    stem = "base_model.model.model.layers.{}.self_attn.q_proj.lora_{}.weight"
-    tensors = {}
-    for layer in range(2):
-        tensors[stem.format(layer, "A")] = draw.normal(size=(4, 16)).astype(np.float32)
-        tensors[stem.format(layer, "B")] = 0.01 * draw.normal(size=(16, 4)).astype(np.float32)
-    save_file(tensors, folder / "adapter_model.safetensors")
-    config = {"peft_type": "LORA", "task_type": "CAUSAL_LM", "r": 4, "lora_alpha": 8, "target_modules": ["q_proj"]}
-    (folder / "adapter_config.json").write_text(json.dumps(config))
+    pairs = [(0.01 * draw.normal(size=(16, 4)), draw.normal(size=(4, 16))) for _ in range(2)]
+    save_adapter(folder, pairs, task_type="CAUSAL_LM")
 
 
 def write_run(folder: Path, history: Rows, steps: list[int], planned: int) -> Path:
