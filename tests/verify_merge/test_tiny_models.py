@@ -322,19 +322,20 @@ def test_the_whole_follows_from_the_rows(some, verdict, reasons):
     assert concluded(rows(*some)) == (verdict, reasons)
 
 
-def test_the_coefficient_of_the_whole_is_over_all_modules(tmp_path):
-    """k has M = W + 2 dW and q M = W + dW, of the same dW: (1 + 2) / 2 together."""
-    extra = {f"{PREFIX}k.lora_{s}.weight": x for s, x in (("A", A), ("B", B))}
+def test_the_coefficient_of_the_whole_is_over_all_modules_that_are_finite(tmp_path):
+    """k has M = W + 2 dW and q M = W + dW, of the same dW: (1 + 2) / 2 together; v has no number."""
+    factors = {f"{PREFIX}{name}.lora_{s}.weight": x for name in "kv" for s, x in (("A", A), ("B", B))}
     seen: list[tuple[int, int, str]] = []
     report = verify_merged(
-        model(tmp_path / "w", q__weight=W, k__weight=W),
-        adapter(tmp_path / "a", extra=extra),
-        model(tmp_path / "m", q__weight=W + DW, k__weight=W + 2 * DW, other=np.ones(1, np.float32)),
+        model(tmp_path / "w", q__weight=W, k__weight=W, v__weight=W),
+        adapter(tmp_path / "a", extra=factors),
+        model(tmp_path / "m", q__weight=W + DW, k__weight=W + 2 * DW, v__weight=W * np.nan, other=np.ones(1)),
         progress=lambda *at: seen.append(at),
     )
     assert report.coefficient == pytest.approx(1.5, abs=1e-6)
-    assert (report.counts, report.dtypes) == ({"scaled": 1, "exact": 1}, {"F32 -> F32": 2})
-    assert seen == [(0, 3, "k"), (1, 3, "q"), (2, 3, "other"), (3, 3, "")]
+    assert report.counts == {"scaled": 1, "exact": 1, "other": 1}
+    assert report.dtypes == {"F32 -> F32": 3}
+    assert seen == [(0, 4, "k"), (1, 4, "q"), (2, 4, "v"), (3, 4, "other"), (4, 4, "")]
 
 
 def test_an_adapter_of_nothing_to_merge_is_refused(tmp_path):

@@ -268,7 +268,10 @@ def test_two_settings_that_act_from_the_same_step_are_both_named(tmp_path: Path)
 
 def test_a_rounding_of_the_loss_is_no_parting(tmp_path: Path):
     assert explained(tmp_path, losses=[2.0 * (1 + 1e-7), *LOSSES[1:]]).verdict == "same"
-    assert explained(tmp_path, losses=[2.0 * (1 + 1e-5), *LOSSES[1:]]).verdict == "unknown"
+    report = explained(tmp_path, losses=[2.0 * (1 + 1e-5), *LOSSES[1:]])
+    assert (report.verdict, len(report.not_told)) == ("unknown", 1)
+    assert "kernels that are not deterministic" in report.not_told[0]
+    assert explained(tmp_path, {"lora__dropout": (0.1, 0.2)}, **EARLY).not_told == []
 
 
 def test_what_cannot_be_told_says_what_to_record(tmp_path: Path):
