@@ -52,7 +52,10 @@ class CheckpointChoice(NamedTuple):
     best: BestCheckpoint | None = None
     paths: Mapping[str, Path] = {}
     fault_of: Callable[[str], str] = str
-    """Why the weights of the checkpoint of a name cannot be used, "" if they can; each is opened once."""
+    """Why the weights of the checkpoint of a name cannot be used, "" if they can; each is opened once.
+
+    Where none was looked for, none can be.
+    """
 
     def of_run(self) -> list[Checkpoint]:
         """The checkpoints that their own history shows to be of this run, by step."""
