@@ -142,7 +142,7 @@ def _run_page(report: Any) -> str:
 
 
 PAGES: Final = ("page of a fleet", "page of curves", "page of a run")
-FULL: Final = audit.View(layers=True, heatmap="norm", verbose=True, top_wasteful=2)
+FULL: Final = audit.View(heatmap="norm", verbose=True, top_wasteful=2)
 VIEWS: Final[dict[str, tuple[type, Callable[[Any], str]]]] = {
     "audit": (of_audit.AuditReport, audit.audit_text),
     "audit in full": (of_audit.AuditReport, lambda it: audit.audit_text(it, FULL)),

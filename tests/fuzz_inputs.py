@@ -433,7 +433,7 @@ def _seeds() -> tuple[_Seed, ...]:
         12,
         _adapter("a"),
         "audit a --json",
-        "audit a --layers -v --heatmap",
+        "audit a -v --heatmap",
         "audit a --suggest-per-layer --json",
     )
     add("adapter", 4, _adapter("a"), "audit a --format sarif", "diagnose a --json", "report a", "diagnose a")

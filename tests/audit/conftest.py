@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
+from audited import low_dimensional, save_adapter
 from safetensors.numpy import save_file
 
 LAYERS, OUT, INNER, R = 4, 48, 32, 8
@@ -20,25 +20,10 @@ def write_adapter(tmp_path: Path) -> Callable[..., Path]:
 
     def write(factors=None, *, name: str = "peft", layers: int = LAYERS, **config) -> Path:
         rng = np.random.default_rng(0)
-        folder = tmp_path / name
-        folder.mkdir()
-        tensors = {}
-        for i in range(layers):
-            b, a = factors(i) if factors else low_dimensional(rng)
-            stem = f"base_model.model.model.layers.{i}.self_attn.q_proj"
-            tensors[f"{stem}.lora_A.weight"] = np.asarray(a, np.float32)
-            tensors[f"{stem}.lora_B.weight"] = np.asarray(b, np.float32)
-        save_file(tensors, folder / "adapter_model.safetensors", metadata={"format": "pt"})
-        fields = {"peft_type": "LORA", "r": R, "lora_alpha": 16, "target_modules": ["q_proj"], **config}
-        (folder / "adapter_config.json").write_text(json.dumps(fields))
-        return folder
+        pairs = [factors(i) if factors else low_dimensional(rng) for i in range(layers)]
+        return save_adapter(tmp_path / name, pairs, **{"r": R, "lora_alpha": 16, **config})
 
     return write
-
-
-def low_dimensional(rng: np.random.Generator, r: int = R) -> tuple[np.ndarray, np.ndarray]:
-    decay = 0.5 ** np.arange(r)
-    return 0.02 * rng.standard_normal((OUT, r)) * decay, rng.standard_normal((r, INNER))
 
 
 @pytest.fixture

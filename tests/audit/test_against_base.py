@@ -9,15 +9,18 @@ import shutil
 from types import SimpleNamespace
 
 import numpy as np
+import peft
 import pytest
+import tiny_models
+import torch
 from safetensors.numpy import load_file, save_file
-from tables import every
+from tables import every, once
 
 from gradience.base import weights as base_weights
 from gradience.cli.main import main
 from gradience.errors import AdapterError
 from gradience.judge.audit import audit_adapter
-from gradience.judge.audit.against_base import _held, held_of
+from gradience.judge.audit.against_base import held_of
 from gradience.render.audit import audit_text
 
 LAYERS, OUT, INNER, R = 4, 48, 32, 8  # of write_adapter and write_base
@@ -68,12 +71,11 @@ def test_a_zero_update_has_udr_zero_and_no_sdi(write_adapter, write_base):
     assert report.health.verdict == "untrained"
     assert {m.udr for m in report.modules} == {0.0}
     assert {m.sdi for m in report.modules} == {None}
-    assert [(m.base.survival, m.base.intruders) for m in report.modules] == [(None, None)] * LAYERS
+    assert [(m.base.survival, m.base.intruders, m.base.held) for m in report.modules] == [(None, None, None)] * LAYERS
     assert (report.base.survival_dtype, report.base.intruder_total, report.base.relative_frobenius) == (None, None, 0.0)
 
 
-@pytest.mark.parametrize("times", [0, 1, 2, 3])
-@pytest.mark.parametrize("turned", [False, True])
+@once(times=[0, 1, 2, 3], turned=[False, True])
 def test_a_base_that_holds_the_adapter_already_is_found(write_adapter, write_base, times, turned):
     """Weights of norm 10 beside updates of norm 3 to 6, so that chance gives <W, dW> / norm(dW)^2 of under .1."""
     folder, base = write_adapter(fan_in_fan_out=turned), write_base(shape=(INNER, OUT) if turned else (OUT, INNER))
@@ -111,15 +113,6 @@ def test_a_base_that_holds_the_adapter_already_is_found(write_adapter, write_bas
 def test_how_often_the_base_holds_an_update_is_a_ratio_of_sums(compared, held):
     rows = [SimpleNamespace(held=each, update_frobenius_norm=norm) for each, norm in compared]
     assert held_of(rows) == pytest.approx(held)
-
-
-@every(
-    ("along", "intended", "held"),
-    [(0.04, 0.08, 0.5), (-1.0, 2.0, -0.5), (0.0, 0.0, None), (1.0, math.inf, None), (math.nan, 1.0, None),
-     (1e308, 1e-10, None)],
-)  # fmt: skip
-def test_what_a_weight_holds_of_its_own_update(along, intended, held):
-    assert _held(SimpleNamespace(along=along, intended=intended)) == held
 
 
 def test_an_update_that_took_a_part_out_of_the_base_is_not_looked_for_in_it(write_adapter, write_base):
@@ -215,18 +208,6 @@ def test_without_a_cache_nothing_is_written(write_adapter, write_base, tmp_path)
     assert not (tmp_path / "cache").exists()
 
 
-def test_a_quantised_base_weight_gets_no_number(write_adapter, write_base):
-    base = write_base()
-    weights = load_file(base / "model.safetensors")
-    name = "model.layers.1.self_attn.q_proj.weight"
-    weights[name] = np.zeros((OUT, INNER), np.int8)
-    save_file(weights, base / "model.safetensors")
-    report = audit_adapter(write_adapter(), base=base)
-    assert report.modules[1].udr is None
-    assert "codes that are not read here: weight (I8)" in report.base.not_compared[0].reason
-    assert report.base.compared == LAYERS - 1
-
-
 def test_a_base_that_is_not_there_is_an_error_with_advice(write_adapter, tmp_path):
     with pytest.raises(AdapterError, match="no such base") as caught:
         audit_adapter(write_adapter(), base=tmp_path / "nowhere")
@@ -241,90 +222,46 @@ def test_progress_counts_to_the_end(write_adapter, write_base):
     assert counts == [*range(1, LAYERS + 1), *range(LAYERS + 1)]  # of the adapter, then of the base
 
 
-class TestPeft:
-    """Real PEFT models, saved, audited against their saved base, compared with merge_and_unload."""
-
-    @staticmethod
-    def build(tmp_path, kind: str, dtype):
-        torch = pytest.importorskip("torch")
-        peft, transformers = pytest.importorskip("peft"), pytest.importorskip("transformers")
-        torch.manual_seed(0)
-        if kind == "conv1d":
-            sizes = transformers.GPT2Config(n_embd=48, n_layer=1, n_head=2, vocab_size=64, n_positions=16)
-            model, targets = transformers.GPT2LMHeadModel(sizes), ["c_attn", "c_proj"]
-        else:
-            sizes = transformers.LlamaConfig(
-                hidden_size=48, intermediate_size=80, num_hidden_layers=2, num_attention_heads=2, vocab_size=64
-            )
-            model, targets = transformers.LlamaForCausalLM(sizes), ["q_proj", "down_proj"]
-        model = model.to(dtype)
-        model.save_pretrained(tmp_path / "hf", max_shard_size="40KB")
-        config = peft.LoraConfig(
-            r=4, lora_alpha=8, target_modules=targets, fan_in_fan_out=kind == "conv1d", use_dora=kind == "dora"
-        )
-        if kind == "hira":
-            config = peft.HiraConfig(r=4, target_modules=targets)
-        tuned = peft.get_peft_model(model, config)
-        for name, parameter in tuned.named_parameters():
-            if "lora_B" in name or "hira_B" in name:
-                torch.nn.init.normal_(parameter, std=0.002)
-            if "magnitude" in name:
-                parameter.data *= 1.01
-        tuned.save_pretrained(tmp_path / "peft")
-        stored = {k: v.detach().float().numpy().copy() for k, v in tuned.get_base_model().state_dict().items()}
-        before = {k.replace(".base_layer", ""): v for k, v in stored.items() if "lora_" not in k and "hira_" not in k}
-        after = {k: v.detach().float().numpy() for k, v in tuned.merge_and_unload().state_dict().items()}
-        return before, after
-
-    @pytest.mark.parametrize("kind", ["linear", "conv1d", "dora", "hira"])
-    @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
-    def test_udr_and_survival_are_those_of_pefts_merge(self, tmp_path, kind, precision):
-        torch = pytest.importorskip("torch")
-        before, after = self.build(tmp_path, kind, getattr(torch, precision))
-        report = audit_adapter(tmp_path / "peft", base=tmp_path / "hf")
-        assert report.base.files > 1
-        assert report.base.compared == len(report.modules)
-        for module in report.modules:
-            w = before[f"{module.name}.weight"].astype(np.float64)
-            realised = after[f"{module.name}.weight"] - w
-            assert (module.base.update == "dense") == (kind in {"dora", "hira"})
-            if precision == "float32":
-                assert module.udr == pytest.approx(np.linalg.norm(realised, 2) / np.linalg.norm(w, 2), rel=2e-3)
-                assert module.relative_frobenius == pytest.approx(
-                    np.linalg.norm(realised) / np.linalg.norm(w), rel=2e-3
-                )
-            elif kind not in {"dora", "hira"}:  # whose merges round in between
-                assert module.base.survival.changed == pytest.approx(np.mean(realised != 0), abs=2e-3)
-
-    def test_an_update_that_only_the_base_can_give_has_numbers_with_it_and_none_without(self, tmp_path):
-        torch = pytest.importorskip("torch")
-        self.build(tmp_path, "hira", torch.float32)
-        alone = audit_adapter(tmp_path / "peft")
-        assert alone.health.verdict == "not_analysed"
-        assert alone.modules == []
-        assert alone.not_analysed
-        report = audit_adapter(tmp_path / "peft", base=tmp_path / "hf", suggest_per_layer=True)
-        assert report.health.verdict == "trained"
-        assert report.not_analysed == []
-        assert all(m.udr > 0 and m.energy_rank_90 >= 1 for m in report.modules)
-        assert report.summary.stable_rank_mean > 1.0
+ON_LLAMA = {"target_modules": ["q_proj", "down_proj"]}
+ON_GPT2 = {"target_modules": ["c_attn", "c_proj"], "fan_in_fan_out": True}
 
 
-def lora_like(tmp_path, more, std=0.02):
-    """A PEFT adapter with values in every factor, its base beside it, and each module's merged minus base."""
-    torch, peft = pytest.importorskip("torch"), pytest.importorskip("peft")
-    transformers = pytest.importorskip("transformers")
-    torch.manual_seed(0)
-    sizes = transformers.LlamaConfig(
-        hidden_size=48, intermediate_size=80, num_hidden_layers=2, num_attention_heads=2, vocab_size=64
-    )
-    model = transformers.LlamaForCausalLM(sizes)
+@pytest.mark.parametrize(
+    ("build", "options", "precision"),
+    [
+        (tiny_models.causal, ON_LLAMA, "float32"),
+        (tiny_models.causal, ON_LLAMA, "bfloat16"),
+        (tiny_models.gpt2, ON_GPT2, "float32"),
+        (tiny_models.causal, {**ON_LLAMA, "use_dora": True}, "float32"),
+    ],
+)
+def test_udr_and_survival_are_those_of_pefts_merge(tmp_path, build, options, precision):
+    model = build().to(getattr(torch, precision))
+    kit = tiny_models.saved(model, tmp_path, r=4, lora_alpha=0.5, **options)
+    base = type(model).from_pretrained(kit.base, dtype=getattr(torch, precision))
+    before = {name: x.double().numpy().copy() for name, x in base.state_dict().items()}
+    after = peft.PeftModel.from_pretrained(base, kit.adapter).merge_and_unload().state_dict()
+    report = audit_adapter(kit.adapter, base=kit.base)
+    assert report.base.compared == len(report.modules) >= 4
+    for module in report.modules:
+        w = before[f"{module.name}.weight"]
+        realised = after[f"{module.name}.weight"].detach().double().numpy() - w
+        assert (module.base.update == "dense") == ("use_dora" in options)
+        if precision == "bfloat16":
+            assert module.base.survival.changed == pytest.approx(np.mean(realised != 0), abs=2e-3)
+            continue
+        assert module.udr == pytest.approx(np.linalg.norm(realised, 2) / np.linalg.norm(w, 2), rel=2e-3)
+        assert module.relative_frobenius == pytest.approx(np.linalg.norm(realised) / np.linalg.norm(w), rel=2e-3)
+
+
+def lora_like(tmp_path, more):
+    """A PEFT adapter with values of low rank in every factor, as training leaves them, and its base."""
+    model = tiny_models.causal(width=48)
     model.save_pretrained(tmp_path / "hf")
     tuned = peft.get_peft_model(model, peft.LoraConfig(r=4, lora_alpha=8, target_modules=["q_proj", "k_proj"], **more))
     for name, parameter in tuned.named_parameters():
         if "lora_A" in name or "lora_B" in name:
-            step = torch.outer(*(torch.randn(n) for n in parameter.shape))  # as training's: of low rank
-            parameter.data += std * step
+            parameter.data += 0.02 * torch.outer(*(torch.randn(n) for n in parameter.shape))
     tuned.save_pretrained(tmp_path / "peft")
     return tmp_path / "peft", tmp_path / "hf"
 
@@ -379,7 +316,7 @@ def test_factors_that_are_not_finite_are_broken_whatever_the_base(tmp_path):
         assert [m.state for m in report.modules].count("non_finite") == 1
 
 
-@pytest.mark.parametrize("form", ["text", "json", "github", "sarif"])
+@pytest.mark.parametrize("form", ["text", "json"])
 def test_an_audit_that_analysed_nothing_could_not_judge_in_any_format(tmp_path, form, capsys):
     folder, base = lora_like(tmp_path, {"use_dora": True})
     assert main(["audit", str(folder), "--format", form, "--fail-on", "error"]) == 3

@@ -86,13 +86,6 @@ def test_a_folder_with_pickles_only_says_what_to_do(tmp_path):
     assert "safe_serialization" in caught.value.advice
 
 
-def test_the_identity_follows_content_and_not_place(tmp_path):
-    one, two = (shard(tmp_path / d / "model.safetensors") for d in ("one", "two"))
-    assert identity([one]) == identity([two])
-    shard(two, **{"x.y.weight": np.full((2, 2), 2.0, np.float32)})
-    assert identity([one]) != identity([two])
-
-
 def test_the_identity_is_of_names_sizes_and_content_in_order(tmp_path):
     files = [tmp_path / name for name in ("b.safetensors", "a.safetensors")]
     for file, content in zip(files, (b"two", b"three"), strict=True):
@@ -129,14 +122,6 @@ def test_a_stamp_tells_files_of_one_content_apart_but_not_blobs_of_one_etag(tmp_
     assert stamp([one]) != stamp([two])
     places = [hub_entry(tmp_path / d) / "snapshots" / "abc" / "model.safetensors" for d in ("here", "there")]
     assert stamp(places[:1]) == stamp(places[1:])
-
-
-def test_in_the_hubs_cache_the_etag_is_the_identity_and_nothing_is_read(tmp_path):
-    entry = hub_entry(tmp_path)
-    file = entry / "snapshots" / "abc" / "model.safetensors"
-    assert file_digest(file) == "etag:" + "a" * 64
-    plain = shard(tmp_path / "model.safetensors")
-    assert file_digest(plain).startswith("sha256:")
 
 
 def test_a_tail_that_two_tensors_share_is_not_guessed(tmp_path):

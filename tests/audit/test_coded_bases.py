@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from ml_dtypes import bfloat16
 from safetensors.numpy import save_file
-from tables import every
+from tables import every, few
 
 from gradience import check_config, verify_merged
 from gradience.base.coded import weight_of
@@ -112,7 +112,7 @@ def test_headers_tell_the_parameter_that_codes_stand_for(tmp_path, name):
     assert declared(opened(laid_out(name, tmp_path / name))) == {NAME: (shape, dtype)}
 
 
-@every("name", SINGLE)
+@every("name", few(SINGLE, each=2))
 def test_an_audit_beside_codes_is_that_beside_the_weights_they_stand_for(name, tmp_path, adapter):
     found = [
         audit_adapter(adapter, base=laid_out(name, tmp_path / f"b{floats}", floats=floats), norms_cache=False,
@@ -140,7 +140,7 @@ def candidates(codes):
     return np.stack([one for one in found if np.isfinite(one).all()]).astype(np.float64)
 
 
-@every("name", SINGLE)
+@every("name", few(SINGLE, each=2))
 def test_codes_keep_of_an_update_what_the_nearest_of_all_codes_keep(name, tmp_path):
     strength = 0.01
     codes = weight_of(opened(laid_out(name, tmp_path / "base")), NAME).coded.codes
@@ -287,7 +287,7 @@ def test_a_merge_beside_a_base_in_codes_is_verified_with_what_its_codes_stand_fo
     assert (again.verdict, again.counts) == ("not_contained", {"absent": 1})
 
 
-@every("name", [name for name in FORMS if name != "mxfp4-experts"])
+@every("name", few(SINGLE, each=2))
 def test_check_counts_an_adapter_beside_codes_as_beside_floats(tmp_path, name):
     adapter = tmp_path / "adapter"
     adapter.mkdir(exist_ok=True)

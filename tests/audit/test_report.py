@@ -7,8 +7,11 @@ import json
 import msgspec
 import numpy as np
 import pytest
+from audited import low_dimensional, module, report
 from tables import every
 
+from gradience.errors import RecorderError
+from gradience.judge import audit
 from gradience.judge.audit import append_audit, audit_adapter, lora_audit_metrics
 from gradience.schema.audit import AuditReport, ModuleAudit
 from gradience.telemetry.reader import TelemetryReader
@@ -17,14 +20,10 @@ from gradience.telemetry.writer import TelemetryWriter
 LAYERS, OUT, INNER, R = 4, 48, 32, 8  # of write_adapter's modules
 
 
-def low_dimensional(rng: np.random.Generator, r: int = R) -> tuple[np.ndarray, np.ndarray]:
-    return 0.02 * rng.standard_normal((OUT, r)) * 0.5 ** np.arange(r), rng.standard_normal((r, INNER))
-
-
 def test_a_trained_adapter_is_trained_with_no_warning(write_adapter):
-    report = audit_adapter(write_adapter())
-    assert report.health.verdict == "trained"
-    assert {finding.severity for finding in report.findings} <= {"info"}
+    found = audit_adapter(write_adapter())
+    assert found.health.verdict == "trained"
+    assert {finding.severity for finding in found.findings} <= {"info"}
 
 
 @pytest.mark.parametrize(
@@ -39,17 +38,10 @@ def test_a_trained_adapter_is_trained_with_no_warning(write_adapter):
 def test_verdicts_come_first_with_a_reason_and_a_finding(write_adapter, verdict, factor):
     rng = np.random.default_rng(9)
     folder = write_adapter(lambda i: (factor(i), rng.uniform(-1, 1, (R, INNER))))
-    report = audit_adapter(folder)
-    assert report.health.verdict == verdict
-    assert report.health.reason
-    assert report.findings[0].severity in {"error", "warning"}
-
-
-def test_a_flat_spectrum_is_no_finding_where_the_null_leaves_no_room(write_adapter):
-    rng = np.random.default_rng(9)
-    flat = lambda r: lambda i: (rng.standard_normal((OUT, r)), rng.standard_normal((r, INNER)))  # noqa: E731
-    assert audit_adapter(write_adapter(flat(2), name="rank2", r=2)).health.verdict == "trained"
-    assert audit_adapter(write_adapter(flat(R), name="few", layers=2)).health.verdict == "trained"
+    found = audit_adapter(folder)
+    assert found.health.verdict == verdict
+    assert found.health.reason
+    assert found.findings[0].severity in {"error", "warning"}
 
 
 def test_non_finite_modules_enter_no_mean(write_adapter):
@@ -63,19 +55,19 @@ def test_non_finite_modules_enter_no_mean(write_adapter):
         ),
         name="spoiled",
     )
-    report = audit_adapter(spoiled)
-    assert report.summary.stable_rank_mean == pytest.approx(clean.summary.stable_rank_mean)
-    assert report.modules[3].state == "non_finite"
-    assert report.modules[3].stable_rank is None
+    found = audit_adapter(spoiled)
+    assert found.summary.stable_rank_mean == pytest.approx(clean.summary.stable_rank_mean)
+    assert found.modules[3].state == "non_finite"
+    assert found.modules[3].stable_rank is None
 
 
 def test_scales_say_which_pattern_applied_and_which_matches_nothing(write_adapter):
     folder = write_adapter(alpha_pattern={r"layers\.1\.self_attn\.q_proj": 4, "layers.2": 5}, rank_pattern={"k": 2})
-    report = audit_adapter(folder)
-    assert [m.scaling for m in report.modules] == [2.0, 0.5, 2.0, 2.0]
-    assert [m.alpha_pattern for m in report.modules] == [None, r"layers\.1\.self_attn\.q_proj", None, None]
-    assert set(report.unmatched_patterns) == {"layers.2", "k"}
-    assert "SCL207" in {f.id for f in report.findings}
+    found = audit_adapter(folder)
+    assert [m.scaling for m in found.modules] == [2.0, 0.5, 2.0, 2.0]
+    assert [m.alpha_pattern for m in found.modules] == [None, r"layers\.1\.self_attn\.q_proj", None, None]
+    assert set(found.unmatched_patterns) == {"layers.2", "k"}
+    assert "SCL207" in {f.id for f in found.findings}
 
 
 def moved(i, shape=(OUT, R)):
@@ -97,8 +89,8 @@ def moved(i, shape=(OUT, R)):
     ],
 )
 def test_the_size_of_lora_b_is_told_where_it_starts_at_zero(config, rms, write_adapter):
-    report = audit_adapter(write_adapter(moved, name=str(config), **config))
-    assert [m.b_rms for m in report.modules] == [None if rms is None else pytest.approx(rms, rel=1e-9)] * LAYERS
+    found = audit_adapter(write_adapter(moved, name=str(config), **config))
+    assert [m.b_rms for m in found.modules] == [None if rms is None else pytest.approx(rms, rel=1e-9)] * LAYERS
 
 
 def test_of_a_transposed_base_it_is_lora_b_that_is_measured_too(write_adapter):
@@ -107,49 +99,35 @@ def test_of_a_transposed_base_it_is_lora_b_that_is_measured_too(write_adapter):
 
 
 def test_a_rank_that_the_config_contradicts_is_a_warning(write_adapter):
-    report = audit_adapter(write_adapter(r=16))
-    assert {m.config_r for m in report.modules} == {16}
-    assert {m.scaling for m in report.modules} == {2.0}
-    assert "SCL206" in {f.id for f in report.findings}
-
-
-def test_default_alpha_is_told_only_where_it_weakens_the_update(write_adapter):
-    rng = np.random.default_rng(0)
-    wide = write_adapter(lambda i: low_dimensional(rng, 16), name="wide", r=16, lora_alpha=8)
-    assert "SCL208" in {f.id for f in audit_adapter(wide).findings}
-    assert "SCL208" not in {f.id for f in audit_adapter(write_adapter(lora_alpha=8)).findings}
+    found = audit_adapter(write_adapter(r=16))
+    assert {m.config_r for m in found.modules} == {16}
+    assert {m.scaling for m in found.modules} == {2.0}
+    assert "SCL206" in {f.id for f in found.findings}
 
 
 def test_suggestions_carry_their_price(write_adapter):
-    report = audit_adapter(write_adapter())
-    assert [c.rank for c in report.candidates] == [1, 2, 3, 4]
-    assert {name: s.rank for name, s in report.suggested.items()} == {"median": 2, "p90": 3}
-    errors = [c.relative_error for c in report.candidates]
+    found = audit_adapter(write_adapter())
+    assert [c.rank for c in found.candidates] == [1, 2, 3, 4]
+    assert {name: s.rank for name, s in found.suggested.items()} == {"median": 2, "p90": 3}
+    errors = [c.relative_error for c in found.candidates]
     assert errors == sorted(errors, reverse=True)
-    for c in report.candidates:
+    for c in found.candidates:
         assert c.relative_error == pytest.approx(np.sqrt(1 - c.energy_kept))
         assert c.params_saved == 4 * (R - c.rank) * (OUT + INNER)
         assert c.bytes_saved == 4 * c.params_saved
-    assert {r.rule for r in report.rank_rules} == {"energy_90", "effective_rank", "stable_rank", "knee"}
+    assert {r.rule for r in found.rank_rules} == {"energy_90", "effective_rank", "stable_rank", "knee"}
 
 
 def test_the_report_survives_its_own_json(write_adapter):
-    report = audit_adapter(write_adapter(), suggest_per_layer=True, top_singular_values=2)
-    assert msgspec.json.decode(msgspec.json.encode(report), type=AuditReport) == report
-    assert len(report.modules[0].top_singular_values) == 2
-
-
-@pytest.mark.parametrize("option", [{"intruder_k": 0}, {"intruder_eps": 0.0}, {"intruder_eps": 1.5}])
-def test_options_out_of_range_are_value_errors(write_adapter, option):
-    with pytest.raises(ValueError, match="intruder"):
-        audit_adapter(write_adapter(), **option)
+    found = audit_adapter(write_adapter(), suggest_per_layer=True, top_singular_values=2)
+    assert msgspec.json.decode(msgspec.json.encode(found), type=AuditReport) == found
+    assert len(found.modules[0].top_singular_values) == 2
 
 
 def many(n: int) -> list[ModuleAudit]:
     return [
-        ModuleAudit(
-            name=f"model.layers.{i // 7}.mlp.gate_proj.{i}", module_type="mlp", layer=i // 7, shape=[8192, 28672],
-            r=64, scaling=0.25, params=2359296, spectral_norm=1.2345678901234, frobenius_norm=2.3456789012345,
+        module(
+            f"model.layers.{i // 7}.mlp.gate_proj.{i}", r=64, layer=i // 7, spectral_norm=1.2345678901234,
             stable_rank=1.5 + i / n, effective_rank=31.4159265358979, participation_ratio=2.718281828459,
             utilization=(1.5 + i / n) / 64, energy_rank_90=4, energy_rank_95=8, energy_rank_99=16,
             relative_errors={"1": 0.5}, note="x" * 200,
@@ -158,14 +136,26 @@ def many(n: int) -> list[ModuleAudit]:
     ]  # fmt: skip
 
 
+@pytest.mark.parametrize(("short_by", "kept"), [(0, 3), (1, 2)])
+def test_a_byte_less_leaves_out_the_least_wasteful(monkeypatch, short_by, kept):
+    made = report(*(module(f"m{n}", utilization=u) for n, u in enumerate((0.5, None, 0.25))))
+    whole = lora_audit_metrics(made)
+    rows = whole.pop("modules")
+    room = len(msgspec.json.encode(whole)) + sum(len(msgspec.json.encode(row)) + 1 for row in rows)
+    monkeypatch.setattr(audit, "_EVENT_BYTES", room - short_by)
+    payload = lora_audit_metrics(made)
+    assert [row["name"] for row in payload["modules"]] == ["m2", "m0", "m1"][:kept]
+    assert payload.get("modules_omitted") == (None if kept == 3 else 1)
+
+
 def test_560_modules_fit_a_log_line_by_leaving_out_the_best_used(write_adapter):
-    report = msgspec.structs.replace(audit_adapter(write_adapter()), modules=many(560))
-    payload = lora_audit_metrics(report)
+    found = msgspec.structs.replace(audit_adapter(write_adapter()), modules=many(560))
+    payload = lora_audit_metrics(found)
     assert len(msgspec.json.encode(payload)) <= 56 * 1024
     assert len(payload["modules"]) + payload["modules_omitted"] == 560
     used = [row["utilization"] for row in payload["modules"]]
     assert used == sorted(used)
-    assert used[-1] < report.modules[-1].utilization
+    assert used[-1] < found.modules[-1].utilization
 
 
 def test_the_payload_has_the_names_that_logs_in_the_wild_carry(write_adapter):
@@ -189,15 +179,23 @@ def test_an_appended_audit_is_an_event_of_the_runs_own(write_adapter, tmp_path):
         writer.train_step(1, loss=1.0)
         writer.run_end()
     before = TelemetryReader(log).summarize().last
-    report = msgspec.structs.replace(audit_adapter(write_adapter()), modules=many(560))
-    append_audit(log, report)
+    found = msgspec.structs.replace(audit_adapter(write_adapter()), modules=many(560))
+    append_audit(log, found)
     lines = [json.loads(line) for line in log.read_text().splitlines()]
     assert lines[-1]["event"] == "metrics"
     assert lines[-1]["kind"] == "lora_audit"
     assert lines[-1]["run_id"] == before.run_id
-    assert lines[-1]["metrics"]["stable_rank_mean"] == pytest.approx(report.summary.stable_rank_mean)
+    assert lines[-1]["metrics"]["stable_rank_mean"] == pytest.approx(found.summary.stable_rank_mean)
     assert max(len(line) for line in log.read_bytes().splitlines()) < 64 * 1024
     assert TelemetryReader(log).summarize().last.run_id == before.run_id
+
+
+def test_a_log_without_a_run_takes_no_audit(tmp_path):
+    log, of_others = tmp_path / "run.jsonl", '{"event": "of another program"}\n'
+    log.write_text(of_others)
+    with pytest.raises(RecorderError, match="holds no run to append to"):
+        append_audit(log, report(module()))
+    assert log.read_text() == of_others
 
 
 @pytest.mark.parametrize(
@@ -211,8 +209,9 @@ def test_an_appended_audit_is_an_event_of_the_runs_own(write_adapter, tmp_path):
     ],
 )
 def test_real_adapters_are_judged_without_false_alarm(shared_data, name, verdict, modules):
-    report = audit_adapter(shared_data / "adapters" / name)
-    assert verdict in {None, report.health.verdict}
-    assert len(report.modules) == modules
-    assert not [f for f in report.findings if f.severity == "error"]
-    assert sum(entry.share for entry in report.ledger) == pytest.approx(1.0)
+    found = audit_adapter(shared_data / "adapters" / name)
+    assert verdict in {None, found.health.verdict}
+    assert len(found.modules) == modules
+    assert not [f for f in found.findings if f.severity == "error"]
+    assert sum(entry.share for entry in found.ledger) == pytest.approx(1.0)
+    assert (found.summary.update_size < 0.1) is (verdict != "random_like")

@@ -13,7 +13,7 @@ import pytest
 from safetensors.numpy import load_file, save_file
 from tables import every
 
-from gradience import AdapterError, audit_adapter, audit_arrays
+from gradience import audit_adapter
 from gradience.adapters.layout import Module
 from gradience.base.coded import Weight
 from gradience.judge.audit import against_base
@@ -129,6 +129,16 @@ def test_of_a_large_matrix_energy_ranks_are_given_where_their_bounds_meet(sigma,
     assert (found.utilization, found.null_stable_rank, found.top_singular_values) == (None, None, [sigma[0]])
 
 
+def test_of_a_whole_spectrum_all_is_known_but_what_the_rank_bounds():
+    held = DenseSpectrum(np.asarray([2.0, 1.0, 0.0, 0.0, 0.0]), 5.0, 5, is_whole=True)
+    found, errors = dense_row(module("dora", r=2), held)
+    assert (found.spectral_norm, found.stable_rank, found.frobenius_norm) == (2.0, 1.25, pytest.approx(5**0.5))
+    assert (found.utilization, found.null_stable_rank) == (None, None)
+    assert errors == pytest.approx([1.0, (1 / 5) ** 0.5, 0.0], abs=1e-9)
+    nothing = dense_row(module("dora"), DenseSpectrum(np.zeros(2), 0.0, 5, is_whole=True)).row
+    assert (nothing.state, nothing.spectral_norm, nothing.stable_rank) == ("zero", 0.0, None)
+
+
 def test_the_summary_is_of_what_is_measured():
     rows = with_shares(
         [
@@ -228,13 +238,6 @@ def test_intruders_are_counted_by_vector_and_by_module(tmp_path, monkeypatch):
     assert audit_adapter(folder, base=tmp_path / "base", seed=3).base.method == "norms by Lanczos, seed 3, to 1e-5"
 
 
-@every(("a", "b"), [((2, 3), (5, 4)), ((3, 4), (3, 5)), ((2, 2, 3), (3, 5, 2)), ((2,), (5, 2))])
-def test_arrays_that_share_no_rank_are_named_by_both_shapes(a, b):
-    with pytest.raises(AdapterError) as error:
-        audit_arrays({"m": (np.ones(a), np.ones(b))})
-    assert str(error.value) == f"m: factors of shape {list(a)} and {list(b)} share no rank"
-
-
 @pytest.mark.parametrize("converged", [True, False])
 def test_a_norm_that_did_not_converge_is_computed_again_the_next_time(converged, tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
@@ -249,22 +252,6 @@ def test_a_norm_that_did_not_converge_is_computed_again_the_next_time(converged,
         assert base.norms_cached == cached
     assert audit_adapter(folder, base=tmp_path / "base", norms_cache=False).base.norms_cached == 0
     assert audit_adapter(folder, base=tmp_path / "base").modules[0].base.converged is converged
-
-
-def test_an_update_that_only_the_base_tells_has_no_numbers_without_it(tmp_path):
-    folder = on_axes(tmp_path / "a", q=(4.0,), v=(2.0,))
-    tensors = load_file(folder / "adapter_model.safetensors")
-    tensors["base_model.model.v.lora_magnitude_vector"] = np.ones(11, np.float32)
-    tensors["base_model.model.w.lora_magnitude_vector"] = np.ones(11, np.float32)
-    tensors["base_model.model.w.lora_A.weight"] = np.full((8, 10), np.nan, np.float32)
-    tensors["base_model.model.w.lora_B.weight"] = np.ones((11, 8), np.float32)
-    save_file(tensors, folder / "adapter_model.safetensors")
-    q, v, w = audit_adapter(folder).modules
-    assert (q.state, v.state, w.state) == ("ok", "not_known", "non_finite")  # NaN is a fault whatever the update is
-    assert (v.spectral_norm, v.frobenius_norm, v.stable_rank) == (None, None, None)
-    how = "its update follows only with the base (--base)"
-    assert v.note == f"DoRA: s B A is rescaled by the magnitude: {how}"
-    assert (q.energy_share, v.energy_share) == (1.0, None)
 
 
 def test_factors_that_a_base_makes_infinite_are_no_spectrum():

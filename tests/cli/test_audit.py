@@ -87,7 +87,7 @@ def test_json_validates_against_the_exported_schema(folder, base, capsys):
     ("option", "shows"),
     [
         ("--verbose", "Scales (dW = s B A):"),
-        ("--layers", "All modules"),
+        ("--verbose", "All modules"),
         ("--heatmap", "Heat map of Frobenius norm"),
         ("-v", "Rules for a rank"),
         ("--suggest-per-layer", '"rank_pattern": {'),

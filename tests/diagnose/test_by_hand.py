@@ -13,7 +13,7 @@ import pytest
 
 from gradience.judge.diagnose import IDS, checkpoints as choosing, unjudged
 from gradience.judge.diagnose.checkpoints import CheckpointChoice, choose, disk_symptoms, loss_noise, standard_error
-from gradience.judge.diagnose.identity import CheckpointFolder, Identity
+from gradience.judge.diagnose.identity import CheckpointFolder, Identity, OwnedCheckpoint
 from gradience.schema import real
 from gradience.schema.diagnose import BestCheckpoint, Checkpoint, DiagnosedSource
 from gradience.schema.document import Finding
@@ -65,11 +65,13 @@ def folders(*steps: int) -> list[CheckpointFolder]:
 def own(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     """What is said of whose checkpoints are, and of what is wrong with their weights; by default all are in order."""
     said: dict[str, Any] = {"whose": {}, "faults": {}}
-    monkeypatch.setattr(
-        choosing, "identify", lambda folder, _: Identity(said["whose"].get(folder.step, True), why="as said")
-    )
     monkeypatch.setattr(choosing, "unreadable", lambda path: said["faults"].get(path.name, ""))
     return said
+
+
+def owned(own: dict[str, Any], *steps: int) -> list[OwnedCheckpoint]:
+    whose = own["whose"]
+    return [OwnedCheckpoint(each, Identity(whose.get(each.step, True), why="as said")) for each in folders(*steps)]
 
 
 def listed(*steps: int, of_run: bool | None = True) -> CheckpointChoice:
@@ -81,7 +83,7 @@ LOSSES = {10: 2.0, 20: 1.5, 30: 1.25, 40: 1.3, 50: 1.75}
 
 
 def test_the_checkpoint_with_the_lowest_loss_is_the_best_and_the_lowest_of_all_is_named(own):
-    found = choose(folders(20, 40, 50), run_of(evals(LOSSES)), report(n=100, accuracy=0.5), None)
+    found = choose(owned(own, 20, 40, 50), run_of(evals(LOSSES)), report(n=100, accuracy=0.5), None)
     best = found.best
     assert best is not None
     assert (best.name, best.step, best.loss, best.split, best.n) == ("checkpoint-40", 40, 1.3, "eval", 100)
@@ -99,18 +101,18 @@ def test_the_checkpoint_with_the_lowest_loss_is_the_best_and_the_lowest_of_all_i
 
 
 def test_a_checkpoint_within_the_noise_of_the_best_is_tied(own):
-    found = choose(folders(20, 30, 40), run_of(evals(LOSSES)), report(), None)  # a noise of .18
+    found = choose(owned(own, 20, 30, 40), run_of(evals(LOSSES)), report(), None)  # a noise of .18
     assert [(c.step, c.tied) for c in found.checkpoints] == [(20, False), (30, False), (40, True)]
 
 
 def test_what_was_not_evaluated_cannot_be_chosen(own):
-    assert choose(folders(20), run_of([]), report(None, decisive=None), None).best is None
-    assert choose(folders(20), run_of(evals(LOSSES, "other")), report(), None).best is None
-    none = choose(folders(25), run_of(evals(LOSSES)), report(), None)
+    assert choose(owned(own, 20), run_of([]), report(None, decisive=None), None).best is None
+    assert choose(owned(own, 20), run_of(evals(LOSSES, "other")), report(), None).best is None
+    none = choose(owned(own, 25), run_of(evals(LOSSES)), report(), None)
     assert (none.best, [(c.name, c.loss) for c in none.checkpoints]) == (None, [("checkpoint-25", None)])
-    odd = choose(folders(20), run_of(evals({20: math.nan, 10: 1.0})), report(), None)
+    odd = choose(owned(own, 20), run_of(evals({20: math.nan, 10: 1.0})), report(), None)
     assert odd.best is None
-    later = choose(folders(20), run_of([*evals({20: 9.0}), *evals({20: 1.0})]), report(), None)
+    later = choose(owned(own, 20), run_of([*evals({20: 9.0}), *evals({20: 1.0})]), report(), None)
     assert later.best is not None
     assert later.best.loss == 1.0
 
@@ -118,7 +120,7 @@ def test_what_was_not_evaluated_cannot_be_chosen(own):
 def test_the_split_of_the_account_is_the_one_compared(own):
     other = [*evals(LOSSES), *evals({20: 0.5}, "other")]
     for split in ("eval", "other"):
-        best = choose(folders(20), run_of(other), report(split), None).best
+        best = choose(owned(own, 20), run_of(other), report(split), None).best
         assert best is not None
         assert best.split == split
 
@@ -127,7 +129,7 @@ def test_the_split_of_the_account_is_the_one_compared(own):
 def test_a_checkpoint_that_is_not_shown_to_be_of_the_run_is_never_chosen(own, whose):
     """Its number alone would make it the best."""
     own["whose"] = {30: whose}
-    found = choose(folders(20, 30, 40), run_of(evals(LOSSES)), report(), None)
+    found = choose(owned(own, 20, 30, 40), run_of(evals(LOSSES)), report(), None)
     assert found.best is not None
     assert found.best.name == "checkpoint-40"
     assert [(c.name, c.loss, c.of_run, c.why) for c in found.checkpoints if c.step == 30] == [
@@ -137,12 +139,12 @@ def test_a_checkpoint_that_is_not_shown_to_be_of_the_run_is_never_chosen(own, wh
 
 def test_weights_that_are_not_whole_are_passed_over_and_their_fault_is_named(own):
     own["faults"] = {"checkpoint-30": "it is cut short"}
-    found = choose(folders(20, 30, 40), run_of(evals(LOSSES)), report(), None)
+    found = choose(owned(own, 20, 30, 40), run_of(evals(LOSSES)), report(), None)
     assert found.best is not None
     assert found.best.name == "checkpoint-40"
     assert [c.fault for c in found.checkpoints] == ["", "it is cut short", ""]
     own["faults"] = {f"checkpoint-{step}": "gone" for step in (20, 30, 40)}
-    none = choose(folders(20, 30, 40, 50), run_of(evals(LOSSES)), report(), None)  # at most three are opened
+    none = choose(owned(own, 20, 30, 40, 50), run_of(evals(LOSSES)), report(), None)  # at most three are opened
     assert none.best is None
     assert [c.fault for c in none.checkpoints] == ["gone", "gone", "gone", ""]
 
@@ -155,7 +157,7 @@ def test_the_metric_that_decides_decides_in_its_direction(own, up, step):
         for e in evals(LOSSES)
     ]
     metric = MetricAccount(name="m", split="eval", higher_is_better=up, count=5, first=10.0, last=50.0)
-    found = choose(folders(10, 30, 50), run_of(measured), report(decisive="m", metrics=[metric]), None).best
+    found = choose(owned(own, 10, 30, 50), run_of(measured), report(decisive="m", metrics=[metric]), None).best
     assert found is not None
     assert (found.step, found.by, found.value, found.best_value, found.best_step) == (step, "m", step, step, step)
     assert (found.loss, found.lowest_step, found.standard_error) == (LOSSES[step], 30, None)
@@ -164,6 +166,7 @@ def test_the_metric_that_decides_decides_in_its_direction(own, up, step):
 def test_four_evaluations_show_no_noise_and_five_do():
     assert loss_noise([1.0, 2.0, 1.0, 2.0]).value is None
     assert loss_noise([1.0, 2.0, 1.0, 2.0, 1.0]).value == pytest.approx(0.6053 * 2.0)
+    assert loss_noise([1.0, 1.25, 1.5, 1.75, 2.0]).value == 0.0  # a steady rise is no noise
     assert "4 evaluations" in loss_noise([1.0] * 4).source
     assert "5 evaluations" in loss_noise([1.0] * 5).source
 
@@ -172,6 +175,7 @@ def test_the_standard_error_is_the_loss_over_the_root_of_n():
     assert standard_error(0.5, 25, None) == pytest.approx(0.1)
     assert standard_error(0.5, 25, 0.4) == pytest.approx(0.1)  # sqrt(.4 / .6) is under 1
     assert standard_error(0.5, 25, 0.8) == pytest.approx(0.2)
+    assert standard_error(0.4, 100, 1.0) == pytest.approx(0.4 * math.sqrt(99.0) / 10.0)  # at most one was wrong
     assert [standard_error(0.5, n, None) for n in (0, None)] == [None, None]
     assert standard_error(-0.5, 25, None) is None
 

@@ -9,12 +9,12 @@ from typing import Any
 
 import numpy as np
 import pytest
-from safetensors.numpy import save_file
+from audited import save_adapter
 from tables import every
 
 from gradience import diagnose
 from gradience.judge.diagnose.identity import CheckpointFolder, unreadable
-from gradience.judge.diagnose.sources import RunSource, RunSources, find_sources, read_sources
+from gradience.judge.diagnose.sources import find_sources, read_sources
 
 Rows = list[dict[str, Any]]
 
@@ -36,16 +36,9 @@ def write_state(folder: Path, history: Rows, step: int, planned: int) -> None:
 
 
 def write_adapter(folder: Path, seed: int = 0) -> None:
-    folder.mkdir(parents=True, exist_ok=True)
     draw = np.random.default_rng(seed)
-    stem = "base_model.model.model.layers.{}.self_attn.q_proj.lora_{}.weight"
-    tensors = {}
-    for layer in range(2):
-        tensors[stem.format(layer, "A")] = draw.normal(size=(4, 16)).astype(np.float32)
-        tensors[stem.format(layer, "B")] = 0.01 * draw.normal(size=(16, 4)).astype(np.float32)
-    save_file(tensors, folder / "adapter_model.safetensors")
-    config = {"peft_type": "LORA", "task_type": "CAUSAL_LM", "r": 4, "lora_alpha": 8, "target_modules": ["q_proj"]}
-    (folder / "adapter_config.json").write_text(json.dumps(config))
+    pairs = [(0.01 * draw.normal(size=(16, 4)), draw.normal(size=(4, 16))) for _ in range(2)]
+    save_adapter(folder, pairs, task_type="CAUSAL_LM")
 
 
 def write_run(folder: Path, history: Rows, steps: list[int], planned: int) -> Path:
@@ -220,11 +213,6 @@ def test_a_target_that_the_family_lacks_is_found_without_weights(tmp_path, weigh
         (tmp_path / "adapter_model.safetensors").unlink()
     ids = {piece.id for cause in diagnose(tmp_path).findings for piece in cause.pieces}
     assert "TGT006" in ids
-
-
-def test_sources_without_checkpoints_have_none():
-    found = RunSources(Path(), log=RunSource(), weights=RunSource(), config=RunSource())
-    assert found.checkpoints == []
 
 
 def test_a_run_whose_log_has_no_row_says_why(tmp_path):

@@ -80,17 +80,6 @@ def test_weights_of_an_early_checkpoint_shipped_as_the_final_ones_are_named(copi
     assert "MID318" not in {cause.id for cause in last.findings}
 
 
-@pytest.mark.parametrize(("factor", "words"), [(1e-3, "almost zero"), (3e3, "huge")])
-def test_a_tiny_and_a_huge_update_are_said(copied, factor, words):
-    folder = copied("healthy")
-    path = folder / "adapter_model.safetensors"
-    tensors = {name: t * factor if "lora_B" in name else t for name, t in load_file(path).items()}
-    save_file({name: t.astype("float32") for name, t in tensors.items()}, path)
-    (cause,) = [cause for cause in diagnose(folder).findings if cause.id == "UPD316"]
-    assert cause.severity == "warning"
-    assert words in cause.message
-
-
 @pytest.mark.parametrize(
     ("factor", "said"),
     [
@@ -105,12 +94,3 @@ def test_an_adapter_that_was_multiplied_is_further_from_zero_than_its_steps_coul
     save_file({name: t * factor if "lora_B" in name else t for name, t in load_file(path).items()}, path)
     causes = [cause for cause in diagnose(folder).findings if cause.id in {"SIZ331", "UPD316"}]
     assert [(cause.id, cause.message[: len(words)]) for cause, (_, words) in zip(causes, said, strict=True)] == said
-
-
-def test_few_layers_are_said(copied):
-    folder = copied("healthy")
-    path = folder / "adapter_model.safetensors"
-    moved = {name.replace(".layers.0.", ".layers.9."): t for name, t in load_file(path).items()}
-    save_file(moved, path)
-    (cause,) = [cause for cause in diagnose(folder).findings if cause.id == "LYR317"]
-    assert cause.message.startswith("2 of at least 10 layers") or cause.message.startswith("1 of at least 10 layers")

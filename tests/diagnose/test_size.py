@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import json
-
 import numpy as np
+from audited import save_adapter
 from safetensors.numpy import save_file
 from tables import every
 
@@ -23,15 +22,8 @@ def write_run(folder, evals, *, weight=0.02, split="eval"):
         {f"{stem}.weight": (weight * rng.standard_normal((WIDTH, WIDTH))).astype("f4") for stem in stems},
         folder / "base" / "model.safetensors",
     )
-    factors = {}
-    for stem in stems:
-        led = rng.standard_normal((WIDTH, 1)) * 0.5 ** np.arange(R)
-        factors[f"base_model.model.{stem}.lora_B.weight"] = (weight * led).astype("f4")
-        factors[f"base_model.model.{stem}.lora_A.weight"] = rng.standard_normal((R, WIDTH)).astype("f4")
-    (folder / "peft").mkdir()
-    save_file(factors, folder / "peft" / "adapter_model.safetensors")
-    config = {"peft_type": "LORA", "r": R, "lora_alpha": 2 * R, "target_modules": ["q_proj"], "task_type": "CAUSAL_LM"}
-    (folder / "peft" / "adapter_config.json").write_text(json.dumps(config))
+    led = [weight * rng.standard_normal((WIDTH, 1)) * 0.5 ** np.arange(R) for _ in stems]
+    save_adapter(folder / "peft", [(b, rng.standard_normal((R, WIDTH))) for b in led], task_type="CAUSAL_LM")
     log = TelemetryWriter(folder / "run.jsonl", fsync="never")
     log.run_start()
     for step in range(1, 41):

@@ -1,14 +1,16 @@
-"""The verdict of a diagnosis follows from its gravest cause, or from whether enough could be judged."""
+"""The verdict of a diagnosis follows from its gravest cause or from what was judged; and the line that says it."""
 
 from __future__ import annotations
 
+import doctest
 from types import SimpleNamespace
 from typing import Any
 
 from tables import every
 
-from gradience.judge.diagnose import is_complete, verdict_of
-from gradience.schema.diagnose import Cause, Piece
+from gradience.judge import diagnose
+from gradience.judge.diagnose import headline, is_complete, verdict_of
+from gradience.schema.diagnose import Cause, DiagnosedSource, Piece, SourceCoverage
 
 
 @every(
@@ -50,3 +52,34 @@ def test_enough_was_judged_if_something_was_and_all_could_be_read(states, judged
     sources: Any = [SimpleNamespace(state=state) for state in states]
     coverage: Any = [SimpleNamespace(source=source, judged=n) for source, n in judged.items()]
     assert is_complete(sources, coverage) is complete
+
+
+SOURCES = [
+    DiagnosedSource(source="config", state="read"),
+    DiagnosedSource(source="log", state="unreadable"),
+    DiagnosedSource(source="weights", state="absent"),
+]
+COVERAGE = [SourceCoverage(source="config", judged=23, total=34)]
+
+
+def causes(*severities):
+    return [Cause(id="LR001", severity=severity, message="m") for severity in severities]
+
+
+@every(
+    ("verdict", "severities", "line"),
+    [
+        ("no_fault_found", ["info"], "no problems found (checked: config 23 of 34); 1 info; "),
+        ("no_fault_found", [], "no problems found (checked: config 23 of 34); "),
+        ("broken", ["info", "error", "error"], "broken (2 errors, 1 info); checked: config 23 of 34; "),
+        ("needs_attention", ["warning"], "needs attention (1 warning); checked: config 23 of 34; "),
+        ("could_not_judge", [], "could not judge; checked: config 23 of 34; "),
+    ],
+)
+def test_no_problem_stands_beside_what_was_checked_and_a_problem_beside_its_severity(verdict, severities, line):
+    found = headline(verdict, SOURCES, causes(*severities), COVERAGE)
+    assert found == line + "not there: weights; there but not readable: log"
+
+
+def test_the_example_in_the_module_holds():
+    assert doctest.testmod(diagnose).failed == 0

@@ -221,7 +221,7 @@ FORMATS = [
     ["check", "c.json", "--format", "sarif"],
     ["check", "c.json", "--format", "github"],
     ["audit", "a", "--json"],
-    ["audit", "a", "--layers", "-v"],
+    ["audit", "a", "-v"],
     ["audit", "a", "--format", "github"],
     ["diagnose", ".", "--json"],
     ["diagnose", ".", "--format", "sarif"],

@@ -12,8 +12,9 @@ import pytest
 from tables import every
 
 from gradience.errors import GradienceError, OptionError
-from gradience.prove.receipt import endpoint, verify_served
+from gradience.prove.receipt import endpoint, verify_served, write_receipt
 from gradience.prove.receipt.endpoint import Endpoint, RefusedError
+from gradience.schema.receipt import RECEIPT_SCHEMA_ID, Receipt, ReceiptRow, Tokens
 
 ROWS, FIRSTS = [[1, 4, 2, 7, 3, 5, 9, 6, 8], [0, 5, 5, 9]], [1, 0]
 BROKEN = 10  # a token that is half of a character
@@ -200,6 +201,10 @@ class Talker(BaseHTTPRequestHandler):
         self.server.seen.append((self.path, self.headers.get("Authorization")))
         self.wfile.write(self.server.answer)
 
+    def do_POST(self) -> None:
+        self.rfile.read(int(self.headers["Content-Length"]))
+        self.wfile.write(self.server.posted)
+
     def log_message(self, *_: object) -> None:
         """Nothing."""
 
@@ -226,7 +231,7 @@ def server(running, monkeypatch):
     """A server on the loopback, and a proxy in the environment that nothing may ask."""
     monkeypatch.setenv("http_proxy", "http://127.0.0.1:9")
     monkeypatch.delenv("GRADIENCE_API_KEY", raising=False)
-    running.seen, running.answer = [], listed("m")
+    running.seen, running.answer, running.posted = [], listed("m"), answer({}, 404)
     running.address = f"http://127.0.0.1:{running.server_port}"
     return running
 
@@ -268,6 +273,17 @@ def test_requests_go_to_the_address_with_the_key(end, server, monkeypatch):
     monkeypatch.setenv("GRADIENCE_API_KEY", "k")
     Endpoint(server.address + end)
     assert server.seen == [("/v1/models", None), ("/v1/models", "Bearer k")]
+
+
+@every(("chat", "verdict"), [([2], "tokens_or_template_differ"), ([1], "cannot_tell")])
+def test_a_chat_template_that_gives_other_tokens_is_told(chat, verdict, server, tmp_path):
+    row = ReceiptRow(ids=[1, 2], base=[-1.0], adapter=[-2.0])
+    tokens = Tokens(text="hi", ids=[1], chat=chat)
+    held = Receipt(schema=RECEIPT_SCHEMA_ID, task="causal-lm", adapter="", rows=[row], noise=[], tokens=tokens)
+    write_receipt(held, tmp_path / "receipt.json", sources=[])
+    server.posted = answer({"tokens": [1]})
+    found = verify_served(tmp_path / "receipt.json", server.address)
+    assert (found.verdict, "chat template" in found.story) == (verdict, chat == [2])
 
 
 CHUNKED = "Transfer-Encoding: chunked\r\n"

@@ -33,7 +33,6 @@ DEFAULTS: dict[str, dict[str, Any]] = {  # beside None and empty sequences
     "monitor_run": {"gap_threshold": 1.5},
     "resize_adapter": {"options": gradience.ResizeOptions(), "force": False},
     "validate_log": {"max_issues": 100},
-    "verify_merged": {"threads": 1},
     "verify_served": {"timeout": 120.0},
     "write_report": {"options": gradience.ReportOptions(), "force": False},
     "TelemetryWriter": {

@@ -103,7 +103,7 @@ TABLE = [
         ),
     ),
     (
-        "audit --peft-dir cut --layers",
+        "audit --peft-dir cut --verbose",
         0,
         """
         Verdict: TRAINED (all 8 modules carry a finite, non-zero update)

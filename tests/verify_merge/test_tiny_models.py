@@ -140,48 +140,31 @@ def test_what_is_not_finite_is_named(where, tmp_path):
 
 
 @every(
-    ("update", "base", "merged", "verdict", "reason"),
+    ("update", "base", "merged", "reason"),
     [
-        (8, 8, 8, "exact", None),
-        (7, 8, 8, "not_compared", "biases of 7, 8 and 8 entries"),
-        (8, 7, 8, "not_compared", "biases of 8, 7 and 8 entries"),
-        (8, 8, 7, "not_compared", "biases of 8, 8 and 7 entries"),
+        (8, "F8", "F8", None),
+        (7, "F8", "F8", "biases of 7, 8 and 8 entries"),
+        (8, "F7", "F8", "biases of 8, 7 and 8 entries"),
+        (8, "F8", "F7", "biases of 8, 8 and 7 entries"),
+        (8, None, "F8", "the base has no q.bias"),
+        (8, "F8", None, "the merged model has no q.bias"),
+        (8, "I8", "F8", "the base: q.bias is stored as I32"),
     ],
 )
-def test_a_bias_of_lora_needs_three_of_one_size(update, base, merged, verdict, reason, tmp_path):
+def test_a_bias_of_lora_needs_three_of_one_size_in_floats(update, base, merged, reason, tmp_path):
     bias = np.arange(1.0, 9.0, dtype=np.float32)
-    extra = {f"{PREFIX}q.lora_B.bias": bias[:update]}
+
+    def held(form, values):
+        dtype = {"F": np.float32, "I": np.int32}
+        return {} if form is None else {"q__bias": values.astype(dtype[form[0]])[: int(form[1])]}
+
     rows = verify_merged(
-        model(tmp_path / "w", q__weight=W, q__bias=np.ones(base, np.float32)),
-        adapter(tmp_path / "a", extra=extra, lora_bias=True),
-        model(tmp_path / "m", q__weight=W + DW, q__bias=(1.0 + SCALE * bias).astype(np.float32)[:merged]),
+        model(tmp_path / "w", q__weight=W, **held(base, np.ones(8))),
+        adapter(tmp_path / "a", extra={f"{PREFIX}q.lora_B.bias": bias[:update]}, lora_bias=True),
+        model(tmp_path / "m", q__weight=W + DW, **held(merged, 1.0 + SCALE * bias)),
     ).modules
-    assert [(row.name, row.verdict, row.reason) for row in rows] == [
-        ("q", "exact", None),
-        ("q.bias", verdict, reason),
-    ]
-
-
-@pytest.mark.parametrize(
-    ("lacks", "reason"), [("base", "the base has no q.bias"), ("merged", "the merged model has no q.bias")]
-)
-def test_a_bias_that_one_model_lacks_is_not_compared(lacks, reason, tmp_path):
-    bias = {"q__bias": np.ones(8, np.float32)}
-    rows = verify_merged(
-        model(tmp_path / "w", q__weight=W, **({} if lacks == "base" else bias)),
-        adapter(tmp_path / "a", extra={f"{PREFIX}q.lora_B.bias": np.ones(8, np.float32)}, lora_bias=True),
-        model(tmp_path / "m", q__weight=W + DW, **({} if lacks == "merged" else bias)),
-    ).modules
-    assert (rows[1].verdict, rows[1].reason) == ("not_compared", reason)
-
-
-def test_a_bias_of_whole_numbers_is_not_compared(tmp_path):
-    rows = verify_merged(
-        model(tmp_path / "w", q__weight=W, q__bias=np.ones(8, np.int32)),
-        adapter(tmp_path / "a", extra={f"{PREFIX}q.lora_B.bias": np.ones(8, np.float32)}, lora_bias=True),
-        model(tmp_path / "m", q__weight=W + DW, q__bias=np.ones(8, np.float32)),
-    ).modules
-    assert (rows[1].verdict, rows[1].reason) == ("not_compared", "the base: q.bias is stored as I32")
+    verdict = "exact" if reason is None else "not_compared"
+    assert [(row.name, row.verdict, row.reason) for row in rows] == [("q", "exact", None), ("q.bias", verdict, reason)]
 
 
 # --- names -------------------------------------------------------------------------------------------------------
@@ -339,19 +322,20 @@ def test_the_whole_follows_from_the_rows(some, verdict, reasons):
     assert concluded(rows(*some)) == (verdict, reasons)
 
 
-def test_the_coefficient_of_the_whole_is_over_all_modules(tmp_path):
-    """k has M = W + 2 dW and q M = W + dW, of the same dW: (1 + 2) / 2 together."""
-    extra = {f"{PREFIX}k.lora_{s}.weight": x for s, x in (("A", A), ("B", B))}
+def test_the_coefficient_of_the_whole_is_over_all_modules_that_are_finite(tmp_path):
+    """k has M = W + 2 dW and q M = W + dW, of the same dW: (1 + 2) / 2 together; v has no number."""
+    factors = {f"{PREFIX}{name}.lora_{s}.weight": x for name in "kv" for s, x in (("A", A), ("B", B))}
     seen: list[tuple[int, int, str]] = []
     report = verify_merged(
-        model(tmp_path / "w", q__weight=W, k__weight=W),
-        adapter(tmp_path / "a", extra=extra),
-        model(tmp_path / "m", q__weight=W + DW, k__weight=W + 2 * DW, other=np.ones(1, np.float32)),
+        model(tmp_path / "w", q__weight=W, k__weight=W, v__weight=W),
+        adapter(tmp_path / "a", extra=factors),
+        model(tmp_path / "m", q__weight=W + DW, k__weight=W + 2 * DW, v__weight=W * np.nan, other=np.ones(1)),
         progress=lambda *at: seen.append(at),
     )
     assert report.coefficient == pytest.approx(1.5, abs=1e-6)
-    assert (report.counts, report.dtypes) == ({"scaled": 1, "exact": 1}, {"F32 -> F32": 2})
-    assert seen == [(0, 3, "k"), (1, 3, "q"), (2, 3, "other"), (3, 3, "")]
+    assert report.counts == {"scaled": 1, "exact": 1, "other": 1}
+    assert report.dtypes == {"F32 -> F32": 3}
+    assert seen == [(0, 4, "k"), (1, 4, "q"), (2, 4, "v"), (3, 4, "other"), (4, 4, "")]
 
 
 def test_an_adapter_of_nothing_to_merge_is_refused(tmp_path):

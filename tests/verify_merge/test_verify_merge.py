@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import json
 
-import numpy as np
 import pytest
 import torch
 from jsonschema import Draft202012Validator
 from peft import LoraConfig
 from safetensors.torch import load_file, save_file
-from tables import grid
+from tables import grid, once
 
 from gradience import AdapterError, verify_merged
 from gradience.cli.main import main
@@ -64,18 +63,16 @@ def test_an_adapter_that_was_merged_in_16_bits_is_within_its_rounding(make, base
     assert {row.precision for row in report.modules} <= {"F16", "BF16"}
 
 
-@pytest.mark.parametrize(
-    "options",
-    [
+@once(
+    dtype=DTYPES,
+    options=[
         {"target_modules": ["c_attn"], "fan_in_fan_out": True},
         {"target_modules": ["pointwise"]},
         {"use_rslora": True},
         {"rank_pattern": {"layers.0.q_proj": 2}, "alpha_pattern": {r"layers\.\d\.up_proj": 3}},
         {"target_modules": ["q_proj"], "lora_bias": True},
     ],
-    ids=str,
 )
-@pytest.mark.parametrize("dtype", DTYPES)
 def test_every_kind_of_lora_is_exact(make, dtype, options):
     case = make(plain(**options), dtype=DTYPES[dtype])
     report = case.verify(case.merge())
@@ -83,37 +80,21 @@ def test_every_kind_of_lora_is_exact(make, dtype, options):
     assert report.others == []
 
 
-@pytest.mark.parametrize(
-    "options",
-    [
+@once(
+    dtype=["float32", "bfloat16"],
+    options=[
         {"target_modules": ["embed_tokens"]},
-        {"use_dora": True},
-        {"use_dora": True, "target_modules": ["c_attn"], "fan_in_fan_out": True},
         {"target_modules": ["conv"]},
-        {"target_modules": ["conv"], "use_dora": True},
-        {"target_modules": ["embed_tokens"], "use_dora": True},
         {"init_lora_weights": "pissa", "target_modules": ["q_proj"]},
         {"init_lora_weights": "olora", "target_modules": ["q_proj"]},
     ],
-    ids=str,
 )
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_updates_that_depend_on_the_base_or_were_computed_in_16_bits_are_within_rounding(make, dtype, options):
     case = make(plain(**options), dtype=DTYPES[dtype])
     report = case.verify(case.merge())
     assert report.verdict == "contained"
     assert set(verdicts(report).values()) <= {"exact", "within_rounding"}
     assert report.others == []
-
-
-@pytest.mark.parametrize("dtype", DTYPES)
-def test_an_unmerged_model_is_absent_in_every_module(make, dtype):
-    case = make(plain(), dtype=DTYPES[dtype])
-    report = case.verify(case.base)
-    assert report.verdict == "not_contained"
-    assert set(verdicts(report).values()) == {"absent"}
-    assert report.coefficient == 0.0
-    assert [row.changed for row in report.modules] == [0.0] * 4
 
 
 def test_an_unmerged_model_that_was_only_cast_is_absent_too(make):
@@ -135,87 +116,15 @@ def changed(case, change):
     return new
 
 
-@pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize(
-    ("factor", "words"), [(0.5, "half"), (2.0, "twice"), (-1.0, "subtracted"), (0.7, None), (1.1, None)]
-)
-def test_another_factor_is_named(make, dtype, factor, words):
+@once(dtype=DTYPES, told=[(0.5, "half"), (2.0, "twice"), (-1.0, "subtracted"), (0.7, None), (1.1, None)])
+def test_another_factor_is_named(make, dtype, told):
+    factor, words = told
     case = make(plain(), dtype=DTYPES[dtype])
     report = case.verify(case.write(changed(case, lambda w, d: w.float() + factor * d)))
     assert report.verdict == "not_contained"
     assert set(verdicts(report).values()) == {"scaled"}
     assert [row.factor for row in report.modules] == pytest.approx([factor] * 4, rel=0.01)
     assert [words is None or words in row.reason for row in report.modules] == [True] * 4
-
-
-def test_another_alpha_is_another_factor(make):
-    case = make(plain(lora_alpha=12))
-    merged = case.merge()
-    case.configure(lora_alpha=36)
-    assert {round(row.factor, 4) for row in case.verify(merged).modules} == {0.3333}
-    case.configure(lora_alpha=2)  # alpha / r = 0.5, and the merge has six times that
-    assert {round(row.factor, 4) for row in case.verify(merged).modules} == {6.0}
-
-
-def test_a_scaling_that_was_left_out_is_named(make):
-    case = make(plain(lora_alpha=4))
-    merged = case.merge()
-    case.configure(lora_alpha=12)
-    report = case.verify(merged)
-    assert {row.factor for row in report.modules} == {1 / 3}
-    assert {row.reason for row in report.modules} == {"as if alpha / r had been left out"}
-
-
-@pytest.mark.parametrize("dtype", DTYPES)
-def test_a_merge_that_was_done_twice_is_of_factor_two(make, dtype):
-    case = make(plain(), dtype=DTYPES[dtype])
-    from peft import PeftModel
-
-    once = PeftModel.from_pretrained(case.model, case.adapter).merge_and_unload()
-    twice = PeftModel.from_pretrained(once, case.adapter).merge_and_unload()
-    report = case.verify(case.write(twice.state_dict()))
-    assert set(verdicts(report).values()) == {"scaled"}
-    assert {row.factor for row in report.modules} == {2.0}
-
-
-@pytest.mark.parametrize("dtype", DTYPES)
-def test_another_adapter_is_other_with_a_cosine_near_zero(make, dtype):
-    case = make(plain(), dtype=DTYPES[dtype])
-    merged = case.merge()
-    other = make(plain(r=2, lora_alpha=1), dtype=DTYPES[dtype], strength=0.4, model=case.model, name="other")
-    report = other.verify(merged)
-    assert report.verdict == "not_contained"
-    assert set(verdicts(report).values()) == {"other"}
-    assert all("cosine" in row.reason for row in report.modules)
-
-
-def test_one_layer_that_is_missing_is_named(make):
-    case = make(plain(), dtype=torch.bfloat16)
-    merged = case.merged()
-    merged["layers.1.q_proj.weight"] = case.stored()["layers.1.q_proj.weight"]
-    report = case.verify(case.write(merged))
-    assert report.verdict == "not_contained"
-    assert report.counts == {"exact": 3, "absent": 1}
-    assert report.reasons == ["1 of 4 without the update (first: layers.1.q_proj)"]
-
-
-def test_arithmetic_in_another_order_is_within_rounding(make):
-    case = make(plain())
-    noise = torch.Generator().manual_seed(3)
-    new = changed(case, lambda w, d: (w + d) * (1 + 2**-24 * torch.randn(w.shape, generator=noise)))
-    report = case.verify(case.write(new))
-    assert report.verdict == "contained"
-    assert set(verdicts(report).values()) <= {"exact", "within_rounding"}
-    assert "within_rounding" in verdicts(report).values()
-
-
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_one_wrong_entry_is_enough_for_other(make, dtype):
-    case = make(plain(), dtype=DTYPES[dtype])
-    merged = case.merged()
-    merged["layers.0.q_proj.weight"][3, 5] += 0.5
-    report = case.verify(case.write(merged))
-    assert verdicts(report)["layers.0.q_proj"] == "other"
 
 
 def test_an_update_below_the_resolution_is_inconclusive(make):
@@ -233,29 +142,6 @@ def test_a_small_update_that_changes_few_entries_is_still_told_from_none(make):
     assert merged.verdict == "contained"
     assert max(row.changed for row in merged.modules) < 0.5
     assert case.verify(case.base).verdict == "not_contained"
-
-
-def test_an_untrained_adapter_is_inconclusive(make):
-    case = make(plain(), strength=0.0)
-    report = case.verify(case.base)
-    assert report.verdict == "inconclusive"
-    assert report.reasons == ["no module can tell: the update is zero"]
-
-
-def test_dora_without_its_magnitude_is_named(make):
-    case = make(plain(use_dora=True))
-    weights = load_file(case.adapter / "adapter_model.safetensors")
-    merged = case.write(case.merged(), "right")
-    assert case.verify(merged).verdict == "contained"
-    config = json.loads((case.adapter / "adapter_config.json").read_text())
-    kept = {key: x for key, x in weights.items() if "magnitude" not in key}
-    lora = case.root / "without"
-    lora.mkdir()
-    save_file(kept, lora / "adapter_model.safetensors")
-    (lora / "adapter_config.json").write_text(json.dumps(config | {"use_dora": False}))
-    wrong = case.verify(case._replace(adapter=lora).merge("wrong"))
-    assert set(verdicts(wrong).values()) == {"other"}
-    assert all("magnitude was left out" in row.reason for row in wrong.modules)
 
 
 def test_heads_and_biases_that_the_adapter_holds_are_looked_for(make):
@@ -277,50 +163,6 @@ def test_token_rows_are_looked_for(make):
     assert verdicts(right)["embed_tokens.weight"] == "exact"
     lost = case.merged() | {"embed_tokens.weight": case.stored()["embed_tokens.weight"]}
     assert verdicts(case.verify(case.write(lost, "lost")))["embed_tokens.weight"] == "absent"
-
-
-def test_tensors_that_the_adapter_does_not_touch_are_listed_where_they_differ(make):
-    case = make(plain())
-    merged = case.merged()
-    merged["norm.weight"] = merged["norm.weight"] * 1.5
-    merged["extra.weight"] = torch.ones(2)
-    del merged["classifier.bias"]
-    report = case.verify(case.write(merged))
-    assert report.verdict == "contained"
-    assert {(item.name, item.what) for item in report.others} == {
-        ("norm.weight", "changed"),
-        ("extra.weight", "added"),
-        ("classifier.bias", "missing"),
-    }
-    assert next(item for item in report.others if item.what == "changed").relative_change == pytest.approx(0.5)
-
-
-def test_missing_tensors_other_shapes_and_packed_bases_are_inconclusive_with_their_reason(make):
-    case = make(plain(target_modules=["q_proj"]))
-    merged = case.merged()
-    lost = {key: x for key, x in merged.items() if key != "layers.0.q_proj.weight"}
-    report = case.verify(case.write(lost, "lost"))
-    assert report.verdict == "inconclusive"
-    assert "has no layers.0.q_proj.weight" in report.reasons[0]
-    grown = merged | {"layers.0.q_proj.weight": torch.zeros(41, 24)}
-    assert "of shape [41, 24]" in case.verify(case.write(grown, "grown")).reasons[0]
-    beside = {key.replace("0.q_proj.weight", "0.q_proj.base_layer.weight"): x for key, x in merged.items()}
-    assert "not merged" in case.verify(case.write(beside, "beside")).reasons[0]
-    gptq = {key.replace("0.q_proj.weight", "0.q_proj.qweight"): x.to(torch.int32) for key, x in merged.items()}
-    assert "qweight (I32), and no config.json names their format" in case.verify(case.write(gptq, "gptq")).reasons[0]
-    packed = {key: x.to(torch.uint8) if key == "layers.0.q_proj.weight" else x for key, x in merged.items()}
-    said = case.verify(case.write(packed, "packed")).reasons[0]
-    assert "the merged model: layers.0.q_proj.weight is stored in codes that are not read here: weight (U8)" in said
-
-
-def test_nan_in_the_merged_model_is_other(make):
-    case = make(plain())
-    merged = case.merged()
-    merged["layers.0.q_proj.weight"][0, 0] = np.nan
-    report = case.verify(case.write(merged))
-    assert next(row for row in report.modules if row.verdict == "other").reason.startswith(
-        "the merged tensor holds NaN"
-    )
 
 
 def test_the_command_prints_verdict_and_table_and_its_code_says_the_verdict(make, capsys):
@@ -378,26 +220,6 @@ def test_a_start_that_changed_the_base_unknowably_is_inconclusive_not_wrong(make
     report = case.verify(case.base)
     assert report.verdict == "inconclusive"
     assert "cannot be recomputed" in report.reasons[0]
-
-
-@pytest.mark.parametrize("save", DTYPES)
-def test_a_head_that_was_cast_is_exact_and_one_of_another_run_is_other(make, save):
-    case = make(plain(modules_to_save=["classifier"]))
-    right = case.verify(case.merge(save=DTYPES[save]))
-    assert {row.verdict for row in right.modules} == {"exact"}
-    state = case.merged()
-    state["classifier.weight"] = state["classifier.weight"] * 1.5
-    wrong = case.verify(case.write(state, "wrong", save=DTYPES[save]))
-    row = next(row for row in wrong.modules if row.name == "classifier.weight")
-    assert row.verdict == "other"
-    assert row.reason == "norm(M - saved) / norm(saved): 0.5"
-
-
-def test_a_merge_is_the_same_with_several_threads(make):
-    case = make(plain(), dtype=torch.bfloat16)
-    merged = case.merge()
-    assert case.verify(merged, threads=3) == case.verify(merged)
-    assert case.verify(case.base, threads=3) == case.verify(case.base)
 
 
 def test_an_adapter_that_no_merge_knows_is_refused(make, capsys):

@@ -26,17 +26,14 @@ class ViewOptions:
     ----------
     top_wasteful:
         How many of the least utilised modules to list.
-    layers:
-        List every layer and every module, each with its random null and its scale.
     heatmap:
         Draw a map of the update's norm, layer x module.
     verbose:
-        Show the evidence for each finding, which rules were skipped, how each module's scaling is derived, and the
-        ranks that other rules suggest.
+        Show the evidence for each finding, which rules were skipped, how each module's scaling is derived, the ranks
+        that other rules suggest, and every layer and module.
     """
 
     top_wasteful: NonNegativeInt = 3
-    layers: bool = False
     heatmap: bool = False
     verbose: Annotated[opt.Flag, Parameter(alias="-v")] = False
 

@@ -9,7 +9,7 @@ import os
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Annotated, Final, Literal
+from typing import Annotated, Literal
 
 from cyclopts import Parameter, Token
 from cyclopts.types import NonNegativeInt
@@ -24,9 +24,6 @@ from gradience.render.merge import merge_check_text, merge_text, verify_merge_te
 from gradience.rewrite.options import MergeOptions
 from gradience.schema.merge import VerifyMergeReport
 from gradience.schema.reports import SourceLocation
-
-_BLAS: Final = ("OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "VECLIB_MAXIMUM_THREADS")
-_MOST_THREADS: Final = 4  # more would wait for the disk
 
 
 def parsed_weights(text: str | None) -> list[float] | None:
@@ -167,24 +164,14 @@ def verify_merge(
             f"verify-merge needs an adapter, its base and the merged model: no {lacks}",
             advice="give 'gradience verify-merge ADAPTER --base MODEL --merged MODEL'",
         )
-    adapter, threads = opt.given_once("verify-merge", path, peft_dir), _threads()
-    from gradience.prove.verify_merge import verify_merged  # imports numpy, after its environment is set
+    adapter = opt.given_once("verify-merge", path, peft_dir)
+    from gradience.prove.verify_merge import verify_merged  # --help needs none of it
 
     report = verify_merged(
-        base, adapter, merged, receipt=receipt, threads=threads, progress=on_terminal("verify-merge"), **asdict(files)
+        base, adapter, merged, receipt=receipt, progress=on_terminal("verify-merge"), **asdict(files)
     )
     opt.print_report(report, lambda it: verify_merge_text(it, verbose=verbose), json=json)
     return _code(report, fail_on)
-
-
-def _threads() -> int:
-    """Limit BLAS to one thread, and return the number of threads that work on spans of rows.
-
-    In small products, BLAS's own threads wait for each other.
-    """
-    for name in _BLAS:
-        os.environ.setdefault(name, "1")
-    return min(os.cpu_count() or 1, _MOST_THREADS)
 
 
 def _code(report: VerifyMergeReport, fail_on: FailOn) -> int:

@@ -175,6 +175,7 @@ _GONE: Final = {  # options of earlier versions, and what does the same
     "--max-params": "give --max-mb",
     "--peft-dir": "give the adapter's folder without it",
     "--adapter-config": "put adapter_config.json beside the weights",
+    "--layers": "give --verbose",
     "--model": "name it in a configuration file, or give --base",
 }
 

@@ -76,7 +76,6 @@ class View(NamedTuple):
     """The optional parts of the report, besides verdict, findings, summary and suggested ranks."""
 
     top_wasteful: int = 3
-    layers: bool = False
     heatmap: Quantity | None = None
     unicode: bool = True
     verbose: bool = False
@@ -307,7 +306,7 @@ def _on_request(report: AuditReport, view: View) -> Iterator[Block]:
         yield from rank_rules(report)
     if report.per_layer is not None:
         yield from rank_pattern(report.per_layer, verbose=view.verbose)
-    if view.layers:
+    if view.verbose:
         yield from _layers(report)
 
 

@@ -1,19 +1,28 @@
-"""Suggested ranks: conservative, priced, and applied by PEFT as they are written."""
+"""Suggested ranks: what each rule reads, what a cut costs, why rules disagree, and what PEFT makes of a pattern."""
 
 from __future__ import annotations
 
 import json
+import math
+import re
 
+import audited
 import msgspec
 import pytest
 from hypothesis import given, strategies as st
+from tables import every
 
 from gradience.rules.weights.ranks import (
     BUCKETS,
+    alpha_for,
     bucket,
     candidates,
+    cut,
     disagreements,
     error_at,
+    measured,
+    of_pattern,
+    patterns_of,
     percentile,
     priced_ranks,
     rank_pattern,
@@ -22,16 +31,153 @@ from gradience.rules.weights.ranks import (
     suggested_ranks,
     whole,
 )
-from gradience.schema.audit import ModuleAudit
+from gradience.schema.audit import ModuleRank
+
+ERRORS = {"1": 0.8, "2": 0.4, "4": 0.2}
 
 
-def module(name: str = "m", r: int = 8, k90: int | None = 2, **fields) -> ModuleAudit:
-    given_fields = {
-        "module_type": "attn", "shape": [16, 12], "params": r * 28, "scaling": 2.0, "spectral_norm": 1.0,
-        "frobenius_norm": 1.5, "energy_rank_90": k90, "stable_rank": 1.4, "effective_rank": 3.0, "knee_rank": 2,
-        "relative_errors": {str(k): 0.8 / k for k in range(1, r)}, **fields,
-    }  # fmt: skip
-    return ModuleAudit(name=name, r=r, **given_fields)
+def module(name="m", r=8, k90=2, **fields):
+    usual = {"energy_rank_90": k90, "stable_rank": 1.4, "effective_rank": 3.0, "knee_rank": 2, "frobenius_norm": 3.0}
+    errors = {str(k): 0.8 / k for k in range(1, r)}
+    return audited.module(name, r, **{**usual, "relative_errors": errors, **fields})
+
+
+@every(
+    ("fields", "ranks"),
+    [
+        ({}, [2, 3, 2, 2]),
+        ({"stable_rank": 2.0, "effective_rank": 2.5}, [2, 2, 2, 2]),  # exactly 2 is not rounded up; to even
+        ({"stable_rank": 2.001, "effective_rank": 3.5}, [2, 4, 3, 2]),
+        ({"k90": None, "stable_rank": None, "effective_rank": None, "knee_rank": None}, [1, 1, 1, 1]),
+        ({"k90": 8, "stable_rank": 0.5, "effective_rank": 0.4, "knee_rank": 1}, [8, 1, 1, 1]),
+    ],
+)
+def test_each_rule_reads_its_own_number(fields, ranks):
+    found = rank_rules([module(**fields)])
+    assert [rule.rule for rule in found] == ["energy_90", "effective_rank", "stable_rank", "knee"]
+    assert [rule.median for rule in found] == [rule.p90 for rule in found] == ranks
+
+
+def test_a_rule_has_the_median_and_the_ninetieth_percentile_over_the_modules():
+    found = rank_rules([module(str(k), k90=k) for k in (1, 2, 3, 8)])[0]
+    assert (found.median, found.p90) == (2.5, pytest.approx(6.5))
+    assert (found.median_rank, found.p90_rank) == (3, 7)
+    assert rank_rules([]) == []
+
+
+def test_a_cut_costs_the_energy_of_what_is_left_out():
+    modules = [module("a"), module("b", frobenius_norm=4.0), module("c", r=2, relative_errors={"1": 0.8})]
+    kept, error, saved = cut(modules, lambda m: 2)
+    lost = (9 + 16) * 0.4**2 / (9 + 16 + 9)
+    assert (kept, error, saved) == (pytest.approx(1 - lost), pytest.approx(math.sqrt(lost)), 2 * 6 * 28)
+    assert cut([module(frobenius_norm=0.0)], lambda m: 1) == (1.0, 0.0, 7 * 28)
+    found = suggest(modules, 1, bytes_per_param=2.5)
+    assert (found.rank, found.relative_error_worst) == (1, 0.8)
+    assert (found.params_saved, found.bytes_saved) == ((7 + 7 + 1) * 28, round((7 + 7 + 1) * 28 * 2.5))
+    assert [each.rank for each in candidates([module(r=8), module(r=2)])] == [1, 2, 4]
+
+
+@every(("k", "cap", "size"), [(0.5, 8, 1), (1, 8, 1), (3, 8, 4), (9, 12, 12), (2000, 4096, 4096)])
+def test_a_bucket_is_the_next_power_of_two_and_at_most_the_rank(k, cap, size):
+    assert bucket(k, cap) == size
+
+
+def test_only_modules_with_a_known_spectrum_are_measured():
+    modules = [module("a"), module("b", state="zero"), module("c", k90=None)]
+    assert [m.name for m in measured(modules)] == ["a"]
+
+
+WHY = [
+    (
+        {"k90": 2, "stable_rank": 1.25, "effective_rank": 7.6, "knee_rank": 1},
+        (
+            "the first direction holds 80% of the energy and 2 hold 90 %; many small singular values follow, "
+            "which the entropy "
+            "of the effective rank counts and energy hardly does"
+        ),
+    ),
+    (
+        {"k90": 8, "stable_rank": 2.0, "effective_rank": 8.0, "knee_rank": 1},
+        (
+            "the first direction holds 50% of the energy and 8 are needed for 90 %: stable rank and knee see the "
+            "peak, k@90% "
+            "the tail behind it"
+        ),
+    ),
+    (
+        {"k90": 2, "stable_rank": 2.0, "effective_rank": 2.0, "knee_rank": 8},
+        (
+            "the first direction holds 50% of the energy, and the spectrum falls without a clear bend: the rules "
+            "cut at "
+            "different places"
+        ),
+    ),
+    ({"k90": 4, "stable_rank": 2.0, "effective_rank": 2.0, "knee_rank": 2}, None),  # neighbours
+]
+
+
+@every(("fields", "why"), WHY)
+def test_rules_that_lie_two_buckets_apart_have_a_reason(fields, why):
+    assert [found.why for found in disagreements([module(**fields)])] == ([why] if why else [])
+
+
+def test_the_widest_disagreement_comes_first():
+    wide = module("wide", k90=1, stable_rank=1.0, effective_rank=8.0, knee_rank=1)
+    narrow = module("narrow", k90=2, stable_rank=2.0, effective_rank=8.0, knee_rank=2)
+    assert [found.name for found in disagreements([narrow, wide])] == ["wide", "narrow"]
+    odd = module("odd", r=6, k90=2, stable_rank=2.0, effective_rank=6.0, knee_rank=2)  # 2, 4, 6: two apart
+    assert [found.buckets["effective_rank"] for found in disagreements([odd])] == [6]
+
+
+@every(
+    ("scale", "rank", "rslora", "alpha"),
+    [(2.0, 4, False, 8), (2.0, 4, True, 4), (0.1, 3, False, pytest.approx(0.3)), (1.0, 2, True, pytest.approx(2**0.5))],
+)
+def test_alpha_gives_the_scale_at_the_rank(scale, rank, rslora, alpha):
+    found = alpha_for(scale, rank, rslora=rslora)
+    assert found == alpha
+    assert isinstance(found, int) == isinstance(alpha, int)
+
+
+def test_patterns_name_exceptions_and_begin_where_a_path_is_another_s_end():
+    found = patterns_of({"a.q": 4, "b.a.q": 8, "c.v": 4}, {"a.q": 8, "b.a.q": 8, "c.v": 16})
+    assert found == (4, 8, {r"b\.a\.q": 8}, {r"c\.v": 16})
+    other = patterns_of({"a.q": 8, "b.a.q": 4, "c.v": 4}, {"a.q": 8, "b.a.q": 8, "c.v": 8})
+    assert other.rank_pattern == {r"^a\.q": 8}
+    given = patterns_of({"a.q": 4}, {"a.q": 8}, default=(2, 2))
+    assert given == (2, 2, {r"a\.q": 4}, {r"a\.q": 8})
+
+
+def test_a_suggestion_for_each_module_has_its_costs():
+    found = rank_pattern([module("a", k90=2), module("b", k90=8)], bytes_per_param=2.0)
+    assert [(row.rank, row.relative_error, row.params_saved) for row in found.modules] == [(2, 0.4, 168), (8, 0.0, 0)]
+    assert (found.params_saved, found.bytes_saved, found.use_rslora) == (168, 336, False)
+    assert found.relative_error == pytest.approx(math.sqrt(9 * 0.16 / 18))
+    assert found.energy_kept == pytest.approx(1 - 9 * 0.16 / 18)
+    broken = module("c", k90=None, state="non_finite", frobenius_norm="NaN", relative_errors={})
+    beside = rank_pattern([module("a", k90=2), broken, module("b", k90=8)], bytes_per_param=2.0)
+    assert (beside.relative_error, beside.energy_kept) == (found.relative_error, found.energy_kept)
+    assert beside.modules[1] == ModuleRank(name="c", r=8, rank=8, relative_error=0.0, params_saved=0)
+    assert rank_pattern([], bytes_per_param=2.0) is None
+    assert rank_pattern([module("a"), module("b", scaling="Infinity")], bytes_per_param=2.0) is None
+
+
+def test_an_update_that_its_rank_does_not_bound_is_suggested_no_more_than_it_has():
+    found = rank_pattern([module("a", r=4, k90=6), module("b", k90=2)], bytes_per_param=2.0)
+    assert (found.r, found.rank_pattern, found.params_saved) == (4, {"b": 2}, 168)
+    assert [(row.rank, row.params_saved) for row in found.modules] == [(4, 0), (2, 168)]
+
+
+def test_the_cost_of_a_pattern_is_that_of_its_largest_and_its_worst_module():
+    pattern = rank_pattern(
+        [module("a", k90=2), module("b", k90=4), module("c", r=16, k90=8, relative_errors={**ERRORS, "8": 0.1})],
+        bytes_per_param=2.0,
+    )
+    cost = of_pattern(pattern)
+    assert (cost.rank, cost.relative_error_worst, cost.for_engines) == (8, 0.4, 8)
+    assert (cost.params_saved, cost.energy_kept) == (pattern.params_saved, pattern.energy_kept)
+    odd = rank_pattern([module("a", k90=2), module("b", r=12, k90=9, relative_errors={"9": 0.1})], bytes_per_param=2.0)
+    assert (of_pattern(odd).rank, of_pattern(odd).for_engines) == (9, 12)
 
 
 @given(k=st.floats(0, 2000), cap=st.integers(1, 2000))
@@ -40,12 +186,6 @@ def test_a_bucket_holds_k_unless_the_present_rank_is_less(k, cap):
     assert 1 <= size <= cap
     assert size >= min(k, cap) or size == cap
     assert size in BUCKETS or size == cap
-
-
-@given(ks=st.lists(st.integers(1, 512), min_size=2, max_size=2), cap=st.integers(1, 512))
-def test_a_bucket_never_falls_as_k_grows(ks, cap):
-    low, high = sorted(ks)
-    assert bucket(low, cap) <= bucket(high, cap)
 
 
 @given(values=st.lists(st.floats(0, 1e6), min_size=1), share=st.floats(0, 1))
@@ -57,11 +197,6 @@ def test_a_percentile_lies_within_its_values(values, share):
 def test_no_error_at_or_above_the_present_rank():
     assert error_at(module(r=8), 8) == 0.0
     assert suggest([module(r=8)], 16).params_saved == 0
-
-
-def test_energy_kept_weighs_modules_by_their_energy():
-    large, small = module("a", frobenius_norm=3.0), module("b", frobenius_norm=0.0, relative_errors={"1": 1.0})
-    assert suggest([large, small], 1).energy_kept == pytest.approx(1 - 0.8**2)
 
 
 def test_candidates_are_the_powers_of_two_below_the_largest_rank_and_the_suggestions():
@@ -83,21 +218,6 @@ def test_a_suggestion_is_a_whole_rank_and_no_power_of_two():
 def test_a_report_prices_each_rank_that_a_suggestion_may_name():
     assert priced_ranks([5, 5, 8], 8) == {1, 2, 4, 5}
     assert priced_ranks([9, 10, 20], 20) == {1, 2, 4, 8, 9, 10, 16, 18}  # p90 between 10 and 20
-
-
-def test_rules_agree_on_one_direction_and_disagree_with_a_reason_on_a_long_tail():
-    one = module(k90=1, stable_rank=1.0, effective_rank=1.0, knee_rank=1)
-    assert disagreements([one]) == []
-    tail = module("tail", k90=2, stable_rank=1.1, effective_rank=7.6, knee_rank=1)
-    flat_tail = module("flat", k90=8, stable_rank=1.9, effective_rank=8.0, knee_rank=1)
-    found = {item.name: item.why for item in disagreements([one, tail, flat_tail])}
-    assert "entropy" in found["tail"]
-    assert "tail behind it" in found["flat"]
-    assert [r.rule for r in rank_rules([one])] == ["energy_90", "effective_rank", "stable_rank", "knee"]
-
-
-def test_neighbouring_buckets_are_no_disagreement():
-    assert disagreements([module(k90=4, stable_rank=1.9, effective_rank=2.2, knee_rank=2)]) == []
 
 
 def test_a_pattern_keeps_every_scaling_and_names_only_exceptions():
@@ -133,9 +253,6 @@ NAMES = ("layers.0.attn.q", "layers.1.attn.q", "layers.10.attn.q", "encoder.laye
 )
 def test_peft_resolves_every_pattern_to_the_module_it_was_written_for(ks, rslora, scaling):
     """Resolve with PEFT's own rule, spelt out: first key for which re.match(rf'(.*\\.)?({key})$', name)."""
-    import math
-    import re
-
     modules = [module(n, k90=k, rslora=rslora, scaling=scaling) for n, k in zip(NAMES, ks, strict=True)]
     pattern = rank_pattern(modules, bytes_per_param=4)
 

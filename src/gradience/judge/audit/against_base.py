@@ -12,14 +12,13 @@ from __future__ import annotations
 
 import dataclasses
 import math
-import threading
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from statistics import median
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple, TypeAlias
+from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple
 
 import msgspec
 import numpy as np
@@ -49,7 +48,6 @@ from gradience.schema.audit import (
 from gradience.spectral import each_in_threads, one_blas_thread, threads_for
 from gradience.spectral.base import MergeSums, UpdatedWeight, count_below, merge_sums, overlaps
 from gradience.spectral.batch import spectrum_of
-from gradience.spectral.codes import Codes
 from gradience.spectral.dense import dense_spectrum
 from gradience.spectral.grams import Floats
 from gradience.spectral.krylov import Operator, as_float32, spectral_norm
@@ -92,22 +90,27 @@ def compare(
         AdapterError: the base cannot be read, or PEFT cannot merge this kind.
         GradienceError: PEFT has to merge it, and is not installed.
     """
-    files = find_shards(base)
-    if options.norms_cache and progress is not None:
-        progress(0, 0, "which base this is")
-    norms = NormsCache(cache_folder("norms") if options.norms_cache else None, files)
-    weights = BaseWeights(files)
-    adapter, tied = on_embedding(adapter, weights)
-    run = _Run(adapter, weights, norms, options, progress)
-    jobs: list[_Job] = [*zip(adapter.modules, measured, strict=True)]
-    jobs += [(module, None) for module in adapter.base_dependent]
-    modules = run.merged(config) if adapter.by_peft and config is not None else run.modules(jobs)
-    run.norms.save()
-    report = run.report([module.row for module in modules])
-    return Comparison(run.adapter, modules, msgspec.structs.replace(report, notes=[*report.notes, *tied]))
+    shown = progress or (lambda *_: None)
+    opened = _open_base(adapter, base, options, shown)
+    if adapter.by_peft and config is not None:
+        compared = _of_merge(opened, config, shown)
+    else:
+        compared = _of_modules(opened, measured, shown)
+    opened.norms.save()
+    modules = [one.measured for one in compared.outcomes if one.measured is not None]
+    return Comparison(compared.adapter, modules, _report_of(opened, compared, [module.row for module in modules]))
 
 
-_Job: TypeAlias = tuple[Module, ModuleNumbers | None]
+class _OpenBase(NamedTuple):
+    """A base's files, the norms that are known of them, and the adapter as its modules are called there."""
+
+    adapter: Adapter
+    weights: BaseWeights
+    norms: NormsCache
+    options: AuditOptions
+    notes: list[str]
+    memory: ThreadBuffer
+    """Where weights are read to, each thread's own."""
 
 
 class _Outcome(NamedTuple):
@@ -119,6 +122,14 @@ class _Outcome(NamedTuple):
     cached: bool = False
 
 
+class _Compared(NamedTuple):
+    """The adapter as the comparison left it, what each module gave, and how its update was found, if by PEFT."""
+
+    adapter: Adapter
+    outcomes: list[_Outcome]
+    how: str = ""
+
+
 class _Norms(NamedTuple):
     """The norms of a weight, whether the iteration converged, whether they are from the cache, and a note."""
 
@@ -128,251 +139,269 @@ class _Norms(NamedTuple):
     note: str | None = None
 
 
-class _Run:
-    """The comparison of one adapter with one base."""
+def _open_base(adapter: Adapter, base: Path, options: AuditOptions, progress: Progress) -> _OpenBase:
+    files = find_shards(base)
+    if options.norms_cache:
+        progress(0, 0, "which base this is")
+    norms = NormsCache(cache_folder("norms") if options.norms_cache else None, files)
+    weights = BaseWeights(files)
+    adapter, notes = on_embedding(adapter, weights)
+    return _OpenBase(_as_stored(adapter, weights), weights, norms, options, notes, ThreadBuffer())
 
-    def __init__(
-        self,
-        adapter: Adapter,
-        weights: BaseWeights,
-        norms: NormsCache,
-        options: AuditOptions,
-        progress: Progress | None,
-    ) -> None:
-        self.norms = norms
-        self.adapter = adapter
-        self._weights = weights
-        self._options = options
-        self._progress = progress or (lambda *_: None)
-        self._memory = ThreadBuffer()
-        self._done: list[_Outcome] = []
-        self._how = ""
-        self._lock = threading.Lock()
-        self._new_names: dict[str, str] | None = None
 
-    def modules(self, jobs: Sequence[_Job]) -> list[ModuleNumbers]:
-        """Return the modules with their comparisons; one that cannot be compared keeps its row unchanged.
+def _as_stored(adapter: Adapter, weights: BaseWeights) -> Adapter:
+    """The adapter with the base's names of parameters that transformers has renamed since the base was saved."""
+    every = (*adapter.modules, *adapter.base_dependent)
+    if adapter.by_peft or all(_is_stored(module, weights) for module in every):
+        return adapter
+    from gradience.models.merged import renamed_tensors  # only for a missing name
 
-        All cores work if each weight is only read and summed. If products of large matrices are needed, modules are
-        compared one at a time.
-        """
-        tasks = [partial(self._module, *job) for job in jobs]
-        is_light = not self._options.intruders and all(module.dense is None for module, _ in jobs)
-        results = each_in_threads(tasks, ahead=1) if is_light else (task() for task in tasks)
-        for place, (module, _) in enumerate(jobs):
-            self._progress(place, len(jobs), module.name)
-            self._done.append(next(results))
-        self._progress(len(jobs), len(jobs), "")
-        return self._measurements()
+    names = renamed_tensors(adapter, weights)
 
-    def _measurements(self) -> list[ModuleNumbers]:
-        return [one.measured for one in self._done if one.measured is not None]
+    def stored(module: Module) -> Module:
+        name = names.get(_parameter(module))
+        return module if name is None or _is_stored(module, weights) else dataclasses.replace(module, base_name=name)
 
-    def merged(self, config: Path) -> list[ModuleNumbers]:
-        """Return the numbers of what PEFT's own merge changes, one module at a time.
+    modules, dependent = ([*map(stored, group)] for group in (adapter.modules, adapter.base_dependent))
+    return dataclasses.replace(adapter, modules=modules, base_dependent=dependent)
 
-        Raises:
-            AdapterError: PEFT cannot merge this kind of adapter.
-            GradienceError: PEFT is not installed.
-        """
-        from gradience.models import merged as by_peft  # torch, only where PEFT has to merge
 
-        merge = by_peft.PeftMerge(self.adapter, config, self._weights)
-        self._how = f"W' - W by PEFT {merge.version}'s own merge; "
-        left = []
-        for place, name in enumerate(merge.modules):
-            self._progress(place, len(merge.modules), name)
-            try:
-                self._done += [self._changed(merge, name, change) for change in merge.changes(name)]
-            except by_peft.NotMergedError as error:
-                left.append(LeftoverTensor(name, str(error), LeftoverReason.KIND_NOT_ANALYSED))
-            except AdapterError as error:
-                left.append(LeftoverTensor(name, str(error), LeftoverReason.NEEDS_BASE))
-                self._done.append(_Outcome(None, missed=NotCompared(name=name, reason=str(error))))
-        self._progress(len(merge.modules), len(merge.modules), "")
-        self._done = list(_once(self._done))
-        vectors = sum(len(one.row.shape) == 1 for one in self._measurements())
-        if vectors:
-            text = (
-                f"{vectors} of {len(self._done)} changes are of vectors (norms, biases): these have a size, no spectrum"
-            )
-            self._done.append(_Outcome(None, note=text))
-        roles = self.adapter.roles if left else by_peft.merged_roles(self.adapter)
-        self.adapter = dataclasses.replace(self.adapter, roles=roles, skipped=left)
-        return self._measurements()
+def _parameter(module: Module) -> str:
+    return module.base_name or f"{module.name}.weight"
 
-    def _changed(self, merge: PeftMerge, name: str, change: WeightChange) -> _Outcome:
-        """The row of one tensor that a merge changes; a vector has norms, but no spectrum."""
-        is_vector, leaf = change.before.ndim == 1, change.leaf
-        rows = 1 if is_vector else len(change.before)
-        w, update = change.before.reshape(rows, -1), change.change.reshape(rows, -1)
-        module = Module(
-            name=name if leaf == "weight" else f"{name}.{leaf}",
-            kind=merge.kind.lower(),
-            shape=(w.shape[0], w.shape[1]),
-            r=0,
-            alpha=0.0,
-            scale=1.0,
-            params=merge.parameters(name) if leaf == "weight" else 0,
-            load=lambda: (update, np.eye(len(update.T), dtype=update.dtype)),
-            dense=lambda _: update,
-        )
-        with threads_for(min(w.shape)):
-            done = self._beside(module, None, Weight(change.found.name, change.found.name, change.found.info.dtype, w))
-        assert done.measured is not None  # noqa: S101  # `_beside` makes one, or raises
-        row = msgspec.structs.replace(done.measured.row, alpha=None)
-        return done._replace(measured=done.measured._replace(row=_of_vector(row) if is_vector else row))
 
-    def _module(self, module: Module, measured: ModuleNumbers | None) -> _Outcome:
-        if measured is not None and measured.row.state == "non_finite":
-            return _Outcome(measured)
+def _is_stored(module: Module, weights: BaseWeights) -> bool:
+    """Whether the base has a tensor of this parameter, or of a slice of it."""
+    name = _parameter(module)
+    return weights.find(name) is not None or bool(
+        module.expert is not None and weights.find_expert(name, module.expert)
+    )
+
+
+def _of_modules(base: _OpenBase, measured: Sequence[ModuleNumbers], progress: Progress) -> _Compared:
+    """Compare each module; one that cannot be compared keeps its row unchanged.
+
+    All cores work if each weight is only read and summed. If products of large matrices are needed, modules are
+    compared one at a time.
+    """
+    adapter = base.adapter
+    jobs: list[tuple[Module, ModuleNumbers | None]] = [*zip(adapter.modules, measured, strict=True)]
+    jobs += [(module, None) for module in adapter.base_dependent]
+    tasks = [partial(_of_module, base, *job) for job in jobs]
+    is_light = not base.options.intruders and all(module.dense is None for module, _ in jobs)
+    results = each_in_threads(tasks, ahead=1) if is_light else (task() for task in tasks)
+    outcomes = []
+    for place, (module, _) in enumerate(jobs):
+        progress(place, len(jobs), module.name)
+        outcomes.append(next(results))
+    progress(len(jobs), len(jobs), "")
+    return _Compared(adapter, outcomes)
+
+
+def _of_merge(base: _OpenBase, config: Path, progress: Progress) -> _Compared:
+    """Compare what PEFT's own merge changes, one module at a time.
+
+    Raises:
+        AdapterError: PEFT cannot merge this kind of adapter.
+        GradienceError: PEFT is not installed.
+    """
+    from gradience.models import merged as by_peft  # torch, only where PEFT has to merge
+
+    merge = by_peft.PeftMerge(base.adapter, config, base.weights)
+    outcomes: list[_Outcome] = []
+    left = []
+    for place, name in enumerate(merge.modules):
+        progress(place, len(merge.modules), name)
         try:
-            return self._compared(module, measured)
+            outcomes += [_changed(base, merge, name, change) for change in merge.changes(name)]
+        except by_peft.NotMergedError as error:
+            left.append(LeftoverTensor(name, str(error), LeftoverReason.KIND_NOT_ANALYSED))
         except AdapterError as error:
-            cause = _CAUSES.get(type(error))
-            return _Outcome(measured, missed=NotCompared(name=module.name, reason=str(error), cause=cause))
+            left.append(LeftoverTensor(name, str(error), LeftoverReason.NEEDS_BASE))
+            outcomes.append(_Outcome(None, missed=NotCompared(name=name, reason=str(error))))
+    progress(len(merge.modules), len(merge.modules), "")
+    outcomes = list(_once(outcomes))
+    roles = base.adapter.roles if left else by_peft.merged_roles(base.adapter)
+    adapter = dataclasses.replace(base.adapter, roles=roles, skipped=left)
+    return _Compared(adapter, [*outcomes, *_note_on_vectors(outcomes)], f"W' - W by PEFT {merge.version}'s own merge; ")
 
-    def _compared(self, module: Module, measured: ModuleNumbers | None) -> _Outcome:
-        name = module.base_name or f"{module.name}.weight"
-        weight = weight_of(self._weights, name, module.expert, self._memory)
-        if weight is None and (renamed := self._renamed(name)) is not None:
-            weight = weight_of(self._weights, renamed, module.expert, self._memory)
-        if weight is None:
-            raise AdapterError(f"the base has no {name}")
-        with one_blas_thread() if module.dense is None else threads_for(min(weight.w.shape)):
-            return self._beside(module, measured, weight)
 
-    def _renamed(self, name: str) -> str | None:
-        """The base's tensor of a parameter that transformers has renamed since the base was saved."""
-        with self._lock:
-            if self._new_names is None:
-                from gradience.models.merged import renamed_tensors  # only for a missing name
+def _note_on_vectors(outcomes: Sequence[_Outcome]) -> Iterator[_Outcome]:
+    vectors = sum(one.measured is not None and len(one.measured.row.shape) == 1 for one in outcomes)
+    if vectors:
+        text = f"{vectors} of {len(outcomes)} changes are of vectors (norms, biases): these have a size, no spectrum"
+        yield _Outcome(None, note=text)
 
-                self._new_names = renamed_tensors(self.adapter, self._weights)
-        return self._new_names.get(name)
 
-    def _beside(self, module: Module, measured: ModuleNumbers | None, weight: Weight) -> _Outcome:
-        """The module compared with its weight."""
-        update = update_of(module, weight)
-        sums = update.merged(weight)
-        if not math.isfinite(sums.weight):
-            raise AdapterError(f"{weight.name} holds NaN or infinite weights")
-        norms, converged, cached, note = self._norms_of(weight.key, weight.w, math.sqrt(sums.weight))
-        if module.dense is not None:
-            sized = dataclasses.replace(module, shape=weight.shape)
-            measured, settled = self._of_weight(sized, update)
-        elif measured is None or measured.row.state == "not_known":
-            raise AdapterError(module.note or "its update is not known")
-        else:
-            settled = True
-        row = measured.row
-        size, frobenius = (math.nan if n is None else float(n) for n in (row.spectral_norm, row.frobenius_norm))
-        is_update = 0.0 < size < math.inf
-        asked = self._options.intruders and is_update
-        if asked and not update.fits_float32(size):
-            asked, note = False, f"{weight.name}: the update is beyond float32, so its intruders are not known"
-        comparison = BaseComparison(
-            weight=weight.name,
-            dtype=weight.dtype,
-            codes=None if weight.coded is None else weight.coded.form,
-            update="factors" if module.dense is None else "dense",
-            spectral_norm=norms.spectral,
-            frobenius_norm=norms.frobenius,
-            update_spectral_norm=real(size),
-            update_frobenius_norm=real(frobenius),
-            converged=converged and settled,
-            held=_held(sums) if _is_plain(module) else None,
-            survival=survival_of(sums, weight.dtype) if is_update else None,
-            in_codes=in_codes_of(sums.in_codes) if is_update and sums.in_codes is not None else None,
-            intruders=self._intruders(module, as_float32(weight.floats()), update) if asked else None,
-        )
-        row = msgspec.structs.replace(row, base=comparison, **_ratios(size, frobenius, norms))
-        return _Outcome(measured._replace(row=row), note=note, cached=cached)
+def _changed(base: _OpenBase, merge: PeftMerge, name: str, change: WeightChange) -> _Outcome:
+    """The row of one tensor that a merge changes; a vector has norms, but no spectrum."""
+    is_vector, leaf = change.before.ndim == 1, change.leaf
+    rows = 1 if is_vector else len(change.before)
+    w, update = change.before.reshape(rows, -1), change.change.reshape(rows, -1)
+    module = Module(
+        name=name if leaf == "weight" else f"{name}.{leaf}",
+        kind=merge.kind.lower(),
+        shape=(w.shape[0], w.shape[1]),
+        r=0,
+        alpha=0.0,
+        scale=1.0,
+        params=merge.parameters(name) if leaf == "weight" else 0,
+        load=lambda: (update, np.eye(len(update.T), dtype=update.dtype)),
+        dense=lambda _: update,
+    )
+    with threads_for(min(w.shape)):
+        found = Weight(change.found.name, change.found.name, change.found.info.dtype, w)
+        done = _beside(base, module, None, found)
+    assert done.measured is not None  # noqa: S101  # `_beside` makes one, or raises
+    row = msgspec.structs.replace(done.measured.row, alpha=None)
+    return done._replace(measured=done.measured._replace(row=_of_vector(row) if is_vector else row))
 
-    def _of_weight(self, module: Module, update: Update) -> tuple[ModuleNumbers, bool]:
-        """The numbers of an update computed from the weight, and whether its iterations converged."""
-        settings = RowSettings(self._options.top_singular_values)
-        values = update.sigma if update.dense is None else update.dense
-        if values is None or not np.isfinite(values).all():
-            return broken_row(module), True
-        if update.dense is None:
-            limit = min(len(values), *module.shape)
-            return module_row(module, spectrum_of(values), settings, limit=limit), True
-        spectrum = dense_spectrum(update.dense, values=module.r, seed=self._options.seed)
-        return dense_row(module, spectrum, settings), spectrum.converged
 
-    def _norms_of(self, key: str, w: Array | Codes, frobenius: float) -> _Norms:
-        known = self.norms.get(key)
-        if known is not None and math.isclose(known.frobenius, frobenius, rel_tol=_SAME_NORM):
-            return _Norms(known, converged=True, cached=True)
-        note = None if known is None else f"the cached norms of {key} are of another weight: computed again"
-        top = spectral_norm(w, seed=self._options.seed)
-        norms = Norms(spectral=top.value, frobenius=frobenius)
-        if top.converged:
-            self.norms.put(key, norms)
-        return _Norms(norms, top.converged, note=note)
+def _of_module(base: _OpenBase, module: Module, measured: ModuleNumbers | None) -> _Outcome:
+    if measured is not None and measured.row.state == "non_finite":
+        return _Outcome(measured)
+    try:
+        return _compared(base, module, measured)
+    except AdapterError as error:
+        cause = _CAUSES.get(type(error))
+        return _Outcome(measured, missed=NotCompared(name=module.name, reason=str(error), cause=cause))
 
-    def _intruders(self, module: Module, w: Array, update: Update) -> Intruders:
-        k, eps, seed = self._options.intruder_k, self._options.intruder_eps, self._options.seed
-        base, tuned = update.operators(w)
-        if self.adapter.config.fan_in_fan_out and module.kind != "embedding":
-            base, tuned = (x.turned() for x in (base, tuned))
-        nearest = overlaps(base, tuned, k, sorted({eps, *SHOWN_EPS}), seed=seed)
-        count, undecided = count_below(nearest, eps)
-        return Intruders(
-            k=len(nearest.lower),
-            eps=eps,
-            count=count,
-            counts={f"{e:g}": count_below(nearest, e)[0] for e in sorted({eps, *SHOWN_EPS})},
-            undecided=undecided,
-            method="exact" if nearest.exact else "lanczos",
-            converged=nearest.converged,
-        )
 
-    def report(self, rows: Sequence[ModuleAudit]) -> BaseReport:
-        """Return the comparison of the whole adapter with the base."""
-        pairs = [(m, m.base) for m in rows if m.base is not None]
-        update_norm = math.hypot(*(float(b.update_frobenius_norm) for _, b in pairs))
-        base_norm = math.hypot(*(float(b.frobenius_norm) for _, b in pairs))
-        survivals = [b.survival for _, b in pairs if b.survival is not None and b.survival.cosine is not None]
-        intruders = [b.intruders for _, b in pairs if b.intruders is not None]
-        in_codes = [b.in_codes for _, b in pairs if b.in_codes is not None and b.in_codes.cosine is not None]
-        udr = [m.udr for m, _ in pairs if isinstance(m.udr, float)]
-        held, held_error = held_of([base for _, base in pairs])
-        return BaseReport(
-            path=str(self._weights.files[0].path.parent),
-            identity=self.norms.identity or None,
-            files=len(self._weights.files),
-            compared=len(pairs),
-            not_compared=[one.missed for one in self._done if one.missed is not None],
-            norms_cached=sum(one.cached for one in self._done),
-            relative_frobenius=update_norm / base_norm if base_norm else None,
-            held=held,
-            held_error=held_error,
-            udr_median=_median(udr),
-            udr_max=max(udr, default=None),
-            sdi_median=_median(m.sdi for m, _ in pairs if isinstance(m.sdi, float)),
-            survival_dtype=survivals[0].dtype if survivals else None,
-            survival_cosine_median=_median(s.cosine for s in survivals if s.cosine is not None),
-            survival_changed_median=_median(s.changed for s in survivals),
-            survival_at_risk=sum(at_risk(m) for m, _ in pairs),
-            codes=dict(Counter(b.codes for _, b in pairs if b.codes is not None).most_common()),
-            in_codes_changed_median=_median(s.changed for s in in_codes),
-            in_codes_cosine_median=_median(s.cosine for s in in_codes if s.cosine is not None),
-            intruder_total=sum(i.count for i in intruders) if intruders else None,
-            intruder_modules=sum(i.count > 0 for i in intruders) if intruders else None,
-            method=self._method(intruders),
-            notes=[note for note in (self.norms.refused, *(one.note for one in self._done)) if note is not None],
-        )
+def _compared(base: _OpenBase, module: Module, measured: ModuleNumbers | None) -> _Outcome:
+    weight = weight_of(base.weights, _parameter(module), module.expert, base.memory)
+    if weight is None:
+        raise AdapterError(f"the base has no {_parameter(module)}")
+    with one_blas_thread() if module.dense is None else threads_for(min(weight.w.shape)):
+        return _beside(base, module, measured, weight)
 
-    def _method(self, found: Sequence[Intruders]) -> str:
-        ways = {i.method for i in found}
-        intruders = {
-            frozenset({"exact"}): "; intruders by dense SVD",
-            frozenset({"lanczos"}): "; intruders by Lanczos with bounds on every overlap",
-            frozenset({"exact", "lanczos"}): "; intruders by dense SVD of small, bounded Lanczos of large weights",
-        }.get(frozenset(ways), "")
-        return f"{self._how}norms by Lanczos, seed {self._options.seed}, to 1e-5{intruders}"
+
+def _beside(base: _OpenBase, module: Module, measured: ModuleNumbers | None, weight: Weight) -> _Outcome:
+    """The module compared with its weight."""
+    options, update = base.options, update_of(module, weight)
+    sums = update.merged(weight)
+    if not math.isfinite(sums.weight):
+        raise AdapterError(f"{weight.name} holds NaN or infinite weights")
+    norms, converged, cached, note = _norms_of(base.norms, weight, math.sqrt(sums.weight), options.seed)
+    settled = True
+    if module.dense is not None:
+        measured, settled = _of_weight(dataclasses.replace(module, shape=weight.shape), update, options)
+    elif measured is None or measured.row.state == "not_known":
+        raise AdapterError(module.note or "its update is not known")
+    row = measured.row
+    size, frobenius = (math.nan if n is None else float(n) for n in (row.spectral_norm, row.frobenius_norm))
+    is_update = 0.0 < size < math.inf
+    asked = options.intruders and is_update
+    if asked and not update.fits_float32(size):
+        asked, note = False, f"{weight.name}: the update is beyond float32, so its intruders are not known"
+    is_turned = base.adapter.config.fan_in_fan_out and module.kind != "embedding"
+    comparison = BaseComparison(
+        weight=weight.name,
+        dtype=weight.dtype,
+        codes=None if weight.coded is None else weight.coded.form,
+        update="factors" if module.dense is None else "dense",
+        spectral_norm=norms.spectral,
+        frobenius_norm=norms.frobenius,
+        update_spectral_norm=real(size),
+        update_frobenius_norm=real(frobenius),
+        converged=converged and settled,
+        held=_held(sums) if _is_plain(module) else None,
+        survival=MergeSurvival(dtype=_target(weight.dtype), **_left_of(sums)) if is_update else None,
+        in_codes=CodesSurvival(**_left_of(sums.in_codes)) if is_update and sums.in_codes is not None else None,
+        intruders=_intruders(update, weight, options, is_turned=is_turned) if asked else None,
+    )
+    row = msgspec.structs.replace(row, base=comparison, **_ratios(size, frobenius, norms))
+    return _Outcome(measured._replace(row=row), note=note, cached=cached)
+
+
+def _of_weight(module: Module, update: Update, options: AuditOptions) -> tuple[ModuleNumbers, bool]:
+    """The numbers of an update computed from the weight, and whether its iterations converged."""
+    settings = RowSettings(options.top_singular_values)
+    values = update.sigma if update.dense is None else update.dense
+    if values is None or not np.isfinite(values).all():
+        return broken_row(module), True
+    if update.dense is None:
+        limit = min(len(values), *module.shape)
+        return module_row(module, spectrum_of(values), settings, limit=limit), True
+    spectrum = dense_spectrum(update.dense, values=module.r, seed=options.seed)
+    return dense_row(module, spectrum, settings), spectrum.converged
+
+
+def _norms_of(cache: NormsCache, weight: Weight, frobenius: float, seed: int) -> _Norms:
+    known = cache.get(weight.key)
+    if known is not None and math.isclose(known.frobenius, frobenius, rel_tol=_SAME_NORM):
+        return _Norms(known, converged=True, cached=True)
+    note = None if known is None else f"the cached norms of {weight.key} are of another weight: computed again"
+    top = spectral_norm(weight.w, seed=seed)
+    norms = Norms(spectral=top.value, frobenius=frobenius)
+    if top.converged:
+        cache.put(weight.key, norms)
+    return _Norms(norms, top.converged, note=note)
+
+
+def _intruders(update: Update, weight: Weight, options: AuditOptions, *, is_turned: bool) -> Intruders:
+    eps = options.intruder_eps
+    base, tuned = update.operators(as_float32(weight.floats()))
+    if is_turned:
+        base, tuned = (x.turned() for x in (base, tuned))
+    every_eps = sorted({eps, *SHOWN_EPS})
+    nearest = overlaps(base, tuned, options.intruder_k, every_eps, seed=options.seed)
+    count, undecided = count_below(nearest, eps)
+    return Intruders(
+        k=len(nearest.lower),
+        eps=eps,
+        count=count,
+        counts={f"{e:g}": count_below(nearest, e)[0] for e in every_eps},
+        undecided=undecided,
+        method="exact" if nearest.exact else "lanczos",
+        converged=nearest.converged,
+    )
+
+
+def _report_of(base: _OpenBase, compared: _Compared, rows: Sequence[ModuleAudit]) -> BaseReport:
+    """The comparison of the whole adapter with the base."""
+    pairs = [(m, m.base) for m in rows if m.base is not None]
+    update_norm = math.hypot(*(float(b.update_frobenius_norm) for _, b in pairs))
+    base_norm = math.hypot(*(float(b.frobenius_norm) for _, b in pairs))
+    survivals = [b.survival for _, b in pairs if b.survival is not None and b.survival.cosine is not None]
+    intruders = [b.intruders for _, b in pairs if b.intruders is not None]
+    in_codes = [b.in_codes for _, b in pairs if b.in_codes is not None and b.in_codes.cosine is not None]
+    udr = [m.udr for m, _ in pairs if isinstance(m.udr, float)]
+    held, held_error = held_of([b for _, b in pairs])
+    notes = (base.norms.refused, *(one.note for one in compared.outcomes), *base.notes)
+    return BaseReport(
+        path=str(base.weights.files[0].path.parent),
+        identity=base.norms.identity or None,
+        files=len(base.weights.files),
+        compared=len(pairs),
+        not_compared=[one.missed for one in compared.outcomes if one.missed is not None],
+        norms_cached=sum(one.cached for one in compared.outcomes),
+        relative_frobenius=update_norm / base_norm if base_norm else None,
+        held=held,
+        held_error=held_error,
+        udr_median=_median(udr),
+        udr_max=max(udr, default=None),
+        sdi_median=_median(m.sdi for m, _ in pairs if isinstance(m.sdi, float)),
+        survival_dtype=survivals[0].dtype if survivals else None,
+        survival_cosine_median=_median(s.cosine for s in survivals if s.cosine is not None),
+        survival_changed_median=_median(s.changed for s in survivals),
+        survival_at_risk=sum(at_risk(m) for m, _ in pairs),
+        codes=dict(Counter(b.codes for _, b in pairs if b.codes is not None).most_common()),
+        in_codes_changed_median=_median(s.changed for s in in_codes),
+        in_codes_cosine_median=_median(s.cosine for s in in_codes if s.cosine is not None),
+        intruder_total=sum(i.count for i in intruders) if intruders else None,
+        intruder_modules=sum(i.count > 0 for i in intruders) if intruders else None,
+        method=f"{compared.how}norms by Lanczos, seed {base.options.seed}, to 1e-5{_way(intruders)}",
+        notes=[note for note in notes if note is not None],
+    )
+
+
+def _way(intruders: Iterable[Intruders]) -> str:
+    """How the intruders were counted."""
+    return {
+        frozenset({"exact"}): "; intruders by dense SVD",
+        frozenset({"lanczos"}): "; intruders by Lanczos with bounds on every overlap",
+        frozenset({"exact", "lanczos"}): "; intruders by dense SVD of small, bounded Lanczos of large weights",
+    }.get(frozenset(one.method for one in intruders), "")
 
 
 def _held(sums: MergeSums) -> float | None:
@@ -500,25 +529,15 @@ def update_of(module: Module, weight: Weight) -> Update:
     return Update(b, a, module.scale)
 
 
-def _target(dtype: str) -> str:
+def _target(dtype: str) -> Literal["bfloat16", "float16"]:
     """The dtype in which a merge is judged: float16 for a float16 weight, else bfloat16, in which models are served."""
     return "float16" if dtype == "F16" else "bfloat16"
 
 
-def survival_of(sums: MergeSums, dtype: str) -> MergeSurvival:
-    """The report's entry on how much of an update survives a merge."""
-    return MergeSurvival(
-        dtype=_target(dtype),  # type: ignore[arg-type]  # one of the two
-        changed=sums.changed / sums.entries,
-        cosine=sums.cosine,
-        gain=math.sqrt(sums.realised / sums.intended) if sums.intended > 0.0 else None,
-    )
-
-
-def in_codes_of(sums: MergeSums) -> CodesSurvival:
-    """The report's entry on how much of an update survives a merge into the codes of its base."""
-    return CodesSurvival(
-        changed=sums.changed / sums.entries,
-        cosine=sums.cosine,
-        gain=math.sqrt(sums.realised / sums.intended) if sums.intended > 0.0 else None,
-    )
+def _left_of(sums: MergeSums) -> dict[str, Any]:
+    """What a merge leaves of an update: the fields that a survival in 16 bits has, and one in the base's codes."""
+    return {
+        "changed": sums.changed / sums.entries,
+        "cosine": sums.cosine,
+        "gain": math.sqrt(sums.realised / sums.intended) if sums.intended > 0.0 else None,
+    }

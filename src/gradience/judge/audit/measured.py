@@ -14,7 +14,6 @@ from gradience.judge.audit.opened import OpenAdapter
 from gradience.judge.audit.rows import (
     ModuleNumbers,
     RowSettings,
-    layer_summaries,
     ledger_of,
     module_row,
     settings_of,
@@ -23,19 +22,18 @@ from gradience.judge.audit.rows import (
 )
 from gradience.judge.audit.tied import listed_once
 from gradience.judge.options import AuditOptions
-from gradience.schema.audit import BaseReport, LayerSummary, LedgerEntry, ModuleAudit
+from gradience.schema.audit import BaseReport, LedgerEntry, ModuleAudit
 from gradience.spectral.batch import Spectrum, spectra
 from gradience.spectral.grams import Factors, Grams, Loads
 
 
 class AdapterNumbers(NamedTuple):
-    """The numbers of an adapter as its base showed it, if there is one: of each module, of layers, and of the file."""
+    """The numbers of an adapter as its base showed it, if there is one: of each module, and of the file."""
 
     adapter: Adapter
     modules: list[ModuleAudit]
     errors: list[Sequence[float]]
     """Each module's relative errors at rank 0, 1, ..., as far as they are known."""
-    layers: list[LayerSummary]
     ledger: list[LedgerEntry]
     notes: list[str]
     base: BaseReport | None
@@ -80,7 +78,6 @@ def measure(
         adapter,
         rows,
         errors=[module.errors for module in modules],
-        layers=layer_summaries(rows),
         ledger=ledger_of(adapter),
         notes=notes,
         base=report,

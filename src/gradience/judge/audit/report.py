@@ -12,7 +12,7 @@ from gradience.configs.commands import known_of, with_commands
 from gradience.io.safetensors import is_known
 from gradience.judge.audit.measured import AdapterNumbers
 from gradience.judge.audit.opened import OpenAdapter
-from gradience.judge.audit.rows import bytes_per_param, summary_of
+from gradience.judge.audit.rows import bytes_per_param, layer_summaries, summary_of
 from gradience.rules import without
 from gradience.rules.weights import JUDGED_SHARE, health, suggests_ranks
 from gradience.rules.weights.ranks import NO_SUGGESTIONS, Suggestions, priced, suggestions
@@ -60,6 +60,7 @@ def report_of(
 ) -> AuditReport:
     """The report with its findings; `left_out` are the rules that are not applied, each with the reason."""
     adapter, ranks = measured.adapter, judgement.ranks
+    summary, layers = summary_of(judgement.modules), layer_summaries(judgement.modules)
     of_peft = adapter.format == "peft" and adapter.config.peft_type in {"LORA", None}  # it can have a rank_pattern
     rank = {purpose: item.rank for purpose, item in ranks.suggested.items()}
     report = AuditReport(
@@ -75,7 +76,7 @@ def report_of(
         optimizer=opened.optimizer,
         health=judgement.health,
         summary=msgspec.structs.replace(
-            summary_of(judgement.modules),
+            summary,
             suggested_r_global_median=rank.get("median"),
             suggested_r_global_90=rank.get("p90"),
         ),
@@ -89,15 +90,15 @@ def report_of(
         base=measured.base,
         beside=opened.beside,
         modules=judgement.modules,
-        layers=measured.layers,
+        layers=layers,
         ledger=measured.ledger,
         not_analysed=judgement.not_analysed,
         notes=[*adapter.notes, *_unknown_dtypes(adapter), *_precision(), *measured.notes],
     )
     alpha, r = (adapter.config.lora_alpha, adapter.config.r) if of_peft else (None, None)
     findings = judge_adapter(report, alpha=alpha, r=r, modules_to_save=adapter.config.modules_to_save or [])
-    found = with_commands(findings.findings, lambda: known_of(opened.path or None, opened.beside))
-    kept, not_run = without(found, findings.not_run, left_out)
+    kept, not_run = without(findings.findings, findings.not_run, left_out)
+    kept = with_commands(kept, lambda: known_of(opened.path or None, opened.beside))
     return msgspec.structs.replace(report, findings=kept, not_run=not_run)
 
 

@@ -251,7 +251,7 @@ def judge_sources(read: SourceReports, left_out: Mapping[str, str] = MappingProx
     monitor = read.log.report if read.log else None
     choice = CheckpointChoice([])
     if read.log:
-        choice = choose(read.sources.checkpoints, read.log.reading.run, read.log.report, read.sources.weights.path)
+        choice = choose(read.checkpoints, read.log.reading.run, read.log.report, read.sources.weights.path)
     states = [read.states[source] for source in SOURCES]
     joins = [join for join in JOINS if join.id not in left_out]
     not_run = unjudged(states, read.check, monitor, read.audit, left_out)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import filecmp
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from functools import cache
 from itertools import takewhile
 from pathlib import Path
 from typing import Any, Final, NamedTuple
@@ -12,7 +13,7 @@ from typing import Any, Final, NamedTuple
 import msgspec
 
 from gradience.adapters.open import WEIGHT_NAMES
-from gradience.judge.diagnose.identity import CheckpointFolder, identify, unreadable
+from gradience.judge.diagnose.identity import OwnedCheckpoint, unreadable
 from gradience.judge.diagnose.sources import RunSources
 from gradience.rules import Observation
 from gradience.rules.joins import Symptom, shown
@@ -50,6 +51,11 @@ class CheckpointChoice(NamedTuple):
     checkpoints: list[Checkpoint]
     best: BestCheckpoint | None = None
     paths: Mapping[str, Path] = {}
+    fault_of: Callable[[str], str] = str
+    """Why the weights of the checkpoint of a name cannot be used, "" if they can; each is opened once.
+
+    Where none was looked for, none can be.
+    """
 
     def of_run(self) -> list[Checkpoint]:
         """The checkpoints that their own history shows to be of this run, by step."""
@@ -75,28 +81,29 @@ class _Judge(NamedTuple):
 
 
 def choose(
-    folders: Sequence[CheckpointFolder], run: RunSeries, report: MonitorReport, weights: Path | None
+    checkpoints: Sequence[OwnedCheckpoint], run: RunSeries, report: MonitorReport, weights: Path | None
 ) -> CheckpointChoice:
     """Return the checkpoints on disk, and the best one of this run whose weights are whole.
 
     Args:
-        folders: the checkpoints, by step.
+        checkpoints: those on disk, by step.
         run: the run as logged.
         report: the monitor's report; its account says what decides, and on which split.
         weights: the folder of the diagnosed adapter, to see which checkpoint it is.
     """
     split = report.account.split
     curve = run.losses_of(split)
-    paths = {folder.path.name: folder.path for folder in folders}
-    listed = [_listed(folder, run, curve) for folder in folders]
+    paths = {each.folder.path.name: each.folder.path for each in checkpoints}
+    fault_of = cache(lambda name: unreadable(paths[name]))
+    listed = [_listed(each, curve) for each in checkpoints]
     judge = _judge(run, report)
     if split is None or judge is None or not curve:
-        return CheckpointChoice(listed, paths=paths)
+        return CheckpointChoice(listed, None, paths, fault_of)
     noise = loss_noise(list(judge.values.values()))
     own = [item for item in listed if item.of_run and item.step in judge.values and item.step in curve]
-    listed, chosen = _first_whole(listed, sorted(own, key=lambda item: judge.badness(item.step)), paths)
+    listed, chosen = _first_whole(listed, sorted(own, key=lambda item: judge.badness(item.step)), fault_of)
     if chosen is None:
-        return CheckpointChoice(listed, paths=paths)
+        return CheckpointChoice(listed, None, paths, fault_of)
     lowest = min(curve, key=curve.__getitem__)
     n, accuracy = _n_and_accuracy(report, split)
     best = BestCheckpoint(
@@ -117,30 +124,23 @@ def choose(
         within_noise=_within(judge.badness(chosen.step), judge.badness(judge.best_step), noise.value),
         saved_as=str(weights) if weights and _same_weights(paths[chosen.name], weights) else "",
     )
-    return CheckpointChoice([_tied(item, chosen, judge, noise.value) for item in listed], best, paths)
+    return CheckpointChoice([_tied(item, chosen, judge, noise.value) for item in listed], best, paths, fault_of)
 
 
-def _listed(folder: CheckpointFolder, run: RunSeries, curve: Mapping[int, float]) -> Checkpoint:
-    identity = identify(folder, run)
+def _listed(checkpoint: OwnedCheckpoint, curve: Mapping[int, float]) -> Checkpoint:
+    folder, identity = checkpoint
     loss = curve.get(folder.step) if identity.of_run else None
     return Checkpoint(name=folder.path.name, step=folder.step, loss=loss, of_run=identity.of_run, why=identity.why)
 
 
 def _first_whole(
-    listed: list[Checkpoint], ranked: Sequence[Checkpoint], paths: Mapping[str, Path]
+    listed: Iterable[Checkpoint], ranked: Sequence[Checkpoint], fault_of: Callable[[str], str]
 ) -> tuple[list[Checkpoint], Checkpoint | None]:
     """The checkpoints, with the fault of each that was opened in vain, and the first of the best that is whole."""
-    faults: dict[str, str] = {}
-    for candidate in ranked[:_TRIED]:
-        fault = unreadable(paths[candidate.name])
-        if not fault:
-            return _with_faults(listed, faults), candidate
-        faults[candidate.name] = fault
-    return _with_faults(listed, faults), None
-
-
-def _with_faults(listed: Iterable[Checkpoint], faults: Mapping[str, str]) -> list[Checkpoint]:
-    return [msgspec.structs.replace(item, fault=faults.get(item.name, "")) for item in listed]
+    in_vain = [*takewhile(lambda item: fault_of(item.name), ranked[:_TRIED])]
+    faults = {item.name: fault_of(item.name) for item in in_vain}
+    whole = next(iter(ranked[len(in_vain) : _TRIED]), None)
+    return [msgspec.structs.replace(item, fault=faults.get(item.name, "")) for item in listed], whole
 
 
 def _judge(run: RunSeries, report: MonitorReport) -> _Judge | None:
@@ -337,7 +337,7 @@ def _before_nan(choice: CheckpointChoice, step: int) -> Symptom:
     """The last checkpoint before a step with finite weights. The weights are read, because a log lags behind them."""
     broken: list[str] = []
     for item in [item for item in reversed(choice.of_run()) if item.step < step][:_TRIED]:
-        if not unreadable(choice.paths[item.name]):
+        if not choice.fault_of(item.name):
             after = f"; {', '.join(broken)} is not" if broken else ""
             says = f"{item.name}, saved before step {step}: its weights are finite{after}"
             action = f"Go back to {item.name}; look at the learning rate, the precision and the data after it."
@@ -354,7 +354,7 @@ def _nearest(choice: CheckpointChoice, step: int | None, fact: str, what: str, t
     if step is None:
         return
     ranked = sorted(choice.of_run(), key=lambda item: (item.step > step, abs(item.step - step)))
-    near = next((item.name for item in ranked[:_TRIED] if not unreadable(choice.paths[item.name])), None)
+    near = next((item.name for item in ranked[:_TRIED] if not choice.fault_of(item.name)), None)
     if near is not None:
         says = f"{near} is the nearest to step {step}, {what}"
         yield Symptom("disk", fact, Observation(says, action=f"Go back to {near}; {then}"))

@@ -46,6 +46,13 @@ class Identity(NamedTuple):
     why: str = ""
 
 
+class OwnedCheckpoint(NamedTuple):
+    """A checkpoint, and whose it is."""
+
+    folder: CheckpointFolder
+    identity: Identity
+
+
 def identify(folder: CheckpointFolder, run: RunSeries) -> Identity:
     """Whose a checkpoint is, by the history in its own trainer_state.json."""
     path = folder.path / STATE_NAME

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import islice
 from pathlib import Path
@@ -24,10 +24,10 @@ from gradience.importers.files import is_pointer
 from gradience.importers.sources import is_run, pointer_in
 from gradience.io import PathLike
 from gradience.judge.check import CheckOptions, judged, when_of
-from gradience.judge.diagnose.identity import CheckpointFolder, identify
+from gradience.judge.diagnose.identity import CheckpointFolder, OwnedCheckpoint, identify
 from gradience.judge.monitor import report_of
 from gradience.reading import Reading, read_run
-from gradience.reading.places import RunPlace, find_run, run_list
+from gradience.reading.places import RunList, RunPlace, find_run, run_list
 from gradience.rules import without
 from gradience.rules.config import RULES
 from gradience.rules.config.facts import CheckContext
@@ -37,7 +37,6 @@ from gradience.schema.audit import AuditReport
 from gradience.schema.diagnose import DiagnosedSource, SourceKind
 from gradience.schema.events import ConfigSnapshot
 from gradience.schema.reports import CheckReport, MonitorReport
-from gradience.telemetry.series import RunSeries
 
 MAX_ENTRIES: Final = 10_000  # most entries of one folder
 SHOWN: Final = 5  # most names in a sentence
@@ -107,6 +106,7 @@ class RunSource(NamedTuple):
     reason: str = ""
     chosen: str = ""
     run: str | None = None  # of a log of several runs, the id of the one that is meant
+    reading: Reading | None = None  # of a log that was read to tell it from a copy
 
 
 @dataclass(frozen=True)
@@ -192,10 +192,11 @@ def _of_names(place: Path, named: dict[SourceKind, RunSource]) -> RunSources:
 def _of_folder(folder: Path, named: dict[SourceKind, RunSource], run: str | None = None) -> RunSources:
     listing = list_folder(folder)
     checkpoints = checkpoints_in(listing.folders)
-    inner, same = ([], []) if named or _LOG in listing.files or is_run(folder) else _inner_runs(folder)
-    if inner and not checkpoints and not holds_adapter(folder) and any(map(_holds_weights, inner)):
-        return _of_inner(folder, inner, same)
-    log = named.get("log") or _log(folder, listing, [child for child in inner if not _holds_weights(child)], same)
+    inner = RunList([]) if named or _LOG in listing.files or is_run(folder) else _inner_runs(folder)
+    if inner.places and not checkpoints and not holds_adapter(folder) and any(map(_holds_weights, inner.places)):
+        return _of_inner(folder, inner)
+    logs = inner._replace(places=[place for place in inner.places if not _holds_weights(place)])
+    log = named.get("log") or _log(folder, listing, logs)
     adapters = [checkpoint for checkpoint in checkpoints if holds_adapter(checkpoint.path)]
     weights = named.get("weights") or _weights(folder, listing, adapters)
     beside = [weights.path] if weights.path and weights.path.is_dir() else []
@@ -220,11 +221,12 @@ def _apart(folder: Path, log: RunSource, weights: RunSource) -> list[str]:
     return [f"log and adapter are in different subfolders ({', '.join(apart)}) and taken as one run's"]
 
 
-def _inner_runs(folder: Path) -> tuple[list[Path], list[str]]:
-    """The runs in subfolders as every verb finds them, as folders where they have one, and notes on copies."""
+def _inner_runs(folder: Path) -> RunList:
+    """The runs in subfolders as every verb finds them, as folders where they have one."""
     runs = run_list(folder)
-    places = [place.parent if place.name == _LOG else place for place in runs.places if place != folder]
-    return places, list(runs.copies)
+    at = {place: place.parent if place.name == _LOG else place for place in runs.places if place != folder}
+    readings = {at[place]: reading for place, reading in runs.readings.items() if place in at}
+    return RunList([*at.values()], runs.copies, readings)
 
 
 def _holds_weights(place: Path) -> bool:
@@ -233,16 +235,20 @@ def _holds_weights(place: Path) -> bool:
     return holds_adapter(place) or any(holds_adapter(child) for child in list_folder(place).folders)
 
 
-def _of_inner(folder: Path, inner: list[Path], same: list[str]) -> RunSources:
+def _of_inner(folder: Path, inner: RunList) -> RunSources:
     """The sources of the only run in subfolders; if there are several, an error asks the user to choose one."""
-    if len(inner) > 1:
+    place, *others = inner.places
+    if others:
         raise GradienceError(
-            f"{folder} holds no run itself, and {len(inner)} folders in it do ({_names(inner)})",
-            advice=f"give one of them, for example {inner[-1]}, or its name with --run",
+            f"{folder} holds no run itself, and {len(inner.places)} folders in it do ({_names(inner.places)})",
+            advice=f"give one of them, for example {others[-1]}, or its name with --run",
         )
-    only = _of_folder(inner[0], {})
-    note = f"{folder.name} holds one run, in {inner[0].relative_to(folder)}: that is diagnosed"
-    return replace(only, notes=[note, *same, *only.notes])
+    only = _of_folder(place, {})
+    log = only.log
+    if log.path in {place, place / _LOG}:
+        log = log._replace(reading=inner.readings.get(place))
+    note = f"{folder.name} holds one run, in {place.relative_to(folder)}: that is diagnosed"
+    return replace(only, log=log, notes=[note, *inner.copies, *only.notes])
 
 
 def _weights(folder: Path, listing: Listing, checkpoints: list[CheckpointFolder]) -> RunSource:
@@ -276,15 +282,17 @@ def _single_file(folder: Path, files: list[str]) -> RunSource:
     return RunSource(reason=f"no adapter in the folder{lost}")
 
 
-def _log(folder: Path, listing: Listing, inner: list[Path], same: list[str]) -> RunSource:
+def _log(folder: Path, listing: Listing, inner: RunList) -> RunSource:
     if _LOG in listing.files:
         return RunSource(folder / _LOG, chosen=f"{_LOG}; {_STATE} is there too" if _STATE in listing.files else "")
     if is_run(folder):
         return RunSource(folder)
-    if len(inner) == 1:
-        return RunSource(inner[0], chosen="; ".join([f"in {inner[0].relative_to(folder)}", *same]))
-    if inner:
-        return RunSource(reason=f"{len(inner)} runs in it ({_names(inner)}): --run chooses")
+    if len(inner.places) == 1:
+        (place,) = inner.places
+        chosen = "; ".join([f"in {place.relative_to(folder)}", *inner.copies])
+        return RunSource(place, chosen=chosen, reading=inner.readings.get(place))
+    if inner.places:
+        return RunSource(reason=f"{len(inner.places)} runs in it ({_names(inner.places)}): --run chooses")
     if (pointer := pointer_in(folder)) is not None:
         return RunSource(reason=f"{pointer.name} is a git-lfs pointer: 'git lfs pull' fetches the log")
     return RunSource(reason=f"no {_LOG}, {_STATE}, log or event file in the folder")
@@ -305,6 +313,7 @@ class SourceReports(NamedTuple):
     """The reports that could be made, the state of each source, and the sources, of one run where the log tells."""
 
     sources: RunSources
+    checkpoints: list[OwnedCheckpoint]
     states: dict[SourceKind, DiagnosedSource]
     check: CheckReport | None
     log: JudgedLog | None
@@ -323,22 +332,25 @@ def read_sources(
     """The reports of check, monitor and audit on the sources that exist; rules left out have their reasons."""
     states: dict[SourceKind, DiagnosedSource] = {}
     log, states["log"] = _read_log(sources.log, gap_threshold, left_out)
-    sources = sources if log is None else _of_one_run(sources, log.reading.run)
+    run = None if log is None else log.reading.run
+    checkpoints = [] if run is None else [OwnedCheckpoint(each, identify(each, run)) for each in sources.checkpoints]
+    sources = _of_one_run(sources, checkpoints)
     audit, states["weights"] = _read_weights(sources.weights, base, top_singular_values, left_out, log)
     check, states["config"] = _read_config(sources, log, base, task, left_out)
-    return SourceReports(sources, states, check, log, audit)
+    return SourceReports(sources, checkpoints, states, check, log, audit)
 
 
-def _of_one_run(sources: RunSources, run: RunSeries) -> RunSources:
+def _of_one_run(sources: RunSources, checkpoints: Sequence[OwnedCheckpoint]) -> RunSources:
     """The sources with the newest checkpoint of the log's run, if the newest one is another run's."""
-    chosen = next((c for c in sources.checkpoints if c.path == sources.weights.path), None)
-    if chosen is None or identify(chosen, run).of_run is not False:
+    chosen = sources.weights.path
+    if not any(each.folder.path == chosen and each.identity.of_run is False for each in checkpoints):
         return sources
-    last = next((c for c in reversed(sources.checkpoints) if holds_adapter(c.path) and identify(c, run).of_run), None)
-    if last is None:
-        return replace(sources, weights=RunSource(reason=f"{chosen.path.name} is of another run than the log"))
-    why = f"{last.path.name} is the last of the log's run; {chosen.path.name} is of another"
-    return replace(sources, weights=RunSource(last.path, chosen=why))
+    own = [each.folder.path for each in checkpoints if each.identity.of_run and holds_adapter(each.folder.path)]
+    name = "" if chosen is None else chosen.name
+    if not own:
+        return replace(sources, weights=RunSource(reason=f"{name} is of another run than the log"))
+    why = f"{own[-1].name} is the last of the log's run; {name} is of another"
+    return replace(sources, weights=RunSource(own[-1], chosen=why))
 
 
 def _state(
@@ -358,7 +370,7 @@ def _read_log(
     if at.path is None:
         return None, _state("log", at)
     try:
-        reading = read_run(at.path, at.run)
+        reading = at.reading or read_run(at.path, at.run)
         report = report_of(reading, gap_threshold=gap_threshold, left_out=_of(DETECTED, left_out))
     except GradienceError as fault:
         return None, _state("log", at, fault=fault)

@@ -32,7 +32,6 @@ from gradience.prove.receipt.targets import (
 from gradience.prove.receipt.verdict import Conclusion, LogProbPairs, conclude, vector_of
 from gradience.rules import judge
 from gradience.rules.served import FINE, SERVED_RULES
-from gradience.schema import real
 from gradience.schema.receipt import (
     RECEIPT_SCHEMA_ID,
     VERIFY_SERVED_SCHEMA_ID,
@@ -258,11 +257,11 @@ def verify_served(
         precision=found.precision,
         verdict=concluded.verdict,
         story=concluded.story,
-        residual=None if concluded.residual is None else real(concluded.residual),
-        share=None if concluded.share is None else real(concluded.share),
-        from_base=None if concluded.from_base is None else real(concluded.from_base),
-        noise=None if concluded.noise is None else real(concluded.noise),
-        factor=None if concluded.factor is None else real(concluded.factor),
+        residual=concluded.residual,
+        share=concluded.share,
+        from_base=concluded.from_base,
+        noise=concluded.noise,
+        factor=concluded.factor,
         missing=sorted(concluded.missing),
         tried=[Part(name=name, residual=size) for name, size in concluded.tried],
         compared=concluded.compared,

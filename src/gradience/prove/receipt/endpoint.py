@@ -10,11 +10,10 @@ import json
 import os
 import sys
 import urllib.parse
-from collections.abc import Callable, Mapping, Sequence
-from functools import partial
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from http import HTTPStatus
 from http.client import HTTPException
-from typing import Any, Final, NamedTuple, TypeAlias
+from typing import Any, Final, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -42,9 +41,6 @@ _SHOWN: Final = 160  # characters of a server's message
 _UNREAD: Final = (OSError, ValueError, HTTPException, RecursionError)  # of what does not speak HTTP, or not JSON
 
 
-_Way: TypeAlias = Callable[[Sequence[Sequence[int]], Sequence[int], Callable[[Sequence[int]], Json]], "EndpointAnswer"]
-
-
 class RefusedError(GradienceError):
     """The server answers that it does not know the request."""
 
@@ -56,6 +52,27 @@ class EndpointAnswer(NamedTuple):
     how: str
     tokens: list[int]
     """For each sequence, the number of prompt tokens that the server counted; 0 if it does not say."""
+
+
+class _Question(NamedTuple):
+    """Sequences, from which position on each is predicted, and the form in which they are put to a server."""
+
+    rows: Sequence[Sequence[int]]
+    firsts: Sequence[int]
+    prompt: Callable[[Sequence[int]], Json]
+    named: _TokenText | None
+    """What a token is called where a server names it by its text; None without a tokenizer."""
+
+    def each(self) -> Iterator[tuple[Sequence[int], int]]:
+        """The token ids of each sequence, and the position of its first prediction."""
+        return zip(self.rows, self.firsts, strict=True)
+
+
+class _Naming(NamedTuple):
+    """How many of the most probable tokens a server gives, and what it calls them; None: by their ids."""
+
+    most: int
+    text: _TokenText | None
 
 
 class Endpoint:
@@ -138,17 +155,13 @@ class Endpoint:
             GradienceError: the server gives no log-probabilities in any way that is known.
         """
         reasons = []
+        named = None if text is None else _TokenText(text)
         prompts: list[Callable[[Sequence[int]], Json]] = [list] if text is None else [list, text]
         for prompt in prompts:
-            named = None if text is None else _TokenText(text)
-            ways: tuple[_Way, ...] = (
-                self._prompt_logprobs,
-                partial(self._echo, named=named),
-                partial(self._forced, named=named),
-            )
-            for way, name in zip(ways, _WAYS, strict=True):
+            question = _Question(rows, firsts, prompt, named)
+            for way, name in zip((self._prompt_logprobs, self._echo, self._forced), _WAYS, strict=True):
                 try:
-                    return way(rows, firsts, prompt)
+                    return way(question)
                 except RefusedError as error:
                     reasons.append(f"{name}: {error}")
         raise RefusedError("; ".join(dict.fromkeys(reasons)))
@@ -163,13 +176,11 @@ class Endpoint:
         count = usage.get("prompt_tokens") if isinstance(usage, dict) else 0
         return choices[0], count if isinstance(count, int) else 0
 
-    def _prompt_logprobs(
-        self, rows: Sequence[Sequence[int]], firsts: Sequence[int], prompt: Callable[[Sequence[int]], Json]
-    ) -> EndpointAnswer:
+    def _prompt_logprobs(self, asked: _Question) -> EndpointAnswer:
         """VLLM's own parameter: for each token of the prompt a table from token id to log-probability."""
         found, counts = [], []
-        for ids, first in zip(rows, firsts, strict=True):
-            choice, count = self._complete(prompt(ids), prompt_logprobs=0)
+        for ids, first in asked.each():
+            choice, count = self._complete(asked.prompt(ids), prompt_logprobs=0)
             tables = choice.get("prompt_logprobs")
             if not isinstance(tables, list):
                 raise RefusedError("/v1/completions: no prompt_logprobs in the answer")
@@ -178,38 +189,24 @@ class Endpoint:
             counts.append(count or len(tables))
         return EndpointAnswer(found, "prompt_logprobs of /v1/completions", counts)
 
-    def _echo(
-        self,
-        rows: Sequence[Sequence[int]],
-        firsts: Sequence[int],
-        prompt: Callable[[Sequence[int]], Json],
-        *,
-        named: _TokenText | None,
-    ) -> EndpointAnswer:
+    def _echo(self, asked: _Question) -> EndpointAnswer:
         """OpenAI's old `echo`: the prompt comes back with the log-probability of each of its tokens."""
         found, counts, shift = [], [], None
-        for ids, first in zip(rows, firsts, strict=True):
-            choice, count = self._complete(prompt(ids), echo=True, logprobs=1)
+        for ids, first in asked.each():
+            choice, count = self._complete(asked.prompt(ids), echo=True, logprobs=1)
             told = choice.get("logprobs")
             values = told.get("token_logprobs") if isinstance(told, dict) else None
             if not isinstance(values, list) or len(values) < len(ids):
                 raise RefusedError("/v1/completions: no log-probabilities of the prompt with echo")
             numbers = [_number(value) for value in values]
             if shift is None:
-                shift = self._shift(numbers, ids, first, prompt, named)
+                shift = self._shift(asked, numbers)
             found.append(_cut([*[float("nan")] * shift, *numbers], len(ids), first))
             counts.append(count)
         return EndpointAnswer(found, "echo with logprobs of /v1/completions", counts)
 
-    def _shift(
-        self,
-        values: Sequence[float],
-        ids: Sequence[int],
-        first: int,
-        prompt: Callable[[Sequence[int]], Json],
-        named: _TokenText | None,
-    ) -> int:
-        """How many tokens at the beginning are left out of an echo, 0 or 1: it is held against plain requests.
+    def _shift(self, asked: _Question, values: Sequence[float]) -> int:
+        """How many tokens at the beginning are left out of the first echo, 0 or 1: it is held against plain requests.
 
         llama-cpp-python leaves out the first token if it begins a text, and otherwise gives each token the number of
         the next prediction.
@@ -217,75 +214,59 @@ class Endpoint:
         Raises:
             RefusedError: the echo's numbers are none of the tokens'.
         """
+        ids, first = next(asked.each())
         try:
-            most, by_text = self._most(prompt(ids), may_be_text=named is not None)
+            naming = self._naming(asked)
         except RefusedError:
             return 0  # there is nothing to hold it against
         possible = {0, 1}
-        named = named if by_text else None  # two tokens may have one text
         for place in range(first, min(first + _HELD, len(ids) - 1)):
-            plain, _ = self._next(ids[: place + 1], ids[place + 1], most=most, prompt=prompt, named=named)
+            plain, _ = self._next(asked, ids[: place + 1], ids[place + 1], naming)
             possible = {shift for shift in possible if not _off(values[place + 1 - shift], plain)}
         if not possible:
             raise RefusedError("/v1/completions: the numbers that echo gives are not those of the tokens")
         return min(possible)
 
-    def _forced(
-        self,
-        rows: Sequence[Sequence[int]],
-        firsts: Sequence[int],
-        prompt: Callable[[Sequence[int]], Json],
-        *,
-        named: _TokenText | None,
-    ) -> EndpointAnswer:
+    def _forced(self, asked: _Question) -> EndpointAnswer:
         """One request for each token: the prompt up to it, and the most probable next tokens, hopefully with it."""
-        most, by_text = self._most(prompt(rows[0]), may_be_text=named is not None)
-        named = named if by_text else None  # as above
+        naming = self._naming(asked)
         found, counts = [], []
-        for ids, first in zip(rows, firsts, strict=True):
+        for ids, first in asked.each():
             values = []
             count = 0
             for place in range(first, len(ids) - 1):
-                value, count = self._next(ids[: place + 1], ids[place + 1], most=most, prompt=prompt, named=named)
+                value, count = self._next(asked, ids[: place + 1], ids[place + 1], naming)
                 values.append(value)
             found.append(np.array(values, np.float64))
             counts.append(count + 1 if count else 0)
-        by = ", by their text" if by_text else ""
-        return EndpointAnswer(
-            found, f"the {most} most probable next tokens of /v1/completions{by}, token by token", counts
-        )
+        by = ", by their text" if naming.text is not None else ""
+        how = f"the {naming.most} most probable next tokens of /v1/completions{by}, token by token"
+        return EndpointAnswer(found, how, counts)
 
-    def _next(
-        self,
-        before: Sequence[int],
-        token: int,
-        *,
-        most: int,
-        prompt: Callable[[Sequence[int]], Json],
-        named: _TokenText | None,
-    ) -> tuple[float, int]:
+    def _next(self, asked: _Question, before: Sequence[int], token: int, naming: _Naming) -> tuple[float, int]:
         """The log-probability of a token after others, NaN if it is not named, and the count of tokens there."""
-        choice, count = self._complete(prompt(before), logprobs=most)
-        return _of_top(choice.get("logprobs"), token, None if named is None else named.by(before, token)), count
+        choice, count = self._complete(asked.prompt(before), logprobs=naming.most)
+        text = None if naming.text is None else naming.text.by(before, token)
+        return _of_top(choice.get("logprobs"), token, text), count
 
-    def _most(self, prompt: Json, *, may_be_text: bool) -> tuple[int, bool]:
-        """The largest number of most probable tokens that the server gives, and whether it names them by their text.
+    def _naming(self, asked: _Question) -> _Naming:
+        """The largest number of most probable tokens that the server gives; by their text only where it has no ids.
 
         Raises:
-            RefusedError: it gives none, or by their text where that `may` not `be`.
+            RefusedError: it gives none, or by their text and there is no tokenizer.
         """
         reason = "no token ids beside the log-probabilities"
         for most in (TOP, *_LESS):
             try:
-                choice, _ = self._complete(prompt, logprobs=most)
+                choice, _ = self._complete(asked.prompt(asked.rows[0]), logprobs=most)
             except RefusedError as error:
                 reason = str(error)
                 continue
             told = choice.get("logprobs")
             if _top_of(told) or any(name.startswith(_ID) for name in _table_of(told)):
-                return most, False
-            if _table_of(told) and may_be_text:
-                return most, True
+                return _Naming(most, None)  # two tokens may have one text
+            if _table_of(told) and asked.named is not None:
+                return _Naming(most, asked.named)
         raise RefusedError(reason)
 
     def tokens_of(self, text: str) -> list[int] | None:

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from itertools import combinations
-from typing import Final, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -23,6 +23,9 @@ from scipy.optimize import minimize_scalar
 
 from gradience.rules.served import APART, BEYOND, CLEAR, COARSE, EXPLAINED, FINE, UNLIKE
 from gradience.schema.receipt import NoiseOf, Receipt, ServedVerdict
+
+if TYPE_CHECKING:
+    from gradience.models.probes import Probes
 
 Vector = npt.NDArray[np.float64]
 Reading = Sequence[Vector]
@@ -47,37 +50,6 @@ _OF_PRECISION: Final[dict[str, dict[NoiseOf, float]]] = {
 }
 _OTHERWISE: Final[dict[NoiseOf, float]] = {"batch": 1.0, "bfloat16": 1.0, "int8": 1.0}
 """The noise to expect in a dtype, as multiples of what was measured."""
-
-
-class Explainer(Protocol):
-    """Base and adapter at hand, read in states that a mistake leaves them in."""
-
-    groups: dict[str, frozenset[str]]
-    whole: frozenset[str]
-    """The modules without which the model is the base."""
-    knows_form: bool
-    """Whether the target says in which form it keeps its weights, so that no other one is an excuse."""
-
-    def parts(self) -> Mapping[str, Reading]:
-        """Without each group of modules."""
-
-    def noises(self) -> Mapping[NoiseOf, Reading]:
-        """In bfloat16, and with weights of 8 bits."""
-
-    def stored(self) -> Mapping[str, Reading]:
-        """In the form that the target says, else in each of the usual ones in 4 bits, by its name."""
-
-    def mistaken(self, form: str, missing: frozenset[str], factor: float) -> Reading:
-        """In a form, without these modules and with the update counted so many times."""
-
-    def without(self, paths: frozenset[str]) -> Reading:
-        """Without these modules."""
-
-    def scaled(self, factor: float) -> Reading:
-        """With the update counted so many times."""
-
-    def factors(self) -> Mapping[float, str]:
-        """The factors to try, and the mistakes that give them in words."""
 
 
 class Conclusion(NamedTuple):
@@ -167,7 +139,7 @@ def conclude(
     *,
     precision: str,
     exact: bool,
-    probes: Explainer | None = None,
+    probes: Probes | None = None,
     own_head: Reading | None = None,
 ) -> Conclusion:
     """Return what the target is.
@@ -300,7 +272,7 @@ class _Judgement:
             )
         return self._relative()
 
-    def with_probes(self, probes: Explainer, noises: Sequence[Vector], stored: Mapping[str, Vector]) -> Conclusion:
+    def with_probes(self, probes: Probes, noises: Sequence[Vector], stored: Mapping[str, Vector]) -> Conclusion:
         """The verdict with base and adapter at hand.
 
         Args:
@@ -343,7 +315,7 @@ class _Judgement:
         return left <= self._rounding.measured or span.is_like(self._e.y - other)
 
     def _explanations(
-        self, parts: Mapping[str, Vector], probes: Explainer, stored: Mapping[str, Vector]
+        self, parts: Mapping[str, Vector], probes: Probes, stored: Mapping[str, Vector]
     ) -> list[_Explanation]:
         """The mistakes that were repeated, the nearest first."""
         e = self._e
@@ -359,9 +331,7 @@ class _Judgement:
             found.append(self._in_a_form(found, stored, probes))
         return sorted(found, key=_left)
 
-    def _in_a_form(
-        self, found: Sequence[_Explanation], stored: Mapping[str, Vector], probes: Explainer
-    ) -> _Explanation:
+    def _in_a_form(self, found: Sequence[_Explanation], stored: Mapping[str, Vector], probes: Probes) -> _Explanation:
         """The mistake and the form in 4 bits whose effects, added up, come nearest; they are then run together."""
         e = self._e
         pairs = [(one, form) for one in found if one.paths or one.factor for form in stored]
@@ -369,7 +339,7 @@ class _Judgement:
         vector = e.seen(probes.mistaken(form, one.paths, one.factor or 1.0))
         return one._replace(vector=vector, left=e.distance(vector), form=form, away=e.distance(stored[form]))
 
-    def _scales(self, probes: Explainer) -> list[_Explanation]:
+    def _scales(self, probes: Probes) -> list[_Explanation]:
         """The factor that comes nearest: of those that are tried, then between the neighbours of the best one.
 
         Between three factors the log-probabilities are taken for a parabola; its best point is then run.
@@ -411,7 +381,7 @@ class _Judgement:
         found = minimize_scalar(distance, bounds=(max(three[0], _SMALLEST), three[2]), method="bounded")
         return float(found.x)
 
-    def _pairs(self, parts: Mapping[str, Vector], probes: Explainer) -> list[_Explanation]:
+    def _pairs(self, parts: Mapping[str, Vector], probes: Probes) -> list[_Explanation]:
         """The two groups whose effects, added up, come nearest; they are then run together."""
         e = self._e
         apart = [(one, other) for one, other in combinations(parts, 2) if not probes.groups[one] & probes.groups[other]]

@@ -9,7 +9,6 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Final
 
@@ -41,7 +40,6 @@ def verify_merged(
     adapter_config: PathLike | None = None,
     weights: PathLike | None = None,
     receipt: PathLike | None = None,
-    threads: int = 1,
     progress: Progress | None = None,
 ) -> VerifyMergeReport:
     """Return whether a merged model contains an adapter, from the three sets of files alone.
@@ -59,7 +57,6 @@ def verify_merged(
         adapter_config: the adapter_config.json, if it is not beside the weights.
         weights: the weights file, if it has an unusual name.
         receipt: a file of `gradience receipt`, to ask the merged model for the same; it is loaded by transformers.
-        threads: the number of threads; more than one is faster only if BLAS has one (OPENBLAS_NUM_THREADS=1).
         progress: called with (tensors done, tensors in all, the tensor's name).
 
     Raises:
@@ -74,12 +71,11 @@ def verify_merged(
         held = with_merges(held, files.config, before)
     after = _merged_weights(Path(merged))
     shown = progress or (lambda _done, _total, _name: None)
-    with ThreadPoolExecutor(max(1, threads)) as pool:
-        sources = opened(held, before, after, workers=pool.map if threads > 1 else map)
-        rows = _judged(sources, shown)
-        rest = Rest(sources.base, sources.merged)
-        total = len(rows) + len(rest.names)
-        others = list(rest.compare(lambda name: shown(len(rows) + rest.compared, total, name)))
+    sources = opened(held, before, after)
+    rows = _judged(sources, shown)
+    rest = Rest(sources.base, sources.merged)
+    total = len(rows) + len(rest.names)
+    others = list(rest.compare(lambda name: shown(len(rows) + rest.compared, total, name)))
     shown(total, total, "")
     rows += left_over(held)
     found = [row.told for row in rows]

@@ -14,12 +14,10 @@ import numpy as np
 
 from gradience.adapters.layout import Array
 from gradience.base.coded import CodedWeight
-from gradience.prove.verify_merge.judge import Judgement
+from gradience.prove.verify_merge.judge import FEW, SIGMAS, Judgement
 from gradience.prove.verify_merge.measure import Case
 from gradience.schema.merge import ModuleVerdict
 
-_SIGMAS: Final = 6.0
-_FEW: Final = 36  # entries: n random signs all agree at sqrt(n) sigma, here 6
 _LIKE: Final = 1.1  # of the loss that is expected: scales in 8 bits add to it
 _OTHER: Final = 0.01  # share of codes that may be others, of weights at a border between two
 
@@ -55,7 +53,7 @@ def _norm(x: Array) -> float:
 
 def _is_balanced(off: Array, error: Array, update: Array) -> bool:
     """Whether <off, dW> is what random signs of the error may leave: as much of dW is there as should be."""
-    return abs(float(np.sum(off * update))) <= _SIGMAS * _norm(error * update)
+    return abs(float(np.sum(off * update))) <= SIGMAS * _norm(error * update)
 
 
 def _has_codes_of(base: CodedWeight, weight: Array) -> bool:
@@ -76,6 +74,6 @@ def _requantised(judged: Judgement, w: Array, m: Array, update: Array, codes: Co
         verdict: ModuleVerdict = "within_rounding" if is_whole and lost <= _LIKE * least else "other"
         reason = f"{why}{told}; {changed / w.size:.0%} of the weights differ from the base's"
     else:
-        verdict = "absent" if np.count_nonzero(rounding) >= _FEW else "unresolved"
+        verdict = "absent" if np.count_nonzero(rounding) >= FEW else "unresolved"
         reason = f"{why}no code differs from the base's; {told}"
     return judged._replace(verdict=verdict, factor=None, precision=None, reason=reason, lost=lost, expected_lost=least)

@@ -33,12 +33,12 @@ FAILING: Final = {
 
 _SAME: Final = 0.02  # relative: two factors that differ by less are taken for the same (heuristic)
 
-_FEW: Final = 36
+FEW: Final = 36
 """Entries: if a merge would change fewer, they are not evidence. n random signs all agree at sqrt(n) sigma, here 6."""
 
 _RESOLVED: Final = 0.9  # if a merge's own coefficient is at least this, M's over it is the factor (heuristic)
 _NEAR: Final = 0.01  # relative difference of two factors; also the smallest factor that is reported (heuristic)
-_SIGMAS: Final = 6.0
+SIGMAS: Final = 6.0
 _ROUNDINGS: Final = 3  # roundings of dW in 16 bits: of each factor, and of their product
 
 
@@ -139,7 +139,7 @@ def _below_resolution(sums: EntrySums) -> Judgement:
 
 def _is_evidence(sums: EntrySums) -> bool:
     """Return whether a merge would change enough to distinguish M from W."""
-    return sums.would_change >= _FEW or (sums.expected is not None and abs(sums.expected) > _RESOLVED)
+    return sums.would_change >= FEW or (sums.expected is not None and abs(sums.expected) > _RESOLVED)
 
 
 def _precision(case: Case, sums: EntrySums, factor: float = 1.0) -> str | None:
@@ -152,7 +152,7 @@ def _precision(case: Case, sums: EntrySums, factor: float = 1.0) -> str | None:
     if sums.coefficient is None or sums.expected is None:
         return None
     off = abs(sums.coefficient - sums.expected)
-    chance = _SIGMAS * math.sqrt(sums.spread) / sums.dd
+    chance = SIGMAS * math.sqrt(sums.spread) / sums.dd
     fits = (
         dtype
         for dtype, bound in _bounds(case.delta.rank)

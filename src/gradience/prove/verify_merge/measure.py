@@ -2,7 +2,7 @@
 
 M is held against T(T(W) + dW) cast to its own dtype, where T rounds to float32, or to the dtype that M's numbers are
 in: a tensor of float32 whose numbers all are bfloat16's was merged in bfloat16. Matrices are processed in spans of
-rows, by several threads if asked.
+rows, by several threads.
 
 A float32 product B A depends on the order in which a machine adds up its r terms. The sum in any order is within
 gamma = n u / (1 - n u) times sum_k |b_ik a_kj| of the exact one (Higham, Accuracy and Stability of Numerical
@@ -16,16 +16,16 @@ other, which may go through a 16-bit dtype, as when a model was loaded in one dt
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, Final, NamedTuple, TypeAlias
+from functools import partial, reduce
+from typing import Final, NamedTuple
 
 import numpy as np
 
 from gradience.adapters.layout import Array
 from gradience.prove.verify_merge.delta import HALVES, UNIT, Delta, Entries, narrower, rounded, working
-
-Workers: TypeAlias = Callable[..., Iterable[Any]]
+from gradience.spectral import in_threads
 
 _SPAN: Final = 1 << 18  # entries at a time: as many as fit a processor's cache
 _PROBE: Final = 1 << 16  # entries of the rows on which factors are tried first
@@ -44,8 +44,6 @@ class Case:
     base: str
     merged: str
     delta: Delta
-    workers: Workers = map
-    """The function that maps over spans: `map`, or the map of a pool of threads."""
 
     def spans(self) -> Iterator[slice]:
         """Return slices of rows that cover the matrix."""
@@ -137,10 +135,8 @@ class Merge(NamedTuple):
 
 def measure(case: Case, merge: Merge) -> EntrySums:
     """Return the sums for one way to merge; d is dW, whatever the factor."""
-    total = EntrySums()
-    for part in case.workers(lambda at: _span(case, merge, at), case.spans()):
-        total = total.plus(part)
-    return total
+    parts = in_threads([partial(_span, case, merge, at) for at in case.spans()])
+    return reduce(EntrySums.plus, parts, EntrySums())
 
 
 @np.errstate(over="ignore", invalid="ignore")  # weights may be infinite, or near the end of float32's range

@@ -24,7 +24,7 @@ from gradience.io.safetensors import DTYPES, TensorSource
 from gradience.prove.verify_merge.codes import of_codes
 from gradience.prove.verify_merge.delta import FLOATS, Delta, PlainDelta, WholeDelta, delta_of
 from gradience.prove.verify_merge.judge import FAILING, Judgement, copied, verdict_on
-from gradience.prove.verify_merge.measure import Case, EntrySums, Workers
+from gradience.prove.verify_merge.measure import Case, EntrySums
 from gradience.schema import NonFinite, real
 from gradience.schema.audit import LeftoverReason
 from gradience.schema.merge import VerifiedModule
@@ -116,16 +116,15 @@ class Sources(NamedTuple):
     merged: ModelTensors
     obstacle: str | None
     """Why the base that the adapter was trained on is not known; None if it is."""
-    workers: Workers = map
 
 
-def opened(adapter: Adapter, base: BaseWeights, merged: BaseWeights, *, workers: Workers = map) -> Sources:
+def opened(adapter: Adapter, base: BaseWeights, merged: BaseWeights) -> Sources:
     """Return the adapter beside the files of base and merged model."""
     if adapter.source is None:
         raise AdapterError("internal error: adapter has no tensor source")
     unknown = next(obstacles(adapter, Operation.REPLAY), None)
     sides = ModelTensors(base, "the base"), ModelTensors(merged, "the merged model")
-    return Sources(adapter, adapter.source, *sides, unknown, workers)
+    return Sources(adapter, adapter.source, *sides, unknown)
 
 
 class TensorVerdict(NamedTuple):
@@ -199,7 +198,7 @@ def _weight(of: Sources, module: Module, copy: str | None, places: set[str]) -> 
         raise AdapterError(f"another update of the adapter goes to {m.name}, too")
     places.add(m.name)
     w, m, delta, note = fitted(module, w, m)
-    case = Case(w.data, m.data, w.dtype, m.dtype, delta, of.workers)
+    case = Case(w.data, m.data, w.dtype, m.dtype, delta)
     judged = _judged(of, module, case, w.coded)
     if m.coded is not None or w.coded is not None:
         judged = of_codes(case, judged, base=w.coded, merged=m.coded)

@@ -221,7 +221,6 @@ JOINS: Final[tuple[Correlation, ...]] = (
         scope="held-out losses of one data set, checkpoints that were evaluated",
         verify="Compare the task metric of that checkpoint with that of the last.",
         thresholds=(TIED,),
-        least=1,
     ),
     Correlation(
         "RWD315",
