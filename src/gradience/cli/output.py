@@ -40,6 +40,7 @@ from gradience.schema.document import (
 from gradience.schema.reports import SourceLocation
 
 if TYPE_CHECKING:
+    from cyclopts.argument import ArgumentCollection
     from cyclopts.exceptions import CycloptsError
 
 
@@ -195,6 +196,21 @@ def usage_error(error: CycloptsError) -> str:
         if bound is not None and token.keyword:
             return f"{token.keyword} is {token.value}, expected a number {_BOUNDS[bound[1]]} {bound[2]}"
     return str(error)
+
+
+def refuse_fractions(_app: object, _commands: object, arguments: ArgumentCollection) -> None:
+    """Refuse a fraction where an option is a whole number: the parser would round it.
+
+    Raises:
+        CoercionError: there is one.
+    """
+    from cyclopts.exceptions import CoercionError  # as above
+
+    for argument in arguments:
+        kinds = get_args(argument.hint) or (argument.hint,)
+        for token in argument.tokens if int in kinds and float not in kinds else ():
+            if token.value.partition(".")[2].strip("0"):
+                raise CoercionError(token=token, argument=argument, target_type=int)
 
 
 _BOUND: Final = re.compile(r"Must be (>=|>|<=|<) (\S+?)\.?")  # cyclopts' words
