@@ -2,8 +2,8 @@
 
 A document may be canonical, flat, or a mixture, because a section is only a scope. The canonical shape is that of
 ``ConfigSnapshot``, as in a log's ``run_start``, also wrapped as ``config``. A flat document has one level of keys under
-the names people use. Recipes of MLX-LM, torchtune, Axolotl and LLaMA-Factory are recognised by their keys and read by
-their own names. Configs beside weights are `adapter_config.json` (PEFT or MLX-LM) and a model's `config.json`.
+the names people use. Recipes of MLX-LM, torchtune, Axolotl, LLaMA-Factory and verl are recognised by their keys and
+read by their own names. Configs beside weights are `adapter_config.json` (PEFT or MLX-LM) and a model's `config.json`.
 
 A recipe also has data settings: files, template, cutoff, loss mode, packing. Their names come from TRL 1.16 (SFTConfig;
 scripts/sft.py), Axolotl (docs/dataset-formats), LLaMA-Factory (hparams/data_args.py, data/parser.py) and torchtune
