@@ -12,7 +12,7 @@ from gradience.judge.check.data import check_data
     ("given", "says"),
     [
         ({"num_labels": 0}, "--num-labels is 0, expected a whole number from 1"),
-        ({"samples": 0}, "--samples is 0, expected a whole number from 1, or all"),
+        ({"samples": 0}, "samples is 0, expected a whole number from 1, or all"),
         ({"seed": -1}, "--seed is -1, expected a whole number from 0"),
     ],
 )

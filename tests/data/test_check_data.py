@@ -53,7 +53,7 @@ def test_text_of_rows_is_shown_on_request_only(tmp_path: Path, tok: Path, capsys
     path = write(tmp_path / "train.jsonl", some)
     main(["check", "--data", str(path), "--tokenizer", str(tok)])
     assert "secret question" not in capsys.readouterr().out
-    main(["check", "--data", str(path), "--tokenizer", str(tok), "--show-rows"])
+    main(["check", "--data", str(path), "--tokenizer", str(tok), "--set", "show_rows=true"])
     assert "  1: a secret question" in capsys.readouterr().out
 
 
@@ -186,11 +186,11 @@ def test_a_tokenizer_that_is_missing_or_has_no_template_is_one_line(
     assert "has no chat template" in capsys.readouterr().err
     template = tmp_path / "own.jinja"
     template.write_text(QWEN_PLAIN, encoding="utf-8")
-    assert main(["check", "--data", str(train), "--tokenizer", str(bare), "--template", str(template)]) == 0
+    assert main(["check", "--data", str(train), "--tokenizer", str(bare), "--set", f"template={template}"]) == 0
 
 
 def test_options_on_data_need_data(capsys: Any) -> None:
-    assert main(["check", "--lr", "1e-4", "--eval-data", "x.jsonl"]) == 2
+    assert main(["check", "--set", "lr=1e-4", "--eval-data", "x.jsonl"]) == 2
     assert "--eval-data without --data" in capsys.readouterr().err
 
 
@@ -220,7 +220,7 @@ def test_a_sample_is_drawn_with_its_seed_and_says_what_it_cannot_show(tmp_path: 
     assert other.data is not None
     assert one.data.tokens != other.data.tokens
     assert (one.data.rows_read, one.data.rows, one.data.sampled) == (50, 300, True)
-    assert {item.id: item.reason for item in one.not_run}["DAT313"].endswith("--samples all")
+    assert {item.id: item.reason for item in one.not_run}["DAT313"].endswith("--set samples=all")
     assert one.derived["tokens_per_epoch"] == 6 * one.data.tokens.kept
 
 

@@ -40,7 +40,7 @@ def test_each_rule_is_a_case_with_its_outcome():
     ("argv", "said"),
     [
         ("audit x --top-wasteful ten", "--top-wasteful: expected a whole number, got 'ten'"),
-        ("check x --lr fast", "--lr: expected a number, got 'fast'"),
+        ("resize x --energy fast", "--energy: expected a number, got 'fast'"),
         ("monitor x --gap-threshold -1", "--gap-threshold is -1, expected a number above 0"),
     ],
 )

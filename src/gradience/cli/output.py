@@ -159,21 +159,13 @@ class KeptConsole:
         return self._kept.getvalue()
 
 
-_ELSEWHERE: Final = {  # what PEFT and trainers call an option
-    "--rank": "--r",
-    "--lora-rank": "--r",
-    "--lora-r": "--r",
-    "--lora-alpha": "--alpha",
-    "--learning-rate": "--lr",
-    "--target-modules": "--targets",
-    "--output-dir": "--out",
-    "--output": "--out",
-}
-
+_ELSEWHERE: Final = {"--output-dir": "--out", "--output": "--out"}  # what trainers call an option
 
 _GONE: Final = {  # options of earlier versions, and what does the same
     "--rel-error": "give --energy 1 - x^2",
-    "--model": "name it in a configuration file, or give --base",
+    "--samples": "give --set samples=all",
+    "--show-rows": "give --set show_rows=true",
+    "--template": "give --set template=FILE",
 }
 
 
@@ -188,6 +180,11 @@ def usage_error(error: CycloptsError) -> str:
             return f"Unknown option: {given}. Did you mean {meant}?"
         if given in _GONE:
             return f"{given} is gone: {_GONE[given]}"
+        if any("--set" in argument.names for argument in error.argument_collection):
+            from gradience.configs.settings import is_setting  # the same
+
+            if is_setting(name := given.strip("-").replace("-", "_")):
+                return f"Unknown option: {given}. A single setting is given as --set {name}=VALUE"
     if isinstance(error, CoercionError) and error.token is not None:
         return _not_of_its_kind(error.token.keyword or "", error.token.value, error.target_type) or str(error)
     if isinstance(error, ValidationError) and error.argument is not None and error.argument.tokens:

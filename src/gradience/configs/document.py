@@ -175,9 +175,9 @@ def read_document(path: Path) -> Layer:
     return _read_any(read_mapping(path), str(path))
 
 
-def read_settings(settings: Mapping[str, Any]) -> Layer:
-    """Read settings of any shape, as a file would have them; ConfigError if none of them is known."""
-    return _read_any(plain_mapping(settings), type(settings).__name__)
+def read_settings(settings: Mapping[str, Any], where: str = "") -> Layer:
+    """Read settings of any shape, as a file would have them; ConfigError, at `where`, if none of them is known."""
+    return _read_any(plain_mapping(settings), where or type(settings).__name__)
 
 
 def _read_any(mapping: dict[str, Json], where: str) -> Layer:

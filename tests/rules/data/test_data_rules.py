@@ -362,7 +362,7 @@ def test_overlap_without_minhash_is_judged_by_exact_rows_and_listed_as_not_judge
         ("DAT308", {"pad_is_end": None}, "no tokenizer"),
         ("DAT310", {"template": ""}, "no chat template"),
         ("DAT312", {"answers": {"rows": 19, "most_common": 19}}, "19 answers"),
-        ("DAT313", {"sampled": True}, "--samples all"),
+        ("DAT313", {"sampled": True}, "--set samples=all"),
         ("DAT314", {}, "--eval-data"),
         ("DAT315", {}, "no label"),
         ("DAT316", {**LABELLED, "labels": {"0": 1}, "num_labels": None}, "number of classes"),
@@ -463,7 +463,11 @@ TWO: dict[str, Any] = {**LABELLED, "labels": {"7": 18, "0": 2}, "labels_total": 
                 "rows together"
             ),
         ),
-        ("DAT313", {"sampled": True, "near": {"compared": 9}}, "? a sample shows few of the duplicates: --samples all"),
+        (
+            "DAT313",
+            {"sampled": True, "near": {"compared": 9}},
+            "? a sample shows few of the duplicates: --set samples=all",
+        ),
         (
             "DAT304",
             {"loss": "all", "seen": {"mask_unused": 3}},
@@ -601,7 +605,7 @@ def overlap(exact: int, near: int, **fields: Any) -> dict[str, Any]:
         ),
         (
             {**overlap(0, 0), "sampled": True},
-            "? a sample of the training rows shows few of the overlaps: --samples all",
+            "? a sample of the training rows shows few of the overlaps: --set samples=all",
         ),
     ],
 )

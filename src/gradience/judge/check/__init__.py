@@ -260,7 +260,9 @@ def check_config(
     whole = given.read()
     if whole.config == ConfigSnapshot():
         message = "nothing to check"
-        raise ConfigError(message, advice="give a config file, --peft-dir, --training-dir, or settings such as --lr")
+        raise ConfigError(
+            message, advice="give a config file, --peft-dir, --training-dir, or settings such as --set lr=1e-4"
+        )
     return judged(whole, given, given.folders, unwanted=unwanted, around=when_of(whole, given.stated))
 
 

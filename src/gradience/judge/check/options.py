@@ -71,7 +71,7 @@ class DataOptions(VerbOptions):
         """Refuse an option out of its range."""
         super().refuse_bad()
         if self.samples != "all" and self.samples < 1:
-            raise OptionError(f"--samples is {self.samples}, expected a whole number from 1, or all")
+            raise OptionError(f"samples is {self.samples}, expected a whole number from 1, or all")
 
 
 class DataKeywords(TypedDict, total=False):
