@@ -110,7 +110,7 @@ def _follower() -> Any:
     if missing:
         raise Foreign(f"it needs {' and '.join(missing)}: in the clone, pip install -e '.[hf]'")
     confined = Confined(_TARGET, imports=_NEEDED, limits=Limits(MEMORY, SECONDS))
-    return lambda step: msgspec.convert(confined.call("look", asdict(step)), _Followed)
+    return lambda step: msgspec.convert(confined.call("follow", asdict(step)), _Followed)
 
 
 class _Followed(NamedTuple):
@@ -176,8 +176,6 @@ def _assumed(step: Step, config: ConfigSnapshot, half: str, *, packed: bool) -> 
         yield f"{step.bits}-bit linear layers"
     if step.fused_loss:
         yield "a loss in chunks"
-    if step.adapter.get("peft_type") == "ADAMSS":
-        yield "AdaMSS's groups of equal size, without scikit-learn"
     yield "one device, no sharding; without the driver's context"
 
 
