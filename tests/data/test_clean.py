@@ -232,7 +232,8 @@ def test_the_page_shows_the_rows_and_takes_no_file_s_place(
     assert main(asked) == 2
     assert page.read_text() == "mine"
     assert "exists already" in capsys.readouterr().err
-    assert main([*asked, "--force"]) == 0
+    page.unlink()
+    assert main(asked) == 0
     html = page.read_text()
     assert ('id="rows"' in html, "Row 1: " in html, "empty answer" in html, "why is bread warm?" in html) == (True,) * 4
     assert main(["check", "--html", str(page), str(data)]) == 2

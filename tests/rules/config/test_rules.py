@@ -200,7 +200,12 @@ ENTRIES: dict[str, Entry] = {
     "KEY001": Entry(
         fires=[
             On(training(), CheckContext(unknown_keys=("learning_rat",))),
-            On(training(), CheckContext(unknown_keys=("note", "model.lora_rnak"))),
+            On(
+                training(),
+                CheckContext(unknown_keys=("note", "model.lora_rnak")),
+                says="no setting is called model.lora_rnak; did you mean lora_rank?",
+                settings=["model.lora_rnak"],
+            ),
             On(training(), CheckContext(unknown_keys=("warmupsteps", "note", "tags"))),
             On(config(extras={"format": "axolotl"}), CheckContext(unknown_keys=("sequence_lne", "a_a", "b_b", "c_c"))),
         ],
@@ -223,8 +228,18 @@ ENTRIES: dict[str, Entry] = {
     ),
     "LR001": Entry(
         fires=[
-            On(rate(5e-5), severity="warning", confidence=0.8, action="try 1e-4 to 5e-4 (2e-4 is the usual start)"),
-            On(rate(1e-6)),
+            On(
+                rate(5e-5),
+                says=(
+                    "lr 5e-05 looks like a full fine-tuning rate, the default of transformers' TrainingArguments; LoRA "
+                    "usually wants about 10 x that"
+                ),
+                severity="warning",
+                confidence=0.8,
+                action="try 1e-4 to 5e-4 (2e-4 is the usual start)",
+            ),
+            On(rate(1e-5), says="lr 1e-05 looks like a full fine-tuning rate; LoRA usually wants about 10 x that"),
+            On(rate(2e-5), says="lr 2e-05 looks like a full fine-tuning rate; LoRA usually wants about 10 x that"),
             On(rate(5e-5, "glue/sst2", r=8, alpha=16)),
             On(rate(5e-5, r=32, alpha=63)),
             On(
@@ -241,7 +256,14 @@ ENTRIES: dict[str, Entry] = {
                     "usually wants about 10 x that"
                 ),
             ),
-            On(mlx(1e-5, r=8, alpha=160), action="try 2e-05 to 6e-05"),
+            On(
+                mlx(1e-5, r=8, alpha=160),
+                says=(
+                    "lr 1e-05, the default of MLX-LM moves the update slowly: scaling x r x lr is 1.6e-03, and 3e-3 to "
+                    "1e-2 in shipped recipes"
+                ),
+                action="try 2e-05 to 6e-05",
+            ),
             On(mlx(1e-5, r=16, alpha=212)),
             On(config(optimizer={"lr": 5e-5}, lora={"task_type": "CAUSAL_LM"}), severity="warning", confidence=0.6),
             On(rate(5e-5, "sst2"), severity="warning", confidence=0.6),
@@ -250,6 +272,7 @@ ENTRIES: dict[str, Entry] = {
             On(rate(5.1e-5)),
             On(rate(5e-5, r=256, alpha=512)),  # Biderman's math runs: a published good configuration
             On(rate(5e-5, r=32, alpha=64)),  # 64 x 5e-5 is QLoRA's 16 x 2e-4
+            On(mlx(2e-5, r=8, alpha=160)),
             On(mlx(1e-5, r=16, alpha=256)),  # the lowest of the band, 1.25e-5, is 1e-5 in one digit
         ],
         abstains=[
@@ -1052,6 +1075,7 @@ ENTRIES: dict[str, Entry] = {
             On(tuned(epochs=4.0), severity="info", confidence=0.5),
             On(tuned(epochs=9.9, eval_strategy="no"), severity="info", confidence=0.5),
             On(tuned(epochs=10.0, eval_strategy="no"), severity="warning", confidence=0.5),
+            On(tuned(epochs=10.0, eval_strategy="epoch"), severity="info"),
             On(
                 tuned(epochs=3.5, eval_strategy="no"),
                 says="3.5 passes over the data, and evaluation is off",
@@ -1112,9 +1136,13 @@ ENTRIES: dict[str, Entry] = {
                 values={"warmup_ratio": 0.1, "transformers": "5.24.0"},
                 action="use warmup_steps=0.1: below 1 it is a ratio",
             ),
+            On(training(warmup_ratio=0.1), transformers="5.2.0"),
+            On(training(warmup_ratio=0.1), transformers="6.0.dev0"),
         ],
         silent=[
             On(training(warmup_ratio=0.0)),
+            On(training(warmup_ratio=0.1), transformers="4.57.0"),
+            On(training(warmup_ratio=0.1), transformers="5.1.2"),
         ],
         abstains=[
             On(training(warmup_ratio=0.1), transformers=None),
