@@ -14,6 +14,7 @@ CASES = [
     (["receipt", "x", "--base", "b", "--out", "o", "--rows", "-1"], lambda: g.ReceiptOptions(rows=-1)),
     (["audit", "x", "--intruders"], lambda: g.AuditOptions(intruders=True)),
     (["diagnose", "x", "--gap-threshold", "0"], lambda: g.DiagnoseOptions(gap_threshold=0.0)),
+    (["check", "--data", "d", "--set", "samples=0"], lambda: g.DataOptions(samples=0)),
     (["check", "--data", "d", "--max-length", "-1"], lambda: g.DataOptions(max_length=-1)),
 ]
 

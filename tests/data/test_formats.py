@@ -117,6 +117,22 @@ def test_a_row_is_read_as_its_program_reads_it(row: Any, format_and_trainer: str
     assert canonical(row, shape, chat=True, trl=False) == columns
 
 
+@every(
+    ("row", "format_and_trainer"),
+    [
+        ({"prompt": "", "completion": "", "label": True}, "kto kto"),
+        ({"prompt": "", "chosen": "", "rejected": ""}, "preference dpo"),
+        ({"sentence": "", "label": 1, "idx": 0}, "classification classification"),
+        ({"text": "", "meta": 1}, "text sft"),
+        ({"input_ids": [], "labels": []}, "tokenised sft"),
+        ({"instruction": "", "input": "", "response": ""}, "instruction sft"),
+    ],
+)
+def test_a_format_is_known_by_its_columns(row: Any, format_and_trainer: str) -> None:
+    assert " ".join(recognise(row)[:2]) == format_and_trainer
+    assert recognise({"chosen": "", "rejected": ""}, "reward").trainer == "reward"
+
+
 def test_trl_leaves_roles_and_calls_as_they_are() -> None:
     row = {"conversations": [{"from": "human", "value": "q"}]}
     assert canonical(row, recognise(row), chat=True, trl=True) == {"messages": [{"role": "human", "content": "q"}]}
