@@ -151,13 +151,7 @@ def test_precedence_is_overrides_files_folders_document(tmp_path: Path) -> None:
     config = report.config
     assert (config.optimizer.lr, config.optimizer.weight_decay, config.training.seed) == (4.0, 3.0, 2)
     assert (config.lora.r, config.lora.alpha, config.lora.dropout) == (4, 3.0, 0.2)
-    assert [source.role for source in report.sources] == [
-        "config",
-        "adapter",
-        "training",
-        "adapter",
-        "training",
-    ]
+    assert [source.role for source in report.sources] == ["config", "adapter", "training", "adapter", "training"]
 
 
 def test_nothing_given_is_said() -> None:

@@ -132,16 +132,8 @@ def test_secret_in_extras_or_in_broken_yaml_is_not_shown(tmp_path: Path) -> None
 
 def test_trainer_state_beside_the_arguments_adds_the_steps(tmp_path: Path) -> None:
     """The arguments win where both speak."""
-    written(
-        tmp_path,
-        json.dumps({"max_steps": -1, "num_train_epochs": 3, "logging_steps": 10}),
-        "training_args.json",
-    )
-    written(
-        tmp_path,
-        json.dumps({"max_steps": 1200, "logging_steps": 500, "log_history": []}),
-        "trainer_state.json",
-    )
+    written(tmp_path, json.dumps({"max_steps": -1, "num_train_epochs": 3, "logging_steps": 10}), "training_args.json")
+    written(tmp_path, json.dumps({"max_steps": 1200, "logging_steps": 500, "log_history": []}), "trainer_state.json")
     training = read_training_dir(tmp_path).config.training
     assert (training.max_steps, training.logging_steps, training.epochs) == (1200, 10.0, 3.0)
     assert "epochs_overridden" not in training.extras
@@ -198,10 +190,7 @@ def test_type_error_says_where_what_and_what_instead(tmp_path: Path) -> None:
     assert str(caught.value) == f"{path}: $.optimizer.lr: expected a number, got the text 'fast'"
 
 
-@every(
-    ("text", "rank"),
-    [("r: 8", 8), ("r: 8.0", 8), ('r: "8"', 8), ("r: -1", -1), ("r: 1e1", 10)],
-)
+@every(("text", "rank"), [("r: 8", 8), ("r: 8.0", 8), ('r: "8"', 8), ("r: -1", -1), ("r: 1e1", 10)])
 def test_whole_numbers_are_read_in_every_spelling(tmp_path: Path, text: str, rank: int) -> None:
     """And a negative one is for the rules to judge."""
     assert read_document(written(tmp_path, text)).config.lora.r == rank
@@ -211,11 +200,7 @@ def test_overflow_and_nan_reach_the_rules_by_name(tmp_path: Path) -> None:
     """JSON spells them; the snapshot names them."""
     path = written(tmp_path, '{"lr": 1e400, "alpha": NaN, "weight_decay": -1e400}', "c.json")
     config = read_document(path).config
-    assert (config.optimizer.lr, config.lora.alpha, config.optimizer.weight_decay) == (
-        "Infinity",
-        "NaN",
-        "-Infinity",
-    )
+    assert (config.optimizer.lr, config.lora.alpha, config.optimizer.weight_decay) == ("Infinity", "NaN", "-Infinity")
 
 
 def test_foreign_sections_are_unknown_keys_not_errors(tmp_path: Path) -> None:
@@ -250,14 +235,7 @@ def test_later_layer_wins_and_extras_are_joined() -> None:
 
 @every(
     ("given", "kept"),
-    [
-        ("org/model", "org/model"),
-        ("/home/me/m", "m"),
-        ("./m/", "m"),
-        ("~/x/y", "y"),
-        ("a/b/c", "c"),
-        ("", ""),
-    ],
+    [("org/model", "org/model"), ("/home/me/m", "m"), ("./m/", "m"), ("~/x/y", "y"), ("a/b/c", "c"), ("", "")],
 )
 def test_model_is_a_hub_id_or_a_folder_name(given: str, kept: str) -> None:
     """A path tells whose machine it was."""

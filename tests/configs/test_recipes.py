@@ -148,12 +148,7 @@ MLX = {
     "test_batches": 100,
     "max_seq_length": 2048,
     "grad_checkpoint": False,
-    "lora_parameters": {
-        "keys": ["self_attn.q_proj", "self_attn.v_proj"],
-        "rank": 8,
-        "scale": 20.0,
-        "dropout": 0.0,
-    },
+    "lora_parameters": {"keys": ["self_attn.q_proj", "self_attn.v_proj"], "rank": 8, "scale": 20.0, "dropout": 0.0},
     "lr_schedule": {"name": "cosine_decay", "warmup": 100, "warmup_init": 1e-7, "arguments": [1e-5, 1000, 1e-7]},
     "hf_dataset": {"name": "billsum", "train_split": "train[:1000]"},
 }

@@ -60,11 +60,7 @@ CALLING = {"role": "assistant", "content": "", "tool_calls": [{"type": "function
             "preference dpo",
             {"prompt": [ASK], "chosen": [SAY], "rejected": [NO], "translated": True},
         ),
-        (
-            {"messages": [ASK, SAY], "kto_tag": False},
-            "kto kto",
-            {"prompt": [ASK], "completion": [SAY], "label": False},
-        ),
+        ({"messages": [ASK, SAY], "kto_tag": False}, "kto kto", {"prompt": [ASK], "completion": [SAY], "label": False}),
         (
             {"instruction": "q", "output": "a", "kto_tag": True},
             "kto kto",
@@ -76,11 +72,7 @@ CALLING = {"role": "assistant", "content": "", "tool_calls": [{"type": "function
             "steps prm",
             {"prompt": "q", "steps": ["a", "b"], "step_labels": [True, False]},
         ),
-        (
-            {"segments": [{"label": False, "text": "q"}]},
-            "segments sft",
-            {"segments": [{"label": False, "text": "q"}]},
-        ),
+        ({"segments": [{"label": False, "text": "q"}]}, "segments sft", {"segments": [{"label": False, "text": "q"}]}),
         (
             {"messages": [{"from": "human", "value": "q"}, {"from": "gpt", "value": "a"}]},
             "messages sft",

@@ -130,12 +130,7 @@ def as_bytes() -> dict[str, Any]:
 
 @every(
     "image",
-    [
-        lambda _: "0.png",
-        lambda place: {"bytes": None, "path": str(place / "0.png")},
-        lambda _: as_bytes(),
-        data_url,
-    ],
+    [lambda _: "0.png", lambda place: {"bytes": None, "path": str(place / "0.png")}, lambda _: as_bytes(), data_url],
 )
 def test_an_image_is_a_path_or_bytes(place: Path, image: Any) -> None:
     known = ours(place, rows(place)[:1])[0].columns["image_tokens"]
@@ -241,8 +236,7 @@ def test_images_stand_before_the_first_users_text() -> None:
 
 
 @every(
-    ("counts", "places"),
-    [([2, 3], [0, 1, 1, 2, 3, 3, 3, 4]), ([0, 1], [0, 2, 3, 4]), ([2], None), ([2, 3, 1], None)],
+    ("counts", "places"), [([2, 3], [0, 1, 1, 2, 3, 3, 3, 4]), ([0, 1], [0, 2, 3, 4]), ([2], None), ([2, 3, 1], None)]
 )
 def test_a_place_is_repeated_for_each_token_of_its_image(counts: list[int], places: list[int] | None) -> None:
     assert pictures.spread([5, 9, 6, 9, 7], 9, counts) == places

@@ -167,12 +167,8 @@ ENTRIES: dict[str, Entry] = {
             On(training(world_size=0), settings=["world_size"]),
             On(config(lora={"rank_pattern": {"q": 0}}), settings=["rank_pattern"]),
         ],
-        silent=[
-            On(config(optimizer={"lr": 2e-4, "weight_decay": 0.0}, lora={"r": 1, "alpha": 0.1, "dropout": 0.0})),
-        ],
-        abstains=[
-            On(config()),
-        ],
+        silent=[On(config(optimizer={"lr": 2e-4, "weight_decay": 0.0}, lora={"r": 1, "alpha": 0.1, "dropout": 0.0}))],
+        abstains=[On(config())],
     ),
     "SEC001": Entry(
         fires=[
@@ -190,12 +186,8 @@ ENTRIES: dict[str, Entry] = {
                 reason="hub_token: masked in the file, as transformers does whether set or not",
             ),
         ],
-        silent=[
-            On(training()),
-        ],
-        abstains=[
-            On(training(extras={"masked_keys": ["hub_token"]})),
-        ],
+        silent=[On(training())],
+        abstains=[On(training(extras={"masked_keys": ["hub_token"]}))],
     ),
     "KEY001": Entry(
         fires=[
@@ -378,7 +370,7 @@ ENTRIES: dict[str, Entry] = {
                 says="r 128, alpha 256 and lr 0.0002 together are a combination for which loss spikes were published",
                 values={"r": 128, "alpha": 256.0, "lr": 2e-4},
                 settings=["lr", "r"],
-            ),
+            )
         ],
         silent=[
             On(rate(2e-4, r=127, alpha=256)),
@@ -386,9 +378,7 @@ ENTRIES: dict[str, Entry] = {
             On(rate(1.9e-4, r=128, alpha=256)),
             On(rate(2e-4, r=128, alpha=256, use_rslora=True)),
         ],
-        abstains=[
-            On(rate(2e-4, r=128)),
-        ],
+        abstains=[On(rate(2e-4, r=128))],
     ),
     "TGT001": Entry(
         fires=[
@@ -429,17 +419,12 @@ ENTRIES: dict[str, Entry] = {
         ],
     ),
     "TGT003": Entry(
-        fires=[
-            On(lora(peft_type="LORA", extras={"target_modules_null": True})),
-        ],
+        fires=[On(lora(peft_type="LORA", extras={"target_modules_null": True}))],
         silent=[
             On(lora(target_modules=["q_proj"])),
             On(lora(extras={"target_modules_null": True, "target_parameters": ["experts.w"]})),
         ],
-        abstains=[
-            On(lora(r=8)),
-            On(config(lora={"r": 8}), says="target_modules is not given"),
-        ],
+        abstains=[On(lora(r=8)), On(config(lora={"r": 8}), says="target_modules is not given")],
     ),
     "TGT004": Entry(
         fires=[
@@ -485,9 +470,7 @@ ENTRIES: dict[str, Entry] = {
             On(rate(1.1e-4, r=64, alpha=15)),
             On(rate(1e-4, r=31, alpha=1)),
         ],
-        abstains=[
-            On(lora(r=64, alpha=1)),
-        ],
+        abstains=[On(lora(r=64, alpha=1))],
     ),
     "NUM001": Entry(
         fires=[
@@ -497,12 +480,8 @@ ENTRIES: dict[str, Entry] = {
                 says="fp16 training with autocast_adapter_dtype off keeps the adapter in fp16",
             ),
         ],
-        silent=[
-            On(training(dtype="bfloat16")),
-        ],
-        abstains=[
-            On(training(dtype="float16"), says="autocast_adapter_dtype is not given"),
-        ],
+        silent=[On(training(dtype="bfloat16"))],
+        abstains=[On(training(dtype="float16"), says="autocast_adapter_dtype is not given")],
     ),
     "BIA001": Entry(
         fires=[
@@ -512,12 +491,8 @@ ENTRIES: dict[str, Entry] = {
                 says="bias is 'lora_only': biases of the base model are trained and saved too",
             ),
         ],
-        silent=[
-            On(lora(bias="none")),
-        ],
-        abstains=[
-            On(lora(r=8)),
-        ],
+        silent=[On(lora(bias="none"))],
+        abstains=[On(lora(r=8))],
     ),
     "TGT002": Entry(
         fires=[
@@ -593,10 +568,7 @@ ENTRIES: dict[str, Entry] = {
             On(config(lora={"extras": {"layers_to_transform": [0]}}), covered(layers=1, layers_total=32)),
             On(config(), covered(layers=0, layers_total=0)),
         ],
-        abstains=[
-            On(lora()),
-            On(lora(peft_type="IA3"), covered()),
-        ],
+        abstains=[On(lora()), On(lora(peft_type="IA3"), covered())],
     ),
     "TGT005": Entry(
         fires=[
@@ -613,14 +585,8 @@ ENTRIES: dict[str, Entry] = {
                 values={"added_tokens": ["<x>"], "vocabulary": 32_001},
             ),
         ],
-        silent=[
-            On(lora(), covered(added_tokens=["<x>"], embedding_trained=True)),
-            On(lora(), covered()),
-        ],
-        abstains=[
-            On(lora()),
-            On(lora(), covered()._replace(no_tokenizers="none")),
-        ],
+        silent=[On(lora(), covered(added_tokens=["<x>"], embedding_trained=True)), On(lora(), covered())],
+        abstains=[On(lora()), On(lora(), covered()._replace(no_tokenizers="none"))],
     ),
     "TGT006": Entry(
         fires=[
@@ -798,7 +764,7 @@ ENTRIES: dict[str, Entry] = {
             On(layers(None, [])),
         ],
         abstains=[
-            On(layers("org/own-model", [3]), says="the number of the model's layers is not known (--base tells it)"),
+            On(layers("org/own-model", [3]), says="the number of the model's layers is not known (--base tells it)")
         ],
     ),
     "TGT008": Entry(
@@ -832,9 +798,7 @@ ENTRIES: dict[str, Entry] = {
             On(saving(None)),
             On(saving(None, "lm_head"), covered()),
         ],
-        abstains=[
-            On(saving("org/own-model", "head")),
-        ],
+        abstains=[On(saving("org/own-model", "head"))],
     ),
     "PAD001": Entry(
         fires=[
@@ -849,9 +813,7 @@ ENTRIES: dict[str, Entry] = {
                 says="the model has no pad token: a batch of more than one row needs model.config.pad_token_id",
             ),
         ],
-        silent=[
-            On(config(model_name="meta-llama/Llama-3.1-8B", lora={"task_type": "CAUSAL_LM"})),
-        ],
+        silent=[On(config(model_name="meta-llama/Llama-3.1-8B", lora={"task_type": "CAUSAL_LM"}))],
         abstains=[
             On(config(model_name="gpt2", training={"extras": {"trainer": "sft"}})),
             On(config(model_name="gpt2", extras={"format": "axolotl", "task": "sft"})),
@@ -916,11 +878,7 @@ ENTRIES: dict[str, Entry] = {
                 action="serve the adapter beside the base, or merge it into the model in 16 bits that the base was "
                 "made from",
             ),
-            On(
-                lora(),
-                typed("llama", quant_method="fp8"),
-                says="PEFT cannot merge the adapter into a base in fp8",
-            ),
+            On(lora(), typed("llama", quant_method="fp8"), says="PEFT cannot merge the adapter into a base in fp8"),
         ],
         silent=[On(lora(), typed("llama", quant_method="bitsandbytes")), On(lora(), typed("llama"))],
         abstains=[On(lora(), says="the config.json of the base is not at hand (--base)")],
@@ -971,10 +929,7 @@ ENTRIES: dict[str, Entry] = {
             On(training(eval_strategy="no", epochs=1.0)),
             On(config(training={"eval_strategy": "no", "epochs": 3.1}, extras={"task": "sft"})),  # EPO001 says it
         ],
-        abstains=[
-            On(training()),
-            On(config(training={"eval_strategy": "no", "epochs": 2.0}, extras={"task": "grpo"})),
-        ],
+        abstains=[On(training()), On(config(training={"eval_strategy": "no", "epochs": 2.0}, extras={"task": "grpo"}))],
     ),
     "REC004": Entry(
         fires=[
@@ -1019,9 +974,7 @@ ENTRIES: dict[str, Entry] = {
             On(training(extras={"resumes": True}), CheckContext(output=("checkpoint-10",))),
             On(training(extras={"overwrites_output": True}), CheckContext(output=("checkpoint-10",))),
         ],
-        abstains=[
-            On(training()),
-        ],
+        abstains=[On(training())],
     ),
     "STP001": Entry(
         fires=[
@@ -1029,14 +982,12 @@ ENTRIES: dict[str, Entry] = {
             On(training(batch_size=8, world_size=1, epochs=1.0, extras={"train_examples": 700})),
             On(training(max_steps=40), says="the run has only 40 optimizer steps", values={"steps": 40}),
         ],
-        silent=[
-            On(training(max_steps=100)),
-        ],
+        silent=[On(training(max_steps=100))],
         abstains=[
             On(
                 training(epochs=1.0),
                 says="the number of optimizer steps is not known: neither max_steps nor the size of the data",
-            ),
+            )
         ],
     ),
     "EPO001": Entry(
@@ -1124,9 +1075,7 @@ ENTRIES: dict[str, Entry] = {
             On(training(warmup_steps=0.0)),
             On(config(training={"lr_scheduler": "constant", "warmup_steps": 0.9})),
         ],
-        abstains=[
-            On(training(warmup_steps=10.0)),
-        ],
+        abstains=[On(training(warmup_steps=10.0))],
     ),
     "SCH003": Entry(
         fires=[
@@ -1174,9 +1123,7 @@ ENTRIES: dict[str, Entry] = {
             On(lora(use_rslora=True, rank_pattern={"q": 4}), CheckContext(engines=("vllm",))),
             On(config(lora={"use_dora": True}, extras={"format": "mlx-lm"}), CheckContext(engines=("mlx",))),
         ],
-        abstains=[
-            On(lora(use_dora=True)),
-        ],
+        abstains=[On(lora(use_dora=True))],
     ),
     "SRV002": Entry(
         fires=[
@@ -1193,9 +1140,7 @@ ENTRIES: dict[str, Entry] = {
             On(lora(use_rslora=True), CheckContext(engines=("vllm", "lorax"))),
             On(lora(rank_pattern={"q": 4}), CheckContext(engines=("llamacpp",))),
         ],
-        abstains=[
-            On(lora(use_rslora=True)),
-        ],
+        abstains=[On(lora(use_rslora=True))],
     ),
     "SRV003": Entry(
         fires=[
@@ -1219,9 +1164,7 @@ ENTRIES: dict[str, Entry] = {
                 CheckContext(engines=("slora",)),
             ),
         ],
-        abstains=[
-            On(lora()),
-        ],
+        abstains=[On(lora())],
     ),
     "SRV004": Entry(
         fires=[
@@ -1268,10 +1211,7 @@ ENTRIES: dict[str, Entry] = {
             On(lora(r=48), CheckContext(engines=("lorax",))),
             On(lora(r=7), CheckContext(engines=("llamacpp",))),
         ],
-        abstains=[
-            On(lora(r=12)),
-            On(lora(), CheckContext(engines=("vllm",))),
-        ],
+        abstains=[On(lora(r=12)), On(lora(), CheckContext(engines=("vllm",)))],
     ),
     "REC006": Entry(
         fires=[
