@@ -437,7 +437,6 @@ ENTRIES: dict[str, Entry] = {
             On(config(lora={"peft_type": "LORA"}, extras={"task": "sft"})),
         ],
         abstains=[
-            On(lora(peft_type="LORA")),
             On(config(adapter=False, extras={"task": "sst2"})),
             On(
                 config(lora={"peft_type": "LORA"}),
@@ -502,10 +501,7 @@ ENTRIES: dict[str, Entry] = {
                 says="nothing in m matches o_porj (did you mean o_proj?)",
                 severity="warning",
             ),
-            On(lora(), covered(modules=0, layers=0)),
             On(lora(), covered(layers=4, layers_total=17)),
-            On(lora(), covered(unmatched_targets=["q"])),
-            On(lora(), covered(modules=0, refused=[{"name": "mlp", "reason": "a block"}])),
             On(
                 config(),
                 covered(modules=8, refused=[{"name": "mlp", "reason": "it holds no weight"}]),
@@ -564,7 +560,6 @@ ENTRIES: dict[str, Entry] = {
         silent=[
             On(lora(), covered(layers=4, layers_total=16)),
             On(lora(extras={"layers_to_transform": [1]}), covered(layers=1, layers_total=32)),
-            On(lora(), covered(layers=0, layers_total=0)),
             On(config(lora={"extras": {"layers_to_transform": [0]}}), covered(layers=1, layers_total=32)),
             On(config(), covered(layers=0, layers_total=0)),
         ],
@@ -590,11 +585,9 @@ ENTRIES: dict[str, Entry] = {
     ),
     "TGT006": Entry(
         fires=[
-            On(PHI),
             On(PHI, CheckContext(moment="begun", begun="adapter_model.safetensors")),
             On(PHI_OWN),  # transformers' class has other names; the model's own code had these
             On(config(model_name="google/flan-t5-base", lora={"target_modules": ["q", "V"]})),
-            On(config(model_name="gpt2", lora={"target_modules": ["q_proj"]})),
             On(targets("microsoft/phi-2", "query_key_value", "dense"), severity="warning", confidence=0.85),
             On(targets("microsoft/phi-2", "query_key_value", "q_proj", "dense"), severity="info", confidence=0.85),
             On(
@@ -896,7 +889,6 @@ ENTRIES: dict[str, Entry] = {
                 values={"logging_steps": 500.0, "steps": 150, "every": 3},
                 action="set logging_steps to 3",
             ),
-            On(training(extras={"logging_strategy": "no"})),
             On(
                 config(training={"extras": {"logging_strategy": "no"}}),
                 says="logging is off: no training loss is recorded",
@@ -1108,7 +1100,6 @@ ENTRIES: dict[str, Entry] = {
     ),
     "SRV001": Entry(
         fires=[
-            On(lora(use_dora=True), CheckContext(engines=("vllm",))),
             On(lora(modules_to_save=["lm_head"]), CheckContext(engines=("llamacpp",))),
             On(lora(bias="all"), CheckContext(engines=("vllm",))),
             On(lora(r=8), CheckContext(engines=("mlx",))),
@@ -1168,11 +1159,7 @@ ENTRIES: dict[str, Entry] = {
     ),
     "SRV004": Entry(
         fires=[
-            On(lora(r=12), CheckContext(engines=("vllm",))),
-            On(lora(r=64), CheckContext(engines=("vllm",))),
-            On(lora(r=513), CheckContext(engines=("vllm",))),
             On(lora(r=8, rank_pattern={"q": 24}), CheckContext(engines=("vllm",))),
-            On(lora(r=4), CheckContext(engines=("lorax",))),
             On(
                 config(lora={"r": 513}),
                 CheckContext(engines=("vllm",)),
