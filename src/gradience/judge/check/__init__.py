@@ -200,9 +200,8 @@ class CheckOptions(VerbOptions):
             _read(self.document, read_any),
             _read(self.peft_dir, read_adapter_of),
             _read(self.training_dir, read_training_of),
-            _object(self.peft, read_peft_object) or _read(_place_of(self.peft), read_peft, read_adapter_of),
-            _object(self.training, read_training_object)
-            or _read(_place_of(self.training), read_arguments, read_training_of),
+            _object(self.peft, read_peft_object) or _read(self.peft, read_peft, read_adapter_of),
+            _object(self.training, read_training_object) or _read(self.training, read_arguments, read_training_of),
             _given(self.overrides),
         )
         return stack(layer for layer in layers if layer is not None)
@@ -384,20 +383,17 @@ def _complete(whole: Layer, task: str | None) -> ConfigSnapshot:
 _Reads: TypeAlias = Callable[[Path], Layer]
 
 
-def _read(place: Place | None, read: _Reads, of_folder: _Reads | None = None) -> Layer | None:
-    if place is None:
+def _read(given: Place | Settings | None, read: _Reads, of_folder: _Reads | None = None) -> Layer | None:
+    """The layer of a file, or of a folder if that is read in another way; None if no place is given."""
+    if given is None or isinstance(given, SETTINGS):
         return None
-    if of_folder is not None and os.path.isdir(place):  # noqa: PTH112  # Path.is_dir raises if a name is too long
-        return of_folder(Path(place))
-    return read(Path(place))
+    if of_folder is not None and os.path.isdir(given):  # noqa: PTH112  # Path.is_dir raises if a name is too long
+        return of_folder(Path(given))
+    return read(Path(given))
 
 
 def _object(given: Place | Settings | None, read: Callable[[Settings], Layer]) -> Layer | None:
     return read(given) if isinstance(given, SETTINGS) else None
-
-
-def _place_of(given: Place | Settings | None) -> Place | None:
-    return None if isinstance(given, SETTINGS) else given
 
 
 def _given(config: object) -> Layer | None:
