@@ -210,18 +210,6 @@ def test_the_terminal_says_what_was_written_and_which_prompt_was_assumed(
     assert "chat template, as SFTTrainer applies it; no recipe says which program trains" in said
 
 
-def test_a_template_of_another_program_is_named(tmp_path: Path, tok: Path) -> None:
-    data = write(tmp_path / "train.jsonl", rows("messages", 9))
-    recipe = tmp_path / "lf.yaml"
-    for name, expected in (("qwen", "llama-factory writes its own template 'qwen'"), (None, "")):
-        line = f"template: {name}\n" if name else ""
-        recipe.write_text(f"model_name_or_path: {tok}\nstage: sft\nfinetuning_type: lora\ncutoff_len: 64\n{line}")
-        report = check_data(data, training=recipe, tokenizer=tok)
-        assert report.data is not None
-        assert expected in report.data.prompt
-        assert bool(report.data.prompt) is bool(name)
-
-
 def test_the_page_shows_the_rows_and_takes_no_file_s_place(
     tmp_path: Path, tok: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
