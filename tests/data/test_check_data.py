@@ -107,20 +107,15 @@ def as_kind(folder: Path, kind: str, some: list[dict[str, Any]]) -> Path:
 KINDS = ["json", "csv", "tsv", "parquet", "arrow", "folder", "splits", "shards"]
 
 
-@pytest.mark.parametrize("kind", KINDS)
-def test_every_kind_of_file_gives_the_rows_of_jsonl(kind: str, tmp_path: Path, tok: Path) -> None:
-    some = rows("prompt-completion")
-    reports = [gradience.check_data(as_kind(tmp_path, one, some), tokenizer=tok).data for one in ("jsonl", kind)]
-    same = [msgspec.structs.replace(one, path="") for one in reports if one is not None]
-    assert same[0] == same[1]
-    assert same[0].rows == 40
-
-
-@pytest.mark.parametrize("kind", ["json", "parquet", "folder"])
-def test_messages_are_read_from_nested_columns(kind: str, tmp_path: Path, tok: Path) -> None:
-    some = rows("messages")
-    reports = [gradience.check_data(as_kind(tmp_path, one, some), tokenizer=tok).data for one in ("jsonl", kind)]
-    assert [one.tokens for one in reports if one is not None] == [reports[0].tokens] * 2  # type: ignore[union-attr]
+@pytest.mark.parametrize(("form", "kinds"), [("prompt-completion", KINDS), ("messages", ["json", "parquet", "folder"])])
+def test_every_kind_of_file_gives_the_rows_of_jsonl(form: str, kinds: list[str], tmp_path: Path, tok: Path) -> None:
+    some = rows(form)
+    reports = {
+        kind: gradience.check_data(as_kind(tmp_path, kind, some), tokenizer=tok).data for kind in ("jsonl", *kinds)
+    }
+    same = {kind: msgspec.structs.replace(one, path="") for kind, one in reports.items() if one is not None}
+    assert same == dict.fromkeys(reports, same["jsonl"])
+    assert same["jsonl"].rows == 40
 
 
 def test_a_bad_row_is_a_finding_with_its_line(train: Path, tok: Path) -> None:
