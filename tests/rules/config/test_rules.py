@@ -1297,3 +1297,4 @@ def test_a_rule_without_its_input_says_so(rule: str, case: On) -> None:
 def test_every_rule_has_an_entry_with_a_case_of_each_kind() -> None:
     assert {rule.id for rule in RULES} == set(ENTRIES)
     assert all(all(entry) for entry in ENTRIES.values())
+    assert all(0 < rule.confidence <= 1 for rule in RULES)

@@ -63,6 +63,7 @@ TOKENISED = {"format": "tokenised", "has_labels": True, "pad_is_end": True}
 
 def test_a_data_set_without_a_fault_has_no_finding() -> None:
     assert found(data()) == {}
+    assert all(0 < rule.confidence <= 1 for rule in DATA_RULES)
 
 
 @every(
