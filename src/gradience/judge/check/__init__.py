@@ -326,19 +326,17 @@ def _known(config: ConfigSnapshot, given: CheckOptions, whole: Layer) -> Known:
 
 def _memory(config: ConfigSnapshot, base: Path, given: CheckOptions, whole: Layer, coverage: Coverage | None) -> Memory:
     from gradience.io import pretrained  # numpy: only those with a base pay for it
-    from gradience.judge.check.memory import foretell, parse_size  # the same
+    from gradience.judge.check.memory import foretell, parse_size, peft_fields  # the same
 
     adapter = given.peft if isinstance(given.peft, SETTINGS) else None
     fields = adapter if adapter is None or isinstance(adapter, Mapping) else adapter.to_dict()
     paths = [Path(source.path) for source in whole.sources if source.role == "adapter"]
     if fields is None and paths and paths[-1].name == CONFIG_NAME:
-        own = LoraSnapshot() if given.overrides is None else given.overrides.lora
-        single = {"r": own.r, "lora_alpha": own.alpha, "target_modules": own.target_modules}
         try:
             fields = pretrained.adapter_config(paths[-1].parent)
         except (OSError, ValueError) as error:
             return Memory(reason=f"the adapter's config is not given to PEFT: {error}")
-        fields |= {name: value for name, value in single.items() if value is not None}
+        fields |= {} if given.overrides is None else peft_fields(given.overrides.lora)
     limit = None if given.memory is None else parse_size(given.memory)
     return foretell(config, base=base, adapter=fields, length=given.max_length, limit=limit, coverage=coverage)
 
