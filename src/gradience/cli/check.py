@@ -57,7 +57,8 @@ def _given(single: list[str]) -> tuple[ConfigSnapshot, dict[str, Any]]:
     if found.unknown_keys:
         name = found.unknown_keys[0]
         meant = nearest_known(name)
-        raise ConfigError(f"--set: no setting is called {name}", advice=f"did you mean {meant}?" if meant else None)
+        advice = f"did you mean {meant}?" if meant else "give a name that files have, such as lr or lora_alpha"
+        raise ConfigError(f"--set: no setting is called {name}", advice=advice)
     return found.config, of_data
 
 
