@@ -27,14 +27,7 @@ CANARY = "canary"
 SETTINGS = {"learning_rate": 1e-4, "max_steps": 30, "hub_token": SECRET}
 
 _WATCHED = {
-    "import",
-    "exec",
-    "compile",
-    "os.system",
-    "os.exec",
-    "os.posix_spawn",
-    "subprocess.Popen",
-    "pickle.find_class",
+    *("import", "exec", "compile", "os.system", "os.exec", "os.posix_spawn", "subprocess.Popen", "pickle.find_class")
 }
 _events: list[str] = []
 _watching = False
