@@ -13,7 +13,7 @@ from cyclopts import Parameter
 from gradience.cli import options as opt
 from gradience.cli.bar import on_terminal
 from gradience.configs.document import read_settings
-from gradience.configs.settings import keys_of, nearest_known, split_names
+from gradience.configs.settings import Layer, keys_of, nearest_known, split_names
 from gradience.configs.values import Fields, flag, text, whole
 from gradience.errors import ConfigError
 from gradience.judge.check import CheckKeywords, CheckOptions, check_config
@@ -44,16 +44,17 @@ def _given(single: list[str]) -> tuple[ConfigSnapshot, dict[str, Any]]:
     Raises:
         ConfigError: one is no NAME=VALUE, not known, or of another kind.
     """
-    pairs = {name.strip().replace("-", "_"): value for name, _, value in (item.partition("=") for item in single)}
-    if lone := next((item for item in single if "=" not in item), None):
-        raise ConfigError(f"--set {lone}: expected NAME=VALUE", advice="for example --set lr=1e-4")
-    fields = Fields(dict(pairs), "--set")
+    pairs: dict[str, Json] = {}
+    for item in single:
+        name, sign, value = item.partition("=")
+        if not sign:
+            raise ConfigError(f"--set {item}: expected NAME=VALUE", advice="for example --set lr=1e-4")
+        name = name.strip().replace("-", "_")
+        pairs[name] = _targets(value) if name in keys_of("target_modules") else value
+    fields = Fields(pairs, "--set")
     of_data = {name: fields.take([name], read) for name, read in _OF_DATA.items() if name in pairs}
-    targets = keys_of("target_modules")
-    rest = {name: _targets(pairs[name]) if name in targets else pairs[name] for name in pairs.keys() - of_data.keys()}
-    if not rest:
-        return ConfigSnapshot(), of_data
-    found = read_settings(rest, where="--set")
+    rest = {name: value for name, value in pairs.items() if name not in of_data}
+    found = read_settings(rest, where="--set") if rest else Layer()
     if found.unknown_keys:
         name = found.unknown_keys[0]
         meant = nearest_known(name)
