@@ -145,7 +145,6 @@ PHI = config(  # of these only `dense` is in the model
 ENTRIES: dict[str, Entry] = {
     "VAL001": Entry(
         fires=[
-            On(config(optimizer={"lr": "NaN"})),  # the ends of each range: test_branches.py
             On(config(optimizer={"lr": "Infinity"})),
             On(
                 config(optimizer={"betas": [0.9, 1.0]}),
@@ -191,7 +190,6 @@ ENTRIES: dict[str, Entry] = {
     ),
     "KEY001": Entry(
         fires=[
-            On(training(), CheckContext(unknown_keys=("learning_rat",))),
             On(
                 training(),
                 CheckContext(unknown_keys=("note", "model.lora_rnak")),
@@ -208,7 +206,6 @@ ENTRIES: dict[str, Entry] = {
             On(training(), CheckContext(unknown_keys=("quantization",))),
             On(training(), CheckContext(unknown_keys=("training.max_seq_le",))),
             On(training(), CheckContext(unknown_keys=("dataset_path",))),
-            On(training(), CheckContext(unknown_keys=("columns",))),
             On(training(), CheckContext(unknown_keys=("s2_attention",))),
             On(training(), CheckContext(unknown_keys=("use_bdra",))),
         ],
@@ -232,7 +229,6 @@ ENTRIES: dict[str, Entry] = {
             ),
             On(rate(1e-5), says="lr 1e-05 looks like a full fine-tuning rate; LoRA usually wants about 10 x that"),
             On(rate(2e-5), says="lr 2e-05 looks like a full fine-tuning rate; LoRA usually wants about 10 x that"),
-            On(rate(5e-5, "glue/sst2", r=8, alpha=16)),
             On(rate(5e-5, r=32, alpha=63)),
             On(
                 config(optimizer={"lr": 1e-5}, extras={"task": "sft", "format": "mlx-lm"}),
@@ -270,8 +266,6 @@ ENTRIES: dict[str, Entry] = {
         abstains=[
             On(rate(1e-6, "dpo"), says="objective preference (task dpo): it needs supervised training"),
             On(rate(1e-6, None)),
-            On(config(adapter=False, optimizer={"lr": 1e-6}, extras={"task": "sft"})),
-            On(rate(1e-6, modules_to_save=["embed_tokens"])),
             On(config(optimizer={"lr": 1e-6, "extras": {"lr_from": "the log"}}, extras={"task": "sft"})),
             On(config(optimizer={"lr": 1e-5, "name": "sgd"}, extras={"task": "sft"})),
             On(config(optimizer={"lr": -1.0}, extras={"task": "sft"})),
@@ -301,16 +295,10 @@ ENTRIES: dict[str, Entry] = {
             ),
             On(rate(2e-3, r=8, alpha=16), values={"lr": 2e-3, "scaling_r_lr": 0.032}),
             On(rate(4.8e-3, r=8, alpha=2.001)),
-            On(rate(1.0, r=8, alpha=16)),
             On(config(optimizer={"lr": 3e-3, "extras": {"lr_groups": [2e-3, 3e-3]}}, extras={"task": "sft"})),
             On(rate(3e-3, None), says="at lr 0.003 most LoRA runs of a 35-model sweep diverged", values={"lr": 3e-3}),
         ],
-        silent=[
-            On(rate(1e-3)),
-            On(rate(2.4e-3, r=8, alpha=4)),
-            On(rate(4.8e-3, r=8, alpha=2)),
-            On(rate(3e-3, r=8, alpha=1)),
-        ],
+        silent=[On(rate(1e-3)), On(rate(2.4e-3, r=8, alpha=4)), On(rate(4.8e-3, r=8, alpha=2))],
         abstains=[
             On(config(adapter=False, optimizer={"lr": 1.0}, extras={"task": "sft"})),
             On(rate(3e-3, "dpo")),
@@ -320,7 +308,6 @@ ENTRIES: dict[str, Entry] = {
     "LR004": Entry(
         fires=[
             On(rate(5.1e-5, "dpo")),
-            On(rate(2e-4, "grpo")),
             On(config(optimizer={"lr": 2e-4}, training={"extras": {"trainer": "rl"}})),
             On(
                 config(optimizer={"lr": 1e-3}, extras={"task": "grpo"}),
@@ -346,7 +333,6 @@ ENTRIES: dict[str, Entry] = {
             On(rate(2.1e-6, "grpo")),
             On(rate(1e-6)),
             On(rate(5e-5, "dpo")),
-            On(rate(2e-4, "sft")),
             On(config(optimizer={"lr": 2e-3}, extras={"task": "reward"})),
         ],
         abstains=[
@@ -382,7 +368,6 @@ ENTRIES: dict[str, Entry] = {
     ),
     "TGT001": Entry(
         fires=[
-            On(sft(target_modules=["q_proj", "v_proj"])),
             On(sft(target_modules=["model.layers.0.self_attn.q_proj"])),
             On(sft(target_modules=r".*\.(q_proj|v_proj)")),
             On(config(lora=ATTENTION), severity="info", confidence=0.75),
@@ -399,13 +384,11 @@ ENTRIES: dict[str, Entry] = {
             On(sft(target_modules=["model.layers.0.mlp.down_proj"])),
         ],
         abstains=[
-            On(lora(target_modules=["q_proj"])),
             On(
                 config(lora={"target_modules": ["q_proj"]}, extras={"task": "grpo"}),
                 says="objective rl (task grpo): the evidence is for supervised training of a causal LM",
             ),
             On(sft(target_modules=["query", "dense"])),  # BERT: `dense` is in attention and in the MLP
-            On(sft(extras={"target_modules_null": True})),
             On(
                 config(lora={"task_type": "SEQ_CLS", "target_modules": ["q_proj"]}, extras={"task": "sft"}),
                 says="task_type SEQ_CLS: the evidence is for a causal LM",
@@ -473,22 +456,20 @@ ENTRIES: dict[str, Entry] = {
     ),
     "NUM001": Entry(
         fires=[
-            On(config(lora={"extras": {"autocast_adapter_dtype": False}}, training={"dtype": "float16"})),
             On(
                 config(training={"dtype": "fp16"}, lora={"extras": {"autocast_adapter_dtype": False}}),
                 says="fp16 training with autocast_adapter_dtype off keeps the adapter in fp16",
-            ),
+            )
         ],
         silent=[On(training(dtype="bfloat16"))],
         abstains=[On(training(dtype="float16"), says="autocast_adapter_dtype is not given")],
     ),
     "BIA001": Entry(
         fires=[
-            On(lora(bias="all")),
             On(
                 config(lora={"bias": "lora_only"}),
                 says="bias is 'lora_only': biases of the base model are trained and saved too",
-            ),
+            )
         ],
         silent=[On(lora(bias="none"))],
         abstains=[On(lora(r=8))],
@@ -560,14 +541,12 @@ ENTRIES: dict[str, Entry] = {
         silent=[
             On(lora(), covered(layers=4, layers_total=16)),
             On(lora(extras={"layers_to_transform": [1]}), covered(layers=1, layers_total=32)),
-            On(config(lora={"extras": {"layers_to_transform": [0]}}), covered(layers=1, layers_total=32)),
             On(config(), covered(layers=0, layers_total=0)),
         ],
         abstains=[On(lora()), On(lora(peft_type="IA3"), covered())],
     ),
     "TGT005": Entry(
         fires=[
-            On(lora(), covered(added_tokens=["<x>"])),
             On(
                 config(),
                 covered(added_tokens=["<a>", "<b>", "<c>", "<d>"]),
@@ -908,7 +887,6 @@ ENTRIES: dict[str, Entry] = {
     "REC002": Entry(
         fires=[
             On(training(eval_strategy="no", epochs=1.1)),
-            On(config(training={"eval_strategy": "no", "epochs": 3.0}, extras={"task": "sft"})),
             On(config(training={"eval_strategy": "no"}), says="evaluation is off: overfitting cannot be seen"),
             On(
                 tuned(epochs=2.0, eval_strategy="no"),
@@ -945,21 +923,19 @@ ENTRIES: dict[str, Entry] = {
             On(config(training={"save_strategy": "steps", "save_steps": 0.5, "max_steps": 1})),
         ],
         abstains=[
-            On(training(save_strategy="epoch", max_steps=10)),
             On(
                 config(training={"save_strategy": "best", "save_steps": 500, "max_steps": 100}),
                 says="save_strategy is 'best': checkpoints do not come per step",
-            ),
+            )
         ],
     ),
     "REC005": Entry(
         fires=[
-            On(training(), CheckContext(output=("checkpoint-10",))),
             On(
                 config(),
                 CheckContext(output=("checkpoint-10", "run.jsonl")),
                 says="the output folder already holds a run: checkpoint-10, run.jsonl",
-            ),
+            )
         ],
         silent=[
             On(training(), CheckContext(output=())),
@@ -1101,7 +1077,6 @@ ENTRIES: dict[str, Entry] = {
     "SRV001": Entry(
         fires=[
             On(lora(modules_to_save=["lm_head"]), CheckContext(engines=("llamacpp",))),
-            On(lora(bias="all"), CheckContext(engines=("vllm",))),
             On(lora(r=8), CheckContext(engines=("mlx",))),
             On(
                 config(lora={"extras": {"lora_bias": True}}),
