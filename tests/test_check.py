@@ -47,7 +47,6 @@ SCHEMA = msgspec.json.schema(CheckReport)
 def test_any_document_is_a_report_or_a_config_error(
     document: dict[str, Any], tmp_path_factory: pytest.TempPathFactory
 ) -> None:
-    """No input makes it crash, and every report is valid and printable."""
     path = tmp_path_factory.getbasetemp() / "any.json"
     path.write_text(json.dumps(document))
     try:
@@ -70,7 +69,6 @@ def test_any_document_is_a_report_or_a_config_error(
 def test_any_numbers_are_judged_or_named(
     lr: float | None, r: int | None, alpha: float | None, steps: int | None, every: float | None
 ) -> None:
-    """Divisions and overflows are guarded."""
     config = ConfigSnapshot(
         optimizer=OptimizerSnapshot(lr=lr),
         lora=LoraSnapshot(r=r, alpha=alpha, use_rslora=r == 1),
@@ -90,7 +88,6 @@ def write(path: Path, value: object) -> Path:
 
 
 def test_precedence_is_overrides_files_folders_document(tmp_path: Path) -> None:
-    """Each level takes one setting from the one below it, and each source is named."""
     document = write(tmp_path / "c.json", {"lr": 1.0, "r": 1, "alpha": 1.0, "weight_decay": 1.0, "seed": 1})
     write(tmp_path / "peft" / "adapter_config.json", {"r": 2, "lora_alpha": 2, "lora_dropout": 0.2})
     write(tmp_path / "training" / "training_args.json", {"learning_rate": 2.0, "weight_decay": 2.0, "seed": 2})
@@ -111,13 +108,11 @@ def test_precedence_is_overrides_files_folders_document(tmp_path: Path) -> None:
 
 
 def test_nothing_given_is_said() -> None:
-    """A report on nothing would look like a pass."""
     with pytest.raises(ConfigError, match="nothing to check"):
         check_config(task="sft")
 
 
 def test_secret_in_a_file_is_a_finding_without_its_value(tmp_path: Path) -> None:
-    """From file to JSON and text, only the key."""
     path = write(tmp_path / "training_args.json", {"learning_rate": 1e-4, "hub_token": "hf_doNotPrintMe"})
     report = check_config(training=path)
     assert "SEC001" in {item.id for item in report.findings}
@@ -125,14 +120,12 @@ def test_secret_in_a_file_is_a_finding_without_its_value(tmp_path: Path) -> None
 
 
 def test_text_of_input_cannot_steer_the_terminal(tmp_path: Path) -> None:
-    """Names come from files of strangers."""
     path = write(tmp_path / "c.json", {"model": "a\x1b[31mb\u202e", "lr": 1e-4, "k\x1b]0;x\x07": 1, "task": "\x9b2J"})
     text = check_text(check_config(document=path), verbose=True)
     assert not set(text) & {"\x1b", "\u202e", "\x07", "\x9b"}
 
 
 def test_peft_configs_of_41_methods_are_read(shared_data: Path) -> None:
-    """Other methods are recognised; no LoRA rule judges them."""
     paths = sorted((shared_data / "configs").glob("peft-*.json"))
     assert len(paths) == 41
     for path in paths:
@@ -163,7 +156,6 @@ def test_the_rate_of_a_real_run_is_left_to_its_log(shared_data: Path) -> None:
 
 
 def test_logs_of_another_program_are_documents(shared_data: Path) -> None:
-    """Their first line is the configuration."""
     for path in sorted((shared_data / "runs").glob("*.jsonl")):
         report = check_config(document=path)
         assert report.config.lora.r

@@ -20,7 +20,6 @@ FLAT = str(GOLDEN / "good" / "flat.yaml")
 def test_report_names_sources_config_findings_and_what_was_not_judged(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    """The default report of a person."""
     assert main(["check", FLAT, "--task", "sft", "--set", "lr=1e-5"]) == 0
     out = capsys.readouterr().out
     for piece in (
@@ -36,7 +35,6 @@ def test_report_names_sources_config_findings_and_what_was_not_judged(
 
 
 def test_verbose_shows_the_grounds_and_the_reasons(capsys: pytest.CaptureFixture[str]) -> None:
-    """Everything needed to disagree."""
     main(["check", FLAT, "--task", "sft", "--set", "lr=1e-5", "-v"])
     out = capsys.readouterr().out
     for piece in ("why:", "confidence:", "scope:", "evidence:", "verify:", "4 of SRV001 to SRV004: no engine is named"):
@@ -44,7 +42,6 @@ def test_verbose_shows_the_grounds_and_the_reasons(capsys: pytest.CaptureFixture
 
 
 def test_json_is_one_valid_document_and_nothing_else(capsys: pytest.CaptureFixture[str]) -> None:
-    """A program reads it."""
     assert main(["check", FLAT, "--json"]) == 0
     captured = capsys.readouterr()
     jsonschema.validate(json.loads(captured.out), msgspec.json.schema(CheckReport))
@@ -76,7 +73,6 @@ def test_json_is_one_valid_document_and_nothing_else(capsys: pytest.CaptureFixtu
     ],
 )
 def test_exit_code_is_0_1_or_2(arguments: list[str], code: int, capsys: pytest.CaptureFixture[str]) -> None:
-    """0 done, 1 findings at or above the bar, 2 unusable; an error is one line on stderr."""
     assert main(["check", *arguments]) == code
     captured = capsys.readouterr()
     assert (captured.out == "") is (code == 2)
@@ -105,13 +101,11 @@ def test_rows_without_a_prompt_are_refused_for_grpo(tmp_path: Path, capsys: pyte
 def test_targets_are_names_or_one_expression(
     given: str, understood: object, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """As PEFT takes them."""
     main(["check", "--set", f"targets={given}", "--json"])
     assert json.loads(capsys.readouterr().out)["config"]["lora"]["target_modules"] == understood
 
 
 def test_overrides_reach_the_report(capsys: pytest.CaptureFixture[str]) -> None:
-    """Every option of the command."""
     main(["check", "--set", "lr=1e-4", "--set", "r=8", "--set", "alpha=16", "--set", "target_modules=q,v", "--json"])
     config = json.loads(capsys.readouterr().out)["config"]
     assert config["optimizer"]["lr"] == 1e-4

@@ -136,7 +136,6 @@ def test_the_premises_of_a_rule_are_on_its_card() -> None:
 
 
 def test_findings_come_gravest_first_and_ignored_rules_are_named() -> None:
-    """What matters is on top, and leaving out is no pass."""
     once = {"eval_strategy": "no", "epochs": 2.0}
     snapshot = config(optimizer={"lr": 1e-5}, lora={"r": 0}, training=once, extras={"task": "sft"})
     verdict = judge_config(snapshot, left_out={"LR001": "ignored on request"})

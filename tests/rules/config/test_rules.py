@@ -1254,7 +1254,6 @@ def _nearly(stated: dict[str, Any]) -> dict[str, Any]:
 
 @every(("rule", "case"), cases("silent"))
 def test_a_rule_is_silent_after_having_looked(rule: str, case: On) -> None:
-    """Silence means judged and found in order, not skipped."""
     judged = verdict(case)
     assert rule not in {item.id for item in judged.findings}
     assert reasons(rule, judged) == []
@@ -1262,7 +1261,6 @@ def test_a_rule_is_silent_after_having_looked(rule: str, case: On) -> None:
 
 @every(("rule", "case"), cases("abstains"))
 def test_a_rule_without_its_input_says_so(rule: str, case: On) -> None:
-    """Never a silent pass."""
     judged = verdict(case)
     assert rule not in {item.id for item in judged.findings}
     (reason,) = reasons(rule, judged)
