@@ -18,11 +18,6 @@ from gradience.errors import ConfigError
 from gradience.schema.reports import CheckReport
 
 
-@pytest.fixture(scope="module")
-def tok(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return saved(tmp_path_factory.mktemp("tok"))
-
-
 @pytest.fixture
 def train(tmp_path: Path) -> Path:
     return write(tmp_path / "train.jsonl", rows("messages"))

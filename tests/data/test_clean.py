@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from made import ask, rows, saved, say, write
+from made import ask, rows, say, write
 from tables import every
 
 from gradience.cli.main import main
@@ -25,11 +25,6 @@ LINES = [
     b"{",
     HEAD % b"caf\xef\xbf\xbd now",
 ]
-
-
-@pytest.fixture(scope="module")
-def tok(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return saved(tmp_path_factory.mktemp("tok"))
 
 
 def ledger(out: Path) -> dict[int, str]:

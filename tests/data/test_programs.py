@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from made import rows, saved, write
+from made import rows, write
 from tables import every
 
 from gradience.configs.document import DataPlan, read_data_plan
@@ -91,11 +91,6 @@ FILES = {
 }
 OF_FACTORY = "model_name_or_path: {tok}\nstage: sft\nfinetuning_type: lora\ndataset: mine\ndataset_dir: .\n"
 OF_SWIFT = "model: {tok}\ndataset: train.jsonl#500\ntuner_type: lora\nlearning_rate: 0.1\n"
-
-
-@pytest.fixture(scope="module")
-def tok(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return saved(tmp_path_factory.mktemp("tok"))
 
 
 @pytest.fixture(scope="module")

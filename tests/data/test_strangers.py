@@ -13,7 +13,7 @@ from typing import Any
 
 import pyarrow as pa
 import pytest
-from made import QWEN, ask, rows, saved, say, write
+from made import QWEN, ask, rows, say, write
 from pyarrow import ipc, parquet
 from tables import every
 
@@ -24,11 +24,6 @@ from gradience.errors import ConfigError
 from gradience.io.confined import MEMORY, Limits
 
 TALK = [ask("hello there"), say("hi")]
-
-
-@pytest.fixture(scope="module")
-def tok(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return saved(tmp_path_factory.mktemp("tok"))
 
 
 def changed(tok: Path, to: Path, change: Any) -> Path:
