@@ -49,6 +49,34 @@ def seen(base: dict[str, Any] | None = None, **counts: int) -> dict[str, Any]:
     return {**(base or {}), "seen": counts}
 
 
+def padded(share: float | None, packed: int | None = None, **changed: Any) -> dict[str, Any]:
+    sequences = {} if packed is None else {"packed_sequences": packed}
+    return {"batching": {"batch_size": 8, "padding_share": share, **sequences}, **changed}
+
+
+def same(most_common: int, *, of: int, **changed: int) -> dict[str, Any]:
+    """So many answers are one text."""
+    return {"answers": {"rows": of, "most_common": most_common, **changed}}
+
+
+def repeated(count: int, *, of: int) -> dict[str, Any]:
+    """So many answers share a sentence."""
+    return {"repeated": {"answers": of, "rows": {"count": count}}}
+
+
+def near(count: int) -> dict[str, Any]:
+    return {"near": {"compared": 1000, "rows": {"count": count}}}
+
+
+def titled(joined: int, *, begun: int, of: int) -> dict[str, Any]:
+    """So many texts begin with a label, and have it again."""
+    return {"documents": {"label": "Title:", "rows": of, "begun": begun, "joined": {"count": joined}}}
+
+
+def supervised(count: int, *, of: int, total: int) -> dict[str, Any]:
+    return {"tokens": {"total": total, "kept": of, "supervised": count}}
+
+
 def found(report: DataReport) -> dict[str, Finding]:
     return {finding.id: finding for finding in judge(DATA_RULES, report).findings}
 
@@ -57,6 +85,7 @@ def why(report: DataReport) -> dict[str, str]:
     return {item.id: item.reason for item in judge(DATA_RULES, report).not_run}
 
 
+UNMARKED = {"template_marks_answers": False}
 LABELLED = {"format": "classification", "trainer": "classification", "loss": "none", "num_labels": 3}
 TOKENISED = {"format": "tokenised", "has_labels": True, "pad_is_end": True}
 
@@ -75,19 +104,9 @@ def test_a_data_set_without_a_fault_has_no_finding() -> None:
         ("DAT300", seen({"rows_read": 991}, unreadable=10), "warning", {}),
         ("DAT301", seen(unsupervised=1), "error", {}),
         ("DAT301", seen(unsupervised=1000), "critical", {}),
-        ("DAT302", {"template_marks_answers": False}, "error", {"template_marks_answers": False, "loss": "all"}),
-        (
-            "DAT302",
-            {"template_marks_answers": False},
-            "error",
-            {"template_marks_answers": False, "masked_by": "axolotl"},
-        ),
-        (
-            "DAT303",
-            {"tokens": {"total": 100_000, "kept": 100_000, "supervised": 1999}},
-            "info",
-            {"tokens": {"total": 100_000, "kept": 100_000, "supervised": 2000}},
-        ),
+        ("DAT302", UNMARKED, "error", {**UNMARKED, "loss": "all"}),
+        ("DAT302", UNMARKED, "error", {**UNMARKED, "masked_by": "axolotl"}),
+        ("DAT303", supervised(1999, of=100_000, total=100_000), "info", supervised(2000, of=100_000, total=100_000)),
         ("DAT304", seen(all_supervised=500), "warning", seen(all_supervised=499)),
         ("DAT304", seen(all_supervised=500), "warning", seen({"loss": "all"}, all_supervised=500)),
         ("DAT305", seen(cut=49), "info", {}),
@@ -112,17 +131,12 @@ def test_a_data_set_without_a_fault_has_no_finding() -> None:
         ("DAT309", seen(double_bos=10), "warning", seen(double_bos=9)),
         ("DAT310", {"template_tokens_split": ["<|turn|>"]}, "warning", {}),
         ("DAT311", seen(empty_answer=1), "warning", {}),
-        ("DAT312", {"answers": {"rows": 21, "most_common": 7}}, "warning", {"answers": {"rows": 22, "most_common": 7}}),
+        ("DAT312", same(7, of=21), "warning", same(7, of=22)),
         ("DAT313", seen(duplicate=10), "info", seen(duplicate=9)),
         ("DAT313", seen(duplicate=100), "warning", {}),
         ("DAT318", seen(mojibake=9), "info", {}),
         ("DAT318", seen(replacement=10), "warning", {}),
-        (
-            "DAT320",
-            {"batching": {"batch_size": 8, "padding_share": 0.5}},
-            "info",
-            {"batching": {"batch_size": 8, "padding_share": 0.49}},
-        ),
+        ("DAT320", padded(0.5), "info", padded(0.49)),
         (
             "DAT315",
             {**LABELLED, "labels": {"1": 900, "0": 100}, "labels_total": 2},
@@ -141,19 +155,9 @@ def test_a_data_set_without_a_fault_has_no_finding() -> None:
             "error",
             {**LABELLED, "labels": {"1": 899, "0": 1}, "labels_total": 2},
         ),
-        (
-            "DAT312",
-            {"answers": {"rows": 1000, "most_common": 900, "distinct": 2}},
-            "warning",
-            {"answers": {"rows": 1000, "most_common": 899, "distinct": 2}},
-        ),
-        (
-            "DAT312",
-            {"answers": {"rows": 1000, "most_common": 500, "distinct": 51}},
-            "warning",
-            {"answers": {"rows": 1000, "most_common": 500, "distinct": 50}},
-        ),
-        ("DAT312", {"answers": {"rows": 1000, "most_common": 1000, "distinct": 1}}, "warning", {}),
+        ("DAT312", same(900, of=1000, distinct=2), "warning", same(899, of=1000, distinct=2)),
+        ("DAT312", same(500, of=1000, distinct=51), "warning", same(500, of=1000, distinct=50)),
+        ("DAT312", same(1000, of=1000, distinct=1), "warning", {}),
         ("DAT322", seen(translated=1), "info", seen({"program_stated": True}, translated=1)),
         ("DAT323", seen(value_parts=1), "info", seen({"masked_by": "axolotl"}, value_parts=1)),
         ("DAT323", seen({"parts_joined": True}, parts=1), "info", seen(parts=1)),
@@ -185,25 +189,15 @@ def test_a_data_set_without_a_fault_has_no_finding() -> None:
         ("DAT333", seen(inverted=500), "error", {}),
         ("DAT333", seen(inverted=499), "warning", {}),
         ("DAT334", seen(refusal=250), "warning", seen(refusal=249)),
-        (
-            "DAT334",
-            {"repeated": {"answers": 900, "rows": {"count": 300}}},
-            "warning",
-            {"repeated": {"answers": 901, "rows": {"count": 300}}},
-        ),
-        (
-            "DAT334",
-            {"repeated": {"answers": 900, "rows": {"count": 300}}, "answers": {"rows": 1000, "most_common": 333}},
-            "warning",
-            {"repeated": {"answers": 900, "rows": {"count": 300}}, "answers": {"rows": 1000, "most_common": 334}},
-        ),
+        ("DAT334", repeated(300, of=900), "warning", repeated(300, of=901)),
+        ("DAT334", repeated(300, of=900) | same(333, of=1000), "warning", repeated(300, of=900) | same(334, of=1000)),
         ("DAT335", seen(ended=990, torn=10), "warning", seen(ended=991, torn=9)),
         ("DAT335", seen(ended=95, torn=5), "warning", seen(ended=96, torn=4)),
         ("DAT335", seen(ended=380, dangling=19, torn=1), "info", seen(ended=381, dangling=19, torn=1)),
         ("DAT335", seen(ended=30, dangling=66, torn=4), "info", seen(ended=29, dangling=67, torn=4)),
         ("DAT335", seen(ended=300, dangling=19, torn=1), "info", seen(ended=300, dangling=20, torn=1)),
-        ("DAT334", {"repeated": {"answers": 1000, "rows": {"count": 899}}}, "warning", {}),
-        ("DAT334", {"repeated": {"answers": 1000, "rows": {"count": 900}}}, "info", {}),
+        ("DAT334", repeated(899, of=1000), "warning", {}),
+        ("DAT334", repeated(900, of=1000), "info", {}),
         ("DAT304", seen(mask_unused=1), "warning", {}),
         ("DAT336", seen(call_unanswered=1), "warning", {}),
         ("DAT336", seen(result_uncalled=1), "warning", {}),
@@ -236,31 +230,11 @@ def test_a_data_set_without_a_fault_has_no_finding() -> None:
             {"pairs": {"compared": 49, "rejected_longer": 49}},
         ),
         ("DAT340", seen(conflict=1), "warning", {}),
-        (
-            "DAT313",
-            {"near": {"compared": 1000, "rows": {"count": 10}}},
-            "info",
-            {"near": {"compared": 1000, "rows": {"count": 9}}},
-        ),
-        ("DAT313", {"near": {"compared": 1000, "rows": {"count": 100}}}, "warning", {}),
-        (
-            "DAT342",
-            {"documents": {"label": "Title:", "rows": 100, "begun": 50, "joined": {"count": 2}}},
-            "warning",
-            {"documents": {"label": "Title:", "rows": 100, "begun": 49, "joined": {"count": 2}}},
-        ),
-        (
-            "DAT342",
-            {"documents": {"label": "Title:", "rows": 100, "begun": 90, "joined": {"count": 60}}},
-            "warning",
-            {"documents": {"label": "Title:", "rows": 100, "begun": 90, "joined": {"count": 61}}},
-        ),
-        (
-            "DAT342",
-            {"documents": {"rows": 200, "begun": 100, "joined": {"count": 2}}},
-            "warning",
-            {"documents": {"rows": 200, "begun": 100, "joined": {"count": 1}}},
-        ),
+        ("DAT313", near(10), "info", near(9)),
+        ("DAT313", near(100), "warning", {}),
+        ("DAT342", titled(2, begun=50, of=100), "warning", titled(2, begun=49, of=100)),
+        ("DAT342", titled(60, begun=90, of=100), "warning", titled(61, begun=90, of=100)),
+        ("DAT342", titled(2, begun=100, of=200), "warning", titled(1, begun=100, of=200)),
         (
             "DAT314",
             {"overlap": {"eval_rows": 9, "other_answer": {"count": 1}}},
@@ -285,18 +259,8 @@ def test_a_data_set_without_a_fault_has_no_finding() -> None:
         ("DAT353", seen(placeholder=10), "info", seen(placeholder=9)),
         ("DAT354", seen(speaker_label=50), "warning", seen(speaker_label=49)),
         ("DAT306", seen(answer_cut=50), "warning", seen({"keeps_overflow": True}, answer_cut=50)),
-        (
-            "DAT320",
-            {"batching": {"batch_size": 8, "padding_share": 0.5}},
-            "info",
-            {"batching": {"batch_size": 8, "padding_share": 0.5}, "batch_stated": False},
-        ),
-        (
-            "DAT320",
-            {"batching": {"batch_size": 8, "padding_share": 0.5}},
-            "info",
-            {"batching": {"batch_size": 8, "padding_share": 0.5}, "pads": False},
-        ),
+        ("DAT320", padded(0.5), "info", padded(0.5, batch_stated=False)),
+        ("DAT320", padded(0.5), "info", padded(0.5, pads=False)),
     ],
 )
 def test_a_rule_speaks_from_its_threshold_on(rule: str, speaks: Any, severity: str, silent: Any) -> None:
@@ -307,13 +271,13 @@ def test_a_rule_speaks_from_its_threshold_on(rule: str, speaks: Any, severity: s
 @every(
     ("rule", "changed", "reason"),
     [
-        ("DAT301", {"template_marks_answers": False}, "see DAT302"),
+        ("DAT301", UNMARKED, "see DAT302"),
         ("DAT304", {"loss": "all"}, "as asked"),
         ("DAT305", {"max_length": None}, "no length limit"),
         ("DAT307", {"end_tokens": []}, "no end token"),
         ("DAT307", {"whole_rows": 0}, "no supervised answer is complete"),
         ("DAT308", {"pad_is_end": None}, "no tokenizer"),
-        ("DAT312", {"answers": {"rows": 19, "most_common": 19}}, "19 answers"),
+        ("DAT312", same(19, of=19), "19 answers"),
         ("DAT313", {"sampled": True}, "--set samples=all"),
         ("DAT314", {}, "--eval-data"),
         ("DAT315", {}, "no label"),
@@ -328,11 +292,7 @@ def test_a_rule_speaks_from_its_threshold_on(rule: str, speaks: Any, severity: s
             "masked with the padding (see DAT308)",
         ),
         ("DAT310", {"template": "", "template_tokens_split": ["<x>"]}, "no chat template is used"),
-        (
-            "DAT320",
-            {"packing": True, "batching": {"batch_size": 8, "padding_share": 0.9, "packed_sequences": 9}},
-            "packing is on: nothing is padded",
-        ),
+        ("DAT320", padded(0.9, packed=9, packing=True), "packing is on: nothing is padded"),
     ],
 )
 def test_a_rule_that_lacks_its_input_says_why(rule: str, changed: Any, reason: str) -> None:
@@ -404,7 +364,7 @@ TWO: dict[str, Any] = {**LABELLED, "labels": {"7": 18, "0": 2}, "labels_total": 
             "error: 1 of 20 rows (5 %: 1) have a label below 0",
         ),
         ("DAT316", {**TWO, "trainer": "kto"}, "? the rows are not classified"),
-        ("DAT312", {"answers": {"rows": 40, "most_common": 20}}, "warning: 50% of 40 answers are the same text"),
+        ("DAT312", same(20, of=40), "warning: 50% of 40 answers are the same text"),
         # a sample that shows duplicates is judged, one that shows none is not
         (
             "DAT313",
@@ -441,15 +401,11 @@ TWO: dict[str, Any] = {**LABELLED, "labels": {"7": 18, "0": 2}, "labels_total": 
             ),
         ),
         # what the loss is on
-        ("DAT302", {"template_marks_answers": False, "format": "text"}, ""),
-        ("DAT302", {"template_marks_answers": False, "loss": "completion"}, ""),
+        ("DAT302", {**UNMARKED, "format": "text"}, ""),
+        ("DAT302", {**UNMARKED, "loss": "completion"}, ""),
         ("DAT301", seen(unsupervised=999), "error: 999 of 1,000 rows (100 %: 1, ...) have no supervised token"),
         ("DAT301", seen(unsupervised=1000), "critical: all 1,000 rows have no supervised token"),
-        (
-            "DAT303",
-            {"tokens": {"total": 2000, "kept": 1000, "supervised": 19}},
-            "info: 19 of 1,000 tokens are supervised (1.9%)",
-        ),
+        ("DAT303", supervised(19, of=1000, total=2000), "info: 19 of 1,000 tokens are supervised (1.9%)"),
         ("DAT303", {"tokens": {"total": 9, "kept": 9}}, "? no token is supervised (see DAT301, DAT302)"),
         (
             "DAT304",
@@ -495,7 +451,7 @@ TWO: dict[str, Any] = {**LABELLED, "labels": {"7": 18, "0": 2}, "labels_total": 
         # what the limit cuts
         (
             "DAT305",
-            seen({"tokens": {"total": 1000, "kept": 900, "supervised": 9}}, cut=40),
+            seen(supervised(9, of=900, total=1000), cut=40),
             (
                 "info: 40 of 1,000 rows (4 %: 1, ...) are longer than 512 tokens: 10.0% of the tokens are lost; 200 "
                 "tokens keep 95 % of the sequences whole, 300 keep 99 %"
@@ -511,15 +467,11 @@ TWO: dict[str, Any] = {**LABELLED, "labels": {"7": 18, "0": 2}, "labels_total": 
         ),
         (
             "DAT320",
-            {"batching": {"batch_size": 8, "padding_share": 0.75, "packed_sequences": 9}, "sequences": 40},
+            padded(0.75, packed=9, sequences=40),
             "info: 75% of a batch of 8 is padding; packing makes 9 full sequences of 40",
         ),
-        ("DAT320", {"batching": {"batch_size": 8, "padding_share": 0.5}}, "info: 50% of a batch of 8 is padding"),
-        (
-            "DAT320",
-            {"batching": {"batch_size": 8, "padding_share": 0.5, "packed_sequences": 0}},
-            "info: 50% of a batch of 8 is padding",
-        ),
+        ("DAT320", padded(0.5), "info: 50% of a batch of 8 is padding"),
+        ("DAT320", padded(0.5, packed=0), "info: 50% of a batch of 8 is padding"),
         ("DAT320", {"batching": {"batch_size": 8}}, "? no batch could be counted"),
         ("DAT303", {"trainer": "reward"}, "? reward: the loss is computed on one output per sequence, not on tokens"),
         ("DAT301", {"rows_read": 0}, "? no row could be tokenised"),
@@ -588,7 +540,7 @@ def test_what_is_said_of_evaluation_rows_in_the_training_set(changed: Any, says:
         ("DAT315", TWO, {"label": "7", "rows": 18, "share": 0.9, "labels": 3}),
         (
             "DAT305",
-            seen({"tokens": {"total": 1000, "kept": 900, "supervised": 9}}, cut=40),
+            seen(supervised(9, of=900, total=1000), cut=40),
             {
                 "rows": 40,
                 "of": 1000,
@@ -616,7 +568,7 @@ def test_what_is_said_of_evaluation_rows_in_the_training_set(changed: Any, says:
         # of all rows that were read, or of the whole answers only
         (
             "DAT302",
-            {"template_marks_answers": False, "template": "chatml", "whole_rows": 7},
+            {**UNMARKED, "template": "chatml", "whole_rows": 7},
             {"template": "chatml", "loss": "assistant", "rows": 1000},
         ),
         (
@@ -624,11 +576,7 @@ def test_what_is_said_of_evaluation_rows_in_the_training_set(changed: Any, says:
             seen({"whole_rows": 7}, unsupervised=3),
             {"rows": 3, "of": 1000, "share": 0.003, "first": [1], "loss": "assistant"},
         ),
-        (
-            "DAT303",
-            {"tokens": {"total": 2000, "kept": 1000, "supervised": 19}},
-            {"supervised": 19, "tokens": 1000, "share": 0.019},
-        ),
+        ("DAT303", supervised(19, of=1000, total=2000), {"supervised": 19, "tokens": 1000, "share": 0.019}),
         (
             "DAT304",
             seen({"whole_rows": 7}, all_supervised=600),
@@ -639,11 +587,7 @@ def test_what_is_said_of_evaluation_rows_in_the_training_set(changed: Any, says:
             seen({**TOKENISED, "whole_rows": 10}, end_masked=6),
             {"rows": 6, "of": 10, "share": 0.6, "first": [1]},
         ),
-        (
-            "DAT320",
-            {"batching": {"batch_size": 8, "padding_share": 0.75, "packed_sequences": 9}},
-            {"padding_share": 0.75, "batch_size": 8, "packed": 9},
-        ),
+        ("DAT320", padded(0.75, packed=9), {"padding_share": 0.75, "batch_size": 8, "packed": 9}),
     ],
 )
 def test_a_finding_has_these_values(rule: str, changed: Any, values: Any) -> None:
