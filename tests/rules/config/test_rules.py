@@ -120,6 +120,14 @@ def covered(**fields: Any) -> CheckContext:
     return CheckContext(coverage=msgspec.convert({**common, **counts, **fields}, Coverage))
 
 
+def engines(*names: str) -> CheckContext:
+    return CheckContext(engines=names)
+
+
+def unknown(*keys: str) -> CheckContext:
+    return CheckContext(unknown_keys=keys)
+
+
 def rotated(**fields: Any) -> ConfigSnapshot:
     """A run of 100 steps that evaluates, writes 10 checkpoints and keeps the newest 9."""
     steps = {"max_steps": 100, "save_strategy": "steps", "save_steps": 10.0, "eval_strategy": "steps"}
@@ -154,17 +162,17 @@ ENTRIES: dict[str, Entry] = {
             ),
             On(training(batch_size=0), settings=["batch_size"]),
             On(
-                config(lora={"alpha": "NaN"}),
+                lora(alpha="NaN"),
                 says="lora_alpha is NaN; it must be a finite number, above 0",
                 values={"lora_alpha": "NaN"},
             ),
-            On(config(lora={"r": 0}), action="set r to a value at least 1"),
-            On(config(lora={"dropout": 1.0}), settings=["dropout"]),
-            On(config(lora={"alpha": 0.0}), settings=["alpha"]),
+            On(lora(r=0), action="set r to a value at least 1"),
+            On(lora(dropout=1.0), settings=["dropout"]),
+            On(lora(alpha=0.0), settings=["alpha"]),
             On(config(optimizer={"eps": -1.0}), settings=["eps"]),
             On(training(gradient_accumulation=0), settings=["gradient_accumulation"]),
             On(training(world_size=0), settings=["world_size"]),
-            On(config(lora={"rank_pattern": {"q": 0}}), settings=["rank_pattern"]),
+            On(lora(rank_pattern={"q": 0}), settings=["rank_pattern"]),
         ],
         silent=[On(config(optimizer={"lr": 2e-4, "weight_decay": 0.0}, lora={"r": 1, "alpha": 0.1, "dropout": 0.0}))],
         abstains=[On(config())],
@@ -173,14 +181,14 @@ ENTRIES: dict[str, Entry] = {
         fires=[
             On(training(extras={"secret_keys": ["hub_token"]}), settings=["hub_token"]),
             On(
-                config(training={"extras": {"secret_keys": ["a", "b"]}}),
+                training(extras={"secret_keys": ["a", "b"]}),
                 says=(
                     "a is set in the configuration (its value was not read) | b is set in the "
                     "configuration (its value was not read)"
                 ),
             ),
             On(
-                config(training={"extras": {"secret_keys": ["a"], "masked_keys": ["hub_token"]}}),
+                training(extras={"secret_keys": ["a"], "masked_keys": ["hub_token"]}),
                 says="a is set in the configuration (its value was not read)",
                 reason="hub_token: masked in the file, as transformers does whether set or not",
             ),
@@ -192,26 +200,26 @@ ENTRIES: dict[str, Entry] = {
         fires=[
             On(
                 training(),
-                CheckContext(unknown_keys=("note", "model.lora_rnak")),
+                unknown("note", "model.lora_rnak"),
                 says="no setting is called model.lora_rnak; did you mean lora_rank?",
                 settings=["model.lora_rnak"],
             ),
-            On(training(), CheckContext(unknown_keys=("warmupsteps", "note", "tags"))),
-            On(config(extras={"format": "axolotl"}), CheckContext(unknown_keys=("sequence_lne", "a_a", "b_b", "c_c"))),
+            On(training(), unknown("warmupsteps", "note", "tags")),
+            On(config(extras={"format": "axolotl"}), unknown("sequence_lne", "a_a", "b_b", "c_c")),
         ],
         silent=[
             On(training(), CheckContext(unknown_keys=())),
-            On(training(), CheckContext(unknown_keys=("my_own_note", "lor"))),
-            On(training(), CheckContext(unknown_keys=("alpha1", "load_in_4bit"))),  # of other series
-            On(training(), CheckContext(unknown_keys=("quantization",))),
-            On(training(), CheckContext(unknown_keys=("training.max_seq_le",))),
-            On(training(), CheckContext(unknown_keys=("dataset_path",))),
-            On(training(), CheckContext(unknown_keys=("s2_attention",))),
-            On(training(), CheckContext(unknown_keys=("use_bdra",))),
+            On(training(), unknown("my_own_note", "lor")),
+            On(training(), unknown("alpha1", "load_in_4bit")),  # of other series
+            On(training(), unknown("quantization")),
+            On(training(), unknown("training.max_seq_le")),
+            On(training(), unknown("dataset_path")),
+            On(training(), unknown("s2_attention")),
+            On(training(), unknown("use_bdra")),
         ],
         abstains=[
             On(training()),
-            On(training(), CheckContext(unknown_keys=("learning_rat", "solution_field", "train_log", "note"))),
+            On(training(), unknown("learning_rat", "solution_field", "train_log", "note")),
             On(training(), CheckContext(unknown_keys=("learning_rat",), moment="begun", begun="args.json")),
         ],
     ),
@@ -268,11 +276,8 @@ ENTRIES: dict[str, Entry] = {
             On(rate(1e-6, None)),
             On(config(optimizer={"lr": 1e-6, "extras": {"lr_from": "the log"}}, extras={"task": "sft"})),
             On(config(optimizer={"lr": 1e-5, "name": "sgd"}, extras={"task": "sft"})),
-            On(config(optimizer={"lr": -1.0}, extras={"task": "sft"})),
-            On(
-                config(optimizer={"lr": 1e-5}, extras={"task": "reward"}),
-                says="objective reward (task reward): it needs supervised training",
-            ),
+            On(rate(-1.0)),
+            On(rate(1e-5, "reward"), says="objective reward (task reward): it needs supervised training"),
             On(
                 config(adapter=False, lora={"task_type": "CAUSAL_LM", "dropout": 0.1}, optimizer={"lr": 1e-6}),
                 says=NO_ADAPTER,
@@ -289,10 +294,7 @@ ENTRIES: dict[str, Entry] = {
             On(rate(1.001e-3), confidence=0.7),
             On(rate(2.99e-3, None), confidence=0.7),
             On(rate(2.4e-3, r=8, alpha=4.001)),  # alpha x lr = 9.6e-3 is the best rate of the median model
-            On(
-                config(optimizer={"lr": 2e-3}, extras={"task": "reward"}),
-                says="lr 0.002 is above the published band for LoRA",
-            ),
+            On(rate(2e-3, "reward"), says="lr 0.002 is above the published band for LoRA"),
             On(rate(2e-3, r=8, alpha=16), values={"lr": 2e-3, "scaling_r_lr": 0.032}),
             On(rate(4.8e-3, r=8, alpha=2.001)),
             On(config(optimizer={"lr": 3e-3, "extras": {"lr_groups": [2e-3, 3e-3]}}, extras={"task": "sft"})),
@@ -310,7 +312,7 @@ ENTRIES: dict[str, Entry] = {
             On(rate(5.1e-5, "dpo")),
             On(config(optimizer={"lr": 2e-4}, training={"extras": {"trainer": "rl"}})),
             On(
-                config(optimizer={"lr": 1e-3}, extras={"task": "grpo"}),
+                rate(1e-3, "grpo"),
                 says="lr 0.001 is high for reinforcement learning: DPO uses about 5e-6, GRPO 1e-5 to 4e-5",
             ),
             On(
@@ -329,12 +331,7 @@ ENTRIES: dict[str, Entry] = {
             On(rate(5e-7, "dpo", r=16, alpha=32)),
             On(config(optimizer={"lr": 1e-4, "extras": {"lr_groups": [6e-5, 1e-4]}}, extras={"task": "dpo"})),
         ],
-        silent=[
-            On(rate(2.1e-6, "grpo")),
-            On(rate(1e-6)),
-            On(rate(5e-5, "dpo")),
-            On(config(optimizer={"lr": 2e-3}, extras={"task": "reward"})),
-        ],
+        silent=[On(rate(2.1e-6, "grpo")), On(rate(1e-6)), On(rate(5e-5, "dpo")), On(rate(2e-3, "reward"))],
         abstains=[
             On(config(optimizer={"lr": 8e-5, "extras": {"lr_groups": [5e-6, 8e-5]}}, extras={"task": "dpo"})),
             On(config(optimizer={"lr": 1e-6, "extras": {"lr_from": "the log"}}, extras={"task": "grpo"})),
@@ -393,12 +390,12 @@ ENTRIES: dict[str, Entry] = {
                 config(lora={"task_type": "SEQ_CLS", "target_modules": ["q_proj"]}, extras={"task": "sft"}),
                 says="task_type SEQ_CLS: the evidence is for a causal LM",
             ),
-            On(config(lora={"peft_type": "ADALORA"}), says="peft_type ADALORA is not LoRA: the rule does not apply"),
+            On(lora(peft_type="ADALORA"), says="peft_type ADALORA is not LoRA: the rule does not apply"),
             On(
-                config(lora={"task_type": "CAUSAL_LM", "extras": {"target_modules_null": True}}),
+                lora(task_type="CAUSAL_LM", extras={"target_modules_null": True}),
                 says="target_modules is null: PEFT's default decides (see TGT003)",
             ),
-            On(config(lora={"task_type": "CAUSAL_LM"}), says="target_modules is not given"),
+            On(lora(task_type="CAUSAL_LM"), says="target_modules is not given"),
         ],
     ),
     "TGT003": Entry(
@@ -407,7 +404,7 @@ ENTRIES: dict[str, Entry] = {
             On(lora(target_modules=["q_proj"])),
             On(lora(extras={"target_modules_null": True, "target_parameters": ["experts.w"]})),
         ],
-        abstains=[On(lora(r=8)), On(config(lora={"r": 8}), says="target_modules is not given")],
+        abstains=[On(lora(r=8)), On(lora(r=8), says="target_modules is not given")],
     ),
     "TGT004": Entry(
         fires=[
@@ -422,7 +419,7 @@ ENTRIES: dict[str, Entry] = {
         abstains=[
             On(config(adapter=False, extras={"task": "sst2"})),
             On(
-                config(lora={"peft_type": "LORA"}),
+                lora(peft_type="LORA"),
                 says=(
                     "task_type is unset; whether there is a new head is not known (no task, task_type or "
                     "trainer says it)"
@@ -466,10 +463,7 @@ ENTRIES: dict[str, Entry] = {
     ),
     "BIA001": Entry(
         fires=[
-            On(
-                config(lora={"bias": "lora_only"}),
-                says="bias is 'lora_only': biases of the base model are trained and saved too",
-            )
+            On(lora(bias="lora_only"), says="bias is 'lora_only': biases of the base model are trained and saved too")
         ],
         silent=[On(lora(bias="none"))],
         abstains=[On(lora(r=8))],
@@ -667,20 +661,20 @@ ENTRIES: dict[str, Entry] = {
             On(targets("x", "query_key_value"), typed("gpt_neox")),
             On(targets("google/vit-base-patch16-224", "k_proj", "output")),  # a block in transformers 4 only
             On(targets("google-bert/bert-base-uncased", "query", "cls", "0")),  # of some classes, or a list of layers
-            On(config(lora={"target_modules": ["qkv"], "extras": {"base_model_type": "qwen3_vl"}})),
+            On(lora(target_modules=["qkv"], extras={"base_model_type": "qwen3_vl"})),
             On(expression(r".*\.self_attn\.(q|v)_proj")),
             On(expression(r".*q_proj|encoder\.layers\.0\.mlp")),  # a block that this class may not have
             On(expression(r"model\.vision_tower\.encoder\.layers\.\d+\.mlp\.fc1", "google/gemma-3-4b-it")),
             On(expression(r"model\.layers\.(1[0-9]|20)\.mlp\.up_proj")),
             On(expression(r"model\.language_model\.layers\.\d+\.mlp\.\w+", "google/gemma-3-4b-it")),
             On(expression(r"vision_tower\.vision_model\.encoder\..*(fc1|fc2)", "google/gemma-3-4b-it")),
-            On(config(lora={"target_modules": [], "extras": {"target_parameters": ["w"]}})),
+            On(lora(target_modules=[], extras={"target_parameters": ["w"]})),
         ],
         abstains=[
             On(PHI, covered()),
             On(PHI_OWN, CheckContext(moment="begun", begun="adapter_model.safetensors")),
             On(config(model_name="org/own-model", lora={"target_modules": ["q"]})),
-            On(config(lora={"target_modules": ["q"]})),
+            On(lora(target_modules=["q"])),
             On(  # it began, so its model has the modules
                 targets("gpt2", "q_proj"),
                 CheckContext(moment="begun", begun="adapter_model.safetensors"),
@@ -791,7 +785,7 @@ ENTRIES: dict[str, Entry] = {
             On(config(model_name="gpt2", extras={"format": "axolotl", "task": "sft"})),
             On(config(model_name="gpt2", extras={"task": "dpo"})),
             On(config(model_name="gpt2", extras={"task": "sft"}), CheckContext(moment="begun", begun="args.json")),
-            On(config(lora={"task_type": "CAUSAL_LM"})),
+            On(lora(task_type="CAUSAL_LM")),
         ],
     ),
     "MEM001": Entry(
@@ -868,10 +862,7 @@ ENTRIES: dict[str, Entry] = {
                 values={"logging_steps": 500.0, "steps": 150, "every": 3},
                 action="set logging_steps to 3",
             ),
-            On(
-                config(training={"extras": {"logging_strategy": "no"}}),
-                says="logging is off: no training loss is recorded",
-            ),
+            On(training(extras={"logging_strategy": "no"}), says="logging is off: no training loss is recorded"),
             On(training(logging_steps=500.0, max_steps=10), action="set logging_steps to 1"),
         ],
         silent=[
@@ -887,7 +878,7 @@ ENTRIES: dict[str, Entry] = {
     "REC002": Entry(
         fires=[
             On(training(eval_strategy="no", epochs=1.1)),
-            On(config(training={"eval_strategy": "no"}), says="evaluation is off: overfitting cannot be seen"),
+            On(training(eval_strategy="no"), says="evaluation is off: overfitting cannot be seen"),
             On(
                 tuned(epochs=2.0, eval_strategy="no"),
                 says="evaluation is off: overfitting in 2 passes cannot be seen",
@@ -897,7 +888,7 @@ ENTRIES: dict[str, Entry] = {
         silent=[
             On(training(eval_strategy="steps")),
             On(training(eval_strategy="no", epochs=1.0)),
-            On(config(training={"eval_strategy": "no", "epochs": 3.1}, extras={"task": "sft"})),  # EPO001 says it
+            On(tuned(eval_strategy="no", epochs=3.1)),  # EPO001 says it
         ],
         abstains=[On(training()), On(config(training={"eval_strategy": "no", "epochs": 2.0}, extras={"task": "grpo"}))],
     ),
@@ -905,10 +896,7 @@ ENTRIES: dict[str, Entry] = {
         fires=[
             On(training(save_strategy="no", max_steps=500)),
             On(training(save_strategy="steps", save_steps=500.0, max_steps=500)),
-            On(
-                config(training={"save_strategy": "no", "max_steps": 900}),
-                says="saving is off: a crash leaves nothing on disk",
-            ),
+            On(training(save_strategy="no", max_steps=900), says="saving is off: a crash leaves nothing on disk"),
             On(
                 training(save_strategy="steps", save_steps=1000.0, max_steps=600),
                 says="save_steps 1000 against 600 steps: a crash before the end leaves nothing on disk",
@@ -920,11 +908,11 @@ ENTRIES: dict[str, Entry] = {
             On(training(save_strategy="steps", save_steps=0.9, max_steps=500)),  # below 1 it is a ratio
             On(training(save_strategy="no", max_steps=499)),
             On(training(save_strategy="steps", save_steps=499.0, max_steps=500)),
-            On(config(training={"save_strategy": "steps", "save_steps": 0.5, "max_steps": 1})),
+            On(training(save_strategy="steps", save_steps=0.5, max_steps=1)),
         ],
         abstains=[
             On(
-                config(training={"save_strategy": "best", "save_steps": 500, "max_steps": 100}),
+                training(save_strategy="best", save_steps=500, max_steps=100),
                 says="save_strategy is 'best': checkpoints do not come per step",
             )
         ],
@@ -960,34 +948,20 @@ ENTRIES: dict[str, Entry] = {
     ),
     "EPO001": Entry(
         fires=[
-            On(config(training={"epochs": 3.01}, extras={"task": "sft"})),
+            On(tuned(epochs=3.01)),
             On(config(training={"epochs": 10.01}, extras={"task": "sst2"})),
+            On(tuned(epochs=4.0, eval_strategy="steps"), says="4 passes over the data"),
             On(
-                config(training={"epochs": 4.0, "eval_strategy": "steps"}, extras={"task": "sft"}),
+                tuned(epochs=4.0, batch_size=8, world_size=1, extras={"train_tokens": 90, "train_examples": 9}),
                 says="4 passes over the data",
             ),
             On(
-                config(
-                    training={
-                        "epochs": 4.0,
-                        "batch_size": 8,
-                        "world_size": 1,
-                        "extras": {"train_tokens": 90, "train_examples": 9},
-                    },
-                    extras={"task": "sft"},
-                ),
-                says="4 passes over the data",
-            ),
-            On(
-                config(
-                    training={
-                        "max_steps": 10,
-                        "epochs": 1.0,
-                        "batch_size": 8,
-                        "world_size": 1,
-                        "extras": {"train_tokens": 90, "train_examples": 16},
-                    },
-                    extras={"task": "sft"},
+                tuned(
+                    max_steps=10,
+                    epochs=1.0,
+                    batch_size=8,
+                    world_size=1,
+                    extras={"train_tokens": 90, "train_examples": 16},
                 ),
                 says="5 passes over the data",
             ),
@@ -1001,10 +975,7 @@ ENTRIES: dict[str, Entry] = {
                 values={"epochs": 3.5, "eval_strategy": "no"},
             ),
         ],
-        silent=[
-            On(config(training={"epochs": 3.0}, extras={"task": "sft"})),
-            On(config(training={"epochs": 10.0}, extras={"task": "sst2"})),
-        ],
+        silent=[On(tuned(epochs=3.0)), On(config(training={"epochs": 10.0}, extras={"task": "sst2"}))],
         abstains=[
             On(training(epochs=10.0, max_steps=100, extras={"epochs_overridden": True})),
             On(config(training={"epochs": 10.0}, extras={"task": "grpo"})),
@@ -1019,10 +990,7 @@ ENTRIES: dict[str, Entry] = {
             On(training(lr_scheduler="constant_with_warmup", warmup_steps=10.0)),
             On(training(lr_scheduler="constant", warmup_steps=0.0)),
         ],
-        abstains=[
-            On(training(warmup_steps=10.0)),
-            On(config(training={"lr_scheduler": "constant"}), says="warmup is not given"),
-        ],
+        abstains=[On(training(warmup_steps=10.0)), On(training(lr_scheduler="constant"), says="warmup is not given")],
     ),
     "SCH002": Entry(
         fires=[
@@ -1041,7 +1009,7 @@ ENTRIES: dict[str, Entry] = {
             On(training(warmup_steps=49.0, max_steps=100)),
             On(training(warmup_steps=500.0, max_steps=9)),  # a trial of the script
             On(training(warmup_steps=0.0)),
-            On(config(training={"lr_scheduler": "constant", "warmup_steps": 0.9})),
+            On(training(lr_scheduler="constant", warmup_steps=0.9)),
         ],
         abstains=[On(training(warmup_steps=10.0))],
     ),
@@ -1076,104 +1044,88 @@ ENTRIES: dict[str, Entry] = {
     ),
     "SRV001": Entry(
         fires=[
-            On(lora(modules_to_save=["lm_head"]), CheckContext(engines=("llamacpp",))),
-            On(lora(r=8), CheckContext(engines=("mlx",))),
+            On(lora(modules_to_save=["lm_head"]), engines("llamacpp")),
+            On(lora(r=8), engines("mlx")),
             On(
-                config(lora={"extras": {"lora_bias": True}}),
-                CheckContext(engines=("vllm",)),
+                lora(extras={"lora_bias": True}),
+                engines("vllm"),
                 says="vLLM refuses a trained bias: only where the engine was started with bias_enabled",
             ),
-            On(config(lora={"use_dora": True}), CheckContext(engines=("vllm",)), settings=["use_dora"]),
+            On(lora(use_dora=True), engines("vllm"), settings=["use_dora"]),
         ],
         silent=[
-            On(lora(use_rslora=True, rank_pattern={"q": 4}), CheckContext(engines=("vllm",))),
-            On(config(lora={"use_dora": True}, extras={"format": "mlx-lm"}), CheckContext(engines=("mlx",))),
+            On(lora(use_rslora=True, rank_pattern={"q": 4}), engines("vllm")),
+            On(config(lora={"use_dora": True}, extras={"format": "mlx-lm"}), engines("mlx")),
         ],
         abstains=[On(lora(use_dora=True))],
     ),
     "SRV002": Entry(
         fires=[
-            On(lora(use_rslora=True), CheckContext(engines=("llamacpp",))),
-            On(lora(rank_pattern={"q": 4}), CheckContext(engines=("vllm",))),
-            On(lora(alpha_pattern={"q": 4.0}), CheckContext(engines=("lorax",))),
+            On(lora(use_rslora=True), engines("llamacpp")),
+            On(lora(rank_pattern={"q": 4}), engines("vllm")),
+            On(lora(alpha_pattern={"q": 4.0}), engines("lorax")),
             On(
-                config(lora={"use_rslora": True}),
-                CheckContext(engines=("slora",)),
+                lora(use_rslora=True),
+                engines("slora"),
                 says="S-LoRA misreads use_rslora: the scale is lora_alpha / r: sqrt(r) times too small",
             ),
         ],
         silent=[
-            On(lora(use_rslora=True), CheckContext(engines=("vllm", "lorax"))),
-            On(lora(rank_pattern={"q": 4}), CheckContext(engines=("llamacpp",))),
+            On(lora(use_rslora=True), engines("vllm", "lorax")),
+            On(lora(rank_pattern={"q": 4}), engines("llamacpp")),
         ],
         abstains=[On(lora(use_rslora=True))],
     ),
     "SRV003": Entry(
         fires=[
-            On(lora(extras={"layers_to_transform": [1]}), CheckContext(engines=("lorax",))),
-            On(lora(target_modules=["q_proj", "up_proj"]), CheckContext(engines=("slora",))),
-            On(lora(target_modules="all-linear"), CheckContext(engines=("slora",))),
+            On(lora(extras={"layers_to_transform": [1]}), engines("lorax")),
+            On(lora(target_modules=["q_proj", "up_proj"]), engines("slora")),
+            On(lora(target_modules="all-linear"), engines("slora")),
             On(
-                config(lora={"target_modules": ["mlp.q_proj", "x.up_proj"]}),
-                CheckContext(engines=("slora",)),
+                lora(target_modules=["mlp.q_proj", "x.up_proj"]),
+                engines("slora"),
                 says="S-LoRA leaves out targets of other names: q_proj, k_proj, v_proj and o_proj alone are read",
             ),
-            On(config(lora={"bias": "all"}), CheckContext(engines=("lorax",)), settings=["bias"]),
+            On(lora(bias="all"), engines("lorax"), settings=["bias"]),
         ],
         silent=[
-            On(
-                lora(target_modules=["q_proj", "model.layers.0.self_attn.v_proj"]),
-                CheckContext(engines=("slora", "vllm")),
-            ),
-            On(
-                config(lora={"target_modules": ["q_proj", "k_proj", "v_proj", "o_proj"]}),
-                CheckContext(engines=("slora",)),
-            ),
+            On(lora(target_modules=["q_proj", "model.layers.0.self_attn.v_proj"]), engines("slora", "vllm")),
+            On(lora(target_modules=["q_proj", "k_proj", "v_proj", "o_proj"]), engines("slora")),
         ],
         abstains=[On(lora())],
     ),
     "SRV004": Entry(
         fires=[
-            On(lora(r=8, rank_pattern={"q": 24}), CheckContext(engines=("vllm",))),
+            On(lora(r=8, rank_pattern={"q": 24}), engines("vllm")),
+            On(lora(r=513), engines("vllm"), says="vLLM has no room for rank 513", severity="warning", confidence=0.8),
             On(
-                config(lora={"r": 513}),
-                CheckContext(engines=("vllm",)),
-                says="vLLM has no room for rank 513",
-                severity="warning",
-                confidence=0.8,
-            ),
-            On(
-                config(lora={"r": 4}),
-                CheckContext(engines=("lorax",)),
+                lora(r=4),
+                engines("lorax"),
                 says="LoRAX makes room for rank 8: at rank 4, 50% of its adapter memory is padding",
             ),
+            On(lora(r=32), engines("vllm"), says="vLLM takes up to rank 16 by default: start it with max_lora_rank 32"),
             On(
-                config(lora={"r": 32}),
-                CheckContext(engines=("vllm",)),
-                says="vLLM takes up to rank 16 by default: start it with max_lora_rank 32",
-            ),
-            On(
-                config(lora={"r": 12}),
-                CheckContext(engines=("vllm",)),
+                lora(r=12),
+                engines("vllm"),
                 says="vLLM makes room for rank 16: at rank 12, 25% of its adapter memory is padding",
                 values={"engine": "vllm", "rank": 12, "room": 16},
                 severity="info",
                 confidence=0.8,
             ),
-            On(config(lora={"r": 64}), CheckContext(engines=("vllm",)), action="set max_lora_rank to 64 when serving"),
+            On(lora(r=64), engines("vllm"), action="set max_lora_rank to 64 when serving"),
             On(
-                config(lora={"r": 65}),
-                CheckContext(engines=("tensorrt",)),
+                lora(r=65),
+                engines("tensorrt"),
                 says="TensorRT-LLM takes up to rank 64 by default: start it with max_lora_rank 65",
             ),
         ],
         silent=[
-            On(lora(r=16), CheckContext(engines=("vllm", "lorax"))),
-            On(lora(r=64), CheckContext(engines=("tensorrt",))),
-            On(lora(r=48), CheckContext(engines=("lorax",))),
-            On(lora(r=7), CheckContext(engines=("llamacpp",))),
+            On(lora(r=16), engines("vllm", "lorax")),
+            On(lora(r=64), engines("tensorrt")),
+            On(lora(r=48), engines("lorax")),
+            On(lora(r=7), engines("llamacpp")),
         ],
-        abstains=[On(lora(r=12)), On(lora(), CheckContext(engines=("vllm",)))],
+        abstains=[On(lora(r=12)), On(lora(), engines("vllm"))],
     ),
     "REC006": Entry(
         fires=[
