@@ -404,7 +404,7 @@ ENTRIES: dict[str, Entry] = {
             On(lora(target_modules=["q_proj"])),
             On(lora(extras={"target_modules_null": True, "target_parameters": ["experts.w"]})),
         ],
-        abstains=[On(lora(r=8)), On(lora(r=8), says="target_modules is not given")],
+        abstains=[On(lora(r=8), says="target_modules is not given")],
     ),
     "TGT004": Entry(
         fires=[
