@@ -11,7 +11,7 @@ from tables import every
 
 from gradience import check_config
 from gradience.configs.document import read_document, read_peft, read_peft_dir
-from gradience.configs.files import MAX_JSON_BYTES, MAX_YAML_BYTES
+from gradience.configs.files import MAX_JSON_BYTES, MAX_YAML_BYTES, plain_mapping
 from gradience.configs.settings import Layer, overlay
 from gradience.configs.training import read_training, read_training_dir, read_training_object
 from gradience.configs.values import MAX_TEXT, short_name
@@ -161,6 +161,20 @@ def test_missing_folder_and_empty_path_are_config_errors(tmp_path: Path, read: C
         with pytest.raises(ConfigError) as caught:
             read(place)
         assert caught.value.advice
+
+
+@every(("levels", "is_read"), [(64, True), (65, False)])
+def test_a_document_may_be_64_levels_deep(tmp_path: Path, levels: int, *, is_read: bool) -> None:
+    path = written(tmp_path, "lr: 1.0e-4\n" + "\n".join("  " * i + "a:" for i in range(levels)) + " 1\n")
+    if is_read:
+        assert read_document(path).config.optimizer.lr == 1e-4
+    else:
+        with pytest.raises(ConfigError, match="nested more than 64 levels"):
+            read_document(path)
+    value: object = 1
+    for _ in range(levels):
+        value = [value]
+    assert ("list" in str(plain_mapping({"a": value}))) is not is_read  # a value that is too deep is its type's name
 
 
 def test_large_files_are_refused_before_they_are_parsed(tmp_path: Path) -> None:
