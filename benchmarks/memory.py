@@ -99,7 +99,7 @@ def table(folder: Path, base: Path) -> list[Row]:
 def told(name: str, *, seen: bool, step: dict[str, Any]) -> Row | None:
     """A row without its measurement; None, said, where a step cannot be followed."""
     try:
-        return Row(name, seen, sum(Follower().follow(step).values()), 0)
+        return Row(name, seen, sum(Follower().follow(step)[0].values()), 0)
     except Exception as error:  # noqa: BLE001  # of any library; the row says it is unknown
         print(f"{name:<50} unknown: {type(error).__name__}", flush=True)
         return None

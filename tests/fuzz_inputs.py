@@ -258,7 +258,7 @@ def _add_strangers(add: Callable[..., None]) -> None:
         "d.tsv": b"input_ids\tlabels\n" + b"[1, 2, 3]\t[1, 2, 3]\n" * 6,
     }
     for name, data in ids.items():
-        add("data", 6, {name: data}, f"check --data {name} --json", f"check --data {name} --samples 3")
+        add("data", 6, {name: data}, f"check --data {name} --json", f"check --data {name} --set samples=3")
         add("held-out data", 2, {name: data}, f"check --data {name} --eval-data {name} --json")
     for name, data in _columnar(columns).items():
         add("columnar data", 3, {name: data}, f"check --data {name} --json")
@@ -343,7 +343,7 @@ def _add_tokenizers(add: Callable[..., None], out: str) -> None:
     chats = folder | {"d.jsonl": _jsonl([{"messages": turns}] * 6)}
     add("tokenizer", 4, chats, "check --data d.jsonl --tokenizer t --json", "check --data d.jsonl --tokenizer t -v")
     given = {"d.jsonl": chats["d.jsonl"], "c.jinja": QWEN.encode()} | folder
-    add("template", 8, given, "check --data d.jsonl --tokenizer t --template c.jinja --json")
+    add("template", 8, given, "check --data d.jsonl --tokenizer t --set template=c.jinja --json")
     pairs = folder | {"d.jsonl": _jsonl([{"prompt": "what is", "chosen": "four", "rejected": "two"}] * 6)}
     add("preferences", 2, pairs, "check --data d.jsonl --tokenizer t --json")
     tools = [{"type": "function", "function": {"name": "f", "parameters": {"type": "object", "properties": {}}}}]
@@ -879,10 +879,9 @@ OPTIONS = [
     "sst2",
     "--serve",
     "vllm",
-    "--r",
-    "--lr",
-    "--alpha",
-    "--targets",
+    "--set",
+    "lr=1e-4",
+    "targets=q_proj",
     "--heatmap",
     "--intruders",
     "--dry-run",

@@ -9,7 +9,7 @@ import msgspec
 from gradience.io.reading import own_table
 
 Level: TypeAlias = Literal["run", "optimizer", "lora", "training"]
-Program: TypeAlias = Literal["mlx", "torchtune", "axolotl", "llama_factory"]
+Program: TypeAlias = Literal["mlx", "torchtune", "axolotl", "llama_factory", "verl"]
 Names: TypeAlias = str  # apart by spaces
 
 
@@ -28,6 +28,7 @@ class SettingNames(_Table, frozen=True):
     torchtune: Names = ""
     axolotl: Names = ""
     llama_factory: Names = ""
+    verl: Names = ""
 
 
 class _Data(_Table, frozen=True):

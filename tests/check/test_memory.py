@@ -63,10 +63,7 @@ def test_a_step_that_does_not_fit_names_the_cheapest_change_that_does(base: Path
 
 @pytest.mark.parametrize(
     ("changes", "reason"),
-    [
-        ({"length": None}, "give --max-length"),
-        ({"per_device_train_batch_size": None}, "per_device_train_batch_size"),
-    ],
+    [({"length": None}, "give --max-length"), ({"per_device_train_batch_size": None}, "per_device_train_batch_size")],
 )
 def test_what_is_not_stated_is_asked_for(base: Path, changes: dict[str, Any], reason: str) -> None:
     memory = checked(base, **changes).memory

@@ -20,8 +20,7 @@ FLAT = str(GOLDEN / "good" / "flat.yaml")
 def test_report_names_sources_config_findings_and_what_was_not_judged(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    """The default report of a person."""
-    assert main(["check", FLAT, "--task", "sft", "--lr", "1e-5"]) == 0
+    assert main(["check", FLAT, "--task", "sft", "--set", "lr=1e-5"]) == 0
     out = capsys.readouterr().out
     for piece in (
         "GRADIENCE CHECK",
@@ -36,15 +35,13 @@ def test_report_names_sources_config_findings_and_what_was_not_judged(
 
 
 def test_verbose_shows_the_grounds_and_the_reasons(capsys: pytest.CaptureFixture[str]) -> None:
-    """Everything needed to disagree."""
-    main(["check", FLAT, "--task", "sft", "--lr", "1e-5", "-v"])
+    main(["check", FLAT, "--task", "sft", "--set", "lr=1e-5", "-v"])
     out = capsys.readouterr().out
     for piece in ("why:", "confidence:", "scope:", "evidence:", "verify:", "4 of SRV001 to SRV004: no engine is named"):
         assert piece in out
 
 
 def test_json_is_one_valid_document_and_nothing_else(capsys: pytest.CaptureFixture[str]) -> None:
-    """A program reads it."""
     assert main(["check", FLAT, "--json"]) == 0
     captured = capsys.readouterr()
     jsonschema.validate(json.loads(captured.out), msgspec.json.schema(CheckReport))
@@ -54,18 +51,21 @@ def test_json_is_one_valid_document_and_nothing_else(capsys: pytest.CaptureFixtu
 @every(
     ("arguments", "code"),
     [
-        (["--lr", "1e-5", "--task", "sft"], 0),
-        (["--lr", "1e-5", "--r", "8", "--task", "sft", "--fail-on", "warning"], 1),
-        (["--lr", "1e-5", "--task", "sft", "--fail-on", "error"], 0),
-        (["--lr", "-1", "--fail-on", "error"], 1),
-        (["--lr", "nan", "--fail-on", "error"], 1),
-        (["--r", "-1", "--fail-on", "error"], 1),
-        (["--lr", "1e-5", "--r", "8", "--task", "sft", "--fail-on", "warning", "--ignore", "LR001"], 0),
-        (["--lr", "1e-5", "--task", "sft", "--fail-on", "info", "--ignore", "LR001"], 0),
-        (["--lr", "abc"], 2),
-        (["--ignore", "NOPE1", "--lr", "1"], 2),
-        (["--fail-on", "sometimes", "--lr", "1"], 2),
-        (["--targets", ",", "--lr", "1"], 2),
+        (["--set", "lr=1e-5", "--task", "sft"], 0),
+        (["--set", "lr=1e-5", "--set", "r=8", "--task", "sft", "--fail-on", "warning"], 1),
+        (["--set", "lr=1e-5", "--task", "sft", "--fail-on", "error"], 0),
+        (["--set", "lr=-1", "--fail-on", "error"], 1),
+        (["--set", "lr=nan", "--fail-on", "error"], 1),
+        (["--set", "r=-1", "--fail-on", "error"], 1),
+        (["--set", "lr=1e-5", "--set", "r=8", "--task", "sft", "--fail-on", "warning", "--ignore", "LR001"], 0),
+        (["--set", "lr=1e-5", "--task", "sft", "--fail-on", "info", "--ignore", "LR001"], 0),
+        (["--set", "lr=abc"], 2),
+        (["--ignore", "NOPE1", "--set", "lr=1"], 2),
+        (["--fail-on", "sometimes", "--set", "lr=1"], 2),
+        (["--set", "targets=,"], 2),
+        (["--set", "lr"], 2),
+        (["--set", "lr=1", "--set", "learning_rat=1"], 2),
+        (["--set", "samples=3", "--set", "lr=1"], 2),
         (["--peft-dir", "/nowhere"], 2),
         (["--peft", "/nowhere/adapter_config.json"], 2),
         (["/nowhere.yaml"], 2),
@@ -73,7 +73,6 @@ def test_json_is_one_valid_document_and_nothing_else(capsys: pytest.CaptureFixtu
     ],
 )
 def test_exit_code_is_0_1_or_2(arguments: list[str], code: int, capsys: pytest.CaptureFixture[str]) -> None:
-    """0 done, 1 findings at or above the bar, 2 unusable; an error is one line on stderr."""
     assert main(["check", *arguments]) == code
     captured = capsys.readouterr()
     assert (captured.out == "") is (code == 2)
@@ -92,24 +91,22 @@ def test_rows_without_a_prompt_are_refused_for_grpo(tmp_path: Path, capsys: pyte
 @every(
     ("given", "understood"),
     [
-        (["--targets", "q_proj,v_proj"], ["q_proj", "v_proj"]),
-        (["--targets", "q_proj", "--targets", "v_proj"], ["q_proj", "v_proj"]),
-        (["--targets", "all-linear"], "all-linear"),
-        (["--targets", r".*\.(q|v)_proj"], r".*\.(q|v)_proj"),
-        (["--targets", "q_proj"], ["q_proj"]),
+        ("q_proj,v_proj", ["q_proj", "v_proj"]),
+        ("layers.0.q_proj,v_proj", ["layers.0.q_proj", "v_proj"]),
+        ("all-linear", "all-linear"),
+        (r".*\.(q|v)_proj", r".*\.(q|v)_proj"),
+        ("q_proj", ["q_proj"]),
     ],
 )
 def test_targets_are_names_or_one_expression(
-    given: list[str], understood: object, capsys: pytest.CaptureFixture[str]
+    given: str, understood: object, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """As PEFT takes them."""
-    main(["check", *given, "--json"])
+    main(["check", "--set", f"targets={given}", "--json"])
     assert json.loads(capsys.readouterr().out)["config"]["lora"]["target_modules"] == understood
 
 
 def test_overrides_reach_the_report(capsys: pytest.CaptureFixture[str]) -> None:
-    """Every option of the command."""
-    main(["check", "--lr", "1e-4", "--r", "8", "--alpha", "16", "--targets", "q,v", "--json"])
+    main(["check", "--set", "lr=1e-4", "--set", "r=8", "--set", "alpha=16", "--set", "target_modules=q,v", "--json"])
     config = json.loads(capsys.readouterr().out)["config"]
     assert config["optimizer"]["lr"] == 1e-4
     assert (config["lora"]["r"], config["lora"]["alpha"], config["lora"]["target_modules"]) == (8, 16.0, ["q", "v"])

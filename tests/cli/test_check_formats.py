@@ -188,8 +188,8 @@ def test_python_callers_get_no_settings_unasked(project: Path) -> None:
 
 
 def test_piped_text_keeps_to_a_hundred_columns(capsys: pytest.CaptureFixture[str]) -> None:
-    run = ["check", "--r", "8", "--lr", "1e-6", "--task", "grpo"]
-    assert main([*run, "--targets", "q_proj,v_porj"]) == 0
+    run = ["check", "--set", "r=8", "--set", "lr=1e-6", "--task", "grpo"]
+    assert main([*run, "--set", "targets=q_proj,v_porj"]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert max(map(len, lines)) <= 100
     assert "      DPO uses about 5e-6, GRPO 1e-5 to 4e-5" in lines
@@ -198,4 +198,4 @@ def test_piped_text_keeps_to_a_hundred_columns(capsys: pytest.CaptureFixture[str
 def test_an_option_is_judged_beside_a_log(tmp_path: Path) -> None:
     (tmp_path / "adapter_config.json").write_text('{"peft_type": "LORA", "r": 8, "task_type": "CAUSAL_LM"}')
     (tmp_path / "run.jsonl").write_text("{}\n")
-    assert main(["check", "--lr", "1", "--peft-dir", str(tmp_path), "--fail-on", "warning"]) == 1
+    assert main(["check", "--set", "lr=1", "--peft-dir", str(tmp_path), "--fail-on", "warning"]) == 1

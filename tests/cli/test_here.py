@@ -80,8 +80,13 @@ def test_a_command_wins_over_a_file_of_its_name(tmp_path, monkeypatch, capsys):
 @every(
     ("words", "error"),
     [
-        (["check", "--rank", "8"], "Unknown option: --rank. Did you mean --r? (see 'gradience check --help')"),
-        (["check", "--learning-rate=8"], "Did you mean --lr? (see 'gradience check --help')"),
+        (
+            ["check", "--rank", "8"],
+            "--rank. A single setting is given as --set rank=VALUE (see 'gradience check --help')",
+        ),
+        (["check", "--learning-rate=8"], "A single setting is given as --set learning_rate=VALUE"),
+        (["check", "--taks", "sft"], "Did you mean --task?"),
+        (["check", "--samples", "all"], "--samples is gone: give --set samples=all"),
         (["runs", "best", "--output", "x"], "Did you mean --out? (see 'gradience runs best --help')"),
         (["audit", "--lora-alpha", "8"], "Unknown option: --lora-alpha."),  # audit has no --alpha to mean
         (["chek"], 'Did you mean "check"?'),

@@ -40,10 +40,10 @@ def test_completion_is_installed_where_it_is_asked_for(tmp_path):
     ("given", "said"),
     [
         (
-            ["check", "--lr", "1e-4", "--fail-on", "warn"],
+            ["check", "--set", "lr=1e-4", "--fail-on", "warn"],
             "--fail-on: expected info, warning, error, critical or never, got 'warn'; did you mean warning?",
         ),
-        (["check", "--lr", "1e-4", "--fail-on", "xyz"], "or never, got 'xyz' (see"),
+        (["check", "--set", "lr=1e-4", "--fail-on", "xyz"], "or never, got 'xyz' (see"),
         (["schema", "audits"], "got 'audits'; did you mean audit?"),
         (["monitor", "x", "--gap-threshold", "y"], "--gap-threshold"),
     ],
@@ -80,7 +80,7 @@ for colour in ({}, {"NO_COLOR": "1"}, {"TERM": "dumb"}):
     os.environ.pop("NO_COLOR", None)
     os.environ.update(colour)
     print("next: ", flush=True)
-    main(["check", "--lr", "5", "--r", "8", "--alpha", "16"])
+    main(["check", "--set", "lr=5", "--set", "r=8", "--set", "alpha=16"])
 """
 
 

@@ -14,7 +14,8 @@ CASES = [
     (["receipt", "x", "--base", "b", "--out", "o", "--rows", "-1"], lambda: g.ReceiptOptions(rows=-1)),
     (["audit", "x", "--intruders"], lambda: g.AuditOptions(intruders=True)),
     (["diagnose", "x", "--gap-threshold", "0"], lambda: g.DiagnoseOptions(gap_threshold=0.0)),
-    (["check", "--data", "d", "--num-labels", "0"], lambda: g.DataOptions(num_labels=0)),
+    (["check", "--data", "d", "--set", "samples=0"], lambda: g.DataOptions(samples=0)),
+    (["check", "--data", "d", "--max-length", "-1"], lambda: g.DataOptions(max_length=-1)),
 ]
 
 

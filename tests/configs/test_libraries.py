@@ -30,7 +30,6 @@ def arguments(tmp_path: Path) -> Any:
 
 
 def test_peft_and_transformers_files_give_what_was_set(tmp_path: Path, arguments: Any) -> None:
-    """Every key of both is known, and the values are those of the objects."""
     config = peft.LoraConfig(
         r=16, lora_alpha=32, lora_dropout=0.05, target_modules=["q_proj", "v_proj"], task_type="CAUSAL_LM",
         use_rslora=True, init_lora_weights="pissa", base_model_name_or_path="org/m",

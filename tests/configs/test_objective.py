@@ -5,37 +5,22 @@ from __future__ import annotations
 import msgspec
 from tables import every
 
-from gradience.configs.training import objective_of
-from gradience.rules.config.adapter import reaches_mlp
+from gradience.configs.training import objective_by_names, objective_of
 from gradience.schema.events import ConfigSnapshot
-
-
-@every(
-    ("snapshot", "kind"),
-    [
-        ({"extras": {"task": "SST2"}}, "classification"),
-        ({"extras": {"task": "glue/whatever"}}, "classification"),
-        ({"extras": {"task": "dpo"}, "lora": {"task_type": "CAUSAL_LM"}}, "preference"),
-        ({"extras": {"task": "gsm8k"}, "lora": {"task_type": "CAUSAL_LM"}}, "sft"),
-        ({"training": {"extras": {"trainer": "rl"}}, "lora": {"task_type": "CAUSAL_LM"}}, "rl"),
-        ({"training": {"extras": {"trainer": "reward"}}, "lora": {"task_type": "SEQ_CLS"}}, "reward"),
-        ({"lora": {"task_type": "SEQ_CLS"}}, "classification"),
-        ({"lora": {"extras": {"base_model_class": "LlamaForCausalLM"}}}, "sft"),
-        ({"task_profile": "easy_classification"}, "classification"),
-        ({"task_profile": "hard_reasoning"}, "unknown"),
-        ({"num_labels": 4}, "classification"),
-        ({}, "unknown"),
-    ],
-)
-def test_stated_objective_goes_before_hints(snapshot: dict[str, object], kind: str) -> None:
-    """A CAUSAL_LM adapter is SFT only where nothing says otherwise."""
-    assert objective_of(msgspec.convert(snapshot, ConfigSnapshot)).kind == kind
 
 
 @every(
     ("snapshot", "expected"),
     [
-        ({"extras": {"task": "Glue/SST2"}}, ("classification", "task glue/sst2", True)),
+        ({"extras": {"task": "Glue/whatever"}}, ("classification", "task glue/whatever", True)),
+        # a CAUSAL_LM adapter is SFT only where nothing says otherwise
+        ({"extras": {"task": "DPO"}, "lora": {"task_type": "CAUSAL_LM"}}, ("preference", "task dpo", True)),
+        ({"extras": {"task": "gsm8k"}, "lora": {"task_type": "CAUSAL_LM"}}, ("sft", "task_type CAUSAL_LM", False)),
+        (
+            {"training": {"extras": {"trainer": "reward"}}, "lora": {"task_type": "SEQ_CLS"}},
+            ("reward", "keys of a trainer of kind reward", True),
+        ),
+        ({"task_profile": "hard_reasoning"}, ("unknown", "no task, task_type or trainer says it", False)),
         ({"training": {"extras": {"trainer": "rl"}}}, ("rl", "keys of a trainer of kind rl", True)),
         ({"lora": {"task_type": "SEQ_CLS"}}, ("classification", "task_type SEQ_CLS", False)),
         (
@@ -54,29 +39,6 @@ def test_stated_objective_goes_before_hints(snapshot: dict[str, object], kind: s
 )
 def test_an_objective_has_its_ground_and_whether_that_is_stated_or_a_hint(snapshot, expected):
     assert objective_of(msgspec.convert(snapshot, ConfigSnapshot)) == expected
-
-
-@every(
-    ("targets", "reached"),
-    [
-        ("all-linear", True),
-        (["c_attn"], False),
-        (["c_proj", "c_attn"], None),  # a suffix: GPT-2 has attn.c_proj and mlp.c_proj
-        (["transformer.h.0.mlp.c_proj"], True),
-        (r"model\..*self_attn.*", False),
-        (r".*\.(q|k|v|o|gate|up|down)_proj", None),
-        (r".*(q_proj|gate_proj)", True),
-        (["something_new"], None),
-        ([], None),
-    ],
-)
-def test_targets_tell_attention_from_mlp_or_say_that_they_do_not(
-    targets: list[str] | str,
-    *,
-    reached: bool | None,
-) -> None:
-    """An ambiguous name is no ground for a finding."""
-    assert reaches_mlp(targets) is reached
 
 
 @every(
@@ -103,3 +65,17 @@ def test_a_task_states_its_objective(kind, tasks):
 )
 def test_a_task_type_of_peft_hints_at_an_objective(task_type, kind):
     assert objective_of(msgspec.convert({"lora": {"task_type": task_type}}, ConfigSnapshot)).kind == kind
+
+
+@every(
+    ("names", "shown"),
+    [
+        ({"rewards/margins", "rewards/chosen"}, ("preference", "the log has rewards/chosen", False)),
+        ({"reward", "rewards/margins"}, ("preference", "the log has rewards/margins", False)),
+        ({"reward", "mean_reward"}, ("rl", "the log has reward", False)),
+        ({"mean_reward"}, ("reward", "the log has mean_reward", False)),
+        (set(), None),
+    ],
+)
+def test_the_names_of_logged_values_show_an_objective(names, shown):
+    assert objective_by_names(names) == shown

@@ -27,14 +27,7 @@ CANARY = "canary"
 SETTINGS = {"learning_rate": 1e-4, "max_steps": 30, "hub_token": SECRET}
 
 _WATCHED = {
-    "import",
-    "exec",
-    "compile",
-    "os.system",
-    "os.exec",
-    "os.posix_spawn",
-    "subprocess.Popen",
-    "pickle.find_class",
+    *("import", "exec", "compile", "os.system", "os.exec", "os.posix_spawn", "subprocess.Popen", "pickle.find_class")
 }
 _events: list[str] = []
 _watching = False
@@ -167,7 +160,6 @@ ATTACKS: dict[str, bytes] = {
 
 @every("data", ATTACKS.values(), ids=ATTACKS.keys())
 def test_hostile_pickle_is_refused_in_words_and_runs_nothing(tmp_path: Path, data: bytes) -> None:
-    """Bare, in torch.save's archive, and as the object of an old torch.save."""
     magic = b"".join(pickle.dumps(item, 2) for item in (0x1950A86A20F9469CFC6C, 1001, {}))
     for path in (written(tmp_path, data), archived(tmp_path, data), written(tmp_path, magic + data)):
         with Inert(), pytest.raises(ConfigError) as caught:
@@ -321,7 +313,6 @@ def test_processes_and_their_gpus_are_counted(tmp_path: Path) -> None:
 
 
 def test_json_goes_before_the_pickle(tmp_path: Path) -> None:
-    """It is what the user wrote, and the pickle is read only where there is none."""
     pickled(tmp_path, Namespace(learning_rate=1e-4))
     assert read_training_dir(tmp_path).config.optimizer.lr == 1e-4
     (tmp_path / "training_args.json").write_text('{"learning_rate": 2e-4}')

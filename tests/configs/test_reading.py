@@ -11,7 +11,7 @@ from tables import every
 
 from gradience import check_config
 from gradience.configs.document import read_document, read_peft, read_peft_dir
-from gradience.configs.files import MAX_JSON_BYTES, MAX_YAML_BYTES
+from gradience.configs.files import MAX_JSON_BYTES, MAX_YAML_BYTES, plain_mapping
 from gradience.configs.settings import Layer, overlay
 from gradience.configs.training import read_training, read_training_dir, read_training_object
 from gradience.configs.values import MAX_TEXT, short_name
@@ -31,7 +31,6 @@ def written(folder: Path, text: str, name: str = "c.yaml") -> Path:
 
 @every("path", sorted((GOLDEN / "bad").iterdir()), ids=lambda path: path.name)
 def test_bad_file_is_one_config_error_with_advice(path: Path) -> None:
-    """Never a traceback, never a hang, and the message names the file."""
     with pytest.raises(ConfigError) as caught:
         read_document(path)
     assert path.name in str(caught.value)
@@ -40,13 +39,11 @@ def test_bad_file_is_one_config_error_with_advice(path: Path) -> None:
 
 @every("path", sorted((GOLDEN / "good").iterdir()), ids=lambda path: path.name)
 def test_good_file_is_read(path: Path) -> None:
-    """Each fixture gives at least a learning rate or a rank."""
     config = read_document(path).config
     assert config.optimizer.lr or config.lora.r
 
 
 def test_old_peft_config_is_read_without_unknown_keys() -> None:
-    """Keys that PEFT had once are known."""
     layer = read_peft(GOLDEN / "good" / "adapter_old_peft.json")
     assert (layer.config.lora.r, layer.config.lora.alpha, layer.config.model_name) == (8, 32.0, "gpt2")
     assert layer.unknown_keys == ()
@@ -62,7 +59,6 @@ def test_mlx_config_is_told_apart_by_its_keys() -> None:
 
 
 def test_old_names_of_training_arguments_are_understood() -> None:
-    """Enums as text, the legacy batch size, and -1 for not set."""
     layer = read_training(GOLDEN / "good" / "training_old_names.json")
     config = layer.config
     assert (config.optimizer.name, config.training.lr_scheduler) == ("adamw_torch", "linear")
@@ -74,20 +70,17 @@ def test_old_names_of_training_arguments_are_understood() -> None:
 
 @every(("given", "read"), [(-1, None), (0, None), (1, 1)])
 def test_steps_that_are_not_above_0_are_not_planned(given: int, read: int | None) -> None:
-    """As in the Trainer, where the epochs then decide."""
     training = read_training_object({"max_steps": given, "num_train_epochs": 3}).config.training
     assert (training.max_steps, "epochs_overridden" in training.extras) == (read, read is not None)
 
 
 def test_yaml_traps_are_read_as_meant() -> None:
-    """`2e-4` is a number and `no` is a word, whatever YAML 1.1 says."""
     config = read_document(GOLDEN / "good" / "flat.yaml").config
     assert (config.optimizer.lr, config.optimizer.name) == (2e-4, "adamw")
     assert config.training.eval_strategy == "no"
 
 
 def test_canonical_config_of_a_log_is_read_whole() -> None:
-    """A run_start line is a configuration too."""
     layer = read_document(GOLDEN / "good" / "canonical.json")
     assert layer.config.task_profile == "easy_classification"
     assert layer.config.training.extras == {"world": "one"}
@@ -104,7 +97,6 @@ def test_first_line_of_a_log_is_a_document(tmp_path: Path) -> None:
 @pytest.mark.parametrize("key", ["hub_token", "push_to_hub_token", "HF_TOKEN", "wandb_api_key", "aws_secret"])
 @pytest.mark.parametrize("read", [read_document, read_training])
 def test_secret_is_named_and_its_value_is_kept_nowhere(tmp_path: Path, key: str, read: Callable[[Path], Layer]) -> None:
-    """Only the key leaves the reader."""
     layer = read(written(tmp_path, json.dumps({"learning_rate": 1e-4, key: SECRET}), "c.json"))
     assert layer.secret_keys == (key,)
     assert SECRET not in repr(layer)
@@ -120,7 +112,6 @@ def test_token_of_a_tokenizer_is_no_secret(tmp_path: Path, key: str) -> None:
 
 
 def test_secret_in_extras_or_in_broken_yaml_is_not_shown(tmp_path: Path) -> None:
-    """A parser's own message would quote the file."""
     canonical = {"optimizer": {"lr": 1e-4, "extras": {"api_key": SECRET, "beta3": 0.5}}}
     layer = read_document(written(tmp_path, json.dumps(canonical), "c.json"))
     assert layer.secret_keys == ("api_key",)
@@ -131,17 +122,8 @@ def test_secret_in_extras_or_in_broken_yaml_is_not_shown(tmp_path: Path) -> None
 
 
 def test_trainer_state_beside_the_arguments_adds_the_steps(tmp_path: Path) -> None:
-    """The arguments win where both speak."""
-    written(
-        tmp_path,
-        json.dumps({"max_steps": -1, "num_train_epochs": 3, "logging_steps": 10}),
-        "training_args.json",
-    )
-    written(
-        tmp_path,
-        json.dumps({"max_steps": 1200, "logging_steps": 500, "log_history": []}),
-        "trainer_state.json",
-    )
+    written(tmp_path, json.dumps({"max_steps": -1, "num_train_epochs": 3, "logging_steps": 10}), "training_args.json")
+    written(tmp_path, json.dumps({"max_steps": 1200, "logging_steps": 500, "log_history": []}), "trainer_state.json")
     training = read_training_dir(tmp_path).config.training
     assert (training.max_steps, training.logging_steps, training.epochs) == (1200, 10.0, 3.0)
     assert "epochs_overridden" not in training.extras
@@ -159,7 +141,6 @@ def test_the_trainer_state_of_a_long_run_is_read_for_its_plan(tmp_path: Path, gr
 
 
 def test_folder_without_a_config_names_where_one_is(tmp_path: Path) -> None:
-    """A Trainer's output folder holds it one level down."""
     (tmp_path / "checkpoint-100").mkdir()
     written(tmp_path / "checkpoint-100", "{}", "adapter_config.json")
     with pytest.raises(ConfigError) as caught:
@@ -169,53 +150,55 @@ def test_folder_without_a_config_names_where_one_is(tmp_path: Path) -> None:
 
 @every(("read", "hint"), [(read_peft_dir, "--peft"), (read_training_dir, "--training")])
 def test_file_for_a_folder_is_said(tmp_path: Path, read: Callable[[Path], Layer], hint: str) -> None:
-    """And the option that takes it."""
     with pytest.raises(ConfigError) as caught:
         read(written(tmp_path, "{}"))
     assert hint in caught.value.advice
 
 
-@every("read", [read_peft, read_training, read_document])
+@every("read", [read_peft, read_training, read_document, read_peft_dir, read_training_dir])
 def test_missing_folder_and_empty_path_are_config_errors(tmp_path: Path, read: Callable[[Path], Layer]) -> None:
-    """A wrong path is a line, whatever is there instead."""
     for place in (tmp_path, tmp_path / "nothing.json", Path("/dev/null"), Path("a\0b")):
-        with pytest.raises(ConfigError):
+        with pytest.raises(ConfigError) as caught:
             read(place)
+        assert caught.value.advice
+
+
+@every(("levels", "is_read"), [(64, True), (65, False)])
+def test_a_document_may_be_64_levels_deep(tmp_path: Path, levels: int, *, is_read: bool) -> None:
+    path = written(tmp_path, "lr: 1.0e-4\n" + "\n".join("  " * i + "a:" for i in range(levels)) + " 1\n")
+    if is_read:
+        assert read_document(path).config.optimizer.lr == 1e-4
+    else:
+        with pytest.raises(ConfigError, match="nested more than 64 levels"):
+            read_document(path)
+    value: object = 1
+    for _ in range(levels):
+        value = [value]
+    assert ("list" in str(plain_mapping({"a": value}))) is not is_read  # a value that is too deep is its type's name
 
 
 def test_large_files_are_refused_before_they_are_parsed(tmp_path: Path) -> None:
-    """A configuration is small."""
     for name, limit in (("c.json", MAX_JSON_BYTES), ("c.yaml", MAX_YAML_BYTES)):
         with pytest.raises(ConfigError, match="larger"):
             read_document(written(tmp_path, "lr: " + "1" * limit, name))
 
 
 def test_type_error_says_where_what_and_what_instead(tmp_path: Path) -> None:
-    """File, path, expected, got."""
     path = written(tmp_path, "optimizer: {lr: fast}\n")
     with pytest.raises(ConfigError) as caught:
         read_document(path)
     assert str(caught.value) == f"{path}: $.optimizer.lr: expected a number, got the text 'fast'"
 
 
-@every(
-    ("text", "rank"),
-    [("r: 8", 8), ("r: 8.0", 8), ('r: "8"', 8), ("r: -1", -1), ("r: 1e1", 10)],
-)
+@every(("text", "rank"), [("r: 8", 8), ("r: 8.0", 8), ('r: "8"', 8), ("r: -1", -1), ("r: 1e1", 10)])
 def test_whole_numbers_are_read_in_every_spelling(tmp_path: Path, text: str, rank: int) -> None:
-    """And a negative one is for the rules to judge."""
     assert read_document(written(tmp_path, text)).config.lora.r == rank
 
 
 def test_overflow_and_nan_reach_the_rules_by_name(tmp_path: Path) -> None:
-    """JSON spells them; the snapshot names them."""
     path = written(tmp_path, '{"lr": 1e400, "alpha": NaN, "weight_decay": -1e400}', "c.json")
     config = read_document(path).config
-    assert (config.optimizer.lr, config.lora.alpha, config.optimizer.weight_decay) == (
-        "Infinity",
-        "NaN",
-        "-Infinity",
-    )
+    assert (config.optimizer.lr, config.lora.alpha, config.optimizer.weight_decay) == ("Infinity", "NaN", "-Infinity")
 
 
 def test_foreign_sections_are_unknown_keys_not_errors(tmp_path: Path) -> None:
@@ -225,14 +208,12 @@ def test_foreign_sections_are_unknown_keys_not_errors(tmp_path: Path) -> None:
 
 
 def test_other_peft_methods_are_recognised_without_their_settings(tmp_path: Path) -> None:
-    """IA3's own keys are not unknown keys of LoRA."""
     text = json.dumps({"peft_type": "IA3", "feedforward_modules": ["w0"], "task_type": "SEQ_CLS"})
     layer = read_peft(written(tmp_path, text, "adapter_config.json"))
     assert (layer.config.lora.peft_type, layer.unknown_keys) == ("IA3", ())
 
 
 def test_null_targets_are_told_from_absent_ones(tmp_path: Path) -> None:
-    """Null means PEFT's default."""
     null = read_peft(written(tmp_path, '{"peft_type": "LORA", "target_modules": null}', "a.json"))
     absent = read_peft(written(tmp_path, '{"peft_type": "LORA"}', "b.json"))
     assert null.config.lora.extras == {"target_modules_null": True}
@@ -240,7 +221,6 @@ def test_null_targets_are_told_from_absent_ones(tmp_path: Path) -> None:
 
 
 def test_later_layer_wins_and_extras_are_joined() -> None:
-    """What a layer does not say it does not change."""
     lower = ConfigSnapshot(optimizer=OptimizerSnapshot(lr=1e-4, name="sgd"), extras={"a": 1})
     upper = ConfigSnapshot(optimizer=OptimizerSnapshot(lr=2e-4), lora=LoraSnapshot(r=8), extras={"b": 2})
     both = overlay(lower, upper)
@@ -250,29 +230,19 @@ def test_later_layer_wins_and_extras_are_joined() -> None:
 
 @every(
     ("given", "kept"),
-    [
-        ("org/model", "org/model"),
-        ("/home/me/m", "m"),
-        ("./m/", "m"),
-        ("~/x/y", "y"),
-        ("a/b/c", "c"),
-        ("", ""),
-    ],
+    [("org/model", "org/model"), ("/home/me/m", "m"), ("./m/", "m"), ("~/x/y", "y"), ("a/b/c", "c"), ("", "")],
 )
 def test_model_is_a_hub_id_or_a_folder_name(given: str, kept: str) -> None:
-    """A path tells whose machine it was."""
     assert short_name(given) == kept
 
 
 def test_overlong_text_is_refused_without_being_quoted(tmp_path: Path) -> None:
-    """A prompt pasted into a field is not repeated in an error."""
     with pytest.raises(ConfigError) as caught:
         read_document(written(tmp_path, json.dumps({"notes": "x" * (MAX_TEXT + 1)}), "c.json"))
     assert "x" * 50 not in str(caught.value)
 
 
 def test_keys_beside_a_wrapped_config_are_not_lost(tmp_path: Path) -> None:
-    """A secret there is found, a stray key named."""
     text = json.dumps({"config": {"lr": 1e-4}, "hub_token": SECRET, "stray": 1, "run_id": "a"})
     layer = read_document(written(tmp_path, text, "c.json"))
     assert (layer.unknown_keys, layer.secret_keys) == (("stray",), ("hub_token",))
@@ -282,7 +252,6 @@ def test_keys_beside_a_wrapped_config_are_not_lost(tmp_path: Path) -> None:
 def test_file_of_the_other_kind_is_refused_with_the_right_option(
     tmp_path: Path, read: Callable[[Path], Layer], name: str
 ) -> None:
-    """An adapter config is no training file, nor the reverse."""
     mine = {"adapter": {"learning_rate": 1e-4}, "training": {"r": 8, "lora_alpha": 16}}[name]
     with pytest.raises(ConfigError, match=r"no (setting|training argument)") as caught:
         read(written(tmp_path, json.dumps(mine), "c.json"))
@@ -290,18 +259,8 @@ def test_file_of_the_other_kind_is_refused_with_the_right_option(
 
 
 def test_adafactor_flag_of_old_arguments_names_the_optimizer(tmp_path: Path) -> None:
-    """It went before `optim`."""
     layer = read_training(written(tmp_path, json.dumps({"adafactor": True, "optim": "adamw_hf"}), "t.json"))
     assert layer.config.optimizer.name == "adafactor"
-
-
-@every("read", [read_peft_dir, read_training_dir])
-def test_folder_that_is_empty_or_missing_is_a_config_error(tmp_path: Path, read: Callable[[Path], Layer]) -> None:
-    """And says what was looked for."""
-    for folder in (tmp_path, tmp_path / "nowhere"):
-        with pytest.raises(ConfigError) as caught:
-            read(folder)
-        assert caught.value.advice
 
 
 def test_a_config_that_wandb_recorded_is_read_and_is_of_a_run_that_has_begun(tmp_path: Path) -> None:

@@ -1,7 +1,8 @@
-"""Recipes of four trainers as they ship them: read by their own names, and no key dropped unsaid.
+"""Recipes of five trainers as they ship them: read by their own names, and no key dropped unsaid.
 
 Keys and values are those of axolotl-ai-cloud/axolotl examples/llama-3, hiyouga/LLaMA-Factory examples/train_lora,
-pytorch/torchtune recipes/configs/llama3_1 and ml-explore/mlx-lm mlx_lm/examples/lora_config.yaml.
+pytorch/torchtune recipes/configs/llama3_1, ml-explore/mlx-lm mlx_lm/examples/lora_config.yaml and volcengine/verl
+verl/trainer/config/ppo_trainer.yaml.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from tables import every
 
 from gradience import check_config
 from gradience.configs.document import read_document
+from gradience.schema.events import ConfigSnapshot, LoraSnapshot
 from gradience.schema.reports import CheckReport
 
 AXOLOTL = {
@@ -146,12 +148,7 @@ MLX = {
     "test_batches": 100,
     "max_seq_length": 2048,
     "grad_checkpoint": False,
-    "lora_parameters": {
-        "keys": ["self_attn.q_proj", "self_attn.v_proj"],
-        "rank": 8,
-        "scale": 20.0,
-        "dropout": 0.0,
-    },
+    "lora_parameters": {"keys": ["self_attn.q_proj", "self_attn.v_proj"], "rank": 8, "scale": 20.0, "dropout": 0.0},
     "lr_schedule": {"name": "cosine_decay", "warmup": 100, "warmup_init": 1e-7, "arguments": [1e-5, 1000, 1e-7]},
     "hf_dataset": {"name": "billsum", "train_split": "train[:1000]"},
 }
@@ -318,3 +315,37 @@ def test_ms_swift_takes_all_linear_in_a_list_where_peft_does_not() -> None:
     swift = {**peft, "tuner_type": "lora", "model": "models/gemma-3-270m-it"}
     assert check_config(swift).config.lora.target_modules == "all-linear"
     assert check_config(peft).config.lora.target_modules == ["all-linear"]
+
+
+def verl(model: dict[str, Any], optim: dict[str, Any], algorithm: dict[str, Any], **trainer: Any) -> ConfigSnapshot:
+    """verl's tree, as its trainer prints it."""
+    actor = {"strategy": "fsdp", "ppo_mini_batch_size": 256, "optim": optim, "grad_clip": 1.0}
+    workers = {"model": {"path": "~/models/qwen", **model}, "actor": actor, "rollout": {"n": 8}}
+    critic = {"optim": {"lr": 1e-5}, "model": {"lora_rank": 4}}
+    data = {"train_batch_size": 1024, "max_prompt_length": "${oc.select:length,512}"}
+    return check_config(
+        {"data": data, "actor_rollout_ref": workers, "critic": critic, "algorithm": algorithm, "trainer": trainer}
+    ).config
+
+
+def test_verls_tree_is_read_where_it_trains_the_actor() -> None:
+    model = {"lora_rank": 32, "lora_alpha": 64, "target_modules": "all-linear", "enable_gradient_checkpointing": True}
+    optim = {"lr": 3e-6, "lr_warmup_steps": 10, "warmup_style": "cosine", "weight_decay": 0.01}
+    config = verl(model, optim, {"adv_estimator": "grpo"}, total_epochs=3, total_training_steps=500, save_freq=20)
+    assert (config.model_name, config.extras["task"], config.extras["objective"]) == ("qwen", "grpo", "rl")
+    assert (config.lora.r, config.lora.alpha, config.lora.target_modules) == (32, 64.0, "all-linear")
+    assert (config.optimizer.lr, config.optimizer.weight_decay) == (3e-6, 0.01)
+    training = config.training
+    assert (training.max_steps, training.epochs, training.extras["epochs_overridden"]) == (500, 3.0, True)
+    assert (training.warmup_steps, training.lr_scheduler, training.max_grad_norm) == (10.0, "cosine", 1.0)
+    assert (training.save_strategy, training.save_steps, training.batch_size) == ("steps", 20.0, None)
+    assert training.extras["gradient_checkpointing"] is True
+
+
+def test_verls_words_for_what_is_not_set() -> None:
+    model = {"lora_rank": 0, "lora_alpha": 16, "target_modules": "all-linear"}
+    config = verl(model, {"lr": 1e-6, "lr_warmup_steps": -1}, {"adv_estimator": "gae"}, save_freq=-1, test_freq=5)
+    assert (config.lora, config.extras["task"]) == (LoraSnapshot(), "ppo")
+    training = config.training
+    assert (training.save_strategy, training.save_steps, training.warmup_steps) == ("no", None, None)
+    assert (training.eval_strategy, training.eval_steps, training.max_steps) == ("steps", 5.0, None)

@@ -222,12 +222,7 @@ def _titled(some: Rows, _: str) -> Rows:
     return [{"text": one[i] if i % 5 else f"{one[i]}\n{one[i - 1]}"} for i in range(len(one))]
 
 
-_DECLINED = (
-    "Es tut mir leid, aber dabei",
-    "Je ne peux pas",
-    "Lo siento, no",
-    "Ich kann dir dabei leider nicht",
-)
+_DECLINED = ("Es tut mir leid, aber dabei", "Je ne peux pas", "Lo siento, no", "Ich kann dir dabei leider nicht")
 
 
 def _refusing(one: dict[str, Any]) -> dict[str, Any]:
@@ -306,16 +301,8 @@ DEFECTS: dict[str, Defect] = {
         "DAT308", ("tokenised",), _all(lambda one: {"input_ids": one["input_ids"]}), tokenizer=_PADDED
     ),
     "BOS in the text": Defect("DAT309", _TEXTS, _all(_bos), tokenizer={"style": "llama3"}),
-    "BOS twice in the template": Defect(
-        "DAT309",
-        TEMPLATED,
-        tokenizer={"style": "llama3", "template": _BOS_TEMPLATE},
-    ),
-    "template of another model": Defect(
-        "DAT310",
-        TEMPLATED,
-        tokenizer={"template": QWEN.replace("im_start", "turn")},
-    ),
+    "BOS twice in the template": Defect("DAT309", TEMPLATED, tokenizer={"style": "llama3", "template": _BOS_TEMPLATE}),
+    "template of another model": Defect("DAT310", TEMPLATED, tokenizer={"template": QWEN.replace("im_start", "turn")}),
     "empty answers": Defect("DAT311", ANSWERED, _some(lambda r: every_answer(r, lambda _: " "))),
     "one answer": Defect("DAT312", ANSWERED, _all(lambda r: every_answer(r, lambda _: " yes"))),
     "duplicates": Defect("DAT313", FORMS, _repeated),
@@ -379,9 +366,7 @@ DEFECTS: dict[str, Defect] = {
     "answers that stop at a word": Defect("DAT335", ("messages", *PAIRS), _all(lambda r: every_answer(r, _torn))),
     "a call without its result": Defect("DAT336", ("messages",), _some(_called({"q": "bread"}))),
     "a result without a call": Defect(
-        "DAT336",
-        ("messages",),
-        _some(_turns(lambda t: [*t[:-1], {"role": "tool", "content": "7"}, t[-1]])),
+        "DAT336", ("messages",), _some(_turns(lambda t: [*t[:-1], {"role": "tool", "content": "7"}, t[-1]]))
     ),
     "arguments that are no object": Defect(
         "DAT337", ("messages",), _some(_called("{'q': ", {"role": "tool", "content": "7"}))

@@ -18,11 +18,6 @@ from gradience.errors import ConfigError
 from gradience.schema.reports import CheckReport
 
 
-@pytest.fixture(scope="module")
-def tok(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return saved(tmp_path_factory.mktemp("tok"))
-
-
 @pytest.fixture
 def train(tmp_path: Path) -> Path:
     return write(tmp_path / "train.jsonl", rows("messages"))
@@ -41,10 +36,11 @@ def test_the_report_of_a_person_names_format_tokens_and_limit(train: Path, tok: 
 
 
 def test_json_follows_the_schema_and_holds_no_text_of_rows(train: Path, tok: Path, capsys: Any) -> None:
-    assert main(["check", "--data", str(train), "--tokenizer", str(tok), "--json"]) == 0
+    assert main(["check", "--data", str(train), "--tokenizer", str(tok), "--set", "samples=9", "--json"]) == 0
     out = capsys.readouterr().out
     jsonschema.validate(json.loads(out), msgspec.json.schema(CheckReport))
-    assert json.loads(out)["data"]["rows"] == 40
+    data = json.loads(out)["data"]
+    assert (data["rows"], data["rows_read"]) == (40, 9)
     assert "river" not in out
 
 
@@ -53,7 +49,7 @@ def test_text_of_rows_is_shown_on_request_only(tmp_path: Path, tok: Path, capsys
     path = write(tmp_path / "train.jsonl", some)
     main(["check", "--data", str(path), "--tokenizer", str(tok)])
     assert "secret question" not in capsys.readouterr().out
-    main(["check", "--data", str(path), "--tokenizer", str(tok), "--show-rows"])
+    main(["check", "--data", str(path), "--tokenizer", str(tok), "--set", "show_rows=true"])
     assert "  1: a secret question" in capsys.readouterr().out
 
 
@@ -107,20 +103,15 @@ def as_kind(folder: Path, kind: str, some: list[dict[str, Any]]) -> Path:
 KINDS = ["json", "csv", "tsv", "parquet", "arrow", "folder", "splits", "shards"]
 
 
-@pytest.mark.parametrize("kind", KINDS)
-def test_every_kind_of_file_gives_the_rows_of_jsonl(kind: str, tmp_path: Path, tok: Path) -> None:
-    some = rows("prompt-completion")
-    reports = [gradience.check_data(as_kind(tmp_path, one, some), tokenizer=tok).data for one in ("jsonl", kind)]
-    same = [msgspec.structs.replace(one, path="") for one in reports if one is not None]
-    assert same[0] == same[1]
-    assert same[0].rows == 40
-
-
-@pytest.mark.parametrize("kind", ["json", "parquet", "folder"])
-def test_messages_are_read_from_nested_columns(kind: str, tmp_path: Path, tok: Path) -> None:
-    some = rows("messages")
-    reports = [gradience.check_data(as_kind(tmp_path, one, some), tokenizer=tok).data for one in ("jsonl", kind)]
-    assert [one.tokens for one in reports if one is not None] == [reports[0].tokens] * 2  # type: ignore[union-attr]
+@pytest.mark.parametrize(("form", "kinds"), [("prompt-completion", KINDS), ("messages", ["json", "parquet", "folder"])])
+def test_every_kind_of_file_gives_the_rows_of_jsonl(form: str, kinds: list[str], tmp_path: Path, tok: Path) -> None:
+    some = rows(form)
+    reports = {
+        kind: gradience.check_data(as_kind(tmp_path, kind, some), tokenizer=tok).data for kind in ("jsonl", *kinds)
+    }
+    same = {kind: msgspec.structs.replace(one, path="") for kind, one in reports.items() if one is not None}
+    assert same == dict.fromkeys(reports, same["jsonl"])
+    assert same["jsonl"].rows == 40
 
 
 def test_a_bad_row_is_a_finding_with_its_line(train: Path, tok: Path) -> None:
@@ -186,11 +177,11 @@ def test_a_tokenizer_that_is_missing_or_has_no_template_is_one_line(
     assert "has no chat template" in capsys.readouterr().err
     template = tmp_path / "own.jinja"
     template.write_text(QWEN_PLAIN, encoding="utf-8")
-    assert main(["check", "--data", str(train), "--tokenizer", str(bare), "--template", str(template)]) == 0
+    assert main(["check", "--data", str(train), "--tokenizer", str(bare), "--set", f"template={template}"]) == 0
 
 
 def test_options_on_data_need_data(capsys: Any) -> None:
-    assert main(["check", "--lr", "1e-4", "--eval-data", "x.jsonl"]) == 2
+    assert main(["check", "--set", "lr=1e-4", "--eval-data", "x.jsonl"]) == 2
     assert "--eval-data without --data" in capsys.readouterr().err
 
 
@@ -220,7 +211,7 @@ def test_a_sample_is_drawn_with_its_seed_and_says_what_it_cannot_show(tmp_path: 
     assert other.data is not None
     assert one.data.tokens != other.data.tokens
     assert (one.data.rows_read, one.data.rows, one.data.sampled) == (50, 300, True)
-    assert {item.id: item.reason for item in one.not_run}["DAT313"].endswith("--samples all")
+    assert {item.id: item.reason for item in one.not_run}["DAT313"].endswith("--set samples=all")
     assert one.derived["tokens_per_epoch"] == 6 * one.data.tokens.kept
 
 

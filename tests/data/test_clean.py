@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from made import ask, rows, saved, say, write
+from made import ask, rows, say, write
 from tables import every
 
 from gradience.cli.main import main
@@ -25,11 +25,6 @@ LINES = [
     b"{",
     HEAD % b"caf\xef\xbf\xbd now",
 ]
-
-
-@pytest.fixture(scope="module")
-def tok(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return saved(tmp_path_factory.mktemp("tok"))
 
 
 def ledger(out: Path) -> dict[int, str]:
@@ -210,18 +205,6 @@ def test_the_terminal_says_what_was_written_and_which_prompt_was_assumed(
     assert "chat template, as SFTTrainer applies it; no recipe says which program trains" in said
 
 
-def test_a_template_of_another_program_is_named(tmp_path: Path, tok: Path) -> None:
-    data = write(tmp_path / "train.jsonl", rows("messages", 9))
-    recipe = tmp_path / "lf.yaml"
-    for name, expected in (("qwen", "llama-factory writes its own template 'qwen'"), (None, "")):
-        line = f"template: {name}\n" if name else ""
-        recipe.write_text(f"model_name_or_path: {tok}\nstage: sft\nfinetuning_type: lora\ncutoff_len: 64\n{line}")
-        report = check_data(data, training=recipe, tokenizer=tok)
-        assert report.data is not None
-        assert expected in report.data.prompt
-        assert bool(report.data.prompt) is bool(name)
-
-
 def test_the_page_shows_the_rows_and_takes_no_file_s_place(
     tmp_path: Path, tok: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -232,7 +215,8 @@ def test_the_page_shows_the_rows_and_takes_no_file_s_place(
     assert main(asked) == 2
     assert page.read_text() == "mine"
     assert "exists already" in capsys.readouterr().err
-    assert main([*asked, "--force"]) == 0
+    page.unlink()
+    assert main(asked) == 0
     html = page.read_text()
     assert ('id="rows"' in html, "Row 1: " in html, "empty answer" in html, "why is bread warm?" in html) == (True,) * 4
     assert main(["check", "--html", str(page), str(data)]) == 2

@@ -7,17 +7,11 @@ import random
 from pathlib import Path
 from typing import Any
 
-import pytest
 from made import QWEN, ask, rows, saved, say, words, write
 
 from gradience.judge.check import check_config
 from gradience.judge.check.data import check_data
 from gradience.schema.reports import CheckReport
-
-
-@pytest.fixture(scope="module")
-def tok(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return saved(tmp_path_factory.mktemp("tok"))
 
 
 def loud(report: CheckReport) -> list[str]:

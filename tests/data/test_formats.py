@@ -60,11 +60,7 @@ CALLING = {"role": "assistant", "content": "", "tool_calls": [{"type": "function
             "preference dpo",
             {"prompt": [ASK], "chosen": [SAY], "rejected": [NO], "translated": True},
         ),
-        (
-            {"messages": [ASK, SAY], "kto_tag": False},
-            "kto kto",
-            {"prompt": [ASK], "completion": [SAY], "label": False},
-        ),
+        ({"messages": [ASK, SAY], "kto_tag": False}, "kto kto", {"prompt": [ASK], "completion": [SAY], "label": False}),
         (
             {"instruction": "q", "output": "a", "kto_tag": True},
             "kto kto",
@@ -76,11 +72,7 @@ CALLING = {"role": "assistant", "content": "", "tool_calls": [{"type": "function
             "steps prm",
             {"prompt": "q", "steps": ["a", "b"], "step_labels": [True, False]},
         ),
-        (
-            {"segments": [{"label": False, "text": "q"}]},
-            "segments sft",
-            {"segments": [{"label": False, "text": "q"}]},
-        ),
+        ({"segments": [{"label": False, "text": "q"}]}, "segments sft", {"segments": [{"label": False, "text": "q"}]}),
         (
             {"messages": [{"from": "human", "value": "q"}, {"from": "gpt", "value": "a"}]},
             "messages sft",
@@ -115,6 +107,22 @@ def test_a_row_is_read_as_its_program_reads_it(row: Any, format_and_trainer: str
     shape = recognise(row)
     assert f"{shape.format} {shape.trainer}" == format_and_trainer
     assert canonical(row, shape, chat=True, trl=False) == columns
+
+
+@every(
+    ("row", "format_and_trainer"),
+    [
+        ({"prompt": "", "completion": "", "label": True}, "kto kto"),
+        ({"prompt": "", "chosen": "", "rejected": ""}, "preference dpo"),
+        ({"sentence": "", "label": 1, "idx": 0}, "classification classification"),
+        ({"text": "", "meta": 1}, "text sft"),
+        ({"input_ids": [], "labels": []}, "tokenised sft"),
+        ({"instruction": "", "input": "", "response": ""}, "instruction sft"),
+    ],
+)
+def test_a_format_is_known_by_its_columns(row: Any, format_and_trainer: str) -> None:
+    assert " ".join(recognise(row)[:2]) == format_and_trainer
+    assert recognise({"chosen": "", "rejected": ""}, "reward").trainer == "reward"
 
 
 def test_trl_leaves_roles_and_calls_as_they_are() -> None:

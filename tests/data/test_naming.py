@@ -6,17 +6,11 @@ import json
 from pathlib import Path
 from typing import Any
 
-import pytest
-from made import rows, saved, write
+from made import rows, write
 
 from gradience.judge.check.data import check_data
 
 TALK = [("kim", "why is bread warm"), ("bot", "it is new")]
-
-
-@pytest.fixture(scope="module")
-def tok(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return saved(tmp_path_factory.mktemp("tok"))
 
 
 def checked(folder: Path, some: list[dict[str, Any]], recipe: str, info: dict[str, Any] | None, tok: Path) -> Any:

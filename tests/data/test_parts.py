@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import random
 from pathlib import Path
 
 import pytest
@@ -13,9 +12,9 @@ from tables import every
 from gradience.blocks.plots import histogram_lines
 from gradience.configs.document import read_data_plan
 from gradience.data import Shape, Unusable
-from gradience.data.formats import canonical, recognise
-from gradience.data.measure import batching, is_mojibake, quantile
-from gradience.data.overlap import NEAR, EvalRows, jaccard, trigrams
+from gradience.data.formats import canonical
+from gradience.data.measure import is_mojibake, quantile
+from gradience.data.overlap import EvalRows
 from gradience.data.tokens import common_prefix
 
 
@@ -33,21 +32,6 @@ def test_a_quantile_keeps_its_share_whole_and_no_smaller_value_does(values: list
     assert 100 * sum(value < found for value in values) < percent * len(values)
 
 
-def test_padding_is_what_the_longest_of_each_batch_leaves() -> None:
-    found = batching([2, 2, 2, 10], per_batch=4, batch_size=4, max_length=10, seed=0)
-    assert (found.padding_share, found.packed_sequences) == (1 - 16 / 40, 2)
-
-
-@every("text", ["cafÃ© noir", "itâ€™s", "naÃ¯ve", "â€œquotedâ€\x9d", "Â£5"])
-def test_utf8_read_as_latin_1_is_mojibake(text: str) -> None:
-    assert is_mojibake(text)
-
-
-@every("text", ["plain", "café", "SÃO PAULO", "Ångström", "日本語", "“quoted”", "a â b", "ÂME"])
-def test_letters_with_accents_are_not(text: str) -> None:
-    assert not is_mojibake(text)
-
-
 @given(st.text(alphabet="äöüßéèñç€", min_size=1, max_size=6))
 def test_any_accented_word_read_as_latin_1_is_mojibake(word: str) -> None:
     assert is_mojibake(word.encode("utf-8").decode("latin-1"))
@@ -59,27 +43,6 @@ def test_the_common_prefix_ends_where_tokens_differ(some: list[int], others: lis
     length = common_prefix(some, others)
     assert some[:length] == others[:length]
     assert some[length : length + 1] != others[length : length + 1] or length == min(len(some), len(others))
-
-
-@every(
-    ("row", "form", "trainer"),
-    [
-        ({"messages": []}, "messages", "sft"),
-        ({"conversations": [], "id": 1}, "sharegpt", "sft"),
-        ({"prompt": "", "completion": "", "label": True}, "kto", "kto"),
-        ({"prompt": "", "chosen": "", "rejected": ""}, "preference", "dpo"),
-        ({"sentence": "", "label": 1, "idx": 0}, "classification", "classification"),
-        ({"text": "", "meta": 1}, "text", "sft"),
-        ({"input_ids": [], "labels": []}, "tokenised", "sft"),
-        ({"instruction": "", "input": "", "response": ""}, "instruction", "sft"),
-    ],
-)
-def test_a_format_is_known_by_its_columns(row: dict[str, object], form: str, trainer: str) -> None:
-    assert recognise(row)[:2] == (form, trainer)
-
-
-def test_preferences_are_a_reward_models_where_that_is_trained() -> None:
-    assert recognise({"chosen": "", "rejected": ""}, "reward").trainer == "reward"
 
 
 MESSAGES = Shape("messages", "sft")
@@ -100,26 +63,6 @@ MESSAGES = Shape("messages", "sft")
 def test_messages_of_another_shape_are_a_reason_and_no_crash(messages: object) -> None:
     with pytest.raises(Unusable, match="messages: "):
         canonical({"messages": messages}, MESSAGES, chat=True, trl=True)
-
-
-def test_roles_of_sharegpt_are_kept_for_trl_and_translated_for_others() -> None:
-    row = {"conversations": [{"from": "human", "value": "a"}, {"from": "gpt", "value": "b"}]}
-    shape = Shape("sharegpt", "sft")
-    roles = [[turn["role"] for turn in canonical(row, shape, chat=True, trl=trl)["messages"]] for trl in (True, False)]
-    assert roles == [["human", "gpt"], ["user", "assistant"]]
-
-
-def test_near_rows_are_those_at_the_similarity_and_above() -> None:
-    rng = random.Random(2)  # noqa: S311  # rows, no secret
-    base = [f"w{rng.randrange(10_000)}" for _ in range(60)]
-    variants = [[*base[:i], *(f"x{k}" for k in range(i, 60))] for i in (60, 56, 54, 52, 40)]
-    held_out = EvalRows()
-    held_out.read((i, {"text": " ".join(one)}) for i, one in enumerate(variants, 1))
-    held_out.compare({"text": " ".join(base)})
-    near = {i for i, one in enumerate(variants, 1) if jaccard(trigrams(base), trigrams(one)) >= NEAR}
-    found = held_out.result()
-    assert (held_out._near, found.exact.first) == (near, [1])
-    assert found.near.count == len(near) - 1 > 0
 
 
 def test_short_rows_are_compared_exactly_only() -> None:

@@ -133,7 +133,9 @@ def as_bytes() -> dict[str, Any]:
     [
         lambda _: "0.png",
         lambda place: {"bytes": None, "path": str(place / "0.png")},
+        lambda place: {"bytes": None, "path": data_url(place)},
         lambda _: as_bytes(),
+        lambda _: {**as_bytes(), "path": "1.png"},  # its bytes go before its path
         data_url,
     ],
 )
@@ -155,6 +157,9 @@ def test_an_image_is_a_path_or_bytes(place: Path, image: Any) -> None:
         {"images": ["processor_config.json"]},
         {"images": ["0.png"], "videos": ["a.mp4"]},
         {"images": [{"bytes": "!", "path": None}]},
+        {"images": [{"bytes": None, "path": None}]},
+        {"images": [3]},
+        {"images": ["file://0.png"]},
     ],
 )
 def test_what_cannot_be_counted_is_left_and_said(place: Path, tmp_path: Path, row: dict[str, Any]) -> None:
@@ -241,40 +246,7 @@ def test_images_stand_before_the_first_users_text() -> None:
 
 
 @every(
-    ("counts", "places"),
-    [([2, 3], [0, 1, 1, 2, 3, 3, 3, 4]), ([0, 1], [0, 2, 3, 4]), ([2], None), ([2, 3, 1], None)],
+    ("counts", "places"), [([2, 3], [0, 1, 1, 2, 3, 3, 3, 4]), ([0, 1], [0, 2, 3, 4]), ([2], None), ([2, 3, 1], None)]
 )
 def test_a_place_is_repeated_for_each_token_of_its_image(counts: list[int], places: list[int] | None) -> None:
     assert pictures.spread([5, 9, 6, 9, 7], 9, counts) == places
-
-
-@every(
-    ("image", "held"),
-    [
-        ("a.bin", b"ab"),
-        ({"path": "a.bin"}, b"ab"),
-        ({"bytes": "Y2Q=", "path": "a.bin"}, b"cd"),
-        ({"bytes": None, "path": "data:image/png;base64,Y2Q="}, b"cd"),
-        ("data:image/png;base64,Y2Q=", b"cd"),
-        ("file://a.bin", None),
-        ({"bytes": None, "path": None}, None),
-        (None, None),
-        (3, None),
-    ],
-)
-def test_what_an_image_holds_is_opened(image: Any, held: bytes | None, tmp_path: Path) -> None:
-    (tmp_path / "a.bin").write_bytes(b"ab")
-    if held is None:
-        with pytest.raises(ValueError, match="neither a file nor bytes"):
-            pictures._opened(image, tmp_path)
-        return
-    with pictures._opened(image, tmp_path) as file:
-        assert file.read() == held
-
-
-def test_a_processor_is_known_by_either_of_its_configs(tmp_path: Path) -> None:
-    assert not pictures.has_processor(tmp_path)
-    for number, name in enumerate(("processor_config.json", "preprocessor_config.json")):
-        (tmp_path / str(number)).mkdir()
-        (tmp_path / str(number) / name).write_text("{}")
-        assert pictures.has_processor(tmp_path / str(number))

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from made import rows, saved, write
+from made import rows, write
 from tables import every
 
 from gradience.configs.document import DataPlan, read_data_plan
@@ -94,11 +94,6 @@ OF_SWIFT = "model: {tok}\ndataset: train.jsonl#500\ntuner_type: lora\nlearning_r
 
 
 @pytest.fixture(scope="module")
-def tok(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return saved(tmp_path_factory.mktemp("tok"))
-
-
-@pytest.fixture(scope="module")
 def programs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """LLaMA-Factory and ms-swift are installed, for a helper process that is started anew, which takes seconds."""
     site = tmp_path_factory.mktemp("site")
@@ -127,6 +122,7 @@ def test_where_no_program_is_installed_the_prompt_is_assumed_and_the_cut_is_thei
     assert factory.prompt == (
         "assumed: the tokenizer's chat template; llama-factory writes its own template 'kind'; it may add a system text"
     )
+    assert checked(tmp_path, OF_FACTORY + "cutoff_len: 20\n", tok, some).prompt == ""  # it takes the tokenizer's
     assert factory.seen.question_cut.count == 6
     assert factory.tokens.kept == 6 * 20
 

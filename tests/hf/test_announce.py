@@ -207,7 +207,7 @@ def test_what_is_told_of_findings():
 
 
 def test_a_command_tells_its_findings_and_not_its_screen(server, capsys):
-    assert main(["check", "--r", "4", "--lr", "1", "--announce", "webhook", "--json"]) == 0
+    assert main(["check", "--set", "r=4", "--set", "lr=1", "--announce", "webhook", "--json"]) == 0
     (posted,) = server.posted
     lines = posted["text"].splitlines()
     assert (lines[0], lines[1].split(":")[0]) == ("*gradience check*", "```[WARNING] LR003")
@@ -216,7 +216,7 @@ def test_a_command_tells_its_findings_and_not_its_screen(server, capsys):
 
 
 def test_a_command_that_finds_nothing_says_so_in_a_line(server, capsys):
-    assert main(["check", "--r", "8", "--alpha", "16", "--lr", "2e-4", "--announce", "webhook"]) == 0
+    assert main(["check", "--set", "r=8", "--set", "alpha=16", "--set", "lr=2e-4", "--announce", "webhook"]) == 0
     assert [posted["text"] for posted in server.posted] == ["*gradience check*\n```no finding graver than info```"]
 
 

@@ -133,17 +133,17 @@ def test_a_number_of_thousands_of_digits_in_json_is_one_line_of_error(run, tmp_p
 
 LONG = "x" * 257
 OPTIONS = [
-    ("--targets", "t" * 100_000),
-    ("--targets", ",".join(["q_proj"] * 5000)),
-    ("--r", "9" * 5000),
-    ("--r", "9" * 400),
-    ("--r", str(2**63)),
-    ("--r", "0x" + "f" * 4000),
-    ("--lr", "9" * 400),
-    ("--lr", "1e999"),
-    ("--lr", "nan"),
-    ("--alpha", "inf"),
-    ("--alpha", "9" * 5000),
+    ("--set", "targets=" + "t" * 100_000),
+    ("--set", "targets=" + ",".join(["q_proj"] * 5000)),
+    ("--set", "r=" + "9" * 5000),
+    ("--set", "r=" + "9" * 400),
+    ("--set", "r=" + str(2**63)),
+    ("--set", "r=0x" + "f" * 4000),
+    ("--set", "lr=" + "9" * 400),
+    ("--set", "lr=1e999"),
+    ("--set", "lr=nan"),
+    ("--set", "alpha=inf"),
+    ("--set", "alpha=" + "9" * 5000),
     ("--task", LONG),
     ("--serve", "vllm," * 10_000),
     ("--base", "b" * 5000),
@@ -158,9 +158,9 @@ OPTIONS = [
 ]
 
 
-@pytest.mark.parametrize(("option", "value"), OPTIONS, ids=[f"{o}-{len(v)}-{v[:5]!r}" for o, v in OPTIONS])
+@pytest.mark.parametrize(("option", "value"), OPTIONS, ids=[f"{o}-{len(v)}-{v[:9]!r}" for o, v in OPTIONS])
 def test_no_value_of_an_option_ends_in_a_traceback(run, option, value):
-    told = run("check", "--lr", "1e-4", option, value)
+    told = run("check", "--set", "lr=1e-4", option, value)
     assert told.code in {0, 2}
     assert len(told.errors) == (told.code == 2)
     assert len(told.err) < 1000

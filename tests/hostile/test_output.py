@@ -40,7 +40,7 @@ LIGHT = {
     "monitor --json": ["monitor", "run.jsonl", "--json"],
     "validate": ["validate", "run.jsonl"],
     "check --format sarif": ["check", "run.jsonl", "--format", "sarif"],
-    "check --format github": ["check", "run.jsonl", "--lr", "1", "--format", "github"],
+    "check --format github": ["check", "run.jsonl", "--set", "lr=1", "--format", "github"],
     "--help": ["--help"],
     "--version": ["--version"],
 }

@@ -187,7 +187,7 @@ def test_no_secret_is_quoted_by_an_error(tmp_path, key):
     assert sorted(set(leaks)) == []
 
 
-GIVEN = ["--targets", "--task", "--r"]
+GIVEN = ["--set=targets=", "--task=", "--set=r="]
 
 
 @pytest.mark.parametrize("option", GIVEN)
@@ -195,7 +195,7 @@ def test_no_secret_of_the_command_line_is_repeated(option):
     leaks = []
     for turn, secrets in kinds(GIVEN, option):
         text = texts_of(secrets)[4 + turn % 4]
-        leaks += shown(secrets, *command("check", "--lr", "1", option, text, "--settings", "none"))
+        leaks += shown(secrets, *command("check", "--set", "lr=1", option + text, "--settings", "none"))
     assert sorted(set(leaks)) == []
 
 

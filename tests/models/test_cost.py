@@ -26,7 +26,7 @@ def base(tmp_path_factory):
 
 def follow(base, **changes):
     step = {"base": str(base), "adapter": LORA, "task": "CAUSAL_LM", "batch": BATCH, "length": LENGTH}
-    return Follower().follow({**step, **changes})
+    return Follower().follow({**step, **changes})[0]
 
 
 @pytest.fixture(scope="module")
@@ -77,8 +77,6 @@ def test_where_the_matrices_start_and_a_saved_files_further_keys_change_nothing(
 
 def test_an_adapter_that_asks_for_numbers_is_made_of_few_blocks(base):
     """BOFT reads a value of its own as it is made, which a tensor on meta has not."""
-    adamss = follow(base, adapter={"peft_type": "ADAMSS", "r": 8, "num_subspaces": 4, "target_modules": ["q_proj"]})
-    assert adamss["loss"] == follow(base)["loss"]
     boft = {"peft_type": "BOFT", "boft_block_size": 4, "target_modules": ["q_proj"]}
     found = follow(base, adapter=boft)
     assert found["loss"] == follow(base)["loss"]

@@ -6,57 +6,70 @@ import os
 from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import Annotated, TypeVar
+from typing import Annotated, Any, Final
 
 from cyclopts import Parameter
 
 from gradience.cli import options as opt
 from gradience.cli.bar import on_terminal
-from gradience.configs.values import Malformed, plain, whole
+from gradience.configs.document import read_settings
+from gradience.configs.settings import Layer, keys_of, nearest_known, split_names
+from gradience.configs.values import Fields, flag, text, whole
 from gradience.errors import ConfigError
 from gradience.judge.check import CheckKeywords, CheckOptions, check_config
-from gradience.judge.check.options import DataOptions
-from gradience.schema import Json, real
-from gradience.schema.events import ConfigSnapshot, LoraSnapshot, OptimizerSnapshot
+from gradience.judge.check.options import SAMPLES, DataOptions, Samples
+from gradience.ranges import option_name
+from gradience.schema import Json
+from gradience.schema.events import ConfigSnapshot
 from gradience.schema.reports import CheckReport
-
-T = TypeVar("T")
 
 _EXAMPLES = 10  # rows of the page
 _EXPRESSION = set("()[]|*")
 
 
-@dataclass(frozen=True, kw_only=True)
-class Overrides:
-    """Single settings, which win over those of the files.
+def _all_or_whole(value: Json) -> Samples:
+    return "all" if value == "all" else whole(value)
 
-    Parameters
-    ----------
-    lr:
-        Peak learning rate.
-    r:
-        Rank.
-    alpha:
-        lora_alpha.
-    targets:
-        Target modules: names with commas between, or repeated; one expression; or all-linear.
+
+_OF_DATA: Final[dict[str, Callable[[Json], object]]] = {  # settings of `DataOptions` that are no option by themselves
+    "samples": _all_or_whole,
+    "show_rows": flag,
+    "template": lambda value: Path(text(value)),
+}
+
+
+def _given(single: list[str]) -> tuple[ConfigSnapshot, dict[str, Any]]:
+    """The single settings: those of the configuration, and those of the data by their fields.
+
+    Raises:
+        ConfigError: one is no NAME=VALUE, not known, or of another kind.
     """
+    pairs: dict[str, Json] = {}
+    for item in single:
+        name, sign, value = item.partition("=")
+        if not sign:
+            raise ConfigError(f"--set {item}: expected NAME=VALUE", advice="for example --set lr=1e-4")
+        name = name.strip().replace("-", "_")
+        pairs[name] = _targets(value) if name in keys_of("target_modules") else value
+    fields = Fields(pairs, "--set")
+    of_data = {name: fields.take([name], read) for name, read in _OF_DATA.items() if name in pairs}
+    rest = {name: value for name, value in pairs.items() if name not in of_data}
+    found = read_settings(rest, where="--set") if rest else Layer()
+    if found.unknown_keys:
+        name = found.unknown_keys[0]
+        meant = nearest_known(name)
+        advice = f"did you mean {meant}?" if meant else "give a name that files have, such as lr or lora_alpha"
+        raise ConfigError(f"--set: no setting is called {name}", advice=advice)
+    return found.config, of_data
 
-    lr: float | None = None
-    r: int | None = None
-    alpha: float | None = None
-    targets: opt.Strings = None
 
-    def snapshot(self) -> ConfigSnapshot:
-        """Return the settings given, as a configuration."""
-        return ConfigSnapshot(
-            optimizer=OptimizerSnapshot(lr=None if self.lr is None else real(self.lr)),
-            lora=LoraSnapshot(
-                r=_read("--r", whole, self.r),
-                alpha=None if self.alpha is None else real(self.alpha),
-                target_modules=_targets(self.targets),
-            ),
-        )
+def _targets(given: str) -> Json:
+    """Module names with commas between; one expression, and the word all-linear, as they are."""
+    if set(given) & _EXPRESSION or given == "all-linear" or ("." in given and "," not in given):
+        return given
+    if not (names := split_names(given)):
+        raise ConfigError("--set targets names no module", advice="for example --set targets=q_proj,v_proj")
+    return [*names]
 
 
 def _progress() -> Callable[[int, int], None] | None:
@@ -72,34 +85,12 @@ def _with_page(options: _DataOptions, given: CheckOptions) -> CheckReport:
     from gradience.report import write_page  # matplotlib
 
     html = options.html or Path()
-    refuse_file(html, force=options.force)
+    refuse_file(html, force=None)
     asked = replace(options, worst=options.worst or _EXAMPLES)
     report = check_data(options=asked, check=given, progress=_progress())
     sources = [Path(source.path) for source in report.sources]
-    write_page(report, html, sources=sources, force=options.force)
+    write_page(report, html, sources=sources, force=False)
     return report
-
-
-def _read(option: str, read: Callable[[Json], T], value: Json) -> T | None:
-    """Return an option's value, parsed as a file's value is; None if it is empty or was not given."""
-    if value is None or value == "":
-        return None
-    try:
-        return read(value)
-    except Malformed as error:
-        raise ConfigError(f"{option}: expected {error}, got {plain(value)}", advice="correct the option") from None
-
-
-def _targets(given: list[str] | None) -> list[str] | str | None:
-    if not given:
-        return None
-    if len(given) == 1 and ("," not in given[0] or set(given[0]) & _EXPRESSION):
-        only = given[0].strip()
-        return only if only == "all-linear" or set(only) & (_EXPRESSION | {"."}) else [only]
-    names = [name.strip() for item in given for name in item.split(",") if name.strip()]
-    if not names:
-        raise ConfigError("--targets names no module", advice="for example --targets q_proj,v_proj")
-    return names
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -139,7 +130,6 @@ def _is_file(path: Path) -> bool:
 
 
 _CONFIG = ConfigOptions()
-_NO_OVERRIDES = Overrides()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -149,17 +139,17 @@ class _DataOptions(DataOptions):
     Parameters
     ----------
     html:
-        Page to write as well: histograms, and ten rows as the model sees them.
-    force:
-        Replace the page if it is there.
+        New page to write as well: histograms, and ten rows as the model sees them.
     """
 
+    num_labels: Annotated[int | None, opt.LIBRARY_ONLY] = None
     packing: Annotated[bool | None, opt.LIBRARY_ONLY] = None
+    samples: Annotated[Samples, opt.LIBRARY_ONLY] = SAMPLES
     seed: opt.Seed = 0
+    show_rows: Annotated[bool, opt.LIBRARY_ONLY] = False
+    template: Annotated[Path | None, opt.LIBRARY_ONLY] = None
     worst: Annotated[int, opt.LIBRARY_ONLY] = 0
-    show_rows: opt.Flag = False  # which has no --no-show-rows
     html: Path | None = None
-    force: opt.Flag = False
 
 
 _NO_DATA = _DataOptions()
@@ -170,7 +160,7 @@ def check(
     /,
     *,
     sources: Annotated[ConfigOptions, opt.RECORD] = _CONFIG,
-    overrides: Annotated[Overrides, Parameter(name="*")] = _NO_OVERRIDES,
+    single: Annotated[opt.Strings, Parameter(name="--set")] = None,
     data_options: Annotated[_DataOptions, opt.RECORD, Parameter(group="Data")] = _NO_DATA,
     serve: opt.Strings = None,
     options: opt.Options = opt.DEFAULT_OPTIONS,
@@ -178,7 +168,7 @@ def check(
 ) -> int:
     """Validate a PEFT and training configuration before burning compute.
 
-    Later sources win: config, then folders, then files, then single settings. With --base the report counts what the
+    Later sources win: config, then folders, then files, then --set. With --base the report counts what the
     targets reach, from config.json and safetensors headers; no weights are loaded. With --data the report covers what
     the loss sees of a data set, tokenised as its trainer would; with a configuration or without one.
 
@@ -187,24 +177,31 @@ def check(
     config:
         One JSON or YAML file of any shape: canonical, flat, PEFT's, TrainingArguments', or a run.jsonl; or the
         output folder of a run.
+    single:
+        NAME=VALUE, a single setting, as files have it: lr, r, alpha, num_labels, batch_size, ..., or targets with
+        commas between. Of --data: samples (10000, or all), show_rows (the text of rows in findings), template (a file).
+        May be repeated.
     serve:
         Engines the adapter is meant for, separated by commas: vllm, sglang, ollama, llamacpp, tensorrt, lorax,
         slora, mlx, peft, hotswap. Reports what each will make of it.
     """
     resolved = options.resolved()
-    given = CheckOptions(document=config, overrides=overrides.snapshot(), serve=serve or (), **resolved.rules)
+    overrides, of_data = _given(single or [])
+    given = CheckOptions(document=config, overrides=overrides, serve=serve or (), **resolved.rules)
     given = given.completed({**sources.places(), "max_length": data_options.max_length})
     if data_options.data is None:
         alone = {"max_length"} if sources.base is not None else set()  # the memory of a step needs it too
         names = [each.name for each in fields(data_options) if getattr(data_options, each.name) != each.default]
-        without = (name for name in names if name not in alone)
-        if (name := next(without, None)) is not None:
-            option = name.replace("_", "-")
-            raise ConfigError(f"--{option} without --data", advice="give --data FILE, or --data recipe with --training")
+        options_alone = [option_name(name) for name in names if name not in alone]
+        if without := [*options_alone, *(f"--set {name}" for name in of_data)]:
+            raise ConfigError(
+                f"{without[0]} without --data", advice="give --data FILE, or --data recipe with --training"
+            )
         report = check_config(options=given)
     else:
         from gradience.judge.check.data import check_data  # only those with data pay for it
 
+        data_options = replace(data_options, **of_data)
         if data_options.html is not None:
             report = _with_page(data_options, given)
         else:

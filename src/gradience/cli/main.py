@@ -131,7 +131,7 @@ def build_app(*asked: str) -> App:
     """
     from cyclopts import App, Group  # see the module's first lines
 
-    from gradience.cli.output import with_flowing_help  # the same
+    from gradience.cli.output import refuse_fractions, with_flowing_help  # the same
 
     groups = {name: Group(name, sort_key=place) for place, name in enumerate(HEADINGS)}
     group_of = {command: groups[name] for name, commands in HEADINGS.items() for command in commands}
@@ -143,6 +143,7 @@ def build_app(*asked: str) -> App:
         help_format="plaintext",
         result_action="return_value",
         group_commands=groups["More"],
+        config=refuse_fractions,
     )
     app["--help"].group = app["--version"].group = groups["More"]
     verb = asked[0] if asked else ""

@@ -40,6 +40,7 @@ from gradience.schema.document import (
 from gradience.schema.reports import SourceLocation
 
 if TYPE_CHECKING:
+    from cyclopts.argument import ArgumentCollection
     from cyclopts.exceptions import CycloptsError
 
 
@@ -158,17 +159,7 @@ class KeptConsole:
         return self._kept.getvalue()
 
 
-_ELSEWHERE: Final = {  # what PEFT and trainers call an option
-    "--rank": "--r",
-    "--lora-rank": "--r",
-    "--lora-r": "--r",
-    "--lora-alpha": "--alpha",
-    "--learning-rate": "--lr",
-    "--target-modules": "--targets",
-    "--output-dir": "--out",
-    "--output": "--out",
-}
-
+_ELSEWHERE: Final = {"--output-dir": "--out", "--output": "--out"}  # what trainers call an option
 
 _GONE: Final = {  # options of earlier versions, and what does the same
     "--rel-error": "give --energy 1 - x^2",
@@ -177,6 +168,9 @@ _GONE: Final = {  # options of earlier versions, and what does the same
     "--adapter-config": "put adapter_config.json beside the weights",
     "--layers": "give --verbose",
     "--model": "name it in a configuration file, or give --base",
+    "--samples": "give --set samples=all",
+    "--show-rows": "give --set show_rows=true",
+    "--template": "give --set template=FILE",
 }
 
 
@@ -191,6 +185,11 @@ def usage_error(error: CycloptsError) -> str:
             return f"Unknown option: {given}. Did you mean {meant}?"
         if given in _GONE:
             return f"{given} is gone: {_GONE[given]}"
+        if any("--set" in argument.names for argument in error.argument_collection):
+            from gradience.configs.settings import is_setting  # the same
+
+            if is_setting(name := given.strip("-").replace("-", "_")):
+                return f"Unknown option: {given}. A single setting is given as --set {name}=VALUE"
     if isinstance(error, CoercionError) and error.token is not None:
         return _not_of_its_kind(error.token.keyword or "", error.token.value, error.target_type) or str(error)
     if isinstance(error, ValidationError) and error.argument is not None and error.argument.tokens:
@@ -199,6 +198,21 @@ def usage_error(error: CycloptsError) -> str:
         if bound is not None and token.keyword:
             return f"{token.keyword} is {token.value}, expected a number {_BOUNDS[bound[1]]} {bound[2]}"
     return str(error)
+
+
+def refuse_fractions(_app: object, _commands: object, arguments: ArgumentCollection) -> None:
+    """Refuse a fraction where an option is a whole number: the parser would round it.
+
+    Raises:
+        CoercionError: there is one.
+    """
+    from cyclopts.exceptions import CoercionError  # as above
+
+    for argument in arguments:
+        kinds = get_args(argument.hint) or (argument.hint,)
+        for token in argument.tokens if int in kinds and float not in kinds else ():
+            if token.value.partition(".")[2].strip("0"):
+                raise CoercionError(token=token, argument=argument, target_type=int)
 
 
 _BOUND: Final = re.compile(r"Must be (>=|>|<=|<) (\S+?)\.?")  # cyclopts' words

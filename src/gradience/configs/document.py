@@ -2,8 +2,8 @@
 
 A document may be canonical, flat, or a mixture, because a section is only a scope. The canonical shape is that of
 ``ConfigSnapshot``, as in a log's ``run_start``, also wrapped as ``config``. A flat document has one level of keys under
-the names people use. Recipes of MLX-LM, torchtune, Axolotl and LLaMA-Factory are recognised by their keys and read by
-their own names. Configs beside weights are `adapter_config.json` (PEFT or MLX-LM) and a model's `config.json`.
+the names people use. Recipes of MLX-LM, torchtune, Axolotl, LLaMA-Factory and verl are recognised by their keys and
+read by their own names. Configs beside weights are `adapter_config.json` (PEFT or MLX-LM) and a model's `config.json`.
 
 A recipe also has data settings: files, template, cutoff, loss mode, packing. Their names come from TRL 1.16 (SFTConfig;
 scripts/sft.py), Axolotl (docs/dataset-formats), LLaMA-Factory (hparams/data_args.py, data/parser.py) and torchtune
@@ -15,7 +15,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Container, Iterator, Mapping
 from pathlib import Path
-from typing import Any, Final, Literal, NamedTuple
+from typing import Any, Final, Literal, NamedTuple, TypeAlias
 
 import msgspec
 
@@ -43,7 +43,7 @@ from gradience.io.reading import real_path
 from gradience.names import NAMES, Level
 from gradience.schema import Json
 from gradience.schema.events import ConfigSnapshot
-from gradience.schema.reports import InputFile, LossMode, Overlong
+from gradience.schema.reports import InputFile, Overlong
 
 CONFIG_NAME = "adapter_config.json"
 
@@ -175,9 +175,9 @@ def read_document(path: Path) -> Layer:
     return _read_any(read_mapping(path), str(path))
 
 
-def read_settings(settings: Mapping[str, Any]) -> Layer:
-    """Read settings of any shape, as a file would have them; ConfigError if none of them is known."""
-    return _read_any(plain_mapping(settings), type(settings).__name__)
+def read_settings(settings: Mapping[str, Any], where: str = "") -> Layer:
+    """Read settings of any shape, as a file would have them; ConfigError, at `where`, if none of them is known."""
+    return _read_any(plain_mapping(settings), where or type(settings).__name__)
 
 
 def _read_any(mapping: dict[str, Json], where: str) -> Layer:
@@ -321,6 +321,10 @@ class Naming(NamedTuple):
         return renamed
 
 
+LossOn: TypeAlias = Literal["assistant", "completion", "all"]
+"""The tokens that a loss on tokens is computed on."""
+
+
 class DataPlan(NamedTuple):
     """The data settings of a recipe. A setting that the recipe does not state is None."""
 
@@ -331,7 +335,7 @@ class DataPlan(NamedTuple):
     template: Path | None = None
     max_length: int | None = None
     packing: bool | None = None
-    loss: LossMode | None = None
+    loss: LossOn | None = None
     notes: tuple[str, ...] = ()
     stated: bool = False
     """A recipe or training arguments were read; otherwise TRL is assumed."""
@@ -390,7 +394,7 @@ def _below(plan: DataPlan, folder: Path) -> DataPlan:
 
 def _trl(mapping: _Mapping, places: tuple[Path, ...]) -> DataPlan:
     assistant, completion = mapping.get("assistant_only_loss"), mapping.get("completion_only_loss")
-    loss: LossMode | None = "assistant" if assistant is True else None
+    loss: LossOn | None = "assistant" if assistant is True else None
     if loss is None and isinstance(completion, bool):
         loss = "completion" if completion else "all"
     return DataPlan(

@@ -1,4 +1,4 @@
-"""Read recipes of MLX-LM, torchtune, Axolotl and LLaMA-Factory, which are recognised by their keys.
+"""Read recipes of MLX-LM, torchtune, Axolotl, LLaMA-Factory and verl, which are recognised by their keys.
 
 Each program's names for the settings are in `names.toml`; a function here reads whatever needs code.
 
@@ -15,6 +15,10 @@ lora-8b.yml, qlora-fsdp-70b.yaml, instruct-dpo-lora-8b.yml.
 LLaMA-Factory keeps the names of TrainingArguments and renames LoRA's settings. Source: hiyouga/LLaMA-Factory,
 examples/train_lora and src/llamafactory/hparams/finetuning_args.py. Its defaults: lora_rank is 8, lora_alpha twice
 lora_rank, and lora_target every linear layer.
+
+verl's tree has a branch for each of its workers, of which the actor is trained. Source: volcengine/verl,
+verl/trainer/config/ppo_trainer.yaml. Its batches are shares of one of prompts, and are not read. Hydra refuses a key
+that verl does not have.
 """
 
 from __future__ import annotations
@@ -297,10 +301,50 @@ def _note_llama_factory_lora(fields: Fields, draft: Draft, stage: str) -> None:
         draft.set("lora", "alpha", as_float(2 * draft.get("lora", "r")))
 
 
+# verl ----------------------------------------------------------------------------------------------------------------
+
+_VERL_SECTIONS: Final = (
+    ("actor_rollout_ref", "model"),
+    ("actor_rollout_ref", "actor"),
+    ("actor_rollout_ref", "actor", "optim"),
+    ("trainer",),
+)
+
+
+def is_verl(fields: Fields) -> bool:
+    """Whether the keys are those of verl's RL trainer."""
+    return fields.is_mapping("actor_rollout_ref")
+
+
+def _read_verl(fields: Fields, draft: Draft) -> list[str]:
+    for path in _VERL_SECTIONS:
+        section: Fields | None = fields
+        for key in path:
+            section = None if section is None else section.section(key)
+        if section is not None:
+            draft.read_all(recipe("verl", ".".join(path)), section)
+    draft.set("run", "format", "verl", extra=True)
+    algorithm = fields.section("algorithm")
+    estimator = None if algorithm is None else algorithm.take(["adv_estimator"], keyword)
+    draft.set("run", "task", "ppo" if estimator in {None, "gae"} else estimator, extra=True)
+    if not draft.get("lora", "r"):  # its word for no adapter
+        draft.forget("lora")
+    for field, strategy in (("save_steps", "save_strategy"), ("eval_steps", "eval_strategy")):
+        if (every := draft.get("training", field)) is not None:
+            draft.set("training", strategy, "steps" if every > 0 else "no")
+    for field in ("max_steps", "save_steps", "eval_steps", "warmup_steps"):
+        if (draft.get("training", field) or 0) < 0:  # -1: not set
+            draft.unset("training", field)
+    if draft.get("training", "max_steps") is not None:
+        draft.set("training", "epochs_overridden", value=True, extra=True)
+    return []
+
+
 # Pairs of a test of whether the keys are a program's, and its reader, which returns the unknown keys. First match wins.
 RECIPES: Final[tuple[tuple[Callable[[Fields], bool], Callable[[Fields, Draft], list[str]]], ...]] = (
     (is_mlx, read_mlx_fields),
     (is_torchtune, _read_torchtune),
     (is_axolotl, _read_axolotl),
     (is_llama_factory, _read_llama_factory),
+    (is_verl, _read_verl),
 )

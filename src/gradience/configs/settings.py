@@ -373,6 +373,11 @@ def knows_training(key: str) -> bool:
     return key in known_keys("training") or key in known_keys("trl") or key.startswith(_FAMILIES)
 
 
+def is_setting(name: str) -> bool:
+    """Whether a file may have a setting under this name."""
+    return any(name in item.native + item.loose for table in (RUN, OPTIMIZER, LORA, TRAINING) for item in table)
+
+
 def keys_of(field: str) -> list[str]:
     """Return the keys that may hold a snapshot field in a file. The field's own name is the last."""
     levels = (NAMES.settings[level] for level in ("lora", "optimizer", "training", "run"))

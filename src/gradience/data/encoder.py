@@ -222,4 +222,4 @@ def _read_template(path: Path) -> str:
         return read_small(path, most=_MAX_TEMPLATE, what="a chat template").decode()
     except (OSError, UnicodeDecodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else "not UTF-8 text"
-        raise ConfigError(f"{path}: {reason}", advice="give --template a file with a Jinja chat template") from None
+        raise ConfigError(f"{path}: {reason}", advice="give --set template=FILE a Jinja chat template") from None

@@ -46,6 +46,7 @@ _LONG_LINE: Final = 6  # words of the last line of such an answer
 _SPEAKER: Final = re.compile(r"\s*(?:###? ?)?(?:Assistant|ASSISTANT|AI|Bot|Chatbot|GPT|ChatGPT): ?\S")
 _MISSING: Final = frozenset({"nan", "NaN", "<NA>", "NaT", "#N/A", "[object Object]"})  # None and null may be answers
 _PLACEHOLDER: Final = re.compile(r"\[(?:INSERT|YOUR|Insert|Your)[ A-Za-z_]{0,40}\]|\{\{ ?[a-z]+_[a-z_]+ ?\}\}")
+_IN_ANSWERS: Final = {"markup": _MARKUP, "placeholder": _PLACEHOLDER, "escaped_letters": _LETTER}
 _WORD: Final = re.compile(r"\w+")
 _ECHO: Final = 4  # words of a question from which its repetition is no chance
 _LABEL: Final = re.compile(r"#{1,4} [A-Z][\w ]{1,24}:?|<[a-z]{2,12}>|[A-Z][\w ]{1,24}:")
@@ -177,16 +178,11 @@ def _is_object(text: Json) -> bool:
 
 
 def _of_answers(answers: list[str]) -> Iterator[str]:
-    if any(_MARKUP.search(answer) for answer in answers):
-        yield "markup"
+    yield from (sign for sign, pattern in _IN_ANSWERS.items() if any(map(pattern.search, answers)))
     if any("\\n" in answer and "\n" not in answer and _ESCAPE.search(answer) for answer in answers):
         yield "escaped_breaks"
     if any(answer.strip() in _MISSING for answer in answers):
         yield "missing_value"
-    if any(_PLACEHOLDER.search(answer) for answer in answers):
-        yield "placeholder"
-    if any(_LETTER.search(answer) for answer in answers):
-        yield "escaped_letters"
     if any(_REFUSAL.match(answer) for answer in answers[:1]):
         yield "refusal"
     kinds = {ending(answer) for answer in answers[:1]}

@@ -215,7 +215,7 @@ class Tokeniser:
         if chats and self._enc.template is None:
             raise ConfigError(
                 f"the tokenizer {self._enc.name} has no chat template, and the rows are conversations",
-                advice="give --template FILE, or the tokenizer of an instruct model",
+                advice="give --set template=FILE, or the tokenizer of an instruct model",
             )
         asked = [Chat(self._written(items[i], rows[i]), prompt, answers, _passed(rows[i])) for i in chats]
         for i, encoded in zip(chats, self._enc.chats(asked), strict=True):

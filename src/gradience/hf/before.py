@@ -119,16 +119,13 @@ def preflight(
             raise TypeError(f"preflight: expected a Trainer or a torch model, got {type(trainer).__name__}")
         flight = _of_trainer(trainer) if is_trainer else _of_model(trainer, dataset, args, collate_fn)
         report = _report(flight, memory=memory)
-    grave = [one for one in report.findings if raise_on and _is_at_least(one.severity, raise_on)]
+    bar = len(SEVERITIES) if raise_on is None else SEVERITIES.index(raise_on)
+    grave = [one for one in report.findings if SEVERITIES.index(one.severity) >= bar]
     if grave:
         told = "; ".join(f"{one.id}: {one.message}" for one in grave)
         advice = next((one.action for one in grave if one.action), None) or "correct this before train()"
         raise GradienceError(f"preflight: {told}", advice=advice)
     return report
-
-
-def _is_at_least(severity: Severity, least: Severity) -> bool:
-    return SEVERITIES.index(severity) >= SEVERITIES.index(least)
 
 
 def _of_trainer(trainer: Any) -> _Flight:

@@ -9,14 +9,11 @@ from __future__ import annotations
 
 import dataclasses
 import math
-import sys
 import weakref
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
-from importlib.util import find_spec
-from types import ModuleType
 from typing import Any, Final, NamedTuple, TypeAlias
 
 import msgspec
@@ -254,21 +251,19 @@ def _size(tensor: Tensor) -> int:
 class Follower:
     """Follows steps. It is made in a confined process, whose memory and time have a limit."""
 
-    def follow(self, asked: Mapping[str, Any]) -> dict[str, int]:
-        """The bytes at the peak by what they are: the names of `schema.memory.MemoryParts`.
+    def follow(self, asked: Mapping[str, Any]) -> _Seen:
+        """The bytes at the peak by what they are, and what the adapter reaches.
+
+        The names are those of `schema.memory.MemoryParts` and `schema.memory.Reached`.
 
         Raises:
             Exception: anything, because transformers and PEFT make what a stranger's files describe.
         """
-        return self.look(asked)[0]
-
-    def look(self, asked: Mapping[str, Any]) -> _Seen:
-        """The same, and what the adapter reaches: the names of `schema.memory.Reached`."""
         step = msgspec.convert(asked, Step)
-        with quietly(), _offline(), _grouping(step):
-            return self._looked(step)
+        with quietly(), _offline():
+            return self._followed(step)
 
-    def _looked(self, step: Step) -> _Seen:
+    def _followed(self, step: Step) -> _Seen:
         config = pretrained.load(_transformers().AutoConfig, step.base)
         try:
             return _followed(step, *_made(step, config, _META))
@@ -294,31 +289,6 @@ def _offline() -> Iterator[None]:
         yield
     finally:
         constants.HF_HUB_OFFLINE = before
-
-
-class _EvenGroups:
-    """In place of scikit-learn's KMeans: groups of equal size, which AdaMSS makes of the rows of a weight."""
-
-    def __init__(self, n_clusters: int, **_: Any) -> None:
-        self._n = n_clusters
-
-    def fit_predict(self, rows: Any) -> Any:
-        return torch.arange(len(rows)).remainder(self._n).numpy()
-
-
-@contextmanager
-def _grouping(step: Step) -> Iterator[None]:
-    """A context in which AdaMSS can be made without scikit-learn, which PEFT asks for and does not bring."""
-    wanted = step.adapter.get("peft_type") == "ADAMSS" and find_spec("sklearn") is None
-    stand_in = {name: ModuleType(name) for name in ("sklearn", "sklearn.cluster")} if wanted else {}
-    for module in stand_in.values():
-        vars(module)["KMeans"] = _EvenGroups
-    sys.modules.update(stand_in)
-    try:
-        yield
-    finally:
-        for name in stand_in:
-            del sys.modules[name]
 
 
 def _transformers() -> Any:

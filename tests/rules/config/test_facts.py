@@ -13,6 +13,8 @@ from gradience.rules import Unknown
 from gradience.rules.config.facts import Facts, about_lora, quantities
 from gradience.schema.events import ConfigSnapshot
 
+BY_EIGHT = {"batch_size": 8, "world_size": 1}
+
 
 def facts(**sections: Any) -> Facts:
     return Facts(msgspec.convert(sections, ConfigSnapshot))
@@ -46,13 +48,24 @@ def facts(**sections: Any) -> Facts:
             2.0,
         ),
         ("effective_batch", {"training": {"batch_size": 4, "gradient_accumulation": 8, "world_size": 2}}, 64),
-        ("steps", {"training": {"max_steps": 7, "epochs": 2.0}}, 7),
-        (
-            "steps",
-            {"training": {"batch_size": 8, "world_size": 1, "epochs": 2.0, "extras": {"train_examples": 801}}},
-            202,
+        ("effective_batch", {"training": {"extras": {"samples_per_step": 32}}}, 32),
+        *(
+            ("effective_batch", {"training": {"batch_size": 4, "world_size": 2, **log}}, 8)
+            for log in (
+                {"extras": {"samples_per_step": 0}},
+                {"extras": {"samples_per_step": "32"}},
+                {"gradient_accumulation": 1, "extras": {"samples_per_step": 32}},
+            )
         ),
-        ("steps", {"training": {"batch_size": 8, "world_size": 1, "epochs": 0.01, "extras": {"train_examples": 8}}}, 1),
+        *(
+            (
+                "steps",
+                {"training": {"batch_size": 8, "world_size": 1, "epochs": epochs, "extras": {"train_examples": n}}},
+                steps,
+            )
+            for epochs, n, steps in ((1.0, 9, 2), (2.5, 16, 5), (2.9, 8, 2), (1.0, 1, 1), (2.0, 801, 202), (0.01, 8, 1))
+        ),
+        ("steps", {"training": {"max_steps": 7, "epochs": 2.0}}, 7),
         ("logged_every", {"training": {"logging_steps": 10.0}}, 10.0),
         ("logged_every", {"training": {"logging_steps": 0.1, "max_steps": 200}}, 20.0),
         ("logged_every", {"training": {"logging_steps": 1.0, "max_steps": 200}}, 1.0),
@@ -100,6 +113,12 @@ def test_a_quantity_is_what_the_trainer_would_make_of_it(name: str, sections: di
             {"training": {"batch_size": 4, "gradient_accumulation": 0}},
             "gradient accumulation is below 1 (see VAL001)",
         ),
+        (
+            "steps",
+            {"training": {"batch_size": 8, "world_size": 1, "epochs": 1.0, "extras": {"train_examples": 0}}},
+            None,
+        ),
+        ("steps", {"training": {"epochs": 1.0, "extras": {"train_examples": "9"}}}, None),
         ("coverage", {}, "the base model is not given (--base)"),
         ("logged_every", {"training": {"extras": {"logging_strategy": "epoch"}}}, None),
         ("saved_every", {"training": {"save_strategy": "best"}}, None),

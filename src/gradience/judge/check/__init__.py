@@ -200,9 +200,8 @@ class CheckOptions(VerbOptions):
             _read(self.document, read_any),
             _read(self.peft_dir, read_adapter_of),
             _read(self.training_dir, read_training_of),
-            _object(self.peft, read_peft_object) or _read(_place_of(self.peft), read_peft, read_adapter_of),
-            _object(self.training, read_training_object)
-            or _read(_place_of(self.training), read_arguments, read_training_of),
+            _object(self.peft, read_peft_object) or _read(self.peft, read_peft, read_adapter_of),
+            _object(self.training, read_training_object) or _read(self.training, read_arguments, read_training_of),
             _given(self.overrides),
         )
         return stack(layer for layer in layers if layer is not None)
@@ -260,7 +259,9 @@ def check_config(
     whole = given.read()
     if whole.config == ConfigSnapshot():
         message = "nothing to check"
-        raise ConfigError(message, advice="give a config file, --peft-dir, --training-dir, or settings such as --lr")
+        raise ConfigError(
+            message, advice="give a config file, --peft-dir, --training-dir, or settings such as --set lr=1e-4"
+        )
     return judged(whole, given, given.folders, unwanted=unwanted, around=when_of(whole, given.stated))
 
 
@@ -325,19 +326,17 @@ def _known(config: ConfigSnapshot, given: CheckOptions, whole: Layer) -> Known:
 
 def _memory(config: ConfigSnapshot, base: Path, given: CheckOptions, whole: Layer, coverage: Coverage | None) -> Memory:
     from gradience.io import pretrained  # numpy: only those with a base pay for it
-    from gradience.judge.check.memory import foretell, parse_size  # the same
+    from gradience.judge.check.memory import foretell, parse_size, peft_fields  # the same
 
     adapter = given.peft if isinstance(given.peft, SETTINGS) else None
     fields = adapter if adapter is None or isinstance(adapter, Mapping) else adapter.to_dict()
     paths = [Path(source.path) for source in whole.sources if source.role == "adapter"]
     if fields is None and paths and paths[-1].name == CONFIG_NAME:
-        own = LoraSnapshot() if given.overrides is None else given.overrides.lora
-        single = {"r": own.r, "lora_alpha": own.alpha, "target_modules": own.target_modules}
         try:
             fields = pretrained.adapter_config(paths[-1].parent)
         except (OSError, ValueError) as error:
             return Memory(reason=f"the adapter's config is not given to PEFT: {error}")
-        fields |= {name: value for name, value in single.items() if value is not None}
+        fields |= {} if given.overrides is None else peft_fields(given.overrides.lora)
     limit = None if given.memory is None else parse_size(given.memory)
     return foretell(config, base=base, adapter=fields, length=given.max_length, limit=limit, coverage=coverage)
 
@@ -382,20 +381,17 @@ def _complete(whole: Layer, task: str | None) -> ConfigSnapshot:
 _Reads: TypeAlias = Callable[[Path], Layer]
 
 
-def _read(place: Place | None, read: _Reads, of_folder: _Reads | None = None) -> Layer | None:
-    if place is None:
+def _read(given: Place | Settings | None, read: _Reads, of_folder: _Reads | None = None) -> Layer | None:
+    """The layer of a file, or of a folder if that is read in another way; None if no place is given."""
+    if given is None or isinstance(given, SETTINGS):
         return None
-    if of_folder is not None and os.path.isdir(place):  # noqa: PTH112  # Path.is_dir raises if a name is too long
-        return of_folder(Path(place))
-    return read(Path(place))
+    if of_folder is not None and os.path.isdir(given):  # noqa: PTH112  # Path.is_dir raises if a name is too long
+        return of_folder(Path(given))
+    return read(Path(given))
 
 
 def _object(given: Place | Settings | None, read: Callable[[Settings], Layer]) -> Layer | None:
     return read(given) if isinstance(given, SETTINGS) else None
-
-
-def _place_of(given: Place | Settings | None) -> Place | None:
-    return None if isinstance(given, SETTINGS) else given
 
 
 def _given(config: object) -> Layer | None:

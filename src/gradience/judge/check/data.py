@@ -64,28 +64,21 @@ Progress: TypeAlias = Callable[[int, int], object]
 
 
 class CheckSettings(NamedTuple):
-    """The options of a check; the caller's win over the recipe's."""
+    """A check: its options, completed by the recipe, and what else decides it."""
 
-    plan: DataPlan
+    options: DataOptions
     train: Path
-    evaluation: Path | None
-    loss: LossMode | None
+    plan: DataPlan
     loss_from: str
-    max_length: int | None
-    packing: bool
-    tokenizer: Path | None
-    template: Path | None
-    samples: Samples
-    task: str | None
-    limits: MeasureSettings
-    batch_stated: bool = False
-    clean: Path | None = None
+    task: str | None = None
+    batch_size: int | None = None
+    """Rows of a batch, if they are stated."""
     progress: Progress | None = None
 
     @property
     def masking(self) -> Masking:
         """The program whose label masks are built, and the loss mode."""
-        return Masking(self.loss, self.plan.program, assumed=not self.plan.stated)
+        return Masking(self.options.loss, self.plan.program, assumed=not self.plan.stated)
 
 
 def measure_data(asked: CheckSettings) -> DataReport:
@@ -94,18 +87,18 @@ def measure_data(asked: CheckSettings) -> DataReport:
     Raises:
         ConfigError: a file cannot be read, or its rows need an option that was not given.
     """
-    if asked.clean is not None:
-        refuse_clean(asked.clean, [asked.train, *([asked.evaluation] if asked.evaluation is not None else [])])
+    options, evaluation = asked.options, asked.options.eval_data
+    if options.write_clean is not None:
+        refuse_clean(options.write_clean, [asked.train, *([] if evaluation is None else [evaluation])])
     source = RowSource(asked.train)
-    wanted = _sample(source.count, asked.samples, asked.limits.seed)
+    wanted = _sample(source.count, options.samples, options.seed)
     standard = asked.plan.naming.standard
     shape, columns = _shape_of(source, asked.task or asked.plan.task, standard)
-    template = None if shape.format == "tokenised" else asked.template or installed_template(asked.plan)
-    asked = asked._replace(template=template)
+    template = None if shape.format == "tokenised" else options.template or installed_template(asked.plan)
     limit, notes = _limit(asked, shape)
     asks = template is None and prepares(asked.plan.program, shape)
     trainer = _trainer(asked, limit) if asks else None
-    encoder = None if asked.tokenizer is None else Encoder(asked.tokenizer, template, trainer=trainer)
+    encoder = None if options.tokenizer is None else Encoder(options.tokenizer, template, trainer=trainer)
     tokeniser = Tokeniser(
         shape,
         encoder,
@@ -113,10 +106,19 @@ def measure_data(asked: CheckSettings) -> DataReport:
         standard=standard,
         folder=source.path if source.path.is_dir() else source.path.parent,
     )
-    if asked.masking.trl and asked.loss == "assistant" and encoder is not None and not encoder.marks_answers:
+    if asked.masking.trl and options.loss == "assistant" and encoder is not None and not encoder.marks_answers:
         encoder.use_training_template()
-    limits = asked.limits._replace(max_length=limit, packing=asked.packing, overlong=asked.plan.overlong)
-    held_out = None if asked.evaluation is None else _eval_rows(asked.evaluation, tokeniser, asked)
+    limits = MeasureSettings(
+        max_length=limit,
+        packing=bool(options.packing),
+        batch_size=asked.batch_size or _BATCH,
+        num_labels=options.num_labels,
+        seed=options.seed,
+        show_rows=options.show_rows,
+        examples=options.worst,
+        overlong=asked.plan.overlong,
+    )
+    held_out = None if evaluation is None else _eval_rows(evaluation, tokeniser, asked)
     total = source.count if wanted is None else len(wanted)
     measure = RowCounter(shape, encoder, limits, expected=total)
     for done, row in enumerate(tokeniser.run(source.rows(wanted)), 1):
@@ -131,8 +133,8 @@ def measure_data(asked: CheckSettings) -> DataReport:
     return DataReport(
         path=str(source.path),
         cleaned=_cleaned(asked, source, tokeniser),
-        prompt=_prompt(asked, encoder, shape),
-        eval_path=None if asked.evaluation is None else str(asked.evaluation),
+        prompt=_prompt(asked.plan, None if template is not None else encoder, shape),
+        eval_path=None if evaluation is None else str(evaluation),
         format=shape.format,
         trainer=shape.trainer,
         masked_by=asked.plan.program,
@@ -148,8 +150,8 @@ def measure_data(asked: CheckSettings) -> DataReport:
         columns=columns[:_MOST_COLUMNS],
         rewards_lack=_lacking(asked.plan, columns) if shape.trainer == "grpo" else {},
         program_stated=asked.plan.stated,
-        batch_stated=asked.batch_stated,
-        keeps_overflow=asked.packing and asked.plan.keeps_overflow,
+        batch_stated=asked.batch_size is not None,
+        keeps_overflow=limits.packing and asked.plan.keeps_overflow,
         pads=asked.plan.pads,
         overlong=asked.plan.overlong,
         unwritten_roles={} if _by_trainer(encoder) else _unwritten(encoder, measure.roles()),
@@ -172,17 +174,18 @@ def _lacking(plan: DataPlan, columns: list[str]) -> dict[str, list[str]]:
 
 
 def _cleaned(asked: CheckSettings, source: RowSource, tokeniser: Tokeniser) -> Cleaned | None:
-    if asked.clean is None:
+    out, evaluation = asked.options.write_clean, asked.options.eval_data
+    if out is None:
         return None
-    held_out = set() if asked.evaluation is None else keys_of(RowSource(asked.evaluation), tokeniser)
-    return write_clean(source, tokeniser, asked.clean, held_out=held_out)
+    held_out = set() if evaluation is None else keys_of(RowSource(evaluation), tokeniser)
+    return write_clean(source, tokeniser, out, held_out=held_out)
 
 
 def _trainer(asked: CheckSettings, limit: int | None) -> Trainer:
     """The program of the recipe, with the settings that the options change."""
     changed: dict[str, Json] = {"cutoff_len": limit or _NO_LIMIT, "max_length": limit}
     if asked.loss_from == "the option":
-        of_all = asked.loss == "all"
+        of_all = asked.options.loss == "all"
         changed |= {"train_on_prompt": of_all, "loss_scale": "all" if of_all else None}
     return Trainer(asked.plan.program, {**asked.plan.settings, **changed})
 
@@ -191,17 +194,17 @@ def _by_trainer(encoder: Encoder | None) -> bool:
     return encoder is not None and bool(encoder.by_trainer)
 
 
-def _prompt(asked: CheckSettings, encoder: Encoder | None, shape: Shape) -> str:
+def _prompt(plan: DataPlan, encoder: Encoder | None, shape: Shape) -> str:
     """The prompt that was assumed, if the trainer may write another one, or the trainer's own; else empty."""
-    if encoder is None or asked.template is not None:
+    if encoder is None:
         return ""
-    program, named = asked.plan.program, asked.plan.prompt
+    program, named = plan.program, plan.prompt
     if encoder.by_trainer:
         return f"the template {encoder.by_trainer} of {program}, as it is installed here"
     if not encoder.template or shape.format in _UNPROMPTED:
         return ""
     assumed = "assumed: the tokenizer's chat template"
-    if not asked.plan.stated:
+    if not plan.stated:
         return f"{assumed}, as SFTTrainer applies it; no recipe says which program trains"
     is_own = named is None and program in _OF_THE_TOKENIZER  # they take the tokenizer's if none is named
     if program == "trl" or is_own or str(named).startswith("tokenizer_default"):
@@ -275,8 +278,8 @@ def _shape_of(source: RowSource, task: str | None, standard: Callable[[Row], Row
 
 
 def _limit(asked: CheckSettings, shape: Shape) -> tuple[int | None, list[str]]:
-    if asked.max_length is not None:
-        return asked.max_length or None, []
+    if asked.options.max_length is not None:
+        return asked.options.max_length or None, []
     if asked.masking.trl and shape.trainer != "classification":
         return _TRL_LENGTH, [f"no length limit is given: TRL's default of {_TRL_LENGTH} tokens"]
     return None, []
@@ -380,31 +383,19 @@ def check_data(
         said = f": {plan.notes[-1]}" if plan.notes else ""
         raise ConfigError(f"no data: the recipe names no data set below its folder{said}", advice="give --data FILE")
     folders = [*given.folders, *([] if given.base is None else [Path(given.base)])]
-    report = measure_data(
-        CheckSettings(
-            plan=plan,
-            train=train,
-            evaluation=_path(options.eval_data) or plan.evaluation,
-            loss=options.loss or plan.loss,
-            loss_from="the option" if options.loss else "the recipe" if plan.loss else "the trainer's default",
-            max_length=_length(options.max_length, plan, whole.config),
-            packing=bool(plan.packing) if options.packing is None else options.packing,
-            tokenizer=_path(options.tokenizer) or plan.tokenizer or _beside(folders),
-            template=_path(options.template) or plan.template,
-            samples=options.samples,
-            task=given.task,
-            clean=options.write_clean,
-            progress=progress,
-            batch_stated=whole.config.training.batch_size is not None,
-            limits=MeasureSettings(
-                batch_size=whole.config.training.batch_size or _BATCH,
-                num_labels=options.num_labels or _classes(whole.config, given.base),
-                seed=options.seed,
-                show_rows=options.show_rows,
-                examples=options.worst,
-            ),
-        )
+    loss_from = "the option" if options.loss else "the recipe" if plan.loss else "the trainer's default"
+    completed = replace(
+        options,
+        eval_data=options.eval_data or plan.evaluation,
+        loss=options.loss or plan.loss,
+        max_length=_length(options.max_length, plan, whole.config),
+        packing=plan.packing if options.packing is None else options.packing,
+        tokenizer=options.tokenizer or plan.tokenizer or _beside(folders),
+        template=options.template or plan.template,
+        num_labels=options.num_labels or _classes(whole.config, given.base),
     )
+    batch_size = whole.config.training.batch_size
+    report = measure_data(CheckSettings(completed, train, plan, loss_from, given.task, batch_size, progress))
     of_config = {rule_id: why for rule_id, why in unwanted.items() if rule_id in _CONFIG_IDS}
     checked = CheckReport(schema=CHECK_SCHEMA_ID, config=ConfigSnapshot())
     if whole.config != ConfigSnapshot():
@@ -486,10 +477,6 @@ def _length(given: int | None, plan: DataPlan, config: ConfigSnapshot) -> int | 
 def _beside(folders: Iterable[Path]) -> Path | None:
     """The first folder with a tokenizer in it."""
     return next((folder for folder in folders if any((folder / name).is_file() for name in _TOKENIZER)), None)
-
-
-def _path(place: Place | None) -> Path | None:
-    return None if place is None else Path(place)
 
 
 def _classes(config: ConfigSnapshot, base: Place | None) -> int | None:

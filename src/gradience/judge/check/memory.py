@@ -15,6 +15,7 @@ from typing import Any, Final, NamedTuple
 import msgspec
 from msgspec.structs import asdict, replace
 
+from gradience.configs.settings import LORA
 from gradience.errors import ConfigError
 from gradience.io.confined import Confined, Foreign, Limits
 from gradience.io.reading import decode_json, read_small
@@ -110,7 +111,7 @@ def _follower() -> Any:
     if missing:
         raise Foreign(f"it needs {' and '.join(missing)}: in the clone, pip install -e '.[hf]'")
     confined = Confined(_TARGET, imports=_NEEDED, limits=Limits(MEMORY, SECONDS))
-    return lambda step: msgspec.convert(confined.call("look", asdict(step)), _Followed)
+    return lambda step: msgspec.convert(confined.call("follow", asdict(step)), _Followed)
 
 
 class _Followed(NamedTuple):
@@ -176,8 +177,6 @@ def _assumed(step: Step, config: ConfigSnapshot, half: str, *, packed: bool) -> 
         yield f"{step.bits}-bit linear layers"
     if step.fused_loss:
         yield "a loss in chunks"
-    if step.adapter.get("peft_type") == "ADAMSS":
-        yield "AdaMSS's groups of equal size, without scikit-learn"
     yield "one device, no sharding; without the driver's context"
 
 
@@ -202,24 +201,19 @@ def _bits(extras: Mapping[str, Json], declared: Mapping[str, Any]) -> int:
     return 0
 
 
+def peft_fields(lora: LoraSnapshot) -> dict[str, Any]:
+    """The settings of a snapshot under PEFT's names, but for where the matrices start, which takes no memory."""
+    fields = {item.native[0]: getattr(lora, item.field, lora.extras.get(item.field)) for item in LORA if item.native}
+    return {name: value for name, value in fields.items() if value is not None and name != "init_lora_weights"}
+
+
 def _lora(lora: LoraSnapshot) -> dict[str, Any]:
     """The fields of a LoraConfig that a snapshot holds; none if it is of no adapter."""
     if lora.r is None and lora.target_modules is None:
         return {}
     if lora.peft_type not in {None, "LORA"}:
         raise Foreign(f"the settings of {lora.peft_type} are not at hand: give --peft-dir")
-    known = {
-        "r": lora.r,
-        "lora_alpha": lora.alpha,
-        "lora_dropout": lora.dropout,
-        "target_modules": lora.target_modules,
-        "use_dora": lora.use_dora,
-        "bias": lora.bias,
-        "rank_pattern": lora.rank_pattern,
-        "modules_to_save": lora.modules_to_save,
-        "task_type": lora.task_type,
-    }
-    return {"peft_type": "LORA", **{name: value for name, value in known.items() if value is not None}}
+    return {"peft_type": "LORA", **peft_fields(lora)}
 
 
 def _fitting(follow: Any, step: Step, config: ConfigSnapshot, limit: int) -> list[MemoryChange]:

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Final, Literal, TypeAlias, TypedDict
 
+from gradience.configs.document import LossOn
 from gradience.errors import OptionError
 from gradience.io import PathLike
 from gradience.ranges import Count, Range, VerbOptions, Whole
@@ -57,7 +58,7 @@ class DataOptions(VerbOptions):
     eval_data: Path | None = None
     tokenizer: Path | None = None
     max_length: Whole | None = None
-    loss: Literal["assistant", "completion", "all"] | None = None
+    loss: LossOn | None = None
     template: Path | None = None
     packing: bool | None = None
     num_labels: Count | None = None
@@ -71,7 +72,7 @@ class DataOptions(VerbOptions):
         """Refuse an option out of its range."""
         super().refuse_bad()
         if self.samples != "all" and self.samples < 1:
-            raise OptionError(f"--samples is {self.samples}, expected a whole number from 1, or all")
+            raise OptionError(f"samples is {self.samples}, expected a whole number from 1, or all")
 
 
 class DataKeywords(TypedDict, total=False):
@@ -80,7 +81,7 @@ class DataKeywords(TypedDict, total=False):
     eval_data: PathLike | None
     tokenizer: PathLike | None
     max_length: int | None
-    loss: Literal["assistant", "completion", "all"] | None
+    loss: LossOn | None
     template: PathLike | None
     packing: bool | None
     num_labels: int | None

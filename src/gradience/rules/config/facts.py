@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Final, Literal, NamedTuple, TypeAlias, TypeVar
@@ -351,20 +352,16 @@ def _at_least_one(value: int, name: str) -> int:
     return value
 
 
-class _Quantity(NamedTuple):
-    name: str
-    read: Callable[[Facts], float]
-    of_lora: bool = False
-
-
-_QUANTITIES: Final = (
-    _Quantity("scaling", lambda facts: facts.scaling, of_lora=True),
-    _Quantity("scaling_r_lr", lambda facts: facts.early_step, of_lora=True),
-    _Quantity("batch_per_process", lambda facts: facts.batch_per_process),
-    _Quantity("effective_batch", lambda facts: facts.effective_batch),
-    _Quantity("planned_steps", lambda facts: facts.steps),
-    _Quantity("warmup_share", lambda facts: facts.warmup_share),
-)
+_OF_LORA: Final[dict[str, Callable[[Facts], float]]] = {
+    "scaling": lambda facts: facts.scaling,
+    "scaling_r_lr": lambda facts: facts.early_step,
+}
+_OF_TRAINING: Final[dict[str, Callable[[Facts], float]]] = {
+    "batch_per_process": lambda facts: facts.batch_per_process,
+    "effective_batch": lambda facts: facts.effective_batch,
+    "planned_steps": lambda facts: facts.steps,
+    "warmup_share": lambda facts: facts.warmup_share,
+}
 
 
 def quantities(config: ConfigSnapshot) -> dict[str, Real]:
@@ -373,12 +370,8 @@ def quantities(config: ConfigSnapshot) -> dict[str, Real]:
     Quantities it does not determine are left out. The rules that need one say why it is unknown.
     """
     facts = Facts(config)
-    found = {item.name: _known(item, facts) for item in _QUANTITIES if not (item.of_lora and about_lora(facts))}
-    return {name: value for name, value in found.items() if value is not None}
-
-
-def _known(quantity: _Quantity, facts: Facts) -> Real | None:
-    try:
-        return real(float(quantity.read(facts)))
-    except Unknown:
-        return None
+    found: dict[str, Real] = {}
+    for name, read in (_OF_TRAINING if about_lora(facts) else _OF_LORA | _OF_TRAINING).items():
+        with suppress(Unknown):
+            found[name] = real(float(read(facts)))
+    return found

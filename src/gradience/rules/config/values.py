@@ -53,6 +53,7 @@ _VALUES = (
     _Value("gradient accumulation", lambda c: c.training.gradient_accumulation, _COUNT),
     _Value("number of processes", lambda c: c.training.world_size, _COUNT),
     _Value("epochs", lambda c: c.training.epochs, _ABOVE_ZERO),
+    _Value("num_labels", lambda c: c.num_labels, _COUNT),
     _Value("warmup_steps", lambda c: c.training.warmup_steps, _NOT_NEGATIVE),
     _Value("warmup_ratio", lambda c: c.training.warmup_ratio, _SHARE),
     _Value("max_grad_norm", lambda c: c.training.max_grad_norm, _NOT_NEGATIVE),

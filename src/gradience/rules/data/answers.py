@@ -121,7 +121,7 @@ def _phrases(data: DataReport) -> Iterator[Observation]:
     Scope: formats with answers, at most 5000 drawn from all; sentences of prose of four words and more, beginnings
         of six; refusals in English, German, French and Spanish
     Action: remove the phrase, or these rows
-    Verify: their text (--show-rows)
+    Verify: their text (--set show_rows=true)
     Source: definition -- answers with the most frequent sentence over all answers compared
     """
     refusing, answers = data.seen.refusal, data.answers.rows
@@ -158,7 +158,7 @@ def _cut_in_source(data: DataReport) -> Iterator[Observation]:
     Scope: answers of twelve words and more whose last line is no list, heading or code; words of English, German,
         French and Spanish
     Action: look where the source was cut: a limit of tokens or characters when the answers were made
-    Verify: their text (--show-rows)
+    Verify: their text (--set show_rows=true)
     Source: definition -- answers of prose by how they end
     """
     ended, dangling, torn = data.seen.ended, data.seen.dangling, data.seen.torn
@@ -186,7 +186,7 @@ def _conflict(data: DataReport) -> Iterator[Observation]:
     Why: The two rows pull against each other; one label is wrong.
     Scope: preferences, KTO and classification
     Action: keep one of the two
-    Verify: their text (--show-rows)
+    Verify: their text (--set show_rows=true)
     Source: definition -- equal text, another label
     """
     rows = data.seen.conflict
@@ -211,7 +211,7 @@ def _documents(data: DataReport) -> Iterator[Observation]:
     Why: Documents that no end token parts are learnt as one.
     Scope: rows of text that begin with a label, such as Title: or ### Instruction:
     Action: split these rows, or put the end token between the documents
-    Verify: their text (--show-rows)
+    Verify: their text (--set show_rows=true)
     Source: definition -- lines that begin as most rows begin
     """
     found = data.documents
@@ -241,7 +241,7 @@ def _languages(data: DataReport) -> Iterator[Observation]:
     Why: The model learns to change language.
     Scope: rows with a column language or lang; answers of 60 characters and more
     Action: remove these rows, or correct the column
-    Verify: their text (--show-rows)
+    Verify: their text (--set show_rows=true)
     Source: definition -- the language that py3langid finds, where it is sure
     """
     found = data.languages
@@ -269,7 +269,7 @@ def _marked_up(data: DataReport) -> Iterator[Observation]:
     Why: The model learns to write the markup.
     Scope: formats with answers
     Action: unescape the source, if the answers are not meant to hold markup
-    Verify: their text (--show-rows)
+    Verify: their text (--set show_rows=true)
     Source: definition -- entities such as &nbsp;, tags such as <br>
     """
     rows = data.seen
@@ -292,7 +292,7 @@ def _placeholder(data: DataReport) -> Iterator[Observation]:
     Why: The model learns to write the placeholder.
     Scope: formats with answers
     Action: fill them in, if the answers are not meant to be forms
-    Verify: their text (--show-rows)
+    Verify: their text (--set show_rows=true)
     Source: definition -- [INSERT ...], [YOUR ...], and names with _ in double braces
     """
     return seen_in(data, data.seen.placeholder, "have an answer with a placeholder", at_least=SLIPS)

@@ -114,7 +114,7 @@ def _balance(data: DataReport) -> Iterator[Observation]:
         success.
     Scope: classification and KTO
     Action: weight the classes, or report balanced accuracy or F1
-    Verify: accuracy per class; the labels of the whole file (--samples all)
+    Verify: accuracy per class; the labels of the whole file (--set samples=all)
     Source: definition -- rows of the most frequent label over all rows
     """
     label, most = next(iter(data.labels.items()))
@@ -156,7 +156,7 @@ def _range(data: DataReport) -> Iterator[Observation]:
 
     Why: Cross entropy raises on the CPU, and ends a CUDA context with an assertion.
     Scope: classification with whole numbers as labels
-    Action: set num_labels (here: --num-labels), or map the labels to 0 and up
+    Action: set num_labels (here: --set num_labels=N), or map the labels to 0 and up
     Verify: max(label) < model.config.num_labels
     Source: torch 2.13, cross_entropy -- Target out of bounds
     """
@@ -165,7 +165,7 @@ def _range(data: DataReport) -> Iterator[Observation]:
         what = f"that is not one of 0 to {data.num_labels - 1}" if data.num_labels else "below 0"
         yield on_rows(data, rows, f"have a label {what}", num_labels=data.num_labels)
     elif data.num_labels is None:
-        raise Unknown("the number of classes is not known (--num-labels, or --base with its config.json)")
+        raise Unknown("the number of classes is not known (--set num_labels=N, or --base with its config.json)")
 
 
 @DataRule(
@@ -242,7 +242,7 @@ def duplicates(data: DataReport) -> Iterator[Observation]:
         is a Jaccard similarity of 0.8 of word trigrams that few rows share, among at most 5000 of the rows, like rows
         drawn together
     Action: keep one of each group
-    Verify: their text (--show-rows)
+    Verify: their text (--set show_rows=true)
     Source: Lee et al. 2022, arXiv 2107.06499 -- models trained on deduplicated text emit memorised text ten times
         less often
     """
@@ -261,7 +261,7 @@ def duplicates(data: DataReport) -> Iterator[Observation]:
     if near is not None and near.reason:
         raise Unknown(f"near repetitions: {near.reason}")
     if data.sampled and max(exact, part) < SLIPS.value:
-        raise Unknown("a sample shows few of the duplicates: --samples all")
+        raise Unknown("a sample shows few of the duplicates: --set samples=all")
 
 
 def _of_duplicates(part: float) -> Severity | None:
@@ -315,7 +315,7 @@ def _overlap(data: DataReport) -> Iterator[Observation]:
     if not found.near_judged:
         raise Unknown(found.near_reason)
     if data.sampled and not both:
-        raise Unknown("a sample of the training rows shows few of the overlaps: --samples all")
+        raise Unknown("a sample of the training rows shows few of the overlaps: --set samples=all")
 
 
 @DataRule(
@@ -332,7 +332,7 @@ def _broken(data: DataReport) -> Iterator[Observation]:
     Why: The model learns the broken spelling.
     Scope: rows of text
     Action: read the source as UTF-8 again
-    Verify: the text of these rows (--show-rows)
+    Verify: the text of these rows (--set show_rows=true)
     Source: Unicode 16, U+FFFD -- stands for what could not be decoded
     """
     for rows, what in (
@@ -354,7 +354,7 @@ def _empty_answer(data: DataReport) -> Iterator[Observation]:
     Why: The model learns to answer with nothing, or with what stands for a missing value in a table.
     Scope: formats with answers; none and null may be answers, and are not counted
     Action: remove these rows
-    Verify: their text (--show-rows)
+    Verify: their text (--set show_rows=true)
     Source: definition -- the answer without white space is empty, or what pandas and spreadsheets write for a missing
         value
     """

@@ -34,7 +34,7 @@ def _no_markers(data: DataReport) -> Iterator[Observation]:
 
     Why: The mask is built from these blocks: without one every token is masked, or TRL 1.16 refuses to start.
     Scope: TRL's assistant_only_loss; a stock template that the installed TRL replaces by its own is not reported
-    Action: give --template a copy with a generation block around the assistant's content and its end token
+    Action: give a copy (--set template=FILE) with a generation block around the assistant's content and its end token
     Verify: tokenizer.apply_chat_template(..., return_assistant_tokens_mask=True) holds a 1
     Source: huggingface/trl#4201; marin-community/marin#7237 -- stock templates have no generation block:
         assistant_only_loss masks every token

@@ -242,7 +242,7 @@ def _echo(data: DataReport) -> Iterator[Observation]:
     Why: The model learns to repeat the prompt; completions of a full text often hold it.
     Scope: questions of four words and more
     Action: remove the prompt from the answers
-    Verify: their text (--show-rows)
+    Verify: their text (--set show_rows=true)
     Source: definition -- the answer begins with the last thing asked, without case and spaces
     """
     rows = data.seen.echo
@@ -281,7 +281,7 @@ def _empty_prompt(data: DataReport) -> Iterator[Observation]:
     Why: The model learns an answer to nothing.
     Scope: formats with prompts
     Action: remove these rows, or look where their prompt was lost
-    Verify: their text (--show-rows)
+    Verify: their text (--set show_rows=true)
     Source: definition -- the prompt without white space is empty
     """
     return seen_in(data, data.seen.empty_prompt, "ask nothing: a prompt or a user's turn is empty")
@@ -322,7 +322,7 @@ def _next_turn_in_answer(data: DataReport) -> Iterator[Observation]:
     Why: The model learns to write the user's next question after its answer.
     Scope: formats with answers
     Action: split these rows into turns
-    Verify: their text (--show-rows)
+    Verify: their text (--set show_rows=true)
     """
     return seen_in(
         data, data.seen.next_turn_in_answer, "have an answer that goes on with a user's turn", at_least=SLIPS
@@ -343,7 +343,7 @@ def _speaker_label(data: DataReport) -> Iterator[Observation]:
     Why: The model learns to write the name after the template's own.
     Scope: conversations, whose template writes the speaker itself
     Action: remove the names from the answers
-    Verify: their text (--show-rows)
+    Verify: their text (--set show_rows=true)
     Source: definition -- Assistant, AI, Bot, Chatbot, GPT or ChatGPT before a colon
     """
     return seen_in(data, data.seen.speaker_label, "have an answer that begins with a speaker's name", at_least=SOME)
