@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Final, NamedTuple
@@ -15,12 +16,12 @@ from typing import Any, Final, NamedTuple
 from msgspec.structs import replace as replace_struct
 
 from gradience.rules.log import detect
-from gradience.rules.log.facts import RunFacts, Series, Signal
+from gradience.rules.log.facts import RunFacts, Signal
 from gradience.schema import SCHEMA_ID, ConfigSnapshot, EvalMetrics, LoraSnapshot, OptimizerSnapshot, TrainingSnapshot
-from gradience.schema.events import Eval, Throughput, Wiring
+from gradience.schema.events import Eval, Metrics, RunEnd, Throughput, Wiring
 from gradience.schema.reports import BadLine, EvalPoint
 from gradience.schema.wiring import DataWiring
-from gradience.telemetry.series import LogRecord
+from gradience.telemetry.series import Column, LogRecord, RunSeries
 
 NAN: Final = math.nan
 _GAP: Final = "sampling__sampling_logp_difference__mean"
@@ -81,6 +82,56 @@ class Entry(NamedTuple):
     told_as_info: bool = False
 
 
+def logged_rows(
+    steps: Sequence[int] = (),
+    losses: Sequence[float] = (),
+    norms: Sequence[float] = (),
+    rates: Sequence[float] = (),
+    lost: frozenset[int] = frozenset(),
+) -> RunSeries:
+    """A run that logged these training rows, and nothing else."""
+    made = RunSeries("r", steps=steps, losses=losses, grad_norms=norms, rates=rates, lost_norms=set(lost))  # type: ignore[arg-type]  # arrays are read only
+    made.record.out_of_order = sum(b < a for a, b in pairwise(steps))
+    return made
+
+
+_KINDS: Final = {"audit": "lora_audit", "data": "data", "chosen": "selection"}  # kinds of metrics by the fact
+_OF_FACTS: Final = {"issues", "issues_total", "gap_threshold"}
+_STATED: Final = {"held_out", "evals", "num_labels"}  # facts that a test may state whatever the log says
+
+
+def facts_of(series: RunSeries, **more: Any) -> RunFacts:
+    """The facts of a run, whose end is not known unless told; `more` as in `changed`."""
+    return changed(RunFacts(series), **{"status": "unknown", **more})
+
+
+def changed(facts: RunFacts, **more: Any) -> RunFacts:
+    """The facts of the same run but for these: fields of its log by their names, or by those of the facts."""
+    run, of_run, head = facts.run, {}, {"ts": None, "run_id": "r", "step": None}
+    stated = dict(vars(facts).get("stated", {}))
+    metrics = dict(run.latest_metrics)
+    for name, value in more.items():
+        if name in _KINDS:
+            metrics |= {_KINDS[name]: Metrics(**head, kind=_KINDS[name], metrics=value)} if value is not None else {}
+        elif name in _STATED:
+            stated[name] = value
+        elif name in {"status", "status_reason"}:
+            status, reason = more.get("status", facts.status), more.get("status_reason", facts.status_reason)
+            of_run["end"] = None if status == "no_run_end" else RunEnd(**head, status=status, reason=reason)
+        elif name == "logged":
+            of_run["columns"] = {each: Column() for each in value} | run.columns | of_run.get("columns", {})
+        elif name == "signals":
+            names = {*run.columns, *more.get("logged", ())}
+            of_run["columns"] = {each: Column() for each in names} | dict(value)
+        elif name in _OF_FACTS:
+            facts = replace(facts, **{name: value})
+        else:
+            of_run[{"history": "evals", "epoch": "last_epoch"}.get(name, name)] = value
+    made = replace(facts, run=replace(run, latest_metrics=metrics, **of_run))
+    vars(made).update(stated, stated=stated)
+    return made
+
+
 def _classed(batches: int, alike: int, *, low: int = 0, high: int = 3, rows: int = 64, num_labels: Any = 4) -> RunFacts:
     """A run whose recorder saw that many batches with class labels, some of them of one class."""
     of_labels = {"label_batches": batches, "label_batches_alike": alike, "label_min": low, "label_max": high}
@@ -121,7 +172,7 @@ def paced(
         for i in range(n)
     ]
     kind = more.pop("kind", None)
-    return replace(run(FALL, kind=kind), paces=windows, last_step=10 * n, **more)
+    return changed(run(FALL, kind=kind), paces=windows, last_step=10 * n, **more)
 
 
 def _tight(**more: Any) -> RunFacts:
@@ -164,8 +215,8 @@ def run(
     history = [evaluation(apart * (i + 1), loss, accuracy=accuracy, n=n) for i, loss in enumerate(held_out)]
     steps = [every * (i + 1) for i in range(rows)]
     training = TrainingSnapshot(**{"extras": {"trainer": kind} if kind else {}, **more.pop("training", {})})
-    return RunFacts(
-        series=Series(
+    return facts_of(
+        logged_rows(
             steps,
             list(losses),
             [1.0] * rows if norms is None else list(norms),
@@ -193,7 +244,7 @@ def evaluation(step: int, loss: Any = None, split: str = "eval", **metrics: Any)
 def with_history(*events: Eval, losses: Sequence[float] | None = None, **more: Any) -> RunFacts:
     """A run with these evaluations, the last of which is its held-out result."""
     shown = EvalPoint(split=events[-1].split, step=events[-1].step, metrics=events[-1].metrics)
-    return replace(run(losses or FALL), history=events, held_out=shown, **more)
+    return changed(run(losses or FALL), history=events, held_out=shown, **more)
 
 
 def said(rule: str, facts: RunFacts) -> Any:
@@ -316,20 +367,20 @@ def _solved(accuracy: float, loss: float) -> RunFacts:
 
 
 def _lora(facts: RunFacts) -> RunFacts:
-    return replace(facts, config=replace_struct(facts.config, lora=LoraSnapshot(r=8)))
+    return changed(facts, config=replace_struct(facts.config, lora=LoraSnapshot(r=8)))
 
 
 def _stopped(steps: int) -> RunFacts:
     """A run of 60 planned steps that stopped before, its rate still rising."""
     rates = line(60, 1e-6, 1e-4)[:steps]
-    return replace(run(FALL[:steps], rates=rates, training={"max_steps": 60}), status="unknown")
+    return changed(run(FALL[:steps], rates=rates, training={"max_steps": 60}), status="unknown")
 
 
 def _from_step(first: int, planned: int) -> RunFacts:
     """A constant rate far under the configured one, logged from a step on."""
     facts = run(FALL, rates=1e-5, lr=2e-4, training={"max_steps": planned})
     steps = [first + 2 * row for row in range(60)]
-    return replace(facts, series=replace(facts.series, steps=steps))
+    return changed(facts, steps=steps)
 
 
 def _evaluated(*losses: float, noise: float = 0.0) -> RunFacts:
@@ -351,7 +402,7 @@ def _accuracies(train: float, held_out: float, n: int) -> RunFacts:
     """Accuracies in training and held out, with losses that are close."""
     facts = with_history(evaluation(60, FALL[-1], accuracy=held_out, n=n))
     of_train = EvalPoint(split="train", step=60, metrics=EvalMetrics(accuracy=train, n=n))
-    return replace(facts, evals=[of_train, facts.held_out])
+    return changed(facts, evals=[of_train, facts.held_out])
 
 
 def _left(*values: float, by: str = "loss", restored: bool | None = True, n: int = 1000, last: int = 60) -> RunFacts:
@@ -359,7 +410,7 @@ def _left(*values: float, by: str = "loss", restored: bool | None = True, n: int
     steps = zip((20, 40, 60), (1.0, 1.01, 1.01), values, strict=True)
     facts = with_history(*(evaluation(step, loss, accuracy=value, n=n) for step, loss, value in steps), last_step=last)
     training = TrainingSnapshot(load_best_model_at_end=restored, metric_for_best_model=by)
-    return replace(facts, config=ConfigSnapshot(training=training))
+    return changed(facts, config=ConfigSnapshot(training=training))
 
 
 def _recalled(recall: float, accuracy: float = 0.8) -> RunFacts:
@@ -371,7 +422,7 @@ def _told_apart(held_out: float, train: float = 0.95) -> RunFacts:
     columns = {"rewards/accuracies": [train] * 60, "rewards/margins": line(60, 0.0, 3.0)}
     facts = run(FALL, columns=columns)
     event = evaluation(60, 1.0, **{"rewards/accuracies": held_out})
-    return replace(facts, history=[event], held_out=EvalPoint(split="eval", step=60, metrics=event.metrics))
+    return changed(facts, history=[event], held_out=EvalPoint(split="eval", step=60, metrics=event.metrics))
 
 
 def _ranked(held_out: float, loss: float = 0.5) -> RunFacts:
@@ -383,7 +434,7 @@ def _ranked(held_out: float, loss: float = 0.5) -> RunFacts:
 def _pairs_held_out(*shares: float, train: float = 0.95) -> RunFacts:
     """Preference training with these shares of held-out pairs in order, by evaluation."""
     events = [evaluation(10 * (i + 1), 1.0, **{"rewards/accuracies": share}) for i, share in enumerate(shares)]
-    return replace(_told_apart(0.9, train), history=events)
+    return changed(_told_apart(0.9, train), history=events)
 
 
 def _warmed(steps: float, rows: int = 60) -> RunFacts:
@@ -393,7 +444,7 @@ def _warmed(steps: float, rows: int = 60) -> RunFacts:
 
 def _turned(name: str | None, up: bool | None) -> RunFacts:  # noqa: FBT001  # the setting is one
     training = TrainingSnapshot(metric_for_best_model=name, greater_is_better=up)
-    return replace(run(FALL), config=ConfigSnapshot(training=training))
+    return changed(run(FALL), config=ConfigSnapshot(training=training))
 
 
 def _epochs(
@@ -424,7 +475,7 @@ def _near_ln_2(last: float, margin: float, status: str = "ok", first: float = 1.
     """A loss of pairs that starts and ends at so much of ln 2, and a margin."""
     losses = [first * math.log(2.0)] * 20 + [last * math.log(2.0)] * 20
     columns = {"rewards/accuracies": [0.56] * 40, "rewards/margins": [margin] * 40}
-    return replace(run(losses, kind="preference", columns=columns), status=status)
+    return changed(run(losses, kind="preference", columns=columns), status=status)
 
 
 def _at_first(
@@ -442,7 +493,7 @@ def _at_first(
     columns |= {"logps/chosen": line(rows, -100.0, -90.0), **more}
     facts = run([0.5] * rows, kind="preference", columns=columns)
     of = {name: Signal([step + first - 1 for step in each.steps], each.values) for name, each in facts.signals.items()}
-    return replace(facts, signals=of)
+    return changed(facts, signals=of)
 
 
 def _moved(reward: float, margin: float, noise: float = 0.0) -> RunFacts:
@@ -499,7 +550,7 @@ def _step(first: float, last: float) -> Callable[[int], float]:
 def _weighed(off: float, std: float) -> RunFacts:
     """Two functions whose sum the reward misses by so much."""
     whole = _parts(a=(0.5, 0.1), b=(1.0, std))
-    return replace(whole, signals={**whole.signals, "reward": Signal(range(1, 31), [1.5 + off] * 30)})
+    return changed(whole, signals={**whole.signals, "reward": Signal(range(1, 31), [1.5 + off] * 30)})
 
 
 def _ties(margins: Sequence[float]) -> RunFacts:
@@ -525,7 +576,7 @@ def _held_reward(*values: float, falls: bool = False, dips: bool = False, name: 
     """RL with these held-out rewards, and a training reward that rises, falls, or rises and falls in part."""
     rises = [*line(30, 0.0, 1.0), *line(30, 1.0, 0.3)] if dips else line(60, 0.0, 1.0)
     facts = _rl(reward=line(60, 1.0, 0.0) if falls else rises)
-    return replace(facts, history=[evaluation(10 * (i + 1), **{name: value}) for i, value in enumerate(values)])
+    return changed(facts, history=[evaluation(10 * (i + 1), **{name: value}) for i, value in enumerate(values)])
 
 
 def _thirds(*levels: float) -> list[float]:
@@ -569,7 +620,7 @@ def _dip(end: float, noise: float) -> Sequence[float]:
 def _flat_at(rate: float, r: int | None = 8, status: str = "ok", noise: float = 0.0, rows: int = 20) -> RunFacts:
     """A reward that stands still, of a LoRA at this rate."""
     flat = run(rates=rate, kind="rl", columns={"reward": [1.0 + noise * (-1) ** (i // 2) for i in range(rows)]})
-    return replace(flat, config=replace_struct(flat.config, lora=LoraSnapshot(r=r)), status=status)
+    return changed(flat, config=replace_struct(flat.config, lora=LoraSnapshot(r=r)), status=status)
 
 
 def _reward(first: float, best: float, last: float, noise: float = 0.0) -> RunFacts:
@@ -594,7 +645,7 @@ def _of_lines(*torn: bool) -> RunFacts:
 
 def _ended(status: str, *, planned: int | None = None, steps: int = 60) -> RunFacts:
     training = {"max_steps": planned} if planned else {}
-    return replace(run(FALL[:steps], training=training), status=status, last_step=steps or None)
+    return changed(run(FALL[:steps], training=training), status=status, last_step=steps or None)
 
 
 LN2 = math.log(2.0)
@@ -606,7 +657,7 @@ def evaluated(*losses: float, **more: Any) -> RunFacts:
 
 def classes(loss: float, accuracy: float | None = None, *, n: int | None = None, of: int | None = None) -> RunFacts:
     facts = run(FALL, held_out=[1.4, loss], accuracy=accuracy, n=n, num_labels=of)
-    return replace(facts, config=ConfigSnapshot(num_labels=of)) if of else facts
+    return changed(facts, config=ConfigSnapshot(num_labels=of)) if of else facts
 
 
 def straight(rise: float, rows: int = 33) -> list[float]:
@@ -715,7 +766,7 @@ def zeros(*last: float, before: Sequence[float] = (2.0,) * 20, kind: str | None 
 def replayed(loss: float) -> RunFacts:
     """Three steps that had a loss of 1 before the resume, and have another now."""
     now = run([loss] * 20)
-    return replace(now, record=LogRecord(resumed_from=[10], replaced=[(step, 1.0) for step in (11, 12, 13)]))
+    return changed(now, record=LogRecord(resumed_from=[10], replaced=[(step, 1.0) for step in (11, 12, 13)]))
 
 
 def faded(losses: Sequence[float], first: int = 20, last: int = 60) -> RunFacts:
@@ -1433,7 +1484,7 @@ ENTRIES: Final[dict[str, Entry]] = {
                 "-w",
                 0.678,
                 0.681,
-                lambda x: replace(run(FALL, held_out=[0.7, x], num_labels=2), config=ConfigSnapshot(num_labels=2)),
+                lambda x: changed(run(FALL, held_out=[0.7, x], num_labels=2), config=ConfigSnapshot(num_labels=2)),
             ),
             Edge("chance_z_above", "w?", 0.284, 0.287, lambda x: _classified(x, 1.386, classes=None)),
             Edge("chance_z_below", "?w", 0.213, 0.216, lambda x: _classified(x, 1.386, classes=None)),
@@ -1530,7 +1581,7 @@ ENTRIES: Final[dict[str, Entry]] = {
         at=[
             At(lambda x: run(FALL, epoch=x), {0.1: None, 0.0999: "info", 0.0: "?", None: "?"}, number="little_seen"),
             At(lambda kind: run(FALL, epoch=0.01, kind=kind), {"preference": "info", "rl": "?"}),
-            At(lambda n: replace(run(FALL, epoch=0.01), last_step=n), {None: "?", 60: "info"}),
+            At(lambda n: changed(run(FALL, epoch=0.01), last_step=n), {None: "?", 60: "info"}),
         ],
         told=[({"passes": 0.00122}, "0.12% of the data seen")],
         says=[
@@ -1539,7 +1590,7 @@ ENTRIES: Final[dict[str, Entry]] = {
                 "The run ended after 60 steps, 1.25% of one pass over the data, which takes about 4.8e+03.",
             ),
             (
-                replace(run(FALL, epoch=0.05), status="unknown"),
+                changed(run(FALL, epoch=0.05), status="unknown"),
                 "the run has not made its planned steps: it may see more of the data",
             ),
             (run(FALL, epoch=0.0), "the log counts whole epochs"),
@@ -2110,7 +2161,7 @@ ENTRIES: Final[dict[str, Entry]] = {
             Edge("planned", "ww", 0, 100, lambda x: _ended("no_run_end", planned=x)),
             Edge("before_the_first_step", "ww", 0, 1, lambda x: _ended("no_run_end", steps=x)),
         ],
-        at=[At(lambda status: replace(run(FALL), status=status), {"ok": None, "unknown": None, "aborted": "warning"})],
+        at=[At(lambda status: changed(run(FALL), status=status), {"ok": None, "unknown": None, "aborted": "warning"})],
     ),
     "END183": Entry(
         at=[
@@ -2120,7 +2171,7 @@ ENTRIES: Final[dict[str, Entry]] = {
                 {1.1: "info", 1.3: "warning"},
             ),
             At(
-                lambda status: replace(run(FALL, training={"max_steps": 200}), status=status),
+                lambda status: changed(run(FALL, training={"max_steps": 200}), status=status),
                 {"ok": "warning", "unknown": "?", "aborted": "?"},
             ),
         ],
@@ -2395,7 +2446,7 @@ ENTRIES: Final[dict[str, Entry]] = {
                 {"OutOfMemoryError": "error", "ValueError": None},
             ),
             At(
-                lambda status: replace(run(FALL), status=status, status_reason="exit 1: CUDA out of memory"),
+                lambda status: changed(run(FALL), status=status, status_reason="exit 1: CUDA out of memory"),
                 {"error": "error", "unknown": "error", "ok": None},
             ),
         ],
@@ -2416,7 +2467,7 @@ ENTRIES: Final[dict[str, Entry]] = {
                 ),
             ),
             (
-                replace(run(FALL, training={"batch_size": 8}), status="error", status_reason="MemoryError"),
+                changed(run(FALL, training={"batch_size": 8}), status="error", status_reason="MemoryError"),
                 f"Out of memory at step {len(FALL) + 1}, batch of 8.",
             ),
         ],

@@ -10,9 +10,9 @@ import pytest
 from tables import every
 
 from gradience.judge.monitor import monitor_run
-from gradience.reading.facts import facts_of
 from gradience.render.monitor import monitor_text
 from gradience.rules.log.account import higher_is_better
+from gradience.rules.log.facts import RunFacts
 from gradience.schema.events import ConfigSnapshot
 from gradience.schema.reports import MonitorReport
 from gradience.telemetry.series import RunSeries
@@ -237,4 +237,4 @@ def test_the_classes_of_a_known_data_set_are_those_of_its_name():
     for names, classes in known.items():
         for name in names.split():
             run = RunSeries("r", config=ConfigSnapshot(dataset_name=f"Owner/{name.upper().replace('_', '-')}"))
-            assert facts_of(run).num_labels == classes, name
+            assert RunFacts(run).num_labels == classes, name

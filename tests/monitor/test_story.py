@@ -6,12 +6,12 @@ import math
 
 import pytest
 from hypothesis import given, strategies as st
+from log_runs import facts_of, logged_rows
 from logs import config, falling, record
 
 from gradience.judge.monitor import monitor_run
 from gradience.render.monitor import monitor_text
 from gradience.rules.log import detect
-from gradience.rules.log.facts import RunFacts, Series
 from gradience.rules.log.story import line_of, story_parts
 from gradience.schema import TrainSummary
 
@@ -82,7 +82,7 @@ status = st.sampled_from(["ok", "no_run_end", "error", "unknown"])
 @given(st.lists(losses, max_size=60), st.floats(0, 50), status)
 def test_every_grave_finding_is_in_the_story_of_any_series(values, norm, status):
     n = len(values)
-    run = RunFacts(series=Series(range(n), values, [norm] * n, [1e-4] * n), status=status, last_step=n or None)
+    run = facts_of(logged_rows(range(n), values, [norm] * n, [1e-4] * n), status=status, last_step=n or None)
     findings, _ = detect(run)
     parts = story_parts(run, findings, TrainSummary(rows=n, first_loss=0.0, last_loss=0.0))
     grave = {finding.id for finding in findings if finding.severity != "info"}

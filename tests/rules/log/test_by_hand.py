@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import math
-from dataclasses import replace
 
 import pytest
-from log_runs import FALL, NAN, evaluation, line, run, said, with_history
+from log_runs import FALL, NAN, changed, evaluation, line, run, said, with_history
 from tables import every
 
 from gradience.rules.log import learning as learning_rules
@@ -96,7 +95,7 @@ LN2 = math.log(2.0)
     ],
 )
 def test_a_loss_sits_at_chance_if_its_first_rows_and_its_second_half_do(losses, hint):
-    facts = replace(with_history(*(evaluation(step, 2.0) for step in (2, 4, 6)), losses=losses), num_labels=2)
+    facts = changed(with_history(*(evaluation(step, 2.0) for step in (2, 4, 6)), losses=losses), num_labels=2)
     found = said("NOL106", facts)
     assert ("It sits at ln 2 = 0.6931: the loss of a random guess." in found.message) is hint
     assert found.confidence == (0.9 if hint else 0.75)
@@ -137,12 +136,12 @@ def test_overfitting_names_its_split_and_up_to_three_others():
             for s, x in ((20, 1.5), (40, 1.2), (50, 1.4 + number), (60, 1.4 + number))
         ]
         shown = EvalPoint(split=splits[0], step=60, metrics=events[3].metrics)
-        return said("OVF110", replace(run(FALL), history=events, held_out=shown)).message
+        return said("OVF110", changed(run(FALL), history=events, held_out=shown)).message
 
     one = "Overfits: a loss was lowest at step 40 (1.2) and is 16.7% higher at step 60, while training loss fell."
     events = [evaluation(s, x, "a") for s, x in ((60, 1.4), (20, 1.5), (50, 1.4), (40, 1.2))]  # logged out of order
     shown = EvalPoint(split="a", step=60, metrics=events[0].metrics)
-    assert said("OVF110", replace(run(FALL), history=events, held_out=shown)).message == one
+    assert said("OVF110", changed(run(FALL), history=events, held_out=shown)).message == one
     assert of("a") == one
     assert of("a", "b") == f"{one} So do b."
     assert of("a", "b", "c", "d", "e") == f"{one} So do b, c, d."
@@ -274,5 +273,5 @@ def test_rewards_are_the_wrong_way_round_beyond_two_standard_errors(accuracy, ho
 def test_a_loss_at_the_bound_of_chance_sits_there(times, hint, monkeypatch):
     """The bound is the level itself here, above and below."""
     monkeypatch.setattr(learning_rules, "AT_LN_K", learning_rules.AT_LN_K._replace(value=1.0))
-    facts = replace(with_history(evaluation(2, 2.0), evaluation(4, 2.0), losses=[times * LN2] * 8), num_labels=2)
+    facts = changed(with_history(evaluation(2, 2.0), evaluation(4, 2.0), losses=[times * LN2] * 8), num_labels=2)
     assert ("It sits at ln 2" in said("NOL106", facts).message) is hint

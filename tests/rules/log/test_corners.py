@@ -5,11 +5,11 @@ from __future__ import annotations
 import math
 
 import pytest
-from log_runs import FALL, FLAT, NAN, line, run
+from log_runs import FALL, FLAT, NAN, facts_of, line, logged_rows, run
 from tables import every
 
 from gradience.rules.log import detect
-from gradience.rules.log.facts import RunFacts, Series, sorted_by_step
+from gradience.rules.log.facts import RunFacts
 from gradience.rules.log.numbers import skipped_rows
 from gradience.rules.log.preference import RULES
 from gradience.schema.document import Finding
@@ -58,11 +58,14 @@ def test_a_reward_model_chooses_between_two_answers_whatever_the_labels(kind, la
     assert f"for {classes} classes, n=400)" in seen.message
 
 
-def test_rows_are_put_in_order_unless_they_are_known_to_be():
-    rows = ([3, 1, 2, 1], [0.3, 0.1, 0.2, 0.15], [3.0, 1.0, 2.0, 1.5])
-    found = sorted_by_step(Series(*rows))
-    assert (found.steps, found.losses, found.grad_norms) == ([1, 1, 2, 3], [0.1, 0.15, 0.2, 0.3], [1.0, 1.5, 2.0, 3.0])
-    assert sorted_by_step(Series(*rows, in_order=True)).steps == [3, 1, 2, 1]
+def test_rows_are_judged_by_step_and_those_of_one_step_as_they_were_written():
+    of = facts_of(logged_rows([3, 1, 2, 1], [0.3, 0.1, 0.2, 0.15], [3.0, 1.0, 2.0, 1.5])).series
+    assert [*map(list, (of.steps, of.losses, of.grad_norms, of.rates))] == [
+        [1, 1, 2, 3],
+        [0.1, 0.15, 0.2, 0.3],
+        [1.0, 1.5, 2.0, 3.0],
+        [],
+    ]
 
 
 @every(("first", "speaks"), [(2.0, True), (1.2, True), (1.19, False), (0.9, False)])

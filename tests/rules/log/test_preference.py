@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import math
 import random
-from dataclasses import replace
 
 import pytest
 from hypothesis import given, strategies as st
+from log_runs import changed, facts_of, logged_rows
 
 from gradience.rules.log import detect
-from gradience.rules.log.facts import RunFacts, Series, Signal
+from gradience.rules.log.facts import Signal
 from gradience.rules.log.story import story_parts
 from gradience.schema import ConfigSnapshot, TrainingSnapshot
 from gradience.schema.reports import TrainSummary
@@ -28,8 +28,8 @@ def facts(kind, losses=None, *, first_step=1, **columns):
     losses = noisy(0.69, 0.4, n=n) if losses is None else losses
     steps = list(range(first_step, first_step + n))
     signals = {name.replace("__", "/"): Signal(steps, values) for name, values in columns.items()}
-    return RunFacts(
-        series=Series(steps, losses, [1.0] * n, [1e-5] * n),
+    return facts_of(
+        logged_rows(steps, losses, [1.0] * n, [1e-5] * n),
         status="ok",
         config=ConfigSnapshot(training=TrainingSnapshot(extras={"trainer": kind})),
         logged=frozenset(signals),
@@ -111,7 +111,7 @@ def test_rewards_of_zero_are_a_reference_that_is_the_policy():
     assert "both rewards are 0 although gradients are not: the reference changes with the policy" in (
         said("PRF140", run).message
     )
-    still = replace(run, series=replace(run.series, grad_norms=[0.0] * N))
+    still = changed(run, grad_norms=[0.0] * N)
     assert said("PRF140", still) is None
     assert reason("PRF140", still) == "nothing was trained, or no gradient was logged"
 

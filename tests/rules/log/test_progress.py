@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import math
 import random
-from dataclasses import replace
 
 import pytest
-from log_runs import evaluation
+from log_runs import changed, evaluation, facts_of, logged_rows
 
 from gradience.judge.monitor import monitor_run
 from gradience.rules.log import detect
-from gradience.rules.log.facts import RunFacts, Series
 from gradience.schema import ConfigSnapshot, TrainingSnapshot
 from gradience.schema.reports import EvalPoint
 
@@ -24,8 +22,8 @@ def facts(losses=(), *, held_out=(), epochs=None, rates=None):
     history = evals(held_out)
     point = EvalPoint(split="eval", step=history[-1].step, metrics=history[-1].metrics) if history else None
     n = len(losses)
-    return RunFacts(
-        series=Series(list(range(1, n + 1)), list(losses), [1.0] * n, rates or [1e-4] * n),
+    return facts_of(
+        logged_rows(list(range(1, n + 1)), list(losses), [1.0] * n, rates or [1e-4] * n),
         history=history,
         held_out=point,
         epoch=epochs,
@@ -65,7 +63,7 @@ def test_nothing_is_unfinished_inside_warmup_or_in_mid_run():
     rising = facts(falling(40), held_out=falls, rates=[1e-6 * i for i in range(40)])
     assert "peak" in reason("UND126", rising)
     planned = ConfigSnapshot(training=TrainingSnapshot(max_steps=41))
-    assert "step 40 of 41" in reason("UND126", replace(facts(falling(40), held_out=falls), config=planned))
+    assert "step 40 of 41" in reason("UND126", changed(facts(falling(40), held_out=falls), config=planned))
 
 
 def test_steps_at_the_ends_of_epochs_are_memory():

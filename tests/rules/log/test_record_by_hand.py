@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import math
-from dataclasses import replace
 
 import msgspec
 import pytest
-from log_runs import FALL, NAN, _skipped as skipped, evaluation, line, run, said, with_history
+from log_runs import FALL, NAN, _skipped as skipped, changed, evaluation, line, run, said, with_history
 from tables import every
 
 from gradience.rules.log import detect
@@ -48,7 +47,7 @@ def test_a_loss_of_zero_throughout_is_surer_in_two_rows(rows, confidence):
 
 def test_a_replayed_loss_that_is_not_finite_is_compared_with_nothing():
     replaced = [(11, math.inf), (12, 1.0), (13, 1.0), (14, 0.0), (99, 1.0)]
-    facts = replace(run([1.0] * 20), record=LogRecord(resumed_from=[10], replaced=replaced))
+    facts = changed(run([1.0] * 20), record=LogRecord(resumed_from=[10], replaced=replaced))
     found = said("RES116", facts)
     assert found.message == "Resumed from step 10; 2 logged steps were run again."
     assert (found.values["replayed"], found.values["difference"]) == (2, 0.0)
@@ -201,7 +200,7 @@ def test_one_torn_line_is_no_fault_and_one_among_others_is(torn, total, severity
 )
 def test_a_rate_that_still_rises_may_reach_its_peak_yet(status, rates, says):
     found = said(
-        "LRS109", replace(run([2.0 - 0.01 * n for n in range(len(rates))], rates=rates, lr=1e-4), status=status)
+        "LRS109", changed(run([2.0 - 0.01 * n for n in range(len(rates))], rates=rates, lr=1e-4), status=status)
     )
     assert (found and found.message) == says
     assert found is None or (found.confidence, found.values) == (0.8, {"peak": 4.9e-5, "configured": 1e-4})
@@ -217,5 +216,5 @@ def test_a_rate_that_still_rises_may_reach_its_peak_yet(status, rates, says):
     ],
 )
 def test_an_objective_that_is_stated_goes_before_names_of_a_log_and_these_before_hints(config, logged, objective):
-    facts = replace(run(FALL), config=msgspec.convert(config, ConfigSnapshot), logged=frozenset(logged))
+    facts = changed(run(FALL), config=msgspec.convert(config, ConfigSnapshot), logged=frozenset(logged))
     assert (facts.objective.kind, facts.objective.stated) == objective

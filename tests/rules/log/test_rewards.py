@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import random
-from dataclasses import replace
 from itertools import chain
 
 import pytest
+from log_runs import changed, facts_of, logged_rows
 from msgspec.structs import replace as replace_struct
 from tables import every
 
 from gradience.rules.log import detect, rewards, signals
-from gradience.rules.log.facts import RunFacts, Series, Signal
+from gradience.rules.log.facts import Signal
 from gradience.rules.log.story import story_parts
 from gradience.schema import ConfigSnapshot, LoraSnapshot, OptimizerSnapshot, TrainingSnapshot
 from gradience.schema.reports import TrainSummary
@@ -22,8 +22,8 @@ N = 30
 def run(columns, *, rate=1e-5, norm=1.0, kind="rl", optimizer=None, losses=None):
     n = max(map(len, columns.values()))
     steps = list(range(1, n + 1))
-    return RunFacts(
-        series=Series(steps, losses or [1e-4] * n, [norm] * n, [rate] * n),
+    return facts_of(
+        logged_rows(steps, losses or [1e-4] * n, [norm] * n, [rate] * n),
         status="ok",
         config=ConfigSnapshot(
             training=TrainingSnapshot(extras={"trainer": kind}), optimizer=OptimizerSnapshot(name=optimizer)
@@ -306,7 +306,7 @@ def test_a_rate_over_any_published_one_is_said_of_rl_and_preferences(more, is_sa
 
 def test_the_rate_of_an_adapter_is_named_once():
     facts = run({"reward": line(0.0, 1.0)}, rate=0.1)
-    adapted = replace(facts, config=replace_struct(facts.config, lora=LoraSnapshot(r=8)))
+    adapted = changed(facts, config=replace_struct(facts.config, lora=LoraSnapshot(r=8)))
     assert {f.id for f in detect(adapted)[0]} & {"RAT141", "LRS109"} == {"LRS109"}
     assert {f.id for f in detect(facts)[0]} & {"RAT141", "LRS109"} == {"RAT141"}
 

@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import math
-from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
-from log_runs import evaluation
+from log_runs import changed, evaluation, facts_of, logged_rows
 
 from gradience.rules.joins import correlate
 from gradience.rules.joins.run import JOINS
 from gradience.rules.joins.symptoms import log_symptoms
 from gradience.rules.log import detect
 from gradience.rules.log.advice import advice
-from gradience.rules.log.facts import RunFacts, Series, Signal
+from gradience.rules.log.facts import Signal
 from gradience.rules.log.learning import learning
 from gradience.rules.log.story import story_parts
 from gradience.schema import ConfigSnapshot, TrainingSnapshot
@@ -35,8 +34,8 @@ def facts(losses=None, *, grads=None, lost=(), **more):
     losses = wavy(2.0, 60, fall=0.8) if losses is None else losses
     n = len(losses)
     norms = [math.exp(0.2 * math.sin(5.0 * i)) for i in range(n)] if grads is None else grads
-    series = Series(list(range(1, n + 1)), losses, norms, [2e-4] * n, frozenset(lost))
-    return RunFacts(series=series, status=more.pop("status", "ok"), **more)
+    series = logged_rows(list(range(1, n + 1)), losses, norms, [2e-4] * n, frozenset(lost))
+    return facts_of(series, status=more.pop("status", "ok"), **more)
 
 
 def said(about, run):
@@ -117,7 +116,7 @@ def test_zeros_after_losses_stay_a_masked_nan():
     ("status", "severity"), [("error", "error"), ("aborted", "warning"), ("interrupted", "warning")]
 )
 def test_a_run_that_ended_badly_is_never_fine_and_its_exception_is_named(status, severity):
-    run = replace(facts(last_step=40), status=status, status_reason="OutOfMemoryError")
+    run = changed(facts(last_step=40), status=status, status_reason="OutOfMemoryError")
     finding = said("END114", run)
     assert finding.severity == severity
     assert finding.message.endswith("at step 40: OutOfMemoryError.")

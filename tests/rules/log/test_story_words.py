@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import math
-from dataclasses import replace
 from typing import get_args
 
 import pytest
-from log_runs import ENTRIES, FALL, FED, NAN, Entry, evaluation, line, run, said, with_history
+from log_runs import ENTRIES, FALL, FED, NAN, Entry, changed, evaluation, line, run, said, with_history
 from tables import every
 
 from gradience.rules.log import DETECTORS, RULE_OF, detect
@@ -47,7 +46,7 @@ def test_every_phrase_is_in_the_table():
 )
 def test_how_the_run_ended_is_told(status, reason, planned, last, says):
     facts = run(FALL, training={"max_steps": planned} if planned else {})
-    facts = replace(facts, status=status, status_reason=reason, last_step=last)
+    facts = changed(facts, status=status, status_reason=reason, last_step=last)
     assert [part.says for part in _end(facts, [])] == says
     told = [StoryPart(says="x", finding="END114")]
     assert [part.finding for part in _end(facts, told)] == ["END114"] * (1 if status == "ok" else len(says))
@@ -120,7 +119,7 @@ def test_labels_outside_the_classes_are_named_with_the_bound(low, classes, bound
     ],
 )
 def test_the_rank_of_an_audited_adapter_is_that_of_all_its_modules(modules, config, rank):
-    facts = replace(run(FALL, audit={"modules": modules}), config=ConfigSnapshot(lora=LoraSnapshot(**config)))
+    facts = changed(run(FALL, audit={"modules": modules}), config=ConfigSnapshot(lora=LoraSnapshot(**config)))
     assert audited_rank(facts) == rank
 
 
@@ -189,7 +188,7 @@ def test_several_single_steps_under_fp16_are_skipped_ones_and_hide_no_nan(dtype,
 )
 def test_a_run_without_a_regular_end_says_where_it_stopped(status, planned, last, says):
     facts = run(FALL, training={"max_steps": planned} if planned else {})
-    found = said("END114", replace(facts, status=status, last_step=last))
+    found = said("END114", changed(facts, status=status, last_step=last))
     assert found.message == says
     assert (found.severity, found.confidence) == {
         "no_run_end": ("warning", 0.9),

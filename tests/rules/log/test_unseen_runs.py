@@ -6,12 +6,12 @@ import math
 import random
 from typing import Any
 
-from log_runs import evaluation
+from log_runs import evaluation, facts_of, logged_rows
 from tables import every
 
 from gradience.rules.log import detect
 from gradience.rules.log.advice import advice
-from gradience.rules.log.facts import RunFacts, Series, Signal, ends
+from gradience.rules.log.facts import RunFacts, Signal, ends
 from gradience.rules.log.rewards import change_of
 from gradience.rules.log.story import line_of, story_parts
 from gradience.schema import ConfigSnapshot, OptimizerSnapshot, TrainingSnapshot
@@ -35,8 +35,8 @@ def run(losses: list[float], history: list[Eval] | None = None, *, grads: Any = 
     steps = more.pop("steps", list(range(1, n + 1)))
     training = TrainingSnapshot(**more.pop("training", {}))
     last = history[-1] if history else None
-    return RunFacts(
-        series=Series(steps, losses, [1.0] * n if grads is None else grads, more.pop("rates", [2e-4] * n)),
+    return facts_of(
+        logged_rows(steps, losses, [1.0] * n if grads is None else grads, more.pop("rates", [2e-4] * n)),
         history=history,
         held_out=None if last is None else EvalPoint(split="eval", step=last.step, metrics=last.metrics),
         config=ConfigSnapshot(training=training, optimizer=OptimizerSnapshot(lr=more.pop("lr", None))),

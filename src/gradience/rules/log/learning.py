@@ -167,7 +167,7 @@ def _held_out_fell(facts: RunFacts) -> bool:
 def too_little(facts: RunFacts) -> bool:
     """Whether only held-out data could show that it learns, and are of few steps or at the loss of a uniform guess."""
     curve = facts.held_out_curve
-    few = max(facts.last_step or 0, curve.steps[-1] if curve is not None else 0) < FEW_STEPS.value
+    few = max(facts.run.last_step or 0, curve.steps[-1] if curve is not None else 0) < FEW_STEPS.value
     return len(facts.loss.values) < 2 and (few or (curve is not None and curve.losses[-1] > GUESS.value))
 
 
@@ -412,7 +412,7 @@ def _plateau(facts: RunFacts) -> Observation | None:
     if facts.warming_up:
         raise Unknown("the learning rate had not reached its peak yet")
     if facts.in_mid_run:
-        raise Unknown(f"the log ends at step {facts.last_step} of {facts.max_steps}")
+        raise Unknown(f"the log ends at step {facts.run.last_step} of {facts.max_steps}")
     if not_finite(facts) or divergence(facts) is not None or no_learning(facts) is not None:
         return None
     n = len(facts.loss.points)
