@@ -489,7 +489,13 @@ def test_a_group_of_rate_0(steps: int, rates: list[dict[str, Any]], expected: bo
 @pytest.mark.parametrize(("steps", "rateless", "expected"), [(4, 4, True), (4, 3, False), (3, 3, False)])
 def test_a_rate_of_0_at_each_step(steps: int, rateless: int, expected: bool):  # noqa: FBT001  # a case
     first = {"steps": steps, "rateless": rateless, "reached": 8}
-    assert (one("WIR180", look(), look("gradients", steps, gradients=first)) is not None) == expected
+    looks = look(), look("gradients", steps, gradients=first)
+    assert (one("WIR180", *looks) is not None) == expected
+    for rates, end, speaks in (([0.0] * 4, "ok", False), ([0.0] * 4, "no_run_end", True), ([1e-4] * 4, "ok", True)):
+        run = facts_of(logged_rows([1, 2, 3, 4], [1.0] * 4, [1.0] * 4, rates), wirings=looks, status=end)
+        ids = {finding.id for finding in detect(run).findings} & {"WIR180", "LRS109"}
+        assert ("WIR180" in ids) == (expected and speaks)
+        assert ("LRS109" in ids) == (not any(rates))
 
 
 @pytest.mark.parametrize(

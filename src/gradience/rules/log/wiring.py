@@ -940,8 +940,9 @@ def _stands_still(facts: RunFacts) -> Observation | None:
     """the adapter stands still
 
     after the first steps, {looked} or more, a group of the optimizer with the adapter's tensors has the rate 0, now
-    and as its peak, while another group has a rate; or all groups have the rate 0 at each of them; an error if as
-    many backward passes were made, the optimizer made no step, and the adapter's weights are those of the start
+    and as its peak, while another group has a rate; or all groups have the rate 0 at each of them, unless LRS109 says
+    so of the rows of a run that has ended; an error if as many backward passes were made, the optimizer made no step,
+    and the adapter's weights are those of the start
 
     Why: A group of rate 0 never learns, unless the loop raises its rate later, and neither does one without steps.
     Scope: runs whose first steps were looked at
@@ -967,7 +968,7 @@ def _stands_still(facts: RunFacts) -> Observation | None:
                 {"tensors": count, "step": wiring.step},
                 evidence=seen(f"rates {few([f'{as_float(group.lr):g}' for group in of.rates])}"),
             )
-        if first.rateless == first.steps:
+        if first.rateless == first.steps and not _in_rows(facts):
             return Observation(
                 f"The learning rate was 0 at each of the first {first.steps} steps.",
                 {"tensors": sum(group.tensors for group in of.rates), "step": wiring.step, "all": True},
@@ -977,6 +978,11 @@ def _stands_still(facts: RunFacts) -> Observation | None:
                 evidence=seen(f"peaks {few([f'{as_float(group.peak or 0.0):g}' for group in of.rates])}"),
             )
     return None
+
+
+def _in_rows(facts: RunFacts) -> bool:
+    """Whether LRS109 says of the rows that the rate was 0; it is not asked before the run has ended."""
+    return facts.run.end is not None and len(facts.rate.values) >= LOOKED.value and facts.peak_rate <= 0.0
 
 
 def _unmoved(begun: Wiring, now: Wiring) -> bool:
