@@ -6,6 +6,7 @@ An entry's edges are pairs of runs with one on either side of a threshold.
 from __future__ import annotations
 
 import math
+import random
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from itertools import pairwise
@@ -572,6 +573,15 @@ def _flat_at(rate: float, r: int | None = 8, status: str = "ok", noise: float = 
 def _reward(first: float, best: float, last: float, noise: float = 0.0) -> RunFacts:
     levels = [first] * 10 + [best] * 20 + [last] * 10
     return _rl(reward=[level + (noise if i % 2 else -noise) for i, level in enumerate(levels)])
+
+
+def _drifts(alike: float, rows: int = 60) -> Sequence[float]:
+    """A reward that falls from 1 by a third, under noise of a tenth in which neighbours are so much alike."""
+    rng, noise, values = random.Random(5), 0.0, list[float]()  # noqa: S311  # seeded on purpose
+    for row in range(rows):
+        noise = alike * noise + math.sqrt(1.0 - alike**2) * rng.gauss(0.0, 0.1)
+        values.append(1.0 - 0.33 * row / (rows - 1) + noise)
+    return values
 
 
 def _risen(factor: float) -> Sequence[float]:
@@ -1780,26 +1790,27 @@ ENTRIES: Final[dict[str, Entry]] = {
             Edge("on_the_way", "w?", 1.15, 1.2, lambda x: _rl(reward=_dip(x, 0.02))),
             Edge("many_rows", "w?", 19, 20, lambda x: _rl(reward=([1.0] * 8 + [0.3, 0.5] * 6)[:x])),
             Edge("few_rows", "?-", 2, 3, lambda x: _rl(reward=[1.0] * x)),
+            Edge("alike", "w-", 0.0, 0.6, lambda r: _rl(reward=_drifts(r))),
         ],
         at=[
-            At(lambda x: rewarded(0.5, 2.0, x), {1.0: "?", 0.99: "warning"}, given={"rewards.median_error": of(0.25)}),
+            At(lambda x: rewarded(0.5, 2.0, x), {1.0: "?", 0.99: "warning"}, given={"rewards.levels_error": of(0.25)}),
             At(
-                lambda x: rewarded(0.0, 2.0, x), {1.0: None, 0.99: "warning"}, given={"rewards.median_error": of(0.125)}
+                lambda x: rewarded(0.0, 2.0, x), {1.0: None, 0.99: "warning"}, given={"rewards.levels_error": of(0.125)}
             ),
             At(
                 lambda x: rewarded(1.0, 1.5, x),
                 {1.0: "info", 1.2: "?", 1.75: "?", 1.76: None},
-                given={"rewards.median_error": of(0.25), "rewards.REWARD_FLAT": 0.5},
+                given={"rewards.levels_error": of(0.25), "rewards.REWARD_FLAT": 0.5},
             ),
             At(
                 lambda x: rewarded(x, x, x),
                 {1.0: "info", -1.0: "info", 0.999: "?"},
-                given={"rewards.median_error": of(0.25), "rewards.REWARD_FLAT": 0.5},
+                given={"rewards.levels_error": of(0.25), "rewards.REWARD_FLAT": 0.5},
             ),
             At(
                 lambda x: rewarded(-10.2, -10.0, x),
                 {-11.0: None, -11.01: "warning"},
-                given={"rewards.median_error": of(0.0)},
+                given={"rewards.levels_error": of(0.0)},
             ),
             At(lambda r: _flat_at(1e-6, r), {8: "warning", None: "info"}),
             At(lambda status: _flat_at(1e-6, status=status), {"ok": "warning", "error": "info"}),

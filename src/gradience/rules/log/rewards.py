@@ -46,7 +46,7 @@ from gradience.rules.log.signals import (
     TOKEN_KL,
     Names,
 )
-from gradience.rules.log.statistics import mann_kendall, mean_error, median, median_error, noise
+from gradience.rules.log.statistics import levels_error, mann_kendall, mean_error, median, median_error, noise
 from gradience.schema.reports import StoryPart
 
 RL_RUNS: Final = "tuning seeds of the trainings of benchmarks/rl_runs.py"
@@ -192,7 +192,7 @@ def change_of(values: Sequence[float]) -> RewardChange:
     n = len(values)
     rows = min(n, max(2, n // _PARTS))
     first, last = median(values[:rows]), median(values[-rows:])
-    error = median_error(noise(values), rows, rows)
+    error = levels_error(values, rows)
     rises = _in_order(values, first, last, error)
     falls = _in_order([-value for value in values], -first, -last, error)
     if rises or falls:
