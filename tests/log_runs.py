@@ -1040,19 +1040,20 @@ ENTRIES: Final[dict[str, Entry]] = {
         edges=[
             Edge("alpha", "-?", 0.00955, 0.01085, lambda p: run(_ordered(p))),
             Edge("alpha_moved", "-?", 0.0473, 0.0503, lambda p: run(_ordered(p), norms=line(12, 1.0, 9.0))),
-            Edge("moved", "-w", 0.00097, 0.00955, lambda p: run(_ordered(p), held_out=[2.0, 2.0, 2.0])),
-            Edge("moved_norms", "ww", 0.00097, 0.00106, lambda p: run(FLAT[: len(_ORDERS[p])], norms=_ordered(p))),
-            Edge("held_still", "?w", 1.9939, 1.9941, lambda x: run([2.0, 2.1, 1.9, 2.0] * 3, held_out=[2.0, x])),
-            Edge("overfit_rise", "w?", 2.039, 2.041, lambda x: run([2.0, 2.1, 1.9, 2.0] * 3, held_out=[2.0, 2.0, x])),
+            Edge("moved", "-i", 0.00097, 0.00955, lambda p: run(_ordered(p), held_out=[2.0, 2.0, 2.0])),
+            Edge("moved_norms", "ii", 0.00097, 0.00106, lambda p: run(FLAT[: len(_ORDERS[p])], norms=_ordered(p))),
+            Edge("held_still", "?i", 1.9939, 1.9941, lambda x: run([2.0, 2.1, 1.9, 2.0] * 3, held_out=[2.0, x])),
+            Edge("overfit_rise", "i?", 2.039, 2.041, lambda x: run([2.0, 2.1, 1.9, 2.0] * 3, held_out=[2.0, 2.0, x])),
             Edge("margin", "w-", 0.27, 0.36, _margins),
-            Edge("clear_fall", "w?", 0.19, 0.21, lambda x: run([2.0, 1.9, 2.0 - 2.0 * x], held_out=[1.0] * 3)),
+            Edge("clear_fall", "i?", 0.19, 0.21, lambda x: run([2.0, 1.9, 2.0 - 2.0 * x], held_out=[1.0] * 3)),
             Edge("still_bound", "w?", 0.028, 0.0295, lambda x: run(swings(40, x))),
-            Edge("still_rows", "?w", 7, 8, lambda x: run([2.0, 2.001, 1.999, 2.0, 2.001, 2.0, 1.999, 2.001][:x])),
-            Edge("at_ln_k", "ww", 0.0095, 0.0105, lambda x: run([math.log(2) * (1.0 + x)] * 20, num_labels=2)),
+            Edge("short_run", "iw", 29, 30, lambda x: run([2.0] * x)),
+            Edge("still_rows", "?i", 7, 8, lambda x: run([2.0, 2.001, 1.999, 2.0, 2.001, 2.0, 1.999, 2.001][:x])),
+            Edge("at_ln_k", "ii", 0.0095, 0.0105, lambda x: run([math.log(2) * (1.0 + x)] * 20, num_labels=2)),
             Edge("least_fall", "w-", 0.0222, 0.023, lambda x: run(line(40, 2.0, 2.0 * (1.0 - x)))),
             Edge(
                 "eval_noise",
-                "-w",
+                "-i",
                 0.0001,
                 0.05,
                 lambda x: run(FLAT[:24], held_out=times(line(8, 2.0, 1.9), swings(8, x))),
@@ -1062,7 +1063,7 @@ ENTRIES: Final[dict[str, Entry]] = {
         at=[
             At(
                 lambda x: run([2.0, 2.1, 1.9, 2.0] * 3, held_out=[2.0, x]),
-                {1.875: "?", 1.8755: "warning"},
+                {1.875: "?", 1.8755: "info"},
                 given={"learning.HELD_STILL": 0.0625},
             ),
             At(
