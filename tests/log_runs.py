@@ -406,18 +406,19 @@ def _recalled(recall: float, accuracy: float = 0.8) -> RunFacts:
     return with_history(evaluation(60, 1.0, accuracy=accuracy, n=1000, recall=recall))
 
 
-def _told_apart(held_out: float, train: float = 0.95) -> RunFacts:
+def _told_apart(held_out: float, train: float | Sequence[float] = 0.95) -> RunFacts:
     """Preference training with these shares of pairs in order."""
-    columns = {"rewards/accuracies": [train] * 60, "rewards/margins": line(60, 0.0, 3.0)}
-    facts = run(FALL, columns=columns)
+    shares = [train] * 60 if isinstance(train, float) else train
+    columns = {"rewards/accuracies": shares, "rewards/margins": line(len(shares), 0.0, 3.0)}
+    facts = run(FALL[: len(shares)], columns=columns)
     event = evaluation(60, 1.0, **{"rewards/accuracies": held_out})
     return changed(facts, history=[event], held_out=EvalPoint(split="eval", step=60, metrics=event.metrics))
 
 
-def _ranked(held_out: float, loss: float = 0.5) -> RunFacts:
+def _ranked(held_out: float, loss: float | Sequence[float] = 0.5) -> RunFacts:
     """A reward model whose training loss ends at so much of ln 2, with this accuracy on held-out pairs."""
-    losses = [0.7] * 20 + [loss * math.log(2.0)] * 40
-    return run(losses, kind="reward", accuracy=held_out, held_out=[0.7])
+    shares = [1.0] * 20 + [loss] * 40 if isinstance(loss, float) else loss
+    return run([share * math.log(2.0) for share in shares], kind="reward", accuracy=held_out, held_out=[0.7])
 
 
 def _pairs_held_out(*shares: float, train: float = 0.95) -> RunFacts:
@@ -1378,6 +1379,8 @@ ENTRIES: Final[dict[str, Entry]] = {
             Edge("trained", "-w", 0.69, 0.7, lambda x: _told_apart(0.1, x)),
             Edge("reward_model", "-w", 0.31, 0.3, _ranked),
             Edge("told", "w?", 0.79, 0.81, lambda x: _ranked(0.1, x)),
+            Edge("last_fifth", "-w", 2, 3, lambda n: _told_apart(0.1, [0.6] * (27 - n) + [0.8] * n + [0.6] * 3)),
+            Edge("last_losses", "?w", 2, 3, lambda n: _ranked(0.1, [1.0] * (27 - n) + [0.55] * n + [1.0] * 3)),
         ],
         told=[({"held_out": 0.08}, "held-out pairs are swapped (8% in order)")],
     ),
