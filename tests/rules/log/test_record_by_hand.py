@@ -56,7 +56,7 @@ def test_a_replayed_loss_that_is_not_finite_is_compared_with_nothing():
 @every(
     ("rates", "warming"),
     [
-        ([1.0, 2.0], False),  # the middle one of two is the last
+        ([1.0, 2.0], True),  # the middle one of two is the last
         ([1.0, 2.0, 3.0], True),
         ([1.0, 3.0, 3.0], False),
         ([1.0, 2.0, 3.0, 2.9], False),

@@ -417,8 +417,8 @@ def _schedule(facts: RunFacts) -> Schedule:
         logged_peak=logged,
         last=facts.rate.values[-1] if facts.rate.values else None,
         warmup_steps=int(steps) if 0.0 < steps < math.inf else None,
-        in_warmup=_rising(points) or in_settings,
-        decayed=bool(points and peak and points[-1] < _FEW_LEFT * peak and not (_rising(points) or in_settings)),
+        in_warmup=facts.warming_up or in_settings,
+        decayed=bool(points and peak and points[-1] < _FEW_LEFT * peak and not (facts.warming_up or in_settings)),
         restarts=len(rises_again(points)),
     )
 
@@ -429,11 +429,6 @@ def rate_of_run(schedule: Schedule) -> float | None:
     if peak is None or (logged is not None and logged < DECAYED.value * as_float(peak) and not schedule.in_warmup):
         return logged
     return as_float(peak)
-
-
-def _rising(rates: Sequence[float]) -> bool:
-    """Whether the last of two or more learning rates is the highest, above the one before and the one in the middle."""
-    return len(rates) > 1 and rates[-1] == max(rates) and rates[-1] > max(rates[-2], rates[(len(rates) - 1) // 2])
 
 
 def rises_again(points: Sequence[float]) -> list[int]:

@@ -20,7 +20,7 @@ import msgspec
 
 from gradience.configs.training import Kind, Objective, objective_by_names, objective_of
 from gradience.rules import Description, Observe, Premise, Rule, Threshold, Unknown, cite, premise
-from gradience.rules.log.signals import COMPONENTS, SIGNALS
+from gradience.rules.log.signals import COMPONENTS, SIGNALS, Names
 from gradience.rules.log.statistics import FEW_POINTS, BlockedSeries, Trend, curve_of, median, moves, noise, trend_of
 from gradience.schema import MAX_INT, Json, as_float, number_in
 from gradience.schema.document import Evidence, Finding, RuleGroup
@@ -56,6 +56,7 @@ _CLASSES: Final = {  # number of classes of a data set, used if the log does not
     "ag_news": 4,
 }
 _PARTS: Final = 5  # a column is cut into fifths; the first and the last are compared
+START: Final = 3  # first rows that give the level at the start
 
 PROBES: Final = tuple(f"{SPECTRAL}/{name}" for name in PROBED)  # spectra of the adapter in training (spectral_every)
 KEPT: Final = frozenset(
@@ -82,6 +83,28 @@ def ends(signal: Signal, least: int = 1) -> tuple[float, float, int]:
 def last_part(values: Sequence[float], parts: int, least: int = 1) -> Sequence[float]:
     """The last of `parts` equal parts of a series, with at least `least` values."""
     return values[-max(least, len(values) // parts) :]
+
+
+class Logged(NamedTuple):
+    """A quantity as it was logged."""
+
+    name: str
+    steps: Sequence[int]
+    values: Sequence[float]
+
+    @property
+    def start(self) -> float:
+        """The level at the start: the median of the first three rows, or the first where these go one way.
+
+        A learning rate that is much too high may take a run to its end within ten rows.
+        """
+        first = self.values[:START]
+        return first[0] if list(first) in (sorted(first), sorted(first, reverse=True)) else median(first)
+
+    @property
+    def end(self) -> float:
+        """The median of the last fifth of the rows, at least three."""
+        return median(last_part(self.values, _PARTS, START))
 
 
 class HeldOutCurve(NamedTuple):
@@ -334,7 +357,7 @@ class RunFacts:
     def warming_up(self) -> bool:
         """Whether the learning rate was still rising at the end of the log."""
         rates = self.rate.points
-        return len(rates) > 1 and rates[-1] == max(rates) and rates[-1] > max(rates[-2], rates[len(rates) // 2])
+        return len(rates) > 1 and rates[-1] == max(rates) and rates[-1] > max(rates[-2], rates[(len(rates) - 1) // 2])
 
     @property
     def in_mid_run(self) -> bool:
@@ -491,18 +514,29 @@ def positive_loss(facts: RunFacts) -> str | None:
     return None
 
 
-def column(facts: RunFacts, name: str, least: float) -> Signal:
-    """A logged column.
+def find(facts: RunFacts, names: Names, least: float = 1) -> Logged | None:
+    """The first of these columns that has at least so many values; None if none has."""
+    for name in names:
+        signal = facts.signals.get(name)
+        if signal is not None and len(signal.values) >= least:
+            return Logged(name, signal.steps, signal.values)
+    return None
+
+
+def logged(facts: RunFacts, names: Names, least: float) -> Logged:
+    """The first of these columns that has at least so many values.
 
     Raises:
-        Unknown: the column was not logged, or has fewer than `least` rows.
+        Unknown: none has.
     """
-    signal = facts.signals.get(name)
-    if signal is None:
-        raise Unknown(f"no {name} was logged")
-    if len(signal.values) < least:
-        raise Unknown(f"{len(signal.values)} rows with {name}; it needs {least:g}")
-    return signal
+    column = find(facts, names, least)
+    if column is not None:
+        return column
+    rows = {name: len(facts.signals[name].values) for name in names if name in facts.signals}
+    if rows:
+        name = max(rows, key=rows.__getitem__)
+        raise Unknown(f"{rows[name]} rows with {name}; it needs {least:g}")
+    raise Unknown(f"no {names[0]} was logged")
 
 
 def under(*kinds: Kind) -> Premise[RunFacts]:

@@ -17,8 +17,8 @@ from gradience.rules.log.facts import (
     REAL_RUNS,
     LogRule,
     RunFacts,
-    column,
     last_part,
+    logged,
     once,
     seen,
     shown,
@@ -161,8 +161,8 @@ def _separation(facts: RunFacts) -> Observation | None:
         return None  # PRF140 says it: an accuracy of 0 means ties
     apart = separation(facts)
     if apart is None:
-        column(facts, MARGINS, SEPARATION_ROWS.value)
-        column(facts, ACCURACIES, SEPARATION_ROWS.value)
+        logged(facts, (MARGINS,), SEPARATION_ROWS.value)
+        logged(facts, (ACCURACIES,), SEPARATION_ROWS.value)
         raise Unknown("too few rows with rewards of both answers")
     accuracy, error, margin, margin_error = apart
     if (hardly := _hardly(facts, apart)) is not None:
@@ -243,7 +243,7 @@ def _ties(facts: RunFacts) -> Observation | None:
     Scope: preference training that logs rewards/margins
     Verify: Decode one pair of a batch; compare a weight of policy and reference after ten steps.
     """
-    margins = column(facts, MARGINS, FEW_ROWS.value)
+    margins = logged(facts, (MARGINS,), FEW_ROWS.value)
     if not tied(facts):
         return None
     rewards = facts.signals.get(CHOSEN)
@@ -330,7 +330,7 @@ def _chosen_falls(facts: RunFacts) -> Observation | None:
     signal = facts.signals.get(CHOSEN_LOGPS)
     if signal is None:
         return _reward_falls(facts)
-    fall = _fall(column(facts, CHOSEN_LOGPS, CHOSEN_ROWS.value).values)
+    fall = _fall(logged(facts, (CHOSEN_LOGPS,), CHOSEN_ROWS.value).values)
     if fall is None or fall.first >= 0.0:
         return _far_below(facts)
     lost, level = fall.lost, abs(fall.first)
@@ -380,7 +380,7 @@ def _grows(facts: RunFacts) -> str:
 
 
 def _reward_falls(facts: RunFacts) -> Observation | None:
-    fall = _fall(column(facts, CHOSEN, CHOSEN_ROWS.value).values)
+    fall = _fall(logged(facts, (CHOSEN,), CHOSEN_ROWS.value).values)
     if fall is None or fall.lost < CHOSEN_FALL.value:
         return _far_below(facts)
     rejected = facts.signals.get(REJECTED)
@@ -432,7 +432,7 @@ def _saturated(facts: RunFacts) -> Observation | None:
     Source: a published DPO run -- loss 0.693 to 0.0, margin 0 to 141, accuracy 1.0, gradient norm 1.7e-8 and finite
     Source: definition -- -ln sigmoid(margin): 0.018 at 4, its slope too
     """
-    column(facts, "rewards/margins", 1)
+    logged(facts, ("rewards/margins",), 1)
     if len(facts.loss.values) < FEW_ROWS.value:
         raise Unknown(f"{len(facts.loss.values)} training rows with a finite loss; it needs {FEW_ROWS.value:g}")
     return saturated(facts)

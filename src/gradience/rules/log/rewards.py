@@ -16,12 +16,16 @@ from gradience.rules.log.account import account
 from gradience.rules.log.divergence import divergence
 from gradience.rules.log.facts import (
     JUDGEMENT,
+    START,
+    Logged,
     LogRule,
     Place,
     RunFacts,
     Topic,
     Values,
+    find,
     last_part,
+    logged,
     once,
     seen,
     shown,
@@ -44,7 +48,6 @@ from gradience.rules.log.signals import (
     REWARD,
     REWARD_STD,
     TOKEN_KL,
-    Names,
 )
 from gradience.rules.log.statistics import levels_error, mann_kendall, mean_error, median, median_error, noise
 from gradience.schema.reports import StoryPart
@@ -100,7 +103,6 @@ SHORTER = Threshold("shorter", 0.5, "length at the end over that of the first ro
 
 _THIRD: Final = 3
 _PARTS: Final = 5
-_START: Final = 3  # first rows that give the level at the start
 _OF_TRL: Final = frozenset({"frac_reward_zero_std", "completions/mean_length"})
 _RL: Final = under("rl")
 
@@ -113,28 +115,6 @@ class _RewardRule(LogRule):
     meant_for: Premise[RunFacts] | None = _RL
 
 
-class Logged(NamedTuple):
-    """A quantity as it was logged."""
-
-    name: str
-    steps: Sequence[int]
-    values: Sequence[float]
-
-    @property
-    def start(self) -> float:
-        """The level at the start: the median of the first three rows, or the first where these go one way.
-
-        A learning rate that is much too high may take a run to its end within ten rows.
-        """
-        first = self.values[:_START]
-        return first[0] if list(first) in (sorted(first), sorted(first, reverse=True)) else median(first)
-
-    @property
-    def end(self) -> float:
-        """The median of the last fifth of the rows, at least three."""
-        return median(last_part(self.values, _PARTS, _START))
-
-
 _GAO: Final = cite(
     "Gao et al., Scaling laws for reward model overoptimization, arXiv 2210.10760",
     "the gold reward peaks and falls as the KL from the initial policy grows",
@@ -142,31 +122,6 @@ _GAO: Final = cite(
 _TRL_KL: Final = cite(
     "TRL 1.16, grpo_trainer.py (read)", "kl: mean over the tokens against the reference; only with beta > 0"
 )
-
-
-def find(facts: RunFacts, names: Names, least: float = 1) -> Logged | None:
-    """The first of these columns that has at least so many values; None if none has."""
-    for name in names:
-        signal = facts.signals.get(name)
-        if signal is not None and len(signal.values) >= least:
-            return Logged(name, signal.steps, signal.values)
-    return None
-
-
-def logged(facts: RunFacts, names: Names, least: float) -> Logged:
-    """The first of these columns that has at least so many values.
-
-    Raises:
-        Unknown: none has.
-    """
-    column = find(facts, names, least)
-    if column is not None:
-        return column
-    rows = {name: len(facts.signals[name].values) for name in names if name in facts.signals}
-    if rows:
-        name = max(rows, key=rows.__getitem__)
-        raise Unknown(f"{rows[name]} rows with {name}; it needs {least:g}")
-    raise Unknown(f"no {names[0]} was logged")
 
 
 class RewardChange(NamedTuple):
@@ -475,13 +430,13 @@ def _entropy(facts: RunFacts) -> Observation | None:
             f"{last / first:.1%} of the first level: completions of one prompt vary less and less.",
             {**values, "how": "collapsed" if collapsed else "fell"},
             severity="warning" if collapsed else "info",
-            evidence=seen(f"{column.name}: the first {_START} rows and the median of the last fifth"),
+            evidence=seen(f"{column.name}: the first {START} rows and the median of the last fifth"),
         )
     if last >= SPREAD_OUT.value * first and last >= RANDOM.value:
         return Observation(
             f"The entropy rose from {first:.3g} to {last:.3g} nats a token: the policy writes ever more at random.",
             {**values, "how": "rose"},
-            evidence=seen(f"{column.name}: the first {_START} rows and the median of the last fifth"),
+            evidence=seen(f"{column.name}: the first {START} rows and the median of the last fifth"),
         )
     return None
 
@@ -541,7 +496,7 @@ def _kl(facts: RunFacts) -> Observation | None:
 
 def _apart_at_once(column: Logged, most: float, unit: str) -> Observation | None:
     """The finding if the KL is large where both models should be one; None of a log that begins later."""
-    first, level = column.values[0], median(column.values[:_START])
+    first, level = column.values[0], median(column.values[:START])
     stays = median(last_part(column.values, _THIRD, 3)) >= KL_STAYS.value * level
     if min(first, level) <= most or not stays or column.steps[0] > column.steps[1] - column.steps[0]:
         return None
@@ -797,7 +752,7 @@ def _lengths(facts: RunFacts) -> Observation | None:
 
 def _error(values: Sequence[float]) -> float:
     """The standard error of the difference between a first row, which the start may be, and the last fifth."""
-    return median_error(noise(values), 1, max(_START, len(values) // _PARTS))
+    return median_error(noise(values), 1, max(START, len(values) // _PARTS))
 
 
 def _other_length(facts: RunFacts, column: Logged, how: str, there: str) -> Observation:
@@ -809,7 +764,7 @@ def _other_length(facts: RunFacts, column: Logged, how: str, there: str) -> Obse
         f"The completions {how} from {column.start:.4g} to {column.end:.4g} tokens{there}{beside}{asks}.",
         {"first": column.start, "last": column.end, "how": how, "reward_rises": gain is not None},
         severity="info" if may_be_right else None,
-        evidence=seen(f"{column.name}: the first {_START} rows and the median of the last fifth"),
+        evidence=seen(f"{column.name}: the first {START} rows and the median of the last fifth"),
     )
 
 
@@ -827,7 +782,7 @@ def _gain(facts: RunFacts) -> tuple[float, float] | None:
     change = change_of(column.values)
     if change.how == "rises":
         return change.first, change.last
-    early = change.how == "flat" and max(column.values[:_START]) < change.last
+    early = change.how == "flat" and max(column.values[:START]) < change.last
     return (column.start, column.end) if early else None
 
 

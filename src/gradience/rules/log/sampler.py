@@ -12,9 +12,8 @@ from itertools import pairwise
 from typing import Final, NamedTuple
 
 from gradience.rules import Observation, Threshold, Unknown, cite
-from gradience.rules.log.facts import JUDGEMENT, LogRule, RunFacts, Values, last_part, seen, under
+from gradience.rules.log.facts import JUDGEMENT, Logged, LogRule, RunFacts, Values, find, last_part, seen, under
 from gradience.rules.log.preference import FEW_ROWS
-from gradience.rules.log.rewards import Logged, find
 from gradience.rules.log.signals import SAMPLER_FACTOR, SAMPLER_GAP, SAMPLER_KL, SAMPLER_PROBABILITIES, Names
 from gradience.rules.log.statistics import median
 
