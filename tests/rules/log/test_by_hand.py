@@ -9,8 +9,7 @@ from log_runs import FALL, NAN, changed, evaluation, line, run, said, with_histo
 from tables import every
 
 from gradience.rules.log import learning as learning_rules
-from gradience.rules.log.learning import Learning, learning, not_finite
-from gradience.rules.log.statistics import Trend
+from gradience.rules.log.learning import learning, not_finite
 from gradience.schema import ConfigSnapshot, LoraSnapshot
 from gradience.schema.reports import EvalPoint
 
@@ -36,21 +35,6 @@ from gradience.schema.reports import EvalPoint
 )
 def test_whether_few_rows_show_that_it_learns(losses, shown):
     assert learning(run(losses, every=1)).shown is shown
-
-
-@every(
-    ("fall", "least", "says"),
-    [
-        (0.25, 0.25, "their noise would hide a fall of under 25%"),
-        (0.3, 0.25, "the last are 30% lower than the first, but those between fall in no order"),
-        (0.2, 0.25, "their noise would hide a fall of under 25%"),
-        (-0.1, 0.25, "their noise would hide a fall of under 25%"),
-        (-0.3, 0.25, "their noise would hide a fall of under 30%"),
-    ],
-)
-def test_what_is_said_of_a_fall_that_does_not_decide(fall, least, says):
-    trend = Trend(12, 2.0, 2.0 * (1.0 - fall), fall, 0.1, 0.2, least)
-    assert Learning(shown=False, trend=trend, least=least, rows=40).says == f"40 rows; {says}"
 
 
 SAW = [1.25, 0.85] * 9  # batches sorted by length: blocks of long and of short examples in turn
@@ -240,30 +224,10 @@ def test_the_lowest_loss_is_that_of_the_first_row_where_a_later_level_is_as_low(
 # --- preferences and rewards -------------------------------------------------------------------------------------
 
 
-@every(
-    ("rows", "width"),
-    [(5, 1), (9, 1), (10, 2), (14, 2), (19, 3), (20, 5), (100, 5), (101, 6), (110, 6), (120, 6), (121, 7)],
-)
-def test_the_reward_of_chosen_answers_is_compared_between_as_many_rows_at_both_ends(rows, width):
-    found = said("PRF120", run([0.69] * rows, kind="preference", columns={"rewards/chosen": line(rows, 0.0, -9.0)}))
-    assert found.evidence[0].says == f"medians of {width} rows of rewards/chosen"
-
-
 def test_rows_over_ten_nats_are_counted():
     found = said("KLD124", run(kind="rl", columns={"kl": [*[0.1] * 10, 10.0, 11.0, *[0.1] * 10]}))
     assert found.message == "KL jumps to 11 nats a token at step 12 (1 such rows), and comes back to 0.1."
     assert found.values == {"highest": 11.0, "step": 12, "rows": 1, "late": 0.1}
-
-
-@pytest.mark.parametrize(
-    ("accuracy", "how"),
-    [(0.4375, "not told apart"), (0.437, "told apart the wrong way round"), (0.5, "not told apart")],
-)
-def test_rewards_are_the_wrong_way_round_beyond_two_standard_errors(accuracy, how, monkeypatch):
-    monkeypatch.setattr("gradience.rules.log.preference.mean_error", lambda values: (values[0], 0.03125))
-    columns = {"rewards/accuracies": [accuracy] * 20, "rewards/margins": [-0.01] * 20}
-    found = said("PRF119", run([0.69] * 20, kind="preference", columns=columns))
-    assert (found.values["how"], found.confidence) == (how, 0.6)
 
 
 # --- epochs ------------------------------------------------------------------------------------------------------

@@ -69,10 +69,6 @@ def evals(losses, *, every=10):
 # --- the table ---------------------------------------------------------------------------------------------------
 
 
-def test_every_threshold_names_its_unit_and_source():
-    assert all(t.unit and t.source for d in DETECTORS for t in d.thresholds)
-
-
 def test_a_healthy_run_gets_no_finding():
     run = facts(history=evals([1.9, 1.6, 1.4, 1.3, 1.29]), config=config_of(lr=2e-4))
     assert [f.id for f in detect(run)[0] if f.severity != "info"] == []

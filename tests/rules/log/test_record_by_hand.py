@@ -6,7 +6,7 @@ import math
 
 import msgspec
 import pytest
-from log_runs import FALL, NAN, _skipped as skipped, changed, evaluation, line, run, said, with_history
+from log_runs import FALL, NAN, changed, evaluation, line, run, said, with_history
 from tables import every
 
 from gradience.rules.log import detect
@@ -16,30 +16,6 @@ from gradience.schema.reports import BadLine
 from gradience.telemetry.series import LogRecord
 
 # --- gradients and numbers ---------------------------------------------------------------------------------------
-
-
-@every(
-    ("rows", "what"),
-    [
-        ([5], "1 optimizer step (6) was"),
-        ([5, 9], "2 optimizer steps (6, 10) were"),
-        ([5, 9, 13, 17, 21], "5 optimizer steps (6, 10, 14, 18, 22) were"),
-        ([5, 9, 13, 17, 21, 25], "6 optimizer steps (6, 10, 14, 18, 22, ...) were"),
-    ],
-)
-def test_up_to_five_skipped_steps_are_named(rows, what):
-    found = said("NUM131", skipped(rows, rows))
-    assert found.message == f"{what} skipped by the gradient scaler: the learning rate stood still there."
-    assert found.values == {"rows": len(rows), "share": len(rows) / 40, "first_step": 6}
-
-
-@pytest.mark.parametrize(("rows", "confidence"), [(1, 0.7), (2, 0.95)])
-def test_a_loss_of_zero_throughout_is_surer_in_two_rows(rows, confidence):
-    found = said("NUM102", run([0.0] * rows))
-    assert (found.confidence, found.severity) == (confidence, "error")
-    assert found.message == (
-        f"The training loss is exactly 0.0 in all {rows} rows: every label is masked, or it was NaN from the start."
-    )
 
 
 # --- how the log was written, and what it holds besides ----------------------------------------------------------

@@ -103,12 +103,6 @@ def test_zeros_from_the_first_row_to_the_last_are_labels_that_do_not_count(grads
     assert finding.values["no_labels"] is True
 
 
-def test_zeros_after_losses_stay_a_masked_nan():
-    finding = said("NUM102", facts([*wavy(2.0, 20), *[0.0] * 10], grads=[*[1.0] * 20, *[NAN] * 10], lost=range(21, 31)))
-    assert "no_labels" not in finding.values
-    assert "masked" in finding.message
-
-
 # --- the end -------------------------------------------------------------------------------------------------------
 
 
@@ -124,10 +118,6 @@ def test_a_run_that_ended_badly_is_never_fine_and_its_exception_is_named(status,
     assert story[-1].says == f"{status} at step 40: OutOfMemoryError"
 
 
-def test_a_run_that_ended_in_order_has_no_such_finding():
-    assert said("END114", facts()) is None
-
-
 # --- rewards -------------------------------------------------------------------------------------------------------
 
 
@@ -138,11 +128,6 @@ def test_a_constant_reward_did_not_fall():
     assert finding.severity == "info"
     report = SimpleNamespace(findings=[finding], evals=[None])
     assert [cause.id for cause in correlate(JOINS, log_symptoms(report), frozenset()).causes] == []
-
-
-def test_a_reward_model_has_no_gap():
-    run = facts(config=REWARD)
-    assert "does not fit the objective reward" in reason("GAP111", run)
 
 
 # --- gradients -----------------------------------------------------------------------------------------------------
