@@ -21,6 +21,7 @@ from gradience.rules.log import RULE_OF, detect
 from gradience.rules.log.facts import RunFacts, Signal
 from gradience.rules.log.recorded import everything_masked
 from gradience.schema import SCHEMA_ID, ConfigSnapshot, EvalMetrics, LoraSnapshot, OptimizerSnapshot, TrainingSnapshot
+from gradience.schema.document import Finding
 from gradience.schema.events import Eval, Metrics, RunEnd, Throughput, Wiring
 from gradience.schema.reports import BadLine, EvalPoint
 from gradience.schema.wiring import DataWiring
@@ -254,6 +255,18 @@ def said(rule: str, facts: RunFacts) -> Any:
     verdict = detect(facts) if everything_masked(facts) else judge((RULE_OF[rule],), facts)
     reasons = [item.reason for item in verdict.not_run if item.id == rule]
     return next((found for found in verdict.findings if found.id == rule), reasons[0] if reasons else None)
+
+
+def finding(rule: str, facts: RunFacts) -> Finding | None:
+    """The finding of a rule; None where it is silent, or was not judged."""
+    answer = said(rule, facts)
+    return answer if isinstance(answer, Finding) else None
+
+
+def reason(rule: str, facts: RunFacts) -> str | None:
+    """The reason why a rule was not judged; None where it was."""
+    answer = said(rule, facts)
+    return answer if isinstance(answer, str) else None
 
 
 def with_row(values: Sequence[float], *at: int, by: float) -> list[float]:

@@ -5,18 +5,11 @@ from __future__ import annotations
 import math
 
 import pytest
-from log_runs import FALL, FLAT, NAN, facts_of, line, logged_rows, run
+from log_runs import FALL, FLAT, NAN, facts_of, finding as found, line, logged_rows, run
 from tables import every
 
-from gradience.rules.log import detect
-from gradience.rules.log.facts import RunFacts
 from gradience.rules.log.numbers import skipped_rows
 from gradience.rules.log.preference import RULES
-from gradience.schema.document import Finding
-
-
-def found(rule: str, facts: RunFacts) -> Finding | None:
-    return next((x for x in detect(facts).findings if x.id == rule), None)
 
 
 @pytest.mark.parametrize(("zeros", "rows"), [(3, 3), (4, 4)])

@@ -8,7 +8,7 @@ from array import array
 
 import pytest
 from hypothesis import given, settings, strategies as st
-from log_runs import changed, evaluation, facts_of, logged_rows
+from log_runs import changed, evaluation, facts_of, finding as said, logged_rows, reason
 from tables import every
 
 from gradience.rules.log import DETECTORS, detect
@@ -52,14 +52,6 @@ def config_of(*, lr=None, task=None, **training):
     return ConfigSnapshot(
         optimizer=OptimizerSnapshot(lr=lr), lora=LoraSnapshot(task_type=task), training=TrainingSnapshot(**training)
     )
-
-
-def said(about, run):
-    return next((f for f in detect(run)[0] if f.id == about), None)
-
-
-def reason(about, run):
-    return next((item.reason for item in detect(run)[1] if item.id == about), None)
 
 
 def evals(losses, *, every=10):

@@ -6,7 +6,7 @@ import math
 import random
 
 from hypothesis import given, strategies as st
-from log_runs import changed, facts_of, logged_rows
+from log_runs import changed, facts_of, finding as said, logged_rows, reason
 
 from gradience.rules.log import detect
 from gradience.rules.log.facts import Signal
@@ -34,14 +34,6 @@ def facts(kind, losses=None, *, first_step=1, **columns):
         logged=frozenset(signals),
         signals=signals,
     )
-
-
-def said(about, run):
-    return next((f for f in detect(run)[0] if f.id == about), None)
-
-
-def reason(about, run):
-    return next((item.reason for item in detect(run)[1] if item.id == about), None)
 
 
 # --- preference --------------------------------------------------------------------------------------------------

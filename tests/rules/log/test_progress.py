@@ -6,10 +6,9 @@ import math
 import random
 
 import pytest
-from log_runs import changed, evaluation, facts_of, logged_rows
+from log_runs import changed, evaluation, facts_of, finding as said, logged_rows, reason
 
 from gradience.judge.monitor import monitor_run
-from gradience.rules.log import detect
 from gradience.schema import ConfigSnapshot, TrainingSnapshot
 from gradience.schema.reports import EvalPoint
 
@@ -30,14 +29,6 @@ def facts(losses=(), *, held_out=(), epochs=None, rates=None):
         last_step=n,
         status="ok",
     )
-
-
-def said(about, run):
-    return next((f for f in detect(run)[0] if f.id == about), None)
-
-
-def reason(about, run):
-    return next((item.reason for item in detect(run)[1] if item.id == about), None)
 
 
 def falling(n=120, *, sigma=0.01, drop=0.0, epochs=3, seed=0):

@@ -6,7 +6,7 @@ import random
 from itertools import chain
 
 import pytest
-from log_runs import changed, facts_of, logged_rows
+from log_runs import changed, facts_of, finding, logged_rows, reason as why
 from msgspec.structs import replace as replace_struct
 from tables import every
 
@@ -34,11 +34,11 @@ def run(columns, *, rate=1e-5, norm=1.0, kind="rl", optimizer=None, losses=None)
 
 
 def said(about, columns, **more):
-    return next((f for f in detect(run(columns, **more))[0] if f.id == about), None)
+    return finding(about, run(columns, **more))
 
 
 def reason(about, columns, **more):
-    return next((item.reason for item in detect(run(columns, **more))[1] if item.id == about), None)
+    return why(about, run(columns, **more))
 
 
 def story(columns, **more):

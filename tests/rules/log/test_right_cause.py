@@ -6,12 +6,11 @@ import math
 from types import SimpleNamespace
 
 import pytest
-from log_runs import changed, evaluation, facts_of, logged_rows
+from log_runs import changed, evaluation, facts_of, finding as said, logged_rows, reason
 
 from gradience.rules.joins import correlate
 from gradience.rules.joins.run import JOINS
 from gradience.rules.joins.symptoms import log_symptoms
-from gradience.rules.log import detect
 from gradience.rules.log.advice import advice
 from gradience.rules.log.facts import Signal
 from gradience.rules.log.learning import learning
@@ -36,14 +35,6 @@ def facts(losses=None, *, grads=None, lost=(), **more):
     norms = [math.exp(0.2 * math.sin(5.0 * i)) for i in range(n)] if grads is None else grads
     series = logged_rows(list(range(1, n + 1)), losses, norms, [2e-4] * n, frozenset(lost))
     return facts_of(series, status=more.pop("status", "ok"), **more)
-
-
-def said(about, run):
-    return next((f for f in detect(run)[0] if f.id == about), None)
-
-
-def reason(about, run):
-    return next((item.reason for item in detect(run)[1] if item.id == about), None)
 
 
 def evals(losses, *, every=10):

@@ -6,7 +6,7 @@ import math
 import random
 from typing import Any
 
-from log_runs import evaluation, facts_of, logged_rows
+from log_runs import evaluation, facts_of, finding as said, logged_rows
 from tables import every
 
 from gradience.rules.log import detect
@@ -15,7 +15,6 @@ from gradience.rules.log.facts import RunFacts, Signal, ends
 from gradience.rules.log.rewards import change_of
 from gradience.rules.log.story import line_of, story_parts
 from gradience.schema import ConfigSnapshot, OptimizerSnapshot, TrainingSnapshot
-from gradience.schema.document import Finding
 from gradience.schema.events import Eval
 from gradience.schema.reports import EvalPoint, TrainSummary
 
@@ -44,10 +43,6 @@ def run(losses: list[float], history: list[Eval] | None = None, *, grads: Any = 
         last_step=more.pop("last_step", max([*steps, *(event.step or 0 for event in history)], default=0)),
         **more,
     )
-
-
-def said(about: str, facts: RunFacts) -> Finding | None:
-    return next((found for found in detect(facts)[0] if found.id == about), None)
 
 
 def told(facts: RunFacts) -> str:
