@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from functools import cached_property, wraps
 from itertools import islice
-from operator import itemgetter, lt
+from operator import lt
 from typing import Any, Final, Literal, NamedTuple, TypeAlias, TypeVar
 
 import msgspec
@@ -44,15 +44,8 @@ _DERIVED: Final = "n_derived_from"
 _DERIVATION: Final = "runtime * samples_per_second"
 _FEW_EXAMPLES: Final = 200  # under it, a difference of a few points is chance, so the count is told
 _CLASSES: Final = {  # number of classes of a data set, used if the log does not state it
-    "sst2": 2,
-    "cola": 2,
-    "mrpc": 2,
-    "qqp": 2,
-    "qnli": 2,
-    "rte": 2,
-    "wnli": 2,
+    **dict.fromkeys(("sst2", "cola", "mrpc", "qqp", "qnli", "rte", "wnli", "imdb"), 2),
     "mnli": 3,
-    "imdb": 2,
     "ag_news": 4,
 }
 _PARTS: Final = 5  # a column is cut into fifths; the first and the last are compared
@@ -162,9 +155,9 @@ class RunFacts:
         if not run.record.out_of_order:
             return run
         order = sorted(range(len(run.steps)), key=run.steps.__getitem__)
-        take = itemgetter(*order)
-        losses, norms, rates = (array("d", take(c)) if c else c for c in (run.losses, run.grad_norms, run.rates))
-        return replace(run, steps=array("q", take(run.steps)), losses=losses, grad_norms=norms, rates=rates)
+        columns = ([column[row] for row in order] for column in (run.steps, run.losses, run.grad_norms, run.rates))
+        steps, losses, norms, rates = map(array, "qddd", columns)
+        return replace(run, steps=steps, losses=losses, grad_norms=norms, rates=rates)
 
     @cached_property
     def config(self) -> ConfigSnapshot:
