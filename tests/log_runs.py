@@ -912,6 +912,7 @@ ENTRIES: Final[dict[str, Entry]] = {
     "UNS198": Entry(
         edges=[
             Edge("exploded", "-w-", 1.98, 2.02, lambda x: run([1.0] * 4 + [x] * 4 + [0.5] * 12), at=2.0),
+            Edge("two_of_three", "-w", 1, 2, lambda n: run([1.0] * 4 + [3.0] * n + [0.5] * (16 - n))),
             Edge("start", "w-", 0.99, 1.0, lambda x: run([1.0] * 4 + [3.0] * 4 + [x] * 12)),
             Edge(
                 "diverged_noise",

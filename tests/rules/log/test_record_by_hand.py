@@ -116,6 +116,8 @@ def test_a_burst_is_named_with_its_first_row_and_not_its_highest():
     found = said("GRD107", run(FALL, norms=norms))
     assert found.message == "The gradient norm jumps to 8 at step 41, from 1, and stays high for 3 rows."
     assert found.values == {"step": 41, "norm": 8.0, "usual": 1.0, "longest": 3}
+    halved = [{**dict.fromkeys(range(36, 40), 1.5), 40: 9.5, 41: 12.0, 42: 14.0}.get(row, 1.0) for row in range(60)]
+    assert said("GRD107", run(FALL, norms=halved)).values["usual"] == 1.25  # of eight rows, four of which are higher
 
 
 def test_batches_unlike_those_announced_are_said_with_both_numbers():
