@@ -559,13 +559,6 @@ def _no_norm(zeros: int, equal: float | None = 0.1, norm: float = 0.0, rows: int
     return run([0.0] * rows, kind="rl", norms=norms, rates=rate, columns=columns)
 
 
-def _held_reward(*values: float, falls: bool = False, dips: bool = False, name: str = "d/reward/mean@8") -> RunFacts:
-    """RL with these held-out rewards, and a training reward that rises, falls, or rises and falls in part."""
-    rises = [*line(30, 0.0, 1.0), *line(30, 1.0, 0.3)] if dips else line(60, 0.0, 1.0)
-    facts = _rl(reward=line(60, 1.0, 0.0) if falls else rises)
-    return changed(facts, history=[evaluation(10 * (i + 1), **{name: value}) for i, value in enumerate(values)])
-
-
 def _grown(last: float, cut: float = 0.0) -> RunFacts:
     """Completions whose length changes while the reward rises."""
     return _rl(
@@ -1096,6 +1089,7 @@ ENTRIES: Final[dict[str, Entry]] = {
             At(lambda n: run(FLAT[:n]), {40: "?"}, given={"facts.moves": of(1e-3)}),
             At(lambda n: run(FLAT[:n]), {40: "warning"}, given={"facts.moves": of(1.001e-3)}),
         ],
+        told_as_info=True,
     ),
     "PLT105": Entry(
         edges=[

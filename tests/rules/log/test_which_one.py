@@ -26,7 +26,7 @@ def test_what_is_grave_enough_to_be_told_and_denies_it_leaves_no_room_for_learni
         (rule, severity)
         for rule in ("NUM101", "NUM102", "DIV104", "NOL106")
         for severity in ("warning", "error", "critical")
-    }
+    } | {("NOL106", "info")}
 
 
 def test_a_late_rise_is_measured_from_the_lower_start_and_its_loss_from_the_first_row():

@@ -166,7 +166,8 @@ def _real(values: Sequence[float], index: int) -> float | NonFinite | None:
 
 def _learns(facts: RunFacts, findings: Iterable[Finding]) -> bool | None:
     """Whether the run learns; False if a finding denies it, None if nothing shows it."""
-    if any(found.severity != "info" and "learning" in RULE_OF[found.id].covered_by(found) for found in findings):
+    told = ((RULE_OF[found.id], found) for found in findings)
+    if any("learning" in rule.covered_by(found) for rule, found in told if found.severity != "info" or rule.as_info):
         return False
     return True if learning(facts).shown else None
 

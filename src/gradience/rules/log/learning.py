@@ -335,6 +335,7 @@ def _chance_level(facts: RunFacts) -> str | None:
     signs=(Sign("no_learning", values=lambda _: {"not_learnt": "the loss does not fall"}),),
     place="shape",
     phrase=lambda _: "the loss does not fall",
+    as_info=True,
     covers=frozenset({"learning"}),
     cause="no_learning",
     thresholds=(
