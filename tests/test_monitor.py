@@ -47,30 +47,10 @@ def ids(report: MonitorReport) -> set[str]:
     return {f.id for f in report.findings}
 
 
-def test_a_healthy_run_has_no_findings(tmp_path):
-    report = monitor_run(record(tmp_path / "run.jsonl"))
-    assert report.findings == []
-    assert report.status == "ok"
-    assert report.train.last_loss == pytest.approx(0.71)
-
-
-def test_the_gap_is_the_ratio_of_perplexities(tmp_path):
-    report = monitor_run(record(tmp_path / "run.jsonl", train=(0.5, 0.8), test=(1.1, 0.7)))
-    assert report.gap is not None
-    assert report.gap.ratio == pytest.approx(math.exp(0.6))
-    assert "GAP111" in ids(report)
-
-
 @pytest.mark.parametrize(("threshold", "found"), [(1.81, True), (1.83, False)])
 def test_the_gap_threshold_decides(tmp_path, threshold, found):
     path = record(tmp_path / "run.jsonl", train=(0.5, 0.8), test=(1.1, 0.7))
     assert ("GAP111" in ids(monitor_run(path, gap_threshold=threshold))) is found
-
-
-def test_a_log_without_run_end_is_said_with_its_step(tmp_path):
-    report = monitor_run(record(tmp_path / "run.jsonl", end=False))
-    assert report.status == "no_run_end"
-    assert "step 30 of 30" in next(f.message for f in report.findings if f.id == "END114")
 
 
 def test_non_finite_losses_are_counted_and_never_enter_the_lowest(tmp_path):
@@ -89,17 +69,6 @@ def test_without_an_evaluation_on_train_the_gap_uses_the_training_rows_near_its_
     assert (pair.step, pair.first_step, pair.last_step, pair.rows) == (30, 29, 30, 2)
     assert pair.train == pytest.approx(0.715)
     assert "x  (test over training rows of steps 29 to 30)\n" in monitor_text(report)
-
-
-def test_a_split_called_eval_is_the_held_out_one(tmp_path):
-    path = tmp_path / "run.jsonl"
-    with TelemetryWriter(path) as log:
-        log.run_start(CONFIG)
-        log.train_step(1, loss=1.0)
-        log.eval(1, split="eval", metrics={"loss": 1.0, "ppl": 2.7})
-    report = monitor_run(path)
-    assert report.gap is not None
-    assert report.gap.test_split == "eval"
 
 
 def test_the_last_run_is_shown_and_the_others_named(tmp_path):
@@ -133,19 +102,6 @@ def test_recorded_alerts_and_recommendations_are_shown(tmp_path):
     text = monitor_text(monitor_run(path))
     assert "[CRITICAL] X1 at step 3: boom" in text
     assert "do_it: consider it (recorded in the log)" in text
-
-
-def test_an_overflowing_loss_is_a_report_not_a_crash(tmp_path):
-    report = monitor_run(record(tmp_path / "run.jsonl", test=(0.6, 0.8), train=(0.1, 0.8)))
-    path = tmp_path / "run2.jsonl"
-    with TelemetryWriter(path) as log:
-        log.run_start(CONFIG)
-        log.eval(1, split="train", metrics={"loss": 1e-9})
-        log.eval(1, split="test", metrics={"loss": 1e6, "ppl": "Infinity"})
-    report = monitor_run(path)
-    assert report.gap is not None
-    assert report.gap.ratio == "Infinity"
-    assert "Infinity" in monitor_text(report)
 
 
 def test_escape_sequences_in_a_log_do_not_reach_the_terminal(tmp_path):

@@ -10,9 +10,9 @@ import pytest
 from tables import every
 
 from gradience.judge.monitor import monitor_run
-from gradience.reading.facts import facts_of
 from gradience.render.monitor import monitor_text
 from gradience.rules.log.account import higher_is_better
+from gradience.rules.log.facts import RunFacts
 from gradience.schema.events import ConfigSnapshot
 from gradience.schema.reports import MonitorReport
 from gradience.telemetry.series import RunSeries
@@ -42,7 +42,6 @@ def evaluated(name: str, values: list[tuple[int, float, float]]) -> list[dict[st
 
 
 FALLING = [2.0, 1.5, 1.0, 0.8, 0.6, 0.5, 0.4, 0.35, 0.3, 0.25]
-WER = [(200, 0.9, 45.0), (400, 0.7, 36.0), (600, 0.75, 34.0), (800, 0.85, 33.0), (1000, 0.95, 32.0)]
 
 
 @every(
@@ -56,19 +55,6 @@ WER = [(200, 0.9, 45.0), (400, 0.7, 36.0), (600, 0.75, 34.0), (800, 0.85, 33.0),
 )
 def test_the_name_of_a_value_tells_its_direction(names, up):
     assert {name: higher_is_better(name) for name in names} == dict.fromkeys(names, up)
-
-
-def test_where_loss_and_metric_part_both_are_said_and_the_metric_decides(tmp_path):
-    report = reported(tmp_path, [*trained(FALLING), *evaluated("wer", WER)], best_metric=32.0)
-    of = report.account
-    assert (of.decisive, of.best_step, of.selection.by, of.loss) == ("wer", 1000, "wer", "unknown")
-    (found,) = [each for each in report.findings if each.id == "OVF110"]
-    assert found.severity == "info"
-    assert "eval loss was lowest at step 400 (0.7)" in found.message.lower()
-    assert found.message.endswith("Wer still gained (36 -> 32): compare both checkpoints on what you need.")
-    assert report.advice is None
-    assert "PPL" not in monitor_text(report)
-    assert "  Eval  wer: 32\n" in monitor_text(report)
 
 
 LOST = [(200, 0.9, 0.5), (400, 0.7, 0.72), (600, 0.8, 0.6), (800, 0.9, 0.55), (1000, 1.0, 0.5)]
@@ -185,18 +171,6 @@ def test_the_peak_learning_rate_is_the_configured_one_or_said_to_be_logged(args,
     assert cell in monitor_text(reported(tmp_path, trained(FALLING, rate=rate), {"seed": 1, **args}))
 
 
-def test_a_run_that_ends_in_its_warmup_says_so_and_what_to_set(tmp_path):
-    rows = [{"step": 10 * i, "loss": 2.0 - 0.1 * i, "learning_rate": 1e-6 * i} for i in range(1, 11)]
-    report = reported(tmp_path, rows, {"learning_rate": 1e-4, "warmup_steps": 1000})
-    (found,) = [each for each in report.findings if each.id == "LRS133"]
-    assert found.message == (
-        "The run ended at step 100 while the learning rate still rose (warm-up 1000 steps): it reached 1e-05 of the "
-        "configured 0.0001."
-    )
-    assert report.advice.text == "Set the warm-up to a tenth of the steps (10), or train longer"
-    assert "Peak LR: 1e-4  (1e-5 reached)\n" in monitor_text(report)
-
-
 def test_a_perplexity_is_that_of_a_language_model_or_one_that_was_logged(tmp_path):
     def cells(name: str, config: dict[str, Any], **metrics: float) -> str:
         place = tmp_path / name
@@ -237,4 +211,4 @@ def test_the_classes_of_a_known_data_set_are_those_of_its_name():
     for names, classes in known.items():
         for name in names.split():
             run = RunSeries("r", config=ConfigSnapshot(dataset_name=f"Owner/{name.upper().replace('_', '-')}"))
-            assert facts_of(run).num_labels == classes, name
+            assert RunFacts(run).num_labels == classes, name

@@ -13,14 +13,13 @@ from tables import every
 
 from gradience.judge.monitor import gap_of, report_of
 from gradience.reading import Reading
-from gradience.reading.facts import derived_notes, facts_of, latest_evals
 from gradience.reading.follow import thinned
-from gradience.rules.log.facts import PROBES
+from gradience.rules.log.facts import PROBES, RunFacts, derived_notes, latest_evals
 from gradience.schema import EvalMetrics, Metrics, RunEnd
 from gradience.schema.events import Eval
 from gradience.schema.reports import LossPair
 from gradience.telemetry.reader import RunSummary
-from gradience.telemetry.series import Column, LogRecord, RunSeries
+from gradience.telemetry.series import Column, RunSeries
 
 HEAD: dict[str, Any] = {"schema": "gradience.vnext.telemetry/v1", "ts": None, "run_id": "r"}
 
@@ -106,19 +105,16 @@ def test_a_report_has_no_gap_where_the_loss_is_on_another_scale_and_its_probes_a
 
 
 def test_the_facts_of_a_run_are_those_of_its_end_its_audit_and_its_record():
-    run = run_of(losses=[1.0, 0.5], record=LogRecord(out_of_order=1), last_epoch=2.5, last_step=2)
-    facts = facts_of(run)
-    assert (facts.status, facts.status_reason, facts.series.in_order) == ("no_run_end", None, False)
-    assert (facts.audit, facts.data, facts.epoch, facts.last_step) == (None, None, 2.5, 2)
+    run = run_of(losses=[1.0, 0.5])
+    facts = RunFacts(run)
+    assert (facts.status, facts.status_reason) == ("no_run_end", None)
+    assert (facts.audit, facts.data, facts.chosen) == (None, None, {})
     run.end = RunEnd(**HEAD, step=None, status="error", reason="why")
-    run.record.out_of_order = 0
     run.latest_metrics = {
-        "lora_audit": Metrics(**HEAD, step=1, kind="lora_audit", metrics={"utilization_mean": 0.25}),
-        "data": Metrics(**HEAD, step=1, kind="data", metrics={"rows": 3}),
+        kind: Metrics(**HEAD, step=1, kind=kind, metrics={"of": kind}) for kind in ("lora_audit", "data", "selection")
     }
-    facts = facts_of(run)
-    assert (facts.status, facts.status_reason, facts.series.in_order) == ("error", "why", True)
-    assert (facts.audit, facts.data) == ({"utilization_mean": 0.25}, {"rows": 3})
+    assert (facts.status, facts.status_reason) == ("error", "why")
+    assert [facts.audit, facts.data, facts.chosen] == [{"of": kind} for kind in run.latest_metrics]
 
 
 @every(("rows", "width"), [(512, 1), (513, 2), (1024, 2), (1025, 4), (1100, 4), (2049, 8)])

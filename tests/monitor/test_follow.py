@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
+import io
 import json
 import math
-import os
-import pty
-import select
-import signal
 import subprocess
 import sys
 import time
@@ -26,10 +23,6 @@ from gradience.telemetry.codec import MAX_LINE_BYTES
 
 COMMAND = [sys.executable, "-m", "gradience", "monitor"]
 DEADLINE_S = 300.0  # of what must come at all: a busy machine takes its time, and no claim here is about speed
-INTERRUPTIBLE = (  # a shell's background job begins with SIGINT ignored, and so do its children
-    "import signal, sys; signal.signal(signal.SIGINT, signal.default_int_handler)\n"
-    "from gradience.cli.main import main; sys.exit(main(sys.argv[1:]))"
-)
 
 
 @pytest.fixture
@@ -84,26 +77,6 @@ def test_a_torn_line_waits_for_its_end(tmp_path):
         assert list(tail.poll()) == [b"one"]
         append(path, b"o\n")()
         assert list(tail.poll()) == [b"two"]
-
-
-def test_a_cut_file_is_read_from_its_beginning(tmp_path):
-    path = tmp_path / "log"
-    path.write_bytes(b"one\ntwo\n")
-    with Tail(path) as tail:
-        list(tail.poll())
-        path.write_bytes(b"new\n")
-        assert list(tail.poll()) == [b"new"]
-        assert tail.restarts == 1
-
-
-def test_a_file_written_over_and_longer_than_before_is_noticed_by_its_head(tmp_path):
-    path = tmp_path / "log"
-    path.write_bytes(b"one\n")
-    with Tail(path) as tail:
-        list(tail.poll())
-        list(tail.poll())
-        path.write_bytes(b"other\nand more\n")
-        assert list(tail.poll()) == [b"other", b"and more"]
 
 
 def test_what_was_written_before_a_rotation_is_not_lost(tmp_path):
@@ -260,12 +233,6 @@ def test_the_report_follows_the_last_line_and_fail_on_counts(tmp_path, capsys):
     assert out.index("step 40 of 40") < out.index("GRADIENCE MONITOR")
 
 
-def test_json_prints_one_document_when_the_run_has_ended(tmp_path, capsys):
-    path = record(tmp_path / "run.jsonl")
-    assert main(["monitor", str(path), "--follow", "--json"]) == 0
-    assert json.loads(capsys.readouterr().out)["status"] == "ok"
-
-
 def test_a_quiet_follower_says_on_stderr_that_it_waits(tmp_path, lines, capsys):
     path = tmp_path / "run.jsonl"
     assert follow_log(path, quiet=True, sleep=Steps(lambda: None, append(path, b"".join(lines)))) is True
@@ -273,49 +240,38 @@ def test_a_quiet_follower_says_on_stderr_that_it_waits(tmp_path, lines, capsys):
     assert (said.out, said.err) == ("", f"gradience: waiting for {path}\n")
 
 
+def test_ctrl_c_ends_a_follower_in_one_line(tmp_path, capsys):
+    assert follow_log(record(tmp_path / "run.jsonl", end=None), sleep=Steps()) is False
+    said = capsys.readouterr()
+    assert "step 40" in said.out
+    assert said.err == "gradience: stopped watching; the run itself goes on\n"
+
+
+class Terminal(io.StringIO):
+    encoding = "utf-8"
+
+    def isatty(self):
+        return True
+
+
+def test_a_terminal_gets_a_curve_that_is_redrawn_in_place(tmp_path, lines, monkeypatch):
+    path = tmp_path / "run.jsonl"
+    path.write_bytes(b"".join(lines[:30]))
+    monkeypatch.setattr("sys.stdout", screen := Terminal())
+    assert follow_log(path, sleep=Steps(append(path, b"".join(lines[30:])))) is True
+    first, again = screen.getvalue().split("\x1b[", 1)
+    height = first.count("\n")
+    assert again.startswith(f"{height}F\x1b[J")
+    for frame, step in ((first, "step 28 of 40"), (again, "step 40 of 40")):
+        assert step in frame
+        assert "training loss, o held-out loss" in frame
+
+
 def wait_for(condition):
     end = time.monotonic() + DEADLINE_S
     while not condition():
         assert time.monotonic() < end
         time.sleep(0.02)
-
-
-def test_ctrl_c_ends_a_follower_without_a_traceback(tmp_path):
-    path = record(tmp_path / "run.jsonl", end=None)
-    out = tmp_path / "out"
-    with out.open("wb") as file:
-        command = [sys.executable, "-c", INTERRUPTIBLE, "monitor", str(path), "--follow"]
-        watcher = subprocess.Popen(command, stdout=file, stderr=subprocess.PIPE)
-        wait_for(lambda: b"step 40" in out.read_bytes())
-        watcher.send_signal(signal.SIGINT)
-        _, err = watcher.communicate(timeout=DEADLINE_S)
-    assert watcher.returncode == 0
-    assert err == b"gradience: stopped watching; the run itself goes on\n"
-
-
-def test_a_terminal_gets_a_curve_that_is_redrawn_in_place(tmp_path, lines):
-    path = tmp_path / "run.jsonl"
-    path.write_bytes(b"".join(lines[:30]))
-    ours, theirs = pty.openpty()
-    watcher = subprocess.Popen([*COMMAND, str(path), "--follow"], stdout=theirs, stderr=subprocess.PIPE)
-    os.close(theirs)
-    seen = read_until(ours, b"training loss")
-    append(path, b"".join(lines[30:]))()
-    seen += read_until(ours, b"Recommendations (")
-    assert watcher.wait(timeout=DEADLINE_S) == 0
-    assert b"\x1b[" in seen
-    assert b"training loss, o held-out loss" in seen
-    os.close(ours)
-    watcher.stderr.close()
-
-
-def read_until(fd, wanted):
-    seen = b""
-    while wanted not in seen:
-        ready, _, _ = select.select([fd], [], [], DEADLINE_S)
-        assert ready, seen
-        seen += os.read(fd, 65536)
-    return seen
 
 
 def test_a_process_that_writes_is_followed_by_another_to_its_end(tmp_path):

@@ -8,8 +8,8 @@ from pathlib import Path
 
 from tables import every
 
-from gradience.reading.facts import facts_of
 from gradience.reading.places import _logs, _without_ending, names_of, runs_in
+from gradience.rules.log.facts import RunFacts
 from gradience.schema import real
 from gradience.schema.events import Eval, EvalMetrics, Wiring
 from gradience.telemetry.series import RunSeries
@@ -94,6 +94,6 @@ def test_evaluations_of_another_model_count_for_nothing_until_one_is_of_this_one
     others = [(20, {"called": False}), (40, {"called": True}), (50, {"called": True, "adapted": False})]
     looks = [Wiring(ts=None, run_id="r", step=at, phase="evaluation", evaluation=seen) for at, seen in others]
     run = RunSeries("r", evals=[evaluation(step, 1.0) for step in (10, 20, 30, 40, 50, 60)], wirings=looks)
-    facts = facts_of(run)
+    facts = RunFacts(run)
     assert [event.step for event in facts.history] == [10, 40]
     assert facts.held_out is None  # the newest is of another model

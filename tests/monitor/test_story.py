@@ -6,12 +6,12 @@ import math
 
 import pytest
 from hypothesis import given, strategies as st
-from logs import config, falling, record
+from log_runs import facts_of, logged_rows
+from logs import record
 
 from gradience.judge.monitor import monitor_run
 from gradience.render.monitor import monitor_text
 from gradience.rules.log import detect
-from gradience.rules.log.facts import RunFacts, Series
 from gradience.rules.log.story import line_of, story_parts
 from gradience.schema import TrainSummary
 
@@ -35,35 +35,6 @@ def test_the_story_is_the_first_line_under_the_title_and_its_parts_joined(tmp_pa
     assert "; ".join(part.says for part in report.story_parts) == report.story
 
 
-def test_overfitting_is_told_with_its_onset(tmp_path):
-    told = story(tmp_path, evals=OVERFIT, setup=config(save=4))
-    assert told.startswith("learns; overfits from step 8 (eval loss +60.0% since); loss 2 -> 1.02")
-
-
-def test_without_saved_checkpoints_none_is_named(tmp_path):
-    assert "checkpoint" not in story(tmp_path, evals=OVERFIT)
-
-
-def test_a_masked_nan_is_the_first_thing_told_and_nothing_learns(tmp_path):
-    losses = [*falling(30), *[0.0] * 10]
-    told = story(tmp_path, losses=losses, norms=[1.0] * 30 + [math.nan] * 10)
-    assert told.startswith("loss is probably NaN-masked from step 31")
-    assert "learns" not in told
-
-
-def test_a_flat_loss_does_not_learn(tmp_path):
-    told = story(tmp_path, losses=[2.0 + 0.001 * (i % 3) for i in range(60)])
-    assert told.startswith("the loss does not fall")
-    assert "learns" not in told
-
-
-def test_a_held_out_loss_that_fell_is_learning_however_few_the_training_rows(tmp_path):
-    rows = [2.0, 2.1, 1.9, 2.0, 2.1, 1.9]
-    assert story(tmp_path, losses=rows, evals=[(2, 1.9), (4, 1.5), (6, 1.4)]).startswith("learns; loss 2 -> ")
-    told = story(tmp_path / "flat", losses=rows, evals=[(2, 1.9), (4, 1.92), (6, 1.89)])
-    assert told.startswith("cannot tell whether it learns")
-
-
 def test_an_audit_tells_how_many_ranks_hold_the_energy(tmp_path):
     audit = {"energy_rank_90_p50": 3.0, "modules": [{"name": "q", "r": 16}]}
     assert "90 % of the update's energy in 3 of 16 ranks (median module)" in story(tmp_path, audit=audit)
@@ -82,7 +53,7 @@ status = st.sampled_from(["ok", "no_run_end", "error", "unknown"])
 @given(st.lists(losses, max_size=60), st.floats(0, 50), status)
 def test_every_grave_finding_is_in_the_story_of_any_series(values, norm, status):
     n = len(values)
-    run = RunFacts(series=Series(range(n), values, [norm] * n, [1e-4] * n), status=status, last_step=n or None)
+    run = facts_of(logged_rows(range(n), values, [norm] * n, [1e-4] * n), status=status, last_step=n or None)
     findings, _ = detect(run)
     parts = story_parts(run, findings, TrainSummary(rows=n, first_loss=0.0, last_loss=0.0))
     grave = {finding.id for finding in findings if finding.severity != "info"}

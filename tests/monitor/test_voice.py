@@ -23,7 +23,6 @@ from gradience.schema.wiring import EvaluationWiring
 STEPS = (25, 50, 75, 100, 125, 150, 175, 200)
 RISES = (0.62, 0.45, 0.5, 0.62, 0.8, 1.0, 1.2, 1.35)
 FALLS = (1.6, 1.3, 1.15, 1.05, 1.0, 0.97, 0.95, 0.94)
-SQUARES = tuple(900.0 * loss for loss in FALLS)
 GAINS = (0.7, 0.74, 0.76, 0.77, 0.78, 0.79, 0.8, 0.82)
 EVEN = (0.7, 0.76, 0.75, 0.77, 0.76, 0.75, 0.77, 0.76)
 

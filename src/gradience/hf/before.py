@@ -30,9 +30,9 @@ from gradience.hf.watch import FIRST, BatchWatch
 from gradience.hf.wires import live_look
 from gradience.hf.wiring import look, unwrapped_optimizers
 from gradience.judge.check import check_config
-from gradience.reading.facts import facts_of
 from gradience.rules import Verdict, judge
 from gradience.rules.log import BEFORE_TRAINING
+from gradience.rules.log.facts import RunFacts
 from gradience.schema import SCHEMA_ID, Severity, real
 from gradience.schema.document import SEVERITIES, by_severity
 from gradience.schema.events import ConfigSnapshot, Metrics, Wiring
@@ -212,7 +212,7 @@ def _judged(config: ConfigSnapshot, seen: Mapping[str, Any], batches: FirstBatch
     if batches.counts:
         counts = Metrics(schema=SCHEMA_ID, ts=None, run_id="preflight", step=0, kind="data", metrics=batches.counts)
         run.add(counts)
-    return judge(BEFORE_TRAINING, facts_of(run))
+    return judge(BEFORE_TRAINING, RunFacts(run))
 
 
 def _checked(flight: _Flight, steps: int | None, batches: FirstBatches, *, memory: bool) -> CheckReport:

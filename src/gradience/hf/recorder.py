@@ -383,11 +383,11 @@ class Lookout:
         return self._judge()
 
     def _judge(self) -> Sequence[Finding]:
-        from gradience.reading.facts import facts_of  # the same
         from gradience.rules import judge  # the same
+        from gradience.rules.log.facts import RunFacts  # the same
 
         rules = [rule for rule in live_rules() if rule.id not in self._said]
-        found = [finding for finding in judge(rules, facts_of(self._run)).findings if finding.severity in _GRAVE]
+        found = [finding for finding in judge(rules, RunFacts(self._run)).findings if finding.severity in _GRAVE]
         self._said.update(finding.id for finding in found)
         return list({finding.id: finding for finding in reversed(found)}.values())
 

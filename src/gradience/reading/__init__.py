@@ -1,7 +1,6 @@
 """What a run's log says, read once: the `Reading` that monitor, diagnose, report, runs and why share.
 
-`places` finds the runs of a path, `logs` reads one, `facts` are what the rules judge of it, and `follow` watches a log
-that grows.
+`places` finds the runs of a path, `logs` reads one, and `follow` watches a log that grows.
 """
 
 from __future__ import annotations

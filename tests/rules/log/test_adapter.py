@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import pytest
+from log_runs import facts_of, logged_rows
 from tables import every
 
 from gradience.rules.log import detect
-from gradience.rules.log.facts import RunFacts, Series
 
 
 def judged(payload):
-    return detect(RunFacts(series=Series([], [], []), audit=payload, status="ok"))
+    return detect(facts_of(logged_rows([], [], []), audit=payload, status="ok"))
 
 
 @pytest.mark.parametrize(

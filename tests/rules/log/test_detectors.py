@@ -5,15 +5,13 @@ from __future__ import annotations
 import math
 import random
 from array import array
-from dataclasses import replace
 
 import pytest
 from hypothesis import given, settings, strategies as st
-from log_runs import evaluation
+from log_runs import changed, evaluation, facts_of, finding as said, logged_rows, reason
 from tables import every
 
 from gradience.rules.log import DETECTORS, detect
-from gradience.rules.log.facts import RunFacts, Series
 from gradience.rules.log.statistics import MOST_POINTS, curve_of, median
 from gradience.schema import ConfigSnapshot, EvalMetrics, LoraSnapshot, OptimizerSnapshot, TrainingSnapshot
 from gradience.schema.reports import EvalPoint
@@ -40,14 +38,14 @@ def norms(n=60, *, sigma=0.2, seed=1):
 def facts(losses=None, *, grads=None, rates=None, **more):
     losses = curve() if losses is None else losses
     n = len(losses)
-    series = Series(
+    series = logged_rows(
         more.pop("steps", list(range(1, n + 1))),
         losses,
         norms(n) if grads is None else grads,
         [2e-4] * n if rates is None else rates,
         frozenset(more.pop("lost", ())),
     )
-    return RunFacts(series=series, status="ok", **more)
+    return facts_of(series, status="ok", **more)
 
 
 def config_of(*, lr=None, task=None, **training):
@@ -56,23 +54,11 @@ def config_of(*, lr=None, task=None, **training):
     )
 
 
-def said(about, run):
-    return next((f for f in detect(run)[0] if f.id == about), None)
-
-
-def reason(about, run):
-    return next((item.reason for item in detect(run)[1] if item.id == about), None)
-
-
 def evals(losses, *, every=10):
     return [evaluation(every * (i + 1), loss) for i, loss in enumerate(losses)]
 
 
 # --- the table ---------------------------------------------------------------------------------------------------
-
-
-def test_every_threshold_names_its_unit_and_source():
-    assert all(t.unit and t.source for d in DETECTORS for t in d.thresholds)
 
 
 def test_a_healthy_run_gets_no_finding():
@@ -210,8 +196,7 @@ def test_a_run_that_ends_while_its_rate_rises_is_said_to_be_in_its_warmup_and_no
         "The run ended at step 60 while the learning rate still rose (warm-up 90 steps): it reached 6e-05 of the "
         "configured 0.0002."
     )
-    object.__setattr__(run, "status", "no_run_end")
-    assert said("LRS133", replace(run)) is None
+    assert said("LRS133", changed(run, status="no_run_end")) is None
 
 
 def test_warmup_and_one_decay_are_as_planned():
@@ -251,7 +236,7 @@ def any_run(draw):
     lost = frozenset(draw(st.lists(st.sampled_from(steps), max_size=3))) if steps else frozenset()
     logged = draw(st.sampled_from([frozenset(), frozenset({"reward"}), frozenset({"rewards/margins"})]))
     epochs = draw(st.sampled_from([None, 3.0, 50.0]))
-    return RunFacts(series=Series(steps, *columns, lost), history=history, logged=logged, epoch=epochs, last_step=200)
+    return facts_of(logged_rows(steps, *columns, lost), history=history, logged=logged, epoch=epochs, last_step=200)
 
 
 @settings(max_examples=50, deadline=None)
@@ -265,7 +250,7 @@ def test_no_series_of_floats_makes_a_detector_crash_and_every_one_answers_once(r
 
 @settings(max_examples=30, deadline=None)
 @given(st.permutations(range(60)), st.sampled_from(["spike", "diverged", "clean"]))
-def test_the_order_in_which_rows_are_given_changes_no_finding(order, kind):
+def test_the_order_in_which_rows_are_given_changes_no_finding_but_that_on_it(order, kind):
     losses, grads, rates = curve(), norms(), [2e-4 * (1 - i / 60) for i in range(60)]
     if kind == "spike":
         losses[30:33] = [9.0] * 3
@@ -278,7 +263,8 @@ def test_the_order_in_which_rows_are_given_changes_no_finding(order, kind):
         rates=[rates[i] for i in order],
         steps=[i + 1 for i in order],
     )
-    assert detect(mixed) == detect(run)
+    judged, told = detect(mixed)
+    assert ([found for found in judged if found.id != "DUP117"], told) == detect(run)
 
 
 @given(st.floats(0.01, 100.0), st.sampled_from([0, 1, 2]))

@@ -3,13 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from log_runs import run
-
-from gradience.rules.log import detect
-
-
-def said(about, facts):
-    return next((f for f in detect(facts).findings if f.id == about), None)
+from log_runs import finding as said, run
 
 
 @pytest.mark.parametrize(("norm", "found"), [(0.03, True), (0.06, False)])

@@ -10,16 +10,13 @@ import pytest
 from log_runs import ENTRIES, At, classes, said
 from tables import every
 
-from gradience.rules.log import detect
 from gradience.rules.log.facts import RunFacts
 
 
 def answer(rule: str, facts: RunFacts) -> str | None:
     """The severity of the rule's finding, "?" where it was not judged, None where it is silent."""
-    verdict = detect(facts)
-    if any(item.id == rule for item in verdict.not_run):
-        return "?"
-    return next((found.severity for found in verdict.findings if found.id == rule), None)
+    found = said(rule, facts)
+    return "?" if isinstance(found, str) else found and found.severity
 
 
 @every(("rule", "case"), [(rule, case) for rule, entry in ENTRIES.items() for case in entry.at])

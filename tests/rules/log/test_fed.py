@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from typing import Any
 
+from log_runs import facts_of, logged_rows
 from tables import every
 
 from gradience.rules import Observation, Verdict
 from gradience.rules.joins import Symptom, correlate
 from gradience.rules.joins.run import JOINS
 from gradience.rules.log import DETECTORS, detect
-from gradience.rules.log.facts import RunFacts, Series
+from gradience.rules.log.facts import RunFacts
 from gradience.rules.log.story import story_parts
 from gradience.schema.document import Finding
 from gradience.schema.reports import TrainSummary
@@ -39,7 +40,7 @@ MASKED = {"supervised": 0, "rows_unsupervised": 64, "rows_with_end": 0}
 
 def facts(losses: Any = (2.0, 1.5, 1.2), **changed: Any) -> RunFacts:
     rows = len(losses)
-    return RunFacts(Series(list(range(1, rows + 1)), losses, [1.0] * rows, [1e-4] * rows), data={**FED, **changed})
+    return facts_of(logged_rows(list(range(1, rows + 1)), losses, [1.0] * rows, [1e-4] * rows), data={**FED, **changed})
 
 
 def of_data(verdict: Verdict) -> dict[str, str]:
@@ -119,7 +120,7 @@ def test_the_story_of_such_a_run_begins_with_it_and_learns_nothing() -> None:
 
 
 def test_without_the_event_one_rule_alone_says_so() -> None:
-    verdict = detect(RunFacts(Series([1, 2], [2.0, 1.0], [1.0, 1.0])))
+    verdict = detect(facts_of(logged_rows([1, 2], [2.0, 1.0], [1.0, 1.0])))
     named = {rule: reason for rule, reason in why(verdict).items() if rule.startswith("DAT")}
     assert named == {"DAT301": "what the model was fed was not recorded (no `data` event in the log)"}
 

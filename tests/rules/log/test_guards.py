@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import Any
 
-from log_runs import FALL, run
+from log_runs import FALL, changed, run
 from tables import every
 
 from gradience.rules.log.facts import RunFacts
@@ -14,7 +13,7 @@ from gradience.schema.events import TrainingSnapshot
 
 
 def trained(**training: Any) -> RunFacts:
-    return replace(run(FALL), config=ConfigSnapshot(training=TrainingSnapshot(**training)))
+    return changed(run(FALL), config=ConfigSnapshot(training=TrainingSnapshot(**training)))
 
 
 @every(
@@ -22,4 +21,4 @@ def trained(**training: Any) -> RunFacts:
     [(10, 9, True), (10, 10, False), (10, 11, False), (-1, 9, False), (None, 9, False), (10, None, False)],
 )
 def test_more_rows_may_follow_until_the_last_planned_step(planned, last, more):
-    assert replace(trained(max_steps=planned), last_step=last).in_mid_run is more
+    assert changed(trained(max_steps=planned), last_step=last).in_mid_run is more

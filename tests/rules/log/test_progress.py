@@ -4,14 +4,11 @@ from __future__ import annotations
 
 import math
 import random
-from dataclasses import replace
 
 import pytest
-from log_runs import evaluation
+from log_runs import changed, evaluation, facts_of, finding as said, logged_rows, reason
 
 from gradience.judge.monitor import monitor_run
-from gradience.rules.log import detect
-from gradience.rules.log.facts import RunFacts, Series
 from gradience.schema import ConfigSnapshot, TrainingSnapshot
 from gradience.schema.reports import EvalPoint
 
@@ -24,22 +21,14 @@ def facts(losses=(), *, held_out=(), epochs=None, rates=None):
     history = evals(held_out)
     point = EvalPoint(split="eval", step=history[-1].step, metrics=history[-1].metrics) if history else None
     n = len(losses)
-    return RunFacts(
-        series=Series(list(range(1, n + 1)), list(losses), [1.0] * n, rates or [1e-4] * n),
+    return facts_of(
+        logged_rows(list(range(1, n + 1)), list(losses), [1.0] * n, rates or [1e-4] * n),
         history=history,
         held_out=point,
         epoch=epochs,
         last_step=n,
         status="ok",
     )
-
-
-def said(about, run):
-    return next((f for f in detect(run)[0] if f.id == about), None)
-
-
-def reason(about, run):
-    return next((item.reason for item in detect(run)[1] if item.id == about), None)
 
 
 def falling(n=120, *, sigma=0.01, drop=0.0, epochs=3, seed=0):
@@ -65,7 +54,7 @@ def test_nothing_is_unfinished_inside_warmup_or_in_mid_run():
     rising = facts(falling(40), held_out=falls, rates=[1e-6 * i for i in range(40)])
     assert "peak" in reason("UND126", rising)
     planned = ConfigSnapshot(training=TrainingSnapshot(max_steps=41))
-    assert "step 40 of 41" in reason("UND126", replace(facts(falling(40), held_out=falls), config=planned))
+    assert "step 40 of 41" in reason("UND126", changed(facts(falling(40), held_out=falls), config=planned))
 
 
 def test_steps_at_the_ends_of_epochs_are_memory():

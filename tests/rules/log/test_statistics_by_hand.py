@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import random
 
 import pytest
 from tables import every
@@ -13,6 +14,7 @@ from gradience.rules.log.statistics import (
     curve_of,
     excesses,
     falls_with_logarithm,
+    levels_error,
     mann_kendall,
     noise,
     spread,
@@ -49,6 +51,25 @@ def test_what_stands_out_is_more_than_six_usual_changes_over_the_level(height, f
 )
 def test_the_noise_of_a_few_values(values, expected):
     assert noise(values) == pytest.approx(expected)
+
+
+@every(("alike", "rows"), [(0.0, 100), (0.3, 100), (0.6, 100), (0.6, 5)])
+def test_the_error_of_levels_is_that_of_means_of_rows_that_resemble_each_other(alike, rows):
+    """Of a mean of m rows that is the sum of the correlations of all its pairs, and of a median 1.25 times as much."""
+    rng, noises = random.Random(1), [0.0]  # noqa: S311  # seeded on purpose
+    while len(noises) < 4000:
+        noises.append(alike * noises[-1] + math.sqrt(1.0 - alike**2) * rng.gauss(0.0, 1.0))
+    pairs = sum(alike ** abs(a - b) for a in range(rows) for b in range(rows))
+    expected = 1.2533 * math.sqrt(2.0 * pairs) / rows
+    assert levels_error(noises, rows) == pytest.approx(expected, rel=0.1)
+    turned = [noise + 0.01 * abs(row - 2000) for row, noise in enumerate(noises)]  # a slope, and a turn
+    assert levels_error(turned, rows) == pytest.approx(levels_error(noises, rows), rel=0.01)
+
+
+def test_of_under_eleven_rows_none_is_taken_to_resemble_the_one_before():
+    waves = [0.0, 1.0, 0.0, -1.0] * 3
+    assert levels_error(waves[:10], 2) == pytest.approx(1.2533 * noise(waves[:10]))
+    assert levels_error(waves[:11], 2) == pytest.approx(1.2533 * noise(waves[:11]) * math.sqrt(3.0 * 1.7 / 0.69))
 
 
 def test_small_values_are_put_at_the_least_whose_square_is_one():

@@ -6,16 +6,15 @@ import math
 import random
 from typing import Any
 
-from log_runs import evaluation
+from log_runs import evaluation, facts_of, finding as said, logged_rows
 from tables import every
 
 from gradience.rules.log import detect
 from gradience.rules.log.advice import advice
-from gradience.rules.log.facts import RunFacts, Series, Signal, ends
+from gradience.rules.log.facts import RunFacts, Signal, ends
 from gradience.rules.log.rewards import change_of
 from gradience.rules.log.story import line_of, story_parts
 from gradience.schema import ConfigSnapshot, OptimizerSnapshot, TrainingSnapshot
-from gradience.schema.document import Finding
 from gradience.schema.events import Eval
 from gradience.schema.reports import EvalPoint, TrainSummary
 
@@ -35,8 +34,8 @@ def run(losses: list[float], history: list[Eval] | None = None, *, grads: Any = 
     steps = more.pop("steps", list(range(1, n + 1)))
     training = TrainingSnapshot(**more.pop("training", {}))
     last = history[-1] if history else None
-    return RunFacts(
-        series=Series(steps, losses, [1.0] * n if grads is None else grads, more.pop("rates", [2e-4] * n)),
+    return facts_of(
+        logged_rows(steps, losses, [1.0] * n if grads is None else grads, more.pop("rates", [2e-4] * n)),
         history=history,
         held_out=None if last is None else EvalPoint(split="eval", step=last.step, metrics=last.metrics),
         config=ConfigSnapshot(training=training, optimizer=OptimizerSnapshot(lr=more.pop("lr", None))),
@@ -44,10 +43,6 @@ def run(losses: list[float], history: list[Eval] | None = None, *, grads: Any = 
         last_step=more.pop("last_step", max([*steps, *(event.step or 0 for event in history)], default=0)),
         **more,
     )
-
-
-def said(about: str, facts: RunFacts) -> Finding | None:
-    return next((found for found in detect(facts)[0] if found.id == about), None)
 
 
 def told(facts: RunFacts) -> str:

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from log_runs import FALL, evaluation, line, run, said
+from log_runs import FALL, evaluation, facts_of, line, logged_rows, run, said
 
 from gradience.rules.log import statistics
-from gradience.rules.log.facts import RunFacts, Series
 from gradience.rules.log.recorded import everything_masked
 from gradience.rules.log.story import line_of, story_parts
 from gradience.schema.document import Finding
@@ -27,7 +26,7 @@ def test_what_is_grave_enough_to_be_told_and_denies_it_leaves_no_room_for_learni
         (rule, severity)
         for rule in ("NUM101", "NUM102", "DIV104", "NOL106")
         for severity in ("warning", "error", "critical")
-    }
+    } | {("NOL106", "info")}
 
 
 def test_a_late_rise_is_measured_from_the_lower_start_and_its_loss_from_the_first_row():
@@ -92,7 +91,7 @@ def test_held_out_losses_alone_may_show_that_a_run_learns():
     def told(*losses: float) -> str:
         history = [evaluation(10 * (place + 1), loss) for place, loss in enumerate(losses)]
         shown = EvalPoint(split="eval", step=history[-1].step, metrics=history[-1].metrics)
-        facts = RunFacts(series=Series([], [], []), history=history, held_out=shown, last_step=30, status="ok")
+        facts = facts_of(logged_rows([], [], []), history=history, held_out=shown, last_step=30, status="ok")
         return line_of(story_parts(facts, [], TrainSummary(rows=0)))
 
     assert told(2.0, 1.5, 1.0) == "learns; eval loss 1, its best"

@@ -5,9 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+from log_runs import facts_of, logged_rows
 
 from gradience.rules.log import detect
-from gradience.rules.log.facts import RunFacts, Series
 from gradience.schema.document import Finding
 from gradience.schema.events import ConfigSnapshot, OptimizerSnapshot, TrainingSnapshot, Wiring
 
@@ -24,7 +24,7 @@ def look(phase: str = "start", step: int = 0, **fields: Any) -> Wiring:
 
 
 def found(rule: str, *wirings: Wiring, **facts_: Any) -> list[Finding]:
-    facts = RunFacts(series=Series([], [], []), wirings=wirings, **facts_)
+    facts = facts_of(logged_rows([], [], []), wirings=wirings, **facts_)
     return [finding for finding in detect(facts).findings if finding.id == rule]
 
 
@@ -34,7 +34,7 @@ def one(rule: str, *wirings: Wiring, **facts: Any) -> tuple[str, str] | None:
 
 
 def test_a_log_without_such_events_is_not_judged():
-    verdict = detect(RunFacts(series=Series([], [], [])))
+    verdict = detect(facts_of(logged_rows([], [], [])))
     assert verdict.findings == []
     reasons = {each.reason for each in verdict.not_run if each.id.startswith("WIR")}
     assert reasons == {"the log has no wiring event"}
@@ -44,7 +44,7 @@ def test_a_log_without_such_events_is_not_judged():
 def test_a_sound_run_has_no_finding():
     saved = look("save", 5, saved={"file": "adapter_model.safetensors", "tensors": 8, "parameters": 100})
     reached = look("gradients", 8, gradients={"steps": 8, "tensors": 8, "reached": 8, "modules": 4})
-    verdict = detect(RunFacts(series=Series([], [], []), wirings=[look(), reached, saved, look("resume", 5)]))
+    verdict = detect(facts_of(logged_rows([], [], []), wirings=[look(), reached, saved, look("resume", 5)]))
     assert not [finding for finding in verdict.findings if finding.id.startswith("WIR")]
 
 
@@ -296,7 +296,7 @@ def test_weights_at_a_resume(now: list[dict[str, Any]], expected: str | None):
 
 def test_a_resume_is_compared_with_the_save_at_its_step_only():
     other = resumed(groups=[{**OWN, "digest": "s1:b"}, BASE])
-    verdict = detect(RunFacts(series=Series([], [], []), wirings=[look("save", 4), other]))
+    verdict = detect(facts_of(logged_rows([], [], []), wirings=[look("save", 4), other]))
     reasons = {item.id: item.reason for item in verdict.not_run}
     assert reasons["WIR175"] == "what was saved at the step of the resume was not recorded"
 
@@ -400,7 +400,7 @@ def test_the_data_at_a_resume_by_digests_alone(before: dict[int, str], since: di
 def test_the_schedule_at_a_resume_by_logged_rates_alone(rates: list[float], name: str | None, expected: str | None):
     steps = list(range(1, len(rates) + 1))
     config = ConfigSnapshot(training=TrainingSnapshot(lr_scheduler=name))
-    facts = RunFacts(series=Series(steps, rates, rates, rates), wirings=[look(), resumed()], config=config)
+    facts = facts_of(logged_rows(steps, rates, rates, rates), wirings=[look(), resumed()], config=config)
     said = [finding.message for finding in detect(facts).findings if finding.id == "WIR178"]
     assert bool(said) == (expected is not None)
     assert expected is None or expected in said[0]
@@ -489,7 +489,13 @@ def test_a_group_of_rate_0(steps: int, rates: list[dict[str, Any]], expected: bo
 @pytest.mark.parametrize(("steps", "rateless", "expected"), [(4, 4, True), (4, 3, False), (3, 3, False)])
 def test_a_rate_of_0_at_each_step(steps: int, rateless: int, expected: bool):  # noqa: FBT001  # a case
     first = {"steps": steps, "rateless": rateless, "reached": 8}
-    assert (one("WIR180", look(), look("gradients", steps, gradients=first)) is not None) == expected
+    looks = look(), look("gradients", steps, gradients=first)
+    assert (one("WIR180", *looks) is not None) == expected
+    for rates, end, speaks in (([0.0] * 4, "ok", False), ([0.0] * 4, "no_run_end", True), ([1e-4] * 4, "ok", True)):
+        run = facts_of(logged_rows([1, 2, 3, 4], [1.0] * 4, [1.0] * 4, rates), wirings=looks, status=end)
+        ids = {finding.id for finding in detect(run).findings} & {"WIR180", "LRS109"}
+        assert ("WIR180" in ids) == (expected and speaks)
+        assert ("LRS109" in ids) == (not any(rates))
 
 
 @pytest.mark.parametrize(
@@ -518,7 +524,7 @@ def test_rates_by_group_are_no_missed_peak(groups: list[float] | None, rates: li
     extras = {} if groups is None else {"lr_groups": groups}
     config = ConfigSnapshot(optimizer=OptimizerSnapshot(lr=1e-3, extras=extras))
     steps = list(range(1, 41))
-    facts = RunFacts(series=Series(steps, [1.0 / step for step in steps], [1.0] * 40, rates), config=config)
+    facts = facts_of(logged_rows(steps, [1.0 / step for step in steps], [1.0] * 40, rates), config=config)
     said = [finding.message for finding in detect(facts).findings if finding.id == "LRS109"]
     assert bool(said) == (expected is not None)
     assert expected is None or expected in said[0]

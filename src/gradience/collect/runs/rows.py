@@ -15,12 +15,11 @@ from gradience.importers.sources import MAX_RUNS
 from gradience.io import PathLike
 from gradience.judge.monitor import report_of
 from gradience.reading import Reading
-from gradience.reading.facts import held_out_of
 from gradience.reading.places import RunList, run_list
 from gradience.rules import excluded_rules
 from gradience.rules.log import DETECTED
 from gradience.rules.log.account import rate_of_run
-from gradience.rules.log.facts import DEFAULT_GAP
+from gradience.rules.log.facts import DEFAULT_GAP, held_out_of
 from gradience.schema import Json, number_in
 from gradience.schema.document import by_severity
 from gradience.schema.events import ConfigSnapshot

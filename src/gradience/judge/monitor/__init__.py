@@ -12,15 +12,14 @@ import msgspec
 from gradience.configs.beside import beside
 from gradience.configs.commands import Known, known_of, with_commands
 from gradience.reading import Reading, read_run
-from gradience.reading.facts import by_step, derived_notes, facts_of
 from gradience.reading.pace import pace_of
 from gradience.rules import excluded_rules, without
-from gradience.rules.log import DETECTED, RULE_OF, detect, in_order
+from gradience.rules.log import DETECTED, RULE_OF, detect
 from gradience.rules.log.account import account, kept_step
 from gradience.rules.log.advice import advice
 from gradience.rules.log.choice import marks
 from gradience.rules.log.divergence import other_scale
-from gradience.rules.log.facts import DEFAULT_GAP, PROBES, RunFacts, Signal, ends
+from gradience.rules.log.facts import DEFAULT_GAP, PROBES, RunFacts, Signal, by_step, derived_notes, ends
 from gradience.rules.log.learning import learning
 from gradience.rules.log.story import line_of, noisy_levels, story_parts
 from gradience.schema import NonFinite, real
@@ -74,7 +73,7 @@ def report_of(
 ) -> MonitorReport:
     """The report on a run that was read; detectors left out are listed with their reasons."""
     run, log = reading.run, reading.log
-    facts = in_order(facts_of(run, gap_threshold=gap_threshold, issues=log.issues, issues_total=log.issues_total))
+    facts = RunFacts(run, log.issues, log.issues_total, gap_threshold)
     train = _train(run, facts)
     found, not_run = without(*detect(facts), left_out)
     findings = with_commands(found, lambda: _words(reading, facts))
@@ -124,7 +123,7 @@ def report_of(
 def _words(reading: Reading, facts: RunFacts) -> Known:
     """What the words of commands stand for, by the log and what lies beside it."""
     around = beside(reading.path.parent, facts.config.model_name)
-    total = facts.paces[-1].total_bytes if facts.paces else None
+    total = facts.run.paces[-1].total_bytes if facts.run.paces else None
     size = f"{total / 2**30:.4g}GiB" if total else None
     return {**known_of(None, around, rank=facts.config.lora.r), "RUN": str(reading.path), "SIZE": size}
 
@@ -167,7 +166,8 @@ def _real(values: Sequence[float], index: int) -> float | NonFinite | None:
 
 def _learns(facts: RunFacts, findings: Iterable[Finding]) -> bool | None:
     """Whether the run learns; False if a finding denies it, None if nothing shows it."""
-    if any(found.severity != "info" and "learning" in RULE_OF[found.id].covered_by(found) for found in findings):
+    told = ((RULE_OF[found.id], found) for found in findings)
+    if any("learning" in rule.covered_by(found) for rule, found in told if found.severity != "info" or rule.as_info):
         return False
     return True if learning(facts).shown else None
 

@@ -6,7 +6,6 @@ sorted by step, without superseded rows. A rule that cannot tell names the least
 
 from __future__ import annotations
 
-import dataclasses
 from typing import Final
 
 from gradience.rules import Verdict, judge
@@ -28,7 +27,7 @@ from gradience.rules.log import (
     sampler,
     wiring,
 )
-from gradience.rules.log.facts import LogRule, RunFacts, sorted_by_step
+from gradience.rules.log.facts import LogRule, RunFacts
 from gradience.schema.document import SEVERITIES, Finding, NotRun
 
 DETECTORS: Final[tuple[LogRule, ...]] = (
@@ -63,15 +62,8 @@ def _usefulness(found: Finding) -> tuple[int, bool, float]:
     return -SEVERITIES.index(found.severity), not RULE_OF[found.id].look, -sure
 
 
-def in_order(facts: RunFacts) -> RunFacts:
-    """The facts with their series sorted by step; the same object if it is, for facts cache what they worked out."""
-    series = sorted_by_step(facts.series)
-    return facts if series is facts.series else dataclasses.replace(facts, series=series)
-
-
 def detect(facts: RunFacts) -> Verdict:
     """Judge a run: its findings, most severe first, and the rules that could not be judged."""
-    facts = in_order(facts)
     if not recorded.everything_masked(facts):
         verdict = judge(DETECTORS, facts)
         return verdict._replace(findings=sorted(verdict.findings, key=_usefulness))

@@ -116,7 +116,7 @@ def account(facts: RunFacts) -> RunAccount:
         selection=selection,
         saving=_saving(facts),
         schedule=_schedule(facts),
-        resumed_from=list(facts.record.resumed_from),
+        resumed_from=list(facts.run.record.resumed_from),
         starts_at=_starts_at(facts),
         ending=_ending(facts),
     )
@@ -125,7 +125,7 @@ def account(facts: RunFacts) -> RunAccount:
 def _passes(facts: RunFacts) -> float | None:
     """The passes over the data by the newest row or, if it is of a later step, the newest evaluation."""
     evaluated = [as_float(n) for event in facts.history if (n := number_in(event.metrics.extras, "epoch")) is not None]
-    known = [n for n in (facts.epoch, max(evaluated, default=None)) if n is not None and math.isfinite(n)]
+    known = [n for n in (facts.run.last_epoch, max(evaluated, default=None)) if n is not None and math.isfinite(n)]
     return max(known, default=None)
 
 
@@ -405,7 +405,7 @@ def _schedule(facts: RunFacts) -> Schedule:
     planned = facts.max_steps
     steps = warmup if warmup >= 1.0 else math.ceil(ratio * planned) if ratio and planned else 0.0
     under = configured is not None and len(points) == 1 and points[0] < configured
-    in_settings = under and facts.last_step is not None and facts.last_step < steps  # one rate shows no rise
+    in_settings = under and facts.run.last_step is not None and facts.run.last_step < steps  # one rate shows no rise
     return Schedule(
         name=training.lr_scheduler,
         peak=peak,
@@ -413,7 +413,7 @@ def _schedule(facts: RunFacts) -> Schedule:
         logged_peak=logged,
         last=facts.rate.values[-1] if facts.rate.values else None,
         warmup_steps=int(steps) if 0.0 < steps < math.inf else None,
-        in_warmup=_rising(points) or in_settings,
+        in_warmup=facts.warming_up or in_settings,
         restarts=len(rises_again(points)),
     )
 
@@ -424,11 +424,6 @@ def rate_of_run(schedule: Schedule) -> float | None:
     if peak is None or (logged is not None and logged < DECAYED.value * as_float(peak) and not schedule.in_warmup):
         return logged
     return as_float(peak)
-
-
-def _rising(rates: Sequence[float]) -> bool:
-    """Whether the last of two or more learning rates is the highest, above the one before and the one in the middle."""
-    return len(rates) > 1 and rates[-1] == max(rates) and rates[-1] > max(rates[-2], rates[(len(rates) - 1) // 2])
 
 
 def rises_again(points: Sequence[float]) -> list[int]:
@@ -457,6 +452,6 @@ def _starts_at(facts: RunFacts) -> int | None:
 
 
 def _ending(facts: RunFacts) -> Ending:
-    planned, step = facts.max_steps, facts.last_step
+    planned, step = facts.max_steps, facts.run.last_step
     made = planned is not None and step is not None and step >= planned
     return Ending(status=facts.status, step=step, planned=planned, finished=facts.status == "ok" or made)

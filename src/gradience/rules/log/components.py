@@ -12,9 +12,9 @@ from typing import Final, NamedTuple
 
 from gradience.errors import few
 from gradience.rules import Observation, Threshold, Unknown
-from gradience.rules.log.facts import JUDGEMENT, LogRule, RunFacts, Values, last_part, once, seen, shown, under
+from gradience.rules.log.facts import JUDGEMENT, LogRule, RunFacts, Values, find, last_part, once, seen, shown, under
 from gradience.rules.log.preference import ALPHA, MANY_ROWS
-from gradience.rules.log.rewards import REWARD_SHOWN, change_of, find
+from gradience.rules.log.rewards import REWARD_SHOWN, change_of
 from gradience.rules.log.signals import COMPONENTS, REWARD
 from gradience.rules.log.statistics import mean_error, median
 

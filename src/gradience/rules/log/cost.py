@@ -43,7 +43,7 @@ _FAILED: Final = (
 _GREW: Final = 1.05  # times the peak before: a smaller rise needs no cause
 _KILLED: Final = frozenset({"no_run_end", "unknown"})
 _HAS_PACE: Final[Premise[RunFacts]] = Premise(
-    "the log has throughput events", lambda facts: None if facts.paces else "the log has no throughput event"
+    "the log has throughput events", lambda facts: None if facts.run.paces else "the log has no throughput event"
 )
 _ENDED: Final[Premise[RunFacts]] = Premise(
     "the log has throughput events, or names the error", lambda facts: None if _named(facts) else _HAS_PACE(facts)
@@ -56,9 +56,9 @@ def _windows(facts: RunFacts) -> Sequence[Throughput]:
     Raises:
         Unknown: they are too few.
     """
-    if len(facts.paces) <= WINDOWS:
-        raise Unknown(f"throughput events: {len(facts.paces)}, and {WINDOWS + 1} are needed")
-    return facts.paces[1:]
+    if len(facts.run.paces) <= WINDOWS:
+        raise Unknown(f"throughput events: {len(facts.run.paces)}, and {WINDOWS + 1} are needed")
+    return facts.run.paces[1:]
 
 
 def gib(size: float) -> str:
@@ -226,7 +226,7 @@ def _line(x: Sequence[float], y: Sequence[float]) -> tuple[float, float]:
 
 def _left(facts: RunFacts, held: float, slope: float, error: float) -> str:
     """The steps until the memory is full, from the fastest to the slowest growth; empty if the limit is not known."""
-    total = facts.paces[-1].total_bytes
+    total = facts.run.paces[-1].total_bytes
     if total is None or total <= held:
         return ""
     soonest, latest = ((total - held) / (slope + sign * _SURE * error) for sign in (1, -1))
@@ -259,12 +259,12 @@ def _out_of_memory(facts: RunFacts) -> Observation | None:
     named = _named(facts)
     if not named and facts.status not in _KILLED | {"error"}:
         return None
-    memory, total = _highest(facts), facts.paces[-1].total_bytes if facts.paces else None
+    memory, total = _highest(facts), facts.run.paces[-1].total_bytes if facts.run.paces else None
     if not named and (not total or not memory):
         raise Unknown("the memory, or its limit, was not recorded")
     if not named and memory < FULL.value * (total or 0):
         return None
-    step = (facts.last_step or 0) + (1 if facts.status == "error" else 0)
+    step = (facts.run.last_step or 0) + (1 if facts.status == "error" else 0)
     of = f": the highest before was {gib(memory)}{f' of {gib(total)}' if total else ''}" if memory else ""
     unsaid = facts.status in _KILLED and not named
     open_ = ", unless it still runs" if unsaid else ""
@@ -273,7 +273,7 @@ def _out_of_memory(facts: RunFacts) -> Observation | None:
         {"step": step, "named": named, "open": unsaid, "peak_bytes": memory, "total_bytes": total},
         severity="warning" if unsaid else None,
         confidence=0.95 if named else 0.5 if unsaid else None,
-        evidence=seen(f"memory of {len(facts.paces)} events, status {facts.status}"),
+        evidence=seen(f"memory of {len(facts.run.paces)} events, status {facts.status}"),
     )
 
 
@@ -284,13 +284,13 @@ def _named(facts: RunFacts) -> bool:
 
 def _highest(facts: RunFacts) -> int:
     """The highest memory: allocated, where that is known, since a healthy run may reserve all there is."""
-    peaks = [[getattr(one, name) or 0 for one in facts.paces] for name in ("peak_bytes", "reserved_bytes")]
+    peaks = [[getattr(one, name) or 0 for one in facts.run.paces] for name in ("peak_bytes", "reserved_bytes")]
     return next((max(sizes) for sizes in peaks if any(sizes)), 0)
 
 
 def _batch(facts: RunFacts) -> str:
     """The batch as it was seen last, else as it was set."""
-    last = facts.paces[-1] if facts.paces else None
+    last = facts.run.paces[-1] if facts.run.paces else None
     if last is not None and last.rows and last.longest:
         return f", batch of {last.rows} x {last.longest:,}"
     rows, length = facts.config.training.batch_size, facts.config.training.max_length
@@ -316,7 +316,7 @@ def _peak(facts: RunFacts) -> Observation | None:
     Action: of an evaluation: a smaller per_device_eval_batch_size; of a row: cut rows at a lower max_length
     Verify: peak_bytes of the throughput events around that step
     """
-    known = [one for one in facts.paces if one.peak_bytes and one.step is not None]
+    known = [one for one in facts.run.paces if one.peak_bytes and one.step is not None]
     if len(known) < WINDOWS:
         raise Unknown("the memory of the windows was not recorded")
     if not _named(facts) and _highest(facts) < FULL.value * (known[-1].total_bytes or math.inf):

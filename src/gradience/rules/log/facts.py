@@ -7,23 +7,26 @@ functions at the end of the file are shared by several rules too.
 from __future__ import annotations
 
 import math
+from array import array
 from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, fields, replace
 from functools import cached_property, wraps
 from itertools import islice
-from operator import itemgetter, le
+from operator import lt
 from typing import Any, Final, Literal, NamedTuple, TypeAlias, TypeVar
+
+import msgspec
 
 from gradience.configs.training import Kind, Objective, objective_by_names, objective_of
 from gradience.rules import Description, Observe, Premise, Rule, Threshold, Unknown, cite, premise
-from gradience.rules.log.signals import COMPONENTS, SIGNALS
+from gradience.rules.log.signals import COMPONENTS, SIGNALS, Names
 from gradience.rules.log.statistics import FEW_POINTS, BlockedSeries, Trend, curve_of, median, moves, noise, trend_of
-from gradience.schema import Json, as_float
+from gradience.schema import MAX_INT, Json, as_float, number_in
 from gradience.schema.document import Evidence, Finding, RuleGroup
-from gradience.schema.events import TELLING, ConfigSnapshot, Eval, Throughput, Wiring
+from gradience.schema.events import TELLING, ConfigSnapshot, Eval
 from gradience.schema.reports import BadLine, Cause, EvalPoint
-from gradience.telemetry.series import PROBED, SPECTRAL, LogRecord
+from gradience.telemetry.series import PROBED, SPECTRAL, Column, RunSeries
 
 LOSS_GAP = Threshold(
     "loss_gap", 1.5, "held-out over train perplexity, 0.41 nats", "a project convention, no source found"
@@ -36,7 +39,17 @@ REAL_RUNS: Final = "tuning seeds of the real trainings of benchmarks/field.py"
 DEFAULT_GAP: Final = LOSS_GAP.value
 _SHOWS_A_CURVE: Final = 3  # evaluations of another split that outweigh a single one of the split shown
 FEW_EVALS: Final = 5  # evaluations needed to estimate their noise: they give three second differences
+_HELD_OUT: Final = ("test", "eval", "validation", "valid", "val", "dev")
+_DERIVED: Final = "n_derived_from"
+_DERIVATION: Final = "runtime * samples_per_second"
+_FEW_EXAMPLES: Final = 200  # under it, a difference of a few points is chance, so the count is told
+_CLASSES: Final = {  # number of classes of a data set, used if the log does not state it
+    **dict.fromkeys(("sst2", "cola", "mrpc", "qqp", "qnli", "rte", "wnli", "imdb"), 2),
+    "mnli": 3,
+    "ag_news": 4,
+}
 _PARTS: Final = 5  # a column is cut into fifths; the first and the last are compared
+START: Final = 3  # first rows that give the level at the start
 
 PROBES: Final = tuple(f"{SPECTRAL}/{name}" for name in PROBED)  # spectra of the adapter in training (spectral_every)
 KEPT: Final = frozenset(
@@ -65,20 +78,26 @@ def last_part(values: Sequence[float], parts: int, least: int = 1) -> Sequence[f
     return values[-max(least, len(values) // parts) :]
 
 
-@dataclass(frozen=True, slots=True)
-class Series:
-    """Parallel columns of the training rows; a missing value is NaN.
+class Logged(NamedTuple):
+    """A quantity as it was logged."""
 
-    `lost_norms` holds the steps whose gradient norm was recorded as NaN. `in_order` says that the steps are known to
-    rise, so no one has to check.
-    """
-
+    name: str
     steps: Sequence[int]
-    losses: Sequence[float]
-    grad_norms: Sequence[float]
-    rates: Sequence[float] = ()
-    lost_norms: frozenset[int] = frozenset()
-    in_order: bool = False
+    values: Sequence[float]
+
+    @property
+    def start(self) -> float:
+        """The level at the start: the median of the first three rows, or the first where these go one way.
+
+        A learning rate that is much too high may take a run to its end within ten rows.
+        """
+        first = self.values[:START]
+        return first[0] if list(first) in (sorted(first), sorted(first, reverse=True)) else median(first)
+
+    @property
+    def end(self) -> float:
+        """The median of the last fifth of the rows, at least three."""
+        return median(last_part(self.values, _PARTS, START))
 
 
 class HeldOutCurve(NamedTuple):
@@ -115,31 +134,108 @@ class HeldOutCurve(NamedTuple):
 
 @dataclass(frozen=True)
 class RunFacts:
-    """One run as its log records it."""
+    """One run as its log records it.
 
-    series: Series
-    evals: Sequence[EvalPoint] = ()  # the newest of each split
-    held_out: EvalPoint | None = None
-    num_labels: int | None = None
-    epoch: float | None = None
-    audit: Mapping[str, Json] | None = None  # payload of the newest lora_audit
-    data: Mapping[str, Json] | None = None  # payload of the newest `data` event: what the model was fed
-    status: str = "unknown"
-    status_reason: str | None = None  # why the run ended with this status, such as the exception's name
-    last_step: int | None = None
+    Attributes:
+        run: the run as it was logged.
+        issues: the first lines of the log that are not events.
+        issues_total: how many there are.
+        gap_threshold: held-out over train perplexity from which the gap is a finding.
+    """
+
+    run: RunSeries
     issues: Sequence[BadLine] = ()
     issues_total: int = 0
     gap_threshold: float = DEFAULT_GAP
-    config: ConfigSnapshot = field(default_factory=ConfigSnapshot)
-    logged: frozenset[str] = frozenset()  # names of the further values kept from the training rows
-    signals: Signals = field(default_factory=dict)  # columns among `logged` that hold rewards and the like
-    history: Sequence[Eval] = ()  # all evaluations, in the order written
-    record: LogRecord = field(default_factory=LogRecord)  # how the log was written
-    wirings: Sequence[Wiring] = ()  # what was trained, in the order written
-    fed: Mapping[int, str] = field(default_factory=dict)  # digests of batches by step, since the last resume
-    fed_before: Mapping[int, str] = field(default_factory=dict)  # and before it
-    paces: Sequence[Throughput] = ()  # speed and memory of windows of steps, in the order written
-    chosen: Mapping[str, Json] = field(default_factory=dict)  # the best value that the trainer chose by, and its step
+
+    @cached_property
+    def series(self) -> RunSeries:
+        """The run with its training rows by step; those of one step as they were written."""
+        run = self.run
+        if not run.record.out_of_order:
+            return run
+        order = sorted(range(len(run.steps)), key=run.steps.__getitem__)
+        columns = ([column[row] for row in order] for column in (run.steps, run.losses, run.grad_norms, run.rates))
+        steps, losses, norms, rates = map(array, "qddd", columns)
+        return replace(run, steps=steps, losses=losses, grad_norms=norms, rates=rates)
+
+    @cached_property
+    def config(self) -> ConfigSnapshot:
+        """The run's configuration; an empty one if the log has no run_start."""
+        return self.run.config or ConfigSnapshot()
+
+    @property
+    def status(self) -> str:
+        """The status of run_end, or `no_run_end`."""
+        return self.run.end.status if self.run.end else "no_run_end"
+
+    @property
+    def status_reason(self) -> str | None:
+        """Why the run ended with this status, such as the exception's name."""
+        return self.run.end.reason if self.run.end else None
+
+    @property
+    def audit(self) -> Mapping[str, Json] | None:
+        """The payload of the newest lora_audit."""
+        return self._newest("lora_audit")
+
+    @property
+    def data(self) -> Mapping[str, Json] | None:
+        """The payload of the newest `data` event: what the model was fed."""
+        return self._newest("data")
+
+    @property
+    def chosen(self) -> Mapping[str, Json]:
+        """The best value that the trainer chose by, and its step."""
+        return self._newest("selection") or {}
+
+    def _newest(self, kind: str) -> Mapping[str, Json] | None:
+        event = self.run.latest_metrics.get(kind)
+        return event.metrics if event else None
+
+    @cached_property
+    def num_labels(self) -> int | None:
+        """The number of classes: as configured, else that of a data set known by its name."""
+        config = self.config
+        stated = config.num_labels or config.extras.get("num_labels")
+        name = (config.dataset_name or "").lower().replace("-", "_").rsplit("/", 1)[-1]
+        return stated if isinstance(stated, int) else _CLASSES.get(name)
+
+    @cached_property
+    def history(self) -> Sequence[Eval]:
+        """All evaluations of the run's own model, in the order written."""
+        return [event for event in self.run.evals if not self._is_foreign(event.step)]
+
+    @cached_property
+    def evals(self) -> Sequence[EvalPoint]:
+        """The newest of each split, where that is of the run's own model; train first, then held-out splits."""
+        return [point for point in latest_evals(self.run) if not self._is_foreign(point.step)]
+
+    @cached_property
+    def held_out(self) -> EvalPoint | None:
+        """The evaluation that stands for held-out data."""
+        return held_out_of(self.evals)
+
+    def _is_foreign(self, step: int | None) -> bool:
+        """Whether an evaluation was of another model, or of this one without its adapter: it tells nothing of the run.
+
+        An evaluation that called the same as the one before has no event of its own.
+        """
+        looks = (at for at in self.run.wirings if (at.step or 0) <= (step or 0))
+        seen = [at.evaluation for at in looks if at.evaluation is not None]
+        return bool(seen) and (not seen[-1].called or seen[-1].adapted is False)
+
+    @cached_property
+    def logged(self) -> frozenset[str]:
+        """The names of the further values kept from the training rows."""
+        return frozenset(self.run.columns)
+
+    @cached_property
+    def signals(self) -> Signals:
+        """The columns of rewards and the like, in the order of a report, then the reward's functions."""
+        columns = self.run.columns
+        parts = sorted(name for name in columns if name.startswith(COMPONENTS) and name not in SIGNALS)
+        return {name: by_step(columns[name]) for name in (*SIGNALS, *parts) if name in columns and columns[name].steps}
 
     @cached_property
     def found(self) -> dict[str, object]:
@@ -254,12 +350,12 @@ class RunFacts:
     def warming_up(self) -> bool:
         """Whether the learning rate was still rising at the end of the log."""
         rates = self.rate.points
-        return len(rates) > 1 and rates[-1] == max(rates) and rates[-1] > max(rates[-2], rates[len(rates) // 2])
+        return len(rates) > 1 and rates[-1] == max(rates) and rates[-1] > max(rates[-2], rates[(len(rates) - 1) // 2])
 
     @property
     def in_mid_run(self) -> bool:
         """Whether the log ends before the planned steps, so more rows may follow."""
-        return bool(self.max_steps and self.last_step and self.last_step < self.max_steps)
+        return bool(self.max_steps and self.run.last_step and self.run.last_step < self.max_steps)
 
     def step(self, row: int) -> int:
         """The step of a row of the series."""
@@ -356,15 +452,44 @@ def loss_of(event: Eval) -> float:
     return value if math.isfinite(value) else 0.0
 
 
-def sorted_by_step(series: Series) -> Series:
-    """The series sorted by step; rows of the same step stay in the order in which they were written."""
-    steps = series.steps
-    if series.in_order or all(map(le, steps, islice(steps, 1, None))):
-        return series
-    order = sorted(range(len(steps)), key=steps.__getitem__)
-    take = itemgetter(*order)
-    losses, norms, rates = (list(take(c)) if c else [] for c in (series.losses, series.grad_norms, series.rates))
-    return Series(list(take(steps)), losses, norms, rates, lost_norms=series.lost_norms)
+def by_step(column: Column) -> Signal:
+    """A column sorted by step; of a step that was logged again, the last value."""
+    steps, values = column.steps, column.values
+    if all(map(lt, steps, islice(steps, 1, None))):
+        return Signal(steps, values)
+    last = dict(zip(steps, values, strict=True))
+    return Signal(sorted(last), [last[step] for step in sorted(last)])
+
+
+def latest_evals(run: RunSeries) -> list[EvalPoint]:
+    """The newest evaluation of every split, train first, then held-out splits, then others."""
+    newest = {event.split: event for event in run.evals}
+    order = {split: place for place, split in enumerate(("train", *_HELD_OUT))}
+    splits = sorted(newest, key=lambda split: (order.get(split, len(order)), split))
+    return [_with_count(EvalPoint(split=s, step=newest[s].step, metrics=newest[s].metrics)) for s in splits]
+
+
+def _with_count(point: EvalPoint) -> EvalPoint:
+    """The evaluation with its number of examples, computed from runtime and speed if the log lacks it."""
+    metrics = point.metrics
+    rate, runtime = (number_in(metrics.extras, key) for key in ("samples_per_second", "runtime"))
+    if metrics.n is not None or rate is None or runtime is None or not 0.5 < rate * runtime < MAX_INT:  # noqa: PLR2004  # rounds to one example at least
+        return point
+    extras = {**metrics.extras, _DERIVED: _DERIVATION}
+    counted = msgspec.structs.replace(metrics, n=round(rate * runtime), extras=extras)
+    return msgspec.structs.replace(point, metrics=counted)
+
+
+def derived_notes(evals: Sequence[EvalPoint]) -> list[str]:
+    """A note on the numbers of examples that were computed from runtime and speed, if they are few."""
+    few = [point for point in evals if _DERIVED in point.metrics.extras and (point.metrics.n or 0) < _FEW_EXAMPLES]
+    counts = [f"{point.split} {point.metrics.n}" for point in few]
+    return [f"examples per evaluation, derived as {_DERIVATION} (about): {', '.join(counts)}"] if counts else []
+
+
+def held_out_of(evals: Sequence[EvalPoint]) -> EvalPoint | None:
+    """The evaluation that stands for held-out data: the first that is not of the train split; or None."""
+    return next((point for point in evals if point.split != "train"), None)
 
 
 def seen(*says: str) -> tuple[Evidence, ...]:
@@ -382,18 +507,29 @@ def positive_loss(facts: RunFacts) -> str | None:
     return None
 
 
-def column(facts: RunFacts, name: str, least: float) -> Signal:
-    """A logged column.
+def find(facts: RunFacts, names: Names, least: float = 1) -> Logged | None:
+    """The first of these columns that has at least so many values; None if none has."""
+    for name in names:
+        signal = facts.signals.get(name)
+        if signal is not None and len(signal.values) >= least:
+            return Logged(name, signal.steps, signal.values)
+    return None
+
+
+def logged(facts: RunFacts, names: Names, least: float) -> Logged:
+    """The first of these columns that has at least so many values.
 
     Raises:
-        Unknown: the column was not logged, or has fewer than `least` rows.
+        Unknown: none has.
     """
-    signal = facts.signals.get(name)
-    if signal is None:
-        raise Unknown(f"no {name} was logged")
-    if len(signal.values) < least:
-        raise Unknown(f"{len(signal.values)} rows with {name}; it needs {least:g}")
-    return signal
+    column = find(facts, names, least)
+    if column is not None:
+        return column
+    rows = {name: len(facts.signals[name].values) for name in names if name in facts.signals}
+    if rows:
+        name = max(rows, key=rows.__getitem__)
+        raise Unknown(f"{rows[name]} rows with {name}; it needs {least:g}")
+    raise Unknown(f"no {names[0]} was logged")
 
 
 def under(*kinds: Kind) -> Premise[RunFacts]:

@@ -352,14 +352,19 @@ def _groups(facts: RunFacts) -> Sequence[float]:
     rates = facts.config.optimizer.extras.get("lr_groups")
     if isinstance(rates, list):
         return [float(rate) for rate in rates if isinstance(rate, int | float)]
-    held = next((wiring.optimizer for wiring in facts.wirings if wiring.optimizer is not None), None)
+    held = next((wiring.optimizer for wiring in facts.run.wirings if wiring.optimizer is not None), None)
     peaks = sorted({as_float(group.peak or group.lr) for group in held.rates}) if held is not None else []
     return peaks if len(peaks) > 1 else []
 
 
 def _rises(facts: RunFacts) -> Observation | None:
     scheduler = (facts.config.training.lr_scheduler or "").lower()
-    if facts.record.resumed_from or len(facts.record.sessions) > 1 or "restart" in scheduler or "cycl" in scheduler:
+    if (
+        facts.run.record.resumed_from
+        or len(facts.run.record.sessions) > 1
+        or "restart" in scheduler
+        or "cycl" in scheduler
+    ):
         return None
     points = facts.rate.points
     risen = rises_again(points)

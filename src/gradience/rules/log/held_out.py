@@ -111,7 +111,11 @@ def overfitting(facts: RunFacts) -> Observation | None:
             fits = _train_falls(facts, first.curve.steps[first.best], first.curve.steps[-1])
         if fits or divergence(facts) is None:
             return _overfits(facts, first, [onset.curve.split for onset in onsets[1:]], fits=fits)
-    if lost is not None and lost.best_step is not None and _train_falls(facts, lost.best_step, facts.last_step or 0):
+    if (
+        lost is not None
+        and lost.best_step is not None
+        and _train_falls(facts, lost.best_step, facts.run.last_step or 0)
+    ):
         return _metric_lost(lost)
     return None
 
@@ -298,7 +302,7 @@ def _gap(facts: RunFacts) -> Observation | None:
     over = nats > math.log(facts.gap_threshold)
     if not (over or accuracies is not None or _far(facts, of)):
         return None
-    repeated = facts.epoch is None or facts.epoch > 1.0
+    repeated = facts.run.last_epoch is None or facts.run.last_epoch > 1.0
     means = "probably memorizing" if repeated else "in the first pass over the data, so it is of another kind"
     low = _lowest(facts)
     says = [
@@ -526,7 +530,7 @@ def _unfinished(facts: RunFacts) -> Observation | None:
     if too_little(facts):
         raise Unknown("few steps, or the loss of a uniform guess: held-out data alone do not show that it learns")
     if facts.in_mid_run:
-        raise Unknown(f"the log ends at step {facts.last_step} of {facts.max_steps}")
+        raise Unknown(f"the log ends at step {facts.run.last_step} of {facts.max_steps}")
     losses, steps = curve.losses, curve.steps
     since = steps[-1] - _LAST * (steps[-1] - steps[0])
     if (

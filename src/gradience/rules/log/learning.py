@@ -67,6 +67,7 @@ CLEAR_FALL = Threshold("clear_fall", 0.2, "fall of the training loss, of the sta
 AT_ONCE = Threshold("at_once", 5.0, "standard deviations of a row that all others are below the first", JUDGEMENT)
 STILL_BOUND = Threshold("still_bound", 0.06, "fraction: 95 % upper bounds of both falls", REAL_RUNS)
 STILL_ROWS = Threshold("still_rows", 8, "training rows", "below it the bound is never under 6 %")
+SHORT_RUN = Threshold("short_run", 30, "steps", "a judgement: sound trainings of 8 to 20 steps moved no loss by 6 %")
 AT_LN_K = Threshold("at_ln_k", 0.01, "fraction of ln K", "proposal of the project's design")
 
 FLAT = Threshold("flat", 0.015, "fraction: fall over the span, by Theil-Sen and by medians of thirds", "published runs")
@@ -167,7 +168,7 @@ def _held_out_fell(facts: RunFacts) -> bool:
 def too_little(facts: RunFacts) -> bool:
     """Whether only held-out data could show that it learns, and are of few steps or at the loss of a uniform guess."""
     curve = facts.held_out_curve
-    few = max(facts.last_step or 0, curve.steps[-1] if curve is not None else 0) < FEW_STEPS.value
+    few = max(facts.run.last_step or 0, curve.steps[-1] if curve is not None else 0) < FEW_STEPS.value
     return len(facts.loss.values) < 2 and (few or (curve is not None and curve.losses[-1] > GUESS.value))
 
 
@@ -303,6 +304,7 @@ def _does_not_fall(
     return Observation(
         f"{says}.{hint}",
         {"first": trend.start, "last": trend.end, "drop": trend.fall, "most": most},
+        severity="info" if (facts.run.last_step or 0) < SHORT_RUN.value else None,
         confidence=0.9 if chance else None,
         evidence=evidence,
     )
@@ -333,6 +335,7 @@ def _chance_level(facts: RunFacts) -> str | None:
     signs=(Sign("no_learning", values=lambda _: {"not_learnt": "the loss does not fall"}),),
     place="shape",
     phrase=lambda _: "the loss does not fall",
+    as_info=True,
     covers=frozenset({"learning"}),
     cause="no_learning",
     thresholds=(
@@ -342,6 +345,7 @@ def _chance_level(facts: RunFacts) -> str | None:
         CLEAR_FALL,
         STILL_ROWS,
         STILL_BOUND,
+        SHORT_RUN,
         MOVED,
         AT_LN_K,
         ALPHA,
@@ -363,7 +367,8 @@ def _no_learning(facts: RunFacts) -> Observation | None:
     the training loss does not fall significantly, nor by over {clear_fall}; or, from {still_rows} rows on, the fall
     from start to end is under {still_bound}, and so are the 95 % upper bounds of the Theil-Sen slope over all rows
     and of the fall from the first fifth to the second half, and the gradient norm has no trend; and not if a fifth
-    of the rows was once under {fell} of the start. Without a training loss, held-out losses over {guess} nats or in
+    of the rows was once under {fell} of the start; info in a run of under {short_run} steps, few of which need show
+    what is learnt. Without a training loss, held-out losses over {guess} nats or in
     under {few_steps} steps show no learning. The story says that held-out data do not improve if an error rate
     stays at {all_wrong} or more, or, where the first held-out loss is over {learnt} of the first training loss, if
     they end worse
@@ -412,7 +417,7 @@ def _plateau(facts: RunFacts) -> Observation | None:
     if facts.warming_up:
         raise Unknown("the learning rate had not reached its peak yet")
     if facts.in_mid_run:
-        raise Unknown(f"the log ends at step {facts.last_step} of {facts.max_steps}")
+        raise Unknown(f"the log ends at step {facts.run.last_step} of {facts.max_steps}")
     if not_finite(facts) or divergence(facts) is not None or no_learning(facts) is not None:
         return None
     n = len(facts.loss.points)

@@ -39,7 +39,7 @@ def _no_end(facts: RunFacts) -> Observation | None:
     if facts.status != "no_run_end":
         return None
     planned = f" of {facts.max_steps} planned" if facts.max_steps else ""
-    at = f"at step {facts.last_step}{planned}" if facts.last_step is not None else "before the first step"
+    at = f"at step {facts.run.last_step}{planned}" if facts.run.last_step is not None else "before the first step"
     return Observation(
         f"The log stops {at} without run_end: crashed, killed, or still running.",
         evidence=seen("no run_end event for this run"),
@@ -48,7 +48,7 @@ def _no_end(facts: RunFacts) -> Observation | None:
 
 def _bad_end(facts: RunFacts) -> Observation:
     planned = f" of {facts.max_steps} planned" if facts.max_steps else ""
-    at = f" at step {facts.last_step}{planned}" if facts.last_step is not None else " before the first step"
+    at = f" at step {facts.run.last_step}{planned}" if facts.run.last_step is not None else " before the first step"
     why = f": {facts.status_reason}" if facts.status_reason else ", and the log does not say why"
     return Observation(
         f"The run {_BAD_ENDS[facts.status]}{at}{why}.",
@@ -81,7 +81,7 @@ def _short(facts: RunFacts) -> Observation | None:
     """
     if facts.status != "ok":
         raise Unknown("the log holds no regular end (see END114)")
-    last, planned = facts.last_step, facts.max_steps
+    last, planned = facts.run.last_step, facts.max_steps
     if not planned or last is None:
         raise Unknown("the log does not say how many steps were planned")
     if last >= ENDED.value * planned:
@@ -118,13 +118,13 @@ def _bad_lines(facts: RunFacts) -> Observation | None:
     """
     if facts.issues_total:
         return _unreadable(facts)
-    if not facts.record.missing:
+    if not facts.run.record.missing:
         return None
     return Observation(
-        f"{facts.record.missing} lines are missing: the recorder's line numbers have gaps.",
-        {"missing": facts.record.missing},
+        f"{facts.run.record.missing} lines are missing: the recorder's line numbers have gaps.",
+        {"missing": facts.run.record.missing},
         severity="warning",
-        evidence=seen(f"gaps of {facts.record.missing} in seq"),
+        evidence=seen(f"gaps of {facts.run.record.missing} in seq"),
     )
 
 
@@ -161,12 +161,12 @@ def _resumed(facts: RunFacts) -> Observation | None:
     Source: transformers, ignore_data_skip; TensorBoard's purge of restarted steps -- a resumed run sees the same
         data at the same step, so the same loss, unless set otherwise
     """
-    if not facts.record.resumed_from:
+    if not facts.run.record.resumed_from:
         return None
-    now = dict(zip(facts.series.steps, facts.series.losses, strict=True)) if facts.record.replaced else {}
+    now = dict(zip(facts.series.steps, facts.series.losses, strict=True)) if facts.run.record.replaced else {}
     apart = [
         abs(now[step] - loss) / abs(loss)
-        for step, loss in facts.record.replaced
+        for step, loss in facts.run.record.replaced
         if step in now and loss and abs(now[step]) + abs(loss) < float("inf")
     ]
     difference = median(apart) if apart else None
@@ -176,10 +176,10 @@ def _resumed(facts: RunFacts) -> Observation | None:
         f", their losses differ by {difference:.0%} in the median: other data or another checkpoint" if other else ""
     )
     return Observation(
-        f"Resumed from step {', '.join(map(str, facts.record.resumed_from))}{replayed}{apart_by}.",
+        f"Resumed from step {', '.join(map(str, facts.run.record.resumed_from))}{replayed}{apart_by}.",
         {
-            "resumed_from": list(facts.record.resumed_from),
-            "sessions": len(facts.record.sessions),
+            "resumed_from": list(facts.run.record.resumed_from),
+            "sessions": len(facts.run.record.sessions),
             "replayed": len(apart),
             "difference": difference,
         },
@@ -205,9 +205,9 @@ def _duplicates(facts: RunFacts) -> Observation | None:
     Verify: Look at run_id and session in the lines around it.
     """
     counts = {
-        "duplicates": facts.record.duplicates,
-        "out_of_order": facts.record.out_of_order,
-        "interleaved": facts.record.interleaved,
+        "duplicates": facts.run.record.duplicates,
+        "out_of_order": facts.run.record.out_of_order,
+        "interleaved": facts.run.record.interleaved,
     }
     if not any(counts.values()):
         return None
@@ -222,10 +222,10 @@ def _duplicates(facts: RunFacts) -> Observation | None:
 
 def _no_row(facts: RunFacts) -> str | None:
     """Why a log holds no training row, if its settings or its end tell."""
-    every, steps = facts.config.training.logging_steps, facts.last_step or facts.max_steps
+    every, steps = facts.config.training.logging_steps, facts.run.last_step or facts.max_steps
     if every is not None and steps and as_float(every) > steps:
         return f"No training loss was logged: the run had {steps} steps, and logging_steps is {as_float(every):g}."
-    if facts.max_steps and facts.last_step is None and not facts.history and facts.status == "unknown":
+    if facts.max_steps and facts.run.last_step is None and not facts.history and facts.status == "unknown":
         return "The run ended before its first row was logged" + (
             f": {facts.status_reason}." if facts.status_reason else "."
         )
@@ -256,7 +256,7 @@ def _sparse(facts: RunFacts) -> Observation | None:
     if not facts.series.steps and facts.objective.kind == "rl" and find(facts, REWARD, FEW_ROWS.value):
         return None  # Tinker logs no loss of a policy, which would say nothing
     rows, evaluations = len(facts.series.steps), len(facts.history or facts.evals)
-    last, every = facts.last_step, facts.config.training.logging_steps
+    last, every = facts.run.last_step, facts.config.training.logging_steps
     if not rows and (why := _no_row(facts)) is not None:
         return Observation(why, {"rows": 0, "evals": evaluations}, severity="warning")
     if rows >= FEW_ROWS.value or not last or last < SOME_STEPS.value:

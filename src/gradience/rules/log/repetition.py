@@ -134,8 +134,8 @@ def _epoch_steps(facts: RunFacts) -> Observation | None:
     Source: fast.ai, Can LLMs learn from a single example? (2023) -- the training loss falls in steps at the ends of
         epochs: examples are memorized after one sight
     """
-    curve, epochs = facts.loss, facts.epoch
-    if epochs is None or facts.last_step is None:
+    curve, epochs = facts.loss, facts.run.last_epoch
+    if epochs is None or facts.run.last_step is None:
         raise Unknown("the log does not say how often the data was seen")
     whole = math.ceil(epochs - EPOCH_SHARE.value) - 1  # ends of epochs with enough rows after them
     if whole < 1:
@@ -144,7 +144,7 @@ def _epoch_steps(facts: RunFacts) -> Observation | None:
     if width < EPOCH_ROWS.value:
         raise Unknown(f"{width} points make {EPOCH_SHARE.value:.0%} of an epoch; it needs {EPOCH_ROWS.value:g}")
     rows = [facts.step(curve.row(point)) for point in range(len(curve.points))]
-    ends = [facts.last_step * k / epochs for k in range(1, whole + 1)]
+    ends = [facts.run.last_step * k / epochs for k in range(1, whole + 1)]
     error = median_error(noise(curve.points), width, width)
     steps = [_step(curve.points, bisect_left(rows, end), width, error) for end in ends]
     if not _all_step_down(steps):
@@ -227,9 +227,9 @@ def _leak(facts: RunFacts) -> Observation | None:
         else 2 and more
     """
     curve, values = facts.held_out_curve, facts.loss.points
-    if facts.epoch is None:
+    if facts.run.last_epoch is None:
         raise Unknown("the log does not say how often the data was seen")
-    if facts.epoch < LEAK_EPOCHS.value:
+    if facts.run.last_epoch < LEAK_EPOCHS.value:
         return None
     count = len(curve.losses) if curve else 0
     if curve is None or count < LEAST_EVALS.value or len(values) < LEAST_EVALS.value:
@@ -241,9 +241,9 @@ def _leak(facts: RunFacts) -> Observation | None:
     if not low or last > LEAK_NEAR.value * end:
         return None
     return Observation(
-        f"After {facts.epoch:.0f} epochs {curve.split} loss ({last:.3g}) is as low as training loss ({end:.3g}): an "
-        "easy task, or held-out data in the training data.",
-        {"epochs": facts.epoch, "train": end, "held_out": last},
+        f"After {facts.run.last_epoch:.0f} epochs {curve.split} loss ({last:.3g}) is as low as training loss "
+        f"({end:.3g}): an easy task, or held-out data in the training data.",
+        {"epochs": facts.run.last_epoch, "train": end, "held_out": last},
         evidence=seen(f"training loss from {values[0]:.4g}, {curve.split} loss from {curve.losses[0]:.4g}"),
     )
 
@@ -272,7 +272,7 @@ def _same_rows(facts: RunFacts) -> Observation | None:
     known, evaluated, both = (number_in(data, name) for name in ("rows_known", "eval_rows", "eval_rows_trained"))
     if not known or not evaluated or both is None:
         raise Unknown("the recorder saw no rows of an evaluation beside those of training")
-    total = next((w.data.rows for w in facts.wirings if w.data is not None and w.data.rows), None)
+    total = next((w.data.rows for w in facts.run.wirings if w.data is not None and w.data.rows), None)
     seen_share = min(1.0, known / total) if total else 1.0
     share = min(1.0, both / (evaluated * seen_share))
     if both < SAME_ROWS.value or share < SAME_SHARE.value:
@@ -317,7 +317,7 @@ def _at_once(facts: RunFacts) -> Observation | None:
     if (solved := _solved_at_once(facts)) is not None:
         return solved
     metric = next((each for each in of.metrics if each.name == "accuracy"), None)
-    planned = facts.max_steps or facts.last_step
+    planned = facts.max_steps or facts.run.last_step
     if metric is None or not planned:
         raise Unknown("no accuracy of an evaluation was logged")
     steps = sorted(event.step for event in facts.evaluations if event.split == metric.split and event.step is not None)
@@ -336,7 +336,7 @@ def _at_once(facts: RunFacts) -> Observation | None:
 
 def _solved_at_once(facts: RunFacts) -> Observation | None:
     """A training loss that is nearly 0 within the first pass over the data, and held-out losses as low."""
-    passes, last, curve = account(facts).passes, facts.last_step, facts.held_out_curve
+    passes, last, curve = account(facts).passes, facts.run.last_step, facts.held_out_curve
     if not passes or not last or account(facts).loss not in {"language_model", "tokens", "unknown", "classification"}:
         return None
     end = min(1.0, 1.0 / passes) * last

@@ -1,13 +1,12 @@
 """Reinforcement learning: what rewards, entropy, KL, clipping and the lengths of the completions say of a run.
 
-RWD122, RWD221 and RWN139 judge the reward, ZVR123 its groups, ENT135 the entropy, KLD124 and KLZ138 the distance from
-the reference, CLF137 the size of the updates, CLP125 and LEN136 the lengths, CRT219 the critic, RAT141 the learning
-rate. `told` says in the story whether the reward rises. Under RL a loss near 0 is normal and says nothing.
+RWD122 and RWN139 judge the reward, ZVR123 its groups, ENT135 the entropy, KLD124 and KLZ138 the distance from the
+reference, CLF137 the size of the updates, CLP125 and LEN136 the lengths, RAT141 the learning rate. `told` says
+in the story whether the reward rises. Under RL a loss near 0 is normal and says nothing.
 """
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Final, Literal, NamedTuple
@@ -17,12 +16,16 @@ from gradience.rules.log.account import account
 from gradience.rules.log.divergence import divergence
 from gradience.rules.log.facts import (
     JUDGEMENT,
+    START,
+    Logged,
     LogRule,
     Place,
     RunFacts,
     Topic,
     Values,
+    find,
     last_part,
+    logged,
     once,
     seen,
     shown,
@@ -38,7 +41,6 @@ from gradience.rules.log.signals import (
     ENDED_LENGTH,
     ENTROPY,
     EQUAL_GROUPS,
-    EXPLAINED,
     HIGHEST_REWARD,
     LENGTH,
     LOWEST_REWARD,
@@ -46,11 +48,8 @@ from gradience.rules.log.signals import (
     REWARD,
     REWARD_STD,
     TOKEN_KL,
-    VALUE_LOSS,
-    Names,
 )
-from gradience.rules.log.statistics import mann_kendall, mean_error, median, median_error, noise
-from gradience.schema import number_in
+from gradience.rules.log.statistics import levels_error, mann_kendall, mean_error, median, median_error, noise
 from gradience.schema.reports import StoryPart
 
 RL_RUNS: Final = "tuning seeds of the trainings of benchmarks/rl_runs.py"
@@ -62,8 +61,6 @@ SURE_ERRORS = Threshold("sure_errors", 8.0, "standard errors", "a judgement: few
 REWARD_FALL = Threshold("reward_fall", 0.1, "fraction of the best level", JUDGEMENT)
 REWARD_LOST = Threshold("reward_lost", 0.5, "fraction of the gain that was lost again", JUDGEMENT)
 REWARD_FLAT = Threshold("reward_flat", 0.1, "of the level: the change and two of its standard errors", JUDGEMENT)
-
-HELD_OUT_ROWS = Threshold("held_out_rows", 6, "evaluations", "a judgement: three at the end, three before")
 
 RATE_LOW = Threshold("rate_low", 2e-6, "peak learning rate of LoRA", "half the lowest published one; see LR004")
 
@@ -95,9 +92,6 @@ CLIPPED_MUCH = Threshold("clipped_much", 0.3, "fraction of the tokens, mean of a
 
 CUT_OFF = Threshold("cut_off", 0.5, "fraction of the completions", JUDGEMENT)
 
-EXPLAINS_NOTHING = Threshold("explains_nothing", 0.0, "explained variance", "definition: that of a constant")
-VALUE_LOSS_GROWS = Threshold("value_loss_grows", 10.0, "times the first fifth of the rows", JUDGEMENT)
-
 RATE_OF_WEIGHTS = Threshold(
     "rate_of_weights", 0.05, "learning rate", "weights start at a deviation of 0.02 (initializer_range), so twice that"
 )
@@ -109,9 +103,7 @@ SHORTER = Threshold("shorter", 0.5, "length at the end over that of the first ro
 
 _THIRD: Final = 3
 _PARTS: Final = 5
-_START: Final = 3  # first rows that give the level at the start
 _OF_TRL: Final = frozenset({"frac_reward_zero_std", "completions/mean_length"})
-_HELD_OUT: Final = re.compile(r"(^|/)(reward|acc|score)($|/mean)")  # TRL's eval_reward, verl's DATA/reward/mean@8
 _RL: Final = under("rl")
 
 
@@ -123,28 +115,6 @@ class _RewardRule(LogRule):
     meant_for: Premise[RunFacts] | None = _RL
 
 
-class Logged(NamedTuple):
-    """A quantity as it was logged."""
-
-    name: str
-    steps: Sequence[int]
-    values: Sequence[float]
-
-    @property
-    def start(self) -> float:
-        """The level at the start: the median of the first three rows, or the first where these go one way.
-
-        A learning rate that is much too high may take a run to its end within ten rows.
-        """
-        first = self.values[:_START]
-        return first[0] if list(first) in (sorted(first), sorted(first, reverse=True)) else median(first)
-
-    @property
-    def end(self) -> float:
-        """The median of the last fifth of the rows, at least three."""
-        return median(last_part(self.values, _PARTS, _START))
-
-
 _GAO: Final = cite(
     "Gao et al., Scaling laws for reward model overoptimization, arXiv 2210.10760",
     "the gold reward peaks and falls as the KL from the initial policy grows",
@@ -152,31 +122,6 @@ _GAO: Final = cite(
 _TRL_KL: Final = cite(
     "TRL 1.16, grpo_trainer.py (read)", "kl: mean over the tokens against the reference; only with beta > 0"
 )
-
-
-def find(facts: RunFacts, names: Names, least: float = 1) -> Logged | None:
-    """The first of these columns that has at least so many values; None if none has."""
-    for name in names:
-        signal = facts.signals.get(name)
-        if signal is not None and len(signal.values) >= least:
-            return Logged(name, signal.steps, signal.values)
-    return None
-
-
-def logged(facts: RunFacts, names: Names, least: float) -> Logged:
-    """The first of these columns that has at least so many values.
-
-    Raises:
-        Unknown: none has.
-    """
-    column = find(facts, names, least)
-    if column is not None:
-        return column
-    rows = {name: len(facts.signals[name].values) for name in names if name in facts.signals}
-    if rows:
-        name = max(rows, key=rows.__getitem__)
-        raise Unknown(f"{rows[name]} rows with {name}; it needs {least:g}")
-    raise Unknown(f"no {names[0]} was logged")
 
 
 class RewardChange(NamedTuple):
@@ -202,7 +147,7 @@ def change_of(values: Sequence[float]) -> RewardChange:
     n = len(values)
     rows = min(n, max(2, n // _PARTS))
     first, last = median(values[:rows]), median(values[-rows:])
-    error = median_error(noise(values), rows, rows)
+    error = levels_error(values, rows)
     rises = _in_order(values, first, last, error)
     falls = _in_order([-value for value in values], -first, -last, error)
     if rises or falls:
@@ -485,13 +430,13 @@ def _entropy(facts: RunFacts) -> Observation | None:
             f"{last / first:.1%} of the first level: completions of one prompt vary less and less.",
             {**values, "how": "collapsed" if collapsed else "fell"},
             severity="warning" if collapsed else "info",
-            evidence=seen(f"{column.name}: the first {_START} rows and the median of the last fifth"),
+            evidence=seen(f"{column.name}: the first {START} rows and the median of the last fifth"),
         )
     if last >= SPREAD_OUT.value * first and last >= RANDOM.value:
         return Observation(
             f"The entropy rose from {first:.3g} to {last:.3g} nats a token: the policy writes ever more at random.",
             {**values, "how": "rose"},
-            evidence=seen(f"{column.name}: the first {_START} rows and the median of the last fifth"),
+            evidence=seen(f"{column.name}: the first {START} rows and the median of the last fifth"),
         )
     return None
 
@@ -551,7 +496,7 @@ def _kl(facts: RunFacts) -> Observation | None:
 
 def _apart_at_once(column: Logged, most: float, unit: str) -> Observation | None:
     """The finding if the KL is large where both models should be one; None of a log that begins later."""
-    first, level = column.values[0], median(column.values[:_START])
+    first, level = column.values[0], median(column.values[:START])
     stays = median(last_part(column.values, _THIRD, 3)) >= KL_STAYS.value * level
     if min(first, level) <= most or not stays or column.steps[0] > column.steps[1] - column.steps[0]:
         return None
@@ -807,7 +752,7 @@ def _lengths(facts: RunFacts) -> Observation | None:
 
 def _error(values: Sequence[float]) -> float:
     """The standard error of the difference between a first row, which the start may be, and the last fifth."""
-    return median_error(noise(values), 1, max(_START, len(values) // _PARTS))
+    return median_error(noise(values), 1, max(START, len(values) // _PARTS))
 
 
 def _other_length(facts: RunFacts, column: Logged, how: str, there: str) -> Observation:
@@ -819,7 +764,7 @@ def _other_length(facts: RunFacts, column: Logged, how: str, there: str) -> Obse
         f"The completions {how} from {column.start:.4g} to {column.end:.4g} tokens{there}{beside}{asks}.",
         {"first": column.start, "last": column.end, "how": how, "reward_rises": gain is not None},
         severity="info" if may_be_right else None,
-        evidence=seen(f"{column.name}: the first {_START} rows and the median of the last fifth"),
+        evidence=seen(f"{column.name}: the first {START} rows and the median of the last fifth"),
     )
 
 
@@ -837,108 +782,8 @@ def _gain(facts: RunFacts) -> tuple[float, float] | None:
     change = change_of(column.values)
     if change.how == "rises":
         return change.first, change.last
-    early = change.how == "flat" and max(column.values[:_START]) < change.last
+    early = change.how == "flat" and max(column.values[:START]) < change.last
     return (column.start, column.end) if early else None
-
-
-@_RewardRule(
-    "RWD221",
-    severity="warning",
-    confidence=0.7,
-    phrase=lambda v: f"the held-out reward fell from {shown(v, 'best', '.3g')} around step {v['best_step']}",
-    thresholds=(HELD_OUT_ROWS, REWARD_ERRORS, REWARD_FALL, REWARD_LOST),
-)
-def _held_out_reward(facts: RunFacts) -> Observation | None:
-    """held-out reward falls while that of training does not
-
-    from {held_out_rows} evaluations on, the median of the last three is below the best by over {reward_errors}
-    standard errors, {reward_fall} of the best and {reward_lost} of the gain, and the reward of training did not fall
-
-    Why: What is learnt after the best evaluation is of the training prompts, or of a flaw of their reward.
-    Scope: RL with evaluations whose metrics are named reward, acc or score
-    Action: Take the checkpoint of the best evaluation.
-    Verify: Read completions of held-out prompts at both steps.
-    """
-    column = logged(facts, REWARD, FEW_ROWS.value)
-    held = _held_out(facts)
-    if held is None:
-        raise Unknown(f"no held-out reward in {HELD_OUT_ROWS.value:g} evaluations")
-    at = max(range(len(held.values)), key=held.values.__getitem__)
-    best, last = held.values[at], median(held.values[-_START:])
-    error = median_error(noise(held.values), 1, _START)
-    least = max(REWARD_ERRORS.value * error, REWARD_FALL.value * abs(best), REWARD_LOST.value * (best - held.values[0]))
-    change = change_of(column.values)
-    fell = change.how == "falls" or _fell_from_best(column, change, REWARD_ERRORS.value) is not None
-    if best - last <= least or fell:
-        return None
-    return Observation(
-        f"The held-out {held.name} fell from {best:.3g} at step {held.steps[at]} to {last:.3g} at the end, while the "
-        "reward of training did not.",
-        {"best": best, "best_step": held.steps[at], "last": last},
-        evidence=seen(f"{len(held.values)} evaluations, an error of {error:.2g}"),
-    )
-
-
-def _held_out(facts: RunFacts) -> Logged | None:
-    """The first held-out reward of enough evaluations."""
-    found: dict[str, list[tuple[int, float]]] = {}
-    for event in facts.evaluations:
-        for name in event.metrics.extras:
-            value = number_in(event.metrics.extras, name)
-            if value is not None and event.step is not None and _HELD_OUT.search(name):
-                found.setdefault(name, []).append((event.step, value))
-    for name, rows in found.items():
-        if len(rows) >= HELD_OUT_ROWS.value:
-            return Logged(name, [step for step, _ in rows], [value for _, value in rows])
-    return None
-
-
-@_RewardRule(
-    "CRT219",
-    severity="warning",
-    confidence=0.7,
-    phrase=lambda v: (
-        f"the critic explains {shown(v, 'explained', '.0%')} of the returns' variance"
-        if "explained" in v
-        else f"the value loss grew from {shown(v, 'first', '.3g')} to {shown(v, 'last', '.3g')}"
-    ),
-    thresholds=(EXPLAINS_NOTHING, VALUE_LOSS_GROWS, MANY_ROWS, REWARD_SHOWN),
-)
-def _critic(facts: RunFacts) -> Observation | None:
-    """critic does not predict the returns
-
-    from {many_rows} rows on, the explained variance of the last third is under {explains_nothing} by {reward_shown}
-    standard errors; or the value loss of the last fifth of the rows is over {value_loss_grows} times that of the first,
-    and as many times what the square of the reward grew by
-
-    Why: The advantage is the return less the critic's value: a bad critic adds noise to every step.
-    Scope: PPO with a critic that logs its loss or explained variance
-    Action: Train the critic alone first, at a rate of its own, or normalise the rewards.
-    Verify: Plot values against returns for one batch.
-    Source: definition -- explained variance is 0 for a constant; the loss is a square, so it grows with the reward's
-    """
-    explained = find(facts, EXPLAINED, MANY_ROWS.value)
-    if explained is not None:
-        level, error = mean_error(last_part(explained.values, _THIRD))
-        if level + REWARD_SHOWN.value * error < EXPLAINS_NOTHING.value:
-            return Observation(
-                f"The critic's values explain {level:.0%} of the variance of the returns in the last third of the "
-                "rows: a constant would do better.",
-                {"explained": level},
-                evidence=seen(f"mean {explained.name} {level:.3g}"),
-            )
-    loss = logged(facts, VALUE_LOSS, MANY_ROWS.value)
-    change, reward = change_of(loss.values), find(facts, REWARD, MANY_ROWS.value)
-    of = change_of(reward.values) if reward else None
-    scale = (of.last / of.first) ** 2 if of and of.first else 1.0
-    if change.how != "rises" or change.last <= VALUE_LOSS_GROWS.value * max(1.0, scale) * change.first:
-        return None
-    return Observation(
-        f"The value loss grew from {change.first:.3g} in the first fifth of the rows to {change.last:.3g} in the last: "
-        "the critic moves away from the returns.",
-        {"first": change.first, "last": change.last},
-        evidence=seen(f"medians of {change.rows} rows of {loss.name} each"),
-    )
 
 
 def told(facts: RunFacts, covered: frozenset[Topic]) -> Iterator[StoryPart]:
@@ -972,7 +817,5 @@ RULES: Final[tuple[LogRule, ...]] = (
     _updates_clipped,
     _cut_off,
     _lengths,
-    _held_out_reward,
-    _critic,
     _absurd_rate,
 )

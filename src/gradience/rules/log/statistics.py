@@ -90,6 +90,35 @@ def noise(values: Sequence[float], *, few: int = _FEW_DIFFERENCES) -> float:
     return _OF_MEAN * math.fsum(second) / len(second) if len(second) < few else _OF_MEDIAN * median(second)
 
 
+_PARTS: Final = 5  # parts of a series that have a slope of their own
+_MOST_ALIKE: Final = 0.7  # highest correlation of neighbours that is believed: few rows measure it badly
+
+
+def levels_error(values: Sequence[float], rows: int) -> float:
+    """Standard error of the difference of two medians of so many rows, each of which may resemble the one before.
+
+    In AR(1) noise of correlation r, successive first differences have the correlation -(1 - r) / 2, second differences
+    the variance 2 (1 - r) (3 - r) of a row's (6 of independent rows), and a mean of m rows the variance of a row times
+    ((1 + r) / (1 - r) - 2 r (1 - r^m) / (m (1 - r)^2)) / m.
+    """
+    r = min(max(0.0, _alike(bounded(values))), _MOST_ALIKE)
+    lasting = (1.0 + r) / (1.0 - r) - 2.0 * r * (1.0 - r**rows) / (rows * (1.0 - r) ** 2)
+    return median_error(noise(values), rows, rows) * math.sqrt(3.0 / ((1.0 - r) * (3.0 - r)) * lasting)
+
+
+def _alike(values: Sequence[float]) -> float:
+    """The correlation of neighbours by that of their differences, less the slope of each part; 0 of few rows."""
+    moves = [b - a for a, b in pairwise(values)]
+    part = len(moves) // _PARTS
+    if part < 2:
+        return 0.0
+    slopes = [mean(moves[at : at + part]) for at in range(0, part * _PARTS, part)]
+    moves = [move - slopes[min(at // part, _PARTS - 1)] for at, move in enumerate(moves)]
+    squares = math.fsum(move * move for move in moves)
+    both = math.fsum(a * b for a, b in pairwise(moves))
+    return 1.0 + 2.0 * both / squares if squares > 0.0 else 0.0
+
+
 class Slope(NamedTuple):
     """Theil-Sen slope per value (median over all pairs) and its one-sided 95 % bounds (Sen 1968)."""
 

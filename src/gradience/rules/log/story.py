@@ -173,7 +173,7 @@ def _end(facts: RunFacts, told: list[StoryPart]) -> Iterator[StoryPart]:
         yield from told
         return
     planned = f" of {facts.max_steps}" if facts.max_steps else ""
-    at = f" at step {facts.last_step}{planned}" if facts.last_step is not None else ""
+    at = f" at step {facts.run.last_step}{planned}" if facts.run.last_step is not None else ""
     ending = {"no_run_end": "the log stops", "unknown": "the log ends"}.get(facts.status)
     known = facts.status_reason if facts.status != "unknown" or not facts.in_mid_run else None
     says = f"{ending or facts.status}{at}" + (f": {known}" if known else "")

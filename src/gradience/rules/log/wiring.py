@@ -62,11 +62,11 @@ _CALLED: Final = cite("gradience.hf.passes", "hooks on its modules see how the m
 
 
 def _recorded(facts: RunFacts) -> str | None:
-    return None if facts.wirings else "the log has no wiring event"
+    return None if facts.run.wirings else "the log has no wiring event"
 
 
 def _of(facts: RunFacts, *phases: str) -> list[Wiring]:
-    return [wiring for wiring in facts.wirings if wiring.phase in phases]
+    return [wiring for wiring in facts.run.wirings if wiring.phase in phases]
 
 
 def _looks(facts: RunFacts) -> Iterator[tuple[Wiring, AdapterWiring]]:
@@ -396,7 +396,7 @@ def _inputs_frozen(facts: RunFacts) -> Observation | None:
     Source: torch.utils.checkpoint (2.13) -- reentrant: a warning if no input has requires_grad=True
     """
     wiring = next((wiring for wiring in _of(facts, "start", "resume") if wiring.frozen_inputs), None)
-    looks = [each.gradients for each in facts.wirings if each.gradients is not None]
+    looks = [each.gradients for each in facts.run.wirings if each.gradients is not None]
     if wiring is None or any(of.silent < of.modules if of.modules else of.reached > 0 for of in looks):
         return None
     if any(of.rows and of.invoked == 0 for of in looks):
@@ -451,7 +451,7 @@ def _wrapped_twice(facts: RunFacts) -> Observation | None:
 
 
 def _saved_before(facts: RunFacts) -> str | None:
-    if facts.wirings and not _of(facts, "resume"):
+    if facts.run.wirings and not _of(facts, "resume"):
         return "the run was not resumed"
     return None if any(_resumes(facts)) else "what was saved at the step of the resume was not recorded"
 
@@ -514,7 +514,7 @@ def _other_weights(now: Wiring, old: ParameterGroup, new: ParameterGroup) -> Obs
 def _resumes(facts: RunFacts) -> Iterator[tuple[Wiring, Wiring]]:
     """Each resume with the save at its step."""
     saves: dict[int | None, Wiring] = {}
-    for wiring in facts.wirings:
+    for wiring in facts.run.wirings:
         if wiring.phase == "save":
             saves[wiring.step] = wiring
         elif wiring.phase == "resume" and wiring.step in saves:
@@ -623,20 +623,20 @@ def _ends_an_epoch(now: Wiring, data: DataWiring) -> bool:
 
 def _fed_again(facts: RunFacts) -> Iterator[Observation]:
     """Rows that a resume feeds though they were fed before in the same pass over the data, or in another order."""
-    resume = next((wiring for wiring in reversed(facts.wirings) if wiring.phase == "resume"), None)
-    if resume is None or not facts.fed_before or not facts.fed:
+    resume = next((wiring for wiring in reversed(facts.run.wirings) if wiring.phase == "resume"), None)
+    if resume is None or not facts.run.fed_before or not facts.run.fed:
         return
     at = resume.step or 0
     if resume.data is None:
         yield from _other_size(facts, at)
     begin, end = _by_digests(facts, at) if resume.data is None else _epoch(at, resume.data)
-    earlier = [row for step in range(begin + 1, at + 1) for row in _rows(facts.fed_before, step)]
-    since = [row for step in range(at + 1, end + 1) for row in _rows(facts.fed, step)]
+    earlier = [row for step in range(begin + 1, at + 1) for row in _rows(facts.run.fed_before, step)]
+    since = [row for step in range(at + 1, end + 1) for row in _rows(facts.run.fed, step)]
     seen_rows = frozenset(earlier)
     again = sum(row in seen_rows for row in since)
     once = len(seen_rows) >= ONCE.value * len(earlier)
     if since and once and again > REPEATED.value * len(since):
-        anew = _rows(facts.fed, at + 1) == _rows(facts.fed_before, begin + 1)
+        anew = _rows(facts.run.fed, at + 1) == _rows(facts.run.fed_before, begin + 1)
         how = "begins the data anew" if anew else "has another order of the data"
         yield Observation(
             f"The resume from step {at} {how}: {again} of its first {len(since)} rows were trained on before in the "
@@ -650,8 +650,8 @@ def _fed_again(facts: RunFacts) -> Iterator[Observation]:
 def _other_size(facts: RunFacts, at: int) -> Iterator[Observation]:
     """Steps of another number of rows: those next to the resume, each a number that several steps in a row have."""
     span = int(COMPARED.value)
-    old = {_count(facts.fed_before, step) for step in range(at - span + 1, at + 1)}
-    new = {_count(facts.fed, step) for step in range(at + 1, at + span + 1)}
+    old = {_count(facts.run.fed_before, step) for step in range(at - span + 1, at + 1)}
+    new = {_count(facts.run.fed, step) for step in range(at + 1, at + span + 1)}
     if len(old) == len(new) == 1 and 0 not in old | new and old != new:
         was, became = *old, *new
         yield Observation(
@@ -678,7 +678,7 @@ def _by_digests(facts: RunFacts, at: int) -> tuple[int, int]:
     never fed. None is known if passes differ in length, or a step before the resume is not known: of a long run the
     first and the newest steps are.
     """
-    before = [_rows(facts.fed_before, step) for step in range(1, at + 1)]
+    before = [_rows(facts.run.fed_before, step) for step in range(1, at + 1)]
     if not all(before):
         return at, at
     begins, current, end = [0], set[str](), at
@@ -689,8 +689,8 @@ def _by_digests(facts: RunFacts, at: int) -> tuple[int, int]:
     if len(begins) > 1:
         lengths = {b - a for a, b in pairwise(begins)}
         return (begins[-1], begins[-1] + max(lengths)) if len(lengths) == 1 else (at, at)
-    for step in sorted(step for step in facts.fed if step > at):
-        rows = _rows(facts.fed, step)
+    for step in sorted(step for step in facts.run.fed if step > at):
+        rows = _rows(facts.run.fed, step)
         end = end if current.issuperset(rows) else step
         current.update(rows)
     return 0, end
@@ -759,13 +759,13 @@ def _resumed_schedule(facts: RunFacts) -> Iterator[Observation]:
                 {"step": now.step, "schedule_before": old.step, "schedule_now": new.step},
                 evidence=seen(f"schedule at {old.step} before, at {new.step} after"),
             )
-    if not any(wiring.schedule for wiring in facts.wirings):
+    if not any(wiring.schedule for wiring in facts.run.wirings):
         yield from _rates_anew(facts)
 
 
 def _rates_anew(facts: RunFacts) -> Iterator[Observation]:
     """The logged rates of the run's beginning once more after its last resume."""
-    at = next((wiring.step or 0 for wiring in reversed(facts.wirings) if wiring.phase == "resume"), 0)
+    at = next((wiring.step or 0 for wiring in reversed(facts.run.wirings) if wiring.phase == "resume"), 0)
     rows = [(s, rate) for s, rate in zip(facts.series.steps, facts.series.rates, strict=False) if isfinite(rate)]
     before, after = ([row for row in rows if (row[0] > at) is later] for later in (False, True))
     first, again = ([rate for _, rate in part[: int(COMPARED.value)]] for part in (before, after))
@@ -940,8 +940,9 @@ def _stands_still(facts: RunFacts) -> Observation | None:
     """the adapter stands still
 
     after the first steps, {looked} or more, a group of the optimizer with the adapter's tensors has the rate 0, now
-    and as its peak, while another group has a rate; or all groups have the rate 0 at each of them; an error if as
-    many backward passes were made, the optimizer made no step, and the adapter's weights are those of the start
+    and as its peak, while another group has a rate; or all groups have the rate 0 at each of them, unless LRS109 says
+    so of the rows of a run that has ended; an error if as many backward passes were made, the optimizer made no step,
+    and the adapter's weights are those of the start
 
     Why: A group of rate 0 never learns, unless the loop raises its rate later, and neither does one without steps.
     Scope: runs whose first steps were looked at
@@ -949,7 +950,7 @@ def _stands_still(facts: RunFacts) -> Observation | None:
     Verify: Print the rates of optimizer.param_groups.
     """
     begun = None
-    for wiring in facts.wirings:
+    for wiring in facts.run.wirings:
         begun = wiring if wiring.phase in {"start", "resume"} else begun
         of, first = wiring.optimizer, wiring.gradients
         if wiring.phase != "gradients" or of is None or first is None:
@@ -967,7 +968,7 @@ def _stands_still(facts: RunFacts) -> Observation | None:
                 {"tensors": count, "step": wiring.step},
                 evidence=seen(f"rates {few([f'{as_float(group.lr):g}' for group in of.rates])}"),
             )
-        if first.rateless == first.steps:
+        if first.rateless == first.steps and not _in_rows(facts):
             return Observation(
                 f"The learning rate was 0 at each of the first {first.steps} steps.",
                 {"tensors": sum(group.tensors for group in of.rates), "step": wiring.step, "all": True},
@@ -977,6 +978,11 @@ def _stands_still(facts: RunFacts) -> Observation | None:
                 evidence=seen(f"peaks {few([f'{as_float(group.peak or 0.0):g}' for group in of.rates])}"),
             )
     return None
+
+
+def _in_rows(facts: RunFacts) -> bool:
+    """Whether LRS109 says of the rows that the rate was 0; it is not asked before the run has ended."""
+    return facts.run.end is not None and len(facts.rate.values) >= LOOKED.value and facts.peak_rate <= 0.0
 
 
 def _unmoved(begun: Wiring, now: Wiring) -> bool:
@@ -1104,7 +1110,7 @@ def _saved_stale(facts: RunFacts) -> Observation | None:
                 {"step": wiring.step, "tensor": wiring.saved.differs, "of_step": of},
                 evidence=seen(f"{wiring.saved.differs}: the file's values beside the model's"),
             )
-    kept, last = max((wiring.step or 0 for wiring in _of(facts, "save")), default=0), max(facts.fed, default=0)
+    kept, last = max((wiring.step or 0 for wiring in _of(facts, "save")), default=0), max(facts.run.fed, default=0)
     if facts.status == "ok" and 0 < kept < last:
         return Observation(
             f"The last save is of step {kept}; the run ended after step {last}.",
