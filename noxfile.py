@@ -152,9 +152,11 @@ def mutants(session: nox.Session) -> None:
 
 @nox.session
 def fuzz(session: nox.Session) -> None:
-    """Damaged inputs for every verb: `nox -s fuzz -- --inputs 100000 --seed 1 --workers 8 --out failures`."""
+    """Damaged inputs of every verb: `nox -s fuzz -- 1000 1` tries a thousand of each command, of the seed 1."""
     _install(session)
-    session.run("python", "tests/fuzz.py", *(session.posargs or ["--inputs", "10000"]))
+    inputs, seed = (*session.posargs, "100", "0")[:2] if len(session.posargs) != 1 else (session.posargs[0], "0")
+    env = {"GRADIENCE_FUZZ": inputs, "GRADIENCE_FUZZ_SEED": seed}
+    session.run("pytest", *PARALLEL, "tests/hostile/test_fuzz.py", env=env)
 
 
 @nox.session
