@@ -5,13 +5,10 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-import jsonschema
-import msgspec
 import pytest
 from tables import every
 
 from gradience.cli.main import main
-from gradience.schema.reports import CheckReport
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "configs"
 FLAT = str(GOLDEN / "good" / "flat.yaml")
@@ -33,22 +30,6 @@ def test_report_names_sources_config_findings_and_what_was_not_judged(
     ):
         assert piece in out
     assert "evidence:" not in out
-
-
-def test_verbose_shows_the_grounds_and_the_reasons(capsys: pytest.CaptureFixture[str]) -> None:
-    """Everything needed to disagree."""
-    main(["check", FLAT, "--task", "sft", "--lr", "1e-5", "-v"])
-    out = capsys.readouterr().out
-    for piece in ("why:", "confidence:", "scope:", "evidence:", "verify:", "4 of SRV001 to SRV004: no engine is named"):
-        assert piece in out
-
-
-def test_json_is_one_valid_document_and_nothing_else(capsys: pytest.CaptureFixture[str]) -> None:
-    """A program reads it."""
-    assert main(["check", FLAT, "--json"]) == 0
-    captured = capsys.readouterr()
-    jsonschema.validate(json.loads(captured.out), msgspec.json.schema(CheckReport))
-    assert captured.err == ""
 
 
 @every(
