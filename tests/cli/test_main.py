@@ -15,7 +15,6 @@ from tables import every
 
 from gradience.cli import main as main_module
 from gradience.cli.main import COMMANDS, build_app, main
-from gradience.cli.output import flowing
 from gradience.telemetry.writer import TelemetryWriter
 
 
@@ -118,12 +117,6 @@ def test_ctrl_c_is_one_line_and_no_traceback(monkeypatch, capsys):
     assert main_module.script() == 130
     assert capsys.readouterr().err == "gradience: interrupted\n"
     gc.set_threshold(*thresholds)  # what it froze stays so: a collector that looks at it again costs all later tests
-
-
-def test_help_breaks_lines_where_the_terminal_does_and_keeps_its_paragraphs():
-    text = "One\nparagraph.\n\nAnother.\n\nParameters\n----------\nname:\n    What it\n    is.\nother:\n    It."
-    wanted = "One paragraph.\n\nAnother.\n\nParameters\n----------\nname:\n    What it is.\nother:\n    It."
-    assert flowing(text) == wanted
 
 
 @every("command", sorted(COMMANDS))

@@ -10,16 +10,13 @@ import io
 import os
 import re
 import sys
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
-from dataclasses import is_dataclass
 from difflib import get_close_matches
-from importlib import import_module
 from importlib.metadata import version
-from inspect import cleandoc
 from pathlib import Path
 from types import NoneType, UnionType
-from typing import TYPE_CHECKING, Any, Final, Literal, TypeAlias, Union, get_args, get_origin, get_type_hints
+from typing import TYPE_CHECKING, Any, Final, Literal, TypeAlias, Union, get_args, get_origin
 
 import msgspec
 
@@ -43,7 +40,6 @@ if TYPE_CHECKING:
     from cyclopts.exceptions import CycloptsError
 
 
-_UNDERLINE = "----"
 _TRIM, _MMAP = -1, -3  # M_TRIM_THRESHOLD and M_MMAP_THRESHOLD of glibc's malloc.h
 _KEPT: Final = 16 << 20  # bytes at the top of a thread's heap
 _OWN: Final = 16 << 20  # arrays of at least so many bytes have pages of their own, which are returned at once
@@ -58,35 +54,6 @@ _TAG: Final = re.compile(r"\[(CRITICAL|ERROR|WARNING|INFO)\]")
 _TABLE: Final = re.compile(r"\S {2,}\S|[\u2500-\u28ff]")  # columns or drawings, which wrapping would break
 _LEAST: Final = 40  # columns; a narrower terminal is not wrapped for
 _HANG: Final = 2  # columns by which later lines of a sentence are indented further
-
-
-def with_flowing_help(target: str) -> Callable[..., object]:
-    """Return the command `module:function` with each paragraph of its docstring, and of its records', on one line."""
-    module, _, name = target.partition(":")
-    command: Callable[..., object] = getattr(import_module(module), name)
-    records = {kind for hint in get_type_hints(command).values() for kind in getattr(hint, "__mro__", ())}
-    for documented in (command, *filter(is_dataclass, records)):
-        documented.__doc__ = flowing(cleandoc(documented.__doc__ or ""))
-    return command
-
-
-def flowing(text: str) -> str:
-    """Return the text with lines of equal indent joined; below an underline, only indented lines are joined."""
-    lines: list[str] = []
-    listing = False
-    for line in text.splitlines():
-        listing = listing or line.startswith(_UNDERLINE)
-        before = lines[-1] if lines else ""
-        alike = before.strip() and line.strip() and _depth(before) == _depth(line)
-        if alike and (_depth(line) > 0 or not listing):
-            lines[-1] = f"{before} {line.strip()}"
-        else:
-            lines.append(line)
-    return "\n".join(lines)
-
-
-def _depth(line: str) -> int:
-    return len(line) - len(line.lstrip())
 
 
 def draws_blocks() -> bool:
