@@ -10,13 +10,11 @@ import io
 import os
 import re
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import suppress
-from difflib import get_close_matches
 from importlib.metadata import version
 from pathlib import Path
-from types import NoneType, UnionType
-from typing import TYPE_CHECKING, Any, Final, Literal, TypeAlias, Union, get_args, get_origin
+from typing import TYPE_CHECKING, Final, Literal, TypeAlias
 
 import msgspec
 
@@ -98,18 +96,6 @@ def leave_stdout() -> None:
         os.close(nowhere)
 
 
-class _TextBuffer(io.StringIO):
-    """A text file in memory with an encoding, which a console asks for."""
-
-    def __init__(self, encoding: str) -> None:
-        super().__init__()
-        self._encoding = encoding
-
-    @property
-    def encoding(self) -> str:  # type: ignore[override]  # StringIO has none
-        return self._encoding
-
-
 class KeptConsole:
     """A console for help and version that writes to memory, so that only `emit` meets a full disk or a closed pipe."""
 
@@ -117,12 +103,14 @@ class KeptConsole:
         from rich.console import Console  # only help pays for it
 
         on_screen = sys.stdout is not None and sys.stdout.isatty()
-        self._kept = _TextBuffer(getattr(sys.stdout, "encoding", None) or "utf-8")
-        self.console = Console(file=self._kept, force_terminal=on_screen)
+        self._encoding = getattr(sys.stdout, "encoding", None) or "utf-8"  # by which the console chooses its lines
+        self._kept = io.BytesIO()
+        file = io.TextIOWrapper(self._kept, encoding=self._encoding, errors="backslashreplace", write_through=True)
+        self.console = Console(file=file, force_terminal=on_screen)
 
     def text(self) -> str:
         """The text that was printed."""
-        return self._kept.getvalue()
+        return self._kept.getvalue().decode(self._encoding)
 
 
 _ELSEWHERE: Final = {  # what PEFT and trainers call an option
@@ -137,55 +125,16 @@ _ELSEWHERE: Final = {  # what PEFT and trainers call an option
 }
 
 
-_GONE: Final = {  # options of earlier versions, and what does the same
-    "--rel-error": "give --energy 1 - x^2",
-    "--model": "name it in a configuration file, or give --base",
-}
-
-
 def usage_error(error: CycloptsError) -> str:
-    """The error for a wrong command line; for a value outside a choice, with the choices and the nearest one."""
-    from cyclopts.exceptions import CoercionError, UnknownOptionError, ValidationError  # only a mistyped command pays
+    """The error for a wrong command line, in cyclopts' words but for an option that other programs call so."""
+    from cyclopts.exceptions import UnknownOptionError  # only a mistyped command pays
 
     if isinstance(error, UnknownOptionError):
         given = (error.token.keyword or error.token.value).partition("=")[0]
         meant = _ELSEWHERE.get(given)
         if any(meant in argument.names for argument in error.argument_collection):
             return f"Unknown option: {given}. Did you mean {meant}?"
-        if given in _GONE:
-            return f"{given} is gone: {_GONE[given]}"
-    if isinstance(error, CoercionError) and error.token is not None:
-        return _not_of_its_kind(error.token.keyword or "", error.token.value, error.target_type) or str(error)
-    if isinstance(error, ValidationError) and error.argument is not None and error.argument.tokens:
-        token = error.argument.tokens[0]
-        bound = _BOUND.fullmatch(error.exception_message)
-        if bound is not None and token.keyword:
-            return f"{token.keyword} is {token.value}, expected a number {_BOUNDS[bound[1]]} {bound[2]}"
     return str(error)
-
-
-_BOUND: Final = re.compile(r"Must be (>=|>|<=|<) (\S+?)\.?")  # cyclopts' words
-_BOUNDS: Final = {">": "above", ">=": "from", "<": "below", "<=": "up to"}
-
-
-def _not_of_its_kind(option: str, given: str, kind: Any) -> str:
-    """The error for a value of the wrong kind: a choice, or a number; empty for any other kind."""
-    where = f"{option}: " if option else ""
-    if allowed := list(_choice(kind)):
-        near = get_close_matches(given.lower(), allowed, n=1)
-        meant = f"; did you mean {near[0]}?" if near else ""
-        return f"{where}expected {', '.join(allowed[:-1])} or {allowed[-1]}, got {given!r}{meant}"
-    parts = {*(get_args(kind) if get_origin(kind) in {Union, UnionType} else (kind,))} - {NoneType}
-    wanted = {int: "a whole number", float: "a number"}.get(parts.pop()) if len(parts) == 1 else None
-    return f"{where}expected {wanted}, got {given!r}" if wanted else ""
-
-
-def _choice(kind: Any) -> Iterator[str]:
-    """Yield the values of a Literal, or of a union of them and None; nothing for any other type."""
-    parts = get_args(kind) if get_origin(kind) in {Union, UnionType} else (kind,)
-    if all(part is NoneType or get_origin(part) is Literal for part in parts):
-        for part in parts:
-            yield from get_args(part)
 
 
 def emit_json(text: str) -> None:
