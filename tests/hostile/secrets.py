@@ -41,31 +41,37 @@ def _line(line: str) -> tuple[str, str]:
 SECRETS = [
     _line(line)
     for line in r"""
-"auth": "⟦b44⟧"
+"auth": "⟦mapleMoon41⟧"
 "pwd": "⟦hNBCCF#APMqh⟧"
-<add key="ApiKey" value="⟦a41⟧" />
-ARG GITHUB_TOKEN=⟦a23⟧
-ConvertTo-SecureString "⟦a23⟧" -AsPlainText -Force
+<add key="ApiKey" value="⟦mapleLake41⟧" />
+ARG GITHUB_TOKEN=⟦mapleStone41⟧
+ConvertTo-SecureString "⟦riverMoon41⟧" -AsPlainText -Force
 DEBUG: headers={'authorization': 'Bearer ⟦mapleLake8999x⟧'}
 FATAL: password authentication failed (tried the password "⟦dragon5502⟧")
 Login failed with password "⟦WVgAra#UasGa⟧"
 PGPASSWORD=⟦riverLake3898#⟧ psql -h db runs
+Set-Cookie: sid=⟦tigerStone8134⟧; Path=/
 WARNING: using password ⟦copperMoon7532#⟧ from the environment
 [remote]\ntype = sftp\npass = ⟦tigerStone5734x⟧
 ansible_become_pass: ⟦qjezCo#qcfHw⟧
 authentication failed for token ⟦copperStone3532!⟧
 aws configure set aws_secret_access_key ⟦riverMoon9045!⟧
 client_id=abc&client_secret=⟦copperStone9262#⟧
-client_secrets:\n  - x\n  - ⟦a30⟧\nlr: 1
+client_secrets:\n  - x\n  - ⟦riverLake41⟧\nlr: 1
+clientsecret: ⟦maple17stone⟧
 cqlsh -u alice -p ⟦copperMoon1311$⟧ host
-curl --user alice:⟦a28⟧ https://api.example.org
+curl --proxy-user bob:⟦copperLake77⟧ https://api.example.org
+curl --user alice:⟦riverStone41⟧ https://api.example.org
 curl -H "Authorization: Bearer ⟦riverLake3646#⟧" https://api.example.org
 curl -u alice:⟦TXZXBt#Sv7f7⟧ https://api.example.org/v1
+db_password -> ⟦copperMoon915!⟧
 docker login -u bob -p ⟦mhKopW#EvpKs⟧ registry.example.org
-env REFRESHTOKEN=⟦t40⟧ python train.py
-fetched https://api.example.org/v1?session_cookie=⟦a26⟧ in 3 s
+env API_KEY=⟦mapleStone31⟧ python train.py
+env REFRESHTOKEN=⟦tigerMoon41⟧ python train.py
+fetched https://api.example.org/v1?session_cookie=⟦tigerLake41⟧ in 3 s
 gh secret set HF_TOKEN --body "⟦a40⟧"
 git config http.extraheader "AUTHORIZATION: basic ⟦mapleStone2451x⟧"
+kaggle.json: {"username":"alice","key":"⟦tigerStone7315$⟧"}
 keytool -list -storepass ⟦a42⟧ -keystore a.jks
 ldapsearch -x -D cn=admin,dc=org -w ⟦copperMoon788x⟧ -b dc=org
 let dbPassword: String = "⟦wXqsqh#hCpv7⟧".into();
@@ -81,7 +87,7 @@ login used sbp_⟦h40⟧ today
 login used sk_⟦h48⟧ today
 login used sntryu_⟦h64⟧ today
 login used sq0atp-⟦a22⟧ today
-login:\n  hub_token: "⟦a30⟧"\n
+login:\n  hub_token: "⟦copperLake42⟧"\n
 mosquitto_pub -h b -u alice -P ⟦copperStone8949#⟧ -t a
 mysql -u root -p⟦EEOsBi#c9ckX⟧ runs
 net use z: \\files\share ⟦riverStone4423!⟧ /user:alice
@@ -95,43 +101,43 @@ python t.py --auth '⟦riverStone941⟧' --lr 1e-4
 python t.py --openai_key '⟦mapleMoon573⟧' --lr 1e-4
 ran wandb login --relogin ⟦h40⟧ now
 redis://:⟦mGrcCe#RLxnq⟧@cache:6379/0
+refreshtoken: ⟦riverMoon412⟧
 set the password to '⟦LuGhly#uNerU⟧' and restart
 snowsql -a acct -u bob -p ⟦uoDnFQ#JCCkG⟧
 sshpass -p ⟦HPgnvQ#mJ6h1⟧ ssh node7
-started as train.py --lr 1e-4 --session_cookie ⟦a26⟧ --seed 1
+started as train.py --lr 1e-4 --session_cookie ⟦mapleLake43⟧ --seed 1
 the secret access key is ⟦mapleMoon1670$⟧ and must be kept
 token = os.getenv("HF_TOKEN", "⟦a40⟧")
 twine upload -u __token__ -p ⟦tigerMoon4065$⟧ dist/*
 twine upload -u bob -p ⟦JOjtoP#FWSo8⟧ dist/x
-unzip -P ⟦a28⟧ data.zip
+unzip -P ⟦riverMoon43⟧ data.zip
 variable "db_password" { type = string\n default = "⟦riverStone6783x⟧" }
 wandb login ⟦a23⟧
-wget --header="PRIVATE-TOKEN: ⟦a40⟧" https://gitlab.example.org/f
+wget --header="PRIVATE-TOKEN: ⟦riverStone43⟧" https://gitlab.example.org/f
 with secret "⟦jQmtsw#qbroA⟧" in the vault
 zip -P ⟦copperMoon6224!⟧ -r out.zip checkpoint
-{"KAGGLE_KEY": [{"id": 1, "held": ["⟦h32⟧"]}]}
-{"KAGGLE_KEY": {"value": "⟦h32⟧"}}
+{"KAGGLE_KEY": [{"id": 1, "held": ["⟦tigerMoon43⟧"]}]}
+{"KAGGLE_KEY": {"value": "⟦tigerLake43⟧"}}
 {"PGPASSWORD": {"value": "⟦windowtiger53⟧"}}
-{"authtoken": "⟦a24⟧"}
-{"authtoken": {"value": "⟦a24⟧"}}
-{"clientsecret": [{"id": 1, "held": ["⟦t32⟧"]}]}
-{"clientsecret": {"value": "⟦a32⟧"}}
+{"authtoken": "⟦tigerStone43⟧"}
+{"authtoken": {"value": "⟦copperMoon43⟧"}}
+{"clientsecret": [{"id": 1, "held": ["⟦copperLake43⟧"]}]}
+{"clientsecret": {"value": "⟦copperStone43⟧"}}
 {"db_pass": {"value": "⟦staplegarden30⟧"}}
 {"seen": ["PMAK-⟦h58⟧"]}
 {"seen": ["SK⟦h32⟧"]}
 {"seen": ["ak-⟦a22⟧"]}
 {"seen": ["bkua_⟦h40⟧"]}
 {"seen": ["local-⟦h40⟧"]}
-{"seen": ["npg_⟦a16⟧"]}
+{"seen": ["npg_⟦riverStone44⟧"]}
 {"seen": ["pul-⟦h40⟧"]}
 {"seen": ["rubygems_⟦h48⟧"]}
 {"seen": ["sbp_⟦h40⟧"]}
 {"seen": ["sk_⟦h48⟧"]}
 {"seen": ["sntryu_⟦h64⟧"]}
 {"seen": ["sq0atp-⟦a22⟧"]}
-{"signing_key": [{"id": 1, "held": ["⟦h64⟧"]}]}
-{"signing_key": {"value": "⟦h64⟧"}}
-kaggle.json: {"username":"alice","key":"⟦tigerStone7315$⟧"}
+{"signing_key": [{"id": 1, "held": ["⟦mapleMoon45⟧"]}]}
+{"signing_key": {"value": "⟦mapleLake45⟧"}}
 """.strip().splitlines()
 ]
 """Texts, each with the secret in it."""
@@ -180,6 +186,7 @@ pip: git+https://github.com/huggingface/peft.git@acf8593037b6bb2129530cdae8015ad
 report_to: ["wandb", "tensorboard"]
 run_name: fw_bw_overlap_v2_dp8_tp4_pp2_zero1_run3
 run_name: phi3mini4k_lora_r8_do05_wd01_cosine_s1337
+secret: "false"
 secret: false
 sid: speaker12session34utt0056
 sid: spk0041_utt00213_seg07
