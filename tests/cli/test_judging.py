@@ -76,31 +76,20 @@ def said(command: str, capsys: pytest.CaptureFixture[str], *more: str) -> tuple[
 
 
 @pytest.mark.parametrize("command", GIVEN)
-def test_without_options_the_findings_are_there(
+def test_what_is_ignored_is_found_nowhere_and_only_what_is_selected_is_found(
     command: str, project: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     code, found, _ = said(command, capsys)
     assert code == 0
     assert found >= EXPECTED[command]
-
-
-@pytest.mark.parametrize("command", GIVEN)
-def test_what_is_ignored_is_found_nowhere_and_named_as_not_judged(
-    command: str, project: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    gone = min(EXPECTED[command])
-    _, found, not_run = said(command, capsys, "--ignore", gone.lower())
-    assert gone not in found
-    assert gone in not_run
-    assert found >= EXPECTED[command] - {gone}
-
-
-@pytest.mark.parametrize("command", GIVEN)
-def test_only_what_is_selected_is_found(command: str, project: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    wanted = min(EXPECTED[command])
-    _, found, not_run = said(command, capsys, "--select", wanted)
-    assert found == {wanted}
-    assert wanted not in not_run
+    one = min(EXPECTED[command])
+    _, found, not_run = said(command, capsys, "--ignore", one.lower())
+    assert found >= EXPECTED[command] - {one}
+    assert one not in found
+    assert one in not_run
+    _, found, not_run = said(command, capsys, "--select", one)
+    assert found == {one}
+    assert one not in not_run
 
 
 @pytest.mark.parametrize("command", GIVEN)
