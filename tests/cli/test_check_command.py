@@ -14,24 +14,6 @@ GOLDEN = Path(__file__).parents[1] / "golden" / "configs"
 FLAT = str(GOLDEN / "good" / "flat.yaml")
 
 
-def test_report_names_sources_config_findings_and_what_was_not_judged(
-    capsys: pytest.CaptureFixture[str],
-) -> None:
-    """The default report of a person."""
-    assert main(["check", FLAT, "--task", "sft", "--lr", "1e-5"]) == 0
-    out = capsys.readouterr().out
-    for piece in (
-        "GRADIENCE CHECK",
-        FLAT,
-        "r=16 alpha=32 scaling=2",
-        "[WARNING] LR001",
-        "Skipped (missing input or not applicable)",
-        "hypotheses",
-    ):
-        assert piece in out
-    assert "evidence:" not in out
-
-
 @every(
     ("arguments", "code"),
     [
