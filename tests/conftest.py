@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import atexit
+import contextlib
 import gc
 import os
 import re
@@ -68,7 +69,8 @@ keep_signatures()
 if os.environ.get("PYTEST_XDIST_WORKER") == "gw1":
     # In a fresh environment no module is compiled yet. The other worker's first tests import torch, transformers and
     # PEFT: this one begins with the rest, so that each module is compiled once.
-    warm(("scipy.stats", "matplotlib.figure"))
+    with contextlib.suppress(ImportError):  # an extra that is not installed
+        warm(("scipy.stats", "matplotlib.figure"))
 if find_spec("jinja2") is not None:
     compiled_once.install()
 

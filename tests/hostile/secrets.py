@@ -43,6 +43,8 @@ SECRETS = [
     for line in r"""
 "auth": "⟦mapleMoon41⟧"
 "pwd": "⟦hNBCCF#APMqh⟧"
+- name: DB_PASSWORD\n  value: ⟦riverStone88⟧
+1 error\npassword\n  bad value [type=x, input_value='⟦mapleLake77⟧', input_type=str]
 <add key="ApiKey" value="⟦mapleLake41⟧" />
 ARG GITHUB_TOKEN=⟦mapleStone41⟧
 ConvertTo-SecureString "⟦riverMoon41⟧" -AsPlainText -Force
@@ -76,6 +78,7 @@ keytool -list -storepass ⟦a42⟧ -keystore a.jks
 ldapsearch -x -D cn=admin,dc=org -w ⟦copperMoon788x⟧ -b dc=org
 let dbPassword: String = "⟦wXqsqh#hCpv7⟧".into();
 login used PMAK-⟦h58⟧ today
+login used SK⟦4444444444444444aaaaaaaaaaaaaaaa⟧ today
 login used SK⟦h32⟧ today
 login used ak-⟦a22⟧ today
 login used bkua_⟦h40⟧ today
