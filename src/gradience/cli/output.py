@@ -125,6 +125,12 @@ _ELSEWHERE: Final = {  # what PEFT and trainers call an option
 }
 
 
+_GONE: Final = {  # options of earlier versions, and what does the same
+    "--rel-error": "give --energy 1 - x^2",
+    "--model": "name it in a configuration file, or give --base",
+}
+
+
 def usage_error(error: CycloptsError) -> str:
     """The error for a wrong command line, in cyclopts' words but for an option that other programs call so."""
     from cyclopts.exceptions import UnknownOptionError  # only a mistyped command pays
@@ -134,6 +140,8 @@ def usage_error(error: CycloptsError) -> str:
         meant = _ELSEWHERE.get(given)
         if any(meant in argument.names for argument in error.argument_collection):
             return f"Unknown option: {given}. Did you mean {meant}?"
+        if given in _GONE:
+            return f"{given} is gone: {_GONE[given]}"
     return str(error)
 
 
