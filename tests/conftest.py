@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import atexit
-import contextlib
 import gc
 import os
 import re
@@ -61,16 +60,10 @@ if str(ROOT / "tests") not in sys.path:  # tests are no package: this puts the m
 
 import compiled_once  # noqa: E402  # found by the line above
 import toy_run  # noqa: E402  # the same
-from isolated import warm  # noqa: E402  # the same
 from kept_signatures import keep_signatures  # noqa: E402  # the same
 from warmed import Warmed  # noqa: E402  # the same
 
 keep_signatures()
-if os.environ.get("PYTEST_XDIST_WORKER") == "gw1":
-    # In a fresh environment no module is compiled yet. The other worker's first tests import torch, transformers and
-    # PEFT: this one begins with the rest, so that each module is compiled once.
-    with contextlib.suppress(ImportError):  # an extra that is not installed
-        warm(("scipy.stats", "matplotlib.figure"))
 if find_spec("jinja2") is not None:
     compiled_once.install()
 
