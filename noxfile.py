@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
@@ -152,9 +153,10 @@ def mutants(session: nox.Session) -> None:
 
 @nox.session
 def fuzz(session: nox.Session) -> None:
-    """Damaged inputs for every verb: `nox -s fuzz -- --inputs 100000 --seed 1 --workers 8 --out failures`."""
+    """Damaged inputs of every verb: `GRADIENCE_FUZZ=1000 nox -s fuzz` tries a thousand of each command."""
     _install(session)
-    session.run("python", "tests/fuzz.py", *(session.posargs or ["--inputs", "10000"]))
+    inputs = os.environ.get("GRADIENCE_FUZZ", "100")
+    session.run("pytest", *PARALLEL, "tests/hostile/test_fuzz.py", *session.posargs, env={"GRADIENCE_FUZZ": inputs})
 
 
 @nox.session

@@ -5,47 +5,13 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-import jsonschema
-import msgspec
 import pytest
 from tables import every
 
 from gradience.cli.main import main
-from gradience.schema.reports import CheckReport
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "configs"
 FLAT = str(GOLDEN / "good" / "flat.yaml")
-
-
-def test_report_names_sources_config_findings_and_what_was_not_judged(
-    capsys: pytest.CaptureFixture[str],
-) -> None:
-    assert main(["check", FLAT, "--task", "sft", "--set", "lr=1e-5"]) == 0
-    out = capsys.readouterr().out
-    for piece in (
-        "GRADIENCE CHECK",
-        FLAT,
-        "r=16 alpha=32 scaling=2",
-        "[WARNING] LR001",
-        "Skipped (missing input or not applicable)",
-        "hypotheses",
-    ):
-        assert piece in out
-    assert "evidence:" not in out
-
-
-def test_verbose_shows_the_grounds_and_the_reasons(capsys: pytest.CaptureFixture[str]) -> None:
-    main(["check", FLAT, "--task", "sft", "--set", "lr=1e-5", "-v"])
-    out = capsys.readouterr().out
-    for piece in ("why:", "confidence:", "scope:", "evidence:", "verify:", "4 of SRV001 to SRV004: no engine is named"):
-        assert piece in out
-
-
-def test_json_is_one_valid_document_and_nothing_else(capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["check", FLAT, "--json"]) == 0
-    captured = capsys.readouterr()
-    jsonschema.validate(json.loads(captured.out), msgspec.json.schema(CheckReport))
-    assert captured.err == ""
 
 
 @every(

@@ -100,13 +100,6 @@ def test_a_table_is_mapped_by_options(tmp_path, capsys) -> None:
     assert json.loads(capsys.readouterr().out)["runs"][0]["events"]["eval"] == 1
 
 
-def test_what_is_printed_carries_no_escape_sequence(tmp_path, capsys) -> None:
-    path = tmp_path / "log.jsonl"
-    path.write_text('{"step": 1, "loss": 1.0, "eval/\\u001b[31mred": 2}\n{"step": "\\u001b[2J", "loss": 2}\n')
-    assert main(["import", str(path), "--out", str(tmp_path / "run.jsonl")]) == 0
-    assert "\x1b" not in capsys.readouterr().out
-
-
 def test_monitor_and_check_take_the_folder_and_the_file(folder, capsys) -> None:
     for source in (folder, folder / "trainer_state.json"):
         assert main(["monitor", str(source)]) == 0

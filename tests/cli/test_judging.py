@@ -21,6 +21,7 @@ from gradience.rules.log.facts import DEFAULT_GAP
 from gradience.schema import ConfigSnapshot, LoraSnapshot, OptimizerSnapshot, TrainingSnapshot
 from gradience.telemetry.writer import TelemetryWriter
 
+ROOT = Path(__file__).parents[2]
 STEM = "base_model.model.model.layers.{}.self_attn.q_proj.lora_{}.weight"
 CONFIG = {"peft_type": "LORA", "r": 4, "lora_alpha": 8, "task_type": "CAUSAL_LM", "target_modules": ["q_proj"]}
 GIVEN = {"check": "run.jsonl", "monitor": "run.jsonl", "audit": "peft", "diagnose": "."}
@@ -64,40 +65,31 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def said(command: str, capsys: pytest.CaptureFixture[str], *more: str) -> tuple[int, set[str], set[str]]:
-    """Return the exit code, the ids found and the ids not judged."""
+    """Return the exit code, the ids found and the ids not judged; what is printed follows its committed schema."""
     code = main([command, GIVEN[command], "--json", *more])
     document = json.loads(capsys.readouterr().out)
+    schema = json.loads((ROOT / "schemas" / f"{command}-report-v2.schema.json").read_text())
+    Draft202012Validator(schema).validate(document)
     found = document.get("findings", [])
     pieces = {piece["id"] for cause in found for piece in cause.get("pieces", ()) if "severity" in piece}
     return code, pieces | {item["id"] for item in found}, {item["id"] for item in document.get("not_run", [])}
 
 
 @pytest.mark.parametrize("command", GIVEN)
-def test_without_options_the_findings_are_there(
+def test_what_is_ignored_is_found_nowhere_and_only_what_is_selected_is_found(
     command: str, project: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     code, found, _ = said(command, capsys)
     assert code == 0
     assert found >= EXPECTED[command]
-
-
-@pytest.mark.parametrize("command", GIVEN)
-def test_what_is_ignored_is_found_nowhere_and_named_as_not_judged(
-    command: str, project: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    gone = min(EXPECTED[command])
-    _, found, not_run = said(command, capsys, "--ignore", gone.lower())
-    assert gone not in found
-    assert gone in not_run
-    assert found >= EXPECTED[command] - {gone}
-
-
-@pytest.mark.parametrize("command", GIVEN)
-def test_only_what_is_selected_is_found(command: str, project: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    wanted = min(EXPECTED[command])
-    _, found, not_run = said(command, capsys, "--select", wanted)
-    assert found == {wanted}
-    assert wanted not in not_run
+    one = min(EXPECTED[command])
+    _, found, not_run = said(command, capsys, "--ignore", one.lower())
+    assert found >= EXPECTED[command] - {one}
+    assert one not in found
+    assert one in not_run
+    _, found, not_run = said(command, capsys, "--select", one)
+    assert found == {one}
+    assert one not in not_run
 
 
 @pytest.mark.parametrize("command", GIVEN)
@@ -196,15 +188,6 @@ def test_an_imported_folder_points_at_its_own_log(project: Path, capsys: pytest.
     assert "file=out/trainer_state.json," in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("command", GIVEN)
-def test_json_of_a_selection_validates_against_its_committed_schema(
-    command: str, project: Path, root: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    main([command, GIVEN[command], "--format", "json", "--select", min(EXPECTED[command])])
-    schema = json.loads((root / "schemas" / f"{command}-report-v2.schema.json").read_text())
-    Draft202012Validator(schema).validate(json.loads(capsys.readouterr().out))
-
-
 def test_python_callers_select_too_and_read_no_settings_unless_asked(project: Path) -> None:
     (project / "gradience.toml").write_text("select = ['RND203']\n")
     calls: list[Any] = [
@@ -237,17 +220,3 @@ def test_an_ignored_join_leaves_its_findings_alone(project: Path) -> None:
     assert not [cause for cause in apart.findings if cause.joined]
     assert {"END114"} <= {cause.id for cause in apart.findings}
     assert {(item.id, item.reason) for item in apart.not_run} >= {("END312", "ignored on request")}
-
-
-@pytest.mark.parametrize("command", GIVEN)
-@pytest.mark.parametrize("text", [None, "ignroe = []", "fail-on = 'sometimes'", "\0"])
-def test_settings_that_cannot_be_used_are_one_line_and_a_two(
-    command: str, text: str | None, project: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    if text is not None:
-        (project / "mine.toml").write_text(text)
-    assert main([command, GIVEN[command], "--settings", "mine.toml"]) == 2
-    captured = capsys.readouterr()
-    assert captured.out == ""
-    assert captured.err.startswith("gradience: ")
-    assert captured.err.count("\n") == 1

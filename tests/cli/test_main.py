@@ -10,13 +10,11 @@ import subprocess
 import sys
 from importlib import import_module
 
-import jsonschema
 import pytest
 from tables import every
 
 from gradience.cli import main as main_module
 from gradience.cli.main import COMMANDS, build_app, main
-from gradience.cli.output import flowing
 from gradience.telemetry.writer import TelemetryWriter
 
 
@@ -57,11 +55,6 @@ def test_bad_usage_is_one_line_on_stderr_and_a_two(arguments, capsys, tmp_path, 
     assert err.startswith("gradience: ")
 
 
-def test_an_error_says_what_to_do(tmp_path, capsys):
-    assert main(["monitor", str(tmp_path)]) == 2
-    assert "trainer_state.json, or a log" in capsys.readouterr().err
-
-
 @every(("before", "after"), [(0, 0), (85, 0), (60, 120), (300, 60)])
 def test_an_errors_advice_shows_no_secret_even_where_it_is_cut(before, after):
     """The middle that is left out of a long text begins 80 characters from its start, and ends so far from its end."""
@@ -72,19 +65,6 @@ def test_an_errors_advice_shows_no_secret_even_where_it_is_cut(before, after):
     assert said.getvalue().startswith("gradience: it failed (")
     assert secret[:11] not in said.getvalue()
     assert secret[-11:] not in said.getvalue()
-
-
-def test_json_is_one_document_that_validates_against_its_committed_schema(log, capsys, root):
-    assert main(["monitor", str(log), "--json"]) == 0
-    document = json.loads(capsys.readouterr().out)
-    schema = json.loads((root / "schemas" / "monitor-report-v2.schema.json").read_text())
-    jsonschema.Draft202012Validator(schema).validate(document)
-
-
-def test_fail_on_turns_findings_into_a_one(log):
-    assert main(["monitor", str(log)]) == 0
-    assert main(["monitor", str(log), "--fail-on", "info"]) == 1
-    assert main(["monitor", str(log), "--fail-on", "critical"]) == 0
 
 
 def test_a_reader_that_goes_away_is_no_traceback(log):
@@ -137,12 +117,6 @@ def test_ctrl_c_is_one_line_and_no_traceback(monkeypatch, capsys):
     assert main_module.script() == 130
     assert capsys.readouterr().err == "gradience: interrupted\n"
     gc.set_threshold(*thresholds)  # what it froze stays so: a collector that looks at it again costs all later tests
-
-
-def test_help_breaks_lines_where_the_terminal_does_and_keeps_its_paragraphs():
-    text = "One\nparagraph.\n\nAnother.\n\nParameters\n----------\nname:\n    What it\n    is.\nother:\n    It."
-    wanted = "One paragraph.\n\nAnother.\n\nParameters\n----------\nname:\n    What it is.\nother:\n    It."
-    assert flowing(text) == wanted
 
 
 @every("command", sorted(COMMANDS))

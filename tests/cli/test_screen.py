@@ -41,10 +41,10 @@ def test_completion_is_installed_where_it_is_asked_for(tmp_path):
     [
         (
             ["check", "--set", "lr=1e-4", "--fail-on", "warn"],
-            "--fail-on: expected info, warning, error, critical or never, got 'warn'; did you mean warning?",
+            'Choose from: "info", "warning", "error", "critical", "never". Did you mean "warning"?',
         ),
-        (["check", "--set", "lr=1e-4", "--fail-on", "xyz"], "or never, got 'xyz' (see"),
-        (["schema", "audits"], "got 'audits'; did you mean audit?"),
+        (["check", "--set", "lr=1e-4", "--fail-on", "xyz"], '"never". (see'),
+        (["schema", "audits"], 'Did you mean "audit"?'),
         (["monitor", "x", "--gap-threshold", "y"], "--gap-threshold"),
     ],
 )

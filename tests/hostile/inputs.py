@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import json
+import sqlite3
 import struct
+import tempfile
+from contextlib import closing
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +20,9 @@ __all__ = [
     "adapter",
     "base",
     "container",
+    "database",
     "factors",
+    "lay_out",
     "log_line",
     "run_log",
     "safetensors",
@@ -100,3 +106,36 @@ def trainer_state(path: Path, history=None, **top: Any) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(state), encoding="utf-8")
     return path
+
+
+def database(path: Path, statements: tuple[str, ...] | list[str] = (), rows: int = 3) -> Path:
+    """Write trackio's database, on which those statements were executed, and return it."""
+    with closing(sqlite3.connect(path)) as db, db:
+        db.execute(
+            "CREATE TABLE metrics (id INTEGER PRIMARY KEY, timestamp TEXT, run_name TEXT, step INTEGER, metrics)"
+        )
+        row = "INSERT INTO metrics VALUES (NULL, '2025-01-01T00:00:00', 'r', ?, '{\"train/loss\": 1.0}')"
+        db.executemany(row, [(step,) for step in range(rows)])
+        for statement in statements:
+            db.execute(statement)
+    return path
+
+
+@cache
+def _place() -> dict[str, bytes]:
+    with tempfile.TemporaryDirectory() as folder:
+        at = Path(folder)
+        adapter(at / "a")
+        adapter(at / "b", factors(seed=1))
+        base(at / "base")
+        run_log(at / "run.jsonl")
+        trainer_state(at / "state" / "trainer_state.json")
+        return {str(path.relative_to(at)): path.read_bytes() for path in at.rglob("*") if path.is_file()}
+
+
+def lay_out(at: Path) -> Path:
+    """Write two adapters `a` and `b`, a `base`, a `run.jsonl` and a trainer's `state`, and return their folder."""
+    for name, data in _place().items():
+        (at / name).parent.mkdir(parents=True, exist_ok=True)
+        (at / name).write_bytes(data)
+    return at

@@ -7,46 +7,24 @@ import os
 import re
 import subprocess
 import sys
-import unicodedata
-from pathlib import Path
 
 import pytest
-from hostile.inputs import adapter, base, factors, log_line, run_log, trainer_state
-from hostile.verbs import LOOKING
-from tables import few, grid, once
+from hostile.inputs import adapter, factors, lay_out, log_line, run_log, trainer_state
+from hostile.outcome import raw_controls
+from tables import every, grid, once
 
 UNWRITABLE = 2
 
 
-def process(argv, cwd, *, stdout, env=None, **options):
-    """Run a whole interpreter, whose own start and end are part of what is claimed."""
-    return subprocess.run(
-        [sys.executable, "-m", "gradience", *argv],
-        cwd=cwd,
-        stdout=stdout,
-        stderr=subprocess.PIPE,
-        env=os.environ | (env or {}),
-        timeout=300,
-        check=False,
-        **options,
-    )
-
-
 LIGHT = {
-    "schema": ["schema"],
     "rules": ["rules"],
     "rules --json": ["rules", "--json"],
     "monitor": ["monitor", "run.jsonl"],
-    "monitor --json": ["monitor", "run.jsonl", "--json"],
-    "validate": ["validate", "run.jsonl"],
     "check --format sarif": ["check", "run.jsonl", "--format", "sarif"],
     "check --format github": ["check", "run.jsonl", "--set", "lr=1", "--format", "github"],
     "--help": ["--help"],
     "--version": ["--version"],
 }
-
-
-WHOLE = ["monitor", "--help"]  # once as text, once before any command is chosen: the rest end in the same function
 FORKED = """
 import os, sys
 {stdout}
@@ -72,27 +50,13 @@ def test_a_stdout_that_takes_nothing_is_one_line_of_error(run, tmp_path, case, s
     assert len(told.errors) == 1
 
 
-@pytest.mark.parametrize("case", WHOLE)
-def test_a_full_disk_under_stdout_is_one_line_of_error(tmp_path, case):
+@pytest.mark.parametrize(("onto", "code"), [(">&-", {UNWRITABLE}), ("> /dev/full", {UNWRITABLE}), ("| true", {0, 141})])
+def test_so_does_a_whole_interpreter_whose_end_writes_nothing_more(tmp_path, onto, code):
     run_log(tmp_path / "run.jsonl")
-    with Path("/dev/full").open("w") as full:
-        told = process(LIGHT[case], tmp_path, stdout=full)
-    assert told.returncode == UNWRITABLE
-    assert len(told.stderr.splitlines()) == 1
-
-
-@pytest.mark.parametrize("case", WHOLE)
-def test_a_closed_stdout_is_one_line_of_error(tmp_path, case):
-    run_log(tmp_path / "run.jsonl")
-    told = subprocess.run(
-        ["sh", "-c", f'"{sys.executable}" -m gradience {" ".join(LIGHT[case])} >&-'],
-        cwd=tmp_path,
-        stderr=subprocess.PIPE,
-        timeout=300,
-        check=False,
-    )
-    assert told.returncode == UNWRITABLE
-    assert len(told.stderr.splitlines()) == 1
+    shell = f'set -o pipefail; "{sys.executable}" -m gradience monitor run.jsonl {onto}'
+    told = subprocess.run(["bash", "-c", shell], cwd=tmp_path, stderr=subprocess.PIPE, timeout=300, check=False)
+    assert told.returncode in code
+    assert len(told.stderr.splitlines()) == (told.returncode == UNWRITABLE)
 
 
 @pytest.mark.parametrize("case", LIGHT)
@@ -101,19 +65,6 @@ def test_a_reader_that_went_away_is_no_error(run, tmp_path, case):
     told = forked(run, READER_GONE, LIGHT[case])
     assert told.err == ""
     assert told.code in {0, 141}
-
-
-@pytest.mark.parametrize("case", WHOLE)
-def test_a_reader_that_went_away_is_no_error_of_a_whole_interpreter(tmp_path, case):
-    run_log(tmp_path / "run.jsonl")
-    read, write = os.pipe()
-    os.close(read)
-    try:
-        told = process(LIGHT[case], tmp_path, stdout=write)
-    finally:
-        os.close(write)
-    assert told.stderr == b""
-    assert told.returncode in {0, 141}
 
 
 @grid(each=2, options=[[], ["--json"], ["-v"]], encoding=["ascii", "latin-1", "cp1252", "utf-16", "ascii:strict"])
@@ -130,34 +81,29 @@ def test_a_stdout_that_has_no_such_letters_gets_the_report_all_the_same(run, tmp
         json.loads(written.decode("utf-8" if codec in {"ascii", "latin-1", "cp1252"} else codec))
 
 
-def test_a_stdout_of_an_encoding_that_the_shell_sets_gets_the_report_all_the_same(tmp_path):
-    run_log(tmp_path / "run.jsonl", config={"model_name": "org/模型", "notes": "naïve ✓"})
-    env = {"PYTHONIOENCODING": "ascii:strict", "PYTHONUTF8": "0"}
-    told = process(["monitor", "run.jsonl"], tmp_path, stdout=subprocess.PIPE, env=env)
-    assert (told.returncode, told.stderr) == (0, b"")
-
-
 def test_the_c_locale_gets_the_report_all_the_same(tmp_path):
     run_log(tmp_path / "run.jsonl", config={"model_name": "org/模型"})
-    env = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
-    told = process(["monitor", "run.jsonl"], tmp_path, stdout=subprocess.PIPE, env=env)
+    env = os.environ | {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
+    command = [sys.executable, "-m", "gradience", "monitor", "run.jsonl"]
+    told = subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, timeout=300, check=False)
     assert (told.returncode, told.stderr) == (0, b"")
 
 
-@pytest.mark.parametrize("verb", few(LOOKING, each=3))
-def test_a_path_that_is_not_utf_8_is_shown_and_stays_json(run, tmp_path, verb):
+LOOKING = (
+    *("audit @a --json", "audit @a", "check --peft-dir @a --base @base --json", "check --peft-dir @a --format sarif"),
+    *("compare @a @b --json", "convert @a --to mlx --out @c --json", "diagnose @ --json", "import @state --json"),
+    *("monitor @run.jsonl --format sarif", "report @ --out @page.html", "audit @nowhere --json"),
+)
+
+
+@every("line", LOOKING)
+def test_a_path_that_is_not_utf_8_is_shown_and_stays_json(run, tmp_path, line):
     name = os.fsdecode(b"a\xff\xfeb")
-    place = tmp_path / name
-    adapter(place / "a")
-    adapter(place / "b", factors(seed=1))
-    base(place / "base")
-    run_log(place / "run.jsonl")
-    trainer_state(place / "state" / "trainer_state.json")
-    argv = [word.replace("@", f"{name}/") for word in LOOKING[verb]]
-    told = run(*argv)
+    lay_out(tmp_path / name)
+    told = run(*line.replace("@", f"{name}/").split(" "), cwd=tmp_path)
     assert told.code in {0, 1, 2, 3}
     assert len(told.errors) <= (told.code == 2)
-    if told.code != 2 and ("--json" in argv or "sarif" in argv):
+    if told.code != 2 and ("--json" in line or "sarif" in line):
         json.loads(told.out)
 
 
@@ -170,15 +116,14 @@ from gradience.cli.main import script
 raise SystemExit(script())
 """
 WRITING = {
-    "report": ["report", "run", "--out", "out.html"],
-    "report.md": ["report", "run", "--out", "out.md"],
-    "report --force": ["report", "run", "--out", "old.html", "--force"],
+    "report": ["report", ".", "--out", "out.html"],
+    "report.md": ["report", ".", "--out", "out.md"],
+    "report --force": ["report", ".", "--out", "old.html", "--force"],
     "import": ["import", "state", "--out", "out.jsonl"],
     "resize": ["resize", "a", "--rank", "2", "--out", "out"],
     "convert": ["convert", "a", "--to", "mlx", "--out", "out"],
     "merge": ["merge", "a", "b", "--out", "out"],
-    "ties": ["merge", "a", "b", "--method", "ties", "--out", "out"],
-    "audit --append": ["audit", "a", "--append", "run/run.jsonl"],
+    "audit --append": ["audit", "a", "--append", "run.jsonl"],
 }
 
 
@@ -190,12 +135,7 @@ def listing(folder):
 
 @grid(each=2, verb=WRITING, limit=[0, 900])
 def test_a_full_disk_leaves_nothing_half_written_and_is_one_line_of_error(run, tmp_path, verb, limit):
-    place = tmp_path / "place"
-    adapter(place / "a")
-    adapter(place / "b", factors(seed=1))
-    base(place / "base")
-    run_log(place / "run" / "run.jsonl")
-    trainer_state(place / "state" / "trainer_state.json")
+    place = lay_out(tmp_path / "place")
     (place / "old.html").write_text("mine")
     before = listing(place)
     told = run(cwd=place, python=FULL.format(limit=limit, argv=["gradience", *WRITING[verb]]))
@@ -235,13 +175,7 @@ FORMATS = [
 ]
 
 
-def raw_controls(text):
-    """Return the characters that steer a terminal or turn the order of letters, and stand there as themselves."""
-    allowed = {"\n", "\t", "\u200d", "\u200b"}
-    return {ascii(c) for c in text if unicodedata.category(c) in {"Cc", "Cf", "Zl", "Zp"} and c not in allowed}
-
-
-@pytest.mark.parametrize("argv", FORMATS, ids=" ".join)
+@every("argv", FORMATS)
 def test_no_control_character_of_an_input_reaches_an_output_as_itself(run, tmp_path, argv):
     evil = f"a{'c'.join(CONTROLS)}b"
     config = {"model_name": evil, "notes": evil, "lora": {"r": 4, "alpha": 8.0, "target_modules": [evil]}}
@@ -260,7 +194,7 @@ def test_no_control_character_of_an_input_reaches_an_output_as_itself(run, tmp_p
     adapter(tmp_path / "a", tensors, {"base_model_name_or_path": evil, "target_modules": [evil]})
     rows = [{"step": 1, "loss": 1.0, evil: 1.0}, {"step": 2, f"eval_{evil}_loss": 1.0}]
     trainer_state(tmp_path / "state" / "trainer_state.json", rows, best_model_checkpoint=evil)
-    told = run(*argv)
+    told = run(*argv, cwd=tmp_path)
     written = [p for p in (tmp_path / "page.html", tmp_path / "o.jsonl") if p.exists()]
     outputs = [told.out, told.err, *(p.read_text(encoding="utf-8") for p in written)]
     assert [raw_controls(text) for text in outputs] == [set()] * len(outputs)
@@ -301,10 +235,7 @@ raise SystemExit(script())
 
 @grid(each=2, verb=["resize", "convert", "import", "report.md"], number=[15, 2])
 def test_a_signal_at_any_write_leaves_the_whole_or_nothing(run, tmp_path, verb, number):
-    place = tmp_path / "place"
-    adapter(place / "a")
-    run_log(place / "run" / "run.jsonl")
-    trainer_state(place / "state" / "trainer_state.json")
+    place = lay_out(tmp_path / "place")
     before = listing(place)
     each = 1 if os.environ.get("GRADIENCE_SLOW") else 3  # the one signal at other writes than the other
     for at in range(1 + number % each, 12, each):
@@ -353,12 +284,12 @@ def test_an_interrupt_after_the_output_is_whole_prints_no_traceback(tmp_path, la
     json.loads(told.stdout)
 
 
-@pytest.mark.parametrize("every", [0.001, 0.01, 30.0], ids=["tried often", "tried as it is", "not tried again"])
-def test_an_interrupt_while_imports_are_going_on_is_one_line(tmp_path, every):
+@pytest.mark.parametrize("soon", [0.001, 30.0], ids=["tried often", "not tried again"])
+def test_an_interrupt_while_imports_are_going_on_is_one_line(tmp_path, soon):
     code = f"""
 import os, sys
 from gradience.io import interrupt
-interrupt._SOON = {every}
+interrupt._SOON = {soon}
 class Interrupting:
     def find_spec(self, name, path=None, target=None):
         if name == "gradience.schema.rules" or name == "msgspec":

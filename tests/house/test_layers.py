@@ -56,20 +56,9 @@ def test_importing_the_package_costs_nothing_but_the_standard_library() -> None:
     assert loaded.isdisjoint((*HEAVY, "msgspec", "cyclopts"))
 
 
-def test_dir_lists_exactly_the_public_names() -> None:
-    assert set(dir(gradience)) - {"GradienceCallback", "preflight"} == set(
-        gradience.__all__
-    )  # an extra's: test_public.py
-
-
 @every("name", [n for n in gradience.__all__ if n != "GradienceCallback"])
 def test_every_public_name_resolves_and_is_documented(name: str) -> None:
     assert getattr(gradience, name).__doc__
-
-
-def test_a_name_that_is_not_public_is_an_attribute_error() -> None:
-    with pytest.raises(AttributeError, match="nothing"):
-        _ = gradience.nothing  # type: ignore[attr-defined]
 
 
 def committed(root: Path) -> list[Path]:

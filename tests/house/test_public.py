@@ -23,6 +23,9 @@ from gradience import GradienceCallback
 
 
 def test_the_callback_is_shown_where_it_can_be_had_and_asks_for_its_extra_elsewhere():
+    assert set(dir(gradience)) - {"GradienceCallback", "preflight"} == set(gradience.__all__)
+    with pytest.raises(AttributeError, match="nothing"):
+        _ = gradience.nothing
     assert ("GradienceCallback" in dir(gradience)) == (sys.modules.get("transformers") is not None or _installed())
     done = subprocess.run([sys.executable, "-c", BASE], capture_output=True, text=True, check=False)
     assert "in the clone: pip install -e '.[hf]'" in done.stderr

@@ -164,19 +164,6 @@ def test_each_rule_is_a_case_with_its_outcome():
     assert skipped.get("message") == "no base"
 
 
-@pytest.mark.parametrize(
-    ("argv", "said"),
-    [
-        ("audit x --top-wasteful ten", "--top-wasteful: expected a whole number, got 'ten'"),
-        ("check x --lr fast", "--lr: expected a number, got 'fast'"),
-        ("monitor x --gap-threshold -1", "--gap-threshold is -1, expected a number above 0"),
-    ],
-)
-def test_a_number_that_an_option_cannot_be_is_refused_in_one_form(argv, said, capsys):
-    assert main.main(argv.split()) == 2
-    assert capsys.readouterr().err.startswith(f"gradience: {said} (see 'gradience ")
-
-
 def test_a_config_is_judged_as_tests(tmp_path, capsys):
     config = tmp_path / "sft.yaml"
     config.write_text("adapter: lora\nlora_r: 8\nlora_alpha: 16\nlearning_rate: 0.5\n", encoding="utf-8")

@@ -55,22 +55,6 @@ def test_a_large_tensor_is_read_when_it_is_written(monkeypatch):
         assert read == [0]
 
 
-@pytest.mark.parametrize(("shape", "at_once"), [((3,), [0]), ((4,), [])])
-def test_a_tensor_of_the_limit_itself_is_not_large(shape, at_once, monkeypatch):
-    monkeypatch.setattr(writing, "_LARGE", 12)
-    read = []
-
-    def load(place):
-        read.append(place)
-        return np.zeros(shape, np.float32)
-
-    (tensor,) = tensors(load, 1, shape)
-    later = writing._loader(tensor)
-    assert read == at_once
-    assert later().shape == shape
-    assert read == [0]
-
-
 @pytest.mark.usefixtures("two_cores")
 def test_what_comes_with_another_tensor_keeps_no_thread_waiting_for_it():
     loaded_by = {}

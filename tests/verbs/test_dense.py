@@ -17,7 +17,7 @@ from tables import few
 
 import gradience as g
 
-SEEDS = few(range(4), each=2)
+SEEDS = few(range(4), each=4)
 
 
 class Drawn(NamedTuple):

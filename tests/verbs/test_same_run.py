@@ -196,7 +196,7 @@ def test_a_git_lfs_pointer_could_not_be_judged_and_is_no_damaged_run(tmp_path, n
     path.write_text(LFS)
     for place in (path, tmp_path):
         said = []
-        for verb in (monitor_run, lambda it: traces_of(it, tmp_path.parent)):
+        for verb in (monitor_run, lambda it: traces_of(it, it)):
             with pytest.raises(GradienceError) as caught:
                 verb(place)
             said.append(f"{caught.value} {caught.value.advice}")

@@ -13,7 +13,7 @@ import gc
 import os
 import sys
 import traceback
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, NoReturn, TextIO
@@ -131,7 +131,7 @@ def build_app(*asked: str) -> App:
     """
     from cyclopts import App, Group  # see the module's first lines
 
-    from gradience.cli.output import refuse_fractions, with_flowing_help  # the same
+    from gradience.cli.output import refuse_fractions  # the same
 
     groups = {name: Group(name, sort_key=place) for place, name in enumerate(HEADINGS)}
     group_of = {command: groups[name] for name, commands in HEADINGS.items() for command in commands}
@@ -140,38 +140,30 @@ def build_app(*asked: str) -> App:
         name="gradience",
         help="Flight recorder and mechanic for LoRA fine-tuning. It instruments; you decide.",
         version=_version,
-        help_format="plaintext",
+        help_format="markdown",
         result_action="return_value",
         group_commands=groups["More"],
         config=refuse_fractions,
     )
     app["--help"].group = app["--version"].group = groups["More"]
     verb = asked[0] if asked else ""
-    _fill(app, COMMANDS, verb, with_flowing_help, group_of)
-    for name, (target, _) in BELOW.get(verb, {}).items():
-        app[verb].command(with_flowing_help(target), name=name)
+    _fill(app, COMMANDS, verb, group_of)
+    below = asked[1] if len(asked) > 1 else None
+    if verb in BELOW:
+        _fill(app[verb], BELOW[verb], below, {})
     for name, (line, commands) in GROUPS.items():
-        below = App(name=name, help=line, help_format="plaintext", version_flags=(), group=group_of.get(name))
-        _fill(below, commands, asked[1] if asked[:1] == (name,) and len(asked) > 1 else None, with_flowing_help, {})
-        app.command(below)
+        group = App(name=name, help=line, version_flags=(), group=group_of.get(name))
+        _fill(group, commands, below if verb == name else None, {})
+        app.command(group)
     if verb not in COMMANDS and verb not in GROUPS:  # commands run without importing it
         completion = "Install completion for your shell, and name the files changed."
         app.register_install_completion_command(help=completion, group=groups["More"])
     return app
 
 
-def _fill(
-    app: App,
-    commands: Mapping[str, tuple[str, str]],
-    asked: str | None,
-    with_flowing_help: Callable[[str], Callable[..., object]],
-    group_of: Mapping[str, Group],
-) -> None:
+def _fill(app: App, commands: Mapping[str, tuple[str, str]], asked: str | None, group_of: Mapping[str, Group]) -> None:
     for name, (target, line) in commands.items():
-        if name == asked:
-            app.command(with_flowing_help(target), name=name, group=group_of.get(name))
-        else:
-            app.command(target, name=name, help=line, group=group_of.get(name))
+        app.command(target, name=name, help=None if name == asked else line, group=group_of.get(name))
 
 
 def _version() -> str:

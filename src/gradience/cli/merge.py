@@ -123,7 +123,7 @@ def merge_check(
 FailOn = Literal["verdict", "changes", "never"]
 
 
-def verify_merge(
+def verify_merge(  # noqa: PLR0913  # two of them name one adapter
     path: Path | None = None,
     /,
     *,

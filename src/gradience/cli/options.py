@@ -146,21 +146,6 @@ class ResolvedOptions(NamedTuple):
         """
         report, findings = hide_in(report), hide_in(list(findings))  # other programs' logs and configs hold secrets
         announcer = Announcer(self.announce, Path.cwd())
-        self._print(report, text, findings, groups=groups, locations=locations, not_run=not_run)
-        verb = type(report).__name__.removesuffix("Report").lower()
-        announcer.tell(of_findings(f"gradience {verb}", findings))
-        return self.exit_code(findings)
-
-    def _print(
-        self,
-        report: _ReportT,
-        text: Callable[[_ReportT], str],
-        findings: Sequence[Finding],
-        *,
-        groups: Sequence[RuleGroup],
-        locations: Callable[[], Sequence[SourceLocation | None]],
-        not_run: Sequence[NotRun],
-    ) -> None:
         if self.format == "json":
             print_document(report)
         elif self.format == "text":
@@ -169,6 +154,9 @@ class ResolvedOptions(NamedTuple):
             print_for_programs(
                 self.format, findings, locations=locations(), groups=groups, not_run=hide_in(list(not_run))
             )
+        verb = type(report).__name__.removesuffix("Report").lower()
+        announcer.tell(of_findings(f"gradience {verb}", findings))
+        return self.exit_code(findings)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -10,16 +10,11 @@ import io
 import os
 import re
 import sys
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import suppress
-from dataclasses import is_dataclass
-from difflib import get_close_matches
-from importlib import import_module
 from importlib.metadata import version
-from inspect import cleandoc
 from pathlib import Path
-from types import NoneType, UnionType
-from typing import TYPE_CHECKING, Any, Final, Literal, TypeAlias, Union, get_args, get_origin, get_type_hints
+from typing import TYPE_CHECKING, Final, Literal, TypeAlias, get_args
 
 import msgspec
 
@@ -44,7 +39,6 @@ if TYPE_CHECKING:
     from cyclopts.exceptions import CycloptsError
 
 
-_UNDERLINE = "----"
 _TRIM, _MMAP = -1, -3  # M_TRIM_THRESHOLD and M_MMAP_THRESHOLD of glibc's malloc.h
 _KEPT: Final = 16 << 20  # bytes at the top of a thread's heap
 _OWN: Final = 16 << 20  # arrays of at least so many bytes have pages of their own, which are returned at once
@@ -59,35 +53,6 @@ _TAG: Final = re.compile(r"\[(CRITICAL|ERROR|WARNING|INFO)\]")
 _TABLE: Final = re.compile(r"\S {2,}\S|[\u2500-\u28ff]")  # columns or drawings, which wrapping would break
 _LEAST: Final = 40  # columns; a narrower terminal is not wrapped for
 _HANG: Final = 2  # columns by which later lines of a sentence are indented further
-
-
-def with_flowing_help(target: str) -> Callable[..., object]:
-    """Return the command `module:function` with each paragraph of its docstring, and of its records', on one line."""
-    module, _, name = target.partition(":")
-    command: Callable[..., object] = getattr(import_module(module), name)
-    records = {kind for hint in get_type_hints(command).values() for kind in getattr(hint, "__mro__", ())}
-    for documented in (command, *filter(is_dataclass, records)):
-        documented.__doc__ = flowing(cleandoc(documented.__doc__ or ""))
-    return command
-
-
-def flowing(text: str) -> str:
-    """Return the text with lines of equal indent joined; below an underline, only indented lines are joined."""
-    lines: list[str] = []
-    listing = False
-    for line in text.splitlines():
-        listing = listing or line.startswith(_UNDERLINE)
-        before = lines[-1] if lines else ""
-        alike = before.strip() and line.strip() and _depth(before) == _depth(line)
-        if alike and (_depth(line) > 0 or not listing):
-            lines[-1] = f"{before} {line.strip()}"
-        else:
-            lines.append(line)
-    return "\n".join(lines)
-
-
-def _depth(line: str) -> int:
-    return len(line) - len(line.lstrip())
 
 
 def draws_blocks() -> bool:
@@ -132,18 +97,6 @@ def leave_stdout() -> None:
         os.close(nowhere)
 
 
-class _TextBuffer(io.StringIO):
-    """A text file in memory with an encoding, which a console asks for."""
-
-    def __init__(self, encoding: str) -> None:
-        super().__init__()
-        self._encoding = encoding
-
-    @property
-    def encoding(self) -> str:  # type: ignore[override]  # StringIO has none
-        return self._encoding
-
-
 class KeptConsole:
     """A console for help and version that writes to memory, so that only `emit` meets a full disk or a closed pipe."""
 
@@ -151,12 +104,14 @@ class KeptConsole:
         from rich.console import Console  # only help pays for it
 
         on_screen = sys.stdout is not None and sys.stdout.isatty()
-        self._kept = _TextBuffer(getattr(sys.stdout, "encoding", None) or "utf-8")
-        self.console = Console(file=self._kept, force_terminal=on_screen)
+        self._encoding = getattr(sys.stdout, "encoding", None) or "utf-8"  # by which the console chooses its lines
+        self._kept = io.BytesIO()
+        file = io.TextIOWrapper(self._kept, encoding=self._encoding, errors="backslashreplace", write_through=True)
+        self.console = Console(file=file, force_terminal=on_screen)
 
     def text(self) -> str:
         """The text that was printed."""
-        return self._kept.getvalue()
+        return self._kept.getvalue().decode(self._encoding)
 
 
 _ELSEWHERE: Final = {"--output-dir": "--out", "--output": "--out"}  # what trainers call an option
@@ -175,8 +130,8 @@ _GONE: Final = {  # options of earlier versions, and what does the same
 
 
 def usage_error(error: CycloptsError) -> str:
-    """The error for a wrong command line; for a value outside a choice, with the choices and the nearest one."""
-    from cyclopts.exceptions import CoercionError, UnknownOptionError, ValidationError  # only a mistyped command pays
+    """The error for a wrong command line, in cyclopts' words but for an option that other programs call so."""
+    from cyclopts.exceptions import UnknownOptionError  # only a mistyped command pays
 
     if isinstance(error, UnknownOptionError):
         given = (error.token.keyword or error.token.value).partition("=")[0]
@@ -190,13 +145,6 @@ def usage_error(error: CycloptsError) -> str:
 
             if is_setting(name := given.strip("-").replace("-", "_")):
                 return f"Unknown option: {given}. A single setting is given as --set {name}=VALUE"
-    if isinstance(error, CoercionError) and error.token is not None:
-        return _not_of_its_kind(error.token.keyword or "", error.token.value, error.target_type) or str(error)
-    if isinstance(error, ValidationError) and error.argument is not None and error.argument.tokens:
-        token = error.argument.tokens[0]
-        bound = _BOUND.fullmatch(error.exception_message)
-        if bound is not None and token.keyword:
-            return f"{token.keyword} is {token.value}, expected a number {_BOUNDS[bound[1]]} {bound[2]}"
     return str(error)
 
 
@@ -213,30 +161,6 @@ def refuse_fractions(_app: object, _commands: object, arguments: ArgumentCollect
         for token in argument.tokens if int in kinds and float not in kinds else ():
             if token.value.partition(".")[2].strip("0"):
                 raise CoercionError(token=token, argument=argument, target_type=int)
-
-
-_BOUND: Final = re.compile(r"Must be (>=|>|<=|<) (\S+?)\.?")  # cyclopts' words
-_BOUNDS: Final = {">": "above", ">=": "from", "<": "below", "<=": "up to"}
-
-
-def _not_of_its_kind(option: str, given: str, kind: Any) -> str:
-    """The error for a value of the wrong kind: a choice, or a number; empty for any other kind."""
-    where = f"{option}: " if option else ""
-    if allowed := list(_choice(kind)):
-        near = get_close_matches(given.lower(), allowed, n=1)
-        meant = f"; did you mean {near[0]}?" if near else ""
-        return f"{where}expected {', '.join(allowed[:-1])} or {allowed[-1]}, got {given!r}{meant}"
-    parts = {*(get_args(kind) if get_origin(kind) in {Union, UnionType} else (kind,))} - {NoneType}
-    wanted = {int: "a whole number", float: "a number"}.get(parts.pop()) if len(parts) == 1 else None
-    return f"{where}expected {wanted}, got {given!r}" if wanted else ""
-
-
-def _choice(kind: Any) -> Iterator[str]:
-    """Yield the values of a Literal, or of a union of them and None; nothing for any other type."""
-    parts = get_args(kind) if get_origin(kind) in {Union, UnionType} else (kind,)
-    if all(part is NoneType or get_origin(part) is Literal for part in parts):
-        for part in parts:
-            yield from get_args(part)
 
 
 def emit_json(text: str) -> None:

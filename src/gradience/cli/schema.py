@@ -26,7 +26,7 @@ def schema(name: SchemaName = "telemetry", /) -> int:
     Parameters
     ----------
     name:
-        `telemetry` is one line of a run.jsonl; the others are what `--json` prints.
+        telemetry is one line of a run.jsonl; the others are what --json prints.
     """
     emit_json(schema_text(name).rstrip("\n"))
     return DONE

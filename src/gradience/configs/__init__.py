@@ -17,7 +17,7 @@ from gradience.errors import ConfigError
 from gradience.io.reading import read_small
 from gradience.schema import Severity
 
-FailOn: TypeAlias = Severity | Literal["never"]
+FailOn: TypeAlias = Literal[Severity, "never"]
 
 _OWN: Final = "gradience.toml"
 _PROJECT: Final = "pyproject.toml"

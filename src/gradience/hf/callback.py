@@ -63,7 +63,7 @@ class GradienceCallback(TrainerCallback):  # type: ignore[misc]
         GradienceError: a place to announce to is not known, or its package is missing.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913  # the one list of its options, for others' scripts
         self,
         path: str | os.PathLike[str] | None = None,
         *,

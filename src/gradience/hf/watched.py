@@ -47,7 +47,7 @@ class WiringWatch:
         called: whether the model itself is called with each batch; else `see` is told of each.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913  # the one list of its options, for others' scripts
         self,
         model: torch.nn.Module,
         optimizer: Any,

@@ -41,7 +41,7 @@ class Wires:
         ValueError: an id of `stop_on` is none of a rule that speaks while training runs.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913  # the one list of its options, for others' scripts
         self,
         log: TelemetryWriter,
         model: torch.nn.Module,
