@@ -32,6 +32,7 @@ _GAP: Final = "sampling__sampling_logp_difference__mean"
 _APART: Final = "Sampler and trainer give the same tokens other probabilities: "
 _UNEVEN: Final = "Nearly all of the reward's variance is of rewards/size: its standard deviation is "
 _TRADED: Final = "rewards/right falls from "
+_RATIO: Final = "sampling__importance_sampling_ratio__mean"
 
 
 class Edge(NamedTuple):
@@ -332,6 +333,10 @@ def _late(noise: float, n: int = 40, start: float = 1.0, end: float = 1.1) -> Ru
     return run(times([*line(third, start, 0.6), *[0.6] * third, *[end] * (n - 2 * third)], swings(n, noise)))
 
 
+def _still_held(fall: float) -> RunFacts:
+    return run(line(40, 2.0, 2.0 * (1.0 - 1.12 * fall)), held_out=[2.0, 2.0, 2.0])
+
+
 def _margins(mean: float) -> RunFacts:
     columns = {"rewards/margins": [mean + (0.5 if i % 2 else -0.5) for i in range(40)]}
     return run([0.69] * 40, kind="preference", columns=columns)
@@ -385,6 +390,13 @@ def _stopped(steps: int) -> RunFacts:
     """A run of 60 planned steps that stopped before, its rate still rising."""
     rates = line(60, 1e-6, 1e-4)[:steps]
     return changed(run(FALL[:steps], rates=rates, training={"max_steps": 60}), status="unknown")
+
+
+def _from_step(first: int, planned: int) -> RunFacts:
+    """A constant rate far under the configured one, logged from a step on."""
+    facts = run(FALL, rates=1e-5, lr=2e-4, training={"max_steps": planned})
+    steps = [first + 2 * row for row in range(60)]
+    return changed(facts, steps=steps)
 
 
 def _evaluated(*losses: float, noise: float = 0.0) -> RunFacts:
@@ -483,6 +495,24 @@ def _near_ln_2(last: float, margin: float, status: str = "ok", first: float = 1.
     return changed(run(losses, kind="preference", columns=columns), status=status)
 
 
+def _at_first(
+    chosen: float,
+    rejected: float | None = None,
+    then: float | None = None,
+    rows: int = 40,
+    first: int = 1,
+    **more: Sequence[float],
+) -> RunFacts:
+    """Rewards in the first row, and after it."""
+    other = chosen if rejected is None else rejected
+    after = chosen if then is None else then
+    columns = {"rewards/chosen": [chosen] + [after] * (rows - 1), "rewards/rejected": [other] * rows}
+    columns |= {"logps/chosen": line(rows, -100.0, -90.0), **more}
+    facts = run([0.5] * rows, kind="preference", columns=columns)
+    of = {name: Signal([step + first - 1 for step in each.steps], each.values) for name, each in facts.signals.items()}
+    return changed(facts, signals=of)
+
+
 def _moved(reward: float, margin: float, noise: float = 0.0) -> RunFacts:
     """Rewards of both answers that end so far from 0 and from each other, without accuracies."""
     margins = [margin + (noise if i % 2 else -noise) for i in range(40)]
@@ -559,12 +589,43 @@ def _no_norm(zeros: int, equal: float | None = 0.1, norm: float = 0.0, rows: int
     return run([0.0] * rows, kind="rl", norms=norms, rates=rate, columns=columns)
 
 
+def _held_reward(*values: float, falls: bool = False, dips: bool = False, name: str = "d/reward/mean@8") -> RunFacts:
+    """RL with these held-out rewards, and a training reward that rises, falls, or rises and falls in part."""
+    rises = [*line(30, 0.0, 1.0), *line(30, 1.0, 0.3)] if dips else line(60, 0.0, 1.0)
+    facts = _rl(reward=line(60, 1.0, 0.0) if falls else rises)
+    return changed(facts, history=[evaluation(10 * (i + 1), **{name: value}) for i, value in enumerate(values)])
+
+
+def _thirds(*levels: float) -> list[float]:
+    return [level for level in levels for _ in range(4)]
+
+
+def _noisily_held(noise: float) -> RunFacts:
+    return _held_reward(*[0.5 + (noise if i % 2 else -noise) - 0.2 * (i > 6) for i in range(12)])
+
+
 def _grown(last: float, cut: float = 0.0) -> RunFacts:
     """Completions whose length changes while the reward rises."""
     return _rl(
         completions__mean_length=[10.0] * 10 + [last] * 10,
         completions__clipped_ratio=[cut] * 20,
         reward=[0.0] * 10 + [1.0] * 10,
+    )
+
+
+def _valued(first: float, last: float, *, reward: float = 1.0, rows: int = 30) -> RunFacts:
+    """PPO whose value loss goes from one level to another, and its reward from 1 to `reward`."""
+    return _rl(
+        loss__value_avg=[first] * (rows // 2) + [last] * (rows - rows // 2),
+        objective__scores=[1.0] * (rows // 2) + [reward] * (rows - rows // 2),
+    )
+
+
+def _predicted(explained: float, noise: float = 0.0, rows: int = 30) -> RunFacts:
+    """A critic that explains so much of the variance of the returns."""
+    return _rl(
+        critic__vf_explained_var=[explained + (noise if i % 2 else -noise) for i in range(rows)],
+        critic__vf_loss=[0.1] * rows,
     )
 
 
@@ -1585,6 +1646,19 @@ ENTRIES: Final[dict[str, Entry]] = {
             ),
         ],
     ),
+    "PRF220": Entry(
+        edges=[
+            Edge("apart", "-w", 1.9, 2.1, _at_first),
+            Edge("apart_below", "w-", -2.1, -1.9, _at_first),
+            Edge("other_side", "-w", -3.0, 3.0, lambda x: _at_first(3.0, rejected=x)),
+            Edge("apart_stays", "w-", 4.4, 4.6, lambda x: _at_first(3.0, then=x)),
+            Edge("begins_later", "w?", 1, 2, lambda n: _at_first(3.0, first=n)),
+            Edge("separation_rows", "?w", 9, 10, lambda n: _at_first(3.0, rows=n)),
+            Edge("a_multiple", "w?", -50.0, -100.0, lambda x: _at_first(3.0, **{"logps/chosen": [x] + [-100.0] * 39})),
+            Edge("no_reference", "w?", 0, 1, lambda x: _at_first(3.0, **({"nll_loss": [1.0] * 40} if x else {}))),
+        ],
+        told=[({"chosen": -3.2, "rejected": -3.41}, "rewards of -3.2 and -3.4 in the first row")],
+    ),
     "PRF119": Entry(
         edges=[
             Edge("separated", "w--", 0.549, 0.551, lambda x: _pairs(x, 0.01, 0.0, 0.5), at=0.55),
@@ -1946,6 +2020,13 @@ ENTRIES: Final[dict[str, Entry]] = {
             (_rl(kl=[0.1] * 9), "no difference between sampler and trainer was logged, or in too few rows"),
         ],
     ),
+    "SMP197": Entry(
+        edges=[
+            Edge("ratio_low", "w-w", 0.49, 0.51, lambda x: _rl(**{_RATIO: [1.0] * 20 + [x] * 10}), at=0.5),
+            Edge("few_rows", "?w", 2, 3, lambda x: _rl(**{_RATIO: [0.1] * x})),
+        ],
+        told=[({"late": 0.1234}, "a mean importance ratio of 0.12")],
+    ),
     "CLF137": Entry(
         edges=[
             Edge("clipped_much", "-w", 0.29, 0.31, lambda x: _rl(clip_ratio__region_mean=[x] * 10 + [0.0] * 20)),
@@ -1988,6 +2069,48 @@ ENTRIES: Final[dict[str, Entry]] = {
         ],
         told=[
             ({"how": "grew", "first": 9.876, "last": 123.4}, "completions grew from 9.876 to 123.4 tokens"),
+        ],
+    ),
+    "RWD221": Entry(
+        edges=[
+            Edge("held_out_rows", "?w", 5, 6, lambda n: _held_reward(*line(n, 0.6, 0.2))),
+            Edge("reward_fall", "-w", 0.46, 0.44, lambda x: _held_reward(*_thirds(0.5, 0.5, x))),
+            Edge("reward_lost", "-w", 0.31, 0.29, lambda x: _held_reward(*_thirds(0.1, 0.5, x))),
+            Edge("reward_errors", "w-", 0.0, 0.2, _noisily_held),
+            Edge("training_falls", "w-", 0, 1, lambda x: _held_reward(*line(9, 0.6, 0.2), falls=bool(x))),
+            Edge("training_fell", "w-", 0, 1, lambda x: _held_reward(*line(9, 0.6, 0.2), dips=bool(x))),
+            Edge("named", "w?", 0, 1, lambda x: _held_reward(*line(9, 0.6, 0.2), name="b" if x else "acc")),
+        ],
+        told=[({"best": 0.55, "best_step": 60}, "the held-out reward fell from 0.55 around step 60")],
+    ),
+    "CRT219": Entry(
+        edges=[
+            Edge("explains_nothing", "w-", -0.01, 0.01, _predicted),
+            Edge("reward_shown", "w-", 0.1, 0.2, lambda x: _predicted(-0.12, x)),
+            Edge("many_rows", "?w", 19, 20, lambda x: _predicted(-0.5, rows=x)),
+            Edge("value_loss_grows", "-w", 9.9, 10.1, lambda x: _valued(1.0, x)),
+            Edge("square_of_the_reward", "w-", 1.9, 2.1, lambda x: _valued(1.0, 40.0, reward=x)),
+            Edge("smaller_reward", "-w", 9.9, 10.1, lambda x: _valued(1.0, x, reward=0.1)),
+        ],
+        told=[
+            ({"explained": -1.46}, "the critic explains -146% of the returns' variance"),
+            ({"first": 0.546, "last": 60.14}, "the value loss grew from 0.546 to 60.1"),
+        ],
+        says=[
+            (
+                _valued(1.0, 40.0),
+                (
+                    "The value loss grew from 1 in the first fifth of the rows to 40 in the last: the critic moves "
+                    "away from the returns."
+                ),
+            ),
+            (
+                _predicted(-0.5),
+                (
+                    "The critic's values explain -50% of the variance of the returns in the last third of the rows: a "
+                    "constant would do better."
+                ),
+            ),
         ],
     ),
     "RAT141": Entry(

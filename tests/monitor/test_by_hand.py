@@ -81,7 +81,7 @@ def test_examples_of_an_evaluation_are_its_speed_times_its_time(rate, runtime, g
 def test_a_gap_is_the_ratio_of_perplexities_of_a_pair_of_losses(rows, name):
     pair = LossPair(split="eval", step=12, held_out=1.5, train=1.0, rows=rows, first_step=8, last_step=12)
     found = gap_of(pair)
-    assert (found.train_split, found.test_split, found.nats, found.same_step) == (name, "eval", 0.5, True)
+    assert (found.train_split, found.test_split, found.nats) == (name, "eval", 0.5)
     assert found.ratio == pytest.approx(math.exp(0.5))
     assert (found.step, found.train_loss, found.test_loss) == (12, 1.0, 1.5)
     assert gap_of(msgspec.structs.replace(pair, held_out=1e4)).ratio == "Infinity"
@@ -91,11 +91,11 @@ def test_a_gap_is_the_ratio_of_perplexities_of_a_pair_of_losses(rows, name):
 def test_a_report_has_no_gap_where_the_loss_is_on_another_scale_and_its_probes_are_by_step():
     name = PROBES[0]
     log = RunSummary(Path("run.jsonl"))
-    for level, found in ((4.0, None), (1.0, (-0.5, True))):
+    for level, nats in ((4.0, None), (1.0, -0.5)):
         run = run_of(evaluation("eval", 12, loss=0.5, ppl=math.exp(0.5)), losses=[level] * 12)
         run.columns[name] = Column(array("q", [20, 10, 20]), array("d", [1.0, 2.0, 3.0]))
         report = report_of(Reading(log.path, log, run, [log.path]))
-        assert (report.gap and (report.gap.nats, report.gap.same_step)) == found
+        assert (report.gap and report.gap.nats) == nats
         assert ("SCL129" in {finding.id for finding in report.findings}) is (found is None)
         probe = report.probes[name.partition("/")[2]]
         assert (probe.rows, probe.first, probe.last, probe.lowest, probe.highest) == (2, 2.0, 3.0, 2.0, 3.0)

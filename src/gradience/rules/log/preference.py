@@ -42,6 +42,8 @@ SEPARATION_ROWS = Threshold("separation_rows", 10, "rows with both columns", "fi
 HARDLY = Threshold("hardly", 0.02, "of ln 2, both ends of the loss", "a judgement: a margin of 0.03 throughout")
 HARDLY_APART = Threshold("hardly_apart", 0.05, "reward: beta x nats", "a judgement: half a nat at beta = 0.1")
 TOGETHER = Threshold("together", 10.0, "move of a reward over the margin and 3 errors", JUDGEMENT)
+APART = Threshold("apart", 2.0, "reward of both answers in the first row", "before the first step it is 0")
+APART_STAYS = Threshold("apart_stays", 0.5, "of it, the most that the next rows add", "a judgement: else it was learnt")
 TIE = Threshold("tie", 1e-4, "reward: beta x nats, in every row", "rounding: margins learnt are a thousand times this")
 CHOSEN_FALL = Threshold("chosen_fall", 1.0, "reward: beta x nats", "a judgement: 10 nats at beta = 0.1")
 CHOSEN_NATS = Threshold("chosen_nats", 10.0, "nats, and a tenth of the first level", JUDGEMENT)
@@ -186,6 +188,58 @@ def _separation(facts: RunFacts) -> Observation | None:
         confidence=0.6 if error > SEPARATION_ERROR.value else None,
         evidence=seen(f"rewards/accuracies {accuracy:.4f}, rewards/margins {margin:.4g} (+/- {margin_error:.2g})"),
     )
+
+
+@_PreferenceRule(
+    "PRF220",
+    severity="warning",
+    confidence=0.65,
+    place="objective",
+    phrase=lambda v: f"rewards of {shown(v, 'chosen', '.2g')} and {shown(v, 'rejected', '.2g')} in the first row",
+    thresholds=(APART, APART_STAYS, SEPARATION_ROWS),
+    evidence=(_DPO_LOSS,),
+)
+def _another_reference(facts: RunFacts) -> Observation | None:
+    """reference is another model
+
+    in the first row of a log that begins with the run both rewards are at least {apart} from 0 on the same side, and
+    the rest of the first fifth moves neither by over {apart_stays} of it, from {separation_rows} rows on
+
+    Why: A reward is beta times what policy and reference differ by, and both begin as one model.
+    Scope: preference training with a reference that logs both rewards
+    Action: Give the model that the run begins with as reference: with PEFT the base without the adapter is taken.
+    Verify: The log-probabilities of both models for one pair, before the first step.
+    """
+    if facts.logged & _REFERENCE_FREE:
+        raise Unknown("the loss has no reference model")
+    pair = [logged(facts, (name,), SEPARATION_ROWS.value) for name in (CHOSEN, REJECTED)]
+    if not _with_reference(facts):
+        raise Unknown("the rewards may be those of a loss without reference, such as SimPO's")
+    steps = pair[0].steps
+    if steps[0] > steps[1] - steps[0]:
+        raise Unknown(f"the log begins at step {steps[0]}")
+    chosen, rejected = (each.values[0] for each in pair)
+    if chosen * rejected <= 0.0 or min(abs(chosen), abs(rejected)) < APART.value:
+        return None
+    rows = max(3, len(steps) // 5)
+    if any(abs(median(x.values[1:rows]) - x.values[0]) > APART_STAYS.value * abs(x.values[0]) for x in pair):
+        return None
+    return Observation(
+        f"In the first row the rewards are already {chosen:.3g} for chosen and {rejected:.3g} for rejected answers, "
+        "where policy and reference should be the same: the reference is another model than the run began with, or "
+        "reads another template.",
+        {"chosen": chosen, "rejected": rejected},
+        evidence=seen(f"{CHOSEN} and {REJECTED} at step {steps[0]}"),
+    )
+
+
+def _with_reference(facts: RunFacts) -> bool:
+    """Whether rewards are no plain multiple of the log-probabilities, as they are where there is no reference."""
+    rewards, logps = facts.signals.get(CHOSEN), facts.signals.get(CHOSEN_LOGPS)
+    if rewards is None or logps is None or len(rewards.values) != len(logps.values) or 0.0 in logps.values:
+        return False
+    ratios = [reward / logp for reward, logp in zip(rewards.values, logps.values, strict=True)]
+    return max(ratios) - min(ratios) > 0.02 * abs(median(ratios))  # rounding
 
 
 def _hardly(facts: RunFacts, apart: Separation) -> Observation | None:
@@ -523,4 +577,4 @@ def told(facts: RunFacts) -> Iterator[StoryPart]:
         yield StoryPart(says=f"cannot tell whether it learns the preferences: {level}", values=values)
 
 
-RULES: Final[tuple[LogRule, ...]] = (_swapped, _separation, _ties, _chosen_falls, _saturated)
+RULES: Final[tuple[LogRule, ...]] = (_swapped, _another_reference, _separation, _ties, _chosen_falls, _saturated)

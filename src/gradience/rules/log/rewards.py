@@ -1,12 +1,13 @@
 """Reinforcement learning: what rewards, entropy, KL, clipping and the lengths of the completions say of a run.
 
-RWD122 and RWN139 judge the reward, ZVR123 its groups, ENT135 the entropy, KLD124 and KLZ138 the distance from the
-reference, CLF137 the size of the updates, CLP125 and LEN136 the lengths, RAT141 the learning rate. `told` says
-in the story whether the reward rises. Under RL a loss near 0 is normal and says nothing.
+RWD122, RWD221 and RWN139 judge the reward, ZVR123 its groups, ENT135 the entropy, KLD124 and KLZ138 the distance from
+the reference, CLF137 the size of the updates, CLP125 and LEN136 the lengths, CRT219 the critic, RAT141 the learning
+rate. `told` says in the story whether the reward rises. Under RL a loss near 0 is normal and says nothing.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Final, Literal, NamedTuple
@@ -41,6 +42,7 @@ from gradience.rules.log.signals import (
     ENDED_LENGTH,
     ENTROPY,
     EQUAL_GROUPS,
+    EXPLAINED,
     HIGHEST_REWARD,
     LENGTH,
     LOWEST_REWARD,
@@ -48,8 +50,10 @@ from gradience.rules.log.signals import (
     REWARD,
     REWARD_STD,
     TOKEN_KL,
+    VALUE_LOSS,
 )
 from gradience.rules.log.statistics import levels_error, mann_kendall, mean_error, median, median_error, noise
+from gradience.schema import number_in
 from gradience.schema.reports import StoryPart
 
 RL_RUNS: Final = "tuning seeds of the trainings of benchmarks/rl_runs.py"
@@ -61,6 +65,8 @@ SURE_ERRORS = Threshold("sure_errors", 8.0, "standard errors", "a judgement: few
 REWARD_FALL = Threshold("reward_fall", 0.1, "fraction of the best level", JUDGEMENT)
 REWARD_LOST = Threshold("reward_lost", 0.5, "fraction of the gain that was lost again", JUDGEMENT)
 REWARD_FLAT = Threshold("reward_flat", 0.1, "of the level: the change and two of its standard errors", JUDGEMENT)
+
+HELD_OUT_ROWS = Threshold("held_out_rows", 6, "evaluations", "a judgement: three at the end, three before")
 
 RATE_LOW = Threshold("rate_low", 2e-6, "peak learning rate of LoRA", "half the lowest published one; see LR004")
 
@@ -92,6 +98,9 @@ CLIPPED_MUCH = Threshold("clipped_much", 0.3, "fraction of the tokens, mean of a
 
 CUT_OFF = Threshold("cut_off", 0.5, "fraction of the completions", JUDGEMENT)
 
+EXPLAINS_NOTHING = Threshold("explains_nothing", 0.0, "explained variance", "definition: that of a constant")
+VALUE_LOSS_GROWS = Threshold("value_loss_grows", 10.0, "times the first fifth of the rows", JUDGEMENT)
+
 RATE_OF_WEIGHTS = Threshold(
     "rate_of_weights", 0.05, "learning rate", "weights start at a deviation of 0.02 (initializer_range), so twice that"
 )
@@ -103,7 +112,9 @@ SHORTER = Threshold("shorter", 0.5, "length at the end over that of the first ro
 
 _THIRD: Final = 3
 _PARTS: Final = 5
+_NEWEST: Final = 3  # evaluations that give the level at the end
 _OF_TRL: Final = frozenset({"frac_reward_zero_std", "completions/mean_length"})
+_HELD_OUT: Final = re.compile(r"(^|/)(reward|acc|score)($|/mean)")  # TRL's eval_reward, verl's DATA/reward/mean@8
 _RL: Final = under("rl")
 
 
@@ -786,6 +797,106 @@ def _gain(facts: RunFacts) -> tuple[float, float] | None:
     return (column.start, column.end) if early else None
 
 
+@_RewardRule(
+    "RWD221",
+    severity="warning",
+    confidence=0.7,
+    phrase=lambda v: f"the held-out reward fell from {shown(v, 'best', '.3g')} around step {v['best_step']}",
+    thresholds=(HELD_OUT_ROWS, REWARD_ERRORS, REWARD_FALL, REWARD_LOST),
+)
+def _held_out_reward(facts: RunFacts) -> Observation | None:
+    """held-out reward falls while that of training does not
+
+    from {held_out_rows} evaluations on, the median of the last three is below the best by over {reward_errors}
+    standard errors, {reward_fall} of the best and {reward_lost} of the gain, and the reward of training did not fall
+
+    Why: What is learnt after the best evaluation is of the training prompts, or of a flaw of their reward.
+    Scope: RL with evaluations whose metrics are named reward, acc or score
+    Action: Take the checkpoint of the best evaluation.
+    Verify: Read completions of held-out prompts at both steps.
+    """
+    column = logged(facts, REWARD, FEW_ROWS.value)
+    held = _held_out(facts)
+    if held is None:
+        raise Unknown(f"no held-out reward in {HELD_OUT_ROWS.value:g} evaluations")
+    at = max(range(len(held.values)), key=held.values.__getitem__)
+    best, last = held.values[at], median(held.values[-_NEWEST:])
+    error = median_error(noise(held.values), 1, _NEWEST)
+    least = max(REWARD_ERRORS.value * error, REWARD_FALL.value * abs(best), REWARD_LOST.value * (best - held.values[0]))
+    change = change_of(column.values)
+    fell = change.how == "falls" or _fell_from_best(column, change, REWARD_ERRORS.value) is not None
+    if best - last <= least or fell:
+        return None
+    return Observation(
+        f"The held-out {held.name} fell from {best:.3g} at step {held.steps[at]} to {last:.3g} at the end, while the "
+        "reward of training did not.",
+        {"best": best, "best_step": held.steps[at], "last": last},
+        evidence=seen(f"{len(held.values)} evaluations, an error of {error:.2g}"),
+    )
+
+
+def _held_out(facts: RunFacts) -> Logged | None:
+    """The first held-out reward of enough evaluations."""
+    found: dict[str, list[tuple[int, float]]] = {}
+    for event in facts.evaluations:
+        for name in event.metrics.extras:
+            value = number_in(event.metrics.extras, name)
+            if value is not None and event.step is not None and _HELD_OUT.search(name):
+                found.setdefault(name, []).append((event.step, value))
+    for name, rows in found.items():
+        if len(rows) >= HELD_OUT_ROWS.value:
+            return Logged(name, [step for step, _ in rows], [value for _, value in rows])
+    return None
+
+
+@_RewardRule(
+    "CRT219",
+    severity="warning",
+    confidence=0.7,
+    phrase=lambda v: (
+        f"the critic explains {shown(v, 'explained', '.0%')} of the returns' variance"
+        if "explained" in v
+        else f"the value loss grew from {shown(v, 'first', '.3g')} to {shown(v, 'last', '.3g')}"
+    ),
+    thresholds=(EXPLAINS_NOTHING, VALUE_LOSS_GROWS, MANY_ROWS, REWARD_SHOWN),
+)
+def _critic(facts: RunFacts) -> Observation | None:
+    """critic does not predict the returns
+
+    from {many_rows} rows on, the explained variance of the last third is under {explains_nothing} by {reward_shown}
+    standard errors; or the value loss of the last fifth of the rows is over {value_loss_grows} times that of the first,
+    and as many times what the square of the reward grew by
+
+    Why: The advantage is the return less the critic's value: a bad critic adds noise to every step.
+    Scope: PPO with a critic that logs its loss or explained variance
+    Action: Train the critic alone first, at a rate of its own, or normalise the rewards.
+    Verify: Plot values against returns for one batch.
+    Source: definition -- explained variance is 0 for a constant; the loss is a square, so it grows with the reward's
+    """
+    explained = find(facts, EXPLAINED, MANY_ROWS.value)
+    if explained is not None:
+        level, error = mean_error(last_part(explained.values, _THIRD))
+        if level + REWARD_SHOWN.value * error < EXPLAINS_NOTHING.value:
+            return Observation(
+                f"The critic's values explain {level:.0%} of the variance of the returns in the last third of the "
+                "rows: a constant would do better.",
+                {"explained": level},
+                evidence=seen(f"mean {explained.name} {level:.3g}"),
+            )
+    loss = logged(facts, VALUE_LOSS, MANY_ROWS.value)
+    change, reward = change_of(loss.values), find(facts, REWARD, MANY_ROWS.value)
+    of = change_of(reward.values) if reward else None
+    scale = (of.last / of.first) ** 2 if of and of.first else 1.0
+    if change.how != "rises" or change.last <= VALUE_LOSS_GROWS.value * max(1.0, scale) * change.first:
+        return None
+    return Observation(
+        f"The value loss grew from {change.first:.3g} in the first fifth of the rows to {change.last:.3g} in the last: "
+        "the critic moves away from the returns.",
+        {"first": change.first, "last": change.last},
+        evidence=seen(f"medians of {change.rows} rows of {loss.name} each"),
+    )
+
+
 def told(facts: RunFacts, covered: frozenset[Topic]) -> Iterator[StoryPart]:
     """Whether the reward rises, for the story; only its levels if a finding told there says how it went."""
     column = find(facts, REWARD)
@@ -817,5 +928,7 @@ RULES: Final[tuple[LogRule, ...]] = (
     _updates_clipped,
     _cut_off,
     _lengths,
+    _held_out_reward,
+    _critic,
     _absurd_rate,
 )

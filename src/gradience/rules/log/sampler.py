@@ -1,7 +1,7 @@
 """Reinforcement learning: does the engine that samples compute the same probabilities as the trainer?
 
 An engine writes the completions and another program scores them again. Where both differ, training is off its policy
-without anything that says so: SMP196 judges the difference.
+without anything that says so: SMP196 judges the difference, SMP197 what a correction of it leaves.
 """
 
 from __future__ import annotations
@@ -12,9 +12,28 @@ from itertools import pairwise
 from typing import Final, NamedTuple
 
 from gradience.rules import Observation, Threshold, Unknown, cite
-from gradience.rules.log.facts import JUDGEMENT, Logged, LogRule, RunFacts, Values, find, last_part, seen, under
+from gradience.rules.log.facts import (
+    JUDGEMENT,
+    Logged,
+    LogRule,
+    RunFacts,
+    Values,
+    find,
+    last_part,
+    logged,
+    seen,
+    shown,
+    under,
+)
 from gradience.rules.log.preference import FEW_ROWS
-from gradience.rules.log.signals import SAMPLER_FACTOR, SAMPLER_GAP, SAMPLER_KL, SAMPLER_PROBABILITIES, Names
+from gradience.rules.log.signals import (
+    SAMPLER_FACTOR,
+    SAMPLER_GAP,
+    SAMPLER_KL,
+    SAMPLER_PROBABILITIES,
+    SAMPLER_RATIO,
+    Names,
+)
 from gradience.rules.log.statistics import median
 
 GAP = Threshold("gap", 0.1, "nats a token", "bfloat16 noise 0.01 to 0.06; 0.2 to 0.4 in a run that hardly converged")
@@ -22,6 +41,7 @@ GAP_KL = Threshold("gap_kl", 0.01, "nats a token", "that of a gap of 0.1: half o
 GAP_SHARE = Threshold("gap_share", 0.05, "probability", "a judgement: that of a gap of 0.1 at usual probabilities")
 GROWN = Threshold("grown", 3.0, "level late on over that of the first rows", JUDGEMENT)
 FALLS = Threshold("falls", 3, "falls to under half at equal distances", "a judgement: two may be chance")
+RATIO_LOW = Threshold("ratio_low", 0.5, "mean importance ratio", "without a difference it is 1")
 
 _THIRD: Final = 3
 _ENGINES: Final = cite(
@@ -121,4 +141,35 @@ def _apart(facts: RunFacts) -> Observation | None:
     return None
 
 
-RULES: Final[tuple[LogRule, ...]] = (_apart,)
+@LogRule(
+    "SMP197",
+    severity="warning",
+    confidence=0.6,
+    place="objective",
+    phrase=lambda v: f"a mean importance ratio of {shown(v, 'late', '.2g')}",
+    meant_for=under("rl"),
+    thresholds=(RATIO_LOW, FEW_ROWS),
+)
+def _cut(facts: RunFacts) -> Observation | None:
+    """the correction of the sampler takes half of the gradient
+
+    in the last third of the rows the mean importance ratio of trainer over sampler is at most {ratio_low}
+
+    Why: A completion whose ratio is masked or near 0 counts for nothing, so the step is that of a smaller batch.
+    Scope: TRL with vllm_importance_sampling_correction, which logs the ratio after it is cut
+    Action: Try vllm_importance_sampling_mode="token_truncate", or mend the difference itself
+    Verify: The same ratio in the first row, where both have the same weights.
+    Source: TRL issue 5814 -- over sequences the mean ratio was 0.4 to 0.7 although single tokens agreed
+    """
+    column = logged(facts, SAMPLER_RATIO, FEW_ROWS.value)
+    late = median(last_part(column.values, _THIRD, int(FEW_ROWS.value)))
+    if late > RATIO_LOW.value:
+        return None
+    return Observation(
+        f"The mean importance ratio of trainer over sampler is {late:.2g}: the gradient is that much smaller.",
+        {"late": late},
+        evidence=seen(f"{column.name} {column.start:.3g} -> {late:.3g}"),
+    )
+
+
+RULES: Final[tuple[LogRule, ...]] = (_apart, _cut)

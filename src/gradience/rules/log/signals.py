@@ -36,6 +36,9 @@ CUT_OFF: Final[Names] = (
 )
 ENDED: Final[Names] = ("val/num_eos_tokens",)
 """Number of end-of-sequence tokens in the completions of a batch: TRL's PPO."""
+VALUE_LOSS: Final[Names] = ("loss/value_avg", "critic/vf_loss", "critic_loss")
+EXPLAINED: Final[Names] = ("critic/vf_explained_var",)
+"""Share of the variance of the returns that the critic's values explain: below 0, a constant is the better critic."""
 CLIPPED: Final[Names] = (
     *("clip_ratio/region_mean", "clip_ratio", "policy/clipfrac_avg"),
     *("actor/pg_clipfrac", "ppo_clip_ratio"),
@@ -64,6 +67,9 @@ SAMPLER_FACTOR: Final[Names] = ("token_mult_prob_error",)
 """Mean factor between their probabilities, the larger over the smaller: NeMo-RL."""
 SAMPLER_PROBABILITIES: Final[Names] = ("training/rollout_probs_diff_mean",)
 """Mean size of the difference of their probabilities."""
+SAMPLER_RATIO: Final[Names] = ("sampling/importance_sampling_ratio/mean", "sampling_importance_ratio")
+"""Mean of the trainer's probability over the sampler's, after what is too large or small was cut."""
+
 COMPONENTS: Final = "rewards/"
 """How the columns of a reward's functions begin."""
 COMPONENT: Final = re.compile(f"{COMPONENTS}.+/mean")
@@ -80,9 +86,7 @@ SIGNALS: Final[Names] = (  # in the order of a report
     *(MARGINS, ACCURACIES, CHOSEN, REJECTED, CHOSEN_LOGPS, REJECTED_LOGPS, "log_odds_ratio", "nll_loss"),
     *(*REWARD, *REWARD_STD, *HIGHEST_REWARD, *LOWEST_REWARD, *EQUAL_GROUPS, *MIXED_GROUPS),
     *(*TOKEN_KL, *ANSWER_KL, "actor/ppo_kl", *ENTROPY, *CLIPPED),
-    *(*LENGTH, *ENDED_LENGTH, *CUT_OFF, *ENDED),
-    *("loss/value_avg", "critic/vf_loss", "critic_loss", "critic/vf_explained_var"),
-    *(*SAMPLER_GAP, *SAMPLER_KL, *SAMPLER_FACTOR, *SAMPLER_PROBABILITIES),
-    *("sampling/importance_sampling_ratio/mean", "sampling_importance_ratio"),
+    *(*LENGTH, *ENDED_LENGTH, *CUT_OFF, *ENDED, *VALUE_LOSS, *EXPLAINED),
+    *(*SAMPLER_GAP, *SAMPLER_KL, *SAMPLER_FACTOR, *SAMPLER_PROBABILITIES, *SAMPLER_RATIO),
 )
 """The columns of rewards and the like that a summary of a run keeps."""
