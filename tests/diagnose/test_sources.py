@@ -172,6 +172,14 @@ def test_a_file_is_the_one_source_that_its_name_says(tmp_path):
     assert (weights.state, weights.reason) == ("absent", "no adapter in the folder")
 
 
+def test_a_log_by_a_name_of_its_own_is_of_the_adapter_beside_it(tmp_path, adapter):
+    log = record(tmp_path / "mine.jsonl")
+    assert (find_sources(log).weights.path, find_sources(log).folder) == (None, None)
+    adapter(tmp_path)
+    found = find_sources(log)
+    assert (found.weights.path, found.weights.chosen, found.folder) == (tmp_path, "beside the log", tmp_path)
+
+
 _OPENED: list[str] = []
 
 
