@@ -80,6 +80,11 @@ def test_patterns_layers_and_biases_change_what_is_counted():
     assert covered(llama(), target_modules=["q_proj"], rank_pattern={"q_proj": 1}).lora_params == 2 * 16
 
 
+@every(("r", "narrow"), [(4, {}), (8, {"v_proj": 2}), (9, {"v_proj": 2, "up_proj": 2})])
+def test_a_rank_above_the_smaller_side_of_a_module_is_told_by_its_name(r, narrow):
+    assert covered(llama(), r=r, target_modules=["v_proj", "up_proj"]).narrow == narrow
+
+
 def test_what_is_trained_besides_is_counted_by_kind():
     assert covered(llama(), target_modules=["q_proj"], bias="all").trained_besides == {"bias": 8}
     assert covered(llama(), target_modules=["q_proj"], bias="lora_only").trained_besides == {}

@@ -37,6 +37,13 @@ def test_small_thin_and_flat_matrices_are_right_too(shape):
     assert found.exact is (min(shape) <= 96)
 
 
+def test_what_one_step_of_a_block_does_not_show_is_decomposed_whole():
+    w = np.random.default_rng(0).standard_normal((97, 97)).astype(np.float32)
+    found = leading(Operator.of(w), 48)
+    assert found.exact
+    assert np.allclose(found.sigma, np.linalg.svd(w.astype(np.float64), compute_uv=False)[:48], rtol=1e-9)
+
+
 def test_leading_values_and_left_vectors_match_the_dense_svd():
     w = matrix("decaying")
     found = leading(Operator.of(w), 6, vectors=True)

@@ -151,6 +151,13 @@ def test_the_null_agrees_with_full_random_factors_at_width_4096(r, measured):
     assert null_stable_rank(r, 4096, 4096) / r == pytest.approx(measured, rel=0.03)
 
 
+def test_the_null_of_a_rank_beyond_both_sides_is_that_of_random_factors():
+    rng = np.random.default_rng(6)
+    sigma = np.linalg.svd(rng.standard_normal((500, 5, 70)) @ rng.standard_normal((500, 70, 6)), compute_uv=False)
+    seen = np.mean(np.sum(sigma**2, axis=1) / sigma[:, 0] ** 2)
+    assert np.mean([null_stable_rank(70, 5, 6, seed=seed) for seed in range(30)]) == pytest.approx(seen, rel=0.05)
+
+
 def test_no_modules_give_no_spectra():
     assert spectra([]) == []
 
