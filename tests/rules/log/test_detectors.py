@@ -156,16 +156,6 @@ def test_no_learning_abstains_during_warmup_and_at_a_rate_of_zero():
     assert "LRS109" in reason("NOL106", facts(flat(), rates=[0.0] * 60))
 
 
-@every("about", ["DIV103", "DIV104", "PLT105", "NOL106", "OVF110", "GAP111", "CHN112"])
-def test_what_a_loss_near_zero_would_confuse_abstains_in_rl(about):
-    assert "objective rl" in reason(about, facts(flat(level=0.001), logged=frozenset({"reward"})))
-
-
-@every("about", ["DIV103", "DIV104", "PLT105", "NOL106"])
-def test_ratios_of_a_negative_loss_are_not_taken(about):
-    assert "not positive" in reason(about, facts(flat(level=-1.0)))
-
-
 # --- gradients ---------------------------------------------------------------------------------------------------
 
 
