@@ -262,7 +262,7 @@ def test_the_order_in_which_rows_are_given_changes_no_finding_but_that_on_it(ord
 def test_the_unit_of_the_loss_does_not_matter(unit, seed):
     losses = curve(seed=seed)
     losses[40:44] = [6.0] * 4
-    in_nats = {"SCL129"}  # a loss above that of a uniform guess over any vocabulary is on another scale
+    in_nats = {"SCL129", "INI195"}  # a loss above that of a uniform guess, or near it
     ids = {f.id for f in detect(facts(losses))[0]}
     assert {f.id for f in detect(facts([x * unit for x in losses]))[0]} - in_nats == ids
 
