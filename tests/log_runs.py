@@ -925,6 +925,7 @@ ENTRIES: Final[dict[str, Entry]] = {
     ),
     "DIV104": Entry(
         edges=[
+            Edge("by_class", "e-", 6, 7, lambda n: changed(run([1.0] * 16 + [3.0] * 4), data=_classed(8, n).data)),
             Edge("diverged_ratio", "-e-", 1.49, 1.51, lambda x: run([1.0] * 16 + [x] * 4), at=1.5),
             Edge("lost_level", "-w", 0.049, 0.051, lambda x: run([*line(20, 0.06, 0.001), *[0.001] * 20, *[x] * 20])),
             Edge("at_once", "-e-", 1.49, 1.51, lambda x: run([1.0, *[x] * 9]), at=1.5),
@@ -1383,6 +1384,7 @@ ENTRIES: Final[dict[str, Entry]] = {
         ],
         at=[
             At(lambda n: classes(0.5, 0.5, n=n), {100: None, 99: "info"}, given={"held_out.SMALL_EVAL": 1.96 * 0.05}),
+            At(lambda accuracy: _classified(accuracy, 0.3, n=100), {1.0: None, 0.99: None, 0.5: "info", 1.01: "?"}),
         ],
     ),
     "UND126": Entry(
