@@ -171,6 +171,18 @@ def test_the_peak_learning_rate_is_the_configured_one_or_said_to_be_logged(args,
     assert cell in monitor_text(reported(tmp_path, trained(FALLING, rate=rate), {"seed": 1, **args}))
 
 
+def test_a_run_that_ends_in_its_warmup_says_so_and_what_to_set(tmp_path):
+    rows = [{"step": 10 * i, "loss": 2.0 - 0.1 * i, "learning_rate": 1e-6 * i} for i in range(1, 11)]
+    report = reported(tmp_path, rows, {"learning_rate": 1e-4, "warmup_steps": 1000})
+    (found,) = [each for each in report.findings if each.id == "LRS133"]
+    assert found.message == (
+        "The run ended at step 100 while the learning rate still rose (warm-up 1000 steps): it reached 1e-05 of the "
+        "configured 0.0001."
+    )
+    assert report.advice.text == "Set the warm-up to a tenth of the steps (10), or train longer"
+    assert "Peak LR: 1e-4  (1e-5 reached)\n" in monitor_text(report)
+
+
 def test_a_perplexity_is_that_of_a_language_model_or_one_that_was_logged(tmp_path):
     def cells(name: str, config: dict[str, Any], **metrics: float) -> str:
         place = tmp_path / name

@@ -109,12 +109,6 @@ def test_a_condition_has_the_number_of_every_threshold_and_each_threshold_is_the
     assert set(named) == {item.name for item in rule.thresholds}
 
 
-def test_the_numbers_in_a_condition_are_those_of_the_rule() -> None:
-    (card,) = rules_named("STP001")
-    assert [f"{number.value:g}" for number in card.thresholds] == ["100"]
-    assert card.condition == "fewer than 100 optimizer steps"
-
-
 def test_a_correlation_says_which_findings_of_which_sources_it_puts_together() -> None:
     cards = {join.id: join.speaks_when for join in JOINS}
     assert cards["SCL314"] == "config: LR001 or LR004 (low) or ALP002; weights: SCL208. It takes config and weights"

@@ -156,16 +156,6 @@ def test_no_learning_abstains_during_warmup_and_at_a_rate_of_zero():
     assert "LRS109" in reason("NOL106", facts(flat(), rates=[0.0] * 60))
 
 
-@every("about", ["DIV103", "DIV104", "PLT105", "NOL106", "OVF110", "GAP111", "CHN112"])
-def test_what_a_loss_near_zero_would_confuse_abstains_in_rl(about):
-    assert "objective rl" in reason(about, facts(flat(level=0.001), logged=frozenset({"reward"})))
-
-
-@every("about", ["DIV103", "DIV104", "PLT105", "NOL106"])
-def test_ratios_of_a_negative_loss_are_not_taken(about):
-    assert "not positive" in reason(about, facts(flat(level=-1.0)))
-
-
 # --- gradients ---------------------------------------------------------------------------------------------------
 
 
@@ -272,7 +262,7 @@ def test_the_order_in_which_rows_are_given_changes_no_finding_but_that_on_it(ord
 def test_the_unit_of_the_loss_does_not_matter(unit, seed):
     losses = curve(seed=seed)
     losses[40:44] = [6.0] * 4
-    in_nats = {"SCL129"}  # a loss above that of a uniform guess over any vocabulary is on another scale
+    in_nats = {"SCL129", "INI195"}  # a loss above that of a uniform guess, or near it
     ids = {f.id for f in detect(facts(losses))[0]}
     assert {f.id for f in detect(facts([x * unit for x in losses]))[0]} - in_nats == ids
 

@@ -69,7 +69,9 @@ def test_the_error_of_levels_is_that_of_means_of_rows_that_resemble_each_other(a
 def test_of_under_eleven_rows_none_is_taken_to_resemble_the_one_before():
     waves = [0.0, 1.0, 0.0, -1.0] * 3
     assert levels_error(waves[:10], 2) == pytest.approx(1.2533 * noise(waves[:10]))
-    assert levels_error(waves[:11], 2) == pytest.approx(1.2533 * noise(waves[:11]) * math.sqrt(3.0 * 1.7 / 0.69))
+    r = 0.8 - 1.0 / math.sqrt(11.0)  # 4 of 10 differences have the sign of the one before
+    more = math.sqrt(3.0 * (1.0 + r) / ((1.0 - r) * (3.0 - r)))
+    assert levels_error(waves[:11], 2) == pytest.approx(1.2533 * noise(waves[:11]) * more)
 
 
 def test_small_values_are_put_at_the_least_whose_square_is_one():

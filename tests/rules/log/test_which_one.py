@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from log_runs import FALL, evaluation, facts_of, line, logged_rows, run, said
+from log_runs import FALL, line, run, said
 
 from gradience.rules.log import statistics
 from gradience.rules.log.recorded import everything_masked
-from gradience.rules.log.story import line_of, story_parts
+from gradience.rules.log.story import story_parts
 from gradience.schema.document import Finding
-from gradience.schema.reports import EvalPoint, TrainSummary
+from gradience.schema.reports import TrainSummary
 
 
 def test_what_is_grave_enough_to_be_told_and_denies_it_leaves_no_room_for_learning():
@@ -85,17 +85,6 @@ def test_rows_of_a_long_log_stand_out_as_those_of_a_short_one(monkeypatch):
         assert statistics.excesses(curve, bar) == one_by_one
         assert [row for row, _ in one_by_one][-3:] == [70, 90, 119]
         assert 30 in dict(one_by_one)
-
-
-def test_held_out_losses_alone_may_show_that_a_run_learns():
-    def told(*losses: float) -> str:
-        history = [evaluation(10 * (place + 1), loss) for place, loss in enumerate(losses)]
-        shown = EvalPoint(split="eval", step=history[-1].step, metrics=history[-1].metrics)
-        facts = facts_of(logged_rows([], [], []), history=history, held_out=shown, last_step=30, status="ok")
-        return line_of(story_parts(facts, [], TrainSummary(rows=0)))
-
-    assert told(2.0, 1.5, 1.0) == "learns; eval loss 1, its best"
-    assert told(2.0, 2.0, 2.0) == "no training loss was logged; eval loss 2"
 
 
 def test_everything_is_masked_only_if_each_row_and_the_sum_say_so():

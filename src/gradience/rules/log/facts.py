@@ -155,10 +155,9 @@ class RunFacts:
         if not run.record.out_of_order:
             return run
         order = sorted(range(len(run.steps)), key=run.steps.__getitem__)
+        columns = (run.losses, run.grad_norms, run.rates)
+        losses, norms, rates = (array("d", [column[row] for row in order]) for column in columns)
         steps = array("q", [run.steps[row] for row in order])
-        losses, norms, rates = (
-            array("d", [column[row] for row in order]) for column in (run.losses, run.grad_norms, run.rates)
-        )
         return replace(run, steps=steps, losses=losses, grad_norms=norms, rates=rates)
 
     @cached_property

@@ -99,9 +99,10 @@ def levels_error(values: Sequence[float], rows: int) -> float:
 
     In AR(1) noise of correlation r, successive first differences have the correlation -(1 - r) / 2, second differences
     the variance 2 (1 - r) (3 - r) of a row's (6 of independent rows), and a mean of m rows the variance of a row times
-    ((1 + r) / (1 - r) - 2 r (1 - r^m) / (m (1 - r)^2)) / m.
+    ((1 + r) / (1 - r) - 2 r (1 - r^m) / (m (1 - r)^2)) / m. Of r, as much as chance explains is taken off.
     """
-    r = min(max(0.0, _alike(bounded(values))), _MOST_ALIKE)
+    chance = 1.0 / math.sqrt(max(1, len(values)))  # few independent rows seem to be so much alike
+    r = min(max(0.0, _alike(bounded(values)) - chance), _MOST_ALIKE)
     lasting = (1.0 + r) / (1.0 - r) - 2.0 * r * (1.0 - r**rows) / (rows * (1.0 - r) ** 2)
     return median_error(noise(values), rows, rows) * math.sqrt(3.0 / ((1.0 - r) * (3.0 - r)) * lasting)
 
