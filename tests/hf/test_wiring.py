@@ -22,7 +22,7 @@ from gradience.hf.digests import batch_text, digest_of, random_digest, row_hashe
 from gradience.hf.leftover import Leftover  # noqa: E402  # the same
 from gradience.hf.parameters import parts_of  # noqa: E402  # the same
 from gradience.hf.passes import Passes  # noqa: E402  # the same
-from gradience.hf.wiring import look  # noqa: E402  # the same
+from gradience.hf.wiring import data_of, look  # noqa: E402  # the same
 from gradience.schema.wiring import EvaluationWiring, PassWiring  # noqa: E402  # the same
 
 pytestmark = pytest.mark.usefixtures("training")
@@ -113,6 +113,18 @@ def test_a_look_has_the_counts_of_a_small_model():
     assert (seen["optimizer"].held, seen["optimizer"].missing) == (8, {})
     assert seen["dropouts"] == {"0.1": 4}
     assert seen["unseen"] == []
+
+
+def test_of_a_stream_the_number_of_rows_is_not_known():
+    loader = torch.utils.data.DataLoader(Stream(), batch_size=4)
+    assert (data_of(loader).rows, data_of(loader).batch_size, data_of(None)) == (None, 4, None)
+
+
+class Stream(torch.utils.data.IterableDataset):
+    """Has no length."""
+
+    def __iter__(self):
+        return iter(ROWS)
 
 
 def test_a_schedule_and_tensors_of_two_optimizers_are_seen():
