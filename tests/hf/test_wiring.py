@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import copy
 import pickle
+import random
 import shutil
 import sys
 
+import numpy as np
 import pytest
 from tables import every
 
@@ -267,8 +269,17 @@ def test_the_random_states_are_read_and_not_moved():
     first = random_digest()
     assert random_digest() == first
     assert torch.equal(torch.get_rng_state(), before)
-    torch.rand(1)
-    assert random_digest() != first
+    for draw in (lambda: torch.rand(1), random.random, np.random.random):  # the state of NumPy itself
+        before = random_digest()
+        draw()
+        assert random_digest() != before
+
+
+def test_a_frozen_head_that_is_as_it_was_drawn_is_named():
+    make = sys.modules["hf_training"].distilbert
+    assert look(make())["adapter"].new_heads == []  # PEFT trains it
+    (name,) = look(make(task_type="FEATURE_EXTRACTION"))["adapter"].new_heads
+    assert name.endswith("classifier.weight")
 
 
 @pytest.fixture(scope="module")
