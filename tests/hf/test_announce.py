@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import re
 import threading
 from collections.abc import Iterator
@@ -246,3 +247,13 @@ def test_a_trainer_tells_each_place_and_a_broken_one_ends_nothing(
     assert "NUM101" in run.data.tags["gradience.findings"].split()
     assert run.data.tags["gradience.NUM101"].startswith("step 4: Not finite: loss at step 4")
     assert sum("could not announce to github" in r.getMessage() for r in records) == 1
+
+
+def test_a_callback_without_a_run_to_tell_trains_all_the_same(training, callback, records, tmp_path):
+    pytest.importorskip("trackio", reason="a wheel of the group oracles")
+    made = training.trainer(tmp_path, callback(announce=("trackio",)), max_steps=2)
+    assert made.train().global_step == 2
+    told = [r.getMessage() for r in records if "announced nowhere" in r.getMessage()]
+    assert len(told) == 1
+    assert "no run of trackio is open" in told[0]
+    assert os.path.exists(tmp_path / "run.jsonl")  # noqa: PTH110  # plain

@@ -317,3 +317,11 @@ def test_without_a_mask_or_with_one_of_another_shape_every_place_is_a_token():
         watch = watch_batches(model)
         model(input_ids=IDS, attention_mask=mask)
         assert (watch.values()["tokens"], watch.values()["padding"]) == (12, 0)
+
+
+def test_after_the_block_the_hook_is_gone(watching):
+    model, watch = watching()
+    with watch:
+        model(**batch())
+    model(**batch())
+    assert watch.batches == 1

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import copy
 import pickle
+import random
 import shutil
 import sys
 
+import numpy as np
 import pytest
 from tables import every
 
@@ -22,7 +24,7 @@ from gradience.hf.digests import batch_text, digest_of, random_digest, row_hashe
 from gradience.hf.leftover import Leftover  # noqa: E402  # the same
 from gradience.hf.parameters import parts_of  # noqa: E402  # the same
 from gradience.hf.passes import Passes  # noqa: E402  # the same
-from gradience.hf.wiring import look  # noqa: E402  # the same
+from gradience.hf.wiring import data_of, look  # noqa: E402  # the same
 from gradience.schema.wiring import EvaluationWiring, PassWiring  # noqa: E402  # the same
 
 pytestmark = pytest.mark.usefixtures("training")
@@ -113,6 +115,18 @@ def test_a_look_has_the_counts_of_a_small_model():
     assert (seen["optimizer"].held, seen["optimizer"].missing) == (8, {})
     assert seen["dropouts"] == {"0.1": 4}
     assert seen["unseen"] == []
+
+
+def test_of_a_stream_the_number_of_rows_is_not_known():
+    loader = torch.utils.data.DataLoader(Stream(), batch_size=4)
+    assert (data_of(loader).rows, data_of(loader).batch_size, data_of(None)) == (None, 4, None)
+
+
+class Stream(torch.utils.data.IterableDataset):
+    """Has no length."""
+
+    def __iter__(self):
+        return iter(ROWS)
 
 
 def test_a_schedule_and_tensors_of_two_optimizers_are_seen():
@@ -255,8 +269,17 @@ def test_the_random_states_are_read_and_not_moved():
     first = random_digest()
     assert random_digest() == first
     assert torch.equal(torch.get_rng_state(), before)
-    torch.rand(1)
-    assert random_digest() != first
+    for draw in (lambda: torch.rand(1), random.random, np.random.random):  # the state of NumPy itself
+        before = random_digest()
+        draw()
+        assert random_digest() != before
+
+
+def test_a_frozen_head_that_is_as_it_was_drawn_is_named():
+    make = sys.modules["hf_training"].distilbert
+    assert look(make())["adapter"].new_heads == []  # PEFT trains it
+    (name,) = look(make(task_type="FEATURE_EXTRACTION"))["adapter"].new_heads
+    assert name.endswith("classifier.weight")
 
 
 @pytest.fixture(scope="module")
