@@ -7,15 +7,13 @@ A record's docstring documents its options for both; it stands apart from its ve
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Final, Literal, NamedTuple, TypeAlias, TypedDict, get_args
+from typing import Annotated, Final, NamedTuple, TypedDict, get_args
 
 from gradience.errors import OptionError
 from gradience.io import PathLike
 from gradience.ranges import Count, Positive, Range, Share, VerbOptions, Whole, option_name
 from gradience.schema.merge import MergeMethod
-from gradience.schema.writing import Criterion, TargetFormat
-
-Dtype: TypeAlias = Literal["float32", "float16", "bfloat16"]
+from gradience.schema.writing import Criterion, Dtype, TargetFormat
 
 BY_OUTPUTS: Final[tuple[Criterion, ...]] = ("kl", "rank", "max_params", "max_mb")
 """The criteria that can choose by outputs; the other criteria are rules on singular values."""

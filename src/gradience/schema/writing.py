@@ -185,6 +185,7 @@ class ResizeReport(Report, kw_only=True, frozen=True):
 CONVERT_SCHEMA_ID: Final = "gradience.convert/v2"
 
 TargetFormat: TypeAlias = Literal["peft", "mlx"]
+Dtype: TypeAlias = Literal["float32", "float16", "bfloat16"]
 
 
 class ConvertedModule(msgspec.Struct, kw_only=True, frozen=True, omit_defaults=True):
