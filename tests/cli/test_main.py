@@ -108,6 +108,30 @@ def test_a_bug_of_ours_keeps_its_traceback_and_ends_with_70(monkeypatch, log, ca
     assert told[-1].startswith("gradience: a bug of gradience, not of your input (ZeroDivisionError in broken)")
 
 
+@every(
+    ("error", "code", "says"),
+    [
+        (
+            OSError(28, "No space left on device"),
+            2,
+            "gradience: cannot write: No space left on device (check the space",
+        ),
+        (OSError(36, "File name too long", "x"), 2, "gradience: cannot use x: File name too long (check the path)"),
+        (OSError(1, "Operation not permitted"), 70, "Traceback"),
+        (MemoryError(), 2, "gradience: not enough memory for this input"),
+        (BrokenPipeError(32, "Broken pipe"), 0, ""),
+    ],
+)
+def test_an_error_that_the_user_can_mend_is_no_bug(monkeypatch, log, capsys, error, code, says):
+    def broken(*_: object, **__: object) -> None:
+        raise error
+
+    monkeypatch.setattr("gradience.cli.monitor.report_of", broken)
+    monkeypatch.setattr("gradience.cli.output.leave_stdout", lambda: None)
+    assert main(["monitor", str(log)]) == code
+    assert capsys.readouterr().err.startswith(says)
+
+
 def test_ctrl_c_is_one_line_and_no_traceback(monkeypatch, capsys):
     def interrupted() -> int:
         raise KeyboardInterrupt
