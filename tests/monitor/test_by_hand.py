@@ -96,7 +96,7 @@ def test_a_report_has_no_gap_where_the_loss_is_on_another_scale_and_its_probes_a
         run.columns[name] = Column(array("q", [20, 10, 20]), array("d", [1.0, 2.0, 3.0]))
         report = report_of(Reading(log.path, log, run, [log.path]))
         assert (report.gap and report.gap.nats) == nats
-        assert ("SCL129" in {finding.id for finding in report.findings}) is (found is None)
+        assert ("SCL129" in {finding.id for finding in report.findings}) is (nats is None)
         probe = report.probes[name.partition("/")[2]]
         assert (probe.rows, probe.first, probe.last, probe.lowest, probe.highest) == (2, 2.0, 3.0, 2.0, 3.0)
 
