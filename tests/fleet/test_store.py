@@ -205,3 +205,12 @@ def test_a_part_from_before_a_column_has_null_in_it_and_can_be_rewritten(tmp_pat
     with store.writing() as writer:
         writer.replace({"a01": "another stamp"})
     assert store.table("adapters").sort_by("path")["stamp"].to_pylist() == ["stamp of a00", "another stamp"]
+
+
+def test_a_number_that_a_foreign_file_has_is_not_used(tmp_path):
+    filled(tmp_path / "s", 1)
+    (tmp_path / "s" / "modules" / "part-000002.parquet").write_text("mine")
+    with Store(tmp_path / "s", FLEET).writing() as writer:
+        writer.add([result("later")])
+    assert Store(tmp_path / "s", FLEET).parts == [1, 3]
+    assert (tmp_path / "s" / "modules" / "part-000002.parquet").read_text() == "mine"

@@ -8,6 +8,7 @@ import pytest
 from tables import every
 
 from gradience.collect.runs.collect import find_runs
+from gradience.errors import RecorderError
 from gradience.importers.tensorboard import Scalar, scalar_rows
 
 
@@ -138,3 +139,13 @@ def test_a_file_that_is_damaged_is_read_to_there_and_that_is_said(tmp_path, impo
     events, imported = import_events(path)
     assert 1 < len(events.losses) < 19
     assert any("is damaged after" in note for note in imported.notes)
+
+
+def test_a_file_cut_in_a_record_is_read_to_there_and_one_damaged_at_its_head_is_refused(tmp_path, import_events):
+    path = next(write(tmp_path / "a", losses(range(1, 20))).iterdir())
+    data = path.read_bytes()
+    path.write_bytes(data[:-7])
+    assert import_events(path)[0].steps[:18] == [*range(1, 19)]
+    path.write_bytes(b"\0" + data[1:])
+    with pytest.raises(RecorderError, match="first record is damaged"):
+        import_events(path, kind="tensorboard")
