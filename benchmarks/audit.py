@@ -63,7 +63,7 @@ prepare_jax("cpu", serial_kernels=True)
 import jax, jax.numpy as jnp, ml_dtypes, numpy as np
 from functools import partial
 from gradience.spectral import grams
-from gradience.judge.audit import audit_adapter
+from gradience.verbs.audit.run import audit_adapter
 
 @partial(jax.jit, static_argnames="in_rows")
 def product(x, in_rows):

@@ -22,11 +22,11 @@ import msgspec
 import numpy as np
 from calibrate import BATCH, STEPS, Run, base_of, data_of
 
-from gradience.prove.bench import bench_adapter
-from gradience.prove.bench.contest import Options
-from gradience.prove.bench.judge import Contender, Task, judge, tolerance_of
-from gradience.prove.bench.store import Evaluation
 from gradience.schema.compare import BenchCandidate, BenchMetric, BenchReport
+from gradience.verbs.bench.contest import Options
+from gradience.verbs.bench.judge import Contender, Task, judge, tolerance_of
+from gradience.verbs.bench.run import bench_adapter
+from gradience.verbs.bench.store import Evaluation
 
 PARTS: Final = 6
 MOST: Final = 1200  # rows in a pool

@@ -19,8 +19,8 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from gradience.prove.bench.betting import log_capital
-from gradience.prove.bench.trial import CAP, POWER, ExampleCounts, Sample, bounds, needed, sample_of
+from gradience.verbs.bench.betting import log_capital
+from gradience.verbs.bench.trial import CAP, POWER, ExampleCounts, Sample, bounds, needed, sample_of
 
 Floats = npt.NDArray[np.float64]
 Draw = Callable[[np.random.Generator, tuple[int, int]], Floats]

@@ -242,10 +242,10 @@ def calibrated(folder: Path, runs: Path, run: Run) -> Any:
 
 def measurement(adapter: Path, base: Path, texts: Path, seed: int = 0) -> tuple[Any, Any, Any]:
     """The adapter, the model that runs with it, and what that says of its pieces on the texts."""
-    from gradience.rewrite.options import ResizeOptions
-    from gradience.rewrite.resize.outputs import measure
-    from gradience.rewrite.resize.subject import Subject, resizable_pairs, run
-    from gradience.rewrite.sides import open_stored
+    from gradience.rewriting.sides import open_stored
+    from gradience.verbs.resize.options import ResizeOptions
+    from gradience.verbs.resize.outputs import measure
+    from gradience.verbs.resize.subject import Subject, resizable_pairs, run
 
     stored = open_stored(adapter)
     subject = Subject(stored, resizable_pairs(stored.adapter), None)
@@ -262,9 +262,9 @@ def measured(folder: Path, runs: Path, run: Run) -> Iterator[dict[str, Any]]:
     from gradience.models.inputs import ModelInput
     from gradience.models.outputs import HeldOut, divergence
     from gradience.models.states import with_factors
-    from gradience.rewrite.options import Target
-    from gradience.rewrite.resize.outputs import chosen, factors_with, grams_of
-    from gradience.rewrite.resize.pieces import pieces_of
+    from gradience.verbs.resize.options import Target
+    from gradience.verbs.resize.outputs import chosen, factors_with, grams_of
+    from gradience.verbs.resize.pieces import pieces_of
 
     subject, model, measured_by = calibrated(folder, runs, run)
     alone = {path: pieces_of(*grams_of(subject, pair)) for path, pair in model.pairs.items()}
@@ -316,9 +316,9 @@ def recovery(kits: Path, runs: Path, model: str, task: str, adapter: Path) -> It
     """Yield a line for each size of one adapter as cut, and for the last as recovered."""
     from gradience.models.inputs import ModelInput
     from gradience.models.outputs import HeldOut
-    from gradience.rewrite.options import Target
-    from gradience.rewrite.resize.outputs import plan_by_outputs
-    from gradience.rewrite.resize.recovery import Student, recovered
+    from gradience.verbs.resize.options import Target
+    from gradience.verbs.resize.outputs import plan_by_outputs
+    from gradience.verbs.resize.recovery import Student, recovered
 
     texts = runs / "texts.jsonl"
     chosen, others = texts_for(model, task)
@@ -458,7 +458,7 @@ def cost(folder: Path, runs: Path, run: Run) -> None:
     from gradience.models.inputs import batches
     from gradience.models.outputs import log_probs, logits_of, tokens_within
     from gradience.models.statistics import statistics
-    from gradience.rewrite.resize.outputs import CHOSEN_BY
+    from gradience.verbs.resize.outputs import CHOSEN_BY
 
     loaded = load_model(base_of(folder, runs, run.model), runs / "adapters" / run.name)
     held = int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()

@@ -125,7 +125,7 @@ def speed(folder: Path, rows: int, place: Path, form: str) -> None:
 
 def one(path: Path, place: Path) -> None:
     """Check all rows, and print CPU seconds and peak MB of this process and of the tokenizer's."""
-    from gradience.judge.check.data import check_data
+    from gradience.verbs.check.data import check_data
 
     child = [0.0, 0.0]
 

@@ -28,7 +28,7 @@ from curves import KINDS, Log, clean, write_native, write_trainer_state
 from faults import FAULTS, LOG_FAULTS, Fault, broken
 
 from gradience.errors import GradienceError
-from gradience.judge.monitor import monitor_run
+from gradience.verbs.monitor.run import monitor_run
 
 TUNED, HELD_OUT = 1, 7001
 PEERS = {

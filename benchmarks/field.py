@@ -28,8 +28,8 @@ import faults
 from curves import KINDS, clean, write_native, write_trainer_state
 
 from gradience.errors import GradienceError
-from gradience.judge.monitor import monitor_run
 from gradience.schema.reports import MonitorReport
+from gradience.verbs.monitor.run import monitor_run
 
 GRAVE = {"warning", "error"}
 GOLDEN = Path(__file__).parents[1] / "tests" / "golden" / "field"

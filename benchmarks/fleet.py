@@ -206,8 +206,8 @@ def grown(fleet: Path, rows: int) -> None:
 
 def similar(_: Path, options: argparse.Namespace) -> None:
     """How many near duplicates the sketch's bands miss, over pairs of random toy adapters with a set cosine."""
-    from gradience.collect.fleet.show import candidate_pairs
     from gradience.spectral.grams import Sketch
+    from gradience.verbs.fleet.show import candidate_pairs
 
     shapes = dict.fromkeys((f"attention.{name}" for name in MODULES), (WIDTH, WIDTH))
     for cosine in (0.999, 0.99, 0.97, 0.95):
@@ -259,7 +259,7 @@ def same_rows(one: Path, two: Path) -> bool:
 
 SMALL_BATCHES = """
 import sys
-from gradience.collect.fleet import audit
+from gradience.verbs.fleet.records import audit
 audit.BATCH = 8
 if __name__ == "__main__":
     audit.audit_fleet(sys.argv[1], out=sys.argv[2], workers=2)
@@ -333,7 +333,7 @@ from gradience.device import prepare_jax
 prepare_jax("cpu", serial_kernels=True)
 from gradience.spectral import use_threads
 use_threads(1)
-from gradience.judge.audit import audit_adapter
+from gradience.verbs.audit.run import audit_adapter
 audit_adapter(sys.argv[1])
 start = time.process_time(), time.perf_counter()
 for path in sys.argv[2:]: audit_adapter(path)

@@ -14,9 +14,9 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from gradience.judge.check import check_config
-from gradience.judge.monitor import monitor_run
 from gradience.schema.document import Finding
+from gradience.verbs.check.run import check_config
+from gradience.verbs.monitor.run import monitor_run
 
 JUDGED = Path(__file__).with_suffix(".toml")
 LOGS = ("runs/*.jsonl", "trainer_states/*.json", "trainer_logs/*.jsonl", "adapters/*/trainer_state.json")

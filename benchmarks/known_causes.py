@@ -25,7 +25,7 @@ from transformers import Trainer, TrainerCallback, TrainingArguments
 from transformers.trainer_utils import set_seed
 
 from gradience.hf import GradienceCallback
-from gradience.judge.diagnose import diagnose
+from gradience.verbs.diagnose.run import diagnose
 
 STEPS: Final = 120
 WRONG: Final = 1 / 7  # share of labels drawn anew

@@ -30,10 +30,10 @@ from gradience.models.inputs import read_inputs
 from gradience.models.probes import STORED, Probes
 from gradience.models.reading import Reading, as_base, read_loaded
 from gradience.models.states import adapted, rounded, scaled, without
-from gradience.prove.receipt import receipt_of
-from gradience.prove.receipt.targets import examples_of
-from gradience.prove.receipt.verdict import LogProbPairs, conclude
 from gradience.schema.receipt import NoiseOf, Receipt
+from gradience.verbs.receipt.run import receipt_of
+from gradience.verbs.receipt.targets import examples_of
+from gradience.verbs.receipt.verdict import LogProbPairs, conclude
 
 TUNED: Final = ("llama", "qwen")
 RIGHT: Final = frozenset({"same", "same_within_quantisation"})

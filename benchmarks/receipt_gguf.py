@@ -23,9 +23,9 @@ from gradience.models import load_model
 from gradience.models.inputs import read_inputs
 from gradience.models.probes import Probes
 from gradience.models.states import adapted, matrices
-from gradience.prove.receipt import receipt_of
-from gradience.prove.receipt.targets import examples_of, read_target
-from gradience.prove.receipt.verdict import LogProbPairs, conclude
+from gradience.verbs.receipt.run import receipt_of
+from gradience.verbs.receipt.targets import examples_of, read_target
+from gradience.verbs.receipt.verdict import LogProbPairs, conclude
 
 _NAMES: Final = {
     "self_attn.q_proj": "attn_q",

@@ -22,8 +22,9 @@ from reference import base_of, scaled
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from transformers.utils.logging import disable_progress_bar
 
-from gradience.prove.options import ReceiptOptions
-from gradience.prove.receipt import make_receipt, targets, verify_served, write_receipt
+from gradience.verbs.receipt import targets
+from gradience.verbs.receipt.options import ReceiptOptions
+from gradience.verbs.receipt.run import make_receipt, verify_served, write_receipt
 
 Change = Callable[[torch.Tensor], torch.Tensor]
 

@@ -15,8 +15,8 @@ from typing import NamedTuple
 import rl_drawn
 from rl_recipes import RECIPES, TUNING, labels_of
 
-from gradience.judge.monitor import monitor_run
 from gradience.schema.reports import MonitorReport
+from gradience.verbs.monitor.run import monitor_run
 
 GRAVE = {"warning", "error", "critical"}
 OF_THE_FILE = {"END114", "TRN115", "DUP117", "GAP118"}

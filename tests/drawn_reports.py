@@ -18,22 +18,7 @@ from typing import Any, Final
 
 from msgspec import inspect
 
-from gradience.render import (
-    audit,
-    bench,
-    check,
-    compare,
-    diagnose,
-    drift,
-    findings,
-    fleet,
-    merge,
-    monitor,
-    page,
-    runs,
-    writing,
-)
-from gradience.render.story import Story
+from gradience.render import findings, writing
 from gradience.schema import (
     audit as of_audit,
     compare as of_compare,
@@ -46,6 +31,18 @@ from gradience.schema import (
     writing as of_writing,
 )
 from gradience.schema.events import SCHEMA_ID
+from gradience.verbs.audit import view as audit
+from gradience.verbs.bench import view as bench
+from gradience.verbs.check import view as check
+from gradience.verbs.compare import view as compare
+from gradience.verbs.diagnose import view as diagnose
+from gradience.verbs.drift import view as drift
+from gradience.verbs.fleet import view as fleet
+from gradience.verbs.monitor import view as monitor
+from gradience.verbs.report import page
+from gradience.verbs.report.story import Story
+from gradience.verbs.runs import view as runs
+from gradience.verbs.verify_merge import view as merge
 
 GOLDEN: Final = Path(__file__).parent / "golden" / "reports_drawn.json"
 MODULES: Final = ("model.layers.3.self_attn.q_proj", "model.layers.10.mlp.up_proj")
@@ -132,7 +129,7 @@ def _html(page: Any) -> str:
 
 
 def _curves_page(report: Any) -> str:
-    from gradience.render.curves import curves_figure  # the same
+    from gradience.verbs.runs.curves import curves_figure  # the same
 
     return _html(runs.curves_page(report, curves_figure(report.curves, report.metric)))
 

@@ -32,8 +32,8 @@ NEEDS = {  # the beginnings of modules that need an extra; every install promise
     "gradience.hf.": "hf",
     "gradience.models.": "hf",
     "gradience.blocks.html.": "report",
-    "gradience.render.curves": "report",
-    "gradience.render.weights": "report",
+    "gradience.verbs.runs.curves": "report",
+    "gradience.verbs.report.weights": "report",
 }
 OTHERS = {
     "gradience.axolotl",

@@ -6,10 +6,10 @@ from html.parser import HTMLParser
 from pathlib import Path
 from typing import NamedTuple
 
-from gradience.judge.diagnose.sources import find_sources
-from gradience.judge.options import ReportOptions
-from gradience.render.story import Story
-from gradience.report import build_story
+from gradience.verbs.diagnose.sources import find_sources
+from gradience.verbs.report.options import ReportOptions
+from gradience.verbs.report.run import build_story
+from gradience.verbs.report.story import Story
 
 VOID = {"meta", "br", "link", "img", "input", "hr"}
 

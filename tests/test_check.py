@@ -13,9 +13,9 @@ from hypothesis import given, strategies as st
 
 from gradience import check_config
 from gradience.errors import ConfigError
-from gradience.render.check import check_text
 from gradience.schema.events import ConfigSnapshot, LoraSnapshot, OptimizerSnapshot, TrainingSnapshot
 from gradience.schema.reports import CheckReport
+from gradience.verbs.check.view import check_text
 
 KEYS = [
     *("lr", "learning_rate", "r", "lora_r", "lora_alpha", "alpha", "target_modules", "targets", "model"),

@@ -9,10 +9,10 @@ import msgspec
 import pytest
 
 from gradience.errors import RecorderError
-from gradience.judge.monitor import monitor_run
-from gradience.render.monitor import monitor_text
 from gradience.schema import ConfigSnapshot, MonitorReport, OptimizerSnapshot, RecommendationItem, TrainingSnapshot
 from gradience.telemetry.writer import TelemetryWriter
+from gradience.verbs.monitor.run import monitor_run
+from gradience.verbs.monitor.view import monitor_text
 
 CONFIG = ConfigSnapshot(
     model_name="toy",

@@ -535,7 +535,7 @@ def run(options: Options) -> None:
         settings = json.dumps(training_args(options, data), indent=2)
         (options.out / "training" / "training_args.json").write_text(settings + "\n", encoding="utf-8")
         if options.audit:
-            from gradience.judge.audit import audit_adapter, lora_audit_metrics
+            from gradience.verbs.audit.run import audit_adapter, lora_audit_metrics
 
             report = audit_adapter(options.out / "peft")
             log.metrics(options.steps, kind="lora_audit", metrics=lora_audit_metrics(report))

@@ -19,79 +19,85 @@ if TYPE_CHECKING:
     from gradience.hf.before import preflight as preflight
     from gradience.hf.callback import GradienceCallback as GradienceCallback
     from gradience.importers import import_run
-    from gradience.judge.audit import audit_adapter
-    from gradience.judge.audit.arrays import audit_arrays, audit_pytree
-    from gradience.judge.check import CheckOptions, check_config
-    from gradience.judge.check.data import check_data
-    from gradience.judge.check.options import DataOptions
-    from gradience.judge.diagnose import diagnose
-    from gradience.judge.monitor import monitor_run
-    from gradience.judge.options import AuditOptions, DiagnoseOptions, ReportOptions
-    from gradience.judge.why import explain_difference
-    from gradience.prove.bench import bench_adapter, bench_merge
-    from gradience.prove.drift import measure_drift
-    from gradience.prove.options import BenchOptions, DriftOptions, ReceiptOptions
-    from gradience.prove.receipt import make_receipt, verify_served
-    from gradience.prove.verify_merge import verify_merged
     from gradience.recording import TelemetryWriter
-    from gradience.report import write_report
-    from gradience.rewrite.compare import compare_adapters
-    from gradience.rewrite.convert import convert_adapter
-    from gradience.rewrite.merge import merge_adapters
-    from gradience.rewrite.merge.check import merge_check
-    from gradience.rewrite.options import ConvertOptions, MergeOptions, ResizeOptions
-    from gradience.rewrite.resize import resize_adapter
     from gradience.rules import list_rules
     from gradience.schema.export import json_schema
     from gradience.telemetry.reader import TelemetryReader, validate_log
+    from gradience.verbs.audit.arrays import audit_arrays, audit_pytree
+    from gradience.verbs.audit.options import AuditOptions
+    from gradience.verbs.audit.run import audit_adapter
+    from gradience.verbs.bench.options import BenchOptions
+    from gradience.verbs.bench.run import bench_adapter, bench_merge
+    from gradience.verbs.check.data import check_data
+    from gradience.verbs.check.options import DataOptions
+    from gradience.verbs.check.run import CheckOptions, check_config
+    from gradience.verbs.compare.run import compare_adapters
+    from gradience.verbs.convert.options import ConvertOptions
+    from gradience.verbs.convert.run import convert_adapter
+    from gradience.verbs.diagnose.options import DiagnoseOptions
+    from gradience.verbs.diagnose.run import diagnose
+    from gradience.verbs.drift.options import DriftOptions
+    from gradience.verbs.drift.run import measure_drift
+    from gradience.verbs.merge.check import merge_check
+    from gradience.verbs.merge.options import MergeOptions
+    from gradience.verbs.merge.run import merge_adapters
+    from gradience.verbs.monitor.run import monitor_run
+    from gradience.verbs.receipt.options import ReceiptOptions
+    from gradience.verbs.receipt.run import make_receipt, verify_served
+    from gradience.verbs.report.options import ReportOptions
+    from gradience.verbs.report.run import write_report
+    from gradience.verbs.resize.options import ResizeOptions
+    from gradience.verbs.resize.run import resize_adapter
+    from gradience.verbs.verify_merge.run import verify_merged
+    from gradience.verbs.why.run import explain_difference
 
 _HOMES = {
     "AdapterError": "gradience.errors",
-    "AuditOptions": "gradience.judge.options",
-    "BenchOptions": "gradience.prove.options",
-    "CheckOptions": "gradience.judge.check",
+    "AuditOptions": "gradience.verbs.audit.options",
+    "BenchOptions": "gradience.verbs.bench.options",
+    "CheckOptions": "gradience.verbs.check.run",
     "ConfigError": "gradience.errors",
-    "ConvertOptions": "gradience.rewrite.options",
-    "DataOptions": "gradience.judge.check.options",
-    "DiagnoseOptions": "gradience.judge.options",
-    "DriftOptions": "gradience.prove.options",
+    "ConvertOptions": "gradience.verbs.convert.options",
+    "DataOptions": "gradience.verbs.check.options",
+    "DiagnoseOptions": "gradience.verbs.diagnose.options",
+    "DriftOptions": "gradience.verbs.drift.options",
     "GradienceCallback": "gradience.hf",
     "GradienceError": "gradience.errors",
-    "MergeOptions": "gradience.rewrite.options",
+    "MergeOptions": "gradience.verbs.merge.options",
     "OptionError": "gradience.errors",
     "OutputError": "gradience.errors",
     "RecorderError": "gradience.errors",
-    "ReceiptOptions": "gradience.prove.options",
-    "ReportOptions": "gradience.judge.options",
-    "ResizeOptions": "gradience.rewrite.options",
+    "ReceiptOptions": "gradience.verbs.receipt.options",
+    "ReportOptions": "gradience.verbs.report.options",
+    "ResizeOptions": "gradience.verbs.resize.options",
     "SchemaError": "gradience.errors",
     "TelemetryReader": "gradience.telemetry.reader",
     "TelemetryWriter": "gradience.recording",
-    "audit_adapter": "gradience.judge.audit",
-    "audit_arrays": "gradience.judge.audit.arrays",
-    "audit_pytree": "gradience.judge.audit.arrays",
-    "bench_adapter": "gradience.prove.bench",
-    "bench_merge": "gradience.prove.bench",
-    "check_config": "gradience.judge.check",
-    "check_data": "gradience.judge.check.data",
-    "compare_adapters": "gradience.rewrite.compare",
-    "convert_adapter": "gradience.rewrite.convert",
-    "diagnose": "gradience.judge.diagnose",
-    "explain_difference": "gradience.judge.why",
+    "audit_adapter": "gradience.verbs.audit.run",
+    "audit_arrays": "gradience.verbs.audit.arrays",
+    "audit_pytree": "gradience.verbs.audit.arrays",
+    "bench_adapter": "gradience.verbs.bench.run",
+    "bench_merge": "gradience.verbs.bench.run",
+    "check_config": "gradience.verbs.check.run",
+    "check_data": "gradience.verbs.check.data",
+    "compare_adapters": "gradience.verbs.compare.run",
+    "convert_adapter": "gradience.verbs.convert.run",
+    "diagnose": "gradience.verbs.diagnose.run",
+    "explain_difference": "gradience.verbs.why.run",
     "import_run": "gradience.importers",
     "json_schema": "gradience.schema.export",
     "list_rules": "gradience.rules",
-    "make_receipt": "gradience.prove.receipt",
-    "measure_drift": "gradience.prove.drift",
-    "merge_adapters": "gradience.rewrite.merge",
-    "merge_check": "gradience.rewrite.merge.check",
-    "monitor_run": "gradience.judge.monitor",
+    "make_receipt": "gradience.verbs.receipt.run",
+    "measure_drift": "gradience.verbs.drift.run",
+    "merge_adapters": "gradience.verbs.merge.run",
+    "merge_check": "gradience.verbs.merge.check",
+    "monitor_run": "gradience.verbs.monitor.run",
     "preflight": "gradience.hf",
-    "resize_adapter": "gradience.rewrite.resize",
+    "resize_adapter": "gradience.verbs.resize.run",
     "validate_log": "gradience.telemetry.reader",
-    "verify_merged": "gradience.prove.verify_merge",
-    "verify_served": "gradience.prove.receipt",
-    "write_report": "gradience.report",
+    "verify_merged": "gradience.verbs.verify_merge.run",
+    "verify_served": "gradience.verbs.receipt.run",
+    "write_report": "gradience.verbs.report.run",
 }
 
 __version__: str

@@ -14,6 +14,8 @@ if TYPE_CHECKING:
     from importlib.metadata import Distribution
 
 
+UNUSABLE: Final = 2
+"""The exit code of a command whose input, or whose use, is refused."""
 SUMMARY: Final = "Flight recorder and mechanic for LoRA fine-tuning: check a config, monitor a run, audit an adapter."
 INSTALL: Final = "in the clone: pip install -e '.[hf]'"
 """How the extra for the Trainer callback is installed. From the index, `pip install gradience` is the other project."""

@@ -7,12 +7,12 @@
 
 from __future__ import annotations
 
-from gradience.collect.fleet.audit import audit_fleet as audit
-from gradience.collect.fleet.show import show_fleet as show
 from gradience.tables.query import (
     Fleet,
     open_fleet as open,  # noqa: A004  # gradience.fleet.open
     query_fleet as query,
 )
+from gradience.verbs.fleet.audit import audit_fleet as audit
+from gradience.verbs.fleet.show import show_fleet as show
 
 __all__ = ["Fleet", "audit", "open", "query", "show"]

@@ -15,7 +15,7 @@ from safetensors.numpy import save_file
 from gradience.adapters.layout import Adapter, Module
 from gradience.adapters.open import find_files, read_adapter
 from gradience.io.safetensors import SafetensorsFile
-from gradience.judge.audit import audit_adapter
+from gradience.verbs.audit.run import audit_adapter
 
 
 class Case(NamedTuple):

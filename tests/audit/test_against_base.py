@@ -19,9 +19,9 @@ from tables import every, once
 from gradience.base import weights as base_weights
 from gradience.cli.main import main
 from gradience.errors import AdapterError
-from gradience.judge.audit import audit_adapter
-from gradience.judge.audit.against_base import held_of
-from gradience.render.audit import audit_text
+from gradience.verbs.audit.against_base import held_of
+from gradience.verbs.audit.run import audit_adapter
+from gradience.verbs.audit.view import audit_text
 
 LAYERS, OUT, INNER, R = 4, 48, 32, 8  # of write_adapter and write_base
 

@@ -21,10 +21,10 @@ from gradience.base.forms import DamagedCodesError, UnreadCodesError, declared
 from gradience.base.weights import BaseWeights
 from gradience.cli.main import main
 from gradience.io.safetensors import DTYPES, SafetensorsFile, copied, planned, write_safetensors
-from gradience.judge.audit import audit_adapter
 from gradience.spectral.base import UpdatedWeight, merge_sums
 from gradience.spectral.codes import CODINGS, Codes, whole, words_of
 from gradience.spectral.krylov import spectral_norm
+from gradience.verbs.audit.run import audit_adapter
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "codes"
 MODULE = "model.layers.0.self_attn.q_proj"

@@ -21,8 +21,8 @@ from torch import nn
 
 from gradience.adapters.config import ANALYSED, PROMPTS, UNMERGEABLE
 from gradience.errors import AdapterError
-from gradience.judge.audit import audit_adapter
 from gradience.schema.audit import AuditReport
+from gradience.verbs.audit.run import audit_adapter
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 

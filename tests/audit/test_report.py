@@ -11,11 +11,11 @@ from audited import low_dimensional, module, report
 from tables import every
 
 from gradience.errors import RecorderError
-from gradience.judge import audit
-from gradience.judge.audit import append_audit, audit_adapter, lora_audit_metrics
 from gradience.schema.audit import AuditReport, ModuleAudit
 from gradience.telemetry.reader import TelemetryReader
 from gradience.telemetry.writer import TelemetryWriter
+from gradience.verbs.audit import run as audit
+from gradience.verbs.audit.run import append_audit, audit_adapter, lora_audit_metrics
 
 LAYERS, OUT, INNER, R = 4, 48, 32, 8  # of write_adapter's modules
 

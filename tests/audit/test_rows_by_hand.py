@@ -16,9 +16,13 @@ from tables import every
 from gradience import audit_adapter
 from gradience.adapters.layout import Module
 from gradience.base.coded import Weight
-from gradience.judge.audit import against_base
-from gradience.judge.audit.against_base import Update, update_of
-from gradience.judge.audit.rows import (
+from gradience.schema.audit import ModuleAudit
+from gradience.spectral.batch import spectrum_of
+from gradience.spectral.dense import DenseSpectrum
+from gradience.spectral.krylov import SpectralNorm
+from gradience.verbs.audit import against_base
+from gradience.verbs.audit.against_base import Update, update_of
+from gradience.verbs.audit.rows import (
     RowSettings,
     bytes_per_param,
     dense_row,
@@ -29,10 +33,6 @@ from gradience.judge.audit.rows import (
     summary_of,
     with_shares,
 )
-from gradience.schema.audit import ModuleAudit
-from gradience.spectral.batch import spectrum_of
-from gradience.spectral.dense import DenseSpectrum
-from gradience.spectral.krylov import SpectralNorm
 
 
 def row(name: str, norm: Any, state: str = "ok", *, params: int = 10, k90: int | None = 1, **more: Any) -> ModuleAudit:

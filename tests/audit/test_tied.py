@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from gradience.judge.audit import audit_adapter
+from gradience.verbs.audit.run import audit_adapter
 
 pytest.importorskip("peft", reason="needs the hf extra: pip install -e '.[hf]'")
 # PEFT warns of tied weights

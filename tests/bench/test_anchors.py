@@ -11,7 +11,7 @@ from peft_models import loaded, merged_weights, weights_of
 from safetensors.numpy import load_file
 from tiny_models import bert, causal, gpt2, saved
 
-from gradience.prove.bench.contest import write_scaled, write_shuffled, write_without_update
+from gradience.verbs.bench.contest import write_scaled, write_shuffled, write_without_update
 
 MODELS = {
     "llama": (causal, {"target_modules": ["q_proj", "down_proj", "embed_tokens"], "use_rslora": True}),

@@ -21,11 +21,11 @@ from bench_rows import rows_of, write_rows
 
 from gradience.cli.main import main
 from gradience.errors import GradienceError, OutputError
-from gradience.prove.bench import bench_adapter, bench_merge
-from gradience.prove.bench.store import opened_store
-from gradience.prove.options import BenchOptions
 from gradience.schema.compare import BenchReport
 from gradience.schema.export import json_schema
+from gradience.verbs.bench.options import BenchOptions
+from gradience.verbs.bench.run import bench_adapter, bench_merge
+from gradience.verbs.bench.store import opened_store
 
 
 def row(report, name, task=0):

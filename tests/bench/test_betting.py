@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from tables import every
 
-from gradience.prove.bench.betting import SHARES, STAKES, log_capital, needed_examples, upper_bound
-from gradience.prove.bench.trial import capped_bounds, needed, sample_of
+from gradience.verbs.bench.betting import SHARES, STAKES, log_capital, needed_examples, upper_bound
+from gradience.verbs.bench.trial import capped_bounds, needed, sample_of
 
 ONES = np.ones(50)
 

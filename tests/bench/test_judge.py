@@ -10,10 +10,10 @@ from scipy import stats
 from tables import every
 
 from gradience.errors import GradienceError
-from gradience.prove.bench.judge import Contender, LossRule, Task, judge, tolerance_of
-from gradience.prove.bench.store import Evaluation
 from gradience.schema import real
 from gradience.schema.compare import BenchMetric
+from gradience.verbs.bench.judge import Contender, LossRule, Task, judge, tolerance_of
+from gradience.verbs.bench.store import Evaluation
 
 N = 400
 

@@ -7,8 +7,8 @@ import json
 import numpy as np
 from tables import every
 
-from gradience.prove.bench.evaluators import digest_of_command
-from gradience.prove.bench.store import Evaluation, opened_store, report_path, slug
+from gradience.verbs.bench.evaluators import digest_of_command
+from gradience.verbs.bench.store import Evaluation, opened_store, report_path, slug
 
 FOUND = Evaluation(unit="example", scores=[1.0, 0.5], weights=[1.0, 1.0])
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from gradience.errors import GradienceError
-from gradience.prove.bench.evaluators import LmEval
+from gradience.verbs.bench.evaluators import LmEval
 
 RUN = """
 import json, pathlib, sys
@@ -70,6 +70,6 @@ def test_a_path_with_a_comma_would_be_read_as_two_arguments(installed):
 
 
 def test_without_lm_eval_it_says_what_to_install(monkeypatch):
-    monkeypatch.setattr("gradience.prove.bench.evaluators.find_spec", lambda _name: None)
+    monkeypatch.setattr("gradience.verbs.bench.evaluators.find_spec", lambda _name: None)
     with pytest.raises(GradienceError, match="lm-eval is not installed"):
         evaluator()

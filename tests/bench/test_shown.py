@@ -10,9 +10,9 @@ import pytest
 from test_judge import evaluation, judged, right
 
 from gradience.cli.main import main
-from gradience.prove.bench.judge import Contender, LossRule, Task, judge, tolerance_of
-from gradience.render.bench import bench_text
 from gradience.schema.compare import BenchMetric, BenchReport
+from gradience.verbs.bench.judge import Contender, LossRule, Task, judge, tolerance_of
+from gradience.verbs.bench.view import bench_text
 
 
 def report_of(scores, **options):

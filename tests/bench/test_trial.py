@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from gradience.prove.bench.trial import bounds, needed, sample_of, student_bounds
+from gradience.verbs.bench.trial import bounds, needed, sample_of, student_bounds
 
 
 def sample(harm, margin=0.0, *, largest=None, weight=None):
@@ -69,7 +69,7 @@ def test_the_same_seed_gives_the_same_bounds_and_chunks_change_nothing(monkeypat
     assert bounds(data, seed=1).upper == bounds(data, seed=1).upper
     assert bounds(data, seed=1).upper != bounds(data, seed=2).upper
     whole = bounds(data, seed=1)
-    monkeypatch.setattr("gradience.prove.bench.trial._CELLS", 51 * 7)
+    monkeypatch.setattr("gradience.verbs.bench.trial._CELLS", 51 * 7)
     assert bounds(data, seed=1).upper == pytest.approx(whole.upper)
 
 

@@ -13,9 +13,9 @@ from safetensors.numpy import save_file
 
 from gradience import check_config
 from gradience.errors import AdapterError, ConfigError
-from gradience.render.check import check_text
 from gradience.schema.events import ConfigSnapshot, LoraSnapshot, OptimizerSnapshot
 from gradience.schema.reports import CheckReport
+from gradience.verbs.check.view import check_text
 
 WIDTH, ROWS, LAYERS = 8, 20, 4
 

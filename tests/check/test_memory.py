@@ -12,9 +12,9 @@ import transformers
 
 from gradience import TelemetryWriter, check_config, diagnose
 from gradience.errors import AdapterError, ConfigError
-from gradience.judge.check.memory import parse_size
-from gradience.render.check import check_text
-from gradience.render.diagnose import diagnose_text
+from gradience.verbs.check.memory import parse_size
+from gradience.verbs.check.view import check_text
+from gradience.verbs.diagnose.view import diagnose_text
 
 SIZES = {"vocab_size": 2048, "hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2}
 LLAMA = {"model_type": "llama", "architectures": ["LlamaForCausalLM"], "num_attention_heads": 4, **SIZES}
@@ -80,7 +80,7 @@ def test_a_model_that_cannot_be_made_is_unknown_with_the_reason(base: Path) -> N
 
 
 def test_without_torch_the_parts_that_need_no_model_are_given(base: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("gradience.judge.check.memory.find_spec", lambda name: None if name == "torch" else sys)
+    monkeypatch.setattr("gradience.verbs.check.memory.find_spec", lambda name: None if name == "torch" else sys)
     memory = checked(base).memory
     assert memory.peak_bytes is None
     assert "[hf]" in memory.reason

@@ -7,10 +7,10 @@ import json
 import pytest
 
 from gradience.errors import ConfigError
-from gradience.judge.check import check_config, read_adapter_of, read_any, read_training_of, source_locations
 from gradience.rules.config import RULES
 from gradience.schema.events import ConfigSnapshot, OptimizerSnapshot
 from gradience.telemetry import TelemetryWriter
+from gradience.verbs.check.run import check_config, read_adapter_of, read_any, read_training_of, source_locations
 
 ADAPTER = {"peft_type": "LORA", "r": 6, "lora_alpha": 12, "target_modules": ["q_proj"]}
 STATE = {"log_history": [{"loss": 1.0, "step": 1}], "max_steps": 40}

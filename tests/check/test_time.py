@@ -10,9 +10,9 @@ import pytest
 from tables import every
 
 from gradience.configs.document import read_settings
-from gradience.judge.check.time import foretell_time
-from gradience.render.check import check_text
 from gradience.schema.memory import Time
+from gradience.verbs.check.time import foretell_time
+from gradience.verbs.check.view import check_text
 
 SETTINGS = {"per_device_train_batch_size": 4, "gradient_accumulation_steps": 2, "max_steps": 300, "bf16": True}
 ADAPTER = {

@@ -12,8 +12,8 @@ from gradience import check_config
 from gradience.cli.main import main
 from gradience.configs.settings import keys_of, line_of
 from gradience.errors import ConfigError
-from gradience.judge.check import source_locations
 from gradience.rules.config import RULES
+from gradience.verbs.check.run import source_locations
 
 JSON = """{
   "learning_rate": 1e-5,

@@ -9,10 +9,10 @@ from typing import Any
 
 from tables import every
 
-from gradience.cli import monitor
 from gradience.reading.follow import LiveRun
-from gradience.render.monitor import progress_line
 from gradience.schema import SCHEMA_ID
+from gradience.verbs.monitor import command as monitor
+from gradience.verbs.monitor.view import progress_line
 
 
 def test_the_progress_is_of_the_last_row():

@@ -14,12 +14,12 @@ from safetensors.numpy import save_file
 
 from gradience import audit_adapter, diagnose, monitor_run
 from gradience.cli.main import main
-from gradience.collect.runs.rows import read_rows
 from gradience.errors import ConfigError
 from gradience.rules import all_ids, cards_of
 from gradience.rules.log.facts import DEFAULT_GAP
 from gradience.schema import ConfigSnapshot, LoraSnapshot, OptimizerSnapshot, TrainingSnapshot
 from gradience.telemetry.writer import TelemetryWriter
+from gradience.verbs.runs.rows import read_rows
 
 ROOT = Path(__file__).parents[2]
 STEM = "base_model.model.model.layers.{}.self_attn.q_proj.lora_{}.weight"

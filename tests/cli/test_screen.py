@@ -11,7 +11,7 @@ import sys
 from tables import every
 
 from gradience.cli.main import COMMANDS, GROUPS, HEADINGS, main
-from gradience.cli.output import coloured, wrapped
+from gradience.commands.output import coloured, wrapped
 
 
 def test_help_has_the_commands_in_groups(capsys):

@@ -11,9 +11,9 @@ import pytest
 from tables import every
 
 from gradience.errors import AdapterError
-from gradience.rewrite.compare import SETTLED, are_series, checkpoints_of, cosine_of, means_of, series_of
 from gradience.spectral.batch import spectrum_of
 from gradience.spectral.subspace import PairGeometry
+from gradience.verbs.compare.run import SETTLED, are_series, checkpoints_of, cosine_of, means_of, series_of
 
 
 @every(

@@ -12,7 +12,7 @@ import pytest
 from hand_made import adapter
 
 from gradience.errors import AdapterError
-from gradience.rewrite.sides import (
+from gradience.rewriting.sides import (
     StoredAdapter,
     config_differences,
     described,
@@ -139,7 +139,7 @@ def test_an_adapter_without_a_pair_is_refused_with_the_reason(tmp_path, monkeypa
     one = save(tmp_path / "one", {"m.q": (6, 2, 5)})
     bare = SimpleNamespace(modules=[], skipped=[])
     stored = StoredAdapter(tmp_path, None, bare, {}, None)  # type: ignore[arg-type]  # only its modules are looked at
-    monkeypatch.setattr("gradience.rewrite.sides.open_stored", lambda _: stored)
+    monkeypatch.setattr("gradience.rewriting.sides.open_stored", lambda _: stored)
     with pytest.raises(AdapterError, match="it holds no LoRA pair"):
         open_sides([one, one])
     bare.skipped = [SimpleNamespace(reason="a strange shape"), SimpleNamespace(reason="another")]

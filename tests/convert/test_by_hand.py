@@ -10,8 +10,8 @@ from tables import every
 
 from gradience.adapters.layout import Module
 from gradience.errors import AdapterError
-from gradience.rewrite.convert.updates import LayerUpdate, UpdatePair
-from gradience.rewrite.convert.write import expert_updates, mlx_notes, mlx_tensors
+from gradience.verbs.convert.updates import LayerUpdate, UpdatePair
+from gradience.verbs.convert.write import expert_updates, mlx_notes, mlx_tensors
 
 
 def written(rank: int, scale: float, name: str = "m.q", *, dora: bool = False, **more: Any) -> LayerUpdate:

@@ -18,7 +18,7 @@ from tables import every
 
 from gradience.cli.main import main
 from gradience.errors import AdapterError
-from gradience.rewrite.convert import convert_adapter
+from gradience.verbs.convert.run import convert_adapter
 
 LINEAR = ["q_proj", "up_proj"]
 
@@ -140,7 +140,7 @@ def test_a_run_that_is_ended_leaves_nothing_behind(make, tmp_path, number):
     code = (
         "import sys, time, signal\n"
         "signal.signal(signal.SIGINT, signal.default_int_handler)\n"
-        "import gradience.rewrite.writing as folder\n"
+        "import gradience.rewriting.writing as folder\n"
         "write = folder.write_safetensors\n"
         "def slow(*args, **more):\n"
         "    write(*args, **more)\n"

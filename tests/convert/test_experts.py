@@ -14,7 +14,7 @@ from peft_models import merged_update
 from safetensors.numpy import load_file, save_file
 
 from gradience.errors import AdapterError
-from gradience.rewrite.convert import convert_adapter
+from gradience.verbs.convert.run import convert_adapter
 
 SIZES = {"vocab_size": 40, "hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2}
 HEADS = {"num_attention_heads": 2, "num_key_value_heads": 2, "head_dim": 8}

@@ -12,7 +12,7 @@ from peft_models import Net, save_base
 from safetensors.numpy import load_file, save_file
 
 from gradience.errors import AdapterError
-from gradience.rewrite.convert import convert_adapter
+from gradience.verbs.convert.run import convert_adapter
 
 INPUTS = {"q_proj": (5, 16), "up_proj": (5, 16), "classifier": (5, 16), "conv2d": (2, 6, 7, 7)}
 INPUTS |= {"pointwise": INPUTS["conv2d"]}

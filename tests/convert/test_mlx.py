@@ -14,7 +14,7 @@ from safetensors.numpy import load_file, save_file
 from gradience.adapters.open import find_files, read_adapter
 from gradience.errors import AdapterError
 from gradience.io.safetensors import SafetensorsFile
-from gradience.rewrite.convert import convert_adapter
+from gradience.verbs.convert.run import convert_adapter
 
 TARGETS = ["q_proj", "v_proj", "up_proj"]
 SOME = {"r": 4, "lora_alpha": 6, "target_modules": TARGETS}

@@ -11,7 +11,7 @@ from peft_models import merged_update
 from safetensors.numpy import load_file
 
 from gradience.errors import AdapterError
-from gradience.rewrite.convert import convert_adapter
+from gradience.verbs.convert.run import convert_adapter
 
 TOLERANCE = 1e-5
 LINEAR = ["q_proj", "up_proj"]

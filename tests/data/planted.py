@@ -12,9 +12,9 @@ from typing import Any
 
 from made import LLAMA3, QWEN, QWEN_PLAIN, rows, saved, tokenizer, words, write
 
-from gradience.judge.check.data import check_data
 from gradience.schema.events import ConfigSnapshot, TrainingSnapshot
 from gradience.schema.reports import CheckReport
+from gradience.verbs.check.data import check_data
 
 Rows = list[dict[str, Any]]
 

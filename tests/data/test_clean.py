@@ -12,9 +12,9 @@ from tables import every
 
 from gradience.cli.main import main
 from gradience.errors import ConfigError, OptionError, OutputError
-from gradience.judge.check import source_locations
-from gradience.judge.check.data import check_data
 from gradience.schema.reports import SourceLocation
+from gradience.verbs.check.data import check_data
+from gradience.verbs.check.run import source_locations
 
 HEAD = b'{"messages": [ {"role":"user","content":"why is bread warm?"}, {"role": "assistant", "content": "%s"} ] }'
 LINES = [

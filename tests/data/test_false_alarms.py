@@ -9,9 +9,9 @@ from typing import Any
 
 from made import QWEN, ask, rows, saved, say, words, write
 
-from gradience.judge.check import check_config
-from gradience.judge.check.data import check_data
 from gradience.schema.reports import CheckReport
+from gradience.verbs.check.data import check_data
+from gradience.verbs.check.run import check_config
 
 
 def loud(report: CheckReport) -> list[str]:

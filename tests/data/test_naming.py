@@ -8,7 +8,7 @@ from typing import Any
 
 from made import rows, write
 
-from gradience.judge.check.data import check_data
+from gradience.verbs.check.data import check_data
 
 TALK = [("kim", "why is bread warm"), ("bot", "it is new")]
 

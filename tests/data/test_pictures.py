@@ -18,7 +18,7 @@ from gradience.data import pictures
 from gradience.data.encoder import Encoder
 from gradience.data.formats import recognise
 from gradience.data.tokens import Masking, Tokeniser, TokenRow
-from gradience.judge.check.data import check_data
+from gradience.verbs.check.data import check_data
 
 PIL = pytest.importorskip("PIL.Image")
 PARTS = QWEN.replace("{% generation %}", "").replace("{% endgeneration %}", "")

@@ -18,8 +18,8 @@ from tables import every
 from gradience.configs.document import DataPlan, read_data_plan
 from gradience.data.cutting import cut_at, shares
 from gradience.io import confined
-from gradience.judge.check.data import check_data
 from gradience.schema.reports import DataReport
+from gradience.verbs.check.data import check_data
 
 FACTORY = """
 class Template:

@@ -11,15 +11,16 @@ from typing import Any
 import msgspec
 import pytest
 
-from gradience.judge.diagnose import IDS, checkpoints as choosing, unjudged
-from gradience.judge.diagnose.checkpoints import CheckpointChoice, choose, disk_symptoms, loss_noise, standard_error
-from gradience.judge.diagnose.identity import CheckpointFolder, Identity, OwnedCheckpoint
 from gradience.schema import real
 from gradience.schema.diagnose import BestCheckpoint, Checkpoint, DiagnosedSource
 from gradience.schema.document import Finding
 from gradience.schema.events import Eval, EvalMetrics
 from gradience.schema.reports import EvalPoint, MetricAccount, RunAccount
 from gradience.telemetry.series import RunSeries
+from gradience.verbs.diagnose import checkpoints as choosing
+from gradience.verbs.diagnose.checkpoints import CheckpointChoice, choose, disk_symptoms, loss_noise, standard_error
+from gradience.verbs.diagnose.identity import CheckpointFolder, Identity, OwnedCheckpoint
+from gradience.verbs.diagnose.run import IDS, unjudged
 
 
 def evals(losses: dict[int, float], split: str = "eval") -> list[Eval]:

@@ -12,10 +12,10 @@ from jsonschema import Draft202012Validator
 
 from gradience import diagnose
 from gradience.cli.main import main
-from gradience.judge.diagnose import IDS
 from gradience.rules.joins.run import JOINS
 from gradience.schema.diagnose import VERDICT_LABELS
 from gradience.schema.export import json_schema
+from gradience.verbs.diagnose.run import IDS
 
 KINDS = ["masked_nan", "untrained", "overfit", "head_only", "healthy"]
 

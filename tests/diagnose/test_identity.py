@@ -13,8 +13,8 @@ from audited import save_adapter
 from tables import every
 
 from gradience import diagnose
-from gradience.judge.diagnose.identity import CheckpointFolder, unreadable
-from gradience.judge.diagnose.sources import find_sources, read_sources
+from gradience.verbs.diagnose.identity import CheckpointFolder, unreadable
+from gradience.verbs.diagnose.sources import find_sources, read_sources
 
 Rows = list[dict[str, Any]]
 

@@ -9,8 +9,8 @@ import sys
 import pytest
 
 from gradience import GradienceError, TelemetryWriter, diagnose
-from gradience.judge.diagnose import sources as module
-from gradience.judge.diagnose.sources import find_sources
+from gradience.verbs.diagnose import sources as module
+from gradience.verbs.diagnose.sources import find_sources
 
 WEIGHTS = "adapter_model.safetensors"
 

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from gradience.judge.diagnose.checkpoints import CheckpointChoice
-from gradience.judge.diagnose.spare import spare_checkpoints
-from gradience.render.spare import spare_lines
 from gradience.schema.diagnose import BestCheckpoint, Checkpoint
+from gradience.verbs.diagnose.checkpoints import CheckpointChoice
+from gradience.verbs.diagnose.spare import spare_checkpoints
+from gradience.verbs.diagnose.spare_view import spare_lines
 
 KNOWN = {"split": "eval", "noise_from": "", "lowest_loss": 1.0, "lowest_step": 30}
 

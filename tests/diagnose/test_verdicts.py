@@ -8,9 +8,9 @@ from typing import Any
 
 from tables import every
 
-from gradience.judge import diagnose
-from gradience.judge.diagnose import headline, is_complete, verdict_of
 from gradience.schema.diagnose import Cause, DiagnosedSource, Piece, SourceCoverage
+from gradience.verbs.diagnose import run as diagnose
+from gradience.verbs.diagnose.run import headline, is_complete, verdict_of
 
 
 @every(

@@ -18,11 +18,11 @@ from transformers import AutoModelForCausalLM
 from gradience.cli.main import main
 from gradience.errors import AdapterError, ConfigError, OptionError
 from gradience.models.sums import Sums, estimate
-from gradience.prove.drift import GENERAL, measure_drift
-from gradience.prove.options import DriftOptions
-from gradience.render.drift import drift_text
 from gradience.schema.document import Estimate
 from gradience.schema.drift import DriftReport, Lowered
+from gradience.verbs.drift.options import DriftOptions
+from gradience.verbs.drift.run import GENERAL, measure_drift
+from gradience.verbs.drift.view import drift_text
 
 
 @pytest.fixture(scope="session")

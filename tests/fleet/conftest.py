@@ -35,7 +35,7 @@ def collection(tmp_path_factory) -> Path:
 @pytest.fixture(scope="session")
 def fleet(collection, tmp_path_factory) -> Path:
     """The fleet of it, by two worker processes."""
-    from gradience.collect.fleet.audit import audit_fleet
+    from gradience.verbs.fleet.audit import audit_fleet
 
     out = tmp_path_factory.mktemp("fleets") / "fleet"
     report = audit_fleet(collection, out=out, workers=2)
@@ -46,8 +46,8 @@ def fleet(collection, tmp_path_factory) -> Path:
 @pytest.fixture
 def called(monkeypatch):
     """Jobs are called in this process, where what is asked is which jobs there are and what becomes of their rows."""
-    from gradience.collect.fleet import audit
-    from gradience.collect.fleet.engines import Done
+    from gradience.verbs.fleet import audit
+    from gradience.verbs.fleet.engines import Done
 
     def run(work, jobs, **_):
         return (Done(job, work(job)) for job in jobs)

@@ -19,14 +19,14 @@ from safetensors.numpy import load_file, save_file
 from tables import every
 
 import gradience
-from gradience.collect.fleet import Known
-from gradience.collect.fleet.audit import Job, audit_fleet, audit_job, failed, failures_in, is_failure, plan_of
-from gradience.collect.fleet.engines import run_local
 from gradience.errors import GradienceError, OutputError
-from gradience.judge.audit import audit_adapter
 from gradience.schema.fleet import AdapterRow, ModuleRow
 from gradience.tables import WorkerResult, encoded
 from gradience.tables.query import open_fleet
+from gradience.verbs.audit.run import audit_adapter
+from gradience.verbs.fleet.audit import Job, audit_fleet, audit_job, failed, failures_in, is_failure, plan_of
+from gradience.verbs.fleet.engines import run_local
+from gradience.verbs.fleet.records import Known
 
 
 def rows(fleet):
@@ -192,7 +192,7 @@ def test_a_base_puts_relative_norms_into_the_rows(tmp_path):
 
 def _started(root, out):
     code = (
-        "from gradience.collect.fleet import audit\n"
+        "from gradience.verbs.fleet.records import audit\n"
         "audit.BATCH = 2\n"
         f"audit.audit_fleet({str(root)!r}, out={str(out)!r}, workers=1)"
     )
@@ -259,7 +259,7 @@ def test_workers_that_cannot_start_are_an_error_and_not_a_loop(killing):
 def ray_here(killing):
     """A cluster on this machine for one test, whose workers can import the jobs."""
     ray = pytest.importorskip("ray", reason="needs the extra [ray]")
-    from gradience.collect.fleet import engines
+    from gradience.verbs.fleet import engines
 
     connection, ours = engines._connected(2, None)
     assert ours
@@ -270,7 +270,7 @@ def ray_here(killing):
 def test_ray_gives_the_same_rows_and_reports_a_job_that_kills_its_workers(
     collection, fleet, tmp_path, killing, ray_here
 ):
-    from gradience.collect.fleet.engines import run_ray
+    from gradience.verbs.fleet.engines import run_ray
 
     module, jobs = killing
     done = {d.job.path: d.answer for d in run_ray(module.work, jobs, workers=2, prepare=module.prepare)}

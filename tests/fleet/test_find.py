@@ -10,8 +10,8 @@ from fleet_inputs import factors, peft
 from safetensors.numpy import save_file
 from tables import every
 
-from gradience.collect.fleet.find import find_adapters, read_list, targets
 from gradience.errors import AdapterError
+from gradience.verbs.fleet.find import find_adapters, read_list, targets
 
 CONFIG = "adapter_config.json"
 

@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 from fleet_inputs import factors, peft
 
-from gradience.cli import tables as cli
 from gradience.cli.main import main
-from gradience.collect.fleet.audit import JobProgress, audit_fleet
-from gradience.collect.fleet.show import findings_of, show_fleet
+from gradience.verbs.fleet import results as cli
+from gradience.verbs.fleet.audit import JobProgress, audit_fleet
+from gradience.verbs.fleet.show import findings_of, show_fleet
 
 
 def small(seed: int, size: float = 1.0) -> dict:

@@ -11,9 +11,9 @@ import pytest
 from fleet_inputs import factors, peft
 
 from gradience.cli.main import main
-from gradience.collect.fleet.audit import audit_fleet
-from gradience.collect.fleet.show import show_fleet
 from gradience.tables.query import open_fleet, query_fleet
+from gradience.verbs.fleet.audit import audit_fleet
+from gradience.verbs.fleet.show import show_fleet
 
 _SPEC = importlib.util.spec_from_file_location("hostile_inputs", Path(__file__).parents[1] / "hostile" / "inputs.py")
 inputs = importlib.util.module_from_spec(_SPEC)  # its folder has a secrets.py, which workers must not meet

@@ -10,9 +10,9 @@ import pytest
 from fleet_inputs import peft
 
 from gradience.cli.main import main
-from gradience.collect.fleet.audit import audit_fleet
 from gradience.errors import GradienceError
 from gradience.tables.query import FLEET_QUERIES, open_fleet, query_fleet
+from gradience.verbs.fleet.audit import audit_fleet
 
 HOSTILE = [
     "select * from read_csv('/etc/passwd')",

@@ -14,8 +14,8 @@ from safetensors.numpy import save_file
 from tables import few
 
 from gradience.cli.main import main
-from gradience.collect.fleet.audit import audit_fleet
-from gradience.collect.fleet.show import show_fleet
+from gradience.verbs.fleet.audit import audit_fleet
+from gradience.verbs.fleet.show import show_fleet
 
 torch = pytest.importorskip("torch")
 pytest.importorskip("peft")

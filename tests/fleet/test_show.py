@@ -16,8 +16,16 @@ from fleet_inputs import factors, peft, with_noise
 
 from gradience.adapters.open import open_adapter
 from gradience.cli.main import main
-from gradience.collect.fleet import show as comparing
-from gradience.collect.fleet.show import (
+from gradience.errors import GradienceError
+from gradience.schema.fleet import AdapterRow, ModuleRow
+from gradience.spectral.grams import DIMENSIONS, Sketch
+from gradience.tables import encoded
+from gradience.tables.query import FLEET
+from gradience.tables.store import Store
+from gradience.verbs.audit.run import audit_adapter
+from gradience.verbs.audit.standing import with_standing
+from gradience.verbs.fleet import show as comparing
+from gradience.verbs.fleet.show import (
     Load,
     best_split,
     candidate_pairs,
@@ -29,15 +37,7 @@ from gradience.collect.fleet.show import (
     similar,
     update_cosine,
 )
-from gradience.errors import GradienceError
-from gradience.judge.audit import audit_adapter
-from gradience.judge.audit.standing import with_standing
-from gradience.render.fleet import fleet_show_text
-from gradience.schema.fleet import AdapterRow, ModuleRow
-from gradience.spectral.grams import DIMENSIONS, Sketch
-from gradience.tables import encoded
-from gradience.tables.query import FLEET
-from gradience.tables.store import Store
+from gradience.verbs.fleet.view import fleet_show_text
 
 ERROR = {"status": "error", "verdict": None}
 

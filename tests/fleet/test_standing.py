@@ -8,9 +8,9 @@ import pytest
 from fleet_inputs import factors, peft
 
 from gradience.cli.main import main
-from gradience.judge.audit import audit_adapter
-from gradience.judge.audit.standing import MEASURES, share_below
 from gradience.tables.query import open_fleet
+from gradience.verbs.audit.run import audit_adapter
+from gradience.verbs.audit.standing import MEASURES, share_below
 
 
 def expected(fleet, report, measure, kind, r, *, without=()):

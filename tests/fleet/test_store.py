@@ -9,12 +9,12 @@ import pytest
 from pyarrow import parquet as pq
 
 from gradience.cli.main import main
-from gradience.collect.fleet.audit import known_rows
 from gradience.errors import GradienceError
 from gradience.schema.fleet import AdapterRow, ModuleRow
 from gradience.tables import encoded, store as storing
 from gradience.tables.query import FLEET, select
 from gradience.tables.store import Store
+from gradience.verbs.fleet.audit import known_rows
 
 
 def result(name, modules=3):

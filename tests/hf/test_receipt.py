@@ -6,7 +6,7 @@ import json
 
 import torch
 
-from gradience.prove.receipt import read_receipt, verify_served
+from gradience.verbs.receipt.run import read_receipt, verify_served
 
 
 def test_what_was_trained_is_the_receipts(training, callback, tmp_path):

@@ -128,7 +128,7 @@ def test_a_hub_data_set_names_itself_and_a_local_file_does_not(training, start):
 
 
 def test_the_recorded_config_is_what_check_reads(training, start, tmp_path):
-    from gradience.judge.check import check_config
+    from gradience.verbs.check.run import check_config
 
     path = tmp_path / "config.json"
     path.write_bytes(msgspec.json.encode(start(training.llama())))

@@ -6,7 +6,7 @@ import math
 
 import pytest
 
-from gradience.judge.monitor import monitor_run
+from gradience.verbs.monitor.run import monitor_run
 
 pytest.importorskip("trl", reason="TRL is not installed: pip install trl")
 

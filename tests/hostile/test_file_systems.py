@@ -12,8 +12,8 @@ from tables import every
 
 from gradience.cli.main import main
 from gradience.io import atomic
-from gradience.rewrite import writing
-from gradience.rewrite.writing import Changes, NewAdapter, SourceFiles, provenance_of
+from gradience.rewriting import writing
+from gradience.rewriting.writing import Changes, NewAdapter, SourceFiles, provenance_of
 
 WRITERS = {
     "report": "report state --out out/p.md",

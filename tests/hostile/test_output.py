@@ -312,7 +312,7 @@ STEERING = "layer\x1b[2J\r\u202e\x9b31m"
 
 def test_what_steers_a_terminal_is_an_escape_on_stdout_and_stderr(monkeypatch, capsys):
     """Names of modules reach the line of progress, and texts of a log the lines of a report that is followed."""
-    from gradience.cli import bar, output
+    from gradience.commands import bar, output
 
     monkeypatch.setattr("sys.stderr.isatty", lambda: True)
     monkeypatch.setenv("TERM", "xterm")
@@ -343,7 +343,7 @@ ELSEWHERE = {  # ways to stderr that are not ours
 
 THEIRS = """
 import logging, threading, warnings
-import gradience.cli.schema as verbs
+import gradience.verbs.schema as verbs
 RAW, plain = {raw!r}, verbs.rules
 def rules(*given, **named):
     {code}

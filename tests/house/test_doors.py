@@ -77,7 +77,7 @@ def test_a_python_that_is_started_does_not_look_into_the_folder_it_is_started_in
     assert {module for module, _ in started} == {
         "importers/databases.py",
         "io/confined.py",
-        "prove/bench/evaluators.py",
+        "verbs/bench/evaluators.py",
     }
     assert all(ast.unparse(node.elts[1]) == "'-P'" for _, node in started)
 
@@ -92,4 +92,4 @@ def test_a_python_that_is_started_does_not_look_into_the_folder_it_is_started_in
 )
 def test_each_way_to_run_a_strangers_code_is_noticed(line: str) -> None:
     assert NAMED.search(line)
-    assert list(faults(ast.parse(line), "judge/audit.py"))
+    assert list(faults(ast.parse(line), "verbs/audit.py"))

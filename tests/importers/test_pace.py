@@ -8,8 +8,8 @@ import msgspec
 import pytest
 from wandb_records import field, items, offline, varint
 
-from gradience.judge.monitor import monitor_run
 from gradience.render.pace import pace_words
+from gradience.verbs.monitor.run import monitor_run
 
 GIB = 2**30
 PLACE = "global_step/max_steps"

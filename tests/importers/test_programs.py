@@ -13,7 +13,7 @@ import pytest
 from tables import every
 
 from gradience.errors import RecorderError
-from gradience.judge.monitor import monitor_run
+from gradience.verbs.monitor.run import monitor_run
 
 
 class Log(NamedTuple):

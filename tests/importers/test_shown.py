@@ -13,7 +13,7 @@ from gradience import check_config, diagnose, monitor_run
 from gradience.configs.training import objective_of
 from gradience.errors import ConfigError, RecorderError
 from gradience.importers.trainer_state import read_state, samples_per_step
-from gradience.render.check import check_text
+from gradience.verbs.check.view import check_text
 
 
 @every(

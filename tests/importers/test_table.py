@@ -10,7 +10,7 @@ from tables import every
 from gradience.errors import RecorderError
 from gradience.importers.files import clock_of
 from gradience.importers.table import MAX_COLUMNS, find_columns, parse_map
-from gradience.judge.monitor import monitor_run
+from gradience.verbs.monitor.run import monitor_run
 
 
 def test_a_table_of_wandb_names_needs_no_map(tmp_path, import_events):

@@ -7,9 +7,9 @@ import json
 import pytest
 from tables import every
 
-from gradience.collect.runs.collect import find_runs
 from gradience.errors import RecorderError
 from gradience.importers.tensorboard import Scalar, scalar_rows
+from gradience.verbs.runs.collect import find_runs
 
 
 def write(folder, groups, *, arguments=None, model=None):

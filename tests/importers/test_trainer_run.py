@@ -9,9 +9,9 @@ import msgspec
 import pytest
 
 from gradience.importers import import_run
-from gradience.judge.check import check_config
-from gradience.judge.monitor import monitor_run
 from gradience.telemetry import TelemetryReader
+from gradience.verbs.check.run import check_config
+from gradience.verbs.monitor.run import monitor_run
 
 pytest.importorskip("peft", reason="needs the hf extra: pip install -e '.[hf]'")
 torch = pytest.importorskip("torch", reason="needs the hf extra: pip install -e '.[hf]'")

@@ -18,7 +18,7 @@ from tables import every
 from gradience.announce import WEBHOOK, Announcement, Announcer
 from gradience.errors import GradienceError
 from gradience.io.web import Reply, Request, ask
-from gradience.prove.receipt.endpoint import Endpoint
+from gradience.verbs.receipt.endpoint import Endpoint
 
 _BEAT = 0.05  # seconds between two bytes of a server that drips
 _DEADLINE = 0.6

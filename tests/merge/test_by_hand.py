@@ -455,14 +455,14 @@ def test_one_module_in_two_layouts_is_refused_with_both(tmp_path):
 def test_signs_of_a_large_module_are_counted_in_eight_rows_and_more_unless_all_are_asked_for(
     exact, most, entries, tmp_path, monkeypatch
 ):
-    monkeypatch.setattr("gradience.rewrite.merge.check._SAMPLE", most)
+    monkeypatch.setattr("gradience.verbs.merge.check._SAMPLE", most)
     one, two = (adapter(tmp_path / name, {"q": along(1.0, 1.0, 1.0, d_out=12)}) for name in "ab")
     (row,) = merge_check(one, two, exact=exact).modules
     assert (row.signs.entries, row.signs.of) == (entries, 60)
 
 
 def test_each_module_and_each_seed_draws_rows_of_its_own(tmp_path, monkeypatch):
-    monkeypatch.setattr("gradience.rewrite.merge.check._SAMPLE", 1)  # eight of twelve rows
+    monkeypatch.setattr("gradience.verbs.merge.check._SAMPLE", 1)  # eight of twelve rows
     one, two = (
         adapter(tmp_path / name, {f"m{i}": along(sign, sign, sign, d_out=12) for i in range(6)})
         for name, sign in (("a", 1.0), ("b", -1.0))

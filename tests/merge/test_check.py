@@ -14,14 +14,14 @@ from hand_made import edited
 from hypothesis import given, strategies as st
 from tables import every
 
-import gradience.prove.bench
+import gradience.verbs.bench.run
 from gradience import GradienceError, merge_check
 from gradience.cli.main import main
-from gradience.render.merge import merge_check_text
-from gradience.rewrite.merge.check import trials_of
 from gradience.schema.export import json_schema
 from gradience.schema.merge import CheckedPair
 from gradience.spectral.merging import signs_of
+from gradience.verbs.merge.check import trials_of
+from gradience.verbs.merge.view import merge_check_text
 
 
 def _vector(update: dict) -> np.ndarray:
@@ -158,7 +158,7 @@ def test_the_next_command_is_taken_as_it_is_printed(weights, save, monkeypatch):
         taken.update(given, paths=list(paths), out=out)
         raise GradienceError("taken")
 
-    monkeypatch.setattr(gradience.prove.bench, "bench_merge", stand_in)
+    monkeypatch.setattr(gradience.verbs.bench.run, "bench_merge", stand_in)
     program, *words = shlex.split(merge_check_text(report).splitlines()[-2].partition(": ")[2])
     assert program == "gradience"
     assert main(words) == 2

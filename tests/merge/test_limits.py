@@ -19,9 +19,9 @@ from tables import every
 
 from gradience import AdapterError, MergeOptions, OptionError, OutputError, merge_adapters, merge_check
 from gradience.cli.main import main
-from gradience.render.merge import merge_text
-from gradience.rewrite.merge.methods import recipe_of, weights_of
 from gradience.schema.export import json_schema
+from gradience.verbs.merge.methods import recipe_of, weights_of
+from gradience.verbs.merge.view import merge_text
 
 
 @every(
@@ -249,7 +249,7 @@ def test_the_record_names_method_sources_and_errors_but_no_path(tmp_path):
 SLOW = """
 import sys, time
 from gradience.cli.main import script
-from gradience.rewrite.writing import ArraySpool
+from gradience.rewriting.writing import ArraySpool
 keep = ArraySpool.keep
 def slow(spool, array):
     kept = keep(spool, array)

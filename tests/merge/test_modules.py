@@ -13,10 +13,10 @@ from tables import every, grid
 from gradience.adapters.layout import Module
 from gradience.errors import AdapterError
 from gradience.io.safetensors import DTYPES
-from gradience.rewrite.merge.methods import Recipe, merged_module
-from gradience.rewrite.merge.pairs import MergedPair
 from gradience.spectral.merging import dropped, mask_generator
 from gradience.spectral.sums import is_narrow
+from gradience.verbs.merge.methods import Recipe, merged_module
+from gradience.verbs.merge.pairs import MergedPair
 
 SHAPES = {"within the sides": ((80, 70), (3, 5)), "beyond the sides": ((14, 11), (40, 30))}
 METHODS = ("linear", "cat", "svd", "ties", "dare_linear", "dare_ties")

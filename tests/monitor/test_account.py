@@ -9,13 +9,13 @@ from typing import Any
 import pytest
 from tables import every
 
-from gradience.judge.monitor import monitor_run
-from gradience.render.monitor import monitor_text
 from gradience.rules.log.account import higher_is_better
 from gradience.rules.log.facts import RunFacts
 from gradience.schema.events import ConfigSnapshot
 from gradience.schema.reports import MonitorReport
 from gradience.telemetry.series import RunSeries
+from gradience.verbs.monitor.run import monitor_run
+from gradience.verbs.monitor.view import monitor_text
 
 
 def reported(

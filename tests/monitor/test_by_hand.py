@@ -11,7 +11,6 @@ import msgspec
 import pytest
 from tables import every
 
-from gradience.judge.monitor import gap_of, report_of
 from gradience.reading import Reading
 from gradience.reading.follow import thinned
 from gradience.rules.log.facts import PROBES, RunFacts, derived_notes, latest_evals
@@ -20,6 +19,7 @@ from gradience.schema.events import Eval
 from gradience.schema.reports import LossPair
 from gradience.telemetry.reader import RunSummary
 from gradience.telemetry.series import Column, RunSeries
+from gradience.verbs.monitor.run import gap_of, report_of
 
 HEAD: dict[str, Any] = {"schema": "gradience.vnext.telemetry/v1", "ts": None, "run_id": "r"}
 

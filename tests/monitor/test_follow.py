@@ -14,12 +14,12 @@ from hypothesis import given, strategies as st
 from logs import falling, record
 
 from gradience.cli.main import main
-from gradience.cli.monitor import follow_log, log_to_follow
 from gradience.errors import RecorderError, SchemaError
 from gradience.reading.follow import LiveRun, Tail, thinned
-from gradience.render.monitor import frame_lines
 from gradience.telemetry import TelemetryWriter
 from gradience.telemetry.codec import MAX_LINE_BYTES
+from gradience.verbs.monitor.command import follow_log, log_to_follow
+from gradience.verbs.monitor.view import frame_lines
 
 COMMAND = [sys.executable, "-m", "gradience", "monitor"]
 DEADLINE_S = 300.0  # of what must come at all: a busy machine takes its time, and no claim here is about speed

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import tomllib
 
-from gradience.judge.monitor import monitor_run
+from gradience.verbs.monitor.run import monitor_run
 
 
 def test_every_real_log_is_on_the_page_with_its_story_and_a_judgement(root, shared_data):

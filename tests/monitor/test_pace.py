@@ -8,15 +8,15 @@ import pytest
 from tables import every
 
 from gradience import explain_difference
-from gradience.collect.runs.rows import read_rows
 from gradience.reading import read_run
 from gradience.reading.pace import pace_of
-from gradience.render.curves import training_figures
 from gradience.render.pace import memory_words, pace_words
-from gradience.render.why import why_text
 from gradience.schema import SCHEMA_ID
 from gradience.schema.events import Throughput
 from gradience.schema.reports import Pace
+from gradience.verbs.runs.curves import training_figures
+from gradience.verbs.runs.rows import read_rows
+from gradience.verbs.why.view import why_text
 
 GIB = 1 << 30
 

@@ -13,12 +13,12 @@ from logs import config, falling, record
 from msgspec.structs import replace
 
 from gradience.cli.main import main
-from gradience.collect.runs.rows import read_rows
 from gradience.errors import GradienceError, RecorderError
 from gradience.importers.sources import MAX_RUNS
-from gradience.judge.monitor import monitor_run
 from gradience.reading.places import names_of, runs_in
 from gradience.schema import ConfigSnapshot
+from gradience.verbs.monitor.run import monitor_run
+from gradience.verbs.runs.rows import read_rows
 
 EVALS = [(10, 1.6), (20, 1.4), (30, 1.3), (40, 1.25)]
 

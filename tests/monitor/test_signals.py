@@ -12,14 +12,14 @@ from hypothesis import given, strategies as st
 from logs import record
 
 from gradience import diagnose
-from gradience.judge.monitor import monitor_run
-from gradience.render.diagnose import diagnose_text
-from gradience.render.monitor import monitor_text
 from gradience.rules.log.facts import KEPT, SIGNALS
 from gradience.schema import ConfigSnapshot, TrainingSnapshot
 from gradience.telemetry import TelemetryReader
 from gradience.telemetry.series import RunSeries
 from gradience.telemetry.writer import TelemetryWriter
+from gradience.verbs.diagnose.view import diagnose_text
+from gradience.verbs.monitor.run import monitor_run
+from gradience.verbs.monitor.view import monitor_text
 
 
 def rewarded(path, n=40, **more):

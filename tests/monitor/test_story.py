@@ -9,11 +9,11 @@ from hypothesis import given, strategies as st
 from log_runs import facts_of, logged_rows
 from logs import record
 
-from gradience.judge.monitor import monitor_run
-from gradience.render.monitor import monitor_text
 from gradience.rules.log import detect
 from gradience.rules.log.story import line_of, story_parts
 from gradience.schema import TrainSummary
+from gradience.verbs.monitor.run import monitor_run
+from gradience.verbs.monitor.view import monitor_text
 
 OVERFIT = [(4, 1.6), (8, 1.5), (12, 1.7), (16, 1.9), (20, 2.2), (24, 2.4)]
 

@@ -12,13 +12,13 @@ from typing import Any, NamedTuple
 from tables import every
 
 from gradience import TelemetryWriter
-from gradience.judge.diagnose import diagnose
-from gradience.judge.monitor import monitor_run
-from gradience.render.diagnose import diagnose_text
-from gradience.render.monitor import monitor_text
 from gradience.schema import SCHEMA_ID, ConfigSnapshot
 from gradience.schema.events import Wiring
 from gradience.schema.wiring import EvaluationWiring
+from gradience.verbs.diagnose.run import diagnose
+from gradience.verbs.diagnose.view import diagnose_text
+from gradience.verbs.monitor.run import monitor_run
+from gradience.verbs.monitor.view import monitor_text
 
 STEPS = (25, 50, 75, 100, 125, 150, 175, 200)
 RISES = (0.62, 0.45, 0.5, 0.62, 0.8, 1.0, 1.2, 1.35)

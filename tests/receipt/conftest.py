@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from tiny_models import Saved, causal, saved, write_texts
 
-from gradience.prove.receipt import make_receipt, write_receipt
+from gradience.verbs.receipt.run import make_receipt, write_receipt
 
 TARGETS = ["q_proj", "v_proj", "down_proj"]
 

@@ -12,9 +12,10 @@ import pytest
 from tables import every
 
 from gradience.errors import GradienceError, OptionError
-from gradience.prove.receipt import endpoint, verify_served, write_receipt
-from gradience.prove.receipt.endpoint import Endpoint, RefusedError
 from gradience.schema.receipt import RECEIPT_SCHEMA_ID, Receipt, ReceiptRow, Tokens
+from gradience.verbs.receipt import endpoint
+from gradience.verbs.receipt.endpoint import Endpoint, RefusedError
+from gradience.verbs.receipt.run import verify_served, write_receipt
 
 ROWS, FIRSTS = [[1, 4, 2, 7, 3, 5, 9, 6, 8], [0, 5, 5, 9]], [1, 0]
 BROKEN = 10  # a token that is half of a character

@@ -6,7 +6,7 @@ import pytest
 import torch
 from tiny_models import bert, save_tokenizer, saved, write_texts
 
-from gradience.prove.receipt import make_receipt, verify_served, write_receipt
+from gradience.verbs.receipt.run import make_receipt, verify_served, write_receipt
 
 
 @pytest.fixture(scope="module")

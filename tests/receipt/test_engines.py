@@ -21,7 +21,7 @@ import numpy as np
 import pytest
 import torch
 
-from gradience.prove.receipt import make_receipt, verify_served, write_receipt
+from gradience.verbs.receipt.run import make_receipt, verify_served, write_receipt
 
 
 @pytest.fixture(scope="module")
@@ -90,7 +90,7 @@ def test_a_files_types_give_weights_back_as_gguf_reads_them():
     quants = pytest.importorskip("gguf", reason="needs gguf: the dependency group `oracles`").quants
     from gguf import GGMLQuantizationType as Types
 
-    from gradience.prove.receipt.ggml import FileRounding
+    from gradience.verbs.receipt.ggml import FileRounding
 
     weight = np.random.default_rng(0).standard_normal((4, 512)).astype(np.float32)
     steps = {}

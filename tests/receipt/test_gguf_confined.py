@@ -9,8 +9,8 @@ from tables import every
 
 from gradience.errors import AdapterError
 from gradience.io import confined
-from gradience.prove.receipt import targets
 from gradience.schema.receipt import RECEIPT_SCHEMA_ID, Receipt, ReceiptRow
+from gradience.verbs.receipt import targets
 
 # A library that does with a file what the file says, in place of llama.cpp, whose crashes cannot be had at will.
 LIBRARY = """

@@ -11,8 +11,8 @@ from peft import PeftModel
 from transformers import AutoModelForCausalLM
 
 from gradience.cli.main import main
-from gradience.prove.receipt import make_receipt, read_receipt, write_receipt
 from gradience.schema.receipt import Receipt
+from gradience.verbs.receipt.run import make_receipt, read_receipt, write_receipt
 
 
 @torch.no_grad()

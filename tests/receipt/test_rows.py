@@ -9,8 +9,8 @@ import pytest
 
 from gradience.cli.main import main
 from gradience.errors import ConfigError
-from gradience.prove.options import ReceiptOptions
-from gradience.prove.receipt import make_receipt
+from gradience.verbs.receipt.options import ReceiptOptions
+from gradience.verbs.receipt.run import make_receipt
 
 FOUR = ReceiptOptions(rows=4)
 

@@ -10,7 +10,7 @@ from tables import every
 from tiny_models import write_texts
 
 from gradience.cli.main import main
-from gradience.prove.receipt import verify_served
+from gradience.verbs.receipt.run import verify_served
 
 
 def asked(receipt, target, llama, **options):

@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 from tables import every
 
-from gradience.prove.receipt.verdict import LogProbPairs, _Span, conclude
 from gradience.rules.served import APART, BEYOND, CLEAR, COARSE, EXPLAINED, FINE, UNLIKE
 from gradience.schema.receipt import RECEIPT_SCHEMA_ID, Receipt, ReceiptRow, SelfDistance
+from gradience.verbs.receipt.verdict import LogProbPairs, _Span, conclude
 
 ROWS, WIDTH = 8, 16
 RNG = np.random.default_rng(0)

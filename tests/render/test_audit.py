@@ -6,8 +6,6 @@ import msgspec
 from tables import every
 
 from gradience.blocks.text import printed
-from gradience.render import maps
-from gradience.render.audit import View, audit_text
 from gradience.rules.weights import health
 from gradience.rules.weights.ranks import candidates, disagreements, rank_pattern, rank_rules, suggest
 from gradience.rules.weights.rules import judge_adapter
@@ -20,6 +18,8 @@ from gradience.schema.audit import (
     LedgerEntry,
     ModuleAudit,
 )
+from gradience.verbs.audit import maps
+from gradience.verbs.audit.view import View, audit_text
 
 ERRORS = {"1": 0.5, "2": 0.3, "4": 0.1, "6": 0.05, "7": 0.02}
 

@@ -18,10 +18,10 @@ from gradience import blocks
 from gradience.blocks import clean, count, listed, markdown, number, percent, skipped, table, text
 from gradience.blocks.plots import curve_lines, histogram_lines
 from gradience.blocks.text import printed, shortened
-from gradience.cli import bar, output
-from gradience.render import check
-from gradience.render.monitor import fed_rows
+from gradience.commands import bar, output
 from gradience.schema.document import NotRun
+from gradience.verbs.check import view as check
+from gradience.verbs.monitor.view import fed_rows
 
 CELLS = st.text("abc", min_size=1, max_size=9)
 POINTS = st.lists(st.tuples(st.floats(0, 1e9), st.floats()), max_size=80).map(sorted)

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from pages import gather
 
-from gradience.render.page import report_html
+from gradience.verbs.report.page import report_html
 
 NAMES = ("chromium", "chromium-browser", "google-chrome", "chrome")
 LONG = "a" * 300

@@ -10,8 +10,8 @@ import pytest
 from pages import gather, parse
 
 from gradience.cli.main import main
-from gradience.render.page import report_html
-from gradience.rewrite.compare import compare_adapters
+from gradience.verbs.compare.run import compare_adapters
+from gradience.verbs.report.page import report_html
 
 torch = pytest.importorskip("torch")
 peft = pytest.importorskip("peft")

@@ -11,7 +11,6 @@ from tables import every
 from gradience.blocks.html.pieces import page_html
 from gradience.data.examples import Examples
 from gradience.data.tokens import CutSequence, Sequence, TokenRow
-from gradience.render.data import data_page
 from gradience.schema.document import Finding
 from gradience.schema.events import ConfigSnapshot
 from gradience.schema.reports import (
@@ -24,6 +23,7 @@ from gradience.schema.reports import (
     TokenCounts,
     TokenRun,
 )
+from gradience.verbs.check.page import data_page
 
 HOSTILE = "<script>alert(1)</script>\n\u202e\x1b[31m&amp;"
 

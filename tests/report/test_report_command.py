@@ -15,7 +15,7 @@ import gradience
 from gradience.blocks import clean
 from gradience.blocks.markdown import escape
 from gradience.cli.main import main
-from gradience.report import report_text
+from gradience.verbs.report.run import report_text
 
 
 def failure(capsys, *tokens) -> str:

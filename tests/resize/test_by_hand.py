@@ -29,11 +29,11 @@ from tables import every
 
 from gradience import AdapterError, OutputError, resize_adapter
 from gradience.adapters.patterns import Patterns
-from gradience.rewrite.resize import factors
-from gradience.rewrite.resize.factors import Cut, Loss, ResizePlan, new_config, planned_file, relative_error
-from gradience.rewrite.resize.subject import Subject, resizable_pairs
-from gradience.rewrite.sides import open_stored
+from gradience.rewriting.sides import open_stored
 from gradience.spectral.update import reduced
+from gradience.verbs.resize import factors
+from gradience.verbs.resize.factors import Cut, Loss, ResizePlan, new_config, planned_file, relative_error
+from gradience.verbs.resize.subject import Subject, resizable_pairs
 
 # --- criteria ----------------------------------------------------------------------------------------------------
 

@@ -23,11 +23,11 @@ from gradience.models import load_model
 from gradience.models.inputs import batches, read_inputs
 from gradience.models.outputs import log_probs, logits_of, row_sizes
 from gradience.models.statistics import lora_layers, statistics
-from gradience.rewrite.options import ResizeOptions, Target
-from gradience.rewrite.resize.outputs import Measurement, chosen, measure, plan_by_outputs
-from gradience.rewrite.resize.pieces import combined, gates_of, pieces_of
-from gradience.rewrite.resize.subject import BY_WEIGHTS, Running, Subject, resizable_pairs, run
-from gradience.rewrite.sides import open_stored
+from gradience.rewriting.sides import open_stored
+from gradience.verbs.resize.options import ResizeOptions, Target
+from gradience.verbs.resize.outputs import Measurement, chosen, measure, plan_by_outputs
+from gradience.verbs.resize.pieces import combined, gates_of, pieces_of
+from gradience.verbs.resize.subject import BY_WEIGHTS, Running, Subject, resizable_pairs, run
 
 TARGETS = ["q_proj", "v_proj", "down_proj"]
 
@@ -189,7 +189,7 @@ def test_sums_of_each_sequence_are_the_losss_change_with_m(make, options, texts,
 def test_the_measured_kl_is_within_the_tolerance_and_is_that_of_the_adapter_as_written(
     llama, texts, tmp_path, monkeypatch
 ):
-    monkeypatch.setattr("gradience.rewrite.resize.outputs._ROUNDS", 1)  # too few: the bar waits at its end
+    monkeypatch.setattr("gradience.verbs.resize.outputs._ROUNDS", 1)  # too few: the bar waits at its end
     told = []
     report = resize_adapter(
         llama.adapter,

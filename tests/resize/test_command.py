@@ -53,7 +53,7 @@ def test_the_help_defines_each_criterion_by_its_formula(capsys):
 SLOW = """
 import os, signal, sys, time
 signal.signal(signal.SIGINT, signal.default_int_handler)
-import gradience.rewrite.resize.factors as factors
+import gradience.verbs.resize.factors as factors
 fast = factors.reduced
 def slow(*arguments, **options):
     os.write(1, b"begun\\n")  # several threads cut, and a line must stay one

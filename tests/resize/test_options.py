@@ -12,8 +12,8 @@ from hypothesis import given, strategies as st
 from tables import every
 
 from gradience.errors import OptionError
-from gradience.rewrite.options import ResizeOptions, Target
-from gradience.rewrite.resize.weights import PriceList, module_rank, ranks_within
+from gradience.verbs.resize.options import ResizeOptions, Target
+from gradience.verbs.resize.weights import PriceList, module_rank, ranks_within
 
 ONE = "expected exactly one criterion, got "
 BASELESS = "{} runs the model, and no base is given"

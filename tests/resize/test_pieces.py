@@ -14,10 +14,11 @@ from tables import every
 
 from gradience import AdapterError, ConfigError
 from gradience.models.inputs import ModelInput
-from gradience.rewrite.options import Target
-from gradience.rewrite.resize import subject as of_subject
-from gradience.rewrite.resize.outputs import affordable
-from gradience.rewrite.resize.pieces import (
+from gradience.rewriting.sides import open_stored
+from gradience.verbs.resize import subject as of_subject
+from gradience.verbs.resize.options import Target
+from gradience.verbs.resize.outputs import affordable
+from gradience.verbs.resize.pieces import (
     Order,
     RankCandidate,
     combined,
@@ -30,8 +31,7 @@ from gradience.rewrite.resize.pieces import (
     shortest,
     within,
 )
-from gradience.rewrite.resize.subject import Subject, refuse_to_run, resizable_pairs, split_inputs, targets_of
-from gradience.rewrite.sides import open_stored
+from gradience.verbs.resize.subject import Subject, refuse_to_run, resizable_pairs, split_inputs, targets_of
 
 # --- pieces ------------------------------------------------------------------------------------------------------
 

@@ -24,12 +24,12 @@ from gradience.errors import AdapterError
 from gradience.models import distil, load_model, outputs
 from gradience.models.inputs import digest_of
 from gradience.models.states import LayerFactors, adapted
-from gradience.render.writing import resize_text
-from gradience.rewrite.resize import recovery, subject
-from gradience.rewrite.resize.subject import split_inputs
 from gradience.schema.document import Estimate
 from gradience.schema.export import json_schema
 from gradience.schema.writing import Apart, Provenance
+from gradience.verbs.resize import recovery, subject
+from gradience.verbs.resize.subject import split_inputs
+from gradience.verbs.resize.view import resize_text
 
 BROKEN = "the training left numbers that are not finite"
 WORSE = "the KL on held-out texts did not fall beyond chance"

@@ -10,7 +10,7 @@ from gradience.adapters.open import AdapterFiles, find_files
 from gradience.base.weights import find_shards
 from gradience.errors import AdapterError, OutputError
 from gradience.io.atomic import atomic_folder
-from gradience.rewrite.writing import refuse_place
+from gradience.rewriting.writing import refuse_place
 
 
 @pytest.fixture

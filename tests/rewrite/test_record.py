@@ -15,8 +15,8 @@ from tables import every
 
 from gradience.errors import OutputError
 from gradience.io.safetensors import planned
-from gradience.rewrite import writing
-from gradience.rewrite.writing import Changes, NewAdapter, SourceFiles, provenance_of, refuse_to_lose, write_adapter
+from gradience.rewriting import writing
+from gradience.rewriting.writing import Changes, NewAdapter, SourceFiles, provenance_of, refuse_to_lose, write_adapter
 from gradience.schema.writing import ModuleChange, Provenance
 
 

@@ -14,8 +14,8 @@ pytest.importorskip("duckdb", reason="needs the extra [fleet]")
 pytest.importorskip("pyarrow", reason="needs the extra [fleet]")
 
 from gradience.cli.main import main
-from gradience.collect.runs.best import best_runs
-from gradience.collect.runs.collect import collect_runs
+from gradience.verbs.runs.best import best_runs
+from gradience.verbs.runs.collect import collect_runs
 
 
 def log(

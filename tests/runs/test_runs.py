@@ -15,13 +15,14 @@ pytest.importorskip("pyarrow", reason="needs the extra [fleet]")
 
 import gradience
 from gradience.cli.main import main
-from gradience.collect.runs import RUNS_QUERIES, collect as collecting, list_runs, run_curves
-from gradience.collect.runs.best import best_runs
-from gradience.collect.runs.collect import collect_runs, find_runs
 from gradience.errors import GradienceError, RecorderError
-from gradience.judge.monitor import monitor_run
 from gradience.reading.places import names_of_runs
 from gradience.tables.query import select
+from gradience.verbs.monitor.run import monitor_run
+from gradience.verbs.runs import collect as collecting
+from gradience.verbs.runs.best import best_runs
+from gradience.verbs.runs.collect import collect_runs, find_runs
+from gradience.verbs.runs.run import RUNS_QUERIES, list_runs, run_curves
 
 SCHEMA = "gradience.vnext.telemetry/v1"
 BROKEN = f'{{"schema": "{SCHEMA}", "event": "train_step"}}\n'

@@ -200,7 +200,7 @@ def test_float64_is_computed_on_the_cpu_where_a_device_has_none(monkeypatch):
 
 
 def test_a_report_of_float32_says_so_and_one_of_float64_does_not(monkeypatch):
-    from gradience.judge.audit import report
+    from gradience.verbs.audit import report
 
     arrays = {"q_proj": (np.ones((2, 5), np.float32), np.ones((4, 2), np.float32))}
     assert not any("float32" in note for note in audit_arrays(arrays, scale=1.0).notes)

@@ -10,8 +10,8 @@ import pytest
 
 from gradience import spectral
 from gradience.io.safetensors import planned
-from gradience.rewrite import writing
-from gradience.rewrite.writing import loaded_ahead
+from gradience.rewriting import writing
+from gradience.rewriting.writing import loaded_ahead
 
 
 @pytest.fixture

@@ -13,8 +13,8 @@ from tables import every
 
 import gradience as g
 from gradience.configs.settings import split_names
-from gradience.rewrite.options import ResizeOptions
 from gradience.rules.config import RULES
+from gradience.verbs.resize.options import ResizeOptions
 
 
 @pytest.fixture(scope="module")

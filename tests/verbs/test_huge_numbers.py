@@ -11,7 +11,7 @@ import pytest
 from safetensors.numpy import save_file
 
 from gradience import AdapterError, audit_adapter, compare_adapters, merge_check, resize_adapter
-from gradience.rewrite.merge.check import cosine_of, kept_of
+from gradience.verbs.merge.check import cosine_of, kept_of
 
 FACTS = {1e60: True, 1e80: False}  # of each factor's entries, and whether the square of their update is in range
 

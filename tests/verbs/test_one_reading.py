@@ -11,13 +11,13 @@ from tables import few
 
 from gradience import runs
 from gradience.blocks.markdown import escape
-from gradience.judge.diagnose import diagnose
-from gradience.judge.monitor import monitor_run
-from gradience.render.diagnose import diagnose_text
-from gradience.render.monitor import monitor_text
-from gradience.render.page import report_markdown
-from gradience.render.story import Story
 from gradience.rules.log.account import rate_of_run
+from gradience.verbs.diagnose.run import diagnose
+from gradience.verbs.diagnose.view import diagnose_text
+from gradience.verbs.monitor.run import monitor_run
+from gradience.verbs.monitor.view import monitor_text
+from gradience.verbs.report.page import report_markdown
+from gradience.verbs.report.story import Story
 
 BAD = re.compile(
     r"overfits|gets worse|diverged|at chance|"

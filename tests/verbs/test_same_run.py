@@ -9,16 +9,16 @@ import pytest
 
 from gradience import GradienceError, TelemetryWriter, diagnose, importers
 from gradience.cli.main import main
-from gradience.collect.runs.collect import find_runs, run_job
-from gradience.collect.runs.rows import read_rows
 from gradience.configs.settings import Layer
-from gradience.judge.check import read_any
-from gradience.judge.diagnose.sources import find_sources
-from gradience.judge.monitor import monitor_run
-from gradience.judge.options import ReportOptions
-from gradience.judge.why.traces import traces_of
 from gradience.reading.places import names_of_runs, runs_in
-from gradience.report import build_story
+from gradience.verbs.check.run import read_any
+from gradience.verbs.diagnose.sources import find_sources
+from gradience.verbs.monitor.run import monitor_run
+from gradience.verbs.report.options import ReportOptions
+from gradience.verbs.report.run import build_story
+from gradience.verbs.runs.collect import find_runs, run_job
+from gradience.verbs.runs.rows import read_rows
+from gradience.verbs.why.traces import traces_of
 
 LFS = "version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 1\n"
 

@@ -8,7 +8,7 @@ import pytest
 from tables import grid
 
 from gradience.errors import OutputError
-from gradience.rewrite.writing import ArraySpool
+from gradience.rewriting.writing import ArraySpool
 
 
 @grid(each=2, shape=[(3, 4), (0, 5), (), (2, 3, 4)], dtype=[np.float32, np.float64, np.float16, ml_dtypes.bfloat16])

@@ -171,7 +171,7 @@ def test_a_receipt_says_how_far_the_merged_model_answers_differently(tmp_path, c
     from transformers import AutoModelForCausalLM
 
     from gradience.cli.main import main
-    from gradience.prove.receipt import make_receipt, write_receipt
+    from gradience.verbs.receipt.run import make_receipt, write_receipt
 
     kit = saved(causal(), tmp_path, r=4, lora_alpha=4, target_modules=["q_proj", "v_proj"], task_type="CAUSAL_LM")
     rows = write_texts(tmp_path / "rows.txt", 40)

@@ -13,9 +13,9 @@ from safetensors.numpy import save_file
 from tables import every
 
 from gradience import AdapterError, verify_merged
-from gradience.prove.verify_merge import concluded
-from gradience.prove.verify_merge.delta import rounded
 from gradience.schema.merge import VerifiedModule
+from gradience.verbs.verify_merge.delta import rounded
+from gradience.verbs.verify_merge.run import concluded
 
 PREFIX = "base_model.model."
 RNG = np.random.default_rng(5)

@@ -12,11 +12,11 @@ from typing import Final
 from gradience.adapters.open import CONFIG_NAME, holds_adapter
 from gradience.blocks import Block, counted, facts, listed
 from gradience.blocks.text import as_text
-from gradience.cli.output import DONE, print_text
+from gradience.commands.output import DONE, print_text
 from gradience.errors import GradienceError
 from gradience.importers.sources import format_of, is_run
-from gradience.judge.diagnose.sources import RunSources, find_sources, list_folder
 from gradience.reading.places import runs_in
+from gradience.verbs.diagnose.sources import RunSources, find_sources, list_folder
 
 _SETTINGS: Final = (".toml", ".yaml", ".yml")
 _WEIGHTS: Final = (".safetensors", ".bin", ".npz", ".pt")

@@ -18,95 +18,103 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, NoReturn, TextIO
 
-from gradience.errors import GradienceError
+from gradience.errors import UNUSABLE, GradienceError
 from gradience.io import interrupt
 
 if TYPE_CHECKING:
     from cyclopts import App, Group
 
-UNUSABLE: Final = 2
 SOFTWARE: Final = 70  # EX_SOFTWARE; scripts act on 1 (findings) and 2 (unusable input), so a bug is neither
 
 _GC_THRESHOLDS = (100_000, 50, 100)  # by the defaults (700, 10, 10), importing jax collects 100 times in vain
 
 COMMANDS = {  # name: its function, imported when it runs, and its line in the list of commands
-    "check": ("gradience.cli.check:check", "Validate a PEFT and training configuration before burning compute."),
-    "monitor": ("gradience.cli.monitor:monitor", "Summarise a run from its telemetry (run.jsonl)."),
-    "import": ("gradience.cli.schema:import_run", "Turn a finished run of another program into a run.jsonl."),
-    "audit": ("gradience.cli.audit:audit", "Analyse a trained adapter for waste, and for what is wrong with it."),
+    "check": (
+        "gradience.verbs.check.command:check",
+        "Validate a PEFT and training configuration before burning compute.",
+    ),
+    "monitor": ("gradience.verbs.monitor.command:monitor", "Summarise a run from its telemetry (run.jsonl)."),
+    "import": ("gradience.verbs.imports:import_run", "Turn a finished run of another program into a run.jsonl."),
+    "audit": (
+        "gradience.verbs.audit.command:audit",
+        "Analyse a trained adapter for waste, and for what is wrong with it.",
+    ),
     "diagnose": (
-        "gradience.cli.diagnose:diagnose",
+        "gradience.verbs.diagnose.command:diagnose",
         "Join a run's config, log and weights into one verdict with its findings.",
     ),
-    "why": ("gradience.cli.why:why", "Name the first step at which two runs part, and the cause."),
+    "why": ("gradience.verbs.why.command:why", "Name the first step at which two runs part, and the cause."),
     "compare": (
-        "gradience.cli.merge:compare",
+        "gradience.verbs.compare.command:compare",
         "Compare trained adapters, or the checkpoints of a run, by their weights.",
     ),
     "report": (
-        "gradience.cli.report:report",
+        "gradience.verbs.report.command:report",
         "Write one file about a run: a page to look at, or Markdown for a pull request.",
     ),
     "resize": (
-        "gradience.cli.rewrite:resize",
+        "gradience.verbs.resize.command:resize",
         "Write a copy of an adapter with lower ranks, each update the best of its rank.",
     ),
-    "convert": ("gradience.cli.rewrite:convert", "Write an adapter in another format: plain PEFT LoRA or MLX-LM."),
+    "convert": (
+        "gradience.verbs.convert.command:convert",
+        "Write an adapter in another format: plain PEFT LoRA or MLX-LM.",
+    ),
     "merge": (
-        "gradience.cli.merge:merge",
+        "gradience.verbs.merge.command:merge",
         "Merge adapters of one base model into one, with the error of every module.",
     ),
     "merge-check": (
-        "gradience.cli.merge:merge_check",
+        "gradience.verbs.merge.command:merge_check",
         "Report before a merge what it leaves of each adapter, then conflicts.",
     ),
     "verify-merge": (
-        "gradience.cli.merge:verify_merge",
+        "gradience.verbs.verify_merge.command:verify_merge",
         "Check that a merged model contains an adapter, tensor by tensor.",
     ),
     "receipt": (
-        "gradience.cli.receipt:receipt",
+        "gradience.verbs.receipt.command:receipt",
         "Write down what an adapter answers, to compare with what is served later.",
     ),
     "verify-served": (
-        "gradience.cli.receipt:verify_served",
+        "gradience.verbs.receipt.command:verify_served",
         "Tell whether what is served is what was trained, and if not, what it is.",
     ),
     "bench": (
-        "gradience.cli.bench:bench",
+        "gradience.verbs.bench.command:bench",
         "Measure on held-out data what a smaller or merged adapter loses.",
     ),
     "drift": (
-        "gradience.cli.drift:drift",
+        "gradience.verbs.drift.command:drift",
         "Measure how much an adapter changes what it was not trained for.",
     ),
     "runs": (
-        "gradience.cli.runs:runs",
+        "gradience.verbs.runs.command:runs",
         "List many runs in one table; runs best ranks them, runs query asks in SQL.",
     ),
-    "rules": ("gradience.cli.schema:rules", "List every rule by where it applies, or explain one with its evidence."),
-    "validate": ("gradience.cli.schema:validate", "Check every line of a run.jsonl against the telemetry schema."),
-    "schema": ("gradience.cli.schema:schema", "Print a JSON Schema: of a line of a log, or of a report."),
+    "rules": ("gradience.verbs.rules:rules", "List every rule by where it applies, or explain one with its evidence."),
+    "validate": ("gradience.verbs.validate:validate", "Check every line of a run.jsonl against the telemetry schema."),
+    "schema": ("gradience.verbs.schema:schema", "Print a JSON Schema: of a line of a log, or of a report."),
 }
 
 GROUPS = {  # name: its line in the list, and its commands in the form of COMMANDS
     "fleet": (
         "Many adapters: audit every one below some folders, then show and query them.",
         {
-            "audit": ("gradience.cli.fleet:audit", "Audit every adapter below some folders or URLs."),
-            "show": ("gradience.cli.fleet:show", "Show what is in a fleet, and what needs a look."),
-            "query": ("gradience.cli.fleet:query", "Ask a fleet in SQL."),
+            "audit": ("gradience.verbs.fleet.command:audit", "Audit every adapter below some folders or URLs."),
+            "show": ("gradience.verbs.fleet.command:show", "Show what is in a fleet, and what needs a look."),
+            "query": ("gradience.verbs.fleet.command:query", "Ask a fleet in SQL."),
         },
     ),
 }
 
 BELOW = {  # commands of a command, in the form of COMMANDS
     "runs": {
-        "query": ("gradience.cli.runs:query_runs", "Ask the runs in SQL."),
-        "best": ("gradience.cli.runs:best_run", "Find the best run by a metric, of all or of each group."),
+        "query": ("gradience.verbs.runs.command:query_runs", "Ask the runs in SQL."),
+        "best": ("gradience.verbs.runs.command:best_run", "Find the best run by a metric, of all or of each group."),
     },
     "bench": {
-        "merge": ("gradience.cli.bench:merge", "Measure what merges lose on each adapter's own data."),
+        "merge": ("gradience.verbs.bench.command:merge", "Measure what merges lose on each adapter's own data."),
     },
 }
 
@@ -131,7 +139,7 @@ def build_app(*asked: str) -> App:
     """
     from cyclopts import App, Group  # see the module's first lines
 
-    from gradience.cli.output import refuse_fractions  # the same
+    from gradience.commands.output import refuse_fractions  # the same
 
     groups = {name: Group(name, sort_key=place) for place, name in enumerate(HEADINGS)}
     group_of = {command: groups[name] for name, commands in HEADINGS.items() for command in commands}
@@ -196,7 +204,7 @@ def _code_of(error: Exception) -> int:
     if isinstance(error, GradienceError):
         return _fail(str(error), error.advice)
     if isinstance(error, BrokenPipeError):
-        from gradience.cli.output import leave_stdout  # only this failure pays for it
+        from gradience.commands.output import leave_stdout  # only this failure pays for it
 
         leave_stdout()  # the reader closed the pipe (`| head`), which deserves no message
         return 0
@@ -213,7 +221,7 @@ def _code_of(error: Exception) -> int:
 def _run(tokens: list[str]) -> int:
     from cyclopts.exceptions import CycloptsError  # see the module's first lines
 
-    from gradience.cli.output import KeptConsole, emit  # the same
+    from gradience.commands.output import KeptConsole, emit  # the same
 
     tokens = _SHORT.get(tokens[0], tokens) if len(tokens) == 1 else tokens
     if len(tokens) == 1 and _is_place(tokens[0]):
@@ -228,7 +236,7 @@ def _run(tokens: list[str]) -> int:
     except CycloptsError as error:
         if isinstance(error.__cause__, GradienceError):  # of an option's record, in the words that Python has, too
             raise error.__cause__ from None
-        from gradience.cli.output import usage_error  # only a mistyped command pays for it
+        from gradience.commands.output import usage_error  # only a mistyped command pays for it
 
         depth = 2 if tokens[0] in GROUPS or set(tokens[1:2]) & set(BELOW.get(tokens[0], ())) else 1
         verb = " ".join(tokens[:depth]) if tokens[0] in (*COMMANDS, *GROUPS) else ""
@@ -336,7 +344,7 @@ def _failed(error: Exception) -> int:
 
 
 def _tell(text: str) -> None:
-    from gradience.cli.output import tell  # see the module's first lines
+    from gradience.commands.output import tell  # see the module's first lines
 
     tell(text)
 

@@ -29,7 +29,6 @@ from gradience.hf.snapshot import active_adapter, config_snapshot, note_model, u
 from gradience.hf.watch import FIRST, BatchWatch
 from gradience.hf.wires import live_look
 from gradience.hf.wiring import look, unwrapped_optimizers
-from gradience.judge.check import check_config
 from gradience.rules import Verdict, judge
 from gradience.rules.log import BEFORE_TRAINING
 from gradience.rules.log.facts import RunFacts
@@ -40,6 +39,7 @@ from gradience.schema.preflight import PREFLIGHT_SCHEMA_ID, FirstBatches, Planne
 from gradience.schema.reports import CheckReport
 from gradience.schema.wiring import GradientWiring
 from gradience.telemetry.series import RunSeries
+from gradience.verbs.check.run import check_config
 
 _FAILURES: Final = (AttributeError, IndexError, KeyError, NotImplementedError, RuntimeError, TypeError, ValueError)
 _PLAIN: Final = (
@@ -63,13 +63,13 @@ class Preflight(PreflightReport, kw_only=True, frozen=True):
 
     def __str__(self) -> str:
         """Return the report as text."""
-        from gradience.render.preflight import preflight_text  # where it is shown
+        from gradience.hf.before_view import preflight_text  # where it is shown
 
         return preflight_text(self)
 
     def _repr_html_(self) -> str:
         from gradience.blocks.html.notebook import notebook_html  # where it is shown
-        from gradience.render.preflight import preflight_blocks  # the same
+        from gradience.hf.before_view import preflight_blocks  # the same
 
         return notebook_html(preflight_blocks(self))
 

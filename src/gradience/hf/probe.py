@@ -124,8 +124,8 @@ def _random_states_kept() -> Iterator[None]:
 def _audit(live: list[Module]) -> tuple[list[ModuleAudit], AuditSummary]:
     cpu = _cpu_only()
     from gradience.base.weights import factors_of  # only an audit needs it
-    from gradience.judge.audit.rows import module_row, summary_of  # the same
     from gradience.spectral.batch import spectra  # imports JAX
+    from gradience.verbs.audit.rows import module_row, summary_of  # the same
 
     with cpu():
         found = spectra(list(map(factors_of, live)))

@@ -17,10 +17,10 @@ from gradience.errors import GradienceError
 from gradience.hf.digests import IGNORED
 from gradience.models import LoadedModel, Task
 from gradience.models.inputs import ModelInput
-from gradience.prove.receipt import receipt_of, write_receipt
-from gradience.prove.receipt.rows import CANDIDATES
-from gradience.prove.receipt.targets import PROBE
 from gradience.schema.receipt import Tokens
+from gradience.verbs.receipt.rows import CANDIDATES
+from gradience.verbs.receipt.run import receipt_of, write_receipt
+from gradience.verbs.receipt.targets import PROBE
 
 _TASKS: Final[dict[str, Task]] = {"CAUSAL_LM": "causal-lm", "SEQ_CLS": "sequence-classification"}
 _ROWS: Final = 16

@@ -433,7 +433,7 @@ class Voice:
         """Say how the run went, where its log is and what to run next, on stderr below a bar that is still drawn."""
         if not (self._loud or self._announcer) or log.stat().st_size > _MOST_READ:
             return
-        from gradience.judge.monitor import monitor_run  # the whole log is judged once, after the training
+        from gradience.verbs.monitor.run import monitor_run  # the whole log is judged once, after the training
 
         report = monitor_run(log)
         if self._loud:

@@ -1,6 +1,6 @@
 """Rules on what is served: one for each thing that `gradience verify-served` finds in place of the adapter.
 
-The numbers are compared in `gradience.prove.receipt.verdict`, on log-probabilities; a rule says what follows.
+The numbers are compared in `gradience.verbs.receipt.verdict`, on log-probabilities; a rule says what follows.
 """
 
 from __future__ import annotations

@@ -8,13 +8,13 @@ from dataclasses import replace
 from hypothesis import given, strategies as st
 from tables import every
 
-from gradience.cli.schema import rules
-from gradience.judge.diagnose import IDS, verdict_of
 from gradience.rules import Observation
 from gradience.rules.joins import RULES_OF, Message, Needs, Symptom, correlate, showing
 from gradience.rules.joins.run import JOINS
 from gradience.schema.diagnose import Cause
 from gradience.schema.document import SEVERITIES, Finding
+from gradience.verbs.diagnose.run import IDS, verdict_of
+from gradience.verbs.rules import rules
 
 JOIN = {join.id: join for join in JOINS}
 FACTS = {

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from tables import every
 
-from gradience.judge.monitor import monitor_run
+from gradience.verbs.monitor.run import monitor_run
 
 LOGS = sorted((Path(__file__).parents[2] / "golden" / "field").glob("*.json"))
 RULES = {

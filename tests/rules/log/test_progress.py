@@ -8,9 +8,9 @@ import random
 import pytest
 from log_runs import changed, evaluation, facts_of, finding as said, logged_rows, reason
 
-from gradience.judge.monitor import monitor_run
 from gradience.schema import ConfigSnapshot, TrainingSnapshot
 from gradience.schema.reports import EvalPoint
+from gradience.verbs.monitor.run import monitor_run
 
 
 def evals(losses, *, every=10):

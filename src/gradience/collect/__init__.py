@@ -1,1 +1,0 @@
-"""Verbs over many adapters or runs: fleet, runs."""

@@ -1,1 +1,0 @@
-"""Verbs that say what they find in the user's work: check, monitor, audit, diagnose."""

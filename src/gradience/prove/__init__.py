@@ -1,1 +1,0 @@
-"""Verbs that hold a result against what it should be: verify-merge, bench."""

@@ -1,1 +1,0 @@
-"""Verbs that write an adapter from others, and compare: resize, merge, convert, compare."""

@@ -1,0 +1,129 @@
+"""The last step of an audit: the verdict, suggested ranks and findings on what was measured, and the report of all."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import NamedTuple
+
+import msgspec
+
+from gradience.adapters.layout import Adapter
+from gradience.configs.commands import known_of, with_commands
+from gradience.io.safetensors import is_known
+from gradience.rules import without
+from gradience.rules.weights import JUDGED_SHARE, health, suggests_ranks
+from gradience.rules.weights.ranks import NO_SUGGESTIONS, Suggestions, priced, suggestions
+from gradience.rules.weights.rules import judge_adapter
+from gradience.schema.audit import AUDIT_SCHEMA_ID, AuditReport, Health, ModuleAudit, NotAnalysed
+from gradience.spectral.batch import SINGLE_ERROR
+from gradience.spectral.devices import has_float64
+from gradience.verbs.audit.measured import AdapterNumbers
+from gradience.verbs.audit.opened import OpenAdapter
+from gradience.verbs.audit.rows import bytes_per_param, layer_summaries, summary_of
+
+
+class AuditJudgement(NamedTuple):
+    """What the rules say of an adapter as a whole, before its report is judged for findings."""
+
+    modules: list[ModuleAudit]
+    """With their errors at the ranks that the report states."""
+    not_analysed: list[NotAnalysed]
+    health: Health
+    ranks: Suggestions
+
+
+def judge(opened: OpenAdapter, measured: AdapterNumbers) -> AuditJudgement:
+    """The verdict, and the ranks to compress to if it allows any."""
+    adapter, size, price = measured.adapter, _size_beside(measured), bytes_per_param(measured.ledger)
+    modules = priced(measured.modules, measured.errors)
+    names = {module.name for module in modules}
+    left = [NotAnalysed(name=s.name, reason=s.reason, cause=s.cause) for s in adapter.skipped if s.name not in names]
+    verdict = health(
+        modules,
+        peft_type=adapter.config.peft_type,
+        not_analysed=left,
+        relative_frobenius=size,
+        optimizer=opened.optimizer,
+    )
+    has_ranks = suggests_ranks(verdict.verdict) and not adapter.by_peft
+    ranks = suggestions(modules, bytes_per_param=price) if has_ranks else NO_SUGGESTIONS
+    return AuditJudgement(modules, left, verdict, ranks)
+
+
+def report_of(
+    opened: OpenAdapter,
+    measured: AdapterNumbers,
+    judgement: AuditJudgement,
+    *,
+    per_layer: bool,
+    left_out: Mapping[str, str],
+) -> AuditReport:
+    """The report with its findings; `left_out` are the rules that are not applied, each with the reason."""
+    adapter, ranks = measured.adapter, judgement.ranks
+    summary, layers = summary_of(judgement.modules), layer_summaries(judgement.modules)
+    of_peft = adapter.format == "peft" and adapter.config.peft_type in {"LORA", None}  # it can have a rank_pattern
+    rank = {purpose: item.rank for purpose, item in ranks.suggested.items()}
+    report = AuditReport(
+        schema=AUDIT_SCHEMA_ID,
+        peft_dir=opened.path,
+        config_path=None if opened.config is None else str(opened.config),
+        weights_path=opened.weights,
+        weights_paths=[str(path) for path in adapter.weights] if len(adapter.weights) > 1 else [],
+        format=adapter.format,
+        peft_type=adapter.config.peft_type,
+        base_model=adapter.config.base_model_name_or_path,
+        task_type=adapter.config.task_type,
+        optimizer=opened.optimizer,
+        health=judgement.health,
+        summary=msgspec.structs.replace(
+            summary,
+            suggested_r_global_median=rank.get("median"),
+            suggested_r_global_90=rank.get("p90"),
+        ),
+        suggested=ranks.suggested,
+        like_suggested=ranks.like_suggested,
+        candidates=ranks.candidates,
+        rank_rules=ranks.rank_rules,
+        rank_disagreements=ranks.disagreements,
+        per_layer=ranks.per_layer if per_layer and of_peft else None,
+        unmatched_patterns=[*adapter.unmatched_rank_patterns, *adapter.unmatched_alpha_patterns],
+        base=measured.base,
+        beside=opened.beside,
+        modules=judgement.modules,
+        layers=layers,
+        ledger=measured.ledger,
+        not_analysed=judgement.not_analysed,
+        notes=[*adapter.notes, *_unknown_dtypes(adapter), *_precision(), *measured.notes],
+    )
+    alpha, r = (adapter.config.lora_alpha, adapter.config.r) if of_peft else (None, None)
+    findings = judge_adapter(report, alpha=alpha, r=r, modules_to_save=adapter.config.modules_to_save or [])
+    kept, not_run = without(findings.findings, findings.not_run, left_out)
+    kept = with_commands(kept, lambda: known_of(opened.path or None, opened.beside))
+    return msgspec.structs.replace(report, findings=kept, not_run=not_run)
+
+
+def _size_beside(measured: AdapterNumbers) -> float | None:
+    """The norm of the update over the base's, if enough of the modules were compared to speak of the adapter."""
+    base = measured.base
+    if base is None or base.compared < JUDGED_SHARE.value * len(measured.modules):
+        return None
+    return base.relative_frobenius
+
+
+def _unknown_dtypes(adapter: Adapter) -> Iterator[str]:
+    """Yield a note on each dtype that safetensors does not know, because other programs cannot open such a file."""
+    strange: dict[str, list[str]] = {}
+    for name, info in adapter.tensors.items():
+        if not is_known(info.dtype):
+            strange.setdefault(info.dtype, []).append(name)
+    for dtype, names in strange.items():
+        yield f"{len(names)} tensors of dtype {dtype!r}, which safetensors does not know (first: {names[0]})"
+
+
+def _precision() -> Iterator[str]:
+    """Yield a note if singular values are computed in float32."""
+    if not has_float64():
+        yield (
+            "computed in float32, because the device has no float64: the error of each singular value is at most"
+            f" {SINGLE_ERROR:.0e} of the product of the factors' spectral norms; --device cpu computes in float64"
+        )

@@ -1,0 +1,139 @@
+"""The audit of one adapter: open its files, measure its modules, judge them, and report.
+
+Each step is a function from one record to the next: `OpenAdapter`, `AdapterNumbers`, `AuditJudgement`, the report.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from contextlib import closing
+from pathlib import Path
+from typing import Any, Final, Unpack
+
+import msgspec
+
+from gradience.adapters.formats import SUFFIXES
+from gradience.errors import RecorderError, require
+from gradience.io import PathLike, Progress
+from gradience.rules import excluded_rules
+from gradience.rules.weights.rules import WEIGHTS_RULES
+from gradience.schema.audit import AuditReport, ModuleAudit
+from gradience.verbs.audit.measured import measure
+from gradience.verbs.audit.opened import open_files
+from gradience.verbs.audit.options import AuditKeywords, AuditOptions
+from gradience.verbs.audit.report import judge, report_of
+
+_DEFAULTS: Final = AuditOptions()
+_EVENT_BYTES: Final = 56 * 1024  # of the 64 KiB that a log line may have
+_KEPT: Final = (  # the fields of a module's row in an event (SCIENCE.md, section 1); the others are in the report only
+    *("name", "module_type", "layer", "r", "alpha", "scaling", "params", "state"),
+    *("stable_rank", "effective_rank", "participation_ratio", "utilization"),
+    *("energy_rank_90", "energy_rank_95", "energy_rank_99", "spectral_norm", "frobenius_norm"),
+    *("udr", "sdi", "relative_frobenius"),
+)
+
+
+def audit_adapter(
+    path: PathLike,
+    *,
+    adapter_config: PathLike | None = None,
+    weights: PathLike | None = None,
+    options: AuditOptions = _DEFAULTS,
+    progress: Progress | None = None,
+    select: Iterable[str] = (),
+    ignore: Iterable[str] = (),
+    settings: PathLike | None = None,
+    **keywords: Unpack[AuditKeywords],
+) -> AuditReport:
+    """Return the audit of one trained adapter.
+
+    Args:
+        path: the folder that PEFT (or MLX-LM, kohya, diffusers) saved, or its weights file.
+        adapter_config: a config that does not lie beside the weights.
+        weights: a weights file of another name.
+        options: the base and what is compared with it, suggestions, singular values. A base adds `udr`, `sdi`,
+            `relative_frobenius` and `base` to the modules; `against` adds `standing`.
+        progress: called with (modules done, modules in all, the module's name) while they, and then the base, are read.
+        select: ids of checks, or beginnings of ids, to apply; all by default. The verdict does not depend on it.
+        ignore: ids of checks, or beginnings of ids, to leave out.
+        settings: a gradience.toml, or a pyproject.toml with `[tool.gradience]`, whose `select` and `ignore` apply if
+            the arguments of that name are empty. No file is searched for.
+        keywords: single options by name, such as `base="llama"`; they win over `options`.
+
+    Raises:
+        ConfigError: an id is not known, or the settings cannot be read.
+        AdapterError: files are missing, damaged or of another format.
+        OptionError: an option is out of its range, or intruders are asked for without a base.
+        TypeError: no option has such a name.
+
+    >>> audit_adapter("runs/toy/peft").summary.stable_rank_mean  # doctest: +SKIP
+    1.47
+    """
+    options = options.completed(keywords)
+    left_out = excluded_rules([rule.id for rule in WEIGHTS_RULES], select=select, ignore=ignore, settings=settings)
+    if options.against is not None:
+        require("duckdb", "pyarrow", extra="fleet", what="a comparison with a fleet")
+    if adapter_config is None and weights is None and Path(path).suffix in SUFFIXES and Path(path).is_file():
+        from gradience.verbs.audit.arrays import open_archive  # few have such files
+
+        opened = open_archive(Path(path), optimizer=options.optimizer)
+        # Its arrays have names of their own, so that nothing tells which weights of a base or a fleet are theirs.
+        options = AuditOptions(top_singular_values=options.top_singular_values)
+    else:
+        opened = open_files(path, adapter_config=adapter_config, weights=weights, optimizer=options.optimizer)
+    measured = measure(opened, options, progress=progress)
+    judgement = judge(opened, measured)
+    report = report_of(opened, measured, judgement, per_layer=options.suggest_per_layer, left_out=left_out)
+    if options.against is None:
+        return report
+    from gradience.verbs.audit.standing import with_standing  # duckdb, of the extra [fleet]
+
+    return with_standing(report, options.against)
+
+
+def lora_audit_metrics(report: AuditReport) -> dict[str, Any]:
+    """Return the report as the payload of a `metrics` event of kind `lora_audit`: summary and modules.
+
+    A log line holds 64 KiB. If the modules do not fit, the least utilised are kept, and `modules_omitted` counts the
+    others.
+    """
+    payload: dict[str, Any] = msgspec.to_builtins(report.summary)
+    payload["verdict"] = report.health.verdict
+    rows = [_event_row(module) for module in sorted(report.modules, key=_wastefulness)]
+    room = _EVENT_BYTES - len(msgspec.json.encode(payload))
+    kept: list[dict[str, Any]] = []
+    for row in rows:
+        room -= len(msgspec.json.encode(row)) + 1
+        if room < 0:
+            break
+        kept.append(row)
+    payload["modules"] = kept
+    if len(kept) < len(rows):
+        payload["modules_omitted"] = len(rows) - len(kept)
+    return payload
+
+
+def _event_row(module: ModuleAudit) -> dict[str, Any]:
+    row: dict[str, Any] = msgspec.to_builtins(module)
+    return {key: row[key] for key in _KEPT if key in row}
+
+
+def _wastefulness(module: ModuleAudit) -> float:
+    return 2.0 if module.utilization is None else module.utilization
+
+
+def append_audit(log: Path, report: AuditReport) -> None:
+    """Add a `metrics` event of kind `lora_audit` to the log, under its last run's run_id.
+
+    Raises:
+        RecorderError: the log is missing, holds no run, or is being written by another process.
+    """
+    from gradience.telemetry.reader import TelemetryReader  # the recorder, only if a log is written
+    from gradience.telemetry.writer import TelemetryWriter  # the same
+
+    run = TelemetryReader(log).summarize().last
+    if run is None:
+        raise RecorderError(f"{log} holds no run to append to", advice="give the run.jsonl of the run")
+    writer = TelemetryWriter(log, run_id=run.run_id, siblings=False, on_error="raise")
+    with closing(writer):  # as a context it would record that the run has crashed if this fails
+        writer.metrics(run.last_step, kind="lora_audit", metrics=lora_audit_metrics(report))

@@ -1,0 +1,58 @@
+"""Output heads that share a matrix: with the base's embedding, or their update with that of an adapted embedding."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Final
+
+import msgspec
+
+from gradience.adapters.layout import Adapter
+from gradience.base.weights import BaseWeights
+from gradience.io.reading import decode_json, read_small
+from gradience.verbs.audit.rows import ModuleNumbers
+
+_HEAD: Final = "lm_head"
+_EMBEDDINGS: Final = ("embed_tokens", "wte", "word_embeddings", "embed_in")
+_LARGEST: Final = 16 << 20  # bytes of a config
+
+
+class _BaseConfig(msgspec.Struct):
+    """The field of a base's config.json that is read here."""
+
+    tie_word_embeddings: bool = True
+
+
+def on_embedding(adapter: Adapter, weights: BaseWeights) -> tuple[Adapter, list[str]]:
+    """The adapter with its head on the embedding, where the base ties them and stores no head; and a note on that."""
+    heads = [m for m in adapter.modules if m.name.endswith(_HEAD) and weights.find(f"{m.name}.weight") is None]
+    hits = [tensor.name for leaf in _EMBEDDINGS if (tensor := weights.find(f"{leaf}.weight")) is not None]
+    if not heads or len(hits) != 1 or not _ties_head(weights.files[0].path.parent):
+        return adapter, []
+    modules = [replace(module, base_name=hits[0]) if module in heads else module for module in adapter.modules]
+    note = f"the base ties {_HEAD} to {hits[0]}, which it is compared with: a merge changes the embedding too"
+    return replace(adapter, modules=modules), [note]
+
+
+def _ties_head(base: Path) -> bool:
+    """Whether a base without a head of its own ties it to the embedding, as transformers does unless told not to."""
+    try:
+        text = read_small(base / "config.json", most=_LARGEST, what="a config")
+        return decode_json(text, _BaseConfig).tie_word_embeddings
+    except (OSError, msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+        return False
+
+
+def listed_once(adapter: Adapter, modules: list[ModuleNumbers]) -> tuple[Adapter, list[ModuleNumbers], list[str]]:
+    """The adapter and its modules without a head that shares an embedding's factors; and a note on it."""
+    embedded = [module.name for module in adapter.modules if module.kind == "embedding"]
+    heads = [module.name for module in adapter.modules if module.name.endswith(_HEAD)]
+    if not (adapter.config.ensure_weight_tying and len(embedded) == len(heads) == 1):
+        return adapter, modules, []
+    kept = [module for module in adapter.modules if module.name != heads[0]]
+    note = (
+        f"{heads[0]} shares the update of {embedded[0]} (ensure_weight_tying) and is listed once; PEFT's merge adds it "
+        "twice to the one weight"
+    )
+    return replace(adapter, modules=kept), [each for each in modules if each.row.name != heads[0]], [note]

@@ -1,0 +1,1 @@
+"""``bench``: what a smaller or merged adapter loses on held-out data."""

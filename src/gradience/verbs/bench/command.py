@@ -1,0 +1,136 @@
+"""The commands ``gradience bench`` and ``gradience bench merge``."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Annotated, Final, get_args
+
+from cyclopts import Parameter
+
+from gradience.commands import options as opt
+from gradience.commands.bar import on_terminal
+from gradience.commands.output import DONE, FOUND, NOT_DECIDED, draws_blocks
+from gradience.device import prepare_jax
+from gradience.errors import AdapterError, GradienceError
+from gradience.schema.compare import BenchReport
+from gradience.schema.merge import MergeMethod
+from gradience.verbs.bench.options import BenchOptions
+from gradience.verbs.bench.view import bench_text
+from gradience.verbs.merge.command import parsed_weights
+
+_CODES: Final = {"holds": DONE, "none": FOUND, "not_decided": NOT_DECIDED, "no_contrast": NOT_DECIDED}
+
+
+@dataclass(frozen=True, kw_only=True)
+class _BenchOptions(BenchOptions):
+    seed: opt.Seed = 0
+    json: opt.AsJson = False
+
+
+_DEFAULTS = _BenchOptions()
+Shared = Annotated[_BenchOptions, opt.RECORD]
+Out = Annotated[Path | None, Parameter(help="Folder for candidates, evaluations and bench.json; resumed if it is one.")]
+
+
+def bench(
+    path: Path,
+    /,
+    *,
+    data: Path | None = None,
+    out: Out = None,
+    candidates: str | None = None,
+    calibrate: Path | None = None,
+    retrain: str | None = None,
+    options: Shared = _DEFAULTS,
+) -> int:
+    """Measure on held-out data what a smaller adapter loses, and name the smallest that loses too little to matter.
+
+    Each candidate is compared with the adapter example by example. It holds where the worst plausible loss (95 %, for
+    all candidates at once) is within the tolerance. Two anchors are always there: the base, and the adapter with its
+    updates shuffled. The folder is resumed after a kill. Also: 'gradience bench merge'.
+    Exit codes: 0 one holds, 1 none does, 3 not decided, 2 unusable input.
+
+    Parameters
+    ----------
+    path:
+        The adapter's folder.
+    data:
+        Held-out rows as JSONL: text; prompt and completion; messages; or text and label.
+    candidates:
+        svd:RANK, p90 (the audit's suggestion), energy:SHARE, params:N, kl:NATS, adapter:FOLDER, retrain:RANK, separated
+        by commas. Without it p90, a half and a quarter of the rank, and with --calibrate kl:.003 and kl:.01.
+    calibrate:
+        Inputs without labels for kl:, as of 'gradience resize'. Not those of --data.
+    retrain:
+        A command that trains an adapter of rank {r} with seed {seed} into {out}; each rank is judged by its worst seed.
+        Ranks are those of retrain:RANK, else the audit's suggestions.
+    """
+    names = None if candidates is None else [name.strip() for name in candidates.split(",") if name.strip()]
+    _prepare()
+    from gradience.verbs.bench.run import bench_adapter  # imports jax, after its environment is set
+
+    run = partial(bench_adapter, path, data=data, candidates=names, calibrate=calibrate, retrain=retrain)
+    return _shown(run, out, options)
+
+
+def merge(
+    *adapters: Path,
+    data: Annotated[list[Path] | None, Parameter(negative=())] = None,
+    out: Out = None,
+    method: str = "linear,svd,ties",
+    weights: opt.Strings = None,
+    density: opt.Share = None,
+    options: Shared = _DEFAULTS,
+) -> int:
+    """Measure what merges of adapters lose on each adapter's own data.
+
+    A merge holds where its worst plausible loss is within the tolerance on the data of every adapter, each beside that
+    adapter alone. Anchors are each adapter alone at its merge weight: how much of a loss is dilution. Exit codes as of
+    'gradience bench'.
+
+    Parameters
+    ----------
+    adapters:
+        Two adapters or more, of one base.
+    data:
+        Held-out rows, one file for each adapter in their order: repeat the option.
+    method:
+        Of 'gradience merge'; several separated by commas.
+    weights:
+        One number per adapter, as 0.5,0.5; repeat it to try several.
+    density:
+        Share of entries that ties and dare keep. Without it 0.2 and 0.5.
+    """
+    chosen = _methods(method)
+    numbers = [parsed_weights(text) for text in weights or ()] or [None]
+    _prepare()
+    from gradience.verbs.bench.run import bench_merge  # imports jax, after its environment is set
+
+    run = partial(bench_merge, adapters, data=data or (), methods=chosen, weights=numbers, density=density)
+    return _shown(run, out, options)
+
+
+def _prepare() -> None:
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # avoids its warning about forks when a command is started
+    prepare_jax("auto")
+
+
+def _methods(text: str) -> list[MergeMethod]:
+    names = [name.strip() for name in text.split(",") if name.strip()]
+    known = get_args(MergeMethod)
+    odd = [name for name in names if name not in known]
+    if odd or not names:
+        raise GradienceError(f"{(odd or [text])[0]!r} is not a method", advice=f"expected some of {', '.join(known)}")
+    return names  # type: ignore[return-value]  # each is one of the names
+
+
+def _shown(run: Callable[..., BenchReport], out: Path | None, options: _BenchOptions) -> int:
+    if out is None:
+        raise AdapterError("no output path", advice="give --out FOLDER: evaluations are kept there")
+    report = run(out, options=options, progress=on_terminal("bench"))
+    opt.print_report(report, lambda it: bench_text(it, unicode=draws_blocks()), json=options.json)
+    return _CODES[report.verdict.state]

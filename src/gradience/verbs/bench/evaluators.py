@@ -1,0 +1,373 @@
+"""Score an adapter by the user's own command or by lm-eval. Scoring by the model itself is in `model`.
+
+A command is split as a shell would split it, but run without a shell. Its output and time are limited, and the
+processes it started end with it.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import re
+import shlex
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
+from hashlib import file_digest, sha256
+from importlib.util import find_spec
+from itertools import islice, pairwise
+from pathlib import Path
+from typing import IO, Any, Final, Protocol, TypeAlias
+
+import msgspec
+import numpy as np
+
+from gradience.errors import GradienceError
+from gradience.io.atomic import scratch_folder
+from gradience.io.reading import decode_json, open_regular, read_small, real_path
+from gradience.schema import real
+from gradience.verbs.bench.store import MOST_SCORE, Evaluation
+
+MAX_OUTPUT: Final = 64 << 20  # most bytes that a command may print; scores of a million examples take 20 MB
+_POLL: Final = 0.05  # seconds
+_TAIL: Final = 2048  # last bytes read of a failed command's output
+_SHOWN: Final = 200  # most characters of a command or its output in an error
+_SCORES: Final = ("scores", "score")
+
+_WITHIN: Final = re.compile(r"[\s=;|&<>()'\"]+")
+_SCRIPTS: Final = frozenset({".py", ".sh", ".pl", ".rb", ".js", ".lua"})
+_SHELLS: Final = frozenset({".sh", ".bash"})
+_IMPORTED: Final = re.compile(rb"^[ \t]*(?:from|import)[ \t]+(\w+)", re.MULTILINE)
+_MOST_SHELL: Final = 1 << 20  # bytes of a script whose words are looked at
+_LONGEST_NAME: Final = 4096  # bytes of a path
+_WRITTEN: Final = frozenset({"", ".log", ".out", ".err", ".tmp", ".lock", ".pid"})
+_LARGEST_SCRIPT: Final = 64 << 20  # bytes of a file that is hashed
+_MOST_FILES: Final = 10_000
+
+LM_EVAL: Final = "lm-eval:"
+_LARGEST_SAMPLE: Final = 16 << 20  # most bytes of one line of lm-eval's samples
+_METRICS: Final = ("acc", "exact_match", "acc_norm", "f1", "bleu", "pass@1", "em")
+"""lm-eval's metrics of one example, the preferred first."""
+
+
+Printed: TypeAlias = float | list[float]
+"""What a program printed: one score, or the score of each example."""
+
+
+def words(command: str, values: Mapping[str, str], *, required: str) -> list[str]:
+    """The words of a command, with placeholders such as {adapter} filled in.
+
+    Raises:
+        GradienceError: it cannot be split, is empty, or lacks the required placeholder.
+    """
+    try:
+        parts = shlex.split(command)
+    except ValueError as error:
+        raise GradienceError(f"cannot read the command {command!r}: {error}", advice="check its quotes") from error
+    if not parts or f"{{{required}}}" not in command:
+        raise GradienceError(f"the command {command!r} has no {{{required}}}", advice="write it where the path goes")
+    for name, value in values.items():
+        parts = [part.replace(f"{{{name}}}", value) for part in parts]
+    return parts
+
+
+def digest_of_command(command: str) -> str:
+    """A hash of a command and of the files that it names, so that a score is not kept after an evaluator was edited.
+
+    A file counts if it is a word, or part of one (`sh -c "python eval.py"`, `--task=eval.yaml`); with a Python script,
+    so do those beside it and the packages beside it that these import; with a shell script, the files that it names;
+    with `-m name`, those of the module. Of a file over 64 MiB, the size and times count. A log does not count, nor what
+    a program reads without being told on its command line.
+    """
+    parts = [part for word in shlex.split(command) for part in _parts(word)]
+    parts += [word for part in dict.fromkeys(parts) for word in _words_of_script(Path(part))]
+    modules = [name for flag, name in pairwise(parts) if flag == "-m"]
+    places = [Path(part) for part in parts] + [Path(name.replace(".", "/")) for name in modules]
+    places += [place.with_name(f"{place.name}.py") for place in places if place.name]
+    found = sha256(command.encode("utf-8", "surrogateescape"))
+    for path in dict.fromkeys(file for place in places for file in _files_at(place)):
+        found.update(f"\0{path}\0{_state_of(path)}".encode("utf-8", "surrogateescape"))
+    return found.hexdigest()
+
+
+def _parts(text: str) -> list[str]:
+    return [part for part in _WITHIN.split(text) if part and "{" not in part]
+
+
+def _words_of_script(path: Path) -> Iterator[str]:
+    """The parts of a shell script, as they are and as names in its folder."""
+    try:
+        text = read_small(path, most=_MOST_SHELL, what="a script") if path.suffix in _SHELLS else b""
+    except OSError:
+        return
+    for part in _parts(text.decode("utf-8", "surrogateescape")):
+        if len(part) <= _LONGEST_NAME and "\0" not in part:
+            yield from (part, str(path.parent / part))
+
+
+def _beside(script: Path) -> Iterator[Path]:
+    """The Python files beside a script, and those of the packages beside it that they import."""
+    files = list(islice(sorted(script.parent.glob("*.py")), _MOST_FILES))
+    yield from files
+    named: set[bytes] = set()
+    for path in files:
+        with suppress(OSError):
+            named.update(_IMPORTED.findall(read_small(path, most=_MOST_SHELL, what="a script")))
+    for name in sorted(named):
+        yield from islice(sorted((script.parent / os.fsdecode(name)).rglob("*.py")), _MOST_FILES)
+
+
+def _files_at(place: Path) -> Iterator[Path]:
+    try:
+        if place.is_dir() and not Path.cwd().is_relative_to(real_path(place)):
+            yield from islice(sorted(place.rglob("*")), _MOST_FILES)
+        elif place.is_file() and not _may_be_written(place):
+            yield from _beside(place) if place.suffix == ".py" else [place]
+    except OSError:  # a name that no disk can hold is no file
+        return
+
+
+def _may_be_written(path: Path) -> bool:
+    """Whether a file looks like one that the command writes, such as a log; a score must not depend on it."""
+    return path.suffix in _WRITTEN and not os.access(path, os.X_OK)
+
+
+def _state_of(path: Path) -> str:
+    try:
+        status = path.stat()
+        if path.suffix in _SCRIPTS or (path.is_file() and status.st_size <= _LARGEST_SCRIPT):
+            with open_regular(path) as file:
+                return file_digest(file, "sha256").hexdigest()
+    except OSError:
+        return "-"
+    return f"{status.st_size} {status.st_mtime_ns} {status.st_ctime_ns}"
+
+
+def run(argv: list[str], *, timeout: float) -> bytes:
+    """Run a command and return its stdout.
+
+    Raises:
+        GradienceError: it cannot be started, fails, takes longer than `timeout` seconds, or prints too much.
+    """
+    with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err:
+        try:
+            process = subprocess.Popen(  # noqa: S603  # the user's own command, without a shell
+                argv, stdin=subprocess.DEVNULL, stdout=out, stderr=err, start_new_session=True
+            )
+        except OSError as error:
+            raise GradienceError(f"cannot start {argv[0]}: {error.strerror}", advice="check the command") from error
+        try:
+            fault = _waited(process, (out, err), time.monotonic() + timeout)
+        finally:
+            _end(process)
+        if fault:
+            raise GradienceError(f"{_short(argv)} {fault}", advice="see --timeout; earlier evaluations are kept")
+        if process.returncode != 0:
+            last = _last(err) or _last(out) or "it said nothing"
+            raise GradienceError(
+                f"{_short(argv)} failed with exit code {process.returncode}: {last}",
+                advice="earlier evaluations are kept: run it again when that is mended",
+            )
+        out.seek(0)
+        return out.read()
+
+
+def _waited(process: subprocess.Popen[bytes], files: tuple[IO[bytes], IO[bytes]], until: float) -> str:
+    """Wait until the process ends and return ""; or return what is wrong if it must be ended."""
+    while process.poll() is None:
+        if time.monotonic() > until:
+            return "takes longer than its time"
+        if any(os.fstat(file.fileno()).st_size > MAX_OUTPUT for file in files):
+            return f"printed more than {MAX_OUTPUT >> 20} MiB"
+        with suppress(subprocess.TimeoutExpired):
+            process.wait(_POLL)
+    return ""
+
+
+def _end(process: subprocess.Popen[bytes]) -> None:
+    """Kill the process and the rest of its process group."""
+    if hasattr(os, "killpg"):
+        with suppress(ProcessLookupError, PermissionError):  # all of it has ended
+            os.killpg(process.pid, signal.SIGKILL)
+    elif process.poll() is None:
+        process.kill()
+    process.wait()
+
+
+def _last(file: IO[bytes]) -> str:
+    """The last line of a file that is not blank, or ""."""
+    size = os.fstat(file.fileno()).st_size
+    file.seek(max(0, size - _TAIL))
+    lines = [line.strip() for line in file.read().decode("utf-8", "replace").splitlines() if line.strip()]
+    return lines[-1][-_SHOWN:] if lines else ""
+
+
+def _short(argv: list[str]) -> str:
+    text = shlex.join(argv)
+    return text if len(text) <= _SHOWN else f"{text[:_SHOWN]}..."
+
+
+def parsed(output: bytes, argv: list[str]) -> Printed:
+    """Parse an evaluator's output as numbers: the whole output as JSON, else its last line.
+
+    A number is a score. A list has the score of each example, where true is 1. An object has a list `scores`, or
+    `score`.
+
+    Raises:
+        GradienceError: it printed nothing, or something else.
+    """
+    text = output.decode("utf-8", "replace").strip()
+    if not text:
+        raise GradienceError(f"{_short(argv)} printed nothing", advice="it has to print a number or JSON")
+    for part in (text, text.splitlines()[-1]):
+        found = _printed(_json(part))
+        if found is not None:
+            return found
+    raise GradienceError(
+        f"{_short(argv)} printed no number: {text.splitlines()[-1][-_SHOWN:]!r}",
+        advice='expected a number, a list of one number per example, or {"scores": [...]}',
+    )
+
+
+def _json(text: str) -> Any:
+    try:
+        return decode_json(text, object)
+    except (msgspec.MsgspecError, RecursionError):
+        return None
+
+
+def _printed(value: Any) -> Printed | None:
+    if isinstance(value, dict):
+        value = next((value[name] for name in _SCORES if name in value), None)
+    if not isinstance(value, list):
+        return _number(value)
+    scores = [score for item in value if (score := _number(item)) is not None]
+    return scores if scores and len(scores) == len(value) else None
+
+
+def _number(value: Any) -> float | None:
+    if not isinstance(value, bool | int | float):
+        return None
+    try:
+        number = float(value)
+    except OverflowError:  # a whole number beyond the largest float
+        return None
+    return number if abs(number) <= MOST_SCORE else math.copysign(math.inf, number)
+
+
+class Evaluator(Protocol):
+    """Scores adapters."""
+
+    name: str
+    higher_is_better: bool
+
+    @property
+    def of(self) -> dict[str, Any]:
+        """Everything that a score depends on beside the adapter and its reference."""
+
+    def evaluate(self, adapter: Path, reference: Path | None) -> Evaluation:
+        """Score an adapter. If the evaluator sees outputs, they are compared with the reference's."""
+
+
+class Command:
+    """A program of the user that prints one score, or the score of each example."""
+
+    def __init__(
+        self,
+        command: str,
+        *,
+        values: Mapping[str, str],
+        seeds: Sequence[int],
+        timeout: float,
+        higher_is_better: bool = True,
+        of: Mapping[str, Any],
+    ) -> None:
+        words(command, {}, required="adapter")
+        self.name = command
+        self.higher_is_better = higher_is_better
+        # hashed, because the command may hold a key
+        self.of = {"command": digest_of_command(command), "seeds": list(seeds), **of}
+        self._values = values
+        self._seeds = seeds
+        self._timeout = timeout
+
+    def evaluate(self, adapter: Path, reference: Path | None) -> Evaluation:  # noqa: ARG002  # it sees no outputs
+        """Run the command for each seed.
+
+        Raises:
+            GradienceError: it fails, prints no number, or prints different numbers of scores for different seeds.
+        """
+        printed = [self._run(adapter, seed) for seed in self._seeds]
+        lists = [one for one in printed if isinstance(one, list)]
+        if lists and (len(lists) != len(printed) or len({len(scores) for scores in lists}) > 1):
+            raise GradienceError(f"{self.name!r} scored other examples for one seed than for another")
+        if lists:
+            with np.errstate(invalid="ignore"):  # infinities of both signs: no number, which is said of the score
+                return _of_examples(np.mean(np.array(lists), axis=0).tolist())
+        scores = [real(one) for one in printed if not isinstance(one, list)]
+        return Evaluation(unit="seed", scores=scores, weights=[1.0] * len(scores))
+
+    def _run(self, adapter: Path, seed: int) -> Printed:
+        argv = words(
+            self.name, {**self._values, "adapter": str(real_path(adapter)), "seed": str(seed)}, required="adapter"
+        )
+        return parsed(run(argv, timeout=self._timeout), argv)
+
+
+class LmEval:
+    """A task of lm-eval (EleutherAI's lm-evaluation-harness), run in its own process and scored from its samples."""
+
+    higher_is_better = True
+
+    def __init__(self, task: str, *, base: str, timeout: float, of: Mapping[str, Any]) -> None:
+        if find_spec("lm_eval") is None:
+            raise GradienceError("lm-eval is not installed", advice="pip install lm-eval, or give a command")
+        self.name = f"{LM_EVAL}{task}"
+        self.of = {"lm_eval": task, **of}
+        self._task = task
+        self._base = base
+        self._timeout = timeout
+
+    def evaluate(self, adapter: Path, reference: Path | None) -> Evaluation:  # noqa: ARG002  # it keeps no outputs
+        """Run the task on the adapter.
+
+        Raises:
+            GradienceError: lm-eval fails, a path has a comma, or no sample has a known metric.
+        """
+        place = str(real_path(adapter))
+        if "," in f"{place}{self._base}":
+            raise GradienceError(f"lm-eval cannot take a path with a comma: {place}", advice="give another --out")
+        with scratch_folder() as folder:
+            model = f"pretrained={self._base},peft={place}"
+            argv = [sys.executable, "-P", "-m", "lm_eval", "--model", "hf", "--model_args", model]
+            run([*argv, "--tasks", self._task, "--log_samples", "--output_path", str(folder)], timeout=self._timeout)
+            rows = sorted(_samples(folder))
+        if not rows:
+            raise GradienceError(f"lm-eval left no samples of {self._task} with one of {', '.join(_METRICS)}")
+        return _of_examples([score for _, _, score in rows])
+
+
+def _of_examples(scores: list[float]) -> Evaluation:
+    return Evaluation(unit="example", scores=[real(score) for score in scores], weights=[1.0] * len(scores))
+
+
+def _samples(folder: Path) -> Iterator[tuple[str, int, float]]:
+    """Yield task, document number and score of each sample, by the first metric that all samples of a file have."""
+    for path in folder.rglob("samples_*.jsonl"):
+        with open_regular(path) as file:
+            lines = iter(lambda: file.readline(_LARGEST_SAMPLE), b"")
+            rows = [_sample(path, line) for line in lines if line.strip()]
+        name = next((m for m in _METRICS if all(isinstance(row.get(m), int | float) for row in rows)), None)
+        if name is not None:
+            yield from ((path.stem, int(row.get("doc_id", i)), float(row[name])) for i, row in enumerate(rows))
+
+
+def _sample(path: Path, line: bytes) -> dict[str, Any]:
+    try:
+        return decode_json(line, dict[str, Any])
+    except (msgspec.MsgspecError, RecursionError) as error:
+        raise GradienceError(f"{path.name} of lm-eval is damaged: {error}") from error

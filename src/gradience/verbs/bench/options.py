@@ -1,0 +1,47 @@
+"""The options of ``bench``, apart from its work, which imports torch."""
+
+# Annotations are evaluated here, so that a record of the command line that inherits these fields has their types.
+from dataclasses import dataclass
+from pathlib import Path
+
+from gradience.ranges import Count, Positive, VerbOptions, Whole
+
+
+@dataclass(frozen=True, kw_only=True)
+class BenchOptions(VerbOptions):
+    """How adapters are scored and judged.
+
+    Parameters
+    ----------
+    base:
+        Base model: a folder with safetensors, or organisation/name in the local hub cache. Never downloaded.
+    metric:
+        loss, accuracy or exact-match through transformers; lm-eval:TASK; or a command with {adapter}, which may have
+        {seed}, {base} and {data} and prints a number, a list of one score per example, or {"scores": [...]}. Without
+        it accuracy for a classifier, else loss.
+    tolerance:
+        1% of the adapter's score, or 0.01 in the metric's unit.
+    cap:
+        The most that one example counts, as harm or as gain, in the metric's unit. Without it 2 nats for a loss.
+    lower_is_better:
+        Of a command's score.
+    seed:
+        Random seed.
+    seeds:
+        Runs of a command with {seed}, and trainings of each rank.
+    timeout:
+        Seconds that one command may take.
+    max_length:
+        Tokens of an example; longer ones are cut, without it at 1024. With it the mean over tokens is judged, and the
+        bound allows for a row of this length; without it the mean over examples.
+    """
+
+    base: Path | None = None
+    metric: str | None = None
+    tolerance: str = "1%"
+    cap: Positive | None = None
+    lower_is_better: bool = False
+    seed: Whole = 0
+    seeds: Count = 3
+    timeout: Positive = 3600.0
+    max_length: Count | None = None

@@ -1,0 +1,1 @@
+"""``check``: a configuration and a data set before training."""

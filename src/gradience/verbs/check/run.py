@@ -1,0 +1,583 @@
+"""The verb ``check``: read a configuration from files, objects and overrides, and report on it."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from importlib.metadata import PackageNotFoundError, version
+from os import PathLike
+from pathlib import Path
+from typing import Any, TypeAlias, TypedDict, Unpack
+
+import msgspec
+
+from gradience.configs import read_preferences
+from gradience.configs.beside import base_of, beside
+from gradience.configs.commands import Known, known_of, with_commands
+from gradience.configs.document import (
+    CONFIG_NAME,
+    read_arguments,
+    read_document,
+    read_peft,
+    read_peft_dir,
+    read_peft_object,
+    read_settings,
+)
+from gradience.configs.families import Dimensions, read_dimensions
+from gradience.configs.files import HasToDict
+from gradience.configs.settings import Layer, keys_of, line_of, stack, stated_fields, with_ratio
+from gradience.configs.training import (
+    PICKLE_NAME,
+    STATE_NAME,
+    TRAINING_NAMES,
+    objective_of,
+    read_training_dir,
+    read_training_object,
+)
+from gradience.configs.values import short_name
+from gradience.errors import AdapterError, ConfigError, RecorderError
+from gradience.io import CHECKPOINT_PREFIX
+from gradience.io.reading import real_path
+from gradience.ranges import VerbOptions, Whole
+from gradience.rules import excluded_rules
+from gradience.rules.config import RULES, judge_config, settings_of
+from gradience.rules.config.facts import CheckContext, Moved, quantities
+from gradience.rules.config.serving import known_engines
+from gradience.schema.audit import Beside
+from gradience.schema.document import Coverage, Finding
+from gradience.schema.events import ConfigSnapshot, LoraSnapshot
+from gradience.schema.memory import Memory, Time
+from gradience.schema.reports import CHECK_SCHEMA_ID, CheckReport, DataReport, InputFile, SourceLocation
+
+_MAX_TASK = 256  # characters
+
+_NOT_CONFIGURATION = {"base", "settings", "data", "eval data", "tokenizer"}
+_OF_CONFIGURATION = frozenset(rule.id for rule in RULES)
+_BY_LINE = frozenset({".jsonl", ".ndjson"})
+
+_LOGS = (STATE_NAME, "run.jsonl", "trainer_log.jsonl")
+_WEIGHTS = (
+    "adapter_model.safetensors",
+    "adapter_model.bin",
+    "adapters.safetensors",
+    "model.safetensors",
+    "model.safetensors.index.json",
+    "pytorch_model.bin",
+)
+_OF_WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".gguf", ".index.json", ".h5", ".msgpack")
+_OF_A_RUN = (*_LOGS, "adapter_model.safetensors", "model.safetensors")
+_BY_RUNS = frozenset({"adapter", "training"})  # roles of files that a run may have written beside its results
+_MOST_NAMES = 5
+_MOST_ENTRIES = 2000  # entries of the output folder that are examined
+
+
+def read_any(place: Path) -> Layer:
+    """Read one file, or a run's folder: its adapter config, its arguments, and the settings that its log shows."""
+    if not os.path.isdir(place) and place.name != STATE_NAME:  # noqa: PTH112  # never raises
+        return read_document(place)
+    found = _read_run(place)
+    if isinstance(found, Layer):
+        return found
+    from gradience.importers.sources import find_log  # a config file does not need it
+
+    if (log := find_log(place)) is not None:
+        return read_document(log)
+    if not (place / CONFIG_NAME).is_file():
+        raise ConfigError(str(found), advice=f"give a folder with {STATE_NAME} or {CONFIG_NAME}") from found
+    return read_peft_dir(place)  # an adapter without a log
+
+
+def read_adapter_of(folder: Path) -> Layer:
+    """Read the adapter config of a folder, else that of the last checkpoint of its run.
+
+    Raises:
+        ConfigError: there is none, or it cannot be read.
+        AdapterError: the folder's weights are empty, because ZeRO-3 saved them without gathering.
+    """
+    weights = folder / "adapter_model.safetensors"
+    if weights.is_file():
+        from gradience.adapters.gathered import refuse_ungathered_file  # numpy, where weights lie
+
+        refuse_ungathered_file(weights)
+    if not folder.is_dir() or (folder / CONFIG_NAME).is_file():
+        return read_peft_dir(folder)
+    found = _read_run(folder)
+    if not isinstance(found, Layer) or not any(source.role == "adapter" for source in found.sources):
+        return read_peft_dir(folder)
+    adapter = ConfigSnapshot(model_name=found.config.model_name, lora=found.config.lora)
+    sources = tuple(source for source in found.sources if source.role == "adapter")
+    return Layer(config=adapter, sources=sources, log=found.log)
+
+
+def read_training_of(folder: Path) -> Layer:
+    """Read the training arguments of a folder, else those that the log of its run shows."""
+    if not folder.is_dir() or any((folder / name).is_file() for name in TRAINING_NAMES):
+        return read_training_dir(folder)
+    found = _read_run(folder)
+    if not isinstance(found, Layer):
+        return read_training_dir(folder)
+    sources = tuple(source for source in found.sources if source.role != "adapter")
+    config = msgspec.structs.replace(found.config, model_name=None, lora=LoraSnapshot())
+    return msgspec.structs.replace(found, config=config, sources=sources)
+
+
+def _read_run(place: Path) -> Layer | RecorderError:
+    """The configuration of the run that left a folder or file, or the error if there is no run."""
+    from gradience.importers import read_folder_config  # a config file does not need it
+    from gradience.reading.logs import is_log  # the same
+    from gradience.reading.places import find_run  # the same
+
+    try:
+        found = find_run(place).path
+        if is_log(found):
+            return read_document(found)
+        return msgspec.structs.replace(read_folder_config(found), log=f"the log in {place.name}")
+    except RecorderError as error:
+        return error
+
+
+Place = str | PathLike[str]
+Settings = HasToDict | Mapping[str, Any]
+SETTINGS = (HasToDict, Mapping)  # the same for isinstance
+
+
+@dataclass(frozen=True, kw_only=True)
+class CheckOptions(VerbOptions):
+    """The sources of a configuration, of which a later one wins, and what it is judged for and by.
+
+    Attributes:
+        config: a Struct, or a mapping of settings of any shape, such as `{"lr": 1e-3, "lora": {"r": 8}}`.
+        document: one file of any shape, or the folder a run left.
+        peft_dir: a folder with an adapter config.
+        training_dir: a folder with training arguments.
+        peft: an adapter config: a file, its folder, a `peft.LoraConfig`, or a mapping of its settings.
+        training: training arguments: a file, their folder, a `transformers.TrainingArguments` of any trainer, or a
+            mapping of them.
+        overrides: a Struct that wins over all of these.
+        base: the base model, a folder or organisation/name in the hub's local cache. Its config.json and safetensors
+            headers determine what the targets reach; no weight is read.
+        task: what is trained: `sst2`, `sft`, `dpo`, ...
+        serve: engines the adapter is meant for: vllm, sglang, ollama, llamacpp, tensorrt, lorax, slora, mlx, peft,
+            hotswap.
+        select: ids of rules, or beginnings of ids, to apply; all by default.
+        ignore: ids of rules, or beginnings of ids, to leave out.
+        settings: a gradience.toml, or a pyproject.toml with `[tool.gradience]`. Its `select` and `ignore` apply if the
+            options of that name are empty. If None, no file is looked for.
+        max_length: tokens per sequence, where no training argument states them.
+        memory: memory of the card, such as `24GiB`; a step that does not fit is a finding.
+    """
+
+    config: ConfigSnapshot | Mapping[str, Any] | None = None
+    document: Place | None = None
+    peft_dir: Place | None = None
+    training_dir: Place | None = None
+    peft: Place | Settings | None = None
+    training: Place | Settings | None = None
+    overrides: ConfigSnapshot | None = None
+    base: Place | None = None
+    task: str | None = None
+    serve: Iterable[str] = ()
+    select: Iterable[str] = ()
+    ignore: Iterable[str] = ()
+    settings: Place | None = None
+    max_length: Whole | None = None
+    memory: str | None = None
+
+    def unwanted(self, ids: Sequence[str]) -> dict[str, str]:
+        """The rules that are left out, each with its reason."""
+        return excluded_rules(ids, select=self.select, ignore=self.ignore, settings=self.settings)
+
+    @property
+    def folders(self) -> list[Path]:
+        """The given folders and files, beside which more may be found, such as a tokenizer."""
+        return [Path(place) for place in (self.document, self.peft_dir, self.training_dir) if place is not None]
+
+    def read(self) -> Layer:
+        """Read all sources into one layer."""
+        layers = (
+            _given(self.config),
+            _read(self.document, read_any),
+            _read(self.peft_dir, read_adapter_of),
+            _read(self.training_dir, read_training_of),
+            _object(self.peft, read_peft_object) or _read(self.peft, read_peft, read_adapter_of),
+            _object(self.training, read_training_object) or _read(self.training, read_arguments, read_training_of),
+            _given(self.overrides),
+        )
+        return stack(layer for layer in layers if layer is not None)
+
+    @property
+    def stated(self) -> frozenset[str]:
+        """The settings that are given themselves, as options or in objects, and not by a file."""
+        peft, training = _object(self.peft, read_peft_object), _object(self.training, read_training_object)
+        layers = (_given(self.config), peft, training, _given(self.overrides))
+        return frozenset().union(*(stated_fields(layer.config) for layer in layers if layer is not None))
+
+
+class CheckKeywords(TypedDict, total=False):
+    """`CheckOptions` as keywords, but for the configuration itself."""
+
+    document: Place | None
+    peft_dir: Place | None
+    training_dir: Place | None
+    peft: Place | Settings | None
+    training: Place | Settings | None
+    overrides: ConfigSnapshot | None
+    base: Place | None
+    task: str | None
+    serve: Iterable[str]
+    select: Iterable[str]
+    ignore: Iterable[str]
+    settings: Place | None
+    max_length: int | None
+    memory: str | None
+
+
+_DEFAULTS = CheckOptions()
+
+
+def check_config(
+    config: ConfigSnapshot | Mapping[str, Any] | None = None,
+    *,
+    options: CheckOptions = _DEFAULTS,
+    **keywords: Unpack[CheckKeywords],
+) -> CheckReport:
+    """Check a configuration by the rules. A later source wins over an earlier one.
+
+    Args:
+        config: a Struct, or a mapping of settings of any shape; it wins over that of `options`.
+        options: the sources of the configuration, the base and the rules.
+        keywords: single options by name, such as `peft_dir="adapter"`; they win over `options`.
+
+    Raises:
+        ConfigError: a source cannot be read, nothing was given, or a rule id is not known.
+        AdapterError: the base cannot be read.
+        TypeError: no option has such a name.
+    """
+    given = replace(options, config=options.config if config is None else config).completed(keywords)
+    unwanted = given.unwanted([rule.id for rule in RULES])
+    whole = given.read()
+    if whole.config == ConfigSnapshot():
+        message = "nothing to check"
+        raise ConfigError(
+            message, advice="give a config file, --peft-dir, --training-dir, or settings such as --set lr=1e-4"
+        )
+    return judged(whole, given, given.folders, unwanted=unwanted, around=when_of(whole, given.stated))
+
+
+def judged(
+    whole: Layer,
+    given: CheckOptions,
+    folders: Sequence[Path],
+    *,
+    unwanted: Mapping[str, str],
+    around: CheckContext,
+) -> CheckReport:
+    """The report on a configuration that was read.
+
+    Args:
+        whole: the configuration.
+        given: where it was read, and what it is judged for; its rules are not asked.
+        folders: where more may be found, such as a tokenizer.
+        unwanted: the rules to leave out, each with its reason.
+        around: when the configuration is judged, and what is known of its run.
+    """
+    config, versions = _complete(whole, given.task), _transformers()
+    where = None if given.base is None else Path(given.base)
+    if where is not None and where.name == "config.json":
+        where = where.parent  # the one file of the base that is needed
+    if where is not None:
+        from gradience.base.weights import local_folder  # numpy: only those with a base pay for it
+
+        where = local_folder(where)
+    around, time = around._replace(engines=_engines(given.serve, given.settings)), None
+    around = gather_context(whole, config, around, base=where, folders=folders, transformers=versions)
+    if where is None and given.memory is not None:
+        raise ConfigError("--memory without --base", advice="give the base: its config.json is enough")
+    if where is not None:
+        around = around._replace(memory=_memory(config, where, given, whole, around.coverage))
+        time = _time(config, folders)
+    named = (("base", given.base), ("settings", given.settings))
+    sources = [*whole.sources, *(InputFile(role=role, path=str(path)) for role, path in named if path is not None)]
+    verdict = judge_config(config, transformers=versions, around=around, left_out=unwanted)
+    n_judged = len(RULES) - len({item.id for item in verdict.not_run})
+    return CheckReport(
+        schema=CHECK_SCHEMA_ID,
+        sources=sources,
+        config=config,
+        derived={**quantities(config), "rules_judged": n_judged},
+        coverage=around.coverage,
+        memory=around.memory,
+        time=time,
+        findings=with_commands(verdict.findings, lambda: _known(config, given, whole)),
+        not_run=verdict.not_run,
+        unknown_keys=list(dict.fromkeys(whole.unknown_keys)),
+    )
+
+
+def _known(config: ConfigSnapshot, given: CheckOptions, whole: Layer) -> Known:
+    """What the words of commands stand for, by the adapter's config, the log and the options."""
+    configs = [Path(source.path) for source in whole.sources if source.role == "adapter"]
+    adapter = str(configs[-1].parent) if configs and configs[-1].name == CONFIG_NAME else None
+    base = None if given.base is None else str(given.base)
+    around = Beside(base=base_of(config.model_name)) if adapter is None else beside(Path(adapter), config.model_name)
+    return known_of(adapter, msgspec.structs.replace(around, base=base or around.base), rank=config.lora.r)
+
+
+def _memory(config: ConfigSnapshot, base: Path, given: CheckOptions, whole: Layer, coverage: Coverage | None) -> Memory:
+    from gradience.io import pretrained  # numpy: only those with a base pay for it
+    from gradience.verbs.check.memory import foretell, parse_size, peft_fields  # the same
+
+    adapter = given.peft if isinstance(given.peft, SETTINGS) else None
+    fields = adapter if adapter is None or isinstance(adapter, Mapping) else adapter.to_dict()
+    paths = [Path(source.path) for source in whole.sources if source.role == "adapter"]
+    if fields is None and paths and paths[-1].name == CONFIG_NAME:
+        try:
+            fields = pretrained.adapter_config(paths[-1].parent)
+        except (OSError, ValueError) as error:
+            return Memory(reason=f"the adapter's config is not given to PEFT: {error}")
+        fields |= {} if given.overrides is None else peft_fields(given.overrides.lora)
+    limit = None if given.memory is None else parse_size(given.memory)
+    return foretell(config, base=base, adapter=fields, length=given.max_length, limit=limit, coverage=coverage)
+
+
+def _time(config: ConfigSnapshot, folders: Sequence[Path]) -> Time | None:
+    from gradience.verbs.check.time import foretell_time  # only those with a log pay for it
+
+    inside = (folder / name for folder in folders for name in _LOGS)
+    logs = [path for path in (*inside, *folders) if path.name in _LOGS and path.is_file()]
+    return foretell_time(config, dict.fromkeys(logs)) if logs else None
+
+
+def _engines(given: Iterable[str], settings: Place | None) -> tuple[str, ...]:
+    """The engines given, else those of the settings file.
+
+    Raises:
+        ConfigError: an engine is not known.
+    """
+    asked = list(given)
+    if not asked and settings is not None:
+        asked = list(read_preferences(Path(settings)).serve)
+    return known_engines(asked)
+
+
+def _complete(whole: Layer, task: str | None) -> ConfigSnapshot:
+    """The configuration with values derived from all sources: task and objective, keys of secrets, and alpha / r."""
+    config = whole.config
+    stated = {"task": task[:_MAX_TASK]} if task else {}
+    secrets = {"secret_keys": whole.secret_keys, "masked_keys": whole.masked_keys}
+    extras = {key: list(dict.fromkeys(names)) for key, names in secrets.items() if names}
+    training = msgspec.structs.replace(config.training, extras={**config.training.extras, **extras})
+    named = msgspec.structs.replace(
+        config, lora=with_ratio(config.lora), training=training, extras={**config.extras, **stated}
+    )
+    objective = objective_of(named)
+    if objective.kind == "unknown":
+        return named
+    understood = {"objective": objective.kind, "objective_because": objective.because}
+    return msgspec.structs.replace(named, extras={**named.extras, **understood})
+
+
+_Reads: TypeAlias = Callable[[Path], Layer]
+
+
+def _read(given: Place | Settings | None, read: _Reads, of_folder: _Reads | None = None) -> Layer | None:
+    """The layer of a file, or of a folder if that is read in another way; None if no place is given."""
+    if given is None or isinstance(given, SETTINGS):
+        return None
+    if of_folder is not None and os.path.isdir(given):  # noqa: PTH112  # Path.is_dir raises if a name is too long
+        return of_folder(Path(given))
+    return read(Path(given))
+
+
+def _object(given: Place | Settings | None, read: Callable[[Settings], Layer]) -> Layer | None:
+    return read(given) if isinstance(given, SETTINGS) else None
+
+
+def _given(config: object) -> Layer | None:
+    if isinstance(config, Mapping):
+        return read_settings(config)
+    if not isinstance(config, ConfigSnapshot | None):
+        message = f"expected a ConfigSnapshot or a mapping of settings, got {type(config).__name__}"
+        raise ConfigError(message, advice="give files by name: document=, peft=, training=")
+    return None if config is None else Layer(config=config)
+
+
+def _transformers() -> str | None:
+    """The installed version of transformers, found without importing it, or None."""
+    try:
+        return version("transformers")
+    except PackageNotFoundError:
+        return None
+
+
+def source_locations(report: CheckReport) -> list[SourceLocation | None]:
+    """The source location of each finding, in order; None if no file was read."""
+    files = [source for source in report.sources if source.role not in _NOT_CONFIGURATION]
+    data = report.data
+    return [
+        _row(finding, data) if data is not None and finding.id not in _OF_CONFIGURATION else _place(finding, files)
+        for finding in report.findings
+    ]
+
+
+def _row(finding: Finding, data: DataReport) -> SourceLocation:
+    """The location of a finding on data; with the line of its first row if the file has one row per line.
+
+    Rows of the evaluation set are lines of its file.
+    """
+    of_eval = "first_of_eval" in finding.values and data.eval_path is not None
+    path = data.eval_path if of_eval and data.eval_path is not None else data.path
+    first = finding.values.get("first_of_eval" if of_eval else "first")
+    by_line = Path(path).suffix.lower() in _BY_LINE and isinstance(first, list) and first
+    return SourceLocation(path, first[0] if by_line and first else None)
+
+
+def _place(finding: Finding, files: list[InputFile]) -> SourceLocation | None:
+    if not files:
+        return None
+    keys = [key for field in settings_of(finding) for key in keys_of(field)]
+    for source in reversed(files):  # a later source wins
+        line = line_of(Path(source.path), keys)
+        if line is not None:
+            return SourceLocation(source.path, line)
+    return SourceLocation(files[0].path)
+
+
+def when_of(whole: Layer, stated: frozenset[str] = frozenset()) -> CheckContext:
+    """When the configuration is judged, by its files: a run leaves its configs beside its weights and its log.
+
+    Args:
+        whole: the configuration.
+        stated: settings that are about a run to come, whatever the files say.
+    """
+    return _by_files(whole)._replace(stated=stated)
+
+
+def _by_files(whole: Layer) -> CheckContext:
+    if whole.log:
+        return CheckContext(moment="logged", begun=whole.log)
+    begun = ""
+    for source in whole.sources:
+        folder = Path(source.path).parent
+        if source.role not in _BY_RUNS:
+            continue
+        log = next((name for name in _LOGS if (folder / name).is_file()), None)
+        if log is not None:
+            return CheckContext(moment="logged", begun=log)
+        weights = next((name for name in _WEIGHTS if (folder / name).is_file()), "")
+        begun = begun or weights or (PICKLE_NAME if source.path.endswith(PICKLE_NAME) else "")
+    return CheckContext(moment="begun", begun=begun) if begun else CheckContext()
+
+
+def gather_context(
+    whole: Layer,
+    config: ConfigSnapshot,
+    around: CheckContext,
+    *,
+    base: Path | None,
+    folders: Iterable[Path],
+    transformers: str | None,
+) -> CheckContext:
+    """The surroundings of a configuration; those of the base only if a base is given.
+
+    Raises:
+        AdapterError: the base cannot be read.
+    """
+    keys = tuple(dict.fromkeys(whole.unknown_keys)) if whole.sources else None
+    around = _output(whole, around._replace(unknown_keys=keys, model=_model(whole, config, base)))
+    return around if base is None else _with_base(around, config, base, tuple(folders), transformers)
+
+
+def _model(whole: Layer, config: ConfigSnapshot, base: Path | None) -> Dimensions | None:
+    """What the base's config.json tells, if the base that was given, or that the configuration names, is a folder."""
+    own = whole.base if whole.base and short_name(whole.base) == config.model_name else None
+    place = base or (own and Path(own))
+    try:
+        return read_dimensions(place) if place and place.is_dir() else None
+    except OSError:  # a name that is too long for a file
+        return None
+
+
+def _output(whole: Layer, around: CheckContext) -> CheckContext:
+    place = whole.output_dir
+    if place is None:
+        return around
+    try:
+        inside = any(real_path(place) in real_path(source.path).parents for source in whole.sources)
+        if inside:
+            return around._replace(no_output="the configuration is read from the output folder itself")
+        return around._replace(output=tuple(_held(Path(place))))
+    except (OSError, ValueError, RuntimeError):
+        return around._replace(no_output="the output folder cannot be looked into")
+
+
+def _held(folder: Path) -> Iterator[str]:
+    """The names of a run's files and checkpoints in a folder; none if the folder does not exist."""
+    if not folder.is_dir():
+        return
+    with os.scandir(folder) as entries:
+        names = [entry.name for entry, _ in zip(entries, range(_MOST_ENTRIES), strict=False)]
+    found = sorted(name for name in names if name in _OF_A_RUN or name.startswith(CHECKPOINT_PREFIX))
+    yield from found[:_MOST_NAMES]
+    if len(found) > _MOST_NAMES:
+        yield f"and {len(found) - _MOST_NAMES} more"
+
+
+def _with_base(
+    around: CheckContext, config: ConfigSnapshot, base: Path, folders: Sequence[Path], transformers: str | None
+) -> CheckContext:
+    from gradience.base.coverage import cover, stem_of, stem_of_targets  # imports numpy: only if a base is given
+    from gradience.base.peft_emulation.layout import read_layout
+    from gradience.base.peft_emulation.targets import NotFollowedError  # as above
+
+    if config.lora.peft_type not in {None, "LORA"}:
+        return around._replace(no_coverage=f"peft_type {config.lora.peft_type} is not LoRA: not counted")
+    if config.extras.get("format") == "mlx-lm":
+        return around._replace(no_coverage="MLX-LM counts its layers from the end: its targets are not followed")
+    if _holds_config_alone(base):
+        return around._replace(no_coverage="the base is a config.json alone: no safetensors header to count from")
+    layout = read_layout(base, transformers=transformers, task_type=config.lora.task_type)
+    saved = _saved_names(folders)
+    try:
+        stems = stem_of(saved, layout) if saved else stem_of_targets(config.lora, layout)
+        around = around if stems is None else around._replace(moved=Moved(*stems, bool(saved)))
+        coverage = cover(config, layout, base=Path(short_name(str(base))).name or str(base))
+    except NotFollowedError as error:
+        return around._replace(no_coverage=str(error))
+    return _with_tokens(around, coverage, base, folders)
+
+
+def _holds_config_alone(base: Path) -> bool:
+    held = {entry.name for entry in base.iterdir()} if base.is_dir() else set()
+    return "config.json" in held and not any(name.endswith(_OF_WEIGHTS) for name in held)
+
+
+def _saved_names(folders: Iterable[Path]) -> set[str]:
+    """The modules named in the header of the adapter's weights; none if there are no weights that can be read."""
+    from gradience.adapters.layout import module_path, parse_key  # as above
+    from gradience.io.safetensors import SafetensorsFile  # as above
+
+    found = next((path for folder in folders if (path := folder / _WEIGHTS[0]).is_file()), None)
+    try:
+        names = [] if found is None else list(SafetensorsFile(found).tensors)
+    except AdapterError:
+        return set()
+    return {module_path(key.module) for name in names if (key := parse_key(name)) is not None}
+
+
+def _with_tokens(around: CheckContext, coverage: Coverage, base: Path, folders: Sequence[Path]) -> CheckContext:
+    """Add the tokens that the run's tokenizer has and the base's tokenizer, or its embedding, lacks."""
+    from gradience.base.coverage import added_tokens, read_added, read_vocabulary  # as above
+    from gradience.base.weights import find_shards  # as above
+
+    if coverage.vocabulary is not None:
+        listed = {token: row for folder in folders for token, row in read_added(folder).items()}
+        around = around._replace(new_rows=tuple(token for token, row in listed.items() if row >= coverage.vocabulary))
+    run = next((found for folder in folders if (found := read_vocabulary(folder)) is not None), None)
+    if run is None:
+        return around._replace(coverage=coverage, no_tokenizers="no tokenizer lies beside the configuration")
+    known = read_vocabulary(find_shards(base)[0].parent)
+    if known is None:
+        return around._replace(coverage=coverage, no_tokenizers="no tokenizer lies beside the base")
+    return around._replace(coverage=msgspec.structs.replace(coverage, added_tokens=added_tokens(run, known)))

@@ -1,0 +1,1 @@
+"""``compare``: adapters held against each other by their weights."""

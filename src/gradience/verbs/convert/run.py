@@ -1,0 +1,205 @@
+"""The verb `convert`: read an adapter, write it as PEFT LoRA or for MLX-LM, and report the error of each module."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Collection, Mapping, Sequence
+from functools import partial
+from typing import Final, NamedTuple, Unpack
+
+import msgspec
+
+from gradience.adapters.layout import PREFIX, Role
+from gradience.errors import AdapterError, few
+from gradience.io import PathLike, Progress
+from gradience.io.atomic import scratch_folder
+from gradience.io.safetensors import PlannedTensor, copied
+from gradience.rewriting.writing import ArraySpool, NewAdapter, destination, provenance_of
+from gradience.schema.writing import CONVERT_SCHEMA_ID, ConvertedModule, ConvertReport, TargetFormat
+from gradience.verbs.convert.options import ConvertKeywords, ConvertOptions
+from gradience.verbs.convert.source import (
+    SourceAdapter,
+    components_of,
+    open_source,
+    parsed_renames,
+    paths_of,
+    refuse_modules,
+    renamed,
+)
+from gradience.verbs.convert.updates import Conversion, LayerUpdate, RankChoice, layer_updates
+from gradience.verbs.convert.write import (
+    MLX_METADATA,
+    MLX_WEIGHTS,
+    expert_updates,
+    mlx_config,
+    mlx_notes,
+    mlx_tensors,
+    peft_config,
+    peft_notes,
+    peft_tensors,
+)
+
+_WHOLE_IN_PEFT: Final[frozenset[Role]] = frozenset({"full_module", "bias", "base_copy", "token_rows"})
+_RECORDED: Final = ("to", "rank", "energy", "component", "drop")  # options kept in report and provenance, where given
+_DEFAULTS: Final = ConvertOptions()
+_UPDATES: Final[frozenset[Role]] = frozenset({"lora_pair", "other_kind", "magnitude", "scale"})
+
+
+def convert_adapter(
+    path: PathLike,
+    out: PathLike | None = None,
+    *,
+    options: ConvertOptions = _DEFAULTS,
+    force: bool = False,
+    adapter_config: PathLike | None = None,
+    weights: PathLike | None = None,
+    progress: Progress | None = None,
+    **keywords: Unpack[ConvertKeywords],
+) -> ConvertReport:
+    """Write an adapter in another format, and return a report on each module.
+
+    Args:
+        path: the adapter's folder, or its weights file.
+        out: the folder to write; None only computes the report.
+        options: the format to write. Without a rank and an energy, only exact conversions are made.
+        force: replace `out` if it exists.
+        adapter_config: a config that does not lie beside the weights.
+        weights: a weights file of another name.
+        progress: called with (done, total, name) as modules are worked on.
+        keywords: single options by name, such as `to="mlx"`; they win over `options`.
+
+    Raises:
+        AdapterError: the adapter cannot be read, or not converted as asked; the message says why.
+        OptionError: rank and energy contradict each other, or are out of range.
+        OutputError: `out` exists already, or cannot be written.
+        TypeError: no option has such a name.
+    """
+    options = options.completed(keywords)
+    to, choice = options.to, RankChoice(options.rank, options.energy)
+    source = open_source(path, adapter_config=adapter_config, weights=weights, base=options.base)
+    replaced = parsed_renames(options.renames)
+    if not replaced:
+        _refuse_vain(source, to, choice)
+    refuse_modules(source)
+    shards = [file.path for file in source.base.files] if source.base is not None else []
+    read = [*source.adapter.weights, source.files.config]
+    place = destination(out, [source.files], read, base=shards, force=force)
+    paths = paths_of(source, component=options.component, renames=replaced)
+    elsewhere = {name for module in source.layers if module.name not in paths for name in module.keys.values()}
+    rest = _rest(source, to, drop=options.drop, other_components=elsewhere).renamed(replaced)
+    given = {name: value for name in _RECORDED if (value := getattr(options, name))}
+    with scratch_folder() as folder:
+        run = Conversion(source, choice, ArraySpool(folder), to)
+        updates = [*layer_updates(run, paths, progress), *_experts(source, choice, to, replaced)]
+        new = _new_adapter(source, updates, rest, to, renames=bool(replaced))
+        report = ConvertReport(
+            schema=CONVERT_SCHEMA_ID,
+            source=str(source.files.weights),
+            source_format=source.adapter.format,
+            source_type=source.label,
+            target_format=to,
+            options=given,
+            modules=[_row(update) for update in updates],
+            relative_error=_relative_error(updates),
+            params_before=sum(info.size for info in source.adapter.tensors.values()),
+            params_after=sum(math.prod(tensor.shape) for tensor in new.tensors),
+            carried=[tensor.name for tensor in rest.carried],
+            dropped=rest.dropped,
+            notes=_notes(source, updates, to),
+        )
+        if place is None:
+            return report
+        place.write(new, partial(provenance_of, "convert", place.sources, given, report))
+    return msgspec.structs.replace(report, out=str(out))
+
+
+def _refuse_vain(source: SourceAdapter, to: TargetFormat, choice: RankChoice) -> None:
+    """Refuse to convert an adapter that is already in the target's format."""
+    if to == "peft" and source.traits.is_plain:
+        advice = "gradience resize changes its rank" if not choice.everything else "use it as it is"
+        raise AdapterError(f"{source.files.weights} is a plain PEFT LoRA already", advice=advice)
+    if to == source.adapter.format == "mlx":
+        raise AdapterError(f"{source.files.weights} is MLX-LM's already", advice="use it as it is")
+
+
+class _Rest(NamedTuple):
+    """The tensors that belong to no update: those to copy, and the names of those to leave out."""
+
+    carried: list[PlannedTensor]
+    dropped: list[str]
+
+    def renamed(self, replaced: Mapping[str, str]) -> _Rest:
+        """The same with the prefixes of PEFT's names replaced."""
+        new = [PREFIX + renamed(tensor.name.removeprefix(PREFIX), replaced) for tensor in self.carried]
+        moved = [tensor._replace(name=name) for tensor, name in zip(self.carried, new, strict=True)]
+        return self._replace(carried=moved) if replaced else self
+
+
+def _rest(source: SourceAdapter, target: TargetFormat, *, drop: bool, other_components: Collection[str]) -> _Rest:
+    """Return the tensors that belong to no update, sorted into those to copy and those to leave out.
+
+    Raises:
+        AdapterError: the target has no place for a tensor, and `drop` is false.
+    """
+    kept = _WHOLE_IN_PEFT if target == "peft" and source.adapter.file_format.is_peft else frozenset[Role]()
+    roles = {name: role for name, role in source.adapter.roles.items() if name not in other_components}
+    carried = [copied(source.tensors, name) for name, role in roles.items() if role in kept]
+    dropped = [name for name, role in roles.items() if role not in kept | _UPDATES]
+    if dropped and not drop:
+        what = "MLX-LM's LoRA" if target == "mlx" else "a plain PEFT LoRA"
+        raise AdapterError(
+            f"{what} has no place for {len(dropped)} tensors of {source.files.weights}: {few(dropped)}",
+            advice="leave them out with --drop, or keep the adapter as it is",
+        )
+    return _Rest(carried, dropped)
+
+
+def _experts(
+    source: SourceAdapter, choice: RankChoice, to: TargetFormat, replaced: dict[str, str]
+) -> list[LayerUpdate]:
+    if source.experts and not choice.everything:
+        raise AdapterError(
+            f"{source.experts[0].name}: stacked experts are converted whole, not cut to a rank",
+            advice="leave out --rank and --energy",
+        )
+    return [stack._replace(path=renamed(stack.path, replaced)) for stack in expert_updates(source.experts, to)]
+
+
+def _new_adapter(
+    source: SourceAdapter, updates: Sequence[LayerUpdate], rest: _Rest, to: TargetFormat, *, renames: bool
+) -> NewAdapter:
+    if to == "mlx":
+        return NewAdapter(mlx_tensors(updates), mlx_config(source, updates), MLX_METADATA, MLX_WEIGHTS)
+    tensors = sorted([*peft_tensors(updates), *rest.carried], key=lambda tensor: tensor.name)
+    return NewAdapter(tensors, peft_config(source, updates, renames=renames))
+
+
+def _row(update: LayerUpdate) -> ConvertedModule:
+    return ConvertedModule(
+        name=" + ".join(update.names),
+        kind=update.kind,
+        target=update.target,
+        rank_before=update.rank_before,
+        rank_after=update.part.rank,
+        method=update.part.method,
+        relative_error=update.part.relative_error,
+    )
+
+
+def _relative_error(updates: Sequence[LayerUpdate]) -> float | None:
+    norm = math.hypot(*(update.part.norm for update in updates))
+    return math.hypot(*(update.part.rest for update in updates)) / norm if norm > 0.0 else None
+
+
+def _notes(source: SourceAdapter, updates: Sequence[LayerUpdate], target: TargetFormat) -> list[str]:
+    notes = []
+    converted = {name for update in updates for name in update.names}
+    left = {name: some for name, some in components_of(source).items() if not converted & {m.name for m in some}}
+    if left:
+        named = ", ".join(f"{name} ({len(some)} modules)" for name, some in left.items())
+        notes.append(f"other components of the file were not asked for: {named}")
+    if any(update.embedding for update in updates) and "mlx" in {source.adapter.format, target}:
+        notes.append(
+            "MLX-LM applies an embedding's update to a tied output head too; PEFT does so with ensure_weight_tying only"
+        )
+    return [*notes, *(mlx_notes(updates) if target == "mlx" else peft_notes(updates))]

@@ -1,0 +1,1 @@
+"""``diagnose``: configuration, log and weights of one run joined."""

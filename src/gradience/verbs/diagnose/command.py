@@ -1,0 +1,65 @@
+"""The command ``gradience diagnose``, which joins everything that a run left."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Annotated, Final
+
+from gradience.commands import options as opt
+from gradience.commands.output import COULD_NOT_JUDGE
+from gradience.schema.document import RuleGroup
+from gradience.verbs.diagnose.options import DiagnoseOptions
+
+
+@dataclass(frozen=True, kw_only=True)
+class _DiagnoseOptions(DiagnoseOptions):
+    adapter: opt.Adapter = None
+
+
+_DIAGNOSE: Final = _DiagnoseOptions()
+_GROUPS: Final[tuple[RuleGroup, ...]] = ("config", "base", "log", "weights", "weights_and_base", "joins")
+
+
+def diagnose(
+    path: Path | None = None,
+    /,
+    *,
+    options: Annotated[_DiagnoseOptions, opt.RECORD] = _DIAGNOSE,
+    judging: opt.Options = opt.DEFAULT_OPTIONS,
+    verbose: opt.Details = False,
+) -> int:
+    """Join a run's config, log and weights into one verdict with its findings.
+
+    Exit code 2 means that the run could not be judged: no source was found, or one cannot be read. It takes precedence
+    over --fail-on.
+
+    Parameters
+    ----------
+    path:
+        The folder that a run left: of a Trainer, or with a run.jsonl.
+    """
+    resolved = judging.resolved()
+    options = replace(options, gap_threshold=resolved.gap(options.gap_threshold))
+    from gradience.verbs.diagnose.sources import find_sources  # --help pays for nothing of this
+
+    sources = find_sources(path, run=options.run, adapter=options.adapter, config=options.config)
+    if sources.weights.path is not None:
+        from gradience.device import prepare_jax  # only where there are weights
+
+        prepare_jax("auto")
+    from gradience.verbs.diagnose.run import diagnose_sources  # imports jax, after its environment is set
+
+    report = diagnose_sources(sources, options, **resolved.rules)
+    from gradience.verbs.diagnose.run import source_locations  # the same
+    from gradience.verbs.diagnose.view import diagnose_text  # --help needs none of it
+
+    code = resolved.show(
+        report,
+        lambda it: diagnose_text(it, verbose=verbose, fails=resolved.fail_on is not None or not it.complete),
+        report.findings,
+        groups=_GROUPS,
+        locations=lambda: source_locations(report),
+        not_run=report.not_run,
+    )
+    return code if report.complete else COULD_NOT_JUDGE

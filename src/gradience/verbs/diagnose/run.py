@@ -1,0 +1,386 @@
+"""Diagnose a run: read the reports of check, monitor and audit, and join their findings into causes and one verdict."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from types import MappingProxyType
+from typing import Final, Unpack
+
+import msgspec
+
+from gradience.adapters.open import CONFIG_NAME
+from gradience.base.weights import find_shards
+from gradience.blocks import counted
+from gradience.io import PathLike
+from gradience.reading.places import log_place
+from gradience.rules import excluded_rules
+from gradience.rules.config import RULES
+from gradience.rules.config.facts import ConfigRule
+from gradience.rules.joins import Correlation, Symptom, correlate
+from gradience.rules.joins.run import JOINS
+from gradience.rules.joins.symptoms import (
+    Stated,
+    config_symptoms,
+    damage,
+    disagreements,
+    idle_targets,
+    log_symptoms,
+    outgrown,
+    recorded_disagreements,
+    shows_learning,
+    weights_symptoms,
+)
+from gradience.rules.log import DETECTORS
+from gradience.rules.log.facts import DEFAULT_GAP
+from gradience.rules.weights.rules import WEIGHTS_RULES, too_large
+from gradience.schema.audit import AuditReport
+from gradience.schema.diagnose import (
+    DIAGNOSE_SCHEMA_ID,
+    SOURCES,
+    VERDICT_LABELS,
+    Cause,
+    CauseAdvice,
+    Checkpoint,
+    DiagnosedSource,
+    DiagnoseReport,
+    Piece,
+    PieceSource,
+    SourceCoverage,
+    SourceKind,
+    Unjudged,
+    Verdict,
+)
+from gradience.schema.document import SEVERITIES, Finding, NotRun
+from gradience.schema.reports import CheckReport, MonitorReport, SourceLocation
+from gradience.telemetry.series import RunSeries
+from gradience.verbs.check.run import check_config, source_locations as config_locations
+from gradience.verbs.diagnose.checkpoints import CheckpointChoice, choose, disk_symptoms
+from gradience.verbs.diagnose.options import DiagnoseKeywords, DiagnoseOptions
+from gradience.verbs.diagnose.sources import RunSources, SourceReports, find_sources, read_sources
+from gradience.verbs.diagnose.spare import spare_checkpoints
+
+IDS: Final[dict[SourceKind, tuple[str, ...]]] = {
+    "config": tuple(rule.id for rule in RULES),
+    "log": tuple(detector.id for detector in DETECTORS),
+    "weights": tuple(rule.id for rule in WEIGHTS_RULES),
+}
+
+_DEFAULTS: Final = DiagnoseOptions()
+_PREDICTIONS: Final = frozenset(rule.id for rule in RULES if isinstance(rule, ConfigRule) and rule.predicts)
+_LOOK: Final = frozenset(rule.id for rule in DETECTORS if rule.look)
+_OF_RECORD: Final = frozenset(join.id for join in JOINS if join.recording)
+_NEAREST: Final[tuple[PieceSource, ...]] = ("weights", "log", "disk", "config")
+_NOT_BORNE_OUT: Final = "what it predicts of a run is told by this run's log, which shows nothing of it"
+_ALL: Final = [*dict.fromkeys(rule for ids in IDS.values() for rule in ids), *(join.id for join in JOINS)]
+
+
+def source_locations(report: DiagnoseReport) -> list[SourceLocation | None]:
+    """The source location of each cause, in order: that of its first piece that has one."""
+    of_source = {
+        "log": log_place(report.monitor.file) if report.monitor else None,
+        "weights": SourceLocation(report.audit.weights_path) if report.audit else None,
+    }
+    of_config: dict[str, SourceLocation | None] = {}
+    if report.check is not None:
+        for finding, place in zip(report.check.findings, config_locations(report.check), strict=True):
+            of_config.setdefault(finding.id, place)  # the first finding of a rule counts
+
+    def location(piece: Piece) -> SourceLocation | None:
+        return of_config.get(piece.id) if piece.source == "config" else of_source.get(piece.source)
+
+    return [next(filter(None, map(location, cause.pieces)), None) for cause in report.findings]
+
+
+def unjudged(
+    sources: Iterable[DiagnosedSource],
+    check: CheckReport | None,
+    monitor: MonitorReport | None,
+    audit: AuditReport | None,
+    left_out: Mapping[str, str] = MappingProxyType({}),
+) -> list[Unjudged]:
+    """Every rule, detector, check and join that did not run or was left out, with its reason."""
+    skipped: dict[SourceKind, list[NotRun] | None] = {
+        "config": check.not_run if check else None,
+        "log": monitor.not_run if monitor else None,
+        "weights": audit.not_run if audit else None,
+    }
+    read = frozenset(source.source for source in sources if source.state == "read")
+    not_judged: list[Unjudged] = []
+    for source in sources:
+        items = skipped[source.source]
+        if items is None:
+            items = [NotRun(id=rule, reason=source.reason) for rule in IDS[source.source]]
+        not_judged += [Unjudged(source=source.source, id=item.id, reason=item.reason) for item in items]
+    lacking = ((join.id, left_out.get(join.id) or join.missing(read)) for join in JOINS)
+    return not_judged + [Unjudged(source="join", id=rule, reason=why) for rule, why in lacking if why is not None]
+
+
+def coverage_of(not_run: Iterable[Unjudged]) -> list[SourceCoverage]:
+    """The number of rules of each source, and of joins, that ran."""
+    gone: dict[str, set[str]] = {}
+    for item in not_run:
+        gone.setdefault(item.source, set()).add(item.id)
+    counts = [
+        SourceCoverage(source=source, judged=len(set(ids) - gone.get(source, set())), total=len(ids))
+        for source, ids in IDS.items()
+    ]
+    lost = len(gone.get("join", set()))
+    return [*counts, SourceCoverage(source="join", judged=len(JOINS) - lost, total=len(JOINS))]
+
+
+def is_complete(sources: Iterable[DiagnosedSource], coverage: Iterable[SourceCoverage]) -> bool:
+    """Whether at least one rule was judged and every source that exists could be read."""
+    judged = sum(item.judged for item in coverage if item.source != "join")
+    return judged > 0 and all(source.state != "unreadable" for source in sources)
+
+
+def verdict_of(causes: Sequence[Cause], *, complete: bool) -> Verdict:
+    """The verdict by the most severe cause; without a cause, by whether enough could be judged."""
+    worst = max((SEVERITIES.index(cause.severity) for cause in causes), default=-1)
+    if worst >= SEVERITIES.index("error"):
+        return "broken"
+    if worst >= SEVERITIES.index("warning"):
+        return "needs_attention"
+    if not complete:
+        return "could_not_judge"
+    return "worth_a_look" if any(piece.id in _LOOK for cause in causes for piece in cause.pieces) else "no_fault_found"
+
+
+def headline(
+    verdict: Verdict,
+    sources: Sequence[DiagnosedSource],
+    causes: Sequence[Cause],
+    coverage: Sequence[SourceCoverage],
+    runs: str = "",
+) -> str:
+    """The verdict in one line, with the number of causes, the rules that ran, the missing sources, and other runs.
+
+    >>> headline("could_not_judge", [DiagnosedSource(source="log", state="absent")], [], [])
+    'could not judge; checked: nothing; not there: log'
+    """
+    ran = {item.source: f"{item.judged} of {item.total}" for item in coverage}
+    read, absent, unreadable = (
+        [source.source for source in sources if source.state == state] for state in ("read", "absent", "unreadable")
+    )
+    counts = ", ".join(_counts(causes))
+    checked = f"checked: {', '.join(f'{source} {ran[source]}' for source in read) or 'nothing'}"
+    # "No problems found" is worth as much as was checked, so that comes first. Else the severities come first.
+    first, second = (checked, counts) if verdict in {"no_fault_found", "worth_a_look"} else (counts, checked)
+    missing = (("not there", absent), ("there but not readable", unreadable))
+    parts = (runs, second, *(f"{label}: {', '.join(names)}" for label, names in missing if names))
+    return "; ".join([VERDICT_LABELS[verdict] + (f" ({first})" if first else ""), *(part for part in parts if part)])
+
+
+def runs_here(monitor: MonitorReport | None, checkpoints: Iterable[Checkpoint]) -> str:
+    """How many runs the sources hold and which one was judged, for the headline; empty if there is only one.
+
+    >>> runs_here(None, [])
+    ''
+    """
+    if monitor is None:
+        return ""
+    named = list(checkpoints)
+    strange = [item.name for item in named if item.of_run is False]
+    count = max(1 + len(monitor.other_runs), 1 + bool(strange))
+    if count == 1:
+        return ""
+    own = [item.name for item in named if item.of_run]
+    which = f"that of {own[-1]}" if own else f"the one that reached step {monitor.train.last_step}"
+    if not strange:
+        return f"{count} runs here, and {which} is judged"
+    others = count - 1
+    left = f"that of {strange[-1]}" if others == 1 else f"the {others} others ({strange[-1]} is of one)"
+    return f"{count} runs here, and {which} is judged, not {left}"
+
+
+def _counts(causes: Sequence[Cause]) -> list[str]:
+    counts = Counter(cause.severity for cause in causes)
+    return [counted(counts[severity], severity) for severity in reversed(SEVERITIES) if counts[severity]]
+
+
+def diagnose(
+    path: PathLike | None = None,
+    *,
+    options: DiagnoseOptions = _DEFAULTS,
+    select: Iterable[str] = (),
+    ignore: Iterable[str] = (),
+    settings: PathLike | None = None,
+    **keywords: Unpack[DiagnoseKeywords],
+) -> DiagnoseReport:
+    """Diagnose a run from its configuration, log and weights: one verdict, with causes that join their findings.
+
+    Args:
+        path: the folder that a run left; log, adapter and configuration are looked for in it.
+        options: where the run's parts are, if they are elsewhere; its base, its task, and the gap to find.
+        select: ids of rules, detectors, checks and joins, or beginnings of ids, to apply; all by default.
+        ignore: ids, or beginnings of ids, to leave out; what is left out is in no cause.
+        settings: a gradience.toml, or a pyproject.toml with `[tool.gradience]`. Its `select` and `ignore` apply if the
+            arguments of that name are empty. If None, no file is looked for.
+        keywords: single options by name, such as `adapter="peft"`; they win over `options`.
+
+    Raises:
+        GradienceError: an id is not known, nothing was given, a path does not exist, or the folder holds several runs.
+        OptionError: an option is out of its range.
+        TypeError: no option has such a name.
+    """
+    options = options.completed(keywords)
+    sources = find_sources(path, run=options.run, adapter=options.adapter, config=options.config)
+    return diagnose_sources(sources, options, select=select, ignore=ignore, settings=settings)
+
+
+def diagnose_sources(
+    sources: RunSources,
+    options: DiagnoseOptions,
+    *,
+    select: Iterable[str] = (),
+    ignore: Iterable[str] = (),
+    settings: PathLike | None = None,
+) -> DiagnoseReport:
+    """Diagnose sources that were found. A source that cannot be read is reported, and the others are judged."""
+    left_out = excluded_rules(_ALL, select=select, ignore=ignore, settings=settings)
+    if options.base is not None:
+        find_shards(Path(options.base))  # a base that cannot be read is an error at once
+    gap = DEFAULT_GAP if options.gap_threshold is None else options.gap_threshold
+    return judge_sources(read_sources(sources, options.base, options.task, gap, left_out=left_out), left_out)
+
+
+def judge_sources(read: SourceReports, left_out: Mapping[str, str] = MappingProxyType({})) -> DiagnoseReport:
+    """Judge what was read; a join left out is listed with its reason."""
+    monitor = read.log.report if read.log else None
+    choice = CheckpointChoice([])
+    if read.log:
+        choice = choose(read.checkpoints, read.log.reading.run, read.log.report, read.sources.weights.path)
+    states = [read.states[source] for source in SOURCES]
+    joins = [join for join in JOINS if join.id not in left_out]
+    not_run = unjudged(states, read.check, monitor, read.audit, left_out)
+    causes = _with_outcome(_causes(joins, list(_symptoms(read, choice)), not_run), read)
+    if read.log and read.check:
+        causes, foregone = without_foregone(causes, read.log.report)
+        not_run = [*not_run, *foregone]
+    caused = {cause.id for cause in causes}
+    not_run = [item for item in not_run if item.source != "join" or item.id not in caused]
+    coverage = coverage_of(not_run)
+    complete = is_complete(states, coverage)
+    verdict = verdict_of(causes, complete=complete)
+    return DiagnoseReport(
+        schema=DIAGNOSE_SCHEMA_ID,
+        path=str(read.sources.path),
+        verdict=verdict,
+        headline=headline(verdict, states, causes, coverage, runs_here(monitor, choice.checkpoints)),
+        complete=complete,
+        sources=states,
+        findings=causes,
+        advice=advice_of(causes, monitor),
+        coverage=coverage,
+        not_run=not_run,
+        checkpoints=choice.checkpoints,
+        best_checkpoint=choice.best,
+        spare=spare_checkpoints(choice, read.sources.weights.path),
+        check=read.check,
+        monitor=monitor,
+        audit=read.audit,
+        notes=[*read.sources.notes, *(monitor.notes if monitor else []), *(read.audit.notes if read.audit else [])],
+    )
+
+
+def without_foregone(causes: Iterable[Cause], log: MonitorReport) -> tuple[list[Cause], list[Unjudged]]:
+    """The causes without predictions of the configuration that the log does not bear out, and those as not judged."""
+    if not shows_learning(log):
+        return list(causes), []
+    kept = [cause for cause in causes if cause.joined or cause.id not in _PREDICTIONS]
+    gone = dict.fromkeys(cause.id for cause in causes if not cause.joined and cause.id in _PREDICTIONS)
+    return kept, [Unjudged(source="config", id=rule, reason=_NOT_BORNE_OUT) for rule in gone]
+
+
+def advice_of(causes: Sequence[Cause], monitor: MonitorReport | None) -> CauseAdvice | None:
+    """What to do next, for the leading cause: as the files on disk allow, else as the log's account does."""
+    if not causes or SEVERITIES.index(causes[0].severity) < SEVERITIES.index("warning"):
+        return None
+    lead = causes[0]
+    of_log = monitor.advice if monitor is not None else None
+    if (
+        of_log is not None
+        and any(c.id == of_log.finding for c in causes if c.severity == lead.severity)
+        and not lead.joined
+    ):
+        return CauseAdvice(cause=of_log.finding, text=of_log.text, alternative=of_log.alternative)
+    return CauseAdvice(cause=lead.id, text=lead.action) if lead.action else None
+
+
+def _causes(joins: Iterable[Correlation], symptoms: list[Symptom], not_run: list[Unjudged]) -> list[Cause]:
+    """The joined causes and, as a cause of its own, each finding that no join took; the most severe first."""
+    gone = {(item.source, item.id) for item in not_run} | {(symptom.source, symptom.id) for symptom in symptoms}
+    silent = frozenset((source, rule) for source, ids in IDS.items() for rule in ids if (source, rule) not in gone)
+    joined = correlate(joins, symptoms, silent)
+    single = (_alone(symptom.source, symptom.finding) for symptom in joined.left if symptom.finding)
+    causes = sorted([*joined.causes, *single], key=_place)
+    return list({(cause.id, cause.message): cause for cause in reversed(causes)}.values())[
+        ::-1
+    ]  # the log repeats weights
+
+
+def _place(cause: Cause) -> tuple[int, bool, bool, int]:
+    """The place of a cause: by severity; faults of the run before those of its record; worth a look; joined; by source.
+
+    What the weights and the log show goes before what a configuration lets expect.
+    """
+    of_source = -1 if cause.joined else _NEAREST.index(cause.pieces[0].source)
+    look = any(piece.id in _LOOK for piece in cause.pieces)
+    return -SEVERITIES.index(cause.severity), cause.id in _OF_RECORD, not look, of_source
+
+
+def _symptoms(read: SourceReports, choice: CheckpointChoice) -> Iterator[Symptom]:
+    if read.check:
+        yield from config_symptoms(read.check)
+    if read.log:
+        yield from log_symptoms(read.log.report)
+        yield from disk_symptoms(read.sources, choice, read.log.report, read.log.reading.run)
+    yield from damage(read.states["weights"])
+    if read.audit:
+        yield from weights_symptoms(read.audit)
+        yield from disagreements(_stated(read), read.audit)
+        if read.check and read.sources.config.path is None:  # the adapter's own config
+            yield from idle_targets(Stated(CONFIG_NAME, read.check.config.lora), read.audit)
+        if read.log:
+            yield from recorded_disagreements(read.log.report, read.audit)
+            stated = read.log.report.config if read.check is None else read.check.config
+            yield from outgrown(read.log.reading.run, stated, read.audit)
+
+
+def _stated(read: SourceReports) -> Iterator[Stated]:
+    """The adapter's settings as stated outside its own folder."""
+    log, config = read.sources.log.path, read.sources.config.path
+    if read.log and log and log.is_file():  # a folder is imported with the adapter's config
+        yield Stated("the log's settings", read.log.report.config.lora)
+    if read.check and config:
+        yield Stated(config.name, check_config(document=config).config.lora)
+
+
+def _alone(source: PieceSource, finding: Finding) -> Cause:
+    piece = Piece(source=source, id=finding.id, severity=finding.severity, says=finding.message)
+    return Cause(**msgspec.structs.asdict(finding), pieces=[piece])
+
+
+def _with_outcome(causes: list[Cause], read: SourceReports) -> list[Cause]:
+    """The causes; the size of an update is no error by itself where the held-out loss was lower at its end."""
+    if read.log is None or not _fell(read.log.reading.run):
+        return causes
+    eased = [msgspec.structs.replace(one, severity="warning") if _is_of_size(one) else one for one in causes]
+    return sorted(eased, key=_place)
+
+
+def _is_of_size(cause: Cause) -> bool:
+    """Whether a cause is an error by the size of the update beside its base, and by nothing else."""
+    grave = {piece.id for piece in cause.pieces if piece.severity in {"error", "critical"}}
+    of_weights = all(piece.source == "weights" for piece in cause.pieces)
+    return cause.severity == "error" and of_weights and grave == {too_large.id}
+
+
+def _fell(run: RunSeries) -> bool:
+    """Whether the last loss of every held-out split is under its first."""
+    splits = {event.split for event in run.evals} - {"train"}
+    curves = [list(run.losses_of(split).values()) for split in sorted(splits)]
+    judged = [curve for curve in curves if len(curve) > 1]
+    return bool(judged) and all(curve[-1] < curve[0] for curve in judged)

@@ -1,0 +1,1 @@
+"""``drift``: what an adapter changes of what it was not trained for."""

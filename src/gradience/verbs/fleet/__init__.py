@@ -1,0 +1,1 @@
+"""``fleet``: many adapters."""

@@ -1,0 +1,191 @@
+"""The commands ``gradience fleet audit``, ``show`` and ``query``."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Annotated, Final, Literal, TypeVar
+
+from cyclopts import Parameter
+from cyclopts.types import PositiveInt
+
+from gradience.blocks import counted
+from gradience.commands import options as opt
+from gradience.commands.output import COULD_NOT_JUDGE, FOUND, tell
+from gradience.errors import AdapterError, GradienceError
+from gradience.schema.document import Finding, Report, RuleGroup
+from gradience.schema.reports import SourceLocation
+from gradience.verbs.fleet import view as words
+from gradience.verbs.fleet.results import DEFAULT_RESULT, ResultOptions, answer, chosen, list_queries, rate_on_stderr
+
+Engine = Literal["local", "ray"]
+_EVERY: Final = 1 << 40
+_ReportT = TypeVar("_ReportT", bound=Report)
+
+
+def audit(
+    *roots: str,
+    out: Path | None = None,
+    list: Path | None = None,  # noqa: A002  # the option's name
+    base: opt.Base = None,
+    engine: Engine = "local",
+    workers: PositiveInt | None = None,
+    address: str | None = None,
+    gate: opt.Gate = opt.DEFAULT_GATE,
+) -> int:
+    """Audit every adapter below some folders or URLs, and keep the numbers as Parquet.
+
+    A second call reads only what changed. One that was killed is taken up where it was.
+
+    Parameters
+    ----------
+    roots:
+        Folders, weights files, or fsspec URLs (s3://, gs://, hf://).
+    out:
+        The fleet's folder: written, or brought up to date.
+    list:
+        A file with one further path or URL on each line.
+    engine:
+        local: worker processes of this machine. ray: tasks of a Ray cluster (in the clone: pip install -e '.[ray]').
+    workers:
+        How many processes, or tasks at once. Default: one for each core.
+    address:
+        Of a Ray cluster, or auto. Default: a new one on this machine alone.
+    """
+    if not roots and list is None:
+        raise AdapterError("no folder to look in", advice="give folders with adapters below, or --list FILE")
+    if out is None:
+        raise AdapterError("no output folder", advice="give --out FLEET")
+    resolved = gate.resolved()
+    from gradience.verbs.fleet.audit import audit_fleet  # the help needs none of it
+    from gradience.verbs.fleet.find import read_list  # the same
+
+    report = audit_fleet(
+        *roots,
+        out=out,
+        listed=() if list is None else read_list(list),
+        base=base,
+        engine=engine,
+        workers=workers,
+        address=address,
+        progress=rate_on_stderr("fleet"),
+    )
+    unread = report.errors + report.crashed
+    code = _shown(report, words.fleet_audit_text, resolved, lambda: _findings(out), unread=unread)
+    if code == FOUND:
+        tell(f"gradience: findings at or above {resolved.fail_on}: see 'gradience fleet show {shlex.quote(str(out))}'")
+    return code
+
+
+def _shown(
+    report: _ReportT,
+    text: Callable[[_ReportT], str],
+    resolved: opt.ResolvedOptions,
+    findings: Callable[[], Sequence[tuple[str, Finding]]],
+    *,
+    unread: int,
+    groups: Sequence[RuleGroup] = ("weights", "weights_and_base"),
+) -> int:
+    """Print the report, and return the exit code that the findings of its adapters give, if these are asked for."""
+    asked = resolved.fail_on is not None or resolved.format not in {"text", "json"}
+    found = findings() if asked else ()
+    code = resolved.show(
+        report,
+        text,
+        [finding for _, finding in found],
+        groups=groups,
+        locations=lambda: [SourceLocation(path) for path, _ in found],
+    )
+    if unread and resolved.fail_on is not None:
+        tell(f"gradience: {counted(unread, 'adapter')} could not be judged")
+        return code or COULD_NOT_JUDGE
+    return code
+
+
+def _findings(fleet: Path) -> Sequence[tuple[str, Finding]]:
+    from gradience.verbs.fleet.show import findings_of  # duckdb, for those who ask
+
+    return findings_of(fleet)
+
+
+def show(
+    fleet: Path,
+    /,
+    *,
+    top: PositiveInt = 10,
+    serve: opt.Strings = None,
+    verbose: opt.Verbose = False,
+    html: Path | None = None,
+    force: opt.Flag = False,
+    gate: opt.Gate = opt.DEFAULT_GATE,
+) -> int:
+    """Show what is in a fleet: bases, ranks, verdicts; what is broken, wasteful, alike, or of another base.
+
+    Parameters
+    ----------
+    fleet:
+        The folder that fleet audit wrote.
+    top:
+        How many adapters a list names.
+    serve:
+        Plan instead how the trained adapters are served together, by engines separated by commas, as of check:
+        which fit one process, how it is started, what each of the others needs. Findings are then about that.
+    verbose:
+        List every adapter.
+    html:
+        A page to write as well.
+    force:
+        Replace the page if it is there.
+    """
+    resolved = gate.resolved()
+    from gradience.verbs.fleet.show import show_fleet  # the help needs none of it
+
+    report = show_fleet(fleet, top=_EVERY if verbose else top, serve=serve or ())
+    if html is not None:
+        from gradience.tables.store import MANIFEST  # only a page needs it
+        from gradience.verbs.report.run import write_page  # matplotlib
+
+        write_page(report, html, sources=[fleet / MANIFEST], force=force)
+    unread = sum(reason.adapters for reason in report.unread)
+    if not report.plans:
+        return _shown(report, words.fleet_show_text, resolved, lambda: _findings(fleet), unread=unread)
+    from gradience.verbs.fleet.serve import findings_of_plans, not_judged  # for those who ask
+
+    return _shown(
+        report,
+        lambda shown: words.plans_text(shown, top=_EVERY if verbose else top),
+        resolved,
+        lambda: list(findings_of_plans(report.plans)),
+        unread=unread + len(not_judged(report.plans)),
+        groups=("serve",),
+    )
+
+
+def query(
+    fleet: Path | None = None,
+    sql: str | None = None,
+    /,
+    *,
+    result: Annotated[ResultOptions, Parameter(name="*")] = DEFAULT_RESULT,
+) -> int:
+    """Ask a fleet in SQL (DuckDB): one SELECT over adapters, modules and findings.
+
+    It is read only: no other file, no network, no settings.
+
+    Parameters
+    ----------
+    fleet:
+        The folder that fleet audit wrote.
+    sql:
+        The query, such as "select r, avg(stable_rank) from modules group by r".
+    """
+    from gradience.tables.query import FLEET_QUERIES  # the help needs none of it
+
+    if result.list_queries:
+        return list_queries(FLEET_QUERIES)
+    if fleet is None:
+        raise GradienceError("no fleet", advice="give the folder that 'gradience fleet audit' wrote")
+    from gradience.tables.query import existing  # the same
+
+    return answer(existing(fleet), chosen(FLEET_QUERIES, sql, result.named), result)

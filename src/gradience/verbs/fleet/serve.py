@@ -1,0 +1,447 @@
+"""Which adapters of a fleet one process of a serving engine can serve together, and what each of the others needs.
+
+What the engines do stands in `rules/config/serving.toml`; here adapters are grouped by it. Adapters with equal settings
+and equal shapes are judged once, so the work grows with the number of different ones.
+"""
+
+from __future__ import annotations
+
+import shlex
+from collections import Counter
+from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Final, NamedTuple, TypeAlias
+
+import msgspec
+
+from gradience.adapters.traits import start_of
+from gradience.blocks import counted
+from gradience.configs.commands import fill, known_of, said
+from gradience.configs.families import plain_name
+from gradience.errors import few
+from gradience.rules import judge
+from gradience.rules.config.facts import CheckContext, Facts
+from gradience.rules.config.serving import (
+    EFFECT_RULES,
+    ENGINES,
+    FACTS,
+    FEATURES,
+    MISREAD,
+    PROCESSES,
+    RANK_SIZE,
+    RANKS,
+    SETTINGS,
+    TRAIN_WITHOUT,
+    UNKNOWN,
+    Engine,
+    Processes,
+)
+from gradience.schema.audit import Beside
+from gradience.schema.document import Finding
+from gradience.schema.events import ConfigSnapshot
+from gradience.schema.fleet import Counted, EnginePlan, Misfit, Served, ServingGroup, Unfit
+
+if TYPE_CHECKING:
+    from duckdb import DuckDBPyConnection
+
+_PLANNED: Final = "verdict in ('trained', 'near_untrained', 'partial', 'not_analysed')"
+_MOST_SLOTS: Final = 8  # SGLang's default of max_loras_per_batch; what a user's traffic needs is not known
+_BYTES: Final = 2  # bytes per number: servers hold adapters in 16 bits
+_OF_THE_BASE: Final = {"new_rows": "new tokens", "prefix": "prefixes of names", "base": "the base's type"}
+"""Features that show only beside the base."""
+_TO_PEFT: Final = ("gradience convert ADAPTER --to peft --out NEW",)
+_RANKS: Final = {sizes.engine: sizes for sizes in RANKS}
+
+_CANDIDATES: Final = f"""select path, nullif(base_model, ''), coalesce(shapes, ''), coalesce(r, 0), settings,
+    coalesce(dtypes, ''), coalesce(format, ''), upper(coalesce(peft_type, 'LORA'))
+    from adapters where {_PLANNED} order by path"""  # noqa: S608  # our own
+_OTHERS: Final = f"""select coalesce(verdict, status), count(*) from adapters
+    where not coalesce({_PLANNED}, false) group by 1 order by 1"""  # noqa: S608  # our own
+
+Shapes: TypeAlias = Mapping[str, tuple[int, int]]
+"""The adapted modules of an adapter, each with (rows, columns)."""
+
+
+class Candidate(NamedTuple):
+    """An adapter that could be served."""
+
+    path: str
+    base: str | None
+    shape: str
+    r: int
+    settings: str | None
+    dtypes: str
+    format: str
+    peft_type: str
+
+
+class Kind(NamedTuple):
+    """The settings that adapters share; by engine what it makes of them, and the features that it is not known of."""
+
+    config: ConfigSnapshot
+    findings: Mapping[str, Sequence[Finding]]
+    unknown: Mapping[Engine, Sequence[str]]
+
+
+def plan_engines(base: DuckDBPyConnection, engines: Sequence[Engine]) -> list[EnginePlan]:
+    """A plan for each engine, from the tables of an opened fleet."""
+    candidates = [Candidate(*row) for row in base.execute(_CANDIDATES).fetchall()]
+    left_out = [Counted(value=verdict, adapters=n) for verdict, n in base.execute(_OTHERS).fetchall()]
+    shapes = _shapes(base)
+    judged = _judged(candidates, shapes, engines)
+    return [_plan(engine, judged, shapes, left_out) for engine in engines]
+
+
+def _shapes(base: DuckDBPyConnection) -> dict[str, dict[str, tuple[int, int]]]:
+    """The modules of one adapter for each key of shapes."""
+    sql = f"""select shapes, name, modules.rows, modules.columns from modules join (
+        select coalesce(shapes, '') as shapes, min(path) as path from adapters
+        where {_PLANNED} group by 1) using (path)"""  # noqa: S608  # our own
+    shapes: dict[str, dict[str, tuple[int, int]]] = {}
+    for key, name, rows, columns in base.execute(sql).fetchall():
+        shapes.setdefault(key, {})[name] = (rows, columns)
+    return shapes
+
+
+def _judged(
+    candidates: Sequence[Candidate], shapes: Mapping[str, Shapes], engines: Sequence[Engine]
+) -> list[tuple[Candidate, Kind | None]]:
+    """Each adapter with what its settings and the names of its modules make it; equal ones are judged once."""
+    experts = {key for key, modules in shapes.items() if any("experts" in name.split(".") for name in modules)}
+    keys = [(one.settings, one.shape in experts) for one in candidates]
+    kinds = {key: _kind(*key, engines) for key in dict.fromkeys(keys)}
+    return [(one, kinds[key]) for one, key in zip(candidates, keys, strict=True)]
+
+
+def _kind(settings: str | None, experts: bool, engines: Sequence[Engine]) -> Kind | None:  # its key
+    if settings is None:
+        return None
+    config = msgspec.json.decode(settings, type=ConfigSnapshot)
+    if experts:
+        lora = msgspec.structs.replace(config.lora, extras={**config.lora.extras, "experts": True})
+        config = msgspec.structs.replace(config, lora=lora)
+    facts = Facts(config, around=CheckContext(engines=tuple(engines)))
+    findings: dict[str, list[Finding]] = {}
+    for item in judge(EFFECT_RULES, facts).findings:
+        findings.setdefault(str(item.values["engine"]), []).append(item)
+    unknown = {
+        engine: [FEATURES[name].name for name in UNKNOWN.get(engine, ()) if FEATURES[name].asked_for(facts)]
+        for engine in engines
+    }
+    return Kind(config, findings, unknown)
+
+
+def _plan(
+    engine: Engine,
+    judged: Sequence[tuple[Candidate, Kind | None]],
+    shapes: Mapping[str, Shapes],
+    left_out: list[Counted],
+) -> EnginePlan:
+    process = PROCESSES.get(engine)
+    misfits: dict[_Reason, list[Unfit]] = {}
+    fit: list[_Fit] = []
+    for one, kind in judged:
+        reasons = list(_reasons(engine, one, kind))
+        for reason in reasons:
+            misfits.setdefault(reason, []).append(_unfit(one, reason))
+        if not reasons and kind is not None:
+            fit.append((one, kind))
+    groups = [] if process is None else [_group(process, *group, shapes) for group in _grouped(process, fit, shapes)]
+    return EnginePlan(
+        engine=engine,
+        title=ENGINES[engine],
+        says="" if process is None else process.says,
+        source="" if process is None else str(process.source),
+        groups=groups,
+        misfits=[
+            Misfit(id=reason.id, reason=reason.text, source=reason.source, action=reason.action, adapters=adapters)
+            for reason, adapters in misfits.items()
+        ],
+        left_out=left_out,
+        notes=[*_not_judged(engine), *_one_base(groups)],
+    )
+
+
+_CHANGED: Final = (
+    "huggingface/peft@v0.21.2, src/peft/tuners/lora/layer.py: pissa_init and its like set the base's weight"
+)
+_NO_SETTINGS: Final = "not judged: no settings beside the weights"
+_AUDIT: Final = "put its adapter_config.json beside the weights, and audit the fleet again"
+
+
+_Fit: TypeAlias = tuple[Candidate, Kind]
+
+
+class _Reason(NamedTuple):
+    """Why an adapter is not served as it was trained; `commands` have ADAPTER, NEW, MODEL and N to be filled in."""
+
+    id: str
+    text: str
+    source: str = ""
+    action: str | None = None
+    commands: tuple[str, ...] = ()
+
+
+def _reasons(engine: Engine, one: Candidate, kind: Kind | None) -> Iterator[_Reason]:
+    """Yield the reasons for which an engine does not serve an adapter as it was trained."""
+    name = ENGINES[engine]
+    if one.peft_type != "LORA":
+        text = f"not judged: of {name} only what it does with LoRA is known, and its peft_type is {one.peft_type}"
+        yield _Reason("", text, commands=_TO_PEFT)
+        return
+    found = () if kind is None else kind.findings.get(engine, ())
+    yield from map(_reason, found)
+    if one.format != "peft" and not found and (engine, one.format) != ("mlx", "mlx-lm"):
+        text = f"not judged: of {name} only what it does with PEFT's files is known, and it is in {one.format}'s format"
+        yield _Reason("", text, commands=_TO_PEFT)
+        return
+    if kind is None:
+        yield _Reason("", _NO_SETTINGS, action=_AUDIT)
+        return
+    init = kind.config.lora.init
+    if start_of(init).changes_base:
+        text = f"init_lora_weights={init} changed the base that it was trained on, and {name} has the published one"
+        yield _Reason(MISREAD, text, _CHANGED, commands=(f"{_TO_PEFT[0]} --base MODEL",))
+    sizes = _RANKS.get(engine)
+    if sizes is not None and sizes.room_for(one.r) is None:
+        command = f"gradience resize ADAPTER --rank {max(sizes.sizes)} --out NEW"
+        text = f"{name} has no room for rank {one.r}: {sizes.says}"
+        yield _Reason(RANK_SIZE, text, str(sizes.source), commands=(command,))
+
+
+def _reason(item: Finding) -> _Reason:
+    feature = next(value for key, value in FEATURES.items() if key == item.values["feature"])
+    action = feature.remark or (None if feature.commands else TRAIN_WITHOUT)
+    return _Reason(item.id, item.message, item.evidence[0].source, action, feature.commands)
+
+
+def _unfit(one: Candidate, reason: _Reason) -> Unfit:
+    names = {**known_of(one.path, Beside(base=one.base), rank=one.r), "NEW": f"{one.path}-served"}
+    command, lacking = fill(" && ".join(reason.commands), names)
+    return Unfit(path=one.path, command=f"{command}  # replace {lacking}" if lacking else command or None)
+
+
+def _grouped(
+    process: Processes, fit: Sequence[_Fit], shapes: Mapping[str, Shapes]
+) -> list[tuple[_Base, Sequence[_Fit]]]:
+    """The adapters that one process can serve, with their base, most adapters first."""
+    groups: dict[tuple[_Base, Hashable], list[_Fit]] = {}
+    bases = [_Base(one.base, str(kind.config.extras.get("revision") or "") or None) for one, kind in fit]
+    others = _other_shapes(zip(bases, (one.shape for one, _ in fit), strict=True), shapes)
+    for base, (one, kind) in zip(bases, fit, strict=True):
+        key = _agreed(process, kind)
+        groups.setdefault((base._replace(other=others.get((base, one.shape))), key), []).append((one, kind))
+    parted = [
+        (base, part)
+        for (base, _), group in groups.items()
+        for part in (_nested(group, shapes) if process.nested else [group])
+    ]
+    return sorted(parted, key=lambda part: -len(part[1]))
+
+
+class _Base(NamedTuple):
+    """A base model as adapters declare it; `other` is a module whose shape differs from that of most."""
+
+    name: str | None
+    revision: str | None
+    other: str | None = None
+
+
+def _agreed(process: Processes, kind: Kind) -> tuple[Hashable, ...]:
+    """The values of the settings in which the adapters of a process must agree."""
+    return tuple(SETTINGS[name].value(kind.config.lora) for name in process.same)
+
+
+def _other_shapes(named: Iterable[tuple[_Base, str]], shapes: Mapping[str, Shapes]) -> dict[tuple[_Base, str], str]:
+    """For a base and a key of shapes the first module that most adapters of the base have in another shape."""
+    counts: dict[_Base, Counter[str]] = {}
+    for base, key in named:
+        counts.setdefault(base, Counter())[key] += 1
+    others: dict[tuple[_Base, str], str] = {}
+    for base, keys in counts.items():
+        usual: dict[str, tuple[int, int]] = {}
+        for key, _ in keys.most_common():
+            modules = shapes.get(key, {})
+            strange = next((name for name, shape in modules.items() if usual.get(name, shape) != shape), None)
+            if strange is None:
+                usual = {**modules, **usual}
+            else:
+                here, there = (" x ".join(map(str, shape)) for shape in (modules[strange], usual[strange]))
+                others[base, key] = f"{strange} is {here} and not {there}"
+    return others
+
+
+def _nested(group: Sequence[_Fit], shapes: Mapping[str, Shapes]) -> list[list[_Fit]]:
+    """The adapters in groups, of which the first has every module of the others."""
+    by_shape: dict[str, list[_Fit]] = {}
+    for item in group:
+        by_shape.setdefault(item[0].shape, []).append(item)
+    parts: list[tuple[frozenset[str], list[_Fit]]] = []
+    for key in sorted(by_shape, key=lambda key: -len(shapes.get(key, ()))):
+        names = frozenset(shapes.get(key, ()))
+        part = next((members for leader, members in parts if names <= leader), None)
+        if part is None:
+            parts.append((names, by_shape[key]))
+        else:
+            part.extend(by_shape[key])
+    return [members for _, members in parts]
+
+
+def _group(process: Processes, base: _Base, members: Sequence[_Fit], shapes: Mapping[str, Shapes]) -> ServingGroup:
+    group = [one for one, _ in members]
+    modules: dict[str, tuple[int, int]] = {}
+    for key in dict.fromkeys(one.shape for one in group):
+        modules |= shapes.get(key, {})
+    size = _size(process, group, sum(rows + columns for rows, columns in modules.values()))
+    names = served_names([one.path for one in group])
+    slots = 1 if process.alone or process.nested else min(len(group), _MOST_SLOTS)
+    targets = sorted({name.rpartition(".")[2] for name in modules})
+    word = str if "!r" in process.command + process.adapter else shlex.quote  # Python quotes by itself
+    return ServingGroup(
+        base_model=base.name,
+        revision=base.revision,
+        adapters=[
+            Served(name=name, path=one.path, argument=process.adapter.format(name=word(name), path=word(one.path)))
+            for name, one in zip(names, group, strict=True)
+        ],
+        ranks={str(r): n for r, n in sorted(Counter(one.r for one in group).items())},
+        **size._asdict(),
+        targets=targets,
+        slots=slots,
+        command=process.command.strip().format(
+            base=word(base.name or "MODEL"),
+            rank=size.rank,
+            slots=slots,
+            targets=" ".join(targets),
+            first=group[0].path,
+            adapters="{adapters}",
+        ),
+        notes=[
+            *_notes(process, base, _agreed(process, members[0][1]), group, names),
+            *_unsure(process.engine, members),
+        ],
+    )
+
+
+class _Size(NamedTuple):
+    """The rank that a process makes room for and what a slot takes, as the fields of `ServingGroup`."""
+
+    rank: int
+    slot_bytes: int | None = None
+    next_rank: int | None = None
+    without_largest: int | None = None
+    largest: Sequence[str] = ()
+
+
+def _size(process: Processes, group: Sequence[Candidate], width: int) -> _Size:
+    """The size of a slot of so many rows and columns, and what it would be without the adapters of the largest rank.
+
+    Said of these only if they are less than half of the group: a heuristic for whom the others pay.
+    """
+    rooms = Counter(_room(process.engine, one.r) for one in group)
+    rank, lower = max(rooms), max((room for room in rooms if room < max(rooms)), default=None)
+    if not process.padded:
+        return _Size(rank)
+    if lower is None or 2 * rooms[rank] >= len(group):
+        return _Size(rank, rank * width * _BYTES)
+    largest = [one.path for one in group if _room(process.engine, one.r) == rank]
+    return _Size(rank, rank * width * _BYTES, lower, lower * width * _BYTES, largest)
+
+
+def _room(engine: Engine, r: int) -> int:
+    """The rank that an engine makes room for, for an adapter that it has room for."""
+    sizes = _RANKS.get(engine)
+    return (sizes.room_for(r) if sizes is not None else None) or r
+
+
+def served_names(paths: Sequence[str]) -> list[str]:
+    """A name for each path: as many of its last parts as no other path ends in.
+
+    >>> served_names(["runs/a/peft", "runs/b/peft", "runs/c"])
+    ['a/peft', 'b/peft', 'c']
+    """
+    parts = [path.rstrip("/").split("/") for path in paths]
+    depth = dict.fromkeys(range(len(paths)), 1)
+    names = {n: parts[n][-1] for n in depth}
+    open_ = list(depth)
+    while open_:
+        counts = Counter(names.values())
+        open_ = [n for n in open_ if counts[names[n]] > 1 and depth[n] < len(parts[n])]
+        for n in open_:
+            depth[n] += 1
+            names[n] = "/".join(parts[n][-depth[n] :])
+    return [names[n] for n in range(len(paths))]
+
+
+def _shown(name: str, value: Hashable) -> str:
+    if isinstance(value, frozenset):
+        return f"{name} {', '.join(sorted(map(str, value)))}"
+    return name if value is True else f"{name} {value}"
+
+
+def _notes(
+    process: Processes, base: _Base, key: Sequence[object], group: Sequence[Candidate], names: Sequence[str]
+) -> Iterator[str]:
+    for name, value in zip(process.same, key, strict=True):
+        if value:
+            yield said(f"apart from others because of {_shown(name, value)}: {SETTINGS[name].mend}", {})
+    if base.name is None:
+        yield "no base is declared: whether they are of one base is not known"
+    if base.other is not None:
+        yield f"of another base than most that declare {base.name}: {base.other}"
+    longer = sum("/" in name for name in names)
+    if longer and "name" in process.adapter:
+        yield f"the folders of {longer} have the name of another's: they are served by more of the path"
+    wide = sum("F32" in one.dtypes.split(",") for one in group)
+    if wide and process.padded:
+        yield f"the factors of {counted(wide, 'adapter')} are float32, and become of the base's dtype"
+    if process.alone and len(group) > 1:
+        yield "each of them needs a model of its own"
+
+
+def _unsure(engine: Engine, members: Sequence[_Fit]) -> Iterator[str]:
+    """Yield the features of adapters of which it is not known what the engine does with them."""
+    counts = Counter(name for _, kind in members for name in kind.unknown.get(engine, ()))
+    for name, n in counts.items():
+        yield (
+            f"{counted(n, 'adapter')} with {name}, and what {ENGINES[engine]} does with that is not known: "
+            "compare outputs first (gradience verify-served)"
+        )
+
+
+def _not_judged(engine: Engine) -> Iterator[str]:
+    """Yield what is known of the engine and a fleet does not show, and that nothing is known."""
+    known = {fact.feature for fact in FACTS if fact.engine == engine}
+    if unseen := [words for feature, words in _OF_THE_BASE.items() if feature in known]:
+        asks = f"gradience check --peft-dir ADAPTER --base MODEL --serve {engine}"
+        yield said(f"the base is not looked at, so these are not judged: {', '.join(unseen)}: {asks}", {})
+    if engine not in PROCESSES:
+        yield f"how {ENGINES[engine]} serves several adapters is not known here"
+
+
+def _one_base(groups: Sequence[ServingGroup]) -> Iterator[str]:
+    """Yield a note on groups whose bases have the same name but for the owner, the folder and the quantisation."""
+    bases: dict[str, set[str]] = {}
+    for group in groups:
+        if group.base_model:
+            bases.setdefault(plain_name(group.base_model).rpartition("/")[2].lower(), set()).add(group.base_model)
+    for names in bases.values():  # the owner and the folder are no part of the name
+        if len(names) > 1:
+            yield f"{few(sorted(names))} may be one base under several names: if they are, one process serves all"
+
+
+def not_judged(plans: Iterable[EnginePlan]) -> set[str]:
+    """The paths of the adapters of which it is not known how an engine serves them."""
+    return {one.path for plan in plans for misfit in plan.misfits if not misfit.id for one in misfit.adapters}
+
+
+def findings_of_plans(plans: Iterable[EnginePlan]) -> Iterator[tuple[str, Finding]]:
+    """Yield a finding for each adapter that an engine does not serve as it was trained, with the adapter's path.
+
+    An adapter that could not be judged gives none.
+    """
+    named = [(item.engine, misfit) for item in plans for misfit in item.misfits if misfit.id]
+    for engine, misfit in named:
+        for one in misfit.adapters:
+            action, values = one.command or misfit.action, {"engine": engine}
+            found = Finding(id=misfit.id, severity="warning", message=misfit.reason, action=action, values=dict(values))
+            yield one.path, found

@@ -1,0 +1,1 @@
+"""``merge`` and ``merge-check``: several adapters as one."""

@@ -1,0 +1,305 @@
+"""The verb `merge-check`: what a weighted sum would leave of each adapter, and where the adapters disagree.
+
+All numbers follow from inner products of the updates and from the signs of their entries. No base model is needed, and
+nothing is written.
+"""
+
+from __future__ import annotations
+
+import math
+import zlib
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import combinations
+from typing import Final, NamedTuple
+
+import msgspec
+import numpy as np
+
+from gradience.adapters import layer_index
+from gradience.adapters.layout import Module
+from gradience.configs.beside import beside as lies_beside
+from gradience.errors import AdapterError
+from gradience.io import PathLike, Progress
+from gradience.rewriting.sides import (
+    Matching,
+    StoredAdapter,
+    beside,
+    config_differences,
+    described,
+    matched,
+    mean_overlaps,
+    open_sides,
+    side_overlap,
+)
+from gradience.rules import excluded_rules, judge, without
+from gradience.rules.merge import MERGE_RULES, TWINS
+from gradience.schema.compare import SideOverlap
+from gradience.schema.merge import (
+    MERGE_CHECK_SCHEMA_ID,
+    CheckedAdapter,
+    CheckedModule,
+    CheckedPair,
+    Kept,
+    MergeCheckReport,
+    SignConflict,
+)
+from gradience.spectral.grams import Floats
+from gradience.spectral.merging import Signs, pooled_signs, signs_of
+from gradience.spectral.subspace import PairGeometry, Places
+from gradience.verbs.merge.methods import weights_of
+from gradience.verbs.merge.pairs import obstacles_between, obstacles_of
+from gradience.verbs.merge.run import heads_of
+
+_SAMPLE: Final = 1 << 19  # entries of each update that are read in a module, unless `exact` asks for all
+
+
+def merge_check(
+    *paths: PathLike,
+    weights: Sequence[float] | None = None,
+    exact: bool = False,
+    seed: int = 0,
+    select: Iterable[str] = (),
+    ignore: Iterable[str] = (),
+    settings: PathLike | None = None,
+    progress: Progress | None = None,
+) -> MergeCheckReport:
+    """Return what M = sum w_i dW_i leaves of each adapter, and their conflicts; no base model is needed.
+
+    Args:
+        paths: two adapters or more, of one base model.
+        weights: one per adapter; without it 1/n.
+        exact: compare the signs of all entries; otherwise of about half a million in each module, in random rows.
+        seed: of the choice of rows.
+        select: ids of rules, or beginnings of ids, to apply; all by default.
+        ignore: ids, or beginnings of ids, to leave out.
+        settings: a gradience.toml, or a pyproject.toml with `[tool.gradience]`, whose `select` and `ignore` apply if
+            the arguments of that name are empty.
+        progress: called with (modules done, in all, the module's name) while signs are counted.
+
+    Raises:
+        AdapterError: an adapter cannot be read.
+        ConfigError: an id is not known, or the settings cannot be read.
+        OptionError: there is not one weight for each adapter.
+    """
+    chosen = weights_of(len(paths), weights)
+    ids = [rule.id for rule in MERGE_RULES]
+    left_out = excluded_rules(ids, select=select, ignore=ignore, settings=settings)
+    sides = open_sides(paths)
+    matching = matched(sides, overlapping=False)
+    if matching.odd and not matching.rows:
+        raise AdapterError(_odd(sides, matching.odd[0]), advice="are they of one base model?")
+    products = products_of(sides, matching)
+    signs = dict(_signs(matching, products, chosen, most=None if exact else _SAMPLE, seed=seed, progress=progress))
+    total = total_of(products)
+    pairs = [_pair(sides, chosen, total, places, products) for places in combinations(range(len(sides)), 2)]
+    pooled = pooled_signs(list(signs.values()))
+    modules = [_module(name, products.by_module[name], chosen, signs.get(name)) for name in _shared(matching)]
+    report = MergeCheckReport(
+        schema=MERGE_CHECK_SCHEMA_ID,
+        adapters=[
+            CheckedAdapter(
+                adapter=described(side, math.sqrt(total[place, place])),
+                weight=chosen[place],
+                weighted_norm=abs(chosen[place]) * math.sqrt(total[place, place]),
+                kept=kept_of(total, chosen, place),
+                obstacles=list(obstacles_of(side)),
+                beside=lies_beside(side.path, side.adapter.config.base_model_name_or_path),
+            )
+            for place, side in enumerate(sides)
+        ],
+        differences=config_differences(sides),
+        pairs=pairs,
+        signs=None if pooled is None else _conflict(pooled),
+        expected_conflict=_expected(modules) if len(sides) == 2 else None,
+        trials=trials_of(chosen, pairs),
+        modules=modules,
+        only_in=matching.partial,
+        different_shapes=matching.odd,
+        notes=_notes(sides, matching, products),
+    )
+    findings, not_run = without(*judge(MERGE_RULES, report), left_out)
+    return msgspec.structs.replace(report, findings=findings, not_run=not_run)
+
+
+def _odd(sides: Sequence[StoredAdapter], name: str) -> str:
+    """Return the message that no module has the same shape in all adapters, with one module as an example."""
+    shapes = [
+        f"{module.shape[0]} x {module.shape[1]} in {side.name}"
+        for side in sides
+        for module in side.adapter.modules
+        if module.name == name
+    ]
+    return f"no module has the same shape in all adapters: {name} is {', '.join(shapes)}"
+
+
+def _shared(matching: Matching) -> list[str]:
+    """Return the names of the modules that at least two of the adapters have."""
+    return [name for name, row in matching.rows.items() if sum(m is not None for m in row) >= 2]
+
+
+def _pair(
+    sides: Sequence[StoredAdapter], weights: Sequence[float], total: Floats, places: Places, products: Products
+) -> CheckedPair:
+    i, j = places
+    norms = [abs(weights[place]) * math.sqrt(total[place, place]) for place in places]
+    overlaps = products.overlaps[places]
+    return CheckedPair(
+        first=sides[i].name,
+        second=sides[j].name,
+        cosine=cosine_of(total, weights, places),
+        scale_ratio=max(norms) / min(norms) if min(norms) > 0.0 else None,
+        output_side=mean_overlaps(overlaps.output),
+        input_side=mean_overlaps(overlaps.input),
+    )
+
+
+def trials_of(weights: Sequence[float], pairs: Sequence[CheckedPair]) -> list[list[float]]:
+    """Return the weights to try: those given, and 1 for each adapter, or 1/n if they are all 1 already.
+
+    Signs stay, and a weight of 0 too. Of nearly identical updates, which would add up, only those given.
+    """
+    given, whole = list(weights), [math.copysign(1.0, w) if w else 0.0 for w in weights]
+    if any(pair.cosine is not None and pair.cosine >= TWINS.value for pair in pairs):
+        return [given]
+    return [given, whole if whole != given else [w / len(given) for w in whole]]
+
+
+def _expected(modules: Sequence[CheckedModule]) -> float | None:
+    """Return the sign conflict expected of jointly Gaussian entries with each module's cosine, acos(cosine) / pi.
+
+    It is the mean over all entries; None if no module has both signs and a cosine.
+    """
+    able = [(m.signs.of, m.lowest_cosine) for m in modules if m.signs is not None and m.lowest_cosine is not None]
+    entries = sum(of for of, _ in able)
+    return sum(of * math.acos(cosine) / math.pi for of, cosine in able) / entries if entries else None
+
+
+def _signs(
+    matching: Matching,
+    products: Products,
+    weights: Sequence[float],
+    *,
+    most: int | None,
+    seed: int,
+    progress: Progress | None,
+) -> Iterator[tuple[str, Signs]]:
+    names = _shared(matching)
+    for done, name in enumerate(names, 1):
+        if is_finite(products.by_module[name]):
+            held = [(m, w) for m, w in zip(matching.rows[name], weights, strict=True) if m is not None]
+            parts = [(*m.load(), w * m.scale) for m, w in held]
+            yield name, signs_of(parts, most=most, seed=zlib.crc32(f"{seed} {name}".encode()))
+        if progress is not None:
+            progress(done, len(names), name)
+
+
+def _conflict(signs: Signs) -> SignConflict:
+    fields = signs._asdict()
+    del fields["weight"]
+    return SignConflict(**fields)
+
+
+def _module(name: str, table: Floats, weights: Sequence[float], signs: Signs | None) -> CheckedModule:
+    if not is_finite(table):
+        return CheckedModule(name=name, layer=layer_index(name), state="non_finite")
+    cosines = [cosine_of(table, weights, places) for places in combinations(range(len(weights)), 2)]
+    return CheckedModule(
+        name=name,
+        layer=layer_index(name),
+        norms=[abs(w) * math.sqrt(table[place, place]) for place, w in enumerate(weights)],
+        lowest_cosine=min((c for c in cosines if c is not None), default=None),
+        kept=[kept_of(table, weights, place) for place in range(len(weights))],
+        signs=None if signs is None else _conflict(signs),
+    )
+
+
+def _notes(sides: Sequence[StoredAdapter], matching: Matching, products: Products) -> list[str]:
+    notes = [*obstacles_between(sides), *_heads(sides)]
+    broken = [name for name, table in products.by_module.items() if not is_finite(table)]
+    if broken:
+        notes.append(f"{len(broken)} modules hold NaN or infinite numbers and are left out (first: {broken[0]})")
+    if not _shared(matching):
+        notes.append("the adapters have no module in common: their sum is each of them where it is")
+    notes += [
+        f"{side.name}: the numbers are of s B A, which is not the whole of its update"
+        for side in sides
+        if any(module.dense is not None or module.magnitude is not None for module in side.adapter.modules)
+    ]
+    return notes
+
+
+def _heads(sides: Sequence[StoredAdapter]) -> list[str]:
+    """Return, as a list, the reason for which heads or other whole tensors would stop a merge; empty without one."""
+    try:
+        heads_of(sides, None)
+    except AdapterError as error:
+        return [f"{error}; {error.advice}"]
+    return []
+
+
+class PairOverlaps(NamedTuple):
+    """The subspace overlaps of one pair of adapters, module by module, on the output and the input side."""
+
+    output: list[SideOverlap]
+    input: list[SideOverlap]
+
+
+class Products(NamedTuple):
+    """The inner products <dW_i, dW_j> of each module (n, n), and the subspace overlaps of each pair.
+
+    Inner products with an update that is not finite are not finite.
+    """
+
+    by_module: dict[str, Floats]
+    overlaps: dict[Places, PairOverlaps]
+
+
+def products_of(sides: Sequence[StoredAdapter], matching: Matching) -> Products:
+    """Return the inner products and overlaps of every pair of adapters; each module is read once for all pairs."""
+    n = len(sides)
+    by_module = {name: np.zeros((n, n)) for name in matching.rows}
+    overlaps = {pair: PairOverlaps([], []) for pair in combinations(range(n), 2)}
+
+    def take(pair: Places, one: Module, _two: Module, geometry: PairGeometry) -> None:
+        table, (i, j) = by_module[one.name], pair
+        table[i, j] = table[j, i] = geometry.inner
+        if geometry.left.size:
+            overlaps[pair].output.append(side_overlap(geometry.left, geometry.cosines[0], one.shape[0]))
+            overlaps[pair].input.append(side_overlap(geometry.right, geometry.cosines[1], one.shape[1]))
+
+    for place, own in enumerate(beside(sides, matching, list(overlaps), take, whole=False)):
+        for name, energy in own.energies.items():
+            if name in by_module:
+                by_module[name][place, place] = energy
+    return Products(by_module, overlaps)
+
+
+def is_finite(table: Floats) -> bool:
+    """Return whether all inner products of a module are finite."""
+    return bool(np.isfinite(table).all())
+
+
+def total_of(products: Products) -> Floats:
+    """Return the inner products (n, n) of whole adapters: the sum over the modules whose products are all finite."""
+    tables = [table for table in products.by_module.values() if is_finite(table)]
+    return np.asarray(sum(tables, np.zeros_like(next(iter(products.by_module.values())))))
+
+
+def kept_of(table: Floats, weights: Sequence[float], place: int) -> Kept:
+    """Return how much of one adapter M keeps, from all inner products.
+
+    `coefficient` is <M, dW> / |dW|^2. `other` is the share of |M|^2 that is orthogonal to dW.
+    """
+    w = np.asarray(weights)
+    along, own, whole = float(w @ table[:, place]), float(table[place, place]), float(w @ table @ w)
+    if own <= 0.0:
+        return Kept(coefficient=None, other=1.0 if whole > 0.0 else None)
+    other = max(0.0, 1.0 - (along / own) * (along / whole)) if whole > 0.0 else None
+    return Kept(coefficient=along / own, other=other)
+
+
+def cosine_of(table: Floats, weights: Sequence[float], places: Places) -> float | None:
+    """Return the cosine between two weighted updates; None if one of them is zero."""
+    i, j = places
+    size = abs(weights[i] * weights[j]) * math.sqrt(table[i, i]) * math.sqrt(table[j, j])
+    return max(-1.0, min(1.0, weights[i] * weights[j] * float(table[i, j]) / size)) if size > 0.0 else None

@@ -1,0 +1,61 @@
+"""The options of ``merge``, apart from its work, which imports JAX."""
+
+# Annotations are evaluated here, so that a record of the command line that inherits these fields has their types.
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TypedDict
+
+from gradience.ranges import Count, Share, VerbOptions, Whole
+from gradience.schema.merge import MergeMethod
+from gradience.schema.writing import Dtype
+
+
+@dataclass(frozen=True, kw_only=True)
+class MergeOptions(VerbOptions):
+    """How adapters are merged. Which options go together depends on the method, and weights on the adapters.
+
+    Parameters
+    ----------
+    method:
+        linear: S, at the rank that it has. cat: S, factors side by side, rank sum r_i. svd: the best rank-RANK
+        approximation of S. ties: entries kept are the DENSITY * n largest of n in each dW_i; then, entry by entry,
+        the mean of w_i dW_i over the adapters that agree with the sign of their sum. dare_linear: each entry kept
+        with probability DENSITY and divided by it, then S. dare_ties: the same, then signs and means as for ties.
+        ties and dare are dense (one module in memory: about 24 bytes an entry), and cut to the best rank RANK.
+    weights:
+        One number per adapter, as 0.5,0.5. Without it 1/n each; 1 for ties and dare_ties, which are means already.
+    rank:
+        Of svd, ties and dare: without it the largest rank that an adapter has in the module.
+    density:
+        Share of entries that ties or dare keeps. ties: 0.2 without it, the paper's. dare: to be given.
+    seed:
+        Random seed.
+    heads_from:
+        Which adapter's heads, biases and token rows win on conflict: A, B, ... by position, or the adapter's name.
+    dtype:
+        Dtype of the new factors. Default: unchanged.
+    force_mix:
+        Merge adapters of different base models, or without a module in common.
+    """
+
+    method: MergeMethod = "linear"
+    weights: Sequence[float] | None = None
+    rank: Count | None = None
+    density: Share | None = None
+    seed: Whole = 0
+    heads_from: str | None = None
+    dtype: Dtype | None = None
+    force_mix: bool = False
+
+
+class MergeKeywords(TypedDict, total=False):
+    """The options of `merge` as keywords."""
+
+    method: MergeMethod
+    weights: Sequence[float] | None
+    rank: int | None
+    density: float | None
+    seed: int
+    heads_from: str | None
+    dtype: Dtype | None
+    force_mix: bool

@@ -1,0 +1,1 @@
+"""``monitor``: what a run's log says."""

@@ -1,0 +1,1 @@
+"""``report``: one page on all that a run left."""

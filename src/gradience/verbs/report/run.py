@@ -1,0 +1,246 @@
+"""The verb ``report``: describe a run, its config and its adapter in one file that can be passed on.
+
+The data of a report are gathered first: a run's diagnosis, its logged rows, a comparison, a bench, and the files read.
+The file is an HTML page or Markdown, depending on its suffix. It is written whole or not at all, and an existing file
+is refused before any work. Only the HTML page needs matplotlib, which the extra `report` installs. This module also
+writes pages for a fleet, for the curves of several runs, and for a check of a data set.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+from collections.abc import Iterable, Iterator, Sequence
+from importlib.metadata import version
+from pathlib import Path
+from typing import Final, Unpack
+
+import msgspec
+
+from gradience.adapters.open import WEIGHT_NAMES, find_files
+from gradience.base.weights import find_shards
+from gradience.blocks import short_path
+from gradience.errors import GradienceError, OutputError, require
+from gradience.importers.files import sha256_of
+from gradience.io import CHECKPOINT_PREFIX, PathLike
+from gradience.io.atomic import atomic_file
+from gradience.io.reading import real_path
+from gradience.rules.log.facts import DEFAULT_GAP
+from gradience.schema.compare import BenchReport, CompareAdaptersReport
+from gradience.schema.diagnose import DiagnoseReport
+from gradience.schema.fleet import FleetShowReport, RunsCurvesReport
+from gradience.schema.reports import CheckReport
+from gradience.telemetry.redact import hide_in
+from gradience.verbs.check.page import data_page
+from gradience.verbs.diagnose.run import judge_sources
+from gradience.verbs.diagnose.sources import RunSources, SourceReports, find_sources, read_sources
+from gradience.verbs.fleet.view import fleet_page
+from gradience.verbs.report.formats import ReportFormat, check_format, format_of
+from gradience.verbs.report.options import ReportKeywords, ReportOptions
+from gradience.verbs.report.page import report_html, report_markdown
+from gradience.verbs.report.story import FileRead, Story
+from gradience.verbs.runs.view import curves_page
+
+_DEFAULTS: Final = ReportOptions()
+_ALL_VALUES: Final = 4096  # singular values kept per module, which is more than any adapter's rank
+
+
+def write_report(
+    path: PathLike | None,
+    out: PathLike,
+    *,
+    options: ReportOptions = _DEFAULTS,
+    kind: ReportFormat | None = None,
+    force: bool = False,
+    **keywords: Unpack[ReportKeywords],
+) -> Story:
+    """Write a report, whole or not at all, and return the data in it.
+
+    Args:
+        path: the folder of a run, which is searched for log, adapter and configuration; or a log.
+        out: the file to write.
+        options: where the run's parts are, if they are elsewhere, and what the report says beside the diagnosis.
+        kind: `html` (one page without script or network; needs matplotlib) or `md` (short, for a pull request); None
+            decides by the suffix.
+        force: replace the file if it exists.
+        keywords: single options by name, such as `compare=["other"]`; they win over `options`.
+
+    Raises:
+        GradienceError: a source cannot be read, the file cannot be written or exists already, or matplotlib is missing.
+        TypeError: no option has such a name.
+    """
+    options = options.completed(keywords)
+    sources = find_sources(path, run=options.run, adapter=options.adapter, config=options.config)
+    return write_sources(sources, Path(out), options, kind=kind, force=force)
+
+
+def write_sources(
+    sources: RunSources, out: Path, options: ReportOptions, *, kind: ReportFormat | None = None, force: bool = False
+) -> Story:
+    """Write a report on sources that are already found. The arguments are those of `write_report`."""
+    chosen = kind or format_of(out)
+    check_format(chosen)
+    named = (sources.log.path, sources.weights.path, sources.config.path, sources.training)
+    beside = (Path(place) for place in (*options.compare, options.bench) if place is not None)
+    with atomic_file(out, sources=[*(path for path in named if path is not None), *beside], force=force) as draft:
+        story = build_story(sources, options)
+        _write(draft, out, report_text(story, chosen))
+    return story
+
+
+def _write(draft: Path, out: Path, text: str) -> None:
+    try:
+        draft.write_text(text, encoding="utf-8", errors="backslashreplace")
+    except OSError as error:
+        raise OutputError(f"cannot write {out}: {error.strerror}", advice="check the space left") from error
+
+
+def report_text(story: Story, kind: ReportFormat) -> str:
+    """The report as text in a format, with secrets masked that other programs left in its sources."""
+    story = hide_in(story)
+    return report_html(story) if kind == "html" else report_markdown(story)
+
+
+def write_page(
+    report: FleetShowReport | RunsCurvesReport | CheckReport, out: PathLike, *, sources: Iterable[Path], force: bool
+) -> None:
+    """Write the HTML page of a fleet, of the curves of several runs, or of a check of data, whole or not at all.
+
+    Args:
+        report: what it shows.
+        out: the file to write; its suffix is `.html`.
+        sources: files of which one that is private makes the page private, too.
+        force: replace the file if it exists.
+
+    Raises:
+        GradienceError: matplotlib is not installed.
+        OutputError: the file exists already, or cannot be written, or its suffix is another.
+    """
+    if format_of(Path(out)) != "html":
+        raise OutputError(f"{out}: a page of HTML", advice="name it .html")
+    check_format("html")
+    text = _page(hide_in(report))
+    with atomic_file(Path(out), sources=sources, force=force) as draft:
+        _write(draft, Path(out), text)
+
+
+def _page(report: FleetShowReport | RunsCurvesReport | CheckReport) -> str:
+    from gradience.blocks.html.pieces import page_html  # matplotlib
+    from gradience.verbs.runs.curves import curves_figure  # the same
+
+    match report:
+        case FleetShowReport():
+            return page_html(fleet_page(report))
+        case CheckReport():
+            return page_html(data_page(report))
+    return page_html(curves_page(report, curves_figure(report.curves, report.metric)))
+
+
+def build_story(sources: RunSources, options: ReportOptions = _DEFAULTS) -> Story:
+    """Build the data of a report from sources that are already found, and from what `options` says beside them.
+
+    Raises:
+        GradienceError: none of the sources can be read, or an adapter to be compared or the bench cannot.
+    """
+    base, against = options.base, options.against
+    if against is not None:
+        require("duckdb", "pyarrow", extra="fleet", what="a comparison with a fleet")
+    measured, benched = (None, []) if options.bench is None else _measured(Path(options.bench))
+    if base is not None:
+        find_shards(Path(base))  # a base that cannot be read is an error before any work
+    read = read_sources(sources, base, options.task, DEFAULT_GAP, top_singular_values=_ALL_VALUES)
+    if read.check is None and read.log is None and read.audit is None:
+        reasons = [state.reason for state in read.states.values() if state.state == "unreadable"]
+        reason = "; ".join(reasons) or "neither log, adapter nor configuration"
+        raise GradienceError(f"{sources.path}: {reason}", advice="give a run, --adapter or --config")
+    if against is not None and read.audit is not None:
+        from gradience.verbs.audit.standing import with_standing  # duckdb, of the extra [fleet]
+
+        read = read._replace(audit=with_standing(read.audit, against))
+    comparison = _comparison(sources.weights.path, options.compare) if options.compare else None
+    names = ("gradience", "numpy", *(("jax",) if read.audit is not None or comparison is not None else ()))
+    return Story(
+        diagnosis=_without_folders(judge_sources(read)),
+        series=read.log.reading.run if read.log else None,
+        comparison=comparison,
+        bench=measured,
+        files=_files([*_roles(read), *_compared_files(comparison), *benched]),
+        versions={**{name: version(name) for name in names}, "python": platform.python_version()},
+    )
+
+
+def _without_folders(report: DiagnoseReport) -> DiagnoseReport:
+    """The diagnosis with paths in its reasons shortened by `short_path`, because a report is passed on to others."""
+    paths = [source.path for source in report.sources if source.path is not None]
+
+    def short(reason: str) -> str:
+        for path in paths:
+            reason = reason.replace(path, short_path(path))
+        return reason
+
+    return msgspec.structs.replace(
+        report,
+        sources=[msgspec.structs.replace(s, reason=short(s.reason)) for s in report.sources],
+        not_run=[msgspec.structs.replace(item, reason=short(item.reason)) for item in report.not_run],
+    )
+
+
+def _comparison(weights: Path | None, others: Sequence[PathLike]) -> CompareAdaptersReport:
+    """Compare the run's adapter with others; or, if only a folder of checkpoints is given, those as a series.
+
+    Raises:
+        GradienceError: there is nothing to compare, or an adapter cannot be read.
+    """
+    from gradience.verbs.compare.run import compare_adapters  # imports JAX, which a log does not need
+
+    given = [Path(other) for other in others]
+    if len(given) == 1 and _holds_checkpoints_only(given[0]):
+        return compare_adapters(given[0])
+    adapters = given if weights is None else [weights, *given]
+    if len({real_path(adapter) for adapter in adapters}) < 2:
+        raise GradienceError(
+            f"compare: expected a second adapter, got {', '.join(map(str, adapters))}",
+            advice="give this run's adapter by --adapter, another by --compare; or a folder of checkpoints",
+        )
+    return compare_adapters(*adapters)
+
+
+def _holds_checkpoints_only(folder: Path) -> bool:
+    own = any((folder / name).is_file() for name in WEIGHT_NAMES)
+    return folder.is_dir() and not own and any(folder.glob(f"{CHECKPOINT_PREFIX}*"))
+
+
+def _compared_files(comparison: CompareAdaptersReport | None) -> Iterator[tuple[str, Path]]:
+    for adapter in comparison.adapters if comparison is not None else ():
+        files = find_files(Path(adapter.path))
+        yield from (("compared weights", path) for path in files.shards or (files.weights,))
+
+
+def _measured(bench: Path) -> tuple[BenchReport, list[tuple[str, Path]]]:
+    """The report of a bench, and the report's file with its role."""
+    from gradience.verbs.bench.store import read_report, report_path  # only a report on a bench
+
+    return read_report(bench), [("bench", report_path(bench))]
+
+
+def _files(roles: Iterable[tuple[str, Path]]) -> list[FileRead]:
+    """The files that exist, each once, with the first of its roles."""
+    roles_by_file: dict[str, tuple[str, Path]] = {}
+    for role, path in roles:
+        if path.is_file():
+            roles_by_file.setdefault(os.path.realpath(path), (role, path))
+    return [FileRead(role, path, path.stat().st_size, sha256_of(path)) for role, path in roles_by_file.values()]
+
+
+def _roles(read: SourceReports) -> Iterator[tuple[str, Path]]:
+    """The files that the sources were read from, each with its role."""
+    if read.log is not None:
+        reading = read.log.reading
+        yield from (("log", path) for path in (reading.files if reading.path.is_dir() else [reading.path]))
+    if read.audit is not None:
+        for weights in read.audit.weights_paths or [read.audit.weights_path]:
+            yield "weights", Path(weights)
+        if read.audit.config_path:
+            yield "adapter config", Path(read.audit.config_path)
+    for source in read.check.sources if read.check is not None else ():
+        yield source.role, Path(source.path)

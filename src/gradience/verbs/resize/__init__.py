@@ -1,0 +1,1 @@
+"""``resize``: an adapter of lower ranks."""

@@ -1,0 +1,225 @@
+"""The commands ``gradience runs``, ``runs query`` and ``runs best``."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Annotated, Any, Final, Literal
+
+from cyclopts import Parameter
+from cyclopts.types import PositiveInt
+
+from gradience.commands import options as opt
+from gradience.commands.output import DONE, draws_blocks, print_text
+from gradience.errors import GradienceError, RecorderError
+from gradience.telemetry.redact import hide_in
+from gradience.verbs.fleet.results import DEFAULT_RESULT, ResultOptions, answer, chosen, list_queries, rate_on_stderr
+from gradience.verbs.runs import view as of_runs
+
+if TYPE_CHECKING:
+    from gradience.tables.store import Store
+
+
+@dataclass(frozen=True, kw_only=True)
+class ListOptions:
+    """Which runs are shown, and how.
+
+    Parameters
+    ----------
+    limit:
+        How many runs to list on a screen; --columns, --csv and --json give all.
+    columns:
+        Names of columns, separated by commas; all for all of them.
+    where:
+        A condition in SQL, such as "r = 8 and status = 'ok'".
+    sort:
+        A column; with a minus before it, largest first.
+    csv:
+        Print CSV (RFC 4180).
+    html:
+        A page to write as well, with one metric of the runs as curves over each other.
+    metric:
+        Of the page: split and name, such as eval/accuracy. Columns of training rows are train/loss, train/lr,
+        train/grad_norm, train/mean_token_accuracy and signals such as train/entropy.
+    force:
+        Replace the page if it is there.
+    """
+
+    limit: PositiveInt = 20
+    columns: str | None = None
+    where: str | None = None
+    sort: Annotated[str, Parameter(allow_leading_hyphen=True)] = "path"
+    csv: opt.Flag = False
+    json: opt.AsJson = False
+    html: Path | None = None
+    metric: str = "train/loss"
+    force: opt.Flag = False
+
+
+_LISTED = ListOptions()
+_MEANS: Final = """
+    select path, run, list(mean order by part) from (
+        select path, run, part, avg(loss) as mean from (
+            select path, run, loss, ntile(12) over (partition by path, run order by step) as part
+            from rows where isfinite(loss)
+        ) group by path, run, part
+    ) group by path, run
+"""  # in as many parts as `render.runs.CURVE`
+NO_CURVES: Final[Mapping[tuple[str, str], str]] = MappingProxyType({})
+
+
+def runs(
+    *roots: Path,
+    listed: Annotated[ListOptions, Parameter(name="*")] = _LISTED,
+    refresh: opt.Flag = False,
+    out: Path | None = None,
+) -> int:
+    """List every run below some folders, one row a run: run.jsonl, and whatever gradience import reads.
+
+    Logs are read once: a second call reads what has changed. 'gradience runs best' ranks runs, 'gradience runs query'
+    asks in SQL.
+
+    Parameters
+    ----------
+    roots:
+        Folders, or logs.
+    refresh:
+        Read every log again, changed or not.
+    out:
+        Folder for the tables. Default: in the user's cache.
+    """
+    from gradience.schema.fleet import RunRow  # the same
+    from gradience.verbs.runs.run import BOARD, COLUMNS, list_sql  # the help needs none of it
+
+    store = _collected(roots, out, refresh=refresh)
+    _refuse_none(store)
+    if listed.html is not None:
+        _draw(roots, listed.html, listed.metric, force=listed.force)
+    if not (listed.columns or listed.csv or listed.json):
+        return _screen(store, list_sql(BOARD, listed.where, listed.sort), listed.limit)
+    chosen = [name.strip() for name in (listed.columns or "").split(",")]
+    names = RunRow.__struct_fields__ if listed.columns == "all" else chosen if listed.columns else COLUMNS
+    sql = list_sql(names, listed.where, listed.sort)
+    return answer(store, sql, ResultOptions(csv=listed.csv, json=listed.json))
+
+
+def _screen(store: Store, sql: str, limit: int) -> int:
+    """Print a line for each run, and return exit code 0."""
+    from gradience.tables.query import select  # the help needs none of it
+
+    report = select(store, sql)
+    columns = [column.name for column in report.columns]
+    rows = [dict(zip(columns, row, strict=True)) for row in report.rows]
+    return show_rows(rows, limit, _curves(store) if _draws() else {})
+
+
+def _draws() -> bool:
+    return sys.stdout is not None and sys.stdout.isatty() and os.environ.get("TERM") != "dumb"
+
+
+def _curves(store: Store) -> dict[tuple[str, str], str]:
+    """Return each run's training loss as a line of characters: means over equal parts of its rows."""
+    from gradience.blocks.plots import spark  # only a terminal shows them
+    from gradience.tables.query import select  # the same
+
+    found = select(store, _MEANS).rows
+    return {(str(path), str(run)): spark(means, dots=draws_blocks()) for path, run, means in found}
+
+
+def _refuse_none(store: Store) -> None:
+    from gradience.tables.query import select  # the help needs none of it
+
+    found = select(store, "select path, error from runs order by error is not null, path limit 1").rows
+    if not found or found[0][1] is not None:
+        why = f"no run could be read: {found[0][0]}: {found[0][1]}" if found else "no run below these folders"
+        raise RecorderError(why, advice="give folders with logs below them")
+
+
+def show_rows(
+    rows: Sequence[Mapping[str, Any]], limit: int | None = None, curves: Mapping[tuple[str, str], str] = NO_CURVES
+) -> int:
+    """Print the table of runs, and return exit code 0."""
+    from gradience.reading.places import names_of_runs  # the help needs none of it
+
+    names = names_of_runs([(str(row["path"]), str(row["run"])) for row in rows])
+    print_text(of_runs.runs_text(hide_in(rows), names, most=limit, curves=curves))
+    return DONE
+
+
+def _draw(roots: Sequence[Path], html: Path, metric: str, *, force: bool) -> None:
+    from gradience.verbs.report.run import write_page  # matplotlib
+    from gradience.verbs.runs.run import run_curves  # the help needs none of it
+
+    report = run_curves(*roots, metric=metric)
+    write_page(report, html, sources=[Path(curve.path) for curve in report.curves], force=force)
+
+
+def query_runs(
+    *roots: str,
+    out: Path | None = None,
+    result: Annotated[ResultOptions, Parameter(name="*")] = DEFAULT_RESULT,
+) -> int:
+    """Ask the runs below some folders in SQL (DuckDB): one SELECT over runs, rows, evals and findings.
+
+    It is read only: no other file, no network, no settings.
+
+    Parameters
+    ----------
+    roots:
+        Folders or logs, and last the query (unless --named is given).
+    out:
+        Folder for the tables. Default: in the user's cache.
+    """
+    from gradience.verbs.runs.run import RUNS_QUERIES  # the help needs none of it
+
+    if result.list_queries:
+        return list_queries(RUNS_QUERIES)
+    if result.named is None and len(roots) < 2:
+        raise GradienceError("expected folders and a query", advice='give ROOT "select ...", or --named NAME')
+    folders, sql = (roots, None) if result.named is not None else (roots[:-1], roots[-1])
+    wanted = chosen(RUNS_QUERIES, sql, result.named)
+    return answer(_collected(tuple(map(Path, folders)), out), wanted, result)
+
+
+def best_run(
+    *roots: Path,
+    metric: str = "eval/loss",
+    by: str | None = None,
+    goal: Literal["least", "most"] | None = None,
+    limit: PositiveInt = 5,
+    out: Path | None = None,
+    json: opt.AsJson = False,
+) -> int:
+    """Rank the runs by a metric, those apart that it cannot compare, and say which differences are noise.
+
+    Parameters
+    ----------
+    roots:
+        Folders, or logs.
+    metric:
+        Split and name, such as eval/accuracy; train/loss is that of training rows.
+    by:
+        A column of runs to group by as well, such as model.
+    goal:
+        Whether less or more is better. Default: less for losses, perplexities and errors.
+    limit:
+        How many runs of a group to rank.
+    out:
+        Folder for the tables. Default: in the user's cache.
+    """
+    from gradience.verbs.runs.best import best_runs  # the help needs none of it
+
+    report = best_runs(_collected(roots, out), metric, by=by, goal=goal, top=limit)
+    return opt.print_report(report, of_runs.runs_best_text, json=json)
+
+
+def _collected(roots: tuple[Path, ...], out: Path | None, *, refresh: bool = False) -> Store:
+    if not roots:
+        raise RecorderError("no folder to look in", advice="give folders with runs below them")
+    from gradience.verbs.runs.collect import collect_runs  # the help needs none of it
+
+    return collect_runs(*roots, out=out, refresh=refresh, progress=rate_on_stderr("runs"))

@@ -1,0 +1,1 @@
+"""``verify-merge``: whether a merged model holds an adapter."""

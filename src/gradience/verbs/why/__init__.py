@@ -1,0 +1,1 @@
+"""``why``: where two runs part."""
