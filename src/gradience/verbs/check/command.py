@@ -12,6 +12,7 @@ from cyclopts import Parameter
 
 from gradience.commands import options as opt
 from gradience.commands.bar import on_terminal
+from gradience.commands.page import write_page
 from gradience.configs.document import read_settings
 from gradience.configs.settings import Layer, keys_of, nearest_known, split_names
 from gradience.configs.values import Fields, flag, text, whole
@@ -82,14 +83,14 @@ def _with_page(options: _DataOptions, given: CheckOptions) -> CheckReport:
     """Check a data set and write its page; a name that is taken is refused before any work."""
     from gradience.io.atomic import refuse_file
     from gradience.verbs.check.data import check_data
-    from gradience.verbs.report.run import write_page  # matplotlib
+    from gradience.verbs.check.page import data_page  # for those who ask
 
     html = options.html or Path()
     refuse_file(html, force=None)
     asked = replace(options, worst=options.worst or _EXAMPLES)
     report = check_data(options=asked, check=given, progress=_progress())
     sources = [Path(source.path) for source in report.sources]
-    write_page(report, html, sources=sources, force=False)
+    write_page(report, data_page, html, sources=sources, force=False)
     return report
 
 

@@ -13,6 +13,7 @@ from cyclopts.types import PositiveInt
 from gradience.blocks import counted
 from gradience.commands import options as opt
 from gradience.commands.output import COULD_NOT_JUDGE, FOUND, tell
+from gradience.commands.page import write_page
 from gradience.errors import AdapterError, GradienceError
 from gradience.schema.document import Finding, Report, RuleGroup
 from gradience.schema.reports import SourceLocation
@@ -144,9 +145,8 @@ def show(
     report = show_fleet(fleet, top=_EVERY if verbose else top, serve=serve or ())
     if html is not None:
         from gradience.tables.store import MANIFEST  # only a page needs it
-        from gradience.verbs.report.run import write_page  # matplotlib
 
-        write_page(report, html, sources=[fleet / MANIFEST], force=force)
+        write_page(report, words.fleet_page, html, sources=[fleet / MANIFEST], force=force)
     unread = sum(reason.adapters for reason in report.unread)
     if not report.plans:
         return _shown(report, words.fleet_show_text, resolved, lambda: _findings(fleet), unread=unread)

@@ -2,8 +2,7 @@
 
 The data of a report are gathered first: a run's diagnosis, its logged rows, a comparison, a bench, and the files read.
 The file is an HTML page or Markdown, depending on its suffix. It is written whole or not at all, and an existing file
-is refused before any work. Only the HTML page needs matplotlib, which the extra `report` installs. This module also
-writes pages for a fleet, for the curves of several runs, and for a check of a data set.
+is refused before any work. Only the HTML page needs matplotlib, which the extra `report` installs.
 """
 
 from __future__ import annotations
@@ -20,7 +19,8 @@ import msgspec
 from gradience.adapters.open import WEIGHT_NAMES, find_files
 from gradience.base.weights import find_shards
 from gradience.blocks import short_path
-from gradience.errors import GradienceError, OutputError, require
+from gradience.commands.page import ReportFormat, check_format, format_of, write_text
+from gradience.errors import GradienceError, require
 from gradience.importers.files import sha256_of
 from gradience.io import CHECKPOINT_PREFIX, PathLike
 from gradience.io.atomic import atomic_file
@@ -28,18 +28,12 @@ from gradience.io.reading import real_path
 from gradience.rules.log.facts import DEFAULT_GAP
 from gradience.schema.compare import BenchReport, CompareAdaptersReport
 from gradience.schema.diagnose import DiagnoseReport
-from gradience.schema.fleet import FleetShowReport, RunsCurvesReport
-from gradience.schema.reports import CheckReport
 from gradience.telemetry.redact import hide_in
-from gradience.verbs.check.page import data_page
 from gradience.verbs.diagnose.run import judge_sources
 from gradience.verbs.diagnose.sources import RunSources, SourceReports, find_sources, read_sources
-from gradience.verbs.fleet.view import fleet_page
-from gradience.verbs.report.formats import ReportFormat, check_format, format_of
 from gradience.verbs.report.options import ReportKeywords, ReportOptions
 from gradience.verbs.report.page import report_html, report_markdown
 from gradience.verbs.report.story import FileRead, Story
-from gradience.verbs.runs.view import curves_page
 
 _DEFAULTS: Final = ReportOptions()
 _ALL_VALUES: Final = 4096  # singular values kept per module, which is more than any adapter's rank
@@ -84,56 +78,14 @@ def write_sources(
     beside = (Path(place) for place in (*options.compare, options.bench) if place is not None)
     with atomic_file(out, sources=[*(path for path in named if path is not None), *beside], force=force) as draft:
         story = build_story(sources, options)
-        _write(draft, out, report_text(story, chosen))
+        write_text(draft, out, report_text(story, chosen))
     return story
-
-
-def _write(draft: Path, out: Path, text: str) -> None:
-    try:
-        draft.write_text(text, encoding="utf-8", errors="backslashreplace")
-    except OSError as error:
-        raise OutputError(f"cannot write {out}: {error.strerror}", advice="check the space left") from error
 
 
 def report_text(story: Story, kind: ReportFormat) -> str:
     """The report as text in a format, with secrets masked that other programs left in its sources."""
     story = hide_in(story)
     return report_html(story) if kind == "html" else report_markdown(story)
-
-
-def write_page(
-    report: FleetShowReport | RunsCurvesReport | CheckReport, out: PathLike, *, sources: Iterable[Path], force: bool
-) -> None:
-    """Write the HTML page of a fleet, of the curves of several runs, or of a check of data, whole or not at all.
-
-    Args:
-        report: what it shows.
-        out: the file to write; its suffix is `.html`.
-        sources: files of which one that is private makes the page private, too.
-        force: replace the file if it exists.
-
-    Raises:
-        GradienceError: matplotlib is not installed.
-        OutputError: the file exists already, or cannot be written, or its suffix is another.
-    """
-    if format_of(Path(out)) != "html":
-        raise OutputError(f"{out}: a page of HTML", advice="name it .html")
-    check_format("html")
-    text = _page(hide_in(report))
-    with atomic_file(Path(out), sources=sources, force=force) as draft:
-        _write(draft, Path(out), text)
-
-
-def _page(report: FleetShowReport | RunsCurvesReport | CheckReport) -> str:
-    from gradience.blocks.html.pieces import page_html  # matplotlib
-    from gradience.verbs.runs.curves import curves_figure  # the same
-
-    match report:
-        case FleetShowReport():
-            return page_html(fleet_page(report))
-        case CheckReport():
-            return page_html(data_page(report))
-    return page_html(curves_page(report, curves_figure(report.curves, report.metric)))
 
 
 def build_story(sources: RunSources, options: ReportOptions = _DEFAULTS) -> Story:

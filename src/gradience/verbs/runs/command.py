@@ -15,6 +15,7 @@ from cyclopts.types import PositiveInt
 
 from gradience.commands import options as opt
 from gradience.commands.output import DONE, draws_blocks, print_text
+from gradience.commands.page import write_page
 from gradience.errors import GradienceError, RecorderError
 from gradience.telemetry.redact import hide_in
 from gradience.verbs.fleet.results import DEFAULT_RESULT, ResultOptions, answer, chosen, list_queries, rate_on_stderr
@@ -151,11 +152,17 @@ def show_rows(
 
 
 def _draw(roots: Sequence[Path], html: Path, metric: str, *, force: bool) -> None:
-    from gradience.verbs.report.run import write_page  # matplotlib
+    from gradience.verbs.runs.curves import curves_figure  # matplotlib
     from gradience.verbs.runs.run import run_curves  # the help needs none of it
 
     report = run_curves(*roots, metric=metric)
-    write_page(report, html, sources=[Path(curve.path) for curve in report.curves], force=force)
+    write_page(
+        report,
+        lambda it: of_runs.curves_page(it, curves_figure(it.curves, it.metric)),
+        html,
+        sources=[Path(curve.path) for curve in report.curves],
+        force=force,
+    )
 
 
 def query_runs(
