@@ -18,7 +18,7 @@ from typing import Any, Final
 
 from msgspec import inspect
 
-from gradience.render import findings, writing
+from gradience.render import findings
 from gradience.schema import (
     audit as of_audit,
     compare as of_compare,
@@ -35,14 +35,17 @@ from gradience.verbs.audit import view as audit
 from gradience.verbs.bench import view as bench
 from gradience.verbs.check import view as check
 from gradience.verbs.compare import view as compare
+from gradience.verbs.convert import view as convert
 from gradience.verbs.diagnose import view as diagnose
 from gradience.verbs.drift import view as drift
 from gradience.verbs.fleet import view as fleet
+from gradience.verbs.merge import view as merge
 from gradience.verbs.monitor import view as monitor
 from gradience.verbs.report import page
 from gradience.verbs.report.story import Story
+from gradience.verbs.resize import view as resize
 from gradience.verbs.runs import view as runs
-from gradience.verbs.verify_merge import view as merge
+from gradience.verbs.verify_merge import view as verify_merge
 
 GOLDEN: Final = Path(__file__).parent / "golden" / "reports_drawn.json"
 MODULES: Final = ("model.layers.3.self_attn.q_proj", "model.layers.10.mlp.up_proj")
@@ -161,12 +164,12 @@ VIEWS: Final[dict[str, tuple[type, Callable[[Any], str]]]] = {
     "merge in full": (of_merge.MergeReport, lambda it: merge.merge_text(it, verbose=True)),
     "merge-check": (of_merge.MergeCheckReport, merge.merge_check_text),
     "merge-check in full": (of_merge.MergeCheckReport, lambda it: merge.merge_check_text(it, verbose=True)),
-    "verify-merge": (of_merge.VerifyMergeReport, merge.verify_merge_text),
-    "verify-merge in full": (of_merge.VerifyMergeReport, lambda it: merge.verify_merge_text(it, verbose=True)),
-    "resize": (of_writing.ResizeReport, writing.resize_text),
-    "resize in full": (of_writing.ResizeReport, lambda it: writing.resize_text(it, verbose=True)),
-    "convert": (of_writing.ConvertReport, writing.convert_text),
-    "convert in full": (of_writing.ConvertReport, lambda it: writing.convert_text(it, verbose=True)),
+    "verify-merge": (of_merge.VerifyMergeReport, verify_merge.verify_merge_text),
+    "verify-merge in full": (of_merge.VerifyMergeReport, lambda it: verify_merge.verify_merge_text(it, verbose=True)),
+    "resize": (of_writing.ResizeReport, resize.resize_text),
+    "resize in full": (of_writing.ResizeReport, lambda it: resize.resize_text(it, verbose=True)),
+    "convert": (of_writing.ConvertReport, convert.convert_text),
+    "convert in full": (of_writing.ConvertReport, lambda it: convert.convert_text(it, verbose=True)),
     "fleet audit": (of_fleet.FleetAuditReport, fleet.fleet_audit_text),
     "fleet show": (of_fleet.FleetShowReport, fleet.fleet_show_text),
     "query": (of_fleet.QueryReport, fleet.query_text),

@@ -133,7 +133,7 @@ def test_kinds_that_another_rank_would_mangle_are_refused_with_a_way_on(make, tm
         ({"bias": "lora_only"}, None),
         ({"task_type": "CAUSAL_LM", "trainable_token_indices": {"embed_tokens": [1, 5]}}, llama),
     ],
-    ids=str,
+    ids=["heads and biases", "biases of the adapted", "tokens"],
 )
 def test_every_other_tensor_and_key_of_the_config_is_kept(make, tmp_path, more, model):
     targets = ["q_proj"] if model else LINEAR
