@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -45,6 +46,23 @@ def test_the_findings_of_a_fleet_fail_a_job_from_the_severity_asked_for(gated, b
     folder = str(gated.parent / "adapters")
     assert main(["fleet", "audit", folder, "--out", str(gated), *bar]) == code
     assert ("gradience fleet show" in capsys.readouterr().err) == (code == 1)
+
+
+def test_a_severity_of_another_version_is_refused_in_one_line(gated, tmp_path, capsys):
+    import pyarrow.compute
+    from pyarrow import parquet
+
+    copied = shutil.copytree(gated, tmp_path / "fleet")
+    (part,) = (copied / "findings").glob("*.parquet")
+    table = parquet.read_table(part)
+    place = table.schema.get_field_index("severity")
+    told = pyarrow.compute.replace_substring(table["severity"], "warning", "grave")
+    parquet.write_table(table.set_column(place, table.schema.field(place), told), part)
+    assert main(["fleet", "show", str(copied), "--fail-on", "warning"]) == 2
+    err = capsys.readouterr().err
+    assert err.count("\n") == 1
+    assert "a finding of another version: Invalid enum value 'grave'" in err
+    assert "(audit the fleet again)" in err
 
 
 def test_ci_reads_a_fleet_as_annotations_and_as_sarif(gated, capsys):

@@ -94,6 +94,7 @@ LOOKING = (
     *("audit @a --json", "audit @a", "check --peft-dir @a --base @base --json", "check --peft-dir @a --format sarif"),
     *("compare @a @b --json", "convert @a --to mlx --out @c --json", "diagnose @ --json", "import @state --json"),
     *("monitor @run.jsonl --format sarif", "report @ --out @page.html", "audit @nowhere --json"),
+    "runs @ --out @s",
 )
 
 

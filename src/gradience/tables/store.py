@@ -63,10 +63,13 @@ class Store:
     """The files of a store.
 
     Raises:
-        GradienceError: the folder holds something else, or a store of another version.
+        GradienceError: the folder holds something else, a store of another version, or has a name that is not UTF-8.
     """
 
     def __init__(self, folder: Path, tables: Tables) -> None:
+        # Arrow and DuckDB take a path as text, and know no other encoding
+        if any("\udc80" <= letter <= "\udcff" for letter in str(folder)):
+            raise GradienceError(f"{folder}: its name is not UTF-8", advice="give --out a folder with another name")
         self.folder = folder
         self.tables = tables
         self._manifest = self._read()

@@ -16,6 +16,7 @@ from itertools import combinations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
+import msgspec
 import numpy as np
 
 from gradience.adapters.layout import Adapter
@@ -148,12 +149,17 @@ def findings_of(fleet: PathLike) -> list[tuple[str, Finding]]:
     """Return every finding of a fleet with the path of its adapter, by path.
 
     Raises:
-        GradienceError: there is no fleet, or a package is missing.
+        GradienceError: there is no fleet, a package is missing, or another version stored what this one does not know.
     """
     names = ("id", "severity", "message", "action", "confidence")
     with opened(existing(fleet)) as base:
         rows = _all(base, f"select path, {', '.join(names)} from findings order by path, position")  # noqa: S608  # our own
-    return [(path, Finding(**dict(zip(names, row, strict=True)))) for path, *row in rows]
+    try:
+        return [(path, msgspec.convert(dict(zip(names, row, strict=True)), Finding)) for path, *row in rows]
+    except msgspec.ValidationError as error:
+        raise GradienceError(
+            f"{fleet}: a finding of another version: {error}", advice="audit the fleet again"
+        ) from error
 
 
 def _unread(base: DuckDBPyConnection) -> list[Counted]:
