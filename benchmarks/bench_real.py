@@ -23,8 +23,8 @@ import numpy as np
 from calibrate import BATCH, STEPS, Run, base_of, data_of
 
 from gradience.schema.compare import BenchCandidate, BenchMetric, BenchReport
-from gradience.verbs.bench.contest import Options
 from gradience.verbs.bench.judge import Contender, Task, judge, tolerance_of
+from gradience.verbs.bench.options import BenchOptions
 from gradience.verbs.bench.run import bench_adapter
 from gradience.verbs.bench.store import Evaluation
 
@@ -110,7 +110,9 @@ def main() -> None:
         data, inputs = args.out / f"{place.name}.jsonl", args.out / f"{place.name}.txt"
         data.write_text("".join(f"{json.dumps(row)}\n" for row in rows))
         inputs.write_text("".join(f"{' '.join(text.split())}\n" for text in texts))
-        options = Options(base=base_of(args.folder, args.runs, "minilm"), metric=args.metric, tolerance=args.tolerance)
+        options = BenchOptions(
+            base=base_of(args.folder, args.runs, "minilm"), metric=args.metric, tolerance=args.tolerance
+        )
         report = bench_adapter(
             place, args.out / place.name, data=data, candidates=CANDIDATES, calibrate=inputs, options=options
         )

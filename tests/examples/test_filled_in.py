@@ -97,7 +97,7 @@ def test_the_next_command_has_what_is_known_and_the_line_after_it_what_is_not(
     lines = capsys.readouterr().out.splitlines()
     line, after = lines[-2:] if said else (lines[-1], None)
     argv = shlex.split(line.removeprefix("Next: gradience "))
-    given = dict(zip(argv[1::2], argv[2::2], strict=True))
+    given = dict(zip(argv[2::2], argv[3::2], strict=True))  # after the verb and the adapter
     stands = {"base": trained / "base", "run": run}
     assert (given["--base"], given["--calibrate"]) == (base.format(**stands), texts.format(**stands))
     assert after == (said and f"    Replace {said}.")

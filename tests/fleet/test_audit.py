@@ -192,7 +192,7 @@ def test_a_base_puts_relative_norms_into_the_rows(tmp_path):
 
 def _started(root, out):
     code = (
-        "from gradience.verbs.fleet.records import audit\n"
+        "from gradience.verbs.fleet import audit\n"
         "audit.BATCH = 2\n"
         f"audit.audit_fleet({str(root)!r}, out={str(out)!r}, workers=1)"
     )

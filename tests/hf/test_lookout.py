@@ -31,7 +31,7 @@ def looks(monkeypatch):
     rows = []
 
     def judge(_rules, facts):
-        rows.append(facts.last_step)
+        rows.append(facts.run.last_step)
         return SimpleNamespace(findings=[])
 
     monkeypatch.setattr("gradience.rules.judge", judge)

@@ -344,7 +344,7 @@ ELSEWHERE = {  # ways to stderr that are not ours
 
 THEIRS = """
 import logging, threading, warnings
-import gradience.verbs.schema as verbs
+import gradience.verbs.rules as verbs
 RAW, plain = {raw!r}, verbs.rules
 def rules(*given, **named):
     {code}

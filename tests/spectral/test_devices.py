@@ -150,7 +150,7 @@ KERNELS: dict[str, tuple[list[object], dict[str, object]]] = {
     "spectral.codes.whole": ([CODES], {}),
     "spectral.codes.moved": ([CODES, *sized((30, 32), dtype=S)], {}),
     "spectral.codes.from_awq": (sized((32, 4), dtype=np.uint32), {}),
-    "rewrite.resize.pieces.split": (sized((8, 8), (8, 8)), {}),
+    "verbs.resize.pieces.split": (sized((8, 8), (8, 8)), {}),
 }
 
 
@@ -159,7 +159,7 @@ def kernels() -> set[str]:
     names = [one.name for one in pkgutil.iter_modules(spectral.__path__, "spectral.")]
     return {
         f"{place}.{name}"
-        for place in [*names, "rewrite.resize.pieces"]
+        for place in [*names, "verbs.resize.pieces"]
         for name, value in vars(importlib.import_module(f"gradience.{place}")).items()
         if isinstance(value, jax.stages.Wrapped) and inspect.unwrap(value).__module__ == f"gradience.{place}"
     }

@@ -75,7 +75,7 @@ TABLE = [
         peft: LORA  r=8  scaling=4  8 modules  norm(dW)=6.286
           Whole update: cosine 0.992, norm ratio 0.992, change 12.4% of the first's norm
               4        1.000      0.031       1.000      0.031
-          Energy by layer: 0.2% moved (layer 1 44.3%>44.5%, 0 55.7%>55.5%)
+          Energy by layer: 0.2% moved (layer 0 55.7%>55.5%, 1 44.3%>44.5%)
             +0.986    0.986    1.000   1.000  distilbert.transformer.layer.0.attention.k_lin
         """,
     ),

@@ -195,7 +195,8 @@ def _pair(pair: AdapterPair, *, top: int) -> Iterator[Block]:
 
 
 def _energy(pair: AdapterPair) -> str:
-    moved = sorted(pair.layers, key=lambda share: -abs(share.second - share.first))[:_LAYERS]
+    # rounded, or the last digits would say which of two layers comes first whose shares moved against each other
+    moved = sorted(pair.layers, key=lambda share: -round(abs(share.second - share.first), 6))[:_LAYERS]
     words = [("other" if s.layer is None else s.layer, f"{s.first:.1%}", f"{s.second:.1%}") for s in moved]
     shares = ", ".join(f"{layer} {first}>{second}" for layer, first, second in words if first != second)
     return f"  Energy by layer: {percent(pair.energy_moved)} moved" + (f" (layer {shares})" if shares else "")
