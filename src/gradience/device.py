@@ -30,6 +30,7 @@ def prepare_jax(device: str, *, serial_kernels: bool = False) -> None:
     Raises:
         GradienceError: the device does not exist.
     """
+    # By default JAX takes three quarters of a GPU's memory at its start, beside a training that may run there.
     os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
     flags = os.environ.get("XLA_FLAGS", "")
     if serial_kernels and _SERIAL not in flags:
@@ -40,11 +41,13 @@ def prepare_jax(device: str, *, serial_kernels: bool = False) -> None:
     import jax  # imported only by the verbs that compute
 
     if serial_kernels:
+        # The flag keeps a kernel on one thread; without asynchronous dispatch, that is the thread which calls it.
         jax.config.update("jax_cpu_enable_async_dispatch", False)  # noqa: FBT003  # JAX's own signature
 
     warnings.filterwarnings("ignore", message=_CACHE_FAILED)  # on a full disk, or a damaged entry, JAX compiles again
     if jax.config.values["jax_enable_compilation_cache"] and (cache := _cache_dir()) is not None:
         jax.config.update("jax_compilation_cache_dir", jax.config.values["jax_compilation_cache_dir"] or str(cache))
+        # By default JAX keeps only what took a second to compile; our kernels are many, and most take less.
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
         jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
     from gradience.spectral.devices import use_device

@@ -53,6 +53,7 @@ class ConfigError(GradienceError):
     """A configuration file cannot be read or understood."""
 
 
+# A ValueError too, which callers from Python expect for an argument out of its range.
 class OptionError(GradienceError, ValueError):
     """An option is out of its range, or options do not go together."""
 
@@ -89,10 +90,10 @@ def other_project() -> str | None:
     """A warning if another project's distribution of this name is installed; None if not."""
     from importlib.metadata import distributions  # only those who ask pay for it
 
-    found = [dist for dist in distributions(name="gradience") if _is_other(dist)]
-    if not found:
+    others = [dist for dist in distributions(name="gradience") if _is_other(dist)]
+    if not others:
         return None
-    versions = ", ".join(sorted({dist.version for dist in found}))
+    versions = ", ".join(sorted({dist.version for dist in others}))
     return (
         f"another project named gradience ({versions}) is installed in this environment, with the same package and "
         "command: pip uninstall gradience, then install this one from its clone or wheel"
@@ -100,4 +101,5 @@ def other_project() -> str | None:
 
 
 def _is_other(dist: Distribution) -> bool:
+    # Name and command are the same, so the summary, which pyproject.toml sets, tells the two apart.
     return (dist.metadata["Summary"] or "").strip() != SUMMARY

@@ -19,6 +19,7 @@ class Range(NamedTuple):
     wanted: str
 
 
+# int() raises for an infinity: `refuse_beyond` asks for a finite number before it asks a range.
 COUNT: Final = Range(lambda x: x >= 1 and x == int(x), "a whole number from 1")
 WHOLE: Final = Range(lambda x: x >= 0 and x == int(x), "a whole number from 0")
 SHARE: Final = Range(lambda x: 0.0 < x <= 1.0, "above 0, at most 1")
@@ -61,7 +62,7 @@ def _as_declared(kind: type, field: str, value: object) -> object:
 def ranges_of(kind: type) -> dict[str, Range]:
     """The range of each bounded field; that of a base class holds where a subclass annotates the field anew."""
     hints = (get_type_hints(each, include_extras=True) for each in reversed(kind.__mro__))
-    return {name: found for each in hints for name, hint in each.items() for found in _ranges_in(hint)}
+    return {name: bounds for each in hints for name, hint in each.items() for bounds in _ranges_in(hint)}
 
 
 def _ranges_in(hint: Any) -> Iterator[Range]:

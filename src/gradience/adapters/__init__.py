@@ -80,16 +80,17 @@ def module_type(name: str) -> str:
     >>> module_type("bert.encoder.layer.1.attention.output.dense"), module_type("lm_head")
     ('attn', 'embedding')
     """
+    # A report's name may end in an expert's index and an adapter's name, which are no part of the path.
     path = _SUFFIX.sub("", name)
     if is_embedding(path):
         return "embedding"
     parts = path.lower().split(".")
     # From the leaf up: in `attention.output.dense` only `attention` has a type, in `mlp.experts.w1` all parts do.
     for part in reversed(parts):
-        if (found := _TYPES.get(part)) is not None:
-            return found
-    if (found := _in_words(parts)) is not None:
-        return found
+        if (kind := _TYPES.get(part)) is not None:
+            return kind
+    if (kind := _in_words(parts)) is not None:
+        return kind
     return next((_WEAK[part] for part in reversed(parts) if part in _WEAK), "other")
 
 

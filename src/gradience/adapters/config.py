@@ -95,6 +95,7 @@ def parse_config(raw: bytes | str, where: str) -> AdapterConfig:
             raise AdapterError(f"{where} is not an adapter config: {error}", advice="give the right file") from error
         return other
     _bound_alphas(config, where)
+    # AdaLoRA states its rank as init_r, and VeRA's is that of its tensors.
     if config.peft_type in {None, "LORA", "LOHA", "LOKR"} and config.r < 1:
         raise AdapterError(
             f"{where} is not an adapter config: r is {config.r}, expected at least 1", advice="give the right file"
@@ -178,6 +179,7 @@ class ScalingRules:
         keys = table.matching(name)
         if not keys:
             return None
+        # By table too, because both patterns may have the same key.
         self._used.update((id(table), key) for key in keys)
         if any(values[key] != values[keys[0]] for key in keys):
             self.contested.append(name)

@@ -75,6 +75,7 @@ def within_range(*arrays: Array) -> bool:
 def all_finite(array: Array) -> bool:
     """Whether all entries are finite; for 16-bit floats the bit patterns are compared, an eighth of isfinite's work."""
     exponent = _EXPONENTS.get(array.dtype.name)
+    # The bits are read in the machine's order; .npz and HDF5 files may have the other.
     if exponent is None or array.dtype.byteorder == ">":
         return bool(np.isfinite(array).all())
     bits = array.view(np.uint16) & np.uint16(0x7FFF)
@@ -358,11 +359,11 @@ class Context:
         """
 
         def load() -> tuple[Array, Array]:
-            held = self.kept.get("stack")
-            if held is None or held[0] != key:
+            stack = self.kept.get("stack")
+            if stack is None or stack[0] != key:
                 self.kept.clear()  # so that a thread holds at most one pair of an adapter
-                held = self.kept["stack"] = (key, *read())
-            return held[1][index], held[2][index]
+                stack = self.kept["stack"] = (key, *read())
+            return stack[1][index], stack[2][index]
 
         return load
 
@@ -397,12 +398,12 @@ class Context:
             present = ", ".join(name for name in names if name in group.keys) or "nothing else"
             reason = f"{', '.join(missing)} is missing beside {present}"
             raise UnsuitableError(reason, LeftoverReason.FACTOR_MISSING)
-        held = [self.source.tensors[group.keys[name]] for name in names]
-        if not all(is_float(info.dtype) for info in held):
-            reason = f"factors of dtype {_listed(info.dtype for info in held)}: not floating point"
+        infos = [self.source.tensors[group.keys[name]] for name in names]
+        if not all(is_float(info.dtype) for info in infos):
+            reason = f"factors of dtype {_listed(info.dtype for info in infos)}: not floating point"
             raise UnsuitableError(reason, LeftoverReason.DTYPE)
-        if any(0 in info.shape for info in held):
-            raise UnsuitableError(f"factors of shape {_listed(list(info.shape) for info in held)}: no elements")
+        if any(0 in info.shape for info in infos):
+            raise UnsuitableError(f"factors of shape {_listed(list(info.shape) for info in infos)}: no elements")
 
 
 def _listed(items: Iterable[object]) -> str:

@@ -130,6 +130,7 @@ def _weights_in(folder: Path) -> Path | None:
     for name in (*WEIGHT_NAMES, *INDEX_NAMES):
         if (folder / name).is_file():
             return folder / name
+    # kohya's scripts, for one, name the file as the user says.
     others = sorted(p for p in folder.glob("*.safetensors") if p.is_file())
     if len(others) == 1 or (others and _is_shard(others[0])):
         return others[0]
@@ -204,9 +205,9 @@ def read_adapter(files: AdapterFiles, opened: Callable[[Path], TensorSource] = o
     """
     shards = [opened(path) for path in files.shards]
     source = ShardedFiles(files.weights, shards) if shards else opened(files.weights)
-    held = Files(source, files.config)
+    contents = Files(source, files.config)
     refuse_ungathered(source.path, source.tensors)
-    adapter = format_of(held).read(held)
+    adapter = format_of(contents).read(contents)
     notes = [*adapter.notes, *notes_on(files)]
     return replace(adapter, notes=notes, weights=list(files.shards) or [files.weights], source=source)
 
@@ -247,6 +248,7 @@ class Buffer:
         """
         size = 0
         with open_raw(path) as file:
+            # To the end, and not for a size that was stated before, because the file may have changed since.
             while size < len(self._room) or self._grow():
                 got = file.readinto(self._room.data[size:])
                 if not got:
@@ -327,6 +329,7 @@ class Layouts:
             return _again(known, files, data, config)
         source = HeldFile(files.weights, data, header)
         adapter = read_adapter(files, lambda _: source)
+        # A builder of another kind may hold numbers that it read from this very file, such as an alpha.
         if _is_plain(adapter) and len(header) <= _MOST_HEADER:
             notes = adapter.notes[: len(adapter.notes) - len(notes_on(files))]
             self._known[header] = _CachedLayout(len(data), source, _decisive(adapter.config), adapter, notes)

@@ -122,6 +122,7 @@ def layout_of(adapter: Adapter, modules: Sequence[Module]) -> LoraPair:
     first = modules[0]
     a_name, b_name = _factor_names(first)
     _, inner, *kernel = adapter.tensors[a_name].shape
+    # PEFT ignores fan_in_fan_out for a convolution.
     transposed = "lora_embedding_A" in first.keys or (adapter.config.fan_in_fan_out and not kernel)
     out = adapter.tensors[b_name].shape[0]
     return LoraPair(a_name, b_name, first.r, inner, out, tuple(kernel), len(modules), transposed)

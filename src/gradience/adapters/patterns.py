@@ -140,6 +140,7 @@ class PatternTable:
     def _plain_hits(self, name: str) -> Iterable[int]:
         for (length, wildcards), keys in self._plain.items():
             start = len(name) - length
+            # The dots of PEFT's expression stand for any character but a line's end.
             if start < 0 or (start > 0 and (name[start - 1] != "." or "\n" in name[:start])):
                 continue
             tail = name[start:]
@@ -172,6 +173,7 @@ def _matcher(key: str, backtracking: _Backtracking) -> Test:
     """A function that tells whether PEFT's `re.match` would accept a name for the key."""
     peft = rf"(.*\.)?({key})$"
     try:
+        # Also of a key that RE2 will match: what `re` refuses, PEFT would refuse.
         _compiled(peft)
     except (re.error, RecursionError, OverflowError, ValueError) as error:
         raise AdapterError(
@@ -216,6 +218,7 @@ class Backtracker:
 
     def matches(self, expression: str, name: str) -> bool:
         """Whether `re.match` accepts the name."""
+        # Never 0, which `allow` would take for the usual budget.
         allow(max(self._until - time.process_time(), 0.001))
         return _compiled(expression).match(name) is not None
 

@@ -281,6 +281,7 @@ def obstacles(adapter: Adapter, operation: Operation) -> Iterator[str]:
     if operation is Operation.RESIZE and adapter.format == "kohya":
         yield from _of_kohyas_file(adapter)
         return
+    # Converting and replaying work on whole updates, of any kind, and so have no entry.
     known = _KINDS.get(operation)
     strangers = (one for one in adapter.modules if known and one.kind not in known and one.magnitude is None)
     subject = _Subject(traits_of(adapter), next(strangers, None), next(iter(adapter.base_dependent), None))

@@ -28,6 +28,7 @@ from gradience.spectral.codes import Codes, from_awq, moved, whole, words_of
 
 _BLOCK: Final = 128  # weights to a side of a block of FP8's, where the config does not say (DeepSeek-V3)
 _NVFP4, _MXFP4 = 16, 32  # weights to a scale
+# bitsandbytes keeps each row's largest magnitude (SCB), which is the code 127.
 _BNB8: Final = np.float32(1.0 / 127.0)
 _DTYPES: Final = {"bfloat16": "BF16", "float16": "F16", "float32": "F32"}
 
@@ -113,6 +114,7 @@ def weight_of(
     if tensor is not None and tensor.info.dtype in READABLE:
         w = weights.read(tensor, expert, memory)
         return Weight(tensor.name, _key(tensor.name, expert), tensor.info.dtype, w, names=frozenset([tensor.name]))
+    # transformers stacks experts as it loads them, and the files may hold each by itself.
     parts = [] if expert is None else weights.find_expert(parameter, expert)
     if parts and all(part.info.dtype in READABLE for part in parts):
         names, rows = [part.name for part in parts], [weights.read(part) for part in parts]
@@ -162,9 +164,9 @@ def coded(weights: BaseWeights, parameter: str, expert: int | None = None) -> Co
         raise UnreadCodesError(f"{error}, {_method(weights)}") from error
     except (msgspec.MsgspecError, ValueError, TypeError, KeyError, IndexError) as error:
         raise DamagedCodesError(f"{name}: what is stored beside its codes does not fit them: {error}") from error
-    held = {one.info.dtype for key in tensors.names if (one := weights.find(key)) is not None}
+    dtypes = {one.info.dtype for key in tensors.names if (one := weights.find(key)) is not None}
     # Most formats do not say it: float16 if anything beside the codes is, else that in which models are served.
-    dtype = read.dtype or ("F16" if "F16" in held else "BF16")
+    dtype = read.dtype or ("F16" if "F16" in dtypes else "BF16")
     return CodedWeight(name, read.form, dtype, read.codes, frozenset(tensors.names), tensors.form.turned)
 
 
@@ -186,10 +188,10 @@ def refuse_unread(weights: BaseWeights, parameter: str) -> None:
         UnreadCodesError: it is; the error names the tensors, and what the config calls their format.
     """
     plain, module = weights.find(parameter), parameter.rpartition(".")[0]
-    held = [plain] if plain is not None else weights.named_under(module)
-    if all(one.info.dtype in READABLE for one in held):
+    stored = [plain] if plain is not None else weights.named_under(module)
+    if all(one.info.dtype in READABLE for one in stored):
         return
-    tensors = ", ".join(f"{one.name.rpartition(f'{module}.')[2]} ({one.info.dtype})" for one in held[:3])
+    tensors = ", ".join(f"{one.name.rpartition(f'{module}.')[2]} ({one.info.dtype})" for one in stored[:3])
     raise UnreadCodesError(f"stored in codes that are not read here: {tensors}, {_method(weights)}")
 
 
@@ -243,8 +245,9 @@ def _grid(of_blocks: Array, shape: tuple[int, ...], told: Sequence[int] | None =
 
 def _fp8(tensors: Tensors) -> _CodesReading:
     codes = tensors.codes()
-    given = tensors.numbers("{weight}_scale_inv", "{weight}_scale", "{module}._weight_scale")
-    scales, block = _grid(given, codes.shape, tensors.weights.quantization.weight_block_size)
+    # In spite of its name, weight_scale_inv is multiplied with, like all scales here: the inverse is the quantiser's.
+    of_blocks = tensors.numbers("{weight}_scale_inv", "{weight}_scale", "{module}._weight_scale")
+    scales, block = _grid(of_blocks, codes.shape, tensors.weights.quantization.weight_block_size)
     coding = codes.dtype.name
     return _CodesReading("FP8", Codes(codes.view(np.uint8), scales, coding, codes.shape[1], block))
 
@@ -269,24 +272,24 @@ def _bnb8(tensors: Tensors) -> _CodesReading:
 
 def _bnb4(kind: str) -> Callable[[Tensors], _CodesReading]:
     def read(tensors: Tensors) -> _CodesReading:
-        told = decode_json(tensors.read(f"{{weight}}.quant_state.bitsandbytes__{kind}").tobytes(), BitsandbytesState)
+        state = decode_json(tensors.read(f"{{weight}}.quant_state.bitsandbytes__{kind}").tobytes(), BitsandbytesState)
         scales = tensors.read("{weight}.absmax")
         if scales.dtype == np.uint8:  # double quantisation: the scales are codes themselves, with scales of their own
-            outer = np.repeat(tensors.numbers("{weight}.nested_absmax"), told.nested_blocksize)[: scales.size]
-            scales = tensors.numbers("{weight}.nested_quant_map")[scales] * outer + np.float32(told.nested_offset)
-        m, n = told.shape
+            outer = np.repeat(tensors.numbers("{weight}.nested_absmax"), state.nested_blocksize)[: scales.size]
+            scales = tensors.numbers("{weight}.nested_quant_map")[scales] * outer + np.float32(state.nested_offset)
+        m, n = state.shape
         # Blocks run through the rows, and may cross their borders: shorter groups never do.
-        group = int(np.gcd(n, told.blocksize))
-        scales = np.repeat(scales, told.blocksize // group)[: m * n // group].astype(np.float32)
+        group = int(np.gcd(n, state.blocksize))
+        scales = np.repeat(scales, state.blocksize // group)[: m * n // group].astype(np.float32)
         packed = tensors.read("{weight}").reshape(-1)
         if n % 2 or 2 * len(packed) != m * n or len(scales) != m * n // group:
-            raise ValueError(f"{len(packed)} bytes and {len(scales)} groups for a weight of {told.shape}")
+            raise ValueError(f"{len(packed)} bytes and {len(scales)} groups for a weight of {state.shape}")
         # bitsandbytes has the first of two codes in the high bits of a byte, all other formats in the low ones.
         low_first = (packed >> 4 | packed << 4).reshape(m, -1)
         values = tensors.numbers("{weight}.quant_map")
         scales = np.ascontiguousarray(scales.reshape(m, -1).T)
         codes = Codes(words_of(low_first), scales, "own values", n, group, values=values)
-        return _CodesReading(kind.upper(), codes, _DTYPES[told.dtype])
+        return _CodesReading(kind.upper(), codes, _DTYPES[state.dtype])
 
     return read
 
@@ -300,6 +303,7 @@ def _nibbles(packed: Array, scales: Array, group: int) -> Codes:
 
 
 def _nvfp4(tensors: Tensors) -> _CodesReading:
+    # compressed-tensors stores the quantiser's factor, the reciprocal of ModelOpt's weight_scale_2.
     scales = tensors.numbers("{weight}_scale") / tensors.numbers("{weight}_global_scale").reshape(-1, 1)
     return _CodesReading("NVFP4", _nibbles(tensors.codes(), scales, _NVFP4))
 
@@ -329,9 +333,9 @@ def _packed(tensors: Tensors) -> _CodesReading:
     bits = bits_of(words.shape[1], n)
     scales, block = _grid(tensors.numbers("{weight}_scale"), (m, n))
     zeros, groups = None, None
-    if (held := tensors.find("{weight}_zero_point")) is not None:
+    if (points := tensors.find("{weight}_zero_point")) is not None:
         zeros = tensors.read("{weight}_zero_point")
-        if held.info.dtype == "I32":
+        if points.info.dtype == "I32":
             # Packed as the codes are: without sign, half the range added.
             zeros = _unpacked(zeros, bits, 0)[:m] - 2.0 ** (bits - 1)
         zeros, _ = _grid(zeros.astype(np.float32), (m, n))
@@ -359,6 +363,7 @@ def _gptq(tensors: Tensors) -> _CodesReading:
     scales = tensors.numbers("{module}.scales")
     count, m = scales.shape
     bits = bits_of(zeros.shape[1], m)
+    # AWQ packs codes and zero points along the outputs, GPTQ the codes along the inputs: the widths tell.
     is_awq = words.shape[1] == zeros.shape[1] != m
     n = len(words) if is_awq else len(words) * WORD // bits
     if len(zeros) != count or (not is_awq and words.shape[1] != m) or (is_awq and (bits != 4 or n % 8)):

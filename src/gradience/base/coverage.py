@@ -51,6 +51,7 @@ class _Token(msgspec.Struct):
 
 
 class _Model(msgspec.Struct):
+    # A Unigram model lists pairs of token and score here, which stay undecoded.
     vocab: dict[str, int] | msgspec.Raw | None = None
 
 
@@ -185,6 +186,7 @@ def stem_of_targets(lora: LoraSnapshot, layout: Layout) -> tuple[str, str] | Non
 def _other_stem(layout: Layout, fits: Callable[[Layout], bool]) -> tuple[str, str] | None:
     if layout.is_renamed or layout.embedding is None or fits(layout):
         return None
+    # The embedding and the layers are children of one module, the decoder, so its path is the base's own stem.
     own = layout.embedding.rpartition(".")[0]
     return next(((stem, own) for stem in _STEMS if stem != own and fits(layout.moved(stem, own))), None)
 
@@ -244,6 +246,7 @@ def _holders(endings: tuple[str, ...], layout: Layout) -> set[str]:
 
 def _biases(bias: str | None, hits: Hits, layout: Layout, saved: set[str]) -> int:
     if bias == "all":
+        # The biases of modules that are saved whole are counted with these.
         return sum(site.bias for name, site in layout.sites.items() if name not in saved)
     if bias == "lora_only":
         return sum(layout.sites[name].bias for name in hits.adapted)
@@ -251,14 +254,14 @@ def _biases(bias: str | None, hits: Hits, layout: Layout, saved: set[str]) -> in
 
 
 def _token_rows(lora: LoraSnapshot, layout: Layout) -> int:
-    asked = lora.extras.get("trainable_token_indices")
-    if not asked or layout.embedding is None:
+    indices = lora.extras.get("trainable_token_indices")
+    if not indices or layout.embedding is None:
         return 0
     width = layout.sites[layout.embedding].shape[1]
-    if isinstance(asked, list):
-        return len(set(asked)) * width
+    if isinstance(indices, list):
+        return len(set(indices)) * width
     # A head that shares the embedding's matrix shares its trained rows, which count once.
-    untied = {name: rows for name, rows in asked.items() if not _is_tied(name, layout)} or asked
+    untied = {name: rows for name, rows in indices.items() if not _is_tied(name, layout)} or indices
     return sum(len(set(rows)) for rows in untied.values()) * width
 
 

@@ -49,23 +49,23 @@ class Tensors:
 
     def header(self, pattern: str) -> tuple[int, ...]:
         """The shape of a tensor."""
-        found = self.find(pattern)
-        if found is None:
+        tensor = self.find(pattern)
+        if tensor is None:
             raise DamagedCodesError(f"{self._parameter}: {_tail(pattern).lstrip('._')} is not beside its codes")
-        return found.info.shape
+        return tensor.info.shape
 
     def read(self, *patterns: str) -> Array:
         """The data of the first of these tensors that there is, of a stack this expert's; E8M0 as bytes."""
-        found = next((one for pattern in patterns if (one := self.find(pattern)) is not None), None)
-        if found is None:
+        tensor = next((one for pattern in patterns if (one := self.find(pattern)) is not None), None)
+        if tensor is None:
             raise DamagedCodesError(f"{self._parameter}: {_tail(patterns[0]).lstrip('._')} is not beside its codes")
-        self.names.add(found.name)
-        if found.info.dtype == "F8_E8M0":
-            data = found.file.raw(found.name).reshape(found.info.shape)
+        self.names.add(tensor.name)
+        if tensor.info.dtype == "F8_E8M0":
+            data = tensor.file.raw(tensor.name).reshape(tensor.info.shape)
             return data if self._expert is None else data[self._expert]
-        if self._expert is None or not found.info.shape:
-            return found.file.read(found.name)
-        return found.file.read_slice(found.name, self._expert)
+        if self._expert is None or not tensor.info.shape:
+            return tensor.file.read(tensor.name)
+        return tensor.file.read_slice(tensor.name, self._expert)
 
     def codes(self) -> Array:
         """The tensor of codes, a matrix."""
@@ -76,12 +76,12 @@ class Tensors:
 
     def numbers(self, *patterns: str) -> Array:
         """Scales or zero points in float32; bytes are exponents of two (E8M0, of the OCP's MX formats)."""
-        found = self.read(*patterns)
-        powers = found.view(ml_dtypes.float8_e8m0fnu) if found.dtype == np.uint8 else found
-        found = powers.astype(np.float32)
-        if not np.isfinite(found).all():
+        data = self.read(*patterns)
+        powers = data.view(ml_dtypes.float8_e8m0fnu) if data.dtype == np.uint8 else data
+        numbers = powers.astype(np.float32)
+        if not np.isfinite(numbers).all():
             raise DamagedCodesError(f"{self._parameter}: a scale or zero point beside its codes is NaN or infinite")
-        return found
+        return numbers
 
 
 def _tail(pattern: str) -> str:
@@ -108,14 +108,15 @@ def recognised(weights: BaseWeights, parameter: str, expert: int | None) -> tupl
     """The tensors of a parameter in codes of a known format, and the name of that of its codes; None if it is not."""
     module, _, leaf = parameter.rpartition(".")
     for form in FORMS:
-        held = weights.find(form.codes.format(weight=parameter, module=module))
-        if held is None or held.info.dtype not in form.dtypes:
+        codes = weights.find(form.codes.format(weight=parameter, module=module))
+        if codes is None or codes.info.dtype not in form.dtypes:
             continue
-        stem = held.name.removesuffix(_tail(form.codes))
+        # `find` may have added or dropped a prefix: what belongs to the codes has the prefix that they have.
+        stem = codes.name.removesuffix(_tail(form.codes))
         own = stem if form.codes.startswith("{weight}") else f"{stem}.{leaf}"
         tensors = Tensors(weights, own, form, expert)
         if all(tensors.find(name) is not None for name in form.needs):
-            return tensors, held.name
+            return tensors, codes.name
     return None
 
 
@@ -126,8 +127,8 @@ def declared(weights: BaseWeights) -> dict[str, tuple[tuple[int, ...], str]]:
     are stored.
     """
     shapes = dict(_shapes_of_codes(weights))
-    held = {name: one for name in weights.names if (one := weights.find(name)) and not _stands_for(name, shapes)}
-    return shapes | {name: (one.info.shape, one.info.dtype) for name, one in held.items()}
+    plain = {name: one for name in weights.names if (one := weights.find(name)) and not _stands_for(name, shapes)}
+    return shapes | {name: (one.info.shape, one.info.dtype) for name, one in plain.items()}
 
 
 def _shapes_of_codes(weights: BaseWeights) -> Iterator[tuple[str, tuple[tuple[int, ...], str]]]:
@@ -155,9 +156,11 @@ def _parameter_of(name: str) -> str:
 def _stands_for(name: str, coded: Container[str]) -> bool:
     """Whether a tensor holds a parameter in codes, or something that belongs to its codes."""
     stem, _, leaf = name.rpartition("_")
+    # gpt-oss's parameters have no `.weight`: gate_up_proj is held as gate_up_proj_blocks and gate_up_proj_scales.
     if stem in coded and leaf in {"blocks", "scales"}:
         return True
     modules = accumulate(name.split("."), "{}.{}".format)
+    # A quantised layer keeps its bias in floats.
     return not name.endswith(".bias") and any(f"{module}.weight" in coded for module in modules)
 
 
@@ -178,6 +181,7 @@ def bits_of(words: int, numbers: int) -> int:
         ValueError: no such number.
         UnreadCodesError: they cross the borders of words.
     """
+    # Of few numbers several sizes fit the words, so those that are read here are tried before those that are not.
     bits: int | None = next((bits for bits in (*_BITS, *range(1, 9)) if -(-numbers * bits // WORD) == words), None)
     if bits is None:
         raise ValueError(f"{numbers} codes in {words} words of {WORD} bits")

@@ -81,12 +81,13 @@ class NormsCache:
 
     def __init__(self, folder: Path | None, files: Sequence[Path]) -> None:
         self._files, self._stamp = files, "" if folder is None else stamp(files)
+        # Half of the stamp is name enough; the document holds it whole, and is compared by that.
         self._file = None if folder is None else folder / f"{self._stamp[:32]}.json"
         self.refused: str | None = None
-        held = self._load()
+        document = self._load()
         self._added = False
-        self._norms = {} if held is None else held.norms
-        self.identity = "" if self._file is None else identity(files) if held is None else held.identity
+        self._norms = {} if document is None else document.norms
+        self.identity = "" if self._file is None else identity(files) if document is None else document.identity
 
     def get(self, name: str) -> Norms | None:
         """The weight's norms, or None if they are not in the cache."""
@@ -138,14 +139,15 @@ def find_shards(path: Path) -> list[Path]:
         return indexed_files(folder / _INDEX)
     if (folder / _ONE_FILE).is_file():
         return [folder / _ONE_FILE]
+    # An adapter that was saved into the base's folder is not the base's.
     shards = sorted(p for p in folder.glob("*.safetensors") if p.is_file() and not p.name.startswith("adapter"))
     if shards:
         return shards
-    held = ", ".join(sorted(p.name for p in folder.iterdir())[:8]) or "nothing"
+    names = ", ".join(sorted(p.name for p in folder.iterdir())[:8]) or "nothing"
     pickled = any(folder.glob("*.bin"))
     advice = "only safetensors are read: save the model again with safe_serialization=True" if pickled else _ADVICE
     advice = distributed_advice(folder) or advice
-    raise AdapterError(f"no base weights in {folder} (it holds {held})", advice=advice)
+    raise AdapterError(f"no base weights in {folder} (it holds {names})", advice=advice)
 
 
 def local_folder(base: Path) -> Path:
@@ -326,6 +328,7 @@ class BaseWeights:
 
     def named_under(self, module: str) -> list[BaseTensor]:
         """The tensors whose names begin with a module's."""
+        # Anywhere in the name, because the files may have a prefix before it.
         return [BaseTensor(name, file.tensors[name], file) for name, file in self._held.items() if f"{module}." in name]
 
     @cached_property

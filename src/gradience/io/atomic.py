@@ -67,10 +67,12 @@ def atomic_file(
     refuse_file(out, force=force)
     _make_parent(out)
     mode = 0o600 | (0 if private else _shared(sources, out) & 0o066)
+    # A new name, so that until the file is made the end has something harmless to remove.
     partial = _sibling(out)
     lock = -1
     try:
         with held():
+            # A signal between the making of the file and this assignment would leave a file that nobody removes.
             partial, lock = _attempt(out, lambda: _locked(out, lambda path: os.close(_created(path, mode))))
         with _of(out, partial):
             yield partial
@@ -190,13 +192,16 @@ def _lock(path: Path) -> int | None:
     if sys.platform == "win32":
         return None
     try:
+        # In a folder that others write to, the name may be a link, or a pipe at which an opening waits.
         descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
     except FileNotFoundError:
         return -1
     except OSError:  # what may be written, and not read
         return None
     try:
+        # Not lockf, whose lock ends when the process closes any descriptor of the file, and which no folder can have.
         flock(descriptor, LOCK_EX | LOCK_NB)
+        # Between the opening and the lock another process may have swept it away: nobody would see that lock.
         if os.path.samestat(os.fstat(descriptor), path.lstat()):
             return descriptor
         lock = -1
@@ -248,6 +253,7 @@ def _narrow(folder: Path, shared: int) -> None:
     """Take from all of a folder what group and others may not do with its sources."""
     for path in folder.rglob("*"):
         mode = stat.S_IMODE(path.lstat().st_mode)
+        # chmod would follow a link, out of the folder.
         if not path.is_symlink():
             path.chmod(_of_folder(mode, shared) if path.is_dir() else mode & (0o700 | shared))
 
@@ -399,6 +405,7 @@ def _system_call() -> Callable[[bytes, bytes], int] | None:
     """The system's call that exchanges two names, and gives 0 if it did; None if it has none."""
     if sys.platform == "win32":
         return None
+    # Python has no name for either call.
     library: Any = ctypes.CDLL(None, use_errno=True)
     if hasattr(library, "renameat2"):
         return lambda one, other: int(library.renameat2(_HERE, one, _HERE, other, _EXCHANGE))

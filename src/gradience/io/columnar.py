@@ -61,15 +61,16 @@ def rows_of(
         ValueError: it is damaged, or reading it passes a limit.
         ConfigError: pyarrow is not installed.
     """
-    asked = None if wanted is None else sorted(wanted), None if columns is None else list(columns)
+    question = None if wanted is None else sorted(wanted), None if columns is None else list(columns)
     try:
-        for part in _reader(path).stream("rows", *asked):
+        for part in _reader(path).stream("rows", *question):
             yield from ((number, row) for number, row in part)
     except Foreign as error:
         raise ValueError(str(error)) from None
 
 
 def _reader(path: Path) -> Confined:
+    # In this process, for an OSError of the child would arrive as a text.
     open_regular(path).close()
     try:
         return Confined(_CLASS, str(path), imports=_IMPORTS)
@@ -112,6 +113,7 @@ class Reader:
             chosen = batch
             if wanted is not None:
                 numbers = wanted[bisect_left(wanted, start) : bisect_left(wanted, end)]
+                # With its type, because an array of no numbers would have the type null, by which nothing can be taken.
                 chosen = batch.take(self._pa.array([number - start for number in numbers], self._pa.int64()))
             for offset in range(0, len(numbers), BATCH):
                 yield from _bounded(numbers[offset : offset + BATCH], chosen.slice(offset, BATCH))
@@ -120,20 +122,21 @@ class Reader:
 
     def _of_parquet(self, columns: list[str] | None) -> Iterator[Any]:
         with self._parquet.ParquetFile(self._path) as file:
-            held = file.metadata
+            metadata = file.metadata
             named = None if columns is None else [name for name in columns if name in file.schema_arrow.names]
-            size = sum(held.row_group(i).total_byte_size for i in range(held.num_row_groups))
-            rows = max(1, min(_LARGEST_BATCH, _BATCH_BYTES * held.num_rows // max(size, 1)))
+            size = sum(metadata.row_group(i).total_byte_size for i in range(metadata.num_row_groups))
+            rows = max(1, min(_LARGEST_BATCH, _BATCH_BYTES * metadata.num_rows // max(size, 1)))
             read = 0
             for batch in file.iter_batches(batch_size=rows, columns=named):
                 read += batch.num_rows
                 yield batch
-            if read != held.num_rows:
-                raise ValueError(f"its footer states {held.num_rows} rows, and it holds {read}")
+            if read != metadata.num_rows:
+                raise ValueError(f"its footer states {metadata.num_rows} rows, and it holds {read}")
 
     def _arrow(self) -> Iterator[Any]:
         """The record batches of an Arrow stream, which `datasets` writes, or of an Arrow file."""
         pa = self._pa
+        # A file that `datasets` wrote may exceed the child's memory, of whose limit mapped files are no part.
         with pa.memory_map(self._path) as mapped:
             try:
                 yield from pa.ipc.open_stream(mapped)

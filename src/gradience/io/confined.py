@@ -148,17 +148,17 @@ class Confined:
 
     def _answer(self) -> list[Any]:
         try:
-            kind, *found = msgspec.msgpack.decode(self._pipe.recv_bytes(MOST_ANSWER), type=list[Any])
+            kind, *parts = msgspec.msgpack.decode(self._pipe.recv_bytes(MOST_ANSWER), type=list[Any])
         except (EOFError, ConnectionResetError):
             raise Foreign(self._why()) from None
         except (OSError, ValueError, msgspec.MsgspecError):
             raise Foreign(f"its result is larger than {MOST_ANSWER >> 20} MiB, or damaged") from None
         if kind == "unusable":
-            message, advice = found
+            message, advice = parts
             raise ConfigError(message, advice=advice)
         if kind == "failed":
-            raise Foreign(found[0])
-        return found
+            raise Foreign(parts[0])
+        return parts
 
     def _why(self) -> str:
         pid, self._pid = self._pid, 0
@@ -176,6 +176,7 @@ class _Helper:
         self.owner = os.getpid()
         self._lock = Lock()
         self._control, theirs = socket.socketpair()
+        # Not the working folder, in which a stranger's file may have the name of a module; -P keeps it out too.
         paths = [str(Path(entry).absolute()) for entry in sys.path if entry not in {"", "."}]
         with theirs:
             self._process = subprocess.Popen(  # noqa: S603  # this module
@@ -276,6 +277,7 @@ def serve(descriptor: int, imports: Sequence[str]) -> None:
             status = _ended(question["end"])
             control.send(str(os.waitstatus_to_exitcode(status)).encode())
             continue
+        # Children of objects that were collected have ended unasked, and would stay zombies.
         _reap()
         _import(question["fork"])
         pid = os.fork()
@@ -320,6 +322,7 @@ def _obey(pipe: Connection) -> NoReturn:
         try:
             question = pipe.recv_bytes()
         except (EOFError, ConnectionResetError):  # the caller has closed the pipe, or ended
+            # Not sys.exit: a fork's exit handlers and unwritten buffers are the helper's.
             os._exit(0)
         allow(_BUDGET[0] + len(question) / _BYTES_A_SECOND)
         head = msgspec.msgpack.decode(question)
@@ -366,6 +369,7 @@ _ENDED: Final[dict[int, int]] = {}  # in the helper: the statuses of children th
 def allow(seconds: float | None = None) -> None:
     """Give a child so much processor time from now on, by default that of one answer. It is ended when that is up."""
     if hasattr(signal, "setitimer"):
+        # Not RLIMIT_CPU: it counts from the start of the process, and in whole seconds.
         signal.setitimer(signal.ITIMER_PROF, seconds or _BUDGET[0])  # whose signal ends a process
 
 
@@ -373,6 +377,7 @@ def _limit_memory(more: int) -> None:
     """Limit the memory of this process to what it has now and some more. Mapped files do not count."""
     import resource  # there is none on Windows
 
+    # A crash is an ordinary answer here: it leaves no core file in the user's folder.
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     try:
         status = Path("/proc/self/status").read_text(encoding="ascii")

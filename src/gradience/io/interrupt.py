@@ -74,6 +74,7 @@ def raise_delayed() -> None:
 
 def _raise_soon(number: int) -> None:
     _Waiting.soon = number
+    # By a signal again, because its handler runs in the main thread, and a timer of `threading` would not.
     signal.signal(signal.SIGALRM, lambda _, frame: _arrived(number, frame))
     signal.setitimer(signal.ITIMER_REAL, _SOON)
 

@@ -144,13 +144,14 @@ def _refuse_deep(place: str | os.PathLike[str]) -> None:
     config = _config_file(place)
     fields = _fields(config)
     counts = {word: _largest(fields, word) for word in ("layer", "block", "depth", "expert")}
+    # Each layer has all of its experts, so both may be moderate, and their product without end.
     most = max(counts.values()) if counts["expert"] <= 1 else counts["layer"] * counts["expert"]
     if max(counts.values()) > _MOST_LAYERS or most > _MOST_PARTS:
         stated = ", ".join(f"{count:,} ({word})" for word, count in counts.items() if count)
         raise ValueError(f"its config.json states parts without end: {stated}; the limit is {_MOST_LAYERS:,}")
-    held = _tensors_beside(config) if counts["layer"] > FEW_LAYERS else None
-    if held is not None and counts["layer"] > held:
-        raise ValueError(f"its config.json states {counts['layer']:,} layers, and its files hold {held:,} tensors")
+    tensors = _tensors_beside(config) if counts["layer"] > FEW_LAYERS else None
+    if tensors is not None and counts["layer"] > tensors:
+        raise ValueError(f"its config.json states {counts['layer']:,} layers, and its files hold {tensors:,} tensors")
     if (labels := _largest(fields, "num_labels")) > _MOST_LABELS:
         raise ValueError(f"its config.json states {labels:,} labels; the limit is {_MOST_LABELS:,}")
 
@@ -180,6 +181,7 @@ def _largest(fields: Any, word: str) -> int:
     for key, value in fields.items():
         if isinstance(value, dict):
             most = max(most, _largest(value, word))
+        # `expert_intermediate_size` or `block_size` is a width, not a number of parts.
         elif word in key and not key.endswith("size"):
             some = [one for one in (value if isinstance(value, list) else [value]) if type(one) is int]
             most = max([most, *some, sum(some) if word == "depth" else 0])  # depths of stages add up
@@ -189,6 +191,7 @@ def _largest(fields: Any, word: str) -> int:
 def reason(error: BaseException) -> str:
     """What a library's error says, on one line; that something wants to run code is said in our words."""
     text = str(error.args[0] if isinstance(error, KeyError) and error.args else error)
+    # transformers' own words would advise to allow it.
     if _OWN_CODE in text or "trust_remote_code" in text:
         return "it needs Python code of its own (auto_map), which gradience never runs"
     if _NOT_PLAIN in text:  # torch goes on with how to run it

@@ -216,6 +216,7 @@ def _outside_strings(data: bytes, left_out: bytes) -> Iterator[bytes]:
     for start in range(0, len(data), _PIECE):
         piece = begun + data[start : start + _PIECE]
         begun = b"\\" if (len(piece) - len(piece.rstrip(b"\\"))) % 2 else b""
+        # Doubled backslashes first, or the second of two would make an escape of the quote after them.
         whole = piece.removesuffix(begun).replace(b"\\\\", b"").replace(b'\\"', b"")
         parts = whole.translate(None, left_out).split(b'"')
         yield b"".join(parts[inside::2])

@@ -211,6 +211,7 @@ def _refuse_twice(path: Path, raw: bytes) -> None:
 
 def _refuse_other_formats(path: Path, head: bytes) -> None:
     for magic, what, advice in _NOT_WEIGHTS:
+        # The first byte is also the lowest of a header's length, which may be that of a mark: a `{` after it decides.
         if head.startswith(magic) and not head[8:].startswith(b"{"):
             raise AdapterError(f"{path} is {what}", advice=advice)
 
@@ -249,6 +250,7 @@ def _checked(path: Path, declared: dict[str, _TensorEntry], available: int) -> d
         if len(entry.shape) > _MOST_AXES:
             raise AdapterError(f"{path}: tensor {name!r} claims {len(entry.shape)} axes")
         begin, end = entry.data_offsets
+        # The format forbids gaps and overlaps: in a gap a second file could hide.
         if begin != position or end < begin or min(entry.shape, default=0) < 0:
             raise AdapterError(
                 f"{path}: tensor {name!r} claims bytes {begin} to {end}, expected to begin at {position}",
@@ -482,6 +484,7 @@ def indexed_files(index: Path) -> list[Path]:
     if not names or len(names) > _MOST_SHARDS:
         raise AdapterError(f"{index} names {len(names)} files", advice=_NO_INDEX)
     for name in names:
+        # By the rules of POSIX and of Windows, on whichever system the index is read.
         if PurePosixPath(name).name != name or "\\" in name or "\0" in name or name in {"", ".", ".."}:
             raise AdapterError(f"{index} names a file outside its folder: {name!r}", advice="do not trust these files")
     files = sorted(index.parent / name for name in names)
@@ -558,6 +561,7 @@ def write_safetensors(path: Path, tensors: Sequence[PlannedTensor], *, metadata:
                 data = np.ascontiguousarray(tensor.load())
                 if data.nbytes != tensor.nbytes:
                     raise ValueError(f"{tensor.name}: {data.nbytes} bytes, planned were {tensor.nbytes}")
+                # As bytes, because arrays of ml_dtypes' types have no buffer.
                 file.write(data.reshape(-1).view(np.uint8).data)
     except OSError as error:
         raise OutputError(f"cannot write {path}: {error.strerror}", advice="check the space left") from error

@@ -98,6 +98,7 @@ class _Exchange:
             reply = self._asked()
         except Exception as error:  # noqa: BLE001  # `ask` raises it
             with self._lock:
+                # After the end it would be an error of the connection that `end` shut.
                 self.error = None if self._is_over else error
         else:
             with self._lock:
@@ -105,10 +106,12 @@ class _Exchange:
 
     def _asked(self) -> Reply:
         address, body, headers, by_proxy = self._request
-        asked = _Request(address, body, dict(headers), method="GET" if body is None else "POST")  # noqa: S310  # see `ask`
+        request = _Request(address, body, dict(headers), method="GET" if body is None else "POST")  # noqa: S310  # see `ask`
+        # If no handler is for proxies, urllib adds one that takes them from the environment.
         handlers = [_Stays(), _Http(self), _Https(self), *([] if by_proxy else [ProxyHandler({})])]
         try:
-            with build_opener(*handlers).open(asked, timeout=self._deadline) as answer:
+            with build_opener(*handlers).open(request, timeout=self._deadline) as answer:
+                # A byte beyond the limit is enough to show that there are more.
                 return Reply(answer.status, answer.reason, answer.read(self._most + 1))
         except HTTPError as error:
             body = b""
@@ -144,6 +147,7 @@ def _kept(kind: type[HTTPConnection], exchange: _Exchange) -> type[HTTPConnectio
     """A class of connections of which each socket is known to the exchange as soon as it is open."""
 
     class TrackedConnection(kind):  # type: ignore[misc, valid-type]  # one of two classes of the standard library
+        # http.client has no hook for a new socket but the attribute that holds it.
         def __setattr__(self, name: str, value: object) -> None:
             super().__setattr__(name, value)
             if name == "sock" and isinstance(value, socket.socket):

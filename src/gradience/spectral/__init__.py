@@ -168,10 +168,11 @@ class Scratch(threading.local):
         nbytes = math.prod(shape) * np.dtype(dtype).itemsize
         if nbytes > _KEPT:
             return np.empty(shape, dtype)
-        held = self._held.get(name)
-        if held is None:
-            held = self._held[name] = np.empty(_KEPT, np.uint8)
-        last = self._last[name] = held[:nbytes].view(dtype).reshape(shape)
+        memory = self._held.get(name)
+        if memory is None:
+            # Of the largest size at once: the next array of this name may be larger, and must find room in it.
+            memory = self._held[name] = np.empty(_KEPT, np.uint8)
+        last = self._last[name] = memory[:nbytes].view(dtype).reshape(shape)
         return last
 
 

@@ -106,6 +106,7 @@ def merge_sums(update: UpdatedWeight, *, scale: float, target: str, delta_dtype:
     with np.errstate(invalid="ignore"):  # products of huge numbers are infinite in float32, of either sign
         totals = [float(x) for x in np.asarray(sums).sum(axis=1, dtype=np.float64)]
     total = _merge_sums(update.w.size, totals[:6])
+    # Into codes only the realised change is another one: dW and W are the same.
     return total._replace(in_codes=_merge_sums(total.entries, totals[6:] + totals[3:6])) if totals[6:] else total
 
 
@@ -196,6 +197,7 @@ def measures_of(ritz: Ritz, blocks: Array, c: int, k: int) -> Measures:
     Ritz values beyond those of C are zero, and belong to the null space.
     """
     sigma, first = ritz.sigma, ritz.left[:k]
+    # P has a block more than Q, so Q's last block begins one block earlier.
     last_left, last_right = (
         lax.dynamic_slice_in_dim(x, c * at, c) for x, at in ((ritz.left, blocks - 1), (ritz.right, blocks - 2))
     )
@@ -203,6 +205,7 @@ def measures_of(ritz: Ritz, blocks: Array, c: int, k: int) -> Measures:
     return Measures(
         Measure(jnp.concatenate([sigma, -sigma]), twice_first, twice_last),
         Measure(sigma**2, first, last_left),
+        # W^T y = Q C^T e for y = P e: its parts on the right Ritz vectors are those of y times sigma.
         Measure(sigma**2, first * sigma, last_right),
     )
 
@@ -289,7 +292,9 @@ def bound_within(measures: Measures, middle: Array, half: Array, largest: Array)
     """Return bounds (intervals, k) on the squared overlaps for sigma within each [middle - half, middle + half]."""
     least = jnp.maximum(middle - half, np.finfo(np.float64).tiny)
     rounding = _RECURRENCE * largest
+    # |t|^2 is at most 2 for the augmented matrix, and 1 for the other two.
     of_both = 2.0 * bound(measures.both, middle, half + rounding)
+    # The squares of [m - h, m + h] lie within 2 m h of m^2 + h^2.
     square, width = middle**2 + half**2, 2.0 * middle * half + rounding * (largest + middle)
     of_outer = bound(measures.outer, square, width)
     of_inner = bound(measures.inner, square, width) / least[:, None] ** 2
@@ -389,6 +394,7 @@ def _bounded(base: Operator, top: Triplets, eps: Sequence[float]) -> Overlaps:
     start = np.concatenate([top.left, top.guard], axis=1).T
     k, most = top.left.shape[1], min(_VECTORS, *base.w.shape) // len(start) - 1
     for basis, steps in looks(base, start, most):
+        # Thresholds less the allowance that `_widened` adds to an upper bound.
         lower, upper = _widened(atoms(basis, room_for(steps + 1, most + 1), k, [(e - _ROUNDING) ** 2 for e in eps]))
         if all(np.all((lower >= e) | (upper < e)) for e in eps):
             break

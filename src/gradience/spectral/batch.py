@@ -93,12 +93,12 @@ def energy_ranks(energy: Array) -> Array:
 
     The best rank-k approximation then has a relative error of at most sqrt(1 - share).
     """
-    held = jnp.cumsum(energy)
+    sums = jnp.cumsum(energy)
     # If the first k squares reach the share exactly, rounding of the sum must not ask for one more rank.
     slack = 1.0 - len(energy) * np.finfo(energy.dtype).eps
     wanted = jnp.array(SHARES, energy.dtype) * slack * jnp.sum(energy)
-    least = jnp.argmax(held >= wanted[:, None], axis=1) + 1
-    return jnp.where(held[-1] > 0.0, least, 0)
+    least = jnp.argmax(sums >= wanted[:, None], axis=1) + 1
+    return jnp.where(sums[-1] > 0.0, least, 0)
 
 
 def relative_errors(energy: Array) -> Array:
@@ -150,6 +150,7 @@ def root_by_gram(gram: Array) -> Root:
 
 def result_of(sigma: Array, b: Root, a: Root, finite: Array) -> Result:
     """Return the numbers of B A, with sizes of one, from its singular values and the roots of B and A^T."""
+    # Not >, or an update of zeros would count as one that cancels, and be loaded again for QR.
     trusted = sigma[0] >= TRUSTED_SHARE**0.5 * b.sigma[0] * a.sigma[0]
     alone = jnp.stack([stable_rank(b.sigma), stable_rank(a.sigma)])
     norms = jnp.stack([jnp.linalg.norm(b.sigma), jnp.linalg.norm(a.sigma)])
@@ -165,7 +166,9 @@ def by_qr(b: Array, a: Array) -> Result:
     finite = jnp.isfinite(b).all() & jnp.isfinite(a).all()
     (b, size_b), (a, size_a) = (_unit(jnp.where(finite, x, 0.0)) for x in (b, a))
     left, right = root_by_qr(b), root_by_qr(a.T)
+    # A TPU, which has no float64, would by default multiply in bfloat16.
     sigma = jnp.linalg.svd(jnp.matmul(left.x, right.x.T, precision="highest"), compute_uv=False)
+    # Where r exceeds a side of the update, the core has fewer than r singular values.
     result = result_of(jnp.pad(sigma, (0, len(a) - len(sigma))), left, right, finite)
     return result._replace(sizes=jnp.stack([size_b, size_a]))
 
@@ -330,6 +333,7 @@ def _call(grams: Sequence[Grams], some: Sequence[int], rows: int, maps: dict[int
     with one_blas_thread(), float64():
         sides = divided([*stacks], devices_of_float64())
         if maps is None:
+            # Rows of padding have no index, so this zip and the last one end before them.
             return dict(zip(some, _each(jax.device_get(batched_by_grams(*sides))), strict=False))
         result, left, right = jax.device_get(batched_maps(*sides))
     maps.update({index: Maps(left[row], right[row]) for row, index in enumerate(some) if result.trusted[row]})
@@ -347,10 +351,10 @@ def by_qr_alone(factors: Factors) -> Result:
 def _of_factors(loads: Loads) -> list[Spectrum]:
     """Return the spectrum of each update by QR of its factors on the devices; each load is called once."""
     by_index: dict[int, Spectrum] = {}
-    for shape, held in _buckets(loads):
-        stacks = shape.stacks([*held.values()], shape.rows)
+    for shape, bucket in _buckets(loads):
+        stacks = shape.stacks([*bucket.values()], shape.rows)
         results = _each(jax.device_get(batched_by_qr(*divided(stacks, devices()))))
-        for (index, one), result in zip(held.items(), results, strict=False):
+        for (index, one), result in zip(bucket.items(), results, strict=False):
             by_index[index] = _spectrum(result, len(one.a), one.scale)
     return [by_index[index] for index in range(len(loads))]
 

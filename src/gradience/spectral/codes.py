@@ -49,14 +49,17 @@ def _whole(x: Array, values: Array) -> Array:
 
 def _floating(x: Array, values: Array, *, mantissa: int, least: float) -> Array:
     """The nearest float of so many bits of mantissa; `least` is the smallest normal one."""
+    # Without its mantissa, |x| is the power of two at or below it, exactly; a logarithm could round to the next one.
     power = lax.bitcast_convert_type(jnp.abs(x), jnp.int32) >> _MANTISSA << _MANTISSA
     step = jnp.maximum(lax.bitcast_convert_type(power, jnp.float32), least) * 2.0**-mantissa
+    # E5M2 has codes of infinity and NaN, E4M3 of NaN: a number beyond the range gets the largest finite value.
     largest = jnp.nanmax(values, where=jnp.isfinite(values), initial=0.0)
     return jnp.clip(jnp.round(x / step) * step, -largest, largest)
 
 
 def _listed(x: Array, values: Array) -> Array:
     levels = jnp.sort(values)
+    # The default method searches in a loop; with at most 16 levels, comparing with all is less work.
     return levels[jnp.searchsorted((levels[1:] + levels[:-1]) / 2.0, x, method="compare_all")]
 
 
@@ -148,6 +151,7 @@ def _by_rows(of_row: Callable[..., Array], codes: Codes, *more: Array) -> Array:
     if codes.axis:
         columns: Array = of_row(codes, *(x.T for x in more))
         return columns.T
+    # vmap wants the axes in a tree like its argument: the same class, with an axis or None for each array.
     each: Codes = replace(codes, packed=0, scales=0, zeros=0, groups=None, values=None)
     rows: Array = jax.vmap(of_row, in_axes=(each, *(0 for _ in more)))(codes, *more)
     return rows
@@ -177,6 +181,7 @@ def _known(row: Codes) -> Array:
 def _codes(row: Codes) -> Array:
     packed = row.packed
     if not row.axis:
+        # int8 too: `values` are listed by the code's bits, and a negative index would count from the end.
         single: Array = packed.astype(jnp.uint8)
         return single
     bits = CODINGS[row.coding].bits

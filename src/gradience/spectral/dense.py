@@ -53,20 +53,21 @@ class DenseSpectrum(NamedTuple):
         energy; that gives the upper bound. By Ky Fan's inequality, each further value adds at most `next_square`; that
         gives the lower bound.
         """
-        held = np.cumsum(self.sigma**2)
+        sums = np.cumsum(self.sigma**2)
+        # Less the rounding of a sum, as in `batch.energy_ranks`: a share reached exactly needs no further value.
         wanted = share * self.energy * (1.0 - self.size * np.finfo(np.float64).eps)
-        reached = np.flatnonzero(held >= wanted)
+        reached = np.flatnonzero(sums >= wanted)
         if self.is_whole:
             most = int(reached[0]) + 1 if len(reached) else self.size
             return most, most
-        rest = self.energy - float(held[-1])
+        rest = self.energy - float(sums[-1])
         if len(reached):
             most = int(reached[0]) + 1
         else:
             slope = rest / (self.size - len(self.sigma))
-            most = len(self.sigma) + math.ceil((wanted - float(held[-1])) / slope)
+            most = len(self.sigma) + math.ceil((wanted - float(sums[-1])) / slope)
         counts = np.arange(1, most + 1)
-        highest = held[np.minimum(counts, len(held)) - 1] + np.minimum(counts * self.next_square, rest)
+        highest = sums[np.minimum(counts, len(sums)) - 1] + np.minimum(counts * self.next_square, rest)
         return int(np.flatnonzero(highest >= wanted)[0]) + 1 if highest[-1] >= wanted else most, most
 
 
@@ -82,6 +83,7 @@ def dense_spectrum(matrix: Matrix, *, values: int = _LEADING, seed: int = 0) -> 
     remainder = whole.plus(-part.low.u * part.low.sigma, part.low.v)  # the leading part is subtracted as factors
     top, rest = (leading(x, seed=seed) for x in (whole, remainder))
     sigma = part.low.sigma.copy()
+    # Both iterations approach sigma_1 from below, so the larger of their results is the closer one.
     sigma[0] = max(sigma[0], float(top.sigma[0]))
     return DenseSpectrum(
         sigma,

@@ -30,6 +30,7 @@ def devices() -> list[jax.Device]:
     """The local devices on which this process computes: all of the default device's kind."""
     enough_threads()
     default = jax.config.jax_default_device  # type: ignore[attr-defined, unused-ignore]  # JAX from 0.12 declares it
+    # The setting is a device, a platform's name, or None for JAX's own choice.
     local: list[jax.Device] = jax.local_devices(backend=getattr(default, "platform", default))
     return local
 

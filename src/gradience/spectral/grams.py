@@ -40,6 +40,7 @@ Singles: TypeAlias = npt.NDArray[np.float32]
 Doubles: TypeAlias = npt.NDArray[np.float64]
 
 DIMENSIONS: Final = 128
+# Sketches stand in the rows of collections: with another seed or size, those of older rows would compare as noise.
 _SEED: Final = 20130811
 
 _HELD: Final = 1 << 12  # pairs of folded vectors collected for one Fourier transform: 8 MiB
@@ -173,6 +174,7 @@ class Sketch:
     def _add(self, names: Sequence[str], left: Singles, right: Singles, scales: Sequence[float]) -> None:
         # A name of a hostile file may hold half a surrogate pair.
         keys = [zlib.crc32(name.encode("utf-8", "surrogatepass")) for name in names]
+        # Signs of each module's own, for either side, or updates of two modules would add up as if they were of one.
         signs = np.stack([_signs(DIMENSIONS, 1, 2 * key) for key in keys])
         others = np.stack([_signs(DIMENSIONS, 1, 2 * key + 1) for key in keys]) * np.array(scales)[:, None]
         columns = left.astype(np.float64) * signs[:, None]
@@ -246,22 +248,23 @@ def grams_and_sketch(names: Sequence[str], loads: Sequence[Callable[[], Factors]
 
     If an update is not finite, neither are its Gram matrices, and the sketch leaves it out.
     """
-    sketch, found = Sketch(), dict[int, Grams]()
+    sketch, grams = Sketch(), dict[int, Grams]()
     waiting: dict[tuple[object, ...], list[tuple[int, Factors]]] = {}
     for index, load in enumerate(loads):
         b, a, scale = factors = load()
         most = max(b.size, a.size)
+        # Two of them would not fit a stack, or `narrowed` would have to change each by itself.
         if 2 * most > _STACKED or inner_size(len(a), len(b), a.shape[1]) < len(a):
             sketch.add(names[index], b, a, scale)
-            found[index] = grams_on_host(factors)
+            grams[index] = grams_on_host(factors)
             continue
         alike = (b.shape, a.shape, b.dtype, a.dtype)
         waiting.setdefault(alike, []).append((index, factors))
         if (len(waiting[alike]) + 1) * most > _STACKED:
-            found |= _stacked(names, waiting.pop(alike), sketch)
+            grams |= _stacked(names, waiting.pop(alike), sketch)
     while waiting:
-        found |= _stacked(names, waiting.popitem()[1], sketch)
-    return [found[index] for index in range(len(loads))], sketch.numbers()
+        grams |= _stacked(names, waiting.popitem()[1], sketch)
+    return [grams[index] for index in range(len(loads))], sketch.numbers()
 
 
 def _stacked(names: Sequence[str], some: Sequence[tuple[int, Factors]], sketch: Sketch) -> dict[int, Grams]:

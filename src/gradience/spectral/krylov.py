@@ -70,8 +70,8 @@ class Operator(NamedTuple):
         If the device is the CPU, an array from `as_float32` is shared and not copied, so the caller must not change it.
         """
         m, n = w.shape
-        held = jax.device_put(w.astype(np.float32, copy=False), may_alias=True)
-        return cls(held, jnp.zeros((m, 0), jnp.float32), jnp.zeros((0, n), jnp.float32))
+        weight = jax.device_put(w.astype(np.float32, copy=False), may_alias=True)
+        return cls(weight, jnp.zeros((m, 0), jnp.float32), jnp.zeros((0, n), jnp.float32))
 
     def plus(self, b: Matrix, a: Matrix) -> Operator:
         """Return the operator of W + b a, sharing W."""
@@ -122,8 +122,9 @@ def orthonormal(block: Array, basis: Array, count: Array) -> tuple[Array, Array]
         return turns + 1, jnp.min(jnp.abs(jnp.diagonal(r))), q.T.astype(block.dtype), r @ total
 
     def again(state: tuple[Array, Array, Array, Array]) -> Array:
-        turns, share, *_ = state  # "twice is enough" (Parlett), unless the block is rounding errors
-        return (turns < 2) | ((turns < _TURNS) & (share <= _OUTSIDE))  # Parlett's two
+        turns, share, *_ = state
+        # "Twice is enough" (Parlett), unless the block is rounding errors.
+        return (turns < 2) | ((turns < _TURNS) & (share <= _OUTSIDE))
 
     start = jnp.int32(0), jnp.float64(0.0), block, jnp.eye(len(block), dtype=jnp.float64)
     *_, rows, total = lax.while_loop(again, turn, start)
@@ -159,6 +160,7 @@ class Bidiagonal(NamedTuple):
         return cls(left, right, jnp.zeros((room, c, room, c), jnp.float64), jnp.int32(0))
 
 
+# The bases are the largest arrays here; if they were not donated, each call would copy them.
 @partial(jax.jit, donate_argnames="basis")
 def advanced(matrix: Operator, start: Array, basis: Bidiagonal, blocks: int) -> Bidiagonal:
     """Return the bases with that many blocks each, P's first from the rows of `start` (c, m).
@@ -225,10 +227,10 @@ def converged(ritz: Ritz, k: int, tolerance: float, *, vectors: bool) -> Array:
     """Whether the k largest values are within the tolerance, relative to the largest; see `leading`."""
     sigma, residuals = ritz.sigma, ritz.residuals[:k]
     gaps, bar = gaps_of(sigma)[:k], tolerance * sigma[0]
-    held = jnp.minimum(residuals, residuals**2 / gaps) <= bar
+    are_close = jnp.minimum(residuals, residuals**2 / gaps) <= bar
     if vectors:
-        held &= (residuals <= _ANGLE * gaps) | (residuals <= bar)
-    return jnp.all(held)
+        are_close &= (residuals <= _ANGLE * gaps) | (residuals <= bar)
+    return jnp.all(are_close)
 
 
 def gaps_of(sigma: Array) -> Array:
@@ -277,6 +279,7 @@ def leading(matrix: Operator, k: int = 1, *, vectors: bool = False, seed: int = 
     """
     m, n = matrix.w.shape
     width = _WIDTHS * -(-(k + (_GUARD if vectors else 0)) // _WIDTHS)
+    # One less than the blocks that fit, because both bases begin with a block before the first step.
     most = min(_VECTORS, m, n) // width - 1
     with float64():
         if min(m, n) <= EXACT_UNDER or most < 1:
@@ -326,6 +329,7 @@ def spectral_norm(w: Matrix | Codes, *, seed: int = 0) -> SpectralNorm:
     if min(w.shape) > EXACT_UNDER:
         start = np.random.default_rng(seed).standard_normal((_PAIR, w.shape[1]), np.float32)
         with float64():
+            # After so many passes the vectors span the shorter side, and there is no further direction.
             value, passes, done = lanczos(put(w), start, min(_PASSES, min(w.shape) // _PAIR))
             norm = SpectralNorm(float(value), int(passes), bool(done))
         if norm.converged and norm.value > _LEAST:

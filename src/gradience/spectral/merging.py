@@ -74,6 +74,7 @@ def rescaled(update: Array, kept: Array, density: Array) -> Array:
 
 def mask_generator(seed: int, adapter: int, module: str) -> np.random.Generator:
     """Return the generator of one adapter's mask in one module; it does not depend on what else is merged, or when."""
+    # Not hash(), which gives a text another number in each process.
     return np.random.default_rng([seed, adapter, zlib.crc32(module.encode())])
 
 
@@ -141,10 +142,12 @@ def signs_of(parts: Sequence[Part], *, most: int | None, seed: int) -> Signs:
     share = float(np.mean(conflict)) / d_in if d_in else 0.0
     total = float(np.sum(gross))
     ratio = float(np.sum(net)) / total if total > 0.0 else 1.0
+    # The sample is one of rows: entries of one row share a row of b, so they do not err independently.
     return Signs(
         conflict=share,
         cancelled=1.0 - ratio,
         conflict_error=_error(conflict / max(1, d_in), left),
+        # Of a ratio of two sampled means, to first order (Cochran, Sampling Techniques, 1977, chapter 6).
         cancelled_error=_error(net - ratio * gross, left) * wanted / total if total > 0.0 else 0.0,
         entries=wanted * d_in,
         of=d_out * d_in,
@@ -162,9 +165,9 @@ def _row_sums(parts: Sequence[Part], rows: npt.NDArray[np.int64], d_in: int) -> 
         b[k, : len(rows), : len(right)] = left[rows].astype(kind) * kind(scale)
         a[k, : len(right)] = right
     with float64():
-        held = jax.device_put(a)
+        right_sides = jax.device_put(a)
         for start in range(0, len(rows), step):
-            yield np.asarray(row_sums(b[:, start : start + step], held))[:, : len(rows) - start]
+            yield np.asarray(row_sums(b[:, start : start + step], right_sides))[:, : len(rows) - start]
 
 
 @jax.jit

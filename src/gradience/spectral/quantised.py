@@ -48,6 +48,7 @@ def _q4_0(x: Array) -> Array:
     """Multiples from -8 to 7 of a float16, such that the entry of the largest magnitude is -8 of them."""
     largest = jnp.take_along_axis(x, jnp.argmax(jnp.abs(x), axis=1)[:, None], axis=1)
     exact = largest / -8.0
+    # gguf.quants chooses the code by the exact step, and rounds only the step that it stores to float16.
     code = jnp.clip(jnp.floor(x / jnp.where(exact == 0.0, 1.0, exact) + 8.5), 0.0, 15.0) - 8.0
     return code * exact.astype(jnp.float16).astype(jnp.float32)
 

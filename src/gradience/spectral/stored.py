@@ -26,8 +26,8 @@ _F16_STEP: Final = 2.0**-24
 def put(w: Matrix | Codes) -> Array | Codes:
     """Return w for the kernels, bfloat16 as its bits. XLA may share w's memory, so the caller must not change w."""
     bits = w.view(np.uint16) if not isinstance(w, Codes) and w.dtype == _BFLOAT16 else w
-    held: Array | Codes = jax.device_put(bits, may_alias=True)
-    return held
+    array: Array | Codes = jax.device_put(bits, may_alias=True)
+    return array
 
 
 def tile(w: Array | Codes, start: Array | int, count: int) -> Array:
@@ -54,4 +54,5 @@ def rounded(x: Array, dtype: str) -> Array:
     coarse = lax.reduce_precision(x, *_BITS[dtype])
     if dtype != "float16":
         return coarse
+    # reduce_precision makes zeros of float16's subnormals, which a cast keeps.
     return jnp.where(jnp.abs(x) < _F16_NORMAL, jnp.round(x / _F16_STEP) * _F16_STEP, coarse)

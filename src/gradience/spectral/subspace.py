@@ -65,11 +65,14 @@ def crossed(loads: Mapping[int, Load], pairs: Sequence[Places], r: int) -> Cross
     """
     crosses = CrossProducts({}, {})
     with np.errstate(all="ignore"):  # entries that are not finite warn here; the caller finds them in the products
-        for held, some in _held_pairs(loads, pairs):
-            wanted = [*some, *((i, i) for i in held)]
-            for side, of in ((crosses.b, [b.T for b, _ in held.values()]), (crosses.a, [a for _, a in held.values()])):
-                products = dict(zip(held, _gram(of, r), strict=True))
-                side.update({(i, j): products[i][:, list(held).index(j)] for i, j in wanted})
+        for factors, some in _held_pairs(loads, pairs):
+            wanted = [*some, *((i, i) for i in factors)]
+            for side, of in (
+                (crosses.b, [b.T for b, _ in factors.values()]),
+                (crosses.a, [a for _, a in factors.values()]),
+            ):
+                products = dict(zip(factors, _gram(of, r), strict=True))
+                side.update({(i, j): products[i][:, list(factors).index(j)] for i, j in wanted})
     return crosses
 
 
@@ -77,16 +80,16 @@ def _held_pairs(
     loads: Mapping[int, Load], pairs: Sequence[Places]
 ) -> Iterator[tuple[dict[int, tuple[Matrix, Matrix]], list[Places]]]:
     """Yield runs of consecutive pairs with the factors of their updates, as many as may be held at a time."""
-    held: dict[int, tuple[Matrix, Matrix]] = {}
+    factors: dict[int, tuple[Matrix, Matrix]] = {}
     some: list[Places] = []
     for pair in pairs:
-        if some and not held.keys() >= set(pair) and sum(b.nbytes + a.nbytes for b, a in held.values()) >= _KEPT:
-            yield held, some
-            held, some = {i: held[i] for i in pair if i in held}, []
-        held |= {i: loads[i]() for i in pair if i not in held}
+        if some and not factors.keys() >= set(pair) and sum(b.nbytes + a.nbytes for b, a in factors.values()) >= _KEPT:
+            yield factors, some
+            factors, some = {i: factors[i] for i in pair if i in factors}, []
+        factors |= {i: loads[i]() for i in pair if i not in factors}
         some.append(pair)
     if some:
-        yield held, some
+        yield factors, some
 
 
 def _gram(factors: Sequence[Matrix], r: int) -> Floats:
@@ -96,6 +99,7 @@ def _gram(factors: Sequence[Matrix], r: int) -> Floats:
     total = np.zeros((n * r, n * r))
     for start in range(0, length, width):
         part = scratch.like(factors[0], "crossed", (n * r, min(width, length - start)), np.float64)
+        # Scratch holds arbitrary values, and rows beyond a factor's rank are read.
         part[...] = 0.0
         for i, factor in enumerate(factors):
             part[i * r : i * r + len(factor)] = factor[:, start : start + width]
@@ -138,6 +142,7 @@ def compared(x: Array, y: Array, scales: Array) -> PairNumbers:
     r = min(*dense.shape[1:], x1.shape[1])
     u, sigma, vt = jnp.linalg.svd(dense, full_matrices=False)
     u, sigma, vt = u[:, :, :r], sigma[:, :r], vt[:, :r]
+    # Not >=, or every direction of an update of zeros would be one.
     known = sigma > _FLOOR * sigma[:, :1]
     both = known[0][:, None] & known[1]
     left, right = jnp.where(both, u[0].T @ u[1], 0.0), jnp.where(both, vt[0] @ vt[1].T, 0.0)

@@ -44,6 +44,7 @@ def gram_norm(grams: Pair, factors: Callable[[], tuple[Matrix, Matrix]]) -> floa
     The factors, b (d_out, r) and a (r, d_in), are asked for only if cancellation makes the Gram matrices inaccurate.
     """
     gram_b, gram_a = grams
+    # The sum of |b_k|^2 |a_k|^2: the squared norm if the terms were orthogonal.
     size = float(np.diagonal(gram_b) @ np.diagonal(gram_a))
     total = float(np.sum(gram_b * gram_a))
     if not (math.isfinite(size) and math.isfinite(total)):
@@ -122,6 +123,7 @@ def sum_grams(parts: Sequence[Part]) -> Pair:
     """
     ranks = [len(a) for _, a, _ in parts]
     loads = {i: lambda b=b, a=a: (b, a) for i, (b, a, _) in enumerate(parts)}
+    # A single part is in no pair, and still needs the products with itself.
     pairs = list(combinations(range(len(parts)), 2)) or [(0, 0)]
     products = crossed(loads, pairs, bucket_of(max(ranks)))
     weights = _weights(parts)
@@ -173,15 +175,16 @@ def low_rank_sum(parts: Sequence[Part], grams: Pair, rank: int | None, dtype: np
     Return None if the stacked factors have at most that many columns, because they hold the sum exactly.
     """
     gram_b, gram_a = grams
-    held = len(gram_a)
-    maps = gram_maps(gram_a, gram_b, held)
+    inner = len(gram_a)
+    # At full rank, for the numerical rank follows from the singular values that they give.
+    maps = gram_maps(gram_a, gram_b, inner)
     if maps is None:
         return _by_qr(parts, grams, rank, dtype)
     sigma = _sigma(maps.left, gram_b)
     kept = _rank(sigma, grams) if rank is None else rank
-    if kept >= held:
+    if kept >= inner:
         return None
-    return _stored(parts, grams, maps.cut(held, kept), dtype, rest=float(np.sum(sigma[kept:] ** 2)))
+    return _stored(parts, grams, maps.cut(inner, kept), dtype, rest=float(np.sum(sigma[kept:] ** 2)))
 
 
 def _by_qr(parts: Sequence[Part], grams: Pair, rank: int | None, dtype: np.dtype[Any]) -> RoundedFactors | None:
@@ -204,6 +207,7 @@ def _stored(
     with float64():
         b, *of_e = _side([b.T for b, _, _ in parts], weights * left, dtype)
         a, *of_f = _side([a for _, a, _ in parts], right.T, dtype)
+        # `_side` stacks the B_i as they are, so B's products with E lack the weights.
         lost = float(loss((grams[0], weights * of_e[0], of_e[1]), (grams[1], *of_f), left, right))
     return RoundedFactors(b.T, a, max(0.0, rest + lost) if math.isfinite(lost) else math.inf)
 

@@ -71,6 +71,7 @@ def _bartlett(rng: np.random.Generator, r: int, d: int) -> npt.NDArray[np.float6
     """Return a lower triangular L with L L^T distributed as the Gram matrix of a Gaussian (d, r) array."""
     lower = np.tril(rng.standard_normal((r, r)), -1)
     freedom = np.maximum(d - np.arange(r), 0)
+    # chisquare refuses 0 degrees of freedom; the entry is zero there.
     diagonal = np.diag(np.sqrt(rng.chisquare(np.maximum(freedom, 1)) * (freedom > 0)))
     return np.asarray(lower + diagonal)
 
@@ -102,6 +103,7 @@ class LowRank(NamedTuple):
         root = np.sqrt(self.sigma[:kept] / abs(scale)) if scale else np.zeros(kept)
         b = np.zeros((len(self.u), rank))
         a = np.zeros((rank, self.v.shape[1]))
+        # The product is multiplied by the scale again, so one factor takes the sign of a negative one.
         b[:, :kept] = self.u[:, :kept] * np.copysign(root, scale)
         a[:kept] = self.v[:kept] * root[:, None]
         return b, a
@@ -215,11 +217,11 @@ def leading_part(matrix: Floats, rank: int, *, seed: int = 0) -> Approximation:
     fewest = min(matrix.shape)
     with one_blas_thread(), float64():
         if fewest <= _DENSE_UNDER or 4 * (rank + _OVERSAMPLING) >= fewest:
-            found = whole_svd(matrix)
+            parts = whole_svd(matrix)
         else:
             shape = matrix.shape[1], rank + _OVERSAMPLING
-            found = leading_svd(matrix, np.random.default_rng(seed).standard_normal(shape))
-        u, sigma, v = (np.asarray(x) for x in found)
+            parts = leading_svd(matrix, np.random.default_rng(seed).standard_normal(shape))
+        u, sigma, v = (np.asarray(x) for x in parts)
     low = LowRank(u[:, :rank], sigma[:rank], v[:rank])
     return Approximation(low, float(np.linalg.norm(matrix)), _rest(matrix, low))
 
@@ -284,6 +286,6 @@ def part_with_energy(matrix: Floats, energy: float, *, seed: int = 0) -> Approxi
 
 def rank_for_energy(sigma: Floats, energy: float, total: float) -> int | None:
     """Return the least k >= 1 with sigma_1^2 + ... + sigma_k^2 >= energy * total, or None if no k reaches it."""
-    held = np.cumsum(sigma * sigma)
-    enough = np.flatnonzero(held >= energy * total * (1.0 - 1e-12))  # slack for the rounding of the sums
+    sums = np.cumsum(sigma * sigma)
+    enough = np.flatnonzero(sums >= energy * total * (1.0 - 1e-12))  # slack for the rounding of the sums
     return int(enough[0]) + 1 if len(enough) else None

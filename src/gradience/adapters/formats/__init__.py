@@ -81,10 +81,11 @@ def read_archive(path: Path) -> dict[str, Array]:
 def _npz(path: Path) -> dict[str, Array]:
     try:
         with open_regular(path) as file, zipfile.ZipFile(file) as members:
+            # np.load unpacks a whole member, and a compressed one may grow to any size.
             large = [item.filename for item in members.infolist() if item.file_size > 8 * MOST_ELEMENTS]
         if not large:
-            with np.load(path, allow_pickle=False) as held:
-                return {name.replace("/", "."): held[name] for name in held.files}
+            with np.load(path, allow_pickle=False) as archive:
+                return {name.replace("/", "."): archive[name] for name in archive.files}
     except Exception as error:  # zlib, struct and zipfile have errors of their own
         raise AdapterError(f"{path} is not a readable NumPy archive: {error}", advice="save it again") from error
     raise AdapterError(f"{path}: {large[0]} is larger than {8 * MOST_ELEMENTS} bytes, the limit")
@@ -177,6 +178,7 @@ def _load(path: Path) -> dict[str, Any]:
     try:
         with warnings.catch_warnings():  # torch warns of unusual kinds of tensor, which `_described` refuses by name
             warnings.simplefilter("ignore")
+            # Mapped, a tensor is read when it is used; torch maps archives alone, and raises for its older format.
             data = torch.load(path, map_location="cpu", weights_only=True, mmap=is_zip(path))
     except Exception as error:  # a hostile pickle can make the loader raise anything, and none of that is our bug
         first = str(error).strip().split("\n", 1)[0]

@@ -124,6 +124,7 @@ class Assembly:
     def add(self, group: Group, found: ReadModule | Iterable[ReadModule]) -> None:
         """Add what was built from a group. Of `LeftoverTensor` alone, the group's tensors are `not_analysed`."""
         keys = group.keys.values()
+        # Also of a group that is left over: it has its own entry, and `explained` must not add a second one.
         self._placed.update(keys)
         kept = False
         for one in (found,) if isinstance(found, Module | NeedsBase | LeftoverTensor) else found:

@@ -328,6 +328,7 @@ def _read_diffusers(files: Files) -> Adapter:
 def _diffusers_module(ctx: Context, group: Group, *, configured: bool) -> Module | LeftoverTensor:
     alpha = _alpha(ctx, group)
     keys = {field: key for field, key in group.keys.items() if field != "alpha"}
+    # Without alpha, which `named` would count as a parameter.
     module = lora_module(ctx, Group(group.module, keys=keys))
     if isinstance(module, LeftoverTensor) or (configured and alpha is None):
         return module

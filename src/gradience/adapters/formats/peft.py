@@ -65,6 +65,7 @@ def _read(files: Files) -> Adapter:
     groups, roles = _gather(source, config)
     if declared is not None and declared not in ANALYSED:
         return _recognised_only(source, config, roles)
+    # PEFT's default alpha would stand for MLX-LM's scale, and every number be wrong.
     if declared is None and config.lora_parameters is not None and groups:
         raise AdapterError(
             f"the config is MLX-LM's, but the tensors of {source.path} are PEFT's",
@@ -102,6 +103,7 @@ def _recognised_only(source: TensorSource, config: AdapterConfig, roles: dict[st
     elif kind in UNMERGEABLE:
         why = f"peft_type {kind} depends on the input, and PEFT has no merge for it: there is no update to analyse"
     else:
+        # Looked for and not imported: PEFT brings torch, and headers need neither.
         installed = "" if find_spec("peft") else ", and install PEFT (in the clone: pip install -e '.[hf]')"
         why = f"peft_type {kind}: its update is what PEFT's merge makes of the base: give it with --base{installed}"
         needs_base = LeftoverTensor("*", why, LeftoverReason.NEEDS_BASE)
@@ -154,8 +156,8 @@ def _unrolled(config: AdapterConfig) -> tuple[int, ...]:
 def _build(assembly: Assembly, ctx: Context, kind: str, groups: Sequence[Group]) -> None:
     """Build each group's modules and add them to the assembly."""
     if kind == "VERA":
-        for group, found in zip(groups, vera_modules(ctx, list(groups)), strict=True):
-            assembly.add(group, found)
+        for group, result in zip(groups, vera_modules(ctx, list(groups)), strict=True):
+            assembly.add(group, result)
         return
     nests = parameter_nests(ctx, dict.fromkeys(group.module for group in groups)) if kind == "LORA" else {}
     nested = {module for modules in nests.values() for module in modules}

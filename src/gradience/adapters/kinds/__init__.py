@@ -101,6 +101,7 @@ def olora(load: LoadFactors, scale: float, r: int) -> FactoredUpdate:
     """OLoRA's update dW = s B A - s Q_r Q_r^T W, with Q_r from the QR of W's first r columns (layer.py, olora_init)."""
 
     def taken(w: Array) -> tuple[Array, Array]:
+        # The first r columns of W's own Q, which PEFT takes, need no more than W's first r columns.
         q, _ = _by_jax("qr", w[:, :r])
         return scale * q, q.T @ w
 
@@ -138,6 +139,7 @@ def _without_part(load: LoadFactors, scale: float, taken: FactoredUpdate) -> Fac
     """
 
     def factored(w: Array) -> tuple[Array, Array]:
+        # What the start took out is large beside what is left of it after training: float32 would lose the difference.
         exact = w.reshape(w.shape[0], -1).astype(np.float64)
         b, a, _ = _oriented_factors(load, exact)
         left, right = taken(exact)

@@ -55,7 +55,8 @@ def parameter_nests(ctx: Context, modules: Iterable[str]) -> dict[str, list[str]
         path = _unnested(module)
         if _targets(ctx, path):
             nests.setdefault(path, []).append(module)
-    return {path: sorted(held, key=len, reverse=True) for path, held in nests.items()}
+    # The innermost name has the most `.base_layer` parts, so it is the longest.
+    return {path: sorted(names, key=len, reverse=True) for path, names in nests.items()}
 
 
 def _unnested(module: str) -> str:
@@ -115,6 +116,7 @@ def _parameters(ctx: Context, path: str, groups: Sequence[Group]) -> list[str]:
     known: list[str] = [name for name in _ORDER if name in candidates]
     if len(known) == len(groups) and _fits(ctx, groups, known):
         return known
+    # Rank and alpha are all that a name decides, so the numbers are right without it.
     if len({(s.config_r, s.alpha) for s in (ctx.rules.of(f"{path}.{name}") for name in candidates)}) == 1:
         return [f"parameter{depth}" for depth in range(len(groups))]
     why = f"which of {', '.join(candidates)} each pair belongs to is ambiguous, and their ranks differ"

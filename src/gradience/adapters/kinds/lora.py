@@ -168,6 +168,7 @@ def _blocks(ctx: Context, group: Group) -> tuple[int, bool] | None:
     path, n = module_path(group.module), config.get("nblocks", 1)
     for name, is_a in (("target_modules_bd_a", True), ("target_modules_bd_b", False)):
         patterns = config.get(name)
+        # A substring anywhere in the path, as PEFT tests it (variants.py).
         if isinstance(patterns, list) and any(str(p) in path for p in patterns) and isinstance(n, int):
             return n, is_a
     return None

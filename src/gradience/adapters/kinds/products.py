@@ -92,6 +92,7 @@ def _product_module(
     if r > most_rank or r * max(out, inner) > MOST_ELEMENTS:
         reason = f"an update of rank up to {r}: too large to be analysed as a pair of factors"
         raise UnsuitableError(reason, LeftoverReason.TOO_LARGE)
+    # 8 is PEFT's default alpha of LoHa and LoKr, whose config has it in a field of its own.
     s = ctx.rules.of(group.module, nominal, default_alpha=8.0 if ctx.config.alpha is None else ctx.config.alpha)
     rank = s.config_r if nominal is None else nominal
     if rank < 1:
@@ -189,11 +190,13 @@ def product_module(ctx: Context, group: Group, alpha: float | None) -> Module | 
         return None
     nominal = _nominal_rank(ctx, group)
     config = AdapterConfig(alpha=1.0 if nominal is None else alpha or float(nominal or 1), r=1)
+    # The builders read PEFT's config, so the file's alpha becomes one; each module may have another.
     own = replace(ctx, config=config, rules=ScalingRules(config))
     build = loha_module if not factors.keys().isdisjoint(LOHA_FIELDS) else lokr_module
     module = build(own, Group(group.module, keys=factors))
     if isinstance(module, LeftoverTensor):
         return module
+    # A name with underscores for dots does not say where the module's path has dots.
     base_name = module.base_name if "." in group.module else None
     return replace(module, base_name=base_name, keys=group.keys, alpha_pattern=None, rank_pattern=None)
 

@@ -46,6 +46,7 @@ _HEAD: Final = re.compile(
     r"(?:\.|$)"
 )
 _GENERATES: Final = ("LMHeadModel", "ForCausalLM", "ForConditionalGeneration")
+# The first that fits is replaced, so a longer beginning stands before a shorter one.
 _INSIDE: Final = (
     ("embed_out.", "lm_head."),
     ("language_model.lm_head.", "lm_head."),
@@ -169,6 +170,7 @@ def _notes(architecture: Architecture, sites: dict[str, Site], task_type: str | 
 
 def _with_new_names(tensors: Declared) -> Declared:
     """The tensors under transformers 5's names: it renames LLaVA-like vision-language models and GPT-NeoX's head."""
+    # CLIP's vision_model, for one, keeps its name: only beside a language_model is it a part of a LLaVA-like model.
     moves = _INSIDE if any(name.startswith("language_model.") for name in tensors) else _INSIDE[:1]
     return {_moved(name, moves): value for name, value in tensors.items()}
 
@@ -187,6 +189,7 @@ def _with_prefix(architecture: Architecture, tensors: Declared, task_type: str |
     headless = headless and not architecture.head.endswith("LMHeadModel")
     if headless or any(name.startswith(prefix) for name in tensors):
         return tensors
+    # Of a type that is not known, `model` is a guess: it is made only where the names look like a bare decoder's.
     if prefix == "model." and not any(name.startswith(("layers.", "embed_tokens.")) for name in tensors):
         return tensors
     return {name if _HEAD.match(name) else f"{prefix}{name}": value for name, value in tensors.items()}
@@ -245,6 +248,7 @@ def _weighed(architecture: Architecture, module: str, shape: tuple[int, ...], dt
     kind: Kind = "linear"
     if len(shape) != 2:
         kind = "conv" if len(shape) > 2 else "other"
+    # T5's is an embedding, of distances, in spite of its name.
     elif leaf == "relative_attention_bias" or (leaf not in OUTPUTS and is_embedding(module)):
         kind = "embedding"
     elif architecture.model_type in CONV1D_TYPES and leaf in _CONV1D_LEAVES:

@@ -22,6 +22,7 @@ from gradience.schema.events import LoraSnapshot
 
 ALL_LINEAR: Final = "all-linear"
 
+# Lazy, as PEFT's: the first number is the layer's, and a later one may be an expert's.
 _FIRST_NUMBER: Final = re.compile(r".*?\.[^.]*\.(\d+)\.")
 _IN_MAMBA: Final = ("out_proj", "conv1d")
 _ADAPTABLE: Final = ("linear", "embedding", "conv", "packed")
@@ -80,7 +81,7 @@ def resolve(wanted: ModuleChoice, layout: Layout) -> Hits:
     if wanted.modules is None and not wanted.parameters:
         wanted = wanted._replace(modules=() if converts else _default(layout))
     guard = _guard(wanted)
-    asked = wanted.modules
+    entries = wanted.modules
     if converts:
         wanted, doubled = _as_parameters(wanted, layout, guard)
     else:
@@ -88,6 +89,7 @@ def resolve(wanted: ModuleChoice, layout: Layout) -> Hits:
     if isinstance(wanted.modules, str) and wanted.modules.lower() == ALL_LINEAR:
         wanted = wanted._replace(modules=_all_linear(layout))
     targeted = _targeted(wanted)
+    # PEFT matches a block as well as a layer, and then raises because it cannot adapt it.
     names = [*layout.containers, *(name for name, site in layout.sites.items() if site.kind != "parameter")]
     hit = sorted(name for name in names if not guard(name) and targeted(name))
     reasons = {name: _refusal(name, layout) or _saved_too(name, wanted) for name in hit}
@@ -97,7 +99,7 @@ def resolve(wanted: ModuleChoice, layout: Layout) -> Hits:
     return Hits(
         adapted=adapted + [name for name in parameters if name not in adapted],
         refused=refused,
-        unmatched=_without_a_hit(asked, [*hit, *parameters], layout),
+        unmatched=_without_a_hit(entries, [*hit, *parameters], layout),
         unmatched_excludes=_without_a_hit(wanted.exclude, names, layout),
         doubled=doubled,
     )
@@ -181,6 +183,7 @@ def _targeted(wanted: ModuleChoice) -> Test:
     if not wanted.layers:
         return listed
     layers = set(wanted.layers)
+    # PEFT asks for the layer only of a name that it matched by its end, not of one that the list states in full.
     return lambda name: name in whole or (listed(name) and _layer_number(name, wanted.layers_pattern) in layers)
 
 
@@ -296,6 +299,7 @@ def _per_output(lora: LoraSnapshot, outputs: int) -> int:
 def _rank(lora: LoraSnapshot, name: str, site: Site, ranks: PatternTable, hits: Hits) -> int | None:
     """The rank at a site: that of the first matching pattern, as in PEFT, else r, or 2 r if PEFT doubles it."""
     path = f"{name}.weight" if site.kind == "router" else name
+    # PEFT adds the doubled rank as a last pattern, so a pattern of the user's comes first.
     keys = ranks.matching(path)
     if keys:
         return (lora.rank_pattern or {})[keys[0]]
