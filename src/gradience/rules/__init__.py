@@ -221,10 +221,10 @@ class Rule(Description, Generic[F]):
 
     def observations(self, facts: F) -> Iterable[Observation]:
         """What the rule observes in the facts, as many as there are."""
-        seen = self.observe(facts)
-        if seen is None:
+        observation = self.observe(facts)
+        if observation is None:
             return ()
-        return (seen,) if isinstance(seen, Observation) else seen
+        return (observation,) if isinstance(observation, Observation) else observation
 
     @property
     def premises(self) -> list[str]:
@@ -239,6 +239,7 @@ _NEEDED: Final = {"title": "title", "condition": "condition", "Scope": "scope", 
 def _prose(observe: Observe[F]) -> tuple[dict[str, Any], list[Evidence]]:
     """The texts of a rule by the names of their fields, and its sources, from the docstring of its function."""
     title, _, body = (getdoc(observe) or _unoptimised(observe)).partition("\n")
+    # What goes on within a section is indented, so no line of the condition may begin as `Word:` does
     condition, *rest = re.split(r"^([A-Z]\w*):\s", body, flags=re.MULTILINE)
     texts, sources = {"title": title, "condition": " ".join(condition.split())}, list[Evidence]()
     for name, lines in zip(rest[::2], rest[1::2], strict=True):
@@ -250,6 +251,7 @@ def _prose(observe: Observe[F]) -> tuple[dict[str, Any], list[Evidence]]:
             sources.append(cite(source, says))
         elif name not in _SECTIONS:
             raise ValueError(f"unknown section {name} in its docstring; known: {', '.join(_SECTIONS)}, Source")
+        # By identity: a second section of the same words is refused, too
         elif texts.setdefault(_SECTIONS[name], text) is not text:
             raise ValueError(f"two sections {name} in its docstring")
     return texts, sources
@@ -270,7 +272,7 @@ class Verdict(NamedTuple):
 
 def judge(rules: Iterable[Rule[F]], facts: F) -> Verdict:
     """Judge the facts by the rules. A rule that observed something before it raised `Unknown` is in both lists."""
-    found: list[Finding] = []
+    findings: list[Finding] = []
     not_run: list[NotRun] = []
     for rule in rules:
         if rule.meant_for and rule.meant_for(facts) is not None:
@@ -280,11 +282,11 @@ def judge(rules: Iterable[Rule[F]], facts: F) -> Verdict:
             not_run.append(NotRun(id=rule.id, reason=lacking))
             continue
         try:
-            for seen in rule.observations(facts):
-                found.append(finding(rule, seen))  # noqa: PERF401  # findings before an Unknown are kept
+            for observation in rule.observations(facts):
+                findings.append(finding(rule, observation))  # noqa: PERF401  # findings before an Unknown are kept
         except Unknown as unknown:
             not_run.append(NotRun(id=rule.id, reason=str(unknown)))
-    return Verdict(by_severity(found), not_run)
+    return Verdict(by_severity(findings), not_run)
 
 
 def finding(rule: Description, seen: Observation) -> Finding:
@@ -299,6 +301,7 @@ def finding(rule: Description, seen: Observation) -> Finding:
         scope=rule.scope,
         verify=rule.verify,
         evidence=list(dict.fromkeys((*seen.evidence, *rule.evidence))),
+        # JSON has no number that is not finite
         values={name: real(value) if isinstance(value, float) else value for name, value in seen.values.items()},
     )
 
@@ -393,12 +396,12 @@ def matching(known: Sequence[str], entries: Iterable[str], option: str) -> list[
     Raises:
         ConfigError: no id begins with an entry.
     """
-    asked = [entry.strip().upper() for given in entries for entry in given.split(",")]
-    strange = [entry for entry in asked if not _hits(known, entry)]
+    beginnings = [entry.strip().upper() for text in entries for entry in text.split(",")]
+    strange = [entry for entry in beginnings if not _hits(known, entry)]
     if strange:
         names = ", ".join(entry or "an empty text" for entry in strange)
         raise ConfigError(f"--{option}: no rule is called {names}", advice=f"rules: {' '.join(known)}")
-    return [rule_id for rule_id in known if any(rule_id in _hits(known, entry) for entry in asked)]
+    return [rule_id for rule_id in known if any(rule_id in _hits(known, entry) for entry in beginnings)]
 
 
 def _hits(known: Sequence[str], entry: str) -> list[str]:
@@ -435,10 +438,10 @@ def excluded_rules(
     Raises:
         ConfigError: the file cannot be read, or no id begins with an entry.
     """
-    given = {"select": list(select), "ignore": list(ignore)}
+    arguments = {"select": list(select), "ignore": list(ignore)}
     filed = Preferences() if settings is None else read_preferences(Path(settings))
-    wanted = _matching(ids, given["select"], filed.select, "select") if given["select"] or filed.select else ids
-    return left_out(ids, wanted, _matching(ids, given["ignore"], filed.ignore, "ignore"))
+    wanted = _matching(ids, arguments["select"], filed.select, "select") if arguments["select"] or filed.select else ids
+    return left_out(ids, wanted, _matching(ids, arguments["ignore"], filed.ignore, "ignore"))
 
 
 def _matching(ids: Sequence[str], given: list[str], filed: list[str], option: str) -> list[str]:
@@ -461,6 +464,8 @@ def rule_cards() -> tuple[RuleCard, ...]:
 
     of_reports = (*WEIGHTS_RULES, *JOINS, *MERGE_RULES, *SERVED_RULES)
     every: tuple[Description, ...] = (*RULES, *DATA_RULES, *DETECTORS, *of_reports)
+    # Some rules on weights and on data judge logs, too. Of one id the last card stays, so the weights' own come after
+    # those of the log.
     cards = {rule.id: card(rule) for rule in every}
     return tuple(sorted(cards.values(), key=lambda each: GROUPS.index(each.groups[0])))
 

@@ -138,9 +138,8 @@ def _cancelled(report: MergeCheckReport) -> Iterator[Observation]:
         a plain mean of updates loses
     """
     signs = report.signs
-    if (
-        signs is not None and signs.cancelled - 2.0 * signs.cancelled_error > CANCELLED.value
-    ):  # beyond the sample's error
+    # Entries are sampled: the share must be over the bound by more than the sample's error
+    if signs is not None and signs.cancelled - 2.0 * signs.cancelled_error > CANCELLED.value:
         yield Observation(
             f"{signs.cancelled:.0%} of the updates' magnitude cancels in their sum; {signs.conflict:.0%} of the "
             "entries have opposite signs.",

@@ -40,8 +40,8 @@ def judge_config(
         judge([rule], planned if _is_asked(rule, around.stated) else facts) for rule in RULES if rule.id not in reasons
     ]
     skipped = [NotRun(id=rule_id, reason=reason) for rule_id, reason in reasons.items()]
-    found = by_severity([item for verdict in verdicts for item in verdict.findings])
-    return Verdict(found, [item for verdict in verdicts for item in verdict.not_run] + skipped)
+    findings = by_severity([item for verdict in verdicts for item in verdict.findings])
+    return Verdict(findings, [item for verdict in verdicts for item in verdict.not_run] + skipped)
 
 
 def _is_asked(rule: Rule[Facts], stated: frozenset[str]) -> bool:

@@ -107,6 +107,7 @@ def _attention_only(facts: Facts) -> Iterator[Observation]:
     Verify: same parameters, same steps, with and without the MLP: compare held-out loss
     """
     lora = facts.config.lora
+    # These are fused weights of experts, which are MLPs
     if lora.extras.get("target_parameters"):
         return
     if lora.extras.get("target_modules_null") and lora.target_modules is None:
@@ -316,6 +317,7 @@ def _reach(facts: Facts) -> Iterator[Observation]:
         yield Observation(
             f"nothing in {coverage.base} matches {few(shown)}",
             {"unmatched_targets": missed},
+            # `asked` adds to misspelt names only; others that match nothing are usual in lists made for many families
             severity="info" if shown == missed else "warning",
             action=elsewhere or "correct the spelling, or leave the name out",
         )

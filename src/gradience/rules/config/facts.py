@@ -191,6 +191,7 @@ class Facts:
             return self.around.epochs_seen
         training = self.config.training
         examples = training.extras.get("train_examples")
+        # Only a check of the data notes train_tokens; its examples are what a step takes, packed sequences too
         if self.max_steps is not None and "train_tokens" in training.extras and isinstance(examples, int) and examples:
             return self.steps * self.effective_batch / examples
         if training.extras.get("epochs_overridden"):
@@ -228,12 +229,13 @@ class Facts:
     def warmup_share(self) -> float:
         """Warm-up steps as a share of all steps. warmup_steps overrides warmup_ratio, as in transformers."""
         training = self.config.training
-        asked = None if training.warmup_steps is None else as_float(training.warmup_steps)
-        if asked is not None and asked >= 1:
-            return asked / self.steps
-        if asked is not None and asked > 0:
-            return asked
-        return 0.0 if asked == 0 and training.warmup_ratio is None else self._warmup_ratio
+        warmup = None if training.warmup_steps is None else as_float(training.warmup_steps)
+        if warmup is not None and warmup >= 1:
+            return warmup / self.steps
+        if warmup is not None and warmup > 0:
+            return warmup
+        # 0 is transformers' default for warmup_steps, and leaves warmup_ratio in force
+        return 0.0 if warmup == 0 and training.warmup_ratio is None else self._warmup_ratio
 
     @property
     def has_warmup(self) -> bool:
@@ -370,8 +372,8 @@ def quantities(config: ConfigSnapshot) -> dict[str, Real]:
     Quantities it does not determine are left out. The rules that need one say why it is unknown.
     """
     facts = Facts(config)
-    found: dict[str, Real] = {}
+    known: dict[str, Real] = {}
     for name, read in (_OF_TRAINING if about_lora(facts) else _OF_LORA | _OF_TRAINING).items():
         with suppress(Unknown):
-            found[name] = real(float(read(facts)))
-    return found
+            known[name] = real(float(read(facts)))
+    return known

@@ -149,6 +149,7 @@ def _severity(family: Family, missed: list[str], left: list[str]) -> Severity:
     if not left:
         return "error"
     own = [name for name in missed if name.rpartition(".")[2] not in known_modules()]
+    # Names of joined modules, such as qkv_proj, hold one of theirs. A single letter, as of T5, is in every name
     joined = any(leaf in name.lower() for name in own for leaf in family.leaves if len(leaf) > 1)
     misspelt = joined or any(meant(name, family.leaves) for name in own)
     return "warning" if misspelt or len(missed) >= len(left) else "info"
@@ -156,9 +157,12 @@ def _severity(family: Family, missed: list[str], left: list[str]) -> Severity:
 
 def _unmatched_expression(facts: Facts, family: Family, targets: str) -> Iterator[Observation]:
     try:
+        # A table's keys match from a dot to a path's end, as rank_pattern's do; an expression in target_modules has to
+        # match the whole name (PEFT: re.fullmatch)
         table = PatternTable([f"^(?:{targets})$"])
     except AdapterError as error:
         raise Unknown(f"target_modules: {error}") from error
+    # Where the number of layers is not known, enough are tried that an expression for a late layer matches
     names = dict.fromkeys(family.module_names(facts.layers or _MOST_LAYERS))
     hits = {_root(name): name for name in names if table.matching(name)}
     if facts.around.moment != "to come":
@@ -308,6 +312,7 @@ def _unsaved(facts: Facts) -> Iterator[Observation]:
 
 def _is_held(name: str, family: Family) -> bool:
     """Whether PEFT finds the name: it saves every module whose path ends with it, at any letter."""
+    # The dot in front makes a number at the beginning one between dots, which is * in the family's paths
     wanted = _NUMBER.sub("*", f".{name}").removeprefix(".")
     former = set(family.former.split())
     holders = {path for whole in family.paths for path in _upwards(whole)} | former

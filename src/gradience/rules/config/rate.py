@@ -93,6 +93,7 @@ def _full_fine_tuning_rate(facts: Facts) -> Iterator[Observation]:
     if lr > LOW_LR.value or _step(facts, default=0.0) >= USUAL_STEP.value:
         return
     source = str(facts.config.extras.get("format") or facts.config.training.extras.get("trainer") or "")
+    # NaN is close to no rate
     value, name = _DEFAULTS.get(source, (math.nan, ""))
     named = f", the default of {name}" if math.isclose(lr, value) else ""
     sure = facts.objective.kind == "sft" and facts.objective.stated
@@ -151,6 +152,7 @@ def _high_rate(facts: Facts) -> Iterator[Observation]:
     lr = facts.adam_lr
     if lr <= BAND_TOP.value or _step(facts, default=math.inf) <= BEST_STEP.value:
         return
+    # Asked only now: lr is the highest rate of the groups, so none is above a bound that lr is not above
     _refuse_groups(facts, BAND_TOP)
     diverges = lr >= DIVERGENT_LR.value
     what = f"at lr {lr:g} most LoRA runs of a 35-model sweep diverged"
@@ -242,9 +244,9 @@ def _spiking_corner(facts: Facts) -> Iterator[Observation]:
         return
     r, alpha, lr = facts.r, facts.alpha, facts.lr
     if r >= RANK_HIGH.value and alpha >= SPIKE_ALPHA_RATIO.value * r and lr >= SPIKE_LR.value:
-        seen = f"r {r}, alpha {alpha:g} and lr {lr:g} together"
+        three = f"r {r}, alpha {alpha:g} and lr {lr:g} together"
         yield Observation(
-            f"{seen} are a combination for which loss spikes were published", {"r": r, "alpha": alpha, "lr": lr}
+            f"{three} are a combination for which loss spikes were published", {"r": r, "alpha": alpha, "lr": lr}
         )
 
 

@@ -341,6 +341,7 @@ def _in_bitsandbytes(facts: Facts) -> bool:
     """Whether the base is stored in bitsandbytes' formats, by its config.json or else by its name."""
     if facts.around.model is not None:
         return facts.around.model.quant_method == "bitsandbytes"
+    # As in names such as llama-3-8b-bnb-4bit
     return "bnb" in re.split(r"[^a-z0-9]+", (facts.config.model_name or "").lower())
 
 
@@ -360,10 +361,10 @@ def known_engines(given: Iterable[str]) -> tuple[Engine, ...]:
     Raises:
         ConfigError: an engine is not known.
     """
-    asked = [name.strip().lower() for item in given for name in item.split(",")]
-    if strange := sorted(name or "an empty text" for name in asked if name not in ENGINES):
+    names = [name.strip().lower() for item in given for name in item.split(",")]
+    if strange := sorted(name or "an empty text" for name in names if name not in ENGINES):
         raise ConfigError(f"no engine is called {', '.join(strange)}", advice=f"engines: {', '.join(ENGINES)}")
-    return tuple(engine for engine in ENGINES if engine in asked)
+    return tuple(engine for engine in ENGINES if engine in names)
 
 
 def _effects(effect: Effect, facts: Facts) -> Iterator[Observation]:
@@ -468,6 +469,7 @@ def _rank_sizes(facts: Facts) -> Iterator[Observation]:
     Verify: memory of the engine with and without the adapter
     """
     engines = _engines(facts)
+    # A slot has one size for all modules, so the largest rank decides
     ranks = [facts.r, *(facts.config.lora.rank_pattern or {}).values()]
     for sizes in RANKS:
         if sizes.engine in engines:

@@ -162,13 +162,14 @@ def _output_in_use(facts: Facts) -> Iterator[Observation]:
         raise Unknown(facts.around.no_output)
     extras = facts.config.training.extras
     if facts.around.output and not extras.get("resumes") and not extras.get("overwrites_output"):
-        held = ", ".join(facts.around.output)
-        yield Observation(f"the output folder already holds a run: {held}", {"holds": list(facts.around.output)})
+        names = ", ".join(facts.around.output)
+        yield Observation(f"the output folder already holds a run: {names}", {"holds": list(facts.around.output)})
 
 
 def _checkpoints(facts: Facts) -> int:
     """Checkpoints that the run writes; one more at the end is not counted."""
     if given(facts.config.training.save_strategy, "save_strategy") == "epoch":
+        # The Trainer ends an epoch, and saves, also where the run ends within it
         return math.ceil(facts.epochs)
     every = facts.saved_every
     return 0 if math.isinf(every) else int(facts.steps // every)
@@ -202,6 +203,7 @@ def _best_is_deleted(facts: Facts) -> Iterator[Observation]:
         raise Unknown(f"a recipe of {program}, which may have the best checkpoint kept by itself")
     kept = given(training.save_total_limit, "save_total_limit")
     evaluated = given(training.eval_strategy, "eval_strategy") != "no"
+    # transformers deletes no checkpoint at a limit of 0 or less
     if kept < 1 or not evaluated or training.load_best_model_at_end or training.metric_for_best_model:
         return
     saved = _checkpoints(facts)
@@ -363,6 +365,7 @@ def _removed_ratio(facts: Facts) -> Iterator[Observation]:
     if ratio is None or as_float(ratio) <= 0:
         return
     version = given(facts.transformers, "the version of transformers (it is not installed here), which")
+    # By parts, because 5.10 is less than 5.2 as a number; the threshold itself, being a number, can hold no 5.10
     if _major_minor(version) >= _major_minor(str(WARMUP_RATIO_REMOVED.value)):
         yield Observation(
             f"warmup_ratio is set, and transformers {version} (installed here) has no such argument",

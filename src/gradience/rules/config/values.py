@@ -56,6 +56,7 @@ _VALUES = (
     _Value("num_labels", lambda c: c.num_labels, _COUNT),
     _Value("warmup_steps", lambda c: c.training.warmup_steps, _NOT_NEGATIVE),
     _Value("warmup_ratio", lambda c: c.training.warmup_ratio, _SHARE),
+    # The Trainer clips above 0 only, so 0 is how clipping is turned off
     _Value("max_grad_norm", lambda c: c.training.max_grad_norm, _NOT_NEGATIVE),
 )
 _ALWAYS_WANTED = {"lr", "r", "lora_alpha"}

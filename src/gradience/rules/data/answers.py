@@ -132,13 +132,13 @@ def _phrases(data: DataReport) -> Iterator[Observation]:
             f"{counted(refusing, answers, 'answers')} begin as a refusal or an apology", values(refusing, answers)
         )
         return
-    found = data.repeated
+    repeated = data.repeated
     is_one = data.answers.most_common >= SAME_ANSWER.value * answers  # one whole answer is for DAT312
-    if not is_one and found.answers >= FEW_ANSWERED.value and found.rows.count >= THIRD.value * found.answers:
+    if not is_one and repeated.answers >= FEW_ANSWERED.value and repeated.rows.count >= THIRD.value * repeated.answers:
         yield Observation(
-            f"{counted(found.rows, found.answers, 'answers')} share a sentence or their beginning",
-            values(found.rows, found.answers),
-            severity="info" if found.rows.count >= FORM.value * found.answers else None,
+            f"{counted(repeated.rows, repeated.answers, 'answers')} share a sentence or their beginning",
+            values(repeated.rows, repeated.answers),
+            severity="info" if repeated.rows.count >= FORM.value * repeated.answers else None,
         )
 
 
@@ -191,10 +191,10 @@ def _conflict(data: DataReport) -> Iterator[Observation]:
     """
     rows = data.seen.conflict
     if rows.count:
-        found = (
+        says = (
             "prefer what an earlier row rejects" if data.pairs else "have the text of an earlier row and another label"
         )
-        yield on_rows(data, rows, found)
+        yield on_rows(data, rows, says)
 
 
 @DataRule(
@@ -214,16 +214,16 @@ def _documents(data: DataReport) -> Iterator[Observation]:
     Verify: their text (--set show_rows=true)
     Source: definition -- lines that begin as most rows begin
     """
-    found = data.documents
-    if not found.rows:
+    texts = data.documents
+    if not texts.rows:
         raise Unknown("the rows are no text")
-    single = found.begun - found.joined.count
-    begins = found.begun >= HALF.value * found.rows and single >= HALF.value * found.joined.count
-    if begins and found.joined.count >= SLIPS.value * found.rows:
+    single = texts.begun - texts.joined.count
+    begins = texts.begun >= HALF.value * texts.rows and single >= HALF.value * texts.joined.count
+    if begins and texts.joined.count >= SLIPS.value * texts.rows:
         yield Observation(
-            f"{counted(found.joined, found.rows)} hold {found.label!r}, which begins most rows, on later lines again: "
+            f"{counted(texts.joined, texts.rows)} hold {texts.label!r}, which begins most rows, on later lines again: "
             "several documents in one row",
-            values(found.joined, found.rows),
+            values(texts.joined, texts.rows),
         )
 
 
@@ -244,13 +244,13 @@ def _languages(data: DataReport) -> Iterator[Observation]:
     Verify: their text (--set show_rows=true)
     Source: definition -- the language that py3langid finds, where it is sure
     """
-    found = data.languages
-    if found.reason or not found.stated:
-        raise Unknown(found.reason or "no row states its language (a column language or lang)")
-    if share(found.rows, found.stated) >= SOME.value:
+    languages = data.languages
+    if languages.reason or not languages.stated:
+        raise Unknown(languages.reason or "no row states its language (a column language or lang)")
+    if share(languages.rows, languages.stated) >= SOME.value:
         yield Observation(
-            f"{counted(found.rows, found.stated)} have an answer in another language than they state",
-            values(found.rows, found.stated),
+            f"{counted(languages.rows, languages.stated)} have an answer in another language than they state",
+            values(languages.rows, languages.stated),
         )
 
 

@@ -117,6 +117,7 @@ def _balance(data: DataReport) -> Iterator[Observation]:
     Verify: accuracy per class; the labels of the whole file (--set samples=all)
     Source: definition -- rows of the most frequent label over all rows
     """
+    # The report has the most frequent label first
     label, most = next(iter(data.labels.items()))
     part, kinds = most / data.rows_read, {"label": label, "rows": most, "labels": data.labels_total}
     if data.labels_total == 1:
@@ -287,33 +288,33 @@ def _overlap(data: DataReport) -> Iterator[Observation]:
     Verify: the evaluation loss on the other rows
     Source: benchmarks/data.py -- what MinHash finds and misses: docs/evidence/data.md
     """
-    found = data.overlap
-    if found is None:
+    overlap = data.overlap
+    if overlap is None:
         raise Unknown("no evaluation set is given (--eval-data)")
-    kinds = ((found.exact, "exactly"), (found.by_words, "word for word"), (found.near, "nearly"))
+    kinds = ((overlap.exact, "exactly"), (overlap.by_words, "word for word"), (overlap.near, "nearly"))
     both = sum(rows.count for rows, _ in kinds)
     if both:
-        parts = [f"{counted(rows, found.eval_rows)} {how}" for rows, how in kinds if rows.count]
+        parts = [f"{counted(rows, overlap.eval_rows)} {how}" for rows, how in kinds if rows.count]
         yield Observation(
             f"evaluation rows are also in the training set: {', '.join(parts)}",
             {
-                "exact": found.exact.count,
-                "by_words": found.by_words.count,
-                "near": found.near.count,
-                "eval_rows": found.eval_rows,
+                "exact": overlap.exact.count,
+                "by_words": overlap.by_words.count,
+                "near": overlap.near.count,
+                "eval_rows": overlap.eval_rows,
                 "first_of_eval": next((rows.first for rows, _ in kinds if rows.count), []),
             },
-            severity="error" if both >= SOME.value * found.eval_rows else None,
+            severity="error" if both >= SOME.value * overlap.eval_rows else None,
         )
-    if (rows := found.other_answer).count:
-        held = values(rows, found.eval_rows)
+    if (rows := overlap.other_answer).count:
+        counts = values(rows, overlap.eval_rows)
         yield Observation(
-            f"{counted(rows, found.eval_rows, 'evaluation rows')} ask what the training set asks, with other answers",
-            {"first_of_eval" if name == "first" else name: value for name, value in held.items()},
+            f"{counted(rows, overlap.eval_rows, 'evaluation rows')} ask what the training set asks, with other answers",
+            {"first_of_eval" if name == "first" else name: value for name, value in counts.items()},
             confidence=0.8,
         )
-    if not found.near_judged:
-        raise Unknown(found.near_reason)
+    if not overlap.near_judged:
+        raise Unknown(overlap.near_reason)
     if data.sampled and not both:
         raise Unknown("a sample of the training rows shows few of the overlaps: --set samples=all")
 

@@ -176,13 +176,13 @@ def _end(data: DataReport) -> Iterator[Observation]:
         raise Unknown("the tokenizer has no end token")
     if not data.whole_rows:
         raise Unknown("no supervised answer is complete")
-    seen, whole = data.seen.end_supervised, data.whole_rows
-    if share(seen, whole) >= HALF.value:
+    supervised, whole = data.seen.end_supervised, data.whole_rows
+    if share(supervised, whole) >= HALF.value:
         return
     if _masked_as_padding(data):
         raise Unknown("the end token is masked with the padding (see DAT308)")
     ends = " or ".join(data.end_tokens)
-    counts = {"with_end": seen.count, "whole": whole, "end_tokens": data.end_tokens, "turn_end": data.turn_end}
+    counts = {"with_end": supervised.count, "whole": whole, "end_tokens": data.end_tokens, "turn_end": data.turn_end}
     if data.turn_end:
         yield Observation(
             f"answers end with {data.turn_end}, and generation ends at {ends}",
@@ -190,11 +190,11 @@ def _end(data: DataReport) -> Iterator[Observation]:
             severity="warning",
             action=f"set eos_token to {data.turn_end}, or add it to eos_token_id of generation_config.json",
         )
-    elif not seen.count:
+    elif not supervised.count:
         yield Observation(f"no answer has a supervised end token ({ends})", counts)
     else:
         yield Observation(
-            f"an end token ({ends}) is supervised in {counted(seen, whole, 'whole answers')} only",
+            f"an end token ({ends}) is supervised in {counted(supervised, whole, 'whole answers')} only",
             counts,
             severity="warning",
         )

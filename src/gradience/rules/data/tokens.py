@@ -52,8 +52,8 @@ def _cut(data: DataReport) -> Iterator[Observation]:
         raise Unknown("packing puts what is beyond the limit into the next sequence: nothing is cut off")
     if not rows.count:
         return
-    lost, asked = tokens.total - tokens.kept, data.seen.question_cut
-    questions = f", and {counted(asked, data.rows_read)} lose a part of a question" if asked.count else ""
+    lost, cut = tokens.total - tokens.kept, data.seen.question_cut
+    questions = f", and {counted(cut, data.rows_read)} lose a part of a question" if cut.count else ""
     left_out = ", and the trainer leaves them out" if data.overlong == "left_out" else ""
     yield on_rows(
         data,

@@ -86,9 +86,9 @@ def _unwritten(data: DataReport) -> Iterator[Observation]:
     if not data.template:
         raise Unknown("no chat template is used")
     for role, rows in data.unwritten_roles.items():
-        found = f"hold turns of the role {role[:40]!r}, which the chat template leaves out"
+        says = f"hold turns of the role {role[:40]!r}, which the chat template leaves out"
         severity: Severity | None = "warning" if role in _OFTEN_DROPPED else None
-        yield on_rows(data, rows, found, severity=severity, role=role[:40])
+        yield on_rows(data, rows, says, severity=severity, role=role[:40])
     if data.calls_unwritten and data.masked_by == "trl" and not data.seen.translated.count:  # others write their own
         calls = max(data.seen.arguments_text, data.seen.arguments_object, key=lambda rows: rows.count)
         action = "use a chat template that writes tool_calls"
@@ -166,8 +166,8 @@ def _inverted(data: DataReport) -> Iterator[Observation]:
     if share(rows, data.rows_read) >= HALF.value:
         yield on_rows(data, rows, "have their beginning in the loss and their end outside of it")
     elif rows.count:
-        found = "have their beginning in the loss and their end outside of it"
-        yield on_rows(data, rows, found, severity="warning")
+        says = "have their beginning in the loss and their end outside of it"
+        yield on_rows(data, rows, says, severity="warning")
 
 
 @DataRule("DAT336", severity="warning", confidence=0.8, needs=(_spoken,), evidence=_SEEN)

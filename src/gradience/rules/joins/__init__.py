@@ -198,19 +198,19 @@ def correlate(correlations: Iterable[Correlation], symptoms: Iterable[Symptom], 
         observed = correlation.observe(left, silent)
         if observed is not None:
             pieces = [_piece(symptom) for symptom in observed.taken]
-            found = msgspec.structs.asdict(finding(correlation, observed.seen))
-            causes.append(Cause(**found, joined=True, pieces=pieces))
+            fields = msgspec.structs.asdict(finding(correlation, observed.seen))
+            causes.append(Cause(**fields, joined=True, pieces=pieces))
             left = _without(left, observed.taken)
     return Correlated(causes, left)
 
 
 def _fitting(needed: Iterable[Needs], symptoms: Sequence[Symptom], silent: Silent) -> list[Symptom]:
-    found: list[Symptom] = []
+    fitting: list[Symptom] = []
     for needs in needed:
         if needs.silent and silent.issuperset((needs.source, rule) for rule in needs.silent_ids):
-            found.append(Symptom(needs.source, " ".join(needs.silent_ids), Observation(needs.says)))
-        found += [symptom for symptom in _without(symptoms, found) if _fits(needs, symptom)]
-    return found
+            fitting.append(Symptom(needs.source, " ".join(needs.silent_ids), Observation(needs.says)))
+        fitting += [symptom for symptom in _without(symptoms, fitting) if _fits(needs, symptom)]
+    return fitting
 
 
 def _fits(needs: Needs, symptom: Symptom) -> bool:

@@ -61,10 +61,10 @@ def config_symptoms(report: CheckReport) -> list[Symptom]:
 
 def log_symptoms(report: MonitorReport) -> list[Symptom]:
     """The findings on the log, and the fact that nothing held-out was measured in it."""
-    found = symptoms_of("log", report.findings)
+    symptoms = symptoms_of("log", report.findings)
     if report.evals or report.account.evaluations or not report.train.rows:
-        return found
-    return [*found, _fact("log", "no_evaluation", "the log holds no evaluation")]
+        return symptoms
+    return [*symptoms, _fact("log", "no_evaluation", "the log holds no evaluation")]
 
 
 def symptoms_of(source: SourceKind, findings: Iterable[Finding]) -> list[Symptom]:
@@ -197,6 +197,7 @@ def _rank(lora: LoraSnapshot, modules: Sequence[ModuleAudit]) -> Iterator[tuple[
         return
     allowed = {lora.r, *(lora.rank_pattern or {}).values()}
     wrong = [m for m in modules if m.r not in allowed]
+    # PEFT saves an adapter whose start was taken out of the base as a plain LoRA of twice the rank and alpha
     if wrong and not (start_of(lora.init).doubled and all(m.r == 2 * lora.r for m in wrong)):
         yield f"r={lora.r}", f"r={wrong[0].r} on disk in {wrong[0].name}"
 
@@ -240,10 +241,11 @@ def recorded_disagreements(monitor: MonitorReport, report: AuditReport) -> list[
     """
     recorded = monitor.lora_audit or {}
     counts = [(recorded.get(key), getattr(report.summary, key), name) for key, name in _RECORDED]
-    differ = [(logged, found, name) for logged, found, name in counts if type(logged) is int and logged != found]
+    # type() and not isinstance, because JSON's true is an int to Python
+    differ = [(logged, in_file, name) for logged, in_file, name in counts if type(logged) is int and logged != in_file]
     if not report.modules or len(differ) < len(_RECORDED):
         return []
-    return [symptom for logged, found, name in differ for symptom in _recorded_pair(name, logged, found)]
+    return [symptom for logged, in_file, name in differ for symptom in _recorded_pair(name, logged, in_file)]
 
 
 def _recorded_pair(name: str, logged: int, found: int) -> list[Symptom]:
@@ -279,6 +281,7 @@ def sum_of_rates(run: RunSeries, config: ConfigSnapshot) -> float | None:
     Between two rows it is the larger of theirs, before the first row the configured one, after the last row the last.
     """
     optimizer, planned = config.optimizer, config.training.planned_steps
+    # What was seen in the run goes before the settings: a script may have made its own optimizer
     wired = (w.optimizer.names for w in reversed(run.wirings) if w.optimizer and w.optimizer.names)
     names = next(wired, [optimizer.name or ""])
     if optimizer.lr is None or optimizer.extras.get("lr_groups"):
@@ -286,9 +289,10 @@ def sum_of_rates(run: RunSeries, config: ConfigSnapshot) -> float | None:
     if not all(name.lower().startswith(_SIGN_LIKE) for name in names):
         return None
     total, step, rate = 0.0, 0, as_float(optimizer.lr)
-    for at, found in zip(run.steps, run.rates, strict=True):
-        if at > step and math.isfinite(found):
-            total, step, rate = total + (at - step) * max(rate, found), at, found
+    for at, next_rate in zip(run.steps, run.rates, strict=True):
+        # A rate that was not logged is NaN; the next one that was stands for its steps, too
+        if at > step and math.isfinite(next_rate):
+            total, step, rate = total + (at - step) * max(rate, next_rate), at, next_rate
     return total + max(0, (run.last_step or 0) - step, (planned or 0) - step) * rate
 
 

@@ -83,6 +83,7 @@ def higher_is_better(name: str) -> bool | None:
     [False, True, True, False, True, None]
     """
     plain = re.sub(r"[^a-z0-9]+", "_", name.lower()).strip("_")
+    # Asked first, because names such as top_5_error and auc_loss have words of both
     if _FALLS.search(plain):
         return False
     return True if _RISES.search(plain) else None
@@ -171,6 +172,7 @@ def _floor(facts: RunFacts, loss: LossKind) -> float | None:
         return 0.0
     if loss != "classification" or not facts.num_labels or facts.num_labels < 2:
         return None
+    # The smoothed target is 1 - s + s / K for the label, and s / K for each other class
     rest = smoothed / facts.num_labels
     true = 1.0 - smoothed + rest
     return -true * math.log(true) - (facts.num_labels - 1) * rest * math.log(rest)
@@ -179,13 +181,13 @@ def _floor(facts: RunFacts, loss: LossKind) -> float | None:
 def values_of(metrics: EvalMetrics) -> Mapping[str, float]:
     """The finite numbers of an evaluation that say how good the model is, by name; the loss among them."""
     named = {_LOSS: metrics.loss, "accuracy": metrics.accuracy}
-    found = {name: as_float(value) for name, value in named.items() if value is not None}
+    numbers = {name: as_float(value) for name, value in named.items() if value is not None}
     extras = metrics.extras  # made anew whenever it is asked for
     for name in extras:
         value = number_in(extras, name)
         if value is not None and not _OPERATIONAL.fullmatch(name.lower()):
-            found.setdefault(name, value)
-    return {name: value for name, value in found.items() if math.isfinite(value)}
+            numbers.setdefault(name, value)
+    return {name: value for name, value in numbers.items() if math.isfinite(value)}
 
 
 def _metrics(facts: RunFacts, split: str | None) -> Iterator[MetricAccount]:
@@ -218,6 +220,7 @@ def _error(values: Sequence[float], shown: EvalPoint | None) -> float:
     n = shown.metrics.n if shown is not None else None
     if fraction and n:
         middle = median(values)
+        # Half an example at least, because the binomial error is 0 at a share of 0 or 1
         return 1.96 * math.sqrt(max(middle * (1.0 - middle), 0.25 / n) / n)
     if len(values) >= FEW_EVALS:  # of a curve that is steep at first, the second half
         return EVAL_NOISE.value * min(
@@ -260,10 +263,11 @@ def _selection(facts: RunFacts, metrics: Sequence[MetricAccount], curve: HeldOut
     training, chosen = facts.config.training, facts.chosen
     value, step = number_in(chosen, "best_metric"), number_in(chosen, "best_step")
     by = (training.metric_for_best_model or "").removeprefix("eval_") or None
+    # trainer_state.json has the best value, and not of what: so it is what had this value
     if by is None and value is not None:
-        held = [metric.name for metric in metrics if metric.best is not None and math.isclose(metric.best, value)]
+        names = [metric.name for metric in metrics if metric.best is not None and math.isclose(metric.best, value)]
         of_loss = curve is not None and any(math.isclose(loss, value) for loss in curve.losses)
-        by = _LOSS if of_loss else held[0] if held else None
+        by = _LOSS if of_loss else names[0] if names else None
     if by is None and training.load_best_model_at_end:
         by = _LOSS
     up = training.greater_is_better
@@ -333,6 +337,7 @@ def _pair(facts: RunFacts, curve: HeldOutCurve | None, place: int) -> LossPair |
             split=curve.split, step=step, held_out=held_out, train=own, rows=0, first_step=step, last_step=step
         )
     near = _rows_near(facts, step)
+    # A loss of exactly 0 is a NaN that was masked, or a batch without labels
     losses = [loss for row in near if (loss := facts.series.losses[row]) and math.isfinite(loss)]
     if not losses:
         return None
@@ -396,6 +401,7 @@ def _schedule(facts: RunFacts) -> Schedule:
     training, optimizer = facts.config.training, facts.config.optimizer
     points = facts.rate.points
     logged = facts.peak_rate if facts.rate.values else None
+    # With lr_from the settings were made of the log, and their rate is the largest that was logged
     configured = None if optimizer.lr is None or "lr_from" in optimizer.extras else as_float(optimizer.lr)
     if configured is not None and logged is not None and logged > configured * 1.01:
         configured = None  # of another run, or scaled by the trainer

@@ -66,13 +66,13 @@ class _Row(NamedTuple):
 
 def advice(facts: RunFacts, findings: Iterable[Finding]) -> Advice | None:
     """The advice for the leading cause of the findings that are warnings or graver; None if nothing needs doing."""
-    grave = [found for found in findings if SEVERITIES.index(found.severity) >= _GRAVE]
-    causes = [(cause, found) for found in grave if (cause := RULE_OF[found.id].cause_of(found)) is not None]
-    for cause, found in sorted(causes, key=lambda item: _RANK[item[0]]):
-        case = _Case(account(facts), found.values)
+    grave = [finding for finding in findings if SEVERITIES.index(finding.severity) >= _GRAVE]
+    causes = [(cause, finding) for finding in grave if (cause := RULE_OF[finding.id].cause_of(finding)) is not None]
+    for cause, finding in sorted(causes, key=lambda item: _RANK[item[0]]):
+        case = _Case(account(facts), finding.values)
         row = next((row for row in _TABLE.get(cause, ()) if row.holds(case)), None)
         if row is not None:
-            return Advice(cause=cause, finding=found.id, text=row.text(case), alternative=row.alternative(case))
+            return Advice(cause=cause, finding=finding.id, text=row.text(case), alternative=row.alternative(case))
         if cause in _ENDS_IT:
             return None
     return None
@@ -94,6 +94,7 @@ def _saved_before(of: RunAccount, step: int | None) -> int | None:
     if every is None or step is None or last is None:
         return None
     saved = (step - 1) // every * every
+    # A limit on checkpoints keeps the newest
     oldest = 0 if of.saving.most is None else (last // every - of.saving.most + 1) * every
     return saved if saved >= max(every, oldest) else None
 
@@ -275,6 +276,5 @@ _TABLE: Final[Mapping[Cause, tuple[_Row, ...]]] = {
 }
 """Rows by cause, asked in order. `unfinished` is no warning, and needs none."""
 
-_ENDS_IT: Final = frozenset(
-    {"nothing_supervised", "not_finite", "rate_zero"}
-)  # advice on a lesser cause would be empty
+# Where these have no advice, advice on a lesser cause would be empty
+_ENDS_IT: Final = frozenset({"nothing_supervised", "not_finite", "rate_zero"})

@@ -218,6 +218,7 @@ def _one_answer(facts: RunFacts) -> Observation | None:
     if of.loss == "regression" or metric.name.rpartition("_")[2] in {"wer", "cer"}:
         raise Unknown("the metric is not of classes")
     scores = _scores(facts, metric)
+    # A score of 0 or 1 is of no majority, and `_tells_rows_apart` takes the logarithm of both shares
     if len(scores) >= EQUAL_EVALS.value and len(set(scores)) == 1 and 0.0 < scores[0] < 1.0:
         if _tells_rows_apart(facts, scores[0]):
             return None

@@ -195,10 +195,10 @@ def _creeping(facts: RunFacts) -> Observation | None:
     Action: keep numbers and no tensors from step to step: loss.item() or loss.detach()
     Verify: held_bytes of the throughput events after the change
     """
-    held = [(one.step, one.held_bytes) for one in _windows(facts) if one.step is not None and one.held_bytes]
-    if len(held) < WINDOWS:
+    ends = [(one.step, one.held_bytes) for one in _windows(facts) if one.step is not None and one.held_bytes]
+    if len(ends) < WINDOWS:
         raise Unknown("the memory between steps was not recorded")
-    steps, sizes = [float(step) for step, _ in held], [float(size) for _, size in held]
+    steps, sizes = [float(step) for step, _ in ends], [float(size) for _, size in ends]
     slope, error = _line(steps, sizes)
     middle = len(sizes) // 2
     early, late = sizes[middle] - sizes[0], sizes[-1] - sizes[middle]
@@ -209,7 +209,7 @@ def _creeping(facts: RunFacts) -> Observation | None:
     return Observation(
         f"The memory between steps grows by {gib(slope * 100)} every 100 steps{left}.",
         {"bytes_per_step": slope, "error": error, "held": sizes[-1]},
-        evidence=seen(f"held_bytes of {len(held)} windows, from {gib(sizes[0])} to {gib(sizes[-1])}"),
+        evidence=seen(f"held_bytes of {len(ends)} windows, from {gib(sizes[0])} to {gib(sizes[-1])}"),
     )
 
 
@@ -229,6 +229,7 @@ def _left(facts: RunFacts, held: float, slope: float, error: float) -> str:
     total = facts.run.paces[-1].total_bytes
     if total is None or total <= held:
         return ""
+    # Both are above 0, because the slope is over two of its errors
     soonest, latest = ((total - held) / (slope + sign * _SURE * error) for sign in (1, -1))
     return f": full in {soonest:,.0f}{f' to {latest:,.0f}' if round(latest) > round(soonest) else ''} steps"
 
@@ -264,6 +265,7 @@ def _out_of_memory(facts: RunFacts) -> Observation | None:
         raise Unknown("the memory, or its limit, was not recorded")
     if not named and memory < FULL.value * (total or 0):
         return None
+    # An error ended the step after the last one; where a process was killed is not known
     step = (facts.run.last_step or 0) + (1 if facts.status == "error" else 0)
     of = f": the highest before was {gib(memory)}{f' of {gib(total)}' if total else ''}" if memory else ""
     unsaid = facts.status in _KILLED and not named
@@ -336,6 +338,7 @@ def _peak(facts: RunFacts) -> Observation | None:
 def _came_with(facts: RunFacts, windows: Sequence[Throughput]) -> str:
     """What the last of these windows has that no earlier one has; empty if that is neither or both."""
     *earlier, last = windows
+    # A window ends as its row is logged, and the Trainer evaluates after that: then it is in the next window
     within = range(earlier[-1].step or 0, last.step or 0)
     evaluated = next((event.step for event in facts.history if event.step in within), None)
     longest = (last.longest or 0) > max(one.longest or 0 for one in earlier)

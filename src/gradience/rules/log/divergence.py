@@ -106,11 +106,11 @@ def _spike(facts: RunFacts) -> Observation | None:
     curve, rows = facts.loss, len(facts.loss.values)
     if rows < MANY_ROWS.value:
         raise Unknown(f"{rows} training rows: too few to tell a spike from the curve; it takes {MANY_ROWS.value:g}")
-    found = excesses(curve, loss_bar(facts, SPIKE_K.value))
-    if not found:
+    peaks = excesses(curve, loss_bar(facts, SPIKE_K.value))
+    if not peaks:
         return None
-    times = dict(found)
-    spikes = runs_of([place for place, _ in found])
+    times = dict(peaks)
+    spikes = runs_of([place for place, _ in peaks])
     worst = max(times, key=times.__getitem__)
     step, loss = facts.step(curve.rows[worst]), curve.values[worst]
     before, start = median(curve.values[max(0, worst - 8) : worst]), median(curve.values[:3])
@@ -179,7 +179,9 @@ def _levels(facts: RunFacts) -> _Levels | None:
     if by_class(facts) is not None:
         return None  # the loss jumps with the class of the rows
     fifth = max(1, len(points) // _FIFTH)
+    # Without the first row: a jump right after it, which `_at_once` looks for, would count as noise and hide itself
     sigma = noise([math.log(point) for point in points[1:]])
+    # Of three rows the first two, so that the end is no part of the start
     first_three = median(points[: min(3, len(points) - 1)])
     return _Levels(points, places, points[0], first_three, median(points[-fifth:]), fifth, sigma)
 
@@ -234,8 +236,8 @@ def _late(facts: RunFacts, of: _Levels) -> Observation | None:
     It is looked for in short windows, and in windows of a fifth, whose level is known better where rows are noisy.
     """
     short = max(_WINDOW, math.ceil(WINDOW_SHARE.value * len(of.points)))
-    found = (_risen(facts, of, width) for width in dict.fromkeys((short, max(short, of.fifth))))
-    return next((each for each in found if each is not None), None)
+    rises = (_risen(facts, of, width) for width in dict.fromkeys((short, max(short, of.fifth))))
+    return next((each for each in rises if each is not None), None)
 
 
 def _risen(facts: RunFacts, of: _Levels, width: int) -> Observation | None:
@@ -425,11 +427,13 @@ def other_scale(facts: RunFacts) -> Observation | None:
     Source: huggingface/transformers#35204 -- losses summed over the accumulation steps, not averaged
     Source: definition -- equal odds over K words cost ln K nats
     """
+    # GAP111 and the report call this function itself, without the needs of its rule
     if facts.objective.kind in {"rl", "preference"} or not facts.loss.values or divergence(facts) is not None:
         return None
     curve = facts.held_out_curve
     if curve is None:
         return _above_equal_odds(facts)
+    # Where evaluations are so dense, three rows reach back beyond the one before, to the losses of its steps
     dense = len(curve.losses) >= len(facts.loss.values) / 3
     pairs = [
         (losses[-1] if dense else median(losses), held_out)

@@ -52,9 +52,8 @@ _PARTS: Final = 5  # a column is cut into fifths; the first and the last are com
 START: Final = 3  # first rows that give the level at the start
 
 PROBES: Final = tuple(f"{SPECTRAL}/{name}" for name in PROBED)  # spectra of the adapter in training (spectral_every)
-KEPT: Final = frozenset(
-    {*SIGNALS, *TELLING, COMPONENTS, "mean_token_accuracy"}
-)  # names of further values of training rows that a summary keeps
+# Names of further values of training rows that a summary keeps
+KEPT: Final = frozenset({*SIGNALS, *TELLING, COMPONENTS, "mean_token_accuracy"})
 
 
 class Signal(NamedTuple):
@@ -223,8 +222,8 @@ class RunFacts:
         An evaluation that called the same as the one before has no event of its own.
         """
         looks = (at for at in self.run.wirings if (at.step or 0) <= (step or 0))
-        seen = [at.evaluation for at in looks if at.evaluation is not None]
-        return bool(seen) and (not seen[-1].called or seen[-1].adapted is False)
+        evaluations = [at.evaluation for at in looks if at.evaluation is not None]
+        return bool(evaluations) and (not evaluations[-1].called or evaluations[-1].adapted is False)
 
     @cached_property
     def logged(self) -> frozenset[str]:
@@ -290,6 +289,7 @@ class RunFacts:
     @cached_property
     def moved(self) -> bool:
         """Whether the gradient norm has a trend. It has none while the weights stand still."""
+        # The trend is looked for in logarithms, too
         points = [norm for norm in self.norm.outline(FEW_POINTS).points if norm > 0.0]
         return moves(points) <= MOVED.value
 
@@ -300,12 +300,13 @@ class RunFacts:
 
     def is_restored(self, event: Eval) -> bool:
         """Whether an evaluation measured a checkpoint restored at the end, and not the weights of its step."""
+        # By identity, because the evaluation of restored weights may equal an earlier one
         return id(event) in self._restored
 
     @cached_property
     def _restored(self) -> frozenset[int]:
         """Evaluations that repeat a step with the loss of an earlier one, or with any if the best is loaded."""
-        found, first = set(), dict[tuple[str, int | None], float]()
+        restored, first = set(), dict[tuple[str, int | None], float]()
         for event in self.history:
             at, loss = (event.split, event.step), loss_of(event)
             if at not in first:
@@ -313,8 +314,8 @@ class RunFacts:
             elif first[at] != loss:
                 earlier = loss > 0.0 and any(loss == other for key, other in first.items() if key[0] == at[0])
                 if earlier or self.config.training.load_best_model_at_end:
-                    found.add(id(event))
-        return frozenset(found)
+                    restored.add(id(event))
+        return frozenset(restored)
 
     @cached_property
     def curves(self) -> Sequence[HeldOutCurve]:
@@ -428,6 +429,7 @@ class LogRule(Rule[RunFacts]):
 
 def log_rule(rule: Description, observe: Observe[RunFacts], **more: Any) -> LogRule:
     """A rule of another family over the facts of a run: what the log holds is judged like a file."""
+    # The description alone: what the rule needs and observes is of the facts of its own family
     described = {each.name: getattr(rule, each.name) for each in fields(Description)}
     return LogRule(**described, observe=observe, **more)
 

@@ -84,6 +84,7 @@ def _explosion(facts: RunFacts) -> Observation | None:
     Source: Megatron-LM is_unexpectedly_large; ZClip -- 10 x the largest of 100; z-score over 2.5
     """
     curve = _norms(facts, JUMP_ROWS)
+    # A point stands for a block of rows, so fewer points are as many rows
     start = _grown(curve.points, math.ceil(LASTING.value / curve.block))
     if start is None:
         return _burst(facts, curve)
@@ -120,6 +121,7 @@ def _grown(points: Sequence[float], rows: int) -> int | None:
                 return i - run + 1
         else:
             run = 0
+            # A norm far above is left out, else the level would follow a growth that lasts
             insort(before, norm)
     return None
 
@@ -128,8 +130,8 @@ def _burst(facts: RunFacts, curve: BlockedSeries) -> Observation | None:
     """A jump that lasts three rows or more. Shorter ones are seen in healthy runs."""
     if curve.lowest <= 0.0 or facts.objective.kind == "rl":
         return None  # zeros have no logarithm; GRD108 reports them. Under RL a norm follows the spread of the rewards
-    found = [place for place, _ in excesses(curve, Bar(GRADIENT_K.value, GRADIENT_FLOOR.value, logarithmic=True))]
-    longest = max(runs_of(found), key=len, default=[])
+    places = [place for place, _ in excesses(curve, Bar(GRADIENT_K.value, GRADIENT_FLOOR.value, logarithmic=True))]
+    longest = max(runs_of(places), key=len, default=[])
     if len(longest) < LASTING.value:
         return None
     step, norm = facts.step(curve.rows[longest[0]]), curve.values[longest[0]]
@@ -176,6 +178,7 @@ def _vanishing(facts: RunFacts) -> Observation | None:
     rows = int(VANISHED_ROWS.value)
     early = median([x for x in islice(curve.points, max(5, len(curve.points) // 10)) if x > 0.0])
     bar = VANISHED_RATIO.value * early  # NaN if no early norm is over 0; no norm compares as less than NaN
+    # The median of a block hides single rows of 0, so a log that has some is read row by row
     exact = curve.lowest <= 0.0 and 0.0 in curve.values
     values, block = (curve.values, 1) if exact else (curve.points, curve.block)
     low = runs_of([i for i, norm in enumerate(values) if norm == 0.0 or norm < bar])
@@ -232,6 +235,7 @@ def _fitted(facts: RunFacts, first: int, last: int) -> bool:
     there = median([x for x in losses[first : last + 1] if math.isfinite(x)])
     metric = decisive_metric(account(facts))
     solved = metric is not None and metric.higher_is_better is True and metric.last >= SOLVED.value
+    # A loss of exactly 0 is not fitted, but a NaN that was masked, or a batch without labels (NUM102)
     return there != 0.0 and (abs(there) < MEMORIZED.value * early or (solved and abs(there) < FITTED.value))
 
 
@@ -287,6 +291,7 @@ class _Stretch(NamedTuple):
 def _stuck(facts: RunFacts) -> Observation | None:
     curve = facts.rate
     rates = curve.values
+    # The Trainer logs the rate of the first group of the optimizer, which may be one whose rate is meant to be 0
     if curve.lowest > 0.0 or 0.0 not in rates or 0.0 in _groups(facts):
         return None
     skipped = set(skipped_rows(facts))  # the optimizer step was skipped, so the learning rate stood still
@@ -352,8 +357,8 @@ def _groups(facts: RunFacts) -> Sequence[float]:
     rates = facts.config.optimizer.extras.get("lr_groups")
     if isinstance(rates, list):
         return [float(rate) for rate in rates if isinstance(rate, int | float)]
-    held = next((wiring.optimizer for wiring in facts.run.wirings if wiring.optimizer is not None), None)
-    peaks = sorted({as_float(group.peak or group.lr) for group in held.rates}) if held is not None else []
+    optimizer = next((wiring.optimizer for wiring in facts.run.wirings if wiring.optimizer is not None), None)
+    peaks = sorted({as_float(group.peak or group.lr) for group in optimizer.rates}) if optimizer is not None else []
     return peaks if len(peaks) > 1 else []
 
 

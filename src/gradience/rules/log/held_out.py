@@ -367,6 +367,7 @@ def _accuracies(facts: RunFacts) -> _Accuracies | None:
     if not (0.0 <= p <= 1.0 and 0.0 <= q <= 1.0):
         return None
     error = math.sqrt(sum(x * (1.0 - x) / n for x, n in ((p, train.n), (q, held_out.n)) if n))
+    # Rounded, because 0.8 - 0.7 is over 0.1 in floats
     return _Accuracies(p, q) if round(p - q, 9) > max(ACCURACY_GAP.value, NORMAL_95 * error) else None
 
 
@@ -408,6 +409,7 @@ def _kept(facts: RunFacts) -> str:
 
 
 def _ratio(nats: float) -> str:
+    # exp of much more than 700 is more than a float holds
     ratio = math.exp(min(nats, 700.0))
     return f"{ratio:.2f}x" if ratio < _MANY else f"over {_MANY:g}x"
 
@@ -415,6 +417,7 @@ def _ratio(nats: float) -> str:
 def _lowest(facts: RunFacts) -> dict[str, Json]:
     """The lowest held-out loss and its step, if it is not the last."""
     curve = facts.held_out_curve
+    # As text: a lowest loss that prints like the last one would be told as another
     if curve is None or f"{curve.losses[curve.best]:.4g}" == f"{curve.losses[-1]:.4g}":
         return {}
     return {"lowest": curve.losses[curve.best], "lowest_step": curve.steps[curve.best]}
@@ -489,6 +492,7 @@ def _small_eval(facts: RunFacts) -> Observation | None:
     p, n = as_float(point.metrics.accuracy), point.metrics.n
     if not 0.0 <= p <= 1.0:
         raise Unknown(f"an accuracy of {p} is not a fraction")
+    # At an accuracy of 0 or 1 the formula knows no uncertainty: it is taken to be half an example at least
     half = 1.96 * math.sqrt(max(p * (1.0 - p), 1.0 / (4.0 * n)) / n)
     if half <= SMALL_EVAL.value:
         return None
@@ -624,8 +628,8 @@ def _pairs_at_chance(facts: RunFacts) -> Observation | None:
     if shares is None or len(shares.held_out) < PAIR_EVALS.value:
         raise Unknown("no reward accuracies of training and of several evaluations")
     level = median(shares.held_out[len(shares.held_out) // 2 :])
-    told = shares.trained >= 1.0 - SWAPPED.value
-    if not told or not SWAPPED.value < level <= 0.5 + CHANCE_MARGIN.value:
+    orders_training = shares.trained >= 1.0 - SWAPPED.value
+    if not orders_training or not SWAPPED.value < level <= 0.5 + CHANCE_MARGIN.value:
         return None
     return Observation(
         f"{level:.0%} of the held-out pairs are in the order of their labels, no more than by chance, and "

@@ -117,10 +117,10 @@ def learning(facts: RunFacts) -> Learning:
     """Whether held-out or training loss fell by more than chance explains."""
     values = facts.outline.points
     trend = facts.trend
-    held = not too_little(facts) and (_held_out_fell(facts) or _task_improved(facts))
+    by_held_out = not too_little(facts) and (_held_out_fell(facts) or _task_improved(facts))
     if trend is None:
         zeros = sum(value == 0.0 for value in facts.loss.values)
-        return Learning(held, None, math.nan, len(facts.loss.values), zeros)
+        return Learning(by_held_out, None, math.nan, len(facts.loss.values), zeros)
     rows = len(facts.loss.values)
     least = trend.least if rows >= _FEW else _few_least(rows, _steps_per_row(facts), trend.noise)
     if rows < _FEW:
@@ -131,8 +131,9 @@ def learning(facts: RunFacts) -> Learning:
     alpha = ALPHA_MOVED if facts.moved else ALPHA
     even = without_saw(values)
     seen_even = trend if even is values else trend_of(even)
+    # Either may show it: the teeth of a saw hide a fall, and pairs of rows are half as many
     in_order = any(each and each.p <= alpha.value and each.fall >= LEAST_FALL.value for each in (trend, seen_even))
-    return Learning(held or in_order or (rows >= _FEW and _at_once(even, seen_even)), trend, least, rows)
+    return Learning(by_held_out or in_order or (rows >= _FEW and _at_once(even, seen_even)), trend, least, rows)
 
 
 def _at_once(values: Sequence[float], trend: Trend | None) -> bool:
@@ -149,6 +150,7 @@ def _steps_per_row(facts: RunFacts) -> float:
 
 def _few_least(rows: int, every: float, noise: float) -> float:
     """The least fall that counts for few rows: a fixed share, or less if their noise allows it."""
+    # A row is the mean over its interval: its noise falls with the root of the steps in it
     usual = _STEP_NOISE / math.sqrt(every) * (0.5 if rows >= 6 else 1.0)  # 4 second differences measure it
     quantile = _QUANTILE * (1.3 if rows < 4 else 1.0)  # stricter: so few rows get no test of their order
     return min(_FEW_FALL.get(rows, 0.2), max(0.05, quantile * math.sqrt(2.0) * max(noise, usual)))
@@ -283,6 +285,7 @@ def _bounded(facts: RunFacts, trend: Trend) -> Observation | None:
     if median(head) <= 0.0 or trend.fall >= STILL_BOUND.value:  # it may have fallen in its first rows
         return None
     fall = 1.0 - median(points[n // 2 :]) / median(head)
+    # 0.0 - low and not -low, which is -0.0 of a flat loss; 1.645: one-sided 95 %
     most = max(0.0 - low * (n - 1) / trend.start, fall + 1.645 * median_error(trend.noise, len(head), n / 2))
     if most >= STILL_BOUND.value:
         return None
@@ -379,13 +382,13 @@ def _no_learning(facts: RunFacts) -> Observation | None:
     """
     if facts.rate.values and facts.peak_rate <= 0.0:
         raise Unknown("the learning rate is 0 (see LRS109)")
-    found = no_learning(facts)
-    if found is not None and facts.warming_up:
+    observation = no_learning(facts)
+    if observation is not None and facts.warming_up:
         raise Unknown("the learning rate had not reached its peak yet")
     result = learning(facts)
-    if found is None and not result.shown and not _margin_grows(facts) and divergence(facts) is None:
+    if observation is None and not result.shown and not _margin_grows(facts) and divergence(facts) is None:
         raise Unknown(f"cannot tell: {result.says}")
-    return found
+    return observation
 
 
 @LogRule(
@@ -422,6 +425,7 @@ def _plateau(facts: RunFacts) -> Observation | None:
         return None
     n = len(facts.loss.points)
     reasons: list[str] = []
+    # The longest first, so that a plateau is said from where it began
     for share in _SPANS:
         start = n - math.ceil(share * n)
         if not _idle(facts, facts.loss.row(start)) and (flat := _flat_from(facts, start, share, reasons)):
@@ -433,6 +437,7 @@ def _plateau(facts: RunFacts) -> Observation | None:
 
 def _flat_from(facts: RunFacts, start: int, share: float, reasons: list[str]) -> Observation | None:
     """The finding if the fall over the last span is surely small. If noise prevents a verdict, append the reason."""
+    # Half of the points has a quarter of the pairs, and four spans are looked at
     span = thin(facts.loss.points[start:], FEW_POINTS // 2)
     level = median(span)
     if level <= FITTED.value:

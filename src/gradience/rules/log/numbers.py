@@ -39,6 +39,7 @@ def bad_norms(facts: RunFacts) -> list[int]:
     whole = len(facts.norm.values) == len(series.grad_norms)
     if not series.lost_norms and (whole or not any(map(math.isinf, series.grad_norms))):
         return []
+    # NaN in the column is a norm that was not recorded; the step of one that was recorded as NaN is in lost_norms
     both = enumerate(zip(series.steps, series.grad_norms, strict=True))
     return [i for i, (step, norm) in both if math.isinf(norm) or step in series.lost_norms]
 
@@ -63,6 +64,7 @@ def _frozen(facts: RunFacts, bad: Sequence[int]) -> int:
     """The number of the given rows in which the learning rate stood still; 0 if it did not move elsewhere either."""
     rates = facts.series.rates
     moves = list(map(abs, map(sub, rates[1:], rates)))  # NaN where a rate is missing
+    # A move lies between two rows, so a row has one on either side
     near_bad = {j for i in bad for j in (i - 1, i)}
     elsewhere = [move for j, move in enumerate(moves) if j not in near_bad and math.isfinite(move)]
     if not sum(move > 0.0 for move in elsewhere) > len(elsewhere) / 2:
@@ -78,6 +80,8 @@ def _stood_still(moves: Sequence[float], near_bad: set[int], row: int, every: fl
     usual = median(move for move in around if move > 0.0)
     if math.isnan(usual):
         return False
+    # The Trainer logs the rate from before the scheduler's step, an older one that from after it: the rate pauses after
+    # the row, or before it
     near = [moves[j] for j in (row - 1, row) if 0 <= j < len(moves)]
     if every == 1:
         return any(move <= _SAME_RATE * peak for move in near)
@@ -243,6 +247,7 @@ def _masked_nan(facts: RunFacts) -> Observation | None:
         return _zeros(facts, zero, bad)
     if not bad or facts.objective.kind == "rl" or skipped_rows(facts):
         return None
+    # Under fp16 several single norms are steps that the scaler skipped, and the losses there are sound
     single = len(bad) > 1 and facts.config.training.dtype == "float16" and _of_norms(bad, "float16") == "info"
     fallen = [] if single else _fallen(losses, bad)
     return _falls(facts, fallen) if fallen else None
@@ -266,6 +271,7 @@ def _zeros(facts: RunFacts, zero: Sequence[int], bad: Sequence[int]) -> Observat
         return _no_labels(facts, bad)
     if not not_finite and (dead or unlogged) and _recovers(losses, zero):
         return _single_zeros(facts, zero)
+    # `not <` and not `>=`: without a row before the first zero, `before` is NaN
     if not_finite or dead or (unlogged and not before < ROUNDS_TO_ZERO.value):
         return _masked(facts, zero, bad)
     if kind == "preference" or not before < ROUNDS_TO_ZERO.value:

@@ -88,6 +88,7 @@ class Separation(NamedTuple):
     @property
     def surely(self) -> bool:
         """Whether the margin is over 0 by more than chance explains, and no accuracy speaks against it."""
+        # `not <`: an accuracy that was not logged is NaN, and speaks against nothing
         return not self.accuracy < 0.5 and self.margin > SURELY.value * self.margin_error  # noqa: PLR2004  # one half
 
 
@@ -339,6 +340,7 @@ def _fall(values: Sequence[float]) -> Fall | None:
     first, last, head = median(values[:rows]), median(values[-rows:]), rows
     if values[0] > max(values[1:]) and values[0] - first > first - last:  # the first rows lost most of it
         first, head = values[0], 1
+    # Without the first row, whose fall is what is looked for and would count as noise
     if first <= last or first - last < CHOSEN_ERRORS.value * median_error(noise(values[1:]), head, rows):
         return None
     if head > 1 and len(values) < MANY_ROWS.value and mann_kendall(values) > ALPHA.value:
@@ -504,10 +506,10 @@ def in_order(facts: RunFacts) -> InOrder | None:
     """The pairs in order; None if not logged. A reward model has a training share of 1 where its loss says so."""
     if facts.objective.kind == "reward":
         losses = facts.loss.values
-        told = bool(losses) and median(last_part(losses, 5)) < TOLD.value * math.log(2.0)
+        orders_training = bool(losses) and median(last_part(losses, 5)) < TOLD.value * math.log(2.0)
         values = [event.metrics.accuracy for event in facts.evaluations]
         known = [as_float(value) for value in values if value is not None]
-        return InOrder(1.0, known) if told and known else None
+        return InOrder(1.0, known) if orders_training and known else None
     trained = facts.signals.get(ACCURACIES)
     shares = (number_in(event.metrics.extras, ACCURACIES) for event in facts.evaluations)
     held_out = [share for share in shares if share is not None]

@@ -1,6 +1,6 @@
 """TRN202 and its kin on the newest audit in a log; DAT301 and its kin on the batches that the recorder saw.
 
-TRN202 alone says that a log holds no audit.
+TRN202 and UTL204 alone say that a log holds no audit.
 
 The `metrics` event of kind `data` holds counts of some batches. They are judged by those rules on a data set that need
 no more. If no token was supervised, that is the only finding, and the rules on loss and gradient are not judged.
@@ -119,6 +119,7 @@ def _supervision(facts: RunFacts) -> str | None:
 
 def _number(facts: RunFacts, name: str) -> int | None:
     value: Json = (facts.data or {}).get(name)
+    # JSON's true is an int to Python
     return value if isinstance(value, int) and not isinstance(value, bool) else None
 
 
@@ -153,6 +154,7 @@ def as_data(facts: RunFacts) -> DataReport:
         loss="all",
         has_labels=True,
         packing=(facts.data or {}).get("packed") is True,
+        # What rules on data ask for before they judge: batches that were seen have it
         batch_stated=True,
         end_tokens=["the model's end token"],
         num_labels=classes,
@@ -224,8 +226,8 @@ def _labels(facts: RunFacts) -> Iterator[Observation]:
 
 def _repeated(facts: RunFacts) -> Iterator[Observation]:
     """Duplicates in the few batches watched: a hint of the rule's own severity. `check` counts the whole data set."""
-    for found in content.duplicates.observations(as_data(facts)):
-        yield replace(found, severity=None)
+    for observation in content.duplicates.observations(as_data(facts)):
+        yield replace(observation, severity=None)
 
 
 def _set_otherwise(seen: Mapping[str, Json], announced: Mapping[str, Json]) -> Iterator[Observation]:

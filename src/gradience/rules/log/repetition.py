@@ -169,6 +169,7 @@ def _all_step_down(steps: Sequence[_Step]) -> bool:
         Unknown: the mean step may be large enough, but noise hides it.
     """
     spared = 1 if len(steps) >= EPOCHS_MANY.value else 0
+    # Steps are sorted by their drop first: the smallest is the one that is spared
     judged = sorted(step for step in steps if math.isfinite(step.error))[spared:]
     if not judged or len(judged) < len(steps) - spared:
         return False
@@ -187,9 +188,11 @@ def _all_step_down(steps: Sequence[_Step]) -> bool:
 def _step(points: Sequence[float], end: int, width: int, error: float) -> _Step:
     """The fall of the loss over the end of an epoch, less its fall just before that end."""
     earlier, before = median(points[max(0, end - 2 * width) : max(0, end - width)]), median(points[end - width : end])
+    # A row is the mean over the steps before it, so the point at the end itself is of both epochs
     after = median(points[end + 1 : end + 1 + width])
     if end < 2 * width or not min(earlier, before) > 0.0 or math.isnan(after):
         return _Step(0.0, math.inf)
+    # A rise just before the end of the epoch does not make the step larger
     return _Step(min(1.0, before / earlier) - after / before, error / before)
 
 
@@ -274,6 +277,7 @@ def _same_rows(facts: RunFacts) -> Observation | None:
         raise Unknown("the recorder saw no rows of an evaluation beside those of training")
     total = next((w.data.rows for w in facts.run.wirings if w.data is not None and w.data.rows), None)
     seen_share = min(1.0, known / total) if total else 1.0
+    # Training rows that the recorder did not see are taken to be in the evaluation as often as those it saw
     share = min(1.0, both / (evaluated * seen_share))
     if both < SAME_ROWS.value or share < SAME_SHARE.value:
         return None

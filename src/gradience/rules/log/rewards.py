@@ -328,6 +328,7 @@ def _no_reward(facts: RunFacts) -> Observation | None:
     Verify: Call the reward function on one completion and look at what it returns.
     Source: TRL 1.16, grpo_trainer.py (read) -- completions without a reward are left out, their advantage is 0
     """
+    # TRL logs null for a metric that is NaN, so a missing reward shows only beside other columns
     beside = find(facts, (*EQUAL_GROUPS, *LENGTH, *ENTROPY, *TOKEN_KL), FEW_ROWS.value)
     if beside is None:
         raise Unknown("nothing that is logged beside a reward was logged")
@@ -816,34 +817,34 @@ def _held_out_reward(facts: RunFacts) -> Observation | None:
     Verify: Read completions of held-out prompts at both steps.
     """
     column = logged(facts, REWARD, FEW_ROWS.value)
-    held = _held_out(facts)
-    if held is None:
+    test = _held_out(facts)
+    if test is None:
         raise Unknown(f"no held-out reward in {HELD_OUT_ROWS.value:g} evaluations")
-    at = max(range(len(held.values)), key=held.values.__getitem__)
-    best, last = held.values[at], median(held.values[-_NEWEST:])
-    error = median_error(noise(held.values), 1, _NEWEST)
-    least = max(REWARD_ERRORS.value * error, REWARD_FALL.value * abs(best), REWARD_LOST.value * (best - held.values[0]))
+    at = max(range(len(test.values)), key=test.values.__getitem__)
+    best, last = test.values[at], median(test.values[-_NEWEST:])
+    error = median_error(noise(test.values), 1, _NEWEST)
+    least = max(REWARD_ERRORS.value * error, REWARD_FALL.value * abs(best), REWARD_LOST.value * (best - test.values[0]))
     change = change_of(column.values)
     fell = change.how == "falls" or _fell_from_best(column, change, REWARD_ERRORS.value) is not None
     if best - last <= least or fell:
         return None
     return Observation(
-        f"The held-out {held.name} fell from {best:.3g} at step {held.steps[at]} to {last:.3g} at the end, while the "
+        f"The held-out {test.name} fell from {best:.3g} at step {test.steps[at]} to {last:.3g} at the end, while the "
         "reward of training did not.",
-        {"best": best, "best_step": held.steps[at], "last": last},
-        evidence=seen(f"{len(held.values)} evaluations, an error of {error:.2g}"),
+        {"best": best, "best_step": test.steps[at], "last": last},
+        evidence=seen(f"{len(test.values)} evaluations, an error of {error:.2g}"),
     )
 
 
 def _held_out(facts: RunFacts) -> Logged | None:
     """The first held-out reward of enough evaluations."""
-    found: dict[str, list[tuple[int, float]]] = {}
+    columns: dict[str, list[tuple[int, float]]] = {}
     for event in facts.evaluations:
         for name in event.metrics.extras:
             value = number_in(event.metrics.extras, name)
             if value is not None and event.step is not None and _HELD_OUT.search(name):
-                found.setdefault(name, []).append((event.step, value))
-    for name, rows in found.items():
+                columns.setdefault(name, []).append((event.step, value))
+    for name, rows in columns.items():
         if len(rows) >= HELD_OUT_ROWS.value:
             return Logged(name, [step for step, _ in rows], [value for _, value in rows])
     return None

@@ -77,6 +77,7 @@ def _cycle(values: Sequence[float]) -> int | None:
     """The rows from one fall to under half of the row before to the next, if there are several at equal distances."""
     falls = [row for row in range(1, len(values)) if values[row] < values[row - 1] / 2.0]
     apart = {later - earlier for earlier, later in pairwise(falls)}
+    # Falls from row to row, one row apart, are one long fall and no cycle
     return apart.pop() if len(falls) >= FALLS.value and len(apart) == 1 and apart != {1} else None
 
 

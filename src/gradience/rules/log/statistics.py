@@ -43,6 +43,7 @@ def median(values: Iterable[float]) -> float:
     n = len(ordered)
     if not n:
         return math.nan
+    # Halved before they are added: the sum of two of the largest floats is infinite
     return ordered[n // 2] if n % 2 else ordered[n // 2 - 1] / 2 + ordered[n // 2] / 2
 
 
@@ -134,6 +135,7 @@ def theil_sen(values: Sequence[float]) -> Slope:
     slopes = sorted(chain.from_iterable(_slopes(values, apart) for apart in range(1, n)))
     if not slopes:
         return Slope(0.0, -math.inf, math.inf)
+    # The normal quantile times the deviation of Kendall's statistic: the ranks between the bounds
     half = NORMAL_95 * math.sqrt(n * (n - 1) * (2 * n + 5) / 18)
     low, high = int((len(slopes) - half) // 2), math.ceil((len(slopes) + half) / 2)
     return Slope(
@@ -157,6 +159,7 @@ def mann_kendall(values: Sequence[float]) -> float:
         return sum(_inversions(n)[falling_pairs:]) / math.factorial(n)
     ties = sum(k * (k - 1) * (2 * k + 5) for k in counts.values())
     variance = (n * (n - 1) * (2 * n + 5) - ties) / 18
+    # Continuity correction: the statistic moves in steps of 2, and half a step is taken off
     return _upper_tail((falls - (falls > 0)) / math.sqrt(variance)) if variance > 0 else 1.0
 
 
@@ -245,7 +248,10 @@ def trend_of(values: Sequence[float]) -> Trend | None:
     relative = noise(values) / max(end, 1e-12)
     p = mann_kendall(values)
     if n >= _CURVED:
+        # Bonferroni: the lower p of two tests
         p = min(1.0, 2 * min(p, falls_with_logarithm(values)))
+    # The fall of a straight line over its n rows has a standard error of sqrt(12 / n) rows' noise. That is a share u of
+    # the end, so u / (1 + u) of the start.
     unseen = _POWER * relative * math.sqrt(12.0 / n)
     fall = 1.0 - end / start if start > 0.0 else 0.0
     return Trend(n, start, end, fall, relative, p, max(_LEAST_FALL, unseen / (1.0 + unseen)))
@@ -275,6 +281,7 @@ def without_saw(values: Sequence[float]) -> Sequence[float]:
     turns = sum((b - a) * (c - b) < 0.0 for a, b, c in zip(values, values[1:], values[2:], strict=False))
     if turns < _SAW * (n - 2):
         return values
+    # Of an odd number of rows the first is left out, and not the last
     return [a / 2 + b / 2 for a, b in zip(values[n % 2 :: 2], values[n % 2 + 1 :: 2], strict=True)]
 
 
@@ -393,10 +400,11 @@ def _candidates(curve: BlockedSeries, bar: Bar, k: float) -> Sequence[int]:
     values, block = curve.values, curve.block
     if block == 1:
         return range(_BEFORE, len(values))
-    found: list[int] = []
+    high: list[int] = []
     for point in range(1, len(curve.points)):
         start = point * block
         rows: Sequence[float] = values[start : start + _SAMPLE]
+        # A burst that fills its block is the block's own median; the block before it still has the level
         level = min(curve.points[point], curve.points[point - 1])
         if bar.logarithmic:
             rise = _NEAR * k * max(spread([*map(math.log, rows)]), bar.floor)
@@ -404,8 +412,8 @@ def _candidates(curve: BlockedSeries, bar: Bar, k: float) -> Sequence[int]:
         else:
             height = level + _NEAR * k * max(spread(rows), bar.floor * abs(level))
         if max(values[start : start + block]) > height:
-            found += [i for i in range(start, min(start + block, len(values))) if values[i] > height]
-    return found if len(found) <= MOST_POINTS else sorted(sorted(found, key=lambda i: -values[i])[:MOST_POINTS])
+            high += [i for i in range(start, min(start + block, len(values))) if values[i] > height]
+    return high if len(high) <= MOST_POINTS else sorted(sorted(high, key=lambda i: -values[i])[:MOST_POINTS])
 
 
 _HIGHEST: Final = 700.0  # largest logarithm taken, because exp of much more overflows a float

@@ -40,7 +40,7 @@ def line_of(parts: Iterable[StoryPart]) -> str:
 
 def story_parts(facts: RunFacts, findings: Iterable[Finding], train: TrainSummary) -> list[StoryPart]:
     """The story's parts: how the run went, its loss, held-out data, the update, and how the log ends."""
-    told = [_Told(RULE_OF[found.id], found) for found in findings]
+    told = [_Told(RULE_OF[finding.id], finding) for finding in findings]
     told = [each for each in told if SEVERITIES.index(each.finding.severity) >= _GRAVE or each.rule.as_info]
     covered = frozenset[Topic]().union(*(each.rule.covered_by(each.finding) for each in told))
     parts = chain(
@@ -71,8 +71,8 @@ def _at(told: Iterable[_Told], place: Place) -> list[StoryPart]:
 
 def _phrase(rule: LogRule, finding: Finding) -> str:
     """The finding as a clause: as its rule says it, else its own message up to the first colon."""
-    said = rule.phrase(finding.values) if rule.phrase is not None else None
-    return said or finding.message.split(":")[0].rstrip(".")
+    clause = rule.phrase(finding.values) if rule.phrase is not None else None
+    return clause or finding.message.split(":")[0].rstrip(".")
 
 
 def _brief(values: Mapping[str, Json]) -> dict[str, Json]:

@@ -120,6 +120,7 @@ def _base_trains(facts: RunFacts) -> Observation | None:
     for wiring, adapter in _looks(facts):
         base = [group for group in wiring.groups if group.kind in _BASE and group.matrices]
         optimizer = wiring.optimizer
+        # Under ZeRO and an FSDP that flattens the optimizer holds tensors of its own: identity tells no parameter
         if optimizer is not None and not optimizer.sharded:
             base = [group for group in base if group.kind in optimizer.held_kinds]
         base = [group for group in base if group.kind == "base"]
@@ -195,8 +196,8 @@ def _adapter_frozen(facts: RunFacts) -> Observation | None:
 def _all_frozen(wiring: Wiring, adapter: AdapterWiring) -> Observation:
     other = adapter.inactive_trainable
     beside = f"; {other} tensors of an adapter that is not active are trainable" if other else ""
-    held = wiring.optimizer.frozen_adapter if wiring.optimizer is not None else 0
-    vain = f". The optimizer holds {held} of them, to no effect" if held and not other else ""
+    count = wiring.optimizer.frozen_adapter if wiring.optimizer is not None else 0
+    vain = f". The optimizer holds {count} of them, to no effect" if count and not other else ""
     return Observation(
         f"{_when(wiring)}, none of the adapter's {adapter.frozen_tensors} tensors is trainable{beside}{vain}.",
         {"frozen": adapter.frozen_tensors, "step": wiring.step, "inactive": other},
@@ -259,6 +260,7 @@ def _optimizer_misses(facts: RunFacts) -> Observation | None:
         if optimizer is None or optimizer.sharded:
             continue
         missing = {kind: count for kind, count in optimizer.missing.items() if kind in _OURS}
+        # Strangers of the shapes that are missing are the parameters of the model before it was made or loaded anew
         lost = optimizer.replaced > 0 and optimizer.replaced >= BASE_SHARE.value * sum(optimizer.missing.values())
         if lost or (optimizer.held == 0 and optimizer.missing):
             return _other_model(wiring, optimizer)
@@ -339,6 +341,7 @@ def _no_gradient(facts: RunFacts) -> Observation | None:
             continue
         if of.rows and of.invoked == 0 and not of.reached:
             return _never_invoked(of)
+        # Detached tensors never get a gradient, so one look is enough; A gets one only after B has moved
         if not of.reached and (of.detached == of.tensors or of.steps >= LOOKED.value):
             return _none_at_all(wiring, of)
         if of.silent and of.steps >= LOOKED.value:
@@ -486,6 +489,7 @@ def _resumed_weights(facts: RunFacts) -> Iterator[Observation]:
             old = _group(before, group.kind)
             if old is None:
                 continue
+            # Digests over other tensors, or over every n-th element of another n, say nothing of each other
             same_set = old.trainable_tensors == group.trainable_tensors and old.sampled == group.sampled
             if same_set and old.digest and group.digest and old.digest != group.digest:
                 yield _other_weights(now, old, group)
@@ -663,6 +667,8 @@ def _other_size(facts: RunFacts, at: int) -> Iterator[Observation]:
 
 def _count(fed: Mapping[int, str], step: int) -> int:
     """The rows of a step, with those beyond the ones that are told one by one; 0 if not known."""
+    # The text of a step has a digest for each row, | between micro-batches, +N:SUM for N rows beyond the first ones,
+    # and ? for a micro-batch that could not be read (gradience.hf.fed)
     rows = fed.get(step, "").replace("|", " ").split()
     return 0 if any(row.startswith("?") for row in rows) else sum(_together(row) for row in rows)
 
@@ -893,6 +899,7 @@ def _in_eval_mode(facts: RunFacts) -> Observation | None:
     Verify: Print model.training in the loop.
     """
     kinds = next((wiring.dropouts for wiring in _of(facts, "start", "resume")), {})
+    # The rates are keys of a JSON object, so they are text
     rates = [rate for rate in kinds if float(rate) > 0.0]
     for wiring, passes in _passes(facts) if rates else ():
         if not passes.training:
@@ -1110,6 +1117,7 @@ def _saved_stale(facts: RunFacts) -> Observation | None:
                 {"step": wiring.step, "tensor": wiring.saved.differs, "of_step": of},
                 evidence=seen(f"{wiring.saved.differs}: the file's values beside the model's"),
             )
+    # Digests are told of each step, rows of some: the last step may have none
     kept, last = max((wiring.step or 0 for wiring in _of(facts, "save")), default=0), max(facts.run.fed, default=0)
     if facts.status == "ok" and 0 < kept < last:
         return Observation(

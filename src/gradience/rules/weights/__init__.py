@@ -82,7 +82,8 @@ _SURVIVAL: Final = {"bfloat16": SURVIVAL_BFLOAT16, "float16": SURVIVAL_FLOAT16}
 _SHOWN: Final = 5  # modules in a message
 _FLATTENING: Final = ("muon", "shampoo", "soap", "dion", "scion")
 """Parts of the names of optimizers whose steps are near orthogonal matrices, so that lora_B becomes flat."""
-_RANDOM_BY_DESIGN: Final = frozenset({"vera"})  # kinds whose projections are random numbers that training only scales
+# Kinds whose projections are random numbers that training only scales
+_RANDOM_BY_DESIGN: Final = frozenset({"vera"})
 _OF_MODULES: Final = frozenset(LeftoverReason) - {
     *(LeftoverReason.TRAINING_ONLY, LeftoverReason.WHOLE_WEIGHTS, LeftoverReason.UNKNOWN),
     LeftoverReason.TYPE_NOT_ANALYSED,
@@ -155,6 +156,7 @@ def health(
         return Health(verdict="not_analysed", reason=unknown[0].note or "no update is known")
     known = [m for m in modules if m.state != "not_known"]
     left = sorted({m.name for m in unknown} | {item.name for item in not_analysed if item.cause in _OF_MODULES})
+    # Asked before the share: one module that is not finite is enough, however few could be analysed
     if (broken := _broken(known)) is not None:
         return broken
     n, total = len(known), len(known) + len(left)

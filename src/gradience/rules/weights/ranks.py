@@ -121,6 +121,7 @@ def cut(modules: Sequence[ModuleAudit], rank_of: Callable[[ModuleAudit], int]) -
     total = sum(energies)
     lost = sum(e * error_at(m, rank) ** 2 for e, (m, rank) in zip(energies, ranks, strict=True))
     share = min(lost / total, 1.0) if total else 0.0
+    # Each direction has the same number of parameters, so params are in proportion to r
     return 1.0 - share, math.sqrt(share), sum(max(m.r - rank, 0) * m.params // m.r for m, rank in ranks)
 
 

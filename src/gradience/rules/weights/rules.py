@@ -93,12 +93,12 @@ def too_large(facts: AdapterFacts) -> Observation | None:
     base = facts.report.base
     if base is None or base.relative_frobenius is None:
         return observe_size(facts.report.summary.update_size)
-    seen = _of_health(_OVERSIZED, facts)
-    if seen is None or not base.intruder_total:
-        return seen
+    observation = _of_health(_OVERSIZED, facts)
+    if observation is None or not base.intruder_total:
+        return observation
     says = f"{base.intruder_total} intruder dimensions in {base.intruder_modules} modules"
     witness = cite("against the base", says)
-    return replace(seen, confidence=0.97, evidence=(*seen.evidence, witness))
+    return replace(observation, confidence=0.97, evidence=(*observation.evidence, witness))
 
 
 def _of_health(verdicts: Verdicts, facts: AdapterFacts) -> Observation | None:
@@ -123,10 +123,10 @@ def non_finite(facts: AdapterFacts) -> Observation | None:
     Action: Do not use this adapter; go back to the last good checkpoint.
     Verify: Load the adapter and compare its outputs with the base model's.
     """
-    seen = _of_health(_BROKEN, facts)
-    if seen is None and (lacking := modules_analysed(facts)) is not None:
+    observation = _of_health(_BROKEN, facts)
+    if observation is None and (lacking := modules_analysed(facts)) is not None:
         raise Unknown(lacking)  # a file without any adapter tensor was already found broken above
-    return seen
+    return observation
 
 
 @premise("tensors were read")
@@ -197,6 +197,7 @@ def _unmatched(facts: AdapterFacts) -> Observation | None:
     """
     patterns = facts.report.unmatched_patterns
     if not patterns:
+        # Asked only here and not a need: a pattern without a module is a fault also where no module was analysed
         if (lacking := _peft_lora(facts)) is not None:
             raise Unknown(lacking)
         return None
