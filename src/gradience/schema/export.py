@@ -144,7 +144,7 @@ def write_schemas(folder: Path) -> list[Path]:
     paths = []
     for name, stem in SCHEMAS.items():
         path = folder / f"{stem}.schema.json"
-        # One newline on every system: the files are compared byte by byte.
+        # The files are committed, and have the same newline on every system.
         path.write_text(schema_text(name), encoding="utf-8", newline="\n")
         paths.append(path)
     return paths
