@@ -94,8 +94,8 @@ def checked(places: Iterable[_AnyPlace]) -> tuple[_AnyPlace, ...]:
     Raises:
         GradienceError: a place is not known, its package is missing, or the environment names no address.
     """
-    asked = tuple(dict.fromkeys(places))
-    for place in asked:
+    chosen = tuple(dict.fromkeys(places))
+    for place in chosen:
         if place not in _OPENERS:
             expected = ", ".join(get_args(Place))
             raise GradienceError(f"cannot announce to {place!r}", advice=f"expected one of {expected}")
@@ -103,9 +103,9 @@ def checked(places: Iterable[_AnyPlace]) -> tuple[_AnyPlace, ...]:
             raise GradienceError(f"announcing to {place} needs its package", advice=f"pip install {place}")
         if (name := _NEEDED.get(place)) and not os.environ.get(name):
             raise GradienceError(f"announcing to {place} needs {name} in the environment", advice=f"set {name}")
-    if "webhook" in asked and not _ADDRESS.match(os.environ[WEBHOOK]):
+    if "webhook" in chosen and not _ADDRESS.match(os.environ[WEBHOOK]):
         raise GradienceError(f"{WEBHOOK} is no address of http or https", advice="give the address that Slack shows")
-    return asked
+    return chosen
 
 
 class Announcer:
@@ -214,8 +214,8 @@ def _webhook(_folder: Path) -> _Sender:
 
         text = f"*{told.title}*\n```{told.text[:_MOST]}```".translate(_SLACK)
         body = msgspec.json.encode({"text": text})
-        asked = Request(address, body, {"Content-Type": "application/json"}, by_proxy=True)
-        code = ask(asked, deadline=_SECONDS, most_bytes=_ANSWER, most_values=_ANSWER).code
+        request = Request(address, body, {"Content-Type": "application/json"}, by_proxy=True)
+        code = ask(request, deadline=_SECONDS, most_bytes=_ANSWER, most_values=_ANSWER).code
         if not HTTPStatus.OK <= code < HTTPStatus.MULTIPLE_CHOICES:
             raise GradienceError(f"HTTP {code}")
 
@@ -226,6 +226,7 @@ def _github(_folder: Path) -> _Sender:
     path = Path(os.environ[_SUMMARY])
 
     def send(told: Announcement) -> None:
+        # A job's page has one section, in which the story names the findings again.
         if told.step is None:
             with path.open("a", encoding="utf-8") as file:
                 file.write(f"### {_TICKS.sub('', told.title)}\n\n{_fenced(told.text)}\n")

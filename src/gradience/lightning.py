@@ -109,6 +109,7 @@ class GradienceCallback(Callback):  # type: ignore[misc]
             step=step,
             schedule=schedules[0].scheduler if schedules else None,
             data=lambda: data_of(loader, **known),
+            # Lightning hands the batch to `training_step`, which calls the model with parts of it.
             called=False,
         )
         _obey(run.heed(step), trainer)
@@ -120,10 +121,13 @@ class GradienceCallback(Callback):  # type: ignore[misc]
 
     def on_before_optimizer_step(self, trainer: Any, pl_module: Any, optimizer: Any) -> None:
         """Read the gradient's norm before it is clipped, and the learning rate of this step."""
+        # The step is counted after it is made.
         if (trainer.global_step + 1) % self._every:
             return
         with self._run.recorder:
+            # Lightning calls this once the scaler of mixed precision has unscaled them, and before it clips.
             grads = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
+            # The norm of sharded gradients would wait for the other processes.
             plain = [grad for grad in grads if type(grad) is torch.Tensor and not grad.is_sparse]
             self._norm = torch.nn.utils.get_total_norm(plain) if len(plain) == len(grads) > 0 else None
             rates = [float(group["lr"]) for group in optimizer.param_groups]
@@ -135,6 +139,7 @@ class GradienceCallback(Callback):  # type: ignore[misc]
         _obey(self._run.step_ended(step, step - self._step), trainer)
         self._step = step
         with self._run.recorder:
+            # `callback_metrics` has what training and evaluations logged last: their names tell them apart.
             self._trained |= set(trainer.callback_metrics) - self._evaluated
             loss = outputs.get("loss") if isinstance(outputs, Mapping) else outputs
             if isinstance(loss, torch.Tensor):
@@ -150,13 +155,14 @@ class GradienceCallback(Callback):  # type: ignore[misc]
         step = trainer.global_step
         _obey(self._run.evaluated(step), trainer)
         with self._run.recorder:
-            held = {name: value for name, value in trainer.callback_metrics.items() if name not in self._trained}
-            self._evaluated |= set(held)
-            for split, metrics in _by_split(held).items():
+            measured = {name: value for name, value in trainer.callback_metrics.items() if name not in self._trained}
+            self._evaluated |= set(measured)
+            for split, metrics in _by_split(measured).items():
                 _obey(self._run.evaluation(step, split, metrics), trainer)
 
     def on_save_checkpoint(self, trainer: Any, pl_module: Any, checkpoint: dict[str, Any]) -> None:
         """Record what is trained at a save."""
+        # Lightning calls this before the file is written, so there is no folder to look into.
         _obey(self._run.saved(trainer.global_step), trainer)
 
     def on_exception(self, trainer: Any, pl_module: Any, exception: BaseException) -> None:
@@ -170,7 +176,8 @@ class GradienceCallback(Callback):  # type: ignore[misc]
 
     def _row(self, trainer: Any, pl_module: Any, step: int) -> None:
         known: dict[str, Any] = {"lr": self._rate, "epoch": _epoch(trainer)}
-        if self._losses:  # Lightning has divided each loss by the number of batches per step
+        # Lightning has divided each loss by the number of batches per step.
+        if self._losses:
             share = trainer.accumulate_grad_batches if pl_module.automatic_optimization else 1
             known["loss"] = float(torch.stack([loss.float().mean() for loss in self._losses]).mean()) * share
         if self._norm is not None:
@@ -208,6 +215,7 @@ def _snapshot(trainer: Any, module: Any, every: int) -> ConfigSnapshot:
         "max_grad_norm": trainer.gradient_clip_val,
         "logging_steps": float(every),
         "eval_strategy": "steps" if trainer.enable_validation else "no",
+        # `seed_everything` leaves it there; the Trainer does not know it.
         "seed": int(seed) if (seed := os.environ.get("PL_GLOBAL_SEED", "")).isdecimal() else None,
     }
     for name, value in settings.items():

@@ -42,6 +42,7 @@ from gradience.telemetry.series import RunSeries
 from gradience.verbs.check.run import check_config
 
 _FAILURES: Final = (AttributeError, IndexError, KeyError, NotImplementedError, RuntimeError, TypeError, ValueError)
+# Layerwise optimizers hook the model's parameters as they are made, and LOMO does; these leave it alone.
 _PLAIN: Final = (
     "adamw_torch",
     "adamw_bnb",
@@ -122,9 +123,9 @@ def preflight(
     bar = len(SEVERITIES) if raise_on is None else SEVERITIES.index(raise_on)
     grave = [one for one in report.findings if SEVERITIES.index(one.severity) >= bar]
     if grave:
-        told = "; ".join(f"{one.id}: {one.message}" for one in grave)
+        messages = "; ".join(f"{one.id}: {one.message}" for one in grave)
         advice = next((one.action for one in grave if one.action), None) or "correct this before train()"
-        raise GradienceError(f"preflight: {told}", advice=advice)
+        raise GradienceError(f"preflight: {messages}", advice=advice)
     return report
 
 
@@ -219,23 +220,24 @@ def _checked(flight: _Flight, steps: int | None, batches: FirstBatches, *, memor
     """Check the configuration; beside the base's config, if the model has one."""
     model = unwrapped(flight.model)
     config = _snapshot(flight, steps)
-    given: dict[str, Any] = {"training": flight.args} if isinstance(flight.args, Mapping) else {}
+    options: dict[str, Any] = {"training": flight.args} if isinstance(flight.args, Mapping) else {}
     declared: Any = getattr(model, "config", None)
     if not memory or not hasattr(declared, "to_dict"):
-        return check_config(config, **given)
+        return check_config(config, **options)
     adapters = getattr(model, "peft_config", None)
     if adapters:
-        given["peft"] = active_adapter(model, adapters)
+        options["peft"] = active_adapter(model, adapters)
     longest = batches.counts.get("longest")
     if config.training.max_length is None and isinstance(longest, int) and longest:
-        given["max_length"] = longest
+        options["max_length"] = longest
     if (device := _device(model)).type == "cuda":
-        given["memory"] = str(torch.cuda.get_device_properties(device).total_memory)
+        options["memory"] = str(torch.cuda.get_device_properties(device).total_memory)
     base = model.get_base_model() if adapters and hasattr(model, "get_base_model") else model
+    # The check reads a base's folder; the config of the model in memory may be in none.
     with TemporaryDirectory() as folder:
         fields = {**declared.to_dict(), "architectures": [type(base).__name__], "dtype": _dtype(base)}
         (Path(folder) / "config.json").write_text(json.dumps(fields, default=str), encoding="utf-8")
-        report = check_config(config, base=folder, **given)
+        report = check_config(config, base=folder, **options)
     return msgspec.structs.replace(report, sources=[])  # a folder that is gone
 
 
@@ -247,10 +249,11 @@ def _dtype(base: torch.nn.Module) -> str:
     """Return the dtype of the floating weights that hold most numbers."""
     sizes: dict[torch.dtype, int] = {}
     for one in base.parameters():
+        # What is trained may be in another dtype than the base.
         if one.is_floating_point() and not one.requires_grad:
             sizes[one.dtype] = sizes.get(one.dtype, 0) + one.numel()
-    found = max(sizes, key=sizes.__getitem__, default=getattr(base, "dtype", torch.float32))
-    return str(found).removeprefix("torch.")
+    widest = max(sizes, key=sizes.__getitem__, default=getattr(base, "dtype", torch.float32))
+    return str(widest).removeprefix("torch.")
 
 
 def _snapshot(flight: _Flight, steps: int | None) -> ConfigSnapshot:
@@ -289,6 +292,7 @@ def _rates(flight: _Flight, steps: int | None) -> tuple[str, list[PlannedRate]]:
 
     name = str(getattr(args.lr_scheduler_type, "value", args.lr_scheduler_type))
     peak = _peak(flight.optimizer, args.learning_rate)
+    # A schedule writes its rates into its optimizer as soon as it is made, so it is not given the Trainer's.
     stand_in = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=peak)
     warmup = args.get_warmup_steps(steps)
     try:
@@ -297,6 +301,7 @@ def _rates(flight: _Flight, steps: int | None) -> tuple[str, list[PlannedRate]]:
         )
         share = schedule.lr_lambdas[0]
         places = sorted({0, min(warmup, steps - 1), steps // 2, steps - 1})
+        # A schedule counts from 0: step 1 is trained at its rate for 0.
         return name, [PlannedRate(step=at + 1, lr=real(peak * share(at))) for at in places]
     except _FAILURES:
         return name, []
@@ -362,6 +367,7 @@ def _drawn(loader: Any) -> Iterator[Any]:
         return
     if sampler is None:
         raise TypeError("the loader has no batch sampler")
+    # The loader itself would draw a seed and start its workers.
     for places in islice(iter(sampler), FIRST):
         yield loader.collate_fn([data[place] for place in places])
 
@@ -396,6 +402,7 @@ def _take_mask(batch: Mapping[str, Any], judged: dict[str, int]) -> None:
 def _as_it_was(*objects: Any) -> Iterator[None]:
     """A context after which random states, and the attributes and generators of some objects, are as they were."""
     with ExitStack() as kept:
+        # To ask a card for its state would start CUDA.
         devices = list(range(torch.cuda.device_count())) if torch.cuda.is_initialized() else []
         kept.enter_context(torch.random.fork_rng(devices=devices))
         kept.callback(random.setstate, random.getstate())
@@ -408,16 +415,17 @@ def _as_it_was(*objects: Any) -> Iterator[None]:
 def _reached(objects: tuple[Any, ...]) -> list[Any]:
     """The objects, and what of them draws rows or makes batches."""
     names = ("accelerator", "data_collator", "train_dataset", "dataset", "collate_fn", "sampler", "batch_sampler")
-    found: dict[int, Any] = {}
+    reached: dict[int, Any] = {}
     level = [one for one in objects if one is not None]
     for _ in range(_DEPTH):
-        found |= {id(one): one for one in level}
+        reached |= {id(one): one for one in level}
         level = [vars(one)[name] for one in level if hasattr(one, "__dict__") for name in names if name in vars(one)]
-    return [one for one in found.values() if hasattr(one, "__dict__") and not isinstance(one, torch.nn.Module)]
+    return [one for one in reached.values() if hasattr(one, "__dict__") and not isinstance(one, torch.nn.Module)]
 
 
 def _keep(one: Any, kept: ExitStack) -> None:
     before = dict(vars(one))
+    # Accelerate's `prepare` appends the loader to a list of its own.
     lists = {name: list(value) for name, value in before.items() if type(value) is list}
 
     def restore() -> None:

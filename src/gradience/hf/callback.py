@@ -134,6 +134,7 @@ class GradienceCallback(TrainerCallback):  # type: ignore[misc]
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:  # theirs
         """Open the log, or continue it; on every process, judge the rows if training may have to stop."""
         run, main = self._run, state.is_world_process_zero
+        # Each `train()` makes a state of its own: the same one again is the same training.
         if run.recorder.records(state):
             run.recorder.warn("this callback was given to the Trainer twice: each event is recorded once")
             return
@@ -155,11 +156,13 @@ class GradienceCallback(TrainerCallback):  # type: ignore[misc]
 
     def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:  # noqa: ARG002  # theirs
         """Record a row that the Trainer logs: a step, evaluations or the summary, told apart by its keys."""
+        # The same row comes twice where one callback was given to the Trainer twice.
         if self._run.recorder.joined or (logs is self._last_row and logs is not None):
             return
         self._last_row = logs
         if self._run.judges(main=state.is_world_process_zero):
             with self._run.recorder:
+                # The row is copied, because all callbacks share it and some take values out of it.
                 row = dict(logs or {})
                 if "train_runtime" in row:
                     _restore_total_flos(row, state.log_history)
@@ -228,11 +231,13 @@ class GradienceCallback(TrainerCallback):  # type: ignore[misc]
 
     def _begin(self, args: Any, state: Any, shown: Mapping[str, Any]) -> None:
         recorder, size = self._run.recorder, batch_size(args, state)
+        # After too little memory the Trainer begins again without an end of training.
         restart = recorder.in_run and bool(args.auto_find_batch_size) and size != self._batch_size
         self._batch_size = size
         if not restart:
             self._last_eval, self._probed = None, None
         if self._finalizer is None:
+            # It is a method of the recorder: one of this object would keep it alive until the program ends.
             self._finalizer = weakref.finalize(self, recorder.close_interrupted)  # freed, or the program ends
         self._run.begin(
             self._path or Path(args.output_dir) / "run.jsonl",
@@ -265,6 +270,7 @@ class GradienceCallback(TrainerCallback):  # type: ignore[misc]
             _obey(self._run.row(step, plain, {}), control)
             return
         parts = split_row(row)
+        # The Trainer puts the epoch into every row; alone it is no row of training.
         if parts.train.keys() - {"epoch"}:
             _obey(self._run.row(step, *train_columns(parts.train)), control)
         if parts.evals:
@@ -327,6 +333,7 @@ def _obey(stop: bool, control: Any) -> None:  # noqa: FBT001  # whether to
 
 def _data_wiring(args: Any, state: Any, loader: Any) -> DataWiring | None:
     """Return what decides the rows of a step, by a Trainer's arguments and its loader."""
+    # The Trainer seeds its sampler in the same way.
     seed = args.data_seed if getattr(args, "data_seed", None) is not None else args.seed
     return data_of(
         loader,

@@ -18,7 +18,7 @@ import numpy as np
 import torch
 
 _VERSION: Final = "s1"
-# odd constants of splitmix64, less their highest bit
+# Odd constants of splitmix64, less their highest bit: torch takes no integer over 2^63 - 1.
 MIX: Final = (0x1E3779B97F4A7C15, 0x3F58476D1CE4E5B9, 0x14D049BB133111EB)
 _CHUNK: Final = 1 << 20  # elements mixed at once, so that 8 MB of integers are alive
 _MASK: Final = (1 << 64) - 1
@@ -59,6 +59,7 @@ def digest_of(named: Iterable[tuple[str, torch.Tensor]], budget: int) -> TensorD
     every = max(1, -(-size // budget))
     with torch.no_grad():
         sums = [(name, _sum_of(tensor.reshape(-1)[::every])) for name, tensor in tensors]
+    # The name is mixed in, so that two tensors cannot change their values unseen.
     total = sum(_mixed_int(_hash(name) + value) for (name, _), value in zip(sums, _numbers(sums), strict=True))
     return TensorDigest(f"{_VERSION}:{total & _MASK:016x}", every)
 
@@ -69,9 +70,11 @@ def random_digest(*, whole: bool = True) -> int:
     If `whole`, also of those of Python and NumPy, which take longer to read.
     """
     total = zlib.crc32(torch.default_generator.get_state().numpy().tobytes())
+    # `get_rng_state` would start CUDA in a process that does not use it.
     if torch.cuda.is_initialized():
         total = zlib.crc32(torch.cuda.get_rng_state().numpy().tobytes(), total)
     if whole:
+        # A tuple of integers has the same hash in every process; only texts and bytes are salted.
         total = zlib.crc32(hash(random.getstate()[1]).to_bytes(8, signed=True), total)
         state: Any = np.random.get_state()  # noqa: NPY002  # the state of NumPy itself is what is asked for
         total = zlib.crc32(bytes(str(state[2]), "ascii"), zlib.crc32(state[1].tobytes(), total))
@@ -83,13 +86,13 @@ def row_hashes(args: Sequence[Any], kwargs: Mapping[str, Any]) -> torch.Tensor |
 
     A row is what the model reads of it: its tokens without padding and its labels, else its other tensors.
     """
-    found = [value for value in (*args, *kwargs.values()) if isinstance(value, torch.Tensor) and value.ndim]
+    tensors = [value for value in (*args, *kwargs.values()) if isinstance(value, torch.Tensor) and value.ndim]
     ids, labels = kwargs.get("input_ids", args[0] if args else None), kwargs.get("labels")
     if isinstance(ids, torch.Tensor) and ids.ndim > 1 and not ids.is_floating_point():
         parts: list[Any] = _tokens(ids, kwargs.get("attention_mask"), labels)
     else:
-        rows = {len(value) for value in found}
-        parts = [_row_sums(value) for value in found] if len(rows) == 1 else []
+        rows = {len(value) for value in tensors}
+        parts = [_row_sums(value) for value in tensors] if len(rows) == 1 else []
     if not parts:
         return None
     mixed = mixed_bits(sum(parts))
@@ -133,7 +136,9 @@ def _on_device(tensor: torch.Tensor) -> Any:
 def _token_sums(ids: Any, given: Any, labels: Any, places: Any) -> Any:
     """Return a sum for each row: of tensors, or of the same arrays of NumPy. Masked tokens are left out."""
     mask = None if given is None else given != 0
+    # Places are counted without the padding, so that a row is the same on whichever side it is padded.
     places = places if mask is None else mask.cumsum(1)
+    # One is added so that a token 0 is not multiplied away.
     keys = (ids + 1) * MIX[0] + places * MIX[1]
     if labels is not None:
         keys += (labels != IGNORED) * (labels + 2) * MIX[2]
@@ -159,6 +164,7 @@ def _sum_of(flat: torch.Tensor) -> torch.Tensor:
     places = torch.arange(min(_CHUNK, bits.numel()), device=bits.device) * MIX[1]
     total = torch.zeros((), dtype=torch.int64, device=bits.device)
     for number, chunk in enumerate(bits.split(_CHUNK) if bits.numel() else ()):
+        # The chunk's number is added: two equal chunks must not change places unseen.
         mixed = (chunk.to(torch.int64) + 1).mul_(MIX[0]).add_(places[: len(chunk)]).add_(number)
         mixed ^= mixed >> 31
         total += mixed.mul_(MIX[1]).sum()
@@ -167,15 +173,16 @@ def _sum_of(flat: torch.Tensor) -> torch.Tensor:
 
 def _numbers(sums: Sequence[tuple[str, torch.Tensor]]) -> list[int]:
     """Read the sums, those of one device at once."""
-    found: dict[int, int] = {}
+    numbers: dict[int, int] = {}
     for device in {value.device for _, value in sums}:
         places = [place for place, (_, value) in enumerate(sums) if value.device == device]
-        found |= zip(places, torch.stack([sums[place][1] for place in places]).tolist(), strict=True)
-    return [found[place] for place in range(len(sums))]
+        numbers |= zip(places, torch.stack([sums[place][1] for place in places]).tolist(), strict=True)
+    return [numbers[place] for place in range(len(sums))]
 
 
 def mixed_bits(values: Any) -> Any:
     """Return 64-bit integers, of a tensor or of an array, whose bits depend on all bits of the given ones."""
+    # NumPy and torch wrap and shift signed integers alike, so a row has one hash on the CPU and on a card.
     mixed = (values ^ (values >> 31)) * MIX[1]
     return mixed ^ (mixed >> 29)
 

@@ -28,6 +28,7 @@ class Hook:
     """A hook that calls a method of its owner. A copied or pickled model has one that does nothing."""
 
     def __init__(self, method: Callable[..., None] | None = None) -> None:
+        # The model may outlive the run, and must not keep what watched it.
         self._method = None if method is None else weakref.WeakMethod(method)
 
     def __call__(self, *args: Any) -> None:
@@ -37,6 +38,7 @@ class Hook:
 
     def __deepcopy__(self, memo: object) -> Hook:
         """Return a hook that does nothing."""
+        # An average of the weights or a reference model is made by `deepcopy`, hooks and all.
         return Hook()
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -65,6 +67,7 @@ class BatchDigests:
 
     def step_made(self, step: int) -> None:
         """Take what was fed since the last step as that of this one."""
+        # An event has consecutive steps: it states only the first.
         if self._batches and step != self._last + 1:
             self.flush()
         self._batches.append(self._open)
@@ -101,6 +104,7 @@ class BatchDigests:
         if len(self._open) == _MOST_BATCHES:
             return
         try:
+            # It is taken before the step's first batch, because dropout draws from it.
             if self._state is None:
                 self._state = f"{random_digest(whole=self._last % _TOGETHER == 0):08x}"
             with torch.no_grad():
@@ -121,10 +125,10 @@ def _texts(batches: list[list[_Micro]]) -> list[str]:
     numbers = torch.cat([row.to(rows[0].device) for row in rows]).tolist() if rows else []
     texts, at = [], 0
     for batch in batches:
-        said = []
+        parts = []
         for micro in batch:
             width = 0 if micro.hashes is None else len(micro.hashes)
-            said.append(batch_text(numbers[at : at + width], micro.rows) if width else "?")
+            parts.append(batch_text(numbers[at : at + width], micro.rows) if width else "?")
             at += width
-        texts.append("|".join(said))
+        texts.append("|".join(parts))
     return texts

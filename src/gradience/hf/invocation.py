@@ -42,10 +42,10 @@ class Invocations:
 
 def _invocations(model: torch.nn.Module) -> list[list[int]]:
     """Return the invocation tokens of each adapter; none if one is no aLoRA."""
-    held: list[Any] = [getattr(module, "peft_config", None) for module in model.modules()]
-    configs: list[Any] = [config for named in held if isinstance(named, dict) for config in named.values()]
-    found = [getattr(config, "alora_invocation_tokens", None) for config in configs]
-    return [list(tokens) for tokens in found if tokens] if found and all(found) else []
+    named_configs: list[Any] = [getattr(module, "peft_config", None) for module in model.modules()]
+    configs: list[Any] = [config for named in named_configs if isinstance(named, dict) for config in named.values()]
+    calls = [getattr(config, "alora_invocation_tokens", None) for config in configs]
+    return [list(tokens) for tokens in calls if tokens] if calls and all(calls) else []
 
 
 def _has(ids: torch.Tensor, call: list[int]) -> torch.Tensor:

@@ -29,6 +29,7 @@ class Leftover:
         self._left: torch.Tensor | None = None
         live = [part.tensor for part in parts if part.tensor.requires_grad]
         whole = [tensor for tensor in live if not is_sharded(tensor) and not hasattr(tensor, "to_local")]
+        # The smallest is enough, and its gradient is copied at every backward pass.
         self._tensor = min(whole, key=torch.Tensor.numel, default=None)
         self._handles: list[Any] = []
         if self._tensor is not None:
@@ -71,4 +72,5 @@ class Leftover:
 
 
 def _copied(gradient: torch.Tensor | None) -> torch.Tensor | None:
+    # It is a copy, because clipping and `zero_grad` change the gradient in place.
     return None if gradient is None or gradient.is_sparse else gradient.detach().to(torch.float32, copy=True)

@@ -113,6 +113,7 @@ class LiveRun:
         if self._wiring and self._lookout is not None:
             with self.recorder:
                 if step and self._main:
+                    # This comes before the watch, whose first look at a resume is compared with what the log has.
                     self.recorder.recall(self._lookout, step)
                 self._watch = WiringWatch(
                     model, optimizer, self._take, self._fail, step=step, digests=self._digests, **options
@@ -138,8 +139,8 @@ class LiveRun:
         """Record and judge a row; whether training is to stop. One that cannot be written is judged all the same."""
         with self.recorder:
             self.recorder.train_step(step, known, extras)
-            if self._pace is not None and "loss" in known and (seen := self._pace.look()):
-                self.recorder.record(lambda log: log.throughput(step, **seen))
+            if self._pace is not None and "loss" in known and (window := self._pace.look()):
+                self.recorder.record(lambda log: log.throughput(step, **window))
         return self.heed(step, self._lookout.row(step, known) if self._lookout else ())
 
     def evaluation(self, step: int, split: str, metrics: Mapping[str, Any]) -> bool:

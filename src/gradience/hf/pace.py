@@ -71,7 +71,7 @@ class PaceMeter:
         if self._steps < self._every:
             return {}
         seconds = max(now - self._began - self._aside, 1e-9)
-        found = {
+        fields = {
             "steps": self._steps,
             "seconds_per_step": seconds / self._steps,
             "waiting_share": min(self._waited / seconds, 1.0),
@@ -81,7 +81,7 @@ class PaceMeter:
         }
         self._mark = now
         self._clear(now)
-        return {name: value for name, value in found.items() if value is not None}
+        return {name: value for name, value in fields.items() if value is not None}
 
     def _fed(self, seconds: float) -> dict[str, Any]:
         if not self._room:
@@ -116,8 +116,8 @@ def _memory(device: torch.device) -> dict[str, int]:
     if device.type == "cuda":
         stats = torch.cuda.memory_stats(device)
         names = {"allocated": "peak_bytes", "reserved": "reserved_bytes"}
-        found = {field: stats.get(f"{name}_bytes.all.peak", 0) for name, field in names.items()}
-        return {**found, "held_bytes": stats.get("allocated_bytes.all.current", 0)}
+        peaks = {field: stats.get(f"{name}_bytes.all.peak", 0) for name, field in names.items()}
+        return {**peaks, "held_bytes": stats.get("allocated_bytes.all.current", 0)}
     with suppress(OSError, ValueError):  # not Linux: the memory is not said
         lines = (line.split() for line in _STATUS.read_text(encoding="ascii").splitlines())
         return {_FIELDS[name]: int(rest[0]) << 10 for head, *rest in lines if (name := head[:-1]) in _FIELDS}

@@ -52,24 +52,25 @@ def parts_of(model: torch.nn.Module) -> list[NamedParameter]:
     modules = dict(model.named_modules())
     wrapped = {path for path, module in modules.items() if _is_wrapper(module)}
     zones: dict[str, _Zone] = {}
-    seen: set[int] = set()
-    found = []
+    ids: set[int] = set()
+    parts = []
     for path, module in modules.items():
         above, _, own = path.rpartition(".")
         outer = zones[above] if path else _Zone(beside=bool(wrapped))
         outer = outer._replace(beside=outer.beside and path not in wrapped)
         zone = zones[path] = _zone(outer, own, above, modules.get(above))
+        # This goes module by module, because where a parameter is decides its kind; a tied one has its first name.
         for name, tensor in module._parameters.items():  # noqa: SLF001  # as `named_parameters` reads them
-            if tensor is None or id(tensor) in seen:
+            if tensor is None or id(tensor) in ids:
                 continue
-            seen.add(id(tensor))
+            ids.add(id(tensor))
             whole = plain_name(f"{path}.{name}" if path else name)
             inner = _zone(zone, name, path, module)
             kind = _kind(inner, module, own, whole)
             if kind == "base" and inner.beside and tensor.requires_grad:
                 kind = "head"  # a loop's own module around an adapted model
-            found.append(NamedParameter(whole, tensor, kind, inner.layer, inner.adapter))
-    return found
+            parts.append(NamedParameter(whole, tensor, kind, inner.layer, inner.adapter))
+    return parts
 
 
 def _zone(above: _Zone, own: str, path: str, parent: torch.nn.Module | None) -> _Zone:
@@ -78,6 +79,7 @@ def _zone(above: _Zone, own: str, path: str, parent: torch.nn.Module | None) -> 
         return _Zone("whole")
     if own in getattr(parent, "adapter_layer_names", ()) or own == "prompt_encoder":
         return _Zone("adapter", plain_name(path) or own, beside=above.beside)
+    # PEFT's trainable tokens hold the embedding itself inside the adapter, as `base_layer`.
     if above.kind is not None and own != "base_layer":
         return above if above.adapter is not None else above._replace(adapter=own)
     return _Zone(heads=heads, beside=above.beside)
@@ -88,6 +90,7 @@ def _is_wrapper(module: torch.nn.Module) -> bool:
 
 
 def _kind(zone: _Zone, module: torch.nn.Module, own: str, name: str) -> Kind:
+    # Its name counts too: adapters of other programs have no classes that are known here.
     if zone.kind == "adapter" or (zone.kind is None and ".base_layer." not in name and _NAMED.search(name)):
         return "adapter"
     if zone.kind == "whole":
@@ -103,12 +106,13 @@ def groups_of(parts: Sequence[NamedParameter]) -> list[ParameterGroup]:
     """Return the parameters by kind, with their digests."""
     by_kind = {kind: [part for part in parts if part.kind == kind] for kind in _KINDS}
     trained = sum(_bytes(part) for part in parts if part.tensor.requires_grad)
-    return [_group(kind, found, trained) for kind, found in by_kind.items() if found]
+    return [_group(kind, own, trained) for kind, own in by_kind.items() if own]
 
 
 def _group(kind: Kind, parts: Sequence[NamedParameter], trained: int) -> ParameterGroup:
     live = [part for part in parts if part.tensor.requires_grad]
     frozen = [part for part in parts if not part.tensor.requires_grad]
+    # The budget is of all trainable weights: each kind has its share.
     share = TRAINABLE_BYTES * sum(map(_bytes, live)) // (trained or 1)
     digest = digest_of(_named(live), max(1, share))
     frozen_digest = digest_of(_named(frozen), FROZEN_BYTES)
@@ -159,10 +163,11 @@ def adapter_of(model: torch.nn.Module, parts: Sequence[NamedParameter]) -> Adapt
         disabled=any(getattr(layer, "disable_adapters", False) is True for layer in layers),
         methods=sorted({_method(config) for config in configs.values()}),
         layers=len({part.layer for part in own}),
+        # PeftModel alone has a child `base_model`; the tuner inside it shows the same configs again.
         nested=max(0, sum("base_model" in wrapper._modules for wrapper in wrappers) - 1),  # noqa: SLF001  # its children
         trainable_tensors=len(used) - len(frozen),
         frozen_tensors=len(frozen),
-        frozen_layers=sum(not any(part.tensor.requires_grad for part in held) for held in by_layer.values()),
+        frozen_layers=sum(not any(part.tensor.requires_grad for part in tensors) for tensors in by_layer.values()),
         frozen_names=[part.name for part in frozen[:FEW]],
         new_heads=_new_heads(model, parts),
         inactive_trainable=sum(part.tensor.requires_grad for part in own) - (len(used) - len(frozen)),
@@ -183,13 +188,13 @@ def _new_heads(model: torch.nn.Module, parts: Sequence[NamedParameter]) -> list[
 
 def _spreads(weight: torch.Tensor, spread: float) -> bool:
     """Whether the standard deviation is a normal's of that spread, within four times its standard error."""
-    found = float(weight.detach().float().square().mean().sqrt())
-    return abs(found / spread - 1.0) < 4.0 / math.sqrt(2.0 * weight.numel())
+    deviation = float(weight.detach().float().square().mean().sqrt())
+    return abs(deviation / spread - 1.0) < 4.0 / math.sqrt(2.0 * weight.numel())
 
 
 def _names(layer: torch.nn.Module, attribute: str) -> list[str]:
-    found: Any = getattr(layer, attribute, ())
-    return [found] if isinstance(found, str) else [str(name) for name in found]
+    names: Any = getattr(layer, attribute, ())
+    return [names] if isinstance(names, str) else [str(name) for name in names]
 
 
 def _method(config: Any) -> str:

@@ -67,6 +67,7 @@ class Passes:
         off = module.disable_adapters or self._is_unused(module)
         self._calls += 1
         self._used += not off
+        # Reference passes and generation have no gradient, and may be without the adapter on purpose.
         if torch.is_grad_enabled():
             self._last = module.training, getattr(module, "merged", False), off
 
@@ -82,6 +83,6 @@ def _own_live(module: torch.nn.Module) -> bool:
 
 def _live_names(module: Any) -> set[str]:
     """Return the adapters of an adapted module of PEFT that have a trainable tensor there; none for other modules."""
-    held = [getattr(module, name, None) for name in getattr(module, "adapter_layer_names", ())]
-    named = [of for of in held if isinstance(of, torch.nn.ModuleDict | torch.nn.ParameterDict)]
+    parts = [getattr(module, name, None) for name in getattr(module, "adapter_layer_names", ())]
+    named = [of for of in parts if isinstance(of, torch.nn.ModuleDict | torch.nn.ParameterDict)]
     return {name.partition(".")[0] for of in named for name, tensor in of.named_parameters() if tensor.requires_grad}

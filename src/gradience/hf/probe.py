@@ -47,7 +47,7 @@ _OF_SUMMARY: Final = (
 
 def live_modules(model: torch.nn.Module) -> list[Module]:
     """Return the modules that PEFT's LoRA adapts and whose factors are not sharded. They load the current factors."""
-    return [found for name, module in model.named_modules() for found in _adapted(name, module)]
+    return [adapted for name, module in model.named_modules() for adapted in _adapted(name, module)]
 
 
 def spectral_metrics(model: torch.nn.Module) -> dict[str, Any]:
@@ -106,6 +106,7 @@ def _array(tensor: torch.Tensor) -> npt.NDArray[Any]:
     """Return the tensor as a matrix of its own dtype. A convolution is flattened after its first axis."""
     matrix = tensor.reshape(tensor.shape[0], -1).to("cpu").contiguous()
     if matrix.dtype == torch.bfloat16:
+        # torch gives NumPy no bfloat16: the bits go over as integers.
         return matrix.view(torch.int16).numpy().view(ml_dtypes.bfloat16)
     return np.asarray(matrix.numpy())
 
@@ -128,8 +129,8 @@ def _audit(live: list[Module]) -> tuple[list[ModuleAudit], AuditSummary]:
     from gradience.verbs.audit.rows import module_row, summary_of  # the same
 
     with cpu():
-        found = spectra(list(map(factors_of, live)))
-    rows = [module_row(module, spectrum).row for module, spectrum in zip(live, found, strict=True)]
+        measured = spectra(list(map(factors_of, live)))
+    rows = [module_row(module, spectrum).row for module, spectrum in zip(live, measured, strict=True)]
     return rows, summary_of(rows)
 
 
@@ -138,6 +139,7 @@ def _cpu_only() -> Callable[[], AbstractContextManager[Any]]:
     fresh = "jax" not in sys.modules and "JAX_PLATFORMS" not in os.environ
     import jax  # only a probe needs it
 
+    # A platform that the user chose stays, and one that is in use cannot be changed.
     if fresh:
         jax.config.update("jax_platforms", "cpu")
     return lambda: jax.default_device(jax.devices("cpu")[0])

@@ -66,6 +66,7 @@ def write_at_end(model: Any, tokenizer: Any, batches: Iterable[Mapping[str, Any]
 def _evaluating(model: Any) -> Iterator[None]:
     """A context in which the model is in evaluation mode, and after which it is as before."""
     modes = {module: module.training for module in model.modules()}
+    # PEFT freezes an adapter that it switches off, and unfreezes all of it as it switches it on again.
     trained = {parameter: parameter.requires_grad for parameter in model.parameters()}
     model.eval()
     try:
@@ -88,6 +89,7 @@ def _examples(batches: Iterable[Mapping[str, Any]], task: Task) -> Iterator[Mode
             first = 0
             if task == "causal-lm" and labels is not None:
                 counted = (labels[row][kept] != IGNORED).nonzero()
+                # A token is predicted at the place before it.
                 first = max(int(counted[0]) - 1, 0) if len(counted) else len(tokens)
             stop = len(tokens) - 1 if task == "causal-lm" else len(tokens)
             if first < stop:

@@ -52,6 +52,7 @@ _NO_MEMORY: Final = ("can't allocate memory", "out of memory")
 _LEVELS: Final = {"warning": logging.WARNING, "error": logging.ERROR, "critical": logging.CRITICAL}
 
 
+# The recorders of this process by the log that was asked for; one whose Trainer was freed is not kept by it.
 _open: WeakValueDictionary[Path, RunRecorder] = WeakValueDictionary()
 
 
@@ -140,7 +141,9 @@ class RunRecorder:
         self.run_id = (last_run_id(path) or self.run_id) if step else None
         self.dropped, self.in_run, self._enabled = 0, True, True
         self._key = self._path = path
+        # In a notebook the last exception may be that of an earlier cell: it did not end this run.
         self._training, self._pid, self._earlier = training, os.getpid(), id(_uncaught())
+        # It raises, because this recorder counts what is lost, and knows a log at fault from an event.
         self._writer = TelemetryWriter(path, self.run_id, allow_text=self._allow_text, on_error="raise")
         self.run_id, self._path = self._writer.run_id, self._writer.path
         _open[path] = self
@@ -168,8 +171,9 @@ class RunRecorder:
         Raises:
             RecorderError: the event cannot be written, or after the end another process holds the log.
         """
+        # In a forked worker the log belongs to the parent.
         if self.joined or os.getpid() != self._pid:
-            return  # in a forked worker the log belongs to the parent
+            return
         if self._writer is not None and self._enabled:
             write(self._writer)
         elif not self._enabled or self._path is None:
@@ -266,6 +270,7 @@ def write_alert(log: TelemetryWriter, finding: Finding, step: int, *, stops: boo
 
 def _uncaught() -> BaseException | None:
     """Return the last uncaught exception that the interpreter, or the notebook, reported."""
+    # It is set before what runs at the interpreter's exit, where a run that was left is closed.
     return getattr(sys, "last_value", None)
 
 
@@ -313,15 +318,16 @@ class Lookout:
         self._run = RunSeries("live", config=config)
         self._said: set[str] = set()
         self._lowest = self._bar = math.inf
-        self._least_norm = math.inf  # no norm was seen
+        # It is infinite, so that the first row takes the slow way, which sets it.
+        self._least_norm = math.inf
         self._high = 0
         self._next = {"odd": 0, "high": 0}
 
     def row(self, step: int, row: Mapping[str, Any]) -> Sequence[Finding]:
         """Take one row of training by its known columns; return what it newly shows."""
-        if (given := row.get("loss")) is None:
+        if (value := row.get("loss")) is None:
             return ()
-        loss, measured, run = as_float(given), row.get("grad_norm"), self._run
+        loss, measured, run = as_float(value), row.get("grad_norm"), self._run
         norm = math.nan if measured is None else as_float(measured)
         run.steps.append(step)
         run.losses.append(loss)
@@ -348,6 +354,7 @@ class Lookout:
     def looked(self, event: Wiring | StepDigests) -> Sequence[Finding]:
         """Take a look at what is trained, or at what was fed; return what it newly shows."""
         self._run.look(event)
+        # Digests are judged only after a resume, while rows of the beginning may come again.
         resumed = bool(self._run.fed_before) and len(self._run.fed) <= FIRST_FED
         return self._judge() if isinstance(event, Wiring) or resumed else ()
 
@@ -387,9 +394,10 @@ class Lookout:
         from gradience.rules.log.facts import RunFacts  # the same
 
         rules = [rule for rule in live_rules() if rule.id not in self._said]
-        found = [finding for finding in judge(rules, RunFacts(self._run)).findings if finding.severity in _GRAVE]
-        self._said.update(finding.id for finding in found)
-        return list({finding.id: finding for finding in reversed(found)}.values())
+        new = [finding for finding in judge(rules, RunFacts(self._run)).findings if finding.severity in _GRAVE]
+        self._said.update(finding.id for finding in new)
+        # Of several findings of one rule the first is said.
+        return list({finding.id: finding for finding in reversed(new)}.values())
 
 
 class Voice:
@@ -441,7 +449,7 @@ class Voice:
             text = f"\ngradience: {log}: {story}\ngradience: next: gradience diagnose {at}\n"
             sys.stderr.write(escape_controls(text))
         if self._announcer is not None:
-            lines = [report.story, *(f"{found.severity} {found.id}: {found.message}" for found in report.findings)]
+            lines = [report.story, *(f"{one.severity} {one.id}: {one.message}" for one in report.findings)]
             self._announcer.tell(of_report(f"gradience: {log.parent.name}", "\n".join(lines), report.findings))
 
     def _say(self, finding: Finding, at: str, step: int) -> None:

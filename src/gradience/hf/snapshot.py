@@ -65,7 +65,7 @@ def run_meta(framework: str, device: str) -> dict[str, Any]:
     known = {"python": platform.python_version(), "gradience": version("gradience"), **loaded}
     return {
         "framework": framework,
-        "versions": {name: str(found) for name, found in known.items() if found},
+        "versions": {name: str(release) for name, release in known.items() if release},
         "device": device,
         "platform": sys.platform,
     }
@@ -74,15 +74,16 @@ def run_meta(framework: str, device: str) -> dict[str, Any]:
 def batch_size(args: Any, state: Any) -> int:
     """Return sequences per device and step. `auto_find_batch_size` may have made them fewer than the arguments say."""
     used = state.train_batch_size
+    # The Trainer counts the rows of all cards of DataParallel together.
     return int(used) // max(1, int(args.n_gpu)) if used else int(args.per_device_train_batch_size)
 
 
 def _read_arguments(draft: Draft, args: Any) -> None:
     known = {name for setting in (*OPTIMIZER, *TRAINING) for name in setting.native} | set(_SPREAD)
-    given = {name: described(getattr(args, name)) for name in known if hasattr(args, name)}
+    settings = {name: described(getattr(args, name)) for name in known if hasattr(args, name)}
     of_trainer = known_keys("trl") - known | {*_OF_TRL}
     trainer = dict.fromkeys(name for name in of_trainer if hasattr(args, name))  # their presence only
-    fields = Fields({**trainer, **given}, "TrainingArguments")
+    fields = Fields({**trainer, **settings}, "TrainingArguments")
     draft.read("optimizer", OPTIMIZER, fields, loose=False)
     draft.read("training", TRAINING, fields, loose=False)
     chosen = {name: described(getattr(args, name)) for name in _OF_TRL if name in trainer}
@@ -159,8 +160,8 @@ def _read_weights(draft: Draft, model: Any, config: Any, kind: str) -> None:
 def _quantization(config: Any) -> dict[str, Any]:
     settings = config if isinstance(config, dict) else vars(config)
     bits = 4 if settings.get("load_in_4bit") else 8 if settings.get("load_in_8bit") else settings.get("bits")
-    found = {"method": settings.get("quant_method"), "bits": bits, "type": settings.get("bnb_4bit_quant_type")}
-    return {key: described(value) for key, value in found.items() if value is not None}
+    fields = {"method": settings.get("quant_method"), "bits": bits, "type": settings.get("bnb_4bit_quant_type")}
+    return {key: described(value) for key, value in fields.items() if value is not None}
 
 
 def _read_adapter(draft: Draft, config: Any) -> None:

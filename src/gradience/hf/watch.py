@@ -116,6 +116,7 @@ class BatchWatch:
 
         Of an evaluation, whose batches have labels, only the hashes of rows are kept.
         """
+        # Dynamo would trace the counting into the model's graph.
         if torch.compiler.is_compiling():
             return
         if not module.training or not torch.is_grad_enabled():
@@ -236,6 +237,7 @@ def _rows_of(ids: torch.Tensor, mask: torch.Tensor, positions: object) -> tuple[
     """The row of each token and its place in that row. A packed row begins where position_ids restart at 0."""
     if isinstance(positions, torch.Tensor) and positions.shape == ids.shape and len(ids) == 1:
         begins = (positions == 0).to(torch.int64)
+        # A packed batch may begin within a row, whose positions then go on.
         begins[:, 0] = 1
         return begins.cumsum(1) - 1, positions.to(torch.int64)
     rows = torch.arange(len(ids), device=ids.device).unsqueeze(1).expand_as(ids)
@@ -263,16 +265,16 @@ def _inner(model: torch.nn.Module) -> Any:
 def _end_ids(model: torch.nn.Module) -> list[int]:
     inner = _inner(model)
     for config in (getattr(inner, "generation_config", None), getattr(inner, "config", None)):
-        found = getattr(config, "eos_token_id", None)
-        if isinstance(found, int):
-            return [found]
-        if isinstance(found, list) and found:
-            return [one for one in found if isinstance(one, int)]
+        ids = getattr(config, "eos_token_id", None)
+        if isinstance(ids, int):
+            return [ids]
+        if isinstance(ids, list) and ids:
+            return [one for one in ids if isinstance(one, int)]
     return []
 
 
 def _classes(model: torch.nn.Module) -> int | None:
     """The number of classes if the model has a classification head, else None."""
     inner = _inner(model)
-    found = getattr(getattr(inner, "config", None), "num_labels", None)
-    return found if isinstance(found, int) and "Classification" in type(inner).__name__ else None
+    count = getattr(getattr(inner, "config", None), "num_labels", None)
+    return count if isinstance(count, int) and "Classification" in type(inner).__name__ else None

@@ -86,8 +86,8 @@ class WiringWatch:
         """Record what an evaluation that has just ended called, if no step was made since the one it is of."""
         if self._passes is None or (step is not None and step != self.step):
             return
-        if (seen := self._passes.evaluated()) is not None:
-            self._safely(lambda: self._sink(Wiring, self.step, {"phase": "evaluation", "evaluation": seen}))
+        if (evaluation := self._passes.evaluated()) is not None:
+            self._safely(lambda: self._sink(Wiring, self.step, {"phase": "evaluation", "evaluation": evaluation}))
 
     def failed(self) -> None:
         """Record how the model was called last, as training fails: that may be why."""
@@ -97,6 +97,7 @@ class WiringWatch:
         """Remove the hooks, and write what is not yet written."""
         self._unhook()
         gradients, self._gradients = self._gradients, None
+        # Backward passes without a step are told too: such a loop trains nothing.
         if gradients is not None and (gradients.steps or gradients.leftover.arrived):
             self._safely(lambda: self._say_gradients(gradients))
         fed, self._fed = self._fed, None
@@ -106,26 +107,28 @@ class WiringWatch:
     def _begin(self, phase: str, *, digests: bool, called: bool) -> None:
         self._look(phase, self.step)
         self._earlier = EarlierStates(self._model, self.step)
-        held = {id(t) for one in self._optimizers for group in one.param_groups for t in group["params"]}
-        self._gradients = _Gradients(parts_of(self._model), held, Invocations(self._model))
+        trained = {id(t) for one in self._optimizers for group in one.param_groups for t in group["params"]}
+        self._gradients = _Gradients(parts_of(self._model), trained, Invocations(self._model))
         self._passes = Passes(self._model)
         self._handles += [self._passes, self._gradients.leftover, self._gradients.invocations]
         for place, one in enumerate(self._optimizers):
             if isinstance(one, torch.optim.Optimizer):
+                # Several optimizers step once each in one step of training: the first one counts it.
                 method = self._after_first if place == 0 else self._after_other
+                # Behind the step and before `zero_grad`: the gradients are still there.
                 self._handles.append(one.register_step_post_hook(Hook(method)))
         if digests:
             write = lambda step, fields: self._sink(StepDigests, step, fields)  # noqa: E731  # one line of its own
             self._fed = BatchDigests(self._model if called else None, write, self.step)
 
     def _look(self, phase: str, step: int, **more: Any) -> None:
-        seen = look(self._model, self._optimizers, self._schedule)
+        fields = look(self._model, self._optimizers, self._schedule)
         try:
             data = self._data()
         except Exception as error:  # noqa: BLE001  # a loader of any kind
             data = None
-            seen["unseen"].append(f"data: {type(error).__name__}")
-        self._sink(Wiring, step, {"phase": phase, **seen, "data": data, **more})
+            fields["unseen"].append(f"data: {type(error).__name__}")
+        self._sink(Wiring, step, {"phase": phase, **fields, "data": data, **more})
 
     def _after_first(self, *_: Any) -> None:
         """Count a step of the first optimizer."""
@@ -154,20 +157,21 @@ class WiringWatch:
             gradients.leftover.remove()
             gradients.invocations.remove()
             self._gradients = None
+        # B gets a gradient at the first step, though it is 0 then: if nothing got one, more steps would show no more.
         if over or (gradients.steps == 1 and not gradients.reached):
             self._say_gradients(gradients)
 
     def _say_pass(self, step: int) -> None:
-        if self._passes is not None and (seen := self._passes.step_made()) is not None:
-            self._sink(Wiring, step, {"phase": "pass", "passes": seen})
+        if self._passes is not None and (called := self._passes.step_made()) is not None:
+            self._sink(Wiring, step, {"phase": "pass", "passes": called})
 
     def _say_gradients(self, gradients: _Gradients) -> None:
         if self._resumed and self._fed is not None:
             self._fed.flush()  # judged against what was fed before
-        seen = look(self._model, self._optimizers, brief=True)
+        fields = look(self._model, self._optimizers, brief=True)
         if not gradients.steps:
-            seen["groups"] = groups_of(parts_of(self._model))  # did they move without a step that was seen?
-        self._sink(Wiring, self.step, {"phase": "gradients", **seen, "gradients": gradients.wiring()})
+            fields["groups"] = groups_of(parts_of(self._model))  # did they move without a step that was seen?
+        self._sink(Wiring, self.step, {"phase": "gradients", **fields, "gradients": gradients.wiring()})
 
     def _safely(self, act: Callable[[], None]) -> None:
         try:
@@ -208,6 +212,7 @@ class _Gradients:
         there = {mark: t.grad for mark, t in live.items() if mark not in self._reached and t.grad is not None}
         self._present |= there.keys()
         plain = {mark: grad for mark, grad in there.items() if not grad.is_sparse}
+        # A sparse gradient has the rows that were used; counting its zeros would make it dense.
         self._reached |= there.keys() - plain.keys()
         by_device = defaultdict[torch.device, list[int]](list)
         for mark, grad in plain.items():

@@ -62,6 +62,7 @@ class Wires:
         self._prepared = prepared_of(model=model, optimizer=optimizer, loader=loader)
         self._lookout = Lookout(opened.config if opened else ConfigSnapshot(), self._stops)
         if step:
+            # This comes before the watch, whose first look at a resume is compared with what the log has.
             self._remember(step)
         self._watch = WiringWatch(
             model,
@@ -77,7 +78,7 @@ class Wires:
     @property
     def should_stop(self) -> bool:
         """Whether a rule of `stop_on` has spoken: the loop may end."""
-        return any(found.id in self._stops for found in self.findings)
+        return any(finding.id in self._stops for finding in self.findings)
 
     def saved(self, folder: str | os.PathLike[str] | None = None) -> None:
         """Record what is trained at a save, which a resume is compared with, and look into the adapter file."""

@@ -32,6 +32,7 @@ _PACKAGES: Final = (
 )
 _DTYPES: Final = {"F64": torch.float64, "F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}
 _SLOT: Final = re.compile(r"(\.lora_[AB])\.[^.]+\.weight$")  # in a model, the adapter's name stands between
+# PEFT writes the one, MLX the other.
 _ADAPTER_FILES: Final = ("adapter_model.safetensors", "adapters.safetensors")
 _MOST_TIED: Final = 8
 _ALONG: Final = 0.3  # least cosine of an average's way from the beginning with the model's
@@ -68,21 +69,21 @@ def look(
         "versions": versions,
         "settings": lambda: settings_of(model),
     }
-    found, unseen = {}, []
+    fields, unseen = {}, []
     for name, of in looks.items():
         if brief and name not in BRIEF:
             continue
         try:
-            found[name] = of()
+            fields[name] = of()
         except _FOREIGN as error:  # foreign modules, of whatever version
             unseen.append(f"{name}: {type(error).__name__}")
-    return {**found, "unseen": unseen}
+    return {**fields, "unseen": unseen}
 
 
 def unwrapped_optimizers(optimizer: Any) -> list[Any]:
     """Return torch's optimizers inside the wrappers of accelerate and Lightning; several if a sequence is given."""
-    given = optimizer if isinstance(optimizer, list | tuple) else [optimizer]
-    return [_innermost(one) for one in given if one is not None]
+    several = optimizer if isinstance(optimizer, list | tuple) else [optimizer]
+    return [_innermost(one) for one in several if one is not None]
 
 
 def _innermost(optimizer: Any) -> Any:
@@ -93,12 +94,13 @@ def _innermost(optimizer: Any) -> Any:
 
 def optimizer_of(optimizers: Sequence[Any], parts: Sequence[NamedParameter], *, digest: bool = True) -> OptimizerWiring:
     """Return what the optimizers hold of the model, what they miss, and what they hold beside it."""
+    # Tensors are told by identity, because `==` compares their elements.
     kind_of = {id(part.tensor): part for part in parts}
-    held = [tensor for one in optimizers for group in one.param_groups for tensor in group["params"]]
-    held_ids = {id(tensor) for tensor in held}
-    own = [kind_of[id(tensor)] for tensor in held if id(tensor) in kind_of]
+    tensors = [tensor for one in optimizers for group in one.param_groups for tensor in group["params"]]
+    held_ids = {id(tensor) for tensor in tensors}
+    own = [kind_of[id(tensor)] for tensor in tensors if id(tensor) in kind_of]
     missing = [part for part in parts if part.tensor.requires_grad and id(part.tensor) not in held_ids]
-    strangers = [tensor for tensor in held if id(tensor) not in kind_of]
+    strangers = [tensor for tensor in tensors if id(tensor) not in kind_of]
     live = [part for part in own if part.tensor.requires_grad]
     return OptimizerWiring(
         names=[type(one).__name__ for one in optimizers],
@@ -110,7 +112,8 @@ def optimizer_of(optimizers: Sequence[Any], parts: Sequence[NamedParameter], *, 
         missing=dict(Counter(part.kind for part in missing)),
         missing_names=[part.name for part in missing[:FEW]],
         strangers=len(strangers),
-        doubled=len(held) - len(held_ids),
+        doubled=len(tensors) - len(held_ids),
+        # A model that was loaded or wrapped anew after its optimizer has the same shapes in other tensors.
         replaced=(Counter(map(_shape, strangers)) & Counter(_shape(part.tensor) for part in missing)).total(),
         rates=_rates(optimizers, kind_of),
         **_state_of(optimizers, kind_of, digest=digest),
@@ -135,11 +138,11 @@ def is_sharded(held: Any) -> bool:
 
 
 def _rates(optimizers: Sequence[Any], kind_of: Mapping[int, NamedParameter]) -> list[RateGroup]:
-    found = defaultdict[tuple[float, float | None], list[torch.Tensor]](list)
+    groups = defaultdict[tuple[float, float | None], list[torch.Tensor]](list)
     for one in optimizers:
         for group in one.param_groups:
             peak = group.get("initial_lr")
-            found[float(group["lr"]), None if peak is None else float(peak)] += group["params"]
+            groups[float(group["lr"]), None if peak is None else float(peak)] += group["params"]
     return [
         RateGroup(
             lr=lr,
@@ -148,7 +151,7 @@ def _rates(optimizers: Sequence[Any], kind_of: Mapping[int, NamedParameter]) -> 
             parameters=sum(tensor.numel() for tensor in tensors),
             kinds=sorted({kind_of[id(t)].kind if id(t) in kind_of else _STRANGER for t in tensors}),
         )
-        for (lr, peak), tensors in list(found.items())[:64]
+        for (lr, peak), tensors in list(groups.items())[:64]
     ]
 
 
@@ -161,6 +164,7 @@ def _state_of(optimizers: Sequence[Any], kind_of: Mapping[int, NamedParameter], 
             name = kind_of[id(tensor)].name if id(tensor) in kind_of else f"{_STRANGER}{place}"
             for key, value in state.items():
                 if key == "step":
+                    # A tensor in torch's Adam, a number elsewhere. It is no part of the digest.
                     steps.append(float(value))
                 elif isinstance(value, torch.Tensor):
                     named.append((f"{name}/{key}", value))
@@ -188,6 +192,7 @@ def _is_foreign(schedule: Any, optimizers: Sequence[Any]) -> bool:
     """Whether a schedule turns another optimizer. Wrappers of unknown kinds and stand-ins are not judged."""
     own = _innermost(getattr(schedule, "optimizer", None))
     known = [one for one in (own, *optimizers) if isinstance(one, torch.optim.Optimizer)]
+    # DummyOptim of accelerate stands for the optimizer that DeepSpeed makes itself.
     if len(known) <= len(optimizers) or any("Dummy" in type(one).__name__ for one in known) or not optimizers:
         return False
     return all(own is not one for one in optimizers)
@@ -195,23 +200,24 @@ def _is_foreign(schedule: Any, optimizers: Sequence[Any]) -> bool:
 
 def data_of(loader: Any, **known: Any) -> DataWiring | None:
     """Return what decides the rows of a step: of a torch DataLoader, and what else is `known`."""
-    found = {name: value for name, value in known.items() if value is not None}
+    fields = {name: value for name, value in known.items() if value is not None}
     if loader is not None:
         data = getattr(loader, "dataset", None)
         sampler = getattr(getattr(loader, "batch_sampler", None), "sampler", None) or getattr(loader, "sampler", None)
         try:
-            found["rows"] = len(data)  # type: ignore[arg-type]  # a stream raises
+            fields["rows"] = len(data)  # type: ignore[arg-type]  # a stream raises
         except TypeError:
-            found["rows"] = None
+            fields["rows"] = None
+        # A DataLoader that was given a batch sampler has None as its own batch size.
         size = getattr(getattr(loader, "batch_sampler", None), "batch_size", getattr(loader, "batch_size", None))
         mark = getattr(data, "_fingerprint", None)
-        found |= {
+        fields |= {
             **({"batch_size": size} if isinstance(size, int) else {}),
             "sampler": None if sampler is None else type(sampler).__name__,
             "sampler_seed": _seed_of(sampler),
             "fingerprint": mark if isinstance(mark, str) else None,
         }
-    return DataWiring(**found) if any(value is not None for value in found.values()) else None
+    return DataWiring(**fields) if any(value is not None for value in fields.values()) else None
 
 
 def _seed_of(sampler: Any) -> int | None:
@@ -228,12 +234,12 @@ def prepared_of(**parts: Any) -> dict[str, list[str]]:
 
     Or of all if it prepared nothing, with what it was asked for that only a prepared part has; none if that is nothing.
     """
-    given = {name: part for name, part in parts.items() if part is not None}
-    marked = {name for name, part in given.items() if getattr(part, "_is_accelerate_prepared", False)}
+    there = {name: part for name, part in parts.items() if part is not None}
+    marked = {name for name, part in there.items() if getattr(part, "_is_accelerate_prepared", False)}
     if marked:
-        return {"unprepared": sorted(given.keys() - marked)}
-    asked = [] if (idle := _idle_accelerator()) is None else _asked_of(idle)
-    return {"unprepared": sorted(given), "asked": asked} if asked else {}
+        return {"unprepared": sorted(there.keys() - marked)}
+    wishes = [] if (idle := _idle_accelerator()) is None else _asked_of(idle)
+    return {"unprepared": sorted(there), "asked": wishes} if wishes else {}
 
 
 def _idle_accelerator() -> Any:
@@ -246,23 +252,25 @@ def _idle_accelerator() -> Any:
 
 
 def _idle(kind: type) -> list[Any]:
+    # Accelerate keeps no list of its Accelerators; what they share outlives them, so it does not tell.
     made: list[Any] = [each for each in gc.get_objects() if type(each) is kind]
     return [each for each in made if not (each._models or each._optimizers or each._dataloaders)]  # noqa: SLF001  # no public name tells
 
 
 def _asked_of(accelerator: Any) -> list[str]:
-    asked = {
+    wishes = {
         f"mixed precision ({accelerator.mixed_precision})": accelerator.mixed_precision != "no",
         f"accumulation over {accelerator.gradient_accumulation_steps}": accelerator.gradient_accumulation_steps > 1,
         f"{accelerator.num_processes} processes": accelerator.num_processes > 1,
     }
-    return [says for says, is_asked in asked.items() if is_asked]
+    return [says for says, is_asked in wishes.items() if is_asked]
 
 
 class EarlierStates:
     """The smallest trainable LoRA factor as it was at the beginning and after the last steps, on its device."""
 
     def __init__(self, model: torch.nn.Module, step: int) -> None:
+        # The smallest is enough, and it is copied after every step.
         self._factor = min(_factors(model).items(), key=lambda item: item[1].numel(), default=None)
         self._kept = deque[tuple[int, torch.Tensor]](maxlen=_EARLIER)
         self._first = [] if self._factor is None else [(step, self._factor[1].detach().clone())]
@@ -307,6 +315,7 @@ def _factors(model: torch.nn.Module) -> dict[str, torch.nn.Parameter]:
     """Return the trainable LoRA factors by their names in a file; none of two adapters that train."""
     slots = [(_SLOT.sub(r"\1.weight", plain_name(n)), t) for n, t in model.named_parameters() if t.requires_grad]
     live = dict(slots) if len(dict(slots)) == len(slots) else {}
+    # A sharded factor is of another class, and no process has all of it.
     return {name: tensor for name, tensor in live.items() if ".lora_" in name and type(tensor) is torch.nn.Parameter}
 
 
@@ -322,6 +331,7 @@ def _differing(
     if name is None or sizes[name] != live[name].numel() or (dtype := _DTYPES.get(file.tensors[name].dtype)) is None:
         return None, None
     saved = file.raw(name).reshape(-1)
+    # The model's values are brought to the file's dtype first: a save may have rounded them.
     if np.array_equal(saved, _bytes(live[name], dtype)):
         return None, None
     step = earlier.step_of(name, saved, dtype) if earlier is not None else None
@@ -338,6 +348,7 @@ def inputs_are_frozen(model: torch.nn.Module, parts: Sequence[NamedParameter]) -
     """Whether reentrant checkpointing gets inputs that need no gradient: then none flows to what it recomputes."""
     if not any(_recomputes(module) and _is_reentrant(module) for module in model.modules()):
         return False
+    # `enable_input_require_grads` of transformers leaves these; the embedding's output then needs a gradient.
     hooked = any(getattr(module, "_require_grads_hooks", None) for module in model.modules())
     return not hooked and not any(part.kind == "embedding" and part.tensor.requires_grad for part in parts)
 
@@ -347,6 +358,7 @@ def _recomputes(module: torch.nn.Module) -> bool:
 
 
 def _is_reentrant(module: torch.nn.Module) -> bool:
+    # transformers keeps torch's `checkpoint` as a partial.
     keywords = getattr(getattr(module, "_gradient_checkpointing_func", None), "keywords", {})
     return keywords.get("use_reentrant") is True
 
@@ -367,10 +379,11 @@ def dropouts_of(model: torch.nn.Module) -> dict[str, int]:
 
 def versions() -> dict[str, str]:
     """Return the versions of Python, of the loaded packages, and of CUDA and cuDNN."""
+    # What is not loaded took no part in the run, and is not imported for its version.
     loaded = {name: getattr(sys.modules.get(name), "__version__", None) for name in _PACKAGES}
-    found = {name: str(version) for name, version in loaded.items() if version}
+    packages = {name: str(version) for name, version in loaded.items() if version}
     cuda = {"cuda": torch.version.cuda} if torch.version.cuda else {}
-    return {"python": platform.python_version(), **found, **cuda}
+    return {"python": platform.python_version(), **packages, **cuda}
 
 
 def settings_of(model: torch.nn.Module) -> dict[str, Any]:

@@ -68,6 +68,7 @@ class Tail:
             return
         if self._was_written_over():
             self._start_over()
+        # The rest of the old file comes first: it may have been replaced since the last poll.
         yield from self._drain()
         if self._was_replaced():
             self.close()
@@ -101,6 +102,7 @@ class Tail:
         file.seek(place)
         if not head.startswith(self._head):
             return True
+        # No more than was read: a log that is shorter than its head still grows.
         self._head = head[:place]
         return False
 
@@ -167,6 +169,7 @@ class LiveRun:
     def not_finite(self) -> int:
         """Number of rows whose loss is not finite."""
         losses = self.run.losses
+        # One sum answers for nearly every log. If it overflows, the rows are counted one by one.
         return 0 if math.isfinite(sum(losses)) else len(losses) - sum(map(math.isfinite, losses))
 
     @property
@@ -222,7 +225,7 @@ def thinned(steps: Sequence[int], values: Sequence[float]) -> list[tuple[int, fl
     while math.ceil(len(values) / width) > _MOST_POINTS:
         width *= 2
     parts = ((steps[i : i + width], values[i : i + width]) for i in range(0, len(values), width))
-    return sorted((part[-1], sum(held) / len(held)) for part, held in parts)
+    return sorted((part[-1], sum(numbers) / len(numbers)) for part, numbers in parts)
 
 
 def _look_closely(line: bytes) -> Event | UnknownEvent | None:

@@ -196,6 +196,6 @@ def sessions_of(path: Path, run: str | None = None) -> Sequence[Session]:
     if not sessions:
         raise _no_event(place, reader.issues)
     ids = [session[0].run_id for session in sessions]
-    asked = ids[-1] if run is None else called(dict.fromkeys(ids), run, place)
-    own = [session for session in sessions if session[0].run_id == asked]
+    run_id = ids[-1] if run is None else called(dict.fromkeys(ids), run, place)
+    own = [session for session in sessions if session[0].run_id == run_id]
     return own if run is not None or len(own) > 1 else sessions[-2:]

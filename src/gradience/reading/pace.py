@@ -14,6 +14,7 @@ def pace_of(paces: Sequence[Throughput]) -> Pace | None:
     """The speed and the memory of a run's windows of steps; None if there is none."""
     if not paces:
         return None
+    # The first window holds what happens once: compilation, the workers' start.
     timed = paces[1:] or paces
 
     def middle(name: str) -> float | None:

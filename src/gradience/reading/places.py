@@ -100,8 +100,8 @@ def find_run(path: str | os.PathLike[str], run: str | None = None) -> RunPlace:
     for asked, of_log in ((run, None), (name.strip(), part)):
         hits = _matching(asked, names)
         if len(hits) > 1:
-            said = ", ".join(str(hit) for hit in hits[:_SHOWN])
-            raise RecorderError(f"{path}: several runs are called {asked[:60]!r}", advice=f"there are {said}")
+            called = ", ".join(str(hit) for hit in hits[:_SHOWN])
+            raise RecorderError(f"{path}: several runs are called {asked[:60]!r}", advice=f"there are {called}")
         if hits:
             return RunPlace(hits[0], of_log)
     return _found_within(place, places, run)

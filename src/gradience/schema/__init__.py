@@ -100,6 +100,7 @@ TaskProfile: TypeAlias = Literal["easy_classification", "hard_reasoning", "gener
 
 def __getattr__(name: str) -> Any:
     """Return a type or constant from the module that defines it."""
+    # Tools ask every module for names such as `__path__`: none of them is worth these imports.
     for home in () if name.startswith("_") else _HOMES:
         module = import_module(f"{__name__}.{home}")
         if hasattr(module, name):

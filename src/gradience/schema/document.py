@@ -49,9 +49,9 @@ def summary(report: msgspec.Struct) -> str:
 def as_html(report: msgspec.Struct) -> str:
     """Return the HTML that a notebook shows: the summary as one table, and the findings as another."""
     rows = "".join(f"<tr>{_cell(name, 'th')}{_cell(_cut(shown))}</tr>" for name, shown in _fields(report))
-    found = [item for item in getattr(report, "findings", []) if _is_finding(item)]
+    items = [item for item in getattr(report, "findings", []) if _is_finding(item)]
     heads = ("severity", "id", "message", "action")
-    rows_found = "".join(f"<tr>{''.join(_cell(str(getattr(item, key) or '')) for key in heads)}</tr>" for item in found)
+    rows_found = "".join(f"<tr>{''.join(_cell(str(getattr(item, key) or '')) for key in heads)}</tr>" for item in items)
     table = f"<table><tr>{''.join(_cell(key, 'th') for key in heads)}</tr>{rows_found}</table>" if rows_found else ""
     return f"<div><b>{type(report).__name__}</b><table>{rows}</table>{table}</div>"
 
@@ -64,11 +64,11 @@ def table_of(report: msgspec.Struct, name: str) -> list[dict[str, Any]]:
     Raises:
         ValueError: the report has no such list; the message has the names of those it has.
     """
-    held = getattr(report, name, None) if name in report.__struct_fields__ else None
-    if not (isinstance(held, list) and all(isinstance(item, msgspec.Struct) for item in held)):
+    items = getattr(report, name, None) if name in report.__struct_fields__ else None
+    if not (isinstance(items, list) and all(isinstance(item, msgspec.Struct) for item in items)):
         lists = [key for key in report.__struct_fields__ if isinstance(getattr(report, key), list)]
         raise ValueError(f"{type(report).__name__} has no table {name!r}; it has {', '.join(lists)}")
-    rows = [dict(_flat(item, "")) for item in held]
+    rows = [dict(_flat(item, "")) for item in items]
     keys = list(dict.fromkeys(key for row in rows for key in row))
     for key in keys:
         column = [row.get(key) for row in rows]
@@ -124,11 +124,11 @@ def _is_finding(item: Any) -> bool:
 
 def _flat(value: msgspec.Struct, prefix: str) -> Iterator[tuple[str, Any]]:
     for name in value.__struct_fields__:
-        held = getattr(value, name)
-        if isinstance(held, msgspec.Struct):
-            yield from _flat(held, f"{prefix}{name}.")
+        inner = getattr(value, name)
+        if isinstance(inner, msgspec.Struct):
+            yield from _flat(inner, f"{prefix}{name}.")
         else:
-            yield f"{prefix}{name}", msgspec.to_builtins(held) if isinstance(held, Sequence | dict) else held
+            yield f"{prefix}{name}", msgspec.to_builtins(inner) if isinstance(inner, Sequence | dict) else inner
 
 
 def _is_number(value: Json) -> bool:
@@ -216,6 +216,7 @@ def escape_all(text: str) -> str:
 
 
 def _escaped(hit: re.Match[str]) -> str:
+    # An escape of JSON is a unit of UTF-16: a character beyond the first plane has two.
     units = hit[0].encode("utf-16-be")
     return "".join(f"\\u{units[i : i + 2].hex()}" for i in range(0, len(units), 2))
 

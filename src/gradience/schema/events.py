@@ -161,6 +161,7 @@ class EventBase(Flat, kw_only=True, frozen=True, omit_defaults=True, tag_field="
 
     given: ClassVar[Mapping[str, Any]] = {"schema": SCHEMA_ID}
 
+    # A call may leave it out (`given`), and a line may not: for msgspec it has no default.
     if TYPE_CHECKING:
         schema: str = SCHEMA_ID
     else:

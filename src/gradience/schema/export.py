@@ -144,6 +144,7 @@ def write_schemas(folder: Path) -> list[Path]:
     paths = []
     for name, stem in SCHEMAS.items():
         path = folder / f"{stem}.schema.json"
+        # The files are committed, and have the same newline on every system.
         path.write_text(schema_text(name), encoding="utf-8", newline="\n")
         paths.append(path)
     return paths
@@ -279,6 +280,7 @@ def _tidy(node: Json) -> Json:
         return [_tidy(item) for item in node]
     if not isinstance(node, dict):
         return node
+    # A default is a value: what looks like a keyword in it is none.
     tidy = {k: v if k == "default" else _tidy(v) for k, v in node.items() if k != "discriminator"}
     if isinstance(text := tidy.get("description"), str):
         tidy["description"] = cleandoc(text)  # which msgspec did until 0.22
@@ -298,11 +300,12 @@ def _joined(options: list[Json]) -> dict[str, Json] | None:
     one: dict[str, Json] = {"type": []}
     for option in options:
         real = option.get("$ref") == _REAL_REF["$ref"]
-        held = {k: v for k, v in option.items() if k != "$ref"} | _REAL_TYPE if real else option
-        own = [held["type"]] if isinstance(held.get("type"), str) else held.get("type", [])
-        if not own or held.keys() & one.keys() > {"type"} or {*own} & {*one["type"]}:
+        branch = {k: v for k, v in option.items() if k != "$ref"} | _REAL_TYPE if real else option
+        own = [branch["type"]] if isinstance(branch.get("type"), str) else branch.get("type", [])
+        if not own or branch.keys() & one.keys() > {"type"} or {*own} & {*one["type"]}:
             return None
-        one = {**one, **held, "type": [*one["type"], *own]}
+        one = {**one, **branch, "type": [*one["type"], *own]}
+    # An integer is a number too: the bounds of one would hold for the other.
     return None if {"integer", "number"} <= {*one["type"]} else one
 
 

@@ -101,10 +101,10 @@ def rates(value: Any) -> Real | list[Real]:
         return value if isfinite(value) else real(value)
     listed = _listed(value)
     if isinstance(listed, Sequence) and not isinstance(listed, str):
-        held = list(islice(listed, MAX_ELEMENTS + 1))
-        if len(held) > MAX_ELEMENTS:
+        items = list(islice(listed, MAX_ELEMENTS + 1))
+        if len(items) > MAX_ELEMENTS:
             raise _refusal("lr", f"at most {MAX_ELEMENTS} values", value)
-        return [number(rate, f"lr[{i}]") for i, rate in enumerate(held)]
+        return [number(rate, f"lr[{i}]") for i, rate in enumerate(items)]
     return number(listed, "lr")
 
 
@@ -165,9 +165,10 @@ def _nested(value: Any, name: str, limits: _Limits, depth: int) -> Json:
         return f"<{len(value)} values>"
     if isinstance(value, Mapping):
         inner = f"{name}." if name else ""
-        held = _within(value.items(), name, limits)
-        return {_text(str(k)): _plain(v, f"{inner}{k}", limits, depth + 1) for k, v in held}
+        pairs = _within(value.items(), name, limits)
+        return {_text(str(k)): _plain(v, f"{inner}{k}", limits, depth + 1) for k, v in pairs}
     if isinstance(value, (set, frozenset)):
+        # A set of texts has another order in every process.
         value = sorted(_within(value, name, limits), key=str)
         return [_plain(v, f"{name}[{i}]", limits, depth + 1) for i, v in enumerate(value)]
     return [_plain(v, f"{name}[{i}]", limits, depth + 1) for i, v in enumerate(_within(value, name, limits))]
@@ -182,20 +183,20 @@ def _within(items: Iterable[_T], name: str, limits: _Limits) -> list[_T]:
         RecorderError: there are more items than one event may have.
     """
     most = limits.items if limits.items is not None else limits.left[0]
-    held = list(islice(items, most + 1))
-    if len(held) > most:
+    taken = list(islice(items, most + 1))
+    if len(taken) > most:
         raise RecorderError(f"`{name}` holds more values than the {MAX_VALUES} of one event", advice=_ADVICE)
     if limits.items is None:
-        limits.left[0] -= len(held)
-    return held
+        limits.left[0] -= len(taken)
+    return taken
 
 
 def _converted(value: Any, name: str, limits: _Limits, depth: int) -> Json:
     if depth > _MAX_LEVELS:  # what it turns into turns into another, as a mock does without end
         raise RecorderError(f"`{name}` is nested more than {_MAX_LEVELS} levels deep", advice=_ADVICE)
     if isinstance(value, (msgspec.Struct, Enum)):  # checked before str, because transformers' enums are both
-        held = value.value if isinstance(value, Enum) else msgspec.to_builtins(value)
-        return _plain(held, name, limits, depth + 1)
+        inner = value.value if isinstance(value, Enum) else msgspec.to_builtins(value)
+        return _plain(inner, name, limits, depth + 1)
     if isinstance(value, (str, os.PathLike)):
         return _text(str(value))
     shape = getattr(value, "shape", None)

@@ -62,6 +62,7 @@ def find(document: dict[str, Any], path: str) -> Place | None:
 JsonObject: TypeAlias = dict[str, Any]
 
 
+# gc=False: a row of JSON holds no cycle, so the collector need not walk rows by the million.
 class PlainRow(TrainStep, frozen=True, kw_only=True, tag="train_step", forbid_unknown_fields=True, gc=False):
     """A training row of finite numbers, without further keys. msgspec decodes it in half the time of any other event.
 
@@ -107,6 +108,7 @@ def encode(event: Event | UnknownEvent) -> bytes:
 def encode_row(event: TrainStep) -> bytes:
     """Return a row without extras as `encode` does, but faster."""
     line = _encoder.encode(event)  # which writes NaN as null
+    # DEL is the one control character of ASCII that no writer of JSON escapes.
     if b"null" in line or b"\x7f" in line or not line.isascii():
         return encode(event)
     return line
@@ -187,6 +189,7 @@ def _whole(event: Event, document: JsonObject) -> Event:
     """Return a decoded event with the unknown keys of its JSON object."""
     if not isinstance(event, TrainStep):
         return convert(document)  # type: ignore[return-value]  # its name is known
+    # On the wire `extras` is a key like any other, which msgspec took for the field; the document has it too.
     event.extras.clear()
     event.extras.update({key: value for key, value in document.items() if key not in _ROW_KEYS})
     return event
@@ -205,7 +208,8 @@ def decode_array(block: bytes, count: int, decoder: msgspec.json.Decoder[list[T_
     """
     try:
         if not block.isascii():
-            block.decode()  # msgspec does not check the UTF-8 of strings that it skips
+            # msgspec does not check the UTF-8 of strings that it skips.
+            block.decode()
         items = decoder.decode(b"[%b]" % block.removesuffix(b"\n").replace(b"\n", b","))
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
         return None
@@ -262,6 +266,7 @@ def convert_part(document: JsonObject, cls: type[P_]) -> P_:
     Raises:
         msgspec.ValidationError: a field has the wrong type.
     """
+    # msgspec names one fault at a time: each turn mends one number, until a fault is left that is none of a number.
     while True:
         try:
             return cls.from_document(document)
@@ -278,13 +283,13 @@ def soften(document: JsonObject) -> list[str]:
     """
     *way, name = _OPEN.get(str(document.get("event")), ("",))
     below: Any = document.get(way[0]) if way else document
-    found = []
-    for held in below if isinstance(below, list) else [below]:
-        value = held.get(name) if name and isinstance(held, dict) else None
+    unknown = []
+    for part in below if isinstance(below, list) else [below]:
+        value = part.get(name) if name and isinstance(part, dict) else None
         if isinstance(value, str) and value not in CHOICES[name]:
-            held[name] = "unknown"
-            found.append(f"{name} {value[:_SHOWN]!r}")
-    return found
+            part[name] = "unknown"
+            unknown.append(f"{name} {value[:_SHOWN]!r}")
+    return unknown
 
 
 def is_minor(schema: object) -> bool:
@@ -305,8 +310,8 @@ def _make_whole(document: JsonObject, message: str) -> bool:
         return False
     if not place.every:
         return _whole_at(place.container, place.key)
-    held = place.value
-    made = [_whole_at(held, k) for k in held] if isinstance(held, dict) else []
+    values = place.value
+    made = [_whole_at(values, k) for k in values] if isinstance(values, dict) else []
     return any(made)
 
 
@@ -331,6 +336,7 @@ def _unknown(document: JsonObject) -> UnknownEvent:
     if not _OF_THIS_MAJOR.match(head.schema):
         raise msgspec.ValidationError(f"Invalid enum value {head.schema[:80]!r} - at `$.schema`")
     if not head.run_id:
+        # The words are msgspec's, because `expectation` reads the path and what was expected out of them.
         raise msgspec.ValidationError("Expected `str` of length >= 1 - at `$.run_id`")
     payload = {k: v for k, v in document.items() if k not in _Envelope.__struct_fields__}
     return UnknownEvent(
@@ -350,6 +356,7 @@ def _parse_leniently(line: bytes, error: msgspec.DecodeError) -> JsonObject:
         raise SchemaError(str(error)) from error
     named: JsonObject = _named(document)
     try:
+        # `json` reads half of a surrogate pair, which no writer can put into UTF-8 again.
         _encoder.encode(named)
     except UnicodeEncodeError:
         raise SchemaError("not Unicode: half of a surrogate pair in a string") from error

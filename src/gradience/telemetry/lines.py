@@ -39,6 +39,7 @@ _STAND_INS: Final[JsonObject] = {
     "ts": None,
     "step": None,
     "run_id": "-",
+    # This makes it an unknown event: only its envelope is checked from then on.
     "event": "-",
     "phase": "-",
     "steps": 0,
@@ -80,6 +81,7 @@ class Block(msgspec.Struct, frozen=True, gc=False):
         offset = self.offset
         pieces = self.data.split(b"\n")
         for number, piece in enumerate(pieces, self.number + 1):
+            # msgspec refuses a byte order mark, so the first block of a log that has one is decoded line by line.
             data = piece.removeprefix(_BOM) if offset == 0 else piece
             if data.strip():
                 yield Line(number, offset, data, len(piece), number - self.number < len(pieces))
@@ -167,21 +169,21 @@ def find_faults(document: JsonObject, most: int = MOST_FAULTS) -> list[Fault]:
 
     Modifies the document: each fault is mended, so that the next one shows.
     """
-    found: list[Fault] = []
-    while len(found) < most:
+    faults: list[Fault] = []
+    while len(faults) < most:
         try:
             convert(document)
         except msgspec.ValidationError as error:
             fault = _fault(str(error), document)
-            found.append(fault)
+            faults.append(fault)
             if not _mend(document, fault):
-                return found
+                return faults
         except SchemaError as error:
-            found.append(Fault(str(error), "$.schema", SCHEMA_ID, _shown(document, "$.schema")))
+            faults.append(Fault(str(error), "$.schema", SCHEMA_ID, _shown(document, "$.schema")))
             document["schema"] = SCHEMA_ID
         else:
-            return found
-    return found
+            return faults
+    return faults
 
 
 def find_unnamed(line: bytes, most: int = MOST_FAULTS) -> list[Fault]:
@@ -253,8 +255,10 @@ def _mend(document: JsonObject, fault: Fault) -> bool:
         return True
     if key in _STAND_INS:
         stand_in = _STAND_INS[str(key)]
+        # It is a new one each time, because the document is modified while it is mended.
         container[key] = type(stand_in)() if isinstance(stand_in, (dict, list)) else stand_in
         return True
+    # The container stands for a missing key, because it cannot be its own value.
     return container.pop(key, container) is not container
 
 

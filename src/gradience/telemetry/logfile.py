@@ -25,7 +25,8 @@ Fsync: TypeAlias = Literal["always", "auto", "never"]
 
 FSYNC_INTERVAL_S: Final = 5.0  # power loss costs at most this much of a run; a killed process costs nothing
 _PRIVATE_MODE: Final = 0o600
-_NO_SYNC: Final = frozenset({errno.EINVAL, errno.ENOTSUP, errno.EROFS})  # pipes and devices: nothing to sync
+# Some file systems cannot sync; the lines are written all the same.
+_NO_SYNC: Final = frozenset({errno.EINVAL, errno.ENOTSUP, errno.EROFS})
 _ADVICE: Final = "choose a path in a folder you can write to"
 
 _TAKEN: Final = frozenset({errno.EACCES, errno.EAGAIN, errno.EWOULDBLOCK})
@@ -126,6 +127,7 @@ class LogFile:
                 if mine and self._unsynced and self._fsync != "never":
                     _fsync(fd)
             finally:
+                # A fork shares the lock with its parent: what the child unlocks, the parent has lost.
                 if mine:
                     unlock_file(fd)
                 os.close(fd)
@@ -161,6 +163,7 @@ class LogFile:
         if why == "was cut":
             _take_back(fd, line)
         else:
+            # The old file is given up last: if no new one can be had, there is still one to write to.
             self.path, fd, _ = _claimed(self.path, self._sibling)
             self._fd = fd
             unlock_file(old)
@@ -172,6 +175,7 @@ class LogFile:
             self._lines += 1
 
     def _say_lost(self, fd: int, why: str) -> None:
+        # A file that was moved away still holds its lines.
         is_gone = why == "was cut" or os.fstat(fd).st_nlink == 0
         lost = self._lines if is_gone else 0
         self.lost += lost
@@ -208,12 +212,14 @@ def _take_back(fd: int, line: bytes) -> None:
 
 
 def _opened(path: Path) -> int:
+    # It is read too: the last byte tells a torn tail. Without O_BINARY, Windows would write a newline as two bytes.
     flags = os.O_RDWR | os.O_APPEND | os.O_CREAT | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_BINARY", 0)
     try:  # without O_NONBLOCK, the opening of a pipe would wait for its reader
         fd = os.open(path, flags | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_NOCTTY", 0), _PRIVATE_MODE)
     except (OSError, ValueError) as error:
         why = error.strerror if isinstance(error, OSError) else str(error)
         raise RecorderError(f"cannot open {path} for writing: {why}", advice=_ADVICE) from error
+    # The open file is looked at: the path may name another one by now.
     if not stat.S_ISREG(os.fstat(fd).st_mode):
         os.close(fd)
         raise _not_a_file(path)
@@ -286,6 +292,7 @@ else:
     import fcntl
 
     def _lock(fd: int) -> None:
+        # `lockf` would not do: it parts no two writers of one process, and its locks end as any descriptor closes.
         fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
 
     def _unlock(fd: int) -> None:

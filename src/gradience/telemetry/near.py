@@ -118,8 +118,8 @@ class Census:
         event = document.get("event")
         if not isinstance(event, str):
             return
-        for level, held in _objects(event, document):
-            shape = (level, frozenset(key for key, value in held.items() if value is not None))
+        for level, part in _objects(event, document):
+            shape = (level, frozenset(key for key, value in part.items() if value is not None))
             if shape in self._shapes or len(self._shapes) < _MOST_SHAPES:
                 self._shapes[shape] += 1
             else:
@@ -137,6 +137,7 @@ class Census:
             anything = anything or used
             if level == "train_step":
                 rows[used] += n
+        # Among the shapes that were not counted one may hold what a reader uses.
         if not self._whole:
             return
         if not anything:
@@ -155,8 +156,8 @@ class Census:
                 events[level, name] += n
         for (level, key, meant), n in keys.items():
             yield f"`{key[:_SHOWN]}` of {level}, in {_lines(n)}: {meant}"
-        for (given, name), n in events.items():
-            yield f"event `{given[:_SHOWN]}`, in {_lines(n)}: no reader knows it; perhaps `{name}` is meant"
+        for (event, name), n in events.items():
+            yield f"event `{event[:_SHOWN]}`, in {_lines(n)}: no reader knows it; perhaps `{name}` is meant"
 
 
 def _objects(event: str, document: JsonObject) -> Iterator[tuple[Level, JsonObject]]:
@@ -164,13 +165,13 @@ def _objects(event: str, document: JsonObject) -> Iterator[tuple[Level, JsonObje
     kind = document.get("kind")
     yield (f"metrics.{kind}" if event == "metrics" and kind in _READ_KINDS else event), document
     below = document.get(_BELOW[event]) if event in _BELOW else None
-    for held in below if isinstance(below, list) else [below]:
-        if isinstance(held, dict):
-            yield f"{event}.{_BELOW[event]}", held
+    for part in below if isinstance(below, list) else [below]:
+        if isinstance(part, dict):
+            yield f"{event}.{_BELOW[event]}", part
             if event == "run_start":
                 for name in ("optimizer", "lora", "training"):
-                    if isinstance(held.get(name), dict):
-                        yield f"run_start.config.{name}", held[name]
+                    if isinstance(part.get(name), dict):
+                        yield f"run_start.config.{name}", part[name]
 
 
 def _is_read(level: Level, keys: frozenset[str]) -> bool:
@@ -198,14 +199,15 @@ def _missed(level: Level, present: frozenset[str]) -> Iterator[tuple[str, str]]:
 
 def _held_out(unknown: list[str], present: frozenset[str]) -> dict[str, str]:
     """Return the keys of a training row that are an evaluation's, each with where it should stand."""
+    # The keys alone decide how a row is split; any number does as the values.
     row = dict.fromkeys([*unknown, *(present & {"loss", "lr", "grad_norm"})], 0.0)
-    found = {}
+    places = {}
     for split, values in split_row(row).evals.items():
         for key in unknown:
             name = next((n for n in values if key.endswith(f"_{n}") and key.startswith(HELD_OUT)), None)
             if name is not None:
-                found[key] = f"readers take it from an `eval` event: split `{split}`, metrics `{name}`"
-    return found
+                places[key] = f"readers take it from an `eval` event: split `{split}`, metrics `{name}`"
+    return places
 
 
 def _lines(n: int) -> str:

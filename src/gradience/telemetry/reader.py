@@ -72,13 +72,13 @@ class TelemetryReader:
     def read(self) -> Iterator[Event | UnknownEvent | BadLine]:
         """Yield every line, as an event or as a bad line."""
         scan = LogScan(self.path)
-        for found in scan:
-            if isinstance(found, BadLines):
-                yield found.faults[0]
-            elif isinstance(found, UnknownEvent):
-                yield found
+        for item in scan:
+            if isinstance(item, BadLines):
+                yield item.faults[0]
+            elif isinstance(item, UnknownEvent):
+                yield item
             else:
-                yield from found
+                yield from item
         self.notes = version_notes(scan.version, scan.softened)
         if scan.unnamed:
             self.notes.append(unnamed_note(scan.unnamed))
@@ -203,15 +203,15 @@ def summarize(path: Path, values: Collection[str] = ()) -> RunSummary:
     """
     summary = RunSummary(path, frozenset(values))
     scan = LogScan(path, plain=True)
-    for found in scan:
-        if isinstance(found, BadLines):
+    for item in scan:
+        if isinstance(item, BadLines):
             summary.issues_total += 1
             if len(summary.issues) < MAX_ISSUES:
-                summary.issues.append(found.faults[0])
-        elif isinstance(found, UnknownEvent):
-            summary.take_unknown(found)
+                summary.issues.append(item.faults[0])
+        elif isinstance(item, UnknownEvent):
+            summary.take_unknown(item)
         else:
-            summary.add_all(found)
+            summary.add_all(item)
     summary.lines = scan.lines
     summary.bare_tokens = scan.unnamed
     summary.softened, summary.version = scan.softened, scan.version
@@ -240,14 +240,14 @@ def validate_log(path: str | os.PathLike[str], *, max_issues: int = DEFAULT_MAX_
     unknown: Counter[str] = Counter()
     issues: list[BadLine] = []
     total = 0
-    for found in scan:
-        if isinstance(found, BadLines):
-            total += len(found.faults)
-            issues += found.faults[: max(max_issues - len(issues), 0)]
-        elif isinstance(found, UnknownEvent):
-            _count(found.event, unknown)
+    for item in scan:
+        if isinstance(item, BadLines):
+            total += len(item.faults)
+            issues += item.faults[: max(max_issues - len(issues), 0)]
+        elif isinstance(item, UnknownEvent):
+            _count(item.event, unknown)
         else:
-            events.update(str(event.__struct_config__.tag) for event in found)
+            events.update(str(event.__struct_config__.tag) for event in item)
     return ValidateReport(
         schema=VALIDATE_SCHEMA_ID,
         file=str(path),

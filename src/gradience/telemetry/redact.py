@@ -67,11 +67,11 @@ def hide_in(value: Any, key: str = "") -> Any:  # noqa: PLR0911  # one return fo
     if dataclasses.is_dataclass(value):
         return _hide_in_fields(value, [field.name for field in dataclasses.fields(value)], key, dataclasses.replace)
     if isinstance(value, dict):
-        found = {
+        hidden = {
             _key_of(k): hide_in(v, below(key, name))
             for (k, v), name in zip(value.items(), names_in(value), strict=True)
         }
-        return value if _same(found, value) else found
+        return value if _same(hidden, value) else hidden
     if isinstance(value, (list, tuple)):
         named = zip(value, names_beside(value, key), strict=True)
         items = [item if type(item) in _NUMBERS else hide_in(item, name) for item, name in named]
@@ -83,8 +83,8 @@ def hide_in(value: Any, key: str = "") -> Any:  # noqa: PLR0911  # one return fo
 
 def _hide_in_fields(value: Any, names: Iterable[str], key: str, replace: Callable[..., Any]) -> Any:
     changed = {}
-    held = {name: getattr(value, name) for name in names}
-    for (name, old), judged in zip(held.items(), names_in(held), strict=True):
+    fields = {name: getattr(value, name) for name in names}
+    for (name, old), judged in zip(fields.items(), names_in(fields), strict=True):
         if old is not None and type(old) not in _NUMBERS and (new := hide_in(old, below(key, judged))) is not old:
             changed[name] = new
     return replace(value, **changed) if changed else value
@@ -160,6 +160,7 @@ def redact_text(text: str, rule: Redaction = DEFAULT_REDACTION, *, key: str = ""
         return "<redacted: secret key>"
     if len(text) > rule.max_str_len and not rule.allow_text:
         return f"<redacted: text of {len(text)} characters>"
+    # Secrets go before the path is cut: its last part may be one.
     text = hide_secrets(text, key)
     if _WHOLE_PATH.match(text) and not _TAIL_OF_WORDS.search(text):
         return _basename(text)
@@ -197,7 +198,8 @@ def _read_back(line: bytes) -> None:
     try:
         decode_known(line)
     except msgspec.ValidationError:
-        convert(parse(line)[0])  # a whole float may stand for an integer
+        # The event is of a class of the user's own, or a whole float stands for an integer.
+        convert(parse(line)[0])
 
 
 def redact_document(document: JsonObject, rule: Redaction) -> JsonObject:
@@ -231,8 +233,8 @@ def _redact(value: Any, rule: Redaction, key: str) -> Any:
     if isinstance(value, str):
         return redact_text(value, rule, key=key)
     if isinstance(value, dict):
-        held = zip(value.items(), names_in(value), strict=True)
-        return {_key(k): _redact(v, rule, below(key, name)) for (k, v), name in held}
+        named = zip(value.items(), names_in(value), strict=True)
+        return {_key(k): _redact(v, rule, below(key, name)) for (k, v), name in named}
     if isinstance(value, list):
         return [_redact(item, rule, name) for item, name in zip(value, names_beside(value, key), strict=True)]
     return value
@@ -244,6 +246,7 @@ def _key(key: str) -> str:
     safe = hide_secrets(key[:_SCANNED_KEY])
     if len(safe) <= MAX_KEY_LEN and len(key) <= _SCANNED_KEY:
         return safe
+    # Two long names that begin alike must stay two keys: the sum of the whole name tells them apart.
     return f"{safe[: MAX_KEY_LEN - 9]}~{zlib.crc32(key.encode(errors='replace')):08x}"
 
 

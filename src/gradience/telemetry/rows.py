@@ -59,12 +59,13 @@ def plain_columns(row: Mapping[str, Any]) -> dict[str, float] | None:
     """
     if "loss" not in row:
         return None
-    found = {}
+    columns = {}
     for key, value in row.items():
         if type(value) is not float or key not in _COLUMNS:
             return None
-        found[_COLUMNS[key]] = value
-    return found if len(found) == len(row) else None
+        columns[_COLUMNS[key]] = value
+    # If there are fewer columns than keys, `lr` and `learning_rate` are both there, and one is an extra.
+    return columns if len(columns) == len(row) else None
 
 
 def train_columns(row: Mapping[str, Any]) -> Columns:
@@ -90,9 +91,10 @@ def _columns(values: Mapping[str, Any], names: Mapping[str, str], reserved: froz
     extras: Values = {}
     for key, value in values.items():
         name, plain = names.get(key), described(value)
-        found = None if name is None or name in known else _READ.get(name, number_of)(plain)
-        if name is not None and found is not None:
-            known[name] = found
+        # The second name of one field, as `lr` beside `learning_rate`, stays among the extras.
+        number = None if name is None or name in known else _READ.get(name, number_of)(plain)
+        if name is not None and number is not None:
+            known[name] = number
         else:
             safe = str(described(key))
             extras[f"{safe}_" if safe in reserved else safe] = plain
@@ -168,14 +170,15 @@ def _prefixes(values: Values) -> list[str]:
     """Return the prefixes of the row's evaluations, the longest first, of one length by their letters."""
     trained = "loss" in values
     timed = {key.removesuffix("_runtime") for key in values if key.endswith("_runtime")} - {""}  # W&B has a `_runtime`
-    found = {p for p in timed if p.startswith("eval") or p in HELD_OUT or not trained}
-    found = {p for p in found if not any(p.startswith(f"{q}_") for q in found)}  # such a p is a metric's name
-    found |= {word for word in HELD_OUT if any(f"{word}_{metric}" in values for metric in SPOKEN)}
+    # Beside a loss of training, any other `x_runtime` is a measurement of the step.
+    prefixes = {p for p in timed if p.startswith("eval") or p in HELD_OUT or not trained}
+    prefixes = {p for p in prefixes if not any(p.startswith(f"{q}_") for q in prefixes)}  # such a p is a metric's name
+    prefixes |= {word for word in HELD_OUT if any(f"{word}_{metric}" in values for metric in SPOKEN)}
     words = [word for word in HELD_OUT if word != "val" or _OF_THE_CRITIC not in values]
-    found |= {word for word in words if any(key.startswith(f"{word}/") for key in values)}  # no metric of training
-    if not any(p.startswith("eval_") for p in found) and (named := _untimed(values)):
-        found.add(named)
-    return sorted(found, key=lambda prefix: (-len(prefix), prefix))  # a set has another order in every process
+    prefixes |= {word for word in words if any(key.startswith(f"{word}/") for key in values)}  # no metric of training
+    if not any(p.startswith("eval_") for p in prefixes) and (named := _untimed(values)):
+        prefixes.add(named)
+    return sorted(prefixes, key=lambda prefix: (-len(prefix), prefix))  # a set has another order in every process
 
 
 def _untimed(values: Values) -> str | None:
@@ -199,6 +202,7 @@ def _owner(key: str, prefixes: list[str]) -> str | None:
 def _by_split(owned: dict[str, Values]) -> dict[str, Values]:
     """Return the evaluations by split. A prefix keeps its full name if another prefix has its split's name."""
     evals: dict[str, Values] = {}
+    # The shorter prefix has the split's name: `test` before `eval_test`.
     for prefix in sorted(owned, key=len):
         evals[prefix if split_of(prefix) in evals else split_of(prefix)] = owned[prefix]
     return evals
@@ -217,9 +221,9 @@ def _share(free: Values, owned: dict[str, Values]) -> Values:
     if free.keys() & _TRAINING or not owned:
         return free
     if len(owned) == 1:
-        for held in owned.values():
-            held.update({key: value for key, value in free.items() if key not in held})
+        for measured in owned.values():
+            measured.update({key: value for key, value in free.items() if key not in measured})
         return {}
-    for held in owned.values():
-        held.update({key: free[key] for key in ("epoch",) if key in free})
+    for measured in owned.values():
+        measured.update({key: free[key] for key in ("epoch",) if key in free})
     return {key: value for key, value in free.items() if key != "epoch"}

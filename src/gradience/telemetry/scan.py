@@ -118,6 +118,7 @@ class LogScan:
         self.unnamed += unnamed
         if self._seen is not None:
             self._seen(document)
+        # Under `strict` a line of v1 is held to v1's values; a later minor version may have others.
         if not self._strict or is_minor(document.get("schema")):
             self.softened.update(soften(document))
         if unnamed and self._strict:
@@ -127,6 +128,7 @@ class LogScan:
         except msgspec.ValidationError:
             return _all_bad(line, find_faults(document, MOST_FAULTS if self._strict else 1))
         except SchemaError:  # another major version
+            # A log that begins in another version is no log of ours. One such line within ours is a fault to be listed.
             if self.lines == 1 or not self._strict:
                 raise
             return _all_bad(line, find_faults(document))
@@ -143,21 +145,21 @@ def _bad(line: Line, fault: Fault, *, torn: bool = False) -> BadLine:
 
 def _name_torn_tails(found: Iterator[Scanned]) -> Iterator[Scanned]:
     """Mark a broken line as a torn tail if a later session wrote the next line."""
-    held: BadLines | None = None
+    bad: BadLines | None = None
     session: str | None = None
     for item in found:
         if isinstance(item, BadLines):
-            if held is not None:
-                yield held
-            held = item
+            if bad is not None:
+                yield bad
+            bad = item
             continue
-        if held is not None:
-            yield _torn(held) if held.broken and _begins_session(item, session) else held
-            held = None
+        if bad is not None:
+            yield _torn(bad) if bad.broken and _begins_session(item, session) else bad
+            bad = None
         session = _session(item, last=True) or session
         yield item
-    if held is not None:
-        yield held
+    if bad is not None:
+        yield bad
 
 
 def _begins_session(item: list[Event] | UnknownEvent, before: str | None) -> bool:

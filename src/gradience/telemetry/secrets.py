@@ -51,6 +51,7 @@ _ABROAD: Final = re.compile(
     r"|\u5bc6\u9470|\u91d1\u9470|\u4ee4\u724c|\u30d1\u30b9\u30ef\u30fc\u30c9|\u6697\u8a3c\u756a\u53f7"
     r"|\u30c8\u30fc\u30af\u30f3|(?i:api)\u30ad\u30fc|\ube44\ubc00\ubc88\ud638|\uc554\ud638|\ud1a0\ud070)$"
 )
+# A `key` alone is a column's or a dictionary's; after one of these words it opens something.
 _KEYS_OF: Final = frozenset({
     "api", "access", "secret", "private", "account", "auth", "authorization", "signing", "sign", "encryption",
     "encrypt", "storage", "master", "license", "licence", "subscription", "service", "deploy", "ssh", "gpg",
@@ -58,21 +59,26 @@ _KEYS_OF: Final = frozenset({
     "openai", "anthropic", "cohere", "mistral", "stripe", "mailgun", "sendgrid", "age", "hf", "azure", "aws",
     "gcp",
 })  # fmt: skip
+# `tokens` are counts in most settings (`max_tokens`), and secrets behind one of these.
 _TOKENS_OF: Final = frozenset({
     "api", "access", "auth", "hub", "hf", "refresh", "bearer", "secret", "user", "bot", "github", "gitlab",
     "oauth", "id",
 })  # fmt: skip
+# With these before it, a token is a piece of text: `pad_token`, `image_token`.
 _OF_THE_TOKENIZER: Final = frozenset({
     "pad", "eos", "bos", "unk", "sep", "cls", "mask", "image", "audio", "video", "boi", "eoi", "start", "end",
     "stop", "next", "first", "last", "special", "prefix", "suffix", "middle", "fim", "per", "n", "num", "dummy",
     "added", "extra", "prev", "pred", "input", "output", "target", "source", "text", "vision", "placeholder", "tool",
     "answer", "response", "think", "observation",
 })  # fmt: skip
-_AMBIGUOUS: Final = frozenset({"pat", "pw", "cred", "tok", "pin", "sid", "psk"})  # secrets only if the value is opaque
+# These mark a secret only if the value is opaque.
+_AMBIGUOUS: Final = frozenset({"pat", "pw", "cred", "tok", "pin", "sid", "psk"})
+# With these before it, `pass` is a run through something: `forward_pass`, `two_pass`.
 _NOT_A_PASSWORD: Final = frozenset({
     "forward", "backward", "fwd", "bwd", "first", "second", "third", "single", "one", "two", "multi", "by",
     "band",
 })  # fmt: skip
+# These names are written together: `apikey`, `dbpass`, `hubtoken`.
 _GLUED: Final = re.compile(
     r"(?:password|passwd|passphrase|pwd|secret|credential|cookie|webhook"
     r"|(?:auth|api|access|refresh|bearer|hub|hf|session|oauth|bot|github|id)token"
@@ -80,6 +86,7 @@ _GLUED: Final = re.compile(
     r"|(?:db|user|smtp|mysql|pg|root|admin|redis|sudo)pass|conn(?:ection)?str(?:ing)?)s?$"
 )
 _COUNTED: Final = re.compile(r"\d+|v\d+")
+# These words may stand behind the noun: `hub_token_value`, `password_old`, `secret_b64`.
 _AFTER: Final = frozenset({
     "value", "val", "plain", "plaintext", "raw", "b64", "base64", "old", "new", "base", "prod", "dev",
     "staging", "url", "uri", "header", "json",
@@ -104,6 +111,7 @@ def holds_secret(key: str, value: str) -> bool:
     if kind == "secret":
         return True
     is_opaque = bool(_OPAQUE.fullmatch(value) or _RANDOM.fullmatch(value))
+    # A `pin` may be a commit or a digest, to which a version is pinned.
     return is_opaque and not (is_name(value) or _COMPOUND.fullmatch(value) or (kind == "pin" and _HEX.fullmatch(value)))
 
 
@@ -242,6 +250,7 @@ def _hide_short(text: str, key: str) -> str:
 def _hide(text: str, key: str) -> str:
     if len(text) < 4:  # nothing so short can hold one
         return text
+    # URLs come before the shapes: the blank in a shape's note would end the URL, and leave a user's name in sight.
     if "://" in text and "@" in text:
         text = _USERINFO.sub(_userinfo, text)
     if BEGINNING.search(text):
@@ -258,6 +267,7 @@ def _hide(text: str, key: str) -> str:
         text = _hide_named(text)
     if len(text) >= _LONG:
         text = LONG.sub(lambda hit: "<redacted: random token>" if is_random(hit[0]) else hit[0], text)
+    # 40 hexadecimal digits are a git commit as well as a key of W&B, so the name decides.
     return _HEX40.sub("<redacted: api key>", text) if _WANDB_KEY.search(key[-MAX_NAME:]) else text
 
 
@@ -294,17 +304,17 @@ def _without_value(hit: re.Match[str]) -> str:
 
 def _userinfo(hit: re.Match[str]) -> str:
     """The part of a URL before its last @ if harmless (a user's name, a path with @); else a note in its place."""
-    found, after = hit[0], hit.string[hit.end() + 1 : hit.end() + 1 + _MAX_HOST]
-    host = found.partition("/")[0]
-    ends = host.rfind("@") if len(host) < len(found) else -1  # of a URL whose path has an @, too
-    name, at, rest = (found[:ends], "@", found[ends + 1 :]) if ends != -1 else (found, "", "")
+    userinfo, after = hit[0], hit.string[hit.end() + 1 : hit.end() + 1 + _MAX_HOST]
+    host = userinfo.partition("/")[0]
+    ends = host.rfind("@") if len(host) < len(userinfo) else -1  # of a URL whose path has an @, too
+    name, at, rest = (userinfo[:ends], "@", userinfo[ends + 1 :]) if ends != -1 else (userinfo, "", "")
     if ":" in host:
         is_secret = "/" not in name or not _PORT.match(name)
     elif "/" in name:  # base64 has slashes; host/path@version has them, too
         is_secret = "." not in host and bool(_HOST.match(after)) and bool(_OPAQUE.search(name))
     else:
         is_secret = len(name) >= _TOKEN or bool(_SHORT_TOKEN.fullmatch(name))
-    return f"<redacted: url password>{at}{rest}" if is_secret else found
+    return f"<redacted: url password>{at}{rest}" if is_secret else userinfo
 
 
 def _hide_columns(text: str) -> str:
@@ -328,6 +338,7 @@ def _hide_named(text: str) -> str:
     shown: list[str] = []
     done = position = 0
     while (hit := _NAMED.search(text, position)) is not None:
+        # Not from the sign's end: in `db: password = "..."` the sign holds the next name, which looks like a type.
         position = hit.end("name")
         if not (kind_of(hit["name"][-MAX_NAME:]) or hit["name"].lower() in _WHOLE_LINE):
             continue

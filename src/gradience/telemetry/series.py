@@ -122,13 +122,14 @@ class RunSeries:
     def losses_of(self, split: str | None) -> dict[int, float]:
         """The finite losses of a split's evaluations, by rising step; the later one at a shared step."""
         of_split = ((e.step, e.metrics.loss) for e in self.evals if e.split == split)
-        found = {step: as_float(loss) for step, loss in of_split if step is not None and loss is not None}
-        return {step: loss for step, loss in sorted(found.items()) if isfinite(loss)}
+        losses = {step: as_float(loss) for step, loss in of_split if step is not None and loss is not None}
+        return {step: loss for step, loss in sorted(losses.items()) if isfinite(loss)}
 
     def add(self, event: Event) -> None:
         """Add one event."""
         self._take_clock(event.ts)
         self._take_seq(event.session, event.seq)
+        # The start of a resume, a look and the digests have a step too, but no value was measured there.
         if event.step is not None and not isinstance(event, RunStart | Wiring | StepDigests):
             self.last_step = max(event.step, self.last_step or 0)
         match event:
@@ -159,6 +160,7 @@ class RunSeries:
         steps, losses, rates, norms, clocks, epochs, extras = map(list, zip(*map(_COLUMNS, rows), strict=True))
         if None in steps or None in losses or not _floats(losses, rates, norms, clocks, epochs):
             return False
+        # `_take_seqs` is asked last, because it counts the rows as taken.
         if not (_rise(steps) and (not self.steps or self.steps[-1] < steps[0]) and self._take_seqs(rows)):
             return False
         self.steps.fromlist(steps)
@@ -243,6 +245,7 @@ class RunSeries:
         fed = self.fed
         fed.update(enumerate(event.batches, event.first))
         while len(fed) > FIRST_FED + _NEWEST_FED:
+            # A dict keeps the order of its keys: behind the first ones stands the oldest of the others.
             del fed[next(islice(fed, FIRST_FED, None))]
 
     def _take_values(self, name: str, steps: list[int], values: list[Json]) -> None:
@@ -263,6 +266,7 @@ class RunSeries:
     def _take_start(self, start: RunStart) -> None:
         self.config = start.config
         self.meta = start.meta
+        # A run that goes on has not ended, whatever an earlier session wrote.
         self.end = None
         if start.resumed_from_step is not None:
             self.record.resumed_from.append(start.resumed_from_step)
@@ -318,6 +322,7 @@ def _ends(values: list[float | None]) -> list[float]:
         known = sorted(values)  # type: ignore[arg-type]  # None raises TypeError, handled below
     except TypeError:
         known = sorted(value for value in values if value is not None)
+    # A single None is sorted without being compared.
     return [known[0], known[-1]] if known and known[0] is not None else []
 
 
@@ -329,6 +334,7 @@ def _floats(*columns: list[Any]) -> bool:
 def _extend(column: array[float], values: list[float | None]) -> None:
     """Append the values, with NaN for None."""
     try:
+        # If a value is None, `fromlist` leaves the array as it was.
         column.fromlist(values)  # type: ignore[arg-type]  # None raises TypeError, handled below
     except TypeError:
         column.fromlist([_ABSENT if value is None else value for value in values])
@@ -337,6 +343,7 @@ def _extend(column: array[float], values: list[float | None]) -> None:
 def _rise(steps: list[int]) -> bool:
     """Whether each step is greater than the one before; False for no steps."""
     if len(steps) > 1 and (stride := steps[1] - steps[0]) > 0:
+        # Most logs have one row every n steps: comparing two lists is faster than comparing neighbours.
         even = range(steps[0], steps[0] + stride * len(steps), stride)
         return steps == list(even) or all(map(lt, steps, islice(steps, 1, None)))
     return len(steps) == 1

@@ -148,6 +148,7 @@ TOOLS: Final = re.compile(
 )
 
 # Letters and digits as no name has them: often another class of character than the one before.
+# `sha512-...` in a lock file is a package's digest, which everybody may know.
 LONG: Final = re.compile(r"(?<![A-Za-z0-9])(?<!sha256-)(?<!sha384-)(?<!sha512-)[A-Za-z0-9]{24,200}(?![A-Za-z0-9])")
 _CHANGE: Final = re.compile(r"(?<=[a-z])[A-Z0-9]|(?<=[A-Z])[a-z0-9]|(?<=[0-9])[A-Za-z]")
 _SPOKEN: Final = re.compile(r"[A-Z]?(?=[a-z]{0,9}[aeiouy])[a-z]{2,}")  # half of a name at least
@@ -165,6 +166,7 @@ def is_random(text: str) -> bool:
     words = sum(len(word) for word in _SPOKEN.findall(text))
     if few < 2 or len(_CHANGE.findall(text)) < _OFTEN * (len(text) - 1) or words > len(text) / 2:
         return False
+    # A piece that was cut out of base64 may begin at any of the four places of a group.
     return not any(_is_coded_text(text[start:]) for start in range(4))
 
 
@@ -188,6 +190,7 @@ def is_name(text: str) -> bool:
     """
     parts = [part for part in _SEPARATED.split(text) if part]
     odd = sum(not _WORDY.fullmatch(part) for part in parts)
+    # One part of four may be a digest or a random suffix, as in a shard's or a run's name.
     return len(parts) >= 3 and 4 * odd <= len(parts) and max(map(len, parts)) <= 20
 
 

@@ -203,6 +203,7 @@ class TelemetryWriter:
         """Record how the run ended, and close. A failure here never replaces the run's own error."""
         try:
             try:
+                # They are asked before `run_end` closes them: how the model was called last may be why it failed.
                 for wires in self._wires if error is not None else ():
                     wires.failed()
                 if not self._ended and (self._file is None or self._file.is_open):
@@ -299,10 +300,11 @@ class TelemetryWriter:
         self, items: Sequence[RecommendationItem | Mapping[str, Any]], *, step: int | None = None
     ) -> None:
         """Record suggestions."""
-        given = list(islice(items, _MOST_ITEMS + 1))
-        if len(given) > _MOST_ITEMS:
+        # A foreign sequence may go on without end.
+        first = list(islice(items, _MOST_ITEMS + 1))
+        if len(first) > _MOST_ITEMS:
             raise RecorderError(f"an event may hold {_MOST_ITEMS} recommendations", advice="write several events")
-        parts = [_part(item, f"recommendations[{i}]", RecommendationItem) for i, item in enumerate(given)]
+        parts = [_part(item, f"recommendations[{i}]", RecommendationItem) for i, item in enumerate(first)]
         self._record(Recommendation, step, recommendations=parts)
 
     @_counted
@@ -339,9 +341,10 @@ class TelemetryWriter:
         """Close the run. The file stays open for late evaluations until `close`."""
         if self.lost and reason is None:
             reason = f"{self.lost} events could not be recorded"
-        said = None if reason is None else _text(reason, "reason")
+        text = None if reason is None else _text(reason, "reason")
+        # What is watched writes its last looks, which belong before the end of the run.
         self._close_wires()
-        self._record(RunEnd, None, status=_text(status, "status"), reason=said)
+        self._record(RunEnd, None, status=_text(status, "status"), reason=text)
         self._ended = True
 
     @_counted
@@ -421,7 +424,8 @@ class TelemetryWriter:
         self._require_own()
         if step is not None and type(step) is not int:
             step = _step(step)
-        with self._guard:  # keeps seq in the order of the file
+        # The number and the clock are taken inside, so that both rise in the order of the file.
+        with self._guard:
             event = unchecked(
                 cls,
                 schema=SCHEMA_ID,
@@ -477,6 +481,7 @@ class TelemetryWriter:
             raise RecorderError(f"{self._asked} could not be opened")
         if isinstance(event, RunStart):
             self.opened = event
+            # If the log vanishes, the new one begins with this line, which has the run's config.
             self._file.opening = line
         self._file.append(line, durable=durable)
 
