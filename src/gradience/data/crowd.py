@@ -211,8 +211,7 @@ class Crowd:
         drawn = sorted(self._drawn, key=lambda one: -one.number)  # their numbers are negative
         grams = [np.empty(0, np.uint32), *(one.grams for one in drawn)]
         every, times = np.unique(np.concatenate(grams), return_counts=True)
-        # In a sample of under twenty rows two copies are a tenth of all; their trigrams are still no phrase of the
-        # task.
+        # Under twenty rows two copies are a tenth of all; their trigrams are still no phrase of the task.
         shared = every[times > max(_COMMON * len(drawn), 2)]
         kept = {-one.number: one._replace(grams=np.setdiff1d(one.grams, shared, assume_unique=True)) for one in drawn}
         hits = [number for number, one in kept.items() if _is_near(number, one, kept, index)]

@@ -92,6 +92,7 @@ class Encoder:
         self, folder: Path, template: Path | None = None, *, masks: bool = True, trainer: Trainer | None = None
     ) -> None:
         self.name = folder.name
+        # Before transformers is imported, whose own error on such a folder speaks of packages to convert a tokenizer.
         if folder.is_dir() and not any(folder.glob("token*")):
             raise ConfigError(f"{folder}: no tokenizer in this folder", advice=ADVICE)
         own = None if template is None else _read_template(template)

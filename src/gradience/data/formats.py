@@ -344,8 +344,7 @@ def _tokenised(row: Mapping[str, Json], _: Shape, __: bool) -> Columns:  # noqa:
             if len(columns[name]) != len(columns["input_ids"]):
                 raise Unusable(f"{name}: {len(columns[name])} values for {len(columns['input_ids'])} tokens")
     positions, mask = row.get("position_ids"), row.get("attention_mask")
-    # A packer marks where a text begins: by positions that start at 0 again, or by a mask that numbers the texts or is
-    # square.
+    # A packer shows where texts begin: positions start at 0 again, or the mask is square or numbers the texts.
     anew = isinstance(positions, list) and positions.count(0) > 1
     apart = isinstance(mask, list) and (isinstance(mask[0], list) or mask[-1] not in (0, 1)) if mask else False
     if anew or apart or any(row.get(name) is not None for name in _PARTED):

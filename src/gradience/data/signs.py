@@ -14,6 +14,7 @@ from typing import Final, NamedTuple
 from gradience.data import ANSWERERS, Columns, Turn, answers_of, content_of, every_turn, part_text
 from gradience.schema import Json
 
+# DeepSeek's tokens have a full-width bar, and U+2581 between their words.
 CONTROL: Final = re.compile(
     r"<[|\uff5c][A-Za-z0-9_\u2581]{1,40}[|\uff5c]>|</?s>|\[/?INST\]|<</?SYS>>|<(?:start|end)_of_turn>"
 )

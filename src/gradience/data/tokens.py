@@ -313,6 +313,7 @@ class Tokeniser:
         """Yield prompt and completion as SFTTrainer and KTOTrainer prepare them."""
         columns = [item for _, item in rows]
         both = [_joined(item["prompt"], self._ended_answer(item["completion"])) for item in columns]
+        # KTOTrainer has no setting for it: its loss is of the completion.
         always = self.shape.trainer == "kto"
         answers = self.masking.loss == "assistant" and self.masking.trl and not always
         wholes = self._encode(both, columns, answers=answers)
