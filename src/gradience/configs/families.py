@@ -145,8 +145,7 @@ def family_of(model: str | None, model_type: str | None = None) -> Family | None
     """
     name, kind = plain_name(model or ""), (model_type or "").replace("_", "-")
     if kind:
-        # A name may say whose answers a model was distilled from (DeepSeek-R1-Distill-Qwen): a stated type decides
-        # alone.
+        # A stated type decides: a name may say whose answers a model was distilled from (DeepSeek-R1-Distill-Qwen).
         return next((family for family in families() if kind in family.types.replace("_", "-").split()), None)
     return next((family for family in families() if name and family.is_called(name)), None)
 

@@ -58,6 +58,7 @@ def plain(value: Json) -> str:
 
 
 def _digits(value: float) -> str:
+    # repr() raises on a number of thousands of digits.
     big = isinstance(value, int) and abs(value) >= MAX_INT
     return "of more than 18 digits" if big else repr(value)
 
