@@ -51,6 +51,7 @@ def read_state(path: Path) -> SourceRun:
 def best_of(state: Mapping[str, Json]) -> dict[str, Json]:
     """Return the best value that the Trainer chose checkpoints by, and its step: `best_metric`, `best_step`."""
     checkpoint = state.get("best_model_checkpoint")
+    # PureWindowsPath parts at both kinds of slash: the run may have been made on Windows.
     number = PureWindowsPath(checkpoint).name.removeprefix(CHECKPOINT_PREFIX) if isinstance(checkpoint, str) else None
     step = step_of(state.get("best_global_step")) or step_of(number)
     value = number_of(state.get("best_metric"))
@@ -319,6 +320,7 @@ def samples_per_step(
     per_epoch = steps / epochs
     if per_epoch <= 1.0:
         return None
+    # Of p steps an epoch the last may have one example: p ratio >= (p - 1) B + 1 for the batch B.
     return _only(low, (high * per_epoch - 1.0) / (per_epoch - 1.0), micro_batch or 1)
 
 
