@@ -61,6 +61,7 @@ def targets(names: Collection[str], peek: Peek) -> Iterator[Target]:
     config = (CONFIG_NAME,) if CONFIG_NAME in names else ()
     tensors = sorted(name for name in names if name.endswith(_ENDING))
     main = next((name for name in WEIGHT_NAMES if name in names), None)
+    # model.safetensors.index.json is that of a whole model, unless an adapter's config lies beside it.
     index = (
         None if main else next((n for n in INDEX_NAMES if n in names and (config or n.startswith(_OWN_INDEX))), None)
     )

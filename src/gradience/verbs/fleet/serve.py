@@ -263,6 +263,7 @@ def _other_shapes(named: Iterable[tuple[_Base, str]], shapes: Mapping[str, Shape
             modules = shapes.get(key, {})
             strange = next((name for name, shape in modules.items() if usual.get(name, shape) != shape), None)
             if strange is None:
+                # The shapes that most adapters have came first, and stay.
                 usual = {**modules, **usual}
             else:
                 here, there = (" x ".join(map(str, shape)) for shape in (modules[strange], usual[strange]))
