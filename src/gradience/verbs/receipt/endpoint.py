@@ -335,6 +335,7 @@ def _message(reply: Reply) -> str:
 
 
 def _number(value: Json) -> float:
+    # JSON may hold a whole number that float() raises on; true is no number, though Python takes it for one.
     return float(value) if type(value) in {int, float} and abs(value) <= sys.float_info.max else float("nan")
 
 

@@ -177,9 +177,11 @@ def conclude(
     rounding = _Rounding.of(noise, precision, e.rounded, exact=exact)
     stored = {}
     if not exact and residual > rounding.fine:
+        # Each form costs a pass of the model, and none is needed where finer rounding explains what is left.
         stored = {form: e.seen(reading) for form, reading in probes.stored().items()}
         of_forms = [e.from_adapter(vector) for vector in stored.values()]
         noise |= {"int4": max(of_forms)}
+        # Where a file's own types are known, no other form in 4 bits is an excuse.
         rounding = _Rounding.of(noise, precision, e.rounded, exact=probes.knows_form, finest=min(of_forms))
     judgement = _Judgement(e, conclusion._replace(noise=rounding.fine), rounding, own_head)
     return judgement.with_probes(probes, [vector - e.a for vector in readings.values()], stored)
@@ -235,6 +237,7 @@ class _Span:
     def share(self, difference: Vector) -> float:
         """The share of |d|^2 along these directions, beyond what chance puts there."""
         d = difference * self._weights
+        # A random direction has this share of its square within a subspace of so many dimensions.
         chance: float = min(self._basis.shape[1] / len(d), _NO_CHANCE)
         share: float = _square(self._basis.T @ d) / max(_square(d), _TINY)
         return max(0.0, (share - chance) / (1.0 - chance))
@@ -242,6 +245,7 @@ class _Span:
 
 def _precision_of(noises: Sequence[Vector]) -> Vector:
     """A weight for each token: one over what rounding moves it by, and over the median token's at most."""
+    # Each noise counts alike, however large it is.
     variance = sum((noise**2 / max(_square(noise), _TINY) for noise in noises), np.zeros_like(noises[0]))
     deviations: Vector = np.sqrt(variance + max(float(np.median(variance)), _TINY))
     weights: Vector = deviations.min() / deviations
@@ -350,6 +354,7 @@ class _Judgement:
         words = {factor: text for factor, text in probes.factors().items() if factor >= _SMALLEST}
         if not words:
             return []
+        # Of these two factors the receipt has the log-probabilities.
         read = {0.0: e.b, 1.0: e.a} | {factor: e.seen(probes.scaled(factor)) for factor in words}
         best, left = self._best(read)
         for _ in range(_PASSES):
