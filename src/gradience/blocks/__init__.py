@@ -228,14 +228,14 @@ def facts(pairs: Iterable[tuple[str, str | None]], *, indent: int = 0, width: in
 
 def part(heading: str, content: Iterable[Block]) -> list[Block]:
     """Blocks under their heading, set off from what follows; nothing without content."""
-    held = list(content)
-    return [Heading(heading), *held, ""] if held else []
+    blocks = list(content)
+    return [Heading(heading), *blocks, ""] if blocks else []
 
 
 def set_off(heading: str, content: Iterable[Block]) -> list[Block]:
     """The same, set off from what comes before."""
-    held = list(content)
-    return ["", Heading(heading), *held] if held else []
+    blocks = list(content)
+    return ["", Heading(heading), *blocks] if blocks else []
 
 
 def findings(some: Iterable[Finding], *, verbose: bool = True) -> Findings:
@@ -258,6 +258,7 @@ def clean(text: str) -> str:
     >>> clean("a\x1b[31mb\u202ec\nd")
     'abc d'
     """
+    # Nearly every text is, and a report cleans each of its cells.
     if text.isprintable():
         return text
     flat = _ESCAPES.sub("", text).replace("\n", " ").replace("\t", " ")

@@ -31,7 +31,9 @@ from gradience.blocks import (
 
 _ROWS: Final = 20
 _TEXT: Final = 300  # characters of one cell
+# `_` within a word is no emphasis. GitHub makes links of bare https://, http:// and www., which a backslash breaks.
 _SPECIAL: Final = re.compile(r"[\\`*\[\]<|~$&#]|(?<![^\W_])_|_(?![^\W_])|(?<=https):(?=//)|(?<=http):(?=//)|(?<=www)\.")
+# A backslash does not keep GitHub from notifying @name or linking #1; an empty comment does.
 _SUMMONS: Final = re.compile(r"([@#])(?=\w)")
 _FOUND: Final = ("Severity", "Id", "Observation", "Source")
 

@@ -186,11 +186,11 @@ def _rows(cells: Sequence[tuple[str, int, Cell]]) -> dict[str, dict[int, Cell]]:
     """The cells by label and layer, in the order of the modules."""
     kinds = [_kind(name) for name, _, _ in cells]
     shared = _shared(kinds)
-    found: dict[str, dict[int, list[Cell]]] = {}
+    rows: dict[str, dict[int, list[Cell]]] = {}
     for (_, layer, cell), kind in zip(cells, kinds, strict=True):
         label = ".".join(kind[shared:])
-        found.setdefault(label, {}).setdefault(layer, []).append(cell)
-    return {label: {layer: _mean(some) for layer, some in row.items()} for label, row in found.items()}
+        rows.setdefault(label, {}).setdefault(layer, []).append(cell)
+    return {label: {layer: _mean(some) for layer, some in row.items()} for label, row in rows.items()}
 
 
 def _kind(name: str) -> list[str]:

@@ -37,8 +37,8 @@ def github_lines(findings: Sequence[Finding], *, locations: Sequence[SourceLocat
     for finding, at in zip(findings, locations, strict=True):
         action = f" ({clean(finding.action)})" if finding.action else ""
         parameters = {**_place(at), "title": f"gradience {finding.id}"}
-        given = ",".join(f"{name}={_parameter(value)}" for name, value in parameters.items())
-        yield f"::{_COMMANDS[finding.severity]} {given}::{_message(clean(finding.message) + action)}"
+        pairs = ",".join(f"{name}={_parameter(value)}" for name, value in parameters.items())
+        yield f"::{_COMMANDS[finding.severity]} {pairs}::{_message(clean(finding.message) + action)}"
 
 
 def _place(at: SourceLocation | None) -> dict[str, str]:
@@ -115,13 +115,18 @@ def junit_xml(
         not_run: rules that could not be judged.
     """
     skipped = {item.id: item.reason for item in not_run}
-    said = {finding.id for finding in findings}
+    ids = {finding.id for finding in findings}
     cases = [_case(finding, at) for finding, at in zip(findings, locations, strict=True)]
-    cases += [_quiet(card, skipped.get(card.id)) for card in known if card.id not in said]
+    cases += [_quiet(card, skipped.get(card.id)) for card in known if card.id not in ids]
     counts = {kind: str(sum(case.find(kind) is not None for case in cases)) for kind in ("failure", "skipped")}
-    told = {"name": "gradience", "tests": str(len(cases)), "failures": counts["failure"], "skipped": counts["skipped"]}
-    suites = Element("testsuites", told)
-    suite = SubElement(suites, "testsuite", {**told, "errors": "0"})
+    attributes = {
+        "name": "gradience",
+        "tests": str(len(cases)),
+        "failures": counts["failure"],
+        "skipped": counts["skipped"],
+    }
+    suites = Element("testsuites", attributes)
+    suite = SubElement(suites, "testsuite", {**attributes, "errors": "0"})
     suite.extend(cases)
     written: bytes = tostring(suites, encoding="us-ascii", xml_declaration=True)  # whatever stdout's encoding
     return f"{written.decode()}\n"
@@ -180,6 +185,7 @@ def _uri(path: str, root: Path) -> str:
     """The path relative to the root, or as a file: URI if it is outside the root."""
     absolute = real_path(root / path)
     try:
+        # As bytes: a file's name need not be UTF-8.
         return quote(os.fsencode(PurePath(absolute.relative_to(real_path(root))).as_posix()))
     except ValueError:
         return absolute.as_uri()

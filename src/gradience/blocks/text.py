@@ -131,6 +131,7 @@ def _table(block: Table) -> Iterator[str]:
     kept = list(shortened(rows, block.most, of=block.of, indent=block.indent))
     for place, row in enumerate(kept):
         yield row
+        # The line that counts the rows left out stands in the place of a row, and has no reasons.
         if place < min(len(block.below), len(rows)) and row is rows[place] and block.below[place]:
             yield block.below[place]
 

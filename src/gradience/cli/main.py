@@ -353,7 +353,9 @@ def _fail(message: str, advice: str) -> int:
     from gradience.blocks import clean  # only a failure pays for it
     from gradience.telemetry.secrets import hide_secrets  # the same
 
-    def shown(text: str, most: int) -> str:  # secrets are hidden before the cut, which could leave a part of one
+    # Secrets are hidden before the cut to a screen, which could leave a part of one. The cut before that bounds the
+    # work; half a secret beside it falls into the middle, which the second cut leaves out.
+    def shown(text: str, most: int) -> str:
         return _middle_cut(hide_secrets(_middle_cut(" ".join(text.split()), 4 * _MAX_ERROR)), most)
 
     tail = f" ({shown(advice, _MAX_ERROR // 4)})" if advice else ""

@@ -33,10 +33,10 @@ class Bar:
         self._console = Console(
             file=stream, force_terminal=True, width=max(_LEAST, shutil.get_terminal_size().columns - 1)
         )
-        said = TextColumn("{task.description}", markup=False), TextColumn("{task.fields[name]}", markup=False)
+        texts = TextColumn("{task.description}", markup=False), TextColumn("{task.fields[name]}", markup=False)
         counts = MofNCompleteColumn(), TimeRemainingColumn(compact=True)
         self._progress = Progress(
-            said[0], BarColumn(20), *counts, said[1], console=self._console, get_time=time.monotonic
+            texts[0], BarColumn(20), *counts, texts[1], console=self._console, get_time=time.monotonic
         )
         self._task = self._progress.add_task(what, total=None, name="")
         self._lock = Lock()

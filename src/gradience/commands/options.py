@@ -86,8 +86,8 @@ def project_settings(settings: Path | None = None) -> Settings:
 
 def severity(option: FailOn | None, settings: Settings) -> Severity | None:
     """Return the severity from which a command exits with 1: the option, else the settings; None if never."""
-    asked = option or settings.values.fail_on
-    return None if asked is None or asked == "never" else asked
+    level = option or settings.values.fail_on
+    return None if level is None or level == "never" else level
 
 
 class RuleChoice(TypedDict):
@@ -117,8 +117,8 @@ class ResolvedOptions(NamedTuple):
         """Ratio of held-out to train perplexity from which a gap is a finding: the option, else the settings."""
         from gradience.rules.log.facts import DEFAULT_GAP  # for commands that read a log
 
-        asked = self.project.values.gap_threshold if option is None else option
-        return DEFAULT_GAP if asked is None else asked
+        ratio = self.project.values.gap_threshold if option is None else option
+        return DEFAULT_GAP if ratio is None else ratio
 
     def exit_code(self, findings: Iterable[Finding | FindingRef]) -> int:
         """1 if a finding is at least as severe as --fail-on, else 0."""

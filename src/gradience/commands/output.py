@@ -134,17 +134,17 @@ def usage_error(error: CycloptsError) -> str:
     from cyclopts.exceptions import UnknownOptionError  # only a mistyped command pays
 
     if isinstance(error, UnknownOptionError):
-        given = (error.token.keyword or error.token.value).partition("=")[0]
-        meant = _ELSEWHERE.get(given)
+        option = (error.token.keyword or error.token.value).partition("=")[0]
+        meant = _ELSEWHERE.get(option)
         if any(meant in argument.names for argument in error.argument_collection):
-            return f"Unknown option: {given}. Did you mean {meant}?"
-        if given in _GONE:
-            return f"{given} is gone: {_GONE[given]}"
+            return f"Unknown option: {option}. Did you mean {meant}?"
+        if option in _GONE:
+            return f"{option} is gone: {_GONE[option]}"
         if any("--set" in argument.names for argument in error.argument_collection):
             from gradience.configs.settings import is_setting  # the same
 
-            if is_setting(name := given.strip("-").replace("-", "_")):
-                return f"Unknown option: {given}. A single setting is given as --set {name}=VALUE"
+            if is_setting(name := option.strip("-").replace("-", "_")):
+                return f"Unknown option: {option}. A single setting is given as --set {name}=VALUE"
     return str(error)
 
 
@@ -303,7 +303,9 @@ def keep_freed() -> None:
 
     try:
         mallopt = ctypes.CDLL(None).mallopt
+    # Windows has no CDLL(None), musl and macOS have no mallopt.
     except (AttributeError, OSError, TypeError):
         return
+    # To set one of them ends glibc's own adjustment of both.
     mallopt(_MMAP, _OWN)
     mallopt(_TRIM, _KEPT)

@@ -66,8 +66,8 @@ def _logged(folder: Path) -> str | None:
 
 def _only(files: Iterable[Path | None]) -> str | None:
     """The one file among them that exists; None if there are several."""
-    found = {str(file) for file in files if file is not None and file.is_file()}
-    return found.pop() if len(found) == 1 else None
+    places = {str(file) for file in files if file is not None and file.is_file()}
+    return places.pop() if len(places) == 1 else None
 
 
 def _plans(folder: Path) -> Iterator[DataPlan]:

@@ -71,14 +71,16 @@ def said(text: str, known: Known) -> str:
 def with_commands(findings: Iterable[Finding], known: Callable[[], Known]) -> list[Finding]:
     """The findings with the commands of their actions filled in; `known` is asked only if one has such a command."""
     listed = list(findings)
-    if not any(_WORD.search(text) for found in listed for text in (found.action, found.verify) if text):
+    if not any(_WORD.search(text) for finding in listed for text in (finding.action, finding.verify) if text):
         return listed
     names = known()
     return [
         msgspec.structs.replace(
-            found, action=found.action and said(found.action, names), verify=found.verify and said(found.verify, names)
+            finding,
+            action=finding.action and said(finding.action, names),
+            verify=finding.verify and said(finding.verify, names),
         )
-        for found in listed
+        for finding in listed
     ]
 
 

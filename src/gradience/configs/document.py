@@ -52,6 +52,7 @@ _TABLES: Final[dict[Level, tuple[Setting, ...]]] = {"optimizer": OPTIMIZER, "lor
 _OF_A_MODEL = ("name_or_path", "name", "base_model_name_or_path", "base_model")  # the first is what is trained
 _OBJECTIVES = ("sft", "dpo", "orpo", "kto", "simpo", "cpo", "grpo", "rloo", "ppo")  # sections of a file
 _BARE_NAME = "name"  # names the optimizer inside the optimizer section only: at the top it names something else
+# Fields of our own snapshots, as a log's run_start has them: known, and not read.
 _COMPUTED = {"alpha_over_r", "extras"}
 _ENVELOPE = {"schema", "ts", "run_id", "event", "step", "seq", "session", "meta", "resumed_from_step"}
 
@@ -127,8 +128,8 @@ def note_adapter(fields: Fields, draft: Draft) -> None:
         draft.set("lora", "lora_bias", value=True, extra=True)
     if fields.take(["alora_invocation_tokens"], bool):
         draft.set("lora", "alora_invocation_tokens", value=True, extra=True)
-    for name, found in (fields.take(["auto_mapping"], _base_class) or {}).items():
-        draft.set("lora", name, found, extra=True)
+    for name, value in (fields.take(["auto_mapping"], _base_class) or {}).items():
+        draft.set("lora", name, value, extra=True)
 
 
 def _base_class(value: Json) -> dict[str, str]:
@@ -161,6 +162,7 @@ def read_labels(path: Path) -> Layer:
     model = read_mapping(path)
     classes, labels = model.get("architectures"), model.get("id2label")
     named = isinstance(classes, list) and any(str(name).endswith(_HEAD) for name in classes)
+    # One label is a number: of a regression, or of a reward model.
     if not named or not isinstance(labels, dict) or len(labels) < 2 or model.get("problem_type") == "regression":
         return Layer()
     return Layer(config=ConfigSnapshot(num_labels=len(labels)), sources=(InputFile(role="model", path=str(path)),))
@@ -196,7 +198,7 @@ def _read_any(mapping: dict[str, Json], where: str) -> Layer:
         unknown = []  # the model's config and the logger's own keys are among them
     if is_ms_swift(mapping) and draft.get("lora", "target_modules") == ["all-linear"]:
         draft.set("lora", "target_modules", "all-linear")  # ms-swift takes the word in a list, too
-    place = next((found for item in levels if (found := output_dir(item))), None)
+    place = next((folder for item in levels if (folder := output_dir(item))), None)
     layer = layer_of(draft, InputFile(role="config", path=where), levels, unknown=unknown, output_dir=place)
     return msgspec.structs.replace(layer, log="wandb recorded it") if recorded else layer
 
@@ -369,6 +371,7 @@ def read_data_plan(path: Path) -> DataPlan:
     mapping = read_mapping(path)
     places = (path.parent, Path.cwd())
     read = next((read for fits, read in _PROGRAMS if fits(mapping)), _trl)
+    # transformers 5 has train_sampling_strategy in place of group_by_length.
     sorted_by_length = mapping.get("group_by_length") is True or "length" in str(mapping.get("train_sampling_strategy"))
     padded = not sorted_by_length and mapping.get("padding_free") is not True
     plan = read(mapping, places)._replace(stated=True, pads=padded)
@@ -422,6 +425,7 @@ def _axolotl(mapping: _Mapping, places: tuple[Path, ...]) -> DataPlan:
         prompt=_named((trains[0].get("chat_template") if trains else None) or mapping.get("chat_template")),
         task="reward" if mapping.get("reward_model") is True else None,
         max_length=_number(mapping.get("sequence_len")),
+        # Axolotl's own default is to drop such a row.
         overlong="cut" if mapping.get("excess_length_strategy") == "truncate" else "left_out",
         packing=_flag(mapping.get("sample_packing")),
         loss="all" if mapping.get("train_on_inputs") is True or completion else "assistant",
@@ -433,6 +437,7 @@ def _first(items: list[_Mapping], places: tuple[Path, ...]) -> Path | None:
     for item in items:
         files = item.get("data_files")
         named = files if isinstance(files, str) else (_list(files) or [None])[0]
+        # Beside data_files, path is the name of a loader, such as json.
         place = _place(named, places) or _place(item.get("path"), places)
         if place is not None:
             return place
@@ -441,6 +446,7 @@ def _first(items: list[_Mapping], places: tuple[Path, ...]) -> Path | None:
 
 def _llama_factory(mapping: _Mapping, places: tuple[Path, ...]) -> DataPlan:
     names = _names(mapping.get("dataset"))
+    # LLaMA-Factory's own defaults: the folder data, a cutoff of 2048 tokens, and packing at stage pt.
     folder = _place(mapping.get("dataset_dir", "data"), places)
     naming, pretrains = _llama_factory_naming(_entry(names, folder)), mapping.get("stage") == "pt"
     packing = mapping.get("packing", True if pretrains else None)
@@ -470,6 +476,7 @@ def is_ms_swift(mapping: Container[object]) -> bool:
 
 def _ms_swift(mapping: _Mapping, places: tuple[Path, ...]) -> DataPlan:
     trains, tests = (_names_or_one(mapping.get(key)) for key in ("dataset", "val_dataset"))
+    # ms-swift's own default: a row over the limit is left out.
     strategy = mapping.get("truncation_strategy") or "delete"
     columns = _section(mapping, "columns")
     return DataPlan(
@@ -544,6 +551,7 @@ def _standard(given: _Mapping, names: Mapping[str, str]) -> dict[str, str]:
 
 def _torchtune(mapping: _Mapping, places: tuple[Path, ...]) -> DataPlan:
     data, tokenizer = _section(mapping, "dataset"), _section(mapping, "tokenizer")
+    # Meta's folders have tokenizer.model in `original`, one below tokenizer.json.
     merges = _place(tokenizer.get("path"), places)
     return DataPlan(
         program="torchtune",

@@ -44,8 +44,8 @@ class Family(msgspec.Struct, frozen=True, forbid_unknown_fields=True, dict=True)
     @cached_property
     def paths(self) -> tuple[str, ...]:
         """The paths of the layers with weights, with * for a number."""
-        held = ((f"{path}." if path else "", names.split()) for path, names in self.held.items())
-        return tuple(prefix + name for prefix, names in held for name in names)
+        groups = ((f"{path}." if path else "", names.split()) for path, names in self.held.items())
+        return tuple(prefix + name for prefix, names in groups for name in names)
 
     @cached_property
     def held(self) -> dict[str, str]:
@@ -76,7 +76,7 @@ class Family(msgspec.Struct, frozen=True, forbid_unknown_fields=True, dict=True)
     @cached_property
     def stacks(self) -> frozenset[str]:
         """The names of lists of layers."""
-        return frozenset(found[1] for path in self.paths for found in re.finditer(r"([^.]+)\.\*(?=\.)", path))
+        return frozenset(hit[1] for path in self.paths for hit in re.finditer(r"([^.]+)\.\*(?=\.)", path))
 
     def is_called(self, name: str) -> bool:
         """Whether a plain name, as `plain_name` returns it, is of one of its models."""
@@ -145,6 +145,7 @@ def family_of(model: str | None, model_type: str | None = None) -> Family | None
     """
     name, kind = plain_name(model or ""), (model_type or "").replace("_", "-")
     if kind:
+        # A stated type decides: a name may say whose answers a model was distilled from (DeepSeek-R1-Distill-Qwen).
         return next((family for family in families() if kind in family.types.replace("_", "-").split()), None)
     return next((family for family in families() if name and family.is_called(name)), None)
 

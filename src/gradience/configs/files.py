@@ -87,11 +87,11 @@ def _unique(pairs: list[tuple[str, Json]]) -> dict[str, Json]:
     mapping = dict(pairs)
     if len(mapping) == len(pairs):
         return mapping
-    seen: set[str] = set()
+    keys: set[str] = set()
     for key, _ in pairs:
-        if key in seen:
+        if key in keys:
             raise Malformed(f"the key {key!r} appears twice in one object")
-        seen.add(key)
+        keys.add(key)
     return mapping
 
 
@@ -215,11 +215,13 @@ class _YamlValues:
             if key.value in own:
                 raise Malformed(_at(key, f"the key {key.value!r} appears twice in one mapping"))
             own[key.value] = self.value(item, depth + 1)
+        # A mapping's own keys win over merged ones, wherever `<<` stands.
         return {**merged, **own}
 
     def _merged(self, node: Any, depth: int) -> dict[str, Json]:
         sources = node.value if node.id == "sequence" else [node]
         merged: dict[str, Json] = {}
+        # By YAML's merge key the earlier of several mappings wins.
         for source in reversed(sources):
             value = self.value(source, depth + 1)
             if not isinstance(value, dict):

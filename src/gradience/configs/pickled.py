@@ -47,6 +47,7 @@ _LFS: Final = b"version https://git-lfs"
 _PICKLE: Final = re.compile(r"[^/\\.][^/\\]*/data\.pkl")  # the entry of torch.save's archive that holds the pickle
 _MAGIC: Final = 0x1950A86A20F9469CFC6C  # the value of the first pickle in a file of torch.save before version 1.6
 _BEFORE_THE_OBJECT: Final = 2  # the protocol's version, and the sizes of C's types
+# `__main__` has a script's own subclass of the arguments; Unsloth writes its trainers into a folder of modules.
 _LIBRARIES: Final = (
     r"(?:transformers|trl|accelerate|peft|sentence_transformers|setfit|optimum|llamafactory|llmtuner|swift|axolotl"
     r"|unsloth|unsloth_compiled_cache|Unsloth\w*Trainer|__main__)(?:\.\w+)*"
@@ -239,6 +240,7 @@ def _record(name: object, arguments: object) -> Record:
         owner, member = arguments
         if not isinstance(owner, Name) or not isinstance(member, str):
             raise TypeError
+        # What counts is the member's value, which in transformers' enums is its name in small letters.
         return Record(owner, (member.lower(),))
     return Record(name, arguments)
 
@@ -258,6 +260,7 @@ def _key(value: object) -> str:
     """A key as text; a whole number below 2**63 in size is converted."""
     if isinstance(value, str):
         return value
+    # str() raises on a number of thousands of digits.
     if isinstance(value, int) and abs(value) < 2**63:
         return str(value)
     raise Malformed("a pickle with a key that is not text")

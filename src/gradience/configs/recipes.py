@@ -127,6 +127,7 @@ def _read_torchtune(fields: Fields, draft: Draft) -> list[str]:
     sections = {key: section for key in _SECTIONS if (section := fields.section(key)) is not None}
     draft.read_all(recipe("torchtune"), fields)
     draft.set("run", "format", "torchtune", extra=True)
+    # torchtune's recipes save at the end of each epoch.
     draft.set("training", "save_strategy", "epoch")
     if "run_val_every_n_steps" not in fields and "dataset_val" not in fields:
         draft.set("training", "eval_strategy", "no")

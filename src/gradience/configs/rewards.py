@@ -22,8 +22,8 @@ def columns_needed(names: object, folder: Path) -> dict[str, tuple[str, ...]]:
         names: `reward_funcs` of a recipe: names of TRL, or `module.function` of a file below the folder.
         folder: the recipe's.
     """
-    given = [name for name in (names if isinstance(names, list) else [names]) if isinstance(name, str)]
-    return {name: reward for name in given if (reward := _OF_TRL.get(name) or _of_own(name, folder))}
+    functions = [name for name in (names if isinstance(names, list) else [names]) if isinstance(name, str)]
+    return {name: reward for name in functions if (reward := _OF_TRL.get(name) or _of_own(name, folder))}
 
 
 def _of_own(name: str, folder: Path) -> tuple[str, ...]:
@@ -41,6 +41,6 @@ def _of_own(name: str, folder: Path) -> tuple[str, ...]:
 
 def _without_default(args: ast.arguments) -> tuple[str, ...]:
     named = [*args.posonlyargs, *args.args]
-    asked = named[: len(named) - len(args.defaults)]
-    asked += [one for one, default in zip(args.kwonlyargs, args.kw_defaults, strict=True) if default is None]
-    return tuple(one.arg for one in asked if one.arg not in _GIVEN)
+    parameters = named[: len(named) - len(args.defaults)]
+    parameters += [one for one, default in zip(args.kwonlyargs, args.kw_defaults, strict=True) if default is None]
+    return tuple(one.arg for one in parameters if one.arg not in _GIVEN)

@@ -84,21 +84,21 @@ def layer_of(
     output_dir: str | None = None,
 ) -> Layer:
     """The layer of one source: the settings in the draft, and the secret and masked keys of the document's levels."""
-    held = list(levels)
+    parts = list(levels)
     return Layer(
         config=draft.snapshot(),
         sources=(source,),
         unknown_keys=tuple(unknown),
-        secret_keys=tuple(key for level in held for key in level.secrets()),
-        masked_keys=tuple(key for level in held for key in level.masked()),
+        secret_keys=tuple(key for level in parts for key in level.secrets()),
+        masked_keys=tuple(key for level in parts for key in level.masked()),
         output_dir=output_dir,
-        base=next((base for level in held if (base := _base_of(level))), None),
+        base=next((base for level in parts if (base := _base_of(level))), None),
     )
 
 
 def _base_of(fields: Fields) -> str | None:
     names = next(item.names(fields) for item in RUN if item.field == "model_name")
-    return next((found for name in names if (found := fields.take([name], place)) is not None), None)
+    return next((base for name in names if (base := fields.take([name], place)) is not None), None)
 
 
 def stack(layers: Iterable[Layer]) -> Layer:
@@ -120,12 +120,12 @@ def stack(layers: Iterable[Layer]) -> Layer:
 
 def overlay(lower: S, upper: S) -> S:
     """A copy of `lower` in which every field that `upper` sets is replaced. Their `extras` are merged."""
-    given = {
+    changes = {
         field.name: _joined(field.name, getattr(lower, field.name), getattr(upper, field.name))
         for field in msgspec.structs.fields(upper)
         if getattr(upper, field.name) != _default_of(field)
     }
-    return msgspec.structs.replace(lower, **given)
+    return msgspec.structs.replace(lower, **changes)
 
 
 def _joined(name: str, lower: object, upper: object) -> object:
@@ -381,8 +381,8 @@ def is_setting(name: str) -> bool:
 def keys_of(field: str) -> list[str]:
     """Return the keys that may hold a snapshot field in a file. The field's own name is the last."""
     levels = (NAMES.settings[level] for level in ("lora", "optimizer", "training", "run"))
-    found = (f"{named.native} {named.loose} {named.parts}".split() for table in levels if (named := table.get(field)))
-    return [*chain.from_iterable(found), field]
+    keys = (f"{named.native} {named.loose} {named.parts}".split() for table in levels if (named := table.get(field)))
+    return [*chain.from_iterable(keys), field]
 
 
 def line_of(path: Path, keys: Iterable[str]) -> int | None:

@@ -154,6 +154,7 @@ def _note_dtype(fields: Fields, draft: Draft) -> None:
     bf16, fp16 = fields.take(["bf16"], flag), fields.take(["fp16"], flag)
     if bf16 or fp16:
         draft.set("training", "dtype", "bfloat16" if bf16 else "float16")
+    # A Trainer writes both, so two that are false mean float32; a file by hand may state neither.
     elif bf16 is not None and fp16 is not None and draft.get("training", "dtype") is None:
         draft.set("training", "dtype", "float32")
 

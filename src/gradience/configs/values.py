@@ -58,6 +58,7 @@ def plain(value: Json) -> str:
 
 
 def _digits(value: float) -> str:
+    # repr() raises on a number of thousands of digits.
     big = isinstance(value, int) and abs(value) >= MAX_INT
     return "of more than 18 digits" if big else repr(value)
 
@@ -69,6 +70,7 @@ def real(value: Json) -> float | NonFinite:
     try:
         return on_the_wire(float(value))
     except OverflowError:
+        # float() raises on a whole number beyond 1e308, and reads the text of one as infinity.
         return on_the_wire(math.inf if int(value) > 0 else -math.inf)
     except ValueError:
         raise Malformed("a number") from None
@@ -191,8 +193,8 @@ def names(value: Json) -> list[str] | str:
 
 def name_list(value: Json) -> list[str]:
     """Return a list of names; one name is a list of one."""
-    given = names(value)
-    return [given] if isinstance(given, str) else given
+    named = names(value)
+    return [named] if isinstance(named, str) else named
 
 
 def reals(value: Json) -> list[float | NonFinite]:

@@ -138,9 +138,9 @@ class Crowd:
         key = -smallest_trigram(words)
         if len(drawn) == COMPARED and key < drawn[0].key:
             return
-        said = np.unique(hashed(" ".join(answers_of(columns)).lower().split()).astype(np.uint32))
+        answer = np.unique(hashed(" ".join(answers_of(columns)).lower().split()).astype(np.uint32))
         put = heappush if len(drawn) < COMPARED else heappushpop
-        put(drawn, _NearRow(key, -number, trigrams(words), said, beside_of(columns)))
+        put(drawn, _NearRow(key, -number, trigrams(words), answer, beside_of(columns)))
 
     def _take_answer(self, number: int, answer: str) -> None:
         self._answers += 1
@@ -166,10 +166,11 @@ class Crowd:
         code = _code_of(stated) if isinstance(stated, str) else ""
         if not code or len(answer) < _LONG:
             return
+        # Counted without py3langid, too: by it the report says what could not be judged.
         self._stated += 1
         if self._identify is not None:
-            found, probability = self._identify(answer)
-            if found != code and probability >= _SURE:
+            likeliest, probability = self._identify(answer)
+            if likeliest != code and probability >= _SURE:
                 self._foreign.append(number)
 
     def languages(self) -> Languages:
@@ -210,6 +211,7 @@ class Crowd:
         drawn = sorted(self._drawn, key=lambda one: -one.number)  # their numbers are negative
         grams = [np.empty(0, np.uint32), *(one.grams for one in drawn)]
         every, times = np.unique(np.concatenate(grams), return_counts=True)
+        # Under twenty rows two copies are a tenth of all; their trigrams are still no phrase of the task.
         shared = every[times > max(_COMMON * len(drawn), 2)]
         kept = {-one.number: one._replace(grams=np.setdiff1d(one.grams, shared, assume_unique=True)) for one in drawn}
         hits = [number for number, one in kept.items() if _is_near(number, one, kept, index)]

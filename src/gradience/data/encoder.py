@@ -92,17 +92,18 @@ class Encoder:
         self, folder: Path, template: Path | None = None, *, masks: bool = True, trainer: Trainer | None = None
     ) -> None:
         self.name = folder.name
+        # Before transformers is imported, whose own error on such a folder speaks of packages to convert a tokenizer.
         if folder.is_dir() and not any(folder.glob("token*")):
             raise ConfigError(f"{folder}: no tokenizer in this folder", advice=ADVICE)
         own = None if template is None else _read_template(template)
         try:
             is_alone = folder.is_dir() and not (folder / "config.json").is_file()
             imports = [_TOKENIZERS] if is_alone else [_TOKENIZERS, _MODELLING]
-            asked = trainer if trainer is not None and trainer.is_installed else None
-            imports += [IMPORTS[asked.name]] if asked is not None else []
+            program = trainer if trainer is not None and trainer.is_installed else None
+            imports += [IMPORTS[program.name]] if program is not None else []
             self.has_processor = has_processor(folder)
             imports += OF_PICTURES if self.has_processor else ()
-            self._confined = Confined(_CLASS, folder.as_posix(), own, masks, asked, imports=imports)
+            self._confined = Confined(_CLASS, folder.as_posix(), own, masks, program, imports=imports)
             facts = msgspec.convert(self._confined.call("facts"), TokenizerFacts)
         except (Foreign, msgspec.ValidationError) as error:
             raise ConfigError(f"{folder}: no usable tokenizer: {error}", advice=ADVICE) from None

@@ -31,10 +31,10 @@ def with_keys(columns: Columns, row: Row, shape: Shape) -> Columns:
     A value that is null is one that is missing: Parquet has no other way to leave one out. A row's id does not count,
     except where a reward function could look it up.
     """
-    held = {name: _without_nulls(value) for name, value in row.items() if value is not None}
-    told = {name: value for name, value in held.items() if shape.trainer == "grpo" or name not in _IDENTITY}
-    beside = {name: _hash(held[name]) for name in sorted(_senses(held, shape)) if held[name] not in ([], {}, "")}
-    return {**columns, "row": _hash(told), "beside": beside}
+    values = {name: _without_nulls(value) for name, value in row.items() if value is not None}
+    content = {name: value for name, value in values.items() if shape.trainer == "grpo" or name not in _IDENTITY}
+    beside = {name: _hash(values[name]) for name in sorted(_senses(values, shape)) if values[name] not in ([], {}, "")}
+    return {**columns, "row": _hash(content), "beside": beside}
 
 
 def _senses(held: Mapping[str, Json], shape: Shape) -> set[str]:
@@ -64,6 +64,7 @@ def _hash(value: Json) -> str:
 
 
 def _encoded(value: Json) -> bytes:
+    # Two files may write the keys of one object in another order.
     return msgspec.json.encode(value, order="sorted", enc_hook=str)
 
 

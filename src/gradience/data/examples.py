@@ -80,10 +80,10 @@ class Examples:
         if sequence.kept is not None and len(sequence.kept.ids) < len(sequence.ids):
             kinds: list[PieceKind] = ["loss" if bit else "context" for bit in sequence.kept.mask]
             return _grouped(zip(kinds, sequence.kept.ids, strict=True))
-        seen = self._seen(sequence)
+        places = self._seen(sequence)
         mask = sequence.mask or [1] * len(sequence.ids)
         every: Iterator[tuple[PieceKind, int]] = (
-            ("cut" if place not in seen else "loss" if bit else "context", token)
+            ("cut" if place not in places else "loss" if bit else "context", token)
             for place, (token, bit) in enumerate(zip(sequence.ids, mask, strict=True))
         )
         return _grouped(every)

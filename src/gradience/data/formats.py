@@ -82,9 +82,9 @@ def recognise(row: Mapping[str, Json], task: str | None = None) -> Shape:
             f"columns {few(list(row), _MOST_COLUMNS) or 'none'}: {task} reads what is asked from a column prompt",
             advice=f"rename {next((name for name in _ASKS if name in row), 'its column')} to prompt",
         )
-    held = {name for name, value in row.items() if value is not None or name not in _OPTIONAL}
+    names = {name for name, value in row.items() if value is not None or name not in _OPTIONAL}
     for columns, shape in _KNOWN:
-        if held >= set(columns):
+        if names >= set(columns):
             if shape.format == "preference" and task in {"reward", "rm"}:
                 return shape._replace(trainer="reward")
             others = (name for name, value in row.items() if isinstance(value, str) and name not in _READ)
@@ -136,9 +136,10 @@ def canonical(row: Mapping[str, Json], shape: Shape, *, chat: bool, trl: bool) -
 def _is_picture(value: Json) -> bool:
     """Whether a value holds an image: a path, a `data:` URL, bytes as `datasets` stores them, a part of a message."""
     if isinstance(value, dict):
-        held = [value[name] for name in ("image", "image_url", "url", "path") if value.get(name)]
-        return ("image" in str(value.get("type")) and bool(held)) or value.keys() == {"bytes", "path"}
+        places = [value[name] for name in ("image", "image_url", "url", "path") if value.get(name)]
+        return ("image" in str(value.get("type")) and bool(places)) or value.keys() == {"bytes", "path"}
     if isinstance(value, list):
+        # A list of lists is no list of images, and a stranger's may be nested as deep as a file can hold.
         return bool(value) and not isinstance(value[0], list) and _is_picture(value[0])
     return isinstance(value, str) and _PICTURE.match(value) is not None
 
@@ -184,8 +185,8 @@ def _asked(row: Mapping[str, Json], *, chat: bool) -> Json:
     if not chat:
         pattern = _ALPACA if extra else _ALPACA_NO_INPUT
         return pattern.format(instruction=instruction, input=extra)
-    asked = "\n".join(part for part in (instruction, extra) if part)
-    return [*_system(row), *_history(row), {"role": "user", "content": asked}]
+    question = "\n".join(part for part in (instruction, extra) if part)
+    return [*_system(row), *_history(row), {"role": "user", "content": question}]
 
 
 def _history(row: Mapping[str, Json]) -> list[Turn]:
@@ -195,8 +196,8 @@ def _history(row: Mapping[str, Json]) -> list[Turn]:
         isinstance(pair, list) and len(pair) == 2 for pair in pairs
     ):  # question and answer
         raise Unusable("history: expected pairs of question and answer")
-    said = [(role, text) for pair in pairs for role, text in zip(("user", "assistant"), pair, strict=True)]
-    return [{"role": role, "content": text} for role, text in said if isinstance(text, str)]
+    turns = [(role, text) for pair in pairs for role, text in zip(("user", "assistant"), pair, strict=True)]
+    return [{"role": role, "content": text} for role, text in turns if isinstance(text, str)]
 
 
 def _answered(prompt: Json, answer: Json, name: str) -> Columns:
@@ -265,6 +266,7 @@ def _without_prompt(chosen: Json, rejected: Json) -> Columns:
     """The prompt that both answers begin with, and the rest of each, as in `trl.data_utils.extract_prompt`."""
     shorter = min(len(chosen), len(rejected))
     differs = next((i for i in range(shorter) if chosen[i] != rejected[i]), None)
+    # Where nothing differs, TRL's loop ends at the last place, so one element is left for each answer.
     place = max(shorter - 1, 0) if differs is None else differs
     if differs and chosen[differs - 1] == " ":
         place -= 1
@@ -309,13 +311,13 @@ def _steps(row: Mapping[str, Json], _: Shape, __: bool) -> Columns:  # noqa: FBT
 
 
 def _segments(row: Mapping[str, Json], _: Shape, __: bool) -> Columns:  # noqa: FBT001
-    given = _column(row, "segments")
-    if not isinstance(given, list) or not given:
+    segments = _column(row, "segments")
+    if not isinstance(segments, list) or not segments:
         raise Unusable("segments: expected a list of label and text")
-    for one in given:
+    for one in segments:
         if not isinstance(one, dict) or not isinstance(one.get("text"), str) or not isinstance(one.get("label"), bool):
             raise Unusable("segments: expected a text with a label of true or false")
-    return {"segments": given}
+    return {"segments": segments}
 
 
 def _classification(row: Mapping[str, Json], shape: Shape, _: bool) -> Columns:  # noqa: FBT001
@@ -342,6 +344,7 @@ def _tokenised(row: Mapping[str, Json], _: Shape, __: bool) -> Columns:  # noqa:
             if len(columns[name]) != len(columns["input_ids"]):
                 raise Unusable(f"{name}: {len(columns[name])} values for {len(columns['input_ids'])} tokens")
     positions, mask = row.get("position_ids"), row.get("attention_mask")
+    # A packer shows where texts begin: positions start at 0 again, or the mask is square or numbers the texts.
     anew = isinstance(positions, list) and positions.count(0) > 1
     apart = isinstance(mask, list) and (isinstance(mask[0], list) or mask[-1] not in (0, 1)) if mask else False
     if anew or apart or any(row.get(name) is not None for name in _PARTED):
@@ -425,8 +428,8 @@ def _renamed(turn: Json) -> Json:
 
 def _calls(turn: Turn) -> bool:
     """Whether a turn without content holds a call or a thought in its place."""
-    held = ("tool_calls", "function_call", "reasoning_content", "reasoning")
-    return turn.get("content") is None and any(turn.get(name) for name in held)
+    names = ("tool_calls", "function_call", "reasoning_content", "reasoning")
+    return turn.get("content") is None and any(turn.get(name) for name in names)
 
 
 def _parts(content: Json) -> bool:
@@ -450,12 +453,14 @@ def _common_role(turn: Turn) -> Turn:
     if not calls:
         return {**turn, "role": "assistant"}
     made = [{"type": "function", "function": _with_object(one)} for one in calls]
+    # Under the role function_call the content is the call itself, which would be written twice.
     return {"role": "assistant", "content": content if isinstance(old, dict) and content else "", "tool_calls": made}
 
 
 def _with_object(call: Turn) -> Turn:
     """A call in the old form, whose arguments are always text, with its arguments as an object."""
     arguments = call.get("arguments")
+    # Templates write arguments by `tojson`, which would encode a text once more.
     parsed = _parsed(arguments) if isinstance(arguments, str) else None
     return {**call, "arguments": parsed} if isinstance(parsed, dict) else call
 

@@ -91,6 +91,7 @@ def packed_count(lengths: Sequence[int], room: int) -> int:
     free: list[int] = []  # distinct amounts of free space in the bins, sorted
     bins_with: Counter[int] = Counter()
     bins = 0
+    # Strategy bfd cuts what is longer than a bin; only bfd_split keeps the rest.
     counts = Counter(min(length, room) for length in lengths if length)
     for length in chain.from_iterable(repeat(one, counts[one]) for one in sorted(counts, reverse=True)):
         place = bisect_left(free, length)
@@ -212,7 +213,7 @@ class RowCounter:
         """The counts of all rows that were added."""
         pairs = 2 if self._shape.format == "preference" else 1
         tokens = TokenCounts(**self._tokens)
-        seen = RowsSeen(**{name: self._rows(name) for name in RowsSeen.__struct_fields__})
+        signs = RowsSeen(**{name: self._rows(name) for name in RowsSeen.__struct_fields__})
         fields = {
             "rows_read": self._read,
             "sequences": len(self._lengths),
@@ -227,7 +228,7 @@ class RowCounter:
                 max_length=self._limits.max_length if self._shape.trainer == "sft" else None,
                 seed=self._limits.seed,
             ),
-            "seen": seen,
+            "seen": signs,
             "faults": self._faults,
             "answers": Answers(
                 rows=self._answered,
@@ -247,7 +248,7 @@ class RowCounter:
             "examples": self._examples.result(self._encoder),
             "shown": [ShownRow(row=number, text=text) for number, text in sorted(self._texts.items())],
         }
-        return RowCounts(self._read, fields, self._faults, tokens, seen, self._turn_end())
+        return RowCounts(self._read, fields, self._faults, tokens, signs, self._turn_end())
 
     def _rows(self, name: str) -> Rows:
         return Rows(count=self._count[name], first=self._first.get(name, []))
@@ -320,16 +321,18 @@ class RowCounter:
     def _contradicts(self, columns: Columns) -> bool:
         """Whether an earlier row has the same text with another label, or prefers the other answer."""
         if "label" in columns:
-            said, judged = [whole_text(columns)], str(columns["label"])
+            texts, judged = [whole_text(columns)], str(columns["label"])
         elif "rejected" in columns and "chosen" in columns:
             sides = [text_of(columns[name]) for name in ("chosen", "rejected")]
-            said, judged = [text_of(columns.get("prompt")), *sorted(sides)], sides[0]
+            # Sorted, so that a pair whose answers are exchanged is the same question.
+            texts, judged = [text_of(columns.get("prompt")), *sorted(sides)], sides[0]
         else:
             return False
-        key = digest(_encoded([*said, dict(beside_of(columns))]))
+        key = digest(_encoded([*texts, dict(beside_of(columns))]))
         was_said, was_judged = self._judged.add(key), self._judged.add(digest(key + _encoded(judged)))
         if was_said and not was_judged:
             self._disputed.add(key)
+        # Once a question is disputed, all further rows of it are, whichever label they have.
         return key in self._disputed
 
     def roles(self) -> dict[str, Rows]:
@@ -431,6 +434,8 @@ class RowCounter:
             return False
         if overlong == "left_out":
             return True
+        # TRL 1.16 leaves out: pairs with a side over the limit (reward), prompts that fill it (DPO, KTO), and rows of
+        # which no token in the loss is left (SFT without packing).
         if trainer == "reward":
             return True
         return row.prompt >= limit if trainer in {"dpo", "kto"} else not left and not self._limits.packing
@@ -477,6 +482,7 @@ def _of_labels(ids: list[int], labels: list[int]) -> list[str]:
         return []
     if max(labels[i] for i in kept) < _CLASSES:
         return []
+    # transformers' models shift labels themselves: those that are shifted already are shifted twice.
     after = sum(i + 1 < len(ids) and labels[i] == ids[i + 1] for i in kept)
     return ["labels_differ", *(["labels_shifted"] if 2 * after > len(kept) else [])]
 

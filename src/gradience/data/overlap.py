@@ -47,6 +47,7 @@ class NearIndex:
     def __init__(self) -> None:
         from datasketch import MinHash, MinHashLSH  # an extra
 
+        # Trigrams are hashes already, so `int` leaves them as they are.
         self._empty: Any = MinHash(num_perm=HASHES, hashfunc=int)  # copied: to make its permutations takes long
         self._index: Any = MinHashLSH(num_perm=HASHES, params=_BANDS)
 
@@ -109,9 +110,9 @@ class EvalRows:
             words = words_of(columns)
             self._by_words.setdefault(_key(words), []).append(number)
             self._keys[number], self._beside[number] = row_key(columns), beside_of(columns)
-            asked = _asked(columns)
-            if asked is not None:
-                self._questions.setdefault(asked[0], []).append((number, asked[1]))
+            question = _asked(columns)
+            if question is not None:
+                self._questions.setdefault(question[0], []).append((number, question[1]))
             grams = trigrams(words)
             if self._index is not None and can_be_near(grams):
                 self._grams[number] = grams
@@ -124,10 +125,10 @@ class EvalRows:
         same = {n for n in self._by_words.get(_key(words), ()) if not differ(beside, self._beside[n])}
         self._same_words |= same
         self._exact |= {n for n in same if self._keys[n] == row_key(columns)}
-        asked = _asked(columns) if self._questions else None
-        if asked is not None:
-            others = self._questions.get(asked[0], ())
-            other = {n for n, answer in others if answer != asked[1]}
+        question = _asked(columns) if self._questions else None
+        if question is not None:
+            others = self._questions.get(question[0], ())
+            other = {n for n, answer in others if answer != question[1]}
             self._other_answer |= {n for n in other if not differ(beside, self._beside[n])}
         self._compare_grams(trigrams(words), beside)
 
@@ -175,14 +176,15 @@ def _key(words: list[str]) -> bytes:
 
 def _asked(columns: Columns) -> tuple[bytes, bytes] | None:
     """The hashes of a question's and its answers' words; None without a question of some words."""
-    asked = _WORD.findall(question_of(columns).lower())
-    if len(asked) < _ASKED:
+    words = _WORD.findall(question_of(columns).lower())
+    if len(words) < _ASKED:
         return None
-    return _key(asked), _key(_WORD.findall(" ".join(answers_of(columns)).lower()))
+    return _key(words), _key(_WORD.findall(" ".join(answers_of(columns)).lower()))
 
 
 def hashed(words: list[str]) -> NDArray[np.uint64]:
     """The 32-bit hash of each word."""
+    # One encoding of all words takes half the time of one for each. `replace`: JSON can spell lone surrogates.
     coded = " ".join(words).encode("utf-8", "replace").split(b" ") if words else []
     return np.fromiter(map(zlib.crc32, coded), np.uint64, len(coded))
 
@@ -203,6 +205,7 @@ def _every_trigram(words: list[str]) -> Hashes:
     one = hashed(words)
     count = max(len(one) - _TRIGRAM + 1, 0)
     mixed = sum(one[i : i + count] * np.uint64(odd) for i, odd in enumerate(_ODD))
+    # The upper half: the lower bits of a product depend on the lower bits of the hashes alone.
     return (np.asarray(mixed, np.uint64) >> np.uint64(32)).astype(np.uint32)
 
 

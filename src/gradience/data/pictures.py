@@ -66,25 +66,25 @@ def _size(image: Json, folder: Path) -> tuple[int, int]:
     """Height and width."""
     from PIL import Image  # which the processors need too
 
-    with _opened(image, folder) as file, Image.open(file) as found:
-        return found.height, found.width
+    with _opened(image, folder) as file, Image.open(file) as picture:
+        return picture.height, picture.width
 
 
 def _opened(image: Json, folder: Path) -> BinaryIO:
-    held = image.get("path") if isinstance(image, dict) else image
+    path = image.get("path") if isinstance(image, dict) else image
     inline = image.get("bytes") if isinstance(image, dict) else None
-    if isinstance(held, str) and held.startswith(_INLINE):
-        inline = held.partition(",")[2]
+    if isinstance(path, str) and path.startswith(_INLINE):
+        inline = path.partition(",")[2]
     if isinstance(inline, str):
         return io.BytesIO(base64.b64decode(inline))
-    if not isinstance(held, str) or "://" in held:
+    if not isinstance(path, str) or "://" in path:
         raise ValueError("an image that is neither a file nor bytes")
-    return open_regular(folder / held)
+    return open_regular(folder / path)
 
 
 def images_of(columns: Columns) -> list[Json] | None:
     """The images of a row in the order of their places; None if it is of a set without images, or has other media."""
-    given = iter(columns.get("images") or ())
+    images = iter(columns.get("images") or ())
     pictures: list[Json] = []
     if "media" in columns:
         return None
@@ -95,15 +95,15 @@ def images_of(columns: Columns) -> list[Json] | None:
             if kind.startswith(("video", "audio", "input_audio")):
                 return None
             if kind.startswith("image"):
-                pictures.append(_own(part) or next(given, None))
-    return [*pictures, *given] or columns.get("images")
+                pictures.append(_own(part) or next(images, None))
+    return [*pictures, *images] or columns.get("images")
 
 
 def _own(part: Turn) -> Json:
     """The image that a part holds itself, as messages of transformers and of OpenAI's interface do."""
-    held = next((part[name] for name in _OWN if part.get(name)), None)
+    image = next((part[name] for name in _OWN if part.get(name)), None)
     stated = part.get("image_url")
-    return held or (stated.get("url") if isinstance(stated, dict) else stated)
+    return image or (stated.get("url") if isinstance(stated, dict) else stated)
 
 
 def with_images(turns: Sequence[Turn], count: int) -> Iterator[Turn]:

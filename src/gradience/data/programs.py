@@ -79,8 +79,8 @@ class _LlamaFactory:
         from llamafactory.data import get_template_and_fix_tokenizer
         from llamafactory.hparams import DataArguments
 
-        given = {name: settings[name] for name in _OF_FACTORY if settings.get(name) is not None}
-        arguments = DataArguments(**given)
+        own = {name: settings[name] for name in _OF_FACTORY if settings.get(name) is not None}
+        arguments = DataArguments(**own)
         template = get_template_and_fix_tokenizer(tokenizer, arguments)
         self.template = str(arguments.template or "parsed from the tokenizer's")
 
@@ -98,18 +98,18 @@ class _LlamaFactory:
         if kind == "Pairwise":
             prompt, responses = turns, [_factory_turn(_last(columns[side])) for side in ("chosen", "rejected")]
         else:
-            said = [*turns, *_turns(columns.get("completion"), "assistant")]
-            place = len(said) if kind == "Pretrain" else len(said) - 1
-            prompt, responses = said[:place], [_factory_turn(turn) for turn in said[place:]]
-        asked = [_factory_turn(turn) for turn in prompt]
-        ordered = [*asked, *responses[:1]] if responses else []
+            dialogue = [*turns, *_turns(columns.get("completion"), "assistant")]
+            place = len(dialogue) if kind == "Pretrain" else len(dialogue) - 1
+            prompt, responses = dialogue[:place], [_factory_turn(turn) for turn in dialogue[place:]]
+        prompt_turns = [_factory_turn(turn) for turn in prompt]
+        ordered = [*prompt_turns, *responses[:1]] if responses else []
         if len(ordered) % 2 or any(turn["role"] not in (_ASKS, _ANSWERS)[i % 2] for i, turn in enumerate(ordered)):
             raise ValueError("LLaMA-Factory leaves it out: questions and answers do not alternate")
         if kind == "Feedback":  # a wanted answer stands first there, an unwanted one second
             responses.insert(int(columns["label"]), {"role": "assistant", "content": ""})
         tools = columns.get("tools") or ""
         example = {
-            "_prompt": [asked],
+            "_prompt": [prompt_turns],
             "_response": [responses],
             "_system": [system],
             "_tools": [tools if isinstance(tools, str) else json.dumps(tools, ensure_ascii=False)],
@@ -132,21 +132,21 @@ class _Swift:
         if kind is None:
             raise ValueError("ms-swift knows no template of this model; set template in the recipe")
         self.template = str(kind)
+        # What ms-swift's own loader puts on a tokenizer, and its templates read.
         tokenizer.model_info = SimpleNamespace(config=None, task_type="causal_lm", max_model_len=None, model_dir="")
         tokenizer.model_meta = SimpleNamespace(is_multimodal=False, template=kind, candidate_templates=[])
-        given = {name: settings[name] for name in _OF_SWIFT if settings.get(name) is not None}
+        own = {name: settings[name] for name in _OF_SWIFT if settings.get(name) is not None}
         system, limit, strategy = (settings.get(name) for name in ("system", "max_length", "truncation_strategy"))
         how = strategy if strategy in {"left", "right"} else "right"  # else the row is left out, or split
         limits = (None, limit if isinstance(limit, int) else None)
         self._made = [
-            get_template(tokenizer, system, most, template_type=kind, truncation_strategy=how, **given)
-            for most in limits
+            get_template(tokenizer, system, most, template_type=kind, truncation_strategy=how, **own) for most in limits
         ]
 
     def __call__(self, columns: Columns) -> list[Json]:
-        asked = columns.get("messages", _turns(columns.get("prompt"), "user"))
-        said = [*asked, *_turns(columns.get("completion", columns.get("chosen")), "assistant")]
-        row: dict[str, Json] = {"messages": [_swift_turn(turn) for turn in said]}
+        turns = columns.get("messages", _turns(columns.get("prompt"), "user"))
+        dialogue = [*turns, *_turns(columns.get("completion", columns.get("chosen")), "assistant")]
+        row: dict[str, Json] = {"messages": [_swift_turn(turn) for turn in dialogue]}
         if "rejected" in columns:
             row["rejected_response"] = content_of(_last(columns["rejected"]))
         if columns.get("tools"):

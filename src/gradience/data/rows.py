@@ -76,9 +76,9 @@ class RowSource:
         """
         before = 0
         for file, count in zip(self._files, self._counts, strict=True):
-            asked = None if wanted is None else {number - before for number in wanted if before < number}
-            left = count if asked is None else sum(number <= count for number in asked)
-            for row in _read(file, asked):
+            numbers = None if wanted is None else {number - before for number in wanted if before < number}
+            left = count if numbers is None else sum(number <= count for number in numbers)
+            for row in _read(file, numbers):
                 left -= 1
                 yield (
                     row._replace(number=row.number + before) if isinstance(row, UnusableRow) else _later(row, before)
@@ -163,6 +163,7 @@ def _saved_files(folder: Path) -> list[Path]:
         return []
     listed = _json_object(folder / "state.json").get("_data_files")
     named = [item.get("filename") for item in listed if isinstance(item, dict)] if isinstance(listed, list) else []
+    # The name alone: a stranger's data set names no file outside of its folder.
     return [*dict.fromkeys(folder / Path(name).name for name in named if isinstance(name, str))]
 
 
@@ -178,12 +179,13 @@ def _shards(folder: Path) -> list[Path]:
     entries = (entry for entry, _ in zip(folder.iterdir(), range(_MAX_FILES), strict=False))
     names = sorted(entries, key=lambda path: natural_key(path.name))
     files = [p for p in names if p.suffix.lower() in _KINDS and p.name not in _OF_SAVED and p.is_file()]
+    # So the hub names the files of a split: train-00000-of-00004.parquet.
     train = [path for path in files if path.stem.lower().startswith(_COMMON_TRAIN)]
     chosen = train or files
     if not chosen:
         others = sorted({path.suffix.lower() for path in names if path.suffix and path.is_file()})
-        held = f" (it holds {', '.join(others[:5])})" if others else ""
-        raise ConfigError(f"{folder}: a folder without rows of a known format{held}", advice=_ADVICE)
+        kinds = f" (it holds {', '.join(others[:5])})" if others else ""
+        raise ConfigError(f"{folder}: a folder without rows of a known format{kinds}", advice=_ADVICE)
     if len({path.suffix.lower() for path in chosen}) > 1:
         raise ConfigError(f"{folder}: data files of several kinds", advice="name the file")
     return chosen
@@ -256,6 +258,7 @@ def _document(path: Path) -> list[Json]:
     except msgspec.DecodeError as error:
         raise ValueError(f"not JSON: {error}") from None
     if isinstance(value, dict):
+        # Rows may stand under one key, as under SQuAD's `data`.
         lists = [item for item in value.values() if isinstance(item, list) and item and isinstance(item[0], dict)]
         value = lists[0] if len(lists) == 1 else value
     if not isinstance(value, list):
@@ -297,6 +300,7 @@ class _CsvLines:
 
 def _records(path: Path) -> Iterator[tuple[list[str], list[str] | None]]:
     """The header and a record, for each record of a CSV file; None in place of one over the limits."""
+    # Python's own limit for a field, 128 KiB, would make an error of a long text.
     csv.field_size_limit(MAX_LINE)
     separator = "\t" if path.suffix.lower() == ".tsv" else ","
     with open_regular(path) as file:

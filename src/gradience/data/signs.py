@@ -14,6 +14,7 @@ from typing import Final, NamedTuple
 from gradience.data import ANSWERERS, Columns, Turn, answers_of, content_of, every_turn, part_text
 from gradience.schema import Json
 
+# DeepSeek's tokens have a full-width bar, and U+2581 between their words.
 CONTROL: Final = re.compile(
     r"<[|\uff5c][A-Za-z0-9_\u2581]{1,40}[|\uff5c]>|</?s>|\[/?INST\]|<</?SYS>>|<(?:start|end)_of_turn>"
 )
@@ -110,19 +111,19 @@ def _holds(text: str, tokens: frozenset[str]) -> bool:
 
 def _of_turns(columns: Columns, turns: list[Turn]) -> Iterator[str]:
     roles = [str(turn.get("role")) for turn in turns]
-    said = roles[1:] if roles[:1] in (["system"], ["developer"]) else roles
-    if "messages" in columns and not any(role in ANSWERERS for role in said):
+    speakers = roles[1:] if roles[:1] in (["system"], ["developer"]) else roles
+    if "messages" in columns and not any(role in ANSWERERS for role in speakers):
         yield "no_assistant"
-    elif "messages" in columns and said[-1] == "user":
+    elif "messages" in columns and speakers[-1] == "user":
         yield "unanswered"
     if "completion" in columns or "messages" in columns or "chosen" in columns:
-        repeated = any(one == other and one in {"user", *ANSWERERS} for one, other in pairwise(said))
-        late = "system" in said or "developer" in said
-        backwards = len(said) > 1 and said[0] in ANSWERERS and said[-1] == "user"
+        repeated = any(one == other and one in {"user", *ANSWERERS} for one, other in pairwise(speakers))
+        late = "system" in speakers or "developer" in speakers
+        backwards = len(speakers) > 1 and speakers[0] in ANSWERERS and speakers[-1] == "user"
         if repeated or late or backwards:
             yield "roles_out_of_order"
-    asked = [turn for turn in turns if turn.get("role") == "user"]
-    blank = any(not content_of(turn).strip() and not any(map(_is_media, _parts(turn))) for turn in asked)
+    questions = [turn for turn in turns if turn.get("role") == "user"]
+    blank = any(not content_of(turn).strip() and not any(map(_is_media, _parts(turn))) for turn in questions)
     if blank or (isinstance(columns.get("prompt"), str) and not columns["prompt"].strip()):
         yield "empty_prompt"
 
@@ -179,6 +180,7 @@ def _is_object(text: Json) -> bool:
 
 def _of_answers(answers: list[str]) -> Iterator[str]:
     yield from (sign for sign, pattern in _IN_ANSWERS.items() if any(map(pattern.search, answers)))
+    # An answer that has line breaks, too, speaks of the sign, as code does.
     if any("\\n" in answer and "\n" not in answer and _ESCAPE.search(answer) for answer in answers):
         yield "escaped_breaks"
     if any(answer.strip() in _MISSING for answer in answers):
@@ -209,14 +211,15 @@ def ending(answer: str) -> str:
 
 def _echoes(columns: Columns, turns: list[Turn]) -> bool:
     """Whether an answer begins with the whole of what was asked last."""
-    asked = columns.get("prompt")
-    if not isinstance(asked, str):
-        asked = next((content_of(turn) for turn in reversed(turns) if turn.get("role") == "user"), "")
-    words = _WORD.findall(asked.casefold())
+    question = columns.get("prompt")
+    if not isinstance(question, str):
+        question = next((content_of(turn) for turn in reversed(turns) if turn.get("role") == "user"), "")
+    words = _WORD.findall(question.casefold())
     if len(words) < _ECHO:
         return False
     answer = next(iter(answers_of(columns)[-1:] if "messages" in columns else answers_of(columns)), "")
-    return _WORD.findall(answer[: 2 * len(asked) + 64].casefold())[: len(words)] == words
+    # Of a long answer only as much is split as may hold the question, since blanks and marks may be more there.
+    return _WORD.findall(answer[: 2 * len(question) + 64].casefold())[: len(words)] == words
 
 
 def opening(text: str) -> str:

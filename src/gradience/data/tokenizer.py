@@ -85,18 +85,18 @@ class Tokenizer:
 
     def facts(self) -> dict[str, Json]:
         """The fields of `TokenizerFacts`."""
-        held = self._tokenizer
+        tokenizer = self._tokenizer
         return {
             "template": self._template,
-            "eos": held.eos_token,
-            "eos_id": held.eos_token_id,
-            "bos_id": held.bos_token_id,
-            "pad_id": held.pad_token_id,
-            "end_ids": _end_ids(Path(self._folder), held.eos_token_id),
-            "control_ids": sorted(held.get_added_vocab().values()),
-            "special_ids": sorted(held.all_special_ids),
-            "size": len(held),
-            "controls": sorted(held.get_added_vocab()),
+            "eos": tokenizer.eos_token,
+            "eos_id": tokenizer.eos_token_id,
+            "bos_id": tokenizer.bos_token_id,
+            "pad_id": tokenizer.pad_token_id,
+            "end_ids": _end_ids(Path(self._folder), tokenizer.eos_token_id),
+            "control_ids": sorted(tokenizer.get_added_vocab().values()),
+            "special_ids": sorted(tokenizer.all_special_ids),
+            "size": len(tokenizer),
+            "controls": sorted(tokenizer.get_added_vocab()),
             "by": self._program.template if self._program is not None else "",
             "refusal": self._refusal,
         }
@@ -106,6 +106,7 @@ class Tokenizer:
         return [self._prepared(row) for row in rows]
 
     def _prepared(self, row: Columns) -> Json:
+        # Each row has the time of one answer: many rows that take long are no endless loop.
         allow()
         try:
             return self._program(row) if self._program is not None else "no program"
@@ -143,10 +144,12 @@ class Tokenizer:
 
     def decoded(self, runs: Sequence[Sequence[int]]) -> list[str]:
         """The text of each run of tokens, control tokens included."""
+        # An older tokenizer would remove blanks before marks, and show what no model is given.
         return [self._tokenizer.decode(list(run), clean_up_tokenization_spaces=False) for run in runs]
 
     def texts(self, texts: Sequence[str]) -> list[list[int]]:
         """Token ids of each text, with the special tokens that the tokenizer adds."""
+        # Not verbose: transformers would warn of a text over model_max_length, which the report itself counts.
         out = self._tokenizer(list(texts), return_attention_mask=False, return_token_type_ids=False, verbose=False)
         ids: list[list[int]] = out["input_ids"]
         return ids
@@ -181,7 +184,7 @@ class Tokenizer:
         """Whether the template writes the arguments of a call; True if it takes none of those asked with."""
         calls = [_called({"q": _PROBE}), _called(f'{{"q": "{_PROBE}"}}')]
         tools: list[list[Json] | None] = [None, [{"type": "function", "function": {"name": "ask", "parameters": {}}}]]
-        texts = [text for call in calls for given in tools for text in self._renderings(call, given)]
+        texts = [text for call in calls for some in tools for text in self._renderings(call, some)]
         return not texts or any(_PROBE in text for text in texts)
 
     def _renderings(self, turn: dict[str, Json], tools: list[Json] | None = None) -> Iterator[str]:
@@ -229,9 +232,9 @@ class Tokenizer:
         answers: bool,  # noqa: FBT001  # the same
         passed: dict[str, Json],
     ) -> list[Json]:
-        given = dict(passed)
-        tools = given.pop("tools", None)
-        kwargs = given.pop("chat_template_kwargs", None) or {}
+        values = dict(passed)
+        tools = values.pop("tools", None)
+        kwargs = values.pop("chat_template_kwargs", None) or {}
         out = self._tokenizer.apply_chat_template(
             conversations,
             tools=json.loads(tools) if isinstance(tools, str) else tools,

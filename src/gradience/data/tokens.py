@@ -135,6 +135,7 @@ class Tokeniser:
 
         The next batch is tokenised while the caller takes this one's rows.
         """
+        # A thread is enough, because the tokenizer works in a process of its own.
         with ThreadPoolExecutor(1) as pool:
             batches = self._batches(rows)
             coming = pool.submit(next, batches, None)
@@ -145,16 +146,21 @@ class Tokeniser:
     def _batches(self, rows: Iterable[Found]) -> Iterator[list[TokenRow | UnusableRow]]:
         every = self.examples(rows)
         while some := list(islice(every, _BATCH)):
-            usable = self._counted([found for found in some if not isinstance(found, UnusableRow)])
-            faults = [found for found in some if isinstance(found, UnusableRow)]
+            usable = self._counted([one for one in some if not isinstance(one, UnusableRow)])
+            faults = [one for one in some if isinstance(one, UnusableRow)]
             yield [*faults, *(map(self._with_images, self._prepare(self, usable)) if usable else ())]
 
     def _counted(self, rows: list[tuple[int, Columns]]) -> list[tuple[int, Columns]]:
         """The rows, with the tokens of each image in `image_tokens` where TRL's processor counts them."""
-        asked = {i: found for i, (_, item) in enumerate(rows) if (found := images_of(item)) is not None}
-        if not asked or not self.masking.trl or self.encoder is None or not isinstance(self.encoder.pictures, Pictures):
+        images = {i: listed for i, (_, item) in enumerate(rows) if (listed := images_of(item)) is not None}
+        if (
+            not images
+            or not self.masking.trl
+            or self.encoder is None
+            or not isinstance(self.encoder.pictures, Pictures)
+        ):
             return rows
-        counts = dict(zip(asked, self.encoder.image_tokens(list(asked.values()), self._folder), strict=True))
+        counts = dict(zip(images, self.encoder.image_tokens(list(images.values()), self._folder), strict=True))
         return [
             (number, {**item, "image_tokens": counts[i]} if isinstance(counts.get(i), list) else item)
             for i, (number, item) in enumerate(rows)
@@ -217,8 +223,8 @@ class Tokeniser:
                 f"the tokenizer {self._enc.name} has no chat template, and the rows are conversations",
                 advice="give --set template=FILE, or the tokenizer of an instruct model",
             )
-        asked = [Chat(self._written(items[i], rows[i]), prompt, answers, _passed(rows[i])) for i in chats]
-        for i, encoded in zip(chats, self._enc.chats(asked), strict=True):
+        conversations = [Chat(self._written(items[i], rows[i]), prompt, answers, _passed(rows[i])) for i in chats]
+        for i, encoded in zip(chats, self._enc.chats(conversations), strict=True):
             out[i] = encoded
         return out
 
@@ -233,11 +239,11 @@ class Tokeniser:
 
     def _by_trainer(self, rows: list[tuple[int, Columns]]) -> Iterator[TokenRow | UnusableRow]:
         """Yield rows as the installed trainer makes them."""
-        for (number, item), found in zip(rows, self._enc.prepared([item for _, item in rows]), strict=True):
-            if isinstance(found, str):
-                yield UnusableRow(number, found)
+        for (number, item), sequences in zip(rows, self._enc.prepared([item for _, item in rows]), strict=True):
+            if isinstance(sequences, str):
+                yield UnusableRow(number, sequences)
                 continue
-            made = tuple(Sequence(ids, mask, CutSequence(*kept)) for ids, mask, *kept in found)
+            made = tuple(Sequence(ids, mask, CutSequence(*kept)) for ids, mask, *kept in sequences)
             begun = next((i for i, bit in enumerate(made[0].mask or ()) if bit), 0)
             yield TokenRow(number, item, made, begun)
 
@@ -279,18 +285,19 @@ class Tokeniser:
         items = [item["messages"] if "messages" in item else self._ended(item["text"]) for item in columns]
         by_turn = self.masking.loss in {"assistant", "completion"} and not self.masking.trl
         answers = self.masking.loss == "assistant" and self.masking.trl
-        for (number, item), found in zip(rows, self._encode(items, columns, answers=answers), strict=True):
-            if isinstance(found, str):
-                yield UnusableRow(number, found)
+        for (number, item), encoding in zip(rows, self._encode(items, columns, answers=answers), strict=True):
+            if isinstance(encoding, str):
+                yield UnusableRow(number, encoding)
             elif by_turn and "messages" in item:
-                yield TokenRow(number, item, (Sequence(found.ids, self._turns(item, found.ids)),))
+                yield TokenRow(number, item, (Sequence(encoding.ids, self._turns(item, encoding.ids)),))
             else:
-                yield TokenRow(number, item, (Sequence(found.ids, found.answers),))
+                yield TokenRow(number, item, (Sequence(encoding.ids, encoding.answers),))
 
     def _turns(self, columns: Columns, whole: list[int]) -> list[int]:
         """The mask of the assistant's turns, which are the tokens that the template adds with each turn."""
         messages, mask = columns["messages"], [0] * len(whole)
         for i, turn in enumerate(messages):
+            # Before the first turn there is nothing to render: most templates fail on an empty conversation.
             if turn.get("role") != "assistant" or not i:
                 continue
             before, after = (
@@ -306,6 +313,7 @@ class Tokeniser:
         """Yield prompt and completion as SFTTrainer and KTOTrainer prepare them."""
         columns = [item for _, item in rows]
         both = [_joined(item["prompt"], self._ended_answer(item["completion"])) for item in columns]
+        # KTOTrainer has no setting for it: its loss is of the completion.
         always = self.shape.trainer == "kto"
         answers = self.masking.loss == "assistant" and self.masking.trl and not always
         wholes = self._encode(both, columns, answers=answers)
@@ -407,6 +415,7 @@ def _joined(prompt: Json, answer: Json) -> Json:
 def common_prefix(ids: list[int], others: list[int]) -> int:
     """The number of leading tokens that two sequences share."""
     shorter = min(len(ids), len(others))
+    # Nearly always one is the beginning of the other, and slices are compared in C.
     if ids[:shorter] == others[:shorter]:
         return shorter
     return next(i for i in range(shorter) if ids[i] != others[i])

@@ -143,19 +143,19 @@ def _read(source: Path, kind: Format | None, columns: Mapping[str, str] | None) 
         return _read_folder(source, kind, columns)
     refuse_summary(source)
     require_file(source)
-    found = kind or ("table" if columns else format_of(source))
-    if found is None and source.suffix.lower() in TABLES:
-        found = "table"  # reading it as a table gives an error that names the columns
-    if found == "gradience":
+    source_format = kind or ("table" if columns else format_of(source))
+    if source_format is None and source.suffix.lower() in TABLES:
+        source_format = "table"  # reading it as a table gives an error that names the columns
+    if source_format == "gradience":
         raise RecorderError(f"{source} is a log of gradience already", advice="gradience monitor reads it as it is")
-    if found is None:
+    if source_format is None:
         raise RecorderError(f"{source}: no format known here", advice=_ADVICE)
-    raws = read_file(source, found, columns)
+    raws = read_file(source, source_format, columns)
     if source.name == STATE_NAME:
         add_results(raws[-1], source.parent)
-    if found in WITHOUT_SETTINGS:
+    if source_format in WITHOUT_SETTINGS:
         add_settings(raws[-1], source.parent)
-    return found, raws
+    return source_format, raws
 
 
 def _read_folder(
@@ -175,8 +175,8 @@ def _read_folder(
         raws += runs
     if folders == [folder] and (inner := [child.name for child in inner_runs(folder)]):
         raws[-1].notes.append(f"runs in subfolders, not read: {', '.join(inner[:_SHOWN])}")
-    found = kind or format_of(raws[-1].path) or "trainer-state"
-    return ("trainer-state" if found == "gradience" else found), raws
+    source_format = kind or format_of(raws[-1].path) or "trainer-state"
+    return ("trainer-state" if source_format == "gradience" else source_format), raws
 
 
 def _only(source: Path, raws: list[SourceRun], run: str | None) -> list[SourceRun]:
@@ -203,6 +203,7 @@ def _name_apart(source: Path, raws: list[SourceRun]) -> None:
             raw.name = name if names[name] == 1 else f"{name}.{names[name]}"
     taken: Counter[str] = Counter()
     for raw in raws:
+        # By content: a log has one id, wherever it lies and whenever it is imported.
         base = redact_id(raw.run_id) or f"import-{sha256_of(raw.files[0])[:16]}"
         taken[base] += 1
         raw.run_id = base if taken[base] == 1 else f"{base}.{taken[base]}"
@@ -276,8 +277,8 @@ def import_run(
     place = Path(source)
     target = _target(place, None if out is None else Path(out))
     refuse_file(target, force=force)
-    given = parse_map([columns]) if isinstance(columns, str) else columns
-    imported = read_source(place, kind=kind, columns=given, run=run)
+    mapping = parse_map([columns]) if isinstance(columns, str) else columns
+    imported = read_source(place, kind=kind, columns=mapping, run=run)
     if target.exists() and any(path.exists() and path.samefile(target) for path in imported.files):
         raise RecorderError(f"{target} is the source itself", advice="choose another file with --out")
     skipped = [*imported.skipped, *_write(imported.runs, target, force=force)]

@@ -64,6 +64,7 @@ def _tables(path: Path) -> set[str]:
     query = f"SELECT name FROM sqlite_master WHERE type = 'table' AND NOT {computed}"  # noqa: S608  # constant
     try:
         with _copied(path) if _journal(path) else nullcontext(path) as at:
+            # Not immutable, SQLite would write -wal and -shm files beside a database in WAL mode.
             mode = "ro&immutable=1" if at == path else "rw"
             with closing(sqlite3.connect(f"file:{quote(str(at.absolute()))}?mode={mode}", uri=True)) as base:
                 return {str(name) for (name,) in base.execute(query)}
@@ -124,14 +125,15 @@ def _answer(path: Path, copy: Path, table: str) -> list[dict[str, Json]]:
     command = ["query", "project", "--project", copy.stem, "--sql", sql, "--json"]
     mine = {"TRACKIO_DIR": str(copy.parent), "HF_HUB_OFFLINE": "1"}
     others = {name: value for name, value in os.environ.items() if not name.startswith("TRACKIO_")}
+    # -P: a trackio.py in the working folder is not imported.
     call = [sys.executable, "-P", "-c", "from trackio.cli import main; main()", *command]
     try:
         done = subprocess.run(call, env={**others, **mine}, capture_output=True, timeout=_SECONDS, check=False)  # noqa: S603  # our own interpreter
     except subprocess.TimeoutExpired as error:
         raise RecorderError(f"{path}: trackio did not answer in {_SECONDS} s", advice=_PROJECT) from error
     if done.returncode:
-        said = done.stderr.decode("utf-8", "replace").strip().splitlines() or ["no reason given"]
-        raise RecorderError(f"{path}: trackio cannot read it: {said[-1][:200]}", advice=_PROJECT)
+        reasons = done.stderr.decode("utf-8", "replace").strip().splitlines() or ["no reason given"]
+        raise RecorderError(f"{path}: trackio cannot read it: {reasons[-1][:200]}", advice=_PROJECT)
     rows = json.loads(done.stdout[done.stdout.index(b"{") :]).get("rows", [])
     return [row for row in rows if isinstance(row, dict)]
 
@@ -183,7 +185,7 @@ def read_mlflow(path: Path, columns: Mapping[str, str] | None = None) -> list[So
     with _stored(path) as uri, _quiet():
         client = import_module("mlflow.tracking.client").MlflowClient
         try:
-            found = [_of_store(path, store, run, columns) for store in [client(uri)] for run in _active(store)]
+            raws = [_of_store(path, store, run, columns) for store in [client(uri)] for run in _active(store)]
         except RecorderError:
             raise
         except ModuleNotFoundError as error:  # mlflow-skinny reads no database
@@ -191,9 +193,9 @@ def read_mlflow(path: Path, columns: Mapping[str, str] | None = None) -> list[So
                 f"{path}: reading this needs {error.name}", advice="pip install mlflow"
             ) from error
         except Exception as error:  # MLflow raises its own, SQLAlchemy's, Alembic's and built-in errors
-            said = " ".join(str(error).split())[:200]
-            raise RecorderError(f"{path}: mlflow cannot read it: {said}", advice=_ADVICE) from error
-    runs = [raw for raw in found if raw is not None]
+            reason = " ".join(str(error).split())[:200]
+            raise RecorderError(f"{path}: mlflow cannot read it: {reason}", advice=_ADVICE) from error
+    runs = [raw for raw in raws if raw is not None]
     if not runs:
         raise RecorderError(f"{path}: no run logged a metric", advice=_ADVICE)
     return runs
@@ -224,8 +226,8 @@ def _stored(path: Path) -> Iterator[str]:
 def _named(path: Path, key: str) -> str:
     """A value of a meta.yaml as a name; "0" if it has none."""
     text = read_small(path, most=_MAX_META, what="MLflow's text").decode("utf-8", "replace")
-    found = re.search(rf"^{key}: *['\"]?([\w-]+)", text, re.MULTILINE)
-    return found[1] if found else "0"
+    hit = re.search(rf"^{key}: *['\"]?([\w-]+)", text, re.MULTILINE)
+    return hit[1] if hit else "0"
 
 
 def _files(folder: Path) -> Iterator[Path]:

@@ -126,14 +126,15 @@ def _is_train(row: LoggedRow) -> bool:
 
 
 def _without_copies(raw: SourceRun) -> Iterator[LoggedRow]:
-    seen: set[int] = set()
+    marks: set[int] = set()
     copies: list[int] = []
     for row in raw.rows:
+        # A hash of 8 bytes for each row, since a log may have a million.
         mark = hash((row.step, msgspec.json.encode(row.values, order="sorted")))
-        if mark in seen:
+        if mark in marks:
             copies.append(row.place)
         else:
-            seen.add(mark)
+            marks.add(mark)
             yield row
     if copies:
         n = f"{len(copies)} rows are copies" if len(copies) > 1 else "1 row is a copy"
@@ -202,6 +203,7 @@ def _writer_of(row: LoggedRow, last: Sequence[int], stride: int) -> int | None:
     """The place of the writer of a row, by the last steps of all; None for a new one."""
     step, newest_first = row.step, range(len(last) - 1, -1, -1)
     if step is None or not _is_train(row):
+        # An evaluation has the step of the training row that it follows.
         return next((at for at in newest_first if last[at] == step), len(last) - 1 if last else None)
     near = [at for at in range(len(last)) if 0 < step - last[at] <= _LOST * stride]
     if not near and len(last) >= _MOST:
@@ -361,8 +363,8 @@ class EventTally:
 
 def _in_percent(row: LoggedRow) -> bool:
     """Whether the row has an accuracy over 1, so in per cent. One such value decides for the run."""
-    found = (number_of(value) for key, value in row.values.items() if key.endswith(("accuracy", "_acc")))
-    return any(isinstance(number, float) and 1.0 < number <= 100.0 for number in found)  # noqa: PLR2004  # per cent
+    numbers = (number_of(value) for key, value in row.values.items() if key.endswith(("accuracy", "_acc")))
+    return any(isinstance(number, float) and 1.0 < number <= 100.0 for number in numbers)  # noqa: PLR2004  # per cent
 
 
 def _end(builder: _EventBuilder, raw: SourceRun, tally: EventTally) -> RunEnd:
@@ -375,20 +377,21 @@ def _end(builder: _EventBuilder, raw: SourceRun, tally: EventTally) -> RunEnd:
 
 
 def _status(raw: SourceRun, tally: EventTally, reached: int | None) -> tuple[Status, str]:
-    status, said = raw.ending or ("unknown", "")
+    status, reason = raw.ending or ("unknown", "")
+    # A summary with training rows behind it is of an earlier start: the run was resumed.
     if tally.summary >= tally.trained:
-        after = f"; after it: {said}" if status not in {"ok", "unknown"} else ""
+        after = f"; after it: {reason}" if status not in {"ok", "unknown"} else ""
         return "ok", f"the source has the summary of a finished run{after}"
     if status not in {"ok", "unknown"}:
-        return status, said
+        return status, reason
     planned = raw.planned or raw.layer.config.training.planned_steps
     done = _finished(raw, tally, reached, planned)
     if done or planned is None:
         # A program may end well that made no step
         well = not done and status == "ok" and tally.trained > 0
-        return "ok" if done or well else "unknown", done or said or "the source does not say how training ended"
+        return "ok" if done or well else "unknown", done or reason or "the source does not say how training ended"
     before = f"the source ends before its {planned} planned steps"
-    return "unknown", f"{said}; {before}" if said else before
+    return "unknown", f"{reason}; {before}" if reason else before
 
 
 def _finished(raw: SourceRun, tally: EventTally, reached: int | None, planned: int | None) -> str:

@@ -273,6 +273,7 @@ def whole_json(path: Path) -> Json:
     data = log_bytes(path).removeprefix(BOM_UTF8).strip()
     array = data.startswith(b"[")
     try:
+        # `parse` takes objects alone, so a list is put into one.
         document, _ = parse(b'{"rows":%b}' % data if array else data)
     except SchemaError as error:
         raise RecorderError(f"{path}: {error}", advice="is the file whole? it should hold one JSON document") from error
@@ -360,6 +361,8 @@ def mapping_layer(mapping: Mapping[str, Json], raw: SourceRun) -> Layer:
     for level, settings in zip(_LEVELS, (RUN, OPTIMIZER, LORA, TRAINING), strict=True):
         for setting in settings:
             try:
+                # One setting at a time: a wrong value costs no other. `alpha`, `rank` or `dropout`, loose names of
+                # LoRA's, mean other things in a model's config, which loggers write among the settings.
                 draft.read(level, (setting,), Fields(dict(flat), raw.path.name), loose=level != "lora")
             except ConfigError as error:
                 raw.notes.append(f"a setting was not used: {error}")
@@ -375,5 +378,6 @@ def _adapter(mapping: Mapping[str, Json]) -> dict[str, Json]:
     nested = mapping.get("peft_config")
     if not isinstance(nested, dict):
         return {}
+    # Nested once more under the adapter's name, as in PEFT's own {"default": {...}}.
     only = next(iter(nested.values())) if len(nested) == 1 else nested
     return only if isinstance(only, dict) else nested

@@ -76,21 +76,21 @@ class Windows:
         if not shape.tells and row.ts is None:
             return {}
         values = row.values if shape.tells else {}
-        found = _read(values, shape)
-        self._remember(found, row.ts)
+        numbers = _read(values, shape)
+        self._remember(numbers, row.ts)
         if _SUMMARY in values:
             return {} if self._timed else self._whole(values, row.step)
         if shape.evaluates:
-            runtime = sum(_number(values, name) or 0.0 for name in shape.runtimes) or self._since(row, found)
+            runtime = sum(_number(values, name) or 0.0 for name in shape.runtimes) or self._since(row, numbers)
             self._aside += runtime
             self._untimed += not runtime
-        self._before = row.step, found
+        self._before = row.step, numbers
         if not shape.trains or row.step is None:
             return {}
         for name in _RATES:
-            if name in found:
-                self._rates.setdefault(name, []).append(found[name])
-        self._last = _Mark(row.step, row.ts, found, self._aside, self._untimed)
+            if name in numbers:
+                self._rates.setdefault(name, []).append(numbers[name])
+        self._last = _Mark(row.step, row.ts, numbers, self._aside, self._untimed)
         return self._window(self._last)
 
     def rest(self) -> Fields:
@@ -114,6 +114,7 @@ class Windows:
     def _raise(self, memory: Mapping[str, float]) -> None:
         sizes = {name: int(size) for name, size in memory.items() if 0.0 < size <= _LARGEST}
         for name, size in sizes.items():
+            # What is held is of now; the other sizes are peaks.
             self._memory[name] = size if name == "held_bytes" else max(size, self._memory.get(name, 0))
 
     def _window(self, end: _Mark) -> Fields:
@@ -126,27 +127,28 @@ class Windows:
             return {}
         rates = {name: sum(values) / len(values) for name, values in self._rates.items()}
         each = rates.get("seconds_per_step") or (None if seconds is None else seconds / steps)
-        found: Fields = {"seconds_per_step": each if each is not None and each >= _FASTEST else None, **rates}
-        if found["seconds_per_step"] is not None:
-            found |= _speeds(begin.sofar, end.sofar, each * steps if each else 0.0)
-        found = {name: value for name, value in (found | self._memory).items() if value is not None}
+        fields: Fields = {"seconds_per_step": each if each is not None and each >= _FASTEST else None, **rates}
+        if fields["seconds_per_step"] is not None:
+            fields |= _speeds(begin.sofar, end.sofar, each * steps if each else 0.0)
+        fields = {name: value for name, value in (fields | self._memory).items() if value is not None}
         self._begin, self._rates, self._told = end, {}, dict(self._memory)
-        self._timed = self._timed or "seconds_per_step" in found
-        return {"steps": steps, **found} if found else {}
+        self._timed = self._timed or "seconds_per_step" in fields
+        return {"steps": steps, **fields} if fields else {}
 
     def _whole(self, values: Mapping[str, Json], end: int | None) -> Fields:
         """What the Trainer's summary says of all steps."""
         runtime, peak = _number(values, _SUMMARY) or 0.0, _tracked(values)
         steps, seconds = max((end or 0) - self._start, 0), runtime - self._aside
-        found: Fields = {} if peak is None else {"peak_bytes": peak}
+        fields: Fields = {} if peak is None else {"peak_bytes": peak}
         if steps and not self._untimed and _FASTEST * steps <= seconds <= _MOST:
-            found["seconds_per_step"] = seconds / steps
+            fields["seconds_per_step"] = seconds / steps
             rates = {name: _number(values, column) for name, column in _OF_TRAINER.items()}
-            found |= {name: rate * runtime / seconds for name, rate in rates.items() if rate and rate <= _MOST}
+            # The Trainer divides by the whole runtime, evaluations included.
+            fields |= {name: rate * runtime / seconds for name, rate in rates.items() if rate and rate <= _MOST}
             if self._last is not None and self._last.step == end and not self._start:
-                found |= _speeds(dict.fromkeys(_SOFAR, 0.0), self._last.sofar, seconds)
+                fields |= _speeds(dict.fromkeys(_SOFAR, 0.0), self._last.sofar, seconds)
         self._told = dict(self._memory)
-        return {"steps": steps, **self._memory, **found} if found else {}
+        return {"steps": steps, **self._memory, **fields} if fields else {}
 
 
 def windows_of(
@@ -154,9 +156,9 @@ def windows_of(
 ) -> list[tuple[int, Fields]]:
     """The fields of the events of one start of a program, each behind the row with this index, in order."""
     windows = Windows(start, readings)
-    found = [(place, fields) for place, row in enumerate(rows) if (fields := windows.take(row))]
+    events = [(place, fields) for place, row in enumerate(rows) if (fields := windows.take(row))]
     rest = windows.rest() if rows else {}
-    return [*found, (len(rows) - 1, rest)] if rest else found
+    return [*events, (len(rows) - 1, rest)] if rest else events
 
 
 def _between(begin: _Mark, end: _Mark) -> tuple[float | None, bool]:
@@ -187,13 +189,13 @@ def _tracked(values: Mapping[str, Json]) -> int | None:
 
 def _read(values: Mapping[str, Json], shape: _Shape) -> dict[str, float]:
     """The numbers of a row's columns of speed and memory, by our field and in its unit."""
-    found: dict[str, float] = {}
+    numbers: dict[str, float] = {}
     for name, field, unit in shape.columns:
         number = _clock(values[name]) if unit == "clock" else _number(values, name)
         most = math.inf if field in _SOFAR or field.endswith("_bytes") else _MOST  # these are looked at in their use
-        if number is not None and 0.0 <= number <= most and field not in found:
-            found[field] = number * _BYTES.get(unit, 1.0)
-    return found
+        if number is not None and 0.0 <= number <= most and field not in numbers:
+            numbers[field] = number * _BYTES.get(unit, 1.0)
+    return numbers
 
 
 class _Shape(NamedTuple):

@@ -39,6 +39,7 @@ def fields(data: bytes) -> Iterator[Field]:
 def _varint(data: bytes, at: int) -> tuple[int, int]:
     """Return an integer encoded in groups of seven bits, and the index after it."""
     value = 0
+    # Ten groups hold 64 bits: more are damage, and would make a number of any size.
     for shift in range(0, _MOST_BITS + 6, 7):
         if at >= len(data):
             break

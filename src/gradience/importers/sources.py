@@ -224,13 +224,13 @@ def run_folders(folder: Path) -> list[Path]:
     """Return the folder itself if a run wrote into it, else the subfolders into which runs wrote."""
     if is_run(folder):
         return [folder]
-    found: list[Path] = []
+    runs: list[Path] = []
     level = [folder]
     for _ in range(MAX_DEPTH):
         children = [child for parent in level for child in _subfolders(parent)]
-        found += [child for child in children if is_run(child)]
-        level = [child for child in children if child not in found][:MAX_ENTRIES]
-    return sorted(found, key=_by_name)[:MAX_RUNS]
+        runs += [child for child in children if is_run(child)]
+        level = [child for child in children if child not in runs][:MAX_ENTRIES]
+    return sorted(runs, key=_by_name)[:MAX_RUNS]
 
 
 def inner_runs(folder: Path) -> list[Path]:
@@ -246,6 +246,7 @@ def is_run(folder: Path) -> bool:
 
 def _subfolders(folder: Path) -> list[Path]:
     try:
+        # A link may lead upwards, or to a run that is there under its own path.
         children = [child.name for child in folder.iterdir() if child.is_dir() and not child.is_symlink()]
     except OSError:
         return []
@@ -259,13 +260,13 @@ def inner_folders(folder: str, names: Iterable[str], *, of_run: bool = False) ->
     run wrote into the folder (`of_run`), its checkpoints and its loggers' folders do not either, nor the folder into
     which TensorBoard's writer puts a run's settings.
     """
-    given = sorted(names)
+    ordered = sorted(names)
     passed = _OF_LOGGERS if of_run else frozenset[str]()
-    if any(_OF_WANDB.fullmatch(name) for name in given):
+    if any(_OF_WANDB.fullmatch(name) for name in ordered):
         passed |= {_LATEST}
     if _OF_WANDB.fullmatch(folder) or folder == _LATEST:
         passed |= {_FILES}
-    kept = [name for name in given if not name.startswith(".") and name not in passed]
+    kept = [name for name in ordered if not name.startswith(".") and name not in passed]
     return [name for name in kept if not (of_run and (name.startswith(CHECKPOINT_PREFIX) or _HPARAMS.fullmatch(name)))]
 
 
@@ -397,12 +398,12 @@ def _same_run(raw: SourceRun, log: SourceRun) -> bool:
 
 
 def _losses(raw: SourceRun) -> dict[int, list[float]]:
-    found: dict[int, list[float]] = {}
+    losses: dict[int, list[float]] = {}
     for row in raw.rows:
         loss = row.values.get("loss")
         if row.step is not None and isinstance(loss, int | float):
-            found.setdefault(row.step, []).append(loss)
-    return found
+            losses.setdefault(row.step, []).append(loss)
+    return losses
 
 
 def _note_unread(runs: list[SourceRun], logs: Mapping[Format, Iterable[Path]], why: str) -> None:

@@ -108,25 +108,25 @@ def _by_name(names: list[str], taken: set[str]) -> Columns:
     plain: dict[str, str] = {}
     for name in names:
         plain.setdefault(_plain(name), name)
-    found: Columns = {}
+    columns: Columns = {}
     for target, known in _KNOWN.items():
         column = next((plain[name] for name in known if name in plain), None)
         if target not in taken and column is not None:
-            found.setdefault(column, target)
-    if "learning_rate" not in taken | set(found.values()):  # one for each parameter group
-        found |= {column: "learning_rate" for name, column in plain.items() if _is_rate(name)}
-    found |= _beside(plain)
-    used = taken | set(found.values())
+            columns.setdefault(column, target)
+    if "learning_rate" not in taken | set(columns.values()):  # one for each parameter group
+        columns |= {column: "learning_rate" for name, column in plain.items() if _is_rate(name)}
+    columns |= _beside(plain)
+    used = taken | set(columns.values())
     for name in names:
-        if name in found:
+        if name in columns:
             continue
         target = _other(name)
         if target in used and name in used:
             target = f"{name}_"  # for example a row counter `step` beside the optimizer's step
         if target not in used:
-            found[name] = target
+            columns[name] = target
             used.add(target)
-    return found
+    return columns
 
 
 def _beside(plain: Mapping[str, str]) -> Columns:
@@ -140,8 +140,8 @@ def _other(name: str) -> str:
     """Return our name for a column that is not in `_KNOWN`: that of a split's metric, else the column's own name."""
     if held_out := _HELD.get(_plain(name)):
         return held_out
-    if held := _VERL_HELD.fullmatch(name):
-        return f"eval_{held[1]}"
+    if verl := _VERL_HELD.fullmatch(name):
+        return f"eval_{verl[1]}"
     group = _GROUP.fullmatch(name)
     if group:
         split, metric = group[1].lower(), group[2].removeprefix(_TINKER).replace("/", "_")
@@ -193,8 +193,8 @@ def rows_to_raw(raw: SourceRun, numbered: Iterable[Numbered], given: Mapping[str
     columns = _found(raw.path, present, given)
     unnamed, raw.rows = deque(raw.rows), []
     while unnamed:  # free each row before the next is made
-        held = unnamed.popleft()
-        _take(raw, held.place, held.values, columns)
+        unread = unnamed.popleft()
+        _take(raw, unread.place, unread.values, columns)
     _join_rates(raw)
     own = ", ".join(
         f"{name}={column}"
@@ -309,6 +309,7 @@ def _csv_rows(path: Path) -> Iterator[Numbered]:
                 yield reader.line_num + 1, str(error)
                 continue
             if cells and any(cell.strip() for cell in cells):
+                # The header's line was taken before the reader began to count.
                 yield reader.line_num + 1, _cells(header, cells)
 
 

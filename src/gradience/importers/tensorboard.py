@@ -40,6 +40,7 @@ _NUMBERS: Final[dict[bytes | int, tuple[str, int]]] = {
     2: ("<d", 6),
     3: ("<i", 7),
     9: ("<q", 10),
+    # A float16 that is not packed is a whole number, of its bits, and is not read.
     19: ("<e", 0),
 }
 _DOUBLE, _TEXT, _TRUTH = 2, 3, 4  # of a google.protobuf.Value
@@ -106,6 +107,7 @@ def _records(path: Path, data: bytes) -> Iterator[bytes]:
         if at + size > len(data):
             return
         yield data[at : at + size]
+        # The record's own checksum is not looked at: in Python it would take a second for each MB.
         at += size + _SUM
 
 
@@ -136,8 +138,8 @@ def _of_event(record: bytes, settings: dict[str, Json]) -> Iterator[Scalar]:
 
 def _part(message: Mapping[int, bytes | int], number: int) -> bytes:
     """The bytes of one field: a message, a text or a packed number; b"" if it has none."""
-    held = message.get(number)
-    return held if isinstance(held, bytes) else b""
+    value = message.get(number)
+    return value if isinstance(value, bytes) else b""
 
 
 def _number(value: Mapping[int, bytes | int]) -> float | None:
@@ -155,10 +157,10 @@ def _of_tensor(proto: bytes) -> float | None:
     packing, field = _NUMBERS.get(tensor.get(_DTYPE, 0), ("", 0))
     if not packing or prod(size for size in sizes if isinstance(size, int)) != 1:
         return None
-    held = tensor.get(_CONTENT) or tensor.get(field, b"")
-    if isinstance(held, int):  # unpacked; a negative number has 64 bits
-        return float(held - (1 << 64) if held >> 63 else held)
-    return float(struct.unpack(packing, held)[0]) if len(held) == struct.calcsize(packing) else None
+    content = tensor.get(_CONTENT) or tensor.get(field, b"")
+    if isinstance(content, int):  # unpacked; a negative number has 64 bits
+        return float(content - (1 << 64) if content >> 63 else content)
+    return float(struct.unpack(packing, content)[0]) if len(content) == struct.calcsize(packing) else None
 
 
 def _plugin(value: Mapping[int, bytes | int]) -> tuple[bytes, bytes]:
@@ -223,6 +225,7 @@ def _divided(scalars: list[Scalar]) -> Iterator[list[Scalar]]:
         pauses = [after.ts - before.ts for before, after in pairwise(group)]
         longest = max(pauses)
         at = pauses.index(longest) + 1 if longest > 0.0 else repeat
+        # The earlier part lies on top of the stack, and comes first.
         pending += [group[at:], group[:at]]
 
 

@@ -95,6 +95,7 @@ def _rows(raw: SourceRun, path: Path) -> Iterator[Numbered]:
     counted: _Row = {}
     begun = False
     with open_regular(path) as file:
+        # A progress bar may draw a whole run on one line, which is then read in pieces.
         for number, line in enumerate(iter(lambda: file.readline(_MAX_LINE), b""), 1):
             for row in _printed(line):
                 if (of := row.pop(_BEGUN, None)) is not None:
@@ -143,10 +144,10 @@ class _Dialect(NamedTuple):
 
 
 def _read(dialect: _Dialect, line: str) -> _Row | None:
-    found = dialect.line.match(line)
-    if found is None:
+    hit = dialect.line.match(line)
+    if hit is None:
         return None
-    parts = {name: text for name, text in found.groupdict().items() if text is not None}
+    parts = {name: text for name, text in hit.groupdict().items() if text is not None}
     names, pairs = dialect.names, ((n.strip(), text) for n, text in dialect.pair.findall(parts.pop("values", "")))
     row = {names.get(n, n): cell_value(text) for n, text in pairs if n and (dialect.others or n in names)}
     row |= {name: cell_value(text.replace(",", "")) for name, text in parts.items()}
@@ -164,6 +165,7 @@ def _read(dialect: _Dialect, line: str) -> _Row | None:
 _LEAD: Final = r" *(?:\([^()]*pid=[^()]*\) *|\[[^\[\]]*\]:? *|\d{1,6}: +)*"
 _STEP: Final = r"(?P<step>\d{1,15})"
 _OF: Final = r"(?P<planned>\d{1,15})"
+# NumPy 2 prints a scalar with its type, as np.float64(0.1).
 _FLOAT: Final = r"(?:np\.float(?:32|64)\()?([-+\w.]+)"
 _BETWEEN_BARS: Final = re.compile(r"(?:^|\|)([^|]*):([^|:]*)")
 _DIALECTS: Final = (
@@ -234,12 +236,12 @@ _MMENGINE_IDLE: Final = frozenset({"eta", "time", "data_time", "memory"})
 
 def _nemo_rl(line: str) -> _Row | None:
     """`===== Step 3/100 =====`, each with 25 signs, and below it lines such as `  \u2022 Avg Reward: 0.5`."""
-    if found := _NEMO_RL.search(line):
-        return {"step": int(found[1]), _BEGUN: int(found[2])}
-    found = _NEMO_RL_VALUE.match(line)
-    if found is None or found[1] not in _NEMO_RL_NAMES:
+    if hit := _NEMO_RL.search(line):
+        return {"step": int(hit[1]), _BEGUN: int(hit[2])}
+    hit = _NEMO_RL_VALUE.match(line)
+    if hit is None or hit[1] not in _NEMO_RL_NAMES:
         return None
-    return {_NEMO_RL_NAMES[found[1]]: cell_value(found[2]), _BELOW: True}
+    return {_NEMO_RL_NAMES[hit[1]]: cell_value(hit[2]), _BELOW: True}
 
 
 def _mmengine(line: str) -> _Row | None:
@@ -247,19 +249,19 @@ def _mmengine(line: str) -> _Row | None:
 
     `Epoch(train)  [2][ 50/100]` is step 150. An evaluation names no step: it is of the last one.
     """
-    found = _MMENGINE.match(line)
-    if found is None:
+    hit = _MMENGINE.match(line)
+    if hit is None:
         return None
     values: _Row = {
-        name: cell_value(text) for name, text in _MMENGINE_PAIR.findall(found[8]) if name not in _MMENGINE_IDLE
+        name: cell_value(text) for name, text in _MMENGINE_PAIR.findall(hit[8]) if name not in _MMENGINE_IDLE
     }
-    split = found[1] or found[4]
+    split = hit[1] or hit[4]
     if split != "train":
         split = "eval" if split == "val" else split
         return {f"{split}_{name}": value for name, value in values.items()} or None
-    if found[2]:
-        return {**values, "step": int(found[2]), "planned": int(found[3])}
-    return {**values, "step": (int(found[5]) - 1) * int(found[7]) + int(found[6]), "epoch": int(found[5])}
+    if hit[2]:
+        return {**values, "step": int(hit[2]), "planned": int(hit[3])}
+    return {**values, "step": (int(hit[5]) - 1) * int(hit[7]) + int(hit[6]), "epoch": int(hit[5])}
 
 
 _READERS: Final[tuple[Callable[[str], _Row | None], ...]] = (
@@ -350,8 +352,8 @@ def read_ludwig(path: Path, columns: Mapping[str, str] | None = None) -> SourceR
 
 
 def _frequency(value: Json) -> tuple[int, str]:
-    given = value if isinstance(value, dict) else {}
-    if given.get("period") == "step" and (every := step_of(given.get("frequency"))):
+    mapping = value if isinstance(value, dict) else {}
+    if mapping.get("period") == "step" and (every := step_of(mapping.get("frequency"))):
         return every, "steps"
     return 1, "epochs"
 

@@ -51,10 +51,11 @@ def read_state(path: Path) -> SourceRun:
 def best_of(state: Mapping[str, Json]) -> dict[str, Json]:
     """Return the best value that the Trainer chose checkpoints by, and its step: `best_metric`, `best_step`."""
     checkpoint = state.get("best_model_checkpoint")
+    # PureWindowsPath parts at both kinds of slash: the run may have been made on Windows.
     number = PureWindowsPath(checkpoint).name.removeprefix(CHECKPOINT_PREFIX) if isinstance(checkpoint, str) else None
     step = step_of(state.get("best_global_step")) or step_of(number)
     value = number_of(state.get("best_metric"))
-    return {name: found for name, found in (("best_metric", value), ("best_step", step)) if found is not None}
+    return {name: entry for name, entry in (("best_metric", value), ("best_step", step)) if entry is not None}
 
 
 def history(path: Path, listed: Iterable[Json]) -> SourceRun:
@@ -123,29 +124,30 @@ def _agree(one: SourceRun, other: SourceRun) -> bool:
     rows, there must be a common step; if there is none of either kind, they must have planned equally many steps.
     """
     first, second = _trained(one), _trained(other)
-    held, other_held = _evaluated(one), _evaluated(other)
-    trained, evaluated = first.keys() & second.keys(), held.keys() & other_held.keys()
+    evaluations, other_evaluations = _evaluated(one), _evaluated(other)
+    trained, evaluated = first.keys() & second.keys(), evaluations.keys() & other_evaluations.keys()
     if not trained and not evaluated and one.planned != other.planned:
         return False
     return (
         all(first[step] == second[step] for step in trained)
-        and all(held[step] == other_held[step] for step in evaluated)
+        and all(evaluations[step] == other_evaluations[step] for step in evaluated)
         and (bool(trained) or not first or not second)
     )
 
 
 def _trained(raw: SourceRun) -> dict[int, bytes]:
+    # A copy of a state has its rows to the last digit, so whole rows are compared, and not losses alone.
     rows = (row for row in raw.rows if row.step is not None and "loss" in row.values)
     return {row.step: msgspec.json.encode(row.values, order="sorted") for row in rows if row.step is not None}
 
 
 def _evaluated(raw: SourceRun) -> dict[int, Json]:
     """The held-out loss by step: the first one, because a restored model may be evaluated again at the last step."""
-    found: dict[int, Json] = {}
+    losses: dict[int, Json] = {}
     for row in raw.rows:
         if row.step is not None and "eval_loss" in row.values:
-            found.setdefault(row.step, row.values["eval_loss"])
-    return found
+            losses.setdefault(row.step, row.values["eval_loss"])
+    return losses
 
 
 def _union(folder: Path, states: list[SourceRun]) -> SourceRun:
@@ -318,6 +320,7 @@ def samples_per_step(
     per_epoch = steps / epochs
     if per_epoch <= 1.0:
         return None
+    # Of p steps an epoch the last may have one example: p ratio >= (p - 1) B + 1 for the batch B.
     return _only(low, (high * per_epoch - 1.0) / (per_epoch - 1.0), micro_batch or 1)
 
 
@@ -325,10 +328,10 @@ def _only(low: float, high: float, unit: int) -> int | None:
     """Return the only multiple of `unit` between the bounds, or if several, the only power of two; else None."""
     if not 0.0 < low <= high < _MOST or unit < 1:
         return None
-    found = range(math.ceil(low / unit) * unit, math.floor(high) + 1, unit)
-    powers = [number for number in found if number & (number - 1) == 0] if len(found) < _MOST else []
-    if len(found) == 1:
-        return found[0]
+    multiples = range(math.ceil(low / unit) * unit, math.floor(high) + 1, unit)
+    powers = [number for number in multiples if number & (number - 1) == 0] if len(multiples) < _MOST else []
+    if len(multiples) == 1:
+        return multiples[0]
     return powers[0] if len(powers) == 1 else None
 
 

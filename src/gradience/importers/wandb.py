@@ -180,17 +180,19 @@ def _take_end(raw: SourceRun, code: int | None, output: str) -> None:
     if code == 0:
         raw.ending = ("ok", "W&B recorded exit code 0")
     elif code is not None or raised:
-        said = f"W&B recorded exit code {code}" if code is not None else "W&B's output ends with an exception"
+        words = f"W&B recorded exit code {code}" if code is not None else "W&B's output ends with an exception"
         status: Status = "interrupted" if raised.startswith(_INTERRUPT) else "error"
-        raw.ending = (status, f"{said}: {raised}" if raised else said)
+        raw.ending = (status, f"{words}: {raised}" if raised else words)
     elif raw.path.name != SUMMARY:
         raw.ending = ("unknown", "W&B recorded no exit: the program was killed, or still runs")
 
 
 def _exception(output: str) -> str:
     """The exception that the output ends with: its type and message; none if it went on after the last."""
-    _, found, after = output[-_TAIL:].rpartition(_TRACEBACK)
-    lines = [hit for line in after.splitlines()[-_LAST_LINES:] if (hit := _RAISED.match(line.strip()))] if found else []
+    _, traceback, after = output[-_TAIL:].rpartition(_TRACEBACK)
+    lines = (
+        [hit for line in after.splitlines()[-_LAST_LINES:] if (hit := _RAISED.match(line.strip()))] if traceback else []
+    )
     if not lines:
         return ""
     kind, message = lines[-1][1].rpartition(".")[2], (lines[-1][2] or "").strip()[:_MOST_SAID]
@@ -244,7 +246,7 @@ def _settings(path: Path, raw: SourceRun) -> dict[str, Json]:
         raw.notes.append(f"{path.name} was not used: {str(error).splitlines()[0]}")
         return {}
     pairs = document.items() if isinstance(document, dict) else ()
-    return {str(name): held["value"] for name, held in pairs if isinstance(held, dict) and "value" in held}
+    return {str(name): item["value"] for name, item in pairs if isinstance(item, dict) and "value" in item}
 
 
 def _text(path: Path, most: int) -> str:
@@ -256,7 +258,8 @@ def _text(path: Path, most: int) -> str:
 
 def _records(data: bytes) -> Iterator[bytes]:
     """Yield the log's whole records, without one that is cut off at the end."""
-    at, held = _START, b""
+    # The file's header lies within its first block.
+    at, record = _START, b""
     while at + _HEADER.size <= len(data):
         if _BLOCK - at % _BLOCK < _HEADER.size:
             at += _BLOCK - at % _BLOCK  # a block's last bytes are padding
@@ -267,17 +270,17 @@ def _records(data: bytes) -> Iterator[bytes]:
         if len(piece) < length:
             return
         if kind in {_FULL, _FIRST}:
-            held = piece
+            record = piece
         elif kind in {_MIDDLE, _LAST}:
-            held += piece
+            record += piece
         if kind in {_FULL, _LAST}:
-            yield held
-            held = b""
+            yield record
+            record = b""
 
 
 def _items(body: bytes, kind: int = _ITEM) -> dict[str, Json]:
     """Return the values of a history or config record by key; nested keys are joined with dots."""
-    found: dict[str, Json] = {}
+    items: dict[str, Json] = {}
     for number, item in fields(body):
         if number == kind and isinstance(item, bytes):
             parts: dict[int, list[bytes]] = {}
@@ -286,8 +289,8 @@ def _items(body: bytes, kind: int = _ITEM) -> dict[str, Json]:
                     parts.setdefault(field, []).append(part)
             key = parts.get(_KEY) or parts.get(_NESTED) or []
             name = b".".join(key).decode("utf-8", "replace")
-            found[name] = _json(b"".join(parts.get(_VALUE, [])))
-    return found
+            items[name] = _json(b"".join(parts.get(_VALUE, [])))
+    return items
 
 
 def _json(data: bytes) -> Json:

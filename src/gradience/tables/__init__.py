@@ -61,6 +61,7 @@ def _arrow(pa: Any, kind: inspect.Type) -> tuple[Any, bool]:
         return _arrow(pa, inner)[0], True
     if isinstance(kind, inspect.ListType):
         item = _arrow(pa, kind.item_type)[0]
+        # A sketch of 128 numbers is most of an adapter's row, and half the bytes are enough for a cosine.
         return pa.list_(pa.float32() if item == pa.float64() else item), False
     if isinstance(kind, inspect.StructType):
         return pa.struct([pa.field(f.encode_name, *_arrow(pa, f.type)) for f in kind.fields]), False

@@ -159,6 +159,7 @@ def opened(store: Store) -> Iterator[DuckDBPyConnection]:
 
     with _worded(), duckdb.connect() as base:
         base.execute("set temp_directory = ''")  # DuckDB must not spill to the user's disk
+        # An extension would be fetched over the network, or read from the user's folder.
         base.execute("set autoload_known_extensions = false; set autoinstall_known_extensions = false")
         base.execute("set python_enable_replacements = false; set allow_community_extensions = false")
         names = store.tables.rows
@@ -166,6 +167,7 @@ def opened(store: Store) -> Iterator[DuckDBPyConnection]:
         for path in (path for paths in live.values() for path in paths):
             if Path(path).exists() and not Path(path).is_file():  # DuckDB would wait for a pipe for ever
                 raise GradienceError(f"{path} is not a regular file", advice="remove it, and audit or list again")
+        # Before external access is disabled: DuckDB then refuses to change the paths.
         base.execute(f"set allowed_paths = {_texts(path for paths in live.values() for path in paths)}")
         for name, paths in live.items():
             if any(_PATTERN.search(path) for path in paths):  # DuckDB takes such a path for a pattern, without escapes
@@ -206,6 +208,7 @@ def _worded() -> Iterator[None]:
 def _plain(value: Any) -> Json:
     """A value as a JSON value."""
     if value is None or isinstance(value, bool | int | float | str):
+        # x - x is 0 for finite numbers alone, and JSON has no others.
         return value if not isinstance(value, float) or value - value == 0.0 else str(value)
     if isinstance(value, list | tuple):
         return [_plain(item) for item in value]

@@ -113,20 +113,22 @@ class Store:
     def _read(self) -> _Manifest:
         path = self.folder / MANIFEST
         try:
-            found = msgspec.json.decode(read_small(path, most=_MOST_BYTES, what="a manifest"), type=_Manifest)
+            manifest = msgspec.json.decode(read_small(path, most=_MOST_BYTES, what="a manifest"), type=_Manifest)
         except FileNotFoundError:
             return _Manifest(schema=self.tables.schema)
         except (OSError, msgspec.MsgspecError, UnicodeDecodeError) as error:
             raise GradienceError(f"cannot read {path}: {error}", advice="give a folder that it wrote") from error
-        if found.schema != self.tables.schema:
+        if manifest.schema != self.tables.schema:
             raise GradienceError(
-                f"{path} is of {found.schema[:60]!r}, expected {self.tables.schema!r}", advice="write a new one"
+                f"{path} is of {manifest.schema[:60]!r}, expected {self.tables.schema!r}", advice="write a new one"
             )
-        if len(set(found.parts)) < len(found.parts) or any(not 0 < part < found.next for part in found.parts):
+        if len(set(manifest.parts)) < len(manifest.parts) or any(
+            not 0 < part < manifest.next for part in manifest.parts
+        ):
             raise GradienceError(
                 f"{path} is damaged: it names a part twice, or one that it did not write", advice="write a new one"
             )
-        return found
+        return manifest
 
     def table(self, name: str) -> pa.Table:
         """A table over all live parts, in the order in which they were written.
@@ -150,6 +152,7 @@ class Store:
         from pyarrow import parquet  # the same
 
         with _readable(path):
+            # By default a folder above it that is called `r=99` would be a column.
             read = parquet.read_table(path, partitioning=None)
             for field in schema:
                 if field.nullable and field.name not in read.column_names:  # written before the column was added
@@ -190,6 +193,7 @@ class Store:
         except OSError as error:
             raise OutputError(f"cannot write {self.folder}: {error.strerror}", advice="check the path") from error
         try:
+            # Another job may have written since this store was opened.
             self._manifest = self._read()
             writer = Writer(self, self._manifest)
             writer.clear()
@@ -257,9 +261,9 @@ class Writer:
         Raises:
             OutputError: it cannot be written.
         """
-        found = [msgspec.msgpack.decode(result, type=WorkerResult).tables for result in results]
-        if found:
-            lines = map(b"".join, zip(*found, strict=True))
+        answers = [msgspec.msgpack.decode(result, type=WorkerResult).tables for result in results]
+        if answers:
+            lines = map(b"".join, zip(*answers, strict=True))
             tables = {name: _table(rows, self._schemas[name]) for name, rows in zip(self._schemas, lines, strict=True)}
             self._manifest.parts.append(self._write(tables))
             self._publish()
@@ -339,6 +343,7 @@ class Writer:
             path = self._store.part(name, number)
             try:
                 mode = _PRIVATE if self._store.is_private else _SHARED
+                # Made here, with its mode: pyarrow would make it by the umask, perhaps readable for others.
                 os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, mode))
                 parquet.write_table(table, path, compression="zstd", row_group_size=_GROUP)
             except OSError as error:
@@ -367,6 +372,7 @@ def _table(rows: bytes, schema: pa.Schema) -> pa.Table:
         return schema.empty_table()
     from pyarrow import json  # extra [fleet]
 
+    # One block: pyarrow fails on a row that is longer than a block.
     whole = json.ReadOptions(use_threads=False, block_size=len(rows))
     typed = json.ParseOptions(explicit_schema=schema, unexpected_field_behavior="error")
     return json.read_json(BytesIO(rows), whole, typed).cast(schema)

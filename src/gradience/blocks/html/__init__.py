@@ -61,6 +61,7 @@ def _append(element: Element, child: Element | str) -> None:
     if isinstance(child, Element):
         element.append(child)
     elif len(element):
+        # ElementTree keeps a text that follows a child in the child's `tail`.
         element[-1].tail = (element[-1].tail or "") + clean(child)
     else:
         element.text = (element.text or "") + clean(child)

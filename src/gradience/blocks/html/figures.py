@@ -99,6 +99,8 @@ def _variables() -> dict[str, str]:
 
 def draw(plot: Plot, size: Size, label: str) -> Element:
     """The plot as an SVG element; `label` describes it for readers who cannot see it."""
+    # Without a salt matplotlib draws its ids at random: with one, a page has the same bytes each time, and ids of two
+    # figures on it differ.
     sheets: list[str | dict[str, str]] = [
         "default",
         "gradience.blocks.html.figures",

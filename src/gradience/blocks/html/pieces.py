@@ -137,8 +137,8 @@ def _table(given: Table) -> Element | None:
 
     head = line(block.titles, ("th", "col"))
     body = [line(row, ("th", "row"), ("td", None)) for row in block.rows[:_ROWS]]
-    told = tag("caption", tag("span", caption)) if caption else None
-    whole = tag("table", told, tag("thead", head), tag("tbody", body))
+    label = tag("caption", tag("span", caption)) if caption else None
+    whole = tag("table", label, tag("thead", head), tag("tbody", body))
     return tag("div", whole, class_="scroll", tabindex="0", role="region", aria_label=caption or "Table")
 
 

@@ -82,8 +82,8 @@ def audit_fleet(
     store = Store(Path(out), FLEET)
     with store.writing() as writer:
         known, rules = known_rows(store), rules_version(base)
-        found = find_adapters(roots, listed, known=known.keys())
-        plan = plan_of((_job(item, base, rules) for item in found), known, rules)
+        adapters = find_adapters(roots, listed, known=known.keys())
+        plan = plan_of((_job(item, base, rules) for item in adapters), known, rules)
         store.keep_private(Path(job.place) for job in plan.jobs if not job.remote)
         answers = _answers(plan.jobs, engine, min(count, max(1, len(plan.jobs))), address)
         tally, same = carry_out(writer, plan, answers, crashed, progress)
@@ -184,6 +184,7 @@ def plan_of(found: Iterable[Job], known: dict[str, Known], rules: str) -> Plan:
         if row is None:
             jobs.append(job)
         elif job.fault is not None or not row.stamp or row.stamp != job.stamp or row.rules != rules:
+            # Rows of current rules stay until the answer comes: perhaps only the times of the files have changed.
             current = bool(row.content_hash) and row.rules == rules
             jobs.append(job.knowing(row.content_hash) if current else job)
             gone += [] if current else [job.path]
@@ -226,6 +227,7 @@ def carry_out(
         if progress is not None:
             progress(tally)
         if len(batch) >= BATCH or time.monotonic() - last > BATCH_SECONDS:
+            # Old rows go before the new ones come: after a kill in between an adapter has no row, and never two.
             writer.replace(replaced)
             writer.add(batch)
             batch, replaced, last = [], {}, time.monotonic()
@@ -283,8 +285,8 @@ def _audited(job: Job) -> bytes:
     if job.fault is not None:
         raise GradienceError(job.fault)
     with _local(job) as place:
-        found = _of_one_file(job, place)
-        return _of_any_files(job, place) if found is None else found  # not `or`: SAME is empty but an answer
+        rows = _of_one_file(job, place)
+        return _of_any_files(job, place) if rows is None else rows  # not `or`: SAME is empty but an answer
 
 
 def _local(job: Job) -> AbstractContextManager[Path]:
@@ -382,6 +384,7 @@ def _hashes(files: list[tuple[str, Path]], last: str | None = None, data: Bytes 
         digests.append((last, xxh3_128(data.data).digest()))
     for name, digest in digests:
         role = b"config" if name == CONFIG_NAME else b"weights"
+        # By role: a copy whose file has another name is the same adapter.
         content.update(role + digest)
         if role == b"weights":
             weights.update(digest)

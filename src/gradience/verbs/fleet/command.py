@@ -89,14 +89,14 @@ def _shown(
     groups: Sequence[RuleGroup] = ("weights", "weights_and_base"),
 ) -> int:
     """Print the report, and return the exit code that the findings of its adapters give, if these are asked for."""
-    asked = resolved.fail_on is not None or resolved.format not in {"text", "json"}
-    found = findings() if asked else ()
+    is_judged = resolved.fail_on is not None or resolved.format not in {"text", "json"}
+    pairs = findings() if is_judged else ()
     code = resolved.show(
         report,
         text,
-        [finding for _, finding in found],
+        [finding for _, finding in pairs],
         groups=groups,
-        locations=lambda: [SourceLocation(path) for path, _ in found],
+        locations=lambda: [SourceLocation(path) for path, _ in pairs],
     )
     if unread and resolved.fail_on is not None:
         tell(f"gradience: {counted(unread, 'adapter')} could not be judged")

@@ -227,6 +227,7 @@ def run_ray(
 class _RayPool(Generic[JobT]):
     def __init__(self, ray: Any, work: Work[JobT], prepare: Callable[[], None]) -> None:
         self._ray, self._work, self._prepare = ray, work, prepare
+        # No retries by Ray: the jobs of a dead worker are tried again here, each alone.
         self._carry_out = ray.remote(num_cpus=1, max_retries=0)(_carry_out)
 
     def start(self, jobs: list[JobT]) -> Any:
@@ -237,15 +238,16 @@ class _RayPool(Generic[JobT]):
 
     def answers(self, task: Any) -> list[bytes] | None:
         try:
-            found: list[bytes] = self._ray.get(task)
+            answers: list[bytes] = self._ray.get(task)
         except self._ray.exceptions.RayError:
             return None
-        return found
+        return answers
 
 
 def _connected(workers: int, address: str | None) -> tuple[Any, bool]:
     """Return the ray module, and whether we made the connection and must close it."""
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # no usage statistics are sent
+    # Without it Ray warns that it hides the GPUs from tasks that ask for none.
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     import ray  # extra [ray]
 
@@ -253,6 +255,7 @@ def _connected(workers: int, address: str | None) -> tuple[Any, bool]:
         return ray, False
     options: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR"}
     if address is None:  # its processes inherit our environment, so workers that Ray starts ahead can be used
+        # Ray takes at least 75 MiB for its object store, and answers are a few kilobytes.
         options |= {"num_cpus": workers, "include_dashboard": False, "object_store_memory": 80_000_000}
     else:
         environment = {**PINNED, "PYTHONPATH": os.environ.get("PYTHONPATH", "")}

@@ -61,6 +61,7 @@ def targets(names: Collection[str], peek: Peek) -> Iterator[Target]:
     config = (CONFIG_NAME,) if CONFIG_NAME in names else ()
     tensors = sorted(name for name in names if name.endswith(_ENDING))
     main = next((name for name in WEIGHT_NAMES if name in names), None)
+    # model.safetensors.index.json is that of a whole model, unless an adapter's config lies beside it.
     index = (
         None if main else next((n for n in INDEX_NAMES if n in names and (config or n.startswith(_OWN_INDEX))), None)
     )
@@ -109,15 +110,15 @@ def find_adapters(
     Raises:
         AdapterError: a root is missing or cannot be listed.
     """
-    seen: set[str] = set()
+    paths: set[str] = set()
     walk = _FolderWalk(known)
     places = [*((os.fspath(root), True) for root in roots), *((place, False) for place in listed)]
     for place, required in places:
         try:
-            for found in _below(place, walk, known):
-                if found.path not in seen:
-                    seen.add(found.path)
-                    yield found
+            for adapter in _below(place, walk, known):
+                if adapter.path not in paths:
+                    paths.add(adapter.path)
+                    yield adapter
         except AdapterError as error:
             if required:
                 raise
@@ -152,13 +153,14 @@ class _FolderWalk:
         parents: set[str] = set()
         self._linked = [root]
         while self._linked:
-            for found in self._tree(self._linked.pop(0)):
-                if len(found.files) == 1 and found.files[0] == CONFIG_NAME:
-                    hollow.append(found)
+            for adapter in self._tree(self._linked.pop(0)):
+                if len(adapter.files) == 1 and adapter.files[0] == CONFIG_NAME:
+                    hollow.append(adapter)
                     continue
-                parents.add(os.path.dirname(found.place))  # noqa: PTH120  # ten thousand times
-                yield found
-        yield from (found for found in hollow if found.place not in parents)
+                parents.add(os.path.dirname(adapter.place))  # noqa: PTH120  # ten thousand times
+                yield adapter
+        # A run's folder may hold the config beside checkpoints that have the weights: it is no broken adapter.
+        yield from (adapter for adapter in hollow if adapter.place not in parents)
 
     def _tree(self, root: str) -> Iterator[AdapterPlace]:
         """Yield the adapters in the folders below one, depth first; links to folders are kept for later."""

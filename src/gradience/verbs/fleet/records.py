@@ -62,11 +62,11 @@ class Source(NamedTuple):
 def rows_of(source: Source, report: AuditReport) -> tuple[AdapterRow, list[ModuleRow], list[FindingRow]]:
     """The rows of one adapter."""
     modules = [_module(source.path, place, module) for place, module in enumerate(report.modules)]
-    found = [
+    findings = [
         FindingRow(path=source.path, position=place, **finding_columns(item))
         for place, item in enumerate(report.findings)
     ]
-    return _adapter(source, report), modules, found
+    return _adapter(source, report), modules, findings
 
 
 def _adapter(source: Source, report: AuditReport) -> AdapterRow:

@@ -108,14 +108,14 @@ def rate_on_stderr(what: str) -> Callable[[JobProgress], None]:
         nonlocal last
         now = time.monotonic()
         rate = tally.done / max(now - start, 1e-9)
-        said = f"{rate:.1f} a second{f', {tally.failures} failed' if tally.failures else ''}"
+        words = f"{rate:.1f} a second{f', {tally.failures} failed' if tally.failures else ''}"
         if bar is not None:
-            bar(tally.done, tally.total, said)
+            bar(tally.done, tally.total, words)
         is_over = tally.done == tally.total
         if now - last < _WRITTEN and not (is_over and (bar is not None or now - start >= _SHORT)):
             return
         last = now
         if is_over or bar is None:
-            tell(f"{what}: {tally.done}/{tally.total}, {said}")
+            tell(f"{what}: {tally.done}/{tally.total}, {words}")
 
     return draw

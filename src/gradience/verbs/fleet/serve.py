@@ -188,9 +188,9 @@ def _reasons(engine: Engine, one: Candidate, kind: Kind | None) -> Iterator[_Rea
         text = f"not judged: of {name} only what it does with LoRA is known, and its peft_type is {one.peft_type}"
         yield _Reason("", text, commands=_TO_PEFT)
         return
-    found = () if kind is None else kind.findings.get(engine, ())
-    yield from map(_reason, found)
-    if one.format != "peft" and not found and (engine, one.format) != ("mlx", "mlx-lm"):
+    findings = () if kind is None else kind.findings.get(engine, ())
+    yield from map(_reason, findings)
+    if one.format != "peft" and not findings and (engine, one.format) != ("mlx", "mlx-lm"):
         text = f"not judged: of {name} only what it does with PEFT's files is known, and it is in {one.format}'s format"
         yield _Reason("", text, commands=_TO_PEFT)
         return
@@ -263,6 +263,7 @@ def _other_shapes(named: Iterable[tuple[_Base, str]], shapes: Mapping[str, Shape
             modules = shapes.get(key, {})
             strange = next((name for name, shape in modules.items() if usual.get(name, shape) != shape), None)
             if strange is None:
+                # The shapes that most adapters have came first, and stay.
                 usual = {**modules, **usual}
             else:
                 here, there = (" x ".join(map(str, shape)) for shape in (modules[strange], usual[strange]))
@@ -443,5 +444,7 @@ def findings_of_plans(plans: Iterable[EnginePlan]) -> Iterator[tuple[str, Findin
     for engine, misfit in named:
         for one in misfit.adapters:
             action, values = one.command or misfit.action, {"engine": engine}
-            found = Finding(id=misfit.id, severity="warning", message=misfit.reason, action=action, values=dict(values))
-            yield one.path, found
+            finding = Finding(
+                id=misfit.id, severity="warning", message=misfit.reason, action=action, values=dict(values)
+            )
+            yield one.path, finding

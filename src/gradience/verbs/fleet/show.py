@@ -88,8 +88,8 @@ def show_fleet(
         count, size = _one(base, "select count(*), sum(bytes) from adapters")
         faulty = _faulty(base)
         keys = ("path", "base_model", "shapes", "content_hash", "sketch")
-        found = _all(base, f"select {', '.join(keys)} from adapters where {_OK} order by path")  # noqa: S608  # our own
-        rows, notes = one_version([dict(zip(keys, row, strict=True)) for row in found])
+        records = _all(base, f"select {', '.join(keys)} from adapters where {_OK} order by path")  # noqa: S608  # our own
+        rows, notes = one_version([dict(zip(keys, row, strict=True)) for row in records])
         return FleetShowReport(
             schema=FLEET_SHOW_SCHEMA_ID,
             fleet=str(fleet),
@@ -267,13 +267,13 @@ def one_version(rows: Sequence[Mapping[str, Any]]) -> tuple[list[Mapping[str, An
             kept.append(row)
         else:
             versions.setdefault((hit["repository"], hit["rest"]), {})[hit["revision"]] = row
-    for (repository, rest), found in versions.items():
+    for (repository, rest), snapshots in versions.items():
         main = _current(Path(repository))
-        revision = main if main in found else list(found)[-1]
-        kept.append(found[revision])
-        if len(found) > 1:
+        revision = main if main in snapshots else list(snapshots)[-1]
+        kept.append(snapshots[revision])
+        if len(snapshots) > 1:
             notes.append(
-                f"{repository} has {len(found)} snapshots{rest and f' of {rest[1:]}'}, versions of one adapter: of "
+                f"{repository} has {len(snapshots)} snapshots{rest and f' of {rest[1:]}'}, versions of one adapter: of "
                 f"them {revision} is compared"
             )
     return kept, notes
@@ -301,15 +301,15 @@ def similar(rows: Sequence[Mapping[str, Any]], *, threshold: float, most: int) -
     for row in rows:
         if row["shapes"]:
             blocks.setdefault((row["base_model"], row["shapes"]), {}).setdefault(row["content_hash"], row)
-    found = [pair for block in blocks.values() for pair in _candidates(list(block.values()), threshold - MARGIN)]
-    found.sort(reverse=True)
-    near, failed = _exact([(one, two) for _, one, two in found[:most]], threshold)
+    pairs = [pair for block in blocks.values() for pair in _candidates(list(block.values()), threshold - MARGIN)]
+    pairs.sort(reverse=True)
+    near, failed = _exact([(one, two) for _, one, two in pairs[:most]], threshold)
     return Similar(
         threshold=threshold,
         same=[Alike(paths=sorted(paths)) for paths in groups.values() if len(paths) > 1],
         near=near,
-        compared=min(len(found), most) - failed,
-        not_compared=max(0, len(found) - most) + failed,
+        compared=min(len(pairs), most) - failed,
+        not_compared=max(0, len(pairs) - most) + failed,
         all_pairs=sum(len(block) * (len(block) - 1) // 2 for block in blocks.values()),
     )
 
@@ -319,6 +319,7 @@ def _candidates(block: Sequence[Mapping[str, Any]], least: float) -> Iterator[tu
         return
     sketches = np.array([row["sketch"] for row in block], dtype=np.float64)
     sizes = np.linalg.norm(sketches, axis=1)
+    # A zero update has a sketch of zeros.
     unit = sketches / np.where(sizes > 0.0, sizes, 1.0)[:, None]
     for one, two in candidate_pairs(unit):
         cosine = float(unit[one] @ unit[two])
@@ -330,6 +331,7 @@ def candidate_pairs(unit: Floats) -> set[tuple[int, int]]:
     """Pairs of sketches, given as unit vectors (n, D), that agree in at least one band of signs."""
     signs = (unit > 0.0)[:, : BANDS * BITS].reshape(len(unit), BANDS, BITS)
     keys = signs @ (1 << np.arange(BITS))
+    # The signs of zero sketches are all equal, and would make one large bucket.
     alive = np.flatnonzero(unit.any(axis=1))
     pairs: set[tuple[int, int]] = set()
     for band in range(BANDS):
@@ -372,6 +374,7 @@ def update_cosine(one: Adapter, two: Adapter) -> float:
         b1, a1 = (part.astype(np.float64) for part in module.load())
         b2, a2 = (part.astype(np.float64) for part in other.load())
         s1, s2 = module.scale, other.scale
+        # <B1 A1, B2 A2> is the trace of (B1^T B2)(A2 A1^T), of r x r matrices: no dW is formed.
         sums += (
             s1 * s2 * np.sum((b1.T @ b2) * (a1 @ a2.T)),
             s1 * s1 * np.sum((b1.T @ b1) * (a1 @ a1.T)),

@@ -155,9 +155,9 @@ def _group(number: int, group: ServingGroup, top: int) -> Iterator[Block]:
 
 def _command(command: str, arguments: Sequence[str], top: int) -> Iterator[str]:
     """The command's lines, with an adapter on each."""
-    before, asked, after = command.partition("{adapters}")
+    before, marker, after = command.partition("{adapters}")
     end = " \\" if "\\\n" in command else ""
-    if not asked:
+    if not marker:
         yield from (f"     {line}" for line in command.splitlines())
         return
     yield from (f"     {line}" for line in (before.rstrip(" \\\n") + end).splitlines())
@@ -277,8 +277,8 @@ def _alike(similar: Similar) -> Iterator[Block]:
     if similar.same:
         yield from ("", f"Equal content: {counted(len(similar.same), 'group')}", same)
     if similar.near:
-        said = f"Nearly the same update (cosine >= {similar.threshold:g}): {counted(len(similar.near), 'pair')}"
-        yield from ("", said, near)
+        heading = f"Nearly the same update (cosine >= {similar.threshold:g}): {counted(len(similar.near), 'pair')}"
+        yield from ("", heading, near)
     if similar.not_compared:
         yield f"  {counted(similar.not_compared, 'likely pair')} not compared (gradience.fleet.show takes most_pairs)"
 

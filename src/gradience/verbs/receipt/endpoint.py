@@ -125,17 +125,18 @@ class Endpoint:
             if HTTPStatus.OK <= reply.code < HTTPStatus.MULTIPLE_CHOICES:
                 return decode_json(reply.body, dict[str, Any])
         except TooMuch as error:
+            # Another way of asking may have a smaller answer.
             raise RefusedError(f"{path}: {error}") from error
         except _UNREAD as error:
             reason = self._hidden(str(getattr(error, "reason", error)).strip())
             raise GradienceError(
                 f"no usable answer from {self._root}{path}: {reason}", advice="check address and server"
             ) from error
-        said = f"{path}: {reply.code} {self._hidden(_message(reply))}"
+        words = f"{path}: {reply.code} {self._hidden(_message(reply))}"
         if reply.code in _REFUSED:
-            raise RefusedError(said)
+            raise RefusedError(words)
         advice = f"put the key into the environment variable {_KEY}" if reply.code in {401, 403} else ""
-        raise GradienceError(f"the server answers {said}", advice=advice)
+        raise GradienceError(f"the server answers {words}", advice=advice)
 
     def _hidden(self, said: str) -> str:
         """The beginning of a message, without the key, which a server may repeat."""
@@ -156,6 +157,7 @@ class Endpoint:
         """
         reasons = []
         named = None if text is None else _TokenText(text)
+        # Ids first: a server may split the text into other tokens.
         prompts: list[Callable[[Sequence[int]], Json]] = [list] if text is None else [list, text]
         for prompt in prompts:
             question = _Question(rows, firsts, prompt, named)
@@ -178,32 +180,32 @@ class Endpoint:
 
     def _prompt_logprobs(self, asked: _Question) -> EndpointAnswer:
         """VLLM's own parameter: for each token of the prompt a table from token id to log-probability."""
-        found, counts = [], []
+        readings, counts = [], []
         for ids, first in asked.each():
             choice, count = self._complete(asked.prompt(ids), prompt_logprobs=0)
             tables = choice.get("prompt_logprobs")
             if not isinstance(tables, list):
                 raise RefusedError("/v1/completions: no prompt_logprobs in the answer")
             values = [_of_table(table, token) for table, token in zip(tables, ids, strict=False)]
-            found.append(_cut(values, len(ids), first))
+            readings.append(_cut(values, len(ids), first))
             counts.append(count or len(tables))
-        return EndpointAnswer(found, "prompt_logprobs of /v1/completions", counts)
+        return EndpointAnswer(readings, "prompt_logprobs of /v1/completions", counts)
 
     def _echo(self, asked: _Question) -> EndpointAnswer:
         """OpenAI's old `echo`: the prompt comes back with the log-probability of each of its tokens."""
-        found, counts, shift = [], [], None
+        readings, counts, shift = [], [], None
         for ids, first in asked.each():
             choice, count = self._complete(asked.prompt(ids), echo=True, logprobs=1)
-            told = choice.get("logprobs")
-            values = told.get("token_logprobs") if isinstance(told, dict) else None
+            entry = choice.get("logprobs")
+            values = entry.get("token_logprobs") if isinstance(entry, dict) else None
             if not isinstance(values, list) or len(values) < len(ids):
                 raise RefusedError("/v1/completions: no log-probabilities of the prompt with echo")
             numbers = [_number(value) for value in values]
             if shift is None:
                 shift = self._shift(asked, numbers)
-            found.append(_cut([*[float("nan")] * shift, *numbers], len(ids), first))
+            readings.append(_cut([*[float("nan")] * shift, *numbers], len(ids), first))
             counts.append(count)
-        return EndpointAnswer(found, "echo with logprobs of /v1/completions", counts)
+        return EndpointAnswer(readings, "echo with logprobs of /v1/completions", counts)
 
     def _shift(self, asked: _Question, values: Sequence[float]) -> int:
         """How many tokens at the beginning are left out of the first echo, 0 or 1: it is held against plain requests.
@@ -230,18 +232,18 @@ class Endpoint:
     def _forced(self, asked: _Question) -> EndpointAnswer:
         """One request for each token: the prompt up to it, and the most probable next tokens, hopefully with it."""
         naming = self._naming(asked)
-        found, counts = [], []
+        readings, counts = [], []
         for ids, first in asked.each():
             values = []
             count = 0
             for place in range(first, len(ids) - 1):
                 value, count = self._next(asked, ids[: place + 1], ids[place + 1], naming)
                 values.append(value)
-            found.append(np.array(values, np.float64))
+            readings.append(np.array(values, np.float64))
             counts.append(count + 1 if count else 0)
         by = ", by their text" if naming.text is not None else ""
         how = f"the {naming.most} most probable next tokens of /v1/completions{by}, token by token"
-        return EndpointAnswer(found, how, counts)
+        return EndpointAnswer(readings, how, counts)
 
     def _next(self, asked: _Question, before: Sequence[int], token: int, naming: _Naming) -> tuple[float, int]:
         """The log-probability of a token after others, NaN if it is not named, and the count of tokens there."""
@@ -262,27 +264,27 @@ class Endpoint:
             except RefusedError as error:
                 reason = str(error)
                 continue
-            told = choice.get("logprobs")
-            if _top_of(told) or any(name.startswith(_ID) for name in _table_of(told)):
+            entry = choice.get("logprobs")
+            if _top_of(entry) or any(name.startswith(_ID) for name in _table_of(entry)):
                 return _Naming(most, None)  # two tokens may have one text
-            if _table_of(told) and asked.named is not None:
+            if _table_of(entry) and asked.named is not None:
                 return _Naming(most, asked.named)
         raise RefusedError(reason)
 
     def tokens_of(self, text: str) -> list[int] | None:
         """The server's token ids of a text, with special tokens; None if it does not say."""
         for body in ({"model": self.model, "prompt": text}, {"content": text, "add_special": True}):
-            if (found := self._tokens({**body})) is not None:
-                return found
+            if (tokens := self._tokens({**body})) is not None:
+                return tokens
         return None
 
     def chat_tokens_of(self, text: str) -> list[int] | None:
         """The server's token ids of a conversation of one turn; None if it does not say."""
         messages = [{"role": "user", "content": text}]
         if (
-            found := self._tokens({"model": self.model, "messages": messages, "add_generation_prompt": True})
+            tokens := self._tokens({"model": self.model, "messages": messages, "add_generation_prompt": True})
         ) is not None:
-            return found
+            return tokens
         try:
             prompt = self._asked("/apply-template", {"messages": messages}).get("prompt")
         except GradienceError:
@@ -291,10 +293,10 @@ class Endpoint:
 
     def _tokens(self, body: Mapping[str, Json]) -> list[int] | None:
         try:
-            found = self._asked("/tokenize", body).get("tokens")
+            tokens = self._asked("/tokenize", body).get("tokens")
         except GradienceError:
             return None
-        return found if isinstance(found, list) and found and all(type(one) is int for one in found) else None
+        return tokens if isinstance(tokens, list) and tokens and all(type(one) is int for one in tokens) else None
 
 
 def _root_of(address: str) -> str:
@@ -325,23 +327,24 @@ def _key() -> str:
 
 def _message(reply: Reply) -> str:
     try:
-        held = decode_json(reply.body, dict[str, Any])
+        answer = decode_json(reply.body, dict[str, Any])
     except _UNREAD:
         return reply.reason
-    inner = held.get("error", held.get("detail", held.get("message", "")))
+    inner = answer.get("error", answer.get("detail", answer.get("message", "")))
     return str(inner.get("message", inner) if isinstance(inner, dict) else inner)
 
 
 def _number(value: Json) -> float:
+    # JSON may hold a whole number that float() raises on; true is no number, though Python takes it for one.
     return float(value) if type(value) in {int, float} and abs(value) <= sys.float_info.max else float("nan")
 
 
 def _cut(values: Sequence[float], count: int, first: int) -> npt.NDArray[np.float64]:
     """The values of tokens first + 1 to count - 1, NaN where they end; what follows is the token that was generated."""
-    found = np.full(count - first - 1, np.nan)
-    given = values[first + 1 : count]
-    found[: len(given)] = given
-    return found
+    numbers = np.full(count - first - 1, np.nan)
+    part = values[first + 1 : count]
+    numbers[: len(part)] = part
+    return numbers
 
 
 def _off(echoed: float, plain: float) -> bool:
@@ -350,8 +353,8 @@ def _off(echoed: float, plain: float) -> bool:
 
 
 def _of_table(table: Json, token: int) -> float:
-    held = table.get(str(token)) if isinstance(table, dict) else None
-    return _number(held.get("logprob")) if isinstance(held, dict) else _number(held)
+    entry = table.get(str(token)) if isinstance(table, dict) else None
+    return _number(entry.get("logprob")) if isinstance(entry, dict) else _number(entry)
 
 
 def _top_of(told: Json) -> list[dict[str, Json]]:

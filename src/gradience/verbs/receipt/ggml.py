@@ -60,12 +60,12 @@ class FileRounding:
         rows, width = weight.shape
         if width % (block := self._ggml.ggml_blck_size(kind)):  # the library would abort
             raise AdapterError(f"{path}: rows of {width}, and the file's type {called} has blocks of {block}")
-        held = np.ascontiguousarray(weight, np.float32)
+        matrix = np.ascontiguousarray(weight, np.float32)
         codes = np.empty(rows * self._ggml.ggml_row_size(kind, width), np.uint8)
-        self._ggml.ggml_quantize_chunk(kind, held.ctypes, codes.ctypes, 0, rows, width, None)
-        found = np.empty_like(held)
-        getattr(self._ggml, _of(called))(codes.ctypes, found.ctypes, ctypes.c_int64(held.size))
-        return found
+        self._ggml.ggml_quantize_chunk(kind, matrix.ctypes, codes.ctypes, 0, rows, width, None)
+        rounded = np.empty_like(matrix)
+        getattr(self._ggml, _of(called))(codes.ctypes, rounded.ctypes, ctypes.c_int64(matrix.size))
+        return rounded
 
     def can_round(self, paths: list[str]) -> bool:
         """Whether the file has each of these modules, and its type is one that is made of the weights alone."""
@@ -86,15 +86,16 @@ class FileRounding:
 def types_of(path: str) -> dict[str, int] | None:
     """The number of each tensor's ggml type, by its name without suffix; None if the library cannot open the file."""
     ggml = _library()
-    held = ggml.gguf_init_from_file(path.encode(), _InitParams(no_alloc=True, context=None))
-    if not held:
+    # no_alloc: names and types are read, and no weights.
+    file = ggml.gguf_init_from_file(path.encode(), _InitParams(no_alloc=True, context=None))
+    if not file:
         return None
     try:
-        count = ggml.gguf_get_n_tensors(held)
-        names = [ggml.gguf_get_tensor_name(held, i).decode() for i in range(count)]
-        return {name.removesuffix(".weight"): ggml.gguf_get_tensor_type(held, i) for i, name in enumerate(names)}
+        count = ggml.gguf_get_n_tensors(file)
+        names = [ggml.gguf_get_tensor_name(file, i).decode() for i in range(count)]
+        return {name.removesuffix(".weight"): ggml.gguf_get_tensor_type(file, i) for i, name in enumerate(names)}
     finally:
-        ggml.gguf_free(held)
+        ggml.gguf_free(file)
 
 
 class _InitParams(ctypes.Structure):

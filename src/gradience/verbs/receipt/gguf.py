@@ -27,19 +27,20 @@ class GgufFile:
         import llama_cpp  # in this process alone
 
         self._path = path
+        # logits_all: by default llama.cpp keeps those of the last token alone.
         self._model: Any = llama_cpp.Llama(path, logits_all=True, n_ctx=_CONTEXT, n_batch=_CONTEXT, verbose=False)
 
     def facts(self, probe: str) -> dict[str, Any]:
         """The number of its file type, -1 if it states none; its tokens; and the types of its tensors, if they tell."""
-        held, kind = self._model.metadata, -1
+        metadata, kind = self._model.metadata, -1
         with suppress(ValueError, TypeError):
-            kind = int(held.get("general.file_type", -1))
+            kind = int(metadata.get("general.file_type", -1))
         return {
             "file_type": kind,
             "vocabulary": int(self._model.n_vocab()),
             "ids": list(self._model.tokenize(probe.encode(), add_bos=True, special=False)),
-            "template": template_digest(held.get("tokenizer.chat_template")),
-            "types": None if IMATRIX in held else types_of(self._path),
+            "template": template_digest(metadata.get("tokenizer.chat_template")),
+            "types": None if IMATRIX in metadata else types_of(self._path),
         }
 
     def read(self, ids: list[int], first: int, count: int) -> list[float]:
@@ -49,5 +50,5 @@ class GgufFile:
         logits = self._model.scores[: len(ids)].astype(np.float64)
         places = np.arange(first, first + count)
         own = logits[places] - np.logaddexp.reduce(logits[places], axis=1, keepdims=True)
-        found: list[float] = own[np.arange(count), np.array(ids)[places + 1]].tolist()
-        return found
+        values: list[float] = own[np.arange(count), np.array(ids)[places + 1]].tolist()
+        return values

@@ -56,10 +56,10 @@ def candidates(loaded: LoadedModel, adapter: PathLike, prompts: PathLike | None,
     if place is None:
         return Candidates(sampled(loaded, options.rows, length=_LENGTH, seed=options.seed), SAMPLED)
     most = round(CANDIDATES * options.rows)
-    found = read_inputs(place, loaded, most=most, seed=options.seed, token_ids=options.token_ids).examples
-    if not found:
+    examples = read_inputs(place, loaded, most=most, seed=options.seed, token_ids=options.token_ids).examples
+    if not examples:
         raise ConfigError(f"{place} has no row with a token to predict", advice="give rows of two tokens or more")
-    return Candidates(found, place.name if recipe is None else f"{place.name}, which {recipe.name} names")
+    return Candidates(examples, place.name if recipe is None else f"{place.name}, which {recipe.name} names")
 
 
 def files_of(adapter: PathLike, prompts: PathLike | None) -> list[Path]:
@@ -72,9 +72,9 @@ def _place(prompts: Path) -> tuple[Path, Path | None]:
     """The file of rows, and the recipe that names it."""
     if prompts.suffix not in _RECIPES:
         return prompts, None
-    if (found := _named(prompts)) is None:
+    if (file := _named(prompts)) is None:
         raise ConfigError(f"{prompts} names no data set below its folder", advice="give --data a file of rows")
-    return found, prompts
+    return file, prompts
 
 
 def _named(recipe: Path) -> Path | None:
@@ -87,8 +87,8 @@ def _found(adapter: Path) -> Iterator[tuple[Path, Path]]:
     for folder in (adapter, adapter.parent):
         for recipe in sorted(place for place in folder.glob("*") if place.suffix in _RECIPES):
             try:
-                found = _named(recipe)
+                file = _named(recipe)
             except ConfigError:
                 continue  # another program's file
-            if found is not None:
-                yield found, recipe
+            if file is not None:
+                yield file, recipe

@@ -86,12 +86,12 @@ def make_receipt(
     chosen = options or ReceiptOptions()
     chosen.refuse_bad()
     loaded = load_model(base, adapter)
-    found = candidates(loaded, adapter, prompts, chosen)
-    made = receipt_of(loaded, found.examples, rows=chosen.rows, progress=progress)
+    pool = candidates(loaded, adapter, prompts, chosen)
+    made = receipt_of(loaded, pool.examples, rows=chosen.rows, progress=progress)
     return msgspec.structs.replace(
         made,
-        rows_from=found.origin,
-        forward_rows=made.forward_rows + (len(found.examples) if found.origin == SAMPLED else 0),
+        rows_from=pool.origin,
+        forward_rows=made.forward_rows + (len(pool.examples) if pool.origin == SAMPLED else 0),
         adapter_name=real_path(adapter).name,
         base=digest_of_base(Path(base)),
         base_name=Path(base).name,
@@ -145,6 +145,7 @@ def receipt_of(
         device=loaded.device.type,
         forward_rows=2 * len(windows) + 4 * len(kept[some]),
     )
+    # The last row is the one that the adapter changes least.
     while len(msgspec.json.encode(made)) > LARGEST - _ROOM and len(made.rows) > 1:
         made = msgspec.structs.replace(made, rows=made.rows[:-1])
     return made
@@ -164,6 +165,7 @@ def _noise(of: NoiseOf, read: Reading, ref: Reading, base: Reading) -> SelfDista
 
 
 def _row(example: ModelInput, base: Any, adapter: Any) -> ReceiptRow:
+    # float32 may put the log-probability of a sure token a little above 0.
     base, adapter = ([min(0.0, round(float(v), _DIGITS)) for v in values] for values in (base, adapter))
     return ReceiptRow(ids=list(example.ids), first=example.first, base=base, adapter=adapter)
 
@@ -197,22 +199,22 @@ def read_receipt(path: PathLike) -> Receipt:
     """
     advice = "give a file that 'gradience receipt' wrote"
     try:
-        found = decode_json(read_small(path, most=_LARGEST_READ, what="a receipt"), Receipt)
+        receipt = decode_json(read_small(path, most=_LARGEST_READ, what="a receipt"), Receipt)
     except OSError as error:
         raise ConfigError(f"cannot read {path}: {error.strerror or error}", advice=advice) from error
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
         raise ConfigError(f"{path} is no receipt: {error}", advice=advice) from error
-    if not found.rows:
+    if not receipt.rows:
         raise ConfigError(f"{path} has no rows", advice=advice)
-    for number, row in enumerate(found.rows):
-        fits = found.task != "causal-lm" or 0 < len(row.base) == len(row.ids) - 1 - row.first
+    for number, row in enumerate(receipt.rows):
+        fits = receipt.task != "causal-lm" or 0 < len(row.base) == len(row.ids) - 1 - row.first
         if len(row.base) != len(row.adapter) or not row.ids or not fits:
             raise ConfigError(
                 f"{path}: $.rows[{number}] has {len(row.base)} and {len(row.adapter)} log-probabilities "
                 f"for {len(row.ids)} tokens from {row.first}",
                 advice=advice,
             )
-    return found
+    return receipt
 
 
 def verify_served(
@@ -241,20 +243,20 @@ def verify_served(
     """
     if not 0.0 < timeout <= _LONGEST_WAIT:
         raise OptionError(f"--timeout is {timeout!s:.40}, expected seconds above 0, at most {_LONGEST_WAIT:.0f}")
-    held = read_receipt(receipt)
+    record = read_receipt(receipt)
     if adapter is not None and base is None:
         raise AdapterError("--peft-dir is loaded on its base, and none is given", advice="give --base MODEL")
     place = None if base is None else Path(base)
-    found = read_target(held, str(target), base=place, model=model, timeout=timeout)
-    probes = None if place is None or adapter is None else _probes(held, found, place, Path(adapter), progress)
-    concluded = _concluded(held, found, probes, place)
+    answer = read_target(record, str(target), base=place, model=model, timeout=timeout)
+    probes = None if place is None or adapter is None else _probes(record, answer, place, Path(adapter), progress)
+    concluded = _concluded(record, answer, probes, place)
     report = VerifyServedReport(
         schema=VERIFY_SERVED_SCHEMA_ID,
         receipt=str(receipt),
         target=str(target),
-        kind=found.kind,
-        how=found.how,
-        precision=found.precision,
+        kind=answer.kind,
+        how=answer.how,
+        precision=answer.precision,
         verdict=concluded.verdict,
         story=concluded.story,
         residual=concluded.residual,
@@ -265,8 +267,8 @@ def verify_served(
         missing=sorted(concluded.missing),
         tried=[Part(name=name, residual=size) for name, size in concluded.tried],
         compared=concluded.compared,
-        of=sum(len(row.base) for row in held.rows),
-        notes=_notes(held, found, concluded, has_models=probes is not None),
+        of=sum(len(row.base) for row in record.rows),
+        notes=_notes(record, answer, concluded, has_models=probes is not None),
     )
     return msgspec.structs.replace(report, findings=judge(SERVED_RULES, report).findings)
 
@@ -324,17 +326,19 @@ def _without_outputs(held: Receipt, found: TargetAnswer) -> Conclusion | None:
 
 
 def _concluded(held: Receipt, found: TargetAnswer, probes: Probes | None, base: Path | None) -> Conclusion:
-    if (told := _without_outputs(held, found)) is not None:
-        return told
+    if (conclusion := _without_outputs(held, found)) is not None:
+        return conclusion
     is_model_of_classes = held.task != "causal-lm" and found.kind == "model"
     own_head = with_own_head(held, base) if is_model_of_classes and base is not None else None
     evidence = LogProbPairs(held, found.reading)
-    told = conclude(
+    conclusion = conclude(
         evidence, precision=found.precision, exact=found.kind == "adapter", probes=probes, own_head=own_head
     )
-    if is_model_of_classes and base is None and told.verdict in {"another_adapter", "another_checkpoint"}:
-        return told._replace(verdict="cannot_tell", story=f"{told.story}; or the base with its own head: give --base")
-    return told
+    if is_model_of_classes and base is None and conclusion.verdict in {"another_adapter", "another_checkpoint"}:
+        return conclusion._replace(
+            verdict="cannot_tell", story=f"{conclusion.story}; or the base with its own head: give --base"
+        )
+    return conclusion
 
 
 def _notes(held: Receipt, found: TargetAnswer, concluded: Conclusion, *, has_models: bool) -> list[str]:

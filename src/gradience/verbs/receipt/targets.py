@@ -71,8 +71,8 @@ def tokens_of(encoder: Encoder) -> Tokens:
     """How a tokenizer and its template treat the text of our own."""
     chat: list[int] = []
     if encoder.template is not None:
-        (found,) = encoder.chats([Chat([{"role": "user", "content": PROBE}], prompt=True)])
-        chat = [] if isinstance(found, str) else found.ids
+        (encoding,) = encoder.chats([Chat([{"role": "user", "content": PROBE}], prompt=True)])
+        chat = [] if isinstance(encoding, str) else encoding.ids
     return Tokens(text=PROBE, ids=encoder.texts([PROBE])[0], chat=chat, template=template_digest(encoder.template))
 
 
@@ -157,9 +157,9 @@ def with_own_head(receipt: Receipt, base: Path) -> list[npt.NDArray[np.float64]]
 def _precision(place: Path) -> str:
     """How finely the matrices are rounded: by their float dtype, and by the values of those in layers."""
     files = BaseWeights(find_shards(place)).files
-    held = {info.dtype for file in files for info in file.tensors.values() if len(info.shape) > 1}
-    known = [_HALVES[dtype] for dtype in held if dtype in _HALVES]
-    if len(known) != len(held) or not known:
+    dtypes = {info.dtype for file in files for info in file.tensors.values() if len(info.shape) > 1}
+    known = [_HALVES[dtype] for dtype in dtypes if dtype in _HALVES]
+    if len(known) != len(dtypes) or not known:
         return ""
     inside = (
         file.read(name)
@@ -184,10 +184,10 @@ def _of_gguf(receipt: Receipt, place: Path) -> TargetAnswer:
             if (largest := max(max(row.ids) for row in receipt.rows)) >= facts.vocabulary:
                 why = f"the receipt has token id {largest}, and the file ids up to {facts.vocabulary - 1}"
                 return TargetAnswer("gguf", [], _BY_LLAMA, precision, tokens, miscounted=why)
-            found = [model.call("read", row.ids, row.first, len(row.base)) for row in receipt.rows]
+            readings = [model.call("read", row.ids, row.first, len(row.base)) for row in receipt.rows]
     except (Foreign, msgspec.ValidationError) as error:
         raise AdapterError(f"llama.cpp cannot load {place}: {error}", advice="check the file") from error
-    reading = [np.array(values, np.float64) for values in found]
+    reading = [np.array(values, np.float64) for values in readings]
     rounding = None if facts.types is None else FileRounding(facts.types)
     return TargetAnswer("gguf", reading, _BY_LLAMA, precision, tokens, rounding=rounding)
 

@@ -160,28 +160,30 @@ def conclude(
         return Conclusion("cannot_tell", story, compared=len(e.y))
     rounding = _Rounding.of(e.noise, precision, e.rounded, exact=exact)
     residual = e.distance(e.a)
-    told = Conclusion("same", "", residual, e.share(), e.distance(e.b), rounding.fine, compared=len(e.y))
+    conclusion = Conclusion("same", "", residual, e.share(), e.distance(e.b), rounding.fine, compared=len(e.y))
     is_lost = precision != "float32" and e.noise.get("bfloat16", 0.0) > _LOST
     if is_lost and residual <= APART.value * rounding.fine:
-        return told._replace(
+        return conclusion._replace(
             verdict="cannot_tell",
             story="The adapter changes these rows by no more than bfloat16 does: write the receipt on rows of its task",
         )
     if residual <= max(e.rounded, FINE.value * e.noise.get("batch", 0.0)):
-        return told._replace(story=f"Every log-probability is the adapter's, to {residual:.1g} of its effect")
+        return conclusion._replace(story=f"Every log-probability is the adapter's, to {residual:.1g} of its effect")
     if probes is None:
-        return _Judgement(e, told, rounding, own_head).alone()
+        return _Judgement(e, conclusion, rounding, own_head).alone()
     readings = {of: e.seen(reading) for of, reading in probes.noises().items()}
     # The receipt's noise was measured on some of its rows, and here on all.
     noise = e.noise | {of: max(e.noise.get(of, 0.0), e.from_adapter(vector)) for of, vector in readings.items()}
     rounding = _Rounding.of(noise, precision, e.rounded, exact=exact)
     stored = {}
     if not exact and residual > rounding.fine:
+        # Each form costs a pass of the model, and none is needed where finer rounding explains what is left.
         stored = {form: e.seen(reading) for form, reading in probes.stored().items()}
         of_forms = [e.from_adapter(vector) for vector in stored.values()]
         noise |= {"int4": max(of_forms)}
+        # Where a file's own types are known, no other form in 4 bits is an excuse.
         rounding = _Rounding.of(noise, precision, e.rounded, exact=probes.knows_form, finest=min(of_forms))
-    judgement = _Judgement(e, told._replace(noise=rounding.fine), rounding, own_head)
+    judgement = _Judgement(e, conclusion._replace(noise=rounding.fine), rounding, own_head)
     return judgement.with_probes(probes, [vector - e.a for vector in readings.values()], stored)
 
 
@@ -235,16 +237,18 @@ class _Span:
     def share(self, difference: Vector) -> float:
         """The share of |d|^2 along these directions, beyond what chance puts there."""
         d = difference * self._weights
+        # A random direction has this share of its square within a subspace of so many dimensions.
         chance: float = min(self._basis.shape[1] / len(d), _NO_CHANCE)
-        found: float = _square(self._basis.T @ d) / max(_square(d), _TINY)
-        return max(0.0, (found - chance) / (1.0 - chance))
+        share: float = _square(self._basis.T @ d) / max(_square(d), _TINY)
+        return max(0.0, (share - chance) / (1.0 - chance))
 
 
 def _precision_of(noises: Sequence[Vector]) -> Vector:
     """A weight for each token: one over what rounding moves it by, and over the median token's at most."""
+    # Each noise counts alike, however large it is.
     variance = sum((noise**2 / max(_square(noise), _TINY) for noise in noises), np.zeros_like(noises[0]))
-    found: Vector = np.sqrt(variance + max(float(np.median(variance)), _TINY))
-    weights: Vector = found.min() / found
+    deviations: Vector = np.sqrt(variance + max(float(np.median(variance)), _TINY))
+    weights: Vector = deviations.min() / deviations
     return weights
 
 
@@ -256,8 +260,10 @@ class _Judgement:
         self._r = evidence.distance(evidence.a)
         self._bases = [_Explanation("the base", "the_base", evidence.b, evidence.distance(evidence.b))]
         if own_head is not None:
-            seen = evidence.seen(own_head)
-            self._bases.append(_Explanation("the base with its own head", "the_base", seen, evidence.distance(seen)))
+            vector = evidence.seen(own_head)
+            self._bases.append(
+                _Explanation("the base with its own head", "the_base", vector, evidence.distance(vector))
+            )
 
     def alone(self) -> Conclusion:
         """The verdict from the receipt alone."""
@@ -288,19 +294,19 @@ class _Judgement:
         for form, vector in stored.items():
             if self._is_noise(vector, span):
                 return self._within(form, e.distance(vector))
-        found = self._explanations(parts, probes, stored)
-        if (cause := self._cause(found)) is not None:
-            return self._explained(cause, found)
-        self._told = self._told._replace(tried=tuple((one.name, one.left) for one in found[:_SHOWN]))
+        explanations = self._explanations(parts, probes, stored)
+        if (cause := self._cause(explanations)) is not None:
+            return self._explained(cause, explanations)
+        self._told = self._told._replace(tried=tuple((one.name, one.left) for one in explanations[:_SHOWN]))
         if self._r <= rounding.fine:
             return self._untold(
                 f"What answers is near the adapter, {self._away}, as rounding may leave it; but part of that is along "
                 "what parts of the adapter do: neither rounding nor another checkpoint is ruled out"
             )
-        is_near = self._is_near(found[0])
+        is_near = self._is_near(explanations[0])
         forms = [vector - e.a for vector in stored.values()]
         if rounding.may_be_4_bits(self._r) and (is_near or span.is_like(e.y - e.a, forms)):
-            also = f", or the adapter {found[0].name} behind 4 bits," if is_near else ""
+            also = f", or the adapter {explanations[0].name} behind 4 bits," if is_near else ""
             return self._untold(
                 f"What answers is near the adapter, {self._away}, as 4 bits may leave it; but none of the usual forms "
                 f"gives it ({', '.join(stored)}), and a checkpoint{also} may lie there as well"
@@ -319,17 +325,17 @@ class _Judgement:
     ) -> list[_Explanation]:
         """The mistakes that were repeated, the nearest first."""
         e = self._e
-        found = [self._bases[0]._replace(paths=probes.whole), *self._bases[1:]]
-        found += [
+        explanations = [self._bases[0]._replace(paths=probes.whole), *self._bases[1:]]
+        explanations += [
             _Explanation(f"without {name}", "part_missing", vector, e.distance(vector), probes.groups[name])
             for name, vector in parts.items()
         ]
-        found += self._scales(probes)
-        if min(found, key=_left).left > CLEAR.value * self._r:
-            found += self._pairs(parts, probes)
-        if stored and not self._is_clear(min(found, key=_left)):
-            found.append(self._in_a_form(found, stored, probes))
-        return sorted(found, key=_left)
+        explanations += self._scales(probes)
+        if min(explanations, key=_left).left > CLEAR.value * self._r:
+            explanations += self._pairs(parts, probes)
+        if stored and not self._is_clear(min(explanations, key=_left)):
+            explanations.append(self._in_a_form(explanations, stored, probes))
+        return sorted(explanations, key=_left)
 
     def _in_a_form(self, found: Sequence[_Explanation], stored: Mapping[str, Vector], probes: Probes) -> _Explanation:
         """The mistake and the form in 4 bits whose effects, added up, come nearest; they are then run together."""
@@ -348,6 +354,7 @@ class _Judgement:
         words = {factor: text for factor, text in probes.factors().items() if factor >= _SMALLEST}
         if not words:
             return []
+        # Of these two factors the receipt has the log-probabilities.
         read = {0.0: e.b, 1.0: e.a} | {factor: e.seen(probes.scaled(factor)) for factor in words}
         best, left = self._best(read)
         for _ in range(_PASSES):
@@ -378,8 +385,8 @@ class _Judgement:
             ]
             return self._e.distance(np.sum(parts, axis=0))
 
-        found = minimize_scalar(distance, bounds=(max(three[0], _SMALLEST), three[2]), method="bounded")
-        return float(found.x)
+        minimum = minimize_scalar(distance, bounds=(max(three[0], _SMALLEST), three[2]), method="bounded")
+        return float(minimum.x)
 
     def _pairs(self, parts: Mapping[str, Vector], probes: Probes) -> list[_Explanation]:
         """The two groups whose effects, added up, come nearest; they are then run together."""

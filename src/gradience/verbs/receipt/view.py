@@ -18,13 +18,15 @@ def receipt_text(receipt: Receipt, *, out: str, size: int) -> Iterator[Block]:
     predictions = sum(len(row.base) for row in receipt.rows)
     texts = sum(bool(row.text) for row in receipt.rows)
     kept = "their text" if texts else "no text"
-    held = f"{counted(len(receipt.rows), 'sequence')}, {predictions} log-probabilities of base and of adapter, {kept}"
+    content = (
+        f"{counted(len(receipt.rows), 'sequence')}, {predictions} log-probabilities of base and of adapter, {kept}"
+    )
     yield facts(
         [
             ("Adapter", f"{receipt.adapter_name}  {receipt.adapter[:19]}"),
             ("Base", f"{receipt.base_name}  {receipt.base[:19]}"),
             ("Written", f"{short_path(out)}, {size:,} bytes"),
-            ("Holds", held),
+            ("Holds", content),
             ("Rows", receipt.rows_from),
         ]
     )
@@ -36,8 +38,8 @@ def receipt_text(receipt: Receipt, *, out: str, size: int) -> Iterator[Block]:
 def verify_served_text(report: VerifyServedReport, *, verbose: bool = False) -> Iterator[Block]:
     """The answer, and the distances it rests on."""
     yield Title("GRADIENCE VERIFY-SERVED")
-    asked = f"{report.how}{f', weights in {report.precision}' if report.precision else ''}"
-    yield facts([("Receipt", short_path(report.receipt)), ("Target", _place(report.target)), ("Asked", asked)])
+    way = f"{report.how}{f', weights in {report.precision}' if report.precision else ''}"
+    yield facts([("Receipt", short_path(report.receipt)), ("Target", _place(report.target)), ("Asked", way)])
     yield ""
     yield f"Verdict: {words(report.verdict).upper()}"
     yield f"  {report.story}"

@@ -100,10 +100,10 @@ def report_markdown(story: Story) -> str:
 def _page(story: Story, sections: Sequence[Section], further: Sequence[Block]) -> Page:
     report = story.diagnosis
     verdict, rest = split_headline(report)
-    told = report.monitor.story if report.monitor is not None else ""
+    line = report.monitor.story if report.monitor is not None else ""
     header: tuple[Block, ...] = (
         VerdictLine(verdict, rest, report.verdict),
-        *([f"{sentence(told)}."] if told else []),
+        *([f"{sentence(line)}."] if line else []),
         *([Next(report.advice.text, report.advice.alternative)] if report.advice is not None else []),
         *(block for block in further if isinstance(block, Figure)),
         facts(_main(report)),

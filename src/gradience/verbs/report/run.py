@@ -145,10 +145,10 @@ def _comparison(weights: Path | None, others: Sequence[PathLike]) -> CompareAdap
     """
     from gradience.verbs.compare.run import compare_adapters  # imports JAX, which a log does not need
 
-    given = [Path(other) for other in others]
-    if len(given) == 1 and _holds_checkpoints_only(given[0]):
-        return compare_adapters(given[0])
-    adapters = given if weights is None else [weights, *given]
+    folders = [Path(other) for other in others]
+    if len(folders) == 1 and _holds_checkpoints_only(folders[0]):
+        return compare_adapters(folders[0])
+    adapters = folders if weights is None else [weights, *folders]
     if len({real_path(adapter) for adapter in adapters}) < 2:
         raise GradienceError(
             f"compare: expected a second adapter, got {', '.join(map(str, adapters))}",

@@ -81,6 +81,7 @@ def _plan(store: Store, roots: Sequence[PathLike], *, refresh: bool) -> Plan:
 
 
 def _folder(roots: Sequence[PathLike]) -> Path:
+    # The same folders in another order are one store.
     places = sorted(os.path.abspath(root) for root in roots)  # noqa: PTH100  # no links resolved
     digest = hashlib.sha256("\0".join(places).encode("utf-8", "surrogateescape")).hexdigest()
     return cache_folder("runs") / digest[:24]
@@ -113,14 +114,14 @@ def find_runs(roots: Iterable[PathLike], known: Collection[str] = ()) -> Iterato
     Raises:
         RecorderError: a root is missing.
     """
-    seen: set[str] = set()
+    paths: set[str] = set()
     for root in roots:
         place = os.path.abspath(root)  # noqa: PTH100  # links are not resolved: a row keeps the path that the user knows
         if not os.path.exists(place):  # noqa: PTH110  # Path.exists raises if a name is too long
             raise RecorderError(f"no such file or folder: {root}", advice="give a folder with runs below it")
         for path, stamp in _below(place, known) if os.path.isdir(place) else [_file(place)]:  # noqa: PTH112  # the same
-            if path not in seen:
-                seen.add(path)
+            if path not in paths:
+                paths.add(path)
                 yield Job(
                     path=writable(path),
                     place=path,

@@ -69,7 +69,7 @@ _MEANS: Final = """
             from rows where isfinite(loss)
         ) group by path, run, part
     ) group by path, run
-"""  # in as many parts as `render.runs.CURVE`
+"""  # in as many parts as `view.CURVE`
 NO_CURVES: Final[Mapping[tuple[str, str], str]] = MappingProxyType({})
 
 
@@ -127,16 +127,16 @@ def _curves(store: Store) -> dict[tuple[str, str], str]:
     from gradience.blocks.plots import spark  # only a terminal shows them
     from gradience.tables.query import select  # the same
 
-    found = select(store, _MEANS).rows
-    return {(str(path), str(run)): spark(means, dots=draws_blocks()) for path, run, means in found}
+    rows = select(store, _MEANS).rows
+    return {(str(path), str(run)): spark(means, dots=draws_blocks()) for path, run, means in rows}
 
 
 def _refuse_none(store: Store) -> None:
     from gradience.tables.query import select  # the help needs none of it
 
-    found = select(store, "select path, error from runs order by error is not null, path limit 1").rows
-    if not found or found[0][1] is not None:
-        why = f"no run could be read: {found[0][0]}: {found[0][1]}" if found else "no run below these folders"
+    rows = select(store, "select path, error from runs order by error is not null, path limit 1").rows
+    if not rows or rows[0][1] is not None:
+        why = f"no run could be read: {rows[0][0]}: {rows[0][1]}" if rows else "no run below these folders"
         raise RecorderError(why, advice="give folders with logs below them")
 
 

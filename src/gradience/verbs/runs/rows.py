@@ -147,8 +147,8 @@ def _cost(pace: Pace) -> dict[str, Any]:
 
 def _digest(config: ConfigSnapshot) -> str:
     """A digest that is equal for configurations that differ in their seeds, names and notes alone."""
-    held = msgspec.json.encode(_settings(msgspec.to_builtins(config)), order="sorted")
-    return hashlib.sha256(held).hexdigest()[:12]
+    settings = msgspec.json.encode(_settings(msgspec.to_builtins(config)), order="sorted")
+    return hashlib.sha256(settings).hexdigest()[:12]
 
 
 def _settings(held: Json) -> Json:

@@ -85,6 +85,7 @@ def list_sql(columns: Sequence[str], where: str | None, sort: str) -> str:
     descending, column = sort.startswith("-"), sort.removeprefix("-")
     refuse_unknown_columns([*(columns or [""]), column])
     order = f"{column} {'desc' if descending else 'asc'} nulls last, path, run"
+    # The line break ends a comment in the user's condition, which would swallow the bracket.
     return f"select {', '.join(columns)} from runs where ({where or 'true'}\n) order by {order}"  # noqa: S608  # checked
 
 

@@ -84,13 +84,13 @@ def _settings(runs: Sequence[_Listed]) -> Iterator[Block]:
     """
     columns = {name: [one.row[name] for one in runs] for name in (*RUN_SETTINGS, "split")}
     apart = {name: values for name, values in columns.items() if len({*values} - {None, "unknown"}) > 1}
-    told = [
+    differences = [
         f"{name} {' | '.join(_value(x) for x in values)}" if len(runs) <= _FEW else name
         for name, values in apart.items()
         if name in RUN_SETTINGS
     ]
-    if told:
-        yield f"Settings that differ: {'; '.join(told)}"
+    if differences:
+        yield f"Settings that differ: {'; '.join(differences)}"
     elif len(runs) > 1:
         yield "Settings: the same in all runs, as far as recorded"
     if doubt := [words for name, words in _DOUBTS.items() if name in apart]:

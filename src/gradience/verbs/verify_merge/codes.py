@@ -68,12 +68,12 @@ def _requantised(judged: Judgement, w: Array, m: Array, update: Array, codes: Co
     error, expected = (m - p).astype(np.float64), (owned + rounding - p).astype(np.float64)
     lost, least = _norm(error) / _norm(update), _norm(expected) / _norm(update)
     why = f"rounded to {codes.form} again: "
-    told = f"norm(M - W - dW) / norm(dW) is {lost:.3g}, and {least:.3g} is what the rounding costs"
+    words = f"norm(M - W - dW) / norm(dW) is {lost:.3g}, and {least:.3g} is what the rounding costs"
     if changed := int(np.count_nonzero(m != w)):
         is_whole = _is_balanced(error - expected, error, update)
         verdict: ModuleVerdict = "within_rounding" if is_whole and lost <= _LIKE * least else "other"
-        reason = f"{why}{told}; {changed / w.size:.0%} of the weights differ from the base's"
+        reason = f"{why}{words}; {changed / w.size:.0%} of the weights differ from the base's"
     else:
         verdict = "absent" if np.count_nonzero(rounding) >= FEW else "unresolved"
-        reason = f"{why}no code differs from the base's; {told}"
+        reason = f"{why}no code differs from the base's; {words}"
     return judged._replace(verdict=verdict, factor=None, precision=None, reason=reason, lost=lost, expected_lost=least)

@@ -50,6 +50,7 @@ def _rounded_to_bf16(x: Array) -> Array:
     bits = x.view(np.uint32)
     carry = bits >> 16
     carry &= 1
+    # Half a unit less one, and the last bit that stays: a tie goes up only from an odd number.
     carry += 0x7FFF
     carry += bits
     carry &= 0xFFFF0000
@@ -81,6 +82,7 @@ class PlainDelta:
     def rows(self, at: slice | Array) -> Array:
         """Return rows of dW, in float32."""
         d = np.asarray(self._b[at] @ self._a)
+        # After the product, as in PEFT's get_delta_weight: in float32 the order decides the last bit.
         d *= self.scale
         return d
 

@@ -46,7 +46,7 @@ def usual_factors(module: Module) -> dict[float, str]:
     """Return the factors of dW that common mistakes lead to, each with its mistake in words."""
     s, r = module.scale, float(module.r)
     root = math.sqrt(r)
-    found = {2.0: "merged twice, or at twice the strength", 0.5: "merged at half strength", -1.0: "subtracted"}
+    factors = {2.0: "merged twice, or at twice the strength", 0.5: "merged at half strength", -1.0: "subtracted"}
     mistakes = {
         "as if alpha / r had been left out": 1.0 / s if s else 0.0,
         "as if it had been scaled twice": s,
@@ -56,8 +56,8 @@ def usual_factors(module: Module) -> dict[float, str]:
     }
     for why, factor in mistakes.items():
         if factor not in {0.0, 1.0}:
-            found[factor] = f"{found[factor]}, or {why}" if factor in found else why
-    return found
+            factors[factor] = f"{factors[factor]}, or {why}" if factor in factors else why
+    return factors
 
 
 def causes_of(module: Module, factor: float) -> str | None:
@@ -99,6 +99,7 @@ def verdict_on(case: Case, module: Module, *, plain: Delta | None = None) -> Jud
     sums = near.sums
     if not sums.is_finite:
         return Judgement("other", sums, reason=_not_finite(case))
+    # Before `exact`: where rounding leaves nothing of dW, a merge gives W, too.
     if is_cast(case.w, case.m, case.base, case.merged):
         return _when_base(sums)
     if case.delta.is_known and not sums.missed:
@@ -115,11 +116,11 @@ def verdict_on(case: Case, module: Module, *, plain: Delta | None = None) -> Jud
 
 def _nearest(case: Case) -> _Nearest:
     """Return the merge in M's own dtype, or in the one used for computing if that is nearer to M."""
-    held = case.held()
+    numbers = case.held()
     computing = "F64" if working(case.base, case.merged) == np.float64 else "F32"
     tried: list[_Nearest] = []
-    for dtype in dict.fromkeys((held, computing)):
-        merge = Merge(dtype, held)
+    for dtype in dict.fromkeys((numbers, computing)):
+        merge = Merge(dtype, numbers)
         tried.append(_Nearest(merge, measure(case, merge)))
         if not tried[-1].sums.missed:
             return tried[-1]
@@ -129,6 +130,7 @@ def _nearest(case: Case) -> _Nearest:
 def _when_base(sums: EntrySums) -> Judgement:
     if sums.dd == 0.0:
         return Judgement("unresolved", sums, reason="the update is zero")
+    # A cast through 16 bits changes entries, and not by the update.
     sums = sums._replace(changed=0)
     return Judgement("absent", sums) if _is_evidence(sums) else _below_resolution(sums)
 

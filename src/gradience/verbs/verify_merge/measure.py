@@ -145,6 +145,7 @@ def _span(case: Case, merge: Merge, at: slice) -> EntrySums:
     d = case.delta.rows(at)
     e, before = m - w, case.merge(merge.dtype, w)
     p = case.merge(merge.dtype, w, _times(merge.factor, d))
+    # In a merge p is M nearly everywhere: sums over p are those over M, corrected where the two differ.
     off, changed, ed = np.flatnonzero(p != m), int(np.count_nonzero(m != before)), _dot(e, d)
     there, made, added, own = (x.reshape(-1)[off] for x in (m, p, d, before))
     wrong = (there - made) * added

@@ -33,12 +33,12 @@ class Rest:
 
     def _prefix(self, name: str) -> tuple[str, str] | None:
         """Return (prefix of the merged model's name, prefix of the base's) if one name is the other with a prefix."""
-        found = self._base.find(name)
-        if found is None or found.name == name:
+        tensor = self._base.find(name)
+        if tensor is None or tensor.name == name:
             return None
-        if name.endswith(found.name):
-            return name.removesuffix(found.name), ""
-        return ("", found.name.removesuffix(name)) if found.name.endswith(name) else None
+        if name.endswith(tensor.name):
+            return name.removesuffix(tensor.name), ""
+        return ("", tensor.name.removesuffix(name)) if tensor.name.endswith(name) else None
 
     def _in_base(self, name: str) -> BaseTensor | None:
         """Return the base's tensor of that name, or of the name with its prefix changed as for another tensor."""
@@ -51,10 +51,10 @@ class Rest:
         if m.info.dtype not in FLOATS or (w is not None and w.info.dtype in FLOATS):
             return None
         try:
-            found = coded(self._base, m.name)
+            weight = coded(self._base, m.name)
         except AdapterError:
             return None  # the tensor's own comparison names it
-        return found if found is not None and found.shape == m.info.shape else None
+        return weight if weight is not None and weight.shape == m.info.shape else None
 
     def compare(self, progress: Callable[[str], None]) -> Iterator[OtherTensor]:
         """Yield the tensors that differ, are added or missing, or cannot be compared."""
@@ -85,10 +85,10 @@ def _compared(w: BaseTensor | CodedWeight, m: BaseTensor) -> Iterator[OtherTenso
 
 def _from_codes(w: CodedWeight, m: BaseTensor) -> float | None:
     """Return norm(M - W) / norm(W), or None if M is W as its codes give it back, rounded to M's dtype, or before."""
-    exact, held = w.whole(), m.file.read(m.name)
-    if any(np.array_equal(x.astype(held.dtype), held) for x in (exact, exact.astype(DTYPES[w.dtype]))):
+    exact, stored = w.whole(), m.file.read(m.name)
+    if any(np.array_equal(x.astype(stored.dtype), stored) for x in (exact, exact.astype(DTYPES[w.dtype]))):
         return None
-    return relative_change(exact, held, "F32", m.info.dtype)
+    return relative_change(exact, stored, "F32", m.info.dtype)
 
 
 def _difference(w: BaseTensor, m: BaseTensor) -> float | None:

@@ -64,20 +64,20 @@ class ModelTensors:
         """
         shared = self._shared(name) if expert is None else None
         try:
-            found = weight_of(self.weights, name if shared is None else shared.name, expert)
+            weight = weight_of(self.weights, name if shared is None else shared.name, expert)
         except DamagedCodesError:
             raise
         except UnreadCodesError as error:
             raise AdapterError(f"{self.whose}: {name} is {error}") from error
         except AdapterError as error:
             raise AdapterError(f"{self.whose}: {error}") from error
-        if found is None:
+        if weight is None:
             raise AdapterError(f"{self.whose} {self._reason_missing(name)}")
-        self.used |= found.names
-        numbers = found.floats()
-        data = numbers if found.coded is None else numbers.astype(DTYPES[found.dtype])
+        self.used |= weight.names
+        numbers = weight.floats()
+        data = numbers if weight.coded is None else numbers.astype(DTYPES[weight.dtype])
         note = None if shared is None else f"{name} shares the embedding's matrix"
-        return StoredTensor(found.key, found.dtype, data, found.coded, note)
+        return StoredTensor(weight.key, weight.dtype, data, weight.coded, note)
 
     def find(self, name: str) -> BaseTensor | None:
         """The tensor of that name, or the embedding that an output layer shares; None if there is neither."""
@@ -85,19 +85,19 @@ class ModelTensors:
 
     def tensor(self, name: str) -> BaseTensor:
         """The same; AdapterError if there is none."""
-        found = self.find(name)
-        if found is None:
+        tensor = self.find(name)
+        if tensor is None:
             raise AdapterError(f"{self.whose} has no {name}")
-        self.used.add(found.name)
-        return found
+        self.used.add(tensor.name)
+        return tensor
 
     def _shared(self, name: str) -> BaseTensor | None:
         """The embedding in place of an output layer: among tensors named like one, that with most rows."""
         if not name.endswith(_OUTPUTS) or self.weights.find(name) is not None:
             return None
         names = [one for one in self.weights.names if one.endswith(".weight") and is_embedding(one[: -len(".weight")])]
-        found = [one for one in map(self.weights.find, names) if one is not None]
-        return max(found, key=lambda one: one.info.shape[0], default=None)
+        tensors = [one for one in map(self.weights.find, names) if one is not None]
+        return max(tensors, key=lambda one: one.info.shape[0], default=None)
 
     def _reason_missing(self, name: str) -> str:
         stem, _, leaf = name.rpartition(".")
@@ -191,6 +191,7 @@ def _weight(of: Sources, module: Module, copy: str | None, places: set[str]) -> 
         w = of.base.weight(in_base, module.expert)
     else:
         if (unused := of.base.find(in_base)) is not None:
+            # It stands in the merged model in another form, so `Rest` must not call it missing.
             of.base.used.add(unused.name)
         data = of.tensors.read(copy)
         w = StoredTensor(f"{copy} (in the adapter)", of.tensors.tensors[copy].dtype, data.reshape(len(data), -1))
@@ -248,17 +249,17 @@ def _bias(of: Sources, module: Module) -> TensorVerdict:
 
 
 def _vector(side: ModelTensors, name: str) -> StoredTensor:
-    found = side.tensor(name)
-    if found.info.dtype not in FLOATS:
-        raise AdapterError(f"{side.whose}: {found.name} is stored as {found.info.dtype}")
-    return StoredTensor(found.name, found.info.dtype, found.file.read(found.name).reshape(1, -1))
+    tensor = side.tensor(name)
+    if tensor.info.dtype not in FLOATS:
+        raise AdapterError(f"{side.whose}: {tensor.name} is stored as {tensor.info.dtype}")
+    return StoredTensor(tensor.name, tensor.info.dtype, tensor.file.read(tensor.name).reshape(1, -1))
 
 
 def _row(
     name: str, judged: Judgement, w: StoredTensor | None, m: StoredTensor, note: str | None, *, kind: Kind = "update"
 ) -> TensorVerdict:
     sums = judged.sums
-    told = VerifiedModule(
+    row = VerifiedModule(
         name=name,
         kind=kind,
         verdict=judged.verdict,
@@ -279,7 +280,7 @@ def _row(
         expected_lost=_real(judged.expected_lost),
         changed=sums.changed / sums.entries if sums.entries else None,
     )
-    return TensorVerdict(told, sums)
+    return TensorVerdict(row, sums)
 
 
 def _real(value: float | None) -> float | NonFinite | None:
@@ -301,6 +302,7 @@ def copies_of(adapter: Adapter) -> Iterator[Copy]:
     adapted = {module.name for module in adapter.modules}
     for key, role in adapter.roles.items():
         name = key.removeprefix(PREFIX)
+        # PEFT keeps the module as it was before training beside the trained one; a merge drops it.
         if key in placed or ".original_module." in name:
             continue
         if role == "token_rows" and (hit := _ROWS.search(name)):
@@ -314,38 +316,41 @@ def copies_of(adapter: Adapter) -> Iterator[Copy]:
 
 def base_copies(adapter: Adapter) -> Mapping[str, str]:
     """Return the adapted modules whose base weight is in the adapter's file, with the name of that tensor."""
-    found = {}
+    keys = {}
     for key, role in adapter.roles.items():
         if role == "base_copy" and key.endswith(".base_layer.weight"):
-            found[key.removeprefix(PREFIX).removesuffix(".base_layer.weight")] = key
-    return found
+            keys[key.removeprefix(PREFIX).removesuffix(".base_layer.weight")] = key
+    return keys
 
 
 def _token_rows(adapter: Adapter, path: str) -> tuple[int, ...] | None:
-    asked = adapter.config.trainable_token_indices
-    if isinstance(asked, dict):
-        asked = next((rows for name, rows in asked.items() if f".{path}".endswith(f".{name}")), None)
-    return None if asked is None else tuple(asked)
+    indices = adapter.config.trainable_token_indices
+    if isinstance(indices, dict):
+        indices = next((rows for name, rows in indices.items() if f".{path}".endswith(f".{name}")), None)
+    return None if indices is None else tuple(indices)
 
 
 def _copy(of: Sources, copy: Copy) -> TensorVerdict:
     """Judge a tensor that the adapter holds whole or in part (some of its rows)."""
-    found, base = of.merged.tensor(copy.name), of.base.find(copy.name)
+    target, base = of.merged.tensor(copy.name), of.base.find(copy.name)
     if base is not None:
         of.base.used.add(base.name)
-    own, dtype = of.tensors.tensors[copy.key].dtype, found.info.dtype
+    own, dtype = of.tensors.tensors[copy.key].dtype, target.info.dtype
     if not {own, dtype} <= FLOATS:
         raise AdapterError(f"stored as {dtype}, in the adapter as {own}")
-    held, m, w = of.tensors.read(copy.key), found.file.read(found.name), None
+    values, m, w = of.tensors.read(copy.key), target.file.read(target.name), None
     if base is not None and base.info.dtype in FLOATS:
         w = base.file.read(base.name)
     if copy.kind == "rows":
-        m, w = token_rows(m, copy.rows, len(held)), None if w is None else token_rows(w, copy.rows, len(held))
-    held, m, note = same_length(held, m, copy.name)
+        m, w = (
+            token_rows(m, copy.rows, len(values)),
+            None if w is None else token_rows(w, copy.rows, len(values)),
+        )
+    values, m, note = same_length(values, m, copy.name)
     w = w if w is not None and w.shape == m.shape else None
-    judged = copied(held, w, m, (own, "" if base is None else base.info.dtype, dtype))
+    judged = copied(values, w, m, (own, "" if base is None else base.info.dtype, dtype))
     before = None if base is None else StoredTensor(base.name, base.info.dtype, m if w is None else w)
-    return _row(copy.name, judged, before, StoredTensor(found.name, dtype, m), note, kind=copy.kind)
+    return _row(copy.name, judged, before, StoredTensor(target.name, dtype, m), note, kind=copy.kind)
 
 
 def token_rows(x: Array, rows: Sequence[int] | None, n: int) -> Array:

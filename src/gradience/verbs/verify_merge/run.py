@@ -63,23 +63,25 @@ def verify_merged(
         AdapterError: base, adapter or merged model cannot be read, or the adapter has nothing that a merge would add.
         ConfigError: the receipt cannot be read.
     """
-    files, held = open_adapter(adapter, adapter_config=adapter_config, weights=weights)
+    files, opened_adapter = open_adapter(adapter, adapter_config=adapter_config, weights=weights)
     before = BaseWeights(find_shards(Path(base)))
-    if held.by_peft and "not_analysed" in held.roles.values():  # trained rows of an embedding are copied, not merged
+    if (
+        opened_adapter.by_peft and "not_analysed" in opened_adapter.roles.values()
+    ):  # trained rows of an embedding are copied, not merged
         from gradience.models.merged import with_merges  # torch, only where PEFT has to merge
 
-        held = with_merges(held, files.config, before)
+        opened_adapter = with_merges(opened_adapter, files.config, before)
     after = _merged_weights(Path(merged))
     shown = progress or (lambda _done, _total, _name: None)
-    sources = opened(held, before, after)
+    sources = opened(opened_adapter, before, after)
     rows = _judged(sources, shown)
     rest = Rest(sources.base, sources.merged)
     total = len(rows) + len(rest.names)
     others = list(rest.compare(lambda name: shown(len(rows) + rest.compared, total, name)))
     shown(total, total, "")
-    rows += left_over(held)
-    found = [row.told for row in rows]
-    verdict, reasons = concluded(found)
+    rows += left_over(opened_adapter)
+    modules = [row.told for row in rows]
+    verdict, reasons = concluded(modules)
     return VerifyMergeReport(
         schema=VERIFY_MERGE_SCHEMA_ID,
         base=str(base),
@@ -87,15 +89,15 @@ def verify_merged(
         merged=str(merged),
         verdict=verdict,
         reasons=reasons,
-        counts=dict(Counter(row.verdict for row in found).most_common()),
+        counts=dict(Counter(row.verdict for row in modules).most_common()),
         coefficient=_coefficient(rows),
-        summed_in=dict(Counter(row.summed_in for row in found if row.verdict == "exact" and row.summed_in)),
-        dtypes=dict(Counter(f"{row.base_dtype} -> {row.merged_dtype}" for row in found if row.base_dtype)),
-        modules=found,
+        summed_in=dict(Counter(row.summed_in for row in modules if row.verdict == "exact" and row.summed_in)),
+        dtypes=dict(Counter(f"{row.base_dtype} -> {row.merged_dtype}" for row in modules if row.base_dtype)),
+        modules=modules,
         untouched=rest.compared,
         others=others,
         answers=None if receipt is None else _answers(receipt, merged),
-        notes=held.notes,
+        notes=opened_adapter.notes,
     )
 
 
@@ -112,10 +114,10 @@ def _answers(receipt: PathLike, merged: PathLike) -> MergedAnswers:
 
     read_receipt(receipt)
     try:
-        told = verify_served(receipt, str(merged))
+        report = verify_served(receipt, str(merged))
     except AdapterError as error:  # in codes, for one, it is loaded by bitsandbytes only
         return MergedAnswers(receipt=str(receipt), verdict="cannot_tell", story=f"The merged model is not run: {error}")
-    return MergedAnswers(receipt=str(receipt), verdict=told.verdict, story=told.story, residual=told.residual)
+    return MergedAnswers(receipt=str(receipt), verdict=report.verdict, story=report.story, residual=report.residual)
 
 
 def _judged(sources: Sources, shown: Progress) -> list[TensorVerdict]:
@@ -150,9 +152,9 @@ def concluded(rows: Sequence[VerifiedModule]) -> tuple[VerifyVerdict, list[str]]
     for row in rows:
         by_verdict.setdefault(row.verdict, []).append(row)
     failing = [
-        f"{len(held)} of {len(rows)} {words} (first: {held[0].name})"
+        f"{len(members)} of {len(rows)} {words} (first: {members[0].name})"
         for verdict, words in FAILING.items()
-        if (held := by_verdict.get(verdict))
+        if (members := by_verdict.get(verdict))
     ]
     if failing:
         return "not_contained", failing

@@ -42,11 +42,11 @@ def verify_merge_text(report: VerifyMergeReport, *, verbose: bool = False) -> It
     yield f"Tensors that the adapter does not touch: {same} of {report.untouched} as in the base"
     yield from shortened(list(map(_other, report.others)), most, indent=2)
     yield from (f"Note: {note}" for note in report.notes)
-    if (told := report.answers) is None:
+    if (answers := report.answers) is None:
         yield "Weights are compared, not outputs: what the merged model does is not looked at."
     else:
-        yield f"Answers, by {short_path(told.receipt)}: {words(told.verdict).upper()}"
-        yield f"  {told.story}"
+        yield f"Answers, by {short_path(answers.receipt)}: {words(answers.verdict).upper()}"
+        yield f"  {answers.story}"
 
 
 def _verdict(report: VerifyMergeReport) -> Iterator[Block]:
