@@ -10,6 +10,7 @@ from itertools import combinations
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 import pytest
 from fleet_inputs import factors, peft, with_noise
@@ -17,7 +18,7 @@ from fleet_inputs import factors, peft, with_noise
 from gradience.adapters.open import open_adapter
 from gradience.cli.main import main
 from gradience.errors import GradienceError
-from gradience.schema.fleet import AdapterRow, ModuleRow
+from gradience.schema.fleet import AdapterRow, Alike, ModuleRow
 from gradience.spectral.grams import DIMENSIONS, Sketch
 from gradience.tables import encoded
 from gradience.tables.query import FLEET
@@ -76,6 +77,8 @@ def test_a_real_fleet_is_counted_and_what_needs_a_look_is_named(fleet):
     (other,) = shown.other_shapes
     assert (Path(other.path).name, other.module) == ("other-base", "model.layers.0.mlp.up_proj")
     assert (other.shape, other.usual, other.usual_adapters) == ([64, 32], [48, 24], 10)
+    three = msgspec.structs.replace(shown.similar, same=[Alike(paths=["a", "b", "c"])])
+    assert "  a = b and 1 more" in fleet_show_text(msgspec.structs.replace(shown, similar=three)).splitlines()
 
 
 def test_a_list_names_as_many_as_asked_for_and_equal_reasons_are_counted_as_one(tmp_path):
