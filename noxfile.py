@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import subprocess
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -61,7 +62,11 @@ def _free_folder(wanted: Path) -> str:
 def _install(session: nox.Session) -> None:
     session.install("--upgrade", "pip")  # that of Python 3.11 takes twice as long for the packages below
     _quick_install(session, ".[hf,report]", *TEST_PACKAGES)
-    _quick_install(session, *ORACLES, success_codes=[0, 1])  # their wheels are for some machines only
+    # Compiled once beside pip, which waits for the network; else both workers compile the same at the same time.
+    imports = "import jax, lightning, peft, torch, trl; from transformers import Trainer"
+    python = [Path(session.bin, "python"), "-c", imports]
+    with subprocess.Popen(python, stderr=subprocess.DEVNULL):  # noqa: S603  # of the session
+        _quick_install(session, *ORACLES, success_codes=[0, 1])  # their wheels are for some machines only
 
 
 def _quick_install(session: nox.Session, *packages: str, success_codes: Sequence[int] = (0,)) -> None:
