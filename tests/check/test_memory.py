@@ -61,6 +61,20 @@ def test_a_step_that_does_not_fit_names_the_cheapest_change_that_does(base: Path
     assert spared.memory.peak_bytes == report.memory.changes[0].peak_bytes
 
 
+def test_the_bits_of_a_base_are_those_of_the_training_or_else_its_own(base: Path) -> None:
+    whole = checked(base).memory.parts.weights
+    halves = {}
+    for name, bits in (("bits", 4), ("w_bit", 4), ("load_in_4bit", True), ("bits", 8), ("load_in_8bit", True)):
+        (base / "config.json").write_text(
+            json.dumps({**LLAMA, "torch_dtype": "bfloat16", "quantization_config": {name: bits}})
+        )
+        halves[name, bits] = checked(base).memory.parts.weights
+    (base / "config.json").write_text(json.dumps({**LLAMA, "torch_dtype": "bfloat16"}))
+    four, eight = (checked(base, **{f"load_in_{n}bit": True}).memory.parts.weights for n in (4, 8))
+    assert four < eight < whole
+    assert list(halves.values()) == [four, four, four, eight, eight]
+
+
 @pytest.mark.parametrize(
     ("changes", "reason"),
     [({"length": None}, "give --max-length"), ({"per_device_train_batch_size": None}, "per_device_train_batch_size")],

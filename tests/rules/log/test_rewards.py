@@ -226,6 +226,8 @@ def test_a_reward_that_rises_with_the_length_is_told_with_it():
     still = said("LEN136", {**grown, "reward": line(1.0, 0.0)})
     assert still.message.endswith("tokens (75% of them are cut off there), and the reward did not rise.")
     assert "reward" not in said("LEN136", {**grown, "reward": line(0.0, 0.0, sigma=1.0)}).message
+    level = said("LEN136", {**grown, "reward": [0.5, 0.499, 0.501] * 10})  # neither rises nor begins below its end
+    assert (level.severity, "did not rise" in level.message) == ("warning", True)
     assert "completions grew from 10 to 20 tokens while the reward rose" in story({**grown, "reward": line(0.0, 1.0)})
 
 
