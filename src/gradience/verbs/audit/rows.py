@@ -209,6 +209,7 @@ def summary_of(modules: Sequence[ModuleAudit]) -> AuditSummary:
         energy_concentration=min(1.0, sum((m.energy_share or 0.0) ** 2 for m in modules)),
         null_stable_rank_mean=_mean(healthy, lambda m: m.null_stable_rank),
         update_norm=size,
+        # Over the norm of weights of these shapes with Glorot's variance of an entry, 2 / (d_in + d_out).
         update_size=size / math.sqrt(sum(2.0 * math.prod(m.shape) / sum(m.shape) for m in healthy)),
     )
 
