@@ -109,14 +109,14 @@ class ResizeOptions(VerbOptions):
         """
         values = {name: getattr(self, name) for name in get_args(Criterion)}
         # `is`, because a given 0.0 equals False
-        given = [name for name, value in values.items() if value is not None and value is not False]
-        if len(given) != 1:
-            got = " and ".join(map(option_name, given)) or "none"
+        names = [name for name, value in values.items() if value is not None and value is not False]
+        if len(names) != 1:
+            got = " and ".join(map(option_name, names)) or "none"
             raise OptionError(
                 f"expected exactly one criterion, got {got}",
                 advice="give --kl, --rank, --energy, --max-mb or --like-suggested",
             )
-        [criterion] = given
+        [criterion] = names
         self.refuse_bad()
         self._refuse_inputs(criterion)
         return Target(criterion, float(values[criterion]), MOST_FLIPS if self.flips is None else self.flips)

@@ -102,7 +102,11 @@ def measure(
         subject, running, split.chosen_by, options.seed, lambda n, _, name: progress(_BACKWARD * n, units, name)
     )
     trials = Trials(
-        running, effects.pieces, split.measured_on, lambda n: progress(min(done + n, units - 1), units, "measuring")
+        # The bar never fills here: a search may take more rounds than were counted.
+        running,
+        effects.pieces,
+        split.measured_on,
+        lambda n: progress(min(done + n, units - 1), units, "measuring"),
     )
     return Measurement(split, options.seed, effects, trials)
 
