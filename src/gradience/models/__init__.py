@@ -107,7 +107,9 @@ def load_model(
         AdapterError: a file is missing or damaged, the task is not known, or the base does not fit the adapter.
         GradienceError: torch, transformers or PEFT is not installed, or there is no such device.
     """
+    # The adapter's first: tokens that were added for its training are in its own.
     holders = [place for place in (adapter, base) if place is not None and _may_have_tokenizer(place)]
+    # Before torch, so that the tokenizers' process imports while this one does.
     if holders:
         expect_tokenizer()
     torch, transformers = libraries("running a model")
