@@ -272,6 +272,7 @@ def _compared(base: _OpenBase, module: Module, measured: ModuleNumbers | None) -
     weight = weight_of(base.weights, _parameter(module), module.expert, base.memory)
     if weight is None:
         raise AdapterError(f"the base has no {_parameter(module)}")
+    # Only modules with factors are compared by several threads at once, which `threads_for` does not allow.
     with one_blas_thread() if module.dense is None else threads_for(min(weight.w.shape)):
         return _beside(base, module, measured, weight)
 
@@ -294,6 +295,7 @@ def _beside(base: _OpenBase, module: Module, measured: ModuleNumbers | None, wei
     counts_intruders = options.intruders and is_update
     if counts_intruders and not update.fits_float32(size):
         counts_intruders, note = False, f"{weight.name}: the update is beyond float32, so its intruders are not known"
+    # Intruders are of the output side: a weight that is stored (in, out) is turned for them.
     is_turned = base.adapter.config.fan_in_fan_out and module.kind != "embedding"
     comparison = BaseComparison(
         weight=weight.name,

@@ -68,6 +68,7 @@ def module_row(
         limit: the largest possible rank of the update; r by default. Errors are given below it, and up to r.
     """
     place = 1 if settings.transposed and module.kind != "conv" else 0  # lora_B's place among the update's two factors
+    # Where r is larger than a side, random factors are no measure of B: `null_factor_stable_rank` needs r <= d.
     apart = settings.from_zero and module.kind in _FROM_ZERO and module.r <= min(module.shape)
     if not spectrum.finite:
         return broken_row(module)
