@@ -576,7 +576,7 @@ def _with_tokens(around: CheckContext, coverage: Coverage, base: Path, folders: 
     if coverage.vocabulary is not None:
         listed = {token: row for folder in folders for token, row in read_added(folder).items()}
         around = around._replace(new_rows=tuple(token for token, row in listed.items() if row >= coverage.vocabulary))
-    run = next((found for folder in folders if (found := read_vocabulary(folder)) is not None), None)
+    run = next((vocabulary for folder in folders if (vocabulary := read_vocabulary(folder)) is not None), None)
     if run is None:
         return around._replace(coverage=coverage, no_tokenizers="no tokenizer lies beside the configuration")
     known = read_vocabulary(find_shards(base)[0].parent)
