@@ -269,12 +269,12 @@ def _to_keep(choice: CheckpointChoice, report: MonitorReport) -> Symptom:
         ties = [item.name for item in choice.checkpoints if item.tied]
         also = f"; {', '.join(ties)} within its noise" if ties else ""
         name = f"{best.name} ({_standing(best)})"
-        seen = Observation(
+        observation = Observation(
             f"{name}{also}; noise {_noise(best)}",
             {"checkpoint": name, **saved},
             action=None if saved else f"Keep {best.name}.",
         )
-        return Symptom("disk", "best_checkpoint", seen)
+        return Symptom("disk", "best_checkpoint", observation)
     return Symptom("disk", "no_checkpoint", Observation(_why_none(choice), action=_next_time(account)))
 
 

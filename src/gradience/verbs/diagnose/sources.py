@@ -144,11 +144,11 @@ def find_sources(
     Raises:
         GradienceError: nothing was given, a path does not exist, or the folder cannot be read.
     """
-    given: dict[SourceKind, PathLike | None] = {"log": run, "weights": adapter, "config": config}
+    places: dict[SourceKind, PathLike | None] = {"log": run, "weights": adapter, "config": config}
     given_place = None if path is None else RunPlace(_existing(Path(path)))
     if given_place is not None and run is not None and not os.path.lexists(run):
-        given_place, given["log"] = find_run(given_place.path, str(run)), None
-    named = {source: RunSource(_existing(Path(at)), chosen=_NAMED) for source, at in given.items() if at is not None}
+        given_place, places["log"] = find_run(given_place.path, str(run)), None
+    named = {source: RunSource(_existing(Path(at)), chosen=_NAMED) for source, at in places.items() if at is not None}
     if given_place is None:
         if not named:
             raise GradienceError("nothing to diagnose", advice="give a run's folder, or --run, --adapter, --config")
