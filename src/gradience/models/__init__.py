@@ -77,6 +77,8 @@ class LoadedModel:
     @property
     def pad(self) -> int | None:
         """The token id that pads short rows. None for a classifier without one, which takes one row at a time."""
+        # A causal model may pad with any id, because the mask hides it. transformers' classifiers find a row's last
+        # token by the pad id, and refuse several rows without one.
         token: int | None = getattr(self.config, "pad_token_id", None)
         return 0 if token is None and self.task != "sequence-classification" else token
 
@@ -105,7 +107,9 @@ def load_model(
         AdapterError: a file is missing or damaged, the task is not known, or the base does not fit the adapter.
         GradienceError: torch, transformers or PEFT is not installed, or there is no such device.
     """
+    # The adapter's first: tokens that were added for its training are in its own.
     holders = [place for place in (adapter, base) if place is not None and _may_have_tokenizer(place)]
+    # Before torch, so that the tokenizers' process imports while this one does.
     if holders:
         expect_tokenizer()
     torch, transformers = libraries("running a model")
@@ -265,6 +269,8 @@ def _base(
 ) -> tuple[Any, set[str]]:
     """The base model, and the names of its weights that no file contained or that had another shape."""
     labels = None if adapter is None or task == "causal-lm" else _labels(adapter)
+    # The base's own head may have another number of classes. What does not fit counts as missing, and then the adapter
+    # must bring it.
     options: dict[str, Any] = {} if labels is None else {"num_labels": labels, "ignore_mismatched_sizes": True}
     import torch  # see the module's first lines
 

@@ -83,6 +83,7 @@ class Live(TorchDispatchMode):
             return
         whole = _BLOCK * math.ceil((storage.nbytes() if size is None else size) / _BLOCK)
         self._kinds[key] = kind
+        # Not at the interpreter's end, when nobody asks for the counts.
         weakref.finalize(storage, self._free, key, kind, whole).atexit = False
         self.now[kind] += whole
         if self.now.total() > self.peak.total():
@@ -97,6 +98,7 @@ class Live(TorchDispatchMode):
         made = func(*args, **(kwargs or {}))
         for one in tree_leaves(made):
             if isinstance(one, Tensor):
+                # A heuristic: only logits, and what is computed from them, end in an axis as long as the vocabulary.
                 of_logits = one.ndim > 1 and one.shape[-1] == self._vocabulary
                 self.hold(one, "loss" if of_logits else self.kind)
         return made
@@ -117,8 +119,10 @@ class _Kernels(TorchFunctionMode):
         if func is functional.scaled_dot_product_attention:
             return self._attend(*args, **kwargs)
         if func in {Tensor.__bool__, Tensor.item} and args[0].is_meta:
-            return False if args[0].dtype == torch.bool else 1  # is no row padded? some are
-        if func is torch.sparse_coo_tensor:  # meta adds none to a weight; SHiRA does, and its gradient is dense
+            # Meta has no values. Truth is asked of masks, whether no row is padded, and some are.
+            return False if args[0].dtype == torch.bool else 1
+        if func is torch.sparse_coo_tensor:
+            # Meta adds no sparse tensor to a weight. SHiRA does, and its gradient is dense.
             return args[1].sum()
         if func is functional.dropout and self._step.device == "cuda":
             return _dropped(*args, **kwargs)
@@ -139,15 +143,17 @@ class _Kernels(TorchFunctionMode):
 
     def _attend(self, query: Tensor, key: Tensor, value: Tensor, *rest: Any, **named: Any) -> Any:
         """The fused kernel that torch would take: on CUDA flash without a mask, else the memory-efficient one."""
-        given = dict(zip(("attn_mask", "dropout_p", "is_causal", "scale"), rest, strict=False)) | named
-        mask, dropout = given.get("attn_mask"), given.get("dropout_p", 0.0)
-        causal, scale = bool(given.get("is_causal")), given.get("scale")
+        options = dict(zip(("attn_mask", "dropout_p", "is_causal", "scale"), rest, strict=False)) | named
+        mask, dropout = options.get("attn_mask"), options.get("dropout_p", 0.0)
+        causal, scale = bool(options.get("is_causal")), options.get("scale")
         if self._low is not None:
             query, key, value = (self._lowered(one) for one in (query, key, value))
         if mask is not None and mask.dtype == torch.bool:
+            # torch makes a mask that is added of one that holds truth values.
             mask = torch.empty(mask.shape, dtype=query.dtype, device=_META)
         if self._step.device == "cpu":
             key, value = (one.repeat_interleave(query.shape[1] // one.shape[1], 1) for one in (key, value))
+            # On a CPU torch has no fused kernel with dropout.
             if dropout:
                 return _plain_attention(query, key, value, mask, dropout)
             kernel = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu  # noqa: SLF001  # an operator's name
@@ -167,8 +173,8 @@ def _plain_attention(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | N
 
 
 def _dropped(x: Tensor, *rest: Any, **named: Any) -> Tensor:
-    given = dict(zip(("p", "training"), rest, strict=False)) | named
-    return torch.native_dropout(x, given.get("p", 0.5), given.get("training", True))[0]
+    options = dict(zip(("p", "training"), rest, strict=False)) | named
+    return torch.native_dropout(x, options.get("p", 0.5), options.get("training", True))[0]
 
 
 def _raised(one: Any) -> Any:
@@ -197,6 +203,7 @@ class _ChunkedLoss(torch.autograd.Function):
         ctx.save_for_backward(torch.empty_like(tokens))
         ctx.shape = hidden.shape
         chunks = math.ceil(head.shape[0] / head.shape[1])  # so many that their logits are as large as the hidden states
+        # As in Liger's kernel, a chunk has a power of two of tokens.
         for part in tokens.split(2 ** math.ceil(math.log2(math.ceil(len(tokens) / chunks)))):
             (part @ head.T).float()
         return tokens.new_empty((), dtype=torch.float32)
@@ -235,12 +242,13 @@ def _optimizer(step: Step, trained: list[Tensor]) -> tuple[int, int]:
     if any(word in name for word in _FACTORED):
         rows = sum(sum(p.shape[-2:]) * math.prod(p.shape[:-2]) if p.ndim > 1 else p.numel() for p in trained)
         return 4 * rows, 2 * max((_size(p) for p in trained), default=0)
-    states = next(found for words, found in _OPTIMIZERS if all(word in name for word in words.split()))
+    states = next(states for words, states in _OPTIMIZERS if all(word in name for word in words.split()))
     if states.bytes:
         small = sum(8 * p.numel() for p in trained if p.numel() < _SMALL)
         return small + int(sum(states.bytes * p.numel() for p in trained if p.numel() >= _SMALL)), 0
     whole = sum(_size(p) for p in trained)
-    at_once = whole if step.device == "cuda" else 2 * max((_size(p) for p in trained), default=0)  # a list, or one
+    # On CUDA torch steps over lists of all parameters at once (foreach), elsewhere over one after the other.
+    at_once = whole if step.device == "cuda" else 2 * max((_size(p) for p in trained), default=0)
     return int(states.copies * whole), int(states.moment * at_once)
 
 
@@ -275,6 +283,7 @@ class Follower:
             one, two = (_followed(step, *_made_small(step, layers, n)) for n in _FEW)
             if sum(two[0].values()) < sum(one[0].values()):
                 raise ValueError("the memory does not grow with the depth") from error
+            # Every block takes what the second one took more than the first.
             first, second = (
                 {key: a[key] + (depth - 1) * (b[key] - a[key]) for key in a} for a, b in zip(one, two, strict=True)
             )
@@ -310,6 +319,7 @@ def _made(step: Step, config: Any, device: torch.device) -> tuple[Any, Any]:
         adapted = _adapted(step, base)
     if step.checkpointing:
         base.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        # As TRL's trainers do for an adapter: nothing before the first block is trained.
         base.enable_input_require_grads()
     adapted.train()
     return base, adapted
@@ -375,6 +385,7 @@ def _made_small(step: Step, layers: str, n: int) -> tuple[Any, Any]:
     setattr(config, layers, n)
     if getattr(config, "layer_types", None):
         config.layer_types = config.layer_types[:n]
+    # The pad token's id would lie beyond so few rows, which an embedding refuses.
     config.vocab_size, config.pad_token_id = _TINY, None
     base, adapted = _made(step, config, torch.device("cpu"))
     adapted.to(_META)
@@ -398,8 +409,10 @@ def _followed(step: Step, base: Any, adapted: Any) -> _Seen:
     for parameter in (*adapted.parameters(), *adapted.buffers()):
         size = _CODED[step.bits] * parameter.numel() if id(parameter) in coded else None
         live.hold(parameter, "adapter" if parameter.requires_grad else "weights", size)
+    # The states are a tensor with a name, because what is freed no longer counts.
     kept = torch.empty(states, dtype=torch.uint8, device=_META)
     live.hold(kept, "optimizer")
+    # Every micro-batch but the first finds the gradients of those before it.
     if step.accumulates:
         for parameter in trained:
             parameter.grad = torch.empty_like(parameter)
@@ -409,6 +422,7 @@ def _followed(step: Step, base: Any, adapted: Any) -> _Seen:
         loss = _loss(step, base, adapted, batch)
         live.kind = "backward"
         _backward(loss)
+    # The optimizer steps when the activations are gone: the peak is there or in the backward pass.
     stepping = live.now.copy()
     stepping["backward"] += moment
     peak = max(live.peak, stepping, key=Counter.total)

@@ -56,9 +56,11 @@ def distil(
     teacher = Reference(loaded)
     groups = _groups(loaded, examples, torch.Generator().manual_seed(seed))
     for step, group in enumerate(itertools.islice(groups, STEPS)):
+        # Of the whole group, so that each prediction counts the same, whichever batch it is in.
         total = sum(sum(row_sizes(loaded, part)) for _, part in group)
         loss = 0.0
         for place, part in group:
+            # Not inference_mode: autograd cannot keep such a tensor for the backward pass.
             with torch.no_grad():
                 known = teacher.of(place, part)
             with with_factors(layers, student), torch.enable_grad():

@@ -145,20 +145,21 @@ Row = dict[str, Any] | list[Any] | str
 
 def _chosen(rows: Iterable[tuple[int, Row]], most: int, seed: int) -> tuple[list[tuple[int, Row]], int]:
     """The rows with the lowest hashes of seed and content, by rising hash; and the number of different rows."""
-    seen: set[int] = set()
+    keys: set[int] = set()
     kept: list[tuple[int, int, Row]] = []
     for number, row in rows:
+        # In ASCII, because a lone surrogate cannot be encoded; `str` is for the dates and bytes of a Parquet file.
         content = json.dumps(row, sort_keys=True, ensure_ascii=True, default=str)
         key = int.from_bytes(hashlib.sha256(f"{seed}\0{content}".encode()).digest()[:8], "big")
-        if key in seen:
+        if key in keys:
             continue
-        seen.add(key)
+        keys.add(key)
         entry = (-key, number, row)
         if len(kept) < most:
             heapq.heappush(kept, entry)
         elif entry[0] > kept[0][0]:
             heapq.heapreplace(kept, entry)
-    return [(number, row) for _, number, row in sorted(kept, key=lambda entry: -entry[0])], len(seen)
+    return [(number, row) for _, number, row in sorted(kept, key=lambda entry: -entry[0])], len(keys)
 
 
 def _rows(path: Path) -> Iterator[tuple[int, Row]]:
@@ -229,6 +230,7 @@ class _Reader:
             ids, prompt, opened = self._encoded(number, row)
         if len(ids) > self._longest:
             self.cut += 1
+            # Where a text was cut, the model is not the one to continue it.
             ids, opened = ids[: self._longest], False
         first, stop = self._places(ids, prompt, opened=opened)
         return ModelInput(tuple(ids), first, stop, label)
@@ -236,14 +238,17 @@ class _Reader:
     def _places(self, ids: Sequence[int], prompt: int, *, opened: bool) -> tuple[int, int]:
         """The positions [first, stop) whose predictions count; `opened`: the model is to continue the text."""
         if self._loaded.task == "causal-lm":
+            # The prompt's last token already predicts the completion's first.
             return max(prompt - 1, 0), len(ids) - (0 if opened else 1)
         if self._loaded.task == "sequence-classification":
             return 0, len(ids)
+        # The tokens that a tokenizer adds at both ends are no words, and have no label.
         special = frozenset() if self._loaded.tokenizer is None else self._loaded.tokenizer.special_ids
         return int(bool(ids) and ids[0] in special), len(ids) - int(bool(ids) and ids[-1] in special)
 
     def _given(self, number: int, row: Row) -> list[int]:
         ids = row.get("input_ids") if isinstance(row, dict) else row
+        # By `type`, because true and false are whole numbers to isinstance.
         if not isinstance(ids, list) or not all(type(one) is int for one in ids) or not ids:
             raise self._fault(number, "expected a list of token ids, or an object with input_ids")
         if min(ids) < 0 or max(ids) >= self._vocabulary:
@@ -268,8 +273,8 @@ class _Reader:
             whole, own = self._tokens(prompt + completion), self._tokens(prompt)
             shared = takewhile(lambda pair: pair[0] == pair[1], zip(whole, own, strict=False))
             return whole, sum(1 for _ in shared), False  # a tokenizer may end the prompt with its own token
-        held = ", ".join(sorted(row)) or "nothing"
-        raise self._fault(number, f"holds {held}, expected text, prompt or messages")
+        columns = ", ".join(sorted(row)) or "nothing"
+        raise self._fault(number, f"holds {columns}, expected text, prompt or messages")
 
     def _conversation(self, number: int, messages: list[Any]) -> tuple[list[int], int, bool]:
         if self._tokenizer.template is None:
@@ -277,10 +282,10 @@ class _Reader:
         if not messages or not all(isinstance(m, dict) and {"role", "content"} <= m.keys() for m in messages):
             raise self._fault(number, "messages must each have a role and a content")
         is_open = messages[-1]["role"] != "assistant"
-        (found,) = self._tokenizer.chats([Chat(messages, prompt=is_open)])
-        if isinstance(found, str):
-            raise self._fault(number, found)
-        return found.ids, 0, is_open
+        (encoded,) = self._tokenizer.chats([Chat(messages, prompt=is_open)])
+        if isinstance(encoded, str):
+            raise self._fault(number, encoded)
+        return encoded.ids, 0, is_open
 
     def _tokens(self, text: str) -> list[int]:
         (ids,) = self._tokenizer.texts([text])

@@ -128,13 +128,14 @@ class PeftMerge:
         with quietly(), self._torch.no_grad(), _refused(self.kind):
             merged = self._merged(module, layer)
         changes = []
-        for leaf, (found, before) in stored.items():
+        for leaf, (tensor, before) in stored.items():
             after = merged[leaf].numpy()
             if after.shape != before.shape:
-                raise AdapterError(f"{found.name}: PEFT's merge makes {list(after.shape)} of {list(before.shape)}")
+                raise AdapterError(f"{tensor.name}: PEFT's merge makes {list(after.shape)} of {list(before.shape)}")
             change = np.subtract(after, before, dtype=np.float32)
-            changes.append(WeightChange(leaf, found, before, change))
+            changes.append(WeightChange(leaf, tensor, before, change))
         changed = [one for one in changes if one.change.any()]
+        # An update that is zero is still a result: the module gets its row.
         return changed or changes[:1]
 
     def _targeted(self) -> list[str]:
@@ -159,6 +160,7 @@ class PeftMerge:
                 f"{self.kind} shares a vector among the modules in the model's order, which only its config.json gives",
                 advice="give the base's whole folder, as transformers saves it",
             )
+        # A tuner with a hook of its own looks there at all modules, before it wraps the first.
         of_all = self._peft.tuners.tuners_utils.BaseTuner._pre_injection_hook  # noqa: SLF001  # as above
         return self._tuner._pre_injection_hook is not of_all and self.kind not in _OF_ALL_WEIGHTS  # noqa: SLF001
 
@@ -196,6 +198,7 @@ class PeftMerge:
             if before.shape != tuple(parameter.shape):
                 raise AdapterError(f"{tensor.name} is of shape {list(before.shape)}, expected {list(parameter.shape)}")
             stored[leaf] = (tensor, before)
+            # In float32: a merge in 16 bits would round away most of a change that is small beside its weight.
             setattr(layer, leaf, self._parameter(self._torch.from_numpy(before.astype(np.float32))))
         return layer, stored
 
@@ -207,6 +210,7 @@ class PeftMerge:
         model = self._around(module, layer)
         together = self.modules if self.kind in _SET_UP_TOGETHER else [module]
         wrapped_too = {f"{name}.{self._prefix}": None for name in together}  # PEFT reads the modules off such names
+        # A copy, because PEFT may write other targets into the config that it is given.
         tuner = self._tuner(model, {FIRST: copy.deepcopy(self._config)}, FIRST, state_dict=wrapped_too)
         tensors, holder = self._tensors(module), _holder(self._torch, tuner)
         self._peft.set_peft_model_state_dict(holder, tensors, FIRST)
@@ -241,8 +245,9 @@ class PeftMerge:
             NotMergedError: there is such a tensor; the message names the first one.
         """
         placed = set(self._peft.get_peft_model_state_dict(holder, adapter_name=FIRST, save_embedding_layers=False))
-        held = set(self._keys.get(module, ()))
-        odd = sorted((held - placed) | {name for name in placed - held if name.startswith(f"{PREFIX}{module}.")})
+        stored = set(self._keys.get(module, ()))
+        # What all modules share, such as VeRA's projections, PEFT would save, and a file may lack (save_projection).
+        odd = sorted((stored - placed) | {name for name in placed - stored if name.startswith(f"{PREFIX}{module}.")})
         if odd:
             what = "lacks" if odd[0] in placed else "holds, and PEFT has no place for,"
             raise NotMergedError(f"the file {what} {odd[0]} (of {len(odd)})")
@@ -372,6 +377,7 @@ def _empty_model(
         config = pretrained.load(transformers.AutoConfig, folder)
     except Exception:  # noqa: BLE001  # another library's config.json, or a damaged one: transformers may raise anything
         return nothing
+    # The task's class first: under it modules have the names that they had in the training run.
     names = [_CLASSES.get(adapter.config.task_type or ""), *(config.architectures or ()), "AutoModel"]
     for name in dict.fromkeys(name for name in names if name is not None):
         made: Any = getattr(transformers, name, None)
@@ -415,6 +421,7 @@ def _layer_of(torch: Any, module: str, shape: tuple[int, ...], *, transposed: bo
 
     with torch.device("meta"):
         match shape:
+            # Weights with one axis are of norms, which PEFT's LN tuning adapts.
             case (size,):
                 return torch.nn.LayerNorm(size, bias=bias)
             case (rows, columns) if is_embedding(module) and not module.endswith(OUTPUTS):

@@ -69,6 +69,7 @@ def _refuse_sizes(fields: Mapping[str, Json], tensors: Mapping[str, TensorInfo])
     layers = sum(end - start for start, end in _pairs(fields.get("layer_replication")))
     if layers > max(len(tensors), pretrained.FEW_LAYERS):
         _refuse(f"layer_replication makes {layers:,} layers, for {len(tensors):,} tensors")
+    # Nine digits are far over the limit already, and Python refuses to read a number of more than 4300.
     turns = [int(turn[:9]) for turn in _TURNS.findall(str(fields.get("init_lora_weights")))]
     match fields.get("loftq_config"):
         case {"loftq_iter": int(turn)}:
@@ -123,6 +124,7 @@ def _by_names(value: Mapping[str, Json], hits: Mapping[str, str]) -> dict[str, J
 
 def _exactly(names: Iterable[str]) -> str:
     """An expression of these names alone; empty if there is none."""
+    # With `^`, because PEFT lets any path that ends in a dot stand before a pattern's key (get_pattern_key).
     listed = "|".join(map(re.escape, names))
     return f"^(?:{listed})$" if listed else ""
 

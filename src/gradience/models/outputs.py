@@ -42,6 +42,7 @@ def batched(loaded: LoadedModel, examples: Sequence[ModelInput]) -> list[InputBa
 def logits_of(loaded: LoadedModel, batch: InputBatch) -> torch.Tensor:
     """The model's logits at the predictions that count, (predictions, classes), in order of rows and positions."""
     ids, mask = (torch.from_numpy(x).to(loaded.device) for x in (batch.ids, batch.mask))
+    # A cache of keys and values takes memory that only generation would use.
     options = {"use_cache": False} if loaded.task == "causal-lm" else {}
     logits: torch.Tensor = loaded.model(input_ids=ids, attention_mask=mask, **options).logits
     if loaded.task == "sequence-classification":
@@ -138,6 +139,7 @@ def _against(reference: torch.Tensor | None, found: torch.Tensor) -> tuple[torch
     if reference is None:
         zeros = torch.zeros(len(found), device=found.device)
         return zeros.double(), zeros.bool()
+    # Rounding makes a KL near zero negative.
     return divergences(reference, found).clamp(min=0.0), reference.argmax(dim=-1) != found.argmax(dim=-1)
 
 
@@ -162,6 +164,7 @@ def _labels(
 ) -> torch.Tensor:
     """The class of each prediction, -1 if unknown: the next token for a causal model, else the row's label."""
     if loaded.task == "causal-lm":
+        # After the last token of an open text there is none, so its label is unknown.
         following = [
             list(e.ids[e.first + 1 : e.stop + 1]) + [-1] * (e.stop + 1 - len(e.ids)) for e in _rows(examples, batch)
         ]
@@ -203,6 +206,7 @@ class HeldOut:
 
     def sums(self, state: State) -> Sums:
         """The sums over each input's predictions in a state."""
+        # Sorted by the inputs' places: batches go by length, and two states are subtracted input by input.
         rows = [[getattr(row, name) for name in Sums._fields] for row in sorted(self.scores(state))]
         return Sums(*np.array(rows, np.float64).T)
 

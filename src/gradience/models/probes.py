@@ -110,6 +110,7 @@ def factors_of(loaded: LoadedModel) -> dict[float, str]:
     if not lora:
         return {}
     names = dict.fromkeys(_SCALES, "")
+    # Where modules have scales of their own, such as by alpha_pattern, no single factor stands for the mistake.
     if len({layer.scaling[FIRST] for layer in lora}) == 1:
         scaling, rank = float(lora[0].scaling[FIRST]), float(lora[0].r[FIRST])
         is_rooted = loaded.model.peft_config[FIRST].use_rslora

@@ -29,6 +29,7 @@ PREDICTIONS: Final = 40  # log-probabilities that are kept of a sequence
 
 def window(example: ModelInput) -> ModelInput:
     """The part of an input that a receipt keeps: up to 40 predictions, and before them what fits in 64 tokens."""
+    # The last token is kept as what is predicted, and predicts nothing itself.
     stop = min(example.stop, example.first + PREDICTIONS, len(example.ids) - 1)
     start = max(0, stop + 1 - LONGEST)
     return ModelInput(example.ids[start : stop + 1], max(example.first - start, 0), stop - start, example.label)
@@ -85,6 +86,8 @@ def sampled(loaded: LoadedModel, count: int, *, length: int, seed: int) -> list[
     if loaded.task != "causal-lm" or first is None:
         raise ConfigError("this model samples no rows", advice="give --data FILE, such as the evaluation set")
     begin = torch.full((count, 1), int(first), device=loaded.device)
+    # A config of its own: the base's may narrow the distribution, and without top_k=0 transformers draws from the 50
+    # most probable tokens only.
     plain = GenerationConfig(do_sample=True, top_k=0, max_new_tokens=length, eos_token_id=ends, pad_token_id=first)
     with torch.random.fork_rng(devices=[loaded.device] if loaded.device.type == "cuda" else []):
         torch.manual_seed(seed)

@@ -35,10 +35,12 @@ def adapted(loaded: LoadedModel) -> dict[str, Any]:
 
 def digest_of(loaded: LoadedModel) -> str:
     """A digest of the adapter's tensors by name and value, equal for the model in memory and for its saved file."""
+    # Left to itself, PEFT asks the hub for the base's config, to see whether its vocabulary was resized.
     state = peft.get_peft_model_state_dict(loaded.model, save_embedding_layers=False)
     whole = hashlib.sha256()
     for name in sorted(state):
         whole.update(f"{name}{list(state[name].shape)}".encode())
+        # In float32: NumPy has no bfloat16, and PEFT holds in float32 what its file may have in 16 bits.
         whole.update(state[name].detach().float().cpu().numpy().tobytes())
     return f"sha256:{whole.hexdigest()}"
 
@@ -64,7 +66,7 @@ def groups_of(
             by_layer.setdefault(layer, set()).add(path)
     named: dict[str, set[str]] = {}
     named |= {words: by_type[kind] for kind, words in (("attn", "attention"), ("mlp", "MLP")) if kind in by_type}
-    named |= {f"every {kind}": found for kind, found in by_kind.items()}
+    named |= {f"every {kind}": members for kind, members in by_kind.items()}
     layers = sorted(by_layer)
     for parts in (2, _QUARTERS):
         size = -(-len(layers) // parts)
@@ -73,9 +75,9 @@ def groups_of(
     named |= {f"layer {i}": by_layer[i] for i in layers if each_layer}
     named |= {f"{path}, saved whole": {path} for path in saved}
     groups: dict[str, frozenset[str]] = {}
-    for name, found in named.items():
-        if found and len(found) < len(paths) and frozenset(found) not in groups.values():
-            groups[name] = frozenset(found)
+    for name, members in named.items():
+        if members and len(members) < len(paths) and frozenset(members) not in groups.values():
+            groups[name] = frozenset(members)
     return groups
 
 
@@ -89,6 +91,7 @@ def without(layers: Mapping[str, Any], paths: Collection[str]) -> Iterator[None]
     finally:
         for path in paths:
             layers[path].enable_adapters(enabled=True)
+            # PEFT lets what it enables be trained.
             layers[path].requires_grad_(requires_grad=False)
 
 
@@ -128,6 +131,7 @@ def factors_of(layer: Any) -> LayerFactors:
 def mixed(layer: Any, m: npt.NDArray[np.float64]) -> LayerFactors:
     """The factors M A and B of a layer for a matrix M, (r, r), in their dtypes and on their device."""
     a, b = factors_of(layer)
+    # On the processor, because some devices have no float64, which M is in.
     flat = a.reshape(len(a), -1).cpu().double()
     product = (torch.from_numpy(m) @ flat).to(a).reshape(a.shape)
     return LayerFactors(torch.nn.Parameter(product, requires_grad=False), b)
@@ -212,11 +216,13 @@ def _hooks(path: str, module: Any, rounding: Rounding, *, merged: bool) -> Seque
 
     def stored(weight: torch.Tensor) -> torch.Tensor:
         values = rounding(path, weight.float().cpu().numpy())
+        # A copy, because JAX's arrays are read-only, which a tensor of torch cannot be.
         return torch.from_numpy(values.copy()).to(weight.device, weight.dtype)
 
     def before(layer: Any, _inputs: Any) -> None:
         kept.append(matrix.weight.data)
         if merged and not layer.disable_adapters:
+            # PEFT merges in place, and would change the tensor that is kept.
             matrix.weight.data = matrix.weight.data.clone()
             layer.merge()
         weight = matrix.weight.data
@@ -227,4 +233,5 @@ def _hooks(path: str, module: Any, rounding: Rounding, *, merged: bool) -> Seque
             layer.unmerge()  # a bias too; the weight is put back as it was
         matrix.weight.data = kept.pop()
 
+    # The second hook runs after a pass that failed too, or a weight would stay rounded for all that is read later.
     return module.register_forward_pre_hook(before), module.register_forward_hook(after, always_call=True)

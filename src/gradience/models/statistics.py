@@ -106,6 +106,7 @@ def statistics(
                 one.begin(batch, loaded.device)
             with torch.enable_grad():
                 log_p = log_probs(logits_of(loaded, batch))
+                # Before the draw: NaN in it ends a process on a GPU by an assertion of the device.
                 if bool(log_p.detach().isnan().any()):
                     raise AdapterError("the outputs of the base with the adapter are not finite", advice=_SOUND)
                 drawn = torch.multinomial(log_p.detach().exp(), 1, generator=generator)

@@ -37,6 +37,7 @@ def estimate(above: Floats, below: Floats) -> Estimate:
 
     Samples in which sum(below) is not above zero are left out.
     """
+    # The seed is fixed, so that the same numbers always have the same interval.
     counts = np.random.default_rng(0).multinomial(len(above), np.full(len(above), 1.0 / len(above)), size=DRAWS)
     tops, bottoms = counts @ above, counts @ below
     usable = bottoms > 0.0

@@ -118,6 +118,7 @@ def _names(paths: Sequence[Path]) -> list[str]:
         names = [Path(*p[-n:]).as_posix() for p in parts]
         if len(set(names)) == len(names):
             return names
+    # No parts of the paths tell them apart: one adapter was given twice.
     return [f"{p[-1]}#{place}" for place, p in enumerate(parts, 1)]
 
 
@@ -215,6 +216,7 @@ def mean_overlaps(sides: Iterable[SideOverlap | None]) -> list[Overlap]:
             j=size,
             phi=min(1.0, math.fsum(item.phi for item in some) / len(some)),
             chance=math.fsum(item.chance for item in some) / len(some),
+            # Of a mean, with each module's chance taken as independent of the others'.
             chance_sd=math.sqrt(math.fsum(item.chance_sd**2 for item in some)) / len(some),
         )
         for size, some in sorted(by_size.items())
@@ -269,13 +271,14 @@ def beside(
     """
     known: list[dict[str, float]] = [{} for _ in sides]
     rows = [[None if module is None else _stacked(module) for module in row] for row in matching.rows.values()]
-    for row, seen in zip(matching.rows.values(), row_geometries(rows, pairs), strict=True):
-        for (i, j), geometry in seen.pairs.items():
+    for row, geometries in zip(matching.rows.values(), row_geometries(rows, pairs), strict=True):
+        for (i, j), geometry in geometries.pairs.items():
             if (one := row[i]) is None or (two := row[j]) is None:
                 continue
             take((i, j), one, two, geometry)
             if geometry.finite:  # else which of the two is not finite, its own spectrum says
                 known[i][one.name], known[j][two.name] = (norm * norm for norm in geometry.norms)
+    # Spectra are read of all modules and hold the norms too, so a norm that is known saves no reading.
     return [_own(side, {} if whole else energies, whole=whole) for side, energies in zip(sides, known, strict=True)]
 
 
@@ -315,6 +318,7 @@ def base_key(name: str | None) -> str:
 def why_not_together(sides: Sequence[StoredAdapter], matching: Matching) -> str | None:
     """Why adapters are not of one base model, from its names in their configs and from their modules; else None."""
     names = {base_key(side.adapter.config.base_model_name_or_path): side for side in sides}
+    # A config that names no base is no sign of another base.
     names.pop("", None)
     if len(names) > 1:
         listed = ", ".join(str(side.adapter.config.base_model_name_or_path) for side in names.values())

@@ -198,6 +198,7 @@ def refuse_place(
     for files in adapters:
         if any(source.is_relative_to(place) for source in _locations(files.folder, files.config, *weight_files(files))):
             raise OutputError(f"{out} is, or holds, an adapter that is read", advice="write to a place of its own")
+        # A weights file may lie among many other things; only a folder with a config is an adapter's own.
         if (files.folder / CONFIG_NAME).is_file() and place.is_relative_to(real_path(files.folder)):
             raise OutputError(f"{out} is in an adapter's folder that is read", advice="write to a place of its own")
     if any(source.is_relative_to(place) for source in _locations(*base)):

@@ -236,6 +236,7 @@ def _note_on_vectors(outcomes: Sequence[_Outcome]) -> Iterator[_Outcome]:
 def _changed(base: _OpenBase, merge: PeftMerge, name: str, change: WeightChange) -> _Outcome:
     """The row of one tensor that a merge changes; a vector has norms, but no spectrum."""
     is_vector, leaf = change.before.ndim == 1, change.leaf
+    # A vector is compared as a matrix of one row: norms and the survival of a merge are the same.
     rows = 1 if is_vector else len(change.before)
     w, update = change.before.reshape(rows, -1), change.change.reshape(rows, -1)
     module = Module(
@@ -250,8 +251,8 @@ def _changed(base: _OpenBase, merge: PeftMerge, name: str, change: WeightChange)
         dense=lambda _: update,
     )
     with threads_for(min(w.shape)):
-        found = Weight(change.found.name, change.found.name, change.found.info.dtype, w)
-        done = _beside(base, module, None, found)
+        weight = Weight(change.found.name, change.found.name, change.found.info.dtype, w)
+        done = _beside(base, module, None, weight)
     assert done.measured is not None  # noqa: S101  # `_beside` makes one, or raises
     row = msgspec.structs.replace(done.measured.row, alpha=None)
     return done._replace(measured=done.measured._replace(row=_of_vector(row) if is_vector else row))
@@ -271,6 +272,7 @@ def _compared(base: _OpenBase, module: Module, measured: ModuleNumbers | None) -
     weight = weight_of(base.weights, _parameter(module), module.expert, base.memory)
     if weight is None:
         raise AdapterError(f"the base has no {_parameter(module)}")
+    # Only modules with factors are compared by several threads at once, which `threads_for` does not allow.
     with one_blas_thread() if module.dense is None else threads_for(min(weight.w.shape)):
         return _beside(base, module, measured, weight)
 
@@ -290,9 +292,10 @@ def _beside(base: _OpenBase, module: Module, measured: ModuleNumbers | None, wei
     row = measured.row
     size, frobenius = (math.nan if n is None else float(n) for n in (row.spectral_norm, row.frobenius_norm))
     is_update = 0.0 < size < math.inf
-    asked = options.intruders and is_update
-    if asked and not update.fits_float32(size):
-        asked, note = False, f"{weight.name}: the update is beyond float32, so its intruders are not known"
+    counts_intruders = options.intruders and is_update
+    if counts_intruders and not update.fits_float32(size):
+        counts_intruders, note = False, f"{weight.name}: the update is beyond float32, so its intruders are not known"
+    # Intruders are of the output side: a weight that is stored (in, out) is turned for them.
     is_turned = base.adapter.config.fan_in_fan_out and module.kind != "embedding"
     comparison = BaseComparison(
         weight=weight.name,
@@ -307,7 +310,7 @@ def _beside(base: _OpenBase, module: Module, measured: ModuleNumbers | None, wei
         held=_held(sums) if _is_plain(module) else None,
         survival=MergeSurvival(dtype=_target(weight.dtype), **_left_of(sums)) if is_update else None,
         in_codes=CodesSurvival(**_left_of(sums.in_codes)) if is_update and sums.in_codes is not None else None,
-        intruders=_intruders(update, weight, options, is_turned=is_turned) if asked else None,
+        intruders=_intruders(update, weight, options, is_turned=is_turned) if counts_intruders else None,
     )
     row = msgspec.structs.replace(row, base=comparison, **_ratios(size, frobenius, norms))
     return _Outcome(measured._replace(row=row), note=note, cached=cached)
@@ -360,6 +363,7 @@ def _intruders(update: Update, weight: Weight, options: AuditOptions, *, is_turn
 def _report_of(base: _OpenBase, compared: _Compared, rows: Sequence[ModuleAudit]) -> BaseReport:
     """The comparison of the whole adapter with the base."""
     pairs = [(m, m.base) for m in rows if m.base is not None]
+    # `hypot`, because the square of a large norm overflows.
     update_norm = math.hypot(*(float(b.update_frobenius_norm) for _, b in pairs))
     base_norm = math.hypot(*(float(b.frobenius_norm) for _, b in pairs))
     survivals = [b.survival for _, b in pairs if b.survival is not None and b.survival.cosine is not None]
@@ -433,6 +437,7 @@ def _once(done: Iterable[_Outcome]) -> Iterator[_Outcome]:
     kept: dict[tuple[str, object], str] = {}
     for one in done:
         row = None if one.measured is None else one.measured.row
+        # One tensor under two names is tied, if its change is the same too; another norm is another change.
         same = (row.base.weight, row.frobenius_norm) if row is not None and row.base is not None else None
         if row is not None and same in kept:
             yield _Outcome(None, note=f"{row.name} is tied to {kept[same]}: its change is given once")

@@ -168,6 +168,7 @@ def _keras(model: Any) -> Iterator[tuple[str, Any]]:
 
 def _keras_scales(model: Any, pairs: Mapping[str, Any]) -> Scale:
     """Return the scale alpha / rank of each pair whose Keras layer has both; 1 for other pairs."""
+    # Keras has no public name for the layers within layers.
     layers: Iterable[Any] = getattr(model, "_flatten_layers", tuple)()
     own = {
         layer.path.replace("/", "."): layer.lora_alpha / layer.lora_rank

@@ -91,6 +91,7 @@ def _reported(loads: Loads, modules: Sequence[Module], progress: Progress) -> Lo
     def reporting(load: Callable[[], Factors], name: str) -> Callable[[], Factors]:
         def loaded() -> Factors:
             factors = load()
+            # Factors that almost cancel are loaded a second time (`spectra`).
             progress(min(next(done), total), total, name)
             return factors
 

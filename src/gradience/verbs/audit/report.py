@@ -45,6 +45,7 @@ def judge(opened: OpenAdapter, measured: AdapterNumbers) -> AuditJudgement:
         relative_frobenius=size,
         optimizer=opened.optimizer,
     )
+    # A kind that only PEFT can merge has no rank that resize could lower.
     has_ranks = suggests_ranks(verdict.verdict) and not adapter.by_peft
     ranks = suggestions(modules, bytes_per_param=price) if has_ranks else NO_SUGGESTIONS
     return AuditJudgement(modules, left, verdict, ranks)

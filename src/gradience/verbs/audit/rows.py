@@ -68,6 +68,7 @@ def module_row(
         limit: the largest possible rank of the update; r by default. Errors are given below it, and up to r.
     """
     place = 1 if settings.transposed and module.kind != "conv" else 0  # lora_B's place among the update's two factors
+    # Where r is larger than a side, random factors are no measure of B: `null_factor_stable_rank` needs r <= d.
     apart = settings.from_zero and module.kind in _FROM_ZERO and module.r <= min(module.shape)
     if not spectrum.finite:
         return broken_row(module)
@@ -209,6 +210,7 @@ def summary_of(modules: Sequence[ModuleAudit]) -> AuditSummary:
         energy_concentration=min(1.0, sum((m.energy_share or 0.0) ** 2 for m in modules)),
         null_stable_rank_mean=_mean(healthy, lambda m: m.null_stable_rank),
         update_norm=size,
+        # Over the norm of weights of these shapes with Glorot's variance of an entry, 2 / (d_in + d_out).
         update_size=size / math.sqrt(sum(2.0 * math.prod(m.shape) / sum(m.shape) for m in healthy)),
     )
 

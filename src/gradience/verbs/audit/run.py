@@ -119,6 +119,7 @@ def _event_row(module: ModuleAudit) -> dict[str, Any]:
 
 
 def _wastefulness(module: ModuleAudit) -> float:
+    # Above every utilization, which is at most 1: modules without one come last.
     return 2.0 if module.utilization is None else module.utilization
 
 

@@ -28,6 +28,7 @@ def on_embedding(adapter: Adapter, weights: BaseWeights) -> tuple[Adapter, list[
     """The adapter with its head on the embedding, where the base ties them and stores no head; and a note on that."""
     heads = [m for m in adapter.modules if m.name.endswith(_HEAD) and weights.find(f"{m.name}.weight") is None]
     hits = [tensor.name for leaf in _EMBEDDINGS if (tensor := weights.find(f"{leaf}.weight")) is not None]
+    # Of two embeddings, as of an encoder and a decoder, nothing here tells which one the head shares.
     if not heads or len(hits) != 1 or not _ties_head(weights.files[0].path.parent):
         return adapter, []
     modules = [replace(module, base_name=hits[0]) if module in heads else module for module in adapter.modules]

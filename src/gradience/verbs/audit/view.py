@@ -202,13 +202,13 @@ def _modules(report: AuditReport) -> str:
 def _half(report: AuditReport) -> str:
     """The fewest layers that hold half of the energy, by name if they are few; empty if there is only one layer."""
     ranked = sorted((x for x in report.layers if x.energy_share), key=lambda x: -(x.energy_share or 0.0))
-    held, chosen = 0.0, []
+    share, chosen = 0.0, []
     for layer in ranked:
-        if held >= _HALF:
+        if share >= _HALF:
             break
-        held += layer.energy_share or 0.0
+        share += layer.energy_share or 0.0
         chosen.append(layer)
-    if len(ranked) < 2 or held < _HALF:
+    if len(ranked) < 2 or share < _HALF:
         return ""
     inside = ", ".join(layer.label for layer in sorted(chosen, key=lambda layer: layer.layer))
     named = f" ({inside})" if len(chosen) <= _NAMED_LAYERS else ""

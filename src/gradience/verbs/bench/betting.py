@@ -67,11 +67,14 @@ def needed_examples(excess: Floats, share: Floats, top: float, level: float, z: 
     gain = share * excess / top
     best = math.inf
     for stake, part in zip(STAKES, SHARES, strict=True):
+        # Just under a whole stake lost, of which the logarithm, and with it the spread, would not be finite.
         grown = np.log1p(-np.minimum(stake * gain, 1.0 - 1e-9))
         rate, spread = float(grown.mean()), float(grown.std())
         if rate <= 0.0:
             continue
+        # Only this part of the capital is at the stake, and has to reach the bar for all of it.
         bar = -math.log1p(-level) - math.log(part)
+        # n rate - z spread sqrt(n) = bar, solved for sqrt(n).
         root = (z * spread + math.sqrt((z * spread) ** 2 + 4.0 * rate * bar)) / (2.0 * rate)
         best = min(best, root**2)
     return best

@@ -171,16 +171,17 @@ def made(store: BenchStore, names: Sequence[str], making: Making) -> tuple[list[
     """
     recipes = [(name, _recipe(name, making)) for name in dict.fromkeys(names) if name not in ALWAYS]
     source = adapter_digest(making.adapter)
-    found, notes, seen = [], [], {source: FULL}
+    contenders, notes, known = [], [], {source: FULL}
     for name, recipe in recipes:
         folder = recipe if isinstance(recipe, Path) else _resized(store, name, recipe, source, making)
         digest = adapter_digest(folder)
-        if digest in seen or (not isinstance(recipe, Path) and _is_as_large(folder, making.adapter)):
-            notes.append(f"{name} is left out: it is the same adapter as {seen.get(digest, FULL)}")
+        # Cut to the ranks that it has, an adapter is the same, though its files may be written otherwise.
+        if digest in known or (not isinstance(recipe, Path) and _is_as_large(folder, making.adapter)):
+            notes.append(f"{name} is left out: it is the same adapter as {known.get(digest, FULL)}")
             continue
-        seen[digest] = name
-        found.append(Contender(name, "candidate", folder, _words(name)))
-    return found, notes
+        known[digest] = name
+        contenders.append(Contender(name, "candidate", folder, _words(name)))
+    return contenders, notes
 
 
 def _recipe(name: str, making: Making) -> dict[str, Any] | Path:
@@ -299,15 +300,15 @@ class Contest:
         """The evaluation of each entrant of a task, by name."""
         reference = entry.entrants[0].folder
         hashes = {entrant.folder: adapter_digest(entrant.folder) for entrant in entry.entrants}
-        found = {}
+        evaluations = {}
         for place, entrant in enumerate(entry.entrants):
             self._progress(done + place, total, f"{entry.name} {entrant.name}")
             beside = None if entrant.folder == reference else reference
             of = {**evaluator.of, "adapter": hashes[entrant.folder], "reference": beside and hashes[beside]}
-            found[entrant.name] = self._store.evaluation(
+            evaluations[entrant.name] = self._store.evaluation(
                 f"{entrant.name}-{entry.name}", of, partial(evaluator.evaluate, entrant.folder, beside)
             )
-        return found
+        return evaluations
 
     def report(
         self,
@@ -340,7 +341,7 @@ class Contest:
         metric = BenchMetric(name=measured, higher_is_better=better, unit=unit, mean_over=over)
         heaviest = float(self._tokens or 1)
         rule = LossRule(tolerance_of(options.tolerance), cap_of(options, measured), options.seed, heaviest)
-        found = judge(_contenders(entries), tasks, metric, rule)
+        result = judge(_contenders(entries), tasks, metric, rule)
         remarks = [note for task in tasks for one in task.evaluations.values() for note in one.notes]
         longest = max(weight for task in tasks for one in task.evaluations.values() for weight in one.weights)
         if longest < heaviest / 2:
@@ -359,9 +360,9 @@ class Contest:
             confidence=CONFIDENCE,
             cap=rule.cap,
             seed=options.seed,
-            tasks=found.tasks,
-            candidates=found.candidates,
-            verdict=found.verdict,
+            tasks=result.tasks,
+            candidates=result.candidates,
+            verdict=result.verdict,
             evaluated=self._store.evaluated,
             reused=self._store.reused,
             notes=list(dict.fromkeys([*notes, *remarks])),
@@ -382,12 +383,12 @@ def _unit(tasks: Sequence[Task]) -> Literal["example", "seed"]:
 
 def _contenders(entries: Sequence[Entry]) -> list[Contender]:
     """Each entrant once, with the number of parameters of its factors."""
-    found: dict[str, Contender] = {}
+    contenders: dict[str, Contender] = {}
     for entry in entries:
         for one in entry.entrants:
             params = 0 if one.name == BASE else factor_params(one.folder)
-            found.setdefault(one.name, one._replace(params=params))
-    return list(found.values())
+            contenders.setdefault(one.name, one._replace(params=params))
+    return list(contenders.values())
 
 
 def factor_params(adapter: Path) -> int:

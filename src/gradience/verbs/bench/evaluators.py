@@ -88,10 +88,10 @@ def digest_of_command(command: str) -> str:
     modules = [name for flag, name in pairwise(parts) if flag == "-m"]
     places = [Path(part) for part in parts] + [Path(name.replace(".", "/")) for name in modules]
     places += [place.with_name(f"{place.name}.py") for place in places if place.name]
-    found = sha256(command.encode("utf-8", "surrogateescape"))
+    digest = sha256(command.encode("utf-8", "surrogateescape"))
     for path in dict.fromkeys(file for place in places for file in _files_at(place)):
-        found.update(f"\0{path}\0{_state_of(path)}".encode("utf-8", "surrogateescape"))
-    return found.hexdigest()
+        digest.update(f"\0{path}\0{_state_of(path)}".encode("utf-8", "surrogateescape"))
+    return digest.hexdigest()
 
 
 def _parts(text: str) -> list[str]:
@@ -123,6 +123,7 @@ def _beside(script: Path) -> Iterator[Path]:
 
 def _files_at(place: Path) -> Iterator[Path]:
     try:
+        # Words such as `.` and `/` are folders too, and hold more than the evaluator: also what it writes.
         if place.is_dir() and not Path.cwd().is_relative_to(real_path(place)):
             yield from islice(sorted(place.rglob("*")), _MOST_FILES)
         elif place.is_file() and not _may_be_written(place):
@@ -153,6 +154,7 @@ def run(argv: list[str], *, timeout: float) -> bytes:
     Raises:
         GradienceError: it cannot be started, fails, takes longer than `timeout` seconds, or prints too much.
     """
+    # Files, not pipes: a full pipe stops the command, and what it leaves running would hold a pipe open.
     with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err:
         try:
             process = subprocess.Popen(  # noqa: S603  # the user's own command, without a shell
@@ -224,9 +226,9 @@ def parsed(output: bytes, argv: list[str]) -> Printed:
     if not text:
         raise GradienceError(f"{_short(argv)} printed nothing", advice="it has to print a number or JSON")
     for part in (text, text.splitlines()[-1]):
-        found = _printed(_json(part))
-        if found is not None:
-            return found
+        scores = _printed(_json(part))
+        if scores is not None:
+            return scores
     raise GradienceError(
         f"{_short(argv)} printed no number: {text.splitlines()[-1][-_SHOWN:]!r}",
         advice='expected a number, a list of one number per example, or {"scores": [...]}',
@@ -343,6 +345,7 @@ class LmEval:
             raise GradienceError(f"lm-eval cannot take a path with a comma: {place}", advice="give another --out")
         with scratch_folder() as folder:
             model = f"pretrained={self._base},peft={place}"
+            # With -P, or a lm_eval.py in the current folder would be run in its place.
             argv = [sys.executable, "-P", "-m", "lm_eval", "--model", "hf", "--model_args", model]
             run([*argv, "--tasks", self._task, "--log_samples", "--output_path", str(folder)], timeout=self._timeout)
             rows = sorted(_samples(folder))

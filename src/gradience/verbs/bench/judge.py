@@ -117,12 +117,12 @@ def judge(contenders: Sequence[Contender], tasks: Sequence[Task], metric: BenchM
     Raises:
         GradienceError: a reference has no finite score, or its evaluation cannot be paired with another.
     """
-    found = [_on_task(task, contenders, metric, rule) for task in tasks]
+    judged = [_on_task(task, contenders, metric, rule) for task in tasks]
     whole = max((c.params for c in contenders if c.role == "reference"), default=0)
-    candidates = [_candidate(c, [rows[c.name] for _, rows in found if c.name in rows], whole) for c in contenders]
+    candidates = [_candidate(c, [rows[c.name] for _, rows in judged if c.name in rows], whole) for c in contenders]
     order = {"reference": 0, "anchor": 2}
     candidates.sort(key=lambda c: (order.get(c.role, 1), -c.params))
-    described = [task for task, _ in found]
+    described = [task for task, _ in judged]
     return TrialResult(described, candidates, _verdict(described, candidates, metric))
 
 
@@ -162,6 +162,7 @@ def _on_task(
         score=score,
         margin=abs(float(weight @ margin / weight.sum())),
         missed=(1.0 - RARE) ** len(own) if metric.unit == "example" else None,
+        # The Clopper-Pearson limit of a share of which none was seen in n examples.
         seen_from=1.0 - (1.0 - CONFIDENCE) ** (1.0 / len(own)) if metric.unit == "example" else None,
     )
     base = rows.get(BASE)
@@ -274,17 +275,17 @@ def _candidate(contender: Contender, results: list[BenchResult], whole: int) -> 
 
 def _verdict(tasks: Sequence[BenchTask], candidates: Sequence[BenchCandidate], metric: BenchMetric) -> BenchVerdict:
     n = min(task.n for task in tasks)
-    asked = [c for c in candidates if c.role == "candidate"]
+    contenders = [c for c in candidates if c.role == "candidate"]
     blind = [task.name for task in tasks if task.has_contrast is False]
     if blind:
         says = f"on {', '.join(blind)} the base without any adapter may be as good, so a loss would not show"
         return BenchVerdict(state="no_contrast", n=n, says=says)
-    holding = [c for c in asked if c.outcome == "within"]
+    holding = [c for c in contenders if c.outcome == "within"]
     if holding:
         least = min(holding, key=lambda c: (c.params, _worst(c)))
         says = f"{least.name} holds: the smallest whose worst plausible loss is within the tolerance"
         return BenchVerdict(state="holds", candidate=least.name, n=n, says=says)
-    left = [c for c in asked if c.outcome == "open"]
+    left = [c for c in contenders if c.outcome == "open"]
     if not left:
         return BenchVerdict(state="none", n=n, says="no candidate holds: all lose more than the tolerance")
     wants = [most for c in left if (most := _needed(c)) is not None]

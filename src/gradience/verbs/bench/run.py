@@ -81,8 +81,8 @@ def bench_adapter(
         making = Making(adapter, options.base, inputs, options.seed)
         names = candidates if candidates is not None else default_names(adapter, calibrated=inputs is not None)
         plain = [name for name in names if not name.startswith("retrain:")]
-        found, notes = made(store, plain, making)
-        entrants = [Contender(FULL, "reference", adapter, "the adapter as given"), *found]
+        smaller, notes = made(store, plain, making)
+        entrants = [Contender(FULL, "reference", adapter, "the adapter as given"), *smaller]
         entrants += anchors(store, adapter, seed=options.seed)
         entry = Entry("held-out", rows, entrants)
         if retrain is not None:
@@ -126,8 +126,8 @@ def retrained(
             Contender(f"retrain:{r} seed {seed}", "candidate", _trained(store, command, r, seed, options.timeout))
             for seed in range(options.seed, options.seed + options.seeds)
         ]
-        found = contest.scored(entry._replace(entrants=[entry.entrants[0], *seeds]), evaluator)
-        means = [found[one.name].mean for one in seeds]
+        evaluations = contest.scored(entry._replace(entrants=[entry.entrants[0], *seeds]), evaluator)
+        means = [evaluations[one.name].mean for one in seeds]
         place = means.index(min(means) if evaluator.higher_is_better else max(means))
         each = ", ".join(f"{mean:.4g}" for mean in means)
         worst.append(
@@ -145,10 +145,10 @@ def _ranks(adapter: Path, asked: Sequence[str]) -> list[int]:
             raise GradienceError(f"retrain:{asked[0]}: expected a rank", advice="such as retrain:8") from error
         return list(dict.fromkeys(ranks))
     suggested = audit_adapter(adapter).suggested
-    found = sorted({item.rank for item in suggested.values()}, reverse=True)
-    if not found:
+    ranks = sorted({item.rank for item in suggested.values()}, reverse=True)
+    if not ranks:
         raise AdapterError("the audit suggests no rank for this adapter", advice="name one: --candidates retrain:8")
-    return found
+    return ranks
 
 
 def _trained(store: BenchStore, command: str, rank: int, seed: int, timeout: float) -> Path:

@@ -131,11 +131,11 @@ class BenchStore:
         if kept is not None:
             self.reused += 1
             return kept
-        found = evaluate()
+        result = evaluate()
         with atomic_file(place, sources=self._sources, force=True) as draft:
-            draft.write_bytes(msgspec.json.encode(_EvaluationDocument(_VERSION, of, found)))
+            draft.write_bytes(msgspec.json.encode(_EvaluationDocument(_VERSION, of, result)))
         self.evaluated += 1
-        return found
+        return result
 
     def keep_report(self, document: str) -> None:
         """Write the report, and replace an earlier one."""
@@ -183,10 +183,11 @@ def _read(place: Path, of: dict[str, Any]) -> Evaluation | None:
         document = decode_json(read_small(place, most=_LARGEST, what="an evaluation"), _EvaluationDocument)
     except (OSError, msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
         return None
-    found = document.evaluation
-    sound = len(found.scores) == len(found.weights) > 0 and all(1.0 <= w <= _MOST_WEIGHT for w in found.weights)
-    sound = sound and bool(np.all((np.abs(found.values) <= MOST_SCORE) | ~np.isfinite(found.values)))
-    return found if sound and document.version == _VERSION and document.of == of else None
+    kept = document.evaluation
+    sound = len(kept.scores) == len(kept.weights) > 0 and all(1.0 <= w <= _MOST_WEIGHT for w in kept.weights)
+    sound = sound and bool(np.all((np.abs(kept.values) <= MOST_SCORE) | ~np.isfinite(kept.values)))
+    # Compared whole, because the file's name has but a part of the hash.
+    return kept if sound and document.version == _VERSION and document.of == of else None
 
 
 def report_path(path: Path) -> Path:

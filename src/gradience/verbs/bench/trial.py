@@ -115,12 +115,12 @@ class _LoadedReference:
         self.reference = reference
         self._loaded = load_model(base, reference)
         read = read_inputs(data, self._loaded, most=_ALL, longest=longest)
-        found = read._replace(examples=list(dict.fromkeys(read.examples)))  # a repeated example adds no information
-        _refuse_unlabelled(data, found, self._loaded)
-        self.notes = _notes(data, found)
+        inputs = read._replace(examples=list(dict.fromkeys(read.examples)))  # a repeated example adds no information
+        _refuse_unlabelled(data, inputs, self._loaded)
+        self.notes = _notes(data, inputs)
         from gradience.models.outputs import HeldOut  # imports torch, loaded by now
 
-        self._held_out = HeldOut(self._loaded, found.examples)
+        self._held_out = HeldOut(self._loaded, inputs.examples)
 
     def scored(self, adapter: Path | None) -> list[InputScores]:
         """The scores of an adapter, compared with the reference; None scores the reference itself."""
@@ -128,6 +128,7 @@ class _LoadedReference:
             return list(self._held_out.scores())
         load_adapter(self._loaded, adapter, _OTHER)
         try:
+            # The reference is read without a state of its own, so its adapter must be the active one.
             with active(self._loaded, FIRST):
                 return list(self._held_out.scores(lambda: active(self._loaded, _OTHER)))
         finally:
@@ -149,17 +150,17 @@ def _refuse_unlabelled(data: Path, found: Inputs, loaded: LoadedModel) -> None:
         return
     from gradience.models.outputs import class_of  # as above
 
-    seen = {class_of(loaded, example.label): example.label for example in found.examples}
-    if -1 in seen:
+    labels = {class_of(loaded, example.label): example.label for example in found.examples}
+    if -1 in labels:
         names = ", ".join(getattr(loaded.config, "label2id", None) or ())
         raise ConfigError(
-            f"{data}: a row has the label {seen[-1]!r}, expected a number from 0 to {loaded.config.num_labels - 1}"
+            f"{data}: a row has the label {labels[-1]!r}, expected a number from 0 to {loaded.config.num_labels - 1}"
             + (f", or one of {names}" if names else ""),
             advice="give rows with text and label",
         )
-    if len(seen) == 1:
+    if len(labels) == 1:
         raise ConfigError(
-            f"{data} has rows of one class only ({seen.popitem()[0]}): accuracy on them says nothing",
+            f"{data} has rows of one class only ({labels.popitem()[0]}): accuracy on them says nothing",
             advice="give held-out rows of all classes",
         )
 
@@ -282,6 +283,7 @@ def _drawn(sample: Sample, seed: int, draws: int) -> tuple[Floats, Floats]:
     whole = [weight[:, None] * np.vstack([sample.excess, end]) for end in (sample.worst, sample.best)]
     random, means = np.random.default_rng(seed), []
     for some in _weights(random, draws, len(weight)):
+        # Exponential numbers over their sum are a flat Dirichlet draw.
         total = (some @ weight)[:, None]
         means.append([(some @ values) / total for values in whole])
     worst, best = (np.concatenate(parts) for parts in zip(*means, strict=True))
@@ -336,8 +338,8 @@ def needed(sample: Sample, column: int, level: float, *, seed: int = 0) -> Examp
         seed: of the draws.
     """
     random = np.random.default_rng(seed)
-    found = sorted(_needed(sample.drawn(random), column, level) for _ in range(PILOTS))
-    least, most = (found[round(share * (PILOTS - 1))] for share in RANGE)
+    counts = sorted(_needed(sample.drawn(random), column, level) for _ in range(PILOTS))
+    least, most = (counts[round(share * (PILOTS - 1))] for share in RANGE)
     if math.isinf(least) or math.isinf(_needed(sample, column, level)):
         return None
     return ExampleCounts(math.ceil(least), None if math.isinf(most) else math.ceil(most))

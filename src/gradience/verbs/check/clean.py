@@ -85,6 +85,7 @@ def _reasons(source: RowSource, tokeniser: Tokeniser, held_out: set[bytes]) -> I
     for row in source.rows():
         example = row if isinstance(row, UnusableRow) else next(tokeniser.examples([row]))
         if isinstance(example, UnusableRow):
+            # A row that another format could take differs from its neighbours: which of them is wrong is not certain.
             if isinstance(row, UnusableRow) or not tokeniser.is_of_another_format(row[1]):
                 yield example.number, f"cannot be used: {example.reason}"
             continue

@@ -55,13 +55,13 @@ def _given(single: list[str]) -> tuple[ConfigSnapshot, dict[str, Any]]:
     fields = Fields(pairs, "--set")
     of_data = {name: fields.take([name], read) for name, read in _OF_DATA.items() if name in pairs}
     rest = {name: value for name, value in pairs.items() if name not in of_data}
-    found = read_settings(rest, where="--set") if rest else Layer()
-    if found.unknown_keys:
-        name = found.unknown_keys[0]
+    layer = read_settings(rest, where="--set") if rest else Layer()
+    if layer.unknown_keys:
+        name = layer.unknown_keys[0]
         meant = nearest_known(name)
         advice = f"did you mean {meant}?" if meant else "give a name that files have, such as lr or lora_alpha"
         raise ConfigError(f"--set: no setting is called {name}", advice=advice)
-    return found.config, of_data
+    return layer.config, of_data
 
 
 def _targets(given: str) -> Json:
@@ -87,8 +87,8 @@ def _with_page(options: _DataOptions, given: CheckOptions) -> CheckReport:
 
     html = options.html or Path()
     refuse_file(html, force=None)
-    asked = replace(options, worst=options.worst or _EXAMPLES)
-    report = check_data(options=asked, check=given, progress=_progress())
+    with_rows = replace(options, worst=options.worst or _EXAMPLES)
+    report = check_data(options=with_rows, check=given, progress=_progress())
     sources = [Path(source.path) for source in report.sources]
     write_page(report, data_page, html, sources=sources, force=False)
     return report

@@ -106,6 +106,7 @@ def measure_data(asked: CheckSettings) -> DataReport:
         standard=standard,
         folder=source.path if source.path.is_dir() else source.path.parent,
     )
+    # Where it knows the model, TRL puts a template that marks the answers in the place of the model's own.
     if asked.masking.trl and options.loss == "assistant" and encoder is not None and not encoder.marks_answers:
         encoder.use_training_template()
     limits = MeasureSettings(
@@ -183,6 +184,7 @@ def _cleaned(asked: CheckSettings, source: RowSource, tokeniser: Tokeniser) -> C
 
 def _trainer(asked: CheckSettings, limit: int | None) -> Trainer:
     """The program of the recipe, with the settings that the options change."""
+    # LLaMA-Factory has no word for no limit.
     changed: dict[str, Json] = {"cutoff_len": limit or _NO_LIMIT, "max_length": limit}
     if asked.loss_from == "the option":
         of_all = asked.options.loss == "all"
@@ -380,8 +382,8 @@ def check_data(
     plan = _plan(given.training, given.document)
     train = plan.train if data is None or str(data) == RECIPE else Path(data)
     if train is None:
-        said = f": {plan.notes[-1]}" if plan.notes else ""
-        raise ConfigError(f"no data: the recipe names no data set below its folder{said}", advice="give --data FILE")
+        why = f": {plan.notes[-1]}" if plan.notes else ""
+        raise ConfigError(f"no data: the recipe names no data set below its folder{why}", advice="give --data FILE")
     folders = [*given.folders, *([] if given.base is None else [Path(given.base)])]
     loss_from = "the option" if options.loss else "the recipe" if plan.loss else "the trainer's default"
     completed = replace(
@@ -438,6 +440,7 @@ def _derived(base: CheckReport, data: DataReport) -> dict[str, Real]:
 
 def _per_epoch(data: DataReport, tokens: int) -> int:
     """Tokens of all rows, extrapolated from those of the rows read."""
+    # Rows are drawn at random, so those that were read stand for all.
     return round(tokens * data.rows / data.rows_read) if data.rows_read else 0
 
 

@@ -29,10 +29,8 @@ _TARGET: Final = "gradience.models.cost:Follower"
 _NEEDED: Final = ("torch", "transformers", "peft")
 MEMORY: Final = 4 << 30  # bytes: a Llama of 3B takes 0.4 GB, an adapter that is made of numbers 1 GB
 SECONDS: Final = 120.0  # processor time: 3 s, and 10 s
-_RESERVED: Final = (
-    1.0,
-    1.1,
-)  # of what is allocated, where the longest batch meets a fresh cache: measured 1.03 to 1.10
+# Of what is allocated, where the longest batch meets a fresh cache: measured 1.03 to 1.10.
+_RESERVED: Final = (1.0, 1.1)
 _UNIT: Final = {"": 1, "b": 1, "k": 1, "m": 2, "g": 3, "t": 4}
 _SIZE: Final = re.compile(r"\s*(\d+(?:\.\d+)?)\s*(?:([kmgt]?)(i?)b)?\s*", re.IGNORECASE)
 _MOST: Final = 1 << 20  # bytes of a config.json
@@ -49,10 +47,10 @@ def parse_size(text: str) -> int:
     Raises:
         ConfigError: it states none, or nothing.
     """
-    found = _SIZE.fullmatch(text)
+    hit = _SIZE.fullmatch(text)
     size = 0
-    if found is not None:
-        number, unit, binary = found.groups()
+    if hit is not None:
+        number, unit, binary = hit.groups()
         size = int(float(number) * (1024 if binary else 1000) ** (_UNIT[(unit or "").lower()] if unit else 0))
     if size <= 0:
         raise ConfigError(f"--memory: expected a size such as 24GiB, got {text!r}", advice="correct the option")
@@ -82,17 +80,18 @@ def foretell(
     try:
         step, assumes = _asked(config, base, adapter, length)
         follow = _follower()
-        found = follow(step)
-        spared = follow(replace(step, autocast=config.training.dtype)).peak if _saves(step, config) else found.peak
+        followed = follow(step)
+        spared = follow(replace(step, autocast=config.training.dtype)).peak if _saves(step, config) else followed.peak
     except Foreign as error:
         return Memory(parts=parts, reason=str(error), limit_bytes=limit)
-    peak = found.peak
+    peak = followed.peak
+    # Each change is followed anew: what it spares depends on what else fills the peak.
     changes = [] if limit is None or peak <= limit else _fitting(follow, step, config, limit)
     return Memory(
         peak_bytes=peak,
         reserved_bytes=[int(size * share) for size, share in zip((min(spared, peak), peak), _RESERVED, strict=True)],
-        parts=found.parts,
-        reached=found.reached if step.adapter else None,
+        parts=followed.parts,
+        reached=followed.reached if step.adapter else None,
         assumes=[*assumes, *([f"no autocast, with which it is {spared / 2**30:.1f} GiB"] if spared < peak else [])],
         method=METHOD,
         limit_bytes=limit,
@@ -223,14 +222,14 @@ def _fitting(follow: Any, step: Step, config: ConfigSnapshot, limit: int) -> lis
         return MemoryChange(change=" and ".join(words), peak_bytes=follow(changed).peak)
 
     changes = list(_changes(step, config))
-    found: list[MemoryChange] = []
+    fitting: list[MemoryChange] = []
     with suppress(Foreign):  # one that cannot be followed ends the search: its process may be gone
-        found += [one for words, of in changes if (one := tried([words], replace(step, **of))).peak_bytes <= limit]
-        for n in range(2, 0 if found else len(changes) + 1):
+        fitting += [one for words, of in changes if (one := tried([words], replace(step, **of))).peak_bytes <= limit]
+        for n in range(2, 0 if fitting else len(changes) + 1):
             together = {name: value for _, of in changes[:n] for name, value in of.items()}
             if (joined := tried([words for words, _ in changes[:n]], replace(step, **together))).peak_bytes <= limit:
                 return [joined]
-    return found
+    return fitting
 
 
 def _changes(step: Step, config: ConfigSnapshot) -> Iterator[tuple[str, dict[str, Any]]]:
@@ -240,6 +239,7 @@ def _changes(step: Step, config: ConfigSnapshot) -> Iterator[tuple[str, dict[str
     if not step.checkpointing:
         yield "gradient_checkpointing, for about a third more time", {"checkpointing": True}
     if step.batch > 1:
+        # One row alone has nothing that it could be padded to.
         times = step.batch * (config.training.gradient_accumulation or 1)
         yield f"batch 1 with {times} x accumulation", {"batch": 1, "accumulates": True, "padded": False}
     if not step.bits and step.adapter:

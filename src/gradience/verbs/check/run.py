@@ -74,17 +74,18 @@ _MOST_ENTRIES = 2000  # entries of the output folder that are examined
 
 def read_any(place: Path) -> Layer:
     """Read one file, or a run's folder: its adapter config, its arguments, and the settings that its log shows."""
+    # A trainer_state.json is a log with few settings: most are in what its run left beside it.
     if not os.path.isdir(place) and place.name != STATE_NAME:  # noqa: PTH112  # never raises
         return read_document(place)
-    found = _read_run(place)
-    if isinstance(found, Layer):
-        return found
+    run = _read_run(place)
+    if isinstance(run, Layer):
+        return run
     from gradience.importers.sources import find_log  # a config file does not need it
 
     if (log := find_log(place)) is not None:
         return read_document(log)
     if not (place / CONFIG_NAME).is_file():
-        raise ConfigError(str(found), advice=f"give a folder with {STATE_NAME} or {CONFIG_NAME}") from found
+        raise ConfigError(str(run), advice=f"give a folder with {STATE_NAME} or {CONFIG_NAME}") from run
     return read_peft_dir(place)  # an adapter without a log
 
 
@@ -102,24 +103,24 @@ def read_adapter_of(folder: Path) -> Layer:
         refuse_ungathered_file(weights)
     if not folder.is_dir() or (folder / CONFIG_NAME).is_file():
         return read_peft_dir(folder)
-    found = _read_run(folder)
-    if not isinstance(found, Layer) or not any(source.role == "adapter" for source in found.sources):
+    run = _read_run(folder)
+    if not isinstance(run, Layer) or not any(source.role == "adapter" for source in run.sources):
         return read_peft_dir(folder)
-    adapter = ConfigSnapshot(model_name=found.config.model_name, lora=found.config.lora)
-    sources = tuple(source for source in found.sources if source.role == "adapter")
-    return Layer(config=adapter, sources=sources, log=found.log)
+    adapter = ConfigSnapshot(model_name=run.config.model_name, lora=run.config.lora)
+    sources = tuple(source for source in run.sources if source.role == "adapter")
+    return Layer(config=adapter, sources=sources, log=run.log)
 
 
 def read_training_of(folder: Path) -> Layer:
     """Read the training arguments of a folder, else those that the log of its run shows."""
     if not folder.is_dir() or any((folder / name).is_file() for name in TRAINING_NAMES):
         return read_training_dir(folder)
-    found = _read_run(folder)
-    if not isinstance(found, Layer):
+    run = _read_run(folder)
+    if not isinstance(run, Layer):
         return read_training_dir(folder)
-    sources = tuple(source for source in found.sources if source.role != "adapter")
-    config = msgspec.structs.replace(found.config, model_name=None, lora=LoraSnapshot())
-    return msgspec.structs.replace(found, config=config, sources=sources)
+    sources = tuple(source for source in run.sources if source.role != "adapter")
+    config = msgspec.structs.replace(run.config, model_name=None, lora=LoraSnapshot())
+    return msgspec.structs.replace(run, config=config, sources=sources)
 
 
 def _read_run(place: Path) -> Layer | RecorderError:
@@ -129,10 +130,10 @@ def _read_run(place: Path) -> Layer | RecorderError:
     from gradience.reading.places import find_run  # the same
 
     try:
-        found = find_run(place).path
-        if is_log(found):
-            return read_document(found)
-        return msgspec.structs.replace(read_folder_config(found), log=f"the log in {place.name}")
+        path = find_run(place).path
+        if is_log(path):
+            return read_document(path)
+        return msgspec.structs.replace(read_folder_config(path), log=f"the log in {place.name}")
     except RecorderError as error:
         return error
 
@@ -355,10 +356,10 @@ def _engines(given: Iterable[str], settings: Place | None) -> tuple[str, ...]:
     Raises:
         ConfigError: an engine is not known.
     """
-    asked = list(given)
-    if not asked and settings is not None:
-        asked = list(read_preferences(Path(settings)).serve)
-    return known_engines(asked)
+    names = list(given)
+    if not names and settings is not None:
+        names = list(read_preferences(Path(settings)).serve)
+    return known_engines(names)
 
 
 def _complete(whole: Layer, task: str | None) -> ConfigSnapshot:
@@ -517,11 +518,12 @@ def _held(folder: Path) -> Iterator[str]:
     if not folder.is_dir():
         return
     with os.scandir(folder) as entries:
+        # An output folder may hold more files than are worth a look.
         names = [entry.name for entry, _ in zip(entries, range(_MOST_ENTRIES), strict=False)]
-    found = sorted(name for name in names if name in _OF_A_RUN or name.startswith(CHECKPOINT_PREFIX))
-    yield from found[:_MOST_NAMES]
-    if len(found) > _MOST_NAMES:
-        yield f"and {len(found) - _MOST_NAMES} more"
+    files = sorted(name for name in names if name in _OF_A_RUN or name.startswith(CHECKPOINT_PREFIX))
+    yield from files[:_MOST_NAMES]
+    if len(files) > _MOST_NAMES:
+        yield f"and {len(files) - _MOST_NAMES} more"
 
 
 def _with_base(
@@ -549,8 +551,8 @@ def _with_base(
 
 
 def _holds_config_alone(base: Path) -> bool:
-    held = {entry.name for entry in base.iterdir()} if base.is_dir() else set()
-    return "config.json" in held and not any(name.endswith(_OF_WEIGHTS) for name in held)
+    names = {entry.name for entry in base.iterdir()} if base.is_dir() else set()
+    return "config.json" in names and not any(name.endswith(_OF_WEIGHTS) for name in names)
 
 
 def _saved_names(folders: Iterable[Path]) -> set[str]:
@@ -558,9 +560,9 @@ def _saved_names(folders: Iterable[Path]) -> set[str]:
     from gradience.adapters.layout import module_path, parse_key  # as above
     from gradience.io.safetensors import SafetensorsFile  # as above
 
-    found = next((path for folder in folders if (path := folder / _WEIGHTS[0]).is_file()), None)
+    weights = next((path for folder in folders if (path := folder / _WEIGHTS[0]).is_file()), None)
     try:
-        names = [] if found is None else list(SafetensorsFile(found).tensors)
+        names = [] if weights is None else list(SafetensorsFile(weights).tensors)
     except AdapterError:
         return set()
     return {module_path(key.module) for name in names if (key := parse_key(name)) is not None}
@@ -574,7 +576,7 @@ def _with_tokens(around: CheckContext, coverage: Coverage, base: Path, folders: 
     if coverage.vocabulary is not None:
         listed = {token: row for folder in folders for token, row in read_added(folder).items()}
         around = around._replace(new_rows=tuple(token for token, row in listed.items() if row >= coverage.vocabulary))
-    run = next((found for folder in folders if (found := read_vocabulary(folder)) is not None), None)
+    run = next((vocabulary for folder in folders if (vocabulary := read_vocabulary(folder)) is not None), None)
     if run is None:
         return around._replace(coverage=coverage, no_tokenizers="no tokenizer lies beside the configuration")
     known = read_vocabulary(find_shards(base)[0].parent)

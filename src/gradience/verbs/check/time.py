@@ -67,6 +67,7 @@ def _apart(config: ConfigSnapshot, before: ConfigSnapshot) -> Iterator[str]:
         ("peft_type", config.lora.peft_type, before.lora.peft_type),
         ("use_dora", bool(config.lora.use_dora), bool(before.lora.use_dora)),
     ):
+        # A setting that is off and one that is not stated are the same: programs write their defaults, or do not.
         if (new or None) != (old or None):
             yield f"its {name} is {'not stated' if old is None else old}, and not {new}"
 

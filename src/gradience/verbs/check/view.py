@@ -113,11 +113,11 @@ def _tokens(data: DataReport) -> str:
 
 
 def _overlap(data: DataReport) -> str:
-    found = data.overlap
-    if found is None:
+    overlap = data.overlap
+    if overlap is None:
         return ""
-    near = f"{found.near.count:,} near" if found.near_judged else found.near_reason
-    return f"{found.exact.count:,} of {found.eval_rows:,} evaluation rows in the training set, {near}"
+    near = f"{overlap.near.count:,} near" if overlap.near_judged else overlap.near_reason
+    return f"{overlap.exact.count:,} of {overlap.eval_rows:,} evaluation rows in the training set, {near}"
 
 
 def _per_epoch(derived: Mapping[str, Real]) -> str:
@@ -181,13 +181,13 @@ def memory_blocks(memory: Memory | None, *, counted: bool) -> Iterator[Block]:
     if memory is None:
         return
     parts = msgspec.structs.asdict(memory.parts) if memory.parts is not None else {}
-    held = ", ".join(f"{name} {gib(size)}" for name, size in parts.items() if size >= _SHOWN)
+    sizes = ", ".join(f"{name} {gib(size)}" for name, size in parts.items() if size >= _SHOWN)
     if memory.peak_bytes is None or memory.reserved_bytes is None:
-        yield f"Memory: unknown: {memory.reason}{f' (of it, in GiB: {held})' if held else ''}"
+        yield f"Memory: unknown: {memory.reason}{f' (of it, in GiB: {sizes})' if sizes else ''}"
     else:
         least, most = map(gib, memory.reserved_bytes)
         peak = f"about {gib(memory.peak_bytes)} GiB allocated at the longest batch"
-        yield f"Memory: {peak}, {least} to {most} reserved{f' ({held})' if held else ''}"
+        yield f"Memory: {peak}, {least} to {most} reserved{f' ({sizes})' if sizes else ''}"
         yield f"  Assumed: {'; '.join(memory.assumes)}"
     if (reached := memory.reached) is not None and not counted:
         yield f"  Adapter: {reached.modules:,} modules, {reached.trainable_params:,} parameters that are trained"

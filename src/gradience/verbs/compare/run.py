@@ -91,6 +91,7 @@ def compare_adapters(*paths: PathLike, progress: Progress | None = None) -> Comp
             described(side, own.norm, step=step_of(side.path)) for side, own in zip(sides, whole.own, strict=True)
         ],
         differences=config_differences(sides),
+        # Of a longer series not every pair was compared.
         cosines=whole.cosines() if len(wanted) == math.comb(len(sides), 2) else [],
         pairs=[whole.pair(places, rows[places]) for places in shown],
         series=series_of(whole.points()) if is_series else None,
@@ -267,6 +268,7 @@ def cosine_of(geometries: Iterable[PairGeometry], first: float, second: float) -
     `first` and `second` are the squared norms of the adapters, including modules that the other lacks. None if one of
     them is zero or not finite.
     """
+    # Roots first: the product of two squared norms may overflow.
     size = math.sqrt(first) * math.sqrt(second)
     inner = _total(one.inner for one in geometries if one.finite)
     return max(-1.0, min(1.0, inner / size)) if 0.0 < size < math.inf else None

@@ -154,9 +154,9 @@ def differences(
 ) -> Table:
     """The fields in which configs differ, with at most so many characters of a value, each labelled on a terminal."""
     cells = [(item.key, *(_value(value, most) for value in item.values)) for item in items]
-    told = tuple(f"{label}{key}: {'  |  '.join(values)}" for key, *values in cells)
+    lines = tuple(f"{label}{key}: {'  |  '.join(values)}" for key, *values in cells)
     columns = tuple((name, "") for name in ("field", *names))
-    return Table(columns, tuple(cells), caption="Where their configurations differ", told=told)
+    return Table(columns, tuple(cells), caption="Where their configurations differ", told=lines)
 
 
 def _value(value: Json, most: int | None) -> str:

@@ -78,6 +78,7 @@ def convert_adapter(
     to, choice = options.to, RankChoice(options.rank, options.energy)
     source = open_source(path, adapter_config=adapter_config, weights=weights, base=options.base)
     replaced = parsed_renames(options.renames)
+    # Under new names, a copy in the same format is not in vain.
     if not replaced:
         _refuse_vain(source, to, choice)
     refuse_modules(source)
@@ -87,7 +88,7 @@ def convert_adapter(
     paths = paths_of(source, component=options.component, renames=replaced)
     elsewhere = {name for module in source.layers if module.name not in paths for name in module.keys.values()}
     rest = _rest(source, to, drop=options.drop, other_components=elsewhere).renamed(replaced)
-    given = {name: value for name in _RECORDED if (value := getattr(options, name))}
+    recorded = {name: value for name in _RECORDED if (value := getattr(options, name))}
     with scratch_folder() as folder:
         run = Conversion(source, choice, ArraySpool(folder), to)
         updates = [*layer_updates(run, paths, progress), *_experts(source, choice, to, replaced)]
@@ -98,7 +99,7 @@ def convert_adapter(
             source_format=source.adapter.format,
             source_type=source.label,
             target_format=to,
-            options=given,
+            options=recorded,
             modules=[_row(update) for update in updates],
             relative_error=_relative_error(updates),
             params_before=sum(info.size for info in source.adapter.tensors.values()),
@@ -109,7 +110,7 @@ def convert_adapter(
         )
         if place is None:
             return report
-        place.write(new, partial(provenance_of, "convert", place.sources, given, report))
+        place.write(new, partial(provenance_of, "convert", place.sources, recorded, report))
     return msgspec.structs.replace(report, out=str(out))
 
 

@@ -223,6 +223,7 @@ def _kohya_paths(modules: Sequence[Module], base: BaseWeights | None) -> dict[st
     for module in modules:
         stem = next((s for s in _KOHYA if module.name.startswith(s)), "")
         hits = known.get(module.name.removeprefix(stem), [])
+        # Several paths may be one name without their dots.
         if len(hits) == 1:
             paths[module.name] = hits[0]
         else:

@@ -169,6 +169,7 @@ def _layer(run: Conversion, module: Module, path: str) -> LayerUpdate:
         part = from_factors(module, run.choice, run.spool, scale=_scale(source, module), copy=_is_pair(source, module))
     else:
         part = _dense(run, module, stored)
+    # The setting is about linear layers; a convolution's weight is (out, in, ...) always.
     fan_in_fan_out = is_peft and source.adapter.config.fan_in_fan_out and not kernel
     swapped = stored is not None and not kernel and stored.info.shape != module.shape == stored.info.shape[::-1]
     return LayerUpdate(
@@ -252,10 +253,11 @@ def _kernel(source: SourceAdapter, module: Module, stored: BaseTensor | None) ->
     """
     if stored is not None and module.expert is None:
         return tuple(stored.info.shape[2:])
-    held = source.adapter.tensors
+    infos = source.adapter.tensors
+    # Factors that have the kernel as their last axes.
     for field in ("lora_mid", "lora_A", "hira_A", "hada_t1", "lokr_t2", "lokr_w2"):
         if field in module.keys:
-            return tuple(held[module.keys[field]].shape[2:])
+            return tuple(infos[module.keys[field]].shape[2:])
     leaf = module.name.rpartition(".")[2].lower()
     if module.kind in {"loha", "lokr"} and ("conv" in leaf or module_type(module.name) == "conv"):
         raise AdapterError(
@@ -302,6 +304,7 @@ def from_factors(module: Module, choice: RankChoice, spool: ArraySpool, *, scale
     norm, shape = abs(module.scale) * product_norm(b, a), (len(b), a.shape[1])
     if not copy:
         b, a = _without_zeros(b, a)
+    # A product such as LoHa's can have more terms than the matrix has rank: cut to that, it is still exact.
     if a.shape[0] > min(len(b), a.shape[1]) and not copy:
         return _truncated(decomposed(b, a, module.scale), RankChoice(min(len(b), a.shape[1])), choice, spool, scale)
     if not choice.everything:
@@ -322,6 +325,7 @@ def _kept(spool: ArraySpool, b: Array, a: Array) -> LoadFactors:
 
 
 def _truncated(low: LowRank, first: RankChoice, second: RankChoice, spool: ArraySpool, scale: float) -> UpdatePair:
+    # A zero update keeps one term, because a pair of rank 0 cannot be written.
     kept = max(1, min(first.of(low.sigma), second.of(low.sigma)))
     load = _kept(spool, *low.factors(kept, scale))
     norm = float(np.linalg.norm(low.sigma))
@@ -332,11 +336,11 @@ def _truncated(low: LowRank, first: RankChoice, second: RankChoice, spool: Array
 
 def _without_zeros(b: Array, a: Array) -> tuple[Array, Array]:
     """Return the pair without exactly zero rank-one terms, such as AdaLoRA prunes; at least one term is kept."""
-    held = np.flatnonzero(b.any(axis=0) & a.any(axis=1))
-    if len(held) == a.shape[0]:
+    terms = np.flatnonzero(b.any(axis=0) & a.any(axis=1))
+    if len(terms) == a.shape[0]:
         return b, a
-    held = held if len(held) else np.zeros(1, dtype=np.intp)
-    return b[:, held], a[held]
+    terms = terms if len(terms) else np.zeros(1, dtype=np.intp)
+    return b[:, terms], a[terms]
 
 
 def product_norm(b: Array, a: Array) -> float:

@@ -215,6 +215,7 @@ def peft_config(source: SourceAdapter, updates: Sequence[LayerUpdate], *, rename
         "peft_type": "LORA",
         "use_rslora": False,
         "use_dora": any(one.magnitude is not None for one in updates),
+        # Not the source's: on loading PEFT would repeat an initialisation that changes the base.
         "init_lora_weights": True,
     }
 
@@ -330,15 +331,15 @@ def _fused(stacks: Sequence[LayerUpdate]) -> Iterator[LayerUpdate]:
         if not stack.path.endswith(_SWITCH):
             raise AdapterError(f"{stack.names[0]}: only MLX-LM's switch_mlp has a known counterpart in transformers")
         by_path.setdefault(stack.path, {})[stack.parameter or ""] = stack
-    for path, held in by_path.items():
+    for path, projections in by_path.items():
         target = path.removesuffix(_SWITCH)
         for old, new in _OLD_NAMES.items():
             target = target.removesuffix(old) + new if target.endswith(old) else target
-        gate, up = held.get("gate_proj"), held.get("up_proj")
+        gate, up = projections.get("gate_proj"), projections.get("up_proj")
         if gate is not None or up is not None:
             yield _gate_up(gate, up)._replace(path=target + _EXPERTS)
-        if "down_proj" in held:
-            yield held["down_proj"]._replace(path=target + _EXPERTS)
+        if "down_proj" in projections:
+            yield projections["down_proj"]._replace(path=target + _EXPERTS)
 
 
 def _gate_up(gate: LayerUpdate | None, up: LayerUpdate | None) -> LayerUpdate:
@@ -359,6 +360,7 @@ def _gate_up(gate: LayerUpdate | None, up: LayerUpdate | None) -> LayerUpdate:
         b = np.zeros((one.experts, 2 * out, rank), one.part.dtypes[0])
         column = 0
         for half, (b_half, _) in zip(halves, pairs, strict=True):
+            # transformers halves what the fused weight gives: the gate comes first.
             top = 0 if half is gate else out
             b[:, top : top + out, column : column + half.part.rank] = b_half
             column += 0 if shared else half.part.rank

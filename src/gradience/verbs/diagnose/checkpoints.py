@@ -196,6 +196,7 @@ def standard_error(loss: float, n: int | None, accuracy: float | None) -> float 
     """
     if not n or not loss > 0.0:
         return None
+    # With no wrong example among n, as if one were: the share cannot be shown to be smaller.
     wrong = 1.0 if accuracy is None else max(1.0 - accuracy, 1.0 / n)
     return loss * max(1.0, math.sqrt((1.0 - wrong) / wrong)) / math.sqrt(n)
 
@@ -232,11 +233,11 @@ def disk_symptoms(
     if sources.folder is None:
         return
     of_log = symptoms_of("log", report.findings)
-    told = [(sign.name, symptom) for symptom in of_log for sign in shown("log", symptom.id, symptom.tags)]
-    values = {name: symptom.seen.values for name, symptom in told}
+    signs = [(sign.name, symptom) for symptom in of_log for sign in shown("log", symptom.id, symptom.tags)]
+    values = {name: symptom.seen.values for name, symptom in signs}
     if "overfits" in values:
         yield _to_keep(choice, report)
-    bad = [symptom.seen.values for name, symptom in told if name == "not_finite" and _dates_an_error(symptom)]
+    bad = [symptom.seen.values for name, symptom in signs if name == "not_finite" and _dates_an_error(symptom)]
     if bad and (step := _lasting(run, bad)) is not None:
         yield _before_nan(choice, step)
     if "diverged" in values:
@@ -268,12 +269,12 @@ def _to_keep(choice: CheckpointChoice, report: MonitorReport) -> Symptom:
         ties = [item.name for item in choice.checkpoints if item.tied]
         also = f"; {', '.join(ties)} within its noise" if ties else ""
         name = f"{best.name} ({_standing(best)})"
-        seen = Observation(
+        observation = Observation(
             f"{name}{also}; noise {_noise(best)}",
             {"checkpoint": name, **saved},
             action=None if saved else f"Keep {best.name}.",
         )
-        return Symptom("disk", "best_checkpoint", seen)
+        return Symptom("disk", "best_checkpoint", observation)
     return Symptom("disk", "no_checkpoint", Observation(_why_none(choice), action=_next_time(account)))
 
 

@@ -103,6 +103,7 @@ def unreadable(folder: Path) -> str:
             health = audit_adapter(folder).health
             return health.reason if health.verdict in {"broken", "not_analysed"} else ""
         for path in sorted(folder.glob("*.safetensors")):
+            # The header tells where the file must end; to read the numbers of a whole model would take minutes.
             read_header(path)
         broken = [path.name for path in sorted(folder.glob("pytorch_model*.bin")) if not is_zip(path)]
     except GradienceError as fault:

@@ -316,9 +316,8 @@ def _causes(joins: Iterable[Correlation], symptoms: list[Symptom], not_run: list
     joined = correlate(joins, symptoms, silent)
     single = (_alone(symptom.source, symptom.finding) for symptom in joined.left if symptom.finding)
     causes = sorted([*joined.causes, *single], key=_place)
-    return list({(cause.id, cause.message): cause for cause in reversed(causes)}.values())[
-        ::-1
-    ]  # the log repeats weights
+    # The log repeats what the weights show.
+    return list({(cause.id, cause.message): cause for cause in reversed(causes)}.values())[::-1]
 
 
 def _place(cause: Cause) -> tuple[int, bool, bool, int]:

@@ -66,15 +66,16 @@ def list_folder(folder: Path) -> Listing:
     """
     try:
         with os.scandir(folder) as entries:
-            seen = sorted(islice(entries, MAX_ENTRIES + 1), key=lambda entry: entry.name)
+            # Sorted, because the order of scandir is the file system's. One entry more shows that there are too many.
+            listed = sorted(islice(entries, MAX_ENTRIES + 1), key=lambda entry: entry.name)
     except OSError as error:
         raise GradienceError(f"cannot read {folder}: {error.strerror}", advice="check the path") from error
     kinds: dict[str, list[str]] = {}
-    for entry in seen:
+    for entry in listed:
         kinds.setdefault(_kind(entry), []).append(entry.name)
     links, strange = kinds.get("link", []), kinds.get("other", [])
     notes = {
-        f"more than {MAX_ENTRIES} entries in {folder.name}: the rest was not looked at": len(seen) > MAX_ENTRIES,
+        f"more than {MAX_ENTRIES} entries in {folder.name}: the rest was not looked at": len(listed) > MAX_ENTRIES,
         f"links to folders, not followed: {', '.join(links[:SHOWN])}": bool(links),
         f"neither files nor folders, not read: {', '.join(strange[:SHOWN])}": bool(strange),
     }
@@ -95,8 +96,8 @@ def _kind(entry: os.DirEntry[str]) -> Literal["folder", "link", "file", "other"]
 def checkpoints_in(folders: Iterable[Path]) -> list[CheckpointFolder]:
     """The checkpoints among the folders, sorted by step."""
     numbered = sorted((int(hit[1]), child) for child in folders if (hit := CHECKPOINT.fullmatch(child.name)))
-    found = [CheckpointFolder(step, child) for step, child in numbered]
-    return [item for item in found if item.has_weights or (item.path / _STATE).is_file()]
+    checkpoints = [CheckpointFolder(step, child) for step, child in numbered]
+    return [item for item in checkpoints if item.has_weights or (item.path / _STATE).is_file()]
 
 
 class RunSource(NamedTuple):
@@ -143,11 +144,11 @@ def find_sources(
     Raises:
         GradienceError: nothing was given, a path does not exist, or the folder cannot be read.
     """
-    given: dict[SourceKind, PathLike | None] = {"log": run, "weights": adapter, "config": config}
+    places: dict[SourceKind, PathLike | None] = {"log": run, "weights": adapter, "config": config}
     given_place = None if path is None else RunPlace(_existing(Path(path)))
     if given_place is not None and run is not None and not os.path.lexists(run):
-        given_place, given["log"] = find_run(given_place.path, str(run)), None
-    named = {source: RunSource(_existing(Path(at)), chosen=_NAMED) for source, at in given.items() if at is not None}
+        given_place, places["log"] = find_run(given_place.path, str(run)), None
+    named = {source: RunSource(_existing(Path(at)), chosen=_NAMED) for source, at in places.items() if at is not None}
     if given_place is None:
         if not named:
             raise GradienceError("nothing to diagnose", advice="give a run's folder, or --run, --adapter, --config")
@@ -166,8 +167,8 @@ def _of_log(log: Path, named: dict[SourceKind, RunSource]) -> RunSources:
     if log.name in {_LOG, _STATE}:
         return replace(_of_folder(folder, named), path=log)
     weights = RunSource(folder, chosen="beside the log") if holds_adapter(folder) else None
-    found = _of_names(log, {**({"weights": weights} if weights else {}), **named})
-    return replace(found, training=_training(folder), folder=folder if weights else None)
+    sources = _of_names(log, {**({"weights": weights} if weights else {}), **named})
+    return replace(sources, training=_training(folder), folder=folder if weights else None)
 
 
 def _training(*folders: Path) -> Path | None:

@@ -74,8 +74,8 @@ def _used(report: DiagnoseReport) -> Iterator[Block]:
     """The memory foretold beside what the run took; nothing where one of them is not known."""
     foretold = None if report.check is None or report.check.memory is None else report.check.memory.peak_bytes
     used = None if report.monitor is None else report.monitor.pace
-    if foretold is not None and used is not None and (said := memory_words(foretold, used)):
-        yield f"  Memory: {said}"
+    if foretold is not None and used is not None and (words := memory_words(foretold, used)):
+        yield f"  Memory: {words}"
 
 
 def causes(report: DiagnoseReport, where: Callable[[Cause], str] | None = None) -> tuple[ShownFinding, ...]:

@@ -65,23 +65,24 @@ def measure_drift(
     loaded = load_model(base, adapter)
     states = _states(loaded)
     own, other = (_Texts(loaded, place, options) for place in (texts, elsewhere or GENERAL))
-    seen: list[_StateReading] = []
+    readings: list[_StateReading] = []
     for number, (one, state) in enumerate(states):
         if progress is not None:
             progress(number, len(states), one.name)
-        seen.append(_StateReading(own.read(state), other.read(state)))
+        readings.append(_StateReading(own.read(state), other.read(state)))
     if progress is not None:
         progress(len(states), len(states), "")
-    whole = seen[0]
+    whole = readings[0]
     gain = own.base.loss - whole.own.loss
+    # A share of a gain that may be none has no meaning.
     has_gain = bool(gain.any()) and estimate(gain, own.base.known).low > 0.0
     lowered = [
         msgspec.structs.replace(
             one,
-            gain_kept=estimate(own.base.loss - found.own.loss, gain) if has_gain else None,
-            drift_left=estimate(found.other.kl, whole.other.kl) if whole.other.kl.any() else None,
+            gain_kept=estimate(own.base.loss - reading.own.loss, gain) if has_gain else None,
+            drift_left=estimate(reading.other.kl, whole.other.kl) if whole.other.kl.any() else None,
         )
-        for (one, _), found in zip(states[1:], seen[1:], strict=True)
+        for (one, _), reading in zip(states[1:], readings[1:], strict=True)
     ]
     return DriftReport(
         adapter=str(adapter),
@@ -141,8 +142,9 @@ class _Texts:
         from gradience.models.outputs import HeldOut  # torch, late
         from gradience.models.reading import as_base, window  # the same
 
-        found = read_inputs(place, loaded, most=options.rows, seed=options.seed)
-        self.examples = list(dict.fromkeys(window(example) for example in found.examples))
+        inputs = read_inputs(place, loaded, most=options.rows, seed=options.seed)
+        # Texts that differ later may be the same in the part that is read.
+        self.examples = list(dict.fromkeys(window(example) for example in inputs.examples))
         if len(self.examples) < LEAST:
             raise ConfigError(
                 f"{place} has {len(self.examples)} different texts that can be used, expected at least {LEAST}",

@@ -54,10 +54,10 @@ def drift_text(report: DriftReport, *, verbose: bool = False) -> Iterator[Block]
 
 def _halved(scales: list[Lowered]) -> Iterator[Block]:
     """The largest scale at which at most half of the drift is left, and what of the gain."""
-    found = next((one for one in scales if one.drift_left and one.drift_left.value <= _HALF), None)
-    if found is not None and found.factor is not None:
-        gain = f", with {_share(found.gain_kept)} of the gain" if found.gain_kept else ""
-        yield f"  lora_alpha x {found.factor:g} leaves {_share(found.drift_left)} of the drift{gain}"
+    halved = next((one for one in scales if one.drift_left and one.drift_left.value <= _HALF), None)
+    if halved is not None and halved.factor is not None:
+        gain = f", with {_share(halved.gain_kept)} of the gain" if halved.gain_kept else ""
+        yield f"  lora_alpha x {halved.factor:g} leaves {_share(halved.drift_left)} of the drift{gain}"
 
 
 def _group(row: Lowered) -> str:

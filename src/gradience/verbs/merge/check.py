@@ -158,10 +158,10 @@ def trials_of(weights: Sequence[float], pairs: Sequence[CheckedPair]) -> list[li
 
     Signs stay, and a weight of 0 too. Of nearly identical updates, which would add up, only those given.
     """
-    given, whole = list(weights), [math.copysign(1.0, w) if w else 0.0 for w in weights]
+    own, whole = list(weights), [math.copysign(1.0, w) if w else 0.0 for w in weights]
     if any(pair.cosine is not None and pair.cosine >= TWINS.value for pair in pairs):
-        return [given]
-    return [given, whole if whole != given else [w / len(given) for w in whole]]
+        return [own]
+    return [own, whole if whole != own else [w / len(own) for w in whole]]
 
 
 def _expected(modules: Sequence[CheckedModule]) -> float | None:
@@ -186,8 +186,9 @@ def _signs(
     names = _shared(matching)
     for done, name in enumerate(names, 1):
         if is_finite(products.by_module[name]):
-            held = [(m, w) for m, w in zip(matching.rows[name], weights, strict=True) if m is not None]
-            parts = [(*m.load(), w * m.scale) for m, w in held]
+            modules = [(m, w) for m, w in zip(matching.rows[name], weights, strict=True) if m is not None]
+            parts = [(*m.load(), w * m.scale) for m, w in modules]
+            # Each module draws rows of its own, whichever others there are. Python's `hash` differs between processes.
             yield name, signs_of(parts, most=most, seed=zlib.crc32(f"{seed} {name}".encode()))
         if progress is not None:
             progress(done, len(names), name)
@@ -294,6 +295,7 @@ def kept_of(table: Floats, weights: Sequence[float], place: int) -> Kept:
     along, own, whole = float(w @ table[:, place]), float(table[place, place]), float(w @ table @ w)
     if own <= 0.0:
         return Kept(coefficient=None, other=1.0 if whole > 0.0 else None)
+    # A product of two ratios: that of the inner products may overflow.
     other = max(0.0, 1.0 - (along / own) * (along / whole)) if whole > 0.0 else None
     return Kept(coefficient=along / own, other=other)
 
@@ -302,4 +304,5 @@ def cosine_of(table: Floats, weights: Sequence[float], places: Places) -> float 
     """Return the cosine between two weighted updates; None if one of them is zero."""
     i, j = places
     size = abs(weights[i] * weights[j]) * math.sqrt(table[i, i]) * math.sqrt(table[j, j])
+    # Rounding lifts the cosine of equal updates above 1, of which the arc cosine is not known.
     return max(-1.0, min(1.0, weights[i] * weights[j] * float(table[i, j]) / size)) if size > 0.0 else None

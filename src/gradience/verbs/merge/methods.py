@@ -167,6 +167,7 @@ def merged_module(row: Row, recipe: Recipe, dtype: np.dtype[Any]) -> tuple[NewFa
         rounded = _rounded(*low.factors(len(low.sigma)), dtype, name)
         lost = Losses(float(np.sum(target * target)), difference(target, rounded), energy, 0.0)
         return rounded, lost._replace(from_plain=squared_distance(plain, rounded))
+    # `cat` promises the factors side by side, of a zero sum too.
     factors = _factors(plain, grams, recipe, most) if energy > 0.0 or recipe.method == "cat" else _zero_update(*plain)
     rounded = _rounded(*factors, dtype, name)
     away = squared_distance(plain, rounded, grams=grams) if energy > 0.0 else 0.0
@@ -217,11 +218,11 @@ def _parts(row: Row, weights: Sequence[float]) -> Iterator[Part]:
 
 def _factors(plain: tuple[Array, Array], grams: Pair, recipe: Recipe, most: int) -> tuple[Array, Array]:
     """Return the factors of the weighted sum: stacked (`cat`), at its numerical rank (`linear`), or cut (`svd`)."""
-    held = len(plain[1])
+    width = len(plain[1])
     if recipe.method == "cat":
         return _balanced(*plain)
     rank = numerical_rank(*plain, grams=grams) if recipe.method == "linear" else recipe.rank or most
-    return _balanced(*plain) if rank >= held else reduced(*plain, 1.0, rank, grams=grams[::-1])
+    return _balanced(*plain) if rank >= width else reduced(*plain, 1.0, rank, grams=grams[::-1])
 
 
 def _zero_update(b: Array, a: Array) -> tuple[Array, Array]:

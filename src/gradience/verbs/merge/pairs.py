@@ -48,6 +48,7 @@ def obstacles_of(side: StoredAdapter) -> Iterator[str]:
 def obstacles_between(sides: Sequence[StoredAdapter]) -> Iterator[str]:
     """Yield the reasons for which plain LoRA adapters cannot be merged with each other."""
     for field in _SAME:
+        # What is empty, false or not there is PEFT's default alike.
         values = [side.raw.get(field) or None for side in sides]
         if any(value != values[0] for value in values):
             listed = " and ".join(f"{side.name} has {value!r}" for side, value in zip(sides, values, strict=True))
@@ -82,11 +83,11 @@ def merged_pairs(sides: Sequence[StoredAdapter], rows: Mapping[str, Row]) -> lis
     Raises:
         AdapterError: the adapters hold a module in different layouts, or with different numbers of experts.
     """
-    held = [{module.name: pair for pair in stored_pairs(side.adapter) for module in pair.modules} for side in sides]
+    by_name = [{module.name: pair for pair in stored_pairs(side.adapter) for module in pair.modules} for side in sides]
     grouped: dict[LoraPair, list[Row]] = {}
     paths: dict[LoraPair, str] = {}
     for name, row in rows.items():
-        stored = [pairs[name] for pairs, module in zip(held, row, strict=True) if module is not None]
+        stored = [pairs[name] for pairs, module in zip(by_name, row, strict=True) if module is not None]
         layouts = [_written_layout(pair) for pair in stored]
         if other := next((layout for layout in layouts if layout != layouts[0]), None):
             raise AdapterError(
@@ -118,7 +119,7 @@ def _described(layout: LoraPair) -> str:
 
 def _merged_pair(path: str, layout: LoraPair, rows: list[Row]) -> MergedPair:
     holders = [tuple(module is not None for module in row) for row in rows]
-    if any(held != holders[0] for held in holders):
+    if any(one != holders[0] for one in holders):
         raise AdapterError(
             f"the adapters have different numbers of experts in {path}", advice="are they of one base model?"
         )

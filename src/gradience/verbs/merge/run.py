@@ -223,11 +223,11 @@ def heads_of(sides: Sequence[StoredAdapter], chosen: StoredAdapter | None) -> He
         source = chosen.tensors
         fields = {field: chosen.raw.get(field) or _NONE.get(field) for field in _FIELDS}
         return Heads([copied(source, name) for name in names], fields, left, chosen.name)
-    held: dict[str, StoredAdapter] = {}
+    holders: dict[str, StoredAdapter] = {}
     differing = []
     for side in sides:
         for name in _whole(side):
-            first = held.setdefault(name, side)
+            first = holders.setdefault(name, side)
             if first is not side and not _equal(first.tensors, side.tensors, name):
                 differing.append(name)
     if differing:
@@ -236,7 +236,7 @@ def heads_of(sides: Sequence[StoredAdapter], chosen: StoredAdapter | None) -> He
             "rows) have no sum",
             advice="take one adapter's with --heads-from A (or B, ...)",
         )
-    return Heads([copied(side.tensors, name) for name, side in held.items()], _agreed(sides), [])
+    return Heads([copied(side.tensors, name) for name, side in holders.items()], _agreed(sides), [])
 
 
 def _whole(side: StoredAdapter) -> list[str]:
@@ -245,6 +245,7 @@ def _whole(side: StoredAdapter) -> list[str]:
 
 def _equal(one: TensorSource, two: TensorSource, name: str) -> bool:
     first, second = one.tensors[name], two.tensors[name]
+    # By their bytes: as numbers, NaN would not equal itself.
     return (first.dtype, first.shape) == (second.dtype, second.shape) and np.array_equal(one.raw(name), two.raw(name))
 
 
@@ -256,16 +257,16 @@ def _agreed(sides: Sequence[StoredAdapter]) -> dict[str, Any]:
     """
     fields: dict[str, Any] = {}
     for field in _FIELDS:
-        given = [value for side in sides if (value := side.raw.get(field)) not in (None, [], _NONE.get(field))]
-        if field == "modules_to_save" and given:
-            fields[field] = sorted({name for value in given for name in value})
-        elif any(value != given[0] for value in given):
+        values = [value for side in sides if (value := side.raw.get(field)) not in (None, [], _NONE.get(field))]
+        if field == "modules_to_save" and values:
+            fields[field] = sorted({name for value in values for name in value})
+        elif any(value != values[0] for value in values):
             raise AdapterError(
-                f"the adapters disagree on {field}: {given[0]!r} and another",
+                f"the adapters disagree on {field}: {values[0]!r} and another",
                 advice="take one adapter's with --heads-from A (or B, ...)",
             )
         else:
-            fields[field] = given[0] if given else _NONE.get(field)
+            fields[field] = values[0] if values else _NONE.get(field)
     return fields
 
 
@@ -283,6 +284,7 @@ def merged_config(
         **{field: value for field, value in _INITIAL.items() if first.get(field)},
         **heads.fields,
         **_targets(sides, modules),
+        # All that have some have the same, or `obstacles_between` would have refused them.
         "target_parameters": next((one for side in sides if (one := side.raw.get("target_parameters"))), None),
         "peft_type": "LORA",
         "use_rslora": False,

@@ -134,6 +134,7 @@ def log_to_follow(path: Path) -> Path:
     log = path / "run.jsonl" if path.is_dir() or not path.suffix else path
     try:
         with open_regular(log) as file:
+            # Before its first line is whole, nothing tells whose log it will be.
             begun = b"\n" in file.read(_LOOK)
     except OSError:
         return log
@@ -174,6 +175,7 @@ def _watch(tail: Tail, screen: _Screen, sleep: Callable[[float], None]) -> None:
     while True:
         new = False
         for line in tail.poll():
+            # The file was written anew, and what was shown is of a run that it no longer holds.
             if tail.restarts != restarts:
                 watch, restarts = LiveRun(), tail.restarts
             event = watch.add(line)
@@ -258,9 +260,12 @@ class _Terminal(_Screen):
         columns, rows = shutil.get_terminal_size()
         dots = "utf" in (getattr(sys.stdout, "encoding", None) or "").lower()
         height = max(3, min(12, rows - 10))
+        # A full last column starts a new line on some terminals, and the frame would be one line longer than was
+        # counted.
         self._draw(frame_lines(live, width=min(columns - 1, 100), height=height, dots=dots))
 
     def _draw(self, lines: list[str]) -> None:
+        # Back to the frame's first line, and clear all below: the new frame may have fewer lines.
         _write(lines, back=f"\x1b[{self._drawn}F\x1b[J" if self._drawn else "")
         self._drawn = len(lines)
 

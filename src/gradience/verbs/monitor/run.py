@@ -75,8 +75,8 @@ def report_of(
     run, log = reading.run, reading.log
     facts = RunFacts(run, log.issues, log.issues_total, gap_threshold)
     train = _train(run, facts)
-    found, not_run = without(*detect(facts), left_out)
-    findings = with_commands(found, lambda: _words(reading, facts))
+    observed, not_run = without(*detect(facts), left_out)
+    findings = with_commands(observed, lambda: _words(reading, facts))
     parts = story_parts(facts, findings, train)
     of = msgspec.structs.replace(
         account(facts),
@@ -166,8 +166,8 @@ def _real(values: Sequence[float], index: int) -> float | NonFinite | None:
 
 def _learns(facts: RunFacts, findings: Iterable[Finding]) -> bool | None:
     """Whether the run learns; False if a finding denies it, None if nothing shows it."""
-    told = ((RULE_OF[found.id], found) for found in findings)
-    if any("learning" in rule.covered_by(found) for rule, found in told if found.severity != "info" or rule.as_info):
+    pairs = ((RULE_OF[each.id], each) for each in findings)
+    if any("learning" in rule.covered_by(each) for rule, each in pairs if each.severity != "info" or rule.as_info):
         return False
     return True if learning(facts).shown else None
 

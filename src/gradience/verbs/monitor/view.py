@@ -128,14 +128,14 @@ def _peak(schedule: Schedule) -> str:
     if not schedule.peak:
         return ""
     rate = rate_of_run(schedule)
-    said = ""
+    remark = ""
     if schedule.peak_from == "logged":
-        said = "  (largest logged)"
+        remark = "  (largest logged)"
     elif schedule.in_warmup:
-        said = f"  ({_rate(schedule.logged_peak)} reached)"
+        remark = f"  ({_rate(schedule.logged_peak)} reached)"
     elif rate is not None and rate != schedule.peak:
-        said = f"  (largest logged; {_rate(schedule.peak)} is configured)"
-    return f"{_rate(rate)}{said}"
+        remark = f"  (largest logged; {_rate(schedule.peak)} is configured)"
+    return f"{_rate(rate)}{remark}"
 
 
 def _rate(rate: Real | None) -> str:
@@ -267,17 +267,17 @@ def fed_rows(data: Mapping[str, Any]) -> list[tuple[str, str]]:
     if not {"batches", "watched", "rows", "tokens"} <= counts.keys():
         return []
     total, padding = counts["tokens"], counts.get("padding", 0)
-    found = [
+    rows = [
         ("Watched", f"{counts['watched']:,} of {counts['batches']:,} micro-batches, {counts['rows']:,} rows"),
         ("Tokens", f"{count(total)}, and {percent(padding / max(total + padding, 1))} of the batches is padding"),
     ]
     if "supervised" in counts:
         none = counts.get("rows_unsupervised", 0)
         share = percent(counts["supervised"] / max(total, 1))
-        found.append(("Supervised", f"{share} of the tokens; {none:,} rows without a supervised token"))
+        rows.append(("Supervised", f"{share} of the tokens; {none:,} rows without a supervised token"))
     if "label_min" in counts and "label_max" in counts:
-        found.append(("Labels", f"{counts['label_min']} to {counts['label_max']}"))
-    return found
+        rows.append(("Labels", f"{counts['label_min']} to {counts['label_max']}"))
+    return rows
 
 
 def _recorded_audit(report: MonitorReport, *, verbose: bool) -> Iterator[Block]:

@@ -138,6 +138,7 @@ def planned_file(subject: Subject, cuts: Sequence[Cut]) -> list[PlannedTensor]:
                 del tensors[name]
         elif cut.rank < cut.pair.layout.rank:
             tensors |= _tensors_of(subject, cut)
+            # Both factors come from one computation: a thread that loaded the later one ahead would only wait for it.
             later = max(cut.names, key=places.__getitem__)
             tensors[later] = tensors[later]._replace(with_another=True)
     return list(tensors.values())
@@ -163,7 +164,7 @@ def _uncut(subject: Subject) -> dict[str, PlannedTensor]:
 
 def _tensors_of(subject: Subject, cut: Cut) -> Mapping[str, PlannedTensor]:
     """The tensors of a pair that is cut: both factors, and alpha in kohya's files, or DoRA's magnitudes."""
-    first, held = cut.pair.first, subject.tensors.tensors
+    first, infos = cut.pair.first, subject.tensors.tensors
     kinds = [subject.dtype_of(name) for name in cut.names]
     if (eighth := next((kind for kind in kinds if kind.startswith("F8")), None)) is not None:
         raise AdapterError(
@@ -176,10 +177,11 @@ def _tensors_of(subject: Subject, cut: Cut) -> Mapping[str, PlannedTensor]:
         for name, kind, shape in zip(cut.names, kinds, shapes, strict=True)
     }
     if (name := first.keys.get("alpha")) is not None:
+        # In float32, because 16 bits may round alpha, and with it the scale.
         alpha = np.asarray(first.scale * cut.rank)
-        new[name] = _cast(name, "F32", held[name].shape, lambda: alpha)
+        new[name] = _cast(name, "F32", infos[name].shape, lambda: alpha)
     if (name := first.keys.get("lora_magnitude_vector")) is not None:
-        new[name] = _cast(name, held[name].dtype, held[name].shape, together.taking(name))
+        new[name] = _cast(name, infos[name].dtype, infos[name].shape, together.taking(name))
     return new
 
 

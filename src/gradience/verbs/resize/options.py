@@ -109,37 +109,37 @@ class ResizeOptions(VerbOptions):
         """
         values = {name: getattr(self, name) for name in get_args(Criterion)}
         # `is`, because a given 0.0 equals False
-        given = [name for name, value in values.items() if value is not None and value is not False]
-        if len(given) != 1:
-            got = " and ".join(map(option_name, given)) or "none"
+        names = [name for name, value in values.items() if value is not None and value is not False]
+        if len(names) != 1:
+            got = " and ".join(map(option_name, names)) or "none"
             raise OptionError(
                 f"expected exactly one criterion, got {got}",
                 advice="give --kl, --rank, --energy, --max-mb or --like-suggested",
             )
-        [criterion] = given
+        [criterion] = names
         self.refuse_bad()
         self._refuse_inputs(criterion)
         return Target(criterion, float(values[criterion]), MOST_FLIPS if self.flips is None else self.flips)
 
     def _refuse_inputs(self, criterion: Criterion) -> None:
         self._refuse_data(criterion)
-        given = [name for name in ("calibrate", "calibrate_tokens") if getattr(self, name)]
-        if len(given) > 1:
+        names = [name for name in ("calibrate", "calibrate_tokens") if getattr(self, name)]
+        if len(names) > 1:
             raise OptionError("got --calibrate and --calibrate-tokens, expected one of them", advice="give one")
         if self.flips is not None and criterion != "kl":
             raise OptionError("--flips is a bound beside a KL, and none is given", advice="give --kl, or leave it out")
         if self.inputs is None and criterion == "kl":
             raise OptionError("--kl is measured on inputs, and none are given", advice="give --data FILE")
-        given = given or ["data"] * (self.inputs is not None)
-        if given and criterion not in BY_OUTPUTS:
+        names = names or ["data"] * (self.inputs is not None)
+        if names and criterion not in BY_OUTPUTS:
             raise OptionError(
                 f"{option_name(criterion)} is a rule on singular values, which --calibrate does without",
                 advice="with --calibrate give --kl, --rank or --max-mb",
             )
-        given += ["recover"] * bool(self.recover)
-        if given and self.base is None:
+        names += ["recover"] * bool(self.recover)
+        if names and self.base is None:
             raise OptionError(
-                f"{option_name(given[0])} runs the model, and no base is given", advice="give --base MODEL"
+                f"{option_name(names[0])} runs the model, and no base is given", advice="give --base MODEL"
             )
 
     def _refuse_data(self, criterion: Criterion) -> None:

@@ -101,6 +101,7 @@ def measure(
     effects = effects_of(
         subject, running, split.chosen_by, options.seed, lambda n, _, name: progress(_BACKWARD * n, units, name)
     )
+    # The bar never fills here: a search may take more rounds than were counted.
     trials = Trials(
         running, effects.pieces, split.measured_on, lambda n: progress(min(done + n, units - 1), units, "measuring")
     )

@@ -111,6 +111,7 @@ def ordered(candidates: Mapping[str, RankCandidate]) -> Order:
         scores = np.mean(one.gates**2, axis=0)
         for place, index in enumerate(np.argsort(-scores, kind="stable").tolist()):
             scored.append((place >= one.least, -float(scores[index]) / max(one.cost, 1), (name, index)))
+    # Not by name: at equal scores the modules stay in their order.
     scored.sort(key=lambda entry: entry[:2])
     least = sum(not entry[0] for entry in scored)
     return Order([entry[2] for entry in scored], max(1, least))  # an adapter needs at least one piece

@@ -125,6 +125,7 @@ class Student:
             own, names = factors_of(self._layers[path]), factor_names(pair)
             is_kept = names[0] in self._tensors
             some = (
+                # By way of float32, because torch takes no bfloat16 from NumPy.
                 [torch.from_numpy(_loaded(self._tensors[name]).astype(np.float32)) for name in names]
                 if is_kept
                 else [torch.zeros_like(x) for x in own]
@@ -146,6 +147,7 @@ class Student:
         for name, factor in self._named.items():
             with np.errstate(over="ignore"):
                 arrays[name] = factor.detach().float().cpu().numpy().astype(DTYPES[self._tensors[name].dtype])
+            # What is measured from here on is then what will be written.
             factor.data.copy_(torch.from_numpy(arrays[name].astype(np.float32)))
         return arrays
 
@@ -159,6 +161,7 @@ def _loaded(tensor: PlannedTensor) -> Array:
 def _with_factors(plan: ResizePlan, subject: Subject, trained: Mapping[str, Array]) -> ResizePlan:
     """The plan with other factors of its own ranks, and the errors that they have."""
     tensors = [
+        # The trained factors are in memory, so nothing is left to be computed with another.
         tensor._replace(load=partial(trained.__getitem__, tensor.name), with_another=False)
         if tensor.name in trained
         else tensor

@@ -98,6 +98,7 @@ def resize_adapter(
             _write_kohya(place, tensors, subject.metadata, result.plan.patterns, record())
         else:
             place.write(NewAdapter(tensors, config.fields, subject.metadata), record)
+    # How long the record in a file of kohya's is, only the file tells.
     nbytes = place.out.stat().st_size if config is None else report.bytes_after
     return msgspec.structs.replace(report, out=str(out), bytes_after=nbytes)
 

@@ -178,6 +178,7 @@ def split_inputs(place: PathLike, loaded: LoadedModel, *, most: int, seed: int, 
     """
     measured = MEASURED_ROWS if loaded.task == "sequence-classification" else MEASURED_ON
     inputs = read_inputs(place, loaded, most=most + measured, seed=seed, token_ids=token_ids)
+    # Rows that differ may be equal once they are cut; of these the first is taken.
     different = list({example.ids: example for example in reversed(inputs.examples)}.values())[::-1]
     if len(different) < LEAST:
         raise ConfigError(

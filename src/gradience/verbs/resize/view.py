@@ -91,8 +91,8 @@ def _calibration(found: Calibration) -> Iterator[Block]:
 def _recovery(recovery: Recovery) -> Iterator[Block]:
     """The lines on what the training changed on held-out texts."""
     yield f"Recovery:   {counted(recovery.steps, 'step')} on {counted(recovery.inputs, 'text')}; seed {recovery.seed}"
-    held = _inputs(recovery.held_inputs, recovery.held_predictions)
-    yield f"  From the whole adapter on {held} held out, with 95 % intervals over texts:"
+    texts = _inputs(recovery.held_inputs, recovery.held_predictions)
+    yield f"  From the whole adapter on {texts} held out, with 95 % intervals over texts:"
     rows = [_apart(recovery, name) for name in _UNITS]
     yield table(_APART, [row for row in rows if row[1] is not None])
     cut = f"the factors as cut, because {recovery.reason}"

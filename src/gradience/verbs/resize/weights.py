@@ -183,6 +183,7 @@ def _cut(subject: Subject, one: PairSpectra, rank: int, base: BaseWeights | None
     """The pair at its new rank; for DoRA the loss is that of the refitted magnitudes."""
     pair, module = one.pair, one.pair.first
     if "lora_magnitude_vector" in module.keys and rank < pair.layout.rank:
+        # Fitted for its errors now and again when it is written: the factors of all modules may not fit in memory.
         fit = refit_of(subject.tensors, pair, rank, base)
         return Cut(pair, rank, [Loss(fit.lost, fit.energy)], partial(_refitted, subject, pair, rank, base))
     energies = [s.frobenius_norm * s.frobenius_norm for s in one.spectra]

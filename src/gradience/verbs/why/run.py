@@ -41,8 +41,8 @@ def explain_difference(
         SchemaError: a log is of another major version.
     """
     a, b = traces_of(Path(first), Path(second), runs)
-    asked = (*(f" ({run})" for run in runs), "", "")
-    return _TracePair(a, b, [f"{path}{run}" for path, run in zip((first, second), asked, strict=False)]).report()
+    names = (*(f" ({run})" for run in runs), "", "")
+    return _TracePair(a, b, [f"{path}{run}" for path, run in zip((first, second), names, strict=False)]).report()
 
 
 class _TracePair:
@@ -59,7 +59,7 @@ class _TracePair:
         acting = _acting([each for each in causes if not self._came_too_late(each, partings)], partings)
         several: Verdict = "several" if acting else "unknown"
         verdict: Verdict = "same" if not partings else "one_cause" if len(acting) == 1 else several
-        told = self._not_told(partings, acting)
+        lacking = self._not_told(partings, acting)
         rest = [each for each in causes if each not in acting]
         paces = [pace_of(trace.paces) for trace in (self._a, self._b)]
         return WhyReport(
@@ -73,13 +73,14 @@ class _TracePair:
             differences=[*acting, *rest],
             paces=paces if any(paces) else [],
             compared=self._compared(),
-            not_told=told,
+            not_told=lacking,
         )
 
     def _partings(self) -> list[Parting]:
         """What differs at the first step at which anything does, in the order in which a step is computed."""
         every = (self._weights(), *map(self._first, ORDER[1:]))
         partings = [part for part in every if part is not None and not self._is_idle(part)]
+        # Weights are of step 0, before the first, and what they change shows in step 1: it is one parting.
         least = min((part.step for part in partings), default=0)
         return (
             [part for part in partings if part.step <= max(least, 1)]
@@ -123,9 +124,11 @@ class _TracePair:
 
     def _candidates(self, partings: Sequence[Parting]) -> list[Difference]:
         differences = [*self._of_settings(), *self._of_wiring(), *self._of_batches(partings), *self._of_versions()]
+        # Other rates in the log follow from these settings, and are no second cause.
         if not any(each.cause in RATES for each in differences):
             differences += self._of_rates()
         first: dict[str, Difference] = {}
+        # A setting names its cause best, and settings come first.
         for each in differences:
             first.setdefault(each.cause, each)
         return list(first.values())
@@ -188,8 +191,9 @@ class _TracePair:
             )
             return
         shared = sum(x == y for x, y in zip(one, two, strict=True)) / len(one)
-        seen = {row for batch in self._b.batches.values() for row in batch.rows}
-        moved = sum(row in seen for row in one) / len(one)
+        others = {row for batch in self._b.batches.values() for row in batch.rows}
+        moved = sum(row in others for row in one) / len(one)
+        # Rows that the other run has in another step were shuffled; those that it never has were changed.
         if shared < _SAME_ROWS and moved > shared:
             yield _differs("order", f"other rows in step {part.step}", part.first, part.second, part.step)
         else:
@@ -205,6 +209,7 @@ class _TracePair:
         steps = sorted(one.keys() & two.keys())
         ratios = {round(one[s] / two[s], 6) for s in steps if two[s]}
         late = steps[len(steps) // 2 :]
+        # One ratio throughout is another peak. A warm-up ends, so that the later rates agree.
         cause = "lr" if len(ratios) == 1 else "warmup" if all(_equal(one[s], two[s]) for s in late) else "schedule"
         yield _differs(cause, f"learning rate of step {part.step}", part.first, part.second, part.step)
 
@@ -213,9 +218,9 @@ class _TracePair:
         for a, b in zip(self._a.versions, self._b.versions, strict=True):
             other |= {name: (a[name], b[name]) for name in sorted(a.keys() & b.keys()) if a[name] != b[name]}
         if other:
-            said = ", ".join(f"{name} {x} and {y}" for name, (x, y) in other.items())
+            says = ", ".join(f"{name} {x} and {y}" for name, (x, y) in other.items())
             first, second = ({name: pair[i] for name, pair in other.items()} for i in (0, 1))
-            yield Difference(cause="version", says=said, first=first, second=second)
+            yield Difference(cause="version", says=says, first=first, second=second)
 
     def _compared(self) -> list[str]:
         quantities = [name for name in ORDER[1:] if column(self._a, name).keys() & column(self._b, name).keys()]
@@ -228,13 +233,13 @@ class _TracePair:
             "batch": "the rows of each step: record the digests (digests=True)",
             "loss": "no step has a loss in both: log every step (logging_steps=1)",
         }
-        told = [says for name, says in lacking.items() if name not in compared]
-        if partings and not acting and not told:
-            told.append(
+        reasons = [says for name, says in lacking.items() if name not in compared]
+        if partings and not acting and not reasons:
+            reasons.append(
                 "nothing that was recorded differs before it: kernels that are not deterministic, the data's "
                 "processing, or code; call torch.use_deterministic_algorithms(True) and run both again"
             )
-        return told
+        return reasons
 
 
 def _of_group(group: ParameterGroup, other: ParameterGroup) -> Iterator[Difference]:
@@ -274,6 +279,7 @@ def _acting(causes: Sequence[Difference], partings: Sequence[Parting]) -> list[D
     able = [each for each in causes if quantity in ACTS_ON.get(each.cause, frozenset()) and each.step <= max(step, 1)]
     followed = frozenset[str]().union(*(EXPLAINS.get(each.cause, frozenset()) for each in able))
     roots = [each for each in able if each.cause not in followed]
+    # Versions and machines seldom agree in all, so they are named only where nothing else can be.
     sure = [each for each in roots if each.cause not in {"version", "environment"}]
     return sure or roots
 
@@ -309,4 +315,5 @@ def _at(config: ConfigSnapshot, path: str) -> Json:
         value = value.get(name) if isinstance(value, dict) else getattr(value, name)
         if value is None:
             return None
+    # Names in a list, such as target modules, are a set, which PEFT saves in no order.
     return sorted(value) if isinstance(value, list) and all(isinstance(x, str) for x in value) else value
