@@ -136,6 +136,12 @@ def test_every_group_has_rules_and_a_rule_of_two_groups_is_in_both() -> None:
     assert card.groups == ["data", "log"]
 
 
+@every("rule", (*DATA_RULES, *WEIGHTS_RULES), ids=lambda rule: rule.id)
+def test_a_rule_that_judges_logs_too_is_listed_with_its_own_premises(rule) -> None:
+    (card,) = rules_named(rule.id)
+    assert (card.premises, card.condition) == (rule.premises, rule.speaks_when)
+
+
 def test_a_name_is_an_id_or_the_beginning_of_some_in_any_case() -> None:
     assert [card.id for card in rules_named("lr")] == [rule for rule in all_ids() if rule.startswith("LR")]
     assert [card.id for card in rules_named(" lr001 ")] == ["LR001"]
