@@ -124,7 +124,7 @@ def _by_names(value: Mapping[str, Json], hits: Mapping[str, str]) -> dict[str, J
 def _exactly(names: Iterable[str]) -> str:
     """An expression of these names alone; empty if there is none."""
     listed = "|".join(map(re.escape, names))
-    return f"^(?:{listed})$" if listed else ""
+    return whole(listed) if listed else ""
 
 
 def _refuse_expressions(field: str, value: Json) -> None:
