@@ -127,6 +127,7 @@ def test_no_ground_is_written_twice() -> None:
 
 def test_every_group_has_rules_and_a_rule_of_two_groups_is_in_both() -> None:
     assert all(cards_of(group) for group in GROUPS)
+    assert {rule.id for rule in DETECTORS} == {card.id for card in cards_of("log")}
     for rule in ("TRN202", "NUM201", "RND203"):
         (card,) = rules_named(rule)
         assert card.groups == ["weights", "log"]
@@ -134,6 +135,12 @@ def test_every_group_has_rules_and_a_rule_of_two_groups_is_in_both() -> None:
         assert card in cards_of("weights")
     (card,) = rules_named("DAT301")
     assert card.groups == ["data", "log"]
+
+
+@every("rule", (*DATA_RULES, *WEIGHTS_RULES), ids=lambda rule: rule.id)
+def test_a_rule_that_judges_logs_too_is_listed_with_its_own_premises(rule) -> None:
+    (card,) = rules_named(rule.id)
+    assert (card.premises, card.condition) == (rule.premises, rule.speaks_when)
 
 
 def test_a_name_is_an_id_or_the_beginning_of_some_in_any_case() -> None:

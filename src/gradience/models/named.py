@@ -126,7 +126,7 @@ def _exactly(names: Iterable[str]) -> str:
     """An expression of these names alone; empty if there is none."""
     # With `^`, because PEFT lets any path that ends in a dot stand before a pattern's key (get_pattern_key).
     listed = "|".join(map(re.escape, names))
-    return f"^(?:{listed})$" if listed else ""
+    return whole(listed) if listed else ""
 
 
 def _refuse_expressions(field: str, value: Json) -> None:

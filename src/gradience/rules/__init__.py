@@ -462,11 +462,11 @@ def rule_cards() -> tuple[RuleCard, ...]:
     from gradience.rules.served import SERVED_RULES  # the same
     from gradience.rules.weights.rules import WEIGHTS_RULES  # the same
 
-    of_reports = (*WEIGHTS_RULES, *JOINS, *MERGE_RULES, *SERVED_RULES)
-    every: tuple[Description, ...] = (*RULES, *DATA_RULES, *DETECTORS, *of_reports)
-    # Some rules on weights and on data judge logs, too. Of one id the last card stays, so the weights' own come after
-    # those of the log.
-    cards = {rule.id: card(rule) for rule in every}
+    own: tuple[Description, ...] = (*RULES, *DATA_RULES, *WEIGHTS_RULES, *JOINS, *MERGE_RULES, *SERVED_RULES)
+    # Some rules on data and on weights judge logs, too, with other premises: their own card is the one that stays
+    cards: dict[str, RuleCard] = {}
+    for rule in (*own, *DETECTORS):
+        cards.setdefault(rule.id, card(rule))
     return tuple(sorted(cards.values(), key=lambda each: GROUPS.index(each.groups[0])))
 
 

@@ -14,6 +14,7 @@ from gradience.rules.config.facts import Facts, about_lora, quantities
 from gradience.schema.events import ConfigSnapshot
 
 BY_EIGHT = {"batch_size": 8, "world_size": 1}
+BY_THREE_EIGHTS = {"batch_size": 4, "world_size": 2, "gradient_accumulation": 3}
 
 
 def facts(**sections: Any) -> Facts:
@@ -63,7 +64,18 @@ def facts(**sections: Any) -> Facts:
                 {"training": {"batch_size": 8, "world_size": 1, "epochs": epochs, "extras": {"train_examples": n}}},
                 steps,
             )
-            for epochs, n, steps in ((1.0, 9, 2), (2.5, 16, 5), (2.9, 8, 2), (1.0, 1, 1), (2.0, 801, 202), (0.01, 8, 1))
+            for epochs, n, steps in (
+                *((1.0, 9, 2), (2.5, 16, 5), (2.5, 24, 8), (2.9, 8, 3)),  # an epoch in part makes its last step whole
+                *((1.0, 1, 1), (2.0, 801, 202), (0.01, 8, 1)),
+            )
+        ),
+        *(
+            (
+                "steps",
+                {"training": {**BY_THREE_EIGHTS, "epochs": 1.5, "extras": {"train_examples": n, "drop_last": drop}}},
+                steps,
+            )
+            for n, drop, steps in ((25, False, 3), (25, True, 2), (32, True, 3), (15, True, 2))
         ),
         ("steps", {"training": {"max_steps": 7, "epochs": 2.0}}, 7),
         ("logged_every", {"training": {"logging_steps": 10.0}}, 10.0),
@@ -119,6 +131,11 @@ def test_a_quantity_is_what_the_trainer_would_make_of_it(name: str, sections: di
             None,
         ),
         ("steps", {"training": {"epochs": 1.0, "extras": {"train_examples": "9"}}}, None),
+        (
+            "steps",
+            {"training": {**BY_EIGHT, "epochs": 1.0, "extras": {"train_examples": 7, "drop_last": True}}},
+            "the data are less than one batch, which dataloader_drop_last leaves out",
+        ),
         ("coverage", {}, "the base model is not given (--base)"),
         ("logged_every", {"training": {"extras": {"logging_strategy": "epoch"}}}, None),
         ("saved_every", {"training": {"save_strategy": "best"}}, None),

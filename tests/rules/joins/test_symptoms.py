@@ -277,12 +277,16 @@ def apart(lora, *modules, **fields):
         ({"r": 4}, [module()], "r=4 in the config, r=8 on disk in layers.0.q"),
         ({"r": 4, "rank_pattern": {"q": 8}}, [module()], None),
         ({"r": 4, "init": "pissa_niter_4"}, [module()], None),  # converted: twice the rank
+        ({"r": 2, "rank_pattern": {"q": 4}, "init": "pissa"}, [module()], None),
         ({"r": 2, "init": "pissa"}, [module()], "r=2 in the config, r=8 on disk in layers.0.q"),
         ({"r": 4, "init": "gaussian"}, [module()], "r=4 in the config, r=8 on disk in layers.0.q"),
         ({"alpha": 16.0}, [module()], None),
         ({"alpha": 32.0}, [module()], "lora_alpha=32 in the config, alpha=16 in layers.0.q"),
         ({"alpha": 32.0, "alpha_pattern": {"q": 16.0}}, [module()], None),
         ({"alpha": 8.0, "init": "olora"}, [module()], None),
+        ({"alpha": 16.0, "init": "olora", "use_rslora": True}, [module(alpha=16 * 2**0.5)], None),
+        ({"alpha": 8.0, "init": "olora", "use_rslora": True}, [module()],
+         "lora_alpha=8 in the config, alpha=16 in layers.0.q"),
         ({"alpha": 4.0, "init": "olora"}, [module()], "lora_alpha=4 in the config, alpha=16 in layers.0.q"),
         ({"alpha": 32.0}, [module(alpha=None)], None),
         ({"target_modules": ["q"]}, [module()], None),
@@ -348,11 +352,11 @@ def test_an_audit_in_the_log_is_of_another_adapter_where_all_its_counts_differ(a
         ("pissa", (16, 16), (32.0, 32.0), None),  # twice both, as PEFT converts it
         ("pissa_niter_4", (16, 16), (32.0, 32.0), None),
         (None, (16, 16), (16.0, 16.0), "r=8 in the config, r=16 on disk in a"),
-        ("pissa", (16, 24), (16.0, 16.0), "r=8 in the config, r=16 on disk in a"),
+        ("pissa", (16, 24), (16.0, 16.0), "r=8 in the config, r=24 on disk in b"),
         ("pissa", (8, 16), (16.0, 32.0), None),  # one was converted
         (None, (8, 8), (32.0, 32.0), "lora_alpha=16 in the config, alpha=32 in a"),
         ("pissa", (8, 8), (16.0, 8.0), "lora_alpha=16 in the config, alpha=8 in b"),
-        ("pissa", (8, 8), (32.0, 8.0), "lora_alpha=16 in the config, alpha=32 in a"),
+        ("pissa", (8, 8), (32.0, 8.0), "lora_alpha=16 in the config, alpha=8 in b"),
     ],
 )
 def test_a_converted_start_has_twice_the_rank_and_alpha_in_every_module_that_differs(init, ranks, alphas, differs):

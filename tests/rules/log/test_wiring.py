@@ -64,6 +64,7 @@ def trained(parameters: int, **held: int) -> Wiring:
         (look(groups=[OWN, {**BASE, "kind": "norm", **TRAINS, "trainable": 1000}], optimizer=None), None),
         (look(groups=[OWN, {**BASE, "kind": "embedding", **TRAINS, "trainable": 1000}], optimizer=None), None),
         (look(groups=[OWN, {**BASE, "kind": "whole", **TRAINS, "trainable": 1000}], optimizer=None), None),
+        (look(groups=[OWN, {**BASE, "kind": "head", **TRAINS, "trainable": 1000}], optimizer=None), None),
         (look(groups=[{**BASE, **TRAINS, "trainable": 1000}], adapter=None), None),  # a full fine-tune
     ],
 )

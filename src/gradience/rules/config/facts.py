@@ -171,7 +171,7 @@ class Facts:
 
     @property
     def steps(self) -> int:
-        """Planned optimizer steps."""
+        """Planned optimizer steps, as transformers' Trainer counts them (5.24, set_initial_training_values)."""
         training = self.config.training
         if self.max_steps is not None:
             return self.max_steps
@@ -179,7 +179,16 @@ class Facts:
         if not isinstance(examples, int) or examples < 1:
             raise Unknown("the number of optimizer steps is not known: neither max_steps nor the size of the data")
         epochs = _positive(training.epochs, "epochs")
-        return max(1, math.floor(math.ceil(examples / self.effective_batch) * epochs))
+        return math.ceil(epochs * self._steps_per_epoch(examples))
+
+    def _steps_per_epoch(self, examples: int) -> int:
+        if self.config.training.extras.get("drop_last") is not True:
+            return math.ceil(examples / self.effective_batch)
+        accumulation = self.config.training.gradient_accumulation or 1
+        batches = examples // (self.effective_batch // accumulation)
+        if not batches:
+            raise Unknown("the data are less than one batch, which dataloader_drop_last leaves out")
+        return math.ceil(batches / accumulation)
 
     @property
     def epochs(self) -> float:

@@ -10,7 +10,7 @@ import re
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Final
 
-from gradience.adapters.patterns import PatternTable
+from gradience.adapters.patterns import PatternTable, whole
 from gradience.configs.families import Family, known_modules, meant
 from gradience.errors import AdapterError, few
 from gradience.rules import NEMOTRON, UNMATCHED, Observation, Unknown
@@ -157,9 +157,7 @@ def _severity(family: Family, missed: list[str], left: list[str]) -> Severity:
 
 def _unmatched_expression(facts: Facts, family: Family, targets: str) -> Iterator[Observation]:
     try:
-        # A table's keys match from a dot to a path's end, as rank_pattern's do; an expression in target_modules has to
-        # match the whole name (PEFT: re.fullmatch)
-        table = PatternTable([f"^(?:{targets})$"])
+        table = PatternTable([whole(targets)])
     except AdapterError as error:
         raise Unknown(f"target_modules: {error}") from error
     # Where the number of layers is not known, enough are tried that an expression for a late layer matches
@@ -183,9 +181,9 @@ def _unmatched_expression(facts: Facts, family: Family, targets: str) -> Iterato
         return
     words = re.findall(r"[A-Za-z_]\w{2,}", targets)
     slip = next((f"; did you mean {near}?" for word in words if (near := _slip(word, family))), "")
-    whole = ". An expression has to match the whole name" if "." not in targets else ""
+    all_of_it = ". An expression has to match the whole name" if "." not in targets else ""
     yield Observation(
-        f"{targets} matches no module of the {family.name} family: PEFT refuses to start{slip}{whole}",
+        f"{targets} matches no module of the {family.name} family: PEFT refuses to start{slip}{all_of_it}",
         {"target_modules": targets, "family": family.name},
         severity="error",
         confidence=0.7,
@@ -315,7 +313,7 @@ def _is_held(name: str, family: Family) -> bool:
     # The dot in front makes a number at the beginning one between dots, which is * in the family's paths
     wanted = _NUMBER.sub("*", f".{name}").removeprefix(".")
     former = set(family.former.split())
-    holders = {path for whole in family.paths for path in _upwards(whole)} | former
+    holders = {path for module in family.paths for path in _upwards(module)} | former
     return any(path.endswith(wanted) for path in holders)
 
 

@@ -195,21 +195,26 @@ def _pair(stated: Stated, claim: str, found: str, modules: Sequence[ModuleAudit]
 def _rank(lora: LoraSnapshot, modules: Sequence[ModuleAudit]) -> Iterator[tuple[str, str]]:
     if lora.r is None:
         return
-    allowed = {lora.r, *(lora.rank_pattern or {}).values()}
-    wrong = [m for m in modules if m.r not in allowed]
-    # PEFT saves an adapter whose start was taken out of the base as a plain LoRA of twice the rank and alpha
-    if wrong and not (start_of(lora.init).doubled and all(m.r == 2 * lora.r for m in wrong)):
-        yield f"r={lora.r}", f"r={wrong[0].r} on disk in {wrong[0].name}"
+    allowed = _or_converted(lora, [lora.r, *(lora.rank_pattern or {}).values()], 2)
+    wrong = next((m for m in modules if m.r not in allowed), None)
+    if wrong is not None:
+        yield f"r={lora.r}", f"r={wrong.r} on disk in {wrong.name}"
 
 
 def _alpha(lora: LoraSnapshot, modules: Sequence[ModuleAudit]) -> Iterator[tuple[str, str]]:
     if lora.alpha is None:
         return
-    alpha = as_float(lora.alpha)
-    allowed = {alpha, *(as_float(value) for value in (lora.alpha_pattern or {}).values())}
-    wrong = [m for m in modules if m.alpha is not None and as_float(m.alpha) not in allowed]
-    if wrong and not (start_of(lora.init).doubled and all(as_float(m.alpha or 0.0) == 2 * alpha for m in wrong)):
-        yield f"lora_alpha={alpha:g}", f"alpha={as_float(wrong[0].alpha or 0.0):g} in {wrong[0].name}"
+    stated = [as_float(value) for value in (lora.alpha, *(lora.alpha_pattern or {}).values())]
+    # The scaling of twice the rank is to be that of before: alpha / r, or alpha / sqrt(r) with rsLoRA
+    allowed = _or_converted(lora, stated, 2**0.5 if lora.use_rslora else 2)
+    wrong = next((m for m in modules if m.alpha is not None and as_float(m.alpha) not in allowed), None)
+    if wrong is not None:
+        yield f"lora_alpha={stated[0]:g}", f"alpha={as_float(wrong.alpha or 0.0):g} in {wrong.name}"
+
+
+def _or_converted(lora: LoraSnapshot, stated: Sequence[float], times: float) -> set[float]:
+    """The stated values; with those of the plain LoRA as which PEFT saves a start that was taken out of the base."""
+    return {*stated, *(times * value for value in stated if start_of(lora.init).doubled)}
 
 
 def _strangers(lora: LoraSnapshot, modules: Sequence[ModuleAudit]) -> Iterator[tuple[str, str]]:

@@ -41,7 +41,6 @@ COMPARED = Threshold("compared", 3, "steps", JUDGEMENT)
 KEPT = Threshold("kept", 0.5, "of the steps compared", "a judgement: some loops step more often than they set to zero")
 LOST_STEPS = Threshold("lost_steps", 2, "steps of the schedule", JUDGEMENT)
 
-_BASE: Final = ("base", "head")
 _OURS: Final = ("adapter", "whole", "head")
 _SWITCH_ON: Final = "Call model.enable_adapter_layers(), or model.set_adapter(name) with the adapter that trains."
 _UNMERGE: Final = "Call model.unmerge_adapter() before training."
@@ -118,12 +117,11 @@ def _base_trains(facts: RunFacts) -> Observation | None:
     Verify: Call model.print_trainable_parameters().
     """
     for wiring, adapter in _looks(facts):
-        base = [group for group in wiring.groups if group.kind in _BASE and group.matrices]
+        base = [group for group in wiring.groups if group.kind == "base" and group.matrices]
         optimizer = wiring.optimizer
         # Under ZeRO and an FSDP that flattens the optimizer holds tensors of its own: identity tells no parameter
         if optimizer is not None and not optimizer.sharded:
             base = [group for group in base if group.kind in optimizer.held_kinds]
-        base = [group for group in base if group.kind == "base"]
         trained = sum(group.trainable for group in base)
         whole = sum(group.parameters for group in wiring.groups if group.kind == "base")
         own = _group(wiring, "adapter")

@@ -27,6 +27,7 @@ def over_provisioned(used: float, median: int | None, tail: int | None) -> Obser
     "UTL204",
     severity="info",
     confidence=0.6,
+    groups=("weights", "log"),
     needs=(modules_analysed,),
     thresholds=(LOW_UTILIZATION,),
 )
