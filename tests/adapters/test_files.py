@@ -290,6 +290,10 @@ def test_what_is_no_plain_array_or_claims_more_than_the_file_is_refused_by_its_n
     assert refusal(open_weights, path)[0] == f"{path}: tensor 'a' claims 4000000000 bytes, more than the file has"
     torch.save({"x" * 1025: torch.ones(1)}, path)
     assert refusal(open_weights, path)[0].endswith("... is 1025 characters long, over the limit of 1024")
+    torch.save({"q\ud800": torch.ones(1)}, path)
+    assert refusal(open_weights, path)[0].endswith(
+        r"name 'q\ud800' holds half of a surrogate pair, which is no character"
+    )
     for other in ({"x": 3}, {4: torch.ones(1)}, {"x": torch.ones(1), "y": None}):
         torch.save(other, path)
         assert refusal(open_weights, path)[0] == f"{path} is not a dict of tensors"

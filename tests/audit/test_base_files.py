@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import importlib.util
 import json
 import os
 from pathlib import Path
@@ -193,16 +194,41 @@ def test_a_ref_names_one_folder_of_the_snapshots(tmp_path):
     assert str(error.value) == f"{entry} holds 2 revisions and no refs/main"
 
 
-def test_the_hubs_cache_lies_where_its_variables_say(tmp_path, monkeypatch):
-    homes = {"HF_HUB_CACHE": tmp_path / "a", "HF_HOME": tmp_path / "b", "HOME": tmp_path / "c"}
-    entries = (tmp_path / "a", tmp_path / "b" / "hub", tmp_path / "c" / ".cache" / "huggingface" / "hub")
-    monkeypatch.chdir(tmp_path)
-    for name, home in homes.items():
-        monkeypatch.setenv(name, str(home))
-    for name, place in zip(homes, entries, strict=True):
-        file = hub_entry(place) / "snapshots" / "abc" / "model.safetensors"
-        assert find_shards(Path("org/name")) == [file]
-        monkeypatch.delenv(name)
+HUB_CACHES = [  # {0} is the folder of the test, and where in it the cache is
+    ({"HF_HUB_CACHE": "{0}/mine/a", "HUGGINGFACE_HUB_CACHE": "{0}/mine/b", "HF_HOME": "{0}/mine/c"}, "mine/a"),
+    ({"HUGGINGFACE_HUB_CACHE": "{0}/mine/b", "HF_HOME": "{0}/mine/c"}, "mine/b"),
+    ({"HF_HOME": "{0}/mine/c", "XDG_CACHE_HOME": "{0}/mine/d"}, "mine/c/hub"),
+    ({"XDG_CACHE_HOME": "{0}/mine/d"}, "mine/d/huggingface/hub"),
+    ({}, "home/.cache/huggingface/hub"),
+    ({"HF_HOME": "~/c"}, "home/c/hub"),
+    ({"HF_HUB_CACHE": "$MINE/a"}, "mine/a"),
+    ({"XDG_CACHE_HOME": "~/d"}, "home/d/huggingface/hub"),
+    ({"HF_HUB_CACHE": ""}, "here"),
+    ({"HF_HOME": "", "XDG_CACHE_HOME": "{0}/mine/d"}, "here/hub"),
+]
+
+
+def place_of_hub():
+    """huggingface_hub's own answer of these variables, which its module reads on import; None without it."""
+    if importlib.util.find_spec("huggingface_hub") is None:
+        return None
+    spec = importlib.util.find_spec("huggingface_hub.constants")
+    fresh = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(fresh)
+    return Path(fresh.HF_HUB_CACHE).absolute()
+
+
+@every(("variables", "place"), HUB_CACHES)
+def test_the_hubs_cache_lies_where_its_variables_say(variables, place, tmp_path, monkeypatch):
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    for name in ("HF_HUB_CACHE", "HUGGINGFACE_HUB_CACHE", "HF_HOME", "XDG_CACHE_HOME"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in {"HOME": "{0}/home", "MINE": "{0}/mine", **variables}.items():
+        monkeypatch.setenv(name, value.format(tmp_path))
+    file = hub_entry(tmp_path / place) / "snapshots" / "abc" / "model.safetensors"
+    assert [one.absolute() for one in find_shards(Path("org/name"))] == [file]
+    assert place_of_hub() in {None, tmp_path / place}
 
 
 def test_only_a_link_to_a_blob_has_an_etag(tmp_path):

@@ -45,13 +45,19 @@ EXPRESSIONS = st.sampled_from(
         "",
     ]
 )
+LAYER_LISTS = [
+    *((), ("layers",), ("h", "layers"), ("blocks",), ("(h|layers)",), ("h|layers",), ("layers|h",), ("lay.*",)),
+    *(("m.*", "layers"), ("layers.0",), ("",), ("(?:la)?yers", "x"), (r"(l)ay(?=e)ers",)),
+]
 WANTED = st.builds(
     ModuleChoice,
     modules=st.lists(PARTS, max_size=4) | EXPRESSIONS,
     exclude=st.lists(PARTS, max_size=2) | EXPRESSIONS,
-    save=st.lists(st.sampled_from(LEAVES), max_size=1),
+    save=st.lists(
+        st.sampled_from([*LEAVES, "(q|v)_proj", "q_pro", "q_proj$", "layers|x", "attn.q", "l.*s"]), max_size=2
+    ),
     layers=st.none() | st.lists(st.integers(0, 4), max_size=2),
-    layers_pattern=st.sampled_from([(), ("layers",), ("h", "layers"), ("blocks",)]),
+    layers_pattern=st.sampled_from(LAYER_LISTS),
 )
 
 

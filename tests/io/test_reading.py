@@ -99,11 +99,14 @@ def test_nesting_that_is_never_closed_is_refused():
         decode_json("[" * MAX_DEPTH, object)
 
 
-def test_a_name_is_bounded_in_length_and_in_parts():
+def test_a_name_is_bounded_in_length_and_in_parts_and_has_whole_characters():
     assert name_fault("a" * MAX_NAME) is None
     assert name_fault("a" * (MAX_NAME + 1)) == "is 1025 characters long, over the limit of 1024"
     assert name_fault(".".join("a" * MAX_PARTS)) is None
     assert name_fault(".".join("a" * (MAX_PARTS + 1))) == "has 65 dotted parts, over the limit of 64"
+    assert name_fault("\U00010000\ud7ff\ue000") is None
+    for half in "\ud800", "\udbff", "\udc00", "\udfff":
+        assert name_fault(f"a{half}") == "holds half of a surrogate pair, which is no character"
 
 
 def test_a_signal_waits_for_the_end_of_the_outermost_block(monkeypatch):

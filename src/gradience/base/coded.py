@@ -18,6 +18,7 @@ from gradience.base.forms import (
     UnreadCodesError,
     bits_of,
     recognised,
+    refuse_infinite,
 )
 from gradience.base.weights import READABLE, BaseWeights, names_of_expert
 from gradience.errors import AdapterError
@@ -159,7 +160,9 @@ def coded(weights: BaseWeights, parameter: str, expert: int | None = None) -> Co
         return None
     tensors, name = known
     try:
-        read = _READERS[tensors.form.kind](tensors)
+        with np.errstate(all="ignore"):  # of scales that others scale, the products are looked at
+            read = _READERS[tensors.form.kind](tensors)
+        refuse_infinite(parameter, read.codes.scales, read.codes.zeros)
     except UnreadCodesError as error:
         raise UnreadCodesError(f"{error}, {_method(weights)}") from error
     except (msgspec.MsgspecError, ValueError, TypeError, KeyError, IndexError) as error:

@@ -79,9 +79,18 @@ class Tensors:
         data = self.read(*patterns)
         powers = data.view(ml_dtypes.float8_e8m0fnu) if data.dtype == np.uint8 else data
         numbers = powers.astype(np.float32)
-        if not np.isfinite(numbers).all():
-            raise DamagedCodesError(f"{self._parameter}: a scale or zero point beside its codes is NaN or infinite")
+        refuse_infinite(self._parameter, numbers)
         return numbers
+
+
+def refuse_infinite(parameter: str, *numbers: Array | None) -> None:
+    """Refuse scales and zero points of a weight that are NaN or infinite.
+
+    Raises:
+        DamagedCodesError: one is.
+    """
+    if not all(one is None or np.isfinite(one).all() for one in numbers):
+        raise DamagedCodesError(f"{parameter}: a scale or zero point beside its codes is NaN or infinite")
 
 
 def _tail(pattern: str) -> str:

@@ -199,11 +199,15 @@ def _cached(path: Path) -> Path:
 
 
 def _hub_cache() -> Path:
-    """The hub's cache folder, found as huggingface_hub finds it."""
-    if cache := os.environ.get("HF_HUB_CACHE"):
-        return Path(cache)
-    home = os.environ.get("HF_HOME")
-    return (Path(home) if home else Path.home() / ".cache" / "huggingface") / "hub"
+    """The hub's cache folder, found as huggingface_hub finds it (constants.py): an empty variable counts as given."""
+    user = os.environ.get("XDG_CACHE_HOME", "~/.cache")
+    home = _place("HF_HOME", Path(user) / "huggingface")
+    return _place("HF_HUB_CACHE", Path(os.environ.get("HUGGINGFACE_HUB_CACHE", home / "hub")))
+
+
+def _place(variable: str, default: Path) -> Path:
+    place = os.environ.get(variable, str(default))
+    return Path(os.path.expandvars(os.path.expanduser(place)))  # noqa: PTH111  # Path.expanduser raises without a home
 
 
 def identity(files: Sequence[Path]) -> str:

@@ -13,6 +13,7 @@ from __future__ import annotations
 import errno
 import io
 import os
+import re
 import stat
 import struct
 import zipfile
@@ -42,6 +43,7 @@ MAX_DEPTH: Final = 64  # levels of nesting: a config has 3, a trainer_state.json
 MAX_NAME: Final = 1024  # characters of a tensor's or module's name: the longest on the hub have under 200
 MAX_PARTS: Final = 64  # dotted parts of a name: those on the hub have under 20
 MAX_VALUES: Final = 4_000_000  # values of one document or row: a context of a million tokens with labels and mask has 3
+_HALF_PAIR: Final = re.compile(r"[\ud800-\udfff]")  # a pickle can spell it, and UTF-8 cannot
 _STEPS: Final = {ord("["): 1, ord("{"): 1, ord("]"): -1, ord("}"): -1}
 _NOT_STRUCTURE: Final = bytes(set(range(256)) - set(b'[]{}"'))
 _NOT_COUNTED: Final = bytes(set(range(256)) - set(b'[{,"'))
@@ -224,11 +226,13 @@ def _outside_strings(data: bytes, left_out: bytes) -> Iterator[bytes]:
 
 
 def name_fault(name: str) -> str | None:
-    """A clause that says why a tensor's name is too long, to follow the name in an error; None if the name is fine.
+    """A clause that says what is wrong with a tensor's name, to follow the name in an error; None if it is fine.
 
     Every tail and every prefix of a dotted name is looked up somewhere, so the cost grows with the square of its parts.
     """
     if len(name) > MAX_NAME:
         return f"is {len(name)} characters long, over the limit of {MAX_NAME}"
+    if _HALF_PAIR.search(name):
+        return "holds half of a surrogate pair, which is no character"
     parts = name.count(".") + 1
     return f"has {parts} dotted parts, over the limit of {MAX_PARTS}" if parts > MAX_PARTS else None

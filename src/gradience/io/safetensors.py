@@ -246,7 +246,7 @@ def _checked(path: Path, declared: dict[str, _TensorEntry], available: int) -> d
         if entry.data_offsets is None or entry.shape is None:
             raise AdapterError(f"{path}: the header's entry {name!r} is not a tensor", advice="save the adapter again")
         if len(name) >= _SHORT:
-            refuse_long_name(path, name)
+            refuse_bad_name(path, name)
         if len(entry.shape) > _MOST_AXES:
             raise AdapterError(f"{path}: tensor {name!r} claims {len(entry.shape)} axes")
         begin, end = entry.data_offsets
@@ -275,14 +275,15 @@ def _checked(path: Path, declared: dict[str, _TensorEntry], available: int) -> d
     return tensors
 
 
-def refuse_long_name(path: Path, name: str) -> None:
-    """Refuse a tensor name that is longer than any model's.
+def refuse_bad_name(path: Path, name: str) -> None:
+    """Refuse a tensor name that is longer than any model's, or that no file could be written with.
 
     Raises:
-        AdapterError: the name exceeds the limits of `io.reading`.
+        AdapterError: the name has a fault by `io.reading`.
     """
     if (fault := name_fault(name)) is not None:
-        raise AdapterError(f"{path}: the tensor name {name[:_SHOWN]!r}... {fault}", advice=_NO_MODEL)
+        shown = repr(name[:_SHOWN]) + "..." * (len(name) > _SHOWN)
+        raise AdapterError(f"{path}: the tensor name {shown} {fault}", advice=_NO_MODEL)
 
 
 def _position(item: tuple[str, _TensorEntry]) -> tuple[int, int]:

@@ -24,7 +24,7 @@ from gradience.adapters.formats.peft import PEFT
 from gradience.adapters.layout import MOST_ELEMENTS, Array, Files, Format
 from gradience.errors import AdapterError
 from gradience.io.reading import is_zip, open_regular, refuse_compressed
-from gradience.io.safetensors import DTYPES, SafetensorsFile, TensorInfo, TensorSource, refuse_long_name
+from gradience.io.safetensors import DTYPES, SafetensorsFile, TensorInfo, TensorSource, refuse_bad_name
 
 SUFFIXES: Final = frozenset({".npz", ".h5", ".hdf5"})
 _IN_MEMORY: Final = "restore it in the program that saved it, and call gradience.audit_pytree(params)"
@@ -127,7 +127,7 @@ class TorchFile:
         self.metadata: dict[str, str] = {}
         self._data = _load(path)
         for name in self._data:
-            refuse_long_name(path, name)
+            refuse_bad_name(path, name)
         self.tensors = {name: _described(path, name, tensor) for name, tensor in self._data.items()}
 
     def read(self, name: str) -> npt.NDArray[Any]:
