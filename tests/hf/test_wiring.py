@@ -577,6 +577,34 @@ def test_a_failure_to_look_does_not_reach_the_training(tmp_path, monkeypatch):
         loop(tmp_path, model := llama(), torch.optim.AdamW(trained(model)), steps=1)
 
 
+def test_an_accelerate_with_other_names_does_not_reach_the_training(tmp_path, monkeypatch):
+    kept = type("Accelerator", (), {})()
+    monkeypatch.setattr(pytest.importorskip("accelerate"), "Accelerator", type(kept))
+    with pytest.warns(RuntimeWarning, match="what Accelerate prepared could not be looked at, training goes on"):
+        loop(tmp_path, model := llama(), torch.optim.AdamW(trained(model)), steps=1)
+    assert [(told.phase, told.unprepared) for told in events(tmp_path, Wiring)] == [("start", []), ("gradients", [])]
+
+
+@pytest.mark.parametrize(
+    ("odd", "expected"),
+    [(torch.empty(2, 0, dtype=torch.int64), (2, 1)), (ROWS.to_sparse(), (0, None))],
+    ids=["empty", "sparse"],
+)
+def test_rows_without_tokens_or_of_no_known_kind_do_not_reach_the_training(tmp_path, odd, expected):
+    class Fed(torch.nn.Linear):
+        def forward(self, input_ids):
+            return self.bias.sum() * len(input_ids)
+
+    model = Fed(2, 2)
+    model.peft_config = {"default": peft.LoraConfig(task_type="CAUSAL_LM", alora_invocation_tokens=[3, 4])}
+    with TelemetryWriter(tmp_path / "run.jsonl") as log:
+        log.watch(model, torch.optim.SGD(model.parameters(), lr=0.1), digests=False)
+        for ids in (ROWS, odd):
+            model(input_ids=ids).backward()
+    told = events(tmp_path, Wiring)[-1].gradients
+    assert (told.rows, told.invoked) == expected
+
+
 @pytest.mark.parametrize("clipped", [False, True])
 @pytest.mark.parametrize(
     ("zeroed", "kept"),
