@@ -178,7 +178,7 @@ class TelemetryWriter:
         self._file: LogFile | None = None
         try:
             self._open()
-        except (RecorderError, RuntimeWarning) as error:  # our own warning is raised if warnings are errors
+        except RecorderError as error:
             if self._raises or not siblings:
                 raise
             self._say(f"this run is not being recorded: {error}")
@@ -380,7 +380,7 @@ class TelemetryWriter:
                 self._close_wires()
                 with self._guard:
                     self._file.close()
-        except (RecorderError, RuntimeWarning) as error:
+        except RecorderError as error:
             if self._raises:
                 raise
             self._say(str(error))
@@ -401,7 +401,7 @@ class TelemetryWriter:
         """Count a lost event and warn of the first one, or raise what came as a RecorderError."""
         self._refused += 1
         if self._raises:
-            if isinstance(error, RecorderError | RuntimeWarning):
+            if isinstance(error, RecorderError):
                 raise error
             message = f"a value could not be read: {_text_of(error)}"
             raise RecorderError(message, advice="record numbers, strings and lists of them") from error
