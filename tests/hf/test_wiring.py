@@ -13,7 +13,7 @@ import pytest
 from tables import every
 
 from gradience import TelemetryReader, TelemetryWriter, monitor_run
-from gradience.events import Alert, StepDigests, Wiring
+from gradience.events import Alert, RunEnd, StepDigests, Wiring
 
 torch = pytest.importorskip("torch", reason="needs the hf extra: pip install -e '.[hf]'")
 peft = pytest.importorskip("peft", reason="needs the hf extra: pip install -e '.[hf]'")
@@ -566,6 +566,19 @@ def test_a_copied_or_pickled_model_has_a_hook_that_does_nothing(tmp_path):
             assert len(twin._forward_pre_hooks) == 1
             twin.train()(input_ids=ROWS)
     assert events(tmp_path, StepDigests) == []
+
+
+@pytest.mark.parametrize("typed", [False, True])
+def test_what_is_watched_is_written_before_the_end_of_the_run(tmp_path, *, typed):
+    model = llama()
+    optimizer = torch.optim.SGD(trained(model), lr=0.1)
+    with TelemetryWriter(tmp_path / "run.jsonl") as log:
+        log.watch(model, optimizer)
+        model.train()(input_ids=ROWS, labels=ROWS).loss.backward()
+        optimizer.step()
+        log.write(RunEnd(ts=1.0, run_id=log.run_id, step=None, status="ok")) if typed else log.run_end()
+    names = [type(event).__name__ for event in TelemetryReader(tmp_path / "run.jsonl")]
+    assert names == ["Wiring", "Wiring", "StepDigests", "RunEnd"]
 
 
 def test_a_failure_to_look_does_not_reach_the_training(tmp_path, monkeypatch):

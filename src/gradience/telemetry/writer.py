@@ -362,12 +362,15 @@ class TelemetryWriter:
                 advice="give the event the writer's `run_id`, or open the writer with run_id= that of the event",
             )
         self._require_own()
+        is_end = isinstance(event, RunEnd)
+        if is_end:
+            self._close_wires()
         with self._guard:
             seq = self._take_seq()
             if event.session is None and event.seq is None:
                 event = _numbered(event, self.session, seq)
             self._append(event, {})
-        self._ended = self._ended or isinstance(event, RunEnd)
+        self._ended = self._ended or is_end
 
     def close(self) -> None:
         """Release the file and its lock, and say how many events were lost. Closing twice is harmless.
