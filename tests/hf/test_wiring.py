@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import gc
 import pickle
 import random
 import shutil
@@ -22,8 +23,10 @@ transformers = pytest.importorskip("transformers", reason="needs the hf extra: p
 from gradience.hf import GradienceCallback  # noqa: E402  # after the skip where torch is not installed
 from gradience.hf.digests import batch_text, digest_of, random_digest, row_hashes  # noqa: E402  # the same
 from gradience.hf.leftover import Leftover  # noqa: E402  # the same
+from gradience.hf.pace import PaceMeter  # noqa: E402  # the same
 from gradience.hf.parameters import parts_of  # noqa: E402  # the same
 from gradience.hf.passes import Passes  # noqa: E402  # the same
+from gradience.hf.watch import BatchWatch  # noqa: E402  # the same
 from gradience.hf.wiring import data_of, look  # noqa: E402  # the same
 from gradience.schema.wiring import EvaluationWiring, PassWiring  # noqa: E402  # the same
 
@@ -559,12 +562,20 @@ def test_a_head_that_trains_alone_first_is_no_finding(tmp_path):
 
 
 def test_a_copied_or_pickled_model_has_a_hook_that_does_nothing(tmp_path):
+    def watching():
+        return sum(type(one) in {BatchWatch, PaceMeter} for one in gc.get_objects())
+
     model = llama()
-    with TelemetryWriter(tmp_path / "run.jsonl") as log:
+    with TelemetryWriter(tmp_path / "run.jsonl") as log, BatchWatch(model) as fed:
+        pace = PaceMeter(model)
         log.watch(model, torch.optim.AdamW(trained(model)))
+        known = watching()
         for twin in (copy.deepcopy(model), pickle.loads(pickle.dumps(model))):  # noqa: S301  # our own
-            assert len(twin._forward_pre_hooks) == 1
+            assert len(twin._forward_pre_hooks) == 3
             twin.train()(input_ids=ROWS)
+            assert watching() == known  # neither is copied with the model
+        assert fed.batches == 0
+        pace.close()
     assert events(tmp_path, StepDigests) == []
 
 
