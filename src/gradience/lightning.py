@@ -2,7 +2,7 @@
 
 It records what the callback of the Hugging Face Trainer records: a row for each optimizer step, evaluations with all
 values logged in them, the configuration, what is trained, alerts as they happen, `stop_on`, and how training ended. It
-never ends a training unless `stop_on` asks for it. Needs `lightning` 2.x, or `pytorch_lightning`.
+never ends a training unless `stop_on` asks for it. Needs `lightning` 2.x.
 """
 
 # ruff: noqa: ARG002  # the hooks and their arguments are Lightning's

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import gc
 import pickle
 import random
 import shutil
@@ -13,7 +14,7 @@ import pytest
 from tables import every
 
 from gradience import TelemetryReader, TelemetryWriter, monitor_run
-from gradience.events import Alert, StepDigests, Wiring
+from gradience.events import Alert, RunEnd, StepDigests, Wiring
 
 torch = pytest.importorskip("torch", reason="needs the hf extra: pip install -e '.[hf]'")
 peft = pytest.importorskip("peft", reason="needs the hf extra: pip install -e '.[hf]'")
@@ -22,8 +23,10 @@ transformers = pytest.importorskip("transformers", reason="needs the hf extra: p
 from gradience.hf import GradienceCallback  # noqa: E402  # after the skip where torch is not installed
 from gradience.hf.digests import batch_text, digest_of, random_digest, row_hashes  # noqa: E402  # the same
 from gradience.hf.leftover import Leftover  # noqa: E402  # the same
+from gradience.hf.pace import PaceMeter  # noqa: E402  # the same
 from gradience.hf.parameters import parts_of  # noqa: E402  # the same
 from gradience.hf.passes import Passes  # noqa: E402  # the same
+from gradience.hf.watch import BatchWatch  # noqa: E402  # the same
 from gradience.hf.wiring import data_of, look  # noqa: E402  # the same
 from gradience.schema.wiring import EvaluationWiring, PassWiring  # noqa: E402  # the same
 
@@ -559,13 +562,34 @@ def test_a_head_that_trains_alone_first_is_no_finding(tmp_path):
 
 
 def test_a_copied_or_pickled_model_has_a_hook_that_does_nothing(tmp_path):
+    def watching():
+        return sum(type(one) in {BatchWatch, PaceMeter} for one in gc.get_objects())
+
     model = llama()
-    with TelemetryWriter(tmp_path / "run.jsonl") as log:
+    with TelemetryWriter(tmp_path / "run.jsonl") as log, BatchWatch(model) as fed:
+        pace = PaceMeter(model)
         log.watch(model, torch.optim.AdamW(trained(model)))
+        known = watching()
         for twin in (copy.deepcopy(model), pickle.loads(pickle.dumps(model))):  # noqa: S301  # our own
-            assert len(twin._forward_pre_hooks) == 1
+            assert len(twin._forward_pre_hooks) == 3
             twin.train()(input_ids=ROWS)
+            assert watching() == known  # neither is copied with the model
+        assert fed.batches == 0
+        pace.close()
     assert events(tmp_path, StepDigests) == []
+
+
+@pytest.mark.parametrize("typed", [False, True])
+def test_what_is_watched_is_written_before_the_end_of_the_run(tmp_path, *, typed):
+    model = llama()
+    optimizer = torch.optim.SGD(trained(model), lr=0.1)
+    with TelemetryWriter(tmp_path / "run.jsonl") as log:
+        log.watch(model, optimizer)
+        model.train()(input_ids=ROWS, labels=ROWS).loss.backward()
+        optimizer.step()
+        log.write(RunEnd(ts=1.0, run_id=log.run_id, step=None, status="ok")) if typed else log.run_end()
+    names = [type(event).__name__ for event in TelemetryReader(tmp_path / "run.jsonl")]
+    assert names == ["Wiring", "Wiring", "StepDigests", "RunEnd"]
 
 
 def test_a_failure_to_look_does_not_reach_the_training(tmp_path, monkeypatch):
@@ -575,6 +599,34 @@ def test_a_failure_to_look_does_not_reach_the_training(tmp_path, monkeypatch):
     monkeypatch.setattr("gradience.hf.watched.look", broken)
     with pytest.warns(RuntimeWarning, match="training goes on: OSError: no"):
         loop(tmp_path, model := llama(), torch.optim.AdamW(trained(model)), steps=1)
+
+
+def test_an_accelerate_with_other_names_does_not_reach_the_training(tmp_path, monkeypatch):
+    kept = type("Accelerator", (), {})()
+    monkeypatch.setattr(pytest.importorskip("accelerate"), "Accelerator", type(kept))
+    with pytest.warns(RuntimeWarning, match="what Accelerate prepared could not be looked at, training goes on"):
+        loop(tmp_path, model := llama(), torch.optim.AdamW(trained(model)), steps=1)
+    assert [(told.phase, told.unprepared) for told in events(tmp_path, Wiring)] == [("start", []), ("gradients", [])]
+
+
+@pytest.mark.parametrize(
+    ("odd", "expected"),
+    [(torch.empty(2, 0, dtype=torch.int64), (2, 1)), (ROWS.to_sparse(), (0, None))],
+    ids=["empty", "sparse"],
+)
+def test_rows_without_tokens_or_of_no_known_kind_do_not_reach_the_training(tmp_path, odd, expected):
+    class Fed(torch.nn.Linear):
+        def forward(self, input_ids):
+            return self.bias.sum() * len(input_ids)
+
+    model = Fed(2, 2)
+    model.peft_config = {"default": peft.LoraConfig(task_type="CAUSAL_LM", alora_invocation_tokens=[3, 4])}
+    with TelemetryWriter(tmp_path / "run.jsonl") as log:
+        log.watch(model, torch.optim.SGD(model.parameters(), lr=0.1), digests=False)
+        for ids in (ROWS, odd):
+            model(input_ids=ids).backward()
+    told = events(tmp_path, Wiring)[-1].gradients
+    assert (told.rows, told.invoked) == expected
 
 
 @pytest.mark.parametrize("clipped", [False, True])

@@ -65,6 +65,7 @@ cqlsh -u alice -p ⟦copperMoon1311$⟧ host
 curl --proxy-user bob:⟦copperLake77⟧ https://api.example.org
 curl --user alice:⟦riverStone41⟧ https://api.example.org
 curl -H "Authorization: Bearer ⟦riverLake3646#⟧" https://api.example.org
+curl -u alice:⟦...Tiger2024⟧ https://api.example.org/v1
 curl -u alice:⟦TXZXBt#Sv7f7⟧ https://api.example.org/v1
 db_password -> ⟦copperMoon915!⟧
 docker login -u bob -p ⟦mhKopW#EvpKs⟧ registry.example.org
@@ -92,6 +93,7 @@ login used sntryu_⟦h64⟧ today
 login used sq0atp-⟦a22⟧ today
 login:\n  hub_token: "⟦copperLake42⟧"\n
 mosquitto_pub -h b -u alice -P ⟦copperStone8949#⟧ -t a
+mysql -u root -p⟦$Tiger9secret⟧ runs
 mysql -u root -p⟦EEOsBi#c9ckX⟧ runs
 net use z: \\files\share ⟦riverStone4423!⟧ /user:alice
 net user alice ⟦copperLake971#⟧ /add
@@ -103,11 +105,13 @@ psk="⟦a23⟧"
 python t.py --auth '⟦riverStone941⟧' --lr 1e-4
 python t.py --openai_key '⟦mapleMoon573⟧' --lr 1e-4
 ran wandb login --relogin ⟦h40⟧ now
+redis-cli -a ⟦$RedisPass99x⟧ ping
 redis://:⟦mGrcCe#RLxnq⟧@cache:6379/0
 refreshtoken: ⟦riverMoon412⟧
 set the password to '⟦LuGhly#uNerU⟧' and restart
 snowsql -a acct -u bob -p ⟦uoDnFQ#JCCkG⟧
 sshpass -p ⟦HPgnvQ#mJ6h1⟧ ssh node7
+sshpass -p ⟦xxxTiger2024⟧ ssh node7
 started as train.py --lr 1e-4 --session_cookie ⟦mapleLake43⟧ --seed 1
 the secret access key is ⟦mapleMoon1670$⟧ and must be kept
 token = os.getenv("HF_TOKEN", "⟦a40⟧")
@@ -119,6 +123,7 @@ wandb login ⟦a23⟧
 wget --header="PRIVATE-TOKEN: ⟦riverStone43⟧" https://gitlab.example.org/f
 with secret "⟦jQmtsw#qbroA⟧" in the vault
 zip -P ⟦copperMoon6224!⟧ -r out.zip checkpoint
+zip -P ⟦xxxyyyZ99⟧ -r out.zip checkpoint
 {"KAGGLE_KEY": [{"id": 1, "held": ["⟦tigerMoon43⟧"]}]}
 {"KAGGLE_KEY": {"value": "⟦tigerLake43⟧"}}
 {"PGPASSWORD": {"value": "⟦windowtiger53⟧"}}
@@ -186,6 +191,7 @@ password: optional
 path: runs/local-20240101-llama/checkpoint-500
 pin: d4c895ce3ebbd7958117fd7043c3d7828be3efc4
 pip: git+https://github.com/huggingface/peft.git@acf8593037b6bb2129530cdae8015adf9e549805
+ran `sshpass -p $SSH_PASS`; then wandb login xxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxx
 report_to: ["wandb", "tensorboard"]
 run_name: fw_bw_overlap_v2_dp8_tp4_pp2_zero1_run3
 run_name: phi3mini4k_lora_r8_do05_wd01_cosine_s1337

@@ -70,6 +70,13 @@ def test_a_later_minor_version_is_read_and_what_is_new_is_kept(later: Path):
     ]
 
 
+def test_a_torn_first_line_hides_no_version(later: Path):
+    later.write_text('{"schema": "gradience.vne\n' + later.read_text())
+    reader = TelemetryReader(later)
+    assert len(list(reader)) == len(lines(V1))
+    assert reader.notes[0].startswith(f"the log is {V1}.1, this reader knows {V1}")
+
+
 def test_what_is_copied_keeps_its_version_and_its_new_fields(later: Path):
     copied = [json.loads(encode(event)) for event in TelemetryReader(later)]
     given = lines(f"{V1}.1")

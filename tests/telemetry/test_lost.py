@@ -70,6 +70,27 @@ def test_what_became_of_a_log_is_said_and_the_run_goes_on_in_a_new_one(log, happ
     assert names == ["RunStart", "TrainStep", "TrainStep"]
 
 
+def test_where_warnings_are_errors_a_removed_log_is_begun_anew_and_a_held_one_is_written_beside(log, monkeypatch):
+    said = []
+    monkeypatch.setattr("gradience.telemetry.logfile.logger.warning", lambda text, *args: said.append(text % args))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        with TelemetryWriter(log, fsync="always") as writer:
+            writer.run_start()
+            log.unlink()
+            writer.train_step(1, loss=1.0)
+            with TelemetryWriter(log) as second:
+                second.train_step(1, loss=2.0)
+    assert [type(event).__name__ for event in TelemetryReader(log)] == ["RunStart", "TrainStep", "RunEnd"]
+    assert [type(event).__name__ for event in TelemetryReader(second.path)] == ["TrainStep", "RunEnd"]
+    assert (writer.lost, second.lost) == (1, 0)
+    assert [line.partition(str(log))[2] for line in said] == [
+        " was removed while it was written, and 1 of its events are lost",
+        f" is being written by another process; this run is recorded in {second.path}",
+        ": 1 events could not be recorded",
+    ]
+
+
 def test_a_log_that_another_file_replaced_is_said_so(log):
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")

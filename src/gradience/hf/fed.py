@@ -33,6 +33,7 @@ class Hook:
 
     def __call__(self, *args: Any) -> None:
         """Call the method, if its owner is alive."""
+        # Dynamo would trace it into the model's graph.
         if not torch.compiler.is_compiling() and self._method is not None and (method := self._method()) is not None:
             method(*args)
 

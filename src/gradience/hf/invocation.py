@@ -32,12 +32,16 @@ class Invocations:
             self.see(kwargs.get("input_ids", args[0] if args else None))
 
     def see(self, ids: Any) -> None:
-        """Count the rows of a batch."""
-        if not isinstance(ids, torch.Tensor) or ids.ndim != 2 or self.invoked is None:
+        """Count the rows of a batch. One that cannot be read ends the counting, for of some rows nothing follows."""
+        if not isinstance(ids, torch.Tensor) or ids.ndim != 2 or not ids.numel() or self.invoked is None:
             return
-        self.rows += len(ids)
-        has = [_has(ids, call) for call in self._calls]
-        self.invoked += int(torch.stack(has).any(0).count_nonzero())
+        try:
+            has = torch.stack([_has(ids, call) for call in self._calls]).any(0)
+            self.invoked += int(has.count_nonzero())
+            self.rows += len(ids)
+        except (IndexError, NotImplementedError, RuntimeError, TypeError, ValueError):  # of a kind that is not foreseen
+            self.rows, self.invoked = 0, None
+            self.remove()
 
 
 def _invocations(model: torch.nn.Module) -> list[list[int]]:

@@ -15,6 +15,8 @@ from typing import Any, Final
 
 import torch
 
+from gradience.hf.fed import Hook
+
 EVERY: Final = 10  # optimizer steps of a window, at least
 _STATUS: Final = Path("/proc/self/status")
 _GROUP: Final = Path("/sys/fs/cgroup/memory.max")
@@ -36,7 +38,7 @@ class PaceMeter:
         self._clock, self._every = clock, every
         self._device = next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
         self._total = _total(self._device)
-        self._handle = model.register_forward_pre_hook(self._see, with_kwargs=True)
+        self._handle = model.register_forward_pre_hook(Hook(self._see), with_kwargs=True)
         self._mark: float | None = None  # when the last thing besides a step ended
         self._clear(clock())
 
@@ -97,7 +99,7 @@ class PaceMeter:
         self._room = self._longest = self._rows = 0
 
     def _see(self, module: torch.nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
-        if torch.compiler.is_compiling() or not module.training or not torch.is_grad_enabled():
+        if not module.training or not torch.is_grad_enabled():
             return
         ids = kwargs.get("input_ids", args[0] if args else None)
         if not isinstance(ids, torch.Tensor) or ids.ndim != 2:  # rows and tokens

@@ -1,8 +1,8 @@
 """How a model is called: in which mode before each step, with its adapter or without, and whether evaluations use it.
 
-Hooks on the first and the last adapted module, or where none is adapted on the model and the first and the last module
-that has trainable tensors. Of the calls before an optimizer step the last one with gradients is the training's; those
-after a step and before an evaluation's end are the evaluation's. Where no training call was seen, as under
+Hooks on the first two adapted modules and the last, or where none is adapted on the model and the first and the last
+module that has trainable tensors. Of the calls before an optimizer step the last one with gradients is the training's;
+those after a step and before an evaluation's end are the evaluation's. Where no training call was seen, as under
 `torch.compile`, nothing is said.
 """
 

@@ -13,6 +13,7 @@ from typing import Any, Final, Self, TypeGuard
 import torch
 
 from gradience.hf.digests import IGNORED, MIX, mixed_bits
+from gradience.hf.fed import Hook
 from gradience.hf.snapshot import unwrapped
 
 FIRST: Final = 8  # micro-batches watched from the beginning
@@ -50,7 +51,7 @@ class BatchWatch:
         self._failed: str | None = None
         self._classes = _classes(model)
         self._ends = [*_end_ids(model), *ends]
-        self._handle = model.register_forward_pre_hook(self._see, with_kwargs=True)
+        self._handle = model.register_forward_pre_hook(Hook(self._see), with_kwargs=True)
 
     def __enter__(self) -> Self:
         """Begin a block in which the model is watched."""
@@ -116,9 +117,6 @@ class BatchWatch:
 
         Of an evaluation, whose batches have labels, only the hashes of rows are kept.
         """
-        # Dynamo would trace the counting into the model's graph.
-        if torch.compiler.is_compiling():
-            return
         if not module.training or not torch.is_grad_enabled():
             self._see_evaluation(module, args, kwargs)
             return

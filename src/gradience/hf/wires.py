@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -59,11 +59,13 @@ class Wires:
         self._voice = Voice(loud=verbose)
         opened = log.opened
         step = (opened.resumed_from_step or 0) if opened else 0
-        self._prepared = prepared_of(model=model, optimizer=optimizer, loader=loader)
+        self._prepared: dict[str, list[str]] = {}
+        parts = {"model": model, "optimizer": optimizer, "loader": loader}
+        self._safely("what Accelerate prepared", lambda: self._prepared.update(prepared_of(**parts)))
         self._lookout = Lookout(opened.config if opened else ConfigSnapshot(), self._stops)
         if step:
             # This comes before the watch, whose first look at a resume is compared with what the log has.
-            self._remember(step)
+            self._safely("the run so far", lambda: self._lookout.remember(log.path, log.run_id, step))
         self._watch = WiringWatch(
             model,
             optimizer,
@@ -96,11 +98,11 @@ class Wires:
         """Stop watching, and write what is not yet written."""
         self._watch.close()
 
-    def _remember(self, step: int) -> None:
+    def _safely(self, what: str, act: Callable[[], None]) -> None:
         try:
-            self._lookout.remember(self._log.path, self._log.run_id, step)
-        except Exception as error:  # noqa: BLE001  # a log that cannot be read must not end the training
-            self._fail(error)
+            act()
+        except Exception as error:  # noqa: BLE001  # a log that cannot be read, and Accelerate's private names
+            self._fail(error, what)
 
     def _take(self, kind: type[EventBase], step: int, fields: dict[str, Any]) -> None:
         if fields.get("phase") in {"start", "resume"}:
@@ -111,8 +113,8 @@ class Wires:
             self._voice.finding(finding, step)
             write_alert(self._log, finding, step, stops=finding.id in self._stops)
 
-    def _fail(self, error: Exception) -> None:
-        notice(f"what is trained could not be looked at, training goes on: {type(error).__name__}: {error}")
+    def _fail(self, error: Exception, what: str = "what is trained") -> None:
+        notice(f"{what} could not be looked at, training goes on: {type(error).__name__}: {error}")
 
 
 def live_look(kind: type[EventBase], step: int, fields: dict[str, Any]) -> Any:

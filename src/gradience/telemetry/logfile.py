@@ -325,11 +325,12 @@ logger = logging.getLogger("gradience")
 
 def notice(message: str, *, stacklevel: int = 3) -> None:
     """Give a RuntimeWarning; log the message instead if warnings are errors."""
-    try:
-        _warn(f"gradience: {message}", stacklevel=stacklevel + 1)
-    except RuntimeWarning:
-        logger.warning("gradience: %s", escape_controls(message))
+    _warn(f"gradience: {message}", stacklevel=stacklevel + 1)
 
 
 def _warn(text: str, *, stacklevel: int) -> None:
-    warnings.warn(escape_controls(text), RuntimeWarning, stacklevel=stacklevel)  # names are the file system's
+    shown = escape_controls(text)  # names are the file system's
+    try:
+        warnings.warn(shown, RuntimeWarning, stacklevel=stacklevel)
+    except RuntimeWarning:
+        logger.warning("%s", shown)

@@ -78,9 +78,10 @@ class LogScan:
 
     def __iter__(self) -> Iterator[Scanned]:
         """Yield the log's events and bad lines."""
-        for first, item in enumerate(_name_torn_tails(self._read())):
-            if not first and not isinstance(item, BadLines):
-                self.version = _version(item)
+        known = False
+        for item in _name_torn_tails(self._read()):
+            if not known and not isinstance(item, BadLines):
+                self.version, known = _version(item), True
             yield item
 
     def _read(self) -> Iterator[Scanned]:

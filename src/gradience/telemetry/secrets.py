@@ -151,6 +151,8 @@ _PLACEHOLDER: Final = re.compile(  # of a template, or the name of a variable th
     r"\$[A-Z_][A-Z0-9_]*|\$\{[^{}]*\}?|\$?\{\{.*|<[A-Za-z][A-Za-z _-]*>?|%[A-Z_]+%|\{[a-z_.]*\}"
     r"|(?:os\.)?(?:environ|getenv)\b.*|[\w.]{0,40}\b(?:get\w{0,20}|input|load\w{0,20}|read\w{0,20}|open)\(.*|[A-Z][A-Z0-9]*(?:_[A-Z0-9]+)*_(?:KEY|TOKEN|SECRET|PASSWORD)|\*{3,}|x{3,12}|\.{3}"
 )
+# In a command, what closes it may stand behind it; 40 of an x are the key of `wandb login` in a manual.
+_A_PLACEHOLDER: Final = re.compile(rf"(?:{_PLACEHOLDER.pattern}|x{{3,}})[\"'`\\,;:.)\]}}>|&]*")
 _FOLDER: Final = re.compile(r"(?:OLD)?PWD")  # the shell's working folder
 _NUMBER: Final = re.compile(r"[-+0-9.,_/%e ]+")
 _HEX: Final = re.compile(r"[0-9a-f]{32,64}")
@@ -281,7 +283,7 @@ def _without_group(hit: re.Match[str]) -> str:
     """The match with its one matched group hidden, unless that is a note already."""
     begin, end = hit.span(hit.lastgroup or 0)
     value = hit.string[begin:end]
-    if value.startswith(_NOTE) or _PLACEHOLDER.match(value):
+    if value.startswith(_NOTE) or _A_PLACEHOLDER.fullmatch(value):
         return hit[0]
     if hit.lastgroup == "said" and (is_name(value) or not _SAID.fullmatch(value)):
         return hit[0]

@@ -178,7 +178,7 @@ class TelemetryWriter:
         self._file: LogFile | None = None
         try:
             self._open()
-        except (RecorderError, RuntimeWarning) as error:  # our own warning is raised if warnings are errors
+        except RecorderError as error:
             if self._raises or not siblings:
                 raise
             self._say(f"this run is not being recorded: {error}")
@@ -362,12 +362,15 @@ class TelemetryWriter:
                 advice="give the event the writer's `run_id`, or open the writer with run_id= that of the event",
             )
         self._require_own()
+        is_end = isinstance(event, RunEnd)
+        if is_end:
+            self._close_wires()
         with self._guard:
             seq = self._take_seq()
             if event.session is None and event.seq is None:
                 event = _numbered(event, self.session, seq)
             self._append(event, {})
-        self._ended = self._ended or isinstance(event, RunEnd)
+        self._ended = self._ended or is_end
 
     def close(self) -> None:
         """Release the file and its lock, and say how many events were lost. Closing twice is harmless.
@@ -380,7 +383,7 @@ class TelemetryWriter:
                 self._close_wires()
                 with self._guard:
                     self._file.close()
-        except (RecorderError, RuntimeWarning) as error:
+        except RecorderError as error:
             if self._raises:
                 raise
             self._say(str(error))
@@ -401,7 +404,7 @@ class TelemetryWriter:
         """Count a lost event and warn of the first one, or raise what came as a RecorderError."""
         self._refused += 1
         if self._raises:
-            if isinstance(error, RecorderError | RuntimeWarning):
+            if isinstance(error, RecorderError):
                 raise error
             message = f"a value could not be read: {_text_of(error)}"
             raise RecorderError(message, advice="record numbers, strings and lists of them") from error
