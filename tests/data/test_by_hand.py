@@ -149,7 +149,9 @@ def test_batches_of_pairs_hold_twice_their_rows():
     options: dict[str, Any] = {"form": "preference", "batch_size": 2}
     found = measured(*rows, trainer="dpo", **options).fields["batching"]
     assert (found.batch_size, found.padding_share) == (2, 1 - 12 / 16)
-    assert measured(*rows, trainer="reward", max_length=3, **options).fields["batching"].padding_share == 0.0
+    rows.append(TokenRow(3, {}, (Sequence([5] * 2), Sequence([5] * 3))))
+    found = measured(*rows, trainer="reward", max_length=3, **options)
+    assert (found.tokens.kept, found.fields["batching"].padding_share) == (5, 1 - 5 / 6)  # one pair is left
 
 
 def test_padding_is_what_the_longest_of_each_batch_leaves_and_of_nothing_not_known():
