@@ -201,7 +201,7 @@ KEPT: list[tuple[str, str, dict[str, Any]]] = [
 
 @pytest.mark.filterwarnings("ignore:The `'keep_end'` truncation mode is deprecated")
 @pytest.mark.parametrize(("kind", "form", "more"), KEPT)
-@pytest.mark.parametrize("mode", ["keep_start"])
+@pytest.mark.parametrize("mode", ["keep_start", "keep_end"])
 def test_what_check_counts_of_cut_rows_is_what_the_trainer_batches(
     mode: str, kind: str, form: str, more: dict[str, Any], folders: Any, models: Any, tmp_path: Path
 ) -> None:

@@ -407,6 +407,7 @@ def _trl(mapping: _Mapping, places: tuple[Path, ...]) -> DataPlan:
         max_length=_number(mapping.get("max_length", mapping.get("max_seq_length"))),
         packing=_flag(mapping.get("packing")),
         loss=loss,
+        overlong="cut_left" if mapping.get("truncation_mode") == "keep_end" else "cut",
         keeps_overflow=mapping.get("packing_strategy") in KEEPS_OVERFLOW,
     )
 
