@@ -433,7 +433,7 @@ class RowCounter:
         limit, trainer, overlong = self._limits.max_length, self._shape.trainer, self._limits.overlong
         if limit is None or trainer == "classification" or overlong == "shared":
             return False
-        if overlong == "left_out":
+        if overlong in {"left_out", "refused"}:
             return is_cut
         # TRL 1.16 leaves out: pairs with a side over the limit (reward); where the beginning is kept, prompts that fill
         # it (DPO, KTO); and rows of which no token in the loss is left (SFT without packing).
