@@ -267,10 +267,12 @@ def test_llama_factorys_words_are_read(changes: dict[str, Any], field: str, valu
 
 
 @every(
-    ("stage", "objective"), [("pt", "sft"), ("sft", "sft"), ("dpo", "preference"), ("kto", "preference"), ("ppo", "rl")]
+    ("stage", "objective"),
+    [("pt", "sft"), ("sft", "sft"), ("dpo", "preference"), ("kto", "preference"), ("ppo", "rl"), ("rm", "reward")],
 )
 def test_llama_factorys_stage_is_the_objective(stage: str, objective: str, tmp_path: Path) -> None:
-    assert checked(tmp_path, LLAMA_FACTORY, stage=stage).config.extras["objective"] == objective
+    config = checked(tmp_path, LLAMA_FACTORY, stage=stage).config
+    assert (config.extras["objective"], config.lora.task_type) == (objective, "CAUSAL_LM")
 
 
 def test_torchtunes_components_are_read(tmp_path: Path) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import pytest
@@ -17,6 +17,7 @@ from gradience.data.overlap import EvalRows, jaccard, trigrams, words_of
 from gradience.data.rows import UnusableRow
 from gradience.data.signs import ControlTokens
 from gradience.data.tokens import Sequence, TokenRow
+from gradience.schema.reports import Overlong
 
 BOS, END, TURN, PAD = 1, 2, 3, 4  # the tokens that end: generation; and a turn, as a control token
 SIZE = 1000
@@ -149,7 +150,9 @@ def test_batches_of_pairs_hold_twice_their_rows():
     options: dict[str, Any] = {"form": "preference", "batch_size": 2}
     found = measured(*rows, trainer="dpo", **options).fields["batching"]
     assert (found.batch_size, found.padding_share) == (2, 1 - 12 / 16)
-    assert measured(*rows, trainer="reward", max_length=3, **options).fields["batching"].padding_share == 0.0
+    rows.append(TokenRow(3, {}, (Sequence([5] * 2), Sequence([5] * 3))))
+    found = measured(*rows, trainer="reward", max_length=3, **options)
+    assert (found.tokens.kept, found.fields["batching"].padding_share) == (5, 1 - 5 / 6)  # one pair is left
 
 
 def test_padding_is_what_the_longest_of_each_batch_leaves_and_of_nothing_not_known():
@@ -302,16 +305,18 @@ def test_the_share_of_a_sequence_in_the_loss_is_a_histogram() -> None:
 
 def test_what_becomes_of_a_row_over_the_limit_is_counted_as_the_trainer_does_it() -> None:
     row = ([5] * 40, [0] * 30 + [1] * 10)
-    kept = {how: measured(row, max_length=20, overlong=how) for how in ("cut", "cut_left", "shared", "left_out")}
+    kept = {how: measured(row, max_length=20, overlong=how) for how in get_args(Overlong)}
     assert {how: (one.tokens.kept, one.tokens.supervised) for how, one in kept.items()} == {
         "cut": (0, 0),
         "cut_left": (20, 10),
         "shared": (20, 5),
         "left_out": (0, 0),
+        "refused": (0, 0),
     }
     assert {how: one.seen.question_cut.count for how, one in kept.items()} == {
         "cut": 0,
         "cut_left": 0,
         "shared": 1,
         "left_out": 0,
+        "refused": 0,
     }

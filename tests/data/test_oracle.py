@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import copy
+import json
 import random
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from gradience import check_data
 from gradience.data.encoder import Encoder
 from gradience.data.formats import recognise
 from gradience.data.measure import MeasureSettings, RowCounter, RowCounts, packed_count
 from gradience.data.tokens import Masking, Tokeniser, TokenRow
 
-from made import ask, rows, say, saved, tokenizer  # isort: skip
+from made import ask, rows, say, saved, tokenizer, write  # isort: skip
 
 LIMIT = 24
 
@@ -186,6 +188,53 @@ def test_kto_rows_are_those_of_the_trainer(form: str, style: str, folders: Any, 
     theirs = [(one["prompt_ids"], one["completion_ids"]) for one in data]
     found = [one for one in ours(folders[style], some) if one.prompt < LIMIT]
     assert [(s.ids[: one.prompt], s.ids[one.prompt :]) for one in found for s in one.sequences] == theirs
+
+
+KEPT: list[tuple[str, str, dict[str, Any]]] = [
+    ("SFT", "prompt-completion", {}),
+    ("SFT", "messages", {"assistant_only_loss": True, "max_length": 40}),
+    ("SFT", "prompt-completion", {"packing": True}),
+    ("DPO", "preference", {}),
+    ("KTO", "kto", {}),
+]
+
+
+@pytest.mark.filterwarnings("ignore:The `'keep_end'` truncation mode is deprecated")
+@pytest.mark.parametrize(("kind", "form", "more"), KEPT)
+@pytest.mark.parametrize("mode", ["keep_start", "keep_end"])
+def test_what_check_counts_of_cut_rows_is_what_the_trainer_batches(
+    mode: str, kind: str, form: str, more: dict[str, Any], folders: Any, models: Any, tmp_path: Path
+) -> None:
+    import trl
+    from datasets import Dataset
+
+    some, given = rows(form, 12), {"max_length": 16, "truncation_mode": mode, **more}
+    theirs_given = {name: value for name, value in given.items() if kind != "KTO" or name != "truncation_mode"}
+    reference = {} if kind == "SFT" else {"ref_model": copy.deepcopy(models["lm"])}
+    trainer = getattr(trl, f"{kind}Trainer")(
+        models["lm"],
+        args=arguments(getattr(trl, f"{kind}Config"), tmp_path, **theirs_given),
+        train_dataset=Dataset.from_list(some),
+        processing_class=tokenizer("qwen"),
+        **reference,
+    )
+    found = batches(trainer)
+    masks = [b["labels"] != -100 if kind == "SFT" else b["completion_mask"] for b in found]
+    lengths = [
+        n
+        for b in found
+        for n in (b["attention_mask"].sum(1).tolist() if "attention_mask" in b else [b["input_ids"].numel()])
+    ]
+    recipe = tmp_path / "args.json"
+    recipe.write_text(json.dumps({"learning_rate": 1e-4, "per_device_train_batch_size": 64, **given}))
+    counted = check_data(write(tmp_path / "rows.jsonl", some), training=recipe, tokenizer=folders["qwen"]).data
+    assert counted.seen.cut.count > 0
+    assert counted.tokens.kept == sum(lengths)
+    assert counted.tokens.supervised == sum(int(mask.sum()) for mask in masks)
+    if more.get("packing"):
+        assert counted.batching.packed_sequences == len(found)
+    else:  # all rows are in one batch
+        assert counted.batching.padding_share == 1.0 - sum(lengths) / (max(lengths) * len(lengths))
 
 
 def test_instructions_are_the_messages_that_a_chat_template_renders(folders: Any) -> None:

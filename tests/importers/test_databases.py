@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import sqlite3
 import sys
 from contextlib import closing
@@ -73,6 +74,21 @@ def test_a_failed_run_has_its_status(stores, import_events):
     events, _ = import_events(stores["folder"], run="failed")
     assert (events.losses, events.end.status) == ([3.0], "error")
     assert events.end.reason == "MLflow recorded the status FAILED"
+
+
+def test_the_latest_run_of_a_store_of_many_pages_is_read(stores, tmp_path, import_events):
+    if "database" not in stores:
+        pytest.skip("mlflow-skinny reads no database")
+    path = tmp_path / "mlflow.db"
+    shutil.copy(stores["database"], path)
+    with closing(sqlite3.connect(path)) as base, base:
+        columns = [name for (name,) in base.execute("SELECT name FROM pragma_table_info('runs')")]
+        changed = [
+            "printf('%032d', n)" if name == "run_uuid" else "n" if name == "start_time" else name for name in columns
+        ]
+        earlier = "WITH RECURSIVE c(n) AS (SELECT 1 UNION ALL SELECT n + 1 FROM c WHERE n < 1000)"
+        base.execute(f"{earlier} INSERT INTO runs SELECT {', '.join(changed)} FROM c, runs WHERE name = 'one'")  # noqa: S608  # constant
+    holds(import_events(path)[0])
 
 
 def test_what_mlflow_cannot_read_is_an_error_in_one_line(tmp_path):

@@ -137,6 +137,24 @@ def test_without_its_log_a_run_is_the_last_value_of_each_metric(tmp_path, import
         assert any("only the last value of each metric is known" in note for note in imported.notes)
 
 
+@every(
+    ("settings", "note"),
+    [
+        ("since:\n  value: 2024-02-31\n", ""),
+        (f"seed:\n  value: {'9' * 5000}\n", "config.yaml was not used: a number of 5000 digits"),
+        ("".join(f"{' ' * i}a:\n" for i in range(600)), "config.yaml was not used: nested more than"),
+        (f"a: {'[' * 600}{']' * 600}\n", "config.yaml was not used: nested more than"),
+        ("a: [\n", "config.yaml was not used: not YAML"),
+    ],
+)
+def test_settings_that_no_yaml_reader_takes_are_named_and_the_run_is_read(tmp_path, import_events, settings, note):
+    folder_of(tmp_path / "run-1-nmrz2w6w", summary=LAST, settings=YAML + settings)
+    events, imported = import_events(tmp_path)
+    assert events.losses == [1.25]
+    assert events.start.config.training.max_steps == (None if note else 30)
+    assert any(said.startswith(note) for said in imported.notes)
+
+
 def test_a_run_that_died_before_its_first_row_is_a_run(tmp_path, import_events):
     folder_of(tmp_path / "run-1-nmrz2w6w", summary={"_wandb": {"runtime": 2}}, settings=YAML, output=OOM)
     events, imported = import_events(tmp_path)

@@ -61,6 +61,7 @@ _HEAD = "Classification"  # ends the name of every transformers class with a cla
 
 _Mapping = dict[str, Json]
 KEEPS_OVERFLOW: Final = frozenset({"wrapped", "bfd_split", "bfd-requeue"})  # TRL 1.16, pack_dataset: no token is lost
+_EXCESS: Final[dict[str, Overlong]] = {"truncate": "cut", "raise": "refused"}  # Axolotl, utils/data/utils.py
 _INFO: Final = "dataset_info.json"
 _WANDB: Final = "_wandb"  # a key of every config.yaml that wandb writes
 
@@ -407,6 +408,7 @@ def _trl(mapping: _Mapping, places: tuple[Path, ...]) -> DataPlan:
         max_length=_number(mapping.get("max_length", mapping.get("max_seq_length"))),
         packing=_flag(mapping.get("packing")),
         loss=loss,
+        overlong="cut_left" if mapping.get("truncation_mode") == "keep_end" else "cut",
         keeps_overflow=mapping.get("packing_strategy") in KEEPS_OVERFLOW,
     )
 
@@ -426,7 +428,7 @@ def _axolotl(mapping: _Mapping, places: tuple[Path, ...]) -> DataPlan:
         task="reward" if mapping.get("reward_model") is True else None,
         max_length=_number(mapping.get("sequence_len")),
         # Axolotl's own default is to drop such a row.
-        overlong="cut" if mapping.get("excess_length_strategy") == "truncate" else "left_out",
+        overlong=_EXCESS.get(str(mapping.get("excess_length_strategy")).lower(), "left_out"),
         packing=_flag(mapping.get("sample_packing")),
         loss="all" if mapping.get("train_on_inputs") is True or completion else "assistant",
         notes=_several(len(trains)),

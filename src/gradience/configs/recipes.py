@@ -13,8 +13,8 @@ Axolotl has its own names for PEFT's and the Trainer's settings. Source: axolotl
 lora-8b.yml, qlora-fsdp-70b.yaml, instruct-dpo-lora-8b.yml.
 
 LLaMA-Factory keeps the names of TrainingArguments and renames LoRA's settings. Source: hiyouga/LLaMA-Factory,
-examples/train_lora and src/llamafactory/hparams/finetuning_args.py. Its defaults: lora_rank is 8, lora_alpha twice
-lora_rank, and lora_target every linear layer.
+examples/train_lora, and of src/llamafactory hparams/finetuning_args.py, model/adapter.py and model/loader.py. Its
+defaults: lora_rank is 8, lora_alpha twice lora_rank, and lora_target every linear layer.
 
 verl's tree has a branch for each of its workers, of which the actor is trained. Source: volcengine/verl,
 verl/trainer/config/ppo_trainer.yaml. Its batches are shares of one of prompts, and are not read. Hydra refuses a key
@@ -283,14 +283,14 @@ def _read_llama_factory(fields: Fields, draft: Draft) -> list[str]:
     kind = fields.take(["finetuning_type"], keyword) or "lora"
     draft.set("lora", "peft_type", kind.upper())
     if kind == "lora":
-        _note_llama_factory_lora(fields, draft, stage)
+        _note_llama_factory_lora(fields, draft)
     if draft.get("training", "eval_strategy") is None and "val_size" not in fields and "eval_dataset" not in fields:
         draft.set("training", "eval_strategy", "no")
     return list(fields.left_over(lambda key: key in known_keys("llama_factory") or knows_training(key)))
 
 
-def _note_llama_factory_lora(fields: Fields, draft: Draft, stage: str) -> None:
-    draft.set("lora", "task_type", "CAUSAL_LM" if stage != "rm" else "TOKEN_CLS")
+def _note_llama_factory_lora(fields: Fields, draft: Draft) -> None:
+    draft.set("lora", "task_type", "CAUSAL_LM")  # of a reward model too, whose value head is outside of the adapter
     target = fields.take(["lora_target"], lambda value: ",".join(comma_names(value)))
     named = split_names(target or "all")
     draft.set("lora", "target_modules", "all-linear" if named == ["all"] else named)

@@ -16,8 +16,8 @@ def cut_at(limit: int, mask: Sequence[int] | None, length: int, how: Overlong) -
         limit: the most tokens that are kept.
         mask: 1 for each token of an answer; None if there are only such.
         length: tokens of the sequence.
-        how: the end is cut off, the beginning, or a part of each question and answer; of a row that is left out, the
-            first tokens are taken.
+        how: the end is cut off, the beginning, or a part of each question and answer; of a row that is left out or
+            refused, the first tokens are taken.
     """
     if how == "cut_left":
         return range(max(length - limit, 0), length)

@@ -92,7 +92,7 @@ class Examples:
         length = len(sequence.ids)
         if self._limit is None or length <= self._limit:
             return range(length)
-        if self._overlong == "left_out":
+        if self._overlong in {"left_out", "refused"}:
             return range(0)
         places = cut_at(self._limit, sequence.mask, length, self._overlong)
         return places if isinstance(places, range) else set(places)

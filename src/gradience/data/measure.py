@@ -143,6 +143,8 @@ class MeasureSettings(NamedTuple):
     show_rows: bool = False
     examples: int = 0
     overlong: Overlong = "cut"
+    trl: bool = True
+    """TRL trains: a row whose tokens in the loss are all cut off is dropped, whichever end is."""
 
 
 class RowCounts(NamedTuple):
@@ -384,9 +386,8 @@ class RowCounter:
         ids, mask = sequence.ids, sequence.mask
         length, supervised = len(ids), len(ids) if mask is None else sum(mask)
         kept, left = self._kept(sequence, supervised)
-        dropped = kept < length and self._is_dropped(row, left)
-        overlong = self._limits.overlong
-        if not dropped or (self._shape.trainer != "reward" and overlong != "left_out"):
+        dropped, overlong = self._is_dropped(row, left, is_cut=kept < length), self._limits.overlong
+        if not dropped:
             self._fed.append(kept)
         faults = ["cut"] if kept < length else []
         if overlong == "shared" and left and length - supervised > kept - left:
@@ -427,18 +428,20 @@ class RowCounter:
         places = cut_at(limit, mask, len(ids), self._limits.overlong)
         return len(places), len(places) if mask is None else sum(mask[i] for i in places)
 
-    def _is_dropped(self, row: TokenRow, left: int) -> bool:
-        """Whether the trainer drops a row that is too long."""
+    def _is_dropped(self, row: TokenRow, left: int, *, is_cut: bool) -> bool:
+        """Whether the trainer drops a sequence, of which so many tokens in the loss are left."""
         limit, trainer, overlong = self._limits.max_length, self._shape.trainer, self._limits.overlong
-        if limit is None or trainer == "classification" or overlong in {"cut_left", "shared"}:
+        if limit is None or trainer == "classification" or overlong == "shared":
             return False
-        if overlong == "left_out":
-            return True
-        # TRL 1.16 leaves out: pairs with a side over the limit (reward), prompts that fill it (DPO, KTO), and rows of
-        # which no token in the loss is left (SFT without packing).
+        if overlong in {"left_out", "refused"}:
+            return is_cut
+        # TRL 1.16 leaves out: pairs with a side over the limit (reward); where the beginning is kept, prompts that fill
+        # it (DPO, KTO); and rows of which no token in the loss is left (SFT without packing).
         if trainer == "reward":
-            return True
-        return row.prompt >= limit if trainer in {"dpo", "kto"} else not left and not self._limits.packing
+            return any(len(side.ids) > limit for side in row.sequences)
+        if trainer in {"dpo", "kto"}:
+            return overlong == "cut" and row.prompt >= limit
+        return is_cut and not left and not self._limits.packing and (overlong == "cut" or self._limits.trl)
 
     def _ends_of(self, ids: list[int], mask: list[int] | None) -> list[str]:
         """The names of what the row shows about end tokens: one is supervised, or one after an answer is masked.

@@ -58,8 +58,8 @@ class RowSource:
         self._files = _files_of(path)
         for file in self._files:
             _require_regular(file)
-        self._counts = [_counted(file) for file in self._files]
-        self.count = sum(self._counts)
+        self._sizes = [_counted(file) for file in self._files]
+        self.count = sum(size.rows for size in self._sizes)
         if not self.count:
             raise ConfigError(f"{path}: no row in it", advice=_ADVICE)
 
@@ -69,23 +69,24 @@ class RowSource:
         return self._files == [self.path] and _kind_of(self.path) is _KINDS[".jsonl"]
 
     def rows(self, wanted: Collection[int] | None = None) -> Iterator[Found]:
-        """Every row, or only the rows with the numbers wanted, in the order of the files.
+        """Every row, or only the wanted ones, in the order of the files.
+
+        `wanted` counts rows alone; the number of a row of JSON lines counts the blank lines before it, too.
 
         Raises:
             ConfigError: a file can no longer be read, or has lost rows since they were counted.
         """
-        before = 0
-        for file, count in zip(self._files, self._counts, strict=True):
+        before = lines_before = 0
+        for file, size in zip(self._files, self._sizes, strict=True):
             numbers = None if wanted is None else {number - before for number in wanted if before < number}
-            left = count if numbers is None else sum(number <= count for number in numbers)
+            left = size.rows if numbers is None else sum(number <= size.rows for number in numbers)
             for row in _read(file, numbers):
                 left -= 1
-                yield (
-                    row._replace(number=row.number + before) if isinstance(row, UnusableRow) else _later(row, before)
-                )
+                yield _later(row, lines_before)
             if left > 0:
                 raise ConfigError(f"{file}: it changed while it was read", advice="read it again once it is whole")
-            before += count
+            before += size.rows
+            lines_before += size.lines
 
 
 def raw_lines(source: RowSource) -> Iterator[tuple[int, bytes]]:
@@ -108,12 +109,20 @@ def _require_regular(path: Path) -> None:
         raise _unreadable(path, error) from None
 
 
-def _later(found: tuple[int, Row], before: int) -> tuple[int, Row]:
+def _later(found: Found, before: int) -> Found:
+    if isinstance(found, UnusableRow):
+        return found._replace(number=found.number + before)
     return (found[0] + before, found[1]) if before else found
 
 
+class _Size(NamedTuple):
+    rows: int
+    lines: int
+    """By which rows are numbered: the blank ones, too."""
+
+
 class _Kind(NamedTuple):
-    count: Callable[[Path], int]
+    size: Callable[[Path], _Size]
     rows: Callable[[Path, Collection[int] | None], Iterator[Found]]
 
 
@@ -124,9 +133,9 @@ def _read(path: Path, wanted: Collection[int] | None) -> Iterator[Found]:
         raise _unreadable(path, error) from None
 
 
-def _counted(path: Path) -> int:
+def _counted(path: Path) -> _Size:
     try:
-        return _kind_of(path).count(path)
+        return _kind_of(path).size(path)
     except (OSError, ValueError, csv.Error) as error:
         raise _unreadable(path, error) from None
 
@@ -210,10 +219,13 @@ def _is_json_lines(path: Path) -> bool:
         return False
 
 
-def _line_count(path: Path) -> int:
-    """The number of lines that are not blank, counted without decoding them."""
+def _size_of_lines(path: Path) -> _Size:
+    """The lines that are not blank, and all lines, counted without decoding them."""
+    rows = lines = 0
     with open_regular(path) as file:
-        return sum(1 for _, line in numbered_lines(file, MAX_LINE) if not isinstance(line, bytes) or line.strip())
+        for lines, line in numbered_lines(file, MAX_LINE):  # noqa: B007  # the last number is their count
+            rows += line is None or bool(line.strip())
+    return _Size(rows, lines)
 
 
 def _json_lines(path: Path, wanted: Collection[int] | None) -> Iterator[Found]:
@@ -227,6 +239,16 @@ def _json_lines(path: Path, wanted: Collection[int] | None) -> Iterator[Found]:
             nth += 1
             if wanted is None or nth in wanted:
                 yield _decoded(number, raw, decoder)
+
+
+def _sized(count: Callable[[Path], int]) -> Callable[[Path], _Size]:
+    """The size of a file of a kind whose rows are numbered one after the other."""
+
+    def size(path: Path) -> _Size:
+        rows = count(path)
+        return _Size(rows, rows)
+
+    return size
 
 
 def _decoded(number: int, raw: bytes | None, decoder: msgspec.json.Decoder[Json]) -> Found:
@@ -334,11 +356,11 @@ def _columnar(path: Path, wanted: Collection[int] | None) -> Iterator[Found]:
 
 
 _KINDS: Final = {
-    ".jsonl": _Kind(_line_count, _json_lines),
-    ".ndjson": _Kind(_line_count, _json_lines),
-    ".json": _Kind(lambda path: len(_document(path)), _json_rows),
-    ".csv": _Kind(lambda path: sum(1 for _ in _records(path)), _csv_rows),
-    ".tsv": _Kind(lambda path: sum(1 for _ in _records(path)), _csv_rows),
-    ".parquet": _Kind(count_rows, _columnar),
-    ".arrow": _Kind(count_rows, _columnar),
+    ".jsonl": _Kind(_size_of_lines, _json_lines),
+    ".ndjson": _Kind(_size_of_lines, _json_lines),
+    ".json": _Kind(_sized(lambda path: len(_document(path))), _json_rows),
+    ".csv": _Kind(_sized(lambda path: sum(1 for _ in _records(path))), _csv_rows),
+    ".tsv": _Kind(_sized(lambda path: sum(1 for _ in _records(path))), _csv_rows),
+    ".parquet": _Kind(_sized(count_rows), _columnar),
+    ".arrow": _Kind(_sized(count_rows), _columnar),
 }

@@ -12,8 +12,9 @@ import re
 import sqlite3
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing, contextmanager, nullcontext
+from functools import partial
 from importlib import import_module
 from importlib.util import find_spec
 from itertools import islice
@@ -254,9 +255,19 @@ def _quiet() -> Iterator[None]:
             os.environ.pop(name) if value is None else os.environ.update({name: value})
 
 
-def _active(store: Any) -> list[Any]:
-    experiments = [each.experiment_id for each in store.search_experiments()]
-    return list(store.search_runs(experiments, order_by=["attributes.start_time ASC"], max_results=1000))
+def _active(store: Any) -> Iterator[Any]:
+    """The runs of a store, the latest last."""
+    experiments = [each.experiment_id for each in _paged(store.search_experiments)]
+    return _paged(partial(store.search_runs, experiments, order_by=["attributes.start_time ASC"]))
+
+
+def _paged(search: Callable[..., Any]) -> Iterator[Any]:
+    """What a search of MLflow finds, which it returns in pages."""
+    page = search()
+    yield from page
+    while page.token:
+        page = search(page_token=page.token)
+        yield from page
 
 
 def _of_store(path: Path, store: Any, run: Any, columns: Mapping[str, str] | None) -> SourceRun | None:

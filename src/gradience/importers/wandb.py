@@ -17,7 +17,9 @@ from typing import Final
 
 import msgspec
 
+from gradience.configs.files import parse_yaml
 from gradience.configs.settings import stack
+from gradience.configs.values import Malformed
 from gradience.errors import RecorderError, SchemaError
 from gradience.importers.files import (
     LoggedRow,
@@ -31,7 +33,7 @@ from gradience.importers.files import (
 )
 from gradience.importers.protobuf import CutOffError, fields, nested
 from gradience.importers.table import Numbered, flatten, rows_to_raw
-from gradience.io.reading import open_regular
+from gradience.io.reading import MAX_DEPTH, open_regular
 from gradience.schema import Json, Status
 from gradience.schema.values import number_of
 from gradience.telemetry.codec import parse
@@ -238,12 +240,11 @@ def _apart(row: LoggedRow) -> Iterator[LoggedRow]:
 
 def _settings(path: Path, raw: SourceRun) -> dict[str, Json]:
     """The settings of a config.yaml, where each stands under `value` beside its description."""
-    import yaml  # a log has its settings in itself
-
     try:
-        document = yaml.safe_load(_text(path, _MOST_SETTINGS)) or {}
-    except yaml.YAMLError as error:
-        raw.notes.append(f"{path.name} was not used: {str(error).splitlines()[0]}")
+        document = parse_yaml(_text(path, _MOST_SETTINGS))
+    except (Malformed, RecursionError) as error:
+        why = f"nested more than {MAX_DEPTH} levels deep" if isinstance(error, RecursionError) else error
+        raw.notes.append(f"{path.name} was not used: {why}")
         return {}
     pairs = document.items() if isinstance(document, dict) else ()
     return {str(name): item["value"] for name, item in pairs if isinstance(item, dict) and "value" in item}

@@ -29,7 +29,7 @@ DataFormat: TypeAlias = Literal[
 ]
 Trainer: TypeAlias = Literal["sft", "dpo", "reward", "kto", "classification", "grpo", "prm"]
 LossMode: TypeAlias = Literal["assistant", "completion", "all", "none"]
-Overlong: TypeAlias = Literal["cut", "cut_left", "shared", "left_out"]
+Overlong: TypeAlias = Literal["cut", "cut_left", "shared", "left_out", "refused"]
 
 
 class Rows(msgspec.Struct, kw_only=True, frozen=True):
@@ -323,7 +323,7 @@ class DataReport(msgspec.Struct, kw_only=True, frozen=True):
         Overlong,
         about(
             "What becomes of a row over the limit: cut at its end or its beginning, cut in each question and answer by "
-            "their shares, or left out."
+            "their shares, left out, or refused, so that training ends before it begins."
         ),
     ] = "cut"
     encodes_arguments: Annotated[

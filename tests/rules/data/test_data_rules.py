@@ -113,8 +113,10 @@ def test_a_data_set_without_a_fault_has_no_finding() -> None:
         ("DAT305", seen(cut=50), "warning", {}),
         ("DAT305", seen({"overlong": "left_out"}, cut=499), "warning", {}),
         ("DAT305", seen({"overlong": "left_out"}, cut=500), "error", {}),
+        ("DAT305", seen({"overlong": "refused"}, cut=1), "error", seen({"overlong": "refused"})),
         ("DAT305", seen(cut=500), "warning", {}),
         ("DAT306", seen(answer_lost=1), "warning", seen({"overlong": "left_out"}, answer_lost=1)),
+        ("DAT306", seen(answer_lost=1), "warning", seen({"overlong": "refused"}, answer_lost=1)),
         ("DAT306", seen(answer_cut=1), "warning", seen(cut=1)),
         ("DAT306", seen(answer_cut=60, answer_lost=49), "warning", {}),
         ("DAT306", seen(answer_cut=60, answer_lost=50), "error", {}),
@@ -454,6 +456,14 @@ TWO: dict[str, Any] = {**LABELLED, "labels": {"7": 18, "0": 2}, "labels_total": 
             seen(supervised(9, of=900, total=1000), cut=40),
             (
                 "info: 40 of 1,000 rows (4 %: 1, ...) are longer than 512 tokens: 10.0% of the tokens are lost; 200 "
+                "tokens keep 95 % of the sequences whole, 300 keep 99 %"
+            ),
+        ),
+        (
+            "DAT305",
+            seen({"overlong": "refused"}, cut=40),
+            (
+                "error: 40 of 1,000 rows (4 %: 1, ...) are longer than 512 tokens, at which the trainer ends; 200 "
                 "tokens keep 95 % of the sequences whole, 300 keep 99 %"
             ),
         ),

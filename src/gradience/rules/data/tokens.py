@@ -40,7 +40,7 @@ def _cut(data: DataReport) -> Iterator[Observation]:
     """rows are cut by the length limit
 
     a row is longer than the limit; from {some} of the rows: warning; {half}, of a trainer that leaves such
-    rows out: error
+    rows out, or any, of one that ends at such a row: error
 
     Why: Tokens past the limit are not trained on, and nothing in the log shows it.
     Scope: every trainer with a length limit
@@ -54,13 +54,13 @@ def _cut(data: DataReport) -> Iterator[Observation]:
         return
     lost, cut = tokens.total - tokens.kept, data.seen.question_cut
     questions = f", and {counted(cut, data.rows_read)} lose a part of a question" if cut.count else ""
-    left_out = ", and the trainer leaves them out" if data.overlong == "left_out" else ""
+    lose = f"{lost / tokens.total if tokens.total else 0.0:.1%} of the tokens are lost{questions}"
+    fates = {"left_out": f", and the trainer leaves them out: {lose}", "refused": ", at which the trainer ends"}
     yield on_rows(
         data,
         rows,
-        f"are longer than {data.max_length:,} tokens{left_out}: {lost / tokens.total if tokens.total else 0.0:.1%} of "
-        f"the tokens are lost{questions}; {lengths.p95:,} tokens keep 95 % of the sequences whole, {lengths.p99:,} "
-        "keep 99 %",
+        f"are longer than {data.max_length:,} tokens{fates.get(data.overlong, f': {lose}')}; {lengths.p95:,} tokens "
+        f"keep 95 % of the sequences whole, {lengths.p99:,} keep 99 %",
         severity=_of_cut(data),
         max_length=data.max_length,
         tokens_lost=lost,
@@ -71,7 +71,7 @@ def _cut(data: DataReport) -> Iterator[Observation]:
 
 def _of_cut(data: DataReport) -> Severity | None:
     part = share(data.seen.cut, data.rows_read)
-    if data.overlong == "left_out" and part >= HALF.value:
+    if data.overlong == "refused" or (data.overlong == "left_out" and part >= HALF.value):
         return "error"
     return "warning" if part >= SOME.value else None
 
@@ -97,6 +97,8 @@ def _answers_cut(data: DataReport) -> Iterator[Observation]:
     """
     if data.keeps_overflow:
         raise Unknown("packing puts what is beyond the limit into the next sequence: nothing is cut off")
+    if data.overlong == "refused":
+        raise Unknown("the trainer ends at a row over the limit (see DAT305)")
     if data.overlong == "left_out":
         raise Unknown("rows over the limit are left out whole (see DAT305)")
     rows, gone = data.seen.answer_cut, data.seen.answer_lost

@@ -36,6 +36,7 @@ from gradience.schema.reports import (
     DataReport,
     InputFile,
     LossMode,
+    Overlong,
     Rows,
     RowsSeen,
 )
@@ -117,7 +118,8 @@ def measure_data(asked: CheckSettings) -> DataReport:
         seed=options.seed,
         show_rows=options.show_rows,
         examples=options.worst,
-        overlong=asked.plan.overlong,
+        overlong=_overlong(asked, shape),
+        trl=asked.masking.trl,
     )
     held_out = None if evaluation is None else _eval_rows(evaluation, tokeniser, asked)
     total = source.count if wanted is None else len(wanted)
@@ -154,7 +156,7 @@ def measure_data(asked: CheckSettings) -> DataReport:
         batch_stated=asked.batch_size is not None,
         keeps_overflow=limits.packing and asked.plan.keeps_overflow,
         pads=asked.plan.pads,
-        overlong=asked.plan.overlong,
+        overlong=limits.overlong,
         unwritten_roles={} if _by_trainer(encoder) else _unwritten(encoder, measure.roles()),
         notes=[
             *asked.plan.notes,
@@ -285,6 +287,12 @@ def _limit(asked: CheckSettings, shape: Shape) -> tuple[int | None, list[str]]:
     if asked.masking.trl and shape.trainer != "classification":
         return _TRL_LENGTH, [f"no length limit is given: TRL's default of {_TRL_LENGTH} tokens"]
     return None, []
+
+
+def _overlong(asked: CheckSettings, shape: Shape) -> Overlong:
+    """What becomes of a row over the limit. TRL 1.16 keeps the end in DPO, and in SFT that does not pack; else none."""
+    may_be_cut_left = shape.trainer == "dpo" or (shape.trainer == "sft" and not asked.options.packing)
+    return "cut" if asked.masking.trl and not may_be_cut_left else asked.plan.overlong
 
 
 def _eval_rows(place: Path, tokeniser: Tokeniser, asked: CheckSettings) -> EvalRows:

@@ -1,8 +1,4 @@
-"""Find many adapters, audit each once into open files, and show and query them.
-
-This module turns audit reports into rows of tables. The Arrow schema of a table is generated from the Struct of its
-rows.
-"""
+"""Turn audit reports into rows of tables. The Arrow schema of a table is generated from the Struct of its rows."""
 
 from __future__ import annotations
 

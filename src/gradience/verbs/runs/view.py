@@ -50,7 +50,7 @@ def runs_text(
     """The runs for a terminal: a line each, what their settings differ in, and the logs that could not be read.
 
     Args:
-        rows: values by column, as of `collect.runs.BOARD`.
+        rows: values by column, as of `run.BOARD`.
         names: a short unique name for each row.
         most: how many runs to list; None for all.
         curves: by path and id of a run, its training loss as a line of characters.
