@@ -80,8 +80,8 @@ class Reference:
             return self._kept[place]
         with self._state():
             scores = log_probs(logits_of(self._loaded, batch))
-        self._bytes += scores.nbytes
-        if self._bytes <= _KEPT:
+        if self._bytes + scores.nbytes <= _KEPT:
+            self._bytes += scores.nbytes
             self._kept[place] = scores
         return scores
 

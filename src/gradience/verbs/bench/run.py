@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from itertools import count
 from pathlib import Path
 from typing import Any, Final
 
@@ -158,8 +159,10 @@ def _trained(store: BenchStore, command: str, rank: int, seed: int, timeout: flo
     """
 
     def make(out: Path) -> None:
-        draft = out.with_name(f"{out.name}.unfinished")
-        draft.mkdir(parents=True, exist_ok=True)
+        # A new one each time: an adapter that a failed training left is not taken for this one's.
+        drafts = (out.with_name(f"{out.name}.{number}.unfinished") for number in count(1))
+        draft = next(folder for folder in drafts if not folder.exists())
+        draft.mkdir(parents=True)
         argv = words(command, {"r": str(rank), "seed": str(seed), "out": str(real_path(draft))}, required="out")
         run(argv, timeout=timeout)
         try:

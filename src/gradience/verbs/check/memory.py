@@ -39,7 +39,7 @@ _FEWEST: Final = 64  # tokens below which a shorter limit is no advice
 
 
 def parse_size(text: str) -> int:
-    """The bytes that a text such as `24GiB`, `80 GB` or `8e9`'s digits states.
+    """The bytes that a text such as `24GiB`, `80 GB` or a plain number states.
 
     >>> parse_size("24GiB"), parse_size("1.5 GB"), parse_size("1000")
     (25769803776, 1500000000, 1000)

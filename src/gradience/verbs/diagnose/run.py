@@ -316,8 +316,10 @@ def _causes(joins: Iterable[Correlation], symptoms: list[Symptom], not_run: list
     joined = correlate(joins, symptoms, silent)
     single = (_alone(symptom.source, symptom.finding) for symptom in joined.left if symptom.finding)
     causes = sorted([*joined.causes, *single], key=_place)
-    # The log repeats what the weights show.
-    return list({(cause.id, cause.message): cause for cause in reversed(causes)}.values())[::-1]
+    first: dict[tuple[str, str], Cause] = {}
+    for cause in causes:  # the log repeats what the weights show
+        first.setdefault((cause.id, cause.message), cause)
+    return list(first.values())
 
 
 def _place(cause: Cause) -> tuple[int, bool, bool, int]:

@@ -179,7 +179,10 @@ def split_inputs(place: PathLike, loaded: LoadedModel, *, most: int, seed: int, 
     measured = MEASURED_ROWS if loaded.task == "sequence-classification" else MEASURED_ON
     inputs = read_inputs(place, loaded, most=most + measured, seed=seed, token_ids=token_ids)
     # Rows that differ may be equal once they are cut; of these the first is taken.
-    different = list({example.ids: example for example in reversed(inputs.examples)}.values())[::-1]
+    first: dict[tuple[int, ...], ModelInput] = {}
+    for example in inputs.examples:
+        first.setdefault(example.ids, example)
+    different = list(first.values())
     if len(different) < LEAST:
         raise ConfigError(
             f"{place} has {len(different)} different inputs that can be used, expected at least {LEAST}",
