@@ -17,7 +17,7 @@ import re
 import time
 import warnings
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Final, NamedTuple, TypeAlias, TypeVar
 
 import re2
@@ -25,7 +25,9 @@ import re2
 from gradience.errors import AdapterError
 from gradience.io.confined import Confined, Foreign, Limits, allow
 
-Test = Callable[[str], bool]
+Groups: TypeAlias = Mapping[str, str | None]
+"""The named groups of a match."""
+_Match = Callable[[str], Groups | None]
 Number: TypeAlias = int | float
 _T = TypeVar("_T", int, float)
 
@@ -35,6 +37,9 @@ _PLAIN: Final = re.compile(r"(?:[A-Za-z0-9_.]|\\[.])+")
 # back-reference for re and an octal number for RE2; \B in an empty text.
 _READ_OTHERWISE: Final = re.compile(r"\[:|\{,|\\[1-9B]")
 _ORDINARY_NAME: Final = re.compile(r"[ -~]*")  # printable ASCII: \w, \d, \b and $ mean the same to RE2 and re
+
+# Lazy, as PEFT's: the first number is the layer's, and a later one may be an expert's.
+_FIRST_NUMBER: Final = r".*?\.[^.]*\.(?P<idx>\d+)\."
 
 _SECONDS: Final = 1.0  # processor time of all names of one table: those of real patterns take some milliseconds
 _LONGEST_TEXT: Final = 80  # characters of a pattern in a message
@@ -121,11 +126,11 @@ class PatternTable:
         self.keys = list(keys)
         # (length, positions of wildcard dots) -> {the key's text with the wildcards blanked out: index of the key}.
         self._plain: dict[tuple[int, tuple[int, ...]], dict[str, int]] = {}
-        self._others: list[tuple[int, Test]] = []
+        self._others: list[tuple[int, _Match]] = []
         backtracking = _Backtracking()
         for index, key in enumerate(self.keys):
             if _PLAIN.fullmatch(key) is None:
-                self._others.append((index, _matcher(key, backtracking)))
+                self._others.append((index, _matcher(rf"(.*\.)?({key})$", key, backtracking)))
                 continue
             text, wildcards = _plain_text(key)
             self._plain.setdefault((len(text), wildcards), {})[_blanked(text, wildcards)] = index
@@ -134,7 +139,7 @@ class PatternTable:
         """The keys that match a module's name, in order. PEFT applies the first."""
         spellings = (name, name[:-1]) if name.endswith("\n") else (name,)  # `$` also matches before a final newline
         hits = {hit for text in spellings for hit in self._plain_hits(text)}
-        hits.update(index for index, matches in self._others if matches(name))
+        hits.update(index for index, match in self._others if match(name) is not None)
         return [self.keys[index] for index in sorted(hits)]
 
     def _plain_hits(self, name: str) -> Iterable[int]:
@@ -169,25 +174,61 @@ def _blanked(text: str, wildcards: tuple[int, ...]) -> str:
     return "\0".join([*parts, text[last:]])
 
 
-def _matcher(key: str, backtracking: _Backtracking) -> Test:
-    """A function that tells whether PEFT's `re.match` would accept a name for the key."""
-    peft = rf"(.*\.)?({key})$"
+class Expressions:
+    """Regular expressions, matched as `re.match` matches them, in bounded time.
+
+    Args:
+        expressions: each with the pattern of the config that is in it, for errors.
+
+    Raises:
+        AdapterError: as `PatternTable`.
+    """
+
+    def __init__(self, expressions: Mapping[str, str]) -> None:
+        backtracking = _Backtracking()
+        self._matches = [_matcher(expression, shown, backtracking) for expression, shown in expressions.items()]
+
+    def first(self, name: str) -> Groups | None:
+        """The named groups of the first that matches a name from its beginning; None if none does."""
+        return next((groups for match in self._matches if (groups := match(name)) is not None), None)
+
+
+def layer_number(patterns: Sequence[str]) -> Callable[[str], int | None]:
+    """A function from a module's name to the number of its layer, by `layers_pattern`; None if it is in none of these.
+
+    PEFT reads the patterns as expressions, and the first that matches decides (check_target_module_exists).
+
+    Raises:
+        AdapterError: as `PatternTable`.
+    """
+    listed = {rf"(?:^|.*?\.){pattern}\.(?P<idx>\d+)\.": pattern for pattern in patterns}
+    table = Expressions(listed or {_FIRST_NUMBER: ""})
+
+    def number(name: str) -> int | None:
+        digits = (table.first(name) or {}).get("idx")
+        return None if digits is None else int(digits)
+
+    return number
+
+
+def _matcher(expression: str, shown: str, backtracking: _Backtracking) -> _Match:
+    """A function that matches as `re.match` does, with `shown` in its errors."""
     try:
-        # Also of a key that RE2 will match: what `re` refuses, PEFT would refuse.
-        _compiled(peft)
+        # Also of one that RE2 will match: what `re` refuses, PEFT would refuse.
+        _compiled(expression)
     except (re.error, RecursionError, OverflowError, ValueError) as error:
         raise AdapterError(
-            f"the pattern {_short(key)} in the adapter config is not a regular expression: {error}",
+            f"the pattern {_short(shown)} in the adapter config is not a regular expression: {error}",
             advice="PEFT would refuse it too: correct rank_pattern or alpha_pattern",
         ) from error
-    linear = _linear(peft)
+    linear = _linear(expression)
 
-    def matches(name: str) -> bool:
+    def match(name: str) -> Groups | None:
         if linear is not None and _ORDINARY_NAME.fullmatch(name) is not None:
             return linear(name)
-        return backtracking.matches(peft, key, name)
+        return backtracking.match(expression, shown, name)
 
-    return matches
+    return match
 
 
 def _compiled(expression: str) -> re.Pattern[str]:
@@ -196,18 +237,18 @@ def _compiled(expression: str) -> re.Pattern[str]:
         return re.compile(expression)
 
 
-def _linear(expression: str) -> Test | None:
-    """RE2's test of an ordinary name, or None if RE2 rejects the expression or would read it differently."""
+def _linear(expression: str) -> _Match | None:
+    """RE2's match of an ordinary name, or None if RE2 rejects the expression or would read it differently."""
     if _READ_OTHERWISE.search(expression):
         return None
     options = re2.Options()
     options.log_errors = False  # else the C++ library writes errors to stderr
-    options.never_capture = True
+    options.never_capture = True  # groups without a name
     try:
         pattern = re2.compile(expression, options)
     except (re2.error, UnicodeEncodeError):
         return None
-    return lambda name: pattern.fullmatch(name) is not None
+    return lambda name: None if (hit := pattern.match(name)) is None else hit.groupdict()
 
 
 class Backtracker:
@@ -216,11 +257,12 @@ class Backtracker:
     def __init__(self, seconds: float) -> None:
         self._until = time.process_time() + seconds
 
-    def matches(self, expression: str, name: str) -> bool:
-        """Whether `re.match` accepts the name."""
+    def match(self, expression: str, name: str) -> Groups | None:
+        """The named groups of `re.match`; None if it refuses the name."""
         # Never 0, which `allow` would take for the usual budget.
         allow(max(self._until - time.process_time(), 0.001))
-        return _compiled(expression).match(name) is not None
+        hit = _compiled(expression).match(name)
+        return None if hit is None else hit.groupdict()
 
 
 class _Backtracking:
@@ -229,11 +271,11 @@ class _Backtracking:
     def __init__(self) -> None:
         self._process: Confined | None = None
 
-    def matches(self, expression: str, key: str, name: str) -> bool:
+    def match(self, expression: str, key: str, name: str) -> Groups | None:
         try:
             if self._process is None:
                 self._process = Confined(f"{__name__}:Backtracker", _SECONDS, limits=Limits(seconds=_SECONDS))
-            return bool(self._process.call("matches", expression, name))
+            groups: Groups | None = self._process.call("match", expression, name)
         except Foreign as error:
             self._process = None  # it has ended
             where = f"the pattern {_short(key)} in the adapter config"
@@ -242,6 +284,7 @@ class _Backtracking:
                 advice="write it without repeats of what can match in several ways, or without look-around and "
                 "back-references",
             ) from error
+        return groups
 
 
 def _short(text: str) -> str:

@@ -727,10 +727,17 @@ ENTRIES: dict[str, Entry] = {
             On(layers("meta-llama/Llama-3.1-8B", [0, 31])),
             On(layers("gpt2", [11], extras={"layers_pattern": ["h"]})),
             On(layers("gpt2", [11], extras={"layers_pattern": ["layers", "h"]})),
+            On(layers("gpt2", [11], extras={"layers_pattern": ["(h|layers)"]})),
+            On(layers("gpt2", [11], extras={"layers_pattern": ["transformer.h"]})),
             On(layers(None, [])),
         ],
         abstains=[
-            On(layers("org/own-model", [3]), says="the number of the model's layers is not known (--base tells it)")
+            On(layers("org/own-model", [3]), says="the number of the model's layers is not known (--base tells it)"),
+            On(
+                layers("gpt2", [11], extras={"layers_pattern": ["(h"]}),
+                says="layers_pattern: the pattern '(h' in the adapter config is not a regular expression: "
+                "missing ), unterminated subpattern at position 11",
+            ),
         ],
     ),
     "TGT008": Entry(

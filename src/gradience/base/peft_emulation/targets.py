@@ -3,18 +3,18 @@
 The rules are those of PEFT 0.21.2, `tuners/tuners_utils.py`. An entry of a list matches a name that equals it or ends
 with a dot and the entry. A string is a regular expression for the whole name. `all-linear` means every linear layer but
 the output layer. `exclude_modules` and `modules_to_save` are applied first. `layers_to_transform` reads the first
-number in a name.
+number in a name, or by `layers_pattern`; like `modules_to_save` that is read as an expression.
 """
 
 from __future__ import annotations
 
 import math
-import re
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Final, NamedTuple
 
-from gradience.adapters.patterns import PatternTable, dotted_tails, whole
+from gradience.adapters.patterns import Expressions, PatternTable, dotted_tails, layer_number, whole
 from gradience.base.peft_emulation import DEFAULT_TARGETS, MAMBA_TYPES
 from gradience.base.peft_emulation.layout import Layout, Site
 from gradience.errors import AdapterError
@@ -22,8 +22,6 @@ from gradience.schema.events import LoraSnapshot
 
 ALL_LINEAR: Final = "all-linear"
 
-# Lazy, as PEFT's: the first number is the layer's, and a later one may be an expert's.
-_FIRST_NUMBER: Final = re.compile(r".*?\.[^.]*\.(\d+)\.")
 _IN_MAMBA: Final = ("out_proj", "conv1d")
 _ADAPTABLE: Final = ("linear", "embedding", "conv", "packed")
 
@@ -148,30 +146,44 @@ def _ends_with(entries: Iterable[str]) -> Test:
 
 def _expression(pattern: str, what: str) -> Test:
     """A test whether the expression matches the whole of a name."""
-    try:
+    with _followed(what):
         table = PatternTable([whole(pattern)])
-    except AdapterError as error:
-        raise NotFollowedError(f"{what}: {error}") from error
 
     def test(name: str) -> bool:
-        try:
+        with _followed(what):
             return bool(table.matching(name))
-        except AdapterError as error:
-            raise NotFollowedError(f"{what}: {error}") from error
 
     return test
 
 
+@contextmanager
+def _followed(what: str) -> Iterator[None]:
+    """A block in which a pattern that cannot be matched is the reason that PEFT is not followed."""
+    try:
+        yield
+    except AdapterError as error:
+        raise NotFollowedError(f"{what}: {error}") from error
+
+
 def _guard(wanted: ModuleChoice) -> Test:
-    """A test for modules that PEFT does not adapt: those excluded and those saved whole."""
+    """A test for modules that PEFT does not adapt: those excluded and those saved whole.
+
+    PEFT reads the names of `modules_to_save` as expressions here, and as plain ends of names where it saves.
+    """
     excluded = (
         _expression(wanted.exclude, "exclude_modules")
         if isinstance(wanted.exclude, str)
         else _ends_with(wanted.exclude)
     )
     names = saved_names(wanted) if wanted.task_type == "SEQ_CLS" else wanted.save  # others add theirs after matching
-    saved = [re.compile(rf"(?:^|.*\.){re.escape(name)}(?:$|\.)") for name in names]
-    return lambda name: excluded(name) or any(pattern.match(name) for pattern in saved)
+    with _followed("modules_to_save"):
+        saved = Expressions({rf"(^|.*\.){pattern}($|\..*)": pattern for pattern in names})
+
+    def test(name: str) -> bool:
+        with _followed("modules_to_save"):
+            return excluded(name) or saved.first(name) is not None
+
+    return test
 
 
 def _targeted(wanted: ModuleChoice) -> Test:
@@ -183,14 +195,15 @@ def _targeted(wanted: ModuleChoice) -> Test:
     if not wanted.layers:
         return listed
     layers = set(wanted.layers)
-    # PEFT asks for the layer only of a name that it matched by its end, not of one that the list states in full.
-    return lambda name: name in whole or (listed(name) and _layer_number(name, wanted.layers_pattern) in layers)
+    with _followed("layers_pattern"):
+        number = layer_number(wanted.layers_pattern)
 
+    def test(name: str) -> bool:
+        # PEFT asks for the layer only of a name that it matched by its end, not of one that the list states in full.
+        with _followed("layers_pattern"):
+            return name in whole or (listed(name) and number(name) in layers)
 
-def _layer_number(name: str, patterns: Sequence[str]) -> int | None:
-    expressions = [re.compile(rf"(?:^|.*?\.){re.escape(p)}\.(\d+)\.") for p in patterns] or [_FIRST_NUMBER]
-    hit = next((match for expression in expressions if (match := expression.match(name))), None)
-    return int(hit[1]) if hit else None
+    return test
 
 
 def _refusal(name: str, layout: Layout) -> str | None:

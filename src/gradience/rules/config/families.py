@@ -10,7 +10,7 @@ import re
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Final
 
-from gradience.adapters.patterns import PatternTable
+from gradience.adapters.patterns import PatternTable, layer_number
 from gradience.configs.families import Family, known_modules, meant
 from gradience.errors import AdapterError, few
 from gradience.rules import NEMOTRON, UNMATCHED, Observation, Unknown
@@ -237,7 +237,7 @@ def _layers(facts: Facts) -> Iterator[Observation]:
         yield Observation(f"PEFT refuses {refused}", {"layers_to_transform": layers}, severity="error")
         return
     names = stacks if isinstance(stacks, list) else []
-    strange = [str(name) for name in names if facts.family is not None and str(name) not in facts.family.stacks]
+    strange = [str(name) for name in names if facts.family is not None and not _is_list(str(name), facts.family)]
     if strange and len(strange) == len(names):
         yield Observation(
             f"layers_pattern {few(strange)} is no list of layers in the model: nothing is adapted, and PEFT refuses",
@@ -247,6 +247,15 @@ def _layers(facts: Facts) -> Iterator[Observation]:
         )
         return
     yield from _outside(layers, facts.layers)
+
+
+def _is_list(pattern: str, family: Family) -> bool:
+    """Whether PEFT finds the number of a layer by the pattern, which it reads as an expression."""
+    try:
+        number = layer_number([pattern])
+        return any(number(name) is not None for name in family.module_names(1))
+    except AdapterError as error:
+        raise Unknown(f"layers_pattern: {error}") from error
 
 
 def _refusal(lora: LoraSnapshot, layers: Sequence[int]) -> str:
