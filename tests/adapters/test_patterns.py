@@ -11,7 +11,7 @@ from tables import every, met
 
 from gradience.adapters import patterns
 from gradience.adapters.config import AdapterConfig, ScalingRules
-from gradience.adapters.patterns import PatternTable, first_matches, whole
+from gradience.adapters.patterns import PatternTable, first_matches, layer_number, whole
 from gradience.errors import AdapterError
 
 NAMES = [
@@ -115,6 +115,11 @@ def test_keys_come_back_in_the_order_of_the_dict(keys, name):
 @every("key", ["(a+)+b", "((a*)*)*c", "(.*.*.*.*.*.*x)*y", "(a|a)*b", "(a|aa)+$b", "a{0,50}a{0,50}b"])
 def test_keys_that_would_run_for_ever_by_backtracking_end(key):
     assert PatternTable([key]).matching("a" * 20_000) == []
+
+
+def test_the_first_number_is_the_layers_whoever_matches_it():
+    number = layer_number(["(layers|experts)"])
+    assert [number(name) for name in ("m.layers.1.experts.0.w", "é.layers.2.experts.0.w", "m.h.3.w")] == [1, 2, None]
 
 
 FOR_EVER = {

@@ -5,11 +5,13 @@ from __future__ import annotations
 import json
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
 from hypothesis import given, strategies as st
 from safetensors.numpy import save_file
+from tables import every
 
 from gradience import check_config
 from gradience.base.peft_emulation import DEFAULT_TARGETS, Architecture
@@ -49,21 +51,19 @@ LAYER_LISTS = [
     *((), ("layers",), ("h", "layers"), ("blocks",), ("(h|layers)",), ("h|layers",), ("layers|h",), ("lay.*",)),
     *(("m.*", "layers"), ("layers.0",), ("",), ("(?:la)?yers", "x"), (r"(l)ay(?=e)ers",)),
 ]
+SAVED = [*LEAVES, "(q|v)_proj", "q_pro", "_proj", "q_proj$", "layers|x", "attn.q", "l.*s"]
 WANTED = st.builds(
     ModuleChoice,
     modules=st.lists(PARTS, max_size=4) | EXPRESSIONS,
     exclude=st.lists(PARTS, max_size=2) | EXPRESSIONS,
-    save=st.lists(
-        st.sampled_from([*LEAVES, "(q|v)_proj", "q_pro", "q_proj$", "layers|x", "attn.q", "l.*s"]), max_size=2
-    ),
+    save=st.lists(st.sampled_from(SAVED), max_size=2),
     layers=st.none() | st.lists(st.integers(0, 4), max_size=2),
     layers_pattern=st.sampled_from(LAYER_LISTS),
 )
 
 
-@given(wanted=WANTED)
-def test_any_targets_hit_what_pefts_own_function_says(wanted: ModuleChoice) -> None:
-    """check_target_module_exists, over every name of the tree, whether adaptable or not."""
+def agree(wanted: ModuleChoice) -> None:
+    """Matching, and check_target_module_exists, over every name of the tree, whether adaptable or not."""
     utils = pytest.importorskip("peft.tuners.tuners_utils")
     expression = isinstance(wanted.modules, str)
     config = SimpleNamespace(
@@ -77,6 +77,18 @@ def test_any_targets_hit_what_pefts_own_function_says(wanted: ModuleChoice) -> N
     theirs = {name for name in (*LAYOUT.sites, *LAYOUT.containers) if utils.check_target_module_exists(config, name)}
     mine = resolve(wanted, LAYOUT)
     assert {*mine.adapted, *(name for name, _ in mine.refused)} == theirs
+
+
+@given(wanted=WANTED)
+def test_any_targets_hit_what_pefts_own_function_says(wanted: ModuleChoice) -> None:
+    agree(wanted)
+
+
+@every(
+    "fields", [*({"layers": [1], "layers_pattern": one} for one in LAYER_LISTS), *({"save": [one]} for one in SAVED)]
+)
+def test_patterns_are_read_as_pefts_own_function_reads_them(fields: dict[str, Any]) -> None:
+    agree(ModuleChoice(modules=["q_proj", "up_proj"], **fields))
 
 
 def test_default_targets_are_pefts() -> None:

@@ -243,7 +243,7 @@ def _linear(expression: str) -> _Match | None:
         return None
     options = re2.Options()
     options.log_errors = False  # else the C++ library writes errors to stderr
-    options.never_capture = "(?P<" not in expression
+    options.never_capture = True  # groups without a name
     try:
         pattern = re2.compile(expression, options)
     except (re2.error, UnicodeEncodeError):
