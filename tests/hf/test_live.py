@@ -51,7 +51,11 @@ def test_the_last_words_are_the_log_its_story_and_the_next_command(training, cal
 
 
 def test_a_log_that_cannot_be_judged_at_the_end_ends_no_training(training, callback, tmp_path, capsys):
-    gone = training.At(4, lambda _model: (tmp_path / "run.jsonl").unlink())
+    def in_its_place(_model):
+        (tmp_path / "run.jsonl").unlink()
+        (tmp_path / "run.jsonl").mkdir()
+
+    gone = training.At(4, in_its_place)
     assert training.trainer(tmp_path, gone, callback(), max_steps=4).train().global_step == 4
     assert "next: gradience" not in capsys.readouterr().err
 
