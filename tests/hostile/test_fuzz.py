@@ -330,7 +330,7 @@ def drawn(command: str, number: int, at: Path) -> tuple[list[str], str]:
             with suppress(*UNFIT):
                 files[name] = planted(name, data, key, secret)
     for _ in range(rng.choice([1, 1, 2, 3])):
-        kind, name = rng.random(), rng.choice(sorted(files))
+        kind, name = (rng.random(), rng.choice(sorted(files))) if files else (0.0, "")  # a word, where no file is left
         with suppress(*UNFIT):
             if kind < 0.1:  # one in ten
                 spots = [n for n in range(1, len(argv) + 1) if argv[n - 1] not in {"--out", "--append"}]
