@@ -322,7 +322,7 @@ def planted(name: str, data: bytes, key: str, secret: str) -> bytes:
 def drawn(command: str, number: int, at: Path) -> tuple[list[str], str]:
     """Write the files of an input; return its command line, and the secret that it must not show."""
     rng = random.Random(f"{SEED}/{command}/{number}")  # noqa: S311  # no secret hangs on it
-    argv, core = command.split(), ""
+    argv, key, core = command.split(), "", ""
     files = {name: data for name, data in whole().items() if name.split("/")[0] in {*argv, "pyproject.toml"}}
     if number % 3 == 0:
         key, secret, core = rng.choice(SECRETS)
@@ -339,6 +339,8 @@ def drawn(command: str, number: int, at: Path) -> tuple[list[str], str]:
                 del files[name]
             else:
                 files[name] = damaged(rng, name, files[name])
+    if core and any(core.encode() in data and key.encode() not in data for data in files.values()):
+        core = ""  # the damage took the name away by which it is known
     for name, data in files.items():
         (at / name).parent.mkdir(parents=True, exist_ok=True)
         (at / name).write_bytes(data)
