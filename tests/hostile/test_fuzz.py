@@ -341,6 +341,7 @@ def drawn(command: str, number: int, at: Path) -> tuple[list[str], str]:
                 files[name] = damaged(rng, name, files[name])
     if core and any(core.encode() in data and key.encode() not in data for data in files.values()):
         core = ""  # the damage took the name away by which it is known
+    at.mkdir()
     for name, data in files.items():
         (at / name).parent.mkdir(parents=True, exist_ok=True)
         (at / name).write_bytes(data)
