@@ -158,7 +158,7 @@ def _output_in_use(facts: Facts) -> Iterator[Observation]:
     Scope: trainers with an output_dir; looked up from the folder in which check is run
     Action: give a new output_dir, or resume_from_checkpoint if this goes on with that run
     Verify: the folder's checkpoints and logs after the start
-    Seen: https://github.com/LibreYOLO/libreyolo/issues/833 -- a second run into the same folder overwrites the
+    Source: https://github.com/LibreYOLO/libreyolo/issues/833 -- a second run into the same folder overwrites the
         first run's checkpoints
     """
     if facts.around.output is None:
