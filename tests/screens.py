@@ -42,8 +42,8 @@ CELLS: Final = (
     "TelemetryReader('runs/toy/run.jsonl').latest_config().lora",
 )
 JOBS: Final = (
-    "gradience check --peft-dir runs/toy/peft --format github --fail-on warning --announce github",
-    "gradience diagnose runs/toy --format github --fail-on warning --announce github",
+    "gradience check --peft-dir runs/toy/peft --format github --fail-on warning",
+    "gradience diagnose runs/toy --format github --fail-on warning",
     "gradience monitor runs/toy/run.jsonl --json --fail-on error",
     "gradience check absent --fail-on error",
 )
