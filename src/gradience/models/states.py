@@ -20,7 +20,6 @@ from peft.utils.other import AuxiliaryTrainingWrapper
 
 from gradience.adapters import layer_index, module_type
 from gradience.models import FIRST, LoadedModel
-from gradience.spectral import enough_threads
 from gradience.spectral.quantised import restored
 
 _QUARTERS: Final = 4
@@ -184,7 +183,6 @@ def rounded(loaded: LoadedModel, to: str | Rounding, *, merged: bool = False, he
         with torch.autocast(loaded.device.type, dtype=torch.bfloat16):
             yield
         return
-    enough_threads()
     rounding = to if callable(to) else lambda _path, weight: np.asarray(restored(weight, to))
     hooks: list[Any] = []
     for name, module in matrices(loaded):
