@@ -1,8 +1,8 @@
 """Decompositions of one matrix that `vmap` turns into a loop on a CPU, and into one batched call elsewhere.
 
 jaxlib 0.10 divides a batch among the threads of XLA's pool, and waits for them in one of these threads. So several
-batched calls at once, of this package or of the program that calls it, can wait for each other for ever. A call with one
-matrix computes where it is made, and waits for nothing.
+batched calls at once, of this package or of the program that calls it, can wait for each other for ever. A call with
+one matrix computes where it is made, and waits for nothing.
 """
 
 from __future__ import annotations
