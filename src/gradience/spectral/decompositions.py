@@ -60,4 +60,5 @@ def r_of_qr(matrix: Array) -> Array:
 @_one_by_one
 def solve(matrix: Array, right: Array) -> Array:
     """The X with matrix X = right."""
-    return jnp.linalg.solve(matrix, right)
+    solution: Array = jnp.linalg.solve(matrix, right)
+    return solution
