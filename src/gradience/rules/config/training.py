@@ -20,7 +20,6 @@ from gradience.rules import (
     Unknown,
 )
 from gradience.rules.config.facts import OPEN_OR_WEIGHED, TO_COME, ConfigRule, Facts, given
-from gradience.schema import as_float
 
 ONE_EPOCH = Threshold("one_epoch", 1, "epochs", "definition: in one pass no example is seen twice")
 LONG_RUN = Threshold("long_run", 500, "optimizer steps", "a judgement: a shorter run is started again")
@@ -344,42 +343,6 @@ def _is_trial(facts: Facts) -> bool:
         return False
 
 
-@ConfigRule(
-    "SCH003",
-    severity="info",
-    confidence=0.9,
-    needs=(TO_COME,),
-    settings=("warmup_ratio",),
-    thresholds=(WARMUP_RATIO_REMOVED,),
-)
-def _removed_ratio(facts: Facts) -> Iterator[Observation]:
-    """warmup_ratio where it was removed
-
-    warmup_ratio is set, and transformers here is {warmup_ratio_removed} or later
-
-    Why: TrainingArguments refuses the argument, or a script drops it and trains without warmup.
-    Scope: the transformers installed where check runs
-    Action: use warmup_steps with a value below 1
-    Verify: see whether TrainingArguments(warmup_ratio=...) raises an error
-    Source: huggingface/peft#2949; transformers 5.24 -- warmup_ratio is deprecated in 5.0 and removed in 5.2;
-        warmup_steps below 1 is a ratio from 5.0 on
-    """
-    program = facts.config.extras.get("format")
-    if program is not None:
-        raise Unknown(f"a recipe of {program}, which hands the setting on as its own version of transformers wants it")
-    ratio = facts.config.training.warmup_ratio
-    if ratio is None or as_float(ratio) <= 0:
-        return
-    version = given(facts.transformers, "the version of transformers (it is not installed here), which")
-    # By parts, because 5.10 is less than 5.2 as a number; the threshold itself, being a number, can hold no 5.10
-    if _major_minor(version) >= _major_minor(str(WARMUP_RATIO_REMOVED.value)):
-        yield Observation(
-            f"warmup_ratio is set, and transformers {version} (installed here) has no such argument",
-            {"warmup_ratio": as_float(ratio), "transformers": version},
-            action=f"use warmup_steps={as_float(ratio):g}: below 1 it is a ratio",
-        )
-
-
 def _major_minor(version: str) -> tuple[int, int]:
     match = re.match(r"(\d+)\.(\d+)", version)
     if match is None:
@@ -397,5 +360,4 @@ RULES = (
     _many_epochs,
     _ignored_warmup,
     _long_warmup,
-    _removed_ratio,
-)
+    )

@@ -5,20 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from gradience.rules import Observation, Threshold, Unknown
-from gradience.rules.data.content import (
-    HALF,
-    SAME_ANSWER,
-    SLIPS,
-    SOME,
-    DataRule,
-    counted,
-    on_rows,
-    seen_in,
-    share,
-    values,
-)
+from gradience.rules.data.content import SAME_ANSWER, SLIPS, SOME, DataRule, counted, on_rows, share, values
 from gradience.schema import Severity
-from gradience.schema.reports import DataReport, Rows
+from gradience.schema.reports import DataReport
 
 THIRD = Threshold("third", 1 / 3, "share of answers", "proposal: a phrase of a third of the answers is learnt first")
 REFUSING = Threshold("refusing", 0.25, "share of answers", "proposal: sets that teach refusals hold fewer")
@@ -27,26 +16,6 @@ TORN_ROWS = Threshold("torn_rows", 5, "answers", "proposal: fewer are slips")
 FORM = Threshold("form", 0.9, "share of answers", "proposal: a phrase of all answers is the form of the task")
 PROSE = Threshold("prose", 0.3, "share of answers that end with a mark", "proposal: others end without one by habit")
 BIASED = Threshold("biased", 0.8, "share of pairs", "proposal: length alone then tells the chosen answer in 4 of 5")
-
-
-@DataRule(
-    "DAT352",
-    severity="warning",
-    confidence=0.8,
-)
-def _alike(data: DataReport) -> Iterator[Observation]:
-    """labels that differ in capitals or blanks only
-
-    two labels are equal but for capitals and blanks
-
-    Why: One class becomes two, which the model cannot tell apart.
-    Scope: classification with labels as text
-    Action: write each label in one way
-    Verify: the labels of these classes
-    Source: definition -- labels in lower case, with single blanks
-    """
-    for group in data.labels_alike:
-        yield Observation(f"labels differ in capitals or blanks only: {', '.join(map(repr, group))}", {"labels": group})
 
 
 @DataRule(
@@ -145,41 +114,6 @@ def _phrases(data: DataReport) -> Iterator[Observation]:
         )
 
 
-@DataRule(
-    "DAT335",
-    severity="info",
-    confidence=0.65,
-    thresholds=(SOME, PROSE, SLIPS, TORN_ROWS, FEW_ANSWERED),
-)
-def _cut_in_source(data: DataReport) -> Iterator[Observation]:
-    """answers are cut in the source
-
-    {some} of the answers of prose end without a mark while {prose} end with one, {some} of them with a comma
-    or a word such as `of`; a warning if {slips} of all, and at least {torn_rows}, do
-
-    Why: The end token is learnt in the middle of sentences.
-    Scope: answers of twelve words and more whose last line is no list, heading or code; words of English, German,
-        French and Spanish
-    Action: look where the source was cut: a limit of tokens or characters when the answers were made
-    Verify: their text (--set show_rows=true)
-    Source: definition -- answers of prose by how they end
-    """
-    ended, dangling, torn = data.seen.ended, data.seen.dangling, data.seen.torn
-    prose = ended.count + dangling.count + torn.count
-    if prose < FEW_ANSWERED.value:
-        raise Unknown(f"{prose} answers of prose, under {FEW_ANSWERED.value:g}")
-    is_torn = torn.count >= max(SLIPS.value * prose, TORN_ROWS.value)
-    both = Rows(count=torn.count + dangling.count, first=torn.first or dangling.first)
-    stops = ended.count >= PROSE.value * prose and both.count >= SOME.value * prose
-    if is_torn or (stops and torn.count >= SOME.value * both.count):
-        yield Observation(
-            f"{counted(both, prose, 'answers of prose')} stop in the middle of a sentence, {torn.count:,} of them "
-            "after a comma or a word such as `of`",
-            values(both, prose, torn=torn.count),
-            severity="warning" if is_torn else None,
-        )
-
-
 @DataRule("DAT340", severity="warning", confidence=0.85)
 def _conflict(data: DataReport) -> Iterator[Observation]:
     """contradicting rows
@@ -198,36 +132,6 @@ def _conflict(data: DataReport) -> Iterator[Observation]:
             "prefer what an earlier row rejects" if data.pairs else "have the text of an earlier row and another label"
         )
         yield on_rows(data, rows, says)
-
-
-@DataRule(
-    "DAT342",
-    severity="warning",
-    confidence=0.65,
-    thresholds=(HALF, SLIPS),
-)
-def _documents(data: DataReport) -> Iterator[Observation]:
-    """several documents in a row
-
-    the label that begins {half} of the rows begins a later line again in {slips} of them
-
-    Why: Documents that no end token parts are learnt as one.
-    Scope: rows of text that begin with a label, such as Title: or ### Instruction:
-    Action: split these rows, or put the end token between the documents
-    Verify: their text (--set show_rows=true)
-    Source: definition -- lines that begin as most rows begin
-    """
-    texts = data.documents
-    if not texts.rows:
-        raise Unknown("the rows are no text")
-    single = texts.begun - texts.joined.count
-    begins = texts.begun >= HALF.value * texts.rows and single >= HALF.value * texts.joined.count
-    if begins and texts.joined.count >= SLIPS.value * texts.rows:
-        yield Observation(
-            f"{counted(texts.joined, texts.rows)} hold {texts.label!r}, which begins most rows, on later lines again: "
-            "several documents in one row",
-            values(texts.joined, texts.rows),
-        )
 
 
 @DataRule(
@@ -257,59 +161,10 @@ def _languages(data: DataReport) -> Iterator[Observation]:
         )
 
 
-@DataRule(
-    "DAT345",
-    severity="info",
-    confidence=0.6,
-    thresholds=(SOME,),
-)
-def _marked_up(data: DataReport) -> Iterator[Observation]:
-    """markup left in answers
-
-    {some} of the rows hold HTML tags or entities in an answer, or {some} the escapes of JSON in place of
-    line breaks or letters
-
-    Why: The model learns to write the markup.
-    Scope: formats with answers
-    Action: unescape the source, if the answers are not meant to hold markup
-    Verify: their text (--set show_rows=true)
-    Source: definition -- entities such as &nbsp;, tags such as <br>
-    """
-    rows = data.seen
-    yield from seen_in(data, rows.markup, "hold tags or entities of HTML in an answer", at_least=SOME)
-    yield from seen_in(data, rows.escaped_letters, "hold letters as `\\u00e9` in an answer", at_least=SOME)
-    yield from seen_in(data, rows.escaped_breaks, "hold `\\n` as two characters in an answer", at_least=SOME)
-
-
-@DataRule(
-    "DAT353",
-    severity="info",
-    confidence=0.6,
-    thresholds=(SLIPS,),
-)
-def _placeholder(data: DataReport) -> Iterator[Observation]:
-    """placeholders in answers
-
-    {slips} of the rows have an answer with [INSERT NAME], a name in double braces or the like
-
-    Why: The model learns to write the placeholder.
-    Scope: formats with answers
-    Action: fill them in, if the answers are not meant to be forms
-    Verify: their text (--set show_rows=true)
-    Source: definition -- [INSERT ...], [YOUR ...], and names with _ in double braces
-    """
-    return seen_in(data, data.seen.placeholder, "have an answer with a placeholder", at_least=SLIPS)
-
-
 RULES = (
     _phrases,
-    _cut_in_source,
-    _equal,
+        _equal,
     _length_bias,
     _conflict,
-    _documents,
-    _marked_up,
-    _alike,
-    _placeholder,
-    _languages,
+                    _languages,
 )

@@ -78,36 +78,6 @@ def _unsupervised(data: DataReport) -> Iterator[Observation]:
 
 
 @DataRule(
-    "DAT303",
-    severity="info",
-    confidence=0.5,
-    groups=("data", "log"),
-    needs=(of_tokens,),
-    thresholds=(FEW_SUPERVISED,),
-)
-def _few_supervised(data: DataReport) -> Iterator[Observation]:
-    """few tokens are supervised
-
-    under {few_supervised} of the kept tokens are supervised
-
-    Why: Compute goes into prompts, and the loss is a mean over few tokens: it is noisy.
-    Scope: losses on tokens
-    Action: shorten prompts, join turns of one conversation into a row, or raise the batch size
-    Verify: the same run with longer answers, or twice the batch
-    Source: definition -- supervised tokens over tokens after the cut
-    """
-    tokens = data.tokens
-    if not tokens.kept or not tokens.supervised:
-        raise Unknown("no token is supervised (see DAT301, DAT302)")
-    part = tokens.supervised / tokens.kept
-    if part < FEW_SUPERVISED.value:
-        yield Observation(
-            f"{tokens.supervised:,} of {tokens.kept:,} tokens are supervised ({part:.1%})",
-            {"supervised": tokens.supervised, "tokens": tokens.kept, "share": part},
-        )
-
-
-@DataRule(
     "DAT304",
     severity="warning",
     confidence=0.85,
@@ -243,4 +213,4 @@ def _pad_is_end(data: DataReport) -> Iterator[Observation]:
         )
 
 
-RULES = (_unsupervised, _no_markers, _few_supervised, _prompt_supervised, _end, _pad_is_end)
+RULES = (_unsupervised, _no_markers, _prompt_supervised, _end, _pad_is_end)

@@ -328,42 +328,6 @@ def _template_twice(data: DataReport) -> Iterator[Observation]:
     )
 
 
-@DataRule("DAT331", severity="warning", confidence=0.6, thresholds=(SLIPS,), evidence=_SEEN)
-def _next_turn_in_answer(data: DataReport) -> Iterator[Observation]:
-    """answers that go on with the next turn
-
-    {slips} of the answers hold a line that begins User: or Human:
-
-    Why: The model learns to write the user's next question after its answer.
-    Scope: formats with answers
-    Action: split these rows into turns
-    Verify: their text (--set show_rows=true)
-    """
-    return seen_in(
-        data, data.seen.next_turn_in_answer, "have an answer that goes on with a user's turn", at_least=SLIPS
-    )
-
-
-@DataRule(
-    "DAT354",
-    severity="warning",
-    confidence=0.7,
-    thresholds=(SOME,),
-)
-def _speaker_label(data: DataReport) -> Iterator[Observation]:
-    """a speaker's name begins answers
-
-    in {some} of the rows a turn of the assistant begins with Assistant:, AI: or the like, as text
-
-    Why: The model learns to write the name after the template's own.
-    Scope: conversations, whose template writes the speaker itself
-    Action: remove the names from the answers
-    Verify: their text (--set show_rows=true)
-    Source: definition -- Assistant, AI, Bot, Chatbot, GPT or ChatGPT before a colon
-    """
-    return seen_in(data, data.seen.speaker_label, "have an answer that begins with a speaker's name", at_least=SOME)
-
-
 @DataRule("DAT357", severity="warning", confidence=0.8)
 def _images_unread(data: DataReport) -> Iterator[Observation]:
     """images that are not read
@@ -398,9 +362,7 @@ RULES = (
     _empty_prompt,
     _template_twice,
     _foreign,
-    _next_turn_in_answer,
-    _speaker_label,
-    _echo,
+            _echo,
     _inverted,
     _calls,
     _arguments,
