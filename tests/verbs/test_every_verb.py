@@ -58,7 +58,7 @@ TABLE = [
         """,
     ),
     (
-        "merge-check runs/toy/peft cut --weights=0.5,0.25",
+        "merge runs/toy/peft cut --check --weights=0.5,0.25",
         0,
         """
           peft    0.2%  weight 0.5: 50% left of its update, norm(w dW) 3.143
@@ -215,7 +215,7 @@ TABLE = [
         """,
     ),
     (
-        "merge-check one two",
+        "merge one two --check",
         0,
         """
           one   36.0%  weight 0.5: 50% left of its update, norm(w dW) 34.97
@@ -326,8 +326,8 @@ def test_a_command_ends_so_and_shows_these_lines(answers, place):
 
 
 def test_these_are_the_commands_and_each_has_its_line_in_the_help():
-    commands = "audit bench check compare convert diagnose drift import merge merge-check monitor receipt report resize"
-    names = {*commands.split(), "rules", "runs", "schema", "validate", "verify-merge", "verify-served", "why"}
+    commands = "audit bench check compare convert diagnose import merge monitor receipt report resize rules runs schema"
+    names = {*commands.split(), "validate", "verify", "why"}
     assert {*COMMANDS} == names
     help_text = shell("gradience --help")[1]
     listed = {line.split()[1] for line in help_text.splitlines() if line.startswith("│ ") and line[2] != " "}

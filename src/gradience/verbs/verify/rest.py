@@ -13,9 +13,9 @@ from gradience.errors import AdapterError
 from gradience.io.safetensors import DTYPES
 from gradience.schema import real
 from gradience.schema.merge import OtherTensor
-from gradience.verbs.verify_merge.delta import FLOATS
-from gradience.verbs.verify_merge.measure import is_cast, relative_change
-from gradience.verbs.verify_merge.rows import ModelTensors
+from gradience.verbs.verify.delta import FLOATS
+from gradience.verbs.verify.measure import is_cast, relative_change
+from gradience.verbs.verify.rows import ModelTensors
 
 _BLOCK: Final = 1 << 19  # bytes that are compared at a time; they fit in a processor's cache
 
