@@ -254,7 +254,7 @@ def test_an_adapter_that_cannot_be_switched_off_is_refused(llama, other, monkeyp
 
     monkeypatch.setattr(reading, "brought", lambda _loaded: {})
     argv = ["bench", str(llama.adapter), "--base", str(llama.base)]
-    assert main([*argv, "--texts", str(other)]) == 2
+    assert main([*argv, "--data", str(other)]) == 2
     assert "this adapter changes no layer of the base" in capsys.readouterr().err
 
 

@@ -82,7 +82,7 @@ def test_a_fault_is_named_with_its_cause(fault, verdict, told, llama, receipt, c
 def test_without_the_models_at_hand_a_fault_is_not_the_same(receipt, llama, changed):
     found = verify_served(receipt, str(changed(lora_alpha=8)), base=llama.base)
     assert found.verdict in {"another_checkpoint", "another_adapter"}
-    assert any("--peft-dir" in note for note in found.notes)
+    assert any("--adapter" in note for note in found.notes)
 
 
 def test_another_tokenizer_is_told_from_another_adapter(llama, receipt, tmp_path, changed):

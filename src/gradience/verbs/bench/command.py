@@ -81,7 +81,7 @@ def bench(
     path: Path,
     /,
     *,
-    data: Annotated[Path | None, Parameter(alias="--texts")] = None,
+    data: Path | None = None,
     out: Out = None,
     candidates: Annotated[_Candidates, opt.RECORD] = _NO_CANDIDATES,
     change: Annotated[_ChangeOptions, opt.RECORD] = _CHANGE,

@@ -83,8 +83,6 @@ def verify(
         a command that starts one, with {port} in it.
     fail_on:
         changes: exit 1 also if a tensor differs that the adapter does not touch. never: 0.
-    verbose:
-        List every module, and every other tensor that differs; of answers, the evidence.
     """
     if _is_asked(what) or (answers.receipt is not None and adapter is None):
         verdict = _asked(what, base, adapter, answers, verbose=verbose, json=json)
