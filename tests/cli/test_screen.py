@@ -54,9 +54,12 @@ def test_completion_is_installed_where_it_is_asked_for(tmp_path):
         (["check", "--set", "lr=1e-4", "--fail-on", "xyz"], '"never". (see'),
         (["schema", "audits"], 'Did you mean "audit"?'),
         (["monitor", "x", "--gap-threshold", "y"], "--gap-threshold"),
+        (["why", "a", "b", "c", "d"], "gradience: not understood: c, d (see 'gradience why --help')"),
+        (["resize"], "gradience: needs PATH (see 'gradience resize --help')"),
+        (["check", "--base"], "gradience: --base needs a value (see 'gradience check --help')"),
     ],
 )
-def test_a_value_outside_a_choice_is_answered_with_the_choice(given, said, capsys):
+def test_a_wrong_word_is_answered_with_what_is_expected(given, said, capsys):
     assert main(given) == 2
     err = capsys.readouterr().err
     assert said in err
