@@ -487,7 +487,7 @@ def _held(facts: AdapterFacts) -> Observation | None:
         update itself got it by a merge.
     Scope: audits with --base. A base with an earlier state of the adapter, or one much like it, looks the same
     Action: Give the base that the adapter was trained on; do not merge or load the adapter on this one again.
-    Verify: gradience verify-merge with the original base: it says how often the model holds the update.
+    Verify: gradience verify with the original base: it says how often the model holds the update.
     Seen: https://github.com/huggingface/peft/pull/1355 -- merging twice adds the update twice
     Source: measured, 19 adapters of 5 models -- beside the base that they were trained on it is -.03 to .11; merged
         into it once more 1 is added

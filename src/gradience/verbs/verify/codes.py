@@ -15,8 +15,8 @@ import numpy as np
 from gradience.adapters.layout import Array
 from gradience.base.coded import CodedWeight
 from gradience.schema.merge import ModuleVerdict
-from gradience.verbs.verify_merge.judge import FEW, SIGMAS, Judgement
-from gradience.verbs.verify_merge.measure import Case
+from gradience.verbs.verify.judge import FEW, SIGMAS, Judgement
+from gradience.verbs.verify.measure import Case
 
 _LIKE: Final = 1.1  # of the loss that is expected: scales in 8 bits add to it
 _OTHER: Final = 0.01  # share of codes that may be others, of weights at a border between two

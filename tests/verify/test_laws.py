@@ -10,9 +10,9 @@ from hypothesis import given, strategies as st
 
 from gradience.adapters.layout import Module
 from gradience.io.safetensors import DTYPES
-from gradience.verbs.verify_merge.delta import UNIT, PlainDelta, WholeDelta, rounded
-from gradience.verbs.verify_merge.judge import verdict_on
-from gradience.verbs.verify_merge.measure import Case
+from gradience.verbs.verify.delta import UNIT, PlainDelta, WholeDelta, rounded
+from gradience.verbs.verify.judge import verdict_on
+from gradience.verbs.verify.measure import Case
 
 FLOATS = st.sampled_from(["F32", "BF16", "F16"])
 SEEDS = st.integers(0, 2**32 - 1)

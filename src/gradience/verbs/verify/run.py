@@ -1,4 +1,4 @@
-"""The verb `verify-merge`: check that a merged model contains an adapter, with one tensor in memory at a time.
+"""The verb `verify` on a merged model: does it contain an adapter? One tensor is in memory at a time.
 
 Every module of the adapter gets its own verdict. Together the verdicts decide whether the model contains the adapter.
 Tensors that the adapter does not touch are compared with the base's.
@@ -18,15 +18,15 @@ from gradience.errors import AdapterError
 from gradience.io import PathLike, Progress
 from gradience.schema import Real, real
 from gradience.schema.merge import (
-    VERIFY_MERGE_SCHEMA_ID,
+    VERIFY_MERGED_SCHEMA_ID,
     MergedAnswers,
     VerifiedModule,
-    VerifyMergeReport,
+    VerifyMergedReport,
     VerifyVerdict,
 )
-from gradience.verbs.verify_merge.judge import FAILING
-from gradience.verbs.verify_merge.rest import Rest
-from gradience.verbs.verify_merge.rows import Sources, TensorVerdict, left_over, opened, tasks_of
+from gradience.verbs.verify.judge import FAILING
+from gradience.verbs.verify.rest import Rest
+from gradience.verbs.verify.rows import Sources, TensorVerdict, left_over, opened, tasks_of
 
 _PROVEN: Final = {"exact", "within_rounding"}
 _MOST: Final = 5  # reasons that are named; further ones are counted
@@ -41,7 +41,7 @@ def verify_merged(
     weights: PathLike | None = None,
     receipt: PathLike | None = None,
     progress: Progress | None = None,
-) -> VerifyMergeReport:
+) -> VerifyMergedReport:
     """Return whether a merged model contains an adapter, from the three sets of files alone.
 
     Each tensor M of the merged model is first compared, bit for bit, with W + dW of the base's W and the adapter's dW,
@@ -82,8 +82,8 @@ def verify_merged(
     rows += left_over(opened_adapter)
     modules = [row.told for row in rows]
     verdict, reasons = concluded(modules)
-    return VerifyMergeReport(
-        schema=VERIFY_MERGE_SCHEMA_ID,
+    return VerifyMergedReport(
+        schema=VERIFY_MERGED_SCHEMA_ID,
         base=str(base),
         adapter=str(adapter),
         merged=str(merged),

@@ -14,8 +14,8 @@ from tables import every
 
 from gradience import AdapterError, verify_merged
 from gradience.schema.merge import VerifiedModule
-from gradience.verbs.verify_merge.delta import rounded
-from gradience.verbs.verify_merge.run import concluded
+from gradience.verbs.verify.delta import rounded
+from gradience.verbs.verify.run import concluded
 
 PREFIX = "base_model.model."
 RNG = np.random.default_rng(5)

@@ -180,15 +180,15 @@ def test_a_receipt_says_how_far_the_merged_model_answers_differently(tmp_path, c
     merged = PeftModel.from_pretrained(model, kit.adapter).merge_and_unload()
     merged.save_pretrained(tmp_path / "merged")
     save_tokenizer(tmp_path / "merged")
-    argv = ["verify-merge", "--base", str(kit.base), "--adapter", str(kit.adapter), "--merged"]
-    assert main([*argv, str(tmp_path / "merged"), "--receipt", str(tmp_path / "receipt.json")]) == 0
+    argv = ["verify", str(tmp_path / "merged"), "--base", str(kit.base), "--adapter", str(kit.adapter)]
+    assert main([*argv, "--receipt", str(tmp_path / "receipt.json")]) == 0
     said = capsys.readouterr().out
     assert "receipt.json: SAME\n" in said
     assert "outputs" not in said
     found = verify_merged(kit.base, kit.adapter, kit.base, receipt=tmp_path / "receipt.json")
     assert (found.verdict, found.answers.verdict) == ("not_contained", "the_base")
     assert found.answers.residual == pytest.approx(1.0, abs=1e-3)
-    assert main([*argv, str(tmp_path / "merged"), "--receipt", str(rows)]) == 2
+    assert main([*argv, "--receipt", str(rows)]) == 2
 
 
 def test_a_merge_in_codes_is_not_run(place, tmp_path):

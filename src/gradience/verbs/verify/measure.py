@@ -25,7 +25,7 @@ import numpy as np
 
 from gradience.adapters.layout import Array
 from gradience.spectral import in_threads
-from gradience.verbs.verify_merge.delta import HALVES, UNIT, Delta, Entries, narrower, rounded, working
+from gradience.verbs.verify.delta import HALVES, UNIT, Delta, Entries, narrower, rounded, working
 
 _SPAN: Final = 1 << 18  # entries at a time: as many as fit a processor's cache
 _PROBE: Final = 1 << 16  # entries of the rows on which factors are tried first

@@ -38,7 +38,7 @@ def test_a_merge_by_peft_is_exact_where_it_adds_dw_in_float32(make, dtype, safe)
     assert len(report.modules) == 4
     assert report.coefficient == pytest.approx(1.0, abs=0.02)
     assert report.others == []
-    Draft202012Validator(json_schema("verify-merge")).validate(report.to_dict())
+    Draft202012Validator(json_schema("verify-merged")).validate(report.to_dict())
 
 
 @grid(each=3, base=DTYPES, during=DTYPES, save=DTYPES)
@@ -168,32 +168,35 @@ def test_token_rows_are_looked_for(make):
 def test_the_command_prints_verdict_and_table_and_its_code_says_the_verdict(make, capsys):
     case = make(plain(), dtype=torch.bfloat16)
     merged = case.merge()
-    args = ["verify-merge", "--base", str(case.base), "--adapter", str(case.adapter), "--merged"]
-    assert main([*args, str(merged)]) == 0
+    args = ["--base", str(case.base), "--adapter", str(case.adapter)]
+    assert main(["verify", str(merged), *args]) == 0
     out = capsys.readouterr().out
     assert "Verdict: CONTAINED" in out
     assert "Exact, W + dW in: BF16 (4)" in out
-    assert main([*args, str(case.base)]) == 1
+    assert main(["verify", str(case.base), *args]) == 1
     assert "Verdict: NOT CONTAINED" in capsys.readouterr().out
-    assert main([*args, str(case.base), "--fail-on", "never"]) == 0
+    assert main(["verify", str(case.base), *args, "--fail-on", "never"]) == 0
     state = case.merged()
     del state["layers.0.q_proj.weight"]
-    assert main([*args, str(case.write(state, "lost"))]) == 3
+    assert main(["verify", str(case.write(state, "lost")), *args]) == 3
     state = case.merged() | {"norm.weight": torch.zeros(24)}
     other = str(case.write(state, "norm"))
     capsys.readouterr()
-    assert main([*args, other]) == 0
+    assert main(["verify", other, *args]) == 0
     assert "changed by 100.0%  norm.weight" in capsys.readouterr().out
-    assert main([*args, other, "--fail-on", "changes"]) == 1
+    assert main(["verify", other, *args, "--fail-on", "changes"]) == 1
     capsys.readouterr()
-    assert main([*args, str(merged), "--json"]) == 0
-    Draft202012Validator(json_schema("verify-merge")).validate(json.loads(capsys.readouterr().out))
+    assert main(["verify", str(merged), *args, "--json"]) == 0
+    Draft202012Validator(json_schema("verify-merged")).validate(json.loads(capsys.readouterr().out))
 
 
 def test_unusable_input_is_one_line_and_code_two(make, capsys, tmp_path):
     case = make(plain())
-    assert main(["verify-merge", "--base", str(case.base), "--adapter", str(case.adapter), "--merged", "no/such"]) == 2
+    assert main(["verify", "no/such", "--base", str(case.base), "--adapter", str(case.adapter)]) == 2
     assert "the merged model: no such base" in capsys.readouterr().err
+    for given, lacks in (([], "--adapter and --base"), (["--adapter", "a"], "--base"), (["--base", "b"], "--adapter")):
+        assert main(["verify", str(case.base), *given]) == 2
+        assert f"no {lacks} (give 'gradience verify MERGED" in capsys.readouterr().err
     with pytest.raises(AdapterError, match="no such file"):
         verify_merged(case.base, tmp_path / "nowhere", case.base)
 
@@ -226,6 +229,6 @@ def test_an_adapter_that_no_merge_knows_is_refused(make, capsys):
     case = make(plain())
     case.configure(peft_type="PREFIX_TUNING")
     save_file({"prompt_embeddings": torch.ones(2, 3)}, case.adapter / "adapter_model.safetensors")
-    args = ["verify-merge", "--base", str(case.base), "--adapter", str(case.adapter), "--merged", str(case.base)]
+    args = ["verify", str(case.base), "--base", str(case.base), "--adapter", str(case.adapter)]
     assert main(args) == 2
     assert "holds nothing that a merge would add" in capsys.readouterr().err

@@ -11,8 +11,8 @@ import numpy as np
 
 from gradience.adapters.layout import Array, Module
 from gradience.schema.merge import ModuleVerdict
-from gradience.verbs.verify_merge.delta import UNIT, Delta, working
-from gradience.verbs.verify_merge.measure import (
+from gradience.verbs.verify.delta import UNIT, Delta, working
+from gradience.verbs.verify.measure import (
     F16_HALF_STEP,
     Case,
     EntrySums,

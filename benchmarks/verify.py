@@ -1,11 +1,11 @@
-"""Whole-process time, CPU time and peak memory of `verify-merge`, beside reading the files and another tool.
+"""Whole-process time, CPU time and peak memory of `verify`, beside reading the files and another tool.
 
-    python benchmarks/verify_merge.py FOLDER [--layers 18] [--rank 16] [--runs 3] [--peer PATH]
+    python benchmarks/verify.py FOLDER [--layers 18] [--rank 16] [--runs 3] [--peer PATH]
 
 FOLDER gets a synthetic model (bfloat16, hidden size 2048, 32 000 tokens; 2.1 GB at 18 layers), an adapter of all its
 linear layers, and the model merged as PEFT merges on a CPU. They are made once and kept. `read` is a process that only
 reads the base and merged files through a buffer. `products` is a process that multiplies factors of these shapes, in
-blocks of rows. The ratio at the end is verify-merge's CPU time without the products, over that of reading. PATH is the
+blocks of rows. The ratio at the end is verify's CPU time without the products, over that of reading. PATH is the
 `deltalint` command of deltalint==0.1.0 from the index, in its own environment. The tools take turns, after one
 uncounted turn, so that all read from the page cache. CPU time (user and system) is not distorted by a loaded machine.
 The last lines give each tool's verdict on the merged model, and on the base in its place.
@@ -139,18 +139,18 @@ def main() -> None:
         make(options.folder, layers=options.layers, rank=options.rank)
     base, adapter, merged = (options.folder / name for name in ("base", "adapter", "merged"))
     files = [str(folder / "model.safetensors") for folder in (base, merged)]
-    sides = ["--base", str(base), "--adapter", str(adapter), "--merged"]
-    tools = {"verify-merge": [sys.executable, "-m", "gradience", "verify-merge", *sides]}
+    sides = ["--base", str(base), "--adapter", str(adapter)]
+    tools = {"verify": lambda model: [sys.executable, "-m", "gradience", "verify", str(model), *sides]}
     if options.peer is not None:
-        tools["deltalint 0.1.0"] = [str(options.peer), "check", *sides]
-    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # as verify-merge sets it
+        tools["deltalint 0.1.0"] = lambda model: [str(options.peer), "check", *sides, "--merged", str(model)]
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # as verify sets it
     shapes = [f"{out}x{inner}" for out, inner in _SHAPES.values()]
     limits = {
         "read": [sys.executable, "-c", _READER, *files],
         "numpy": [sys.executable, "-c", "import numpy"],
         "products": [sys.executable, "-c", _PRODUCTS, str(options.layers), str(options.rank), *shapes],
     }
-    turns = {**limits, **{name: [*c, str(merged)] for name, c in tools.items()}}
+    turns = {**limits, **{name: of(merged) for name, of in tools.items()}}
     costs: dict[str, list[Cost]] = {name: [] for name in turns}
     for turn in range(options.runs + 1):
         for name, command in turns.items():
@@ -163,8 +163,8 @@ def main() -> None:
         f"median of {options.runs}"
     )
     first = [
-        statistics.median(c.cpu for c in costs["verify-merge"]),
-        statistics.median(c.wall for c in costs["verify-merge"]),
+        statistics.median(c.cpu for c in costs["verify"]),
+        statistics.median(c.wall for c in costs["verify"]),
     ]
     for name, some in costs.items():
         cpu, wall, peak = (statistics.median(getattr(c, field) for c in some) for field in ("cpu", "wall", "megabytes"))
@@ -174,8 +174,8 @@ def main() -> None:
         )
     products, start, read = (statistics.median(c.cpu for c in costs[name]) for name in ("products", "numpy", "read"))
     print(f"without the products {(first[0] - products + start) / read:.2f} times the CPU time of reading")
-    for name, command in tools.items():
-        right, wrong = costs[name][-1].code, run([*command, str(base)]).code
+    for name, of in tools.items():
+        right, wrong = costs[name][-1].code, run(of(base)).code
         print(f"{name:<16} exit code {right} for the merged model, {wrong} for the base in its place")
 
 

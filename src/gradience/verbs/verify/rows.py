@@ -24,10 +24,10 @@ from gradience.io.safetensors import DTYPES, TensorSource
 from gradience.schema import NonFinite, real
 from gradience.schema.audit import LeftoverReason
 from gradience.schema.merge import VerifiedModule
-from gradience.verbs.verify_merge.codes import of_codes
-from gradience.verbs.verify_merge.delta import FLOATS, Delta, PlainDelta, WholeDelta, delta_of
-from gradience.verbs.verify_merge.judge import FAILING, Judgement, copied, verdict_on
-from gradience.verbs.verify_merge.measure import Case, EntrySums
+from gradience.verbs.verify.codes import of_codes
+from gradience.verbs.verify.delta import FLOATS, Delta, PlainDelta, WholeDelta, delta_of
+from gradience.verbs.verify.judge import FAILING, Judgement, copied, verdict_on
+from gradience.verbs.verify.measure import Case, EntrySums
 
 _OUTPUTS: Final = ("lm_head.weight", "embed_out.weight")
 _SAVED: Final = re.compile(r"\.modules_to_save(?:\.[^.]+)?(?=\.[^.]+$)")

@@ -1,4 +1,4 @@
-"""The verb `drift`: how much an adapter changes what it was not trained for, measured without a benchmark.
+"""How much an adapter changes, and what it was not trained for, measured without a benchmark.
 
 The outputs of the base and of the base with the adapter are compared on texts of the adapter's own task and on others.
 The same is read with the adapter at lower scales, and without each group of its modules.
@@ -13,13 +13,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 import msgspec
+import numpy as np
+import numpy.typing as npt
 
 from gradience.errors import AdapterError, ConfigError
 from gradience.io import PathLike, Progress
 from gradience.models.inputs import digest_of, read_inputs
 from gradience.models.sums import Sums, estimate
 from gradience.schema.drift import DriftReport, Lowered, TextsChanged
-from gradience.verbs.drift.options import DriftOptions
+from gradience.verbs.bench.options import DriftOptions
 
 if TYPE_CHECKING:
     from gradience.models import LoadedModel
@@ -38,7 +40,7 @@ def measure_drift(
     adapter: PathLike,
     base: PathLike,
     *,
-    texts: PathLike,
+    texts: PathLike | None = None,
     elsewhere: PathLike | None = None,
     options: DriftOptions = _DEFAULTS,
     progress: Progress | None = None,
@@ -49,6 +51,7 @@ def measure_drift(
         adapter: the folder that PEFT saved.
         base: the base model: a folder, or organisation/name in the hub's local cache.
         texts: rows of the adapter's task that it was not trained on, as for `gradience resize --calibrate`.
+            Without them no gain is measured.
         elsewhere: rows of what should not change; None for the built-in sentences.
         options: how many texts, and the seed of their choice.
         progress: called with (states read, states in all, name of the state).
@@ -64,34 +67,35 @@ def measure_drift(
     options.refuse_bad()
     loaded = load_model(base, adapter)
     states = _states(loaded)
-    own, other = (_Texts(loaded, place, options) for place in (texts, elsewhere or GENERAL))
+    own = None if texts is None else _Texts(loaded, texts, options)
+    other = _Texts(loaded, elsewhere or GENERAL, options)
     readings: list[_StateReading] = []
     for number, (one, state) in enumerate(states):
         if progress is not None:
             progress(number, len(states), one.name)
-        readings.append(_StateReading(own.read(state), other.read(state)))
+        readings.append(_StateReading(None if own is None else own.read(state), other.read(state)))
     if progress is not None:
         progress(len(states), len(states), "")
     whole = readings[0]
-    gain = own.base.loss - whole.own.loss
+    gains = [_gains(own, reading) for reading in readings]
     # A share of a gain that may be none has no meaning.
-    has_gain = bool(gain.any()) and estimate(gain, own.base.known).low > 0.0
+    has_gain = own is not None and bool(gains[0].any()) and estimate(gains[0], own.base.known).low > 0.0
     lowered = [
         msgspec.structs.replace(
             one,
-            gain_kept=estimate(own.base.loss - reading.own.loss, gain) if has_gain else None,
+            gain_kept=estimate(gain, gains[0]) if has_gain else None,
             drift_left=estimate(reading.other.kl, whole.other.kl) if whole.other.kl.any() else None,
         )
-        for (one, _), reading in zip(states[1:], readings[1:], strict=True)
+        for (one, _), reading, gain in zip(states[1:], readings[1:], gains[1:], strict=True)
     ]
     return DriftReport(
         adapter=str(adapter),
         base=str(base),
         task=loaded.task,
-        texts=str(texts),
+        texts="" if texts is None else str(texts),
         elsewhere="" if elsewhere is None else str(elsewhere),
         seed=options.seed,
-        own=own.changed(whole.own),
+        own=None if own is None or whole.own is None else own.changed(whole.own),
         other=other.changed(whole.other),
         scales=[one for one in lowered if one.factor is not None],
         groups=[one for one in lowered if one.factor is None],
@@ -125,9 +129,9 @@ def _states(loaded: LoadedModel) -> list[tuple[Lowered, State]]:
 
 
 class _StateReading(NamedTuple):
-    """One state, read on both files."""
+    """One state, read on both files; on own texts, where there are some."""
 
-    own: Sums
+    own: Sums | None
     other: Sums
 
 
@@ -177,12 +181,19 @@ class _Texts:
         )
 
 
-def _notes(loaded: LoadedModel, own: _Texts, other: _Texts, *, has_gain: bool) -> list[str]:
+def _gains(own: _Texts | None, reading: _StateReading) -> npt.NDArray[np.float64]:
+    """The fall of the loss from the base's, by text; nothing without own texts."""
+    return np.zeros(0) if own is None or reading.own is None else own.base.loss - reading.own.loss
+
+
+def _notes(loaded: LoadedModel, own: _Texts | None, other: _Texts, *, has_gain: bool) -> list[str]:
     notes = []
-    if shared := len({example.ids for example in own.examples} & {example.ids for example in other.examples}):
-        notes.append(f"{shared} texts are in both files: what is elsewhere is not told apart from what is own.")
     if loaded.task != "causal-lm":
         notes.append("Base and adapter are both read with the adapter's head, since the base has none.")
+    if own is None:
+        return [*notes, "No gain is given: --data FILE, such as the evaluation set, has texts of the adapter's task."]
+    if shared := len({example.ids for example in own.examples} & {example.ids for example in other.examples}):
+        notes.append(f"{shared} texts are in both files: what is elsewhere is not told apart from what is own.")
     if not own.base.known.any():
         notes.append("No gain is given: the rows of --data have no label.")
     elif not has_gain:

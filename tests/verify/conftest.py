@@ -16,7 +16,7 @@ from torch import nn
 from transformers.pytorch_utils import Conv1D
 
 from gradience import verify_merged
-from gradience.schema.merge import VerifyMergeReport
+from gradience.schema.merge import VerifyMergedReport
 
 
 class Net(nn.Module):
@@ -86,7 +86,7 @@ class Case(NamedTuple):
         path = self.adapter / "adapter_config.json"
         path.write_text(json.dumps(json.loads(path.read_text()) | fields))
 
-    def verify(self, merged: Path, **options: Any) -> VerifyMergeReport:
+    def verify(self, merged: Path, **options: Any) -> VerifyMergedReport:
         """Return the report on a folder."""
         return verify_merged(self.base, self.adapter, merged, **options)
 

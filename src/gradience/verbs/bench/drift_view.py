@@ -29,17 +29,18 @@ _HALF: Final = 0.5  # of the drift
 @as_text
 def drift_text(report: DriftReport, *, verbose: bool = False) -> Iterator[Block]:
     """The report for a terminal; `verbose` lists every group."""
-    yield Title("GRADIENCE DRIFT")
+    yield Title("GRADIENCE BENCH")
     elsewhere = short_path(report.elsewhere) if report.elsewhere else "built-in sentences"
     yield facts(
         [
             ("Adapter", report.adapter),
             ("Base", report.base),
-            ("Own texts", f"{short_path(report.texts)}, {_size(report.own)}"),
+            ("Own texts", "" if report.own is None else f"{short_path(report.texts)}, {_size(report.own)}"),
             ("Elsewhere", f"{elsewhere}, {_size(report.other)}"),
         ]
     )
-    changes = table(_CHANGES, [("own texts", report.own), ("elsewhere", report.other)])
+    read = [("own texts", report.own), ("elsewhere", report.other)]
+    changes = table(_CHANGES, [(name, change) for name, change in read if change is not None])
     yield from set_off("From base to adapter, with 95 % intervals over texts", [changes])
     if report.scales:
         scales = table((*_LOWERED, ("scale", "", lambda row: row.name)), report.scales)

@@ -15,10 +15,10 @@ from gradience.adapters.layout import Module
 from gradience.errors import AdapterError
 from gradience.io.safetensors import DTYPES
 from gradience.schema.audit import LeftoverReason
-from gradience.verbs.verify_merge.delta import PlainDelta, WholeDelta, narrower, rounded
-from gradience.verbs.verify_merge.judge import causes_of, copied as compare_copy, verdict_on
-from gradience.verbs.verify_merge.measure import Case, Merge, distance, is_cast, measure
-from gradience.verbs.verify_merge.rows import left_over, names_of, same_length, token_rows
+from gradience.verbs.verify.delta import PlainDelta, WholeDelta, narrower, rounded
+from gradience.verbs.verify.judge import causes_of, copied as compare_copy, verdict_on
+from gradience.verbs.verify.measure import Case, Merge, distance, is_cast, measure
+from gradience.verbs.verify.rows import left_over, names_of, same_length, token_rows
 
 U = 2.0**-24
 F32 = Merge("F32", "F32")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from pathlib import Path
 
 import msgspec
 import numpy as np
@@ -12,7 +13,7 @@ import torch
 from peft import PeftModel
 from safetensors.torch import load_file, save_file
 from tables import every
-from tiny_models import bert, saved, write_texts
+from tiny_models import WORDS, Saved, bert, causal, saved, write_texts
 from transformers import AutoModelForCausalLM
 
 from gradience.cli.main import main
@@ -20,9 +21,42 @@ from gradience.errors import AdapterError, ConfigError, OptionError
 from gradience.models.sums import Sums, estimate
 from gradience.schema.document import Estimate
 from gradience.schema.drift import DriftReport, Lowered
-from gradience.verbs.drift.options import DriftOptions
-from gradience.verbs.drift.run import GENERAL, measure_drift
-from gradience.verbs.drift.view import drift_text
+from gradience.verbs.bench.drift import GENERAL, measure_drift
+from gradience.verbs.bench.drift_view import drift_text
+from gradience.verbs.bench.options import DriftOptions
+
+TARGETS = ["q_proj", "v_proj", "down_proj"]
+
+
+@pytest.fixture(scope="session")
+def llama(tmp_path_factory: pytest.TempPathFactory) -> Saved:
+    """A base and its adapter."""
+    folder = tmp_path_factory.mktemp("drift")
+    return saved(causal(), folder, r=4, lora_alpha=4, target_modules=TARGETS, task_type="CAUSAL_LM")
+
+
+@pytest.fixture(scope="session")
+def other(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Forty lines of words."""
+    return write_texts(tmp_path_factory.mktemp("texts") / "other.txt", 40)
+
+
+@pytest.fixture(scope="session")
+def own(llama, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Twenty lines that the base with the adapter wrote, so that its loss on them is lower than the base's."""
+    from peft import PeftModel
+    from transformers import AutoModelForCausalLM
+
+    model = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(llama.base), llama.adapter).eval()
+    generator = torch.Generator().manual_seed(0)
+    ids = torch.full((20, 1), 2)
+    with torch.no_grad():
+        for _ in range(12):
+            scores = model(input_ids=ids).logits[:, -1, 4:].softmax(-1)
+            ids = torch.cat([ids, 4 + torch.multinomial(scores, 1, generator=generator)], dim=1)
+    place = tmp_path_factory.mktemp("texts") / "own.txt"
+    place.write_text("\n".join(" ".join(WORDS[i - 4] for i in row[1:]) for row in ids.tolist()) + "\n")
+    return place
 
 
 @pytest.fixture(scope="session")
@@ -147,7 +181,7 @@ def test_a_classifier_keeps_its_head_and_has_a_gain_where_rows_have_labels(label
 def test_the_built_in_sentences_are_read_where_no_file_is_given(llama, own, capsys):
     lines = GENERAL.read_text(encoding="utf-8").splitlines()
     assert len(set(lines)) == len(lines) == 48
-    argv = ["drift", str(llama.adapter), "--base", str(llama.base), "--data", str(own)]
+    argv = ["bench", str(llama.adapter), "--base", str(llama.base), "--data", str(own)]
     assert main([*argv, "--rows", "48", "--json"]) == 0
     found = msgspec.json.decode(capsys.readouterr().out, type=DriftReport)
     lengths = {len(line.split()) for line in lines}  # to this tokenizer all words are unknown, so lengths differ alone
@@ -219,8 +253,36 @@ def test_an_adapter_that_cannot_be_switched_off_is_refused(llama, other, monkeyp
     from gradience.models import reading
 
     monkeypatch.setattr(reading, "brought", lambda _loaded: {})
-    argv = ["drift", str(llama.adapter), "--base", str(llama.base)]
-    assert main([*argv, "--texts", str(other)]) == 2
+    argv = ["bench", str(llama.adapter), "--base", str(llama.base)]
+    assert main([*argv, "--data", str(other)]) == 2
     assert "this adapter changes no layer of the base" in capsys.readouterr().err
-    assert main(argv) == 2
-    assert "give --data FILE" in capsys.readouterr().err
+
+
+def test_without_own_texts_the_figures_elsewhere_are_the_same_and_no_gain_is_told(report, llama, other, capsys):
+    argv = ["bench", str(llama.adapter), "--base", str(llama.base), "--elsewhere", str(other)]
+    assert main([*argv, "--json"]) == 0
+    found = msgspec.json.decode(capsys.readouterr().out, type=DriftReport)
+    assert (found.own, found.texts, found.other) == (None, "", report.other)
+    assert [one.drift_left for one in found.scales] == [one.drift_left for one in report.scales]
+    assert all(one.gain_kept is None for one in [*found.scales, *found.groups])
+    assert main(argv) == 0
+    told = capsys.readouterr().out
+    assert "own texts" not in told.lower()
+    assert "No gain is given: --data FILE" in told
+
+
+@every(
+    ("given", "says"),
+    [
+        (["--candidates", "p90"], "--candidates is for a bench with --out FOLDER"),
+        (["--metric", "loss"], "--metric is for a bench with --out FOLDER"),
+        (["--seeds", "2"], "--seeds is for a bench with --out FOLDER"),
+        (["--elsewhere", "x.txt", "--out", "o"], "--elsewhere is for a bench without --out"),
+        (["--rows", "8", "--out", "o"], "--rows is for a bench without --out"),
+        ([], "no base model"),
+    ],
+)
+def test_an_option_that_says_nothing_is_refused(given, says, llama, capsys):
+    base = ["--base", str(llama.base)] if given else []
+    assert main(["bench", str(llama.adapter), *base, *given]) == 2
+    assert says in capsys.readouterr().err

@@ -1,4 +1,4 @@
-"""The report of verify-merge as text: the verdict with the counts behind it, and what it does not show."""
+"""The report on a merged model as text: the verdict with the counts behind it, and what it does not show."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from msgspec.structs import replace
 from gradience.blocks import Block, Columns, Title, number, percent, short_path, table, words
 from gradience.blocks.text import as_text, shortened
 from gradience.render.writing import MODULES
-from gradience.schema.merge import OtherTensor, VerifiedModule, VerifyMergeReport
+from gradience.schema.merge import OtherTensor, VerifiedModule, VerifyMergedReport
 
 _VERDICTS: Final = {  # verdicts that need attention first
     "other": "other",
@@ -24,10 +24,10 @@ _VERDICTS: Final = {  # verdicts that need attention first
 
 
 @as_text
-def verify_merge_text(report: VerifyMergeReport, *, verbose: bool = False) -> Iterator[Block]:
-    """The report of verify-merge for a terminal; `verbose` lists every module and every other tensor that differs."""
+def verify_merged_text(report: VerifyMergedReport, *, verbose: bool = False) -> Iterator[Block]:
+    """The report on a merged model for a terminal; `verbose` lists every module and every other tensor that differs."""
     most = None if verbose else MODULES
-    yield Title("GRADIENCE VERIFY-MERGE")
+    yield Title("GRADIENCE VERIFY")
     yield f"Base W:    {short_path(report.base)}"
     yield f"Adapter:   {short_path(report.adapter)}"
     yield f"Merged M:  {short_path(report.merged)}"
@@ -49,7 +49,7 @@ def verify_merge_text(report: VerifyMergeReport, *, verbose: bool = False) -> It
         yield f"  {answers.story}"
 
 
-def _verdict(report: VerifyMergeReport) -> Iterator[Block]:
+def _verdict(report: VerifyMergedReport) -> Iterator[Block]:
     yield f"Verdict: {words(report.verdict).upper()}"
     yield from (f"  {reason}" for reason in report.reasons)
     yield from (f"  {report.counts[key]:>5}  {text}" for key, text in _VERDICTS.items() if key in report.counts)
