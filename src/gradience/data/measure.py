@@ -7,7 +7,7 @@ import re
 from array import array
 from bisect import bisect_left, insort
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from itertools import chain, repeat
 from typing import Any, Final, NamedTuple
 
@@ -59,7 +59,6 @@ _DISTINCT: Final = 100_000  # different answers that are counted, some 15 MB
 _CLASSES: Final = 256  # labels of tokens that are all below it are classes: parts of speech, names
 _PADDED: Final = 2  # padding tokens at the end of a row, of which one may stand for an end
 _IGNORED: Final = -100  # label of a token that the loss ignores
-_ALIKE: Final = 5  # groups of labels that differ in capitals or blanks
 _WHITESPACE: Final = 2  # tokens after the end of a turn that are ignored, such as a line break
 
 
@@ -235,13 +234,11 @@ class RowCounter:
             ),
             "pairs": self._pair_counts() if self._shape.format == "preference" else None,
             "repeated": self._crowd.repeated(),
-            "documents": self._crowd.documents(),
             "near": self._crowd.near(),
             "languages": self._crowd.languages(),
             "foreign": sorted(self._foreign),
             "labels": dict(self._labels.most_common(_LABELS)),
             "labels_total": len(self._labels),
-            "labels_alike": _alike(self._labels),
             "shares": self._shares if self._has_tokens_loss else [],
             "shown": [ShownRow(row=number, text=text) for number, text in sorted(self._texts.items())],
         }
@@ -497,13 +494,6 @@ def _of_mask(mask: list[int] | None, supervised: int, length: int) -> list[str]:
 
 def _encoded(value: Json) -> bytes:
     return msgspec.json.encode(value, order="sorted", enc_hook=str)
-
-
-def _alike(labels: Iterable[str]) -> list[list[str]]:
-    groups: dict[str, list[str]] = {}
-    for label in labels:
-        groups.setdefault(" ".join(label.split()).casefold(), []).append(label)
-    return [sorted(group) for group in groups.values() if len(group) > 1][:_ALIKE]
 
 
 def _lengths(lengths: array[int], limit: int | None) -> Lengths:

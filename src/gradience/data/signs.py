@@ -1,4 +1,4 @@
-"""What the text of one row shows without tokens: turns out of order, prompts written twice, echoes, calls, cut ends.
+"""What the text of one row shows without tokens: turns out of order, prompts written twice, echoes, calls.
 
 Each sign is a name of a field of `RowsSeen`. Patterns are heuristics; the rules say how many rows make a finding.
 """
@@ -19,10 +19,6 @@ CONTROL: Final = re.compile(
     r"<[|\uff5c][A-Za-z0-9_\u2581]{1,40}[|\uff5c]>|</?s>|\[/?INST\]|<</?SYS>>|<(?:start|end)_of_turn>"
 )
 _PROMPT: Final = re.compile(r"^### (?:Instruction|Response|Human|Assistant):", re.MULTILINE)
-_NEXT_TURN: Final = re.compile(r"\n(?:### )?(?:User|Human|USER|HUMAN): ?\S")
-_MARKUP: Final = re.compile(r"&(?:nbsp|amp|lt|gt|quot|#\d{2,4});|</?(?:p|br|div|span)\b[^<>]{0,80}>")
-_ESCAPE: Final = re.compile(r"\\n(?=\\n|[A-Z ]|$)")
-_LETTER: Final = re.compile(r"\\u(?:00|01|20)[0-9a-f]{2}")
 _REFUSAL: Final = re.compile(
     r"\s*(?:I['\u2019]?m (?:really |very |so )?sorry|I am (?:really |very |so )?sorry|Sorry, (?:but )?I|I apologi[sz]e|"
     r"As an AI|I (?:cannot|can['\u2019]t|am unable|am not able|won['\u2019]t be able)|I['\u2019]m (?:unable|not able)|"
@@ -32,27 +28,11 @@ _REFUSAL: Final = re.compile(
     r"(?:Je suis )?[Dd]\u00e9sol\u00e9e?, (?:mais )?je|Je ne peux pas|"
     r"(?:Lo siento|Lo lamento), (?:pero )?no|No puedo)\b"
 )
-_DANGLING: Final = frozenset(  # English, German, French, Spanish
-    re.findall(
-        r"\S+",
-        "a an the of and or to in on at by for with from as that which this is are was were be but if into its der die "
-        "das den dem des ein eine und oder zu auf mit von im nicht le la les du et ou \u00e0 pour dans sur une que qui "
-        "el los las y para con por de se su",
-    )
-)
 _TOOLS: Final = frozenset({"tool", "ipython", "observation", "function", "tool_response", "function_response"})
 _QUOTED_CALL: Final = re.compile(r"<tool|<function|\{\s*\"(?:name|function|arguments)\"|Action:|```")
-_LONG: Final = 12  # words from which an answer is prose that ends with a full stop
-_LONG_LINE: Final = 6  # words of the last line of such an answer
-_SPEAKER: Final = re.compile(r"\s*(?:###? ?)?(?:Assistant|ASSISTANT|AI|Bot|Chatbot|GPT|ChatGPT): ?\S")
 _MISSING: Final = frozenset({"nan", "NaN", "<NA>", "NaT", "#N/A", "[object Object]"})  # None and null may be answers
-_PLACEHOLDER: Final = re.compile(r"\[(?:INSERT|YOUR|Insert|Your)[ A-Za-z_]{0,40}\]|\{\{ ?[a-z]+_[a-z_]+ ?\}\}")
-_IN_ANSWERS: Final = {"markup": _MARKUP, "placeholder": _PLACEHOLDER, "escaped_letters": _LETTER}
 _WORD: Final = re.compile(r"\w+")
 _ECHO: Final = 4  # words of a question from which its repetition is no chance
-_LABEL: Final = re.compile(r"#{1,4} [A-Z][\w ]{1,24}:?|<[a-z]{2,12}>|[A-Z][\w ]{1,24}:")
-_SPEAKERS: Final = frozenset({"user", "human", "assistant", "system", "question", "student", "patient", "customer"})
-_PROSE: Final = re.compile(r"[^\W_]['\u2019\w-]*,?$")
 
 
 class ControlTokens(NamedTuple):
@@ -72,10 +52,6 @@ def signs_of(columns: Columns, own: ControlTokens) -> list[str]:
         signs.append("template_twice")
     if foreign_in([*spoken, *texts], own) or any(_PROMPT.search(text) for text in spoken):
         signs.append("foreign_tokens")
-    if any(_NEXT_TURN.search(answer) for answer in answers):
-        signs.append("next_turn_in_answer")
-    if any(_SPEAKER.match(content_of(turn)) for turn in turns if turn.get("role") in ANSWERERS):
-        signs.append("speaker_label")
     if _echoes(columns, turns):
         signs.append("echo")
     parts = (part for turn in turns for part in _parts(turn))
@@ -179,34 +155,10 @@ def _is_object(text: Json) -> bool:
 
 
 def _of_answers(answers: list[str]) -> Iterator[str]:
-    yield from (sign for sign, pattern in _IN_ANSWERS.items() if any(map(pattern.search, answers)))
-    # An answer that has line breaks, too, speaks of the sign, as code does.
-    if any("\\n" in answer and "\n" not in answer and _ESCAPE.search(answer) for answer in answers):
-        yield "escaped_breaks"
     if any(answer.strip() in _MISSING for answer in answers):
         yield "missing_value"
     if any(_REFUSAL.match(answer) for answer in answers[:1]):
         yield "refusal"
-    kinds = {ending(answer) for answer in answers[:1]}
-    yield from (kind for kind in ("ended", "dangling", "torn") if kind in kinds)
-
-
-def ending(answer: str) -> str:
-    """How the prose of an answer ends: `ended`, `dangling` without a full stop, `torn` after "of the" or a comma.
-
-    Empty for what is no prose: few words, a list, a heading, code.
-
-    >>> ending("word " * 12 + "."), ending("word " * 12 + "end"), ending("word " * 12 + "of the"), ending("no")
-    ('ended', 'dangling', 'torn', '')
-    """
-    text = answer.rstrip()
-    line = text.rpartition("\n")[2]
-    if text.count(" ") < _LONG - 1 or line[:1] in "#-*|>`\t {}[]1234567890" or line.count(" ") < _LONG_LINE - 1:
-        return ""
-    if not _PROSE.search(line):
-        return "ended"
-    last = line.rpartition(" ")[2]
-    return "torn" if last.endswith(",") or last in _DANGLING else "dangling"
 
 
 def _echoes(columns: Columns, turns: list[Turn]) -> bool:
@@ -220,10 +172,3 @@ def _echoes(columns: Columns, turns: list[Turn]) -> bool:
     answer = next(iter(answers_of(columns)[-1:] if "messages" in columns else answers_of(columns)), "")
     # Of a long answer only as much is split as may hold the question, since blanks and marks may be more there.
     return _WORD.findall(answer[: 2 * len(question) + 64].casefold())[: len(words)] == words
-
-
-def opening(text: str) -> str:
-    """The label that begins the first line of a text, such as `Title:` or `### Instruction:`; else empty."""
-    hit = _LABEL.match(text)
-    label = hit[0].strip() if hit else ""
-    return "" if label.rstrip(":").lower() in _SPEAKERS else label

@@ -18,19 +18,6 @@ OPPOSED = Threshold(
     "opposed", -0.1, "cosine", "heuristic: independent updates of real sizes lie within a few 1e-3 of 0"
 )
 TWINS = Threshold("twins", 0.9, "cosine", "heuristic: nine tenths of each is along the other")
-DROWNED = Threshold(
-    "drowned", 0.8, "share of norm(M)^2 that is orthogonal to an update", "measured: benchmarks/merge_outcome.py"
-)
-ODDS: Final = (
-    "Of 36 such adapters in merges of four small models, 15 kept 35 % of their gain or less; of 76 others 1 did."
-)
-"""What was measured at the threshold."""
-CANCELLED = Threshold(
-    "cancelled",
-    0.5,
-    "share of magnitude",
-    "heuristic: independent Gaussian entries of one size cancel 1 - 1/sqrt(2) = .29 by chance",
-)
 _ALGEBRA = cite("definition", "M = sum w_i dW_i holds <M, dW_i> / norm(dW_i)^2 of adapter i's own update")
 _FILES = cite("the adapters' files", "config and tensors")
 
@@ -47,6 +34,34 @@ class _MergeRule(Rule[MergeCheckReport]):
 @premise("the adapters have modules in common")
 def _modules_in_common(report: MergeCheckReport) -> str | None:
     return None if report.modules else "no module in two of the adapters"
+
+
+@_MergeRule(
+    "MRG401",
+    severity="warning",
+    confidence=0.7,
+    needs=(_modules_in_common,),
+    thresholds=(OPPOSED,),
+    evidence=(_ALGEBRA,),
+)
+def _opposed(report: MergeCheckReport) -> Iterator[Observation]:
+    """updates that point against each other
+
+    cosine of two weighted updates <= {opposed}
+
+    Why: Each cancels what it has in common with the other.
+    Action: See what the sum keeps of each; consider TIES, or serving them apart.
+    Source: arithmetic -- what two updates have in common with opposite signs is lost: an adapter and its negative
+        add up to zero
+    Source: Ilharco et al. 2022, arXiv 2212.04089 -- fine-tuned updates of different tasks are close to orthogonal;
+        those that are not belong to related tasks
+    """
+    for pair in report.pairs:
+        if pair.cosine is not None and pair.cosine <= OPPOSED.value:
+            yield Observation(
+                f"{_both(pair)} point against each other: cosine {pair.cosine:.2f} of their weighted updates.",
+                {"first": pair.first, "second": pair.second, "cosine": pair.cosine},
+            )
 
 
 @_MergeRule("MRG407", severity="warning", confidence=0.8, evidence=(_FILES,))
@@ -94,6 +109,7 @@ def _both(pair: CheckedPair) -> str:
 
 
 MERGE_RULES: Final[tuple[Rule[MergeCheckReport], ...]] = (
-                    _bases,
+    _opposed,
+    _bases,
     _obstacles,
 )

@@ -115,22 +115,13 @@ class RowsSeen(msgspec.Struct, kw_only=True, frozen=True):
     unknown_ids: Annotated[Rows, about("A token id is not one of the tokenizer's.")] = Rows()
     padding_supervised: Annotated[Rows, about("The row ends in padding that is in the loss.")] = Rows()
     missing_value: Annotated[Rows, about("An answer is a missing value as a program writes it, such as nan.")] = Rows()
-    placeholder: Annotated[Rows, about("An answer holds a placeholder that was to be filled in.")] = Rows()
-    escaped_letters: Annotated[Rows, about("An answer holds letters as escapes of JSON.")] = Rows()
-    speaker_label: Annotated[Rows, about("An answer that is a turn begins with a speaker's name, as text.")] = Rows()
     empty_prompt: Annotated[Rows, about("What is asked is empty.")] = Rows()
     template_twice: Annotated[Rows, about("A message holds control tokens that the chat template writes.")] = Rows()
     foreign_tokens: Annotated[
         Rows, about("The text holds control tokens that the tokenizer does not have, or another prompt format.")
     ] = Rows()
-    next_turn_in_answer: Annotated[Rows, about("An answer goes on with a user's turn, as text.")] = Rows()
     echo: Annotated[Rows, about("An answer begins with the whole question.")] = Rows()
     refusal: Annotated[Rows, about("The answer begins as a refusal or an apology.")] = Rows()
-    ended: Annotated[Rows, about("The answer is prose and ends with a mark, such as a full stop.")] = Rows()
-    dangling: Annotated[Rows, about("The answer is prose and ends with a word.")] = Rows()
-    torn: Annotated[Rows, about("The answer ends with a comma, or a word that goes on, such as `of`.")] = Rows()
-    markup: Annotated[Rows, about("An answer holds tags or entities of HTML.")] = Rows()
-    escaped_breaks: Annotated[Rows, about("An answer holds the characters of an escape in place of breaks.")] = Rows()
     call_unanswered: Annotated[Rows, about("A call of a tool is not followed by its result.")] = Rows()
     result_uncalled: Annotated[Rows, about("A result of a tool does not follow a call.")] = Rows()
     arguments_text: Annotated[Rows, about("Arguments of a call are JSON as text.")] = Rows()
@@ -170,15 +161,6 @@ class Repeated(msgspec.Struct, kw_only=True, frozen=True):
 
     answers: Annotated[NonNegativeInt, about("Answers that were compared.")] = 0
     rows: Rows = Rows()
-
-
-class Documents(msgspec.Struct, kw_only=True, frozen=True):
-    """Rows of text in which a label that begins most rows, such as `Title:`, begins a line again."""
-
-    label: str = ""
-    rows: Annotated[NonNegativeInt, about("Rows that were compared.")] = 0
-    begun: Annotated[NonNegativeInt, about("Rows that begin with the label.")] = 0
-    joined: Rows = Rows()
 
 
 class Languages(msgspec.Struct, kw_only=True, frozen=True):
@@ -264,7 +246,6 @@ class DataReport(msgspec.Struct, kw_only=True, frozen=True):
     answers: Answers = Answers()
     pairs: Pairs | None = None
     repeated: Repeated = Repeated()
-    documents: Documents = Documents()
     near: NearRows | None = None
     languages: Languages = Languages()
     parts_joined: Annotated[
@@ -295,9 +276,6 @@ class DataReport(msgspec.Struct, kw_only=True, frozen=True):
         bool, about("Whether the template encodes arguments of calls as JSON, whatever they are.")
     ] = False
     labels: Annotated[dict[str, int], about("Number of rows by label, the most frequent first.")] = {}
-    labels_alike: Annotated[
-        list[list[str]], about("Labels that differ in capitals or blanks only, the first of them.")
-    ] = []
     labels_total: Annotated[NonNegativeInt, about("Number of different labels.")] = 0
     num_labels: Annotated[NonNegativeInt, about("Number of classes of the model.")] | None = None
     overlap: RowOverlap | None = None

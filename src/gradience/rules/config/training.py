@@ -6,7 +6,6 @@ A Trainer setting in steps below 1 is a ratio of all steps; `Facts` turns both f
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Iterator
 
 from gradience.rules import (
@@ -31,9 +30,6 @@ EPOCHS_BLIND = Threshold(
 )
 WARMUP_LONG = Threshold("warmup_long", 0.5, "share of all steps", "mechanical: the peak comes after half the run")
 TRIAL_STEPS = Threshold("trial_steps", 10, "steps", "a judgement: a few steps show that a script runs")
-WARMUP_RATIO_REMOVED = Threshold(
-    "warmup_ratio_removed", 5.2, "transformers version", "huggingface/peft#2949; absent in 5.24"
-)
 
 
 @ConfigRule(
@@ -343,13 +339,6 @@ def _is_trial(facts: Facts) -> bool:
         return False
 
 
-def _major_minor(version: str) -> tuple[int, int]:
-    match = re.match(r"(\d+)\.(\d+)", version)
-    if match is None:
-        raise Unknown(f"transformers' version {version!r} is not readable")
-    return int(match[1]), int(match[2])
-
-
 RULES = (
     _no_train_loss,
     _no_evaluation,
@@ -360,4 +349,4 @@ RULES = (
     _many_epochs,
     _ignored_warmup,
     _long_warmup,
-    )
+)

@@ -12,9 +12,7 @@ from gradience.schema.reports import DataReport
 THIRD = Threshold("third", 1 / 3, "share of answers", "proposal: a phrase of a third of the answers is learnt first")
 REFUSING = Threshold("refusing", 0.25, "share of answers", "proposal: sets that teach refusals hold fewer")
 FEW_ANSWERED = Threshold("few_answered", 50, "answers", "proposal: fewer are no sample")
-TORN_ROWS = Threshold("torn_rows", 5, "answers", "proposal: fewer are slips")
 FORM = Threshold("form", 0.9, "share of answers", "proposal: a phrase of all answers is the form of the task")
-PROSE = Threshold("prose", 0.3, "share of answers that end with a mark", "proposal: others end without one by habit")
 BIASED = Threshold("biased", 0.8, "share of pairs", "proposal: length alone then tells the chosen answer in 4 of 5")
 
 
@@ -163,8 +161,8 @@ def _languages(data: DataReport) -> Iterator[Observation]:
 
 RULES = (
     _phrases,
-        _equal,
+    _equal,
     _length_bias,
     _conflict,
-                    _languages,
+    _languages,
 )

@@ -4,14 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from gradience.rules import ALL_MASKED, Observation, Sign, Threshold, Unknown
+from gradience.rules import ALL_MASKED, Observation, Sign, Unknown
 from gradience.rules.data.content import HALF, DataRule, counted, of_tokens, on_rows, share, values
 from gradience.schema import Severity
 from gradience.schema.reports import DataReport
-
-FEW_SUPERVISED = Threshold(
-    "few_supervised", 0.02, "share of kept tokens", "proposal: 1 of 50 tokens paid for is learnt"
-)
 
 
 def unmarked(data: DataReport) -> bool:

@@ -362,7 +362,7 @@ RULES = (
     _empty_prompt,
     _template_twice,
     _foreign,
-            _echo,
+    _echo,
     _inverted,
     _calls,
     _arguments,

@@ -1,4 +1,4 @@
-"""What a run's speed and memory show, by the `throughput` events of its log (CST191 to CST196).
+"""What a run's speed and memory show, by the `throughput` events of its log (CST191, CST195).
 
 A log without them gives these rules no meaning. The first window holds what happens once: compilation, the workers'
 start, the allocator's first blocks; it is left out of every comparison.
@@ -6,7 +6,6 @@ start, the allocator's first blocks; it is left out of every comparison.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from typing import Final
 
@@ -17,20 +16,9 @@ from gradience.schema import as_float
 from gradience.schema.events import Throughput
 
 WAITS = Threshold("waits", 0.3, "of the time of a step", "a judgement: a third of the time could be won")
-PADDED = Threshold("padded", 1 / 3, "of the tokens that are computed", "a judgement")
-SLOWER = Threshold(
-    "slower", 1.5, "times the seconds a step of the first third", "2 of 20 healthy runs on a busy machine passed 1.3"
-)
-SAME_WORK = Threshold("same_work", 1.1, "times the tokens a step of the first third", "a judgement")
-RISING = Threshold(
-    "rising", 0.9, "of all pairs of windows, the later the slower", "a change at once, as by another job, gives 0.75"
-)
-CREPT = Threshold("crept", 0.05, "of the memory held first", "a judgement: a cache that fills is smaller, or settles")
 FULL = Threshold("full", 0.85, "of the memory there is", "what torch reserved beyond allocated in real runs: 3 to 15 %")
 WINDOWS: Final = 6
-TIMED: Final = 12  # four in each third: with two, 1 of 20 healthy runs on a busy machine seemed to slow down
 _SURE: Final = 2.0  # standard errors of a slope
-_STEADY: Final = 0.5  # of the growth of the first half that the second half has at least
 _FAILED: Final = (
     "OutOfMemory",
     "MemoryError",
@@ -39,7 +27,6 @@ _FAILED: Final = (
     "ALLOC_FAILED",
     "RESOURCE_EXHAUSTED",
 )
-_GREW: Final = 1.05  # times the peak before: a smaller rise needs no cause
 _KILLED: Final = frozenset({"no_run_end", "unknown"})
 _HAS_PACE: Final[Premise[RunFacts]] = Premise(
     "the log has throughput events", lambda facts: None if facts.run.paces else "the log has no throughput event"
@@ -97,33 +84,6 @@ def _waiting(facts: RunFacts) -> Observation | None:
         {"share": share, "seconds_per_step": each, "windows": len(shares)},
         evidence=seen(f"waiting_share of {len(shares)} windows, median {share:.0%}"),
     )
-
-
-def _work(windows: Sequence[Throughput]) -> float:
-    """Tokens a step, with padding where that is known; 0 if not counted."""
-    pairs = [(one.padded_tokens_per_second or one.tokens_per_second or 0, one.seconds_per_step or 0) for one in windows]
-    return median([as_float(speed) * as_float(seconds) for speed, seconds in pairs])
-
-
-def _line(x: Sequence[float], y: Sequence[float]) -> tuple[float, float]:
-    """The slope of the least-squares line, and its standard error; 0 and infinity where all x are equal."""
-    mx, my = sum(x) / len(x), sum(y) / len(y)
-    spread = sum((one - mx) ** 2 for one in x)
-    if not spread:
-        return 0.0, math.inf
-    slope = sum((a - mx) * (b - my) for a, b in zip(x, y, strict=True)) / spread
-    rest = sum((b - my - slope * (a - mx)) ** 2 for a, b in zip(x, y, strict=True))
-    return slope, math.sqrt(rest / max(len(x) - 2, 1) / spread)
-
-
-def _left(facts: RunFacts, held: float, slope: float, error: float) -> str:
-    """The steps until the memory is full, from the fastest to the slowest growth; empty if the limit is not known."""
-    total = facts.run.paces[-1].total_bytes
-    if total is None or total <= held:
-        return ""
-    # Both are above 0, because the slope is over two of its errors
-    soonest, latest = ((total - held) / (slope + sign * _SURE * error) for sign in (1, -1))
-    return f": full in {soonest:,.0f}{f' to {latest:,.0f}' if round(latest) > round(soonest) else ''} steps"
 
 
 @LogRule(
@@ -190,18 +150,6 @@ def _batch(facts: RunFacts) -> str:
         return f", batch of {last.rows} x {last.longest:,}"
     rows, length = facts.config.training.batch_size, facts.config.training.max_length
     return f", batch of {rows}{f' x at most {length:,}' if length else ''}" if rows else ""
-
-
-def _came_with(facts: RunFacts, windows: Sequence[Throughput]) -> str:
-    """What the last of these windows has that no earlier one has; empty if that is neither or both."""
-    *earlier, last = windows
-    # A window ends as its row is logged, and the Trainer evaluates after that: then it is in the next window
-    within = range(earlier[-1].step or 0, last.step or 0)
-    evaluated = next((event.step for event in facts.history if event.step in within), None)
-    longest = (last.longest or 0) > max(one.longest or 0 for one in earlier)
-    if longest == (evaluated is not None):
-        return ""
-    return f"the longest row, {last.longest:,} tokens" if longest else f"the evaluation at step {evaluated}"
 
 
 RULES: Final[tuple[LogRule, ...]] = (_waiting, _out_of_memory)

@@ -543,6 +543,34 @@ def swapped(facts: RunFacts) -> Observation | None:
     )
 
 
+@_PreferenceRule(
+    "PRF194",
+    severity="warning",
+    confidence=0.85,
+    place="meaning",
+    phrase=lambda v: f"held-out pairs are swapped ({shown(v, 'held_out', '.0%')} in order)",
+    meant_for=under("preference", "reward"),
+    thresholds=(SWAPPED, TOLD),
+)
+def _swapped(facts: RunFacts) -> Observation | None:
+    """pairs swapped between training and held-out data
+
+    the last held-out rewards/accuracies is at most {swapped}, and that of training at least 1 less it, late on; of a
+    reward model the held-out accuracy, where the training loss ends under {told} of ln 2
+
+    Why: A model that learnt nothing for new pairs is right on half of them; only labels the other way round put it
+        far below.
+    Scope: preference training and reward models with evaluations
+    Action: Look at some rows of both sets: is the better answer in the column chosen?
+    Verify: Swap the columns of the held-out set: the accuracy becomes 1 less it.
+    Source: arithmetic -- without anything learnt that carries over half of the pairs are in order: far fewer are the
+        wrong way round
+    """
+    if in_order(facts) is None:
+        raise Unknown(f"no {ACCURACIES} of training and of evaluations")
+    return swapped(facts)
+
+
 def told(facts: RunFacts) -> Iterator[StoryPart]:
     """Whether the preferences are learnt, for the story."""
     seen_apart = separation(facts)
@@ -559,4 +587,4 @@ def told(facts: RunFacts) -> Iterator[StoryPart]:
         yield StoryPart(says=f"cannot tell whether it learns the preferences: {level}", values=values)
 
 
-RULES: Final[tuple[LogRule, ...]] = (_another_reference, _separation, _ties, _chosen_falls, _saturated)
+RULES: Final[tuple[LogRule, ...]] = (_swapped, _another_reference, _separation, _ties, _chosen_falls, _saturated)

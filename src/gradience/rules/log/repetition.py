@@ -1,4 +1,4 @@
-"""REP128, MEM127, LEK132 and COV142: data seen many times or hardly, and held-out data that was trained on."""
+"""REP128, MEM127 and LEK185: data seen many times or hardly, and held-out data that was trained on."""
 
 from __future__ import annotations
 
@@ -10,17 +10,7 @@ from typing import Final, NamedTuple
 from gradience.rules import TRIAL, Observation, Threshold, Unknown
 from gradience.rules.log.account import LEAST_EVALS, account
 from gradience.rules.log.divergence import divergence
-from gradience.rules.log.facts import (
-    JUDGEMENT,
-    REAL_RUNS,
-    LogRule,
-    RunFacts,
-    last_part,
-    not_under,
-    positive_loss,
-    seen,
-    shown,
-)
+from gradience.rules.log.facts import JUDGEMENT, LogRule, RunFacts, last_part, not_under, positive_loss, seen, shown
 from gradience.rules.log.learning import FITTED
 from gradience.rules.log.preference import saturated
 from gradience.rules.log.statistics import NORMAL_95, mean, median, median_error, noise
@@ -43,9 +33,6 @@ EPOCHS_MANY = Threshold(
     "epochs_many", 4, "ends of epochs, of which one may show no step", "the last one, at a rate of 0"
 )
 
-LEAK_EPOCHS = Threshold("leak_epochs", 5.0, "epochs", JUDGEMENT)
-LEAK_LEVEL = Threshold("leak_level", 0.15, "of the first loss, training and held-out", REAL_RUNS)
-LEAK_NEAR = Threshold("leak_near", 1.25, "held-out over training loss at the end", REAL_RUNS)
 
 LITTLE_SEEN = Threshold("little_seen", 0.1, "of one pass over the data, under", JUDGEMENT)
 

@@ -454,13 +454,6 @@ def _lost_in_codes(facts: AdapterFacts) -> Observation | None:
     )
 
 
-@premise("intruder dimensions were counted")
-def _intruders_counted(facts: AdapterFacts) -> str | None:
-    if facts.report.base is not None and facts.report.base.intruder_total is not None:
-        return None
-    return "intruder dimensions were not counted (--base with --intruders counts them)"
-
-
 @premise("enough modules of plain LoRA were compared with the base")
 def _enough_plain(facts: AdapterFacts) -> str | None:
     able = sum(m.base is not None and m.base.held is not None for m in facts.report.modules)
@@ -513,4 +506,4 @@ BASE_RULES: Final[tuple[Rule[AdapterFacts], ...]] = (
     _unread,
     _lost_in_codes,
     _held,
-    )
+)
