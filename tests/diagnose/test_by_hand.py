@@ -19,7 +19,7 @@ from gradience.schema.reports import EvalPoint, MetricAccount, RunAccount
 from gradience.telemetry.series import RunSeries
 from gradience.verbs.diagnose import checkpoints as choosing
 from gradience.verbs.diagnose.checkpoints import CheckpointChoice, choose, disk_symptoms, loss_noise, standard_error
-from gradience.verbs.diagnose.identity import CheckpointFolder, Identity, OwnedCheckpoint
+from gradience.folder.checkpoints import CheckpointFolder, Identity, OwnedCheckpoint
 from gradience.verbs.diagnose.run import IDS, unjudged
 
 

@@ -13,7 +13,7 @@ from audited import save_adapter
 from tables import every
 
 from gradience import diagnose
-from gradience.verbs.diagnose.identity import CheckpointFolder, unreadable
+from gradience.folder.checkpoints import CheckpointFolder, unreadable
 from gradience.verbs.diagnose.sources import find_sources, read_sources
 
 Rows = list[dict[str, Any]]

@@ -10,7 +10,7 @@ import pytest
 from gradience import GradienceError, TelemetryWriter, diagnose, importers
 from gradience.cli.main import main
 from gradience.configs.settings import Layer
-from gradience.reading.places import names_of_runs, runs_in
+from gradience.folder.runs import names_of_runs, runs_in
 from gradience.verbs.check.run import read_any
 from gradience.verbs.diagnose.sources import find_sources
 from gradience.verbs.monitor.run import monitor_run

@@ -24,7 +24,7 @@ from gradience.rules.log.facts import (
     shown,
     under,
 )
-from gradience.rules.log.signals import ACCURACIES, CHOSEN, CHOSEN_LOGPS, MARGINS, REJECTED, REJECTED_LOGPS
+from gradience.telemetry.signals import ACCURACIES, CHOSEN, CHOSEN_LOGPS, MARGINS, REJECTED, REJECTED_LOGPS
 from gradience.rules.log.statistics import mann_kendall, mean_error, median, median_error, noise
 from gradience.schema import as_float, number_in
 from gradience.schema.reports import StoryPart

@@ -6,7 +6,7 @@ from typing import Final
 
 from gradience.rules import LOGGING_DEFAULT, Observation, Threshold, Unknown, cite
 from gradience.rules.log.facts import JUDGEMENT, LogRule, RunFacts, find, seen, shown
-from gradience.rules.log.signals import REWARD
+from gradience.telemetry.signals import REWARD
 from gradience.rules.log.statistics import median
 from gradience.schema import as_float
 

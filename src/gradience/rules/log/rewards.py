@@ -33,7 +33,7 @@ from gradience.rules.log.facts import (
     under,
 )
 from gradience.rules.log.preference import ALPHA, FEW_ROWS, MANY_ROWS
-from gradience.rules.log.signals import (
+from gradience.telemetry.signals import (
     ANSWER_KL,
     CLIPPED,
     COMPONENT,

@@ -26,7 +26,7 @@ from gradience.rules.log.facts import (
     under,
 )
 from gradience.rules.log.preference import FEW_ROWS
-from gradience.rules.log.signals import (
+from gradience.telemetry.signals import (
     SAMPLER_FACTOR,
     SAMPLER_GAP,
     SAMPLER_KL,

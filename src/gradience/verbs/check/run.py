@@ -13,7 +13,7 @@ from typing import Any, TypeAlias, TypedDict, Unpack
 import msgspec
 
 from gradience.configs import read_preferences
-from gradience.configs.beside import base_of, beside
+from gradience.folder.beside import base_of, beside
 from gradience.configs.commands import Known, known_of, with_commands
 from gradience.configs.document import (
     CONFIG_NAME,
@@ -127,7 +127,7 @@ def _read_run(place: Path) -> Layer | RecorderError:
     """The configuration of the run that left a folder or file, or the error if there is no run."""
     from gradience.importers import read_folder_config  # a config file does not need it
     from gradience.reading.logs import is_log  # the same
-    from gradience.reading.places import find_run  # the same
+    from gradience.folder.runs import find_run  # the same
 
     try:
         path = find_run(place).path

@@ -9,10 +9,11 @@ from types import MappingProxyType
 
 import msgspec
 
-from gradience.configs.beside import beside
+from gradience.folder.beside import beside
 from gradience.configs.commands import Known, known_of, with_commands
-from gradience.reading import Reading, read_run
-from gradience.reading.pace import pace_of
+from gradience.folder.runs import read_run
+from gradience.reading import Reading
+from gradience.rules.log.pace import pace_of
 from gradience.rules import excluded_rules, without
 from gradience.rules.log import DETECTED, RULE_OF, detect
 from gradience.rules.log.account import account, kept_step

@@ -10,7 +10,7 @@ import numpy as np
 from gradience.blocks import Figure
 from gradience.blocks.html.figures import STYLES
 from gradience.blocks.html.plot import Axis, Envelope, Mark, Plot, PlotLine, envelope, y_axis
-from gradience.rules.log.signals import ENTROPY, REWARD
+from gradience.telemetry.signals import ENTROPY, REWARD
 from gradience.schema import as_float
 from gradience.schema.diagnose import Cause
 from gradience.schema.fleet import Curve
