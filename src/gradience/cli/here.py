@@ -14,9 +14,9 @@ from gradience.blocks import Block, counted, facts, listed
 from gradience.blocks.text import as_text
 from gradience.commands.output import DONE, print_text
 from gradience.errors import GradienceError
-from gradience.importers.sources import format_of, is_run
-from gradience.folder.find import Found, find, list_folder
+from gradience.folder.found import Found, find, list_folder
 from gradience.folder.runs import runs_in
+from gradience.importers.sources import format_of, is_run
 
 _SETTINGS: Final = (".toml", ".yaml", ".yml")
 _WEIGHTS: Final = (".safetensors", ".bin", ".npz", ".pt")

@@ -8,6 +8,6 @@ they say, each part opened when it is first asked for; a part that is absent or 
 from __future__ import annotations
 
 from gradience.folder.documents import Documents, OpenAdapter, Part
-from gradience.folder.find import Found, Place, find
+from gradience.folder.found import Found, Place, find
 
 __all__ = ["Documents", "Found", "OpenAdapter", "Part", "Place", "find"]

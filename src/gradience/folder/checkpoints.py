@@ -12,7 +12,7 @@ from typing import Final, NamedTuple
 
 from gradience.configs.training import STATE_NAME
 from gradience.errors import GradienceError
-from gradience.folder.find import CheckpointFolder
+from gradience.folder.found import CheckpointFolder
 from gradience.importers.files import SourceRun
 from gradience.importers.trainer_state import read_state
 from gradience.schema import as_float

@@ -18,7 +18,7 @@ from gradience.configs.settings import Layer, stack
 from gradience.configs.training import PICKLED
 from gradience.errors import GradienceError, Unknown
 from gradience.folder.beside import base_of, beside, optimizer_in
-from gradience.folder.find import Found, Place, find, weights_alone
+from gradience.folder.found import Found, Place, find, weights_alone
 from gradience.folder.runs import read_run
 from gradience.reading.logs import Reading
 from gradience.schema.audit import Beside
@@ -63,7 +63,7 @@ class Part(Generic[T]):
         held, fault = self._outcome
         return "" if held is not None else self.place.reason if fault is None else str(fault)
 
-    def open(self) -> T:
+    def take(self) -> T:
         """What it holds.
 
         Raises:
@@ -191,7 +191,7 @@ class Documents:
         such as one with a class of the user's own, is left out, and it is said, where something else states settings.
         """
         reading = self.log.held
-        logged = None if reading is None or reading.run.config in {None, ConfigSnapshot()} else reading.settings
+        logged = None if reading is None or reading.settings.config == ConfigSnapshot() else reading.settings
         used, chosen = (None, "") if self.found.config.path is not None else (self.training, self.found.config.chosen)
         if (why := self._unused) and (logged is not None or self.config.place.path is not None):
             used, chosen = None, why
@@ -201,7 +201,7 @@ class Documents:
         at = next((part.place.path for part in reversed(parts)), log)
 
         def stacked(_: Path) -> Layer:
-            own = [part.open() for part in parts if str(part.place.path) not in seen]
+            own = [part.take() for part in parts if str(part.place.path) not in seen]
             return stack([logged, *own] if logged is not None else own)
 
         return Part(self.found.config._replace(path=at, chosen=chosen), stacked)
@@ -210,7 +210,12 @@ class Documents:
     def _unused(self) -> str:
         """Why a pickle of training arguments cannot be used; empty if it can, or there is none."""
         path = self.training.place.path
-        if self.found.config.path is not None or path is None or path.suffix not in PICKLED or self.training.fault is None:
+        if (
+            self.found.config.path is not None
+            or path is None
+            or path.suffix not in PICKLED
+            or self.training.fault is None
+        ):
             return ""
         return f"{path.name} was not used: {str(self.training.fault).removeprefix(f'{path}: ')}"
 
@@ -237,6 +242,4 @@ def read_settings(path: Path) -> Layer:
     Raises:
         GradienceError: it holds none, or cannot be read.
     """
-    return Documents(find(path)).settings.open() if path.is_dir() else read_document(path)
-
-
+    return Documents(find(path)).settings.take() if path.is_dir() else read_document(path)

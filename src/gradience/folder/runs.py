@@ -12,8 +12,8 @@ from itertools import takewhile
 from pathlib import Path
 from typing import Final, NamedTuple
 
-from gradience.errors import GradienceError, RecorderError
 from gradience.adapters.files import holds_adapter
+from gradience.errors import GradienceError, RecorderError
 from gradience.reading.logs import LOG_NAME, OF_IMPORT, Reading, is_log, read_log
 from gradience.schema.reports import SourceLocation
 

@@ -16,8 +16,8 @@ import msgspec
 import numpy as np
 
 from gradience.adapters.config import LARGEST_CONFIG
-from gradience.adapters.layout import Adapter, Module
 from gradience.adapters.files import AdapterFiles
+from gradience.adapters.layout import Adapter, Module
 from gradience.adapters.open import open_adapter
 from gradience.base.weights import factors_of
 from gradience.errors import AdapterError

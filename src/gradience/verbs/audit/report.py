@@ -55,7 +55,7 @@ def audit_documents(
     Raises:
         AdapterError: the adapter or the base cannot be read.
     """
-    measured = measure(documents.adapter.open(), options, grams=grams, progress=progress)
+    measured = measure(documents.adapter.take(), options, grams=grams, progress=progress)
     return _report_of(documents, measured, options, left_out)
 
 
@@ -81,7 +81,7 @@ def _judge(measured: AdapterNumbers, optimizer: str | None) -> AuditJudgement:
 def _report_of(
     documents: Documents, measured: AdapterNumbers, options: AuditOptions, left_out: Mapping[str, str]
 ) -> AuditReport:
-    opened, optimizer = documents.adapter.open(), options.optimizer or documents.optimizer
+    opened, optimizer = documents.adapter.take(), options.optimizer or documents.optimizer
     judgement = _judge(measured, optimizer)
     adapter, ranks = measured.adapter, judgement.ranks
     summary, layers = summary_of(judgement.modules), layer_summaries(judgement.modules)

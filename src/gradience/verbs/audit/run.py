@@ -15,7 +15,7 @@ import msgspec
 from gradience.adapters.formats import SUFFIXES
 from gradience.errors import RecorderError, require
 from gradience.folder import Documents
-from gradience.folder.find import weights_alone
+from gradience.folder.found import weights_alone
 from gradience.io import PathLike, Progress
 from gradience.rules import excluded_rules
 from gradience.rules.weights.rules import WEIGHTS_RULES
@@ -80,14 +80,19 @@ def audit_adapter(
         # Its arrays have names of their own, so that nothing tells which weights of a base or a fleet are theirs.
         options = AuditOptions(top_singular_values=options.top_singular_values, optimizer=options.optimizer)
     else:
-        named = [None if place is None else Path(place) for place in (adapter_config, weights)]
-        documents = Documents(weights_alone(Path(path)), *named)
+        documents = Documents(
+            weights_alone(Path(path)), adapter_config=_path(adapter_config), weights_file=_path(weights)
+        )
     report = audit_documents(documents, options, left_out=left_out, progress=progress)
     if options.against is None:
         return report
     from gradience.verbs.audit.standing import with_standing  # duckdb, of the extra [fleet]
 
     return with_standing(report, options.against)
+
+
+def _path(place: PathLike | None) -> Path | None:
+    return None if place is None else Path(place)
 
 
 def lora_audit_metrics(report: AuditReport) -> dict[str, Any]:

@@ -14,6 +14,9 @@ import msgspec
 
 from gradience.adapters.files import WEIGHT_NAMES, holds_adapter
 from gradience.errors import GradienceError
+from gradience.folder import Documents
+from gradience.folder.checkpoints import OwnedCheckpoint
+from gradience.folder.found import CheckpointFolder
 from gradience.io.reading import is_zip
 from gradience.io.safetensors import read_header
 from gradience.rules import Observation
@@ -27,9 +30,6 @@ from gradience.schema.diagnose import BestCheckpoint, Checkpoint
 from gradience.schema.document import SEVERITIES
 from gradience.schema.reports import MonitorReport, RunAccount
 from gradience.telemetry.series import RunSeries
-from gradience.folder import Documents
-from gradience.folder.checkpoints import OwnedCheckpoint
-from gradience.folder.find import CheckpointFolder
 
 _LEAST_EVALS: Final = 5  # three second differences
 
@@ -402,7 +402,7 @@ def _is_or_equals(checkpoint: Path, weights: Path | None) -> bool:
 
 def _short(documents: Documents, last: int | None) -> Iterator[Symptom]:
     """A symptom if the weights' folder is a checkpoint of an earlier step than the log's last one."""
-    step = next((c.step for c in documents.found.checkpoints if c.path == documents.weights.path), None)
-    if step is not None and last is not None and step < last:
-        says = f"{documents.weights.path.name if documents.weights.path else ''} is the newest; the log reaches step {last}"
-        yield Symptom("disk", "short_of_the_end", Observation(says, {"weights_step": step}))
+    at = next((c for c in documents.found.checkpoints if c.path == documents.weights.path), None)
+    if at is not None and last is not None and at.step < last:
+        says = f"{at.path.name} is the newest; the log reaches step {last}"
+        yield Symptom("disk", "short_of_the_end", Observation(says, {"weights_step": at.step}))

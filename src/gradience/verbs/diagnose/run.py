@@ -13,9 +13,10 @@ import msgspec
 from gradience.adapters.files import CONFIG_NAME
 from gradience.base.weights import find_shards
 from gradience.blocks import counted
-from gradience.io import PathLike
+from gradience.configs.settings import with_ratio
 from gradience.folder import Documents, Found, find
 from gradience.folder.runs import log_place
+from gradience.io import PathLike
 from gradience.rules import excluded_rules
 from gradience.rules.config import RULES
 from gradience.rules.config.facts import ConfigRule
@@ -249,10 +250,9 @@ def diagnose_found(
 
 def judge_sources(read: SourceReports, left_out: Mapping[str, str] = MappingProxyType({})) -> DiagnoseReport:
     """Judge what was read; a join left out is listed with its reason."""
-    monitor = read.log.report if read.log else None
-    choice = CheckpointChoice([])
+    monitor, documents, choice = read.log.report if read.log else None, read.documents, CheckpointChoice([])
     if read.log:
-        choice = choose(read.documents.checkpoints, read.log.reading.run, read.log.report, read.documents.weights.path)
+        choice = choose(documents.checkpoints, read.log.reading.run, read.log.report, documents.weights.path)
     states = [read.states[source] for source in SOURCES]
     joins = [join for join in JOINS if join.id not in left_out]
     not_run = unjudged(states, read.check, monitor, read.audit, left_out)
@@ -267,7 +267,7 @@ def judge_sources(read: SourceReports, left_out: Mapping[str, str] = MappingProx
     verdict = verdict_of(causes, complete=complete)
     return DiagnoseReport(
         schema=DIAGNOSE_SCHEMA_ID,
-        path=str(read.documents.found.path),
+        path=str(documents.found.path),
         verdict=verdict,
         headline=headline(verdict, states, causes, coverage, runs_here(monitor, choice.checkpoints)),
         complete=complete,
@@ -278,11 +278,15 @@ def judge_sources(read: SourceReports, left_out: Mapping[str, str] = MappingProx
         not_run=not_run,
         checkpoints=choice.checkpoints,
         best_checkpoint=choice.best,
-        spare=spare_checkpoints(choice, read.documents.weights.path),
+        spare=spare_checkpoints(choice, documents.weights.path),
         check=read.check,
         monitor=monitor,
         audit=read.audit,
-        notes=[*read.documents.found.notes, *(monitor.notes if monitor else []), *(read.audit.notes if read.audit else [])],
+        notes=[
+            *documents.found.notes,
+            *(monitor.notes if monitor else []),
+            *(read.audit.notes if read.audit else []),
+        ],
     )
 
 

@@ -7,15 +7,12 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Final, NamedTuple
 
-import msgspec
-
 from gradience.adapters.files import WEIGHT_NAMES
 from gradience.errors import DamagedError, GradienceError
 from gradience.folder import Documents, Part, Place
 from gradience.importers.files import is_pointer
 from gradience.io import PathLike
 from gradience.reading import Reading
-from gradience.rules import without
 from gradience.rules.config import RULES
 from gradience.rules.config.facts import CheckContext
 from gradience.rules.log import DETECTED
@@ -25,7 +22,6 @@ from gradience.schema.diagnose import DiagnosedSource, SourceKind
 from gradience.schema.reports import CheckReport, MonitorReport
 from gradience.verbs.check.run import CheckOptions, judged, when_of
 from gradience.verbs.monitor.run import report_of
-
 
 _NOT_SETTINGS: Final = frozenset({"base", "trainer state"})  # roles of files that are not named as a configuration
 
@@ -64,9 +60,7 @@ def read_sources(
     return SourceReports(documents, states, check, log, audit)
 
 
-def _state(
-    source: SourceKind, at: Place, *, holds: str = "", fault: GradienceError | None = None
-) -> DiagnosedSource:
+def _state(source: SourceKind, at: Place, *, holds: str = "", fault: GradienceError | None = None) -> DiagnosedSource:
     path = None if at.path is None else str(at.path)
     if fault is not None:
         return DiagnosedSource(
@@ -115,7 +109,9 @@ def _judge_weights(
         )
     unwanted = _of((rule.id for rule in WEIGHTS_RULES), left_out)
     try:
-        audit = audit_documents(documents, AuditOptions(base=base, top_singular_values=top), left_out=unwanted)
+        audit = audit_documents(
+            documents, AuditOptions().completed({"base": base, "top_singular_values": top}), left_out=unwanted
+        )
     except GradienceError as fault:
         return None, _state("weights", at, fault=fault)
     holds = f"{_plural(len(audit.modules), 'module')}, {audit.health.verdict.replace('_', ' ')}"

@@ -17,12 +17,12 @@ from typing import Final, NamedTuple
 
 import msgspec
 
-from gradience.adapters.layout import Adapter
-from gradience.folder import Documents, OpenAdapter
 from gradience.adapters.files import CONFIG_NAME, AdapterFiles, find_files
+from gradience.adapters.layout import Adapter
 from gradience.adapters.open import Buffer, Bytes, Layouts, open_adapter
 from gradience.device import prepare_jax
 from gradience.errors import ConfigError, GradienceError, MissingPackageError, require
+from gradience.folder import Documents, OpenAdapter
 from gradience.io import PathLike
 from gradience.io.reading import open_regular, real_path
 from gradience.schema.fleet import FLEET_AUDIT_SCHEMA_ID, AdapterRow, FleetAuditReport, RowStatus

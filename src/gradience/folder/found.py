@@ -15,7 +15,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Final, Literal, NamedTuple
 
-from gradience.adapters.files import CHECKPOINT, CONFIG_NAME, WEIGHT_NAMES, holds_adapter
+from gradience.adapters.files import CHECKPOINT, CONFIG_NAME, holds_adapter
 from gradience.configs.training import STATE_NAME as _STATE, TRAINING_NAMES
 from gradience.errors import GradienceError, few
 from gradience.folder.runs import RunList, RunPlace, find_run, run_list
