@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Final, Literal, TypeAlias, get_args
 
 import msgspec
 
-from gradience.errors import OutputError
+from gradience.errors import OutputError, few
 from gradience.io import interrupt
 from gradience.schema import Severity
 from gradience.schema.document import (
@@ -117,6 +117,9 @@ _ELSEWHERE: Final = {"--output-dir": "--out", "--output": "--out"}  # what train
 _GONE: Final = {  # options of earlier versions, and what does the same
     "--announce": "give --format github or --json, and pipe it; a callback takes announce=",
     "--write-clean": "leave the rows out that the findings name: --json has their numbers",
+    "--merged": "give the merged model first: gradience verify MERGED --adapter ADAPTER --base MODEL",
+    "--texts": "give --data",
+    "--top": "give --verbose",
     "--rel-error": "give --energy 1 - x^2",
     "--max-params": "give --max-mb",
     "--peft-dir": "give the adapter's folder without it",
@@ -131,7 +134,13 @@ _GONE: Final = {  # options of earlier versions, and what does the same
 
 def usage_error(error: CycloptsError) -> str:
     """The error for a wrong command line, in cyclopts' words but for an option that other programs call so."""
-    from cyclopts.exceptions import UnknownOptionError  # only a mistyped command pays
+    from cyclopts.exceptions import MissingArgumentError, UnknownOptionError, UnusedCliTokensError  # only this one pays
+
+    if isinstance(error, MissingArgumentError) and error.argument is not None and not error.tokens_so_far:
+        return f"{error.keyword} needs a value" if error.keyword else f"needs {error.argument.name}"
+    if isinstance(error, UnusedCliTokensError):
+        given = [str(token) for token in error.unused_tokens or ()]
+        return f"not understood: {few(given)}"
 
     if isinstance(error, UnknownOptionError):
         option = (error.token.keyword or error.token.value).partition("=")[0]

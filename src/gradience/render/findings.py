@@ -19,8 +19,8 @@ HEADINGS: Final[dict[RuleGroup, str]] = {
     "weights": "An adapter's weights (gradience audit)",
     "weights_and_base": "An adapter's weights beside their base (gradience audit --base)",
     "joins": "Several of these that have one cause (gradience diagnose)",
-    "merge": "Adapters that may be merged (gradience merge-check)",
-    "served": "What serves an adapter (gradience verify-served)",
+    "merge": "Adapters that may be merged (gradience merge --check)",
+    "served": "What serves an adapter (gradience verify)",
 }
 
 _SHOWN: Final = 10
