@@ -1,9 +1,10 @@
 """Merges that were rounded and stored in a wider dtype: what `gradience verify` says of right and wrong ones.
 
 ``python benchmarks/receipt_precision.py FOLDER MODEL ...`` takes an adapter of each model that ``reference.py``
-trained, writes its receipt, merges it, rounds every matrix in the layers to a width, stores all in float32, and judges
-that by the receipt alone, and with base and adapter at hand. Wrong targets are another adapter, half the scale, a part left out
-and lora_B moved by a tenth. The last column is the verdict where the width is taken from the file's dtype.
+trained, writes its receipt, merges it, rounds every matrix in the layers to a width, stores all in float32, and
+judges that by the receipt alone, and with base and adapter at hand. Wrong targets are another adapter, half the
+scale, a part left out and lora_B moved by a tenth. The last column is the verdict where the width is taken from the
+file's dtype.
 """
 
 from __future__ import annotations
