@@ -10,11 +10,14 @@ import msgspec
 from gradience.adapters.layout import Adapter
 from gradience.configs.commands import known_of, with_commands
 from gradience.io.safetensors import is_known
-from gradience.rules import without
+from gradience.rules import Verdict, without
+from gradience.rules.between import Parts
+from gradience.rules.between.rules import judge_between
 from gradience.rules.weights import JUDGED_SHARE, health, suggests_ranks
 from gradience.rules.weights.ranks import NO_SUGGESTIONS, Suggestions, priced, suggestions
 from gradience.rules.weights.rules import judge_adapter
 from gradience.schema.audit import AUDIT_SCHEMA_ID, AuditReport, Health, ModuleAudit, NotAnalysed
+from gradience.schema.document import by_severity
 from gradience.spectral.batch import SINGLE_ERROR
 from gradience.spectral.devices import has_float64
 from gradience.verbs.audit.measured import AdapterNumbers
@@ -58,8 +61,18 @@ def report_of(
     *,
     per_layer: bool,
     left_out: Mapping[str, str],
+    parts: Parts | None = None,
 ) -> AuditReport:
-    """The report with its findings; `left_out` are the rules that are not applied, each with the reason."""
+    """The report with its findings.
+
+    Args:
+        opened: the adapter.
+        measured: its numbers.
+        judgement: the verdict on it.
+        per_layer: whether ranks for each layer are reported.
+        left_out: the rules that are not applied, each with the reason.
+        parts: its files beside each other; None if these are not judged.
+    """
     adapter, ranks = measured.adapter, judgement.ranks
     summary, layers = summary_of(judgement.modules), layer_summaries(judgement.modules)
     of_peft = adapter.format == "peft" and adapter.config.peft_type in {"LORA", None}  # it can have a rank_pattern
@@ -97,8 +110,10 @@ def report_of(
         notes=[*adapter.notes, *_unknown_dtypes(adapter), *_precision(), *measured.notes],
     )
     alpha, r = (adapter.config.lora_alpha, adapter.config.r) if of_peft else (None, None)
-    findings = judge_adapter(report, alpha=alpha, r=r, modules_to_save=adapter.config.modules_to_save or [])
-    kept, not_run = without(findings.findings, findings.not_run, left_out)
+    own = judge_adapter(report, alpha=alpha, r=r, modules_to_save=adapter.config.modules_to_save or [])
+    between = Verdict([], []) if parts is None else judge_between(parts)
+    found = by_severity([*own.findings, *between.findings])
+    kept, not_run = without(found, [*own.not_run, *between.not_run], left_out)
     kept = with_commands(kept, lambda: known_of(opened.path or None, opened.beside))
     return msgspec.structs.replace(report, findings=kept, not_run=not_run)
 

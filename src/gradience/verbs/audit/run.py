@@ -13,15 +13,17 @@ from typing import Any, Final, Unpack
 import msgspec
 
 from gradience.adapters.formats import SUFFIXES
+from gradience.between import gather
 from gradience.errors import RecorderError, require
 from gradience.io import PathLike, Progress
 from gradience.rules import excluded_rules
-from gradience.rules.weights.rules import WEIGHTS_RULES
+from gradience.rules.between import Parts
+from gradience.rules.between.rules import ADAPTER_RULES
 from gradience.schema.audit import AuditReport, ModuleAudit
-from gradience.verbs.audit.measured import measure
-from gradience.verbs.audit.opened import open_files
+from gradience.verbs.audit.measured import AdapterNumbers, measure
+from gradience.verbs.audit.opened import OpenAdapter, open_files
 from gradience.verbs.audit.options import AuditKeywords, AuditOptions
-from gradience.verbs.audit.report import judge, report_of
+from gradience.verbs.audit.report import AuditJudgement, judge, report_of
 
 _DEFAULTS: Final = AuditOptions()
 _EVENT_BYTES: Final = 56 * 1024  # of the 64 KiB that a log line may have
@@ -70,7 +72,7 @@ def audit_adapter(
     1.47
     """
     options = options.completed(keywords)
-    left_out = excluded_rules([rule.id for rule in WEIGHTS_RULES], select=select, ignore=ignore, settings=settings)
+    left_out = excluded_rules([rule.id for rule in ADAPTER_RULES], select=select, ignore=ignore, settings=settings)
     if options.against is not None:
         require("duckdb", "pyarrow", extra="fleet", what="a comparison with a fleet")
     if adapter_config is None and weights is None and Path(path).suffix in SUFFIXES and Path(path).is_file():
@@ -83,12 +85,18 @@ def audit_adapter(
         opened = open_files(path, adapter_config=adapter_config, weights=weights, optimizer=options.optimizer)
     measured = measure(opened, options, progress=progress)
     judgement = judge(opened, measured)
-    report = report_of(opened, measured, judgement, per_layer=options.suggest_per_layer, left_out=left_out)
+    parts = _parts(opened, measured, judgement) if opened.weights else None
+    report = report_of(opened, measured, judgement, per_layer=options.suggest_per_layer, left_out=left_out, parts=parts)
     if options.against is None:
         return report
     from gradience.verbs.audit.standing import with_standing  # duckdb, of the extra [fleet]
 
     return with_standing(report, options.against)
+
+
+def _parts(opened: OpenAdapter, measured: AdapterNumbers, judgement: AuditJudgement) -> Parts:
+    base = None if measured.base is None else Path(measured.base.path)
+    return gather(Path(opened.path), opened.adapter, config=opened.config, base=base, modules=judgement.modules)
 
 
 def lora_audit_metrics(report: AuditReport) -> dict[str, Any]:

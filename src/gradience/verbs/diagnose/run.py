@@ -16,6 +16,7 @@ from gradience.blocks import counted
 from gradience.io import PathLike
 from gradience.reading.places import log_place
 from gradience.rules import excluded_rules
+from gradience.rules.between.rules import ADAPTER_RULES
 from gradience.rules.config import RULES
 from gradience.rules.config.facts import ConfigRule
 from gradience.rules.joins import Correlation, Symptom, correlate
@@ -34,7 +35,7 @@ from gradience.rules.joins.symptoms import (
 )
 from gradience.rules.log import DETECTORS
 from gradience.rules.log.facts import DEFAULT_GAP
-from gradience.rules.weights.rules import WEIGHTS_RULES, too_large
+from gradience.rules.weights.rules import too_large
 from gradience.schema.audit import AuditReport
 from gradience.schema.diagnose import (
     DIAGNOSE_SCHEMA_ID,
@@ -64,7 +65,7 @@ from gradience.verbs.diagnose.spare import spare_checkpoints
 IDS: Final[dict[SourceKind, tuple[str, ...]]] = {
     "config": tuple(rule.id for rule in RULES),
     "log": tuple(detector.id for detector in DETECTORS),
-    "weights": tuple(rule.id for rule in WEIGHTS_RULES),
+    "weights": tuple(rule.id for rule in ADAPTER_RULES),
 }
 
 _DEFAULTS: Final = DiagnoseOptions()

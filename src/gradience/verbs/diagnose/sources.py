@@ -26,10 +26,10 @@ from gradience.io import PathLike
 from gradience.reading import Reading, read_run
 from gradience.reading.places import RunList, RunPlace, find_run, run_list
 from gradience.rules import without
+from gradience.rules.between.rules import ADAPTER_RULES
 from gradience.rules.config import RULES
 from gradience.rules.config.facts import CheckContext
 from gradience.rules.log import DETECTED
-from gradience.rules.weights.rules import WEIGHTS_RULES
 from gradience.schema.audit import AuditReport
 from gradience.schema.diagnose import DiagnosedSource, SourceKind
 from gradience.schema.events import ConfigSnapshot
@@ -402,7 +402,7 @@ def _read_weights(
         return None, msgspec.structs.replace(_state("weights", at, fault=fault), damaged=True)
     except GradienceError as fault:
         return None, _state("weights", at, fault=fault)
-    findings, not_run = without(audit.findings, audit.not_run, _of((rule.id for rule in WEIGHTS_RULES), left_out))
+    findings, not_run = without(audit.findings, audit.not_run, _of((rule.id for rule in ADAPTER_RULES), left_out))
     audit = msgspec.structs.replace(audit, findings=findings, not_run=not_run)
     holds = f"{_plural(len(audit.modules), 'module')}, {audit.health.verdict.replace('_', ' ')}"
     return audit, _state("weights", at, holds=holds)
