@@ -25,7 +25,7 @@ def test_json_is_one_valid_document_in_which_every_check_ran_or_is_listed_with_i
     assert main(["diagnose", str(trained(kind)), "--json"]) == 0
     document = json.loads(capsys.readouterr().out)
     Draft202012Validator(json_schema("diagnose")).validate(document)
-    assert document["schema"] == "gradience.diagnose/v2"
+    assert document["schema"] == "gradience.diagnose/v3"
     assert document["headline"].startswith(VERDICT_LABELS[document["verdict"]])
     totals = {**{source: len(ids) for source, ids in IDS.items()}, "join": len(JOINS)}
     gone = {(item["source"], item["id"]) for item in document["not_run"] if item["reason"]}

@@ -103,7 +103,6 @@ def _lines(block: Block) -> Iterable[str]:  # noqa: C901, PLR0911  # a line for 
             return [f"{title}:", *printed(content)]
         case Figure(title, drawing):
             return _drawing(title, drawing)
-    return []  # only a page can show it
 
 
 def _drawing(title: str, drawing: object) -> Iterable[str]:

@@ -117,6 +117,8 @@ class KeptConsole:
 _ELSEWHERE: Final = {"--output-dir": "--out", "--output": "--out"}  # what trainers call an option
 
 _GONE: Final = {  # options of earlier versions, and what does the same
+    "--announce": "give --format github or --json, and pipe it; a callback takes announce=",
+    "--write-clean": "leave the rows out that the findings name: --json has their numbers",
     "--rel-error": "give --energy 1 - x^2",
     "--max-params": "give --max-mb",
     "--peft-dir": "give the adapter's folder without it",

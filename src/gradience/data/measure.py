@@ -20,7 +20,6 @@ from gradience.data.crowd import Crowd, HashSet
 from gradience.data.cutting import cut_at
 from gradience.data.encoder import Encoder
 from gradience.data.equality import beside_of, row_key
-from gradience.data.examples import Examples
 from gradience.data.rows import UnusableRow
 from gradience.data.signs import ControlTokens, foreign_in, signs_of
 from gradience.data.tokens import Sequence as TokenSequence, TokenRow
@@ -141,7 +140,6 @@ class MeasureSettings(NamedTuple):
     num_labels: int | None = None
     seed: int = 0
     show_rows: bool = False
-    examples: int = 0
     overlong: Overlong = "cut"
     trl: bool = True
     """TRL trains: a row whose tokens in the loss are all cut off is dropped, whichever end is."""
@@ -188,8 +186,7 @@ class RowCounter:
         self._roles: set[str] = set()
         self._foreign: set[str] = set()
         self._texts: dict[int, str] = {}
-        self._encoder, self._shares = encoder, [0] * _SHARES
-        self._examples = Examples(limits.examples, limits.max_length, limits.overlong)
+        self._shares = [0] * _SHARES
 
     def add(self, row: TokenRow | UnusableRow) -> None:
         """Count a row."""
@@ -205,7 +202,6 @@ class RowCounter:
         for name in signs:
             self._note(name, row.number, text)
         self._tokens["images"] += len(row.sequences) * sum(row.columns.get("image_tokens", ()))
-        self._examples.add(row, signs)
         for role in {str(turn.get("role")) for turn in every_turn(row.columns)}:
             self._roles.add(role)
             self._note(_ROLE + role, row.number, "")
@@ -247,7 +243,6 @@ class RowCounter:
             "labels_total": len(self._labels),
             "labels_alike": _alike(self._labels),
             "shares": self._shares if self._has_tokens_loss else [],
-            "examples": self._examples.result(self._encoder),
             "shown": [ShownRow(row=number, text=text) for number, text in sorted(self._texts.items())],
         }
         return RowCounts(self._read, fields, self._faults, tokens, signs, self._turn_end())

@@ -89,19 +89,6 @@ class RowSource:
             lines_before += size.lines
 
 
-def raw_lines(source: RowSource) -> Iterator[tuple[int, bytes]]:
-    """Yield each row with its number as a JSON line: of a JSONL file its own bytes, else the row encoded anew."""
-    if source.is_json_lines:
-        with open_regular(source.path) as file:
-            for number, line in numbered_lines(file, MAX_LINE):
-                if line is not None and line.strip():
-                    yield number, line if line.endswith(b"\n") else line + b"\n"
-        return
-    for row in source.rows():
-        if not isinstance(row, UnusableRow):
-            yield row[0], msgspec.json.encode(row[1]) + b"\n"
-
-
 def _require_regular(path: Path) -> None:
     try:
         open_regular(path).close()

@@ -61,7 +61,10 @@ def rule_text(card: RuleCard) -> Iterator[Block]:
     yield facts(labelled.items())
     numbers = [f"  {item.name} = {item.value:g} ({item.unit}): {item.source}" for item in card.thresholds]
     yield from ["Thresholds:", *numbers] if numbers else []
-    grounds = [line for ground in card.evidence for line in (f"  {ground.source}:", f"      {ground.says}")]
+    shown = [line for each in card.passports for line in (f"  {each.kind}, {each.source}:", f"      {each.says}")]
+    yield from ["Passport:", *shown] if shown else []
+    others = [ground for ground in card.evidence if ground.source not in {each.source for each in card.passports}]
+    grounds = [line for ground in others for line in (f"  {ground.source}:", f"      {ground.says}")]
     yield from ["Evidence:", *grounds] if grounds else []
 
 

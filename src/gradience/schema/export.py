@@ -108,9 +108,10 @@ _REPORTS: Final[dict[SchemaName, type[msgspec.Struct]]] = {
     "verify-served": VerifyServedReport,
     "preflight": PreflightReport,
 }
+_VERSIONS: Final[dict[SchemaName, int]] = {"check": 3, "diagnose": 3, "preflight": 3}  # the others are at 2
 SCHEMAS: Final[dict[SchemaName, str]] = {
     "telemetry": "telemetry-v1",
-    **{name: f"{name}-report-v2" for name in _REPORTS},
+    **{name: f"{name}-report-v{_VERSIONS.get(name, 2)}" for name in _REPORTS},
     "receipt": "receipt-v1",
     "provenance": "provenance-v1",
 }
@@ -227,7 +228,7 @@ def _opened(schema: dict[str, Json], held: dict[str, Json], event: str, name: st
 
 def _report(name: SchemaName, cls: type[msgspec.Struct]) -> dict[str, Json]:
     """Return the schema of a report, which requires every key at every level."""
-    schema = _document(name, cls, f"{name.title()} report v2")
+    schema = _document(name, cls, f"{name.title()} report v{_VERSIONS.get(name, 2)}")
     return _all_required(schema)
 
 

@@ -102,7 +102,7 @@ class VerifyServedReport(Report, kw_only=True, frozen=True, omit_defaults=True):
     schema: Literal["gradience.verify-served/v2"]
     receipt: str
     target: str
-    kind: Annotated[Literal["adapter", "model", "gguf", "endpoint"], about("What the target is.")]
+    kind: Annotated[Literal["adapter", "model", "endpoint"], about("What the target is.")]
     how: Annotated[str, about("How it was asked for log-probabilities.")]
     precision: Annotated[str, about("Width of the target's weights, as files and values say; empty if unknown.")] = ""
     verdict: ServedVerdict

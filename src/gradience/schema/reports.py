@@ -218,46 +218,11 @@ class RowOverlap(msgspec.Struct, kw_only=True, frozen=True):
     hashes: Annotated[NonNegativeInt, about("Number of MinHash permutations.")] = 0
 
 
-class Cleaned(msgspec.Struct, kw_only=True, frozen=True):
-    """What `--write-clean` wrote."""
-
-    path: str
-    ledger: Annotated[str, about("File with the number of each row left out, and why.")]
-    kept: NonNegativeInt = 0
-    left_out: Annotated[dict[str, int], about("Rows left out by reason.")] = {}
-
-
 class ShownRow(msgspec.Struct, kw_only=True, frozen=True):
     """The text of a row that a finding names; included on request only."""
 
     row: NonNegativeInt
     text: str
-
-
-PieceKind: TypeAlias = Literal["loss", "context", "cut", "left_out"]
-
-
-class TokenRun(msgspec.Struct, kw_only=True, frozen=True):
-    """A run of tokens as text: in the loss, read only, cut off; or the number of tokens that are not shown."""
-
-    kind: PieceKind
-    text: str
-
-
-class ShownSequence(msgspec.Struct, kw_only=True, frozen=True):
-    """A sequence as the model sees it."""
-
-    name: Annotated[str, about("`chosen` or `rejected` of a pair; else empty.")] = ""
-    tokens: Annotated[NonNegativeInt, about("Before the cut.")] = 0
-    pieces: list[TokenRun] = []
-
-
-class Example(msgspec.Struct, kw_only=True, frozen=True):
-    """A row that is worth a look."""
-
-    row: NonNegativeInt
-    faults: Annotated[list[str], about("What was noted of it: names of `RowsSeen`.")] = []
-    sequences: list[ShownSequence] = []
 
 
 class DataReport(msgspec.Struct, kw_only=True, frozen=True):
@@ -340,8 +305,6 @@ class DataReport(msgspec.Struct, kw_only=True, frozen=True):
     shares: Annotated[
         list[NonNegativeInt], about("Sequences by the share of their kept tokens that is in the loss, 5 % a bar.")
     ] = []
-    examples: Annotated[list[Example], about("Rows as the model sees them, if asked for; most faults first.")] = []
-    cleaned: Cleaned | None = None
     rewards_lack: Annotated[
         dict[str, list[str]], about("Columns that a reward function of the recipe needs and the first row lacks.")
     ] = {}
@@ -366,7 +329,7 @@ def announced_by(report: DataReport) -> dict[str, Json]:
     }
 
 
-CHECK_SCHEMA_ID: Final = "gradience.check/v2"
+CHECK_SCHEMA_ID: Final = "gradience.check/v3"
 IMPORT_SCHEMA_ID: Final = "gradience.import/v2"
 MONITOR_SCHEMA_ID: Final = "gradience.monitor/v2"
 VALIDATE_SCHEMA_ID: Final = "gradience.validate/v2"
@@ -390,7 +353,7 @@ class InputFile(msgspec.Struct, kw_only=True, frozen=True):
 class CheckReport(Report, kw_only=True, frozen=True):
     """A configuration as it was understood, and the findings of the rules."""
 
-    schema: Literal["gradience.check/v2"]
+    schema: Literal["gradience.check/v3"]
     sources: list[InputFile] = []
     config: ConfigSnapshot
     derived: Annotated[

@@ -32,7 +32,6 @@ from gradience.schema.events import ConfigSnapshot
 from gradience.schema.reports import (
     CHECK_SCHEMA_ID,
     CheckReport,
-    Cleaned,
     DataReport,
     InputFile,
     LossMode,
@@ -40,7 +39,6 @@ from gradience.schema.reports import (
     Rows,
     RowsSeen,
 )
-from gradience.verbs.check.clean import keys_of, refuse_clean, write_clean
 from gradience.verbs.check.options import DataKeywords, DataOptions, Samples
 from gradience.verbs.check.run import SETTINGS, CheckKeywords, CheckOptions, Place, Settings, judged, when_of
 
@@ -89,8 +87,6 @@ def measure_data(asked: CheckSettings) -> DataReport:
         ConfigError: a file cannot be read, or its rows need an option that was not given.
     """
     options, evaluation = asked.options, asked.options.eval_data
-    if options.write_clean is not None:
-        refuse_clean(options.write_clean, [asked.train, *([] if evaluation is None else [evaluation])])
     source = RowSource(asked.train)
     wanted = _sample(source.count, options.samples, options.seed)
     standard = asked.plan.naming.standard
@@ -117,7 +113,6 @@ def measure_data(asked: CheckSettings) -> DataReport:
         num_labels=options.num_labels,
         seed=options.seed,
         show_rows=options.show_rows,
-        examples=options.worst,
         overlong=_overlong(asked, shape),
         trl=asked.masking.trl,
     )
@@ -135,7 +130,6 @@ def measure_data(asked: CheckSettings) -> DataReport:
         raise ConfigError(f"{asked.train}: no row can be used: {counts.faults[0].reason}", advice="correct the rows")
     return DataReport(
         path=str(source.path),
-        cleaned=_cleaned(asked, source, tokeniser),
         prompt=_prompt(asked.plan, None if template is not None else encoder, shape),
         eval_path=None if evaluation is None else str(evaluation),
         format=shape.format,
@@ -174,14 +168,6 @@ def _lacking(plan: DataPlan, columns: list[str]) -> dict[str, list[str]]:
     """The columns that the recipe's reward functions need and the rows do not have."""
     lacks = {name: [one for one in needed if one not in columns] for name, needed in plan.rewards.items()}
     return {name: missing for name, missing in lacks.items() if missing}
-
-
-def _cleaned(asked: CheckSettings, source: RowSource, tokeniser: Tokeniser) -> Cleaned | None:
-    out, evaluation = asked.options.write_clean, asked.options.eval_data
-    if out is None:
-        return None
-    held_out = set() if evaluation is None else keys_of(RowSource(evaluation), tokeniser)
-    return write_clean(source, tokeniser, out, held_out=held_out)
 
 
 def _trainer(asked: CheckSettings, limit: int | None) -> Trainer:

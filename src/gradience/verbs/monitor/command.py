@@ -105,8 +105,6 @@ def _table(logs: Sequence[Path | RunList], gap: float, resolved: opt.ResolvedOpt
         raise RecorderError(
             f"{form} is for one run", advice="see 'gradience runs --json', or call it once for each log"
         )
-    if resolved.announce:
-        raise RecorderError("--announce is for one run", advice="call it once for each log")
     from msgspec.structs import asdict
 
     from gradience.verbs.runs.command import show_rows  # the same

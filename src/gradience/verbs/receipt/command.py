@@ -101,7 +101,7 @@ def verify_served(
     receipt:
         The file that 'gradience receipt' wrote.
     target:
-        An adapter's folder (with --base), a merged model's folder, a .gguf file, or http://host:port of a server with
+        An adapter's folder (with --base), a merged model's folder, or http://host:port of a server with
         OpenAI's completions.
     adapter:
         The receipt's adapter: with --base, parts and scales are tried to explain a difference.
