@@ -15,7 +15,7 @@ from typing import Final
 import numpy as np
 
 from gradience.adapters.layout import Adapter, parse_key
-from gradience.adapters.open import CHECKPOINT, CONFIG_NAME, WEIGHT_NAMES
+from gradience.adapters.open import CHECKPOINT, WEIGHT_NAMES
 from gradience.base.coverage import added_tokens, read_added, read_vocabulary, wanted_of
 from gradience.base.peft_emulation.loading import adapted_names, misnamed, untargeted
 from gradience.base.peft_emulation.targets import NotFollowedError

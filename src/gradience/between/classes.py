@@ -94,7 +94,7 @@ def _beside_files(modules: Modules, parts: Parts, lora: LoraSnapshot, base: Path
     if _is_bare(own) or (not own and lora.task_type in {None, "FEATURE_EXTRACTION"}):
         layout = _bare_if_closer(modules, layout)
     family = family_of(None, layout.architecture.model_type)
-    strange = strange_names(modules, layout, () if family is None or not _is_composed(family) else family.paths)
+    strange = strange_names(modules, layout, () if family is None or not _is_composed(family) else _starred(family))
     change = change_of([*map(starred, strange)], {*map(starred, layout.sites)})
     plain = not any(parts.config and parts.config.get(key) for key in _OTHER_FACTORS)
     return Loading(
@@ -128,6 +128,11 @@ def _missing(modules: Modules, lora: LoraSnapshot, layout: Layout, strange: list
         return ()
 
 
+def _starred(family: Family) -> frozenset[str]:
+    """The paths of a family's modules, with a star for each number; some are named by one."""
+    return frozenset(map(starred, family.paths))
+
+
 def _is_composed(family: Family) -> bool:
     """Whether models of the family hold a language model beside a tower: classes and versions name them otherwise."""
     return any(part in path for path in family.paths for part in ("language_model", "vision", "visual"))
@@ -135,7 +140,7 @@ def _is_composed(family: Family) -> bool:
 
 def _beside_family(modules: Modules, family: Family, model: str, own: str, task: str | None) -> Loading:
     """The adapter beside the names that its family's table has: below which modules its layers lie."""
-    paths = frozenset(family.paths)
+    paths = _starred(family)
     if _is_composed(family) and (not own or family.name in _RENAMED_SINCE):
         raise NoModelError(f"models of the family {family.name} have several classes: their names differ (--base)")
     may_be_bare = _is_bare(own) or (not own and task not in _WITH_A_HEAD)

@@ -53,7 +53,7 @@ def _misnaming(name: str) -> Misnaming | None:
 
 
 def adapted_names(tensors: Iterable[str]) -> dict[str, dict[str, str]]:
-    """The modules that the file holds factors of, by their path, each with its tensors by field; in the file's order."""
+    """The modules that the file holds factors of, by path, with their tensors by field, in its order."""
     modules: dict[str, dict[str, str]] = {}
     for name in tensors:
         if (key := parse_key(name)) is not None and key.field.startswith(("lora_A", "lora_B", "lora_embedding")):
@@ -81,6 +81,7 @@ class Change(NamedTuple):
         return self.put + name.removeprefix(self.taken)
 
     def __str__(self) -> str:
+        """The change in words."""
         if not self.taken:
             return f"after adding `{self.put}`"
         return f"with `{self.put}` in place of `{self.taken}`" if self.put else f"after taking `{self.taken}` away"
@@ -142,7 +143,7 @@ def untargeted(wanted: ModuleChoice, modules: Iterable[str]) -> list[str] | None
 
 def _is_nested(path: str) -> bool:
     """Whether a module is, or is in, what transformers 5 fuses: PEFT moves its targets to parameters by itself."""
-    return path.endswith(".experts") or ".experts." in path or path.endswith((".gate", ".out_proj"))
+    return path.endswith((".experts", ".gate", ".out_proj")) or ".experts." in path
 
 
 def missing_names(wanted: ModuleChoice, modules: Iterable[str], layout: Layout) -> list[str]:

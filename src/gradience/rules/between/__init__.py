@@ -1,8 +1,8 @@
-"""Rules between the files of an adapter: what was trained beside what was saved, and what was saved beside what loads it.
+"""Rules between the files of an adapter: what was trained and what was saved, what was saved and what loads it.
 
 `Parts` is the input of them all: an adapter's config and the header of its weights, and what lies beside them. A part
-that is not there is None or empty, and the rules that need it are not judged. `gradience audit`, and with it `diagnose`,
-asks all of these rules; `gradience check --peft-dir` asks those that need no number of the weights.
+that is not there is None or empty, and the rules that need it are not judged. `gradience audit` and `diagnose` ask all
+of these rules, `gradience check --peft-dir` those that need no number of the weights.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ class Loading(NamedTuple):
 
 
 class CheckpointFiles(NamedTuple):
-    """A checkpoint of the run: its name, its files, and whether its weights equal those of the one before, byte by byte."""
+    """A checkpoint of the run: its files, and whether its weights are those of the one before, byte by byte."""
 
     name: str
     files: frozenset[str]

@@ -1,4 +1,4 @@
-"""Rules on the names of tensors: would PEFT, transformers or diffusers load them onto the model that the config names?"""
+"""Rules on the names of tensors: would PEFT load them onto the model that the config names?"""
 
 from __future__ import annotations
 
@@ -43,18 +43,17 @@ _LOADER: Final = cite(
     confidence=0.95,
     needs=(of_peft,),
     evidence=(_LOADER,),
-    signs=("not_loaded",),
 )
 def _misnamed(parts: Parts) -> Iterator[Observation]:
     """names that PEFT's loader does not look for
 
     tensors lack the prefix that PEFT writes, have it twice, or hold the adapter's name or that of a wrapper
 
-    Why: PEFT passes over a name that its model does not have: the adapter, or a part of it, stays as it began, which is
-        an update of zero.
+    Why: PEFT passes over a name that its model does not have: the adapter, or a part of it, stays as it began, which
+        is an update of zero.
     Scope: PEFT's format, by the form of the names alone; transformers 5 adds a missing prefix for some model types
     Verify: PeftModel.from_pretrained, and the sum of the absolute values of lora_B.
-    Source: https://github.com/MakazhanAlpamys/Soup/issues/335 -- names with `_orig_mod.`: all lora_B zero where loaded
+    Seen: https://github.com/MakazhanAlpamys/Soup/issues/335 -- names with `_orig_mod.`: all lora_B zero where loaded
     """
     total = sum(".lora_" in name for name in parts.tensors) or len(parts.tensors)
     for wrong, names in parts.misnamed.items():
@@ -84,7 +83,6 @@ def _loading(parts: Parts) -> Loading:
     confidence=0.9,
     needs=(of_peft, _known_model),
     evidence=(_LOADER,),
-    signs=("not_loaded",),
 )
 def _strange(parts: Parts) -> Observation | None:
     """modules that the model does not have
@@ -92,11 +90,11 @@ def _strange(parts: Parts) -> Observation | None:
     a module of the file is none of the model's, by the base's files, or by the names of its family
 
     Why: PEFT passes over the tensors of a module that the model does not have.
-    Scope: LoRA in PEFT's format on models of transformers; a class of one's own may name modules otherwise. Names that
-        transformers 5 changes as it loads a file count as found
+    Scope: LoRA in PEFT's format on models of transformers; a class of one's own may name modules otherwise. Names
+        that transformers 5 changes as it loads a file count as found
     Action: Load the adapter onto the class that it was trained on, or rename its modules: gradience convert --rename.
     Verify: PeftModel.from_pretrained, and the sum of the absolute values of lora_B.
-    Source: https://github.com/vllm-project/vllm/issues/48019 -- a text model's adapter did nothing on the wrapper that
+    Seen: https://github.com/vllm-project/vllm/issues/48019 -- a text model's adapter did nothing on the wrapper that
         holds the model as language_model
     """
     loading = _loading(parts)
@@ -145,8 +143,8 @@ def _missing(parts: Parts) -> Observation | None:
 
     the targets match modules of the base of which the file holds no factor
 
-    Why: What was not saved is as it began where it is loaded: a part of the training is lost, and PEFT says no more than
-        a warning of missing keys.
+    Why: What was not saved is as it began where it is loaded: a part of the training is lost, and PEFT says no more
+        than a warning of missing keys.
     Scope: LoRA in PEFT's format beside the headers of the base's weights
     Action: Look at what saved it: every stage and every process has to be gathered first.
     Verify: PeftModel.from_pretrained warns of missing adapter keys.
@@ -167,7 +165,7 @@ def _lists_targets(parts: Parts) -> str | None:
     return "the targets are null, all-linear or of another format" if parts.untargeted is None else None
 
 
-@BetweenRule("LOD405", severity="warning", confidence=0.9, needs=(of_peft, _lists_targets), signs=("outside_targets",))
+@BetweenRule("LOD405", severity="warning", confidence=0.9, needs=(of_peft, _lists_targets))
 def _untargeted(parts: Parts) -> Observation | None:
     """modules outside the config's own targets
 

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
-from typing import Any, Final
+from typing import Final
 
 from gradience.rules import Rule, Verdict, judge
-from gradience.rules.between import Parts, loading, saved
-from gradience.rules.weights.rules import WEIGHTS_RULES
+from gradience.rules.between import Parts, loading, saved, trained
 
-BETWEEN_RULES: Final[tuple[Rule[Parts], ...]] = (*loading.RULES, *saved.RULES)
+FILE_RULES: Final[tuple[Rule[Parts], ...]] = (*loading.RULES, *saved.RULES)
+"""Those that need no number of the weights, which `check` asks too."""
 
-ADAPTER_RULES: Final[tuple[Rule[Any], ...]] = (*WEIGHTS_RULES, *BETWEEN_RULES)
-"""The rules that an audit applies: to the numbers, and to the files beside each other."""
+BETWEEN_RULES: Final[tuple[Rule[Parts], ...]] = (*FILE_RULES, *trained.RULES)
 
 
 def judge_between(parts: Parts) -> Verdict:
     """Judge an adapter's files beside each other."""
     return judge(BETWEEN_RULES, parts)
+
+
+def judge_files(parts: Parts) -> Verdict:
+    """Judge an adapter's files beside each other, as far as no number of the weights is needed."""
+    return judge(FILE_RULES, parts)

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Iterator, Mapping
+from itertools import pairwise
 from typing import Final
 
 from gradience.adapters.traits import start_of
 from gradience.errors import few
 from gradience.rules import CLASSIFIER_DOCS, Observation, Unknown, premise
 from gradience.rules.between import HEADS, SHOWN, BetweenRule, Parts, of_peft
+from gradience.rules.weights.zeros import TOWER
 from gradience.schema import Json
 
 _CLASSIFIES: Final = frozenset({"SEQ_CLS", "TOKEN_CLS", "QUESTION_ANS"})
@@ -38,19 +40,19 @@ def _holds(paths: Iterable[str], name: str) -> bool:
     return any(f"{name}." in f"{path}." for path in paths)
 
 
-@BetweenRule("LED401", severity="error", confidence=0.9, needs=(of_peft,), signs=("not_saved",))
+@BetweenRule("LED401", severity="error", confidence=0.9, needs=(of_peft,))
 def _not_saved(parts: Parts) -> Observation | None:
     """a module to save that is not in the file
 
     modules_to_save names a module of which the file holds no tensor
 
-    Why: PEFT 0.21 stops with a missing key where it loads such a file; older ones go on with what the base has, which of
-        a new head is random.
+    Why: PEFT 0.21 stops with a missing key where it loads such a file; older ones go on with what the base has, which
+        of a new head is random.
     Scope: PEFT's modules_to_save; of the heads that a task_type adds by itself one is enough
     Action: Save the adapter again from the trained model; with FSDP or DeepSpeed gather its weights first.
     Verify: The table of what is in the file, at the end of the audit; PeftModel.from_pretrained.
-    Source: peft/utils/save_and_load.py:set_peft_model_state_dict@0.21.2 -- looks each name of a saved module up in the
-        file
+    Source: peft/utils/save_and_load.py:set_peft_model_state_dict@0.21.2 -- looks each name of a saved module up in
+        the file
     """
     wanted, paths = _words(_config(parts).get("modules_to_save")), _whole(parts)
     adapted = [name for name in parts.tensors if ".lora_" in name]
@@ -93,7 +95,6 @@ def _trains_reward(parts: Parts) -> bool:
     confidence=0.9,
     needs=(of_peft, _adds_a_head),
     evidence=(CLASSIFIER_DOCS,),
-    signs=("head_lost",),
 )
 def _no_head(parts: Parts) -> Observation | None:
     """a head that is not in the file
@@ -101,11 +102,11 @@ def _no_head(parts: Parts) -> Observation | None:
     the adapter is one of a classifier or of a reward model, and neither its file nor one beside it holds the head
 
     Why: The head began with random numbers, and begins with others wherever the adapter is loaded.
-    Scope: PEFT's task_type SEQ_CLS, TOKEN_CLS and QUESTION_ANS, and arguments of a reward model; not where the base is a
-        classifier itself, whose head may be the one that was used
+    Scope: PEFT's task_type SEQ_CLS, TOKEN_CLS and QUESTION_ANS, and arguments of a reward model; not where the base
+        is a classifier itself, whose head may be the one that was used
     Action: Save the head with the adapter (modules_to_save), or take it from the trained model and save it beside it.
     Verify: Load the adapter twice: do both give the same answers?
-    Source: https://github.com/OpenRLHF/OpenRLHF/pull/1342 -- a reward model gave other rewards after it was loaded: its
+    Seen: https://github.com/OpenRLHF/OpenRLHF/pull/1342 -- a reward model gave other rewards after it was loaded: its
         value head was not in the adapter
     """
     paths = _whole(parts)
@@ -125,10 +126,10 @@ def _no_head(parts: Parts) -> Observation | None:
         if adapted
         else "a new one, of random numbers, is made wherever it is loaded"
     )
-    return Observation(f"The file holds no head, and this is the adapter of a {what}: {so}.", {"head": False})
+    return Observation(f"The head of this {what} is not in the file: {so}.", {"head": False})
 
 
-@BetweenRule("LED403", severity="warning", confidence=0.85, needs=(of_peft,), signs=("untrained_head",))
+@BetweenRule("LED403", severity="warning", confidence=0.85, needs=(of_peft,))
 def _adapted_head(parts: Parts) -> Observation | None:
     """a new head that only LoRA was to train
 
@@ -138,15 +139,16 @@ def _adapted_head(parts: Parts) -> Observation | None:
     Scope: PEFT configs without task_type SEQ_CLS, TOKEN_CLS or QUESTION_ANS, which save the head by themselves
     Action: Take the head out of target_modules and name it in modules_to_save.
     Verify: The file holds a whole tensor of the head.
-    Source: https://github.com/huggingface/peft/issues/577 -- the head was in target_modules and modules_to_save null: the
-        reloaded model had a random head
+    Seen: https://github.com/huggingface/peft/issues/577 -- the head was in target_modules and modules_to_save null:
+        the reloaded model had a random head
     """
     targets = _words(_config(parts).get("target_modules"))
-    hit = [name for name in targets if name in HEADS and not _holds(_whole(parts), name)]
+    saved = _words(_config(parts).get("modules_to_save"))
+    hit = [name for name in targets if name in HEADS and name not in saved and not _holds(_whole(parts), name)]
     if not hit or _is_headed(parts):
         return None
     return Observation(
-        f"{few(hit, SHOWN)} is among target_modules and is not saved whole: unless the base has a head of that name, the "
+        f"{few(hit, SHOWN)} is among target_modules and not saved whole: unless the base has a head of that name, the "
         "weight under LoRA's factors is random and was not kept.",
         {"heads": hit},
     )
@@ -165,12 +167,14 @@ def _residual(parts: Parts) -> Observation | None:
     init_lora_weights is that of PiSSA, OLoRA, CorDA, LoRA-GA or LoftQ, and the file was not converted to plain LoRA
 
     Why: The start took a part out of the base's weights, or quantised them, and the adapter is right on what was left
-        alone. An engine that loads it onto the plain base adds that part twice; beside another adapter it spoils both.
-    Scope: PEFT's init_lora_weights; PEFT repeats the start itself where it loads onto the plain base, and a randomised
-        one (pissa_niter) then gives another base
-    Action: Convert it: save_pretrained(..., path_initial_model_for_weight_conversion=START), or save the changed base.
+        alone. An engine that loads it onto the plain base adds that part twice; beside another adapter it spoils
+        both.
+    Scope: PEFT's init_lora_weights; PEFT repeats the start itself where it loads onto the plain base, and a
+        randomised one (pissa_niter) then gives another base
+    Action: Convert it: save_pretrained(..., path_initial_model_for_weight_conversion=START), or save the changed
+        base.
     Verify: Compare the outputs of base and adapter, loaded anew, with those of the trained model.
-    Source: https://github.com/huggingface/peft/issues/2184 -- beside a PiSSA adapter another adapter gave garbage
+    Seen: https://github.com/huggingface/peft/issues/2184 -- beside a PiSSA adapter another adapter gave garbage
     """
     init = _config(parts).get("init_lora_weights")
     start = start_of(init)
@@ -181,8 +185,8 @@ def _residual(parts: Parts) -> Observation | None:
     )
     names = {"pissa": "PiSSA", "olora": "OLoRA", "corda": "CorDA", "lora_ga": "LoRA-GA", "loftq": "LoftQ"}
     return Observation(
-        f"{names.get(start.name, start.name)} changed the base's weights at the start (init_lora_weights={init!r}), and "
-        f"this adapter is right only on the base less that part: {again}.",
+        f"{names.get(start.name, start.name)} changed the base's weights at the start (init_lora_weights={init!r}), "
+        f"and this adapter is right only on the base less that part: {again}.",
         {"init_lora_weights": str(init)},
     )
 
@@ -203,7 +207,7 @@ def _ties(parts: Parts) -> bool:
     return any(known)
 
 
-@BetweenRule("LED405", severity="warning", confidence=0.85, needs=(of_peft,), signs=("untied",))
+@BetweenRule("LED405", severity="warning", confidence=0.85, needs=(of_peft,))
 def _untied(parts: Parts) -> Observation | None:
     """a tied head, trained apart
 
@@ -214,7 +218,7 @@ def _untied(parts: Parts) -> Observation | None:
     Scope: bases whose config.json says tie_word_embeddings; not with ensure_weight_tying
     Action: Train with ensure_weight_tying=True; of a merge, set tie_word_embeddings to false in its config.json.
     Verify: Compare the outputs of the model in memory with those after it was saved and loaded.
-    Source: https://github.com/hiyouga/LlamaFactory/issues/6446 -- both were saved, and new tokens could not be produced
+    Seen: https://github.com/hiyouga/LlamaFactory/issues/6446 -- both were saved, and new tokens could not be produced
         after loading
     """
     config = _config(parts)
@@ -231,8 +235,8 @@ def _untied(parts: Parts) -> Observation | None:
     else:
         says = f"{heads[0]} is trained and saved alone" if heads else f"{adapted[0]} has factors of LoRA"
     return Observation(
-        f"The base ties its head to its embedding (tie_word_embeddings), and here {says}: PEFT keeps the two apart, and "
-        "in a merged model that is still tied one overwrites the other.",
+        f"The base ties its head to its embedding (tie_word_embeddings), and here {says}: PEFT keeps the two apart, "
+        "and in a merged model that is still tied one overwrites the other.",
         {"saved": [*embeddings, *heads], "adapted": adapted},
         severity=None if heads else "info",
     )
@@ -250,12 +254,12 @@ def _untrained_rows(parts: Parts) -> Observation | None:
     the tokenizer beside the adapter has tokens that the base's lacks, and the file holds neither rows of the embedding
     nor factors of it
 
-    Why: The rows of new tokens are random, or unused ones of the base, and stay so: the model sees noise wherever they
-        occur.
+    Why: The rows of new tokens are random, or unused ones of the base, and stay so: the model sees noise wherever
+        they occur.
     Scope: adapters beside their tokenizer, with a base whose tokenizer is at hand
     Action: Train the rows (trainable_token_indices), or the embedding (modules_to_save), and save them.
     Verify: The file holds token rows or an embedding (gradience audit lists it).
-    Source: https://github.com/huggingface/peft/issues/1300 -- tokens were added, and the saved adapter had neither
+    Seen: https://github.com/huggingface/peft/issues/1300 -- tokens were added, and the saved adapter had neither
         embedding nor head
     """
     added = list(parts.added or ())
@@ -283,15 +287,15 @@ def _rows(parts: Parts) -> tuple[str, int] | None:
 def _other_vocabulary(parts: Parts) -> Iterator[Observation]:
     """another vocabulary than the base's
 
-    the embedding in the file has more or fewer rows than the base's config.json says, or fewer than the tokenizer beside
-    it has ids
+    the embedding in the file has more or fewer rows than the base's config.json says, or fewer than the tokenizer
+    beside it has ids
 
     Why: The base has to be resized before the adapter is loaded, or PEFT refuses it with a size mismatch; an engine
         refuses it always.
     Scope: adapters that hold an embedding or a head whole
     Action: Call model.resize_token_embeddings with the number of rows in the file before loading, as in training.
     Verify: PeftModel.from_pretrained on the plain base: a size mismatch says the same.
-    Source: https://github.com/huggingface/peft/issues/1300 -- size mismatch for embed_tokens, 33272 rows and 32000
+    Seen: https://github.com/huggingface/peft/issues/1300 -- size mismatch for embed_tokens, 33272 rows and 32000
     """
     held = _rows(parts)
     if held is None:
@@ -299,7 +303,7 @@ def _other_vocabulary(parts: Parts) -> Iterator[Observation]:
     name, rows = held
     if parts.last_token is not None and parts.last_token >= rows:
         yield Observation(
-            f"The tokenizer beside the adapter has the id {parts.last_token}, and {name} in the file has {rows:,} rows.",
+            f"The tokenizer beside the adapter has the id {parts.last_token}, and {name} in the file {rows:,} rows.",
             {"rows": rows, "last_token": parts.last_token},
             severity="error",
         )
@@ -320,9 +324,10 @@ def _no_optimizer(parts: Parts) -> Observation | None:
 
     Why: A resume begins with a new optimizer and a new schedule: its first steps are as large as those of a new run.
     Scope: checkpoints of the Hugging Face Trainer; those of FSDP and DeepSpeed hold the optimizer in folders
-    Action: Set save_only_model=False if the run may have to be resumed; else give the adapter as a start, not a resume.
+    Action: Set save_only_model=False if the run may have to be resumed; else give the adapter as a start, not a
+        resume.
     Verify: The files of a checkpoint: optimizer.pt, scheduler.pt, rng_state.pth.
-    Source: https://github.com/OpenGVLab/InternVL/issues/689 -- the loss did not go on where it was
+    Seen: https://github.com/OpenGVLab/InternVL/issues/689 -- the loss did not go on where it was
     """
     only = parts.settings.get("save_only_model") is True
     bare = [point.name for point in parts.checkpoints if not _keeps_optimizer(point.files)]
@@ -331,8 +336,8 @@ def _no_optimizer(parts: Parts) -> Observation | None:
     why = " (save_only_model)" if only else ""
     which = bare[0] if len(bare) == 1 else f"{len(bare)} checkpoints ({bare[0]} to {bare[-1]})"
     return Observation(
-        f"{which[0].upper()}{which[1:]} hold{'s' if len(bare) == 1 else ''} no optimizer.pt{why}: a resume would begin with "
-        "a new optimizer and schedule.",
+        f"{which[0].upper()}{which[1:]} hold{'s' if len(bare) == 1 else ''} no optimizer.pt{why}: a resume would begin "
+        "with a new optimizer and schedule.",
         {"checkpoints": bare[:SHOWN], "save_only_model": only},
     )
 
@@ -346,7 +351,7 @@ def _two_checkpoints(parts: Parts) -> str | None:
     return None if len(parts.checkpoints) > 1 else "fewer than two checkpoints of the run are at hand"
 
 
-@BetweenRule("LED409", severity="error", confidence=0.97, needs=(_two_checkpoints,), signs=("same_weights",))
+@BetweenRule("LED409", severity="error", confidence=0.97, needs=(_two_checkpoints,))
 def _repeated(parts: Parts) -> Observation | None:
     """checkpoints with the same weights
 
@@ -359,21 +364,18 @@ def _repeated(parts: Parts) -> Observation | None:
     Source: arithmetic -- a step with a gradient and a rate that are not zero changes at least one number
     """
     points = parts.checkpoints
-    same = [(before.name, point.name) for before, point in zip(points, points[1:], strict=False) if point.repeats]
+    same = [(before.name, point.name) for before, point in pairwise(points) if point.repeats]
     if not same:
         return None
     first, second = same[0]
     more = f", and {len(same) - 1} more pairs" if len(same) > 1 else ""
     return Observation(
-        f"{first} and {second} hold the same weights, byte by byte{more}: what was trained between them is not in the file.",
+        f"{first} and {second} hold the same weights, byte by byte{more}: what was trained between them is not in the "
+        "file.",
         {"pairs": len(same), "first": first, "second": second},
     )
 
 
-_SIGHT: Final = re.compile(
-    r"(?:^|\.)(?:visual|vision_tower|vision_model|vision_encoder|visual_encoder|image_encoder|img_encoder|vit"
-    r"|vision_transformer|audio_tower|audio_encoder)(?:\.|$)"
-)
 _ASKED: Final = {  # settings that ask for training of the vision tower, with the value that asks
     "tune_mm_vision": True,
     "tune_mm_mlp": True,
@@ -405,10 +407,11 @@ def _vision_not_trained(parts: Parts) -> Observation | None:
     Scope: arguments beside the adapter that name the tower or its projector
     Action: Name modules of the tower in target_modules, or in modules_to_save, and train again.
     Verify: model.named_parameters() that require gradients.
-    Source: https://github.com/QwenLM/Qwen3-VL/issues/2016 -- tune_mm_vision and tune_mm_mlp did nothing with lora_enable
+    Seen: https://github.com/QwenLM/Qwen3-VL/issues/2016 -- tune_mm_vision and tune_mm_mlp did nothing with
+        lora_enable
     """
     asked = [name for name, value in _ASKED.items() if parts.settings.get(name) is value]
-    towers = [name for name in parts.tensors if _SIGHT.search(name) or "projector" in name or "merger" in name]
+    towers = [name for name in parts.tensors if TOWER.search(name) or "projector" in name or "merger" in name]
     if not asked or towers:
         return None
     return Observation(
@@ -428,11 +431,11 @@ def _tower_too(parts: Parts) -> Observation | None:
     Scope: PEFT's target_modules as a list of last names, where nothing says that the tower is meant
     Action: If it is not meant, use an expression that begins at the language model, or exclude_modules.
     Verify: model.targeted_module_names.
-    Source: https://github.com/haotian-liu/LLaVA/issues/1647 -- the vision tower got LoRA although it was to stay frozen
+    Seen: https://github.com/haotian-liu/LLaVA/issues/1647 -- the vision tower got LoRA although it was to stay frozen
     """
     targets = _words(_config(parts).get("target_modules"))
     modules = {name.partition(".lora_")[0] for name in parts.tensors if ".lora_" in name}
-    tower = {name for name in modules if _SIGHT.search(name)}
+    tower = {name for name in modules if TOWER.search(name)}
     shared = {name.rpartition(".")[2] for name in tower} & {name.rpartition(".")[2] for name in modules - tower}
     if not tower or not shared or not targets or any("." in name for name in targets):
         return None
@@ -440,8 +443,8 @@ def _tower_too(parts: Parts) -> Observation | None:
         return None
     what = "audio" if all("audio" in name for name in tower) else "vision"
     return Observation(
-        f"{len(tower)} of {len(modules)} modules are in the {what} tower: {few(sorted(shared), SHOWN)} of target_modules "
-        "matches there as in the language model.",
+        f"{len(tower)} of {len(modules)} modules are in the {what} tower: {few(sorted(shared), SHOWN)} of "
+        "target_modules match there as in the language model.",
         {"tower": len(tower), "modules": len(modules), "shared": sorted(shared)},
     )
 

@@ -31,9 +31,9 @@ from gradience.rules import (
     cite,
     finding,
 )
-from gradience.rules.between.rules import ADAPTER_RULES
 from gradience.rules.config import RULES as CONFIG_RULES
 from gradience.rules.log import RULE_OF
+from gradience.rules.weights.rules import ADAPTER_RULES
 from gradience.schema import Json, Severity
 from gradience.schema.diagnose import Cause, Piece, PieceSource, SourceKind
 from gradience.schema.document import SEVERITIES, Finding, RuleGroup

@@ -46,6 +46,7 @@ def judge(opened: OpenAdapter, measured: AdapterNumbers) -> AuditJudgement:
         peft_type=adapter.config.peft_type,
         not_analysed=left,
         relative_frobenius=size,
+        update_size=summary_of(modules).update_size,
         optimizer=opened.optimizer,
     )
     # A kind that only PEFT can merge has no rank that resize could lower.

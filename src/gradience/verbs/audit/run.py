@@ -18,7 +18,7 @@ from gradience.errors import RecorderError, require
 from gradience.io import PathLike, Progress
 from gradience.rules import excluded_rules
 from gradience.rules.between import Parts
-from gradience.rules.between.rules import ADAPTER_RULES
+from gradience.rules.weights.rules import ADAPTER_RULES
 from gradience.schema.audit import AuditReport, ModuleAudit
 from gradience.verbs.audit.measured import AdapterNumbers, measure
 from gradience.verbs.audit.opened import OpenAdapter, open_files

@@ -16,7 +16,6 @@ from gradience.blocks import counted
 from gradience.io import PathLike
 from gradience.reading.places import log_place
 from gradience.rules import excluded_rules
-from gradience.rules.between.rules import ADAPTER_RULES
 from gradience.rules.config import RULES
 from gradience.rules.config.facts import ConfigRule
 from gradience.rules.joins import Correlation, Symptom, correlate
@@ -35,7 +34,7 @@ from gradience.rules.joins.symptoms import (
 )
 from gradience.rules.log import DETECTORS
 from gradience.rules.log.facts import DEFAULT_GAP
-from gradience.rules.weights.rules import too_large
+from gradience.rules.weights.rules import ADAPTER_RULES, too_large
 from gradience.schema.audit import AuditReport
 from gradience.schema.diagnose import (
     DIAGNOSE_SCHEMA_ID,

@@ -26,10 +26,10 @@ from gradience.io import PathLike
 from gradience.reading import Reading, read_run
 from gradience.reading.places import RunList, RunPlace, find_run, run_list
 from gradience.rules import without
-from gradience.rules.between.rules import ADAPTER_RULES
 from gradience.rules.config import RULES
 from gradience.rules.config.facts import CheckContext
 from gradience.rules.log import DETECTED
+from gradience.rules.weights.rules import ADAPTER_RULES
 from gradience.schema.audit import AuditReport
 from gradience.schema.diagnose import DiagnosedSource, SourceKind
 from gradience.schema.events import ConfigSnapshot
