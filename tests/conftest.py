@@ -34,7 +34,6 @@ _FLAGS = ["--xla_backend_optimization_level=0", "--xla_llvm_disable_expensive_pa
 if metadata.version("jaxlib").startswith("0.10."):
     _FLAGS.append("--xla_cpu_use_fusion_emitters=false")
 os.environ.setdefault("XLA_FLAGS", " ".join(_FLAGS))
-os.environ.setdefault("PJRT_NPROC", "64")  # as gradience.spectral has it, also where a library starts JAX first
 
 if "JAX_COMPILATION_CACHE_DIR" not in os.environ:  # each program is compiled once for all workers and commands
     os.environ["JAX_COMPILATION_CACHE_DIR"] = tempfile.mkdtemp(prefix="gradience-jax-")

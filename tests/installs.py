@@ -19,6 +19,7 @@ import pydoc
 import struct
 import sys
 import tempfile
+import tomllib
 import warnings
 from collections.abc import Iterable, Sequence
 from importlib import metadata
@@ -97,10 +98,11 @@ class Fault(Exception):  # noqa: N818  # what is wrong with an install
 
 
 def distributions(extra: str) -> set[str]:
-    """Return the normalised names of all distributions that the install brings."""
+    """Return the normalised names of all distributions that the install brings, by the clone's own project file."""
     from packaging.requirements import Requirement
     from packaging.utils import canonicalize_name
 
+    project = tomllib.loads((Path(__file__).parent.parent / "pyproject.toml").read_text())["project"]
     found: set[str] = set()
     waiting = [("gradience", extra)]
     seen = set()
@@ -111,7 +113,8 @@ def distributions(extra: str) -> set[str]:
         seen.add((name, of))
         found.add(name)
         try:
-            required = metadata.requires(name) or []
+            of_extra = project["optional-dependencies"].get(of, [])
+            required = (project["dependencies"] + of_extra) if name == "gradience" else metadata.requires(name) or []
         except metadata.PackageNotFoundError:
             continue
         for text in required:

@@ -28,6 +28,7 @@ from gradience.errors import AdapterError
 from gradience.io import PathLike
 from gradience.io.reading import open_raw, real_path
 from gradience.io.safetensors import (
+    Array,
     SafetensorsFile,
     ShardedFiles,
     TensorSource,
@@ -293,6 +294,10 @@ class HeldFile(SafetensorsFile):
     def turn_to(self, path: Path, data: Bytes) -> None:
         """Switch to another file, which must have the same header and the same size."""
         self.path, self._data = path, data
+
+    def read(self, name: str, memory: ThreadBuffer | None = None) -> Array:
+        """The tensor as a view of the bytes that are held."""
+        return self._array(name, self.tensors[name].shape, memory)
 
     def _bytes(self, offset: int, count: int, memory: ThreadBuffer | None = None) -> Bytes:  # noqa: ARG002  # has its own
         start = self._start + offset

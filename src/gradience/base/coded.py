@@ -24,7 +24,6 @@ from gradience.base.weights import READABLE, BaseWeights, names_of_expert
 from gradience.errors import AdapterError
 from gradience.io.reading import decode_json
 from gradience.io.safetensors import Array, ThreadBuffer
-from gradience.spectral import enough_threads
 from gradience.spectral.codes import Codes, from_awq, moved, whole, words_of
 
 _BLOCK: Final = 128  # weights to a side of a block of FP8's, where the config does not say (DeepSeek-V3)
@@ -57,13 +56,11 @@ class CodedWeight(NamedTuple):
 
     def moved(self, delta: Array) -> Array:
         """The change of the weight by a merge of delta that is rounded to its codes again; both as the parameter is."""
-        enough_threads()
         change = np.asarray(moved(self.codes, delta.T if self.turned else delta))
         return change.T if self.turned else change
 
     def whole(self) -> Array:
         """The weight in float32, in the orientation of the model's parameter."""
-        enough_threads()
         floats = np.asarray(whole(self.codes))
         return floats.T if self.turned else floats
 
@@ -375,7 +372,6 @@ def _gptq(tensors: Tensors) -> _CodesReading:
     if is_awq:
         # A word of AWQ holds columns 0, 2, 4, 6, 1, 3, 5, 7: the order in which its kernel takes them apart.
         offsets = offsets.reshape(count, -1, 8)[:, :, [0, 4, 1, 5, 2, 6, 3, 7]].reshape(count, m)
-        enough_threads()
         packed, groups = np.asarray(from_awq(words.view(np.uint32))), None
     else:
         # The first version of the format, and programs that write it, store zero points less one.

@@ -28,7 +28,7 @@ def here(place: Path) -> int:
     """Print what a folder or a file is, and which commands fit it; return exit code 0.
 
     Raises:
-        GradienceError: the folder cannot be read.
+        GradienceError: the folder cannot be read, or holds nothing that a command reads.
     """
     print_text(_in_folder(place) if place.is_dir() else _of_file(place))
     return DONE
@@ -72,7 +72,12 @@ def _one_run(place: Path, sources: RunSources) -> Iterator[Block]:
     if not there.keys() & {"adapter", "training"} and (place / CONFIG_NAME).is_file():
         there["settings"] = place / CONFIG_NAME
         fitting.append(f"check {at}")  # the folder: a checkpoint in it may hold training arguments
-    yield f"{at}:" if there else f"{at}: no log, no adapter and no training arguments"
+    if not there:
+        looked = (
+            "run.jsonl, trainer_state.json or another log, adapter weights, adapter_config.json, training arguments"
+        )
+        raise GradienceError(f"{at} holds nothing to look at", advice=f"looked for {looked}; see 'gradience --help'")
+    yield f"{at}:"
     yield facts(((name, str(path)) for name, path in there.items()), indent=2)
     whole = [f"diagnose {at}", f"report {at} --out report.html"] if {"log", "adapter"} & there.keys() else []
     yield from _fitting(*whole[: max(1, 3 - len(there))], *fitting)
@@ -101,4 +106,4 @@ def _quoted(path: Path | str) -> str:
 
 def _fitting(*commands: str) -> Iterator[str]:
     yield "Next:"
-    yield from (f"  gradience {command}" for command in commands or ("--help",))
+    yield from (f"  gradience {command}" for command in commands)

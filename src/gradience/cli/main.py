@@ -11,6 +11,7 @@ from __future__ import annotations
 import errno
 import gc
 import os
+import shutil
 import sys
 import traceback
 from collections.abc import Iterable, Mapping, Sequence
@@ -231,6 +232,10 @@ def _run(tokens: list[str]) -> int:
     app = build_app(*tokens[:2])
     kept = KeptConsole() if not tokens or _asks_for_help(tokens) else None
     console = None if kept is None else kept.console
+    if kept is None and sys.stdout.isatty():
+        from gradience.blocks.text import fit_terminal  # as late as a command's module
+
+        fit_terminal(shutil.get_terminal_size().columns)
     try:
         result = app(tokens, console=console, exit_on_error=False, print_error=False)
     except CycloptsError as error:

@@ -20,7 +20,6 @@ from peft.utils.other import AuxiliaryTrainingWrapper
 
 from gradience.adapters import layer_index, module_type
 from gradience.models import FIRST, LoadedModel
-from gradience.spectral import enough_threads
 from gradience.spectral.quantised import restored
 
 _QUARTERS: Final = 4
@@ -180,7 +179,6 @@ def rounded(loaded: LoadedModel, to: str, *, merged: bool = False, heads: bool =
         with torch.autocast(loaded.device.type, dtype=torch.bfloat16):
             yield
         return
-    enough_threads()
     hooks: list[Any] = []
     for name, module in _matrices(loaded):
         if heads or layer_index(name) is not None:

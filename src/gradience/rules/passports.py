@@ -30,7 +30,7 @@ _SEEN: Final[dict[PassportKind, str]] = {
 }
 _CITED: Final[dict[PassportKind, str]] = {
     "complaint": _SEEN["complaint"],
-    "library": r"[\w-]+(/[\w.-]+)*\.\w+:[\w.]+@\d[\w.]*|https://(?!(www\.)?(arxiv|doi)\.org/)[^/\s]+/\S+",
+    "library": r"[\w-]+(/[\w.-]+)*\.\w+:[\w.]+@[\w.]+|https://(?!(www\.)?(arxiv|doi)\.org/)[^/\s]+/\S+",
     "arithmetic": "arithmetic",
 }
 

@@ -65,6 +65,7 @@ def _equal(data: DataReport) -> Iterator[Observation]:
     Action: remove these rows, or look how the pairs were joined
     Verify: their two answers
     Source: Rafailov et al. 2023, arXiv 2305.18290, eq. 7 -- the margin of two equal answers is 0
+    Source: arithmetic -- the margin of two equal answers is 0, and its gradient too
     """
     rows = data.seen.equal_pair
     if rows.count:
@@ -87,6 +88,7 @@ def _length_bias(data: DataReport) -> Iterator[Observation]:
     Scope: preferences, in characters
     Action: match the lengths of both sides, or use a loss that normalises length
     Verify: the reward's accuracy on pairs whose chosen answer is the other one
+    Seen: public repositories -- the longer answer is the chosen one
     Source: Singhal et al. 2023, arXiv 2310.03716 -- length explains most of the gain of reward models
     """
     pairs = data.pairs
@@ -122,6 +124,7 @@ def _phrases(data: DataReport) -> Iterator[Observation]:
         of six; refusals in English, German, French and Spanish
     Action: remove the phrase, or these rows
     Verify: their text (--set show_rows=true)
+    Seen: public repositories -- one phrase in most answers
     Source: definition -- answers with the most frequent sentence over all answers compared
     """
     refusing, answers = data.seen.refusal, data.answers.rows
@@ -187,7 +190,7 @@ def _conflict(data: DataReport) -> Iterator[Observation]:
     Scope: preferences, KTO and classification
     Action: keep one of the two
     Verify: their text (--set show_rows=true)
-    Source: definition -- equal text, another label
+    Source: arithmetic -- one text with two labels: no answer fits both
     """
     rows = data.seen.conflict
     if rows.count:

@@ -115,6 +115,7 @@ def _balance(data: DataReport) -> Iterator[Observation]:
     Scope: classification and KTO
     Action: weight the classes, or report balanced accuracy or F1
     Verify: accuracy per class; the labels of the whole file (--set samples=all)
+    Seen: public repositories -- one class for nine rows of ten
     Source: definition -- rows of the most frequent label over all rows
     """
     # The report has the most frequent label first
@@ -159,7 +160,7 @@ def _range(data: DataReport) -> Iterator[Observation]:
     Scope: classification with whole numbers as labels
     Action: set num_labels (here: --set num_labels=N), or map the labels to 0 and up
     Verify: max(label) < model.config.num_labels
-    Source: torch 2.13, cross_entropy -- Target out of bounds
+    Source: torch/nn/functional.py:cross_entropy@2.13.0 -- raises 'Target out of bounds'
     """
     rows = data.seen.label_out_of_range
     if rows.count:
@@ -184,7 +185,7 @@ def _unreadable(data: DataReport) -> Iterator[Observation]:
     Scope: every data set
     Action: correct or remove these rows
     Verify: their lines
-    Source: definition -- the format is that of the first usable row
+    Source: arithmetic -- a row that cannot be read teaches nothing
     """
     rows, of = data.seen.unreadable, data.rows_read + data.seen.unreadable.count
     if rows.count:
@@ -212,6 +213,7 @@ def _constant(data: DataReport) -> Iterator[Observation]:
     Scope: formats with answers; of a pair, the chosen one
     Action: look whether a column was filled with a constant
     Verify: the most frequent answers
+    Seen: public repositories -- one answer for most rows
     Source: definition -- rows of the most frequent answer over all answers
     """
     answers = data.answers
@@ -244,6 +246,7 @@ def duplicates(data: DataReport) -> Iterator[Observation]:
         drawn together
     Action: keep one of each group
     Verify: their text (--set show_rows=true)
+    Seen: public repositories -- the same row many times
     Source: Lee et al. 2022, arXiv 2107.06499 -- models trained on deduplicated text emit memorised text ten times
         less often
     """
@@ -287,6 +290,7 @@ def _overlap(data: DataReport) -> Iterator[Observation]:
     Action: remove these rows from one of the sets; split by question, not by row
     Verify: the evaluation loss on the other rows
     Source: benchmarks/data.py -- what MinHash finds and misses: docs/evidence/data.md
+    Source: arithmetic -- a row that was trained on is no held-out row
     """
     overlap = data.overlap
     if overlap is None:
@@ -334,6 +338,8 @@ def _broken(data: DataReport) -> Iterator[Observation]:
     Scope: rows of text
     Action: read the source as UTF-8 again
     Verify: the text of these rows (--set show_rows=true)
+    Seen: https://github.com/EleutherAI/the-pile/issues/102 -- a set decoded wrongly: models write the broken
+        characters
     Source: Unicode 16, U+FFFD -- stands for what could not be decoded
     """
     for rows, what in (
@@ -356,6 +362,7 @@ def _empty_answer(data: DataReport) -> Iterator[Observation]:
     Scope: formats with answers; none and null may be answers, and are not counted
     Action: remove these rows
     Verify: their text (--set show_rows=true)
+    Seen: public repositories -- rows without an answer
     Source: definition -- the answer without white space is empty, or what pandas and spreadsheets write for a missing
         value
     """
@@ -375,7 +382,8 @@ def _reward_columns(data: DataReport) -> Iterator[Observation]:
     Scope: GRPO and RLOO with reward_funcs in the recipe: TRL's own, or functions of a file below the recipe's folder
     Action: rename the column, or the function's parameter
     Verify: call the function with the columns of a row
-    Source: TRL 1.16, GRPOTrainer._calculate_rewards -- reward functions are called with all columns by name
+    Source: trl/trainer/grpo_trainer.py:GRPOTrainer._calculate_rewards@1.16.0 -- calls reward functions with all
+        columns by name
     """
     for name, lacks in data.rewards_lack.items():
         yield Observation(

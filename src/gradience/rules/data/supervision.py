@@ -36,10 +36,8 @@ def _no_markers(data: DataReport) -> Iterator[Observation]:
     Scope: TRL's assistant_only_loss; a stock template that the installed TRL replaces by its own is not reported
     Action: give a copy (--set template=FILE) with a generation block around the assistant's content and its end token
     Verify: tokenizer.apply_chat_template(..., return_assistant_tokens_mask=True) holds a 1
-    Source: huggingface/trl#4201; marin-community/marin#7237 -- stock templates have no generation block:
-        assistant_only_loss masks every token
-    Source: TRL 1.16, chat_template_utils.get_training_chat_template -- replaces the stock templates that it knows,
-        and raises ValueError for any other
+    Seen: https://github.com/marin-community/marin/issues/7237 -- SFT on assistant turns trains on no token; the
+        curve looks fine
     """
     if unmarked(data):
         yield Observation(
@@ -68,6 +66,8 @@ def _unsupervised(data: DataReport) -> Iterator[Observation]:
     Scope: losses on tokens; with the masks that the trainer builds from the template and the columns
     Action: look at these rows: no assistant turn, another role's name, an empty answer; or choose another --loss
     Verify: labels of trainer.train_dataset[i]: all -100
+    Seen: https://github.com/huggingface/trl/issues/6668 -- every label is masked, the log says loss 0.0, and
+        nothing warns
     """
     if unmarked(data):
         raise Unknown("the template marks no answer (see DAT302)")
@@ -125,8 +125,8 @@ def _prompt_supervised(data: DataReport) -> Iterator[Observation]:
     Scope: a loss on the assistant's turns or on completions
     Action: correct the labels, or the generation block, so that it covers answers only
     Verify: decode the supervised tokens of a row
-    Source: TRL 1.16, SFTTrainer._prepare_dataset -- completion_only_loss acts on a completion mask, which only
-        prompt/completion rows get
+    Source: trl/trainer/sft_trainer.py:SFTTrainer._prepare_dataset@1.16.0 -- completion_only_loss needs prompt and
+        completion columns
     """
     unused = data.seen.mask_unused
     if unused.count:
@@ -169,8 +169,8 @@ def _end(data: DataReport) -> Iterator[Observation]:
     Scope: losses on tokens; end tokens are the tokenizer's and those of a generation_config.json beside it
     Action: end each answer with the end token, inside what is supervised
     Verify: generate from the adapter: answers run to max_new_tokens
-    Source: TRL 1.16, is_chat_template_stop_token_trained -- a template can leave the end of turn out of the mask;
-        the loss still looks healthy
+    Source: trl/chat_template_utils.py:is_chat_template_stop_token_trained@1.16.0 -- a template can leave the end of
+        turn out of the mask
     """
     if not data.end_tokens:
         raise Unknown("the tokenizer has no end token")
@@ -222,8 +222,8 @@ def _pad_is_end(data: DataReport) -> Iterator[Observation]:
     Scope: rows that are tokenised already; TRL masks padding by position, which leaves the end in the loss
     Action: give the tokenizer a pad token of its own, and build the labels anew
     Verify: labels at the position of the end token: -100
-    Source: transformers 5.24, DataCollatorForLanguageModeling -- without mlm, labels are input_ids with every
-        pad_token_id set to -100
+    Source: transformers/data/data_collator.py:DataCollatorForLanguageModeling@5.24.0 -- sets every label of
+        pad_token_id to -100
     """
     if data.pad_is_end is None:
         raise Unknown("no tokenizer is given")

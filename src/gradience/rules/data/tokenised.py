@@ -34,7 +34,8 @@ def _labels(data: DataReport) -> Iterator[Observation]:
         classes of tokens
     Action: rebuild the labels: the ids, with -100 where the loss should not look
     Verify: decode ids and labels of a row beside each other
-    Source: transformers, ForCausalLMLoss -- shifts the labels by one itself
+    Seen: https://github.com/InternLM/InternLM/issues/318 -- labels shifted in the data set, and by the model once
+        more
     """
     if not data.has_labels:
         raise Unknown("the rows hold no labels")
@@ -69,6 +70,7 @@ def _ids(data: DataReport) -> Iterator[Observation]:
     Action: tokenise with the tokenizer of the model, or give that one to the check
     Verify: tokenizer.decode of a row
     Source: definition -- the ids beside the number of the tokenizer's tokens
+    Source: torch/nn/functional.py:embedding@2.13.0 -- an id beyond the table is an IndexError
     """
     if data.tokenizer is None:
         raise Unknown("no tokenizer is given")
@@ -93,6 +95,7 @@ def _padding_supervised(data: DataReport) -> Iterator[Observation]:
     Scope: input_ids; tokenizers whose padding token does not end generation
     Action: set the labels of padding to -100, or leave padding to the collator
     Verify: the labels at the end of these rows
+    Seen: https://github.com/01-ai/Yi/issues/110 -- padding is not masked, and is learnt
     Source: definition -- the tokenizer's padding token
     """
     return seen_in(data, data.seen.padding_supervised, "end in padding that is in the loss", at_least=SLIPS)
@@ -116,7 +119,8 @@ def _documents(data: DataReport) -> Iterator[Observation]:
     Scope: input_ids, with the tokenizer given
     Action: keep the lengths or positions that packing made: with padding_free or flash attention they part documents
     Verify: position_ids of a batch: they begin at 0 once for each document
-    Source: transformers, DataCollatorWithFlattening -- documents of one row are parted by position_ids
+    Source: transformers/data/data_collator.py:DataCollatorWithFlattening@5.24.0 -- parts the documents of one row
+        by position_ids
     """
     if data.tokenizer is None:
         raise Unknown("no tokenizer is given")

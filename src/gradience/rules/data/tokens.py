@@ -46,6 +46,7 @@ def _cut(data: DataReport) -> Iterator[Observation]:
     Scope: every trainer with a length limit
     Action: raise max_length so that 95 or 99 % of the rows stay whole, or split long rows
     Verify: the histogram of lengths in this report
+    Seen: https://github.com/unslothai/unsloth/issues/2904 -- rows are cut at 1024 tokens
     """
     rows, tokens, lengths = data.seen.cut, data.tokens, data.lengths
     if data.keeps_overflow:
@@ -94,6 +95,7 @@ def _answers_cut(data: DataReport) -> Iterator[Observation]:
     Scope: every trainer with a length limit; rows that TRL drops count as lost answers
     Action: raise max_length, or shorten prompts
     Verify: decode the last supervised tokens of these rows
+    Seen: https://github.com/huggingface/trl/issues/6668 -- max_length cuts every completion away
     """
     if data.keeps_overflow:
         raise Unknown("packing puts what is beyond the limit into the next sequence: nothing is cut off")
@@ -132,6 +134,8 @@ def _split(data: DataReport) -> Iterator[Observation]:
     Scope: names such as <|im_start|> and <start_of_turn>
     Action: use the template of this tokenizer, or add the tokens and train their embedding rows
     Verify: tokenizer.tokenize of the token
+    Seen: https://github.com/foundation-model-stack/fms-hf-tuning/issues/470 -- control tokens of the template that
+        are not in the vocabulary are split
     Source: definition -- the tokenizer's ids of each control token in the template
     """
     if not data.template:
@@ -163,6 +167,8 @@ def _padding(data: DataReport) -> Iterator[Observation]:
     Action: group by length, or pack
     Verify: compare the tokens per second of both
     Source: definition -- one minus tokens over rows times the longest, batch by batch
+    Source: https://docs.nvidia.com/nemo/rl/latest/design-docs/sequence-packing-and-dynamic-batching.html -- 50 to
+        70 % of the computation can go to padding
     """
     batch = data.batching
     if data.packing:
@@ -200,6 +206,7 @@ def _double_bos(data: DataReport) -> Iterator[Observation]:
     Scope: tokenizers with a BOS token
     Action: leave the BOS token out of the text, or set add_bos_token to false
     Verify: the first two ids of a row
+    Seen: https://github.com/unslothai/unsloth/pull/10312 -- rendered prompts carry two BOS tokens in training
     Source: transformers docs, chat_templating -- a rendered template holds its special tokens: tokenise it with
         add_special_tokens=False
     """

@@ -30,6 +30,7 @@ def _translated(data: DataReport) -> Iterator[Observation]:
     Scope: conversations without a recipe
     Action: give the recipe (--training), or rename the roles to user, assistant and tool
     Verify: the text of a row after apply_chat_template
+    Source: trl/data_utils.py:maybe_convert_to_chatml@1.16.0 -- renames from and value, and leaves roles as they are
     """
     rows = data.seen.translated
     if rows.count and not data.program_stated:
@@ -56,6 +57,7 @@ def _parts(data: DataReport) -> Iterator[Observation]:
     Scope: messages in parts; Axolotl reads text, content and value
     Action: give the text of a message as its content, or each part's as text
     Verify: the text of a row after apply_chat_template
+    Seen: public repositories -- parts that the template does not read
     Source: Axolotl 0.19, chat_template strategy -- takes a part's text, content or value
     """
     if data.masked_by != "trl":
@@ -82,6 +84,8 @@ def _unwritten(data: DataReport) -> Iterator[Observation]:
     Scope: conversations with a chat template, which is asked with a turn of each role and with a call
     Action: rename the role to one of the template's: user, assistant, system, tool
     Verify: the text of a row after apply_chat_template
+    Source: trl/data_utils.py:maybe_convert_to_chatml@1.16.0 -- leaves roles as they are, which a template may not
+        know
     """
     if not data.template:
         raise Unknown("no chat template is used")
@@ -105,6 +109,7 @@ def _no_answer(data: DataReport) -> Iterator[Observation]:
     Scope: messages and ShareGPT
     Action: look at these rows: a lost answer, an answer under another role's name
     Verify: the roles of their turns
+    Source: arithmetic -- without an assistant turn there is no token of an answer to learn
     """
     for rows, says in (
         (data.seen.no_assistant, "have no turn of the assistant"),
@@ -130,6 +135,7 @@ def _foreign(data: DataReport) -> Iterator[Observation]:
     Scope: names such as <|im_end|>, [INST], </s> and ### Instruction:
     Action: remove them, and let this tokenizer's template write its own
     Verify: tokenizer.tokenize of the token
+    Seen: public repositories -- turn tokens of another model in the text
     Source: definition -- control tokens in the text that are not among the tokenizer's added tokens
     """
     rows = data.seen.foreign_tokens
@@ -160,7 +166,7 @@ def _inverted(data: DataReport) -> Iterator[Observation]:
     Scope: rows with a mask on tokens
     Action: exchange what is masked and what is not
     Verify: decode the supervised tokens of a row
-    Source: definition -- the first token is in the loss, the last fifth of the row is not
+    Source: arithmetic -- no token of the answer is in the loss: its gradient is 0
     """
     rows = data.seen.inverted
     if share(rows, data.rows_read) >= HALF.value:
@@ -180,6 +186,8 @@ def _calls(data: DataReport) -> Iterator[Observation]:
     Scope: messages with tool_calls
     Action: add the results as turns of the role tool, or end these rows with the call
     Verify: the roles of their turns
+    Seen: https://github.com/mistralai/client-python/issues/234 -- refused: not the same number of function calls
+        and responses
     """
     for rows, says in (
         (data.seen.call_unanswered, "hold a call of a tool that its result does not follow"),
@@ -207,7 +215,8 @@ def _arguments(data: DataReport) -> Iterator[Observation]:
     Action: store arguments as objects
     Verify: the text of a row after apply_chat_template
     Source: transformers docs, chat_templating -- arguments of a call are a dictionary, not a string
-    Source: datasets 4.4 to 4.6, load_dataset -- "changed from object to string": an error; 5.2 loads both as JSON
+    Source: datasets/packaged_modules/json/json.py:Json@4.6.0 -- a call whose arguments are a text here and an
+        object there is an error
     """
     if data.seen.arguments_broken.count:
         yield on_rows(data, data.seen.arguments_broken, "hold a call whose arguments are no JSON object")
@@ -243,6 +252,7 @@ def _echo(data: DataReport) -> Iterator[Observation]:
     Scope: questions of four words and more
     Action: remove the prompt from the answers
     Verify: their text (--set show_rows=true)
+    Seen: public repositories -- answers that begin with the question
     Source: definition -- the answer begins with the last thing asked, without case and spaces
     """
     rows = data.seen.echo
@@ -264,6 +274,7 @@ def _roles_out_of_order(data: DataReport) -> Iterator[Observation]:
     Scope: conversations
     Action: sort or join the turns
     Verify: the roles of their turns
+    Seen: public repositories -- turns out of order
     """
     return seen_in(data, data.seen.roles_out_of_order, "have turns out of order")
 
@@ -282,6 +293,8 @@ def _empty_prompt(data: DataReport) -> Iterator[Observation]:
     Scope: formats with prompts
     Action: remove these rows, or look where their prompt was lost
     Verify: their text (--set show_rows=true)
+    Seen: https://github.com/hiyouga/ChatGLM-Efficient-Tuning/issues/100 -- rows with an empty prompt are left out
+        in preprocessing
     Source: definition -- the prompt without white space is empty
     """
     return seen_in(data, data.seen.empty_prompt, "ask nothing: a prompt or a user's turn is empty")
@@ -303,6 +316,8 @@ def _template_twice(data: DataReport) -> Iterator[Observation]:
     Scope: conversations with a chat template
     Action: give the messages without control tokens, or the rendered text as `text`
     Verify: the text of a row after apply_chat_template
+    Seen: https://github.com/huggingface/transformers/pull/31796 -- a rendered template holds all special tokens
+        already
     Source: transformers docs, chat_templating -- a template adds all control tokens that a model needs
     """
     return seen_in(
@@ -361,7 +376,8 @@ def _images_unread(data: DataReport) -> Iterator[Observation]:
     Scope: names of columns: TRL; paths of image files, data: URLs, and bytes as datasets stores them
     Action: put the images of a row into a list in a column images, in the order of their places
     Verify: a batch of the trainer's data loader holds pixel_values
-    Source: TRL 1.16, SFTTrainer -- a data set is of images if its first row has image or images
+    Source: trl/trainer/sft_trainer.py:SFTTrainer@1.16.0 -- takes a data set for one of images if its rows have
+        image or images
     """
     unread = data.seen.images_unread if data.masked_by == "trl" else Rows()
     if unread.count:

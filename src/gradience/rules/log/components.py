@@ -91,8 +91,9 @@ def _balance(facts: RunFacts) -> Iterator[Observation]:
         nothing.
     Scope: RL with several reward functions, as TRL logs them
     Verify: Read completions by the function that should count most.
-    Source: definition -- variances of independent parts add up: ten times the deviation is 99 % of the variance
     Source: GDPO, arXiv 2601.05242 (abstract) -- normalising the sum of different rewards collapses their advantages
+    Source: arithmetic -- variances of independent parts add up: a part of a tenth of the deviation is 1 % of the
+        sum
     """
     parts = components(facts)
     if len(parts) < 2:

@@ -115,6 +115,8 @@ def _apart(facts: RunFacts) -> Observation | None:
     Scope: RL whose trainer logs both: TRL, verl, OpenRLHF, slime, SkyRL, ms-swift, prime-rl, NeMo-RL, Tinker
     Action: Score some completions with both programs before the first step; where they agree, it is the weights.
     Verify: The same column at a learning rate of 0: what is left is no drift of the policy.
+    Seen: https://github.com/verl-project/verl/issues/7495 -- the sampler keeps the initial weights, and its
+        distance grows 36 times
     Source: Diagnosing Training Inference Mismatch in LLM Reinforcement Learning, arXiv 2605.14220 (abstract) -- small
         disagreements on tokens can by themselves make training collapse
     """
@@ -160,7 +162,8 @@ def _cut(facts: RunFacts) -> Observation | None:
     Scope: TRL with vllm_importance_sampling_correction, which logs the ratio after it is cut
     Action: Try vllm_importance_sampling_mode="token_truncate", or mend the difference itself
     Verify: The same ratio in the first row, where both have the same weights.
-    Source: TRL issue 5814 -- over sequences the mean ratio was 0.4 to 0.7 although single tokens agreed
+    Seen: https://github.com/huggingface/trl/issues/5814 -- the mean ratio is 0.4 to 0.7 although single tokens
+        agree
     """
     column = logged(facts, SAMPLER_RATIO, FEW_ROWS.value)
     late = median(last_part(column.values, _THIRD, int(FEW_ROWS.value)))

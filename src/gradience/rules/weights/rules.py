@@ -93,6 +93,7 @@ def too_large(facts: AdapterFacts) -> Observation | None:
     Verify: Load the adapter and compare its outputs with the base model's.
     Source: measured, 12 adapters of MiniLM-L6 and 2 of SmolLM2-135M -- ordinary updates have .012 to .044 of the
         base's norm, one whose training diverged 29 times
+    Source: arithmetic -- an update as large as the weights leaves less of them than it adds
     """
     base = facts.report.base
     if base is None or base.relative_frobenius is None:
@@ -126,6 +127,7 @@ def non_finite(facts: AdapterFacts) -> Observation | None:
     Scope: any adapter; a file without an adapter tensor is called broken too
     Action: Do not use this adapter; go back to the last good checkpoint.
     Verify: Load the adapter and compare its outputs with the base model's.
+    Seen: https://github.com/kohya-ss/musubi-tuner/issues/26 -- all weights are NaN; trained in fp16
     """
     observation = _of_health(_BROKEN, facts)
     if observation is None and (lacking := modules_analysed(facts)) is not None:
@@ -148,6 +150,7 @@ def _lone_factor(facts: AdapterFacts) -> Observation | None:
     Scope: LoRA factors in any format
     Action: Save or download the adapter again.
     Verify: Load it with PEFT, which names the keys that are missing.
+    Source: arithmetic -- B A needs both factors
     """
     lone = [item for item in facts.report.not_analysed if item.cause is LeftoverReason.FACTOR_MISSING]
     if not lone:
@@ -169,6 +172,7 @@ def _rank_mismatch(facts: AdapterFacts) -> Observation | None:
     Scope: adapters with a config
     Action: Loaders that believe the config will refuse the file or scale it wrongly: correct r or rank_pattern.
     Verify: Load it with PEFT: a shape mismatch says the same.
+    Seen: https://github.com/NVIDIA-NeMo/Automodel/pull/3834 -- the file has rank 4 where the config says 8
     """
     modules = facts.report.modules
     wrong = [m for m in modules if m.config_r is not None]
@@ -197,7 +201,7 @@ def _unmatched(facts: AdapterFacts) -> Observation | None:
     Scope: PEFT's rank_pattern and alpha_pattern
     Action: A key must match the end of a module's path, beginning at a dot, without base_model.model.
     Verify: model.named_modules(): no name ends with the key.
-    Source: peft/utils/other.py, get_pattern_key -- re.match(rf"(.*\.)?({key})$", path)
+    Source: peft/utils/other.py:get_pattern_key@0.21.2 -- re.match(rf"(.*\.)?({key})$", path)
     """
     patterns = facts.report.unmatched_patterns
     if not patterns:
@@ -320,6 +324,7 @@ def zero_update(facts: AdapterFacts) -> Observation | None:
     Scope: LoRA that starts at B = 0; warning where some modules only are zero, or where it is tiny beside its base
     Action: Check that the adapter's parameters were trained and saved.
     Verify: Load the adapter and compare its outputs with the base model's.
+    Seen: public repositories -- adapters whose B is 0
     Source: LoRA, arXiv 2106.09685 -- B starts at zero, so an update of zero means that no step was taken
     """
     return _of_health(_ZERO, facts)
@@ -349,6 +354,7 @@ def random_like(facts: AdapterFacts) -> Observation | None:
     Action: Check that this is the trained adapter, not an initialisation; where Muon or the like trained it, say so
         with --optimizer.
     Verify: Load the adapter and compare its outputs with the base model's.
+    Seen: https://github.com/johntnanney/gradience -- an adapter of random weights
     """
     return _of_health(_RANDOM, facts)
 

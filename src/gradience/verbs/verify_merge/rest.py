@@ -116,11 +116,5 @@ def _difference(w: BaseTensor, m: BaseTensor) -> float | None:
 def _same_bytes(w: BaseTensor, m: BaseTensor) -> bool:
     """Return whether two tensors of one size have equal bytes."""
     size = w.info.nbytes
-    with w.file.reader(w.name) as before, m.file.reader(m.name) as after:
-        for start in range(0, size, _BLOCK):
-            x, y = (bytearray(min(_BLOCK, size - start)) for _ in range(2))
-            before.into(start, np.frombuffer(x, np.uint8))
-            after.into(start, np.frombuffer(y, np.uint8))
-            if x != y:
-                return False
-    return True
+    blocks = ([one.file.raw(one.name, start, _BLOCK) for one in (w, m)] for start in range(0, size, _BLOCK))
+    return all(np.array_equal(before, after) for before, after in blocks)
