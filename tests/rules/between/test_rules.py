@@ -101,6 +101,14 @@ ENTRIES: dict[str, Entry] = {
                 "(torch.compile, "
                 "FSDP, DDP) that the model does not have where it is loaded (first: a.lora_A.weight).",
             ),
+            On(
+                parts(misnamed={"adapter_name": ["a.lora_A.default.weight"]}),
+                "PEFT may not load 1 of 8 of this file's tensors: their names hold the adapter's name, which 0.21 "
+                "takes "
+                "under that name alone and PEFT up to 0.18 puts in again (first: a.lora_A.default.weight).",
+                "warning",
+            ),
+            On(parts(misnamed={"adapter_name": ["a.lora_A.mine.weight"]}), severity="error"),
         ],
         silent=[parts()],
         abstains=[On(FOREIGN, KOHYA), On(parts(config=None) and Parts(tensors=TENSORS), NO_CONFIG)],

@@ -19,7 +19,7 @@ _WRONG: Final[dict[Misnaming, tuple[str, str]]] = {
         "take one `base_model.model.` away; do not call get_peft_model on a model that is a PeftModel already",
     ),
     "adapter_name": (
-        "hold the adapter's name, which PEFT puts in again as it loads",
+        "hold the adapter's name, which 0.21 takes under that name alone and PEFT up to 0.18 puts in again",
         "take `.default` (the adapter's name) out of each name, or save with the model's save_pretrained",
     ),
     "wrapper": (
@@ -59,9 +59,12 @@ def _misnamed(parts: Parts) -> Iterator[Observation]:
     for wrong, names in parts.misnamed.items():
         says, action = _WRONG[wrong]
         lost = "all" if len(names) >= total else f"{len(names)} of {total}"
+        by_name = wrong == "adapter_name" and all(".default." in f"{name}." for name in names)
         yield Observation(
-            f"PEFT would not load {lost} of this file's tensors: their names {says} (first: {names[0]}).",
+            f"PEFT {'may' if by_name else 'would'} not load {lost} of this file's tensors: their names {says} (first: "
+            f"{names[0]}).",
             {"tensors": len(names), "of": total, "wrong": wrong, "first": names[0]},
+            severity="warning" if by_name else None,
             action=action[0].upper() + action[1:] + ".",
         )
 

@@ -42,7 +42,7 @@ def place_of(zero: Sequence[str], every: Sequence[str]) -> str | None:
         return f"all but {few(left, _SHOWN)}"
     if layers := _whole(gone, every, layer_index):
         return f"all of layer{'s' if len(layers) > 1 else ''} {_ranges(sorted(layers))}"
-    if leaves := _whole(gone, every, _leaf):
+    if len(gone) > 1 and (leaves := _whole(gone, every, _leaf)):
         return f"every {few(sorted(leaves), _SHOWN)}"
     experts, total = _whole(gone, every, _expert), len({_expert(name) for name in every} - {None})
     return f"all of {len(experts)} of {total} experts" if experts else None

@@ -56,6 +56,7 @@ _MAX_TASK = 256  # characters
 _NOT_CONFIGURATION = {"base", "settings", "data", "eval data", "tokenizer"}
 _OF_CONFIGURATION = frozenset(rule.id for rule in RULES)
 _OF_FILES = frozenset(rule.id for rule in FILE_RULES)
+_IDS = [*(rule.id for rule in RULES), *(rule.id for rule in FILE_RULES)]
 _BY_LINE = frozenset({".jsonl", ".ndjson"})
 
 _LOGS = (STATE_NAME, "run.jsonl", "trainer_log.jsonl")
@@ -259,7 +260,7 @@ def check_config(
         TypeError: no option has such a name.
     """
     given = replace(options, config=options.config if config is None else config).completed(keywords)
-    unwanted = given.unwanted([rule.id for rule in (*RULES, *FILE_RULES)])
+    unwanted = given.unwanted(_IDS)
     whole = given.read()
     if whole.config == ConfigSnapshot():
         message = "nothing to check"
