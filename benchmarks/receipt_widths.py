@@ -1,4 +1,4 @@
-"""Merges that were rounded and stored in a wider dtype: what `gradience verify-served` says of right and wrong ones.
+"""Merges that were rounded and stored in a wider dtype: what `gradience verify` says of right and wrong ones.
 
 ``python benchmarks/receipt_widths.py FOLDER MODEL ...`` takes an adapter of each model that ``reference.py`` trained,
 writes its receipt, merges it, rounds every matrix in the layers to a width, stores all in float32, and judges that by

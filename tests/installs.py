@@ -72,8 +72,8 @@ CALLS = (
     Call("resize {run}/peft --out {tmp}/resized --rank 2"),
     Call("convert {run}/peft --to mlx --drop --out {tmp}/converted"),
     Call("merge {run}/peft {run}/peft --out {tmp}/merged --method linear"),
-    Call("merge-check {run}/peft {run}/peft", may_find=True),
-    Call("verify-merge --base {tmp}/base --adapter {run}/peft --merged {tmp}/merged-base", may_find=True),
+    Call("merge {run}/peft {run}/peft --check", may_find=True),
+    Call("verify {tmp}/merged-base --base {tmp}/base --adapter {run}/peft", may_find=True),
     Call(
         "bench {run}/peft --base {tmp}/base --data {tmp}/texts.jsonl --candidates svd:2 --out {tmp}/bench",
         "hf",

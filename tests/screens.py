@@ -28,7 +28,7 @@ COMMANDS: Final = (
     "gradience monitor runs/toy/run.jsonl",
     "gradience audit --peft-dir runs/toy/peft",
     "gradience diagnose runs/toy",
-    "gradience merge-check runs/toy/peft runs/toy/peft",
+    "gradience merge runs/toy/peft runs/toy/peft --check",
     "gradience compare runs/toy/peft runs/toy/peft",
     "gradience runs runs",
 )

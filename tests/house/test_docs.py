@@ -15,7 +15,7 @@ import gradience
 
 VERBS = (
     *("audit", "bench", "calibrate", "check", "compare", "convert", "data", "detectors", "diagnose", "drift"),
-    *("import", "loops", "merge", "monitor", "report", "resize", "trainer", "verify-merge", "why", "wiring"),
+    *("import", "loops", "merge", "monitor", "report", "resize", "trainer", "verify", "why", "wiring"),
 )
 TASKS = ("checkpoint", "ci", "fleet", "qlora", "runs", "serving")
 NEEDED = ("mkdocs", "mkdocstrings", "mkdocstrings_handlers.python")

@@ -279,7 +279,7 @@ def test_a_field_that_must_be_the_same_is_named_with_both_values(field, value, n
     with pytest.raises(AdapterError) as error:
         merge_adapters([one, two])
     assert str(error.value) == f"cannot merge these adapters: {field} differs: a has {value!r} and b has None"
-    assert error.value.advice == "see 'gradience merge-check'"
+    assert error.value.advice == "see 'gradience merge --check'"
     assert f"{field} differs: a has {value!r} and b has None" in merge_check(one, two).notes
     merge_adapters([one, adapter(tmp_path / "c", square, **{field: value})])
     merge_adapters([two, adapter(tmp_path / "d", square)])

@@ -117,6 +117,9 @@ _ELSEWHERE: Final = {"--output-dir": "--out", "--output": "--out"}  # what train
 _GONE: Final = {  # options of earlier versions, and what does the same
     "--announce": "give --format github or --json, and pipe it; a callback takes announce=",
     "--write-clean": "leave the rows out that the findings name: --json has their numbers",
+    "--merged": "give the merged model first: gradience verify MERGED --adapter ADAPTER --base MODEL",
+    "--texts": "give --data",
+    "--top": "give --verbose",
     "--rel-error": "give --energy 1 - x^2",
     "--max-params": "give --max-mb",
     "--peft-dir": "give the adapter's folder without it",

@@ -49,7 +49,7 @@ class GradienceCallback(TrainerCallback):  # type: ignore[misc]
             is a report of `check_data`, what that announced is recorded too, for comparison.
         stop_on: ids of rules, such as `("NUM101", "DIV104")`, at whose first finding the Trainer is asked to stop.
         wiring: record what is trained, at the start, at a resume, after the first steps and at each save, and judge it.
-        receipt: at the end write `receipt.json` beside the log, for `gradience verify-served`, by a few passes over 24
+        receipt: at the end write `receipt.json` beside the log, for `gradience verify`, by a few passes over 24
             rows of the evaluation set.
         digests: record digests of each step's batch and of the random states, for `gradience why`.
         verbose: say findings through logging; they are recorded in any case.

@@ -20,8 +20,8 @@ HEADINGS: Final[dict[RuleGroup, str]] = {
     "weights_and_base": "An adapter's weights beside their base (gradience audit --base)",
     "between": "An adapter's files beside each other (gradience audit)",
     "joins": "Several of these that have one cause (gradience diagnose)",
-    "merge": "Adapters that may be merged (gradience merge-check)",
-    "served": "What serves an adapter (gradience verify-served)",
+    "merge": "Adapters that may be merged (gradience merge --check)",
+    "served": "What serves an adapter (gradience verify)",
 }
 
 _SHOWN: Final = 10

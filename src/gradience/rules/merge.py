@@ -1,4 +1,4 @@
-"""Rules on adapters that may be merged: what `gradience merge-check` says about a weighted sum before it is made.
+"""Rules on adapters that may be merged: what `gradience merge --check` says about a weighted sum before it is made.
 
 They read the numbers of one `MergeCheckReport` (cosines, norms, how much of each adapter the sum keeps) and open no
 file. The thresholds are heuristics and are called so.
@@ -37,7 +37,7 @@ _FILES = cite("the adapters' files", "config and tensors")
 
 @dataclass(frozen=True, kw_only=True)
 class _MergeRule(Rule[MergeCheckReport]):
-    """A rule that `gradience merge-check` applies, by default to a sum of trained adapters."""
+    """A rule that `gradience merge --check` applies, by default to a sum of trained adapters."""
 
     groups: tuple[RuleGroup, ...] = ("merge",)
     scope: str = "weighted sums of trained LoRA adapters"

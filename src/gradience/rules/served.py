@@ -1,4 +1,4 @@
-"""Rules on what is served: one for each thing that `gradience verify-served` finds in place of the adapter.
+"""Rules on what is served: one for each thing that `gradience verify` finds in place of the adapter.
 
 The numbers are compared in `gradience.verbs.receipt.verdict`, on log-probabilities; a rule says what follows.
 """
@@ -35,7 +35,7 @@ _BENCH = cite("benchmarks/receipt.py", "how often each verdict is right, and its
 
 @dataclass(frozen=True, kw_only=True)
 class _ServedRule(Rule[VerifyServedReport]):
-    """A rule that `gradience verify-served` applies."""
+    """A rule that `gradience verify` applies."""
 
     groups: tuple[RuleGroup, ...] = ("served",)
     scope: str = "what serves an adapter of which there is a receipt"

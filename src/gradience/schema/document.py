@@ -313,7 +313,7 @@ class RuleCard(msgspec.Struct, kw_only=True, frozen=True, omit_defaults=True):
         about(
             "Where it applies. `config`: check; `base`: check --base; `serve`: check --serve; `data`: check --data; "
             "`log`: monitor; `weights`: audit; `weights_and_base`: audit --base; `joins`: diagnose, over findings of "
-            "several of these groups; `merge`: merge-check; `served`: verify-served."
+            "several of these groups; `merge`: merge --check; `served`: verify."
         ),
     ] = []
     severity: Annotated[Severity, about("Usual severity; a finding may be milder or graver.")]

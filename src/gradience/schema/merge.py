@@ -1,4 +1,4 @@
-"""Types of the reports of `gradience merge`, `gradience merge-check` and `gradience verify-merge`."""
+"""Types of the reports of `gradience merge` and of `gradience verify` on a merged model."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from gradience.schema.compare import ComparedAdapter, ConfigDifference, Cosine, 
 from gradience.schema.document import Finding, NotRun, Report
 
 MERGE_SCHEMA_ID: Final = "gradience.merge/v2"
-MERGE_CHECK_SCHEMA_ID: Final = "gradience.merge-check/v2"
+MERGE_CHECK_SCHEMA_ID: Final = "gradience.merge-check/v3"
 
 MergeMethod: TypeAlias = Literal["linear", "cat", "svd", "ties", "dare_linear", "dare_ties"]
 
@@ -148,10 +148,12 @@ class CheckedPair(msgspec.Struct, kw_only=True, frozen=True, omit_defaults=True)
 
 
 class MergeCheckReport(Report, kw_only=True, frozen=True):
-    """Conflicts between adapters that are to be merged, as `gradience merge-check --json` prints them."""
+    """Conflicts between adapters that are to be merged, as `gradience merge --check --json` prints them."""
 
-    schema: Literal["gradience.merge-check/v2"]
+    schema: Literal["gradience.merge-check/v3"]
     adapters: list[CheckedAdapter]
+    merged: Annotated[MergeReport | None, about("What the merge would write; null if it would be refused.")] = None
+    refused: Annotated[str, about("Why the merge would be refused; else empty.")] = ""
     differences: Annotated[list[ConfigDifference], about("Settings that differ, one value per adapter.")] = []
     pairs: list[CheckedPair] = []
     signs: Annotated[
@@ -180,7 +182,7 @@ class MergeCheckReport(Report, kw_only=True, frozen=True):
     notes: list[str] = []
 
 
-VERIFY_MERGE_SCHEMA_ID: Final = "gradience.verify-merge/v2"
+VERIFY_MERGED_SCHEMA_ID: Final = "gradience.verify-merged/v2"
 
 VerifyVerdict: TypeAlias = Literal["contained", "not_contained", "inconclusive"]
 ModuleVerdict: TypeAlias = Literal[
@@ -259,15 +261,15 @@ class MergedAnswers(msgspec.Struct, kw_only=True, frozen=True, omit_defaults=Tru
     """What the merged model answers beside what a receipt of the adapter holds."""
 
     receipt: str
-    verdict: Annotated[str, about("As of `gradience verify-served`, without base and adapter.")]
+    verdict: Annotated[str, about("As of `gradience verify` by answers, without base and adapter.")]
     story: Annotated[str, about("The answer in one line, or why there is none.")]
     residual: Annotated[Real | None, about("|y - adapter| / |adapter - base| of log-probabilities.")] = None
 
 
-class VerifyMergeReport(Report, kw_only=True, frozen=True):
+class VerifyMergedReport(Report, kw_only=True, frozen=True):
     """Whether a merged model contains an adapter, judged tensor by tensor."""
 
-    schema: Literal["gradience.verify-merge/v2"]
+    schema: Literal["gradience.verify-merged/v2"]
     base: str
     adapter: str
     merged: str

@@ -21,6 +21,7 @@ Misnaming: TypeAlias = Literal["no_prefix", "prefix_twice", "adapter_name", "wra
 
 _WRAPPERS: Final = ("_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module")
 _LIVE: Final = (".modules_to_save.", ".original_module.")
+_LIVE_PART: Final = re.compile(r"(?<=\.)(?:modules_to_save|original_module)\.(?:default\.)?")
 _NUMBER: Final = re.compile(r"(?<=\.)\d+(?=\.|$)")
 _STACK: Final = 3  # axes of a parameter that holds a layer's experts
 _TURNED: Final = frozenset({"aria", "gpt_oss", "openai_privacy_filter"})  # whose experts are stored (in, out)
@@ -29,15 +30,17 @@ _TURNED: Final = frozenset({"aria", "gpt_oss", "openai_privacy_filter"})  # whos
 def misnamed(names: Iterable[str]) -> dict[Misnaming, list[str]]:
     """The tensors whose names PEFT's loader does not look for, by what is wrong; of any base, by their form alone."""
     found: dict[Misnaming, list[str]] = defaultdict(list)
-    for name in names:
-        if (fault := _misnaming(name)) is not None:
+    every = dict.fromkeys(names)
+    for name in every:
+        if (fault := _misnaming(name, every)) is not None:
             found[fault].append(name)
     return dict(found)
 
 
-def _misnaming(name: str) -> Misnaming | None:
+def _misnaming(name: str, every: Collection[str]) -> Misnaming | None:
     key = parse_key(name)
-    live = any(part in name for part in _LIVE)
+    # With bias="all" PEFT itself writes such biases, beside those of the plain names.
+    live = any(part in name for part in _LIVE) and _LIVE_PART.sub("", name) not in every
     if key is None and not live:
         return None  # of another kind: what it is called is not compared here
     inner = name.removeprefix(PREFIX)

@@ -181,8 +181,8 @@ def health(
     verdict = (
         _of_states(known)
         or _of_size(relative_frobenius)
-        or (None if relative_frobenius is not None else _of_fresh_size(update_size))
         or _of_spectra(known, optimizer)
+        or (None if relative_frobenius is not None else _of_fresh_size(update_size))
         or Health(verdict="trained", reason=f"{_all(n)} {'carries' if n == 1 else 'carry'} a finite, non-zero update")
     )
     return replace(verdict, reason=f"{verdict.reason} ({len(left)} more are not known)") if left else verdict
@@ -545,7 +545,7 @@ def _held(facts: AdapterFacts) -> Observation | None:
         update itself got it by a merge.
     Scope: audits with --base. A base with an earlier state of the adapter, or one much like it, looks the same
     Action: Give the base that the adapter was trained on; do not merge or load the adapter on this one again.
-    Verify: gradience verify-merge with the original base: it says how often the model holds the update.
+    Verify: gradience verify with the original base: it says how often the model holds the update.
     Seen: https://github.com/huggingface/peft/pull/1355 -- merging twice adds the update twice
     Source: measured, 19 adapters of 5 models -- beside the base that they were trained on it is -.03 to .11; merged
         into it once more 1 is added

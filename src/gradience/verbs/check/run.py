@@ -13,7 +13,6 @@ from typing import Any, TypeAlias, TypedDict, Unpack
 import msgspec
 
 from gradience.configs import read_preferences
-from gradience.configs.beside import base_of, beside
 from gradience.configs.commands import Known, known_of, with_commands
 from gradience.configs.document import (
     CONFIG_NAME,
@@ -37,6 +36,9 @@ from gradience.configs.training import (
 )
 from gradience.configs.values import short_name
 from gradience.errors import AdapterError, ConfigError, RecorderError
+from gradience.folder import Documents
+from gradience.folder.beside import base_of, beside
+from gradience.folder.found import weights_alone
 from gradience.io import CHECKPOINT_PREFIX
 from gradience.io.reading import real_path
 from gradience.ranges import VerbOptions, Whole
@@ -129,9 +131,9 @@ def read_training_of(folder: Path) -> Layer:
 
 def _read_run(place: Path) -> Layer | RecorderError:
     """The configuration of the run that left a folder or file, or the error if there is no run."""
+    from gradience.folder.runs import find_run  # the same
     from gradience.importers import read_folder_config  # a config file does not need it
     from gradience.reading.logs import is_log  # the same
-    from gradience.reading.places import find_run  # the same
 
     try:
         path = find_run(place).path
@@ -278,18 +280,20 @@ def _with_files(report: CheckReport, given: CheckOptions, whole: Layer, unwanted
     folder = next((Path(source.path).parent for source in whole.sources if source.role == "adapter"), None)
     if folder is None or not any((folder / name).is_file() for name in _ADAPTERS):
         return report
-    from gradience.adapters.open import open_adapter  # numpy, where weights lie
-    from gradience.between import gather  # the same
+    from gradience.rules.between.gathered import gather  # numpy, where weights lie
 
+    base = None if given.base is None else Path(given.base)
     try:
-        files, adapter = open_adapter(folder)
+        verdict = judge_files(gather(Documents(weights_alone(folder)), base=base))
     except AdapterError:  # damaged: gradience audit says how
         return report
-    parts = gather(folder, adapter, config=files.config, base=None if given.base is None else Path(given.base))
-    verdict = judge_files(parts)
     findings, not_run = without(verdict.findings, verdict.not_run, unwanted)
+    judged = len(FILE_RULES) - len({item.id for item in not_run})
     return msgspec.structs.replace(
-        report, findings=by_severity([*report.findings, *findings]), not_run=[*report.not_run, *not_run]
+        report,
+        derived={**report.derived, "rules_judged": len(RULES) - len({item.id for item in report.not_run}) + judged},
+        findings=by_severity([*report.findings, *findings]),
+        not_run=[*report.not_run, *not_run],
     )
 
 

@@ -1,4 +1,4 @@
-"""The verb `merge-check`: what a weighted sum would leave of each adapter, and where the adapters disagree.
+"""``merge --check``: what a merge would write, what it would leave of each adapter, and where the adapters disagree.
 
 All numbers follow from inner products of the updates and from the signs of their entries. No base model is needed, and
 nothing is written.
@@ -10,15 +10,15 @@ import math
 import zlib
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import combinations
-from typing import Final, NamedTuple
+from typing import Final, NamedTuple, Unpack
 
 import msgspec
 import numpy as np
 
 from gradience.adapters import layer_index
 from gradience.adapters.layout import Module
-from gradience.configs.beside import beside as lies_beside
 from gradience.errors import AdapterError
+from gradience.folder.beside import beside as lies_beside
 from gradience.io import PathLike, Progress
 from gradience.rewriting.sides import (
     Matching,
@@ -41,47 +41,54 @@ from gradience.schema.merge import (
     CheckedPair,
     Kept,
     MergeCheckReport,
+    MergeReport,
     SignConflict,
 )
 from gradience.spectral.grams import Floats
 from gradience.spectral.merging import Signs, pooled_signs, signs_of
 from gradience.spectral.subspace import PairGeometry, Places
-from gradience.verbs.merge.methods import weights_of
+from gradience.verbs.merge.methods import recipe_of
+from gradience.verbs.merge.options import MergeKeywords, MergeOptions
 from gradience.verbs.merge.pairs import obstacles_between, obstacles_of
-from gradience.verbs.merge.run import heads_of
+from gradience.verbs.merge.run import heads_of, merge_adapters
 
+_DEFAULTS: Final = MergeOptions()
 _SAMPLE: Final = 1 << 19  # entries of each update that are read in a module, unless `exact` asks for all
 
 
 def merge_check(
     *paths: PathLike,
-    weights: Sequence[float] | None = None,
+    options: MergeOptions = _DEFAULTS,
     exact: bool = False,
-    seed: int = 0,
     select: Iterable[str] = (),
     ignore: Iterable[str] = (),
     settings: PathLike | None = None,
     progress: Progress | None = None,
+    **keywords: Unpack[MergeKeywords],
 ) -> MergeCheckReport:
-    """Return what M = sum w_i dW_i leaves of each adapter, and their conflicts; no base model is needed.
+    """Return what a merge would write, what M = sum w_i dW_i leaves of each adapter, and their conflicts.
+
+    No base model is needed, and nothing is written.
 
     Args:
         paths: two adapters or more, of one base model.
-        weights: one per adapter; without it 1/n.
+        options: the merge; its weights are those of M.
         exact: compare the signs of all entries; otherwise of about half a million in each module, in random rows.
-        seed: of the choice of rows.
         select: ids of rules, or beginnings of ids, to apply; all by default.
         ignore: ids, or beginnings of ids, to leave out.
         settings: a gradience.toml, or a pyproject.toml with `[tool.gradience]`, whose `select` and `ignore` apply if
             the arguments of that name are empty.
         progress: called with (modules done, in all, the module's name) while signs are counted.
+        keywords: single options by name, such as `weights=[0.5, 0.5]`; they win over `options`.
 
     Raises:
         AdapterError: an adapter cannot be read.
         ConfigError: an id is not known, or the settings cannot be read.
-        OptionError: there is not one weight for each adapter.
+        OptionError: an option is out of range, or there is not one weight for each adapter.
+        TypeError: no option has such a name.
     """
-    chosen = weights_of(len(paths), weights)
+    options = options.completed(keywords)
+    chosen = list(recipe_of(len(paths), options).weights)
     ids = [rule.id for rule in MERGE_RULES]
     left_out = excluded_rules(ids, select=select, ignore=ignore, settings=settings)
     sides = open_sides(paths)
@@ -89,13 +96,18 @@ def merge_check(
     if matching.odd and not matching.rows:
         raise AdapterError(_odd(sides, matching.odd[0]), advice="are they of one base model?")
     products = products_of(sides, matching)
-    signs = dict(_signs(matching, products, chosen, most=None if exact else _SAMPLE, seed=seed, progress=progress))
+    signs = dict(
+        _signs(matching, products, chosen, most=None if exact else _SAMPLE, seed=options.seed, progress=progress)
+    )
     total = total_of(products)
     pairs = [_pair(sides, chosen, total, places, products) for places in combinations(range(len(sides)), 2)]
     pooled = pooled_signs(list(signs.values()))
     modules = [_module(name, products.by_module[name], chosen, signs.get(name)) for name in _shared(matching)]
+    merged, refused = _planned(paths, options)
     report = MergeCheckReport(
         schema=MERGE_CHECK_SCHEMA_ID,
+        merged=merged,
+        refused=refused,
         adapters=[
             CheckedAdapter(
                 adapter=described(side, math.sqrt(total[place, place])),
@@ -119,6 +131,14 @@ def merge_check(
     )
     findings, not_run = without(*judge(MERGE_RULES, report), left_out)
     return msgspec.structs.replace(report, findings=findings, not_run=not_run)
+
+
+def _planned(paths: Sequence[PathLike], options: MergeOptions) -> tuple[MergeReport | None, str]:
+    """What the merge would write, or why it would be refused."""
+    try:
+        return merge_adapters(paths, options=options), ""
+    except AdapterError as error:
+        return None, f"{error}; {error.advice}" if error.advice else str(error)
 
 
 def _odd(sides: Sequence[StoredAdapter], name: str) -> str:

@@ -1,4 +1,4 @@
-"""The verbs `receipt` and `verify-served`: write down what an adapter answers, and ask whatever serves it for the same.
+"""The verb `receipt`, and what it is for: write down what an adapter answers, and ask whatever serves it for the same.
 
 The receipt holds log-probabilities of given tokens under the base and under base and adapter. What is read from a
 target is placed beside them: by its distance from either, and, with base and adapter at hand, by its distance from
@@ -245,7 +245,7 @@ def verify_served(
         raise OptionError(f"--timeout is {timeout!s:.40}, expected seconds above 0, at most {_LONGEST_WAIT:.0f}")
     record = read_receipt(receipt)
     if adapter is not None and base is None:
-        raise AdapterError("--peft-dir is loaded on its base, and none is given", advice="give --base MODEL")
+        raise AdapterError("--adapter is loaded on its base, and none is given", advice="give --base MODEL")
     place = None if base is None else Path(base)
     answer = read_target(record, str(target), base=place, model=model, timeout=timeout)
     probes = None if place is None or adapter is None else _probes(record, place, Path(adapter), progress)
@@ -357,5 +357,5 @@ def _notes(held: Receipt, found: TargetAnswer, concluded: Conclusion, *, has_mod
     ):
         notes.append("The target does not say what its chat template gives: the template is not compared.")
     if not has_models and concluded.verdict != "same":
-        notes.append("Parts and scales are tried with --base MODEL --peft-dir FOLDER.")
+        notes.append("Parts and scales are tried with --base MODEL --adapter FOLDER.")
     return notes
