@@ -103,6 +103,7 @@ FLAGS: dict[str | None, dict[str, bool]] = {
 }
 
 
+@pytest.mark.oracle("trl")
 @pytest.mark.parametrize(("form", "loss", "style"), [(*one, ["qwen", "llama3"][i % 2]) for i, one in enumerate(SFT)])
 def test_sft_rows_are_those_of_the_trainer(
     form: str, loss: str | None, style: str, folders: Any, models: Any, tmp_path: Path
@@ -126,6 +127,7 @@ def test_sft_rows_are_those_of_the_trainer(
     assert counted.seen.cut.count == sum(len(ids) > LIMIT for ids, _ in cut(found, None)) > 0
 
 
+@pytest.mark.oracle("trl")
 @pytest.mark.parametrize(
     ("form", "style"), [("preference", "qwen"), ("preference-chat", "llama3"), ("preference-implicit", "qwen")]
 )
@@ -149,6 +151,7 @@ def test_dpo_rows_are_those_of_the_trainer(form: str, style: str, folders: Any, 
     assert counted.tokens.kept == sum(len(ids) for ids, _ in theirs)
 
 
+@pytest.mark.oracle("trl")
 @pytest.mark.parametrize(
     ("form", "style"), [("preference", "llama3"), ("preference-chat", "qwen"), ("preference-implicit", "llama3")]
 )
@@ -171,6 +174,7 @@ def test_reward_rows_are_those_of_the_trainer(form: str, style: str, folders: An
     assert counted.seen.answer_lost.count == len(found) - len(kept) > 0
 
 
+@pytest.mark.oracle("trl")
 @pytest.mark.parametrize(("form", "style"), [("kto", "llama3"), ("kto-chat", "qwen")])
 def test_kto_rows_are_those_of_the_trainer(form: str, style: str, folders: Any, models: Any, tmp_path: Path) -> None:
     from datasets import Dataset
@@ -199,6 +203,7 @@ KEPT: list[tuple[str, str, dict[str, Any]]] = [
 ]
 
 
+@pytest.mark.oracle("trl")
 @pytest.mark.filterwarnings("ignore:The `'keep_end'` truncation mode is deprecated")
 @pytest.mark.parametrize(("kind", "form", "more"), KEPT)
 @pytest.mark.parametrize("mode", ["keep_start", "keep_end"])
@@ -250,6 +255,7 @@ def test_instructions_are_the_messages_that_a_chat_template_renders(folders: Any
     assert [one.sequences for one in both[0]] == [one.sequences for one in both[1]]
 
 
+@pytest.mark.oracle("trl")
 def test_packing_makes_as_many_sequences_as_trl() -> None:
     from datasets import Dataset
     from trl import pack_dataset

@@ -100,6 +100,7 @@ def collated(place: Path, row: dict[str, Any]) -> tuple[list[int], list[int]]:
     return made["input_ids"][0].tolist(), (made["labels"][0] != -100).int().tolist()
 
 
+@pytest.mark.oracle("trl")
 def test_conversations_have_the_tokens_of_trls_batches(place: Path) -> None:
     some = rows(place)
     every = ours(place, some)
@@ -111,6 +112,7 @@ def test_conversations_have_the_tokens_of_trls_batches(place: Path) -> None:
     assert counts[0][0] != counts[1][0]  # it is the height that stands first
 
 
+@pytest.mark.oracle("trl")
 def test_prompt_and_completion_have_them_too(place: Path) -> None:
     row = {"prompt": [ask("what is this")], "completion": [say("a wall")], "images": shown(place, 1)}
     found = ours(place, [row])[0]

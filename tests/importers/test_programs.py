@@ -7,6 +7,7 @@ import io
 import json
 import warnings
 from collections.abc import Sequence
+from importlib import import_module
 from typing import Any, NamedTuple
 
 import pytest
@@ -328,9 +329,10 @@ def test_ludwigs_statistics(tmp_path, import_events, period, frequency, steps, i
     assert [(e.step, e.metrics.loss) for e in events.of("eval")] == list(zip(steps, (2.25, 1.25), strict=True))
 
 
+@pytest.mark.oracle("mlx")
 def test_mlx_lms_table_as_mlx_lm_prints_it(tmp_path, import_events):
-    mx, nn, optim = (pytest.importorskip(f"mlx.{name}") for name in ("core", "nn", "optimizers"))
-    trainer = pytest.importorskip("mlx_lm.tuner.trainer")
+    mx, nn, optim = (import_module(f"mlx.{name}") for name in ("core", "nn", "optimizers"))
+    trainer = import_module("mlx_lm.tuner.trainer")
     model = nn.Sequential(nn.Embedding(16, 4), nn.Linear(4, 16))
     data = [([1, 2, 3, 4, 5, 6], 0)] * 4
     seen = {}
@@ -357,8 +359,9 @@ def test_mlx_lms_table_as_mlx_lm_prints_it(tmp_path, import_events):
     assert held == {step: pytest.approx(seen["val", step], abs=6e-4) for step in (1, 4, 6)}
 
 
+@pytest.mark.oracle("lightning")
 def test_lightnings_learning_rates_join_the_loss_of_their_step(tmp_path, import_events):
-    torch, lightning = pytest.importorskip("torch"), pytest.importorskip("lightning.pytorch")
+    torch, lightning = pytest.importorskip("torch"), import_module("lightning.pytorch")
     from lightning.pytorch.callbacks import LearningRateMonitor
     from lightning.pytorch.loggers import CSVLogger
 
