@@ -374,7 +374,7 @@ ENTRIES: dict[str, Entry] = {
                 "error",
             )
         ],
-        silent=[parts(checkpoints=points(10, 20))],
+        silent=[parts(checkpoints=points(10, 20)), parts(checkpoints=points(10, 20, repeats=20), modules=NAN)],
         abstains=[On(parts(checkpoints=points(10)), "fewer than two checkpoints of the run are at hand")],
     ),
     "LED410": Entry(

@@ -365,7 +365,7 @@ def _repeated(parts: Parts) -> Observation | None:
     """
     points = parts.checkpoints
     same = [(before.name, point.name) for before, point in pairwise(points) if point.repeats]
-    if not same:
+    if not same or any(m.state == "non_finite" for m in parts.modules or ()):  # NaN stays NaN, whatever a step adds
         return None
     first, second = same[0]
     more = f", and {len(same) - 1} more pairs" if len(same) > 1 else ""

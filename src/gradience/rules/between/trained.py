@@ -87,7 +87,7 @@ def _underflow(parts: Parts) -> Observation | None:
     )
 
 
-@BetweenRule("NUM422", severity="error", confidence=0.8, needs=(measured,))
+@BetweenRule("NUM422", severity="error", confidence=0.8, needs=(measured,), signs=("half_precision",))
 def _nan_in_half(parts: Parts) -> Observation | None:
     """weights that are not finite, trained in float16
 
