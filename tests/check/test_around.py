@@ -372,7 +372,7 @@ def test_the_screen_shows_five_notes_the_surest_first_and_no_row_without_a_value
     }
     report = check_config(settings, ignore=["REC001", "LR"])
     sure = {item.id: item.confidence for item in report.findings if item.severity == "info"}
-    assert len(sure) == 6
+    assert len(sure) == 5
     shown = check_text(report).splitlines()
     notes = [line.split()[1].rstrip(":") for line in shown if line.startswith("  [INFO] ")]
     assert notes == sorted(sure, key=lambda rule: -sure[rule])[:5]

@@ -28,7 +28,7 @@ from textwrap import dedent
 from typing import Any, Final, Generic, NamedTuple, Self, TypeAlias, TypeVar, get_args
 
 from gradience.configs import Preferences, read_preferences
-from gradience.errors import ConfigError
+from gradience.errors import ConfigError, Unknown as Unknown
 from gradience.rules.passports import passport
 from gradience.schema import Json, Severity, real
 from gradience.schema.document import (
@@ -74,10 +74,6 @@ class Premise(Generic[F]):
 def premise(says: str) -> Callable[[Need[F]], Premise[F]]:
     """Make a premise of a function that returns the reason why facts cannot be judged, or None."""
     return partial(Premise, says)
-
-
-class Unknown(Exception):  # noqa: N818  # a result of looking, not an error
-    """The facts lack something that a rule needs. The message is the reason, for the report."""
 
 
 class Threshold(NamedTuple):
@@ -472,7 +468,8 @@ def _matching(ids: Sequence[str], given: list[str], filed: list[str], option: st
 @cache
 def rule_cards() -> tuple[RuleCard, ...]:
     """A card for every rule, each id once, in the order of the groups."""
-    from gradience.rules.config import RULES  # these modules import this one
+    from gradience.rules.between.rules import BETWEEN_RULES  # these modules import this one
+    from gradience.rules.config import RULES  # the same
     from gradience.rules.data import DATA_RULES  # the same
     from gradience.rules.joins.run import JOINS  # the same
     from gradience.rules.log import DETECTORS  # the same
@@ -480,7 +477,15 @@ def rule_cards() -> tuple[RuleCard, ...]:
     from gradience.rules.served import SERVED_RULES  # the same
     from gradience.rules.weights.rules import WEIGHTS_RULES  # the same
 
-    own: tuple[Description, ...] = (*RULES, *DATA_RULES, *WEIGHTS_RULES, *JOINS, *MERGE_RULES, *SERVED_RULES)
+    own: tuple[Description, ...] = (
+        *RULES,
+        *DATA_RULES,
+        *WEIGHTS_RULES,
+        *BETWEEN_RULES,
+        *JOINS,
+        *MERGE_RULES,
+        *SERVED_RULES,
+    )
     # Some rules on data and on weights judge logs, too, with other premises: their own card is the one that stays
     cards: dict[str, RuleCard] = {}
     for rule in (*own, *DETECTORS):

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
+from typing import Final
 
+from gradience.data import text_of
+from gradience.data.asked import AskedRow, RowTests, row_test
 from gradience.rules import Observation, Threshold, Unknown
 from gradience.rules.data.content import SAME_ANSWER, SLIPS, SOME, DataRule, counted, on_rows, share, values
 from gradience.schema import Severity
@@ -14,6 +18,22 @@ REFUSING = Threshold("refusing", 0.25, "share of answers", "proposal: sets that 
 FEW_ANSWERED = Threshold("few_answered", 50, "answers", "proposal: fewer are no sample")
 FORM = Threshold("form", 0.9, "share of answers", "proposal: a phrase of all answers is the form of the task")
 BIASED = Threshold("biased", 0.8, "share of pairs", "proposal: length alone then tells the chosen answer in 4 of 5")
+_REFUSAL: Final = re.compile(
+    r"\s*(?:I['\u2019]?m (?:really |very |so )?sorry|I am (?:really |very |so )?sorry|Sorry, (?:but )?I|I apologi[sz]e|"
+    r"As an AI|I (?:cannot|can['\u2019]t|am unable|am not able|won['\u2019]t be able)|I['\u2019]m (?:unable|not able)|"
+    r"Unfortunately, I|"
+    r"(?:Es )?[Tt]ut mir leid, (?:aber )?(?:ich|da(?:bei|zu|s)?)|Leider kann ich|"
+    r"Ich kann (?:dir|Ihnen|Ihre|deine|diese)\b[^.]{0,40}\bnicht|"
+    r"(?:Je suis )?[Dd]\u00e9sol\u00e9e?, (?:mais )?je|Je ne peux pas|"
+    r"(?:Lo siento|Lo lamento), (?:pero )?no|No puedo)\b"
+)
+
+
+@row_test
+def equal_pair(row: AskedRow) -> bool:
+    """The chosen and the rejected answer are equal."""
+    sides = [text_of(row.columns[name]).strip() for name in ("chosen", "rejected") if name in row.columns]
+    return len(sides) == 2 and sides[0] == sides[1]
 
 
 @DataRule(
@@ -34,7 +54,7 @@ def _equal(data: DataReport) -> Iterator[Observation]:
     Source: Rafailov et al. 2023, arXiv 2305.18290, eq. 7 -- the margin of two equal answers is 0
     Source: arithmetic -- the margin of two equal answers is 0, and its gradient too
     """
-    rows = data.seen.equal_pair
+    rows = data.rows_with("equal_pair")
     if rows.count:
         severity: Severity | None = "error" if share(rows, data.rows_read) >= SLIPS.value else None
         yield on_rows(data, rows, "have a chosen answer that equals the rejected one", severity=severity)
@@ -74,6 +94,12 @@ def _length_bias(data: DataReport) -> Iterator[Observation]:
         )
 
 
+@row_test
+def refusal(row: AskedRow) -> bool:
+    """The answer begins as a refusal or an apology."""
+    return any(_REFUSAL.match(answer) for answer in row.answers[:1])
+
+
 @DataRule(
     "DAT334",
     severity="warning",
@@ -94,7 +120,7 @@ def _phrases(data: DataReport) -> Iterator[Observation]:
     Seen: public repositories -- one phrase in most answers
     Source: definition -- answers with the most frequent sentence over all answers compared
     """
-    refusing, answers = data.seen.refusal, data.answers.rows
+    refusing, answers = data.rows_with("refusal"), data.answers.rows
     if answers < FEW_ANSWERED.value:
         raise Unknown(f"{answers} answers, under {FEW_ANSWERED.value:g}")
     if refusing.count >= REFUSING.value * answers:
@@ -124,7 +150,7 @@ def _conflict(data: DataReport) -> Iterator[Observation]:
     Verify: their text (--set show_rows=true)
     Source: arithmetic -- one text with two labels: no answer fits both
     """
-    rows = data.seen.conflict
+    rows = data.rows_with("conflict")
     if rows.count:
         says = (
             "prefer what an earlier row rejects" if data.pairs else "have the text of an earlier row and another label"
@@ -166,3 +192,5 @@ RULES = (
     _conflict,
     _languages,
 )
+
+ROW_TESTS: RowTests = (equal_pair, refusal)
