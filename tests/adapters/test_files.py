@@ -22,8 +22,9 @@ from safetensors.numpy import save_file
 from tables import every
 
 from gradience.adapters import formats
+from gradience.adapters.files import CHECKPOINT, find_files
 from gradience.adapters.formats import open_weights
-from gradience.adapters.open import CHECKPOINT, Buffer, Layouts, find_files, open_adapter, read_adapter
+from gradience.adapters.open import Buffer, Layouts, open_adapter, read_adapter
 from gradience.base.weights import find_shards
 from gradience.cli.main import main
 from gradience.errors import AdapterError

@@ -13,7 +13,8 @@ import torch
 from tables import every
 from torch import nn
 
-from gradience.adapters.open import find_files, read_adapter
+from gradience.adapters.files import find_files
+from gradience.adapters.open import read_adapter
 from gradience.io.safetensors import SafetensorsFile
 
 lycoris = pytest.importorskip("lycoris", reason="LyCORIS is not installed: pip install lycoris-lora")

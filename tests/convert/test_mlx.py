@@ -11,7 +11,8 @@ import transformers
 from peft import LoHaConfig, LoraConfig
 from safetensors.numpy import load_file, save_file
 
-from gradience.adapters.open import find_files, read_adapter
+from gradience.adapters.files import find_files
+from gradience.adapters.open import read_adapter
 from gradience.errors import AdapterError
 from gradience.io.safetensors import SafetensorsFile
 from gradience.verbs.convert.run import convert_adapter

@@ -17,7 +17,7 @@ pytest.importorskip("pyarrow", reason="needs the extra [fleet]")
 import gradience
 from gradience.cli.main import main
 from gradience.errors import GradienceError, RecorderError
-from gradience.reading.places import names_of_runs
+from gradience.folder.runs import names_of_runs
 from gradience.tables.query import select
 from gradience.verbs.monitor.run import monitor_run
 from gradience.verbs.runs import collect as collecting

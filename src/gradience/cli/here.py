@@ -9,14 +9,14 @@ from itertools import islice
 from pathlib import Path
 from typing import Final
 
-from gradience.adapters.open import CONFIG_NAME, holds_adapter
+from gradience.adapters.files import CONFIG_NAME, holds_adapter
 from gradience.blocks import Block, counted, facts, listed
 from gradience.blocks.text import as_text
 from gradience.commands.output import DONE, print_text
 from gradience.errors import GradienceError
+from gradience.folder.found import Found, find, list_folder
+from gradience.folder.runs import runs_in
 from gradience.importers.sources import format_of, is_run
-from gradience.reading.places import runs_in
-from gradience.verbs.diagnose.sources import RunSources, find_sources, list_folder
 
 _SETTINGS: Final = (".toml", ".yaml", ".yml")
 _WEIGHTS: Final = (".safetensors", ".bin", ".npz", ".pt")
@@ -46,7 +46,7 @@ def _in_folder(place: Path) -> Iterator[Block]:
         yield f"{at}: {counted(len(adapters), 'adapter')}, such as {_below(place, adapters)}"
         yield from _fitting(f"fleet audit {at} --out FLEET", "fleet show FLEET", f"audit {_quoted(adapters[0])}")
     else:
-        yield from _one_run(place, find_sources(place))
+        yield from _one_run(place, find(place))
 
 
 def _below(place: Path, paths: Sequence[Path]) -> str:
@@ -64,9 +64,9 @@ def _near(place: Path) -> Iterator[Path]:
             yield from list_folder(child).folders
 
 
-def _one_run(place: Path, sources: RunSources) -> Iterator[Block]:
+def _one_run(place: Path, found: Found) -> Iterator[Block]:
     at = _quoted(place)
-    parts = (("log", sources.log.path), ("adapter", sources.weights.path), ("training", sources.training))
+    parts = (("log", found.log.path), ("adapter", found.weights.path), ("training", found.training))
     there = {name: path for name, path in parts if path is not None}
     fitting = [f"{_FITTING[name]} {_quoted(path)}" for name, path in there.items()]
     if not there.keys() & {"adapter", "training"} and (place / CONFIG_NAME).is_file():

@@ -28,7 +28,7 @@ from textwrap import dedent
 from typing import Any, Final, Generic, NamedTuple, Self, TypeAlias, TypeVar, get_args
 
 from gradience.configs import Preferences, read_preferences
-from gradience.errors import ConfigError
+from gradience.errors import ConfigError, Unknown as Unknown
 from gradience.rules.passports import passport
 from gradience.schema import Json, Severity, real
 from gradience.schema.document import (
@@ -74,10 +74,6 @@ class Premise(Generic[F]):
 def premise(says: str) -> Callable[[Need[F]], Premise[F]]:
     """Make a premise of a function that returns the reason why facts cannot be judged, or None."""
     return partial(Premise, says)
-
-
-class Unknown(Exception):  # noqa: N818  # a result of looking, not an error
-    """The facts lack something that a rule needs. The message is the reason, for the report."""
 
 
 class Threshold(NamedTuple):

@@ -21,10 +21,10 @@ from gradience.rules.log.numbers import bad_norms, skipped_rows
 from gradience.rules.log.preference import saturated
 from gradience.rules.log.record import ENDED
 from gradience.rules.log.rewards import ZERO_GROUPS
-from gradience.rules.log.signals import EQUAL_GROUPS
 from gradience.rules.log.statistics import Bar, BlockedSeries, excesses, median, runs_of
 from gradience.schema import Json, as_float
 from gradience.schema.document import Finding
+from gradience.telemetry.signals import EQUAL_GROUPS
 
 JUMP_ROWS = Threshold("jump_rows", 8, "training rows with a gradient norm", "five before a jump, and three in it")
 GRADIENT_K = Threshold(

@@ -24,10 +24,10 @@ from gradience.rules.log.facts import (
     shown,
     under,
 )
-from gradience.rules.log.signals import ACCURACIES, CHOSEN, CHOSEN_LOGPS, MARGINS, REJECTED, REJECTED_LOGPS
 from gradience.rules.log.statistics import mann_kendall, mean_error, median, median_error, noise
 from gradience.schema import as_float, number_in
 from gradience.schema.reports import StoryPart
+from gradience.telemetry.signals import ACCURACIES, CHOSEN, CHOSEN_LOGPS, MARGINS, REJECTED, REJECTED_LOGPS
 
 FEW_ROWS = Threshold("few_rows", 3, "rows that logged it", "the mean of fewer rows is not a level")
 MANY_ROWS = Threshold("many_rows", 20, "rows that logged it", "below it the order of the rows is tested instead")

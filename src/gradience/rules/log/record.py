@@ -6,9 +6,9 @@ from typing import Final
 
 from gradience.rules import LOGGING_DEFAULT, Observation, Threshold, Unknown, cite
 from gradience.rules.log.facts import JUDGEMENT, LogRule, RunFacts, find, seen, shown
-from gradience.rules.log.signals import REWARD
 from gradience.rules.log.statistics import median
 from gradience.schema import as_float
+from gradience.telemetry.signals import REWARD
 
 FEW_ROWS = Threshold("few_rows", 3, "training rows", "definition: a curve has a start, a middle and an end")
 PLANNED_ROWS = Threshold("planned_rows", 20, "rows that the settings would log in all", JUDGEMENT)

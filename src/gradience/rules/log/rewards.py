@@ -33,7 +33,10 @@ from gradience.rules.log.facts import (
     under,
 )
 from gradience.rules.log.preference import ALPHA, FEW_ROWS, MANY_ROWS
-from gradience.rules.log.signals import (
+from gradience.rules.log.statistics import levels_error, mann_kendall, mean_error, median, median_error, noise
+from gradience.schema import number_in
+from gradience.schema.reports import StoryPart
+from gradience.telemetry.signals import (
     ANSWER_KL,
     CLIPPED,
     COMPONENT,
@@ -52,9 +55,6 @@ from gradience.rules.log.signals import (
     TOKEN_KL,
     VALUE_LOSS,
 )
-from gradience.rules.log.statistics import levels_error, mann_kendall, mean_error, median, median_error, noise
-from gradience.schema import number_in
-from gradience.schema.reports import StoryPart
 
 RL_RUNS: Final = "tuning seeds of the trainings of benchmarks/rl_runs.py"
 

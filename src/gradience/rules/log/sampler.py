@@ -26,7 +26,8 @@ from gradience.rules.log.facts import (
     under,
 )
 from gradience.rules.log.preference import FEW_ROWS
-from gradience.rules.log.signals import (
+from gradience.rules.log.statistics import median
+from gradience.telemetry.signals import (
     SAMPLER_FACTOR,
     SAMPLER_GAP,
     SAMPLER_KL,
@@ -34,7 +35,6 @@ from gradience.rules.log.signals import (
     SAMPLER_RATIO,
     Names,
 )
-from gradience.rules.log.statistics import median
 
 GAP = Threshold("gap", 0.1, "nats a token", "bfloat16 noise 0.01 to 0.06; 0.2 to 0.4 in a run that hardly converged")
 GAP_KL = Threshold("gap_kl", 0.01, "nats a token", "that of a gap of 0.1: half of the log-ratio's variance")

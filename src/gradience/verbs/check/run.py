@@ -13,7 +13,6 @@ from typing import Any, TypeAlias, TypedDict, Unpack
 import msgspec
 
 from gradience.configs import read_preferences
-from gradience.configs.beside import base_of, beside
 from gradience.configs.commands import Known, known_of, with_commands
 from gradience.configs.document import (
     CONFIG_NAME,
@@ -37,6 +36,7 @@ from gradience.configs.training import (
 )
 from gradience.configs.values import short_name
 from gradience.errors import AdapterError, ConfigError, RecorderError
+from gradience.folder.beside import base_of, beside
 from gradience.io import CHECKPOINT_PREFIX
 from gradience.io.reading import real_path
 from gradience.ranges import VerbOptions, Whole
@@ -125,9 +125,9 @@ def read_training_of(folder: Path) -> Layer:
 
 def _read_run(place: Path) -> Layer | RecorderError:
     """The configuration of the run that left a folder or file, or the error if there is no run."""
+    from gradience.folder.runs import find_run  # the same
     from gradience.importers import read_folder_config  # a config file does not need it
     from gradience.reading.logs import is_log  # the same
-    from gradience.reading.places import find_run  # the same
 
     try:
         path = find_run(place).path

@@ -17,8 +17,8 @@ import numpy as np
 
 from gradience.adapters import layer_index
 from gradience.adapters.layout import Module
-from gradience.configs.beside import beside as lies_beside
 from gradience.errors import AdapterError
+from gradience.folder.beside import beside as lies_beside
 from gradience.io import PathLike, Progress
 from gradience.rewriting.sides import (
     Matching,

@@ -16,7 +16,7 @@ from statistics import NormalDist, median
 from typing import Any, Final, Literal, NamedTuple
 
 from gradience.errors import GradienceError
-from gradience.reading.places import names_of_runs
+from gradience.folder.runs import names_of_runs
 from gradience.rules.log import DETECTORS
 from gradience.schema.fleet import (
     RUN_SETTINGS,

@@ -147,7 +147,7 @@ def show_rows(
     rows: Sequence[Mapping[str, Any]], limit: int | None = None, curves: Mapping[tuple[str, str], str] = NO_CURVES
 ) -> int:
     """Print the table of runs, and return exit code 0."""
-    from gradience.reading.places import names_of_runs  # the help needs none of it
+    from gradience.folder.runs import names_of_runs  # the help needs none of it
 
     names = names_of_runs([(str(row["path"]), str(row["run"])) for row in rows])
     print_text(of_runs.runs_text(hide_in(rows), names, most=limit, curves=curves))

@@ -11,10 +11,10 @@ from typing import Any, Final
 import msgspec
 
 from gradience.errors import GradienceError, RecorderError
+from gradience.folder.runs import RunList, run_list
 from gradience.importers.sources import MAX_RUNS
 from gradience.io import PathLike
 from gradience.reading import Reading
-from gradience.reading.places import RunList, run_list
 from gradience.rules import excluded_rules
 from gradience.rules.log import DETECTED
 from gradience.rules.log.account import rate_of_run

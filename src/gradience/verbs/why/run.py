@@ -14,7 +14,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Final
 
-from gradience.reading.pace import pace_of
+from gradience.rules.log.pace import pace_of
 from gradience.schema import Json
 from gradience.schema.events import ConfigSnapshot, Wiring
 from gradience.schema.why import WHY_SCHEMA_ID, Difference, Parting, Verdict, WhyReport

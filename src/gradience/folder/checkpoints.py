@@ -1,41 +1,25 @@
-"""Whose a checkpoint is, and whether its weights are whole.
+"""Whose a checkpoint is.
 
 A folder may hold checkpoints of several runs, and a number says nothing of the run. The Trainer writes the history of
-the run so far into each checkpoint: what that shares with the log decides. Weights are opened before they are advised.
+the run so far into each checkpoint: what that shares with the log decides.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping
-from pathlib import Path
 from typing import Final, NamedTuple
 
-from gradience.adapters.open import holds_adapter
 from gradience.configs.training import STATE_NAME
 from gradience.errors import GradienceError
+from gradience.folder.found import CheckpointFolder
 from gradience.importers.files import SourceRun
 from gradience.importers.trainer_state import read_state
-from gradience.io.reading import is_zip
-from gradience.io.safetensors import read_header
 from gradience.schema import as_float
 from gradience.telemetry.series import RunSeries
 
-MODEL_NAMES: Final = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin")
 _EQUAL: Final = 1e-3  # relative: loggers round
 _LOSS: Final = "loss"
-
-
-class CheckpointFolder(NamedTuple):
-    """A folder `checkpoint-N` that holds weights, of an adapter or a whole model, or the history of its run."""
-
-    step: int
-    path: Path
-
-    @property
-    def has_weights(self) -> bool:
-        """Whether it holds an adapter or a whole model."""
-        return holds_adapter(self.path) or any((self.path / name).is_file() for name in MODEL_NAMES)
 
 
 class Identity(NamedTuple):
@@ -90,22 +74,3 @@ def _shared(state: SourceRun, run: RunSeries) -> Iterator[tuple[float, float]]:
             theirs = values.get(name)
             if row.step is not None and row.step in curve and isinstance(theirs, int | float):
                 yield curve[row.step], as_float(theirs)
-
-
-def unreadable(folder: Path) -> str:
-    """The reason why a folder's weights cannot be used: not whole, not weights, or not finite; "" if they can."""
-    from gradience.verbs.audit.run import audit_adapter  # imports jax: only if a checkpoint is examined
-
-    try:
-        if not CheckpointFolder(0, folder).has_weights:
-            return "it holds no weights"
-        if holds_adapter(folder):
-            health = audit_adapter(folder).health
-            return health.reason if health.verdict in {"broken", "not_analysed"} else ""
-        for path in sorted(folder.glob("*.safetensors")):
-            # The header tells where the file must end; to read the numbers of a whole model would take minutes.
-            read_header(path)
-        broken = [path.name for path in sorted(folder.glob("pytorch_model*.bin")) if not is_zip(path)]
-    except GradienceError as fault:
-        return str(fault).removeprefix(f"{folder}/")
-    return f"{broken[0]} is no file that torch wrote whole" if broken else ""

@@ -9,6 +9,8 @@ import re
 from collections.abc import Sequence
 from typing import Final, TypeAlias
 
+from gradience.schema.events import TELLING
+
 Names: TypeAlias = Sequence[str]
 
 # TRL's name first, then those of older TRL, verl, OpenRLHF, Tinker, NeMo-RL, prime-rl
@@ -90,3 +92,6 @@ SIGNALS: Final[Names] = (  # in the order of a report
     *(*SAMPLER_GAP, *SAMPLER_KL, *SAMPLER_FACTOR, *SAMPLER_PROBABILITIES, *SAMPLER_RATIO),
 )
 """The columns of rewards and the like that a summary of a run keeps."""
+
+KEPT: Final = frozenset({*SIGNALS, *TELLING, COMPONENTS, "mean_token_accuracy"})
+"""Names of further values of training rows that a summary keeps."""

@@ -37,12 +37,12 @@ def base_of(*names: str | None) -> str | None:
     return next((name for name in names if name and (Path(name).is_dir() or _HUB_ID.fullmatch(name))), None)
 
 
-def optimizer_beside(config: Path) -> str | None:
-    """The optimizer by the training arguments beside an adapter's config; None if none can be read there."""
-    if not config.is_file() or not any((config.parent / name).is_file() for name in TRAINING_NAMES):
+def optimizer_in(folder: Path) -> str | None:
+    """The optimizer by the training arguments in a folder; None if none can be read there."""
+    if not any((folder / name).is_file() for name in TRAINING_NAMES):
         return None
     try:
-        return read_training_dir(config.parent).config.optimizer.name
+        return read_training_dir(folder).config.optimizer.name
     except ConfigError:  # of a class of the user's own: nothing is known of the optimizer
         return None
 

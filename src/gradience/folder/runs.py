@@ -12,6 +12,7 @@ from itertools import takewhile
 from pathlib import Path
 from typing import Final, NamedTuple
 
+from gradience.adapters.files import holds_adapter
 from gradience.errors import GradienceError, RecorderError
 from gradience.reading.logs import LOG_NAME, OF_IMPORT, Reading, is_log, read_log
 from gradience.schema.reports import SourceLocation
@@ -107,6 +108,22 @@ def find_run(path: str | os.PathLike[str], run: str | None = None) -> RunPlace:
     return _found_within(place, places, run)
 
 
+def read_run(path: str | os.PathLike[str], run: str | None = None) -> Reading:
+    """Read a run of a log, of the folder that holds one, or of anything that can be imported.
+
+    Args:
+        path: a run.jsonl, the folder of a run, a folder of runs, or anything that `gradience import` reads.
+        run: the run, as `find_run` takes it; the last if None.
+
+    Raises:
+        RecorderError: the source is missing, empty, or holds no event of a run, or no run of that name.
+        SchemaError: the log is of another major version.
+    """
+    if run is None and len((runs := run_list(path)).places) == 1:
+        return runs.read(runs.places[0])
+    return read_log(*find_run(path, run))
+
+
 def _id_of(run: str, names: set[str]) -> str | None:
     """The id in a name such as `seed1#3f2a`; None if the name is the log's own."""
     return None if run in names else run.rpartition("#")[2]
@@ -172,8 +189,7 @@ def _distinct(places: list[Path]) -> RunList:
 
 def _holds_results(place: Path) -> bool:
     """Whether a run is in the trainer's own folder: with an adapter, its states, or our recorder's log."""
-    from gradience.adapters.open import holds_adapter  # numpy: a log of our own need not pay for it
-    from gradience.importers.trainer_state import find_states  # the same
+    from gradience.importers.trainer_state import find_states  # a log of our own needs none
 
     folder = place.parent if place.is_file() else place
     try:
