@@ -18,7 +18,7 @@ from gradience.folder import Documents
 from gradience.folder.found import weights_alone
 from gradience.io import PathLike, Progress
 from gradience.rules import excluded_rules
-from gradience.rules.weights.rules import WEIGHTS_RULES
+from gradience.rules.weights.rules import ADAPTER_RULES
 from gradience.schema.audit import AuditReport, ModuleAudit
 from gradience.verbs.audit.options import AuditKeywords, AuditOptions
 from gradience.verbs.audit.report import audit_documents
@@ -70,7 +70,7 @@ def audit_adapter(
     1.47
     """
     options = options.completed(keywords)
-    left_out = excluded_rules([rule.id for rule in WEIGHTS_RULES], select=select, ignore=ignore, settings=settings)
+    left_out = excluded_rules([rule.id for rule in ADAPTER_RULES], select=select, ignore=ignore, settings=settings)
     if options.against is not None:
         require("duckdb", "pyarrow", extra="fleet", what="a comparison with a fleet")
     if adapter_config is None and weights is None and Path(path).suffix in SUFFIXES and Path(path).is_file():

@@ -36,7 +36,7 @@ from gradience.rules.joins.symptoms import (
 )
 from gradience.rules.log import DETECTORS
 from gradience.rules.log.facts import DEFAULT_GAP
-from gradience.rules.weights.rules import WEIGHTS_RULES, too_large
+from gradience.rules.weights.rules import ADAPTER_RULES, too_large
 from gradience.schema.audit import AuditReport
 from gradience.schema.diagnose import (
     DIAGNOSE_SCHEMA_ID,
@@ -66,7 +66,7 @@ from gradience.verbs.diagnose.spare import spare_checkpoints
 IDS: Final[dict[SourceKind, tuple[str, ...]]] = {
     "config": tuple(rule.id for rule in RULES),
     "log": tuple(detector.id for detector in DETECTORS),
-    "weights": tuple(rule.id for rule in WEIGHTS_RULES),
+    "weights": tuple(rule.id for rule in ADAPTER_RULES),
 }
 
 _DEFAULTS: Final = DiagnoseOptions()
