@@ -59,17 +59,6 @@ def test_signs_are_counted_over_every_entry_of_small_modules(save):
     assert report.signs.entries == report.signs.of == x.size
 
 
-def test_the_expected_conflict_is_that_of_gaussian_entries_with_each_modules_cosine(save):
-    one, two = save("one", seed=1), save("two", seed=2, target_modules=["q_proj", "embed_tokens"])
-    report = merge_check(one.folder, two.folder)
-    assert [row.name for row in report.modules] == ["layers.0.q_proj", "layers.1.q_proj"]
-    expected = []
-    for row in report.modules:
-        x, y = (side.update[f"{row.name}.weight"] for side in (one, two))
-        expected.append(np.arccos(np.sum(x * y) / np.linalg.norm(x) / np.linalg.norm(y)) / np.pi)
-    assert report.expected_conflict == pytest.approx(np.mean(expected), abs=1e-4)
-
-
 @given(seed=st.integers(0, 50))
 def test_a_sample_of_rows_is_within_its_error_of_the_truth(seed):
     rng = np.random.default_rng(seed)

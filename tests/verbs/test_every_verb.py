@@ -64,8 +64,7 @@ TABLE = [
           peft: weight 0.5, norm(w dW) 3.143; 0.2% of M is orthogonal to its update
           cut: weight 0.25, norm(w dW) 1.559; 0.7% of M is orthogonal to its update
         Would write: linear, r=8, F32, 16.4K parameters; error none beyond the rounding of float32
-          shared directions phi(4,4): outputs 1.000 (chance 0.031), inputs 1.000 (chance 0.031)
-        Signs: 5.8% conflict (4.0% of Gaussian entries), 0.3% of the magnitude cancels; all read
+        Signs: 5.8% conflict, 0.3% of the magnitude cancels; all read
              0.5%      7.0%         +0.986  distilbert.transformer.layer.0.attention.k_lin
         """,
     ),
@@ -220,9 +219,8 @@ TABLE = [
         """
           one: weight 0.5, norm(w dW) 34.97; 36.0% of M is orthogonal to its update
           two: weight 0.5, norm(w dW) 25.98; 65.2% of M is orthogonal to its update
-        one and two: cosine -0.013, scale 1.35 : 1
-          shared directions phi(2,2): outputs 0.066 (chance 0.236), inputs 0.315 (chance 0.268)
-        Signs: 50.4% conflict (50.2% of Gaussian entries), 24.1% of the magnitude cancels; all read
+        one and two: cosine -0.013
+        Signs: 50.4% conflict, 24.1% of the magnitude cancels; all read
         """,
     ),
     (

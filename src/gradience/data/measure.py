@@ -16,11 +16,11 @@ from numpy.typing import NDArray
 
 from gradience.data import Columns, Shape, answers_of, digest, every_turn, text_of, whole_text
 from gradience.data.asked import AskedRow, RowTests, Vocabulary, foreign_in
-from gradience.data.crowd import Crowd, HashSet
 from gradience.data.cutting import cut_at
 from gradience.data.encoder import Encoder
 from gradience.data.equality import beside_of, row_key
 from gradience.data.rows import UnusableRow
+from gradience.data.sample import HashSet, RowSample
 from gradience.data.tokens import Sequence as TokenSequence, TokenRow
 from gradience.schema import Json
 from gradience.schema.reports import Answers, Batching, Lengths, Overlong, Pairs, RowFault, Rows, ShownRow, TokenCounts
@@ -139,7 +139,7 @@ class RowCounter:
         self._labels: Counter[str] = Counter()
         self._last: Counter[int] = Counter()
         self._read, self._has_labels = 0, False
-        self._crowd, self._pairs = Crowd(expected, limits.seed), Counter[str]()
+        self._sample, self._pairs = RowSample(expected, limits.seed), Counter[str]()
         self._roles: set[str] = set()
         self._foreign: set[str] = set()
         self._texts: dict[int, str] = {}
@@ -190,9 +190,9 @@ class RowCounter:
                 distinct=len(self._answers),
             ),
             "pairs": self._pair_counts() if self._shape.format == "preference" else None,
-            "repeated": self._crowd.repeated(),
-            "near": self._crowd.near(),
-            "languages": self._crowd.languages(),
+            "repeated": self._sample.repeated(),
+            "near": self._sample.near(),
+            "languages": self._sample.languages(),
             "foreign": sorted(self._foreign),
             "labels": dict(self._labels.most_common(_LABELS)),
             "labels_total": len(self._labels),
@@ -232,7 +232,7 @@ class RowCounter:
             self._compare_sides(text_of(columns["chosen"]), text_of(columns["rejected"]))
         if self._contradicts(columns):
             seen.add("conflict")
-        self._crowd.add(row.number, columns, repeats=repeats or "conflict" in seen)
+        self._sample.add(row.number, columns, repeats=repeats or "conflict" in seen)
         return seen
 
     def _compare_sides(self, chosen: str, rejected: str) -> None:

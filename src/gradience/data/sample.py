@@ -92,7 +92,7 @@ class _NearRow(NamedTuple):
     beside: Mapping[str, str]
 
 
-class Crowd:
+class RowSample:
     """Takes rows as they come; the results compare `COMPARED` of them.
 
     Args:
