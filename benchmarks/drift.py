@@ -41,7 +41,7 @@ from gradience.models.inputs import ModelInput, batches
 from gradience.models.outputs import Reference, scored, tokens_within
 from gradience.models.reading import as_base
 from gradience.models.states import adapted, groups_of, scaled, without
-from gradience.verbs.drift.run import GENERAL as SENTENCES
+from gradience.verbs.bench.drift import GENERAL as SENTENCES
 
 LENGTH: Final = 64  # tokens of a row
 SHORT: Final = 32  # the same of SmolLM2, whose passes take minutes

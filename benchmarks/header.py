@@ -17,7 +17,7 @@ import struct
 import sys
 from pathlib import Path
 
-from verify_merge import Cost, run
+from verify import Cost, run
 
 _NAME = "{0}.{1}.lora_{2}.weight"
 _PROGRAMS = {

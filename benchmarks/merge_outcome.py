@@ -1,4 +1,4 @@
-"""Which number of `gradience merge-check` tells what a merge leaves of an adapter's gain on its own held-out rows.
+"""Which number of `gradience merge --check` tells what a merge leaves of an adapter's gain on its own held-out rows.
 
 ``python benchmarks/merge_outcome.py FOLDER MODEL ...`` merges pairs of the healthy adapters of ``reference.py`` with
 weights of a half, scores base, adapter and merge on the adapter's held-out rows, and prints for each model Spearman's

@@ -1,4 +1,4 @@
-"""How often `gradience verify-served` is right: models x adapters x what may be served in their place.
+"""How often `gradience verify` is right: models x adapters x what may be served in their place.
 
 `python benchmarks/receipt_models.py FOLDER llama qwen ...` makes and trains the models; `python benchmarks/receipt.py
 FOLDER llama qwen ...` serves each adapter rightly and wrongly, judges what is read, and prints the tables. Each reading
@@ -96,7 +96,7 @@ def _noisy(weight: torch.Tensor) -> torch.Tensor:
 
 
 def _q4_1(weight: torch.Tensor) -> torch.Tensor:
-    """Sixteen levels from the least to the largest of 32 weights: a form that `verify-served` does not try."""
+    """Sixteen levels from the least to the largest of 32 weights: a form that `verify` does not try."""
     flat = torch.nn.functional.pad(weight.reshape(-1), (0, -weight.numel() % 32)).reshape(-1, 32)
     low, high = flat.amin(1, keepdim=True), flat.amax(1, keepdim=True)
     step = (high - low).clamp(min=1e-12) / 15

@@ -40,7 +40,7 @@ from transformers import (
 from transformers.trainer_utils import set_seed
 
 from gradience import diagnose
-from gradience.reading import read_run
+from gradience.folder.runs import read_run
 from gradience.rules.joins.symptoms import OUTGROWN, rms_of_b, sum_of_rates
 
 ATTENTION: Final = {

@@ -85,7 +85,8 @@ def base(folder: Path, rng: random.Random, size: float = 1.0) -> Path:
 def trained(file: Path, share: float) -> None:
     """Replace each B of a file by `share` of itself plus the rest of its copy with rows reversed."""
     tensors = load_file(file)
-    turned = {name: x if "lora_A" in name else x * share + x[::-1] * (1 - share) for name, x in tensors.items()}
+    wide = {name: x.astype(np.float32) for name, x in tensors.items()}  # bfloat16 times a float is of either dtype
+    turned = {name: x if "lora_A" in name else x * share + x[::-1] * (1 - share) for name, x in wide.items()}
     save_file({name: np.ascontiguousarray(x.astype(tensors[name].dtype)) for name, x in turned.items()}, file)
 
 

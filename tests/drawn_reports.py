@@ -32,12 +32,11 @@ from gradience.schema import (
 )
 from gradience.schema.events import SCHEMA_ID
 from gradience.verbs.audit import view as audit
-from gradience.verbs.bench import view as bench
+from gradience.verbs.bench import drift_view as drift, view as bench
 from gradience.verbs.check import view as check
 from gradience.verbs.compare import view as compare
 from gradience.verbs.convert import view as convert
 from gradience.verbs.diagnose import view as diagnose
-from gradience.verbs.drift import view as drift
 from gradience.verbs.fleet import view as fleet
 from gradience.verbs.merge import view as merge
 from gradience.verbs.monitor import view as monitor
@@ -45,7 +44,7 @@ from gradience.verbs.report import page
 from gradience.verbs.report.story import Story
 from gradience.verbs.resize import view as resize
 from gradience.verbs.runs import view as runs
-from gradience.verbs.verify_merge import view as verify_merge
+from gradience.verbs.verify import view as verify
 
 GOLDEN: Final = Path(__file__).parent / "golden" / "reports_drawn.json"
 MODULES: Final = ("model.layers.3.self_attn.q_proj", "model.layers.10.mlp.up_proj")
@@ -157,15 +156,15 @@ VIEWS: Final[dict[str, tuple[type, Callable[[Any], str]]]] = {
         lambda it: compare.compare_adapters_text(it, top=2, heatmap=True, verbose=True),
     ),
     "bench": (of_compare.BenchReport, bench.bench_text),
-    "drift": (of_drift.DriftReport, drift.drift_text),
+    "bench without --out": (of_drift.DriftReport, drift.drift_text),
     "monitor": (of_reports.MonitorReport, monitor.monitor_text),
     "monitor in full": (of_reports.MonitorReport, lambda it: monitor.monitor_text(it, verbose=True)),
     "merge": (of_merge.MergeReport, merge.merge_text),
     "merge in full": (of_merge.MergeReport, lambda it: merge.merge_text(it, verbose=True)),
-    "merge-check": (of_merge.MergeCheckReport, merge.merge_check_text),
-    "merge-check in full": (of_merge.MergeCheckReport, lambda it: merge.merge_check_text(it, verbose=True)),
-    "verify-merge": (of_merge.VerifyMergeReport, verify_merge.verify_merge_text),
-    "verify-merge in full": (of_merge.VerifyMergeReport, lambda it: verify_merge.verify_merge_text(it, verbose=True)),
+    "merge --check": (of_merge.MergeCheckReport, merge.merge_check_text),
+    "merge --check in full": (of_merge.MergeCheckReport, lambda it: merge.merge_check_text(it, verbose=True)),
+    "verify": (of_merge.VerifyMergedReport, verify.verify_merged_text),
+    "verify in full": (of_merge.VerifyMergedReport, lambda it: verify.verify_merged_text(it, verbose=True)),
     "resize": (of_writing.ResizeReport, resize.resize_text),
     "resize in full": (of_writing.ResizeReport, lambda it: resize.resize_text(it, verbose=True)),
     "convert": (of_writing.ConvertReport, convert.convert_text),

@@ -19,6 +19,7 @@ import pydoc
 import struct
 import sys
 import tempfile
+import tomllib
 import warnings
 from collections.abc import Iterable, Sequence
 from importlib import metadata
@@ -71,8 +72,8 @@ CALLS = (
     Call("resize {run}/peft --out {tmp}/resized --rank 2"),
     Call("convert {run}/peft --to mlx --drop --out {tmp}/converted"),
     Call("merge {run}/peft {run}/peft --out {tmp}/merged --method linear"),
-    Call("merge-check {run}/peft {run}/peft", may_find=True),
-    Call("verify-merge --base {tmp}/base --adapter {run}/peft --merged {tmp}/merged-base", may_find=True),
+    Call("merge {run}/peft {run}/peft --check", may_find=True),
+    Call("verify {tmp}/merged-base --base {tmp}/base --adapter {run}/peft", may_find=True),
     Call(
         "bench {run}/peft --base {tmp}/base --data {tmp}/texts.jsonl --candidates svd:2 --out {tmp}/bench",
         "hf",
@@ -97,10 +98,11 @@ class Fault(Exception):  # noqa: N818  # what is wrong with an install
 
 
 def distributions(extra: str) -> set[str]:
-    """Return the normalised names of all distributions that the install brings."""
+    """Return the normalised names of all distributions that the install brings, by the clone's own project file."""
     from packaging.requirements import Requirement
     from packaging.utils import canonicalize_name
 
+    project = tomllib.loads((Path(__file__).parent.parent / "pyproject.toml").read_text())["project"]
     found: set[str] = set()
     waiting = [("gradience", extra)]
     seen = set()
@@ -111,7 +113,8 @@ def distributions(extra: str) -> set[str]:
         seen.add((name, of))
         found.add(name)
         try:
-            required = metadata.requires(name) or []
+            of_extra = project["optional-dependencies"].get(of, [])
+            required = (project["dependencies"] + of_extra) if name == "gradience" else metadata.requires(name) or []
         except metadata.PackageNotFoundError:
             continue
         for text in required:

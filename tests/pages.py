@@ -6,7 +6,7 @@ from html.parser import HTMLParser
 from pathlib import Path
 from typing import NamedTuple
 
-from gradience.verbs.diagnose.sources import find_sources
+from gradience.folder import find
 from gradience.verbs.report.options import ReportOptions
 from gradience.verbs.report.run import build_story
 from gradience.verbs.report.story import Story
@@ -54,4 +54,4 @@ def parse(page: str) -> Found:
 
 def gather(path: Path | None = None, *, adapter: Path | None = None, compare: list[Path] | None = None) -> Story:
     """The data of a report on a run, from the run's folder or log."""
-    return build_story(find_sources(path, adapter=adapter), ReportOptions(compare=compare or ()))
+    return build_story(find(path, adapter=adapter), ReportOptions(compare=compare or ()))

@@ -28,7 +28,7 @@ COMMANDS: Final = (
     "gradience monitor runs/toy/run.jsonl",
     "gradience audit --peft-dir runs/toy/peft",
     "gradience diagnose runs/toy",
-    "gradience merge-check runs/toy/peft runs/toy/peft",
+    "gradience merge runs/toy/peft runs/toy/peft --check",
     "gradience compare runs/toy/peft runs/toy/peft",
     "gradience runs runs",
 )
@@ -42,8 +42,8 @@ CELLS: Final = (
     "TelemetryReader('runs/toy/run.jsonl').latest_config().lora",
 )
 JOBS: Final = (
-    "gradience check --peft-dir runs/toy/peft --format github --fail-on warning --announce github",
-    "gradience diagnose runs/toy --format github --fail-on warning --announce github",
+    "gradience check --peft-dir runs/toy/peft --format github --fail-on warning",
+    "gradience diagnose runs/toy --format github --fail-on warning",
     "gradience monitor runs/toy/run.jsonl --json --fail-on error",
     "gradience check absent --fail-on error",
 )
@@ -76,14 +76,12 @@ def notebook() -> Iterator[str]:
 
 
 def ci() -> Iterator[str]:
-    """The log and the summary of a job on GitHub."""
-    summary = Path("summary.md").absolute()
-    with mock.patch.dict(os.environ, {"GITHUB_STEP_SUMMARY": str(summary), "GITHUB_ACTIONS": "true"}):
+    """The log of a job on GitHub."""
+    with mock.patch.dict(os.environ, {"GITHUB_ACTIONS": "true"}):
         for command in JOBS:
             code, out, err = shell(command)
             kept = f"a JSON document of {len(json.loads(out))} keys\n" if "--json" in command and code < 2 else out
             yield f"$ {command}\n{kept}{err}[exit code {code}]\n"
-    yield f"# The job's summary\n{summary.read_text(encoding='utf-8')}"
 
 
 WALKS: Final[dict[str, Callable[[], Iterator[str]]]] = {"cli": cli, "notebook": notebook, "ci": ci}

@@ -26,7 +26,8 @@ if TYPE_CHECKING:
     from gradience.verbs.audit.arrays import audit_arrays, audit_pytree
     from gradience.verbs.audit.options import AuditOptions
     from gradience.verbs.audit.run import audit_adapter
-    from gradience.verbs.bench.options import BenchOptions
+    from gradience.verbs.bench.drift import measure_drift
+    from gradience.verbs.bench.options import BenchOptions, DriftOptions
     from gradience.verbs.bench.run import bench_adapter, bench_merge
     from gradience.verbs.check.data import check_data
     from gradience.verbs.check.options import DataOptions
@@ -36,8 +37,6 @@ if TYPE_CHECKING:
     from gradience.verbs.convert.run import convert_adapter
     from gradience.verbs.diagnose.options import DiagnoseOptions
     from gradience.verbs.diagnose.run import diagnose
-    from gradience.verbs.drift.options import DriftOptions
-    from gradience.verbs.drift.run import measure_drift
     from gradience.verbs.merge.check import merge_check
     from gradience.verbs.merge.options import MergeOptions
     from gradience.verbs.merge.run import merge_adapters
@@ -48,7 +47,7 @@ if TYPE_CHECKING:
     from gradience.verbs.report.run import write_report
     from gradience.verbs.resize.options import ResizeOptions
     from gradience.verbs.resize.run import resize_adapter
-    from gradience.verbs.verify_merge.run import verify_merged
+    from gradience.verbs.verify.run import verify_merged
     from gradience.verbs.why.run import explain_difference
 
 _HOMES = {
@@ -60,7 +59,7 @@ _HOMES = {
     "ConvertOptions": "gradience.verbs.convert.options",
     "DataOptions": "gradience.verbs.check.options",
     "DiagnoseOptions": "gradience.verbs.diagnose.options",
-    "DriftOptions": "gradience.verbs.drift.options",
+    "DriftOptions": "gradience.verbs.bench.options",
     "GradienceCallback": "gradience.hf",
     "GradienceError": "gradience.errors",
     "MergeOptions": "gradience.verbs.merge.options",
@@ -88,14 +87,14 @@ _HOMES = {
     "json_schema": "gradience.schema.export",
     "list_rules": "gradience.rules",
     "make_receipt": "gradience.verbs.receipt.run",
-    "measure_drift": "gradience.verbs.drift.run",
+    "measure_drift": "gradience.verbs.bench.drift",
     "merge_adapters": "gradience.verbs.merge.run",
     "merge_check": "gradience.verbs.merge.check",
     "monitor_run": "gradience.verbs.monitor.run",
     "preflight": "gradience.hf",
     "resize_adapter": "gradience.verbs.resize.run",
     "validate_log": "gradience.telemetry.reader",
-    "verify_merged": "gradience.verbs.verify_merge.run",
+    "verify_merged": "gradience.verbs.verify.run",
     "verify_served": "gradience.verbs.receipt.run",
     "write_report": "gradience.verbs.report.run",
 }

@@ -1,4 +1,4 @@
-"""Findings and a run's story where a team looks, off unless asked for. Trackers are told while a run is live alone.
+"""Findings and the story of a run that trains, where a team looks; off unless asked for.
 
 | place | its package, or address | what is written |
 |---|---|---|
@@ -22,7 +22,7 @@ from contextlib import redirect_stdout
 from http import HTTPStatus
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, Final, Literal, NamedTuple, TypeAlias, TypeVar, get_args
+from typing import Any, Final, Literal, NamedTuple, TypeAlias, get_args
 
 import msgspec
 
@@ -33,8 +33,6 @@ from gradience.telemetry.logfile import logger
 from gradience.telemetry.secrets import hide_secrets
 
 Place: TypeAlias = Literal["wandb", "mlflow", "trackio", "tensorboard", "webhook", "github"]
-CommandPlace: TypeAlias = Literal["webhook", "github"]
-"""The places that a command tells; the trackers are told while a run is open."""
 
 WEBHOOK: Final = "GRADIENCE_WEBHOOK_URL"
 _SUMMARY: Final = "GITHUB_STEP_SUMMARY"
@@ -71,13 +69,6 @@ def _words(finding: Finding) -> str:
     return " -> ".join(part for part in (finding.message, finding.action) if part)
 
 
-def of_findings(title: str, findings: Iterable[Finding]) -> Announcement:
-    """What a command tells: its findings, warnings and graver, one line each; one line if there are none."""
-    graver = [one for one in by_severity(findings) if one.severity != "info"]
-    text = "\n".join(f"[{one.severity.upper()}] {one.id}: {_words(one)}" for one in graver)
-    return of_report(title, text or "no finding graver than info", graver)
-
-
 def of_report(title: str, text: str, findings: Iterable[Finding]) -> Announcement:
     """What is told of a whole run: a text, and the rules that found something."""
     graver = by_severity(findings)
@@ -85,10 +76,7 @@ def of_report(title: str, text: str, findings: Iterable[Finding]) -> Announcemen
     return Announcement(title, text, severity, tuple(dict.fromkeys(finding.id for finding in graver)))
 
 
-_AnyPlace = TypeVar("_AnyPlace", bound=Place)
-
-
-def checked(places: Iterable[_AnyPlace]) -> tuple[_AnyPlace, ...]:
+def checked(places: Iterable[Place]) -> tuple[Place, ...]:
     """The places, each once.
 
     Raises:
@@ -185,7 +173,7 @@ def _trackio(_folder: Path) -> _Sender:
 
     def send(told: Announcement) -> None:
         reopened = trackio.context_vars.current_run.get() is None
-        with redirect_stdout(sys.stderr):  # where trackio talks, a command's document may be printed
+        with redirect_stdout(sys.stderr):  # where trackio talks
             if reopened:
                 trackio.init(project=project, name=name, resume="must")
             trackio.alert(told.title, told.text, trackio.AlertLevel[_LEVELS[told.severity]])

@@ -35,9 +35,6 @@ def prepare_jax(device: str, *, serial_kernels: bool = False) -> None:
     flags = os.environ.get("XLA_FLAGS", "")
     if serial_kernels and _SERIAL not in flags:
         os.environ["XLA_FLAGS"] = f"{flags} {_SERIAL}=false".lstrip()
-    from gradience.spectral import enough_threads  # numpy
-
-    enough_threads()
     import jax  # imported only by the verbs that compute
 
     if serial_kernels:

@@ -58,6 +58,10 @@ class OptionError(GradienceError, ValueError):
     """An option is out of its range, or options do not go together."""
 
 
+class Unknown(Exception):  # noqa: N818  # a result of looking, not an error
+    """What a rule needs is not there. The message is the reason, for the report."""
+
+
 class OutputError(GradienceError):
     """A file or folder cannot be written, or something of that name exists already."""
 

@@ -12,8 +12,9 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
+from gradience.adapters.files import find_files
 from gradience.adapters.layout import Adapter, Module
-from gradience.adapters.open import find_files, read_adapter
+from gradience.adapters.open import read_adapter
 from gradience.io.safetensors import SafetensorsFile
 from gradience.verbs.audit.run import audit_adapter
 

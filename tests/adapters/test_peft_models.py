@@ -12,7 +12,8 @@ from peft import LoraConfig, PeftModel, TaskType, get_peft_model
 from safetensors.torch import save_file
 from torch import nn
 
-from gradience.adapters.open import find_files, read_adapter
+from gradience.adapters.files import find_files
+from gradience.adapters.open import read_adapter
 from gradience.io.safetensors import SafetensorsFile
 from gradience.schema.audit import LeftoverReason
 

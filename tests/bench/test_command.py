@@ -11,7 +11,8 @@ import pytest
 from tables import every
 
 from gradience.errors import GradienceError
-from gradience.verbs.bench.evaluators import parsed, run, words
+from gradience.io.programs import run, words
+from gradience.verbs.bench.evaluators import parsed
 
 
 def python(code, *arguments):
@@ -100,6 +101,6 @@ def test_a_command_that_takes_too_long_ends_with_all_that_it_started(tmp_path):
 
 
 def test_a_command_that_prints_without_end_is_ended(monkeypatch):
-    monkeypatch.setattr("gradience.verbs.bench.evaluators.MAX_OUTPUT", 1 << 20)
+    monkeypatch.setattr("gradience.io.programs.MAX_OUTPUT", 1 << 20)
     with pytest.raises(GradienceError, match="printed more than 1 MiB"):
         run(python("while True: print('x' * 10000)"), timeout=300)

@@ -11,7 +11,6 @@ MORE = {  # what a command asks for beside a path
     "resize": ["--rank", "2", "--dry-run"],
     "convert": ["--dry-run"],
     "merge": ["missing/other", "--dry-run"],
-    "merge-check": ["missing/other"],
     "bench": ["--metric", "true {adapter}", "--out", "bench"],
     "fleet audit": ["--out", "missing/fleet"],
     "fleet query": ["select 1"],
@@ -87,7 +86,7 @@ def test_help_names_every_option_and_each_has_a_text(command, capsys, monkeypatc
 def test_commands_that_judge_have_the_same_options_in_the_same_words():
     told = {
         command: {item.names[0]: item.parameter.help for item in options(command) if JUDGING.intersection(item.names)}
-        for command in ("check", "monitor", "audit", "diagnose", "merge-check")
+        for command in ("check", "monitor", "audit", "diagnose")
     }
     assert told["check"].keys() == JUDGING
     assert all(words == told["check"] for words in told.values())
@@ -100,3 +99,33 @@ def test_a_misspelt_option_is_one_line_and_a_two(command, capsys):
     assert out == ""
     assert err.startswith("gradience: ")
     assert err.count("\n") == 1
+
+
+@every(
+    ("command", "instead"),
+    [
+        ("drift", "bench ADAPTER --base MODEL --data TEXTS"),
+        ("merge-check", "merge A B --check"),
+        ("verify-merge", "verify MERGED --adapter ADAPTER --base MODEL"),
+        ("verify-served", "verify ADDRESS --receipt FILE"),
+    ],
+)
+def test_a_command_that_went_says_which_does_the_same(command, instead, capsys):
+    assert main([command, "x", "--json"]) == 2
+    assert capsys.readouterr().err == f"gradience: {command} is gone (give 'gradience {instead}')\n"
+    verb, *words = instead.split()
+    known = {name for item in options(verb) for name in item.names}
+    assert {word for word in words if word.startswith("-")} <= known
+
+
+@every(
+    ("given", "says"),
+    [
+        ("diagnose x --announce github", "--announce is gone: give --format github or --json, and pipe it"),
+        ("check x --write-clean y", "--write-clean is gone: leave the rows out that the findings name"),
+        ("verify x --merged y", "--merged is gone: give the merged model first: gradience verify MERGED --adapter"),
+    ],
+)
+def test_an_option_that_went_says_what_does_the_same(given, says, capsys):
+    assert main(given.split()) == 2
+    assert says in capsys.readouterr().err

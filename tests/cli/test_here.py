@@ -59,7 +59,6 @@ def said(place: Path, capsys: pytest.CaptureFixture[str]) -> tuple[list[str], li
         ("runs", ": 2 runs, such as one/run.jsonl, two/run.jsonl", ["runs", "runs best", "monitor"]),
         ("settings", "", ["check"]),
         ("training", "", ["check"]),
-        ("empty", ": no log, no adapter and no training arguments", ["--help"]),
         ("rows.jsonl", ": neither weights nor a log; rows of data, perhaps", ["check"]),
         ("settings.yaml", ": settings", ["check"]),
     ],
@@ -101,3 +100,11 @@ def test_a_mistyped_word_names_the_option_that_is_meant_and_the_verbs_help(words
 def test_the_version_has_its_usual_names(word, capsys):
     assert main([word]) == 0
     assert capsys.readouterr().out.strip()[0].isdigit()
+
+
+def test_a_folder_that_holds_nothing_of_a_run_is_refused_with_what_was_looked_for(places, capsys):
+    assert main([str(places / "empty")]) == 2
+    assert capsys.readouterr().err == (
+        f"gradience: {places / 'empty'} holds nothing to look at (looked for run.jsonl, trainer_state.json or another"
+        " log, adapter weights, adapter_config.json, training arguments; see 'gradience --help')\n"
+    )

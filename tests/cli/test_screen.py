@@ -2,25 +2,35 @@
 
 from __future__ import annotations
 
+import contextlib
+import contextvars
 import os
 import pty
 import re
+import shutil
 import subprocess
 import sys
+import termios
+from collections import Counter
+from itertools import pairwise
+from pathlib import Path
 
 from tables import every
 
+from gradience.blocks.text import fit_terminal, folded, page_width
 from gradience.cli.main import COMMANDS, GROUPS, HEADINGS, main
-from gradience.commands.output import coloured, wrapped
+from gradience.commands.output import coloured
 
 
 def test_help_has_the_commands_in_groups(capsys):
     for arguments in ([], ["--help"]):
         assert main(arguments) == 0
         shown = capsys.readouterr().out
-        places = [shown.index(f"─ {group} ─") for group in ("Look", "Judge", "Act", "Record", "More")]
+        places = [shown.index(f"─ {group} ─") for group in HEADINGS]
         assert places == sorted(places)
-        assert shown.index("│ monitor") < places[1] < shown.index("│ check") < places[2] < shown.index("│ resize")
+        listed = [line.split()[1] for line in shown.splitlines() if line.startswith("│ ") and line[2].isalpha()]
+        order = [name for names in HEADINGS.values() for name in names]
+        assert [name for name in listed if name in order] == order
     assert "--version" in shown
     assert "--install-completion" in shown
     assert {name for names in HEADINGS.values() for name in names} == {*COMMANDS, *GROUPS}
@@ -32,7 +42,7 @@ def test_completion_is_installed_where_it_is_asked_for(tmp_path):
     done = subprocess.run(command, env=env, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     written = [path for path in tmp_path.rglob("*") if path.is_file()]
-    assert any("verify-merge" in path.read_text() for path in written)
+    assert any("verify" in path.read_text() for path in written)
     assert str(tmp_path) in done.stdout
 
 
@@ -46,24 +56,69 @@ def test_completion_is_installed_where_it_is_asked_for(tmp_path):
         (["check", "--set", "lr=1e-4", "--fail-on", "xyz"], '"never". (see'),
         (["schema", "audits"], 'Did you mean "audit"?'),
         (["monitor", "x", "--gap-threshold", "y"], "--gap-threshold"),
+        (["why", "a", "b", "c", "d"], "gradience: not understood: c, d (see 'gradience why --help')"),
+        (["resize"], "gradience: needs PATH (see 'gradience resize --help')"),
+        (["check", "--base"], "gradience: --base needs a value (see 'gradience check --help')"),
     ],
 )
-def test_a_value_outside_a_choice_is_answered_with_the_choice(given, said, capsys):
+def test_a_wrong_word_is_answered_with_what_is_expected(given, said, capsys):
     assert main(given) == 2
     err = capsys.readouterr().err
     assert said in err
     assert "Literal" not in err
 
 
-def test_sentences_are_wrapped_under_themselves_and_tables_are_left_alone():
-    assert wrapped("  one two three four five six seven eight nine ten", 40) == (
-        "  one two three four five six seven\n    eight nine ten"
-    )
-    table = "  name   1.0   2.0   a row of a table that is wider than the screen"
-    assert wrapped(table, 40) == table
-    assert wrapped("=" * 72, 60) == "=" * 60
-    assert wrapped("short", 40) == "short"
-    assert wrapped("x" * 100, 40) == "x" * 100
+@every(
+    ("page", "line", "pieces"),
+    [
+        (
+            40,
+            "  one two three four five six seven eight nine ten",
+            ["  one two three four five six seven", "      eight nine ten"],
+        ),
+        (40, "short", ["short"]),
+        (60, "=" * 72, ["=" * 60]),
+        (40, "x" * 90, ["x" * 90]),
+        (  # a row is folded between its columns, and a column that is too wide between its words
+            40,
+            "  01. attn r=8   util=12.7%  sr=1.02  layer.0.attention.query  told in many words that need a line",
+            [
+                "  01. attn r=8   util=12.7%  sr=1.02",
+                "      layer.0.attention.query",
+                "      told in many words that need a",
+                "      line",
+            ],
+        ),
+        (40, "Loss:       from 0.7026 to 0.138 in 240 rows", ["Loss:       from 0.7026 to 0.138 in 240", "    rows"]),
+        (  # a command can still be copied, with the words before it
+            40,
+            "Next: gradience resize runs/toy/peft --rank 2 --out runs/toy/smaller",
+            ["Next: gradience resize runs/toy/peft \\", "    --rank 2 --out runs/toy/smaller"],
+        ),
+        (
+            40,
+            "  -> compress it after training with gradience resize runs/t --rank 2",
+            ["  -> compress it after training with", "      gradience resize runs/t --rank 2"],
+        ),
+        (40, "  0.8266 |" + "\u2880" * 60, ["  0.8266 |" + "\u2880" * 60]),
+    ],
+)
+def test_a_line_is_folded_once_at_the_page(page, line, pieces):
+    context = contextvars.copy_context()
+    context.run(fit_terminal, page)
+    assert context.run(folded, line) == pieces
+
+
+@every("line", ["Next: gradience resize runs/toy/peft" + " --rank 2" * 20, "  01. attn r=8" + "   util=12.7%" * 20])
+def test_a_command_and_a_row_are_whole_in_a_pipe(line):
+    assert folded(line) == [line]
+
+
+@every(("columns", "page"), [(39, 100), (40, 40), (99, 99), (140, 100)])
+def test_a_page_is_as_wide_as_its_terminal_and_at_most_100(columns, page):
+    context = contextvars.copy_context()
+    context.run(fit_terminal, columns)
+    assert context.run(page_width) == page
 
 
 def test_severities_alone_are_coloured():
@@ -84,28 +139,50 @@ for colour in ({}, {"NO_COLOR": "1"}, {"TERM": "dumb"}):
 """
 
 
-def test_on_a_terminal_and_only_there_a_report_has_colour_and_its_width(tmp_path):
-    command = [sys.executable, "-c", THRICE]
-    env = {**os.environ, "COLUMNS": "60"}
-    piped = subprocess.run(command, env=env, capture_output=True, text=True, check=False, cwd=tmp_path)
+def shown_by_a_terminal(command, columns, cwd):
+    """What a process prints on a pseudo-terminal of so many columns."""
     leader, follower = pty.openpty()
-    child = subprocess.Popen(command, env=env, stdout=follower, cwd=tmp_path)
+    termios.tcsetwinsize(follower, (50, columns))
+    env = {name: value for name, value in os.environ.items() if name != "COLUMNS"}
+    child = subprocess.Popen(command, env=env, stdout=follower, cwd=cwd)
     os.close(follower)
     shown = b""
-    while True:
-        try:
-            part = os.read(leader, 4096)
-        except OSError:
-            break
-        if not part:
-            break
-        shown += part
+    with contextlib.suppress(OSError):  # how the end of a terminal is told
+        while part := os.read(leader, 4096):
+            shown += part
     child.wait()
     os.close(leader)
-    text = shown.decode()
-    told = text.split("next: ")[1:]
+    return shown.decode().replace("\r\n", "\n")
+
+
+def test_on_a_terminal_and_only_there_a_report_has_colour(tmp_path):
+    command = [sys.executable, "-c", THRICE]
+    piped = subprocess.run(command, capture_output=True, text=True, check=False, cwd=tmp_path)
+    told = shown_by_a_terminal(command, 60, tmp_path).split("next: ")[1:]
     assert [any(f"\x1b[{code}m[" in one for code in (31, 33)) for one in told] == [True, False, False]
     assert "\x1b[" not in piped.stdout
-    for one in told:
-        sentences = [line for line in re.sub(r"\x1b\[\d+m", "", one).split("\r\n") if "  " not in line.lstrip()]
-        assert max(map(len, sentences)) <= 60 < max(map(len, piped.stdout.splitlines()))
+
+
+SCREENS = """
+from gradience.cli.main import main
+for words in (["monitor", "."], ["audit", "peft"], ["diagnose", "."], ["check", "peft"], ["runs", "."]):
+    main(words)
+"""
+
+
+def test_a_terminal_gets_lines_of_its_width_folded_once(tmp_path):
+    shutil.copytree(Path(__file__).parents[1] / "golden" / "readme", tmp_path, dirs_exist_ok=True)
+    words = {}
+    for columns in (60, 80, 100, 140):
+        text = re.sub(r"\x1b\[\d+m", "", shown_by_a_terminal([sys.executable, "-c", SCREENS], columns, tmp_path))
+        lines = text.split("\n")
+        assert [line for line in lines if len(line) > columns] == []
+        folds = [
+            pair for pair in pairwise(lines) if pair[1][:4] == "    " and pair[0].startswith(("Story:", "Verdict:"))
+        ]
+        assert folds
+        for one, rest in folds:  # folded twice, a line would end before the page is full
+            assert len(f"{one} {rest.split()[0]}") > min(columns, 100)
+        words[columns] = [word for word in text.split() if word.isalpha()]
+    assert words[100] == words[140]
+    assert Counter(words[60]) == Counter(words[80])

@@ -11,6 +11,8 @@ from typing import Any
 import msgspec
 import pytest
 
+from gradience.folder.checkpoints import Identity, OwnedCheckpoint
+from gradience.folder.found import CheckpointFolder
 from gradience.schema import real
 from gradience.schema.diagnose import BestCheckpoint, Checkpoint, DiagnosedSource
 from gradience.schema.document import Finding
@@ -19,7 +21,6 @@ from gradience.schema.reports import EvalPoint, MetricAccount, RunAccount
 from gradience.telemetry.series import RunSeries
 from gradience.verbs.diagnose import checkpoints as choosing
 from gradience.verbs.diagnose.checkpoints import CheckpointChoice, choose, disk_symptoms, loss_noise, standard_error
-from gradience.verbs.diagnose.identity import CheckpointFolder, Identity, OwnedCheckpoint
 from gradience.verbs.diagnose.run import IDS, unjudged
 
 
@@ -199,19 +200,19 @@ def best(**more: Any) -> BestCheckpoint:
 
 
 def sources(at: Path | None, *steps: int) -> Any:
-    return SimpleNamespace(checkpoints=folders(*steps), weights=SimpleNamespace(path=at))
+    found = SimpleNamespace(checkpoints=folders(*steps), folder=Path("/run"))
+    return SimpleNamespace(found=found, weights=SimpleNamespace(path=at))
 
 
 @pytest.mark.parametrize(("ended", "fact"), [(["END114"], "short_of_the_end"), ([], "mid_run")])
 def test_old_weights_of_a_run_that_did_not_end_are_short_of_it_and_else_of_mid_run(ended, fact):
     at = sources(Path("/run/checkpoint-50"), 50)
-    at.folder = Path("/run")
     said = SimpleNamespace(
         findings=[Finding(id=rule, severity="warning", message="m") for rule in ended],
         train=SimpleNamespace(last_step=100),
     )
     assert [symptom.id for symptom in disk_symptoms(at, listed(50), said, RunSeries("r"))] == [fact]
-    at.folder = None
+    at.found.folder = None
     assert list(disk_symptoms(at, CheckpointChoice([]), said, RunSeries("r"))) == []
 
 

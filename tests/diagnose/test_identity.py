@@ -13,8 +13,10 @@ from audited import save_adapter
 from tables import every
 
 from gradience import diagnose
-from gradience.verbs.diagnose.identity import CheckpointFolder, unreadable
-from gradience.verbs.diagnose.sources import find_sources, read_sources
+from gradience.folder import Documents, find
+from gradience.folder.found import CheckpointFolder
+from gradience.verbs.diagnose.checkpoints import unreadable
+from gradience.verbs.diagnose.sources import read_sources
 
 Rows = list[dict[str, Any]]
 
@@ -83,14 +85,14 @@ def test_the_weights_are_those_of_the_run_that_is_judged(tmp_path):
     state = tmp_path / "checkpoint-800" / "trainer_state.json"
     state.write_text(json.dumps({**json.loads(state.read_text()), "global_step": 800}))
     write_state(tmp_path, rows(100), 100, 100)  # the folder's own log is the first run's
-    read = read_sources(find_sources(tmp_path), None, None, 1.5)
-    assert read.sources.weights.path == tmp_path / "checkpoint-100"
-    assert read.sources.weights.chosen == "checkpoint-100 is the last of the log's run; checkpoint-800 is of another"
+    read = read_sources(Documents(find(tmp_path)), None, None, 1.5)
+    assert read.documents.weights.path == tmp_path / "checkpoint-100"
+    assert read.documents.weights.chosen == "checkpoint-100 is the last of the log's run; checkpoint-800 is of another"
     shutil.rmtree(tmp_path / "checkpoint-100")
     shutil.rmtree(tmp_path / "checkpoint-60")
-    none = read_sources(find_sources(tmp_path), None, None, 1.5)
-    assert (none.sources.weights.path, none.audit) == (None, None)
-    assert none.sources.weights.reason == "checkpoint-800 is of another run than the log"
+    none = read_sources(Documents(find(tmp_path)), None, None, 1.5)
+    assert (none.documents.weights.path, none.audit) == (None, None)
+    assert none.documents.weights.reason == "checkpoint-800 is of another run than the log"
 
 
 def test_a_truncated_checkpoint_is_not_advised(tmp_path):

@@ -9,8 +9,7 @@ import sys
 import pytest
 
 from gradience import GradienceError, TelemetryWriter, diagnose
-from gradience.verbs.diagnose import sources as module
-from gradience.verbs.diagnose.sources import find_sources
+from gradience.folder import find, found as module
 
 WEIGHTS = "adapter_model.safetensors"
 
@@ -41,7 +40,7 @@ def record(path):
 def test_the_folder_s_own_adapter_goes_before_subfolders_and_checkpoints(tmp_path, adapter):
     for name in ("", "peft", "checkpoint-9", "checkpoint-10"):
         adapter(tmp_path / name)
-    found = find_sources(tmp_path)
+    found = find(tmp_path)
     assert found.weights.path == tmp_path
     assert "checkpoint-10" in found.weights.chosen
     assert [c.step for c in found.checkpoints] == [9, 10]
@@ -50,14 +49,14 @@ def test_the_folder_s_own_adapter_goes_before_subfolders_and_checkpoints(tmp_pat
 def test_the_only_subfolder_with_an_adapter_goes_before_checkpoints(tmp_path, adapter):
     adapter(tmp_path / "checkpoint-10")
     adapter(tmp_path / "peft")
-    assert find_sources(tmp_path).weights.path == tmp_path / "peft"
+    assert find(tmp_path).weights.path == tmp_path / "peft"
 
 
 def test_else_the_last_checkpoint_by_number_is_taken_and_said(tmp_path, adapter):
     adapter(tmp_path / "checkpoint-9")
     adapter(tmp_path / "checkpoint-100")
     (tmp_path / "checkpoint-200").mkdir()  # killed before its weights were written
-    found = find_sources(tmp_path)
+    found = find(tmp_path)
     assert found.weights.path == tmp_path / "checkpoint-100"
     assert "last checkpoint" in found.weights.chosen
 
@@ -66,23 +65,23 @@ def test_of_several_adapters_in_subfolders_none_is_guessed(tmp_path, adapter):
     record(tmp_path / "run.jsonl")
     adapter(tmp_path / "one")
     adapter(tmp_path / "two")
-    found = find_sources(tmp_path)
+    found = find(tmp_path)
     assert found.weights.path is None
     assert "one, two" in found.weights.reason
     assert "--adapter" in found.weights.reason
-    assert find_sources(tmp_path, adapter=tmp_path / "two").weights.path == tmp_path / "two"
+    assert find(tmp_path, adapter=tmp_path / "two").weights.path == tmp_path / "two"
 
 
 def test_a_config_without_its_weights_is_said(tmp_path):
     (tmp_path / "adapter_config.json").write_text("{}")
-    assert "its weights are not" in find_sources(tmp_path).weights.reason
+    assert "its weights are not" in find(tmp_path).weights.reason
 
 
 def test_a_whole_model_is_not_taken_for_an_adapter(tmp_path):
     (tmp_path / "model.safetensors").write_bytes(b"")
-    assert find_sources(tmp_path).weights.path is None
+    assert find(tmp_path).weights.path is None
     (tmp_path / "model.safetensors").rename(tmp_path / "style.safetensors")
-    assert find_sources(tmp_path).weights.path == tmp_path / "style.safetensors"
+    assert find(tmp_path).weights.path == tmp_path / "style.safetensors"
 
 
 def test_links_to_folders_are_not_followed_and_are_said(tmp_path, adapter):
@@ -92,7 +91,7 @@ def test_links_to_folders_are_not_followed_and_are_said(tmp_path, adapter):
     (run / "checkpoint-5").symlink_to(tmp_path / "elsewhere")
     (run / "around").symlink_to(run)
     (run / "nowhere").symlink_to(tmp_path / "missing")
-    found = find_sources(run)
+    found = find(run)
     assert (found.weights.path, found.checkpoints) == (None, [])
     assert found.notes == [
         "links to folders, not followed: around, checkpoint-5",
@@ -104,7 +103,7 @@ def test_a_pipe_is_not_waited_for_and_is_said(tmp_path, adapter):
     adapter(tmp_path)
     os.mkfifo(tmp_path / "run.jsonl")
     (tmp_path / "trainer_state.json").symlink_to("nowhere")
-    found = find_sources(tmp_path)
+    found = find(tmp_path)
     assert found.log.path is None
     assert found.notes == ["neither files nor folders, not read: run.jsonl, trainer_state.json"]
 
@@ -113,25 +112,25 @@ def test_a_folder_of_very_many_files_is_looked_at_up_to_a_bound_and_that_is_said
     monkeypatch.setattr(module, "MAX_ENTRIES", 10)
     for number in range(30):
         (tmp_path / f"{number}.txt").touch()
-    assert any("more than 10 entries" in note for note in find_sources(tmp_path).notes)
+    assert any("more than 10 entries" in note for note in find(tmp_path).notes)
 
 
 def test_a_folder_of_one_run_is_that_run_and_of_two_the_user_s_choice(tmp_path, adapter):
     record(tmp_path / "a" / "run.jsonl")
     adapter(tmp_path / "a" / "peft")
-    found = find_sources(tmp_path)
+    found = find(tmp_path)
     assert (found.log.path, found.weights.path) == (tmp_path / "a" / "run.jsonl", tmp_path / "a" / "peft")
     assert "in a" in found.notes[0]
     record(tmp_path / "b" / "run.jsonl")
     with pytest.raises(GradienceError, match="2 folders in it do") as caught:
-        find_sources(tmp_path)
+        find(tmp_path)
     assert str(tmp_path / "b") in caught.value.advice
 
 
 def test_log_and_adapter_in_two_subfolders_are_joined_and_that_is_said(tmp_path, adapter):
     record(tmp_path / "logs" / "run.jsonl")
     adapter(tmp_path / "peft")
-    found = find_sources(tmp_path)
+    found = find(tmp_path)
     assert (found.log.path, found.weights.path) == (tmp_path / "logs", tmp_path / "peft")
     assert found.notes == ["log and adapter are in different subfolders (logs, peft) and taken as one run's"]
 
@@ -139,7 +138,7 @@ def test_log_and_adapter_in_two_subfolders_are_joined_and_that_is_said(tmp_path,
 def test_a_log_in_a_subfolder_beside_the_adapter_is_found(tmp_path, adapter):
     adapter(tmp_path)
     record(tmp_path / "logs" / "run.jsonl")
-    found = find_sources(tmp_path)
+    found = find(tmp_path)
     assert (found.weights.path, found.log.path, found.notes) == (tmp_path, tmp_path / "logs", [])
 
 
@@ -147,7 +146,7 @@ def test_a_whole_run_in_a_subfolder_is_not_the_log_of_the_adapter_above_it(tmp_p
     adapter(tmp_path)
     record(tmp_path / "earlier" / "run.jsonl")
     adapter(tmp_path / "earlier")
-    found = find_sources(tmp_path)
+    found = find(tmp_path)
     assert (found.weights.path, found.log.path) == (tmp_path, None)
 
 
@@ -164,7 +163,7 @@ def test_nothing_given_is_an_error():
 
 def test_a_file_is_the_one_source_that_its_name_says(tmp_path):
     log = record(tmp_path / "run.jsonl")
-    found = find_sources(log)
+    found = find(log)
     assert (found.path, found.log.path, found.weights.path, found.folder) == (log, log, None, tmp_path)
     config, _, weights = diagnose(log).sources
     none = "no adapter_config.json, training arguments or run_start"  # the log's own states no setting
@@ -174,9 +173,9 @@ def test_a_file_is_the_one_source_that_its_name_says(tmp_path):
 
 def test_a_log_by_a_name_of_its_own_is_of_the_adapter_beside_it(tmp_path, adapter):
     log = record(tmp_path / "mine.jsonl")
-    assert (find_sources(log).weights.path, find_sources(log).folder) == (None, None)
+    assert (find(log).weights.path, find(log).folder) == (None, None)
     adapter(tmp_path)
-    found = find_sources(log)
+    found = find(log)
     assert (found.weights.path, found.weights.chosen, found.folder) == (tmp_path, "beside the log", tmp_path)
 
 

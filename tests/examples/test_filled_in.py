@@ -160,7 +160,7 @@ def test_the_bench_that_merge_check_names_has_the_base_of_all_and_each_ones_rows
             shutil.copy(trained / "rows.jsonl", adapter.parent)
             (adapter.parent / "recipe.yaml").write_text(recipe("rows.jsonl") + HELD_OUT)
         rows.append(str(adapter.parent / "rows.jsonl") if data else f"HELDOUT_{place}")
-    assert main(["merge-check", *(str(tmp_path / str(place) / "adapter") for place in (1, 2))]) == 0
+    assert main(["merge", *(str(tmp_path / str(place) / "adapter") for place in (1, 2)), "--check"]) == 0
     lines = capsys.readouterr().out.splitlines()
     at = next(i for i, line in enumerate(lines) if line.startswith("Next, "))
     argv = shlex.split(lines[at].partition(": ")[2])

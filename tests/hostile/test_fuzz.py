@@ -86,12 +86,12 @@ convert a --rank 2 --out o --json
 convert bin --to mlx --drop --out o --json
 compare a b --json
 compare a b --heatmap -v
-merge-check a b --json
-merge-check a b -v
+merge a b --check --json
+merge a b --check -v
 merge a b --out o --json
 merge a b --method svd --rank 2 --out o --json
 merge a b --method ties --out o --json
-verify-merge --base base --adapter a --merged base --json
+verify base --base base --adapter a --json
 why run.jsonl state --json
 check --data d.jsonl --json
 check --data d.csv --samples 3

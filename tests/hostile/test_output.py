@@ -171,7 +171,7 @@ FORMATS = [
     ["report", "."],
     ["report", ".", "--out", "page.html"],
     ["import", "state", "--out", "o.jsonl", "--json"],
-    ["merge-check", "a", "a", "--json"],
+    ["merge", "a", "a", "--check", "--json"],
     ["validate", "bad.jsonl", "--json"],
     ["validate", "bad.jsonl"],
 ]
@@ -318,7 +318,7 @@ def test_what_steers_a_terminal_is_an_escape_on_stdout_and_stderr(monkeypatch, c
     monkeypatch.setattr("sys.stderr.isatty", lambda: True)
     monkeypatch.setenv("TERM", "xterm")
     monkeypatch.setattr(bar, "_PATIENCE", 0.0)
-    draw = bar.on_terminal("merge-check")
+    draw = bar.on_terminal("merge")
     draw(0, 3, STEERING)
     draw(3, 3, STEERING)
     output.tell(f"gradience: {STEERING}")
@@ -327,7 +327,7 @@ def test_what_steers_a_terminal_is_an_escape_on_stdout_and_stderr(monkeypatch, c
     shown = r"layer\u001b[2J\u000d\u202e\u009b31m"
     assert out == f"a line {shown}\n"
     drawn, last = (re.sub(r"\x1b\[[0-9;]*m", "", line) for line in re.split(r"\r\x1b\[K", err)[1:])
-    assert (drawn.split()[0], drawn.rstrip().rpartition(" ")[2]) == ("merge-check", shown)
+    assert (drawn.split()[0], drawn.rstrip().rpartition(" ")[2]) == ("merge", shown)
     assert last == f"gradience: {shown}\n"
     assert output.safe_lines([STEERING]) == f"{shown}\n"
 

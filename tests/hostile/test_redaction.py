@@ -164,7 +164,7 @@ def test_no_secret_is_shown_or_stored_wherever_it_was_put(tmp_path, place):
 def test_a_setting_in_which_adapters_differ_is_hidden_if_its_name_is_a_secrets(tmp_path, value):
     for seed, name in enumerate("ab"):
         adapter(tmp_path / name, factors(seed=seed), {"account_key": value} if name == "a" else {})
-    said = command("merge-check", tmp_path / "a", tmp_path / "b", "--json")
+    said = command("merge", tmp_path / "a", tmp_path / "b", "--check", "--json")
     assert "account_key" in said
     assert "k91mM34VA7KPtAvHNjEv" not in said
 

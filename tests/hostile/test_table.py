@@ -69,7 +69,7 @@ def sizes(*shapes: tuple[int, int, int]) -> Make:
 ON_ADAPTERS = (
     "audit a",
     "compare a b",
-    "merge-check a b",
+    "merge a b --check",
     "resize a --rank 1 --out o",
     "merge a b --method svd --out o",
     "diagnose a",
@@ -94,7 +94,7 @@ NAMES = {
 }
 ON_BASE = (
     "check --peft-dir a --base base",
-    "verify-merge --base base --adapter a --merged base",
+    "verify base --base base --adapter a",
     "audit a --base base --no-cache",
 )
 
@@ -219,7 +219,7 @@ SHAPES = Group(
         "none is shared": shaped({"q": (20, 12)}, {"v": (20, 12)}),
         "one of two fits": shaped({"q": (20, 12), "v": (8, 8)}, {"q": (20, 12), "v": (9, 9)}),
     },
-    ("merge-check a b c", "compare a b c", "merge a b c --out o"),
+    ("merge a b c --check", "compare a b c", "merge a b c --out o"),
     {"codes": {0, 2}},
 )
 
@@ -553,7 +553,6 @@ VIEWS = {
 
 
 def computing(statements: list[str], at: Path) -> None:
-    pytest.importorskip("trackio", reason="pip install trackio")
     database(at / "t.db", statements)
 
 
@@ -605,7 +604,7 @@ KINDS = {
     "a link to a terminal": partial(device, "/dev/ptmx"),
 }
 WHERE = {
-    "a/adapter_config.json": ("audit a", "compare a b", "merge-check a b", "resize a --rank 2 --out o", "report a"),
+    "a/adapter_config.json": ("audit a", "compare a b", "merge a b --check", "resize a --rank 2 --out o", "report a"),
     "a/adapter_model.safetensors": ("audit a", "diagnose a", "convert a --to mlx --out o"),
     "a/adapter_model.safetensors.index.json": ("audit a", "diagnose a"),
     "base/config.json": (ON_BASE[0], ON_BASE[2]),
@@ -661,7 +660,7 @@ REFS = Group(
         "two lines": partial(ref, b"abc\ndef\n"),
         "a pipe": lambda at: fifo(ref(b"abc", at)),
     },
-    ("check --peft-dir a --base hub", "verify-merge --base hub --adapter a --merged hub"),
+    ("check --peft-dir a --base hub", "verify hub --base hub --adapter a"),
     {"codes": {2}},
 )
 
@@ -688,7 +687,7 @@ REFUSED = Group(
 )
 OVERFLOW = Group(
     {f"weights of {entry}": partial(overflowing, entry) for entry in (np.inf, 3e38, np.nan)},
-    ("verify-merge --base base --adapter a --merged merged --json",),
+    ("verify merged --base base --adapter a --json",),
     {"codes": {1, 3}},
 )
 
@@ -769,7 +768,7 @@ OPTIONS = (
     *(f"--peft-dir {'d/' * 3000}", f"--training-dir {'d' * 300}", f"--training {'d' * 300}"),
 )
 NUMBERED = (
-    *("merge a b --weights {} --out o", "merge-check a b --weights {}", "resize a --rank {} --out o"),
+    *("merge a b --weights {} --out o", "merge a b --check --weights {}", "resize a --rank {} --out o"),
     *("resize a --max-mb {} --out o", "audit a --top-wasteful {}"),
     *("merge a b --method dare_ties --density 0.5 --seed {} --out o", "merge a b --method svd --rank {} --out o"),
     *("compare a b --top {}", "monitor run.jsonl --gap-threshold {}", "validate run.jsonl --max-issues {}"),

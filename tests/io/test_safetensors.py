@@ -17,6 +17,7 @@ from tables import every
 
 from gradience.errors import AdapterError, OutputError
 from gradience.io.safetensors import (
+    DTYPES,
     SafetensorsFile,
     ThreadBuffer,
     copied,
@@ -196,32 +197,57 @@ def test_a_slice_is_read_from_its_own_place_and_no_other_exists(tmp_path):
 
 def test_a_file_that_is_cut_after_it_was_opened_is_named_with_the_bytes_it_lacks(tmp_path):
     save_file({"x": np.arange(4, dtype=np.float32)}, tmp_path / "x.safetensors")
-    file = SafetensorsFile(tmp_path / "x.safetensors")
+    file, held = (SafetensorsFile(tmp_path / "x.safetensors") for _ in range(2))
+    assert held.read("x").tolist() == [0, 1, 2, 3]  # and stays open
     whole = file.path.read_bytes()
     file.path.write_bytes(whole[:-1])
-    with pytest.raises(AdapterError, match=f"truncated: {len(whole)} bytes expected by its header, {len(whole) - 1}"):
-        file.read("x")
+    for again in (file, held):
+        with pytest.raises(
+            AdapterError, match=f"truncated: {len(whole)} bytes expected by its header, {len(whole) - 1}"
+        ):
+            again.read("x")
 
 
-def test_a_tensor_is_read_in_parts_of_its_own_bytes_and_no_others(tmp_path):
+def test_bytes_of_a_tensor_are_read_in_parts_and_none_beyond_it(tmp_path):
     x = np.arange(12, dtype=np.uint8)
     save_file({"a": np.ones(8, np.uint8), "x": x, "z": np.ones(8, np.uint8)}, tmp_path / "x.safetensors")
     file = SafetensorsFile(tmp_path / "x.safetensors")
-    out = np.zeros(5, np.uint8)
-    with file.reader("x") as reader:
-        for start in (0, 7, 3):
-            reader.into(start, out)
-            np.testing.assert_array_equal(out, x[start : start + 5])
-        for start in (-1, 8):
-            with pytest.raises(ValueError, match=f"bytes {start} to {start + 5} of a tensor of 12"):
-                reader.into(start, out)
-        whole = file.path.read_bytes()
-        file.path.write_bytes(whole[:-9])
-        with pytest.raises(AdapterError, match=f"truncated: {len(whole) - 8} bytes expected by its header"):
-            reader.into(7, out)
+    for start, most in ((0, 5), (7, 5), (3, 1), (10, 5), (0, None), (4, None)):
+        np.testing.assert_array_equal(file.raw("x", start, most), x[start : None if most is None else start + most])
+    whole = file.path.read_bytes()
+    file.path.write_bytes(whole[:-9])
+    with pytest.raises(AdapterError, match=f"truncated: {len(whole) - 8} bytes expected by its header"):
+        file.raw("x", 7, 5)
     file.path.unlink()
     with pytest.raises(AdapterError, match="cannot read"):
-        file.reader("x")
+        file.raw("x", 0, 5)
+
+
+def test_a_tensor_is_the_librarys_array_and_a_float8_that_it_lacks_is_read_here(tmp_path, monkeypatch):
+    path = tmp_path / "x.safetensors"
+    whole = [planned(name, name, (2, 3), lambda: np.arange(6).reshape(2, 3)) for name in DTYPES]
+    write_safetensors(path, whole, metadata={})
+    file, ours = SafetensorsFile(path), []
+    monkeypatch.setattr(file, "_array", lambda name, *_: ours.append(name))
+    with safe_open(path, framework="numpy") as opened:
+        for name in DTYPES.keys() - {"F8_E4M3", "F8_E5M2"}:
+            theirs, found = opened.get_tensor(name), file.read(name)
+            assert (found.dtype, found.tolist()) == (DTYPES[name], theirs.tolist())
+            assert found.flags.writeable
+    assert ours == []
+    for name in ("F8_E4M3", "F8_E5M2"):
+        found = SafetensorsFile(path).read(name)
+        assert (found.dtype, found.astype(float).tolist()) == (DTYPES[name], [[0, 1, 2], [3, 4, 5]])
+
+
+def test_a_dtype_that_the_library_does_not_know_hides_no_other_tensor(tmp_path):
+    header = declared(a=entry([1], 0, 4), b=entry([1], 4, 5, "F3"))
+    path = written(tmp_path / "x.safetensors", header, struct.pack("<fb", 2, 0))
+    assert not the_library_reads(path)
+    file = SafetensorsFile(path)
+    assert file.read("a").tolist() == [2.0]
+    with pytest.raises(AdapterError, match="tensor 'b' is of dtype F3, which cannot be read"):
+        file.read("b")
 
 
 def test_floats_are_those_dtypes_that_can_be_read_and_multiplied():

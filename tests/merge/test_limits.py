@@ -209,18 +209,18 @@ def test_what_came_meanwhile_and_the_sources_are_kept(tmp_path):
 @every(
     ("verb", "arguments", "says"),
     [
-        ("merge", ["--method", "dare_ties"], "needs a density"),
-        ("merge", ["--heads-from", "C"], "names none"),
+        ("merge --dry-run", ["--method", "dare_ties"], "needs a density"),
+        ("merge --dry-run", ["--heads-from", "C"], "names none"),
+        ("merge --check", ["--method", "dare_ties"], "needs a density"),
         *[
             (verb, ["--weights", weights], "")
-            for verb in ("merge", "merge-check")
+            for verb in ("merge --dry-run", "merge --check")
             for weights in ("nan,1", "1e300,1", "1", "", "1;2")
         ],
     ],
 )
 def test_options_that_make_no_sense_are_exit_code_2_with_one_line(verb, arguments, says, tmp_path, capsys):
-    dry = ["--dry-run"] if verb == "merge" else []
-    assert main([verb, *map(str, two_of(tmp_path)), *arguments, *dry]) == 2
+    assert main([*verb.split(), *map(str, two_of(tmp_path)), *arguments]) == 2
     error = capsys.readouterr().err
     assert says in error
     assert error.count("\n") == 1

@@ -8,9 +8,9 @@ import pytest
 from tables import every
 
 from gradience import explain_difference
-from gradience.reading import read_run
-from gradience.reading.pace import pace_of
+from gradience.folder.runs import read_run
 from gradience.render.pace import memory_words, pace_words
+from gradience.rules.log.pace import pace_of
 from gradience.schema import SCHEMA_ID
 from gradience.schema.events import Throughput
 from gradience.schema.reports import Pace

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from tables import every
 
-from gradience.reading.places import _logs, _without_ending, names_of, runs_in
+from gradience.folder.runs import _logs, _without_ending, names_of, runs_in
 from gradience.rules.log.facts import RunFacts
 from gradience.schema import real
 from gradience.schema.events import Eval, EvalMetrics, Wiring

@@ -14,8 +14,8 @@ from msgspec.structs import replace
 
 from gradience.cli.main import main
 from gradience.errors import GradienceError, RecorderError
+from gradience.folder.runs import names_of, runs_in
 from gradience.importers.sources import MAX_RUNS
-from gradience.reading.places import names_of, runs_in
 from gradience.schema import ConfigSnapshot
 from gradience.verbs.monitor.run import monitor_run
 from gradience.verbs.runs.rows import read_rows

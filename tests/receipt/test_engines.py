@@ -1,23 +1,16 @@
-"""Real engines, each where it is installed.
-
-llama-cpp-python and its server, llama.cpp's own, `transformers serve`, and the program `vllm`.
-"""
+"""Real engines, each where it is installed: llama.cpp's server, `transformers serve`, and the program `vllm`."""
 
 from __future__ import annotations
 
-import ctypes
 import os
 import shutil
 import socket
 import subprocess
-import sys
-import threading
 import time
 import urllib.request
 from contextlib import contextmanager
-from pathlib import Path
+from importlib import import_module
 
-import numpy as np
 import pytest
 import torch
 
@@ -27,13 +20,10 @@ from gradience.verbs.receipt.run import make_receipt, verify_served, write_recei
 @pytest.fixture(scope="module")
 def files(tmp_path_factory):
     """A tiny Llama on bytes with an adapter, its receipt, and GGUF files of the merge and of the base."""
-    pytest.importorskip("gguf", reason="needs gguf: the dependency group `oracles`")
     from peft import LoraConfig, get_peft_model
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers
     from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
-
-    sys.path.append(str(Path(__file__).parents[2] / "benchmarks"))
-    from receipt_gguf import write_gguf
+    from written_gguf import write_gguf
 
     folder = tmp_path_factory.mktemp("engines")
     alphabet = ["<s>", "</s>", *sorted(pre_tokenizers.ByteLevel.alphabet()), "he"]
@@ -64,54 +54,10 @@ def files(tmp_path_factory):
     return folder
 
 
-def test_a_gguf_file_is_told_from_the_bases(files):
-    pytest.importorskip("llama_cpp", reason="needs llama-cpp-python: the extra `gguf`")
-    found = verify_served(files / "receipt.json", str(files / "merged.gguf"))
-    assert (found.verdict, found.kind, found.precision) == ("same", "gguf", "float16"), found.story
-    assert found.compared == found.of
-    assert verify_served(files / "receipt.json", str(files / "base.gguf")).verdict == "the_base"
-
-
-def test_a_quantised_file_is_made_again_by_llama_cpps_own_code(files, tmp_path):
-    """Behind the same types, what the file keeps is the adapter, the base, or neither."""
-    llama_cpp = pytest.importorskip("llama_cpp", reason="needs llama-cpp-python: the extra `gguf`")
-    parameters = llama_cpp.llama_model_quantize_default_params()
-    parameters.ftype, parameters.nthread = 15, 1  # Q4_K_M
-    for name, verdict in (("merged", "same_within_quantisation"), ("base", "the_base")):
-        source, out = files / f"{name}.gguf", tmp_path / f"{name}.gguf"
-        assert not llama_cpp.llama_model_quantize(str(source).encode(), str(out).encode(), ctypes.byref(parameters))
-        found = verify_served(files / "receipt.json", str(out), base=files / "base", adapter=files / "adapter")
-        assert (found.verdict, "its own types" in found.story or found.residual > 0.9) == (verdict, True), found.story
-
-
-def test_a_files_types_give_weights_back_as_gguf_reads_them():
-    """Its own package decodes what ggml encodes; codes of 256 weights are K-quants."""
-    pytest.importorskip("llama_cpp", reason="needs llama-cpp-python: the extra `gguf`")
-    quants = pytest.importorskip("gguf", reason="needs gguf: the dependency group `oracles`").quants
-    from gguf import GGMLQuantizationType as Types
-
-    from gradience.verbs.receipt.ggml import FileRounding
-
-    weight = np.random.default_rng(0).standard_normal((4, 512)).astype(np.float32)
-    steps = {}
-    for kind in (Types.F32, Types.F16, Types.Q8_0, Types.Q6_K, Types.Q5_K, Types.Q4_K):
-        rounding = FileRounding({"blk.3.attn_q": kind.value, "token_embd": Types.F16.value})
-        found = rounding("model.layers.3.self_attn.q_proj", weight)
-        steps[kind.name] = float(np.abs(found - weight).max())
-        if kind in {Types.F16, Types.Q8_0}:
-            assert np.array_equal(found, quants.dequantize(quants.quantize(weight, kind), kind))
-        assert rounding.can_round(["model.layers.3.self_attn.q_proj", "lm_head", "model.embed_tokens"])
-        assert not rounding.can_round(["model.layers.2.self_attn.q_proj"])
-        assert not rounding.can_round(["transformer.h.3.attn.c_attn"])
-    assert list(steps.values()) == sorted(steps.values())
-    assert steps["F32"] == 0.0
-    assert steps["Q6_K"] == pytest.approx(np.abs(weight).max() / 32.0, rel=0.8)
-    assert not FileRounding({"blk.3.attn_q": Types.IQ2_XXS.value}).can_round(["layers.3.q_proj"])  # needs a matrix
-
-
+@pytest.mark.oracle("gguf")
 @pytest.mark.slow  # starts a server
 def test_llama_cpps_server_is_asked_token_by_token(files):
-    xllamacpp = pytest.importorskip("xllamacpp", reason="needs xllamacpp: the dependency group `oracles`")
+    xllamacpp = import_module("xllamacpp")
     for name, verdict in (("merged", "same"), ("base", "the_base")):
         params = xllamacpp.CommonParams()
         params.model.path = str(files / f"{name}.gguf")
@@ -127,40 +73,9 @@ def test_llama_cpps_server_is_asked_token_by_token(files):
         assert f"{found.of - found.compared} of {found.of} log-probabilities are not compared" in found.notes[0]
 
 
-@contextmanager
-def on_loopback(app):
-    """The address of an application that runs in a thread."""
-    import uvicorn
-
-    server = uvicorn.Server(uvicorn.Config(app, port=0, log_level="critical"))
-    thread = threading.Thread(target=server.run, daemon=True)
-    thread.start()
-    while not server.started:
-        time.sleep(0.01)
-    yield f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}"
-    server.should_exit = True
-    thread.join()
-
-
+@pytest.mark.oracle("gguf")
 @pytest.mark.slow  # starts a server
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")  # of that server's packages
-def test_llama_cpp_pythons_echo_is_not_believed_and_tokens_are_named_by_their_text(files):
-    """Without a token that begins a text, its echo gives each token the number of the next prediction."""
-    pytest.importorskip("llama_cpp.server.app", reason="needs llama-cpp-python[server]")
-    from llama_cpp.server.app import create_app
-    from llama_cpp.server.settings import ModelSettings, ServerSettings
-
-    for name, verdict in (("merged", "same"), ("base", "the_base")):
-        settings = [ModelSettings(model=str(files / f"{name}.gguf"), n_ctx=256, verbose=False)]
-        with on_loopback(create_app(server_settings=ServerSettings(), model_settings=settings)) as address:
-            found = verify_served(files / "receipt.json", address, base=files / "base")
-        assert "by their text, token by token" in found.how
-        assert found.verdict == verdict, found.story
-        assert found.compared >= 0.95 * found.of  # bytes that are no character have no text
-
-
-@pytest.mark.slow  # starts a server
-@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")  # as above
 def test_transformers_serve_gives_no_log_probabilities_and_that_is_said(files):
     pytest.importorskip("openai", reason="needs transformers[serving]")
     from transformers.cli.serve import Serve
@@ -217,6 +132,7 @@ def vllm(files, tmp_path_factory):
         yield address
 
 
+@pytest.mark.oracle("gguf")
 def test_vllm_gives_log_probabilities_of_the_prompt(files, vllm):
     for model, verdict in (("adapter", "same"), ("base", "the_base")):
         found = verify_served(files / "receipt.json", vllm, model=model)
@@ -225,6 +141,7 @@ def test_vllm_gives_log_probabilities_of_the_prompt(files, vllm):
         assert len(found.notes) == (verdict != "same")  # tokens and template were compared; parts were not tried
 
 
+@pytest.mark.oracle("gguf")
 def test_a_merged_model_that_vllm_serves_is_the_adapter(files, tmp_path):
     with by_vllm(files / "merged", tmp_path / "log") as address:
         found = verify_served(files / "receipt.json", address)

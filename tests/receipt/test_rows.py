@@ -57,7 +57,7 @@ def test_without_a_recipe_base_and_adapter_sample_rows(llama, tmp_path, capsys):
     out = tmp_path / "receipt.json"
     assert main(["receipt", str(llama.adapter), "--base", str(llama.base), "--out", str(out), "--rows", "2"]) == 0
     assert "Rows:       sampled by base and adapter" in capsys.readouterr().out
-    assert main(["verify-served", str(out), str(llama.adapter), "--base", str(llama.base)]) == 0
+    assert main(["verify", str(llama.adapter), "--receipt", str(out), "--base", str(llama.base)]) == 0
 
 
 def test_rows_are_sampled_from_the_models_own_distribution(llama):

@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import json
+import sys
+from urllib.request import urlopen
 
 import pytest
 import torch
+from jsonschema import Draft202012Validator
 from tables import every
 from tiny_models import write_texts
 
 from gradience.cli.main import main
+from gradience.schema.export import json_schema
 from gradience.verbs.receipt.run import verify_served
+from gradience.verbs.verify.started import serving
 
 
 def asked(receipt, target, llama, **options):
@@ -77,7 +82,7 @@ def test_a_fault_is_named_with_its_cause(fault, verdict, told, llama, receipt, c
 def test_without_the_models_at_hand_a_fault_is_not_the_same(receipt, llama, changed):
     found = verify_served(receipt, str(changed(lora_alpha=8)), base=llama.base)
     assert found.verdict in {"another_checkpoint", "another_adapter"}
-    assert any("--peft-dir" in note for note in found.notes)
+    assert any("--adapter" in note for note in found.notes)
 
 
 def test_another_tokenizer_is_told_from_another_adapter(llama, receipt, tmp_path, changed):
@@ -93,35 +98,39 @@ def test_another_tokenizer_is_told_from_another_adapter(llama, receipt, tmp_path
     assert [one.id for one in found.findings] == ["RCP506"]
 
 
-@every(
-    ("form", "says"),
-    [
-        ("json", '"verdict": "the_base"'),
-        ("github", "::error file="),
-        ("sarif", '"ruleId": "RCP501"'),
-        ("text", "Verdict: THE BASE"),
-    ],
-)
-def test_the_command_says_it_in_every_format(form, says, llama, receipt, capsys):
-    assert main(["verify-served", str(receipt), str(llama.base), "--format", form]) == 1
-    assert says in capsys.readouterr().out
+def test_the_command_names_what_answers_in_words_and_as_a_document(llama, receipt, capsys):
+    argv = ["verify", str(llama.base), "--receipt", str(receipt)]
+    assert main(argv) == 1
+    assert "Verdict: THE BASE" in capsys.readouterr().out
+    assert main([*argv, "--json"]) == 1
+    document = json.loads(capsys.readouterr().out)
+    Draft202012Validator(json_schema("verify-served")).validate(document)
+    assert (document["verdict"], [one["id"] for one in document["findings"]]) == ("the_base", ["RCP501"])
+    assert main([*argv, "--fail-on", "never"]) == 0
 
 
 def test_exit_codes_are_0_1_and_2(llama, receipt, tmp_path, capsys):
     base = ["--base", str(llama.base)]
-    assert main(["verify-served", str(receipt), str(llama.adapter), *base]) == 0
-    assert main(["verify-served", str(receipt), str(llama.base)]) == 1
+    asked = ["--receipt", str(receipt)]
+    assert main(["verify", str(llama.adapter), *base, *asked]) == 0
+    assert main(["verify", str(llama.base), *asked]) == 1
     for bad in (
-        [str(tmp_path / "none.json"), str(llama.base)],
-        [str(llama.base / "config.json"), str(llama.base)],
-        [str(receipt), str(llama.adapter)],  # an adapter without its base
-        [str(receipt), str(tmp_path / "nothing")],
-        [str(receipt), str(receipt)],
-        [str(receipt), "http://127.0.0.1:9", "--timeout", "2"],
-        [str(receipt), str(llama.base), "--adapter", str(llama.adapter)],
+        [str(llama.base), "--receipt", str(tmp_path / "none.json")],
+        [str(llama.base), "--receipt", str(llama.base / "config.json")],
+        [str(llama.adapter), *asked],  # an adapter without its base
+        [str(llama.adapter), *base],  # and without a receipt
+        [str(tmp_path / "nothing"), *asked],
+        [str(tmp_path / "model.gguf"), *asked],
+        [str(receipt), *asked],
+        ["http://127.0.0.1:9"],
+        ["http://127.0.0.1:9", *asked, "--timeout", "2"],
+        [f"{tmp_path / 'no program'} --port {{port}}", *asked],
+        [f"{sys.executable} -c pass {{port}}", *asked],
+        [f"{sys.executable} -c 'import time; time.sleep(60)' {{port}}", *asked, "--timeout", ".5"],
+        ["http://127.0.0.1:9", *asked, "--adapter", str(llama.adapter)],
     ):
         capsys.readouterr()
-        assert main(["verify-served", *bad]) == 2
+        assert main(["verify", *bad]) == 2
         said = capsys.readouterr()
         assert said.out == ""
         assert said.err.startswith("gradience: ")
@@ -129,13 +138,13 @@ def test_exit_codes_are_0_1_and_2(llama, receipt, tmp_path, capsys):
 
 
 def test_the_adapter_at_hand_must_be_the_receipts(llama, receipt, changed, capsys):
-    argv = ["verify-served", str(receipt), str(llama.base), "--base", str(llama.base), "--adapter"]
+    argv = ["--base", str(llama.base), "--receipt", str(receipt), "--adapter"]
     for fault, said in (
         ({"tensors": zero_of("q_proj")}, "not the adapter of the receipt"),
         ({"lora_alpha": 8}, "adapter_config.json has changed"),
         ({"lora_alpha": 0}, "adapter_config.json has changed"),
     ):
-        assert main([*argv, str(changed(**fault))]) == 2
+        assert main(["verify", str(llama.adapter), *argv, str(changed(**fault))]) == 2
         assert said in capsys.readouterr().err
 
 
@@ -157,11 +166,34 @@ def test_a_receipt_with_unequal_rows_is_refused(receipt, tmp_path, llama, capsys
     held["rows"][0]["base"].append(-1.0)
     bad = tmp_path / "bad.json"
     bad.write_text(json.dumps(held))
-    assert main(["verify-served", str(bad), str(llama.base)]) == 2
+    assert main(["verify", str(llama.base), "--receipt", str(bad)]) == 2
     assert "$.rows[0]" in capsys.readouterr().err
     del held["rows"][0]["base"][-2:], held["rows"][0]["adapter"][-1:]  # as many, but fewer than the row predicts
     bad.write_text(json.dumps(held))
-    assert main(["verify-served", str(bad), str(llama.base)]) == 2
+    assert main(["verify", str(llama.base), "--receipt", str(bad)]) == 2
     assert "$.rows[0]" in capsys.readouterr().err
     write_texts(bad, 3)
-    assert main(["verify-served", str(bad), str(llama.base)]) == 2
+    assert main(["verify", str(llama.base), "--receipt", str(bad)]) == 2
+
+
+SERVER = """
+import http.server, json, sys
+class Handler(http.server.BaseHTTPRequestHandler):
+    def do_GET(self):
+        body = json.dumps({"data": [{"id": "one"}, {"id": "two"}]}).encode()
+        self.send_response(200); self.send_header("Content-Length", str(len(body))); self.end_headers()
+        self.wfile.write(body)
+    def log_message(self, *_): pass
+http.server.HTTPServer(("127.0.0.1", int(sys.argv[1])), Handler).serve_forever()
+"""
+
+
+def test_a_command_serves_on_a_free_port_until_it_was_asked(receipt, tmp_path, capsys):
+    (tmp_path / "server.py").write_text(SERVER)
+    command = f"{sys.executable} {tmp_path / 'server.py'} {{port}}"
+    assert main(["verify", command, "--receipt", str(receipt)]) == 2
+    assert "2 models are served (give --model NAME: one, two)" in capsys.readouterr().err
+    with serving(command, timeout=60.0) as address:
+        assert urlopen(f"{address}/v1/models").status == 200  # noqa: S310  # on the loopback
+    with pytest.raises(OSError, match=r"refused"):
+        urlopen(f"{address}/v1/models")  # noqa: S310  # as above

@@ -43,7 +43,6 @@ class Model:
     size = 0.2  # of the noise of a form
     groups: ClassVar = {"one": frozenset({"m.one"}), "other": frozenset({"m.other"})}
     whole = frozenset({"m.one", "m.other"})
-    knows_form = False
 
     def parts(self):
         return {"one": [ADAPTER - 0.3 * ONE], "other": [ADAPTER - 0.3 * OTHER]}
@@ -376,19 +375,6 @@ def test_an_adapter_that_does_no_more_than_rounding_cannot_be_told():
     assert verdict(ADAPTER, bfloat16=0.51).verdict == "cannot_tell"
     assert verdict(ADAPTER, bfloat16=0.49).verdict == "same"
     assert verdict(ADAPTER, bfloat16=0.51, precision="float32").verdict == "same"
-
-
-def test_a_target_that_says_its_form_has_no_other_excuse(monkeypatch):
-    """Its forms are its own: what they do not give is no unknown form of the adapter."""
-    assert verdict(ADAPTER + 0.2 * AWAY).verdict == "cannot_tell"
-    monkeypatch.setattr(Model, "knows_form", True)
-    assert verdict(ADAPTER + 0.2 * AWAY).verdict == "another_checkpoint"
-    found = verdict(ADAPTER + 0.2 * FORM)
-    assert (found.verdict, "away from what another gives" in found.story) == ("same_within_quantisation", True)
-    assert "quantised as another" in verdict(BASE + 0.2 * FORM).story
-    monkeypatch.setattr(Model, "size", 0.04)  # under .15 of what the part does, and over the noise in 16 bits
-    found = verdict(ADAPTER - 0.3 * ONE + 0.04 * FORM, int4=0.03)
-    assert (found.verdict, "quantised as another" in found.story) == ("part_missing", True)
 
 
 def test_within_noise_the_base_is_named_before_a_mistake_that_is_no_clearer(monkeypatch):

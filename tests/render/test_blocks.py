@@ -22,7 +22,6 @@ from gradience.blocks import (
     Page,
     Section,
     ShownFinding,
-    Spans,
     Table,
     Title,
     VerdictLine,
@@ -119,7 +118,6 @@ CASES: dict[str, Case] = {
         Fold("Two", ("a",), is_open=False), ["Two"], ["<details><summary>Two</summary>", "a", "</details>"], "Twoa"
     ),
     "section": Case(Section("s", "Part", ("a",)), ["Part:", "a"], ["**Part**", "a"], "Parta"),
-    "spans": Case(Spans((("loss", "a\nb"), ("gap", "c")), {"loss": "learnt"}), [], [], "a\u21b5bc"),
     "bars": Case(
         Figure("Lengths", Bars((1, 2), 4, limit=4), summary="3 rows", caption="Before the cut."),
         [

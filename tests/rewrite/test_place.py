@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from gradience.adapters.open import AdapterFiles, find_files
+from gradience.adapters.files import AdapterFiles, find_files
 from gradience.base.weights import find_shards
 from gradience.errors import AdapterError, OutputError
 from gradience.io.atomic import atomic_folder

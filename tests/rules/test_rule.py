@@ -41,6 +41,8 @@ def large(n):
     Verify: look again
     Source: a book -- that it
         is so
+    Seen: https://github.com/o/n/issues/1 -- that it
+        was so
     """
     return Observation(f"{n} is large", {"n": n}) if n > 2.5 else None
 
@@ -111,6 +113,10 @@ def test_a_rule_that_is_not_meant_for_the_facts_is_not_even_mentioned():
 def test_a_card_is_the_record_with_the_numbers_in_its_condition():
     made = card(RULE)
     assert (made.condition, made.groups, made.confidence) == ("over 2.5 of them", ["config", "log"], 0.7)
+    assert [(each.kind, each.source, each.says) for each in made.passports] == [
+        ("complaint", "https://github.com/o/n/issues/1", "that it was so")
+    ]
+    assert made.evidence == [BOOK, PAPER]
     assert [(item.name, item.value, item.unit, item.source) for item in made.thresholds] == [
         ("bar", 2.5, "pieces", "a judgement")
     ]
@@ -130,6 +136,8 @@ def described(doc):
         ("t\n\nc\n\nScope: s\nVerify: v\nHow: h", "unknown section How in its docstring; known: Why, Scope"),
         ("t\n\nc\n\nScope: s\nVerify: v\nScope: again", "two sections Scope"),
         ("t\n\nc\n\nScope: s\nVerify: v\nSource: a book", "Source: a book: expected a source, ' -- ' and what it says"),
+        ("t\n\nc\n\nScope: s\nVerify: v\nSeen: a run", "Seen: a run: expected a source, ' -- ' and what it says"),
+        ("t\n\nc\n\nScope: s\nVerify: v\nSeen: a run -- so", "Seen: a run: expected a public run or a complaint"),
         ("t\n\nc\n\nScope: s", "the docstring of its function has no Verify"),
         ("t\n\nc\n\nVerify: v", "the docstring of its function has no Scope"),
         ("t\n\nScope: s\nVerify: v", "the docstring of its function has no condition"),

@@ -41,7 +41,7 @@ def test_a_long_text_is_cut_and_an_empty_field_left_out():
 
 def test_the_html_escapes_what_a_file_says():
     finding = Finding(id="LR001", severity="warning", message="<script>alert(1)</script>", action="a & b")
-    page = CheckReport(schema="gradience.check/v2", config=ConfigSnapshot(), findings=[finding])._repr_html_()
+    page = CheckReport(schema="gradience.check/v3", config=ConfigSnapshot(), findings=[finding])._repr_html_()
     assert "<script>" not in page
     assert "&lt;script&gt;alert(1)&lt;/script&gt;" in page
     assert "a &amp; b" in page
@@ -87,7 +87,7 @@ def test_a_column_of_numbers_with_named_ones_is_of_floats():
 
 
 def test_a_list_that_is_not_there_is_refused_with_the_names_of_those_that_are():
-    report = CheckReport(schema="gradience.check/v2", config=ConfigSnapshot(), not_run=[NotRun(id="LR001", reason="r")])
+    report = CheckReport(schema="gradience.check/v3", config=ConfigSnapshot(), not_run=[NotRun(id="LR001", reason="r")])
     with pytest.raises(ValueError, match=r"no table 'modules'; it has .*findings, not_run"):
         report.table("modules")
     assert report.table("not_run") == [{"id": "LR001", "reason": "r"}]

@@ -117,25 +117,35 @@ def test_every_blas_of_the_process_has_one_thread_scipy_s_too_in_which_xla_calls
 # --- threads of XLA's pool -----------------------------------------------------------------------------------------
 
 
-SCRIPT = """
-import os
-import gradience.spectral.batch
-assert "PJRT_NPROC" not in os.environ, "set on import"
-import jax._src.xla_bridge as bridge
+IN_A_PROGRAM_THAT_STARTED_JAX = """
+import os, sys
+os.sched_setaffinity(0, {int(core) for core in sys.argv[1:]})  # before JAX counts the cores for its pool
+import jax.numpy as jnp
+jnp.ones(3).block_until_ready()
 import numpy as np
-import gradience as g
-made, real = [], bridge._init_backend
-bridge._init_backend = lambda *args: made.append(os.environ.get("PJRT_NPROC")) or real(*args)
-{call}
-assert set(made) == {{"64"}}, made
-"""
-CALLS = {
-    "a call of the library": 'g.audit_arrays({"q": (np.ones((2, 8)), np.ones((6, 2)))})',
-    "the command line": 'from gradience.device import prepare_jax; prepare_jax("cpu")',
+import gradience
+
+rng, many = np.random.default_rng(0), {8: 200, 64: 200, 96: 60}  # modules by rank: several calls of each
+modules = {
+    f"{rank}.{i}": (rng.normal(size=(rank, rank + 9)), rng.normal(size=(rank + 5, rank)))
+    for rank, count in many.items() for i in range(count)
 }
+assert len(gradience.audit_arrays(modules, scale=1.0).modules) == sum(many.values())
+"""
 
 
-@pytest.mark.parametrize("call", CALLS.values(), ids=CALLS)
-def test_the_threads_are_there_before_the_first_array_and_no_import_sets_them(call):
+@pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="the cores of a process are set on Linux only")
+def test_many_ranks_are_measured_where_jax_was_started_first_and_the_cores_are_busy():
+    """Batched calls of LAPACK waited for threads of XLA's pool, in threads of it: with two, they never came."""
+    cores = [str(core) for core in sorted(os.sched_getaffinity(0))[:2]]
     bare = {name: value for name, value in os.environ.items() if name != "PJRT_NPROC"}
-    subprocess.run([sys.executable, "-c", SCRIPT.format(call=call)], env=bare, check=True)
+    spin = "import os, sys\nos.sched_setaffinity(0, {int(sys.argv[1])})\nwhile os.getppid() == int(sys.argv[2]): pass"
+    busy = [subprocess.Popen([sys.executable, "-c", spin, core, str(os.getpid())]) for core in cores]
+    try:
+        for _ in range(20 if os.environ.get("GRADIENCE_SLOW") else 1):
+            program = [sys.executable, "-c", IN_A_PROGRAM_THAT_STARTED_JAX, *cores]
+            subprocess.run(program, env=bare, check=True, timeout=120)
+    finally:
+        for one in busy:
+            one.kill()
+            one.wait()

@@ -43,13 +43,11 @@ OF_COMMANDS: dict[str, dict[str, Any]] = {  # beside the library's records
     "compare": {"device": "auto", "top": 5},
     "fleet audit": {"engine": "local"},
     "fleet show": {"top": 10},
-    "merge-check": {"device": "auto", "top": 3},
-    "runs": {"limit": 20, "metric": "train/loss", "sort": "path"},
-    "runs best": {"limit": 5, "metric": "eval/loss"},
+    "runs": {"metric": "train/loss"},
+    "runs best": {"limit": 5},
     "schema": {"name": "telemetry"},
     "validate": {"max_issues": 100},
-    "verify-merge": {"fail_on": "verdict"},
-    "verify-served": {"timeout": 120.0},
+    "verify": {"fail_on": "verdict", "timeout": 120.0},
 }
 NOTHING = (inspect.Parameter.empty, None, (), False, 0, "")
 

@@ -58,13 +58,13 @@ TABLE = [
         """,
     ),
     (
-        "merge-check runs/toy/peft cut --weights=0.5,0.25",
+        "merge runs/toy/peft cut --check --weights=0.5,0.25",
         0,
         """
-          peft    0.2%  weight 0.5: 50% left of its update, norm(w dW) 3.143
-          cut     0.7%  weight 0.25: 25% left of its update, norm(w dW) 1.559
-          shared directions phi(4,4): outputs 1.000 (chance 0.031), inputs 1.000 (chance 0.031)
-        Signs: 5.8% conflict (4.0% of Gaussian entries), 0.3% of the magnitude cancels; all read
+          peft: weight 0.5, norm(w dW) 3.143; 0.2% of M is orthogonal to its update
+          cut: weight 0.25, norm(w dW) 1.559; 0.7% of M is orthogonal to its update
+        Would write: linear, r=8, F32, 16.4K parameters; error none beyond the rounding of float32
+        Signs: 5.8% conflict, 0.3% of the magnitude cancels; all read
              0.5%      7.0%         +0.986  distilbert.transformer.layer.0.attention.k_lin
         """,
     ),
@@ -162,7 +162,7 @@ TABLE = [
         """,
     ),
     ("rules XX999", 2, "unknown rule 'XX999' ('gradience rules' lists them)"),
-    ("report runs/toy --out page.md", 0, "wrote page.md (4 KB, 2 findings)"),
+    ("report runs/toy --out page.md", 0, "wrote page.md (5 KB, 2 findings)"),
     (
         "fleet audit runs --out fleet",
         0,
@@ -215,14 +215,13 @@ TABLE = [
         """,
     ),
     (
-        "merge-check one two",
+        "merge one two --check",
         0,
         """
-          one   36.0%  weight 0.5: 50% left of its update, norm(w dW) 34.97
-          two   65.2%  weight 0.5: 50% left of its update, norm(w dW) 25.98
-        one and two: cosine -0.013, scale 1.35 : 1
-          shared directions phi(2,2): outputs 0.066 (chance 0.236), inputs 0.315 (chance 0.268)
-        Signs: 50.4% conflict (50.2% of Gaussian entries), 24.1% of the magnitude cancels; all read
+          one: weight 0.5, norm(w dW) 34.97; 36.0% of M is orthogonal to its update
+          two: weight 0.5, norm(w dW) 25.98; 65.2% of M is orthogonal to its update
+        one and two: cosine -0.013
+        Signs: 50.4% conflict, 24.1% of the magnitude cancels; all read
         """,
     ),
     (
@@ -326,8 +325,8 @@ def test_a_command_ends_so_and_shows_these_lines(answers, place):
 
 
 def test_these_are_the_commands_and_each_has_its_line_in_the_help():
-    commands = "audit bench check compare convert diagnose drift import merge merge-check monitor receipt report resize"
-    names = {*commands.split(), "rules", "runs", "schema", "validate", "verify-merge", "verify-served", "why"}
+    commands = "audit bench check compare convert diagnose import merge monitor receipt report resize rules runs schema"
+    names = {*commands.split(), "validate", "verify", "why"}
     assert {*COMMANDS} == names
     help_text = shell("gradience --help")[1]
     listed = {line.split()[1] for line in help_text.splitlines() if line.startswith("│ ") and line[2] != " "}

@@ -10,9 +10,9 @@ import pytest
 from gradience import GradienceError, TelemetryWriter, diagnose, importers
 from gradience.cli.main import main
 from gradience.configs.settings import Layer
-from gradience.reading.places import names_of_runs, runs_in
+from gradience.folder import find
+from gradience.folder.runs import names_of_runs, runs_in
 from gradience.verbs.check.run import read_any
-from gradience.verbs.diagnose.sources import find_sources
 from gradience.verbs.monitor.run import monitor_run
 from gradience.verbs.report.options import ReportOptions
 from gradience.verbs.report.run import build_story
@@ -118,7 +118,7 @@ def read_by(verb: str, place: Path, run: str | None) -> tuple[str, list[int]]:
         trace, _ = traces_of(place, place, () if run is None else (run, run))
         return "", list(trace.rows)
     if verb == "report":
-        story = build_story(find_sources(place, run=run), ReportOptions())
+        story = build_story(find(place, run=run), ReportOptions())
         shown = story.diagnosis.monitor
     else:
         shown = monitor_run(place, run=run) if verb == "monitor" else diagnose(place, run=run).monitor

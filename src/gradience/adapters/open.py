@@ -8,8 +8,6 @@ hashed and computed with.
 
 from __future__ import annotations
 
-import os
-import re
 from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import replace
@@ -21,20 +19,21 @@ import numpy as np
 import numpy.typing as npt
 
 from gradience.adapters.config import AdapterConfig, read_config
-from gradience.adapters.formats import distributed_advice, format_of, open_weights, orbax_advice
+from gradience.adapters.files import AdapterFiles, find_files
+from gradience.adapters.formats import format_of, open_weights
 from gradience.adapters.gathered import refuse_ungathered
 from gradience.adapters.layout import Adapter, Files
 from gradience.errors import AdapterError
 from gradience.io import PathLike
 from gradience.io.reading import open_raw, real_path
 from gradience.io.safetensors import (
+    Array,
     SafetensorsFile,
     ShardedFiles,
     TensorSource,
     ThreadBuffer,
     cut_short,
     header_length,
-    indexed_files,
     parsed_header,
 )
 
@@ -43,18 +42,6 @@ Bytes: TypeAlias = npt.NDArray[np.uint8]
 _FIRST_ROOM: Final = 1 << 22  # bytes
 _MOST: Final = 32  # cached layouts
 _MOST_HEADER: Final = 1 << 20  # bytes of the header of a cached layout: thousands of modules
-
-CONFIG_NAME: Final = "adapter_config.json"
-WEIGHT_NAMES: Final = ("adapter_model.safetensors", "adapters.safetensors", "adapter_model.bin", "adapter_model.pt")
-CHECKPOINT: Final = re.compile(r"checkpoint-(\d{1,15})")
-"""The name that the Trainer gives to a checkpoint's folder; the group is the step."""
-
-INDEX_NAMES: Final = (
-    "adapter_model.safetensors.index.json",
-    "model.safetensors.index.json",
-    "adapters.safetensors.index.json",
-    "adapter_model.bin.index.json",
-)
 
 
 def open_adapter(
@@ -76,121 +63,6 @@ def open_adapter(
 
 def _path(path: PathLike | None) -> Path | None:
     return None if path is None else Path(path)
-
-
-def holds_adapter(folder: Path) -> bool:
-    """Whether a folder holds weights under a name that PEFT or MLX-LM gives them."""
-    return any((folder / name).is_file() for name in WEIGHT_NAMES)
-
-
-class AdapterFiles(NamedTuple):
-    """The files of an adapter. `config` may not exist, because some formats have none.
-
-    `shards` is empty if one file holds all weights; otherwise `weights` is the index or one of the shards. `others`
-    are sub-folders with further adapters, which PEFT saves beside the one named `default`.
-    """
-
-    folder: Path
-    config: Path
-    weights: Path
-    shards: tuple[Path, ...] = ()
-    others: tuple[Path, ...] = ()
-
-
-def find_files(path: Path, *, config: Path | None = None, weights: Path | None = None) -> AdapterFiles:
-    """The adapter's files; a config or weights file given explicitly takes precedence over the folder's.
-
-    Raises:
-        AdapterError: the folder or a file is missing, or several adapters could be meant.
-    """
-    if not os.path.exists(path):  # noqa: PTH110  # Path.exists raises where a name is too long
-        raise AdapterError(f"no such file or folder: {path}", advice="give the folder that PEFT saved")
-    folder = path if path.is_dir() else path.parent
-    file = weights or (path if path.is_file() else _weights_in(folder))
-    others: tuple[Path, ...] = ()
-    if file is None:
-        folder, file = _only_nested(folder)
-    elif weights is None and path.is_dir():
-        others = tuple(_nested(folder))  # PEFT saves adapters not named `default` in sub-folders
-    if not os.path.isfile(file):  # noqa: PTH113  # as above
-        raise AdapterError(f"no weights file at {file}", advice="give the weights file itself")
-    if config is not None and not os.path.isfile(config):  # noqa: PTH113  # as above
-        raise AdapterError(f"no config file at {config}", advice="give it with --adapter-config FILE")
-    return AdapterFiles(folder, config or _config_beside(file, folder), file, _shards(file), others)
-
-
-def _config_beside(weights: Path, folder: Path) -> Path:
-    # With --weights, the config of the given folder is used if there is none beside the weights.
-    beside = weights.parent / CONFIG_NAME
-    return beside if beside.is_file() else folder / CONFIG_NAME
-
-
-def _weights_in(folder: Path) -> Path | None:
-    """The folder's weights file or index, or None if it holds none."""
-    for name in (*WEIGHT_NAMES, *INDEX_NAMES):
-        if (folder / name).is_file():
-            return folder / name
-    # kohya's scripts, for one, name the file as the user says.
-    others = sorted(p for p in folder.glob("*.safetensors") if p.is_file())
-    if len(others) == 1 or (others and _is_shard(others[0])):
-        return others[0]
-    if others:
-        raise AdapterError(
-            f"{len(others)} weights files, none named as PEFT does, in {folder} ({_listed(others)})",
-            advice=f"expected {WEIGHT_NAMES[0]}; if they have another name, give the file itself",
-        )
-    return None
-
-
-def _nested(folder: Path) -> list[Path]:
-    return sorted(
-        p for p in folder.iterdir() if p.is_dir() and any((p / n).is_file() for n in (*WEIGHT_NAMES, *INDEX_NAMES))
-    )
-
-
-def _only_nested(folder: Path) -> tuple[Path, Path]:
-    """The one sub-folder that holds an adapter, and its weights."""
-    nested = _nested(folder)
-    if len(nested) == 1:
-        file = _weights_in(nested[0])
-        if file is not None:
-            return nested[0], file
-    if nested:
-        raise AdapterError(
-            f"{folder} holds {len(nested)} adapters in sub-folders ({_listed(nested)})",
-            advice=f"give one of them, for example {nested[-1]}",
-        )
-    if (advice := orbax_advice(folder) or distributed_advice(folder, config=CONFIG_NAME)) is not None:
-        raise AdapterError(f"no adapter weights that can be read from {folder}", advice=advice)
-    raise AdapterError(
-        f"no adapter weights in {folder} (it holds {_listed(sorted(folder.iterdir())) or 'nothing'})",
-        advice=f"expected {WEIGHT_NAMES[0]}; if they have another name, give the file itself",
-    )
-
-
-def _listed(paths: list[Path]) -> str:
-    most = 8
-    return ", ".join(p.name for p in paths[:most]) + (", ..." if len(paths) > most else "")
-
-
-def _is_shard(path: Path) -> bool:
-    return "-of-" in path.name
-
-
-def _shards(weights: Path) -> tuple[Path, ...]:
-    """The shards that together hold the weights, or an empty tuple if one file holds them all."""
-    if weights.name.endswith(".index.json"):
-        return tuple(indexed_files(weights))
-    if not _is_shard(weights):
-        return ()
-    # adapter_model-00001-of-00002.safetensors
-    stem, total = weights.stem.rpartition("-of-")[::2]
-    prefix = stem.rstrip("0123456789")
-    shards = sorted(weights.parent.glob(f"*-of-{total}{weights.suffix}"))
-    shards = [p for p in shards if p.name.startswith(prefix)]
-    if not total.isdecimal() or len(shards) != int(total):
-        raise AdapterError(f"{len(shards)} shards beside {weights}, expected {total}", advice="copy the missing ones")
-    return tuple(shards)
 
 
 def read_adapter(files: AdapterFiles, opened: Callable[[Path], TensorSource] = open_weights) -> Adapter:
@@ -293,6 +165,10 @@ class HeldFile(SafetensorsFile):
     def turn_to(self, path: Path, data: Bytes) -> None:
         """Switch to another file, which must have the same header and the same size."""
         self.path, self._data = path, data
+
+    def read(self, name: str, memory: ThreadBuffer | None = None) -> Array:
+        """The tensor as a view of the bytes that are held."""
+        return self._array(name, self.tensors[name].shape, memory)
 
     def _bytes(self, offset: int, count: int, memory: ThreadBuffer | None = None) -> Bytes:  # noqa: ARG002  # has its own
         start = self._start + offset

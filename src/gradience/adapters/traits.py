@@ -77,7 +77,7 @@ class Operation(StrEnum):
     MERGE = "merge"
     CONVERT = "convert"
     REPLAY = "replay"
-    """Merge the adapter into the base again, to compare the result with a merged model (verify-merge)."""
+    """Merge the adapter into the base again, to compare the result with a merged model (verify)."""
 
 
 @dataclass(frozen=True, slots=True)

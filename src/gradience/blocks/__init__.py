@@ -169,13 +169,6 @@ class Intervals(msgspec.Struct, frozen=True):
     unicode: bool = True
 
 
-class Spans(msgspec.Struct, frozen=True):
-    """A text in pieces of several kinds, whose meaning `legend` gives."""
-
-    pieces: tuple[tuple[str, str], ...]  # kind, and text
-    legend: dict[str, str]
-
-
 class Page(msgspec.Struct, frozen=True):
     """A whole page: the kind of report, the name of its subject, its beginning, and its sections."""
 
@@ -189,7 +182,7 @@ class Page(msgspec.Struct, frozen=True):
 
 Drawing: TypeAlias = "Bars | Intervals | Grid | Plot"
 Block: TypeAlias = (
-    "str | Title | Heading | VerdictLine | Note | Next | FactList | Table | Findings | Fold | Section | Figure | Spans"
+    "str | Title | Heading | VerdictLine | Note | Next | FactList | Table | Findings | Fold | Section | Figure"
 )
 
 

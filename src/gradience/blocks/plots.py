@@ -21,9 +21,8 @@ _LABEL: Final = 8  # minimal number of columns for the numbers at the left
 _UNICODE: Final = "▁▂▃▄▅▆▇█"
 _ASCII: Final = ".:-=+*#@"
 _ABSENT: Final = " "
-_WIDTH: Final = 100
 _ROW_NAME: Final = 24
-_AXIS: Final = 61  # characters of the axis of intervals
+_AXIS: Final = 61  # most characters of the axis of intervals
 _TICK: Final = 10  # a mark above every tenth layer
 
 
@@ -175,11 +174,11 @@ def grid_of_cells(title: str, cells: Sequence[tuple[str, int, Cell]]) -> Grid | 
     return Grid(title, rows, sorted(labels), max(values), labels)
 
 
-def grid_lines(grid: Grid) -> list[str]:
-    """The lines of the map of a quantity, in block characters or in ASCII, with a legend."""
+def grid_lines(grid: Grid, page: int) -> list[str]:
+    """The lines of the map of a quantity, each of at most `page` characters, in block characters or in ASCII."""
     ramp = _UNICODE if grid.unicode else _ASCII
     span = f"from 0 ({ramp[0]}) to {number(grid.top, '.3g')} ({ramp[-1]})"
-    return [f"Heat map of {grid.title}, layer x module, {span}:", *_blocks(grid, ramp)]
+    return [f"Heat map of {grid.title}, layer x module, {span}:", *_blocks(grid, ramp, page)]
 
 
 def _rows(cells: Sequence[tuple[str, int, Cell]]) -> dict[str, dict[int, Cell]]:
@@ -209,10 +208,10 @@ def _mean(cells: Sequence[Cell]) -> Cell:
     return sum(values) / len(values) if values else cells[0]
 
 
-def _blocks(grid: Grid, ramp: str) -> Iterator[str]:
-    """The lines of the map, split into blocks of layers that fit the width."""
+def _blocks(grid: Grid, ramp: str, page: int) -> Iterator[str]:
+    """The lines of the map, split into blocks of layers that fit the page."""
     label = min(max(map(len, grid.rows)), _ROW_NAME)
-    room = _WIDTH - label - 4
+    room = max(page - label - 4, 1)
     for start in range(0, len(grid.layers), room):
         layers = grid.layers[start : start + room]
         yield f"  {'':<{label}}  {_ruler(layers, grid.labels)}".rstrip()
@@ -242,23 +241,24 @@ _LINES: Final = "─├┤●┊"  # an interval's line, left end, right end and
 _DASHES: Final = "-[]o:"  # the same
 
 
-def forest_lines(drawn: Intervals) -> Iterator[str]:
-    """A line for each interval, on one axis that spans all intervals, 0 and the tolerance."""
+def forest_lines(drawn: Intervals, page: int) -> Iterator[str]:
+    """A line for each interval, on one axis that spans all intervals, 0 and the tolerance, within `page` characters."""
     dash, left, right, mean, tolerance = _LINES if drawn.unicode else _DASHES
     ends = [value for _, _, *span in drawn.rows for value in span]
     low, high = min([0.0, *ends]), max([drawn.tolerance, *ends])
+    axis = min(_AXIS, page - _ROW_NAME - 3)
     width = high - low or 1.0  # all scores are 0, and so is a tolerance in percent
 
     def at(value: float) -> int:
-        return round((value - low) / width * (_AXIS - 1))
+        return round((value - low) / width * (axis - 1))
 
     yield f"  {drawn.order}; | is 0, {tolerance} the tolerance:"
     for name, _, *span in drawn.rows:
-        line = [" "] * _AXIS
+        line = [" "] * axis
         line[at(0.0)], line[at(drawn.tolerance)] = "|", tolerance
         first, middle, last = map(at, span)
         line[first : last + 1] = dash * (last + 1 - first)
         line[first], line[last], line[middle] = left, right, mean
         yield f"  {name[:_ROW_NAME]:<{_ROW_NAME}} {''.join(line).rstrip()}"
     least = f"{low:.3g}"
-    yield f"  {'':<{_ROW_NAME}} {least}{f'{high:.3g}':>{_AXIS - len(least)}}"
+    yield f"  {'':<{_ROW_NAME}} {least}{f'{high:.3g}':>{axis - len(least)}}"

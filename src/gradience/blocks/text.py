@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextvars import ContextVar
 from functools import wraps
 from itertools import chain
-from textwrap import wrap
 from typing import Final, ParamSpec
 
 from gradience.blocks import (
@@ -33,11 +34,17 @@ P = ParamSpec("P")
 
 INFOS: Final = 5  # findings of severity info that a screen shows
 _WIDTH: Final = 72  # characters of a banner
-_PAGE: Final = 100  # most characters of a line of prose
+PAGE: Final = 100  # most characters of a line of prose or of a table
+_COLUMNS: Final = ContextVar[int | None]("_COLUMNS", default=None)  # of the terminal that is printed on
+_LEAST: Final = 40  # columns; a narrower terminal folds for itself
 _HANG: Final = 4  # further indent of a folded line
 _LABEL: Final = 12  # characters in which a label is followed by blanks; further on, blanks part columns
 _SOURCE: Final = 8  # columns of a source's name
-_COMMAND: Final = "gradience "  # a line with a command is one to copy
+_COMMAND: Final = "gradience "
+_JOIN: Final = " \\"  # after which a shell goes on
+_WORD: Final = re.compile(r"( *)(\S+)")
+_COLUMN: Final = re.compile(r"( *)(\S+(?: \S+)*)")
+_DRAWING: Final = re.compile(r"[\u2500-\u257f\u25a0-\u28ff]")  # but for the bars of a curve in a cell
 
 
 def as_text(view: Callable[P, Iterable[Block]]) -> Callable[P, str]:
@@ -65,16 +72,55 @@ def printed(blocks: Iterable[Block]) -> Iterator[str]:
     return map(clean, chain.from_iterable(map(_lines, blocks)))
 
 
-def folded(line: str, width: int = _PAGE) -> list[str]:
-    """The line in pieces of at most `width` characters, the later ones indented. A command or a table row stays whole.
+def fit_terminal(columns: int) -> None:
+    """Fold what this context prints for a terminal of so many columns, so that the terminal need not fold it again."""
+    _COLUMNS.set(columns if columns >= _LEAST else None)
 
-    >>> folded("  [INFO] it is long", 12)
-    ['  [INFO] it', '      is', '      long']
+
+def page_width() -> int:
+    """Most characters of a line of prose: those of the terminal, and at most `PAGE`."""
+    return min(PAGE, _COLUMNS.get() or PAGE)
+
+
+def folded(line: str) -> list[str]:
+    """The line in pieces that fit the page, the later ones indented; a drawing stays whole.
+
+    A row of columns is whole in a pipe, and so is a command. A terminal too narrow for them gets the row folded between
+    two columns, and the command so that it can be copied.
+
+    >>> folded("  [INFO] " + "it is long, " * 9)[1]
+    '      long, it is long,'
     """
-    if len(line) <= width or _COMMAND in line or "/" in line.partition(" ")[0] or "  " in line.strip()[_LABEL:]:
+    body, columns = line.lstrip(), _COLUMNS.get()
+    row, command = "  " in body[_LABEL:], _COMMAND in line
+    page = columns if row or command else page_width()
+    if page is None or len(line) <= page or _DRAWING.search(body) or "/" in line.partition(" ")[0]:
         return [line]
-    indent = " " * (len(line) - len(line.lstrip()) + _HANG)
-    return wrap(line, width, subsequent_indent=indent, break_long_words=False, break_on_hyphens=False)
+    if set(body) == {"="}:  # a rule across the page
+        return [line[:page]]
+    indent = " " * (len(line) - len(body) + _HANG)
+    return _command(line, indent, page) if command else _packed(_COLUMN if row else _WORD, line, indent, page)
+
+
+def _command(line: str, indent: str, page: int) -> list[str]:
+    """The words before a command, and the command in pieces that a shell joins again."""
+    begin = line.find(_COMMAND)
+    lead = _packed(_WORD, line[:begin], indent, page) if begin > page // 2 else []
+    pieces = _packed(_WORD, indent + line[begin:] if lead else line, indent, page - len(_JOIN))
+    return [*lead, *(piece + _JOIN for piece in pieces[:-1]), pieces[-1]]
+
+
+def _packed(part: re.Pattern[str], line: str, indent: str, page: int) -> list[str]:
+    """As many parts on each piece as the page holds; a column that is wider than the page is folded as words."""
+    pieces = [""]
+    for gap, text in part.findall(line):
+        if len(pieces[-1] + gap + text) <= page or not pieces[-1].strip():
+            pieces[-1] += gap + text
+        else:
+            pieces.append(indent + text)
+        if len(pieces[-1]) > page and part is _COLUMN:
+            pieces[-1:] = _packed(_WORD, pieces[-1], indent, page)
+    return pieces
 
 
 def _lines(block: Block) -> Iterable[str]:  # noqa: C901, PLR0911  # a line for each block
@@ -103,18 +149,17 @@ def _lines(block: Block) -> Iterable[str]:  # noqa: C901, PLR0911  # a line for 
             return [f"{title}:", *printed(content)]
         case Figure(title, drawing):
             return _drawing(title, drawing)
-    return []  # only a page can show it
 
 
 def _drawing(title: str, drawing: object) -> Iterable[str]:
     match drawing:
         case Grid():
-            return grid_lines(drawing)
+            return grid_lines(drawing, page_width())
         case Bars(bins, width, limit):
             bars = histogram_lines(bins, width, limit=limit)
             return [f"  {title}:", *(f"  {line}" for line in bars)] if bars else []
         case Intervals():
-            return forest_lines(drawing)
+            return forest_lines(drawing, page_width())
     return []
 
 

@@ -9,14 +9,14 @@ from itertools import islice
 from pathlib import Path
 from typing import Final
 
-from gradience.adapters.open import CONFIG_NAME, holds_adapter
+from gradience.adapters.files import CONFIG_NAME, holds_adapter
 from gradience.blocks import Block, counted, facts, listed
 from gradience.blocks.text import as_text
 from gradience.commands.output import DONE, print_text
 from gradience.errors import GradienceError
+from gradience.folder.found import Found, find, list_folder
+from gradience.folder.runs import runs_in
 from gradience.importers.sources import format_of, is_run
-from gradience.reading.places import runs_in
-from gradience.verbs.diagnose.sources import RunSources, find_sources, list_folder
 
 _SETTINGS: Final = (".toml", ".yaml", ".yml")
 _WEIGHTS: Final = (".safetensors", ".bin", ".npz", ".pt")
@@ -28,7 +28,7 @@ def here(place: Path) -> int:
     """Print what a folder or a file is, and which commands fit it; return exit code 0.
 
     Raises:
-        GradienceError: the folder cannot be read.
+        GradienceError: the folder cannot be read, or holds nothing that a command reads.
     """
     print_text(_in_folder(place) if place.is_dir() else _of_file(place))
     return DONE
@@ -46,7 +46,7 @@ def _in_folder(place: Path) -> Iterator[Block]:
         yield f"{at}: {counted(len(adapters), 'adapter')}, such as {_below(place, adapters)}"
         yield from _fitting(f"fleet audit {at} --out FLEET", "fleet show FLEET", f"audit {_quoted(adapters[0])}")
     else:
-        yield from _one_run(place, find_sources(place))
+        yield from _one_run(place, find(place))
 
 
 def _below(place: Path, paths: Sequence[Path]) -> str:
@@ -64,15 +64,20 @@ def _near(place: Path) -> Iterator[Path]:
             yield from list_folder(child).folders
 
 
-def _one_run(place: Path, sources: RunSources) -> Iterator[Block]:
+def _one_run(place: Path, found: Found) -> Iterator[Block]:
     at = _quoted(place)
-    parts = (("log", sources.log.path), ("adapter", sources.weights.path), ("training", sources.training))
+    parts = (("log", found.log.path), ("adapter", found.weights.path), ("training", found.training))
     there = {name: path for name, path in parts if path is not None}
     fitting = [f"{_FITTING[name]} {_quoted(path)}" for name, path in there.items()]
     if not there.keys() & {"adapter", "training"} and (place / CONFIG_NAME).is_file():
         there["settings"] = place / CONFIG_NAME
         fitting.append(f"check {at}")  # the folder: a checkpoint in it may hold training arguments
-    yield f"{at}:" if there else f"{at}: no log, no adapter and no training arguments"
+    if not there:
+        looked = (
+            "run.jsonl, trainer_state.json or another log, adapter weights, adapter_config.json, training arguments"
+        )
+        raise GradienceError(f"{at} holds nothing to look at", advice=f"looked for {looked}; see 'gradience --help'")
+    yield f"{at}:"
     yield facts(((name, str(path)) for name, path in there.items()), indent=2)
     whole = [f"diagnose {at}", f"report {at} --out report.html"] if {"log", "adapter"} & there.keys() else []
     yield from _fitting(*whole[: max(1, 3 - len(there))], *fitting)
@@ -101,4 +106,4 @@ def _quoted(path: Path | str) -> str:
 
 def _fitting(*commands: str) -> Iterator[str]:
     yield "Next:"
-    yield from (f"  gradience {command}" for command in commands or ("--help",))
+    yield from (f"  gradience {command}" for command in commands)

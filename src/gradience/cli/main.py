@@ -11,12 +11,13 @@ from __future__ import annotations
 import errno
 import gc
 import os
+import shutil
 import sys
 import traceback
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, NoReturn, TextIO
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, NoReturn, TextIO
 
 from gradience.errors import UNUSABLE, GradienceError
 from gradience.io import interrupt
@@ -34,7 +35,6 @@ COMMANDS = {  # name: its function, imported when it runs, and its line in the l
         "Validate a PEFT and training configuration before burning compute.",
     ),
     "monitor": ("gradience.verbs.monitor.command:monitor", "Summarise a run from its telemetry (run.jsonl)."),
-    "import": ("gradience.verbs.imports:import_run", "Turn a finished run of another program into a run.jsonl."),
     "audit": (
         "gradience.verbs.audit.command:audit",
         "Analyse a trained adapter for waste, and for what is wrong with it.",
@@ -43,58 +43,47 @@ COMMANDS = {  # name: its function, imported when it runs, and its line in the l
         "gradience.verbs.diagnose.command:diagnose",
         "Join a run's config, log and weights into one verdict with its findings.",
     ),
-    "why": ("gradience.verbs.why.command:why", "Name the first step at which two runs part, and the cause."),
-    "compare": (
-        "gradience.verbs.compare.command:compare",
-        "Compare trained adapters, or the checkpoints of a run, by their weights.",
-    ),
     "report": (
         "gradience.verbs.report.command:report",
         "Write one file about a run: a page to look at, or Markdown for a pull request.",
-    ),
-    "resize": (
-        "gradience.verbs.resize.command:resize",
-        "Write a copy of an adapter with lower ranks, each update the best of its rank.",
-    ),
-    "convert": (
-        "gradience.verbs.convert.command:convert",
-        "Write an adapter in another format: plain PEFT LoRA or MLX-LM.",
-    ),
-    "merge": (
-        "gradience.verbs.merge.command:merge",
-        "Merge adapters of one base model into one, with the error of every module.",
-    ),
-    "merge-check": (
-        "gradience.verbs.merge.command:merge_check",
-        "Report before a merge what it leaves of each adapter, then conflicts.",
-    ),
-    "verify-merge": (
-        "gradience.verbs.verify_merge.command:verify_merge",
-        "Check that a merged model contains an adapter, tensor by tensor.",
-    ),
-    "receipt": (
-        "gradience.verbs.receipt.command:receipt",
-        "Write down what an adapter answers, to compare with what is served later.",
-    ),
-    "verify-served": (
-        "gradience.verbs.receipt.command:verify_served",
-        "Tell whether what is served is what was trained, and if not, what it is.",
-    ),
-    "bench": (
-        "gradience.verbs.bench.command:bench",
-        "Measure on held-out data what a smaller or merged adapter loses.",
-    ),
-    "drift": (
-        "gradience.verbs.drift.command:drift",
-        "Measure how much an adapter changes what it was not trained for.",
     ),
     "runs": (
         "gradience.verbs.runs.command:runs",
         "List many runs in one table; runs best ranks them, runs query asks in SQL.",
     ),
-    "rules": ("gradience.verbs.rules:rules", "List every rule by where it applies, or explain one with its evidence."),
+    "why": ("gradience.verbs.why.command:why", "Name the first step at which two runs part, and the cause."),
+    "compare": (
+        "gradience.verbs.compare.command:compare",
+        "Compare trained adapters, or the checkpoints of a run, by their weights.",
+    ),
+    "resize": (
+        "gradience.verbs.resize.command:resize",
+        "Write a copy of an adapter with lower ranks, each update the best of its rank.",
+    ),
+    "merge": (
+        "gradience.verbs.merge.command:merge",
+        "Merge adapters of one base model into one; with --check say what would collide.",
+    ),
+    "convert": (
+        "gradience.verbs.convert.command:convert",
+        "Write an adapter in another format: plain PEFT LoRA or MLX-LM.",
+    ),
+    "bench": (
+        "gradience.verbs.bench.command:bench",
+        "Measure what an adapter changes, and what a smaller or merged one loses.",
+    ),
+    "verify": (
+        "gradience.verbs.verify.command:verify",
+        "Tell whether what is shipped is what was trained: a merged model, or what serves.",
+    ),
+    "receipt": (
+        "gradience.verbs.receipt.command:receipt",
+        "Write down what an adapter answers, to compare with what is served later.",
+    ),
+    "import": ("gradience.verbs.imports:import_run", "Turn a finished run of another program into a run.jsonl."),
     "validate": ("gradience.verbs.validate:validate", "Check every line of a run.jsonl against the telemetry schema."),
     "schema": ("gradience.verbs.schema:schema", "Print a JSON Schema: of a line of a log, or of a report."),
+    "rules": ("gradience.verbs.rules:rules", "List every rule by where it applies, or explain one with its evidence."),
 }
 
 GROUPS = {  # name: its line in the list, and its commands in the form of COMMANDS
@@ -118,12 +107,20 @@ BELOW = {  # commands of a command, in the form of COMMANDS
     },
 }
 
-HEADINGS = {  # heading: the commands under it; commands in no heading are listed under the last
-    "Look": ("monitor", "why", "audit", "compare", "report", "fleet", "runs"),
-    "Judge": ("check", "diagnose", "bench", "drift", "merge-check", "verify-merge", "verify-served", "rules"),
-    "Act": ("resize", "merge", "convert"),
-    "Record": ("receipt", "import", "validate", "schema"),
+HEADINGS = {  # heading: the commands under it, in this order; commands in no heading are listed under the last
+    "A run and its adapter": ("check", "monitor", "audit", "diagnose", "report"),
+    "Many of them": ("runs", "why", "compare", "fleet"),
+    "Write an adapter": ("resize", "merge", "convert"),
+    "Measure and ship": ("bench", "verify", "receipt"),
+    "Logs and rules": ("import", "validate", "schema", "rules"),
     "More": (),
+}
+
+_GONE = {  # commands of earlier versions, and what does the same
+    "drift": "gradience bench ADAPTER --base MODEL --data TEXTS",
+    "merge-check": "gradience merge A B --check",
+    "verify-merge": "gradience verify MERGED --adapter ADAPTER --base MODEL",
+    "verify-served": "gradience verify ADDRESS --receipt FILE",
 }
 
 _SHORT = {"-V": ["--version"], "version": ["--version"]}  # what other programs call it
@@ -142,7 +139,11 @@ def build_app(*asked: str) -> App:
     from gradience.commands.output import refuse_fractions  # the same
 
     groups = {name: Group(name, sort_key=place) for place, name in enumerate(HEADINGS)}
-    group_of = {command: groups[name] for name, commands in HEADINGS.items() for command in commands}
+    listed = {
+        command: _Listed(groups[name], place)
+        for name, commands in HEADINGS.items()
+        for place, command in enumerate(commands)
+    }
 
     app = App(
         name="gradience",
@@ -155,12 +156,12 @@ def build_app(*asked: str) -> App:
     )
     app["--help"].group = app["--version"].group = groups["More"]
     verb = asked[0] if asked else ""
-    _fill(app, COMMANDS, verb, group_of)
+    _fill(app, COMMANDS, verb, listed)
     below = asked[1] if len(asked) > 1 else None
     if verb in BELOW:
         _fill(app[verb], BELOW[verb], below, {})
     for name, (line, commands) in GROUPS.items():
-        group = App(name=name, help=line, version_flags=(), group=group_of.get(name))
+        group = App(name=name, help=line, version_flags=(), **listed[name]._asdict())
         _fill(group, commands, below if verb == name else None, {})
         app.command(group)
     if verb not in COMMANDS and verb not in GROUPS:  # commands run without importing it
@@ -169,9 +170,17 @@ def build_app(*asked: str) -> App:
     return app
 
 
-def _fill(app: App, commands: Mapping[str, tuple[str, str]], asked: str | None, group_of: Mapping[str, Group]) -> None:
+class _Listed(NamedTuple):
+    """Where the list of commands has one."""
+
+    group: Group
+    sort_key: int
+
+
+def _fill(app: App, commands: Mapping[str, tuple[str, str]], asked: str | None, listed: Mapping[str, _Listed]) -> None:
     for name, (target, line) in commands.items():
-        app.command(target, name=name, help=None if name == asked else line, group=group_of.get(name))
+        place = listed[name]._asdict() if name in listed else {}
+        app.command(target, name=name, help=None if name == asked else line, **place)
 
 
 def _version() -> str:
@@ -228,9 +237,15 @@ def _run(tokens: list[str]) -> int:
         from gradience.cli.here import here  # as late as a command's module
 
         return here(Path(tokens[0]))
+    if tokens and tokens[0] in _GONE:
+        return _fail(f"{tokens[0]} is gone", f"give '{_GONE[tokens[0]]}'")
     app = build_app(*tokens[:2])
     kept = KeptConsole() if not tokens or _asks_for_help(tokens) else None
     console = None if kept is None else kept.console
+    if kept is None and sys.stdout.isatty():
+        from gradience.blocks.text import fit_terminal  # as late as a command's module
+
+        fit_terminal(shutil.get_terminal_size().columns)
     try:
         result = app(tokens, console=console, exit_on_error=False, print_error=False)
     except CycloptsError as error:

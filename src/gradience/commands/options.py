@@ -14,7 +14,6 @@ from typing import Annotated, Final, Literal, NamedTuple, TypeAlias, TypedDict, 
 from cyclopts import Parameter
 from cyclopts.validators import Number
 
-from gradience.announce import Announcer, CommandPlace, checked, of_findings
 from gradience.commands.output import DONE, Format, exit_code, print_document, print_for_programs, print_text
 from gradience.configs import FailOn, Preferences, find_preferences, read_preferences
 from gradience.errors import AdapterError, GradienceError
@@ -106,7 +105,6 @@ class ResolvedOptions(NamedTuple):
     ignore: Sequence[str]
     fail_on: Severity | None
     project: Settings
-    announce: tuple[CommandPlace, ...] = ()
 
     @property
     def rules(self) -> RuleChoice:
@@ -145,7 +143,6 @@ class ResolvedOptions(NamedTuple):
             not_run: the rules that were skipped, for SARIF.
         """
         report, findings = hide_in(report), hide_in(list(findings))  # other programs' logs and configs hold secrets
-        announcer = Announcer(self.announce, Path.cwd())
         if self.format == "json":
             print_document(report)
         elif self.format == "text":
@@ -154,8 +151,6 @@ class ResolvedOptions(NamedTuple):
             print_for_programs(
                 self.format, findings, locations=locations(), groups=groups, not_run=hide_in(list(not_run))
             )
-        verb = type(report).__name__.removesuffix("Report").lower()
-        announcer.tell(of_findings(f"gradience {verb}", findings))
         return self.exit_code(findings)
 
 
@@ -178,8 +173,6 @@ class RuleOptions:
         text; json (one document, see gradience schema); sarif (2.1.0); github (workflow annotations); junit.
     json:
         Same as --format json.
-    announce:
-        Tell the findings to GRADIENCE_WEBHOOK_URL, or in the job's summary on GitHub; may be repeated.
     """
 
     select: Strings = None
@@ -188,7 +181,6 @@ class RuleOptions:
     settings: Path | None = None
     format: Format | None = None
     json: Flag = False
-    announce: Annotated[list[CommandPlace] | None, Parameter(negative=())] = None
 
     def resolved(self) -> ResolvedOptions:
         """The options, completed by the project's settings.
@@ -205,7 +197,6 @@ class RuleOptions:
             ignore=self.ignore or (),
             fail_on=severity(self.fail_on, project),
             project=project,
-            announce=checked(self.announce or ()),
         )
 
 

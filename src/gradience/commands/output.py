@@ -13,12 +13,13 @@ import sys
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from importlib.metadata import version
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, Literal, TypeAlias, get_args
 
 import msgspec
 
-from gradience.errors import OutputError
+from gradience.errors import OutputError, few
 from gradience.io import interrupt
 from gradience.schema import Severity
 from gradience.schema.document import (
@@ -50,9 +51,6 @@ NOT_DECIDED: Final = 3
 
 _COLOURS: Final = {"CRITICAL": "1;31", "ERROR": "31", "WARNING": "33", "INFO": "36"}  # SGR of ECMA-48
 _TAG: Final = re.compile(r"\[(CRITICAL|ERROR|WARNING|INFO)\]")
-_TABLE: Final = re.compile(r"\S {2,}\S|[\u2500-\u28ff]")  # columns or drawings, which wrapping would break
-_LEAST: Final = 40  # columns; a narrower terminal is not wrapped for
-_HANG: Final = 2  # columns by which later lines of a sentence are indented further
 
 
 def draws_blocks() -> bool:
@@ -117,6 +115,11 @@ class KeptConsole:
 _ELSEWHERE: Final = {"--output-dir": "--out", "--output": "--out"}  # what trainers call an option
 
 _GONE: Final = {  # options of earlier versions, and what does the same
+    "--announce": "give --format github or --json, and pipe it; a callback takes announce=",
+    "--write-clean": "leave the rows out that the findings name: --json has their numbers",
+    "--merged": "give the merged model first: gradience verify MERGED --adapter ADAPTER --base MODEL",
+    "--texts": "give --data",
+    "--top": "give --verbose",
     "--rel-error": "give --energy 1 - x^2",
     "--max-params": "give --max-mb",
     "--peft-dir": "give the adapter's folder without it",
@@ -131,7 +134,13 @@ _GONE: Final = {  # options of earlier versions, and what does the same
 
 def usage_error(error: CycloptsError) -> str:
     """The error for a wrong command line, in cyclopts' words but for an option that other programs call so."""
-    from cyclopts.exceptions import UnknownOptionError  # only a mistyped command pays
+    from cyclopts.exceptions import MissingArgumentError, UnknownOptionError, UnusedCliTokensError  # only this one pays
+
+    if isinstance(error, MissingArgumentError) and error.argument is not None and not error.tokens_so_far:
+        return f"{error.keyword} needs a value" if error.keyword else f"needs {error.argument.name}"
+    if isinstance(error, UnusedCliTokensError):
+        given = [str(token) for token in error.unused_tokens or ()]
+        return f"not understood: {few(given)}"
 
     if isinstance(error, UnknownOptionError):
         option = (error.token.keyword or error.token.value).partition("=")[0]
@@ -176,7 +185,10 @@ def print_text(text: str) -> None:
     """Print a report for people, with the secrets in its lines hidden."""
     shown = safe_lines(text.split("\n"))
     if sys.stdout is not None and sys.stdout.isatty():
-        shown = for_screen(shown)
+        from gradience.blocks.text import folded  # a pipe or a file gets the text as it is
+
+        shown = "\n".join(chain.from_iterable(map(folded, shown.split("\n"))))
+        shown = coloured(shown) if has_colour() else shown
     emit(shown)
 
 
@@ -253,16 +265,6 @@ def print_for_programs(
     emit_json(msgspec.json.format(msgspec.json.encode(writable(log))).decode())
 
 
-def for_screen(text: str) -> str:
-    """Return the text as this process's terminal should show it."""
-    import shutil  # a pipe or a file gets the text as it is
-
-    width = shutil.get_terminal_size().columns
-    lines = [wrapped(line, width) for line in text.split("\n")]
-    shown = "\n".join(lines)
-    return coloured(shown) if has_colour() else shown
-
-
 def has_colour() -> bool:
     """Whether to use colours: not with NO_COLOR (no-color.org), and not on a terminal without colours."""
     return not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
@@ -271,26 +273,6 @@ def has_colour() -> bool:
 def coloured(text: str) -> str:
     """Return the text with the tags of severities in colour."""
     return _TAG.sub(lambda hit: f"\x1b[{_COLOURS[hit[1]]}m{hit[0]}\x1b[0m", text)
-
-
-def wrapped(line: str, width: int) -> str:
-    """Return a sentence wrapped to the width, with later lines indented; a line of a table is returned unchanged."""
-    body = line.lstrip()
-    if len(line) <= width or width < _LEAST or _TABLE.search(body):
-        return line
-    indent = " " * (len(line) - len(body))
-    if set(body) == {"="}:  # a rule across the page
-        return line[:width]
-    import textwrap  # as above
-
-    return textwrap.fill(
-        body,
-        width,
-        initial_indent=indent,
-        subsequent_indent=indent + " " * _HANG,
-        break_long_words=False,
-        break_on_hyphens=False,
-    )
 
 
 def keep_freed() -> None:

@@ -63,11 +63,6 @@ class RowSource:
         if not self.count:
             raise ConfigError(f"{path}: no row in it", advice=_ADVICE)
 
-    @property
-    def is_json_lines(self) -> bool:
-        """Whether the data set is one file of JSON lines."""
-        return self._files == [self.path] and _kind_of(self.path) is _KINDS[".jsonl"]
-
     def rows(self, wanted: Collection[int] | None = None) -> Iterator[Found]:
         """Every row, or only the wanted ones, in the order of the files.
 
@@ -87,19 +82,6 @@ class RowSource:
                 raise ConfigError(f"{file}: it changed while it was read", advice="read it again once it is whole")
             before += size.rows
             lines_before += size.lines
-
-
-def raw_lines(source: RowSource) -> Iterator[tuple[int, bytes]]:
-    """Yield each row with its number as a JSON line: of a JSONL file its own bytes, else the row encoded anew."""
-    if source.is_json_lines:
-        with open_regular(source.path) as file:
-            for number, line in numbered_lines(file, MAX_LINE):
-                if line is not None and line.strip():
-                    yield number, line if line.endswith(b"\n") else line + b"\n"
-        return
-    for row in source.rows():
-        if not isinstance(row, UnusableRow):
-            yield row[0], msgspec.json.encode(row[1]) + b"\n"
 
 
 def _require_regular(path: Path) -> None:

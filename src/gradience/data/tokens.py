@@ -16,7 +16,7 @@ from typing import Final, NamedTuple
 from gradience.data import Columns, Shape, Turn, Unusable, content_of, part_text
 from gradience.data.encoder import Chat, Encoder, Encoding, Pictures
 from gradience.data.equality import with_keys
-from gradience.data.formats import canonical, recognise
+from gradience.data.formats import canonical
 from gradience.data.pictures import images_of, spread, with_images
 from gradience.data.rows import Found, Row, UnusableRow
 from gradience.errors import ConfigError
@@ -120,15 +120,6 @@ class Tokeniser:
                 yield UnusableRow(row[0], str(error))
             except Exception as error:  # noqa: BLE001  # a value of a type or size that no row of the format has
                 yield UnusableRow(row[0], f"{type(error).__name__}: {' '.join(str(error).split())[:200]}")
-
-    def is_of_another_format(self, row: Row) -> bool:
-        """Whether a row that is not of this format can be used in another; a prompt alone lacks its answer."""
-        try:
-            shape = recognise(self._standard(row))
-            canonical(self._standard(row), shape, chat=True, trl=False)
-        except (Unusable, ConfigError, TypeError, ValueError, LookupError, AttributeError):
-            return False
-        return shape.format != "prompt-only"
 
     def run(self, rows: Iterable[Found]) -> Iterator[TokenRow | UnusableRow]:
         """Yield each row as tokens, or as a fault, in their order, except that faults come first within a batch.

@@ -1,8 +1,9 @@
 """Read and write safetensors files, one tensor at a time.
 
-Names, shapes and dtypes come from the header, which is checked first: against the file's real size, and for
-contradictions. Data are read, not memory-mapped: a mapped file counts as resident memory, and an adapter may be larger
-than the available memory.
+Names, shapes and dtypes come from the header, which is checked first: against the file's real size, for contradictions,
+and so that damage is named in words. Then the library reads the tensors. Parts of tensors, raw bytes, the float8 that
+NumPy has no name for, and weights into memory that is used again are read here, and files are written here: the library
+reads a whole tensor for a part of it, takes fresh memory for each, and writes from arrays that are all in memory.
 """
 
 from __future__ import annotations
@@ -13,21 +14,24 @@ import os
 import struct
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from functools import cached_property
 from pathlib import Path, PurePosixPath
-from typing import Any, Final, NamedTuple, Protocol, Self, TypeAlias
+from typing import Any, Final, NamedTuple, Protocol, TypeAlias
 
-import ml_dtypes
+import ml_dtypes  # NumPy knows bfloat16 only after this import
 import msgspec
 import numpy as np
 import numpy.typing as npt
+from safetensors import SafetensorError, safe_open
 
 from gradience.errors import AdapterError, DamagedError, OutputError
-from gradience.io.reading import decode_json, name_fault, open_raw, open_regular, read_small
+from gradience.io.reading import decode_json, name_fault, open_regular, read_small
 
 Array: TypeAlias = npt.NDArray[Any]
-_CACHE_LINE: Final = 64  # bytes
 _NO_INDEX: Final = "give the weights file itself"
+
+_CACHE_LINE: Final = 64  # bytes
 
 _MOST_SHARDS: Final = 10_000
 _LARGEST_INDEX: Final = 256 << 20  # bytes
@@ -63,6 +67,7 @@ DTYPES: Final[dict[str, np.dtype[Any]]] = {
         "BOOL": np.bool_,
     }.items()
 }
+_BY_LIBRARY: Final = DTYPES.keys() - {"F8_E4M3", "F8_E5M2"}
 _NOT_WEIGHTS: Final = (
     (b"version https://git-lfs", "a git-lfs pointer, not the weights", "fetch them with 'git lfs pull'"),
     (b"PK\x03\x04", "a zip archive (a pickled torch file)", "save the adapter again with safe_serialization=True"),
@@ -320,6 +325,11 @@ class SafetensorsFile:
         self.path = path
         self.tensors, self.metadata, self._start = read_header(path)
 
+    @cached_property
+    def _library(self) -> Any:
+        # Not mapped, which is the default: when a mapped file is cut short, reading it ends the process.
+        return safe_open(self.path, framework="numpy", backend="pread")
+
     def read(self, name: str, memory: ThreadBuffer | None = None) -> Array:
         """The tensor as an array of its own dtype; bf16 and fp8 through `ml_dtypes`.
 
@@ -329,7 +339,11 @@ class SafetensorsFile:
             AdapterError: the dtype has no array type, or the file was cut short since it was opened.
         """
         info = self.tensors[name]
-        return self._bytes(info.offset, info.nbytes, memory).view(self._dtype(name)).reshape(info.shape)
+        if info.dtype in _BY_LIBRARY and memory is None:
+            # It refuses the whole file for one strange dtype, and is not told what is wrong: `_array` reads or says it.
+            with suppress(SafetensorError, OSError):
+                return self._library.get_tensor(name)  # type: ignore[no-any-return]
+        return self._array(name, info.shape, memory)
 
     def read_slice(self, name: str, index: int, memory: ThreadBuffer | None = None) -> Array:
         """One slice along the tensor's first axis, such as one expert of a stack. Only its bytes are read.
@@ -337,47 +351,38 @@ class SafetensorsFile:
         Raises:
             AdapterError: as for `read`, or the slice does not exist.
         """
-        info = self.tensors[name]
-        if not info.shape or not 0 <= index < info.shape[0]:
-            raise AdapterError(f"{self.path}: tensor {name!r} of shape {list(info.shape)} has no slice {index}")
-        size = info.nbytes // info.shape[0]
-        return self._bytes(info.offset + index * size, size, memory).view(self._dtype(name)).reshape(info.shape[1:])
+        shape = self.tensors[name].shape
+        if not shape or not 0 <= index < shape[0]:
+            raise AdapterError(f"{self.path}: tensor {name!r} of shape {list(shape)} has no slice {index}")
+        return self._array(name, shape[1:], memory, index)
 
-    def raw(self, name: str) -> npt.NDArray[np.uint8]:
-        """The tensor's bytes, whatever their dtype.
+    def raw(self, name: str, start: int = 0, most: int | None = None) -> npt.NDArray[np.uint8]:
+        """The tensor's bytes, whatever their dtype: all, or at most so many from a start.
 
         Raises:
             AdapterError: the file was cut short since it was opened.
         """
-        return self._bytes(self.tensors[name].offset, self.tensors[name].nbytes)
-
-    def reader(self, name: str) -> TensorReader:
-        """A reader of the tensor's bytes in parts. The file stays open until the reader is closed.
-
-        Raises:
-            AdapterError: the file is gone, or is no regular file any more.
-        """
         info = self.tensors[name]
-        return TensorReader(self.path, self._start + info.offset, info.nbytes)
+        left = info.nbytes - start
+        return self._bytes(info.offset + start, left if most is None else min(left, most))
 
-    def _dtype(self, name: str) -> np.dtype[Any]:
-        dtype = self.tensors[name].dtype
-        if dtype not in DTYPES:
-            raise AdapterError(f"{self.path}: tensor {name!r} is of dtype {dtype}, which cannot be read")
-        return DTYPES[dtype]
+    def _array(self, name: str, shape: tuple[int, ...], memory: ThreadBuffer | None = None, index: int = 0) -> Array:
+        """The index-th part of this shape."""
+        info = self.tensors[name]
+        if info.dtype not in DTYPES:
+            raise AdapterError(f"{self.path}: tensor {name!r} is of dtype {info.dtype}, which cannot be read")
+        dtype = DTYPES[info.dtype]
+        size = math.prod(shape) * dtype.itemsize
+        return self._bytes(info.offset + index * size, size, memory).view(dtype).reshape(shape)
 
     def _bytes(self, offset: int, count: int, memory: ThreadBuffer | None = None) -> npt.NDArray[np.uint8]:
         """`count` bytes from an offset within the data, which begin after the header."""
         start = self._start + offset
-        if memory is not None:
-            data = memory.take(count)
-            with TensorReader(self.path, start, count) as reader:
-                reader.into(0, data)
-            return data
-        with _reading(self.path):
-            data = np.fromfile(self.path, np.uint8, count, offset=start)
-        if len(data) != count:
-            raise cut_short(self.path, start + count, self.path.stat().st_size)
+        data = np.empty(count, np.uint8) if memory is None else memory.take(count)
+        with _reading(self.path), open_regular(self.path) as file:
+            file.seek(start)
+            if file.readinto(data.data) != count:
+                raise cut_short(self.path, start + count, os.fstat(file.fileno()).st_size)
         return data
 
 
@@ -398,42 +403,6 @@ class ThreadBuffer(threading.local):
             raw = np.empty(count + _CACHE_LINE, np.uint8)
             self._held = raw[-raw.ctypes.data % _CACHE_LINE :]
         return self._held[:count]
-
-
-class TensorReader:
-    """Reads the bytes of one tensor into the caller's arrays. It is a context manager and safe for several threads."""
-
-    def __init__(self, path: Path, start: int, nbytes: int) -> None:
-        self._path, self._start, self._nbytes = path, start, nbytes
-        with _reading(path):
-            self._file = open_raw(path)
-        self._lock = threading.Lock()
-
-    def __enter__(self) -> Self:
-        """Return itself."""
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        """Close the file."""
-        self._file.close()
-
-    def into(self, offset: int, out: npt.NDArray[np.uint8]) -> None:
-        """Fill a contiguous array with the bytes that begin at an offset within the tensor.
-
-        Raises:
-            AdapterError: the file was cut short since it was opened, or cannot be read.
-            ValueError: the tensor has no such bytes.
-        """
-        if not 0 <= offset <= offset + len(out) <= self._nbytes:
-            raise ValueError(f"bytes {offset} to {offset + len(out)} of a tensor of {self._nbytes}")
-        start = self._start + offset
-        done = 0
-        with _reading(self._path), self._lock:
-            self._file.seek(start)
-            while done < len(out) and (count := self._file.readinto(out[done:].data)):
-                done += count
-        if done < len(out):
-            raise cut_short(self._path, start + len(out), self._path.stat().st_size)
 
 
 class ShardedFiles:

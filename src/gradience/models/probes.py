@@ -13,10 +13,10 @@ from gradience.io import Progress
 from gradience.models import FIRST, LoadedModel
 from gradience.models.inputs import ModelInput
 from gradience.models.reading import Reading, brought, read_loaded
-from gradience.models.states import Rounding, adapted, groups_of, rounded, scaled, with_scale, without
+from gradience.models.states import adapted, groups_of, rounded, scaled, with_scale, without
 from gradience.schema.receipt import NoiseOf
 
-Form: TypeAlias = tuple[str | Rounding, bool, bool]
+Form: TypeAlias = tuple[str, bool, bool]
 
 STORED: Final[Mapping[str, Form]] = {
     "q4_0": ("q4_0", True, True),
@@ -41,7 +41,6 @@ class Probes:
         loaded: the model.
         examples: the sequences.
         progress: called with (probes done, probes in all, name of the probe).
-        own: how the target says that it keeps its weights; None if it does not say.
     """
 
     def __init__(
@@ -49,11 +48,8 @@ class Probes:
         loaded: LoadedModel,
         examples: Sequence[ModelInput],
         progress: Progress | None = None,
-        own: Rounding | None = None,
     ) -> None:
         self._loaded, self._examples = loaded, examples
-        self.knows_form = own is not None
-        self._forms = STORED if own is None else {"its own types": (own, True, True)}
         self._layers = adapted(loaded)
         self._shown = progress or (lambda _done, _total, _name: None)
         saved = [path for path, layer in self._layers.items() if hasattr(layer, "modules_to_save")]
@@ -73,13 +69,13 @@ class Probes:
         return readings
 
     def stored(self) -> dict[str, Reading]:
-        """What is read in the form that the target says, else in each of the usual ones in 4 bits, by its name."""
-        return {form: self.mistaken(form, frozenset(), 1.0) for form in self._forms}
+        """What is read in each of the usual forms in 4 bits, by its name."""
+        return {form: self.mistaken(form, frozenset(), 1.0) for form in STORED}
 
     def mistaken(self, form: str, missing: frozenset[str], factor: float) -> Reading:
         """What is read from a form without these modules, and with the update counted so many times."""
         self._shown(0, 1, form)
-        to, merged, heads = self._forms[form]
+        to, merged, heads = STORED[form]
         with without(self._layers, missing), scaled(self._layers, factor):
             return self._read(rounded(self._loaded, to, merged=merged, heads=heads))
 

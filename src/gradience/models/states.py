@@ -6,9 +6,9 @@ Each state is a context that changes the model in memory and puts back what it c
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any, Final, NamedTuple, TypeAlias
+from typing import Any, Final, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -20,7 +20,6 @@ from peft.utils.other import AuxiliaryTrainingWrapper
 
 from gradience.adapters import layer_index, module_type
 from gradience.models import FIRST, LoadedModel
-from gradience.spectral import enough_threads
 from gradience.spectral.quantised import restored
 
 _QUARTERS: Final = 4
@@ -157,11 +156,7 @@ def _place(layer: Any, factors: LayerFactors) -> None:
         layer.lora_A[FIRST].weight, layer.lora_B[FIRST].weight = factors
 
 
-Rounding: TypeAlias = Callable[[str, npt.NDArray[np.float32]], npt.NDArray[np.float32]]
-"""Of a module's path and its matrix (out, in), the matrix as it is given back."""
-
-
-def matrices(loaded: LoadedModel) -> Iterator[tuple[str, Any]]:
+def _matrices(loaded: LoadedModel) -> Iterator[tuple[str, Any]]:
     """Each module of the model that multiplies by a weight or looks rows of it up, but for the adapter's, by path."""
     for name, module in loaded.model.named_modules():
         if ".lora_" not in name and ".base_layer" not in name and _is_matrix(_held(module)):
@@ -169,14 +164,14 @@ def matrices(loaded: LoadedModel) -> Iterator[tuple[str, Any]]:
 
 
 @contextmanager
-def rounded(loaded: LoadedModel, to: str | Rounding, *, merged: bool = False, heads: bool = True) -> Iterator[None]:
+def rounded(loaded: LoadedModel, to: str, *, merged: bool = False, heads: bool = True) -> Iterator[None]:
     """A context in which the model computes in bfloat16, or with its matrices as a format of 8 or 4 bits gives them.
 
     Only one rounded matrix is in memory at a time.
 
     Args:
         loaded: the model.
-        to: `bfloat16`, a name of `gradience.spectral.quantised.FORMATS`, or a rounding.
+        to: `bfloat16`, or a name of `gradience.spectral.quantised.FORMATS`.
         merged: whether the adapter is merged into each matrix first. Without it the base's matrices are rounded alone.
         heads: whether the matrices outside the layers, a head and token embeddings, are rounded too.
     """
@@ -184,12 +179,10 @@ def rounded(loaded: LoadedModel, to: str | Rounding, *, merged: bool = False, he
         with torch.autocast(loaded.device.type, dtype=torch.bfloat16):
             yield
         return
-    enough_threads()
-    rounding = to if callable(to) else lambda _path, weight: np.asarray(restored(weight, to))
     hooks: list[Any] = []
-    for name, module in matrices(loaded):
+    for name, module in _matrices(loaded):
         if heads or layer_index(name) is not None:
-            hooks += _hooks(name, module, rounding, merged=merged and _held(module) is not module)
+            hooks += _hooks(module, to, merged=merged and _held(module) is not module)
     try:
         yield
     finally:
@@ -209,15 +202,15 @@ def _is_matrix(module: Any) -> bool:
     return is_one and module.weight.is_floating_point()
 
 
-def _hooks(path: str, module: Any, rounding: Rounding, *, merged: bool) -> Sequence[Any]:
+def _hooks(module: Any, to: str, *, merged: bool) -> Sequence[Any]:
     kept: list[torch.Tensor] = []
     matrix = _held(module)
     is_turned = type(matrix).__name__ == "Conv1D"  # its weight is (in, out), and files of codes have rows of inputs
 
     def stored(weight: torch.Tensor) -> torch.Tensor:
-        values = rounding(path, weight.float().cpu().numpy())
         # A copy, because JAX's arrays are read-only, which a tensor of torch cannot be.
-        return torch.from_numpy(values.copy()).to(weight.device, weight.dtype)
+        values = np.array(restored(weight.float().cpu().numpy(), to))
+        return torch.from_numpy(values).to(weight.device, weight.dtype)
 
     def before(layer: Any, _inputs: Any) -> None:
         kept.append(matrix.weight.data)

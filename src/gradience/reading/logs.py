@@ -1,6 +1,6 @@
 """Read the log of a run: a gradience log, or another program's, which is imported in memory.
 
-The path is that of one run's log, as `places` finds it.
+The path is that of one run's log, as `folder` finds it.
 """
 
 from __future__ import annotations
@@ -12,15 +12,18 @@ from itertools import islice
 from pathlib import Path
 from typing import Final, TypeAlias
 
+import msgspec
+
+from gradience.configs.settings import Layer
 from gradience.errors import RecorderError, few
 from gradience.importers.files import keys_of, refuse_summary, require_file
 from gradience.io.reading import open_regular
-from gradience.rules.log.facts import KEPT
 from gradience.schema import SCHEMA_PREFIX
-from gradience.schema.events import Event, RunStart, UnknownEvent
-from gradience.schema.reports import BadLine
+from gradience.schema.events import ConfigSnapshot, Event, RunStart, UnknownEvent
+from gradience.schema.reports import BadLine, InputFile
 from gradience.telemetry.reader import RunSummary, TelemetryReader, version_notes
 from gradience.telemetry.series import RunSeries
+from gradience.telemetry.signals import KEPT
 
 LOG_NAME: Final = "run.jsonl"
 OF_IMPORT: Final = "import-"
@@ -41,6 +44,7 @@ class Reading:
         run: the run that was asked for, or the last.
         files: the files that were read.
         of_import: what an import says of itself.
+        layer: where an import read settings; None of a log of our own.
     """
 
     path: Path
@@ -48,6 +52,15 @@ class Reading:
     run: RunSeries
     files: Sequence[Path]
     of_import: Sequence[str] = ()
+    layer: Layer | None = None
+
+    @property
+    def settings(self) -> Layer:
+        """The settings of the run, and the files that they are from."""
+        config = self.run.config or ConfigSnapshot()
+        if self.layer is None:
+            return Layer(config=config, sources=(InputFile(role="config", path=str(self.path)),))
+        return msgspec.structs.replace(self.layer, config=config, log=f"the log in {self.path.name}")
 
     @property
     def other_runs(self) -> list[str]:
@@ -165,7 +178,7 @@ def _imported(path: Path, run: str | None) -> Reading:
         first = source.skipped[0]
         rows = "1 row was" if len(source.skipped) == 1 else f"{len(source.skipped)} rows were"
         notes.append(f"{rows} not imported; the first: {first.file} {first.line}: {first.reason}")
-    return Reading(path, log, log.runs[run if run in log.runs else _last(log)], source.files, notes)
+    return Reading(path, log, log.runs[run if run in log.runs else _last(log)], source.files, notes, source.layer)
 
 
 Session: TypeAlias = Sequence[Event | UnknownEvent]

@@ -18,9 +18,10 @@ HEADINGS: Final[dict[RuleGroup, str]] = {
     "log": "A run's log (gradience monitor)",
     "weights": "An adapter's weights (gradience audit)",
     "weights_and_base": "An adapter's weights beside their base (gradience audit --base)",
+    "between": "An adapter's files beside each other (gradience audit)",
     "joins": "Several of these that have one cause (gradience diagnose)",
-    "merge": "Adapters that may be merged (gradience merge-check)",
-    "served": "What serves an adapter (gradience verify-served)",
+    "merge": "Adapters that may be merged (gradience merge --check)",
+    "served": "What serves an adapter (gradience verify)",
 }
 
 _SHOWN: Final = 10
@@ -60,7 +61,10 @@ def rule_text(card: RuleCard) -> Iterator[Block]:
     yield facts(labelled.items())
     numbers = [f"  {item.name} = {item.value:g} ({item.unit}): {item.source}" for item in card.thresholds]
     yield from ["Thresholds:", *numbers] if numbers else []
-    grounds = [line for ground in card.evidence for line in (f"  {ground.source}:", f"      {ground.says}")]
+    shown = [line for each in card.passports for line in (f"  {each.kind}, {each.source}:", f"      {each.says}")]
+    yield from ["Passport:", *shown] if shown else []
+    others = [ground for ground in card.evidence if ground.source not in {each.source for each in card.passports}]
+    grounds = [line for ground in others for line in (f"  {ground.source}:", f"      {ground.says}")]
     yield from ["Evidence:", *grounds] if grounds else []
 
 

@@ -13,7 +13,9 @@ _TOP: Final = """\
 
 A line for each rule, from its record: when it reports, and only where. Severity is the usual one; a finding may be
 milder or graver. Confidence is a judgement, in 0..1. `gradience rules LR001` explains a rule with its evidence, the
-units and sources of its thresholds, and how to verify a finding. `--select` and `--ignore` take the ids.
+units and sources of its thresholds, and how to verify a finding. `--select` and `--ignore` take the ids. A rule's
+passport is what shows that its fault is met: a public run on which it was right, a complaint whose cause it names, a
+documented behaviour of a library, or arithmetic. What each says is in `gradience rules` with the rule's id.
 """
 
 
@@ -28,8 +30,8 @@ def _lines(cards: Sequence[RuleCard]) -> Iterator[str]:
         members = [card for card in cards if card.groups[0] == group]
         if members:
             yield from ("", f"## {heading}", "")
-            yield "| id | severity | confidence | finds | reports when | only where | thresholds |"
-            yield "|---|---|---|---|---|---|---|"
+            yield "| id | severity | confidence | finds | reports when | only where | passport | thresholds |"
+            yield "|---|---|---|---|---|---|---|---|"
             yield from map(_line, members)
 
 
@@ -38,6 +40,6 @@ def _line(card: RuleCard) -> str:
     also = "".join(f" (also: {group})" for group in card.groups[1:])
     cells = (
         *(card.id, card.severity, f"{card.confidence:g}", card.title + also),
-        *(card.condition, "; ".join(card.premises), numbers),
+        *(card.condition, "; ".join(card.premises), "; ".join(each.source for each in card.passports), numbers),
     )
     return f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in cells)} |".replace("|  |", "| |")

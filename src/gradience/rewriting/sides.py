@@ -16,8 +16,9 @@ import msgspec
 import numpy as np
 
 from gradience.adapters.config import LARGEST_CONFIG
+from gradience.adapters.files import AdapterFiles
 from gradience.adapters.layout import Adapter, Module
-from gradience.adapters.open import AdapterFiles, open_adapter
+from gradience.adapters.open import open_adapter
 from gradience.base.weights import factors_of
 from gradience.errors import AdapterError
 from gradience.io import PathLike, natural_key

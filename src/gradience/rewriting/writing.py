@@ -26,8 +26,8 @@ from typing import Any, Final, NamedTuple
 import msgspec
 import numpy as np
 
+from gradience.adapters.files import INDEX_NAMES, WEIGHT_NAMES, AdapterFiles
 from gradience.adapters.layout import Array
-from gradience.adapters.open import INDEX_NAMES, WEIGHT_NAMES, AdapterFiles
 from gradience.base.weights import file_digest
 from gradience.errors import OutputError, few
 from gradience.io import PathLike

@@ -28,7 +28,8 @@ from textwrap import dedent
 from typing import Any, Final, Generic, NamedTuple, Self, TypeAlias, TypeVar, get_args
 
 from gradience.configs import Preferences, read_preferences
-from gradience.errors import ConfigError
+from gradience.errors import ConfigError, Unknown as Unknown
+from gradience.rules.passports import passport
 from gradience.schema import Json, Severity, real
 from gradience.schema.document import (
     RULES_SCHEMA_ID,
@@ -36,6 +37,7 @@ from gradience.schema.document import (
     Excluded,
     Finding,
     NotRun,
+    Passport,
     RuleCard,
     RuleGroup,
     RulesReport,
@@ -72,10 +74,6 @@ class Premise(Generic[F]):
 def premise(says: str) -> Callable[[Need[F]], Premise[F]]:
     """Make a premise of a function that returns the reason why facts cannot be judged, or None."""
     return partial(Premise, says)
-
-
-class Unknown(Exception):  # noqa: N818  # a result of looking, not an error
-    """The facts lack something that a rule needs. The message is the reason, for the report."""
 
 
 class Threshold(NamedTuple):
@@ -151,6 +149,7 @@ class Description:
         verify: what would confirm or refute the finding.
         thresholds: every number that the rule compares with.
         evidence: the rule's sources, with their numbers.
+        seen: public runs and complaints on which the rule was right.
         signs: what a finding is a sign of, for the rules that join findings; a text is a sign without conditions.
     """
 
@@ -166,6 +165,7 @@ class Description:
     verify: str = ""
     thresholds: tuple[Threshold, ...] = ()
     evidence: tuple[Evidence, ...] = ()
+    seen: tuple[Evidence, ...] = ()
     signs: tuple[Sign | str, ...] = ()
 
     @property
@@ -178,6 +178,13 @@ class Description:
         """What has to hold before the rule is asked, in words."""
         return []
 
+    @property
+    def passports(self) -> list[Passport]:
+        """What shows that the fault is real: where it was seen, then the sources that have a passport's form."""
+        seen = [passport(ground, seen=True) for ground in self.seen]
+        cited = [passport(ground, seen=False) for ground in self.evidence]
+        return [each for each in (*seen, *cited) if each is not None]
+
 
 def _nothing(_: object) -> None:
     """What a record observes that decorates no function yet."""
@@ -188,8 +195,8 @@ class Rule(Description, Generic[F]):
     """A rule over facts of type F: the decorator of its `observe`, whose docstring is the rule's prose.
 
     The docstring is the title, the condition, and the sections Why, Scope, Action and Verify, of which Why and Action
-    may be left out; then what each Source says, after ` -- `, if no other rule cites it. A section that the family
-    gives to all its rules need not be repeated.
+    may be left out; then where it was Seen and what each Source says, after ` -- `, if no other rule cites it. One of
+    them is its passport (`rules.passports`). A section that the family gives to all its rules need not be repeated.
 
     Attributes:
         observe: returns the observations in the facts: one, several, or None. Raises `Unknown` if it cannot decide.
@@ -207,13 +214,17 @@ class Rule(Description, Generic[F]):
         """The rule of this record and of a function with its docstring.
 
         Raises:
-            ValueError: the docstring has an unknown section, or lacks one.
+            ValueError: the docstring has an unknown section, lacks one, or was seen in a place that nobody can look up.
         """
         try:
-            texts, sources = _prose(observe)
+            texts, grounds = _prose(observe)
         except ValueError as error:
             raise ValueError(f"{self.id}: {error}") from None
-        made = replace(self, observe=observe, evidence=(*sources, *self.evidence), **texts)
+        seen, sources = (*grounds["Seen"], *self.seen), (*grounds["Source"], *self.evidence)
+        made = replace(self, observe=observe, seen=seen, evidence=sources, **texts)
+        unclear = [ground.source for ground in seen if passport(ground, seen=True) is None]
+        if unclear:
+            raise ValueError(f"{self.id}: Seen: {unclear[0]}: expected a public run or a complaint")
         lacking = [name for name, field in _NEEDED.items() if not getattr(made, field)]
         if lacking:
             raise ValueError(f"{self.id}: the docstring of its function has no {lacking[0]}")
@@ -236,25 +247,27 @@ _SECTIONS: Final = {"Why": "rationale", "Scope": "scope", "Action": "action", "V
 _NEEDED: Final = {"title": "title", "condition": "condition", "Scope": "scope", "Verify": "verify"}
 
 
-def _prose(observe: Observe[F]) -> tuple[dict[str, Any], list[Evidence]]:
-    """The texts of a rule by the names of their fields, and its sources, from the docstring of its function."""
+def _prose(observe: Observe[F]) -> tuple[dict[str, Any], dict[str, list[Evidence]]]:
+    """The texts of a rule by the names of their fields, and what it cites by section, from its function's docstring."""
     title, _, body = (getdoc(observe) or _unoptimised(observe)).partition("\n")
     # What goes on within a section is indented, so no line of the condition may begin as `Word:` does
     condition, *rest = re.split(r"^([A-Z]\w*):\s", body, flags=re.MULTILINE)
-    texts, sources = {"title": title, "condition": " ".join(condition.split())}, list[Evidence]()
+    texts = {"title": title, "condition": " ".join(condition.split())}
+    grounds: dict[str, list[Evidence]] = {"Seen": [], "Source": []}
     for name, lines in zip(rest[::2], rest[1::2], strict=True):
         text = " ".join(lines.split())
-        if name == "Source":
+        if name in grounds:
             source, dash, says = text.partition(" -- ")
             if not dash:
-                raise ValueError(f"Source: {text}: expected a source, ' -- ' and what it says")
-            sources.append(cite(source, says))
+                raise ValueError(f"{name}: {text}: expected a source, ' -- ' and what it says")
+            grounds[name].append(cite(source, says))
         elif name not in _SECTIONS:
-            raise ValueError(f"unknown section {name} in its docstring; known: {', '.join(_SECTIONS)}, Source")
+            known = ", ".join((*_SECTIONS, *grounds))
+            raise ValueError(f"unknown section {name} in its docstring; known: {known}")
         # By identity: a second section of the same words is refused, too
         elif texts.setdefault(_SECTIONS[name], text) is not text:
             raise ValueError(f"two sections {name} in its docstring")
-    return texts, sources
+    return texts, grounds
 
 
 def _unoptimised(observe: Observe[F]) -> str:
@@ -326,6 +339,7 @@ def card(rule: Description) -> RuleCard:
         action=rule.action,
         verify=rule.verify,
         thresholds=[RuleThreshold(**item._asdict()) for item in rule.thresholds],
+        passports=rule.passports,
         evidence=list(rule.evidence),
     )
 
@@ -454,7 +468,8 @@ def _matching(ids: Sequence[str], given: list[str], filed: list[str], option: st
 @cache
 def rule_cards() -> tuple[RuleCard, ...]:
     """A card for every rule, each id once, in the order of the groups."""
-    from gradience.rules.config import RULES  # these modules import this one
+    from gradience.rules.between.rules import BETWEEN_RULES  # these modules import this one
+    from gradience.rules.config import RULES  # the same
     from gradience.rules.data import DATA_RULES  # the same
     from gradience.rules.joins.run import JOINS  # the same
     from gradience.rules.log import DETECTORS  # the same
@@ -462,7 +477,15 @@ def rule_cards() -> tuple[RuleCard, ...]:
     from gradience.rules.served import SERVED_RULES  # the same
     from gradience.rules.weights.rules import WEIGHTS_RULES  # the same
 
-    own: tuple[Description, ...] = (*RULES, *DATA_RULES, *WEIGHTS_RULES, *JOINS, *MERGE_RULES, *SERVED_RULES)
+    own: tuple[Description, ...] = (
+        *RULES,
+        *DATA_RULES,
+        *WEIGHTS_RULES,
+        *BETWEEN_RULES,
+        *JOINS,
+        *MERGE_RULES,
+        *SERVED_RULES,
+    )
     # Some rules on data and on weights judge logs, too, with other premises: their own card is the one that stays
     cards: dict[str, RuleCard] = {}
     for rule in (*own, *DETECTORS):

@@ -1,4 +1,4 @@
-"""Rules on adapters that may be merged: what `gradience merge-check` says about a weighted sum before it is made.
+"""Rules on adapters that may be merged: what `gradience merge --check` says about a weighted sum before it is made.
 
 They read the numbers of one `MergeCheckReport` (cosines, norms, how much of each adapter the sum keeps) and open no
 file. The thresholds are heuristics and are called so.
@@ -37,7 +37,7 @@ _FILES = cite("the adapters' files", "config and tensors")
 
 @dataclass(frozen=True, kw_only=True)
 class _MergeRule(Rule[MergeCheckReport]):
-    """A rule that `gradience merge-check` applies, by default to a sum of trained adapters."""
+    """A rule that `gradience merge --check` applies, by default to a sum of trained adapters."""
 
     groups: tuple[RuleGroup, ...] = ("merge",)
     scope: str = "weighted sums of trained LoRA adapters"
@@ -157,6 +157,7 @@ def _bases(report: MergeCheckReport) -> Iterator[Observation]:
     Scope: configs that name their base
     Action: Check that these are names of one base.
     Verify: Compare the bases' files.
+    Source: peft/tuners/lora/model.py:LoraModel.add_weighted_adapter@0.21.2 -- adds adapters of one base model
     """
     named = sorted({item.adapter.base_model for item in report.adapters if item.adapter.base_model})
     if len(named) > 1:
@@ -175,6 +176,8 @@ def _obstacles(report: MergeCheckReport) -> Iterator[Observation]:
     Scope: PEFT adapters
     Action: Turn it into a plain LoRA first: 'gradience convert --help'.
     Verify: 'gradience merge --dry-run' says what it refuses.
+    Source: peft/tuners/lora/model.py:LoraModel._check_add_weighted_adapter@0.21.2 -- raises for parameters, and for
+        modules that both save whole
     """
     for item in report.adapters:
         if item.obstacles:

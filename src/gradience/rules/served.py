@@ -1,4 +1,4 @@
-"""Rules on what is served: one for each thing that `gradience verify-served` finds in place of the adapter.
+"""Rules on what is served: one for each thing that `gradience verify` finds in place of the adapter.
 
 The numbers are compared in `gradience.verbs.receipt.verdict`, on log-probabilities; a rule says what follows.
 """
@@ -30,12 +30,12 @@ UNLIKE = Threshold(
     "unlike", 0.7, "cosine of what was read and the adapter in probabilities, both less the base's", _MEASURED
 )
 
-_BENCH = cite("benchmarks/receipt.py", "how often each verdict is right, and its cause: docs/receipt.md")
+_BENCH = cite("benchmarks/receipt.py", "how often each verdict is right, and its cause: docs/evidence/receipt.md")
 
 
 @dataclass(frozen=True, kw_only=True)
 class _ServedRule(Rule[VerifyServedReport]):
-    """A rule that `gradience verify-served` applies."""
+    """A rule that `gradience verify` applies."""
 
     groups: tuple[RuleGroup, ...] = ("served",)
     scope: str = "what serves an adapter of which there is a receipt"
@@ -60,6 +60,7 @@ def _the_base(report: VerifyServedReport) -> Observation | None:
     Why: The adapter is not applied: not loaded, not asked for by name, or loaded under keys that match nothing.
     Action: Ask for the adapter by the name under which it is served; see the server's log for ignored keys, and
         'gradience check --serve'.
+    Seen: https://github.com/unslothai/unsloth/issues/869 -- what was merged and saved is exactly the base
     """
     return _if(report, "the_base")
 
@@ -74,6 +75,8 @@ def _part_missing(report: VerifyServedReport) -> Observation | None:
     Why: Engines leave out modules that they do not adapt, and keys that they do not know.
     Action: See 'gradience check --serve' for what the engine leaves out; merge the adapter if it cannot serve these
         modules.
+    Seen: https://github.com/unslothai/unsloth-zoo/pull/779 -- a merged model of experts is the base and a part of
+        the updates
     """
     return _if(report, "part_missing")
 
@@ -86,6 +89,7 @@ def _wrong_scale(report: VerifyServedReport) -> Observation | None:
 
     Why: alpha / r was left out, applied twice, or is not that of rsLoRA.
     Action: Compare lora_alpha, r and use_rslora in the served config with those of the adapter.
+    Seen: https://github.com/NVIDIA/TensorRT-LLM/issues/1668 -- use_rslora is ignored: a scale of 2 instead of 5.7
     """
     return _if(report, "wrong_scale")
 
@@ -100,6 +104,8 @@ def _another_checkpoint(report: VerifyServedReport) -> Observation | None:
     Why: What answers goes the adapter's way and is not it: an earlier or later checkpoint, or another run on the
         same data.
     Action: Compare the adapter's digest with that of the files that are served.
+    Seen: https://github.com/vllm-project/vllm/issues/42125 -- an adapter that is loaded again under its name is
+        served with parts of the old one
     """
     return _if(report, "another_checkpoint")
 
@@ -112,6 +118,7 @@ def _another_adapter(report: VerifyServedReport) -> Observation | None:
 
     Why: What answers is neither the base nor near the adapter.
     Action: Check which adapter and which base the server loaded; an old one may still be in its cache.
+    Seen: https://github.com/vllm-project/vllm/issues/47724 -- a request is served with another user's adapter
     """
     return _if(report, "another_adapter")
 
@@ -124,6 +131,8 @@ def _tokens_or_template_differ(report: VerifyServedReport) -> Observation | None
 
     Why: The model is asked something else than it was trained on, whatever its weights.
     Action: Serve with the tokenizer and chat template saved beside the adapter.
+    Seen: https://github.com/hiyouga/LlamaFactory/issues/6020 -- Ollama without the chat template of training:
+        nonsense
     Source: the token ids -- equality of lists
     """
     return _if(report, "tokens_or_template_differ")

@@ -11,7 +11,7 @@ from gradience.schema.audit import AuditReport
 from gradience.schema.document import Finding, NotRun, Report
 from gradience.schema.reports import CheckReport, MonitorReport
 
-DIAGNOSE_SCHEMA_ID: Final = "gradience.diagnose/v2"
+DIAGNOSE_SCHEMA_ID: Final = "gradience.diagnose/v3"
 
 SourceKind: TypeAlias = Literal["config", "log", "weights"]
 PieceSource: TypeAlias = Literal["config", "log", "weights", "disk"]
@@ -144,7 +144,7 @@ class BestCheckpoint(msgspec.Struct, kw_only=True, frozen=True, omit_defaults=Tr
 class DiagnoseReport(Report, kw_only=True, frozen=True):
     """One verdict from config, log and weights, as `gradience diagnose --json` prints it."""
 
-    schema: Literal["gradience.diagnose/v2"]
+    schema: Literal["gradience.diagnose/v3"]
     path: str
     verdict: Annotated[
         Verdict,

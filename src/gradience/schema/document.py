@@ -28,7 +28,7 @@ _NAMES: Final = frozenset(get_args(NonFinite))
 RULES_SCHEMA_ID: Final = "gradience.rules/v2"
 
 RuleGroup: TypeAlias = Literal[
-    "config", "base", "serve", "data", "log", "weights", "weights_and_base", "joins", "merge", "served"
+    "config", "base", "serve", "data", "log", "weights", "weights_and_base", "between", "joins", "merge", "served"
 ]
 SEVERITIES: Final[tuple[Severity, ...]] = get_args(Severity)  # mildest first
 
@@ -236,6 +236,22 @@ class Evidence(msgspec.Struct, kw_only=True, frozen=True, omit_defaults=True):
     says: Annotated[str, about("What the source says, with its numbers.")]
 
 
+PassportKind: TypeAlias = Literal["public run", "complaint", "library", "arithmetic"]
+
+
+class Passport(Evidence, kw_only=True, frozen=True):
+    """Why a rule exists: where it spoke and was right, or what shows that its fault is real."""
+
+    kind: Annotated[
+        PassportKind,
+        about(
+            "`public run`: a run, configuration, data set or adapter on which it spoke and was right. `complaint`: a "
+            "thread of a public tracker whose cause it names. `library`: a documented behaviour or refusal. "
+            "`arithmetic`: a ruin that follows from numbers alone."
+        ),
+    ]
+
+
 class Finding(msgspec.Struct, kw_only=True, frozen=True, omit_defaults=True):
     """One thing to look at: a hypothesis with its evidence. The user decides."""
 
@@ -297,7 +313,7 @@ class RuleCard(msgspec.Struct, kw_only=True, frozen=True, omit_defaults=True):
         about(
             "Where it applies. `config`: check; `base`: check --base; `serve`: check --serve; `data`: check --data; "
             "`log`: monitor; `weights`: audit; `weights_and_base`: audit --base; `joins`: diagnose, over findings of "
-            "several of these groups; `merge`: merge-check; `served`: verify-served."
+            "several of these groups; `merge`: merge --check; `served`: verify."
         ),
     ] = []
     severity: Annotated[Severity, about("Usual severity; a finding may be milder or graver.")]
@@ -309,7 +325,8 @@ class RuleCard(msgspec.Struct, kw_only=True, frozen=True, omit_defaults=True):
     action: Annotated[str, about("What to consider doing.")] = ""
     verify: Annotated[str, about("What would confirm or refute it.")] = ""
     thresholds: list[RuleThreshold] = []
-    evidence: list[Evidence] = []
+    passports: Annotated[list[Passport], about("What shows that the fault is real: at least one.")] = []
+    evidence: Annotated[list[Evidence], about("Every source of the rule, with its numbers.")] = []
 
 
 class RulesReport(Report, kw_only=True, frozen=True):

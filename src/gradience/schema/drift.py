@@ -1,4 +1,4 @@
-"""Types of the report of `gradience drift`: what an adapter changes on texts of its own and on others."""
+"""Types of a report of `gradience bench`: what an adapter changes on texts of its own and on others."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import msgspec
 from gradience.schema import Fraction, NonNegativeInt, about
 from gradience.schema.document import Estimate, Report
 
-DRIFT_SCHEMA_ID: Final = "gradience.drift/v2"
+DRIFT_SCHEMA_ID: Final = "gradience.drift/v3"
 
 
 class TextsChanged(msgspec.Struct, kw_only=True, frozen=True):
@@ -45,14 +45,14 @@ class Lowered(msgspec.Struct, kw_only=True, frozen=True):
 class DriftReport(Report, kw_only=True, frozen=True):
     """How much an adapter changes what it was trained for, and what it was not."""
 
-    schema: Literal["gradience.drift/v2"] = DRIFT_SCHEMA_ID
+    schema: Literal["gradience.drift/v3"] = DRIFT_SCHEMA_ID
     adapter: Annotated[str, about("The adapter, as given.")]
     base: Annotated[str, about("The base model, as given.")]
     task: Annotated[str, about("`causal-lm`, `sequence-classification` or `token-classification`.")]
-    texts: Annotated[str, about("The file of own texts, as given.")]
+    texts: Annotated[str, about("The file of own texts, as given; empty without one.")] = ""
     elsewhere: Annotated[str, about("The file of other texts, as given; empty for the built-in sentences.")] = ""
     seed: Annotated[NonNegativeInt, about("Seed of the choice of texts.")]
-    own: TextsChanged
+    own: Annotated[TextsChanged | None, about("On own texts; null without a file of them.")] = None
     other: TextsChanged
     scales: Annotated[list[Lowered], about("By falling factor; empty if no module has a scale.")] = []
     groups: Annotated[list[Lowered], about("Without one group of modules after the other, the largest first.")] = []

@@ -24,7 +24,7 @@ from gradience.schema.drift import DriftReport
 from gradience.schema.events import EVENT_TYPES, EvalMetrics, Event, RecommendationItem
 from gradience.schema.flat import Flat
 from gradience.schema.fleet import FleetAuditReport, FleetShowReport, QueryReport, RunsBestReport, RunsCurvesReport
-from gradience.schema.merge import MergeCheckReport, MergeReport, VerifyMergeReport
+from gradience.schema.merge import MergeCheckReport, MergeReport, VerifyMergedReport
 from gradience.schema.preflight import PreflightReport
 from gradience.schema.receipt import Receipt, VerifyServedReport
 from gradience.schema.reports import CheckReport, ImportReport, MonitorReport, ValidateLogsReport, ValidateReport
@@ -45,7 +45,7 @@ SchemaName: TypeAlias = Literal[
     "merge",
     "merge-check",
     "bench",
-    "verify-merge",
+    "verify-merged",
     "import",
     "validate",
     "validate-logs",
@@ -91,7 +91,7 @@ _REPORTS: Final[dict[SchemaName, type[msgspec.Struct]]] = {
     "convert": ConvertReport,
     "merge": MergeReport,
     "merge-check": MergeCheckReport,
-    "verify-merge": VerifyMergeReport,
+    "verify-merged": VerifyMergedReport,
     "bench": BenchReport,
     "drift": DriftReport,
     "diagnose": DiagnoseReport,
@@ -108,9 +108,12 @@ _REPORTS: Final[dict[SchemaName, type[msgspec.Struct]]] = {
     "verify-served": VerifyServedReport,
     "preflight": PreflightReport,
 }
+_VERSIONS: Final[dict[SchemaName, int]] = {  # the others are at 2
+    **dict.fromkeys(("check", "diagnose", "drift", "merge-check", "preflight", "verify-served"), 3)
+}
 SCHEMAS: Final[dict[SchemaName, str]] = {
     "telemetry": "telemetry-v1",
-    **{name: f"{name}-report-v2" for name in _REPORTS},
+    **{name: f"{name}-report-v{_VERSIONS.get(name, 2)}" for name in _REPORTS},
     "receipt": "receipt-v1",
     "provenance": "provenance-v1",
 }
@@ -227,7 +230,7 @@ def _opened(schema: dict[str, Json], held: dict[str, Json], event: str, name: st
 
 def _report(name: SchemaName, cls: type[msgspec.Struct]) -> dict[str, Json]:
     """Return the schema of a report, which requires every key at every level."""
-    schema = _document(name, cls, f"{name.title()} report v2")
+    schema = _document(name, cls, f"{name.title()} report v{_VERSIONS.get(name, 2)}")
     return _all_required(schema)
 
 

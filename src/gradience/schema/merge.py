@@ -1,4 +1,4 @@
-"""Types of the reports of `gradience merge`, `gradience merge-check` and `gradience verify-merge`."""
+"""Types of the reports of `gradience merge` and of `gradience verify` on a merged model."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from msgspec import Meta
 
 from gradience.schema import Fraction, Json, NonNegativeInt, Real, about
 from gradience.schema.audit import Beside
-from gradience.schema.compare import ComparedAdapter, ConfigDifference, Cosine, OnlyIn, Overlap
+from gradience.schema.compare import ComparedAdapter, ConfigDifference, Cosine, OnlyIn
 from gradience.schema.document import Finding, NotRun, Report
 
 MERGE_SCHEMA_ID: Final = "gradience.merge/v2"
-MERGE_CHECK_SCHEMA_ID: Final = "gradience.merge-check/v2"
+MERGE_CHECK_SCHEMA_ID: Final = "gradience.merge-check/v3"
 
 MergeMethod: TypeAlias = Literal["linear", "cat", "svd", "ties", "dare_linear", "dare_ties"]
 
@@ -142,28 +142,20 @@ class CheckedPair(msgspec.Struct, kw_only=True, frozen=True, omit_defaults=True)
     first: str
     second: str
     cosine: Annotated[Cosine | None, about("Cosine of w_1 dW_1 and w_2 dW_2, each as one vector.")] = None
-    scale_ratio: Annotated[float | None, about("Larger weighted norm over the smaller one.")] = None
-    output_side: Annotated[list[Overlap], about("Mean over modules of phi(k, k) of left singular vectors.")] = []
-    input_side: Annotated[list[Overlap], about("Mean over modules of phi(k, k) of right singular vectors.")] = []
 
 
 class MergeCheckReport(Report, kw_only=True, frozen=True):
-    """Conflicts between adapters that are to be merged, as `gradience merge-check --json` prints them."""
+    """Conflicts between adapters that are to be merged, as `gradience merge --check --json` prints them."""
 
-    schema: Literal["gradience.merge-check/v2"]
+    schema: Literal["gradience.merge-check/v3"]
     adapters: list[CheckedAdapter]
+    merged: Annotated[MergeReport | None, about("What the merge would write; null if it would be refused.")] = None
+    refused: Annotated[str, about("Why the merge would be refused; else empty.")] = ""
     differences: Annotated[list[ConfigDifference], about("Settings that differ, one value per adapter.")] = []
     pairs: list[CheckedPair] = []
     signs: Annotated[
         SignConflict | None,
         about("Sign conflicts over all modules that two or more adapters have; null if there is none."),
-    ] = None
-    expected_conflict: Annotated[
-        Fraction | None,
-        about(
-            "For two adapters, the conflict expected of jointly Gaussian entries with each module's cosine: "
-            "arccos(cosine) / pi, averaged over entries."
-        ),
     ] = None
     trials: Annotated[
         list[list[float]],
@@ -180,7 +172,7 @@ class MergeCheckReport(Report, kw_only=True, frozen=True):
     notes: list[str] = []
 
 
-VERIFY_MERGE_SCHEMA_ID: Final = "gradience.verify-merge/v2"
+VERIFY_MERGED_SCHEMA_ID: Final = "gradience.verify-merged/v2"
 
 VerifyVerdict: TypeAlias = Literal["contained", "not_contained", "inconclusive"]
 ModuleVerdict: TypeAlias = Literal[
@@ -259,15 +251,15 @@ class MergedAnswers(msgspec.Struct, kw_only=True, frozen=True, omit_defaults=Tru
     """What the merged model answers beside what a receipt of the adapter holds."""
 
     receipt: str
-    verdict: Annotated[str, about("As of `gradience verify-served`, without base and adapter.")]
+    verdict: Annotated[str, about("As of `gradience verify` by answers, without base and adapter.")]
     story: Annotated[str, about("The answer in one line, or why there is none.")]
     residual: Annotated[Real | None, about("|y - adapter| / |adapter - base| of log-probabilities.")] = None
 
 
-class VerifyMergeReport(Report, kw_only=True, frozen=True):
+class VerifyMergedReport(Report, kw_only=True, frozen=True):
     """Whether a merged model contains an adapter, judged tensor by tensor."""
 
-    schema: Literal["gradience.verify-merge/v2"]
+    schema: Literal["gradience.verify-merged/v2"]
     base: str
     adapter: str
     merged: str

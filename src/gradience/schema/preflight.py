@@ -11,7 +11,7 @@ from gradience.schema.document import Finding, NotRun, Report
 from gradience.schema.reports import CheckReport
 from gradience.schema.wiring import AdapterWiring, OptimizerWiring, ParameterGroup
 
-PREFLIGHT_SCHEMA_ID: Final = "gradience.preflight/v2"
+PREFLIGHT_SCHEMA_ID: Final = "gradience.preflight/v3"
 
 
 class PlannedRate(msgspec.Struct, kw_only=True, frozen=True):
@@ -35,7 +35,7 @@ class FirstBatches(msgspec.Struct, kw_only=True, frozen=True, omit_defaults=True
 class PreflightReport(Report, kw_only=True, frozen=True):
     """What is trained, in which dtype, on what, at which rate; and the findings of the rules."""
 
-    schema: Literal["gradience.preflight/v2"]
+    schema: Literal["gradience.preflight/v3"]
     check: CheckReport
     groups: Annotated[list[ParameterGroup], about("The model's parameters by kind.")] = []
     adapter: AdapterWiring | None = None

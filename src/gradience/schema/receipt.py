@@ -1,4 +1,4 @@
-"""Types of a receipt, and of the report of `gradience verify-served`.
+"""Types of a receipt, and of the report of `gradience verify` by answers.
 
 A receipt says what a base with an adapter answered where it was trained: log-probabilities of given tokens. Whatever
 serves the adapter later is asked for the same.
@@ -15,7 +15,7 @@ from gradience.schema import NonNegativeInt, Real, about
 from gradience.schema.document import Finding, NotRun, Report
 
 RECEIPT_SCHEMA_ID: Final = "gradience.receipt/v1"
-VERIFY_SERVED_SCHEMA_ID: Final = "gradience.verify-served/v2"
+VERIFY_SERVED_SCHEMA_ID: Final = "gradience.verify-served/v3"
 
 LogProbs: TypeAlias = list[Annotated[float, Meta(le=0.0)]]
 TokenIds: TypeAlias = list[NonNegativeInt]
@@ -99,10 +99,10 @@ class Part(msgspec.Struct, kw_only=True, frozen=True, omit_defaults=True):
 class VerifyServedReport(Report, kw_only=True, frozen=True, omit_defaults=True):
     """Whether what is served is what a receipt was written of, and if not, what it is."""
 
-    schema: Literal["gradience.verify-served/v2"]
+    schema: Literal["gradience.verify-served/v3"]
     receipt: str
     target: str
-    kind: Annotated[Literal["adapter", "model", "gguf", "endpoint"], about("What the target is.")]
+    kind: Annotated[Literal["adapter", "model", "endpoint"], about("What the target is.")]
     how: Annotated[str, about("How it was asked for log-probabilities.")]
     precision: Annotated[str, about("Width of the target's weights, as files and values say; empty if unknown.")] = ""
     verdict: ServedVerdict

@@ -39,16 +39,6 @@ _KEPT: Final = 1 << 21  # bytes of an array that a thread keeps under a name
 _LARGE: Final = 1024  # the shorter side: above it, BLAS's threads gain more than they cost
 
 
-def enough_threads() -> None:
-    """Give XLA's pool more threads than there are calls at once; call it before the process's first array is made.
-
-    A batched LAPACK call of jaxlib waits, in a thread of XLA's pool, for tasks of the same pool. With two such calls at
-    once and a pool of two threads, both wait for ever (jaxlib 0.10.2 on two cores). XLA reads the threads' number when
-    the first array is made.
-    """
-    os.environ.setdefault("PJRT_NPROC", "64")
-
-
 def threads_for(size: int) -> AbstractContextManager[Any]:
     """A context that holds BLAS to one thread, unless `size`, the matrices' shorter side, is above 1024.
 
@@ -72,7 +62,6 @@ def one_blas_thread() -> Iterator[None]:
     It also serves where XLA computes the large products: between calls, spinning BLAS threads would take processors
     from XLA's.
     """
-    enough_threads()
     with _Single.lock:
         if _Single.blocks == 0:
             _Single.limit = _controller().limit(limits=1, user_api="blas")

@@ -37,6 +37,7 @@ import numpy.typing as npt
 from jax import Array, lax
 
 from gradience.spectral.codes import Codes, moved
+from gradience.spectral.decompositions import solve
 from gradience.spectral.devices import float64
 from gradience.spectral.grams import Floats, Matrix
 from gradience.spectral.krylov import Bidiagonal, Operator, Ritz, Triplets, leading, looks, ritz_of, room_for
@@ -318,7 +319,7 @@ def bound(measure: Measure, middle: Array, half: Array) -> Array:
     own = weights @ (first**2).T
     mixed = jnp.einsum("pn,kn,cn->pkc", weights * gaps, first, last)
     end = jnp.einsum("pn,cn,dn->pcd", weights, last, last)
-    solved = jnp.linalg.solve(end, jnp.swapaxes(mixed, 1, 2))
+    solved = jax.vmap(solve)(end, jnp.swapaxes(mixed, 1, 2))
     return (1.0 + _SHARE) * (own + sharpness * jnp.einsum("pkc,pck->pk", mixed, solved))
 
 

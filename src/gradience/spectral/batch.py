@@ -25,6 +25,7 @@ from jax import Array
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from gradience.spectral import in_threads, one_blas_thread
+from gradience.spectral.decompositions import eigh, r_of_qr, singular_values, svd
 from gradience.spectral.devices import devices, devices_of_float64, float64, has_float64
 from gradience.spectral.grams import Factors, Floats, Grams, Loads, Matrix, bucket_of, grams_of, on_cpu
 
@@ -77,7 +78,7 @@ def stable_rank(sigma: Array) -> Array:
 
 def stable_rank_of(matrix: Array) -> Array:
     """The stable rank of a matrix."""
-    return stable_rank(jnp.linalg.svd(matrix, compute_uv=False))
+    return stable_rank(singular_values(matrix))
 
 
 def effective_rank(sigma: Array) -> Array:
@@ -137,13 +138,13 @@ class Root(NamedTuple):
 
 def root_by_qr(factor: Array) -> Root:
     """Return the root of a factor (d, r) by QR: (min(d, r), r)."""
-    x = jnp.linalg.qr(factor, mode="r")
-    return Root(x, jnp.linalg.svd(x, compute_uv=False))
+    x = r_of_qr(factor)
+    return Root(x, singular_values(x))
 
 
 def root_by_gram(gram: Array) -> Root:
     """Return the root of a factor from its Gram matrix F^T F (r, r)."""
-    values, vectors = jnp.linalg.eigh(gram)
+    values, vectors = eigh(gram)
     sizes = jnp.sqrt(jnp.maximum(values, 0.0))  # rounding makes an eigenvalue of zero negative
     return Root(sizes[:, None] * vectors.T, sizes[::-1])
 
@@ -167,7 +168,7 @@ def by_qr(b: Array, a: Array) -> Result:
     (b, size_b), (a, size_a) = (_unit(jnp.where(finite, x, 0.0)) for x in (b, a))
     left, right = root_by_qr(b), root_by_qr(a.T)
     # A TPU, which has no float64, would by default multiply in bfloat16.
-    sigma = jnp.linalg.svd(jnp.matmul(left.x, right.x.T, precision="highest"), compute_uv=False)
+    sigma = singular_values(jnp.matmul(left.x, right.x.T, precision="highest"))
     # Where r exceeds a side of the update, the core has fewer than r singular values.
     result = result_of(jnp.pad(sigma, (0, len(a) - len(sigma))), left, right, finite)
     return result._replace(sizes=jnp.stack([size_b, size_a]))
@@ -183,7 +184,7 @@ def _unit(x: Array) -> tuple[Array, Array]:
 def by_grams(gram_b: Array, gram_a: Array) -> Result:
     """Return the numbers of B A from B^T B and A A^T, both (r, r)."""
     left, right, finite = _roots(gram_b, gram_a)
-    return result_of(jnp.linalg.svd(left.x @ right.x.T, compute_uv=False), left, right, finite)
+    return result_of(singular_values(left.x @ right.x.T), left, right, finite)
 
 
 def _roots(gram_b: Array, gram_a: Array) -> tuple[Root, Root, Array]:
@@ -207,7 +208,7 @@ def mapped(gram_b: Array, gram_a: Array) -> MappedResult:
     S^(1/2) V^T P^T is S^(-1/2) U^T X A. So the best factors are products with B and A, and Q and P are never formed.
     """
     left, right, finite = _roots(gram_b, gram_a)
-    u, sigma, vt = jnp.linalg.svd(left.x @ right.x.T)
+    u, sigma, vt = svd(left.x @ right.x.T)
     known = sigma > _FLOOR * sigma[0]  # of a value that is rounding, the inverse would make noise as large as the rest
     inverse = jnp.where(known, 1.0 / jnp.sqrt(jnp.where(known, sigma, 1.0)), 0.0)
     result = result_of(sigma, left, right, finite)

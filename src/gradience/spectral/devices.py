@@ -7,8 +7,6 @@ from contextlib import contextmanager
 
 import jax
 
-from gradience.spectral import enough_threads
-
 
 def use_device(device: str) -> None:
     """Choose the devices on which this process computes: `auto`, `cpu`, `gpu` or `tpu`. Call it at program start.
@@ -18,7 +16,6 @@ def use_device(device: str) -> None:
     """
     if device == "auto":
         return
-    enough_threads()
     try:
         jax.config.update("jax_default_device", jax.devices(device)[0])
     except RuntimeError as error:
@@ -27,12 +24,12 @@ def use_device(device: str) -> None:
 
 
 def devices() -> list[jax.Device]:
-    """The local devices on which this process computes: all of the default device's kind."""
-    enough_threads()
+    """The local devices on which this process computes: all of the default device's kind, and of a CPU one."""
     default = jax.config.jax_default_device  # type: ignore[attr-defined, unused-ignore]  # JAX from 0.12 declares it
     # The setting is a device, a platform's name, or None for JAX's own choice.
     local: list[jax.Device] = jax.local_devices(backend=getattr(default, "platform", default))
-    return local
+    # The devices of a CPU share its cores, which our threads use.
+    return local[:1] if local[0].platform == "cpu" else local
 
 
 def has_float64() -> bool:
@@ -42,7 +39,7 @@ def has_float64() -> bool:
 
 def devices_of_float64() -> list[jax.Device]:
     """The devices that compute in float64: the CPU's if those of this process do not."""
-    return devices() if has_float64() else jax.local_devices(backend="cpu")
+    return devices() if has_float64() else jax.local_devices(backend="cpu")[:1]
 
 
 @contextmanager

@@ -23,6 +23,7 @@ import numpy as np
 from jax import Array
 
 from gradience.spectral import each_in_threads, scratch
+from gradience.spectral.decompositions import eigh, singular_values, svd
 from gradience.spectral.devices import float64
 from gradience.spectral.grams import Floats, Matrix, bucket_of, on_cpu
 
@@ -140,7 +141,7 @@ def compared(x: Array, y: Array, scales: Array) -> PairNumbers:
     (x1, x2), (y1, y2) = jnp.split(x, 2, axis=1), jnp.split(y, 2, axis=1)
     dense = jnp.stack([scales[0] * x1 @ y1.T, scales[1] * x2 @ y2.T])
     r = min(*dense.shape[1:], x1.shape[1])
-    u, sigma, vt = jnp.linalg.svd(dense, full_matrices=False)
+    u, sigma, vt = jax.vmap(svd)(dense)
     u, sigma, vt = u[:, :, :r], sigma[:, :r], vt[:, :r]
     # Not >=, or every direction of an update of zeros would be one.
     known = sigma > _FLOOR * sigma[:, :1]
@@ -162,7 +163,7 @@ def compared(x: Array, y: Array, scales: Array) -> PairNumbers:
 
 def principal_cosines(cross: Array) -> Array:
     """Return the cosines of the principal angles between the spans of U and V, largest first, from U^T V."""
-    cosines: Array = jnp.clip(jnp.linalg.svd(cross, compute_uv=False), 0.0, 1.0)
+    cosines: Array = jnp.clip(singular_values(cross), 0.0, 1.0)
     return cosines
 
 
@@ -173,7 +174,7 @@ def root(gram: Array) -> Array:
     """
     length = jnp.sqrt(jnp.maximum(jnp.diagonal(gram), 0.0))
     safe = jnp.where(length > 0.0, length, 1.0)
-    values, vectors = jnp.linalg.eigh(gram / jnp.outer(safe, safe))
+    values, vectors = eigh(gram / jnp.outer(safe, safe))
     root: Array = jnp.sqrt(jnp.maximum(values, 0.0))[:, None] * vectors.T * length
     return root
 

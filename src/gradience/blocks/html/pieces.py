@@ -28,7 +28,6 @@ from gradience.blocks import (
     Page,
     Section,
     ShownFinding,
-    Spans,
     Table,
     VerdictLine,
     grounds,
@@ -43,7 +42,6 @@ _MARKS: Final = 40  # findings named under a plot
 _ROWS: Final = 100  # rows of a table
 _CELLS: Final = 2_000  # cells of a map
 _LAYERS: Final = 400
-_BREAK: Final = "\u21b5"  # shown where a line ends
 
 
 def page_html(page: Page) -> str:
@@ -85,7 +83,7 @@ def _nodes(blocks: Iterable[Block], *, in_grid: bool = True) -> Iterator[Node]:
         yield tag("div", nodes, class_="figures") if kind is Figure and in_grid else nodes
 
 
-def _node(block: Block) -> Node:  # noqa: C901, PLR0911, PLR0912  # an element for each block
+def _node(block: Block) -> Node:  # noqa: C901, PLR0911  # an element for each block
     match block:
         case str():
             return tag("p", block.strip()) if block.strip() else None
@@ -111,8 +109,6 @@ def _node(block: Block) -> Node:  # noqa: C901, PLR0911, PLR0912  # an element f
         case Section(name, title, content):
             heading = tag("h2", title, id=f"{name}-title")
             return tag("section", heading, _nodes(content), id=name, aria_labelledby=f"{name}-title")
-        case Spans():
-            return _spans(block)
         case Figure(title, drawing):
             return _figure(block, title, drawing)
     return None  # of terminals alone
@@ -153,16 +149,6 @@ def _finding(item: ShownFinding) -> Element:
     folded = tag("details", tag("summary", "Grounds: why, confidence, evidence, how to verify"), tag("dl", terms))
     listed = tag("ul", pieces, class_="pieces") if pieces else None
     return tag("article", head, kind, listed, then, folded, id=f"finding-{item.number}", class_=finding.severity)
-
-
-def _spans(block: Spans) -> Element:
-    return tag("p", [_span(kind, text, block.legend) for kind, text in block.pieces], class_="tokens")
-
-
-def _span(kind: str, text: str, legend: dict[str, str]) -> Element:
-    first, *rest = text.split("\n")
-    lines = [(_BREAK, tag("br"), line) for line in rest]  # the page's own text has no line breaks
-    return tag("span", first, lines, class_=f"token {kind}" if kind in legend else "where", title=legend.get(kind))
 
 
 def _figure(block: Figure, title: str, drawing: object) -> Element | None:

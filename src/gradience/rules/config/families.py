@@ -71,6 +71,8 @@ def _absent(facts: Facts) -> Iterator[Observation]:
     Scope: models of transformers, known by their type or name; a model's own code may name modules otherwise
     Action: name modules that the model has (model.named_modules()), or use 'all-linear'
     Verify: model.print_trainable_parameters(), and model.targeted_module_names
+    Seen: https://github.com/shettysaish20/era-phi-2-oasst-instruct -- query_key_value, dense_h_to_4h and
+        dense_4h_to_h for phi-2, which has dense alone
     Source: transformers 5.24 and 4.57, models/*/modeling_*.py -- the names of the layers that each class defines
     """
     targets = facts.config.lora.target_modules
@@ -221,9 +223,8 @@ def _layers(facts: Facts) -> Iterator[Observation]:
     Scope: PEFT LoRA; the number of layers from the base's config.json, else by the model's name
     Action: name layers that the model has, counted from 0
     Verify: model.targeted_module_names
-    Source: PEFT 0.21.2, LoraConfig.__post_init__ and check_target_module_exists; tried -- layers that are not there
-        are passed over; an expression in target_modules beside layers_to_transform, or layers_pattern alone, raises
-        ValueError
+    Source: peft/tuners/tuners_utils.py:check_target_module_exists@0.21.2 -- a layer index that no module has is
+        passed over
     """
     lora = facts.config.lora
     numbers, stacks = lora.extras.get("layers_to_transform"), lora.extras.get("layers_pattern")
@@ -293,8 +294,7 @@ def _unsaved(facts: Facts) -> Iterator[Observation]:
     Scope: PEFT LoRA; models of transformers, known by their type or name, or the base itself
     Action: name modules that the model has (model.named_modules())
     Verify: model.print_trainable_parameters(), and the names in the adapter's file
-    Source: PEFT 0.21.2, utils/other.py: _set_trainable; tried -- modules_to_save=['nope'] starts without an error
-        or a warning, and nothing more is trained
+    Source: peft/utils/other.py:_set_trainable@0.21.2 -- names that no module has are passed over without a word
     """
     lora = facts.config.lora
     wanted = [name for name in lora.modules_to_save or () if not (lora.task_type and name in _HEADS_OF_PEFT)]
@@ -348,6 +348,7 @@ def _padding(facts: Facts) -> Iterator[Observation]:
     Scope: GPT-2, GPT-Neo, GPT-J and CodeGen; TRL's trainers and known recipes mask by themselves
     Action: set labels to -100 where attention_mask is 0, and keep one eos at the end of a text in the loss
     Verify: count the labels other than -100 in one batch against its attention mask: check --data does
+    Seen: public repositories -- models whose tokenizer has no pad token
     Source: the tokenizers of gpt2, gpt-neo and gpt-j on the hub -- no pad_token: every script sets one, mostly eos
     Source: transformers, DataCollatorForLanguageModeling -- labels equal to pad_token_id become -100, with pad =
         eos every eos too; the default collator copies

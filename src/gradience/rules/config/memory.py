@@ -36,6 +36,7 @@ def _too_large(facts: Facts) -> Observation | None:
     Scope: one device; what is assumed stands beside the number
     Action: recompute activations, or make the batch smaller with gradient accumulation
     Verify: torch.cuda.max_memory_allocated() after a step of the longest batch
+    Source: arithmetic -- more bytes than the card has cannot be allocated
     """
     memory = facts.around.memory
     if memory is None or memory.peak_bytes is None or not memory.limit_bytes:

@@ -49,6 +49,8 @@ def _not_trained(facts: Facts) -> Iterator[Observation]:
     Scope: PEFT's LoRA with transformers; a base whose config.json is at hand
     Action: train beside the model it was made from, in 16 bits or in bitsandbytes' 4 bits
     Verify: load the base, attach the adapter and take one step
+    Source: transformers/trainer_utils.py:validate_quantization_for_training@5.24.0 -- raises where the quantizer is
+        not trainable
     """
     method = _method(facts)
     if method in _UNTRAINED:
@@ -83,6 +85,7 @@ def _not_merged(facts: Facts) -> Observation | None:
     Scope: PEFT's merge_and_unload; a base whose config.json is at hand
     Action: serve the adapter beside the base, or merge it into the model in 16 bits that the base was made from
     Verify: call merge_and_unload on the untrained adapter
+    Source: peft/tuners/lora/gptq.py:GPTQLoraLinear@0.21.2 -- has no merge
     """
     method = _method(facts)
     if method not in _UNMERGED:

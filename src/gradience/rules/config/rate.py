@@ -83,6 +83,7 @@ def _full_fine_tuning_rate(facts: Facts) -> Iterator[Observation]:
         recipe's, or the rate also trains an embedding
     Action: try 1e-4 to 5e-4 (2e-4 is the usual start)
     Verify: run both rates for the same number of steps and compare held-out loss
+    Seen: https://github.com/wyek1n/MLX-CLI -- an adapter trained with MLX-LM's default of 1e-5
     """
     if "lr_from" in facts.config.optimizer.extras:
         raise Unknown("the configured rate is not known: the largest one logged may be far below it")
@@ -145,7 +146,7 @@ def _high_rate(facts: Facts) -> Iterator[Observation]:
     Scope: not preference or RL; Adam family; peak learning rate; evidence from one chat data set with alpha 32
     Action: lower lr to 1e-3 at most; 2e-4 is the usual start
     Verify: 100 steps at this rate: the loss falls below its start and stays there
-    Source: tloen/alpaca-lora#391 -- lr 0.003 with r = 128, alpha = 256: the loss went to 0
+    Seen: https://github.com/tloen/alpaca-lora/issues/391 -- lr 0.003 with r = 128, alpha = 256: the loss went to 0
     """
     if facts.objective.kind in {"preference", "rl"}:
         raise Unknown(f"the objective is {facts.objective.kind}: LR004 covers it")
@@ -194,6 +195,7 @@ def _preference_rate(facts: Facts) -> Iterator[Observation]:
     Scope: preference optimisation and RL with LoRA; Adam family; peak learning rate
     Action: try 5e-6 for DPO, 1e-5 to 4e-5 for GRPO
     Verify: KL to the reference, within the first hundred steps too, and the reward on held-out prompts
+    Seen: public repositories -- the full fine-tuning default of TRL's RL trainers, with LoRA
     """
     kind = facts.objective.kind
     if kind == "unknown":
@@ -237,6 +239,7 @@ def _spiking_corner(facts: Facts) -> Iterator[Observation]:
     Scope: plain LoRA; evidence from LionW on one 7B model, so weak for AdamW
     Action: halve lr, or alpha
     Verify: see whether the loss spikes in the first epoch at this rate, but not at half of it
+    Seen: https://github.com/tloen/alpaca-lora/issues/391 -- r = 128, alpha = 256, lr 0.003: the loss went to 0
     Source: LoRA Learns Less and Forgets Less, Biderman et al. 2024, repository README (Llama-2-7B, LionW) -- r =
         256, alpha = 512: 1e-4, not 2e-4, 'due to instabilities/loss spikes'; math 5e-5, not 1e-4
     """

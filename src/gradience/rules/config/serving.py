@@ -431,6 +431,7 @@ def _refused(facts: Facts) -> Iterator[Observation]:
     an engine named by --serve refuses a feature that the adapter has
 
     Why: The adapter trains well and cannot be loaded where it is meant to run.
+    Seen: https://github.com/sgl-project/sglang/pull/22125 -- SGLang refuses adapters with DoRA
     """
     return _effects("refused", facts)
 
@@ -442,6 +443,8 @@ def _misread(facts: Facts) -> Iterator[Observation]:
     an engine named by --serve loads a feature that the adapter has, and computes something else
 
     Why: It loads without an error and computes something other than what was trained.
+    Seen: https://github.com/NVIDIA/TensorRT-LLM/issues/1668 -- an adapter with rsLoRA is scaled by alpha / r and
+        answers badly
     """
     return _effects("misread", facts)
 
@@ -453,6 +456,8 @@ def _dropped(facts: Facts) -> Iterator[Observation]:
     an engine named by --serve loads the adapter and leaves a part out
 
     Why: It loads, and parts of what was trained have no effect.
+    Seen: https://github.com/vllm-project/vllm/issues/48019 -- every key of a text adapter is left out where the
+        model lies in a wrapper
     """
     return _effects("dropped", facts)
 
@@ -467,6 +472,7 @@ def _rank_sizes(facts: Facts) -> Iterator[Observation]:
     Why: An engine that serves many adapters allocates every slot at one of a few sizes.
     Action: set r to that size, or to the next smaller one
     Verify: memory of the engine with and without the adapter
+    Seen: https://github.com/PrimeIntellect-ai/prime-rl/pull/1408 -- vLLM rejects a max_lora_rank between its sizes
     """
     engines = _engines(facts)
     # A slot has one size for all modules, so the largest rank decides

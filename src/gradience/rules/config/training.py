@@ -56,6 +56,7 @@ def _no_train_loss(facts: Facts) -> Iterator[Observation]:
     Scope: trainers that log by step; a callback of your own may still log
     Action: set logging_steps to a fiftieth of the steps
     Verify: the log holds train_step rows after the first fiftieth of the run
+    Seen: public repositories -- runs without a single row of training loss
     """
     every = facts.logged_every
     if math.isinf(every):
@@ -90,6 +91,7 @@ def _no_evaluation(facts: Facts) -> Iterator[Observation]:
     Scope: supervised and preference runs; RL has its reward
     Action: hold out a few hundred examples and set eval_strategy='steps'
     Verify: the log holds eval rows
+    Seen: public repositories -- runs of many epochs without a held-out signal
     """
     if facts.objective.kind == "rl":
         raise Unknown("the objective is rl: its reward is the signal")
@@ -126,6 +128,7 @@ def _no_checkpoint(facts: Facts) -> Iterator[Observation]:
     Scope: trainers that save by step
     Action: save a few times per run
     Verify: a checkpoint folder appears during the run
+    Seen: public repositories -- long runs without a checkpoint
     """
     every = facts.saved_every
     if facts.around.moment == "to come" and facts.steps < LONG_RUN.value:
@@ -155,8 +158,8 @@ def _output_in_use(facts: Facts) -> Iterator[Observation]:
     Scope: trainers with an output_dir; looked up from the folder in which check is run
     Action: give a new output_dir, or resume_from_checkpoint if this goes on with that run
     Verify: the folder's checkpoints and logs after the start
-    Source: huggingface/transformers#19446; roboflow/rf-detr#1325 -- a second run into the same folder mixes
-        checkpoints and logs with the first, or overwrites them
+    Source: https://github.com/LibreYOLO/libreyolo/issues/833 -- a second run into the same folder overwrites the
+        first run's checkpoints
     """
     if facts.around.output is None:
         raise Unknown(facts.around.no_output)
@@ -193,9 +196,8 @@ def _best_is_deleted(facts: Facts) -> Iterator[Observation]:
     Scope: the Trainer of transformers and those built on it
     Action: set load_best_model_at_end=True, or metric_for_best_model='loss', which spares the best checkpoint too
     Verify: checkpoint folders that are left after a short run with more evaluations than save_total_limit
-    Source: transformers, rotate_checkpoints and Trainer._determine_best_metric (5.24) -- only the newest checkpoint
-        and best_model_checkpoint are spared; there is no such without metric_for_best_model, which
-        load_best_model_at_end sets
+    Source: transformers/trainer_utils.py:rotate_checkpoints@5.24.0 -- spares the newest checkpoint and the best one
+        it is told of, no other
     """
     training = facts.config.training
     program = facts.config.extras.get("format")
@@ -232,6 +234,7 @@ def _short_run(facts: Facts) -> Iterator[Observation]:
     Scope: every run; a smoke test is meant to be short
     Action: plan at least 100 steps, unless this is a trial
     Verify: the loss is still falling at the end
+    Seen: https://github.com/hiyouga/LlamaFactory/issues/7486 -- 3 steps: after training the model answers as before
     """
     if facts.steps < SHORT_RUN.value:
         yield Observation(f"the run has only {facts.steps} optimizer steps", {"steps": facts.steps})
@@ -262,6 +265,7 @@ def _many_epochs(facts: Facts) -> Iterator[Observation]:
     Scope: supervised and preference runs; small classification sets often take more epochs
     Action: evaluate each epoch and keep the best checkpoint
     Verify: held-out loss and the task's own metric by epoch: they may disagree
+    Seen: public repositories -- runs of 5 to 60 passes with nothing held out
     Source: Unsloth LoRA hyperparameters guide -- 1 to 3 epochs
     """
     kind, evaluation = facts.objective.kind, facts.config.training.eval_strategy
@@ -294,7 +298,7 @@ def _ignored_warmup(facts: Facts) -> Iterator[Observation]:
     Scope: transformers' Trainer
     Action: use lr_scheduler_type='constant_with_warmup'
     Verify: the logged learning rate of the first rows
-    Source: transformers/optimization.py, get_scheduler (5.24) -- 'constant' returns before warmup is looked at
+    Source: transformers/optimization.py:get_scheduler@5.24.0 -- 'constant' returns before warm-up is looked at
     """
     if given(facts.config.training.lr_scheduler, "lr_scheduler_type") == "constant" and facts.has_warmup:
         yield Observation("lr_scheduler_type 'constant' ignores the warmup that is set", {"lr_scheduler": "constant"})
@@ -317,6 +321,8 @@ def _long_warmup(facts: Facts) -> Iterator[Observation]:
     Scope: schedules with warmup
     Action: warm up for 3 to 10 % of the steps
     Verify: the logged learning rate over steps
+    Seen: https://github.com/ace-step/ACE-Step/pull/198 -- 4000 warm-up steps of 1000: 20 hours of training show no
+        difference
     Source: definition -- the peak rate is reached when warmup ends: after half the run or more
     """
     if facts.config.training.lr_scheduler == "constant":

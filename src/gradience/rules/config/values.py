@@ -84,7 +84,7 @@ def _value_out_of_range(facts: Facts) -> Iterator[Observation]:
     Scope: every run
     Action: correct the value
     Verify: the library that reads the value refuses it, or one step shows no change
-    Source: definition -- outside the range in which the quantity has a meaning
+    Source: peft/tuners/lora/layer.py:LoraLayer.update_layer@0.21.2 -- a rank of 0 or less is a ValueError
     """
     missing = []
     for item in _VALUES:
@@ -141,8 +141,8 @@ def _secret_set(facts: Facts) -> Iterator[Observation]:
     Scope: every key ending in token, api_key, secret or password, except a tokenizer's
     Action: log in with `hf auth login` or an environment variable; revoke it if shared
     Verify: search the output folder for the token's first characters
-    Source: experiment, transformers 5.24; huggingface/transformers#34612 -- training_args.bin is a pickle of the
-        arguments, and hub_token stands in it in clear text
+    Source: transformers/trainer.py:Trainer._save@5.24.0 -- pickles the arguments, hub_token among them, as
+        training_args.bin
     """
     extras = facts.config.training.extras
     for key in extras.get("secret_keys") or []:
@@ -181,8 +181,7 @@ def _misspelt(facts: Facts) -> Iterator[Observation]:
         MLX-LM. A run that has begun may have been another program's, whose names are not known here
     Action: write the known name, or remove the key
     Verify: the trainer's own dump of its arguments shows the value or the default
-    Source: definition -- a trainer that takes unknown keys in silence runs with the default of the setting that was
-        meant
+    Source: mlx_lm/lora.py:main@0.32.2 -- takes every key of the YAML file in silence, read or not
     """
     if facts.around.unknown_keys is None:
         raise Unknown("the settings come from no file: there is no key to look at")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from gradience.data.asked import AskedRow, RowTests, row_test
 from gradience.rules import ALL_MASKED, Observation, Sign, Threshold, Unknown
 from gradience.rules.data.content import HALF, DataRule, counted, of_tokens, on_rows, share, values
 from gradience.schema import Severity
@@ -36,16 +37,20 @@ def _no_markers(data: DataReport) -> Iterator[Observation]:
     Scope: TRL's assistant_only_loss; a stock template that the installed TRL replaces by its own is not reported
     Action: give a copy (--set template=FILE) with a generation block around the assistant's content and its end token
     Verify: tokenizer.apply_chat_template(..., return_assistant_tokens_mask=True) holds a 1
-    Source: huggingface/trl#4201; marin-community/marin#7237 -- stock templates have no generation block:
-        assistant_only_loss masks every token
-    Source: TRL 1.16, chat_template_utils.get_training_chat_template -- replaces the stock templates that it knows,
-        and raises ValueError for any other
+    Seen: https://github.com/marin-community/marin/issues/7237 -- SFT on assistant turns trains on no token; the
+        curve looks fine
     """
     if unmarked(data):
         yield Observation(
             f"the chat template of {data.template} has no {{% generation %}} block, and the loss is assistant-only",
             {"template": data.template, "loss": data.loss, "rows": data.rows_read},
         )
+
+
+@row_test
+def unsupervised(row: AskedRow) -> bool:
+    """No token is supervised, before any cut."""
+    return any(not (one.ids if one.mask is None else sum(one.mask)) for one in row.in_loss)
 
 
 @DataRule(
@@ -68,10 +73,12 @@ def _unsupervised(data: DataReport) -> Iterator[Observation]:
     Scope: losses on tokens; with the masks that the trainer builds from the template and the columns
     Action: look at these rows: no assistant turn, another role's name, an empty answer; or choose another --loss
     Verify: labels of trainer.train_dataset[i]: all -100
+    Seen: https://github.com/huggingface/trl/issues/6668 -- every label is masked, the log says loss 0.0, and
+        nothing warns
     """
     if unmarked(data):
         raise Unknown("the template marks no answer (see DAT302)")
-    rows = data.seen.unsupervised
+    rows = data.rows_with("unsupervised")
     if rows.count:
         severity: Severity | None = "critical" if rows.count == data.rows_read else None
         yield on_rows(data, rows, "have no supervised token", severity=severity, loss=data.loss)
@@ -107,6 +114,18 @@ def _few_supervised(data: DataReport) -> Iterator[Observation]:
         )
 
 
+@row_test
+def all_supervised(row: AskedRow) -> bool:
+    """Every token is supervised."""
+    return any(one.ids and (one.mask is None or sum(one.mask) == len(one.ids)) for one in row.in_loss)
+
+
+@row_test
+def mask_unused(row: AskedRow) -> bool:
+    """The row holds a completion mask that the trainer does not apply."""
+    return 0 in row.columns.get("completion_mask", ()) and all(one.mask is None for one in row.sequences)
+
+
 @DataRule(
     "DAT304",
     severity="warning",
@@ -125,10 +144,10 @@ def _prompt_supervised(data: DataReport) -> Iterator[Observation]:
     Scope: a loss on the assistant's turns or on completions
     Action: correct the labels, or the generation block, so that it covers answers only
     Verify: decode the supervised tokens of a row
-    Source: TRL 1.16, SFTTrainer._prepare_dataset -- completion_only_loss acts on a completion mask, which only
-        prompt/completion rows get
+    Source: trl/trainer/sft_trainer.py:SFTTrainer._prepare_dataset@1.16.0 -- completion_only_loss needs prompt and
+        completion columns
     """
-    unused = data.seen.mask_unused
+    unused = data.rows_with("mask_unused")
     if unused.count:
         yield on_rows(
             data,
@@ -139,7 +158,7 @@ def _prompt_supervised(data: DataReport) -> Iterator[Observation]:
         return
     if data.loss not in {"assistant", "completion"}:
         raise Unknown(f"the loss is set on {data.loss}: prompts are supervised as asked")
-    rows = data.seen.all_supervised
+    rows = data.rows_with("all_supervised")
     if share(rows, data.rows_read) >= HALF.value:
         yield Observation(
             f"the loss is set on {data.loss}, and in {counted(rows, data.rows_read)} every token is supervised",
@@ -169,14 +188,14 @@ def _end(data: DataReport) -> Iterator[Observation]:
     Scope: losses on tokens; end tokens are the tokenizer's and those of a generation_config.json beside it
     Action: end each answer with the end token, inside what is supervised
     Verify: generate from the adapter: answers run to max_new_tokens
-    Source: TRL 1.16, is_chat_template_stop_token_trained -- a template can leave the end of turn out of the mask;
-        the loss still looks healthy
+    Source: trl/chat_template_utils.py:is_chat_template_stop_token_trained@1.16.0 -- a template can leave the end of
+        turn out of the mask
     """
     if not data.end_tokens:
         raise Unknown("the tokenizer has no end token")
     if not data.whole_rows:
         raise Unknown("no supervised answer is complete")
-    supervised, whole = data.seen.end_supervised, data.whole_rows
+    supervised, whole = data.rows_with("end_supervised"), data.whole_rows
     if share(supervised, whole) >= HALF.value:
         return
     if _masked_as_padding(data):
@@ -201,7 +220,7 @@ def _end(data: DataReport) -> Iterator[Observation]:
 
 
 def _masked_as_padding(data: DataReport) -> bool:
-    masked = share(data.seen.end_masked, data.whole_rows)
+    masked = share(data.rows_with("end_masked"), data.whole_rows)
     return data.pad_is_end is True and data.has_labels and masked >= HALF.value
 
 
@@ -222,14 +241,14 @@ def _pad_is_end(data: DataReport) -> Iterator[Observation]:
     Scope: rows that are tokenised already; TRL masks padding by position, which leaves the end in the loss
     Action: give the tokenizer a pad token of its own, and build the labels anew
     Verify: labels at the position of the end token: -100
-    Source: transformers 5.24, DataCollatorForLanguageModeling -- without mlm, labels are input_ids with every
-        pad_token_id set to -100
+    Source: transformers/data/data_collator.py:DataCollatorForLanguageModeling@5.24.0 -- sets every label of
+        pad_token_id to -100
     """
     if data.pad_is_end is None:
         raise Unknown("no tokenizer is given")
     if not data.pad_is_end:
         return
-    masked = data.seen.end_masked
+    masked = data.rows_with("end_masked")
     if _masked_as_padding(data):
         yield Observation(
             f"pad and end token are one, and the labels mask the end of {counted(masked, data.whole_rows, 'answers')}",
@@ -244,3 +263,5 @@ def _pad_is_end(data: DataReport) -> Iterator[Observation]:
 
 
 RULES = (_unsupervised, _no_markers, _few_supervised, _prompt_supervised, _end, _pad_is_end)
+
+ROW_TESTS: RowTests = (unsupervised, all_supervised, mask_unused)

@@ -33,7 +33,7 @@ from gradience.rules import (
 )
 from gradience.rules.config import RULES as CONFIG_RULES
 from gradience.rules.log import RULE_OF
-from gradience.rules.weights.rules import WEIGHTS_RULES
+from gradience.rules.weights.rules import ADAPTER_RULES
 from gradience.schema import Json, Severity
 from gradience.schema.diagnose import Cause, Piece, PieceSource, SourceKind
 from gradience.schema.document import SEVERITIES, Finding, RuleGroup
@@ -69,7 +69,7 @@ Silent: TypeAlias = frozenset[tuple[PieceSource, str]]
 RULES_OF: Final[Mapping[PieceSource, Mapping[str, Description]]] = {
     "config": {rule.id: rule for rule in CONFIG_RULES},
     "log": RULE_OF,
-    "weights": {rule.id: rule for rule in WEIGHTS_RULES},
+    "weights": {rule.id: rule for rule in ADAPTER_RULES},
 }
 """The rules whose findings are joined, by source and id."""
 
@@ -278,6 +278,9 @@ JOINS: Final[tuple[Correlation, ...]] = (
             Message(("config", "weights"), "The configuration is not that of this adapter: {differs}."),
             Message(("log", "weights"), "The log is not of this adapter: {differs}."),
         ),
+        seen=(
+            cite("https://github.com/NVIDIA-NeMo/Automodel/pull/3834", "the file has rank 4 where the config says 8"),
+        ),
         confidence=0.85,
         evidence=(cite("the weights file", "rank and names of the modules are those of the factors stored"),),
         rationale="Findings that join files of two runs explain neither.",
@@ -294,6 +297,7 @@ JOINS: Final[tuple[Correlation, ...]] = (
         messages=(Message(("weights",), "The adapter's file is damaged: {damaged}."),),
         confidence=0.97,
         evidence=(
+            cite("arithmetic", "a file shorter than its header says has lost tensors"),
             cite("the safetensors format", "the header states the length of the data: a shorter file lost some"),
         ),
         rationale="Nothing can load it: the copy or the save was interrupted.",
@@ -313,6 +317,9 @@ JOINS: Final[tuple[Correlation, ...]] = (
                 ("config", "weights"),
                 "The classifier head was not saved: the config leaves it out, and so does the file.",
             ),
+        ),
+        seen=(
+            cite("https://github.com/OpenRLHF/OpenRLHF/pull/1342", "a reward model loaded again has a new random head"),
         ),
         confidence=0.9,
         evidence=(CLASSIFIER_DOCS,),
@@ -334,6 +341,7 @@ JOINS: Final[tuple[Correlation, ...]] = (
         messages=(
             Message(("log", "weights"), "The weights look like random factors; compare that with what this log shows."),
         ),
+        seen=(cite("https://github.com/johntnanney/gradience", "an adapter of random weights"),),
         confidence=0.6,
         rationale="The spectrum of a trained update is seldom as flat as that of random factors: if the loss "
         "fell, this may be another file; if not, an initialisation.",
@@ -352,6 +360,12 @@ JOINS: Final[tuple[Correlation, ...]] = (
                 ("config", "weights"),
                 "target_modules names {idle}, and no module of that name was adapted: only {adapted}.",
                 severity="warning",
+            ),
+        ),
+        seen=(
+            cite(
+                "https://github.com/unslothai/unsloth/issues/4193",
+                "gate, up and down are targets, and the experts are fused parameters: nothing is trained",
             ),
         ),
         confidence=0.7,
@@ -380,6 +394,7 @@ JOINS: Final[tuple[Correlation, ...]] = (
             ),
             Message(("log",), "The log stops without run_end, and lines of it are damaged: a crash or a kill."),
         ),
+        seen=(cite("https://github.com/johntnanney/gradience", "a log that stops at step 100 of 400"),),
         confidence=0.8,
         evidence=(SAVE_FLOW,),
         rationale="What is on disk is then older than the last row, or was written in part.",
@@ -402,6 +417,7 @@ JOINS: Final[tuple[Correlation, ...]] = (
             Message(("config", "log"), "The log holds {rows} training rows, as configured: logging is off."),
         ),
         recording=True,
+        seen=(cite("public repositories", "runs without a single row of training loss"),),
         confidence=0.95,
         evidence=(NO_TRAIN_LOSS, LOGGING_DEFAULT),
         rationale="Without rows no curve can be judged: what is not found below was not looked for.",
@@ -420,6 +436,7 @@ JOINS: Final[tuple[Correlation, ...]] = (
             ),
         ),
         recording=True,
+        seen=(cite("public repositories", "runs of many epochs without a held-out signal"),),
         confidence=0.95,
         evidence=(EVAL_DEFAULT,),
         rationale="Training loss falls in a run that memorizes as in one that learns.",

@@ -44,6 +44,9 @@ JOINS: Final[tuple[Correlation, ...]] = (
             Message(("log", "weights"), "No token was supervised ({masked}), and the weights show it."),
             Message(("log", "weights"), "No token was supervised in any batch that was seen, and the weights show it."),
         ),
+        seen=(
+            cite("https://github.com/huggingface/trl/issues/6668", "every label is masked, and the log says loss 0.0"),
+        ),
         confidence=0.97,
         evidence=(ALL_MASKED,),
         rationale="Without a supervised token there is no gradient, or one of 0 / 0: the adapter stays as it began, or "
@@ -64,6 +67,7 @@ JOINS: Final[tuple[Correlation, ...]] = (
         hints=(
             Needs("log", ("large_gradients",)),
             Needs("config", ("high_rate", "half_precision")),
+            Needs("weights", ("half_precision",)),
             Needs("disk", ("before_nan",)),
         ),
         messages=(
@@ -78,6 +82,12 @@ JOINS: Final[tuple[Correlation, ...]] = (
             ),
             Message(("log",), "NaN in the log, masked from step {first_step} on; there are no weights to confirm it."),
             Message(("log",), "Numbers in the log are not finite; there are no weights to show whether it lasted."),
+        ),
+        seen=(
+            cite(
+                "https://github.com/huggingface/trl/issues/6702",
+                "a step of NaN corrupts the weights, and the curve is clean",
+            ),
         ),
         confidence=0.97,
         evidence=(MASKED, NAN_TRL),
@@ -115,6 +125,7 @@ JOINS: Final[tuple[Correlation, ...]] = (
             Message(("log", "disk"), "The run diverged around step {lowest_step}; a checkpoint from there is on disk."),
             Message(("log",), "The run diverged around step {lowest_step}."),
         ),
+        seen=(cite("https://github.com/paiml/aprender/pull/2258", "loss 4.31, 1.44, then 7.08, 15.06, 16.02"),),
         confidence=0.9,
         evidence=(DIVERGENCE, SWEEP_HIGH, SIZES),
         rationale="Steps that are too large grow the update faster than the loss can correct it.",
@@ -147,6 +158,7 @@ JOINS: Final[tuple[Correlation, ...]] = (
             Message(("config", "log"), "Nothing was learnt in the log, and the configuration says why: {stops}."),
             Message(("log",), "Nothing was learnt, as far as the log shows: {not_learnt}."),
         ),
+        seen=(cite("public repositories", "runs that did not learn beside adapters whose B is 0"),),
         confidence=0.95,
         evidence=(ZERO_B, NEMOTRON),
         rationale="B starts at zero: an update of exactly zero is what was there before the first step.",
@@ -165,6 +177,12 @@ JOINS: Final[tuple[Correlation, ...]] = (
         ),
         hints=(Needs("log", ("zero_update",)), Needs("weights", ("mostly_other",))),
         messages=(Message(("log", "weights"), "The loss fell, yet {zero}: what was trained is not in this file."),),
+        seen=(
+            cite(
+                "https://github.com/huggingface/trl/issues/742",
+                "DPO trains and saves, and the saved weights are not the trained ones",
+            ),
+        ),
         confidence=0.85,
         evidence=(ZERO_B,),
         rationale="Either another part was trained (a classifier head), or a fresh adapter was saved in its place.",
@@ -196,6 +214,11 @@ JOINS: Final[tuple[Correlation, ...]] = (
             Message(
                 ("log", "disk"),
                 "Overfits from step {from_step} on, and no checkpoint of this run from about there can be kept.",
+            ),
+        ),
+        seen=(
+            cite(
+                "https://github.com/aigoncharov/trainer_state_viz", "held-out losses best after the first of 30 epochs"
             ),
         ),
         confidence=0.85,
@@ -237,6 +260,12 @@ JOINS: Final[tuple[Correlation, ...]] = (
             Message(("log", "disk"), "The reward fell; a checkpoint from around its best is on disk."),
             Message(("log",), "The reward fell, and the log shows further signs of it."),
         ),
+        seen=(
+            cite(
+                "https://github.com/huggingface/open-r1/issues/257",
+                "the reward rises, is 0 at the end, and the KL is large",
+            ),
+        ),
         confidence=0.65,
         evidence=(TRL_RL,),
         rationale="A policy that moves too fast leaves the region where its reward is reliable.",
@@ -259,6 +288,7 @@ JOINS: Final[tuple[Correlation, ...]] = (
             Message(("weights",), "The update is huge: {exploded}."),
             Message(("weights",), "The update is almost zero: {tiny}."),
         ),
+        seen=(cite("public repositories", "updates of almost nothing"),),
         confidence=0.7,
         evidence=(SIZES,),
         rationale="A huge update overwrites what the base knows; one that is almost zero changes next to nothing.",
@@ -283,6 +313,7 @@ JOINS: Final[tuple[Correlation, ...]] = (
         ),
         confidence=0.8,
         evidence=(
+            cite("arithmetic", "a step of Adam or Lion moves an entry by its learning rate: their sum bounds it"),
             cite("Adam, arXiv 1412.6980, section 2.1", "a step moves an entry by about the learning rate at most"),
             cite("Lion, arXiv 2302.06675", "each step is the learning rate times a sign"),
         ),
@@ -300,6 +331,7 @@ JOINS: Final[tuple[Correlation, ...]] = (
         title="few layers reached",
         needs=(Needs("weights", ("few_layers",)),),
         messages=(Message(("weights",), "{few}."),),
+        seen=(cite("https://github.com/huggingface/peft/issues/3554", "default targets hit 4 of 56 layers"),),
         confidence=0.6,
         evidence=(NEMOTRON,),
         rationale="target_modules or layers_to_transform that miss most layers train less than was meant.",
@@ -318,7 +350,13 @@ JOINS: Final[tuple[Correlation, ...]] = (
             Message(("disk",), "These weights are those of step {weights_step}, and the log reaches step {last_step}."),
         ),
         confidence=0.8,
-        evidence=(SAVE_FLOW,),
+        evidence=(
+            cite(
+                "transformers/trainer_callback.py:DefaultFlowCallback@5.24.0",
+                "saves every save_steps: a folder may be of any step",
+            ),
+            SAVE_FLOW,
+        ),
         rationale="What was learnt later is not in this file.",
         action="Save the model at the end of training, or take the last checkpoint, unless this step was chosen.",
         scope="checkpoints named checkpoint-N; the best checkpoint on disk is meant, and not reported",

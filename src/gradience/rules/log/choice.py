@@ -89,7 +89,8 @@ def _weights(facts: RunFacts) -> Observation | None:
     Why: Loss and metric often are best at different steps; the trainer keeps what it was told to choose by.
     Scope: finished runs whose settings tell which weights were kept
     Verify: Evaluate both checkpoints on further rows.
-    Source: transformers Trainer (5.24) -- load_best_model_at_end chooses by the loss unless told
+    Source: transformers/training_args.py:TrainingArguments@5.24.0 -- load_best_model_at_end chooses by the loss
+        unless told
     """
     of, metric = account(facts), task_metric(facts)
     step = kept_step(of)
@@ -131,6 +132,7 @@ def _never_measured(facts: RunFacts) -> Observation | None:
     Scope: finished runs with evaluations
     Action: Evaluate once after training, or save at the steps of evaluations.
     Verify: The step of the newest evaluation beside the last step.
+    Seen: public repositories -- runs whose last evaluation is long before their end
     """
     of = account(facts)
     last, restored = of.ending.step, of.selection.restored
@@ -169,6 +171,8 @@ def _turned(facts: RunFacts) -> Observation | None:
     Scope: metrics whose name tells what is better
     Action: Leave greater_is_better unset, or turn it.
     Verify: Compare best_metric in trainer_state.json with the evaluations.
+    Seen: https://github.com/huggingface/transformers/pull/31142 -- after 7 hours of training the worst model was
+        kept
     Source: transformers TrainingArguments (5.24) -- greater_is_better says whether more is better
     """
     training = facts.config.training
@@ -210,6 +214,8 @@ def _one_answer(facts: RunFacts) -> Observation | None:
     Scope: metrics of classes
     Action: Look at the predictions of an evaluation, and at the share of its largest class.
     Verify: Count the classes predicted on one evaluation.
+    Seen: https://github.com/huggingface/transformers/issues/4036 -- a fine-tuned classifier gives one output to
+        whatever text
     Source: definition -- of K classes, one answer to all rows has a recall of 1 / K on average
     """
     of, metric = account(facts), task_metric(facts)

@@ -15,8 +15,8 @@ from gradience.rules import Observation, Threshold, Unknown
 from gradience.rules.log.facts import JUDGEMENT, LogRule, RunFacts, Values, find, last_part, once, seen, shown, under
 from gradience.rules.log.preference import ALPHA, MANY_ROWS
 from gradience.rules.log.rewards import REWARD_SHOWN, change_of
-from gradience.rules.log.signals import COMPONENTS, REWARD
 from gradience.rules.log.statistics import mean_error, median
+from gradience.telemetry.signals import COMPONENTS, REWARD
 
 DROWNED = Threshold("drowned", 10.0, "standard deviation over that of each other function", "99 % of the variance")
 CONSTANT_ROWS = Threshold("constant_rows", 10, "rows", "a judgement: in fewer, luck may have been alike")
@@ -91,8 +91,9 @@ def _balance(facts: RunFacts) -> Iterator[Observation]:
         nothing.
     Scope: RL with several reward functions, as TRL logs them
     Verify: Read completions by the function that should count most.
-    Source: definition -- variances of independent parts add up: ten times the deviation is 99 % of the variance
     Source: GDPO, arXiv 2601.05242 (abstract) -- normalising the sum of different rewards collapses their advantages
+    Source: arithmetic -- variances of independent parts add up: a part of a tenth of the deviation is 1 % of the
+        sum
     """
     parts = components(facts)
     if len(parts) < 2:

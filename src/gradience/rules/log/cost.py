@@ -83,6 +83,7 @@ def _waiting(facts: RunFacts) -> Observation | None:
     Scope: what the host waited; a device that is still busy with earlier steps waits less
     Action: give the DataLoader workers (dataloader_num_workers), or tokenise before training
     Verify: seconds a step before and after, in the same log line
+    Seen: https://github.com/pytorch/examples/issues/387 -- data loading takes most of the time, and the GPU waits
     """
     windows = _windows(facts)
     shares = [as_float(one.waiting_share) for one in windows if one.waiting_share is not None]
@@ -256,6 +257,7 @@ def _out_of_memory(facts: RunFacts) -> Observation | None:
     Scope: logs with throughput events, or with the error; a run that still goes on looks like one that was killed
     Action: recompute activations (gradient_checkpointing), or make the batch smaller with gradient accumulation
     Verify: gradience check RUN --base MODEL --memory SIZE before the next run
+    Source: arithmetic -- more memory than there is cannot be had
     """
     named = _named(facts)
     if not named and facts.status not in _KILLED | {"error"}:

@@ -98,6 +98,7 @@ def _spike(facts: RunFacts) -> Observation | None:
     Why: A spike of one row usually comes from its data; a spike that lasts has damaged the weights.
     Scope: positive losses; the first rows are not judged
     Verify: See whether grad_norm jumps in the same rows or just before.
+    Seen: public repositories -- losses that jump
     Source: spike trial, 200 clean and 200 spiked curves -- k = 6: 161 found, 4 false alarms; mean + 6 sigma of 128
         rows: 135 and 0, and 0 of 200 in logs of 60 rows
     Source: OLMo-core SkipStepOptimizer; llm-foundry KillLossSpike; Lightning SpikeDetection -- mean + 6 sigma of
@@ -351,6 +352,7 @@ def _divergence(facts: RunFacts) -> Observation | None:
     Why: A run that ends above where it began has unlearnt what the base model knew.
     Scope: positive losses, from three rows on
     Verify: Compare the held-out loss of that checkpoint with that of the last.
+    Seen: https://github.com/paiml/aprender/pull/2258 -- loss 4.31, 1.44, then 7.08, 15.06, 16.02
     """
     rows = len(facts.loss.values)
     if rows < DIVERGED_ROWS.value:
@@ -377,6 +379,7 @@ def _unstable(facts: RunFacts) -> Observation | None:
     Scope: positive losses, from three rows on; not RL
     Action: Lower the learning rate, warm up longer, or clip gradients.
     Verify: Compare the held-out loss of a checkpoint before the rise with the last, on other tasks too.
+    Seen: https://github.com/haotian-liu/LLaVA/issues/918 -- the loss rises to 6.66 in the middle of the run
     Source: definition -- a loss over its start is worse than the base model's on the same rows
     """
     if len(facts.loss.values) < DIVERGED_ROWS.value:
@@ -424,7 +427,8 @@ def other_scale(facts: RunFacts) -> Observation | None:
         are larger by the same factor.
     Scope: token-level or class cross-entropy; silent where the run diverged
     Verify: Evaluate on training data: the loss there is on the scale of the evaluation.
-    Source: huggingface/transformers#35204 -- losses summed over the accumulation steps, not averaged
+    Seen: https://github.com/huggingface/transformers/pull/35438 -- with 2 accumulation steps the logged loss is
+        twice as high
     Source: definition -- equal odds over K words cost ln K nats
     """
     # GAP111 and the report call this function itself, without the needs of its rule

@@ -20,13 +20,13 @@ import msgspec
 
 from gradience.configs.training import Kind, Objective, objective_by_names, objective_of
 from gradience.rules import Description, Observe, Premise, Rule, Threshold, Unknown, cite, premise
-from gradience.rules.log.signals import COMPONENTS, SIGNALS, Names
 from gradience.rules.log.statistics import FEW_POINTS, BlockedSeries, Trend, curve_of, median, moves, noise, trend_of
 from gradience.schema import MAX_INT, Json, as_float, number_in
 from gradience.schema.document import Evidence, Finding, RuleGroup
-from gradience.schema.events import TELLING, ConfigSnapshot, Eval
+from gradience.schema.events import ConfigSnapshot, Eval
 from gradience.schema.reports import BadLine, Cause, EvalPoint
 from gradience.telemetry.series import PROBED, SPECTRAL, Column, RunSeries
+from gradience.telemetry.signals import COMPONENTS, SIGNALS, Names
 
 LOSS_GAP = Threshold(
     "loss_gap", 1.5, "held-out over train perplexity, 0.41 nats", "a project convention, no source found"
@@ -52,8 +52,6 @@ _PARTS: Final = 5  # a column is cut into fifths; the first and the last are com
 START: Final = 3  # first rows that give the level at the start
 
 PROBES: Final = tuple(f"{SPECTRAL}/{name}" for name in PROBED)  # spectra of the adapter in training (spectral_every)
-# Names of further values of training rows that a summary keeps
-KEPT: Final = frozenset({*SIGNALS, *TELLING, COMPONENTS, "mean_token_accuracy"})
 
 
 class Signal(NamedTuple):

@@ -21,10 +21,10 @@ from gradience.rules.log.numbers import bad_norms, skipped_rows
 from gradience.rules.log.preference import saturated
 from gradience.rules.log.record import ENDED
 from gradience.rules.log.rewards import ZERO_GROUPS
-from gradience.rules.log.signals import EQUAL_GROUPS
 from gradience.rules.log.statistics import Bar, BlockedSeries, excesses, median, runs_of
 from gradience.schema import Json, as_float
 from gradience.schema.document import Finding
+from gradience.telemetry.signals import EQUAL_GROUPS
 
 JUMP_ROWS = Threshold("jump_rows", 8, "training rows with a gradient norm", "five before a jump, and three in it")
 GRADIENT_K = Threshold(
@@ -79,6 +79,8 @@ def _explosion(facts: RunFacts) -> Observation | None:
     Why: Clipping hides the size of such steps, not their direction; divergence often follows.
     Scope: any run that records grad_norm in 8 or more rows
     Verify: See whether the loss rises in the rows after.
+    Seen: https://github.com/huggingface/transformers/issues/45676 -- norms before clipping rise to thousands in
+        LoRA training of one model
     Source: 63 trainings of a small encoder, 19 of them healthy -- a jump of one or two rows was seen in all 19, so
         it says nothing by itself
     Source: Megatron-LM is_unexpectedly_large; ZClip -- 10 x the largest of 100; z-score over 2.5
@@ -169,6 +171,7 @@ def _vanishing(facts: RunFacts) -> Observation | None:
     Scope: runs that record grad_norm; RL only where groups of equal rewards, whose gradient is 0, are logged; not
         saturated preferences
     Verify: Audit the adapter: B = 0 means untrained.
+    Seen: https://github.com/huggingface/trl/issues/6700 -- a frozen adapter: grad_norm is 0 in every row
     """
     curve = _norms(facts, VANISHED_ROWS)
     if facts.objective.kind == "rl":
@@ -275,6 +278,8 @@ def _rate(facts: RunFacts) -> Observation | None:
     Why: The learning rate that the optimizer was given decides, whatever the config says.
     Scope: runs that record lr; the first row at 0 and the final decay are ignored
     Verify: Plot lr over the steps.
+    Seen: https://github.com/Lightricks/LTX-Video-Trainer/issues/67 -- on 4 GPUs the rate is at its end after a
+        quarter of the run
     Source: transformers/optimization.py (5.24) -- schedules warm up once and decay; only *_with_restarts rise again
     """
     rates = facts.rate.values
@@ -410,6 +415,7 @@ def _in_warmup(facts: RunFacts) -> Observation | None:
     Why: The learning rate that was chosen was never used.
     Scope: runs that record lr and have ended
     Verify: Plot lr over the steps.
+    Seen: https://github.com/MohamedYoussef06/ai201-project3-takemeter -- 30 steps, all of them in a warm-up of 50
     Source: definition -- the highest learning rate is that of the last row, above that in the middle
     """
     of = account(facts)

@@ -95,6 +95,8 @@ def overfitting(facts: RunFacts) -> Observation | None:
     Why: From that step on the run fitted its training data at the cost of held-out data.
     Scope: held-out values of one data set
     Verify: Compare the task metric of the best checkpoint with that of the last.
+    Seen: https://github.com/aigoncharov/trainer_state_viz -- 30 epochs, held-out losses best after the first and
+        2.5 times as high at the end
     """
     if swapped(facts) is not None:
         return None
@@ -292,6 +294,7 @@ def _gap(facts: RunFacts) -> Observation | None:
     Why: A model that fits its training data much better than held-out data has begun to memorize it.
     Scope: cross-entropy on one scale; not if the run diverged
     Verify: Compare the task metric of the best checkpoint with that of the last.
+    Seen: https://github.com/aigoncharov/trainer_state_viz -- training loss 0.05 beside held-out 2.7
     Source: project convention -- gap over 1.5x, that is 0.41 nats; no source for the number
     """
     of = account(facts)
@@ -456,6 +459,8 @@ def _without_values(facts: RunFacts) -> Observation | None:
     Why: The time was spent, and nothing can be told from it.
     Scope: logs with evaluations
     Verify: Look at the keys of one evaluation.
+    Seen: https://github.com/huggingface/transformers/issues/38130 -- a PEFT model without label_names is evaluated
+        without eval_loss
     Source: transformers Trainer (5.24) -- eval_loss is logged only if the model returns a loss for the labels
     """
     events = [event for event in facts.history if event.split != "train"]
@@ -484,6 +489,8 @@ def _small_eval(facts: RunFacts) -> Observation | None:
     Why: The accuracy on few examples varies by several points by chance alone.
     Scope: accuracies
     Verify: Evaluate the same checkpoint on other examples of the same kind: the accuracy varies by as much.
+    Seen: https://github.com/Franmartin09/Requirement-Classification-Fine-Tuning -- accuracies of a small held-out
+        set
     Source: binomial 95 % interval -- 1.96 sqrt(p (1 - p) / n)
     """
     point = facts.held_out
@@ -591,6 +598,7 @@ def _at_chance(facts: RunFacts) -> Observation | None:
     Why: At chance level no other number about this run means much.
     Scope: classification with balanced classes; pairs of preferences
     Verify: Overfit 32 examples on purpose: if training accuracy cannot reach 100 %, the set-up is broken.
+    Seen: https://github.com/facebookresearch/fairseq/issues/1987 -- accuracy of two classes stays at 50 %
     Source: binomial test, one-sided 95 % -- chance plus 1.64 sqrt(p (1 - p) / n)
     """
     if facts.objective.kind == "preference":

@@ -379,6 +379,7 @@ def _no_learning(facts: RunFacts) -> Observation | None:
     Why: The adapter may be frozen, detached, on few layers, or the learning rate far too low.
     Scope: positive losses after warmup; preference training whose margin grows counts as learning
     Verify: Audit the adapter: B = 0 means untrained. Overfit 32 examples on purpose.
+    Seen: https://github.com/huggingface/peft/issues/3554 -- the loss stayed at ln 2 for all of DPO
     """
     if facts.rate.values and facts.peak_rate <= 0.0:
         raise Unknown("the learning rate is 0 (see LRS109)")

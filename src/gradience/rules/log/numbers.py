@@ -108,8 +108,7 @@ def _skipped(facts: RunFacts) -> Observation | None:
     Why: Nothing is broken: the scaler lowers its factor until gradients fit into fp16.
     Scope: runs that record grad_norm and a learning rate that changes; a constant rate cannot show skipped steps
     Verify: See whether the learning rate of those rows equals that of a neighbouring row.
-    Source: torch.amp.GradScaler; transformers Trainer (5.24) -- a step whose gradients overflow is left out, and
-        the scheduler is not stepped
+    Source: torch/amp/grad_scaler.py:GradScaler.step@2.13.0 -- leaves a step out whose gradients are not finite
     """
     if not facts.series.grad_norms or not (facts.norm.values or facts.series.lost_norms):
         raise Unknown("no gradient norm was recorded")
@@ -150,6 +149,7 @@ def _non_finite(facts: RunFacts) -> Observation | None:
 
     Scope: any run
     Verify: Audit the adapter: non-finite weights confirm it.
+    Seen: public repositories -- evaluations of NaN
     Source: Composer NaNMonitor; Keras TerminateOnNaN; Lightning check_finite -- a loss that is not finite: stop
     """
     series = facts.series
@@ -237,6 +237,8 @@ def _masked_nan(facts: RunFacts) -> Observation | None:
     Why: The Hugging Face Trainer averages non-finite losses away by default: a broken run looks healthy.
     Scope: losses that cannot be exactly zero; under RL only where the gradient is not finite either
     Verify: Look at grad_norm in the same rows, and at the adapter's weights.
+    Seen: https://github.com/huggingface/trl/issues/6702 -- a step of NaN is invisible in the log, so a corrupted
+        run has a clean curve
     """
     losses = facts.series.losses
     if not losses:

@@ -54,6 +54,8 @@ def _by_class(facts: RunFacts) -> Observation | None:
     Scope: classification whose recorder saw the batches; a run with one row in a batch is not judged
     Action: Shuffle the training rows, or take a sampler that does.
     Verify: The labels of the first batches.
+    Seen: https://github.com/Deci-AI/super-gradients/issues/416 -- rows come class by class, and training leaves its
+        minimum
     Source: Bottou, Curtis and Nocedal, arXiv 1606.04838 -- SGD's steps are of rows drawn at random
     """
     if number_in(facts.data or {}, "label_batches") is None:

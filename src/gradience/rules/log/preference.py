@@ -24,10 +24,10 @@ from gradience.rules.log.facts import (
     shown,
     under,
 )
-from gradience.rules.log.signals import ACCURACIES, CHOSEN, CHOSEN_LOGPS, MARGINS, REJECTED, REJECTED_LOGPS
 from gradience.rules.log.statistics import mann_kendall, mean_error, median, median_error, noise
 from gradience.schema import as_float, number_in
 from gradience.schema.reports import StoryPart
+from gradience.telemetry.signals import ACCURACIES, CHOSEN, CHOSEN_LOGPS, MARGINS, REJECTED, REJECTED_LOGPS
 
 FEW_ROWS = Threshold("few_rows", 3, "rows that logged it", "the mean of fewer rows is not a level")
 MANY_ROWS = Threshold("many_rows", 20, "rows that logged it", "below it the order of the rows is tested instead")
@@ -159,6 +159,7 @@ def _separation(facts: RunFacts) -> Observation | None:
     Why: The loss may fall through its likelihood term alone, while the preferences are not learnt.
     Scope: preference training that logs rewards/accuracies and rewards/margins
     Verify: Reward accuracy on held-out pairs.
+    Seen: https://github.com/huggingface/peft/issues/3554 -- DPO at ln 2 to its end
     """
     if tied(facts):
         return None  # PRF140 says it: an accuracy of 0 means ties
@@ -210,6 +211,8 @@ def _another_reference(facts: RunFacts) -> Observation | None:
     Scope: preference training with a reference that logs both rewards
     Action: Give the model that the run begins with as reference: with PEFT the base without the adapter is taken.
     Verify: The log-probabilities of both models for one pair, before the first step.
+    Seen: https://github.com/huggingface/trl/issues/1340 -- the reference is the base, and training starts from an
+        SFT adapter
     """
     if facts.logged & _REFERENCE_FREE:
         raise Unknown("the loss has no reference model")
@@ -297,6 +300,8 @@ def _ties(facts: RunFacts) -> Observation | None:
         not a wrong order.
     Scope: preference training that logs rewards/margins
     Verify: Decode one pair of a batch; compare a weight of policy and reference after ten steps.
+    Seen: https://github.com/YiyangZhou/POVID/issues/11 -- DPO's loss never changes: policy and reference are one
+        model
     """
     margins = logged(facts, (MARGINS,), FEW_ROWS.value)
     if not tied(facts):
@@ -380,6 +385,7 @@ def _chosen_falls(facts: RunFacts) -> Observation | None:
     Why: A margin can grow while both answers lose probability to answers that no one asked for.
     Scope: preference training that logs logps/chosen or rewards/chosen
     Verify: Read what the model writes now; log-probability of chosen answers on held-out pairs.
+    Seen: https://github.com/hiyouga/LlamaFactory/issues/6153 -- rewards/chosen is negative and falls all the time
     Source: Smaug/DPO-Positive, arXiv 2402.13228 (abstract) -- DPO can lower the likelihood of the chosen answer as
         long as the margin grows
     """
@@ -485,6 +491,7 @@ def _saturated(facts: RunFacts) -> Observation | None:
     Why: Beyond that margin the loss has no gradient: later steps only move the policy from its reference.
     Scope: preference losses that depend on the margin; a loss of zero here is not a NaN
     Verify: Reward accuracy and likelihood of chosen answers on held-out pairs, of an earlier checkpoint too.
+    Seen: https://github.com/huggingface/trl/issues/1236 -- the loss of DPO is 0
     Source: a published DPO run -- loss 0.693 to 0.0, margin 0 to 141, accuracy 1.0, gradient norm 1.7e-8 and finite
     Source: definition -- -ln sigmoid(margin): 0.018 at 4, its slope too
     """

@@ -6,9 +6,9 @@ from typing import Final
 
 from gradience.rules import LOGGING_DEFAULT, Observation, Threshold, Unknown, cite
 from gradience.rules.log.facts import JUDGEMENT, LogRule, RunFacts, find, seen, shown
-from gradience.rules.log.signals import REWARD
 from gradience.rules.log.statistics import median
 from gradience.schema import as_float
+from gradience.telemetry.signals import REWARD
 
 FEW_ROWS = Threshold("few_rows", 3, "training rows", "definition: a curve has a start, a middle and an end")
 PLANNED_ROWS = Threshold("planned_rows", 20, "rows that the settings would log in all", JUDGEMENT)
@@ -32,6 +32,7 @@ def _no_end(facts: RunFacts) -> Observation | None:
 
     Scope: any log
     Verify: See whether the process runs and the log still grows.
+    Seen: https://github.com/johntnanney/gradience -- a log that stops at step 100 of 400
     """
     if facts.status in _BAD_ENDS:
         return _bad_end(facts)
@@ -77,6 +78,7 @@ def _short(facts: RunFacts) -> Observation | None:
     Scope: logs of a recorder that knows the planned steps; early stopping by a task metric looks the same
     Action: See what ended it: a callback, a time limit, or data that ran out.
     Verify: The output of the training, and its callbacks.
+    Seen: https://github.com/huggingface/trl/issues/475 -- training stops before the end of the epoch
     """
     if facts.status != "ok":
         raise Unknown("the log holds no regular end (see END114)")
@@ -114,6 +116,7 @@ def _bad_lines(facts: RunFacts) -> Observation | None:
     Scope: any log
     Verify: 'gradience validate' names each line, and what is wrong with it.
     Source: the recorder -- one event is one write: only a kill, a full disk or a second writer tears a line
+    Source: arithmetic -- a line that is torn cannot be read
     """
     if facts.issues_total:
         return _unreadable(facts)
@@ -157,8 +160,8 @@ def _resumed(facts: RunFacts) -> Observation | None:
 
     Scope: logs that say so
     Verify: Compare the losses of the steps that were run twice.
-    Source: transformers, ignore_data_skip; TensorBoard's purge of restarted steps -- a resumed run sees the same
-        data at the same step, so the same loss, unless set otherwise
+    Source: transformers/training_args.py:TrainingArguments@5.24.0 -- ignore_data_skip: else a resumed run sees the
+        same data at the same step
     """
     if not facts.run.record.resumed_from:
         return None
@@ -202,6 +205,7 @@ def _duplicates(facts: RunFacts) -> Observation | None:
 
     Scope: any log
     Verify: Look at run_id and session in the lines around it.
+    Source: arithmetic -- a step that is there twice is no curve
     """
     counts = {
         "duplicates": facts.run.record.duplicates,
@@ -251,6 +255,8 @@ def _sparse(facts: RunFacts) -> Observation | None:
     Why: Without a curve neither a spike nor a plateau nor a divergence can be seen.
     Scope: any log but one of RL with its reward: a policy's loss says nothing, and not all trainers log it
     Verify: Compare logging_steps with the number of steps.
+    Seen: https://github.com/Franmartin09/Requirement-Classification-Fine-Tuning -- one row of training loss in 500
+        steps
     """
     if not facts.series.steps and facts.objective.kind == "rl" and find(facts, REWARD, FEW_ROWS.value):
         return None  # Tinker logs no loss of a policy, which would say nothing

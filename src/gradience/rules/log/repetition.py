@@ -71,6 +71,8 @@ def _repeated(facts: RunFacts) -> Observation | None:
     Why: The training loss of data seen many times falls whether the model learns or memorizes it.
     Scope: runs without any evaluation that log their epoch; not saturated preference training (PRF130)
     Verify: Compare the held-out loss of the last checkpoint with that of an earlier one.
+    Seen: https://github.com/samyakshrestha/grpo-verified-reasoner -- 60 steps are 4.6 passes: 0.66 to 0.06 with
+        nothing held out
     Source: published runs without evaluations -- 100 epochs to 0.008, 50 to 0.74, 24 to 0.03, 20 to 0.07, 6 of a
         full fine-tune to 0.006
     """
@@ -131,6 +133,8 @@ def _epoch_steps(facts: RunFacts) -> Observation | None:
         training loss says little about new data.
     Scope: positive losses, data seen more than once in an order of its own
     Verify: Held-out loss over the same steps.
+    Seen: https://github.com/syGOAT/Mistral-v0.2-Translator-bf16 -- four epochs, a step down by a quarter to a third
+        at each end
     Source: fast.ai, Can LLMs learn from a single example? (2023) -- the training loss falls in steps at the ends of
         epochs: examples are memorized after one sight
     """
@@ -270,6 +274,7 @@ def _same_rows(facts: RunFacts) -> Observation | None:
     Action: Evaluate on rows that are not in the training set; gradience check --data finds the others.
     Verify: gradience check --data TRAIN --eval-data HELDOUT lists the equal rows.
     Source: the recorder -- hashes of the tokens of each row; no token is kept
+    Source: arithmetic -- an evaluation on rows of the training measures no other rows
     """
     data = facts.data or {}
     known, evaluated, both = (number_in(data, name) for name in ("rows_known", "eval_rows", "eval_rows_trained"))
@@ -315,6 +320,7 @@ def _at_once(facts: RunFacts) -> Observation | None:
     Scope: classification; an easy task looks the same
     Action: Look at some inputs for the answer: a column too many, or a template with the label.
     Verify: Train on the same labels with inputs shuffled within each class: does the accuracy stay?
+    Seen: public repositories -- losses near 0 within the first pass
     Source: published runs -- a loss of .003 in the first pass: answers of one word, or a template's labels
     """
     of = account(facts)
@@ -394,6 +400,8 @@ def _little_seen(facts: RunFacts) -> Observation | None:
     if passes >= LITTLE_SEEN.value:
         return None
     whole = step / passes
+    if not math.isfinite(whole):
+        raise Unknown("the logged epoch is too small for a number of steps")
     return Observation(
         f"The run ended after {step} steps, {passes:.2%} of one pass over the data, which takes about {whole:.3g}.",
         {"step": step, "passes": passes, "steps_of_a_pass": round(whole)},

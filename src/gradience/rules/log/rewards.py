@@ -33,7 +33,10 @@ from gradience.rules.log.facts import (
     under,
 )
 from gradience.rules.log.preference import ALPHA, FEW_ROWS, MANY_ROWS
-from gradience.rules.log.signals import (
+from gradience.rules.log.statistics import levels_error, mann_kendall, mean_error, median, median_error, noise
+from gradience.schema import number_in
+from gradience.schema.reports import StoryPart
+from gradience.telemetry.signals import (
     ANSWER_KL,
     CLIPPED,
     COMPONENT,
@@ -52,9 +55,6 @@ from gradience.rules.log.signals import (
     TOKEN_KL,
     VALUE_LOSS,
 )
-from gradience.rules.log.statistics import levels_error, mann_kendall, mean_error, median, median_error, noise
-from gradience.schema import number_in
-from gradience.schema.reports import StoryPart
 
 RL_RUNS: Final = "tuning seeds of the trainings of benchmarks/rl_runs.py"
 
@@ -234,6 +234,8 @@ def _reward(facts: RunFacts) -> Observation | None:
     Why: The reward is what is optimised: under RL a loss near 0 is normal and says nothing.
     Scope: RL that logs its reward; info where it only fails to rise
     Verify: Read completions of both ends; evaluate on held-out prompts.
+    Seen: https://github.com/huggingface/open-r1/issues/257 -- the reward rises, is 0 at the end, and the KL is
+        large
     Source: definition -- the policy gradient's loss is 0 on average where advantages are centred
     """
     column = logged(facts, REWARD, FEW_ROWS.value)
@@ -326,7 +328,7 @@ def _no_reward(facts: RunFacts) -> Observation | None:
     Why: A completion without a reward has an advantage of 0: it teaches nothing.
     Scope: trainers that log a reward with every row, as TRL does
     Verify: Call the reward function on one completion and look at what it returns.
-    Source: TRL 1.16, grpo_trainer.py (read) -- completions without a reward are left out, their advantage is 0
+    Source: trl/trainer/grpo_trainer.py:GRPOTrainer._calculate_rewards@1.16.0 -- a reward that is None becomes NaN
     """
     # TRL logs null for a metric that is NaN, so a missing reward shows only beside other columns
     beside = find(facts, (*EQUAL_GROUPS, *LENGTH, *ENTROPY, *TOKEN_KL), FEW_ROWS.value)
@@ -383,6 +385,8 @@ def _zero_variance(facts: RunFacts) -> Observation | None:
     Why: The advantage is the reward less its group's mean: equal rewards give no gradient.
     Scope: GRPO and similar methods; info under nine groups of ten
     Verify: See whether the reward of these groups is all right or all wrong.
+    Seen: https://github.com/huggingface/trl/issues/3857 -- the reward has no deviation within groups: loss and
+        gradient are 0
     Source: DAPO, arXiv 2503.14476 (abstract; method through reviews) -- groups that are all right or all wrong have
         no gradient; dynamic sampling leaves them out
     """
@@ -427,6 +431,7 @@ def _entropy(facts: RunFacts) -> Observation | None:
     Why: Groups are compared within: where all completions are alike, there is nothing to prefer.
     Scope: RL that logs the entropy of its tokens, from six rows on; a task with one short answer ends there
     Verify: Sample one prompt eight times, and count the different completions.
+    Seen: https://github.com/verl-project/verl/issues/5953 -- the entropy collapses in RL training
     Source: The Entropy Mechanism of RL for reasoning models, arXiv 2505.22617 (abstract) -- policy entropy drops
         sharply early in training, and performance saturates with it
     """
@@ -478,6 +483,7 @@ def _kl(facts: RunFacts) -> Observation | None:
         reference finds impossible is enough.
     Scope: RL that logs the KL from its reference; a single row is info
     Verify: Read completions; evaluate on held-out prompts.
+    Seen: https://github.com/samyakshrestha/grpo-verified-reasoner -- a KL of up to 197 in early rows
     Source: definition -- a KL is at least 0, and so is its estimate in the mean over the policy's own completions
     """
     column = find(facts, TOKEN_KL, FEW_ROWS.value)
@@ -564,6 +570,8 @@ def _kl_zero(facts: RunFacts) -> Observation | None:
     Why: A reference that follows the policy holds nothing back: beta has no effect.
     Scope: TRL, which logs kl only with beta > 0
     Verify: Compare a weight of the reference with that of the policy before the first step and after ten.
+    Source: trl/trainer/grpo_trainer.py:GRPOTrainer._compute_loss@1.16.0 -- kl is the mean over the tokens against
+        the reference: 0 where both are one model
     """
     column = logged(facts, TOKEN_KL, KL_ROWS.value)
     if any(abs(value) > KL_NONE.value for value in column.values):
@@ -603,6 +611,8 @@ def _updates_clipped(facts: RunFacts) -> Observation | None:
     Scope: PPO, GRPO and RLOO that log the fraction of clipped tokens; 0 with one pass over each batch
     Verify: See whether it falls with the learning rate.
     Source: PPO, arXiv 1707.06347, section 3 -- the objective is clipped where the ratio leaves 1 +/- epsilon
+    Source: trl/trainer/grpo_trainer.py:GRPOTrainer._compute_loss@1.16.0 -- a token whose ratio leaves 1 +/- epsilon
+        is clipped
     """
     column = logged(facts, CLIPPED, FEW_ROWS.value)
     width = max(int(FEW_ROWS.value), len(column.values) // _THIRD)
@@ -638,6 +648,7 @@ def _absurd_rate(facts: RunFacts) -> Observation | None:
     Scope: RL and preference training that logs its rate; silent where DIV104 or LRS109 names it
     Verify: Sample the base model and the trained one with one prompt.
     Source: TRL 1.16, GRPOConfig, RLOOConfig, DPOConfig, KTOConfig (read) -- learning_rate 1e-6 by default
+    Source: trl/trainer/grpo_config.py:GRPOConfig@1.16.0 -- learning_rate is 1e-6 by default
     """
     if not facts.rate.values:
         raise Unknown("no learning rate was logged")
@@ -686,6 +697,8 @@ def _cut_off(facts: RunFacts) -> Observation | None:
     Why: An answer that was cut off is graded as wrong even if it was right so far: noise in the reward.
     Scope: RL that logs how many completions are cut off, from three rows on
     Verify: Read completions that were cut off.
+    Seen: https://github.com/huggingface/trl/issues/5697 -- all completions are cut at 256 tokens, and the reward is
+        0 for hours
     Source: DAPO, arXiv 2503.14476 (through reviews) -- punishing answers that were cut off adds noise to the reward
     """
     ends = find(facts, ENDED, FEW_ROWS.value)
@@ -741,6 +754,7 @@ def _lengths(facts: RunFacts) -> Observation | None:
     Why: Length is the easiest thing to learn: a reward that pays for it is learnt before the task.
     Scope: RL that logs the lengths of its completions, from six rows on; reasoning may grow them by right
     Verify: Compare the reward of long and short completions of one prompt.
+    Seen: https://github.com/samyakshrestha/grpo-verified-reasoner -- completions grow from 170 to 639 tokens
     Source: Singhal et al., A long way to go: length correlations in RLHF, arXiv 2310.03716 (abstract) -- much of
         the reward's gain is in longer outputs
     """
@@ -815,6 +829,8 @@ def _held_out_reward(facts: RunFacts) -> Observation | None:
     Scope: RL with evaluations whose metrics are named reward, acc or score
     Action: Take the checkpoint of the best evaluation.
     Verify: Read completions of held-out prompts at both steps.
+    Seen: https://github.com/rllm-org/rllm/issues/143 -- the return of training rises fast, and that of evaluation
+        falls
     """
     column = logged(facts, REWARD, FEW_ROWS.value)
     test = _held_out(facts)
@@ -872,6 +888,7 @@ def _critic(facts: RunFacts) -> Observation | None:
     Scope: PPO with a critic that logs its loss or explained variance
     Action: Train the critic alone first, at a rate of its own, or normalise the rewards.
     Verify: Plot values against returns for one batch.
+    Seen: https://github.com/DLR-RM/stable-baselines3/issues/2240 -- explained variance of 0 throughout training
     Source: definition -- explained variance is 0 for a constant; the loss is a square, so it grows with the reward's
     """
     explained = find(facts, EXPLAINED, MANY_ROWS.value)

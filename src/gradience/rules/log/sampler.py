@@ -26,7 +26,8 @@ from gradience.rules.log.facts import (
     under,
 )
 from gradience.rules.log.preference import FEW_ROWS
-from gradience.rules.log.signals import (
+from gradience.rules.log.statistics import median
+from gradience.telemetry.signals import (
     SAMPLER_FACTOR,
     SAMPLER_GAP,
     SAMPLER_KL,
@@ -34,7 +35,6 @@ from gradience.rules.log.signals import (
     SAMPLER_RATIO,
     Names,
 )
-from gradience.rules.log.statistics import median
 
 GAP = Threshold("gap", 0.1, "nats a token", "bfloat16 noise 0.01 to 0.06; 0.2 to 0.4 in a run that hardly converged")
 GAP_KL = Threshold("gap_kl", 0.01, "nats a token", "that of a gap of 0.1: half of the log-ratio's variance")
@@ -115,6 +115,8 @@ def _apart(facts: RunFacts) -> Observation | None:
     Scope: RL whose trainer logs both: TRL, verl, OpenRLHF, slime, SkyRL, ms-swift, prime-rl, NeMo-RL, Tinker
     Action: Score some completions with both programs before the first step; where they agree, it is the weights.
     Verify: The same column at a learning rate of 0: what is left is no drift of the policy.
+    Seen: https://github.com/verl-project/verl/issues/7495 -- the sampler keeps the initial weights, and its
+        distance grows 36 times
     Source: Diagnosing Training Inference Mismatch in LLM Reinforcement Learning, arXiv 2605.14220 (abstract) -- small
         disagreements on tokens can by themselves make training collapse
     """
@@ -160,7 +162,8 @@ def _cut(facts: RunFacts) -> Observation | None:
     Scope: TRL with vllm_importance_sampling_correction, which logs the ratio after it is cut
     Action: Try vllm_importance_sampling_mode="token_truncate", or mend the difference itself
     Verify: The same ratio in the first row, where both have the same weights.
-    Source: TRL issue 5814 -- over sequences the mean ratio was 0.4 to 0.7 although single tokens agreed
+    Seen: https://github.com/huggingface/trl/issues/5814 -- the mean ratio is 0.4 to 0.7 although single tokens
+        agree
     """
     column = logged(facts, SAMPLER_RATIO, FEW_ROWS.value)
     late = median(last_part(column.values, _THIRD, int(FEW_ROWS.value)))

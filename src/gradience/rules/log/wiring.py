@@ -115,6 +115,8 @@ def _base_trains(facts: RunFacts) -> Observation | None:
         p.requires_grad_("lora_" in n), or load the adapter with PeftModel.from_pretrained(base, path,
         is_trainable=True).
     Verify: Call model.print_trainable_parameters().
+    Seen: https://github.com/Blaizzy/mlx-vlm/issues/2178 -- a resumed LoRA run trains the whole base, 27 times the
+        parameters
     """
     for wiring, adapter in _looks(facts):
         base = [group for group in wiring.groups if group.kind == "base" and group.matrices]
@@ -158,6 +160,8 @@ def _adapter_frozen(facts: RunFacts) -> Observation | None:
     Scope: runs with a wiring event and an adapter
     Action: Load it with PeftModel.from_pretrained(base, path, is_trainable=True).
     Verify: Call model.print_trainable_parameters().
+    Seen: https://github.com/huggingface/trl/issues/6700 -- an adapter loaded without is_trainable=True: GRPO does
+        nothing
     """
     for wiring, adapter in _looks(facts):
         if adapter.disabled:
@@ -252,6 +256,8 @@ def _optimizer_misses(facts: RunFacts) -> Observation | None:
     Action: Make the optimizer after the model is adapted, loaded and moved: optimizer = AdamW([p for p in
         model.parameters() if p.requires_grad]).
     Verify: Compare a weight before and after a step.
+    Seen: https://github.com/adapter-hub/adapters/issues/260 -- the optimizer was made before the adapter, and lacks
+        its parameters
     """
     for wiring in _of(facts, "start", "resume"):
         optimizer = wiring.optimizer
@@ -332,6 +338,8 @@ def _no_gradient(facts: RunFacts) -> Observation | None:
     Action: Look for detach(), no_grad() or an unused branch before those modules, or leave them out of
         target_modules.
     Verify: Print p.grad of the modules named, after backward().
+    Seen: https://github.com/huggingface/transformers/issues/26221 -- reentrant checkpointing lets no gradient reach
+        the adapter
     """
     for wiring in _of(facts, "gradients"):
         of = wiring.gradients
@@ -394,6 +402,8 @@ def _inputs_frozen(facts: RunFacts) -> Observation | None:
     Scope: runs with a wiring event; models of transformers
     Action: Call model.enable_input_require_grads(), or set use_reentrant to False.
     Verify: See whether torch warns that none of the inputs have requires_grad=True.
+    Seen: https://github.com/huggingface/transformers/issues/26221 -- checkpointing with LoRA: no input has
+        requires_grad=True
     Source: torch.utils.checkpoint (2.13) -- reentrant: a warning if no input has requires_grad=True
     """
     wiring = next((wiring for wiring in _of(facts, "start", "resume") if wiring.frozen_inputs), None)
@@ -425,6 +435,8 @@ def _wrapped_twice(facts: RunFacts) -> Observation | None:
     Action: Call get_peft_model() only on a model without an adapter; to go on with one, use
         PeftModel.from_pretrained(base, path, is_trainable=True) alone.
     Verify: See whether a parameter's name has "base_model.model" twice.
+    Seen: https://github.com/huggingface/peft/issues/2115 -- get_peft_model before PeftModel.from_pretrained: the
+        outputs are those of the base
     Source: huggingface/peft, get_peft_model (0.21) -- a model that is adapted already is wrapped once more
     """
     for wiring, adapter in _looks(facts):
@@ -481,6 +493,8 @@ def _resumed_weights(facts: RunFacts) -> Iterator[Observation]:
     Action: Load the adapter of that checkpoint before training: PeftModel.from_pretrained(base, checkpoint,
         is_trainable=True), or trainer.train(resume_from_checkpoint=checkpoint).
     Verify: Compare the loss of the first steps with the last before the save.
+    Seen: https://github.com/huggingface/diffusers/issues/12689 -- after a resume training starts from the untrained
+        adapter
     """
     for before, now in _resumes(facts):
         for group in now.groups:
@@ -541,6 +555,8 @@ def _resumed_optimizer(facts: RunFacts) -> Iterator[Observation]:
     Scope: resumes in the same log as the save
     Action: Load its state: optimizer.load_state_dict(torch.load(path)); in a Trainer, leave save_only_model off.
     Verify: Look at the gradient norm and the loss after the resume.
+    Seen: https://github.com/OpenGVLab/InternVL/issues/689 -- training from a saved adapter does not go on where the
+        loss was
     """
     for before, now in _resumes(facts):
         old, new = before.optimizer, now.optimizer
@@ -587,6 +603,8 @@ def _resumed_data(facts: RunFacts) -> Iterator[Observation]:
     Scope: resumes in one log: by the loader at the save and now, or by the digests of what was fed
     Action: Resume with the batch size, the accumulation, the data and the seed of the run that is resumed.
     Verify: Compare the settings of both run_start events.
+    Source: transformers/training_args.py:TrainingArguments@5.24.0 -- ignore_data_skip lets a resumed run begin with
+        the first rows
     """
     for before, now in _resumes(facts):
         old, new = before.data, now.data
@@ -747,6 +765,7 @@ def _resumed_schedule(facts: RunFacts) -> Iterator[Observation]:
     Scope: resumes in one log; not schedules with restarts or cycles
     Action: Load its state: scheduler.load_state_dict(torch.load(path)).
     Verify: Plot lr over the steps.
+    Seen: https://github.com/alibaba/TorchEasyRec/pull/664 -- the schedule is not saved, and a resume restarts it
     Source: gradience.hf.wiring -- the schedule's own count of steps was read
     """
     for before, now in _resumes(facts):
@@ -806,6 +825,8 @@ def _saved_empty(facts: RunFacts) -> Observation | None:
     Action: Gather before saving: set "stage3_gather_16bit_weights_on_model_save": true, or use
         accelerator.get_state_dict(model).
     Verify: Open the file: gradience audit lists its tensors.
+    Seen: https://github.com/huggingface/accelerate/issues/3508 -- an adapter saved under ZeRO-3 holds tensors of
+        shape [0]
     Source: the file's header -- tensors and their shapes
     """
     for wiring in _of(facts, "save"):
@@ -856,6 +877,8 @@ def _evaluated_another(facts: RunFacts) -> Observation | None:
     Action: Evaluate the object that trains, not a copy or the base; an average of the weights or another process
         may be meant.
     Verify: Evaluate twice with a step between: a loss that is the same to the last digit is of another model.
+    Seen: https://github.com/unslothai/unsloth/issues/1067 -- held-out loss is the same to the last digit while
+        training goes on
     """
     for wiring in _of(facts, "evaluation"):
         seen_there = wiring.evaluation
@@ -895,6 +918,8 @@ def _in_eval_mode(facts: RunFacts) -> Observation | None:
     Scope: runs with a wiring event and dropout; not compiled models
     Action: Call model.train() before the loop, and after each evaluation.
     Verify: Print model.training in the loop.
+    Seen: https://github.com/pytorch/tutorials/issues/1624 -- eval() of the first evaluation, and never train()
+        again
     """
     kinds = next((wiring.dropouts for wiring in _of(facts, "start", "resume")), {})
     # The rates are keys of a JSON object, so they are text
@@ -921,6 +946,8 @@ def _other_schedule(facts: RunFacts) -> Observation | None:
     Scope: runs with a wiring event, a schedule and an optimizer that is not sharded
     Action: Make the schedule for the optimizer that trains: get_scheduler(name, optimizer=optimizer, ...).
     Verify: Print optimizer.param_groups[0]['lr'] over the steps.
+    Seen: https://github.com/roboterax/video-prediction-policy/issues/14 -- the scheduler is of a second optimizer:
+        the rate never changes
     """
     for wiring in _of(facts, "start", "resume"):
         optimizer, schedule = wiring.optimizer, wiring.schedule
@@ -953,6 +980,8 @@ def _stands_still(facts: RunFacts) -> Observation | None:
     Scope: runs whose first steps were looked at
     Action: Set the rate of that group: optimizer.param_groups[i]["lr"].
     Verify: Print the rates of optimizer.param_groups.
+    Seen: https://github.com/paiml/entrenar/issues/264 -- with accumulation the adapter was never updated, and
+        training looked well
     """
     begun = None
     for wiring in facts.run.wirings:
@@ -1025,6 +1054,7 @@ def _gradients_kept(facts: RunFacts) -> Observation | None:
     Scope: runs whose first steps were looked at; not sharded or sparse gradients
     Action: Call optimizer.zero_grad() after each optimizer.step().
     Verify: Print p.grad right after the step: it is what the next gradient is added to.
+    Seen: https://github.com/tenstorrent/tt-blacksmith/pull/711 -- LoRA training without zero_grad
     Source: gradience.hf.leftover -- hooks see what each backward pass adds, and what is there then
     """
     for wiring in _of(facts, "gradients"):
@@ -1058,7 +1088,8 @@ def _not_prepared(facts: RunFacts) -> Observation | None:
     Scope: loops that hand their parts to TelemetryWriter.watch; schedules and loaders are left out on purpose
     Action: Prepare them together: model, optimizer, loader = accelerator.prepare(model, optimizer, loader).
     Verify: See whether type(optimizer) is AcceleratedOptimizer.
-    Source: huggingface/accelerate, Accelerator.prepare (1.12) -- it marks what it made
+    Source: accelerate/accelerator.py:Accelerator.prepare@1.15.0 -- wraps what it is given: what it is not given is
+        not moved or synchronised
     """
     for wiring in _of(facts, "start", "resume"):
         alone = (wiring.world_size or 1) == 1
@@ -1103,6 +1134,8 @@ def _saved_stale(facts: RunFacts) -> Observation | None:
     Scope: saves that the recorder is told of; of files LoRA factors, compared in the file's dtype
     Action: Take the state after the last optimizer step: model.save_pretrained(path).
     Verify: Load the file and compare one tensor with the model's.
+    Seen: https://github.com/ViperEkura/AstrAI/pull/27 -- checkpoints were saved before the optimizer step that they
+        name
     Source: gradience.hf.wiring -- the smallest factor in the file, beside the model's of that name
     """
     for wiring in _of(facts, "save"):
@@ -1144,6 +1177,8 @@ def _head_frozen(facts: RunFacts) -> Observation | None:
     Scope: runs with a wiring event and an adapter; not heads of language models
     Action: Name it in modules_to_save, or set task_type to SEQ_CLS or TOKEN_CLS, which does so.
     Verify: Call model.print_trainable_parameters(), and look for the head in the saved file.
+    Seen: https://github.com/TNI-playground/Fed_HeLLo/issues/2 -- LoRA alone is trained, and the new classifier head
+        stays random
     Source: transformers, PreTrainedModel._init_weights (5.24) -- weights of initializer_range, biases of 0
     """
     for wiring, adapter in _looks(facts):

@@ -8,12 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Final
+from typing import Any, Final
 
 from gradience.errors import few
 from gradience.rules import Observation, Rule, Sign, Threshold, Unknown, Verdict, cite, judge, premise
+from gradience.rules.between.rules import BETWEEN_RULES
 from gradience.rules.weights import (
     BASE_RULES,
+    HARDLY_MOVED,
     HARDLY_TRAINED,
     LARGE_SIZE,
     NEAR_UNTRAINED,
@@ -23,6 +25,7 @@ from gradience.rules.weights import (
     RANDOM_RANK,
     RANDOM_SHARE,
     THE_FILE,
+    USUAL_SIZE,
     AdapterFacts,
     FindingOverride,
     Verdicts,
@@ -51,14 +54,15 @@ _OVERSIZED: Final[Verdicts] = {"oversized": FindingOverride()}
 
 def observe_size(size: float | None) -> Observation | None:
     """An update far larger than usual, judged without its base by the size of freshly initialised weights."""
-    if size is None or size <= LARGE_SIZE.value:
+    if size is None or size <= USUAL_SIZE.value:
         return None
+    large = size > LARGE_SIZE.value
     return Observation(
         f"The update is {size:.3g} times as large as freshly initialised weights of these shapes; ordinary updates are "
         "under 1.",
         {"update_size": size},
-        severity="warning",
-        confidence=0.6,
+        severity="warning" if large else "info",
+        confidence=0.6 if large else 0.5,
         action="Compare it with its base (gradience audit ADAPTER --base MODEL), and its outputs with the base's.",
         evidence=(cite(THE_FILE, f"norm of all updates over that of such weights: {size:.3g}"),),
     )
@@ -72,13 +76,13 @@ def observe_size(size: float | None) -> Observation | None:
     verdicts=_OVERSIZED,
     signs=("oversized",),
     needs=(modules_analysed,),
-    thresholds=(OVERSIZED, LARGE_SIZE),
+    thresholds=(OVERSIZED, LARGE_SIZE, USUAL_SIZE),
 )
 def too_large(facts: AdapterFacts) -> Observation | None:
     """an update as large as the weights
 
     with a base, the norm of all updates is over {oversized} times that of the weights; without a base, over
-    {large_size} times that of freshly initialised weights of these shapes (a warning)
+    {large_size} times that of freshly initialised weights of these shapes (a warning), or {usual_size} (info)
 
     Why: Such an update may replace what the base model knows. It is no proof: 7 of 39 small models had one and a
         lower held-out loss.
@@ -89,6 +93,7 @@ def too_large(facts: AdapterFacts) -> Observation | None:
     Verify: Load the adapter and compare its outputs with the base model's.
     Source: measured, 12 adapters of MiniLM-L6 and 2 of SmolLM2-135M -- ordinary updates have .012 to .044 of the
         base's norm, one whose training diverged 29 times
+    Source: arithmetic -- an update as large as the weights leaves less of them than it adds
     """
     base = facts.report.base
     if base is None or base.relative_frobenius is None:
@@ -122,6 +127,7 @@ def non_finite(facts: AdapterFacts) -> Observation | None:
     Scope: any adapter; a file without an adapter tensor is called broken too
     Action: Do not use this adapter; go back to the last good checkpoint.
     Verify: Load the adapter and compare its outputs with the base model's.
+    Seen: https://github.com/kohya-ss/musubi-tuner/issues/26 -- all weights are NaN; trained in fp16
     """
     observation = _of_health(_BROKEN, facts)
     if observation is None and (lacking := modules_analysed(facts)) is not None:
@@ -144,6 +150,7 @@ def _lone_factor(facts: AdapterFacts) -> Observation | None:
     Scope: LoRA factors in any format
     Action: Save or download the adapter again.
     Verify: Load it with PEFT, which names the keys that are missing.
+    Source: arithmetic -- B A needs both factors
     """
     lone = [item for item in facts.report.not_analysed if item.cause is LeftoverReason.FACTOR_MISSING]
     if not lone:
@@ -165,6 +172,7 @@ def _rank_mismatch(facts: AdapterFacts) -> Observation | None:
     Scope: adapters with a config
     Action: Loaders that believe the config will refuse the file or scale it wrongly: correct r or rank_pattern.
     Verify: Load it with PEFT: a shape mismatch says the same.
+    Seen: https://github.com/NVIDIA-NeMo/Automodel/pull/3834 -- the file has rank 4 where the config says 8
     """
     modules = facts.report.modules
     wrong = [m for m in modules if m.config_r is not None]
@@ -193,7 +201,7 @@ def _unmatched(facts: AdapterFacts) -> Observation | None:
     Scope: PEFT's rank_pattern and alpha_pattern
     Action: A key must match the end of a module's path, beginning at a dot, without base_model.model.
     Verify: model.named_modules(): no name ends with the key.
-    Source: peft/utils/other.py, get_pattern_key -- re.match(rf"(.*\.)?({key})$", path)
+    Source: peft/utils/other.py:get_pattern_key@0.21.2 -- re.match(rf"(.*\.)?({key})$", path)
     """
     patterns = facts.report.unmatched_patterns
     if not patterns:
@@ -302,19 +310,21 @@ def _flatness_tells(facts: AdapterFacts) -> str | None:
         Sign("untrained", frozenset({"untrained"})),
     ),
     needs=(modules_analysed,),
-    thresholds=(NEAR_UNTRAINED, HARDLY_TRAINED),
+    thresholds=(NEAR_UNTRAINED, HARDLY_TRAINED, HARDLY_MOVED),
 )
 def zero_update(facts: AdapterFacts) -> Observation | None:
     """an update of zero
 
     the update of all modules is exactly zero; of some of them it is zero, or its norm under {hardly_trained} times
     the 90th percentile of the modules' (a warning); or, with a base, the norm of all is under {near_untrained}
-    times that of the weights (a warning)
+    times that of the weights, without one at most {hardly_moved} times that of fresh weights of these shapes (a
+    warning)
 
     Why: Such an adapter leaves the base model as it was.
     Scope: LoRA that starts at B = 0; warning where some modules only are zero, or where it is tiny beside its base
     Action: Check that the adapter's parameters were trained and saved.
     Verify: Load the adapter and compare its outputs with the base model's.
+    Seen: public repositories -- adapters whose B is 0
     Source: LoRA, arXiv 2106.09685 -- B starts at zero, so an update of zero means that no step was taken
     """
     return _of_health(_ZERO, facts)
@@ -344,6 +354,7 @@ def random_like(facts: AdapterFacts) -> Observation | None:
     Action: Check that this is the trained adapter, not an initialisation; where Muon or the like trained it, say so
         with --optimizer.
     Verify: Load the adapter and compare its outputs with the base model's.
+    Seen: https://github.com/johntnanney/gradience -- an adapter of random weights
     """
     return _of_health(_RANDOM, facts)
 
@@ -361,6 +372,9 @@ WEIGHTS_RULES: Final[tuple[Rule[AdapterFacts], ...]] = (
     _lone_factor,
     *BASE_RULES,
 )
+
+ADAPTER_RULES: Final[tuple[Rule[Any], ...]] = (*WEIGHTS_RULES, *BETWEEN_RULES)
+"""The rules that an audit applies: to the numbers, and to the files beside each other."""
 
 
 def judge_adapter(

@@ -14,15 +14,14 @@ import numpy as np
 from gradience.adapters.config import AdapterConfig
 from gradience.adapters.layout import Adapter, Array, Files, Format, Module
 from gradience.errors import AdapterError
+from gradience.folder import Documents, OpenAdapter
 from gradience.io import PathLike
 from gradience.io.safetensors import TensorInfo
 from gradience.rules import excluded_rules
 from gradience.rules.weights.rules import WEIGHTS_RULES
 from gradience.schema.audit import AuditReport
-from gradience.verbs.audit.measured import measure
-from gradience.verbs.audit.opened import OpenAdapter
 from gradience.verbs.audit.options import AuditOptions
-from gradience.verbs.audit.report import judge, report_of
+from gradience.verbs.audit.report import audit_documents
 
 Scale = float | Mapping[str, float]
 
@@ -95,9 +94,8 @@ def audit_arrays(
     1.0
     """
     left_out = excluded_rules([rule.id for rule in WEIGHTS_RULES], select=select, ignore=ignore, settings=settings)
-    opened = OpenAdapter(_adapter(factors, scale))
-    measured = measure(opened, AuditOptions(top_singular_values=top_singular_values))
-    return report_of(opened, measured, judge(opened, measured), per_layer=False, left_out=left_out)
+    documents = Documents.of_adapter(OpenAdapter(_adapter(factors, scale)))
+    return audit_documents(documents, AuditOptions(top_singular_values=top_singular_values), left_out=left_out)
 
 
 def audit_pytree(
@@ -257,8 +255,8 @@ def _stored(array: Any) -> tuple[str, tuple[int, ...]]:
     return str(array.dtype).removeprefix("torch."), tuple(map(int, array.shape))
 
 
-def open_archive(path: Path, *, optimizer: str | None = None) -> OpenAdapter:
-    """The LoRA factors in a NumPy archive (.npz) or an HDF5 file (Keras' .lora.h5), and the optimizer that is given.
+def open_archive(path: Path) -> OpenAdapter:
+    """The LoRA factors in a NumPy archive (.npz) or an HDF5 file (Keras' .lora.h5).
 
     Raises:
         AdapterError: it cannot be read, or holds no factors.
@@ -267,4 +265,4 @@ def open_archive(path: Path, *, optimizer: str | None = None) -> OpenAdapter:
 
     adapter = _adapter(_pairs_in(read_archive(path)), _UNSCALED, replace(_IN_MEMORY, name=path.suffix[1:]))
     note = f"the file does not say what multiplies A @ B; taken as {_UNSCALED}"
-    return OpenAdapter(replace(adapter, notes=[note]), path=str(path), weights=str(path), optimizer=optimizer)
+    return OpenAdapter(replace(adapter, notes=[note]), path=str(path), weights=str(path))

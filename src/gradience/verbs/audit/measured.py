@@ -9,11 +9,11 @@ from typing import NamedTuple
 
 from gradience.adapters.layout import Adapter, Module
 from gradience.base.weights import factors_of
+from gradience.folder import OpenAdapter
 from gradience.io import Progress
 from gradience.schema.audit import BaseReport, LedgerEntry, ModuleAudit
 from gradience.spectral.batch import Spectrum, spectra
 from gradience.spectral.grams import Factors, Grams, Loads
-from gradience.verbs.audit.opened import OpenAdapter
 from gradience.verbs.audit.options import AuditOptions
 from gradience.verbs.audit.rows import (
     ModuleNumbers,

@@ -2,23 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import NamedTuple
 
 import msgspec
 
 from gradience.adapters.layout import Adapter
 from gradience.configs.commands import known_of, with_commands
+from gradience.folder import Documents
+from gradience.io import Progress
 from gradience.io.safetensors import is_known
-from gradience.rules import without
+from gradience.rules import Verdict, without
+from gradience.rules.between.gathered import gather
+from gradience.rules.between.rules import judge_between
 from gradience.rules.weights import JUDGED_SHARE, health, suggests_ranks
 from gradience.rules.weights.ranks import NO_SUGGESTIONS, Suggestions, priced, suggestions
 from gradience.rules.weights.rules import judge_adapter
 from gradience.schema.audit import AUDIT_SCHEMA_ID, AuditReport, Health, ModuleAudit, NotAnalysed
+from gradience.schema.document import by_severity
 from gradience.spectral.batch import SINGLE_ERROR
 from gradience.spectral.devices import has_float64
-from gradience.verbs.audit.measured import AdapterNumbers
-from gradience.verbs.audit.opened import OpenAdapter
+from gradience.spectral.grams import Grams
+from gradience.verbs.audit.measured import AdapterNumbers, measure
+from gradience.verbs.audit.options import AuditOptions
 from gradience.verbs.audit.rows import bytes_per_param, layer_summaries, summary_of
 
 
@@ -32,7 +39,31 @@ class AuditJudgement(NamedTuple):
     ranks: Suggestions
 
 
-def judge(opened: OpenAdapter, measured: AdapterNumbers) -> AuditJudgement:
+def audit_documents(
+    documents: Documents,
+    options: AuditOptions,
+    *,
+    left_out: Mapping[str, str],
+    grams: Sequence[Grams] | None = None,
+    progress: Progress | None = None,
+) -> AuditReport:
+    """The audit of a run's adapter.
+
+    Args:
+        documents: the run.
+        options: those of `audit_adapter`.
+        left_out: the rules that are not applied, each with the reason.
+        grams: the Gram matrices of the modules, in order, if the caller has them.
+        progress: as of `audit_adapter`.
+
+    Raises:
+        AdapterError: the adapter or the base cannot be read.
+    """
+    measured = measure(documents.adapter.take(), options, grams=grams, progress=progress)
+    return _report_of(documents, measured, options, left_out)
+
+
+def _judge(measured: AdapterNumbers, optimizer: str | None) -> AuditJudgement:
     """The verdict, and the ranks to compress to if it allows any."""
     adapter, size, price = measured.adapter, _size_beside(measured), bytes_per_param(measured.ledger)
     modules = priced(measured.modules, measured.errors)
@@ -43,7 +74,8 @@ def judge(opened: OpenAdapter, measured: AdapterNumbers) -> AuditJudgement:
         peft_type=adapter.config.peft_type,
         not_analysed=left,
         relative_frobenius=size,
-        optimizer=opened.optimizer,
+        update_size=summary_of(modules).update_size,
+        optimizer=optimizer,
     )
     # A kind that only PEFT can merge has no rank that resize could lower.
     has_ranks = suggests_ranks(verdict.verdict) and not adapter.by_peft
@@ -51,15 +83,11 @@ def judge(opened: OpenAdapter, measured: AdapterNumbers) -> AuditJudgement:
     return AuditJudgement(modules, left, verdict, ranks)
 
 
-def report_of(
-    opened: OpenAdapter,
-    measured: AdapterNumbers,
-    judgement: AuditJudgement,
-    *,
-    per_layer: bool,
-    left_out: Mapping[str, str],
+def _report_of(
+    documents: Documents, measured: AdapterNumbers, options: AuditOptions, left_out: Mapping[str, str]
 ) -> AuditReport:
-    """The report with its findings; `left_out` are the rules that are not applied, each with the reason."""
+    opened, optimizer = documents.adapter.take(), options.optimizer or documents.optimizer
+    judgement = _judge(measured, optimizer)
     adapter, ranks = measured.adapter, judgement.ranks
     summary, layers = summary_of(judgement.modules), layer_summaries(judgement.modules)
     of_peft = adapter.format == "peft" and adapter.config.peft_type in {"LORA", None}  # it can have a rank_pattern
@@ -74,7 +102,7 @@ def report_of(
         peft_type=adapter.config.peft_type,
         base_model=adapter.config.base_model_name_or_path,
         task_type=adapter.config.task_type,
-        optimizer=opened.optimizer,
+        optimizer=optimizer,
         health=judgement.health,
         summary=msgspec.structs.replace(
             summary,
@@ -86,10 +114,10 @@ def report_of(
         candidates=ranks.candidates,
         rank_rules=ranks.rank_rules,
         rank_disagreements=ranks.disagreements,
-        per_layer=ranks.per_layer if per_layer and of_peft else None,
+        per_layer=ranks.per_layer if options.suggest_per_layer and of_peft else None,
         unmatched_patterns=[*adapter.unmatched_rank_patterns, *adapter.unmatched_alpha_patterns],
         base=measured.base,
-        beside=opened.beside,
+        beside=documents.beside,
         modules=judgement.modules,
         layers=layers,
         ledger=measured.ledger,
@@ -97,10 +125,20 @@ def report_of(
         notes=[*adapter.notes, *_unknown_dtypes(adapter), *_precision(), *measured.notes],
     )
     alpha, r = (adapter.config.lora_alpha, adapter.config.r) if of_peft else (None, None)
-    findings = judge_adapter(report, alpha=alpha, r=r, modules_to_save=adapter.config.modules_to_save or [])
-    kept, not_run = without(findings.findings, findings.not_run, left_out)
-    kept = with_commands(kept, lambda: known_of(opened.path or None, opened.beside))
+    own = judge_adapter(report, alpha=alpha, r=r, modules_to_save=adapter.config.modules_to_save or [])
+    between = _between(documents, report)
+    found = by_severity([*own.findings, *between.findings])
+    kept, not_run = without(found, [*own.not_run, *between.not_run], left_out)
+    kept = with_commands(kept, lambda: known_of(opened.path or None, documents.beside))
     return msgspec.structs.replace(report, findings=kept, not_run=not_run)
+
+
+def _between(documents: Documents, report: AuditReport) -> Verdict:
+    """The verdict on the adapter's files beside each other; none on factors in memory."""
+    if not report.weights_path:
+        return Verdict([], [])
+    base = None if report.base is None else Path(report.base.path)
+    return judge_between(gather(documents, base=base, modules=report.modules))
 
 
 def _size_beside(measured: AdapterNumbers) -> float | None:

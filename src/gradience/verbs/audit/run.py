@@ -1,6 +1,6 @@
 """The audit of one adapter: open its files, measure its modules, judge them, and report.
 
-Each step is a function from one record to the next: `OpenAdapter`, `AdapterNumbers`, `AuditJudgement`, the report.
+Each step is a function from one record to the next: `Documents`, `AdapterNumbers`, `AuditJudgement`, the report.
 """
 
 from __future__ import annotations
@@ -14,14 +14,14 @@ import msgspec
 
 from gradience.adapters.formats import SUFFIXES
 from gradience.errors import RecorderError, require
+from gradience.folder import Documents
+from gradience.folder.found import weights_alone
 from gradience.io import PathLike, Progress
 from gradience.rules import excluded_rules
-from gradience.rules.weights.rules import WEIGHTS_RULES
+from gradience.rules.weights.rules import ADAPTER_RULES
 from gradience.schema.audit import AuditReport, ModuleAudit
-from gradience.verbs.audit.measured import measure
-from gradience.verbs.audit.opened import open_files
 from gradience.verbs.audit.options import AuditKeywords, AuditOptions
-from gradience.verbs.audit.report import judge, report_of
+from gradience.verbs.audit.report import audit_documents
 
 _DEFAULTS: Final = AuditOptions()
 _EVENT_BYTES: Final = 56 * 1024  # of the 64 KiB that a log line may have
@@ -70,25 +70,29 @@ def audit_adapter(
     1.47
     """
     options = options.completed(keywords)
-    left_out = excluded_rules([rule.id for rule in WEIGHTS_RULES], select=select, ignore=ignore, settings=settings)
+    left_out = excluded_rules([rule.id for rule in ADAPTER_RULES], select=select, ignore=ignore, settings=settings)
     if options.against is not None:
         require("duckdb", "pyarrow", extra="fleet", what="a comparison with a fleet")
     if adapter_config is None and weights is None and Path(path).suffix in SUFFIXES and Path(path).is_file():
         from gradience.verbs.audit.arrays import open_archive  # few have such files
 
-        opened = open_archive(Path(path), optimizer=options.optimizer)
+        documents = Documents.of_adapter(open_archive(Path(path)))
         # Its arrays have names of their own, so that nothing tells which weights of a base or a fleet are theirs.
-        options = AuditOptions(top_singular_values=options.top_singular_values)
+        options = AuditOptions(top_singular_values=options.top_singular_values, optimizer=options.optimizer)
     else:
-        opened = open_files(path, adapter_config=adapter_config, weights=weights, optimizer=options.optimizer)
-    measured = measure(opened, options, progress=progress)
-    judgement = judge(opened, measured)
-    report = report_of(opened, measured, judgement, per_layer=options.suggest_per_layer, left_out=left_out)
+        documents = Documents(
+            weights_alone(Path(path)), adapter_config=_path(adapter_config), weights_file=_path(weights)
+        )
+    report = audit_documents(documents, options, left_out=left_out, progress=progress)
     if options.against is None:
         return report
     from gradience.verbs.audit.standing import with_standing  # duckdb, of the extra [fleet]
 
     return with_standing(report, options.against)
+
+
+def _path(place: PathLike | None) -> Path | None:
+    return None if place is None else Path(place)
 
 
 def lora_audit_metrics(report: AuditReport) -> dict[str, Any]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Final, get_args
@@ -15,10 +15,11 @@ from gradience.commands import options as opt
 from gradience.commands.bar import on_terminal
 from gradience.commands.output import DONE, FOUND, NOT_DECIDED, draws_blocks
 from gradience.device import prepare_jax
-from gradience.errors import AdapterError, GradienceError
+from gradience.errors import AdapterError, GradienceError, OptionError
+from gradience.ranges import option_name
 from gradience.schema.compare import BenchReport
 from gradience.schema.merge import MergeMethod
-from gradience.verbs.bench.options import BenchOptions
+from gradience.verbs.bench.options import BenchOptions, DriftOptions
 from gradience.verbs.bench.view import bench_text
 from gradience.verbs.merge.command import parsed_weights
 
@@ -31,7 +32,47 @@ class _BenchOptions(BenchOptions):
     json: opt.AsJson = False
 
 
+@dataclass(frozen=True, kw_only=True)
+class _Candidates:
+    """What is compared with the adapter.
+
+    Parameters
+    ----------
+    candidates:
+        svd:RANK, p90 (the audit's suggestion), energy:SHARE, params:N, kl:NATS, adapter:FOLDER, retrain:RANK, separated
+        by commas. Without it p90, a half and a quarter of the rank, and with --calibrate kl:.003 and kl:.01.
+    calibrate:
+        Inputs without labels for kl:, as of 'gradience resize'. Not those of --data.
+    retrain:
+        A command that trains an adapter of rank {r} with seed {seed} into {out}; each rank is judged by its worst seed.
+        Ranks are those of retrain:RANK, else the audit's suggestions.
+    """
+
+    candidates: str | None = None
+    calibrate: Path | None = None
+    retrain: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class _ChangeOptions(DriftOptions):
+    """What an adapter's change is measured on.
+
+    Parameters
+    ----------
+    elsewhere:
+        Without --out: texts of what should not change, in the forms of --data. Default: 48 built-in sentences.
+    verbose:
+        List every group of modules.
+    """
+
+    seed: opt.Seed = 0
+    elsewhere: Path | None = None
+    verbose: Annotated[bool, Parameter(alias="-v")] = False
+
+
 _DEFAULTS = _BenchOptions()
+_NO_CANDIDATES = _Candidates()
+_CHANGE = _ChangeOptions()
 Shared = Annotated[_BenchOptions, opt.RECORD]
 Out = Annotated[Path | None, Parameter(help="Folder for candidates, evaluations and bench.json; resumed if it is one.")]
 
@@ -42,39 +83,79 @@ def bench(
     *,
     data: Path | None = None,
     out: Out = None,
-    candidates: str | None = None,
-    calibrate: Path | None = None,
-    retrain: str | None = None,
+    candidates: Annotated[_Candidates, opt.RECORD] = _NO_CANDIDATES,
+    change: Annotated[_ChangeOptions, opt.RECORD] = _CHANGE,
     options: Shared = _DEFAULTS,
 ) -> int:
-    """Measure on held-out data what a smaller adapter loses, and name the smallest that loses too little to matter.
+    """Measure what an adapter changes; with --out, what a smaller one loses, and name the smallest that loses little.
 
-    Each candidate is compared with the adapter example by example. It holds where the worst plausible loss (95 %, for
-    all candidates at once) is within the tolerance. Two anchors are always there: the base, and the adapter with its
-    updates shuffled. The folder is resumed after a kill. Also: 'gradience bench merge'.
-    Exit codes: 0 one holds, 1 none does, 3 not decided, 2 unusable input.
+    Without --out: KL of the outputs from the base's, flips and loss, on --data (texts of the adapter's task) and on
+    others; the same at lower scales of the adapter, and without each group of its modules. Needs gradience[hf].
+
+    With --out each candidate is compared with the adapter on --data, example by example. It holds where the worst
+    plausible loss (95 %, for all candidates at once) is within the tolerance. Two anchors are always there: the base,
+    and the adapter with its updates shuffled. The folder is resumed after a kill. Also: 'gradience bench merge'.
+    Exit codes: 0 measured, or one holds; 1 none does; 3 not decided; 2 unusable input.
 
     Parameters
     ----------
     path:
         The adapter's folder.
     data:
-        Held-out rows as JSONL: text; prompt and completion; messages; or text and label.
-    candidates:
-        svd:RANK, p90 (the audit's suggestion), energy:SHARE, params:N, kl:NATS, adapter:FOLDER, retrain:RANK, separated
-        by commas. Without it p90, a half and a quarter of the rank, and with --calibrate kl:.003 and kl:.01.
-    calibrate:
-        Inputs without labels for kl:, as of 'gradience resize'. Not those of --data.
-    retrain:
-        A command that trains an adapter of rank {r} with seed {seed} into {out}; each rank is judged by its worst seed.
-        Ranks are those of retrain:RANK, else the audit's suggestions.
+        Held-out rows as JSONL: text; prompt and completion; messages; or text and label. Without --out also plain text
+        with one a line; labels are not needed.
     """
-    names = None if candidates is None else [name.strip() for name in candidates.split(",") if name.strip()]
+    if out is None:
+        return _measured(path, data, candidates, change, options)
+    _refuse(change, "without --out")
+    names = candidates.candidates
+    chosen = None if names is None else [name.strip() for name in names.split(",") if name.strip()]
     _prepare()
     from gradience.verbs.bench.run import bench_adapter  # imports jax, after its environment is set
 
-    run = partial(bench_adapter, path, data=data, candidates=names, calibrate=calibrate, retrain=retrain)
+    run = partial(
+        bench_adapter,
+        path,
+        data=data,
+        candidates=chosen,
+        calibrate=candidates.calibrate,
+        retrain=candidates.retrain,
+    )
     return _shown(run, out, options)
+
+
+def _measured(
+    path: Path, data: Path | None, candidates: _Candidates, change: _ChangeOptions, options: _BenchOptions
+) -> int:
+    """Measure what the adapter changes, beside its base."""
+    _refuse(candidates, "with --out FOLDER")
+    _refuse(replace(options, base=None, json=False), "with --out FOLDER")
+    if options.base is None:
+        raise AdapterError("no base model", advice="give --base MODEL")
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # avoids its warning about forks
+    from gradience.verbs.bench.drift import measure_drift  # --help needs none of it
+    from gradience.verbs.bench.drift_view import drift_text  # as above
+
+    report = measure_drift(
+        path,
+        options.base,
+        texts=data,
+        elsewhere=change.elsewhere,
+        options=DriftOptions(rows=change.rows),
+        progress=on_terminal("bench"),
+    )
+    return opt.print_report(report, lambda it: drift_text(it, verbose=change.verbose), json=options.json)
+
+
+def _refuse(record: _Candidates | _ChangeOptions | _BenchOptions, where: str) -> None:
+    """Refuse an option that says nothing here.
+
+    Raises:
+        OptionError: one is given.
+    """
+    given = [field.name for field in fields(record) if getattr(record, field.name) != field.default]
+    if given:
+        raise OptionError(f"{option_name(given[0])} is for a bench {where}", advice="see 'gradience bench --help'")
 
 
 def merge(

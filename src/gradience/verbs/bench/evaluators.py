@@ -1,8 +1,4 @@
-"""Score an adapter by the user's own command or by lm-eval. Scoring by the model itself is in `model`.
-
-A command is split as a shell would split it, but run without a shell. Its output and time are limited, and the
-processes it started end with it.
-"""
+"""Score an adapter by the user's own command or by lm-eval. Scoring by the model itself is in `model`."""
 
 from __future__ import annotations
 
@@ -10,32 +6,25 @@ import math
 import os
 import re
 import shlex
-import signal
-import subprocess
 import sys
-import tempfile
-import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from hashlib import file_digest, sha256
 from importlib.util import find_spec
 from itertools import islice, pairwise
 from pathlib import Path
-from typing import IO, Any, Final, Protocol, TypeAlias
+from typing import Any, Final, Protocol, TypeAlias
 
 import msgspec
 import numpy as np
 
 from gradience.errors import GradienceError
 from gradience.io.atomic import scratch_folder
+from gradience.io.programs import SHOWN, run, short, words
 from gradience.io.reading import decode_json, open_regular, read_small, real_path
 from gradience.schema import real
 from gradience.verbs.bench.store import MOST_SCORE, Evaluation
 
-MAX_OUTPUT: Final = 64 << 20  # most bytes that a command may print; scores of a million examples take 20 MB
-_POLL: Final = 0.05  # seconds
-_TAIL: Final = 2048  # last bytes read of a failed command's output
-_SHOWN: Final = 200  # most characters of a command or its output in an error
 _SCORES: Final = ("scores", "score")
 
 _WITHIN: Final = re.compile(r"[\s=;|&<>()'\"]+")
@@ -56,23 +45,6 @@ _METRICS: Final = ("acc", "exact_match", "acc_norm", "f1", "bleu", "pass@1", "em
 
 Printed: TypeAlias = float | list[float]
 """What a program printed: one score, or the score of each example."""
-
-
-def words(command: str, values: Mapping[str, str], *, required: str) -> list[str]:
-    """The words of a command, with placeholders such as {adapter} filled in.
-
-    Raises:
-        GradienceError: it cannot be split, is empty, or lacks the required placeholder.
-    """
-    try:
-        parts = shlex.split(command)
-    except ValueError as error:
-        raise GradienceError(f"cannot read the command {command!r}: {error}", advice="check its quotes") from error
-    if not parts or f"{{{required}}}" not in command:
-        raise GradienceError(f"the command {command!r} has no {{{required}}}", advice="write it where the path goes")
-    for name, value in values.items():
-        parts = [part.replace(f"{{{name}}}", value) for part in parts]
-    return parts
 
 
 def digest_of_command(command: str) -> str:
@@ -148,71 +120,6 @@ def _state_of(path: Path) -> str:
     return f"{status.st_size} {status.st_mtime_ns} {status.st_ctime_ns}"
 
 
-def run(argv: list[str], *, timeout: float) -> bytes:
-    """Run a command and return its stdout.
-
-    Raises:
-        GradienceError: it cannot be started, fails, takes longer than `timeout` seconds, or prints too much.
-    """
-    # Files, not pipes: a full pipe stops the command, and what it leaves running would hold a pipe open.
-    with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err:
-        try:
-            process = subprocess.Popen(  # noqa: S603  # the user's own command, without a shell
-                argv, stdin=subprocess.DEVNULL, stdout=out, stderr=err, start_new_session=True
-            )
-        except OSError as error:
-            raise GradienceError(f"cannot start {argv[0]}: {error.strerror}", advice="check the command") from error
-        try:
-            fault = _waited(process, (out, err), time.monotonic() + timeout)
-        finally:
-            _end(process)
-        if fault:
-            raise GradienceError(f"{_short(argv)} {fault}", advice="see --timeout; earlier evaluations are kept")
-        if process.returncode != 0:
-            last = _last(err) or _last(out) or "it said nothing"
-            raise GradienceError(
-                f"{_short(argv)} failed with exit code {process.returncode}: {last}",
-                advice="earlier evaluations are kept: run it again when that is mended",
-            )
-        out.seek(0)
-        return out.read()
-
-
-def _waited(process: subprocess.Popen[bytes], files: tuple[IO[bytes], IO[bytes]], until: float) -> str:
-    """Wait until the process ends and return ""; or return what is wrong if it must be ended."""
-    while process.poll() is None:
-        if time.monotonic() > until:
-            return "takes longer than its time"
-        if any(os.fstat(file.fileno()).st_size > MAX_OUTPUT for file in files):
-            return f"printed more than {MAX_OUTPUT >> 20} MiB"
-        with suppress(subprocess.TimeoutExpired):
-            process.wait(_POLL)
-    return ""
-
-
-def _end(process: subprocess.Popen[bytes]) -> None:
-    """Kill the process and the rest of its process group."""
-    if hasattr(os, "killpg"):
-        with suppress(ProcessLookupError, PermissionError):  # all of it has ended
-            os.killpg(process.pid, signal.SIGKILL)
-    elif process.poll() is None:
-        process.kill()
-    process.wait()
-
-
-def _last(file: IO[bytes]) -> str:
-    """The last line of a file that is not blank, or ""."""
-    size = os.fstat(file.fileno()).st_size
-    file.seek(max(0, size - _TAIL))
-    lines = [line.strip() for line in file.read().decode("utf-8", "replace").splitlines() if line.strip()]
-    return lines[-1][-_SHOWN:] if lines else ""
-
-
-def _short(argv: list[str]) -> str:
-    text = shlex.join(argv)
-    return text if len(text) <= _SHOWN else f"{text[:_SHOWN]}..."
-
-
 def parsed(output: bytes, argv: list[str]) -> Printed:
     """Parse an evaluator's output as numbers: the whole output as JSON, else its last line.
 
@@ -224,13 +131,13 @@ def parsed(output: bytes, argv: list[str]) -> Printed:
     """
     text = output.decode("utf-8", "replace").strip()
     if not text:
-        raise GradienceError(f"{_short(argv)} printed nothing", advice="it has to print a number or JSON")
+        raise GradienceError(f"{short(argv)} printed nothing", advice="it has to print a number or JSON")
     for part in (text, text.splitlines()[-1]):
         scores = _printed(_json(part))
         if scores is not None:
             return scores
     raise GradienceError(
-        f"{_short(argv)} printed no number: {text.splitlines()[-1][-_SHOWN:]!r}",
+        f"{short(argv)} printed no number: {text.splitlines()[-1][-SHOWN:]!r}",
         advice='expected a number, a list of one number per example, or {"scores": [...]}',
     )
 

@@ -45,3 +45,19 @@ class BenchOptions(VerbOptions):
     seeds: Count = 3
     timeout: Positive = 3600.0
     max_length: Count | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class DriftOptions(VerbOptions):
+    """Which texts an adapter's change is measured on.
+
+    Parameters
+    ----------
+    rows:
+        Texts of each file that are read, up to 40 predictions of each.
+    seed:
+        Seed of the choice of texts from a file.
+    """
+
+    rows: Count = 32
+    seed: Whole = 0

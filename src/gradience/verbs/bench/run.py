@@ -10,6 +10,7 @@ from typing import Any, Final
 from gradience.adapters.open import open_adapter
 from gradience.errors import AdapterError, GradienceError
 from gradience.io import PathLike, Progress
+from gradience.io.programs import run, words
 from gradience.io.reading import real_path
 from gradience.rewriting.sides import open_sides
 from gradience.schema.compare import BenchReport
@@ -26,7 +27,7 @@ from gradience.verbs.bench.contest import (
     require_packages,
     scaled,
 )
-from gradience.verbs.bench.evaluators import digest_of_command, run, words
+from gradience.verbs.bench.evaluators import digest_of_command
 from gradience.verbs.bench.judge import BASE, Contender
 from gradience.verbs.bench.options import BenchOptions
 from gradience.verbs.bench.store import BenchStore, adapter_digest, file_hash, opened_store, refusing

@@ -12,7 +12,6 @@ from cyclopts import Parameter
 
 from gradience.commands import options as opt
 from gradience.commands.bar import on_terminal
-from gradience.commands.page import write_page
 from gradience.configs.document import read_settings
 from gradience.configs.settings import Layer, keys_of, nearest_known, split_names
 from gradience.configs.values import Fields, flag, text, whole
@@ -20,11 +19,9 @@ from gradience.errors import ConfigError
 from gradience.ranges import option_name
 from gradience.schema import Json
 from gradience.schema.events import ConfigSnapshot
-from gradience.schema.reports import CheckReport
 from gradience.verbs.check.options import SAMPLES, DataOptions, Samples
 from gradience.verbs.check.run import CheckKeywords, CheckOptions, check_config
 
-_EXAMPLES = 10  # rows of the page
 _EXPRESSION = set("()[]|*")
 
 
@@ -79,21 +76,6 @@ def _progress() -> Callable[[int, int], None] | None:
     return None if draw is None else lambda done, total: draw(done, total, "")
 
 
-def _with_page(options: _DataOptions, given: CheckOptions) -> CheckReport:
-    """Check a data set and write its page; a name that is taken is refused before any work."""
-    from gradience.io.atomic import refuse_file
-    from gradience.verbs.check.data import check_data
-    from gradience.verbs.check.page import data_page  # for those who ask
-
-    html = options.html or Path()
-    refuse_file(html, force=None)
-    with_rows = replace(options, worst=options.worst or _EXAMPLES)
-    report = check_data(options=with_rows, check=given, progress=_progress())
-    sources = [Path(source.path) for source in report.sources]
-    write_page(report, data_page, html, sources=sources, force=False)
-    return report
-
-
 @dataclass(frozen=True, kw_only=True)
 class ConfigOptions:
     """Where the configuration is, beside the file or folder by itself, and what it is for.
@@ -135,13 +117,7 @@ _CONFIG = ConfigOptions()
 
 @dataclass(frozen=True, kw_only=True)
 class _DataOptions(DataOptions):
-    """The options of --data, and its page.
-
-    Parameters
-    ----------
-    html:
-        New page to write as well: histograms, and ten rows as the model sees them.
-    """
+    """The options of --data."""
 
     num_labels: Annotated[int | None, opt.LIBRARY_ONLY] = None
     packing: Annotated[bool | None, opt.LIBRARY_ONLY] = None
@@ -149,8 +125,6 @@ class _DataOptions(DataOptions):
     seed: opt.Seed = 0
     show_rows: Annotated[bool, opt.LIBRARY_ONLY] = False
     template: Annotated[Path | None, opt.LIBRARY_ONLY] = None
-    worst: Annotated[int, opt.LIBRARY_ONLY] = 0
-    html: Path | None = None
 
 
 _NO_DATA = _DataOptions()
@@ -203,10 +177,7 @@ def check(
         from gradience.verbs.check.data import check_data  # only those with data pay for it
 
         data_options = replace(data_options, **of_data)
-        if data_options.html is not None:
-            report = _with_page(data_options, given)
-        else:
-            report = check_data(options=data_options, check=given, progress=_progress())
+        report = check_data(options=data_options, check=given, progress=_progress())
     from gradience.verbs.check.run import source_locations  # the same
     from gradience.verbs.check.view import check_text  # after the check: --help needs none of it
 
@@ -214,7 +185,7 @@ def check(
         report,
         lambda it: check_text(it, verbose=verbose),
         report.findings,
-        groups=("config", "base", "serve", "data") if report.data is not None else ("config", "base", "serve"),
+        groups=("config", "base", "serve", "between", *(("data",) if report.data is not None else ())),
         locations=lambda: source_locations(report),
         not_run=report.not_run,
     )

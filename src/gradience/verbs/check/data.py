@@ -25,22 +25,11 @@ from gradience.data.tokens import Masking, Tokeniser
 from gradience.errors import ConfigError, few
 from gradience.rules import judge
 from gradience.rules.config import RULES
-from gradience.rules.data import DATA_RULES
+from gradience.rules.data import DATA_RULES, ROW_TESTS
 from gradience.schema import Json, Real, real
 from gradience.schema.document import NotRun, by_severity
 from gradience.schema.events import ConfigSnapshot
-from gradience.schema.reports import (
-    CHECK_SCHEMA_ID,
-    CheckReport,
-    Cleaned,
-    DataReport,
-    InputFile,
-    LossMode,
-    Overlong,
-    Rows,
-    RowsSeen,
-)
-from gradience.verbs.check.clean import keys_of, refuse_clean, write_clean
+from gradience.schema.reports import CHECK_SCHEMA_ID, CheckReport, DataReport, InputFile, LossMode, Overlong, Rows
 from gradience.verbs.check.options import DataKeywords, DataOptions, Samples
 from gradience.verbs.check.run import SETTINGS, CheckKeywords, CheckOptions, Place, Settings, judged, when_of
 
@@ -89,8 +78,6 @@ def measure_data(asked: CheckSettings) -> DataReport:
         ConfigError: a file cannot be read, or its rows need an option that was not given.
     """
     options, evaluation = asked.options, asked.options.eval_data
-    if options.write_clean is not None:
-        refuse_clean(options.write_clean, [asked.train, *([] if evaluation is None else [evaluation])])
     source = RowSource(asked.train)
     wanted = _sample(source.count, options.samples, options.seed)
     standard = asked.plan.naming.standard
@@ -117,13 +104,12 @@ def measure_data(asked: CheckSettings) -> DataReport:
         num_labels=options.num_labels,
         seed=options.seed,
         show_rows=options.show_rows,
-        examples=options.worst,
         overlong=_overlong(asked, shape),
         trl=asked.masking.trl,
     )
     held_out = None if evaluation is None else _eval_rows(evaluation, tokeniser, asked)
     total = source.count if wanted is None else len(wanted)
-    measure = RowCounter(shape, encoder, limits, expected=total)
+    measure = RowCounter(shape, encoder, limits, ROW_TESTS, expected=total)
     for done, row in enumerate(tokeniser.run(source.rows(wanted)), 1):
         measure.add(row)
         if asked.progress is not None and (done % _OFTEN == 0 or done == total):
@@ -135,7 +121,6 @@ def measure_data(asked: CheckSettings) -> DataReport:
         raise ConfigError(f"{asked.train}: no row can be used: {counts.faults[0].reason}", advice="correct the rows")
     return DataReport(
         path=str(source.path),
-        cleaned=_cleaned(asked, source, tokeniser),
         prompt=_prompt(asked.plan, None if template is not None else encoder, shape),
         eval_path=None if evaluation is None else str(evaluation),
         format=shape.format,
@@ -174,14 +159,6 @@ def _lacking(plan: DataPlan, columns: list[str]) -> dict[str, list[str]]:
     """The columns that the recipe's reward functions need and the rows do not have."""
     lacks = {name: [one for one in needed if one not in columns] for name, needed in plan.rewards.items()}
     return {name: missing for name, missing in lacks.items() if missing}
-
-
-def _cleaned(asked: CheckSettings, source: RowSource, tokeniser: Tokeniser) -> Cleaned | None:
-    out, evaluation = asked.options.write_clean, asked.options.eval_data
-    if out is None:
-        return None
-    held_out = set() if evaluation is None else keys_of(RowSource(evaluation), tokeniser)
-    return write_clean(source, tokeniser, out, held_out=held_out)
 
 
 def _trainer(asked: CheckSettings, limit: int | None) -> Trainer:
@@ -226,7 +203,7 @@ def _unwritten(encoder: Encoder | None, roles: Mapping[str, Rows]) -> dict[str, 
     return {role: roles[role] for role in encoder.unwritten(roles)}
 
 
-def _tokenizer(encoder: Encoder | None, shape: Shape, seen: RowsSeen) -> dict[str, Any]:
+def _tokenizer(encoder: Encoder | None, shape: Shape, seen: Mapping[str, Rows]) -> dict[str, Any]:
     """The report's fields on the tokenizer and, if the rows are conversations, on the chat template."""
     if encoder is None:
         return {}
@@ -245,10 +222,10 @@ def _tokenizer(encoder: Encoder | None, shape: Shape, seen: RowsSeen) -> dict[st
         fields["template_digest"] = "" if encoder.is_retemplated else template_digest(encoder.template)
         fields["template_marks_answers"] = encoder.marks_answers
         fields["template_tokens_split"] = encoder.split_controls()
-        fields["encodes_arguments"] = bool(seen.arguments_text.count) and encoder.encodes_arguments
-        calls = seen.arguments_text.count or seen.arguments_object.count
+        fields["encodes_arguments"] = bool(seen["arguments_text"].count) and encoder.encodes_arguments
+        calls = seen["arguments_text"].count or seen["arguments_object"].count
         fields["calls_unwritten"] = bool(calls) and not encoder.writes_calls
-        fields["parts_joined"] = bool(seen.parts.count) and not encoder.takes_parts
+        fields["parts_joined"] = bool(seen["parts"].count) and not encoder.takes_parts
     return fields
 
 
@@ -328,7 +305,7 @@ def _notes(shape: Shape, masking: Masking) -> list[str]:
 
 
 def _images(found: RowCounts, encoder: Encoder | None) -> list[str]:
-    counted, left = found.tokens.images, found.seen.media.count
+    counted, left = found.tokens.images, found.seen["media"].count
     notes = []
     if counted and encoder is not None and isinstance(encoder.pictures, Pictures):
         notes = [f"images take {counted:,} tokens, as {encoder.pictures.name} counts them"]

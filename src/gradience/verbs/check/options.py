@@ -3,19 +3,16 @@
 # Annotations are evaluated here, so that a record of the command line that inherits these fields has their types.
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Final, Literal, TypeAlias, TypedDict
+from typing import Final, Literal, TypeAlias, TypedDict
 
 from gradience.configs.document import LossOn
 from gradience.errors import OptionError
 from gradience.io import PathLike
-from gradience.ranges import Count, Range, VerbOptions, Whole
+from gradience.ranges import Count, VerbOptions, Whole
 
 Samples: TypeAlias = int | Literal["all"]
 
-MOST_EXAMPLES: Final = 100  # rows that are shown as the model sees them
 SAMPLES: Final = 10_000  # rows of a quick look: a share of 1 % is then known to 0.1 percentage points
-
-_SHOWN: Final = Range(lambda x: 0 <= x <= MOST_EXAMPLES and x == int(x), f"a whole number from 0 to {MOST_EXAMPLES}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,11 +44,6 @@ class DataOptions(VerbOptions):
         Seed of the sample.
     show_rows:
         Show the text of rows that a finding names.
-    worst:
-        Rows to show as the model sees them, with what is in the loss: those with the most faults first.
-    write_clean:
-        New .jsonl file for the rows without exact repetitions, rows of the evaluation set, empty answers and broken
-        text; a ledger beside it names each row left out. All rows are read for it, and none is changed.
     """
 
     data: Path | None = None
@@ -65,8 +57,6 @@ class DataOptions(VerbOptions):
     samples: Samples = SAMPLES
     seed: Whole = 0
     show_rows: bool = False
-    worst: Annotated[int, _SHOWN] = 0
-    write_clean: Path | None = None
 
     def refuse_bad(self) -> None:
         """Refuse an option out of its range."""
@@ -88,5 +78,3 @@ class DataKeywords(TypedDict, total=False):
     samples: Samples
     seed: int
     show_rows: bool
-    worst: int
-    write_clean: PathLike | None

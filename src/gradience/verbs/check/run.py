@@ -13,7 +13,6 @@ from typing import Any, TypeAlias, TypedDict, Unpack
 import msgspec
 
 from gradience.configs import read_preferences
-from gradience.configs.beside import base_of, beside
 from gradience.configs.commands import Known, known_of, with_commands
 from gradience.configs.document import (
     CONFIG_NAME,
@@ -37,15 +36,19 @@ from gradience.configs.training import (
 )
 from gradience.configs.values import short_name
 from gradience.errors import AdapterError, ConfigError, RecorderError
+from gradience.folder import Documents
+from gradience.folder.beside import base_of, beside
+from gradience.folder.found import weights_alone
 from gradience.io import CHECKPOINT_PREFIX
 from gradience.io.reading import real_path
 from gradience.ranges import VerbOptions, Whole
-from gradience.rules import excluded_rules
+from gradience.rules import excluded_rules, without
+from gradience.rules.between.rules import FILE_RULES, judge_files
 from gradience.rules.config import RULES, judge_config, settings_of
 from gradience.rules.config.facts import CheckContext, Moved, quantities
 from gradience.rules.config.serving import known_engines
 from gradience.schema.audit import Beside
-from gradience.schema.document import Coverage, Finding
+from gradience.schema.document import Coverage, Finding, by_severity
 from gradience.schema.events import ConfigSnapshot, LoraSnapshot
 from gradience.schema.memory import Memory, Time
 from gradience.schema.reports import CHECK_SCHEMA_ID, CheckReport, DataReport, InputFile, SourceLocation
@@ -54,6 +57,8 @@ _MAX_TASK = 256  # characters
 
 _NOT_CONFIGURATION = {"base", "settings", "data", "eval data", "tokenizer"}
 _OF_CONFIGURATION = frozenset(rule.id for rule in RULES)
+_OF_FILES = frozenset(rule.id for rule in FILE_RULES)
+_IDS = [*(rule.id for rule in RULES), *(rule.id for rule in FILE_RULES)]
 _BY_LINE = frozenset({".jsonl", ".ndjson"})
 
 _LOGS = (STATE_NAME, "run.jsonl", "trainer_log.jsonl")
@@ -65,6 +70,7 @@ _WEIGHTS = (
     "model.safetensors.index.json",
     "pytorch_model.bin",
 )
+_ADAPTERS = ("adapter_model.safetensors", "adapters.safetensors")
 _OF_WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".gguf", ".index.json", ".h5", ".msgpack")
 _OF_A_RUN = (*_LOGS, "adapter_model.safetensors", "model.safetensors")
 _BY_RUNS = frozenset({"adapter", "training"})  # roles of files that a run may have written beside its results
@@ -125,9 +131,9 @@ def read_training_of(folder: Path) -> Layer:
 
 def _read_run(place: Path) -> Layer | RecorderError:
     """The configuration of the run that left a folder or file, or the error if there is no run."""
+    from gradience.folder.runs import find_run  # the same
     from gradience.importers import read_folder_config  # a config file does not need it
     from gradience.reading.logs import is_log  # the same
-    from gradience.reading.places import find_run  # the same
 
     try:
         path = find_run(place).path
@@ -256,14 +262,39 @@ def check_config(
         TypeError: no option has such a name.
     """
     given = replace(options, config=options.config if config is None else config).completed(keywords)
-    unwanted = given.unwanted([rule.id for rule in RULES])
+    unwanted = given.unwanted(_IDS)
     whole = given.read()
     if whole.config == ConfigSnapshot():
         message = "nothing to check"
         raise ConfigError(
             message, advice="give a config file, --peft-dir, --training-dir, or settings such as --set lr=1e-4"
         )
-    return judged(whole, given, given.folders, unwanted=unwanted, around=when_of(whole, given.stated))
+    of_config = {rule: reason for rule, reason in unwanted.items() if rule in _OF_CONFIGURATION}
+    report = judged(whole, given, given.folders, unwanted=of_config, around=when_of(whole, given.stated))
+    of_files = {rule: reason for rule, reason in unwanted.items() if rule not in _OF_CONFIGURATION}
+    return _with_files(report, given, whole, of_files)
+
+
+def _with_files(report: CheckReport, given: CheckOptions, whole: Layer, unwanted: Mapping[str, str]) -> CheckReport:
+    """The report with what the rules on an adapter's files say, if weights lie beside its config."""
+    folder = next((Path(source.path).parent for source in whole.sources if source.role == "adapter"), None)
+    if folder is None or not any((folder / name).is_file() for name in _ADAPTERS):
+        return report
+    from gradience.rules.between.gathered import gather  # numpy, where weights lie
+
+    base = None if given.base is None else Path(given.base)
+    try:
+        verdict = judge_files(gather(Documents(weights_alone(folder)), base=base))
+    except AdapterError:  # damaged: gradience audit says how
+        return report
+    findings, not_run = without(verdict.findings, verdict.not_run, unwanted)
+    judged = len(FILE_RULES) - len({item.id for item in not_run})
+    return msgspec.structs.replace(
+        report,
+        derived={**report.derived, "rules_judged": len(RULES) - len({item.id for item in report.not_run}) + judged},
+        findings=by_severity([*report.findings, *findings]),
+        not_run=[*report.not_run, *not_run],
+    )
 
 
 def judged(
@@ -417,7 +448,9 @@ def source_locations(report: CheckReport) -> list[SourceLocation | None]:
     files = [source for source in report.sources if source.role not in _NOT_CONFIGURATION]
     data = report.data
     return [
-        _row(finding, data) if data is not None and finding.id not in _OF_CONFIGURATION else _place(finding, files)
+        _row(finding, data)
+        if data is not None and finding.id not in _OF_CONFIGURATION | _OF_FILES
+        else _place(finding, files)
         for finding in report.findings
     ]
 

@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Final
 
 from gradience.errors import GradienceError
-from gradience.reading import read_run
-from gradience.reading.pace import pace_of
+from gradience.folder.runs import read_run
+from gradience.rules.log.pace import pace_of
 from gradience.schema import Json, as_float
 from gradience.schema.events import ConfigSnapshot
 from gradience.schema.memory import Time

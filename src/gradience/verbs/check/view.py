@@ -84,9 +84,6 @@ def _data(data: DataReport, derived: Mapping[str, Real]) -> Iterator[tuple[str, 
     yield "Labels", listed([f"{label} {n:,}" for label, n in data.labels.items()], _LABELS)
     yield "Overlap", _overlap(data)
     yield "Epoch", _per_epoch(derived)
-    if data.cleaned is not None:
-        left = ", ".join(f"{n:,} {reason}" for reason, n in data.cleaned.left_out.items()) or "none"
-        yield "Written", f"{data.cleaned.kept:,} rows to {data.cleaned.path}; left out: {left}"
     yield from (("Note", note) for note in data.notes)
 
 

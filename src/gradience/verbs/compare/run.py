@@ -15,8 +15,8 @@ from typing import Any, Final, NamedTuple, TypeAlias
 import numpy as np
 
 from gradience.adapters import layer_index, module_type
+from gradience.adapters.files import CHECKPOINT, holds_adapter
 from gradience.adapters.layout import Module
-from gradience.adapters.open import CHECKPOINT, holds_adapter
 from gradience.errors import AdapterError
 from gradience.io import PathLike, Progress
 from gradience.io.reading import real_path

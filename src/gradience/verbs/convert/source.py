@@ -14,9 +14,9 @@ from typing import Any, Final, NamedTuple
 import numpy as np
 
 from gradience.adapters.config import ScalingRules
+from gradience.adapters.files import AdapterFiles
 from gradience.adapters.kinds.products import MOST_RANK, loha_module, lokr_module
 from gradience.adapters.layout import Adapter, Context, Group, Module, parse_key
-from gradience.adapters.open import AdapterFiles
 from gradience.adapters.traits import Operation, Traits, obstacles, traits_of
 from gradience.base.weights import BaseWeights, find_shards
 from gradience.errors import AdapterError

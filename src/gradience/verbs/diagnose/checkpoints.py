@@ -12,7 +12,13 @@ from typing import Any, Final, NamedTuple
 
 import msgspec
 
-from gradience.adapters.open import WEIGHT_NAMES
+from gradience.adapters.files import WEIGHT_NAMES, holds_adapter
+from gradience.errors import GradienceError
+from gradience.folder import Documents
+from gradience.folder.checkpoints import OwnedCheckpoint
+from gradience.folder.found import CheckpointFolder
+from gradience.io.reading import is_zip
+from gradience.io.safetensors import read_header
 from gradience.rules import Observation
 from gradience.rules.joins import Symptom, shown
 from gradience.rules.joins.run import MID_RUN, TIED
@@ -24,8 +30,6 @@ from gradience.schema.diagnose import BestCheckpoint, Checkpoint
 from gradience.schema.document import SEVERITIES
 from gradience.schema.reports import MonitorReport, RunAccount
 from gradience.telemetry.series import RunSeries
-from gradience.verbs.diagnose.identity import OwnedCheckpoint, unreadable
-from gradience.verbs.diagnose.sources import RunSources
 
 _LEAST_EVALS: Final = 5  # three second differences
 
@@ -214,6 +218,25 @@ def _within(value: float, least: float, noise: float | None) -> bool | None:
     return None if noise is None else value - least <= TIED.value * noise
 
 
+def unreadable(folder: Path) -> str:
+    """The reason why a folder's weights cannot be used: not whole, not weights, or not finite; "" if they can."""
+    from gradience.verbs.audit.run import audit_adapter  # imports jax: only if a checkpoint is examined
+
+    try:
+        if not CheckpointFolder(0, folder).has_weights:
+            return "it holds no weights"
+        if holds_adapter(folder):
+            health = audit_adapter(folder).health
+            return health.reason if health.verdict in {"broken", "not_analysed"} else ""
+        for path in sorted(folder.glob("*.safetensors")):
+            # The header tells where the file must end; to read the numbers of a whole model would take minutes.
+            read_header(path)
+        broken = [path.name for path in sorted(folder.glob("pytorch_model*.bin")) if not is_zip(path)]
+    except GradienceError as fault:
+        return str(fault).removeprefix(f"{folder}/")
+    return f"{broken[0]} is no file that torch wrote whole" if broken else ""
+
+
 def _same_weights(checkpoint: Path, weights: Path) -> bool:
     """Whether two folders hold the same weights file, compared byte by byte."""
     return any(_equal(checkpoint / name, weights / name) for name in WEIGHT_NAMES)
@@ -227,10 +250,10 @@ def _equal(one: Path, other: Path) -> bool:
 
 
 def disk_symptoms(
-    sources: RunSources, choice: CheckpointChoice, report: MonitorReport, run: RunSeries
+    documents: Documents, choice: CheckpointChoice, report: MonitorReport, run: RunSeries
 ) -> Iterator[Symptom]:
     """The symptoms that checkpoints on disk add to the log's findings; none if no folder was searched."""
-    if sources.folder is None:
+    if documents.found.folder is None:
         return
     of_log = symptoms_of("log", report.findings)
     signs = [(sign.name, symptom) for symptom in of_log for sign in shown("log", symptom.id, symptom.tags)]
@@ -245,9 +268,9 @@ def disk_symptoms(
     if "reward_fell" in values:
         yield from _nearest(choice, values["reward_fell"].get("best_step"), *_AFTER_BEST)
     if "cut_off" in values:
-        yield from _short(sources, report.train.last_step)
+        yield from _short(documents, report.train.last_step)
     else:
-        yield from _mid_run(sources, choice, report.train.last_step)
+        yield from _mid_run(documents, choice, report.train.last_step)
 
 
 def _dates_an_error(symptom: Symptom) -> bool:
@@ -361,9 +384,9 @@ def _nearest(choice: CheckpointChoice, step: int | None, fact: str, what: str, t
         yield Symptom("disk", fact, Observation(says, action=f"Go back to {near}; {then}"))
 
 
-def _mid_run(sources: RunSources, choice: CheckpointChoice, last: int | None) -> Iterator[Symptom]:
+def _mid_run(documents: Documents, choice: CheckpointChoice, last: int | None) -> Iterator[Symptom]:
     """A symptom if the weights are of a step far from the log's last one, and no evaluation chose that step."""
-    own = [item for item in reversed(choice.of_run()) if _is_or_equals(choice.paths[item.name], sources.weights.path)]
+    own = [item for item in reversed(choice.of_run()) if _is_or_equals(choice.paths[item.name], documents.weights.path)]
     if not own or last is None or own[0].step >= MID_RUN.value * last:
         return
     at = own[0]
@@ -377,9 +400,9 @@ def _is_or_equals(checkpoint: Path, weights: Path | None) -> bool:
     return weights is not None and (checkpoint == weights or _same_weights(checkpoint, weights))
 
 
-def _short(sources: RunSources, last: int | None) -> Iterator[Symptom]:
+def _short(documents: Documents, last: int | None) -> Iterator[Symptom]:
     """A symptom if the weights' folder is a checkpoint of an earlier step than the log's last one."""
-    step = next((c.step for c in sources.checkpoints if c.path == sources.weights.path), None)
-    if step is not None and last is not None and step < last:
-        says = f"{sources.weights.path.name if sources.weights.path else ''} is the newest; the log reaches step {last}"
-        yield Symptom("disk", "short_of_the_end", Observation(says, {"weights_step": step}))
+    at = next((c for c in documents.found.checkpoints if c.path == documents.weights.path), None)
+    if at is not None and last is not None and at.step < last:
+        says = f"{at.path.name} is the newest; the log reaches step {last}"
+        yield Symptom("disk", "short_of_the_end", Observation(says, {"weights_step": at.step}))

@@ -18,7 +18,7 @@ class _DiagnoseOptions(DiagnoseOptions):
 
 
 _DIAGNOSE: Final = _DiagnoseOptions()
-_GROUPS: Final[tuple[RuleGroup, ...]] = ("config", "base", "log", "weights", "weights_and_base", "joins")
+_GROUPS: Final[tuple[RuleGroup, ...]] = ("config", "base", "log", "weights", "weights_and_base", "between", "joins")
 
 
 def diagnose(
@@ -41,16 +41,16 @@ def diagnose(
     """
     resolved = judging.resolved()
     options = replace(options, gap_threshold=resolved.gap(options.gap_threshold))
-    from gradience.verbs.diagnose.sources import find_sources  # --help pays for nothing of this
+    from gradience.folder import find  # --help pays for nothing of this
 
-    sources = find_sources(path, run=options.run, adapter=options.adapter, config=options.config)
-    if sources.weights.path is not None:
+    found = find(path, run=options.run, adapter=options.adapter, config=options.config)
+    if found.weights.path is not None:
         from gradience.device import prepare_jax  # only where there are weights
 
         prepare_jax("auto")
-    from gradience.verbs.diagnose.run import diagnose_sources  # imports jax, after its environment is set
+    from gradience.verbs.diagnose.run import diagnose_found  # imports jax, after its environment is set
 
-    report = diagnose_sources(sources, options, **resolved.rules)
+    report = diagnose_found(found, options, **resolved.rules)
     from gradience.verbs.diagnose.run import source_locations  # the same
     from gradience.verbs.diagnose.view import diagnose_text  # --help needs none of it
 

@@ -10,11 +10,13 @@ from typing import Final, Unpack
 
 import msgspec
 
-from gradience.adapters.open import CONFIG_NAME
+from gradience.adapters.files import CONFIG_NAME
 from gradience.base.weights import find_shards
 from gradience.blocks import counted
+from gradience.configs.settings import with_ratio
+from gradience.folder import Documents, Found, find
+from gradience.folder.runs import log_place
 from gradience.io import PathLike
-from gradience.reading.places import log_place
 from gradience.rules import excluded_rules
 from gradience.rules.config import RULES
 from gradience.rules.config.facts import ConfigRule
@@ -34,7 +36,7 @@ from gradience.rules.joins.symptoms import (
 )
 from gradience.rules.log import DETECTORS
 from gradience.rules.log.facts import DEFAULT_GAP
-from gradience.rules.weights.rules import WEIGHTS_RULES, too_large
+from gradience.rules.weights.rules import ADAPTER_RULES, too_large
 from gradience.schema.audit import AuditReport
 from gradience.schema.diagnose import (
     DIAGNOSE_SCHEMA_ID,
@@ -55,16 +57,16 @@ from gradience.schema.diagnose import (
 from gradience.schema.document import SEVERITIES, Finding, NotRun
 from gradience.schema.reports import CheckReport, MonitorReport, SourceLocation
 from gradience.telemetry.series import RunSeries
-from gradience.verbs.check.run import check_config, source_locations as config_locations
+from gradience.verbs.check.run import source_locations as config_locations
 from gradience.verbs.diagnose.checkpoints import CheckpointChoice, choose, disk_symptoms
 from gradience.verbs.diagnose.options import DiagnoseKeywords, DiagnoseOptions
-from gradience.verbs.diagnose.sources import RunSources, SourceReports, find_sources, read_sources
+from gradience.verbs.diagnose.sources import SourceReports, read_sources
 from gradience.verbs.diagnose.spare import spare_checkpoints
 
 IDS: Final[dict[SourceKind, tuple[str, ...]]] = {
     "config": tuple(rule.id for rule in RULES),
     "log": tuple(detector.id for detector in DETECTORS),
-    "weights": tuple(rule.id for rule in WEIGHTS_RULES),
+    "weights": tuple(rule.id for rule in ADAPTER_RULES),
 }
 
 _DEFAULTS: Final = DiagnoseOptions()
@@ -226,32 +228,31 @@ def diagnose(
         TypeError: no option has such a name.
     """
     options = options.completed(keywords)
-    sources = find_sources(path, run=options.run, adapter=options.adapter, config=options.config)
-    return diagnose_sources(sources, options, select=select, ignore=ignore, settings=settings)
+    found = find(path, run=options.run, adapter=options.adapter, config=options.config)
+    return diagnose_found(found, options, select=select, ignore=ignore, settings=settings)
 
 
-def diagnose_sources(
-    sources: RunSources,
+def diagnose_found(
+    found: Found,
     options: DiagnoseOptions,
     *,
     select: Iterable[str] = (),
     ignore: Iterable[str] = (),
     settings: PathLike | None = None,
 ) -> DiagnoseReport:
-    """Diagnose sources that were found. A source that cannot be read is reported, and the others are judged."""
+    """Diagnose what was found. A part that cannot be read is reported, and the others are judged."""
     left_out = excluded_rules(_ALL, select=select, ignore=ignore, settings=settings)
     if options.base is not None:
         find_shards(Path(options.base))  # a base that cannot be read is an error at once
     gap = DEFAULT_GAP if options.gap_threshold is None else options.gap_threshold
-    return judge_sources(read_sources(sources, options.base, options.task, gap, left_out=left_out), left_out)
+    return judge_sources(read_sources(Documents(found), options.base, options.task, gap, left_out=left_out), left_out)
 
 
 def judge_sources(read: SourceReports, left_out: Mapping[str, str] = MappingProxyType({})) -> DiagnoseReport:
     """Judge what was read; a join left out is listed with its reason."""
-    monitor = read.log.report if read.log else None
-    choice = CheckpointChoice([])
+    monitor, documents, choice = read.log.report if read.log else None, read.documents, CheckpointChoice([])
     if read.log:
-        choice = choose(read.checkpoints, read.log.reading.run, read.log.report, read.sources.weights.path)
+        choice = choose(documents.checkpoints, read.log.reading.run, read.log.report, documents.weights.path)
     states = [read.states[source] for source in SOURCES]
     joins = [join for join in JOINS if join.id not in left_out]
     not_run = unjudged(states, read.check, monitor, read.audit, left_out)
@@ -266,7 +267,7 @@ def judge_sources(read: SourceReports, left_out: Mapping[str, str] = MappingProx
     verdict = verdict_of(causes, complete=complete)
     return DiagnoseReport(
         schema=DIAGNOSE_SCHEMA_ID,
-        path=str(read.sources.path),
+        path=str(documents.found.path),
         verdict=verdict,
         headline=headline(verdict, states, causes, coverage, runs_here(monitor, choice.checkpoints)),
         complete=complete,
@@ -277,11 +278,15 @@ def judge_sources(read: SourceReports, left_out: Mapping[str, str] = MappingProx
         not_run=not_run,
         checkpoints=choice.checkpoints,
         best_checkpoint=choice.best,
-        spare=spare_checkpoints(choice, read.sources.weights.path),
+        spare=spare_checkpoints(choice, documents.weights.path),
         check=read.check,
         monitor=monitor,
         audit=read.audit,
-        notes=[*read.sources.notes, *(monitor.notes if monitor else []), *(read.audit.notes if read.audit else [])],
+        notes=[
+            *documents.found.notes,
+            *(monitor.notes if monitor else []),
+            *(read.audit.notes if read.audit else []),
+        ],
     )
 
 
@@ -337,12 +342,12 @@ def _symptoms(read: SourceReports, choice: CheckpointChoice) -> Iterator[Symptom
         yield from config_symptoms(read.check)
     if read.log:
         yield from log_symptoms(read.log.report)
-        yield from disk_symptoms(read.sources, choice, read.log.report, read.log.reading.run)
+        yield from disk_symptoms(read.documents, choice, read.log.report, read.log.reading.run)
     yield from damage(read.states["weights"])
     if read.audit:
         yield from weights_symptoms(read.audit)
         yield from disagreements(_stated(read), read.audit)
-        if read.check and read.sources.config.path is None:  # the adapter's own config
+        if read.check and read.documents.found.config.path is None:  # the adapter's own config
             yield from idle_targets(Stated(CONFIG_NAME, read.check.config.lora), read.audit)
         if read.log:
             yield from recorded_disagreements(read.log.report, read.audit)
@@ -352,11 +357,11 @@ def _symptoms(read: SourceReports, choice: CheckpointChoice) -> Iterator[Symptom
 
 def _stated(read: SourceReports) -> Iterator[Stated]:
     """The adapter's settings as stated outside its own folder."""
-    log, config = read.sources.log.path, read.sources.config.path
+    log, config = read.documents.log.place.path, read.documents.found.config.path
     if read.log and log and log.is_file():  # a folder is imported with the adapter's config
         yield Stated("the log's settings", read.log.report.config.lora)
     if read.check and config:
-        yield Stated(config.name, check_config(document=config).config.lora)
+        yield Stated(config.name, with_ratio(read.documents.config.need().config.lora))
 
 
 def _alone(source: PieceSource, finding: Finding) -> Cause:

@@ -17,10 +17,12 @@ from typing import Final, NamedTuple
 
 import msgspec
 
+from gradience.adapters.files import CONFIG_NAME, AdapterFiles, find_files
 from gradience.adapters.layout import Adapter
-from gradience.adapters.open import CONFIG_NAME, AdapterFiles, Buffer, Bytes, Layouts, find_files, open_adapter
+from gradience.adapters.open import Buffer, Bytes, Layouts, open_adapter
 from gradience.device import prepare_jax
 from gradience.errors import ConfigError, GradienceError, MissingPackageError, require
+from gradience.folder import Documents, OpenAdapter
 from gradience.io import PathLike
 from gradience.io.reading import open_regular, real_path
 from gradience.schema.fleet import FLEET_AUDIT_SCHEMA_ID, AdapterRow, FleetAuditReport, RowStatus
@@ -124,7 +126,7 @@ def _job(found: AdapterPlace, base: PathLike | None, rules: str) -> Job:
 
 def rules_version(base: PathLike | None) -> str:
     """The version of everything but the adapter that a row depends on: the rules, and the base compared with."""
-    own = version_of_rules("weights", "weights_and_base")
+    own = version_of_rules("weights", "weights_and_base", "between")
     return own if base is None else f"{own} base {real_path(base)}"
 
 
@@ -323,16 +325,13 @@ def _of_any_files(job: Job, place: Path) -> bytes:
 def _computed(job: Job, place: Path, hashes: tuple[str, str], files: AdapterFiles, adapter: Adapter) -> bytes:
     from gradience.base.weights import factors_of  # numpy in workers only
     from gradience.spectral.grams import grams_and_sketch  # numpy and JAX in workers only
-    from gradience.verbs.audit.measured import measure  # the same
-    from gradience.verbs.audit.opened import opened_of  # the same
-    from gradience.verbs.audit.report import judge, report_of  # the same
+    from gradience.verbs.audit.report import audit_documents  # the same
 
     names = [module.name for module in adapter.modules]
     grams, sketch = grams_and_sketch(names, [factors_of(module) for module in adapter.modules])
     options = AuditOptions(base=None if job.base is None else Path(job.base))
-    opened = opened_of(place, files, adapter)
-    measured = measure(opened, options, grams=grams)
-    report = report_of(opened, measured, judge(opened, measured), per_layer=False, left_out={})
+    documents = Documents.of_adapter(OpenAdapter.of_files(place, files, adapter))
+    report = audit_documents(documents, options, left_out={}, grams=grams)
     pairs = {name for name, role in adapter.roles.items() if role == "lora_pair"}
     dtypes = sorted({info.dtype for name, info in adapter.tensors.items() if name in pairs})
     settings = _settings(files.config, adapter)

@@ -15,9 +15,9 @@ from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import Any, Final, NamedTuple, TypeAlias
 
+from gradience.adapters.files import CONFIG_NAME, INDEX_NAMES, WEIGHT_NAMES
 from gradience.adapters.formats import FORMATS
 from gradience.adapters.layout import Files
-from gradience.adapters.open import CONFIG_NAME, INDEX_NAMES, WEIGHT_NAMES
 from gradience.errors import AdapterError
 from gradience.io.atomic import scratch_folder
 from gradience.io.reading import read_small

@@ -405,7 +405,7 @@ def _unsure(engine: Engine, members: Sequence[_Fit]) -> Iterator[str]:
     for name, n in counts.items():
         yield (
             f"{counted(n, 'adapter')} with {name}, and what {ENGINES[engine]} does with that is not known: "
-            "compare outputs first (gradience verify-served)"
+            "compare outputs first (gradience verify)"
         )
 
 

@@ -1,1 +1,1 @@
-"""``merge`` and ``merge-check``: several adapters as one."""
+"""``merge``: several adapters as one."""

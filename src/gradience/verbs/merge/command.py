@@ -1,4 +1,4 @@
-"""The commands ``gradience merge`` and ``merge-check``."""
+"""The command ``gradience merge``."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Annotated
 
 from cyclopts import Parameter, Token
-from cyclopts.types import NonNegativeInt
 
 from gradience.commands import options as opt
 from gradience.commands.bar import on_terminal
@@ -50,6 +49,7 @@ _MERGE = _MergeOptions()
 def merge(
     *adapters: Path,
     out: opt.OutFolder = None,
+    check: opt.Flag = False,
     options: Annotated[_MergeOptions, opt.RECORD] = _MERGE,
     writing: opt.Writing = opt.WRITING,
 ) -> int:
@@ -62,7 +62,13 @@ def merge(
     ----------
     adapters:
         Two adapters or more. They are not changed.
+    check:
+        Write nothing: what the merge would write or why it would be refused, and what would collide by module. Keeps:
+        <S, dW_i> / norm(dW_i)^2. Conflict: the share of entries where two of the w_i dW_i have opposite signs.
+        Cancelled: 1 - sum |S| / sum sum_i |w_i dW_i| over entries.
     """
+    if check:
+        return _checked(adapters, options, writing)
     place = writing.place(out)
     if options.method in {"linear", "cat", "svd"}:
         os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # the cores work on different modules, one thread each
@@ -74,40 +80,16 @@ def merge(
     return writing.shown(report, merge_text)
 
 
-def merge_check(
-    *adapters: Path,
-    weights: str | None = None,
-    exact: opt.Flag = False,
-    top: NonNegativeInt = 3,
-    device: opt.Device = "auto",
-    options: opt.Options = opt.DEFAULT_OPTIONS,
-    verbose: opt.Details = False,
-) -> int:
-    """Report before a merge what it leaves of each adapter, then conflicts. Nothing is written.
+def _checked(adapters: Sequence[Path], options: _MergeOptions, writing: opt.WritingOptions) -> int:
+    """Print what the merge would do; the project's settings say which rules apply, and from when the exit code is 1."""
+    resolved = opt.RuleOptions(json=writing.json).resolved()
+    prepare_jax("auto", serial_kernels=True)
+    from gradience.verbs.merge.check import merge_check  # after the flags that JAX reads once
 
-    dW_i = s_i B_i A_i, M = sum w_i dW_i. Left of adapter i's own update: w_i. Keeps: <M, dW_i> / norm(dW_i)^2, the
-    weight with which M applies it. Conflict: the share of entries where two of the w_i dW_i have opposite signs.
-    Cancelled: 1 - sum |M| / sum sum_i |w_i dW_i| over entries. Overlaps phi(k, k) as of 'gradience compare'.
-
-    Parameters
-    ----------
-    adapters:
-        Two adapters or more, of one base model.
-    weights:
-        One number per adapter, as 0.5,0.5. Without it 1/n each.
-    exact:
-        Read every entry for the signs; without it random rows of about half a million entries of each module.
-    top:
-        How many modules to list, those that cancel most first.
-    """
-    resolved, chosen = options.resolved(), parsed_weights(weights)
-    prepare_jax(device, serial_kernels=True)
-    from gradience.verbs.merge.check import merge_check as check  # after the flags that JAX reads once
-
-    report = check(*adapters, weights=chosen, exact=exact, progress=on_terminal("merge-check"), **resolved.rules)
+    report = merge_check(*adapters, options=options, progress=on_terminal("merge"), **resolved.rules)
     return resolved.show(
         report,
-        lambda it: merge_check_text(it, top=top, verbose=verbose),
+        lambda it: merge_check_text(it, verbose=writing.verbose),
         report.findings,
         groups=("merge",),
         locations=lambda: [SourceLocation(report.adapters[0].adapter.path)] * len(report.findings),

@@ -17,7 +17,6 @@ import numpy.typing as npt
 from gradience.adapters.layout import Array, Module, all_finite
 from gradience.errors import AdapterError, OptionError
 from gradience.schema.merge import MergeMethod
-from gradience.spectral import enough_threads
 from gradience.spectral.merging import dense_update, dropped, elected_mean, mask_generator, summed, trimmed
 from gradience.spectral.sums import (
     Pair,
@@ -99,7 +98,6 @@ def dense_target(name: str, row: Row, parts: Sequence[Part], recipe: Recipe) -> 
     """Return the merged update (d_out, d_in) by TIES or DARE, in float64, from the adapters' dense updates."""
     places = [place for place, module in enumerate(row) if module is not None]
     density = 1.0 if recipe.density is None else recipe.density
-    enough_threads()  # these are the first arrays of a merge over entries
 
     def updates() -> Iterator[jax.Array]:
         for place, part in zip(places, parts, strict=True):

@@ -37,7 +37,7 @@ def refuse(sides: Sequence[StoredAdapter]) -> None:
             raise AdapterError(f"cannot merge {side.path}: {reason}", advice=_CONVERT)
     reason = next(obstacles_between(sides), None)
     if reason is not None:
-        raise AdapterError(f"cannot merge these adapters: {reason}", advice="see 'gradience merge-check'")
+        raise AdapterError(f"cannot merge these adapters: {reason}", advice="see 'gradience merge --check'")
 
 
 def obstacles_of(side: StoredAdapter) -> Iterator[str]:

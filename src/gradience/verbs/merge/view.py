@@ -1,7 +1,7 @@
-"""The reports of merge and merge-check as text.
+"""The reports of a merge and of its check as text.
 
-The report of a merge lists its adapters, its error and a table of modules. That of a merge-check says what each weight
-leaves, then lists the conflicts, with the modules first in which most cancels. Both end with what they do not show.
+The report of a merge lists its adapters, its error and a table of modules. That of a check says what would be
+written, then lists the conflicts, with the modules first in which most cancels. Both end with what they do not show.
 """
 
 from __future__ import annotations
@@ -16,7 +16,6 @@ from gradience.render.writing import EXACT, LESSER, MODULES, destination, error_
 from gradience.schema.merge import (
     CheckedAdapter,
     CheckedModule,
-    CheckedPair,
     MergeCheckReport,
     MergedModule,
     MergeReport,
@@ -25,6 +24,7 @@ from gradience.schema.merge import (
 from gradience.verbs.compare.view import differences
 
 _MEGABYTE: Final = 1e6
+_CANCEL: Final = 3  # modules of a check without --verbose
 _RELEVANT: Final = frozenset({"r", "lora_alpha", "target_modules", "use_rslora"})  # keys that change what a merge does
 
 _MERGED: Final[Columns[MergedModule]] = (
@@ -70,27 +70,29 @@ def _error(value: float | None) -> str:
 
 
 @as_text
-def merge_check_text(report: MergeCheckReport, *, top: int = 3, verbose: bool = False) -> Iterator[Block]:
-    """The report of a merge-check for a terminal, with `top` modules; `verbose` adds evidence and skipped rules."""
+def merge_check_text(report: MergeCheckReport, *, verbose: bool = False) -> Iterator[Block]:
+    """The report of a check for a terminal; `verbose` lists every module, evidence and skipped rules."""
     yield Title("GRADIENCE MERGE CHECK")
     yield "M = " + " + ".join(f"{item.weight:g} x {item.adapter.name}" for item in report.adapters)
-    width = max(len(item.adapter.name) for item in report.adapters)
-    yield "Of M, orthogonal to each adapter's own update (the larger, the less of its gain is kept):"
     for item in report.adapters:
-        left, norm = f"{100.0 * item.weight:.3g}% left", f"norm(w dW) {item.weighted_norm:.4g}"
-        named = f"{item.adapter.name:<{width}}  {percent(item.kept.other):>6}"
-        yield f"  {named}  weight {item.weight:g}: {left} of its update, {norm}"
+        part = f"weight {item.weight:g}, norm(w dW) {item.weighted_norm:.4g}"
+        yield f"  {item.adapter.name}: {part}; {percent(item.kept.other)} of M is orthogonal to its update"
+    yield _planned(report.merged) if report.merged is not None else f"Would be refused: {report.refused}"
     yield ""
     yield "Findings:" if report.findings else "Findings: none"
     yield findings(report.findings, verbose=verbose)
     yield from skipped(report.not_run, verbose=verbose)
-    for pair in report.pairs:
-        yield from _pair(pair)
+    yield from (f"{pair.first} and {pair.second}: cosine {number(pair.cosine, '.3f')}" for pair in report.pairs)
     if report.signs is not None:
-        yield _signs(report.signs, report.expected_conflict)
+        yield _signs(report.signs)
     yield ""
-    yield from _modules(report.modules, top)
+    yield from _modules(report.modules, None if verbose else _CANCEL)
     yield from _remarks(report)
+
+
+def _planned(merged: MergeReport) -> str:
+    size = f"{merged.method}, r={merged.r}, {merged.dtype}, {count(merged.params)} parameters"
+    return f"Would write: {size}; error {_error(merged.relative_error)}"
 
 
 def _option(weights: Sequence[float]) -> str:
@@ -98,23 +100,11 @@ def _option(weights: Sequence[float]) -> str:
     return f"--weights={text}" if text.startswith("-") else f"--weights {text}"
 
 
-def _pair(pair: CheckedPair) -> Iterator[Block]:
-    sizes = f"cosine {number(pair.cosine, '.3f')}, scale {number(pair.scale_ratio, '.3g')} : 1"
-    yield f"{pair.first} and {pair.second}: {sizes}"
-    if pair.output_side and pair.input_side:
-        out, inner = pair.output_side[-1], pair.input_side[-1]
-        yield (
-            f"  shared directions phi({out.i},{out.i}): outputs {out.phi:.3f} (chance {out.chance:.3f}),"
-            f" inputs {inner.phi:.3f} (chance {inner.chance:.3f})"
-        )
-
-
-def _signs(signs: SignConflict, expected: float | None) -> str:
+def _signs(signs: SignConflict) -> str:
     share = f"{signs.entries / signs.of:.1%} read, random rows"
     sample = "all read" if signs.entries == signs.of else share
-    gaussian = "" if expected is None else f" ({expected:.1%} of Gaussian entries)"
     return (
-        f"Signs: {_with_error(signs.conflict, signs.conflict_error)} conflict{gaussian},"
+        f"Signs: {_with_error(signs.conflict, signs.conflict_error)} conflict,"
         f" {_with_error(signs.cancelled, signs.cancelled_error)} of the magnitude cancels; {sample}"
     )
 
@@ -123,11 +113,12 @@ def _with_error(value: float, error: float) -> str:
     return f"{value:.1%}" + (f" (+- {error:.2%})" if error > 0.0 else "")
 
 
-def _modules(modules: Sequence[CheckedModule], top: int) -> Iterator[Block]:
+def _modules(modules: Sequence[CheckedModule], most: int | None) -> Iterator[Block]:
     counted = [(module, module.signs) for module in modules if module.signs is not None]
-    if not counted or not top:
+    if not counted:
         return
-    yield f"Modules that cancel most (top {min(top, len(counted))} of {len(counted)}):"
+    shown = len(counted[:most])
+    yield f"Modules that cancel most ({shown} of {len(counted)}):"
     yield table(
         (
             ("cancels", ">7", lambda item: f"{item[1].cancelled:.1%}"),
@@ -135,7 +126,7 @@ def _modules(modules: Sequence[CheckedModule], top: int) -> Iterator[Block]:
             ("lowest cosine", ">13", lambda item: number(item[0].lowest_cosine, "+.3f")),
             ("module", "", lambda item: item[0].name),
         ),
-        sorted(counted, key=lambda item: -round(item[1].cancelled, 3))[:top],  # those shown as equal by name
+        sorted(counted, key=lambda item: -round(item[1].cancelled, 3))[:most],  # those shown as equal by name
     )
 
 
@@ -145,7 +136,7 @@ def _remarks(report: MergeCheckReport) -> Iterator[Block]:
     yield from name_list("Not in all adapters", [item.module for item in report.only_in])
     yield from name_list("Of different shapes", report.different_shapes)
     yield from (f"Note: {note}." for note in report.notes)
-    yield "A small share is no promise: what a merge does to a metric is measured by bench merge."
+    yield "What a merge does to a metric is in none of these numbers: bench merge measures it."
     if len(report.trials) > 1:
         yield "Whole updates are not diluted, but the others' part grows as much: try both on held-out data."
     tried = "".join(f" {_option(weights)}" for weights in report.trials)

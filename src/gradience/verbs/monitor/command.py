@@ -20,11 +20,11 @@ from gradience.blocks import clean
 from gradience.commands import options as opt
 from gradience.commands.output import DONE, FOUND, draws_blocks, emit, safe_lines, tell
 from gradience.errors import RecorderError
+from gradience.folder.runs import RunList, log_place, read_run, run_list
 from gradience.io.reading import open_regular
-from gradience.reading import Reading, read_run
+from gradience.reading import Reading
 from gradience.reading.follow import LiveRun, Tail
 from gradience.reading.logs import is_log
-from gradience.reading.places import RunList, log_place, run_list
 from gradience.rules import excluded_rules
 from gradience.rules.log import DETECTED
 from gradience.schema.document import SEVERITIES
@@ -105,8 +105,6 @@ def _table(logs: Sequence[Path | RunList], gap: float, resolved: opt.ResolvedOpt
         raise RecorderError(
             f"{form} is for one run", advice="see 'gradience runs --json', or call it once for each log"
         )
-    if resolved.announce:
-        raise RecorderError("--announce is for one run", advice="call it once for each log")
     from msgspec.structs import asdict
 
     from gradience.verbs.runs.command import show_rows  # the same

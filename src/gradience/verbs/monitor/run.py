@@ -9,10 +9,10 @@ from types import MappingProxyType
 
 import msgspec
 
-from gradience.configs.beside import beside
 from gradience.configs.commands import Known, known_of, with_commands
-from gradience.reading import Reading, read_run
-from gradience.reading.pace import pace_of
+from gradience.folder.beside import beside
+from gradience.folder.runs import read_run
+from gradience.reading import Reading
 from gradience.rules import excluded_rules, without
 from gradience.rules.log import DETECTED, RULE_OF, detect
 from gradience.rules.log.account import account, kept_step
@@ -21,6 +21,7 @@ from gradience.rules.log.choice import marks
 from gradience.rules.log.divergence import other_scale
 from gradience.rules.log.facts import DEFAULT_GAP, PROBES, RunFacts, Signal, by_step, derived_notes, ends
 from gradience.rules.log.learning import learning
+from gradience.rules.log.pace import pace_of
 from gradience.rules.log.story import line_of, noisy_levels, story_parts
 from gradience.schema import NonFinite, real
 from gradience.schema.document import Finding

@@ -1,1 +1,1 @@
-"""``receipt`` and ``verify-served``: what an adapter answers, and whether a server answers the same."""
+"""``receipt``: what an adapter answers, and whether a server answers the same."""

@@ -1,4 +1,4 @@
-"""The commands ``gradience receipt`` and ``gradience verify-served``."""
+"""The command ``gradience receipt``."""
 
 from __future__ import annotations
 
@@ -11,10 +11,8 @@ from cyclopts import Parameter
 
 from gradience.commands import options as opt
 from gradience.commands.bar import on_terminal
-from gradience.commands.output import DONE, FOUND, NOT_DECIDED, emit_json, print_text
+from gradience.commands.output import DONE, emit_json, print_text
 from gradience.errors import AdapterError
-from gradience.schema.receipt import VerifyServedReport
-from gradience.schema.reports import SourceLocation
 from gradience.verbs.receipt.options import ReceiptOptions
 
 
@@ -24,7 +22,6 @@ class _ReceiptOptions(ReceiptOptions):
 
 
 _DEFAULTS: Final = _ReceiptOptions()
-_CODES: Final = {"same": DONE, "same_within_quantisation": DONE, "cannot_tell": NOT_DECIDED}
 
 
 def receipt(
@@ -39,7 +36,7 @@ def receipt(
     options: Annotated[_ReceiptOptions, opt.RECORD] = _DEFAULTS,
     json: opt.AsJson = False,
 ) -> int:
-    """Write down what an adapter answers, so that 'gradience verify-served' can tell whether it is what is served.
+    """Write down what an adapter answers, so that 'gradience verify' can tell whether it is what is served.
 
     A few KB: log-probabilities of given tokens under the base and under base and adapter, how far the same adapter goes
     from itself in other dtypes on this machine, and digests of adapter, base, tokenizer and template.
@@ -62,7 +59,7 @@ def receipt(
     from gradience.io.atomic import refuse_file  # --help needs none of it
 
     refuse_file(out, force=force)
-    _prepare()
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # avoids its warning about forks
     from gradience.verbs.receipt.rows import files_of  # as above
     from gradience.verbs.receipt.run import make_receipt, write_receipt  # as above
     from gradience.verbs.receipt.view import receipt_text  # as above
@@ -76,62 +73,3 @@ def receipt(
     else:
         print_text(receipt_text(made, out=str(out), size=size))
     return DONE
-
-
-def verify_served(
-    receipt: Path,
-    target: str,
-    /,
-    *,
-    base: opt.Base = None,
-    adapter: Annotated[Path | None, Parameter(name="--peft-dir", alias="--adapter")] = None,
-    model: str | None = None,
-    timeout: float = 120.0,
-    options: opt.Options = opt.DEFAULT_OPTIONS,
-    verbose: opt.Details = False,
-) -> int:
-    """Tell whether what is served is what a receipt was written of, and if not, what it is.
-
-    Answers: same; same within quantisation; another checkpoint; part missing; wrong scale; another adapter; the base;
-    tokens or template differ; cannot tell. Requests go to the address given only; a key is read from GRADIENCE_API_KEY.
-    Exit codes: 0 the same, 1 something else, 3 it cannot be told, 2 unusable input.
-
-    Parameters
-    ----------
-    receipt:
-        The file that 'gradience receipt' wrote.
-    target:
-        An adapter's folder (with --base), a merged model's folder, a .gguf file, or http://host:port of a server with
-        OpenAI's completions.
-    adapter:
-        The receipt's adapter: with --base, parts and scales are tried to explain a difference.
-    model:
-        The name under which a server serves the adapter.
-    timeout:
-        Seconds that one request may take.
-    """
-    resolved = options.resolved()
-    _prepare()
-    from gradience.verbs.receipt.run import verify_served as verify  # --help needs none of it
-    from gradience.verbs.receipt.view import verify_served_text  # as above
-
-    report = verify(
-        receipt, target, base=base, adapter=adapter, model=model, timeout=timeout, progress=on_terminal("verify-served")
-    )
-    resolved.show(
-        report,
-        lambda it: verify_served_text(it, verbose=verbose),
-        report.findings,
-        groups=("served",),
-        locations=lambda: [SourceLocation(str(receipt))] * len(report.findings),
-        not_run=report.not_run,
-    )
-    return _code(report)
-
-
-def _code(report: VerifyServedReport) -> int:
-    return _CODES.get(report.verdict, FOUND)
-
-
-def _prepare() -> None:
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # avoids its warning about forks

@@ -1,4 +1,4 @@
-"""The verbs `receipt` and `verify-served`: write down what an adapter answers, and ask whatever serves it for the same.
+"""The verb `receipt`, and what it is for: write down what an adapter answers, and ask whatever serves it for the same.
 
 The receipt holds log-probabilities of given tokens under the base and under base and adapter. What is read from a
 target is placed beside them: by its distance from either, and, with base and adapter at hand, by its distance from
@@ -231,7 +231,7 @@ def verify_served(
 
     Args:
         receipt: the receipt's file.
-        target: a folder (an adapter, with `base`; or a merged model), a .gguf file, or a server's address.
+        target: a folder (an adapter, with `base`; or a merged model), or a server's address.
         base: the base of the receipt. With `adapter`, parts and scales are tried to explain a difference.
         adapter: the adapter of the receipt.
         model: the name under which a server serves the adapter.
@@ -245,10 +245,10 @@ def verify_served(
         raise OptionError(f"--timeout is {timeout!s:.40}, expected seconds above 0, at most {_LONGEST_WAIT:.0f}")
     record = read_receipt(receipt)
     if adapter is not None and base is None:
-        raise AdapterError("--peft-dir is loaded on its base, and none is given", advice="give --base MODEL")
+        raise AdapterError("--adapter is loaded on its base, and none is given", advice="give --base MODEL")
     place = None if base is None else Path(base)
     answer = read_target(record, str(target), base=place, model=model, timeout=timeout)
-    probes = None if place is None or adapter is None else _probes(record, answer, place, Path(adapter), progress)
+    probes = None if place is None or adapter is None else _probes(record, place, Path(adapter), progress)
     concluded = _concluded(record, answer, probes, place)
     report = VerifyServedReport(
         schema=VERIFY_SERVED_SCHEMA_ID,
@@ -273,10 +273,10 @@ def verify_served(
     return msgspec.structs.replace(report, findings=judge(SERVED_RULES, report).findings)
 
 
-def _probes(held: Receipt, found: TargetAnswer, base: Path, adapter: Path, progress: Progress | None) -> Probes:
+def _probes(held: Receipt, base: Path, adapter: Path, progress: Progress | None) -> Probes:
     from gradience.models import load_model  # torch, late
     from gradience.models.probes import Probes  # the same
-    from gradience.models.states import digest_of, matrices  # the same
+    from gradience.models.states import digest_of  # the same
 
     loaded = load_model(base, adapter)
     if digest_of(loaded) != held.adapter:
@@ -285,10 +285,7 @@ def _probes(held: Receipt, found: TargetAnswer, base: Path, adapter: Path, progr
             advice="give the adapter that the receipt was written of",
         )
     _refuse_other_outputs(held, loaded)
-    own = found.rounding
-    if own is not None and not own.can_round([path for path, _ in matrices(loaded)]):
-        own = None
-    return Probes(loaded, examples_of(held.rows), progress, own)
+    return Probes(loaded, examples_of(held.rows), progress)
 
 
 def _refuse_other_outputs(held: Receipt, loaded: LoadedModel) -> None:
@@ -344,7 +341,7 @@ def _concluded(held: Receipt, found: TargetAnswer, probes: Probes | None, base: 
 def _notes(held: Receipt, found: TargetAnswer, concluded: Conclusion, *, has_models: bool) -> list[str]:
     notes, compared = [], concluded.compared
     if found.kind == "endpoint" and found.not_said:
-        notes.append("Give the folder or the .gguf file that it serves, or serve that by an engine that gives them.")
+        notes.append("Give the folder that it serves, or serve that by an engine that gives them.")
     if found.kind == "endpoint" and 0 < compared < (of := sum(len(row.base) for row in held.rows)):
         notes.append(
             f"The server names the most probable tokens only: {of - compared} of {of} log-probabilities are not "
@@ -360,5 +357,5 @@ def _notes(held: Receipt, found: TargetAnswer, concluded: Conclusion, *, has_mod
     ):
         notes.append("The target does not say what its chat template gives: the template is not compared.")
     if not has_models and concluded.verdict != "same":
-        notes.append("Parts and scales are tried with --base MODEL --peft-dir FOLDER.")
+        notes.append("Parts and scales are tried with --base MODEL --adapter FOLDER.")
     return notes

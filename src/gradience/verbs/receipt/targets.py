@@ -1,13 +1,11 @@
-"""What may be compared with a receipt: an adapter's folder, a merged model, a GGUF file, an endpoint. Each is read."""
+"""What may be compared with a receipt: an adapter's folder, a merged model, an endpoint. Each is read."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from contextlib import closing
 from pathlib import Path
-from typing import Annotated, Any, Final, Literal, NamedTuple
+from typing import Any, Final, Literal, NamedTuple
 
-import msgspec
 import numpy as np
 import numpy.typing as npt
 
@@ -15,29 +13,17 @@ from gradience.adapters import layer_index
 from gradience.base.weights import BaseWeights, find_shards, identity
 from gradience.data import template_digest
 from gradience.data.encoder import Chat, Encoder
-from gradience.errors import AdapterError, ConfigError, require
-from gradience.io.confined import Confined, Foreign, Limits
+from gradience.errors import AdapterError, ConfigError
 from gradience.models.inputs import ModelInput
 from gradience.schema.receipt import Receipt, ReceiptRow, Tokens
 from gradience.verbs.receipt.endpoint import Endpoint, RefusedError
-from gradience.verbs.receipt.ggml import FileRounding
-from gradience.verbs.receipt.widths import ORDER, width_of
+from gradience.verbs.receipt.precision import ORDER, precision_of
 
 PROBE: Final = "Gradience 0.1: is 12345 + 678 = 13023?\n\tdef f(x):  return {'é': x}  # naïve 日本"
 """A text of our own on which tokenizers differ: digits, spaces, indents, accents, other scripts."""
 
 _HALVES: Final = {"BF16": "bfloat16", "F16": "float16", "F32": "float32", "F64": "float32"}
-_GGUF_FILE: Final = "gradience.verbs.receipt.gguf:GgufFile"
-_BY_LLAMA: Final = "run by llama.cpp"
-_GGUF_MEMORY: Final = 4 << 30  # bytes beside the weights, which may be repacked: twice the file
-_GGUF_SECONDS: Final = 120.0  # processor time of one sequence of a small file
-_GGUF_SPEED: Final = 10e6  # bytes of the file that add a second to it
-_FILE_TYPES: Final = {0: "float32", 1: "float16", 7: "int8", 18: "int6", 32: "bfloat16", 10: "int2"} | {
-    number: bits for numbers, bits in (((8, 9, 16, 17), "int5"), ((11, 12, 13), "int3")) for number in numbers
-}
-"""Of gguf's LlamaFileType; most others have 4 bits."""
-
-Kind = Literal["adapter", "model", "gguf", "endpoint"]
+Kind = Literal["adapter", "model", "endpoint"]
 
 
 class TargetAnswer(NamedTuple):
@@ -47,7 +33,7 @@ class TargetAnswer(NamedTuple):
     reading: list[npt.NDArray[np.float64]]
     how: str
     precision: str
-    """`float32`, `bfloat16`, `float16`, `int8` to `int2`; empty if unknown."""
+    """`float32`, `bfloat16`, `float16`, `int8`, `int4`; empty if unknown."""
     tokens: Tokens | None
     """How the target's tokenizer treats the text of our own; None if it does not say."""
     not_said: str = ""
@@ -58,8 +44,6 @@ class TargetAnswer(NamedTuple):
     """Whether its weights are the base's, bit for bit."""
     classes: int = 0
     """Of a classifier with another number of classes than the receipt's: that number."""
-    rounding: FileRounding | None = None
-    """How a file keeps its weights, where it says."""
 
 
 def examples_of(rows: Sequence[ReceiptRow]) -> list[ModelInput]:
@@ -81,7 +65,7 @@ def read_target(receipt: Receipt, target: str, *, base: Path | None, model: str 
 
     Args:
         receipt: the receipt.
-        target: a folder, a .gguf file, or the address of a server.
+        target: a folder, or the address of a server.
         base: the base of an adapter's folder; its tokenizer turns ids into text for a server that takes no ids.
         model: the name under which a server serves the adapter.
         timeout: seconds that one request may take.
@@ -92,12 +76,12 @@ def read_target(receipt: Receipt, target: str, *, base: Path | None, model: str 
     if target.startswith(("http://", "https://")):
         return _of_endpoint(receipt, target, base, model, timeout)
     place = Path(target)
-    if place.suffix == ".gguf" and place.is_file():
-        return _of_gguf(receipt, place)
+    if place.suffix == ".gguf":
+        raise AdapterError(f"{target}: a GGUF file is asked where it is served", advice=f"llama-server -m {place.name}")
     if not place.is_dir():
         raise AdapterError(
-            f"{target} is no folder, no .gguf file and no address",
-            advice="give an adapter's or a model's folder, a .gguf file, or http://host:port",
+            f"{target} is no folder and no address",
+            advice="give an adapter's or a model's folder, or http://host:port",
         )
     return _of_folder(receipt, place, base)
 
@@ -167,37 +151,7 @@ def _precision(place: Path) -> str:
         for name, info in file.tensors.items()
         if len(info.shape) == 2 and layer_index(name) is not None
     )
-    return width_of(inside, min(known, key=ORDER.index))
-
-
-def _of_gguf(receipt: Receipt, place: Path) -> TargetAnswer:
-    require("llama_cpp", extra="gguf", what="a .gguf file")
-    if receipt.task != "causal-lm":
-        raise AdapterError(f"{place}: a receipt of {receipt.task} is not compared with a GGUF file")
-    size = place.stat().st_size
-    limits = Limits(memory=_GGUF_MEMORY + 2 * size, seconds=_GGUF_SECONDS + size / _GGUF_SPEED)
-    try:
-        with closing(Confined(_GGUF_FILE, str(place), imports=["llama_cpp"], limits=limits)) as model:
-            facts = msgspec.convert(model.call("facts", PROBE), _Facts)
-            tokens = Tokens(text=PROBE, ids=facts.ids, template=facts.template)
-            precision = _FILE_TYPES.get(facts.file_type, "int4")
-            if (largest := max(max(row.ids) for row in receipt.rows)) >= facts.vocabulary:
-                why = f"the receipt has token id {largest}, and the file ids up to {facts.vocabulary - 1}"
-                return TargetAnswer("gguf", [], _BY_LLAMA, precision, tokens, miscounted=why)
-            readings = [model.call("read", row.ids, row.first, len(row.base)) for row in receipt.rows]
-    except (Foreign, msgspec.ValidationError) as error:
-        raise AdapterError(f"llama.cpp cannot load {place}: {error}", advice="check the file") from error
-    reading = [np.array(values, np.float64) for values in readings]
-    rounding = None if facts.types is None else FileRounding(facts.types)
-    return TargetAnswer("gguf", reading, _BY_LLAMA, precision, tokens, rounding=rounding)
-
-
-class _Facts(msgspec.Struct):
-    file_type: int
-    vocabulary: int
-    ids: list[int]
-    template: str
-    types: dict[str, Annotated[int, msgspec.Meta(ge=0, lt=256)]] | None
+    return precision_of(inside, min(known, key=ORDER.index))
 
 
 def _of_endpoint(receipt: Receipt, address: str, base: Path | None, model: str | None, timeout: float) -> TargetAnswer:

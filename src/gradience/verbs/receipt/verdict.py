@@ -181,8 +181,7 @@ def conclude(
         stored = {form: e.seen(reading) for form, reading in probes.stored().items()}
         of_forms = [e.from_adapter(vector) for vector in stored.values()]
         noise |= {"int4": max(of_forms)}
-        # Where a file's own types are known, no other form in 4 bits is an excuse.
-        rounding = _Rounding.of(noise, precision, e.rounded, exact=probes.knows_form, finest=min(of_forms))
+        rounding = _Rounding.of(noise, precision, e.rounded, exact=False, finest=min(of_forms))
     judgement = _Judgement(e, conclusion._replace(noise=rounding.fine), rounding, own_head)
     return judgement.with_probes(probes, [vector - e.a for vector in readings.values()], stored)
 

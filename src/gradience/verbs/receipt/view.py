@@ -37,7 +37,7 @@ def receipt_text(receipt: Receipt, *, out: str, size: int) -> Iterator[Block]:
 @as_text
 def verify_served_text(report: VerifyServedReport, *, verbose: bool = False) -> Iterator[Block]:
     """The answer, and the distances it rests on."""
-    yield Title("GRADIENCE VERIFY-SERVED")
+    yield Title("GRADIENCE VERIFY")
     way = f"{report.how}{f', weights in {report.precision}' if report.precision else ''}"
     yield facts([("Receipt", short_path(report.receipt)), ("Target", _place(report.target)), ("Asked", way)])
     yield ""

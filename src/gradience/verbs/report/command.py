@@ -59,21 +59,21 @@ def report(
     if out is None and chosen == "html":
         raise OutputError("an HTML page needs an output file", advice="say --out report.html")
     check_format(chosen)
-    from gradience.verbs.diagnose.sources import find_sources  # --help pays for nothing of this
+    from gradience.folder import find  # --help pays for nothing of this
 
-    sources = find_sources(path, run=options.run, adapter=options.adapter, config=options.config)
-    if sources.weights.path is not None or options.compare:
+    found = find(path, run=options.run, adapter=options.adapter, config=options.config)
+    if found.weights.path is not None or options.compare:
         from gradience.device import prepare_jax  # only where there are weights
 
         prepare_jax("auto", serial_kernels=bool(options.compare))
     # May import jax, after its environment is set
-    from gradience.verbs.report.run import build_story, report_text, write_sources
+    from gradience.verbs.report.run import build_story, report_text, write_found
 
     if out is None:
-        story = build_story(sources, options)
+        story = build_story(found, options)
         print_text(report_text(story, chosen).rstrip("\n"))
     else:
-        story = write_sources(sources, out, options, kind=chosen, force=force)
+        story = write_found(found, out, options, kind=chosen, force=force)
         print_text("\n".join(_done(out, story.diagnosis)))
     return exit_code(story.diagnosis.findings, fail_on) if story.diagnosis.complete else COULD_NOT_JUDGE
 

@@ -16,11 +16,12 @@ from typing import Final, Unpack
 
 import msgspec
 
-from gradience.adapters.open import WEIGHT_NAMES, find_files
+from gradience.adapters.files import WEIGHT_NAMES, find_files
 from gradience.base.weights import find_shards
 from gradience.blocks import short_path
 from gradience.commands.page import ReportFormat, check_format, format_of, write_text
 from gradience.errors import GradienceError, require
+from gradience.folder import Documents, Found, find
 from gradience.importers.files import sha256_of
 from gradience.io import CHECKPOINT_PREFIX, PathLike
 from gradience.io.atomic import atomic_file
@@ -30,7 +31,7 @@ from gradience.schema.compare import BenchReport, CompareAdaptersReport
 from gradience.schema.diagnose import DiagnoseReport
 from gradience.telemetry.redact import hide_in
 from gradience.verbs.diagnose.run import judge_sources
-from gradience.verbs.diagnose.sources import RunSources, SourceReports, find_sources, read_sources
+from gradience.verbs.diagnose.sources import SourceReports, read_sources
 from gradience.verbs.report.options import ReportKeywords, ReportOptions
 from gradience.verbs.report.page import report_html, report_markdown
 from gradience.verbs.report.story import FileRead, Story
@@ -64,20 +65,20 @@ def write_report(
         TypeError: no option has such a name.
     """
     options = options.completed(keywords)
-    sources = find_sources(path, run=options.run, adapter=options.adapter, config=options.config)
-    return write_sources(sources, Path(out), options, kind=kind, force=force)
+    found = find(path, run=options.run, adapter=options.adapter, config=options.config)
+    return write_found(found, Path(out), options, kind=kind, force=force)
 
 
-def write_sources(
-    sources: RunSources, out: Path, options: ReportOptions, *, kind: ReportFormat | None = None, force: bool = False
+def write_found(
+    found: Found, out: Path, options: ReportOptions, *, kind: ReportFormat | None = None, force: bool = False
 ) -> Story:
-    """Write a report on sources that are already found. The arguments are those of `write_report`."""
+    """Write a report on what was found already. The arguments are those of `write_report`."""
     chosen = kind or format_of(out)
     check_format(chosen)
-    named = (sources.log.path, sources.weights.path, sources.config.path, sources.training)
+    named = (found.log.path, found.weights.path, found.config.path, found.training)
     beside = (Path(place) for place in (*options.compare, options.bench) if place is not None)
     with atomic_file(out, sources=[*(path for path in named if path is not None), *beside], force=force) as draft:
-        story = build_story(sources, options)
+        story = build_story(found, options)
         write_text(draft, out, report_text(story, chosen))
     return story
 
@@ -88,8 +89,8 @@ def report_text(story: Story, kind: ReportFormat) -> str:
     return report_html(story) if kind == "html" else report_markdown(story)
 
 
-def build_story(sources: RunSources, options: ReportOptions = _DEFAULTS) -> Story:
-    """Build the data of a report from sources that are already found, and from what `options` says beside them.
+def build_story(found: Found, options: ReportOptions = _DEFAULTS) -> Story:
+    """Build the data of a report from what was found already, and from what `options` says beside them.
 
     Raises:
         GradienceError: none of the sources can be read, or an adapter to be compared or the bench cannot.
@@ -100,16 +101,16 @@ def build_story(sources: RunSources, options: ReportOptions = _DEFAULTS) -> Stor
     measured, benched = (None, []) if options.bench is None else _measured(Path(options.bench))
     if base is not None:
         find_shards(Path(base))  # a base that cannot be read is an error before any work
-    read = read_sources(sources, base, options.task, DEFAULT_GAP, top_singular_values=_ALL_VALUES)
+    read = read_sources(Documents(found), base, options.task, DEFAULT_GAP, top_singular_values=_ALL_VALUES)
     if read.check is None and read.log is None and read.audit is None:
         reasons = [state.reason for state in read.states.values() if state.state == "unreadable"]
         reason = "; ".join(reasons) or "neither log, adapter nor configuration"
-        raise GradienceError(f"{sources.path}: {reason}", advice="give a run, --adapter or --config")
+        raise GradienceError(f"{found.path}: {reason}", advice="give a run, --adapter or --config")
     if against is not None and read.audit is not None:
         from gradience.verbs.audit.standing import with_standing  # duckdb, of the extra [fleet]
 
         read = read._replace(audit=with_standing(read.audit, against))
-    comparison = _comparison(sources.weights.path, options.compare) if options.compare else None
+    comparison = _comparison(found.weights.path, options.compare) if options.compare else None
     names = ("gradience", "numpy", *(("jax",) if read.audit is not None or comparison is not None else ()))
     return Story(
         diagnosis=_without_folders(judge_sources(read)),

@@ -12,8 +12,8 @@ from typing import Final, NamedTuple, Unpack
 
 import msgspec
 
+from gradience.adapters.files import AdapterFiles
 from gradience.adapters.layout import Array
-from gradience.adapters.open import AdapterFiles
 from gradience.adapters.patterns import Patterns
 from gradience.base.weights import BaseWeights, find_shards
 from gradience.errors import OutputError, few

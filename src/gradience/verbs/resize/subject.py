@@ -7,8 +7,8 @@ import re
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any, Final, NamedTuple
 
+from gradience.adapters.files import CONFIG_NAME
 from gradience.adapters.layout import Adapter, Module
-from gradience.adapters.open import CONFIG_NAME
 from gradience.adapters.pairs import StoredPair, stored_pairs
 from gradience.adapters.patterns import dotted_tails
 from gradience.adapters.traits import Operation, obstacles, traits_of

@@ -15,10 +15,10 @@ from typing import Final
 
 from gradience.configs.training import STATE_NAME
 from gradience.errors import GradienceError, RecorderError, require
+from gradience.folder.runs import read_run
 from gradience.importers.sources import inner_folders, is_run, may_be_log
 from gradience.importers.wandb import SUMMARY
 from gradience.io import CHECKPOINT_PREFIX, PathLike, cache_folder
-from gradience.reading import read_run
 from gradience.reading.logs import is_log
 from gradience.schema.document import writable
 from gradience.schema.fleet import RUNS_SCHEMA_ID, EvalRow, RunFindingRow, RunRow, StepRow

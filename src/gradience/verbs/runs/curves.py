@@ -10,11 +10,11 @@ import numpy as np
 from gradience.blocks import Figure
 from gradience.blocks.html.figures import STYLES
 from gradience.blocks.html.plot import Axis, Envelope, Mark, Plot, PlotLine, envelope, y_axis
-from gradience.rules.log.signals import ENTROPY, REWARD
 from gradience.schema import as_float
 from gradience.schema.diagnose import Cause
 from gradience.schema.fleet import Curve
 from gradience.telemetry.series import SPECTRAL, RunSeries
+from gradience.telemetry.signals import ENTROPY, REWARD
 from gradience.verbs.diagnose.view import steps_of
 
 _CLOSE: Final = (2.0, 98.0)  # percentiles of the rows that a close-up shows

@@ -11,10 +11,10 @@ from typing import Any, Final
 import msgspec
 
 from gradience.errors import GradienceError, RecorderError
+from gradience.folder.runs import RunList, run_list
 from gradience.importers.sources import MAX_RUNS
 from gradience.io import PathLike
 from gradience.reading import Reading
-from gradience.reading.places import RunList, run_list
 from gradience.rules import excluded_rules
 from gradience.rules.log import DETECTED
 from gradience.rules.log.account import rate_of_run
@@ -105,7 +105,7 @@ def run_row(path: str, series: RunSeries, report: MonitorReport, *, stamp: str =
         story=report.story,
         r=lora.r if lora.r is not None and lora.r >= 0 else None,
         alpha=number_column(lora.alpha),
-        targets=",".join(targets) if isinstance(targets, list) else targets,
+        targets=",".join(sorted(targets)) if isinstance(targets, list) else targets,
         peft_type=lora.peft_type,
         optimizer=config.optimizer.name,
         lr=rate_of_run(report.account.schedule),

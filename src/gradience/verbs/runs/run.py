@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Final
 
 from gradience.errors import GradienceError, RecorderError
+from gradience.folder.runs import names_of, run_list
 from gradience.io import PathLike
-from gradience.reading.places import names_of, run_list
 from gradience.schema import Real, as_float, number_in
 from gradience.schema.events import EvalMetrics
 from gradience.schema.fleet import RUN_SETTINGS, RUNS_CURVES_SCHEMA_ID, Curve, QueryReport, RunRow, RunsCurvesReport

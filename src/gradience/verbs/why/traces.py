@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from gradience.errors import RecorderError
+from gradience.folder.runs import find_run
 from gradience.reading.logs import Session, sessions_of
-from gradience.reading.places import find_run
 from gradience.schema import as_float
 from gradience.schema.events import ConfigSnapshot, RunStart, StepDigests, Throughput, TrainStep, Wiring
 from gradience.telemetry.series import rate_of

@@ -1,0 +1,257 @@
+"""What only many rows show together: one sentence in many answers, rows that nearly repeat, documents in one row.
+
+At most `COMPARED` rows are compared, drawn from all that are read, so time and memory are bounded. Rows that may be
+near are drawn by the hash of their smallest trigram, which rows that nearly repeat each other mostly share: such rows
+are drawn together, or not at all, and their share in the sample is that in the data set.
+"""
+
+from __future__ import annotations
+
+import random
+import re
+import zlib
+from collections import Counter
+from collections.abc import Mapping
+from functools import cached_property
+from heapq import heappush, heappushpop
+from typing import Any, Final, NamedTuple
+
+import numpy as np
+
+from gradience.data import Columns, answers_of, text_of
+from gradience.data.equality import beside_of, differ
+from gradience.data.overlap import (
+    NEAR,
+    NO_DATASKETCH,
+    Hashes,
+    NearIndex,
+    can_be_near,
+    hashed,
+    jaccard,
+    near_index,
+    smallest_trigram,
+    trigrams,
+    words_of,
+)
+from gradience.schema.reports import Documents, Languages, NearRows, Repeated, Rows
+
+COMPARED: Final = 5000  # rows: MinHash takes some 0.2 ms a row, as long as a tokenizer takes for 1 kB
+_BEGINNING: Final = re.compile(r"#{1,4} [A-Z][\w ]{1,24}:?|<[a-z]{2,12}>|[A-Z][\w ]{1,24}:")
+_SPEAKERS: Final = frozenset({"user", "human", "assistant", "system", "question", "student", "patient", "customer"})
+_MERGED: Final = 1 << 16  # hashes that wait to be merged with the others
+_FIRST: Final = 5
+_COMMON: Final = 0.1  # share of rows from which a trigram is a phrase of the task, such as its instruction
+_SAME_ANSWER: Final = 0.5  # Jaccard similarity of words: answers to other questions on one text share fewer
+_SENTENCE: Final = re.compile(r"[^.!?\n]+[.!?]?")
+_SPELT: Final = re.compile(r"[^\W\d_]{2,}")
+_WORDS: Final = 4  # words from which a sentence is no formula such as "the answer is"
+_OPENING: Final = 6  # words of an answer's beginning that are compared
+_SURE: Final = 0.95  # probability from which the language of an answer is taken
+_LONG: Final = 60  # characters from which a language can be told
+_CODES: Final[dict[str, str]] = dict(
+    re.findall(
+        r"(\w+)=(\w+)",
+        "english=en german=de deutsch=de deu=de ger=de french=fr spanish=es spa=es italian=it portuguese=pt por=pt "
+        "dutch=nl russian=ru chinese=zh zho=zh japanese=ja jpn=ja korean=ko",
+    )
+)
+_OPENERS: Final = frozenset("{[<`#|")
+_FENCED: Final = re.compile(r"```.*?(?:```|\Z)", re.DOTALL)
+_SIGNS: Final = re.compile(r"[=;(){}\[\]<>_|]")
+_CODE: Final = 0.03  # share of such signs from which an answer is code or a table: its lines repeat by nature
+
+
+class HashSet:
+    """The 64-bit hashes that were added: 8 bytes each, and those that wait to be merged with the others.
+
+    Of a million rows, two that differ have one hash with a probability of 3e-8.
+    """
+
+    def __init__(self) -> None:
+        self._ordered = np.empty(0, np.uint64)
+        self._new: set[int] = set()
+
+    def add(self, digest: bytes) -> bool:
+        """Add the first 8 bytes of a digest; return whether they were there already."""
+        one = int.from_bytes(digest[:8])
+        place = int(np.searchsorted(self._ordered, np.uint64(one)))
+        if one in self._new or (place < len(self._ordered) and int(self._ordered[place]) == one):
+            return True
+        self._new.add(one)
+        if len(self._new) >= _MERGED:
+            self._ordered = np.union1d(self._ordered, np.fromiter(self._new, np.uint64, len(self._new)))
+            self._new.clear()
+        return False
+
+
+class _NearRow(NamedTuple):
+    """A row that may be near another. Key and number are negative: the first of a heap is then the last key."""
+
+    key: int
+    number: int
+    grams: Hashes
+    said: Hashes
+    beside: Mapping[str, str]
+
+
+class RowSample:
+    """Takes rows as they come; the results compare `COMPARED` of them.
+
+    Args:
+        expected: the number of rows that will come; None if it is not known, which draws the first ones.
+        seed: seed of the draw.
+    """
+
+    def __init__(self, expected: int | None = None, seed: int = 0) -> None:
+        few = expected is None or expected <= COMPARED
+        every = range(COMPARED if few else expected or 0)
+        self._chosen = frozenset(random.Random(seed).sample(every, COMPARED))  # noqa: S311  # rows, no secret
+        self._drawn: list[_NearRow] = []
+        self._single = 0
+        self._answers = 0
+        self._sentences: Counter[int] = Counter()
+        self._numbers: dict[int, list[int]] = {}
+        self._openings: Counter[str] = Counter()
+        self._joined: dict[str, list[int]] = {}
+        self._texts = self._rows = self._stated = 0
+        self._foreign: list[int] = []
+
+    def add(self, number: int, columns: Columns, *, repeats: bool) -> None:
+        """Take a row, and whether it repeats an earlier one."""
+        if "input_ids" in columns:
+            return
+        self._rows += 1
+        if not repeats:
+            self._draw(number, columns)
+        if self._rows - 1 not in self._chosen:
+            return
+        answer = next(iter(answers_of(columns)), None)
+        if answer is not None:
+            self._take_answer(number, answer)
+            self._take_language(number, answer, columns.get("language"))
+        if isinstance(columns.get("text"), str) and "label" not in columns:
+            self._take_document(number, text_of(columns["text"]))
+
+    def _draw(self, number: int, columns: Columns) -> None:
+        """Keep a row if its key is among the first `COMPARED` keys."""
+        self._single += 1
+        words, drawn = words_of(columns), self._drawn
+        key = -smallest_trigram(words)
+        if len(drawn) == COMPARED and key < drawn[0].key:
+            return
+        answer = np.unique(hashed(" ".join(answers_of(columns)).lower().split()).astype(np.uint32))
+        put = heappush if len(drawn) < COMPARED else heappushpop
+        put(drawn, _NearRow(key, -number, trigrams(words), answer, beside_of(columns)))
+
+    def _take_answer(self, number: int, answer: str) -> None:
+        self._answers += 1
+        prose = _FENCED.sub("", answer)
+        if prose.lstrip()[:1] in _OPENERS or len(_SIGNS.findall(prose)) > _CODE * len(prose):
+            return
+        for key in _phrases(prose):
+            self._sentences[key] += 1
+            first = self._numbers.setdefault(key, [])
+            if len(first) < _FIRST:
+                first.append(number)
+
+    @cached_property
+    def _identify(self) -> Any:
+        """A function that gives the language of a text and its probability; None without py3langid."""
+        try:
+            from py3langid.langid import MODEL_FILE, LanguageIdentifier  # an extra
+        except ModuleNotFoundError:
+            return None
+        return LanguageIdentifier.from_model_file(MODEL_FILE, norm_probs=True).classify
+
+    def _take_language(self, number: int, answer: str, stated: Any) -> None:
+        code = _code_of(stated) if isinstance(stated, str) else ""
+        if not code or len(answer) < _LONG:
+            return
+        # Counted without py3langid, too: by it the report says what could not be judged.
+        self._stated += 1
+        if self._identify is not None:
+            likeliest, probability = self._identify(answer)
+            if likeliest != code and probability >= _SURE:
+                self._foreign.append(number)
+
+    def languages(self) -> Languages:
+        """Rows whose answer is in another language than the row states."""
+        lacking = self._stated and self._identify is None
+        return Languages(
+            stated=self._stated,
+            rows=Rows(count=len(self._foreign), first=self._foreign[:_FIRST]),
+            reason="languages need py3langid: in the clone: pip install -e '.[data]'" if lacking else "",
+        )
+
+    def _take_document(self, number: int, text: str) -> None:
+        self._texts += 1
+        label = _opening(text)
+        if label:
+            self._openings[label] += 1
+            if f"\n{label}" in text:
+                self._joined.setdefault(label, []).append(number)
+
+    def repeated(self) -> Repeated:
+        """The sentence, or beginning, that most answers share."""
+        key, times = next(iter(self._sentences.most_common(1)), (0, 0))
+        return Repeated(answers=self._answers, rows=Rows(count=times, first=self._numbers.get(key, [])))
+
+    def documents(self) -> Documents:
+        """Rows of text in which the label that begins most rows begins a line again."""
+        label, times = next(iter(self._openings.most_common(1)), ("", 0))
+        joined = self._joined.get(label, [])
+        return Documents(
+            label=label, rows=self._texts, begun=times, joined=Rows(count=len(joined), first=joined[:_FIRST])
+        )
+
+    def near(self) -> NearRows:
+        """Rows that nearly repeat an earlier one, leaving aside the phrases that the rows of this task share."""
+        index = near_index()
+        if index is None:
+            return NearRows(reason=NO_DATASKETCH)
+        drawn = sorted(self._drawn, key=lambda one: -one.number)  # their numbers are negative
+        grams = [np.empty(0, np.uint32), *(one.grams for one in drawn)]
+        every, times = np.unique(np.concatenate(grams), return_counts=True)
+        # Under twenty rows two copies are a tenth of all; their trigrams are still no phrase of the task.
+        shared = every[times > max(_COMMON * len(drawn), 2)]
+        kept = {-one.number: one._replace(grams=np.setdiff1d(one.grams, shared, assume_unique=True)) for one in drawn}
+        hits = [number for number, one in kept.items() if _is_near(number, one, kept, index)]
+        return NearRows(
+            compared=len(drawn),
+            drawn_from=self._single if self._single > COMPARED else 0,
+            rows=Rows(count=len(hits), first=hits[:_FIRST]),
+        )
+
+
+def _is_near(number: int, one: _NearRow, every: dict[int, _NearRow], index: NearIndex) -> bool:
+    """Whether a row resembles an earlier one in its answer, too: questions on one long text are no copies."""
+    if not can_be_near(one.grams):
+        return False
+    alike = (every[other] for other in index.candidates_before(number, one.grams))
+    return any(
+        jaccard(one.grams, other.grams) >= NEAR and (not len(one.said) or jaccard(one.said, other.said) >= _SAME_ANSWER)
+        for other in alike
+        if not differ(one.beside, other.beside)
+    )
+
+
+def _phrases(answer: str) -> set[int]:
+    """Hashes of the sentences of an answer, and of its beginning."""
+    pieces = {" ".join(hit[0].split()) for hit in _SENTENCE.finditer(answer)}
+    words = answer.split(None, _OPENING)
+    if len(words) > _OPENING:
+        pieces.add(" ".join(words[:_OPENING]))
+    return {zlib.crc32(one.encode("utf-8", "replace")) for one in pieces if len(_SPELT.findall(one)) >= _WORDS}
+
+
+def _code_of(language: str) -> str:
+    """The two letters of a stated language, such as `en` for English, eng or en-US; else empty."""
+    stated = language.strip().lower()
+    return _CODES.get(stated, stated[:2] if len(stated.partition("-")[0].partition("_")[0]) in {2, 3} else "")
+
+
+def _opening(text: str) -> str:
+    """The label that begins the first line of a text, such as `Title:` or `### Instruction:`; else empty."""
+    hit = _BEGINNING.match(text)
+    label = hit[0].strip() if hit else ""
+    return "" if label.rstrip(":").lower() in _SPEAKERS else label

@@ -1,0 +1,245 @@
+"""One run, opened once: each part of it when it is first asked for, and never again.
+
+A part that is not there, or that cannot be read, is a value with its reason: damage of one file does not end the
+reading of the others. A rule that needs a part calls `need`, which raises `Unknown` with that reason.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Generic, NamedTuple, TypeVar
+
+from gradience.adapters.files import CONFIG_NAME, AdapterFiles, find_files, holds_adapter
+from gradience.configs.document import read_arguments, read_document, read_peft
+from gradience.configs.settings import Layer, stack
+from gradience.configs.training import PICKLED
+from gradience.errors import GradienceError, Unknown
+from gradience.folder.beside import base_of, beside, optimizer_in
+from gradience.folder.found import Found, Place, find, weights_alone
+from gradience.folder.runs import read_run
+from gradience.reading.logs import Reading
+from gradience.schema.audit import Beside
+from gradience.schema.events import ConfigSnapshot
+
+if TYPE_CHECKING:
+    from gradience.adapters.layout import Adapter
+    from gradience.folder.checkpoints import OwnedCheckpoint
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Part(Generic[T]):
+    """A part of a run: where it is, and what it holds, which is read when it is first asked for."""
+
+    place: Place
+    read: Callable[[Path], T]
+
+    @cached_property
+    def _outcome(self) -> tuple[T | None, GradienceError | None]:
+        if self.place.path is None:
+            return None, None
+        try:
+            return self.read(self.place.path), None
+        except GradienceError as fault:
+            return None, fault
+
+    @property
+    def held(self) -> T | None:
+        """What it holds; None if it is not there or cannot be read."""
+        return self._outcome[0]
+
+    @property
+    def fault(self) -> GradienceError | None:
+        """The error of a part that is there and cannot be read."""
+        return self._outcome[1]
+
+    @property
+    def reason(self) -> str:
+        """Why it holds nothing; empty if it holds something."""
+        held, fault = self._outcome
+        return "" if held is not None else self.place.reason if fault is None else str(fault)
+
+    def take(self) -> T:
+        """What it holds.
+
+        Raises:
+            GradienceError: it is not there, or cannot be read.
+        """
+        held, fault = self._outcome
+        if fault is not None:
+            raise fault
+        if held is None:
+            raise GradienceError(self.place.reason)
+        return held
+
+    def need(self) -> T:
+        """What it holds, for a rule.
+
+        Raises:
+            Unknown: it is not there, or cannot be read; the message is the reason.
+        """
+        if self.held is None:
+            raise Unknown(self.reason)
+        return self.held
+
+
+class OpenAdapter(NamedTuple):
+    """An adapter, and where it comes from in a report's words; factors in memory come from nowhere."""
+
+    adapter: Adapter
+    path: str = ""
+    weights: str = ""
+    config: Path | None = None
+    """None for a format without a config."""
+
+    @classmethod
+    def of_files(cls, path: Path, files: AdapterFiles, adapter: Adapter) -> OpenAdapter:
+        """An adapter that was read from files."""
+        config = files.config if files.config.is_file() else None
+        return cls(adapter, path=str(path), weights=str(files.weights), config=config)
+
+
+@dataclass(frozen=True)
+class Documents:
+    """What the files of one run hold.
+
+    Attributes:
+        found: where they are.
+        adapter_config: a config that does not lie beside the weights.
+        weights_file: a weights file of another name.
+        in_hand: an adapter that is open already.
+    """
+
+    found: Found
+    adapter_config: Path | None = None
+    weights_file: Path | None = None
+    in_hand: OpenAdapter | None = None
+
+    @classmethod
+    def of_adapter(cls, adapter: OpenAdapter) -> Documents:
+        """What is known of an adapter that is open already."""
+        return cls(weights_alone(Path(adapter.path)), in_hand=adapter)
+
+    @cached_property
+    def log(self) -> Part[Reading]:
+        """What the run's log says."""
+        at = self.found.log
+        return Part(at, lambda path: at.reading or read_run(path, at.run))
+
+    @cached_property
+    def checkpoints(self) -> list[OwnedCheckpoint]:
+        """The checkpoints, and whether each is of the log's run; none without a log."""
+        from gradience.folder.checkpoints import OwnedCheckpoint, identify  # importers, only where there is a log
+
+        reading = self.log.held
+        return [] if reading is None else [OwnedCheckpoint(c, identify(c, reading.run)) for c in self.found.checkpoints]
+
+    @cached_property
+    def weights(self) -> Place:
+        """Where the weights are: of the newest checkpoint of the log's run, if the newest of all is another run's."""
+        chosen = self.found.weights
+        if not any(each.folder.path == chosen.path and each.identity.of_run is False for each in self.checkpoints):
+            return chosen
+        own = [c.folder.path for c in self.checkpoints if c.identity.of_run and holds_adapter(c.folder.path)]
+        name = "" if chosen.path is None else chosen.path.name
+        if not own:
+            return Place(reason=f"{name} is of another run than the log")
+        return Place(own[-1], chosen=f"{own[-1].name} is the last of the log's run; {name} is of another")
+
+    @cached_property
+    def adapter(self) -> Part[OpenAdapter]:
+        """The adapter, of which no tensor is read yet."""
+        return Part(self.weights, self._open_adapter)
+
+    def _open_adapter(self, path: Path) -> OpenAdapter:
+        if self.in_hand is not None:
+            return self.in_hand
+        from gradience.adapters.open import read_adapter  # numpy: only those with weights pay for it
+
+        files = find_files(path, config=self.adapter_config, weights=self.weights_file)
+        return OpenAdapter.of_files(path, files, read_adapter(files))
+
+    @property
+    def folders(self) -> list[Path]:
+        """Where the run's files lie, by precedence: the folder of the weights, and the one that was searched."""
+        weights, folder = self.weights.path, self.found.folder
+        own = None if weights is None else weights if weights.is_dir() else weights.parent
+        return list(dict.fromkeys(place for place in (own, folder) if place is not None))
+
+    @cached_property
+    def config(self) -> Part[Layer]:
+        """The configuration that was named by itself, else the adapter's: beside its weights, or where they were."""
+        if (named := self.found.config).path is not None:
+            return Part(named, read_settings)
+        beside = next((path for folder in self.folders[:1] if (path := folder / CONFIG_NAME).is_file()), None)
+        return Part(named._replace(path=beside), read_peft)
+
+    @cached_property
+    def training(self) -> Part[Layer]:
+        """The training arguments."""
+        return Part(Place(self.found.training, reason="no training arguments in the folder"), read_arguments)
+
+    @cached_property
+    def settings(self) -> Part[Layer]:
+        """All settings as one: of the log, under those of the adapter's config, under the training arguments.
+
+        A configuration that was named by itself goes before the arguments. A pickle of arguments that cannot be read,
+        such as one with a class of the user's own, is left out, and it is said, where something else states settings.
+        """
+        reading = self.log.held
+        logged = None if reading is None or reading.settings.config == ConfigSnapshot() else reading.settings
+        used, chosen = (None, "") if self.found.config.path is not None else (self.training, self.found.config.chosen)
+        if (why := self._unused) and (logged is not None or self.config.place.path is not None):
+            used, chosen = None, why
+        seen = () if logged is None else {source.path for source in logged.sources}
+        parts = [part for part in (self.config, used) if part is not None and part.place.path is not None]
+        log = None if logged is None else self.found.log.path
+        at = next((part.place.path for part in reversed(parts)), log)
+
+        def stacked(_: Path) -> Layer:
+            own = [part.take() for part in parts if str(part.place.path) not in seen]
+            return stack([logged, *own] if logged is not None else own)
+
+        return Part(self.found.config._replace(path=at, chosen=chosen), stacked)
+
+    @property
+    def _unused(self) -> str:
+        """Why a pickle of training arguments cannot be used; empty if it can, or there is none."""
+        path = self.training.place.path
+        if (
+            self.found.config.path is not None
+            or path is None
+            or path.suffix not in PICKLED
+            or self.training.fault is None
+        ):
+            return ""
+        return f"{path.name} was not used: {str(self.training.fault).removeprefix(f'{path}: ')}"
+
+    @cached_property
+    def optimizer(self) -> str | None:
+        """The optimizer by the log, if there is one, else by the training arguments beside the weights."""
+        if (reading := self.log.held) is not None:
+            return None if reading.run.config is None else reading.run.config.optimizer.name
+        return optimizer_in(self.folders[0]) if self.folders else None
+
+    @cached_property
+    def beside(self) -> Beside:
+        """What a command that is printed is filled in with: the base, and the rows that one recipe names."""
+        if self.in_hand is not None and not self.in_hand.path:
+            return Beside()
+        adapter = self.adapter.held
+        named = None if adapter is None else adapter.adapter.config.base_model_name_or_path
+        return beside(self.folders[0], named) if self.folders else Beside(base=base_of(named))
+
+
+def read_settings(path: Path) -> Layer:
+    """The settings of one file, or of the run in a folder.
+
+    Raises:
+        GradienceError: it holds none, or cannot be read.
+    """
+    return Documents(find(path)).settings.take() if path.is_dir() else read_document(path)

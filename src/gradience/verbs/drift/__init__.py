@@ -1,1 +1,0 @@
-"""``drift``: what an adapter changes of what it was not trained for."""

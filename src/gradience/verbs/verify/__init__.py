@@ -1,0 +1,1 @@
+"""``verify``: whether what is shipped is what was trained."""

@@ -1,1 +1,0 @@
-"""``verify-merge``: whether a merged model holds an adapter."""
