@@ -349,7 +349,7 @@ LWR = "LoRA Without Regret, Schulman et al. 2025 (through tinker-docs and TRL's 
 
 SWEEP_HIGH = cite(
     SWEEP,
-    "110 runs diverged by the notes of its models at 9dfcc3a, 101 of them at 3e-3; 1e-3 costs +0.5 % in the median and up to 6.9 %",
+    "by its models' notes 110 runs diverged, 101 of them at 3e-3; 1e-3 costs +0.5 % in the median, up to 6.9 %",
 )
 TRL_RL = cite("TRL docs, peft_integration.md", "with LoRA: DPO 5e-6, GRPO 1e-5")
 TINKER_STEPS = cite(
