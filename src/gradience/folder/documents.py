@@ -175,7 +175,9 @@ class Documents:
         """The configuration that was named by itself, else the adapter's: beside its weights, or where they were."""
         if (named := self.found.config).path is not None:
             return Part(named, read_settings)
-        beside = next((path for folder in self.folders[:1] if (path := folder / CONFIG_NAME).is_file()), None)
+        of_run = (checkpoint.path for checkpoint in reversed(self.found.checkpoints))
+        places = (folder / CONFIG_NAME for folder in (*self.folders[:1], *of_run))
+        beside = next((path for path in places if path.is_file()), None)
         return Part(named._replace(path=beside), read_peft)
 
     @cached_property
@@ -236,10 +238,19 @@ class Documents:
         return beside(self.folders[0], named) if self.folders else Beside(base=base_of(named))
 
 
+def open_run(path: Path) -> Documents:
+    """What the run in a folder, or of a log, left.
+
+    Raises:
+        GradienceError: there are several runs, or the folder cannot be read.
+    """
+    return Documents(find(path))
+
+
 def read_settings(path: Path) -> Layer:
     """The settings of one file, or of the run in a folder.
 
     Raises:
         GradienceError: it holds none, or cannot be read.
     """
-    return Documents(find(path)).settings.take() if path.is_dir() else read_document(path)
+    return open_run(path).settings.take() if path.is_dir() else read_document(path)

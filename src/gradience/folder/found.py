@@ -197,7 +197,8 @@ def _of_folder(folder: Path, named: dict[SourceKind, Place], run: str | None = N
     listing = list_folder(folder)
     checkpoints = checkpoints_in(listing.folders)
     inner = RunList([]) if named or _LOG in listing.files else _inner_runs(folder)
-    if inner.places and not checkpoints and not holds_adapter(folder) and any(map(_holds_weights, inner.places)):
+    of_run = bool(checkpoints) or holds_adapter(folder) or not {CONFIG_NAME, *TRAINING_NAMES}.isdisjoint(listing.files)
+    if inner.places and not of_run and any(map(_holds_weights, inner.places)):
         return _of_inner(folder, inner)
     logs = inner._replace(places=[place for place in inner.places if not _holds_weights(place)])
     log = named.get("log") or _log(folder, listing, logs)
