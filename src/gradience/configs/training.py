@@ -80,11 +80,16 @@ def read_training_dir(folder: Path) -> Layer:
 def read_training(path: Path) -> Layer:
     """Read one file of training arguments; ConfigError if it is not one."""
     if path.suffix not in PICKLED:
-        return _read_mapping(read_mapping(path), str(path))
+        return training_in(path, read_mapping(path))
     from gradience.configs.pickled import read_pickled  # zipfile, which a JSON config need not pay for
 
     layer = _read_mapping(_with_processes(read_pickled(path)), str(path))
     return msgspec.structs.replace(layer, unknown_keys=())  # attributes of a class: none of them is a misspelt setting
+
+
+def training_in(path: Path, mapping: dict[str, Json]) -> Layer:
+    """The training arguments in the mapping of a file; ConfigError if there are none."""
+    return _read_mapping(mapping, str(path))
 
 
 def _with_processes(mapping: dict[str, Json]) -> dict[str, Json]:

@@ -161,7 +161,8 @@ def find(
 
 def weights_alone(path: Path) -> Found:
     """An adapter that was named by itself: no log is looked for."""
-    return _of_names(path, {"weights": Place(path, chosen=_NAMED)})
+    found = _of_names(path, {"weights": Place(path, chosen=_NAMED)})
+    return replace(found, training=_training(path if path.is_dir() else path.parent))
 
 
 def _of_log(log: Path, named: dict[SourceKind, Place]) -> Found:

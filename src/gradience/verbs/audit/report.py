@@ -82,6 +82,8 @@ def _report_of(
     documents: Documents, measured: AdapterNumbers, options: AuditOptions, left_out: Mapping[str, str]
 ) -> AuditReport:
     opened, optimizer = documents.adapter.take(), options.optimizer or documents.optimizer
+    config = measured.adapter.config
+    around = documents.beside(config.base_model_name_or_path or config.model)
     judgement = _judge(measured, optimizer)
     adapter, ranks = measured.adapter, judgement.ranks
     summary, layers = summary_of(judgement.modules), layer_summaries(judgement.modules)
@@ -112,17 +114,17 @@ def _report_of(
         per_layer=ranks.per_layer if options.suggest_per_layer and of_peft else None,
         unmatched_patterns=[*adapter.unmatched_rank_patterns, *adapter.unmatched_alpha_patterns],
         base=measured.base,
-        beside=documents.beside,
+        beside=around,
         modules=judgement.modules,
         layers=layers,
         ledger=measured.ledger,
         not_analysed=judgement.not_analysed,
-        notes=[*adapter.notes, *_unknown_dtypes(adapter), *_precision(), *measured.notes],
+        notes=[*_chosen(documents), *adapter.notes, *_unknown_dtypes(adapter), *_precision(), *measured.notes],
     )
     alpha, r = (adapter.config.lora_alpha, adapter.config.r) if of_peft else (None, None)
     findings = judge_adapter(report, alpha=alpha, r=r, modules_to_save=adapter.config.modules_to_save or [])
     kept, not_run = without(findings.findings, findings.not_run, left_out)
-    kept = with_commands(kept, lambda: known_of(opened.path or None, documents.beside))
+    kept = with_commands(kept, lambda: known_of(opened.path or None, around))
     return msgspec.structs.replace(report, findings=kept, not_run=not_run)
 
 
@@ -132,6 +134,13 @@ def _size_beside(measured: AdapterNumbers) -> float | None:
     if base is None or base.compared < JUDGED_SHARE.value * len(measured.modules):
         return None
     return base.relative_frobenius
+
+
+def _chosen(documents: Documents) -> Iterator[str]:
+    """Yield a note if the adapter is not in the folder itself that was given, and how it was chosen."""
+    at = documents.weights
+    if at.path is not None and at.path != documents.found.path and at.chosen:
+        yield f"{at.path.name} is audited: {at.chosen}"
 
 
 def _unknown_dtypes(adapter: Adapter) -> Iterator[str]:

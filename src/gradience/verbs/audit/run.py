@@ -6,15 +6,15 @@ Each step is a function from one record to the next: `Documents`, `AdapterNumber
 from __future__ import annotations
 
 from collections.abc import Iterable
-from contextlib import closing
+from contextlib import closing, suppress
 from pathlib import Path
 from typing import Any, Final, Unpack
 
 import msgspec
 
 from gradience.adapters.formats import SUFFIXES
-from gradience.errors import RecorderError, require
-from gradience.folder import Documents
+from gradience.errors import GradienceError, RecorderError, require
+from gradience.folder import Documents, open_run
 from gradience.folder.found import weights_alone
 from gradience.io import PathLike, Progress
 from gradience.rules import excluded_rules
@@ -80,15 +80,22 @@ def audit_adapter(
         # Its arrays have names of their own, so that nothing tells which weights of a base or a fleet are theirs.
         options = AuditOptions(top_singular_values=options.top_singular_values, optimizer=options.optimizer)
     else:
-        documents = Documents(
-            weights_alone(Path(path)), adapter_config=_path(adapter_config), weights_file=_path(weights)
-        )
+        documents = _opened(Path(path), _path(adapter_config), _path(weights))
     report = audit_documents(documents, options, left_out=left_out, progress=progress)
     if options.against is None:
         return report
     from gradience.verbs.audit.standing import with_standing  # duckdb, of the extra [fleet]
 
     return with_standing(report, options.against)
+
+
+def _opened(path: Path, adapter_config: Path | None, weights: Path | None) -> Documents:
+    """The run in a folder, whose adapter is chosen as every verb chooses it; else the adapter that was named alone."""
+    if adapter_config is None and weights is None and path.is_dir():
+        with suppress(GradienceError):  # of several runs, which `find_files` tells by its adapters
+            if (run := open_run(path)).weights.path is not None:
+                return run
+    return Documents(weights_alone(path), adapter_config=adapter_config, weights_file=weights)
 
 
 def _path(place: PathLike | None) -> Path | None:

@@ -293,7 +293,8 @@ def _known(config: ConfigSnapshot, given: CheckOptions, whole: Layer) -> Known:
     configs = [Path(source.path) for source in whole.sources if source.role == "adapter"]
     adapter = str(configs[-1].parent) if configs and configs[-1].name == CONFIG_NAME else None
     base = None if given.base is None else str(given.base)
-    around = Beside(base=base_of(config.model_name)) if adapter is None else beside(Path(adapter), config.model_name)
+    names = (whole.base, config.model_name)
+    around = Beside(base=base_of(names)) if adapter is None else beside(Path(adapter), names)
     return known_of(adapter, msgspec.structs.replace(around, base=base or around.base), rank=config.lora.r)
 
 

@@ -123,7 +123,7 @@ def report_of(
 
 def _words(reading: Reading, facts: RunFacts) -> Known:
     """What the words of commands stand for, by the log and what lies beside it."""
-    around = beside(reading.path.parent, facts.config.model_name)
+    around = beside(reading.path.parent, [facts.config.model_name])
     total = facts.run.paces[-1].total_bytes if facts.run.paces else None
     size = f"{total / 2**30:.4g}GiB" if total else None
     return {**known_of(None, around, rank=facts.config.lora.r), "RUN": str(reading.path), "SIZE": size}
