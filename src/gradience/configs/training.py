@@ -12,7 +12,17 @@ from typing import Any, Literal, NamedTuple
 import msgspec
 
 from gradience.configs.files import MAX_JSON_BYTES, HasToDict, plain_mapping, read_mapping
-from gradience.configs.settings import OPTIMIZER, TRAINING, Draft, Layer, knows_training, layer_of, some_of, stack
+from gradience.configs.settings import (
+    OPTIMIZER,
+    TRAINING,
+    Draft,
+    Layer,
+    knows_training,
+    layer_of,
+    some_of,
+    stack,
+    with_ratio,
+)
 from gradience.configs.values import Fields, flag, place, real, whole
 from gradience.errors import ConfigError
 from gradience.io.reading import decode_json, read_small
@@ -55,6 +65,7 @@ _TRAINERS = {  # keys that only one family of TRL's configs has, and the family'
 }
 # keys of a model's generation defaults, which a logger may write among the training arguments
 _GENERATION = ("num_beams", "min_length", "no_repeat_ngram_size", "length_penalty")
+_MAX_TASK = 256  # characters
 _RESUMES = ["resume_from_checkpoint", "auto_resume_from_checkpoints"]
 
 
@@ -283,3 +294,20 @@ def _profiled(config: ConfigSnapshot) -> Objective:
     if config.task_profile == "generation":
         return Objective("sft", "task profile generation", stated=False)
     return Objective("unknown", "no task, task_type or trainer says it", stated=False)
+
+
+def completed(whole: Layer, task: str | None = None) -> ConfigSnapshot:
+    """The settings with values derived from all sources: task and objective, keys of secrets, and alpha / r."""
+    config = whole.config
+    stated = {"task": task[:_MAX_TASK]} if task else {}
+    secrets = {"secret_keys": whole.secret_keys, "masked_keys": whole.masked_keys}
+    extras = {key: list(dict.fromkeys(names)) for key, names in secrets.items() if names}
+    training = msgspec.structs.replace(config.training, extras={**config.training.extras, **extras})
+    named = msgspec.structs.replace(
+        config, lora=with_ratio(config.lora), training=training, extras={**config.extras, **stated}
+    )
+    objective = objective_of(named)
+    if objective.kind == "unknown":
+        return named
+    understood = {"objective": objective.kind, "objective_because": objective.because}
+    return msgspec.structs.replace(named, extras={**named.extras, **understood})

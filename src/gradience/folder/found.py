@@ -165,6 +165,12 @@ def weights_alone(path: Path) -> Found:
     return replace(found, training=_training(path if path.is_dir() else path.parent))
 
 
+def around(reading: Reading) -> Found:
+    """What the run of a log that was read left beside it."""
+    named: dict[SourceKind, Place] = {"log": Place(reading.path, reading=reading)}
+    return _of_folder(reading.path, named) if reading.path.is_dir() else _of_log(reading.path, named)
+
+
 def _of_log(log: Path, named: dict[SourceKind, Place]) -> Found:
     """The sources of one log, with what its run wrote beside it: all of a folder if the log's name is the run's own."""
     folder = log.parent

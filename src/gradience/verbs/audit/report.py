@@ -13,6 +13,7 @@ from gradience.folder import Documents
 from gradience.io import Progress
 from gradience.io.safetensors import is_known
 from gradience.rules import without
+from gradience.rules.judged import judge_parts, of_part
 from gradience.rules.weights import JUDGED_SHARE, health, suggests_ranks
 from gradience.rules.weights.ranks import NO_SUGGESTIONS, Suggestions, priced, suggestions
 from gradience.rules.weights.rules import judge_adapter
@@ -136,10 +137,16 @@ def _size_beside(measured: AdapterNumbers) -> float | None:
     return base.relative_frobenius
 
 
+def with_joint(report: AuditReport, documents: Documents, left_out: Mapping[str, str]) -> AuditReport:
+    """The report with what the settings and the log that lie there say of these weights."""
+    parts = judge_parts(documents, weights=report, left_out=left_out, parts=("weights", "config", "log"))
+    return msgspec.structs.replace(report, findings=of_part(parts.together(left_out).causes, "weights"))
+
+
 def _chosen(documents: Documents) -> Iterator[str]:
-    """Yield a note if the adapter is not in the folder itself that was given, and how it was chosen."""
+    """Yield a note on how the adapter was chosen, if several lie in the folder that was given."""
     at = documents.weights
-    if at.path is not None and at.path != documents.found.path and at.chosen:
+    if at.path is not None and not {";", ":"}.isdisjoint(at.chosen):
         yield f"{at.path.name} is audited: {at.chosen}"
 
 

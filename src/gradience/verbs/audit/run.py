@@ -18,10 +18,10 @@ from gradience.folder import Documents, open_run
 from gradience.folder.found import weights_alone
 from gradience.io import PathLike, Progress
 from gradience.rules import excluded_rules
-from gradience.rules.weights.rules import WEIGHTS_RULES
+from gradience.rules.judged import ALL, IDS
 from gradience.schema.audit import AuditReport, ModuleAudit
 from gradience.verbs.audit.options import AuditKeywords, AuditOptions
-from gradience.verbs.audit.report import audit_documents
+from gradience.verbs.audit.report import audit_documents, with_joint
 
 _DEFAULTS: Final = AuditOptions()
 _EVENT_BYTES: Final = 56 * 1024  # of the 64 KiB that a log line may have
@@ -54,8 +54,8 @@ def audit_adapter(
         options: the base and what is compared with it, suggestions, singular values. A base adds `udr`, `sdi`,
             `relative_frobenius` and `base` to the modules; `against` adds `standing`.
         progress: called with (modules done, modules in all, the module's name) while they, and then the base, are read.
-        select: ids of checks, or beginnings of ids, to apply; all by default. The verdict does not depend on it.
-        ignore: ids of checks, or beginnings of ids, to leave out.
+        select: ids of rules, or beginnings of ids, to apply; all by default. The verdict does not depend on it.
+        ignore: ids of rules, or beginnings of ids, to leave out.
         settings: a gradience.toml, or a pyproject.toml with `[tool.gradience]`, whose `select` and `ignore` apply if
             the arguments of that name are empty. No file is searched for.
         keywords: single options by name, such as `base="llama"`; they win over `options`.
@@ -70,7 +70,7 @@ def audit_adapter(
     1.47
     """
     options = options.completed(keywords)
-    left_out = excluded_rules([rule.id for rule in WEIGHTS_RULES], select=select, ignore=ignore, settings=settings)
+    left_out = excluded_rules(ALL, select=select, ignore=ignore, settings=settings)
     if options.against is not None:
         require("duckdb", "pyarrow", extra="fleet", what="a comparison with a fleet")
     if adapter_config is None and weights is None and Path(path).suffix in SUFFIXES and Path(path).is_file():
@@ -81,7 +81,8 @@ def audit_adapter(
         options = AuditOptions(top_singular_values=options.top_singular_values, optimizer=options.optimizer)
     else:
         documents = _opened(Path(path), _path(adapter_config), _path(weights))
-    report = audit_documents(documents, options, left_out=left_out, progress=progress)
+    own = {rule: why for rule, why in left_out.items() if rule in IDS["weights"]}
+    report = with_joint(audit_documents(documents, options, left_out=own, progress=progress), documents, left_out)
     if options.against is None:
         return report
     from gradience.verbs.audit.standing import with_standing  # duckdb, of the extra [fleet]

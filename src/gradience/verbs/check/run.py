@@ -6,7 +6,6 @@ import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
-from importlib.metadata import PackageNotFoundError, version
 from os import PathLike
 from pathlib import Path
 from typing import Any, TypeAlias, TypedDict, Unpack
@@ -26,8 +25,8 @@ from gradience.configs.document import (
 )
 from gradience.configs.families import Dimensions, read_dimensions
 from gradience.configs.files import HasToDict
-from gradience.configs.settings import Layer, keys_of, line_of, stack, stated_fields, with_ratio
-from gradience.configs.training import PICKLE_NAME, STATE_NAME, objective_of, read_training_dir, read_training_object
+from gradience.configs.settings import Layer, keys_of, line_of, stack, stated_fields
+from gradience.configs.training import PICKLE_NAME, STATE_NAME, completed, read_training_dir, read_training_object
 from gradience.configs.values import short_name
 from gradience.errors import AdapterError, ConfigError
 from gradience.folder import Documents, open_run
@@ -36,7 +35,7 @@ from gradience.io import CHECKPOINT_PREFIX
 from gradience.io.reading import real_path
 from gradience.ranges import VerbOptions, Whole
 from gradience.rules import excluded_rules
-from gradience.rules.config import RULES, judge_config, settings_of
+from gradience.rules.config import RULES, judge_config, settings_of, transformers_version
 from gradience.rules.config.facts import CheckContext, Moved, quantities
 from gradience.rules.config.serving import known_engines
 from gradience.schema.audit import Beside
@@ -44,8 +43,6 @@ from gradience.schema.document import Coverage, Finding
 from gradience.schema.events import ConfigSnapshot, LoraSnapshot
 from gradience.schema.memory import Memory, Time
 from gradience.schema.reports import CHECK_SCHEMA_ID, CheckReport, DataReport, InputFile, SourceLocation
-
-_MAX_TASK = 256  # characters
 
 _NOT_CONFIGURATION = {"base", "settings", "data", "eval data", "tokenizer"}
 _OF_CONFIGURATION = frozenset(rule.id for rule in RULES)
@@ -255,7 +252,7 @@ def judged(
         unwanted: the rules to leave out, each with its reason.
         around: when the configuration is judged, and what is known of its run.
     """
-    config, versions = _complete(whole, given.task), _transformers()
+    config, versions = completed(whole, given.task), transformers_version()
     where = None if given.base is None else Path(given.base)
     if where is not None and where.name == "config.json":
         where = where.parent  # the one file of the base that is needed
@@ -335,23 +332,6 @@ def _engines(given: Iterable[str], settings: Place | None) -> tuple[str, ...]:
     return known_engines(names)
 
 
-def _complete(whole: Layer, task: str | None) -> ConfigSnapshot:
-    """The configuration with values derived from all sources: task and objective, keys of secrets, and alpha / r."""
-    config = whole.config
-    stated = {"task": task[:_MAX_TASK]} if task else {}
-    secrets = {"secret_keys": whole.secret_keys, "masked_keys": whole.masked_keys}
-    extras = {key: list(dict.fromkeys(names)) for key, names in secrets.items() if names}
-    training = msgspec.structs.replace(config.training, extras={**config.training.extras, **extras})
-    named = msgspec.structs.replace(
-        config, lora=with_ratio(config.lora), training=training, extras={**config.extras, **stated}
-    )
-    objective = objective_of(named)
-    if objective.kind == "unknown":
-        return named
-    understood = {"objective": objective.kind, "objective_because": objective.because}
-    return msgspec.structs.replace(named, extras={**named.extras, **understood})
-
-
 _Runs: TypeAlias = Callable[[Path], Documents]
 
 
@@ -378,14 +358,6 @@ def _given(config: object) -> Layer | None:
         message = f"expected a ConfigSnapshot or a mapping of settings, got {type(config).__name__}"
         raise ConfigError(message, advice="give files by name: document=, peft=, training=")
     return None if config is None else Layer(config=config)
-
-
-def _transformers() -> str | None:
-    """The installed version of transformers, found without importing it, or None."""
-    try:
-        return version("transformers")
-    except PackageNotFoundError:
-        return None
 
 
 def source_locations(report: CheckReport) -> list[SourceLocation | None]:
