@@ -34,6 +34,7 @@ from gradience.rules.joins.symptoms import (
     weights_symptoms,
 )
 from gradience.rules.log import DETECTED, DETECTORS, detect
+from gradience.rules.log.account import account
 from gradience.rules.log.facts import DEFAULT_GAP, RunFacts
 from gradience.rules.weights.rules import WEIGHTS_RULES, too_large
 from gradience.schema.audit import AuditReport
@@ -110,7 +111,9 @@ class Judged:
         if self.settings is not None:
             yield from symptoms_of("config", self.settings.findings)
         if self.facts is not None and self.log is not None:
-            yield from log_symptoms(self.facts, self.log.findings)
+            silent = not self.facts.run.losses  # nothing was logged at all
+            evaluated = bool(self.facts.evals or account(self.facts).evaluations)
+            yield from log_symptoms(self.log.findings, evaluated=evaluated or silent)
         yield from self.disk
         yield from damage(self.damaged)
         if self.weights is None:
@@ -141,7 +144,8 @@ class Judged:
 
     def _borne_out(self, causes: list[Cause]) -> Together:
         """The causes without predictions of the settings that the log does not bear out."""
-        if self.facts is None or self.log is None or not shows_learning(self.facts, self.log.not_run):
+        seen = 0 if self.facts is None else account(self.facts).evaluations
+        if self.log is None or not shows_learning(self.log.not_run, seen):
             return Together(causes, [])
         gone = [cause for cause in causes if not cause.joined and cause.id in _PREDICTIONS]
         return Together([cause for cause in causes if cause not in gone], list(dict.fromkeys(c.id for c in gone)))

@@ -15,8 +15,6 @@ from gradience.adapters import layer_label
 from gradience.errors import few
 from gradience.rules import Observation, Threshold
 from gradience.rules.joins import Symptom, showing, shown
-from gradience.rules.log.account import account
-from gradience.rules.log.facts import RunFacts
 from gradience.rules.weights import WeightsRule
 from gradience.rules.weights.rules import WEIGHTS_RULES
 from gradience.schema import Json, as_float
@@ -54,12 +52,10 @@ _OF_HEALTH: Final = frozenset(rule.id for rule in WEIGHTS_RULES if isinstance(ru
 _RECORDED: Final = (("n_layers", "adapted modules"), ("total_lora_params", "LoRA parameters"))
 
 
-def log_symptoms(facts: RunFacts, findings: Iterable[Finding]) -> list[Symptom]:
+def log_symptoms(findings: Iterable[Finding], *, evaluated: bool) -> list[Symptom]:
     """The findings on the log, and the fact that nothing held-out was measured in it."""
     symptoms = symptoms_of("log", findings)
-    if facts.evals or account(facts).evaluations or not facts.run.losses:
-        return symptoms
-    return [*symptoms, _fact("log", "no_evaluation", "the log holds no evaluation")]
+    return symptoms if evaluated else [*symptoms, _fact("log", "no_evaluation", "the log holds no evaluation")]
 
 
 def symptoms_of(source: SourceKind, findings: Iterable[Finding]) -> list[Symptom]:
@@ -299,7 +295,7 @@ def sum_of_rates(run: RunSeries, config: ConfigSnapshot) -> float | None:
     return total + max(0, (run.last_step or 0) - step, (planned or 0) - step) * rate
 
 
-def shows_learning(facts: RunFacts, not_run: Iterable[NotRun]) -> bool:
+def shows_learning(not_run: Iterable[NotRun], evaluations: int) -> bool:
     """Whether the log shows if its run learnt: by training losses that were judged, or by several evaluations."""
     judged = showing("log", "no_learning").keys().isdisjoint(item.id for item in not_run)
-    return judged or account(facts).evaluations > 1
+    return judged or evaluations > 1
