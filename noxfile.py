@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
+import re
 import shutil
 import subprocess
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -59,14 +62,9 @@ def _free_folder(wanted: Path) -> str:
     return folder.as_posix()
 
 
-def _install(session: nox.Session) -> None:
+def _install(session: nox.Session, *more: str) -> None:
     session.install("--upgrade", "pip")  # that of Python 3.11 takes twice as long for the packages below
-    _quick_install(session, ".[hf,report]", *TEST_PACKAGES)
-    # Compiled once beside pip, which waits for the network; else both workers compile the same at the same time.
-    imports = "import jax, lightning, peft, torch, trl; from transformers import Trainer"
-    python = [Path(session.bin, "python"), "-c", imports]
-    with subprocess.Popen(python, stderr=subprocess.DEVNULL):  # noqa: S603  # of the session
-        _quick_install(session, *ORACLES, success_codes=[0, 1])  # their wheels are for some machines only
+    _quick_install(session, ".[hf,report]", *TEST_PACKAGES, *more)
 
 
 def _quick_install(session: nox.Session, *packages: str, success_codes: Sequence[int] = (0,)) -> None:
@@ -77,7 +75,7 @@ def _quick_install(session: nox.Session, *packages: str, success_codes: Sequence
 
 @nox.session
 def tests(session: nox.Session) -> None:
-    """Lint, layers, and every test, on the built wheel; types and schemas are tests."""
+    """Lint, layers, and every test but those of the oracles, on the built wheel; types and schemas are tests."""
     _install(session)
     session.run("ruff", "check", ".")
     session.run("ruff", "format", "--check", ".")
@@ -87,9 +85,86 @@ def tests(session: nox.Session) -> None:
 
 
 @nox.session
+def oracles(session: nox.Session) -> None:
+    """The tests that compare with another program (TRL, Lightning, MLX, trackers...), each of which must be there."""
+    _install(session, *ORACLES)
+    session.run("pytest", *PARALLEL, "-m", "oracle", *session.posargs, env={"GRADIENCE_ORACLES": "1"})
+
+
+@nox.session
+def lowest(session: nox.Session) -> None:
+    """The tests on the lowest versions that pyproject.toml allows; torch stays the newest, which has a local build."""
+    constraints = Path(session.create_tmp(), "lowest.txt")
+    constraints.write_text("".join(f"{one}\n" for one in _floors()), encoding="utf-8")
+    session.install("--upgrade", "pip")
+    _quick_install(session, "--constraint", str(constraints), ".[hf,data,fleet,report]", *TEST_PACKAGES)
+    session.env.pop("TMPDIR", None)  # that of `create_tmp` makes paths too long for sockets
+    session.run("pytest", *PARALLEL, *session.posargs)
+
+
+def _floors() -> list[str]:
+    """Each dependency of the package and of its extras, pinned to the least version that is allowed."""
+    project = PYPROJECT["project"]
+    named = itertools.chain(project["dependencies"], *project["optional-dependencies"].values())
+    floors = dict(re.fullmatch(r"([\w.-]+)>=([\w.]+)", one).groups() for one in named if ">=" in one)
+    return [f"{name}=={version}" for name, version in sorted(floors.items()) if name != "torch"]
+
+
+# What differs between machines beside the processor: `.ci/run` sets it too.
+OTHER_MACHINE = {"PYTHONHASHSEED": "4711", "LC_ALL": "C", "TZ": "Pacific/Kiritimati"}
+# Other arithmetic by what each library asks of this processor: flags of /proc/cpuinfo that it needs, and the variables.
+ARITHMETICS = {
+    "torch without vectors": ((), {"ATEN_CPU_CAPABILITY": "default"}),
+    "oneDNN with SSE 4.1": (("sse4_1",), {"ONEDNN_MAX_CPU_ISA": "SSE41"}),
+    "BLAS of Nehalem": (("sse4_2",), {"OPENBLAS_CORETYPE": "Nehalem"}),
+    "BLAS of Haswell": (("avx2",), {"OPENBLAS_CORETYPE": "Haswell"}),
+    "XLA with AVX": (("avx",), {"XLA_FLAGS": "--xla_cpu_max_isa=AVX"}),
+    "two threads": ((), {"OMP_NUM_THREADS": "2"}),
+}
+# The rooms of numbers, and what shows them whole.
+NUMERIC = [
+    f"tests/{room}" for room in ("spectral", "audit", "compare", "resize", "merge", "convert", "verbs", "render")
+]
+NUMERIC += ["tests/house/test_screens.py", "tests/house/test_readme_blocks.py"]
+
+
+@nox.session
+def elsewhere(session: nox.Session) -> None:
+    """The rooms of numbers and the golden screens as on other machines: arithmetic, locale, zone, umask, home, load."""
+    _install(session)
+    flags = _processor_flags()
+    for name, (needs, env) in ARITHMETICS.items():
+        if flags.issuperset(needs):
+            session.log(f"elsewhere: {name}")
+            session.run("pytest", *PARALLEL, *(session.posargs or NUMERIC), env=env)
+        else:
+            session.warn(f"elsewhere: {name} is left out: this processor lacks {', '.join(needs)}")
+    file = Path(session.create_tmp(), "file")
+    file.touch()
+    session.env.pop("TMPDIR", None)
+    busy = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(3)]
+    try:
+        for umask in ("077", "000"):
+            session.log(f"elsewhere: {OTHER_MACHINE}, umask {umask}, a home below a file, three busy processes")
+            env = {**OTHER_MACHINE, "HOME": str(file / "home")}
+            command = f'umask {umask}; exec pytest {" ".join(PARALLEL)} "$@"'
+            given = session.posargs or NUMERIC
+            session.run("bash", "-c", command, "pytest", *given, env=env, external=True)
+    finally:
+        for each in busy:
+            each.kill()
+
+
+def _processor_flags() -> set[str]:
+    info = Path("/proc/cpuinfo")
+    found = re.search(r"^flags\s*:(.*)$", info.read_text(encoding="utf-8"), re.MULTILINE) if info.is_file() else None
+    return set(found[1].split()) if found else set()
+
+
+@nox.session
 def coverage(session: nox.Session) -> None:
     """The share of lines and branches that the tests run."""
-    _install(session)
+    _install(session, *ORACLES)
     # Not in `create_tmp`, which moves TMPDIR: there the paths of ray's sockets are too long, and ray waits for ever
     measured = Path(session.virtualenv.location, "coverage.json")
     slipcover = ["-m", "slipcover", "--source", _where("gradience", session), "--out", str(measured)]
@@ -118,7 +193,7 @@ def quick(session: nox.Session) -> None:
 @nox.session
 def properties(session: nox.Session) -> None:
     """The laws, with many more examples than the tests take, and the slow tests."""
-    _install(session)
+    _install(session, *ORACLES)
     _quick_install(session, "ray>=2.50", success_codes=[0, 1])  # 200 MB for one engine of a fleet
     env = {"HYPOTHESIS_PROFILE": "properties", "GRADIENCE_SLOW": "1"}
     session.run("pytest", "tests", *session.posargs, env=env)

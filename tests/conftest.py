@@ -66,21 +66,39 @@ keep_signatures()
 if find_spec("jinja2") is not None:
     compiled_once.install()
 
+# In `nox -s oracles` each oracle must be there; elsewhere the tests that need one that is absent are left for it.
+_MUST = "GRADIENCE_ORACLES" in os.environ
+_WHOLE_FILE = re.compile(r'^pytestmark = pytest\.mark\.oracle\("(\w+)"\)', re.MULTILINE)
+
+
+def _is_left_out(name: str) -> bool:
+    return not _MUST and find_spec(name) is None
+
+
 gc.set_threshold(20_000)  # at 700, a test in ten waits for a collection of some 100 000 objects that all live
 gc.disable()  # until the first test: what is imported and collected before it stays
 _FROZEN = {"modules": 0}  # how many modules there were when the collector last set aside all that lived
 
 
+def pytest_ignore_collect(collection_path):
+    """Leave out a file of which every test needs an oracle that is absent: it imports it."""
+    if collection_path.name.startswith("test_") and collection_path.suffix == ".py":
+        marked = _WHOLE_FILE.search(collection_path.read_text(encoding="utf-8"))
+        return True if marked and _is_left_out(marked[1]) else None
+    return None
+
+
 def pytest_collection_modifyitems(config, items):
-    """Leave out the slow tests, which `nox -s properties` runs, and begin with the longest.
+    """Leave out the slow tests, which `nox -s properties` runs, and those of absent oracles; begin with the longest.
 
     Two workers begin with half of the tests each. One of them makes the toy run first, and runs the tests of it; the
     other runs mypy. Near the end either of them would keep one worker busy long after the other has done.
     """
-    slow = [item for item in items if item.get_closest_marker("slow")]
-    if slow and "GRADIENCE_SLOW" not in os.environ:
-        items[:] = [item for item in items if item not in slow]
-        config.hook.pytest_deselected(items=slow)
+    slow = set() if "GRADIENCE_SLOW" in os.environ else {item for item in items if item.get_closest_marker("slow")}
+    oracles = {i for i in items if any(_is_left_out(name) for mark in i.iter_markers("oracle") for name in mark.args)}
+    if left := slow | oracles:
+        config.hook.pytest_deselected(items=[item for item in items if item in left])
+        items[:] = [item for item in items if item not in left]
     toy = {item.path for item in items if "toy" in item.fixturenames}
     types = [item for item in items if item.path.name == "test_types.py"]
     others = sorted((item for item in items if item not in types), key=lambda item: item.path not in toy)

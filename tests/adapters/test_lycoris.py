@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import copy
 
+import lycoris
 import numpy as np
 import pytest
 import torch
@@ -17,7 +18,7 @@ from gradience.adapters.files import find_files
 from gradience.adapters.open import read_adapter
 from gradience.io.safetensors import SafetensorsFile
 
-lycoris = pytest.importorskip("lycoris", reason="LyCORIS is not installed: pip install lycoris-lora")
+pytestmark = pytest.mark.oracle("lycoris")
 
 INPUTS = {"q_proj": (5, 16), "conv2d": (2, 6, 7, 7), "pointwise": (2, 6, 7, 7)}
 

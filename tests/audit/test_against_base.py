@@ -324,8 +324,8 @@ def test_an_audit_that_analysed_nothing_could_not_judge_in_any_format(tmp_path, 
     capsys.readouterr()
 
 
-@pytest.mark.parametrize(("held", "verdict"), [(1, "trained"), (2, "near_untrained")])
-def test_the_size_beside_a_base_is_judged_only_of_half_of_the_modules(held, verdict, write_adapter, write_base):
+@pytest.mark.parametrize(("held", "beside"), [(1, "freshly initialised weights'"), (2, "the base weights'")])
+def test_the_size_beside_a_base_is_judged_only_of_half_of_the_modules(held, beside, write_adapter, write_base):
     rng = np.random.default_rng(0)
     b = [np.outer(rng.standard_normal(OUT), rng.standard_normal(R)) * 1e-6 for _ in range(LAYERS)]
     tiny = write_adapter(lambda i: (b[i], rng.standard_normal((R, INNER))))
@@ -333,4 +333,5 @@ def test_the_size_beside_a_base_is_judged_only_of_half_of_the_modules(held, verd
     kept = dict(list(load_file(base / "model.safetensors").items())[:held])
     save_file(kept, base / "model.safetensors")
     report = audit_adapter(tiny, base=base)
-    assert (report.base.compared, report.health.verdict) == (held, verdict)
+    assert (report.base.compared, report.health.verdict) == (held, "near_untrained")
+    assert beside in report.health.reason

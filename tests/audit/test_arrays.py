@@ -113,6 +113,7 @@ def test_the_audit_of_arrays_is_that_of_the_file_with_the_same_factors(pair, tmp
 # Models
 
 
+@pytest.mark.oracle("flax")
 def test_flax_nnx_lora_is_found_in_a_module_its_state_and_its_pure_dict(pair):
     from flax import nnx
 
@@ -176,6 +177,7 @@ except AdapterError as error:
 """
 
 
+@pytest.mark.oracle("keras")
 @pytest.mark.slow  # imports Keras in a process of its own
 def test_a_keras_model_is_audited_with_its_own_scale_and_its_saved_file_is_named_for_what_it_is(tmp_path):
     env = {**os.environ, "KERAS_BACKEND": "jax", "KERAS_HOME": str(tmp_path)}
@@ -205,6 +207,7 @@ def test_an_npz_is_read_by_audit_and_by_its_command(pair, tmp_path, capsys):
     assert "layers.0.q.lora" in capsys.readouterr().out
 
 
+@pytest.mark.oracle("h5py")
 def test_an_h5_with_factors_is_read(pair, tmp_path):
     import h5py
 
@@ -220,7 +223,7 @@ def test_objects_in_an_npz_are_not_unpickled(tmp_path):
         audit_adapter(tmp_path / "x.npz")
 
 
-@pytest.mark.parametrize("name", ["x.npz", "x.h5"])
+@pytest.mark.parametrize("name", ["x.npz", pytest.param("x.h5", marks=pytest.mark.oracle("h5py"))])
 def test_a_damaged_file_is_one_clear_error(tmp_path, name):
     (tmp_path / name).write_bytes(b"PK\x03\x04 no more")
     with pytest.raises(AdapterError, match="is not a readable"):
@@ -233,6 +236,7 @@ def test_other_verbs_say_that_only_audit_reads_an_npz(pair, tmp_path):
         compare_adapters(tmp_path / "x.npz", tmp_path / "x.npz")
 
 
+@pytest.mark.oracle("orbax")
 def test_an_orbax_checkpoint_is_named_for_what_it_is(tmp_path):
     import orbax.checkpoint as ocp
 

@@ -6,12 +6,13 @@
 from __future__ import annotations
 
 import json
+import tracemalloc
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
-from ml_dtypes import bfloat16
+from ml_dtypes import bfloat16, float8_e4m3fn
 from safetensors.numpy import save_file
 from tables import every, few
 
@@ -198,26 +199,68 @@ def test_experts_in_codes_of_their_own_are_stacked(tmp_path):
     assert found.key == "m.experts.1.gate_proj.qweight and m.experts.1.up_proj.qweight"
 
 
+STATE = "weight.quant_state.bitsandbytes__"
+
+
+def told(name="nf4", **changed):
+    """bitsandbytes' words beside a golden weight, some of them changed."""
+    form = name.partition("-")[0]
+    words = json.loads(golden(name).read(f"{MODULE}.{STATE}{form}").tobytes()) | changed
+    return {f"{STATE}{form}": np.frombuffer(json.dumps(words).encode(), np.uint8)}
+
+
 SHORT = {"weight_scale": np.ones((31, 1), np.float32)}
 UNFIT = [
-    ("fp8-channel", SHORT, "31 scales or zero points for 32 weights"),
+    ("fp8-channel", SHORT, "weight_scale, F32 of shape [31, 1], does not fit a weight of shape [32, 64]"),
     ("fp8-channel", {"weight_scale": np.full((32, 1), np.nan, np.float32)}, "is NaN or infinite"),
     ("mxfp4", {"weight_scale": np.full((32, 2), 255, np.uint8)}, "is NaN or infinite"),
     ("nvfp4", {"weight_global_scale": np.zeros(1, np.float32)}, "is NaN or infinite"),
     ("nvfp4-modelopt", {"weight_scale_2": np.full(1, 3e38, np.float32)}, "is NaN or infinite"),
     ("nf4", {"weight.absmax": np.full(32, np.nan, np.float32)}, "is NaN or infinite"),
     ("int4-zeros", {"weight_zero_point": np.full((32, 2), np.inf, np.float32)}, "is NaN or infinite"),
-    ("mxfp4", {"weight_scale": np.full((32, 3), 100, np.uint8)}, "scales of shape [32, 3] for a weight of [32, 64]"),
+    (
+        "mxfp4",
+        {"weight_scale": np.full((32, 3), 100, np.uint8)},
+        "weight_scale, U8 of shape [32, 3], does not fit a weight of shape [32, 64]",
+    ),
     ("int4", {"weight_shape": np.array([32, 640])}, "640 codes in 8 words of 32 bits"),
     ("int4", {"weight_shape": np.array([33, 64])}, "codes of shape [32, 8] for a weight of [33, 64]"),
-    ("int8-zeros", {"weight_zero_point": np.zeros((32, 2), np.int8)}, "beside scales of"),
+    ("int8-zeros", {"weight_zero_point": np.zeros((32, 2), np.int8)}, "weight_zero_point, I8 of shape [32, 2], does"),
     ("gptq-4", {"g_idx": np.full(64, 2, np.int32)}, "g_idx names group 2 of 2"),
-    ("gptq-4", {"g_idx": np.zeros(63, np.int32)}, "g_idx of shape [63] for 64 columns"),
+    ("gptq-4", {"g_idx": np.zeros(63, np.int32)}, "g_idx, I32 of shape [63], does not fit"),
     ("gptq-4", {"qweight": np.zeros((8, 31), np.int32)}, "qweight [8, 31]"),
     ("awq", {"qzeros": np.zeros((3, 4), np.int32)}, "qzeros [3, 4], scales [2, 32]"),
-    ("int8-torchao", {"_weight_scale": np.ones(5, np.float32)}, "5 scales or zero points for 32 weights"),
+    ("int8-torchao", {"_weight_scale": np.ones(5, np.float32)}, "weight_scale, F32 of shape [5], does not fit"),
     ("nf4", {"weight.quant_map": None}, "quant_map is not beside its codes"),
-    ("nf4", {"weight": np.zeros((8, 1), np.uint8)}, "8 bytes and 32 groups for a weight of [32, 64]"),
+    ("nf4", {"weight": np.zeros((8, 1), np.uint8)}, "codes of shape [8, 1] for a weight of [32, 64]"),
+    ("nf4", {"weight.quant_map": np.arange(3, dtype=np.float32)}, "weight.quant_map, F32 of shape [3], does not fit"),
+    ("nf4", {"weight.quant_map": np.linspace(-1, 1, 16, dtype=np.float32)}, "holds other levels than NF4's"),
+    ("fp4", {"weight.quant_map": golden("nf4").read(f"{NAME}.quant_map")}, "holds other levels than FP4's"),
+    ("fp4", {"weight.absmax": np.ones((8, 4), np.float32)}, "weight.absmax, F32 of shape [8, 4], does not fit"),
+    ("nf4", told(blocksize=0), "Invalid enum value 0 - at `$.blocksize`"),
+    ("nf4", told(blocksize=10**30), "at `$.blocksize`"),
+    ("nf4", told(blocksize=65), "Invalid enum value 65 - at `$.blocksize`"),
+    ("nf4", told(shape=[32, 64, 1]), "of length <= 2 - at `$.shape`"),
+    ("nf4", told(shape=[2**40, 2**40]), "2147483648 - at `$.shape[0]`"),
+    ("nf4", told(nested_blocksize=256, nested_offset=0.1), "one says that the scales are codes themselves"),
+    ("nf4", told(more="x" * 5000), "quant_state is U8 of shape [5"),
+    ("nf4", {f"{STATE}nf4": np.frombuffer(b"[" * 999, np.uint8)}, "nested more than 64 levels deep"),
+    ("nf4-nested", told("nf4-nested", nested_blocksize=400_000_000), "Invalid enum value 400000000"),
+    ("nf4-nested", told("nf4-nested", nested_offset=1e300), "at `$.nested_offset`"),
+    ("nf4-nested", {"weight.nested_quant_map": np.zeros(256, np.float32)}, "nested_quant_map does not ascend"),
+    ("nf4-nested", {"weight.nested_absmax": None}, "nested_absmax is not beside its codes"),
+    ("nvfp4", {"weight_scale": np.ones((1, 4), float8_e4m3fn)}, "F8_E4M3 of shape [1, 4], does not fit"),
+    ("nvfp4", {"weight_global_scale": np.ones(32, np.float32)}, "F32 of shape [32], does not fit"),
+    ("nvfp4", {"weight_global_scale": None}, "weight_global_scale is not beside its codes"),
+    ("mxfp4", {"weight_packed": np.zeros((32, 4, 8), np.uint8)}, "does not fit a weight of shape [4, 16]"),
+    ("fp8-channel", {"weight_scale": None}, "weight_scale is not beside its codes"),
+    ("fp8-channel", {"weight_scale": np.ones((1, 32), np.float32)}, "F32 of shape [1, 32], does not fit"),
+    ("fp8-blocks", {"weight_scale_inv": np.ones((2, 4), np.float32)}, "F32 of shape [2, 4], does not fit"),
+    ("fp8-tensor", {"weight_scale": np.ones(1, np.int64)}, "weight_scale, I64 of shape [1], does not fit"),
+    ("int8-bnb", {"SCB": np.ones((32, 1, 1), np.float32)}, "SCB, F32 of shape [32, 1, 1], does not fit"),
+    ("gptq-4", {"qzeros": np.zeros((1, 2, 4), np.int32)}, "qzeros of shape [1, 2, 4], which is no matrix"),
+    ("gptq-4", {"qzeros": np.zeros(8, np.int32)}, "qzeros of shape [8], which is no matrix"),
+    ("gptq-4", {"scales": None}, "scales is not beside its codes"),
 ]
 
 
@@ -239,7 +282,12 @@ HQQ = {"W_q": np.zeros((32, 32), np.uint8), "meta": np.ones(2, np.float32), "wei
     ("name", "changed", "tensors"),
     [
         ("int3-unread", {}, "codes of 3 bits"),
-        ("fp8-channel", {"weight_scale": None}, "weight (F8_E4M3)"),
+        (
+            "fp8-channel",
+            {"weight_packed": np.zeros((32, 48), np.uint8), "weight_scale": np.ones((32, 2), np.uint8), "weight": None},
+            "codes of 6 bits",
+        ),  # MXFP6 has the names of MXFP4
+        ("nvfp4", {"weight_packed": np.zeros((32, 64), np.uint8)}, "codes of 8 bits"),
         ("fp8-channel", HQQ, "W_q (U8), meta (F32)"),
     ],
 )
@@ -256,6 +304,115 @@ def test_a_format_that_is_not_read_is_named_and_no_error(name, changed, tensors,
     assert [(f.id, f.severity) for f in report.findings if f.id.startswith("BAS")] == [("BAS217", "info")]
     (base / "config.json").unlink()
     assert "no config.json names" in audit_adapter(adapter, base=base).base.not_compared[0].reason
+
+
+GEMV = {
+    "qweight": np.zeros((64, 16), np.int32),
+    "qzeros": np.zeros((64, 4), np.int32),
+    "scales": np.ones((64, 32), np.float16),
+}  # AutoAWQ's padding for 128 inputs in groups of 32
+LAYOUTS = [
+    ("awq", GEMV, {}, "stored in AWQ's layout 'gemv', which is not read here"),
+    ("awq", {}, {"version": "gemv_fast"}, "stored in the layout 'gemv_fast', which is not read here"),
+    ("gptq-4", {}, {"checkpoint_format": "marlin"}, "stored in the layout 'marlin', which is not read here"),
+    ("int8-bnb", {"weight_format": np.array(2, np.uint8)}, {}, "stored in bitsandbytes' layout 2, of one kind of GPU"),
+    ("fp8-channel", {"weight_scale": None}, {"quant_method": ""}, "stored as F8_E4M3 with no scale beside it"),
+]  # fmt: skip
+
+
+@every(("name", "changed", "config", "says"), LAYOUTS)
+def test_another_layout_of_known_names_is_named_and_not_called_damaged(name, changed, config, says, tmp_path):
+    base = laid_out(name, tmp_path / "base", **changed)
+    words = json.loads((base / "config.json").read_text())
+    words["quantization_config"] |= config
+    (base / "config.json").write_text(json.dumps(words))
+    with pytest.raises(UnreadCodesError) as error:
+        weight_of(opened(base), NAME)
+    assert str(error.value).startswith(says)
+
+
+SAID = [5, [], "fp8", {"weight_block_size": [0, 16]}, {"weight_block_size": [10**40, 16]}, {"group_size": "x"},
+        {"weight_block_size": [1, 2, 3]}, {"quant_method": 7, "version": [], "checkpoint_format": {}}]  # fmt: skip
+
+
+@every("said", SAID)
+def test_what_a_config_says_of_codes_in_no_known_words_is_as_if_it_were_not_said(said, tmp_path):
+    base = laid_out("fp8-channel", tmp_path / "base")
+    (base / "config.json").write_text(json.dumps({"quantization_config": said}))
+    expected = golden("fp8-channel").read("expected")
+    assert (weight_of(opened(base), NAME).floats().astype(expected.dtype) == expected).all()
+
+
+def test_columns_in_an_order_that_is_not_given_are_not_read(tmp_path):
+    base = laid_out("gptq-order", tmp_path / "base", g_idx=None)
+    (base / "config.json").write_text(json.dumps({"quantization_config": {"quant_method": "gptq", "desc_act": True}}))
+    with pytest.raises(DamagedCodesError, match="g_idx is not beside its codes"):
+        weight_of(opened(base), NAME)
+
+
+def test_rows_of_odd_length_are_read_from_bytes_that_hold_two_codes(tmp_path):
+    """bitsandbytes packs the whole weight, so that the second row begins in the middle of a byte."""
+    levels, codes = golden("nf4").read(f"{NAME}.quant_map"), RNG.integers(0, 16, (3, 33))
+    flat = np.append(codes.reshape(-1), 0)
+    changed = {"weight": (flat[::2] << 4 | flat[1::2]).astype(np.uint8)[:, None],
+               "weight.absmax": np.array([0.5, 2.0], np.float32)}  # fmt: skip
+    weight = weight_of(opened(laid_out("nf4", tmp_path / "base", **changed, **told(shape=[3, 33]))), NAME)
+    scales = np.where(np.arange(99) < 64, 0.5, 2.0).reshape(3, 33)
+    assert weight.floats() == pytest.approx(levels[codes] * scales, rel=1e-6)
+
+
+def test_the_levels_of_fp4_do_not_ascend_by_code_and_a_change_goes_to_the_nearest(tmp_path):
+    """In units of the scale: from 0.25 up by 0.06 to 1/3, from 0.5 by 0.05 nowhere, from -1 by 0.4 to -2/3."""
+    scales, packed = np.full(32, 2.0, np.float32), np.zeros((1024, 1), np.uint8)
+    packed[:2, 0] = 0x75, 0xB0  # codes 7, 5, 11 and 0: 1/4, 1/2, -1 and 0
+    base = laid_out("fp4", tmp_path / "base", **{"weight": packed, "weight.absmax": scales})
+    weight = weight_of(opened(base), NAME).coded
+    delta = np.zeros((32, 64), np.float32)
+    delta[0, :4] = 0.12, 0.1, 0.8, 0.004
+    moved = np.asarray(weight.moved(delta))
+    assert moved[0, :4] == pytest.approx([2 / 3 - 0.5, 0.0, 2 / 3, 0.0], abs=1e-5)
+    assert np.count_nonzero(moved) == 2
+
+
+FIT = [(name, key.removeprefix(f"{MODULE}.")) for name in FORMS for key in golden(name).tensors if key != "expected"]
+
+
+def misfits(x):
+    """The same bytes in other shapes, parts of them, and other dtypes; None if the tensor is not there."""
+    yield from (None, x[None], x[..., None], x.reshape(1, 1, *x.shape), x.reshape(-1)[:0])
+    if x.ndim:
+        yield from (x.reshape(-1), x[:0])
+    if x.ndim == 1 or 1 in x.shape[:2]:  # another grid of blocks could be one
+        yield from (np.concatenate([x, x, x]), x.reshape(1, -1), x.reshape(2, -1) if x.size % 2 == 0 else x)
+    yield from (x.astype(kind) for kind in (bool, np.int16, np.int64, np.float64) if x.dtype != kind)
+
+
+# Without what may be left out, codes stand for other weights; a float is no code, so it is read as one or not at all.
+LEFT_OUT = {"weight_zero_point", "_weight_zero_point", "g_idx"}
+
+
+@every(("name", "key"), few(FIT, each=4))
+def test_tensors_beside_codes_that_do_not_fit_are_refused_or_change_nothing(name, key, tmp_path):
+    source = golden(name)
+    expected, full = source.read("expected").astype(np.float32), f"{MODULE}.{key}"
+    x = source.read(full) if source.tensors[full].dtype != "F8_E8M0" else source.raw(full)
+    for changed in misfits(x):
+        if (changed is None and key in LEFT_OUT) or (changed is not None and changed.dtype == float != x.dtype):
+            continue
+        weights = opened(laid_out(name, tmp_path / "base", **{key: changed}))
+        weights.quantization  # noqa: B018  # it is read once, and its memory is not counted
+        tracemalloc.start()
+        try:
+            weight = weight_of(weights, NAME, 1 if expected.ndim == 3 else None)
+        except (DamagedCodesError, UnreadCodesError):
+            pass
+        else:
+            want = expected[1] if expected.ndim == 3 else expected
+            assert weight is None or weight.floats() == pytest.approx(want, rel=1e-2)
+        finally:
+            peak = tracemalloc.get_traced_memory()[1]
+            tracemalloc.stop()
+        assert peak < 4e6
 
 
 def test_a_weight_that_is_not_there_is_not_said_to_be_in_codes(tmp_path):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+from importlib import import_module
 
 import numpy as np
 import pytest
@@ -38,6 +39,7 @@ def base(tmp_path, net):
     return tmp_path / "base"
 
 
+@pytest.mark.oracle("lycoris")
 @pytest.mark.parametrize(
     ("algo", "options"),
     [
@@ -52,7 +54,7 @@ def base(tmp_path, net):
     ids=str,
 )
 def test_peft_computes_with_a_converted_adapter_what_lycoris_computes(tmp_path, net, base, algo, options):
-    lycoris = pytest.importorskip("lycoris", reason="LyCORIS is not installed: pip install lycoris-lora")
+    lycoris = import_module("lycoris")
     from peft import PeftModel
 
     for name in ("attention", "experts", "conv1d"):  # which LyCORIS has no layers for, or others

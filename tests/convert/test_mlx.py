@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from importlib import import_module
 
 import numpy as np
 import pytest
@@ -33,6 +34,7 @@ def llama():
     return model
 
 
+@pytest.mark.oracle("mlx")
 @pytest.mark.parametrize(
     ("config", "options"),
     [
@@ -48,8 +50,8 @@ def llama():
     ids=["plain", "mixed ranks and scales", "one layer", "embedding", "dora", "dora mixed", "pissa", "loha"],
 )
 def test_mlx_lm_computes_with_what_is_written_what_peft_computes(make, outputs, config, options):
-    mx = pytest.importorskip("mlx.core", reason="MLX-LM is not installed: pip install 'mlx[cpu]' mlx-lm")
-    loaders = pytest.importorskip("mlx_lm.utils", reason="MLX-LM is not installed: pip install 'mlx[cpu]' mlx-lm")
+    mx = import_module("mlx.core")
+    loaders = import_module("mlx_lm.utils")
     case = make(config, llama())
     case.model.save_pretrained(case.base)
     written = case.folder.parent / "mlx"
@@ -121,9 +123,10 @@ def test_whole_weights_of_mlx_are_refused(tmp_path):
         convert_adapter(tmp_path)
 
 
+@pytest.mark.oracle("mlx")
 def test_gpt2_is_what_peft_computes_under_its_other_names_and_turned_weights(make, tmp_path, outputs):
-    mx = pytest.importorskip("mlx.core", reason="MLX-LM is not installed: pip install 'mlx[cpu]' mlx-lm")
-    loaders = pytest.importorskip("mlx_lm.utils", reason="MLX-LM is not installed: pip install 'mlx[cpu]' mlx-lm")
+    mx = import_module("mlx.core")
+    loaders = import_module("mlx_lm.utils")
     torch.manual_seed(0)
     special = {"bos_token_id": 0, "eos_token_id": 1}
     config = transformers.GPT2Config(vocab_size=40, n_embd=16, n_layer=2, n_head=2, n_positions=16, **special)

@@ -33,4 +33,4 @@ def test_rows_of_shards_are_numbered_by_the_lines_of_all_of_them(tmp_path: Path)
         path.parent.mkdir(exist_ok=True)
         path.write_text(text)
     found = check_data(tmp_path / "train", eval_data=tmp_path / "eval").data
-    assert (found.rows, found.seen.duplicate.first, found.overlap.exact.first) == (4, [7], [7])
+    assert (found.rows, found.seen["duplicate"].first, found.overlap.exact.first) == (4, [7], [7])

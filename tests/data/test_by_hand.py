@@ -11,12 +11,14 @@ import pytest
 from tables import every
 
 from gradience.data import Shape
-from gradience.data.crowd import Crowd, HashSet
-from gradience.data.measure import MeasureSettings, RowCounter, batching, is_mojibake, packed_count
+from gradience.data.asked import Vocabulary
+from gradience.data.measure import MeasureSettings, RowCounter, batching, packed_count
 from gradience.data.overlap import EvalRows, jaccard, trigrams, words_of
 from gradience.data.rows import UnusableRow
-from gradience.data.signs import ControlTokens
+from gradience.data.sample import HashSet, RowSample
 from gradience.data.tokens import Sequence, TokenRow
+from gradience.rules.data import ROW_TESTS
+from gradience.rules.data.content import is_mojibake
 from gradience.schema.reports import Overlong
 
 BOS, END, TURN, PAD = 1, 2, 3, 4  # the tokens that end: generation; and a turn, as a control token
@@ -26,15 +28,9 @@ SIZE = 1000
 def measured(*rows: Any, trainer: str = "sft", form: str = "tokenised", **limits: Any) -> Any:
     """The counts of rows of (ids, mask), or of whole `TokenRow` rows."""
     encoder = SimpleNamespace(
-        end_ids=frozenset({END}),
-        control_ids=frozenset({END, TURN}),
-        bos_id=BOS,
-        pad_id=PAD,
-        pad_is_end=False,
-        size=SIZE,
-        own=ControlTokens(),
+        vocabulary=Vocabulary(SIZE, frozenset({END}), frozenset({END, TURN}), PAD, BOS),
     )
-    measure = RowCounter(Shape(form, trainer), encoder, MeasureSettings(**limits))
+    measure = RowCounter(Shape(form, trainer), encoder, MeasureSettings(**limits), ROW_TESTS)
     for number, row in enumerate(rows, 1):
         is_made = isinstance(row, TokenRow | UnusableRow)
         measure.add(row if is_made else TokenRow(number, {}, (Sequence(*row),)))
@@ -44,7 +40,7 @@ def measured(*rows: Any, trainer: str = "sft", form: str = "tokenised", **limits
 def seen(*rows: Any, **options: Any) -> dict[str, int]:
     """How many rows of each kind were seen."""
     found = measured(*rows, **options).seen
-    return {name: getattr(found, name).count for name in found.__struct_fields__ if getattr(found, name).count}
+    return {name: rows.count for name, rows in found.items() if rows.count}
 
 
 NINE = list(range(10, 19))
@@ -127,14 +123,14 @@ def test_labels_are_counted_by_their_first_sixty_four_letters():
 def test_the_first_five_rows_of_a_kind_are_named_and_shown_if_asked_for():
     rows = [TokenRow(n, {"text": "\ufffd" * 300 + str(n)}, (Sequence([n]),)) for n in range(1, 9)]
     found = measured(*rows, show_rows=True)
-    assert found.seen.replacement.first == [1, 2, 3, 4, 5]
+    assert found.seen["replacement"].first == [1, 2, 3, 4, 5]
     assert [(shown.row, shown.text) for shown in found.fields["shown"]] == [(n, "\ufffd" * 240) for n in range(1, 6)]
     assert measured(*rows).fields["shown"] == []
 
 
 def test_unreadable_rows_are_counted_and_twenty_listed():
     found = measured(*[UnusableRow(n, f"why {n}") for n in range(1, 24)])
-    assert (found.read, found.seen.unreadable.count, len(found.faults)) == (0, 23, 20)
+    assert (found.read, found.seen["unreadable"].count, len(found.faults)) == (0, 23, 20)
     assert (found.faults[-1].row, found.faults[-1].reason) == (20, "why 20")
 
 
@@ -240,14 +236,14 @@ def test_rows_are_near_from_four_fifths_of_their_trigrams_on(length, near):
 
 def test_rows_that_nearly_repeat_are_drawn_together_from_the_whole_file(monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("datasketch")
-    monkeypatch.setattr("gradience.data.crowd.COMPARED", 200)
+    monkeypatch.setattr("gradience.data.sample.COMPARED", 200)
     count, rng = 800, random.Random(4)  # noqa: S311  # rows, no secret
-    crowd = Crowd(count)
+    sample = RowSample(count)
     said = [" ".join(f"w{rng.randrange(10**6)}" for _ in range(14)) for _ in range(count // 2)]
     for number in range(1, count + 1):  # the second half repeats the first, but for a word at the end
         text = said[number - 1] if number <= count // 2 else f"{said[number - 1 - count // 2]} more"
-        crowd.add(number, {"text": text}, repeats=False)
-    found = crowd.near()
+        sample.add(number, {"text": text}, repeats=False)
+    found = sample.near()
     assert (found.compared, found.drawn_from) == (200, count)
     assert 80 < found.rows.count <= 100  # 25 if rows were drawn one by one
     assert min(found.rows.first) > count // 2
@@ -255,15 +251,15 @@ def test_rows_that_nearly_repeat_are_drawn_together_from_the_whole_file(monkeypa
 
 def test_of_few_rows_all_are_compared() -> None:
     pytest.importorskip("datasketch")
-    crowd = Crowd(3)
+    sample = RowSample(3)
     for number, text in enumerate(("a b c d e f g h i j k l", "no", "a b c d e f g h i j k l m"), 1):
-        crowd.add(number, {"text": text}, repeats=False)
-    found = crowd.near()
+        sample.add(number, {"text": text}, repeats=False)
+    found = sample.near()
     assert (found.compared, found.drawn_from, found.rows.count, found.rows.first) == (3, 0, 1, [3])
 
 
 def test_a_hash_is_seen_before_and_after_it_is_merged(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("gradience.data.crowd._MERGED", 3)
+    monkeypatch.setattr("gradience.data.sample._MERGED", 3)
     seen, keys = HashSet(), [bytes([n] * 12) for n in range(8)]
     assert [seen.add(key) for key in keys] == [False] * 8
     assert [seen.add(key) for key in reversed(keys)] == [True] * 8
@@ -313,7 +309,7 @@ def test_what_becomes_of_a_row_over_the_limit_is_counted_as_the_trainer_does_it(
         "left_out": (0, 0),
         "refused": (0, 0),
     }
-    assert {how: one.seen.question_cut.count for how, one in kept.items()} == {
+    assert {how: one.seen["question_cut"].count for how, one in kept.items()} == {
         "cut": 0,
         "cut_left": 0,
         "shared": 1,

@@ -270,6 +270,7 @@ def test_a_recipe_names_its_data_set_tokenizer_limit_and_loss(program: str, tmp_
     assert abs(found.tokens.supervised - by_trl.data.tokens.supervised) <= 2 * 40
 
 
+@pytest.mark.oracle("trl")
 def test_trls_own_template_takes_the_place_of_a_stock_one(tmp_path: Path) -> None:
     import trl
 

@@ -44,7 +44,7 @@ def test_rows_whose_calls_differ_are_no_duplicates(tmp_path: Path, tok: Path) ->
     for repeat in (0, 5):
         report = check_data(write(tmp_path / "train.jsonl", glaive(repeat)), tokenizer=tok, ignore=["DAT312"])
         assert report.data is not None
-        assert report.data.seen.duplicate.count == repeat
+        assert report.data.seen["duplicate"].count == repeat
         assert loud(report) == (["DAT313"] if repeat else [])
 
 
@@ -118,7 +118,7 @@ def test_keys_of_a_recipe_are_known_however_it_is_given(tmp_path: Path) -> None:
 def test_sharegpt_takes_the_assistant_s_loss(tmp_path: Path, tok: Path) -> None:
     report = check_data(write(tmp_path / "train.jsonl", rows("sharegpt")), tokenizer=tok, loss="assistant")
     assert report.data is not None
-    assert (report.data.seen.unsupervised.count, loud(report)) == (0, [])
+    assert (report.data.seen["unsupervised"].count, loud(report)) == (0, [])
     assert any("rename conversations" in note for note in report.data.notes)
 
 
@@ -137,7 +137,7 @@ def test_images_are_not_refused_and_said_not_to_be_counted(tmp_path: Path) -> No
         write(tmp_path / "train.jsonl", some), tokenizer=saved(tmp_path / "tok", template=taking), ignore=["DAT332"]
     )
     assert report.data is not None
-    assert (report.data.seen.media.count, loud(report)) == (30, [])
+    assert (report.data.seen["media"].count, loud(report)) == (30, [])
     assert any("images" in note for note in report.data.notes)
 
 

@@ -19,7 +19,7 @@ def checked(folder: Path, some: list[dict[str, Any]], recipe: str, info: dict[st
     (folder / "dataset_info.json").write_text(json.dumps({"mine": {"file_name": "train.jsonl", **(info or {})}}))
     report = check_data(training=folder / "recipe.yaml", tokenizer=tok, select=["DAT"]).data
     assert report is not None
-    return report.format, report.tokens.supervised, report.unwritten_roles, report.seen.no_assistant.count
+    return report.format, report.tokens.supervised, report.unwritten_roles, report.seen["no_assistant"].count
 
 
 def test_llama_factory_s_columns_and_tags(tmp_path: Path, tok: Path) -> None:

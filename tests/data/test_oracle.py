@@ -15,6 +15,7 @@ from gradience.data.encoder import Encoder
 from gradience.data.formats import recognise
 from gradience.data.measure import MeasureSettings, RowCounter, RowCounts, packed_count
 from gradience.data.tokens import Masking, Tokeniser, TokenRow
+from gradience.rules.data import ROW_TESTS
 
 from made import ask, rows, say, saved, tokenizer, write  # isort: skip
 
@@ -76,7 +77,7 @@ def sides(batch: dict[str, Any], mask: Any) -> list[tuple[list[int], list[int]]]
 
 
 def measured(found: list[TokenRow], folder: Path, some: Any, limit: int, task: str | None = None) -> RowCounts:
-    measure = RowCounter(recognise(some[0], task), Encoder(folder), MeasureSettings(max_length=limit))
+    measure = RowCounter(recognise(some[0], task), Encoder(folder), MeasureSettings(max_length=limit), ROW_TESTS)
     for one in found:
         measure.add(one)
     return measure.result()
@@ -103,6 +104,7 @@ FLAGS: dict[str | None, dict[str, bool]] = {
 }
 
 
+@pytest.mark.oracle("trl")
 @pytest.mark.parametrize(("form", "loss", "style"), [(*one, ["qwen", "llama3"][i % 2]) for i, one in enumerate(SFT)])
 def test_sft_rows_are_those_of_the_trainer(
     form: str, loss: str | None, style: str, folders: Any, models: Any, tmp_path: Path
@@ -123,9 +125,10 @@ def test_sft_rows_are_those_of_the_trainer(
     counted = measured(found, folders[style], some, LIMIT)
     assert counted.tokens.kept == sum(len(ids) for ids, _ in theirs)
     assert counted.tokens.supervised == sum(sum(mask) for _, mask in theirs)
-    assert counted.seen.cut.count == sum(len(ids) > LIMIT for ids, _ in cut(found, None)) > 0
+    assert counted.seen["cut"].count == sum(len(ids) > LIMIT for ids, _ in cut(found, None)) > 0
 
 
+@pytest.mark.oracle("trl")
 @pytest.mark.parametrize(
     ("form", "style"), [("preference", "qwen"), ("preference-chat", "llama3"), ("preference-implicit", "qwen")]
 )
@@ -149,6 +152,7 @@ def test_dpo_rows_are_those_of_the_trainer(form: str, style: str, folders: Any, 
     assert counted.tokens.kept == sum(len(ids) for ids, _ in theirs)
 
 
+@pytest.mark.oracle("trl")
 @pytest.mark.parametrize(
     ("form", "style"), [("preference", "llama3"), ("preference-chat", "qwen"), ("preference-implicit", "llama3")]
 )
@@ -168,9 +172,10 @@ def test_reward_rows_are_those_of_the_trainer(form: str, style: str, folders: An
     kept = [one for one in found if all(len(s.ids) <= limit for s in one.sequences)]
     assert [s.ids for one in kept for s in one.sequences] == theirs
     counted = measured(found, folders[style], some, limit, task="reward")
-    assert counted.seen.answer_lost.count == len(found) - len(kept) > 0
+    assert counted.seen["answer_lost"].count == len(found) - len(kept) > 0
 
 
+@pytest.mark.oracle("trl")
 @pytest.mark.parametrize(("form", "style"), [("kto", "llama3"), ("kto-chat", "qwen")])
 def test_kto_rows_are_those_of_the_trainer(form: str, style: str, folders: Any, models: Any, tmp_path: Path) -> None:
     from datasets import Dataset
@@ -199,6 +204,7 @@ KEPT: list[tuple[str, str, dict[str, Any]]] = [
 ]
 
 
+@pytest.mark.oracle("trl")
 @pytest.mark.filterwarnings("ignore:The `'keep_end'` truncation mode is deprecated")
 @pytest.mark.parametrize(("kind", "form", "more"), KEPT)
 @pytest.mark.parametrize("mode", ["keep_start", "keep_end"])
@@ -228,7 +234,7 @@ def test_what_check_counts_of_cut_rows_is_what_the_trainer_batches(
     recipe = tmp_path / "args.json"
     recipe.write_text(json.dumps({"learning_rate": 1e-4, "per_device_train_batch_size": 64, **given}))
     counted = check_data(write(tmp_path / "rows.jsonl", some), training=recipe, tokenizer=folders["qwen"]).data
-    assert counted.seen.cut.count > 0
+    assert counted.seen["cut"].count > 0
     assert counted.tokens.kept == sum(lengths)
     assert counted.tokens.supervised == sum(int(mask.sum()) for mask in masks)
     if more.get("packing"):
@@ -250,6 +256,7 @@ def test_instructions_are_the_messages_that_a_chat_template_renders(folders: Any
     assert [one.sequences for one in both[0]] == [one.sequences for one in both[1]]
 
 
+@pytest.mark.oracle("trl")
 def test_packing_makes_as_many_sequences_as_trl() -> None:
     from datasets import Dataset
     from trl import pack_dataset

@@ -13,9 +13,10 @@ from gradience.blocks.plots import histogram_lines
 from gradience.configs.document import read_data_plan
 from gradience.data import Shape, Unusable
 from gradience.data.formats import canonical
-from gradience.data.measure import is_mojibake, quantile
+from gradience.data.measure import quantile
 from gradience.data.overlap import EvalRows
 from gradience.data.tokens import common_prefix
+from gradience.rules.data.content import is_mojibake
 
 
 def test_the_limit_is_drawn_behind_the_bar_that_it_ends() -> None:

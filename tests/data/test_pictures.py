@@ -100,6 +100,7 @@ def collated(place: Path, row: dict[str, Any]) -> tuple[list[int], list[int]]:
     return made["input_ids"][0].tolist(), (made["labels"][0] != -100).int().tolist()
 
 
+@pytest.mark.oracle("trl")
 def test_conversations_have_the_tokens_of_trls_batches(place: Path) -> None:
     some = rows(place)
     every = ours(place, some)
@@ -111,6 +112,7 @@ def test_conversations_have_the_tokens_of_trls_batches(place: Path) -> None:
     assert counts[0][0] != counts[1][0]  # it is the height that stands first
 
 
+@pytest.mark.oracle("trl")
 def test_prompt_and_completion_have_them_too(place: Path) -> None:
     row = {"prompt": [ask("what is this")], "completion": [say("a wall")], "images": shown(place, 1)}
     found = ours(place, [row])[0]
@@ -166,7 +168,7 @@ def test_what_cannot_be_counted_is_left_and_said(place: Path, tmp_path: Path, ro
     some = [{"messages": [ask(f"what is {i}"), say(f"it is {i}")], **row} for i in range(3)]
     report = check_data(write(tmp_path / "train.jsonl", some), tokenizer=place).data
     assert report is not None
-    assert (report.seen.media.count, report.tokens.images, report.faults) == (3, 0, [])
+    assert (report.seen["media"].count, report.tokens.images, report.faults) == (3, 0, [])
     assert any(note.startswith("3 rows hold images") for note in report.notes)
 
 
@@ -182,7 +184,7 @@ def test_a_rule_without_a_sensible_number_of_tokens_counts_none(
     some = [{"messages": [ask(f"what is {i}"), say(f"it is {i}")], "images": shown(place, 0)} for i in range(3)]
     report = check_data(write(tmp_path / "train.jsonl", some), tokenizer=tmp_path / "odd").data
     assert report is not None
-    assert (report.seen.media.count, report.tokens.images, report.faults) == (3, 0, [])
+    assert (report.seen["media"].count, report.tokens.images, report.faults) == (3, 0, [])
 
 
 def test_the_report_says_how_many_tokens_are_images(place: Path) -> None:
@@ -192,7 +194,7 @@ def test_the_report_says_how_many_tokens_are_images(place: Path) -> None:
         row["images"] = [Path(name).name for name in row["images"]]  # beside the rows
     report = check_data(write(place / "train.jsonl", some), tokenizer=place).data
     assert report is not None
-    assert (report.seen.media.count, report.tokens.images) == (0, expected)
+    assert (report.seen["media"].count, report.tokens.images) == (0, expected)
     assert f"images take {expected:,} tokens, as LlavaNextProcessor counts them" in report.notes
 
 

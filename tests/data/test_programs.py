@@ -123,16 +123,16 @@ def test_where_no_program_is_installed_the_prompt_is_assumed_and_the_cut_is_thei
         "assumed: the tokenizer's chat template; llama-factory writes its own template 'kind'; it may add a system text"
     )
     assert checked(tmp_path, OF_FACTORY + "cutoff_len: 20\n", tok, some).prompt == ""  # it takes the tokenizer's
-    assert factory.seen.question_cut.count == 6
+    assert factory.seen["question_cut"].count == 6
     assert factory.tokens.kept == 6 * 20
 
     swift = checked(tmp_path, OF_SWIFT + "max_length: 20\n", tok, some)
     assert swift.prompt.startswith(
         "assumed: the tokenizer's chat template; ms-swift writes the template that it has for"
     )
-    assert (swift.tokens.kept, swift.seen.answer_lost.count, swift.seen.question_cut.count) == (0, 6, 0)
+    assert (swift.tokens.kept, swift.seen["answer_lost"].count, swift.seen["question_cut"].count) == (0, 6, 0)
     left = checked(tmp_path, OF_SWIFT + "max_length: 20\ntruncation_strategy: left\n", tok, some)
-    assert (left.tokens.kept, left.seen.answer_lost.count) == (6 * 20, 0)
+    assert (left.tokens.kept, left.seen["answer_lost"].count) == (6 * 20, 0)
     assert left.tokens.supervised > factory.tokens.supervised  # the answer stands at the end
 
 
@@ -146,11 +146,11 @@ def test_an_installed_program_writes_the_prompt_and_makes_the_cut(programs: None
     assert whole.prompt == "the template kind of llama-factory, as it is installed here"
     assert whole.template == "llama-factory (kind)"
     assert whole.lengths.longest > asked  # the system text is in it
-    assert (whole.tokens.kept, whole.seen.cut.count) == (whole.tokens.total, 0)
+    assert (whole.tokens.kept, whole.seen["cut"].count) == (whole.tokens.total, 0)
 
     cut = checked(tmp_path, recipe.replace("{limit}", "8"), tok, [ROW] * 3)
     assert (cut.lengths.longest, cut.tokens.kept) == (whole.lengths.longest, 3 * 8)  # half of it for each side
-    assert (cut.seen.question_cut.count, cut.seen.answer_cut.count) == (3, 3)
+    assert (cut.seen["question_cut"].count, cut.seen["answer_cut"].count) == (3, 3)
 
     odd = [{**ROW, "instruction": "drop me"}, ROW]
     assert [fault.reason for fault in checked(tmp_path, recipe.replace("{limit}", "64"), tok, odd).faults] == [

@@ -47,7 +47,7 @@ def test_rows_that_differ_in_one_column_are_no_repetition_and_no_leak(
     some = [{**row, name: one}, {**row, name: other}, {**row, name: one, "note": None}]
     report = check_data(write(tmp_path / "train.jsonl", some), tokenizer=tok).data
     assert report is not None
-    assert report.seen.duplicate.first == [3]
+    assert report.seen["duplicate"].first == [3]
     held = write(tmp_path / "eval.jsonl", [{**row, name: other}])
     other_set = write(tmp_path / "other.jsonl", [{**row, name: one}])
     compared = check_data(other_set, eval_data=held, tokenizer=tok).data
@@ -71,7 +71,7 @@ def test_what_gives_a_text_another_sense_makes_no_leak_and_no_contradiction(
     assert report.overlap is not None
     found = report.overlap
     assert [rows.count for rows in (found.exact, found.by_words, found.near, found.other_answer)] == [0, 0, 0, 0]
-    assert report.seen.conflict.count == report.near.rows.count == 0
+    assert report.seen["conflict"].count == report.near.rows.count == 0
 
 
 def test_an_id_or_an_origin_hides_no_leak(tmp_path: Path, tok: Path) -> None:

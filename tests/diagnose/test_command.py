@@ -145,4 +145,4 @@ def test_real_folders_of_others_are_judged_without_an_error(shared_data):
         assert {source.source for source in report.sources if source.state == "read"} >= {"config", "weights"}
         assert report.verdict != "broken"  # by hand: all five are whole, one is random
     random_like = diagnose(shared_data / "adapters" / "dialogpt-random-r8")
-    assert [cause.id for cause in random_like.findings] == ["RND203"]
+    assert [cause.id for cause in random_like.findings] == ["RND203", "SIZ215"]  # and twice as large as fresh weights

@@ -8,6 +8,7 @@ import os
 import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from importlib import import_module
 from pathlib import Path
 
 import pytest
@@ -107,9 +108,10 @@ def test_githubs_summary_gets_the_whole_and_cannot_be_left(monkeypatch, tmp_path
     )
 
 
+@pytest.mark.oracle("tensorboard")
 def test_tensorboard_shows_the_texts_at_their_steps(tmp_path):
     pytest.importorskip("torch")
-    loader = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    loader = import_module("tensorboard.backend.event_processing.event_accumulator")
     tell("tensorboard", tmp_path)
     shown = loader.EventAccumulator(str(tmp_path / "gradience")).Reload()
     texts = {}
@@ -120,8 +122,9 @@ def test_tensorboard_shows_the_texts_at_their_steps(tmp_path):
     assert HIDDEN in texts["gradience/text_summary"][1]
 
 
+@pytest.mark.oracle("mlflow")
 def test_mlflow_gets_tags_and_the_text(monkeypatch, tmp_path):
-    mlflow = pytest.importorskip("mlflow", reason="a wheel of the group oracles")
+    mlflow = import_module("mlflow")
     run = mlflow.MlflowClient().create_run("0").info.run_id
     monkeypatch.setenv("MLFLOW_RUN_ID", run)
     tell("mlflow", tmp_path)
@@ -134,9 +137,10 @@ def test_mlflow_gets_tags_and_the_text(monkeypatch, tmp_path):
     assert mlflow.artifacts.load_text(f"runs:/{run}/gradience.txt") == HIDDEN
 
 
+@pytest.mark.oracle("trackio")
 def test_trackio_gets_alerts_of_the_run_that_is_open_and_when_it_has_ended(monkeypatch, tmp_path, capsys):
     monkeypatch.setenv("TRACKIO_DIR", str(tmp_path / "trackio"))
-    trackio = pytest.importorskip("trackio", reason="a wheel of the group oracles")
+    trackio = import_module("trackio")
     monkeypatch.setattr("trackio.utils.TRACKIO_DIR", tmp_path / "trackio")
     trackio.init(project="p", name="r", auto_log_cpu=False)
     trackio.log({"loss": 1.0})
@@ -151,8 +155,9 @@ def test_trackio_gets_alerts_of_the_run_that_is_open_and_when_it_has_ended(monke
     assert capsys.readouterr().out == ""
 
 
+@pytest.mark.oracle("wandb")
 def test_wandb_gets_alerts_a_summary_and_tags_of_the_run_that_is_open(monkeypatch, tmp_path):
-    wandb = pytest.importorskip("wandb", reason="a wheel of the group oracles")
+    wandb = import_module("wandb")
     said, run = [], wandb.init(id="abc")
     alert = run.alert
     monkeypatch.setattr(run, "alert", lambda **what: (said.append(what), alert(**what)))
@@ -193,10 +198,11 @@ def test_what_is_told_of_findings():
     assert of_report("t", "x", []) == Announcement("t", "x", "info")
 
 
+@pytest.mark.oracle("mlflow")
 def test_a_trainer_tells_each_place_and_a_broken_one_ends_nothing(
     training, callback, server, records, monkeypatch, tmp_path
 ):
-    mlflow = pytest.importorskip("mlflow", reason="a wheel of the group oracles")
+    mlflow = import_module("mlflow")
     summary = tmp_path / "summary.md"
     monkeypatch.setenv("GITHUB_STEP_SUMMARY", str(summary / "in a file that is none"))
     summary.write_text("")
@@ -215,8 +221,8 @@ def test_a_trainer_tells_each_place_and_a_broken_one_ends_nothing(
     assert sum("could not announce to github" in r.getMessage() for r in records) == 1
 
 
+@pytest.mark.oracle("trackio")
 def test_a_callback_without_a_run_to_tell_trains_all_the_same(training, callback, records, tmp_path):
-    pytest.importorskip("trackio", reason="a wheel of the group oracles")
     made = training.trainer(tmp_path, callback(announce=("trackio",)), max_steps=2)
     assert made.train().global_step == 2
     told = [r.getMessage() for r in records if "announced nowhere" in r.getMessage()]

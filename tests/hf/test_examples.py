@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
-
 import pytest
 
 EXAMPLES = {  # name: (arguments, train rows, split of its last evaluation)
@@ -15,13 +13,12 @@ EXAMPLES = {  # name: (arguments, train rows, split of its last evaluation)
 }
 
 
-@pytest.mark.parametrize("name", EXAMPLES)
+OF_ORACLES = {"lightning_loop": pytest.mark.oracle("lightning"), "jax_loop": pytest.mark.oracle("flax")}
+
+
+@pytest.mark.parametrize("name", [pytest.param(name, marks=OF_ORACLES.get(name, ())) for name in EXAMPLES])
 def test_an_example_leaves_a_whole_log(name, root, warmed, log, tmp_path):
     pytest.importorskip("peft", reason="needs the hf extra: pip install -e '.[hf]'")
-    if name == "lightning_loop" and importlib.util.find_spec("lightning") is None:
-        pytest.skip("Lightning is not installed: pip install lightning")
-    if name == "jax_loop" and importlib.util.find_spec("flax") is None:
-        pytest.skip("Flax is not installed: pip install flax")
     given, rows, split = EXAMPLES[name]
     script = root / "examples" / "vnext" / f"{name}.py"
     done = warmed.run(script, "--out", tmp_path, *given, OMP_NUM_THREADS="1", HF_HUB_OFFLINE="1")

@@ -6,9 +6,10 @@ import logging
 import math
 import warnings
 
+import lightning
 import pytest
 
-lightning = pytest.importorskip("lightning", reason="needs lightning")
+pytestmark = pytest.mark.oracle("lightning")
 torch = pytest.importorskip("torch")
 
 QUIET = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False, "enable_model_summary": False}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import random
+from importlib import import_module
 
 import numpy as np
 import pytest
@@ -144,8 +145,9 @@ def test_a_notebook_shows_a_table(training):
     )
 
 
+@pytest.mark.oracle("trl")
 def test_sft_and_dpo_of_trl_say_what_is_in_the_loss(training, tokenizer, tmp_path):
-    trl = pytest.importorskip("trl", reason="TRL is not installed: pip install trl")
+    trl = import_module("trl")
     from datasets import Dataset
 
     given = {"output_dir": str(tmp_path), "max_steps": 2, "per_device_train_batch_size": 2, "report_to": []}

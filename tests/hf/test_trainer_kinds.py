@@ -7,9 +7,9 @@ import importlib
 import pytest
 from tables import every
 
-pytest.importorskip("trl", reason="TRL is not installed: pip install trl")
-
 from gradience.configs.training import objective_of, read_training, read_training_object
+
+pytestmark = pytest.mark.oracle("trl")
 
 KINDS = {
     ("trl", "SFTConfig"): ("sft", "sft"),

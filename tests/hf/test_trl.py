@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-pytest.importorskip("trl", reason="TRL is not installed: pip install trl")
+pytestmark = pytest.mark.oracle("trl")
+
 
 PROMPTS = [{"prompt": f"w{i} w2 w3 ", "completion": f"w4 w{i + 5}"} for i in range(16)]
 PAIRS = [{"prompt": f"w{i} w2", "chosen": " w4 w5", "rejected": f" w{i + 6}"} for i in range(8)]

@@ -8,7 +8,8 @@ import pytest
 
 from gradience.verbs.monitor.run import monitor_run
 
-pytest.importorskip("trl", reason="TRL is not installed: pip install trl")
+pytestmark = pytest.mark.oracle("trl")
+
 
 STEPS = 48
 

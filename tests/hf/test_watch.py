@@ -240,8 +240,8 @@ def test_what_a_check_announced_is_compared_with_the_batches(training, callback,
         assert [f.id for f in report.findings if f.id == "DAT321"] == ids
 
 
+@pytest.mark.oracle("trl")
 def test_packed_sft_batches_of_trl_are_counted(training, callback, log, tokenizer, tmp_path):
-    pytest.importorskip("trl", reason="TRL is not installed: pip install trl")
     from datasets import Dataset
     from trl import SFTConfig, SFTTrainer
 

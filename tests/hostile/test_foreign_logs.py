@@ -15,7 +15,6 @@ from gradience.importers import import_run
     ("verb", "mode"), [("import t.db --out ../r.jsonl", "wal"), ("monitor t.db", "wal"), ("monitor t.db", "persist")]
 )
 def test_opening_a_database_writes_nothing_beside_it(run, tmp_path, verb, mode):
-    pytest.importorskip("trackio", reason="pip install trackio")
     live, there = tmp_path / "live", tmp_path / "there"
     live.mkdir()
     there.mkdir()

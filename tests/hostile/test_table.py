@@ -553,7 +553,6 @@ VIEWS = {
 
 
 def computing(statements: list[str], at: Path) -> None:
-    pytest.importorskip("trackio", reason="pip install trackio")
     database(at / "t.db", statements)
 
 

@@ -7,6 +7,7 @@ import shutil
 import sqlite3
 import sys
 from contextlib import closing
+from importlib import import_module
 from importlib.util import find_spec
 
 import pytest
@@ -20,7 +21,7 @@ pytestmark = pytest.mark.filterwarnings("ignore")  # of MLflow and SQLAlchemy
 @pytest.fixture(scope="module")
 def stores(tmp_path_factory):
     """A folder and a database with a run logged as the Trainer's callback does, and one that failed before."""
-    mlflow = pytest.importorskip("mlflow", reason="pip install mlflow")
+    mlflow = import_module("mlflow")
     patch = pytest.MonkeyPatch()
     patch.setenv("MLFLOW_ALLOW_FILE_STORE", "1")
     patch.setenv("MLFLOW_DISABLE_TELEMETRY", "1")
@@ -59,6 +60,7 @@ def holds(events):
     assert all(event.ts > 1.7e9 and event.extras["extra"] == 1.0 for event in events.of("train_step"))
 
 
+@pytest.mark.oracle("mlflow")
 def test_both_stores_are_read_without_a_trace(stores, import_events):
     metas = sorted(stores["folder"].glob("*/*/meta.yaml"), key=lambda path: "name: one" in path.read_text())
     places = [metas[-1].parent, metas[-1], *stores.values()]
@@ -70,12 +72,14 @@ def test_both_stores_are_read_without_a_trace(stores, import_events):
     assert sorted(stores["folder"].parent.rglob("*")) == before
 
 
+@pytest.mark.oracle("mlflow")
 def test_a_failed_run_has_its_status(stores, import_events):
     events, _ = import_events(stores["folder"], run="failed")
     assert (events.losses, events.end.status) == ([3.0], "error")
     assert events.end.reason == "MLflow recorded the status FAILED"
 
 
+@pytest.mark.oracle("mlflow")
 def test_the_latest_run_of_a_store_of_many_pages_is_read(stores, tmp_path, import_events):
     if "database" not in stores:
         pytest.skip("mlflow-skinny reads no database")
@@ -91,8 +95,8 @@ def test_the_latest_run_of_a_store_of_many_pages_is_read(stores, tmp_path, impor
     holds(import_events(path)[0])
 
 
+@pytest.mark.oracle("mlflow")
 def test_what_mlflow_cannot_read_is_an_error_in_one_line(tmp_path):
-    pytest.importorskip("mlflow", reason="pip install mlflow")
     (tmp_path / "metrics").mkdir()
     (tmp_path / "metrics" / "loss").write_text("x\n")
     (tmp_path / "meta.yaml").write_text("run_id: abc\nrun_name: one\nstatus: 4\n")
@@ -101,8 +105,8 @@ def test_what_mlflow_cannot_read_is_an_error_in_one_line(tmp_path):
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.oracle("mlflow")
 def test_metrics_that_are_larger_than_a_source_may_be_are_refused_unread(tmp_path):
-    pytest.importorskip("mlflow", reason="pip install mlflow")
     (tmp_path / "metrics").mkdir()
     (tmp_path / "meta.yaml").write_text("run_id: abc\n")
     for name in ("loss", "lr"):
@@ -151,8 +155,8 @@ def project(tmp_path_factory):
     return path
 
 
+@pytest.mark.oracle("trackio")
 def test_every_run_is_imported_and_the_newest_is_shown(project, import_events):
-    pytest.importorskip("trackio", reason="pip install trackio")
     before = project.read_bytes()
     events, imported = import_events(project)
     assert [(run.run_id, run.name) for run in imported.runs] == [("id-two", "two"), ("id-one", "one")]
@@ -168,8 +172,8 @@ def test_every_run_is_imported_and_the_newest_is_shown(project, import_events):
     assert ([path.name for path in project.parent.iterdir()], project.read_bytes()) == (["demo.db"], before)
 
 
+@pytest.mark.oracle("trackio")
 def test_rows_still_in_the_journal_are_read_too(project, tmp_path, import_events):
-    pytest.importorskip("trackio", reason="pip install trackio")
     path = tmp_path / "demo.db"
     path.write_bytes(project.read_bytes())
     with closing(sqlite3.connect(path)) as base:

@@ -6,6 +6,7 @@ import json
 
 import msgspec
 import pytest
+from tables import every
 from wandb_records import field, items, offline, varint
 
 from gradience.render.pace import pace_words
@@ -131,6 +132,28 @@ def at(step, seconds):
 
 START = 1_700_000_000
 ROWS = [at(10 * i, START + 20 * i) for i in range(1, 10)]
+
+
+ODD = ["NaN", "Infinity", "-1e308", "1e308", "1e999", "9" * 400, "true", "[]", '"x"', '"1e400"']
+
+
+SIZES = [*((one, 12.5, None) for one in ODD), *((GIB, one, GIB) for one in [*ODD[:3], *ODD[4:], "5e-324", 0])]
+
+
+@every(("used", "percent", "known"), SIZES)
+def test_memory_that_is_no_number_of_bytes_is_left_out_and_the_log_is_read(
+    tmp_path, import_events, used, percent, known
+):
+    """int() and round() of infinity and NaN were errors, in a log of which all else can be read."""
+    log = offline(at(10, START), card_of(used, percent), at(20, START + 9), card_of(used, percent), at(30, START + 18))
+    (tmp_path / "run-abc.wandb").write_bytes(log)
+    events, _ = import_events(tmp_path)
+    assert [one.step for one in events.of("train_step")] == [10, 20, 30]
+    assert {(one.reserved_bytes, one.total_bytes) for one in events.of("throughput")} == {(known, None)}
+
+
+def card_of(used, percent):
+    return stats(START, **{"gpu.0.memoryAllocatedBytes": used, "gpu.0.memoryAllocated": percent})
 
 
 def test_wandb_has_a_clock_and_what_its_monitor_read_of_the_card(tmp_path, import_events):

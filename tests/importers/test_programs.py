@@ -5,8 +5,10 @@ from __future__ import annotations
 import contextlib
 import io
 import json
+import logging
 import warnings
 from collections.abc import Sequence
+from importlib import import_module
 from typing import Any, NamedTuple
 
 import pytest
@@ -34,6 +36,24 @@ class Log(NamedTuple):
 
 def lines(*rows: dict[str, Any]) -> str:
     return "".join(f"{json.dumps(row)}\n" for row in rows)
+
+
+def logged(form: str, file: str, function: str, message: str, *, dates: str | None = None) -> str:
+    """A line as a program's own formatter writes it; its form and dates are those of the program's source."""
+    record = logging.LogRecord("program", logging.INFO, f"/program/{file}", 547, message, None, None, function)
+    return logging.Formatter(form, dates).format(record) + "\n"
+
+
+def openrlhf(message: str) -> str:
+    """openrlhf/utils/logging_utils.py, `_FORMAT` and `_DATE_FORMAT`."""
+    form = "%(levelname)s %(asctime)s %(filename)s:%(lineno)d] %(message)s"
+    return logged(form, "ppo_trainer.py", "fit", message, dates="%m-%d %H:%M:%S")
+
+
+def deepspeed(message: str) -> str:
+    """deepspeed/utils/logging.py, `create_logger`."""
+    form = "[%(asctime)s] [%(levelname)s] [%(filename)s:%(lineno)d:%(funcName)s] %(message)s"
+    return logged(form, "logging.py", "log_dist", f"[Rank 0] {message}")
 
 
 ARGUMENT = "  arguments ........................ 1\n"
@@ -132,11 +152,27 @@ LOGS: dict[str, Log] = {
     ),
     "OpenRLHF's status": Log(
         "train.log",
-        "(PPOTrainer pid=9) ppo_trainer.py:547] \u2728 Global step 1: {'response_length': 40.5, 'policy_loss': 0.5, "
-        "'reward': 0.25, 'kl': 0.0, 'actor_lr': 5e-07}\n"
-        "(PPOTrainer pid=9) Global step 2: {'response_length': 49.5, 'policy_loss': nan, 'reward': np.float64(0.75)}\n",
+        deepspeed("step=100, skipped=0, lr=[5e-06], mom=[(0.9, 0.95)]")  # of its own engine's steps
+        + "(PPOTrainer pid=9) "
+        + openrlhf(
+            "\u2728 Global step 1: {'response_length': 40.5, 'policy_loss': 0.5, 'reward': 0.25, 'kl': 0.0, "
+            "'actor_lr': 5e-07}"
+        )
+        + openrlhf("\u2728 Evaluation completed in 0:01:02, global_step 1, eval_metrics: {'eval_math_pass1': 0.5}")
+        + "(PPOTrainer pid=9) ppo_trainer.py:547] "  # as Ray shows it where the logger is another's
+        + "Global step 2: {'response_length': 49.5, 'policy_loss': nan, 'reward': np.float64(0.75)}\n"
+        + openrlhf("Eval at step 2: {'eval_math_pass1': 0.25}"),
         trained=[(1, 0.5, 5e-7), (2, "NaN", None)],
+        held=[(1, "eval"), (2, "eval")],
         extras=[{"response_length": 40.5, "reward": 0.25, "kl": 0.0}, {"response_length": 49.5, "reward": 0.75}],
+        measured=[{"math_pass1": 0.5}, {"math_pass1": 0.25}],
+    ),
+    "DeepSpeed's pipelines": Log(
+        "train.log",
+        deepspeed("step=10, skipped=0, lr=[0.0001], mom=[(0.9, 0.95)]")
+        + "steps: 10 loss: 2.5000 aux: 0.2500 iter time (s): 0.500 samples/sec: 16.000\n",
+        trained=[(10, None, 1e-4), (10, 2.5, None)],
+        extras=[{"skipped_steps": 0}, {"aux": 0.25, "seconds_per_step": 0.5, "samples_per_second": 16.0}],
     ),
     "OpenRLHF's bars, each counted at its end, which is drawn twice": Log(
         "train.log",
@@ -277,6 +313,12 @@ def test_a_programs_log_says(name, tmp_path, import_events):
     assert imported.skipped == []
 
 
+def test_deepspeeds_report_of_its_rates_alone_is_no_run(tmp_path, import_events):
+    (tmp_path / "train.log").write_text(deepspeed("step=20, skipped=1, lr=[5e-05], mom=[[0.9, 0.999]]"))
+    with pytest.raises(RecorderError, match="no column is a loss or an evaluation"):
+        import_events(tmp_path)
+
+
 def test_lines_that_are_no_rows_are_counted_by_number(tmp_path, import_events):
     rows = [json.dumps(FACTORY), "{broken", "", json.dumps({**FACTORY, "current_steps": None}), "[1]", '{"current_st']
     path = tmp_path / "trainer_log.jsonl"
@@ -328,9 +370,10 @@ def test_ludwigs_statistics(tmp_path, import_events, period, frequency, steps, i
     assert [(e.step, e.metrics.loss) for e in events.of("eval")] == list(zip(steps, (2.25, 1.25), strict=True))
 
 
+@pytest.mark.oracle("mlx")
 def test_mlx_lms_table_as_mlx_lm_prints_it(tmp_path, import_events):
-    mx, nn, optim = (pytest.importorskip(f"mlx.{name}") for name in ("core", "nn", "optimizers"))
-    trainer = pytest.importorskip("mlx_lm.tuner.trainer")
+    mx, nn, optim = (import_module(f"mlx.{name}") for name in ("core", "nn", "optimizers"))
+    trainer = import_module("mlx_lm.tuner.trainer")
     model = nn.Sequential(nn.Embedding(16, 4), nn.Linear(4, 16))
     data = [([1, 2, 3, 4, 5, 6], 0)] * 4
     seen = {}
@@ -357,8 +400,9 @@ def test_mlx_lms_table_as_mlx_lm_prints_it(tmp_path, import_events):
     assert held == {step: pytest.approx(seen["val", step], abs=6e-4) for step in (1, 4, 6)}
 
 
+@pytest.mark.oracle("lightning")
 def test_lightnings_learning_rates_join_the_loss_of_their_step(tmp_path, import_events):
-    torch, lightning = pytest.importorskip("torch"), pytest.importorskip("lightning.pytorch")
+    torch, lightning = pytest.importorskip("torch"), import_module("lightning.pytorch")
     from lightning.pytorch.callbacks import LearningRateMonitor
     from lightning.pytorch.loggers import CSVLogger
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from importlib import import_module
 
 import pytest
 from tables import every
@@ -14,7 +15,7 @@ from gradience.verbs.runs.collect import find_runs
 
 def write(folder, groups, *, arguments=None, model=None):
     """Write scalars as the Trainer does: (step, clock, tags) each."""
-    event_pb2 = pytest.importorskip("tensorboard.compat.proto.event_pb2", reason="pip install tensorboard")
+    event_pb2 = import_module("tensorboard.compat.proto.event_pb2")
     from tensorboard.compat.proto.summary_pb2 import Summary
     from tensorboard.plugins.text.summary_v2 import text_pb
     from tensorboard.summary.writer.event_file_writer import EventFileWriter
@@ -38,6 +39,7 @@ def losses(steps, at=1.7e9, scale=1.0):
     return [(s, at + s, {"train/loss": scale / s, "train/learning_rate": 2.0**-10}) for s in steps]
 
 
+@pytest.mark.oracle("tensorboard")
 def test_scalars_become_rows_with_their_clock(tmp_path, import_events):
     groups = [
         *losses([1, 2, 4]),
@@ -55,6 +57,7 @@ def test_scalars_become_rows_with_their_clock(tmp_path, import_events):
     assert "host" not in str(events.start.meta)
 
 
+@pytest.mark.oracle("tensorboard")
 def test_a_restart_in_a_second_file_is_a_resume(tmp_path, import_events):
     write(tmp_path, losses(range(1, 6)))
     write(tmp_path, losses(range(4, 9), at=1.7e9 + 100, scale=1.1))
@@ -63,6 +66,7 @@ def test_a_restart_in_a_second_file_is_a_resume(tmp_path, import_events):
     assert any("taken for a resume" in note for note in imported.notes)
 
 
+@pytest.mark.oracle("tensorboard")
 def test_a_value_logged_again_does_not_divide_its_row(tmp_path, import_events):
     """The Trainer logs the epoch with the loss and with the evaluation of the same step; one evaluation stays one."""
     both = [
@@ -74,6 +78,7 @@ def test_a_value_logged_again_does_not_divide_its_row(tmp_path, import_events):
     assert [(e.step, e.metrics.loss, e.metrics.accuracy) for e in events.of("eval")] == [(2, 0.75, 0.5)]
 
 
+@pytest.mark.oracle("tensorboard")
 def test_a_step_logged_twice_is_divided_where_the_clock_pauses(tmp_path, import_events):
     """The metric that both have in common stays with each evaluation, whatever the order of the tags."""
     values = [(5, "f1", 0.5), (5.125, "loss", 1.0), (50, "f1", 0.5), (50.125, "loss", 2.0)]
@@ -89,6 +94,7 @@ def test_without_a_pause_a_step_logged_twice_is_divided_at_the_tag():
     assert rows == [{"step": 2, "a": 1.0, "b": 2.0}, {"step": 2, "a": 3.0, "b": 4.0}, {"step": 3, "a": "NaN"}]
 
 
+@pytest.mark.oracle("tensorboard")
 def test_a_model_s_name_and_the_hyperparameters_are_read_and_a_run_without_a_row_says_why(tmp_path, import_events):
     write(tmp_path, [], arguments={"logging_steps": 25, "max_steps": 3}, model={"_name_or_path": "org/base"})
     events, imported = import_events(tmp_path)
@@ -98,8 +104,9 @@ def test_a_model_s_name_and_the_hyperparameters_are_read_and_a_run_without_a_row
     )  # fmt: skip
 
 
+@pytest.mark.oracle("tensorboard")
 def test_hyperparameters_in_a_folder_of_their_own_are_the_run_s(tmp_path, import_events):
-    writers = pytest.importorskip("torch.utils.tensorboard", reason="pip install torch tensorboard")
+    writers = import_module("torch.utils.tensorboard")
     write(tmp_path, losses([1, 2, 4]))
     values = {"optim": "lion", "max_steps": 4, "bf16": True, "learning_rate": 0.5}
     with writers.SummaryWriter(str(tmp_path / "1700000000.25")) as writer:
@@ -130,6 +137,7 @@ def test_the_planned_steps_follow_from_the_epochs(tmp_path, import_events, epoch
     assert (events.start.config.training.max_steps, events.end.status) == (planned, status)
 
 
+@pytest.mark.oracle("tensorboard")
 def test_a_file_that_is_damaged_is_read_to_there_and_that_is_said(tmp_path, import_events):
     folder = write(tmp_path / "a", losses(range(1, 20)))
     path = next(folder.iterdir())
@@ -141,6 +149,7 @@ def test_a_file_that_is_damaged_is_read_to_there_and_that_is_said(tmp_path, impo
     assert any("is damaged after" in note for note in imported.notes)
 
 
+@pytest.mark.oracle("tensorboard")
 def test_a_file_cut_in_a_record_is_read_to_there_and_one_damaged_at_its_head_is_refused(tmp_path, import_events):
     path = next(write(tmp_path / "a", losses(range(1, 20))).iterdir())
     data = path.read_bytes()

@@ -9,6 +9,7 @@ import subprocess
 import time
 import urllib.request
 from contextlib import contextmanager
+from importlib import import_module
 
 import pytest
 import torch
@@ -19,7 +20,6 @@ from gradience.verbs.receipt.run import make_receipt, verify_served, write_recei
 @pytest.fixture(scope="module")
 def files(tmp_path_factory):
     """A tiny Llama on bytes with an adapter, its receipt, and GGUF files of the merge and of the base."""
-    pytest.importorskip("gguf", reason="needs gguf: the dependency group `oracles`")
     from peft import LoraConfig, get_peft_model
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers
     from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
@@ -54,9 +54,10 @@ def files(tmp_path_factory):
     return folder
 
 
+@pytest.mark.oracle("gguf")
 @pytest.mark.slow  # starts a server
 def test_llama_cpps_server_is_asked_token_by_token(files):
-    xllamacpp = pytest.importorskip("xllamacpp", reason="needs xllamacpp: the dependency group `oracles`")
+    xllamacpp = import_module("xllamacpp")
     for name, verdict in (("merged", "same"), ("base", "the_base")):
         params = xllamacpp.CommonParams()
         params.model.path = str(files / f"{name}.gguf")
@@ -72,6 +73,7 @@ def test_llama_cpps_server_is_asked_token_by_token(files):
         assert f"{found.of - found.compared} of {found.of} log-probabilities are not compared" in found.notes[0]
 
 
+@pytest.mark.oracle("gguf")
 @pytest.mark.slow  # starts a server
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")  # of that server's packages
 def test_transformers_serve_gives_no_log_probabilities_and_that_is_said(files):
@@ -130,6 +132,7 @@ def vllm(files, tmp_path_factory):
         yield address
 
 
+@pytest.mark.oracle("gguf")
 def test_vllm_gives_log_probabilities_of_the_prompt(files, vllm):
     for model, verdict in (("adapter", "same"), ("base", "the_base")):
         found = verify_served(files / "receipt.json", vllm, model=model)
@@ -138,6 +141,7 @@ def test_vllm_gives_log_probabilities_of_the_prompt(files, vllm):
         assert len(found.notes) == (verdict != "same")  # tokens and template were compared; parts were not tried
 
 
+@pytest.mark.oracle("gguf")
 def test_a_merged_model_that_vllm_serves_is_the_adapter(files, tmp_path):
     with by_vllm(files / "merged", tmp_path / "log") as address:
         found = verify_served(files / "receipt.json", address)

@@ -13,6 +13,7 @@ from tables import every
 
 import gradience as g
 from gradience.configs.settings import split_names
+from gradience.rules.between.rules import FILE_RULES
 from gradience.rules.config import RULES
 from gradience.verbs.resize.options import ResizeOptions
 
@@ -103,7 +104,7 @@ def test_a_keyword_wins_over_the_record_and_numpy_s_numbers_are_numbers():
 
 def test_what_was_judged_is_every_rule_but_those_that_were_not(places):
     found = g.check_config(peft_dir=places[0])
-    assert found.derived["rules_judged"] + len({item.id for item in found.not_run}) == len(RULES)
+    assert found.derived["rules_judged"] + len({item.id for item in found.not_run}) == len(RULES) + len(FILE_RULES)
 
 
 def test_names_in_a_text_are_apart_by_commas():

@@ -163,7 +163,7 @@ TABLE = [
         """,
     ),
     ("rules XX999", 2, "unknown rule 'XX999' ('gradience rules' lists them)"),
-    ("report runs/toy --out page.md", 0, "wrote page.md (4 KB, 2 findings)"),
+    ("report runs/toy --out page.md", 0, "wrote page.md (5 KB, 2 findings)"),
     (
         "fleet audit runs --out fleet",
         0,

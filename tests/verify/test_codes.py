@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from importlib import import_module
 
 import numpy as np
 import pytest
@@ -154,8 +155,9 @@ def test_nf4s_levels_are_quantiles_of_the_normal_distribution():
     assert (FP4[8], FP4[-1], len(FP4)) == (pytest.approx(1 / 192), 1.0, 15)
 
 
+@pytest.mark.oracle("gguf")
 def test_q4_0_is_ggufs():
-    gguf = pytest.importorskip("gguf", reason="needs gguf: the dependency group `oracles`")
+    gguf = import_module("gguf")
     kind = gguf.GGMLQuantizationType.Q4_0
     expected = gguf.quants.dequantize(gguf.quants.quantize(W, kind), kind)
     assert np.asarray(restored(W, "q4_0")) == pytest.approx(expected, abs=1e-6)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import warnings
+from importlib import import_module
 from pathlib import Path
 
 import pytest
@@ -147,9 +148,10 @@ def test_replicated_layers_are_compared_with_the_layer_they_repeat(tmp_path):
     )
 
 
+@pytest.mark.oracle("mlx")
 def test_a_fuse_by_mlx_lm_is_met(tmp_path):
-    mlx = pytest.importorskip("mlx.core")
-    nn = pytest.importorskip("mlx.nn")
+    mlx = import_module("mlx.core")
+    nn = import_module("mlx.nn")
     from mlx_lm.tuner.lora import LoRALinear
 
     layer = nn.Linear(32, 48, bias=False)

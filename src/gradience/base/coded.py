@@ -2,34 +2,43 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from types import MappingProxyType
 from typing import Final, NamedTuple
 
-import msgspec
 import numpy as np
 
 from gradience.base.forms import (
+    MXFP4,
+    NVFP4,
     WORD,
-    BitsandbytesState,
     DamagedCodesError,
     Kind,
     Tensors,
     UnreadCodesError,
     bits_of,
+    is_awq,
     recognised,
     refuse_infinite,
+    state_of,
+    step_of,
 )
 from gradience.base.weights import READABLE, BaseWeights, names_of_expert
 from gradience.errors import AdapterError
-from gradience.io.reading import decode_json
 from gradience.io.safetensors import Array, ThreadBuffer
 from gradience.spectral.codes import Codes, from_awq, moved, whole, words_of
+from gradience.spectral.quantised import NF4
 
-_BLOCK: Final = 128  # weights to a side of a block of FP8's, where the config does not say (DeepSeek-V3)
-_NVFP4, _MXFP4 = 16, 32  # weights to a scale
+_CLOSE: Final = 1e-4  # of a level of 4 bits: those of bitsandbytes are constants of its kernels
 # bitsandbytes keeps each row's largest magnitude (SCB), which is the code 127.
 _BNB8: Final = np.float32(1.0 / 127.0)
+_HALF: Final = (0.0, 0.0052083, 0.6666667, 1.0, 0.3333333, 0.5, 0.1666667, 0.25)
+_BNB4: Final = MappingProxyType(
+    {"nf4": np.array(NF4, np.float32), "fp4": np.array((*_HALF, *(-level for level in _HALF)), np.float32)}
+)
+"""bitsandbytes' levels by code (0.50, functional.py:get_4bit_type), in units of a block's largest magnitude."""
 _DTYPES: Final = {"bfloat16": "BF16", "float16": "F16", "float32": "F32"}
 
 
@@ -157,12 +166,17 @@ def coded(weights: BaseWeights, parameter: str, expert: int | None = None) -> Co
         return None
     tensors, name = known
     try:
+        tensors.shape()  # the headers are in order
+        if (stack := tensors.stack()) is not None and (expert is None or expert >= stack):
+            raise DamagedCodesError(f"{name}: a stack of {stack}, which has no weight {expert}")
+        if stack is None and expert is not None:
+            raise DamagedCodesError(f"{name}: one matrix in place of a stack of experts")
         with np.errstate(all="ignore"):  # of scales that others scale, the products are looked at
             read = _READERS[tensors.form.kind](tensors)
         refuse_infinite(parameter, read.codes.scales, read.codes.zeros)
     except UnreadCodesError as error:
         raise UnreadCodesError(f"{error}, {_method(weights)}") from error
-    except (msgspec.MsgspecError, ValueError, TypeError, KeyError, IndexError) as error:
+    except ValueError as error:
         raise DamagedCodesError(f"{name}: what is stored beside its codes does not fit them: {error}") from error
     dtypes = {one.info.dtype for key in tensors.names if (one := weights.find(key)) is not None}
     # Most formats do not say it: float16 if anything beside the codes is, else that in which models are served.
@@ -191,6 +205,8 @@ def refuse_unread(weights: BaseWeights, parameter: str) -> None:
     stored = [plain] if plain is not None else weights.named_under(module)
     if all(one.info.dtype in READABLE for one in stored):
         return
+    if plain is not None and len(stored) == 1 and plain.info.dtype.startswith("F8_"):
+        raise UnreadCodesError(f"stored as {plain.info.dtype} with no scale beside it, {_method(weights)}")
     tensors = ", ".join(f"{one.name.rpartition(f'{module}.')[2]} ({one.info.dtype})" for one in stored[:3])
     raise UnreadCodesError(f"stored in codes that are not read here: {tensors}, {_method(weights)}")
 
@@ -219,27 +235,12 @@ def _stacked(name: str, parts: Sequence[Codes]) -> Codes:
     return replace(first, packed=packed, scales=scales, zeros=zeros)
 
 
-def _step(count: int, size: int, told: int | None = None) -> int:
-    """How many neighbours share a scale, of `size` with `count` scales.
-
-    Raises:
-        ValueError: no such number.
-    """
-    exact = size // count if count and size % count == 0 else None
-    # A last block may be shorter than its step, so an even division is only the last guess.
-    tried = (size if count == 1 else None, told, _BLOCK, exact)
-    for step in tried:
-        if step and -(-size // step) == count:
-            return step
-    raise ValueError(f"{count} scales or zero points for {size} weights")
-
-
 def _grid(of_blocks: Array, shape: tuple[int, ...], told: Sequence[int] | None = None) -> tuple[Array, int]:
     """Numbers of a tensor, rows, or blocks as numbers (m, g) of each row's groups, and the size of a group."""
     m, n = shape
     square = of_blocks.reshape(-1, 1) if of_blocks.ndim < 2 else of_blocks.reshape(len(of_blocks), -1)
     high, wide = told or (None, None)
-    rows, block = _step(len(square), m, high), _step(square.shape[1], n, wide)
+    rows, block = step_of(len(square), m, high), step_of(square.shape[1], n, wide)
     return np.repeat(square, rows, axis=0)[:m], block
 
 
@@ -259,64 +260,72 @@ def _int8(tensors: Tensors) -> _CodesReading:
     zeros = None
     if any(tensors.find(one) for one in patterns):
         zeros, _ = _grid(tensors.numbers(*patterns), codes.shape)
-        if zeros.shape != scales.shape:
-            raise ValueError(f"zero points of shape {list(zeros.shape)} beside scales of {list(scales.shape)}")
     return _CodesReading("INT8", Codes(codes, scales, "int8", codes.shape[1], block, zeros=zeros))
 
 
 def _bnb8(tensors: Tensors) -> _CodesReading:
+    if (
+        tensors.find("{weight}_format") is not None
+        and (layout := int(tensors.read("{weight}_format").reshape(()))) != 0
+    ):
+        raise UnreadCodesError(f"stored in bitsandbytes' layout {layout}, of one kind of GPU, which is not read here")
     codes = tensors.codes()
     scales, block = _grid(tensors.numbers("{module}.SCB"), codes.shape)
     return _CodesReading("INT8 (bitsandbytes)", Codes(codes, scales * _BNB8, "int8", codes.shape[1], block))
 
 
-def _bnb4(kind: str) -> Callable[[Tensors], _CodesReading]:
-    def read(tensors: Tensors) -> _CodesReading:
-        state = decode_json(tensors.read(f"{{weight}}.quant_state.bitsandbytes__{kind}").tobytes(), BitsandbytesState)
-        scales = tensors.read("{weight}.absmax")
-        if scales.dtype == np.uint8:  # double quantisation: the scales are codes themselves, with scales of their own
-            outer = np.repeat(tensors.numbers("{weight}.nested_absmax"), state.nested_blocksize)[: scales.size]
-            scales = tensors.numbers("{weight}.nested_quant_map")[scales] * outer + np.float32(state.nested_offset)
-        m, n = state.shape
-        # Blocks run through the rows, and may cross their borders: shorter groups never do.
-        group = int(np.gcd(n, state.blocksize))
-        scales = np.repeat(scales, state.blocksize // group)[: m * n // group].astype(np.float32)
-        packed = tensors.read("{weight}").reshape(-1)
-        if n % 2 or 2 * len(packed) != m * n or len(scales) != m * n // group:
-            raise ValueError(f"{len(packed)} bytes and {len(scales)} groups for a weight of {state.shape}")
-        # bitsandbytes has the first of two codes in the high bits of a byte, all other formats in the low ones.
-        low_first = (packed >> 4 | packed << 4).reshape(m, -1)
-        values = tensors.numbers("{weight}.quant_map")
-        scales = np.ascontiguousarray(scales.reshape(m, -1).T)
-        codes = Codes(words_of(low_first), scales, "own values", n, group, values=values)
-        return _CodesReading(kind.upper(), codes, _DTYPES[state.dtype])
+def _bnb4(tensors: Tensors) -> _CodesReading:
+    state, kind = state_of(tensors), tensors.form.kind
+    scales = tensors.read("{weight}.absmax")
+    if scales.dtype == np.uint8:  # double quantisation: the scales are codes themselves, with scales of their own
+        outer = np.repeat(tensors.numbers("{weight}.nested_absmax"), state.nested_blocksize or 1)[: scales.size]
+        levels = tensors.numbers("{weight}.nested_quant_map")
+        if np.abs(levels).max() > 1.0 or (np.diff(levels) <= 0.0).any():
+            raise ValueError("nested_quant_map does not ascend from -1 to 1")
+        scales = levels[scales] * outer + np.float32(state.nested_offset or 0.0)
+    m, n = state.shape
+    # Blocks run through the rows, and may cross their borders: shorter groups never do.
+    group = math.gcd(n, state.blocksize)
+    scales = np.repeat(scales, state.blocksize // group)[: m * n // group].astype(np.float32)
+    values = tensors.numbers("{weight}.quant_map")
+    if np.abs(values - _BNB4[kind]).max() > _CLOSE:
+        raise ValueError(f"quant_map holds other levels than {kind.upper()}'s")
+    scales = np.ascontiguousarray(scales.reshape(m, -1).T)
+    packed = _low_first(tensors.codes().reshape(-1), m, n)
+    return _CodesReading(kind.upper(), Codes(words_of(packed), scales, "own values", n, group, values=values),
+                         _DTYPES[state.dtype])  # fmt: skip
 
-    return read
+
+def _low_first(packed: Array, m: int, n: int) -> Array:
+    """Codes of which the first of two is in the high bits, as bitsandbytes has it alone, in rows and the low bits."""
+    if n % 2 == 0:
+        return (packed >> 4 | packed << 4).reshape(m, -1)
+    single = np.stack([packed >> 4, packed & 15], axis=-1).reshape(-1)[: m * n].reshape(m, n)
+    even = np.pad(single, ((0, 0), (0, 1)))  # a byte does not end where a row of odd length does
+    paired: Array = even[:, ::2] | even[:, 1::2] << 4
+    return paired
 
 
 def _nibbles(packed: Array, scales: Array, group: int) -> Codes:
     """Codes of FP4, two to a byte (m, n / 2), beside scales (m, n / group)."""
-    m, n = len(packed), 2 * packed.shape[1]
-    if scales.shape != (m, -(-n // group)):
-        raise ValueError(f"scales of shape {list(scales.shape)} for a weight of {[m, n]}")
-    return Codes(words_of(packed), np.ascontiguousarray(scales.T), "float4_e2m1fn", n, group)
+    return Codes(words_of(packed), np.ascontiguousarray(scales.T), "float4_e2m1fn", 2 * packed.shape[1], group)
 
 
 def _nvfp4(tensors: Tensors) -> _CodesReading:
     # compressed-tensors stores the quantiser's factor, the reciprocal of ModelOpt's weight_scale_2.
-    scales = tensors.numbers("{weight}_scale") / tensors.numbers("{weight}_global_scale").reshape(-1, 1)
-    return _CodesReading("NVFP4", _nibbles(tensors.codes(), scales, _NVFP4))
+    scales = tensors.numbers("{weight}_scale") / tensors.numbers("{weight}_global_scale").reshape(())
+    return _CodesReading("NVFP4", _nibbles(tensors.codes(), scales, NVFP4))
 
 
 def _nvfp4_modelopt(tensors: Tensors) -> _CodesReading:
-    scales = tensors.numbers("{weight}_scale") * tensors.numbers("{weight}_scale_2").reshape(-1, 1)
-    return _CodesReading("NVFP4", _nibbles(tensors.codes(), scales, _NVFP4))
+    scales = tensors.numbers("{weight}_scale") * tensors.numbers("{weight}_scale_2").reshape(())
+    return _CodesReading("NVFP4", _nibbles(tensors.codes(), scales, NVFP4))
 
 
 def _mxfp4(tensors: Tensors) -> _CodesReading:
     codes = tensors.read(tensors.form.codes).view(np.uint8)
     scales = tensors.numbers("{weight}_scale", "{weight}_scales", "{weight}_scale_inv")
-    return _CodesReading("MXFP4", _nibbles(codes.reshape(len(codes), -1), scales, _MXFP4))
+    return _CodesReading("MXFP4", _nibbles(codes.reshape(len(codes), -1), scales, MXFP4))
 
 
 def _unpacked(words: Array, bits: int, axis: int) -> Array:
@@ -328,8 +337,6 @@ def _unpacked(words: Array, bits: int, axis: int) -> Array:
 
 def _packed(tensors: Tensors) -> _CodesReading:
     words, (m, n) = tensors.codes(), tensors.read("{weight}_shape").tolist()
-    if len(words) != m:
-        raise ValueError(f"codes of shape {list(words.shape)} for a weight of {[m, n]}")
     bits = bits_of(words.shape[1], n)
     scales, block = _grid(tensors.numbers("{weight}_scale"), (m, n))
     zeros, groups = None, None
@@ -349,8 +356,6 @@ def _packed(tensors: Tensors) -> _CodesReading:
 
 def _order(groups: Array, n: int, count: int) -> Array | None:
     """The group of each column; None if neighbours share theirs, or if the file says none (-1)."""
-    if groups.shape != (n,):
-        raise ValueError(f"g_idx of shape {list(groups.shape)} for {n} columns")
     if (groups < 0).all() or np.array_equal(groups, np.arange(n) // -(-n // count)):
         return None
     if not 0 <= groups.min() <= groups.max() < count:
@@ -362,14 +367,10 @@ def _gptq(tensors: Tensors) -> _CodesReading:
     words, zeros = tensors.codes(), tensors.read("{module}.qzeros")
     scales = tensors.numbers("{module}.scales")
     count, m = scales.shape
-    bits = bits_of(zeros.shape[1], m)
-    # AWQ packs codes and zero points along the outputs, GPTQ the codes along the inputs: the widths tell.
-    is_awq = words.shape[1] == zeros.shape[1] != m
-    n = len(words) if is_awq else len(words) * WORD // bits
-    if len(zeros) != count or (not is_awq and words.shape[1] != m) or (is_awq and (bits != 4 or n % 8)):
-        raise ValueError(f"qweight {list(words.shape)}, qzeros {list(zeros.shape)}, scales {list(scales.shape)}")
+    bits, packs_outputs = bits_of(zeros.shape[1], m), is_awq(tensors)
+    n = len(words) if packs_outputs else len(words) * WORD // bits
     offsets = _unpacked(zeros.view(np.uint32), bits, 1)
-    if is_awq:
+    if packs_outputs:
         # A word of AWQ holds columns 0, 2, 4, 6, 1, 3, 5, 7: the order in which its kernel takes them apart.
         offsets = offsets.reshape(count, -1, 8)[:, :, [0, 4, 1, 5, 2, 6, 3, 7]].reshape(count, m)
         packed, groups = np.asarray(from_awq(words.view(np.uint32))), None
@@ -378,13 +379,24 @@ def _gptq(tensors: Tensors) -> _CodesReading:
         offsets = offsets[:, :m] + float(tensors.weights.quantization.checkpoint_format != "gptq_v2")
         packed = words.view(np.uint32)
         groups = _order(tensors.read("{module}.g_idx"), n, count) if tensors.find("{module}.g_idx") else None
-    called = f"{'AWQ' if is_awq else 'GPTQ'} int{bits}"
-    return _CodesReading(called, Codes(packed, scales, f"uint{bits}", n, _step(count, n), zeros=offsets, groups=groups))
+    called = f"{'AWQ' if packs_outputs else 'GPTQ'} int{bits}"
+    return _CodesReading(
+        called,
+        Codes(
+            packed,
+            scales,
+            f"uint{bits}",
+            n,
+            step_of(count, n, tensors.weights.quantization.group_size),
+            zeros=offsets,
+            groups=groups,
+        ),
+    )
 
 
 _READERS: Final[dict[Kind, Callable[[Tensors], _CodesReading]]] = {
-    "nf4": _bnb4("nf4"),
-    "fp4": _bnb4("fp4"),
+    "nf4": _bnb4,
+    "fp4": _bnb4,
     "bnb8": _bnb8,
     "fp8": _fp8,
     "mxfp4": _mxfp4,

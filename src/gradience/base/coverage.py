@@ -124,7 +124,7 @@ def cover(config: ConfigSnapshot, layout: Layout, *, base: str) -> Coverage:
     if layout.is_renamed:
         kind = layout.architecture.model_type
         raise NotFollowedError(f"transformers {layout.transformers} renames modules of {kind} as it loads the files")
-    wanted = _wanted(lora)
+    wanted = wanted_of(lora)
     hits = _without_bare_parameters(lora, resolve(wanted, layout), layout)
     sizes = lora_sizes(lora, hits, layout)
     besides = _besides(lora, hits, layout, wanted)
@@ -174,7 +174,7 @@ def stem_of_targets(lora: LoraSnapshot, layout: Layout) -> tuple[str, str] | Non
     Raises:
         NotFollowedError: the configuration asks for something that is not emulated here.
     """
-    wanted = _wanted(lora)
+    wanted = wanted_of(lora)
 
     def fits(tried: Layout) -> bool:
         hits = resolve(wanted, tried)
@@ -205,7 +205,12 @@ def _without_bare_parameters(lora: LoraSnapshot, hits: Hits, layout: Layout) -> 
     return hits._replace(adapted=adapted, refused=hits.refused + [(name, reason) for name in bare])
 
 
-def _wanted(lora: LoraSnapshot) -> ModuleChoice:
+def wanted_of(lora: LoraSnapshot) -> ModuleChoice:
+    """The settings that choose modules, in the terms of PEFT's matching.
+
+    Raises:
+        NotFollowedError: the modules are not those of the base's files.
+    """
     extras = lora.extras
     if extras.get("layer_replication"):
         raise NotFollowedError("layer_replication repeats layers: the module tree is not followed through it")
@@ -273,7 +278,7 @@ def _trains_embedding(lora: LoraSnapshot, hits: Hits, layout: Layout) -> bool:
     if lora.extras.get("trainable_token_indices"):
         return True
     name = layout.embedding
-    return name is not None and (name in hits.adapted or name in _saved(_wanted(lora), layout))
+    return name is not None and (name in hits.adapted or name in _saved(wanted_of(lora), layout))
 
 
 def _notes(lora: LoraSnapshot, hits: Hits, layout: Layout) -> list[str]:

@@ -258,17 +258,39 @@ def _etag(file: Path) -> str:
     return f"etag:{target.name}" if is_blob else ""
 
 
-class Quantization(msgspec.Struct, frozen=True):
-    """The part of a config.json's quantization_config that is read here."""
+class Quantization(NamedTuple):
+    """The part of a config.json's quantization_config that is read here; what is not of its kind is not given."""
 
     quant_method: str = ""
     checkpoint_format: str = ""
     """`gptq_v2` if GPTQ's zero points are stored as they are."""
-    weight_block_size: list[int] | None = None
+    version: str = ""
+    """AWQ's layout."""
+    group_size: int | None = None
+    desc_act: bool = False
+    """Whether GPTQ ordered the columns."""
+    weight_block_size: tuple[int, int] | None = None
+
+    @classmethod
+    def of(cls, told: dict[str, object]) -> Quantization:
+        """That of a quantization_config."""
+        method, form, version = (
+            word.lower() if isinstance(word := told.get(name), str) else ""
+            for name in ("quant_method", "checkpoint_format", "version")
+        )
+        sides = told.get("weight_block_size")
+        high, wide = (_size_of(side) for side in sides) if isinstance(sides, list) and len(sides) == 2 else (None, None)
+        block = None if high is None or wide is None else (high, wide)
+        return cls(method, form, version, _size_of(told.get("group_size")), told.get("desc_act") is True, block)
+
+
+def _size_of(value: object) -> int | None:
+    """A number of weights: -1 is said for none."""
+    return value if type(value) is int and 0 < value <= _LARGEST else None
 
 
 class _CodedConfig(msgspec.Struct):
-    quantization_config: Quantization | None = None
+    quantization_config: dict[str, object] | None = None
 
 
 def names_of_expert(stack: str, expert: int) -> Iterator[list[str]]:
@@ -340,7 +362,7 @@ class BaseWeights:
         """What config.json says of codes; of a folder without one, nothing."""
         try:
             raw = read_small(self.files[0].path.parent / "config.json", most=_LARGEST, what="a base's config.json")
-            return decode_json(raw, _CodedConfig).quantization_config or Quantization()
+            return Quantization.of(decode_json(raw, _CodedConfig).quantization_config or {})
         except (OSError, msgspec.MsgspecError, UnicodeDecodeError, RecursionError, AdapterError):
             return Quantization()
 

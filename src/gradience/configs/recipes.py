@@ -41,6 +41,7 @@ from gradience.configs.training import note_training
 from gradience.configs.values import Fields, flag, keyword, name_list, real, reals, short_name, text
 from gradience.names import NAMES
 from gradience.schema import Json, as_float, real as on_the_wire
+from gradience.schema.values import rounded_of
 
 # MLX-LM --------------------------------------------------------------------------------------------------------------
 
@@ -136,7 +137,7 @@ def _read_torchtune(fields: Fields, draft: Draft) -> list[str]:
         draft.set("training", "dtype", _DTYPES.get(dtype, dtype))
     per_epoch, epochs = draft.get("training", "steps_per_epoch"), draft.get("training", "epochs")
     if per_epoch is not None and isinstance(epochs, int | float):
-        draft.set("training", "max_steps", int(per_epoch * epochs))
+        draft.set("training", "max_steps", rounded_of(per_epoch * epochs // 1))
     for key, note in _TORCHTUNE_NOTES.items():
         if key in sections:
             note(sections[key], draft)

@@ -16,9 +16,9 @@ from typing import Any, Final, NamedTuple
 import msgspec
 
 from gradience.data import Columns
+from gradience.data.asked import ControlTokens, Vocabulary
 from gradience.data.pictures import IMPORTS as OF_PICTURES, has_processor
 from gradience.data.programs import IMPORTS, MODULES
-from gradience.data.signs import ControlTokens
 from gradience.data.tokenizer import ADVICE, TokenizerFacts
 from gradience.errors import ConfigError
 from gradience.io.confined import Confined, Foreign, prepare
@@ -113,14 +113,19 @@ class Encoder:
         self.by_trainer, self.refusal = facts.by, facts.refusal
         if trainer is not None and facts.by:
             self.template_from = f"{trainer.name} ({facts.by})"
-        self.eos, self.bos_id, self.pad_id = facts.eos, facts.bos_id, facts.pad_id
+        self.eos = facts.eos
         self.pad_is_end = facts.pad_id is not None and facts.pad_id == facts.eos_id
-        self.size = facts.size
         self.end_ids = frozenset(facts.end_ids)
-        self.control_ids = frozenset(facts.control_ids)
         self.special_ids = frozenset(facts.special_ids)
         written = {token for token in facts.controls if token in (facts.template or "")} | {facts.eos or ""} - {""}
-        self.own = ControlTokens(frozenset(facts.controls), frozenset(written) if facts.template else frozenset())
+        self.vocabulary = Vocabulary(
+            size=facts.size,
+            ends=self.end_ids,
+            controls=frozenset(facts.control_ids),
+            pad=None if self.pad_is_end else facts.pad_id,
+            bos=facts.bos_id,
+            own=ControlTokens(frozenset(facts.controls), frozenset(written) if facts.template else frozenset()),
+        )
 
     @property
     def marks_answers(self) -> bool:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import random
-import re
 from array import array
 from bisect import bisect_left, insort
 from collections import Counter
@@ -15,38 +14,21 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from gradience.data import Columns, Shape, answers_of, digest, every_turn, text_of, unsaid, whole_text
-from gradience.data.crowd import Crowd, HashSet
+from gradience.data import Columns, Shape, answers_of, digest, every_turn, text_of, whole_text
+from gradience.data.asked import AskedRow, RowTests, Vocabulary, foreign_in
 from gradience.data.cutting import cut_at
 from gradience.data.encoder import Encoder
 from gradience.data.equality import beside_of, row_key
 from gradience.data.rows import UnusableRow
-from gradience.data.signs import ControlTokens, foreign_in, signs_of
+from gradience.data.sample import HashSet, RowSample
 from gradience.data.tokens import Sequence as TokenSequence, TokenRow
 from gradience.schema import Json
-from gradience.schema.reports import (
-    Answers,
-    Batching,
-    Lengths,
-    Overlong,
-    Pairs,
-    RowFault,
-    Rows,
-    RowsSeen,
-    ShownRow,
-    TokenCounts,
-)
+from gradience.schema.reports import Answers, Batching, Lengths, Overlong, Pairs, RowFault, Rows, ShownRow, TokenCounts
 
-# The lead byte of two or three bytes of UTF-8, and what follows it, as Latin-1 or cp1252 shows them.
-_BROKEN: Final = re.compile(
-    r"[\u00c2-\u00df][\u0080-\u00bf\u0152-\u0178\u02c6-\u2122]|[\u00e0-\u00ef][\u0080-\u00bf\u0152-\u0178\u02c6-\u2122]{2}"
+COUNTED: Final = (  # what no test of one row can see: it needs the limit, the number of classes or the rows before
+    *("unreadable", "cut", "answer_cut", "answer_lost", "question_cut", "end_supervised", "end_masked"),
+    *("duplicate", "conflict", "label_out_of_range"),
 )
-_MARKS: Final = frozenset(
-    "\u2018\u2019\u201a\u201c\u201d\u201e\u2013\u2014\u2026\u2022\u2039\u203a\u00ab\u00bb\u00b7\u00a0"
-)  # follow letters
-_RARE: Final = (0x07C0, 0x0800)  # letters of N'Ko, whose bytes are those of "ß" and a sign: "5ß€" is no mojibake
-REPLACEMENT: Final = "\ufffd"
-
 _ROLE: Final = "role: "  # begins the name under which rows with a role are counted
 _FIRST: Final = 5  # row numbers that are kept for each kind
 _FAULTS: Final = 20
@@ -54,11 +36,7 @@ _TEXT: Final = 240  # characters of a row that is shown
 _BARS: Final = 48  # bars of the histogram
 _SHARES: Final = 20  # bars of the histogram of supervised shares
 _LABELS: Final = 50  # labels that the report lists
-_END_PART: Final = 0.2  # share of a row that the loss leaves out at its end, where more than an end token is left out
 _DISTINCT: Final = 100_000  # different answers that are counted, some 15 MB
-_CLASSES: Final = 256  # labels of tokens that are all below it are classes: parts of speech, names
-_PADDED: Final = 2  # padding tokens at the end of a row, of which one may stand for an end
-_IGNORED: Final = -100  # label of a token that the loss ignores
 _ALIKE: Final = 5  # groups of labels that differ in capitals or blanks
 _WHITESPACE: Final = 2  # tokens after the end of a turn that are ignored, such as a line break
 
@@ -110,27 +88,6 @@ def packed_count(lengths: Sequence[int], room: int) -> int:
     return bins
 
 
-def is_mojibake(text: str) -> bool:
-    """Whether a part of the text is UTF-8 that was decoded as Latin-1 or cp1252.
-
-    >>> is_mojibake("caf\u00c3\u00a9"), is_mojibake("caf\u00e9 S\u00c3O")
-    (True, False)
-    """
-    return not text.isascii() and any(_decodes(hit[0]) for hit in _BROKEN.finditer(text))
-
-
-def _decodes(piece: str) -> bool:
-    if _MARKS.issuperset(piece[1:]):  # FET\u00d6 and an apostrophe are two bytes of UTF-8, too
-        return False
-    for encoding in ("cp1252", "latin-1"):
-        try:
-            text = piece.encode(encoding).decode("utf-8")
-        except UnicodeError:
-            continue
-        return ord(text) < _RARE[0] or ord(text) >= _RARE[1]
-    return False
-
-
 class MeasureSettings(NamedTuple):
     """The settings under which rows are counted: the trainer's limits, and options of the report."""
 
@@ -152,23 +109,25 @@ class RowCounts(NamedTuple):
     fields: dict[str, Any]
     faults: list[RowFault]
     tokens: TokenCounts
-    seen: RowsSeen
+    seen: dict[str, Rows]
     turn_end: int | None
     """The control token that ends most answers, if it does not end generation."""
 
 
 class RowCounter:
-    """Counts rows as they come: `add` each of them, then ask for the `result`."""
+    """Counts rows as they come: `add` each of them, then ask for the `result`. Each row is asked the `tests`."""
 
     def __init__(
-        self, shape: Shape, encoder: Encoder | None, limits: MeasureSettings, *, expected: int | None = None
+        self,
+        shape: Shape,
+        encoder: Encoder | None,
+        limits: MeasureSettings,
+        tests: RowTests,
+        *,
+        expected: int | None = None,
     ) -> None:
-        self._shape, self._limits = shape, limits
-        self._ends = encoder.end_ids if encoder is not None else frozenset()
-        self._controls = encoder.control_ids if encoder is not None else frozenset()
-        self._size = encoder.size if encoder is not None else None
-        self._pad = encoder.pad_id if encoder is not None and not encoder.pad_is_end else None
-        self._bos = encoder.bos_id if encoder is not None else None
+        self._shape, self._limits, self._tests = shape, limits, tests
+        self._vocabulary = Vocabulary() if encoder is None else encoder.vocabulary
         self._has_tokens_loss = shape.trainer in {"sft", "dpo", "kto"}
         self._count: Counter[str] = Counter()
         self._first: dict[str, list[int]] = {}
@@ -181,8 +140,7 @@ class RowCounter:
         self._labels: Counter[str] = Counter()
         self._last: Counter[int] = Counter()
         self._read, self._has_labels = 0, False
-        self._own = ControlTokens() if encoder is None else encoder.own
-        self._crowd, self._pairs = Crowd(expected, limits.seed), Counter[str]()
+        self._sample, self._pairs = RowSample(expected, limits.seed), Counter[str]()
         self._roles: set[str] = set()
         self._foreign: set[str] = set()
         self._texts: dict[int, str] = {}
@@ -197,21 +155,20 @@ class RowCounter:
             return
         self._read += 1
         self._has_labels |= "labels" in row.columns
-        text = whole_text(row.columns)
-        signs = self._seen_in(row, text)
-        for name in signs:
-            self._note(name, row.number, text)
+        asked = AskedRow(row.columns, self._vocabulary, row.sequences, has_tokens_loss=self._has_tokens_loss)
+        for name in self._seen_in(row, asked):
+            self._note(name, row.number, asked.text)
         self._tokens["images"] += len(row.sequences) * sum(row.columns.get("image_tokens", ()))
         for role in {str(turn.get("role")) for turn in every_turn(row.columns)}:
             self._roles.add(role)
             self._note(_ROLE + role, row.number, "")
-        self._count_label(row.columns.get("label"), row, text)
+        self._count_label(row.columns.get("label"), row, asked.text)
 
     def result(self) -> RowCounts:
         """The counts of all rows that were added."""
         pairs = 2 if self._shape.format == "preference" else 1
         tokens = TokenCounts(**self._tokens)
-        signs = RowsSeen(**{name: self._rows(name) for name in RowsSeen.__struct_fields__})
+        seen = {name: self._rows(name) for name in (*COUNTED, *chain.from_iterable(test.names for test in self._tests))}
         fields = {
             "rows_read": self._read,
             "sequences": len(self._lengths),
@@ -226,7 +183,7 @@ class RowCounter:
                 max_length=self._limits.max_length if self._shape.trainer == "sft" else None,
                 seed=self._limits.seed,
             ),
-            "seen": signs,
+            "seen": seen,
             "faults": self._faults,
             "answers": Answers(
                 rows=self._answered,
@@ -234,10 +191,10 @@ class RowCounter:
                 distinct=len(self._answers),
             ),
             "pairs": self._pair_counts() if self._shape.format == "preference" else None,
-            "repeated": self._crowd.repeated(),
-            "documents": self._crowd.documents(),
-            "near": self._crowd.near(),
-            "languages": self._crowd.languages(),
+            "repeated": self._sample.repeated(),
+            "documents": self._sample.documents(),
+            "near": self._sample.near(),
+            "languages": self._sample.languages(),
             "foreign": sorted(self._foreign),
             "labels": dict(self._labels.most_common(_LABELS)),
             "labels_total": len(self._labels),
@@ -245,7 +202,7 @@ class RowCounter:
             "shares": self._shares if self._has_tokens_loss else [],
             "shown": [ShownRow(row=number, text=text) for number, text in sorted(self._texts.items())],
         }
-        return RowCounts(self._read, fields, self._faults, tokens, signs, self._turn_end())
+        return RowCounts(self._read, fields, self._faults, tokens, seen, self._turn_end())
 
     def _rows(self, name: str) -> Rows:
         return Rows(count=self._count[name], first=self._first.get(name, []))
@@ -258,51 +215,38 @@ class RowCounter:
             if self._limits.show_rows and text:
                 self._texts[number] = text[:_TEXT]
 
-    def _seen_in(self, row: TokenRow, text: str) -> list[str]:
-        """The names of the fields of `RowsSeen` that apply to a row."""
-        faults = self._seen_in_tokens(row)
-        if REPLACEMENT in text:
-            faults.append("replacement")
-        if is_mojibake(text):
-            faults.append("mojibake")
-        repeats = self._hashes.add(row_key(row.columns))
-        if repeats:
-            faults.append("duplicate")
-        answers = answers_of(row.columns)
-        if any(unsaid(row.columns)):
-            faults.append("empty_answer")
-        if answers:
+    def _seen_in(self, row: TokenRow, asked: AskedRow) -> set[str]:
+        """The names of what is seen in a row: by its tests, by the limit, and beside the rows before it."""
+        columns = row.columns
+        seen = {name for test in self._tests for name in test.of(asked)}
+        for sequence in row.sequences:
+            self._lengths.append(len(sequence.ids))
+            seen |= self._seen_in_sequence(sequence, row)
+        if repeats := self._hashes.add(row_key(columns)):
+            seen.add("duplicate")
+        if answers := answers_of(columns):
             self._answered += 1
             key = digest(answers[0])
             if key in self._answers or len(self._answers) < _DISTINCT:  # one that many rows share is among the first
                 self._answers[key] += 1
-        faults += self._seen_in_text(row.columns)
-        self._crowd.add(row.number, row.columns, repeats=repeats or "conflict" in faults)
-        return faults
-
-    def _seen_in_text(self, columns: Columns) -> list[str]:
-        """The signs of a row's text, and of its two answers; text in the loss only, so none of rows of tokens."""
-        signs = signs_of(columns, self._own) if "input_ids" not in columns else []
-        if "foreign_tokens" in signs:
-            self._foreign |= foreign_in([whole_text(columns)], self._own)
+        if "foreign_tokens" in seen:
+            self._foreign |= foreign_in([asked.text], self._vocabulary.own)
         if "rejected" in columns and "chosen" in columns:
-            signs += self._compare_sides(text_of(columns["chosen"]), text_of(columns["rejected"]))
+            self._compare_sides(text_of(columns["chosen"]), text_of(columns["rejected"]))
         if self._contradicts(columns):
-            signs.append("conflict")
-        if "translated" in columns:
-            signs.append("translated")
-        return signs
+            seen.add("conflict")
+        self._sample.add(row.number, columns, repeats=repeats or "conflict" in seen)
+        return seen
 
-    def _compare_sides(self, chosen: str, rejected: str) -> list[str]:
+    def _compare_sides(self, chosen: str, rejected: str) -> None:
         if chosen.strip() == rejected.strip():
-            return ["equal_pair"]
+            return
         counts = self._pairs
         counts["compared"] += 1
         counts["chosen_longer"] += len(chosen) > len(rejected)
         counts["rejected_longer"] += len(rejected) > len(chosen)
         counts["chosen"] += len(chosen)
         counts["rejected"] += len(rejected)
-        return []
 
     def _pair_counts(self) -> Pairs:
         counts = self._pairs
@@ -336,71 +280,27 @@ class RowCounter:
         """Rows by the roles of their turns."""
         return {role: self._rows(_ROLE + role) for role in sorted(self._roles)}
 
-    def _seen_in_tokens(self, row: TokenRow) -> list[str]:
-        faults = self._seen_in_given(row.columns) if "input_ids" in row.columns else []
-        if 0 in row.columns.get("completion_mask", ()) and all(one.mask is None for one in row.sequences):
-            faults.append("mask_unused")
-        for sequence in row.sequences:
-            self._lengths.append(len(sequence.ids))
-            faults += [name for name in self._seen_in_sequence(sequence, row) if name not in faults]
-        return faults
-
-    def _seen_in_given(self, columns: Columns) -> list[str]:
-        """The names of what a row shows that is tokenised already."""
-        ids: list[int] = columns["input_ids"]
-        labels: list[int] = columns.get("labels", ids)
-        faults = _of_labels(ids, labels)
-        if self._size and not all(0 <= one < self._size for one in ids):
-            faults.append("unknown_ids")
-        if self._pad is not None and ids[-_PADDED:] == labels[-_PADDED:] == [self._pad] * _PADDED:
-            faults.append("padding_supervised")
-        if "parted" not in columns:
-            faults += self._parted_by_ends(ids)
-        return faults
-
-    def _parted_by_ends(self, ids: list[int]) -> list[str]:
-        """The names of what follows end tokens within a row. A padded row of turns is no piece of a packed text."""
-        if not (after := self._after_ends(ids)):
-            return []
-        if not self._controls.issuperset(after - {self._bos}):
-            return ["documents_joined"]
-        return [] if ids[-1] == ids[-2] else ["turns_or_documents"]
-
-    def _after_ends(self, ids: list[int]) -> set[int]:
-        """The tokens that follow an end token within a row, leaving out the ends and the padding at its end."""
-        ends = self._ends | ({self._pad} if self._pad is not None else set())
-        last = next((i for i in range(len(ids) - 1, -1, -1) if ids[i] not in ends), 0)
-        return {self._next(ids, i) for i in range(last) if ids[i] in self._ends}
-
-    def _next(self, ids: list[int], place: int) -> int:
-        """The first control token soon after an end, such as after a line break; else the token after it."""
-        near = ids[place + 1 : place + 2 + _WHITESPACE]
-        return next((one for one in near if one in self._controls), near[0])
-
-    def _seen_in_sequence(self, sequence: TokenSequence, row: TokenRow) -> list[str]:
+    def _seen_in_sequence(self, sequence: TokenSequence, row: TokenRow) -> set[str]:
         ids, mask = sequence.ids, sequence.mask
         length, supervised = len(ids), len(ids) if mask is None else sum(mask)
         kept, left = self._kept(sequence, supervised)
         dropped, overlong = self._is_dropped(row, left, is_cut=kept < length), self._limits.overlong
         if not dropped:
             self._fed.append(kept)
-        faults = ["cut"] if kept < length else []
+        seen = {"cut"} if kept < length else set()
         if overlong == "shared" and left and length - supervised > kept - left:
-            faults.append("question_cut")
-        if len(ids) > 1 and ids[0] == ids[1] == self._bos:
-            faults.append("double_bos")
+            seen.add("question_cut")
         if self._has_tokens_loss:
-            faults += _of_mask(mask, supervised, length)
             if left < supervised:
-                faults.append("answer_cut")
+                seen.add("answer_cut")
             if supervised and (dropped or not left):
-                faults.append("answer_lost")
+                seen.add("answer_lost")
             if kept == length and supervised:
-                faults += ["whole", *self._ends_of(ids, mask)]
+                seen |= {"whole", *self._ends_of(ids, mask)}
         elif dropped:
-            faults.append("answer_lost")
+            seen.add("answer_lost")
         self._count_tokens(length, supervised, *((0, 0) if dropped else (kept, left)))
-        return faults
+        return seen
 
     def _count_tokens(self, length: int, supervised: int, kept: int, left: int) -> None:
         """Count a sequence: its tokens and the supervised ones, before the limit and after it."""
@@ -443,13 +343,13 @@ class RowCounter:
 
         It also counts the row's last control token. At least one token of the row must be supervised.
         """
-        places = [i for end in self._ends if end in ids for i, one in enumerate(ids) if one == end]
+        places = [i for end in self._vocabulary.ends if end in ids for i, one in enumerate(ids) if one == end]
         signs = ["end_supervised"] if any(mask is None or mask[i] for i in places) else []
         if mask is not None and any(not mask[i] and i and mask[i - 1] for i in places):
             signs.append("end_masked")
         last = len(ids) if mask is None else next(i + 1 for i in range(len(ids) - 1, -1, -1) if mask[i])
         tail = ids[max(last - _WHITESPACE, 0) : last]
-        control = next((one for one in reversed(tail) if one in self._controls), None)
+        control = next((one for one in reversed(tail) if one in self._vocabulary.controls), None)
         if control is not None:
             self._last[control] += 1
         return signs
@@ -457,7 +357,7 @@ class RowCounter:
     def _turn_end(self) -> int | None:
         """The control token that ends most answers, unless it ends generation; then None."""
         token, times = next(iter(self._last.most_common(1)), (None, 0))
-        return token if token not in self._ends and 2 * times > self._count["whole"] else None
+        return token if token not in self._vocabulary.ends and 2 * times > self._count["whole"] else None
 
     def _count_label(self, label: Json, row: TokenRow, text: str) -> None:
         if label is None:
@@ -471,28 +371,6 @@ class RowCounter:
             and (label < 0 or (classes is not None and label >= classes))
         ):
             self._note("label_out_of_range", row.number, text)
-
-
-def _of_labels(ids: list[int], labels: list[int]) -> list[str]:
-    """The names of what labels show that are not the ids of their tokens."""
-    kept = [i for i, label in enumerate(labels) if label != _IGNORED]
-    if not kept or 2 * sum(labels[i] != ids[i] for i in kept) < len(kept):
-        return []
-    if max(labels[i] for i in kept) < _CLASSES:
-        return []
-    # transformers' models shift labels themselves: those that are shifted already are shifted twice.
-    after = sum(i + 1 < len(ids) and labels[i] == ids[i + 1] for i in kept)
-    return ["labels_differ", *(["labels_shifted"] if 2 * after > len(kept) else [])]
-
-
-def _of_mask(mask: list[int] | None, supervised: int, length: int) -> list[str]:
-    """The names of what a mask shows: nothing in the loss, all of it, or the beginning in place of the end."""
-    if not supervised:
-        return ["unsupervised"]
-    if mask is None or supervised == length:
-        return ["all_supervised"]
-    tail = next(i for i, bit in enumerate(reversed(mask)) if bit)
-    return ["inverted"] if mask[0] and tail >= _END_PART * length else []
 
 
 def _encoded(value: Json) -> bytes:

@@ -31,6 +31,7 @@ _ANSI: Final = re.compile(r"\x1b\[[0-9;]*[A-Za-z]")
 _BEGUN: Final = "begun"  # the line begins a step of so many, whose values stand in lines below
 _BELOW: Final = "below"  # such a line
 _COUNTED: Final = "counted"  # in place of a step: the row is of the step after the last row's
+_ENGINE: Final = "engine"  # a line of the engine below a program, whose steps may be others than the program's
 _SCALED: Final = "actor/lr(1e-4)"  # the rate as older versions of verl print it: in units of 1e-4
 _Row = dict[str, Json]
 
@@ -74,6 +75,11 @@ def _is_step(line: str) -> bool:
     return row is not None and _BELOW not in row
 
 
+def _is_program(line: str) -> bool:
+    row = _row(line)
+    return row is not None and _ENGINE not in row
+
+
 def read_text(path: Path, columns: Mapping[str, str] | None = None) -> SourceRun:
     """Return the run whose steps are printed in the file among other lines.
 
@@ -94,10 +100,15 @@ def _rows(raw: SourceRun, path: Path) -> Iterator[Numbered]:
     last = 0
     counted: _Row = {}
     begun = False
+    alone: bool | None = None  # whether an engine's lines are all that there is
     with open_regular(path) as file:
         # A progress bar may draw a whole run on one line, which is then read in pieces.
         for number, line in enumerate(iter(lambda: file.readline(_MAX_LINE), b""), 1):
             for row in _printed(line):
+                if row.pop(_ENGINE, False):
+                    alone = _of_engine_alone(path) if alone is None else alone
+                    if not alone:
+                        continue
                 if (of := row.pop(_BEGUN, None)) is not None:
                     begun, last, raw.planned = True, step_of(row["step"]) or last, count_of(of) or raw.planned
                     continue
@@ -114,11 +125,23 @@ def _rows(raw: SourceRun, path: Path) -> Iterator[Numbered]:
                 yield number, row
 
 
+def _of_engine_alone(path: Path) -> bool:
+    """Whether no program prints steps of its own. OpenRLHF's are others than those of DeepSpeed below it."""
+    with open_regular(path) as file:
+        return not any(
+            _is_program(part) for line in iter(lambda: file.readline(_MAX_LINE), b"") for part in _parts(line)
+        )
+
+
+def _parts(line: bytes) -> list[str]:
+    """What a line shows one after the other: a progress bar draws itself anew behind each carriage return."""
+    return _ANSI.sub("", line.decode("utf-8", "replace")).rstrip("\r\n").split("\r")
+
+
 def _printed(line: bytes) -> list[_Row]:
-    """The rows in a line. A progress bar draws itself anew behind each carriage return, and its last state twice."""
-    parts = _ANSI.sub("", line.decode("utf-8", "replace")).rstrip("\r\n").split("\r")
+    """The rows in a line. A progress bar draws its last state twice."""
     rows: list[_Row] = []
-    for part in parts:
+    for part in _parts(line):
         row = _row(part)
         if row is not None and row not in rows:
             rows.append(row)
@@ -141,6 +164,7 @@ class _Dialect(NamedTuple):
     pair: re.Pattern[str]  # a name, and its number
     names: Mapping[str, str] = MappingProxyType({})  # columns by the program's name
     others: bool = True  # whether values of other names are kept
+    is_engine: bool = False
 
 
 def _read(dialect: _Dialect, line: str) -> _Row | None:
@@ -155,6 +179,8 @@ def _read(dialect: _Dialect, line: str) -> _Row | None:
         row["actor/lr"] = scaled * 1e-4
     if row.keys() <= {"step", "planned"}:
         return None
+    if dialect.is_engine:
+        row[_ENGINE] = True
     if "step" not in row:
         return {**row, _COUNTED: True}
     row["step"] = row.pop("global_step", row["step"])  # as NeMo, which counts iterations anew in each epoch
@@ -167,6 +193,8 @@ _STEP: Final = r"(?P<step>\d{1,15})"
 _OF: Final = r"(?P<planned>\d{1,15})"
 # NumPy 2 prints a scalar with its type, as np.float64(0.1).
 _FLOAT: Final = r"(?:np\.float(?:32|64)\()?([-+\w.]+)"
+# OpenRLHF's logger (openrlhf/utils/logging_utils.py): level, month and day, time, and the place; before it, the place
+_LOGGED: Final = r"(?:(?:[A-Z]+ +\d\d-\d\d +\d\d:\d\d:\d\d +)?\S+\.py:\d+\] *)?"
 _BETWEEN_BARS: Final = re.compile(r"(?:^|\|)([^|]*):([^|:]*)")
 _DIALECTS: Final = (
     _Dialect(  # torchtune: `Step 1 | loss:1.5 lr:0.0003 tokens_per_second_per_gpu:12.5`
@@ -203,9 +231,15 @@ _DIALECTS: Final = (
         re.compile(rf"{_LEAD}step:{_STEP} - (?P<values>[\w-]+/\S+:\S.*)"),
         re.compile(rf"(?:^| - )(?!actor/lr:0\.000(?: |$))(\S+):{_FLOAT}\)?\s*(?= - |$)"),
     ),
-    _Dialect(  # OpenRLHF: `Global step 1: {'policy_loss': 0.1, 'actor_lr': 5e-07}`
-        re.compile(rf"{_LEAD}(?:\S+\.py:\d+\] *)?(?:\u2728 )?Global step {_STEP}: \{{(?P<values>.*)\}}"),
-        re.compile(rf"'([^']+)': {_FLOAT}"),
+    *(
+        _Dialect(re.compile(rf"{_LEAD}{_LOGGED}(?:\u2728 )?{line}"), re.compile(rf"'([^']+)': {_FLOAT}"))
+        for line in (
+            # OpenRLHF: `INFO 11-30 10:00:00 ppo_trainer.py:547] Global step 1: {'policy_loss': 0.1, 'actor_lr': 5e-07}`
+            rf"Global step {_STEP}: \{{(?P<values>.*)\}}",
+            # and `... Evaluation completed in 0:01:02, global_step 1, eval_metrics: {'eval_math_pass1': 0.5}`
+            rf"Evaluation completed in [^{{}}]*, global_step {_STEP}, eval_metrics: \{{(?P<values>.*)\}}",
+            rf"Eval at step {_STEP}: \{{(?P<values>.*)\}}",
+        )
     ),
     _Dialect(  # before, a bar for each step: `Train epoch [1/1]: 100%|###| 2/2 [00:03<00:00, pg=0.161, glen=126]`
         re.compile(
@@ -220,6 +254,20 @@ _DIALECTS: Final = (
         re.compile(r"(?:^|\| )([^|:]+): ([^\s|]+)"),
         NAMES.printed["prime-rl"],
         others=False,
+    ),
+    # DeepSpeed (deepspeed/utils/logging.py): `[time] [INFO] [logging.py:107:log_dist] [Rank 0] step=10, skipped=0, ...`
+    _Dialect(
+        re.compile(rf"{_LEAD}step={_STEP}, (?P<values>skipped=\d+, lr=\[.*)"),
+        re.compile(rf"(?:^|, )(skipped|lr)=\[?{_FLOAT}"),
+        NAMES.printed["DeepSpeed"],
+        others=False,
+        is_engine=True,
+    ),
+    _Dialect(  # its pipelines: `steps: 10 loss: 2.5000 iter time (s): 0.500 samples/sec: 16.000`
+        re.compile(rf"{_LEAD}steps: {_STEP} (?P<values>loss: .* iter time \(s\): .*)"),
+        re.compile(rf"(?:^| )([A-Za-z_][\w/]*(?: time \(s\))?): {_FLOAT}"),
+        NAMES.printed["DeepSpeed"],
+        is_engine=True,
     ),
 )
 _NEMO_RL: Final = re.compile(r"={25} Step (\d{1,15})/(\d{1,15}) ={25}")
@@ -268,7 +316,9 @@ _READERS: Final[tuple[Callable[[str], _Row | None], ...]] = (
     *(partial(_read, dialect) for dialect in _DIALECTS),
     *(_mmengine, _nemo_rl),
 )
-_PROGRAMS: Final = "torchtune, MLX-LM, Megatron, NeMo, NeMo-RL, verl, OpenRLHF, prime-rl or MMEngine (XTuner)"
+_PROGRAMS: Final = (
+    "torchtune, MLX-LM, Megatron, NeMo, NeMo-RL, verl, OpenRLHF, prime-rl, DeepSpeed or MMEngine (XTuner)"
+)
 
 Dialect: TypeAlias = Literal["llama-factory", "ms-swift"]
 

@@ -21,7 +21,7 @@ from gradience.io import CHECKPOINT_PREFIX
 from gradience.schema import Json, as_float
 from gradience.schema.events import TELLING, ConfigSnapshot, TrainingSnapshot
 from gradience.schema.reports import InputFile
-from gradience.schema.values import number_of, step_of
+from gradience.schema.values import finite_of, number_of, step_of
 from gradience.telemetry.rows import split_row
 
 MAX_STATES: Final = 500
@@ -259,9 +259,8 @@ def state_layer(state: Mapping[str, Json], path: Path) -> Layer:
 
 def _interval(value: Json) -> float | None:
     """Return an interval in steps, or as a fraction of all steps; None if it is not a positive finite number."""
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        return None
-    return float(value) if 0 < value < float("inf") else None
+    interval = finite_of(value) if isinstance(value, int | float) else None
+    return interval if interval is not None and interval > 0.0 else None
 
 
 def shown_in_rows(raw: SourceRun, config: ConfigSnapshot) -> ConfigSnapshot:

@@ -35,7 +35,7 @@ from gradience.importers.protobuf import CutOffError, fields, nested
 from gradience.importers.table import Numbered, flatten, rows_to_raw
 from gradience.io.reading import MAX_DEPTH, open_regular
 from gradience.schema import Json, Status
-from gradience.schema.values import number_of
+from gradience.schema.values import finite_of, number_of, rounded_of
 from gradience.telemetry.codec import parse
 from gradience.telemetry.rows import split_row
 
@@ -158,22 +158,25 @@ class _Log:
 
 def _memory(body: bytes) -> Iterator[MemoryReading]:
     """The memory of a record of system metrics: of the fullest card, or of the process where there is none."""
-    seconds = dict(fields(next(nested(body, _STATS_TIME), b""))).get(1)
-    stats = {name: value for name, value in _items(body, _STATS_ITEM).items() if isinstance(value, int | float)}
-    if not isinstance(seconds, int):
+    seconds = rounded_of(dict(fields(next(nested(body, _STATS_TIME), b""))).get(1))
+    found = {name: finite_of(value) for name, value in _items(body, _STATS_ITEM).items()}
+    stats = {name: number for name, number in found.items() if number is not None}
+    if seconds is None:
         return
     cards = [(stats[name], stats.get(_SHARE.format(hit[1]), 0.0)) for name in stats if (hit := _USED.fullmatch(name))]
     if cards:
         used, share = max(cards)
-        yield MemoryReading(seconds, {"reserved_bytes": int(used), **_of_all(used, share)})
+        yield MemoryReading(seconds, _sizes(used, share, "reserved_bytes"))
     elif (used := stats.get(_PROCESS[0], 0.0) * _MIB) > 0.0:
-        sizes = dict.fromkeys(("peak_bytes", "held_bytes"), int(used))
-        yield MemoryReading(seconds, {**sizes, **_of_all(used, stats.get(_PROCESS[1], 0.0))})
+        yield MemoryReading(seconds, _sizes(used, stats.get(_PROCESS[1], 0.0), "peak_bytes", "held_bytes"))
 
 
-def _of_all(used: float, percent: float) -> dict[str, int]:
-    """The memory there is, of which so many per cent are used."""
-    return {"total_bytes": round(used / percent * 100.0)} if percent > 0.0 else {}
+def _sizes(used: float, percent: float, *names: str) -> dict[str, int]:
+    """Bytes that are used, by these names, and the memory there is, of which they are so many per cent."""
+    sizes = {name: rounded_of(used) for name in names}
+    if percent > 0.0:
+        sizes["total_bytes"] = rounded_of(used / percent * 100.0)
+    return {name: size for name, size in sizes.items() if size is not None}
 
 
 def _take_end(raw: SourceRun, code: int | None, output: str) -> None:

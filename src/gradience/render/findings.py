@@ -18,6 +18,7 @@ HEADINGS: Final[dict[RuleGroup, str]] = {
     "log": "A run's log (gradience monitor)",
     "weights": "An adapter's weights (gradience audit)",
     "weights_and_base": "An adapter's weights beside their base (gradience audit --base)",
+    "between": "An adapter's files beside each other (gradience audit)",
     "joins": "Several of these that have one cause (gradience diagnose)",
     "merge": "Adapters that may be merged (gradience merge --check)",
     "served": "What serves an adapter (gradience verify)",

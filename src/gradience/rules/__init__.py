@@ -473,7 +473,8 @@ def _matching(ids: Sequence[str], given: list[str], filed: list[str], option: st
 @cache
 def rule_cards() -> tuple[RuleCard, ...]:
     """A card for every rule, each id once, in the order of the groups."""
-    from gradience.rules.config import RULES  # these modules import this one
+    from gradience.rules.between.rules import BETWEEN_RULES  # these modules import this one
+    from gradience.rules.config import RULES  # the same
     from gradience.rules.data import DATA_RULES  # the same
     from gradience.rules.joins.run import JOINS  # the same
     from gradience.rules.log import DETECTORS  # the same
@@ -481,7 +482,15 @@ def rule_cards() -> tuple[RuleCard, ...]:
     from gradience.rules.served import SERVED_RULES  # the same
     from gradience.rules.weights.rules import WEIGHTS_RULES  # the same
 
-    own: tuple[Description, ...] = (*RULES, *DATA_RULES, *WEIGHTS_RULES, *JOINS, *MERGE_RULES, *SERVED_RULES)
+    own: tuple[Description, ...] = (
+        *RULES,
+        *DATA_RULES,
+        *WEIGHTS_RULES,
+        *BETWEEN_RULES,
+        *JOINS,
+        *MERGE_RULES,
+        *SERVED_RULES,
+    )
     # Some rules on data and on weights judge logs, too, with other premises: their own card is the one that stays
     cards: dict[str, RuleCard] = {}
     for rule in (*own, *DETECTORS):

@@ -36,7 +36,7 @@ from gradience.rules.joins.symptoms import (
 from gradience.rules.log import DETECTED, DETECTORS, detect
 from gradience.rules.log.account import account
 from gradience.rules.log.facts import DEFAULT_GAP, RunFacts
-from gradience.rules.weights.rules import WEIGHTS_RULES, too_large
+from gradience.rules.weights.rules import ADAPTER_RULES, too_large
 from gradience.schema.audit import AuditReport
 from gradience.schema.diagnose import Cause, Piece, PieceSource, SourceKind
 from gradience.schema.document import SEVERITIES, Finding
@@ -46,7 +46,7 @@ from gradience.telemetry.series import RunSeries
 IDS: Final[dict[SourceKind, tuple[str, ...]]] = {
     "config": tuple(rule.id for rule in RULES),
     "log": tuple(detector.id for detector in DETECTORS),
-    "weights": tuple(rule.id for rule in WEIGHTS_RULES),
+    "weights": tuple(rule.id for rule in ADAPTER_RULES),
 }
 """The rules on each part."""
 ALL: Final = [*dict.fromkeys(rule for ids in IDS.values() for rule in ids), *(join.id for join in JOINS)]

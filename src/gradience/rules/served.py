@@ -30,7 +30,7 @@ UNLIKE = Threshold(
     "unlike", 0.7, "cosine of what was read and the adapter in probabilities, both less the base's", _MEASURED
 )
 
-_BENCH = cite("benchmarks/receipt.py", "how often each verdict is right, and its cause: docs/receipt.md")
+_BENCH = cite("benchmarks/receipt.py", "how often each verdict is right, and its cause: docs/evidence/receipt.md")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -129,7 +129,7 @@ def real(value: float) -> float | NonFinite:
 def number_in(values: Mapping[str, Json], key: str) -> float | None:
     """Return the number under a key, or None if the key is missing or its value is not a number."""
     value = values.get(key)
-    return float(value) if isinstance(value, (int, float)) and not isinstance(value, bool) else None
+    return as_float(value) if isinstance(value, (int, float)) and not isinstance(value, bool) else None
 
 
 def as_float(value: float | NonFinite) -> float:

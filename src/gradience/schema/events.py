@@ -122,8 +122,8 @@ class TrainingSnapshot(Checked, kw_only=True, frozen=True, omit_defaults=True):
 
     @property
     def planned_steps(self) -> int | None:
-        """The limit on optimizer steps; None if there is none, which transformers writes as -1 or 0."""
-        return self.max_steps if self.max_steps is not None and self.max_steps > 0 else None
+        """The limit on optimizer steps; None if there is none, which transformers writes as -1 or 0, or no number."""
+        return self.max_steps if self.max_steps is not None and 0 < self.max_steps <= MAX_INT else None
 
 
 class ConfigSnapshot(Checked, kw_only=True, frozen=True, omit_defaults=True):

@@ -81,72 +81,6 @@ class Batching(msgspec.Struct, kw_only=True, frozen=True):
     ) = None
 
 
-class RowsSeen(msgspec.Struct, kw_only=True, frozen=True):
-    """Rows by what was observed in them."""
-
-    unreadable: Rows = Rows()
-    unsupervised: Annotated[Rows, about("No token is supervised, before any cut.")] = Rows()
-    all_supervised: Annotated[Rows, about("Every token is supervised.")] = Rows()
-    cut: Annotated[Rows, about("The row is longer than the limit.")] = Rows()
-    answer_cut: Annotated[Rows, about("The cut removes supervised tokens.")] = Rows()
-    answer_lost: Annotated[Rows, about("The cut removes every supervised token, or the whole row.")] = Rows()
-    question_cut: Annotated[Rows, about("The cut removes tokens of a question whose answer is kept.")] = Rows()
-    end_supervised: Annotated[Rows, about("An end token is supervised; only whole rows are counted.")] = Rows()
-    end_masked: Annotated[Rows, about("The end token after an answer is masked; only whole rows are counted.")] = Rows()
-    double_bos: Annotated[Rows, about("The row begins with two BOS tokens.")] = Rows()
-    empty_answer: Annotated[Rows, about("An answer is empty.")] = Rows()
-    duplicate: Annotated[Rows, about("The row equals an earlier row.")] = Rows()
-    replacement: Annotated[Rows, about("The text holds U+FFFD.")] = Rows()
-    mojibake: Annotated[Rows, about("The text is UTF-8 that was decoded as Latin-1 or cp1252.")] = Rows()
-    label_out_of_range: Rows = Rows()
-    translated: Annotated[
-        Rows, about("Roles, calls or parts are written as other programs do; TRL would not translate them.")
-    ] = Rows()
-    no_assistant: Annotated[Rows, about("No turn is the assistant's.")] = Rows()
-    unanswered: Annotated[Rows, about("The last turn is the user's.")] = Rows()
-    roles_out_of_order: Annotated[
-        Rows, about("Two turns of one side follow each other, or a system turn is not the first.")
-    ] = Rows()
-    labels_differ: Annotated[Rows, about("At least half of the supervised labels are not the ids of their tokens.")] = (
-        Rows()
-    )
-    labels_shifted: Annotated[Rows, about("They are those of the next tokens.")] = Rows()
-    mask_unused: Annotated[Rows, about("The row holds a completion mask that the trainer does not apply.")] = Rows()
-    unknown_ids: Annotated[Rows, about("A token id is not one of the tokenizer's.")] = Rows()
-    padding_supervised: Annotated[Rows, about("The row ends in padding that is in the loss.")] = Rows()
-    missing_value: Annotated[Rows, about("An answer is a missing value as a program writes it, such as nan.")] = Rows()
-    placeholder: Annotated[Rows, about("An answer holds a placeholder that was to be filled in.")] = Rows()
-    escaped_letters: Annotated[Rows, about("An answer holds letters as escapes of JSON.")] = Rows()
-    speaker_label: Annotated[Rows, about("An answer that is a turn begins with a speaker's name, as text.")] = Rows()
-    empty_prompt: Annotated[Rows, about("What is asked is empty.")] = Rows()
-    template_twice: Annotated[Rows, about("A message holds control tokens that the chat template writes.")] = Rows()
-    foreign_tokens: Annotated[
-        Rows, about("The text holds control tokens that the tokenizer does not have, or another prompt format.")
-    ] = Rows()
-    next_turn_in_answer: Annotated[Rows, about("An answer goes on with a user's turn, as text.")] = Rows()
-    echo: Annotated[Rows, about("An answer begins with the whole question.")] = Rows()
-    refusal: Annotated[Rows, about("The answer begins as a refusal or an apology.")] = Rows()
-    ended: Annotated[Rows, about("The answer is prose and ends with a mark, such as a full stop.")] = Rows()
-    dangling: Annotated[Rows, about("The answer is prose and ends with a word.")] = Rows()
-    torn: Annotated[Rows, about("The answer ends with a comma, or a word that goes on, such as `of`.")] = Rows()
-    markup: Annotated[Rows, about("An answer holds tags or entities of HTML.")] = Rows()
-    escaped_breaks: Annotated[Rows, about("An answer holds the characters of an escape in place of breaks.")] = Rows()
-    call_unanswered: Annotated[Rows, about("A call of a tool is not followed by its result.")] = Rows()
-    result_uncalled: Annotated[Rows, about("A result of a tool does not follow a call.")] = Rows()
-    arguments_text: Annotated[Rows, about("Arguments of a call are JSON as text.")] = Rows()
-    arguments_object: Annotated[Rows, about("Arguments of a call are an object.")] = Rows()
-    images_unread: Annotated[Rows, about("The row holds images, and no column `image` or `images`.")] = Rows()
-    documents_joined: Annotated[Rows, about("Tokens go on after an end token, and no positions begin anew.")] = Rows()
-    turns_or_documents: Annotated[Rows, about("They go on with a control token: another turn, or a document.")] = Rows()
-    arguments_broken: Annotated[Rows, about("Arguments of a call are text that is no JSON object.")] = Rows()
-    media: Annotated[Rows, about("The row holds images, videos or sounds, whose tokens are not counted.")] = Rows()
-    parts: Annotated[Rows, about("A message is a list of parts.")] = Rows()
-    value_parts: Annotated[Rows, about("A part of a message has its text under `value`.")] = Rows()
-    inverted: Annotated[Rows, about("The beginning of the row is supervised, and its end is not.")] = Rows()
-    equal_pair: Annotated[Rows, about("The chosen and the rejected answer are equal.")] = Rows()
-    conflict: Annotated[Rows, about("An earlier row has the same text with another label or preference.")] = Rows()
-
-
 class Answers(msgspec.Struct, kw_only=True, frozen=True):
     """How often answers repeat."""
 
@@ -259,7 +193,7 @@ class DataReport(msgspec.Struct, kw_only=True, frozen=True):
     tokens: TokenCounts = TokenCounts()
     lengths: Lengths = Lengths()
     batching: Batching = Batching()
-    seen: RowsSeen = RowsSeen()
+    seen: Annotated[dict[str, Rows], about("Rows by what was observed in them.")] = {}
     faults: Annotated[list[RowFault], about("The first rows that cannot be used, and why.")] = []
     answers: Answers = Answers()
     pairs: Pairs | None = None
@@ -311,6 +245,10 @@ class DataReport(msgspec.Struct, kw_only=True, frozen=True):
     columns: Annotated[list[str], about("Of the first usable row.")] = []
     has_processor: Annotated[bool, about("Whether a processor of images is beside the tokenizer.")] | None = None
     notes: list[str] = []
+
+    def rows_with(self, name: str) -> Rows:
+        """The rows in which this was observed."""
+        return self.seen.get(name, Rows())
 
 
 def announced_by(report: DataReport) -> dict[str, Json]:

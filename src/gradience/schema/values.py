@@ -124,6 +124,26 @@ def number_of(value: Json) -> Real | None:
         return None
 
 
+def finite_of(value: Json) -> float | None:
+    """Return a JSON value, or a number written as text, as a finite float; None for anything else.
+
+    >>> finite_of(3), finite_of("4.5"), finite_of(float("inf")), finite_of("nan"), finite_of(10**400), finite_of([1])
+    (3.0, 4.5, None, None, None, None)
+    """
+    number = number_of(value)
+    return None if number is None or isinstance(number, str) else float(number)
+
+
+def rounded_of(value: Json) -> int | None:
+    """Return the whole number nearest to a JSON number, if it is one from 0 that JSON holds exactly; else None.
+
+    >>> rounded_of(2.6), rounded_of("12"), rounded_of(1e300), rounded_of(float("nan")), rounded_of(-1)
+    (3, 12, None, None, None)
+    """
+    number = finite_of(value)
+    return None if number is None or not 0.0 <= number <= MAX_INT else round(number)
+
+
 def step_of(value: Json) -> int | None:
     """Return a JSON value as an optimizer step or another count, a whole number from 0; None for anything else.
 

@@ -43,7 +43,16 @@ def _spelt(names: Mapping[str, str]) -> dict[str, list[str]]:
 _EVENTS: Final = _spelt(NAMES.events)
 _CHOICES: Final = {field: _spelt(names) for field, names in NAMES.choices.items()}
 _COLUMNS: Final = {"loss": "loss", "lr": "learning_rate", "grad_norm": "grad_norm", "epoch": "epoch"}
-ALIASES: Final[dict[Level, dict[str, list[str]]]] = {level: _spelt(names) for level, names in NAMES.log.items()}
+ALIASES: Final[dict[Level, dict[str, list[str]]]] = {
+    **{level: _spelt(names) for level, names in NAMES.log.items()},
+    **{
+        f"run_start.config.{level}": {
+            field: [name for name in f"{names.native} {names.loose}".split() if name != field]
+            for field, names in NAMES.settings[level].items()
+        }
+        for level in ("optimizer", "lora", "training")
+    },
+}
 _ENVELOPE: Final = ALIASES.pop("envelope")
 ALIASES["train_step"] = {
     field: [*(name for name in columns_of(column) if name != field), *ALIASES["train_step"].get(field, ())]

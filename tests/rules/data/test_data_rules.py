@@ -312,8 +312,8 @@ def test_a_rule_that_lacks_its_input_says_why(rule: str, changed: Any, reason: s
 )
 def test_answers_that_are_cut_are_counted_by_the_larger_of_both_counts(cut: int, lost: int, says: str) -> None:
     report = data(seen={"answer_cut": cut, "answer_lost": lost})
-    gone = msgspec.structs.replace(report.seen.answer_lost, first=[2])
-    report = msgspec.structs.replace(report, seen=msgspec.structs.replace(report.seen, answer_lost=gone))
+    gone = msgspec.structs.replace(report.seen["answer_lost"], first=[2])
+    report = msgspec.structs.replace(report, seen={**report.seen, "answer_lost": gone})
     message = found(report)["DAT306"].message
     assert message.startswith(says)
     assert message.endswith(f"; {lost} of 1,000 rows ({lost / 10:.1f} %: 2, ...) lose the whole answer")

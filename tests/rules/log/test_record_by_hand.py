@@ -137,7 +137,8 @@ def test_batches_unlike_those_announced_are_said_with_both_numbers():
     [
         ({"verdict": "oversized"}, "error"),
         ({"verdict": "trained", "update_size": 3.1}, "warning"),
-        ({"verdict": "trained", "update_size": 3.0}, None),
+        ({"verdict": "trained", "update_size": 3.0}, "info"),
+        ({"verdict": "trained", "update_size": 1.2}, None),
         ({}, None),
     ],
 )

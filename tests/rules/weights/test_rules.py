@@ -105,6 +105,10 @@ UNKNOWN = [module(name, state="not_known", note=note) for name, note in (("a", "
          "1 of 4 modules hold NaN or infinite weights (first: 1)"),
         (UNKNOWN, {}, "not_analysed", "quantised"),  # the first says why
         ([*UNKNOWN, module("c")], {}, "not_analysed", "only 1 of 3 modules could be analysed: quantised"),
+        (states("ok"), {"update_size": 1.5e-4}, "near_untrained",
+         "the update is 1.5e-04 of freshly initialised weights' norm, at most 0.00015"),
+        (states("ok"), {"update_size": 1.51e-4}, "trained", "the only module carries a finite, non-zero update"),
+        (states("ok"), {"update_size": 1e-9, "relative_frobenius": 0.5}, "trained", "the only module carries"),
         ([], {}, "broken", "the file holds no adapter tensor"),
         ([], {"peft_type": "IA3"}, "not_analysed", "peft_type IA3 is recognised, not analysed"),
         ([], {"not_analysed": WHOLE}, "not_analysed", "not read"),
@@ -224,6 +228,8 @@ def alpha(of_module, **fields):
     ("rule", "full", "own", "severity", "values", "says"),
     [
         ("SIZ215", sized(3.1), {}, "warning", {"update_size": 3.1}, ""),
+        ("SIZ215", sized(3.0), {}, "info", {"update_size": 3.0}, ""),
+        ("SIZ215", sized(1.21), {}, "info", {"update_size": 1.21}, ""),
         ("SIZ215", sized(3.1, base=beside(0)), {}, "warning", {"update_size": 3.1}, ""),  # nothing was compared
         ("LED205", report(module(), ledger=ledger(full_module=0.5, lora_pair=0.5)), {}, "info", {"share": 0.5},
          "50% of this file is full module, not LoRA."),
@@ -277,7 +283,7 @@ def test_a_rule_speaks_of_its_case_alone(rule, full, own, severity, values, says
 @every(
     ("rule", "full", "own"),
     [
-        ("SIZ215", sized(3.0), {}),
+        ("SIZ215", sized(1.2), {}),
         ("SIZ215", sized(31.0, base=beside(relative_frobenius=0.5)), {}),  # beside its base the relative size decides
         ("LED205", report(module(), ledger=ledger(full_module=0.499, lora_pair=0.501)), {}),
         ("LED205", report(module(), ledger=ledger(full_module=0.9)), {"modules_to_save": ["classifier"]}),
@@ -344,7 +350,7 @@ def test_beside_its_base_intruders_are_a_second_witness_of_the_size():
     findings = [found(sized(1.0, base=base, health=verdict))["SIZ215"] for base in bases]
     assert [(f.severity, f.confidence) for f in findings] == [("error", 0.9), ("error", 0.9), ("error", 0.97)]
     assert "4 intruder dimensions" in findings[2].evidence[1].says
-    assert found(sized(3.1))["SIZ215"].confidence == 0.6
+    assert [found(sized(size))["SIZ215"].confidence for size in (3.1, 3.0)] == [0.6, 0.5]
 
 
 @every(

@@ -175,6 +175,11 @@ def _with_new_names(tensors: Declared) -> Declared:
     return {_moved(name, moves): value for name, value in tensors.items()}
 
 
+def renamed(name: str) -> str:
+    """A module's name under transformers 5, which renames those of LLaVA-like models as it loads them."""
+    return _moved(name, _INSIDE)
+
+
 def _moved(name: str, moves: Iterable[tuple[str, str]]) -> str:
     for old, new in moves:
         if name.startswith(old):

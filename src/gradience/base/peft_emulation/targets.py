@@ -103,6 +103,16 @@ def resolve(wanted: ModuleChoice, layout: Layout) -> Hits:
     )
 
 
+def matched_names(wanted: ModuleChoice, names: Iterable[str]) -> set[str]:
+    """Those of the names that the targets match and nothing excludes, whatever modules they are of.
+
+    Raises:
+        NotFollowedError: an expression cannot be matched safely.
+    """
+    guard, targeted = _guard(wanted), _targeted(wanted)
+    return {name for name in names if not guard(name) and targeted(name)}
+
+
 def saved_names(wanted: ModuleChoice) -> tuple[str, ...]:
     """The entries of `modules_to_save`, and those that PEFT adds for the task type."""
     return (*wanted.save, *_SAVED_HEADS.get(wanted.task_type or "", ()))

@@ -1,9 +1,10 @@
-"""All rules on a data set, in one table sorted by id."""
+"""All rules on a data set, in one table sorted by id, and all that is asked of its rows."""
 
 from __future__ import annotations
 
 from typing import Final
 
+from gradience.data.asked import RowTests
 from gradience.rules import Rule
 from gradience.rules.data import answers, content, supervision, tokenised, tokens, turns
 from gradience.schema.reports import DataReport
@@ -20,4 +21,13 @@ DATA_RULES: Final[tuple[Rule[DataReport], ...]] = tuple(
         ),
         key=lambda rule: rule.id,
     )
+)
+
+ROW_TESTS: Final[RowTests] = (
+    *supervision.ROW_TESTS,
+    *tokens.ROW_TESTS,
+    *tokenised.ROW_TESTS,
+    *content.ROW_TESTS,
+    *turns.ROW_TESTS,
+    *answers.ROW_TESTS,
 )

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
+from typing import Final
 
+from gradience.data import text_of
+from gradience.data.asked import AskedRow, RowTests, row_kinds, row_test
 from gradience.rules import Observation, Threshold, Unknown
 from gradience.rules.data.content import (
     HALF,
@@ -27,6 +31,30 @@ TORN_ROWS = Threshold("torn_rows", 5, "answers", "proposal: fewer are slips")
 FORM = Threshold("form", 0.9, "share of answers", "proposal: a phrase of all answers is the form of the task")
 PROSE = Threshold("prose", 0.3, "share of answers that end with a mark", "proposal: others end without one by habit")
 BIASED = Threshold("biased", 0.8, "share of pairs", "proposal: length alone then tells the chosen answer in 4 of 5")
+_MARKUP: Final = re.compile(r"&(?:nbsp|amp|lt|gt|quot|#\d{2,4});|</?(?:p|br|div|span)\b[^<>]{0,80}>")
+_ESCAPE: Final = re.compile(r"\\n(?=\\n|[A-Z ]|$)")
+_LETTER: Final = re.compile(r"\\u(?:00|01|20)[0-9a-f]{2}")
+_REFUSAL: Final = re.compile(
+    r"\s*(?:I['\u2019]?m (?:really |very |so )?sorry|I am (?:really |very |so )?sorry|Sorry, (?:but )?I|I apologi[sz]e|"
+    r"As an AI|I (?:cannot|can['\u2019]t|am unable|am not able|won['\u2019]t be able)|I['\u2019]m (?:unable|not able)|"
+    r"Unfortunately, I|"
+    r"(?:Es )?[Tt]ut mir leid, (?:aber )?(?:ich|da(?:bei|zu|s)?)|Leider kann ich|"
+    r"Ich kann (?:dir|Ihnen|Ihre|deine|diese)\b[^.]{0,40}\bnicht|"
+    r"(?:Je suis )?[Dd]\u00e9sol\u00e9e?, (?:mais )?je|Je ne peux pas|"
+    r"(?:Lo siento|Lo lamento), (?:pero )?no|No puedo)\b"
+)
+_DANGLING: Final = frozenset(  # English, German, French, Spanish
+    re.findall(
+        r"\S+",
+        "a an the of and or to in on at by for with from as that which this is are was were be but if into its der die "
+        "das den dem des ein eine und oder zu auf mit von im nicht le la les du et ou \u00e0 pour dans sur une que qui "
+        "el los las y para con por de se su",
+    )
+)
+_LONG: Final = 12  # words from which an answer is prose that ends with a full stop
+_LONG_LINE: Final = 6  # words of the last line of such an answer
+_PLACEHOLDER: Final = re.compile(r"\[(?:INSERT|YOUR|Insert|Your)[ A-Za-z_]{0,40}\]|\{\{ ?[a-z]+_[a-z_]+ ?\}\}")
+_PROSE: Final = re.compile(r"[^\W_]['\u2019\w-]*,?$")
 
 
 @DataRule(
@@ -49,6 +77,13 @@ def _alike(data: DataReport) -> Iterator[Observation]:
         yield Observation(f"labels differ in capitals or blanks only: {', '.join(map(repr, group))}", {"labels": group})
 
 
+@row_test
+def equal_pair(row: AskedRow) -> bool:
+    """The chosen and the rejected answer are equal."""
+    sides = [text_of(row.columns[name]).strip() for name in ("chosen", "rejected") if name in row.columns]
+    return len(sides) == 2 and sides[0] == sides[1]
+
+
 @DataRule(
     "DAT338",
     severity="warning",
@@ -67,7 +102,7 @@ def _equal(data: DataReport) -> Iterator[Observation]:
     Source: Rafailov et al. 2023, arXiv 2305.18290, eq. 7 -- the margin of two equal answers is 0
     Source: arithmetic -- the margin of two equal answers is 0, and its gradient too
     """
-    rows = data.seen.equal_pair
+    rows = data.rows_with("equal_pair")
     if rows.count:
         severity: Severity | None = "error" if share(rows, data.rows_read) >= SLIPS.value else None
         yield on_rows(data, rows, "have a chosen answer that equals the rejected one", severity=severity)
@@ -107,6 +142,12 @@ def _length_bias(data: DataReport) -> Iterator[Observation]:
         )
 
 
+@row_test
+def refusal(row: AskedRow) -> bool:
+    """The answer begins as a refusal or an apology."""
+    return any(_REFUSAL.match(answer) for answer in row.answers[:1])
+
+
 @DataRule(
     "DAT334",
     severity="warning",
@@ -127,7 +168,7 @@ def _phrases(data: DataReport) -> Iterator[Observation]:
     Seen: public repositories -- one phrase in most answers
     Source: definition -- answers with the most frequent sentence over all answers compared
     """
-    refusing, answers = data.seen.refusal, data.answers.rows
+    refusing, answers = data.rows_with("refusal"), data.answers.rows
     if answers < FEW_ANSWERED.value:
         raise Unknown(f"{answers} answers, under {FEW_ANSWERED.value:g}")
     if refusing.count >= REFUSING.value * answers:
@@ -143,6 +184,30 @@ def _phrases(data: DataReport) -> Iterator[Observation]:
             values(repeated.rows, repeated.answers),
             severity="info" if repeated.rows.count >= FORM.value * repeated.answers else None,
         )
+
+
+@row_kinds("ended", "dangling", "torn")
+def _ending(row: AskedRow) -> Iterator[str]:
+    """How the prose of an answer ends."""
+    return filter(None, map(ending, row.answers[:1]))
+
+
+def ending(answer: str) -> str:
+    """How the prose of an answer ends: `ended`, `dangling` without a full stop, `torn` after "of the" or a comma.
+
+    Empty for what is no prose: few words, a list, a heading, code.
+
+    >>> ending("word " * 12 + "."), ending("word " * 12 + "end"), ending("word " * 12 + "of the"), ending("no")
+    ('ended', 'dangling', 'torn', '')
+    """
+    text = answer.rstrip()
+    line = text.rpartition("\n")[2]
+    if text.count(" ") < _LONG - 1 or line[:1] in "#-*|>`\t {}[]1234567890" or line.count(" ") < _LONG_LINE - 1:
+        return ""
+    if not _PROSE.search(line):
+        return "ended"
+    last = line.rpartition(" ")[2]
+    return "torn" if last.endswith(",") or last in _DANGLING else "dangling"
 
 
 @DataRule(
@@ -164,7 +229,7 @@ def _cut_in_source(data: DataReport) -> Iterator[Observation]:
     Verify: their text (--set show_rows=true)
     Source: definition -- answers of prose by how they end
     """
-    ended, dangling, torn = data.seen.ended, data.seen.dangling, data.seen.torn
+    ended, dangling, torn = data.rows_with("ended"), data.rows_with("dangling"), data.rows_with("torn")
     prose = ended.count + dangling.count + torn.count
     if prose < FEW_ANSWERED.value:
         raise Unknown(f"{prose} answers of prose, under {FEW_ANSWERED.value:g}")
@@ -192,7 +257,7 @@ def _conflict(data: DataReport) -> Iterator[Observation]:
     Verify: their text (--set show_rows=true)
     Source: arithmetic -- one text with two labels: no answer fits both
     """
-    rows = data.seen.conflict
+    rows = data.rows_with("conflict")
     if rows.count:
         says = (
             "prefer what an earlier row rejects" if data.pairs else "have the text of an earlier row and another label"
@@ -257,6 +322,18 @@ def _languages(data: DataReport) -> Iterator[Observation]:
         )
 
 
+@row_kinds("markup", "escaped_letters", "escaped_breaks")
+def _of_markup(row: AskedRow) -> Iterator[str]:
+    """An answer holds tags or entities of HTML, letters as escapes of JSON, or such escapes in place of breaks."""
+    if any(map(_MARKUP.search, row.answers)):
+        yield "markup"
+    if any(map(_LETTER.search, row.answers)):
+        yield "escaped_letters"
+    # An answer that has line breaks, too, speaks of the sign, as code does.
+    if any("\\n" in answer and "\n" not in answer and _ESCAPE.search(answer) for answer in row.answers):
+        yield "escaped_breaks"
+
+
 @DataRule(
     "DAT345",
     severity="info",
@@ -275,10 +352,17 @@ def _marked_up(data: DataReport) -> Iterator[Observation]:
     Verify: their text (--set show_rows=true)
     Source: definition -- entities such as &nbsp;, tags such as <br>
     """
-    rows = data.seen
-    yield from seen_in(data, rows.markup, "hold tags or entities of HTML in an answer", at_least=SOME)
-    yield from seen_in(data, rows.escaped_letters, "hold letters as `\\u00e9` in an answer", at_least=SOME)
-    yield from seen_in(data, rows.escaped_breaks, "hold `\\n` as two characters in an answer", at_least=SOME)
+    yield from seen_in(data, data.rows_with("markup"), "hold tags or entities of HTML in an answer", at_least=SOME)
+    yield from seen_in(data, data.rows_with("escaped_letters"), "hold letters as `\\u00e9` in an answer", at_least=SOME)
+    yield from seen_in(
+        data, data.rows_with("escaped_breaks"), "hold `\\n` as two characters in an answer", at_least=SOME
+    )
+
+
+@row_test
+def placeholder(row: AskedRow) -> bool:
+    """An answer holds a placeholder that was to be filled in."""
+    return any(map(_PLACEHOLDER.search, row.answers))
 
 
 @DataRule(
@@ -298,7 +382,7 @@ def _placeholder(data: DataReport) -> Iterator[Observation]:
     Verify: their text (--set show_rows=true)
     Source: definition -- [INSERT ...], [YOUR ...], and names with _ in double braces
     """
-    return seen_in(data, data.seen.placeholder, "have an answer with a placeholder", at_least=SLIPS)
+    return seen_in(data, data.rows_with("placeholder"), "have an answer with a placeholder", at_least=SLIPS)
 
 
 RULES = (
@@ -313,3 +397,5 @@ RULES = (
     _placeholder,
     _languages,
 )
+
+ROW_TESTS: RowTests = (equal_pair, refusal, _ending, _of_markup, placeholder)

@@ -6,9 +6,13 @@ numbers of the first rows.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Final
 
+from gradience.data import unsaid
+from gradience.data.asked import AskedRow, RowTests, row_test
 from gradience.rules import Observation, Rule, Threshold, Unknown, premise
 from gradience.schema import Json, Severity
 from gradience.schema.document import RuleGroup
@@ -27,6 +31,16 @@ FEW_ANSWERS = Threshold(
 )
 SAME_ANSWER_ROWS = Threshold("same_answer_rows", 20, "answers", "proposal: fewer are no sample")
 DUPLICATES_MANY = Threshold("duplicates_many", 0.1, "share of rows", "proposal: an epoch is then more than one pass")
+_BROKEN: Final = re.compile(
+    r"[\u00c2-\u00df][\u0080-\u00bf\u0152-\u0178\u02c6-\u2122]|[\u00e0-\u00ef][\u0080-\u00bf\u0152-\u0178\u02c6-\u2122]{2}"
+)
+_MARKS: Final = frozenset(
+    "\u2018\u2019\u201a\u201c\u201d\u201e\u2013\u2014\u2026\u2022\u2039\u203a\u00ab\u00bb\u00b7\u00a0"
+)  # follow letters
+_RARE: Final = (0x07C0, 0x0800)  # letters of N'Ko, whose bytes are those of "ß" and a sign: "5ß€" is no mojibake
+_REPLACEMENT: Final = "\ufffd"
+# None and null may be answers.
+_MISSING: Final = frozenset({"nan", "NaN", "<NA>", "NaT", "#N/A", "[object Object]"})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -162,7 +176,7 @@ def _range(data: DataReport) -> Iterator[Observation]:
     Verify: max(label) < model.config.num_labels
     Source: torch/nn/functional.py:cross_entropy@2.13.0 -- raises 'Target out of bounds'
     """
-    rows = data.seen.label_out_of_range
+    rows = data.rows_with("label_out_of_range")
     if rows.count:
         what = f"that is not one of 0 to {data.num_labels - 1}" if data.num_labels else "below 0"
         yield on_rows(data, rows, f"have a label {what}", num_labels=data.num_labels)
@@ -187,7 +201,7 @@ def _unreadable(data: DataReport) -> Iterator[Observation]:
     Verify: their lines
     Source: arithmetic -- a row that cannot be read teaches nothing
     """
-    rows, of = data.seen.unreadable, data.rows_read + data.seen.unreadable.count
+    rows, of = data.rows_with("unreadable"), data.rows_read + data.rows_with("unreadable").count
     if rows.count:
         why = f": {data.faults[0].reason}" if data.faults else ""
         yield Observation(
@@ -250,7 +264,7 @@ def duplicates(data: DataReport) -> Iterator[Observation]:
     Source: Lee et al. 2022, arXiv 2107.06499 -- models trained on deduplicated text emit memorised text ten times
         less often
     """
-    rows, near = data.seen.duplicate, data.near
+    rows, near = data.rows_with("duplicate"), data.near
     exact = share(rows, data.rows_read)
     if exact >= SLIPS.value:
         yield on_rows(data, rows, "repeat an earlier row", severity=_of_duplicates(exact))
@@ -323,6 +337,39 @@ def _overlap(data: DataReport) -> Iterator[Observation]:
         raise Unknown("a sample of the training rows shows few of the overlaps: --set samples=all")
 
 
+@row_test
+def replacement(row: AskedRow) -> bool:
+    """The text holds U+FFFD."""
+    return _REPLACEMENT in row.text
+
+
+@row_test
+def mojibake(row: AskedRow) -> bool:
+    """The text is UTF-8 that was decoded as Latin-1 or cp1252."""
+    return is_mojibake(row.text)
+
+
+def is_mojibake(text: str) -> bool:
+    """Whether a part of the text is UTF-8 that was decoded as Latin-1 or cp1252.
+
+    >>> is_mojibake("caf\u00c3\u00a9"), is_mojibake("caf\u00e9 S\u00c3O")
+    (True, False)
+    """
+    return not text.isascii() and any(_decodes(hit[0]) for hit in _BROKEN.finditer(text))
+
+
+def _decodes(piece: str) -> bool:
+    if _MARKS.issuperset(piece[1:]):  # FET\u00d6 and an apostrophe are two bytes of UTF-8, too
+        return False
+    for encoding in ("cp1252", "latin-1"):
+        try:
+            text = piece.encode(encoding).decode("utf-8")
+        except UnicodeError:
+            continue
+        return ord(text) < _RARE[0] or ord(text) >= _RARE[1]
+    return False
+
+
 @DataRule(
     "DAT318",
     severity="info",
@@ -343,12 +390,24 @@ def _broken(data: DataReport) -> Iterator[Observation]:
     Source: Unicode 16, U+FFFD -- stands for what could not be decoded
     """
     for rows, what in (
-        (data.seen.replacement, "U+FFFD, lost characters"),
-        (data.seen.mojibake, "text that was decoded wrongly, as UTF-8 read as Latin-1"),
+        (data.rows_with("replacement"), "U+FFFD, lost characters"),
+        (data.rows_with("mojibake"), "text that was decoded wrongly, as UTF-8 read as Latin-1"),
     ):
         if rows.count:
             many = share(rows, data.rows_read) >= SLIPS.value
             yield on_rows(data, rows, f"hold {what}", severity="warning" if many else None)
+
+
+@row_test
+def empty_answer(row: AskedRow) -> bool:
+    """A wanted answer is empty, with nothing in its place."""
+    return any(unsaid(row.columns))
+
+
+@row_test
+def missing_value(row: AskedRow) -> bool:
+    """An answer is a missing value as a program writes it, such as nan."""
+    return any(answer.strip() in _MISSING for answer in row.answers)
 
 
 @DataRule("DAT311", severity="warning", confidence=0.8, thresholds=(SLIPS,))
@@ -366,9 +425,9 @@ def _empty_answer(data: DataReport) -> Iterator[Observation]:
     Source: definition -- the answer without white space is empty, or what pandas and spreadsheets write for a missing
         value
     """
-    yield from seen_in(data, data.seen.empty_answer, "have an empty answer")
+    yield from seen_in(data, data.rows_with("empty_answer"), "have an empty answer")
     yield from seen_in(
-        data, data.seen.missing_value, "have an answer that is only nan, <NA> or the like", at_least=SLIPS
+        data, data.rows_with("missing_value"), "have an answer that is only nan, <NA> or the like", at_least=SLIPS
     )
 
 
@@ -403,3 +462,5 @@ RULES = (
     _overlap,
     _broken,
 )
+
+ROW_TESTS: RowTests = (empty_answer, missing_value, replacement, mojibake)

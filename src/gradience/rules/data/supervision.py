@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from gradience.data.asked import AskedRow, RowTests, row_test
 from gradience.rules import ALL_MASKED, Observation, Sign, Threshold, Unknown
 from gradience.rules.data.content import HALF, DataRule, counted, of_tokens, on_rows, share, values
 from gradience.schema import Severity
@@ -46,6 +47,12 @@ def _no_markers(data: DataReport) -> Iterator[Observation]:
         )
 
 
+@row_test
+def unsupervised(row: AskedRow) -> bool:
+    """No token is supervised, before any cut."""
+    return any(not (one.ids if one.mask is None else sum(one.mask)) for one in row.in_loss)
+
+
 @DataRule(
     "DAT301",
     severity="error",
@@ -71,7 +78,7 @@ def _unsupervised(data: DataReport) -> Iterator[Observation]:
     """
     if unmarked(data):
         raise Unknown("the template marks no answer (see DAT302)")
-    rows = data.seen.unsupervised
+    rows = data.rows_with("unsupervised")
     if rows.count:
         severity: Severity | None = "critical" if rows.count == data.rows_read else None
         yield on_rows(data, rows, "have no supervised token", severity=severity, loss=data.loss)
@@ -107,6 +114,18 @@ def _few_supervised(data: DataReport) -> Iterator[Observation]:
         )
 
 
+@row_test
+def all_supervised(row: AskedRow) -> bool:
+    """Every token is supervised."""
+    return any(one.ids and (one.mask is None or sum(one.mask) == len(one.ids)) for one in row.in_loss)
+
+
+@row_test
+def mask_unused(row: AskedRow) -> bool:
+    """The row holds a completion mask that the trainer does not apply."""
+    return 0 in row.columns.get("completion_mask", ()) and all(one.mask is None for one in row.sequences)
+
+
 @DataRule(
     "DAT304",
     severity="warning",
@@ -128,7 +147,7 @@ def _prompt_supervised(data: DataReport) -> Iterator[Observation]:
     Source: trl/trainer/sft_trainer.py:SFTTrainer._prepare_dataset@1.16.0 -- completion_only_loss needs prompt and
         completion columns
     """
-    unused = data.seen.mask_unused
+    unused = data.rows_with("mask_unused")
     if unused.count:
         yield on_rows(
             data,
@@ -139,7 +158,7 @@ def _prompt_supervised(data: DataReport) -> Iterator[Observation]:
         return
     if data.loss not in {"assistant", "completion"}:
         raise Unknown(f"the loss is set on {data.loss}: prompts are supervised as asked")
-    rows = data.seen.all_supervised
+    rows = data.rows_with("all_supervised")
     if share(rows, data.rows_read) >= HALF.value:
         yield Observation(
             f"the loss is set on {data.loss}, and in {counted(rows, data.rows_read)} every token is supervised",
@@ -176,7 +195,7 @@ def _end(data: DataReport) -> Iterator[Observation]:
         raise Unknown("the tokenizer has no end token")
     if not data.whole_rows:
         raise Unknown("no supervised answer is complete")
-    supervised, whole = data.seen.end_supervised, data.whole_rows
+    supervised, whole = data.rows_with("end_supervised"), data.whole_rows
     if share(supervised, whole) >= HALF.value:
         return
     if _masked_as_padding(data):
@@ -201,7 +220,7 @@ def _end(data: DataReport) -> Iterator[Observation]:
 
 
 def _masked_as_padding(data: DataReport) -> bool:
-    masked = share(data.seen.end_masked, data.whole_rows)
+    masked = share(data.rows_with("end_masked"), data.whole_rows)
     return data.pad_is_end is True and data.has_labels and masked >= HALF.value
 
 
@@ -229,7 +248,7 @@ def _pad_is_end(data: DataReport) -> Iterator[Observation]:
         raise Unknown("no tokenizer is given")
     if not data.pad_is_end:
         return
-    masked = data.seen.end_masked
+    masked = data.rows_with("end_masked")
     if _masked_as_padding(data):
         yield Observation(
             f"pad and end token are one, and the labels mask the end of {counted(masked, data.whole_rows, 'answers')}",
@@ -244,3 +263,5 @@ def _pad_is_end(data: DataReport) -> Iterator[Observation]:
 
 
 RULES = (_unsupervised, _no_markers, _few_supervised, _prompt_supervised, _end, _pad_is_end)
+
+ROW_TESTS: RowTests = (unsupervised, all_supervised, mask_unused)

@@ -3,17 +3,43 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Final
 
+from gradience.data.asked import AskedRow, RowTests, Vocabulary, row_kinds, row_test
 from gradience.rules import Observation, Threshold, Unknown, premise
 from gradience.rules.data.content import HALF, SLIPS, DataRule, on_rows, seen_in, share
 from gradience.schema.reports import DataReport, Rows
 
 ONE_LENGTH = Threshold("one_length", 0.95, "of the longest row", "proposal: rows of turns differ in length")
+_CLASSES: Final = 256  # labels of tokens that are all below it are classes: parts of speech, names
+_PADDED: Final = 2  # padding tokens at the end of a row, of which one may stand for an end
+_IGNORED: Final = -100  # label of a token that the loss ignores
+_WHITESPACE: Final = 2  # tokens after the end of a turn that are ignored, such as a line break
 
 
 @premise("the rows are tokenised already")
 def _given(data: DataReport) -> str | None:
     return None if data.format == "tokenised" else "the rows are not tokenised already"
+
+
+@row_kinds("labels_differ", "labels_shifted")
+def _of_labels(row: AskedRow) -> Iterator[str]:
+    """At least half of the supervised labels are not the ids of their tokens; they are those of the next tokens."""
+    ids, labels = _given_of(row)
+    kept = [i for i, label in enumerate(labels) if label != _IGNORED]
+    if not kept or 2 * sum(labels[i] != ids[i] for i in kept) < len(kept) or max(labels[i] for i in kept) < _CLASSES:
+        return
+    yield "labels_differ"
+    # transformers' models shift labels themselves: those that are shifted already are shifted twice.
+    if 2 * sum(i + 1 < len(ids) and labels[i] == ids[i + 1] for i in kept) > len(kept):
+        yield "labels_shifted"
+
+
+def _given_of(row: AskedRow) -> tuple[list[int], list[int]]:
+    """The ids and the labels of a row that is tokenised already."""
+    ids: list[int] = row.columns.get("input_ids", [])
+    labels: list[int] = row.columns.get("labels", ids)
+    return ids, labels
 
 
 @DataRule(
@@ -39,7 +65,7 @@ def _labels(data: DataReport) -> Iterator[Observation]:
     """
     if not data.has_labels:
         raise Unknown("the rows hold no labels")
-    rows, shifted = data.seen.labels_differ, data.seen.labels_shifted
+    rows, shifted = data.rows_with("labels_differ"), data.rows_with("labels_shifted")
     if share(rows, data.rows_read) < SLIPS.value:
         return
     by_one = shifted.count * 2 > rows.count
@@ -52,6 +78,13 @@ def _labels(data: DataReport) -> Iterator[Observation]:
         shifted=shifted.count,
         action="give each token its own id as its label; the model's loss shifts them" if by_one else None,
     )
+
+
+@row_test
+def unknown_ids(row: AskedRow) -> bool:
+    """A token id is not one of the tokenizer's."""
+    size = row.vocabulary.size or 0
+    return size > 0 and not all(0 <= one < size for one in _given_of(row)[0])
 
 
 @DataRule(
@@ -74,9 +107,17 @@ def _ids(data: DataReport) -> Iterator[Observation]:
     """
     if data.tokenizer is None:
         raise Unknown("no tokenizer is given")
-    rows = data.seen.unknown_ids
+    rows = data.rows_with("unknown_ids")
     if rows.count:
         yield on_rows(data, rows, f"hold token ids that {data.tokenizer} does not have")
+
+
+@row_test
+def padding_supervised(row: AskedRow) -> bool:
+    """The row ends in padding that is in the loss."""
+    ids, labels = _given_of(row)
+    pad = row.vocabulary.pad
+    return pad is not None and ids[-_PADDED:] == labels[-_PADDED:] == [pad] * _PADDED
 
 
 @DataRule(
@@ -98,7 +139,29 @@ def _padding_supervised(data: DataReport) -> Iterator[Observation]:
     Seen: https://github.com/01-ai/Yi/issues/110 -- padding is not masked, and is learnt
     Source: definition -- the tokenizer's padding token
     """
-    return seen_in(data, data.seen.padding_supervised, "end in padding that is in the loss", at_least=SLIPS)
+    return seen_in(data, data.rows_with("padding_supervised"), "end in padding that is in the loss", at_least=SLIPS)
+
+
+@row_kinds("documents_joined", "turns_or_documents")
+def _of_documents(row: AskedRow) -> Iterator[str]:
+    """Tokens go on after an end token, and no positions begin anew; or a control token does: a turn or a document."""
+    ids, known = _given_of(row)[0], row.vocabulary
+    after = set() if "parted" in row.columns else _after_ends(ids, known)
+    if after and not known.controls.issuperset(after - {known.bos}):
+        yield "documents_joined"
+    elif after and ids[-1] != ids[-2]:  # a padded row of turns is no piece of a packed text
+        yield "turns_or_documents"
+
+
+def _after_ends(ids: list[int], known: Vocabulary) -> set[int]:
+    """The tokens that follow an end token within a row, leaving out the ends and the padding at its end.
+
+    The first control token soon after an end counts as the next, such as after a line break.
+    """
+    ends = known.ends | ({known.pad} if known.pad is not None else set())
+    last = next((i for i in range(len(ids) - 1, -1, -1) if ids[i] not in ends), 0)
+    near = (ids[i + 1 : i + 2 + _WHITESPACE] for i in range(last) if ids[i] in known.ends)
+    return {next((one for one in soon if one in known.controls), soon[0]) for soon in near}
 
 
 @DataRule(
@@ -124,7 +187,7 @@ def _documents(data: DataReport) -> Iterator[Observation]:
     """
     if data.tokenizer is None:
         raise Unknown("no tokenizer is given")
-    rows, turns = data.seen.documents_joined, data.seen.turns_or_documents
+    rows, turns = data.rows_with("documents_joined"), data.rows_with("turns_or_documents")
     is_cut = (data.lengths.mean or 0.0) >= ONE_LENGTH.value * data.lengths.longest > 0
     if is_cut and turns.count > rows.count:
         rows = Rows(count=rows.count + turns.count, first=turns.first)
@@ -133,3 +196,5 @@ def _documents(data: DataReport) -> Iterator[Observation]:
 
 
 RULES = (_labels, _ids, _padding_supervised, _documents)
+
+ROW_TESTS: RowTests = (_of_labels, unknown_ids, padding_supervised, _of_documents)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from gradience.data.asked import AskedRow, RowTests, row_test
 from gradience.errors import few
 from gradience.rules import Observation, Unknown, cite, premise
 from gradience.rules.data.content import HALF, SLIPS, SOME, DataRule, counted, of_tokens, on_rows, seen_in, share
@@ -48,12 +49,12 @@ def _cut(data: DataReport) -> Iterator[Observation]:
     Verify: the histogram of lengths in this report
     Seen: https://github.com/unslothai/unsloth/issues/2904 -- rows are cut at 1024 tokens
     """
-    rows, tokens, lengths = data.seen.cut, data.tokens, data.lengths
+    rows, tokens, lengths = data.rows_with("cut"), data.tokens, data.lengths
     if data.keeps_overflow:
         raise Unknown("packing puts what is beyond the limit into the next sequence: nothing is cut off")
     if not rows.count:
         return
-    lost, cut = tokens.total - tokens.kept, data.seen.question_cut
+    lost, cut = tokens.total - tokens.kept, data.rows_with("question_cut")
     questions = f", and {counted(cut, data.rows_read)} lose a part of a question" if cut.count else ""
     lose = f"{lost / tokens.total if tokens.total else 0.0:.1%} of the tokens are lost{questions}"
     fates = {"left_out": f", and the trainer leaves them out: {lose}", "refused": ", at which the trainer ends"}
@@ -71,7 +72,7 @@ def _cut(data: DataReport) -> Iterator[Observation]:
 
 
 def _of_cut(data: DataReport) -> Severity | None:
-    part = share(data.seen.cut, data.rows_read)
+    part = share(data.rows_with("cut"), data.rows_read)
     if data.overlong == "refused" or (data.overlong == "left_out" and part >= HALF.value):
         return "error"
     return "warning" if part >= SOME.value else None
@@ -103,7 +104,7 @@ def _answers_cut(data: DataReport) -> Iterator[Observation]:
         raise Unknown("the trainer ends at a row over the limit (see DAT305)")
     if data.overlong == "left_out":
         raise Unknown("rows over the limit are left out whole (see DAT305)")
-    rows, gone = data.seen.answer_cut, data.seen.answer_lost
+    rows, gone = data.rows_with("answer_cut"), data.rows_with("answer_lost")
     worst = rows if rows.count >= gone.count else gone
     if not worst.count:
         return
@@ -190,6 +191,13 @@ def _padding(data: DataReport) -> Iterator[Observation]:
     )
 
 
+@row_test
+def double_bos(row: AskedRow) -> bool:
+    """The row begins with two BOS tokens."""
+    bos = row.vocabulary.bos
+    return bos is not None and any(one.ids[:2] == [bos, bos] for one in row.sequences)
+
+
 @DataRule(
     "DAT309",
     severity="warning",
@@ -210,7 +218,9 @@ def _double_bos(data: DataReport) -> Iterator[Observation]:
     Source: transformers docs, chat_templating -- a rendered template holds its special tokens: tokenise it with
         add_special_tokens=False
     """
-    return seen_in(data, data.seen.double_bos, "begin with two BOS tokens", at_least=SLIPS)
+    return seen_in(data, data.rows_with("double_bos"), "begin with two BOS tokens", at_least=SLIPS)
 
 
 RULES = (_cut, _answers_cut, _double_bos, _split, _padding)
+
+ROW_TESTS: RowTests = (double_bos,)

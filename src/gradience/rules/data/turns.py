@@ -2,22 +2,42 @@
 
 from __future__ import annotations
 
+import json
+import re
 from collections.abc import Iterator
+from itertools import pairwise
+from typing import Final
 
+from gradience.data import ANSWERERS, Turn, content_of, part_text
+from gradience.data.asked import AskedRow, RowTests, foreign_in, parts_of, row_kinds, row_test
 from gradience.errors import few
 from gradience.rules import Observation, Unknown, cite, premise
 from gradience.rules.data.content import HALF, SLIPS, SOME, DataRule, counted, on_rows, seen_in, share, values
-from gradience.schema import Severity
+from gradience.schema import Json, Severity
 from gradience.schema.reports import DataReport, Rows
 
 _SEEN = (cite("definition", "the turns of a row, in their order"),)
 TRL_ROLES = cite("TRL 1.16, maybe_convert_to_chatml", "renames from and value, and leaves roles as they are")
+_PROMPT: Final = re.compile(r"^### (?:Instruction|Response|Human|Assistant):", re.MULTILINE)
+_NEXT_TURN: Final = re.compile(r"\n(?:### )?(?:User|Human|USER|HUMAN): ?\S")
+_TOOLS: Final = frozenset({"tool", "ipython", "observation", "function", "tool_response", "function_response"})
+_QUOTED_CALL: Final = re.compile(r"<tool|<function|\{\s*\"(?:name|function|arguments)\"|Action:|```")
+_SPEAKER: Final = re.compile(r"\s*(?:###? ?)?(?:Assistant|ASSISTANT|AI|Bot|Chatbot|GPT|ChatGPT): ?\S")
+_WORD: Final = re.compile(r"\w+")
+_ECHO: Final = 4  # words of a question from which its repetition is no chance
+_END_PART: Final = 0.2  # share of a row that the loss leaves out at its end, where more than an end token is left out
 
 
 @premise("the rows are conversations")
 def _spoken(data: DataReport) -> str | None:
     """The need of rules on turns: the rows are conversations with answers."""
     return "the rows have no turns" if data.format in {"text", "tokenised", "classification", "steps"} else None
+
+
+@row_test
+def translated(row: AskedRow) -> bool:
+    """Roles, calls or parts are written as other programs do; TRL would not translate them."""
+    return "translated" in row.columns
 
 
 @DataRule("DAT322", severity="info", confidence=0.9, needs=(_spoken,), evidence=(TRL_ROLES,))
@@ -32,7 +52,7 @@ def _translated(data: DataReport) -> Iterator[Observation]:
     Verify: the text of a row after apply_chat_template
     Source: trl/data_utils.py:maybe_convert_to_chatml@1.16.0 -- renames from and value, and leaves roles as they are
     """
-    rows = data.seen.translated
+    rows = data.rows_with("translated")
     if rows.count and not data.program_stated:
         yield on_rows(
             data,
@@ -40,6 +60,15 @@ def _translated(data: DataReport) -> Iterator[Observation]:
             "name roles, calls or parts as Axolotl, LLaMA-Factory and ms-swift read them, and are read so; SFTTrainer "
             "would hand them to the template as they stand",
         )
+
+
+@row_kinds("parts", "value_parts")
+def _of_parts(row: AskedRow) -> Iterator[str]:
+    """A message is a list of parts; one of them has its text under `value`."""
+    if row.parts:
+        yield "parts"
+    if any("value" in part and "text" not in part and part_text(part) for part in row.parts):
+        yield "value_parts"
 
 
 @DataRule(
@@ -62,14 +91,14 @@ def _parts(data: DataReport) -> Iterator[Observation]:
     """
     if data.masked_by != "trl":
         raise Unknown(f"{data.masked_by} joins the text of parts itself")
-    if data.parts_joined and data.seen.parts.count:
+    if data.parts_joined and data.rows_with("parts").count:
         yield on_rows(
             data,
-            data.seen.parts,
+            data.rows_with("parts"),
             "hold messages in parts, which the chat template does not take: their text is joined here, and SFTTrainer "
             "stops at them",
         )
-    rows = data.seen.value_parts
+    rows = data.rows_with("value_parts")
     if rows.count:
         yield on_rows(data, rows, "hold parts whose text is under `value`: it is read, but chat templates read `text`")
 
@@ -93,10 +122,28 @@ def _unwritten(data: DataReport) -> Iterator[Observation]:
         says = f"hold turns of the role {role[:40]!r}, which the chat template leaves out"
         severity: Severity | None = "warning" if role in _OFTEN_DROPPED else None
         yield on_rows(data, rows, says, severity=severity, role=role[:40])
-    if data.calls_unwritten and data.masked_by == "trl" and not data.seen.translated.count:  # others write their own
-        calls = max(data.seen.arguments_text, data.seen.arguments_object, key=lambda rows: rows.count)
+    if (
+        data.calls_unwritten and data.masked_by == "trl" and not data.rows_with("translated").count
+    ):  # others write their own
+        calls = max(data.rows_with("arguments_text"), data.rows_with("arguments_object"), key=lambda rows: rows.count)
         action = "use a chat template that writes tool_calls"
         yield on_rows(data, calls, "hold calls, which the chat template leaves out", action=action, calls=True)
+
+
+@row_kinds("no_assistant", "unanswered")
+def _without_answer(row: AskedRow) -> Iterator[str]:
+    """No turn is the assistant's; or the last one is the user's."""
+    speakers = _speakers(row)
+    if "messages" in row.spoken and not any(role in ANSWERERS for role in speakers):
+        yield "no_assistant"
+    elif "messages" in row.spoken and speakers[-1] == "user":
+        yield "unanswered"
+
+
+def _speakers(row: AskedRow) -> list[str]:
+    """The roles of the turns, without a system turn that is the first."""
+    roles = [str(turn.get("role")) for turn in row.turns]
+    return roles[1:] if roles[:1] in (["system"], ["developer"]) else roles
 
 
 @DataRule("DAT325", severity="warning", confidence=0.85, needs=(_spoken,), evidence=_SEEN)
@@ -112,11 +159,19 @@ def _no_answer(data: DataReport) -> Iterator[Observation]:
     Source: arithmetic -- without an assistant turn there is no token of an answer to learn
     """
     for rows, says in (
-        (data.seen.no_assistant, "have no turn of the assistant"),
-        (data.seen.unanswered, "end with a user's turn, which nothing answers"),
+        (data.rows_with("no_assistant"), "have no turn of the assistant"),
+        (data.rows_with("unanswered"), "end with a user's turn, which nothing answers"),
     ):
         if rows.count:
             yield on_rows(data, rows, says, severity="error" if rows.count == data.rows_read else None)
+
+
+@row_test
+def foreign_tokens(row: AskedRow) -> bool:
+    """The text holds control tokens that the tokenizer does not have, or a message the headers of a prompt format."""
+    texts = [row.spoken[name] for name in ("text", "prompt", "completion") if isinstance(row.spoken.get(name), str)]
+    found = foreign_in([*row.contents, *texts], row.vocabulary.own)
+    return bool(found) or any(_PROMPT.search(text) for text in row.contents)
 
 
 @DataRule(
@@ -138,7 +193,7 @@ def _foreign(data: DataReport) -> Iterator[Observation]:
     Seen: public repositories -- turn tokens of another model in the text
     Source: definition -- control tokens in the text that are not among the tokenizer's added tokens
     """
-    rows = data.seen.foreign_tokens
+    rows = data.rows_with("foreign_tokens")
     if not rows.count:
         return
     named = f" ({few(data.foreign)})" if data.foreign else ""
@@ -148,6 +203,16 @@ def _foreign(data: DataReport) -> Iterator[Observation]:
         f"hold, as text, turn tokens or prompt headers{named} that are not this tokenizer's and template's",
         severity="warning" if share(rows, data.rows_read) >= SLIPS.value else None,
         tokens=data.foreign[:10],
+    )
+
+
+@row_test
+def inverted(row: AskedRow) -> bool:
+    """The beginning of the row is supervised, and its end is not."""
+    return any(
+        next(i for i, bit in enumerate(reversed(one.mask)) if bit) >= _END_PART * len(one.ids)
+        for one in row.in_loss
+        if one.mask and one.mask[0] and sum(one.mask) < len(one.ids)
     )
 
 
@@ -168,12 +233,55 @@ def _inverted(data: DataReport) -> Iterator[Observation]:
     Verify: decode the supervised tokens of a row
     Source: arithmetic -- no token of the answer is in the loss: its gradient is 0
     """
-    rows = data.seen.inverted
+    rows = data.rows_with("inverted")
     if share(rows, data.rows_read) >= HALF.value:
         yield on_rows(data, rows, "have their beginning in the loss and their end outside of it")
     elif rows.count:
         says = "have their beginning in the loss and their end outside of it"
         yield on_rows(data, rows, says, severity="warning")
+
+
+@row_kinds("call_unanswered", "result_uncalled", "arguments_broken", "arguments_text", "arguments_object")
+def _of_calls(row: AskedRow) -> Iterator[str]:
+    """A call without its result, a result without a call, and how arguments are written."""
+    turns = row.turns
+    if not any(turn.get("tool_calls") or turn.get("role") in _TOOLS for turn in turns):
+        return
+    before: Turn = {}
+    signs = set[str]()
+    for turn, after in zip(turns, [*turns[1:], None], strict=True):
+        if turn.get("tool_calls") and after is not None and after.get("role") not in _TOOLS:
+            signs.add("call_unanswered")
+        if turn.get("role") in _TOOLS and not _may_be_answered(before):
+            signs.add("result_uncalled")
+        for arguments in _arguments_of(turn):
+            is_text = isinstance(arguments, str)
+            kind = "arguments_broken" if is_text and not _is_object(arguments) else "arguments_text"
+            signs.add(kind if is_text else "arguments_object")
+        before = turn
+    yield from signs
+
+
+def _may_be_answered(turn: Turn) -> bool:
+    is_call = turn.get("tool_calls") or turn.get("function_call") or turn.get("role") in {*_TOOLS, "function_call"}
+    return bool(is_call or turn.get("role") == "tool_call" or _QUOTED_CALL.search(content_of(turn)))
+
+
+def _arguments_of(turn: Turn) -> Iterator[str | dict[str, Json]]:
+    """Arguments of a turn's calls, as text or as an object."""
+    calls = turn.get("tool_calls")
+    for call in calls if isinstance(calls, list) else ():
+        function = call.get("function", call) if isinstance(call, dict) else None
+        arguments = function.get("arguments") if isinstance(function, dict) else None
+        if isinstance(arguments, str | dict):
+            yield arguments
+
+
+def _is_object(text: Json) -> bool:
+    try:
+        return isinstance(text, str) and isinstance(json.loads(text or "{}"), dict)
+    except (ValueError, RecursionError):
+        return False
 
 
 @DataRule("DAT336", severity="warning", confidence=0.8, needs=(_spoken,), evidence=_SEEN)
@@ -190,8 +298,8 @@ def _calls(data: DataReport) -> Iterator[Observation]:
         and responses
     """
     for rows, says in (
-        (data.seen.call_unanswered, "hold a call of a tool that its result does not follow"),
-        (data.seen.result_uncalled, "hold a result of a tool that no call precedes"),
+        (data.rows_with("call_unanswered"), "hold a call of a tool that its result does not follow"),
+        (data.rows_with("result_uncalled"), "hold a result of a tool that no call precedes"),
     ):
         if rows.count:
             yield on_rows(data, rows, says)
@@ -218,9 +326,9 @@ def _arguments(data: DataReport) -> Iterator[Observation]:
     Source: datasets/packaged_modules/json/json.py:Json@4.6.0 -- a call whose arguments are a text here and an
         object there is an error
     """
-    if data.seen.arguments_broken.count:
-        yield on_rows(data, data.seen.arguments_broken, "hold a call whose arguments are no JSON object")
-    text, objects = data.seen.arguments_text, data.seen.arguments_object
+    if data.rows_with("arguments_broken").count:
+        yield on_rows(data, data.rows_with("arguments_broken"), "hold a call whose arguments are no JSON object")
+    text, objects = data.rows_with("arguments_text"), data.rows_with("arguments_object")
     if text.count and objects.count:
         fewer, kind = min((text, "text"), (objects, "an object"), key=lambda pair: pair[0].count)
         yield on_rows(
@@ -235,6 +343,20 @@ def _arguments(data: DataReport) -> Iterator[Observation]:
 
 
 _OFTEN_DROPPED = frozenset({"system", "developer", "tool"})  # the conversation goes on without them
+
+
+@row_test
+def echo(row: AskedRow) -> bool:
+    """An answer begins with the whole of what was asked last."""
+    question = row.spoken.get("prompt")
+    if not isinstance(question, str):
+        question = next((content_of(turn) for turn in reversed(row.turns) if turn.get("role") == "user"), "")
+    words = _WORD.findall(question.casefold())
+    if len(words) < _ECHO:
+        return False
+    answer = next(iter(row.answers[-1:] if "messages" in row.spoken else row.answers), "")
+    # Of a long answer only as much is split as may hold the question, since blanks and marks may be more there.
+    return _WORD.findall(answer[: 2 * len(question) + 64].casefold())[: len(words)] == words
 
 
 @DataRule(
@@ -255,12 +377,23 @@ def _echo(data: DataReport) -> Iterator[Observation]:
     Seen: public repositories -- answers that begin with the question
     Source: definition -- the answer begins with the last thing asked, without case and spaces
     """
-    rows = data.seen.echo
+    rows = data.rows_with("echo")
     if share(rows, data.rows_read) >= SOME.value:
         yield Observation(
             f"in {counted(rows, data.rows_read)} the answer begins with the whole question",
             values(rows, data.rows_read),
         )
+
+
+@row_test
+def roles_out_of_order(row: AskedRow) -> bool:
+    """Two turns of one side follow each other, a system turn is not the first, or the assistant asks."""
+    if not row.spoken.keys() & {"completion", "messages", "chosen"}:
+        return False
+    speakers = _speakers(row)
+    repeated = any(one == other and one in {"user", *ANSWERERS} for one, other in pairwise(speakers))
+    late = "system" in speakers or "developer" in speakers
+    return repeated or late or (len(speakers) > 1 and speakers[0] in ANSWERERS and speakers[-1] == "user")
 
 
 @DataRule("DAT326", severity="warning", confidence=0.75, needs=(_spoken,), evidence=_SEEN)
@@ -276,7 +409,17 @@ def _roles_out_of_order(data: DataReport) -> Iterator[Observation]:
     Verify: the roles of their turns
     Seen: public repositories -- turns out of order
     """
-    return seen_in(data, data.seen.roles_out_of_order, "have turns out of order")
+    return seen_in(data, data.rows_with("roles_out_of_order"), "have turns out of order")
+
+
+@row_test
+def empty_prompt(row: AskedRow) -> bool:
+    """What is asked is empty."""
+    prompt = row.spoken.get("prompt")
+    return (isinstance(prompt, str) and not prompt.strip()) or any(
+        turn.get("role") == "user" and not content.strip() and not any(map(_is_media, parts_of(turn)))
+        for turn, content in zip(row.turns, row.contents, strict=True)
+    )
 
 
 @DataRule(
@@ -297,7 +440,14 @@ def _empty_prompt(data: DataReport) -> Iterator[Observation]:
         in preprocessing
     Source: definition -- the prompt without white space is empty
     """
-    return seen_in(data, data.seen.empty_prompt, "ask nothing: a prompt or a user's turn is empty")
+    return seen_in(data, data.rows_with("empty_prompt"), "ask nothing: a prompt or a user's turn is empty")
+
+
+@row_test
+def template_twice(row: AskedRow) -> bool:
+    """A message holds control tokens that the chat template writes."""
+    written = row.vocabulary.own.written
+    return any(("<" in text or "[" in text) and any(token in text for token in written) for text in row.contents)
 
 
 @DataRule(
@@ -322,10 +472,16 @@ def _template_twice(data: DataReport) -> Iterator[Observation]:
     """
     return seen_in(
         data,
-        data.seen.template_twice,
+        data.rows_with("template_twice"),
         "hold control tokens of the chat template inside a message: it is applied twice",
         at_least=SLIPS,
     )
+
+
+@row_test
+def next_turn_in_answer(row: AskedRow) -> bool:
+    """An answer goes on with a user's turn, as text."""
+    return any(_NEXT_TURN.search(answer) for answer in row.answers)
 
 
 @DataRule("DAT331", severity="warning", confidence=0.6, thresholds=(SLIPS,), evidence=_SEEN)
@@ -340,8 +496,15 @@ def _next_turn_in_answer(data: DataReport) -> Iterator[Observation]:
     Verify: their text (--set show_rows=true)
     """
     return seen_in(
-        data, data.seen.next_turn_in_answer, "have an answer that goes on with a user's turn", at_least=SLIPS
+        data, data.rows_with("next_turn_in_answer"), "have an answer that goes on with a user's turn", at_least=SLIPS
     )
+
+
+@row_test
+def speaker_label(row: AskedRow) -> bool:
+    """An answer that is a turn begins with a speaker's name, as text."""
+    pairs = zip(row.turns, row.contents, strict=True)
+    return any(turn.get("role") in ANSWERERS and _SPEAKER.match(content) for turn, content in pairs)
 
 
 @DataRule(
@@ -361,7 +524,24 @@ def _speaker_label(data: DataReport) -> Iterator[Observation]:
     Verify: their text (--set show_rows=true)
     Source: definition -- Assistant, AI, Bot, Chatbot, GPT or ChatGPT before a colon
     """
-    return seen_in(data, data.seen.speaker_label, "have an answer that begins with a speaker's name", at_least=SOME)
+    return seen_in(
+        data, data.rows_with("speaker_label"), "have an answer that begins with a speaker's name", at_least=SOME
+    )
+
+
+@row_kinds("media", "images_unread")
+def _of_media(row: AskedRow) -> Iterator[str]:
+    """The row holds images, videos or sounds whose tokens are not counted; or images in no column that is read."""
+    columns = row.spoken
+    holds = columns.get("images") or "media" in columns or any(map(_is_media, row.parts))
+    if holds and "image_tokens" not in columns:
+        yield "media"
+    if "pictured" in columns:
+        yield "images_unread"
+
+
+def _is_media(part: Turn) -> bool:
+    return str(part.get("type", "text")).startswith(("image", "video", "audio", "input_audio"))
 
 
 @DataRule("DAT357", severity="warning", confidence=0.8)
@@ -379,13 +559,13 @@ def _images_unread(data: DataReport) -> Iterator[Observation]:
     Source: trl/trainer/sft_trainer.py:SFTTrainer@1.16.0 -- takes a data set for one of images if its rows have
         image or images
     """
-    unread = data.seen.images_unread if data.masked_by == "trl" else Rows()
+    unread = data.rows_with("images_unread") if data.masked_by == "trl" else Rows()
     if unread.count:
         yield on_rows(data, unread, "hold images, and no column images that the trainer reads")
-    elif data.seen.media.count and data.has_processor is False:
+    elif data.rows_with("media").count and data.has_processor is False:
         says = f"hold images, videos or sounds, and no processor is beside the tokenizer {data.tokenizer}"
         action = "give the folder of the model's processor (processor_config.json), and train with it"
-        yield on_rows(data, data.seen.media, says, severity="info", action=action)
+        yield on_rows(data, data.rows_with("media"), says, severity="info", action=action)
 
 
 RULES = (
@@ -404,4 +584,20 @@ RULES = (
     _inverted,
     _calls,
     _arguments,
+)
+
+ROW_TESTS: RowTests = (
+    translated,
+    _of_parts,
+    _without_answer,
+    roles_out_of_order,
+    empty_prompt,
+    template_twice,
+    foreign_tokens,
+    next_turn_in_answer,
+    speaker_label,
+    echo,
+    inverted,
+    _of_calls,
+    _of_media,
 )

@@ -33,7 +33,7 @@ from gradience.rules import (
 )
 from gradience.rules.config import RULES as CONFIG_RULES
 from gradience.rules.log import RULE_OF
-from gradience.rules.weights.rules import WEIGHTS_RULES
+from gradience.rules.weights.rules import ADAPTER_RULES
 from gradience.schema import Json, Severity
 from gradience.schema.diagnose import Cause, Piece, PieceSource, SourceKind
 from gradience.schema.document import SEVERITIES, Finding, RuleGroup
@@ -69,7 +69,7 @@ Silent: TypeAlias = frozenset[tuple[PieceSource, str]]
 RULES_OF: Final[Mapping[PieceSource, Mapping[str, Description]]] = {
     "config": {rule.id: rule for rule in CONFIG_RULES},
     "log": RULE_OF,
-    "weights": {rule.id: rule for rule in WEIGHTS_RULES},
+    "weights": {rule.id: rule for rule in ADAPTER_RULES},
 }
 """The rules whose findings are joined, by source and id."""
 

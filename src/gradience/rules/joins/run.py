@@ -67,6 +67,7 @@ JOINS: Final[tuple[Correlation, ...]] = (
         hints=(
             Needs("log", ("large_gradients",)),
             Needs("config", ("high_rate", "half_precision")),
+            Needs("weights", ("half_precision",)),
             Needs("disk", ("before_nan",)),
         ),
         messages=(

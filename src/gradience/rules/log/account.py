@@ -409,7 +409,7 @@ def _schedule(facts: RunFacts) -> Schedule:
     warmup = as_float(training.warmup_steps or 0.0)
     ratio = as_float(training.warmup_ratio or 0.0) or (warmup if warmup < 1.0 else 0.0)
     planned = facts.max_steps
-    steps = warmup if warmup >= 1.0 else math.ceil(ratio * planned) if ratio and planned else 0.0
+    steps = warmup if warmup >= 1.0 else math.ceil(ratio * planned) if 0.0 < ratio <= 1.0 and planned else 0.0
     under = configured is not None and len(points) == 1 and points[0] < configured
     in_settings = under and facts.run.last_step is not None and facts.run.last_step < steps  # one rate shows no rise
     return Schedule(

@@ -23,7 +23,7 @@ from gradience.rules.weights import Verdicts, observe_verdict, suggests_ranks
 from gradience.rules.weights.rules import non_finite, observe_size, random_like, too_large, zero_update
 from gradience.rules.weights.utilization import LOW_UTILIZATION, over_provisioned, under_used
 from gradience.schema import Json, number_in
-from gradience.schema.reports import Batching, DataReport, Rows, RowsSeen, TokenCounts
+from gradience.schema.reports import Batching, DataReport, Rows, TokenCounts
 
 SHARE_APART = Threshold(
     "share_apart", 0.1, "supervised share of tokens", "proposal: more than batches differ by chance"
@@ -163,12 +163,12 @@ def as_data(facts: RunFacts) -> DataReport:
             batch_size=facts.config.training.batch_size or 0,
             padding_share=padding / (total + padding) if total + padding else None,
         ),
-        seen=RowsSeen(
-            unsupervised=seen("rows_unsupervised"),
-            end_supervised=seen("rows_with_end"),
-            duplicate=seen("rows_repeated"),
-            label_out_of_range=Rows(count=int(outside)),
-        ),
+        seen={
+            "unsupervised": seen("rows_unsupervised"),
+            "end_supervised": seen("rows_with_end"),
+            "duplicate": seen("rows_repeated"),
+            "label_out_of_range": Rows(count=int(outside)),
+        },
     )
 
 
@@ -216,7 +216,7 @@ def _labels(facts: RunFacts) -> Iterator[Observation]:
     low, high, classes = (_number(facts, name) for name in ("label_min", "label_max", "num_labels"))
     if low is None or high is None:
         raise Unknown("the batches hold no class labels")
-    if as_data(facts).seen.label_out_of_range.count:
+    if as_data(facts).rows_with("label_out_of_range").count:
         bound = f"0 to {classes - 1}" if classes else "0 and more"
         yield Observation(
             f"labels in the batches run from {low} to {high}, the model takes {bound}",

@@ -400,6 +400,8 @@ def _little_seen(facts: RunFacts) -> Observation | None:
     if passes >= LITTLE_SEEN.value:
         return None
     whole = step / passes
+    if not math.isfinite(whole):
+        raise Unknown("the logged epoch is too small for a number of steps")
     return Observation(
         f"The run ended after {step} steps, {passes:.2%} of one pass over the data, which takes about {whole:.3g}.",
         {"step": step, "passes": passes, "steps_of_a_pass": round(whole)},

@@ -21,6 +21,7 @@ from gradience.rules.log.statistics import Trend
 from gradience.schema import Json, NonFinite, as_float, real
 from gradience.schema.document import SEVERITIES, Finding
 from gradience.schema.reports import StoryPart, TrainSummary
+from gradience.schema.values import finite_of
 
 _GRAVE: Final = SEVERITIES.index("warning")
 _MEDIAN_ROWS: Final = 20  # rows from which a fifth has a median
@@ -164,8 +165,7 @@ def _update(facts: RunFacts) -> Iterator[StoryPart]:
 
 def _energy_rank(facts: RunFacts) -> float | None:
     """The median over modules of the rank that holds 90 % of the energy, from the log's audit; None if not recorded."""
-    used = (facts.audit or {}).get("energy_rank_90_p50")
-    return float(used) if isinstance(used, (int, float)) and math.isfinite(used) else None
+    return finite_of((facts.audit or {}).get("energy_rank_90_p50"))
 
 
 def _end(facts: RunFacts, told: list[StoryPart]) -> Iterator[StoryPart]:

@@ -8,12 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Final
+from typing import Any, Final
 
 from gradience.errors import few
 from gradience.rules import Observation, Rule, Sign, Threshold, Unknown, Verdict, cite, judge, premise
+from gradience.rules.between.rules import BETWEEN_RULES
 from gradience.rules.weights import (
     BASE_RULES,
+    HARDLY_MOVED,
     HARDLY_TRAINED,
     LARGE_SIZE,
     NEAR_UNTRAINED,
@@ -23,6 +25,7 @@ from gradience.rules.weights import (
     RANDOM_RANK,
     RANDOM_SHARE,
     THE_FILE,
+    USUAL_SIZE,
     AdapterFacts,
     FindingOverride,
     Verdicts,
@@ -51,14 +54,15 @@ _OVERSIZED: Final[Verdicts] = {"oversized": FindingOverride()}
 
 def observe_size(size: float | None) -> Observation | None:
     """An update far larger than usual, judged without its base by the size of freshly initialised weights."""
-    if size is None or size <= LARGE_SIZE.value:
+    if size is None or size <= USUAL_SIZE.value:
         return None
+    large = size > LARGE_SIZE.value
     return Observation(
         f"The update is {size:.3g} times as large as freshly initialised weights of these shapes; ordinary updates are "
         "under 1.",
         {"update_size": size},
-        severity="warning",
-        confidence=0.6,
+        severity="warning" if large else "info",
+        confidence=0.6 if large else 0.5,
         action="Compare it with its base (gradience audit ADAPTER --base MODEL), and its outputs with the base's.",
         evidence=(cite(THE_FILE, f"norm of all updates over that of such weights: {size:.3g}"),),
     )
@@ -72,13 +76,13 @@ def observe_size(size: float | None) -> Observation | None:
     verdicts=_OVERSIZED,
     signs=("oversized",),
     needs=(modules_analysed,),
-    thresholds=(OVERSIZED, LARGE_SIZE),
+    thresholds=(OVERSIZED, LARGE_SIZE, USUAL_SIZE),
 )
 def too_large(facts: AdapterFacts) -> Observation | None:
     """an update as large as the weights
 
     with a base, the norm of all updates is over {oversized} times that of the weights; without a base, over
-    {large_size} times that of freshly initialised weights of these shapes (a warning)
+    {large_size} times that of freshly initialised weights of these shapes (a warning), or {usual_size} (info)
 
     Why: Such an update may replace what the base model knows. It is no proof: 7 of 39 small models had one and a
         lower held-out loss.
@@ -306,14 +310,15 @@ def _flatness_tells(facts: AdapterFacts) -> str | None:
         Sign("untrained", frozenset({"untrained"})),
     ),
     needs=(modules_analysed,),
-    thresholds=(NEAR_UNTRAINED, HARDLY_TRAINED),
+    thresholds=(NEAR_UNTRAINED, HARDLY_TRAINED, HARDLY_MOVED),
 )
 def zero_update(facts: AdapterFacts) -> Observation | None:
     """an update of zero
 
     the update of all modules is exactly zero; of some of them it is zero, or its norm under {hardly_trained} times
     the 90th percentile of the modules' (a warning); or, with a base, the norm of all is under {near_untrained}
-    times that of the weights (a warning)
+    times that of the weights, without one at most {hardly_moved} times that of fresh weights of these shapes (a
+    warning)
 
     Why: Such an adapter leaves the base model as it was.
     Scope: LoRA that starts at B = 0; warning where some modules only are zero, or where it is tiny beside its base
@@ -367,6 +372,9 @@ WEIGHTS_RULES: Final[tuple[Rule[AdapterFacts], ...]] = (
     _lone_factor,
     *BASE_RULES,
 )
+
+ADAPTER_RULES: Final[tuple[Rule[Any], ...]] = (*WEIGHTS_RULES, *BETWEEN_RULES)
+"""The rules that an audit applies: to the numbers, and to the files beside each other."""
 
 
 def judge_adapter(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import NamedTuple
 
 import msgspec
@@ -12,12 +13,15 @@ from gradience.configs.commands import known_of, with_commands
 from gradience.folder import Documents
 from gradience.io import Progress
 from gradience.io.safetensors import is_known
-from gradience.rules import without
+from gradience.rules import Verdict, without
+from gradience.rules.between.gathered import gather
+from gradience.rules.between.rules import judge_between
 from gradience.rules.judged import judge_parts, of_part
 from gradience.rules.weights import JUDGED_SHARE, health, suggests_ranks
 from gradience.rules.weights.ranks import NO_SUGGESTIONS, Suggestions, priced, suggestions
 from gradience.rules.weights.rules import judge_adapter
 from gradience.schema.audit import AUDIT_SCHEMA_ID, AuditReport, Health, ModuleAudit, NotAnalysed
+from gradience.schema.document import by_severity
 from gradience.spectral.batch import SINGLE_ERROR
 from gradience.spectral.devices import has_float64
 from gradience.spectral.grams import Grams
@@ -71,6 +75,7 @@ def _judge(measured: AdapterNumbers, optimizer: str | None) -> AuditJudgement:
         peft_type=adapter.config.peft_type,
         not_analysed=left,
         relative_frobenius=size,
+        update_size=summary_of(modules).update_size,
         optimizer=optimizer,
     )
     # A kind that only PEFT can merge has no rank that resize could lower.
@@ -123,10 +128,20 @@ def _report_of(
         notes=[*_chosen(documents), *adapter.notes, *_unknown_dtypes(adapter), *_precision(), *measured.notes],
     )
     alpha, r = (adapter.config.lora_alpha, adapter.config.r) if of_peft else (None, None)
-    findings = judge_adapter(report, alpha=alpha, r=r, modules_to_save=adapter.config.modules_to_save or [])
-    kept, not_run = without(findings.findings, findings.not_run, left_out)
+    own = judge_adapter(report, alpha=alpha, r=r, modules_to_save=adapter.config.modules_to_save or [])
+    between = _between(documents, report)
+    found = by_severity([*own.findings, *between.findings])
+    kept, not_run = without(found, [*own.not_run, *between.not_run], left_out)
     kept = with_commands(kept, lambda: known_of(opened.path or None, around))
     return msgspec.structs.replace(report, findings=kept, not_run=not_run)
+
+
+def _between(documents: Documents, report: AuditReport) -> Verdict:
+    """The verdict on the adapter's files beside each other; none on factors in memory."""
+    if not report.weights_path:
+        return Verdict([], [])
+    base = None if report.base is None else Path(report.base.path)
+    return judge_between(gather(documents, base=base, modules=report.modules))
 
 
 def _size_beside(measured: AdapterNumbers) -> float | None:

@@ -185,7 +185,7 @@ def check(
         report,
         lambda it: check_text(it, verbose=verbose),
         report.findings,
-        groups=("config", "base", "serve", "data") if report.data is not None else ("config", "base", "serve"),
+        groups=("config", "base", "serve", "between", *(("data",) if report.data is not None else ())),
         locations=lambda: source_locations(report),
         not_run=report.not_run,
     )

@@ -25,20 +25,11 @@ from gradience.data.tokens import Masking, Tokeniser
 from gradience.errors import ConfigError, few
 from gradience.rules import judge
 from gradience.rules.config import RULES
-from gradience.rules.data import DATA_RULES
+from gradience.rules.data import DATA_RULES, ROW_TESTS
 from gradience.schema import Json, Real, real
 from gradience.schema.document import NotRun, by_severity
 from gradience.schema.events import ConfigSnapshot
-from gradience.schema.reports import (
-    CHECK_SCHEMA_ID,
-    CheckReport,
-    DataReport,
-    InputFile,
-    LossMode,
-    Overlong,
-    Rows,
-    RowsSeen,
-)
+from gradience.schema.reports import CHECK_SCHEMA_ID, CheckReport, DataReport, InputFile, LossMode, Overlong, Rows
 from gradience.verbs.check.options import DataKeywords, DataOptions, Samples
 from gradience.verbs.check.run import SETTINGS, CheckKeywords, CheckOptions, Place, Settings, judged, when_of
 
@@ -118,7 +109,7 @@ def measure_data(asked: CheckSettings) -> DataReport:
     )
     held_out = None if evaluation is None else _eval_rows(evaluation, tokeniser, asked)
     total = source.count if wanted is None else len(wanted)
-    measure = RowCounter(shape, encoder, limits, expected=total)
+    measure = RowCounter(shape, encoder, limits, ROW_TESTS, expected=total)
     for done, row in enumerate(tokeniser.run(source.rows(wanted)), 1):
         measure.add(row)
         if asked.progress is not None and (done % _OFTEN == 0 or done == total):
@@ -212,7 +203,7 @@ def _unwritten(encoder: Encoder | None, roles: Mapping[str, Rows]) -> dict[str, 
     return {role: roles[role] for role in encoder.unwritten(roles)}
 
 
-def _tokenizer(encoder: Encoder | None, shape: Shape, seen: RowsSeen) -> dict[str, Any]:
+def _tokenizer(encoder: Encoder | None, shape: Shape, seen: Mapping[str, Rows]) -> dict[str, Any]:
     """The report's fields on the tokenizer and, if the rows are conversations, on the chat template."""
     if encoder is None:
         return {}
@@ -231,10 +222,10 @@ def _tokenizer(encoder: Encoder | None, shape: Shape, seen: RowsSeen) -> dict[st
         fields["template_digest"] = "" if encoder.is_retemplated else template_digest(encoder.template)
         fields["template_marks_answers"] = encoder.marks_answers
         fields["template_tokens_split"] = encoder.split_controls()
-        fields["encodes_arguments"] = bool(seen.arguments_text.count) and encoder.encodes_arguments
-        calls = seen.arguments_text.count or seen.arguments_object.count
+        fields["encodes_arguments"] = bool(seen["arguments_text"].count) and encoder.encodes_arguments
+        calls = seen["arguments_text"].count or seen["arguments_object"].count
         fields["calls_unwritten"] = bool(calls) and not encoder.writes_calls
-        fields["parts_joined"] = bool(seen.parts.count) and not encoder.takes_parts
+        fields["parts_joined"] = bool(seen["parts"].count) and not encoder.takes_parts
     return fields
 
 
@@ -314,7 +305,7 @@ def _notes(shape: Shape, masking: Masking) -> list[str]:
 
 
 def _images(found: RowCounts, encoder: Encoder | None) -> list[str]:
-    counted, left = found.tokens.images, found.seen.media.count
+    counted, left = found.tokens.images, found.seen["media"].count
     notes = []
     if counted and encoder is not None and isinstance(encoder.pictures, Pictures):
         notes = [f"images take {counted:,} tokens, as {encoder.pictures.name} counts them"]

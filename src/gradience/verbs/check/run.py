@@ -31,21 +31,25 @@ from gradience.configs.values import short_name
 from gradience.errors import AdapterError, ConfigError
 from gradience.folder import Documents, open_run
 from gradience.folder.beside import base_of, beside
+from gradience.folder.found import weights_alone
 from gradience.io import CHECKPOINT_PREFIX
 from gradience.io.reading import real_path
 from gradience.ranges import VerbOptions, Whole
-from gradience.rules import excluded_rules
+from gradience.rules import excluded_rules, without
+from gradience.rules.between.rules import FILE_RULES, judge_files
 from gradience.rules.config import RULES, judge_config, settings_of, transformers_version
 from gradience.rules.config.facts import CheckContext, Moved, quantities
 from gradience.rules.config.serving import known_engines
 from gradience.schema.audit import Beside
-from gradience.schema.document import Coverage, Finding
+from gradience.schema.document import Coverage, Finding, by_severity
 from gradience.schema.events import ConfigSnapshot, LoraSnapshot
 from gradience.schema.memory import Memory, Time
 from gradience.schema.reports import CHECK_SCHEMA_ID, CheckReport, DataReport, InputFile, SourceLocation
 
 _NOT_CONFIGURATION = {"base", "settings", "data", "eval data", "tokenizer"}
 _OF_CONFIGURATION = frozenset(rule.id for rule in RULES)
+_OF_FILES = frozenset(rule.id for rule in FILE_RULES)
+_IDS = [*(rule.id for rule in RULES), *(rule.id for rule in FILE_RULES)]
 _BY_LINE = frozenset({".jsonl", ".ndjson"})
 
 _LOGS = (STATE_NAME, "run.jsonl", "trainer_log.jsonl")
@@ -57,6 +61,7 @@ _WEIGHTS = (
     "model.safetensors.index.json",
     "pytorch_model.bin",
 )
+_ADAPTERS = ("adapter_model.safetensors", "adapters.safetensors")
 _OF_WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".gguf", ".index.json", ".h5", ".msgpack")
 _OF_A_RUN = (*_LOGS, "adapter_model.safetensors", "model.safetensors")
 _BY_RUNS = frozenset({"adapter", "training"})  # roles of files that a run may have written beside its results
@@ -225,14 +230,39 @@ def check_config(
         TypeError: no option has such a name.
     """
     given = replace(options, config=options.config if config is None else config).completed(keywords)
-    unwanted = given.unwanted([rule.id for rule in RULES])
+    unwanted = given.unwanted(_IDS)
     whole = given.read()
     if whole.config == ConfigSnapshot():
         message = "nothing to check"
         raise ConfigError(
             message, advice="give a config file, --peft-dir, --training-dir, or settings such as --set lr=1e-4"
         )
-    return judged(whole, given, given.folders, unwanted=unwanted, around=when_of(whole, given.stated))
+    of_config = {rule: reason for rule, reason in unwanted.items() if rule in _OF_CONFIGURATION}
+    report = judged(whole, given, given.folders, unwanted=of_config, around=when_of(whole, given.stated))
+    of_files = {rule: reason for rule, reason in unwanted.items() if rule not in _OF_CONFIGURATION}
+    return _with_files(report, given, whole, of_files)
+
+
+def _with_files(report: CheckReport, given: CheckOptions, whole: Layer, unwanted: Mapping[str, str]) -> CheckReport:
+    """The report with what the rules on an adapter's files say, if weights lie beside its config."""
+    folder = next((Path(source.path).parent for source in whole.sources if source.role == "adapter"), None)
+    if folder is None or not any((folder / name).is_file() for name in _ADAPTERS):
+        return report
+    from gradience.rules.between.gathered import gather  # numpy, where weights lie
+
+    base = None if given.base is None else Path(given.base)
+    try:
+        verdict = judge_files(gather(Documents(weights_alone(folder)), base=base))
+    except AdapterError:  # damaged: gradience audit says how
+        return report
+    findings, not_run = without(verdict.findings, verdict.not_run, unwanted)
+    judged = len(FILE_RULES) - len({item.id for item in not_run})
+    return msgspec.structs.replace(
+        report,
+        derived={**report.derived, "rules_judged": len(RULES) - len({item.id for item in report.not_run}) + judged},
+        findings=by_severity([*report.findings, *findings]),
+        not_run=[*report.not_run, *not_run],
+    )
 
 
 def judged(
@@ -365,7 +395,9 @@ def source_locations(report: CheckReport) -> list[SourceLocation | None]:
     files = [source for source in report.sources if source.role not in _NOT_CONFIGURATION]
     data = report.data
     return [
-        _row(finding, data) if data is not None and finding.id not in _OF_CONFIGURATION else _place(finding, files)
+        _row(finding, data)
+        if data is not None and finding.id not in _OF_CONFIGURATION | _OF_FILES
+        else _place(finding, files)
         for finding in report.findings
     ]
 

@@ -18,7 +18,7 @@ class _DiagnoseOptions(DiagnoseOptions):
 
 
 _DIAGNOSE: Final = _DiagnoseOptions()
-_GROUPS: Final[tuple[RuleGroup, ...]] = ("config", "base", "log", "weights", "weights_and_base", "joins")
+_GROUPS: Final[tuple[RuleGroup, ...]] = ("config", "base", "log", "weights", "weights_and_base", "between", "joins")
 
 
 def diagnose(

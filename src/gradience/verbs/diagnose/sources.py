@@ -17,7 +17,7 @@ from gradience.rules.config import RULES
 from gradience.rules.config.facts import CheckContext
 from gradience.rules.log import DETECTED
 from gradience.rules.log.facts import RunFacts
-from gradience.rules.weights.rules import WEIGHTS_RULES
+from gradience.rules.weights.rules import ADAPTER_RULES
 from gradience.schema.audit import AuditReport
 from gradience.schema.diagnose import DiagnosedSource, SourceKind
 from gradience.schema.reports import CheckReport, MonitorReport
@@ -110,7 +110,7 @@ def _judge_weights(
         return None, _state(
             "weights", Place(reason=f"{pointer} is a git-lfs pointer: 'git lfs pull' fetches the weights")
         )
-    unwanted = _of((rule.id for rule in WEIGHTS_RULES), left_out)
+    unwanted = _of((rule.id for rule in ADAPTER_RULES), left_out)
     try:
         audit = audit_documents(
             documents, AuditOptions().completed({"base": base, "top_singular_values": top}), left_out=unwanted

@@ -126,7 +126,7 @@ def _job(found: AdapterPlace, base: PathLike | None, rules: str) -> Job:
 
 def rules_version(base: PathLike | None) -> str:
     """The version of everything but the adapter that a row depends on: the rules, and the base compared with."""
-    own = version_of_rules("weights", "weights_and_base")
+    own = version_of_rules("weights", "weights_and_base", "between")
     return own if base is None else f"{own} base {real_path(base)}"
 
 

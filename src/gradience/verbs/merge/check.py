@@ -127,7 +127,7 @@ def merge_check(
         modules=modules,
         only_in=matching.partial,
         different_shapes=matching.odd,
-        notes=_notes(sides, matching, products),
+        notes=[note for note in _notes(sides, matching, products) if note != refused],
     )
     findings, not_run = without(*judge(MERGE_RULES, report), left_out)
     return msgspec.structs.replace(report, findings=findings, not_run=not_run)

@@ -2,11 +2,28 @@
 
 from __future__ import annotations
 
+import re
+from pathlib import Path
 from typing import Any
 
 from tables import every
 
-from gradience.data.signs import ControlTokens, signs_of
+from gradience.data.asked import AskedRow, Vocabulary
+from gradience.data.measure import COUNTED
+from gradience.rules.data import ROW_TESTS
+
+
+def signs_of(columns: dict[str, Any]) -> set[str]:
+    row = AskedRow(columns, Vocabulary())
+    return {name for test in ROW_TESTS for name in test.of(row)}
+
+
+def test_each_name_is_of_one_test_and_is_read_by_a_report_or_a_rule(root: Path) -> None:
+    names = [*COUNTED, *(name for test in ROW_TESTS for name in test.names)]
+    assert len(names) == len(set(names))
+    files = [*(root / "src/gradience/rules").rglob("*.py"), root / "src/gradience/verbs/check/data.py"]
+    text = "".join(file.read_text() for file in files)
+    assert set(re.findall(r'(?:rows_with\(|seen\[)"(\w+)"', text)) == set(names)
 
 
 @every(
@@ -30,7 +47,7 @@ from gradience.data.signs import ControlTokens, signs_of
 )
 def test_a_sign_is_seen_at_its_edge(answer: str, sign: str, shown: Any) -> None:
     turns = [{"role": "user", "content": "why is bread warm"}, {"role": "assistant", "content": answer}]
-    assert (sign in signs_of({"messages": turns}, ControlTokens())) is shown
+    assert (sign in signs_of({"messages": turns})) is shown
 
 
 @every(
@@ -44,4 +61,4 @@ def test_a_sign_is_seen_at_its_edge(answer: str, sign: str, shown: Any) -> None:
 )
 def test_an_answer_that_begins_with_the_words_of_the_question_echoes_it(answer: str, shown: Any) -> None:
     turns = [{"role": "user", "content": "Why is bread warm?"}, {"role": "assistant", "content": answer}]
-    assert ("echo" in signs_of({"messages": turns}, ControlTokens())) is shown
+    assert ("echo" in signs_of({"messages": turns})) is shown

@@ -33,10 +33,11 @@ from gradience.data.overlap import (
     trigrams,
     words_of,
 )
-from gradience.data.signs import opening
 from gradience.schema.reports import Documents, Languages, NearRows, Repeated, Rows
 
 COMPARED: Final = 5000  # rows: MinHash takes some 0.2 ms a row, as long as a tokenizer takes for 1 kB
+_BEGINNING: Final = re.compile(r"#{1,4} [A-Z][\w ]{1,24}:?|<[a-z]{2,12}>|[A-Z][\w ]{1,24}:")
+_SPEAKERS: Final = frozenset({"user", "human", "assistant", "system", "question", "student", "patient", "customer"})
 _MERGED: Final = 1 << 16  # hashes that wait to be merged with the others
 _FIRST: Final = 5
 _COMMON: Final = 0.1  # share of rows from which a trigram is a phrase of the task, such as its instruction
@@ -93,7 +94,7 @@ class _NearRow(NamedTuple):
     beside: Mapping[str, str]
 
 
-class Crowd:
+class RowSample:
     """Takes rows as they come; the results compare `COMPARED` of them.
 
     Args:
@@ -184,7 +185,7 @@ class Crowd:
 
     def _take_document(self, number: int, text: str) -> None:
         self._texts += 1
-        label = opening(text)
+        label = _opening(text)
         if label:
             self._openings[label] += 1
             if f"\n{label}" in text:
@@ -247,3 +248,10 @@ def _code_of(language: str) -> str:
     """The two letters of a stated language, such as `en` for English, eng or en-US; else empty."""
     stated = language.strip().lower()
     return _CODES.get(stated, stated[:2] if len(stated.partition("-")[0].partition("_")[0]) in {2, 3} else "")
+
+
+def _opening(text: str) -> str:
+    """The label that begins the first line of a text, such as `Title:` or `### Instruction:`; else empty."""
+    hit = _BEGINNING.match(text)
+    label = hit[0].strip() if hit else ""
+    return "" if label.rstrip(":").lower() in _SPEAKERS else label

@@ -1,0 +1,171 @@
+"""The facts that rules between files judge, gathered from the documents of a run.
+
+`gather` opens nothing of the weights but their header, unless rows of an audit say that the numbers were read too.
+"""
+
+from __future__ import annotations
+
+import filecmp
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import replace
+from pathlib import Path
+from typing import Final
+
+from gradience.adapters.files import CHECKPOINT, WEIGHT_NAMES
+from gradience.adapters.layout import Adapter, parse_key
+from gradience.base.coverage import added_tokens, read_added, read_vocabulary, wanted_of
+from gradience.base.peft_emulation.loading import adapted_names, misnamed, untargeted
+from gradience.base.peft_emulation.targets import NotFollowedError
+from gradience.base.weights import local_folder
+from gradience.configs.document import read_peft
+from gradience.configs.files import read_mapping
+from gradience.configs.training import PICKLED, TRAINING_NAMES
+from gradience.errors import AdapterError, ConfigError
+from gradience.folder import Documents
+from gradience.rules.between import CheckpointFiles, Parts
+from gradience.rules.between.classes import NoModelError, loading_of
+from gradience.schema import Json
+from gradience.schema.audit import ModuleAudit
+from gradience.schema.events import LoraSnapshot
+
+_BASE_CONFIG: Final = "config.json"
+_PARAMETERS: Final = "target_parameters"
+
+
+def gather(documents: Documents, *, base: Path | None = None, modules: Sequence[ModuleAudit] | None = None) -> Parts:
+    """The parts of the adapter of a run.
+
+    Args:
+        documents: the run.
+        base: the base that was given; else the one that the config names is used, if it is at hand.
+        modules: the rows of the adapter's modules, if its numbers were read.
+
+    Raises:
+        AdapterError: the adapter cannot be read.
+    """
+    opened = documents.adapter.take()
+    adapter, folder = opened.adapter, documents.folders[0]
+    lora = _lora(opened.config)
+    named = adapter.config.base_model_name_or_path
+    at = _base_folder(base, named, folder)
+    parts = Parts(
+        format=adapter.format,
+        tensors={name: (info.shape, info.dtype) for name, info in adapter.tensors.items()},
+        metadata=adapter.source.metadata if adapter.source is not None else {},
+        config=_mapping(opened.config),
+        settings=_settings(documents.found.training, folder),
+        base=None if at is None else _mapping(at / _BASE_CONFIG),
+        modules=modules,
+        zeros=None if modules is None else _zeros(adapter),
+        files=frozenset(path.name for path in folder.iterdir()),
+        checkpoints=tuple(_checkpoints(folder)),
+        added=_added(folder, at),
+        last_token=max(read_added(folder).values(), default=None),
+    )
+    if adapter.format != "peft" or lora is None:
+        return replace(parts, no_loading="no adapter_config.json of PEFT" if lora is None else "not PEFT's format")
+    return _beside_model(replace(parts, misnamed=misnamed(adapter.tensors)), lora, named, at)
+
+
+def _beside_model(parts: Parts, lora: LoraSnapshot, named: str | None, base: Path | None) -> Parts:
+    """The parts with the adapter's modules beside those of its targets and of its model."""
+    modules = adapted_names(parts.tensors)
+    with suppress(NotFollowedError):
+        parts = replace(parts, untargeted=_tuple(untargeted(wanted_of(lora), modules)))
+    try:
+        loading = loading_of(modules, parts, lora, named=named, base=base)
+    except NoModelError as error:
+        return replace(parts, no_loading=str(error))
+    return replace(parts, loading=loading)
+
+
+def _tuple(names: list[str] | None) -> tuple[str, ...] | None:
+    return None if names is None else tuple(names)
+
+
+def _mapping(path: Path | None) -> Mapping[str, Json] | None:
+    with suppress(ConfigError, OSError):
+        return None if path is None or not path.is_file() else read_mapping(path)
+    return None
+
+
+def _lora(config: Path | None) -> LoraSnapshot | None:
+    """The adapter's settings by its config; None if it is not LoRA's, or cannot be read."""
+    with suppress(ConfigError, OSError):
+        lora = None if config is None else read_peft(config).config.lora
+        return lora if lora is not None and lora.peft_type == "LORA" else None
+    return None
+
+
+def _base_folder(given: Path | None, named: str | None, folder: Path) -> Path | None:
+    """The folder of the base that was given, else of the one that the config names, if it is at hand."""
+    places = [given] if given is not None else [Path(named), folder / named] if named else []
+    for place in places:
+        with suppress(AdapterError, OSError, ValueError):
+            found = local_folder(place)
+            return found if found.is_dir() else found.parent
+    return None
+
+
+def _settings(training: Path | None, folder: Path) -> Mapping[str, Json]:
+    """The training arguments of the run, as they stand in its folder, the adapter's or, of a checkpoint, above it."""
+    above = (folder, folder.parent) if CHECKPOINT.fullmatch(folder.name) else (folder,)
+    beside = (place / name for place in above for name in TRAINING_NAMES)
+    path = training or next((path for path in beside if path.is_file()), None)
+    if path is None:
+        return {}
+    with suppress(ConfigError, OSError):
+        if path.suffix not in PICKLED:
+            return read_mapping(path)
+        from gradience.configs.pickled import read_pickled  # zipfile, which JSON need not pay for
+
+        return read_pickled(path)
+    return {}
+
+
+def _added(folder: Path, base: Path | None) -> tuple[str, ...] | None:
+    known = None if base is None else read_vocabulary(base)  # first, because a tokenizer.json has megabytes
+    run = None if known is None else read_vocabulary(folder)
+    return None if run is None or known is None else tuple(added_tokens(run, known))
+
+
+def _zeros(adapter: Adapter) -> float | None:
+    """The share of exact zeros in lora_B of modules that were trained, if it is stored in float16; else None."""
+    zeros = entries = 0
+    for name, info in adapter.tensors.items():
+        key = parse_key(name)
+        is_b = (key is not None and key.field == "lora_B") or name.endswith((".lora_up.weight", ".lora_b"))
+        if info.dtype != "F16" or not is_b or adapter.source is None:
+            continue
+        values = adapter.source.read(name)
+        count = int((values != 0).sum())
+        if count:  # a module that was not trained is all zeros, and told elsewhere
+            zeros, entries = zeros + values.size - count, entries + values.size
+    return zeros / entries if entries else None
+
+
+def _checkpoints(folder: Path) -> Iterator[CheckpointFiles]:
+    """The checkpoints of a run's folder; of a checkpoint those up to it, of which only its own weights are compared."""
+    one = CHECKPOINT.fullmatch(folder.name)
+    run = folder.parent if one else folder
+    steps = {
+        int(hit[1]): child for child in run.iterdir() if (hit := CHECKPOINT.fullmatch(child.name)) and child.is_dir()
+    }
+    before: Path | None = None
+    for step in sorted(steps):
+        if one and step > int(one[1]):
+            return
+        files = frozenset(path.name for path in steps[step].iterdir())
+        weights = next((steps[step] / name for name in WEIGHT_NAMES if name in files), None)
+        if weights is None:
+            continue
+        compared = one is None or step == int(one[1])
+        yield CheckpointFiles(steps[step].name, files, compared and _equal(before, weights))
+        before = weights
+
+
+def _equal(one: Path | None, other: Path) -> bool:
+    with suppress(OSError):
+        return one is not None and filecmp.cmp(one, other, shallow=False)
+    return False
