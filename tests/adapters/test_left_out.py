@@ -28,10 +28,6 @@ def blocks(n, **more):
     return {"use_bdlora": {"nblocks": n, "target_modules_bd_a": ["v", "q"]}, **more}
 
 
-def pooled(n):
-    return {"use_qalora": True, "qalora_group_size": n}
-
-
 def unfit(a, b, why="expected (r, in) and (out, r)"):
     return f"factors of shape {[*a]} and {[*b]}: {why}"
 
@@ -70,10 +66,6 @@ LEFT = [  # shapes, config, the reason of each group
     ),
     (ADALORA, ADA | {"init_r": 0}, "init_r is 0 in the config, expected at least 1"),
     (lora("q") | {"q.lora_diag": (3,)}, {}, "lora_diag has 3 entries, expected the rank 2"),
-    *(
-        (shapes, pooled(n), f"a QALoRA group size of {n} does not fit A of shape {a}")
-        for shapes, n, a in ((lora("q"), 0, [2, 3]), (KERNEL, 1, [2, 3, 1, 1]))
-    ),
     *(
         (shapes, blocks(n), f"{n} BD-LoRA blocks do not fit factors of shape {ab}")
         for shapes, n, ab in (
@@ -157,10 +149,6 @@ def test_factors_that_are_no_floats_are_left_out_by_their_dtypes(dtypes, tmp_pat
 
 LARGE = "an update of rank up to 4: too large to be analysed as a pair of factors"
 LIMITS = [  # module, limit, the size that just fits, an adapter of it, why it is not read where one less fits
-    (
-        lora_kinds, "MOST_ELEMENTS", 12, lora("q"), pooled(2),
-        "a QALoRA group size of 2 does not fit A of shape [2, 3]",
-    ),
     (
         lora_kinds, "MOST_ELEMENTS", 24, lora("q", r=4), blocks(2),
         "2 BD-LoRA blocks do not fit factors of shape [4, 3] and [5, 4]",

@@ -8,8 +8,10 @@ import msgspec
 import numpy as np
 import pytest
 from audited import low_dimensional, module, report
+from safetensors.numpy import save_file
 from tables import every
 
+from gradience.cli.main import main
 from gradience.errors import RecorderError
 from gradience.schema.audit import AuditReport, ModuleAudit
 from gradience.telemetry.reader import TelemetryReader
@@ -215,3 +217,29 @@ def test_real_adapters_are_judged_without_false_alarm(shared_data, name, verdict
     assert not [f for f in found.findings if f.severity == "error"]
     assert sum(entry.share for entry in found.ledger) == pytest.approx(1.0)
     assert (found.summary.update_size < 0.1) is (verdict != "random_like")
+
+
+def test_what_is_trained_beside_the_factors_has_a_line_of_the_first_screen(tmp_path, capsys):
+    """An embedding, a head and biases of other sizes: most of the file's parameters, and in no number of the audit."""
+    stem, ones = "base_model.model.model.layers.0.self_attn.q_proj", np.ones
+    tensors = {
+        f"{stem}.lora_A.weight": ones((4, 20), np.float32), f"{stem}.lora_B.weight": ones((10, 4), np.float32),
+        "base_model.model.model.embed_tokens.weight": ones((20, 15), np.float16),
+        "base_model.model.lm_head.weight": ones((20, 25), np.float16),
+        f"{stem}.bias": ones(80, np.float32),
+    }  # fmt: skip
+    save_file(tensors, tmp_path / "adapter_model.safetensors")
+    config = {"peft_type": "LORA", "r": 4, "lora_alpha": 8, "target_modules": ["q_proj"], "bias": "lora_only",
+              "modules_to_save": ["embed_tokens", "lm_head"]}  # fmt: skip
+    (tmp_path / "adapter_config.json").write_text(json.dumps(config))
+    assert main(["audit", str(tmp_path)]) == 0
+    lines = capsys.readouterr().out.split("\n\n")[1]
+    assert (
+        "Beside the factors, of the file's parameters: full module 80.0% (2 tensors), bias 8.0% (1 tensor). No number"
+        " here is of these." in " ".join(lines.split())
+    )
+    for name in list(tensors)[2:]:
+        del tensors[name]
+    save_file(tensors, tmp_path / "adapter_model.safetensors")
+    assert main(["audit", str(tmp_path)]) == 0
+    assert "Beside the factors" not in capsys.readouterr().out

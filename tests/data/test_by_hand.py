@@ -12,10 +12,10 @@ from tables import every
 
 from gradience.data import Shape
 from gradience.data.asked import Vocabulary
-from gradience.data.crowd import Crowd, HashSet
 from gradience.data.measure import MeasureSettings, RowCounter, batching, packed_count
 from gradience.data.overlap import EvalRows, jaccard, trigrams, words_of
 from gradience.data.rows import UnusableRow
+from gradience.data.sample import HashSet, RowSample
 from gradience.data.tokens import Sequence, TokenRow
 from gradience.rules.data import ROW_TESTS
 from gradience.rules.data.content import is_mojibake
@@ -236,14 +236,14 @@ def test_rows_are_near_from_four_fifths_of_their_trigrams_on(length, near):
 
 def test_rows_that_nearly_repeat_are_drawn_together_from_the_whole_file(monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("datasketch")
-    monkeypatch.setattr("gradience.data.crowd.COMPARED", 200)
+    monkeypatch.setattr("gradience.data.sample.COMPARED", 200)
     count, rng = 800, random.Random(4)  # noqa: S311  # rows, no secret
-    crowd = Crowd(count)
+    sample = RowSample(count)
     said = [" ".join(f"w{rng.randrange(10**6)}" for _ in range(14)) for _ in range(count // 2)]
     for number in range(1, count + 1):  # the second half repeats the first, but for a word at the end
         text = said[number - 1] if number <= count // 2 else f"{said[number - 1 - count // 2]} more"
-        crowd.add(number, {"text": text}, repeats=False)
-    found = crowd.near()
+        sample.add(number, {"text": text}, repeats=False)
+    found = sample.near()
     assert (found.compared, found.drawn_from) == (200, count)
     assert 80 < found.rows.count <= 100  # 25 if rows were drawn one by one
     assert min(found.rows.first) > count // 2
@@ -251,15 +251,15 @@ def test_rows_that_nearly_repeat_are_drawn_together_from_the_whole_file(monkeypa
 
 def test_of_few_rows_all_are_compared() -> None:
     pytest.importorskip("datasketch")
-    crowd = Crowd(3)
+    sample = RowSample(3)
     for number, text in enumerate(("a b c d e f g h i j k l", "no", "a b c d e f g h i j k l m"), 1):
-        crowd.add(number, {"text": text}, repeats=False)
-    found = crowd.near()
+        sample.add(number, {"text": text}, repeats=False)
+    found = sample.near()
     assert (found.compared, found.drawn_from, found.rows.count, found.rows.first) == (3, 0, 1, [3])
 
 
 def test_a_hash_is_seen_before_and_after_it_is_merged(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("gradience.data.crowd._MERGED", 3)
+    monkeypatch.setattr("gradience.data.sample._MERGED", 3)
     seen, keys = HashSet(), [bytes([n] * 12) for n in range(8)]
     assert [seen.add(key) for key in keys] == [False] * 8
     assert [seen.add(key) for key in reversed(keys)] == [True] * 8

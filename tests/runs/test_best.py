@@ -124,6 +124,35 @@ def test_the_noise_of_an_accuracy_is_binomial_and_without_either_it_is_unknown(t
     assert groups(tmp_path, "eval/accuracy")[0].noise is None  # no share
 
 
+def test_a_run_whose_loss_was_not_finite_is_listed_below_the_ranking_with_what_broke_it(tmp_path, capsys):
+    log(tmp_path / "a", 0.9)
+    log(tmp_path / "b", 0.7)
+    log(tmp_path / "c", "Infinity")  # its evaluation and its only row
+    log(tmp_path / "d", 0.1)
+    row = {"schema": "gradience.vnext.telemetry/v1", "ts": 1.0, "run_id": "d", "event": "train_step", "step": 2}
+    with (tmp_path / "d" / "run.jsonl").open("a") as file:
+        file.write(json.dumps({**row, "loss": "NaN"}) + "\n")
+    report = best_runs(collect_runs(tmp_path, out=tmp_path / "store"), "eval/loss")
+    assert [(run.run, run.value) for run in report.groups[0].ranked] == [("b", 0.7), ("a", 0.9)]
+    assert {run.run: (run.value, run.reason) for run in report.not_ranked} == {
+        "c": (None, "Not finite: loss at step 1, eval loss at step 1 (1 of 1 training rows)."),
+        "d": (0.1, "Not finite: loss at step 2 (1 of 2 training rows)."),
+    }
+    assert main(["runs", "best", str(tmp_path), "--out", str(tmp_path / "store")]) == 0
+    shown = capsys.readouterr().out
+    assert shown.splitlines()[0] == "Lowest eval/loss"
+    assert "Not ranked, since the run is broken (2 runs):\n  c: Not finite: loss at step 1" in shown
+
+
+def test_by_default_runs_are_ranked_by_the_held_out_loss_that_most_have(tmp_path, capsys):
+    for name, split in (("a", "test"), ("b", "eval"), ("c", "test")):
+        log(tmp_path / name, 1.0)
+        path = tmp_path / name / "run.jsonl"
+        path.write_text(path.read_text().replace('"split": "eval"', f'"split": "{split}"'))
+    assert main(["runs", "best", str(tmp_path), "--out", str(tmp_path / "store")]) == 0
+    assert capsys.readouterr().out.startswith("Lowest test/loss\n\nd, m: 2 runs\n")
+
+
 @pytest.fixture(scope="module")
 def roots(tmp_path_factory):
     """Six runs on two models: the lower the eval loss, the lower the accuracy."""

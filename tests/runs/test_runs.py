@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 from pathlib import Path
 
@@ -237,6 +238,27 @@ def test_curves_are_drawn_over_each_other_and_as_a_page(roots, tmp_path, capsys)
     assert main([*argv, "--html", str(page)]) == 2
     assert main([*argv, "--html", str(page), "--metric", "eval/accuracy", "--force"]) == 0
     assert "eval/accuracy" in page.read_text()
+
+
+def test_a_page_has_the_best_runs_of_many_in_the_order_and_the_number_that_are_asked_for(tmp_path, capsys):
+    pytest.importorskip("matplotlib")
+    for number in range(29):  # the later, the lower the held-out loss
+        log(tmp_path / "many" / f"run{number:02}", [2.0 - number / 100] * 10, accuracy=[0.5])
+    page, argv = tmp_path / "curves.html", ["runs", str(tmp_path / "many"), "--out", str(tmp_path / "store"), "--force"]
+
+    def drawn(*options):
+        assert main([*argv, "--html", str(page), *options]) == 0
+        text = page.read_text()
+        return {f"run{n:02}" for n in range(29) if f"run{n:02}" in text}, re.findall(
+            r"\d+ runs? left out: --where", text
+        )
+
+    assert drawn() == ({f"run{n:02}" for n in range(3, 29)}, ["3 runs left out: --where"])
+    assert "run00" in capsys.readouterr().out  # and the table all the same
+    assert drawn("--sort", "path", "--limit", "2") == ({"run00", "run01"}, ["27 runs left out: --where"])
+    assert drawn("--where", "best_eval_loss < 1.825") == ({"run28"}, [])
+    assert main([*argv, "--html", str(page), "--where", "r = 99"]) == 2
+    assert "no run where r = 99" in capsys.readouterr().err
 
 
 def test_the_commands_print_what_the_library_returns(roots, tmp_path, capsys):

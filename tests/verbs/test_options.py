@@ -23,7 +23,7 @@ def test_an_option_of_all_writing_verbs_has_one_text(option):
 
 @pytest.mark.parametrize("verb", ONE)
 def test_the_adapter_is_an_argument_and_no_option(verb, capsys):
-    for given, said in (([], "PATH requires"), (["nowhere"], "nowhere"), (["--peft-dir", "a"], "folder without it")):
+    for given, said in (([], "needs PATH"), (["nowhere"], "nowhere"), (["--peft-dir", "a"], "folder without it")):
         assert main([verb, *given, *ONE[verb], "--dry-run"]) == 2
         assert said in capsys.readouterr().err
 

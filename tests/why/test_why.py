@@ -106,8 +106,8 @@ def test_the_first_step_and_the_cause(tmp_path: Path, settings: Any, second: Any
         ("training__warmup_steps", 0.0, 2.0, "warmup", "the warm-up"),
         ("training__warmup_ratio", 0.0, 0.1, "warmup", "the warm-up"),
         ("training__lr_scheduler", "linear", "cosine", "schedule", "the schedule of the learning rate"),
-        ("training__max_steps", 4, 8, "schedule", "the schedule of the learning rate"),
-        ("training__epochs", 1.0, 2.0, "schedule", "the schedule of the learning rate"),
+        ("training__max_steps", 4, 8, "length", "the number of steps"),
+        ("training__epochs", 1.0, 2.0, "length", "the number of steps"),
         ("training__dtype", "float32", "bfloat16", "dtype", "the dtype"),
         ("extras__quantization", "nf4", "int8", "dtype", "the dtype"),
         ("lora__dropout", 0.0, 0.1, "dropout", "the dropout"),
@@ -174,11 +174,10 @@ def test_a_setting_is_no_cause_of_what_it_cannot_change(
         ({"lora__r": (4, 8)}, {"adapter": {"digest": "s1:c"}}, "adapter", "adapter_init"),
         ({"lora__r": (4, 8)}, {"adapter": {"trainable": 16}}, "adapter", "trainable"),
         ({"training__dtype": ("float32", "bfloat16")}, {"base": {"frozen_digest": "s1:c"}}, "dtype", "base_weights"),
-        ({"training__batch_size": (2, 4), "training__max_steps": (8, 4)}, {}, "batch_size", "schedule"),
-        ({"training__gradient_accumulation": (1, 4), "training__epochs": (1, 2)}, {}, "accumulation", "schedule"),
+        ({"training__batch_size": (2, 4), "training__max_steps": (8, 4)}, {}, "batch_size", "length"),
+        ({"training__gradient_accumulation": (1, 4), "training__epochs": (1, 2)}, {}, "accumulation", "length"),
         ({"dataset_name": ("x", "y")}, {"batches": ["bb0001 bb0002", *ROWS[1:]]}, "data", "data_row"),
         ({"training__seed": (0, 1)}, {"adapter": {"digest": "s1:c"}}, "seed", "adapter_init"),
-        ({"optimizer__lr": (1e-3, 2e-3), "training__lr_scheduler": ("linear", "cosine")}, {}, "lr", "schedule"),
         ({"model_name": ("x", "y")}, {"adapter": {"digest": "s1:c"}}, "base_weights", "adapter_init"),
     ],
 )
@@ -240,7 +239,7 @@ def test_what_was_seen_to_part_has_these_causes(tmp_path: Path, seen: dict[str, 
 def test_runs_that_do_not_part_say_so(tmp_path: Path):
     report = explained(tmp_path)
     assert (report.verdict, report.step, report.cause, report.parts) == ("same", None, None, [])
-    assert report.story == "the runs do not part in what both recorded"
+    assert report.story == "the runs do not part in what both recorded (weights, batch, rng, lr, loss, grad_norm)"
 
 
 def test_random_states_count_where_they_change_the_loss(tmp_path: Path):
@@ -264,6 +263,47 @@ def test_two_settings_that_act_from_the_same_step_are_both_named(tmp_path: Path)
     report = explained(tmp_path, {"lora__dropout": (0.1, 0.2), "optimizer__lr": (1e-3, 2e-3)}, **EARLY)
     assert report.verdict == "several"
     assert {each.cause for each in report.differences} == {"dropout", "lr"}
+
+
+@every(
+    ("settings", "seen", "says"),
+    [
+        (  # each of one cause's settings is told
+            {"lora__r": (4, 8), "lora__target_modules": (["q", "v"], ["k", "q"])},
+            {},
+            "lora.r: 4 and 8; lora.target_modules: ['q', 'v'] and ['k', 'q']",
+        ),
+        (  # another scheduler does not follow from another batch size, and other rates do
+            {"training__batch_size": (2, 4), "training__lr_scheduler": ("linear", "cosine")},
+            {},
+            "training.lr_scheduler: linear and cosine",
+        ),
+        (
+            {"optimizer__lr": (1e-3, 2e-3), "training__lr_scheduler": ("linear", "cosine")},
+            {"rates": [2e-3] * 4},
+            "training.lr_scheduler: linear and cosine",
+        ),
+    ],
+)
+def test_no_setting_hides_behind_another(tmp_path: Path, settings: Any, seen: Any, says: str) -> None:
+    report = explained(tmp_path, settings, **seen, **EARLY)
+    assert says in [each.says for each in report.differences]
+    assert report.verdict == ("one_cause" if len(report.differences) == 1 else "several")
+
+
+def test_other_rates_follow_from_another_batch_size(tmp_path: Path) -> None:
+    late = {"rates": [1e-3, 9e-4, 7e-4, 2e-4], **EARLY}
+    report = explained(tmp_path, {"training__batch_size": (2, 4)}, **late)
+    assert (report.verdict, report.cause.cause) == ("one_cause", "batch_size")
+
+
+def test_where_nothing_was_compared_it_is_unknown_whether_the_runs_are_the_same(tmp_path: Path) -> None:
+    steps = {"wiring": False, "losses": [None] * 4, "rates": [None] * 4, "norms": [None] * 4}
+    report = explained(tmp_path, {"lora__r": (4, 8)}, first=steps, **steps)
+    assert (report.verdict, report.compared) == ("unknown", [])
+    assert report.story == (
+        "nothing could be compared: no step has the same quantity in both logs; the adapter's configuration differ"
+    )
 
 
 def test_a_rounding_of_the_loss_is_no_parting(tmp_path: Path):

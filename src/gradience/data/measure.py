@@ -6,7 +6,7 @@ import random
 from array import array
 from bisect import bisect_left, insort
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from itertools import chain, repeat
 from typing import Any, Final, NamedTuple
 
@@ -16,11 +16,11 @@ from numpy.typing import NDArray
 
 from gradience.data import Columns, Shape, answers_of, digest, every_turn, text_of, whole_text
 from gradience.data.asked import AskedRow, RowTests, Vocabulary, foreign_in
-from gradience.data.crowd import Crowd, HashSet
 from gradience.data.cutting import cut_at
 from gradience.data.encoder import Encoder
 from gradience.data.equality import beside_of, row_key
 from gradience.data.rows import UnusableRow
+from gradience.data.sample import HashSet, RowSample
 from gradience.data.tokens import Sequence as TokenSequence, TokenRow
 from gradience.schema import Json
 from gradience.schema.reports import Answers, Batching, Lengths, Overlong, Pairs, RowFault, Rows, ShownRow, TokenCounts
@@ -37,7 +37,6 @@ _BARS: Final = 48  # bars of the histogram
 _SHARES: Final = 20  # bars of the histogram of supervised shares
 _LABELS: Final = 50  # labels that the report lists
 _DISTINCT: Final = 100_000  # different answers that are counted, some 15 MB
-_ALIKE: Final = 5  # groups of labels that differ in capitals or blanks
 _WHITESPACE: Final = 2  # tokens after the end of a turn that are ignored, such as a line break
 
 
@@ -140,7 +139,7 @@ class RowCounter:
         self._labels: Counter[str] = Counter()
         self._last: Counter[int] = Counter()
         self._read, self._has_labels = 0, False
-        self._crowd, self._pairs = Crowd(expected, limits.seed), Counter[str]()
+        self._sample, self._pairs = RowSample(expected, limits.seed), Counter[str]()
         self._roles: set[str] = set()
         self._foreign: set[str] = set()
         self._texts: dict[int, str] = {}
@@ -191,14 +190,12 @@ class RowCounter:
                 distinct=len(self._answers),
             ),
             "pairs": self._pair_counts() if self._shape.format == "preference" else None,
-            "repeated": self._crowd.repeated(),
-            "documents": self._crowd.documents(),
-            "near": self._crowd.near(),
-            "languages": self._crowd.languages(),
+            "repeated": self._sample.repeated(),
+            "near": self._sample.near(),
+            "languages": self._sample.languages(),
             "foreign": sorted(self._foreign),
             "labels": dict(self._labels.most_common(_LABELS)),
             "labels_total": len(self._labels),
-            "labels_alike": _alike(self._labels),
             "shares": self._shares if self._has_tokens_loss else [],
             "shown": [ShownRow(row=number, text=text) for number, text in sorted(self._texts.items())],
         }
@@ -235,7 +232,7 @@ class RowCounter:
             self._compare_sides(text_of(columns["chosen"]), text_of(columns["rejected"]))
         if self._contradicts(columns):
             seen.add("conflict")
-        self._crowd.add(row.number, columns, repeats=repeats or "conflict" in seen)
+        self._sample.add(row.number, columns, repeats=repeats or "conflict" in seen)
         return seen
 
     def _compare_sides(self, chosen: str, rejected: str) -> None:
@@ -375,13 +372,6 @@ class RowCounter:
 
 def _encoded(value: Json) -> bytes:
     return msgspec.json.encode(value, order="sorted", enc_hook=str)
-
-
-def _alike(labels: Iterable[str]) -> list[list[str]]:
-    groups: dict[str, list[str]] = {}
-    for label in labels:
-        groups.setdefault(" ".join(label.split()).casefold(), []).append(label)
-    return [sorted(group) for group in groups.values() if len(group) > 1][:_ALIKE]
 
 
 def _lengths(lengths: array[int], limit: int | None) -> Lengths:

@@ -63,11 +63,6 @@ class RowSource:
         if not self.count:
             raise ConfigError(f"{path}: no row in it", advice=_ADVICE)
 
-    @property
-    def is_json_lines(self) -> bool:
-        """Whether the data set is one file of JSON lines."""
-        return self._files == [self.path] and _kind_of(self.path) is _KINDS[".jsonl"]
-
     def rows(self, wanted: Collection[int] | None = None) -> Iterator[Found]:
         """Every row, or only the wanted ones, in the order of the files.
 

@@ -202,9 +202,9 @@ class LiveRun:
         try:
             event = decode_known(line)
         except (msgspec.MsgspecError, RecursionError):
-            event = _look_closely(line)
+            event = _decode_whole(line)
         if isinstance(event, TrainStep) and _REWARD_KEY in line:
-            event = _look_closely(line)  # keeps the row's further values
+            event = _decode_whole(line)  # keeps the row's further values
         if event is None:
             self.bad_lines += 1
         elif not isinstance(event, UnknownEvent):
@@ -228,7 +228,7 @@ def thinned(steps: Sequence[int], values: Sequence[float]) -> list[tuple[int, fl
     return sorted((part[-1], sum(numbers) / len(numbers)) for part, numbers in parts)
 
 
-def _look_closely(line: bytes) -> Event | UnknownEvent | None:
+def _decode_whole(line: bytes) -> Event | UnknownEvent | None:
     try:
         document, _ = parse(line)
     except SchemaError:

@@ -456,6 +456,16 @@ class RankedRun(msgspec.Struct, kw_only=True, frozen=True):
     ) = None
 
 
+class UnrankedRun(msgspec.Struct, kw_only=True, frozen=True):
+    """A run that is left out of a ranking, since it is broken."""
+
+    name: Annotated[str, about("Short name, unique in the report.")]
+    path: str
+    run: str
+    value: Annotated[float, about("Best value of the metric; null without a finite one.")] | None
+    reason: Annotated[str, about("What broke it, in the words of its finding.")]
+
+
 class ComparableRuns(msgspec.Struct, kw_only=True, frozen=True):
     """Runs for which a metric means the same as far as their logs show, best first."""
 
@@ -478,6 +488,7 @@ class RunsBestReport(Report, kw_only=True, frozen=True):
     by: str | None
     best: list[BestRun]
     groups: Annotated[list[ComparableRuns], about("Largest group first; runs of two groups are not comparable.")] = []
+    not_ranked: Annotated[list[UnrankedRun], about("Broken runs, of which a best value says nothing.")] = []
     known_metrics: list[str] = []
 
 
@@ -498,3 +509,4 @@ class RunsCurvesReport(Report, kw_only=True, frozen=True):
     metric: str
     curves: list[Curve]
     not_drawn: Annotated[list[str], about("Names of the runs that have no finite value of the metric.")] = []
+    left_out: Annotated[NonNegativeInt, about("Runs that a page had no room for.")] = 0

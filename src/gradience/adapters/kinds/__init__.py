@@ -132,6 +132,26 @@ def _by_jax(name: str, x: Array, **options: bool) -> tuple[Array, ...]:
     return parts
 
 
+def qalora(load: LoadFactors, scale: float, size: int, *, transposed: bool) -> FactoredUpdate:
+    """QALoRA's update, whose A is of inputs averaged over groups of `size`, times the number of groups (variants.py).
+
+    PEFT ignores the setting on a base that is not of GPTQ. No file of the adapter says which it was: the base weight's
+    width does, unless a group has one input.
+    """
+
+    def factored(w: Array) -> tuple[Array, Array]:
+        b, a = map(as_float32, load())
+        groups, width = a.shape[1], w.shape[0 if transposed else 1]
+        if size == 1:
+            raise AdapterError("QALoRA with groups of one input: nothing tells whether PEFT counted them (use_qalora)")
+        if width == groups * size:
+            a = np.repeat(a, size, axis=1) * np.float32(groups / size)
+        b = scale * b
+        return (a.T, b.T) if transposed else (b, a)
+
+    return factored
+
+
 def _without_part(load: LoadFactors, scale: float, taken: FactoredUpdate) -> FactoredUpdate:
     """The update s B A minus the part that the initialisation took out of the base, as factors of inner size 2 r.
 

@@ -43,7 +43,13 @@ def lora_module(ctx: Context, group: Group) -> Module:
     # Conv1D (fan_in_fan_out) and embeddings store (in, out); PEFT ignores the option for real convolutions.
     transposed = embedding or (ctx.config.fan_in_fan_out and pair.axes == 2)
     load = flipped(pair.load) if transposed else pair.load
-    of_base = _true_update(ctx, group, pair._replace(load=load), s.scale, transposed=transposed)
+    if ctx.config.use_qalora and pair.axes == 2 and not embedding and "lora_magnitude_vector" not in group.keys:
+        of_base = _factored(
+            kinds.qalora(pair.load, s.scale, ctx.config.qalora_group_size, transposed=transposed),
+            "use_qalora: PEFT averages the inputs on a base of GPTQ and on no other",
+        )
+    else:
+        of_base = _true_update(ctx, group, pair._replace(load=load), s.scale, transposed=transposed)
     return Module(
         kind="dora" if "magnitude" in of_base else "embedding" if embedding else "conv" if pair.axes > 2 else "linear",
         shape=(pair.inner, pair.out) if transposed else (pair.out, pair.inner),
@@ -106,8 +112,6 @@ def pair_of(ctx: Context, group: Group, a_name: str, b_name: str) -> Pair:
     if a[0] != b[1] or any(n != 1 for n in b[2:]):
         wrong = "ranks disagree" if a[0] != b[1] else "expected a 1 x 1 kernel in B"
         raise UnsuitableError(f"factors of shape {list(a)} and {list(b)}: {wrong}")
-    if is_pooled(ctx, group):
-        return _pooled(ctx.config.qalora_group_size, a, b, read_a, read_b)
     out, r = b[0], a[0]
 
     def load() -> tuple[Array, Array]:
@@ -129,35 +133,6 @@ def _with_diagonal(ctx: Context, group: Group, pair: Pair) -> Pair:
         return as_float32(b) * as_float32(read()).reshape(1, -1), a
 
     return pair._replace(load=load)
-
-
-def is_pooled(ctx: Context, group: Group) -> bool:
-    """Whether QALoRA pooled this module's inputs: PEFT ignores `use_qalora` on a base that is not of GPTQ.
-
-    A module's inputs are mostly another one's outputs, so the widths of the file's lora_B tell which it was.
-    """
-    if not ctx.config.use_qalora or "lora_A" not in group.keys:
-        return False
-    width = ctx.shape(group, "lora_A")[-1]
-    outputs = {info.shape[0] for name, info in ctx.source.tensors.items() if ".lora_B." in name and info.shape}
-    return width * ctx.config.qalora_group_size in outputs or width not in outputs
-
-
-def _pooled(
-    size: int, a: tuple[int, ...], b: tuple[int, ...], read_a: Callable[[], Array], read_b: Callable[[], Array]
-) -> Pair:
-    """QALoRA's pair, with A expanded: inputs are averaged over groups of `size`, times the number of groups.
-
-    Source: variants.py, 491.
-    """
-    groups = a[1]
-    if size < 1 or a[0] * groups * size > MOST_ELEMENTS or len(a) != 2:
-        raise UnsuitableError(f"a QALoRA group size of {size} does not fit A of shape {list(a)}")
-
-    def load() -> tuple[Array, Array]:
-        return read_b(), np.repeat(as_float32(read_a()), size, axis=1) * (groups / size)
-
-    return Pair(b[0], groups * size, a[0], 2, load)
 
 
 def _blocks(ctx: Context, group: Group) -> tuple[int, bool] | None:
@@ -220,8 +195,6 @@ def _true_update(ctx: Context, group: Group, pair: Pair, scale: float, *, transp
     if "lora_diag" in group.keys:
         factored = kinds.kasa(pair.load, scale, pair.r)
         return _factored(factored, "KaSA took the r smallest singular values out of the base")
-    if is_pooled(ctx, group):
-        return {"note": "QALoRA: read from PEFT's forward pass, which has no merge to compare with"}
     return _on_changed_base(init, pair, scale, linear=pair.axes == 2 and "lora_A" in group.keys)
 
 

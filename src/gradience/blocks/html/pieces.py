@@ -42,7 +42,6 @@ _MARKS: Final = 40  # findings named under a plot
 _ROWS: Final = 100  # rows of a table
 _CELLS: Final = 2_000  # cells of a map
 _LAYERS: Final = 400
-_BREAK: Final = "\u21b5"  # shown where a line ends
 
 
 def page_html(page: Page) -> str:

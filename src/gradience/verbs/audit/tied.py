@@ -7,8 +7,9 @@ from pathlib import Path
 from typing import Final
 
 import msgspec
+import numpy as np
 
-from gradience.adapters.layout import Adapter
+from gradience.adapters.layout import Adapter, Module
 from gradience.base.weights import BaseWeights
 from gradience.io.reading import decode_json, read_small
 from gradience.verbs.audit.rows import ModuleNumbers
@@ -45,6 +46,11 @@ def _ties_head(base: Path) -> bool:
         return False
 
 
+def _are_copies(one: Module, other: Module) -> bool:
+    """Whether two modules hold the same factors."""
+    return all(np.array_equal(x, y, equal_nan=True) for x, y in zip(one.load(), other.load(), strict=True))
+
+
 def listed_once(adapter: Adapter, modules: list[ModuleNumbers]) -> tuple[Adapter, list[ModuleNumbers], list[str]]:
     """The adapter and its modules without a head that shares an embedding's factors; and a note on it."""
     embedded = [module.name for module in adapter.modules if module.kind == "embedding"]
@@ -52,6 +58,12 @@ def listed_once(adapter: Adapter, modules: list[ModuleNumbers]) -> tuple[Adapter
     if not (adapter.config.ensure_weight_tying and len(embedded) == len(heads) == 1):
         return adapter, modules, []
     kept = [module for module in adapter.modules if module.name != heads[0]]
+    if not _are_copies(*(module for module in adapter.modules if module.name in {embedded[0], heads[0]})):
+        note = (
+            f"{heads[0]} and {embedded[0]} share one update in training (ensure_weight_tying), but the file holds"
+            " two: a model that loads it has one of them"
+        )
+        return adapter, modules, [note]
     note = (
         f"{heads[0]} shares the update of {embedded[0]} (ensure_weight_tying) and is listed once; PEFT's merge adds it "
         "twice to the one weight"

@@ -43,6 +43,7 @@ from gradience.verbs.audit.maps import Quantity, grid_of, heatmap
 _NOT_ANALYSED: Final = 3  # tensors listed without --verbose
 _NAMED_LAYERS: Final = 6
 _HALF: Final = 0.5
+_OTHERS: Final = frozenset({"full_module", "token_rows", "bias", "not_analysed", "unknown"})
 
 _SHARES: Final = frozenset({"utilization", "udr", "relative_frobenius"})
 _MAPS: Final[dict[Quantity, str]] = {"norm": "How large the update is", "utilization": "How much of the rank it uses"}
@@ -89,7 +90,7 @@ def audit_text(report: AuditReport, view: View | None = None) -> Iterator[Block]
     read = (("PEFT dir", report.peft_dir), ("Config", report.config_path or "-"), ("Weights", report.weights_path))
     yield from (facts(read, width=10), "")
     yield VerdictLine(words_of(report.health.verdict).replace("-", " "), f" ({report.health.reason})")
-    yield from _not_known(report.modules)
+    yield from (*_not_known(report.modules), *_beside_the_factors(report))
     yield from set_off("Findings", [findings(report.findings, verbose=view.verbose)] if report.findings else ())
     yield ""
     if report.modules:
@@ -112,6 +113,7 @@ def weights_section(report: AuditReport | None, figures: Sequence[Figure] = ()) 
     content = (
         VerdictLine(words(report.health.verdict).upper(), f": {report.health.reason}."),
         *_not_known(report.modules),
+        *_beside_the_factors(report),
         *(_numbers(report, verbose=True, name=short_path) if report.modules else ()),
         *figures,
         *(Figure(title, grid, wide=True) for title, grid in grids if grid is not None),
@@ -145,6 +147,17 @@ def _not_known(modules: list[ModuleAudit]) -> Iterator[Block]:
     """A line for each reason why modules have no numbers, with the number of these modules."""
     reasons = Counter(m.note for m in modules if m.state == "not_known")
     yield from (f"Left out of every number: {n} of {len(modules)} modules ({why or '-'})" for why, n in reasons.items())
+
+
+def _beside_the_factors(report: AuditReport) -> Iterator[Block]:
+    """A line with what else the file holds of the trained model, by its share of all parameters in it."""
+    held = [entry for entry in report.ledger if entry.role in _OTHERS]
+    every = sum(entry.params for entry in report.ledger)
+    parts = ", ".join(
+        f"{words(e.role)} {percent(e.params / every)} ({counted(e.tensors, 'tensor')})" for e in held if e.params
+    )
+    if parts:
+        yield f"Beside the factors, of the file's parameters: {parts}. No number here is of these."
 
 
 def _numbers(report: AuditReport, *, verbose: bool, name: Callable[[str], str] = str) -> Iterator[Block]:

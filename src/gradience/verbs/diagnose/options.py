@@ -10,23 +10,21 @@ from gradience.ranges import Positive, VerbOptions
 
 
 @dataclass(frozen=True, kw_only=True)
-class DiagnoseOptions(VerbOptions):
-    """Where the parts of a run lie, and what it is judged for.
+class RunParts(VerbOptions):
+    """Where the parts of a run lie.
 
     Parameters
     ----------
     run:
         Of several runs, the one of this name or id; or the path to the log, if it is elsewhere.
     adapter:
-        Path to the adapter, if it is elsewhere or one of several.
+        Path to the adapter, if it is elsewhere or one of several: its folder or its weights file.
     config:
         Path to the configuration, if it is elsewhere: anything that gradience check reads.
     base:
         Base model: a folder with safetensors, or organisation/name in the local hub cache. Never downloaded.
     task:
         What is trained: a dataset (sst2, glue/mnli) or an objective (sft, dpo, grpo, ...).
-    gap_threshold:
-        Held-out over train perplexity from which the gap is a finding. Default: 1.5.
     """
 
     run: Path | None = None
@@ -34,15 +32,32 @@ class DiagnoseOptions(VerbOptions):
     config: Path | None = None
     base: Path | None = None
     task: str | None = None
-    gap_threshold: Positive | None = None
 
 
-class DiagnoseKeywords(TypedDict, total=False):
-    """`DiagnoseOptions` as keywords."""
+class PartsKeywords(TypedDict, total=False):
+    """`RunParts` as keywords."""
 
     run: PathLike | None
     adapter: PathLike | None
     config: PathLike | None
     base: PathLike | None
     task: str | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class DiagnoseOptions(RunParts):
+    """Where the parts of a run lie, and what it is judged for.
+
+    Parameters
+    ----------
+    gap_threshold:
+        Held-out over train perplexity from which the gap is a finding. Default: 1.5.
+    """
+
+    gap_threshold: Positive | None = None
+
+
+class DiagnoseKeywords(PartsKeywords, total=False):
+    """`DiagnoseOptions` as keywords."""
+
     gap_threshold: float | None

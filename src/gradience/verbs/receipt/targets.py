@@ -17,7 +17,7 @@ from gradience.errors import AdapterError, ConfigError
 from gradience.models.inputs import ModelInput
 from gradience.schema.receipt import Receipt, ReceiptRow, Tokens
 from gradience.verbs.receipt.endpoint import Endpoint, RefusedError
-from gradience.verbs.receipt.widths import ORDER, width_of
+from gradience.verbs.receipt.precision import ORDER, precision_of
 
 PROBE: Final = "Gradience 0.1: is 12345 + 678 = 13023?\n\tdef f(x):  return {'é': x}  # naïve 日本"
 """A text of our own on which tokenizers differ: digits, spaces, indents, accents, other scripts."""
@@ -151,7 +151,7 @@ def _precision(place: Path) -> str:
         for name, info in file.tensors.items()
         if len(info.shape) == 2 and layer_index(name) is not None
     )
-    return width_of(inside, min(known, key=ORDER.index))
+    return precision_of(inside, min(known, key=ORDER.index))
 
 
 def _of_endpoint(receipt: Receipt, address: str, base: Path | None, model: str | None, timeout: float) -> TargetAnswer:

@@ -10,13 +10,14 @@ from __future__ import annotations
 import math
 import re
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import combinations, pairwise
 from statistics import NormalDist, median
 from typing import Any, Final, Literal, NamedTuple
 
 from gradience.errors import GradienceError
 from gradience.folder.runs import names_of_runs
+from gradience.rules.log import DETECTORS
 from gradience.schema.fleet import (
     RUN_SETTINGS,
     RUNS_BEST_SCHEMA_ID,
@@ -25,6 +26,7 @@ from gradience.schema.fleet import (
     Noise,
     RankedRun,
     RunsBestReport,
+    UnrankedRun,
 )
 from gradience.tables.query import opened
 from gradience.tables.store import Store
@@ -50,15 +52,23 @@ class _Valued(NamedTuple):
     last: float
     examples: float | None
 
+    @property
+    def key(self) -> tuple[str, str]:
+        """The log and the run in it."""
+        return self.row["path"], self.row["run"]
+
 
 def best_runs(
-    store: Store, metric: str, *, by: str | None = None, goal: Goal | None = None, top: int = 5
+    store: Store, metric: str | None = None, *, by: str | None = None, goal: Goal | None = None, top: int = 5
 ) -> RunsBestReport:
     """The best runs of each group of comparable runs. A run counts by its best logged value of a metric.
 
+    A run whose loss was not finite is not ranked: its best value is from before it broke, or of a masked loss.
+
     Args:
         store: the store that `collect_runs` returned.
-        metric: split and name, such as `eval/accuracy`; `train/loss` is the loss of training rows.
+        metric: split and name, such as `eval/accuracy`; `train/loss` is the loss of training rows. By default
+            the held-out loss that most runs have.
         by: a column of `runs` to group by as well.
         goal: whether less or more is better; by default less for losses, perplexities and errors.
         top: how many runs of a group to rank.
@@ -68,9 +78,12 @@ def best_runs(
     """
     if by is not None:
         refuse_unknown_columns([by])
+    metric = metric or _usual_metric(store)
     wanted: Goal = goal or ("least" if _LESS_IS_MORE.search(metric) else "most")
-    runs, known = _valued(store, metric, wanted)
-    if not runs:
+    every, known = _valued(store, metric, wanted)
+    broken = _broken(store)
+    runs = [run for run in every if run.key not in broken]
+    if not every:
         raise GradienceError(f"no run has {metric[:60]!r}", advice=f"there are {', '.join(known)[:400]}")
     groups = [_group(key, members, metric, wanted, top) for key, members in _comparable(runs, metric, by)]
     groups.sort(key=lambda group: (-group.runs, group.group, group.data or "", group.model or ""))
@@ -81,8 +94,36 @@ def best_runs(
         by=by,
         best=[_first(group) for group in groups],
         groups=groups,
+        not_ranked=_not_ranked(broken, every),
         known_metrics=known,
     )
+
+
+def _usual_metric(store: Store) -> str:
+    """The held-out loss that most runs have; if none has one, the usual name, for the refusal to name it."""
+    sql = """select split || '/' || metric from evals where metric = 'loss'
+        group by 1 order by count(distinct (path, run)) desc, 1 limit 1"""
+    with opened(store) as base:
+        return next((str(name) for (name,) in base.execute(sql).fetchall()), "eval/loss")
+
+
+def _broken(store: Store) -> dict[tuple[str, str], str]:
+    """What each run with a loss that was not finite says of it, by log and run."""
+    ids = sorted(
+        rule.id for rule in DETECTORS if any("not_finite" in (sign, getattr(sign, "name", "")) for sign in rule.signs)
+    )
+    sql = "select path, run, message from findings where list_contains($ids, id) and severity = 'error'"
+    with opened(store) as base:
+        return {(path, run): message for path, run, message in base.execute(sql, {"ids": ids}).fetchall()}
+
+
+def _not_ranked(broken: Mapping[tuple[str, str], str], runs: Iterable[_Valued]) -> list[UnrankedRun]:
+    values = {run.key: run.value for run in runs}
+    keys = sorted(broken)
+    return [
+        UnrankedRun(name=name, path=key[0], run=key[1], value=values.get(key), reason=broken[key])
+        for key, name in zip(keys, names_of_runs(keys), strict=True)
+    ]
 
 
 def _valued(store: Store, metric: str, goal: Goal) -> tuple[list[_Valued], list[str]]:
@@ -145,7 +186,7 @@ def _group(name: str, members: Sequence[_Valued], metric: str, goal: Goal, top: 
     ranked = sorted(members, key=lambda run: (sign * run.value, run.row["path"], run.row["run"]))
     noise = _between_seeds(members) or _of_share(metric, ranked[0])
     row, examples = ranked[0].row, ranked[0].examples
-    labels = names_of_runs([(run.row["path"], run.row["run"]) for run in ranked])
+    labels = names_of_runs([run.key for run in ranked])
     return ComparableRuns(
         group=name,
         data=row["data"],

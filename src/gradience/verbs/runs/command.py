@@ -32,13 +32,14 @@ class ListOptions:
     Parameters
     ----------
     limit:
-        How many runs to list on a screen; --columns, --csv and --json give all.
+        How many runs to list on a screen (default: 20), or to draw on a page (default, and at most: 26); --columns,
+        --csv and --json give all.
     columns:
         Names of columns, separated by commas; all for all of them.
     where:
         A condition in SQL, such as "r = 8 and status = 'ok'".
     sort:
-        A column; with a minus before it, largest first.
+        A column; with a minus before it, largest first. Default: path, and on a page the best held-out loss.
     csv:
         Print CSV (RFC 4180).
     html:
@@ -50,10 +51,10 @@ class ListOptions:
         Replace the page if it is there.
     """
 
-    limit: PositiveInt = 20
+    limit: PositiveInt | None = None
     columns: str | None = None
     where: str | None = None
-    sort: Annotated[str, Parameter(allow_leading_hyphen=True)] = "path"
+    sort: Annotated[str | None, Parameter(allow_leading_hyphen=True)] = None
     csv: opt.Flag = False
     json: opt.AsJson = False
     html: Path | None = None
@@ -62,6 +63,7 @@ class ListOptions:
 
 
 _LISTED = ListOptions()
+_ON_SCREEN: Final = 20  # runs
 _MEANS: Final = """
     select path, run, list(mean order by part) from (
         select path, run, part, avg(loss) as mean from (
@@ -99,12 +101,13 @@ def runs(
     store = _collected(roots, out, refresh=refresh)
     _refuse_none(store)
     if listed.html is not None:
-        _draw(roots, listed.html, listed.metric, force=listed.force)
+        _draw(store, listed, listed.html)
+    sort = listed.sort or "path"
     if not (listed.columns or listed.csv or listed.json):
-        return _screen(store, list_sql(BOARD, listed.where, listed.sort), listed.limit)
+        return _screen(store, list_sql(BOARD, listed.where, sort), listed.limit or _ON_SCREEN)
     chosen = [name.strip() for name in (listed.columns or "").split(",")]
     names = RunRow.__struct_fields__ if listed.columns == "all" else chosen if listed.columns else COLUMNS
-    sql = list_sql(names, listed.where, listed.sort)
+    sql = list_sql(names, listed.where, sort)
     return answer(store, sql, ResultOptions(csv=listed.csv, json=listed.json))
 
 
@@ -151,17 +154,27 @@ def show_rows(
     return DONE
 
 
-def _draw(roots: Sequence[Path], html: Path, metric: str, *, force: bool) -> None:
-    from gradience.verbs.runs.curves import curves_figure  # matplotlib
-    from gradience.verbs.runs.run import run_curves  # the help needs none of it
+def _draw(store: Store, listed: ListOptions, html: Path) -> None:
+    """Write the page of the runs that are listed; those beyond what a page can tell apart are counted on it."""
+    from msgspec.structs import replace
 
-    report = run_curves(*roots, metric=metric)
+    from gradience.tables.query import select  # the help needs none of it
+    from gradience.verbs.runs.curves import curves_figure  # matplotlib
+    from gradience.verbs.runs.run import MOST_CURVES, list_sql, run_curves  # the same
+
+    readable = f"({listed.where or 'true'}\n) and error is null"
+    sql = list_sql(["path"], readable, listed.sort or "best_eval_loss")
+    logs = list(dict.fromkeys(str(path) for (path,) in select(store, sql).rows))
+    if not logs:
+        raise RecorderError(f"no run where {listed.where}", advice="see the table without --where")
+    shown = logs[: min(listed.limit or MOST_CURVES, MOST_CURVES)]
+    report = replace(run_curves(*shown, metric=listed.metric), left_out=len(logs) - len(shown))
     write_page(
         report,
         lambda it: of_runs.curves_page(it, curves_figure(it.curves, it.metric)),
         html,
         sources=[Path(curve.path) for curve in report.curves],
-        force=force,
+        force=listed.force,
     )
 
 
@@ -194,7 +207,7 @@ def query_runs(
 
 def best_run(
     *roots: Path,
-    metric: str = "eval/loss",
+    metric: str | None = None,
     by: str | None = None,
     goal: Literal["least", "most"] | None = None,
     limit: PositiveInt = 5,
@@ -208,7 +221,8 @@ def best_run(
     roots:
         Folders, or logs.
     metric:
-        Split and name, such as eval/accuracy; train/loss is that of training rows.
+        Split and name, such as eval/accuracy; train/loss is that of training rows. Default: the held-out loss that most
+        runs have.
     by:
         A column of runs to group by as well, such as model.
     goal:

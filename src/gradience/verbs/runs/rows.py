@@ -105,7 +105,7 @@ def run_row(path: str, series: RunSeries, report: MonitorReport, *, stamp: str =
         story=report.story,
         r=lora.r if lora.r is not None and lora.r >= 0 else None,
         alpha=number_column(lora.alpha),
-        targets=",".join(targets) if isinstance(targets, list) else targets,
+        targets=",".join(sorted(targets)) if isinstance(targets, list) else targets,
         peft_type=lora.peft_type,
         optimizer=config.optimizer.name,
         lr=rate_of_run(report.account.schedule),

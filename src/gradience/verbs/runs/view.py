@@ -126,7 +126,9 @@ def _told(row: Mapping[str, Any], room: int | None = _ROOM) -> str:
 def curves_page(report: RunsCurvesReport, figure: Figure) -> Page:
     """The page with the curves of several runs over each other, drawn in `figure`."""
     rows = table(_CURVES, report.curves, caption="First, last and best values")
-    return Page("runs", report.metric, "", (), (Section("curves", "Curves", (figure, rows)),))
+    choose = f"{counted(report.left_out, 'run')} left out: --where, --sort and --limit choose."
+    left = (choose,) if report.left_out else ()
+    return Page("runs", report.metric, "", (), (Section("curves", "Curves", (figure, rows, *left)),))
 
 
 _CURVES: Final[Columns[Curve]] = (
@@ -154,6 +156,11 @@ def runs_best_text(report: RunsBestReport) -> Iterator[Block]:
         several = len(report.groups) > len(single)
         yield "Comparable with none of these:" if several else "No two runs are comparable:"
         lines = [f"  {brief(one.ranked[0].value):>8}  {_what(one)}: {_path(one)}" for one in single]
+        yield from shortened(lines, _SINGLE, how="--json")
+    if report.not_ranked:
+        yield ""
+        yield f"Not ranked, since the run is broken ({counted(len(report.not_ranked), 'run')}):"
+        lines = [f"  {_ending(one.name, 48)}: {one.reason}" for one in report.not_ranked]
         yield from shortened(lines, _SINGLE, how="--json")
     if len(report.groups) > 1:
         yield ""

@@ -191,7 +191,7 @@ def _weight(of: Sources, module: Module, copy: str | None, places: set[str]) -> 
         w = of.base.weight(in_base, module.expert)
     else:
         if (unused := of.base.find(in_base)) is not None:
-            # It stands in the merged model in another form, so `Rest` must not call it missing.
+            # It stands in the merged model in another form, so `Untouched` must not call it missing.
             of.base.used.add(unused.name)
         data = of.tensors.read(copy)
         w = StoredTensor(f"{copy} (in the adapter)", of.tensors.tensors[copy].dtype, data.reshape(len(data), -1))

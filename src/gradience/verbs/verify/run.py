@@ -28,8 +28,8 @@ from gradience.schema.merge import (
 )
 from gradience.verbs.verify.judge import FAILING
 from gradience.verbs.verify.loads import read_merged
-from gradience.verbs.verify.rest import Rest
 from gradience.verbs.verify.rows import Sources, TensorVerdict, left_over, opened, tasks_of
+from gradience.verbs.verify.untouched import Untouched
 
 _PROVEN: Final = {"exact", "within_rounding"}
 _MOST: Final = 5  # reasons that are named; further ones are counted
@@ -79,9 +79,9 @@ def verify_merged(
     shown = progress or (lambda _done, _total, _name: None)
     sources = opened(opened_adapter, before, after)
     rows = _judged(sources, shown)
-    rest = Rest(sources.base, sources.merged)
-    total = len(rows) + len(rest.names)
-    others = list(rest.compare(lambda name: shown(len(rows) + rest.compared, total, name)))
+    untouched = Untouched(sources.base, sources.merged)
+    total = len(rows) + len(untouched.names)
+    others = list(untouched.compare(lambda name: shown(len(rows) + untouched.compared, total, name)))
     shown(total, total, "")
     rows += left_over(opened_adapter)
     modules = [row.told for row in rows]
@@ -99,7 +99,7 @@ def verify_merged(
         summed_in=dict(Counter(row.summed_in for row in modules if row.verdict == "exact" and row.summed_in)),
         dtypes=dict(Counter(f"{row.base_dtype} -> {row.merged_dtype}" for row in modules if row.base_dtype)),
         modules=modules,
-        untouched=rest.compared,
+        untouched=untouched.compared,
         others=others,
         answers=None if receipt is None else _answers(receipt, merged),
         findings=loads.findings,

@@ -11,7 +11,8 @@ SETTINGS: Final[Mapping[str, Sequence[str]]] = {  # cause: settings, as paths in
     "accumulation": ("training.gradient_accumulation",),
     "lr": ("optimizer.lr", "optimizer.extras.lr_groups"),
     "warmup": ("training.warmup_steps", "training.warmup_ratio"),
-    "schedule": ("training.lr_scheduler", "training.max_steps", "training.epochs"),
+    "schedule": ("training.lr_scheduler",),
+    "length": ("training.max_steps", "training.epochs"),
     "dtype": ("training.dtype", "training.extras.model_dtype", "extras.quantization"),
     "dropout": ("lora.dropout",),
     "adapter": ("lora.r", "lora.alpha", "lora.target_modules", "lora.use_dora", "lora.use_rslora", "lora.bias"),
@@ -28,6 +29,7 @@ ACTS_ON: Final[Mapping[str, frozenset[str]]] = {  # cause: the quantities that i
     "lr": frozenset({"lr", "loss", "grad_norm"}),
     "warmup": frozenset({"lr", "loss", "grad_norm"}),
     "schedule": frozenset({"lr", "loss", "grad_norm"}),
+    "length": frozenset({"lr", "loss", "grad_norm"}),
     "dtype": frozenset({"weights", "loss", "grad_norm", "rng"}),
     "dropout": frozenset({"rng", "loss", "grad_norm"}),
     "adapter": frozenset({"weights", "loss", "grad_norm", "rng"}),
@@ -45,15 +47,14 @@ ACTS_ON: Final[Mapping[str, frozenset[str]]] = {  # cause: the quantities that i
 EXPLAINS: Final[Mapping[str, frozenset[str]]] = {  # cause: causes that follow from it, and are no second one
     "seed": frozenset({"adapter_init", "order", "data_row", "base_weights"}),
     "order": frozenset({"data_row"}),
-    "batch_size": frozenset({"order", "data_row", "schedule", "warmup"}),
-    "accumulation": frozenset({"order", "data_row", "schedule", "warmup"}),
+    "batch_size": frozenset({"order", "data_row", "length", "warmup"}),
+    "accumulation": frozenset({"order", "data_row", "length", "warmup"}),
     "adapter": frozenset({"adapter_init", "trainable"}),
     "base_weights": frozenset({"adapter_init"}),
-    "data": frozenset({"order", "data_row", "schedule"}),
+    "data": frozenset({"order", "data_row", "length"}),
     "dtype": frozenset({"base_weights", "adapter_init"}),
-    "lr": frozenset({"schedule"}),
 }
-RATES: Final = frozenset({"lr", "warmup", "schedule"})
+RATES: Final = frozenset({"lr", "warmup", "schedule", "length"})
 ORDER: Final = ("weights", "batch", "rng", "lr", "loss", "grad_norm")
 WORDS: Final = {
     "seed": "the seed",
@@ -62,6 +63,7 @@ WORDS: Final = {
     "lr": "the learning rate",
     "warmup": "the warm-up",
     "schedule": "the schedule of the learning rate",
+    "length": "the number of steps",
     "dtype": "the dtype",
     "dropout": "the dropout",
     "adapter": "the adapter's configuration",

@@ -58,7 +58,9 @@ class _TracePair:
         step = partings[0].step if partings else None
         acting = _acting([each for each in causes if not self._came_too_late(each, partings)], partings)
         several: Verdict = "several" if acting else "unknown"
-        verdict: Verdict = "same" if not partings else "one_cause" if len(acting) == 1 else several
+        compared = self._compared()
+        alike: Verdict = "same" if compared else "unknown"
+        verdict: Verdict = alike if not partings else "one_cause" if len(acting) == 1 else several
         lacking = self._not_told(partings, acting)
         rest = [each for each in causes if each not in acting]
         paces = [pace_of(trace.paces) for trace in (self._a, self._b)]
@@ -66,13 +68,13 @@ class _TracePair:
             schema=WHY_SCHEMA_ID,
             runs=self._names,
             verdict=verdict,
-            story=_story(partings, acting, ", ".join(WORDS[each.cause] for each in rest)),
+            story=_story(partings, acting, ", ".join(WORDS[each.cause] for each in rest), compared),
             step=step,
             cause=acting[0] if len(acting) == 1 else None,
             parts=partings,
             differences=[*acting, *rest],
             paces=paces if any(paces) else [],
-            compared=self._compared(),
+            compared=compared,
             not_told=lacking,
         )
 
@@ -126,7 +128,9 @@ class _TracePair:
         differences = [*self._of_settings(), *self._of_wiring(), *self._of_batches(partings), *self._of_versions()]
         # Other rates in the log follow from these settings, and are no second cause.
         if not any(each.cause in RATES for each in differences):
-            differences += self._of_rates()
+            # Of other batches the rates differ since the steps are fewer or more.
+            of_batches = any(each.cause in {"batch_size", "accumulation", "data"} for each in differences)
+            differences += self._of_rates("length" if of_batches else "schedule")
         first: dict[str, Difference] = {}
         # A setting names its cause best, and settings come first.
         for each in differences:
@@ -135,13 +139,14 @@ class _TracePair:
 
     def _of_settings(self) -> Iterator[Difference]:
         for cause, paths in SETTINGS.items():
-            for path in paths:
-                one, two = _at(self._a.config, path), _at(self._b.config, path)
-                if one != two and one is not None and two is not None:
-                    yield Difference(
-                        cause=cause, says=f"{path.replace('.extras', '')}: {one} and {two}", first=one, second=two
-                    )
-                    break
+            pairs = {path: (_at(self._a.config, path), _at(self._b.config, path)) for path in paths}
+            apart = {path: (x, y) for path, (x, y) in pairs.items() if x != y and None not in (x, y)}
+            if apart:
+                says = "; ".join(f"{path.replace('.extras', '')}: {x} and {y}" for path, (x, y) in apart.items())
+                first, second = (
+                    next(iter(apart.values())) if len(apart) == 1 else map(list, zip(*apart.values(), strict=True))
+                )
+                yield Difference(cause=cause, says=says, first=first, second=second)
 
     def _of_wiring(self) -> Iterator[Difference]:
         pair = self._looks()
@@ -201,7 +206,7 @@ class _TracePair:
             says = f"{len(changed)} of the {len(one)} rows of step {part.step}"
             yield _differs("data_row", says, part.first, part.second, part.step)
 
-    def _of_rates(self) -> Iterator[Difference]:
+    def _of_rates(self, later: str) -> Iterator[Difference]:
         part = self._first("lr")
         if part is None:
             return
@@ -210,7 +215,7 @@ class _TracePair:
         ratios = {round(one[s] / two[s], 6) for s in steps if two[s]}
         late = steps[len(steps) // 2 :]
         # One ratio throughout is another peak. A warm-up ends, so that the later rates agree.
-        cause = "lr" if len(ratios) == 1 else "warmup" if all(_equal(one[s], two[s]) for s in late) else "schedule"
+        cause = "lr" if len(ratios) == 1 else "warmup" if all(_equal(one[s], two[s]) for s in late) else later
         yield _differs(cause, f"learning rate of step {part.step}", part.first, part.second, part.step)
 
     def _of_versions(self) -> Iterator[Difference]:
@@ -284,9 +289,11 @@ def _acting(causes: Sequence[Difference], partings: Sequence[Parting]) -> list[D
     return sure or roots
 
 
-def _story(partings: Sequence[Parting], acting: Sequence[Difference], others: str) -> str:
+def _story(partings: Sequence[Parting], acting: Sequence[Difference], others: str, compared: Sequence[str]) -> str:
     if not partings:
-        return "the runs do not part in what both recorded" + (f"; {others} differ" if others else "")
+        alike = f"the runs do not part in what both recorded ({', '.join(compared)})"
+        begun = alike if compared else "nothing could be compared: no step has the same quantity in both logs"
+        return begun + (f"; {others} differ" if others else "")
     first = partings[0]
     what = {"weights": "their weights differ", "rng": "their random states differ", "batch": "they get other rows"}
     how = what.get(first.quantity, f"the {first.quantity} differs")

@@ -24,7 +24,7 @@ ORDER: Final = ("int4", "int8", "bfloat16", "float16", "float32")
 """The widths, the coarsest first."""
 
 
-def width_of(matrices: Iterable[npt.NDArray[Any]], stored: str) -> str:
+def precision_of(matrices: Iterable[npt.NDArray[Any]], stored: str) -> str:
     """The coarsest width that all matrices (out, in) have; `stored`, the dtype of the file, if nothing coarser is seen.
 
     One matrix that is finer, such as that of a merge into a rounded base, makes all of them as fine as it.

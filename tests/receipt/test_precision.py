@@ -6,7 +6,7 @@ import ml_dtypes
 import numpy as np
 from tables import every
 
-from gradience.verbs.receipt.widths import width_of
+from gradience.verbs.receipt.precision import precision_of
 
 PLAIN = np.random.default_rng(0).normal(scale=0.02, size=(96, 128)).astype("f4")
 HALF = PLAIN.astype(ml_dtypes.bfloat16).astype("f4")
@@ -39,4 +39,4 @@ def coded(levels, group):
     ],
 )
 def test_the_width_is_that_of_the_finest_matrix(matrices, stored, width):
-    assert width_of(matrices, stored) == width
+    assert precision_of(matrices, stored) == width

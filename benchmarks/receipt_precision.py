@@ -1,9 +1,10 @@
 """Merges that were rounded and stored in a wider dtype: what `gradience verify` says of right and wrong ones.
 
-``python benchmarks/receipt_widths.py FOLDER MODEL ...`` takes an adapter of each model that ``reference.py`` trained,
-writes its receipt, merges it, rounds every matrix in the layers to a width, stores all in float32, and judges that by
-the receipt alone, and with base and adapter at hand. Wrong targets are another adapter, half the scale, a part left out
-and lora_B moved by a tenth. The last column is the verdict where the width is taken from the file's dtype.
+``python benchmarks/receipt_precision.py FOLDER MODEL ...`` takes an adapter of each model that ``reference.py``
+trained, writes its receipt, merges it, rounds every matrix in the layers to a width, stores all in float32, and
+judges that by the receipt alone, and with base and adapter at hand. Wrong targets are another adapter, half the
+scale, a part left out and lora_B moved by a tenth. The last column is the verdict where the width is taken from the
+file's dtype.
 """
 
 from __future__ import annotations
@@ -99,9 +100,9 @@ def main() -> None:
                 AutoTokenizer.from_pretrained(base).save_pretrained(served)
                 alone = verify_served(receipt, str(served))
                 both = verify_served(receipt, str(served), base=base, adapter=adapter)
-                of_values, targets.width_of = targets.width_of, lambda _, stored: stored
+                of_values, targets.precision_of = targets.precision_of, lambda _, stored: stored
                 stored = verify_served(receipt, str(served))
-                targets.width_of = of_values
+                targets.precision_of = of_values
                 said = " | ".join(one.verdict for one in (alone, both, stored))
                 print(f"| {name} | {case} ({alone.precision}) | {said} |", flush=True)
 

@@ -20,7 +20,7 @@ from gradience.verbs.verify.rows import ModelTensors
 _BLOCK: Final = 1 << 19  # bytes that are compared at a time; they fit in a processor's cache
 
 
-class Rest:
+class Untouched:
     """The comparison of what the adapter leaves. `compared` counts the merged model's tensors that were compared."""
 
     def __init__(self, base: ModelTensors, merged: ModelTensors) -> None:
