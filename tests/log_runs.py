@@ -1546,30 +1546,6 @@ ENTRIES: Final[dict[str, Entry]] = {
         ],
         told_as_info=True,
     ),
-    "LEK132": Entry(
-        edges=[
-            Edge(
-                "leak_epochs",
-                "-i",
-                4.9,
-                5.0,
-                lambda x: run([2.0, 1.0, 0.5, 0.3, 0.2, 0.2], held_out=[2.0, 0.6, 0.2], epoch=x),
-            ),
-            Edge(
-                "leak_level", "i-", 0.298, 0.302, lambda x: run([2.0, *[x] * 9], held_out=[2.0, 0.6, 0.25], epoch=6.0)
-            ),
-            Edge(
-                "leak_level_held_out",
-                "i-",
-                0.298,
-                0.302,
-                lambda x: run([2.0, *[0.28] * 9], held_out=[1.9, 0.6, x], epoch=6.0),
-            ),
-            Edge("leak_near", "i-", 0.249, 0.251, lambda x: run([2.0, *[0.2] * 9], held_out=[2.0, 0.6, x], epoch=6.0)),
-            Edge("least_evals", "?i", 2, 3, lambda x: run([2.0, *[0.2] * 9], held_out=[2.0, 0.6, 0.2][-x:], epoch=6.0)),
-        ],
-        told_as_info=True,
-    ),
     "COV142": Entry(
         at=[
             At(lambda x: run(FALL, epoch=x), {0.1: None, 0.0999: "info", 0.0: "?", None: "?"}, number="little_seen"),
@@ -2204,11 +2180,6 @@ ENTRIES: Final[dict[str, Entry]] = {
             (run(FALL, data={**FED, "supervised": None}), "the batches hold no token labels"),
         ],
     ),
-    "DAT303": Entry(
-        says=[
-            (run(FALL, data={**FED, "supervised": None}), "the batches hold no token labels"),
-        ],
-    ),
     "DAT305": Entry(
         at=[
             At(lambda n: fed(rows_at_limit=n), {4: None, 5: "warning"}),
@@ -2340,47 +2311,6 @@ ENTRIES: Final[dict[str, Entry]] = {
         ],
         says=[(paced(waits=0.5), "A step waits 50% of its 0.1 s for data.")],
     ),
-    "CST192": Entry(
-        at=[At(lambda x: paced(padding=x), {0.32: None, 0.35: "warning"}, number="padded")],
-        says=[
-            (paced(padding=0.5), "50% of the tokens in the batches are padding: without it up to 2.0 times as fast.")
-        ],
-    ),
-    "CST193": Entry(
-        at=[
-            At(_slower, {1.85: None, 1.95: "warning"}, number="slower"),
-            At(
-                lambda x: _slower(2.5, work=lambda i: x if i > 8 else 1e3),
-                {1050: "warning", 1150: None},
-                number="same_work",
-            ),
-            At(lambda turned: _slower(2.5, turned), {(5,): "warning", (1, 5): None}, number="rising"),
-            At(lambda x: paced(13, seconds=lambda i: x if i > 8 else 0.1), {0.3: None}),  # another job begins
-            At(lambda n: paced(n, seconds=lambda i: 0.1 * (1 + i)), {6: "?", 12: "?", 13: "warning"}),
-            At(lambda first: paced(13, seconds=lambda i: first if i == 0 else 0.1), {9.0: None}),
-            At(lambda kind: _slower(2.5, text=False, kind=kind), {"rl": "?", "sft": "warning"}),
-            At(lambda kind: _slower(2.5, kind=kind), {"rl": "warning"}),
-        ],
-        says=[(_slower(2.2), "A step takes 0.205 s at the end and took 0.125 s at first.")],
-    ),
-    "CST194": Entry(
-        at=[
-            At(
-                lambda x: paced(held=lambda i: (1 << 30) + int(i * x * 2**30)),
-                {0.004: None, 0.006: "warning"},
-                number="crept",
-            ),
-            At(lambda x: paced(held=lambda i: (1 << 30) + min(i, 5) * int(x * 2**30)), {0.1: None}),
-            At(lambda x: paced(held=lambda i: (1 << 30) + (i % 2) * int(x * 2**30)), {0.1: None}),
-            At(lambda n: paced(n, held=lambda i: (1 + i) << 28), {6: "?", 7: "warning"}),
-        ],
-        says=[
-            (
-                paced(held=lambda i: (1 + i) << 29),
-                "The memory between steps grows by 5.0 GiB every 100 steps: full in 200 steps.",
-            )
-        ],
-    ),
     "CST195": Entry(
         at=[
             At(lambda x: paced(peak=int(x * 2**34), status="no_run_end"), {0.84: None, 0.86: "warning"}, number="full"),
@@ -2416,37 +2346,6 @@ ENTRIES: Final[dict[str, Entry]] = {
             (
                 changed(run(FALL, training={"batch_size": 8}), status="error", status_reason="MemoryError"),
                 f"Out of memory at step {len(FALL) + 1}, batch of 8.",
-            ),
-        ],
-    ),
-    "CST196": Entry(
-        at=[
-            At(lambda step: _tight(history=[evaluation(step, 1.0)]), {69: None, 70: "info", 79: "info", 80: None}),
-            At(lambda at: _tight(longest=lambda i: 900 if i >= at else 512), {6: None, 7: "info", 8: None}),
-            At(lambda at: _tight(longest=lambda i: 900 if i >= 7 else 512, history=[evaluation(at, 1.0)]), {75: None}),
-            At(
-                lambda x: paced(peak=lambda i: int((x if i > 6 else 1) * 14 * 2**30), history=[evaluation(70, 1.0)]),
-                {1.04: None, 1.06: "info"},
-            ),
-            At(
-                lambda reason: paced(
-                    peak=lambda i: (3 if i > 6 else 2) << 30,
-                    history=[evaluation(70, 1.0)],
-                    status="error",
-                    status_reason=reason,
-                ),
-                {"OutOfMemoryError": "info", "ValueError": None},
-            ),
-            At(lambda n: paced(n, peak=lambda i: (14 + (i > 3)) << 30, history=[evaluation(40)]), {5: "?", 6: "info"}),
-        ],
-        says=[
-            (
-                _tight(history=[evaluation(70, 1.0)]),
-                "The peak, 15.0 GiB, came with the evaluation at step 70; until then it was 10.0 GiB.",
-            ),
-            (
-                _tight(longest=lambda i: 900 if i >= 7 else 512),
-                "The peak, 15.0 GiB, came with the longest row, 900 tokens; until then it was 10.0 GiB.",
             ),
         ],
     ),

@@ -107,7 +107,7 @@ TABLE = [
           Optimizer:  adamw_torch lr=1e-3 linear weight_decay=0.01
           Batch:      16 x 1 accumulation = 16 per step and process
           Early step: 3.2e-02 (scaling x r x lr; shipped recipes for supervised training 3e-3 to 1e-2)
-          KEY001, NUM001, PAD001, 4 of REC001 to REC006, SCH003, QNT001: about a run to come; this one has
+          KEY001, NUM001, PAD001, 4 of REC001 to REC006, QNT001: about a run to come; this one has
         """,
     ),
     (
@@ -196,7 +196,6 @@ TABLE = [
         "audit --peft-dir dora --base base --intruders --verbose",
         0,
         """
-          [INFO] INT212: 4 intruder dimensions in 2 modules (k=7, eps=0.5); most in layers.0.up_proj: 3.
           Energy by type (modules): attn 51.8% (2), mlp 48.2% (1)
           UDR norm2(dW)/norm2(W): median 1.45, largest 1.86 (layers.0.up_proj)
           Intruder dimensions:    4 in 2 of 3 modules (k=7, eps=0.5; 0 at 0.3, 4 at 0.5, 14 at 0.7)

@@ -441,17 +441,18 @@ def _in_warmup(facts: RunFacts) -> Observation | None:
 
 def _long_warmup(facts: RunFacts, last: int) -> Observation | None:
     """A learning rate that rose over more than a third of a run that then went on."""
-    rates, steps = facts.rate.values, [facts.step(row) for row in facts.rate.rows]
+    rates = facts.rate.values
     top = rates.index(max(rates))
     if top < LONG_ROWS.value or account(facts).schedule.restarts or any(b < a for a, b in pairwise(rates[: top + 1])):
         return None
-    if rates[top] <= 2.0 * rates[0] or steps[top] <= LONG_WARMUP.value * last:
+    step = facts.step(facts.rate.rows[top])
+    if rates[top] <= 2.0 * rates[0] or step <= LONG_WARMUP.value * last:
         return None
     return Observation(
-        f"The learning rate rose until step {steps[top]} of {last}: the warm-up took {steps[top] / last:.0%} of it.",
-        {"step": steps[top], "share": steps[top] / last, "peak": rates[top]},
+        f"The learning rate rose until step {step} of {last}: the warm-up took {step / last:.0%} of it.",
+        {"step": step, "share": step / last, "peak": rates[top]},
         severity="info",
-        evidence=seen(f"lr {rates[0]:.3g} at first, {rates[top]:.3g} at step {steps[top]}"),
+        evidence=seen(f"lr {rates[0]:.3g} at first, {rates[top]:.3g} at step {step}"),
     )
 
 
