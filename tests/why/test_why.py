@@ -362,8 +362,8 @@ def test_a_run_that_was_to_resume_and_repeats_another_began_anew(tmp_path):
         (tmp_path / name / "training_args.json").write_text(json.dumps({"learning_rate": 1e-4, **more}))
     story = explain_difference(tmp_path / "a", tmp_path / "b").story
     assert story == (
-        "the runs do not part in what both recorded (loss); b was to resume, and repeats the other from its first step: "
-        "it did not resume, it began anew"
+        "the runs do not part in what both recorded (loss); b was to resume, and repeats the other from its first "
+        "step: it did not resume, it began anew"
     )
     assert (
         explain_difference(tmp_path / "a", tmp_path / "a").story == "the runs do not part in what both recorded (loss)"

@@ -85,7 +85,7 @@ class _TracePair:
         loss, other = column(self._a, "loss"), column(self._b, "loss")
         if partings or len(both) != 1 or not loss or min(loss) != min(other, default=None):
             return ""
-        name = both[0][0]
+        name = Path(both[0][0]).name
         return f"; {name} was to resume, and repeats the other from its first step: it did not resume, it began anew"
 
     def _partings(self) -> list[Parting]:
