@@ -51,7 +51,6 @@ SAYS: dict[str, Says] = {
     "SCALE": Says(("SCL129",)),
     "SATURATED": Says(("PRF130",)),
     "SKIPPED": Says(("NUM131",)),
-    "LEAK": Says(("LEK132",)),
     "CLIPPED": Says(("CLP125",)),
     "PLATEAU": Says(("PLT105",)),
     "NO_LEARNING": Says(("NOL106", "LRS109", "GRD108")),

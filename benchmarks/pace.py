@@ -1,4 +1,4 @@
-"""Real trainings with a fault that costs time or memory, and healthy ones: what the rules CST191 to CST196 say.
+"""Real trainings with a fault that costs time or memory, and healthy ones: what the rules CST191 and CST195 say.
 
     python benchmarks/pace.py [SEED]     # five faults and 20 healthy runs, of seeds from this on; each in a child
     python benchmarks/pace.py cost       # what the recording of speed and memory costs a step
@@ -28,10 +28,7 @@ from gradience.telemetry import TelemetryWriter
 
 FAULTS = {
     "slow loader": {"CST191"},
-    "padding": {"CST192"},
-    "slowing step": {"CST193"},
-    "growing list": {"CST194"},
-    "limit on the child": {"CST195"},  # and CST194, if it goes on for long enough
+    "limit on the child": {"CST195"},
 }
 HEALTHY = 20
 STEPS, LENGTH = 140, 32

@@ -896,6 +896,22 @@ def _wired(rule: str) -> Callable[[str], RunFacts]:
     return make
 
 
+def _anew(fell: float = 0.5, back: float = 0.9, old: int = 20, new: int = 20) -> RunFacts:
+    """A resumed run whose loss of 2 fell by this part, and then is up again by this part of the fall."""
+    low = 2.0 * (1.0 - fell)
+    losses = [2.0] * 3 + [low] * (old - 3) + [low + back * (2.0 - low)] * new
+    return run(losses, training={"extras": {"resumes": True}})
+
+
+def _same(n: int, loss: float = 1.36472106, rate: float = 2e-4, falls: float = 0.01) -> RunFacts:
+    """A run whose last evaluations have the same loss."""
+    before = [1.6, 1.5, 1.4][: max(3, 7 - n)]
+    evals = [*before, *[loss] * n]
+    rows = 12 * len(evals)
+    rates = [2e-4 if i < 12 * len(before) else rate for i in range(rows)]
+    return run([2.0 - falls * i for i in range(rows)], rates=rates, held_out=evals)
+
+
 ENTRIES: Final[dict[str, Entry]] = {
     "NUM102": Entry(
         edges=[
@@ -911,6 +927,7 @@ ENTRIES: Final[dict[str, Entry]] = {
             At(lambda x: zeros(x, 1e-8), {0.0: "error", 1e-8: None}),
             At(lambda kind: zeros(0.0, 0.0, kind=kind), {"preference": None, None: "error"}),
             At(lambda n: zeros(*[NAN] * n), {1: None, 2: "error"}),
+            At(lambda norm: zeros(norm, norm, norm), {1.0: "error", 0.99: None}),  # that to which it is clipped
         ],
         told=[
             (
@@ -1274,6 +1291,20 @@ ENTRIES: Final[dict[str, Entry]] = {
             At(lambda x: rates(1.0, x, 1.0), {0.5: None, 0.4375: "warning"}),
             At(lambda n: run(FALL, rates=[NAN] * (60 - n) + [2e-4] * n), {2: "?", 3: None}),
         ],
+        says=[
+            (
+                run(FALL, rates=[2e-4] * 14 + [0.0] * 46, every=10, training={"max_steps": 600}),
+                (
+                    "The learning rate is 0 in 46 rows from step 150 on: nothing is learnt there: the schedule ran 4 "
+                    "times too "
+                    "fast, as where each of 4 processes steps it."
+                ),
+            ),
+            (
+                run(FALL, rates=[2e-4] * 16 + [0.0] * 44, every=10, training={"max_steps": 600}),
+                "The learning rate is 0 in 44 rows from step 170 on: nothing is learnt there.",
+            ),
+        ],
         told=[
             ({"throughout": True, "rows": 9, "step": 1}, "does not learn: the learning rate is 0"),
             ({"throughout": False, "rows": 9, "step": 4}, "learning rate 0 in 9 rows from step 4"),
@@ -1543,30 +1574,6 @@ ENTRIES: Final[dict[str, Entry]] = {
                 0.3,
                 lambda x: run([*line(40, 2.0, 2.0 * (1 - x)), *[1.8 * (1 - x)] * 40], epoch=2.0),
             ),
-        ],
-        told_as_info=True,
-    ),
-    "LEK132": Entry(
-        edges=[
-            Edge(
-                "leak_epochs",
-                "-i",
-                4.9,
-                5.0,
-                lambda x: run([2.0, 1.0, 0.5, 0.3, 0.2, 0.2], held_out=[2.0, 0.6, 0.2], epoch=x),
-            ),
-            Edge(
-                "leak_level", "i-", 0.298, 0.302, lambda x: run([2.0, *[x] * 9], held_out=[2.0, 0.6, 0.25], epoch=6.0)
-            ),
-            Edge(
-                "leak_level_held_out",
-                "i-",
-                0.298,
-                0.302,
-                lambda x: run([2.0, *[0.28] * 9], held_out=[1.9, 0.6, x], epoch=6.0),
-            ),
-            Edge("leak_near", "i-", 0.249, 0.251, lambda x: run([2.0, *[0.2] * 9], held_out=[2.0, 0.6, x], epoch=6.0)),
-            Edge("least_evals", "?i", 2, 3, lambda x: run([2.0, *[0.2] * 9], held_out=[2.0, 0.6, 0.2][-x:], epoch=6.0)),
         ],
         told_as_info=True,
     ),
@@ -2175,6 +2182,46 @@ ENTRIES: Final[dict[str, Entry]] = {
             ),
         ],
     ),
+    "RES224": Entry(
+        edges=[
+            Edge("fell", "-e", 0.295, 0.305, lambda x: _anew(fell=x)),
+            Edge("back", "-e", 0.795, 0.805, lambda x: _anew(back=x)),
+            Edge("near_start", "e-", 0.295, 0.305, lambda x: _anew(back=1 + x / 0.5)),
+            Edge("old_rows", "-e", 9, 10, lambda x: _anew(old=int(x))),
+            Edge("at_once", "?e", 2, 3, lambda x: _anew(old=10, new=int(x))),
+        ],
+        told=[({"step": 50}, "began anew at its resume, at step 50")],
+        says=[
+            (run(FALL), "nothing says that the run was resumed"),
+            (
+                _anew(),
+                (
+                    "At step 21 the loss is back at 1.9, where the run began (2), from 1 just before: the resume "
+                    "started from an untrained adapter, not from what was saved."
+                ),
+            ),
+        ],
+    ),
+    "EVL225": Entry(
+        edges=[
+            Edge("same_evals", "-w", 3, 4, lambda x: _same(int(x))),
+            Edge("rounded", "-w", 7, 8, lambda x: _same(int(x), 1.3647)),
+            Edge("rate", "-w", 0.0, 1e-9, lambda x: _same(6, rate=x)),
+            Edge("training_loss", "-w", 0.0, 0.01, lambda x: _same(6, falls=x)),
+        ],
+        told=[({"evaluations": 9}, "held-out loss is the same to the last digit in 9 evaluations")],
+        says=[
+            (run(FALL, held_out=[1.1] * 3), "3 held-out losses; it needs 4"),
+            (
+                _same(4),
+                (
+                    "The held-out loss is exactly the same in 4 evaluations, from step 48 to 84 (1.36472106), while "
+                    "training "
+                    "goes on: the evaluation does not see the weights that are trained."
+                ),
+            ),
+        ],
+    ),
     "DUP117": Entry(
         edges=[
             Edge("interleaved", "-w", 0, 3, lambda x: run(FALL, record=LogRecord(interleaved=x))),
@@ -2200,11 +2247,6 @@ ENTRIES: Final[dict[str, Entry]] = {
             ({"rows": 4, "of": 4}, "no token is supervised"),
             ({"rows": 3, "of": 4}, "It is so"),
         ],
-        says=[
-            (run(FALL, data={**FED, "supervised": None}), "the batches hold no token labels"),
-        ],
-    ),
-    "DAT303": Entry(
         says=[
             (run(FALL, data={**FED, "supervised": None}), "the batches hold no token labels"),
         ],
@@ -2340,47 +2382,6 @@ ENTRIES: Final[dict[str, Entry]] = {
         ],
         says=[(paced(waits=0.5), "A step waits 50% of its 0.1 s for data.")],
     ),
-    "CST192": Entry(
-        at=[At(lambda x: paced(padding=x), {0.32: None, 0.35: "warning"}, number="padded")],
-        says=[
-            (paced(padding=0.5), "50% of the tokens in the batches are padding: without it up to 2.0 times as fast.")
-        ],
-    ),
-    "CST193": Entry(
-        at=[
-            At(_slower, {1.85: None, 1.95: "warning"}, number="slower"),
-            At(
-                lambda x: _slower(2.5, work=lambda i: x if i > 8 else 1e3),
-                {1050: "warning", 1150: None},
-                number="same_work",
-            ),
-            At(lambda turned: _slower(2.5, turned), {(5,): "warning", (1, 5): None}, number="rising"),
-            At(lambda x: paced(13, seconds=lambda i: x if i > 8 else 0.1), {0.3: None}),  # another job begins
-            At(lambda n: paced(n, seconds=lambda i: 0.1 * (1 + i)), {6: "?", 12: "?", 13: "warning"}),
-            At(lambda first: paced(13, seconds=lambda i: first if i == 0 else 0.1), {9.0: None}),
-            At(lambda kind: _slower(2.5, text=False, kind=kind), {"rl": "?", "sft": "warning"}),
-            At(lambda kind: _slower(2.5, kind=kind), {"rl": "warning"}),
-        ],
-        says=[(_slower(2.2), "A step takes 0.205 s at the end and took 0.125 s at first.")],
-    ),
-    "CST194": Entry(
-        at=[
-            At(
-                lambda x: paced(held=lambda i: (1 << 30) + int(i * x * 2**30)),
-                {0.004: None, 0.006: "warning"},
-                number="crept",
-            ),
-            At(lambda x: paced(held=lambda i: (1 << 30) + min(i, 5) * int(x * 2**30)), {0.1: None}),
-            At(lambda x: paced(held=lambda i: (1 << 30) + (i % 2) * int(x * 2**30)), {0.1: None}),
-            At(lambda n: paced(n, held=lambda i: (1 + i) << 28), {6: "?", 7: "warning"}),
-        ],
-        says=[
-            (
-                paced(held=lambda i: (1 + i) << 29),
-                "The memory between steps grows by 5.0 GiB every 100 steps: full in 200 steps.",
-            )
-        ],
-    ),
     "CST195": Entry(
         at=[
             At(lambda x: paced(peak=int(x * 2**34), status="no_run_end"), {0.84: None, 0.86: "warning"}, number="full"),
@@ -2416,37 +2417,6 @@ ENTRIES: Final[dict[str, Entry]] = {
             (
                 changed(run(FALL, training={"batch_size": 8}), status="error", status_reason="MemoryError"),
                 f"Out of memory at step {len(FALL) + 1}, batch of 8.",
-            ),
-        ],
-    ),
-    "CST196": Entry(
-        at=[
-            At(lambda step: _tight(history=[evaluation(step, 1.0)]), {69: None, 70: "info", 79: "info", 80: None}),
-            At(lambda at: _tight(longest=lambda i: 900 if i >= at else 512), {6: None, 7: "info", 8: None}),
-            At(lambda at: _tight(longest=lambda i: 900 if i >= 7 else 512, history=[evaluation(at, 1.0)]), {75: None}),
-            At(
-                lambda x: paced(peak=lambda i: int((x if i > 6 else 1) * 14 * 2**30), history=[evaluation(70, 1.0)]),
-                {1.04: None, 1.06: "info"},
-            ),
-            At(
-                lambda reason: paced(
-                    peak=lambda i: (3 if i > 6 else 2) << 30,
-                    history=[evaluation(70, 1.0)],
-                    status="error",
-                    status_reason=reason,
-                ),
-                {"OutOfMemoryError": "info", "ValueError": None},
-            ),
-            At(lambda n: paced(n, peak=lambda i: (14 + (i > 3)) << 30, history=[evaluation(40)]), {5: "?", 6: "info"}),
-        ],
-        says=[
-            (
-                _tight(history=[evaluation(70, 1.0)]),
-                "The peak, 15.0 GiB, came with the evaluation at step 70; until then it was 10.0 GiB.",
-            ),
-            (
-                _tight(longest=lambda i: 900 if i >= 7 else 512),
-                "The peak, 15.0 GiB, came with the longest row, 900 tokens; until then it was 10.0 GiB.",
             ),
         ],
     ),

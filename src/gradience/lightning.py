@@ -11,16 +11,15 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, Unpack
 
 import torch
 from lightning.pytorch.callbacks import Callback
 
-from gradience.announce import Place
 from gradience.configs.settings import Draft, overlay
-from gradience.hf.live import LiveRun
+from gradience.hf.live import LiveOptions, LiveRun
 from gradience.hf.snapshot import note_model, note_optimizer, run_meta, unwrapped
 from gradience.hf.wiring import data_of
 from gradience.schema.events import ConfigSnapshot
@@ -39,43 +38,26 @@ class GradienceCallback(Callback):  # type: ignore[misc]
         path: the log, if not `<default_root_dir>/run.jsonl`; appended to, never truncated.
         config: settings that the Trainer and the module do not show; they override those that these show.
         every: optimizer steps between rows. A row waits for the device; between rows nothing does.
-        stop_on: ids of rules, such as `("NUM101", "DIV104")`; the fit is asked to stop at their first finding.
-        wiring: record what is trained, at the start, at a resume, after the first steps and at each save, and judge it.
-        digests: record digests of each step's batches and of the random states, for `gradience why`.
-        verbose: log findings through logging (logger `gradience`); they are recorded in any case.
-        announce: where findings and the run's story are told too: the places of `gradience.announce`.
-        allow_text: write strings over 256 characters, and exceptions' texts, in clear.
         meta: further facts for the log's first line.
+        options: `stop_on`, `verbose`, `announce`, `allow_text`, `wiring`, `digests`: of `hf.live.LiveOptions`.
 
     Raises:
         ValueError: an argument is out of its range.
         GradienceError: a place to announce to is not known, or its package is missing.
     """
 
-    def __init__(  # noqa: PLR0913  # the one list of its options, for others' scripts
+    def __init__(
         self,
         path: str | os.PathLike[str] | None = None,
         *,
         config: ConfigSnapshot | None = None,
         every: int = 1,
-        stop_on: Iterable[str] = (),
-        wiring: bool = True,
-        digests: bool = True,
-        verbose: bool = True,
-        announce: Iterable[Place] = (),
-        allow_text: bool = False,
         meta: Mapping[str, Any] | None = None,
+        **options: Unpack[LiveOptions],
     ) -> None:
         if every < 1:
             raise ValueError(f"every must be at least 1 step, not {every}")
-        self._run = LiveRun(
-            stop_on=stop_on,
-            verbose=verbose,
-            announce=announce,
-            allow_text=allow_text,
-            wiring=wiring,
-            digests=digests,
-        )
+        self._run = LiveRun(**options)
         self._path = None if path is None else Path(path)
         self._given, self._every, self._meta = config or ConfigSnapshot(), every, dict(meta or {})
         self._step = self._logged = 0  # the last optimizer step, and the last with a row

@@ -274,7 +274,7 @@ def test_a_config_that_wandb_recorded_is_read_and_is_of_a_run_that_has_begun(tmp
     assert report.config.training.max_length is None  # how long the model generates
     assert report.unknown_keys == []
     reasons = {item.id: item.reason for item in report.not_run}
-    assert reasons["SCH003"] == "about a run to come; this one has begun (wandb recorded it)"
+    assert reasons["REC001"] == "about a run to come; this one has begun (wandb recorded it)"
 
 
 def test_an_axolotl_recipe_without_an_adapter_has_none(tmp_path: Path) -> None:

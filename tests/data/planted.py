@@ -277,11 +277,6 @@ DEFECTS: dict[str, Defect] = {
         options={"loss": "assistant"},
         tokenizer={"template": QWEN_PLAIN},
     ),
-    "few supervised tokens": Defect(
-        "DAT303",
-        ("prompt-completion",),
-        _all(lambda one: {"prompt": " ".join([one["prompt"]] * 20), "completion": "a"}),
-    ),
     "prompt in the labels": Defect(
         "DAT304", ("tokenised",), _all(lambda one: {**one, "labels": one["input_ids"]}), {"loss": "completion"}
     ),
@@ -346,9 +341,6 @@ DEFECTS: dict[str, Defect] = {
         "DAT329", ("text", "prompt-completion"), _some(lambda r: every_answer(r, lambda text: text + "<|eot_id|>"))
     ),
     "headers of another prompt": Defect("DAT329", ("messages",), _all(_asked_with(lambda t: f"### Instruction:\n{t}"))),
-    "the next turn in the answer": Defect(
-        "DAT331", ("messages", *PAIRS), _some(lambda r: every_answer(r, lambda text: text + "\nUser: and then?"))
-    ),
     "the question in the answer": Defect("DAT332", ("messages",), _some(_echoed)),
     "labels turned around": Defect("DAT333", ("tokenised",), _all(_labels_turned)),
     "labels turned around in some rows": Defect("DAT333", ("tokenised",), _some(_labels_turned)),
@@ -363,7 +355,6 @@ DEFECTS: dict[str, Defect] = {
         ("messages", *PAIRS),
         _some(lambda r: every_answer(r, lambda text: text + ". Let me know if this helps you."), 2),
     ),
-    "answers that stop at a word": Defect("DAT335", ("messages", *PAIRS), _all(lambda r: every_answer(r, _torn))),
     "a call without its result": Defect("DAT336", ("messages",), _some(_called({"q": "bread"}))),
     "a result without a call": Defect(
         "DAT336", ("messages",), _some(_turns(lambda t: [*t[:-1], {"role": "tool", "content": "7"}, t[-1]]))
@@ -381,27 +372,12 @@ DEFECTS: dict[str, Defect] = {
     "chosen is longer": Defect("DAT339", PREFERENCES, _all(_long_chosen)),
     "rows that contradict": Defect("DAT340", (*PREFERENCES, *KTO, "classification"), _against),
     "rows that nearly repeat": Defect("DAT313", ANSWERED, _nearly),
-    "several documents": Defect("DAT342", ("text",), _titled),
     "a question of the evaluation set": Defect("DAT314", ("messages", *PAIRS), options={"eval": "other"}),
-    "entities of HTML": Defect(
-        "DAT345", ("messages", *PAIRS), _some(lambda r: every_answer(r, lambda text: text + "&nbsp;<br/>"))
-    ),
-    "escaped breaks": Defect(
-        "DAT345", ("messages", *PAIRS), _some(lambda r: every_answer(r, lambda text: text + ".\\n\\nThen"))
-    ),
     "another language": Defect("DAT346", ("messages", *PAIRS), _foreign),
     "labels of the next token": Defect("DAT347", ("tokenised",), _all(_shifted)),
     "ids of another tokenizer": Defect("DAT348", ("tokenised",), _some(_alien)),
     "padding in the loss": Defect("DAT349", ("tokenised",), _some(_padded)),
     "missing values": Defect("DAT311", ANSWERED, _some(lambda r: every_answer(r, lambda _: "nan"))),
-    "labels that are alike": Defect("DAT352", ("classification",), _written_twice, {"num_labels": None}),
-    "placeholders": Defect("DAT353", ANSWERED, _some(lambda r: every_answer(r, lambda text: f"[YOUR NAME], {text}"))),
-    "names of the speaker": Defect(
-        "DAT354", TEMPLATED, _some(lambda r: every_answer(r, lambda text: f"Assistant: {text}"))
-    ),
-    "escaped letters": Defect(
-        "DAT345", ("messages", *PAIRS), _some(lambda r: every_answer(r, lambda text: f"caf\\u00e9 {text}"))
-    ),
 }
 
 

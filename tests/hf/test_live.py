@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import inspect
 import math
 
 import pytest
+
+from gradience.hf.live import LiveOptions, LiveRun
 
 
 def poison(model):
@@ -147,3 +150,9 @@ def test_a_log_taken_by_another_process_has_one_sibling_for_the_whole_run(traini
         run.evaluate()
     (sibling,) = [p for p in tmp_path.iterdir() if p.name != "run.jsonl"]
     assert log(sibling).names[-2:] == ["run_end", "eval"]
+
+
+def test_what_every_callback_takes_is_what_the_run_takes():
+    taken = inspect.signature(LiveRun).parameters
+    assert LiveOptions.__annotations__.keys() == taken.keys()
+    assert all(one.default is not one.empty for one in taken.values())

@@ -21,6 +21,14 @@ from gradience.io.atomic import atomic_file, atomic_folder, scratch_folder
 pytestmark = pytest.mark.filterwarnings("ignore:os.fork")  # of JAX, where another test has imported it
 
 
+@pytest.fixture(autouse=True)
+def usual_umask():
+    """The modes below are those under this umask, whatever the tests were started with."""
+    before = os.umask(0o022)
+    yield
+    os.umask(before)
+
+
 def _fill(folder: Path, text: str) -> None:
     (folder / "a.txt").write_text(text)
 

@@ -59,17 +59,6 @@ def test_signs_are_counted_over_every_entry_of_small_modules(save):
     assert report.signs.entries == report.signs.of == x.size
 
 
-def test_the_expected_conflict_is_that_of_gaussian_entries_with_each_modules_cosine(save):
-    one, two = save("one", seed=1), save("two", seed=2, target_modules=["q_proj", "embed_tokens"])
-    report = merge_check(one.folder, two.folder)
-    assert [row.name for row in report.modules] == ["layers.0.q_proj", "layers.1.q_proj"]
-    expected = []
-    for row in report.modules:
-        x, y = (side.update[f"{row.name}.weight"] for side in (one, two))
-        expected.append(np.arccos(np.sum(x * y) / np.linalg.norm(x) / np.linalg.norm(y)) / np.pi)
-    assert report.expected_conflict == pytest.approx(np.mean(expected), abs=1e-4)
-
-
 @given(seed=st.integers(0, 50))
 def test_a_sample_of_rows_is_within_its_error_of_the_truth(seed):
     rng = np.random.default_rng(seed)
@@ -99,17 +88,16 @@ def test_an_adapter_and_its_negative_are_opposed_and_cancel(save):
     one, two = save("one", seed=1), save("two", seed=1)
     _scaled(two.folder, -0.9)
     report = merge_check(one.folder, two.folder)
-    assert {"MRG401", "MRG404"} <= _ids(report)
+    assert _ids(report) == {"MRG401"}
     assert report.pairs[0].cosine == pytest.approx(-1.0, abs=1e-6)
 
 
-def test_twins_are_named_and_a_dwarf_is_drowned(save):
+def test_twins_and_a_dwarf_are_numbers_and_no_findings(save):
     one, two, small = save("one", seed=1), save("two", seed=1), save("small", seed=3)
     _scaled(small.folder, 0.05)
     report = merge_check(one.folder, two.folder, small.folder)
-    assert {f.values["second"] for f in report.findings if f.id == "MRG405"} == {"two"}
-    assert _ids(report) == {"MRG405", "MRG409"}
-    assert [f.values["adapter"] for f in report.findings if f.id == "MRG409"] == ["small"]
+    assert _ids(report) == set()
+    assert [pair.cosine > 0.99 for pair in report.pairs] == [True, False, False]
     assert report.pairs[1].scale_ratio == pytest.approx(20.0, rel=0.5)
 
 
@@ -227,14 +215,13 @@ def test_heads_that_differ_are_said_beforehand(save):
 def test_rules_are_selected_and_ignored_and_those_without_input_are_named(save, tmp_path):
     one, two = save("one", seed=1), save("two", seed=1)
     _scaled(two.folder, -1.0)
-    report = merge_check(one.folder, two.folder, select=["MRG4"], ignore=["MRG405"])
-    assert {"MRG401", "MRG404"} <= _ids(report)
-    assert "MRG405" not in _ids(report)
+    report = merge_check(one.folder, two.folder, select=["MRG4"], ignore=["MRG408"])
+    assert _ids(report) == {"MRG401"}
     reasons = {item.id: item.reason for item in report.not_run}
-    assert reasons["MRG405"] == "ignored on request"
+    assert reasons["MRG408"] == "ignored on request"
     assert "name no base model" in reasons["MRG407"]
     (tmp_path / "gradience.toml").write_text('ignore = ["MRG401"]\n')
     report = merge_check(one.folder, two.folder, settings=tmp_path / "gradience.toml")
-    assert "MRG401" not in _ids(report) >= {"MRG404"}
+    assert _ids(report) == set()
     with pytest.raises(ConfigError, match="no rule is called"):
         merge_check(one.folder, two.folder, select=["XYZ1"])

@@ -124,7 +124,6 @@ def test_of_an_adapter_without_a_module_or_a_base_these_rules_are_not_judged():
             "MRG210": "no base model was given (--base)",
             "BAS211": "no base model was given (--base)",
             "BAS216": "no base model was given (--base)",
-            "INT212": "intruder dimensions were not counted (--base with --intruders counts them)",
         }.items()
     )
     assert reasons.keys() == {rule.id for rule in WEIGHTS_RULES}

@@ -64,8 +64,7 @@ TABLE = [
           peft: weight 0.5, norm(w dW) 3.143; 0.2% of M is orthogonal to its update
           cut: weight 0.25, norm(w dW) 1.559; 0.7% of M is orthogonal to its update
         Would write: linear, r=8, F32, 16.4K parameters; error none beyond the rounding of float32
-          shared directions phi(4,4): outputs 1.000 (chance 0.031), inputs 1.000 (chance 0.031)
-        Signs: 5.8% conflict (4.0% of Gaussian entries), 0.3% of the magnitude cancels; all read
+        Signs: 5.8% conflict, 0.3% of the magnitude cancels; all read
              0.5%      7.0%         +0.986  distilbert.transformer.layer.0.attention.k_lin
         """,
     ),
@@ -108,7 +107,7 @@ TABLE = [
           Optimizer:  adamw_torch lr=1e-3 linear weight_decay=0.01
           Batch:      16 x 1 accumulation = 16 per step and process
           Early step: 3.2e-02 (scaling x r x lr; shipped recipes for supervised training 3e-3 to 1e-2)
-          KEY001, NUM001, PAD001, 4 of REC001 to REC006, SCH003, QNT001: about a run to come; this one has
+          KEY001, NUM001, PAD001, 4 of REC001 to REC006, QNT001: about a run to come; this one has
         """,
     ),
     (
@@ -197,7 +196,6 @@ TABLE = [
         "audit --peft-dir dora --base base --intruders --verbose",
         0,
         """
-          [INFO] INT212: 4 intruder dimensions in 2 modules (k=7, eps=0.5); most in layers.0.up_proj: 3.
           Energy by type (modules): attn 51.8% (2), mlp 48.2% (1)
           UDR norm2(dW)/norm2(W): median 1.45, largest 1.86 (layers.0.up_proj)
           Intruder dimensions:    4 in 2 of 3 modules (k=7, eps=0.5; 0 at 0.3, 4 at 0.5, 14 at 0.7)
@@ -221,9 +219,8 @@ TABLE = [
         """
           one: weight 0.5, norm(w dW) 34.97; 36.0% of M is orthogonal to its update
           two: weight 0.5, norm(w dW) 25.98; 65.2% of M is orthogonal to its update
-        one and two: cosine -0.013, scale 1.35 : 1
-          shared directions phi(2,2): outputs 0.066 (chance 0.236), inputs 0.315 (chance 0.268)
-        Signs: 50.4% conflict (50.2% of Gaussian entries), 24.1% of the magnitude cancels; all read
+        one and two: cosine -0.013
+        Signs: 50.4% conflict, 24.1% of the magnitude cancels; all read
         """,
     ),
     (

@@ -120,6 +120,7 @@ class Key(NamedTuple):
     leaf: str
 
 
+@functools.lru_cache(maxsize=1 << 14)  # four readers ask for each name, and a fleet's files have the same names
 def parse_key(key: str) -> Key | None:
     """Parse a tensor's name in PEFT's layout; None if the name is not of a part of an update.
 

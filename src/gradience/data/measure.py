@@ -6,7 +6,7 @@ import random
 from array import array
 from bisect import bisect_left, insort
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from itertools import chain, repeat
 from typing import Any, Final, NamedTuple
 
@@ -37,7 +37,6 @@ _BARS: Final = 48  # bars of the histogram
 _SHARES: Final = 20  # bars of the histogram of supervised shares
 _LABELS: Final = 50  # labels that the report lists
 _DISTINCT: Final = 100_000  # different answers that are counted, some 15 MB
-_ALIKE: Final = 5  # groups of labels that differ in capitals or blanks
 _WHITESPACE: Final = 2  # tokens after the end of a turn that are ignored, such as a line break
 
 
@@ -192,13 +191,11 @@ class RowCounter:
             ),
             "pairs": self._pair_counts() if self._shape.format == "preference" else None,
             "repeated": self._sample.repeated(),
-            "documents": self._sample.documents(),
             "near": self._sample.near(),
             "languages": self._sample.languages(),
             "foreign": sorted(self._foreign),
             "labels": dict(self._labels.most_common(_LABELS)),
             "labels_total": len(self._labels),
-            "labels_alike": _alike(self._labels),
             "shares": self._shares if self._has_tokens_loss else [],
             "shown": [ShownRow(row=number, text=text) for number, text in sorted(self._texts.items())],
         }
@@ -375,13 +372,6 @@ class RowCounter:
 
 def _encoded(value: Json) -> bytes:
     return msgspec.json.encode(value, order="sorted", enc_hook=str)
-
-
-def _alike(labels: Iterable[str]) -> list[list[str]]:
-    groups: dict[str, list[str]] = {}
-    for label in labels:
-        groups.setdefault(" ".join(label.split()).casefold(), []).append(label)
-    return [sorted(group) for group in groups.values() if len(group) > 1][:_ALIKE]
 
 
 def _lengths(lengths: array[int], limit: int | None) -> Lengths:

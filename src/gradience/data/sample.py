@@ -1,4 +1,4 @@
-"""What only many rows show together: one sentence in many answers, rows that nearly repeat, documents in one row.
+"""What only many rows show together: one sentence in many answers, rows that nearly repeat.
 
 At most `COMPARED` rows are compared, drawn from all that are read, so time and memory are bounded. Rows that may be
 near are drawn by the hash of their smallest trigram, which rows that nearly repeat each other mostly share: such rows
@@ -18,7 +18,7 @@ from typing import Any, Final, NamedTuple
 
 import numpy as np
 
-from gradience.data import Columns, answers_of, text_of
+from gradience.data import Columns, answers_of
 from gradience.data.equality import beside_of, differ
 from gradience.data.overlap import (
     NEAR,
@@ -33,11 +33,9 @@ from gradience.data.overlap import (
     trigrams,
     words_of,
 )
-from gradience.schema.reports import Documents, Languages, NearRows, Repeated, Rows
+from gradience.schema.reports import Languages, NearRows, Repeated, Rows
 
 COMPARED: Final = 5000  # rows: MinHash takes some 0.2 ms a row, as long as a tokenizer takes for 1 kB
-_BEGINNING: Final = re.compile(r"#{1,4} [A-Z][\w ]{1,24}:?|<[a-z]{2,12}>|[A-Z][\w ]{1,24}:")
-_SPEAKERS: Final = frozenset({"user", "human", "assistant", "system", "question", "student", "patient", "customer"})
 _MERGED: Final = 1 << 16  # hashes that wait to be merged with the others
 _FIRST: Final = 5
 _COMMON: Final = 0.1  # share of rows from which a trigram is a phrase of the task, such as its instruction
@@ -111,9 +109,7 @@ class RowSample:
         self._answers = 0
         self._sentences: Counter[int] = Counter()
         self._numbers: dict[int, list[int]] = {}
-        self._openings: Counter[str] = Counter()
-        self._joined: dict[str, list[int]] = {}
-        self._texts = self._rows = self._stated = 0
+        self._rows = self._stated = 0
         self._foreign: list[int] = []
 
     def add(self, number: int, columns: Columns, *, repeats: bool) -> None:
@@ -129,8 +125,6 @@ class RowSample:
         if answer is not None:
             self._take_answer(number, answer)
             self._take_language(number, answer, columns.get("language"))
-        if isinstance(columns.get("text"), str) and "label" not in columns:
-            self._take_document(number, text_of(columns["text"]))
 
     def _draw(self, number: int, columns: Columns) -> None:
         """Keep a row if its key is among the first `COMPARED` keys."""
@@ -183,26 +177,10 @@ class RowSample:
             reason="languages need py3langid: in the clone: pip install -e '.[data]'" if lacking else "",
         )
 
-    def _take_document(self, number: int, text: str) -> None:
-        self._texts += 1
-        label = _opening(text)
-        if label:
-            self._openings[label] += 1
-            if f"\n{label}" in text:
-                self._joined.setdefault(label, []).append(number)
-
     def repeated(self) -> Repeated:
         """The sentence, or beginning, that most answers share."""
         key, times = next(iter(self._sentences.most_common(1)), (0, 0))
         return Repeated(answers=self._answers, rows=Rows(count=times, first=self._numbers.get(key, [])))
-
-    def documents(self) -> Documents:
-        """Rows of text in which the label that begins most rows begins a line again."""
-        label, times = next(iter(self._openings.most_common(1)), ("", 0))
-        joined = self._joined.get(label, [])
-        return Documents(
-            label=label, rows=self._texts, begun=times, joined=Rows(count=len(joined), first=joined[:_FIRST])
-        )
 
     def near(self) -> NearRows:
         """Rows that nearly repeat an earlier one, leaving aside the phrases that the rows of this task share."""
@@ -248,10 +226,3 @@ def _code_of(language: str) -> str:
     """The two letters of a stated language, such as `en` for English, eng or en-US; else empty."""
     stated = language.strip().lower()
     return _CODES.get(stated, stated[:2] if len(stated.partition("-")[0].partition("_")[0]) in {2, 3} else "")
-
-
-def _opening(text: str) -> str:
-    """The label that begins the first line of a text, such as `Title:` or `### Instruction:`; else empty."""
-    hit = _BEGINNING.match(text)
-    label = hit[0].strip() if hit else ""
-    return "" if label.rstrip(":").lower() in _SPEAKERS else label

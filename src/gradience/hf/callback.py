@@ -4,18 +4,17 @@ from __future__ import annotations
 
 import os
 import weakref
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Final, Self, get_args
+from typing import Any, Final, Self, Unpack, get_args
 
 import msgspec
 from transformers import TrainerCallback
 
-from gradience.announce import Place
 from gradience.configs.values import short_name
 from gradience.data import template_digest
 from gradience.errors import GradienceError
-from gradience.hf.live import LiveRun
+from gradience.hf.live import LiveOptions, LiveRun
 from gradience.hf.snapshot import batch_size, config_snapshot, dataset_size, run_meta
 from gradience.hf.watch import BatchWatch, watch_batches
 from gradience.hf.wiring import data_of
@@ -47,23 +46,17 @@ class GradienceCallback(TrainerCallback):  # type: ignore[misc]
         spectral_every: audit the adapter in training every so many steps, on the CPU. Off by default.
         data: count what the model is fed, in the first 8 micro-batches and then one in 100; False turns this off. If it
             is a report of `check_data`, what that announced is recorded too, for comparison.
-        stop_on: ids of rules, such as `("NUM101", "DIV104")`, at whose first finding the Trainer is asked to stop.
-        wiring: record what is trained, at the start, at a resume, after the first steps and at each save, and judge it.
         receipt: at the end write `receipt.json` beside the log, for `gradience verify`, by a few passes over 24
             rows of the evaluation set.
-        digests: record digests of each step's batch and of the random states, for `gradience why`.
-        verbose: say findings through logging; they are recorded in any case.
-        announce: where findings and the run's story are told too, such as `("wandb", "webhook")`: the places of
-            `gradience.announce`. Nowhere by default; a failure there never reaches the training.
-        allow_text: write strings over 256 characters, and exceptions' texts, in clear.
         meta: further facts for the log's first line.
+        options: `stop_on`, `verbose`, `announce`, `allow_text`, `wiring`, `digests`: of `hf.live.LiveOptions`.
 
     Raises:
         ValueError: an argument is out of its range.
         GradienceError: a place to announce to is not known, or its package is missing.
     """
 
-    def __init__(  # noqa: PLR0913  # the one list of its options, for others' scripts
+    def __init__(
         self,
         path: str | os.PathLike[str] | None = None,
         *,
@@ -72,27 +65,15 @@ class GradienceCallback(TrainerCallback):  # type: ignore[misc]
         notes: str | None = None,
         spectral_every: int | None = None,
         data: bool | CheckReport = True,
-        stop_on: Iterable[str] = (),
-        wiring: bool = True,
-        digests: bool = True,
         receipt: bool = False,
-        verbose: bool = True,
-        announce: Iterable[Place] = (),
-        allow_text: bool = False,
         meta: Mapping[str, Any] | None = None,
+        **options: Unpack[LiveOptions],
     ) -> None:
         if task_profile not in get_args(TaskProfile):
             raise ValueError(f"task_profile must be one of {', '.join(get_args(TaskProfile))}, not {task_profile!r}")
         if spectral_every is not None and spectral_every < 1:
             raise ValueError(f"spectral_every must be at least 1 step, not {spectral_every}")
-        self._run = LiveRun(
-            stop_on=stop_on,
-            verbose=verbose,
-            announce=announce,
-            allow_text=allow_text,
-            wiring=wiring,
-            digests=digests,
-        )
+        self._run = LiveRun(**options)
         self._path = None if path is None else Path(path)
         self._given = ConfigSnapshot(dataset_name=dataset_name, task_profile=task_profile, notes=notes)
         self._meta = dict(meta or {})

@@ -20,7 +20,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 import torch
 
@@ -33,19 +33,34 @@ from gradience.schema.document import Finding
 from gradience.schema.events import ConfigSnapshot, EventBase
 
 
+class LiveOptions(TypedDict, total=False):
+    """What every callback takes.
+
+    Args:
+        stop_on: ids of rules, such as `("NUM101", "DIV104")`, at whose first finding training is asked to stop.
+        verbose: say findings through logging (logger `gradience`); they are recorded in any case.
+        announce: where findings and the run's story are told too, such as `("wandb", "webhook")`: the places of
+            `gradience.announce`. Nowhere by default; a failure there never reaches the training.
+        allow_text: write strings over 256 characters, and exceptions' texts, in clear.
+        wiring: record what is trained, at the start, at a resume, after the first steps and at each save, and judge it.
+        digests: record digests of each step's batch and of the random states, for `gradience why`.
+    """
+
+    stop_on: Iterable[str]
+    verbose: bool
+    announce: Iterable[Place]
+    allow_text: bool
+    wiring: bool
+    digests: bool
+
+
 class LiveRun:
     """The log of one callback's trainings, the findings on them as they come, and what watches them.
 
     Attributes:
         recorder: writes the log. `with recorder:` keeps a failure from the training.
 
-    Args:
-        stop_on: ids of rules at whose first finding training is to stop.
-        verbose: say findings through logging.
-        announce: where they are told too.
-        allow_text: write long strings and exceptions' texts in clear.
-        wiring: look at what is trained.
-        digests: record digests of each step's batch and of the random states.
+    The arguments are those of `LiveOptions`.
 
     Raises:
         ValueError: an id of `stop_on` is none of a rule that speaks while training runs.
@@ -55,12 +70,12 @@ class LiveRun:
     def __init__(
         self,
         *,
-        stop_on: Iterable[str],
-        verbose: bool,
-        announce: Iterable[Place],
-        allow_text: bool,
-        wiring: bool,
-        digests: bool,
+        stop_on: Iterable[str] = (),
+        verbose: bool = True,
+        announce: Iterable[Place] = (),
+        allow_text: bool = False,
+        wiring: bool = True,
+        digests: bool = True,
     ) -> None:
         self.recorder = RunRecorder(allow_text=allow_text)
         self._stop_on = live_ids(stop_on)

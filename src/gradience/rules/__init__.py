@@ -479,6 +479,7 @@ def rule_cards() -> tuple[RuleCard, ...]:
     from gradience.rules.joins.run import JOINS  # the same
     from gradience.rules.log import DETECTORS  # the same
     from gradience.rules.merge import MERGE_RULES  # the same
+    from gradience.rules.merged import MERGED_RULES  # the same
     from gradience.rules.served import SERVED_RULES  # the same
     from gradience.rules.weights.rules import WEIGHTS_RULES  # the same
 
@@ -489,6 +490,7 @@ def rule_cards() -> tuple[RuleCard, ...]:
         *BETWEEN_RULES,
         *JOINS,
         *MERGE_RULES,
+        *MERGED_RULES,
         *SERVED_RULES,
     )
     # Some rules on data and on weights judge logs, too, with other premises: their own card is the one that stays

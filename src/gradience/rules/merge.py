@@ -18,19 +18,6 @@ OPPOSED = Threshold(
     "opposed", -0.1, "cosine", "heuristic: independent updates of real sizes lie within a few 1e-3 of 0"
 )
 TWINS = Threshold("twins", 0.9, "cosine", "heuristic: nine tenths of each is along the other")
-DROWNED = Threshold(
-    "drowned", 0.8, "share of norm(M)^2 that is orthogonal to an update", "measured: benchmarks/merge_outcome.py"
-)
-ODDS: Final = (
-    "Of 36 such adapters in merges of four small models, 15 kept 35 % of their gain or less; of 76 others 1 did."
-)
-"""What was measured at the threshold."""
-CANCELLED = Threshold(
-    "cancelled",
-    0.5,
-    "share of magnitude",
-    "heuristic: independent Gaussian entries of one size cancel 1 - 1/sqrt(2) = .29 by chance",
-)
 _ALGEBRA = cite("definition", "M = sum w_i dW_i holds <M, dW_i> / norm(dW_i)^2 of adapter i's own update")
 _FILES = cite("the adapters' files", "config and tensors")
 
@@ -64,6 +51,8 @@ def _opposed(report: MergeCheckReport) -> Iterator[Observation]:
 
     Why: Each cancels what it has in common with the other.
     Action: See what the sum keeps of each; consider TIES, or serving them apart.
+    Source: arithmetic -- what two updates have in common with opposite signs is lost: an adapter and its negative
+        add up to zero
     Source: Ilharco et al. 2022, arXiv 2212.04089 -- fine-tuned updates of different tasks are close to orthogonal;
         those that are not belong to related tasks
     """
@@ -73,78 +62,6 @@ def _opposed(report: MergeCheckReport) -> Iterator[Observation]:
                 f"{_both(pair)} point against each other: cosine {pair.cosine:.2f} of their weighted updates.",
                 {"first": pair.first, "second": pair.second, "cosine": pair.cosine},
             )
-
-
-@_MergeRule(
-    "MRG405", severity="info", confidence=0.8, needs=(_modules_in_common,), thresholds=(TWINS,), evidence=(_ALGEBRA,)
-)
-def _twins(report: MergeCheckReport) -> Iterator[Observation]:
-    """updates that are nearly identical
-
-    cosine of two weighted updates >= {twins}
-
-    Why: With weights that sum to more than one the common update grows beyond either's.
-    Action: Let the weights of such adapters sum to one.
-    """
-    for pair in report.pairs:
-        if pair.cosine is not None and pair.cosine >= TWINS.value:
-            yield Observation(
-                f"{_both(pair)} are nearly identical updates (cosine {pair.cosine:.2f}): their weights add up.",
-                {"first": pair.first, "second": pair.second, "cosine": pair.cosine},
-            )
-
-
-@_MergeRule(
-    "MRG409",
-    severity="warning",
-    confidence=0.5,
-    thresholds=(DROWNED,),
-    evidence=(cite("benchmarks/merge_outcome.py", ODDS), _ALGEBRA),
-)
-def _drowned(report: MergeCheckReport) -> Iterator[Observation]:
-    """an adapter that the others drown
-
-    at least {drowned} of norm(M)^2 is orthogonal to the adapter's update
-
-    Why: The sum moves the model, and little of it is this adapter's: its gain is lost in the others' part.
-    Scope: measured on sums of two adapters at a half; of more adapters, or other weights, by the same algebra
-    Action: Weigh it up, the others down, or serve them apart; then measure: 'gradience bench merge'.
-    """
-    for item in report.adapters:
-        others = item.kept.other
-        if others is not None and item.weight != 0.0 and others >= DROWNED.value:
-            yield Observation(
-                f"{others:.0%} of the sum is orthogonal to the update of {item.adapter.name}: the others drown it. "
-                f"{ODDS}",
-                {"adapter": item.adapter.name, "other": others},
-            )
-
-
-@_MergeRule(
-    "MRG404",
-    severity="warning",
-    confidence=0.5,
-    needs=(_modules_in_common,),
-    thresholds=(CANCELLED,),
-)
-def _cancelled(report: MergeCheckReport) -> Iterator[Observation]:
-    """entries that cancel
-
-    over {cancelled} of the updates' magnitude cancels, by two standard errors
-
-    Why: What cancels is lost to all of them.
-    Action: Consider TIES, which keeps the majority's sign.
-    Source: TIES, Yadav et al. 2023, arXiv 2306.01708 -- values of opposite sign, and redundant small ones, are what
-        a plain mean of updates loses
-    """
-    signs = report.signs
-    # Entries are sampled: the share must be over the bound by more than the sample's error
-    if signs is not None and signs.cancelled - 2.0 * signs.cancelled_error > CANCELLED.value:
-        yield Observation(
-            f"{signs.cancelled:.0%} of the updates' magnitude cancels in their sum; {signs.conflict:.0%} of the "
-            "entries have opposite signs.",
-            {"cancelled": signs.cancelled, "conflict": signs.conflict},
-        )
 
 
 @_MergeRule("MRG407", severity="warning", confidence=0.8, evidence=(_FILES,))
@@ -192,10 +109,7 @@ def _both(pair: CheckedPair) -> str:
 
 
 MERGE_RULES: Final[tuple[Rule[MergeCheckReport], ...]] = (
-    _drowned,
     _opposed,
-    _cancelled,
-    _twins,
     _bases,
     _obstacles,
 )

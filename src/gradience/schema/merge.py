@@ -9,7 +9,7 @@ from msgspec import Meta
 
 from gradience.schema import Fraction, Json, NonNegativeInt, Real, about
 from gradience.schema.audit import Beside
-from gradience.schema.compare import ComparedAdapter, ConfigDifference, Cosine, OnlyIn, Overlap
+from gradience.schema.compare import ComparedAdapter, ConfigDifference, Cosine, OnlyIn
 from gradience.schema.document import Finding, NotRun, Report
 
 MERGE_SCHEMA_ID: Final = "gradience.merge/v2"
@@ -142,9 +142,6 @@ class CheckedPair(msgspec.Struct, kw_only=True, frozen=True, omit_defaults=True)
     first: str
     second: str
     cosine: Annotated[Cosine | None, about("Cosine of w_1 dW_1 and w_2 dW_2, each as one vector.")] = None
-    scale_ratio: Annotated[float | None, about("Larger weighted norm over the smaller one.")] = None
-    output_side: Annotated[list[Overlap], about("Mean over modules of phi(k, k) of left singular vectors.")] = []
-    input_side: Annotated[list[Overlap], about("Mean over modules of phi(k, k) of right singular vectors.")] = []
 
 
 class MergeCheckReport(Report, kw_only=True, frozen=True):
@@ -159,13 +156,6 @@ class MergeCheckReport(Report, kw_only=True, frozen=True):
     signs: Annotated[
         SignConflict | None,
         about("Sign conflicts over all modules that two or more adapters have; null if there is none."),
-    ] = None
-    expected_conflict: Annotated[
-        Fraction | None,
-        about(
-            "For two adapters, the conflict expected of jointly Gaussian entries with each module's cosine: "
-            "arccos(cosine) / pi, averaged over entries."
-        ),
     ] = None
     trials: Annotated[
         list[list[float]],
@@ -293,4 +283,6 @@ class VerifyMergedReport(Report, kw_only=True, frozen=True):
     untouched: Annotated[NonNegativeInt, about("Tensors that the adapter does not change and that were compared.")] = 0
     others: Annotated[list[OtherTensor], about("Tensors that the adapter does not change but that differ.")] = []
     answers: Annotated[MergedAnswers | None, about("Null if no receipt was given.")] = None
+    findings: Annotated[list[Finding], about("What keeps the folder from loading as the model that was trained.")] = []
+    not_run: list[NotRun] = []
     notes: list[str] = []

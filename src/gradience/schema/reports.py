@@ -106,15 +106,6 @@ class Repeated(msgspec.Struct, kw_only=True, frozen=True):
     rows: Rows = Rows()
 
 
-class Documents(msgspec.Struct, kw_only=True, frozen=True):
-    """Rows of text in which a label that begins most rows, such as `Title:`, begins a line again."""
-
-    label: str = ""
-    rows: Annotated[NonNegativeInt, about("Rows that were compared.")] = 0
-    begun: Annotated[NonNegativeInt, about("Rows that begin with the label.")] = 0
-    joined: Rows = Rows()
-
-
 class Languages(msgspec.Struct, kw_only=True, frozen=True):
     """Rows whose answer is in another language than their column `language` or `lang` states."""
 
@@ -198,7 +189,6 @@ class DataReport(msgspec.Struct, kw_only=True, frozen=True):
     answers: Answers = Answers()
     pairs: Pairs | None = None
     repeated: Repeated = Repeated()
-    documents: Documents = Documents()
     near: NearRows | None = None
     languages: Languages = Languages()
     parts_joined: Annotated[
@@ -229,9 +219,6 @@ class DataReport(msgspec.Struct, kw_only=True, frozen=True):
         bool, about("Whether the template encodes arguments of calls as JSON, whatever they are.")
     ] = False
     labels: Annotated[dict[str, int], about("Number of rows by label, the most frequent first.")] = {}
-    labels_alike: Annotated[
-        list[list[str]], about("Labels that differ in capitals or blanks only, the first of them.")
-    ] = []
     labels_total: Annotated[NonNegativeInt, about("Number of different labels.")] = 0
     num_labels: Annotated[NonNegativeInt, about("Number of classes of the model.")] | None = None
     overlap: RowOverlap | None = None

@@ -10,14 +10,12 @@ import os
 from collections import Counter
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from itertools import groupby
-from operator import attrgetter
 from pathlib import Path
 from typing import Final, TypeVar
 
 from gradience.errors import RecorderError, SchemaError, few
 from gradience.schema import SCHEMA_ID
-from gradience.schema.events import ConfigSnapshot, Eval, Event, RunStart, TrainStep, UnknownEvent
+from gradience.schema.events import ConfigSnapshot, Eval, Event, RunStart, UnknownEvent
 from gradience.schema.reports import (
     VALIDATE_LOGS_SCHEMA_ID,
     VALIDATE_SCHEMA_ID,
@@ -25,6 +23,7 @@ from gradience.schema.reports import (
     ValidateLogsReport,
     ValidateReport,
 )
+from gradience.telemetry.codec import PlainRow, Stretch, is_plain
 from gradience.telemetry.lines import require_log
 from gradience.telemetry.near import Census
 from gradience.telemetry.scan import MAX_ISSUES, BadLines, LogScan
@@ -78,7 +77,7 @@ class TelemetryReader:
             elif isinstance(item, UnknownEvent):
                 yield item
             else:
-                yield from item
+                yield from item  # type: ignore[misc]  # not `plain`
         self.notes = version_notes(scan.version, scan.softened)
         if scan.unnamed:
             self.notes.append(unnamed_note(scan.unnamed))
@@ -165,15 +164,13 @@ class RunSummary:
         if event.run_id in self.runs:
             self.runs[event.run_id].take_unknown(event)
 
-    def add_all(self, events: Sequence[Event]) -> None:
-        """Add events in their order: stretches of training rows of one run at once, if their order allows it."""
-        for (run_id, kind), stretch in groupby(events, attrgetter("run_id", "__class__")):
-            alike = list(stretch)
-            if issubclass(kind, TrainStep) and self.of(run_id).take_rows(alike):  # type: ignore[arg-type]  # of this kind
-                self.counts["train_step"] += len(alike)
-                continue
-            for event in alike:
-                self.add(event)
+    def add_all(self, events: Stretch) -> None:
+        """Add events in their order: plain rows at once, if their order allows it."""
+        if is_plain(events) and self.of(events[0].run_id).take_rows(events):
+            self.counts["train_step"] += len(events)
+            return
+        for event in events:
+            self.add(event.event() if isinstance(event, PlainRow) else event)
 
     def of(self, run_id: str) -> RunSeries:
         """Return the run of this id, created if it is new."""

@@ -16,18 +16,22 @@ import msgspec
 
 from gradience.errors import SchemaError
 from gradience.schema import SCHEMA_ID
-from gradience.schema.events import Event, RunStart, UnknownEvent
+from gradience.schema.events import RunStart, TrainStep, UnknownEvent
 from gradience.schema.reports import BadLine
 from gradience.telemetry.codec import (
     MAX_LINE_BYTES,
     JsonObject,
+    RowDecoder,
+    Stretch,
     convert,
     decode_block,
     decode_lines,
     decode_objects,
     decode_rows,
     is_minor,
+    is_plain,
     parse,
+    row_decoder,
     soften,
 )
 from gradience.telemetry.lines import MOST_FAULTS, Block, Fault, Line, find_faults, find_unnamed, read_blocks
@@ -42,7 +46,7 @@ class BadLines(msgspec.Struct, frozen=True):
     broken: bool = False  # not JSON: perhaps cut off while being written
 
 
-Scanned: TypeAlias = list[Event] | UnknownEvent | BadLines
+Scanned: TypeAlias = Stretch | UnknownEvent | BadLines
 
 
 class LogScan:
@@ -52,7 +56,7 @@ class LogScan:
         path: the log.
         strict: find every fault of a line; treat bare NaN and lines of another version as faults. Events may lack
             their extras then.
-        plain: blocks of plain training rows may come as `PlainRow`s.
+        plain: training rows may come as `PlainRow`s.
         seen: is called with the JSON object of every line that is one, under `strict`.
 
     Raises:
@@ -74,6 +78,8 @@ class LogScan:
         self.softened: Counter[str] = Counter()  # values of choices that are not known here, read as `unknown`
         self.version = SCHEMA_ID  # of the first event
         self._strict, self._plain = strict, plain
+        self._names: frozenset[str] = frozenset()  # of the further values of the training rows met
+        self._rows: RowDecoder | None = None  # of rows like the last ones
         self._seen = seen
 
     def __iter__(self) -> Iterator[Scanned]:
@@ -92,23 +98,33 @@ class LogScan:
                 yield BadLines([_bad(piece, fault)])
             elif (events := self._at_once(piece)) is not None:
                 self.lines += piece.count
-                yield events
+                yield from events
             else:
                 for line in piece.lines():
                     self.lines += 1
                     yield self._look_closely(line)
 
-    def _at_once(self, block: Block) -> list[Event] | None:
+    def _at_once(self, block: Block) -> list[Stretch] | None:
         if not self._strict:
-            rows = decode_rows(block.data, block.count) if self._plain else None
-            return decode_block(block.data, block.count) if rows is None else list(rows)
+            rows = None if self._rows is None else decode_rows(block.data, block.count, self._rows)
+            return self._typed(block) if rows is None else rows
         events = decode_lines(block.data)
         if events is None or self._seen is None:
-            return events
+            return None if events is None else [events]
         documents = decode_objects(block.data, block.count)
         for document in documents or ():
             self._seen(document)
-        return None if documents is None else events
+        return None if documents is None else [events]
+
+    def _typed(self, block: Block) -> list[Stretch] | None:
+        """Return a block's typed events, after a look at what the next rows may have in common with them."""
+        if (events := decode_block(block.data, block.count)) is None:
+            return None
+        rows = [event for event in events if isinstance(event, TrainStep)] if self._plain else []
+        if rows:
+            self._names = self._names.union(*(row.extras for row in rows))
+            self._rows = row_decoder(rows[-1].run_id, rows[-1].session, self._names)
+        return [events]
 
     def _look_closely(self, line: Line) -> Scanned:
         try:
@@ -163,22 +179,24 @@ def _name_torn_tails(found: Iterator[Scanned]) -> Iterator[Scanned]:
         yield bad
 
 
-def _begins_session(item: list[Event] | UnknownEvent, before: str | None) -> bool:
+def _begins_session(item: Stretch | UnknownEvent, before: str | None) -> bool:
     if isinstance(item, list) and isinstance(item[0], RunStart):
         return True
     now = _session(item, last=False)
     return now is not None and now != before
 
 
-def _session(item: list[Event] | UnknownEvent, *, last: bool) -> str | None:
+def _session(item: Stretch | UnknownEvent, *, last: bool) -> str | None:
     """Return the session of the first event, or the last session that any event names; None if none does."""
     if isinstance(item, UnknownEvent):
         return item.session
+    if is_plain(item):
+        return item[0].session  # all are of one
     named = map(attrgetter("session"), reversed(item) if last else item[:1])
     return next((session for session in named if session is not None), None)
 
 
-def _version(item: list[Event] | UnknownEvent) -> str:
+def _version(item: Stretch | UnknownEvent) -> str:
     return item.schema if isinstance(item, UnknownEvent) else item[0].schema
 
 

@@ -33,9 +33,9 @@ from gradience.schema.events import (
     Wiring,
 )
 from gradience.schema.values import number_of
+from gradience.telemetry.codec import PlainRow
 
 _ABSENT = float("nan")
-_COLUMNS: Final = attrgetter("step", "loss", "lr", "grad_norm", "ts", "epoch", "extras")
 SPECTRAL: Final = "spectral"
 """The kind of `metrics` events that the callback's `spectral_every` writes, and the prefix of their columns."""
 PROBED: Final = ("update_norm", "stable_rank_mean")
@@ -114,6 +114,11 @@ class RunSeries:
     last_epoch: float | None = None
     _next_seq: dict[str, int] = field(default_factory=dict, repr=False)
     _session: str | None = field(default=None, repr=False)
+    _families: tuple[str, ...] = field(init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        """Look for the families among the names once, not for every row."""
+        self._families = tuple(name for name in self.kept if name.endswith("/"))
 
     def latest_eval(self, split: str) -> Eval | None:
         """Return the newest evaluation of the split, or None."""
@@ -155,37 +160,35 @@ class RunSeries:
         self._take_clock(event.ts)
         self._take_seq(event.session, event.seq)
 
-    def take_rows(self, rows: list[TrainStep]) -> bool:
-        """Add rows of this run as columns; add nothing and return False if one is odd or out of order."""
-        steps, losses, rates, norms, clocks, epochs, extras = map(list, zip(*map(_COLUMNS, rows), strict=True))
-        if None in steps or None in losses or not _floats(losses, rates, norms, clocks, epochs):
-            return False
+    def take_rows(self, rows: Sequence[PlainRow]) -> bool:
+        """Add rows of one class as columns; add nothing and return False if one is out of order."""
+        steps = [row.step for row in rows]
         # `_take_seqs` is asked last, because it counts the rows as taken.
         if not (_rise(steps) and (not self.steps or self.steps[-1] < steps[0]) and self._take_seqs(rows)):
             return False
         self.steps.fromlist(steps)
-        self.losses.fromlist(losses)
-        _extend(self.rates, rates)
-        _extend(self.grad_norms, norms)
-        for name in self._kept_of(set().union(*extras)) if any(extras) else ():
-            self._take_values(name, steps, [values.get(name) for values in extras])
+        self.losses.fromlist([row.loss for row in rows])
+        _extend(self.rates, [row.lr for row in rows])
+        _extend(self.grad_norms, [row.grad_norm for row in rows])
+        further = rows[0].further
+        for name in self._kept_of(further.keys()):
+            self._take_values(name, steps, list(map(attrgetter(further[name]), rows)))
         self.last_step = max(steps[-1], self.last_step or 0)
-        for ts in _ends(clocks):
-            self._take_clock(ts)
-        self._take_epoch(next((epoch for epoch in reversed(epochs) if epoch is not None), None))
+        if clocks := [row.ts for row in rows if row.ts is not None]:
+            self._take_clock(min(clocks))
+            self._take_clock(max(clocks))
+        if epochs := [row.epoch for row in rows if row.epoch is not None]:
+            self._take_epoch(epochs[-1])
         return True
 
     def _kept_of(self, names: AbstractSet[str]) -> set[str]:
-        families = tuple(name for name in self.kept if name.endswith("/"))
-        return {*(self.kept & names), *(name for name in names if families and name.startswith(families))}
+        return {*(self.kept & names), *(name for name in names if name.startswith(self._families))}
 
     def _column(self, name: str) -> Column:
         return self.columns.setdefault(name, Column())
 
-    def _take_seqs(self, rows: Sequence[TrainStep]) -> bool:
-        session = rows[0].session
-        if {*map(attrgetter("session"), rows)} != {session}:
-            return False
+    def _take_seqs(self, rows: Sequence[PlainRow]) -> bool:
+        session = rows[0].session  # the class of the rows has but one
         if session is None or session != self._session:
             return session is self._session
         expected = self._next_seq.get(session)
@@ -315,20 +318,9 @@ def rate_of(rate: Json) -> float:
     return max((as_float(each) for each in rates if each is not None), default=_ABSENT)
 
 
-def _ends(values: list[float | None]) -> list[float]:
-    """Return the least and the greatest value; an empty list if all are None."""
-    known: list[float]
-    try:
-        known = sorted(values)  # type: ignore[arg-type]  # None raises TypeError, handled below
-    except TypeError:
-        known = sorted(value for value in values if value is not None)
-    # A single None is sorted without being compared.
-    return [known[0], known[-1]] if known and known[0] is not None else []
-
-
-def _floats(*columns: list[Any]) -> bool:
-    """Whether the columns hold nothing but floats and None."""
-    return all({*map(type, column)} <= {float, NoneType} for column in columns)
+def _floats(values: list[Any]) -> bool:
+    """Whether the values are nothing but floats and None."""
+    return {*map(type, values)} <= {float, NoneType}
 
 
 def _extend(column: array[float], values: list[float | None]) -> None:

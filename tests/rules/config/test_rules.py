@@ -1020,35 +1020,6 @@ ENTRIES: dict[str, Entry] = {
         ],
         abstains=[On(training(warmup_steps=10.0))],
     ),
-    "SCH003": Entry(
-        fires=[
-            On(
-                training(warmup_ratio=0.1),
-                says="warmup_ratio is set, and transformers 5.24.0 (installed here) has no such argument",
-                values={"warmup_ratio": 0.1, "transformers": "5.24.0"},
-                action="use warmup_steps=0.1: below 1 it is a ratio",
-            ),
-            On(training(warmup_ratio=0.1), transformers="5.2.0"),
-            On(training(warmup_ratio=0.1), transformers="6.0.dev0"),
-        ],
-        silent=[
-            On(training(warmup_ratio=0.0)),
-            On(training(warmup_ratio=0.1), transformers="4.57.0"),
-            On(training(warmup_ratio=0.1), transformers="5.1.2"),
-        ],
-        abstains=[
-            On(training(warmup_ratio=0.1), transformers=None),
-            On(
-                config(training={"warmup_ratio": 0.1}, extras={"format": "axolotl"}),
-                says="a recipe of axolotl, which hands the setting on as its own version of transformers wants it",
-            ),
-            On(
-                training(warmup_ratio=0.1),
-                says="transformers' version 'unknown' is not readable",
-                transformers="unknown",
-            ),
-        ],
-    ),
     "SRV001": Entry(
         fires=[
             On(lora(modules_to_save=["lm_head"]), engines("llamacpp")),

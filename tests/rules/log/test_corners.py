@@ -60,12 +60,6 @@ def test_rows_are_judged_by_step_and_those_of_one_step_as_they_were_written(rows
     assert (*map(list, (of.steps, of.losses, of.grad_norms)),) == whole[rows]
 
 
-@every(("first", "speaks"), [(2.0, True), (1.2, True), (1.19, False), (0.9, False)])
-def test_a_leak_is_measured_from_the_higher_first_loss_of_the_two(first, speaks):
-    facts = run([1.0, *[0.15] * 9], held_out=[first, 0.6, 0.18], epoch=6.0)
-    assert (found("LEK132", facts) is not None) is speaks
-
-
 @pytest.mark.parametrize(("error", "confidence"), [(0.03, 0.8), (0.031, 0.6)])
 def test_a_separation_is_as_sure_as_stated_up_to_an_error_of_three_in_a_hundred(error, confidence, monkeypatch):
     answers = iter([(0.5, error), (0.0, 1.0)])

@@ -60,7 +60,6 @@ def test_batches_without_a_fault_have_no_finding() -> None:
     [
         ({"rows_unsupervised": 1}, "DAT301", "error"),
         (MASKED, "DAT301", "critical"),
-        ({"supervised": 127}, "DAT303", "info"),
         ({"rows_at_limit": 4}, "DAT305", "warning"),
         ({"rows_with_end": 0}, "DAT307", "warning"),
         ({"rows_repeated": 1}, "DAT313", "info"),

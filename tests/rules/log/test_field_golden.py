@@ -20,7 +20,6 @@ RULES = {
     "SCALE": {"SCL129"},
     "SATURATED": {"PRF130"},
     "SKIPPED": {"NUM131"},
-    "LEAK": {"LEK132"},
     "CLIPPED": {"CLP125"},
     "PLATEAU": {"PLT105"},
     "NO_LEARNING": {"NOL106", "LRS109", "GRD108"},

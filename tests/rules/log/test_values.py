@@ -84,7 +84,6 @@ VALUES: dict[str, tuple[str, float, float, dict[str, Any]]] = {  # rule: an edge
     "CHN112": ("chance_z", 0.5405, 0.85, {"accuracy": 0.5405, "chance": 0.5, "margin": 0.041}),
     "REP128": ("many_epochs", 20.0, 0.8, {"epochs": 20.0, "first": 1.958, "last": 1.263}),
     "MEM127": ("epoch_drop", 0.051, 0.6, {"drops": [0.051, 0.051], "epochs": 3.0}),
-    "LEK132": ("leak_epochs", 5.0, 0.5, {"epochs": 5.0, "train": 0.2, "held_out": 0.2}),
     "PRF119": ("separated", 0.549, 0.8, {"accuracy": 0.549, "error": 0.002294, "margin": 0.0, "how": "not told apart"}),
     "PRF140": ("tie", 9e-05, 0.9, {"rows": 20, "why": "same texts"}),
     "PRF120": ("chosen_fall", 1.01, 0.5, {"first": 0.0, "last": -1.01, "both": False, "much": False}),

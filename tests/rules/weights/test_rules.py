@@ -268,8 +268,6 @@ def alpha(of_module, **fields):
         ("BAS216", holds(1.0, 0.25 / 3), {}, "warning", {"held": 1.0}, ""),
         ("BAS218", in_codes(0.49), {}, "info", {"lost": 0.51, "cosine": 0.25}, ""),
         ("BAS218", in_codes(0.0), {}, "info", {"lost": 1.0, "cosine": 0.25}, ""),
-        ("INT212", intruding(few=1, many=3), {}, "info", {"total": 4, "k": 10, "eps": 0.5},
-         "4 intruder dimensions in 2 modules (k=10, eps=0.5); most in many: 3."),
     ],
 )  # fmt: skip
 def test_a_rule_speaks_of_its_case_alone(rule, full, own, severity, values, says):
@@ -303,7 +301,6 @@ def test_a_rule_speaks_of_its_case_alone(rule, full, own, severity, values, says
         ("BAS216", holds(1.0, None), {}),
         ("BAS216", holds(1.0, n=3), {}),
         ("BAS218", in_codes(0.5), {}),
-        ("INT212", intruding(few=0, many=0), {}),
     ],
 )  # fmt: skip
 def test_a_rule_is_silent_beside_its_threshold(rule, full, own):
@@ -338,8 +335,8 @@ def test_a_rule_without_its_input_says_which_it_is(rules, full, reason):
 
 def test_what_was_given_is_judged():
     assert set(reasons(LACKING)) == {rule.id for rule in WEIGHTS_RULES}
-    assert set(reasons(report(*alike(4)))) == {"MRG210", "BAS211", "INT212", "BAS216", "BAS217", "BAS218"}
-    assert set(reasons(report(*alike(4), base=beside(4)))) == {"INT212", "BAS216", "BAS218"}
+    assert set(reasons(report(*alike(4)))) == {"MRG210", "BAS211", "BAS216", "BAS217", "BAS218"}
+    assert set(reasons(report(*alike(4), base=beside(4)))) == {"BAS216", "BAS218"}
     no_update = report(module(), base=beside(codes={"NF4": 1}, in_codes_changed_median=0.0))
     assert "BAS218" in reasons(no_update)  # nothing lost
 

@@ -6,7 +6,6 @@ A Trainer setting in steps below 1 is a ratio of all steps; `Facts` turns both f
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Iterator
 
 from gradience.rules import (
@@ -20,7 +19,6 @@ from gradience.rules import (
     Unknown,
 )
 from gradience.rules.config.facts import OPEN_OR_WEIGHED, TO_COME, ConfigRule, Facts, given
-from gradience.schema import as_float
 
 ONE_EPOCH = Threshold("one_epoch", 1, "epochs", "definition: in one pass no example is seen twice")
 LONG_RUN = Threshold("long_run", 500, "optimizer steps", "a judgement: a shorter run is started again")
@@ -32,9 +30,6 @@ EPOCHS_BLIND = Threshold(
 )
 WARMUP_LONG = Threshold("warmup_long", 0.5, "share of all steps", "mechanical: the peak comes after half the run")
 TRIAL_STEPS = Threshold("trial_steps", 10, "steps", "a judgement: a few steps show that a script runs")
-WARMUP_RATIO_REMOVED = Threshold(
-    "warmup_ratio_removed", 5.2, "transformers version", "huggingface/peft#2949; absent in 5.24"
-)
 
 
 @ConfigRule(
@@ -345,49 +340,6 @@ def _is_trial(facts: Facts) -> bool:
         return False
 
 
-@ConfigRule(
-    "SCH003",
-    severity="info",
-    confidence=0.9,
-    needs=(TO_COME,),
-    settings=("warmup_ratio",),
-    thresholds=(WARMUP_RATIO_REMOVED,),
-)
-def _removed_ratio(facts: Facts) -> Iterator[Observation]:
-    """warmup_ratio where it was removed
-
-    warmup_ratio is set, and transformers here is {warmup_ratio_removed} or later
-
-    Why: TrainingArguments refuses the argument, or a script drops it and trains without warmup.
-    Scope: the transformers installed where check runs
-    Action: use warmup_steps with a value below 1
-    Verify: see whether TrainingArguments(warmup_ratio=...) raises an error
-    Source: huggingface/peft#2949; transformers 5.24 -- warmup_ratio is deprecated in 5.0 and removed in 5.2;
-        warmup_steps below 1 is a ratio from 5.0 on
-    """
-    program = facts.config.extras.get("format")
-    if program is not None:
-        raise Unknown(f"a recipe of {program}, which hands the setting on as its own version of transformers wants it")
-    ratio = facts.config.training.warmup_ratio
-    if ratio is None or as_float(ratio) <= 0:
-        return
-    version = given(facts.transformers, "the version of transformers (it is not installed here), which")
-    # By parts, because 5.10 is less than 5.2 as a number; the threshold itself, being a number, can hold no 5.10
-    if _major_minor(version) >= _major_minor(str(WARMUP_RATIO_REMOVED.value)):
-        yield Observation(
-            f"warmup_ratio is set, and transformers {version} (installed here) has no such argument",
-            {"warmup_ratio": as_float(ratio), "transformers": version},
-            action=f"use warmup_steps={as_float(ratio):g}: below 1 it is a ratio",
-        )
-
-
-def _major_minor(version: str) -> tuple[int, int]:
-    match = re.match(r"(\d+)\.(\d+)", version)
-    if match is None:
-        raise Unknown(f"transformers' version {version!r} is not readable")
-    return int(match[1]), int(match[2])
-
-
 RULES = (
     _no_train_loss,
     _no_evaluation,
@@ -398,5 +350,4 @@ RULES = (
     _many_epochs,
     _ignored_warmup,
     _long_warmup,
-    _removed_ratio,
 )

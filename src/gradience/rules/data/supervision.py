@@ -5,14 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from gradience.data.asked import AskedRow, RowTests, row_test
-from gradience.rules import ALL_MASKED, Observation, Sign, Threshold, Unknown
+from gradience.rules import ALL_MASKED, Observation, Sign, Unknown
 from gradience.rules.data.content import HALF, DataRule, counted, of_tokens, on_rows, share, values
 from gradience.schema import Severity
 from gradience.schema.reports import DataReport
-
-FEW_SUPERVISED = Threshold(
-    "few_supervised", 0.02, "share of kept tokens", "proposal: 1 of 50 tokens paid for is learnt"
-)
 
 
 def unmarked(data: DataReport) -> bool:
@@ -82,36 +78,6 @@ def _unsupervised(data: DataReport) -> Iterator[Observation]:
     if rows.count:
         severity: Severity | None = "critical" if rows.count == data.rows_read else None
         yield on_rows(data, rows, "have no supervised token", severity=severity, loss=data.loss)
-
-
-@DataRule(
-    "DAT303",
-    severity="info",
-    confidence=0.5,
-    groups=("data", "log"),
-    needs=(of_tokens,),
-    thresholds=(FEW_SUPERVISED,),
-)
-def _few_supervised(data: DataReport) -> Iterator[Observation]:
-    """few tokens are supervised
-
-    under {few_supervised} of the kept tokens are supervised
-
-    Why: Compute goes into prompts, and the loss is a mean over few tokens: it is noisy.
-    Scope: losses on tokens
-    Action: shorten prompts, join turns of one conversation into a row, or raise the batch size
-    Verify: the same run with longer answers, or twice the batch
-    Source: definition -- supervised tokens over tokens after the cut
-    """
-    tokens = data.tokens
-    if not tokens.kept or not tokens.supervised:
-        raise Unknown("no token is supervised (see DAT301, DAT302)")
-    part = tokens.supervised / tokens.kept
-    if part < FEW_SUPERVISED.value:
-        yield Observation(
-            f"{tokens.supervised:,} of {tokens.kept:,} tokens are supervised ({part:.1%})",
-            {"supervised": tokens.supervised, "tokens": tokens.kept, "share": part},
-        )
 
 
 @row_test
@@ -262,6 +228,6 @@ def _pad_is_end(data: DataReport) -> Iterator[Observation]:
         )
 
 
-RULES = (_unsupervised, _no_markers, _few_supervised, _prompt_supervised, _end, _pad_is_end)
+RULES = (_unsupervised, _no_markers, _prompt_supervised, _end, _pad_is_end)
 
 ROW_TESTS: RowTests = (unsupervised, all_supervised, mask_unused)

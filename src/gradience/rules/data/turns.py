@@ -19,10 +19,8 @@ from gradience.schema.reports import DataReport, Rows
 _SEEN = (cite("definition", "the turns of a row, in their order"),)
 TRL_ROLES = cite("TRL 1.16, maybe_convert_to_chatml", "renames from and value, and leaves roles as they are")
 _PROMPT: Final = re.compile(r"^### (?:Instruction|Response|Human|Assistant):", re.MULTILINE)
-_NEXT_TURN: Final = re.compile(r"\n(?:### )?(?:User|Human|USER|HUMAN): ?\S")
 _TOOLS: Final = frozenset({"tool", "ipython", "observation", "function", "tool_response", "function_response"})
 _QUOTED_CALL: Final = re.compile(r"<tool|<function|\{\s*\"(?:name|function|arguments)\"|Action:|```")
-_SPEAKER: Final = re.compile(r"\s*(?:###? ?)?(?:Assistant|ASSISTANT|AI|Bot|Chatbot|GPT|ChatGPT): ?\S")
 _WORD: Final = re.compile(r"\w+")
 _ECHO: Final = 4  # words of a question from which its repetition is no chance
 _END_PART: Final = 0.2  # share of a row that the loss leaves out at its end, where more than an end token is left out
@@ -478,57 +476,6 @@ def _template_twice(data: DataReport) -> Iterator[Observation]:
     )
 
 
-@row_test
-def next_turn_in_answer(row: AskedRow) -> bool:
-    """An answer goes on with a user's turn, as text."""
-    return any(_NEXT_TURN.search(answer) for answer in row.answers)
-
-
-@DataRule("DAT331", severity="warning", confidence=0.6, thresholds=(SLIPS,), evidence=_SEEN)
-def _next_turn_in_answer(data: DataReport) -> Iterator[Observation]:
-    """answers that go on with the next turn
-
-    {slips} of the answers hold a line that begins User: or Human:
-
-    Why: The model learns to write the user's next question after its answer.
-    Scope: formats with answers
-    Action: split these rows into turns
-    Verify: their text (--set show_rows=true)
-    """
-    return seen_in(
-        data, data.rows_with("next_turn_in_answer"), "have an answer that goes on with a user's turn", at_least=SLIPS
-    )
-
-
-@row_test
-def speaker_label(row: AskedRow) -> bool:
-    """An answer that is a turn begins with a speaker's name, as text."""
-    pairs = zip(row.turns, row.contents, strict=True)
-    return any(turn.get("role") in ANSWERERS and _SPEAKER.match(content) for turn, content in pairs)
-
-
-@DataRule(
-    "DAT354",
-    severity="warning",
-    confidence=0.7,
-    thresholds=(SOME,),
-)
-def _speaker_label(data: DataReport) -> Iterator[Observation]:
-    """a speaker's name begins answers
-
-    in {some} of the rows a turn of the assistant begins with Assistant:, AI: or the like, as text
-
-    Why: The model learns to write the name after the template's own.
-    Scope: conversations, whose template writes the speaker itself
-    Action: remove the names from the answers
-    Verify: their text (--set show_rows=true)
-    Source: definition -- Assistant, AI, Bot, Chatbot, GPT or ChatGPT before a colon
-    """
-    return seen_in(
-        data, data.rows_with("speaker_label"), "have an answer that begins with a speaker's name", at_least=SOME
-    )
-
-
 @row_kinds("media", "images_unread")
 def _of_media(row: AskedRow) -> Iterator[str]:
     """The row holds images, videos or sounds whose tokens are not counted; or images in no column that is read."""
@@ -578,8 +525,6 @@ RULES = (
     _empty_prompt,
     _template_twice,
     _foreign,
-    _next_turn_in_answer,
-    _speaker_label,
     _echo,
     _inverted,
     _calls,
@@ -594,8 +539,6 @@ ROW_TESTS: RowTests = (
     empty_prompt,
     template_twice,
     foreign_tokens,
-    next_turn_in_answer,
-    speaker_label,
     echo,
     inverted,
     _of_calls,

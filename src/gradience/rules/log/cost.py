@@ -1,4 +1,4 @@
-"""What a run's speed and memory show, by the `throughput` events of its log (CST191 to CST196).
+"""What a run's speed and memory show, by the `throughput` events of its log (CST191, CST195).
 
 A log without them gives these rules no meaning. The first window holds what happens once: compilation, the workers'
 start, the allocator's first blocks; it is left out of every comparison.
@@ -6,9 +6,7 @@ start, the allocator's first blocks; it is left out of every comparison.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
-from itertools import combinations
 from typing import Final
 
 from gradience.rules import Observation, Premise, Threshold, Unknown
@@ -18,20 +16,9 @@ from gradience.schema import as_float
 from gradience.schema.events import Throughput
 
 WAITS = Threshold("waits", 0.3, "of the time of a step", "a judgement: a third of the time could be won")
-PADDED = Threshold("padded", 1 / 3, "of the tokens that are computed", "a judgement")
-SLOWER = Threshold(
-    "slower", 1.5, "times the seconds a step of the first third", "2 of 20 healthy runs on a busy machine passed 1.3"
-)
-SAME_WORK = Threshold("same_work", 1.1, "times the tokens a step of the first third", "a judgement")
-RISING = Threshold(
-    "rising", 0.9, "of all pairs of windows, the later the slower", "a change at once, as by another job, gives 0.75"
-)
-CREPT = Threshold("crept", 0.05, "of the memory held first", "a judgement: a cache that fills is smaller, or settles")
 FULL = Threshold("full", 0.85, "of the memory there is", "what torch reserved beyond allocated in real runs: 3 to 15 %")
 WINDOWS: Final = 6
-TIMED: Final = 12  # four in each third: with two, 1 of 20 healthy runs on a busy machine seemed to slow down
 _SURE: Final = 2.0  # standard errors of a slope
-_STEADY: Final = 0.5  # of the growth of the first half that the second half has at least
 _FAILED: Final = (
     "OutOfMemory",
     "MemoryError",
@@ -40,7 +27,6 @@ _FAILED: Final = (
     "ALLOC_FAILED",
     "RESOURCE_EXHAUSTED",
 )
-_GREW: Final = 1.05  # times the peak before: a smaller rise needs no cause
 _KILLED: Final = frozenset({"no_run_end", "unknown"})
 _HAS_PACE: Final[Premise[RunFacts]] = Premise(
     "the log has throughput events", lambda facts: None if facts.run.paces else "the log has no throughput event"
@@ -98,141 +84,6 @@ def _waiting(facts: RunFacts) -> Observation | None:
         {"share": share, "seconds_per_step": each, "windows": len(shares)},
         evidence=seen(f"waiting_share of {len(shares)} windows, median {share:.0%}"),
     )
-
-
-@LogRule(
-    "CST192",
-    severity="warning",
-    confidence=0.9,
-    phrase=lambda v: f"{as_float(v['share']):.0%} of its tokens were padding",
-    thresholds=(PADDED,),
-    meant_for=_HAS_PACE,
-)
-def _padding(facts: RunFacts) -> Observation | None:
-    """padding takes over a third
-
-    over {padded} of the tokens that went through the model are padding
-
-    Why: Padding costs the same time and memory as text, and teaches nothing.
-    Scope: batches with a mask; the gain is an upper bound, where time goes with tokens
-    Action: group rows by length (group_by_length), or pack them
-    Verify: tokens a second without padding, before and after
-    """
-    windows = _windows(facts)
-    known = [one for one in windows if one.tokens_per_second is not None and one.padded_tokens_per_second]
-    room = sum(as_float(one.padded_tokens_per_second or 0) for one in known)
-    if not room:
-        raise Unknown("the tokens were not counted")
-    share = 1 - sum(as_float(one.tokens_per_second or 0) for one in known) / room
-    if share <= PADDED.value:
-        return None
-    return Observation(
-        f"{share:.0%} of the tokens in the batches are padding: without it up to {1 / (1 - share):.1f} times as fast.",
-        {"share": share, "gain": 1 / (1 - share)},
-        evidence=seen(f"tokens with and without padding of {len(known)} windows"),
-    )
-
-
-@LogRule(
-    "CST193",
-    severity="warning",
-    confidence=0.7,
-    phrase=lambda v: f"steps became {shown(v, 'times', '.2g')} times as slow",
-    thresholds=(SLOWER, SAME_WORK, RISING),
-    meant_for=_HAS_PACE,
-)
-def _slowing(facts: RunFacts) -> Observation | None:
-    """steps slow down
-
-    each window of the last third is slower than each of the first, by {slower} at the median, with at most {same_work}
-    of its tokens a step; and {rising} of the windows are in order
-
-    Why: Something grows with the steps: a list, a cache, a file that is read from its beginning, a card that heats up.
-    Scope: windows of ten steps or more; other jobs on the machine that come one by one look the same
-    Action: look for what is kept from step to step, and at the card's clock
-    Verify: seconds a step after a restart from the last checkpoint
-    """
-    timed = [one for one in _windows(facts) if one.seconds_per_step is not None]
-    if len(timed) < TIMED:
-        raise Unknown(f"{len(timed)} windows after the first were timed, and {TIMED} are needed")
-    if not _work(timed) and facts.objective.kind == "rl":
-        raise Unknown("answers may have grown: their tokens were not counted")
-    third = len(timed) // 3
-    first, last = ([as_float(one.seconds_per_step or 0) for one in part] for part in (timed[:third], timed[-third:]))
-    work = [_work(part) for part in (timed[:third], timed[-third:])]
-    times = median(last) / median(first) if median(first) else 1.0
-    more_work = work[0] and work[1] / work[0] > SAME_WORK.value
-    pairs = [a < b for a, b in combinations([as_float(one.seconds_per_step or 0) for one in timed], 2)]
-    if times < SLOWER.value or min(last) <= max(first) or more_work or sum(pairs) < RISING.value * len(pairs):
-        return None
-    return Observation(
-        f"A step takes {median(last):.3g} s at the end and took {median(first):.3g} s at first.",
-        {"times": times, "first": median(first), "last": median(last)},
-        evidence=seen(f"seconds a step of {third} windows at either end"),
-    )
-
-
-def _work(windows: Sequence[Throughput]) -> float:
-    """Tokens a step, with padding where that is known; 0 if not counted."""
-    pairs = [(one.padded_tokens_per_second or one.tokens_per_second or 0, one.seconds_per_step or 0) for one in windows]
-    return median([as_float(speed) * as_float(seconds) for speed, seconds in pairs])
-
-
-@LogRule(
-    "CST194",
-    severity="warning",
-    confidence=0.7,
-    phrase=lambda _: "its memory grew with the steps",
-    thresholds=(CREPT,),
-    meant_for=_HAS_PACE,
-)
-def _creeping(facts: RunFacts) -> Observation | None:
-    """memory creeps up
-
-    the memory held between steps grows along a line, by {crept} at least, in the second half as in the first
-
-    Why: What grows with every step reaches the limit at some step.
-    Scope: memory at the ends of windows; a cache that fills looks the same until it settles
-    Action: keep numbers and no tensors from step to step: loss.item() or loss.detach()
-    Verify: held_bytes of the throughput events after the change
-    """
-    ends = [(one.step, one.held_bytes) for one in _windows(facts) if one.step is not None and one.held_bytes]
-    if len(ends) < WINDOWS:
-        raise Unknown("the memory between steps was not recorded")
-    steps, sizes = [float(step) for step, _ in ends], [float(size) for _, size in ends]
-    slope, error = _line(steps, sizes)
-    middle = len(sizes) // 2
-    early, late = sizes[middle] - sizes[0], sizes[-1] - sizes[middle]
-    grown = (steps[-1] - steps[0]) * slope
-    if slope <= _SURE * error or grown < CREPT.value * sizes[0] or late < _STEADY * early or early <= 0:
-        return None
-    left = _left(facts, sizes[-1], slope, error)
-    return Observation(
-        f"The memory between steps grows by {gib(slope * 100)} every 100 steps{left}.",
-        {"bytes_per_step": slope, "error": error, "held": sizes[-1]},
-        evidence=seen(f"held_bytes of {len(ends)} windows, from {gib(sizes[0])} to {gib(sizes[-1])}"),
-    )
-
-
-def _line(x: Sequence[float], y: Sequence[float]) -> tuple[float, float]:
-    """The slope of the least-squares line, and its standard error; 0 and infinity where all x are equal."""
-    mx, my = sum(x) / len(x), sum(y) / len(y)
-    spread = sum((one - mx) ** 2 for one in x)
-    if not spread:
-        return 0.0, math.inf
-    slope = sum((a - mx) * (b - my) for a, b in zip(x, y, strict=True)) / spread
-    rest = sum((b - my - slope * (a - mx)) ** 2 for a, b in zip(x, y, strict=True))
-    return slope, math.sqrt(rest / max(len(x) - 2, 1) / spread)
-
-
-def _left(facts: RunFacts, held: float, slope: float, error: float) -> str:
-    """The steps until the memory is full, from the fastest to the slowest growth; empty if the limit is not known."""
-    total = facts.run.paces[-1].total_bytes
-    if total is None or total <= held:
-        return ""
-    # Both are above 0, because the slope is over two of its errors
-    soonest, latest = ((total - held) / (slope + sign * _SURE * error) for sign in (1, -1))
-    return f": full in {soonest:,.0f}{f' to {latest:,.0f}' if round(latest) > round(soonest) else ''} steps"
 
 
 @LogRule(
@@ -301,52 +152,4 @@ def _batch(facts: RunFacts) -> str:
     return f", batch of {rows}{f' x at most {length:,}' if length else ''}" if rows else ""
 
 
-@LogRule(
-    "CST196",
-    severity="info",
-    confidence=0.7,
-    phrase=lambda v: f"the peak of its memory is of {v['of']}",
-    thresholds=(FULL,),
-    meant_for=_HAS_PACE,
-)
-def _peak(facts: RunFacts) -> Observation | None:
-    """what the peak is of
-
-    the highest memory, {full} of what there is or in a run that ended out of memory, came with an evaluation or with
-    the longest row
-
-    Why: One batch decides whether a run fits, and a change for that batch alone costs the others nothing.
-    Scope: windows whose peak is over that of the window before; none where both came at once
-    Action: of an evaluation: a smaller per_device_eval_batch_size; of a row: cut rows at a lower max_length
-    Verify: peak_bytes of the throughput events around that step
-    """
-    known = [one for one in facts.run.paces if one.peak_bytes and one.step is not None]
-    if len(known) < WINDOWS:
-        raise Unknown("the memory of the windows was not recorded")
-    if not _named(facts) and _highest(facts) < FULL.value * (known[-1].total_bytes or math.inf):
-        return None
-    sizes = [one.peak_bytes or 0 for one in known]
-    at = sizes.index(max(sizes))
-    of = _came_with(facts, known[: at + 1]) if at and sizes[at] >= _GREW * sizes[at - 1] else ""
-    if not of:
-        return None
-    return Observation(
-        f"The peak, {gib(sizes[at])}, came with {of}; until then it was {gib(sizes[at - 1])}.",
-        {"of": of, "step": known[at].step, "peak_bytes": sizes[at], "before": sizes[at - 1]},
-        evidence=seen(f"peak_bytes at steps {known[at - 1].step} and {known[at].step}"),
-    )
-
-
-def _came_with(facts: RunFacts, windows: Sequence[Throughput]) -> str:
-    """What the last of these windows has that no earlier one has; empty if that is neither or both."""
-    *earlier, last = windows
-    # A window ends as its row is logged, and the Trainer evaluates after that: then it is in the next window
-    within = range(earlier[-1].step or 0, last.step or 0)
-    evaluated = next((event.step for event in facts.history if event.step in within), None)
-    longest = (last.longest or 0) > max(one.longest or 0 for one in earlier)
-    if longest == (evaluated is not None):
-        return ""
-    return f"the longest row, {last.longest:,} tokens" if longest else f"the evaluation at step {evaluated}"
-
-
-RULES: Final[tuple[LogRule, ...]] = (_waiting, _padding, _slowing, _creeping, _out_of_memory, _peak)
+RULES: Final[tuple[LogRule, ...]] = (_waiting, _out_of_memory)

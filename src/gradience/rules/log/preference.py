@@ -563,7 +563,8 @@ def _swapped(facts: RunFacts) -> Observation | None:
     Scope: preference training and reward models with evaluations
     Action: Look at some rows of both sets: is the better answer in the column chosen?
     Verify: Swap the columns of the held-out set: the accuracy becomes 1 less it.
-    Source: definition -- without anything learnt that carries over, half of the pairs are in order
+    Source: arithmetic -- without anything learnt that carries over half of the pairs are in order: far fewer are the
+        wrong way round
     """
     if in_order(facts) is None:
         raise Unknown(f"no {ACCURACIES} of training and of evaluations")

@@ -315,7 +315,6 @@ OF_BATCHES: Final[tuple[LogRule, ...]] = (
         covers=frozenset({"learning"}),
         cause=lambda v: "nothing_supervised" if v["rows"] == v["of"] else None,
     ),
-    _fed("DAT303", needs=_supervision),
     _fed("DAT305", _at_limit),
     _fed("DAT307", _end, needs=_supervision),
     _fed("DAT313", _repeated),

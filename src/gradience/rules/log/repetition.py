@@ -1,4 +1,4 @@
-"""REP128, MEM127, LEK132 and COV142: data seen many times or hardly, and held-out data that was trained on."""
+"""REP128, MEM127 and LEK185: data seen many times or hardly, and held-out data that was trained on."""
 
 from __future__ import annotations
 
@@ -10,17 +10,7 @@ from typing import Final, NamedTuple
 from gradience.rules import TRIAL, Observation, Threshold, Unknown
 from gradience.rules.log.account import LEAST_EVALS, account
 from gradience.rules.log.divergence import divergence
-from gradience.rules.log.facts import (
-    JUDGEMENT,
-    REAL_RUNS,
-    LogRule,
-    RunFacts,
-    last_part,
-    not_under,
-    positive_loss,
-    seen,
-    shown,
-)
+from gradience.rules.log.facts import JUDGEMENT, LogRule, RunFacts, last_part, not_under, positive_loss, seen, shown
 from gradience.rules.log.learning import FITTED
 from gradience.rules.log.preference import saturated
 from gradience.rules.log.statistics import NORMAL_95, mean, median, median_error, noise
@@ -43,9 +33,6 @@ EPOCHS_MANY = Threshold(
     "epochs_many", 4, "ends of epochs, of which one may show no step", "the last one, at a rate of 0"
 )
 
-LEAK_EPOCHS = Threshold("leak_epochs", 5.0, "epochs", JUDGEMENT)
-LEAK_LEVEL = Threshold("leak_level", 0.15, "of the first loss, training and held-out", REAL_RUNS)
-LEAK_NEAR = Threshold("leak_near", 1.25, "held-out over training loss at the end", REAL_RUNS)
 
 LITTLE_SEEN = Threshold("little_seen", 0.1, "of one pass over the data, under", JUDGEMENT)
 
@@ -212,50 +199,6 @@ def _learns_still(facts: RunFacts) -> str | None:
 
 
 @LogRule(
-    "LEK132",
-    severity="info",
-    confidence=0.5,
-    needs=(not_under("rl", "preference"),),
-    phrase=lambda _: "held-out loss is as low as training loss",
-    as_info=True,
-    look=True,
-    thresholds=(LEAK_EPOCHS, LEAK_LEVEL, LEAK_NEAR, LEAST_EVALS),
-)
-def _leak(facts: RunFacts) -> Observation | None:
-    """held-out loss as low as training loss
-
-    after {leak_epochs} or more epochs, training and held-out loss are both at most {leak_level} of their first
-    values, and held-out loss is at most {leak_near} times the training loss
-
-    Why: After many epochs the training loss is far below the loss on new data, unless the new data was trained on.
-    Scope: cross-entropy, five epochs and more; an easy task looks the same
-    Verify: Count exact and near duplicates between both sets; evaluate on data made later.
-    Source: benchmarks/field.py, real trainings -- held-out data in the training data: ratio near 1 after 20 epochs;
-        else 2 and more
-    """
-    curve, values = facts.held_out_curve, facts.loss.points
-    if facts.run.last_epoch is None:
-        raise Unknown("the log does not say how often the data was seen")
-    if facts.run.last_epoch < LEAK_EPOCHS.value:
-        return None
-    count = len(curve.losses) if curve else 0
-    if curve is None or count < LEAST_EVALS.value or len(values) < LEAST_EVALS.value:
-        raise Unknown(
-            f"{count} held-out losses and {len(values)} training rows; it needs {LEAST_EVALS.value:g} of each"
-        )
-    end, last = median(last_part(values, 10)), curve.losses[-1]
-    low = end <= LEAK_LEVEL.value * values[0] and last <= LEAK_LEVEL.value * max(curve.losses[0], values[0])
-    if not low or last > LEAK_NEAR.value * end:
-        return None
-    return Observation(
-        f"After {facts.run.last_epoch:.0f} epochs {curve.split} loss ({last:.3g}) is as low as training loss "
-        f"({end:.3g}): an easy task, or held-out data in the training data.",
-        {"epochs": facts.run.last_epoch, "train": end, "held_out": last},
-        evidence=seen(f"training loss from {values[0]:.4g}, {curve.split} loss from {curve.losses[0]:.4g}"),
-    )
-
-
-@LogRule(
     "LEK184",
     severity="warning",
     confidence=0.9,
@@ -409,4 +352,4 @@ def _little_seen(facts: RunFacts) -> Observation | None:
     )
 
 
-RULES: Final[tuple[LogRule, ...]] = (_repeated, _epoch_steps, _leak, _same_rows, _at_once, _little_seen)
+RULES: Final[tuple[LogRule, ...]] = (_repeated, _epoch_steps, _same_rows, _at_once, _little_seen)

@@ -480,45 +480,6 @@ def _lost_in_codes(facts: AdapterFacts) -> Observation | None:
     )
 
 
-@premise("intruder dimensions were counted")
-def _intruders_counted(facts: AdapterFacts) -> str | None:
-    if facts.report.base is not None and facts.report.base.intruder_total is not None:
-        return None
-    return "intruder dimensions were not counted (--base with --intruders counts them)"
-
-
-@WeightsRule(
-    "INT212",
-    severity="info",
-    confidence=0.5,
-    groups=("weights_and_base",),
-    needs=(_intruders_counted,),
-)
-def _intruders(facts: AdapterFacts) -> Observation | None:
-    """intruder dimensions
-
-    a leading singular vector of W + dW overlaps less than intruder_eps with each of W's
-
-    Why: New leading directions were linked to forgetting, not to the accuracy on the new task.
-    Scope: audits with --base and --intruders
-    Action: If forgetting matters, evaluate on tasks the base was good at.
-    Verify: Compare with the base on a held-out general benchmark.
-    Source: arXiv 2410.21228 -- LoRA has intruder dimensions where full fine-tuning has few
-    """
-    base = facts.report.base
-    counted = [
-        (m.base.intruders, m) for m in facts.report.modules if m.base is not None and m.base.intruders is not None
-    ]
-    if base is None or not base.intruder_total or not counted:
-        return None
-    most, where = max(counted, key=lambda pair: pair[0].count)
-    return Observation(
-        f"{base.intruder_total} intruder dimensions in {base.intruder_modules} modules "
-        f"(k={most.k}, eps={most.eps:g}); most in {where.name}: {most.count}.",
-        {"total": base.intruder_total, "k": most.k, "eps": most.eps},
-    )
-
-
 @premise("enough modules of plain LoRA were compared with the base")
 def _enough_plain(facts: AdapterFacts) -> str | None:
     able = sum(m.base is not None and m.base.held is not None for m in facts.report.modules)
@@ -571,5 +532,4 @@ BASE_RULES: Final[tuple[Rule[AdapterFacts], ...]] = (
     _unread,
     _lost_in_codes,
     _held,
-    _intruders,
 )

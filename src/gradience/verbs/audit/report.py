@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 import msgspec
 
 from gradience.adapters.layout import Adapter
+from gradience.adapters.traits import Operation, obstacles
 from gradience.configs.commands import known_of, with_commands
 from gradience.folder import Documents
 from gradience.io import Progress
@@ -20,7 +21,7 @@ from gradience.rules.judged import judge_parts, of_part
 from gradience.rules.weights import JUDGED_SHARE, health, suggests_ranks
 from gradience.rules.weights.ranks import NO_SUGGESTIONS, Suggestions, priced, suggestions
 from gradience.rules.weights.rules import judge_adapter
-from gradience.schema.audit import AUDIT_SCHEMA_ID, AuditReport, Health, ModuleAudit, NotAnalysed
+from gradience.schema.audit import AUDIT_SCHEMA_ID, AuditReport, Health, ModuleAudit, NotAnalysed, ResizedAs
 from gradience.schema.document import by_severity
 from gradience.spectral.batch import SINGLE_ERROR
 from gradience.spectral.devices import has_float64
@@ -28,6 +29,8 @@ from gradience.spectral.grams import Grams
 from gradience.verbs.audit.measured import AdapterNumbers, measure
 from gradience.verbs.audit.options import AuditOptions
 from gradience.verbs.audit.rows import bytes_per_param, layer_summaries, summary_of
+
+_CONVERTED: Final = frozenset({"mlx", "diffusers"})  # formats of which `convert` makes a PEFT LoRA without a base
 
 
 class AuditJudgement(NamedTuple):
@@ -115,6 +118,7 @@ def _report_of(
         suggested=ranks.suggested,
         like_suggested=ranks.like_suggested,
         candidates=ranks.candidates,
+        resized_as=_resized_as(adapter),
         rank_rules=ranks.rank_rules,
         rank_disagreements=ranks.disagreements,
         per_layer=ranks.per_layer if options.suggest_per_layer and of_peft else None,
@@ -142,6 +146,18 @@ def _between(documents: Documents, report: AuditReport) -> Verdict:
         return Verdict([], [])
     base = None if report.base is None else Path(report.base.path)
     return judge_between(gather(documents, base=base, modules=report.modules))
+
+
+def _resized_as(adapter: Adapter) -> ResizedAs:
+    """How `resize` takes the file: what it refuses ends in an error, so no command names it."""
+    if adapter.format in _CONVERTED and next(obstacles(adapter, Operation.CONVERT), None) is None:
+        # A file of a pipeline may adapt several models, of which `convert` writes one at a time.
+        models = {m.name.partition(".")[0] for m in adapter.modules if adapter.file_format.component_prefix}
+        of_one_model = len(models) < 2  # models
+        is_plain = of_one_model and all(m.kind == "linear" and m.dense is None for m in adapter.modules)
+        return "converted" if is_plain and set(adapter.roles.values()) <= {"lora_pair", "scale"} else "not"
+    refused = next(obstacles(adapter, Operation.RESIZE), None) or "not_analysed" in adapter.roles.values()
+    return "not" if refused else "as_it_is"
 
 
 def _size_beside(measured: AdapterNumbers) -> float | None:

@@ -10,7 +10,7 @@ import math
 import zlib
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import combinations
-from typing import Final, NamedTuple, Unpack
+from typing import Final, TypeAlias, Unpack
 
 import msgspec
 import numpy as np
@@ -27,13 +27,10 @@ from gradience.rewriting.sides import (
     config_differences,
     described,
     matched,
-    mean_overlaps,
     open_sides,
-    side_overlap,
 )
 from gradience.rules import excluded_rules, judge, without
 from gradience.rules.merge import MERGE_RULES, TWINS
-from gradience.schema.compare import SideOverlap
 from gradience.schema.merge import (
     MERGE_CHECK_SCHEMA_ID,
     CheckedAdapter,
@@ -51,6 +48,8 @@ from gradience.verbs.merge.methods import recipe_of
 from gradience.verbs.merge.options import MergeKeywords, MergeOptions
 from gradience.verbs.merge.pairs import obstacles_between, obstacles_of
 from gradience.verbs.merge.run import heads_of, merge_adapters
+
+Products: TypeAlias = dict[str, Floats]
 
 _DEFAULTS: Final = MergeOptions()
 _SAMPLE: Final = 1 << 19  # entries of each update that are read in a module, unless `exact` asks for all
@@ -100,9 +99,9 @@ def merge_check(
         _signs(matching, products, chosen, most=None if exact else _SAMPLE, seed=options.seed, progress=progress)
     )
     total = total_of(products)
-    pairs = [_pair(sides, chosen, total, places, products) for places in combinations(range(len(sides)), 2)]
+    pairs = [_pair(sides, chosen, total, places) for places in combinations(range(len(sides)), 2)]
     pooled = pooled_signs(list(signs.values()))
-    modules = [_module(name, products.by_module[name], chosen, signs.get(name)) for name in _shared(matching)]
+    modules = [_module(name, products[name], chosen, signs.get(name)) for name in _shared(matching)]
     merged, refused = _planned(paths, options)
     report = MergeCheckReport(
         schema=MERGE_CHECK_SCHEMA_ID,
@@ -122,7 +121,6 @@ def merge_check(
         differences=config_differences(sides),
         pairs=pairs,
         signs=None if pooled is None else _conflict(pooled),
-        expected_conflict=_expected(modules) if len(sides) == 2 else None,
         trials=trials_of(chosen, pairs),
         modules=modules,
         only_in=matching.partial,
@@ -157,20 +155,9 @@ def _shared(matching: Matching) -> list[str]:
     return [name for name, row in matching.rows.items() if sum(m is not None for m in row) >= 2]
 
 
-def _pair(
-    sides: Sequence[StoredAdapter], weights: Sequence[float], total: Floats, places: Places, products: Products
-) -> CheckedPair:
-    i, j = places
-    norms = [abs(weights[place]) * math.sqrt(total[place, place]) for place in places]
-    overlaps = products.overlaps[places]
-    return CheckedPair(
-        first=sides[i].name,
-        second=sides[j].name,
-        cosine=cosine_of(total, weights, places),
-        scale_ratio=max(norms) / min(norms) if min(norms) > 0.0 else None,
-        output_side=mean_overlaps(overlaps.output),
-        input_side=mean_overlaps(overlaps.input),
-    )
+def _pair(sides: Sequence[StoredAdapter], weights: Sequence[float], total: Floats, places: Places) -> CheckedPair:
+    first, second = (sides[place].name for place in places)
+    return CheckedPair(first=first, second=second, cosine=cosine_of(total, weights, places))
 
 
 def trials_of(weights: Sequence[float], pairs: Sequence[CheckedPair]) -> list[list[float]]:
@@ -184,16 +171,6 @@ def trials_of(weights: Sequence[float], pairs: Sequence[CheckedPair]) -> list[li
     return [own, whole if whole != own else [w / len(own) for w in whole]]
 
 
-def _expected(modules: Sequence[CheckedModule]) -> float | None:
-    """Return the sign conflict expected of jointly Gaussian entries with each module's cosine, acos(cosine) / pi.
-
-    It is the mean over all entries; None if no module has both signs and a cosine.
-    """
-    able = [(m.signs.of, m.lowest_cosine) for m in modules if m.signs is not None and m.lowest_cosine is not None]
-    entries = sum(of for of, _ in able)
-    return sum(of * math.acos(cosine) / math.pi for of, cosine in able) / entries if entries else None
-
-
 def _signs(
     matching: Matching,
     products: Products,
@@ -205,7 +182,7 @@ def _signs(
 ) -> Iterator[tuple[str, Signs]]:
     names = _shared(matching)
     for done, name in enumerate(names, 1):
-        if is_finite(products.by_module[name]):
+        if is_finite(products[name]):
             modules = [(m, w) for m, w in zip(matching.rows[name], weights, strict=True) if m is not None]
             parts = [(*m.load(), w * m.scale) for m, w in modules]
             # Each module draws rows of its own, whichever others there are. Python's `hash` differs between processes.
@@ -236,7 +213,7 @@ def _module(name: str, table: Floats, weights: Sequence[float], signs: Signs | N
 
 def _notes(sides: Sequence[StoredAdapter], matching: Matching, products: Products) -> list[str]:
     notes = [*obstacles_between(sides), *_heads(sides)]
-    broken = [name for name, table in products.by_module.items() if not is_finite(table)]
+    broken = [name for name, table in products.items() if not is_finite(table)]
     if broken:
         notes.append(f"{len(broken)} modules hold NaN or infinite numbers and are left out (first: {broken[0]})")
     if not _shared(matching):
@@ -258,41 +235,23 @@ def _heads(sides: Sequence[StoredAdapter]) -> list[str]:
     return []
 
 
-class PairOverlaps(NamedTuple):
-    """The subspace overlaps of one pair of adapters, module by module, on the output and the input side."""
-
-    output: list[SideOverlap]
-    input: list[SideOverlap]
-
-
-class Products(NamedTuple):
-    """The inner products <dW_i, dW_j> of each module (n, n), and the subspace overlaps of each pair.
+def products_of(sides: Sequence[StoredAdapter], matching: Matching) -> Products:
+    """Return <dW_i, dW_j> of each module (n, n); each module is read once for all pairs of adapters.
 
     Inner products with an update that is not finite are not finite.
     """
-
-    by_module: dict[str, Floats]
-    overlaps: dict[Places, PairOverlaps]
-
-
-def products_of(sides: Sequence[StoredAdapter], matching: Matching) -> Products:
-    """Return the inner products and overlaps of every pair of adapters; each module is read once for all pairs."""
     n = len(sides)
-    by_module = {name: np.zeros((n, n)) for name in matching.rows}
-    overlaps = {pair: PairOverlaps([], []) for pair in combinations(range(n), 2)}
+    products = {name: np.zeros((n, n)) for name in matching.rows}
 
     def take(pair: Places, one: Module, _two: Module, geometry: PairGeometry) -> None:
-        table, (i, j) = by_module[one.name], pair
+        table, (i, j) = products[one.name], pair
         table[i, j] = table[j, i] = geometry.inner
-        if geometry.left.size:
-            overlaps[pair].output.append(side_overlap(geometry.left, geometry.cosines[0], one.shape[0]))
-            overlaps[pair].input.append(side_overlap(geometry.right, geometry.cosines[1], one.shape[1]))
 
-    for place, own in enumerate(beside(sides, matching, list(overlaps), take, whole=False)):
+    for place, own in enumerate(beside(sides, matching, list(combinations(range(n), 2)), take, whole=False)):
         for name, energy in own.energies.items():
-            if name in by_module:
-                by_module[name][place, place] = energy
-    return Products(by_module, overlaps)
+            if name in products:
+                products[name][place, place] = energy
+    return products
 
 
 def is_finite(table: Floats) -> bool:
@@ -302,8 +261,8 @@ def is_finite(table: Floats) -> bool:
 
 def total_of(products: Products) -> Floats:
     """Return the inner products (n, n) of whole adapters: the sum over the modules whose products are all finite."""
-    tables = [table for table in products.by_module.values() if is_finite(table)]
-    return np.asarray(sum(tables, np.zeros_like(next(iter(products.by_module.values())))))
+    tables = [table for table in products.values() if is_finite(table)]
+    return np.asarray(sum(tables, np.zeros_like(next(iter(products.values())))))
 
 
 def kept_of(table: Floats, weights: Sequence[float], place: int) -> Kept:

@@ -16,7 +16,6 @@ from gradience.render.writing import EXACT, LESSER, MODULES, destination, error_
 from gradience.schema.merge import (
     CheckedAdapter,
     CheckedModule,
-    CheckedPair,
     MergeCheckReport,
     MergedModule,
     MergeReport,
@@ -83,10 +82,9 @@ def merge_check_text(report: MergeCheckReport, *, verbose: bool = False) -> Iter
     yield "Findings:" if report.findings else "Findings: none"
     yield findings(report.findings, verbose=verbose)
     yield from skipped(report.not_run, verbose=verbose)
-    for pair in report.pairs:
-        yield from _pair(pair)
+    yield from (f"{pair.first} and {pair.second}: cosine {number(pair.cosine, '.3f')}" for pair in report.pairs)
     if report.signs is not None:
-        yield _signs(report.signs, report.expected_conflict)
+        yield _signs(report.signs)
     yield ""
     yield from _modules(report.modules, None if verbose else _CANCEL)
     yield from _remarks(report)
@@ -102,23 +100,11 @@ def _option(weights: Sequence[float]) -> str:
     return f"--weights={text}" if text.startswith("-") else f"--weights {text}"
 
 
-def _pair(pair: CheckedPair) -> Iterator[Block]:
-    sizes = f"cosine {number(pair.cosine, '.3f')}, scale {number(pair.scale_ratio, '.3g')} : 1"
-    yield f"{pair.first} and {pair.second}: {sizes}"
-    if pair.output_side and pair.input_side:
-        out, inner = pair.output_side[-1], pair.input_side[-1]
-        yield (
-            f"  shared directions phi({out.i},{out.i}): outputs {out.phi:.3f} (chance {out.chance:.3f}),"
-            f" inputs {inner.phi:.3f} (chance {inner.chance:.3f})"
-        )
-
-
-def _signs(signs: SignConflict, expected: float | None) -> str:
+def _signs(signs: SignConflict) -> str:
     share = f"{signs.entries / signs.of:.1%} read, random rows"
     sample = "all read" if signs.entries == signs.of else share
-    gaussian = "" if expected is None else f" ({expected:.1%} of Gaussian entries)"
     return (
-        f"Signs: {_with_error(signs.conflict, signs.conflict_error)} conflict{gaussian},"
+        f"Signs: {_with_error(signs.conflict, signs.conflict_error)} conflict,"
         f" {_with_error(signs.cancelled, signs.cancelled_error)} of the magnitude cancels; {sample}"
     )
 
