@@ -53,7 +53,7 @@ def test_a_config_alone_tells_the_peak_its_parts_and_what_is_assumed(base: Path)
 
 def test_a_step_that_does_not_fit_names_the_cheapest_change_that_does(base: Path) -> None:
     peak = checked(base).memory.peak_bytes
-    report = checked(base, memory=f"{peak - 1}")
+    report = checked(base, memory=f"{peak - 1}B")
     assert [one.severity for one in report.findings if one.id == "MEM001"] == ["error"]
     assert report.memory.changes[0].change.startswith("gradient_checkpointing")
     assert all(one.peak_bytes < peak for one in report.memory.changes)
@@ -104,7 +104,10 @@ def test_a_size_that_is_none_is_refused() -> None:
     for text in ("", "24 parsecs", "-1", "0", "GiB"):
         with pytest.raises(ConfigError, match="--memory"):
             parse_size(text)
-    assert (parse_size("24GiB"), parse_size("80gb"), parse_size("1.5 MiB")) == (24 << 30, 80 * 10**9, 3 << 19)
+    sizes = ["24", "24GiB", "24G", "80gb", "1.5 MiB", "0.5", "7 tib", "9 b", "3k"]
+    assert [parse_size(text) for text in sizes] == [
+        24 << 30, 24 << 30, 24 * 10**9, 80 * 10**9, 3 << 19, 1 << 29, 7 << 40, 9, 3000
+    ]  # fmt: skip
 
 
 def test_a_config_alone_tells_what_the_targets_reach(base: Path) -> None:
@@ -142,3 +145,18 @@ def test_diagnose_foretells_the_longest_batch_that_was_seen(base: Path, tmp_path
     report = diagnose(run, base=base)
     assert report.check.memory.peak_bytes == checked(base).memory.peak_bytes
     assert "GiB foretold, 3.0 used, 4.0 reserved" in diagnose_text(report)
+
+
+def test_a_step_of_another_objective_is_not_given_the_figure_of_a_supervised_one(base: Path) -> None:
+    assert checked(base, packing=False).memory.peak_bytes
+    of_pairs = "a pair is two rows"
+    for setting, words in {
+        "precompute_ref_log_probs": f"preference training, where {of_pairs}, and a reference may pass beside the model",
+        "teacher_model_kind": "distillation training, where a teacher passes beside the model",
+        "num_generations": "rl training, where the rows are generated, and what generates them takes memory too",
+        "center_rewards_coefficient": f"reward training, where {of_pairs}, through a head of one value",
+    }.items():
+        memory = checked(base, memory="24", **{setting: 2}).memory
+        assert (memory.peak_bytes, memory.changes) == (None, [])
+        assert memory.reason == f"only a supervised step is followed, and this is {words}"
+        assert memory.limit_bytes == 24 << 30

@@ -76,6 +76,7 @@ def test_nothing_committed_names_a_machine_path_or_a_registry_host(root: Path) -
 
 
 def test_the_readme_and_ci_run_the_same_test_command(root: Path) -> None:
-    last = (root / ".ci" / "run").read_text(encoding="utf-8").strip().splitlines()[-1]
-    assert last in (root / "README.md").read_text(encoding="utf-8")
-    assert last in (root / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    made, tests = "python3 -m venv .venv && .venv/bin/python -m pip install nox", ".venv/bin/python -m nox -s tests"
+    assert f"\n{made} || exit\npart {tests}\n" in (root / ".ci" / "run").read_text(encoding="utf-8")
+    for page in ("README.md", "CONTRIBUTING.md"):
+        assert f"\n{made} && {tests}\n" in (root / page).read_text(encoding="utf-8")

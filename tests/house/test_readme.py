@@ -78,7 +78,7 @@ def test_every_shell_line_of_the_readme_is_run_by_a_test_or_by_ci(root, golden):
     marked = {line.strip() for code in commands(root).values() for line in code.splitlines()}
     ci = (root / ".ci" / "run").read_text(encoding="utf-8")
     nox = (root / "noxfile.py").read_text(encoding="utf-8")
-    rest = {line for line in lines - marked if line not in ci}
+    rest = {line for line in lines - marked if not all(part in ci for part in line.split(" && "))}
     golden_line = next(line for line in rest if "golden_path" in line)
     installs = {"pip install -e '.[report]'", "pip install torch transformers peft safetensors datasets"}
     assert rest == {golden_line} | installs

@@ -15,18 +15,20 @@ from tables import every
 
 import gradience
 from gradience.rules import GROUPS, Description, all_ids, cards_of, rule_cards, rules_named
+from gradience.rules.between.rules import BETWEEN_RULES
 from gradience.rules.config import RULES
 from gradience.rules.data import DATA_RULES
 from gradience.rules.joins.run import JOINS
 from gradience.rules.log import DETECTORS
 from gradience.rules.merge import MERGE_RULES
+from gradience.rules.merged import MERGED_RULES
 from gradience.rules.served import SERVED_RULES
 from gradience.rules.weights.rules import WEIGHTS_RULES
 from gradience.schema.document import Evidence, RuleCard
 
 SOURCE = Path(gradience.__file__).parent
 ID = re.compile(r"[A-Z]{2,3}\d{3}")
-OWN = (*RULES, *WEIGHTS_RULES, *MERGE_RULES, *SERVED_RULES)
+OWN = (*RULES, *WEIGHTS_RULES, *MERGE_RULES, *MERGED_RULES, *SERVED_RULES, *BETWEEN_RULES)
 EVERY = (*OWN, *DATA_RULES, *DETECTORS, *JOINS)
 
 
@@ -127,7 +129,8 @@ def test_no_ground_is_written_twice() -> None:
 
 def test_every_group_has_rules_and_a_rule_of_two_groups_is_in_both() -> None:
     assert all(cards_of(group) for group in GROUPS)
-    assert {rule.id for rule in DETECTORS} == {card.id for card in cards_of("log")}
+    of_settings = {"LR001", "LR003", "STP001"}
+    assert {rule.id for rule in DETECTORS} | of_settings == {card.id for card in cards_of("log")}
     for rule in ("TRN202", "NUM201", "RND203"):
         (card,) = rules_named(rule)
         assert card.groups == ["weights", "log"]

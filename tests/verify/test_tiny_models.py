@@ -443,3 +443,32 @@ def test_of_a_vocabulary_that_grew_the_rows_that_all_have_are_compared(rows, not
         ("embed_tokens", "exact", note),
         ("q", "exact", None),
     ]
+
+
+def test_a_merged_model_that_is_contained_and_would_not_load_as_it_is_fails(tmp_path, capsys):
+    """transformers 4 ties the head again; what is loaded is not what was merged."""
+    import json
+
+    import tiny_models
+    from peft import PeftModel
+    from safetensors.torch import load_file, save_file
+
+    from gradience.cli.main import main
+
+    made = tiny_models.saved(tiny_models.causal(), tmp_path, target_modules=["q_proj"], task_type="CAUSAL_LM")
+    merged = tmp_path / "merged"
+    PeftModel.from_pretrained(tiny_models.causal(), made.adapter).merge_and_unload().save_pretrained(merged)
+    tiny_models.save_tokenizer(merged)
+    command = ["verify", str(merged), "--adapter", str(made.adapter), "--base", str(made.base)]
+    assert main(command) == 0
+    assert "WOULD NOT LOAD" not in capsys.readouterr().out
+    config = json.loads((merged / "config.json").read_text())
+    (merged / "config.json").write_text(json.dumps(config | {"tie_word_embeddings": True, "vocab_size": 60}))
+    assert main(command) == 1
+    shown = capsys.readouterr().out
+    assert "Verdict: CONTAINED, AND WOULD NOT LOAD AS IT IS" in shown
+    assert "Set tie_word_embeddings to false in config.json." in " ".join(shown.split())
+    tensors = load_file(merged / "model.safetensors")
+    save_file(tensors | {"lm_head.weight": tensors["model.embed_tokens.weight"].clone()}, merged / "model.safetensors")
+    assert main([*command, "--json"]) == 0  # another head than the base's is a change, and fits the flag
+    assert [each["id"] for each in json.loads(capsys.readouterr().out)["findings"]] == []

@@ -17,19 +17,20 @@ import json
 import os
 import signal
 import socket
-import subprocess
 import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
-from multiprocessing.connection import Connection
 from pathlib import Path
 from threading import Lock
-from typing import Any, Final, NamedTuple, NoReturn
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, NoReturn
 
 import msgspec
 
 from gradience.errors import ConfigError, GradienceError
+
+if TYPE_CHECKING:
+    from multiprocessing.connection import Connection
 
 MEMORY: Final = 2 << 30  # bytes that a child may take beyond what the libraries took before it
 SECONDS: Final = 10.0  # processor time of one answer
@@ -85,7 +86,7 @@ class Confined:
         with theirs:
             self._helper = _helper()
             self._pid = self._helper.fork(theirs, [target.partition(":")[0], *imports])
-        self._pipe = Connection(ours.detach())
+        self._pipe = _pipe(ours.detach())
         try:
             self._send([target, *self._limits], args)
             self._answer()
@@ -169,6 +170,12 @@ class Confined:
         return reason.format(seconds=self._limits.seconds, memory=self._limits.memory >> 30)
 
 
+def _pipe(fd: int) -> Connection:
+    from multiprocessing.connection import Connection  # 8 ms of imports, and few files are confined
+
+    return Connection(fd)
+
+
 class _Helper:
     """The process that forks children, and says how they ended; what it imports first, as for `Confined`."""
 
@@ -179,6 +186,8 @@ class _Helper:
         # Not the working folder, in which a stranger's file may have the name of a module; -P keeps it out too.
         paths = [str(Path(entry).absolute()) for entry in sys.path if entry not in {"", "."}]
         with theirs:
+            import subprocess  # see `_pipe`
+
             self._process = subprocess.Popen(  # noqa: S603  # this module
                 [sys.executable, "-P", "-c", _START, str(theirs.fileno()), " ".join(imports), *paths],
                 pass_fds=[theirs.fileno()],
@@ -285,7 +294,7 @@ def serve(descriptor: int, imports: Sequence[str]) -> None:
             control.close()
             with suppress(OSError):
                 os.chdir(question["in"])
-            _obey(Connection(ends[0]))
+            _obey(_pipe(ends[0]))
         os.close(ends[0])
         _ENDED.pop(pid, None)  # of an earlier child of this number
         control.send(str(pid).encode())

@@ -21,6 +21,7 @@ HEADINGS: Final[dict[RuleGroup, str]] = {
     "between": "An adapter's files beside each other (gradience audit)",
     "joins": "Several of these that have one cause (gradience diagnose)",
     "merge": "Adapters that may be merged (gradience merge --check)",
+    "merged": "A merged model's folder (gradience verify)",
     "served": "What serves an adapter (gradience verify)",
 }
 

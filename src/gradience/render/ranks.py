@@ -97,14 +97,21 @@ def next_command(report: AuditReport) -> Iterator[Block]:
     """
     highest = max((m.r for m in report.modules), default=0)
     is_smaller = any(item.rank < highest for item in report.suggested.values())
-    if not is_smaller or any(finding.severity != "info" for finding in report.findings):
+    asked_first = any(finding.severity != "info" for finding in report.findings)
+    if not is_smaller or asked_first or report.resized_as == "not":
         return
     how = "--base MODEL --calibrate TEXTS --kl .003" if report.task_type in _OF_TEXT else "--like-suggested"
     place = os.path.normpath(report.peft_dir)
-    out = "smaller" if place in {".", ".."} else f"{place}-smaller"
+    new = "smaller" if place in {".", ".."} else f"{place.removesuffix('.safetensors')}-smaller"
+    out = f"{new}.safetensors" if report.format == "kohya" else new  # of kohya's, each adapter is one file
     base = report.base.path if report.base else report.beside.base
     known = {"ADAPTER": report.peft_dir, "MODEL": base, "TEXTS": report.beside.texts, "NEW": out}
-    command, lacking = fill(f"gradience resize ADAPTER {how} --out NEW", known)
+    if report.resized_as == "converted":
+        known |= {"ONE": f"{new}-one"}
+        line = f"gradience convert ADAPTER --out ONE && gradience resize ONE {how} --out NEW"
+    else:
+        line = f"gradience resize ADAPTER {how} --out NEW"
+    command, lacking = fill(line, known)
     yield f"Next: {command}"
     if lacking:
         yield f"    Replace {lacking}."

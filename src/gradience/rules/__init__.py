@@ -282,6 +282,11 @@ class Verdict(NamedTuple):
     findings: list[Finding]
     not_run: list[NotRun]
 
+    def silent_of(self, ids: Iterable[str]) -> list[str]:
+        """Those of the rules that were judged and found nothing."""
+        told = {*(finding.id for finding in self.findings), *(item.id for item in self.not_run)}
+        return [rule for rule in ids if rule not in told]
+
 
 def judge(rules: Iterable[Rule[F]], facts: F) -> Verdict:
     """Judge the facts by the rules. A rule that observed something before it raised `Unknown` is in both lists."""
@@ -477,6 +482,7 @@ def rule_cards() -> tuple[RuleCard, ...]:
     from gradience.rules.joins.run import JOINS  # the same
     from gradience.rules.log import DETECTORS  # the same
     from gradience.rules.merge import MERGE_RULES  # the same
+    from gradience.rules.merged import MERGED_RULES  # the same
     from gradience.rules.served import SERVED_RULES  # the same
     from gradience.rules.weights.rules import WEIGHTS_RULES  # the same
 
@@ -487,6 +493,7 @@ def rule_cards() -> tuple[RuleCard, ...]:
         *BETWEEN_RULES,
         *JOINS,
         *MERGE_RULES,
+        *MERGED_RULES,
         *SERVED_RULES,
     )
     # Some rules on data and on weights judge logs, too, with other premises: their own card is the one that stays

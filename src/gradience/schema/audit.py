@@ -315,6 +315,9 @@ class Health(msgspec.Struct, kw_only=True, frozen=True):
     reason: Annotated[str, about("The ground of the verdict, in words.")]
 
 
+ResizedAs = Literal["as_it_is", "converted", "not"]
+
+
 class LedgerEntry(msgspec.Struct, kw_only=True, frozen=True):
     """All tensors of one role, counted."""
 
@@ -412,6 +415,9 @@ class AuditReport(Report, kw_only=True, frozen=True):
     candidates: Annotated[
         list[SuggestedRank], about("Cost and saving of lower ranks: the powers of two and the suggested ranks.")
     ] = []
+    resized_as: Annotated[
+        ResizedAs, about("Whether `resize` takes the file: as it is, after `convert` made a PEFT LoRA of it, or not.")
+    ] = "as_it_is"
     rank_rules: Annotated[list[RankRule], about("Ranks by several rules of thumb, energy_rank_90 among them.")] = []
     rank_disagreements: Annotated[list[RankDisagreement], about("Modules on which the rules of thumb disagree.")] = []
     per_layer: RankPattern | None = None

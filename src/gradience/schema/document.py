@@ -28,7 +28,18 @@ _NAMES: Final = frozenset(get_args(NonFinite))
 RULES_SCHEMA_ID: Final = "gradience.rules/v2"
 
 RuleGroup: TypeAlias = Literal[
-    "config", "base", "serve", "data", "log", "weights", "weights_and_base", "between", "joins", "merge", "served"
+    "config",
+    "base",
+    "serve",
+    "data",
+    "log",
+    "weights",
+    "weights_and_base",
+    "between",
+    "joins",
+    "merge",
+    "merged",
+    "served",
 ]
 SEVERITIES: Final[tuple[Severity, ...]] = get_args(Severity)  # mildest first
 

@@ -283,4 +283,6 @@ class VerifyMergedReport(Report, kw_only=True, frozen=True):
     untouched: Annotated[NonNegativeInt, about("Tensors that the adapter does not change and that were compared.")] = 0
     others: Annotated[list[OtherTensor], about("Tensors that the adapter does not change but that differ.")] = []
     answers: Annotated[MergedAnswers | None, about("Null if no receipt was given.")] = None
+    findings: Annotated[list[Finding], about("What keeps the folder from loading as the model that was trained.")] = []
+    not_run: list[NotRun] = []
     notes: list[str] = []

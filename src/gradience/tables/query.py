@@ -13,6 +13,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
+from msgspec import inspect
+
 from gradience.errors import GradienceError, require
 from gradience.io import PathLike
 from gradience.io.atomic import atomic_file
@@ -27,7 +29,7 @@ from gradience.schema.fleet import (
     QueryColumn,
     QueryReport,
 )
-from gradience.tables import arrow_schema
+from gradience.tables import Row
 from gradience.tables.store import DAMAGED, Store, Tables
 from gradience.telemetry.redact import hide_in
 
@@ -38,6 +40,13 @@ if TYPE_CHECKING:
 
 FLEET: Final = Tables(FLEET_SCHEMA_ID, {"adapters": AdapterRow, "modules": ModuleRow, "findings": FindingRow})
 
+_SCALARS: Final[dict[type[inspect.Type], str]] = {
+    inspect.StrType: "varchar",
+    inspect.IntType: "bigint",
+    inspect.FloatType: "double",
+    inspect.BoolType: "boolean",
+    inspect.LiteralType: "varchar",
+}
 _PATTERN: Final = re.compile(r"[*?\[\\]")
 
 
@@ -173,18 +182,38 @@ def opened(store: Store) -> Iterator[DuckDBPyConnection]:
             if any(_PATTERN.search(path) for path in paths):  # DuckDB takes such a path for a pattern, without escapes
                 base.register(name, store.table(name))
             else:
-                base.register(f"{name}_without_rows", arrow_schema(store.tables.rows[name]).empty_table())
-                base.execute(f"create view {name} as {_view(f'{name}_without_rows', paths)}")
+                base.execute(f"create view {name} as {_view(store.tables.rows[name], paths)}")
         base.execute("set enable_external_access = false")
         base.execute("set lock_configuration = true")
         yield base
 
 
-def _view(table: str, paths: list[str]) -> str:
-    """A SELECT over the parts and a table without rows, by which a column that was added after them is null."""
+def _view(row: Row, paths: list[str]) -> str:
+    """A SELECT over the parts and one without rows, by which a column that was added after them is null."""
     how = "hive_partitioning = false, union_by_name = true"  # a folder's name, such as `r=99`, is no column
     parts = [f"from read_parquet({_texts(paths)}, {how})"] if paths else []
-    return " union all by name ".join([*parts, f"from {table}"])
+    return " union all by name ".join([*parts, f"(select {_columns(row, 'null::{type} as {name}')} limit 0)"])
+
+
+def _columns(row: Row, form: str) -> str:
+    """The columns of a table as SQL. An Arrow table of no rows would say the same, and imports pyarrow and pandas."""
+    kind = inspect.type_info(row)
+    assert isinstance(kind, inspect.StructType)  # noqa: S101  # the argument's type
+    return ", ".join(form.format(type=_type(field.type), name=f'"{field.encode_name}"') for field in kind.fields)
+
+
+def _type(kind: inspect.Type) -> str:
+    """DuckDB's name of the type that a column has in the files (`tables.arrow_schema`)."""
+    if isinstance(kind, inspect.Metadata):
+        return _type(kind.type)
+    if isinstance(kind, inspect.UnionType):
+        (inner,) = (one for one in kind.types if not isinstance(one, inspect.NoneType))
+        return _type(inner)
+    if isinstance(kind, inspect.ListType):
+        return f"{_type(kind.item_type).replace('double', 'float')}[]"
+    if isinstance(kind, inspect.StructType):
+        return f"struct({_columns(kind.cls, '{name} {type}')})"
+    return _SCALARS[type(kind)]
 
 
 def _texts(values: Iterable[str]) -> str:

@@ -229,7 +229,8 @@ def _masked_nan(facts: RunFacts) -> Observation | None:
     """masked NaN
 
     the loss is exactly 0.0 in a row whose gradient norm is not finite or is 0, or in 2 or more rows without a
-    logged gradient norm after losses of at least {rounds_to_zero}; or the loss falls by over {masked_fall} below
+    logged gradient norm, or with one that is exactly max_grad_norm, after losses of at least {rounds_to_zero}; or the
+    loss falls by over {masked_fall} below
     the rows before, in a row whose gradient norm is not finite. Zeros after losses under {rounds_to_zero} are
     rounding (info), unless the gradient norm says otherwise; so are zeros that at least {recovered_rows} losses
     over 0 follow, with a finite norm. Zeros in all rows: every label is masked
@@ -269,6 +270,8 @@ def _zeros(facts: RunFacts, zero: Sequence[int], bad: Sequence[int]) -> Observat
     losses, first = facts.series.losses, zero[0]
     before = median([x for x in losses[max(0, first - 8) : first] if math.isfinite(x)])
     unlogged = len(zero) > 1 and all(math.isnan(norms[i]) and i not in bad for i in zero)
+    if kind != "preference":
+        unlogged = unlogged or (len(zero) > 1 and all(norms[i] == _clipped_at(facts) for i in zero))
     if len(zero) == len(losses) and kind != "preference":
         return _no_labels(facts, bad)
     if not not_finite and (dead or unlogged) and _recovers(losses, zero):
@@ -285,6 +288,12 @@ def _zeros(facts: RunFacts, zero: Sequence[int], bad: Sequence[int]) -> Observat
         severity="info",
         confidence=0.6,
     )
+
+
+def _clipped_at(facts: RunFacts) -> float:
+    """The norm to which gradients are clipped: a norm that is exactly that is of no gradient."""
+    limit = facts.config.training.max_grad_norm
+    return 1.0 if limit is None else as_float(limit)
 
 
 def _recovers(losses: Sequence[float], zero: Sequence[int]) -> bool:

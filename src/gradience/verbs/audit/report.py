@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 import msgspec
 
 from gradience.adapters.layout import Adapter
+from gradience.adapters.traits import Operation, obstacles
 from gradience.configs.commands import known_of, with_commands
 from gradience.folder import Documents
 from gradience.io import Progress
@@ -16,10 +17,11 @@ from gradience.io.safetensors import is_known
 from gradience.rules import Verdict, without
 from gradience.rules.between.gathered import gather
 from gradience.rules.between.rules import judge_between
+from gradience.rules.judged import judge_parts, of_part
 from gradience.rules.weights import JUDGED_SHARE, health, suggests_ranks
 from gradience.rules.weights.ranks import NO_SUGGESTIONS, Suggestions, priced, suggestions
 from gradience.rules.weights.rules import judge_adapter
-from gradience.schema.audit import AUDIT_SCHEMA_ID, AuditReport, Health, ModuleAudit, NotAnalysed
+from gradience.schema.audit import AUDIT_SCHEMA_ID, AuditReport, Health, ModuleAudit, NotAnalysed, ResizedAs
 from gradience.schema.document import by_severity
 from gradience.spectral.batch import SINGLE_ERROR
 from gradience.spectral.devices import has_float64
@@ -27,6 +29,8 @@ from gradience.spectral.grams import Grams
 from gradience.verbs.audit.measured import AdapterNumbers, measure
 from gradience.verbs.audit.options import AuditOptions
 from gradience.verbs.audit.rows import bytes_per_param, layer_summaries, summary_of
+
+_CONVERTED: Final = frozenset({"mlx", "diffusers"})  # formats of which `convert` makes a PEFT LoRA without a base
 
 
 class AuditJudgement(NamedTuple):
@@ -87,6 +91,8 @@ def _report_of(
     documents: Documents, measured: AdapterNumbers, options: AuditOptions, left_out: Mapping[str, str]
 ) -> AuditReport:
     opened, optimizer = documents.adapter.take(), options.optimizer or documents.optimizer
+    config = measured.adapter.config
+    around = documents.beside(config.base_model_name_or_path or config.model)
     judgement = _judge(measured, optimizer)
     adapter, ranks = measured.adapter, judgement.ranks
     summary, layers = summary_of(judgement.modules), layer_summaries(judgement.modules)
@@ -112,24 +118,25 @@ def _report_of(
         suggested=ranks.suggested,
         like_suggested=ranks.like_suggested,
         candidates=ranks.candidates,
+        resized_as=_resized_as(adapter),
         rank_rules=ranks.rank_rules,
         rank_disagreements=ranks.disagreements,
         per_layer=ranks.per_layer if options.suggest_per_layer and of_peft else None,
         unmatched_patterns=[*adapter.unmatched_rank_patterns, *adapter.unmatched_alpha_patterns],
         base=measured.base,
-        beside=documents.beside,
+        beside=around,
         modules=judgement.modules,
         layers=layers,
         ledger=measured.ledger,
         not_analysed=judgement.not_analysed,
-        notes=[*adapter.notes, *_unknown_dtypes(adapter), *_precision(), *measured.notes],
+        notes=[*_chosen(documents), *adapter.notes, *_unknown_dtypes(adapter), *_precision(), *measured.notes],
     )
     alpha, r = (adapter.config.lora_alpha, adapter.config.r) if of_peft else (None, None)
     own = judge_adapter(report, alpha=alpha, r=r, modules_to_save=adapter.config.modules_to_save or [])
     between = _between(documents, report)
     found = by_severity([*own.findings, *between.findings])
     kept, not_run = without(found, [*own.not_run, *between.not_run], left_out)
-    kept = with_commands(kept, lambda: known_of(opened.path or None, documents.beside))
+    kept = with_commands(kept, lambda: known_of(opened.path or None, around))
     return msgspec.structs.replace(report, findings=kept, not_run=not_run)
 
 
@@ -141,12 +148,37 @@ def _between(documents: Documents, report: AuditReport) -> Verdict:
     return judge_between(gather(documents, base=base, modules=report.modules))
 
 
+def _resized_as(adapter: Adapter) -> ResizedAs:
+    """How `resize` takes the file: what it refuses ends in an error, so no command names it."""
+    if adapter.format in _CONVERTED and next(obstacles(adapter, Operation.CONVERT), None) is None:
+        # A file of a pipeline may adapt several models, of which `convert` writes one at a time.
+        models = {m.name.partition(".")[0] for m in adapter.modules if adapter.file_format.component_prefix}
+        of_one_model = len(models) < 2  # models
+        is_plain = of_one_model and all(m.kind == "linear" and m.dense is None for m in adapter.modules)
+        return "converted" if is_plain and set(adapter.roles.values()) <= {"lora_pair", "scale"} else "not"
+    refused = next(obstacles(adapter, Operation.RESIZE), None) or "not_analysed" in adapter.roles.values()
+    return "not" if refused else "as_it_is"
+
+
 def _size_beside(measured: AdapterNumbers) -> float | None:
     """The norm of the update over the base's, if enough of the modules were compared to speak of the adapter."""
     base = measured.base
     if base is None or base.compared < JUDGED_SHARE.value * len(measured.modules):
         return None
     return base.relative_frobenius
+
+
+def with_joint(report: AuditReport, documents: Documents, left_out: Mapping[str, str]) -> AuditReport:
+    """The report with what the settings and the log that lie there say of these weights."""
+    parts = judge_parts(documents, weights=report, left_out=left_out, parts=("weights", "config", "log"))
+    return msgspec.structs.replace(report, findings=of_part(parts.together(left_out).causes, "weights"))
+
+
+def _chosen(documents: Documents) -> Iterator[str]:
+    """Yield a note on how the adapter was chosen, if several lie in the folder that was given."""
+    at = documents.weights
+    if at.path is not None and not {";", ":"}.isdisjoint(at.chosen):
+        yield f"{at.path.name} is audited: {at.chosen}"
 
 
 def _unknown_dtypes(adapter: Adapter) -> Iterator[str]:

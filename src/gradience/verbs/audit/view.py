@@ -90,7 +90,7 @@ def audit_text(report: AuditReport, view: View | None = None) -> Iterator[Block]
     read = (("PEFT dir", report.peft_dir), ("Config", report.config_path or "-"), ("Weights", report.weights_path))
     yield from (facts(read, width=10), "")
     yield VerdictLine(words_of(report.health.verdict).replace("-", " "), f" ({report.health.reason})")
-    yield from (*_not_known(report.modules), *_beside_the_factors(report))
+    yield from _not_known(report.modules)
     yield from set_off("Findings", [findings(report.findings, verbose=view.verbose)] if report.findings else ())
     yield ""
     if report.modules:
@@ -113,7 +113,6 @@ def weights_section(report: AuditReport | None, figures: Sequence[Figure] = ()) 
     content = (
         VerdictLine(words(report.health.verdict).upper(), f": {report.health.reason}."),
         *_not_known(report.modules),
-        *_beside_the_factors(report),
         *(_numbers(report, verbose=True, name=short_path) if report.modules else ()),
         *figures,
         *(Figure(title, grid, wide=True) for title, grid in grids if grid is not None),
@@ -149,15 +148,12 @@ def _not_known(modules: list[ModuleAudit]) -> Iterator[Block]:
     yield from (f"Left out of every number: {n} of {len(modules)} modules ({why or '-'})" for why, n in reasons.items())
 
 
-def _beside_the_factors(report: AuditReport) -> Iterator[Block]:
-    """A line with what else the file holds of the trained model, by its share of all parameters in it."""
-    held = [entry for entry in report.ledger if entry.role in _OTHERS]
+def _beside_the_factors(report: AuditReport) -> str:
+    """What else the file holds of the trained model, by its share of all parameters in it; "" if nothing."""
+    held = [entry for entry in report.ledger if entry.role in _OTHERS and entry.params]
     every = sum(entry.params for entry in report.ledger)
-    parts = ", ".join(
-        f"{words(e.role)} {percent(e.params / every)} ({counted(e.tensors, 'tensor')})" for e in held if e.params
-    )
-    if parts:
-        yield f"Beside the factors, of the file's parameters: {parts}. No number here is of these."
+    parts = [f"{words(e.role)} {percent(e.params / every)} ({counted(e.tensors, 'tensor')})" for e in held]
+    return f"; of the file's parameters, in no number here: {', '.join(parts)}" if parts else ""
 
 
 def _numbers(report: AuditReport, *, verbose: bool, name: Callable[[str], str] = str) -> Iterator[Block]:
@@ -171,7 +167,8 @@ def _numbers(report: AuditReport, *, verbose: bool, name: Callable[[str], str] =
 def _summary(report: AuditReport, *, verbose: bool) -> Iterator[Block]:
     s = report.summary
     yield Heading("Summary")
-    counts = {"LoRA params": count(s.total_lora_params), "Layers": f"{s.n_layers}"}
+    params = f"{count(s.total_lora_params)}{_beside_the_factors(report)}"
+    counts = {"LoRA params": params, "Layers": f"{s.n_layers}"}
     if verbose:
         counts["Modules"] = _modules(report)
     if (size := update_size(s.update_norm, s.update_size)) is not None:

@@ -16,6 +16,7 @@ import msgspec
 from msgspec.structs import asdict, replace
 
 from gradience.configs.settings import LORA
+from gradience.configs.training import objective_of
 from gradience.errors import ConfigError
 from gradience.io.confined import Confined, Foreign, Limits
 from gradience.io.reading import decode_json, read_small
@@ -31,18 +32,23 @@ MEMORY: Final = 4 << 30  # bytes: a Llama of 3B takes 0.4 GB, an adapter that is
 SECONDS: Final = 120.0  # processor time: 3 s, and 10 s
 # Of what is allocated, where the longest batch meets a fresh cache: measured 1.03 to 1.10.
 _RESERVED: Final = (1.0, 1.1)
-_UNIT: Final = {"": 1, "b": 1, "k": 1, "m": 2, "g": 3, "t": 4}
-_SIZE: Final = re.compile(r"\s*(\d+(?:\.\d+)?)\s*(?:([kmgt]?)(i?)b)?\s*", re.IGNORECASE)
+_SIZE: Final = re.compile(r"\s*(\d+(?:\.\d+)?)\s*((?:[kmgt]i?)?b?)\s*", re.IGNORECASE)
 _MOST: Final = 1 << 20  # bytes of a config.json
 _HALF: Final = frozenset({"bfloat16", "float16"})
+_OTHERWISE: Final[dict[str, str]] = {  # objectives whose step is another one than that of supervised training
+    "preference": "a pair is two rows, and a reference may pass beside the model",
+    "reward": "a pair is two rows, through a head of one value",
+    "distillation": "a teacher passes beside the model",
+    "rl": "the rows are generated, and what generates them takes memory too",
+}
 _FEWEST: Final = 64  # tokens below which a shorter limit is no advice
 
 
 def parse_size(text: str) -> int:
-    """The bytes that a text such as `24GiB`, `80 GB` or a plain number states.
+    """The bytes that a text such as `24GiB`, `80 GB` or `80G` states; a number alone is of GiB, as cards are sold.
 
-    >>> parse_size("24GiB"), parse_size("1.5 GB"), parse_size("1000")
-    (25769803776, 1500000000, 1000)
+    >>> parse_size("24"), parse_size("24GiB"), parse_size("1.5 GB"), parse_size("24G"), parse_size("1000 b")
+    (25769803776, 25769803776, 1500000000, 24000000000, 1000)
 
     Raises:
         ConfigError: it states none, or nothing.
@@ -50,8 +56,8 @@ def parse_size(text: str) -> int:
     hit = _SIZE.fullmatch(text)
     size = 0
     if hit is not None:
-        number, unit, binary = hit.groups()
-        size = int(float(number) * (1024 if binary else 1000) ** (_UNIT[(unit or "").lower()] if unit else 0))
+        number, unit = hit[1], hit[2].lower() or "gib"
+        size = int(float(number) * (1024 if "i" in unit else 1000) ** "bkmgt".index(unit[0]))
     if size <= 0:
         raise ConfigError(f"--memory: expected a size such as 24GiB, got {text!r}", advice="correct the option")
     return size
@@ -131,6 +137,10 @@ def _asked(
         Foreign: the configuration does not say what must be known.
     """
     training, extras = config.training, config.training.extras
+    kind: str = objective_of(config).kind
+    kind = str(extras.get("trainer")) if kind == "unknown" else kind
+    if differs := _OTHERWISE.get(kind):
+        raise Foreign(f"only a supervised step is followed, and this is {kind} training, where {differs}")
     length = length or training.max_length
     if training.batch_size is None:
         raise Foreign("the batch per device is not stated (per_device_train_batch_size)")

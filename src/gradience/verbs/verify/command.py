@@ -74,7 +74,9 @@ def verify(
     of the dtypes. absent: M = W. c = <M - W, dW> / norm(dW)^2; residual = norm(M - W - c dW) / norm(dW); expected = the
     c of a correct merge in these dtypes.
 
-    Exit codes: 0 the same, or contained; 1 not; 3 it cannot be told; 2 unusable input.
+    Of a merged model's folder the rest is read too (config.json, tokenizer, template): would it load as it is?
+
+    Exit codes: 0 the same, or contained; 1 not, or it would not load as it is; 3 it cannot be told; 2 unusable input.
 
     Parameters
     ----------
@@ -107,6 +109,8 @@ def verify(
         )
         opt.print_report(report, lambda it: verify_merged_text(it, verbose=verbose), json=json)
         verdict, changed = report.verdict, bool(report.others)
+        if _CODES.get(verdict) == DONE and any(each.severity == "error" for each in report.findings):
+            verdict = "not_loaded"
     if fail_on == "never":
         return DONE
     code = _CODES.get(verdict, FOUND)

@@ -16,6 +16,8 @@ from gradience.adapters.open import open_adapter
 from gradience.base.weights import BaseWeights, find_shards
 from gradience.errors import AdapterError
 from gradience.io import PathLike, Progress
+from gradience.rules import judge
+from gradience.rules.merged import MERGED_RULES
 from gradience.schema import Real, real
 from gradience.schema.merge import (
     VERIFY_MERGED_SCHEMA_ID,
@@ -25,6 +27,7 @@ from gradience.schema.merge import (
     VerifyVerdict,
 )
 from gradience.verbs.verify.judge import FAILING
+from gradience.verbs.verify.loads import read_merged
 from gradience.verbs.verify.rows import Sources, TensorVerdict, left_over, opened, tasks_of
 from gradience.verbs.verify.untouched import Untouched
 
@@ -48,7 +51,8 @@ def verify_merged(
     rounded to float32 or to M's own dtype. If that does not fit, M is compared with W + dW within the rounding bound of
     the dtypes, with W, and with W + f dW. Heads and biases that the adapter holds whole are
     compared directly. Tensors that the adapter does not touch are compared with the base's. Weights in codes
-    are compared as the codes give them back. Outputs are compared with a receipt's only, if one is given.
+    are compared as the codes give them back. Outputs are compared with a receipt's only, if one is given. Whether the
+    folder would load as it is, its findings say.
 
     Args:
         base: the base model: a folder with safetensors, or organisation/name in the hub's local cache.
@@ -82,6 +86,7 @@ def verify_merged(
     rows += left_over(opened_adapter)
     modules = [row.told for row in rows]
     verdict, reasons = concluded(modules)
+    loads = judge(MERGED_RULES, read_merged(after, before, files.config if files.config.is_file() else None))
     return VerifyMergedReport(
         schema=VERIFY_MERGED_SCHEMA_ID,
         base=str(base),
@@ -97,6 +102,8 @@ def verify_merged(
         untouched=untouched.compared,
         others=others,
         answers=None if receipt is None else _answers(receipt, merged),
+        findings=loads.findings,
+        not_run=loads.not_run,
         notes=opened_adapter.notes,
     )
 

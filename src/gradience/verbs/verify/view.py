@@ -7,7 +7,7 @@ from typing import Final
 
 from msgspec.structs import replace
 
-from gradience.blocks import Block, Columns, Title, number, percent, short_path, table, words
+from gradience.blocks import Block, Columns, Title, findings, number, percent, short_path, skipped, table, words
 from gradience.blocks.text import as_text, shortened
 from gradience.render.writing import MODULES
 from gradience.schema.merge import OtherTensor, VerifiedModule, VerifyMergedReport
@@ -33,6 +33,10 @@ def verify_merged_text(report: VerifyMergedReport, *, verbose: bool = False) -> 
     yield f"Merged M:  {short_path(report.merged)}"
     yield ""
     yield from _verdict(report)
+    if report.findings:
+        yield "Findings:"
+        yield findings(report.findings, verbose=verbose)
+    yield from skipped(report.not_run, verbose=verbose)
     yield ""
     order = list(_VERDICTS)
     rows = sorted(report.modules, key=lambda row: order.index(row.verdict))
@@ -50,7 +54,7 @@ def verify_merged_text(report: VerifyMergedReport, *, verbose: bool = False) -> 
 
 
 def _verdict(report: VerifyMergedReport) -> Iterator[Block]:
-    yield f"Verdict: {words(report.verdict).upper()}"
+    yield f"Verdict: {words(report.verdict).upper()}{_unlike(report)}"
     yield from (f"  {reason}" for reason in report.reasons)
     yield from (f"  {report.counts[key]:>5}  {text}" for key, text in _VERDICTS.items() if key in report.counts)
     if report.dtypes:
@@ -59,6 +63,13 @@ def _verdict(report: VerifyMergedReport) -> Iterator[Block]:
         yield f"Exact, W + dW in: {', '.join(f'{key} ({n})' for key, n in report.summed_in.items())}"
     if report.coefficient is not None:
         yield f"c = <M - W, dW> / norm(dW)^2 over all: {number(report.coefficient, '.4f')}"
+
+
+def _unlike(report: VerifyMergedReport) -> str:
+    """What the verdict says of the folder: whether it would load as it is."""
+    if not any(each.severity == "error" for each in report.findings):
+        return ""
+    return f", {'AND' if report.verdict == 'contained' else 'AND ALSO'} WOULD NOT LOAD AS IT IS"
 
 
 def _reasons(row: VerifiedModule) -> str:
