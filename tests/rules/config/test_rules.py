@@ -694,8 +694,8 @@ ENTRIES: dict[str, Entry] = {
         fires=[
             On(
                 keyed("Qwen/Qwen3-30B-A3B", ["self_attn.q_proj", "mlp.experts.0.up_proj", "mlp.experts.0.down_proj"]),
-                says="mlp.experts.0.up_proj, mlp.experts.0.down_proj match no module in MLX-LM, where MLX stacks experts "
-                "as switch_mlp: only self_attn.q_proj is adapted",
+                says="mlp.experts.0.up_proj, mlp.experts.0.down_proj match no module in MLX-LM, where MLX stacks "
+                "experts as switch_mlp: only self_attn.q_proj is adapted",
                 severity="warning",
             ),
             On(

@@ -14,7 +14,7 @@ from gradience.adapters.patterns import PatternTable, layer_number, whole
 from gradience.configs.families import Family, known_modules, meant
 from gradience.errors import AdapterError, few
 from gradience.rules import NEMOTRON, UNMATCHED, Observation, Unknown, premise
-from gradience.rules.config.facts import AN_ADAPTER, LORA, TO_COME, Facts, LoraRule
+from gradience.rules.config.facts import AN_ADAPTER, LORA, TO_COME, ConfigRule, Facts, LoraRule
 from gradience.schema import Severity
 from gradience.schema.events import LoraSnapshot
 
@@ -378,7 +378,7 @@ def _of_mlx(facts: Facts) -> str | None:
     return None if facts.config.extras.get("format") == "mlx-lm" else "it is not MLX-LM's"
 
 
-@LoraRule("TGT009", severity="warning", confidence=0.85, meant_for=_of_mlx, settings=("target_modules",))
+@ConfigRule("TGT009", severity="warning", confidence=0.85, meant_for=_of_mlx, settings=("target_modules",))
 def _keys_of_mlx(facts: Facts) -> Observation | None:
     """keys that MLX-LM finds no module for
 
