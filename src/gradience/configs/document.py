@@ -19,7 +19,7 @@ from typing import Any, Final, Literal, NamedTuple, TypeAlias
 
 import msgspec
 
-from gradience.configs.files import MAX_JSON_BYTES, HasToDict, mapping_in, plain_mapping, read_bytes, read_mapping
+from gradience.configs.files import MAX_JSON_BYTES, HasToDict, plain_mapping, read_bytes, read_mapping
 from gradience.configs.recipes import RECIPES, is_axolotl, is_llama_factory, is_mlx, is_torchtune, read_mlx_fields
 from gradience.configs.rewards import columns_needed
 from gradience.configs.settings import (
@@ -36,7 +36,7 @@ from gradience.configs.settings import (
     layer_of,
     maybe,
 )
-from gradience.configs.training import PICKLED, note_training, output_dir, read_training, training_in
+from gradience.configs.training import PICKLED, fields_in, note_training, output_dir, read_training, training_in
 from gradience.configs.values import Fields, Malformed, short_name, text
 from gradience.errors import ConfigError
 from gradience.io.reading import real_path
@@ -78,12 +78,12 @@ def read_peft_dir(folder: Path) -> Layer:
 
 def read_peft(path: Path) -> Layer:
     """Read one adapter config; ConfigError if it is not one."""
-    return peft_in(path, read_bytes(path, MAX_JSON_BYTES))
+    return peft_in(path, read_mapping(path))
 
 
-def peft_in(path: Path, data: bytes) -> Layer:
-    """The settings in the bytes of an adapter config; ConfigError if they are not one."""
-    return _read_mapping(mapping_in(path, data), str(path))
+def peft_in(path: Path, mapping: dict[str, Json]) -> Layer:
+    """The settings in the mapping of an adapter config; ConfigError if it is not one."""
+    return _read_mapping(mapping, str(path))
 
 
 def read_arguments(path: Path) -> Layer:
@@ -92,11 +92,13 @@ def read_arguments(path: Path) -> Layer:
     Raises:
         ConfigError: it is neither.
     """
-    if path.suffix in PICKLED or path.is_dir():
-        return read_training(path)
-    mapping = read_mapping(path)
+    return arguments_in(path, fields_in(path, read_bytes(path, MAX_JSON_BYTES)))
+
+
+def arguments_in(path: Path, mapping: dict[str, Json]) -> Layer:
+    """The training arguments, or the recipe, in the mapping of a file; ConfigError if it is neither."""
     fields = Fields(mapping, str(path))
-    is_recipe = any(fits(fields) for fits, _ in RECIPES)
+    is_recipe = path.suffix not in PICKLED and any(fits(fields) for fits, _ in RECIPES)
     return _read_any(mapping, str(path)) if is_recipe else training_in(path, mapping)
 
 
@@ -166,7 +168,11 @@ def read_labels(path: Path) -> Layer:
     Raises:
         ConfigError: the file cannot be read.
     """
-    model = read_mapping(path)
+    return labels_in(path, read_mapping(path))
+
+
+def labels_in(path: Path, model: dict[str, Json]) -> Layer:
+    """The same, of the mapping of a model's config.json."""
     classes, labels = model.get("architectures"), model.get("id2label")
     named = isinstance(classes, list) and any(str(name).endswith(_HEAD) for name in classes)
     # One label is a number: of a regression, or of a reward model.
