@@ -7,10 +7,12 @@ import json
 import pytest
 import torch
 import torch.nn.functional as F  # noqa: N812  # torch's own custom
+from tables import every
 
 from gradience.models import active, load_model
 from gradience.models.inputs import batches, read_inputs
 from gradience.models.outputs import Reference, divergence, logits_of, scored
+from gradience.models.statistics import lora_layers, statistics
 
 
 @pytest.fixture(scope="module")
@@ -50,6 +52,20 @@ def test_a_model_does_not_diverge_from_itself_and_means_are_over_predictions(loa
     assert same == (0.0, 0.0, sum(e.stop - e.first for e in examples))
     rows = list(scored(loaded, examples, parts, reference=reference, state=lambda: active(loaded, None)))
     assert divergence(rows).kl == pytest.approx(sum(r.kl for r in rows) / same.predictions)
+
+
+@every(("seed", "alike"), [(5, True), (6, False)])
+def test_the_labels_of_statistics_are_of_their_seed_whatever_was_drawn_before(loaded, examples, tmp_path, seed, alike):
+    layers = lora_layers(loaded, ["model.layers.0.self_attn.q_proj", "model.layers.1.mlp.down_proj"])
+    parts = batches(examples[:5], tokens=64, pad=loaded.pad)
+    found = []
+    for n, own in enumerate((5, seed)):
+        torch.manual_seed(n)
+        (tmp_path / str(n)).mkdir()
+        found.append(statistics(loaded, layers, parts, seed=own, folder=tmp_path / str(n)))
+    for path in layers:
+        one, two = (each.gradients(path) for each in found)
+        assert (one == two).all() == alike
 
 
 def test_a_classifiers_labels_are_numbers_or_the_bases_names(classifier, tmp_path):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 from tables import every
 
+from gradience.spectral.codes import from_awq
 from gradience.spectral.quantised import FP4, NF4, restored
 
 RNG = np.random.default_rng(0)
@@ -50,3 +51,16 @@ def test_the_books_of_4_bits_have_zero_and_reach_one():
     assert [len({*book}) for book in (NF4, FP4)] == [16, 15]  # the code of minus zero is one of FP4's sixteen
     for book in (NF4, FP4):
         assert (max(np.abs(book)), 0.0 in book) == (1.0, True)
+
+
+def test_the_eight_codes_of_a_word_of_awq_go_to_their_columns_and_down_the_rows():
+    """AutoAWQ packs columns 0, 2, 4, 6, 1, 3, 5, 7 from the lowest bits on; every bit of every word is drawn."""
+    words = RNG.integers(0, 1 << 32, size=(16, 3), dtype=np.uint32)
+    codes = np.zeros((16, 24), int)
+    for row, word, place in np.ndindex(16, 3, 8):
+        codes[row, 8 * word + (0, 2, 4, 6, 1, 3, 5, 7)[place]] = int(words[row, word]) >> 4 * place & 15
+    found = np.asarray(from_awq(words))
+    assert found.shape == (2, 24)
+    for block, column in np.ndindex(2, 24):
+        down = codes[8 * block : 8 * block + 8, column]
+        assert int(found[block, column]) == sum(int(code) << 4 * n for n, code in enumerate(down))
