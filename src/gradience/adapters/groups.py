@@ -23,7 +23,7 @@ Group: TypeAlias = Literal[
 ]
 
 
-def grouped(names: Iterable[str]) -> dict[Group, list[str]]:
+def grouped(names: Iterable[str]) -> dict[str, list[str]]:
     """The modules of each group of a file's tensors, by PEFT's names; in the file's order, each once.
 
     >>> grouped(["base_model.model.model.layers.0.mlp.experts.base_layer.lora_A.weight"])

@@ -275,13 +275,18 @@ class InputFile(msgspec.Struct, kw_only=True, frozen=True):
     path: str
 
 
+Fate: TypeAlias = Literal[
+    "applied", "dropped in silence", "refused at start", "applied otherwise than trained", "not judged"
+]
+
+
 class GroupFate(msgspec.Struct, kw_only=True, frozen=True, omit_defaults=True):
     """What an engine does with one group of an adapter's tensors."""
 
     engine: Annotated[str, about("As `--serve` names it, with the version.")]
     group: Annotated[str, about("The group in words, such as `the vision or audio tower`.")]
     modules: Annotated[NonNegativeInt, about("Modules in the group.")]
-    fate: Literal["applied", "dropped in silence", "refused at start", "applied otherwise than trained", "not judged"]
+    fate: Fate
     reason: str = ""
     source: Annotated[str, about("The address of what was read.")] = ""
 

@@ -23,7 +23,7 @@ from gradience.rules.config.facts import Facts, LoraRule
 from gradience.schema import Json, Real
 from gradience.schema.document import Evidence, RuleGroup
 from gradience.schema.events import ConfigSnapshot, LoraSnapshot
-from gradience.schema.reports import GroupFate
+from gradience.schema.reports import Fate, GroupFate
 
 TRAIN_WITHOUT: Final = "train without the feature, or merge the adapter into the base before serving"
 SERVE_TABLE = cite(
@@ -493,7 +493,7 @@ def known_engines(given: Iterable[str], *, fleet: bool = False) -> tuple[str, ..
         ConfigError: an engine is not known.
     """
     names = [name.strip().lower() for item in given for name in item.split(",")]
-    known = [engine for engine in ENGINES if fleet or engine not in FLEETS_ONLY]
+    known: list[str] = [engine for engine in ENGINES if fleet or engine not in FLEETS_ONLY]
     if strange := sorted(name or "an empty text" for name in names if name.partition("@")[0] not in known):
         raise ConfigError(
             f"not judged: no engine is called {', '.join(strange)}", advice=f"engines: {', '.join(known)}"
@@ -597,7 +597,7 @@ def _effects(effect: Effect, facts: Facts) -> Iterator[Observation]:
             )
 
 
-_FATES: Final[dict[Effect, str]] = {
+_FATES: Final[dict[Effect, Fate]] = {
     "refused": "refused at start",
     "dropped": "dropped in silence",
     "misread": "applied otherwise than trained",
@@ -625,12 +625,12 @@ def fates(facts: Facts) -> Iterator[GroupFate]:
             here = [fact for fact in applying if _concerns(fact, modules, facts)]
             worst = next((fact for effect in _FATES for fact in here if fact.effect == effect), None)
             unsure = unjudged(name) or any(group in FEATURES[one].groups for one in unknown)
-            fate = "not judged" if unsure and worst is None else "applied" if worst is None else _FATES[worst.effect]
+            sound: Fate = "not judged" if unsure else "applied"
             yield GroupFate(
                 engine=name,
                 group=GROUPS[group],
                 modules=len(modules),
-                fate=fate,
+                fate=sound if worst is None else _FATES[worst.effect],
                 reason=_start(engine_of(name), facts) if worst is None else worst.says,
                 source="" if worst is None else worst.source.url,
             )
@@ -678,7 +678,8 @@ def _engines(facts: Facts) -> tuple[str, ...]:
 
 
 def _settings_of(values: Mapping[str, Json]) -> list[str]:
-    return [item.setting for name, item in FEATURES.items() if name == values["feature"]]
+    named = values.get("features") or [values.get("feature")]
+    return [item.setting for name, item in FEATURES.items() if isinstance(named, list) and name in named]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -757,7 +758,7 @@ def _rank_sizes(facts: Facts) -> Iterator[Observation]:
             yield Observation(over[0], values, action=over[1], evidence=(cite(str(sizes.source), sizes.says),))
 
 
-@_ServeRule("SRV005", severity="warning", confidence=0.9)
+@_ServeRule("SRV005", severity="warning", confidence=0.9, settings=_settings_of)
 def _not_known(facts: Facts) -> Iterator[Observation]:
     """an engine that is not judged
 

@@ -40,7 +40,7 @@ def _share_of(adapter: Adapter) -> Callable[[Sequence[str]], float | None]:
                 b, a = one.load()
                 key = parse_key(next(iter(one.keys.values())))
                 name = one.name if key is None else key.module
-                sums[name] = sums.get(name, 0.0) + one.scale**2 * gram_norm(pair_grams(b, a), lambda b=b, a=a: (b, a))
+                sums[name] = sums.get(name, 0.0) + one.scale**2 * gram_norm(pair_grams(b, a), one.load)
         except AdapterError:
             return None
         return sums
