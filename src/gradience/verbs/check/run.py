@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import cache
+from functools import cached_property
 from os import PathLike
 from pathlib import Path
 from typing import Any, TypeAlias, TypedDict, Unpack
@@ -32,14 +32,17 @@ from gradience.errors import AdapterError, ConfigError
 from gradience.folder import Documents, open_run
 from gradience.folder.beside import base_of, beside
 from gradience.folder.found import weights_alone
+from gradience.folder.prompts import prompt_links
 from gradience.io import CHECKPOINT_PREFIX
 from gradience.io.reading import real_path
 from gradience.ranges import VerbOptions, Whole
-from gradience.rules import excluded_rules, without
+from gradience.rules import excluded_rules, judge, without
+from gradience.rules.between.prompts import PROMPT_RULES
 from gradience.rules.between.rules import FILE_RULES, judge_files
 from gradience.rules.config import RULES, judge_config, settings_of, transformers_version
 from gradience.rules.config.facts import CheckContext, Facts, Moved, quantities
 from gradience.rules.config.serving import fates, known_engines, read_flags
+from gradience.schema import as_float
 from gradience.schema.audit import Beside
 from gradience.schema.document import Coverage, Finding, by_severity
 from gradience.schema.events import ConfigSnapshot, LoraSnapshot
@@ -48,8 +51,11 @@ from gradience.schema.reports import CHECK_SCHEMA_ID, CheckReport, DataReport, I
 
 _NOT_CONFIGURATION = {"base", "settings", "data", "eval data", "tokenizer"}
 _OF_CONFIGURATION = frozenset(rule.id for rule in RULES)
-_OF_FILES = frozenset(rule.id for rule in FILE_RULES)
-_IDS = [*(rule.id for rule in RULES), *(rule.id for rule in FILE_RULES)]
+_TWO_ENDS = 2  # what was trained, and what is served
+_YAML = frozenset({".yaml", ".yml"})
+_OF_PROMPT = frozenset({"adapter", "config", "training"})  # roles of files beside which the prompt is looked for
+_OF_FILES = frozenset((*(rule.id for rule in FILE_RULES), *(rule.id for rule in PROMPT_RULES)))
+_IDS = [*(rule.id for rule in RULES), *_OF_FILES]
 _BY_LINE = frozenset({".jsonl", ".ndjson"})
 
 _LOGS = (STATE_NAME, "run.jsonl", "trainer_log.jsonl")
@@ -169,16 +175,30 @@ class CheckOptions(VerbOptions):
         """The given folders and files, beside which more may be found, such as a tokenizer."""
         return [Path(place) for place in (self.document, self.peft_dir, self.training_dir) if place is not None]
 
+    @cached_property
+    def _opened(self) -> dict[Path, Documents]:
+        """The runs that were opened, by the folders given."""
+        return {}
+
+    def run_of(self, folder: Path) -> Documents:
+        """The run in a folder, opened once for all options that name it."""
+        return self._opened.get(folder) or self._opened.setdefault(folder, open_run(folder))
+
+    def adapter_in(self, folder: Path) -> Documents:
+        """The run whose adapter is in a folder, if it was opened, else the adapter alone."""
+        mine = (run for run in self._opened.values() if run.folders[:1] == [folder])
+        return next(mine, None) or Documents(weights_alone(folder))
+
     def read(self) -> Layer:
         """Read all sources into one layer."""
-        runs = cache(open_run)
         layers = (
             _given(self.config),
-            _read(self.document, _settings_of, runs, read_document),
-            _read(self.peft_dir, _adapter_of, runs, read_peft_dir),
-            _read(self.training_dir, _training_of, runs, read_training_dir),
-            _object(self.peft, read_peft_object) or _read(self.peft, _adapter_of, runs, read_peft),
-            _object(self.training, read_training_object) or _read(self.training, _training_of, runs, read_arguments),
+            _read(self.document, _settings_of, self.run_of, read_document),
+            _read(self.peft_dir, _adapter_of, self.run_of, read_peft_dir),
+            _read(self.training_dir, _training_of, self.run_of, read_training_dir),
+            _object(self.peft, read_peft_object) or _read(self.peft, _adapter_of, self.run_of, read_peft),
+            _object(self.training, read_training_object)
+            or _read(self.training, _training_of, self.run_of, read_arguments),
             _given(self.overrides),
         )
         return stack(layer for layer in layers if layer is not None)
@@ -243,7 +263,29 @@ def check_config(
     of_config = {rule: reason for rule, reason in unwanted.items() if rule in _OF_CONFIGURATION}
     report = judged(whole, given, given.folders, unwanted=of_config, around=when_of(whole, given.stated))
     of_files = {rule: reason for rule, reason in unwanted.items() if rule not in _OF_CONFIGURATION}
-    return _with_files(report, given, whole, of_files)
+    return _with_prompt(_with_files(report, given, whole, of_files), given, whole, of_files)
+
+
+def _with_prompt(report: CheckReport, given: CheckOptions, whole: Layer, unwanted: Mapping[str, str]) -> CheckReport:
+    """The report with what the rules on the prompt say, if two files beside the configuration state something of it."""
+    files = [Path(source.path) for source in whole.sources if source.role in _OF_PROMPT]
+    places = [path.parent for path in files if path.is_file()]
+    if whole.output_dir is not None:
+        places += [place / whole.output_dir for place in places[:1]]
+    base = None if given.base is None else Path(given.base)
+    links = prompt_links(dict.fromkeys(places), recipes=[path for path in files if path.suffix in _YAML], base=base)
+    if len(links) < _TWO_ENDS:
+        return report
+    verdict = judge(PROMPT_RULES, links)
+    findings, not_run = without(verdict.findings, verdict.not_run, unwanted)
+    judged = len(PROMPT_RULES) - len({item.id for item in not_run})
+    before = as_float(report.derived.get("rules_judged", 0.0))
+    return msgspec.structs.replace(
+        report,
+        derived={**report.derived, "rules_judged": before + judged},
+        findings=by_severity([*report.findings, *findings]),
+        not_run=[*report.not_run, *not_run],
+    )
 
 
 def _with_files(report: CheckReport, given: CheckOptions, whole: Layer, unwanted: Mapping[str, str]) -> CheckReport:
@@ -255,7 +297,7 @@ def _with_files(report: CheckReport, given: CheckOptions, whole: Layer, unwanted
 
     base = None if given.base is None else Path(given.base)
     try:
-        verdict = judge_files(gather(Documents(weights_alone(folder)), base=base))
+        verdict = judge_files(gather(given.adapter_in(folder), base=base))
     except AdapterError:  # damaged: gradience audit says how
         return report
     findings, not_run = without(verdict.findings, verdict.not_run, unwanted)
