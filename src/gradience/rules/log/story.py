@@ -15,7 +15,7 @@ from gradience.rules.log import RULE_OF, preference, rewards
 from gradience.rules.log.account import account, decisive_metric
 from gradience.rules.log.facts import LogRule, Place, RunFacts, Topic
 from gradience.rules.log.held_out import of_metric
-from gradience.rules.log.learning import learning, not_held_out
+from gradience.rules.log.learning import held_still, learning, memorises
 from gradience.rules.log.recorded import audited_rank
 from gradience.rules.log.statistics import Trend
 from gradience.schema import Json, NonFinite, as_float, real
@@ -93,13 +93,22 @@ def _learning(facts: RunFacts, covered: frozenset[Topic]) -> Iterator[StoryPart]
     if trend is not None:
         values = {"fall": trend.fall, "least_seen": result.least, "p": trend.p, "rows": trend.rows}
     if result.shown:
-        without = None if "improving" in covered else not_held_out(facts)
-        falls = "the training loss falls, but " if facts.series.steps else ""
-        yield StoryPart(says="learns" if without is None else f"{falls}{without} does not improve", values=values)
+        yield StoryPart(says=_first_words(facts, covered), values=values)
     elif not facts.series.steps:
         yield StoryPart(says="no training loss was logged")
     elif decisive_metric(account(facts)) is None:
         yield StoryPart(says=f"cannot tell whether it learns: {result.says}", values=values)
+
+
+def _first_words(facts: RunFacts, covered: frozenset[Topic]) -> str:
+    """What a loss that falls means: where held-out data do not follow, no learning."""
+    still = held_still(facts)
+    if still is not None and memorises(facts):
+        since = "" if still.step is None else f" after its first evaluation (step {still.step})"
+        return f"memorises; {still.what} did not improve{since}"
+    if still is None or still.how == "late" or ("improving" in covered and still.how != "dead"):
+        return "learns"
+    return "the training loss falls" if facts.series.steps else "cannot tell whether it learns"
 
 
 def _loss(facts: RunFacts, train: TrainSummary) -> Iterator[StoryPart]:
