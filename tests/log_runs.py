@@ -896,6 +896,22 @@ def _wired(rule: str) -> Callable[[str], RunFacts]:
     return make
 
 
+def _anew(fell: float = 0.5, back: float = 0.9, old: int = 20, new: int = 20) -> RunFacts:
+    """A resumed run whose loss of 2 fell by this part, and then is up again by this part of the fall."""
+    low = 2.0 * (1.0 - fell)
+    losses = [2.0] * 3 + [low] * (old - 3) + [low + back * (2.0 - low)] * new
+    return run(losses, training={"extras": {"resumes": True}})
+
+
+def _same(n: int, loss: float = 1.36472106, rate: float = 2e-4, falls: float = 0.01) -> RunFacts:
+    """A run whose last evaluations have the same loss."""
+    before = [1.6, 1.5, 1.4][: max(3, 7 - n)]
+    evals = [*before, *[loss] * n]
+    rows = 12 * len(evals)
+    rates = [2e-4 if i < 12 * len(before) else rate for i in range(rows)]
+    return run([2.0 - falls * i for i in range(rows)], rates=rates, held_out=evals)
+
+
 ENTRIES: Final[dict[str, Entry]] = {
     "NUM102": Entry(
         edges=[
@@ -911,6 +927,7 @@ ENTRIES: Final[dict[str, Entry]] = {
             At(lambda x: zeros(x, 1e-8), {0.0: "error", 1e-8: None}),
             At(lambda kind: zeros(0.0, 0.0, kind=kind), {"preference": None, None: "error"}),
             At(lambda n: zeros(*[NAN] * n), {1: None, 2: "error"}),
+            At(lambda norm: zeros(norm, norm, norm), {1.0: "error", 0.99: None}),  # that to which it is clipped
         ],
         told=[
             (
@@ -1273,6 +1290,20 @@ ENTRIES: Final[dict[str, Entry]] = {
             At(lambda x: rates(1.0, 0.25, x), {0.5: None, 0.51: "warning"}),
             At(lambda x: rates(1.0, x, 1.0), {0.5: None, 0.4375: "warning"}),
             At(lambda n: run(FALL, rates=[NAN] * (60 - n) + [2e-4] * n), {2: "?", 3: None}),
+        ],
+        says=[
+            (
+                run(FALL, rates=[2e-4] * 14 + [0.0] * 46, every=10, training={"max_steps": 600}),
+                (
+                    "The learning rate is 0 in 46 rows from step 150 on: nothing is learnt there: the schedule ran 4 "
+                    "times too "
+                    "fast, as where each of 4 processes steps it."
+                ),
+            ),
+            (
+                run(FALL, rates=[2e-4] * 16 + [0.0] * 44, every=10, training={"max_steps": 600}),
+                "The learning rate is 0 in 44 rows from step 170 on: nothing is learnt there.",
+            ),
         ],
         told=[
             ({"throughout": True, "rows": 9, "step": 1}, "does not learn: the learning rate is 0"),
@@ -2148,6 +2179,46 @@ ENTRIES: Final[dict[str, Entry]] = {
                 replayed,
                 {1.25: "info", 0.75: "info", 1.26: "warning", 0.74: "warning"},
                 given={"record.REPLAY_DIFFERENCE": 0.25},
+            ),
+        ],
+    ),
+    "RES224": Entry(
+        edges=[
+            Edge("fell", "-e", 0.295, 0.305, lambda x: _anew(fell=x)),
+            Edge("back", "-e", 0.795, 0.805, lambda x: _anew(back=x)),
+            Edge("near_start", "e-", 0.295, 0.305, lambda x: _anew(back=1 + x / 0.5)),
+            Edge("old_rows", "-e", 9, 10, lambda x: _anew(old=int(x))),
+            Edge("at_once", "?e", 2, 3, lambda x: _anew(old=10, new=int(x))),
+        ],
+        told=[({"step": 50}, "began anew at its resume, at step 50")],
+        says=[
+            (run(FALL), "nothing says that the run was resumed"),
+            (
+                _anew(),
+                (
+                    "At step 21 the loss is back at 1.9, where the run began (2), from 1 just before: the resume "
+                    "started from an untrained adapter, not from what was saved."
+                ),
+            ),
+        ],
+    ),
+    "EVL225": Entry(
+        edges=[
+            Edge("same_evals", "-w", 3, 4, lambda x: _same(int(x))),
+            Edge("rounded", "-w", 7, 8, lambda x: _same(int(x), 1.3647)),
+            Edge("rate", "-w", 0.0, 1e-9, lambda x: _same(6, rate=x)),
+            Edge("training_loss", "-w", 0.0, 0.01, lambda x: _same(6, falls=x)),
+        ],
+        told=[({"evaluations": 9}, "held-out loss is the same to the last digit in 9 evaluations")],
+        says=[
+            (run(FALL, held_out=[1.1] * 3), "3 held-out losses; it needs 4"),
+            (
+                _same(4),
+                (
+                    "The held-out loss is exactly the same in 4 evaluations, from step 48 to 84 (1.36472106), while "
+                    "training "
+                    "goes on: the evaluation does not see the weights that are trained."
+                ),
             ),
         ],
     ),

@@ -10,7 +10,7 @@ from gradience.errors import ConfigError
 from gradience.rules.config import RULES
 from gradience.schema.events import ConfigSnapshot, OptimizerSnapshot
 from gradience.telemetry import TelemetryWriter
-from gradience.verbs.check.run import check_config, read_adapter_of, read_any, read_training_of, source_locations
+from gradience.verbs.check.run import CheckOptions, check_config, source_locations
 
 ADAPTER = {"peft_type": "LORA", "r": 6, "lora_alpha": 12, "target_modules": ["q_proj"]}
 STATE = {"log_history": [{"loss": 1.0, "step": 1}], "max_steps": 40}
@@ -29,25 +29,25 @@ def folder(tmp_path):
 
 
 def test_an_adapter_s_folder_without_a_log_is_its_config(folder):
-    found = read_any(folder(adapter_config=ADAPTER))
+    found = CheckOptions(document=folder(adapter_config=ADAPTER)).read()
     assert (found.config.lora.r, found.config.training.max_steps) == (6, None)
 
 
 def test_a_run_s_folder_is_its_adapter_and_what_its_log_shows(folder):
-    found = read_any(folder(adapter_config=ADAPTER, trainer_state=STATE))
+    found = CheckOptions(document=folder(adapter_config=ADAPTER, trainer_state=STATE)).read()
     assert (found.config.lora.r, found.config.training.max_steps) == (6, 40)
-    assert read_any(folder() / "trainer_state.json").config.training.max_steps == 40
+    assert CheckOptions(document=folder() / "trainer_state.json").read().config.training.max_steps == 40
 
 
 def test_a_folder_with_neither_is_refused_with_what_to_give(folder):
     with pytest.raises(ConfigError) as caught:
-        read_any(folder(other={}))
+        CheckOptions(document=folder(other={})).read()
     assert caught.value.advice == "give a folder with trainer_state.json or adapter_config.json"
 
 
 def test_the_adapter_and_the_training_of_a_folder_are_read_apart(folder):
     made = folder(adapter_config=ADAPTER, trainer_state=STATE)
-    adapter, training = read_adapter_of(made), read_training_of(made)
+    adapter, training = CheckOptions(peft_dir=made).read(), CheckOptions(training_dir=made).read()
     assert (adapter.config.lora.r, adapter.config.training.max_steps) == (6, None)
     assert (training.config.lora.r, training.config.training.max_steps) == (None, 40)
     assert {source.role for source in adapter.sources} == {"adapter"}
@@ -59,11 +59,11 @@ def test_an_adapter_may_be_that_of_the_last_checkpoint(folder, tmp_path):
     (made / "checkpoint-1").mkdir()
     for name, content in (("adapter_config", ADAPTER), ("trainer_state", STATE)):
         (made / "checkpoint-1" / f"{name}.json").write_text(json.dumps(content))
-    found = read_adapter_of(made)
+    found = CheckOptions(peft_dir=made).read()
     assert (found.config.lora.r, {source.role for source in found.sources}) == (6, {"adapter"})
     (made / "checkpoint-1" / "adapter_config.json").unlink()
     with pytest.raises(ConfigError):
-        read_adapter_of(made)
+        CheckOptions(peft_dir=made).read()
 
 
 def test_a_finding_is_placed_in_the_last_file_that_has_its_setting(tmp_path):
@@ -85,4 +85,4 @@ def test_a_finding_is_placed_in_the_last_file_that_has_its_setting(tmp_path):
 def test_the_folder_of_a_recorded_run_is_read_by_its_log(tmp_path):
     with TelemetryWriter(tmp_path / "run.jsonl") as log:
         log.run_start(ConfigSnapshot(optimizer=OptimizerSnapshot(lr=3e-4)))
-    assert read_any(tmp_path).config.optimizer.lr == 3e-4
+    assert CheckOptions(document=tmp_path).read().config.optimizer.lr == 3e-4

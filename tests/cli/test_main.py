@@ -100,7 +100,7 @@ def test_a_bug_of_ours_keeps_its_traceback_and_ends_with_70(monkeypatch, log, ca
     def broken(*_: object, **__: object) -> None:
         raise ZeroDivisionError
 
-    monkeypatch.setattr("gradience.verbs.monitor.command.report_of", broken)
+    monkeypatch.setattr("gradience.verbs.monitor.command.monitored", broken)
     assert main(["monitor", str(log)]) == 70
     told = capsys.readouterr().err.splitlines()
     assert told[0].startswith("Traceback")
@@ -126,7 +126,7 @@ def test_an_error_that_the_user_can_mend_is_no_bug(monkeypatch, log, capsys, err
     def broken(*_: object, **__: object) -> None:
         raise error
 
-    monkeypatch.setattr("gradience.verbs.monitor.command.report_of", broken)
+    monkeypatch.setattr("gradience.verbs.monitor.command.monitored", broken)
     monkeypatch.setattr("gradience.commands.output.leave_stdout", lambda: None)
     assert main(["monitor", str(log)]) == code
     assert capsys.readouterr().err.startswith(says)

@@ -13,6 +13,7 @@ import pytest
 
 from gradience.folder.checkpoints import Identity, OwnedCheckpoint
 from gradience.folder.found import CheckpointFolder
+from gradience.rules.judged import IDS
 from gradience.schema import real
 from gradience.schema.diagnose import BestCheckpoint, Checkpoint, DiagnosedSource
 from gradience.schema.document import Finding
@@ -21,7 +22,7 @@ from gradience.schema.reports import EvalPoint, MetricAccount, RunAccount
 from gradience.telemetry.series import RunSeries
 from gradience.verbs.diagnose import checkpoints as choosing
 from gradience.verbs.diagnose.checkpoints import CheckpointChoice, choose, disk_symptoms, loss_noise, standard_error
-from gradience.verbs.diagnose.run import IDS, unjudged
+from gradience.verbs.diagnose.run import unjudged
 
 
 def evals(losses: dict[int, float], split: str = "eval") -> list[Eval]:

@@ -13,9 +13,9 @@ from jsonschema import Draft202012Validator
 from gradience import diagnose
 from gradience.cli.main import main
 from gradience.rules.joins.run import JOINS
+from gradience.rules.judged import IDS
 from gradience.schema.diagnose import VERDICT_LABELS
 from gradience.schema.export import json_schema
-from gradience.verbs.diagnose.run import IDS
 
 KINDS = ["masked_nan", "untrained", "overfit", "head_only", "healthy"]
 

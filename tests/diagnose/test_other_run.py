@@ -8,8 +8,8 @@ from tables import every
 
 from gradience import audit_adapter, check_config
 from gradience.rules.joins.symptoms import Stated, disagreements, recorded_disagreements
-from gradience.schema.events import ConfigSnapshot
-from gradience.schema.reports import MONITOR_SCHEMA_ID, MonitorReport, TrainSummary
+from gradience.schema.events import Metrics
+from gradience.telemetry.series import RunSeries
 
 pytestmark = [  # what PEFT says of two of the kinds below
     pytest.mark.filterwarnings(r"ignore:The following rank_pattern keys:RuntimeWarning:peft\.tuners\.tuners_utils"),
@@ -75,12 +75,6 @@ def test_a_recorded_audit_is_another_adapter_s_where_all_counts_differ(saved, co
     audit = saved("plain")[1]
     assert (audit.summary.n_layers, audit.summary.total_lora_params) == (4, 1024)
     recorded = {key: n for key, n in zip(("n_layers", "total_lora_params"), counts, strict=True) if n is not None}
-    report = MonitorReport(
-        schema=MONITOR_SCHEMA_ID,
-        file="run.jsonl",
-        config=ConfigSnapshot(),
-        status="ok",
-        train=TrainSummary(rows=0),
-        lora_audit=recorded,
-    )
-    assert bool(recorded_disagreements(report, audit)) is other
+    run = RunSeries("r")
+    run.latest_metrics["lora_audit"] = Metrics(ts=0.0, run_id="r", step=1, kind="lora_audit", metrics=recorded)
+    assert bool(recorded_disagreements(run, audit)) is other

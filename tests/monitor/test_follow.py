@@ -228,7 +228,7 @@ def test_what_is_no_log_of_ours_is_not_followed(shared_data):
 
 def test_the_report_follows_the_last_line_and_fail_on_counts(tmp_path, capsys):
     path = record(tmp_path / "run.jsonl")
-    assert main(["monitor", str(path), "--follow", "--fail-on", "info"]) == 0
+    assert main(["monitor", str(path), "--follow", "--fail-on", "warning"]) == 0
     out = capsys.readouterr().out
     assert out.index("step 40 of 40") < out.index("GRADIENCE MONITOR")
 

@@ -12,10 +12,10 @@ from hypothesis import given, strategies as st
 from logs import record
 
 from gradience import diagnose
-from gradience.rules.log.facts import KEPT, SIGNALS
 from gradience.schema import ConfigSnapshot, TrainingSnapshot
 from gradience.telemetry import TelemetryReader
 from gradience.telemetry.series import RunSeries
+from gradience.telemetry.signals import KEPT, SIGNALS
 from gradience.telemetry.writer import TelemetryWriter
 from gradience.verbs.diagnose.view import diagnose_text
 from gradience.verbs.monitor.run import monitor_run

@@ -168,7 +168,7 @@ CASES = {
     ),
     "no row, since it logs less often than it steps": Case(
         [{"step": 3, "train_runtime": 9.0, "train_loss": 1.0}],
-        ("[WARNING] GAP118: No training loss was logged: the run had 3 steps, and logging_steps is 25.",),
+        ("[WARNING] REC310: The log holds 0 training rows: logging_steps is 25, and the run had 3.",),
         verdict="needs_attention",
         args={"logging_steps": 25},
     ),

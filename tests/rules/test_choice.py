@@ -10,9 +10,9 @@ from gradience.errors import ConfigError
 from gradience.rules import GROUPS, all_ids, cards_of, excluded_rules, list_rules, matching, rule_cards
 from gradience.rules.config import judge_config
 from gradience.rules.config.adapter import part_of
-from gradience.rules.log.facts import KEPT
 from gradience.schema.document import Excluded
 from gradience.schema.events import TELLING, ConfigSnapshot
+from gradience.telemetry.signals import KEPT
 
 
 def test_an_entry_is_the_beginning_of_an_id_and_not_a_part_of_it():

@@ -42,7 +42,7 @@ def test_without_a_choice_nothing_changes() -> None:
     assert excluded_rules(IDS, select=["all"]) == {}
 
 
-@every("entry", ["NOPE", "", "LR001", "DIV103,"])
+@every("entry", ["NOPE", "", "TGT001", "DIV103,"])
 def test_an_entry_that_is_no_beginning_of_an_id_is_refused_with_the_ids_there_are(entry: str) -> None:
     with pytest.raises(ConfigError, match="no rule is called") as caught:
         excluded_rules(IDS, ignore=[entry])

@@ -12,7 +12,7 @@ from gradience.cli.main import main
 from gradience.configs.settings import Layer
 from gradience.folder import find
 from gradience.folder.runs import names_of_runs, runs_in
-from gradience.verbs.check.run import read_any
+from gradience.verbs.check.run import CheckOptions
 from gradience.verbs.monitor.run import monitor_run
 from gradience.verbs.report.options import ReportOptions
 from gradience.verbs.report.run import build_story
@@ -145,7 +145,7 @@ def test_every_verb_finds_the_same_runs_and_takes_their_names(tmp_path, make):
     if count == 1:
         shown = read_by("monitor", tmp_path, None)
         assert shown == read[names[-1]] == read_by("diagnose", tmp_path, None) == read_by("report", tmp_path, None)
-        assert read_any(tmp_path) != Layer()
+        assert CheckOptions(document=tmp_path).read() != Layer()
     else:
         with pytest.raises(GradienceError, match="no run is called 'none'"):
             monitor_run(tmp_path, run="none")

@@ -351,3 +351,20 @@ def test_the_command_prints_the_story_and_its_exit_code_says_whether_it_could_te
     assert main(["why", a, c, "--json"]) == 3
     assert json.loads(capsys.readouterr().out)["verdict"] == "unknown"
     assert main(["why", a, d]) == 2
+
+
+def test_a_run_that_was_to_resume_and_repeats_another_began_anew(tmp_path):
+    rows = [{"step": step, "loss": 2.0 - step / 100, "epoch": step / 10} for step in range(1, 41)]
+    state = {"log_history": rows, "global_step": 40, "max_steps": 40, "num_train_epochs": 4}
+    for name, more in (("a", {}), ("b", {"resume_from_checkpoint": "a/checkpoint-40"})):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "trainer_state.json").write_text(json.dumps(state))
+        (tmp_path / name / "training_args.json").write_text(json.dumps({"learning_rate": 1e-4, **more}))
+    story = explain_difference(tmp_path / "a", tmp_path / "b").story
+    assert story == (
+        "the runs do not part in what both recorded (loss); b was to resume, and repeats the other from its first "
+        "step: it did not resume, it began anew"
+    )
+    assert (
+        explain_difference(tmp_path / "a", tmp_path / "a").story == "the runs do not part in what both recorded (loss)"
+    )

@@ -18,7 +18,7 @@ from typing import Any, Concatenate, Final, Literal, NamedTuple, ParamSpec, Type
 import numpy as np
 import numpy.typing as npt
 
-from gradience.adapters.config import AdapterConfig, ScalingRules, read_config
+from gradience.adapters.config import AdapterConfig, ScalingRules, parse_config, read_config
 from gradience.errors import AdapterError
 from gradience.io.safetensors import TensorInfo, TensorSource, is_float
 from gradience.schema.audit import LeftoverReason
@@ -229,10 +229,11 @@ class UnsuitableError(Exception):
 
 
 class Files(NamedTuple):
-    """An adapter's opened weights, and the path of its config, which may not exist."""
+    """An adapter's opened weights, and the path of its config, which may not exist; `raw` if its bytes are at hand."""
 
     source: TensorSource
     config: Path
+    raw: bytes | None = None
 
     @property
     def has_config(self) -> bool:
@@ -245,11 +246,11 @@ class Files(NamedTuple):
         Raises:
             AdapterError: it is missing, or not an adapter's.
         """
-        return read_config(self.config)
+        return read_config(self.config) if self.raw is None else parse_config(self.raw, str(self.config))
 
     def optional_config(self) -> AdapterConfig:
         """Read the config, or return the defaults if there is none."""
-        return read_config(self.config) if self.has_config else AdapterConfig()
+        return self.read_config() if self.has_config else AdapterConfig()
 
 
 @dataclass(frozen=True, slots=True)

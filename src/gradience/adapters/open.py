@@ -65,19 +65,22 @@ def _path(path: PathLike | None) -> Path | None:
     return None if path is None else Path(path)
 
 
-def read_adapter(files: AdapterFiles, opened: Callable[[Path], TensorSource] = open_weights) -> Adapter:
+def read_adapter(
+    files: AdapterFiles, opened: Callable[[Path], TensorSource] = open_weights, *, config: bytes | None = None
+) -> Adapter:
     """The adapter that the files hold.
 
     Args:
         files: from `find_files`.
         opened: opens one weights file; the default reads safetensors, and pickles by torch's restricted loader.
+        config: the bytes of the config, if they are read already.
 
     Raises:
         AdapterError: a file is missing, damaged, or of a type that the config contradicts.
     """
     shards = [opened(path) for path in files.shards]
     source = ShardedFiles(files.weights, shards) if shards else opened(files.weights)
-    contents = Files(source, files.config)
+    contents = Files(source, files.config, config)
     refuse_ungathered(source.path, source.tensors)
     adapter = format_of(contents).read(contents)
     notes = [*adapter.notes, *notes_on(files)]

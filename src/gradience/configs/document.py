@@ -19,7 +19,7 @@ from typing import Any, Final, Literal, NamedTuple, TypeAlias
 
 import msgspec
 
-from gradience.configs.files import HasToDict, plain_mapping, read_mapping
+from gradience.configs.files import MAX_JSON_BYTES, HasToDict, mapping_in, plain_mapping, read_bytes, read_mapping
 from gradience.configs.recipes import RECIPES, is_axolotl, is_llama_factory, is_mlx, is_torchtune, read_mlx_fields
 from gradience.configs.rewards import columns_needed
 from gradience.configs.settings import (
@@ -36,7 +36,7 @@ from gradience.configs.settings import (
     layer_of,
     maybe,
 )
-from gradience.configs.training import PICKLED, note_training, output_dir, read_training
+from gradience.configs.training import PICKLED, note_training, output_dir, read_training, training_in
 from gradience.configs.values import Fields, Malformed, short_name, text
 from gradience.errors import ConfigError
 from gradience.io.reading import real_path
@@ -78,7 +78,12 @@ def read_peft_dir(folder: Path) -> Layer:
 
 def read_peft(path: Path) -> Layer:
     """Read one adapter config; ConfigError if it is not one."""
-    return _read_mapping(read_mapping(path), str(path))
+    return peft_in(path, read_bytes(path, MAX_JSON_BYTES))
+
+
+def peft_in(path: Path, data: bytes) -> Layer:
+    """The settings in the bytes of an adapter config; ConfigError if they are not one."""
+    return _read_mapping(mapping_in(path, data), str(path))
 
 
 def read_arguments(path: Path) -> Layer:
@@ -87,11 +92,12 @@ def read_arguments(path: Path) -> Layer:
     Raises:
         ConfigError: it is neither.
     """
-    if path.suffix not in PICKLED and not path.is_dir():
-        fields = Fields(read_mapping(path), str(path))
-        if any(fits(fields) for fits, _ in RECIPES):
-            return read_document(path)
-    return read_training(path)
+    if path.suffix in PICKLED or path.is_dir():
+        return read_training(path)
+    mapping = read_mapping(path)
+    fields = Fields(mapping, str(path))
+    is_recipe = any(fits(fields) for fits, _ in RECIPES)
+    return _read_any(mapping, str(path)) if is_recipe else training_in(path, mapping)
 
 
 def read_peft_object(config: HasToDict | Mapping[str, Any]) -> Layer:

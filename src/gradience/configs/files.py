@@ -46,7 +46,16 @@ def read_mapping(path: Path, *, most: int = MAX_JSON_BYTES) -> dict[str, Json]:
     Raises:
         ConfigError: the file cannot be read, is larger, or holds no mapping.
     """
-    text = _read_text(path, most)
+    return mapping_in(path, read_bytes(path, most))
+
+
+def mapping_in(path: Path, data: bytes) -> dict[str, Json]:
+    """The mapping in the bytes of a file, as `read_mapping` returns it.
+
+    Raises:
+        ConfigError: they hold none.
+    """
+    text = _decoded(path, data)
     try:
         value = _parse(text, path.suffix.lower())
     except Malformed as error:
@@ -95,8 +104,7 @@ def _unique(pairs: list[tuple[str, Json]]) -> dict[str, Json]:
     return mapping
 
 
-def _read_text(path: Path, most: int) -> str:
-    data = read_bytes(path, most)
+def _decoded(path: Path, data: bytes) -> str:
     if b"\0" in data:
         message = f"{path}: a binary file (or UTF-16), not JSON or YAML"
         raise ConfigError(message, advice="give the configuration as UTF-8 text")

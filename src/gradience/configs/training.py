@@ -12,7 +12,17 @@ from typing import Any, Literal, NamedTuple
 import msgspec
 
 from gradience.configs.files import MAX_JSON_BYTES, HasToDict, plain_mapping, read_mapping
-from gradience.configs.settings import OPTIMIZER, TRAINING, Draft, Layer, knows_training, layer_of, some_of, stack
+from gradience.configs.settings import (
+    OPTIMIZER,
+    TRAINING,
+    Draft,
+    Layer,
+    knows_training,
+    layer_of,
+    some_of,
+    stack,
+    with_ratio,
+)
 from gradience.configs.values import Fields, flag, place, real, whole
 from gradience.errors import ConfigError
 from gradience.io.reading import decode_json, read_small
@@ -55,6 +65,7 @@ _TRAINERS = {  # keys that only one family of TRL's configs has, and the family'
 }
 # keys of a model's generation defaults, which a logger may write among the training arguments
 _GENERATION = ("num_beams", "min_length", "no_repeat_ngram_size", "length_penalty")
+_MAX_TASK = 256  # characters
 _RESUMES = ["resume_from_checkpoint", "auto_resume_from_checkpoints"]
 
 
@@ -80,11 +91,16 @@ def read_training_dir(folder: Path) -> Layer:
 def read_training(path: Path) -> Layer:
     """Read one file of training arguments; ConfigError if it is not one."""
     if path.suffix not in PICKLED:
-        return _read_mapping(read_mapping(path), str(path))
+        return training_in(path, read_mapping(path))
     from gradience.configs.pickled import read_pickled  # zipfile, which a JSON config need not pay for
 
     layer = _read_mapping(_with_processes(read_pickled(path)), str(path))
     return msgspec.structs.replace(layer, unknown_keys=())  # attributes of a class: none of them is a misspelt setting
+
+
+def training_in(path: Path, mapping: dict[str, Json]) -> Layer:
+    """The training arguments in the mapping of a file; ConfigError if there are none."""
+    return _read_mapping(mapping, str(path))
 
 
 def _with_processes(mapping: dict[str, Json]) -> dict[str, Json]:
@@ -278,3 +294,20 @@ def _profiled(config: ConfigSnapshot) -> Objective:
     if config.task_profile == "generation":
         return Objective("sft", "task profile generation", stated=False)
     return Objective("unknown", "no task, task_type or trainer says it", stated=False)
+
+
+def completed(whole: Layer, task: str | None = None) -> ConfigSnapshot:
+    """The settings with values derived from all sources: task and objective, keys of secrets, and alpha / r."""
+    config = whole.config
+    stated = {"task": task[:_MAX_TASK]} if task else {}
+    secrets = {"secret_keys": whole.secret_keys, "masked_keys": whole.masked_keys}
+    extras = {key: list(dict.fromkeys(names)) for key, names in secrets.items() if names}
+    training = msgspec.structs.replace(config.training, extras={**config.training.extras, **extras})
+    named = msgspec.structs.replace(
+        config, lora=with_ratio(config.lora), training=training, extras={**config.extras, **stated}
+    )
+    objective = objective_of(named)
+    if objective.kind == "unknown":
+        return named
+    understood = {"objective": objective.kind, "objective_because": objective.because}
+    return msgspec.structs.replace(named, extras={**named.extras, **understood})

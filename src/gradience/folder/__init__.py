@@ -7,7 +7,7 @@ they say, each part opened when it is first asked for; a part that is absent or 
 
 from __future__ import annotations
 
-from gradience.folder.documents import Documents, OpenAdapter, Part
+from gradience.folder.documents import Documents, OpenAdapter, Part, open_run
 from gradience.folder.found import Found, Place, find
 
-__all__ = ["Documents", "Found", "OpenAdapter", "Part", "Place", "find"]
+__all__ = ["Documents", "Found", "OpenAdapter", "Part", "Place", "find", "open_run"]

@@ -6,18 +6,19 @@ reading of the others. A rule that needs a part calls `need`, which raises `Unkn
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Generic, NamedTuple, TypeVar
 
 from gradience.adapters.files import CONFIG_NAME, AdapterFiles, find_files, holds_adapter
-from gradience.configs.document import read_arguments, read_document, read_peft
+from gradience.configs.document import peft_in, read_arguments, read_document
+from gradience.configs.files import MAX_JSON_BYTES, read_bytes
 from gradience.configs.settings import Layer, stack
 from gradience.configs.training import PICKLED
 from gradience.errors import GradienceError, Unknown
-from gradience.folder.beside import base_of, beside, optimizer_in
+from gradience.folder.beside import base_of, beside
 from gradience.folder.found import Found, Place, find, weights_alone
 from gradience.folder.runs import read_run
 from gradience.reading.logs import Reading
@@ -161,7 +162,8 @@ class Documents:
         from gradience.adapters.open import read_adapter  # numpy: only those with weights pay for it
 
         files = find_files(path, config=self.adapter_config, weights=self.weights_file)
-        return OpenAdapter.of_files(path, files, read_adapter(files))
+        raw = self._config.held if files.config == self._config.place.path else None
+        return OpenAdapter.of_files(path, files, read_adapter(files, config=raw))
 
     @property
     def folders(self) -> list[Path]:
@@ -171,12 +173,19 @@ class Documents:
         return list(dict.fromkeys(place for place in (own, folder) if place is not None))
 
     @cached_property
+    def _config(self) -> Part[bytes]:
+        """The adapter's config: beside its weights, or where they were, or in the last checkpoint that has one."""
+        of_run = (checkpoint.path for checkpoint in reversed(self.found.checkpoints))
+        places = (folder / CONFIG_NAME for folder in (*self.folders[:1], *of_run))
+        beside = next((path for path in places if path.is_file()), None)
+        return Part(self.found.config._replace(path=beside), lambda path: read_bytes(path, MAX_JSON_BYTES))
+
+    @cached_property
     def config(self) -> Part[Layer]:
-        """The configuration that was named by itself, else the adapter's: beside its weights, or where they were."""
-        if (named := self.found.config).path is not None:
-            return Part(named, read_settings)
-        beside = next((path for folder in self.folders[:1] if (path := folder / CONFIG_NAME).is_file()), None)
-        return Part(named._replace(path=beside), read_peft)
+        """The configuration that was named by itself, else the adapter's."""
+        if self.found.config.path is not None:
+            return Part(self.found.config, read_settings)
+        return Part(self._config.place, lambda path: peft_in(path, self._config.take()))
 
     @cached_property
     def training(self) -> Part[Layer]:
@@ -219,21 +228,35 @@ class Documents:
             return ""
         return f"{path.name} was not used: {str(self.training.fault).removeprefix(f'{path}: ')}"
 
-    @cached_property
+    @property
     def optimizer(self) -> str | None:
-        """The optimizer by the log, if there is one, else by the training arguments beside the weights."""
-        if (reading := self.log.held) is not None:
-            return None if reading.run.config is None else reading.run.config.optimizer.name
-        return optimizer_in(self.folders[0]) if self.folders else None
+        """The optimizer by the training arguments, else by the log; None if neither tells."""
+        if self.training.held is not None and (name := self.training.held.config.optimizer.name) is not None:
+            return name
+        logged = None if self.log.held is None else self.log.held.run.config
+        return None if logged is None else logged.optimizer.name
 
-    @cached_property
-    def beside(self) -> Beside:
-        """What a command that is printed is filled in with: the base, and the rows that one recipe names."""
-        if self.in_hand is not None and not self.in_hand.path:
-            return Beside()
-        adapter = self.adapter.held
-        named = None if adapter is None else adapter.adapter.config.base_model_name_or_path
-        return beside(self.folders[0], named) if self.folders else Beside(base=base_of(named))
+    def beside(self, base: str | None = None) -> Beside:
+        """What a command that is printed is filled in with; `base` is the base's name by an adapter that was opened."""
+        if not self.folders or (self.in_hand is not None and not self.in_hand.path):
+            return Beside(base=base_of([base]))
+        return beside(self.folders[0], self._base_names(base))
+
+    def _base_names(self, named: str | None) -> Iterator[str | None]:
+        """The base's names, the nearest to the weights first: a snapshot of settings holds no path."""
+        yield named
+        if self.in_hand is None and (whole := self.settings.held) is not None:
+            yield whole.base
+            yield whole.config.model_name
+
+
+def open_run(path: Path) -> Documents:
+    """What the run in a folder, or of a log, left.
+
+    Raises:
+        GradienceError: there are several runs, or the folder cannot be read.
+    """
+    return Documents(find(path))
 
 
 def read_settings(path: Path) -> Layer:
@@ -242,4 +265,4 @@ def read_settings(path: Path) -> Layer:
     Raises:
         GradienceError: it holds none, or cannot be read.
     """
-    return Documents(find(path)).settings.take() if path.is_dir() else read_document(path)
+    return open_run(path).settings.take() if path.is_dir() else read_document(path)

@@ -161,7 +161,14 @@ def find(
 
 def weights_alone(path: Path) -> Found:
     """An adapter that was named by itself: no log is looked for."""
-    return _of_names(path, {"weights": Place(path, chosen=_NAMED)})
+    found = _of_names(path, {"weights": Place(path, chosen=_NAMED)})
+    return replace(found, training=_training(path if path.is_dir() else path.parent))
+
+
+def around(reading: Reading) -> Found:
+    """What the run of a log that was read left beside it."""
+    named: dict[SourceKind, Place] = {"log": Place(reading.path, reading=reading)}
+    return _of_folder(reading.path, named) if reading.path.is_dir() else _of_log(reading.path, named)
 
 
 def _of_log(log: Path, named: dict[SourceKind, Place]) -> Found:
@@ -197,7 +204,8 @@ def _of_folder(folder: Path, named: dict[SourceKind, Place], run: str | None = N
     listing = list_folder(folder)
     checkpoints = checkpoints_in(listing.folders)
     inner = RunList([]) if named or _LOG in listing.files else _inner_runs(folder)
-    if inner.places and not checkpoints and not holds_adapter(folder) and any(map(_holds_weights, inner.places)):
+    of_run = bool(checkpoints) or holds_adapter(folder) or not {CONFIG_NAME, *TRAINING_NAMES}.isdisjoint(listing.files)
+    if inner.places and not of_run and any(map(_holds_weights, inner.places)):
         return _of_inner(folder, inner)
     logs = inner._replace(places=[place for place in inner.places if not _holds_weights(place)])
     log = named.get("log") or _log(folder, listing, logs)

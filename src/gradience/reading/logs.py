@@ -14,8 +14,9 @@ from typing import Final, TypeAlias
 
 import msgspec
 
-from gradience.configs.settings import Layer
-from gradience.errors import RecorderError, few
+from gradience.configs.document import read_settings
+from gradience.configs.settings import Layer, overlay
+from gradience.errors import ConfigError, RecorderError, few
 from gradience.importers.files import keys_of, refuse_summary, require_file
 from gradience.io.reading import open_regular
 from gradience.schema import SCHEMA_PREFIX
@@ -59,7 +60,7 @@ class Reading:
         """The settings of the run, and the files that they are from."""
         config = self.run.config or ConfigSnapshot()
         if self.layer is None:
-            return Layer(config=config, sources=(InputFile(role="config", path=str(self.path)),))
+            return _as_a_file(config, self.path)
         return msgspec.structs.replace(self.layer, config=config, log=f"the log in {self.path.name}")
 
     @property
@@ -88,6 +89,16 @@ class Reading:
         yield from version_notes(log.version, log.softened)
         if log.bare_tokens:
             yield f"{log.bare_tokens} lines hold bare NaN or Infinity, which is not JSON; they were read anyway"
+
+
+def _as_a_file(config: ConfigSnapshot, path: Path) -> Layer:
+    """The settings of a log of our own, by the names that a file of settings may have."""
+    named = Layer(config=config, sources=(InputFile(role="config", path=str(path)),))
+    try:
+        read = read_settings(msgspec.to_builtins(config), where=str(path))
+    except ConfigError:  # it states none
+        return named
+    return msgspec.structs.replace(read, config=overlay(config, read.config))
 
 
 def is_log(path: Path) -> bool:

@@ -282,6 +282,11 @@ class Verdict(NamedTuple):
     findings: list[Finding]
     not_run: list[NotRun]
 
+    def silent_of(self, ids: Iterable[str]) -> list[str]:
+        """Those of the rules that were judged and found nothing."""
+        told = {*(finding.id for finding in self.findings), *(item.id for item in self.not_run)}
+        return [rule for rule in ids if rule not in told]
+
 
 def judge(rules: Iterable[Rule[F]], facts: F) -> Verdict:
     """Judge the facts by the rules. A rule that observed something before it raised `Unknown` is in both lists."""

@@ -77,6 +77,16 @@ def loading(**fields: Any) -> Loading:
     return Loading(**{"model": "m, by the base's files", "modules": 4, **fields})
 
 
+def mlx(keys: list[str] | None, num_layers: int = 16) -> Parts:
+    """An adapter of MLX-LM with four modules."""
+    names = [
+        f"model.layers.{n}.self_attn.{m}.lora_{side}" for n in range(2) for m in ("q_proj", "v_proj") for side in "ab"
+    ]
+    given = {"keys": keys, "rank": 4}
+    config = {"lora_parameters": given, "num_layers": num_layers}
+    return Parts(format="mlx", config=config, tensors=dict.fromkeys(names, ((4, 5), "F32")))
+
+
 FOREIGN = parts(format="kohya", config=None)
 STILL = rows(0.0, 0.0, state="zero")
 CHECKPOINTED = {"gradient_checkpointing": True}
@@ -181,6 +191,47 @@ ENTRIES: dict[str, Entry] = {
         ],
         silent=[parts(untargeted=()), parts(untargeted=("a",), misnamed={"no_prefix": ["a"]})],
         abstains=[On(parts(), "the targets are null, all-linear or of another format")],
+    ),
+    "LOD406": Entry(
+        fires=[
+            On(
+                parts(
+                    format="kohya",
+                    tensors={
+                        "lora_unet_joint_blocks_0_x.lora_up.weight": ((4, 2), "F16"),
+                        "lora_te1_y.alpha": ((), "F16"),
+                    },
+                ),
+                "1 of 2 tensors have sd-scripts' names of SD3 (first: lora_unet_joint_blocks_0_x.lora_up.weight): "
+                "diffusers' "
+                "load_lora_weights knows none of them, and loads nothing in silence.",
+                "warning",
+            )
+        ],
+        silent=[parts(format="kohya", tensors={"lora_unet_double_blocks_0_x.lora_up.weight": ((4, 2), "F16")})],
+        abstains=[],
+    ),
+    "LOD407": Entry(
+        fires=[
+            On(
+                mlx(["auto"]),
+                "lora_parameters.keys (auto) name 0 of 4 modules of this file: MLX-LM loads no other (first: "
+                "model.layers.0.self_attn.q_proj).",
+                "error",
+            ),
+            On(mlx(["self_attn.q_proj"]), severity="warning"),
+            On(
+                mlx(["self_attn.q_proj", "self_attn.v_proj"], num_layers=1),
+                "num_layers is 1, and the file has factors in 2 layers: MLX-LM loads those of the last 1 alone.",
+                "warning",
+            ),
+        ],
+        silent=[
+            mlx(["self_attn.q_proj", "self_attn.v_proj"], num_layers=2),
+            mlx(["self_attn.q_proj", "self_attn.v_proj"], num_layers=-1),
+            mlx(None),
+        ],
+        abstains=[],
     ),
     "LED401": Entry(
         fires=[

@@ -60,6 +60,11 @@ def config(*, adapter: bool = True, **sections: Any) -> ConfigSnapshot:
     return msgspec.convert({**sections, "lora": lora}, ConfigSnapshot)
 
 
+def keyed(model: str, keys: list[str] | None) -> ConfigSnapshot:
+    """MLX-LM's config of an adapter on this model."""
+    return config(model_name=model, lora={"target_modules": keys}, extras={"format": "mlx-lm"})
+
+
 def lora(**fields: Any) -> ConfigSnapshot:
     return config(lora=fields)
 
@@ -684,6 +689,28 @@ ENTRIES: dict[str, Entry] = {
             On(expression(r".*attn\.query"), CheckContext(moment="begun", begun="adapter_model.safetensors")),
             On(targets("Llama-x", "q_proj"), typed("no-type-of-transformers")),  # the type tells, and not the name
         ],
+    ),
+    "TGT009": Entry(
+        fires=[
+            On(
+                keyed("Qwen/Qwen3-30B-A3B", ["self_attn.q_proj", "mlp.experts.0.up_proj", "mlp.experts.0.down_proj"]),
+                says="mlp.experts.0.up_proj, mlp.experts.0.down_proj match no module in MLX-LM, where MLX stacks "
+                "experts as switch_mlp: only self_attn.q_proj is adapted",
+                severity="warning",
+            ),
+            On(
+                keyed("meta-llama/Llama-3.1-8B", ["q_proj", "v_proj"]),
+                says="q_proj, v_proj match no module in MLX-LM, where a key is the path within a layer: nothing is "
+                "adapted",
+                severity="error",
+            ),
+        ],
+        silent=[
+            On(keyed("meta-llama/Llama-3.1-8B", ["self_attn.q_proj", "mlp.down_proj"])),
+            On(keyed("Qwen/Qwen3-30B-A3B", ["mlp.switch_mlp.up_proj"])),
+            On(keyed("a/model-of-no-family", ["att_proj"])),
+        ],
+        abstains=[On(keyed("meta-llama/Llama-3.1-8B", None), says="the config names no keys: MLX-LM chooses")],
     ),
     "TGT007": Entry(
         fires=[

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from types import SimpleNamespace
 
 import audited
 import pytest
@@ -13,7 +12,6 @@ from gradience.rules.joins import correlate
 from gradience.rules.joins.run import JOINS
 from gradience.rules.joins.symptoms import (
     Stated,
-    config_symptoms,
     damage,
     disagreements,
     log_symptoms,
@@ -21,12 +19,12 @@ from gradience.rules.joins.symptoms import (
     recorded_disagreements,
     shows_learning,
     sum_of_rates,
+    symptoms_of,
     weights_symptoms,
 )
 from gradience.schema.audit import AuditSummary, Health, LedgerEntry
-from gradience.schema.diagnose import DiagnosedSource
 from gradience.schema.document import Finding, NotRun
-from gradience.schema.events import ConfigSnapshot, LoraSnapshot, OptimizerSnapshot, TrainingSnapshot, Wiring
+from gradience.schema.events import ConfigSnapshot, LoraSnapshot, Metrics, OptimizerSnapshot, TrainingSnapshot, Wiring
 from gradience.schema.wiring import OptimizerWiring
 from gradience.telemetry.series import RunSeries
 
@@ -195,49 +193,24 @@ def test_what_outgrew_its_rates_is_said_with_all_three_numbers():
     )
 
 
-def log(*findings, rows=10, evals=(), evaluations=0, not_run=()):
-    return SimpleNamespace(
-        findings=list(findings),
-        train=SimpleNamespace(rows=rows),
-        evals=list(evals),
-        account=SimpleNamespace(evaluations=evaluations),
-        not_run=[NotRun(id=rule, reason="x") for rule in not_run],
-    )
+@pytest.mark.parametrize("evaluated", [True, False])
+def test_a_log_without_an_evaluation_shows_that(evaluated):
+    assert [item.id for item in log_symptoms([], evaluated=evaluated)] == ["no_evaluation"] * (not evaluated)
 
 
-@every(
-    ("report", "known"),
-    [
-        (log(), True),
-        (log(rows=0), False),  # nothing was logged at all
-        (log(evals=["an accuracy alone"]), False),
-        (log(evaluations=1), False),
-    ],
-)
-def test_a_log_without_an_evaluation_shows_that(report, known):
-    assert ["no_evaluation" for item in log_symptoms(report) if item.id == "no_evaluation"] == ["no_evaluation"] * known
+@every(("not_run", "evaluations", "shown"), [([], 0, True), (["NOL106"], 1, False), (["NOL106"], 2, True)])
+def test_a_log_shows_learning_by_its_rows_or_by_two_evaluations(not_run, evaluations, shown):
+    assert shows_learning([NotRun(id=rule, reason="x") for rule in not_run], evaluations) is shown
 
 
-@every(
-    ("report", "shown"),
-    [(log(), True), (log(not_run=["NOL106"]), False), (log(not_run=["NOL106"], evaluations=2), True)],
-)
-def test_a_log_shows_learning_by_its_rows_or_by_two_evaluations(report, shown):
-    assert shows_learning(report) is shown
-
-
-@every(
-    ("damaged", "facts_"),
-    [(True, [("damaged", "a.safetensors is truncated")]), (False, [])],
-)
-def test_a_file_that_ends_too_early_is_damaged_and_another_that_cannot_be_read_is_not(damaged, facts_):
-    reason = "a.safetensors is truncated"
-    source = DiagnosedSource(source="weights", state="unreadable", reason=reason, damaged=damaged)
-    assert [(item.id, item.seen.values["damaged"]) for item in damage(source)] == facts_
+def test_a_file_that_ends_too_early_is_damaged_and_without_a_reason_nothing_is():
+    (item,) = damage("a.safetensors is truncated")
+    assert (item.id, item.seen.values["damaged"]) == ("damaged", "a.safetensors is truncated")
+    assert damage("") == []
 
 
 def test_a_rate_of_zero_says_in_how_many_rows_and_one_that_was_short_of_its_peak_does_not():
-    zero, short = log_symptoms(log(finding("LRS109", rows=7), finding("LRS109", peak=1e-5), evaluations=1))
+    zero, short = log_symptoms([finding("LRS109", rows=7), finding("LRS109", peak=1e-5)], evaluated=True)
     says = "the learning rate was 0 in 7 rows"
     assert zero.seen.values == {"rows": 7, "rate_zero": says, "not_learnt": says}
     assert short.seen.values == {"peak": 1e-5}
@@ -245,10 +218,10 @@ def test_a_rate_of_zero_says_in_how_many_rows_and_one_that_was_short_of_its_peak
 
 def test_only_a_loss_that_does_not_fall_and_a_rate_of_zero_say_that_nothing_was_learnt():
     """Rows without a gradient do not, in a run whose loss falls."""
-    found = log_symptoms(log(*(finding(rule) for rule in ("NOL106", "GRD108")), evaluations=1))
+    found = log_symptoms([finding(rule) for rule in ("NOL106", "GRD108")], evaluated=True)
     assert [item.seen.values.get("not_learnt") for item in found] == ["the loss does not fall", None]
     vanished = [symptom for symptom in found if symptom.id == "GRD108"]
-    low = config_symptoms(SimpleNamespace(findings=[finding("LR001")]))
+    low = symptoms_of("config", [finding("LR001")])
     assert correlate(JOINS, [*vanished, *low], frozenset()).causes == []
 
 
@@ -258,7 +231,7 @@ def test_what_stops_a_run_by_itself_says_so():
         *(finding("TGT002", severity) for severity in ("error", "warning")),
         finding("LR001"),
     ]
-    stops = [item.seen.values.get("stops") for item in config_symptoms(SimpleNamespace(findings=found))]
+    stops = [item.seen.values.get("stops") for item in symptoms_of("config", found)]
     assert stops == [*["VAL001 found"] * 3, None, "TGT002 found", None, None]
 
 
@@ -339,7 +312,10 @@ def test_adapters_of_other_formats_types_or_without_modules_are_not_compared():
     ],
 )
 def test_an_audit_in_the_log_is_of_another_adapter_where_all_its_counts_differ(audit, modules, found):
-    seen = recorded_disagreements(SimpleNamespace(lora_audit=audit), report(*[module()] * modules))
+    run = RunSeries("r")
+    if audit is not None:
+        run.latest_metrics["lora_audit"] = Metrics(ts=0.0, run_id="r", step=1, kind="lora_audit", metrics=audit)
+    seen = recorded_disagreements(run, report(*[module()] * modules))
     assert len(seen) == found
     if found:
         assert seen[0].seen.values == {"differs": "2 adapted modules recorded, 1 in the file"}

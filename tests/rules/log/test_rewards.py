@@ -10,11 +10,12 @@ from log_runs import changed, facts_of, finding, logged_rows, reason as why
 from msgspec.structs import replace as replace_struct
 from tables import every
 
-from gradience.rules.log import detect, rewards, signals
+from gradience.rules.log import detect, rewards
 from gradience.rules.log.facts import Signal
 from gradience.rules.log.story import story_parts
 from gradience.schema import ConfigSnapshot, LoraSnapshot, OptimizerSnapshot, TrainingSnapshot
 from gradience.schema.reports import TrainSummary
+from gradience.telemetry import signals
 
 N = 30
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from types import SimpleNamespace
 
 import pytest
 from log_runs import changed, evaluation, facts_of, finding as said, logged_rows, reason
@@ -117,8 +116,8 @@ def test_a_constant_reward_did_not_fall():
     run = facts([0.001] * 60, signals={"reward": signal}, config=RL, logged=frozenset({"reward"}))
     finding = said("RWD122", run)
     assert finding.severity == "info"
-    report = SimpleNamespace(findings=[finding], evals=[None])
-    assert [cause.id for cause in correlate(JOINS, log_symptoms(report), frozenset()).causes] == []
+    symptoms = log_symptoms([finding], evaluated=True)
+    assert [cause.id for cause in correlate(JOINS, symptoms, frozenset()).causes] == []
 
 
 # --- gradients -----------------------------------------------------------------------------------------------------

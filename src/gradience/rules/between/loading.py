@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from typing import Final
 
@@ -193,4 +194,80 @@ def _untargeted(parts: Parts) -> Observation | None:
     )
 
 
-RULES: Final = (_misnamed, _strange, _other_shape, _missing, _untargeted)
+_IN_LAYER: Final = re.compile(r"^.*?\.?layers\.(\d+)\.")
+_SD3: Final = re.compile(r"lora_unet_joint_blocks_\d")
+
+
+@premise("the file is sd-scripts'")
+def _of_kohya(parts: Parts) -> str | None:
+    return None if parts.format == "kohya" else f"it is in {parts.format}'s format, not sd-scripts'"
+
+
+@BetweenRule("LOD406", severity="warning", confidence=0.85, meant_for=_of_kohya)
+def _of_no_loader(parts: Parts) -> Observation | None:
+    """names of sd-scripts that diffusers does not convert
+
+    modules are named lora_unet_joint_blocks_N_..., as sd-scripts names those of SD3
+
+    Why: diffusers' loader of SD3 converts no name of sd-scripts: it loads no key, and says nothing.
+    Scope: sd-scripts' files for Stable Diffusion 3; for SD 1, SDXL and Flux diffusers converts the names
+    Action: Convert the file to diffusers' names before load_lora_weights, or use it in ComfyUI.
+    Verify: pipe.get_list_adapters(), and an image with the adapter at strength 0 and 1.
+    Seen: https://github.com/huggingface/diffusers/issues/9950 -- load_lora_weights of an SD3.5 file loads no key,
+        without a word
+    """
+    names = [name for name in parts.tensors if _SD3.match(name)]
+    if not names:
+        return None
+    return Observation(
+        f"{len(names)} of {len(parts.tensors)} tensors have sd-scripts' names of SD3 (first: {names[0]}): diffusers' "
+        "load_lora_weights knows none of them, and loads nothing in silence.",
+        {"tensors": len(names), "first": names[0]},
+    )
+
+
+@premise("the file is MLX-LM's")
+def _of_mlx(parts: Parts) -> str | None:
+    return None if parts.format == "mlx" else f"it is in {parts.format}'s format, not MLX-LM's"
+
+
+@BetweenRule("LOD407", severity="error", confidence=0.9, meant_for=_of_mlx)
+def _other_keys(parts: Parts) -> Observation | None:
+    """modules outside MLX-LM's own keys
+
+    lora_parameters.keys of the config do not name modules that the file has factors of, or num_layers is under the
+    layers of the file
+
+    Why: MLX-LM puts adapters on what the keys name in the last num_layers layers, and passes over all other tensors.
+    Scope: MLX-LM's adapter_config.json; without keys MLX-LM chooses
+    Action: Write the paths within a layer (self_attn.q_proj) into lora_parameters.keys, and the layers into num_layers.
+    Verify: Generate with and without the adapter: are the answers the same?
+    Source: https://github.com/ml-explore/mlx-lm/blob/main/mlx_lm/tuner/utils.py -- load_adapters adapts by keys and
+        num_layers, then load_weights with strict=False
+    """
+    config = parts.config or {}
+    stated = config.get("lora_parameters")
+    keys = stated.get("keys") if isinstance(stated, dict) else None
+    modules = [name.removesuffix(".lora_a") for name in parts.tensors if name.endswith(".lora_a")]
+    if isinstance(keys, list):
+        lost = [name for name in modules if name not in keys and _IN_LAYER.sub("", name) not in keys]
+        if lost:
+            return Observation(
+                f"lora_parameters.keys ({few([*map(str, keys)], SHOWN)}) name {len(modules) - len(lost)} of "
+                f"{len(modules)} modules of this file: MLX-LM loads no other (first: {lost[0]}).",
+                {"lost": len(lost), "modules": len(modules)},
+                severity=None if len(lost) == len(modules) else "warning",
+            )
+    count = config.get("num_layers")
+    layers = {hit[1] for name in modules if (hit := _IN_LAYER.match(name))}
+    if isinstance(count, int) and not isinstance(count, bool) and 0 < count < len(layers):
+        return Observation(
+            f"num_layers is {count}, and the file has factors in {len(layers)} layers: MLX-LM loads those of the last "
+            f"{count} alone.",
+            {"num_layers": count, "layers": len(layers)},
+            severity="warning",
+        )
+    return None
+
+
+RULES: Final = (_misnamed, _strange, _other_shape, _missing, _untargeted, _of_no_loader, _other_keys)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from importlib.metadata import PackageNotFoundError, version
 from typing import Final
 
 from gradience.rules import Rule, Verdict, judge
@@ -55,3 +56,11 @@ def settings_of(finding: Finding) -> list[str]:
     if rule is None:
         return []
     return list(rule.settings(finding.values) if callable(rule.settings) else rule.settings)
+
+
+def transformers_version() -> str | None:
+    """The installed version of transformers, found without importing it, or None."""
+    try:
+        return version("transformers")
+    except PackageNotFoundError:
+        return None

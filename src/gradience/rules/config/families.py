@@ -1,4 +1,4 @@
-"""Rules on the names in a configuration, by the model's family: TGT006 to TGT008, PAD001.
+"""Rules on the names in a configuration, by the model's family: TGT006 to TGT009, PAD001.
 
 A family is told by the model type (the base's config.json, or the class that PEFT noted), else by the model's name. The
 names of its modules are data, in configs/families.toml, so that no model has to be at hand.
@@ -13,8 +13,8 @@ from typing import Final
 from gradience.adapters.patterns import PatternTable, layer_number, whole
 from gradience.configs.families import Family, known_modules, meant
 from gradience.errors import AdapterError, few
-from gradience.rules import NEMOTRON, UNMATCHED, Observation, Unknown
-from gradience.rules.config.facts import AN_ADAPTER, LORA, TO_COME, Facts, LoraRule
+from gradience.rules import NEMOTRON, UNMATCHED, Observation, Unknown, premise
+from gradience.rules.config.facts import AN_ADAPTER, LORA, TO_COME, ConfigRule, Facts, LoraRule
 from gradience.schema import Severity
 from gradience.schema.events import LoraSnapshot
 
@@ -373,4 +373,43 @@ def _padding(facts: Facts) -> Iterator[Observation]:
         raise Unknown(f"objective {kind} ({because}): about causal language models and classifiers")
 
 
-RULES = (_absent, _layers, _unsaved, _padding)
+@premise("the configuration is MLX-LM's")
+def _of_mlx(facts: Facts) -> str | None:
+    return None if facts.config.extras.get("format") == "mlx-lm" else "it is not MLX-LM's"
+
+
+@ConfigRule("TGT009", severity="warning", confidence=0.85, meant_for=_of_mlx, settings=("target_modules",))
+def _keys_of_mlx(facts: Facts) -> Observation | None:
+    """keys that MLX-LM finds no module for
+
+    a key of lora_parameters names one of several experts, or a module without the path to it within its layer; an error
+    if no key is left
+
+    Why: MLX-LM adapts what a key equals, without a word on a key that equals nothing: what it names is not trained.
+    Scope: MLX-LM's configs; a key is a path within a layer, such as self_attn.q_proj. MLX stacks experts (switch_mlp)
+    Action: Name the stack (mlp.switch_mlp.gate_proj), and whole paths within a layer.
+    Verify: The trainable parameters that MLX-LM prints as training starts.
+    Source: mlx_lm/tuner/utils.py:linear_to_lora_layers@0.32.2 -- adapts the modules whose names are among the keys
+    Seen: https://github.com/ml-explore/mlx-lm/issues/571 -- keys of single experts: LoRA reached attention alone
+    """
+    keys = facts.config.lora.target_modules
+    if not isinstance(keys, list):
+        raise Unknown("the config names no keys: MLX-LM chooses")
+    family = facts.family
+    inside = {path.rpartition("*.")[2] for path in family.paths if "*" in path} if family is not None else set()
+    of_experts = [key for key in keys if re.search(r"(^|\.)experts\.\d+\.", key)]
+    bare = [key for key in keys if "." not in key and key not in inside and any(p.endswith(f".{key}") for p in inside)]
+    lost = [*of_experts, *bare]
+    if not lost:
+        return None
+    why = "MLX stacks experts as switch_mlp" if of_experts else "a key is the path within a layer"
+    left = [key for key in keys if key not in lost]
+    only = f"only {few(left)} {'is' if len(left) == 1 else 'are'} adapted" if left else "nothing is adapted"
+    return Observation(
+        f"{few(lost)} match no module in MLX-LM, where {why}: {only}",
+        {"lost": lost, "left": left},
+        severity=None if left else "error",
+    )
+
+
+RULES = (_absent, _layers, _unsaved, _padding, _keys_of_mlx)

@@ -55,6 +55,7 @@ _PREDICTS = (LORA, AN_ADAPTER, NOT_FOREGONE)
 
 @LoraRule(
     "LR001",
+    groups=("config", "log"),
     severity="warning",
     confidence=0.8,
     needs=(*_PREDICTS, SUPERVISED),
@@ -128,6 +129,7 @@ def _refuse_groups(facts: Facts, most: Threshold) -> None:
 
 @LoraRule(
     "LR003",
+    groups=("config", "log"),
     severity="warning",
     confidence=0.85,
     needs=_PREDICTS,

@@ -213,6 +213,7 @@ def _best_is_deleted(facts: Facts) -> Iterator[Observation]:
 
 @ConfigRule(
     "STP001",
+    groups=("config", "log"),
     severity="info",
     confidence=0.6,
     signs=("few_steps",),

@@ -11,9 +11,9 @@ and what is wasted.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any, Final, NamedTuple, TypeAlias
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, Final, NamedTuple, Self, TypeAlias
 
 import msgspec
 
@@ -146,6 +146,17 @@ class Correlation(Description):
         lacking = [sorted(each - read) for each in sources]
         fewest = min(lacking, key=len)
         return f"needs {' and '.join(fewest)}" if fewest else None
+
+    def among(self, parts: Collection[PieceSource]) -> Self | None:
+        """The correlation with the messages that hold where only these parts are judged; None if none does.
+
+        A message on one part says, or leaves open, what the others show: it takes all that the correlation looks at.
+        """
+        looked_at = {needs.source for needs in self.needs}
+        holding = [
+            m for m in self.messages if set(m.sources) <= set(parts) and (m.sources[1:] or looked_at <= set(parts))
+        ]
+        return replace(self, messages=tuple(holding)) if holding else None
 
     def observe(self, symptoms: Sequence[Symptom], silent: Silent) -> Observed | None:
         """The observation, with the symptoms that it explains; None if the correlation does not hold."""

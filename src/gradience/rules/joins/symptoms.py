@@ -12,7 +12,6 @@ from statistics import fmean
 from typing import Final, NamedTuple
 
 from gradience.adapters import layer_label
-from gradience.adapters.traits import start_of
 from gradience.errors import few
 from gradience.rules import Observation, Threshold
 from gradience.rules.joins import Symptom, showing, shown
@@ -20,10 +19,9 @@ from gradience.rules.weights import WeightsRule
 from gradience.rules.weights.rules import WEIGHTS_RULES
 from gradience.schema import Json, as_float
 from gradience.schema.audit import AuditReport, ModuleAudit
-from gradience.schema.diagnose import DiagnosedSource, SourceKind
-from gradience.schema.document import Finding
+from gradience.schema.diagnose import SourceKind
+from gradience.schema.document import Finding, NotRun
 from gradience.schema.events import ConfigSnapshot, LoraSnapshot
-from gradience.schema.reports import CheckReport, MonitorReport
 from gradience.telemetry.series import RunSeries
 
 EXPLODED_RMS = Threshold(
@@ -54,17 +52,10 @@ _OF_HEALTH: Final = frozenset(rule.id for rule in WEIGHTS_RULES if isinstance(ru
 _RECORDED: Final = (("n_layers", "adapted modules"), ("total_lora_params", "LoRA parameters"))
 
 
-def config_symptoms(report: CheckReport) -> list[Symptom]:
-    """The findings on the configuration."""
-    return symptoms_of("config", report.findings)
-
-
-def log_symptoms(report: MonitorReport) -> list[Symptom]:
+def log_symptoms(findings: Iterable[Finding], *, evaluated: bool) -> list[Symptom]:
     """The findings on the log, and the fact that nothing held-out was measured in it."""
-    symptoms = symptoms_of("log", report.findings)
-    if report.evals or report.account.evaluations or not report.train.rows:
-        return symptoms
-    return [*symptoms, _fact("log", "no_evaluation", "the log holds no evaluation")]
+    symptoms = symptoms_of("log", findings)
+    return symptoms if evaluated else [*symptoms, _fact("log", "no_evaluation", "the log holds no evaluation")]
 
 
 def symptoms_of(source: SourceKind, findings: Iterable[Finding]) -> list[Symptom]:
@@ -72,9 +63,9 @@ def symptoms_of(source: SourceKind, findings: Iterable[Finding]) -> list[Symptom
     return [_symptom(source, finding) for finding in findings]
 
 
-def damage(source: DiagnosedSource) -> list[Symptom]:
-    """The symptom of an adapter's file that ends too early."""
-    return [_fact("weights", "damaged", source.reason, damaged=source.reason)] if source.damaged else []
+def damage(reason: str) -> list[Symptom]:
+    """The symptom of an adapter's file that ends too early, by the reason why it cannot be read; none without one."""
+    return [_fact("weights", "damaged", reason, damaged=reason)] if reason else []
 
 
 def weights_symptoms(report: AuditReport) -> list[Symptom]:
@@ -214,6 +205,8 @@ def _alpha(lora: LoraSnapshot, modules: Sequence[ModuleAudit]) -> Iterator[tuple
 
 def _or_converted(lora: LoraSnapshot, stated: Sequence[float], times: float) -> set[float]:
     """The stated values; with those of the plain LoRA as which PEFT saves a start that was taken out of the base."""
+    from gradience.adapters.traits import start_of  # numpy: only those who audited weights have it anyway
+
     return {*stated, *(times * value for value in stated if start_of(lora.init).doubled)}
 
 
@@ -239,12 +232,13 @@ def _names(target: str, module: str) -> bool:
     return module == target or module.endswith(f".{target}")
 
 
-def recorded_disagreements(monitor: MonitorReport, report: AuditReport) -> list[Symptom]:
+def recorded_disagreements(run: RunSeries, report: AuditReport) -> list[Symptom]:
     """Symptoms of an audit in the log that disagrees with the file in all counts that both have.
 
     Programs differ in what they count as a LoRA parameter, so one differing count is not enough.
     """
-    recorded = monitor.lora_audit or {}
+    audit = run.latest_metrics.get("lora_audit")
+    recorded = {} if audit is None else audit.metrics
     counts = [(recorded.get(key), getattr(report.summary, key), name) for key, name in _RECORDED]
     # type() and not isinstance, because JSON's true is an int to Python
     differ = [(logged, in_file, name) for logged, in_file, name in counts if type(logged) is int and logged != in_file]
@@ -301,7 +295,7 @@ def sum_of_rates(run: RunSeries, config: ConfigSnapshot) -> float | None:
     return total + max(0, (run.last_step or 0) - step, (planned or 0) - step) * rate
 
 
-def shows_learning(report: MonitorReport) -> bool:
+def shows_learning(not_run: Iterable[NotRun], evaluations: int) -> bool:
     """Whether the log shows if its run learnt: by training losses that were judged, or by several evaluations."""
-    judged = showing("log", "no_learning").keys().isdisjoint(item.id for item in report.not_run)
-    return judged or report.account.evaluations > 1
+    judged = showing("log", "no_learning").keys().isdisjoint(item.id for item in not_run)
+    return judged or evaluations > 1

@@ -48,6 +48,7 @@ ZERO_TAIL_SHARE = Threshold("zero_tail_share", 0.1, "fraction of the rows", "a j
 PEAK_SHARE = Threshold("peak_share", 0.5, "of the configured peak", "proposal of the project's design")
 
 _BEFORE: Final = 8  # rows before a jump that give its level
+_MOST_PROCESSES: Final = 64
 
 
 def _norms(facts: RunFacts, least: Threshold) -> BlockedSeries:
@@ -313,11 +314,23 @@ def _stuck(facts: RunFacts) -> Observation | None:
     start, rows = max(stretches, key=lambda stretch: stretch.rows)
     step = facts.step(curve.rows[start])
     throughout = facts.peak_rate <= 0.0
+    times = _times_too_fast(facts, start) if start and start + rows == len(rates) else None
+    why = f": the schedule ran {times} times too fast, as where each of {times} processes steps it" if times else ""
     return Observation(
-        f"The learning rate is 0 in {rows} rows from step {step} on: nothing is learnt there.",
-        {"rows": rows, "step": step, "throughout": throughout},
+        f"The learning rate is 0 in {rows} rows from step {step} on: nothing is learnt there{why}.",
+        {"rows": rows, "step": step, "throughout": throughout, **({"too_fast": times} if times else {})},
         evidence=seen(f"lr 0 in {rows} of {len(rates)} rows"),
     )
+
+
+def _times_too_fast(facts: RunFacts, start: int) -> int | None:
+    """How many times too early the schedule ended, if a whole number of times is within two rows of its end."""
+    planned, rows = facts.max_steps, facts.rate.rows
+    if not planned:
+        return None
+    before, at = facts.step(rows[start - 1]), facts.step(rows[start])
+    times = round(planned / at)
+    return times if 2 <= times <= _MOST_PROCESSES and before < planned / times <= at else None
 
 
 def _is_end(stretch: _Stretch, rows: int) -> bool:

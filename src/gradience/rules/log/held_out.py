@@ -27,14 +27,12 @@ from gradience.rules.log.facts import (
 from gradience.rules.log.learning import (
     ALL_WRONG,
     CLEAR_FALL,
-    DIGITS,
     FITTED,
     HELD_STILL,
     LATE_EVALS,
     LATE_FALL,
     LEARNT,
     OVERFIT_RISE,
-    SAME_EVALS,
     Still,
     held_still,
     memorises,
@@ -287,8 +285,6 @@ def _still_says(v: Values) -> str | None:
     how, what = v["how"], v["what"]
     if how == "dead":
         return f"{what} is {_of(v, str(what), 'best')} at every evaluation"
-    if how == "same":
-        return f"{what} is the same to the last digit from step {v['step']}"
     if how == "late":
         return f"{what} has not improved since step {v['step']}"
     return None if v["memorises"] else f"{what} does not improve"  # the story begins with it
@@ -306,7 +302,7 @@ def _still_says(v: Values) -> str | None:
     live=True,
     covers=lambda v: frozenset({"accuracy"}) if v["how"] == "dead" else frozenset(),
     thresholds=(
-        *(ALL_WRONG, SAME_EVALS, DIGITS, LEAST_EVALS, HELD_STILL, CLEAR_FALL, LEARNT),
+        *(ALL_WRONG, LEAST_EVALS, HELD_STILL, CLEAR_FALL, LEARNT),
         *(LATE_EVALS, LATE_FALL, EVAL_NOISE),
     ),
     evidence=(KARPATHY,),
@@ -314,9 +310,8 @@ def _still_says(v: Values) -> str | None:
 def _held_out_still(facts: RunFacts) -> Observation | None:
     """held-out data do not improve
 
-    a metric has nothing right at every evaluation (0, or an error rate of {all_wrong} or more); or the held-out loss,
-    of {digits} digits, is the same at the last {same_evals} evaluations, at a learning rate over 0; or, while the
-    training loss falls, from {least_evals} evaluations on the held-out loss never is {held_still} or its noise below
+    a metric has nothing right at every evaluation (0, or an error rate of {all_wrong} or more); or, while the training
+    loss falls, from {least_evals} evaluations on the held-out loss never is {held_still} or its noise below
     the first one, which was over {learnt} of the first training loss, or the task's metric never better than at first:
     a warning if the training loss fell by {clear_fall}. Info: both end worse than they began; or, from {late_evals}
     evaluations on, the held-out loss has not improved by {held_still} or {eval_noise} times its noise since one of
@@ -325,9 +320,8 @@ def _held_out_still(facts: RunFacts) -> Observation | None:
     Why: What is learnt there is learnt of the training rows alone, or what is evaluated is not what trains.
     Scope: supervised training; not where OVF110 speaks
     Verify: Evaluate the base model on the same rows, and the trained one on 32 rows of training.
-    Seen: https://github.com/unslothai/unsloth/issues/1067 -- held-out loss is the same to the last digit while
-        training goes on
-    Source: definition -- the weights change where the learning rate and the gradient are not 0
+    Seen: https://github.com/aigoncharov/trainer_state_viz -- 30 epochs, held-out losses best after the first
+    Source: definition -- a loss that is no lower on other rows is of the training rows
     """
     if not facts.evaluations:
         raise Unknown("nothing held out was evaluated")
@@ -338,7 +332,7 @@ def _held_out_still(facts: RunFacts) -> Observation | None:
     return Observation(
         _still_message(still),
         {**still._asdict(), "memorises": memorised},
-        severity=None if still.how in {"dead", "same"} or memorised else "info",
+        severity=None if still.how == "dead" or memorised else "info",
         action=_STILL_ACTIONS[still.how],
         evidence=seen(f"{still.evaluations} evaluations"),
     )
@@ -346,7 +340,6 @@ def _held_out_still(facts: RunFacts) -> Observation | None:
 
 _STILL_ACTIONS: Final = {
     "dead": "Read some of its answers beside the labels: the metric, the labels or the output format do not fit.",
-    "same": "Evaluate the object that trains, with its adapter on: not a copy, the base, or merged weights.",
     "first": "Fewer passes over more or other data; see that held-out rows are of the task that is trained.",
     "lost": "Keep the checkpoint of the best evaluation.",
     "late": "Stop earlier: steps after that fit the training rows alone.",
@@ -358,11 +351,6 @@ def _still_message(still: Still) -> str:
     first, best, last = (of_metric(name, value) for value in (still.first, still.best, still.last))
     if still.how == "dead":
         return f"{what} is {best} at best of {still.evaluations} evaluations: nothing is right."
-    if still.how == "same":
-        return (
-            f"{what} is {last} to the last digit at {still.evaluations} evaluations from step {still.step} on, while "
-            "the training goes on: what is evaluated is not what trains."
-        )
     if still.how == "late":
         return (
             f"{what} has not improved since step {still.step} ({first} there, {best} at best of "

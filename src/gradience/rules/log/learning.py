@@ -64,8 +64,6 @@ ALL_WRONG = Threshold("all_wrong", 0.95, "error rate", "a judgement: hardly a wo
 
 HELD_STILL = Threshold("held_still", 0.003, "fraction, first to best held-out loss", "63 real runs: 14 of 14")
 OVERFIT_RISE = Threshold("overfit_rise", 0.02, "generalisation loss E / E_opt - 1", "Prechelt: GL, alpha = 2")
-SAME_EVALS = Threshold("same_evals", 4, "evaluations in succession", "a judgement: three may be alike")
-DIGITS = Threshold("digits", 6, "significant digits of a loss", "a judgement: a loss of fewer repeats itself by chance")
 LATE_EVALS = Threshold("late_evals", 5, "evaluations", "their noise is known from five on")
 LATE_FALL = Threshold("late_fall", 0.6, "of the training loss at that evaluation", JUDGEMENT)
 CLEAR_FALL = Threshold("clear_fall", 0.2, "fall of the training loss, of the start", JUDGEMENT)
@@ -184,9 +182,8 @@ class Still(NamedTuple):
 
     Attributes:
         what: the split and the value, as in "eval f1".
-        how: `dead` if it never was better than nothing right; `same` if the loss is the same to the last digit; `first`
-            if it never was better than at first; `lost` if it ends worse than it began; `late` if it has stood still
-            since `step`, and the training loss has not.
+        how: `dead` if it never was better than nothing right; `first` if it never was better than at first; `lost` if
+            it ends worse than it began; `late` if it has stood still since `step`, and the training loss has not.
         step: the step of the first evaluation, or that from which it stands still.
         first: its value there.
         best: its best value since.
@@ -195,7 +192,7 @@ class Still(NamedTuple):
     """
 
     what: str
-    how: Literal["dead", "same", "first", "lost", "late"]
+    how: Literal["dead", "first", "lost", "late"]
     step: int | None
     first: float
     best: float
@@ -207,14 +204,12 @@ class Still(NamedTuple):
 def held_still(facts: RunFacts) -> Still | None:
     """What does not improve held out, while the training goes on; None if nothing, or where that cannot be told.
 
-    Training that had learnt before the first evaluation is judged by what followed only as `dead`, `same` and `late`.
+    Of training that had learnt before the first evaluation, only `dead` and `late` can be told.
     """
     of, curve = account(facts), facts.held_out_curve
     worst = next((each for each in of.metrics if each.count > 1 and _at_its_worst(each)), None)
     if worst is not None:
         return _of_metric(worst, "dead")
-    if curve is not None and (same := _same(facts, curve)) is not None:
-        return same
     if not learning(facts).shown:
         return None
     late = None if curve is None else _late(facts, curve)
@@ -241,21 +236,9 @@ def _of_metric(metric: MetricAccount, how: Literal["dead", "first", "lost"]) -> 
     return Still(f"{metric.split} {metric.name}", how, None, metric.first, best, metric.last, metric.count)
 
 
-def _of_curve(curve: HeldOutCurve, how: Literal["same", "first", "lost", "late"], at: int = 0) -> Still:
+def _of_curve(curve: HeldOutCurve, how: Literal["first", "lost", "late"], at: int = 0) -> Still:
     losses = curve.losses[at:]
     return Still(f"{curve.split} loss", how, curve.steps[at], losses[0], min(losses), losses[-1], len(losses))
-
-
-def _same(facts: RunFacts, curve: HeldOutCurve) -> Still | None:
-    """A loss that is the same to the last digit at the last evaluations, while the learning rate is not 0."""
-    last, at = curve.losses[-1], len(curve.losses) - 1
-    while at and curve.losses[at - 1] == last:
-        at -= 1
-    rounded = float(f"{last:.{DIGITS.value - 1:.0f}e}") == last  # a log of few digits repeats itself by chance
-    if rounded or len(curve.losses) - at < SAME_EVALS.value or curve.steps[at] >= (facts.run.last_step or 0):
-        return None
-    rates = [rate for step, rate in zip(facts.series.steps, facts.series.rates, strict=False) if step > curve.steps[at]]
-    return None if rates and max(rates) <= 0.0 else _of_curve(curve, "same", at)
 
 
 def _late(facts: RunFacts, curve: HeldOutCurve) -> Still | None:

@@ -23,7 +23,6 @@ from gradience.schema.reports import EvalPoint
 
 MASKED_FALL = Threshold("masked_fall", 0.15, "fraction of the loss just before", "transformers 5.24: 4.15 to 3.33 seen")
 ROUNDS_TO_ZERO = Threshold("rounds_to_zero", 0.05, "nats", "a fitted batch: transformers logs four decimals")
-CLIPPED_ROWS = Threshold("clipped_rows", 3, "rows of one norm", "a judgement: a clipped NaN; norms that live differ")
 RECOVERED_ROWS = Threshold("recovered_rows", 3, "rows over 0 after the last zero", "NaN in the weights stays")
 SKIPS_SHOWN = Threshold("skips_shown", 0.6, "fraction of the rows whose norm is not finite", JUDGEMENT)
 SKIPS_MANY = Threshold("skips_many", 0.5, "fraction of all rows", JUDGEMENT)
@@ -223,15 +222,15 @@ def _unlabelled(found: Finding) -> Mapping[str, Json]:
     ),
     covers=frozenset({"learning"}),
     cause=lambda v: "nothing_supervised" if v.get("no_labels") else "not_finite",
-    thresholds=(MASKED_FALL, ROUNDS_TO_ZERO, CLIPPED_ROWS, RECOVERED_ROWS),
+    thresholds=(MASKED_FALL, ROUNDS_TO_ZERO, RECOVERED_ROWS),
     evidence=(MASKED, NAN_TRL),
 )
 def _masked_nan(facts: RunFacts) -> Observation | None:
     """masked NaN
 
     the loss is exactly 0.0 in a row whose gradient norm is not finite or is 0, or in 2 or more rows without a
-    logged gradient norm, or {clipped_rows} or more of one and the same norm, after losses of at least
-    {rounds_to_zero}; or the loss falls by over {masked_fall} below
+    logged gradient norm, or with one that is exactly max_grad_norm, after losses of at least {rounds_to_zero}; or the
+    loss falls by over {masked_fall} below
     the rows before, in a row whose gradient norm is not finite. Zeros after losses under {rounds_to_zero} are
     rounding (info), unless the gradient norm says otherwise; so are zeros that at least {recovered_rows} losses
     over 0 follow, with a finite norm. Zeros in all rows: every label is masked
@@ -271,14 +270,15 @@ def _zeros(facts: RunFacts, zero: Sequence[int], bad: Sequence[int]) -> Observat
     losses, first = facts.series.losses, zero[0]
     before = median([x for x in losses[max(0, first - 8) : first] if math.isfinite(x)])
     unlogged = len(zero) > 1 and all(math.isnan(norms[i]) and i not in bad for i in zero)
-    clipped = len(zero) >= CLIPPED_ROWS.value and len({norms[i] for i in zero}) == 1 and norms[first] > 0.0
+    if kind != "preference":
+        unlogged = unlogged or (len(zero) > 1 and all(norms[i] == _clipped_at(facts) for i in zero))
     if len(zero) == len(losses) and kind != "preference":
         return _no_labels(facts, bad)
     if not not_finite and (dead or unlogged) and _recovers(losses, zero):
         return _single_zeros(facts, zero)
     # `not <` and not `>=`: without a row before the first zero, `before` is NaN
-    if not_finite or dead or ((unlogged or clipped) and not before < ROUNDS_TO_ZERO.value):
-        return _masked(facts, zero, bad, norm=norms[first] if clipped else None)
+    if not_finite or dead or (unlogged and not before < ROUNDS_TO_ZERO.value):
+        return _masked(facts, zero, bad)
     if kind == "preference" or not before < ROUNDS_TO_ZERO.value:
         return None
     return Observation(
@@ -288,6 +288,12 @@ def _zeros(facts: RunFacts, zero: Sequence[int], bad: Sequence[int]) -> Observat
         severity="info",
         confidence=0.6,
     )
+
+
+def _clipped_at(facts: RunFacts) -> float:
+    """The norm to which gradients are clipped: a norm that is exactly that is of no gradient."""
+    limit = facts.config.training.max_grad_norm
+    return 1.0 if limit is None else as_float(limit)
 
 
 def _recovers(losses: Sequence[float], zero: Sequence[int]) -> bool:
@@ -320,12 +326,11 @@ def _no_labels(facts: RunFacts, bad: Sequence[int]) -> Observation:
     )
 
 
-def _masked(facts: RunFacts, zero: Sequence[int], bad: Sequence[int], *, norm: float | None = None) -> Observation:
+def _masked(facts: RunFacts, zero: Sequence[int], bad: Sequence[int]) -> Observation:
     first = facts.step(zero[0])
-    beside = "" if norm is None else f", with a gradient norm of exactly {norm:g} in each"
     also = [f"grad_norm not finite at step {facts.step(i)}" for i in bad[:1]]
     return Observation(
-        f"The training loss is exactly 0.0 from step {first} in {len(zero)} rows{beside}: NaN is probably masked.",
+        f"The training loss is exactly 0.0 from step {first} in {len(zero)} rows: NaN is probably masked.",
         {"rows": len(zero), "first_step": first, "gradient_rows": len(bad)},
         confidence=0.97 if bad else None,
         evidence=seen(f"loss 0.0 at step {first}", *also),

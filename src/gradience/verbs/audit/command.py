@@ -97,7 +97,7 @@ def audit(
         report,
         lambda it: audit_text(it, showing.view()),
         report.findings,
-        groups=("weights", "weights_and_base", "between"),
+        groups=("weights", "weights_and_base", "between", "joins"),
         locations=lambda: [SourceLocation(report.weights_path)] * len(report.findings),
         not_run=report.not_run,
     )

@@ -17,6 +17,7 @@ from gradience.io.safetensors import is_known
 from gradience.rules import Verdict, without
 from gradience.rules.between.gathered import gather
 from gradience.rules.between.rules import judge_between
+from gradience.rules.judged import judge_parts, of_part
 from gradience.rules.weights import JUDGED_SHARE, health, suggests_ranks
 from gradience.rules.weights.ranks import NO_SUGGESTIONS, Suggestions, priced, suggestions
 from gradience.rules.weights.rules import judge_adapter
@@ -90,6 +91,8 @@ def _report_of(
     documents: Documents, measured: AdapterNumbers, options: AuditOptions, left_out: Mapping[str, str]
 ) -> AuditReport:
     opened, optimizer = documents.adapter.take(), options.optimizer or documents.optimizer
+    config = measured.adapter.config
+    around = documents.beside(config.base_model_name_or_path or config.model)
     judgement = _judge(measured, optimizer)
     adapter, ranks = measured.adapter, judgement.ranks
     summary, layers = summary_of(judgement.modules), layer_summaries(judgement.modules)
@@ -121,19 +124,19 @@ def _report_of(
         per_layer=ranks.per_layer if options.suggest_per_layer and of_peft else None,
         unmatched_patterns=[*adapter.unmatched_rank_patterns, *adapter.unmatched_alpha_patterns],
         base=measured.base,
-        beside=documents.beside,
+        beside=around,
         modules=judgement.modules,
         layers=layers,
         ledger=measured.ledger,
         not_analysed=judgement.not_analysed,
-        notes=[*adapter.notes, *_unknown_dtypes(adapter), *_precision(), *measured.notes],
+        notes=[*_chosen(documents), *adapter.notes, *_unknown_dtypes(adapter), *_precision(), *measured.notes],
     )
     alpha, r = (adapter.config.lora_alpha, adapter.config.r) if of_peft else (None, None)
     own = judge_adapter(report, alpha=alpha, r=r, modules_to_save=adapter.config.modules_to_save or [])
     between = _between(documents, report)
     found = by_severity([*own.findings, *between.findings])
     kept, not_run = without(found, [*own.not_run, *between.not_run], left_out)
-    kept = with_commands(kept, lambda: known_of(opened.path or None, documents.beside))
+    kept = with_commands(kept, lambda: known_of(opened.path or None, around))
     return msgspec.structs.replace(report, findings=kept, not_run=not_run)
 
 
@@ -163,6 +166,19 @@ def _size_beside(measured: AdapterNumbers) -> float | None:
     if base is None or base.compared < JUDGED_SHARE.value * len(measured.modules):
         return None
     return base.relative_frobenius
+
+
+def with_joint(report: AuditReport, documents: Documents, left_out: Mapping[str, str]) -> AuditReport:
+    """The report with what the settings and the log that lie there say of these weights."""
+    parts = judge_parts(documents, weights=report, left_out=left_out, parts=("weights", "config", "log"))
+    return msgspec.structs.replace(report, findings=of_part(parts.together(left_out).causes, "weights"))
+
+
+def _chosen(documents: Documents) -> Iterator[str]:
+    """Yield a note on how the adapter was chosen, if several lie in the folder that was given."""
+    at = documents.weights
+    if at.path is not None and not {";", ":"}.isdisjoint(at.chosen):
+        yield f"{at.path.name} is audited: {at.chosen}"
 
 
 def _unknown_dtypes(adapter: Adapter) -> Iterator[str]:

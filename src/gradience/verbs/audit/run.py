@@ -6,22 +6,22 @@ Each step is a function from one record to the next: `Documents`, `AdapterNumber
 from __future__ import annotations
 
 from collections.abc import Iterable
-from contextlib import closing
+from contextlib import closing, suppress
 from pathlib import Path
 from typing import Any, Final, Unpack
 
 import msgspec
 
 from gradience.adapters.formats import SUFFIXES
-from gradience.errors import RecorderError, require
-from gradience.folder import Documents
+from gradience.errors import GradienceError, RecorderError, require
+from gradience.folder import Documents, open_run
 from gradience.folder.found import weights_alone
 from gradience.io import PathLike, Progress
 from gradience.rules import excluded_rules
-from gradience.rules.weights.rules import ADAPTER_RULES
+from gradience.rules.judged import ALL, IDS
 from gradience.schema.audit import AuditReport, ModuleAudit
 from gradience.verbs.audit.options import AuditKeywords, AuditOptions
-from gradience.verbs.audit.report import audit_documents
+from gradience.verbs.audit.report import audit_documents, with_joint
 
 _DEFAULTS: Final = AuditOptions()
 _EVENT_BYTES: Final = 56 * 1024  # of the 64 KiB that a log line may have
@@ -54,8 +54,8 @@ def audit_adapter(
         options: the base and what is compared with it, suggestions, singular values. A base adds `udr`, `sdi`,
             `relative_frobenius` and `base` to the modules; `against` adds `standing`.
         progress: called with (modules done, modules in all, the module's name) while they, and then the base, are read.
-        select: ids of checks, or beginnings of ids, to apply; all by default. The verdict does not depend on it.
-        ignore: ids of checks, or beginnings of ids, to leave out.
+        select: ids of rules, or beginnings of ids, to apply; all by default. The verdict does not depend on it.
+        ignore: ids of rules, or beginnings of ids, to leave out.
         settings: a gradience.toml, or a pyproject.toml with `[tool.gradience]`, whose `select` and `ignore` apply if
             the arguments of that name are empty. No file is searched for.
         keywords: single options by name, such as `base="llama"`; they win over `options`.
@@ -70,7 +70,7 @@ def audit_adapter(
     1.47
     """
     options = options.completed(keywords)
-    left_out = excluded_rules([rule.id for rule in ADAPTER_RULES], select=select, ignore=ignore, settings=settings)
+    left_out = excluded_rules(ALL, select=select, ignore=ignore, settings=settings)
     if options.against is not None:
         require("duckdb", "pyarrow", extra="fleet", what="a comparison with a fleet")
     if adapter_config is None and weights is None and Path(path).suffix in SUFFIXES and Path(path).is_file():
@@ -80,15 +80,23 @@ def audit_adapter(
         # Its arrays have names of their own, so that nothing tells which weights of a base or a fleet are theirs.
         options = AuditOptions(top_singular_values=options.top_singular_values, optimizer=options.optimizer)
     else:
-        documents = Documents(
-            weights_alone(Path(path)), adapter_config=_path(adapter_config), weights_file=_path(weights)
-        )
-    report = audit_documents(documents, options, left_out=left_out, progress=progress)
+        documents = _opened(Path(path), _path(adapter_config), _path(weights))
+    own = {rule: why for rule, why in left_out.items() if rule in IDS["weights"]}
+    report = with_joint(audit_documents(documents, options, left_out=own, progress=progress), documents, left_out)
     if options.against is None:
         return report
     from gradience.verbs.audit.standing import with_standing  # duckdb, of the extra [fleet]
 
     return with_standing(report, options.against)
+
+
+def _opened(path: Path, adapter_config: Path | None, weights: Path | None) -> Documents:
+    """The run in a folder, whose adapter is chosen as every verb chooses it; else the adapter that was named alone."""
+    if adapter_config is None and weights is None and path.is_dir():
+        with suppress(GradienceError):  # of several runs, which `find_files` tells by its adapters
+            if (run := open_run(path)).weights.path is not None:
+                return run
+    return Documents(weights_alone(path), adapter_config=adapter_config, weights_file=weights)
 
 
 def _path(place: PathLike | None) -> Path | None:

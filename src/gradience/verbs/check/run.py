@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from importlib.metadata import PackageNotFoundError, version
+from functools import cache
 from os import PathLike
 from pathlib import Path
 from typing import Any, TypeAlias, TypedDict, Unpack
@@ -25,18 +25,11 @@ from gradience.configs.document import (
 )
 from gradience.configs.families import Dimensions, read_dimensions
 from gradience.configs.files import HasToDict
-from gradience.configs.settings import Layer, keys_of, line_of, stack, stated_fields, with_ratio
-from gradience.configs.training import (
-    PICKLE_NAME,
-    STATE_NAME,
-    TRAINING_NAMES,
-    objective_of,
-    read_training_dir,
-    read_training_object,
-)
+from gradience.configs.settings import Layer, keys_of, line_of, stack, stated_fields
+from gradience.configs.training import PICKLE_NAME, STATE_NAME, completed, read_training_dir, read_training_object
 from gradience.configs.values import short_name
-from gradience.errors import AdapterError, ConfigError, RecorderError
-from gradience.folder import Documents
+from gradience.errors import AdapterError, ConfigError
+from gradience.folder import Documents, open_run
 from gradience.folder.beside import base_of, beside
 from gradience.folder.found import weights_alone
 from gradience.io import CHECKPOINT_PREFIX
@@ -44,7 +37,7 @@ from gradience.io.reading import real_path
 from gradience.ranges import VerbOptions, Whole
 from gradience.rules import excluded_rules, without
 from gradience.rules.between.rules import FILE_RULES, judge_files
-from gradience.rules.config import RULES, judge_config, settings_of
+from gradience.rules.config import RULES, judge_config, settings_of, transformers_version
 from gradience.rules.config.facts import CheckContext, Moved, quantities
 from gradience.rules.config.serving import known_engines
 from gradience.schema.audit import Beside
@@ -52,8 +45,6 @@ from gradience.schema.document import Coverage, Finding, by_severity
 from gradience.schema.events import ConfigSnapshot, LoraSnapshot
 from gradience.schema.memory import Memory, Time
 from gradience.schema.reports import CHECK_SCHEMA_ID, CheckReport, DataReport, InputFile, SourceLocation
-
-_MAX_TASK = 256  # characters
 
 _NOT_CONFIGURATION = {"base", "settings", "data", "eval data", "tokenizer"}
 _OF_CONFIGURATION = frozenset(rule.id for rule in RULES)
@@ -78,70 +69,46 @@ _MOST_NAMES = 5
 _MOST_ENTRIES = 2000  # entries of the output folder that are examined
 
 
-def read_any(place: Path) -> Layer:
-    """Read one file, or a run's folder: its adapter config, its arguments, and the settings that its log shows."""
-    # A trainer_state.json is a log with few settings: most are in what its run left beside it.
-    if not os.path.isdir(place) and place.name != STATE_NAME:  # noqa: PTH112  # never raises
-        return read_document(place)
-    run = _read_run(place)
-    if isinstance(run, Layer):
-        return run
-    from gradience.importers.sources import find_log  # a config file does not need it
+def _settings_of(run: Documents) -> Layer:
+    """All settings of a run.
 
-    if (log := find_log(place)) is not None:
-        return read_document(log)
-    if not (place / CONFIG_NAME).is_file():
-        raise ConfigError(str(run), advice=f"give a folder with {STATE_NAME} or {CONFIG_NAME}") from run
-    return read_peft_dir(place)  # an adapter without a log
+    Raises:
+        ConfigError: it states none.
+    """
+    settings = run.settings
+    if settings.place.path is None:
+        fault = run.log.fault or f"{run.found.path}: {run.log.reason}"
+        raise ConfigError(str(fault), advice=f"give a folder with {STATE_NAME} or {CONFIG_NAME}")
+    return settings.take()
 
 
-def read_adapter_of(folder: Path) -> Layer:
-    """Read the adapter config of a folder, else that of the last checkpoint of its run.
+def _adapter_of(run: Documents) -> Layer:
+    """The adapter's config alone, beside the run's weights or in its last checkpoint.
 
     Raises:
         ConfigError: there is none, or it cannot be read.
-        AdapterError: the folder's weights are empty, because ZeRO-3 saved them without gathering.
+        AdapterError: the weights are empty, because ZeRO-3 saved them without gathering.
     """
-    weights = folder / "adapter_model.safetensors"
+    weights = run.found.path / "adapter_model.safetensors"
     if weights.is_file():
         from gradience.adapters.gathered import refuse_ungathered_file  # numpy, where weights lie
 
         refuse_ungathered_file(weights)
-    if not folder.is_dir() or (folder / CONFIG_NAME).is_file():
-        return read_peft_dir(folder)
-    run = _read_run(folder)
-    if not isinstance(run, Layer) or not any(source.role == "adapter" for source in run.sources):
-        return read_peft_dir(folder)
-    adapter = ConfigSnapshot(model_name=run.config.model_name, lora=run.config.lora)
-    sources = tuple(source for source in run.sources if source.role == "adapter")
-    return Layer(config=adapter, sources=sources, log=run.log)
+    return read_peft_dir(run.found.path) if run.config.place.path is None else run.config.take()
 
 
-def read_training_of(folder: Path) -> Layer:
-    """Read the training arguments of a folder, else those that the log of its run shows."""
-    if not folder.is_dir() or any((folder / name).is_file() for name in TRAINING_NAMES):
-        return read_training_dir(folder)
-    run = _read_run(folder)
-    if not isinstance(run, Layer):
-        return read_training_dir(folder)
-    sources = tuple(source for source in run.sources if source.role != "adapter")
-    config = msgspec.structs.replace(run.config, model_name=None, lora=LoraSnapshot())
-    return msgspec.structs.replace(run, config=config, sources=sources)
+def _training_of(run: Documents) -> Layer:
+    """The settings of a run without those of its adapter.
 
-
-def _read_run(place: Path) -> Layer | RecorderError:
-    """The configuration of the run that left a folder or file, or the error if there is no run."""
-    from gradience.folder.runs import find_run  # the same
-    from gradience.importers import read_folder_config  # a config file does not need it
-    from gradience.reading.logs import is_log  # the same
-
-    try:
-        path = find_run(place).path
-        if is_log(path):
-            return read_document(path)
-        return msgspec.structs.replace(read_folder_config(path), log=f"the log in {place.name}")
-    except RecorderError as error:
-        return error
+    Raises:
+        ConfigError: it states none.
+    """
+    if run.settings.place.path is None:
+        return read_training_dir(run.found.path)
+    whole = run.settings.take()
+    sources = tuple(source for source in whole.sources if source.role != "adapter")
+    config = msgspec.structs.replace(whole.config, model_name=None, lora=LoraSnapshot())
+    return msgspec.structs.replace(whole, config=config, sources=sources)
 
 
 Place = str | PathLike[str]
@@ -202,13 +169,14 @@ class CheckOptions(VerbOptions):
 
     def read(self) -> Layer:
         """Read all sources into one layer."""
+        runs = cache(open_run)
         layers = (
             _given(self.config),
-            _read(self.document, read_any),
-            _read(self.peft_dir, read_adapter_of),
-            _read(self.training_dir, read_training_of),
-            _object(self.peft, read_peft_object) or _read(self.peft, read_peft, read_adapter_of),
-            _object(self.training, read_training_object) or _read(self.training, read_arguments, read_training_of),
+            _read(self.document, _settings_of, runs, read_document),
+            _read(self.peft_dir, _adapter_of, runs, read_peft_dir),
+            _read(self.training_dir, _training_of, runs, read_training_dir),
+            _object(self.peft, read_peft_object) or _read(self.peft, _adapter_of, runs, read_peft),
+            _object(self.training, read_training_object) or _read(self.training, _training_of, runs, read_arguments),
             _given(self.overrides),
         )
         return stack(layer for layer in layers if layer is not None)
@@ -314,7 +282,7 @@ def judged(
         unwanted: the rules to leave out, each with its reason.
         around: when the configuration is judged, and what is known of its run.
     """
-    config, versions = _complete(whole, given.task), _transformers()
+    config, versions = completed(whole, given.task), transformers_version()
     where = None if given.base is None else Path(given.base)
     if where is not None and where.name == "config.json":
         where = where.parent  # the one file of the base that is needed
@@ -352,7 +320,8 @@ def _known(config: ConfigSnapshot, given: CheckOptions, whole: Layer) -> Known:
     configs = [Path(source.path) for source in whole.sources if source.role == "adapter"]
     adapter = str(configs[-1].parent) if configs and configs[-1].name == CONFIG_NAME else None
     base = None if given.base is None else str(given.base)
-    around = Beside(base=base_of(config.model_name)) if adapter is None else beside(Path(adapter), config.model_name)
+    names = (whole.base, config.model_name)
+    around = Beside(base=base_of(names)) if adapter is None else beside(Path(adapter), names)
     return known_of(adapter, msgspec.structs.replace(around, base=base or around.base), rank=config.lora.r)
 
 
@@ -393,33 +362,19 @@ def _engines(given: Iterable[str], settings: Place | None) -> tuple[str, ...]:
     return known_engines(names)
 
 
-def _complete(whole: Layer, task: str | None) -> ConfigSnapshot:
-    """The configuration with values derived from all sources: task and objective, keys of secrets, and alpha / r."""
-    config = whole.config
-    stated = {"task": task[:_MAX_TASK]} if task else {}
-    secrets = {"secret_keys": whole.secret_keys, "masked_keys": whole.masked_keys}
-    extras = {key: list(dict.fromkeys(names)) for key, names in secrets.items() if names}
-    training = msgspec.structs.replace(config.training, extras={**config.training.extras, **extras})
-    named = msgspec.structs.replace(
-        config, lora=with_ratio(config.lora), training=training, extras={**config.extras, **stated}
-    )
-    objective = objective_of(named)
-    if objective.kind == "unknown":
-        return named
-    understood = {"objective": objective.kind, "objective_because": objective.because}
-    return msgspec.structs.replace(named, extras={**named.extras, **understood})
+_Runs: TypeAlias = Callable[[Path], Documents]
 
 
-_Reads: TypeAlias = Callable[[Path], Layer]
-
-
-def _read(given: Place | Settings | None, read: _Reads, of_folder: _Reads | None = None) -> Layer | None:
-    """The layer of a file, or of a folder if that is read in another way; None if no place is given."""
+def _read(
+    given: Place | Settings | None, of_run: Callable[[Documents], Layer], runs: _Runs, of_file: Callable[[Path], Layer]
+) -> Layer | None:
+    """The layer of a file, or of the run in a folder; None if no place is given."""
     if given is None or isinstance(given, SETTINGS):
         return None
-    if of_folder is not None and os.path.isdir(given):  # noqa: PTH112  # Path.is_dir raises if a name is too long
-        return of_folder(Path(given))
-    return read(Path(given))
+    place = Path(given)
+    # A log with few settings: most are in what its run left beside it. isdir never raises
+    is_run = os.path.isdir(place) or place.name == STATE_NAME  # noqa: PTH112
+    return of_run(runs(place)) if is_run else of_file(place)
 
 
 def _object(given: Place | Settings | None, read: Callable[[Settings], Layer]) -> Layer | None:
@@ -433,14 +388,6 @@ def _given(config: object) -> Layer | None:
         message = f"expected a ConfigSnapshot or a mapping of settings, got {type(config).__name__}"
         raise ConfigError(message, advice="give files by name: document=, peft=, training=")
     return None if config is None else Layer(config=config)
-
-
-def _transformers() -> str | None:
-    """The installed version of transformers, found without importing it, or None."""
-    try:
-        return version("transformers")
-    except PackageNotFoundError:
-        return None
 
 
 def source_locations(report: CheckReport) -> list[SourceLocation | None]:

@@ -3,40 +3,20 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
 from typing import Final, Unpack
 
-import msgspec
-
-from gradience.adapters.files import CONFIG_NAME
 from gradience.base.weights import find_shards
 from gradience.blocks import counted
-from gradience.configs.settings import with_ratio
 from gradience.folder import Documents, Found, find
 from gradience.folder.runs import log_place
 from gradience.io import PathLike
-from gradience.rules import excluded_rules
-from gradience.rules.config import RULES
-from gradience.rules.config.facts import ConfigRule
-from gradience.rules.joins import Correlation, Symptom, correlate
+from gradience.rules import Verdict as PartVerdict, excluded_rules
 from gradience.rules.joins.run import JOINS
-from gradience.rules.joins.symptoms import (
-    Stated,
-    config_symptoms,
-    damage,
-    disagreements,
-    idle_targets,
-    log_symptoms,
-    outgrown,
-    recorded_disagreements,
-    shows_learning,
-    weights_symptoms,
-)
-from gradience.rules.log import DETECTORS
+from gradience.rules.judged import ALL, IDS, LOOK, NOT_BORNE_OUT, Judged
 from gradience.rules.log.facts import DEFAULT_GAP
-from gradience.rules.weights.rules import ADAPTER_RULES, too_large
 from gradience.schema.audit import AuditReport
 from gradience.schema.diagnose import (
     DIAGNOSE_SCHEMA_ID,
@@ -48,34 +28,20 @@ from gradience.schema.diagnose import (
     DiagnosedSource,
     DiagnoseReport,
     Piece,
-    PieceSource,
     SourceCoverage,
     SourceKind,
     Unjudged,
     Verdict,
 )
-from gradience.schema.document import SEVERITIES, Finding, NotRun
+from gradience.schema.document import SEVERITIES, NotRun
 from gradience.schema.reports import CheckReport, MonitorReport, SourceLocation
-from gradience.telemetry.series import RunSeries
 from gradience.verbs.check.run import source_locations as config_locations
 from gradience.verbs.diagnose.checkpoints import CheckpointChoice, choose, disk_symptoms
 from gradience.verbs.diagnose.options import DiagnoseKeywords, DiagnoseOptions
 from gradience.verbs.diagnose.sources import SourceReports, read_sources
 from gradience.verbs.diagnose.spare import spare_checkpoints
 
-IDS: Final[dict[SourceKind, tuple[str, ...]]] = {
-    "config": tuple(rule.id for rule in RULES),
-    "log": tuple(detector.id for detector in DETECTORS),
-    "weights": tuple(rule.id for rule in ADAPTER_RULES),
-}
-
 _DEFAULTS: Final = DiagnoseOptions()
-_PREDICTIONS: Final = frozenset(rule.id for rule in RULES if isinstance(rule, ConfigRule) and rule.predicts)
-_LOOK: Final = frozenset(rule.id for rule in DETECTORS if rule.look)
-_OF_RECORD: Final = frozenset(join.id for join in JOINS if join.recording)
-_NEAREST: Final[tuple[PieceSource, ...]] = ("weights", "log", "disk", "config")
-_NOT_BORNE_OUT: Final = "what it predicts of a run is told by this run's log, which shows nothing of it"
-_ALL: Final = [*dict.fromkeys(rule for ids in IDS.values() for rule in ids), *(join.id for join in JOINS)]
 
 
 def source_locations(report: DiagnoseReport) -> list[SourceLocation | None]:
@@ -147,7 +113,7 @@ def verdict_of(causes: Sequence[Cause], *, complete: bool) -> Verdict:
         return "needs_attention"
     if not complete:
         return "could_not_judge"
-    return "worth_a_look" if any(piece.id in _LOOK for cause in causes for piece in cause.pieces) else "no_fault_found"
+    return "worth_a_look" if any(piece.id in LOOK for cause in causes for piece in cause.pieces) else "no_fault_found"
 
 
 def headline(
@@ -241,7 +207,7 @@ def diagnose_found(
     settings: PathLike | None = None,
 ) -> DiagnoseReport:
     """Diagnose what was found. A part that cannot be read is reported, and the others are judged."""
-    left_out = excluded_rules(_ALL, select=select, ignore=ignore, settings=settings)
+    left_out = excluded_rules(ALL, select=select, ignore=ignore, settings=settings)
     if options.base is not None:
         find_shards(Path(options.base))  # a base that cannot be read is an error at once
     gap = DEFAULT_GAP if options.gap_threshold is None else options.gap_threshold
@@ -254,12 +220,9 @@ def judge_sources(read: SourceReports, left_out: Mapping[str, str] = MappingProx
     if read.log:
         choice = choose(documents.checkpoints, read.log.reading.run, read.log.report, documents.weights.path)
     states = [read.states[source] for source in SOURCES]
-    joins = [join for join in JOINS if join.id not in left_out]
+    causes, foregone = _judged(read, choice).together(left_out)
     not_run = unjudged(states, read.check, monitor, read.audit, left_out)
-    causes = _with_outcome(_causes(joins, list(_symptoms(read, choice)), not_run), read)
-    if read.log and read.check:
-        causes, foregone = without_foregone(causes, read.log.report)
-        not_run = [*not_run, *foregone]
+    not_run += [Unjudged(source="config", id=rule, reason=NOT_BORNE_OUT) for rule in foregone]
     caused = {cause.id for cause in causes}
     not_run = [item for item in not_run if item.source != "join" or item.id not in caused]
     coverage = coverage_of(not_run)
@@ -290,15 +253,6 @@ def judge_sources(read: SourceReports, left_out: Mapping[str, str] = MappingProx
     )
 
 
-def without_foregone(causes: Iterable[Cause], log: MonitorReport) -> tuple[list[Cause], list[Unjudged]]:
-    """The causes without predictions of the configuration that the log does not bear out, and those as not judged."""
-    if not shows_learning(log):
-        return list(causes), []
-    kept = [cause for cause in causes if cause.joined or cause.id not in _PREDICTIONS]
-    gone = dict.fromkeys(cause.id for cause in causes if not cause.joined and cause.id in _PREDICTIONS)
-    return kept, [Unjudged(source="config", id=rule, reason=_NOT_BORNE_OUT) for rule in gone]
-
-
 def advice_of(causes: Sequence[Cause], monitor: MonitorReport | None) -> CauseAdvice | None:
     """What to do next, for the leading cause: as the files on disk allow, else as the log's account does."""
     if not causes or SEVERITIES.index(causes[0].severity) < SEVERITIES.index("warning"):
@@ -314,79 +268,17 @@ def advice_of(causes: Sequence[Cause], monitor: MonitorReport | None) -> CauseAd
     return CauseAdvice(cause=lead.id, text=lead.action) if lead.action else None
 
 
-def _causes(joins: Iterable[Correlation], symptoms: list[Symptom], not_run: list[Unjudged]) -> list[Cause]:
-    """The joined causes and, as a cause of its own, each finding that no join took; the most severe first."""
-    gone = {(item.source, item.id) for item in not_run} | {(symptom.source, symptom.id) for symptom in symptoms}
-    silent = frozenset((source, rule) for source, ids in IDS.items() for rule in ids if (source, rule) not in gone)
-    joined = correlate(joins, symptoms, silent)
-    single = (_alone(symptom.source, symptom.finding) for symptom in joined.left if symptom.finding)
-    causes = sorted([*joined.causes, *single], key=_place)
-    first: dict[tuple[str, str], Cause] = {}
-    for cause in causes:  # the log repeats what the weights show
-        first.setdefault((cause.id, cause.message), cause)
-    return list(first.values())
-
-
-def _place(cause: Cause) -> tuple[int, bool, bool, int]:
-    """The place of a cause: by severity; faults of the run before those of its record; worth a look; joined; by source.
-
-    What the weights and the log show goes before what a configuration lets expect.
-    """
-    of_source = -1 if cause.joined else _NEAREST.index(cause.pieces[0].source)
-    look = any(piece.id in _LOOK for piece in cause.pieces)
-    return -SEVERITIES.index(cause.severity), cause.id in _OF_RECORD, not look, of_source
-
-
-def _symptoms(read: SourceReports, choice: CheckpointChoice) -> Iterator[Symptom]:
-    if read.check:
-        yield from config_symptoms(read.check)
-    if read.log:
-        yield from log_symptoms(read.log.report)
-        yield from disk_symptoms(read.documents, choice, read.log.report, read.log.reading.run)
-    yield from damage(read.states["weights"])
-    if read.audit:
-        yield from weights_symptoms(read.audit)
-        yield from disagreements(_stated(read), read.audit)
-        if read.check and read.documents.found.config.path is None:  # the adapter's own config
-            yield from idle_targets(Stated(CONFIG_NAME, read.check.config.lora), read.audit)
-        if read.log:
-            yield from recorded_disagreements(read.log.report, read.audit)
-            stated = read.log.report.config if read.check is None else read.check.config
-            yield from outgrown(read.log.reading.run, stated, read.audit)
-
-
-def _stated(read: SourceReports) -> Iterator[Stated]:
-    """The adapter's settings as stated outside its own folder."""
-    log, config = read.documents.log.place.path, read.documents.found.config.path
-    if read.log and log and log.is_file():  # a folder is imported with the adapter's config
-        yield Stated("the log's settings", read.log.report.config.lora)
-    if read.check and config:
-        yield Stated(config.name, with_ratio(read.documents.config.need().config.lora))
-
-
-def _alone(source: PieceSource, finding: Finding) -> Cause:
-    piece = Piece(source=source, id=finding.id, severity=finding.severity, says=finding.message)
-    return Cause(**msgspec.structs.asdict(finding), pieces=[piece])
-
-
-def _with_outcome(causes: list[Cause], read: SourceReports) -> list[Cause]:
-    """The causes; the size of an update is no error by itself where the held-out loss was lower at its end."""
-    if read.log is None or not _fell(read.log.reading.run):
-        return causes
-    eased = [msgspec.structs.replace(one, severity="warning") if _is_of_size(one) else one for one in causes]
-    return sorted(eased, key=_place)
-
-
-def _is_of_size(cause: Cause) -> bool:
-    """Whether a cause is an error by the size of the update beside its base, and by nothing else."""
-    grave = {piece.id for piece in cause.pieces if piece.severity in {"error", "critical"}}
-    of_weights = all(piece.source == "weights" for piece in cause.pieces)
-    return cause.severity == "error" and of_weights and grave == {too_large.id}
-
-
-def _fell(run: RunSeries) -> bool:
-    """Whether the last loss of every held-out split is under its first."""
-    splits = {event.split for event in run.evals} - {"train"}
-    curves = [list(run.losses_of(split).values()) for split in sorted(splits)]
-    judged = [curve for curve in curves if len(curve) > 1]
-    return bool(judged) and all(curve[-1] < curve[0] for curve in judged)
+def _judged(read: SourceReports, choice: CheckpointChoice) -> Judged:
+    """The verdicts of the reports as one record."""
+    log, check, weights = read.log, read.check, read.states["weights"]
+    disk = [] if log is None else disk_symptoms(read.documents, choice, log.report, log.reading.run)
+    return Judged(
+        documents=read.documents,
+        config=None if check is None else check.config,
+        settings=None if check is None else PartVerdict(check.findings, check.not_run),
+        facts=None if log is None else log.facts,
+        log=None if log is None else PartVerdict(log.report.findings, log.report.not_run),
+        weights=read.audit,
+        damaged=weights.reason if weights.damaged else "",
+        disk=list(disk),
+    )

@@ -16,20 +16,22 @@ from gradience.reading import Reading
 from gradience.rules.config import RULES
 from gradience.rules.config.facts import CheckContext
 from gradience.rules.log import DETECTED
+from gradience.rules.log.facts import RunFacts
 from gradience.rules.weights.rules import ADAPTER_RULES
 from gradience.schema.audit import AuditReport
 from gradience.schema.diagnose import DiagnosedSource, SourceKind
 from gradience.schema.reports import CheckReport, MonitorReport
 from gradience.verbs.check.run import CheckOptions, judged, when_of
-from gradience.verbs.monitor.run import report_of
+from gradience.verbs.monitor.run import facts_of, report_of
 
 _NOT_SETTINGS: Final = frozenset({"base", "trainer state"})  # roles of files that are not named as a configuration
 
 
 class JudgedLog(NamedTuple):
-    """A run's log as it was read, and monitor's report on it."""
+    """A run's log as it was read, its facts, and monitor's report on it."""
 
     reading: Reading
+    facts: RunFacts
     report: MonitorReport
 
 
@@ -81,13 +83,14 @@ def _judge_log(
 ) -> tuple[JudgedLog | None, DiagnosedSource]:
     if (reading := log.held) is None:
         return None, _state("log", log.place, fault=log.fault)
+    facts = facts_of(reading, gap_threshold)
     try:
-        report = report_of(reading, gap_threshold=gap_threshold, left_out=_of(DETECTED, left_out))
+        report = report_of(reading, facts=facts, left_out=_of(DETECTED, left_out))
     except GradienceError as fault:
         return None, _state("log", log.place, fault=fault)
     rows, evals = report.train.rows, len(reading.run.evals)
     holds = f"{_plural(rows, 'row')}, {_plural(evals, 'evaluation')}, status {report.status.replace('_', ' ')}"
-    return JudgedLog(reading, report), _state("log", log.place, holds=holds)
+    return JudgedLog(reading, facts, report), _state("log", log.place, holds=holds)
 
 
 def _plural(n: int, what: str) -> str:

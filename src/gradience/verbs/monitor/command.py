@@ -26,10 +26,10 @@ from gradience.reading import Reading
 from gradience.reading.follow import LiveRun, Tail
 from gradience.reading.logs import is_log
 from gradience.rules import excluded_rules
-from gradience.rules.log import DETECTED
+from gradience.rules.judged import ALL
 from gradience.schema.document import SEVERITIES
 from gradience.schema.events import Event, TrainStep, UnknownEvent
-from gradience.verbs.monitor.run import report_of
+from gradience.verbs.monitor.run import monitored
 from gradience.verbs.monitor.view import chart_lines, event_line, frame_lines, monitor_text, progress_line
 
 _EVERY: Final = 1.0  # seconds between two reads of the file
@@ -79,12 +79,12 @@ def monitor(
 
 
 def _one(reading: Reading, gap: float, resolved: opt.ResolvedOptions, *, verbose: bool) -> int:
-    report = report_of(reading, gap_threshold=gap, left_out=excluded_rules(DETECTED, **resolved.rules))
+    report = monitored(reading, gap_threshold=gap, left_out=excluded_rules(ALL, **resolved.rules))
     return resolved.show(
         report,
         lambda it: monitor_text(it, verbose=verbose) + _chart(reading, it.account.split),
         report.findings,
-        groups=("log",),
+        groups=("log", "joins"),
         locations=lambda: [log_place(report.file)] * len(report.findings),
         not_run=report.not_run,
     )

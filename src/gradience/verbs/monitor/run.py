@@ -10,10 +10,13 @@ from types import MappingProxyType
 import msgspec
 
 from gradience.configs.commands import Known, known_of, with_commands
+from gradience.folder import Documents
 from gradience.folder.beside import beside
+from gradience.folder.found import around
 from gradience.folder.runs import read_run
 from gradience.reading import Reading
-from gradience.rules import excluded_rules, without
+from gradience.rules import Verdict, excluded_rules, without
+from gradience.rules.judged import ALL, OF_RUNS, judge_parts, of_part
 from gradience.rules.log import DETECTED, RULE_OF, detect
 from gradience.rules.log.account import account, kept_step
 from gradience.rules.log.advice import advice
@@ -55,8 +58,8 @@ def monitor_run(
         path: a run.jsonl, a folder that holds one, or anything that `gradience import` reads.
         gap_threshold: held-out over train perplexity from which the gap is a finding.
         run: id, or name in an import, of the run to show; the last if None.
-        select: ids of detectors, or beginnings of ids, to apply; all by default.
-        ignore: ids of detectors, or beginnings of ids, to leave out.
+        select: ids of rules, or beginnings of ids, to apply; all by default.
+        ignore: ids of rules, or beginnings of ids, to leave out.
         settings: a gradience.toml, or a pyproject.toml with `[tool.gradience]`. Its `select` and `ignore` apply if the
             arguments of that name are empty. If None, no file is looked for.
 
@@ -65,16 +68,41 @@ def monitor_run(
         ConfigError: an id is not known, or the settings cannot be read.
         SchemaError: the log is of another major version.
     """
-    left_out = excluded_rules(DETECTED, select=select, ignore=ignore, settings=settings)
-    return report_of(read_run(path, run), gap_threshold=gap_threshold, left_out=left_out)
+    left_out = excluded_rules(ALL, select=select, ignore=ignore, settings=settings)
+    return monitored(read_run(path, run), gap_threshold=gap_threshold, left_out=left_out)
+
+
+def monitored(
+    reading: Reading,
+    *,
+    gap_threshold: float = DEFAULT_GAP,
+    left_out: Mapping[str, str] = MappingProxyType({}),
+) -> MonitorReport:
+    """The report on a run that was read, with what its settings say of it."""
+    facts, documents = facts_of(reading, gap_threshold), Documents(around(reading))
+    own = {rule: why for rule, why in left_out.items() if rule in DETECTED}
+    report = report_of(reading, facts=facts, left_out=own)
+    log = Verdict(report.findings, report.not_run)
+    judged = judge_parts(documents, facts=facts, log=log, left_out=left_out, parts=("log", "config"))
+    findings = of_part(judged.together(left_out).causes, "log", also=OF_RUNS)
+    return msgspec.structs.replace(report, findings=findings)
+
+
+def facts_of(reading: Reading, gap_threshold: float = DEFAULT_GAP) -> RunFacts:
+    """The facts of a run that was read."""
+    return RunFacts(reading.run, reading.log.issues, reading.log.issues_total, gap_threshold)
 
 
 def report_of(
-    reading: Reading, *, gap_threshold: float = DEFAULT_GAP, left_out: Mapping[str, str] = MappingProxyType({})
+    reading: Reading,
+    *,
+    gap_threshold: float = DEFAULT_GAP,
+    left_out: Mapping[str, str] = MappingProxyType({}),
+    facts: RunFacts | None = None,
 ) -> MonitorReport:
     """The report on a run that was read; detectors left out are listed with their reasons."""
     run, log = reading.run, reading.log
-    facts = RunFacts(run, log.issues, log.issues_total, gap_threshold)
+    facts = facts or facts_of(reading, gap_threshold)
     train = _train(run, facts)
     observed, not_run = without(*detect(facts), left_out)
     findings = with_commands(observed, lambda: _words(reading, facts))
@@ -123,7 +151,7 @@ def report_of(
 
 def _words(reading: Reading, facts: RunFacts) -> Known:
     """What the words of commands stand for, by the log and what lies beside it."""
-    around = beside(reading.path.parent, facts.config.model_name)
+    around = beside(reading.path.parent, [facts.config.model_name])
     total = facts.run.paces[-1].total_bytes if facts.run.paces else None
     size = f"{total / 2**30:.4g}GiB" if total else None
     return {**known_of(None, around, rank=facts.config.lora.r), "RUN": str(reading.path), "SIZE": size}

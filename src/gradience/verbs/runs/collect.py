@@ -30,7 +30,7 @@ from gradience.verbs.fleet.audit import Job, JobProgress, Plan, answered, carry_
 from gradience.verbs.fleet.engines import Done, run_local
 from gradience.verbs.fleet.find import leads_to_folder, stamp_of
 from gradience.verbs.fleet.records import version_of_rules
-from gradience.verbs.monitor.run import report_of
+from gradience.verbs.monitor.run import monitored
 from gradience.verbs.runs.rows import run_row
 from gradience.verbs.runs.run import measured
 
@@ -179,7 +179,7 @@ def _read(job: Job) -> bytes:
     runs = list(read_run(job.place).of_each_run())
     if len(runs) > MAX_RUNS:
         raise GradienceError(f"{len(runs)} runs in one log, over the limit of {MAX_RUNS}")
-    pairs = [(reading.run, report_of(reading)) for reading in runs]
+    pairs = [(reading.run, monitored(reading)) for reading in runs]
     return encoded(
         [run_row(job.path, series, report, stamp=job.stamp, rules=job.rules) for series, report in pairs],
         [row for series, _ in pairs for row in _rows(job.path, series)],

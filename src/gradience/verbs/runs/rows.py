@@ -16,7 +16,7 @@ from gradience.importers.sources import MAX_RUNS
 from gradience.io import PathLike
 from gradience.reading import Reading
 from gradience.rules import excluded_rules
-from gradience.rules.log import DETECTED
+from gradience.rules.judged import ALL
 from gradience.rules.log.account import rate_of_run
 from gradience.rules.log.facts import DEFAULT_GAP, held_out_of
 from gradience.schema import Json, number_in
@@ -26,7 +26,7 @@ from gradience.schema.fleet import RunRow
 from gradience.schema.reports import MonitorReport, Pace
 from gradience.tables import number_column
 from gradience.telemetry.series import RunSeries
-from gradience.verbs.monitor.run import report_of
+from gradience.verbs.monitor.run import monitored
 
 _NO_SETTING: Final = re.compile(
     r"seed|(?:^|_)(?:dir|file|id|name|names|notes|path|resumes|url)$"
@@ -54,7 +54,7 @@ def read_rows(
         ConfigError: an id is not known, or the settings cannot be read.
         RecorderError: a path that is one run cannot be read, no run can, or a folder has more than are looked for.
     """
-    left_out = excluded_rules(DETECTED, select=select, ignore=ignore, settings=settings)
+    left_out = excluded_rules(ALL, select=select, ignore=ignore, settings=settings)
     rows: list[RunRow] = []
     for place in paths:
         runs = place if isinstance(place, RunList) else run_list(place)
@@ -77,7 +77,7 @@ def read_rows(
 
 def _rows_of(reading: Reading, gap_threshold: float, left_out: Mapping[str, str]) -> Iterator[RunRow]:
     for each in reading.of_each_run():
-        report = report_of(each, gap_threshold=gap_threshold, left_out=left_out)
+        report = monitored(each, gap_threshold=gap_threshold, left_out=left_out)
         yield run_row(str(each.path), each.run, report)
 
 

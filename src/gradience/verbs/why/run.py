@@ -68,7 +68,8 @@ class _TracePair:
             schema=WHY_SCHEMA_ID,
             runs=self._names,
             verdict=verdict,
-            story=_story(partings, acting, ", ".join(WORDS[each.cause] for each in rest), compared),
+            story=_story(partings, acting, ", ".join(WORDS[each.cause] for each in rest), compared)
+            + self._anew(partings),
             step=step,
             cause=acting[0] if len(acting) == 1 else None,
             parts=partings,
@@ -77,6 +78,15 @@ class _TracePair:
             compared=compared,
             not_told=lacking,
         )
+
+    def _anew(self, partings: Sequence[Parting]) -> str:
+        """What it means that a run which was to resume does what the other one does, from its first step."""
+        both = [(name, trace) for name, trace in zip(self._names, (self._a, self._b), strict=True) if _resumes(trace)]
+        loss, other = column(self._a, "loss"), column(self._b, "loss")
+        if partings or len(both) != 1 or not loss or min(loss) != min(other, default=None):
+            return ""
+        name = Path(both[0][0]).name
+        return f"; {name} was to resume, and repeats the other from its first step: it did not resume, it began anew"
 
     def _partings(self) -> list[Parting]:
         """What differs at the first step at which anything does, in the order in which a step is computed."""
@@ -314,6 +324,11 @@ def _equal(one: Any, two: Any) -> bool:
     if isinstance(one, float) and isinstance(two, float):
         return math.isclose(one, two, rel_tol=_ROUNDING)
     return bool(one == two)
+
+
+def _resumes(trace: Trace) -> bool:
+    """Whether the run's settings say that it resumes another."""
+    return bool(trace.config.training.extras.get("resumes"))
 
 
 def _at(config: ConfigSnapshot, path: str) -> Json:

@@ -1,0 +1,119 @@
+"""RES224 and EVL225: a resume that began anew, and an evaluation that does not see what is trained."""
+
+from __future__ import annotations
+
+from typing import Final
+
+from gradience.rules import Observation, Threshold, Unknown, premise
+from gradience.rules.log.facts import JUDGEMENT, LogRule, RunFacts, seen, shown
+from gradience.rules.log.statistics import median
+
+FELL = Threshold("fell", 0.3, "of the first losses, that the loss had lost before", JUDGEMENT)
+BACK = Threshold("back", 0.8, "of that fall, that the loss is back up", JUDGEMENT)
+NEAR_START = Threshold("near_start", 0.3, "of the first losses, from them", JUDGEMENT)
+OLD_ROWS = Threshold("old_rows", 10, "training rows before", JUDGEMENT)
+AT_ONCE = Threshold("at_once", 3, "training rows that stand for a level", JUDGEMENT)
+SAME_EVALS = Threshold("same_evals", 4, "evaluations in a row", "a judgement: two may agree by rounding")
+ROUNDED = Threshold("rounded", 8, "evaluations in a row, of a loss of 4 decimals or fewer", JUDGEMENT)
+_DECIMALS: Final = 4
+
+
+@premise("the run was resumed")
+def _was_resumed(facts: RunFacts) -> str | None:
+    record = facts.run.record
+    stated = facts.config.training.extras.get("resumes")
+    wired = any(wiring.phase == "resume" for wiring in facts.run.wirings)
+    return None if stated or record.resumed_from or wired else "nothing says that the run was resumed"
+
+
+@LogRule(
+    "RES224",
+    severity="error",
+    confidence=0.85,
+    needs=(_was_resumed,),
+    place="broken",
+    phrase=lambda v: f"began anew at its resume, at step {shown(v, 'step', 'd')}",
+    thresholds=(FELL, BACK, NEAR_START, OLD_ROWS, AT_ONCE),
+)
+def _began_anew(facts: RunFacts) -> Observation | None:
+    """a loss that is back at its start after a resume
+
+    after {old_rows} rows or more, the median of {at_once} rows is up again at once by {back} of what the loss had lost
+    since its first {at_once} rows, and within {near_start} of these; it had lost {fell} of them
+
+    Why: What was learnt before the resume is lost: the adapter was not loaded, or another one was.
+    Scope: runs whose settings or log say that they were resumed
+    Action: Load the adapter of the checkpoint before training (PeftModel.from_pretrained(base, checkpoint,
+        is_trainable=True)), or start from the last checkpoint with trainer.train(resume_from_checkpoint=...).
+    Verify: The sum of the absolute values of lora_B before the first step after the resume.
+    Seen: https://github.com/huggingface/diffusers/issues/12689 -- after a resume training starts from the untrained
+        adapter
+    """
+    losses, rows = facts.loss.values, facts.loss.rows
+    few, least = int(AT_ONCE.value), int(OLD_ROWS.value)
+    if len(losses) < least + few:
+        raise Unknown(f"{len(losses)} rows with a training loss; it needs {least + few}")
+    start = median(losses[:few])
+    for at in range(least, len(losses) - few + 1):
+        before, after = median(losses[at - few : at]), median(losses[at : at + few])
+        fall = start - before
+        up = min(losses[at], after) - max(before, losses[at - 1])  # from one row to the next, which is the resume's
+        is_start = abs(after - start) <= NEAR_START.value * start
+        if fall < FELL.value * start or up < BACK.value * fall or not is_start:
+            continue
+        step = facts.step(rows[at])
+        return Observation(
+            f"At step {step} the loss is back at {after:.4g}, where the run began ({start:.4g}), from {before:.4g} "
+            "just before: the resume started from an untrained adapter, not from what was saved.",
+            {"step": step, "before": before, "after": after, "start": start},
+            evidence=seen(f"loss {before:.4g} before step {step}, {after:.4g} from it on"),
+        )
+    return None
+
+
+@LogRule(
+    "EVL225",
+    severity="warning",
+    confidence=0.85,
+    place="later",
+    phrase=lambda v: f"held-out loss is the same to the last digit in {shown(v, 'evaluations', 'd')} evaluations",
+    thresholds=(SAME_EVALS, ROUNDED),
+)
+def _same_evaluations(facts: RunFacts) -> Observation | None:
+    """an evaluation that is the same to the last digit
+
+    {same_evals} evaluations in a row, or {rounded} of a loss that is rounded, have exactly the same loss, while the
+    training loss changes and the learning rate is not 0
+
+    Why: Weights that move give another loss each time: what is evaluated is not what is trained.
+    Scope: held-out losses of one split
+    Action: Evaluate the object that trains: not a copy, not the base, not with the adapter switched off.
+    Verify: Evaluate twice with a step between.
+    Seen: https://github.com/unslothai/unsloth/issues/1067 -- held-out loss is the same to the last digit while
+        training goes on
+    """
+    curve = facts.held_out_curve
+    if curve is None or len(curve.losses) < SAME_EVALS.value:
+        have = 0 if curve is None else len(curve.losses)
+        raise Unknown(f"{have} held-out losses; it needs {SAME_EVALS.value:g}")
+    last, first = curve.losses[-1], len(curve.losses) - 1
+    while first > 0 and curve.losses[first - 1] == last:
+        first -= 1
+    same = len(curve.losses) - first
+    if same < (ROUNDED if round(last, _DECIMALS) == last else SAME_EVALS).value:
+        return None
+    since, until = curve.steps[first], curve.steps[-1]
+    inside = [i for i, step in enumerate(facts.series.steps) if since < step <= until]
+    losses = {facts.series.losses[i] for i in inside}
+    rates = [facts.series.rates[i] for i in inside]
+    if len(losses) <= 1 or not any(rate != 0.0 for rate in rates):
+        return None
+    return Observation(
+        f"The held-out loss is exactly the same in {same} evaluations, from step {since} to {until} ({last!r}), while "
+        "training goes on: the evaluation does not see the weights that are trained.",
+        {"evaluations": same, "since": since, "until": until, "loss": last},
+        evidence=seen(f"{same} evaluations with the loss {last!r}"),
+    )
+
+
+RULES: Final[tuple[LogRule, ...]] = (_began_anew, _same_evaluations)
