@@ -1,4 +1,4 @@
-"""OVF110, HLD146, GAP111, CHN112, SML113, UND126 and EVL134: what held-out data say about the run, and with what certainty."""
+"""OVF110, HLD146, GAP111, CHN112, SML113, UND126 and EVL134: what held-out data say of a run, and with what certainty."""
 
 from __future__ import annotations
 
@@ -35,6 +35,7 @@ from gradience.rules.log.learning import (
     OVERFIT_RISE,
     Still,
     held_still,
+    learning,
     memorises,
     too_little,
 )
@@ -281,13 +282,13 @@ def _gap_says(v: Values) -> str | None:
     return f"{v['split']} loss {shown(v, 'held_out')}{best} against {shown(v, 'train')} in training"
 
 
-def _still_says(v: Values) -> str | None:
-    how, what = v["how"], v["what"]
-    if how == "dead":
-        return f"{what} is {_of(v, str(what), 'best')} at every evaluation"
-    if how == "late":
+def _still_says(v: Values) -> str:
+    what = v.get("what")
+    if v.get("how") == "late":
         return f"{what} has not improved since step {v['step']}"
-    return None if v["memorises"] else f"{what} does not improve"  # the story begins with it
+    if v.get("memorises"):
+        return f"memorises; {what} did not improve"
+    return f"the training loss falls, but {what} does not improve" if v.get("falls") else f"{what} does not improve"
 
 
 @LogRule(
@@ -300,7 +301,7 @@ def _still_says(v: Values) -> str | None:
     as_info=True,
     look=True,
     live=True,
-    covers=lambda v: frozenset({"accuracy"}) if v["how"] == "dead" else frozenset(),
+    covers=lambda v: frozenset({"learning"}) if v.get("falls") and v.get("how") != "late" else frozenset(),
     thresholds=(
         *(ALL_WRONG, LEAST_EVALS, HELD_STILL, CLEAR_FALL, LEARNT),
         *(LATE_EVALS, LATE_FALL, EVAL_NOISE),
@@ -331,11 +332,20 @@ def _held_out_still(facts: RunFacts) -> Observation | None:
     memorised = memorises(facts)
     return Observation(
         _still_message(still),
-        {**still._asdict(), "memorises": memorised},
-        severity=None if still.how == "dead" or memorised else "info",
+        {
+            **still._asdict(),
+            "memorises": memorised,
+            "falls": bool(facts.series.steps) and learning(facts).shown,
+        },
+        severity=None if memorised or (still.how == "dead" and not _other_metrics_gain(facts)) else "info",
         action=_STILL_ACTIONS[still.how],
         evidence=seen(f"{still.evaluations} evaluations"),
     )
+
+
+def _other_metrics_gain(facts: RunFacts) -> bool:
+    """Whether some metric got better from the first evaluation by more than chance explains."""
+    return any(gain(m, m.first, m.best) > m.error for m in account(facts).metrics if m.best is not None)
 
 
 _STILL_ACTIONS: Final = {

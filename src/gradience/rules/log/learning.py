@@ -227,8 +227,10 @@ def held_still(facts: RunFacts) -> Still | None:
 
 def memorises(facts: RunFacts) -> bool:
     """Whether the training loss fell clearly, and held-out data never were better than at the first evaluation."""
-    still, trend = held_still(facts), learning(facts).trend
-    return still is not None and still.how == "first" and trend is not None and trend.fall > CLEAR_FALL.value
+    still, trend, curve = held_still(facts), learning(facts).trend, facts.held_out_curve
+    if still is None or still.how != "first" or trend is None or trend.fall <= CLEAR_FALL.value:
+        return False
+    return curve is None or _never_better(curve)
 
 
 def _of_metric(metric: MetricAccount, how: Literal["dead", "first", "lost"]) -> Still:
@@ -254,12 +256,17 @@ def _late(facts: RunFacts, curve: HeldOutCurve) -> Still | None:
     return _of_curve(curve, "late", at) if 0.0 < now < LATE_FALL.value * then else None
 
 
+def _never_better(curve: HeldOutCurve) -> bool:
+    """Whether no loss is below the first one by more than noise."""
+    first = curve.losses[0]
+    return first - min(curve.losses) <= max(HELD_STILL.value * first, curve.noise)
+
+
 def _loss_or_tokens(of: RunAccount, curve: HeldOutCurve) -> Still | None:
     """Which of both does not improve, where no task metric decides: the held-out loss, or the tokens that are right."""
-    first, best = curve.losses[0], min(curve.losses)
-    if len(curve.losses) >= LEAST_EVALS.value and first - best <= max(HELD_STILL.value * first, curve.noise):
+    if len(curve.losses) >= LEAST_EVALS.value and _never_better(curve):
         return _of_curve(curve, "first")
-    if curve.losses[-1] > first + curve.noise:
+    if curve.losses[-1] > curve.losses[0] + curve.noise:
         return _of_curve(curve, "lost")
     tokens = next((each for each in of.metrics if is_token_accuracy(each.name)), None)
     if tokens is None or tokens.count < LEAST_EVALS.value or tokens.best != tokens.first:
