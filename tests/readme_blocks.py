@@ -23,6 +23,10 @@ RUN: Final = ROOT / "tests" / "golden" / "readme"
 BLOCK: Final = re.compile(r"<!-- run: (\w+) -->\n```bash\n([^`]*)```\n\n```text\n(.*?)```", re.DOTALL)
 PAGES: Final = ("README.md", "docs/ci.md")
 FILE: Final = re.compile(r"```yaml\n(# (\S+\.yaml)\n.*?)```", re.DOTALL)
+_TOTALS: Final = re.compile(
+    r"(?<=config )\d+ of \d+|(?<=log )\d+ of \d+|(?<=weights )\d+ of \d+|(?<=data )\d+ of \d+"
+    r"|(?<=not applicable\): )\d+|(?<=why )\d+(?= checks)|(?<=not_run=<)\d+|\d+(?= rules that)"
+)
 CUT: Final = "...\n"  # a block that ends with this shows only the beginning of the output
 
 
@@ -47,12 +51,21 @@ def printed(command: str) -> str:
     return out.getvalue()
 
 
+def without_totals(text: str) -> str:
+    """The text without its totals of rules, so that a new rule changes no screen.
+
+    >>> without_totals("(checked: config 19 of 35, log 62 of 90); not_run=<25 items>")
+    '(checked: config #, log #); not_run=<# items>'
+    """
+    return _TOTALS.sub("#", text)
+
+
 def as_shown(block: str, output: str) -> str:
-    """The output, cut to the length of the block if the block is cut."""
-    if not block.endswith(CUT):
-        return output
-    kept = block.removesuffix(CUT).count("\n")
-    return "".join(output.splitlines(keepends=True)[:kept]) + CUT
+    """The output, cut to the length of the block if the block is cut; the block itself if only totals differ."""
+    if block.endswith(CUT):
+        kept = block.removesuffix(CUT).count("\n")
+        output = "".join(output.splitlines(keepends=True)[:kept]) + CUT
+    return block if without_totals(block) == without_totals(output) else output
 
 
 def blocks(text: str) -> dict[str, tuple[str, str]]:

@@ -23,7 +23,7 @@ BAND_TOP = Threshold(
     "band_top", 1e-3, "peak learning rate", "tinker-cookbook sft_sweep: the highest rate that is still best somewhere"
 )
 DIVERGENT_LR = Threshold(
-    "divergent_lr", 3e-3, "peak learning rate", "tinker-cookbook sft_sweep: 72 of all 80 divergences are at 3e-3"
+    "divergent_lr", 3e-3, "peak learning rate", "tinker-cookbook sft_sweep: 101 of 110 divergences are at 3e-3"
 )
 PREFERENCE_LR = Threshold(
     "preference_lr", 5e-5, "peak learning rate", "just above the highest published one: GRPO 4e-5 (tinker-cookbook)"
