@@ -1,4 +1,4 @@
-"""OVF110, HLD146, GAP111, CHN112, SML113, UND126 and EVL134: what held-out data say of a run, and with what certainty."""
+"""OVF110, HLD146, GAP111, CHN112, SML113, UND126 and EVL134: what held-out data say, and with what certainty."""
 
 from __future__ import annotations
 
