@@ -369,6 +369,10 @@ class DataPlan(NamedTuple):
     """The whole recipe, for the program's own preparation of rows."""
     rewards: Mapping[str, tuple[str, ...]] = {}
     """The columns that each reward function needs."""
+    unread_length: int | None = None
+    """A limit that is stated under max_seq_length alone, a name that TRL no longer reads."""
+    weights: tuple[float, float] = (1.0, 1.0)
+    """KTO's weights of wanted and of unwanted answers."""
 
 
 def read_data_plan(path: Path) -> DataPlan:
@@ -422,6 +426,17 @@ def _trl(mapping: _Mapping, places: tuple[Path, ...]) -> DataPlan:
         loss=loss,
         overlong="cut_left" if mapping.get("truncation_mode") == "keep_end" else "cut",
         keeps_overflow=mapping.get("packing_strategy") in KEEPS_OVERFLOW,
+        unread_length=None if mapping.get("max_length") else _number(mapping.get("max_seq_length")),
+        weights=_weights(mapping, "desirable_weight", "undesirable_weight"),
+    )
+
+
+def _weights(mapping: _Mapping, *names: str) -> tuple[float, float]:
+    """The weights of wanted and of unwanted answers, each 1 unless it is stated."""
+    wanted, unwanted = (mapping.get(name, 1.0) for name in names)
+    return (
+        float(wanted) if isinstance(wanted, int | float) else 1.0,
+        float(unwanted) if isinstance(unwanted, int | float) else 1.0,
     )
 
 
@@ -443,6 +458,7 @@ def _axolotl(mapping: _Mapping, places: tuple[Path, ...]) -> DataPlan:
         overlong=_EXCESS.get(str(mapping.get("excess_length_strategy")).lower(), "left_out"),
         packing=_flag(mapping.get("sample_packing")),
         loss="all" if mapping.get("train_on_inputs") is True or completion else "assistant",
+        weights=_weights(mapping, "kto_desirable_weight", "kto_undesirable_weight"),
         notes=_several(len(trains)),
     )
 
@@ -478,6 +494,7 @@ def _llama_factory(mapping: _Mapping, places: tuple[Path, ...]) -> DataPlan:
         packing=_flag(packing),
         keeps_overflow=pretrains,
         loss="all" if mapping.get("train_on_prompt") is True or pretrains else "assistant",
+        weights=_weights(mapping, "kto_chosen_weight", "kto_rejected_weight"),
         notes=_several(len(names)),
     )
 
@@ -506,6 +523,7 @@ def _ms_swift(mapping: _Mapping, places: tuple[Path, ...]) -> DataPlan:
         overlong="left_out" if strategy == "delete" else "cut_left" if strategy == "left" else "cut",
         keeps_overflow=strategy == "split",
         task=_named(mapping.get("rlhf_type")),
+        weights=_weights(mapping, "desirable_weight", "undesirable_weight"),
         notes=_several(len(trains)),
         settings=mapping,
     )

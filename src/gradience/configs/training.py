@@ -23,7 +23,7 @@ from gradience.configs.settings import (
     stack,
     with_ratio,
 )
-from gradience.configs.values import Fields, flag, place, real, whole
+from gradience.configs.values import Fields, flag, keyword, place, real, whole
 from gradience.errors import ConfigError
 from gradience.io.reading import decode_json, read_small
 from gradience.schema import Json
@@ -158,6 +158,9 @@ def note_training(fields: Fields, draft: Draft) -> None:
         draft.unset("training", "max_steps")
     elif max_steps is not None and draft.get("training", "epochs") is not None:
         draft.set("training", "epochs_overridden", value=True, extra=True)
+    model = fields.section("model_init_kwargs")
+    if model is not None and (attention := model.take(["attn_implementation"], keyword)) is not None:
+        draft.set("training", "attn_implementation", attention, extra=True)
     if fields.take(_RESUMES, bool):
         draft.set("training", "resumes", value=True, extra=True)
     if fields.take(["overwrite_output_dir"], flag):

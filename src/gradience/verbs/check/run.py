@@ -32,14 +32,17 @@ from gradience.errors import AdapterError, ConfigError
 from gradience.folder import Documents, open_run
 from gradience.folder.beside import base_of, beside
 from gradience.folder.found import weights_alone
+from gradience.folder.prompts import prompt_links
 from gradience.io import CHECKPOINT_PREFIX
 from gradience.io.reading import real_path
 from gradience.ranges import VerbOptions, Whole
-from gradience.rules import excluded_rules, without
+from gradience.rules import excluded_rules, judge, without
+from gradience.rules.between.prompts import PROMPT_RULES
 from gradience.rules.between.rules import FILE_RULES, judge_files
 from gradience.rules.config import RULES, judge_config, settings_of, transformers_version
 from gradience.rules.config.facts import CheckContext, Moved, quantities
 from gradience.rules.config.serving import known_engines
+from gradience.schema import as_float
 from gradience.schema.audit import Beside
 from gradience.schema.document import Coverage, Finding, by_severity
 from gradience.schema.events import ConfigSnapshot, LoraSnapshot
@@ -48,8 +51,11 @@ from gradience.schema.reports import CHECK_SCHEMA_ID, CheckReport, DataReport, I
 
 _NOT_CONFIGURATION = {"base", "settings", "data", "eval data", "tokenizer"}
 _OF_CONFIGURATION = frozenset(rule.id for rule in RULES)
-_OF_FILES = frozenset(rule.id for rule in FILE_RULES)
-_IDS = [*(rule.id for rule in RULES), *(rule.id for rule in FILE_RULES)]
+_TWO_ENDS = 2  # what was trained, and what is served
+_YAML = frozenset({".yaml", ".yml"})
+_OF_PROMPT = frozenset({"adapter", "config", "training"})  # roles of files beside which the prompt is looked for
+_OF_FILES = frozenset((*(rule.id for rule in FILE_RULES), *(rule.id for rule in PROMPT_RULES)))
+_IDS = [*(rule.id for rule in RULES), *_OF_FILES]
 _BY_LINE = frozenset({".jsonl", ".ndjson"})
 
 _LOGS = (STATE_NAME, "run.jsonl", "trainer_log.jsonl")
@@ -254,7 +260,29 @@ def check_config(
     of_config = {rule: reason for rule, reason in unwanted.items() if rule in _OF_CONFIGURATION}
     report = judged(whole, given, given.folders, unwanted=of_config, around=when_of(whole, given.stated))
     of_files = {rule: reason for rule, reason in unwanted.items() if rule not in _OF_CONFIGURATION}
-    return _with_files(report, given, whole, of_files)
+    return _with_prompt(_with_files(report, given, whole, of_files), given, whole, of_files)
+
+
+def _with_prompt(report: CheckReport, given: CheckOptions, whole: Layer, unwanted: Mapping[str, str]) -> CheckReport:
+    """The report with what the rules on the prompt say, if two files beside the configuration state something of it."""
+    files = [Path(source.path) for source in whole.sources if source.role in _OF_PROMPT]
+    places = [path.parent for path in files if path.is_file()]
+    if whole.output_dir is not None:
+        places += [place / whole.output_dir for place in places[:1]]
+    base = None if given.base is None else Path(given.base)
+    links = prompt_links(dict.fromkeys(places), recipes=[path for path in files if path.suffix in _YAML], base=base)
+    if len(links) < _TWO_ENDS:
+        return report
+    verdict = judge(PROMPT_RULES, links)
+    findings, not_run = without(verdict.findings, verdict.not_run, unwanted)
+    judged = len(PROMPT_RULES) - len({item.id for item in not_run})
+    before = as_float(report.derived.get("rules_judged", 0.0))
+    return msgspec.structs.replace(
+        report,
+        derived={**report.derived, "rules_judged": before + judged},
+        findings=by_severity([*report.findings, *findings]),
+        not_run=[*report.not_run, *not_run],
+    )
 
 
 def _with_files(report: CheckReport, given: CheckOptions, whole: Layer, unwanted: Mapping[str, str]) -> CheckReport:
