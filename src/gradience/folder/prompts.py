@@ -6,6 +6,7 @@ Each is read once. What a link does not state is None, or empty.
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
@@ -103,7 +104,7 @@ def prompt_links(
 
 
 def _links_in(folder: Path) -> Iterator[PromptLink]:
-    if not folder.is_dir():
+    if not os.path.isdir(folder):  # noqa: PTH112  # Path.is_dir raises on a name that is too long
         return
     if (own := _tokenizer(folder, "tokenizer" if holds_adapter(folder) else "merged")) is not None:
         yield own
