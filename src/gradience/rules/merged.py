@@ -120,7 +120,11 @@ def _no_config(folder: MergedFolder) -> Observation | None:
     Source: https://huggingface.co/docs/transformers/main_classes/model -- from_pretrained needs config.json in the
         folder
     """
-    return Observation("The folder holds no config.json: transformers and vLLM cannot load it.") if folder.config is None else None
+    return (
+        Observation("The folder holds no config.json: transformers and vLLM cannot load it.")
+        if folder.config is None
+        else None
+    )
 
 
 @MergedRule("MLD602", severity="error", confidence=0.9, needs=(_config,))
