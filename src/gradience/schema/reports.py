@@ -281,6 +281,22 @@ class InputFile(msgspec.Struct, kw_only=True, frozen=True):
     path: str
 
 
+Fate: TypeAlias = Literal[
+    "applied", "dropped in silence", "refused at start", "applied otherwise than trained", "not judged"
+]
+
+
+class GroupFate(msgspec.Struct, kw_only=True, frozen=True, omit_defaults=True):
+    """What an engine does with one group of an adapter's tensors."""
+
+    engine: Annotated[str, about("As `--serve` names it, with the version.")]
+    group: Annotated[str, about("The group in words, such as `the vision or audio tower`.")]
+    modules: Annotated[NonNegativeInt, about("Modules in the group.")]
+    fate: Fate
+    reason: str = ""
+    source: Annotated[str, about("The address of what was read.")] = ""
+
+
 class CheckReport(Report, kw_only=True, frozen=True):
     """A configuration as it was understood, and the findings of the rules."""
 
@@ -297,6 +313,7 @@ class CheckReport(Report, kw_only=True, frozen=True):
     data: Annotated[DataReport, about("The data set as the trainer feeds it, with --data.")] | None = None
     memory: Annotated[Memory, about("What a training step takes of the device's memory, with --base.")] | None = None
     time: Annotated[Time, about("By a log beside the settings, with --base.")] | None = None
+    serving: Annotated[list[GroupFate], about("With --serve: what each engine does with the groups of tensors.")] = []
 
 
 class BadLine(msgspec.Struct, kw_only=True, frozen=True, omit_defaults=True):
