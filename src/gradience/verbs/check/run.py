@@ -30,7 +30,7 @@ from gradience.configs.training import PICKLE_NAME, STATE_NAME, completed, read_
 from gradience.configs.values import short_name
 from gradience.errors import AdapterError, ConfigError
 from gradience.folder import Documents, open_run
-from gradience.folder.beside import base_of, beside
+from gradience.folder.beside import base_of
 from gradience.folder.found import weights_alone
 from gradience.folder.prompts import prompt_links
 from gradience.io import CHECKPOINT_PREFIX
@@ -367,7 +367,7 @@ def _known(config: ConfigSnapshot, given: CheckOptions, whole: Layer) -> Known:
     adapter = str(configs[-1].parent) if configs and configs[-1].name == CONFIG_NAME else None
     base = None if given.base is None else str(given.base)
     names = (whole.base, config.model_name)
-    around = Beside(base=base_of(names)) if adapter is None else beside(Path(adapter), names)
+    around = Beside(base=base_of(names)) if adapter is None else given.adapter_in(Path(adapter)).beside(whole.base)
     return known_of(adapter, msgspec.structs.replace(around, base=base or around.base), rank=config.lora.r)
 
 
