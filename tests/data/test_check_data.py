@@ -32,6 +32,7 @@ def test_the_report_of_a_person_names_format_tokens_and_limit(train: Path, tok: 
     out = capsys.readouterr().out
     for piece in ("40 (messages, for SFTTrainer)", "Limit:      40 tokens", "limit 40", "[WARNING] DAT305", "Epoch:"):
         assert piece in out
+    assert "(the trainer's default)" in next(line for line in out.splitlines() if line.startswith("  Loss:"))
     assert "river" not in out
 
 
@@ -263,9 +264,10 @@ def test_a_recipe_names_its_data_set_tokenizer_limit_and_loss(program: str, tmp_
     found = gradience.check_data("recipe", document=recipe).data
     assert found is not None
     assert (found.masked_by, found.max_length, found.loss, found.rows) == (program, 60, "assistant", 40)
+    assert found.loss_from == "the recipe"
     by_trl = gradience.check_data(tmp_path / "train.jsonl", tokenizer=tmp_path / "tok", loss="assistant", max_length=60)
     assert by_trl.data is not None
-    assert found.tokens.kept == by_trl.data.tokens.kept
+    assert (found.tokens.kept, by_trl.data.loss_from) == (by_trl.data.tokens.kept, "the option")
     # The turns of other programs end with the line break that the template writes after the end of turn.
     assert abs(found.tokens.supervised - by_trl.data.tokens.supervised) <= 2 * 40
 

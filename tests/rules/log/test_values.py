@@ -24,12 +24,12 @@ VALUES: dict[str, tuple[str, float, float, dict[str, Any]]] = {  # rule: an edge
         0.85,
         {"factor": 3.02, "nearest": 4, "accumulation": None, "train": 3.926, "held_out": 1.3},
     ),
-    "NOL106": ("moved", 0.00955, 0.75, {"first": 2.0, "last": 1.85, "drop": 0.075, "most": None}),
+    "NOL106": ("least_fall", 0.0222, 0.75, {"first": 1.99886, "last": 1.95958, "drop": 0.01965, "most": 0.022213}),
     "PLT105": (
-        "flat",
-        0.042,
+        "flat_points",
+        17,
         0.5,
-        {"drop": 0.0, "most": 0.0, "level": 1.043, "from_step": 22, "how": "no longer falls"},
+        {"drop": 0.0, "most": 0.0, "level": 2.0, "from_step": 12, "how": "no longer falls"},
     ),
     "GRD107": ("gradient_k", 7.5, 0.75, {"step": 41, "norm": 7.5, "usual": 1.0, "longest": 3}),
     "GRD108": ("vanished_ratio", 0.00098, 0.85, {"step": 31, "rows": 6, "early": 1.0}),
@@ -106,7 +106,7 @@ VALUES: dict[str, tuple[str, float, float, dict[str, Any]]] = {  # rule: an edge
     "END114": ("ended", 1, 0.9, {}),
     "TRN115": ("torn", 2, 1.0, {"lines": 2}),
     "RES116": ("replayed_again", 1, 1.0, {"resumed_from": [10, 20], "sessions": 0, "replayed": 0, "difference": None}),
-    "DUP117": ("interleaved", 3, 0.9, {"duplicates": 0, "out_of_order": 0, "interleaved": 3}),
+    "DUP117": ("interleaved", 1, 0.9, {"duplicates": 0, "out_of_order": 0, "interleaved": 1}),
     "GAP118": ("few_rows", 2, 0.95, {"rows": 2, "evals": 0}),
 }
 
