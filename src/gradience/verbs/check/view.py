@@ -163,8 +163,9 @@ def check_text(report: CheckReport, *, verbose: bool = False) -> Iterator[Block]
 
 def _serving(groups: Sequence[GroupFate]) -> Iterator[Block]:
     for one in groups:
-        start = f"; {one.reason}" if one.fate == "applied" and one.reason else ""
-        yield f"  {one.engine}: {counted(one.modules, 'module')} of {one.group}: {one.fate}{start}"
+        start = f"; {one.reason}" if one.fate in {"applied", "not judged"} and one.reason else ""
+        what = f"{counted(one.modules, 'module')} of {one.group}" if one.modules else one.group
+        yield f"  {one.engine}: {what}: {one.fate}{start}"
 
 
 def _time(time: Time | None) -> Iterator[Block]:
