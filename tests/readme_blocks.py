@@ -25,7 +25,7 @@ PAGES: Final = ("README.md", "docs/ci.md")
 FILE: Final = re.compile(r"```yaml\n(# (\S+\.yaml)\n.*?)```", re.DOTALL)
 _TOTALS: Final = re.compile(
     r"(?<=config )\d+ of \d+|(?<=log )\d+ of \d+|(?<=weights )\d+ of \d+|(?<=data )\d+ of \d+"
-    r"|(?<=not applicable\): )\d+|(?<=why )\d+(?= checks)|(?<=not_run=<)\d+"
+    r"|(?<=not applicable\): )\d+|(?<=why )\d+(?= checks)|(?<=not_run=<)\d+|\d+(?= rules that)"
 )
 CUT: Final = "...\n"  # a block that ends with this shows only the beginning of the output
 

@@ -18,7 +18,7 @@ import pytest
 from tables import every
 
 from gradience.configs.document import read_document
-from gradience.configs.pickled import MAX_OPCODES, MAX_PICKLE, MAX_VALUES, Name, Record, Walk, read_pickled
+from gradience.configs.pickled import MAX_OPCODES, MAX_PICKLE, MAX_VALUES, Name, Record, Walk, pickled_in
 from gradience.configs.training import read_training, read_training_dir
 from gradience.errors import ConfigError
 
@@ -31,6 +31,11 @@ _WATCHED = {
 }
 _events: list[str] = []
 _watching = False
+
+
+def read_pickled(path: Path):
+    """The settings in a pickle."""
+    return pickled_in(path, path.read_bytes())
 
 
 def _watch(event: str, _: tuple[object, ...]) -> None:

@@ -102,6 +102,14 @@ def _no_end(one: dict[str, Any]) -> dict[str, Any]:
     return {name: ids[:-1] for name, ids in one.items()}
 
 
+def _answered_twice(one: dict[str, Any]) -> dict[str, Any]:
+    return {"input_ids": one["input_ids"] * 2, "labels": [-100] * len(one["labels"]) + one["labels"]}
+
+
+def _in_words(one: dict[str, Any]) -> dict[str, Any]:
+    return {**one, "text": f"### Instruction:\nGo on.\n\n### Response:\n{one['text']}"}
+
+
 def _masked_end(one: dict[str, Any]) -> dict[str, Any]:
     return {**one, "labels": [*one["labels"][:-1], -100]}
 
@@ -264,6 +272,12 @@ _UNMARKED_END = QWEN.replace("<|im_end|>{% endgeneration %}", "{% endgeneration 
 _USER_MARKED = "{% generation %}" + QWEN_PLAIN + "{% endgeneration %}"
 _TEXTS = ("prompt-completion", "text", "preference", "kto", "classification")
 
+_OLD_NAME = "learning_rate: 1.0e-4\nmax_seq_length: 4096\n"
+_THINKING = (
+    "{% for m in messages %}{{ '<|im_start|>' + m['role'] + '\n' }}"
+    "{% if m['role'] == 'assistant' %}{{ '<think>\n\n</think>\n\n' }}{% endif %}{{ m['content'] + '<|im_end|>\n' }}"
+    "{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+)
 DEFECTS: dict[str, Defect] = {
     "a broken line": Defect("DAT300", FORMS, _broken_line),
     "a column of another type": Defect("DAT300", FORMS, _wrong_column),
@@ -303,7 +317,14 @@ DEFECTS: dict[str, Defect] = {
     "duplicates": Defect("DAT313", FORMS, _repeated),
     "overlap": Defect("DAT314", FORMS, options={"eval": "same"}),
     "near overlap": Defect("DAT314", SPOKEN, options={"eval": "near"}),
-    "one label for most": Defect("DAT315", ("classification", *KTO), _unbalanced),
+    "one label for most": Defect("DAT315", ("classification",), _unbalanced),
+    "one label for most of KTO": Defect("DAT364", KTO, _unbalanced),
+    "the last answer of two": Defect("DAT361", ("tokenised",), _all(_answered_twice)),
+    "a template that thinks": Defect("DAT362", ("messages",), tokenizer={"template": _THINKING}),
+    "a prompt in words": Defect("DAT363", ("text",), _all(_in_words)),
+    "a limit under an old name": Defect(
+        "DAT365", ("messages", "text"), _all(_long), {"recipe": _OLD_NAME, "max_length": None}
+    ),
     "a label out of range": Defect("DAT316", ("classification",), _some(_label(2)), {"num_labels": 2}),
     "a negative label": Defect("DAT316", ("classification",), _some(_label(-1))),
     "one class": Defect("DAT315", ("classification",), _all(_label(1))),

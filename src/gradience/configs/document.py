@@ -19,7 +19,7 @@ from typing import Any, Final, Literal, NamedTuple, TypeAlias
 
 import msgspec
 
-from gradience.configs.files import MAX_JSON_BYTES, HasToDict, mapping_in, plain_mapping, read_bytes, read_mapping
+from gradience.configs.files import MAX_JSON_BYTES, HasToDict, plain_mapping, read_bytes, read_mapping
 from gradience.configs.recipes import RECIPES, is_axolotl, is_llama_factory, is_mlx, is_torchtune, read_mlx_fields
 from gradience.configs.rewards import columns_needed
 from gradience.configs.settings import (
@@ -36,7 +36,7 @@ from gradience.configs.settings import (
     layer_of,
     maybe,
 )
-from gradience.configs.training import PICKLED, note_training, output_dir, read_training, training_in
+from gradience.configs.training import PICKLED, fields_in, note_training, output_dir, read_training, training_in
 from gradience.configs.values import Fields, Malformed, short_name, text
 from gradience.errors import ConfigError
 from gradience.io.reading import real_path
@@ -78,12 +78,12 @@ def read_peft_dir(folder: Path) -> Layer:
 
 def read_peft(path: Path) -> Layer:
     """Read one adapter config; ConfigError if it is not one."""
-    return peft_in(path, read_bytes(path, MAX_JSON_BYTES))
+    return peft_in(path, read_mapping(path))
 
 
-def peft_in(path: Path, data: bytes) -> Layer:
-    """The settings in the bytes of an adapter config; ConfigError if they are not one."""
-    return _read_mapping(mapping_in(path, data), str(path))
+def peft_in(path: Path, mapping: dict[str, Json]) -> Layer:
+    """The settings in the mapping of an adapter config; ConfigError if it is not one."""
+    return _read_mapping(mapping, str(path))
 
 
 def read_arguments(path: Path) -> Layer:
@@ -92,11 +92,13 @@ def read_arguments(path: Path) -> Layer:
     Raises:
         ConfigError: it is neither.
     """
-    if path.suffix in PICKLED or path.is_dir():
-        return read_training(path)
-    mapping = read_mapping(path)
+    return arguments_in(path, fields_in(path, read_bytes(path, MAX_JSON_BYTES)))
+
+
+def arguments_in(path: Path, mapping: dict[str, Json]) -> Layer:
+    """The training arguments, or the recipe, in the mapping of a file; ConfigError if it is neither."""
     fields = Fields(mapping, str(path))
-    is_recipe = any(fits(fields) for fits, _ in RECIPES)
+    is_recipe = path.suffix not in PICKLED and any(fits(fields) for fits, _ in RECIPES)
     return _read_any(mapping, str(path)) if is_recipe else training_in(path, mapping)
 
 
@@ -166,7 +168,11 @@ def read_labels(path: Path) -> Layer:
     Raises:
         ConfigError: the file cannot be read.
     """
-    model = read_mapping(path)
+    return labels_in(path, read_mapping(path))
+
+
+def labels_in(path: Path, model: dict[str, Json]) -> Layer:
+    """The same, of the mapping of a model's config.json."""
     classes, labels = model.get("architectures"), model.get("id2label")
     named = isinstance(classes, list) and any(str(name).endswith(_HEAD) for name in classes)
     # One label is a number: of a regression, or of a reward model.
@@ -363,6 +369,10 @@ class DataPlan(NamedTuple):
     """The whole recipe, for the program's own preparation of rows."""
     rewards: Mapping[str, tuple[str, ...]] = {}
     """The columns that each reward function needs."""
+    unread_length: int | None = None
+    """A limit that is stated under max_seq_length alone, a name that TRL no longer reads."""
+    weights: tuple[float, float] = (1.0, 1.0)
+    """KTO's weights of wanted and of unwanted answers."""
 
 
 def read_data_plan(path: Path) -> DataPlan:
@@ -416,6 +426,17 @@ def _trl(mapping: _Mapping, places: tuple[Path, ...]) -> DataPlan:
         loss=loss,
         overlong="cut_left" if mapping.get("truncation_mode") == "keep_end" else "cut",
         keeps_overflow=mapping.get("packing_strategy") in KEEPS_OVERFLOW,
+        unread_length=None if mapping.get("max_length") else _number(mapping.get("max_seq_length")),
+        weights=_weights(mapping, "desirable_weight", "undesirable_weight"),
+    )
+
+
+def _weights(mapping: _Mapping, *names: str) -> tuple[float, float]:
+    """The weights of wanted and of unwanted answers, each 1 unless it is stated."""
+    wanted, unwanted = (mapping.get(name, 1.0) for name in names)
+    return (
+        float(wanted) if isinstance(wanted, int | float) else 1.0,
+        float(unwanted) if isinstance(unwanted, int | float) else 1.0,
     )
 
 
@@ -437,6 +458,7 @@ def _axolotl(mapping: _Mapping, places: tuple[Path, ...]) -> DataPlan:
         overlong=_EXCESS.get(str(mapping.get("excess_length_strategy")).lower(), "left_out"),
         packing=_flag(mapping.get("sample_packing")),
         loss="all" if mapping.get("train_on_inputs") is True or completion else "assistant",
+        weights=_weights(mapping, "kto_desirable_weight", "kto_undesirable_weight"),
         notes=_several(len(trains)),
     )
 
@@ -472,6 +494,7 @@ def _llama_factory(mapping: _Mapping, places: tuple[Path, ...]) -> DataPlan:
         packing=_flag(packing),
         keeps_overflow=pretrains,
         loss="all" if mapping.get("train_on_prompt") is True or pretrains else "assistant",
+        weights=_weights(mapping, "kto_chosen_weight", "kto_rejected_weight"),
         notes=_several(len(names)),
     )
 
@@ -500,6 +523,7 @@ def _ms_swift(mapping: _Mapping, places: tuple[Path, ...]) -> DataPlan:
         overlong="left_out" if strategy == "delete" else "cut_left" if strategy == "left" else "cut",
         keeps_overflow=strategy == "split",
         task=_named(mapping.get("rlhf_type")),
+        weights=_weights(mapping, "desirable_weight", "undesirable_weight"),
         notes=_several(len(trains)),
         settings=mapping,
     )

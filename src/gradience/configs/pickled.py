@@ -21,7 +21,6 @@ from io import BytesIO
 from pathlib import Path
 from typing import Any, Final, TypeAlias
 
-from gradience.configs.files import MAX_JSON_BYTES, read_bytes
 from gradience.configs.values import Malformed, printable
 from gradience.errors import ConfigError
 from gradience.io.reading import MAX_DEPTH
@@ -272,14 +271,14 @@ def _dotted(text: str) -> str:
     return clean if len(clean) <= _SHOWN else f"{clean[:_SHOWN]}..."
 
 
-def read_pickled(path: Path) -> dict[str, Json]:
+def pickled_in(path: Path, data: bytes) -> dict[str, Json]:
     """The settings in a pickle of training arguments, by name. A value without a plain form is its type's name.
 
     Raises:
         ConfigError: the file is no such pickle, or holds anything that is not known to be harmless.
     """
     try:
-        mapping = _JsonValues().value(_walk(_pickle_of(read_bytes(path, MAX_JSON_BYTES))))
+        mapping = _JsonValues().value(_walk(_pickle_of(data)))
     except Malformed as error:
         advice = "write args.to_json_string() into training_args.json beside it"
         raise ConfigError(f"{path}: not read: {error}", advice=advice) from error

@@ -47,6 +47,7 @@ from gradience.schema.values import rounded_of
 
 _MLX_RANK: Final = 8  # MLX-LM's defaults, mlx_lm/lora.py
 _MLX_SCALE: Final = 20.0
+_MLX_DECAYS: Final = {"cosine_decay": (1, 2), "linear_schedule": (2, 1)}  # places of steps and last rate
 
 
 def is_mlx(mapping: Container[object]) -> bool:
@@ -102,6 +103,10 @@ def _note_mlx_schedule(fields: Fields, draft: Draft) -> None:
     arguments = section.take(["arguments"], reals)
     if arguments:
         draft.set("optimizer", "lr", arguments[0])
+    steps, end = _MLX_DECAYS.get(draft.get("training", "lr_scheduler") or "", (0, 0))
+    if steps and arguments and len(arguments) > steps:
+        draft.set("training", "decay_steps", rounded_of(arguments[steps]), extra=True)
+        draft.set("training", "decay_end", arguments[end] if len(arguments) > end else 0.0, extra=True)
 
 
 def _note_mlx_optimizer(fields: Fields, draft: Draft) -> None:

@@ -11,7 +11,7 @@ from typing import Any, Literal, NamedTuple
 
 import msgspec
 
-from gradience.configs.files import MAX_JSON_BYTES, HasToDict, plain_mapping, read_mapping
+from gradience.configs.files import MAX_JSON_BYTES, HasToDict, mapping_in, plain_mapping, read_bytes, read_mapping
 from gradience.configs.settings import (
     OPTIMIZER,
     TRAINING,
@@ -23,7 +23,7 @@ from gradience.configs.settings import (
     stack,
     with_ratio,
 )
-from gradience.configs.values import Fields, flag, place, real, whole
+from gradience.configs.values import Fields, flag, keyword, place, real, whole
 from gradience.errors import ConfigError
 from gradience.io.reading import decode_json, read_small
 from gradience.schema import Json
@@ -90,17 +90,28 @@ def read_training_dir(folder: Path) -> Layer:
 
 def read_training(path: Path) -> Layer:
     """Read one file of training arguments; ConfigError if it is not one."""
-    if path.suffix not in PICKLED:
-        return training_in(path, read_mapping(path))
-    from gradience.configs.pickled import read_pickled  # zipfile, which a JSON config need not pay for
+    return training_in(path, fields_in(path, read_bytes(path, MAX_JSON_BYTES)))
 
-    layer = _read_mapping(_with_processes(read_pickled(path)), str(path))
-    return msgspec.structs.replace(layer, unknown_keys=())  # attributes of a class: none of them is a misspelt setting
+
+def fields_in(path: Path, data: bytes) -> dict[str, Json]:
+    """The mapping in the bytes of a file of settings, or of a pickle of training arguments.
+
+    Raises:
+        ConfigError: they hold none.
+    """
+    if path.suffix not in PICKLED:
+        return mapping_in(path, data)
+    from gradience.configs.pickled import pickled_in  # zipfile, which a JSON config need not pay for
+
+    return pickled_in(path, data)
 
 
 def training_in(path: Path, mapping: dict[str, Json]) -> Layer:
     """The training arguments in the mapping of a file; ConfigError if there are none."""
-    return _read_mapping(mapping, str(path))
+    if path.suffix not in PICKLED:
+        return _read_mapping(mapping, str(path))
+    layer = _read_mapping(_with_processes(mapping), str(path))
+    return msgspec.structs.replace(layer, unknown_keys=())  # attributes of a class: none of them is a misspelt setting
 
 
 def _with_processes(mapping: dict[str, Json]) -> dict[str, Json]:
@@ -147,6 +158,9 @@ def note_training(fields: Fields, draft: Draft) -> None:
         draft.unset("training", "max_steps")
     elif max_steps is not None and draft.get("training", "epochs") is not None:
         draft.set("training", "epochs_overridden", value=True, extra=True)
+    model = fields.section("model_init_kwargs")
+    if model is not None and (attention := model.take(["attn_implementation"], keyword)) is not None:
+        draft.set("training", "attn_implementation", attention, extra=True)
     if fields.take(_RESUMES, bool):
         draft.set("training", "resumes", value=True, extra=True)
     if fields.take(["overwrite_output_dir"], flag):

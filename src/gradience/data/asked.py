@@ -27,6 +27,8 @@ class ControlTokens(NamedTuple):
 
     known: frozenset[str] = frozenset()
     written: frozenset[str] = frozenset()
+    templated: bool = False
+    """Whether the chat template begins turns by tokens of its own."""
 
 
 class Vocabulary(NamedTuple):
@@ -38,6 +40,8 @@ class Vocabulary(NamedTuple):
     pad: int | None = None
     bos: int | None = None
     own: ControlTokens = ControlTokens()
+    think: tuple[int, ...] = ()
+    """The tokens that begin a block of thought."""
 
 
 class AskedRow:

@@ -124,7 +124,12 @@ class Encoder:
             controls=frozenset(facts.control_ids),
             pad=None if self.pad_is_end else facts.pad_id,
             bos=facts.bos_id,
-            own=ControlTokens(frozenset(facts.controls), frozenset(written) if facts.template else frozenset()),
+            own=ControlTokens(
+                frozenset(facts.controls),
+                frozenset(written) if facts.template else frozenset(),
+                templated=bool(written - {facts.eos}),
+            ),
+            think=tuple(facts.think_ids),
         )
 
     @property

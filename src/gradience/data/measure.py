@@ -27,8 +27,9 @@ from gradience.schema.reports import Answers, Batching, Lengths, Overlong, Pairs
 
 COUNTED: Final = (  # what no test of one row can see: it needs the limit, the number of classes or the rows before
     *("unreadable", "cut", "answer_cut", "answer_lost", "question_cut", "end_supervised", "end_masked"),
-    *("duplicate", "conflict", "label_out_of_range"),
+    *("duplicate", "conflict", "label_out_of_range", "over_default"),
 )
+TRL_LENGTH: Final = 1024  # default max_length of TRL's SFT, DPO, reward and KTO configs (1.16)
 _ROLE: Final = "role: "  # begins the name under which rows with a role are counted
 _FIRST: Final = 5  # row numbers that are kept for each kind
 _FAULTS: Final = 20
@@ -285,6 +286,8 @@ class RowCounter:
         if not dropped:
             self._fed.append(kept)
         seen = {"cut"} if kept < length else set()
+        if length > TRL_LENGTH:
+            seen.add("over_default")
         if overlong == "shared" and left and length - supervised > kept - left:
             seen.add("question_cut")
         if self._has_tokens_loss:

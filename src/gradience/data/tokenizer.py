@@ -22,6 +22,7 @@ from gradience.io.reading import decode_json, read_small
 from gradience.schema import Json
 
 ADVICE: Final = "give --tokenizer the folder with its tokenizer.json and tokenizer_config.json"
+THINK: Final = "<think>"
 _PROBE: Final = "gradienceprobe"  # a word that no template has of its own
 _ASKING: Final[dict[str, Json]] = {"role": "user", "content": "?"}
 _CONTROL: Final = re.compile(r"<[|\uff5c][^<>|\uff5c\s]{1,40}[|\uff5c]>|<(?:start|end)_of_(?:turn|text)>")
@@ -47,6 +48,8 @@ class TokenizerFacts(msgspec.Struct):
     """The number of tokens, added ones included."""
     controls: list[str] = []
     """The added tokens, as text."""
+    think_ids: list[int] = []
+    """The tokens that begin a block of thought, where the template may write one."""
     by: str = ""
     """The name that the trainer's own template has there; empty if the trainer was not asked for it."""
     refusal: str = ""
@@ -97,6 +100,7 @@ class Tokenizer:
             "special_ids": sorted(tokenizer.all_special_ids),
             "size": len(tokenizer),
             "controls": sorted(tokenizer.get_added_vocab()),
+            "think_ids": self.bare([THINK])[0] if THINK in (self._template or "") else [],
             "by": self._program.template if self._program is not None else "",
             "refusal": self._refusal,
         }

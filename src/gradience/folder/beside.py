@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from contextlib import suppress
 from itertools import chain, islice
 from pathlib import Path
@@ -20,17 +20,22 @@ _RECIPES: Final = (".yaml", ".yml", ".toml")
 _MOST: Final = 20  # recipes that are opened
 
 
-def beside(folder: Path, names: Iterable[str | None]) -> Beside:
+def beside(folder: Path, names: Iterable[str | None], *, passed: Collection[Path] = ()) -> Beside:
     """The base by the first of the names that can be one, or by a log; and the rows that one recipe names.
 
     Args:
         folder: the adapter's; recipes and logs are looked for in it, and in the one above.
         names: what the base is called by the files of the run.
+        passed: folders whose log is told by the names already.
     """
     folders = (folder, folder.parent)
     plans = [plan for each in folders for plan in _plans(each)]
     texts, held_out = _only(plan.train for plan in plans), _only(plan.evaluation for plan in plans)
-    return Beside(base=base_of(chain(names, map(_logged, folders))), texts=texts, held_out=held_out)
+    return Beside(
+        base=base_of(chain(names, (_logged(each) for each in folders if each not in passed))),
+        texts=texts,
+        held_out=held_out,
+    )
 
 
 def base_of(names: Iterable[str | None]) -> str | None:

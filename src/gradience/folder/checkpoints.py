@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Final, NamedTuple
 
 from gradience.configs.training import STATE_NAME
@@ -37,13 +38,13 @@ class OwnedCheckpoint(NamedTuple):
     identity: Identity
 
 
-def identify(folder: CheckpointFolder, run: RunSeries) -> Identity:
-    """Whose a checkpoint is, by the history in its own trainer_state.json."""
+def identify(folder: CheckpointFolder, run: RunSeries, states: Mapping[Path, SourceRun]) -> Identity:
+    """Whose a checkpoint is, by the history in its own trainer_state.json; `states` are those that were read."""
     path = folder.path / STATE_NAME
     if not path.is_file():
         return Identity(None, why=f"it has no {STATE_NAME}")
     try:
-        state = read_state(path)
+        state = states.get(path) or read_state(path)
     except GradienceError:
         return Identity(None, why=f"its {STATE_NAME} cannot be read")
     return _compared(folder, state, run)

@@ -8,20 +8,22 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache, cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Generic, NamedTuple, TypeVar
 
 from gradience.adapters.files import CONFIG_NAME, AdapterFiles, find_files, holds_adapter
-from gradience.configs.document import peft_in, read_arguments, read_document
+from gradience.configs.document import arguments_in, peft_in, read_document
 from gradience.configs.files import MAX_JSON_BYTES, read_bytes
 from gradience.configs.settings import Layer, stack
-from gradience.configs.training import PICKLED
+from gradience.configs.training import PICKLED, fields_in
 from gradience.errors import GradienceError, Unknown
 from gradience.folder.beside import base_of, beside
 from gradience.folder.found import Found, Place, find, weights_alone
 from gradience.folder.runs import read_run
+from gradience.importers.files import sha256_of
 from gradience.reading.logs import Reading
+from gradience.schema import Json
 from gradience.schema.audit import Beside
 from gradience.schema.events import ConfigSnapshot
 
@@ -136,13 +138,17 @@ class Documents:
         """The checkpoints, and whether each is of the log's run; none without a log."""
         from gradience.folder.checkpoints import OwnedCheckpoint, identify  # importers, only where there is a log
 
-        reading = self.log.held
-        return [] if reading is None else [OwnedCheckpoint(c, identify(c, reading.run)) for c in self.found.checkpoints]
+        if (reading := self.log.held) is None:
+            return []
+        run, states = reading.run, reading.states
+        return [OwnedCheckpoint(each, identify(each, run, states)) for each in self.found.checkpoints]
 
     @cached_property
     def weights(self) -> Place:
         """Where the weights are: of the newest checkpoint of the log's run, if the newest of all is another run's."""
         chosen = self.found.weights
+        if all(checkpoint.path != chosen.path for checkpoint in self.found.checkpoints):
+            return chosen
         if not any(each.folder.path == chosen.path and each.identity.of_run is False for each in self.checkpoints):
             return chosen
         own = [c.folder.path for c in self.checkpoints if c.identity.of_run and holds_adapter(c.folder.path)]
@@ -150,6 +156,11 @@ class Documents:
         if not own:
             return Place(reason=f"{name} is of another run than the log")
         return Place(own[-1], chosen=f"{own[-1].name} is the last of the log's run; {name} is of another")
+
+    @cached_property
+    def digest_of(self) -> Callable[[Path], str]:
+        """The digest of a weights file, each read once."""
+        return cache(sha256_of)
 
     @cached_property
     def adapter(self) -> Part[OpenAdapter]:
@@ -172,25 +183,46 @@ class Documents:
         own = None if weights is None else weights if weights.is_dir() else weights.parent
         return list(dict.fromkeys(place for place in (own, folder) if place is not None))
 
+    def _bytes(self, path: Path) -> bytes:
+        """The bytes of a file of settings, which the import of a log may have read."""
+        held = {} if self.log.held is None else self.log.held.held
+        return held[path] if path in held else read_bytes(path, MAX_JSON_BYTES)
+
     @cached_property
     def _config(self) -> Part[bytes]:
         """The adapter's config: beside its weights, or where they were, or in the last checkpoint that has one."""
         of_run = (checkpoint.path for checkpoint in reversed(self.found.checkpoints))
         places = (folder / CONFIG_NAME for folder in (*self.folders[:1], *of_run))
         beside = next((path for path in places if path.is_file()), None)
-        return Part(self.found.config._replace(path=beside), lambda path: read_bytes(path, MAX_JSON_BYTES))
+        return Part(self.found.config._replace(path=self.adapter_config or beside), self._bytes)
+
+    @cached_property
+    def config_fields(self) -> Part[dict[str, Json]]:
+        """All fields of the adapter's config, by their own names."""
+        return Part(self._config.place, lambda path: fields_in(path, self._config.take()))
 
     @cached_property
     def config(self) -> Part[Layer]:
         """The configuration that was named by itself, else the adapter's."""
         if self.found.config.path is not None:
             return Part(self.found.config, read_settings)
-        return Part(self._config.place, lambda path: peft_in(path, self._config.take()))
+        return self.adapter_settings
+
+    @cached_property
+    def adapter_settings(self) -> Part[Layer]:
+        """The settings in the adapter's own config."""
+        return Part(self._config.place, lambda path: peft_in(path, self.config_fields.take()))
+
+    @cached_property
+    def training_fields(self) -> Part[dict[str, Json]]:
+        """All training arguments, by their own names."""
+        at = Place(self.found.training, reason="no training arguments in the folder")
+        return Part(at, lambda path: fields_in(path, self._bytes(path)))
 
     @cached_property
     def training(self) -> Part[Layer]:
         """The training arguments."""
-        return Part(Place(self.found.training, reason="no training arguments in the folder"), read_arguments)
+        return Part(self.training_fields.place, lambda path: arguments_in(path, self.training_fields.take()))
 
     @cached_property
     def settings(self) -> Part[Layer]:
@@ -240,7 +272,9 @@ class Documents:
         """What a command that is printed is filled in with; `base` is the base's name by an adapter that was opened."""
         if not self.folders or (self.in_hand is not None and not self.in_hand.path):
             return Beside(base=base_of([base]))
-        return beside(self.folders[0], self._base_names(base))
+        log = None if self.log.held is None else self.log.held.path
+        told = [] if log is None else [log if log.is_dir() else log.parent]
+        return beside(self.folders[0], self._base_names(base), passed=told)
 
     def _base_names(self, named: str | None) -> Iterator[str | None]:
         """The base's names, the nearest to the weights first: a snapshot of settings holds no path."""

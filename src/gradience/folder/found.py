@@ -162,7 +162,9 @@ def find(
 def weights_alone(path: Path) -> Found:
     """An adapter that was named by itself: no log is looked for."""
     found = _of_names(path, {"weights": Place(path, chosen=_NAMED)})
-    return replace(found, training=_training(path if path.is_dir() else path.parent))
+    folder = path if path.is_dir() else path.parent
+    above = [folder.parent] if CHECKPOINT.fullmatch(folder.name) else []
+    return replace(found, training=_training(folder, *above))
 
 
 def around(reading: Reading) -> Found:

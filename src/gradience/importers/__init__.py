@@ -77,6 +77,8 @@ class Imported:
     runs: list[ImportedRun]
     layer: Layer  # the configuration of the run to show, and where it comes from
     files: list[Path] = field(default_factory=list)
+    held: dict[Path, bytes] = field(default_factory=dict)
+    states: dict[Path, SourceRun] = field(default_factory=dict)
     skipped: list[SkippedRow] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
 
@@ -115,6 +117,8 @@ def read_source(
         runs=runs,
         layer=raws[-1].layer,
         files=list(dict.fromkeys(path for raw in raws for path in raw.files)),
+        held={path: data for raw in raws for path, data in raw.held.items()},
+        states={state.path: state for raw in raws for state in raw.states},
         skipped=[skipped for raw in raws for skipped in raw.skipped],
         notes=[
             *_several(raws),
@@ -175,7 +179,8 @@ def _read_folder(
         raws += runs
     if folders == [folder] and (inner := [child.name for child in inner_runs(folder)]):
         raws[-1].notes.append(f"runs in subfolders, not read: {', '.join(inner[:_SHOWN])}")
-    source_format = kind or format_of(raws[-1].path) or "trainer-state"
+    is_state = raws[-1].path.name == STATE_NAME  # read already, and known by its name
+    source_format = kind or ("trainer-state" if is_state else format_of(raws[-1].path)) or "trainer-state"
     return ("trainer-state" if source_format == "gradience" else source_format), raws
 
 

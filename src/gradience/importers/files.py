@@ -18,9 +18,10 @@ from typing import Any, Final, NamedTuple
 
 import msgspec
 
-from gradience.configs.document import CONFIG_NAME, MODEL_CONFIG, read_labels, read_peft
+from gradience.configs.document import CONFIG_NAME, MODEL_CONFIG, labels_in, peft_in
+from gradience.configs.files import MAX_JSON_BYTES, read_bytes
 from gradience.configs.settings import LORA, OPTIMIZER, RUN, TRAINING, Draft, Layer, stack
-from gradience.configs.training import TRAINING_NAMES, note_training, read_training
+from gradience.configs.training import TRAINING_NAMES, fields_in, note_training, training_in
 from gradience.configs.values import Fields
 from gradience.errors import ConfigError, RecorderError, SchemaError
 from gradience.io.reading import numbered_lines, open_regular, read_small
@@ -133,6 +134,8 @@ class SourceRun:
     notes: list[str] = field(default_factory=list)
     memory: list[MemoryReading] = field(default_factory=list)  # in the order of time
     files: list[Path] = field(default_factory=list)  # all files read; the rows are from the first
+    held: dict[Path, bytes] = field(default_factory=dict)  # the bytes of the files of settings
+    states: list[SourceRun] = field(default_factory=list)  # the trainer_state.json files that were joined into it
 
     @property
     def last_step(self) -> int:
@@ -326,23 +329,24 @@ def add_settings(raw: SourceRun, *folders: Path) -> None:
 
     For each kind of file, the first folder that has one counts.
     """
-    for names, read in (((CONFIG_NAME,), read_peft), (TRAINING_NAMES, read_training)):
+    for names, read in (((CONFIG_NAME,), peft_in), (TRAINING_NAMES, training_in)):
         path = next((f / name for f in folders for name in names if (f / name).is_file()), None)
         if path is not None:
             _add(raw, path, read)
     model = next((f / MODEL_CONFIG for f in folders if (f / MODEL_CONFIG).is_file()), None)
     if model is not None:
-        _add(raw, model, read_labels)
+        _add(raw, model, labels_in)
     if raw.layer.secret_keys:
         raw.notes.append(f"not copied, for they hold a secret: {', '.join(dict.fromkeys(raw.layer.secret_keys))}")
 
 
-def _add(raw: SourceRun, path: Path, read: Callable[[Path], Layer]) -> None:
+def _add(raw: SourceRun, path: Path, read: Callable[[Path, dict[str, Json]], Layer]) -> None:
     if is_pointer(path):
         raw.notes.append(f"{path.name} is a git-lfs pointer and was not used")
         return
     try:
-        layer = read(path)
+        raw.held[path] = read_bytes(path, MAX_JSON_BYTES)
+        layer = read(path, fields_in(path, raw.held[path]))
     except ConfigError as error:
         raw.notes.append(f"{path.name} was not used: {str(error).removeprefix(f'{path}: ')}")
         return

@@ -101,6 +101,7 @@ def join_states(folder: Path, paths: list[Path]) -> list[SourceRun]:
         else:
             home.append(state)
     joined = [_union(folder, run) for run in reversed(runs)]
+    joined[-1].states = states
     joined[-1].notes += [f"not used: {fault}" for fault in faults]
     if len(runs) > 1:
         joined[-1].notes.append(_several_note(folder, runs))

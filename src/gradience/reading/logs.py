@@ -6,8 +6,8 @@ The path is that of one run's log, as `folder` finds it.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from itertools import islice
 from pathlib import Path
 from typing import Final, TypeAlias
@@ -17,7 +17,7 @@ import msgspec
 from gradience.configs.document import read_settings
 from gradience.configs.settings import Layer, overlay
 from gradience.errors import ConfigError, RecorderError, few
-from gradience.importers.files import keys_of, refuse_summary, require_file
+from gradience.importers.files import SourceRun, keys_of, refuse_summary, require_file
 from gradience.io.reading import open_regular
 from gradience.schema import SCHEMA_PREFIX
 from gradience.schema.events import ConfigSnapshot, Event, RunStart, UnknownEvent
@@ -46,6 +46,8 @@ class Reading:
         files: the files that were read.
         of_import: what an import says of itself.
         layer: where an import read settings; None of a log of our own.
+        held: the bytes of the files of settings that an import read.
+        states: the trainer_state.json files that an import read.
     """
 
     path: Path
@@ -54,6 +56,8 @@ class Reading:
     files: Sequence[Path]
     of_import: Sequence[str] = ()
     layer: Layer | None = None
+    held: Mapping[Path, bytes] = field(default_factory=dict)
+    states: Mapping[Path, SourceRun] = field(default_factory=dict)
 
     @property
     def settings(self) -> Layer:
@@ -189,7 +193,16 @@ def _imported(path: Path, run: str | None) -> Reading:
         first = source.skipped[0]
         rows = "1 row was" if len(source.skipped) == 1 else f"{len(source.skipped)} rows were"
         notes.append(f"{rows} not imported; the first: {first.file} {first.line}: {first.reason}")
-    return Reading(path, log, log.runs[run if run in log.runs else _last(log)], source.files, notes, source.layer)
+    return Reading(
+        path,
+        log,
+        log.runs[run if run in log.runs else _last(log)],
+        source.files,
+        notes,
+        source.layer,
+        source.held,
+        source.states,
+    )
 
 
 Session: TypeAlias = Sequence[Event | UnknownEvent]

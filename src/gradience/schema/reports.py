@@ -220,6 +220,12 @@ class DataReport(msgspec.Struct, kw_only=True, frozen=True):
     ] = False
     labels: Annotated[dict[str, int], about("Number of rows by label, the most frequent first.")] = {}
     labels_total: Annotated[NonNegativeInt, about("Number of different labels.")] = 0
+    label_weights: Annotated[
+        list[float], about("KTO's weights of wanted and of unwanted answers; empty of another trainer.")
+    ] = []
+    unread_length: (
+        Annotated[NonNegativeInt, about("A limit stated as max_seq_length alone, which TRL no longer reads.")] | None
+    ) = None
     num_labels: Annotated[NonNegativeInt, about("Number of classes of the model.")] | None = None
     overlap: RowOverlap | None = None
     shown: list[ShownRow] = []

@@ -77,6 +77,21 @@ def tuned(**fields: Any) -> ConfigSnapshot:
     return config(training=fields, extras={"task": "sft"})
 
 
+def scheduled(steps: float, end: float, warmup: float = 0.0) -> ConfigSnapshot:
+    """A schedule of its own length in a run of 1000 steps whose peak rate is 1e-4."""
+    extras = {"decay_steps": steps, "decay_end": end}
+    return config(optimizer={"lr": 1e-4}, training={"max_steps": 1000, "warmup_steps": warmup, "extras": extras})
+
+
+def templated(model: str, template: str, **lora_fields: Any) -> ConfigSnapshot:
+    return config(model_name=model, lora=lora_fields, training={"extras": {"prompt_template": template}})
+
+
+def packed(program: str | None = None, **extras: Any) -> ConfigSnapshot:
+    named = {"format": program} if program else {}
+    return config(training={"extras": extras}, extras={"task": "sft", **named})
+
+
 def rate(lr: float, task: str | None = "sft", **lora_fields: Any) -> ConfigSnapshot:
     return config(optimizer={"lr": lr}, lora=lora_fields, extras={"task": task} if task else {})
 
@@ -1046,6 +1061,74 @@ ENTRIES: dict[str, Entry] = {
             On(training(lr_scheduler="constant", warmup_steps=0.9)),
         ],
         abstains=[On(training(warmup_steps=10.0))],
+    ),
+    "SCH003": Entry(
+        fires=[
+            On(
+                scheduled(700.0, 1e-5, warmup=100.0),
+                says="the schedule is at its last rate (1e-05) after 800 of 1,000 steps, before the end",
+                action="set the schedule's steps to 900",
+            ),
+            On(scheduled(800.0, 0.0)),
+        ],
+        silent=[On(scheduled(701.0, 1e-5, warmup=100.0)), On(scheduled(500.0, 1.1e-5))],
+        abstains=[On(training(max_steps=1000), says="the length of the schedule is not given")],
+    ),
+    "CHT501": Entry(
+        fires=[
+            On(
+                templated("Qwen/Qwen3-4B-Base", "qwen3"),
+                says=(
+                    "Qwen3-4B-Base is a base model, and the template qwen3 ends turns with <|im_end|>: neither its "
+                    "embedding nor the head is trained"
+                ),
+            ),
+            On(templated("unsloth/Qwen2.5-7B-bnb-4bit", "qwen")),
+            On(templated("meta-llama/Llama-3.1-8B", "llama3")),
+            On(templated("google/gemma-3-4b-pt", "gemma3")),
+        ],
+        silent=[
+            On(templated("Qwen/Qwen3-4B", "qwen3")),
+            On(templated("Qwen/Qwen2.5-7B-Instruct", "qwen")),
+            On(templated("meta-llama/Llama-3.1-8B-Instruct", "llama3")),
+            On(templated("google/gemma-2-9b-it", "gemma2")),
+            On(templated("Qwen/Qwen3-4B-Base", "alpaca")),
+            On(templated("Qwen/Qwen3-4B-Base", "qwen3", modules_to_save=["embed_tokens", "lm_head"])),
+            On(templated("Qwen/Qwen3-4B-Base", "qwen3", target_modules=["q_proj", "lm_head"])),
+            On(templated("Qwen/Qwen3-4B-Base", "qwen3", extras={"trainable_token_indices": [1]})),
+        ],
+        abstains=[
+            On(templated("Qwen/Qwen3-4B-Base", "fewshot"), says="what the template fewshot writes is not known"),
+            On(config(model_name="Qwen/Qwen3-4B-Base"), says="a chat template by name is not given"),
+        ],
+    ),
+    "PCK501": Entry(
+        fires=[
+            On(
+                packed(packing=True, packing_strategy="wrapped", attn_implementation="sdpa"),
+                says=(
+                    "packing is on and packing_strategy is wrapped (attention: sdpa): documents of one sequence attend "
+                    "to each other"
+                ),
+            ),
+            On(
+                packed("llama-factory", packing=True),
+                says="packing is on and neat_packing is off: documents of one sequence attend to each other",
+            ),
+        ],
+        silent=[
+            On(packed(packing=True, packing_strategy="bfd")),
+            On(packed(packing=False, packing_strategy="wrapped")),
+            On(packed("llama-factory", packing=True, neat_packing=True)),
+        ],
+        abstains=[
+            On(packed(packing=True), says="packing_strategy is not given"),
+            On(packed(packing_strategy="wrapped"), says="packing is not given"),
+            On(
+                packed("axolotl", packing=True),
+                says="a recipe of axolotl, which parts documents by the attention that is installed",
+            ),
+        ],
     ),
     "SRV001": Entry(
         fires=[

@@ -8,6 +8,7 @@ from gradience.schema.events import ConfigSnapshot, LoraSnapshot, OptimizerSnaps
 FURTHER = {  # of files, kept as extras
     *("autocast_adapter_dtype", "exclude_modules", "logging_strategy", "output_dir", "target_parameters"),
     *("layers_pattern", "layers_to_transform", "trainable_token_indices"),
+    *("attn_implementation", "neat_packing", "packing", "packing_strategy", "prompt_template"),
 }
 SNAPSHOTS = (ConfigSnapshot, LoraSnapshot, OptimizerSnapshot, TrainingSnapshot)
 

@@ -77,6 +77,12 @@ def supervised(count: int, *, of: int, total: int) -> dict[str, Any]:
     return {"tokens": {"total": total, "kept": of, "supervised": count}}
 
 
+def kto(wanted: int, unwanted: int, weights: list[float] | None = None) -> dict[str, Any]:
+    """So many answers of each kind, under KTO's two weights."""
+    labels = {"True": wanted, "False": unwanted}
+    return {**LABELLED, "trainer": "kto", "labels": labels, "labels_total": 2, "label_weights": weights or [1.0, 1.0]}
+
+
 def found(report: DataReport) -> dict[str, Finding]:
     return {finding.id: finding for finding in judge(DATA_RULES, report).findings}
 
@@ -244,6 +250,30 @@ def test_a_data_set_without_a_fault_has_no_finding() -> None:
         ("DAT347", seen(TOKENISED, labels_differ=10, labels_shifted=5), "warning", {}),
         ("DAT348", seen(TOKENISED, unknown_ids=1), "error", seen(unknown_ids=1)),
         ("DAT349", seen(TOKENISED, padding_supervised=10), "warning", seen(TOKENISED, padding_supervised=9)),
+        (
+            "DAT361",
+            seen(last_answer_only=50, several_answers=100),
+            "warning",
+            seen(last_answer_only=49, several_answers=90),
+        ),
+        (
+            "DAT361",
+            seen(last_answer_only=50, several_answers=100),
+            "warning",
+            seen(last_answer_only=50, several_answers=101),
+        ),
+        ("DAT362", seen(thought_added=500), "warning", seen(thought_added=499)),
+        ("DAT363", seen({"format": "text"}, written_prompt=500), "info", seen({"format": "text"}, written_prompt=499)),
+        ("DAT364", kto(200, 100), "warning", kto(199, 100)),
+        ("DAT364", kto(100, 300), "warning", kto(100, 300, [2.0, 1.0])),
+        ("DAT364", kto(100, 100, [1.0, 2.0]), "warning", kto(100, 100)),
+        ("DAT365", seen({"unread_length": 4096}, over_default=10), "warning", seen(over_default=1000)),
+        (
+            "DAT365",
+            seen({"unread_length": 4096}, over_default=10),
+            "warning",
+            seen({"unread_length": 4096}, over_default=9),
+        ),
         ("DAT311", seen(missing_value=10), "warning", seen(missing_value=9)),
         ("DAT306", seen(answer_cut=50), "warning", seen({"keeps_overflow": True}, answer_cut=50)),
         ("DAT320", padded(0.5), "info", padded(0.5, batch_stated=False)),
@@ -270,6 +300,10 @@ def test_a_rule_speaks_from_its_threshold_on(rule: str, speaks: Any, severity: s
         ("DAT315", {}, "no label"),
         ("DAT316", {**LABELLED, "labels": {"0": 1}, "num_labels": None}, "number of classes"),
         ("DAT301", LABELLED, "not on tokens"),
+        ("DAT361", seen(LABELLED, last_answer_only=900, several_answers=900), "not on tokens"),
+        ("DAT363", seen(written_prompt=1000), "the rows are no text: the trainer writes their prompt"),
+        ("DAT364", {"labels": {"True": 900, "False": 100}, "labels_total": 2}, "not KTO"),
+        ("DAT364", {"label_weights": [1.0, 1.0], "labels": {"True": 900}, "labels_total": 1}, "are of one kind"),
         # though its numbers would speak
         ("DAT304", seen({"loss": "all"}, all_supervised=1000), "the loss is set on all"),
         ("DAT306", seen({"max_length": None}, answer_lost=9), "no length limit is given"),
@@ -467,6 +501,27 @@ TWO: dict[str, Any] = {**LABELLED, "labels": {"7": 18, "0": 2}, "labels_total": 
         ("DAT320", padded(0.5, packed=0), "info: 50% of a batch of 8 is padding"),
         ("DAT320", {"batching": {"batch_size": 8}}, "? no batch could be counted"),
         ("DAT301", {"rows_read": 0}, "? no row could be tokenised"),
+        (
+            "DAT361",
+            seen(last_answer_only=600, several_answers=700),
+            (
+                "warning: of 600 of 1,000 rows (60 %: 1, ...) with several assistant turns only the last turn is in "
+                "the loss"
+            ),
+        ),
+        (
+            "DAT364",
+            {**kto(40, 200), "rows_read": 240},
+            ("warning: 40 wanted and 200 unwanted answers, with weights of 1 and 1: one side weighs 5 times the other"),
+        ),
+        (
+            "DAT365",
+            seen({"unread_length": 4096}, over_default=40),
+            (
+                "warning: 40 of 1,000 rows (4 %: 1, ...) are longer than 1,024 tokens, at which TRL cuts: "
+                "max_seq_length 4,096 is not read by its trainers any more, and max_length is not stated"
+            ),
+        ),
     ],
 )
 def test_what_a_rule_answers(rule: str, changed: Any, says: str) -> None:

@@ -8,8 +8,9 @@ from typing import Any
 
 from tables import every
 
-from gradience.data.asked import AskedRow, Vocabulary
+from gradience.data.asked import AskedRow, ControlTokens, Vocabulary
 from gradience.data.measure import COUNTED
+from gradience.data.tokens import Sequence
 from gradience.rules.data import ROW_TESTS
 
 
@@ -85,3 +86,66 @@ IDS = [300, 301, 302, 303]
 def test_what_ids_labels_and_pairs_show(columns: dict[str, Any], seen: set[str]) -> None:
     row = AskedRow(columns, KNOWN)
     assert {name for test in ROW_TESTS for name in test.of(row)} == seen
+
+
+# BOS 1, turn 3, answer's word 60, end 2
+TURNS = [3, 50, 2, 3, 60, 70, 2, 3, 51, 2, 3, 60, 71, 2]
+
+
+@every(
+    ("mask", "seen"),
+    [
+        ([0] * 12 + [1, 1], {"several_answers", "last_answer_only"}),
+        ([0] * 5 + [1, 1] + [0] * 5 + [1, 1], {"several_answers"}),
+        ([0] * 5 + [1, 1] + [0] * 7, set()),  # the answer before the last one has none before it
+        ([1] * 14, set()),
+        ([0] * 14, {"unsupervised"}),
+    ],
+)
+def test_only_the_last_answer_is_supervised_where_its_header_came_before(mask: list[int], seen: set[str]) -> None:
+    labels = [one if bit else -100 for one, bit in zip(TURNS, mask, strict=True)]
+    row = AskedRow({"input_ids": TURNS, "labels": labels}, KNOWN, (Sequence(TURNS, mask),))
+    names = {name for test in ROW_TESTS for name in test.of(row)}
+    assert names & {"several_answers", "last_answer_only", "unsupervised"} == seen
+    asked = AskedRow({"prompt": "a", "completion": "b"}, KNOWN, (Sequence(TURNS, mask),))
+    assert not {"several_answers"} & {name for test in ROW_TESTS for name in test.of(asked)}
+
+
+THOUGHT = KNOWN._replace(think=(80, 81))
+
+
+@every(
+    ("answer", "ids", "mask", "shown"),
+    [
+        ("It is new.", [5, 80, 81, 6], None, True),
+        ("It is new.", [5, 80, 81, 6], [0, 0, 0, 1], False),
+        ("It is new.", [5, 80, 6, 81], None, False),
+        ("<think>hm</think>It is new.", [5, 80, 81, 6], None, False),
+    ],
+)
+def test_a_thought_is_added_where_the_row_has_none(answer: str, ids: list[int], mask: Any, shown: Any) -> None:
+    turns = [{"role": "user", "content": "Why?"}, {"role": "assistant", "content": answer}]
+    for vocabulary, is_shown in ((THOUGHT, shown), (KNOWN, False)):
+        row = AskedRow({"messages": turns}, vocabulary, (Sequence(ids, mask),))
+        assert ("thought_added" in {name for test in ROW_TESTS for name in test.of(row)}) is is_shown
+    spoken = [turns[0], {**turns[1], "reasoning_content": "hm"}]
+    row = AskedRow({"messages": spoken}, THOUGHT, (Sequence(ids, mask),))
+    assert "thought_added" not in {name for test in ROW_TESTS for name in test.of(row)}
+
+
+@every(
+    ("text", "shown"),
+    [
+        ("### Instruction:\nWhy?\n\n### Response:\nSo.", True),
+        ("### Human: Why?\n### Assistant: So.", True),
+        ("USER: Why? ASSISTANT: So.", True),
+        ("### Instruction:\nWhy?", False),
+        ("In the manual: ### Instruction: and ### Response: are headers.", False),
+        ("<|im_start|>user\nWhy?<|im_end|>", False),
+    ],
+)
+def test_a_prompt_in_words_beside_a_template_of_own_tokens(text: str, shown: Any) -> None:
+    templated = KNOWN._replace(own=ControlTokens(templated=True))
+    for vocabulary, is_shown in ((templated, shown), (KNOWN, False)):
+        row = AskedRow({"text": text}, vocabulary)
+        assert ("written_prompt" in {name for test in ROW_TESTS for name in test.of(row)}) is is_shown

@@ -5,8 +5,7 @@
 
 from __future__ import annotations
 
-import filecmp
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
@@ -18,9 +17,7 @@ from gradience.base.coverage import added_tokens, read_added, read_vocabulary, w
 from gradience.base.peft_emulation.loading import adapted_names, misnamed, untargeted
 from gradience.base.peft_emulation.targets import NotFollowedError
 from gradience.base.weights import local_folder
-from gradience.configs.document import read_peft
 from gradience.configs.files import read_mapping
-from gradience.configs.training import PICKLED, TRAINING_NAMES
 from gradience.errors import AdapterError, ConfigError
 from gradience.folder import Documents
 from gradience.rules.between import CheckpointFiles, Parts
@@ -46,20 +43,20 @@ def gather(documents: Documents, *, base: Path | None = None, modules: Sequence[
     """
     opened = documents.adapter.take()
     adapter, folder = opened.adapter, documents.folders[0]
-    lora = _lora(opened.config)
+    lora = _lora(documents)
     named = adapter.config.base_model_name_or_path
     at = _base_folder(base, named, folder)
     parts = Parts(
         format=adapter.format,
         tensors={name: (info.shape, info.dtype) for name, info in adapter.tensors.items()},
         metadata=adapter.source.metadata if adapter.source is not None else {},
-        config=_mapping(opened.config),
-        settings=_settings(documents.found.training, folder),
+        config=documents.config_fields.held,
+        settings=documents.training_fields.held or {},
         base=None if at is None else _mapping(at / _BASE_CONFIG),
         modules=modules,
         zeros=None if modules is None else _zeros(adapter),
         files=frozenset(path.name for path in folder.iterdir()),
-        checkpoints=tuple(_checkpoints(folder)),
+        checkpoints=tuple(_checkpoints(folder, documents.digest_of)),
         added=_added(folder, at),
         last_token=max(read_added(folder).values(), default=None),
     )
@@ -90,12 +87,10 @@ def _mapping(path: Path | None) -> Mapping[str, Json] | None:
     return None
 
 
-def _lora(config: Path | None) -> LoraSnapshot | None:
+def _lora(documents: Documents) -> LoraSnapshot | None:
     """The adapter's settings by its config; None if it is not LoRA's, or cannot be read."""
-    with suppress(ConfigError, OSError):
-        lora = None if config is None else read_peft(config).config.lora
-        return lora if lora is not None and lora.peft_type == "LORA" else None
-    return None
+    whole = documents.adapter_settings.held
+    return whole.config.lora if whole is not None and whole.config.lora.peft_type == "LORA" else None
 
 
 def _base_folder(given: Path | None, named: str | None, folder: Path) -> Path | None:
@@ -106,22 +101,6 @@ def _base_folder(given: Path | None, named: str | None, folder: Path) -> Path | 
             found = local_folder(place)
             return found if found.is_dir() else found.parent
     return None
-
-
-def _settings(training: Path | None, folder: Path) -> Mapping[str, Json]:
-    """The training arguments of the run, as they stand in its folder, the adapter's or, of a checkpoint, above it."""
-    above = (folder, folder.parent) if CHECKPOINT.fullmatch(folder.name) else (folder,)
-    beside = (place / name for place in above for name in TRAINING_NAMES)
-    path = training or next((path for path in beside if path.is_file()), None)
-    if path is None:
-        return {}
-    with suppress(ConfigError, OSError):
-        if path.suffix not in PICKLED:
-            return read_mapping(path)
-        from gradience.configs.pickled import read_pickled  # zipfile, which JSON need not pay for
-
-        return read_pickled(path)
-    return {}
 
 
 def _added(folder: Path, base: Path | None) -> tuple[str, ...] | None:
@@ -145,7 +124,7 @@ def _zeros(adapter: Adapter) -> float | None:
     return zeros / entries if entries else None
 
 
-def _checkpoints(folder: Path) -> Iterator[CheckpointFiles]:
+def _checkpoints(folder: Path, digest_of: Callable[[Path], str]) -> Iterator[CheckpointFiles]:
     """The checkpoints of a run's folder; of a checkpoint those up to it, of which only its own weights are compared."""
     one = CHECKPOINT.fullmatch(folder.name)
     run = folder.parent if one else folder
@@ -161,11 +140,12 @@ def _checkpoints(folder: Path) -> Iterator[CheckpointFiles]:
         if weights is None:
             continue
         compared = one is None or step == int(one[1])
-        yield CheckpointFiles(steps[step].name, files, compared and _equal(before, weights))
+        yield CheckpointFiles(steps[step].name, files, compared and _equal(before, weights, digest_of))
         before = weights
 
 
-def _equal(one: Path | None, other: Path) -> bool:
+def _equal(one: Path | None, other: Path, digest_of: Callable[[Path], str]) -> bool:
     with suppress(OSError):
-        return one is not None and filecmp.cmp(one, other, shallow=False)
+        same_size = one is not None and one.stat().st_size == other.stat().st_size
+        return one is not None and same_size and digest_of(one) == digest_of(other)
     return False

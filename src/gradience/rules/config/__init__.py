@@ -7,7 +7,7 @@ from importlib.metadata import PackageNotFoundError, version
 from typing import Final
 
 from gradience.rules import Rule, Verdict, judge
-from gradience.rules.config import adapter, families, memory, quantised, rate, serving, training, values
+from gradience.rules.config import adapter, families, memory, prompt, quantised, rate, serving, training, values
 from gradience.rules.config.facts import CheckContext, Facts
 from gradience.schema.document import Finding, NotRun, by_severity
 from gradience.schema.events import ConfigSnapshot
@@ -18,6 +18,7 @@ RULES: Final[tuple[Rule[Facts], ...]] = (
     *adapter.RULES,
     *families.RULES,
     *training.RULES,
+    *prompt.RULES,
     *quantised.RULES,
     *memory.RULES,
     *serving.RULES,

@@ -19,6 +19,7 @@ from gradience.rules import (
     Unknown,
 )
 from gradience.rules.config.facts import OPEN_OR_WEIGHED, TO_COME, ConfigRule, Facts, given
+from gradience.schema import as_float
 
 ONE_EPOCH = Threshold("one_epoch", 1, "epochs", "definition: in one pass no example is seen twice")
 LONG_RUN = Threshold("long_run", 500, "optimizer steps", "a judgement: a shorter run is started again")
@@ -29,6 +30,8 @@ EPOCHS_BLIND = Threshold(
     "epochs_blind", 10, "epochs", "a judgement: real runs of 20 epochs and more ended at a loss near 0"
 )
 WARMUP_LONG = Threshold("warmup_long", 0.5, "share of all steps", "mechanical: the peak comes after half the run")
+DECAYED_EARLY = Threshold("decayed_early", 0.8, "share of all steps", "a judgement: a fifth of the run is then idle")
+RATE_GONE = Threshold("rate_gone", 0.1, "of the peak rate", "a judgement: a tenth moves the weights a tenth as far")
 TRIAL_STEPS = Threshold("trial_steps", 10, "steps", "a judgement: a few steps show that a script runs")
 
 
@@ -333,6 +336,37 @@ def _long_warmup(facts: Facts) -> Iterator[Observation]:
         )
 
 
+@ConfigRule(
+    "SCH003",
+    severity="warning",
+    confidence=0.8,
+    settings=("lr_scheduler",),
+    thresholds=(DECAYED_EARLY, RATE_GONE),
+)
+def _early_decay(facts: Facts) -> Iterator[Observation]:
+    """the rate has decayed long before the end
+
+    the schedule is at its last rate, {rate_gone} of the peak or less, within {decayed_early} of the steps
+
+    Why: From there on hardly anything is learnt, and nothing says so.
+    Scope: schedules that state their own length: MLX-LM's arguments
+    Action: give the schedule the steps of the run
+    Verify: the logged learning rate over steps
+    Seen: https://github.com/ml-explore/mlx-examples/issues/985 -- the rate falls to 1e-7 and stays there
+    Source: mlx/optimizers/schedulers.py:cosine_decay@0.32.4 -- after decay_steps the rate stays at its end
+    """
+    extras, training = facts.config.training.extras, facts.config.training
+    decay, end = given(extras.get("decay_steps"), "the length of the schedule"), extras.get("decay_end")
+    warmup = as_float(training.warmup_steps) if training.warmup_steps is not None else 0.0
+    length, last = int(decay + warmup), as_float(end) if isinstance(end, int | float) else 0.0
+    if length <= DECAYED_EARLY.value * facts.steps and last <= RATE_GONE.value * facts.lr:
+        yield Observation(
+            f"the schedule is at its last rate ({last:g}) after {length:,} of {facts.steps:,} steps, before the end",
+            {"decays_within": length, "steps": facts.steps, "last": last},
+            action=f"set the schedule's steps to {int(facts.steps - warmup):,}".replace(",", ""),
+        )
+
+
 def _is_trial(facts: Facts) -> bool:
     try:
         return facts.steps < TRIAL_STEPS.value
@@ -350,4 +384,5 @@ RULES = (
     _many_epochs,
     _ignored_warmup,
     _long_warmup,
+    _early_decay,
 )

@@ -6,7 +6,7 @@ from typing import Final
 
 from gradience.data.asked import RowTests
 from gradience.rules import Rule
-from gradience.rules.data import answers, content, supervision, tokenised, tokens, turns
+from gradience.rules.data import answers, content, prompts, supervision, tokenised, tokens, turns
 from gradience.schema.reports import DataReport
 
 DATA_RULES: Final[tuple[Rule[DataReport], ...]] = tuple(
@@ -18,6 +18,7 @@ DATA_RULES: Final[tuple[Rule[DataReport], ...]] = tuple(
             *content.RULES,
             *turns.RULES,
             *answers.RULES,
+            *prompts.RULES,
         ),
         key=lambda rule: rule.id,
     )
@@ -30,4 +31,5 @@ ROW_TESTS: Final[RowTests] = (
     *content.ROW_TESTS,
     *turns.ROW_TESTS,
     *answers.ROW_TESTS,
+    *prompts.ROW_TESTS,
 )

@@ -145,7 +145,7 @@ def _balance(data: DataReport) -> Iterator[Observation]:
         )
     elif data.rows_read < FEW_LABELS.value:
         raise Unknown(f"{data.rows_read} rows, under {FEW_LABELS.value:g}")
-    elif part >= MAJORITY.value:
+    elif part >= MAJORITY.value and not data.label_weights:  # of KTO the weights decide (DAT364)
         yield Observation(
             f"{part:.0%} of {data.rows_read:,} rows have the label {label}",
             {**kinds, "share": part},

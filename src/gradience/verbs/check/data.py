@@ -17,7 +17,7 @@ from gradience.configs.settings import Layer
 from gradience.data import Columns, Shape, template_digest
 from gradience.data.encoder import Encoder, Pictures, Trainer
 from gradience.data.formats import recognise
-from gradience.data.measure import MeasureSettings, RowCounter, RowCounts
+from gradience.data.measure import TRL_LENGTH, MeasureSettings, RowCounter, RowCounts
 from gradience.data.overlap import EvalRows
 from gradience.data.programs import prepares
 from gradience.data.rows import Row, RowSource, UnusableRow
@@ -33,7 +33,6 @@ from gradience.schema.reports import CHECK_SCHEMA_ID, CheckReport, DataReport, I
 from gradience.verbs.check.options import DataKeywords, DataOptions, Samples
 from gradience.verbs.check.run import SETTINGS, CheckKeywords, CheckOptions, Place, Settings, judged, when_of
 
-_TRL_LENGTH: Final = 1024  # default max_length of TRL's SFT, DPO, reward and KTO configs (1.16)
 _PEEK: Final = 20  # first rows among which a usable one must be found to show the format
 _MOST_COLUMNS: Final = 12  # columns that a finding names
 
@@ -134,6 +133,8 @@ def measure_data(asked: CheckSettings) -> DataReport:
         max_length=limit,
         packing=limits.packing,
         num_labels=limits.num_labels,
+        label_weights=[*asked.plan.weights] if shape.trainer == "kto" else [],
+        unread_length=asked.plan.unread_length if limit == asked.plan.unread_length else None,
         overlap=None if held_out is None else held_out.result(),
         columns=columns[:_MOST_COLUMNS],
         rewards_lack=_lacking(asked.plan, columns) if shape.trainer == "grpo" else {},
@@ -262,7 +263,7 @@ def _limit(asked: CheckSettings, shape: Shape) -> tuple[int | None, list[str]]:
     if asked.options.max_length is not None:
         return asked.options.max_length or None, []
     if asked.masking.trl and shape.trainer != "classification":
-        return _TRL_LENGTH, [f"no length limit is given: TRL's default of {_TRL_LENGTH} tokens"]
+        return TRL_LENGTH, [f"no length limit is given: TRL's default of {TRL_LENGTH} tokens"]
     return None, []
 
 

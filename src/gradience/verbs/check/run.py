@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import cache
+from functools import cached_property
 from os import PathLike
 from pathlib import Path
 from typing import Any, TypeAlias, TypedDict, Unpack
@@ -167,16 +167,30 @@ class CheckOptions(VerbOptions):
         """The given folders and files, beside which more may be found, such as a tokenizer."""
         return [Path(place) for place in (self.document, self.peft_dir, self.training_dir) if place is not None]
 
+    @cached_property
+    def _opened(self) -> dict[Path, Documents]:
+        """The runs that were opened, by the folders given."""
+        return {}
+
+    def run_of(self, folder: Path) -> Documents:
+        """The run in a folder, opened once for all options that name it."""
+        return self._opened.get(folder) or self._opened.setdefault(folder, open_run(folder))
+
+    def adapter_in(self, folder: Path) -> Documents:
+        """The run whose adapter is in a folder, if it was opened, else the adapter alone."""
+        mine = (run for run in self._opened.values() if run.folders[:1] == [folder])
+        return next(mine, None) or Documents(weights_alone(folder))
+
     def read(self) -> Layer:
         """Read all sources into one layer."""
-        runs = cache(open_run)
         layers = (
             _given(self.config),
-            _read(self.document, _settings_of, runs, read_document),
-            _read(self.peft_dir, _adapter_of, runs, read_peft_dir),
-            _read(self.training_dir, _training_of, runs, read_training_dir),
-            _object(self.peft, read_peft_object) or _read(self.peft, _adapter_of, runs, read_peft),
-            _object(self.training, read_training_object) or _read(self.training, _training_of, runs, read_arguments),
+            _read(self.document, _settings_of, self.run_of, read_document),
+            _read(self.peft_dir, _adapter_of, self.run_of, read_peft_dir),
+            _read(self.training_dir, _training_of, self.run_of, read_training_dir),
+            _object(self.peft, read_peft_object) or _read(self.peft, _adapter_of, self.run_of, read_peft),
+            _object(self.training, read_training_object)
+            or _read(self.training, _training_of, self.run_of, read_arguments),
             _given(self.overrides),
         )
         return stack(layer for layer in layers if layer is not None)
@@ -252,7 +266,7 @@ def _with_files(report: CheckReport, given: CheckOptions, whole: Layer, unwanted
 
     base = None if given.base is None else Path(given.base)
     try:
-        verdict = judge_files(gather(Documents(weights_alone(folder)), base=base))
+        verdict = judge_files(gather(given.adapter_in(folder), base=base))
     except AdapterError:  # damaged: gradience audit says how
         return report
     findings, not_run = without(verdict.findings, verdict.not_run, unwanted)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import filecmp
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import cache
@@ -16,7 +15,8 @@ from gradience.adapters.files import WEIGHT_NAMES, holds_adapter
 from gradience.errors import GradienceError
 from gradience.folder import Documents
 from gradience.folder.checkpoints import OwnedCheckpoint
-from gradience.folder.found import CheckpointFolder
+from gradience.folder.found import CheckpointFolder, weights_alone
+from gradience.importers.files import sha256_of
 from gradience.io.reading import is_zip
 from gradience.io.safetensors import read_header
 from gradience.rules import Observation
@@ -85,7 +85,11 @@ class _Judge(NamedTuple):
 
 
 def choose(
-    checkpoints: Sequence[OwnedCheckpoint], run: RunSeries, report: MonitorReport, weights: Path | None
+    checkpoints: Sequence[OwnedCheckpoint],
+    run: RunSeries,
+    report: MonitorReport,
+    weights: Path | None,
+    digest_of: Callable[[Path], str] = sha256_of,
 ) -> CheckpointChoice:
     """Return the checkpoints on disk, and the best one of this run whose weights are whole.
 
@@ -94,6 +98,7 @@ def choose(
         run: the run as logged.
         report: the monitor's report; its account says what decides, and on which split.
         weights: the folder of the diagnosed adapter, to see which checkpoint it is.
+        digest_of: the digest of a file, by which weights are compared.
     """
     split = report.account.split
     curve = run.losses_of(split)
@@ -126,7 +131,7 @@ def choose(
         lowest_loss=curve[lowest],
         lowest_step=lowest,
         within_noise=_within(judge.badness(chosen.step), judge.badness(judge.best_step), noise.value),
-        saved_as=str(weights) if weights and _same_weights(paths[chosen.name], weights) else "",
+        saved_as=str(weights) if weights and _same_weights(paths[chosen.name], weights, digest_of) else "",
     )
     return CheckpointChoice([_tied(item, chosen, judge, noise.value) for item in listed], best, paths, fault_of)
 
@@ -220,13 +225,14 @@ def _within(value: float, least: float, noise: float | None) -> bool | None:
 
 def unreadable(folder: Path) -> str:
     """The reason why a folder's weights cannot be used: not whole, not weights, or not finite; "" if they can."""
-    from gradience.verbs.audit.run import audit_adapter  # imports jax: only if a checkpoint is examined
+    from gradience.verbs.audit.options import AuditOptions  # only if a checkpoint is examined
+    from gradience.verbs.audit.report import audit_documents  # imports jax, the same
 
     try:
         if not CheckpointFolder(0, folder).has_weights:
             return "it holds no weights"
         if holds_adapter(folder):
-            health = audit_adapter(folder).health
+            health = audit_documents(Documents(weights_alone(folder)), AuditOptions(), left_out={}).health
             return health.reason if health.verdict in {"broken", "not_analysed"} else ""
         for path in sorted(folder.glob("*.safetensors")):
             # The header tells where the file must end; to read the numbers of a whole model would take minutes.
@@ -237,14 +243,15 @@ def unreadable(folder: Path) -> str:
     return f"{broken[0]} is no file that torch wrote whole" if broken else ""
 
 
-def _same_weights(checkpoint: Path, weights: Path) -> bool:
-    """Whether two folders hold the same weights file, compared byte by byte."""
-    return any(_equal(checkpoint / name, weights / name) for name in WEIGHT_NAMES)
+def _same_weights(checkpoint: Path, weights: Path, digest_of: Callable[[Path], str]) -> bool:
+    """Whether two folders hold the same weights file."""
+    pairs = ((checkpoint / name, weights / name) for name in WEIGHT_NAMES)
+    return any(_equal(one, other, digest_of) for one, other in pairs)
 
 
-def _equal(one: Path, other: Path) -> bool:
+def _equal(one: Path, other: Path, digest_of: Callable[[Path], str]) -> bool:
     try:
-        return one.is_file() and other.is_file() and filecmp.cmp(one, other, shallow=False)
+        return one.stat().st_size == other.stat().st_size and digest_of(one) == digest_of(other)
     except OSError:
         return False
 
@@ -386,7 +393,7 @@ def _nearest(choice: CheckpointChoice, step: int | None, fact: str, what: str, t
 
 def _mid_run(documents: Documents, choice: CheckpointChoice, last: int | None) -> Iterator[Symptom]:
     """A symptom if the weights are of a step far from the log's last one, and no evaluation chose that step."""
-    own = [item for item in reversed(choice.of_run()) if _is_or_equals(choice.paths[item.name], documents.weights.path)]
+    own = [item for item in reversed(choice.of_run()) if _is_or_equals(choice.paths[item.name], documents)]
     if not own or last is None or own[0].step >= MID_RUN.value * last:
         return
     at = own[0]
@@ -396,8 +403,9 @@ def _mid_run(documents: Documents, choice: CheckpointChoice, last: int | None) -
     yield Symptom("disk", "mid_run", Observation(says, {"weights_step": at.step, "last_step": last}))
 
 
-def _is_or_equals(checkpoint: Path, weights: Path | None) -> bool:
-    return weights is not None and (checkpoint == weights or _same_weights(checkpoint, weights))
+def _is_or_equals(checkpoint: Path, documents: Documents) -> bool:
+    weights = documents.weights.path
+    return weights is not None and (checkpoint == weights or _same_weights(checkpoint, weights, documents.digest_of))
 
 
 def _short(documents: Documents, last: int | None) -> Iterator[Symptom]:

@@ -218,7 +218,8 @@ def judge_sources(read: SourceReports, left_out: Mapping[str, str] = MappingProx
     """Judge what was read; a join left out is listed with its reason."""
     monitor, documents, choice = read.log.report if read.log else None, read.documents, CheckpointChoice([])
     if read.log:
-        choice = choose(documents.checkpoints, read.log.reading.run, read.log.report, documents.weights.path)
+        log, weights = read.log, documents.weights.path
+        choice = choose(documents.checkpoints, log.reading.run, log.report, weights, documents.digest_of)
     states = [read.states[source] for source in SOURCES]
     causes, foregone = _judged(read, choice).together(left_out)
     not_run = unjudged(states, read.check, monitor, read.audit, left_out)

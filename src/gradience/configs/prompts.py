@@ -1,0 +1,98 @@
+"""The forms of prompts, by the text that begins a turn in them, and what programs call their templates."""
+
+from __future__ import annotations
+
+from typing import Final, NamedTuple
+
+
+class PromptForm(NamedTuple):
+    """A form of prompts: what begins a turn, and what ends one."""
+
+    begins: str
+    ends: str
+
+    @property
+    def has_own_tokens(self) -> bool:
+        """Whether a turn begins with a token of the form's own, and not with plain words."""
+        return self.begins.startswith("<")
+
+
+# The first whose beginning a text holds is the text's form, so what others contain comes last.
+_FORMS: Final = {
+    "chatml": PromptForm("<|im_start|>", "<|im_end|>"),
+    "kimi": PromptForm("<|im_user|>", "<|im_end|>"),
+    "llama3": PromptForm("<|start_header_id|>", "<|eot_id|>"),
+    "llama4": PromptForm("<|header_start|>", "<|eot|>"),
+    "gemma": PromptForm("<start_of_turn>", "<end_of_turn>"),
+    "gemma4": PromptForm("<|turn>", "<turn|>"),
+    "deepseek": PromptForm("<\uff5cUser\uff5c>", "<\uff5cend\u2581of\u2581sentence\uff5c>"),
+    "harmony": PromptForm("<|message|>", "<|end|>"),
+    "cohere": PromptForm("<|START_OF_TURN_TOKEN|>", "<|END_OF_TURN_TOKEN|>"),
+    "granite": PromptForm("<|start_of_role|>", "<|end_of_text|>"),
+    "exaone": PromptForm("[|user|]", "[|endofturn|]"),
+    "phi": PromptForm("<|user|>", "<|end|>"),
+    "mistral": PromptForm("[INST]", "</s>"),
+    "alpaca": PromptForm("### Instruction:", ""),
+    "vicuna": PromptForm("USER:", "</s>"),
+}
+# Names of templates by their beginnings, the longest first; "" is of no form above. Source: LLaMA-Factory at ff6d4d1,
+# src/llamafactory/data/template.py; Axolotl's and ms-swift's names begin in the same way.
+_NAMED: Final = {
+    "chatml": "chatml",
+    "qwen": "chatml",
+    "yi": "chatml",
+    "yi_vl": "",
+    "smollm": "chatml",
+    "intern": "chatml",
+    "dbrx": "chatml",
+    "lfm2": "chatml",
+    "minicpm": "chatml",
+    "llama2": "mistral",
+    "llama3": "llama3",
+    "llama4": "llama4",
+    "mllama": "llama3",
+    "mistral": "mistral",
+    "mixtral": "mistral",
+    "ministral": "mistral",
+    "pixtral": "mistral",
+    "gemma": "gemma",
+    "gemma4": "gemma4",
+    "deepseek3": "deepseek",
+    "deepseekr1": "deepseek",
+    "deepseek_r1": "deepseek",
+    "deepseek_v3": "deepseek",
+    "gpt_oss": "harmony",
+    "cohere": "cohere",
+    "command_r": "cohere",
+    "granite3": "granite",
+    "granite3_vision": "phi",
+    "granite4": "granite",
+    "kimi": "kimi",
+    "moonlight": "kimi",
+    "phi": "phi",
+    "phi4": "chatml",
+    "phi4_mini": "phi",
+    "zephyr": "phi",
+    "alpaca": "alpaca",
+    "vicuna": "vicuna",
+    "exaone": "exaone",
+}
+
+
+def form_in(text: str) -> PromptForm | None:
+    """The form that a template, or a text of turns, is written in; None if it is none of those known.
+
+    >>> form_in("{{ '<|im_start|>' + role }}"), form_in("{{ .Prompt }}")
+    (PromptForm(begins='<|im_start|>', ends='<|im_end|>'), None)
+    """
+    return next((form for form in _FORMS.values() if form.begins in text), None)
+
+
+def form_named(name: str) -> PromptForm | None:
+    """The form of a program's own template, by its name.
+
+    >>> form_named("qwen3_nothink"), form_named("yi_vl"), form_named("fewshot")
+    (PromptForm(begins='<|im_start|>', ends='<|im_end|>'), None, None)
+    """
+    beginnings = [known for known in _NAMED if name.lower().startswith(known)]
+    return _FORMS.get(_NAMED[max(beginnings, key=len)]) if beginnings else None
