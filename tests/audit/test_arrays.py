@@ -30,7 +30,7 @@ def only(report):
 
 
 def assert_is(module, sigma, scale):
-    assert (module.r, module.state) == (R, "ok")
+    assert (module.r, module.state, module.shape) == (R, "ok", [D_OUT, D_IN])
     assert module.top_singular_values == pytest.approx(list(scale * sigma), rel=1e-5)
     assert module.stable_rank == pytest.approx((sigma**2).sum() / sigma[0] ** 2, rel=1e-5)
 

@@ -5,20 +5,16 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
-from typing import Any
 
-import numpy as np
 import pytest
-from audited import save_adapter
 from tables import every
+from written_runs import Rows, write_adapter, write_run, write_state
 
 from gradience import diagnose
 from gradience.folder import Documents, find
 from gradience.folder.found import CheckpointFolder
 from gradience.verbs.diagnose.checkpoints import unreadable
 from gradience.verbs.diagnose.sources import read_sources
-
-Rows = list[dict[str, Any]]
 
 
 def rows(steps: int, *, train: float = 2.0, best: int = 20, every_: int = 10) -> Rows:
@@ -29,25 +25,6 @@ def rows(steps: int, *, train: float = 2.0, best: int = 20, every_: int = 10) ->
         if step % every_ == 0:
             found.append({"step": step, "epoch": step / 20, "eval_loss": 1.0 + 0.02 * abs(step - best)})
     return found
-
-
-def write_state(folder: Path, history: Rows, step: int, planned: int) -> None:
-    folder.mkdir(parents=True, exist_ok=True)
-    state = {"global_step": step, "max_steps": planned, "log_history": [row for row in history if row["step"] <= step]}
-    (folder / "trainer_state.json").write_text(json.dumps(state))
-
-
-def write_adapter(folder: Path, seed: int = 0) -> None:
-    draw = np.random.default_rng(seed)
-    pairs = [(0.01 * draw.normal(size=(16, 4)), draw.normal(size=(4, 16))) for _ in range(2)]
-    save_adapter(folder, pairs, task_type="CAUSAL_LM")
-
-
-def write_run(folder: Path, history: Rows, steps: list[int], planned: int) -> Path:
-    for step in steps:
-        write_adapter(folder / f"checkpoint-{step}", seed=step)
-        write_state(folder / f"checkpoint-{step}", history, step, planned)
-    return folder
 
 
 def kept(folder: Path) -> tuple[str | None, str | None]:

@@ -1,60 +1,72 @@
-"""Checkpoints that could go are named with their command; nothing is removed."""
+"""Checkpoints that could go are named with their command, and those that are needed are not; nothing is removed."""
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
-from gradience.schema.diagnose import BestCheckpoint, Checkpoint
-from gradience.verbs.diagnose.checkpoints import CheckpointChoice
-from gradience.verbs.diagnose.spare import spare_checkpoints
-from gradience.verbs.diagnose.spare_view import spare_lines
+import pytest
+from tables import every
+from written_runs import Rows, write_run, write_state
 
-KNOWN = {"split": "eval", "noise_from": "", "lowest_loss": 1.0, "lowest_step": 30}
+from gradience.cli.main import main
 
-
-def choice(tmp_path: Path, noise: float | None = 0.1) -> CheckpointChoice:
-    """Checkpoint 30 is the best and 70 the newest; 40 is tied, 20 worse, 50 broken, 60 of another run, 10 not seen."""
-    told = {
-        10: {"loss": None, "of_run": True},
-        20: {"loss": 2.0, "of_run": True},
-        30: {"loss": 1.0, "of_run": True},
-        40: {"loss": 1.05, "of_run": True, "tied": True},
-        50: {"loss": 1.5, "of_run": True, "fault": "cut off"},
-        60: {"loss": 1.2, "of_run": None},
-        70: {"loss": 1.9, "of_run": True},
-    }
-    paths = {f"checkpoint-{step}": tmp_path / f"run 1/checkpoint-{step}" for step in told}
-    for path in paths.values():
-        path.mkdir(parents=True)
-        (path / "adapter_model.safetensors").write_bytes(bytes(1500))
-        (path / "optimizer.pt").write_bytes(bytes(2500))
-    listed = [Checkpoint(name=f"checkpoint-{step}", step=step, **of) for step, of in told.items()]
-    return CheckpointChoice(
-        listed, BestCheckpoint(name="checkpoint-30", step=30, loss=1.0, noise=noise, **KNOWN), paths
-    )
+LOSSES = {20: 1.5, 25: 0.9, 30: 1.0, 40: 1.0005, 50: 1.2, 60: 1.21, 70: 1.9}
+MEGABYTES = {"checkpoint-20": 2.5, "checkpoint-40": 1.2, "checkpoint-50": 7.0, "checkpoint-60": 9.0}
+TWENTY = ("checkpoint-20", "worse than checkpoint-30; 2.5 MB")
+FORTY = ("checkpoint-40", "within noise of checkpoint-30; 1.2 MB")
+BOTH = "Could go: 2 checkpoints, 3.7 MB (checkpoint-30 and the newest stay; nothing is removed here):"
+ONE = "Could go: 1 checkpoint, {} MB (checkpoint-30 and the newest stay; nothing is removed here):"
 
 
-def test_what_was_evaluated_and_is_no_better_than_what_stays_could_go(tmp_path):
-    found = spare_checkpoints(choice(tmp_path), None)
-    assert [(Path(one.path).name, one.within_noise, one.bytes, one.kept) for one in found] == [
-        ("checkpoint-20", False, 4000, "checkpoint-30"),
-        ("checkpoint-40", True, 4000, "checkpoint-30"),
+def rows(*evaluated: int) -> Rows:
+    """A training loss that falls over 70 steps, and the held-out losses of these steps."""
+    trained: Rows = [{"step": n, "epoch": n / 20, "loss": 2.0 - 0.01 * n, "learning_rate": 1e-3} for n in range(1, 71)]
+    held_out: Rows = [{"step": n, "epoch": n / 20, "eval_loss": LOSSES[n]} for n in evaluated]
+    return sorted([*trained, *held_out], key=lambda row: row["step"])
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """30 is the best that is whole and 70 the newest; 40 is tied, 20 worse, 25 cut off, 50 another run's, 60 nobody's.
+
+    10 was not evaluated. `linked` leads to checkpoint-20.
+    """
+    root = tmp_path_factory.mktemp("spare")
+    run = write_run(root / "run 1", rows(*LOSSES), [10, *LOSSES], 70)
+    cut = run / "checkpoint-25" / "adapter_model.safetensors"
+    cut.write_bytes(cut.read_bytes()[:-40])
+    write_state(run / "checkpoint-50", [{**row, "loss": 3.0} for row in rows() if row["step"] <= 50], 50, 70)
+    (run / "checkpoint-60" / "trainer_state.json").unlink()
+    for name, size in MEGABYTES.items():
+        (run / name / "optimizer.pt").touch()
+        os.truncate(run / name / "optimizer.pt", int(size * 1e6))
+    (root / "linked").symlink_to(run / "checkpoint-20")
+    few = write_run(root / "few", rows(20, 30, 40, 70), [20, 30, 40, 70], 70)
+    (few / "checkpoint-20" / "here").symlink_to(few)  # what a link leads to is not counted
+    return root
+
+
+@every(
+    ("where", "given", "told"),
+    [
+        ("", ["run 1"], [BOTH, TWENTY, FORTY]),
+        ("", ["run 1", "--adapter", "run 1/checkpoint-40"], [ONE.format(2.5), TWENTY]),
+        ("", ["run 1", "--adapter", "run 1/checkpoint-20/adapter_model.safetensors"], [ONE.format(1.2), FORTY]),
+        ("", ["run 1", "--adapter", "linked"], [ONE.format(1.2), FORTY]),
+        ("run 1", ["{root}/run 1", "--adapter", "checkpoint-20"], [ONE.format(1.2), FORTY]),
+        ("", ["few"], []),  # four evaluations do not show their noise
+    ],
+)
+def test_what_is_no_better_than_what_stays_could_go_save_the_weights_that_are_diagnosed(
+    made, monkeypatch, capsys, where, given, told
+):
+    monkeypatch.chdir(made / where)
+    main(["diagnose", *(word.format(root=made) for word in given)])
+    run = f"{made}/run 1" if where else "run 1"
+    said = [
+        f"  rm -r -- '{run}/{line[0]}'  # {line[0]}: {line[1]}" if isinstance(line, tuple) else line for line in told
     ]
-
-
-def test_the_weights_that_are_diagnosed_stay_and_nothing_goes_without_a_known_noise(tmp_path):
-    found = choice(tmp_path)
-    assert [Path(one.path).name for one in spare_checkpoints(found, found.paths["checkpoint-20"])] == ["checkpoint-40"]
-    unknown = found._replace(best=BestCheckpoint(name="checkpoint-30", step=30, loss=1.0, noise=None, **KNOWN))
-    assert spare_checkpoints(unknown, None) == spare_checkpoints(found._replace(best=None), None) == []
-
-
-def test_each_is_one_command_to_copy(tmp_path):
-    first, *commands = spare_lines(spare_checkpoints(choice(tmp_path), None))
-    assert first == "Could go: 2 checkpoints, 0.0 MB (checkpoint-30 and the newest stay; nothing is removed here):"
-    at = f"'{tmp_path}/run 1"
-    assert commands == [
-        f"  rm -r -- {at}/checkpoint-20'  # checkpoint-20: worse than checkpoint-30; 0.0 MB",
-        f"  rm -r -- {at}/checkpoint-40'  # checkpoint-40: within noise of checkpoint-30; 0.0 MB",
-    ]
-    assert list(spare_lines([])) == []
+    shown = capsys.readouterr().out.splitlines()
+    assert [line for line in shown if line.startswith(("Could go", "  rm "))] == said
+    assert (made / "run 1/checkpoint-20").exists()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -19,6 +20,7 @@ from safetensors.numpy import load_file, save_file
 from tables import every
 
 import gradience
+from gradience.cli.main import main
 from gradience.errors import GradienceError, OutputError
 from gradience.schema.fleet import AdapterRow, ModuleRow
 from gradience.tables import WorkerResult, encoded
@@ -132,6 +134,35 @@ def test_a_listed_place_that_is_missing_is_a_row_until_it_is_there(tmp_path):
     peft(place)
     assert audit_fleet(out=out, listed=[str(place)], workers=1).errors == 0
     assert open_fleet(out).adapters["verdict"].to_pylist() == ["trained"]
+
+
+@pytest.mark.usefixtures("called")
+def test_each_line_of_an_audit_of_a_fleet_is_of_what_is_there_now(tmp_path, monkeypatch, capsys):
+    """Of three adapters one cannot be read; then only that one goes, then nothing, then one comes and one changes."""
+    monkeypatch.chdir(tmp_path)
+    for name in ("one", "two", "cut"):
+        peft(Path("many") / name, factors(len(name) + ord(name[0])))
+    file = Path("many/cut/adapter_model.safetensors")
+    file.write_bytes(file.read_bytes()[:-4])
+
+    def shown():
+        assert main(["fleet", "audit", "many", "--out", "a fleet", "--workers", "1"]) == 0
+        return [
+            re.sub(r" in [\d.]+ s( \([\d.]+ a second\))?", "", line)
+            for line in capsys.readouterr().out.splitlines()[3:]
+        ]
+
+    why = "Why: gradience fleet show 'a fleet'"
+    three = ["Fleet: a fleet", "3 adapters: 2 with numbers, 1 that cannot be read", "  3 looked at, 0 unchanged", why]
+    assert shown() == three
+    shutil.rmtree("many/cut")
+    two = "2 adapters: 2 with numbers, 0 that cannot be read"
+    assert shown() == ["Fleet: a fleet", two, "  0 looked at, 2 unchanged", "  1 no longer there"]
+    assert shown() == ["Fleet: a fleet", two, "  0 looked at, 2 unchanged"]
+    peft(Path("many/new"), factors(7))
+    save_file(factors(9), "many/one/adapter_model.safetensors")
+    said = "3 adapters: 3 with numbers, 0 that cannot be read"
+    assert shown() == ["Fleet: a fleet", said, "  2 looked at, 1 unchanged"]
 
 
 @pytest.mark.usefixtures("called")

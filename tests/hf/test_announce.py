@@ -72,10 +72,14 @@ def nowhere(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.chdir(tmp_path)
 
 
-def tell(place: str, folder: Path) -> None:
+SEVERITIES = ("info", "warning", "error", "critical")
+GRADED = [STEP._replace(title=f"gradience: {severity}", severity=severity, step=4) for severity in SEVERITIES]
+
+
+def tell(place: str, folder: Path, *before: Announcement) -> None:
     announcer = Announcer([place], folder)  # type: ignore[list-item]
-    announcer.tell(STEP)
-    announcer.tell(WHOLE)
+    for told in (*before, STEP, WHOLE):
+        announcer.tell(told)
 
 
 def test_a_webhook_gets_messages_of_slacks_format(server, tmp_path):
@@ -147,11 +151,16 @@ def test_trackio_gets_alerts_of_the_run_that_is_open_and_when_it_has_ended(monke
     announcer = Announcer(["trackio"], tmp_path)
     trackio.finish()
     capsys.readouterr()
-    announcer.tell(STEP)
-    announcer.tell(WHOLE)
+    for each in (*GRADED, STEP, WHOLE):
+        announcer.tell(each)
     (run,) = trackio.Api().runs("p")
     told = {(alert["title"], alert["text"], alert["level"]) for alert in run.alerts()}
-    assert told == {(STEP.title, STEP.text, "error"), (WHOLE.title, HIDDEN, "error")}
+    graded = {"info": "info", "warning": "warn", "error": "error", "critical": "error"}
+    assert told == {
+        *((f"gradience: {severity}", STEP.text, level) for severity, level in graded.items()),
+        (STEP.title, STEP.text, "error"),
+        (WHOLE.title, HIDDEN, "error"),
+    }
     assert capsys.readouterr().out == ""
 
 
@@ -161,8 +170,10 @@ def test_wandb_gets_alerts_a_summary_and_tags_of_the_run_that_is_open(monkeypatc
     said, run = [], wandb.init(id="abc")
     alert = run.alert
     monkeypatch.setattr(run, "alert", lambda **what: (said.append(what), alert(**what)))
-    tell("wandb", tmp_path)
+    tell("wandb", tmp_path, *GRADED)
+    graded = [("warning", "WARN"), ("error", "ERROR"), ("critical", "ERROR")]  # what is only info alerts nobody
     assert said == [
+        *({"title": f"gradience: {severity}", "text": STEP.text, "level": level} for severity, level in graded),
         {"title": STEP.title, "text": STEP.text, "level": "ERROR"},
         {"title": WHOLE.title, "text": HIDDEN, "level": "ERROR"},
     ]

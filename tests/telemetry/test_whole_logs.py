@@ -191,16 +191,21 @@ def test_a_resume_sets_aside_what_lies_beyond_its_step_and_keeps_what_lies_at_it
     def measured(step: int | None, kind: str) -> dict[str, Any]:
         return {**HEAD, "event": "metrics", "step": step, "kind": kind, "metrics": {"update_norm": step or 0}}
 
-    lines = [{**ROW, "step": step, "loss": step / 10, "kl": step} for step in range(1, 6)]
+    lines = [{**ROW, "step": n, "loss": n / 10, "lr": n / 20, "grad_norm": n / 4, "kl": n} for n in range(1, 6)]
     lines += [{**HEAD, "event": "eval", "step": step, "split": "x", "metrics": {"loss": 1.0}} for step in (3, 4, None)]
     lines += [measured(3, "a"), measured(4, "b"), measured(None, "c")]
     lines += [measured(3, "spectral"), measured(4, "spectral")]
-    lines += [{**ROW, "step": 4, "grad_norm": "NaN"}, {**ROW, "step": 3, "grad_norm": "NaN"}]
+    lines += [{**ROW, "step": 4, "grad_norm": "NaN"}, {**ROW, "step": 3, "lr": [0.5, 0.75], "grad_norm": "NaN"}]
+    lines += [{**HEAD, "event": "throughput", "step": step, "steps": 1} for step in (3, 4)]
     lines += [{**HEAD, "event": "run_start", "step": None, "config": {}, "resumed_from_step": 3}]
     log = tmp_path / "run.jsonl"
     log.write_text("".join(f"{json.dumps(line)}\n" for line in lines))
     run = summarize(log, {"kl"}).last
     assert list(run.steps) == [1, 2, 3, 3]
+    assert list(run.losses) == [0.1, 0.2, 0.3, 0.5]
+    assert list(run.rates) == [0.05, 0.1, 0.15, 0.75]
+    assert [repr(norm) for norm in run.grad_norms] == ["0.25", "0.5", "0.75", "nan"]
+    assert [event.step for event in run.paces] == [3]
     assert [event.step for event in run.evals] == [3, None]
     assert sorted(run.latest_metrics) == ["a", "c"]
     assert run.record.replaced == [(4, 0.4), (5, 0.5), (4, 0.5)]

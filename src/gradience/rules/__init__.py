@@ -476,6 +476,7 @@ def _matching(ids: Sequence[str], given: list[str], filed: list[str], option: st
 @cache
 def rule_cards() -> tuple[RuleCard, ...]:
     """A card for every rule, each id once, in the order of the groups."""
+    from gradience.rules.between.prompts import PROMPT_RULES  # the same
     from gradience.rules.between.rules import BETWEEN_RULES  # these modules import this one
     from gradience.rules.config import RULES  # the same
     from gradience.rules.data import DATA_RULES  # the same
@@ -491,6 +492,7 @@ def rule_cards() -> tuple[RuleCard, ...]:
         *DATA_RULES,
         *WEIGHTS_RULES,
         *BETWEEN_RULES,
+        *PROMPT_RULES,
         *JOINS,
         *MERGE_RULES,
         *MERGED_RULES,

@@ -30,16 +30,19 @@ from gradience.configs.training import PICKLE_NAME, STATE_NAME, completed, read_
 from gradience.configs.values import short_name
 from gradience.errors import AdapterError, ConfigError
 from gradience.folder import Documents, open_run
-from gradience.folder.beside import base_of, beside
+from gradience.folder.beside import base_of
 from gradience.folder.found import weights_alone
+from gradience.folder.prompts import prompt_links
 from gradience.io import CHECKPOINT_PREFIX
 from gradience.io.reading import real_path
 from gradience.ranges import VerbOptions, Whole
-from gradience.rules import excluded_rules, without
+from gradience.rules import excluded_rules, judge, without
+from gradience.rules.between.prompts import PROMPT_RULES
 from gradience.rules.between.rules import FILE_RULES, judge_files
 from gradience.rules.config import RULES, judge_config, settings_of, transformers_version
-from gradience.rules.config.facts import CheckContext, Moved, quantities
-from gradience.rules.config.serving import known_engines
+from gradience.rules.config.facts import CheckContext, Facts, Moved, quantities
+from gradience.rules.config.serving import fates, known_engines, read_flags
+from gradience.schema import as_float
 from gradience.schema.audit import Beside
 from gradience.schema.document import Coverage, Finding, by_severity
 from gradience.schema.events import ConfigSnapshot, LoraSnapshot
@@ -48,8 +51,11 @@ from gradience.schema.reports import CHECK_SCHEMA_ID, CheckReport, DataReport, I
 
 _NOT_CONFIGURATION = {"base", "settings", "data", "eval data", "tokenizer"}
 _OF_CONFIGURATION = frozenset(rule.id for rule in RULES)
-_OF_FILES = frozenset(rule.id for rule in FILE_RULES)
-_IDS = [*(rule.id for rule in RULES), *(rule.id for rule in FILE_RULES)]
+_TWO_ENDS = 2  # what was trained, and what is served
+_YAML = frozenset({".yaml", ".yml"})
+_OF_PROMPT = frozenset({"adapter", "config", "training"})  # roles of files beside which the prompt is looked for
+_OF_FILES = frozenset((*(rule.id for rule in FILE_RULES), *(rule.id for rule in PROMPT_RULES)))
+_IDS = [*(rule.id for rule in RULES), *_OF_FILES]
 _BY_LINE = frozenset({".jsonl", ".ndjson"})
 
 _LOGS = (STATE_NAME, "run.jsonl", "trainer_log.jsonl")
@@ -132,8 +138,9 @@ class CheckOptions(VerbOptions):
         base: the base model, a folder or organisation/name in the hub's local cache. Its config.json and safetensors
             headers determine what the targets reach; no weight is read.
         task: what is trained: `sst2`, `sft`, `dpo`, ...
-        serve: engines the adapter is meant for: vllm, sglang, ollama, llamacpp, tensorrt, lorax, slora, mlx, peft,
-            hotswap.
+        serve: engines the adapter is meant for: vllm, sglang, ollama, llamacpp, tensorrt, lorax, mlx, peft; each with
+            @VERSION if one is meant.
+        server_flags: the flags that the server is started with, as one text.
         select: ids of rules, or beginnings of ids, to apply; all by default.
         ignore: ids of rules, or beginnings of ids, to leave out.
         settings: a gradience.toml, or a pyproject.toml with `[tool.gradience]`. Its `select` and `ignore` apply if the
@@ -152,6 +159,7 @@ class CheckOptions(VerbOptions):
     base: Place | None = None
     task: str | None = None
     serve: Iterable[str] = ()
+    server_flags: str = ""
     select: Iterable[str] = ()
     ignore: Iterable[str] = ()
     settings: Place | None = None
@@ -215,6 +223,7 @@ class CheckKeywords(TypedDict, total=False):
     base: Place | None
     task: str | None
     serve: Iterable[str]
+    server_flags: str
     select: Iterable[str]
     ignore: Iterable[str]
     settings: Place | None
@@ -254,7 +263,29 @@ def check_config(
     of_config = {rule: reason for rule, reason in unwanted.items() if rule in _OF_CONFIGURATION}
     report = judged(whole, given, given.folders, unwanted=of_config, around=when_of(whole, given.stated))
     of_files = {rule: reason for rule, reason in unwanted.items() if rule not in _OF_CONFIGURATION}
-    return _with_files(report, given, whole, of_files)
+    return _with_prompt(_with_files(report, given, whole, of_files), given, whole, of_files)
+
+
+def _with_prompt(report: CheckReport, given: CheckOptions, whole: Layer, unwanted: Mapping[str, str]) -> CheckReport:
+    """The report with what the rules on the prompt say, if two files beside the configuration state something of it."""
+    files = [Path(source.path) for source in whole.sources if source.role in _OF_PROMPT]
+    places = [path.parent for path in files if path.is_file()]
+    if whole.output_dir is not None:
+        places += [place / whole.output_dir for place in places[:1]]
+    base = None if given.base is None else Path(given.base)
+    links = prompt_links(dict.fromkeys(places), recipes=[path for path in files if path.suffix in _YAML], base=base)
+    if len(links) < _TWO_ENDS:
+        return report
+    verdict = judge(PROMPT_RULES, links)
+    findings, not_run = without(verdict.findings, verdict.not_run, unwanted)
+    judged = len(PROMPT_RULES) - len({item.id for item in not_run})
+    before = as_float(report.derived.get("rules_judged", 0.0))
+    return msgspec.structs.replace(
+        report,
+        derived={**report.derived, "rules_judged": before + judged},
+        findings=by_severity([*report.findings, *findings]),
+        not_run=[*report.not_run, *not_run],
+    )
 
 
 def _with_files(report: CheckReport, given: CheckOptions, whole: Layer, unwanted: Mapping[str, str]) -> CheckReport:
@@ -304,7 +335,7 @@ def judged(
         from gradience.base.weights import local_folder  # numpy: only those with a base pay for it
 
         where = local_folder(where)
-    around, time = around._replace(engines=_engines(given.serve, given.settings)), None
+    around, time = _served(around, given, whole), None
     around = gather_context(whole, config, around, base=where, folders=folders, transformers=versions)
     if where is None and given.memory is not None:
         raise ConfigError("--memory without --base", advice="give the base: its config.json is enough")
@@ -323,6 +354,7 @@ def judged(
         coverage=around.coverage,
         memory=around.memory,
         time=time,
+        serving=list(fates(Facts(config, around=around))),
         findings=with_commands(verdict.findings, lambda: _known(config, given, whole)),
         not_run=verdict.not_run,
         unknown_keys=list(dict.fromkeys(whole.unknown_keys)),
@@ -335,7 +367,7 @@ def _known(config: ConfigSnapshot, given: CheckOptions, whole: Layer) -> Known:
     adapter = str(configs[-1].parent) if configs and configs[-1].name == CONFIG_NAME else None
     base = None if given.base is None else str(given.base)
     names = (whole.base, config.model_name)
-    around = Beside(base=base_of(names)) if adapter is None else beside(Path(adapter), names)
+    around = Beside(base=base_of(names)) if adapter is None else given.adapter_in(Path(adapter)).beside(whole.base)
     return known_of(adapter, msgspec.structs.replace(around, base=base or around.base), rank=config.lora.r)
 
 
@@ -364,16 +396,24 @@ def _time(config: ConfigSnapshot, folders: Sequence[Path]) -> Time | None:
     return foretell_time(config, dict.fromkeys(logs)) if logs else None
 
 
-def _engines(given: Iterable[str], settings: Place | None) -> tuple[str, ...]:
-    """The engines given, else those of the settings file.
+def _served(around: CheckContext, given: CheckOptions, whole: Layer) -> CheckContext:
+    """The surroundings with the engines given, else those of the settings file, and with the tensors that they load.
 
     Raises:
-        ConfigError: an engine is not known.
+        ConfigError: an engine is not known, or the server's flags are given without one.
     """
-    names = list(given)
-    if not names and settings is not None:
-        names = list(read_preferences(Path(settings)).serve)
-    return known_engines(names)
+    names = list(given.serve)
+    if not names and given.settings is not None:
+        names = list(read_preferences(Path(given.settings)).serve)
+    if given.server_flags and not names:
+        raise ConfigError("--server-flags without --serve", advice="name the engine, such as --serve vllm")
+    around = around._replace(engines=known_engines(names), flags=read_flags(given.server_flags))
+    folder = next((Path(source.path).parent for source in whole.sources if source.role == "adapter"), None)
+    if not names or folder is None or not any((folder / name).is_file() for name in _ADAPTERS):
+        return around
+    from gradience.verbs.check.serving import with_tensors  # numpy, where weights lie
+
+    return with_tensors(around, folder)
 
 
 _Runs: TypeAlias = Callable[[Path], Documents]

@@ -17,7 +17,7 @@ from gradience.folder import Documents
 from gradience.folder.checkpoints import OwnedCheckpoint
 from gradience.folder.found import CheckpointFolder, weights_alone
 from gradience.importers.files import sha256_of
-from gradience.io.reading import is_zip
+from gradience.io.reading import is_zip, real_path
 from gradience.io.safetensors import read_header
 from gradience.rules import Observation
 from gradience.rules.joins import Symptom, shown
@@ -403,14 +403,21 @@ def _mid_run(documents: Documents, choice: CheckpointChoice, last: int | None) -
     yield Symptom("disk", "mid_run", Observation(says, {"weights_step": at.step, "last_step": last}))
 
 
+def is_within(weights: Path | None, checkpoint: Path) -> bool:
+    """Whether the weights are a checkpoint's, by whichever path or link they were named: its folder or a file in it."""
+    return weights is not None and real_path(weights).is_relative_to(real_path(checkpoint))
+
+
 def _is_or_equals(checkpoint: Path, documents: Documents) -> bool:
     weights = documents.weights.path
-    return weights is not None and (checkpoint == weights or _same_weights(checkpoint, weights, documents.digest_of))
+    if weights is None:
+        return False
+    return is_within(weights, checkpoint) or _same_weights(checkpoint, weights, documents.digest_of)
 
 
 def _short(documents: Documents, last: int | None) -> Iterator[Symptom]:
     """A symptom if the weights' folder is a checkpoint of an earlier step than the log's last one."""
-    at = next((c for c in documents.found.checkpoints if c.path == documents.weights.path), None)
+    at = next((c for c in documents.found.checkpoints if is_within(documents.weights.path, c.path)), None)
     if at is not None and last is not None and at.step < last:
         says = f"{at.path.name} is the newest; the log reaches step {last}"
         yield Symptom("disk", "short_of_the_end", Observation(says, {"weights_step": at.step}))

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from gradience.schema.diagnose import SpareCheckpoint
-from gradience.verbs.diagnose.checkpoints import CheckpointChoice
+from gradience.verbs.diagnose.checkpoints import CheckpointChoice, is_within
 
 
 def spare_checkpoints(choice: CheckpointChoice, weights: Path | None) -> list[SpareCheckpoint]:
@@ -18,7 +18,9 @@ def spare_checkpoints(choice: CheckpointChoice, weights: Path | None) -> list[Sp
     newest = max(item.step for item in choice.checkpoints)  # from which a run resumes
     others = [item for item in choice.of_run() if item.name != best.name and item.step != newest]
     evaluated = [
-        item for item in others if item.loss is not None and not item.fault and choice.paths[item.name] != weights
+        item
+        for item in others
+        if item.loss is not None and not item.fault and not is_within(weights, choice.paths[item.name])
     ]
     return [
         SpareCheckpoint(

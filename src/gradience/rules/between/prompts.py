@@ -1,0 +1,202 @@
+"""Rules between what two files say of the prompt: what was trained, and what is served."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Final, TypeAlias
+
+from gradience.folder.prompts import LinkKind, PromptLink
+from gradience.rules import Observation, Rule, Unknown, cite
+from gradience.schema.document import RuleGroup
+
+Links: TypeAlias = Sequence[PromptLink]
+
+_OLLAMA: Final = "https://github.com/ollama/ollama/blob/fb30760996871fa9460115c753afd2c60d4ab0f7"
+_NEAREST: Final = cite(f"{_OLLAMA}/template/template.go", "takes a template of its own at a distance under 100 letters")
+_MODELFILE: Final = cite(
+    f"{_OLLAMA}/docs/modelfile.mdx", "stop ends generation; SYSTEM is the template's system message"
+)
+_SERVED: Final[tuple[LinkKind, ...]] = ("export", "merged", "modelfile", "server")
+_RAW: Final = "{{.Prompt}}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class PromptRule(Rule[Links]):
+    """A rule on the prompt that several files state."""
+
+    groups: tuple[RuleGroup, ...] = ("between",)
+
+
+def _of(links: Links, *kinds: LinkKind) -> list[PromptLink]:
+    return [link for kind in kinds for link in links if link.kind == kind]
+
+
+def _trained(links: Links) -> PromptLink:
+    """The link that shows the prompt of training: a recipe that names a template, else the tokenizer that was saved."""
+    recipes = _of(links, "recipe")
+    if len({link.form for link in recipes}) > 1:
+        raise Unknown(f"{len(recipes)} recipes of training lie there, with different templates: give the one")
+    for link in (*recipes, *_of(links, "tokenizer")):
+        if link.form is not None:
+            return link
+    raise Unknown("no file shows the template of training: no recipe that names one, no tokenizer with one")
+
+
+def _is_raw(link: PromptLink) -> bool:
+    """Whether a Modelfile leaves the prompt as it is."""
+    return link.template is not None and "".join(link.template.split()) in {"", _RAW}
+
+
+@PromptRule("PRM501", severity="warning", confidence=0.75, evidence=(_NEAREST,))
+def _no_template(links: Links) -> Iterator[Observation]:
+    """a Modelfile without the template of training
+
+    training used a chat template, and the Modelfile is made of a file and has no TEMPLATE, or one of the bare prompt
+
+    Why: Ollama does not run the tokenizer's template: it takes one of its own that is nearly equal to the GGUF's, or
+        sends the prompt raw. The adapter then gets a prompt it never saw.
+    Scope: Modelfiles whose FROM is a file or folder; a model of Ollama's library brings its own template
+    Action: write TEMPLATE with the turns of training, and PARAMETER stop with the token that ends them
+    Verify: ollama show --modelfile NAME
+    Seen: https://github.com/hiyouga/LlamaFactory/issues/6020 -- the exported model talks nonsense in Ollama only
+    """
+    files = _of(links, "modelfile")
+    if not files:
+        raise Unknown("no Modelfile")
+    trained = _trained(links)
+    for link in files:
+        if link.from_file and _is_raw(link):
+            lacks = "no TEMPLATE" if not link.template else "a TEMPLATE of the bare prompt"
+            yield Observation(
+                f"{trained.says} is the template of training, and {link.where} has {lacks}: Ollama takes one of its "
+                "own that resembles the GGUF's, or sends raw text",
+                {"trained": trained.where, "served": link.where},
+            )
+
+
+@PromptRule("PRM502", severity="warning", confidence=0.85)
+def _other_form(links: Links) -> Iterator[Observation]:
+    """trained with one template, served with another
+
+    a file that serves or exports the model names another template than training had, or begins turns otherwise
+
+    Why: The adapter learnt to answer after the turns of one template: after others it answers like the base, or never
+        stops.
+    Scope: recipes of LLaMA-Factory, ms-swift and Axolotl, tokenizers, Modelfiles and --chat-template, as far as they
+        show which turns they write
+    Action: serve with the template of training
+    Verify: the text that the server makes of one message, beside a row of training
+    Seen: https://github.com/hiyouga/LlamaFactory/issues/6020 -- the exported model talks nonsense in Ollama only
+    """
+    trained = _trained(links)
+    # A recipe's template need not be the saved tokenizer's, which a server applies
+    beside = _of(links, "tokenizer") if trained.kind == "recipe" else []
+    compared = 0
+    for link in (*_of(links, *_SERVED), *beside):
+        if link.model and trained.model and link.model != trained.model:
+            continue  # a recipe for another model
+        form = link.form
+        is_renamed = bool(link.program and link.program == trained.program and link.name != trained.name)
+        if form is None and not is_renamed:
+            continue
+        compared += 1
+        if is_renamed or form != trained.form:
+            yield Observation(
+                f"trained with {trained.says}, and {_verb(link)} {link.says}: the model gets other turns than it "
+                "learnt",
+                {"trained": trained.where, "served": link.where},
+            )
+    if not compared:
+        raise Unknown("no other file shows its turns")
+
+
+def _verb(link: PromptLink) -> str:
+    return {"export": "exported with", "tokenizer": "the tokenizer has", "merged": "the merged model has"}.get(
+        link.kind, "served with"
+    )
+
+
+@PromptRule("PRM503", severity="warning", confidence=0.8, evidence=(_MODELFILE,))
+def _other_end(links: Links) -> Iterator[Observation]:
+    """the end token of training is not that of serving
+
+    the merged or exported tokenizer has another eos_token than the one saved beside the adapter; or a Modelfile whose
+    TEMPLATE writes the turns of training has PARAMETER stop, and not for the token that ends them, which is not the
+    eos_token
+
+    Why: Generation ends at the served end token: another one is never written, and the answer runs on.
+    Scope: a tokenizer beside the adapter
+    Action: take the tokenizer that was saved with the adapter; add PARAMETER stop
+    Verify: an answer ends before the limit of tokens
+    """
+    tokenizers = [link for link in _of(links, "tokenizer") if link.eos]
+    if not tokenizers:
+        raise Unknown("no tokenizer with an end token lies beside the adapter")
+    trained = tokenizers[0]
+    for link in _of(links, "merged"):
+        if link.eos and link.eos != trained.eos:
+            yield Observation(
+                f"the end token is {trained.eos} in {trained.where}, and {link.eos} in {link.where}",
+                {"trained": trained.eos, "served": link.eos},
+            )
+    for link in _of(links, "modelfile"):
+        form = link.form
+        ends = form.ends if form is not None else ""
+        if ends and form == trained.form and trained.eos != ends and link.stops and ends not in link.stops:
+            yield Observation(
+                f"{link.where} writes turns that end with {ends}, and stops at {', '.join(link.stops)} only; the "
+                f"end token of {trained.where} is {trained.eos}",
+                {"token": ends, "stops": list(link.stops)},
+            )
+
+
+@PromptRule("PRM504", severity="info", confidence=0.7, evidence=(_MODELFILE,))
+def _other_system(links: Links) -> Iterator[Observation]:
+    """another system prompt than in training
+
+    the training recipe states a system prompt, and what serves or exports the model states another or none
+
+    Why: The adapter's behaviour is learnt beside the system text that all its rows had.
+    Scope: default_system (LLaMA-Factory), system (ms-swift), SYSTEM (Modelfile); rows may have one of their own
+    Action: state the same system prompt
+    Verify: answers with and without it
+    """
+    trained = next((link for link in _of(links, "recipe") if link.system), None)
+    if trained is None:
+        raise Unknown("no recipe states a system prompt")
+    for link in _of(links, "export", "modelfile", "server"):
+        if link.kind != "server" or link.program != "server":
+            what = "none" if not link.system else f"{link.system[:60]!r}"
+            if link.system != trained.system:
+                yield Observation(
+                    f"the system prompt is {str(trained.system)[:60]!r} in {trained.where}, and {what} in {link.where}",
+                    {"trained": trained.where, "served": link.where},
+                )
+
+
+@PromptRule("PRM505", severity="warning", confidence=0.75)
+def _bos_twice(links: Links) -> Iterator[Observation]:
+    """BOS is written by the template and by the tokenizer
+
+    a Modelfile's TEMPLATE begins with the BOS token, and the tokenizer adds one itself
+
+    Why: Generation then begins with two: a context that training did not have.
+    Scope: tokenizers that state add_bos_token, which llama.cpp takes over into the GGUF
+    Action: leave the BOS token out of TEMPLATE
+    Verify: llama.cpp warns that the prompt begins with 2 BOS tokens
+    Seen: https://github.com/unslothai/unsloth/pull/10312 -- rendered prompts carry two BOS tokens
+    """
+    known = [link for link in _of(links, "tokenizer", "merged", "base") if link.bos and link.adds_bos is not None]
+    if not known:
+        raise Unknown("no tokenizer states whether it adds a BOS token")
+    for link in _of(links, "modelfile"):
+        bos = known[0].bos or ""
+        if known[0].adds_bos and (link.template or "").lstrip().startswith(bos):
+            yield Observation(
+                f"the TEMPLATE of {link.where} begins with {bos}, and {known[0].where} adds it (add_bos_token)",
+                {"token": bos},
+            )
+
+
+PROMPT_RULES: Final[tuple[Rule[Links], ...]] = (_no_template, _other_form, _other_end, _other_system, _bos_twice)

@@ -1,0 +1,226 @@
+"""What two files beside a run say of the prompt: as they are written, and the rules that compare them."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any, Final
+
+from tables import every
+
+from gradience.folder.prompts import PromptLink, prompt_links
+from gradience.rules import judge
+from gradience.rules.between.prompts import PROMPT_RULES
+
+CHATML: Final = "{{ '<|im_start|>' + role + content + '<|im_end|>' }}"
+LLAMA3: Final = "{{ '<|start_header_id|>' + role + content + '<|eot_id|>' }}"
+GO: Final = "{{ range .Messages }}<|im_start|>{{ .Role }}\n{{ .Content }}<|im_end|>\n{{ end }}"
+RECIPE: Final = "model_name_or_path: org/m-8b\nstage: sft\ndo_train: true\ntemplate: qwen\nlearning_rate: 1.0e-4\n"
+EXPORT: Final = "model_name_or_path: org/m-8b\nadapter_name_or_path: out\nexport_dir: merged\n"
+
+BOS: Final = {"bos_token": "<s>"}
+
+Files = dict[str, Any]
+
+
+def written(folder: Path, files: Files) -> Path:
+    for name, content in files.items():
+        path = folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(content if isinstance(content, str) else json.dumps(content), encoding="utf-8")
+    return folder
+
+
+def adapter(template: str = CHATML, eos: str = "<|im_end|>", **fields: Any) -> Files:
+    """An adapter with the tokenizer that was saved beside it."""
+    tokenizer = {"chat_template": template, "eos_token": {"content": eos}, **fields}
+    return {"adapter_model.safetensors": "", "adapter_config.json": {}, "tokenizer_config.json": tokenizer}
+
+
+def merged(template: str = CHATML, eos: str = "<|im_end|>") -> Files:
+    return {"merged/tokenizer_config.json": {"chat_template": template, "eos_token": eos}}
+
+
+def modelfile(template: str | None = GO, start: str = "./m.gguf", **more: str) -> Files:
+    lines = [f"# TEMPLATE of a note\nFROM {start}", *(f"{name} {text}" for name, text in more.items())]
+    lines += [] if template is None else [f'TEMPLATE """{template}"""']
+    return {"Modelfile": "\n".join(lines).replace("STOP", "PARAMETER stop") + "\n"}
+
+
+def said(folder: Path, files: Files) -> dict[str, str]:
+    links = prompt_links([written(folder, files)])
+    return {finding.id: finding.message for finding in judge(PROMPT_RULES, links).findings}
+
+
+FAULTY: Final[list[tuple[str, Files, str]]] = [
+    (
+        "PRM501",
+        adapter() | modelfile(None),
+        (
+            "a template that begins turns with <|im_start|> (tokenizer_config.json in run) is the template of training,"
+            " and Modelfile has no TEMPLATE: Ollama takes one of its own that resembles the GGUF's, or sends raw text"
+        ),
+    ),
+    (
+        "PRM501",
+        adapter() | modelfile(" {{ .Prompt }} ", start="."),
+        (
+            "a template that begins turns with <|im_start|> (tokenizer_config.json in run) is the template of training,"
+            " and Modelfile has a TEMPLATE of the bare prompt: Ollama takes one of its own that resembles the GGUF's, "
+            "or sends raw text"
+        ),
+    ),
+    (
+        "PRM502",
+        adapter(LLAMA3, "<|eot_id|>") | modelfile(GO),
+        (
+            "trained with a template that begins turns with <|start_header_id|> (tokenizer_config.json in run), and "
+            "served with a template that begins turns with <|im_start|> (Modelfile): the model gets other turns than "
+            "it learnt"
+        ),
+    ),
+    (
+        "PRM502",
+        {"train.yaml": RECIPE, "export.yaml": EXPORT + "template: llama3\n"},
+        (
+            "trained with template qwen that begins turns with <|im_start|> (train.yaml), and exported with template "
+            "llama3 that begins turns with <|start_header_id|> (export.yaml): the model gets other turns than it learnt"
+        ),
+    ),
+    (
+        "PRM502",  # one form, and another text: of qwen3 with thoughts and without
+        {"train.yaml": RECIPE, "export.yaml": EXPORT + "template: qwen3\n"},
+        (
+            "trained with template qwen that begins turns with <|im_start|> (train.yaml), and exported with template "
+            "qwen3 that begins turns with <|im_start|> (export.yaml): the model gets other turns than it learnt"
+        ),
+    ),
+    (
+        "PRM502",
+        {"train.yaml": RECIPE} | merged(LLAMA3),
+        (
+            "trained with template qwen that begins turns with <|im_start|> (train.yaml), and the merged model has a "
+            "template that begins turns with <|start_header_id|> (tokenizer_config.json in merged): the model gets "
+            "other turns than it learnt"
+        ),
+    ),
+    (
+        "PRM502",
+        adapter()
+        | {"serve.sh": "vllm serve m --chat-template mistral.jinja\n", "mistral.jinja": "[INST]{{ x }}[/INST]"},
+        (
+            "trained with a template that begins turns with <|im_start|> (tokenizer_config.json in run), and served "
+            "with a template that begins turns with [INST] (--chat-template in serve.sh): the model gets other turns "
+            "than it learnt"
+        ),
+    ),
+    (
+        "PRM502",
+        adapter() | {"serve.sh": "llama-server -m m.gguf --chat-template llama3\n"},
+        (
+            "trained with a template that begins turns with <|im_start|> (tokenizer_config.json in run), and served "
+            "with template llama3 that begins turns with <|start_header_id|> (--chat-template in serve.sh): the model "
+            "gets other turns than it learnt"
+        ),
+    ),
+    (
+        "PRM503",
+        adapter() | merged(eos="<|endoftext|>"),
+        (
+            "the end token is <|im_end|> in tokenizer_config.json in run, and <|endoftext|> in tokenizer_config.json "
+            "in merged"
+        ),
+    ),
+    (
+        "PRM503",
+        adapter(eos="<|endoftext|>") | modelfile(STOP='"<|endoftext|>"'),
+        (
+            "Modelfile writes turns that end with <|im_end|>, and stops at <|endoftext|> only; the end token of "
+            "tokenizer_config.json in run is <|endoftext|>"
+        ),
+    ),
+    (
+        "PRM504",
+        {"train.yaml": RECIPE + "default_system: You are a clerk.\n"} | modelfile(),
+        "the system prompt is 'You are a clerk.' in train.yaml, and none in Modelfile",
+    ),
+    (
+        "PRM504",
+        {"train.yaml": RECIPE + "default_system: You are a clerk.\n"} | modelfile(SYSTEM="You are a cook."),
+        "the system prompt is 'You are a clerk.' in train.yaml, and 'You are a cook.' in Modelfile",
+    ),
+    (
+        "PRM505",
+        adapter(**BOS, add_bos_token=True) | modelfile("<s>" + GO),
+        "the TEMPLATE of Modelfile begins with <s>, and tokenizer_config.json in run adds it (add_bos_token)",
+    ),
+]
+
+SOUND: Final[list[Files]] = [
+    adapter() | modelfile(),
+    adapter() | modelfile(None, start="llama3.2:3b"),
+    adapter() | modelfile(None, start="hf.co/org/m-GGUF"),
+    adapter("") | modelfile(None),
+    adapter() | merged(),
+    adapter(eos="<|endoftext|>") | modelfile(STOP='"<|im_end|>"'),
+    adapter(eos="<|endoftext|>") | modelfile(),  # Ollama has the tokens of the GGUF beside it
+    adapter() | modelfile(STOP='"<|im_start|>"'),
+    adapter(**BOS, add_bos_token=False) | modelfile("<s>" + GO),
+    adapter(**BOS, add_bos_token=True) | modelfile(),
+    {"train.yaml": RECIPE, "export.yaml": EXPORT + "template: qwen\n"},
+    {"train.yaml": RECIPE, "export.yaml": EXPORT.replace("m-8b", "other") + "template: llama3\n"},
+    {"train.yaml": RECIPE, "other.yaml": RECIPE.replace("qwen", "llama3")} | modelfile(),
+    {"train.yaml": RECIPE} | merged() | modelfile(),
+    {"train.yaml": RECIPE + "default_system: You are a clerk.\n"} | modelfile(SYSTEM="You are a clerk."),
+    adapter() | {"serve.sh": "llama-server -m m.gguf --chat-template chatml\n"},
+    adapter() | {"serve.sh": "vllm serve m --enable-lora\n"},
+]
+
+
+@every(("rule", "files", "message"), FAULTY)
+def test_what_differs_between_two_files_is_said_with_both(
+    rule: str, files: Files, message: str, tmp_path: Path
+) -> None:
+    assert said(tmp_path / "run", files) == {rule: message}
+
+
+@every(("files",), [(files,) for files in SOUND])
+def test_files_that_agree_are_not_spoken_of(files: Files, tmp_path: Path) -> None:
+    assert said(tmp_path / "run", files) == {}
+
+
+def why(*links: PromptLink) -> dict[str, str]:
+    return {item.id: item.reason for item in judge(PROMPT_RULES, links).not_run}
+
+
+def test_what_cannot_be_compared_is_not_judged() -> None:
+    bare, served = PromptLink("tokenizer", "tok"), PromptLink("modelfile", "Modelfile", template="", from_file=True)
+    no_template = "no file shows the template of training: no recipe that names one, no tokenizer with one"
+    assert why(bare, served) == {
+        "PRM501": no_template,
+        "PRM502": no_template,
+        "PRM503": "no tokenizer with an end token lies beside the adapter",
+        "PRM504": "no recipe states a system prompt",
+        "PRM505": "no tokenizer states whether it adds a BOS token",
+    }
+    trained = bare._replace(template=CHATML)
+    assert why(trained, trained) | {"PRM501": "no Modelfile", "PRM502": "no other file shows its turns"} == why(
+        trained, trained
+    )
+
+
+def test_the_base_is_a_link_and_a_damaged_file_is_none(tmp_path: Path) -> None:
+    base = written(tmp_path / "base", {"tokenizer_config.json": {"bos_token": "<s>", "add_bos_token": True}})
+    run = written(
+        tmp_path / "run", modelfile("<s>" + GO) | {"tokenizer_config.json": "{", "a.yaml": "a: [", "b.sh": "\0"}
+    )
+    links = prompt_links([run, tmp_path / "nowhere"], base=base)
+    assert [link.kind for link in links] == ["modelfile", "base"]
+    assert [finding.id for finding in judge(PROMPT_RULES, links).findings] == ["PRM505"]
+
+
+def test_a_recipe_that_is_asked_for_is_the_only_one_of_training(tmp_path: Path) -> None:
+    run = written(tmp_path, {"train.yaml": RECIPE, "other.yaml": RECIPE.replace("qwen", "llama3")})
+    links = prompt_links([run], recipes=[run / "other.yaml"])
+    assert [(link.kind, link.name) for link in links] == [("recipe", "llama3")]
+    assert len(prompt_links([run])) == 2
