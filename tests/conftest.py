@@ -90,7 +90,7 @@ def pytest_ignore_collect(collection_path):
 
 @pytest.hookimpl(wrapper=True)
 def pytest_make_collect_report(collector):
-    """Let one of two workers begin at the other end: in a fresh clone each compiles half of the files, and reads half."""
+    """Let one of two workers begin at the other end: in a fresh clone each compiles half of the files."""
     report = yield
     if os.environ.get("PYTEST_XDIST_WORKER") == "gw1" and isinstance(collector, pytest.Directory):
         report.result.reverse()
