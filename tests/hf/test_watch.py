@@ -216,7 +216,7 @@ def test_masked_labels_are_one_finding_of_a_run_and_not_three(training, callback
 
     data = training.sequences()
     masked = [{**row, "labels": torch.full_like(row["labels"], -100)} for row in data]
-    run = training.trainer(tmp_path, callback(), max_steps=12)
+    run = training.trainer(tmp_path, callback(), max_steps=12, learning_rate=2e-4)
     run.train_dataset = masked
     run.train()
     report = monitor_run(tmp_path / "run.jsonl")
