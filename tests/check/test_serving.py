@@ -66,13 +66,14 @@ def test_each_tensor_is_of_one_group() -> None:
 
 
 def test_a_tower_that_vllm_leaves_out_is_told_with_its_share_of_the_energy(tmp_path: Path) -> None:
-    adapter = save(tmp_path / "a", {ATTENTION: 3.0, TOWER: 1.0})  # 1 of 9 + 1
-    report = check_config(document=adapter, serve=["vllm@0.28"], select=["SRV"])
+    adapter = save(tmp_path / "a", {ATTENTION: 3.0, TOWER: 1.0}, r=1, alpha_pattern={"qkv": 4})
+    report = check_config(document=adapter, serve=["vllm@0.28"], select=["SRV003"])
     (item,) = report.findings
-    assert item.values["share"] == pytest.approx(0.1)
-    assert item.message.startswith(
-        "vLLM leaves out the vision or audio tower (1 module, 10% of the update's energy): a"
-    )
+    assert item.values["share"] == pytest.approx(16 / (36 + 16))  # scales of 2 and 4, squared
+    told = "vLLM leaves out the vision or audio tower (1 module, 31% of the update's energy): a module outside"
+    assert item.message.startswith(told)
+    adapter = save(tmp_path / "b", {ATTENTION: 3.0, TOWER: 1.0})
+    report = check_config(document=adapter, serve=["vllm@0.28"])
     assert [(one.group, one.modules, one.fate) for one in report.serving] == [
         ("the language model", 1, "applied"),
         ("the vision or audio tower", 1, "dropped in silence"),
@@ -86,16 +87,16 @@ def test_a_tower_that_vllm_leaves_out_is_told_with_its_share_of_the_energy(tmp_p
 
 def test_a_refusal_is_of_all_groups_and_experts_are_judged_by_the_model(tmp_path: Path) -> None:
     parameters = {"target_modules": [], "target_parameters": ["mlp.experts.gate_up_proj", "mlp.experts.down_proj"]}
-    sizes = {f"{EXPERTS}.base_layer": 2.0, EXPERTS: 4.0}
+    sizes = {ATTENTION: 1.0, f"{EXPERTS}.base_layer": 2.0, EXPERTS: 4.0}
     said = {}
     for name, base in (("g", "google/gemma-4-26B-A4B-it"), ("n", "org/Nemotron-H-8B"), ("o", "openai/gpt-oss-20b")):
         adapter = save(tmp_path / name, sizes, base_model_name_or_path=base, **parameters)
         report = check_config(document=adapter, serve=["vllm"], select=["SRV"])
         said[name] = ([item.id for item in report.findings], [one.fate for one in report.serving])
     assert said == {
-        "g": (["SRV003"], ["dropped in silence"]),
-        "n": (["SRV001"], ["refused at start"]),
-        "o": (["SRV005"], ["not judged"]),
+        "g": (["SRV003"], ["applied", "dropped in silence"]),
+        "n": (["SRV001"], ["refused at start", "refused at start"]),
+        "o": (["SRV005"], ["applied", "not judged"]),
     }
 
 
@@ -108,6 +109,8 @@ def test_the_command_takes_flags_that_begin_with_a_hyphen_and_says_how_to_start(
     assert (
         "vllm: 1 module of the language model: applied; start it with a max_lora_rank of 64: its default is 16" in told
     )
+    assert main(["check", "--set", "r=16", "--serve", "vllm"]) == 0
+    assert "start it with" not in capsys.readouterr().out
     assert main(["check", "--set", "r=64", "--serve", "vllm"]) == 0
     told = " ".join(capsys.readouterr().out.split())
     assert "vllm: no tensor was read: not judged; start it with a max_lora_rank of 64: its default is 16" in told

@@ -538,7 +538,7 @@ Cause: TypeAlias = Literal[
 class Advice(msgspec.Struct, kw_only=True, frozen=True, omit_defaults=True):
     """The one piece of advice of a report: for the leading cause, by what is possible now and was not done already."""
 
-    cause: Cause
+    cause: Annotated[Cause, about("What is behind it; null where the finding alone says what to do.")] | None = None
     finding: Annotated[str, about("Id of the finding that it answers.")]
     text: str
     alternative: str | None = None
@@ -567,6 +567,7 @@ class StoryPart(msgspec.Struct, kw_only=True, frozen=True, omit_defaults=True):
     says: str
     finding: Annotated[str, about("Id of a finding of this report; null for logged values.")] | None = None
     values: Annotated[dict[str, Json], about("The numbers in the clause, by name.")] = {}
+    doubt: Annotated[bool, about("Whether it is reason for a look, so that no verdict says all is well.")] = False
 
 
 class MonitorReport(Report, kw_only=True, frozen=True):

@@ -135,6 +135,7 @@ def _spike(facts: RunFacts) -> Observation | None:
         },
         severity="warning" if kept else "info",
         confidence=0.8 if kept else 0.5,
+        action="Look at the rows of that step; then lower the learning rate, or clip gradients." if kept else None,
         evidence=seen(f"{times[worst]:.1f} times the usual row-to-row change"),
     )
 

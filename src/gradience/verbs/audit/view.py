@@ -43,6 +43,7 @@ from gradience.verbs.audit.maps import Quantity, grid_of, heatmap
 _NOT_ANALYSED: Final = 3  # tensors listed without --verbose
 _NAMED_LAYERS: Final = 6
 _HALF: Final = 0.5
+_USED: Final = 0.995  # a utilization that prints as 100 %, of which nothing is wasted
 _OTHERS: Final = frozenset({"full_module", "token_rows", "bias", "not_analysed", "unknown"})
 
 _SHARES: Final = frozenset({"utilization", "udr", "relative_frobenius"})
@@ -292,7 +293,8 @@ def _intruders(modules: list[ModuleAudit], base: BaseReport) -> Iterator[Block]:
 
 
 def _wasteful(report: AuditReport, top: int) -> Iterator[Block]:
-    ranked = sorted((m for m in report.modules if m.utilization is not None), key=lambda m: m.utilization or 0.0)
+    wasteful = (m for m in report.modules if m.utilization is not None and m.utilization < _USED)
+    ranked = sorted(wasteful, key=lambda m: m.utilization or 0.0)
     lines = [f"  {place:02d}. {_module(module)}  {module.name}" for place, module in enumerate(ranked[:top], 1)]
     yield from part(f"Most wasteful layers (lowest utilization, top {len(lines)})", lines)
 

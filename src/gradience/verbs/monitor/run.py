@@ -11,7 +11,6 @@ import msgspec
 
 from gradience.configs.commands import Known, known_of, with_commands
 from gradience.folder import Documents
-from gradience.folder.beside import beside
 from gradience.folder.found import around
 from gradience.folder.runs import read_run
 from gradience.reading import Reading
@@ -151,10 +150,15 @@ def report_of(
 
 def _words(reading: Reading, facts: RunFacts) -> Known:
     """What the words of commands stand for, by the log and what lies beside it."""
-    around = beside(reading.path.parent, [facts.config.model_name])
+    documents = Documents(around(reading))
+    adapter, base = documents.weights.path, documents.beside(facts.config.model_name)
     total = facts.run.paces[-1].total_bytes if facts.run.paces else None
     size = f"{total / 2**30:.4g}GiB" if total else None
-    return {**known_of(None, around, rank=facts.config.lora.r), "RUN": str(reading.path), "SIZE": size}
+    return {
+        **known_of(None if adapter is None else str(adapter), base, rank=facts.config.lora.r),
+        "RUN": str(reading.path),
+        "SIZE": size,
+    }
 
 
 def _train(run: RunSeries, facts: RunFacts) -> TrainSummary:
