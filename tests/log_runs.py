@@ -276,7 +276,7 @@ def said(rule: str, facts: RunFacts) -> Any:
     """The finding of a rule, or the reason why the rule was not judged."""
     verdict = detect(facts) if everything_masked(facts) else judge((RULE_OF[rule],), facts)
     reasons = [item.reason for item in verdict.not_run if item.id == rule]
-    return next((found for found in verdict.findings if found.id == rule), reasons[0] if reasons else None)
+    return next((found for found in verdict.told if found.id == rule), reasons[0] if reasons else None)
 
 
 def finding(rule: str, facts: RunFacts) -> Finding | None:

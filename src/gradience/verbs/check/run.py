@@ -364,6 +364,7 @@ def judged(
         serving=list(fates(Facts(config, around=around))),
         findings=with_commands(verdict.findings, lambda: _known(config, given, whole)),
         not_run=verdict.not_run,
+        readings=list(verdict.readings),
         unknown_keys=list(dict.fromkeys(whole.unknown_keys)),
     )
 

@@ -151,6 +151,7 @@ def check_text(report: CheckReport, *, verbose: bool = False) -> Iterator[Block]
     else:
         yield f"No findings, of {_g(report.derived.get('rules_judged'))} rules that could be judged."
     yield ""
+    yield from part("Readings", (f"  {one.message}" for one in report.readings))
     rows = report.data.shown if report.data is not None else ()
     yield from part("Rows named above", (f"  {shown.row}: {shown.text}" for shown in rows))
     if report.unknown_keys:
