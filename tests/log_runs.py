@@ -245,6 +245,27 @@ def evaluation(step: int, loss: Any = None, split: str = "eval", **metrics: Any)
     return Eval(schema="gradience.vnext.telemetry/v1", ts=None, run_id="r", step=step, split=split, metrics=measured)
 
 
+def _scored(first: float, later: Sequence[float], name: str = "bleu", **others: Sequence[float]) -> RunFacts:
+    """A run whose metric is evaluated three times, beside a loss that falls."""
+    rows = zip([first, *later], *others.values(), strict=True)
+    scores = [dict(zip((name, *others), values, strict=True)) for values in rows]
+    return with_history(*(evaluation(20 * (i + 1), 1.2 - 0.2 * i, **each) for i, each in enumerate(scores)))
+
+
+def _memorised(held_out: Sequence[float], losses: Sequence[float] = ()) -> RunFacts:
+    """A run with these held-out losses beside a training loss that falls from 2."""
+    return run(losses or line(60, 2.0, 1.0), held_out=held_out)
+
+
+def _stands(evaluations: int, *, fall: float = 0.3, gain: float = 0.0) -> RunFacts:
+    """A held-out loss that falls until step 20 and then stands, while the training loss falls to a share of itself."""
+    steps = [20 + 8 * i for i in range(evaluations)]
+    losses = [2.0 - 0.05 * i for i in range(20)] + line(40, 1.0, fall)[: steps[-1] - 20] + [fall] * (60 - steps[-1])
+    train = losses[:20] + line(steps[-1] - 20, 1.0, fall) + [fall] * (60 - steps[-1])
+    held = [1.9, *(1.2 - gain * i for i in range(evaluations))]
+    return with_history(*(evaluation(step, x) for step, x in zip([10, *steps], held, strict=True)), losses=train)
+
+
 def with_history(*events: Eval, losses: Sequence[float] | None = None, **more: Any) -> RunFacts:
     """A run with these evaluations, the last of which is its held-out result."""
     shown = EvalPoint(split=events[-1].split, step=events[-1].step, metrics=events[-1].metrics)
@@ -255,7 +276,7 @@ def said(rule: str, facts: RunFacts) -> Any:
     """The finding of a rule, or the reason why the rule was not judged."""
     verdict = detect(facts) if everything_masked(facts) else judge((RULE_OF[rule],), facts)
     reasons = [item.reason for item in verdict.not_run if item.id == rule]
-    return next((found for found in verdict.findings if found.id == rule), reasons[0] if reasons else None)
+    return next((found for found in verdict.told if found.id == rule), reasons[0] if reasons else None)
 
 
 def finding(rule: str, facts: RunFacts) -> Finding | None:
@@ -815,6 +836,19 @@ def at_the_end(norm: float) -> RunFacts:
 def fed(**counts: Any) -> RunFacts:
     """What the recorder saw of the batches."""
     return run(FALL, data={"rows": 100, "tokens": 100, "supervised": 100, "rows_unsupervised": 0, **counts})
+
+
+def row_by_row(**asked: int) -> RunFacts:
+    """What 100 rows of the first batches showed."""
+    return fed(asked=asked, rows_asked=100)
+
+
+def fed_same(steps: int, *, other: int = 0) -> RunFacts:
+    """So many steps that were fed the same rows, in either order; of some, one row is another."""
+    facts = run(FALL)
+    facts.run.fed.update({step: "a1 b2" if step % 2 else "b2|a1" for step in range(1, steps + 1 - other)})
+    facts.run.fed.update(dict.fromkeys(range(steps + 1 - other, steps + 1), "a1 c3"))
+    return facts
 
 
 def packed(strategy: str | None) -> RunFacts:
@@ -1385,6 +1419,31 @@ ENTRIES: Final[dict[str, Entry]] = {
                 with_history(*(evaluation(step, x) for step, x in ((100, 1.0), (200, 2.0), (300, 3.0)))),
                 "too few training rows around the best evaluation",
             ),
+        ],
+        told_as_info=True,
+    ),
+    "HLD146": Entry(
+        edges=[
+            Edge("dead", "-w", 0.01, 0.0, lambda x: _scored(x, [0.0, 0.0])),
+            Edge("all_wrong", "-w", 0.94, 0.96, lambda x: _scored(x, [0.97, 0.99], name="wer")),
+            Edge("another_gains", "wi", 0.0, 0.9, lambda x: _scored(0.0, [0.0, 0.0], f1=[0.0, x, x])),
+            Edge("held_still", "w-", 2.395, 2.39, lambda x: _memorised([2.4, 2.41, x])),
+            Edge("least_evals", "-w", 2, 3, lambda n: _memorised([2.4, 2.4, 2.4][: int(n)])),
+            Edge("clear_fall", "iw", 1.65, 1.45, lambda x: _memorised([2.4, 2.4, 2.4], line(60, 2.0, x))),
+            Edge("learnt", "-w", 1.79, 1.81, lambda x: _memorised([x, x, x])),
+            Edge("lost", "-i", 2.4, 2.5, lambda x: _memorised([2.4, x])),
+            Edge("late_evals", "-i", 4, 5, lambda n: _stands(int(n))),
+            Edge("late_fall", "i-", 0.55, 0.65, lambda x: _stands(5, fall=x)),
+            Edge("still_gains", "i-", 0.0005, 0.002, lambda x: _stands(6, gain=x)),
+        ],
+        told=[
+            ({"how": "late", "what": "eval loss", "step": 40}, "eval loss has not improved since step 40"),
+            ({"how": "first", "what": "eval loss", "memorises": True}, "memorises; eval loss did not improve"),
+            (
+                {"how": "lost", "what": "eval f1", "falls": True},
+                "the training loss falls, but eval f1 does not improve",
+            ),
+            ({"how": "dead", "what": "eval f1", "falls": False}, "eval f1 does not improve"),
         ],
         told_as_info=True,
     ),
@@ -2267,6 +2326,27 @@ ENTRIES: Final[dict[str, Entry]] = {
     "DAT316": Entry(
         says=[
             (run(FALL, data=FED), "the batches hold no class labels"),
+        ],
+    ),
+    "DAT309": Entry(at=[At(lambda n: row_by_row(double_bos=n), {0: None, 1: "warning"})]),
+    "DAT333": Entry(at=[At(lambda n: row_by_row(inverted=n), {49: "warning", 50: "error", 0: None})]),
+    "DAT347": Entry(at=[At(lambda n: row_by_row(labels_differ=9, labels_shifted=n), {4: "warning", 5: "error"})]),
+    "DAT349": Entry(at=[At(lambda n: row_by_row(padding_supervised=n), {0: None, 1: "warning"})]),
+    "DAT361": Entry(
+        at=[
+            At(lambda n: row_by_row(last_answer_only=n, several_answers=10), {4: None, 5: "warning"}),
+            At(lambda n: row_by_row(last_answer_only=9, several_answers=n), {18: "warning", 19: None}),
+        ],
+        says=[(fed(), "no row of the batches was asked by itself")],
+    ),
+    "DAT366": Entry(
+        at=[At(lambda n: row_by_row(unattended=n), {0: None, 1: "error", 100: "critical"})],
+        told=[({"rows": 100, "of": 100}, "the attention mask hides every token"), ({"rows": 1, "of": 2}, "It is so")],
+    ),
+    "FED226": Entry(
+        at=[
+            At(fed_same, {7: "?", 8: "error"}),
+            At(lambda n: fed_same(9, other=n), {0: "error", 1: None}, number="other_rows"),
         ],
     ),
     "ORD186": Entry(

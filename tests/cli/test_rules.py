@@ -34,7 +34,7 @@ def test_card_shows_the_condition_the_thresholds_with_their_sources_and_all_evid
     assert all(item.says in out for item in card.evidence)
     assert f"Severity: {card.severity}" in out
     assert f"Verify: {card.verify}" in out
-    assert "None" not in out
+    assert ": None" not in out
 
 
 def test_the_beginning_of_ids_lists_those(capsys: pytest.CaptureFixture[str]) -> None:

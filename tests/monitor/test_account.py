@@ -127,7 +127,7 @@ def test_an_evaluation_after_the_best_was_loaded_is_of_the_best_step(tmp_path):
     ("at", "pair"),
     [
         (1000, (0.25, 1000, 1000)),  # the row of its step
-        (950, (0.275, 900, 1000)),  # both are as near
+        (950, (0.3, 900, 900)),  # both are as near: no later row where there is an earlier one
         (960, (0.25, 1000, 1000)),
         (910, (0.3, 900, 900)),
         (20, None),  # the first row is the mean of steps 1 to 100

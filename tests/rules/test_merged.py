@@ -63,7 +63,13 @@ def tokens(**fields: Any) -> Tokens:
 
 ENTRIES: dict[str, Entry] = {
     "MLD601": Entry(
-        [On(MergedFolder(tensors=TENSORS), "The folder holds no config.json: nothing can load it.", "error")],
+        [
+            On(
+                MergedFolder(tensors=TENSORS),
+                "The folder holds no config.json: transformers and vLLM cannot load it.",
+                "warning",
+            )
+        ],
         [folder()],
         [],
     ),

@@ -273,7 +273,7 @@ TABLE = [
         """
         The runs part at step 1, where the lr differs: the learning rate (optimizer.lr: 0.001 and 0.0001).
           lr         0.0  |  0.0001
-          schedule       training.max_steps: 240 and 30
+          length         training.max_steps: 240 and 30
           the rows of each step: record the digests (digests=True)
         """,
     ),

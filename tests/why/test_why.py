@@ -356,7 +356,7 @@ def test_the_command_prints_the_story_and_its_exit_code_says_whether_it_could_te
 def test_a_run_that_was_to_resume_and_repeats_another_began_anew(tmp_path):
     rows = [{"step": step, "loss": 2.0 - step / 100, "epoch": step / 10} for step in range(1, 41)]
     state = {"log_history": rows, "global_step": 40, "max_steps": 40, "num_train_epochs": 4}
-    for name, more in (("a", {}), ("b", {"resume_from_checkpoint": "a/checkpoint-40"})):
+    for name, more in (("a", {}), ("b", {"resume_from_checkpoint": "a/checkpoint-40"}), ("c", {})):
         (tmp_path / name).mkdir()
         (tmp_path / name / "trainer_state.json").write_text(json.dumps(state))
         (tmp_path / name / "training_args.json").write_text(json.dumps({"learning_rate": 1e-4, **more}))
@@ -366,5 +366,5 @@ def test_a_run_that_was_to_resume_and_repeats_another_began_anew(tmp_path):
         "step: it did not resume, it began anew"
     )
     assert (
-        explain_difference(tmp_path / "a", tmp_path / "a").story == "the runs do not part in what both recorded (loss)"
+        explain_difference(tmp_path / "a", tmp_path / "c").story == "the runs do not part in what both recorded (loss)"
     )

@@ -10,6 +10,14 @@ import re
 from functools import lru_cache
 from typing import Final
 
+TOWER: Final = re.compile(
+    r"(?:^|[._])(?:visual|vision_tower|vision_model|vision_encoder|visual_encoder|image_encoder|img_encoder|vit"
+    r"|vision_transformer|audio_tower|audio_encoder)(?:[._]|$)"
+)
+"""A module of what looks or listens, in a model whose language model is the greater part."""
+EMBEDDINGS: Final = ("embed_tokens", "wte", "word_embeddings", "embed_in", "shared")
+OUTPUTS: Final = ("lm_head", "embed_out")
+
 # Words that decide only if nothing else in the path does: BERT's output.dense, T5's wo.
 _WEAK: Final = {"output": "mlp", "wo": "mlp", "out_proj": "attn", "q": "attn", "k": "attn", "v": "attn", "o": "attn"}
 

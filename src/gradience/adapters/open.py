@@ -19,7 +19,7 @@ import numpy as np
 import numpy.typing as npt
 
 from gradience.adapters.config import AdapterConfig, read_config
-from gradience.adapters.files import AdapterFiles, find_files
+from gradience.adapters.files import WEIGHT_NAMES, AdapterFiles, find_files
 from gradience.adapters.formats import format_of, open_weights
 from gradience.adapters.gathered import refuse_ungathered
 from gradience.adapters.layout import Adapter, Files
@@ -88,8 +88,12 @@ def read_adapter(
 
 
 def notes_on(files: AdapterFiles) -> list[str]:
-    """Notes on where an adapter's files lie: other adapters in sub-folders, and links to other places."""
+    """Notes on where an adapter's files lie: other weights, adapters in sub-folders, and links to other places."""
     notes = []
+    named = files.weights.name in WEIGHT_NAMES  # of one that was named by itself nothing is said
+    also = [name for name in WEIGHT_NAMES if named and name != files.weights.name and (files.folder / name).is_file()]
+    if also:
+        notes.append(f"{files.weights.name} is read; {' and '.join(also)} in the same folder may hold other weights")
     if files.others:
         names = ", ".join(path.name for path in files.others)
         notes.append(f"the folder also holds adapters in sub-folders, which were not read: {names}")

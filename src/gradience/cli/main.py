@@ -16,6 +16,7 @@ import sys
 import traceback
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
+from contextvars import copy_context
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, NoReturn, TextIO
 
@@ -242,12 +243,13 @@ def _run(tokens: list[str]) -> int:
     app = build_app(*tokens[:2])
     kept = KeptConsole() if not tokens or _asks_for_help(tokens) else None
     console = None if kept is None else kept.console
+    context = copy_context()  # in which the width of the page ends with the command
     if kept is None and sys.stdout.isatty():
         from gradience.blocks.text import fit_terminal  # as late as a command's module
 
-        fit_terminal(shutil.get_terminal_size().columns)
+        context.run(fit_terminal, shutil.get_terminal_size().columns)
     try:
-        result = app(tokens, console=console, exit_on_error=False, print_error=False)
+        result = context.run(app, tokens, console=console, exit_on_error=False, print_error=False)
     except CycloptsError as error:
         if isinstance(error.__cause__, GradienceError):  # of an option's record, in the words that Python has, too
             raise error.__cause__ from None

@@ -25,6 +25,7 @@ from gradience.telemetry.redact import hide_in
 
 Flag: TypeAlias = Annotated[bool, Parameter(negative=(), show_default=False)]
 Strings: TypeAlias = Annotated[list[str] | None, Parameter(negative=())]
+ServerFlags: TypeAlias = Annotated[str, Parameter(allow_leading_hyphen=True)]
 Share: TypeAlias = Annotated[float | None, Parameter(validator=Number(gt=0.0, lte=1.0))]
 
 

@@ -16,8 +16,8 @@ from gradience.schema.events import RunStart
 from gradience.telemetry.reader import TelemetryReader
 
 _HUB_ID: Final = re.compile(r"[\w-][\w.-]*/[\w.-]+")
-_RECIPES: Final = (".yaml", ".yml", ".toml")
-_MOST: Final = 20  # recipes that are opened
+RECIPES: Final = (".yaml", ".yml", ".toml")
+MOST: Final = 20  # recipes that are opened
 
 
 def beside(folder: Path, names: Iterable[str | None], *, passed: Collection[Path] = ()) -> Beside:
@@ -59,7 +59,7 @@ def _only(files: Iterable[Path | None]) -> str | None:
 
 def _plans(folder: Path) -> Iterator[DataPlan]:
     """What the recipes in a folder say of data."""
-    recipes = (path for path in sorted(folder.iterdir()) if path.suffix in _RECIPES) if folder.is_dir() else ()
-    for path in islice(recipes, _MOST):
+    recipes = (path for path in sorted(folder.iterdir()) if path.suffix in RECIPES) if folder.is_dir() else ()
+    for path in islice(recipes, MOST):
         with suppress(GradienceError, OSError):
             yield read_data_plan(path)

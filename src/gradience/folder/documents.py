@@ -7,6 +7,7 @@ reading of the others. A rule that needs a part calls `need`, which raises `Unkn
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache, cached_property
 from pathlib import Path
@@ -17,8 +18,8 @@ from gradience.configs.document import arguments_in, peft_in, read_document
 from gradience.configs.files import MAX_JSON_BYTES, read_bytes
 from gradience.configs.settings import Layer, stack
 from gradience.configs.training import PICKLED, fields_in
-from gradience.errors import GradienceError, Unknown
-from gradience.folder.beside import base_of, beside
+from gradience.errors import GradienceError, Unknown, few
+from gradience.folder.beside import MOST, RECIPES, base_of, beside
 from gradience.folder.found import Found, Place, find, weights_alone
 from gradience.folder.runs import read_run
 from gradience.importers.files import sha256_of
@@ -238,6 +239,8 @@ class Documents:
             used, chosen = None, why
         seen = () if logged is None else {source.path for source in logged.sources}
         parts = [part for part in (self.config, used) if part is not None and part.place.path is not None]
+        if not parts and logged is None:
+            return self.recipe
         log = None if logged is None else self.found.log.path
         at = next((part.place.path for part in reversed(parts)), log)
 
@@ -246,6 +249,16 @@ class Documents:
             return stack([logged, *own] if logged is not None else own)
 
         return Part(self.found.config._replace(path=at, chosen=chosen), stacked)
+
+    @cached_property
+    def recipe(self) -> Part[Layer]:
+        """The only recipe in the folder that was searched; a file that states no settings is none."""
+        at, folder = self.found.config, self.found.folder
+        files = [] if folder is None else sorted(path for path in folder.iterdir() if path.suffix in RECIPES)
+        recipes = {path: layer for path in files[:MOST] if (layer := _stated_in(path)) is not None}
+        if len(recipes) > 1:
+            at = at._replace(reason=f"several recipes: {few([path.name for path in recipes])}")
+        return Part(at._replace(path=next(iter(recipes)) if len(recipes) == 1 else None), recipes.__getitem__)
 
     @property
     def _unused(self) -> str:
@@ -282,6 +295,13 @@ class Documents:
         if self.in_hand is None and (whole := self.settings.held) is not None:
             yield whole.base
             yield whole.config.model_name
+
+
+def _stated_in(path: Path) -> Layer | None:
+    """The settings in a file; None if it states none."""
+    with suppress(GradienceError):
+        return read_document(path)
+    return None
 
 
 def open_run(path: Path) -> Documents:

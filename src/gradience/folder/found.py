@@ -29,6 +29,8 @@ MODEL_NAMES: Final = ("model.safetensors", "model.safetensors.index.json", "pyto
 
 _LOG: Final = "run.jsonl"
 _NAMED: Final = "named"
+ARCHIVE: Final = "adapters.npz"
+"""The weights file of MLX before 2024."""
 _WHOLE_MODEL: Final = re.compile(r"(model|pytorch_model|consolidated|optimizer|diffusion_).*")
 _ABSENT: Final[dict[SourceKind, str]] = {
     "config": "configuration was",
@@ -292,6 +294,8 @@ def _single_file(folder: Path, files: list[str]) -> Place:
         return Place(reason=f"{', '.join(tensors[:SHOWN])}: a whole model, no adapter")
     if tensors:
         return Place(reason=f"{', '.join(tensors[:SHOWN])}: not named as an adapter is (name it with --adapter)")
+    if ARCHIVE in files:
+        return Place(reason=f"{ARCHIVE} is MLX's older format: gradience audit {folder / ARCHIVE} reads it")
     lost = f": {CONFIG_NAME} is there, its weights are not" if CONFIG_NAME in files else ""
     return Place(reason=f"no adapter in the folder{lost}")
 

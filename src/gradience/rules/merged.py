@@ -111,18 +111,22 @@ def _inner(config: Mapping[str, Json], key: str) -> Json:
     return config[key] if key in config else text.get(key) if isinstance(text, dict) else None
 
 
-@MergedRule("MLD601", severity="error", confidence=0.95)
+@MergedRule("MLD601", severity="warning", confidence=0.95)
 def _no_config(folder: MergedFolder) -> Observation | None:
     """no config.json
 
     the merged folder holds weights and no config.json
 
-    Why: Without it nothing says which class the weights are of.
+    Why: Without it nothing says which class the weights are of. Other programs may bring a config of their own.
     Action: Copy the base's config.json beside the merged weights.
     Source: https://huggingface.co/docs/transformers/main_classes/model -- from_pretrained needs config.json in the
         folder
     """
-    return Observation("The folder holds no config.json: nothing can load it.") if folder.config is None else None
+    return (
+        Observation("The folder holds no config.json: transformers and vLLM cannot load it.")
+        if folder.config is None
+        else None
+    )
 
 
 @MergedRule("MLD602", severity="error", confidence=0.9, needs=(_config,))

@@ -281,6 +281,22 @@ class InputFile(msgspec.Struct, kw_only=True, frozen=True):
     path: str
 
 
+Fate: TypeAlias = Literal[
+    "applied", "dropped in silence", "refused at start", "applied otherwise than trained", "not judged"
+]
+
+
+class GroupFate(msgspec.Struct, kw_only=True, frozen=True, omit_defaults=True):
+    """What an engine does with one group of an adapter's tensors."""
+
+    engine: Annotated[str, about("As `--serve` names it, with the version.")]
+    group: Annotated[str, about("The group in words, such as `the vision or audio tower`.")]
+    modules: Annotated[NonNegativeInt, about("Modules in the group.")]
+    fate: Fate
+    reason: str = ""
+    source: Annotated[str, about("The address of what was read.")] = ""
+
+
 class CheckReport(Report, kw_only=True, frozen=True):
     """A configuration as it was understood, and the findings of the rules."""
 
@@ -292,11 +308,13 @@ class CheckReport(Report, kw_only=True, frozen=True):
     ] = {}
     coverage: Coverage | None = None
     findings: list[Finding] = []
+    readings: Annotated[list[Finding], about("What rules read that is no finding: it counts nowhere.")] = []
     not_run: list[NotRun] = []
     unknown_keys: Annotated[list[str], about("Keys of the input that no rule reads.")] = []
     data: Annotated[DataReport, about("The data set as the trainer feeds it, with --data.")] | None = None
     memory: Annotated[Memory, about("What a training step takes of the device's memory, with --base.")] | None = None
     time: Annotated[Time, about("By a log beside the settings, with --base.")] | None = None
+    serving: Annotated[list[GroupFate], about("With --serve: what each engine does with the groups of tensors.")] = []
 
 
 class BadLine(msgspec.Struct, kw_only=True, frozen=True, omit_defaults=True):
@@ -521,7 +539,7 @@ Cause: TypeAlias = Literal[
 class Advice(msgspec.Struct, kw_only=True, frozen=True, omit_defaults=True):
     """The one piece of advice of a report: for the leading cause, by what is possible now and was not done already."""
 
-    cause: Cause
+    cause: Annotated[Cause, about("What is behind it; null where the finding alone says what to do.")] | None = None
     finding: Annotated[str, about("Id of the finding that it answers.")]
     text: str
     alternative: str | None = None
@@ -550,6 +568,7 @@ class StoryPart(msgspec.Struct, kw_only=True, frozen=True, omit_defaults=True):
     says: str
     finding: Annotated[str, about("Id of a finding of this report; null for logged values.")] | None = None
     values: Annotated[dict[str, Json], about("The numbers in the clause, by name.")] = {}
+    doubt: Annotated[bool, about("Whether it is reason for a look, so that no verdict says all is well.")] = False
 
 
 class MonitorReport(Report, kw_only=True, frozen=True):
@@ -588,6 +607,7 @@ class MonitorReport(Report, kw_only=True, frozen=True):
     alerts: list[Alert] = []
     recommendations: list[RecommendationItem] = []
     findings: list[Finding] = []
+    readings: Annotated[list[Finding], about("What rules read that is no finding: it counts nowhere.")] = []
     advice: Annotated[Advice, about("What to do next; null if nothing needs doing.")] | None = None
     not_run: list[NotRun] = []
     issues: Annotated[list[BadLine], about("The first lines that are not valid events.")] = []

@@ -388,11 +388,6 @@ ENTRIES: dict[str, Entry] = {
             On(sft(target_modules=["model.layers.0.self_attn.q_proj"])),
             On(sft(target_modules=r".*\.(q_proj|v_proj)")),
             On(config(lora=ATTENTION), severity="info", confidence=0.75),
-            On(
-                config(lora=ATTENTION, training={"extras": {"train_examples": 50_001}}),
-                severity="warning",
-                confidence=0.75,
-            ),
         ],
         silent=[
             On(sft(target_modules=["q_proj", "up_proj"])),
@@ -1154,8 +1149,9 @@ ENTRIES: dict[str, Entry] = {
             On(lora(alpha_pattern={"q": 4.0}), engines("lorax")),
             On(
                 lora(use_rslora=True),
-                engines("slora"),
-                says="S-LoRA misreads use_rslora: the scale is lora_alpha / r: sqrt(r) times too small",
+                engines("sglang"),
+                says="SGLang misreads use_rslora: the scale is lora_alpha / r whatever use_rslora says: sqrt(r) times "
+                "too small",
             ),
         ],
         silent=[
@@ -1167,53 +1163,64 @@ ENTRIES: dict[str, Entry] = {
     "SRV003": Entry(
         fires=[
             On(lora(extras={"layers_to_transform": [1]}), engines("lorax")),
-            On(lora(target_modules=["q_proj", "up_proj"]), engines("slora")),
-            On(lora(target_modules="all-linear"), engines("slora")),
             On(
-                lora(target_modules=["mlp.q_proj", "x.up_proj"]),
-                engines("slora"),
-                says="S-LoRA leaves out targets of other names: q_proj, k_proj, v_proj and o_proj alone are read",
+                lora(modules_to_save=["score"]),
+                engines("lorax"),
+                says="LoRAX leaves out modules_to_save: tensors other than lora_A and lora_B are not read",
             ),
             On(lora(bias="all"), engines("lorax"), settings=["bias"]),
         ],
         silent=[
-            On(lora(target_modules=["q_proj", "model.layers.0.self_attn.v_proj"]), engines("slora", "vllm")),
-            On(lora(target_modules=["q_proj", "k_proj", "v_proj", "o_proj"]), engines("slora")),
+            On(lora(target_modules=["q_proj", "model.layers.0.self_attn.v_proj"]), engines("lorax", "vllm")),
         ],
         abstains=[On(lora())],
     ),
     "SRV004": Entry(
         fires=[
-            On(lora(r=8, rank_pattern={"q": 24}), engines("vllm")),
-            On(lora(r=513), engines("vllm"), says="vLLM has no room for rank 513", severity="warning", confidence=0.8),
+            On(lora(r=8, rank_pattern={"q": 513}), engines("vllm")),
             On(
-                lora(r=4),
-                engines("lorax"),
-                says="LoRAX makes room for rank 8: at rank 4, 50% of its adapter memory is padding",
-            ),
-            On(lora(r=32), engines("vllm"), says="vLLM takes up to rank 16 by default: start it with max_lora_rank 32"),
-            On(
-                lora(r=12),
+                lora(r=513),
                 engines("vllm"),
-                says="vLLM makes room for rank 16: at rank 12, 25% of its adapter memory is padding",
-                values={"engine": "vllm", "rank": 12, "room": 16},
-                severity="info",
+                says="vLLM has no room for rank 513",
+                values={"engine": "vllm", "rank": 513, "room": None},
+                severity="warning",
                 confidence=0.8,
             ),
-            On(lora(r=64), engines("vllm"), action="set max_lora_rank to 64 when serving"),
             On(
-                lora(r=65),
-                engines("tensorrt"),
-                says="TensorRT-LLM takes up to rank 64 by default: start it with max_lora_rank 65",
+                lora(r=17),
+                CheckContext(engines=("vllm@0.28",), flags={"max-lora-rank": ("16",)}),
+                says="vLLM refuses rank 17: --max-lora-rank is 16",
+                action="start it with --max-lora-rank 32",
+            ),
+            On(
+                lora(r=4),
+                CheckContext(engines=("vllm",), flags={"max-lora-rank": ("12",)}),
+                says="vLLM takes no --max-lora-rank 12",
             ),
         ],
         silent=[
-            On(lora(r=16), engines("vllm", "lorax")),
-            On(lora(r=64), engines("tensorrt")),
-            On(lora(r=48), engines("lorax")),
-            On(lora(r=7), engines("llamacpp")),
+            On(lora(r=512), engines("vllm", "lorax", "tensorrt")),
+            On(lora(r=513), engines("lorax", "llamacpp", "vllm@9")),
+            On(lora(r=16), CheckContext(engines=("vllm",), flags={"max-lora-rank": ("16",)})),
+            On(lora(r=64), CheckContext(engines=("lorax",), flags={"max-lora-rank": ("16",)})),
         ],
         abstains=[On(lora(r=12)), On(lora(), engines("vllm"))],
+    ),
+    "SRV005": Entry(
+        fires=[
+            On(lora(), engines("vllm@99"), values={"engine": "vllm", "version": "99"}, severity="warning"),
+            On(lora(extras={"alora_invocation_tokens": [1]}), engines("vllm@0.28")),
+            On(
+                lora(bias="all"),
+                engines("sglang"),
+                says="SGLang is not judged with a trained bias: no source read here tells what it does with that",
+            ),
+        ],
+        silent=[
+            On(lora(), engines("vllm@0.28", "vllm", "llamacpp", "ollama", "lorax", "tensorrt@1.0", "peft")),
+            On(lora(extras={"alora_invocation_tokens": [1]}), engines("llamacpp")),
+        ],
+        abstains=[On(lora())],
     ),
     "REC006": Entry(
         fires=[
@@ -1268,7 +1275,7 @@ def reasons(rule: str, judged: Verdict) -> list[str]:
 @every(("rule", "case"), cases("fires"))
 def test_a_rule_fires_with_what_a_reader_needs(rule: str, case: On) -> None:
     judged = verdict(case)
-    found = [item for item in judged.findings if item.id == rule]
+    found = [item for item in judged.told if item.id == rule]
     assert found
     assert all(item.message and item.evidence and item.verify and item.confidence for item in found)
     assert reasons(rule, judged) == [case.reason] or case.reason is None
@@ -1295,14 +1302,14 @@ def _nearly(stated: dict[str, Any]) -> dict[str, Any]:
 @every(("rule", "case"), cases("silent"))
 def test_a_rule_is_silent_after_having_looked(rule: str, case: On) -> None:
     judged = verdict(case)
-    assert rule not in {item.id for item in judged.findings}
+    assert rule not in {item.id for item in judged.told}
     assert reasons(rule, judged) == []
 
 
 @every(("rule", "case"), cases("abstains"))
 def test_a_rule_without_its_input_says_so(rule: str, case: On) -> None:
     judged = verdict(case)
-    assert rule not in {item.id for item in judged.findings}
+    assert rule not in {item.id for item in judged.told}
     (reason,) = reasons(rule, judged)
     assert reason == case.says or (case.says is None and reason)
 

@@ -14,7 +14,20 @@ from gradience import check_config
 from gradience.configs.families import Dimensions
 from gradience.errors import ConfigError
 from gradience.rules.config.facts import CheckContext, Facts, Moved
-from gradience.rules.config.serving import ENGINES, FACTS, FEATURES, PROCESSES, RANKS, RULES, UNKNOWN
+from gradience.rules.config.serving import (
+    ENGINES,
+    FACTS,
+    FEATURES,
+    FLAGS,
+    PROCESSES,
+    RANKS,
+    RULES,
+    UNKNOWN,
+    VERSIONS,
+    known_engines,
+    read_flags,
+    unjudged,
+)
 from gradience.schema.document import Coverage
 from gradience.schema.events import ConfigSnapshot, LoraSnapshot
 
@@ -24,10 +37,11 @@ DORA = ConfigSnapshot(lora=LoraSnapshot(r=12, use_dora=True, use_rslora=True))
 @every("fact", FACTS, ids=lambda fact: f"{fact.engine}-{fact.feature}")
 def test_every_row_names_the_commit_and_file_or_the_thread_it_was_read_in(fact) -> None:
     source = fact.source
-    assert re.fullmatch(r"20\d\d-\d\d", source.seen)
+    assert re.fullmatch(r"20\d\d-\d\d(-\d\d)?", source.seen)
     if source.thread is None:
         assert re.fullmatch(r"[0-9a-f]{8}|v\d+\.\d+\.\d+", source.commit)  # a commit, or a release's tag
-        assert source.url == f"https://github.com/{source.repository}/blob/{source.commit}/{source.path}"
+        file = source.path.partition(":")[0]
+        assert source.url == f"https://github.com/{source.repository}/blob/{source.commit}/{file}"
         assert str(source) == f"{source.repository}@{source.commit}, {source.path} (read {source.seen})"
     else:
         assert (source.commit, source.path) == ("", "")
@@ -38,9 +52,9 @@ def test_every_row_names_the_commit_and_file_or_the_thread_it_was_read_in(fact) 
 
 
 def test_an_engine_and_a_feature_have_one_row_and_every_engine_has_some() -> None:
-    assert len({(fact.engine, fact.feature) for fact in FACTS}) == len(FACTS)
+    assert len({(fact.engine, fact.feature, fact.models) for fact in FACTS}) == len(FACTS)
     assert {fact.engine for fact in FACTS} == set(ENGINES)
-    assert {fact.feature for fact in FACTS} == set(FEATURES) == set(SHOWN)
+    assert {fact.feature for fact in FACTS} | {"alora"} == set(FEATURES) == set(SHOWN)
     assert all(bool(fact.only) for fact in FACTS if fact.feature in {"targets", "base"})
 
 
@@ -87,15 +101,14 @@ def test_each_finding_cites_its_own_row() -> None:
     cited = {(item.id, item.values["engine"]): item.evidence[0].source for item in report.findings}
     assert "vllm/lora/lora_model.py" in cited["SRV001", "vllm"]
     assert "src/llama-adapter.h" in cited["SRV002", "llamacpp"]
-    assert "25% of its adapter memory" in next(item.message for item in report.findings if item.id == "SRV004")
 
 
 def test_without_an_engine_nothing_is_said_and_a_strange_one_is_refused(tmp_path: Path) -> None:
     report = check_config(DORA, select=["SRV"])
     assert report.findings == []
     assert {item.reason for item in report.not_run if item.id.startswith("SRV")} == {"no engine is named (--serve)"}
-    with pytest.raises(ConfigError, match="no engine is called tgi"):
-        check_config(DORA, serve=["vllm", "tgi"])
+    with pytest.raises(ConfigError, match="not judged: no engine is called hotswap, tgi"):
+        check_config(DORA, serve=["vllm", "tgi", "hotswap"])
     settings = tmp_path / "gradience.toml"
     settings.write_text('serve = ["mlx", "vllm"]\nselect = ["SRV"]\n')
     for serve, engines in (((), {"mlx", "vllm"}), (("vllm",), {"vllm"})):  # what is given wins
@@ -108,6 +121,12 @@ LLAMA = Coverage(base="b", model_type="llama", layout="transformers 5", modules=
 QWEN = msgspec.structs.replace(LLAMA, model_type="qwen2")
 MOVED = Moved("model", "model.language_model", saved=True)
 PLAIN = CheckContext(coverage=LLAMA)
+
+
+def _held(**groups: list[str]) -> CheckContext:
+    return PLAIN._replace(groups={"language": ["model.layers.0.self_attn.q_proj"], **groups})
+
+
 SHOWN = {  # a feature: settings or surroundings that show it, and those like them that do not
     "dora": ({"use_dora": True}, {"use_dora": False}),
     "modules_to_save": ({"modules_to_save": ["score"]}, {"modules_to_save": []}),
@@ -126,6 +145,21 @@ SHOWN = {  # a feature: settings or surroundings that show it, and those like th
     "fraction": ({"alpha": 22.5}, {"alpha": 22.0}),
     "base_bias": ({"bias": "all"}, {"bias": "none", "extras": {"lora_bias": True}}),
     "embedding": ({"target_modules": ["model.embed_tokens"]}, {"target_modules": ["lm_head"]}),
+    "expert_parameters": (
+        {"extras": {"target_parameters": ["mlp.experts.up_proj"]}},
+        _held(experts=["m.mlp.experts.0.up_proj"]),
+    ),
+    "expert_scale": (
+        {"use_rslora": True, "extras": {"target_parameters": ["mlp.experts.up_proj"]}},
+        {"use_rslora": True},
+    ),
+    "tower": (_held(tower=["visual.blocks.0.attn.qkv"]), _held()),
+    "unnamed": (
+        _held()._replace(flags={"lora-target-modules": ("o_proj", "gate_up_proj")}),
+        _held()._replace(flags={"lora-target-modules": ("o_proj", "qkv_proj")}),
+    ),
+    "wrapped": (PLAIN._replace(groups={"language": ["model.language_model.layers.0.q_proj"]}), _held()),
+    "any": ({}, None),
     "alora": ({"extras": {"alora_invocation_tokens": True}}, {}),
     "experts": (
         {"extras": {"target_parameters": ["mlp.experts.up_proj"]}},
@@ -149,9 +183,13 @@ BASES = {"bitsandbytes": Dimensions("qwen3_moe", quant_method="bitsandbytes"), N
 @every("fact", FACTS, ids=lambda fact: f"{fact.engine}-{fact.feature}")
 def test_a_fact_applies_to_an_adapter_with_the_feature_and_not_to_its_twin(fact) -> None:
     shown, twin = SHOWN[fact.feature]
-    assert fact.applies(_facts(shown, BASES[fact.beside]))
-    assert not fact.applies(_facts(twin, BASES[fact.beside]))
-    assert fact.applies(_facts(shown)) == (fact.beside is None)
+    if twin is None:  # it is of every adapter
+        assert fact.applies(_facts(shown))
+        return
+    base = Dimensions(fact.models[0]) if fact.models else BASES[fact.beside]
+    assert fact.applies(_facts(shown, base))
+    assert not fact.applies(_facts(twin, base))
+    assert fact.applies(_facts(shown)) == (fact.beside is None and not fact.models)
 
 
 def test_experts_are_refused_beside_a_base_in_bitsandbytes_by_its_config_or_its_name() -> None:
@@ -169,16 +207,15 @@ def test_a_command_has_a_place_for_each_adapter_or_names_the_first(process) -> N
     assert not process.padded or {"{rank}", "{slots}"} <= set(re.findall(r"\{\w+\}", process.command))
     assert process.source.url.startswith("https://github.com/")
     assert set(UNKNOWN) == set(ENGINES)
-    listed = {(fact.engine, fact.feature) for fact in FACTS if fact.beside is None}
+    listed = {(fact.engine, fact.feature) for fact in FACTS if fact.beside is None and not fact.models}
     assert not listed & {(engine, name) for engine, names in UNKNOWN.items() for name in names}
 
 
 def test_some_features_show_in_several_ways() -> None:
     by_engine = {fact.engine: fact for fact in FACTS if fact.feature == "targets"}
     asked = (
-        ("slora", {"target_modules": "All-Linear"}, True),
-        ("slora", {"target_modules": ["q_proj", "up_proj"]}, True),
-        ("slora", {"target_modules": "q_proj"}, False),  # an expression, whose names are not known
+        ("ollama", {"target_modules": ["q_proj", "wqkv"]}, True),
+        ("ollama", {"target_modules": "wqkv"}, False),  # an expression, whose names are not known
         ("ollama", {"target_modules": "all-linear"}, False),
         ("ollama", {"target_modules": None}, False),
         ("tensorrt", {"target_modules": ["lm_head", "w2"]}, False),
@@ -208,3 +245,58 @@ def test_a_finding_names_the_conversion_that_mends_it() -> None:
     assert str(mends["prefix"]).endswith(" --rename language_model=")
     prefix = next(item.message for item in seen if item.values["feature"] == "prefix")
     assert prefix.startswith("vLLM leaves out modules below language_model where the base has the top: a name")
+
+
+def test_an_engine_may_have_a_version_and_what_no_row_is_of_is_not_judged() -> None:
+    assert known_engines(["mlx, vLLM@0.28", "vllm"]) == ("vllm@0.28", "vllm", "mlx")
+    assert known_engines(["hotswap"], fleet=True) == ("hotswap",)
+    assert [bool(unjudged(f"vllm@{version}")) for version in ("0.8.3", "0.8.4", "v0.28", "0.28.1")] == [1, 0, 0, 1]
+    assert unjudged("llamacpp@b9000") == "what is known of llama.cpp was read without a version"
+    assert unjudged("llamacpp") == ""
+    assert set(VERSIONS) < set(ENGINES)
+    for engine, says in (("ollama", []), ("ollama@0.34", []), ("ollama@0.34.1", ["SRV001"]), ("mlx@0.32", [])):
+        found = check_config({"lora": LORA, "format": "mlx-lm"}, serve=[engine], select=["SRV001", "SRV003"]).findings
+        assert [item.id for item in found if item.values["feature"] == "any"] == says, engine
+    rslora = {"lora": LORA | {"use_rslora": True}}
+    for engine, says in (
+        ("tensorrt", []),
+        ("tensorrt@0.11", []),
+        ("tensorrt@0.10.9", ["SRV002"]),
+        ("tensorrt@1.1", ["SRV005"]),
+    ):
+        found = check_config(rslora, serve=[engine], select=["SRV"]).findings
+        assert [item.id for item in found] == says, engine
+    (item,) = check_config(rslora, serve=["tensorrt@1.1"], select=["SRV"]).findings
+    assert item.message == (
+        "TensorRT-LLM 1.1 is not judged: what is known of TensorRT-LLM was read of 0.9 to 1.0, and not of 1.1"
+    )
+
+
+def test_a_feature_of_which_no_source_tells_is_not_judged_and_not_passed_over() -> None:
+    (item,) = check_config({"lora": LORA | {"target_modules": ["lm_head", "q_proj"]}}, serve=["vllm"]).findings[:1]
+    assert (item.id, item.severity, item.values["features"]) == ("SRV005", "warning", ["embedding_or_head"])
+    assert item.message == (
+        "vLLM is not judged with LoRA on the embedding or the head: no source read here tells what it does with that"
+    )
+
+
+def test_flags_of_the_server_decide_on_modules_and_ranks() -> None:
+    assert read_flags("vllm serve m --a=1 --b_c q v --d") == {"a": ("1",), "b-c": ("q", "v"), "d": ()}
+    with pytest.raises(ConfigError, match="--server-flags: No closing quotation"):
+        read_flags("--a 'b")
+    with pytest.raises(ConfigError, match="--server-flags without --serve"):
+        check_config({"lora": LORA}, server_flags="--max-lora-rank 8")
+    said = {
+        "--max-lora-rank 8": [],
+        "--max-lora-rank=1": ["vLLM refuses rank 8: --max-lora-rank is 1"],
+        "--max_lora_rank 12": ["vLLM takes no --max-lora-rank 12"],
+        "--lora-target-modules qkv_proj": [],
+        "--lora-target-modules q_proj": [
+            "vLLM leaves out modules that --lora-target-modules does not name: "
+            + next(fact.says for fact in FACTS if fact.feature == "unnamed")
+        ],
+    }
+    for flags, messages in said.items():
+        found = check_config({"lora": LORA}, serve=["vllm"], server_flags=flags, select=["SRV"]).findings
+        assert [item.message for item in found] == messages, flags
+    assert set(FLAGS) == {"vllm"}

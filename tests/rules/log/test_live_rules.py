@@ -7,7 +7,7 @@ from gradience.rules.log import DETECTORS
 LIVE = {
     *("NUM101", "NUM102"),  # numbers that are not finite
     *("DIV104", "GRD108"),  # diverged, or nothing left to learn by
-    "OVF110",  # of held-out values that have risen for long
+    *("OVF110", "HLD146", "GAP111"),  # of held-out values that have risen for long, or do not follow the training
 }
 
 

@@ -7,16 +7,14 @@ from collections.abc import Iterable, Iterator, Mapping
 from itertools import pairwise
 from typing import Final
 
+from gradience.adapters import EMBEDDINGS, OUTPUTS, TOWER
 from gradience.adapters.traits import start_of
 from gradience.errors import few
 from gradience.rules import CLASSIFIER_DOCS, Observation, Unknown, premise
 from gradience.rules.between import HEADS, SHOWN, BetweenRule, Parts, of_peft
-from gradience.rules.weights.zeros import TOWER
 from gradience.schema import Json
 
 _CLASSIFIES: Final = frozenset({"SEQ_CLS", "TOKEN_CLS", "QUESTION_ANS"})
-_EMBEDDINGS: Final = ("embed_tokens", "wte", "word_embeddings", "embed_in", "shared")
-_OUTPUTS: Final = ("lm_head", "embed_out")
 _VALUE_HEADS: Final = ("value_head.safetensors", "value_head.bin", "v_head.safetensors", "v_head.bin")
 _OPTIMIZERS: Final = ("optimizer.pt", "optimizer.bin", "optimizer.safetensors", "pytorch_model_fsdp")
 
@@ -110,7 +108,7 @@ def _no_head(parts: Parts) -> Observation | None:
         value head was not in the adapter
     """
     paths = _whole(parts)
-    saved = {*HEADS, *_words(_config(parts).get("modules_to_save"))} - {*_EMBEDDINGS, *_OUTPUTS}
+    saved = {*HEADS, *_words(_config(parts).get("modules_to_save"))} - {*EMBEDDINGS, *OUTPUTS}
     if any(_holds(paths, name) for name in saved) or parts.files.intersection(_VALUE_HEADS) or parts.misnamed:
         return None
     classes = _words(parts.base.get("architectures")) if parts.base else []
@@ -225,9 +223,9 @@ def _untied(parts: Parts) -> Observation | None:
     if config.get("ensure_weight_tying"):
         return None
     saved = _words(config.get("modules_to_save"))
-    heads = [name for name in saved if name.rpartition(".")[2] in _OUTPUTS]
-    embeddings = [name for name in saved if name.rpartition(".")[2] in _EMBEDDINGS]
-    adapted = [name for name in _OUTPUTS if any(f".{name}.lora_" in key for key in parts.tensors)]
+    heads = [name for name in saved if name.rpartition(".")[2] in OUTPUTS]
+    embeddings = [name for name in saved if name.rpartition(".")[2] in EMBEDDINGS]
+    adapted = [name for name in OUTPUTS if any(f".{name}.lora_" in key for key in parts.tensors)]
     if not (heads or adapted) or not _ties(parts):
         return None
     if heads and embeddings:
@@ -264,7 +262,7 @@ def _untrained_rows(parts: Parts) -> Observation | None:
     """
     added = list(parts.added or ())
     names = " ".join(parts.tensors)
-    trained = ".trainable_tokens_" in names or any(f"{name}." in names for name in _EMBEDDINGS)
+    trained = ".trainable_tokens_" in names or any(f"{name}." in names for name in EMBEDDINGS)
     if not added or trained:
         return None
     return Observation(
@@ -278,7 +276,7 @@ def _rows(parts: Parts) -> tuple[str, int] | None:
     """The embedding that the file holds whole, with the number of its rows."""
     for name, (shape, _) in parts.tensors.items():
         path = name.rpartition(".")[0].removesuffix(".base_layer")
-        if ".lora_" not in name and len(shape) == 2 and path.endswith((*_EMBEDDINGS, *_OUTPUTS)):
+        if ".lora_" not in name and len(shape) == 2 and path.endswith((*EMBEDDINGS, *OUTPUTS)):
             return path.removeprefix("base_model.model."), shape[0]
     return None
 

@@ -7,7 +7,7 @@ determine it, the property raises `Unknown` with the reason for the report.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
@@ -66,7 +66,13 @@ class CheckContext(NamedTuple):
     memory: Memory | None = None
     """What a step takes of the device's memory, if the base is given."""
     engines: tuple[str, ...] = ()
-    """Engines that the adapter is meant for."""
+    """Engines that the adapter is meant for, each with @VERSION if one is named."""
+    flags: Mapping[str, tuple[str, ...]] = {}
+    """The flags that the server is started with, and their values."""
+    groups: Mapping[str, Sequence[str]] | None = None
+    """The modules in the header of the adapter's weights, by the groups that engines tell apart."""
+    energy: Callable[[Sequence[str]], float | None] | None = None
+    """Gives the share of the update's energy that some of the modules hold; None if it cannot be told."""
 
 
 class Facts:

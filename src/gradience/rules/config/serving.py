@@ -1,26 +1,29 @@
-"""How serving engines treat the features of an adapter.
+"""What serving engines do with an adapter: with its settings, and with each group of its tensors.
 
 The facts are data, in serving.toml, each with where it was read: a file at a commit, or an issue or pull request.
 
-Engines change weekly, so a row says what one commit did and not what the newest release does.
+Engines change weekly, so a row says what one commit did and not what the newest release does. What no row tells is not
+judged, and said to be so.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
+import shlex
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final, Literal, NamedTuple, TypeAlias
 
 import msgspec
 
-from gradience.errors import ConfigError
+from gradience.errors import ConfigError, few
 from gradience.io.reading import own_table
 from gradience.rules import Observation, Unknown, cite
 from gradience.rules.config.facts import Facts, LoraRule
 from gradience.schema import Json, Real
 from gradience.schema.document import Evidence, RuleGroup
 from gradience.schema.events import ConfigSnapshot, LoraSnapshot
+from gradience.schema.reports import Fate, GroupFate
 
 TRAIN_WITHOUT: Final = "train without the feature, or merge the adapter into the base before serving"
 SERVE_TABLE = cite(
@@ -28,9 +31,7 @@ SERVE_TABLE = cite(
     "each row names its repository, and a file at a commit, or a thread; each finding cites its own row",
 )
 
-Engine: TypeAlias = Literal[
-    "vllm", "sglang", "ollama", "llamacpp", "tensorrt", "lorax", "slora", "mlx", "peft", "hotswap"
-]
+Engine: TypeAlias = Literal["vllm", "sglang", "ollama", "llamacpp", "tensorrt", "lorax", "mlx", "peft", "hotswap"]
 Effect: TypeAlias = Literal["refused", "misread", "dropped"]
 Feature: TypeAlias = Literal[
     "dora",
@@ -54,6 +55,12 @@ Feature: TypeAlias = Literal[
     "embedding",
     "alora",
     "experts",
+    "expert_parameters",
+    "expert_scale",
+    "tower",
+    "unnamed",
+    "wrapped",
+    "any",
 ]
 Surrounding: TypeAlias = Literal["bitsandbytes"]
 Setting: TypeAlias = Literal["use_rslora", "lora_dropout", "lora_bias", "modules_to_save", "token_rows"]
@@ -65,11 +72,12 @@ ENGINES: Final[dict[Engine, str]] = {
     "llamacpp": "llama.cpp",
     "tensorrt": "TensorRT-LLM",
     "lorax": "LoRAX",
-    "slora": "S-LoRA",
     "mlx": "MLX-LM",
     "peft": "PEFT (adapter_names)",
     "hotswap": "PEFT (hotswap_adapter)",
 }
+FLEETS_ONLY: Final = frozenset({"hotswap"})
+"""What only several adapters meet."""
 
 
 class Source(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -79,6 +87,7 @@ class Source(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     seen: str
     commit: str = ""
     path: str = ""
+    """The file, and after a colon the function in it."""
     thread: int | None = None
     """The number of an issue or a pull request."""
 
@@ -92,7 +101,7 @@ class Source(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         """The address on GitHub, which leads from an issue's number to a pull request's page too."""
         if self.thread is not None:
             return f"https://github.com/{self.repository}/issues/{self.thread}"
-        return f"https://github.com/{self.repository}/blob/{self.commit}/{self.path}"
+        return f"https://github.com/{self.repository}/blob/{self.commit}/{self.path.partition(':')[0]}"
 
 
 class ServeFact(NamedTuple):
@@ -103,20 +112,46 @@ class ServeFact(NamedTuple):
     effect: Effect
     says: str
     source: Source
-    only: frozenset[str]
+    only: frozenset[str] = frozenset()
     """For `targets` the names of modules, for `base` the model types, of which alone the engine takes adapters."""
     beside: Surrounding | None = None
     """What the feature must meet for the fact to hold."""
+    models: tuple[str, ...] = ()
+    """Model types that the fact is about, by their beginning; all if empty."""
+    since: str = ""
+    """The first version that does so."""
+    until: str = ""
+    """The first version that no longer does so."""
+    unless: str = ""
+    """The server's flag that mends it."""
 
     def applies(self, facts: Facts) -> bool:
         """Whether the adapter has the feature, in the surroundings that the fact is about."""
         if self.beside is not None and not SURROUNDINGS[self.beside](facts):
             return False
+        if self.unless in facts.around.flags or not self._is_of(facts):
+            return False
         if self.feature == "targets":
-            return not _names(facts.config.lora.target_modules) <= self.only
+            return not _leaves(facts) <= self.only
         if self.feature == "base":
             return facts.around.coverage is not None and facts.around.coverage.model_type not in self.only
-        return FEATURES[self.feature].asked_for(facts)
+        return FEATURES[self.feature].shows(facts)
+
+    def _is_of(self, facts: Facts) -> bool:
+        named = facts.model_type or (facts.config.model_name or "").rpartition("/")[2]
+        return not self.models or re.sub(r"[^a-z0-9]", "", named.lower()).startswith(self.models)
+
+    def holds_in(self, version: str) -> bool:
+        """Whether the fact is one of a version; without a version, whether it is one of all that were looked at."""
+        if not version:
+            return not self.since and not self.until
+        return _numbers(self.since) <= _numbers(version) and (
+            not self.until or _numbers(version) < _numbers(self.until)
+        )
+
+
+def _numbers(version: str) -> tuple[int, ...]:
+    return tuple(map(int, re.findall(r"\d+", version)))
 
 
 class RankSizes(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -166,24 +201,55 @@ class _Read(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     features: dict[Feature, tuple[Effect, str]]
     only: frozenset[str] = frozenset()
     beside: Surrounding | None = None
+    models: tuple[str, ...] = ()
+    since: str = ""
+    until: str = ""
+    unless: str = ""
+
+
+class ServerFlags(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """The flags of a server that decide what is served; `packed` are names that stand for several modules there."""
+
+    engine: Engine
+    targets: str
+    rank: str
+    packed: dict[str, tuple[str, ...]]
+    source: Source
 
 
 class _Tables(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     facts: list[_Read]
     ranks: list[RankSizes]
     processes: list[Processes]
+    flags: list[ServerFlags]
+    versions: dict[Engine, tuple[str, str]]
     unknown: dict[Engine, tuple[Feature, ...]]
 
 
 _TABLES: Final = own_table(__file__, "serving.toml", _Tables)
 FACTS: Final = tuple(
-    ServeFact(read.engine, feature, effect, says, read.source, read.only, read.beside)
+    ServeFact(
+        read.engine,
+        feature,
+        effect,
+        says,
+        read.source,
+        read.only,
+        read.beside,
+        read.models,
+        read.since,
+        read.until,
+        read.unless,
+    )
     for read in _TABLES.facts
     for feature, (effect, says) in read.features.items()
 )
 RANKS: Final = tuple(_TABLES.ranks)
 UNKNOWN: Final = _TABLES.unknown
 """By engine the features of which it is not known what the engine does with them."""
+VERSIONS: Final = _TABLES.versions
+"""By engine the first and the last version that the rows are of; none of an engine whose sources name no version."""
+FLAGS: Final[dict[str, ServerFlags]] = {item.engine: item for item in _TABLES.flags}
 PROCESSES: Final[dict[str, Processes]] = {item.engine: item for item in _TABLES.processes}
 
 
@@ -204,6 +270,19 @@ class AdapterFeature(NamedTuple):
     """Commands that write an adapter without the feature from ADAPTER to NEW."""
     remark: str = ""
     """What they give, or another mend."""
+    groups: tuple[str, ...] = ()
+    """The groups of tensors that show it, where the file's header was read."""
+
+    def shows(self, facts: Facts) -> bool:
+        """Whether the adapter has it: by its tensors, else by its settings."""
+        if self.groups and facts.around.groups is not None:
+            return bool(self.modules(facts)) or (self.setting in _BY_SETTING and self.asked_for(facts))
+        return self.asked_for(facts)
+
+    def modules(self, facts: Facts) -> list[str]:
+        """The modules in the file that it is about; none if that is no group of them."""
+        groups = facts.around.groups or {}
+        return [name for group in self.groups for name in groups.get(group, ())]
 
     @property
     def mend(self) -> str | None:
@@ -212,17 +291,21 @@ class AdapterFeature(NamedTuple):
         return f"{commands} ({self.remark})" if commands and self.remark else commands or self.remark or None
 
 
-def _extra(key: str) -> AdapterFeature:
-    return AdapterFeature(key, key, lambda facts: _has_extra(facts, key))
+def _extra(key: str, *groups: str) -> AdapterFeature:
+    return AdapterFeature(key, key, lambda facts: _has_extra(facts, key), groups=groups)
 
 
 def _has_extra(facts: Facts, key: str) -> bool:
     return bool(facts.config.lora.extras.get(key))
 
 
+_BY_SETTING: Final = frozenset({"use_dora", "modules_to_save", "bias", "trainable_token_indices"})
+"""Settings that engines look at themselves, whatever the file holds."""
+_MERGE: Final = "merge the adapter into the base before serving"
 _LINEAR: Final = frozenset(  # of a Llama's block
     {"q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"}
 )
+_FACTORS: Final = ("language", "tower", "experts", "expert_parameters", "embedding", "head")
 _OUTER: Final = frozenset({"embed_tokens", "lm_head"})
 _ONE_RANK: Final = ("gradience convert ADAPTER --to mlx --out ONE", "gradience convert ONE --to peft --out NEW")
 _TO_MLX: Final = "gradience convert ADAPTER --to mlx --out NEW"
@@ -236,12 +319,19 @@ FEATURES: Final[dict[Feature, AdapterFeature]] = {
         lambda facts: bool(facts.config.lora.use_dora),
         (f"{_TO_PEFT} --base MODEL --rank N",),
         "the best LoRA of that rank; or merge the adapter into the base before serving",
+        ("magnitudes",),
     ),
     "modules_to_save": AdapterFeature(
-        "modules_to_save", "modules_to_save", lambda facts: bool(facts.config.lora.modules_to_save)
+        "modules_to_save",
+        "modules_to_save",
+        lambda facts: bool(facts.config.lora.modules_to_save),
+        groups=("whole",),
     ),
     "bias": AdapterFeature(
-        "a trained bias", "bias", lambda facts: _trains_bias(facts.config) or _has_extra(facts, "lora_bias")
+        "a trained bias",
+        "bias",
+        lambda facts: _trains_bias(facts.config) or _has_extra(facts, "lora_bias"),
+        groups=("biases",),
     ),
     "rslora": AdapterFeature(
         "use_rslora",
@@ -256,7 +346,7 @@ FEATURES: Final[dict[Feature, AdapterFeature]] = {
     "alpha_pattern": AdapterFeature(
         "alpha_pattern", "alpha_pattern", lambda facts: bool(facts.config.lora.alpha_pattern), _ONE_RANK, _SAME_UPDATE
     ),
-    "token_rows": _extra("trainable_token_indices"),
+    "token_rows": _extra("trainable_token_indices", "token_rows"),
     "new_rows": AdapterFeature(
         "tokens beyond the base's embedding", "modules_to_save", lambda facts: bool(facts.around.new_rows)
     ),
@@ -266,6 +356,7 @@ FEATURES: Final[dict[Feature, AdapterFeature]] = {
         "LoRA on the embedding or the head",
         "target_modules",
         lambda facts: not _OUTER.isdisjoint(_names(facts.config.lora.target_modules)),
+        groups=("embedding", "head"),
     ),
     "expression": AdapterFeature(
         "target_modules as an expression",
@@ -290,9 +381,43 @@ FEATURES: Final[dict[Feature, AdapterFeature]] = {
         "LoRA on the embedding",
         "target_modules",
         lambda facts: "embed_tokens" in _names(facts.config.lora.target_modules),
+        groups=("embedding",),
     ),
     "alora": _extra("alora_invocation_tokens"),
-    "experts": AdapterFeature("LoRA on experts", "target_modules", lambda facts: _adapts_experts(facts.config)),
+    "experts": AdapterFeature(
+        "LoRA on experts",
+        "target_modules",
+        lambda facts: _adapts_experts(facts.config),
+        groups=("experts", "expert_parameters"),
+    ),
+    "expert_parameters": AdapterFeature(
+        "experts as parameters (target_parameters)",
+        "target_parameters",
+        lambda facts: _has_extra(facts, "target_parameters"),
+        remark=_MERGE,
+        groups=("expert_parameters",),
+    ),
+    "expert_scale": AdapterFeature(
+        "use_rslora on experts",
+        "use_rslora",
+        lambda facts: bool(facts.config.lora.use_rslora) and FEATURES["experts"].shows(facts),
+        (_TO_PEFT,),
+        "the same update with scaling lora_alpha / r",
+    ),
+    "tower": AdapterFeature("the vision or audio tower", "target_modules", remark=_MERGE, groups=("tower",)),
+    "wrapped": AdapterFeature(
+        "names below language_model",
+        "target_modules",
+        lambda facts: any("language_model." in name for name in (facts.around.groups or {}).get("language", ())),
+        remark=_MERGE,
+    ),
+    "any": AdapterFeature("every adapter", "peft_type", lambda _: True, remark=_MERGE),
+    "unnamed": AdapterFeature(
+        "modules that --lora-target-modules does not name",
+        "target_modules",
+        lambda facts: bool(_unnamed(facts)),
+        remark="name them too when starting the server, or start it without the flag",
+    ),
 }
 SURROUNDINGS: Final[dict[Surrounding, Callable[[Facts], bool]]] = {
     "bitsandbytes": lambda facts: _in_bitsandbytes(facts),  # noqa: PLW0108  # defined below
@@ -345,6 +470,29 @@ def _in_bitsandbytes(facts: Facts) -> bool:
     return "bnb" in re.split(r"[^a-z0-9]+", (facts.config.model_name or "").lower())
 
 
+def _leaves(facts: Facts) -> frozenset[str]:
+    """The last parts of the names of adapted modules: by the file's header, else by the targets."""
+    groups = facts.around.groups
+    if groups is None:
+        return _names(facts.config.lora.target_modules)
+    held = [name for group in _FACTORS for name in groups.get(group, ())]
+    return frozenset(name.replace(".base_layer", "").rpartition(".")[2] for name in held)
+
+
+def _unnamed(facts: Facts) -> list[str]:
+    """Modules that the server's flag leaves out: by the file's header, else the targets."""
+    for flags in FLAGS.values():
+        named = facts.around.flags.get(flags.targets)
+        if named is None:
+            continue
+        taken = {leaf for name in named for leaf in (name, *flags.packed.get(name, ()))}
+        groups = facts.around.groups
+        if groups is None:
+            return sorted(_names(facts.config.lora.target_modules) - taken)
+        return [one for group in _FACTORS for one in groups.get(group, ()) if one.rpartition(".")[2] not in taken]
+    return []
+
+
 def _names(targets: list[str] | str | None) -> frozenset[str]:
     """The last parts of the targets; of `all-linear` those of a Llama, of another expression none."""
     if isinstance(targets, str):
@@ -355,45 +503,191 @@ def _names(targets: list[str] | str | None) -> frozenset[str]:
 _VERBS: Final[dict[Effect, str]] = {"refused": "refuses", "misread": "misreads", "dropped": "leaves out"}
 
 
-def known_engines(given: Iterable[str]) -> tuple[Engine, ...]:
-    """The engines named, each text with one or several, separated by commas.
+def known_engines(given: Iterable[str], *, fleet: bool = False) -> tuple[str, ...]:
+    """The engines named, with @VERSION if one is given; each text with one or several, separated by commas.
 
     Raises:
         ConfigError: an engine is not known.
     """
     names = [name.strip().lower() for item in given for name in item.split(",")]
-    if strange := sorted(name or "an empty text" for name in names if name not in ENGINES):
-        raise ConfigError(f"no engine is called {', '.join(strange)}", advice=f"engines: {', '.join(ENGINES)}")
-    return tuple(engine for engine in ENGINES if engine in names)
+    known: list[str] = [engine for engine in ENGINES if fleet or engine not in FLEETS_ONLY]
+    if strange := sorted(name or "an empty text" for name in names if name.partition("@")[0] not in known):
+        raise ConfigError(
+            f"not judged: no engine is called {', '.join(strange)}", advice=f"engines: {', '.join(known)}"
+        )
+    return tuple(sorted(dict.fromkeys(names), key=lambda name: known.index(name.partition("@")[0])))
+
+
+def read_flags(text: str) -> dict[str, tuple[str, ...]]:
+    """The flags of a server's command, each with its values.
+
+    >>> read_flags("vllm serve m --max-lora-rank=32 --lora_target_modules q_proj v_proj")
+    {'max-lora-rank': ('32',), 'lora-target-modules': ('q_proj', 'v_proj')}
+
+    Raises:
+        ConfigError: a quotation is not closed.
+    """
+    try:
+        words = shlex.split(text)
+    except ValueError as error:
+        raise ConfigError(f"--server-flags: {error}", advice="give the flags as in the server's command") from error
+    flags: dict[str, tuple[str, ...]] = {}
+    last = None
+    for word in words:
+        if word.startswith("--"):
+            name, sign, value = word[2:].partition("=")
+            last = name.replace("_", "-")
+            flags[last] = (value,) if sign else ()
+        elif last is not None:
+            flags[last] = (*flags[last], word)
+    return flags
+
+
+def engine_of(name: str) -> Engine:
+    """The engine that is named, without its version."""
+    return _versioned(name)[0]
+
+
+def _versioned(name: str) -> tuple[Engine, str]:
+    engine, _, version = name.partition("@")
+    return next(one for one in ENGINES if one == engine), version.removeprefix("v")
+
+
+def unjudged(name: str) -> str:
+    """Why an engine is not judged in the version named; empty if it is."""
+    engine, version = _versioned(name)
+    if not version:
+        return ""
+    if engine not in VERSIONS:
+        return f"what is known of {ENGINES[engine]} was read without a version"
+    first, last = VERSIONS[engine]
+    if _numbers(version) and _numbers(first) <= _numbers(version) <= _numbers(last):
+        return ""
+    return f"what is known of {ENGINES[engine]} was read of {first} to {last}, and not of {version}"
+
+
+def facts_of(name: str, facts: Facts) -> Iterator[ServeFact]:
+    """The facts on an engine, in the version named with it, that apply to the adapter."""
+    engine, version = _versioned(name)
+    if not unjudged(name):
+        yield from (fact for fact in FACTS if fact.engine == engine and fact.holds_in(version) and fact.applies(facts))
+
+
+def unknown_features(name: str, facts: Facts) -> list[Feature]:
+    """The adapter's features of which no row tells what the engine does with them."""
+    told = {fact.feature for fact in facts_of(name, facts)}
+    return [one for one in UNKNOWN.get(engine_of(name), ()) if one not in told and FEATURES[one].shows(facts)]
+
+
+def _touched(fact: ServeFact, facts: Facts) -> list[str]:
+    """The modules in the file that a fact is about; none if it is about settings, and so about all."""
+    if fact.feature == "unnamed":
+        return _unnamed(facts) if facts.around.groups is not None else []
+    return FEATURES[fact.feature].modules(facts)
+
+
+def _lost(fact: ServeFact, facts: Facts) -> tuple[str, float | None]:
+    """How many modules a fact is about and their share of the update's energy, in words and as a number."""
+    modules = _touched(fact, facts)
+    if fact.effect == "refused" or not modules:
+        return "", None
+    share = None if facts.around.energy is None else facts.around.energy(modules)
+    part = "" if share is None else f", {share:.0%} of the update's energy"
+    return f" ({len(modules)} {'modules' if len(modules) > 1 else 'module'}{part})", share
 
 
 def _effects(effect: Effect, facts: Facts) -> Iterator[Observation]:
     """Yield an observation for each feature of the adapter on which an engine named by --serve has this effect."""
-    engines, moved = _engines(facts), facts.around.moved
+    moved = facts.around.moved
     stems = {} if moved is None else {"old": moved.old, "new": moved.new, "there": moved.new or "the top"}
-    for fact in FACTS:
-        if fact.engine in engines and fact.effect == effect and fact.applies(facts):
-            feature = FEATURES[fact.feature]
+    for name in _engines(facts):
+        for fact in facts_of(name, facts):
+            if fact.effect != effect:
+                continue
+            feature, (lost, share) = FEATURES[fact.feature], _lost(fact, facts)
+            values: dict[str, Json] = {"engine": fact.engine, "feature": fact.feature, "effect": effect}
             yield Observation(
-                f"{ENGINES[fact.engine]} {_VERBS[effect]} {feature.name.format(**stems)}: {fact.says}",
-                {"engine": fact.engine, "feature": fact.feature, "effect": effect, "url": fact.source.url},
+                f"{ENGINES[fact.engine]} {_VERBS[effect]} {feature.name.format(**stems)}{lost}: {fact.says}",
+                values | {"url": fact.source.url} | ({} if share is None else {"share": share}),
                 action=feature.mend and feature.mend.format(**stems),
                 evidence=(cite(str(fact.source), fact.says),),
             )
 
 
-def _padded(sizes: RankSizes, rank: int) -> Iterator[Observation]:
-    engine, room = ENGINES[sizes.engine], sizes.room_for(rank)
-    values = {"engine": sizes.engine, "rank": rank, "room": room}
-    evidence = (cite(str(sizes.source), sizes.says),)
-    if room is None:
-        yield Observation(f"{engine} has no room for rank {rank}", values, severity="warning", evidence=evidence)
-    elif room > rank:
-        unused = f"{1 - rank / room:.0%} of its adapter memory is padding"
-        yield Observation(f"{engine} makes room for rank {room}: at rank {rank}, {unused}", values, evidence=evidence)
-    elif sizes.default is not None and rank > sizes.default:
-        message = f"{engine} takes up to rank {sizes.default} by default: start it with max_lora_rank {room}"
-        yield Observation(message, values, evidence=evidence, action=f"set max_lora_rank to {room} when serving")
+_FATES: Final[dict[Effect, Fate]] = {
+    "refused": "refused at start",
+    "dropped": "dropped in silence",
+    "misread": "applied otherwise than trained",
+}
+GROUPS: Final = {
+    "language": "the language model",
+    "tower": "the vision or audio tower",
+    "experts": "experts, one by one",
+    "expert_parameters": "experts, as parameters",
+    "embedding": "the embedding",
+    "head": "the head",
+    "magnitudes": "DoRA's magnitudes",
+    "biases": "biases",
+    "token_rows": "rows of tokens",
+    "copies": "copies of the base",
+    "whole": "whole weights",
+}
+
+
+def fates(facts: Facts) -> Iterator[GroupFate]:
+    """Yield what each engine does with each group of the tensors in the file; without a file how it is started."""
+    for name in facts.around.engines:
+        if facts.around.groups is None and (start := _start(engine_of(name), facts)):
+            yield GroupFate(engine=name, group="no tensor was read", modules=0, fate="not judged", reason=start)
+        applying, unknown = list(facts_of(name, facts)), unknown_features(name, facts)
+        for group, modules in (facts.around.groups or {}).items():
+            here = [fact for fact in applying if _concerns(fact, modules, facts)]
+            worst = next((fact for effect in _FATES for fact in here if fact.effect == effect), None)
+            unsure = unjudged(name) or any(group in FEATURES[one].groups for one in unknown)
+            sound: Fate = "not judged" if unsure else "applied"
+            yield GroupFate(
+                engine=name,
+                group=GROUPS[group],
+                modules=len(modules),
+                fate=sound if worst is None else _FATES[worst.effect],
+                reason=_start(engine_of(name), facts) if worst is None else worst.says,
+                source="" if worst is None else worst.source.url,
+            )
+
+
+def _start(engine: Engine, facts: Facts) -> str:
+    """How a server is started so that it takes the adapter's rank, if its default does not."""
+    rank = _largest_rank(facts)
+    known = next((sizes for sizes in RANKS if sizes.engine == engine), None)
+    if known is None or known.default is None or rank <= known.default or facts.around.flags:
+        return ""
+    return f"start it with a max_lora_rank of {known.room_for(rank)}: its default is {known.default}"
+
+
+def _largest_rank(facts: Facts) -> int:
+    """The rank that a slot needs, which has one size for all modules."""
+    return max([facts.config.lora.r or 1, *(facts.config.lora.rank_pattern or {}).values()])
+
+
+def _concerns(fact: ServeFact, modules: Sequence[str], facts: Facts) -> bool:
+    """Whether a fact is about a group: a refusal is about all, and so is a fact on settings."""
+    touched = _touched(fact, facts)
+    return fact.effect == "refused" or not touched or not set(touched).isdisjoint(modules)
+
+
+def over_limit(sizes: RankSizes, rank: int, flags: Mapping[str, Sequence[str]]) -> tuple[str, str | None] | None:
+    """What is wrong with a rank for a server with these flags, and what mends it; None if there is room."""
+    name, known = ENGINES[sizes.engine], FLAGS.get(sizes.engine)
+    flag = "" if known is None else f"--{known.rank}"
+    given = flags.get(known.rank, ()) if known is not None else ()
+    limit = int(given[0]) if given and given[0].isdecimal() else None
+    if sizes.room_for(rank) is None:
+        return f"{name} has no room for rank {rank}", None
+    if limit is not None and sizes.sizes and limit not in sizes.sizes:
+        return f"{name} takes no {flag} {limit}", f"give one of {', '.join(map(str, sizes.sizes))}"
+    if limit is not None and rank > limit:
+        return f"{name} refuses rank {rank}: {flag} is {limit}", f"start it with {flag} {sizes.room_for(rank)}"
+    return None
 
 
 def _engines(facts: Facts) -> tuple[str, ...]:
@@ -403,7 +697,8 @@ def _engines(facts: Facts) -> tuple[str, ...]:
 
 
 def _settings_of(values: Mapping[str, Json]) -> list[str]:
-    return [item.setting for name, item in FEATURES.items() if name == values["feature"]]
+    named = values.get("features") or [values.get("feature")]
+    return [item.setting for name, item in FEATURES.items() if isinstance(named, list) and name in named]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -462,28 +757,54 @@ def _dropped(facts: Facts) -> Iterator[Observation]:
     return _effects("dropped", facts)
 
 
-@_ServeRule("SRV004", severity="info", confidence=0.8, settings=("r", "rank_pattern"))
+@_ServeRule("SRV004", severity="warning", confidence=0.8, settings=("r", "rank_pattern"))
 def _rank_sizes(facts: Facts) -> Iterator[Observation]:
-    """a rank between an engine's sizes
+    """a rank that an engine has no room for
 
-    the largest rank lies between the sizes that an engine named by --serve allocates, above all of them, or above its
-    default
+    the largest rank is above all sizes that an engine named by --serve allocates, or above the one that --server-flags
+    names, or that is none of its sizes
 
-    Why: An engine that serves many adapters allocates every slot at one of a few sizes.
-    Action: set r to that size, or to the next smaller one
-    Verify: memory of the engine with and without the adapter
+    Why: An engine that serves many adapters allocates every slot at one of a few sizes, and refuses what is larger.
+    Action: set r to the largest size, or start the server with a larger one
+    Verify: start the server and load the adapter
     Seen: https://github.com/PrimeIntellect-ai/prime-rl/pull/1408 -- vLLM rejects a max_lora_rank between its sizes
     """
-    engines = _engines(facts)
-    # A slot has one size for all modules, so the largest rank decides
-    ranks = [facts.r, *(facts.config.lora.rank_pattern or {}).values()]
+    engines = {_versioned(name)[0] for name in _engines(facts) if not unjudged(name)}
+    rank = max(facts.r, _largest_rank(facts))
     for sizes in RANKS:
-        if sizes.engine in engines:
-            yield from _padded(sizes, max(ranks))
+        if sizes.engine in engines and (over := over_limit(sizes, rank, facts.around.flags)) is not None:
+            values: dict[str, Json] = {"engine": sizes.engine, "rank": rank, "room": sizes.room_for(rank)}
+            yield Observation(over[0], values, action=over[1], evidence=(cite(str(sizes.source), sizes.says),))
+
+
+@_ServeRule("SRV005", severity="warning", confidence=0.9, settings=_settings_of)
+def _not_known(facts: Facts) -> Iterator[Observation]:
+    """an engine that is not judged
+
+    no row of the table is of the version named with --serve, or none tells what the engine does with a feature that
+    the adapter has
+
+    Why: Silence would be read as a promise that the adapter is served as it was trained.
+    Action: compare outputs with PEFT's before you rely on it (gradience verify)
+    Verify: gradience receipt, and gradience verify on the server
+    Seen: https://github.com/vllm-project/vllm/issues/41702 -- an adapter of experts loads, and changes nothing
+    """
+    for name in _engines(facts):
+        engine, version = _versioned(name)
+        values: dict[str, Json] = {"engine": engine, "version": version}
+        if reason := unjudged(name):
+            yield Observation(f"{ENGINES[engine]} {version} is not judged: {reason}", values)
+            continue
+        if asked := unknown_features(name, facts):
+            says = few([FEATURES[one].name for one in asked], len(asked))
+            yield Observation(
+                f"{ENGINES[engine]} is not judged with {says}: no source read here tells what it does with that",
+                values | {"features": [*asked]},
+            )
 
 
 EFFECT_RULES: Final = (_refused, _misread, _dropped)
 """The rules on what an engine does with one feature; each finding's values name the engine and the feature."""
-RULES = (*EFFECT_RULES, _rank_sizes)
+RULES = (*EFFECT_RULES, _rank_sizes, _not_known)
 MISREAD: Final = _misread.id
 RANK_SIZE: Final = _rank_sizes.id

@@ -359,7 +359,7 @@ def _evaluated_on_train(facts: RunFacts, step: int) -> float | None:
 
 
 def _rows_near(facts: RunFacts, step: int) -> range:
-    """The training rows of the last twentieth of the steps up to a step, and the next one if it is near.
+    """The training rows of the last twentieth of the steps up to a step; if there is none, the next one if it is near.
 
     A row is the mean over the interval before it, so one that is more than half of an interval away tells of other
     steps.
@@ -370,7 +370,7 @@ def _rows_near(facts: RunFacts, step: int) -> range:
     near = interval(facts) / 2.0
     reach = max(near, NEAR.value * (steps[-1] - steps[0]))
     start, end = bisect_left(steps, step - reach), bisect_right(steps, step)
-    if end < len(steps) and steps[end] - step <= near:
+    if start == end < len(steps) and steps[end] - step <= near:
         end += 1
     return range(max(start, end - _MOST_ROWS), end)
 

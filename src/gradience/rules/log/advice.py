@@ -12,8 +12,9 @@ from typing import Final, NamedTuple
 
 from gradience.rules.log import RULE_OF
 from gradience.rules.log.account import account
-from gradience.rules.log.facts import RunFacts, Values
-from gradience.schema import as_float
+from gradience.rules.log.facts import START, RunFacts, Values
+from gradience.rules.log.statistics import median
+from gradience.schema import as_float, number_in
 from gradience.schema.document import SEVERITIES, Finding
 from gradience.schema.reports import Advice, Cause, RunAccount
 
@@ -50,8 +51,9 @@ _RANK: Final[dict[Cause, int]] = {  # the leading cause: without labels or numbe
 
 
 class _Case(NamedTuple):
-    """The situation: the account of the run, and the numbers of the finding that leads."""
+    """The situation: the run and its account, and the numbers of the finding that leads."""
 
+    facts: RunFacts
     of: RunAccount
     values: Values
 
@@ -69,13 +71,14 @@ def advice(facts: RunFacts, findings: Iterable[Finding]) -> Advice | None:
     grave = [finding for finding in findings if SEVERITIES.index(finding.severity) >= _GRAVE]
     causes = [(cause, finding) for finding in grave if (cause := RULE_OF[finding.id].cause_of(finding)) is not None]
     for cause, finding in sorted(causes, key=lambda item: _RANK[item[0]]):
-        case = _Case(account(facts), finding.values)
+        case = _Case(facts, account(facts), finding.values)
         row = next((row for row in _TABLE.get(cause, ()) if row.holds(case)), None)
         if row is not None:
             return Advice(cause=cause, finding=finding.id, text=row.text(case), alternative=row.alternative(case))
         if cause in _ENDS_IT:
             return None
-    return None
+    lead = next((finding for finding in grave if finding.action), None)
+    return None if lead is None else Advice(finding=lead.id, text=(lead.action or "").rstrip("."))
 
 
 def _step(case: _Case, key: str) -> int | None:
@@ -97,6 +100,16 @@ def _saved_before(of: RunAccount, step: int | None) -> int | None:
     # A limit on checkpoints keeps the newest
     oldest = 0 if of.saving.most is None else (last // every - of.saving.most + 1) * every
     return saved if saved >= max(every, oldest) else None
+
+
+def _before_the_rise(case: _Case) -> int | None:
+    """The checkpoint up to the lowest loss, if the loss there is nearer to the lowest than to where the run ended."""
+    step = _saved_before(case.of, (_step(case, "lowest_step") or 0) + 1)
+    lowest, last = number_in(case.values, "lowest"), number_in(case.values, "last")
+    if step is None or lowest is None or last is None:
+        return None
+    there = median(case.facts.losses_until(step, START))
+    return step if there - lowest < (last - lowest) / 2.0 else None
 
 
 def _saved_at(of: RunAccount, step: int | None) -> bool:
@@ -129,6 +142,10 @@ def _earlier(case: _Case) -> bool:
 
 def _restored(case: _Case) -> bool:
     return case.of.selection.restored is True and case.of.selection.by == case.of.decisive
+
+
+def _targets(case: _Case) -> str:
+    return "what target_modules matched and " if case.of.adapter else ""
 
 
 def _rate(case: _Case) -> float:
@@ -169,11 +186,7 @@ _TABLE: Final[Mapping[Cause, tuple[_Row, ...]]] = {
         _Row(
             lambda c: f"Train again with a lower learning rate than {_rate(c):.3g}",
             lambda c: _rate(c) > 0.0,
-            lambda c: (
-                f"checkpoint-{_saved_before(c.of, (_step(c, 'lowest_step') or 0) + 1)} is from before the rise"
-                if _saved_before(c.of, (_step(c, "lowest_step") or 0) + 1)
-                else None
-            ),
+            lambda c: None if (step := _before_the_rise(c)) is None else f"checkpoint-{step} is from before the rise",
         ),
         _Row(lambda _: "Train again with a lower learning rate"),
     ),
@@ -189,8 +202,8 @@ _TABLE: Final[Mapping[Cause, tuple[_Row, ...]]] = {
     "at_chance": (
         _Row(
             lambda _: (
-                "Train on 32 examples until they are learnt; if that fails, the labels, the prompt or the head are "
-                "wrong"
+                "Train on 32 examples until they are learnt: if that fails, look at the labels, the prompt and the "
+                "head, and if not, at the learning rate"
             )
         ),
     ),
@@ -200,9 +213,9 @@ _TABLE: Final[Mapping[Cause, tuple[_Row, ...]]] = {
             lambda c: 0.0 < _rate(c) < _LOW_RATE,
         ),
         _Row(
-            lambda _: (
-                "Train on 32 examples until they are learnt; if that fails, see what target_modules matched and "
-                "which parameters require gradients"
+            lambda c: (
+                f"Train on 32 examples until they are learnt; if that fails, see {_targets(c)}which parameters require "
+                "gradients"
             )
         ),
     ),

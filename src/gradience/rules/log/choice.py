@@ -45,7 +45,7 @@ def _roles(
     if metric is not None and metric.count > 1:
         yield metric.best_step, f"best {metric.name}"
     if of.selection.step is not None:
-        yield of.selection.step, "restored" if of.selection.restored else "the trainer's best"
+        yield of.selection.step, "restored" if of.selection.restored and of.ending.finished else "the trainer's best"
 
 
 def _mark(

@@ -90,6 +90,7 @@ def _balance(facts: RunFacts) -> Iterator[Observation]:
     Why: The advantage is of the sum: a function in units of its own outweighs the others, and a constant one teaches
         nothing.
     Scope: RL with several reward functions, as TRL logs them
+    Action: Scale the functions so that the one that should count most varies most.
     Verify: Read completions by the function that should count most.
     Source: GDPO, arXiv 2601.05242 (abstract) -- normalising the sum of different rewards collapses their advantages
     Source: arithmetic -- variances of independent parts add up: a part of a tenth of the deviation is 1 % of the

@@ -135,6 +135,7 @@ def _spike(facts: RunFacts) -> Observation | None:
         },
         severity="warning" if kept else "info",
         confidence=0.8 if kept else 0.5,
+        action="Look at the rows of that step; then lower the learning rate, or clip gradients." if kept else None,
         evidence=seen(f"{times[worst]:.1f} times the usual row-to-row change"),
     )
 
@@ -507,11 +508,11 @@ def _above_equal_odds(facts: RunFacts) -> Observation | None:
 @LogRule(
     "INI195",
     severity="info",
+    reading=True,
     confidence=0.6,
     needs=(not_under("rl", "preference", "reward"), positive_loss),
     phrase=lambda v: f"starts at {shown(v, 'first')} nats, nearly a uniform guess",
     as_info=True,
-    look=True,
     thresholds=(HIGH_START, LN_VOCABULARY),
 )
 def _starts_high(facts: RunFacts) -> Observation | None:

@@ -79,6 +79,7 @@ def _explosion(facts: RunFacts) -> Observation | None:
 
     Why: Clipping hides the size of such steps, not their direction; divergence often follows.
     Scope: any run that records grad_norm in 8 or more rows
+    Action: Lower the learning rate, or warm up longer.
     Verify: See whether the loss rises in the rows after.
     Seen: https://github.com/huggingface/transformers/issues/45676 -- norms before clipping rise to thousands in
         LoRA training of one model

@@ -1,4 +1,4 @@
-"""OVF110, GAP111, CHN112, SML113, UND126 and EVL134: what held-out data say about the run, and with what certainty."""
+"""OVF110, HLD146, GAP111, CHN112, SML113, UND126 and EVL134: what held-out data say, and with what certainty."""
 
 from __future__ import annotations
 
@@ -24,7 +24,21 @@ from gradience.rules.log.facts import (
     seen,
     shown,
 )
-from gradience.rules.log.learning import FITTED, OVERFIT_RISE, too_little
+from gradience.rules.log.learning import (
+    ALL_WRONG,
+    CLEAR_FALL,
+    FITTED,
+    HELD_STILL,
+    LATE_EVALS,
+    LATE_FALL,
+    LEARNT,
+    OVERFIT_RISE,
+    Still,
+    held_still,
+    learning,
+    memorises,
+    too_little,
+)
 from gradience.rules.log.preference import SWAPPED, in_order, swapped
 from gradience.rules.log.statistics import NORMAL_95, median
 from gradience.schema import Json, as_float
@@ -268,10 +282,100 @@ def _gap_says(v: Values) -> str | None:
     return f"{v['split']} loss {shown(v, 'held_out')}{best} against {shown(v, 'train')} in training"
 
 
+def _still_says(v: Values) -> str:
+    what = v.get("what")
+    if v.get("how") == "late":
+        return f"{what} has not improved since step {v['step']}"
+    if v.get("memorises"):
+        return f"memorises; {what} did not improve"
+    return f"the training loss falls, but {what} does not improve" if v.get("falls") else f"{what} does not improve"
+
+
+@LogRule(
+    "HLD146",
+    severity="warning",
+    confidence=0.8,
+    needs=(not_under("rl", "preference", "reward"),),
+    place="shape",
+    phrase=_still_says,
+    as_info=True,
+    look=True,
+    live=True,
+    covers=lambda v: frozenset({"learning"}) if v.get("falls") and v.get("how") != "late" else frozenset(),
+    thresholds=(
+        *(ALL_WRONG, LEAST_EVALS, HELD_STILL, CLEAR_FALL, LEARNT),
+        *(LATE_EVALS, LATE_FALL, EVAL_NOISE),
+    ),
+    evidence=(KARPATHY,),
+)
+def _held_out_still(facts: RunFacts) -> Observation | None:
+    """held-out data do not improve
+
+    a metric has nothing right at every evaluation (0, or an error rate of {all_wrong} or more); or, while the training
+    loss falls, from {least_evals} evaluations on the held-out loss never is {held_still} or its noise below
+    the first one, which was over {learnt} of the first training loss, or the task's metric never better than at first:
+    a warning if the training loss fell by {clear_fall}. Info: both end worse than they began; or, from {late_evals}
+    evaluations on, the held-out loss has not improved by {held_still} or {eval_noise} times its noise since one of
+    them, and the training loss fell to {late_fall} since
+
+    Why: What is learnt there is learnt of the training rows alone, or what is evaluated is not what trains.
+    Scope: supervised training; not where OVF110 speaks
+    Verify: Evaluate the base model on the same rows, and the trained one on 32 rows of training.
+    Seen: https://github.com/aigoncharov/trainer_state_viz -- 30 epochs, held-out losses best after the first
+    Source: definition -- a loss that is no lower on other rows is of the training rows
+    """
+    if not facts.evaluations:
+        raise Unknown("nothing held out was evaluated")
+    still = held_still(facts)
+    if still is None or (still.how in {"first", "lost", "late"} and overfits(facts)):
+        return None
+    memorised = memorises(facts)
+    return Observation(
+        _still_message(still),
+        {
+            **still._asdict(),
+            "memorises": memorised,
+            "falls": bool(facts.series.steps) and learning(facts).shown,
+        },
+        severity=None if memorised or (still.how == "dead" and not _other_metrics_gain(facts)) else "info",
+        action=_STILL_ACTIONS[still.how],
+        evidence=seen(f"{still.evaluations} evaluations"),
+    )
+
+
+def _other_metrics_gain(facts: RunFacts) -> bool:
+    """Whether some metric got better from the first evaluation by more than chance explains."""
+    return any(gain(m, m.first, m.best) > m.error for m in account(facts).metrics if m.best is not None)
+
+
+_STILL_ACTIONS: Final = {
+    "dead": "Read some of its answers beside the labels: the metric, the labels or the output format do not fit.",
+    "first": "Fewer passes over more or other data; see that held-out rows are of the task that is trained.",
+    "lost": "Keep the checkpoint of the best evaluation.",
+    "late": "Stop earlier: steps after that fit the training rows alone.",
+}
+
+
+def _still_message(still: Still) -> str:
+    what, name = still.what[:1].upper() + still.what[1:], still.what.partition(" ")[2]
+    first, best, last = (of_metric(name, value) for value in (still.first, still.best, still.last))
+    if still.how == "dead":
+        return f"{what} is {best} at best of {still.evaluations} evaluations: nothing is right."
+    if still.how == "late":
+        return (
+            f"{what} has not improved since step {still.step} ({first} there, {best} at best of "
+            f"{still.evaluations} evaluations), while the training loss fell on."
+        )
+    if still.how == "lost":
+        return f"{what} ends worse than it began: {first}, then {last}, while the training loss falls."
+    return f"{what} never was better than at first ({first}, {best} at best), while the training loss falls."
+
+
 @LogRule(
     "GAP111",
     severity="warning",
     confidence=0.6,
+    live=True,
     needs=(not_under("rl", "preference", "reward"),),
     signs=("gap",),
     phrase=_gap_says,
@@ -514,6 +618,7 @@ def _small_eval(facts: RunFacts) -> Observation | None:
 @LogRule(
     "UND126",
     severity="info",
+    reading=True,
     confidence=0.5,
     needs=(not_under("rl"),),
     phrase=lambda v: f"{v['split']} loss still falls at the end",
@@ -690,4 +795,12 @@ def _fitting(loss: float, accuracy: float, n: int | None) -> Iterator[int]:
             yield classes
 
 
-RULES: Final[tuple[LogRule, ...]] = (overfitting, _gap, _without_values, _small_eval, _unfinished, _at_chance)
+RULES: Final[tuple[LogRule, ...]] = (
+    overfitting,
+    _held_out_still,
+    _gap,
+    _without_values,
+    _small_eval,
+    _unfinished,
+    _at_chance,
+)

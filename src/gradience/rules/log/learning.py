@@ -11,7 +11,7 @@ import math
 import re
 from collections.abc import Sequence
 from itertools import pairwise
-from typing import Final, NamedTuple
+from typing import Final, Literal, NamedTuple
 
 from gradience.rules import KARPATHY, NEMOTRON, TRIAL, Observation, Sign, Threshold, Unknown
 from gradience.rules.log.account import (
@@ -29,6 +29,7 @@ from gradience.rules.log.facts import (
     JUDGEMENT,
     MOVED,
     REAL_RUNS,
+    START,
     HeldOutCurve,
     LogRule,
     RunFacts,
@@ -63,6 +64,8 @@ ALL_WRONG = Threshold("all_wrong", 0.95, "error rate", "a judgement: hardly a wo
 
 HELD_STILL = Threshold("held_still", 0.003, "fraction, first to best held-out loss", "63 real runs: 14 of 14")
 OVERFIT_RISE = Threshold("overfit_rise", 0.02, "generalisation loss E / E_opt - 1", "Prechelt: GL, alpha = 2")
+LATE_EVALS = Threshold("late_evals", 5, "evaluations", "their noise is known from five on")
+LATE_FALL = Threshold("late_fall", 0.6, "of the training loss at that evaluation", JUDGEMENT)
 CLEAR_FALL = Threshold("clear_fall", 0.2, "fall of the training loss, of the start", JUDGEMENT)
 AT_ONCE = Threshold("at_once", 5.0, "standard deviations of a row that all others are below the first", JUDGEMENT)
 STILL_BOUND = Threshold("still_bound", 0.06, "fraction: 95 % upper bounds of both falls", REAL_RUNS)
@@ -174,34 +177,101 @@ def too_little(facts: RunFacts) -> bool:
     return len(facts.loss.values) < 2 and (few or (curve is not None and curve.losses[-1] > GUESS.value))
 
 
-def not_held_out(facts: RunFacts) -> str | None:
-    """What does not improve held out, while the training loss falls, or None.
+class Still(NamedTuple):
+    """Held-out data that do not improve while the run trains.
 
-    It is a task metric at its worst value, or, if the held-out loss never was far below the first training loss, a
-    metric that is no better or a loss that is higher than at first. Training that overfits has a finding of its own.
+    Attributes:
+        what: the split and the value, as in "eval f1".
+        how: `dead` if it never was better than nothing right; `first` if it never was better than at first; `lost` if
+            it ends worse than it began; `late` if it has stood still since `step`, and the training loss has not.
+        step: the step of the first evaluation, or that from which it stands still.
+        first: its value there.
+        best: its best value since.
+        last: its last value.
+        evaluations: how many there were, from `step` on.
+    """
+
+    what: str
+    how: Literal["dead", "first", "lost", "late"]
+    step: int | None
+    first: float
+    best: float
+    last: float
+    evaluations: int
+
+
+@once
+def held_still(facts: RunFacts) -> Still | None:
+    """What does not improve held out, while the training goes on; None if nothing, or where that cannot be told.
+
+    Of training that had learnt before the first evaluation, only `dead` and `late` can be told.
     """
     of, curve = account(facts), facts.held_out_curve
-    metric = task_metric(facts)
     worst = next((each for each in of.metrics if each.count > 1 and _at_its_worst(each)), None)
     if worst is not None:
-        return f"{worst.split} {worst.name}"
+        return _of_metric(worst, "dead")
+    if not learning(facts).shown:
+        return None
+    late = None if curve is None else _late(facts, curve)
     if curve is not None and facts.loss.points and curve.losses[0] < LEARNT.value * facts.loss.points[0]:
-        return None  # it had learnt before the first evaluation
+        return late  # it had learnt before the first evaluation
+    metric = task_metric(facts)
     if metric is not None and metric.best is not None and metric.count > 1:
         still = curve is not None and gain(metric, metric.first, metric.best) <= 0.0
         lost = gain(metric, metric.first, metric.last) < -metric.error
-        return f"{metric.split} {metric.name}" if (still or lost) and not _solved(metric) else None
-    return None if curve is None or len(curve.losses) < 2 else _loss_or_tokens(of, curve)
+        if _solved(metric) or not (still or lost):
+            return None
+        return _of_metric(metric, "first" if still else "lost")
+    return None if curve is None or len(curve.losses) < 2 else _loss_or_tokens(of, curve) or late
 
 
-def _loss_or_tokens(of: RunAccount, curve: HeldOutCurve) -> str | None:
+def memorises(facts: RunFacts) -> bool:
+    """Whether the training loss fell clearly, and held-out data never were better than at the first evaluation."""
+    still, trend, curve = held_still(facts), learning(facts).trend, facts.held_out_curve
+    if still is None or still.how != "first" or trend is None or trend.fall <= CLEAR_FALL.value:
+        return False
+    return curve is None or _never_better(curve)
+
+
+def _of_metric(metric: MetricAccount, how: Literal["dead", "first", "lost"]) -> Still:
+    best = metric.first if metric.best is None else metric.best
+    return Still(f"{metric.split} {metric.name}", how, None, metric.first, best, metric.last, metric.count)
+
+
+def _of_curve(curve: HeldOutCurve, how: Literal["first", "lost", "late"], at: int = 0) -> Still:
+    losses = curve.losses[at:]
+    return Still(f"{curve.split} loss", how, curve.steps[at], losses[0], min(losses), losses[-1], len(losses))
+
+
+def _late(facts: RunFacts, curve: HeldOutCurve) -> Still | None:
+    """The earliest evaluation that no later one is better than, where training went on to fall by half."""
+    n = len(curve.losses)
+    if n < LATE_EVALS.value or not facts.loss.points:
+        return None
+    least = max(HELD_STILL.value * min(curve.losses), EVAL_NOISE.value * curve.noise)
+    at = next(i for i in range(n) if curve.losses[i] - min(curve.losses[i:]) <= least)
+    if n - at < LATE_EVALS.value or _task_gains(facts, curve.steps[at]):
+        return None
+    then, now = (median(facts.losses_until(step, START)) for step in (curve.steps[at], curve.steps[-1]))
+    return _of_curve(curve, "late", at) if 0.0 < now < LATE_FALL.value * then else None
+
+
+def _never_better(curve: HeldOutCurve) -> bool:
+    """Whether no loss is below the first one by more than noise."""
+    first = curve.losses[0]
+    return first - min(curve.losses) <= max(HELD_STILL.value * first, curve.noise)
+
+
+def _loss_or_tokens(of: RunAccount, curve: HeldOutCurve) -> Still | None:
     """Which of both does not improve, where no task metric decides: the held-out loss, or the tokens that are right."""
+    if len(curve.losses) >= LEAST_EVALS.value and _never_better(curve):
+        return _of_curve(curve, "first")
     if curve.losses[-1] > curve.losses[0] + curve.noise:
-        return f"{curve.split} loss"
+        return _of_curve(curve, "lost")
     tokens = next((each for each in of.metrics if is_token_accuracy(each.name)), None)
     if tokens is None or tokens.count < LEAST_EVALS.value or tokens.best != tokens.first:
         return None
-    return f"{curve.split} {tokens.name}"
+    return _of_metric(tokens, "first")
 
 
 def _at_its_worst(metric: MetricAccount) -> bool:
@@ -358,8 +428,6 @@ def _chance_level(facts: RunFacts) -> str | None:
         EVAL_NOISE,
         FEW_STEPS,
         GUESS,
-        LEARNT,
-        ALL_WRONG,
     ),
     evidence=(NEMOTRON, KARPATHY, TRIAL),
 )
@@ -372,9 +440,7 @@ def _no_learning(facts: RunFacts) -> Observation | None:
     and of the fall from the first fifth to the second half, and the gradient norm has no trend; and not if a fifth
     of the rows was once under {fell} of the start; info in a run of under {short_run} steps, few of which need show
     what is learnt. Without a training loss, held-out losses over {guess} nats or in
-    under {few_steps} steps show no learning. The story says that held-out data do not improve if an error rate
-    stays at {all_wrong} or more, or, where the first held-out loss is over {learnt} of the first training loss, if
-    they end worse
+    under {few_steps} steps show no learning
 
     Why: The adapter may be frozen, detached, on few layers, or the learning rate far too low.
     Scope: positive losses after warmup; preference training whose margin grows counts as learning
@@ -395,13 +461,13 @@ def _no_learning(facts: RunFacts) -> Observation | None:
 @LogRule(
     "PLT105",
     severity="info",
+    reading=True,
     confidence=0.5,
     needs=(not_under("rl"), positive_loss, some_margin),
     signs=("plateau",),
     place="shape",
     phrase=lambda v: f"the loss {v['how']} from step {v['from_step']}",
     as_info=True,
-    look=True,
     thresholds=(FLAT, FLAT_BOUND, STILL_FALLS, FLAT_POINTS, FITTED, IDLE_RATE),
     evidence=(TRIAL,),
 )

@@ -158,6 +158,7 @@ def _separation(facts: RunFacts) -> Observation | None:
 
     Why: The loss may fall through its likelihood term alone, while the preferences are not learnt.
     Scope: preference training that logs rewards/accuracies and rewards/margins
+    Action: See whether the pairs differ and are labelled right; else train longer, or at a higher rate.
     Verify: Reward accuracy on held-out pairs.
     Seen: https://github.com/huggingface/peft/issues/3554 -- DPO at ln 2 to its end
     """
@@ -299,6 +300,7 @@ def _ties(facts: RunFacts) -> Observation | None:
     Why: Pairs without a margin have the same loss whatever the policy learns. A reward accuracy of 0 is then a tie,
         not a wrong order.
     Scope: preference training that logs rewards/margins
+    Action: See which parameters train, and that the reference is not the policy itself.
     Verify: Decode one pair of a batch; compare a weight of policy and reference after ten steps.
     Seen: https://github.com/YiyangZhou/POVID/issues/11 -- DPO's loss never changes: policy and reference are one
         model
@@ -490,6 +492,7 @@ def _saturated(facts: RunFacts) -> Observation | None:
 
     Why: Beyond that margin the loss has no gradient: later steps only move the policy from its reference.
     Scope: preference losses that depend on the margin; a loss of zero here is not a NaN
+    Action: Stop earlier, or raise beta.
     Verify: Reward accuracy and likelihood of chosen answers on held-out pairs, of an earlier checkpoint too.
     Seen: https://github.com/huggingface/trl/issues/1236 -- the loss of DPO is 0
     Source: a published DPO run -- loss 0.693 to 0.0, margin 0 to 141, accuracy 1.0, gradient norm 1.7e-8 and finite

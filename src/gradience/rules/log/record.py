@@ -114,6 +114,7 @@ def _bad_lines(facts: RunFacts) -> Observation | None:
 
     Why: The content of those lines is missing from every number of this report.
     Scope: any log
+    Action: Run 'gradience validate' on the log: it names each line.
     Verify: 'gradience validate' names each line, and what is wrong with it.
     Source: the recorder -- one event is one write: only a kill, a full disk or a second writer tears a line
     Source: arithmetic -- a line that is torn cannot be read
@@ -204,6 +205,7 @@ def _duplicates(facts: RunFacts) -> Observation | None:
     a step twice in one session, steps that go back, or two processes in one log
 
     Scope: any log
+    Action: Give each process a log of its own, or let the main one write.
     Verify: Look at run_id and session in the lines around it.
     Source: arithmetic -- a step that is there twice is no curve
     """
@@ -240,6 +242,7 @@ def _no_row(facts: RunFacts) -> str | None:
     severity="warning",
     confidence=0.95,
     signs=("few_rows",),
+    look=True,
     phrase=lambda v: "no training loss was logged" if not v["rows"] else "almost no training loss was logged",
     covers=frozenset({"learning"}),
     cause="not_logged",

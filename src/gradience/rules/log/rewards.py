@@ -233,6 +233,7 @@ def _reward(facts: RunFacts) -> Observation | None:
 
     Why: The reward is what is optimised: under RL a loss near 0 is normal and says nothing.
     Scope: RL that logs its reward; info where it only fails to rise
+    Action: Go back to the checkpoint of the best reward, with a lower learning rate or a higher beta.
     Verify: Read completions of both ends; evaluate on held-out prompts.
     Seen: https://github.com/huggingface/open-r1/issues/257 -- the reward rises, is 0 at the end, and the KL is
         large
@@ -327,6 +328,7 @@ def _no_reward(facts: RunFacts) -> Observation | None:
 
     Why: A completion without a reward has an advantage of 0: it teaches nothing.
     Scope: trainers that log a reward with every row, as TRL does
+    Action: Return a number for every completion, and see which ones have none.
     Verify: Call the reward function on one completion and look at what it returns.
     Source: trl/trainer/grpo_trainer.py:GRPOTrainer._calculate_rewards@1.16.0 -- a reward that is None becomes NaN
     """
@@ -384,6 +386,7 @@ def _zero_variance(facts: RunFacts) -> Observation | None:
 
     Why: The advantage is the reward less its group's mean: equal rewards give no gradient.
     Scope: GRPO and similar methods; info under nine groups of ten
+    Action: Leave out prompts that are always solved or never; sample more completions, at a higher temperature.
     Verify: See whether the reward of these groups is all right or all wrong.
     Seen: https://github.com/huggingface/trl/issues/3857 -- the reward has no deviation within groups: loss and
         gradient are 0
@@ -430,6 +433,7 @@ def _entropy(facts: RunFacts) -> Observation | None:
 
     Why: Groups are compared within: where all completions are alike, there is nothing to prefer.
     Scope: RL that logs the entropy of its tokens, from six rows on; a task with one short answer ends there
+    Action: Lower the learning rate, or hold the policy nearer to its reference (beta).
     Verify: Sample one prompt eight times, and count the different completions.
     Seen: https://github.com/verl-project/verl/issues/5953 -- the entropy collapses in RL training
     Source: The Entropy Mechanism of RL for reasoning models, arXiv 2505.22617 (abstract) -- policy entropy drops
@@ -569,6 +573,7 @@ def _kl_zero(facts: RunFacts) -> Observation | None:
 
     Why: A reference that follows the policy holds nothing back: beta has no effect.
     Scope: TRL, which logs kl only with beta > 0
+    Action: Set beta to 0 if no reference is meant; else give the trainer one that does not train.
     Verify: Compare a weight of the reference with that of the policy before the first step and after ten.
     Source: trl/trainer/grpo_trainer.py:GRPOTrainer._compute_loss@1.16.0 -- kl is the mean over the tokens against
         the reference: 0 where both are one model
@@ -609,6 +614,7 @@ def _updates_clipped(facts: RunFacts) -> Observation | None:
     Why: Several passes over a batch, or a high learning rate, take the policy away from the one that wrote the
         completions; what it learns then is of a policy that is no more.
     Scope: PPO, GRPO and RLOO that log the fraction of clipped tokens; 0 with one pass over each batch
+    Action: Make fewer passes over a batch, or lower the learning rate.
     Verify: See whether it falls with the learning rate.
     Source: PPO, arXiv 1707.06347, section 3 -- the objective is clipped where the ratio leaves 1 +/- epsilon
     Source: trl/trainer/grpo_trainer.py:GRPOTrainer._compute_loss@1.16.0 -- a token whose ratio leaves 1 +/- epsilon
@@ -646,6 +652,7 @@ def _absurd_rate(facts: RunFacts) -> Observation | None:
 
     Why: The first steps destroy what the base model knew; rewards that rise later are of another model.
     Scope: RL and preference training that logs its rate; silent where DIV104 or LRS109 names it
+    Action: Lower the learning rate: 1e-5 to 4e-5 is usual for a LoRA under RL.
     Verify: Sample the base model and the trained one with one prompt.
     Source: TRL 1.16, GRPOConfig, RLOOConfig, DPOConfig, KTOConfig (read) -- learning_rate 1e-6 by default
     Source: trl/trainer/grpo_config.py:GRPOConfig@1.16.0 -- learning_rate is 1e-6 by default
@@ -753,6 +760,7 @@ def _lengths(facts: RunFacts) -> Observation | None:
 
     Why: Length is the easiest thing to learn: a reward that pays for it is learnt before the task.
     Scope: RL that logs the lengths of its completions, from six rows on; reasoning may grow them by right
+    Action: Read completions of both lengths, and take what length earns out of the reward.
     Verify: Compare the reward of long and short completions of one prompt.
     Seen: https://github.com/samyakshrestha/grpo-verified-reasoner -- completions grow from 170 to 639 tokens
     Source: Singhal et al., A long way to go: length correlations in RLHF, arXiv 2310.03716 (abstract) -- much of
@@ -930,10 +938,10 @@ def told(facts: RunFacts, covered: frozenset[Topic]) -> Iterator[StoryPart]:
     elif len(column.values) >= MANY_ROWS.value:
         hidden = REWARD_SHOWN.value * error
         says = f"cannot tell whether the reward rises: {levels}; its noise hides a change under {hidden:.2g}"
-        yield StoryPart(says=says, values={**values, "least_seen": hidden})
+        yield StoryPart(says=says, values={**values, "least_seen": hidden}, doubt=True)
     else:
         says = f"cannot tell whether the reward rises: {levels}; {len(column.values)} rows show no order"
-        yield StoryPart(says=says, values=values)
+        yield StoryPart(says=says, values=values, doubt=True)
 
 
 RULES: Final[tuple[LogRule, ...]] = (

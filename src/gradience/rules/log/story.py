@@ -12,10 +12,10 @@ from itertools import chain
 from typing import Final, NamedTuple
 
 from gradience.rules.log import RULE_OF, preference, rewards
-from gradience.rules.log.account import account, decisive_metric
-from gradience.rules.log.facts import LogRule, Place, RunFacts, Topic
+from gradience.rules.log.account import account, decisive_metric, gain
+from gradience.rules.log.facts import EVAL_NOISE, LogRule, Place, RunFacts, Topic
 from gradience.rules.log.held_out import of_metric
-from gradience.rules.log.learning import learning, not_held_out
+from gradience.rules.log.learning import OVERFIT_RISE, held_still, learning, memorises
 from gradience.rules.log.recorded import audited_rank
 from gradience.rules.log.statistics import Trend
 from gradience.schema import Json, NonFinite, as_float, real
@@ -47,7 +47,7 @@ def story_parts(facts: RunFacts, findings: Iterable[Finding], train: TrainSummar
     parts = chain(
         _at(told, "broken"),
         _at(told, "meaning"),
-        () if "learning" in covered else _learning(facts, covered),
+        () if "learning" in covered else _learning(facts),
         _at(told, "shape"),
         _loss(facts, train),
         _at(told, "objective"),
@@ -80,7 +80,7 @@ def _brief(values: Mapping[str, Json]) -> dict[str, Json]:
     return {key: value for key, value in values.items() if isinstance(value, (int, float, str))}
 
 
-def _learning(facts: RunFacts, covered: frozenset[Topic]) -> Iterator[StoryPart]:
+def _learning(facts: RunFacts) -> Iterator[StoryPart]:
     """Say whether the run learns, or name the fall that would have been seen."""
     if facts.objective.kind == "rl" or (facts.rate.values and facts.peak_rate <= 0.0):
         return
@@ -93,13 +93,18 @@ def _learning(facts: RunFacts, covered: frozenset[Topic]) -> Iterator[StoryPart]
     if trend is not None:
         values = {"fall": trend.fall, "least_seen": result.least, "p": trend.p, "rows": trend.rows}
     if result.shown:
-        without = None if "improving" in covered else not_held_out(facts)
-        falls = "the training loss falls, but " if facts.series.steps else ""
-        yield StoryPart(says="learns" if without is None else f"{falls}{without} does not improve", values=values)
+        words = _first_words(facts)
+        yield StoryPart(says=words, values=values, doubt=words != "learns")
     elif not facts.series.steps:
         yield StoryPart(says="no training loss was logged")
     elif decisive_metric(account(facts)) is None:
-        yield StoryPart(says=f"cannot tell whether it learns: {result.says}", values=values)
+        yield StoryPart(says=f"cannot tell whether it learns: {result.says}", values=values, doubt=True)
+
+
+def _first_words(facts: RunFacts) -> str:
+    """What a loss that falls means where no finding denies it: where held-out data never followed, no learning."""
+    still = held_still(facts)
+    return f"memorises; {still.what} did not improve" if still is not None and memorises(facts) else "learns"
 
 
 def _loss(facts: RunFacts, train: TrainSummary) -> Iterator[StoryPart]:
@@ -126,6 +131,7 @@ def noisy_levels(facts: RunFacts) -> Trend | None:
 
 def _held_out(facts: RunFacts, covered: frozenset[Topic]) -> Iterator[StoryPart]:
     of, curve = account(facts), facts.held_out_curve
+    restored = of.selection.restored is True
     if curve is None and not of.metrics:
         shown = facts.held_out.metrics.loss if facts.held_out is not None else None
         if shown is not None:  # of an evaluation without a step, as results files and summaries have it
@@ -139,14 +145,20 @@ def _held_out(facts: RunFacts, covered: frozenset[Topic]) -> Iterator[StoryPart]
         says = f"{curve.split} loss {_n(last)}" + (" before the first step" if curve.steps == [0] else "")
         if len(curve.losses) > 1 and _n(curve.losses[0]) != _n(last):
             says += ", its best" if _n(last) == _n(best) else f" (best {_n(best)} at step {step})"
-        yield StoryPart(says=says, values={"last": last, "best": best, "best_step": step})
+        least = max(OVERFIT_RISE.value * best, EVAL_NOISE.value * curve.noise)
+        yield StoryPart(
+            says=says,
+            values={"last": last, "best": best, "best_step": step},
+            doubt=last - best > least and not restored,
+        )
     metric = decisive_metric(of) or next((each for each in of.metrics if each.name == "accuracy"), None)
     if metric is not None and "accuracy" not in covered:
         says = f"{metric.split} {metric.name} {of_metric(metric.name, metric.last)}"
         if metric.best is not None and metric.best != metric.last:
             at = "" if metric.best_step is None else f" at step {metric.best_step}"
             says += f" (best {of_metric(metric.name, metric.best)}{at})"
-        yield StoryPart(says=says, values={metric.name: metric.last, "best": metric.best})
+        lost = metric.best is not None and gain(metric, metric.best, metric.last) < -metric.error
+        yield StoryPart(says=says, values={metric.name: metric.last, "best": metric.best}, doubt=lost and not restored)
 
 
 def _passes(facts: RunFacts, covered: frozenset[Topic]) -> Iterator[StoryPart]:
@@ -178,7 +190,8 @@ def _end(facts: RunFacts, told: list[StoryPart]) -> Iterator[StoryPart]:
     known = facts.status_reason if facts.status != "unknown" or not facts.in_mid_run else None
     says = f"{ending or facts.status}{at}" + (f": {known}" if known else "")
     says += " without run_end" if facts.status == "no_run_end" else ""
-    yield StoryPart(says=says, finding=next((part.finding for part in told), None))
+    cut = facts.status != "unknown" or facts.in_mid_run
+    yield StoryPart(says=says, finding=next((part.finding for part in told), None), doubt=cut)
 
 
 def _n(value: float | NonFinite | None) -> str:

@@ -6,14 +6,8 @@ import re
 from collections.abc import Callable, Hashable, Sequence
 from typing import Final, TypeVar
 
-from gradience.adapters import layer_index
+from gradience.adapters import TOWER, layer_index
 from gradience.errors import few
-
-TOWER: Final = re.compile(
-    r"(?:^|[._])(?:visual|vision_tower|vision_model|vision_encoder|visual_encoder|image_encoder|img_encoder|vit"
-    r"|vision_transformer|audio_tower|audio_encoder)(?:[._]|$)"
-)
-"""A module of what looks or listens, in a model whose language model is the greater part."""
 
 _TEXT_ENCODER: Final = re.compile(r"^(?:lora_te\d?_|text_encoder(?:_\d)?\.)")
 _PARTS: Final = ((TOWER, "all of the tower that looks or listens"), (_TEXT_ENCODER, "all of the text encoder"))

@@ -15,7 +15,7 @@ import msgspec
 from gradience.adapters.formats import SUFFIXES
 from gradience.errors import GradienceError, RecorderError, require
 from gradience.folder import Documents, open_run
-from gradience.folder.found import weights_alone
+from gradience.folder.found import ARCHIVE, weights_alone
 from gradience.io import PathLike, Progress
 from gradience.rules import excluded_rules
 from gradience.rules.judged import ALL, IDS
@@ -73,14 +73,10 @@ def audit_adapter(
     left_out = excluded_rules(ALL, select=select, ignore=ignore, settings=settings)
     if options.against is not None:
         require("duckdb", "pyarrow", extra="fleet", what="a comparison with a fleet")
-    if adapter_config is None and weights is None and Path(path).suffix in SUFFIXES and Path(path).is_file():
-        from gradience.verbs.audit.arrays import open_archive  # few have such files
-
-        documents = Documents.of_adapter(open_archive(Path(path)))
+    documents = _opened(Path(path), _path(adapter_config), _path(weights))
+    if documents.in_hand is not None:
         # Its arrays have names of their own, so that nothing tells which weights of a base or a fleet are theirs.
         options = AuditOptions(top_singular_values=options.top_singular_values, optimizer=options.optimizer)
-    else:
-        documents = _opened(Path(path), _path(adapter_config), _path(weights))
     own = {rule: why for rule, why in left_out.items() if rule in IDS["weights"]}
     report = with_joint(audit_documents(documents, options, left_out=own, progress=progress), documents, left_out)
     if options.against is None:
@@ -92,10 +88,16 @@ def audit_adapter(
 
 def _opened(path: Path, adapter_config: Path | None, weights: Path | None) -> Documents:
     """The run in a folder, whose adapter is chosen as every verb chooses it; else the adapter that was named alone."""
-    if adapter_config is None and weights is None and path.is_dir():
-        with suppress(GradienceError):  # of several runs, which `find_files` tells by its adapters
-            if (run := open_run(path)).weights.path is not None:
-                return run
+    if adapter_config is None and weights is None:
+        if path.is_dir():
+            with suppress(GradienceError):  # of several runs, which `find_files` tells by its adapters
+                if (run := open_run(path)).weights.path is not None:
+                    return run
+        archive = path / ARCHIVE if path.is_dir() else path
+        if archive.suffix in SUFFIXES and archive.is_file():
+            from gradience.verbs.audit.arrays import open_archive  # few have such files
+
+            return Documents.of_adapter(open_archive(archive))
     return Documents(weights_alone(path), adapter_config=adapter_config, weights_file=weights)
 
 

@@ -138,6 +138,7 @@ def check(
     single: Annotated[opt.Strings, Parameter(name="--set")] = None,
     data_options: Annotated[_DataOptions, opt.RECORD, Parameter(group="Data")] = _NO_DATA,
     serve: opt.Strings = None,
+    server_flags: opt.ServerFlags = "",
     options: opt.Options = opt.DEFAULT_OPTIONS,
     verbose: opt.Details = False,
 ) -> int:
@@ -158,11 +159,15 @@ def check(
         May be repeated.
     serve:
         Engines the adapter is meant for, separated by commas: vllm, sglang, ollama, llamacpp, tensorrt, lorax,
-        slora, mlx, peft, hotswap. Reports what each will make of it.
+        mlx, peft; each as ENGINE or ENGINE@VERSION. Reports what each does with every group of tensors.
+    server_flags:
+        The flags that the server is started with, as one text: '--max-lora-rank 16'.
     """
     resolved = options.resolved()
     overrides, of_data = _given(single or [])
-    given = CheckOptions(document=config, overrides=overrides, serve=serve or (), **resolved.rules)
+    given = CheckOptions(
+        document=config, overrides=overrides, serve=serve or (), server_flags=server_flags, **resolved.rules
+    )
     given = given.completed({**sources.places(), "max_length": data_options.max_length})
     if data_options.data is None:
         alone = {"max_length"} if sources.base is not None else set()  # the memory of a step needs it too

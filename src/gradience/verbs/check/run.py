@@ -30,7 +30,7 @@ from gradience.configs.training import PICKLE_NAME, STATE_NAME, completed, read_
 from gradience.configs.values import short_name
 from gradience.errors import AdapterError, ConfigError
 from gradience.folder import Documents, open_run
-from gradience.folder.beside import base_of, beside
+from gradience.folder.beside import base_of
 from gradience.folder.found import weights_alone
 from gradience.folder.prompts import prompt_links
 from gradience.io import CHECKPOINT_PREFIX
@@ -40,9 +40,9 @@ from gradience.rules import excluded_rules, judge, without
 from gradience.rules.between.prompts import PROMPT_RULES
 from gradience.rules.between.rules import FILE_RULES, judge_files
 from gradience.rules.config import RULES, judge_config, settings_of, transformers_version
-from gradience.rules.config.facts import CheckContext, Moved, quantities
-from gradience.rules.config.serving import known_engines
-from gradience.schema import as_float
+from gradience.rules.config.facts import CheckContext, Facts, Moved, quantities
+from gradience.rules.config.serving import fates, known_engines, read_flags
+from gradience.schema import Json, as_float
 from gradience.schema.audit import Beside
 from gradience.schema.document import Coverage, Finding, by_severity
 from gradience.schema.events import ConfigSnapshot, LoraSnapshot
@@ -138,8 +138,9 @@ class CheckOptions(VerbOptions):
         base: the base model, a folder or organisation/name in the hub's local cache. Its config.json and safetensors
             headers determine what the targets reach; no weight is read.
         task: what is trained: `sst2`, `sft`, `dpo`, ...
-        serve: engines the adapter is meant for: vllm, sglang, ollama, llamacpp, tensorrt, lorax, slora, mlx, peft,
-            hotswap.
+        serve: engines the adapter is meant for: vllm, sglang, ollama, llamacpp, tensorrt, lorax, mlx, peft; each with
+            @VERSION if one is meant.
+        server_flags: the flags that the server is started with, as one text.
         select: ids of rules, or beginnings of ids, to apply; all by default.
         ignore: ids of rules, or beginnings of ids, to leave out.
         settings: a gradience.toml, or a pyproject.toml with `[tool.gradience]`. Its `select` and `ignore` apply if the
@@ -158,6 +159,7 @@ class CheckOptions(VerbOptions):
     base: Place | None = None
     task: str | None = None
     serve: Iterable[str] = ()
+    server_flags: str = ""
     select: Iterable[str] = ()
     ignore: Iterable[str] = ()
     settings: Place | None = None
@@ -181,6 +183,12 @@ class CheckOptions(VerbOptions):
     def run_of(self, folder: Path) -> Documents:
         """The run in a folder, opened once for all options that name it."""
         return self._opened.get(folder) or self._opened.setdefault(folder, open_run(folder))
+
+    @property
+    def held(self) -> dict[Path, dict[str, Json]]:
+        """The training arguments of the runs that were opened, by their files."""
+        parts = (run.training_fields for run in self._opened.values())
+        return {part.place.path: part.held for part in parts if part.place.path is not None and part.held is not None}
 
     def adapter_in(self, folder: Path) -> Documents:
         """The run whose adapter is in a folder, if it was opened, else the adapter alone."""
@@ -221,6 +229,7 @@ class CheckKeywords(TypedDict, total=False):
     base: Place | None
     task: str | None
     serve: Iterable[str]
+    server_flags: str
     select: Iterable[str]
     ignore: Iterable[str]
     settings: Place | None
@@ -270,7 +279,8 @@ def _with_prompt(report: CheckReport, given: CheckOptions, whole: Layer, unwante
     if whole.output_dir is not None:
         places += [place / whole.output_dir for place in places[:1]]
     base = None if given.base is None else Path(given.base)
-    links = prompt_links(dict.fromkeys(places), recipes=[path for path in files if path.suffix in _YAML], base=base)
+    recipes = [path for path in files if path.suffix in _YAML]
+    links = prompt_links(dict.fromkeys(places), recipes=recipes, base=base, held=given.held)
     if len(links) < _TWO_ENDS:
         return report
     verdict = judge(PROMPT_RULES, links)
@@ -332,7 +342,7 @@ def judged(
         from gradience.base.weights import local_folder  # numpy: only those with a base pay for it
 
         where = local_folder(where)
-    around, time = around._replace(engines=_engines(given.serve, given.settings)), None
+    around, time = _served(around, given, whole), None
     around = gather_context(whole, config, around, base=where, folders=folders, transformers=versions)
     if where is None and given.memory is not None:
         raise ConfigError("--memory without --base", advice="give the base: its config.json is enough")
@@ -351,8 +361,10 @@ def judged(
         coverage=around.coverage,
         memory=around.memory,
         time=time,
+        serving=list(fates(Facts(config, around=around))),
         findings=with_commands(verdict.findings, lambda: _known(config, given, whole)),
         not_run=verdict.not_run,
+        readings=list(verdict.readings),
         unknown_keys=list(dict.fromkeys(whole.unknown_keys)),
     )
 
@@ -363,7 +375,7 @@ def _known(config: ConfigSnapshot, given: CheckOptions, whole: Layer) -> Known:
     adapter = str(configs[-1].parent) if configs and configs[-1].name == CONFIG_NAME else None
     base = None if given.base is None else str(given.base)
     names = (whole.base, config.model_name)
-    around = Beside(base=base_of(names)) if adapter is None else beside(Path(adapter), names)
+    around = Beside(base=base_of(names)) if adapter is None else given.adapter_in(Path(adapter)).beside(whole.base)
     return known_of(adapter, msgspec.structs.replace(around, base=base or around.base), rank=config.lora.r)
 
 
@@ -392,16 +404,24 @@ def _time(config: ConfigSnapshot, folders: Sequence[Path]) -> Time | None:
     return foretell_time(config, dict.fromkeys(logs)) if logs else None
 
 
-def _engines(given: Iterable[str], settings: Place | None) -> tuple[str, ...]:
-    """The engines given, else those of the settings file.
+def _served(around: CheckContext, given: CheckOptions, whole: Layer) -> CheckContext:
+    """The surroundings with the engines given, else those of the settings file, and with the tensors that they load.
 
     Raises:
-        ConfigError: an engine is not known.
+        ConfigError: an engine is not known, or the server's flags are given without one.
     """
-    names = list(given)
-    if not names and settings is not None:
-        names = list(read_preferences(Path(settings)).serve)
-    return known_engines(names)
+    names = list(given.serve)
+    if not names and given.settings is not None:
+        names = list(read_preferences(Path(given.settings)).serve)
+    if given.server_flags and not names:
+        raise ConfigError("--server-flags without --serve", advice="name the engine, such as --serve vllm")
+    around = around._replace(engines=known_engines(names), flags=read_flags(given.server_flags))
+    folder = next((Path(source.path).parent for source in whole.sources if source.role == "adapter"), None)
+    if not names or folder is None or not any((folder / name).is_file() for name in _ADAPTERS):
+        return around
+    from gradience.verbs.check.serving import with_tensors  # numpy, where weights lie
+
+    return with_tensors(around, folder)
 
 
 _Runs: TypeAlias = Callable[[Path], Documents]

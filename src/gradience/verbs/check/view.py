@@ -7,7 +7,7 @@ run in one line.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Final
 
 import msgspec
@@ -21,6 +21,7 @@ from gradience.blocks import (
     brief,
     by_severities,
     count,
+    counted,
     duration,
     facts,
     findings,
@@ -38,7 +39,7 @@ from gradience.schema import Real, as_float
 from gradience.schema.document import Coverage, by_severity
 from gradience.schema.events import ConfigSnapshot, LoraSnapshot, TrainingSnapshot
 from gradience.schema.memory import Memory, Time
-from gradience.schema.reports import CheckReport, DataReport
+from gradience.schema.reports import CheckReport, DataReport, GroupFate
 
 _TRAINERS = {
     "sft": "SFTTrainer",
@@ -140,6 +141,7 @@ def check_text(report: CheckReport, *, verbose: bool = False) -> Iterator[Block]
         )
     yield from memory_blocks(report.memory, counted=report.coverage is not None)
     yield from _time(report.time)
+    yield from part("Served, by what is known of the engine", _serving(report.serving))
     if report.data is not None:
         yield from ("Data as the trainer feeds it:", *data_blocks(report.data, report.derived), "")
     if report.findings:
@@ -149,6 +151,7 @@ def check_text(report: CheckReport, *, verbose: bool = False) -> Iterator[Block]
     else:
         yield f"No findings, of {_g(report.derived.get('rules_judged'))} rules that could be judged."
     yield ""
+    yield from part("Readings", (f"  {one.message}" for one in report.readings))
     rows = report.data.shown if report.data is not None else ()
     yield from part("Rows named above", (f"  {shown.row}: {shown.text}" for shown in rows))
     if report.unknown_keys:
@@ -157,6 +160,13 @@ def check_text(report: CheckReport, *, verbose: bool = False) -> Iterator[Block]
         yield from (*skipped(report.not_run, verbose=verbose), "")
     if report.findings:
         yield "Findings are hypotheses with their grounds, not verdicts: verify on held-out data."
+
+
+def _serving(groups: Sequence[GroupFate]) -> Iterator[Block]:
+    for one in groups:
+        start = f"; {one.reason}" if one.fate in {"applied", "not judged"} and one.reason else ""
+        what = f"{counted(one.modules, 'module')} of {one.group}" if one.modules else one.group
+        yield f"  {one.engine}: {what}: {one.fate}{start}"
 
 
 def _time(time: Time | None) -> Iterator[Block]:

@@ -37,6 +37,7 @@ from gradience.schema.document import SEVERITIES, NotRun
 from gradience.schema.reports import CheckReport, MonitorReport, SourceLocation
 from gradience.verbs.check.run import source_locations as config_locations
 from gradience.verbs.diagnose.checkpoints import CheckpointChoice, choose, disk_symptoms
+from gradience.verbs.diagnose.doubts import doubts
 from gradience.verbs.diagnose.options import DiagnoseKeywords, DiagnoseOptions
 from gradience.verbs.diagnose.sources import SourceReports, read_sources
 from gradience.verbs.diagnose.spare import spare_checkpoints
@@ -104,8 +105,8 @@ def is_complete(sources: Iterable[DiagnosedSource], coverage: Iterable[SourceCov
     return judged > 0 and all(source.state != "unreadable" for source in sources)
 
 
-def verdict_of(causes: Sequence[Cause], *, complete: bool) -> Verdict:
-    """The verdict by the most severe cause; without a cause, by whether enough could be judged."""
+def verdict_of(causes: Sequence[Cause], *, complete: bool, doubt: bool = False) -> Verdict:
+    """The verdict by the most severe cause; without a cause, by whether enough could be judged, and by doubts."""
     worst = max((SEVERITIES.index(cause.severity) for cause in causes), default=-1)
     if worst >= SEVERITIES.index("error"):
         return "broken"
@@ -113,7 +114,8 @@ def verdict_of(causes: Sequence[Cause], *, complete: bool) -> Verdict:
         return "needs_attention"
     if not complete:
         return "could_not_judge"
-    return "worth_a_look" if any(piece.id in LOOK for cause in causes for piece in cause.pieces) else "no_fault_found"
+    look = doubt or any(piece.id in LOOK for cause in causes for piece in cause.pieces)
+    return "worth_a_look" if look else "no_fault_found"
 
 
 def headline(
@@ -228,7 +230,7 @@ def judge_sources(read: SourceReports, left_out: Mapping[str, str] = MappingProx
     not_run = [item for item in not_run if item.source != "join" or item.id not in caused]
     coverage = coverage_of(not_run)
     complete = is_complete(states, coverage)
-    verdict = verdict_of(causes, complete=complete)
+    verdict = verdict_of(causes, complete=complete, doubt=any(doubts(monitor, read.check, read.audit)))
     return DiagnoseReport(
         schema=DIAGNOSE_SCHEMA_ID,
         path=str(documents.found.path),
@@ -276,9 +278,9 @@ def _judged(read: SourceReports, choice: CheckpointChoice) -> Judged:
     return Judged(
         documents=read.documents,
         config=None if check is None else check.config,
-        settings=None if check is None else PartVerdict(check.findings, check.not_run),
+        settings=None if check is None else PartVerdict(check.findings, check.not_run, check.readings),
         facts=None if log is None else log.facts,
-        log=None if log is None else PartVerdict(log.report.findings, log.report.not_run),
+        log=None if log is None else PartVerdict(log.report.findings, log.report.not_run, log.report.readings),
         weights=read.audit,
         damaged=weights.reason if weights.damaged else "",
         disk=list(disk),

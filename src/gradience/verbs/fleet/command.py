@@ -116,6 +116,7 @@ def show(
     *,
     top: PositiveInt = 10,
     serve: opt.Strings = None,
+    server_flags: opt.ServerFlags = "",
     verbose: opt.Verbose = False,
     html: Path | None = None,
     force: opt.Flag = False,
@@ -132,6 +133,9 @@ def show(
     serve:
         Plan instead how the trained adapters are served together, by engines separated by commas, as of check:
         which fit one process, how it is started, what each of the others needs. Findings are then about that.
+        hotswap is PEFT's hotswap_adapter.
+    server_flags:
+        The flags that the server is started with, as of check.
     verbose:
         List every adapter.
     html:
@@ -142,7 +146,7 @@ def show(
     resolved = gate.resolved()
     from gradience.verbs.fleet.show import show_fleet  # the help needs none of it
 
-    report = show_fleet(fleet, top=_EVERY if verbose else top, serve=serve or ())
+    report = show_fleet(fleet, top=_EVERY if verbose else top, serve=serve or (), server_flags=server_flags)
     if html is not None:
         from gradience.tables.store import MANIFEST  # only a page needs it
 

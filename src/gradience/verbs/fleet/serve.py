@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Final, NamedTuple, TypeAlias
 
 import msgspec
 
+from gradience.adapters.groups import grouped
 from gradience.adapters.traits import start_of
 from gradience.blocks import counted
 from gradience.configs.commands import fill, known_of, said
@@ -25,15 +26,19 @@ from gradience.rules.config.serving import (
     ENGINES,
     FACTS,
     FEATURES,
+    FLAGS,
     MISREAD,
     PROCESSES,
     RANK_SIZE,
     RANKS,
     SETTINGS,
     TRAIN_WITHOUT,
-    UNKNOWN,
     Engine,
     Processes,
+    engine_of,
+    over_limit,
+    unjudged,
+    unknown_features,
 )
 from gradience.schema.audit import Beside
 from gradience.schema.document import Finding
@@ -79,16 +84,19 @@ class Kind(NamedTuple):
 
     config: ConfigSnapshot
     findings: Mapping[str, Sequence[Finding]]
-    unknown: Mapping[Engine, Sequence[str]]
+    unknown: Mapping[str, Sequence[str]]
 
 
-def plan_engines(base: DuckDBPyConnection, engines: Sequence[Engine]) -> list[EnginePlan]:
-    """A plan for each engine, from the tables of an opened fleet."""
+Flags: TypeAlias = Mapping[str, tuple[str, ...]]
+
+
+def plan_engines(base: DuckDBPyConnection, engines: Sequence[str], flags: Flags) -> list[EnginePlan]:
+    """A plan for each engine, with the flags of its server, from the tables of an opened fleet."""
     candidates = [Candidate(*row) for row in base.execute(_CANDIDATES).fetchall()]
     left_out = [Counted(value=verdict, adapters=n) for verdict, n in base.execute(_OTHERS).fetchall()]
     shapes = _shapes(base)
-    judged = _judged(candidates, shapes, engines)
-    return [_plan(engine, judged, shapes, left_out) for engine in engines]
+    judged = _judged(candidates, shapes, CheckContext(engines=tuple(engines), flags=flags))
+    return [_plan(engine, judged, shapes, left_out, flags) for engine in engines]
 
 
 def _shapes(base: DuckDBPyConnection) -> dict[str, dict[str, tuple[int, int]]]:
@@ -103,51 +111,58 @@ def _shapes(base: DuckDBPyConnection) -> dict[str, dict[str, tuple[int, int]]]:
 
 
 def _judged(
-    candidates: Sequence[Candidate], shapes: Mapping[str, Shapes], engines: Sequence[Engine]
+    candidates: Sequence[Candidate], shapes: Mapping[str, Shapes], around: CheckContext
 ) -> list[tuple[Candidate, Kind | None]]:
     """Each adapter with what its settings and the names of its modules make it; equal ones are judged once."""
-    experts = {key for key, modules in shapes.items() if any("experts" in name.split(".") for name in modules)}
-    keys = [(one.settings, one.shape in experts) for one in candidates]
-    kinds = {key: _kind(*key, engines) for key in dict.fromkeys(keys)}
+    groups = {key: grouped(_tensors(modules)) for key, modules in shapes.items()}
+    keys = [(one.settings, one.shape if one.format == "peft" else "") for one in candidates]
+    kinds = {
+        key: _kind(key[0], around._replace(groups=groups.get(key[1]) if key[1] else None))
+        for key in dict.fromkeys(keys)
+    }
     return [(one, kinds[key]) for one, key in zip(candidates, keys, strict=True)]
 
 
-def _kind(settings: str | None, experts: bool, engines: Sequence[Engine]) -> Kind | None:  # its key
+def _tensors(modules: Iterable[str]) -> Iterator[str]:
+    """The name of one factor of each module, as in the file; of experts the slices are one module."""
+    return (f"{name}.lora_A.weight" for name in dict.fromkeys(name.partition("[")[0] for name in modules))
+
+
+def _kind(settings: str | None, around: CheckContext) -> Kind | None:  # its key
     if settings is None:
         return None
     config = msgspec.json.decode(settings, type=ConfigSnapshot)
-    if experts:
-        lora = msgspec.structs.replace(config.lora, extras={**config.lora.extras, "experts": True})
-        config = msgspec.structs.replace(config, lora=lora)
-    facts = Facts(config, around=CheckContext(engines=tuple(engines)))
+    facts = Facts(config, around=around)
     findings: dict[str, list[Finding]] = {}
     for item in judge(EFFECT_RULES, facts).findings:
         findings.setdefault(str(item.values["engine"]), []).append(item)
-    unknown = {
-        engine: [FEATURES[name].name for name in UNKNOWN.get(engine, ()) if FEATURES[name].asked_for(facts)]
-        for engine in engines
-    }
+    unknown = {name: [FEATURES[one].name for one in unknown_features(name, facts)] for name in around.engines}
     return Kind(config, findings, unknown)
 
 
 def _plan(
-    engine: Engine,
+    named: str,
     judged: Sequence[tuple[Candidate, Kind | None]],
     shapes: Mapping[str, Shapes],
     left_out: list[Counted],
+    flags: Flags,
 ) -> EnginePlan:
+    engine = engine_of(named)
     process = PROCESSES.get(engine)
     misfits: dict[_Reason, list[Unfit]] = {}
     fit: list[_Fit] = []
     for one, kind in judged:
-        reasons = list(_reasons(engine, one, kind))
+        reasons = [_Reason("", f"not judged: {why}")] if (why := unjudged(named)) else []
+        reasons = reasons or list(_reasons(engine, one, kind, flags))
         for reason in reasons:
             misfits.setdefault(reason, []).append(_unfit(one, reason))
         if not reasons and kind is not None:
             fit.append((one, kind))
-    groups = [] if process is None else [_group(process, *group, shapes) for group in _grouped(process, fit, shapes)]
+    groups = (
+        [] if process is None else [_group(named, process, *group, shapes) for group in _grouped(process, fit, shapes)]
+    )
     return EnginePlan(
-        engine=engine,
+        engine=named,
         title=ENGINES[engine],
         says="" if process is None else process.says,
         source="" if process is None else str(process.source),
@@ -157,7 +172,7 @@ def _plan(
             for reason, adapters in misfits.items()
         ],
         left_out=left_out,
-        notes=[*_not_judged(engine), *_one_base(groups)],
+        notes=[*_not_judged(engine), *_one_base(groups), *_flagged(engine, groups, flags)],
     )
 
 
@@ -181,7 +196,17 @@ class _Reason(NamedTuple):
     commands: tuple[str, ...] = ()
 
 
-def _reasons(engine: Engine, one: Candidate, kind: Kind | None) -> Iterator[_Reason]:
+def _flagged(engine: Engine, groups: Sequence[ServingGroup], flags: Flags) -> Iterator[str]:
+    """Yield what a flag of the server that was not given would have to name."""
+    known, targets = FLAGS.get(engine), sorted({target for group in groups for target in group.targets})
+    if known is not None and targets and known.targets not in flags:
+        yield (
+            f"if it is started with --{known.targets}, name {', '.join(targets)} there: modules that the flag does not "
+            f"name are left out in silence ({known.source}); --server-flags judges by your command"
+        )
+
+
+def _reasons(engine: Engine, one: Candidate, kind: Kind | None, flags: Flags) -> Iterator[_Reason]:
     """Yield the reasons for which an engine does not serve an adapter as it was trained."""
     name = ENGINES[engine]
     if one.peft_type != "LORA":
@@ -202,7 +227,11 @@ def _reasons(engine: Engine, one: Candidate, kind: Kind | None) -> Iterator[_Rea
         text = f"init_lora_weights={init} changed the base that it was trained on, and {name} has the published one"
         yield _Reason(MISREAD, text, _CHANGED, commands=(f"{_TO_PEFT[0]} --base MODEL",))
     sizes = _RANKS.get(engine)
-    if sizes is not None and sizes.room_for(one.r) is None:
+    if sizes is None:
+        return
+    if (over := over_limit(sizes, one.r, flags)) is not None and sizes.room_for(one.r) is not None:
+        yield _Reason(RANK_SIZE, over[0], str(sizes.source), action=over[1])
+    elif sizes.room_for(one.r) is None:
         command = f"gradience resize ADAPTER --rank {max(sizes.sizes)} --out NEW"
         text = f"{name} has no room for rank {one.r}: {sizes.says}"
         yield _Reason(RANK_SIZE, text, str(sizes.source), commands=(command,))
@@ -287,7 +316,9 @@ def _nested(group: Sequence[_Fit], shapes: Mapping[str, Shapes]) -> list[list[_F
     return [members for _, members in parts]
 
 
-def _group(process: Processes, base: _Base, members: Sequence[_Fit], shapes: Mapping[str, Shapes]) -> ServingGroup:
+def _group(
+    named: str, process: Processes, base: _Base, members: Sequence[_Fit], shapes: Mapping[str, Shapes]
+) -> ServingGroup:
     group = [one for one, _ in members]
     modules: dict[str, tuple[int, int]] = {}
     for key in dict.fromkeys(one.shape for one in group):
@@ -318,7 +349,7 @@ def _group(process: Processes, base: _Base, members: Sequence[_Fit], shapes: Map
         ),
         notes=[
             *_notes(process, base, _agreed(process, members[0][1]), group, names),
-            *_unsure(process.engine, members),
+            *_unsure(named, members),
         ],
     )
 
@@ -399,12 +430,12 @@ def _notes(
         yield "each of them needs a model of its own"
 
 
-def _unsure(engine: Engine, members: Sequence[_Fit]) -> Iterator[str]:
+def _unsure(named: str, members: Sequence[_Fit]) -> Iterator[str]:
     """Yield the features of adapters of which it is not known what the engine does with them."""
-    counts = Counter(name for _, kind in members for name in kind.unknown.get(engine, ()))
+    counts = Counter(name for _, kind in members for name in kind.unknown.get(named, ()))
     for name, n in counts.items():
         yield (
-            f"{counted(n, 'adapter')} with {name}, and what {ENGINES[engine]} does with that is not known: "
+            f"{counted(n, 'adapter')} with {name}, and what {ENGINES[engine_of(named)]} does with that is not known: "
             "compare outputs first (gradience verify)"
         )
 

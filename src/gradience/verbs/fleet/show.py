@@ -24,7 +24,7 @@ from gradience.adapters.open import open_adapter
 from gradience.errors import AdapterError, GradienceError
 from gradience.io import PathLike
 from gradience.io.reading import read_small
-from gradience.rules.config.serving import RANKS, known_engines
+from gradience.rules.config.serving import RANKS, known_engines, read_flags
 from gradience.schema.document import Finding
 from gradience.schema.fleet import (
     FLEET_SHOW_SCHEMA_ID,
@@ -68,7 +68,13 @@ _REVISION: Final = 1024  # bytes of the file that names a commit, at most
 
 
 def show_fleet(
-    fleet: PathLike, *, top: int = 10, cosine: float = 0.99, most_pairs: int = 100, serve: Iterable[str] = ()
+    fleet: PathLike,
+    *,
+    top: int = 10,
+    cosine: float = 0.99,
+    most_pairs: int = 100,
+    serve: Iterable[str] = (),
+    server_flags: str = "",
 ) -> FleetShowReport:
     """Summarise a fleet: bases, ranks, verdicts, and the adapters that are broken, wasteful, alike, or of a wrong base.
 
@@ -77,13 +83,14 @@ def show_fleet(
         top: how many adapters a list names.
         cosine: of two updates, from which they are nearly the same.
         most_pairs: how many pairs of adapters to read for their exact cosine, the likeliest first.
-        serve: engines to plan the serving of the trained adapters for, as `check` names them.
+        serve: engines to plan the serving of the trained adapters for, as `check` names them, and hotswap.
+        server_flags: the flags that the server is started with, as one text.
 
     Raises:
         ConfigError: an engine is not known.
         GradienceError: there is no fleet, or a package is missing.
     """
-    engines, store = known_engines(serve), existing(fleet)
+    engines, flags, store = known_engines(serve, fleet=True), read_flags(server_flags), existing(fleet)
     with opened(store) as base:
         count, size = _one(base, "select count(*), sum(bytes) from adapters")
         faulty = _faulty(base)
@@ -110,7 +117,7 @@ def show_fleet(
             faulty_total=len(faulty),
             wasteful=_wasteful(base, top),
             serving=_serving(base),
-            plans=plan_engines(base, engines),
+            plans=plan_engines(base, engines, flags),
             similar=similar(rows, threshold=cosine, most=most_pairs),
             other_shapes=_other_shapes(base)[:top],
             unread=_unread(base),

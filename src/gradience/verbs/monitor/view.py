@@ -31,8 +31,8 @@ from gradience.blocks.plots import curve_lines
 from gradience.blocks.text import as_text, printed
 from gradience.reading.follow import LiveRun
 from gradience.render.pace import pace_words
-from gradience.render.ranks import update_size
-from gradience.rules.log.account import is_token_accuracy, rate_of_run
+from gradience.render.ranks import update_size, utilization
+from gradience.rules.log.account import rate_of_run
 from gradience.rules.log.held_out import of_metric
 from gradience.rules.log.recorded import no_weights
 from gradience.rules.weights import suggests_ranks
@@ -43,6 +43,7 @@ from gradience.schema.reports import (
     EvalPoint,
     EvaluationMark,
     LossKind,
+    MetricAccount,
     MonitorReport,
     Schedule,
     SignalSummary,
@@ -52,6 +53,9 @@ from gradience.telemetry.series import RunSeries
 
 _MODULES: Final = 3  # least used modules of the audit in the log
 _ALERTS: Final = 3  # alerts in a frame
+_SIGNALS: Final = 5  # columns shown without --verbose
+_METRICS: Final = 6  # metrics of an evaluation
+_FAR: Final = 0.5  # a held-out perplexity so far under the training one is of another scale, and no gap
 
 _PROBES: Final = {"update_norm": "norm of the update", "stable_rank_mean": "stable rank, mean"}
 
@@ -65,8 +69,9 @@ def monitor_text(report: MonitorReport, *, verbose: bool = False) -> Iterator[Bl
     yield facts((("Story", report.story), ("File", report.file)), width=0)
     yield facts((("Model", report.config.model_name), *run_facts(report)), width=9)
     yield ""
-    signals = (f"  {_moved(name, signal, '.4g')}" for name, signal in _telling(report.signals))
-    yield from part("Signals (medians of the first and of the last fifth of the rows)", signals)
+    yield from part(
+        "Signals (medians of the first and of the last fifth of the rows)", _signals(report, verbose=verbose)
+    )
     probes = max((probe.rows for probe in report.probes.values()), default=0)
     adapter = (f"  {line}" for line in probe_lines(report))
     yield from part(f"Adapter in training ({probes} probes of spectral_every)", adapter)
@@ -87,6 +92,15 @@ def monitor_text(report: MonitorReport, *, verbose: bool = False) -> Iterator[Bl
         yield "Findings are hypotheses: verify on held-out data."
 
 
+def _signals(report: MonitorReport, *, verbose: bool) -> Iterator[str]:
+    """A line for each column that tells, at most five without `verbose`."""
+    telling = list(_telling(report.signals))
+    shown = telling if verbose else telling[:_SIGNALS]
+    yield from (f"  {_moved(name, signal, '.4g')}" for name, signal in shown)
+    if len(shown) < len(telling):
+        yield f"  and {len(telling) - len(shown)} more (--verbose)"
+
+
 def run_facts(report: MonitorReport) -> Iterator[tuple[str, str | None]]:
     """What was trained, how far it came, and its training loss: labels and values."""
     yield "Dataset", report.config.dataset_name
@@ -94,7 +108,8 @@ def run_facts(report: MonitorReport) -> Iterator[tuple[str, str | None]]:
     step, planned = report.train.last_step, report.config.training.planned_steps
     reason = f" ({report.status_reason})" if report.status_reason else ""
     reached = "" if step is None else f", step {step}" + (f" of {planned}" if planned else "")
-    yield "Status", f"{words(report.status)}{reason}{reached}"
+    broken = report.status == "ok" and any(finding.severity in {"error", "critical"} for finding in report.findings)
+    yield "Status", f"{'ended' if broken else words(report.status)}{reason}{reached}"
     yield ("Rows", f"{report.train.rows}") if _is_silent(report) else ("Loss", _loss_of(report.train))
     yield "Peak LR", _peak(report.account.schedule) if report.train.rows else ""
     yield "Pace", "" if report.pace is None else pace_words(report.pace)
@@ -112,7 +127,7 @@ def _loss_of(t: TrainSummary) -> str:
         return f"{number(t.last_loss, '.4g')} in 1 row" + ("" if t.first_step is None else f"  (step {t.first_step})")
     if t.first_loss == t.last_loss == t.min_loss:
         return f"{number(t.last_loss, '.4g')} in all {t.rows} rows"
-    lowest = f"  (lowest {number(t.min_loss, '.4g')} at step {t.min_loss_step})" if t.min_loss is not None else ""
+    lowest = f"  (lowest {number(t.min_loss, '.4g')} at step {t.min_loss_step})" if t.min_loss else ""
     return f"{_ends(t)} in {t.rows} rows{lowest}"
 
 
@@ -166,9 +181,9 @@ def probe_lines(report: MonitorReport) -> Iterator[str]:
 
 
 def _evals(report: MonitorReport) -> Iterator[Block]:
-    yield "Latest eval signals:"
     if not report.evals:
-        yield "  none recorded"
+        return
+    yield "Latest eval signals:"
     of = report.account
     for point in report.evals:
         restored = point.split == of.split and of.shown_step not in {None, point.step}
@@ -181,13 +196,25 @@ def _evals(report: MonitorReport) -> Iterator[Block]:
     for point in report.evals:
         if point.metrics.accuracy is not None:
             yield f"  {_label(point)} Acc: {percent(point.metrics.accuracy)}"
-        for name in dict.fromkeys((of.decisive, *filter(is_token_accuracy, point.metrics.extras))):
-            if name is not None and (value := number_in(point.metrics.extras, name)) is not None:
-                yield f"  {_label(point)} {name}: {number(value, '.4g')}"
+        metrics = [metric for metric in of.metrics if metric.name in point.metrics.extras]
+        for metric in metrics[:_METRICS]:
+            yield f"  {_label(point)} {metric.name}: {_course(point, metric)}"
+        if len(metrics) > _METRICS:
+            yield f"  {_label(point)} and {len(metrics) - _METRICS} more metrics (--json)"
     if of.kept_step is not None and of.marks:
         how = "restored" if of.selection.restored else "the last"
         yield f"  Kept:      step {of.kept_step} ({how})"
     yield ""
+
+
+def _course(point: EvalPoint, metric: MetricAccount) -> str:
+    """The value of a metric, with its first and its best one where they differ."""
+    value = number(number_in(point.metrics.extras, metric.name), ".4g")
+    others = [("first", metric.first, "")] if metric.count > 1 else []
+    if metric.best is not None and metric.best not in {metric.first, metric.last}:
+        others.append(("best", metric.best, "" if metric.best_step is None else f" at step {metric.best_step}"))
+    shown = [f"{name} {number(at, '.4g')}{step}" for name, at, step in others if number(at, ".4g") != value]
+    return value + (f"  ({', '.join(shown)})" if shown else "")
 
 
 def _marks_title(marks: Sequence[EvaluationMark]) -> str:
@@ -233,7 +260,7 @@ _MARKS: Final[Columns[EvaluationMark]] = (
 
 def _gap(report: MonitorReport) -> Iterator[Block]:
     """The gap as perplexities; of a loss without a perplexity, the two losses."""
-    if report.gap is not None:
+    if report.gap is not None and as_float(report.gap.ratio) >= _FAR:
         train, test = report.gap.train_split, report.gap.test_split
         yield f"  Gap:       {number(report.gap.ratio)}x" + ("" if train == "train" else f"  ({test} over {train})")
     elif (pair := report.account.last_pair if report.account.comparable else None) is not None:
@@ -292,7 +319,7 @@ def _recorded_audit(report: MonitorReport, *, verbose: bool) -> Iterator[Block]:
     verdict = str(audit.get("verdict", "trained"))
     yield "Diagnostics:"
     yield f"  Stable rank (mean): {number(number_in(audit, 'stable_rank_mean'))}"
-    yield f"  Utilization (mean): {percent(number_in(audit, 'utilization_mean'))}"
+    yield f"  Utilization (mean): {utilization(number_in(audit, 'utilization_mean'), report.readings)}"
     if verdict != "trained" and not verbose:
         yield f"  LoRA audit: {words(verdict.upper())}"
     yield ""

@@ -53,6 +53,7 @@ EXPLAINS: Final[Mapping[str, frozenset[str]]] = {  # cause: causes that follow f
     "base_weights": frozenset({"adapter_init"}),
     "data": frozenset({"order", "data_row", "length"}),
     "dtype": frozenset({"base_weights", "adapter_init"}),
+    "lr": frozenset({"length"}),
 }
 RATES: Final = frozenset({"lr", "warmup", "schedule", "length"})
 ORDER: Final = ("weights", "batch", "rng", "lr", "loss", "grad_norm")
