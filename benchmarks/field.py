@@ -93,7 +93,7 @@ def said_of(report: MonitorReport) -> set[str]:
     """Return the classes of the statements in a report."""
     said = set()
     for name, how in SAYS.items():
-        found = (f for f in report.findings if f.id in how.ids)
+        found = (f for f in (*report.findings, *report.readings) if f.id in how.ids)
         by_id = any(f.severity in GRAVE or not how.grave for f in found)
         if by_id or (how.story and any(part.says.startswith(how.story) for part in report.story_parts)):
             said.add(name)

@@ -278,7 +278,7 @@ def said(rule: str, facts: RunFacts) -> Any:
     """The finding of a rule, or the reason why the rule was not judged."""
     verdict = detect(facts) if everything_masked(facts) else judge((RULE_OF[rule],), facts)
     reasons = [item.reason for item in verdict.not_run if item.id == rule]
-    return next((found for found in verdict.findings if found.id == rule), reasons[0] if reasons else None)
+    return next((found for found in verdict.told if found.id == rule), reasons[0] if reasons else None)
 
 
 def finding(rule: str, facts: RunFacts) -> Finding | None:
@@ -838,6 +838,19 @@ def at_the_end(norm: float) -> RunFacts:
 def fed(**counts: Any) -> RunFacts:
     """What the recorder saw of the batches."""
     return run(FALL, data={"rows": 100, "tokens": 100, "supervised": 100, "rows_unsupervised": 0, **counts})
+
+
+def row_by_row(**asked: int) -> RunFacts:
+    """What 100 rows of the first batches showed."""
+    return fed(asked=asked, rows_asked=100)
+
+
+def fed_same(steps: int, *, other: int = 0) -> RunFacts:
+    """So many steps that were fed the same rows, in either order; of some, one row is another."""
+    facts = run(FALL)
+    facts.run.fed.update({step: "a1 b2" if step % 2 else "b2|a1" for step in range(1, steps + 1 - other)})
+    facts.run.fed.update(dict.fromkeys(range(steps + 1 - other, steps + 1), "a1 c3"))
+    return facts
 
 
 def packed(strategy: str | None) -> RunFacts:
@@ -2331,6 +2344,27 @@ ENTRIES: Final[dict[str, Entry]] = {
     "DAT316": Entry(
         says=[
             (run(FALL, data=FED), "the batches hold no class labels"),
+        ],
+    ),
+    "DAT309": Entry(at=[At(lambda n: row_by_row(double_bos=n), {0: None, 1: "warning"})]),
+    "DAT333": Entry(at=[At(lambda n: row_by_row(inverted=n), {49: "warning", 50: "error", 0: None})]),
+    "DAT347": Entry(at=[At(lambda n: row_by_row(labels_differ=9, labels_shifted=n), {4: "warning", 5: "error"})]),
+    "DAT349": Entry(at=[At(lambda n: row_by_row(padding_supervised=n), {0: None, 1: "warning"})]),
+    "DAT361": Entry(
+        at=[
+            At(lambda n: row_by_row(last_answer_only=n, several_answers=10), {4: None, 5: "warning"}),
+            At(lambda n: row_by_row(last_answer_only=9, several_answers=n), {18: "warning", 19: None}),
+        ],
+        says=[(fed(), "no row of the batches was asked by itself")],
+    ),
+    "DAT366": Entry(
+        at=[At(lambda n: row_by_row(unattended=n), {0: None, 1: "error", 100: "critical"})],
+        told=[({"rows": 100, "of": 100}, "the attention mask hides every token"), ({"rows": 1, "of": 2}, "It is so")],
+    ),
+    "FED226": Entry(
+        at=[
+            At(fed_same, {7: "?", 8: "error"}),
+            At(lambda n: fed_same(9, other=n), {0: "error", 1: None}, number="other_rows"),
         ],
     ),
     "ORD186": Entry(

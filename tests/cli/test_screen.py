@@ -164,17 +164,23 @@ def test_on_a_terminal_and_only_there_a_report_has_colour(tmp_path):
 
 
 SCREENS = """
+import sys, termios
 from gradience.cli.main import main
-for words in (["monitor", "."], ["audit", "peft"], ["diagnose", "."], ["check", "peft"], ["runs", "."]):
-    main(words)
+for columns in map(int, sys.argv[1:]):
+    termios.tcsetwinsize(1, (50, columns))
+    for words in (["monitor", "."], ["audit", "peft"], ["diagnose", "."], ["check", "peft"], ["runs", "."]):
+        main(words)
+    print(end="\\f", flush=True)
 """
 
 
 def test_a_terminal_gets_lines_of_its_width_folded_once(tmp_path):
     shutil.copytree(Path(__file__).parents[1] / "golden" / "readme", tmp_path, dirs_exist_ok=True)
-    words = {}
-    for columns in (60, 80, 100, 140):
-        text = re.sub(r"\x1b\[\d+m", "", shown_by_a_terminal([sys.executable, "-c", SCREENS], columns, tmp_path))
+    words, widths = {}, (60, 80, 100, 140)
+    shown = shown_by_a_terminal([sys.executable, "-c", SCREENS, *map(str, widths)], 120, tmp_path)
+    *screens, rest = re.sub(r"\x1b\[\d+m", "", shown).split("\f")
+    assert rest == ""
+    for columns, text in zip(widths, screens, strict=True):
         lines = text.split("\n")
         assert [line for line in lines if len(line) > columns] == []
         folds = [

@@ -71,7 +71,7 @@ def test_the_verbs_agree_on_every_published_log_beside_any_configuration(tmp_pat
 def test_the_findings_and_the_story_agree_on_every_run_of_the_thresholds():
     faults = {}
     for name, run in (RUNS | AT).items():
-        losses, findings = run.series.losses, detect(run).findings
+        losses, findings = run.series.losses, detect(run).told
         train = TrainSummary(rows=len(losses), first_loss=losses[0] if losses else None, last_loss=[None, *losses][-1])
         statements = {item.id for item in findings}
         story = story_parts(run, findings, train)

@@ -55,6 +55,8 @@ def test_a_padded_batch_is_counted_as_it_is(watching):
         "eval_rows": 0,
         "eval_rows_trained": 0,
         "packed": False,
+        "asked": {},
+        "rows_asked": 4,
         "unseen": None,
     }
 
@@ -214,7 +216,7 @@ def test_masked_labels_are_one_finding_of_a_run_and_not_three(training, callback
 
     data = training.sequences()
     masked = [{**row, "labels": torch.full_like(row["labels"], -100)} for row in data]
-    run = training.trainer(tmp_path, callback(), max_steps=12)
+    run = training.trainer(tmp_path, callback(), max_steps=12, learning_rate=2e-4)
     run.train_dataset = masked
     run.train()
     report = monitor_run(tmp_path / "run.jsonl")
@@ -325,3 +327,48 @@ def test_after_the_block_the_hook_is_gone(watching):
         model(**batch())
     model(**batch())
     assert watch.batches == 1
+
+
+class Known:
+    """What a tokenizer says of its tokens."""
+
+    pad_token_id, eos_token_id, bos_token_id = 290, END, 1
+
+    def get_added_vocab(self):
+        return {"<turn>": 291, "<end>": END}
+
+
+TURNS = [291, 260, END, 291, 261, 270, END, 291, 262, END, 291, 261, 271, END]
+
+
+@every(
+    ("ids", "mask", "labels", "asked"),
+    [
+        ([*range(300, 306)], [1] * 6, [*range(301, 306), -100], {"labels_differ": 1, "labels_shifted": 1}),
+        ([300, 301, 302, 303], [1] * 4, [300, 301, 302, 303], {}),
+        ([300, 290, 290, 290], [1, 0, 0, 0], [300, 290, 290, 290], {"padding_supervised": 1}),
+        ([300, 290, 290, 290], [1, 0, 0, 0], [300, -100, -100, -100], {}),
+        ([290, 1, 1, 300], [0, 1, 1, 1], [-100, -100, -100, 300], {"double_bos": 1}),
+        ([300, 301, 302, 303], [0] * 4, [300, 301, 302, 303], {"unattended": 1}),
+        ([300, 290, 290, 290], None, [300, -100, -100, -100], {}),
+        ([300] * 3 + [301] * 4, None, [300] * 3 + [-100] * 3 + [301], {}),
+        (TURNS, [1] * 14, [-100] * 12 + TURNS[12:], {"several_answers": 1, "last_answer_only": 1}),
+        (TURNS[:7], [1] * 7, [-100] * 5 + TURNS[5:7], {}),
+        ([300] * 5 + [301] * 5, [1] * 10, [300] * 5 + [-100] * 5, {"inverted": 1}),
+    ],
+)
+def test_a_live_row_is_asked_what_a_row_of_a_file_is_asked(ids, mask, labels, asked):
+    from gradience.hf import watch_batches
+
+    class Fed(torch.nn.Module):
+        def forward(self, input_ids=None, attention_mask=None, labels=None):
+            return input_ids
+
+    model = Fed()
+    watch = watch_batches(model, tokenizer=Known())
+    given = {"input_ids": ids, "attention_mask": mask, "labels": labels}
+    for _ in range(9):
+        model(**{name: torch.tensor([one, one]) for name, one in given.items() if one})
+    found = watch.values()
+    assert found["asked"] == {name: 16 * n for name, n in asked.items()}  # of the first eight batches
+    assert found["rows_asked"] == 16

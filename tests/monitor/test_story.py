@@ -54,7 +54,7 @@ status = st.sampled_from(["ok", "no_run_end", "error", "unknown"])
 def test_every_grave_finding_is_in_the_story_of_any_series(values, norm, status):
     n = len(values)
     run = facts_of(logged_rows(range(n), values, [norm] * n, [1e-4] * n), status=status, last_step=n or None)
-    findings, _ = detect(run)
+    findings = detect(run).told
     parts = story_parts(run, findings, TrainSummary(rows=n, first_loss=0.0, last_loss=0.0))
     grave = {finding.id for finding in findings if finding.severity != "info"}
     assert grave <= {part.finding for part in parts}

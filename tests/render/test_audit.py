@@ -90,15 +90,15 @@ def test_the_seeds_lines_stand_verbatim_and_in_order():
 
 
 def noted():
-    """UTL204 and SCL208, the notes on these modules."""
-    return judge_adapter(report([module(i, alpha=8.0) for i in range(12)]), alpha=8.0, r=16).findings
+    """The readings of these modules: a low utilization, and the default alpha."""
+    return judge_adapter(report([module(i, alpha=8.0) for i in range(12)]), alpha=8.0, r=16).told
 
 
 RESIZE = "Next: gradience resize runs/toy/peft"
 
 
 def test_the_default_report_fits_a_screen_with_the_verdict_first_and_the_next_step_last():
-    lines = audit_text(report(findings=noted(), task_type="CAUSAL_LM")).splitlines()
+    lines = audit_text(report(readings=noted(), task_type="CAUSAL_LM")).splitlines()
     assert len(lines) <= 33
     assert max(map(len, [line for line in lines if not line.startswith("Next: ")])) <= 100
     assert lines[7] == "Verdict: TRAINED (all 12 modules carry a finite, non-zero update)"
@@ -121,6 +121,7 @@ def test_the_next_step_is_a_resize_only_where_that_makes_sense():
     present = {"suggested": {"median": suggest([module(0)], 8)}}
     assert last() == f"{RESIZE} --like-suggested --out runs/toy/peft-smaller"  # a ViT, say
     assert last(task_type="SEQ_CLS").startswith(f"{RESIZE} --base MODEL --calibrate")
+    assert last(readings=noted()) == last()
     assert not last(findings=[warning]).startswith("Next")
     assert not last(**present).startswith("Next")
 

@@ -219,8 +219,35 @@ ENTRIES: dict[str, Entry] = {
                 "generation_config.json no longer ends a text at 2, as the base's does.",
                 "warning",
             ),
+            On(
+                folder({"eos_token_id": 5}, base=CONFIG | {"eos_token_id": 2}, adapter_tokens=tokens(end=2)),
+                "config.json ends a text at 5, and the tokenizer that it was trained with at 2: generation does not "
+                "stop there.",
+                "warning",
+            ),
+            On(  # the tokenizer's end was replaced for the training, and the base's config was exported
+                folder(
+                    base_generation={"eos_token_id": 2},
+                    generation={"eos_token_id": 2},
+                    base_tokens=tokens(end=2),
+                    adapter_tokens=tokens(end=7),
+                ),
+                "generation_config.json ends a text at 2, and the tokenizer that it was trained with at 7: generation "
+                "does not stop there.",
+                "warning",
+            ),
         ],
-        [folder(), folder(base_generation={"eos_token_id": 2}, generation={"eos_token_id": [2, 7]})],
+        [
+            folder(),
+            folder(base_generation={"eos_token_id": 2}, generation={"eos_token_id": [2, 7]}),
+            folder(  # replaced in both
+                base_generation={"eos_token_id": 2},
+                generation={"eos_token_id": 7},
+                base_tokens=tokens(end=2),
+                adapter_tokens=tokens(end=7),
+            ),
+            folder({"eos_token_id": 5}, base=CONFIG | {"eos_token_id": 5}, base_tokens=tokens(end=2)),
+        ],
         [],
     ),
     "MLD610": Entry(

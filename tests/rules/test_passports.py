@@ -17,7 +17,7 @@ from gradience.rules.passports import COUNTED, passport
 from gradience.schema.document import Evidence, Passport, RuleCard
 
 LACKING: Final = """
-COV142 DAT346 INI195 LED205 PLT105 SCL208 SCL314 TGT001 TGT003 UND126 UTL204
+DAT346
 """
 """Rules whose passport is still looked for. No other rule comes in here."""
 
@@ -63,7 +63,7 @@ def test_a_passport_is_known_by_its_form_and_a_judgement_or_a_drawn_log_is_none(
 
 
 def test_every_rule_names_one() -> None:
-    assert {card.id for card in rule_cards() if not card.passports} <= set(LACKING.split())
+    assert {card.id for card in rule_cards() if not card.passports and not card.reading} <= set(LACKING.split())
 
 
 def of(form: str) -> Iterator[tuple[RuleCard, Passport]]:

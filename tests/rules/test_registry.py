@@ -113,7 +113,6 @@ def test_a_condition_has_the_number_of_every_threshold_and_each_threshold_is_the
 
 def test_a_correlation_says_which_findings_of_which_sources_it_puts_together() -> None:
     cards = {join.id: join.speaks_when for join in JOINS}
-    assert cards["SCL314"] == "config: LR001 or LR004 (low) or ALP002; weights: SCL208. It takes config and weights"
     assert cards["SAV303"] == ("log: neither NOL106 nor GRD108; weights: TRN202 (untrained). It takes log and weights")
 
 

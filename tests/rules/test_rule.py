@@ -75,7 +75,7 @@ def test_values_are_json(value, stored):
 def test_a_rule_observes_once_often_or_not_at_all():
     many = replace(RULE, observe=lambda n: [Observation(str(i)) for i in range(n)])
     assert [item.message for item in judge([RULE, many], 3).findings] == ["3 is large", "0", "1", "2"]
-    assert judge([RULE], 2) == ([], [])
+    assert judge([RULE], 2) == ([], [], [])
 
 
 def test_the_gravest_finding_comes_first_whatever_the_order_of_the_rules():
@@ -96,7 +96,7 @@ def test_what_was_observed_before_the_unknown_is_kept_and_both_are_reported():
         yield Observation("one thing")
         raise Unknown(f"not {n}")
 
-    found, not_run = judge([replace(RULE, observe=observe)], 7)
+    found, not_run, _ = judge([replace(RULE, observe=observe)], 7)
     assert [item.message for item in found] == ["one thing"]
     assert [(item.id, item.reason) for item in not_run] == [("ABC001", "not 7")]
 
@@ -104,7 +104,7 @@ def test_what_was_observed_before_the_unknown_is_kept_and_both_are_reported():
 def test_a_rule_that_is_not_meant_for_the_facts_is_not_even_mentioned():
     odd, lacking = Premise("odd", lambda n: None if n % 2 else "even"), Premise("never", lambda _: "lacking")
     rule = replace(RULE, meant_for=odd, needs=(lacking,))
-    assert judge([rule], 4) == ([], [])
+    assert judge([rule], 4) == ([], [], [])
     assert [item.reason for item in judge([rule], 3).not_run] == ["lacking"]
     assert rule.premises == ["odd", "never"]
     assert replace(RULE, needs=(lacking,)).premises == ["never"]
@@ -189,3 +189,15 @@ def test_a_rule_that_an_objective_makes_meaningless_says_so():
 )
 def test_many_names_are_shown_as_the_first_three_and_a_count(names, text):
     assert few(list(names)) == text
+
+
+def test_what_a_reading_reports_is_no_finding_and_can_be_left_out():
+    readings = [replace(RULE, id="ABC002", reading=True), RULE, replace(RULE, id="ABC003", reading=True)]
+    verdict = judge(readings, 3)
+    assert [item.id for item in verdict.findings] == ["ABC001"]
+    assert [item.id for item in verdict.readings] == ["ABC002", "ABC003"]
+    assert [item.id for item in verdict.told] == ["ABC001", "ABC002", "ABC003"]
+    assert verdict.silent_of(["ABC001", "ABC002", "ABC004"]) == ["ABC004"]
+    kept = verdict.without({"ABC002": "ignored on request"})
+    assert [item.id for item in kept.readings] == ["ABC003"]
+    assert [(item.id, item.reason) for item in kept.not_run] == [("ABC002", "ignored on request")]

@@ -12,11 +12,13 @@ from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
 from itertools import islice
 from pathlib import Path
+from types import MappingProxyType
 from typing import Final, Literal, NamedTuple, TypeAlias
 
 from gradience.adapters.files import holds_adapter
 from gradience.configs.files import read_mapping
 from gradience.configs.prompts import PromptForm, form_in, form_named
+from gradience.configs.training import STATE_NAME
 from gradience.errors import GradienceError
 from gradience.io.reading import read_small
 from gradience.schema import Json
@@ -79,7 +81,11 @@ class PromptLink(NamedTuple):
 
 
 def prompt_links(
-    folders: Iterable[Path], *, recipes: Iterable[Path] = (), base: Path | None = None
+    folders: Iterable[Path],
+    *,
+    recipes: Iterable[Path] = (),
+    base: Path | None = None,
+    held: Mapping[Path, Mapping[str, Json]] = MappingProxyType({}),
 ) -> tuple[PromptLink, ...]:
     """The links that lie in these folders, and in those below them that hold a merged model.
 
@@ -87,15 +93,16 @@ def prompt_links(
         folders: where they are looked for.
         recipes: of training, which are asked for by themselves: no other recipe of training then counts.
         base: the folder of the base.
+        held: the fields of files that were read.
     """
     links: dict[tuple[str, str], PromptLink] = {}
     for path in recipes:
         with suppress(GradienceError, OSError):
-            if (link := _recipe(path)) is not None and link.kind == "recipe":
+            if (link := _recipe(path, held)) is not None and link.kind == "recipe":
                 links[link.kind, link.where] = link
     asked = bool(links)
     for folder in folders:
-        for link in _links_in(folder):
+        for link in _links_in(folder, held):
             if not (asked and link.kind == "recipe"):
                 links.setdefault((link.kind, link.where), link)
     if base is not None and base.is_dir() and (link := _tokenizer(base, "base")) is not None:
@@ -103,7 +110,7 @@ def prompt_links(
     return tuple(links.values())
 
 
-def _links_in(folder: Path) -> Iterator[PromptLink]:
+def _links_in(folder: Path, held: Mapping[Path, Mapping[str, Json]]) -> Iterator[PromptLink]:
     if not os.path.isdir(folder):  # noqa: PTH112  # Path.is_dir raises on a name that is too long
         return
     if (own := _tokenizer(folder, "tokenizer" if holds_adapter(folder) else "merged")) is not None:
@@ -118,9 +125,9 @@ def _links_in(folder: Path) -> Iterator[PromptLink]:
             elif path.suffix in _COMMANDS or path.name.startswith(("compose", "docker-compose")):
                 link = _command(path)
             elif path.suffix in _RECIPES and not path.name.startswith(
-                ("tokenizer", "adapter_", "special_", "config.j")
+                ("tokenizer", "adapter_", "special_", "config.j", STATE_NAME)
             ):
-                link = _recipe(path)
+                link = _recipe(path, held)
         if link is not None:
             yield link
 
@@ -161,9 +168,9 @@ def _token(value: Json) -> str | None:
     return value if isinstance(value, str) else None
 
 
-def _recipe(path: Path) -> PromptLink | None:
+def _recipe(path: Path, held: Mapping[Path, Mapping[str, Json]]) -> PromptLink | None:
     """What a recipe of LLaMA-Factory, ms-swift or Axolotl says; None if it names no template."""
-    fields = read_mapping(path, most=_LARGEST_RECIPE)
+    fields = held[path] if path in held else read_mapping(path, most=_LARGEST_RECIPE)
     for program, key, own in (
         ("LLaMA-Factory", "template", ("model_name_or_path",)),
         ("ms-swift", "template", ("model", "model_type", "adapters")),

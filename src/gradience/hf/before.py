@@ -335,7 +335,10 @@ def _first_batches(flight: _Flight, calls: Invocations) -> FirstBatches:
     limit = getattr(flight.args, "max_length", None)
     end = getattr(flight.tokenizer, "eos_token_id", None)  # training makes it one of the model's
     watch = BatchWatch(
-        flight.model, max_length=limit if isinstance(limit, int) else None, ends=[end] if isinstance(end, int) else []
+        flight.model,
+        max_length=limit if isinstance(limit, int) else None,
+        ends=[end] if isinstance(end, int) else [],
+        tokenizer=flight.tokenizer,
     )
     watch.close()  # it is told of each batch
     shapes: dict[str, str] = {}

@@ -293,7 +293,11 @@ class GradienceCallback(TrainerCallback):  # type: ignore[misc]
         self._batches, self._data_recorded = None, False
         if self._data:
             length = self._program.get("max_length", getattr(args, "max_length", None))
-            self._batches = watch_batches(shown["model"], max_length=length if isinstance(length, int) else None)
+            self._batches = watch_batches(
+                shown["model"],
+                max_length=length if isinstance(length, int) else None,
+                tokenizer=shown.get("processing_class"),
+            )
             digest = template_digest(getattr(shown.get("processing_class"), "chat_template", None))
             self._fed = {**self._program, **({"template_digest": digest} if digest else {})}
 

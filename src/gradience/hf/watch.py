@@ -6,15 +6,19 @@ It keeps counts and hashes of rows; no token leaves the process.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from typing import Any, Final, Self, TypeGuard
 
 import torch
 
+from gradience.data.asked import AskedRow, Vocabulary
+from gradience.data.tokens import Sequence as TokenSequence
 from gradience.hf.digests import IGNORED, MIX, mixed_bits
 from gradience.hf.fed import Hook
 from gradience.hf.snapshot import unwrapped
+from gradience.rules.data import ASKED_LIVE
 
 FIRST: Final = 8  # micro-batches watched from the beginning
 EVERY: Final = 100  # one in so many later micro-batches is watched
@@ -32,9 +36,17 @@ class BatchWatch:
         model: any module that gets `input_ids`, and `labels` if it computes its own loss.
         max_length: the length at which rows are cut; rows of that length are counted.
         ends: end tokens beside those of the model's configuration.
+        tokenizer: that of the run; without it, what needs its tokens is not asked.
     """
 
-    def __init__(self, model: torch.nn.Module, *, max_length: int | None = None, ends: Sequence[int] = ()) -> None:
+    def __init__(
+        self,
+        model: torch.nn.Module,
+        *,
+        max_length: int | None = None,
+        ends: Sequence[int] = (),
+        tokenizer: Any = None,
+    ) -> None:
         self.batches = 0
         self.watched = 0
         self._limit = max_length
@@ -51,6 +63,9 @@ class BatchWatch:
         self._failed: str | None = None
         self._classes = _classes(model)
         self._ends = [*_end_ids(model), *ends]
+        self._vocabulary = _vocabulary(tokenizer, self._ends)
+        self._asked: Counter[str] = Counter()
+        self._rows_asked = 0
         self._handle = model.register_forward_pre_hook(Hook(self._see), with_kwargs=True)
 
     def __enter__(self) -> Self:
@@ -94,6 +109,8 @@ class BatchWatch:
             "eval_rows": len(self._evaluated),
             "eval_rows_trained": len(self._evaluated & self._trained),
             "packed": self._packed,
+            "asked": dict(self._asked),
+            "rows_asked": self._rows_asked,
             "unseen": self._unseen(),
         }
 
@@ -173,6 +190,24 @@ class BatchWatch:
                 self._of_classes[1] += low == high
         self._without_labels |= not of_tokens
         self.watched += 1
+        if self.watched <= FIRST:
+            self._ask(ids, kwargs.get("attention_mask"), labels if of_tokens else None)
+
+    def _ask(self, ids: torch.Tensor, given: object, labels: torch.Tensor | None) -> None:
+        """Ask each row of a batch what a row of a file is asked, as far as it needs no text."""
+        attended = given.bool() if isinstance(given, torch.Tensor) and given.shape == ids.shape else None
+        masks = [None] * len(ids) if attended is None else attended.tolist()
+        of_tokens = [None] * len(ids) if labels is None else labels.tolist()
+        for row, mask, own in zip(ids.tolist(), masks, of_tokens, strict=True):
+            self._rows_asked += 1
+            if mask is not None and not any(mask):
+                self._asked["unattended"] += 1
+                continue
+            begin, end = _attended(row, mask, own)
+            columns = {"input_ids": row} | ({} if own is None else {"labels": own})  # padding in the loss, too
+            kept = None if own is None else [int(label != IGNORED) for label in own[begin:end]]
+            asked = AskedRow(columns, self._vocabulary, (TokenSequence(row[begin:end], kept),))
+            self._asked.update({name for test in ASKED_LIVE for name in test.of(asked)})
 
     def _take(self, table: list[list[int]], room: int) -> None:
         lengths, hashes, *of_labels = table
@@ -207,14 +242,38 @@ class BatchWatch:
         return torch.tensor(self._ends or [-1], device=ids.device, dtype=ids.dtype)
 
 
-def watch_batches(model: torch.nn.Module, *, max_length: int | None = None) -> BatchWatch:
+def _attended(row: list[int], mask: list[bool] | None, labels: list[int] | None) -> tuple[int, int]:
+    """The places between which a row is no padding; without a mask that is equal tokens at its end outside the loss."""
+    if mask is not None:
+        return mask.index(True), len(mask) - mask[::-1].index(True)
+    end = len(row)
+    while labels is not None and end > 1 and row[end - 1] == row[-1] and labels[end - 1] == IGNORED:
+        end -= 1
+    return 0, end if len(row) - end > 1 else len(row)
+
+
+def _vocabulary(tokenizer: Any, ends: Sequence[int]) -> Vocabulary:
+    """What is known of a tokenizer's tokens; of one that does not tell, the end tokens alone."""
+    tokenizer = getattr(tokenizer, "tokenizer", tokenizer)  # of a processor
+    pad, end, bos = (getattr(tokenizer, f"{name}_token_id", None) for name in ("pad", "eos", "bos"))
+    added: dict[str, object] = getattr(tokenizer, "get_added_vocab", dict)()
+    return Vocabulary(
+        ends=frozenset(ends) | (frozenset([end]) if isinstance(end, int) else frozenset()),
+        controls=frozenset(one for one in added.values() if isinstance(one, int)),
+        pad=pad if isinstance(pad, int) and pad != end else None,
+        bos=bos if isinstance(bos, int) else None,
+    )
+
+
+def watch_batches(model: torch.nn.Module, *, max_length: int | None = None, tokenizer: Any = None) -> BatchWatch:
     """Count what a model is fed in your own training loop; `values()` of the result has the counts.
 
     Args:
         model: the module that is called with `input_ids`; for a compiled model, the result of `torch.compile`.
         max_length: the length at which rows are cut.
+        tokenizer: that of the run, by which padding and turns are known in the first batches.
     """
-    return BatchWatch(model, max_length=max_length)
+    return BatchWatch(model, max_length=max_length, tokenizer=tokenizer)
 
 
 def _are_ids(ids: object) -> TypeGuard[torch.Tensor]:

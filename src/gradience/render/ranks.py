@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os.path
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Final
 
 import msgspec
@@ -14,7 +14,10 @@ from gradience.blocks import Block, Heading, count, megabytes, number, percent, 
 from gradience.blocks.text import shortened
 from gradience.configs.commands import fill
 from gradience.rules.weights import LARGE_SIZE
+from gradience.rules.weights.utilization import LOW, under_used
+from gradience.schema import Real
 from gradience.schema.audit import AuditReport, RankDisagreement, RankPattern
+from gradience.schema.document import Finding
 
 _MODULES: Final = 8  # modules of a rank pattern listed without --verbose
 _RULES: Final = {"energy_90": "k@90%", "effective_rank": "effective rank", "stable_rank": "stable rank", "knee": "knee"}
@@ -30,6 +33,12 @@ def update_size(norm: float | None, size: float | None) -> str | None:
         return None
     far = "; far above ordinary updates (under 1)" if size > LARGE_SIZE.value else ""
     return f"norm {norm:.3g}, {size:.3g} of freshly initialised weights of these shapes{far}"
+
+
+def utilization(used: Real | None, readings: Iterable[Finding]) -> str:
+    """The mean utilization as text, with what the readings say of one that is low."""
+    low = any(one.id == under_used.id for one in readings)
+    return f"{percent(used)}, {LOW}" if low else percent(used)
 
 
 def suggested(report: AuditReport, *, verbose: bool) -> Iterator[Block]:

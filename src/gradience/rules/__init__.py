@@ -151,6 +151,7 @@ class Description:
         evidence: the rule's sources, with their numbers.
         seen: public runs and complaints on which the rule was right.
         signs: what a finding is a sign of, for the rules that join findings; a text is a sign without conditions.
+        reading: whether what the rule reports is a line of a report and no finding: it counts nowhere.
     """
 
     id: str = field(kw_only=False)
@@ -167,6 +168,7 @@ class Description:
     evidence: tuple[Evidence, ...] = ()
     seen: tuple[Evidence, ...] = ()
     signs: tuple[Sign | str, ...] = ()
+    reading: bool = False
 
     @property
     def speaks_when(self) -> str:
@@ -277,20 +279,33 @@ def _unoptimised(observe: Observe[F]) -> str:
 
 
 class Verdict(NamedTuple):
-    """Findings, most severe first, and the rules that could not be judged, each with its reason."""
+    """Findings, most severe first, the rules that could not be judged, each with its reason, and mere readings."""
 
     findings: list[Finding]
     not_run: list[NotRun]
+    readings: Sequence[Finding] = ()
+
+    @property
+    def told(self) -> list[Finding]:
+        """The findings, then the readings."""
+        return [*self.findings, *self.readings]
+
+    def without(self, reasons: Mapping[str, str]) -> Verdict:
+        """The verdict without the left-out rules, which are then among those not run, with their reasons."""
+        return Verdict(
+            *without(self.findings, self.not_run, reasons), [one for one in self.readings if one.id not in reasons]
+        )
 
     def silent_of(self, ids: Iterable[str]) -> list[str]:
         """Those of the rules that were judged and found nothing."""
-        told = {*(finding.id for finding in self.findings), *(item.id for item in self.not_run)}
+        told = {*(finding.id for finding in self.told), *(item.id for item in self.not_run)}
         return [rule for rule in ids if rule not in told]
 
 
 def judge(rules: Iterable[Rule[F]], facts: F) -> Verdict:
     """Judge the facts by the rules. A rule that observed something before it raised `Unknown` is in both lists."""
     findings: list[Finding] = []
+    readings: list[Finding] = []
     not_run: list[NotRun] = []
     for rule in rules:
         if rule.meant_for and rule.meant_for(facts) is not None:
@@ -300,11 +315,11 @@ def judge(rules: Iterable[Rule[F]], facts: F) -> Verdict:
             not_run.append(NotRun(id=rule.id, reason=lacking))
             continue
         try:
-            for observation in rule.observations(facts):
-                findings.append(finding(rule, observation))  # noqa: PERF401  # findings before an Unknown are kept
+            for observation in rule.observations(facts):  # one by one: those before an Unknown are kept
+                (readings if rule.reading else findings).append(finding(rule, observation))
         except Unknown as unknown:
             not_run.append(NotRun(id=rule.id, reason=str(unknown)))
-    return Verdict(by_severity(findings), not_run)
+    return Verdict(by_severity(findings), not_run, readings)
 
 
 def finding(rule: Description, seen: Observation) -> Finding:
@@ -336,6 +351,7 @@ def card(rule: Description) -> RuleCard:
         title=rule.title,
         groups=list(rule.groups),
         severity=rule.severity,
+        reading=rule.reading,
         condition=rule.speaks_when,
         premises=rule.premises,
         confidence=rule.confidence,

@@ -16,7 +16,7 @@ from gradience.configs.document import CONFIG_NAME
 from gradience.configs.settings import with_ratio
 from gradience.configs.training import completed
 from gradience.folder import Documents
-from gradience.rules import Verdict, without
+from gradience.rules import Description, Verdict
 from gradience.rules.config import RULES, judge_config, transformers_version
 from gradience.rules.config.facts import CheckContext, ConfigRule
 from gradience.rules.joins import Symptom, correlate
@@ -50,6 +50,8 @@ IDS: Final[dict[SourceKind, tuple[str, ...]]] = {
 }
 """The rules on each part."""
 ALL: Final = [*dict.fromkeys(rule for ids in IDS.values() for rule in ids), *(join.id for join in JOINS)]
+_JUDGED: Final[tuple[Description, ...]] = (*RULES, *DETECTORS, *ADAPTER_RULES)
+_READINGS: Final = frozenset(rule.id for rule in _JUDGED if rule.reading)
 LOOK: Final = frozenset(rule.id for rule in DETECTORS if rule.look)
 OF_RUNS: Final = frozenset(rule.id for rule in RULES if "log" in rule.groups)
 """The rules on settings that are asked of a run's log, too."""
@@ -88,7 +90,8 @@ class Judged:
 
     def verdicts(self) -> Iterator[tuple[SourceKind, Verdict]]:
         """The verdict on each part."""
-        weights = None if self.weights is None else Verdict(self.weights.findings, self.weights.not_run)
+        audit = self.weights
+        weights = None if audit is None else Verdict(audit.findings, audit.not_run, audit.readings)
         parts: tuple[tuple[SourceKind, Verdict | None], ...]
         parts = (("config", self.settings), ("log", self.log), ("weights", weights))
         yield from ((source, verdict) for source, verdict in parts if verdict is not None)
@@ -99,7 +102,8 @@ class Judged:
         joins = [join for join in asked if join is not None]
         silent = {(source, rule) for source, verdict in self.verdicts() for rule in verdict.silent_of(IDS[source])}
         joined = correlate(joins, self._symptoms(), frozenset(silent))
-        single = (_alone(symptom.source, symptom.finding) for symptom in joined.left if symptom.finding)
+        told = ((symptom.source, symptom.finding) for symptom in joined.left)
+        single = (_alone(source, one) for source, one in told if one and one.id not in _READINGS)
         causes = self._eased(sorted([*joined.causes, *single], key=_place))
         first: dict[tuple[str, str], Cause] = {}
         for cause in causes:  # the log repeats what the weights show
@@ -109,11 +113,11 @@ class Judged:
     def _symptoms(self) -> Iterator[Symptom]:
         """What each part shows, and what two of them disagree about."""
         if self.settings is not None:
-            yield from symptoms_of("config", self.settings.findings)
+            yield from symptoms_of("config", self.settings.told)
         if self.facts is not None and self.log is not None:
             silent = not self.facts.run.losses  # nothing was logged at all
             evaluated = bool(self.facts.evals or account(self.facts).evaluations)
-            yield from log_symptoms(self.log.findings, evaluated=evaluated or silent)
+            yield from log_symptoms(self.log.told, evaluated=evaluated or silent)
         yield from self.disk
         yield from damage(self.damaged)
         if self.weights is None:
@@ -181,7 +185,7 @@ def judge_parts(
     if reading is not None and facts is None:
         facts = RunFacts(reading.run, reading.log.issues, reading.log.issues_total, DEFAULT_GAP)
     if facts is not None and log is None:
-        log = Verdict(*without(*detect(facts), {rule: why for rule, why in left_out.items() if rule in DETECTED}))
+        log = detect(facts).without({rule: why for rule, why in left_out.items() if rule in DETECTED})
     config = None if whole is None else completed(whole)
     moment = CheckContext(moment="begun", begun="its weights")
     if reading is not None:

@@ -35,11 +35,13 @@ class Tokens:
         last: the largest id of an added token; None without one.
         added: the added tokens.
         template: the chat template; None without one.
+        end: the id of the end-of-text token; None if it is no added token.
     """
 
     last: int | None = None
     added: frozenset[str] = frozenset()
     template: str | None = None
+    end: int | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -311,12 +313,26 @@ def _template(folder: MergedFolder) -> Observation | None:
 def _ends(folder: MergedFolder) -> Observation | None:
     """a text that ends otherwise
 
-    the base has a generation_config.json and the merged model none, or the end-of-text tokens of the two differ
+    the base has a generation_config.json and the merged model none, or its end-of-text tokens lack one of the base's,
+    or the one of the tokenizer that it was trained with
 
     Why: Generation runs on past the token that it was trained to end with.
     Action: Copy generation_config.json from the base, or set eos_token_id to the ids that were trained.
     Seen: https://github.com/QwenLM/Qwen3/issues/1064 -- a fine-tuned model never stops
+    Seen: https://github.com/ymcui/Chinese-LLaMA-Alpaca/issues/116 -- a merged model stops only where the tokenizer's
+        eos_token_id is handed to generate
     """
+    after, said_in = _stops(folder.generation, folder.config)
+    before, _ = _stops(folder.base_generation, folder.base)
+    trained = folder.adapter_tokens or folder.base_tokens
+    end = None if trained is None else trained.end
+    of_base = None if folder.base_tokens is None else folder.base_tokens.end
+    if end is not None and after and end not in after and (end in before or (of_base is not None and end != of_base)):
+        return Observation(
+            f"{said_in} ends a text at {few([*map(str, sorted(after))], _SHOWN)}, and the tokenizer that it was "
+            f"trained with at {end}: generation does not stop there.",
+            {"end": end},
+        )
     if folder.base_generation is None:
         return None
     if folder.generation is None:
@@ -325,14 +341,21 @@ def _ends(folder: MergedFolder) -> Observation | None:
             {},
             severity="info",
         )
-    before, after = (_ids(each.get("eos_token_id")) for each in (folder.base_generation, folder.generation))
-    lost = sorted(before - after)
-    if not lost:
+    kept, held = (_ids(each.get("eos_token_id")) for each in (folder.generation, folder.base_generation))
+    lost = sorted(held - kept)
+    if not lost or (end in kept and end != of_base):
         return None
     return Observation(
         f"generation_config.json no longer ends a text at {few([*map(str, lost)], _SHOWN)}, as the base's does.",
         {"lost": lost},
     )
+
+
+def _stops(generation: Mapping[str, Json] | None, config: Mapping[str, Json] | None) -> tuple[set[int], str]:
+    """The ids that end a text, and the file that says so: generation_config.json is read before config.json."""
+    if generation is not None and (ids := _ids(generation.get("eos_token_id"))):
+        return ids, "generation_config.json"
+    return (_ids(_inner(config, "eos_token_id")) if config is not None else set()), "config.json"
 
 
 def _ids(value: Json) -> set[int]:

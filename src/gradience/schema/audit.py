@@ -430,5 +430,6 @@ class AuditReport(Report, kw_only=True, frozen=True):
     ledger: Annotated[list[LedgerEntry], about("Tensors of the file by role, most bytes first.")] = []
     not_analysed: Annotated[list[NotAnalysed], about("Tensors without numbers, with the reasons.")] = []
     findings: list[Finding] = []
+    readings: Annotated[list[Finding], about("What rules read that is no finding: it counts nowhere.")] = []
     not_run: Annotated[list[NotRun], about("Checks that did not run, each with the reason.")] = []
     notes: list[str] = []

@@ -328,6 +328,7 @@ class RuleCard(msgspec.Struct, kw_only=True, frozen=True, omit_defaults=True):
         ),
     ] = []
     severity: Annotated[Severity, about("Usual severity; a finding may be milder or graver.")]
+    reading: Annotated[bool, about("Whether what it reports is a line of a report, and no finding.")] = False
     condition: Annotated[str, about("When the rule gives a finding.")] = ""
     premises: Annotated[list[str], about("What has to hold before the rule is asked; else it is not judged.")] = []
     confidence: Annotated[Fraction, about("How sure the rule is, 0 to 1: a judgement.")] | None = None

@@ -308,6 +308,7 @@ class CheckReport(Report, kw_only=True, frozen=True):
     ] = {}
     coverage: Coverage | None = None
     findings: list[Finding] = []
+    readings: Annotated[list[Finding], about("What rules read that is no finding: it counts nowhere.")] = []
     not_run: list[NotRun] = []
     unknown_keys: Annotated[list[str], about("Keys of the input that no rule reads.")] = []
     data: Annotated[DataReport, about("The data set as the trainer feeds it, with --data.")] | None = None
@@ -606,6 +607,7 @@ class MonitorReport(Report, kw_only=True, frozen=True):
     alerts: list[Alert] = []
     recommendations: list[RecommendationItem] = []
     findings: list[Finding] = []
+    readings: Annotated[list[Finding], about("What rules read that is no finding: it counts nowhere.")] = []
     advice: Annotated[Advice, about("What to do next; null if nothing needs doing.")] | None = None
     not_run: list[NotRun] = []
     issues: Annotated[list[BadLine], about("The first lines that are not valid events.")] = []

@@ -54,6 +54,12 @@ def parts(config: dict[str, Any] | None = None, *, more: dict[str, Any] | None =
     return Parts(**usual | fields)
 
 
+def pair(a: tuple[int, ...], b: tuple[int, ...]) -> dict[str, Any]:
+    """The two factors of one module."""
+    name = "base_model.model.model.x.lora_{}.weight"
+    return {name.format("A"): (a, "F32"), name.format("B"): (b, "F32")}
+
+
 def whole(name: str, rows: int = 9) -> dict[str, Any]:
     """A whole weight in the file."""
     return {f"base_model.model.{name}.weight": ((rows, 5), "F32")}
@@ -230,6 +236,26 @@ ENTRIES: dict[str, Entry] = {
             mlx(["self_attn.q_proj", "self_attn.v_proj"], num_layers=2),
             mlx(["self_attn.q_proj", "self_attn.v_proj"], num_layers=-1),
             mlx(None),
+        ],
+        abstains=[],
+    ),
+    "LOD408": Entry(
+        fires=[
+            On(
+                parts(tensors=pair((2, 4, 5), (2, 9, 4))),
+                "The factors of 1 modules have axes that no layer of PEFT's has: model.x [2, 4, 5] and [2, 9, 4].",
+                "error",
+            ),
+            On(
+                parts(tensors=pair((32, 768), (1536, 16, 1))),
+                "The factors of 1 modules have axes that no layer of PEFT's has: model.x [32, 768] and [1536, 16, 1].",
+                "error",
+            ),
+        ],
+        silent=[
+            parts(),
+            parts(tensors=pair((4, 5, 3), (9, 4, 1))),  # Conv1d
+            parts(tensors=pair((4, 5, 3, 3), (9, 4, 1, 1))),  # Conv2d
         ],
         abstains=[],
     ),

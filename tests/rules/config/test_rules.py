@@ -388,11 +388,6 @@ ENTRIES: dict[str, Entry] = {
             On(sft(target_modules=["model.layers.0.self_attn.q_proj"])),
             On(sft(target_modules=r".*\.(q_proj|v_proj)")),
             On(config(lora=ATTENTION), severity="info", confidence=0.75),
-            On(
-                config(lora=ATTENTION, training={"extras": {"train_examples": 50_001}}),
-                severity="warning",
-                confidence=0.75,
-            ),
         ],
         silent=[
             On(sft(target_modules=["q_proj", "up_proj"])),
@@ -1280,7 +1275,7 @@ def reasons(rule: str, judged: Verdict) -> list[str]:
 @every(("rule", "case"), cases("fires"))
 def test_a_rule_fires_with_what_a_reader_needs(rule: str, case: On) -> None:
     judged = verdict(case)
-    found = [item for item in judged.findings if item.id == rule]
+    found = [item for item in judged.told if item.id == rule]
     assert found
     assert all(item.message and item.evidence and item.verify and item.confidence for item in found)
     assert reasons(rule, judged) == [case.reason] or case.reason is None
@@ -1307,14 +1302,14 @@ def _nearly(stated: dict[str, Any]) -> dict[str, Any]:
 @every(("rule", "case"), cases("silent"))
 def test_a_rule_is_silent_after_having_looked(rule: str, case: On) -> None:
     judged = verdict(case)
-    assert rule not in {item.id for item in judged.findings}
+    assert rule not in {item.id for item in judged.told}
     assert reasons(rule, judged) == []
 
 
 @every(("rule", "case"), cases("abstains"))
 def test_a_rule_without_its_input_says_so(rule: str, case: On) -> None:
     judged = verdict(case)
-    assert rule not in {item.id for item in judged.findings}
+    assert rule not in {item.id for item in judged.told}
     (reason,) = reasons(rule, judged)
     assert reason == case.says or (case.says is None and reason)
 

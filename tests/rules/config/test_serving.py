@@ -158,6 +158,8 @@ SHOWN = {  # a feature: settings or surroundings that show it, and those like th
         _held()._replace(flags={"lora-target-modules": ("o_proj", "gate_up_proj")}),
         _held()._replace(flags={"lora-target-modules": ("o_proj", "qkv_proj")}),
     ),
+    "wrapped": (PLAIN._replace(groups={"language": ["model.language_model.layers.0.q_proj"]}), _held()),
+    "any": ({}, None),
     "alora": ({"extras": {"alora_invocation_tokens": True}}, {}),
     "experts": (
         {"extras": {"target_parameters": ["mlp.experts.up_proj"]}},
@@ -181,6 +183,9 @@ BASES = {"bitsandbytes": Dimensions("qwen3_moe", quant_method="bitsandbytes"), N
 @every("fact", FACTS, ids=lambda fact: f"{fact.engine}-{fact.feature}")
 def test_a_fact_applies_to_an_adapter_with_the_feature_and_not_to_its_twin(fact) -> None:
     shown, twin = SHOWN[fact.feature]
+    if twin is None:  # it is of every adapter
+        assert fact.applies(_facts(shown))
+        return
     base = Dimensions(fact.models[0]) if fact.models else BASES[fact.beside]
     assert fact.applies(_facts(shown, base))
     assert not fact.applies(_facts(twin, base))
@@ -249,6 +254,9 @@ def test_an_engine_may_have_a_version_and_what_no_row_is_of_is_not_judged() -> N
     assert unjudged("llamacpp@b9000") == "what is known of llama.cpp was read without a version"
     assert unjudged("llamacpp") == ""
     assert set(VERSIONS) < set(ENGINES)
+    for engine, says in (("ollama", []), ("ollama@0.34", []), ("ollama@0.34.1", ["SRV001"]), ("mlx@0.32", [])):
+        found = check_config({"lora": LORA, "format": "mlx-lm"}, serve=[engine], select=["SRV001", "SRV003"]).findings
+        assert [item.id for item in found if item.values["feature"] == "any"] == says, engine
     rslora = {"lora": LORA | {"use_rslora": True}}
     for engine, says in (
         ("tensorrt", []),

@@ -169,7 +169,6 @@ def test_every_fact_that_a_rule_shows_is_one_that_a_join_asks_for():
         ([("weights", "few_layers")], "LYR317", "warning"),
         ([("log", "OVF110"), ("disk", "best_checkpoint")], "OVF304", "warning"),
         ([("log", "GAP118"), ("config", "REC001"), ("config", "REC002")], "REC310", "warning"),
-        ([("config", "ALP002"), ("weights", "SCL208")], "SCL314", "warning"),
         ([("log", "RWD122", "best"), ("config", "LR004")], "RWD315", "warning"),
         ([("log", "RWD122", "best"), ("disk", "best_reward"), ("log", "KLD124")], "RWD315", "warning"),
         ([("log", "END114"), ("log", "TRN115")], "END312", "warning"),

@@ -49,7 +49,7 @@ def test_a_log_without_an_audit_is_told_once():
     ],
 )
 def test_low_utilization_is_read_with_the_ranks_to_compress_to(payload, message):
-    found = [(f.severity, f.message) for f in judged({"n_layers": 2, **payload}).findings if f.id == "UTL204"]
+    found = [(f.severity, f.message) for f in judged({"n_layers": 2, **payload}).told if f.id == "UTL204"]
     assert found == ([("info", message)] if message else [])
 
 

@@ -67,7 +67,7 @@ def test_a_healthy_run_gets_no_finding():
 
 
 def test_an_empty_run_is_judged_without_a_crash():
-    findings, not_run = detect(facts([], grads=[], rates=[]))
+    findings, not_run, _ = detect(facts([], grads=[], rates=[]))
     assert findings == []
     assert {"NUM101", "NUM102", "DIV103", "GRD107", "LRS109", "OVF110"} <= {item.id for item in not_run}
 
@@ -232,7 +232,7 @@ def any_run(draw):
 @settings(max_examples=50, deadline=None)
 @given(any_run())
 def test_no_series_of_floats_makes_a_detector_crash_and_every_one_answers_once(run):
-    findings, not_run = detect(run)
+    findings, not_run, _ = detect(run)
     answered = [f.id for f in findings] + [item.id for item in not_run]
     assert len(answered) == len(set(answered))
     assert set(answered) <= {d.id for d in DETECTORS}
@@ -253,8 +253,8 @@ def test_the_order_in_which_rows_are_given_changes_no_finding_but_that_on_it(ord
         rates=[rates[i] for i in order],
         steps=[i + 1 for i in order],
     )
-    judged, told = detect(mixed)
-    assert ([found for found in judged if found.id != "DUP117"], told) == detect(run)
+    judged, told, read = detect(mixed)
+    assert ([found for found in judged if found.id != "DUP117"], told, read) == detect(run)
 
 
 @given(st.floats(0.01, 100.0), st.sampled_from([0, 1, 2]))
@@ -263,8 +263,8 @@ def test_the_unit_of_the_loss_does_not_matter(unit, seed):
     losses = curve(seed=seed)
     losses[40:44] = [6.0] * 4
     in_nats = {"SCL129", "INI195"}  # a loss above that of a uniform guess, or near it
-    ids = {f.id for f in detect(facts(losses))[0]}
-    assert {f.id for f in detect(facts([x * unit for x in losses]))[0]} - in_nats == ids
+    ids = {f.id for f in detect(facts(losses)).told}
+    assert {f.id for f in detect(facts([x * unit for x in losses])).told} - in_nats == ids
 
 
 @given(st.integers(1, 4 * MOST_POINTS))

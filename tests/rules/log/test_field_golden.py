@@ -34,7 +34,7 @@ OF_THE_FILE = {"END114", "TRN115", "DUP117", "GAP118"}
 
 def classes_said(path):
     report = monitor_run(path)
-    ids = {finding.id for finding in report.findings}
+    ids = {finding.id for finding in (*report.findings, *report.readings)}
     grave = {finding.id for finding in report.findings if finding.severity != "info"}
     said = {name for name, rules in RULES.items() if rules & ids}
     said |= {name for name, rules in GRAVE_RULES.items() if rules & grave}

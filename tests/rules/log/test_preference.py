@@ -56,7 +56,7 @@ def test_only_pairs_told_apart_the_wrong_way_round_ask_which_answer_is_chosen():
 
 
 def story(run):
-    return story_parts(run, detect(run)[0], TrainSummary(rows=N))
+    return story_parts(run, detect(run).told, TrainSummary(rows=N))
 
 
 def test_the_story_says_that_preferences_are_told_apart_or_that_it_cannot_tell():

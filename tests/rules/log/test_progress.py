@@ -95,10 +95,9 @@ def test_a_loss_that_still_falls_while_the_rate_decays_is_no_plateau():
 
 
 def test_the_real_runs_of_others_are_called_what_they_are(shared_data):
-    found = {
-        name: {f.id for f in monitor_run(shared_data / "trainer_states" / name).findings}
-        for name in ("sft-mistral-final.json", "sft-plateau.json", "2023-no-grad-norm.json")
-    }
+    names = ("sft-mistral-final.json", "sft-plateau.json", "2023-no-grad-norm.json")
+    reports = {name: monitor_run(shared_data / "trainer_states" / name) for name in names}
+    found = {name: {f.id for f in (*of.findings, *of.readings)} for name, of in reports.items()}
     assert "MEM127" in found["sft-mistral-final.json"]
     assert "PLT105" in found["sft-plateau.json"]
     assert not {"MEM127", "PLT105"} & found["2023-no-grad-norm.json"]

@@ -44,7 +44,7 @@ def reason(about, columns, **more):
 
 def story(columns, **more):
     facts = run(columns, **more)
-    return [part.says for part in story_parts(facts, detect(facts)[0], TrainSummary(rows=N))]
+    return [part.says for part in story_parts(facts, detect(facts).told, TrainSummary(rows=N))]
 
 
 def line(start, end, n=N, sigma=0.0, seed=0):

@@ -54,7 +54,7 @@ def told(facts: RunFacts) -> str:
         last_loss=losses[-1] if rows else None,
         min_loss=min(losses, default=None),
     )
-    return line_of(story_parts(facts, detect(facts)[0], train))
+    return line_of(story_parts(facts, detect(facts).told, train))
 
 
 # --- "learns" is not said against what was held out ----------------------------------------------------------------

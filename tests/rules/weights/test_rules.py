@@ -54,7 +54,7 @@ def sized(size, **fields):
 
 
 def found(full, **own):
-    return {item.id: item for item in judge_adapter(full, **own).findings}
+    return {item.id: item for item in judge_adapter(full, **own).told}
 
 
 def reasons(full, **own):
@@ -397,7 +397,7 @@ def everything():
 
 
 def test_every_finding_carries_evidence_and_the_gravest_come_first():
-    findings = judge_adapter(everything(), alpha=8.0, r=64).findings
+    findings = judge_adapter(everything(), alpha=8.0, r=64).told
     order = ["NUM201", "NUM209", "BAS211", "SCL206", "SCL207", "LED205", "SCL208"]
     assert [item.id for item in findings] == order
     assert all(item.evidence and item.confidence is not None for item in findings)

@@ -270,4 +270,38 @@ def _other_keys(parts: Parts) -> Observation | None:
     return None
 
 
-RULES: Final = (_misnamed, _strange, _other_shape, _missing, _untargeted, _of_no_loader, _other_keys)
+@BetweenRule("LOD408", severity="error", confidence=0.9, needs=(of_peft,))
+def _other_axes(parts: Parts) -> Observation | None:
+    """factors of no layer that PEFT adapts
+
+    lora_A and lora_B of a module have another number of axes than one another, or both have three and lora_B's last
+    one is not 1
+
+    Why: PEFT makes two axes for a linear layer and for experts, three for Conv1d, four for Conv2d and five for Conv3d,
+        with sides of 1 at lora_B's end: any other file is refused with a size mismatch.
+    Scope: lora_A and lora_B in PEFT's format, by the header alone
+    Action: Of experts that are stored one behind another, write the factors as target_parameters has them, (experts *
+        r, in) and (out, r * experts); of a file of a convolution that stood for a linear layer (loralib), take the last
+        axis away, and write one pair of factors for each part.
+    Verify: Load it with PEFT: a size mismatch says the same.
+    Seen: https://github.com/NovaSky-AI/SkyRL/pull/1857 -- adapters of experts with three axes, which nothing loads
+    Seen: https://github.com/huggingface/peft/issues/1337 -- lora_B of shape (1536, 16, 1) beside lora_A of (32, 768)
+    """
+    wrong = []
+    for name, (shape, _) in parts.tensors.items():
+        module, found, rest = name.partition(".lora_A.")
+        other = parts.tensors.get(f"{module}.lora_B.{rest}") if found else None
+        if other is None or 0 in (*shape, *other[0]):
+            continue
+        sides = other[0]
+        if len(sides) != len(shape) or (len(sides) == 3 and sides[2] != 1):
+            wrong.append(f"{module.removeprefix('base_model.model.')} {list(shape)} and {list(sides)}")
+    if not wrong:
+        return None
+    return Observation(
+        f"The factors of {len(wrong)} modules have axes that no layer of PEFT's has: {few(wrong, 2, '; ')}.",
+        {"modules": len(wrong), "first": wrong[0]},
+    )
+
+
+RULES: Final = (_misnamed, _strange, _other_shape, _missing, _untargeted, _of_no_loader, _other_keys, _other_axes)

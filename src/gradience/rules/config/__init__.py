@@ -43,7 +43,8 @@ def judge_config(
     ]
     skipped = [NotRun(id=rule_id, reason=reason) for rule_id, reason in reasons.items()]
     findings = by_severity([item for verdict in verdicts for item in verdict.findings])
-    return Verdict(findings, [item for verdict in verdicts for item in verdict.not_run] + skipped)
+    not_run = [item for verdict in verdicts for item in verdict.not_run]
+    return Verdict(findings, not_run + skipped, [item for verdict in verdicts for item in verdict.readings])
 
 
 def _is_asked(rule: Rule[Facts], stated: frozenset[str]) -> bool:

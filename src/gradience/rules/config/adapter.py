@@ -38,7 +38,6 @@ _METAMATH = "PEFT method_comparison/MetaMathQA (Llama-3.2-3B, one seed, GSM8K n 
 SMALL_ALPHA_LR = Threshold("small_alpha_lr", 1e-4, "peak learning rate", "proposal: the low end of shipped recipes")
 RANK_MODERATE = Threshold("rank_moderate", 32, "rank", "proposal: from where alpha / r gets small by itself (rsLoRA)")
 SMALL_ALPHA_RATIO = Threshold("small_alpha_ratio", 0.25, "alpha / r", "QLoRA ships r = 64, alpha = 16: the lowest seen")
-DATA_LARGE = Threshold("data_large", 50_000, "training examples", "proposal: where an adapter may run out of capacity")
 METAMATH_RSLORA = cite(_METAMATH, "r = 64 with rsLoRA, scaling 8: 51.3 %; r = 64, alpha = 128, scaling 2: 47.4 %")
 RSLORA = cite("rsLoRA, arXiv 2312.03732 (abstract)", "alpha / r makes high ranks learn slowly")
 
@@ -82,10 +81,10 @@ def _expression_reaches_mlp(text: str) -> bool | None:
 @LoraRule(
     "TGT001",
     severity="info",
+    reading=True,
     confidence=0.75,
     needs=(LORA, AN_ADAPTER, CAUSAL_SFT),
     settings=("target_modules",),
-    thresholds=(DATA_LARGE,),
     evidence=(
         cite(LWR, "adapt all layers, above all the MLP; attention only is worse even with as many parameters"),
         cite(
@@ -99,7 +98,7 @@ def _expression_reaches_mlp(text: str) -> bool | None:
 def _attention_only(facts: Facts) -> Iterator[Observation]:
     """attention-only targets
 
-    no target reaches an MLP module; a warning with more than {data_large} training examples
+    no target reaches an MLP module
 
     Why: At equal size an adapter on the MLP, or on all linear layers, usually learns more.
     Scope: supervised training of a causal LM; RL is fine with little capacity
@@ -117,18 +116,13 @@ def _attention_only(facts: Facts) -> Iterator[Observation]:
     if reached is None:
         raise Unknown("the target names do not show which are attention and which MLP")
     if not reached:
-        examples = facts.config.training.extras.get("train_examples")
-        large = isinstance(examples, int) and examples > DATA_LARGE.value
-        yield Observation(
-            "only attention modules are targeted",
-            {"target_modules": targets, **({"train_examples": examples} if large else {})},
-            severity="warning" if large else None,
-        )
+        yield Observation("only attention modules are targeted", {"target_modules": targets})
 
 
 @LoraRule(
     "TGT003",
     severity="info",
+    reading=True,
     confidence=0.9,
     predicts=True,
     signs=("default_targets",),

@@ -59,6 +59,8 @@ Feature: TypeAlias = Literal[
     "expert_scale",
     "tower",
     "unnamed",
+    "wrapped",
+    "any",
 ]
 Surrounding: TypeAlias = Literal["bitsandbytes"]
 Setting: TypeAlias = Literal["use_rslora", "lora_dropout", "lora_bias", "modules_to_save", "token_rows"]
@@ -116,6 +118,8 @@ class ServeFact(NamedTuple):
     """What the feature must meet for the fact to hold."""
     models: tuple[str, ...] = ()
     """Model types that the fact is about, by their beginning; all if empty."""
+    since: str = ""
+    """The first version that does so."""
     until: str = ""
     """The first version that no longer does so."""
     unless: str = ""
@@ -138,8 +142,12 @@ class ServeFact(NamedTuple):
         return not self.models or re.sub(r"[^a-z0-9]", "", named.lower()).startswith(self.models)
 
     def holds_in(self, version: str) -> bool:
-        """Whether the fact is one of a version; without a version, whether it was mended in none."""
-        return not self.until or (bool(version) and _numbers(version) < _numbers(self.until))
+        """Whether the fact is one of a version; without a version, whether it is one of all that were looked at."""
+        if not version:
+            return not self.since and not self.until
+        return _numbers(self.since) <= _numbers(version) and (
+            not self.until or _numbers(version) < _numbers(self.until)
+        )
 
 
 def _numbers(version: str) -> tuple[int, ...]:
@@ -194,6 +202,7 @@ class _Read(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     only: frozenset[str] = frozenset()
     beside: Surrounding | None = None
     models: tuple[str, ...] = ()
+    since: str = ""
     until: str = ""
     unless: str = ""
 
@@ -228,6 +237,7 @@ FACTS: Final = tuple(
         read.only,
         read.beside,
         read.models,
+        read.since,
         read.until,
         read.unless,
     )
@@ -395,6 +405,13 @@ FEATURES: Final[dict[Feature, AdapterFeature]] = {
         "the same update with scaling lora_alpha / r",
     ),
     "tower": AdapterFeature("the vision or audio tower", "target_modules", remark=_MERGE, groups=("tower",)),
+    "wrapped": AdapterFeature(
+        "names below language_model",
+        "target_modules",
+        lambda facts: any("language_model." in name for name in (facts.around.groups or {}).get("language", ())),
+        remark=_MERGE,
+    ),
+    "any": AdapterFeature("every adapter", "peft_type", lambda _: True, remark=_MERGE),
     "unnamed": AdapterFeature(
         "modules that --lora-target-modules does not name",
         "target_modules",
@@ -576,7 +593,7 @@ def _lost(fact: ServeFact, facts: Facts) -> tuple[str, float | None]:
         return "", None
     share = None if facts.around.energy is None else facts.around.energy(modules)
     part = "" if share is None else f", {share:.0%} of the update's energy"
-    return f" ({len(modules)} modules{part})", share
+    return f" ({len(modules)} {'modules' if len(modules) > 1 else 'module'}{part})", share
 
 
 def _effects(effect: Effect, facts: Facts) -> Iterator[Observation]:
@@ -618,8 +635,10 @@ GROUPS: Final = {
 
 
 def fates(facts: Facts) -> Iterator[GroupFate]:
-    """Yield what each engine does with each group of the tensors in the file; nothing without a file."""
-    for name in facts.around.engines if facts.around.groups is not None else ():
+    """Yield what each engine does with each group of the tensors in the file; without a file how it is started."""
+    for name in facts.around.engines:
+        if facts.around.groups is None and (start := _start(engine_of(name), facts)):
+            yield GroupFate(engine=name, group="no tensor was read", modules=0, fate="not judged", reason=start)
         applying, unknown = list(facts_of(name, facts)), unknown_features(name, facts)
         for group, modules in (facts.around.groups or {}).items():
             here = [fact for fact in applying if _concerns(fact, modules, facts)]

@@ -33,3 +33,11 @@ ROW_TESTS: Final[RowTests] = (
     *answers.ROW_TESTS,
     *prompts.ROW_TESTS,
 )
+
+ASKED_LIVE: Final[RowTests] = (
+    *tokens.ASKED_LIVE,
+    *tokenised.ASKED_LIVE,
+    *turns.ASKED_LIVE,
+    *prompts.ASKED_LIVE,
+)
+"""What is asked of the rows of a live batch, too: it needs ids and labels only."""

@@ -47,7 +47,14 @@ def _header(before: list[int], controls: frozenset[int]) -> list[int]:
     return before[starts[-1] :] if starts else before[-_PLAIN:]
 
 
-@DataRule("DAT361", severity="warning", confidence=0.7, needs=(of_tokens,), thresholds=(HALF, SOME))
+@DataRule(
+    "DAT361",
+    severity="warning",
+    confidence=0.7,
+    groups=("data", "log"),
+    needs=(of_tokens,),
+    thresholds=(HALF, SOME),
+)
 def _last_answer(data: DataReport) -> Iterator[Observation]:
     """only the last answer of a conversation is supervised
 
@@ -211,3 +218,4 @@ def _unread_limit(data: DataReport) -> Iterator[Observation]:
 RULES = (_last_answer, _thought, _other_prompt, _kto_weights, _unread_limit)
 
 ROW_TESTS: RowTests = (_of_answers, thought_added, written_prompt)
+ASKED_LIVE: RowTests = (_of_answers,)

@@ -46,6 +46,7 @@ def _given_of(row: AskedRow) -> tuple[list[int], list[int]]:
     "DAT347",
     severity="error",
     confidence=0.85,
+    groups=("data", "log"),
     needs=(_given,),
     thresholds=(SLIPS,),
 )
@@ -124,6 +125,7 @@ def padding_supervised(row: AskedRow) -> bool:
     "DAT349",
     severity="warning",
     confidence=0.85,
+    groups=("data", "log"),
     needs=(_given,),
     thresholds=(SLIPS,),
 )
@@ -198,3 +200,5 @@ def _documents(data: DataReport) -> Iterator[Observation]:
 RULES = (_labels, _ids, _padding_supervised, _documents)
 
 ROW_TESTS: RowTests = (_of_labels, unknown_ids, padding_supervised, _of_documents)
+ASKED_LIVE: RowTests = (_of_labels, padding_supervised)
+"""Those that a live batch is asked, which has ids and labels and no text."""

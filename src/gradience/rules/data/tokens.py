@@ -202,6 +202,7 @@ def double_bos(row: AskedRow) -> bool:
     "DAT309",
     severity="warning",
     confidence=0.85,
+    groups=("data", "log"),
     thresholds=(SLIPS,),
 )
 def _double_bos(data: DataReport) -> Iterator[Observation]:
@@ -224,3 +225,4 @@ def _double_bos(data: DataReport) -> Iterator[Observation]:
 RULES = (_cut, _answers_cut, _double_bos, _split, _padding)
 
 ROW_TESTS: RowTests = (double_bos,)
+ASKED_LIVE = ROW_TESTS

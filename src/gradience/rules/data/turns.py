@@ -218,6 +218,7 @@ def inverted(row: AskedRow) -> bool:
     "DAT333",
     severity="error",
     confidence=0.85,
+    groups=("data", "log"),
     thresholds=(HALF,),
 )
 def _inverted(data: DataReport) -> Iterator[Observation]:
@@ -544,3 +545,4 @@ ROW_TESTS: RowTests = (
     _of_calls,
     _of_media,
 )
+ASKED_LIVE: RowTests = (inverted,)

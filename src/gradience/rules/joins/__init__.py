@@ -455,18 +455,4 @@ JOINS: Final[tuple[Correlation, ...]] = (
         scope="any run",
         verify="The next log has evaluations.",
     ),
-    Correlation(
-        "SCL314",
-        severity="info",
-        title="a small scaling, in config and file",
-        needs=(Needs("config", ("low_rate",)), Needs("weights", ("small_scaling",))),
-        messages=(
-            Message(("config", "weights"), "The update is scaled down: lora_alpha is 8 at r={r}, at a low rate."),
-        ),
-        confidence=0.6,
-        rationale="alpha / r shrinks as r grows: the default of 8 at a high rank learns slowly.",
-        action="Set lora_alpha on purpose: r, or 2 r.",
-        scope="plain LoRA",
-        verify="The same run with alpha = r: compare training loss after 100 steps.",
-    ),
 )

@@ -70,7 +70,7 @@ def damage(reason: str) -> list[Symptom]:
 
 def weights_symptoms(report: AuditReport) -> list[Symptom]:
     """The findings on the weights, tagged with the health verdict, and plain facts about the weights."""
-    return [*(_weights_symptom(report, finding) for finding in report.findings), *_facts(report)]
+    return [*(_weights_symptom(report, finding) for finding in (*report.findings, *report.readings)), *_facts(report)]
 
 
 def _weights_symptom(report: AuditReport, finding: Finding) -> Symptom:

@@ -71,4 +71,4 @@ def detect(facts: RunFacts) -> Verdict:
         return verdict._replace(findings=sorted(verdict.findings, key=_usefulness))
     verdict = judge((rule for rule in DETECTORS if rule.id in _WITHOUT_LOSS), facts)
     masked = [NotRun(id=rule.id, reason=_MASKED) for rule in DETECTORS if rule.id not in _WITHOUT_LOSS]
-    return Verdict(verdict.findings, [*masked, *verdict.not_run])
+    return verdict._replace(not_run=[*masked, *verdict.not_run])

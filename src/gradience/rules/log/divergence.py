@@ -508,11 +508,11 @@ def _above_equal_odds(facts: RunFacts) -> Observation | None:
 @LogRule(
     "INI195",
     severity="info",
+    reading=True,
     confidence=0.6,
     needs=(not_under("rl", "preference", "reward"), positive_loss),
     phrase=lambda v: f"starts at {shown(v, 'first')} nats, nearly a uniform guess",
     as_info=True,
-    look=True,
     thresholds=(HIGH_START, LN_VOCABULARY),
 )
 def _starts_high(facts: RunFacts) -> Observation | None:

@@ -618,6 +618,7 @@ def _small_eval(facts: RunFacts) -> Observation | None:
 @LogRule(
     "UND126",
     severity="info",
+    reading=True,
     confidence=0.5,
     needs=(not_under("rl"),),
     phrase=lambda v: f"{v['split']} loss still falls at the end",

@@ -461,13 +461,13 @@ def _no_learning(facts: RunFacts) -> Observation | None:
 @LogRule(
     "PLT105",
     severity="info",
+    reading=True,
     confidence=0.5,
     needs=(not_under("rl"), positive_loss, some_margin),
     signs=("plateau",),
     place="shape",
     phrase=lambda v: f"the loss {v['how']} from step {v['from_step']}",
     as_info=True,
-    look=True,
     thresholds=(FLAT, FLAT_BOUND, STILL_FALLS, FLAT_POINTS, FITTED, IDLE_RATE),
     evidence=(TRIAL,),
 )

@@ -14,9 +14,11 @@ from dataclasses import replace
 from functools import partial
 from typing import Final
 
+from msgspec.structs import replace as replace_report
+
 from gradience.configs.document import KEEPS_OVERFLOW
 from gradience.rules import Observation, Observe, Premise, Threshold, Unknown, premise
-from gradience.rules.data import content, supervision, tokens
+from gradience.rules.data import content, prompts, supervision, tokenised, tokens, turns
 from gradience.rules.data.content import SOME, counted
 from gradience.rules.log.facts import LogRule, RunFacts, log_rule
 from gradience.rules.weights import Verdicts, observe_verdict, suggests_ranks
@@ -114,6 +116,8 @@ def _supervision(facts: RunFacts) -> str | None:
     lacking = _recorded(facts)
     if lacking is None and _count(facts, "supervised") is None:
         return "the batches hold no token labels"
+    if lacking is None and _all_unattended(facts):
+        return "the attention mask hides every token (see DAT366)"
     return lacking
 
 
@@ -128,10 +132,20 @@ def _count(facts: RunFacts, name: str) -> int | None:
     return None if value is None or value < 0 else value
 
 
+def _all_unattended(facts: RunFacts) -> bool:
+    rows = _seen_asked(facts, "unattended").count
+    return rows > 0 and rows == _count(facts, "rows_asked")
+
+
 def everything_masked(facts: RunFacts) -> bool:
     """Whether batches were seen and none of their tokens is supervised."""
     rows = _count(facts, "rows")
-    return bool(rows) and _count(facts, "rows_unsupervised") == rows and _count(facts, "supervised") == 0
+    return (
+        bool(rows)
+        and not _all_unattended(facts)
+        and _count(facts, "rows_unsupervised") == rows
+        and _count(facts, "supervised") == 0
+    )
 
 
 def as_data(facts: RunFacts) -> DataReport:
@@ -174,6 +188,58 @@ def as_data(facts: RunFacts) -> DataReport:
 
 def _as_of_data(observe: Observe[DataReport]) -> Observe[RunFacts]:
     return lambda facts: observe(as_data(facts))
+
+
+@premise("the rows of the first batches were asked one by one")
+def _asked(facts: RunFacts) -> str | None:
+    lacking = _supervision(facts)
+    return lacking or (None if _count(facts, "rows_asked") else "no row of the batches was asked by itself")
+
+
+def _seen_asked(facts: RunFacts, name: str) -> Rows:
+    asked: Json = (facts.data or {}).get("asked")
+    count = asked.get(name) if isinstance(asked, dict) else None
+    return Rows(count=count if isinstance(count, int) else 0)
+
+
+def _as_asked(observe: Observe[DataReport]) -> Observe[RunFacts]:
+    """A rule on what each row shows, over the rows of the first batches."""
+
+    def observed(facts: RunFacts) -> Iterator[Observation] | Observation | None:
+        asked: Json = (facts.data or {}).get("asked")
+        seen = {name: _seen_asked(facts, name) for name in asked} if isinstance(asked, dict) else {}
+        return observe(replace_report(as_data(facts), rows_read=_count(facts, "rows_asked") or 0, seen=seen))  # type: ignore[return-value]
+
+    return observed
+
+
+@LogRule(
+    "DAT366",
+    severity="critical",
+    confidence=0.95,
+    needs=(_recorded,),
+    meant_for=_IS_RECORDED,
+    place="broken",
+    phrase=lambda v: "the attention mask hides every token" if v["rows"] == v["of"] else None,
+)
+def _unattended(facts: RunFacts) -> Iterator[Observation]:
+    """an attention mask of zeros
+
+    a row of the first batches has an attention mask of zeros alone; critical if all have, else error
+
+    Why: Its tokens are hidden from the model: it reads nothing, and learns to answer nothing.
+    Scope: batches with an attention mask
+    Action: look at the collator: the mask is 1 for each token, and 0 for padding
+    Verify: batch["attention_mask"].sum(1)
+    Source: arithmetic -- each token is masked: attention is over none
+    """
+    rows, of = _seen_asked(facts, "unattended"), _count(facts, "rows_asked") or 0
+    if rows.count:
+        yield Observation(
+            f"{counted(rows, of)} of the first batches have an attention mask of zeros",
+            {"rows": rows.count, "of": of},
+            severity=None if rows.count == of else "error",
+        )
 
 
 def _end(facts: RunFacts) -> Iterator[Observation]:
@@ -296,7 +362,9 @@ def _announced(facts: RunFacts) -> Iterator[Observation]:
         )
 
 
-_OF_DATA: Final = {rule.id: rule for rule in (*supervision.RULES, *tokens.RULES, *content.RULES)}
+_OF_DATA: Final = {
+    rule.id: rule for subject in (supervision, tokens, content, tokenised, turns, prompts) for rule in subject.RULES
+}
 
 
 def _fed(rule: str, observe: Observe[RunFacts] | None = None, *, needs: Premise[RunFacts] = _recorded) -> LogRule:
@@ -315,10 +383,51 @@ OF_BATCHES: Final[tuple[LogRule, ...]] = (
         covers=frozenset({"learning"}),
         cause=lambda v: "nothing_supervised" if v["rows"] == v["of"] else None,
     ),
+    *(_fed(rule, _as_asked(_OF_DATA[rule].observe), needs=_asked) for rule in ("DAT309", "DAT333", "DAT347", "DAT349")),
+    _fed("DAT361", _as_asked(_OF_DATA["DAT361"].observe), needs=_asked),
+    _unattended,
     _fed("DAT305", _at_limit),
     _fed("DAT307", _end, needs=_supervision),
     _fed("DAT313", _repeated),
     _fed("DAT316", _labels),
     _fed("DAT320"),
 )
-RULES: Final[tuple[LogRule, ...]] = (*_ON_THE_ADAPTER, *OF_BATCHES, _announced)
+SAME_STEPS = Threshold(
+    "same_steps", 8, "optimizer steps", "a judgement: chance draws the same rows twice, not eight times"
+)
+
+
+@LogRule(
+    "FED226",
+    severity="error",
+    confidence=0.85,
+    meant_for=Premise("the log has the rows of steps", lambda facts: None if facts.run.fed else "no step_digests"),
+    thresholds=(SAME_STEPS,),
+)
+def _same_rows(facts: RunFacts) -> Iterator[Observation]:
+    """every step is fed the same rows
+
+    {same_steps} steps and more, as many as are known, had the very same rows, and these are not known to be the whole
+    data set
+
+    Why: The model learns a handful of rows by heart, and never sees the others.
+    Scope: logs with digests of the rows of each step; a run on one batch may be meant so
+    Action: take a new batch at each step: next(iter(loader)) begins the loader anew each time
+    Verify: print the first tokens of two consecutive batches
+    Source: https://docs.pytorch.org/docs/stable/data.html -- each call of iter begins a pass of its own
+    """
+    steps = facts.run.fed
+    kinds = {tuple(sorted(text.replace("|", " ").split())) for text in steps.values()}
+    rows = len(next(iter(kinds)))
+    sizes = [wiring.data.rows for wiring in facts.run.wirings if wiring.data is not None and wiring.data.rows]
+    if len(steps) < SAME_STEPS.value:
+        raise Unknown(f"{len(steps)} steps, under {SAME_STEPS.value:g}")
+    if len(kinds) == 1 and rows and not any("?" in one or one.startswith("+") for one in next(iter(kinds))):
+        if sizes and max(sizes) <= rows:
+            return  # each step is a pass over all rows
+        yield Observation(
+            f"all {len(steps):,} steps were fed the same {rows:,} rows", {"steps": len(steps), "rows": rows}
+        )
+
+
+RULES: Final[tuple[LogRule, ...]] = (*_ON_THE_ADAPTER, *OF_BATCHES, _announced, _same_rows)

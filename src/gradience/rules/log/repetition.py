@@ -313,11 +313,11 @@ def _solved_at_once(facts: RunFacts) -> Observation | None:
 @LogRule(
     "COV142",
     severity="info",
+    reading=True,
     confidence=0.9,
     needs=(not_under("rl"),),
     phrase=lambda v: f"{v['passes']:.2%} of the data seen",
     as_info=True,
-    look=True,
     thresholds=(LITTLE_SEEN,),
 )
 def _little_seen(facts: RunFacts) -> Observation | None:

@@ -228,6 +228,7 @@ def _peft_lora(facts: AdapterFacts) -> str | None:
 @WeightsRule(
     "SCL208",
     severity="info",
+    reading=True,
     confidence=0.5,
     signs=("small_scaling",),
     needs=(_peft_lora,),
@@ -257,7 +258,13 @@ def _default_alpha(facts: AdapterFacts) -> Observation | None:
 
 
 @WeightsRule(
-    "LED205", severity="info", confidence=1.0, signs=("mostly_other",), needs=(_tensors,), thresholds=(MOSTLY_OTHER,)
+    "LED205",
+    severity="info",
+    reading=True,
+    confidence=1.0,
+    signs=("mostly_other",),
+    needs=(_tensors,),
+    thresholds=(MOSTLY_OTHER,),
 )
 def _mostly_other(facts: AdapterFacts) -> Observation | None:
     """mostly tensors other than LoRA factors

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Final
+
 from gradience.rules import Observation, Threshold
 from gradience.rules.weights import AdapterFacts, WeightsRule, modules_analysed, suggests_ranks
 from gradience.schema import as_float
@@ -9,6 +11,8 @@ from gradience.schema import as_float
 LOW_UTILIZATION = Threshold(
     "low_utilization", 0.25, "mean stable rank over rank", "a project convention, no source found"
 )
+
+LOW: Final = f"under {LOW_UTILIZATION.value:.0%}: likely over-provisioned"
 
 
 def over_provisioned(used: float, median: int | None, tail: int | None) -> Observation:
@@ -18,7 +22,7 @@ def over_provisioned(used: float, median: int | None, tail: int | None) -> Obser
         ranks = f"r={median}" if tail in {None, median} else f"r={median} (most modules) or r={tail} (the tail)"
         to = f" Compress to {ranks} after training, do not train with it; verify with eval."
     return Observation(
-        f"Utilization {used:.1%}, under {LOW_UTILIZATION.value:.0%}: likely over-provisioned.{to}",
+        f"Utilization {used:.1%}, {LOW}.{to}",
         {"utilization": used, "rank_median": median, "rank_90": tail},
     )
 
@@ -26,6 +30,7 @@ def over_provisioned(used: float, median: int | None, tail: int | None) -> Obser
 @WeightsRule(
     "UTL204",
     severity="info",
+    reading=True,
     confidence=0.6,
     groups=("weights", "log"),
     needs=(modules_analysed,),

@@ -14,7 +14,7 @@ from gradience.configs.commands import known_of, with_commands
 from gradience.folder import Documents
 from gradience.io import Progress
 from gradience.io.safetensors import is_known
-from gradience.rules import Verdict, without
+from gradience.rules import Verdict
 from gradience.rules.between.gathered import gather
 from gradience.rules.between.rules import judge_between
 from gradience.rules.judged import judge_parts, of_part
@@ -135,9 +135,9 @@ def _report_of(
     own = judge_adapter(report, alpha=alpha, r=r, modules_to_save=adapter.config.modules_to_save or [])
     between = _between(documents, report)
     found = by_severity([*own.findings, *between.findings])
-    kept, not_run = without(found, [*own.not_run, *between.not_run], left_out)
-    kept = with_commands(kept, lambda: known_of(opened.path or None, around))
-    return msgspec.structs.replace(report, findings=kept, not_run=not_run)
+    verdict = Verdict(found, [*own.not_run, *between.not_run], own.readings).without(left_out)
+    kept = with_commands(verdict.findings, lambda: known_of(opened.path or None, around))
+    return msgspec.structs.replace(report, findings=kept, not_run=verdict.not_run, readings=list(verdict.readings))
 
 
 def _between(documents: Documents, report: AuditReport) -> Verdict:

@@ -34,8 +34,9 @@ from gradience.blocks import (
     words,
 )
 from gradience.blocks.text import as_text, shortened
-from gradience.render.ranks import next_command, rank_pattern, rank_rules, suggested, update_size
+from gradience.render.ranks import next_command, rank_pattern, rank_rules, suggested, update_size, utilization
 from gradience.rules.weights import suggests_ranks, words_of
+from gradience.rules.weights.utilization import under_used
 from gradience.schema import NonFinite
 from gradience.schema.audit import AuditReport, BaseReport, LedgerEntry, ModuleAudit, Percentile
 from gradience.verbs.audit.maps import Quantity, grid_of, heatmap
@@ -178,12 +179,13 @@ def _summary(report: AuditReport, *, verbose: bool) -> Iterator[Block]:
     yield facts(counts.items(), indent=2, width=13)
     means = {
         "Stable rank (mean)": number(s.stable_rank_mean),
-        "Utilization (mean)": percent(s.utilization_mean),
+        "Utilization (mean)": utilization(s.utilization_mean, report.readings),
         "Energy rank k@90% (p50/p90)": f"{number(s.energy_rank_90_p50, '.3g')}/{number(s.energy_rank_90_p90, '.3g')}",
     }
     if verbose:
         means["Effective rank (mean)"] = number(s.effective_rank_mean)
     yield facts(means.items(), indent=2, width=23)
+    yield from (f"  {one.message}" for one in report.readings if one.id != under_used.id)
     if verbose:
         yield from _spread(report)
     yield ""

@@ -42,7 +42,7 @@ from gradience.rules.between.rules import FILE_RULES, judge_files
 from gradience.rules.config import RULES, judge_config, settings_of, transformers_version
 from gradience.rules.config.facts import CheckContext, Facts, Moved, quantities
 from gradience.rules.config.serving import fates, known_engines, read_flags
-from gradience.schema import as_float
+from gradience.schema import Json, as_float
 from gradience.schema.audit import Beside
 from gradience.schema.document import Coverage, Finding, by_severity
 from gradience.schema.events import ConfigSnapshot, LoraSnapshot
@@ -184,6 +184,12 @@ class CheckOptions(VerbOptions):
         """The run in a folder, opened once for all options that name it."""
         return self._opened.get(folder) or self._opened.setdefault(folder, open_run(folder))
 
+    @property
+    def held(self) -> dict[Path, dict[str, Json]]:
+        """The training arguments of the runs that were opened, by their files."""
+        parts = (run.training_fields for run in self._opened.values())
+        return {part.place.path: part.held for part in parts if part.place.path is not None and part.held is not None}
+
     def adapter_in(self, folder: Path) -> Documents:
         """The run whose adapter is in a folder, if it was opened, else the adapter alone."""
         mine = (run for run in self._opened.values() if run.folders[:1] == [folder])
@@ -273,7 +279,8 @@ def _with_prompt(report: CheckReport, given: CheckOptions, whole: Layer, unwante
     if whole.output_dir is not None:
         places += [place / whole.output_dir for place in places[:1]]
     base = None if given.base is None else Path(given.base)
-    links = prompt_links(dict.fromkeys(places), recipes=[path for path in files if path.suffix in _YAML], base=base)
+    recipes = [path for path in files if path.suffix in _YAML]
+    links = prompt_links(dict.fromkeys(places), recipes=recipes, base=base, held=given.held)
     if len(links) < _TWO_ENDS:
         return report
     verdict = judge(PROMPT_RULES, links)
@@ -357,6 +364,7 @@ def judged(
         serving=list(fates(Facts(config, around=around))),
         findings=with_commands(verdict.findings, lambda: _known(config, given, whole)),
         not_run=verdict.not_run,
+        readings=list(verdict.readings),
         unknown_keys=list(dict.fromkeys(whole.unknown_keys)),
     )
 

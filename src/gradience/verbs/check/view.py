@@ -151,6 +151,7 @@ def check_text(report: CheckReport, *, verbose: bool = False) -> Iterator[Block]
     else:
         yield f"No findings, of {_g(report.derived.get('rules_judged'))} rules that could be judged."
     yield ""
+    yield from part("Readings", (f"  {one.message}" for one in report.readings))
     rows = report.data.shown if report.data is not None else ()
     yield from part("Rows named above", (f"  {shown.row}: {shown.text}" for shown in rows))
     if report.unknown_keys:
@@ -163,8 +164,9 @@ def check_text(report: CheckReport, *, verbose: bool = False) -> Iterator[Block]
 
 def _serving(groups: Sequence[GroupFate]) -> Iterator[Block]:
     for one in groups:
-        start = f"; {one.reason}" if one.fate == "applied" and one.reason else ""
-        yield f"  {one.engine}: {counted(one.modules, 'module')} of {one.group}: {one.fate}{start}"
+        start = f"; {one.reason}" if one.fate in {"applied", "not judged"} and one.reason else ""
+        what = f"{counted(one.modules, 'module')} of {one.group}" if one.modules else one.group
+        yield f"  {one.engine}: {what}: {one.fate}{start}"
 
 
 def _time(time: Time | None) -> Iterator[Block]:

@@ -278,9 +278,9 @@ def _judged(read: SourceReports, choice: CheckpointChoice) -> Judged:
     return Judged(
         documents=read.documents,
         config=None if check is None else check.config,
-        settings=None if check is None else PartVerdict(check.findings, check.not_run),
+        settings=None if check is None else PartVerdict(check.findings, check.not_run, check.readings),
         facts=None if log is None else log.facts,
-        log=None if log is None else PartVerdict(log.report.findings, log.report.not_run),
+        log=None if log is None else PartVerdict(log.report.findings, log.report.not_run, log.report.readings),
         weights=read.audit,
         damaged=weights.reason if weights.damaged else "",
         disk=list(disk),

@@ -50,6 +50,7 @@ def diagnose_text(report: DiagnoseReport, *, verbose: bool = False, fails: bool 
     if report.monitor is not None and report.monitor.story:
         yield f"Story:   {report.monitor.story}"
         yield from (f"Adapter: {line}" for line in probe_lines(report.monitor))
+    yield from (f"Reading: {one}" for one in _readings(report))
     yield ""
     sources = (f"  {source.source:<{_SOURCE}}{_source(source)}" for source in report.sources)
     yield from part("Sources", (*sources, *_used(report)))
@@ -68,6 +69,13 @@ def diagnose_text(report: DiagnoseReport, *, verbose: bool = False, fails: bool 
     yield from (f"Note: {note}." for note in dict.fromkeys(report.notes) if verbose or note not in of_parts)
     if verbose or report.verdict in {"broken", "needs_attention", "worth_a_look"}:
         yield "Findings are hypotheses with their grounds: verify on held-out data."
+
+
+def _readings(report: DiagnoseReport) -> list[str]:
+    """What the parts read that is no finding, once each; what the story tells of the log is not said again."""
+    story = set() if report.monitor is None else {one.finding for one in report.monitor.story_parts}
+    parts = [part for part in (report.check, report.monitor, report.audit) if part is not None]
+    return list(dict.fromkeys(one.message for part in parts for one in part.readings if one.id not in story))
 
 
 def _used(report: DiagnoseReport) -> Iterator[Block]:

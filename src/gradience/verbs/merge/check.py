@@ -29,7 +29,7 @@ from gradience.rewriting.sides import (
     matched,
     open_sides,
 )
-from gradience.rules import excluded_rules, judge, without
+from gradience.rules import excluded_rules, judge
 from gradience.rules.merge import MERGE_RULES, TWINS
 from gradience.schema.merge import (
     MERGE_CHECK_SCHEMA_ID,
@@ -127,8 +127,8 @@ def merge_check(
         different_shapes=matching.odd,
         notes=[note for note in _notes(sides, matching, products) if note != refused],
     )
-    findings, not_run = without(*judge(MERGE_RULES, report), left_out)
-    return msgspec.structs.replace(report, findings=findings, not_run=not_run)
+    verdict = judge(MERGE_RULES, report).without(left_out)
+    return msgspec.structs.replace(report, findings=verdict.findings, not_run=verdict.not_run)
 
 
 def _planned(paths: Sequence[PathLike], options: MergeOptions) -> tuple[MergeReport | None, str]:

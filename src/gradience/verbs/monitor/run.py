@@ -14,7 +14,7 @@ from gradience.folder import Documents
 from gradience.folder.found import around
 from gradience.folder.runs import read_run
 from gradience.reading import Reading
-from gradience.rules import Verdict, excluded_rules, without
+from gradience.rules import Verdict, excluded_rules
 from gradience.rules.judged import ALL, OF_RUNS, judge_parts, of_part
 from gradience.rules.log import DETECTED, RULE_OF, detect
 from gradience.rules.log.account import account, kept_step
@@ -81,7 +81,7 @@ def monitored(
     facts, documents = facts_of(reading, gap_threshold), Documents(around(reading))
     own = {rule: why for rule, why in left_out.items() if rule in DETECTED}
     report = report_of(reading, facts=facts, left_out=own)
-    log = Verdict(report.findings, report.not_run)
+    log = Verdict(report.findings, report.not_run, report.readings)
     judged = judge_parts(documents, facts=facts, log=log, left_out=left_out, parts=("log", "config"))
     findings = of_part(judged.together(left_out).causes, "log", also=OF_RUNS)
     return msgspec.structs.replace(report, findings=findings)
@@ -103,13 +103,14 @@ def report_of(
     run, log = reading.run, reading.log
     facts = facts or facts_of(reading, gap_threshold)
     train = _train(run, facts)
-    observed, not_run = without(*detect(facts), left_out)
-    findings = with_commands(observed, lambda: _words(reading, facts))
-    parts = story_parts(facts, findings, train)
+    verdict = detect(facts).without(left_out)
+    findings = with_commands(verdict.findings, lambda: _words(reading, facts))
+    told = [*findings, *verdict.readings]
+    parts = story_parts(facts, told, train)
     of = msgspec.structs.replace(
         account(facts),
         comparable=_on_one_scale(facts),
-        learns=_learns(facts, findings),
+        learns=_learns(facts, told),
         marks=marks(facts),
         kept_step=kept_step(account(facts)),
     )
@@ -140,8 +141,9 @@ def report_of(
         alerts=run.alerts,
         recommendations=run.recommendations,
         findings=findings,
+        readings=list(verdict.readings),
         advice=advice(facts, findings),
-        not_run=not_run,
+        not_run=verdict.not_run,
         issues=log.issues,
         issues_total=log.issues_total,
         notes=[*reading.notes(), *derived_notes(facts.evals)],

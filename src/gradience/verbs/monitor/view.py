@@ -31,7 +31,7 @@ from gradience.blocks.plots import curve_lines
 from gradience.blocks.text import as_text, printed
 from gradience.reading.follow import LiveRun
 from gradience.render.pace import pace_words
-from gradience.render.ranks import update_size
+from gradience.render.ranks import update_size, utilization
 from gradience.rules.log.account import rate_of_run
 from gradience.rules.log.held_out import of_metric
 from gradience.rules.log.recorded import no_weights
@@ -319,7 +319,7 @@ def _recorded_audit(report: MonitorReport, *, verbose: bool) -> Iterator[Block]:
     verdict = str(audit.get("verdict", "trained"))
     yield "Diagnostics:"
     yield f"  Stable rank (mean): {number(number_in(audit, 'stable_rank_mean'))}"
-    yield f"  Utilization (mean): {percent(number_in(audit, 'utilization_mean'))}"
+    yield f"  Utilization (mean): {utilization(number_in(audit, 'utilization_mean'), report.readings)}"
     if verdict != "trained" and not verbose:
         yield f"  LoRA audit: {words(verdict.upper())}"
     yield ""

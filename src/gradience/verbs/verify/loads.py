@@ -56,11 +56,14 @@ def _tokens(folder: Path) -> Tokens | None:
     vocabulary, config = read_vocabulary(folder), _mapping(folder / "tokenizer_config.json") or {}
     if vocabulary is None:
         return None
-    stated = config.get("chat_template")
+    stated, end = config.get("chat_template"), config.get("eos_token")
+    if isinstance(end, dict):
+        end = end.get("content")
     return Tokens(
         last=max(vocabulary.added.values(), default=None),
         added=frozenset(vocabulary.added),
         template=_template(folder) or (stated if isinstance(stated, str) else None),
+        end=vocabulary.added.get(end) if isinstance(end, str) else None,
     )
 
 

@@ -1,0 +1,116 @@
+"""What engines do with the tensors of a file: groups by name, and the share of the energy that is lost, by hand."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from safetensors.numpy import save_file
+
+from gradience import check_config
+from gradience.adapters.groups import grouped
+from gradience.cli.main import main
+
+ATTENTION = "base_model.model.model.language_model.layers.0.self_attn.q_proj"
+TOWER = "base_model.model.model.visual.blocks.0.attn.qkv"
+EXPERTS = "base_model.model.model.layers.0.mlp.experts"
+
+
+def save(folder: Path, sizes: dict[str, float], **config: object) -> Path:
+    """An adapter whose update of each module has the norm given: factors of rank one, with one entry each."""
+    tensors = {}
+    for n, (module, size) in enumerate(sizes.items()):
+        a, b = np.zeros((1, 5 + n), "f4"), np.zeros((7 + n, 1), "f4")
+        a[0, 1], b[2, 0] = 1.0, size
+        tensors |= {f"{module}.lora_A.weight": a, f"{module}.lora_B.weight": b}
+    folder.mkdir(parents=True)
+    save_file(tensors, folder / "adapter_model.safetensors")
+    stated = {"peft_type": "LORA", "r": 1, "lora_alpha": 2, "target_modules": ["q_proj", "qkv"], **config}
+    (folder / "adapter_config.json").write_text(json.dumps(stated))
+    return folder
+
+
+def test_each_tensor_is_of_one_group() -> None:
+    names = [
+        f"{ATTENTION}.lora_A.weight",
+        f"{ATTENTION}.lora_B.weight",
+        f"{TOWER}.lora_A.weight",
+        f"{EXPERTS}.base_layer.lora_A.weight",
+        f"{EXPERTS}.lora_B.weight",
+        f"{EXPERTS}.3.up_proj.lora_A.weight",
+        "base_model.model.lm_head.lora_A.weight",
+        "base_model.model.model.embed_tokens.lora_embedding_A",
+        f"{ATTENTION}.lora_magnitude_vector",
+        f"{ATTENTION}.lora_B.bias",
+        "base_model.model.model.layers.0.q.base_layer.bias",
+        "base_model.model.model.embed_tokens.base_layer.weight",
+        "base_model.model.model.embed_tokens.token_adapter.trainable_tokens_delta",
+        "base_model.model.score.weight",
+    ]
+    here = ATTENTION.removeprefix("base_model.model.")
+    assert grouped(names) == {
+        "language": [here],
+        "tower": ["model.visual.blocks.0.attn.qkv"],
+        "expert_parameters": ["model.layers.0.mlp.experts.base_layer", "model.layers.0.mlp.experts"],
+        "experts": ["model.layers.0.mlp.experts.3.up_proj"],
+        "head": ["lm_head"],
+        "embedding": ["model.embed_tokens"],
+        "magnitudes": [here],
+        "biases": [here, "model.layers.0.q.base_layer"],
+        "copies": ["model.embed_tokens.base_layer"],
+        "token_rows": ["model.embed_tokens.token_adapter"],
+        "whole": ["score"],
+    }
+
+
+def test_a_tower_that_vllm_leaves_out_is_told_with_its_share_of_the_energy(tmp_path: Path) -> None:
+    adapter = save(tmp_path / "a", {ATTENTION: 3.0, TOWER: 1.0}, r=1, alpha_pattern={"qkv": 4})
+    report = check_config(document=adapter, serve=["vllm@0.28"], select=["SRV003"])
+    (item,) = report.findings
+    assert item.values["share"] == pytest.approx(16 / (36 + 16))  # scales of 2 and 4, squared
+    told = "vLLM leaves out the vision or audio tower (1 module, 31% of the update's energy): a module outside"
+    assert item.message.startswith(told)
+    adapter = save(tmp_path / "b", {ATTENTION: 3.0, TOWER: 1.0})
+    report = check_config(document=adapter, serve=["vllm@0.28"])
+    assert [(one.group, one.modules, one.fate) for one in report.serving] == [
+        ("the language model", 1, "applied"),
+        ("the vision or audio tower", 1, "dropped in silence"),
+    ]
+    mended = check_config(
+        document=adapter, serve=["vllm"], server_flags="--enable-tower-connector-lora", select=["SRV"]
+    )
+    assert mended.findings == []
+    assert {one.fate for one in mended.serving} == {"applied"}
+
+
+def test_a_refusal_is_of_all_groups_and_experts_are_judged_by_the_model(tmp_path: Path) -> None:
+    parameters = {"target_modules": [], "target_parameters": ["mlp.experts.gate_up_proj", "mlp.experts.down_proj"]}
+    sizes = {ATTENTION: 1.0, f"{EXPERTS}.base_layer": 2.0, EXPERTS: 4.0}
+    said = {}
+    for name, base in (("g", "google/gemma-4-26B-A4B-it"), ("n", "org/Nemotron-H-8B"), ("o", "openai/gpt-oss-20b")):
+        adapter = save(tmp_path / name, sizes, base_model_name_or_path=base, **parameters)
+        report = check_config(document=adapter, serve=["vllm"], select=["SRV"])
+        said[name] = ([item.id for item in report.findings], [one.fate for one in report.serving])
+    assert said == {
+        "g": (["SRV003"], ["applied", "dropped in silence"]),
+        "n": (["SRV001"], ["refused at start", "refused at start"]),
+        "o": (["SRV005"], ["applied", "not judged"]),
+    }
+
+
+def test_the_command_takes_flags_that_begin_with_a_hyphen_and_says_how_to_start(tmp_path: Path, capsys) -> None:
+    adapter = save(tmp_path / "a", {ATTENTION: 1.0}, r=64, lora_alpha=64)
+    assert main(["check", str(adapter), "--serve", "vllm", "--server-flags", "--max-lora-rank 16"]) == 0
+    assert "SRV004: vLLM refuses rank 64: --max-lora-rank is 16" in capsys.readouterr().out
+    assert main(["check", str(adapter), "--serve", "vllm"]) == 0
+    told = " ".join(capsys.readouterr().out.split())
+    assert (
+        "vllm: 1 module of the language model: applied; start it with a max_lora_rank of 64: its default is 16" in told
+    )
+    assert main(["check", "--set", "r=16", "--serve", "vllm"]) == 0
+    assert "start it with" not in capsys.readouterr().out
+    assert main(["check", "--set", "r=64", "--serve", "vllm"]) == 0
+    told = " ".join(capsys.readouterr().out.split())
+    assert "vllm: no tensor was read: not judged; start it with a max_lora_rank of 64: its default is 16" in told
