@@ -11,6 +11,7 @@ from tables import every
 
 from gradience import check_config
 from gradience.configs.document import read_document, read_peft, read_peft_dir
+from gradience.configs.families import families
 from gradience.configs.files import MAX_JSON_BYTES, MAX_YAML_BYTES, plain_mapping
 from gradience.configs.settings import Layer, overlay
 from gradience.configs.training import read_training, read_training_dir, read_training_object
@@ -321,3 +322,10 @@ def test_settings_of_peoples_own_files_are_read(
     path = tmp_path / "config.yaml"
     path.write_text(written if written.startswith("{") else f"lr: 1.0e-4\n{written}\n", encoding="utf-8")
     assert read(read_document(path).config) == value
+
+
+def test_a_stack_within_a_stack_of_a_family_has_a_number_too():
+    """T5's blocks hold layers, and Swin's layers blocks: modules are counted by the outer stack."""
+    names = {name for family in families() for name in family.module_names(2)}
+    assert {name for name in names if "*" in name} == set()
+    assert {"encoder.block.1.layer.0.SelfAttention.q", "encoder.layers.1.blocks.0.attention.q_proj"} <= names

@@ -63,6 +63,8 @@ def test_checkpoints_are_a_trajectory_up_to_the_last(save, log, tmp_path):
     for step, share in ((10, 0.2), (20, 0.6), (30, 0.9)):
         save(f"run/checkpoint-{step}", share)
     story = gather(log, compare=[tmp_path / "run"])
+    of_arrays = {"gradience", "numpy", "jax", "python"}
+    assert (set(story.versions), set(gather(log).versions)) == (of_arrays, of_arrays - {"jax"})
     assert story.comparison is not None
     assert story.comparison.series is not None
     page = report_html(story)

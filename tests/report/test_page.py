@@ -168,7 +168,7 @@ def test_the_page_holds_every_part_of_the_story(page):
     assert [s["id"] for s in found.all("section")] == [
         "findings", "training", "weights", "config", "not-judged", "provenance",
     ]  # fmt: skip
-    for words in ("acme/base-7b", "acme/sentences", "ok, step 120 of 120", "TRAINED", "Suggested rank", "lora pair"):
+    for words in ("acme/base-7b", "acme/sentences", "ended, step 120 of 120", "TRAINED", "Suggested rank", "lora pair"):
         assert words in found.text
     for title in (
         "Loss",

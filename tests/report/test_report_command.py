@@ -145,7 +145,7 @@ def test_a_report_on_everything_is_short_and_parses(log, adapter):
     assert len(found.all("table")) == 5
     for words in (
         "acme/base-7b",
-        "ok, step 120 of 120",
+        "ended, step 120 of 120",
         "trained",
         "most modules",
         "DIV103",

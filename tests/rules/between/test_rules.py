@@ -5,11 +5,14 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 import audited
+import numpy as np
 import pytest
 from tables import every
 
+from gradience.folder import Documents, find
 from gradience.rules import judge
 from gradience.rules.between import CheckpointFiles, Loading, Parts
+from gradience.rules.between.gathered import gather
 from gradience.rules.between.rules import BETWEEN_RULES
 
 LORA = {"peft_type": "LORA", "task_type": "CAUSAL_LM", "target_modules": ["q_proj", "v_proj"]}
@@ -610,3 +613,19 @@ def test_a_rule_without_its_input_says_so(rule: str, case: On) -> None:
 
 def test_every_rule_has_an_entry() -> None:
     assert {rule.id for rule in BETWEEN_RULES} == ENTRIES.keys()
+
+
+@every(
+    ("folder", "repeats"),
+    [
+        ("", {"checkpoint-9": False, "checkpoint-10": True, "checkpoint-11": False, "checkpoint-12": False}),
+        ("checkpoint-10", {"checkpoint-9": False, "checkpoint-10": True}),
+        ("checkpoint-11", {"checkpoint-9": False, "checkpoint-10": False, "checkpoint-11": False}),
+    ],
+)
+def test_weights_repeat_those_of_the_checkpoint_before_byte_by_byte(tmp_path, folder, repeats):
+    """9 and 10 are equal, 11 has their size and one other value, and 12 another size."""
+    for step, factor, columns in ((9, 1.0, 8), (10, 1.0, 8), (11, 2.0, 8), (12, 1.0, 6)):
+        audited.save_adapter(tmp_path / f"checkpoint-{step}", [(np.ones((5, 2)), np.full((2, columns), factor))])
+    found = gather(Documents(find(tmp_path / folder))).checkpoints
+    assert {each.name: each.repeats for each in found} == repeats
