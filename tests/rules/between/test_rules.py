@@ -627,5 +627,6 @@ def test_weights_repeat_those_of_the_checkpoint_before_byte_by_byte(tmp_path, fo
     """9 and 10 are equal, 11 has their size and one other value, and 12 another size."""
     for step, factor, columns in ((9, 1.0, 8), (10, 1.0, 8), (11, 2.0, 8), (12, 1.0, 6)):
         audited.save_adapter(tmp_path / f"checkpoint-{step}", [(np.ones((5, 2)), np.full((2, columns), factor))])
+    audited.save_adapter(tmp_path, [(np.ones((5, 2)), np.ones((2, 6)))])
     found = gather(Documents(find(tmp_path / folder))).checkpoints
     assert {each.name: each.repeats for each in found} == repeats
