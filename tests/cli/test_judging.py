@@ -30,7 +30,7 @@ PLACES = {
     "check": {"run.jsonl"},
     "monitor": {"run.jsonl"},
     "audit": {"peft/adapter_model.safetensors"},
-    "diagnose": {"run.jsonl", "peft/adapter_model.safetensors", "peft/adapter_config.json"},
+    "diagnose": {"run.jsonl", "peft/adapter_model.safetensors"},
 }
 
 

@@ -34,8 +34,8 @@ def gated(tmp_path_factory) -> Path:
 
 def test_an_update_far_too_large_needs_a_look(gated):
     [one] = show_fleet(gated).faulty
-    assert (Path(one.path).name, one.verdict, "times as large" in one.reason) == ("huge", "SIZ215", True)
-    assert [(Path(path).name, found.id) for path, found in findings_of(gated)] == [("huge", "SIZ215")]
+    assert (Path(one.path).name, one.verdict, "The update is huge" in one.reason) == ("huge", "UPD316", True)
+    assert [(Path(path).name, found.id) for path, found in findings_of(gated)] == [("huge", "UPD316")]
 
 
 @pytest.mark.parametrize(("bar", "code"), [((), 0), (("--fail-on", "warning"), 1), (("--fail-on", "error"), 0)])
@@ -68,11 +68,11 @@ def test_a_severity_of_another_version_is_refused_in_one_line(gated, tmp_path, c
 def test_ci_reads_a_fleet_as_annotations_and_as_sarif(gated, capsys):
     assert main(["fleet", "show", str(gated), "--format", "github"]) == 0
     assert capsys.readouterr().out.startswith(
-        f"::warning file={gated.parent / 'adapters' / 'huge'},title=gradience SIZ215"
+        f"::warning file={gated.parent / 'adapters' / 'huge'},title=gradience UPD316"
     )
     assert main(["fleet", "show", str(gated), "--format", "sarif"]) == 0
     [result] = json.loads(capsys.readouterr().out)["runs"][0]["results"]
-    assert result["ruleId"] == "SIZ215"
+    assert result["ruleId"] == "UPD316"
 
 
 def test_what_cannot_be_read_is_not_passed_by_a_gate(fleet, capsys):

@@ -68,7 +68,7 @@ def test_a_real_fleet_is_counted_and_what_needs_a_look_is_named(fleet):
     assert [(c.value, c.adapters) for c in shown.bases] == [("tiny", 11)]
     first = [(f.verdict, Path(f.path).name) for f in shown.faulty[:3]]
     assert first == [("error", "no-weights"), ("error", "truncated"), ("untrained", "untrained")]
-    assert {f.verdict for f in shown.faulty[3:]} == {"SIZ215"}  # their random numbers are large
+    assert {f.verdict for f in shown.faulty[3:]} == {"UPD316"}  # their random numbers are large
     assert names(w.path for w in shown.wasteful)[0] == "r16"
     assert [names(alike.paths) for alike in shown.similar.same] == [["copy-of-0", "run-0"]]
     (near,) = shown.similar.near

@@ -93,9 +93,9 @@ FORMATS = [
     (peft, "", 1, "given-smaller"),
     (resized, "", 1, "given-smaller"),
     (merged, "", 1, "given-smaller"),
-    (kohya, "", 1, "given-smaller.safetensors"),
+    (kohya, "", 1, "given/last-smaller.safetensors"),
     (kohya, "last.safetensors", 1, "given/last-smaller.safetensors"),
-    (diffusers, "", 2, "given-smaller"),
+    (diffusers, "", 2, "given/pytorch_lora_weights-smaller"),
     (diffusers, "pytorch_lora_weights.safetensors", 2, "given/pytorch_lora_weights-smaller"),
     (mlx, "", 2, "given-smaller"),
 ]

@@ -88,6 +88,6 @@ def test_a_column_of_numbers_with_named_ones_is_of_floats():
 
 def test_a_list_that_is_not_there_is_refused_with_the_names_of_those_that_are():
     report = CheckReport(schema="gradience.check/v3", config=ConfigSnapshot(), not_run=[NotRun(id="LR001", reason="r")])
-    with pytest.raises(ValueError, match=r"no table 'modules'; it has .*findings, not_run"):
+    with pytest.raises(ValueError, match=r"no table 'modules'; it has .*findings, readings, not_run"):
         report.table("modules")
     assert report.table("not_run") == [{"id": "LR001", "reason": "r"}]

@@ -162,7 +162,7 @@ TABLE = [
         """,
     ),
     ("rules XX999", 2, "unknown rule 'XX999' ('gradience rules' lists them)"),
-    ("report runs/toy --out page.md", 0, "wrote page.md (5 KB, 2 findings)"),
+    ("report runs/toy --out page.md", 0, "wrote page.md (5 KB, 1 finding)"),
     (
         "fleet audit runs --out fleet",
         0,

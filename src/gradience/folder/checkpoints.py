@@ -66,9 +66,8 @@ def _compared(folder: CheckpointFolder, state: SourceRun, run: RunSeries) -> Ide
 
 def _shared(state: SourceRun, run: RunSeries) -> Iterator[tuple[float, float]]:
     """The losses that both histories have at one step, of training and of each evaluated split."""
-    splits = {event.split for event in run.evals}
     logged: dict[str, Mapping[int, float]] = {_LOSS: dict(zip(run.steps, run.losses, strict=True))}
-    logged |= {f"{split}_{_LOSS}": run.losses_of(split) for split in splits}
+    logged |= {f"{split}_{_LOSS}": curve for split, curve in run.loss_curves().items()}
     for row in state.rows:
         values = row.values
         for name, curve in logged.items():

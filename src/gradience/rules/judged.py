@@ -231,7 +231,5 @@ def _is_of_size(cause: Cause) -> bool:
 
 def _fell(run: RunSeries) -> bool:
     """Whether the last loss of every held-out split is under its first."""
-    splits = {event.split for event in run.evals} - {"train"}
-    curves = [list(run.losses_of(split).values()) for split in sorted(splits)]
-    judged = [curve for curve in curves if len(curve) > 1]
-    return bool(judged) and all(curve[-1] < curve[0] for curve in judged)
+    curves = [curve for split, curve in run.loss_curves().items() if split != "train" and len(curve) > 1]
+    return bool(curves) and all(curve[max(curve)] < curve[min(curve)] for curve in curves)

@@ -126,9 +126,17 @@ class RunSeries:
 
     def losses_of(self, split: str | None) -> dict[int, float]:
         """The finite losses of a split's evaluations, by rising step; the later one at a shared step."""
-        of_split = ((e.step, e.metrics.loss) for e in self.evals if e.split == split)
-        losses = {step: as_float(loss) for step, loss in of_split if step is not None and loss is not None}
-        return {step: loss for step, loss in sorted(losses.items()) if isfinite(loss)}
+        return dict(sorted(self.loss_curves().get(split, {}).items()))
+
+    def loss_curves(self) -> dict[str | None, dict[int, float]]:
+        """The finite losses of the evaluations by split and step; the later one at a shared step."""
+        curves: dict[str | None, dict[int, float]] = {}
+        for event in self.evals:
+            if event.step is not None and event.metrics.loss is not None:
+                curves.setdefault(event.split, {})[event.step] = as_float(event.metrics.loss)
+        return {
+            split: {step: loss for step, loss in curve.items() if isfinite(loss)} for split, curve in curves.items()
+        }
 
     def add(self, event: Event) -> None:
         """Add one event."""

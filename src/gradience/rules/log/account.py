@@ -127,7 +127,16 @@ def _passes(facts: RunFacts) -> float | None:
     """The passes over the data by the newest row or, if it is of a later step, the newest evaluation."""
     evaluated = [as_float(n) for event in facts.history if (n := number_in(event.metrics.extras, "epoch")) is not None]
     known = [n for n in (facts.run.last_epoch, max(evaluated, default=None)) if n is not None and math.isfinite(n)]
-    return max(known, default=None)
+    return max(known) if known else _passes_of_rows(facts)
+
+
+def _passes_of_rows(facts: RunFacts) -> float | None:
+    """The passes by the rows of a step and of the data set, where the loop was watched and logs no epoch."""
+    step, looks = facts.run.last_step, [wiring.data for wiring in facts.run.wirings if wiring.data is not None]
+    data = looks[-1] if looks else None
+    if step is None or data is None or not data.rows or not data.batch_size:
+        return None
+    return step * data.batch_size * (data.accumulation or 1) * (data.world_size or 1) / data.rows
 
 
 def _kinds(facts: RunFacts, metrics: Sequence[MetricAccount]) -> tuple[str, LossKind]:

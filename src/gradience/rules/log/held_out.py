@@ -409,7 +409,7 @@ def _gap(facts: RunFacts) -> Observation | None:
     over = nats > math.log(facts.gap_threshold)
     if not (over or accuracies is not None or _far(facts, of)):
         return None
-    repeated = facts.run.last_epoch is None or facts.run.last_epoch > 1.0
+    repeated = of.passes is None or of.passes > 1.0
     means = "probably memorizing" if repeated else "in the first pass over the data, so it is of another kind"
     low = _lowest(facts)
     says = [

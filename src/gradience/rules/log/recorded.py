@@ -407,8 +407,8 @@ SAME_STEPS = Threshold(
 def _same_rows(facts: RunFacts) -> Iterator[Observation]:
     """every step is fed the same rows
 
-    {same_steps} steps and more, as many as are known, had the very same rows, and these are not known to be the whole
-    data set
+    {same_steps} steps and more, as many as are known, had the very same rows, each of them once, and these are not
+    known to be the whole data set
 
     Why: The model learns a handful of rows by heart, and never sees the others.
     Scope: logs with digests of the rows of each step; a run on one batch may be meant so
@@ -419,11 +419,12 @@ def _same_rows(facts: RunFacts) -> Iterator[Observation]:
     steps = facts.run.fed
     kinds = {tuple(sorted(text.replace("|", " ").split())) for text in steps.values()}
     rows = len(next(iter(kinds)))
+    repeats = len(set(next(iter(kinds)))) < rows  # the data hold a row more than once, whoever draws them
     sizes = [wiring.data.rows for wiring in facts.run.wirings if wiring.data is not None and wiring.data.rows]
     if len(steps) < SAME_STEPS.value:
         raise Unknown(f"{len(steps)} steps, under {SAME_STEPS.value:g}")
     if len(kinds) == 1 and rows and not any("?" in one or one.startswith("+") for one in next(iter(kinds))):
-        if sizes and max(sizes) <= rows:
+        if repeats or (sizes and max(sizes) <= rows):
             return  # each step is a pass over all rows
         yield Observation(
             f"all {len(steps):,} steps were fed the same {rows:,} rows", {"steps": len(steps), "rows": rows}

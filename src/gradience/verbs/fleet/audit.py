@@ -325,13 +325,13 @@ def _of_any_files(job: Job, place: Path) -> bytes:
 def _computed(job: Job, place: Path, hashes: tuple[str, str], files: AdapterFiles, adapter: Adapter) -> bytes:
     from gradience.base.weights import factors_of  # numpy in workers only
     from gradience.spectral.grams import grams_and_sketch  # numpy and JAX in workers only
-    from gradience.verbs.audit.report import audit_documents  # the same
+    from gradience.verbs.audit.report import audit_documents, with_joint  # the same
 
     names = [module.name for module in adapter.modules]
     grams, sketch = grams_and_sketch(names, [factors_of(module) for module in adapter.modules])
     options = AuditOptions(base=None if job.base is None else Path(job.base))
     documents = Documents.of_adapter(OpenAdapter.of_files(place, files, adapter))
-    report = audit_documents(documents, options, left_out={}, grams=grams)
+    report = with_joint(audit_documents(documents, options, left_out={}, grams=grams), documents, {})
     pairs = {name for name, role in adapter.roles.items() if role == "lora_pair"}
     dtypes = sorted({info.dtype for name, info in adapter.tensors.items() if name in pairs})
     settings = _settings(files.config, adapter)
