@@ -271,6 +271,15 @@ class Follower:
         with quietly(), _offline():
             return self._followed(step)
 
+    def attempt(self, asked: Mapping[str, Any]) -> _Seen | str:
+        """What `follow` returns, or the name of the exception that it ended with: its text is of another program."""
+        try:
+            return self.follow(asked)
+        except MemoryError:  # a limit's, which the caller has words for
+            raise
+        except Exception as error:  # noqa: BLE001  # as `follow` says
+            return type(error).__name__
+
     def _followed(self, step: Step) -> _Seen:
         config = pretrained.load(_transformers().AutoConfig, step.base)
         try:

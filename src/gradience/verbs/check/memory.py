@@ -36,7 +36,7 @@ _SIZE: Final = re.compile(r"\s*(\d+(?:\.\d+)?)\s*((?:[kmgt]i?)?b?)\s*", re.IGNOR
 _MOST: Final = 1 << 20  # bytes of a config.json
 _HALF: Final = frozenset({"bfloat16", "float16"})
 _OTHERWISE: Final[dict[str, str]] = {  # objectives whose step is another one than that of supervised training
-    "preference": "a pair is two rows, and a reference may pass beside the model",
+    "preference": "answers come in pairs, or a reference passes beside the model, or both",
     "reward": "a pair is two rows, through a head of one value",
     "distillation": "a teacher passes beside the model",
     "rl": "the rows are generated, and what generates them takes memory too",
@@ -116,7 +116,15 @@ def _follower() -> Any:
     if missing:
         raise Foreign(f"it needs {' and '.join(missing)}: in the clone, pip install -e '.[hf]'")
     confined = Confined(_TARGET, imports=_NEEDED, limits=Limits(MEMORY, SECONDS))
-    return lambda step: msgspec.convert(confined.call("follow", asdict(step)), _Followed)
+
+    def follow(step: Step) -> _Followed:
+        seen = confined.call("attempt", asdict(step))
+        if isinstance(seen, str):
+            kind = f" with {step.adapter['peft_type']}" if "peft_type" in step.adapter else ""
+            raise Foreign(f"the installed transformers and PEFT do not make a step of this base{kind} ({seen})")
+        return msgspec.convert(seen, _Followed)
+
+    return follow
 
 
 class _Followed(NamedTuple):
