@@ -94,6 +94,17 @@ def test_a_model_that_cannot_be_made_is_unknown_with_the_reason(base: Path) -> N
     assert f"Memory: unknown: {made}" in " ".join(check_text(report).split())
 
 
+@pytest.mark.parametrize("kind", ["WAVEFT", "FROD"])
+def test_an_adapter_that_cannot_be_followed_is_told_in_our_words(base: Path, kind: str) -> None:
+    memory = check_config(
+        peft={**LORA, "peft_type": kind}, training={"per_device_train_batch_size": 4}, base=base, max_length=64
+    ).memory
+    assert memory is not None
+    assert memory.peak_bytes is None
+    made = f"the installed transformers and PEFT do not make a step of this base with {kind} (NotImplementedError)"
+    assert memory.reason == made
+
+
 def test_without_torch_the_parts_that_need_no_model_are_given(base: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("gradience.verbs.check.memory.find_spec", lambda name: None if name == "torch" else sys)
     memory = checked(base).memory
