@@ -11,6 +11,7 @@ from gradience.errors import RecorderError
 from gradience.importers import import_run
 
 
+@pytest.mark.oracle("trackio")
 @pytest.mark.parametrize(
     ("verb", "mode"), [("import t.db --out ../r.jsonl", "wal"), ("monitor t.db", "wal"), ("monitor t.db", "persist")]
 )

@@ -50,7 +50,7 @@ def diagnose_text(report: DiagnoseReport, *, verbose: bool = False, fails: bool 
     if report.monitor is not None and report.monitor.story:
         yield f"Story:   {report.monitor.story}"
         yield from (f"Adapter: {line}" for line in probe_lines(report.monitor))
-    yield from (f"Reading: {one}" for one in _readings(report))
+    yield from (f"Reading: {one}" for one in readings_of(report))
     yield ""
     sources = (f"  {source.source:<{_SOURCE}}{_source(source)}" for source in report.sources)
     yield from part("Sources", (*sources, *_used(report)))
@@ -71,7 +71,7 @@ def diagnose_text(report: DiagnoseReport, *, verbose: bool = False, fails: bool 
         yield "Findings are hypotheses with their grounds: verify on held-out data."
 
 
-def _readings(report: DiagnoseReport) -> list[str]:
+def readings_of(report: DiagnoseReport) -> list[str]:
     """What the parts read that is no finding, once each; what the story tells of the log is not said again."""
     story = set() if report.monitor is None else {one.finding for one in report.monitor.story_parts}
     parts = [part for part in (report.check, report.monitor, report.audit) if part is not None]
