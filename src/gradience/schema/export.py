@@ -328,7 +328,8 @@ def _picked(options: list[Json]) -> dict[str, Json] | None:
         return None
     if {"integer", "number"} <= {*types}:  # an integer is a number too: the bounds of one would hold for the other
         return None
-    *others, one = sorted(options, key=lambda option: (option == _REAL_REF, len(option)))
+    *others, last = sorted(options, key=lambda option: (option == _REAL_REF, len(option)))
+    one: dict[str, Json] = last
     for other in others:
         only = {"then": other} if len(other) > 1 else {}
         one = {"if": {"type": other["type"]}, **only, "else": one}
