@@ -58,6 +58,7 @@ def _secrets(data: DataReport) -> Iterator[Observation]:
     Scope: texts; secrets that are known by their shape, as the recorder knows them, and not by a name beside them
     Action: revoke the secret, and remove it from the rows
     Verify: these rows
+    Source: https://huggingface.co/docs/hub/security-secrets -- the hub scans what is pushed, since such keys leak
     Source: Carlini et al. 2021, arXiv 2012.07805 -- keys and addresses were extracted from a trained language model
     """
     return seen_in(data, data.rows_with("secret"), "hold what has the shape of a key or a token")
@@ -106,7 +107,7 @@ def no_reference(row: AskedRow) -> bool:
 @premise("rewards compare with a column")
 def _referenced(data: DataReport) -> str | None:
     has = data.trainer == "grpo" and not REFERENCES.isdisjoint(data.columns)
-    return None if has else f"no column to compare with: {few(sorted(REFERENCES))}"
+    return None if has else "no column that rewards compare with"
 
 
 @DataRule("DAT369", severity="warning", confidence=0.8, needs=(_referenced,), thresholds=(SLIPS,))
@@ -256,6 +257,8 @@ def _told_by_length(data: DataReport) -> Iterator[Observation]:
     Scope: classification, at least {few_labels} rows of a class; lengths in characters
     Action: look how the texts of each class were collected; compare with a classifier of lengths
     Verify: accuracy on texts of one length
+    Seen: https://github.com/AMontgomerie/CEFR-English-Level-Predictor -- texts of level A1 are the shorter ones in 96 %
+        of 1 494 texts' pairs
     Source: arXiv 2212.08399 -- classes of other lengths make encoders classify by length
     Source: Mann and Whitney 1947, doi 10.1214/aoms/1177730491 -- the share of pairs in order is the area under the
         curve
@@ -289,7 +292,7 @@ def _answered_in(data: DataReport) -> Iterator[Observation]:
     if asked.reason or not asked.stated:
         raise Unknown(asked.reason or "no question and answer of 60 characters")
     if share(asked.rows, asked.stated) >= SOME.value:
-        says = "are answered in another language than that of the question, which does not ask for it"
+        says = "are answered in another language than the question's, which asks for none"
         yield Observation(f"{counted(asked.rows, asked.stated)} {says}", values(asked.rows, asked.stated))
 
 
