@@ -624,7 +624,8 @@ def losses(name: str, facts: Facts) -> Iterator[Loss]:
         feature, groups = FEATURES[fact.feature], facts.around.groups or {}
         held = (one for group in groups.values() for one in group) if feature.of_all else _touched(fact, facts)
         rank = facts.config.lora.r if not facts.config.lora.rank_pattern else None
-        words = f"{ENGINES[fact.engine]} {_VERBS[fact.effect]} {_filled(feature.name, facts)}: {fact.says} ({fact.source.url})"
+        does = f"{_VERBS[fact.effect]} {_filled(feature.name, facts)}"
+        words = f"{ENGINES[fact.engine]} {does}: {fact.says} ({fact.source.url})"
         yield Loss(fact.effect, words, frozenset(held), rank**-0.5 if feature.rooted and rank else None)
 
 
