@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import json
 import math
 import re
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any, Final, NamedTuple
 
 import torch
 
+from gradience.adapters import EMBEDDINGS, OUTPUTS
 from gradience.hf.digests import digest_of, plain_name
-from gradience.schema.wiring import AdapterWiring, Kind, ParameterGroup
+from gradience.schema.wiring import BY_LORA, AdapterWiring, Kind, ParameterGroup
 
 TRAINABLE_BYTES: Final = 50 << 20  # of trainable weights, and of the optimizer's state, that are read for a digest
 FROZEN_BYTES: Final = 4 << 20  # of each kind of frozen weights
@@ -171,7 +174,35 @@ def adapter_of(model: torch.nn.Module, parts: Sequence[NamedParameter]) -> Adapt
         frozen_names=[part.name for part in frozen[:FEW]],
         new_heads=_new_heads(model, parts),
         inactive_trainable=sum(part.tensor.requires_grad for part in own) - (len(used) - len(frozen)),
+        untied=_untied(model, parts, configs),
+        **_rows(model),
     )
+
+
+def _untied(model: Any, parts: Sequence[NamedParameter], configs: Mapping[str, Any]) -> list[str]:
+    """Return the head and the embedding, where the config ties them and one is trained, or adapted, by itself."""
+    config: Any = getattr(model, "config", None)
+    text = config.get_text_config() if hasattr(config, "get_text_config") else config
+    if getattr(text, "tie_word_embeddings", None) is not True:
+        return []
+    if any(getattr(each, "ensure_weight_tying", False) for each in configs.values()):
+        return []
+    live = [part.name for part in parts if part.tensor.requires_grad]
+    names = {name: [path for path in live if f".{name}." in path] for name in (*EMBEDDINGS, *OUTPUTS)}
+    whole = [name for name, paths in names.items() if any(".modules_to_save." in path for path in paths)]
+    adapted = [name for name in OUTPUTS if any(".lora_" in path for path in names[name])]
+    return [*whole, *(f"{name}{BY_LORA}" for name in adapted)] if adapted or not set(OUTPUTS).isdisjoint(whole) else []
+
+
+def _rows(model: Any) -> dict[str, Any]:
+    """Return the rows of the embedding, and those that the base's config.json states, if it lies on disk."""
+    embedding = model.get_input_embeddings() if hasattr(model, "get_input_embeddings") else None
+    rows = getattr(getattr(embedding, "weight", None), "shape", (None,))[0]
+    named = getattr(getattr(model, "config", None), "_name_or_path", None)
+    file = Path(named) / "config.json" if isinstance(named, str) and named else None
+    stated = json.loads(file.read_text(encoding="utf-8")).get("vocab_size") if file and file.is_file() else None
+    known = {"rows": rows, "base_rows": stated}
+    return {name: count for name, count in known.items() if isinstance(count, int)}
 
 
 def _new_heads(model: torch.nn.Module, parts: Sequence[NamedParameter]) -> list[str]:

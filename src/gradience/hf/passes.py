@@ -29,14 +29,14 @@ class Passes:
         self._names = {id(module): _live_names(module) for module in watched.values()}
         self._last: tuple[bool, bool, bool] | None = None
         self._trained = False
-        self._calls = self._used = 0
+        self._calls = self._used = self._drawn = 0
         self._said = (True, False, False)  # as PassWiring has it where nothing is said
         self._evaluation: EvaluationWiring | None = None
 
     def step_made(self) -> PassWiring | None:
         """Return how the model was called for the step that was just made, if that is new."""
         last, self._last = self._last, None
-        self._calls = self._used = 0
+        self._calls = self._used = self._drawn = 0
         if last is None:
             return None
         self._trained = True
@@ -46,7 +46,11 @@ class Passes:
 
     def evaluated(self) -> EvaluationWiring | None:
         """Return what was called since the last step, as an evaluation ends, if that is known and new."""
-        now = EvaluationWiring(called=self._calls > 0, adapted=self._used > 0 if self._adapted else None)
+        now = EvaluationWiring(
+            called=self._calls > 0,
+            adapted=self._used > 0 if self._adapted else None,
+            training=self._calls > 0 and self._drawn == self._calls,
+        )
         if not self._trained or now == self._evaluation:
             return None
         self._evaluation = now
@@ -60,12 +64,14 @@ class Passes:
 
     def _called(self, module: torch.nn.Module, _args: Any) -> None:
         self._calls += 1
+        self._drawn += module.training
         if torch.is_grad_enabled():
             self._last = module.training, False, False
 
     def _adapter_called(self, module: Any, _args: Any) -> None:
         off = module.disable_adapters or self._is_unused(module)
         self._calls += 1
+        self._drawn += module.training
         self._used += not off
         # Reference passes and generation have no gradient, and may be without the adapter on purpose.
         if torch.is_grad_enabled():

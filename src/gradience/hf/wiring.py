@@ -15,13 +15,14 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
+import msgspec
 import numpy as np
 import torch
 
-from gradience.hf.digests import digest_of, plain_name, random_digest
+from gradience.hf.digests import digest_of, local, plain_name, random_digest
 from gradience.hf.parameters import FEW, TRAINABLE_BYTES, NamedParameter, adapter_of, groups_of, parts_of
 from gradience.schema import NonFinite, real
-from gradience.schema.wiring import DataWiring, OptimizerWiring, RateGroup, SavedWiring, ScheduleWiring
+from gradience.schema.wiring import AdapterWiring, DataWiring, OptimizerWiring, RateGroup, SavedWiring, ScheduleWiring
 
 if TYPE_CHECKING:
     from gradience.io.safetensors import SafetensorsFile
@@ -34,6 +35,10 @@ _DTYPES: Final = {"F64": torch.float64, "F32": torch.float32, "BF16": torch.bflo
 _SLOT: Final = re.compile(r"(\.lora_[AB])\.[^.]+\.weight$")  # in a model, the adapter's name stands between
 # PEFT writes the one, MLX the other.
 _ADAPTER_FILES: Final = ("adapter_model.safetensors", "adapters.safetensors")
+_WEIGHTS: Final = frozenset({".safetensors", ".bin", ".pt", ".pth"})
+_NO_WEIGHTS: Final = re.compile(r"optimizer|scheduler|scaler|rng_state|training_args|random_states|sampler|README")
+_BY_RATE: Final = frozenset({"Adam", "AdamW"})  # torch's, which round each step to the parameter's dtype
+_HALVES: Final = frozenset({torch.bfloat16, torch.float16})
 _MOST_TIED: Final = 8
 _ALONG: Final = 0.3  # least cosine of an average's way from the beginning with the model's
 _BEYOND: Final = 1.5  # most length of it, over the model's
@@ -116,8 +121,28 @@ def optimizer_of(optimizers: Sequence[Any], parts: Sequence[NamedParameter], *, 
         # A model that was loaded or wrapped anew after its optimizer has the same shapes in other tensors.
         replaced=(Counter(map(_shape, strangers)) & Counter(_shape(part.tensor) for part in missing)).total(),
         rates=_rates(optimizers, kind_of),
+        lost=_lost(optimizers, kind_of) if digest else None,
         **_state_of(optimizers, kind_of, digest=digest),
     )
+
+
+def _lost(optimizers: Sequence[Any], kind_of: Mapping[int, NamedParameter]) -> float | None:
+    """The share of the adapter's 16-bit numbers, zeros aside, that a step of the peak rate is too small to change.
+
+    Adam's step is about the rate. A number of which half the distance to the next one is more stays as it is.
+    """
+    lost, numbers, step = 0, 0, 0.0
+    for one in optimizers:
+        for group in one.param_groups if type(one).__name__ in _BY_RATE else ():
+            step = float(group.get("initial_lr") or group["lr"])
+            for tensor in group["params"]:
+                if id(tensor) not in kind_of or kind_of[id(tensor)].kind != "adapter" or tensor.dtype not in _HALVES:
+                    continue
+                values = local(tensor.detach()).abs().float().reshape(-1)
+                spacing = torch.finfo(tensor.dtype).eps * torch.exp2(torch.floor(torch.log2(values)))
+                numbers += int(values.count_nonzero())
+                lost += int(((spacing / 2 > step) & (values > 0.0)).sum())
+    return lost / numbers if numbers and step > 0.0 else None
 
 
 def _sizes(parts: Sequence[NamedParameter]) -> dict[str, int]:
@@ -297,18 +322,71 @@ class EarlierStates:
 
 
 def saved_in(folder: Path, model: torch.nn.Module, earlier: EarlierStates | None = None) -> SavedWiring | None:
-    """Return what an adapter file that was just saved holds, by its header and one factor; None if there is none."""
+    """Return what an adapter file that was just saved holds, by its header and one factor; None if there is none.
+
+    And what trains and is in none of the files of this save: PEFT gives each adapter but `default` a folder of its own.
+    """
     from gradience.io.safetensors import SafetensorsFile  # only a save reads one
 
-    path = next((folder / name for name in _ADAPTER_FILES if (folder / name).is_file()), None)
-    if path is None:
+    parts = parts_of(model)
+    adapter = adapter_of(model, parts)
+    names = [] if adapter is None else adapter.names
+    files = {name: path for name in names if (path := _file_in(folder / name)) is not None}
+    root = _file_in(folder)
+    trained = {part.adapter for part in parts if part.kind == "adapter" and part.adapter and part.tensor.requires_grad}
+    one = next(iter(trained)) if len(trained) == 1 else "default"
+    main = files.get(one) or root or next(iter(files.values()), None)
+    if main is None:
         return None
-    file = SafetensorsFile(path)
+    file = SafetensorsFile(main)
     sizes = {name: math.prod(entry.shape) for name, entry in file.tensors.items()}
     differs, of_step = _differing(file, sizes, model, earlier)
-    return SavedWiring(
-        file=path.name, tensors=len(sizes), parameters=sum(sizes.values()), differs=differs, of_step=of_step
+    if root is not None:
+        # It is that of `default`, unless a script wrote the one that trains there.
+        own = "default" if "default" in names and one != "default" and (main != root or differs) else one
+        files[own] = root
+        differs, of_step = (differs, of_step) if main != root or own == one else (None, None)
+    seen = SavedWiring(
+        file=main.relative_to(folder).as_posix(),
+        tensors=len(sizes),
+        parameters=sum(sizes.values()),
+        differs=differs,
+        of_step=of_step,
+        adapters=sorted(files.keys() & {*names}),
     )
+    # A script may keep what PEFT does not in a file of its own; a sharded tensor has no name here.
+    weights = [path for path in folder.iterdir() if path.suffix in _WEIGHTS and not _NO_WEIGHTS.match(path.name)]
+    if adapter is None or {*weights} - {root} or not sizes or any(is_sharded(part.tensor) for part in parts):
+        return seen
+    held = {name: {_bare(key, name) for key in SafetensorsFile(path).tensors} for name, path in files.items()}
+    return msgspec.structs.replace(seen, **_absent(parts, adapter, held))
+
+
+def _file_in(folder: Path) -> Path | None:
+    return next((folder / name for name in _ADAPTER_FILES if (folder / name).is_file()), None)
+
+
+def _bare(name: str, adapter: str) -> str:
+    """A tensor's name as it is the same in a model and in a file."""
+    parts = [part for part in name.split(".") if part not in {"modules_to_save", adapter}]
+    return ".".join(parts).removesuffix(".weight")
+
+
+def _absent(parts: Sequence[NamedParameter], adapter: AdapterWiring, held: Mapping[str, set[str]]) -> dict[str, Any]:
+    """What trains and is in none of the files: whole adapters of LoRA, and tensors beside those that are there."""
+    live = [part for part in parts if part.tensor.requires_grad]
+    named = [part for part in live if ".lora_" in part.name or part.kind != "adapter"]
+    own = {part.adapter for part in named if part.kind == "adapter" and part.adapter in adapter.active}
+    lacking = sorted(name for name in own if name and name not in held)
+    every = set().union(*held.values())
+    lost = [
+        part
+        for part in named
+        if part.adapter not in lacking
+        and _bare(part.name, part.adapter or "") not in held.get(part.adapter or "", every)
+    ]
+    counts = dict(Counter(part.kind for part in lost))
+    return {"lacking": lacking, "absent": counts, "absent_names": [part.name for part in lost[:FEW]]}
 
 
 def _factors(model: torch.nn.Module) -> dict[str, torch.nn.Parameter]:

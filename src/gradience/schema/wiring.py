@@ -6,13 +6,16 @@ and one `sampled` can be compared.
 
 from __future__ import annotations
 
-from typing import Annotated, Literal, TypeAlias
+from typing import Annotated, Final, Literal, TypeAlias
 
 from gradience.schema import NonNegativeInt, Real, about
 from gradience.schema.flat import Checked, Extras
 
 Kind: TypeAlias = Literal["adapter", "whole", "head", "base", "norm", "embedding"]
 """Of a parameter: `whole` is a module that PEFT's `modules_to_save` trains whole, unless it is a head."""
+
+BY_LORA: Final = " (LoRA)"
+"""After the name of a module that is adapted, where one that is trained whole has none."""
 
 Digest = Annotated[str, about("Version and 64 bits, such as `s1:0123456789abcdef`.")]
 Few = Annotated[list[str], about("The first names, at most eight.")]
@@ -52,6 +55,11 @@ class AdapterWiring(Checked, kw_only=True, frozen=True, omit_defaults=True):
     frozen_names: Few = []
     new_heads: Annotated[list[str], about("Frozen heads whose weights are as they were drawn, at most eight.")] = []
     inactive_trainable: Annotated[NonNegativeInt, about("Trainable tensors of adapters that are not active.")] = 0
+    untied: Annotated[
+        list[str], about("Head and embedding trained apart, or adapted ` (LoRA)`, though the model's config ties them.")
+    ] = []
+    rows: Annotated[NonNegativeInt, about("Rows of the embedding.")] | None = None
+    base_rows: Annotated[NonNegativeInt, about("Those that the base's own config.json states.")] | None = None
     extras: Extras = {}
 
 
@@ -87,6 +95,10 @@ class OptimizerWiring(Checked, kw_only=True, frozen=True, omit_defaults=True):
     step: Annotated[Real, about("Most steps in a state.")] | None = None
     digest: Digest | None = None
     sampled: NonNegativeInt = 1
+    lost: (
+        Annotated[Real, about("Share of the numbers of 16-bit adapters that a step of the peak rate cannot change.")]
+        | None
+    ) = None
     extras: Extras = {}
 
 
@@ -125,6 +137,10 @@ class SavedWiring(Checked, kw_only=True, frozen=True, omit_defaults=True):
     of_step: Annotated[NonNegativeInt, about("The earlier step whose values those are; null if not known.")] | None = (
         None
     )
+    adapters: Annotated[list[str], about("The model's adapters of which a file lies there.")] = []
+    lacking: Annotated[list[str], about("Active adapters that train, and of which no file lies there.")] = []
+    absent: Annotated[dict[str, int], about("Tensors that train and are in none of the files, by kind.")] = {}
+    absent_names: Few = []
     extras: Extras = {}
 
 
@@ -162,4 +178,5 @@ class EvaluationWiring(Checked, kw_only=True, frozen=True, omit_defaults=True):
 
     called: Annotated[bool, about("Whether the model that trains was called.")] = True
     adapted: Annotated[bool, about("Whether with the adapter that trains; null without one.")] | None = None
+    training: Annotated[bool, about("Whether every call was in training mode, so that dropout acts.")] = False
     extras: Extras = {}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import pairwise
 from typing import Final
 
@@ -205,8 +205,8 @@ def _ties(parts: Parts) -> bool:
     return any(known)
 
 
-@BetweenRule("LED405", severity="warning", confidence=0.85, needs=(of_peft,))
-def _untied(parts: Parts) -> Observation | None:
+@BetweenRule("LED405", severity="warning", confidence=0.85, groups=("between", "log"), needs=(of_peft,))
+def untied(parts: Parts) -> Observation | None:
     """a tied head, trained apart
 
     the base ties its head to its embedding, and modules_to_save names the head, or LoRA adapts it (info)
@@ -228,6 +228,11 @@ def _untied(parts: Parts) -> Observation | None:
     adapted = [name for name in OUTPUTS if any(f".{name}.lora_" in key for key in parts.tensors)]
     if not (heads or adapted) or not _ties(parts):
         return None
+    return tied_apart(heads, embeddings, adapted)
+
+
+def tied_apart(heads: Sequence[str], embeddings: Sequence[str], adapted: Sequence[str]) -> Observation:
+    """What is said of a tied head that is trained by itself, or adapted."""
     if heads and embeddings:
         says = f"{embeddings[0]} and {heads[0]} are trained and saved apart (modules_to_save)"
     else:
@@ -235,7 +240,7 @@ def _untied(parts: Parts) -> Observation | None:
     return Observation(
         f"The base ties its head to its embedding (tie_word_embeddings), and here {says}: PEFT keeps the two apart, "
         "and in a merged model that is still tied one overwrites the other.",
-        {"saved": [*embeddings, *heads], "adapted": adapted},
+        {"saved": [*embeddings, *heads], "adapted": [*adapted]},
         severity=None if heads else "info",
     )
 
@@ -452,7 +457,7 @@ RULES: Final = (
     _no_head,
     _adapted_head,
     _residual,
-    _untied,
+    untied,
     _untrained_rows,
     _other_vocabulary,
     _no_optimizer,

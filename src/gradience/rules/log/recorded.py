@@ -117,7 +117,7 @@ def _supervision(facts: RunFacts) -> str | None:
     if lacking is None and _count(facts, "supervised") is None:
         return "the batches hold no token labels"
     if lacking is None and _all_unattended(facts):
-        return "the attention mask hides every token (see DAT366)"
+        return "the attention mask hides every token, or all in the loss (see DAT366)"
     return lacking
 
 
@@ -171,6 +171,7 @@ def as_data(facts: RunFacts) -> DataReport:
         # What rules on data ask for before they judge: batches that were seen have it
         batch_stated=True,
         end_tokens=["the model's end token"],
+        tokenizer="the run's tokenizer",
         num_labels=classes,
         tokens=TokenCounts(total=total, kept=total, supervised=_count(facts, "supervised") or 0),
         batching=Batching(
@@ -225,9 +226,10 @@ def _as_asked(observe: Observe[DataReport]) -> Observe[RunFacts]:
 def _unattended(facts: RunFacts) -> Iterator[Observation]:
     """an attention mask of zeros
 
-    a row of the first batches has an attention mask of zeros alone; critical if all have, else error
+    a row of the first batches has an attention mask of zeros alone, or of zeros for every token in the loss; critical
+    if all have, else error
 
-    Why: Its tokens are hidden from the model: it reads nothing, and learns to answer nothing.
+    Why: Its tokens are hidden from the model: it reads nothing, or learns to answer from padding.
     Scope: batches with an attention mask
     Action: look at the collator: the mask is 1 for each token, and 0 for padding
     Verify: batch["attention_mask"].sum(1)
@@ -236,9 +238,42 @@ def _unattended(facts: RunFacts) -> Iterator[Observation]:
     rows, of = _seen_asked(facts, "unattended"), _count(facts, "rows_asked") or 0
     if rows.count:
         yield Observation(
-            f"{counted(rows, of)} of the first batches have an attention mask of zeros",
+            f"{counted(rows, of)} of the first batches have an attention mask of zeros for their tokens",
             {"rows": rows.count, "of": of},
             severity=None if rows.count == of else "error",
+        )
+
+
+_BY_MASK: Final = frozenset({"sdpa", "eager"})
+
+
+@LogRule("DAT367", severity="warning", confidence=0.85, needs=(_recorded,), meant_for=_IS_RECORDED)
+def _masked_packing(facts: RunFacts) -> Iterator[Observation]:
+    """packed documents, and an attention mask that hides where they part
+
+    several documents are in one row, by positions that begin anew, the batch has an attention mask of rows and tokens,
+    and the attention is sdpa or eager
+
+    Why: transformers parts the documents by their positions only where no attention mask is given: with one, each
+        document attends to all before it.
+    Scope: batches of one row with position_ids; flash attention parts them by itself
+    Action: leave attention_mask out of the batch: DataCollatorWithFlattening does, and TRL's padding_free
+    Verify: the loss of the second document of a row, alone and packed: it should be the same
+    Seen: https://github.com/huggingface/transformers/pull/46634 -- a mask of ones turns the detection of packed rows
+        off in silence
+    Source: transformers/masking_utils.py:_preprocess_mask_arguments@5.24.0 -- looks for packed rows only without a mask
+    """
+    looks = [wiring.settings.get("attention") for wiring in facts.run.wirings if wiring.settings]
+    attention = next((name for name in looks if isinstance(name, str)), None)
+    if (facts.data or {}).get("packed_masked") is not True:
+        return
+    if attention is None:
+        raise Unknown("the attention that computes was not recorded")
+    if attention in _BY_MASK:
+        yield Observation(
+            f"documents are packed into one row, and the batch has an attention_mask: with it {attention} attention "
+            "does not part them, and each attends to those before it",
+            {"attention": attention},
         )
 
 
@@ -384,8 +419,9 @@ OF_BATCHES: Final[tuple[LogRule, ...]] = (
         cause=lambda v: "nothing_supervised" if v["rows"] == v["of"] else None,
     ),
     *(_fed(rule, _as_asked(_OF_DATA[rule].observe), needs=_asked) for rule in ("DAT309", "DAT333", "DAT347", "DAT349")),
-    _fed("DAT361", _as_asked(_OF_DATA["DAT361"].observe), needs=_asked),
+    *(_fed(rule, _as_asked(_OF_DATA[rule].observe), needs=_asked) for rule in ("DAT355", "DAT361")),
     _unattended,
+    _masked_packing,
     _fed("DAT305", _at_limit),
     _fed("DAT307", _end, needs=_supervision),
     _fed("DAT313", _repeated),

@@ -1,4 +1,4 @@
-"""WIR170 to WIR188: is what trains what was meant to train, and is what a resumed run goes on with what was saved?
+"""WIR170 to WIR190, LED412: does what was meant to train, is it saved, does a resumed run go on with what was saved?
 
 The rules read the `wiring` events: what was seen in the model, its optimizers and its schedule as the run began,
 resumed, made its first steps and saved, and in how it was called; of a resume also the digests of what was fed. A log
@@ -16,14 +16,17 @@ from itertools import pairwise
 from math import isfinite
 from typing import Final
 
+from gradience.adapters import OUTPUTS
 from gradience.errors import few
 from gradience.rules import Observation, Premise, Threshold, cite
-from gradience.rules.log.facts import JUDGEMENT, LogRule, Place, RunFacts, Values, seen
+from gradience.rules.between.saved import tied_apart, untied
+from gradience.rules.log.facts import JUDGEMENT, LogRule, Place, RunFacts, Values, log_rule, seen
 from gradience.rules.log.recorded import everything_masked
 from gradience.schema import as_float
 from gradience.schema.document import Evidence
 from gradience.schema.events import Wiring
 from gradience.schema.wiring import (
+    BY_LORA,
     AdapterWiring,
     DataWiring,
     GradientWiring,
@@ -921,9 +924,7 @@ def _in_eval_mode(facts: RunFacts) -> Observation | None:
     Seen: https://github.com/pytorch/tutorials/issues/1624 -- eval() of the first evaluation, and never train()
         again
     """
-    kinds = next((wiring.dropouts for wiring in _of(facts, "start", "resume")), {})
-    # The rates are keys of a JSON object, so they are text
-    rates = [rate for rate in kinds if float(rate) > 0.0]
+    rates = _dropouts(facts)
     for wiring, passes in _passes(facts) if rates else ():
         if not passes.training:
             return Observation(
@@ -932,6 +933,12 @@ def _in_eval_mode(facts: RunFacts) -> Observation | None:
                 evidence=seen("module.training is False in the forward pass"),
             )
     return None
+
+
+def _dropouts(facts: RunFacts) -> list[str]:
+    """The rates of dropout above 0; they are keys of a JSON object, so they are text."""
+    kinds = next((wiring.dropouts for wiring in _of(facts, "start", "resume")), {})
+    return [rate for rate in kinds if float(rate) > 0.0]
 
 
 @_WiringRule(
@@ -1191,7 +1198,144 @@ def _head_frozen(facts: RunFacts) -> Observation | None:
     return None
 
 
+@_WiringRule(
+    "WIR189",
+    severity="warning",
+    confidence=0.8,
+    place="later",
+    phrase=lambda v: f"the evaluation at step {v.get('step')} draws dropout",
+    evidence=(_CALLED,),
+)
+def _evaluated_in_training(facts: RunFacts) -> Observation | None:
+    """evaluates in training mode
+
+    every call of the model since the last step, up to an evaluation's end, was in training mode, and it has dropout
+    above 0
+
+    Why: Dropout is drawn at each evaluation: its loss is higher than the model's, and another each time.
+    Scope: evaluations that end before the next step, of models with dropout; not compiled models
+    Action: Call model.eval() before an evaluation, and model.train() after it.
+    Verify: Evaluate twice without a step between: the loss is the same.
+    Source: torch/nn/modules/module.py:Module.eval@2.13.0 -- evaluation mode changes what dropout does
+    """
+    rates = _dropouts(facts)
+    for wiring in _of(facts, "evaluation") if rates else ():
+        if wiring.evaluation is not None and wiring.evaluation.training:
+            return Observation(
+                f"The evaluation at step {wiring.step} was made in training mode: the dropout of {few(rates)} acts.",
+                {"step": wiring.step, "dropouts": rates},
+                evidence=seen("module.training is True in every call since the last step"),
+            )
+    return None
+
+
+HALF_LOST = Threshold("half_lost", 0.5, "of the adapter's numbers", JUDGEMENT)
+
+
+@_WiringRule(
+    "WIR190",
+    severity="warning",
+    confidence=0.75,
+    phrase=lambda v: f"{v['share']:.0%} of the adapter is too coarse for its rate",
+    thresholds=(HALF_LOST,),
+)
+def _rounded_away(facts: RunFacts) -> Observation | None:
+    """steps that 16 bits round away
+
+    the adapter is trained in 16 bits by Adam, and for {half_lost} of its numbers, zeros aside, a step of the peak rate
+    is under half the distance to the next number
+
+    Why: Such a number stays what it is, however many steps are made: each is rounded away by itself.
+    Scope: torch's Adam and AdamW on 16-bit parameters; not sharded ones, whose optimizers keep a copy in float32
+    Action: Keep the adapter in float32, as PEFT does (autocast_adapter_dtype), and compute in bf16.
+    Verify: The share of lora_A's entries that a step changes.
+    Source: arithmetic -- bfloat16 has 8 bits: a number and the next are 1/256 to 1/128 of it apart
+    """
+    for wiring in _of(facts, "start", "resume"):
+        of = wiring.optimizer
+        if of is None or of.lost is None or of.sharded or as_float(of.lost) < HALF_LOST.value:
+            continue
+        peak = max((as_float(group.peak or group.lr) for group in of.rates), default=0.0)
+        dtypes = [dtype for group in wiring.groups if group.kind == "adapter" for dtype in group.dtypes]
+        return Observation(
+            f"{_when(wiring)}, {as_float(of.lost):.0%} of the adapter's numbers are too large in {few(dtypes)} for a "
+            f"step of {peak:.3g} to change them.",
+            {"share": as_float(of.lost), "peak": peak, "step": wiring.step},
+        )
+    return None
+
+
+@_WiringRule(
+    "LED412",
+    severity="error",
+    confidence=0.85,
+    phrase=lambda v: (
+        f"the adapter {few(v['lacking'])} trains and is not saved"
+        if v.get("lacking")
+        else f"{v.get('absent')} tensors train and are not saved"
+    ),
+    evidence=(),
+)
+def _not_in_the_save(facts: RunFacts) -> Observation | None:
+    """trained, and not in the save
+
+    at a save an active adapter trains of which no file lies in the folder; a warning if single tensors train, beside or
+    in the adapters that were saved, and are in none of the files
+
+    Why: What is in no file is lost as the process ends, and the model that is loaded is another than the one evaluated.
+    Scope: saves of PEFT's LoRA that the recorder saw, by the headers; not sharded models, nor where another file of
+        weights lies in the folder. What the optimizer does not hold does not train
+    Action: Save all of it: save_pretrained(path) without selected_adapters; name whole modules in modules_to_save.
+    Verify: Load what was saved, and compare its outputs with those of the model in memory.
+    Seen: https://github.com/huggingface/peft/issues/1059 -- a model of several adapters is loaded with one
+    Source: peft/peft_model.py:PeftModel.save_pretrained@0.21.2 -- writes the adapters of selected_adapters alone
+    """
+    for wiring in _of(facts, "save"):
+        saved, adapter, optimizer = wiring.saved, wiring.adapter, wiring.optimizer
+        if saved is None or adapter is None or _is_sharded(wiring) or not saved.parameters:
+            continue
+        if saved.lacking:
+            return Observation(
+                f"At step {wiring.step} the adapters {few(adapter.active)} are active, and of {few(saved.lacking)}, "
+                f"which trains, there is no file: {few(saved.adapters) or 'none'} was saved.",
+                {"step": wiring.step, "lacking": list(saved.lacking), "adapters": list(saved.adapters)},
+                evidence=seen(f"{saved.file}: {saved.tensors} tensors"),
+            )
+        held = (
+            saved.absent if optimizer is None else {k: n for k, n in saved.absent.items() if k in optimizer.held_kinds}
+        )
+        lost = sum(held.values())
+        of_adapter = _group(wiring, "adapter")
+        short = of_adapter is not None and saved.parameters < SAVED_SHARE.value * of_adapter.parameters
+        if lost and not ("adapter" in held and short):  # WIR179 tells of the adapter that lacks a part
+            kinds = ", ".join(f"{count} of {_NAMES.get(kind, f'the {kind}')}" for kind, count in held.items())
+            return Observation(
+                f"{lost} tensors train, and are in no file of the save at step {wiring.step}: {kinds}.",
+                {"step": wiring.step, "absent": lost, "kinds": held},
+                severity="warning",
+                evidence=seen(f"not in the file: {few(saved.absent_names)}"),
+            )
+    return None
+
+
+_NAMES: Final = {"whole": "modules trained whole", "norm": "the norms"}
+
+
+def _tied_apart(facts: RunFacts) -> Observation | None:
+    for _, adapter in _looks(facts):
+        if adapter.untied:
+            whole = [name for name in adapter.untied if not name.endswith(BY_LORA)]
+            heads = [name for name in whole if name in OUTPUTS]
+            by_lora = [name.removesuffix(BY_LORA) for name in adapter.untied if name.endswith(BY_LORA)]
+            return tied_apart(heads, [name for name in whole if name not in heads], by_lora)
+    return None
+
+
 RULES: Final[tuple[LogRule, ...]] = (
+    _evaluated_in_training,
+    _rounded_away,
+    _not_in_the_save,
+    log_rule(untied, _tied_apart, needs=(RECORDED,), live=True),
     _base_trains,
     _adapter_frozen,
     _optimizer_misses,
