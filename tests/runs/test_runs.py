@@ -6,6 +6,7 @@ import json
 import os
 import re
 import shutil
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -216,6 +217,22 @@ def test_the_cache_is_the_users_and_one_for_each_choice_of_folders(roots, tmp_pa
     assert collect_runs("a").folder == collect_runs(roots / "a").folder
     assert collect_runs("table").folder != collect_runs("a").folder
     assert len(list((tmp_path / "gradience" / "runs").iterdir())) == 2
+
+
+def test_where_nothing_can_be_cached_the_tables_last_as_long_as_they_are_asked(roots, tmp_path, monkeypatch, capsys):
+    (file := tmp_path / "file").touch()  # no folder can be made in it, whoever runs the test
+    (scratch := tmp_path / "scratch").mkdir()
+    monkeypatch.setenv("XDG_CACHE_HOME", str(file / "cache"))
+    monkeypatch.setattr(tempfile, "tempdir", str(scratch))
+    said = "the user's cache cannot be written: these tables are not kept; --out FOLDER keeps them\n"
+    count = ["runs", "query", str(roots / "a"), "select count(*) as runs from runs", "--csv"]
+    assert (main(count), *capsys.readouterr()) == (0, "runs\r\n2\r\n", said)
+    assert (main([*count, "--out", str(tmp_path / "out")]), *capsys.readouterr()) == (0, "runs\r\n2\r\n", "")
+    store = collect_runs(roots / "a")
+    assert select(store, "select count(*) from runs").rows == [[2]]
+    assert store.folder.parent == scratch
+    del store
+    assert not any(scratch.iterdir())
 
 
 def test_curves_are_drawn_over_each_other_and_as_a_page(roots, tmp_path, capsys):

@@ -29,3 +29,10 @@ def test_every_declared_name_is_the_one_of_its_module():
 def test_another_name_is_an_error_that_names_it(name):
     with pytest.raises(AttributeError, match=f"module 'gradience.schema' has no attribute '{name}'"):
         getattr(schema, name)
+
+
+def test_completion_offers_every_event_and_every_report_but_not_what_their_modules_import():
+    offered = dir(schema)
+    assert {cls.__name__ for cls in schema.EVENT_TYPES.values()} <= {*offered}
+    assert {"AuditReport", "DiagnoseReport", "Finding", "SCHEMA_ID", "real"} <= {*offered}
+    assert not {"Struct", "Sequence"} & {*offered}

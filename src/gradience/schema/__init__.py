@@ -108,6 +108,15 @@ def __getattr__(name: str) -> Any:
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
+def __dir__() -> list[str]:
+    """Return what completion offers: the names here, and the types that the other modules define."""
+    homes = [import_module(f"{__name__}.{home}") for home in _HOMES]
+    types = {
+        name for home in homes for name, it in vars(home).items() if getattr(it, "__module__", "") == home.__name__
+    }
+    return sorted({*globals(), *(name for name in types if name[0].isupper())})
+
+
 def about(text: str) -> Meta:
     """Return the metadata that describes a field of a Struct in its JSON Schema."""
     return Meta(description=text)

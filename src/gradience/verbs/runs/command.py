@@ -14,9 +14,10 @@ from cyclopts import Parameter
 from cyclopts.types import PositiveInt
 
 from gradience.commands import options as opt
-from gradience.commands.output import DONE, draws_blocks, print_text
+from gradience.commands.output import DONE, draws_blocks, print_text, tell
 from gradience.commands.page import write_page
 from gradience.errors import GradienceError, RecorderError
+from gradience.io import cache_folder
 from gradience.telemetry.redact import hide_in
 from gradience.verbs.fleet.results import DEFAULT_RESULT, ResultOptions, answer, chosen, list_queries, rate_on_stderr
 from gradience.verbs.runs import view as of_runs
@@ -243,4 +244,6 @@ def _collected(roots: tuple[Path, ...], out: Path | None, *, refresh: bool = Fal
         raise RecorderError("no folder to look in", advice="give folders with runs below them")
     from gradience.verbs.runs.collect import collect_runs  # the help needs none of it
 
+    if out is None and cache_folder("runs") is None:
+        tell("the user's cache cannot be written: these tables are not kept; --out FOLDER keeps them")
     return collect_runs(*roots, out=out, refresh=refresh, progress=rate_on_stderr("runs"))
