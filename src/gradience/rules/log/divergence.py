@@ -30,7 +30,7 @@ from gradience.rules.log.statistics import Bar, excesses, median, median_error, 
 from gradience.schema import Severity
 
 SPIKE_K = Threshold(
-    "spike_k", 6.0, "median |first difference| of 32 rows, at least 5 % of the level", "124 logs: same from 5.4 to 6"
+    "spike_k", 6.0, "median |first difference| of 32 rows, at least 5 % of the level", "124 logs: 5.4 to 6"
 )
 SPIKE_FLOOR = Threshold("spike_floor", 0.05, "fraction of the level", "50 logs: same up to 0.1")
 SPIKE_START = Threshold("spike_start", 0.05, "of the first loss", "a judgement: of a loss near 0 little is lost")
@@ -48,9 +48,7 @@ DIVERGED_NOISE = Threshold(
     "trial: 4 called 4 % of flat, very noisy losses diverged",
 )
 EXPLODED = Threshold("exploded", 2.0, "highest level of 3 rows over the start", REAL_RUNS)
-LOST_SHARE = Threshold(
-    "lost_share", 0.5, "fraction of the whole fall that was lost again", "definition: the greater part"
-)
+LOST_SHARE = Threshold("lost_share", 0.5, "fraction of the whole fall that was lost again", "definition: most of it")
 LOST_LEVEL = Threshold("lost_level", 0.05, "nats", "a judgement: of a loss below it nearly all is learnt")
 RELAPSED = Threshold(
     "relapsed", 1.15, "end over the lowest window, if it ends above its start", "known causes, trained"

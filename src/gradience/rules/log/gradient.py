@@ -34,10 +34,7 @@ LASTING = Threshold("lasting", 3, "consecutive rows", "trial: one row alone is o
 VANISHED_RATIO = Threshold("vanished_ratio", 1e-3, "of the early median", "155 logs: same up to 0.01")
 VANISHED_ROWS = Threshold("vanished_rows", 5, "consecutive rows", "105 RL trainings: same from 2 to 20")
 VANISHED_SHARE = Threshold(
-    "vanished_share",
-    0.2,
-    "of the rows, if norms of 0 are also elsewhere",
-    "105 RL trainings: same up to 0.8",
+    "vanished_share", 0.2, "of the rows, if norms of 0 are also elsewhere", "105 RL trainings: to 0.8"
 )
 MEMORIZED = Threshold("memorized", 0.01, "of the early loss", "a judgement: a fitted model has no gradient left")
 

@@ -50,12 +50,7 @@ GAP_TIMES = Threshold("gap_times", 2.0, "held-out over training loss", "124 logs
 GAP_NATS = Threshold("gap_nats", 0.1, "nats between them", "a judgement: ratios of losses near 0 mean little")
 SMALL_EVAL = Threshold("small_eval", 0.03, "half-width of a 95 % interval", JUDGEMENT)
 CHANCE_Z = Threshold("chance_z", 1.64, "standard deviations", "one-sided 95 %")
-CHANCE_MARGIN = Threshold(
-    "chance_margin",
-    0.03,
-    "accuracy, where n is unknown",
-    "arithmetic: 1.64 deviations in 750 rows",
-)
+CHANCE_MARGIN = Threshold("chance_margin", 0.03, "accuracy, where n is unknown", "arithmetic: 1.64 errors of 750 rows")
 PAIR_EVALS = Threshold("pair_evals", 4, "evaluations", "a judgement: two make the second half")
 
 _MANY: Final = 1000.0  # times that are printed

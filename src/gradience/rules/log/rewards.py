@@ -73,31 +73,14 @@ HELD_OUT_ROWS = Threshold("held_out_rows", 6, "evaluations", "a judgement: three
 
 RATE_LOW = Threshold("rate_low", 2e-6, "peak learning rate of LoRA", "half the lowest published one; see LR004")
 
-NULL_ROWS = Threshold(
-    "null_rows", 0.1, "fraction of the rows without a reward", "105 RL trainings: same from 0.067 to 0.2"
-)
+NULL_ROWS = Threshold("null_rows", 0.1, "fraction of the rows without a reward", "105 RL trainings: same, .067 to .2")
 
-ZERO_GROUPS = Threshold(
-    "zero_groups",
-    0.5,
-    "fraction of the groups",
-    "arithmetic: half of the completions give no gradient",
-)
+ZERO_GROUPS = Threshold("zero_groups", 0.5, "fraction of the groups", "arithmetic: half of the answers teach nothing")
 ZERO_GROUPS_MOST = Threshold("zero_groups_most", 0.9, "fraction of the groups", "105 RL trainings: same from 0.72 on")
 
 COLLAPSED = Threshold("collapsed", 0.1, "entropy at the end over that of the first rows", RL_RUNS)
-NARROWED = Threshold(
-    "narrowed",
-    0.25,
-    "entropy at the end over that of the first rows",
-    "105 RL trainings: same from 0.17 to 0.37",
-)
-SPREAD_OUT = Threshold(
-    "spread_out",
-    3.0,
-    "entropy at the end over that of the first rows",
-    "105 RL trainings: same from 1.5 on",
-)
+NARROWED = Threshold("narrowed", 0.25, "entropy at the end over that of the first rows", "105 RL trainings: .17 to .37")
+SPREAD_OUT = Threshold("spread_out", 3.0, "entropy at the end over that of the first rows", "105 RL trainings: 1.5 on")
 RANDOM = Threshold("random", 2.0, "nats a token", "a judgement: some seven equally likely tokens")
 
 KL_LATE = Threshold("kl_late", 1.0, "nats a token, median of the last third", JUDGEMENT)
@@ -123,17 +106,10 @@ RATE_OF_WEIGHTS = Threshold(
     "rate_of_weights", 0.05, "learning rate", "weights start at a deviation of 0.02 (initializer_range), so twice that"
 )
 
-LONGER = Threshold(
-    "longer",
-    2.0,
-    "length at the end over that of the first rows",
-    "105 RL trainings: healthy ones to 2.2",
-)
+LONGER = Threshold("longer", 2.0, "length at the end over that of the first rows", "105 RL trainings: healthy to 2.2")
 LONGER_CUT = Threshold("longer_cut", 1.5, "the same, if most completions are cut off at the end", RL_RUNS)
 MUCH_LONGER = Threshold("much_longer", 4.0, "the same, while the reward rises", "a judgement: reasoning may double it")
-SHORTER = Threshold(
-    "shorter", 0.5, "length at the end over that of the first rows", "105 RL trainings: same from 0.4 to 1"
-)
+SHORTER = Threshold("shorter", 0.5, "length at the end over that of the first rows", "105 RL trainings: same, .4 to 1")
 
 _THIRD: Final = 3
 _PARTS: Final = 5

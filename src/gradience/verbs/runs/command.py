@@ -79,7 +79,6 @@ NO_CURVES: Final[Mapping[tuple[str, str], str]] = MappingProxyType({})
 def runs(
     *roots: Path,
     listed: Annotated[ListOptions, Parameter(name="*")] = _LISTED,
-    refresh: opt.Flag = False,
     out: Path | None = None,
 ) -> int:
     """List every run below some folders, one row a run: run.jsonl, and whatever gradience import reads.
@@ -91,15 +90,13 @@ def runs(
     ----------
     roots:
         Folders, or logs.
-    refresh:
-        Read every log again, changed or not.
     out:
         Folder for the tables. Default: in the user's cache.
     """
     from gradience.schema.fleet import RunRow  # the same
     from gradience.verbs.runs.run import BOARD, COLUMNS, list_sql  # the help needs none of it
 
-    store = _collected(roots, out, refresh=refresh)
+    store = _collected(roots, out)
     _refuse_none(store)
     if listed.html is not None:
         _draw(store, listed, listed.html)
@@ -239,11 +236,11 @@ def best_run(
     return opt.print_report(report, of_runs.runs_best_text, json=json)
 
 
-def _collected(roots: tuple[Path, ...], out: Path | None, *, refresh: bool = False) -> Store:
+def _collected(roots: tuple[Path, ...], out: Path | None) -> Store:
     if not roots:
         raise RecorderError("no folder to look in", advice="give folders with runs below them")
     from gradience.verbs.runs.collect import collect_runs  # the help needs none of it
 
     if out is None and cache_folder("runs") is None:
         tell("the user's cache cannot be written: these tables are not kept; --out FOLDER keeps them")
-    return collect_runs(*roots, out=out, refresh=refresh, progress=rate_on_stderr("runs"))
+    return collect_runs(*roots, out=out, progress=rate_on_stderr("runs"))
