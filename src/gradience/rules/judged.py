@@ -18,7 +18,7 @@ from gradience.configs.training import completed
 from gradience.folder import Documents
 from gradience.rules import Description, Verdict, judge
 from gradience.rules.between.prompts import PROMPT_RULES
-from gradience.rules.config import RULES, judge_config, transformers_version
+from gradience.rules.config import RULES, judge_config
 from gradience.rules.config.facts import CheckContext, ConfigRule
 from gradience.rules.joins import Symptom, correlate
 from gradience.rules.joins.run import JOINS
@@ -209,7 +209,7 @@ def judge_parts(
     unwanted = {rule: why for rule, why in left_out.items() if rule in IDS["config"]}
     settings = None
     if config is not None:
-        settings = judge_config(config, transformers=transformers_version(), around=moment, left_out=unwanted)
+        settings = judge_config(config, around=moment, left_out=unwanted)
     return Judged(
         documents=documents, config=config, settings=settings, facts=facts, log=log, weights=weights, parts=parts
     )
