@@ -300,7 +300,6 @@ def docs(session: nox.Session) -> None:
 
 @nox.session
 def browser(session: nox.Session) -> None:
-    """The pages in a real Chromium, which playwright downloads: no request, no overflow, no finding of axe."""
+    """The pages in a real Chromium, that of Qt WebEngine: no request, no overflow, no finding of axe."""
     _quick_install(session, ".[hf,report]", *TEST_PACKAGES, *nox.project.dependency_groups(PYPROJECT, "browser"))
-    session.run("playwright", "install", "chromium")
     session.run("pytest", "tests/report/test_browser.py")

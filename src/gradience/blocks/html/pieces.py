@@ -135,7 +135,7 @@ def _table(given: Table) -> Element | None:
     body = [line(row, ("th", "row"), ("td", None)) for row in block.rows[:_ROWS]]
     label = tag("caption", tag("span", caption)) if caption else None
     whole = tag("table", label, tag("thead", head), tag("tbody", body))
-    return tag("div", whole, class_="scroll", tabindex="0", role="region", aria_label=caption or "Table")
+    return tag("div", whole, class_="scroll", tabindex="0", role="group", aria_label=caption or "Table")
 
 
 def _finding(item: ShownFinding) -> Element:
