@@ -593,6 +593,15 @@ def _scaled(
     return _rl(reward=[0.5] * first + [reward * 0.5] * (20 - first), reward_std=[spread] * first + after)
 
 
+def _noisier(highest: float) -> RunFacts:
+    """A loss of 3 with one row at 4, and then with noise that grows slowly up to this."""
+    calm, grows = (
+        [3.0 + 0.01 * (i % 2) for i in range(40)],
+        [1.07 ** (i - 59) * (1 if i % 2 else -1) for i in range(60)],
+    )
+    return run([*calm[:30], 4.0, *calm[31:], *(3.0 + (highest - 3.0) * x for x in grows)])
+
+
 def _step(first: float, last: float) -> Callable[[int], float]:
     """A level of the first half of 30 rows, and one of the second."""
     return lambda i: first if i < 15 else last
@@ -1021,6 +1030,7 @@ ENTRIES: Final[dict[str, Entry]] = {
             ),
             Edge("noisy", "i-", 0.33, 0.337, _noisy),
             Edge("many_rows", "?i", 19, 20, lambda x: run(with_row(FLAT[:x], 12, by=1.35))),
+            Edge("noisier", "i-", 3.99, 4.01, _noisier),
         ],
         at=[
             At(noisy_with_a_zero, {20.0: "info", 2.0: None}),

@@ -90,7 +90,8 @@ def _spike(facts: RunFacts) -> Observation | None:
 
     from {many_rows} rows on, the loss exceeds the median of the previous 8 rows by more than {spike_k} times the
     median change over 32 rows (at least {spike_floor} of the level) and by {spike_start} of the first loss; a warning
-    if the rows after it, and the last ones, stay above the level before, by {spike_floor} of it and {lost_level} nats
+    if the rows after it, and the last ones, stay above the level before, by {spike_floor} of it and {lost_level} nats;
+    else none if a later row is higher and no spike, since the rows are noisier there
 
     Why: A spike of one row usually comes from its data; a spike that lasts has damaged the weights.
     Scope: positive losses; the first rows are not judged
@@ -116,9 +117,12 @@ def _spike(facts: RunFacts) -> Observation | None:
         return None  # of a loss near 0
     many = f"; {len(spikes)} spikes in all" if len(spikes) > 1 else ""
     burst = {"steps": [facts.step(curve.rows[spike[0]]) for spike in spikes[:_SPIKES]]} if len(spikes) > 1 else {}
+    later = list(enumerate(curve.values))[worst + 1 :]
     least = max(LOST_LEVEL.value, SPIKE_FLOOR.value * before)
     after = median(curve.values[worst + 1 : worst + 1 + _AFTER])
     kept = min(after, median(last_part(curve.points, 10))) - before > least
+    if not kept and max((value for place, value in later if place not in times), default=0.0) > loss:
+        return None  # the rows after it are noisier, so that higher ones are no spikes
     return Observation(
         f"The loss spikes to {loss:.4g} at step {step}, from {before:.4g} in the rows before{many}"
         + (", and ends above that." if kept else "."),
