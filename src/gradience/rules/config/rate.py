@@ -122,7 +122,7 @@ def _full_fine_tuning_rate(facts: Facts) -> Iterator[Observation]:
 def _refuse_groups(facts: Facts, most: Threshold) -> None:
     """Abstain where only some groups of the optimizer are above a bound, as B is in LoRA+, or a new head."""
     rates = facts.config.optimizer.extras.get("lr_groups")
-    lowest = min(map(as_float, rates), default=math.inf) if isinstance(rates, list) else math.inf
+    lowest = min((as_float(rate) for rate in rates), default=math.inf) if isinstance(rates, list) else math.inf
     if lowest <= most.value:
         raise Unknown(f"the optimizer's groups have several rates, from {lowest:g}: the bands are those of one")
 
