@@ -375,6 +375,21 @@ def judged(
     )
 
 
+def facts_to_serve(adapter: Path, base: Path | None, *, engine: str, server_flags: str = "") -> Facts:
+    """An adapter's settings and tensors as the rules on engines read them.
+
+    Raises:
+        ConfigError: its settings or the flags cannot be read, or the engine is not known.
+        AdapterError: the base cannot be read.
+    """
+    given = CheckOptions(peft_dir=adapter, base=base, serve=[engine], server_flags=server_flags)
+    whole, versions = given.read(), transformers_version()
+    config, around = completed(whole), _served(CheckContext(), given, whole)
+    where = None if base is None else Path(base)
+    around = gather_context(whole, config, around, base=where, folders=given.folders, transformers=versions)
+    return Facts(config, around=around)
+
+
 def _known(config: ConfigSnapshot, given: CheckOptions, whole: Layer) -> Known:
     """What the words of commands stand for, by the adapter's config, the log and the options."""
     configs = [Path(source.path) for source in whole.sources if source.role == "adapter"]
