@@ -180,7 +180,7 @@ def _worded() -> Iterator[None]:
     except duckdb.Error as error:
         message = str(error).split("\n\nLINE", maxsplit=1)[0]
         of_file = "/part-" in message or type(error) is duckdb.Error  # the latter of a damaged page, without its file
-        advice = DAMAGED if of_file else "see 'gradience schema' for the columns"
+        advice = DAMAGED if of_file else "the columns: 'select * from TABLE limit 1'"
         raise GradienceError(" ".join(message.split()), advice=advice) from error
 
 
