@@ -193,12 +193,12 @@ def test_targets_are_a_list_of_paths_unless_another_module_ends_alike(kept, targ
 def test_two_thirds_of_the_different_inputs_choose_and_the_rest_measures(usable, task, chosen, most, monkeypatch):
     asked, rows = [], [ModelInput((i,), 0, 1) for i in range(usable)]
 
-    def read(path, loaded, *, most, seed, token_ids):
-        asked.append((path, most, seed, token_ids))
+    def read(path, loaded, *, most, seed):
+        asked.append((path, most, seed))
         return SimpleNamespace(examples=rows[:9] + rows, cut=3)
 
     monkeypatch.setattr(of_subject, "read_inputs", read)
-    split = lambda: split_inputs("t", SimpleNamespace(task=task), most=128, seed=5, token_ids=True)  # noqa: E731
+    split = lambda: split_inputs("t", SimpleNamespace(task=task), most=128, seed=5)  # noqa: E731
     if chosen is None:
         with pytest.raises(ConfigError) as error:
             split()
@@ -206,7 +206,7 @@ def test_two_thirds_of_the_different_inputs_choose_and_the_rest_measures(usable,
         assert error.value.advice == "192 are used where there are so many; they need no labels"
         return
     found = split()
-    assert asked == [("t", most, 5, True)]
+    assert asked == [("t", most, 5)]
     assert (found.chosen_by, found.measured_on, found.cut) == (rows[:chosen], rows[chosen:], 3)
 
 

@@ -19,7 +19,7 @@ from gradience.errors import ConfigError
 from gradience.ranges import option_name
 from gradience.schema import Json
 from gradience.schema.events import ConfigSnapshot
-from gradience.verbs.check.options import SAMPLES, DataOptions, Samples
+from gradience.verbs.check.options import DataOptions, Samples
 from gradience.verbs.check.run import CheckKeywords, CheckOptions, check_config
 
 _EXPRESSION = set("()[]|*")
@@ -115,19 +115,7 @@ def _is_file(path: Path) -> bool:
 _CONFIG = ConfigOptions()
 
 
-@dataclass(frozen=True, kw_only=True)
-class _DataOptions(DataOptions):
-    """The options of --data."""
-
-    num_labels: Annotated[int | None, opt.LIBRARY_ONLY] = None
-    packing: Annotated[bool | None, opt.LIBRARY_ONLY] = None
-    samples: Annotated[Samples, opt.LIBRARY_ONLY] = SAMPLES
-    seed: opt.Seed = 0
-    show_rows: Annotated[bool, opt.LIBRARY_ONLY] = False
-    template: Annotated[Path | None, opt.LIBRARY_ONLY] = None
-
-
-_NO_DATA = _DataOptions()
+_NO_DATA = DataOptions()
 
 
 def check(
@@ -136,7 +124,7 @@ def check(
     *,
     sources: Annotated[ConfigOptions, opt.RECORD] = _CONFIG,
     single: Annotated[opt.Strings, Parameter(name="--set")] = None,
-    data_options: Annotated[_DataOptions, opt.RECORD, Parameter(group="Data")] = _NO_DATA,
+    data_options: Annotated[DataOptions, opt.RECORD, Parameter(group="Data")] = _NO_DATA,
     serve: opt.Strings = None,
     server_flags: opt.ServerFlags = "",
     options: opt.Options = opt.DEFAULT_OPTIONS,

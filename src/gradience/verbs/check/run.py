@@ -357,7 +357,7 @@ def judged(
         time = _time(config, folders)
     named = (("base", given.base), ("settings", given.settings))
     sources = [*whole.sources, *(InputFile(role=role, path=str(path)) for role, path in named if path is not None)]
-    verdict = judge_config(config, transformers=versions, around=around, left_out=unwanted)
+    verdict = judge_config(config, around=around, left_out=unwanted)
     n_judged = len(RULES) - len({item.id for item in verdict.not_run})
     return CheckReport(
         schema=CHECK_SCHEMA_ID,
