@@ -35,7 +35,7 @@ from gradience.folder.found import weights_alone
 from gradience.folder.prompts import prompt_links
 from gradience.io import CHECKPOINT_PREFIX
 from gradience.io.reading import real_path
-from gradience.ranges import VerbOptions, Whole
+from gradience.ranges import Positive, VerbOptions, Whole
 from gradience.rules import excluded_rules, judge, without
 from gradience.rules.between.prompts import PROMPT_RULES
 from gradience.rules.between.rules import FILE_RULES, judge_files
@@ -148,6 +148,8 @@ class CheckOptions(VerbOptions):
             options of that name are empty. If None, no file is looked for.
         max_length: tokens per sequence, where no training argument states them.
         memory: memory of the card, such as `24GiB`; a step that does not fit is a finding.
+        seconds_per_step: of this configuration on the device that is meant, for the time of all planned steps; None to
+            go by a log of the same base.
     """
 
     config: ConfigSnapshot | Mapping[str, Any] | None = None
@@ -166,6 +168,7 @@ class CheckOptions(VerbOptions):
     settings: Place | None = None
     max_length: Whole | None = None
     memory: str | None = None
+    seconds_per_step: Positive | None = None
 
     def unwanted(self, ids: Sequence[str]) -> dict[str, str]:
         """The rules that are left out, each with its reason."""
@@ -236,6 +239,7 @@ class CheckKeywords(TypedDict, total=False):
     settings: Place | None
     max_length: int | None
     memory: str | None
+    seconds_per_step: float | None
 
 
 _DEFAULTS = CheckOptions()
@@ -355,6 +359,9 @@ def judged(
     if where is not None:
         around = around._replace(memory=_memory(config, where, given, whole, around.coverage))
         time = _time(config, folders)
+    if (each := given.seconds_per_step) is not None:
+        steps = config.training.planned_steps
+        time = Time(seconds_per_step=each, steps=steps, seconds=None if steps is None else each * steps)
     named = (("base", given.base), ("settings", given.settings))
     sources = [*whole.sources, *(InputFile(role=role, path=str(path)) for role, path in named if path is not None)]
     verdict = judge_config(config, around=around, left_out=unwanted)
