@@ -273,14 +273,17 @@ def dist(session: nox.Session) -> None:
 
 @nox.session
 def consumer(session: nox.Session) -> None:
-    """A program of a caller, as mypy and pyright read it beside the built wheel: each of its ignores is needed."""
+    """Programs of a caller, as mypy and pyright read them beside the built wheel: each ignore is needed."""
     _quick_install(session, ".", "mypy", "pyright")
-    program = Path(session.create_tmp(), "caller.py")
+    folder = Path(session.create_tmp())
     asked = "# pyright: strict, reportUnnecessaryTypeIgnoreComment=true\n"
-    program.write_text(asked + Path("tests/house/caller.py").read_text(encoding="utf-8"), encoding="utf-8")
-    session.chdir(program.parent)
-    session.run("mypy", "--strict", "--warn-unused-ignores", program.name)
-    session.run("pyright", program.name)
+    programs = [Path("tests/house/caller.py"), *Path("tests/consumers").glob("*.py")]
+    for program in programs:
+        (folder / program.name).write_text(asked + program.read_text(encoding="utf-8"), encoding="utf-8")
+    session.chdir(folder)
+    names = [program.name for program in programs]
+    session.run("mypy", "--strict", "--warn-unused-ignores", *names)
+    session.run("pyright", *names)
 
 
 @nox.session

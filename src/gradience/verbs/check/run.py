@@ -83,8 +83,9 @@ def _settings_of(run: Documents) -> Layer:
     """
     settings = run.settings
     if settings.place.path is None:
-        fault = run.log.fault or f"{run.found.path}: {run.log.reason}"
-        raise ConfigError(str(fault), advice=f"give a folder with {STATE_NAME} or {CONFIG_NAME}")
+        fault = run.log.fault
+        message = f"{run.found.path}: {run.log.reason}" if fault is None else fault.message
+        raise ConfigError(message, advice=f"give a folder with {STATE_NAME} or {CONFIG_NAME}")
     return settings.take()
 
 
@@ -241,7 +242,7 @@ _DEFAULTS = CheckOptions()
 
 
 def check_config(
-    config: ConfigSnapshot | Mapping[str, Any] | None = None,
+    config: Place | ConfigSnapshot | Mapping[str, Any] | None = None,
     *,
     options: CheckOptions = _DEFAULTS,
     **keywords: Unpack[CheckKeywords],
@@ -249,7 +250,8 @@ def check_config(
     """Check a configuration by the rules. A later source wins over an earlier one.
 
     Args:
-        config: a Struct, or a mapping of settings of any shape; it wins over that of `options`.
+        config: one file of any shape, the folder of a run, a Struct, or a mapping of settings of any shape; it wins
+            over that of `options`.
         options: the sources of the configuration, the base and the rules.
         keywords: single options by name, such as `peft_dir="adapter"`; they win over `options`.
 
@@ -258,7 +260,11 @@ def check_config(
         AdapterError: the base cannot be read.
         TypeError: no option has such a name.
     """
-    given = replace(options, config=options.config if config is None else config).completed(keywords)
+    if isinstance(config, (str, PathLike)):
+        options = replace(options, document=config)
+    elif config is not None:
+        options = replace(options, config=config)
+    given = options.completed(keywords)
     unwanted = given.unwanted(_IDS)
     whole = given.read()
     if whole.config == ConfigSnapshot():
