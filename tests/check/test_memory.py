@@ -141,8 +141,9 @@ def test_a_base_of_the_hubs_cache_is_found_there(base: Path, tmp_path: Path, mon
     monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "hub"))
     for named in (Path("org/m"), entry):
         assert checked(named).memory.peak_bytes == checked(entry / "snapshots" / "0a1").memory.peak_bytes > 0
-    with pytest.raises(AdapterError, match="no such base: org/other"):
+    with pytest.raises(AdapterError, match=r"^no such base: org/other is neither a path nor in ") as error:
         checked(Path("org/other"))
+    assert error.value.advice == "its config.json is enough: give its folder, or hf download org/other config.json"
 
 
 def test_diagnose_foretells_the_longest_batch_that_was_seen(base: Path, tmp_path: Path) -> None:

@@ -351,7 +351,13 @@ def judged(
     if where is not None:
         from gradience.base.weights import local_folder  # numpy: only those with a base pay for it
 
-        where = local_folder(where)
+        try:
+            where = local_folder(where)
+        except AdapterError as error:
+            if os.path.exists(where):  # noqa: PTH110  # Path.exists raises on long names
+                raise
+            advice = f"its config.json is enough: give its folder, or hf download {where} config.json"
+            raise AdapterError(error.message, advice=advice) from None
     around, time = _served(around, given, whole), None
     around = gather_context(whole, config, around, base=where, folders=folders, transformers=versions)
     if where is None and given.memory is not None:
