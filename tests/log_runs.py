@@ -660,7 +660,6 @@ def _predicted(explained: float, noise: float = 0.0, rows: int = 30) -> RunFacts
     """A critic that explains so much of the variance of the returns."""
     return _rl(
         critic__vf_explained_var=[explained + (noise if i % 2 else -noise) for i in range(rows)],
-        critic__vf_loss=[0.1] * rows,
     )
 
 

@@ -59,7 +59,7 @@ UNASKED = "nothing asks for --data's rows"
 def test_what_is_no_criterion_in_its_range_or_lacks_its_company_is_refused_in_words(given, message):
     with pytest.raises(OptionError) as error:
         ResizeOptions(**given).target()
-    assert str(error.value) == message
+    assert error.value.message == message
 
 
 @every(

@@ -24,7 +24,7 @@ from gradience.verbs.monitor.run import monitor_run
 from gradience.verbs.runs import collect as collecting
 from gradience.verbs.runs.best import best_runs
 from gradience.verbs.runs.collect import collect_runs, find_runs
-from gradience.verbs.runs.run import RUNS_QUERIES, list_runs, run_curves
+from gradience.verbs.runs.run import list_runs, run_curves
 
 SCHEMA = "gradience.vnext.telemetry/v1"
 BROKEN = f'{{"schema": "{SCHEMA}", "event": "train_step"}}\n'
@@ -150,8 +150,6 @@ def test_rows_evals_and_findings_are_tables_of_their_own(store):
     (one,) = select(store, "select loss, lr, grad_norm from rows where step = 2 and run = 'first'").rows
     assert one == [1.95, 1e-4, None]
     assert select(store, "select count(*) from findings join runs using (path, run)").rows[0][0] > 0
-    for query in RUNS_QUERIES.values():
-        assert select(store, query.sql).columns
 
 
 def test_a_list_is_sorted_filtered_and_cut_to_columns(store):

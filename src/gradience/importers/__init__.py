@@ -322,7 +322,7 @@ def _lines(run: ImportedRun, refused: list[SkippedRow]) -> Iterator[bytes]:
         try:
             yield to_line(event) + b"\n"
         except RecorderError as error:
-            refused.append(SkippedRow(file=run.name, line=number, reason=f"event {number} of the run: {error}"))
+            refused.append(SkippedRow(file=run.name, line=number, reason=f"event {number} of the run: {error.message}"))
 
 
 def _run_report(run: ImportedRun) -> ImportedRunReport:

@@ -19,10 +19,10 @@ from gradience.rules.log.statistics import mean_error, median
 from gradience.telemetry.signals import COMPONENTS, REWARD
 
 DROWNED = Threshold("drowned", 10.0, "standard deviation over that of each other function", "99 % of the variance")
-CONSTANT_ROWS = Threshold("constant_rows", 10, "rows", "a judgement: in fewer, luck may have been alike")
-LEVELLED = Threshold("levelled", 0.1, "of its mean, standard deviation", "a judgement: below it, it is nearly constant")
-AGAINST = Threshold("against", 0.33, "of its first level", "105 RL trainings: same up to 0.41")
-AGAINST_SPREAD = Threshold("against_spread", 0.5, "of its standard deviation", "105 RL trainings: same up to 0.75")
+CONSTANT_ROWS = Threshold("constant_rows", 10, "rows", "105 RL trainings: no change up to 40")
+LEVELLED = Threshold("levelled", 0.1, "of its mean, standard deviation", "105 RL trainings: no change up to 0.4")
+AGAINST = Threshold("against", 0.33, "of its first level", "105 RL trainings: no change up to 0.41")
+AGAINST_SPREAD = Threshold("against_spread", 0.5, "of its standard deviation", "105 RL trainings: no change up to 0.75")
 SUM_ERROR = Threshold("sum_error", 0.05, "of the largest deviation", "rounding; a weight of 0.9 shows")
 
 _THIRD: Final = 3

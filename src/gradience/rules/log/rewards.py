@@ -59,7 +59,9 @@ from gradience.telemetry.signals import (
 RL_RUNS: Final = "tuning seeds of the trainings of benchmarks/rl_runs.py"
 
 REWARD_SHOWN = Threshold("reward_shown", 3.0, "standard errors of the difference", "3 of 1000 flat columns")
-REWARD_ERRORS = Threshold("reward_errors", 4.0, "standard errors of the difference", "trial: the best of ten levels")
+REWARD_ERRORS = Threshold(
+    "reward_errors", 4.0, "standard errors of the difference", "105 RL trainings: no change from 1.4 on"
+)
 SOME_ROWS = Threshold("some_rows", 10, "rows that logged it", "five levels of two rows")
 SURE_ERRORS = Threshold("sure_errors", 8.0, "standard errors", "a judgement: few rows know their noise badly")
 REWARD_LOST = Threshold("reward_lost", 0.5, "fraction of the gain that was lost again", "definition: the greater part")
@@ -67,7 +69,7 @@ REWARD_FLAT = Threshold(
     "reward_flat",
     0.1,
     "of the level: the change and two of its standard errors",
-    "105 RL trainings: same from 0.09 to 0.11",
+    "105 RL trainings: no change from 0.09 to 0.11",
 )
 
 RESCALED = Threshold("rescaled", 2.0, "times", "arithmetic: one factor on all rewards is one on their deviation")
@@ -78,14 +80,22 @@ HELD_OUT_ROWS = Threshold("held_out_rows", 6, "evaluations", "a judgement: three
 
 RATE_LOW = Threshold("rate_low", 2e-6, "peak learning rate of LoRA", "half the lowest published one; see LR004")
 
-NULL_ROWS = Threshold("null_rows", 0.1, "fraction of the rows without a reward", "105 RL trainings: same, .067 to .2")
+NULL_ROWS = Threshold(
+    "null_rows", 0.1, "fraction of the rows without a reward", "105 RL trainings: no change from 0.067 to 0.2"
+)
 
 ZERO_GROUPS = Threshold("zero_groups", 0.5, "fraction of the groups", "arithmetic: half of the answers teach nothing")
-ZERO_GROUPS_MOST = Threshold("zero_groups_most", 0.9, "fraction of the groups", "105 RL trainings: same from 0.72 on")
+ZERO_GROUPS_MOST = Threshold(
+    "zero_groups_most", 0.9, "fraction of the groups", "105 RL trainings: no change from 0.72 on"
+)
 
 COLLAPSED = Threshold("collapsed", 0.1, "entropy at the end over that of the first rows", RL_RUNS)
-NARROWED = Threshold("narrowed", 0.25, "entropy at the end over that of the first rows", "105 RL trainings: .17 to .37")
-SPREAD_OUT = Threshold("spread_out", 3.0, "entropy at the end over that of the first rows", "105 RL trainings: 1.5 on")
+NARROWED = Threshold(
+    "narrowed", 0.25, "entropy at the end over that of the first rows", "105 RL trainings: no change from 0.17 to 0.37"
+)
+SPREAD_OUT = Threshold(
+    "spread_out", 3.0, "entropy at the end over that of the first rows", "105 RL trainings: no change from 1.5 on"
+)
 RANDOM = Threshold("random", 2.0, "nats a token", "a judgement: some seven equally likely tokens")
 
 KL_LATE = Threshold("kl_late", 1.0, "nats a token, median of the last third", JUDGEMENT)
@@ -103,7 +113,7 @@ KL_ROWS = Threshold("kl_rows", 5, "rows with kl", "the first steps of a warm-up 
 
 CLIPPED_MUCH = Threshold("clipped_much", 0.3, "fraction of the tokens, mean of a third of the rows", RL_RUNS)
 
-CUT_OFF = Threshold("cut_off", 0.5, "fraction of the completions", "105 RL trainings: same from 0.5 to 0.75")
+CUT_OFF = Threshold("cut_off", 0.5, "fraction of the completions", "105 RL trainings: no change from 0.5 to 0.75")
 
 EXPLAINS_NOTHING = Threshold("explains_nothing", 0.0, "explained variance", "definition: that of a constant")
 
@@ -111,10 +121,16 @@ RATE_OF_WEIGHTS = Threshold(
     "rate_of_weights", 0.05, "learning rate", "weights start at a deviation of 0.02 (initializer_range), so twice that"
 )
 
-LONGER = Threshold("longer", 2.0, "length at the end over that of the first rows", "105 RL trainings: healthy to 2.2")
+LONGER = Threshold(
+    "longer", 2.0, "length at the end over that of the first rows", "105 RL trainings: healthy ones up to 2.2"
+)
 LONGER_CUT = Threshold("longer_cut", 1.5, "the same, if most completions are cut off at the end", RL_RUNS)
-MUCH_LONGER = Threshold("much_longer", 4.0, "the same, while the reward rises", "a judgement: reasoning may double it")
-SHORTER = Threshold("shorter", 0.5, "length at the end over that of the first rows", "105 RL trainings: same, .4 to 1")
+MUCH_LONGER = Threshold(
+    "much_longer", 4.0, "the same, while the reward rises", "105 RL trainings: no change from 2.7 on"
+)
+SHORTER = Threshold(
+    "shorter", 0.5, "length at the end over that of the first rows", "105 RL trainings: no change from 0.4 to 1"
+)
 
 _THIRD: Final = 3
 _SCALE_ROWS: Final = 5  # rows on both sides of a change of scale

@@ -41,7 +41,10 @@ HARDLY_TRAINED = Threshold(
 )
 JUDGED_SHARE = Threshold("judged_share", 0.5, "share of the modules", "a judgement: fewer are not the adapter")
 NEAR_UNTRAINED = Threshold(
-    "near_untrained", 1e-4, "norm of all updates over that of the base weights", "measured: from 0.012"
+    "near_untrained",
+    1e-4,
+    "norm of all updates over that of the base weights",
+    "measured: ordinary adapters have 0.012 on",
 )
 HARDLY_MOVED = Threshold(
     "hardly_moved",

@@ -19,7 +19,7 @@ from gradience.commands.page import write_page
 from gradience.errors import GradienceError, RecorderError
 from gradience.io import cache_folder
 from gradience.telemetry.redact import hide_in
-from gradience.verbs.fleet.results import DEFAULT_RESULT, ResultOptions, answer, chosen, list_queries, rate_on_stderr
+from gradience.verbs.fleet.results import DEFAULT_RESULT, ResultOptions, answer, rate_on_stderr
 from gradience.verbs.runs import view as of_runs
 
 if TYPE_CHECKING:
@@ -188,19 +188,14 @@ def query_runs(
     Parameters
     ----------
     roots:
-        Folders or logs, and last the query (unless --named is given).
+        Folders or logs, and last the query.
     out:
         Folder for the tables. Default: in the user's cache.
     """
-    from gradience.verbs.runs.run import RUNS_QUERIES  # the help needs none of it
-
-    if result.list_queries:
-        return list_queries(RUNS_QUERIES)
-    if result.named is None and len(roots) < 2:
-        raise GradienceError("expected folders and a query", advice='give ROOT "select ...", or --named NAME')
-    folders, sql = (roots, None) if result.named is not None else (roots[:-1], roots[-1])
-    wanted = chosen(RUNS_QUERIES, sql, result.named)
-    return answer(_collected(tuple(map(Path, folders)), out), wanted, result)
+    if len(roots) < 2:
+        raise GradienceError("expected folders and a query", advice='give ROOT "select ..."')
+    *folders, sql = roots
+    return answer(_collected(tuple(map(Path, folders)), out), sql, result)
 
 
 def best_run(
