@@ -29,7 +29,7 @@ HOSTILE = [
     "load httpfs",
     "select * from read_parquet('https://localhost/x.parquet')",
     "set enable_external_access = true",
-    "pragma database_list",
+    "pragma enable_profiling",
     "create table x as select 1",
     "drop view adapters",
     "select 1; copy (select 1) to '{out}/x.csv'",

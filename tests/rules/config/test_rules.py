@@ -19,7 +19,6 @@ from gradience.schema.document import Coverage
 from gradience.schema.events import ConfigSnapshot
 from gradience.schema.memory import Memory, MemoryChange
 
-HERE = "5.24.0"  # of transformers
 NO_ADAPTER = "no adapter is configured, so this may be a full fine-tune"
 
 
@@ -31,7 +30,6 @@ class On(NamedTuple):
         around: what lies around it.
         says: the findings' messages, or the reason for abstaining.
         reason: the reason for abstaining from another part.
-        transformers: the version that is installed.
     """
 
     snapshot: ConfigSnapshot
@@ -43,7 +41,6 @@ class On(NamedTuple):
     confidence: float | None = None
     action: str | None = None
     settings: list[str] | None = None
-    transformers: str | None = HERE
 
 
 class Entry(NamedTuple):
@@ -1265,7 +1262,7 @@ def cases(kind: str) -> list[tuple[str, On]]:
 
 
 def verdict(case: On) -> Verdict:
-    return judge_config(case.snapshot, transformers=case.transformers, around=case.around)
+    return judge_config(case.snapshot, around=case.around)
 
 
 def reasons(rule: str, judged: Verdict) -> list[str]:

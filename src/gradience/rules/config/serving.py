@@ -217,11 +217,21 @@ class ServerFlags(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     source: Source
 
 
+class NamedBy(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """How a server says which engine it is: the owner of its models, and where it tells its version."""
+
+    engine: Engine
+    owned_by: str
+    source: Source
+    version: str = ""
+
+
 class _Tables(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     facts: list[_Read]
     ranks: list[RankSizes]
     processes: list[Processes]
     flags: list[ServerFlags]
+    answers: list[NamedBy]
     versions: dict[Engine, tuple[str, str]]
     unknown: dict[Engine, tuple[Feature, ...]]
 
@@ -250,6 +260,8 @@ UNKNOWN: Final = _TABLES.unknown
 VERSIONS: Final = _TABLES.versions
 """By engine the first and the last version that the rows are of; none of an engine whose sources name no version."""
 FLAGS: Final[dict[str, ServerFlags]] = {item.engine: item for item in _TABLES.flags}
+NAMED_BY: Final[dict[str, NamedBy]] = {item.owned_by: item for item in _TABLES.answers}
+"""By the owner of its models, how a server says which engine it is."""
 PROCESSES: Final[dict[str, Processes]] = {item.engine: item for item in _TABLES.processes}
 
 
@@ -272,6 +284,10 @@ class AdapterFeature(NamedTuple):
     """What they give, or another mend."""
     groups: tuple[str, ...] = ()
     """The groups of tensors that show it, where the file's header was read."""
+    of_all: bool = False
+    """Whether it is one of every module, whatever its group."""
+    rooted: bool = False
+    """Whether an engine that misreads it takes alpha / r in place of alpha / sqrt(r)."""
 
     def shows(self, facts: Facts) -> bool:
         """Whether the adapter has it: by its tensors, else by its settings."""
@@ -339,6 +355,8 @@ FEATURES: Final[dict[Feature, AdapterFeature]] = {
         lambda facts: bool(facts.config.lora.use_rslora),
         (_TO_PEFT,),
         "the same update with scaling lora_alpha / r",
+        of_all=True,
+        rooted=True,
     ),
     "rank_pattern": AdapterFeature(
         "rank_pattern", "rank_pattern", lambda facts: bool(facts.config.lora.rank_pattern), _ONE_RANK, _SAME_UPDATE
@@ -369,6 +387,7 @@ FEATURES: Final[dict[Feature, AdapterFeature]] = {
         "target_modules",
         lambda facts: facts.around.moved is not None and facts.around.moved.saved,
         (f"{_TO_PEFT} --rename {{old}}={{new}}",),
+        of_all=True,
     ),
     "base": AdapterFeature(
         "adapters of this base's type", "model_name", remark="make a GGUF of it with llama.cpp's converter"
@@ -403,6 +422,7 @@ FEATURES: Final[dict[Feature, AdapterFeature]] = {
         lambda facts: bool(facts.config.lora.use_rslora) and FEATURES["experts"].shows(facts),
         (_TO_PEFT,),
         "the same update with scaling lora_alpha / r",
+        rooted=True,
     ),
     "tower": AdapterFeature("the vision or audio tower", "target_modules", remark=_MERGE, groups=("tower",)),
     "wrapped": AdapterFeature(
@@ -411,7 +431,7 @@ FEATURES: Final[dict[Feature, AdapterFeature]] = {
         lambda facts: any("language_model." in name for name in (facts.around.groups or {}).get("language", ())),
         remark=_MERGE,
     ),
-    "any": AdapterFeature("every adapter", "peft_type", lambda _: True, remark=_MERGE),
+    "any": AdapterFeature("every adapter", "peft_type", lambda _: True, remark=_MERGE, of_all=True),
     "unnamed": AdapterFeature(
         "modules that --lora-target-modules does not name",
         "target_modules",
@@ -583,7 +603,36 @@ def _touched(fact: ServeFact, facts: Facts) -> list[str]:
     """The modules in the file that a fact is about; none if it is about settings, and so about all."""
     if fact.feature == "unnamed":
         return _unnamed(facts) if facts.around.groups is not None else []
-    return FEATURES[fact.feature].modules(facts)
+    return FEATURES["experts" if fact.feature == "expert_scale" else fact.feature].modules(facts)
+
+
+class Loss(NamedTuple):
+    """What an engine is known to make of an adapter that has a feature."""
+
+    effect: Effect
+    words: str
+    """In a sentence, with the source."""
+    modules: frozenset[str]
+    """The modules that it is about, by the file; none if the file was not read or the fact is about settings."""
+    factor: float | None
+    """Of the scale that was trained, where it is the same for all of these."""
+
+
+def losses(name: str, facts: Facts) -> Iterator[Loss]:
+    """Yield what the engine named is known to make of the adapter other than it was trained."""
+    for fact in facts_of(name, facts):
+        feature, groups = FEATURES[fact.feature], facts.around.groups or {}
+        held = (one for group in groups.values() for one in group) if feature.of_all else _touched(fact, facts)
+        rank = facts.config.lora.r if not facts.config.lora.rank_pattern else None
+        does = f"{_VERBS[fact.effect]} {_filled(feature.name, facts)}"
+        words = f"{ENGINES[fact.engine]} {does}: {fact.says} ({fact.source.url})"
+        yield Loss(fact.effect, words, frozenset(held), rank**-0.5 if feature.rooted and rank else None)
+
+
+def _filled(text: str, facts: Facts) -> str:
+    moved = facts.around.moved
+    stems = {} if moved is None else {"old": moved.old, "new": moved.new, "there": moved.new or "the top"}
+    return text.format(**stems)
 
 
 def _lost(fact: ServeFact, facts: Facts) -> tuple[str, float | None]:
@@ -598,8 +647,6 @@ def _lost(fact: ServeFact, facts: Facts) -> tuple[str, float | None]:
 
 def _effects(effect: Effect, facts: Facts) -> Iterator[Observation]:
     """Yield an observation for each feature of the adapter on which an engine named by --serve has this effect."""
-    moved = facts.around.moved
-    stems = {} if moved is None else {"old": moved.old, "new": moved.new, "there": moved.new or "the top"}
     for name in _engines(facts):
         for fact in facts_of(name, facts):
             if fact.effect != effect:
@@ -607,9 +654,9 @@ def _effects(effect: Effect, facts: Facts) -> Iterator[Observation]:
             feature, (lost, share) = FEATURES[fact.feature], _lost(fact, facts)
             values: dict[str, Json] = {"engine": fact.engine, "feature": fact.feature, "effect": effect}
             yield Observation(
-                f"{ENGINES[fact.engine]} {_VERBS[effect]} {feature.name.format(**stems)}{lost}: {fact.says}",
+                f"{ENGINES[fact.engine]} {_VERBS[effect]} {_filled(feature.name, facts)}{lost}: {fact.says}",
                 values | {"url": fact.source.url} | ({} if share is None else {"share": share}),
-                action=feature.mend and feature.mend.format(**stems),
+                action=feature.mend and _filled(feature.mend, facts),
                 evidence=(cite(str(fact.source), fact.says),),
             )
 

@@ -12,7 +12,7 @@ from typing import Final, NamedTuple
 
 from gradience.errors import few
 from gradience.rules import Observation, Threshold, Unknown
-from gradience.rules.log.facts import JUDGEMENT, LogRule, RunFacts, Values, find, last_part, once, seen, shown, under
+from gradience.rules.log.facts import LogRule, RunFacts, Values, find, last_part, once, seen, shown, under
 from gradience.rules.log.preference import ALPHA, MANY_ROWS
 from gradience.rules.log.rewards import REWARD_SHOWN, change_of
 from gradience.rules.log.statistics import mean_error, median
@@ -21,8 +21,8 @@ from gradience.telemetry.signals import COMPONENTS, REWARD
 DROWNED = Threshold("drowned", 10.0, "standard deviation over that of each other function", "99 % of the variance")
 CONSTANT_ROWS = Threshold("constant_rows", 10, "rows", "a judgement: in fewer, luck may have been alike")
 LEVELLED = Threshold("levelled", 0.1, "of its mean, standard deviation", "a judgement: below it, it is nearly constant")
-AGAINST = Threshold("against", 0.33, "of its first level", JUDGEMENT)
-AGAINST_SPREAD = Threshold("against_spread", 0.5, "of its standard deviation", JUDGEMENT)
+AGAINST = Threshold("against", 0.33, "of its first level", "105 RL trainings: same up to 0.41")
+AGAINST_SPREAD = Threshold("against_spread", 0.5, "of its standard deviation", "105 RL trainings: same up to 0.75")
 SUM_ERROR = Threshold("sum_error", 0.05, "of the largest deviation", "rounding; a weight of 0.9 shows")
 
 _THIRD: Final = 3

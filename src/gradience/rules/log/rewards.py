@@ -53,7 +53,6 @@ from gradience.telemetry.signals import (
     REWARD,
     REWARD_STD,
     TOKEN_KL,
-    VALUE_LOSS,
 )
 
 RL_RUNS: Final = "tuning seeds of the trainings of benchmarks/rl_runs.py"
@@ -62,23 +61,43 @@ REWARD_SHOWN = Threshold("reward_shown", 3.0, "standard errors of the difference
 REWARD_ERRORS = Threshold("reward_errors", 4.0, "standard errors of the difference", "trial: the best of ten levels")
 SOME_ROWS = Threshold("some_rows", 10, "rows that logged it", "five levels of two rows")
 SURE_ERRORS = Threshold("sure_errors", 8.0, "standard errors", "a judgement: few rows know their noise badly")
-REWARD_FALL = Threshold("reward_fall", 0.1, "fraction of the best level", JUDGEMENT)
-REWARD_LOST = Threshold("reward_lost", 0.5, "fraction of the gain that was lost again", JUDGEMENT)
-REWARD_FLAT = Threshold("reward_flat", 0.1, "of the level: the change and two of its standard errors", JUDGEMENT)
+REWARD_LOST = Threshold("reward_lost", 0.5, "fraction of the gain that was lost again", "definition: the greater part")
+REWARD_FLAT = Threshold(
+    "reward_flat",
+    0.1,
+    "of the level: the change and two of its standard errors",
+    "105 RL trainings: same from 0.09 to 0.11",
+)
 
 HELD_OUT_ROWS = Threshold("held_out_rows", 6, "evaluations", "a judgement: three at the end, three before")
 
 RATE_LOW = Threshold("rate_low", 2e-6, "peak learning rate of LoRA", "half the lowest published one; see LR004")
 
-NULL_ROWS = Threshold("null_rows", 0.1, "fraction of the rows without a reward", JUDGEMENT)
+NULL_ROWS = Threshold(
+    "null_rows", 0.1, "fraction of the rows without a reward", "105 RL trainings: same from 0.067 to 0.2"
+)
 
-ZERO_GROUPS = Threshold("zero_groups", 0.5, "fraction of the groups", JUDGEMENT)
-ZERO_GROUPS_MOST = Threshold("zero_groups_most", 0.9, "fraction of the groups", JUDGEMENT)
-ZERO_GROUPS_ALSO = Threshold("zero_groups_also", 0.3, "fraction of the groups", JUDGEMENT)
+ZERO_GROUPS = Threshold(
+    "zero_groups",
+    0.5,
+    "fraction of the groups",
+    "arithmetic: half of the completions give no gradient",
+)
+ZERO_GROUPS_MOST = Threshold("zero_groups_most", 0.9, "fraction of the groups", "105 RL trainings: same from 0.72 on")
 
 COLLAPSED = Threshold("collapsed", 0.1, "entropy at the end over that of the first rows", RL_RUNS)
-NARROWED = Threshold("narrowed", 0.25, "entropy at the end over that of the first rows", JUDGEMENT)
-SPREAD_OUT = Threshold("spread_out", 3.0, "entropy at the end over that of the first rows", JUDGEMENT)
+NARROWED = Threshold(
+    "narrowed",
+    0.25,
+    "entropy at the end over that of the first rows",
+    "105 RL trainings: same from 0.17 to 0.37",
+)
+SPREAD_OUT = Threshold(
+    "spread_out",
+    3.0,
+    "entropy at the end over that of the first rows",
+    "105 RL trainings: same from 1.5 on",
+)
 RANDOM = Threshold("random", 2.0, "nats a token", "a judgement: some seven equally likely tokens")
 
 KL_LATE = Threshold("kl_late", 1.0, "nats a token, median of the last third", JUDGEMENT)
@@ -96,19 +115,25 @@ KL_ROWS = Threshold("kl_rows", 5, "rows with kl", "the first steps of a warm-up 
 
 CLIPPED_MUCH = Threshold("clipped_much", 0.3, "fraction of the tokens, mean of a third of the rows", RL_RUNS)
 
-CUT_OFF = Threshold("cut_off", 0.5, "fraction of the completions", JUDGEMENT)
+CUT_OFF = Threshold("cut_off", 0.5, "fraction of the completions", "105 RL trainings: same from 0.5 to 0.75")
 
 EXPLAINS_NOTHING = Threshold("explains_nothing", 0.0, "explained variance", "definition: that of a constant")
-VALUE_LOSS_GROWS = Threshold("value_loss_grows", 10.0, "times the first fifth of the rows", JUDGEMENT)
 
 RATE_OF_WEIGHTS = Threshold(
     "rate_of_weights", 0.05, "learning rate", "weights start at a deviation of 0.02 (initializer_range), so twice that"
 )
 
-LONGER = Threshold("longer", 2.0, "length at the end over that of the first rows", JUDGEMENT)
+LONGER = Threshold(
+    "longer",
+    2.0,
+    "length at the end over that of the first rows",
+    "105 RL trainings: healthy ones to 2.2",
+)
 LONGER_CUT = Threshold("longer_cut", 1.5, "the same, if most completions are cut off at the end", RL_RUNS)
 MUCH_LONGER = Threshold("much_longer", 4.0, "the same, while the reward rises", "a judgement: reasoning may double it")
-SHORTER = Threshold("shorter", 0.5, "length at the end over that of the first rows", JUDGEMENT)
+SHORTER = Threshold(
+    "shorter", 0.5, "length at the end over that of the first rows", "105 RL trainings: same from 0.4 to 1"
+)
 
 _THIRD: Final = 3
 _PARTS: Final = 5
@@ -217,16 +242,16 @@ def _reward_fell_says(v: Values) -> str | None:
     covers=frozenset({"reward"}),
     thresholds=(
         *(FEW_ROWS, MANY_ROWS, ALPHA, REWARD_SHOWN, REWARD_ERRORS),
-        *(REWARD_FALL, REWARD_LOST, REWARD_FLAT, RATE_LOW, SOME_ROWS, SURE_ERRORS),
+        *(REWARD_LOST, REWARD_FLAT, RATE_LOW, SOME_ROWS, SURE_ERRORS),
     ),
     evidence=(TRIAL,),
 )
 def _reward(facts: RunFacts) -> Observation | None:
     """reward falls
 
-    the last fifth of the rows is below the best fifth by over {reward_errors} standard errors and {reward_fall} of
+    the last fifth of the rows is below the best fifth by over {reward_errors} standard errors and {reward_flat} of
     the best level, and over {reward_lost} of the gain is lost; {reward_shown} errors are enough if {reward_lost} of the
-    best level was lost on the way, by {sure_errors}; under {many_rows} rows: a fall of over {reward_fall}, with p <=
+    best level was lost on the way, by {sure_errors}; under {many_rows} rows: a fall of over {reward_flat}, with p <=
     {alpha} by Mann-Kendall, or from {some_rows} rows on as in many, by {sure_errors} errors. A reward whose change with
     2 standard errors is at most {reward_flat} of its level is info; a warning where LoRA was trained at {rate_low} or
     less to the end, and no rise shows
@@ -285,7 +310,7 @@ def _fell_from_best(column: Logged, change: RewardChange, errors: float) -> Obse
     low = min(levels[start] for start in starts if start >= at)
     deep = best - low > max(SURE_ERRORS.value * change.error, REWARD_LOST.value * abs(best))  # and came back in part
     least = (REWARD_SHOWN.value if deep else errors) * change.error
-    fallen = best - change.last > max(least, REWARD_FALL.value * abs(best))
+    fallen = best - change.last > max(least, REWARD_FLAT.value * abs(best))
     if not fallen or best - change.last <= REWARD_LOST.value * (best - change.first):
         return None
     return Observation(
@@ -299,7 +324,7 @@ def _fell_from_best(column: Logged, change: RewardChange, errors: float) -> Obse
 def _few_rewards(column: Logged, change: RewardChange) -> Observation | None:
     """Judge few rows by their order: whether chance explains as many falling pairs."""
     values, first = column.values, change.first
-    if change.how == "falls" and first - change.last > REWARD_FALL.value * abs(first):
+    if change.how == "falls" and first - change.last > REWARD_FLAT.value * abs(first):
         return Observation(
             f"The reward fell: {first:.4g} in the first rows, {change.last:.4g} in the last (p = "
             f"{mann_kendall(values):.2g} for {len(values)} rows).",
@@ -678,11 +703,7 @@ def _late_cut(facts: RunFacts) -> float | None:
 
 
 def _cut_off_says(v: Values) -> str:
-    equal = v.get("zero_groups")
-    also = isinstance(equal, float) and equal >= ZERO_GROUPS_ALSO.value
-    return f"{shown(v, 'share', '.0%')} of the completions are cut off" + (
-        f", {shown(v, 'zero_groups', '.0%')} of the groups teach nothing" if also else ""
-    )
+    return f"{shown(v, 'share', '.0%')} of the completions are cut off"
 
 
 @_RewardRule(
@@ -691,15 +712,14 @@ def _cut_off_says(v: Values) -> str:
     confidence=0.7,
     phrase=_cut_off_says,
     signs=("cut_completions",),
-    thresholds=(CUT_OFF, ZERO_GROUPS_ALSO, FEW_ROWS),
+    thresholds=(CUT_OFF, FEW_ROWS),
     evidence=(TRIAL,),
 )
 def _cut_off(facts: RunFacts) -> Observation | None:
     """completions cut off
 
     in the last third of the rows at least {cut_off} of the completions are cut off in the mean, or, where the end
-    tokens are counted, there is none; the message adds whether at least {zero_groups_also} of the groups have equal
-    rewards
+    tokens are counted, there is none
 
     Why: An answer that was cut off is graded as wrong even if it was right so far: noise in the reward.
     Scope: RL that logs how many completions are cut off, from three rows on
@@ -716,14 +736,9 @@ def _cut_off(facts: RunFacts) -> Observation | None:
     share = mean_error(late)[0]
     if share < CUT_OFF.value:
         return None
-    equal = _equal_groups(facts)
-    groups = equal[1] if equal else 0.0
-    also = (
-        f"; {groups:.0%} of the groups have equal rewards and teach nothing" if groups >= ZERO_GROUPS_ALSO.value else ""
-    )
     return Observation(
-        f"In the last third of the rows {share:.0%} of the completions are cut off at their maximal length{also}.",
-        {"share": share, "zero_groups": groups},
+        f"In the last third of the rows {share:.0%} of the completions are cut off at their maximal length.",
+        {"share": share},
         evidence=seen(f"{column.name} {share:.3f} in {len(late)} rows"),
     )
 
@@ -825,13 +840,13 @@ def _gain(facts: RunFacts) -> tuple[float, float] | None:
     severity="warning",
     confidence=0.7,
     phrase=lambda v: f"the held-out reward fell from {shown(v, 'best', '.3g')} around step {v['best_step']}",
-    thresholds=(HELD_OUT_ROWS, REWARD_ERRORS, REWARD_FALL, REWARD_LOST),
+    thresholds=(HELD_OUT_ROWS, REWARD_ERRORS, REWARD_FLAT, REWARD_LOST),
 )
 def _held_out_reward(facts: RunFacts) -> Observation | None:
     """held-out reward falls while that of training does not
 
     from {held_out_rows} evaluations on, the median of the last three is below the best by over {reward_errors}
-    standard errors, {reward_fall} of the best and {reward_lost} of the gain, and the reward of training did not fall
+    standard errors, {reward_flat} of the best and {reward_lost} of the gain, and the reward of training did not fall
 
     Why: What is learnt after the best evaluation is of the training prompts, or of a flaw of their reward.
     Scope: RL with evaluations whose metrics are named reward, acc or score
@@ -847,7 +862,7 @@ def _held_out_reward(facts: RunFacts) -> Observation | None:
     at = max(range(len(test.values)), key=test.values.__getitem__)
     best, last = test.values[at], median(test.values[-_NEWEST:])
     error = median_error(noise(test.values), 1, _NEWEST)
-    least = max(REWARD_ERRORS.value * error, REWARD_FALL.value * abs(best), REWARD_LOST.value * (best - test.values[0]))
+    least = max(REWARD_ERRORS.value * error, REWARD_FLAT.value * abs(best), REWARD_LOST.value * (best - test.values[0]))
     change = change_of(column.values)
     fell = change.how == "falls" or _fell_from_best(column, change, REWARD_ERRORS.value) is not None
     if best - last <= least or fell:
@@ -878,48 +893,31 @@ def _held_out(facts: RunFacts) -> Logged | None:
     "CRT219",
     severity="warning",
     confidence=0.7,
-    phrase=lambda v: (
-        f"the critic explains {shown(v, 'explained', '.0%')} of the returns' variance"
-        if "explained" in v
-        else f"the value loss grew from {shown(v, 'first', '.3g')} to {shown(v, 'last', '.3g')}"
-    ),
-    thresholds=(EXPLAINS_NOTHING, VALUE_LOSS_GROWS, MANY_ROWS, REWARD_SHOWN),
+    phrase=lambda v: f"the critic explains {shown(v, 'explained', '.0%')} of the returns' variance",
+    thresholds=(EXPLAINS_NOTHING, MANY_ROWS, REWARD_SHOWN),
 )
 def _critic(facts: RunFacts) -> Observation | None:
     """critic does not predict the returns
 
     from {many_rows} rows on, the explained variance of the last third is under {explains_nothing} by {reward_shown}
-    standard errors; or the value loss of the last fifth of the rows is over {value_loss_grows} times that of the first,
-    and as many times what the square of the reward grew by
+    standard errors
 
     Why: The advantage is the return less the critic's value: a bad critic adds noise to every step.
-    Scope: PPO with a critic that logs its loss or explained variance
+    Scope: PPO with a critic that logs its explained variance
     Action: Train the critic alone first, at a rate of its own, or normalise the rewards.
     Verify: Plot values against returns for one batch.
     Seen: https://github.com/DLR-RM/stable-baselines3/issues/2240 -- explained variance of 0 throughout training
-    Source: definition -- explained variance is 0 for a constant; the loss is a square, so it grows with the reward's
+    Source: definition -- explained variance is 0 for a constant
     """
-    explained = find(facts, EXPLAINED, MANY_ROWS.value)
-    if explained is not None:
-        level, error = mean_error(last_part(explained.values, _THIRD))
-        if level + REWARD_SHOWN.value * error < EXPLAINS_NOTHING.value:
-            return Observation(
-                f"The critic's values explain {level:.0%} of the variance of the returns in the last third of the "
-                "rows: a constant would do better.",
-                {"explained": level},
-                evidence=seen(f"mean {explained.name} {level:.3g}"),
-            )
-    loss = logged(facts, VALUE_LOSS, MANY_ROWS.value)
-    change, reward = change_of(loss.values), find(facts, REWARD, MANY_ROWS.value)
-    of = change_of(reward.values) if reward else None
-    scale = (of.last / of.first) ** 2 if of and of.first else 1.0
-    if change.how != "rises" or change.last <= VALUE_LOSS_GROWS.value * max(1.0, scale) * change.first:
+    explained = logged(facts, EXPLAINED, MANY_ROWS.value)
+    level, error = mean_error(last_part(explained.values, _THIRD))
+    if level + REWARD_SHOWN.value * error >= EXPLAINS_NOTHING.value:
         return None
     return Observation(
-        f"The value loss grew from {change.first:.3g} in the first fifth of the rows to {change.last:.3g} in the last: "
-        "the critic moves away from the returns.",
-        {"first": change.first, "last": change.last},
-        evidence=seen(f"medians of {change.rows} rows of {loss.name} each"),
+        f"The critic's values explain {level:.0%} of the variance of the returns in the last third of the rows: a "
+        "constant would do better.",
+        {"explained": level},
+        evidence=seen(f"mean {explained.name} {level:.3g}"),
     )
 
 

@@ -351,7 +351,7 @@ def judged(
         time = _time(config, folders)
     named = (("base", given.base), ("settings", given.settings))
     sources = [*whole.sources, *(InputFile(role=role, path=str(path)) for role, path in named if path is not None)]
-    verdict = judge_config(config, transformers=versions, around=around, left_out=unwanted)
+    verdict = judge_config(config, around=around, left_out=unwanted)
     n_judged = len(RULES) - len({item.id for item in verdict.not_run})
     return CheckReport(
         schema=CHECK_SCHEMA_ID,
@@ -367,6 +367,21 @@ def judged(
         readings=list(verdict.readings),
         unknown_keys=list(dict.fromkeys(whole.unknown_keys)),
     )
+
+
+def facts_to_serve(adapter: Path, base: Path | None, *, engine: str, server_flags: str = "") -> Facts:
+    """An adapter's settings and tensors as the rules on engines read them.
+
+    Raises:
+        ConfigError: its settings or the flags cannot be read, or the engine is not known.
+        AdapterError: the base cannot be read.
+    """
+    given = CheckOptions(peft_dir=adapter, base=base, serve=[engine], server_flags=server_flags)
+    whole, versions = given.read(), transformers_version()
+    config, around = completed(whole), _served(CheckContext(), given, whole)
+    where = None if base is None else Path(base)
+    around = gather_context(whole, config, around, base=where, folders=given.folders, transformers=versions)
+    return Facts(config, around=around)
 
 
 def _known(config: ConfigSnapshot, given: CheckOptions, whole: Layer) -> Known:

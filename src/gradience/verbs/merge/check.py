@@ -114,7 +114,7 @@ def merge_check(
                 weighted_norm=abs(chosen[place]) * math.sqrt(total[place, place]),
                 kept=kept_of(total, chosen, place),
                 obstacles=list(obstacles_of(side)),
-                beside=lies_beside(side.path, [side.adapter.config.base_model_name_or_path]),
+                beside=lies_beside(side.path, [side.adapter.config.base_model_name_or_path], {}),
             )
             for place, side in enumerate(sides)
         ],
