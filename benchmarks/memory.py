@@ -15,6 +15,7 @@ import gc
 import hashlib
 import importlib
 import json
+import math
 import os
 import statistics
 import sys
@@ -87,7 +88,10 @@ OBJECTIVES: dict[str, tuple[str, dict[str, Any]]] = {  # the model, and what dif
     "grpo": ("llama", {"objective": "rl", "batch": 8, "completion": 192, "generated": 8}),
     "grpo, reference": ("llama", {"objective": "rl", **OFF, "batch": 8, "completion": 192, "generated": 16}),
     "grpo, full": ("qwen2", {"objective": "rl", **FULL, "batch": 4, "completion": 128, "generated": 4}),
-    "grpo, checkpointing": ("llama", {"objective": "rl", "batch": 8, "checkpointing": True, "completion": 240, "generated": 64}),
+    "grpo, checkpointing": (
+        "llama",
+        {"objective": "rl", "batch": 8, "checkpointing": True, "completion": 240, "generated": 64},
+    ),
     "rloo": ("llama", {"objective": "rl", "rloo": True, **OFF, "batch": 8, "completion": 192, "generated": 8}),
     "rloo, full": ("qwen2", {"objective": "rl", "rloo": True, **FULL, "batch": 6, "completion": 64, "generated": 6}),
 }
@@ -169,7 +173,9 @@ def objectives(word: str) -> list[Row]:
                 continue
             base = Path(place) / str(number)
             _, config, targets = MODELS[model]
-            kind = transformers.AutoConfig.for_model(model, **{**config, **DEEPER[model]}, pad_token_id=0, eos_token_id=1)
+            kind = transformers.AutoConfig.for_model(
+                model, **{**config, **DEEPER[model]}, pad_token_id=0, eos_token_id=1
+            )
             head = HEADED[model] + ("SequenceClassification" if changes["objective"] == "reward" else "CausalLM")
             head = head.replace("GPT2ForCausalLM", "GPT2LMHeadModel")
             kind.num_labels = 1 if changes["objective"] == "reward" else 2
@@ -189,7 +195,7 @@ def tokenizer() -> Any:
     """Words of one token each."""
     names = {"pad_token": "<pad>", "eos_token": "<eos>", "unk_token": "<unk>"}
     words = {word: n for n, word in enumerate([*names.values(), *(f"w{n}" for n in range(3, 8000))])}
-    made = tokenizers.Tokenizer(tokenizers.models.WordLevel(words, unk_token="<unk>"))
+    made = tokenizers.Tokenizer(tokenizers.models.WordLevel(words, unk_token=names["unk_token"]))
     made.pre_tokenizer = tokenizers.pre_tokenizers.WhitespaceSplit()
     return transformers.PreTrainedTokenizerFast(tokenizer_object=made, **names)
 
@@ -200,16 +206,18 @@ def train_by_trl(step: dict[str, Any]) -> None:
         config = transformers.AutoConfig.from_pretrained(step["base"])
         getattr(transformers, config.architectures[0])(config).save_pretrained(step["base"])
     objective, batch, length = step["objective"], step["batch"], step["length"]
-    name = {"dpo": "DPO", "kto": "KTO", "orpo": "ORPO", "reward": "Reward"}.get(objective, "RLOO" if step["rloo"] else "GRPO")
+    name = {"dpo": "DPO", "kto": "KTO", "orpo": "ORPO", "reward": "Reward"}.get(
+        objective, "RLOO" if step["rloo"] else "GRPO"
+    )
     place = importlib.import_module("trl.experimental.orpo" if name == "ORPO" else "trl")
     turns = 2 if step.get("accumulates") else 1
     shared = {
         "per_device_train_batch_size": batch, "gradient_accumulation_steps": turns, "max_steps": 2, "use_cpu": True,
         "bf16": "autocast" in step, "gradient_checkpointing": bool(step.get("checkpointing")), "report_to": "none",
         "save_strategy": "no", "logging_strategy": "no", "disable_tqdm": True, "output_dir": step["base"] + "-out",
-        "optim": "adamw_torch", "model_init_kwargs": {"dtype": "float32"}, "dataloader_pin_memory": False,
+        "optim": "adamw_torch", "dataloader_pin_memory": False,
     }  # fmt: skip
-    completion = step.get("completion") or length - 16
+    completion = step.get("completion") or length - 17  # the trainers add a token for the end
     own: dict[str, Any] = {"max_length": length}
     if objective in {"dpo", "kto"}:
         own["precompute_ref_log_probs"] = not step.get("reference")
@@ -217,14 +225,16 @@ def train_by_trl(step: dict[str, Any]) -> None:
         turns = step["generated"] // batch
         own = {"num_generations": 2, "max_completion_length": completion, "beta": 0.1 if step.get("reference") else 0.0}
         own |= {"steps_per_generation": turns, "generation_kwargs": {"min_new_tokens": completion}}
-    config = getattr(place, f"{name}Config")(**shared, **own)
 
     def words(n: int) -> str:
         return " ".join(f"w{3 + 7 * at % 7000}" for at in range(n))
 
     rows: list[dict[str, Any]] = []
     for at in range(batch * 2 * turns):
-        prompt, answer = words(length - completion), " " + words(completion // (1 if at % batch else 2))
+        prompt, answer = (
+            words(length - completion - (objective != "rl")),
+            " " + words(completion // (1 if at % batch else 2)),
+        )
         rows.append(
             {"prompt": prompt, "chosen": answer, "rejected": answer}
             if objective in {"dpo", "orpo"}
@@ -235,8 +245,11 @@ def train_by_trl(step: dict[str, Any]) -> None:
             else {"prompt": prompt}
         )
     given = {"peft_config": peft.PeftConfig.from_peft_type(**step["adapter"])} if step["adapter"] else {}
+    if name != "ORPO":
+        own["model_init_kwargs"] = {"dtype": "float32"}
     if objective == "rl":
         given["reward_funcs"] = lambda completions, **_: [float(len(one) % 7) for one in completions]
+    config = getattr(place, f"{name}Config")(**shared, **own)
     model = transformers.AutoModelForCausalLM.from_pretrained(step["base"]) if objective == "orpo" else step["base"]
     getattr(place, f"{name}Trainer")(
         model=model, args=config, train_dataset=datasets.Dataset.from_list(rows),
@@ -260,7 +273,8 @@ def measured(step: dict[str, Any], train: Callable[[dict[str, Any]], None]) -> i
     child = os.fork()
     if child == 0:
         try:
-            train({**step, **FEW} if train is train_by_trl else {**step, "batch": 2, "length": 16})  # the libraries' code is in memory after it
+            few = FEW if train is train_by_trl else {"batch": 2, "length": 16}
+            train({**step, **few})  # the libraries' code is in memory after it
             gc.collect()
             idle = held("VmRSS")
             Path("/proc/self/clear_refs").write_text("5")  # the peak is counted anew
@@ -323,9 +337,12 @@ def train(step: dict[str, Any]) -> None:
 def report(rows: list[Row], near: float) -> None:
     """How near each half is, and how well it orders the runs."""
     for words, half in (("looked at", [r for r in rows if r.seen]), ("unseen", [r for r in rows if not r.seen])):
+        if not half:
+            continue
         ratios = [row.ratio for row in half]
         close = sum(abs(ratio - 1) <= near for ratio in ratios)
-        along = statistics.correlation([r.foretold for r in half], [r.measured for r in half])
+        pairs = [(r.foretold, r.measured) for r in half]
+        along = statistics.correlation(*zip(*pairs, strict=True)) if len(pairs) > 1 else math.nan
         print(
             f"{words}: {close} of {len(half)} within {near:.0%}; median {statistics.median(ratios):.3f}, "
             f"{min(ratios):.3f} to {max(ratios):.3f}; correlation {along:.3f}"

@@ -18,8 +18,8 @@ from typing import Any, Final, NamedTuple, TypeAlias
 
 import msgspec
 import torch
-from msgspec.structs import replace
 from huggingface_hub import constants
+from msgspec.structs import replace
 from torch import Tensor, nn
 from torch.autograd.graph import _engine_run_backward
 from torch.nn import functional
@@ -29,8 +29,8 @@ from torch.utils._pytree import tree_leaves, tree_map
 
 from gradience.io import pretrained
 from gradience.models import quietly
-from gradience.models.objectives import PAIRED, generated, loss_of
-from gradience.schema.memory import Step
+from gradience.models.objectives import generated, loss_of
+from gradience.schema.memory import PAIRED, Step
 
 _BLOCK: Final = 512  # bytes: torch's allocator on CUDA gives multiples
 _CODED: Final = {4: 0.5 + 4 / 64, 8: 1.0}  # bytes of a weight; bitsandbytes: one float32 scale to 64 weights of 4 bits
@@ -431,7 +431,11 @@ def _made_small(step: Step, layers: str, n: int) -> tuple[Any, Any]:
 
 
 def _followed(step: Step, base: Any, adapted: Any) -> _Seen:
-    beside = _made(replace(step, adapter={}, checkpointing=False), base.config, _META)[0] if step.reference == "model" else None
+    beside = (
+        _made(replace(step, adapter={}, checkpointing=False), base.config, _META)[0]
+        if step.reference == "model"
+        else None
+    )
     trained = [parameter for parameter in adapted.parameters() if parameter.requires_grad]
     states, moment = _optimizer(step, trained)
     live = Live(getattr(base.config.get_text_config(), "vocab_size", 0))

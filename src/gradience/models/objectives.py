@@ -17,7 +17,6 @@ from torch.nn import functional
 
 from gradience.schema.memory import Step
 
-PAIRED: Final = frozenset({"dpo", "orpo", "reward"})  # an example is two sequences
 _TOKENS, _WORDS = 4096, 32768  # of a tile
 _FOLDED: Final = (3.25, 7.25)  # tiles of float32 that torch makes of one, forward and backward, where Triton is not
 _As: TypeAlias = Callable[[str], AbstractContextManager[None]]  # counts what is made within as of that kind

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Final
 
 import msgspec
 
 from gradience.schema import NonNegativeInt, Real, about
+
+PAIRED: Final = frozenset({"dpo", "orpo", "reward"})
+"""Objectives an example of which is two sequences."""
 
 
 class Step(msgspec.Struct, kw_only=True, frozen=True):
