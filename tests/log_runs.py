@@ -31,6 +31,8 @@ NAN: Final = math.nan
 _GAP: Final = "sampling__sampling_logp_difference__mean"
 _APART: Final = "Sampler and trainer give the same tokens other probabilities: "
 _UNEVEN: Final = "Nearly all of the reward's variance is of rewards/size: its standard deviation is "
+_SCALE = " at once: another scale, and no gain or loss. Rows before and after it are not comparable."
+_NO_COMPLETION = ": no completion there got one from this function."
 _TRADED: Final = "rewards/right falls from "
 _RATIO: Final = "sampling__importance_sampling_ratio__mean"
 
@@ -574,6 +576,23 @@ def _with_function(rows: int, other: int = 0) -> RunFacts:
     return _rl(frac_reward_zero_std=[0.0] * 20, reward=[1.0] * 20, **functions)
 
 
+def _silent(late: int, before: int) -> RunFacts:
+    """Two functions, of which one is no number in so many rows at the end of 20, and in so many before them."""
+    whole = _with_function(20, 20)
+    kept = [i for i in range(1, 21 - late) if not 2 <= i < 2 + before]
+    return changed(whole, signals={**whole.signals, "rewards/a/mean": Signal(kept, [1.0] * len(kept))})
+
+
+def _scaled(
+    reward: float, deviation: float, *, first: int = 10, between: float | None = None, spread: float = 0.25
+) -> RunFacts:
+    """A reward and its deviation, so many times as large after so many of 20 rows, or one row that lies between."""
+    after = [deviation * spread] * (20 - first)
+    if between is not None:
+        after[2] = between * spread
+    return _rl(reward=[0.5] * first + [reward * 0.5] * (20 - first), reward_std=[spread] * first + after)
+
+
 def _step(first: float, last: float) -> Callable[[int], float]:
     """A level of the first half of 30 rows, and one of the second."""
     return lambda i: first if i < 15 else last
@@ -632,7 +651,6 @@ def _predicted(explained: float, noise: float = 0.0, rows: int = 30) -> RunFacts
     """A critic that explains so much of the variance of the returns."""
     return _rl(
         critic__vf_explained_var=[explained + (noise if i % 2 else -noise) for i in range(rows)],
-        critic__vf_loss=[0.1] * rows,
     )
 
 
@@ -1858,7 +1876,41 @@ ENTRIES: Final[dict[str, Entry]] = {
             Edge("any", "i-", 19, 20, lambda x: _rl(frac_reward_zero_std=[0.0] * 20, reward=[1.0] * x)),
             Edge("a_function", "i-", 19, 20, lambda x: _with_function(x, 20)),
             Edge("a_function_alone", "wi", 18, 19, _with_function),
+            Edge("to_the_end", "iw", 1, 2, lambda x: _silent(x, 4)),
             Edge("none_at_all", "ew", 0, 1, lambda x: _rl(frac_reward_zero_std=[0.0] * 20, reward=[1.0] * x)),
+        ],
+        told=[
+            ({"missing": 3, "rows": 20}, "no reward in 3 of 20 rows"),
+            ({"missing": 3, "rows": 20, "name": "rewards/a"}, "no rewards/a in 3 of 20 rows"),
+        ],
+        says=[
+            (_silent(7, 0), "From step 14 on rewards/a/mean is not a number" + _NO_COMPLETION),
+            (_silent(1, 3), "In 4 of 20 logged rows rewards/a/mean is not a number" + _NO_COMPLETION),
+            (_with_function(0, 20), "In all 20 logged rows rewards/a/mean is not a number" + _NO_COMPLETION),
+        ],
+    ),
+    "RWS143": Entry(
+        edges=[
+            Edge("rescaled", "-w", 1.99, 2.01, lambda x: _scaled(x, x)),
+            Edge("smaller", "w-", 0.499, 0.501, lambda x: _scaled(x, x)),
+            Edge("same_factor", "w-", 3.59, 3.61, lambda x: _scaled(x, 3.0)),
+            Edge("less", "-w", 2.49, 2.51, lambda x: _scaled(x, 3.0)),
+            Edge("apart", "-w", 1.49, 1.51, lambda x: _scaled(3.0, 3.0, between=x)),
+            Edge("rows", "-w", 4, 5, lambda x: _scaled(3.0, 3.0, first=x)),
+            Edge("last_rows", "w-", 15, 16, lambda x: _scaled(3.0, 3.0, first=x)),
+            Edge("no_spread", "?w", 0, 1, lambda x: _scaled(3.0, 3.0) if x else _rl(reward=[1.0] * 20)),
+            Edge("nothing", "-w", 0.0, 1e-9, lambda x: _scaled(3.0, 3.0, spread=x)),
+        ],
+        told=[({"step": 121}, "the reward changes its scale at step 121")],
+        says=[
+            (
+                _scaled(4.0, 4.0, first=7),
+                f"At step 8 the reward and its deviation become 4 times as large{_SCALE}",
+            ),
+            (
+                _scaled(0.2, 0.2, first=9),
+                f"At step 10 the reward and its deviation become 5 times as small{_SCALE}",
+            ),
         ],
     ),
     "RWD122": Entry(
@@ -1879,6 +1931,7 @@ ENTRIES: Final[dict[str, Entry]] = {
             Edge("on_the_way", "w?", 1.15, 1.2, lambda x: _rl(reward=_dip(x, 0.02))),
             Edge("many_rows", "w?", 19, 20, lambda x: _rl(reward=([1.0] * 8 + [0.3, 0.5] * 6)[:x])),
             Edge("few_rows", "?-", 2, 3, lambda x: _rl(reward=[1.0] * x)),
+            Edge("of_one_scale", "w?", 0.501, 0.499, lambda x: _scaled(x, x)),
             Edge("alike", "w-", 0.314, 0.315, lambda r: _rl(reward=_drifts(r))),
         ],
         at=[
@@ -1980,8 +2033,11 @@ ENTRIES: Final[dict[str, Entry]] = {
             Edge("penalty", "wi", 0, 1, lambda x: _parts(a=(0.5, 0.4), **{"penalty" if x else "b": (0.0, 0.0)})),
             Edge("against", "w-", 0.66, 0.68, lambda x: _parts(a=(_step(1.0, x), 0.1), b=(_step(0.0, 1.0), 0.4))),
             Edge(
-                "against_spread", "w-", 0.79, 0.81, lambda x: _parts(a=(_step(1.0, 0.6), x), b=(_step(0.0, 1.0), 0.4))
+                "against_spread", "w-", 1.59, 1.61, lambda x: _parts(a=(_step(2.0, 1.2), x), b=(_step(0.0, 1.0), 0.4))
             ),
+            Edge("a_share", "w-", 1.0, 1.01, lambda x: _parts(a=(_step(x, 0.6), 0.9), b=(_step(0.0, 1.0), 0.4))),
+            Edge("under_0", "-w", -1e-9, 0.0, lambda x: _parts(a=(_step(0.3, x), 0.9), b=(_step(0.0, 1.0), 0.4))),
+            Edge("hidden", "-w", 0.49, 0.5, lambda x: _parts(a=(_step(1.0, 0.5), 0.1), b=(_step(0.0, x), 0.4))),
             Edge("no_deviations", "w-", 0.66, 0.68, _traded),
             Edge("rises", "-w", 0.4, 0.6, lambda x: _parts(a=(_step(1.0, 0.5), 0.1), b=(_step(0.0, x), 0.4))),
             Edge("two", "?w", 0, 1, lambda x: _parts(**({"a": (0.5, 0.4)} if x else {}), b=(0.0, 0.0))),
@@ -1989,7 +2045,7 @@ ENTRIES: Final[dict[str, Entry]] = {
         told=[
             ({"how": "drowned", "name": "size"}, "rewards/size has nearly all of the reward's variance"),
             ({"how": "constant", "name": "tests", "level": 0.0}, "rewards/tests is 0 for every completion"),
-            ({"how": "against", "name": "right"}, "rewards/right falls while the reward rises"),
+            ({"how": "against", "name": "right"}, "rewards/right falls at the cost of what rises"),
         ],
         says=[
             (

@@ -9,8 +9,10 @@ from typing import Any
 
 import pytest
 import transformers
+from tables import every
 
 from gradience import TelemetryWriter, check_config, diagnose
+from gradience.cli.main import main
 from gradience.errors import AdapterError, ConfigError
 from gradience.verbs.check.memory import parse_size
 from gradience.verbs.check.view import check_text
@@ -139,8 +141,9 @@ def test_a_base_of_the_hubs_cache_is_found_there(base: Path, tmp_path: Path, mon
     monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "hub"))
     for named in (Path("org/m"), entry):
         assert checked(named).memory.peak_bytes == checked(entry / "snapshots" / "0a1").memory.peak_bytes > 0
-    with pytest.raises(AdapterError, match="no such base: org/other"):
+    with pytest.raises(AdapterError, match=r"^no such base: org/other is neither a path nor in ") as error:
         checked(Path("org/other"))
+    assert error.value.advice == "its config.json is enough: give its folder, or hf download org/other config.json"
 
 
 def test_diagnose_foretells_the_longest_batch_that_was_seen(base: Path, tmp_path: Path) -> None:
@@ -257,3 +260,24 @@ def test_a_step_of_another_objective_is_not_given_the_figure_of_a_supervised_one
         )
         assert memory.reason == f"{followed}, and this is {words}"
         assert memory.limit_bytes == 24 << 30
+
+
+@every(
+    ("given", "code"),
+    [
+        (["--fail-on", "error"], 3),
+        (["--fail-on", "error", "--format", "github"], 3),
+        ([], 0),
+        (["--fail-on", "error", "--set", "batch_size=2"], 0),
+        (["--fail-on", "error", "--set", "batch_size=2", "--memory", "1MB"], 1),
+        (["--fail-on", "info", "--set", "lr=3"], 1),
+    ],
+)
+def test_a_memory_that_is_asked_for_and_unknown_is_undecided_where_a_finding_would_fail(base, given, code, capsys):
+    card = [] if "--memory" in given else ["--memory", "24"]
+    words = ["check", "--base", str(base), "--max-length", "64", "--set", "lr=1e-4", "--set", "r=8"]
+    assert main([*words, "--set", "targets=q_proj", *card, *given]) == code
+    said = capsys.readouterr()
+    reason = "the batch per device is not stated (per_device_train_batch_size)"
+    assert said.err == (f"gradience: memory unknown: {reason}\n" if "github" in given else "")
+    assert (f"Memory: unknown: {reason}" in said.out) == ("github" not in given and "batch_size=2" not in given)

@@ -218,8 +218,7 @@ def judge_parts(
 def of_part(causes: Iterable[Cause], source: SourceKind, also: Collection[str] = ()) -> list[Finding]:
     """The findings on one part, those that join it with another among them, and those of the ids in `also`."""
     wanted = (c for c in causes if c.id in also or any(piece.source == source for piece in c.pieces))
-    fields = [each.name for each in msgspec.structs.fields(Finding)]
-    return [Finding(**{name: getattr(cause, name) for name in fields}) for cause in wanted]
+    return [Finding(**{name: getattr(cause, name) for name in Finding.__struct_fields__}) for cause in wanted]
 
 
 def _alone(source: PieceSource, finding: Finding) -> Cause:

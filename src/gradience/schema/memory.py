@@ -81,11 +81,11 @@ class Memory(msgspec.Struct, kw_only=True, frozen=True):
 
 
 class Time(msgspec.Struct, kw_only=True, frozen=True):
-    """How long training takes by a log of the same base; null where the log and the settings do not tell it."""
+    """How long training takes by a log of the same base, or by a given time of a step; null where they do not tell."""
 
     seconds_per_step: Annotated[Real, about("Without evaluations and saves.")] | None = None
     steps: Annotated[NonNegativeInt, about("Planned optimizer steps.")] | None = None
     seconds: Annotated[Real, about("Of all planned steps.")] | None = None
-    by: Annotated[str, about("Name of the log.")] = ""
+    by: Annotated[str, about("Name of the log; empty if the time of a step was given.")] = ""
     logged_seconds_per_step: Real | None = None
     reason: Annotated[str, about("Why the time is not known; else empty.")] = ""

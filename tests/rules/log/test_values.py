@@ -92,6 +92,7 @@ VALUES: dict[str, tuple[str, float, float, dict[str, Any]]] = {  # rule: an edge
         {"first_loss": 0.69, "loss": 0.0195, "first_margin": 0.0, "margin": 9.0},
     ),
     "RWN139": ("null_rows", 18, 0.9, {"missing": 2, "rows": 20}),
+    "RWS143": ("rescaled", 2.01, 0.8, {"step": 11, "factor": 2.01}),
     "RWD122": ("alpha", 0.00964, 0.7, {"first": 2.1, "best": 2.1, "best_step": 1, "last": 1.6}),
     "ZVR123": ("zero_groups", 0.51, 0.6, {"share": 0.51, "from_step": 21}),
     "ENT135": ("collapsed", 0.21, 0.8, {"first": 2.0, "last": 0.21, "step": 1, "how": "fell"}),

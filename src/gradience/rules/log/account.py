@@ -33,7 +33,7 @@ from gradience.schema.reports import (
 )
 
 NEAR = Threshold("near", 0.05, "of the logged steps, before an evaluation", "training rows averaged beside it")
-DECAYED = Threshold("decayed", 0.5, "of the highest rate before", "50 logs: same from 0.01 to 1")
+DECAYED = Threshold("decayed", 0.5, "of the highest rate before", "50 logs: no change from 0.01 to 1")
 MANY_CLASSES = Threshold("many_classes", 4, "values whose names end alike", "a judgement: then they are of classes")
 UNLIKE = Threshold("unlike", 0.03, "of 1, or of the largest value", "a judgement, where n and noise are unknown")
 LN_VOCABULARY = Threshold(

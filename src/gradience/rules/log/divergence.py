@@ -30,35 +30,31 @@ from gradience.rules.log.statistics import Bar, excesses, median, median_error, 
 from gradience.schema import Severity
 
 SPIKE_K = Threshold(
-    "spike_k", 6.0, "median |first difference| of 32 rows, at least 5 % of the level", "124 logs: same from 5.4 to 6"
+    "spike_k",
+    6.0,
+    "median |first difference| of 32 rows, at least 5 % of the level",
+    "124 logs: no change from 5.4 to 6",
 )
-SPIKE_FLOOR = Threshold("spike_floor", 0.05, "fraction of the level", "50 logs: same up to 0.1")
-SPIKE_START = Threshold("spike_start", 0.05, "of the first loss", "a judgement: of a loss near 0 little is lost")
-NOISY = Threshold(
-    "noisy", 0.25, "median |first difference| over the median", "trial: above it, judged on the logarithm"
-)
+SPIKE_FLOOR = Threshold("spike_floor", 0.05, "fraction of the level", "50 logs: no change up to 0.1")
+SPIKE_START = Threshold("spike_start", 0.05, "of the first loss", "124 logs: no change up to 0.2")
+NOISY = Threshold("noisy", 0.25, "median |first difference| over the median", "50 logs: no change from 0.2 to 0.37")
 MANY_ROWS = Threshold("many_rows", 20, "training rows", "with fewer, the spread of the rows before is not known")
 
 DIVERGED_ROWS = Threshold("diverged_rows", 3, "training rows", "two rows show no lasting level")
 DIVERGED_RATIO = Threshold("diverged_ratio", 1.5, "end over the first three rows, or over the lowest window", REAL_RUNS)
 DIVERGED_NOISE = Threshold(
-    "diverged_noise",
-    6.0,
-    "standard errors of the difference",
-    "trial: 4 called 4 % of flat, very noisy losses diverged",
+    "diverged_noise", 6.0, "standard errors of the difference", "74 trainings: no change from 5.4 to 9"
 )
 EXPLODED = Threshold("exploded", 2.0, "highest level of 3 rows over the start", REAL_RUNS)
-LOST_SHARE = Threshold(
-    "lost_share", 0.5, "fraction of the whole fall that was lost again", "definition: the greater part"
-)
-LOST_LEVEL = Threshold("lost_level", 0.05, "nats", "a judgement: of a loss below it nearly all is learnt")
+LOST_SHARE = Threshold("lost_share", 0.5, "fraction of the whole fall that was lost again", "definition: most of it")
+LOST_LEVEL = Threshold("lost_level", 0.05, "nats", "50 logs: no change from 0.034 on")
 RELAPSED = Threshold(
     "relapsed", 1.15, "end over the lowest window, if it ends above its start", "known causes, trained"
 )
 STILL_BOUND = Threshold("still_bound", 0.06, "fraction: 95 % upper bounds of both falls", REAL_RUNS)
 ABSURD_RATE = Threshold("absurd_rate", 1e-2, "learning rate", "10 x 1e-3, the highest of the sweep's good rates")
 
-SCALE_RATIO = Threshold("scale_ratio", 3.0, "training over held-out loss", "a judgement: 2 to 4 accumulation steps")
+SCALE_RATIO = Threshold("scale_ratio", 3.0, "training over held-out loss", "50 logs: no change from 1.5 to 12")
 SCALE_NATS = Threshold("scale_nats", 1.0, "nats between them", "a judgement: ratios of small losses are no scale")
 HIGH_START = Threshold("high_start", 7.5, "nats, first training row", "published runs: at 5.5 at most, or from 8.1 on")
 SECOND_ROW = Threshold("second_row", 0.4, "second row over the first", "one high first row alone: 14.8, then 0.9")

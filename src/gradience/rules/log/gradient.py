@@ -27,27 +27,24 @@ from gradience.schema.document import Finding
 from gradience.telemetry.signals import EQUAL_GROUPS
 
 JUMP_ROWS = Threshold("jump_rows", 8, "training rows with a gradient norm", "five before a jump, and three in it")
-GRADIENT_K = Threshold("gradient_k", 8.0, "median |first difference| of ln(grad_norm)", "124 logs: same from 4 on")
-GRADIENT_FLOOR = Threshold("gradient_floor", 0.25, "in ln(grad_norm)", "trial: 8 x 0.25 is a factor of 7")
+GRADIENT_K = Threshold("gradient_k", 8.0, "median |first difference| of ln(grad_norm)", "124 logs: no change from 4 on")
+GRADIENT_FLOOR = Threshold("gradient_floor", 0.25, "in ln(grad_norm)", "74 trainings: no change from 0.07 on")
 GRADIENT_RATIO = Threshold("gradient_ratio", 10.0, "times the median before", "Megatron: 10 x; proposal for 3 rows")
-LASTING = Threshold("lasting", 3, "consecutive rows", "trial: one row alone is often a heavy tail")
-VANISHED_RATIO = Threshold("vanished_ratio", 1e-3, "of the early median", "155 logs: same up to 0.01")
-VANISHED_ROWS = Threshold("vanished_rows", 5, "consecutive rows", "105 RL trainings: same from 2 to 20")
+LASTING = Threshold("lasting", 3, "consecutive rows", "50 logs: no change from 2 on")
+VANISHED_RATIO = Threshold("vanished_ratio", 1e-3, "of the early median", "155 logs: no change up to 0.01")
+VANISHED_ROWS = Threshold("vanished_rows", 5, "consecutive rows", "105 RL trainings: no change from 2 to 20")
 VANISHED_SHARE = Threshold(
-    "vanished_share",
-    0.2,
-    "of the rows, if norms of 0 are also elsewhere",
-    "105 RL trainings: same up to 0.8",
+    "vanished_share", 0.2, "of the rows, if norms of 0 are also elsewhere", "105 RL trainings: no change up to 0.8"
 )
-MEMORIZED = Threshold("memorized", 0.01, "of the early loss", "a judgement: a fitted model has no gradient left")
+MEMORIZED = Threshold("memorized", 0.01, "of the early loss", "105 RL trainings: no change up to 1")
 
 
-LONG_WARMUP = Threshold("long_warmup", 0.35, "of the steps", "a judgement: a tenth is usual")
+LONG_WARMUP = Threshold("long_warmup", 0.35, "of the steps", "50 logs: no change from 0.24 on")
 LONG_ROWS = Threshold("long_rows", 3, "rows of a rising rate", "definition: a rise has a start, a middle and an end")
-WARMUP_STEPS = Threshold("warmup_steps", 10, "steps that the run made", "a judgement: a shorter run has no schedule")
-ZERO_RATE_ROWS = Threshold("zero_rate_rows", 3, "consecutive rows", "proposal: warmup starts at 0 for one row")
+WARMUP_STEPS = Threshold("warmup_steps", 10, "steps that the run made", "50 logs: no change from 3 to 30")
+ZERO_RATE_ROWS = Threshold("zero_rate_rows", 3, "consecutive rows", "124 logs: no change from 2 to 30")
 ZERO_TAIL_SHARE = Threshold("zero_tail_share", 0.1, "fraction of the rows", "a judgement: a schedule ends at 0")
-PEAK_SHARE = Threshold("peak_share", 0.5, "of the configured peak", "124 logs: same up to 0.75")
+PEAK_SHARE = Threshold("peak_share", 0.5, "of the configured peak", "124 logs: no change up to 0.75")
 
 _BEFORE: Final = 8  # rows before a jump that give its level
 _MOST_PROCESSES: Final = 64

@@ -45,17 +45,12 @@ from gradience.schema import Json, as_float
 from gradience.schema.events import Eval
 from gradience.schema.reports import EvalPoint, LossPair, MetricAccount, RunAccount
 
-OVERFIT_EVALS = Threshold("overfit_evals", 2, "last evaluations in succession", "proposal; Prechelt: UP_s, s = 2")
-GAP_TIMES = Threshold("gap_times", 2.0, "held-out over training loss", "124 logs: same up to 20")
-GAP_NATS = Threshold("gap_nats", 0.1, "nats between them", "a judgement: ratios of losses near 0 mean little")
+OVERFIT_EVALS = Threshold("overfit_evals", 2, "last evaluations in succession", "Prechelt: UP_s, s = 2")
+GAP_TIMES = Threshold("gap_times", 2.0, "held-out over training loss", "124 logs: no change up to 20")
+GAP_NATS = Threshold("gap_nats", 0.1, "nats between them", "50 logs: no change up to 0.2")
 SMALL_EVAL = Threshold("small_eval", 0.03, "half-width of a 95 % interval", JUDGEMENT)
 CHANCE_Z = Threshold("chance_z", 1.64, "standard deviations", "one-sided 95 %")
-CHANCE_MARGIN = Threshold(
-    "chance_margin",
-    0.03,
-    "accuracy, where n is unknown",
-    "arithmetic: 1.64 deviations in 750 rows",
-)
+CHANCE_MARGIN = Threshold("chance_margin", 0.03, "accuracy, where n is unknown", "arithmetic: 1.64 errors of 750 rows")
 PAIR_EVALS = Threshold("pair_evals", 4, "evaluations", "a judgement: two make the second half")
 
 _MANY: Final = 1000.0  # times that are printed

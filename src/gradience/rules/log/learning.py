@@ -56,34 +56,23 @@ from gradience.schema.reports import MetricAccount, RunAccount
 
 ALPHA = Threshold("alpha", 0.01, "one-sided p of the order of the rows", "1 of 100 flat logs")
 ALPHA_MOVED = Threshold("alpha_moved", 0.05, "the same, where the gradient norm has a trend", REAL_RUNS)
-LEAST_FALL = Threshold(
-    "least_fall",
-    0.02,
-    "fraction of the start",
-    "10 idle trainings fell to 0.005, 40 others 0.045 on",
-)
+LEAST_FALL = Threshold("least_fall", 0.02, "fraction of the start", "10 idle trainings fell to 0.005, others by 0.045")
 LEARNT = Threshold(
-    "learnt",
-    0.9,
-    "of the first training loss, at the first evaluation",
-    "74 trainings: to 0.78, or 0.91 on",
+    "learnt", 0.9, "of the first training loss, at the first evaluation", "74 trainings: at most 0.78, or 0.91 and more"
 )
 GUESS = Threshold("guess", 10.0, "nats, where no training loss was logged", "ln 30522 = 10.3, the smallest vocabulary")
-ALL_WRONG = Threshold("all_wrong", 0.95, "error rate", "a judgement: hardly a word is right")
+ALL_WRONG = Threshold("all_wrong", 0.95, "error rate", "50 logs: no change from 0.24 on")
 
 HELD_STILL = Threshold("held_still", 0.003, "fraction, first to best held-out loss", "63 real runs: 14 of 14")
 OVERFIT_RISE = Threshold("overfit_rise", 0.02, "generalisation loss E / E_opt - 1", "Prechelt: GL, alpha = 2")
 LATE_EVALS = Threshold("late_evals", 5, "evaluations", "their noise is known from five on")
-LATE_FALL = Threshold("late_fall", 0.6, "of the training loss at that evaluation", "124 logs: same up to 0.75")
+LATE_FALL = Threshold("late_fall", 0.6, "of the training loss at that evaluation", "124 logs: no change up to 0.75")
 CLEAR_FALL = Threshold(
-    "clear_fall",
-    0.2,
-    "fall of the training loss, of the start",
-    "40 times that of 10 idle trainings",
+    "clear_fall", 0.2, "fall of the training loss, of the start", "40 times what 10 idle trainings fell by"
 )
 AT_ONCE = Threshold("at_once", 5.0, "standard deviations of a row that all others are below the first", JUDGEMENT)
 STILL_ROWS = Threshold("still_rows", 8, "training rows", "below it the bound is never under 6 %")
-SHORT_RUN = Threshold("short_run", 30, "steps", "a judgement: sound trainings of 8 to 20 steps moved no loss by 6 %")
+SHORT_RUN = Threshold("short_run", 30, "steps", "sound trainings of 8 to 20 steps moved no loss by 6 %")
 CHANCE_NEAR = Threshold("chance_near", 0.02, "fraction of ln K", REAL_RUNS)
 
 FLAT = Threshold("flat", 0.015, "fraction: fall over the span, by Theil-Sen and by medians of thirds", "published runs")

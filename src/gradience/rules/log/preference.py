@@ -33,17 +33,17 @@ FEW_ROWS = Threshold("few_rows", 3, "rows that logged it", "the mean of fewer ro
 MANY_ROWS = Threshold("many_rows", 20, "rows that logged it", "below it the order of the rows is tested instead")
 ALPHA = Threshold("alpha", 0.01, "one-sided p of the order of few rows", "1 of 100 flat columns")
 
-SURELY = Threshold("surely", 3.0, "standard errors of the margin over 0", "trial: one healthy run of 100 without it")
+SURELY = Threshold("surely", 3.0, "standard errors of the margin over 0", "105 RL trainings: no change from 1.5 on")
 SEPARATION_ERROR = Threshold("separation_error", 0.03, "standard error of the accuracy", "above it, the margin decides")
 MARGIN_ERROR = Threshold("margin_error", 0.08, "standard error of the accuracy", "above it, cannot tell")
 MARGIN_STILL = Threshold(
-    "margin_still", 1.0, "standard errors of the margin over 0", "105 RL trainings: same from 0.67 on"
+    "margin_still", 1.0, "standard errors of the margin over 0", "105 RL trainings: no change from 0.67 on"
 )
 SEPARATION_ROWS = Threshold("separation_rows", 10, "rows with both columns", "five make a half, and its error")
-HARDLY = Threshold("hardly", 0.02, "of ln 2, both ends of the loss", "a judgement: a margin of 0.03 throughout")
+HARDLY = Threshold("hardly", 0.02, "of ln 2, both ends of the loss", "105 RL trainings: no change up to 2")
 HARDLY_APART = Threshold("hardly_apart", 0.05, "reward: beta x nats", "a judgement: half a nat at beta = 0.1")
 TOGETHER = Threshold(
-    "together", 10.0, "move of a reward over the margin and 3 errors", "105 RL trainings: same from 6.7 on"
+    "together", 10.0, "move of a reward over the margin and 3 errors", "105 RL trainings: no change from 6.7 on"
 )
 APART = Threshold("apart", 2.0, "reward of both answers in the first row", "before the first step it is 0")
 APART_STAYS = Threshold("apart_stays", 0.5, "of it, the most that the next rows add", "a judgement: else it was learnt")
@@ -55,10 +55,10 @@ CHOSEN_EARLY = Threshold("chosen_early", 0.2, "of the first level, and of the ro
 CHOSEN_EARLY_NATS = Threshold("chosen_early_nats", 30.0, "nats", "a judgement: three times chosen_nats")
 CHOSEN_LOST = Threshold("chosen_lost", 5.0, "reward: beta x nats", "a judgement: 50 nats at beta = 0.1")
 CHOSEN_ERRORS = Threshold(
-    "chosen_errors", 3.0, "standard errors of the difference", "arithmetic: noise exceeds it once in 740"
+    "chosen_errors", 3.0, "standard errors of the difference", "arithmetic: noise has it once in 740"
 )
 CHOSEN_ROWS = Threshold("chosen_rows", 5, "rows with rewards/chosen", "the order of fewer cannot reach p = 1 %")
-SWAPPED = Threshold("swapped", 0.3, "share of the pairs", "a judgement: by chance it is one half")
+SWAPPED = Threshold("swapped", 0.3, "share of the pairs", "105 RL trainings: no change from 0.08 to 0.9")
 TOLD = Threshold("told", 0.8, "of ln 2, the training loss", "a judgement: nearly three pairs of four in order")
 SATURATED_LOSS = Threshold("saturated_loss", 0.02, "nats, median of the last quarter", "-ln sigmoid(4) = 0.018")
 SATURATED_MARGIN = Threshold("saturated_margin", 4.0, "reward: beta x nats, the same rows", REAL_RUNS)

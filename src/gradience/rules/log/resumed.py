@@ -10,8 +10,8 @@ from gradience.rules.log.facts import LogRule, RunFacts, seen, shown
 from gradience.rules.log.preference import FEW_ROWS
 from gradience.rules.log.statistics import median, median_error, noise
 
-BACK = Threshold("back", 0.8, "of what the loss had lost, that it is back up", "165 logs: same from 0.2 to 0.88")
-SAME_EVALS = Threshold("same_evals", 4, "evaluations in a row", "a judgement: two may agree by rounding")
+BACK = Threshold("back", 0.8, "of what the loss had lost, that it is back up", "165 logs: no change from 0.2 to 0.88")
+SAME_EVALS = Threshold("same_evals", 4, "evaluations in a row", "74 trainings: no change from 3 to 4")
 _DECIMALS: Final = 4
 
 

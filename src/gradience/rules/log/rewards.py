@@ -1,12 +1,13 @@
 """Reinforcement learning: what rewards, entropy, KL, clipping and the lengths of the completions say of a run.
 
-RWD122, RWD221 and RWN139 judge the reward, ZVR123 its groups, ENT135 the entropy, KLD124 and KLZ138 the distance from
-the reference, CLF137 the size of the updates, CLP125 and LEN136 the lengths, CRT219 the critic, RAT141 the learning
-rate. `told` says in the story whether the reward rises. Under RL a loss near 0 is normal and says nothing.
+RWD122, RWD221, RWN139 and RWS143 judge the reward, ZVR123 its groups, ENT135 the entropy, KLD124 and KLZ138 the
+distance from the reference, CLF137 the size of the updates, CLP125 and LEN136 the lengths, CRT219 the critic, RAT141
+the learning rate. `told` says in the story whether the reward rises. Under RL a loss near 0 is normal and says nothing.
 """
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -58,7 +59,9 @@ from gradience.telemetry.signals import (
 RL_RUNS: Final = "tuning seeds of the trainings of benchmarks/rl_runs.py"
 
 REWARD_SHOWN = Threshold("reward_shown", 3.0, "standard errors of the difference", "3 of 1000 flat columns")
-REWARD_ERRORS = Threshold("reward_errors", 4.0, "standard errors of the difference", "trial: the best of ten levels")
+REWARD_ERRORS = Threshold(
+    "reward_errors", 4.0, "standard errors of the difference", "105 RL trainings: no change from 1.4 on"
+)
 SOME_ROWS = Threshold("some_rows", 10, "rows that logged it", "five levels of two rows")
 SURE_ERRORS = Threshold("sure_errors", 8.0, "standard errors", "a judgement: few rows know their noise badly")
 REWARD_LOST = Threshold("reward_lost", 0.5, "fraction of the gain that was lost again", "definition: the greater part")
@@ -66,37 +69,32 @@ REWARD_FLAT = Threshold(
     "reward_flat",
     0.1,
     "of the level: the change and two of its standard errors",
-    "105 RL trainings: same from 0.09 to 0.11",
+    "105 RL trainings: no change from 0.09 to 0.11",
 )
+
+RESCALED = Threshold("rescaled", 2.0, "times", "arithmetic: one factor on all rewards is one on their deviation")
+SAME_FACTOR = Threshold("same_factor", 1.2, "times, one factor over the other", "arithmetic: of shares it is sqrt(2)")
+APART = Threshold("apart", 1.5, "times, the nearest of five rows on both sides", "arithmetic: no row lies between")
 
 HELD_OUT_ROWS = Threshold("held_out_rows", 6, "evaluations", "a judgement: three at the end, three before")
 
 RATE_LOW = Threshold("rate_low", 2e-6, "peak learning rate of LoRA", "half the lowest published one; see LR004")
 
 NULL_ROWS = Threshold(
-    "null_rows", 0.1, "fraction of the rows without a reward", "105 RL trainings: same from 0.067 to 0.2"
+    "null_rows", 0.1, "fraction of the rows without a reward", "105 RL trainings: no change from 0.067 to 0.2"
 )
 
-ZERO_GROUPS = Threshold(
-    "zero_groups",
-    0.5,
-    "fraction of the groups",
-    "arithmetic: half of the completions give no gradient",
+ZERO_GROUPS = Threshold("zero_groups", 0.5, "fraction of the groups", "arithmetic: half of the answers teach nothing")
+ZERO_GROUPS_MOST = Threshold(
+    "zero_groups_most", 0.9, "fraction of the groups", "105 RL trainings: no change from 0.72 on"
 )
-ZERO_GROUPS_MOST = Threshold("zero_groups_most", 0.9, "fraction of the groups", "105 RL trainings: same from 0.72 on")
 
 COLLAPSED = Threshold("collapsed", 0.1, "entropy at the end over that of the first rows", RL_RUNS)
 NARROWED = Threshold(
-    "narrowed",
-    0.25,
-    "entropy at the end over that of the first rows",
-    "105 RL trainings: same from 0.17 to 0.37",
+    "narrowed", 0.25, "entropy at the end over that of the first rows", "105 RL trainings: no change from 0.17 to 0.37"
 )
 SPREAD_OUT = Threshold(
-    "spread_out",
-    3.0,
-    "entropy at the end over that of the first rows",
-    "105 RL trainings: same from 1.5 on",
+    "spread_out", 3.0, "entropy at the end over that of the first rows", "105 RL trainings: no change from 1.5 on"
 )
 RANDOM = Threshold("random", 2.0, "nats a token", "a judgement: some seven equally likely tokens")
 
@@ -115,7 +113,7 @@ KL_ROWS = Threshold("kl_rows", 5, "rows with kl", "the first steps of a warm-up 
 
 CLIPPED_MUCH = Threshold("clipped_much", 0.3, "fraction of the tokens, mean of a third of the rows", RL_RUNS)
 
-CUT_OFF = Threshold("cut_off", 0.5, "fraction of the completions", "105 RL trainings: same from 0.5 to 0.75")
+CUT_OFF = Threshold("cut_off", 0.5, "fraction of the completions", "105 RL trainings: no change from 0.5 to 0.75")
 
 EXPLAINS_NOTHING = Threshold("explains_nothing", 0.0, "explained variance", "definition: that of a constant")
 
@@ -124,18 +122,18 @@ RATE_OF_WEIGHTS = Threshold(
 )
 
 LONGER = Threshold(
-    "longer",
-    2.0,
-    "length at the end over that of the first rows",
-    "105 RL trainings: healthy ones to 2.2",
+    "longer", 2.0, "length at the end over that of the first rows", "105 RL trainings: healthy ones up to 2.2"
 )
 LONGER_CUT = Threshold("longer_cut", 1.5, "the same, if most completions are cut off at the end", RL_RUNS)
-MUCH_LONGER = Threshold("much_longer", 4.0, "the same, while the reward rises", "a judgement: reasoning may double it")
+MUCH_LONGER = Threshold(
+    "much_longer", 4.0, "the same, while the reward rises", "105 RL trainings: no change from 2.7 on"
+)
 SHORTER = Threshold(
-    "shorter", 0.5, "length at the end over that of the first rows", "105 RL trainings: same from 0.4 to 1"
+    "shorter", 0.5, "length at the end over that of the first rows", "105 RL trainings: no change from 0.4 to 1"
 )
 
 _THIRD: Final = 3
+_SCALE_ROWS: Final = 5  # rows on both sides of a change of scale
 _PARTS: Final = 5
 _NEWEST: Final = 3  # evaluations that give the level at the end
 _OF_TRL: Final = frozenset({"frac_reward_zero_std", "completions/mean_length"})
@@ -229,6 +227,72 @@ def _teaches_nothing(facts: RunFacts) -> bool:
     return equal is not None and equal[1] >= ZERO_GROUPS_MOST.value
 
 
+class Rescaled(NamedTuple):
+    """A change of scale: its step, its place among the rows, and the factor of the reward's deviation."""
+
+    step: int
+    row: int
+    factor: float
+
+
+@once
+def _rescaled(facts: RunFacts) -> Rescaled | None:
+    """Where the reward and its deviation are multiplied at once by about the same factor; the largest such place."""
+    reward, spread = find(facts, REWARD), find(facts, REWARD_STD)
+    if reward is None or spread is None or list(reward.steps) != list(spread.steps):
+        return None
+    found = Rescaled(0, 0, 1.0)
+    for row in range(_SCALE_ROWS, len(spread.values) - _SCALE_ROWS + 1):
+        (low, of_low), (high, of_high) = (
+            (spread.values[part], abs(median(reward.values[part])))
+            for part in (slice(row - _SCALE_ROWS, row), slice(row, row + _SCALE_ROWS))
+        )
+        if not (min(low) > 0.0 < min(high) and of_low and of_high):
+            continue
+        factor, apart = median(high) / median(low), max(min(high) / max(low), min(low) / max(high))
+        same = abs(math.log(of_high / of_low / factor)) <= math.log(SAME_FACTOR.value)
+        if same and apart >= APART.value and abs(math.log(factor)) > abs(math.log(found.factor)):
+            found = Rescaled(reward.steps[row], row, factor)
+    return found if max(found.factor, 1.0 / found.factor) >= RESCALED.value else None
+
+
+@_RewardRule(
+    "RWS143",
+    severity="warning",
+    confidence=0.8,
+    phrase=lambda v: f"the reward changes its scale at step {v['step']}",
+    look=True,
+    covers=frozenset({"reward"}),
+    thresholds=(RESCALED, SAME_FACTOR, APART),
+)
+def _scale(facts: RunFacts) -> Observation | None:
+    """the reward changes its scale
+
+    from one row to the next the reward and its deviation are both {rescaled} times as large or as small, by factors
+    that agree to {same_factor}, and five rows on both sides lie {apart} times apart
+
+    Why: The rows on both sides are not comparable: what looks like a rise or a fall is another unit, as after a change
+        of reward_weights, of a function or of its normalisation.
+    Scope: RL that logs the reward and its deviation
+    Action: Compare rows on one side of that step only, and what was changed there: reward_weights, a function.
+    Verify: The functions of the reward before and after that step.
+    Source: arithmetic -- a factor on every reward multiplies their mean and their standard deviation alike; of shares
+        of 0 and 1, which rise from p to q, the deviation grows by less than the mean
+    """
+    if find(facts, REWARD) is None or find(facts, REWARD_STD) is None:
+        raise Unknown("the reward and its deviation were not both logged")
+    change = _rescaled(facts)
+    if change is None:
+        return None
+    how = f"{change.factor:.2g} times as large" if change.factor > 1.0 else f"{1 / change.factor:.2g} times as small"
+    return Observation(
+        f"At step {change.step} the reward and its deviation become {how} at once: another scale, and no gain or loss. "
+        "Rows before and after it are not comparable.",
+        {"step": change.step, "factor": change.factor},
+        evidence=seen(f"{_SCALE_ROWS} rows on both sides"),
+    )
+
+
 def _reward_fell_says(v: Values) -> str | None:
     return f"the reward fell from {shown(v, 'best')} around step {v['best_step']}" if "best" in v else None
 
@@ -265,6 +329,8 @@ def _reward(facts: RunFacts) -> Observation | None:
     Source: definition -- the policy gradient's loss is 0 on average where advantages are centred
     """
     column = logged(facts, REWARD, FEW_ROWS.value)
+    if scaled := _rescaled(facts):
+        raise Unknown(f"the reward changes its scale at step {scaled.step} (RWS143)")
     values, change = column.values, change_of(column.values)
     if len(values) < MANY_ROWS.value:
         some = len(values) >= SOME_ROWS.value
@@ -341,15 +407,15 @@ def _few_rewards(column: Logged, change: RewardChange) -> Observation | None:
     severity="warning",
     confidence=0.9,
     place="broken",
-    phrase=lambda v: f"no reward in {v['missing']} of {v['rows']} rows",
+    phrase=lambda v: f"no {v.get('name', 'reward')} in {v['missing']} of {v['rows']} rows",
     thresholds=(NULL_ROWS, FEW_ROWS),
 )
 def _no_reward(facts: RunFacts) -> Observation | None:
     """rewards are not numbers
 
     in at least {null_rows} of the rows that logged the completions there is no finite reward, or none of its only
-    function, from {few_rows} such rows on; info if it is fewer of them, or one of several functions; an error if there
-    is none at all
+    function, or of one of several to the end, from {few_rows} such rows on; info if it is fewer of them, or one of
+    several functions now and then; an error if there is none at all
 
     Why: A completion without a reward has an advantage of 0: it teaches nothing.
     Scope: trainers that log a reward with every row, as TRL does
@@ -367,7 +433,7 @@ def _no_reward(facts: RunFacts) -> Observation | None:
         raise Unknown("the trainer may log no reward")
     missing = of - rows
     if missing <= 0:
-        return _no_number(facts, of)
+        return _no_number(facts, beside)
     which = f"all {of} logged rows" if not rows else f"{missing} of {of} logged rows"
     return Observation(
         f"In {which} the reward is not a number: no completion there got one from the reward function.",
@@ -377,18 +443,28 @@ def _no_reward(facts: RunFacts) -> Observation | None:
     )
 
 
-def _no_number(facts: RunFacts, of: int) -> Observation | None:
+def _no_number(facts: RunFacts, beside: Logged) -> Observation | None:
     """The finding if one function of the reward is not a number where the reward is: TRL adds up what is."""
-    means = {name: len(each.values) for name, each in facts.signals.items() if COMPONENT.fullmatch(name)}
-    name = min(means, key=means.__getitem__, default="")
-    missing = of - means.get(name, of)
+    of = len(beside.values)
+    means = {name: facts.signals.get(name) for name in sorted(facts.logged) if COMPONENT.fullmatch(name)}
+    rows = {name: len(each.values) if each else 0 for name, each in means.items()}
+    name = min(rows, key=rows.__getitem__, default="")
+    missing = of - rows.get(name, of)
     if missing <= 0:
         return None
+    each = means[name] if rows[name] else None
+    last = each.steps[rows[name] - 1] if each else -1
+    after = [step for step in beside.steps if step > last]
+    many = missing >= NULL_ROWS.value * of
+    if ended := len(after) >= NULL_ROWS.value * of:
+        which = f"From step {after[0]} on" if each else f"In all {of} logged rows"
+    else:
+        which = f"In {missing} of {of} logged rows"
     return Observation(
-        f"In {missing} of {of} logged rows {name} is not a number: no completion there got one from this function.",
-        {"missing": missing, "rows": of},
-        severity="info" if len(means) > 1 or missing < NULL_ROWS.value * of else None,
-        evidence=seen(f"{of} rows with a reward, {means[name]} with {name}"),
+        f"{which} {name} is not a number: no completion there got one from this function.",
+        {"missing": missing, "rows": of, "name": name.removesuffix("/mean")},
+        severity=None if ended or (many and len(means) == 1) else "info",
+        evidence=seen(f"{of} rows with a reward, {rows[name]} with {name}"),
     )
 
 
@@ -944,6 +1020,7 @@ def told(facts: RunFacts, covered: frozenset[Topic]) -> Iterator[StoryPart]:
 
 RULES: Final[tuple[LogRule, ...]] = (
     _no_reward,
+    _scale,
     _reward,
     _zero_variance,
     _entropy,

@@ -36,10 +36,7 @@ BASE_SHARE = Threshold("base_share", 0.5, "of the base's parameters", "a judgeme
 LOOKED = Threshold("looked", 4, "optimizer steps", "A has no gradient before B moved, and a warm-up's first rate is 0")
 SAVED_SHARE = Threshold("saved_share", 0.9, "of the adapter's parameters", "a judgement: DoRA's magnitudes are fewer")
 REPEATED = Threshold(
-    "repeated",
-    0.1,
-    "of the rows of a resume, seen before in its epoch",
-    "arithmetic: five times what `once` lets pass",
+    "repeated", 0.1, "of the rows of a resume, seen before in its epoch", "arithmetic: five times what `once` lets pass"
 )
 ONCE = Threshold("once", 0.98, "of the rows of an epoch, different ones", "sampling with replacement repeats more")
 COMPARED = Threshold("compared", 3, "steps", "arithmetic: of fewer steps half is one")
