@@ -1125,7 +1125,6 @@ ENTRIES: dict[str, Entry] = {
     "SRV001": Entry(
         fires=[
             On(lora(modules_to_save=["lm_head"]), engines("llamacpp")),
-            On(lora(r=8), engines("mlx")),
             On(
                 lora(extras={"lora_bias": True}),
                 engines("vllm"),
@@ -1170,6 +1169,19 @@ ENTRIES: dict[str, Entry] = {
         silent=[
             On(lora(target_modules=["q_proj", "model.layers.0.self_attn.v_proj"]), engines("lorax", "vllm")),
         ],
+        abstains=[On(lora())],
+    ),
+    "SRV006": Entry(
+        fires=[
+            On(
+                lora(r=8),
+                engines("mlx"),
+                says="MLX-LM needs another file for PEFT's format: adapters.safetensors is "
+                "loaded, by num_layers and lora_parameters of its config",
+                severity="info",
+            ),
+        ],
+        silent=[On(config(lora={"r": 8}, extras={"format": "mlx-lm"}), engines("mlx")), On(lora(r=8), engines("vllm"))],
         abstains=[On(lora())],
     ),
     "SRV004": Entry(

@@ -139,8 +139,8 @@ class CheckOptions(VerbOptions):
         base: the base model, a folder or organisation/name in the hub's local cache. Its config.json and safetensors
             headers determine what the targets reach; no weight is read.
         task: what is trained: `sst2`, `sft`, `dpo`, ...
-        serve: engines the adapter is meant for: vllm, sglang, ollama, llamacpp, tensorrt, lorax, mlx, peft; each with
-            @VERSION if one is meant.
+        serve: engines the adapter is meant for: vllm, sglang, ollama, llamacpp, tensorrt, lorax, mlx, peft,
+            transformers; each with @VERSION if one is meant.
         server_flags: the flags that the server is started with, as one text.
         select: ids of rules, or beginnings of ids, to apply; all by default.
         ignore: ids of rules, or beginnings of ids, to leave out.
