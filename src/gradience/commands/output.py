@@ -159,9 +159,10 @@ def _wrong_value(error: CoercionError | ValidationError) -> str | None:
     """The error for a value that is no number, beyond a bound, or of a flag."""
     from cyclopts.exceptions import ValidationError  # as above
 
-    if error.argument is None or not error.argument.tokens:
+    if error.argument is None:
         return None
-    name, value = error.argument.name, error.argument.tokens[0].value
+    token = next(iter(error.argument.tokens), None) if isinstance(error, ValidationError) else error.token
+    name, value = error.argument.name, "" if token is None else token.value
     if isinstance(error, ValidationError):
         bound = re.fullmatch(r"Must be ([<>]=?) (.+)\.", error.exception_message)
         return bound and f"{name} is {value}, expected {_BOUNDS[bound[1]]} {bound[2]}"
