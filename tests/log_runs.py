@@ -1178,6 +1178,16 @@ ENTRIES: Final[dict[str, Entry]] = {
             Edge("short_run", "iw", 29, 30, lambda x: run([2.0] * x)),
             Edge("still_rows", "?i", 7, 8, lambda x: run([2.0, 2.001, 1.999, 2.0, 2.001, 2.0, 1.999, 2.001][:x])),
             Edge("at_ln_k", "ii", 0.0095, 0.0105, lambda x: run([math.log(2) * (1.0 + x)] * 20, num_labels=2)),
+            Edge("at_ln_k_rows", "-w", 15, 16, lambda n: run([0.8] * 20 + [LN2] * n + [0.72] * (20 - n), num_labels=2)),
+            Edge("many_rows", "-i", 19, 20, lambda n: run([0.8] * 9 + [LN2] * (n - 9), num_labels=2)),
+            Edge("near_ln_k", "w-", 0.0049, 0.0051, lambda x: run([0.8] * 20 + [LN2 * (1.0 + x)] * 20, num_labels=2)),
+            Edge(
+                "held_out_at_ln_k",
+                "-w",
+                0.989,
+                0.991,
+                lambda x: run([0.8] * 20 + [LN2] * 20, num_labels=2, held_out=[x * LN2]),
+            ),
             Edge("least_fall", "w-", 0.0222, 0.023, lambda x: run(line(40, 2.0, 2.0 * (1.0 - x)))),
             Edge(
                 "eval_noise",
@@ -1322,17 +1332,15 @@ ENTRIES: Final[dict[str, Entry]] = {
                 lambda x: run(line(100, 2.0, 1.0), rates=[2e-4] * (100 - x) + [0.0] * x),
             ),
             Edge("peak_share", "w--", 0.99e-4, 1.01e-4, lambda x: run(FALL, rates=x, lr=2e-4), at=1e-4),
-            Edge("decayed", "w--", 0.49, 0.51, lambda x: _rates(1.0, x, 1.03), at=0.5),
-            Edge("risen", "-w", 0.59, 0.61, lambda x: _rates(1.0, 0.3, x)),
-            Edge("a_tenth_of_the_highest", "-w", 0.149, 0.151, lambda x: _rates(1.0, 0.05, x)),
+            Edge("fallen", "w--", 0.94, 0.96, lambda x: _rates(1.0, x, 1.2), at=0.95),
+            Edge("risen", "-w", 0.39, 0.41, lambda x: _rates(1.0, 0.3, x)),
             Edge("absurd_rate", "-w", 0.99e-2, 1.01e-2, lambda x: _lora(run(FALL, rates=x))),
             Edge("times", "ww", 1, 2, lambda x: _rates(1.0, 0.1, 0.9, 0.1, 0.9 if x > 1 else 0.1)),
         ],
         at=[
             At(lambda x: run(FALL, lr=x), {0.0: None, -1.0: None, 4e-4: None, 4.1e-4: "warning", NAN: None}),
             At(lambda x: rates(10.0, 0.5, x), {1.5: None, 1.51: "warning"}),
-            At(lambda x: rates(1.0, 0.25, x), {0.5: None, 0.51: "warning"}),
-            At(lambda x: rates(1.0, x, 1.0), {0.5: None, 0.4375: "warning"}),
+            At(lambda x: rates(1.0, x, 1.5), {0.9375: None, 0.93: "warning"}, given={"account.FALLEN": 0.9375}),
             At(lambda n: run(FALL, rates=[NAN] * (60 - n) + [2e-4] * n), {2: "?", 3: None}),
         ],
         says=[
@@ -2307,12 +2315,11 @@ ENTRIES: Final[dict[str, Entry]] = {
     ),
     "GAP118": Entry(
         edges=[
-            Edge("few_rows", "w-", 2, 3, lambda x: run(FALL[:x], every=20)),
-            Edge("some_steps", "-w", 19, 20, lambda x: run(FALL[:1], every=x)),
-            Edge("evaluated", "wi", 0, 1, lambda x: run(FALL[:2], every=20, held_out=[2.0] * x)),
+            Edge("few_rows", "i-", 2, 3, lambda x: run(FALL[:x], every=20)),
+            Edge("some_steps", "-i", 19, 20, lambda x: run(FALL[:1], every=x)),
         ],
         at=[
-            At(lambda n: run(FALL[:n], every=20), {0: None, 1: "warning", 2: "warning", 3: None}),
+            At(lambda n: run(FALL[:n], every=20), {0: None, 1: "info", 2: "info", 3: None}),
         ],
         told=[
             ({"rows": 0}, "no training loss was logged"),

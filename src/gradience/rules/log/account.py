@@ -34,7 +34,8 @@ from gradience.schema.reports import (
 
 NEAR = Threshold("near", 0.05, "of the logged steps, before an evaluation", "training rows averaged beside it")
 DECAYED = Threshold("decayed", 0.5, "of the highest rate before", "a judgement")
-RISEN = Threshold("risen", 2.0, "times the lowest rate since, and 10 % of the highest", "a judgement")
+FALLEN = Threshold("fallen", 0.95, "of the highest rate before", "schedules warm up once; rates are exact numbers")
+RISEN = Threshold("risen", 0.1, "of the highest rate, above the lowest since", "a judgement")
 MANY_CLASSES = Threshold("many_classes", 4, "values whose names end alike", "a judgement: then they are of classes")
 UNLIKE = Threshold("unlike", 0.03, "of 1, or of the largest value", "a judgement, where n and noise are unknown")
 LN_VOCABULARY = Threshold(
@@ -447,7 +448,7 @@ def rises_again(points: Sequence[float]) -> list[int]:
     highest = lowest = points[0] if points else 0.0
     for place, rate in enumerate(points):
         lowest = min(lowest, rate)
-        if lowest < DECAYED.value * highest and rate > RISEN.value * lowest and rate - lowest > 0.1 * highest:
+        if lowest < FALLEN.value * highest and rate - lowest > RISEN.value * highest:
             risen.append(place)
             highest = lowest = rate
         elif rate > highest:
