@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import os
 import warnings
-from pathlib import Path
 from typing import Final
 
 from gradience.errors import GradienceError
@@ -37,12 +36,14 @@ def prepare_jax(device: str, *, serial_kernels: bool = False) -> None:
         os.environ["XLA_FLAGS"] = f"{flags} {_SERIAL}=false".lstrip()
     import jax  # imported only by the verbs that compute
 
+    from gradience.io import cache_folder  # the same
+
     if serial_kernels:
         # The flag keeps a kernel on one thread; without asynchronous dispatch, that is the thread which calls it.
         jax.config.update("jax_cpu_enable_async_dispatch", False)  # noqa: FBT003  # JAX's own signature
 
     warnings.filterwarnings("ignore", message=_CACHE_FAILED)  # on a full disk, or a damaged entry, JAX compiles again
-    if jax.config.values["jax_enable_compilation_cache"] and (cache := _cache_dir()) is not None:
+    if jax.config.values["jax_enable_compilation_cache"] and (cache := cache_folder("jax")) is not None:
         jax.config.update("jax_compilation_cache_dir", jax.config.values["jax_compilation_cache_dir"] or str(cache))
         # By default JAX keeps only what took a second to compile; our kernels are many, and most take less.
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
@@ -53,15 +54,3 @@ def prepare_jax(device: str, *, serial_kernels: bool = False) -> None:
         use_device(device)
     except ValueError as error:
         raise GradienceError(str(error), advice="use --device auto") from error
-
-
-def _cache_dir() -> Path | None:
-    """Return the user's cache folder for compiled kernels, or None if it cannot be written to."""
-    from gradience.io import cache_folder  # not imported for --help
-
-    root = cache_folder("jax")
-    try:
-        root.mkdir(parents=True, exist_ok=True)
-    except OSError:
-        return None  # with a read-only home, kernels are compiled again next time
-    return root if os.access(root, os.W_OK) else None

@@ -90,7 +90,7 @@ def test_what_is_refused_is_said_in_these_words(tensors, config, asked, said, ad
     folder = peft(tmp_path / "a", tensors, **config)
     with pytest.raises(AdapterError) as error:
         convert_adapter(folder, tmp_path / "out", **asked)
-    assert str(error.value) == said.format(weights=folder / "adapter_model.safetensors")
+    assert error.value.message == said.format(weights=folder / "adapter_model.safetensors")
     assert (error.value.advice or "") == advice
     assert not (tmp_path / "out").exists()
 
@@ -111,7 +111,7 @@ def test_a_prefix_is_replaced_as_it_is_update(renames, name, said, tmp_path):
     if said is not None:
         with pytest.raises(AdapterError) as error:
             convert_adapter(folder, renames=renames)
-        assert (str(error.value), error.value.advice) == (said, "write --rename OLD=NEW")
+        assert (error.value.message, error.value.advice) == (said, "write --rename OLD=NEW")
         return
     convert_adapter(folder, tmp_path / "out", renames=renames)
     np.testing.assert_allclose(update(tmp_path / "out", name), 6 / math.sqrt(2) * B @ A, atol=1e-5)
@@ -121,7 +121,7 @@ def test_two_modules_of_one_name_are_refused(tmp_path):
     folder = peft(tmp_path / "a", LORA | {name.replace("q.", "v."): x for name, x in LORA.items()}, use_rslora=True)
     with pytest.raises(AdapterError) as error:
         convert_adapter(folder, renames=["v=q"])
-    assert (str(error.value), error.value.advice) == ("q and v would both be called q", "correct --rename")
+    assert (error.value.message, error.value.advice) == ("q and v would both be called q", "correct --rename")
 
 
 @every(
@@ -180,7 +180,7 @@ def test_numbers_that_are_not_finite_or_beyond_float32_are_refused_with_the_limi
         folder = peft(tmp_path / str(value), LORA | {"q.lora_B.weight": b}, use_rslora=True)
         with pytest.raises(AdapterError) as error:
             convert_adapter(folder)
-        assert str(error.value) == "q holds NaN or infinite values, or some over the limit of 3.4e+38"
+        assert error.value.message == "q holds NaN or infinite values, or some over the limit of 3.4e+38"
 
 
 @every("dtype", [np.float16, ml_dtypes.bfloat16, np.float32])

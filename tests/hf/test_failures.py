@@ -61,15 +61,17 @@ def _no_room(_model):
     resource.setrlimit(resource.RLIMIT_FSIZE, (1000, resource.getrlimit(resource.RLIMIT_FSIZE)[1]))
 
 
-@pytest.fixture
-def room_again():
+@contextlib.contextmanager
+def _room_again():
+    """Within the test: pytest says how it went before a fixture ends, in a file perhaps."""
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    yield
-    resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
 @needs_full
-@pytest.mark.usefixtures("room_again")
 @pytest.mark.parametrize("fault", ["device", "file in place of the folder", "full when it fails", "no room"])
 def test_stop_on_stops_whatever_becomes_of_the_log(training, callback, tmp_path, fault):
     def poison(model):
@@ -86,7 +88,7 @@ def test_stop_on_stops_whatever_becomes_of_the_log(training, callback, tmp_path,
     recorder = callback(place, stop_on=("NUM101",))
     given = {"logging_nan_inf_filter": False, "max_steps": 40, "learning_rate": 1e-3}
     run = training.trainer(tmp_path, *acts, training.At(3, poison), recorder, **given)
-    with pytest.warns(RuntimeWarning) as said:
+    with pytest.warns(RuntimeWarning) as said, _room_again():
         assert run.train().global_step == 4
     assert any(LOST in str(w.message) for w in said)
 

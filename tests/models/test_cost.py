@@ -81,3 +81,45 @@ def test_an_adapter_that_asks_for_numbers_is_made_of_few_blocks(base):
     found = follow(base, adapter=boft)
     assert found["loss"] == follow(base)["loss"]
     assert found["weights"] > follow(base)["weights"]  # its permutations
+
+
+TILE = BATCH * (LENGTH - 1) * 32768 * 2  # of scores of all tokens but the last, in bfloat16
+
+
+def test_pairs_are_twice_the_rows_and_are_scored_in_tiles(base, plain):
+    pairs, rows = (follow(base, objective=name, batch=n) for name, n in (("dpo", 3), ("kto", 6)))
+    assert pairs == rows
+    for name, times in (("kto", 1), ("dpo", 2)):
+        found = follow(base, objective=name)
+        assert found["loss"] == pytest.approx(times * TILE, rel=0.02)
+    assert follow(base, objective="dpo", batch=40)["loss"] == pytest.approx(4096 * 32768 * 2, rel=0.02)
+    assert plain["loss"] == pytest.approx(3 * 4 * LOGITS, rel=0.01)
+
+
+def test_a_reference_is_a_second_model_or_a_pass_that_leaves_nothing(base):
+    alone, off = (follow(base, objective="dpo", reference=reference) for reference in ("", "adapter"))
+    assert alone == off  # what passes without gradients lives no longer than the backward pass's own tile
+    full = {"objective": "dpo", "adapter": {}}
+    single, double = (follow(base, **full, reference=reference) for reference in ("", "model"))
+    weights = single["adapter"]  # all that is trained
+    assert double["weights"] - single["weights"] == pytest.approx(weights, rel=0.01)
+    assert {**double, "weights": 0} == {**single, "weights": 0}
+
+
+def test_all_logits_live_in_orpo_and_none_in_a_reward_model(base):
+    orpo = follow(base, objective="orpo", batch=2)["loss"]
+    logits = 2 * 2 * LENGTH * VOCABULARY * 2  # two pairs, in bfloat16
+    assert orpo == pytest.approx(3 * logits, rel=0.02)
+    scored = {**LORA, "task_type": "SEQ_CLS"}
+    found = follow(base, objective="reward", batch=2, adapter=scored)
+    assert found["loss"] == 0
+    assert found["adapter"] == follow(base, batch=4)["adapter"] + 512  # the head of one value, in whole blocks
+
+
+def test_only_completions_are_scored_and_a_rollout_keeps_the_cache_of_all_its_rows(base):
+    step = {"objective": "rl", "completion": 32}
+    assert follow(base, **step)["loss"] == pytest.approx(BATCH * 32 * 32768 * 2, rel=0.02)
+    few, many = (sum(follow(base, **step, generated=rows, batch=1).values()) for rows in (4096, 8192))
+    cache = 2 * LAYERS * LENGTH * (WIDTH // 2) * 2  # keys and values of a row: two heads of four, in bfloat16
+    assert many - few > 4096 * cache
+    assert sum(follow(base, **step, generated=1).values()) == sum(follow(base, **step).values())

@@ -325,12 +325,7 @@ def test_a_module_with_a_bias_of_its_own_keeps_a_rank(texts, tmp_path):
     peft_models.loaded(bert(), tmp_path / "out")
 
 
-def test_the_seed_decides_and_token_ids_give_the_same_as_their_texts(llama, texts, tmp_path, monkeypatch):
-    from transformers import AutoTokenizer
-
-    tokenizer = AutoTokenizer.from_pretrained(llama.base)
-    ids = tmp_path / "ids.jsonl"
-    ids.write_text("".join(json.dumps(tokenizer(line)["input_ids"]) + "\n" for line in texts.read_text().splitlines()))
+def test_the_seed_decides(llama, texts, monkeypatch):
     seeds = []
     monkeypatch.setattr(  # the labels are drawn there
         "gradience.models.statistics.statistics",
@@ -339,8 +334,6 @@ def test_the_seed_decides_and_token_ids_give_the_same_as_their_texts(llama, text
     one, other = (resize_adapter(llama.adapter, base=llama.base, rank=2, calibrate=texts, seed=seed) for seed in (0, 1))
     assert one.calibration.digest != other.calibration.digest
     assert seeds == [0, 1]
-    by_ids = resize_adapter(llama.adapter, base=llama.base, rank=2, calibrate_tokens=ids)
-    assert (by_ids.calibration.inputs, by_ids.calibration.predictions > 0) == (one.calibration.inputs, True)
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""The contract, held against validators that are not ours: two in Python, one in Rust, and ajv."""
+"""The contract, held against validators that are not ours: two in Python, one in Rust, three in JavaScript."""
 
 from __future__ import annotations
 
@@ -24,24 +24,30 @@ from gradience.schema import SCHEMA_ID
 from gradience.schema.export import SCHEMAS, json_schema
 from gradience.telemetry import TelemetryWriter
 
-AJV = "8.20.0"
+PACKAGES = {"ajv": "8.20.0", "@cfworker/json-schema": "4.1.6", "@hyperjump/json-schema": "1.18.0"}
 SCRIPT = """
 import { readFileSync } from "node:fs";
-import { createRequire } from "node:module";
-const require = createRequire(process.argv[2] + "/");
-const Ajv = require("ajv/dist/2020").default;
-const ajv = new Ajv({ strict: true, strictTypes: false, allErrors: true });
+import Ajv from "ajv/dist/2020.js";
+import { Validator } from "@cfworker/json-schema";
+import { registerSchema, validate } from "@hyperjump/json-schema/draft-2020-12";
 const read = (path) => JSON.parse(readFileSync(path, "utf8"));
-const validators = Object.fromEntries(process.argv.slice(4).map((path) => [path, ajv.compile(read(path))]));
-const telemetry = validators[process.argv[4]];
-const lines = readFileSync(process.argv[3], "utf8").split("\\n").slice(0, -1);
-const said = () => telemetry.errors.map((error) => [error.keyword, ajv.errorsText([error])]);
-const told = (line) => (telemetry(JSON.parse(line)) ? [] : said());
-console.log(JSON.stringify(lines.map(told)));
+const [lines, ...schemas] = process.argv.slice(2);
+const ajv = new Ajv.default({ strict: true, allErrors: true });
+const [telemetry] = schemas.map((path) => ajv.compile(read(path)));
+const worker = new Validator(read(schemas[0]), "2020-12", false);
+registerSchema(read(schemas[0]));
+const hyperjump = await validate(read(schemas[0]).$id);
+const told = (line) => ({
+  ajv: telemetry(line) ? [] : telemetry.errors.map((error) => [error.keyword, ajv.errorsText([error])]),
+  others: [worker.validate(line).valid, hyperjump(line).valid],
+});
+const documents = readFileSync(lines, "utf8").split("\\n").slice(0, -1).map((line) => JSON.parse(line));
+console.log(JSON.stringify(documents.map(told)));
 """
 
 
 TELEMETRY = json_schema("telemetry")
+NAMES = ["NaN", "Infinity", "-Infinity"]
 ENVELOPE = {"schema": SCHEMA_ID, "ts": 1.0, "run_id": "a", "step": 1}
 LINES = {
     "run_start": {"config": {"lora": {"r": 8}, "training": {"seed": 1}}},
@@ -148,48 +154,47 @@ def bad() -> list[object]:
 
 
 @pytest.fixture(scope="module")
-def ajv(tmp_path_factory) -> Path:
+def packages(tmp_path_factory) -> Path:
     if not (shutil.which("node") and shutil.which("npm")):
-        pytest.skip("ajv needs node and npm, which are not installed")
-    folder = Path(os.environ.get("GRADIENCE_AJV") or tmp_path_factory.getbasetemp().parent / f"ajv-{AJV}")
-    if not (folder / "node_modules" / "ajv").is_dir():
+        pytest.skip("the validators in JavaScript need node and npm, which are not installed")
+    folder = Path(os.environ.get("GRADIENCE_AJV") or tmp_path_factory.getbasetemp().parent / "validators")
+    if not all((folder / "node_modules" / name).is_dir() for name in PACKAGES):
         folder.mkdir(parents=True, exist_ok=True)
         command = ["npm", "install", "--prefix", str(folder), "--no-audit", "--no-fund", "--fetch-retries=0"]
-        command += [f"ajv@{AJV}"]
+        command += [f"{name}@{version}" for name, version in PACKAGES.items()]
         try:
             done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=20)
         except subprocess.TimeoutExpired:
             pytest.skip("the npm registry did not answer within 20 seconds")
         if done.returncode:
-            pytest.skip(f"npm could not install ajv: {done.stderr.strip()[-200:]}")
+            pytest.skip(f"npm could not install them: {done.stderr.strip()[-200:]}")
     (folder / "check.mjs").write_text(SCRIPT)
     return folder
 
 
 @pytest.fixture(scope="module")
-def ajv_says(ajv, tmp_path_factory, root, good, bad) -> list[list[list[str]]]:
-    """ajv's errors in every good line, in every bad one and in every typical one; it compiles the schemas once."""
+def javascript(packages, tmp_path_factory, root, good, bad) -> list[dict[str, Any]]:
+    """What is told of every good line, every bad one and every typical one, by schemas that are compiled once."""
     file = tmp_path_factory.mktemp("lines") / "documents.jsonl"
     file.write_text("".join(line_of(document) + "\n" for document in [*good, *bad, *(faulty(f) for f in FAULTS)]))
     schemas = [str(root / "schemas" / f"{stem}.schema.json") for stem in SCHEMAS.values()]
-    command = ["node", str(ajv / "check.mjs"), str(ajv), str(file), *schemas]
+    command = ["node", str(packages / "check.mjs"), str(file), *schemas]
     done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=300)
-    assert done.stderr == ""  # strict mode has nothing to say about any schema
+    assert done.stderr == ""  # ajv's strict mode has nothing to say about any schema
     return json.loads(done.stdout)
 
 
-def test_ajv_compiles_every_schema_and_accepts_every_good_line(ajv_says, good) -> None:
-    assert ajv_says[: len(good)] == [[]] * len(good)
+def test_javascript_accepts_every_good_line_and_no_bad_one(javascript, good, bad) -> None:
+    assert javascript[: len(good)] == [{"ajv": [], "others": [True, True]}] * len(good)
+    assert [told["others"] for told in javascript[len(good) :]] == [[False, False]] * (len(bad) + len(FAULTS))
+    assert all(told["ajv"] for told in javascript[len(good) :])
 
 
-def test_ajv_rejects_every_bad_line(ajv_says, good, bad) -> None:
-    assert all(ajv_says[len(good) : len(good) + len(bad)])
-
-
-def test_ajv_names_the_field_of_one_fault_and_then_only_the_conditions_around_it(ajv_says) -> None:
-    for fault, errors in zip(FAULTS, ajv_says[-len(FAULTS) :], strict=True):
-        assert fault.named_in(errors[0][1]), (fault, errors)
-        assert {keyword for keyword, _ in errors[1:]} <= {"if"}, fault
+def test_ajv_names_the_field_of_one_fault_and_then_only_the_conditions_around_it(javascript) -> None:
+    for fault, told in zip(FAULTS, javascript[-len(FAULTS) :], strict=True):
+        (_, first), *rest = told["ajv"]
+        assert fault.named_in(first), (fault, first)
+        assert {keyword for keyword, _ in rest} <= {"if"}, fault
 
 
 @every("fault", FAULTS, ids=str)
@@ -201,6 +206,23 @@ def test_validators_find_one_error_in_one_fault_and_name_its_field(fault) -> Non
     assert [fault.named_in(error.instance_path, error.message) for error in found] == [True]
     with pytest.raises(fastjsonschema.JsonSchemaException, match=rf"\b{fault.field}\b"):
         fast()(document)
+
+
+def test_a_text_where_a_number_belongs_is_told_as_no_number_and_the_names_stay_valid() -> None:
+    python, rust = Draft202012Validator(TELEMETRY), jsonschema_rs.Draft202012Validator(TELEMETRY)
+    for path, expected in [("loss", "number"), ("lr", "number"), ("lr.1", "number"), ("ts", "number")]:
+        key, _, nth = path.partition(".")
+        for value in ["nan", "0.5", "inf", ""]:
+            line = {**ENVELOPE, "event": "train_step", key: [1e-4, value] if nth else value}
+            (error,) = python.iter_errors(line)
+            (same,) = rust.iter_errors(line)
+            assert error.message.startswith(f"{value!r} is not of type '{expected}'"), path
+            assert f'"{value}" is not of type' in same.message
+            assert f'"{expected}"' in same.message
+        for value in [*NAMES, None] if not nth else NAMES:
+            line = {**ENVELOPE, "event": "train_step", key: [1e-4, value] if nth else value}
+            assert python.is_valid(line)
+            assert rust.is_valid(line)
 
 
 def test_fastjsonschema_and_rust_agree_on_every_line(good, bad) -> None:

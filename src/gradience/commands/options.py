@@ -42,11 +42,6 @@ def _refuse_bad(_: object, record: object) -> None:
 RECORD: Final = Parameter(name="*", negative=(), show_default=_shown, validator=_refuse_bad)
 """A record of the library as options of a command: each by its own name, and flags without --no-."""
 
-LIBRARY_ONLY: Final = Parameter(parse=False)
-"""A field of a record that the library takes and the command line does not."""
-Seed: TypeAlias = Annotated[int, LIBRARY_ONLY]
-
-Adapter: TypeAlias = Annotated[Path | None, Parameter(alias="--peft-dir")]
 PeftDir: TypeAlias = Annotated[Path | None, Parameter(help="Alias of PATH.")]
 _BASE_HELP = "Base model: a folder with safetensors, or organisation/name in the local hub cache. Never downloaded."
 Base: TypeAlias = Annotated[Path | None, Parameter(help=_BASE_HELP)]

@@ -378,8 +378,8 @@ class DataPlan(NamedTuple):
     """KTO's weights of wanted and of unwanted answers."""
 
 
-def read_data_plan(path: Path) -> DataPlan:
-    """The data settings of a recipe or of training arguments.
+def read_data_plan(path: Path, fields: dict[str, Json] | None = None) -> DataPlan:
+    """The data settings of a recipe or of training arguments, of which the fields may have been read.
 
     A recipe may be a stranger's: of the files that it names, only those below its own folder are taken.
 
@@ -388,7 +388,7 @@ def read_data_plan(path: Path) -> DataPlan:
     """
     if path.suffix in PICKLED or path.is_dir():
         return DataPlan()
-    mapping = read_mapping(path)
+    mapping = read_mapping(path) if fields is None else fields
     places = (path.parent, Path.cwd())
     read = next((read for fits, read in _PROGRAMS if fits(mapping)), _trl)
     # transformers 5 has train_sampling_strategy in place of group_by_length.

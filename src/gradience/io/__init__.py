@@ -52,11 +52,17 @@ def make_folder(path: Path) -> None:
         raise OSError(errno.ENAMETOOLONG, "too many folders within one another", os.fspath(path.name)) from None
 
 
-def cache_folder(kind: str) -> Path:
-    """The cache folder for one kind of data (`norms`, `jax`), at the platform's place for caches. It may not exist yet.
+def cache_folder(kind: str) -> Path | None:
+    """The cache folder for one kind of data (`norms`, `jax`), at the platform's place for caches. It is made.
 
-    On Linux the place is XDG_CACHE_HOME, or ~/.cache if that is not set.
+    On Linux the place is XDG_CACHE_HOME, or ~/.cache if that is not set. None if nothing can be written there: a
+    caller then goes without.
     """
     from platformdirs import user_cache_path  # imported only when something is cached
 
-    return user_cache_path("gradience", appauthor=False) / kind
+    folder = user_cache_path("gradience", appauthor=False) / kind
+    try:
+        make_folder(folder)
+    except OSError:
+        return None
+    return folder if os.access(folder, os.W_OK) else None

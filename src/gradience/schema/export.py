@@ -65,21 +65,31 @@ SchemaName: TypeAlias = Literal[
 _DIALECT: Final = "https://json-schema.org/draft/2020-12/schema"
 _REF: Final = "#/$defs/{name}"
 _REAL_REF: Final = {"$ref": _REF.format(name="Real")}
-_REAL_TYPE: Final[dict[str, Json]] = {"type": ["number", "string"], "pattern": "^(-?Infinity|NaN)$"}
-_REAL: Final[dict[str, Json]] = {
-    "title": "Real",
-    "description": 'A number, or "NaN", "Infinity", "-Infinity": JSON has no non-finite numbers.',
-    **_REAL_TYPE,
-}
 _NON_FINITE: Final = ["-Infinity", "Infinity", "NaN"]
+_OR_NULL: Final = {"$ref": _REF.format(name="RealOrNull")}
+_REALS: Final[dict[str, Json]] = {
+    "Real": {
+        "title": "Real",
+        "description": 'A number, or "NaN", "Infinity", "-Infinity": JSON has no non-finite numbers.',
+        "if": {"enum": _NON_FINITE},
+        "else": {"type": "number"},
+    },
+    "RealOrNull": {
+        "title": "RealOrNull",
+        "description": "A number, a name of one that is not finite, or null.",
+        "if": {"enum": _NON_FINITE},
+        "else": {"type": ["number", "null"]},
+    },
+}
+_NULL: Final = {"type": "null"}
 _ENVELOPE: Final = ("schema", "ts", "run_id", "event", "step")
 _FLAT: Final[tuple[type[Flat], ...]] = (*EVENT_TYPES.values(), EvalMetrics, RecommendationItem)
-# The choices that a later minor version may add to: by event, the definition that has it, and its name there
+# The choices that a later minor version may add to: by event, the definition that has it, and its place in the line
 _OPEN: Final = {
-    "RunStart": ("ConfigSnapshot", "task_profile"),
-    "Alert": ("Alert", "severity"),
-    "Recommendation": ("RecommendationItem", "severity"),
-    "RunEnd": ("RunEnd", "status"),
+    "run_start": ("ConfigSnapshot", ("config", "task_profile")),
+    "alert": ("Alert", ("severity",)),
+    "recommendation": ("RecommendationItem", ("recommendations", "*", "severity")),
+    "run_end": ("RunEnd", ("status",)),
 }
 
 _REPORTS: Final[dict[SchemaName, type[msgspec.Struct]]] = {
@@ -169,18 +179,17 @@ def _telemetry() -> dict[str, Json]:
         del defs[flat.__name__]["properties"]["extras"]  # which stand beside the known keys
     for cls in EVENT_TYPES.values():
         defs[cls.__name__] = _envelope_first(defs[cls.__name__])
-    for event, (definition, name) in _OPEN.items():
-        defs[event] = _opened(defs[event], defs[definition]["properties"], event, name)
+    choices = [_opened(event, path, defs[definition]["properties"]) for event, (definition, path) in _OPEN.items()]
     defs = _parts_inlined(defs)
     defs["UnknownEvent"] = _unknown(defs["RunEnd"])
-    defs["Real"] = _REAL
+    defs |= _REALS
     head = _head(
         "telemetry",
         "Telemetry v1",
         "One line of a run.jsonl: one event. Keys that no property names are allowed everywhere, and kept by "
         "readers; so are event names that are not known here, as long as they carry the envelope.",
     )
-    return {**head, "type": "object", "allOf": _by_event(), "$defs": defs}
+    return {**head, "type": "object", "allOf": [*_by_event(), *choices], "$defs": defs}
 
 
 def _by_event() -> list[Json]:
@@ -213,19 +222,26 @@ def _parts_inlined(defs: dict[str, Json]) -> dict[str, Json]:
     return {title: schema for title, schema in placed.items() if title not in parts}
 
 
-def _opened(schema: dict[str, Json], held: dict[str, Json], event: str, name: str) -> dict[str, Json]:
-    """Return an event's schema that holds lines of v1 to the values of a choice, and lines of v1.1 to any text.
+def _opened(event: str, path: Sequence[str], held: dict[str, Json]) -> dict[str, Json]:
+    """Return the condition that holds lines of v1 to the values of a choice; lines of v1.1 may have any text.
 
     Modifies `held`, the properties of the object that has the choice.
     """
-    values = held[name].pop("enum")
-    held[name] |= {"type": "string", "examples": list(values)}
-    only: dict[str, Json] = {"properties": {name: {"enum": values}}}
-    if event == "RunStart":
-        only = {"properties": {"config": only}}
-    elif event == "Recommendation":
-        only = {"properties": {"recommendations": {"items": only}}}
-    return {**schema, "if": {"properties": {"schema": {"const": SCHEMA_ID}}}, "then": only}
+    values = held[path[-1]].pop("enum")
+    held[path[-1]] |= {"type": "string", "examples": list(values)}
+    when = _at(path, {"type": "string"})  # of another type, the definition of the event says it
+    when["properties"] |= {"schema": {"const": SCHEMA_ID}, "event": {"const": event}}
+    return {"if": {**when, "required": ["schema", "event"]}, "then": _at(path, {"enum": values})}
+
+
+def _at(path: Sequence[str], schema: dict[str, Json]) -> dict[str, Json]:
+    """Return the schema of an object that has the given one at the path; `*` stands for each of a list."""
+    if not path:
+        return schema
+    inner = _at(path[1:], schema)
+    if path[0] == "*":
+        return {"type": "array", "items": inner}
+    return {"type": "object", "properties": {path[0]: inner}}
 
 
 def _report(name: SchemaName, cls: type[msgspec.Struct]) -> dict[str, Json]:
@@ -238,8 +254,8 @@ def _document(name: SchemaName, cls: type[msgspec.Struct], title: str) -> dict[s
     _, components = msgspec.json.schema_components((cls,), ref_template=_REF)
     defs = {key: _tidy(schema) for key, schema in components.items()}
     body = defs.pop(cls.__name__)
-    if _REAL_REF["$ref"] in json.dumps([body, defs]):
-        defs["Real"] = _REAL
+    text = json.dumps([body, defs])
+    defs |= {title: schema for title, schema in _REALS.items() if f'"{_REF.format(name=title)}"' in text}
     head = _head(name, title, body.pop("description"))
     body.pop("title")
     return {**head, **body, "$defs": defs}
@@ -291,7 +307,7 @@ def _tidy(node: Json) -> Json:
         case {"enum": [only]}:
             tidy = {("const" if k == "enum" else k): (only if k == "enum" else v) for k, v in tidy.items()}
         case {"anyOf": [{"type": "number"}, {"enum": names}]} if names == _NON_FINITE:
-            own = {k: v for k, v in tidy.items() if k != "anyOf" and v != _REAL["description"]}
+            own = {k: v for k, v in tidy.items() if k != "anyOf" and v != _REALS["Real"]["description"]}
             tidy = {**own, **_REAL_REF}
         case {"anyOf": options} if (one := _joined(options)) is not None:
             tidy = {**one, **{k: v for k, v in tidy.items() if k != "anyOf"}}
@@ -299,17 +315,34 @@ def _tidy(node: Json) -> Json:
 
 
 def _joined(options: list[Json]) -> dict[str, Json] | None:
-    """Return alternatives of different types as one schema, if they are: a keyword holds for values of its own type."""
-    one: dict[str, Json] = {"type": []}
-    for option in options:
-        real = option.get("$ref") == _REAL_REF["$ref"]
-        branch = {k: v for k, v in option.items() if k != "$ref"} | _REAL_TYPE if real else option
-        own = [branch["type"]] if isinstance(branch.get("type"), str) else branch.get("type", [])
-        if not own or branch.keys() & one.keys() > {"type"} or {*own} & {*one["type"]}:
-            return None
-        one = {**one, **branch, "type": [*one["type"], *own]}
-    # An integer is a number too: the bounds of one would hold for the other.
-    return None if {"integer", "number"} <= {*one["type"]} else one
+    """Return alternatives of different types as one schema, if they are: of `anyOf`, some name the part alone."""
+    some = [option for option in options if option != _NULL]
+    one = some[0] if len(some) == 1 else _picked(some)
+    return _or_null(one) if one and _NULL in options else one
+
+
+def _picked(options: list[Json]) -> dict[str, Json] | None:
+    """Return alternatives as conditions on the value's type: a list of types is refused by strict validators."""
+    types = ["number" if option == _REAL_REF else option.get("type") for option in options]
+    if not all(isinstance(name, str) for name in types) or len({*types}) < len(types):
+        return None
+    if {"integer", "number"} <= {*types}:  # an integer is a number too: the bounds of one would hold for the other
+        return None
+    *others, last = sorted(options, key=lambda option: (option == _REAL_REF, len(option)))
+    one: dict[str, Json] = last
+    for other in others:
+        only = {"then": other} if len(other) > 1 else {}
+        one = {"if": {"type": other["type"]}, **only, "else": one}
+    return one
+
+
+def _or_null(schema: dict[str, Json]) -> dict[str, Json] | None:
+    if schema.get("$ref") == _REAL_REF["$ref"]:
+        return {**schema, **_OR_NULL}
+    if isinstance(schema.get("type"), str):
+        return {"type": [schema["type"], "null"], **{k: v for k, v in schema.items() if k != "type"}}
+    last = _or_null(schema["else"]) if "else" in schema else None
+    return {**schema, "else": last} if last else None
 
 
 def main(argv: Sequence[str]) -> int:

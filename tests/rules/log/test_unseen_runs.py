@@ -94,13 +94,12 @@ def test_it_learns_unless_held_out_data_say_that_it_does_not(losses, metrics, be
 @every(
     ("losses", "step", "begins"),
     [
-        ([3.0, 2.0, 1.0], 3, "no training loss was logged"),  # 9 steps
-        ([3.0, 2.0, 1.0], 4, "learns"),
+        ([3.0, 2.0, 1.0], 3, "learns"),
         ([11.3, 11.0, 10.1], 100, "no training loss was logged"),  # a uniform guess over 30,000 tokens is 10.3
         ([11.3, 11.0, 9.9], 100, "learns"),
     ],
 )
-def test_held_out_losses_alone_show_learning_from_ten_steps_and_below_a_uniform_guess_on(losses, step, begins):
+def test_held_out_losses_alone_show_learning_below_a_uniform_guess(losses, step, begins):
     assert told(run([], evals(losses, step=step))).startswith(begins)
 
 
@@ -225,16 +224,6 @@ def test_a_loss_that_fell_mostly_since_a_step_did_not_stop_falling_there(late, f
     assert (said("PLT105", run(losses)) is not None) is found
 
 
-@every(("apart", "evaluations", "found"), [(1.05, 4, True), (1.2, 4, False), (1.05, 3, False)])
-def test_a_held_out_loss_that_is_one_multiple_of_the_training_loss_is_on_another_scale(apart, evaluations, found):
-    factors = [4.0, 4.0 * apart, 4.0, 4.0][:evaluations]
-    history = evals([factor * FALL[15 * (i + 1) - 1] for i, factor in enumerate(factors)], step=15)
-    facts = run(FALL, history)
-    scale = said("SCL129", facts)
-    assert (scale is not None) is found
-    assert found is not (said("GAP111", facts) is not None)
-
-
 @every(("last", "found"), [(0.021, True), (0.019, False)])
 def test_a_held_out_loss_near_0_no_longer_improves(last, found):
     history = evals([0.033, 0.03, 0.027, 0.024, last], step=12)
@@ -305,7 +294,7 @@ def test_what_no_recipe_has_is_told(facts, story):
 
 
 def test_a_warning_without_an_action_of_its_own_has_what_would_verify_it_as_next():
-    facts = run(FALL, rates=[2e-4] * 20 + [1e-4] * 20 + [1.9e-4] * 20)
+    facts = run(FALL, rates=[2e-4] * 20 + [0.5e-4] * 20 + [1.9e-4] * 20)
     found = said("LRS109", facts)
     assert found is not None
     assert found.message.startswith("The learning rate rises again after it had decayed, once, first at step 41")

@@ -11,13 +11,13 @@ from gradience.schema import as_float
 from gradience.telemetry.signals import REWARD
 
 FEW_ROWS = Threshold("few_rows", 3, "training rows", "definition: a curve has a start, a middle and an end")
-PLANNED_ROWS = Threshold("planned_rows", 20, "rows that the settings would log in all", JUDGEMENT)
-SOME_STEPS = Threshold("some_steps", 20, "steps", "a judgement: the log of a shorter run is short")
+PLANNED_ROWS = Threshold("planned_rows", 20, "rows that the settings would log in all", "50 logs: no change from 2 on")
+SOME_STEPS = Threshold("some_steps", 20, "steps", "124 logs: no change from 5 to 20")
 REPLAY_DIFFERENCE = Threshold(
     "replay_difference", 0.2, "median relative difference", "proposal of the project's design"
 )
 _ROWS_WANTED: Final = 50  # enough for a curve
-ENDED = Threshold("ended", 0.9, "of the planned steps", JUDGEMENT)
+ENDED = Threshold("ended", 0.9, "of the planned steps", "arithmetic: a linear decay has 1 % of its rates left")
 REPLAY_ROWS = Threshold("replay_rows", 3, "steps logged before and after", JUDGEMENT)
 
 _SEQUENCE: Final = cite("the recorder", "seq counts the lines of one session; one writer holds the log's lock")

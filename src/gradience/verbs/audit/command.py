@@ -42,17 +42,8 @@ class ViewOptions:
         return View(**asdict(self) | {"heatmap": "norm" if self.heatmap else None}, unicode=draws_blocks())
 
 
-@dataclass(frozen=True, kw_only=True)
-class _AuditOptions(AuditOptions):
-    top_singular_values: Annotated[int, opt.LIBRARY_ONLY] = 0
-    intruder_k: Annotated[int, opt.LIBRARY_ONLY] = 10
-    intruder_eps: Annotated[float, opt.LIBRARY_ONLY] = 0.5
-    norms_cache: Annotated[bool, Parameter(name="--cache", negative="--no-cache", show_default=True)] = True
-    seed: opt.Seed = 0
-
-
 _VIEW = ViewOptions()
-_AUDIT = _AuditOptions()
+_AUDIT = AuditOptions()
 
 
 def audit(
@@ -62,7 +53,7 @@ def audit(
     peft_dir: opt.PeftDir = None,
     files: opt.Files = opt.BESIDE,
     showing: Annotated[ViewOptions, opt.RECORD] = _VIEW,
-    options: Annotated[_AuditOptions, opt.RECORD] = _AUDIT,
+    options: Annotated[AuditOptions, opt.RECORD] = _AUDIT,
     append: Path | None = None,
     device: opt.Device = "auto",
     judging: opt.Options = opt.DEFAULT_OPTIONS,

@@ -21,14 +21,13 @@ from gradience.schema.compare import BenchReport
 from gradience.schema.merge import MergeMethod
 from gradience.verbs.bench.options import BenchOptions, DriftOptions
 from gradience.verbs.bench.view import bench_text
-from gradience.verbs.merge.command import parsed_weights
+from gradience.verbs.merge.options import parsed_weights
 
 _CODES: Final = {"holds": DONE, "none": FOUND, "not_decided": NOT_DECIDED, "no_contrast": NOT_DECIDED}
 
 
 @dataclass(frozen=True, kw_only=True)
 class _BenchOptions(BenchOptions):
-    seed: opt.Seed = 0
     json: opt.AsJson = False
 
 
@@ -65,7 +64,6 @@ class _ChangeOptions(DriftOptions):
         List every group of modules.
     """
 
-    seed: opt.Seed = 0
     elsewhere: Path | None = None
     verbose: Annotated[bool, Parameter(alias="-v")] = False
 

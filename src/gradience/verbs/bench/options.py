@@ -1,10 +1,9 @@
 """The options of ``bench``, apart from its work, which imports torch."""
 
-# Annotations are evaluated here, so that a record of the command line that inherits these fields has their types.
 from dataclasses import dataclass
 from pathlib import Path
 
-from gradience.ranges import Count, Positive, VerbOptions, Whole
+from gradience.ranges import Count, Positive, Seed, VerbOptions
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,7 +40,7 @@ class BenchOptions(VerbOptions):
     tolerance: str = "1%"
     cap: Positive | None = None
     lower_is_better: bool = False
-    seed: Whole = 0
+    seed: Seed = 0
     seeds: Count = 3
     timeout: Positive = 3600.0
     max_length: Count | None = None
@@ -60,4 +59,4 @@ class DriftOptions(VerbOptions):
     """
 
     rows: Count = 32
-    seed: Whole = 0
+    seed: Seed = 0

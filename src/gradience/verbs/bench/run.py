@@ -170,7 +170,7 @@ def _trained(store: BenchStore, command: str, rank: int, seed: int, timeout: flo
             open_adapter(draft)
         except AdapterError as error:
             raise AdapterError(
-                f"the training of rank {rank}, seed {seed} left no adapter: {error}", advice="save it in {out}"
+                f"the training of rank {rank}, seed {seed} left no adapter: {error.message}", advice="save it in {out}"
             ) from error
         draft.rename(out)
 

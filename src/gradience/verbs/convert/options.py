@@ -1,10 +1,11 @@
 """The options of ``convert``."""
 
-# Annotations are evaluated here, so that a record of the command line that inherits these fields has their types.
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypedDict
+from typing import Annotated, TypedDict
+
+from cyclopts import Parameter
 
 from gradience.errors import OptionError
 from gradience.io import PathLike
@@ -39,7 +40,7 @@ class ConvertOptions(VerbOptions):
     energy: Share | None = None
     base: Path | None = None
     component: str | None = None
-    renames: Sequence[str] = ()
+    renames: Annotated[Sequence[str], Parameter(name="--rename")] = ()
     drop: bool = False
 
     def refuse_bad(self) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Final
 
@@ -15,13 +14,7 @@ from gradience.commands.output import DONE, emit_json, print_text
 from gradience.errors import AdapterError
 from gradience.verbs.receipt.options import ReceiptOptions
 
-
-@dataclass(frozen=True, kw_only=True)
-class _ReceiptOptions(ReceiptOptions):
-    seed: opt.Seed = 0
-
-
-_DEFAULTS: Final = _ReceiptOptions()
+_DEFAULTS: Final = ReceiptOptions()
 
 
 def receipt(
@@ -33,7 +26,7 @@ def receipt(
     data: Annotated[Path | None, Parameter(alias="--prompts")] = None,
     out: Path | None = None,
     force: opt.Flag = False,
-    options: Annotated[_ReceiptOptions, opt.RECORD] = _DEFAULTS,
+    options: Annotated[ReceiptOptions, opt.RECORD] = _DEFAULTS,
     json: opt.AsJson = False,
 ) -> int:
     """Write down what an adapter answers, so that 'gradience verify' can tell whether it is what is served.

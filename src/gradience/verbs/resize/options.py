@@ -1,13 +1,14 @@
 """The options of ``resize``, apart from its work, which imports JAX."""
 
-# Annotations are evaluated here, so that a record of the command line that inherits these fields has their types.
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Final, NamedTuple, TypedDict, get_args
 
+from cyclopts import Parameter
+
 from gradience.errors import OptionError
 from gradience.io import PathLike
-from gradience.ranges import Count, Positive, Range, Share, VerbOptions, Whole, option_name
+from gradience.ranges import LIBRARY_ONLY, Count, Positive, Range, Seed, Share, VerbOptions, option_name
 from gradience.schema.writing import Criterion, Dtype
 
 BY_OUTPUTS: Final[tuple[Criterion, ...]] = ("kl", "rank", "max_params", "max_mb")
@@ -16,6 +17,9 @@ BY_OUTPUTS: Final[tuple[Criterion, ...]] = ("kl", "rank", "max_params", "max_mb"
 MOST_FLIPS: Final = 0.02
 """Share of predictions that a choice by KL may change, unless told otherwise: a judgement. Where confidence is low a
 small KL hides many changed answers."""
+
+
+_OR_BARE: Final = Parameter(metavar="[PATH]")
 
 
 class Target(NamedTuple):
@@ -58,8 +62,6 @@ class ResizeOptions(VerbOptions):
         Choose by outputs, on --data's rows or on those of a file given here. Over all modules at once those pieces are
         kept that do most to the outputs per parameter: for --kl, or within --max-mb or the parameters of --rank. A
         module may leave the adapter. What it cost is measured on other inputs of the file.
-    calibrate_tokens:
-        The same as JSONL of token ids.
     recover:
         On --data's rows, or on those of a file given here, the smaller adapter's A and B are then trained for 300
         steps towards the outputs with the whole adapter. They are kept if the KL on texts held out falls beyond chance.
@@ -74,22 +76,21 @@ class ResizeOptions(VerbOptions):
     rank: Count | None = None
     energy: Share | None = None
     max_mb: Positive | None = None
-    max_params: Count | None = None
+    max_params: Annotated[Count | None, LIBRARY_ONLY] = None
     like_suggested: Annotated[bool, Range(lambda x: x in {0.0, 1.0}, "true")] = False
     kl: Annotated[float, Range(lambda x: x > 0.0, "above 0, in nats")] | None = None
-    flips: Share | None = None
+    flips: Annotated[Share | None, LIBRARY_ONLY] = None
     data: Path | None = None
-    calibrate: Path | bool | None = None
-    calibrate_tokens: Path | None = None
-    recover: Path | bool | None = None
-    seed: Whole = 0
+    calibrate: Annotated[Path | bool | None, _OR_BARE] = None
+    recover: Annotated[Path | bool | None, _OR_BARE] = None
+    seed: Seed = 0
     dtype: Dtype | None = None
     base: Path | None = None
 
     @property
     def inputs(self) -> Path | None:
-        """The file to calibrate on, of texts or of token ids; None without calibration."""
-        return self.calibrate_tokens or self._file(given=self.calibrate or self.kl is not None)
+        """The file to calibrate on; None without calibration."""
+        return self._file(given=self.calibrate or self.kl is not None)
 
     @property
     def recovers_on(self) -> Path | None:
@@ -123,9 +124,7 @@ class ResizeOptions(VerbOptions):
 
     def _refuse_inputs(self, criterion: Criterion) -> None:
         self._refuse_data(criterion)
-        names = [name for name in ("calibrate", "calibrate_tokens") if getattr(self, name)]
-        if len(names) > 1:
-            raise OptionError("got --calibrate and --calibrate-tokens, expected one of them", advice="give one")
+        names = ["calibrate"] * bool(self.calibrate)
         if self.flips is not None and criterion != "kl":
             raise OptionError("--flips is a bound beside a KL, and none is given", advice="give --kl, or leave it out")
         if self.inputs is None and criterion == "kl":
@@ -149,7 +148,7 @@ class ResizeOptions(VerbOptions):
             raise OptionError(
                 f"{name} takes --data's rows, and none are given", advice=f"give --data FILE, or {name} FILE"
             )
-        if self.data is not None and not bare and (criterion != "kl" or self.calibrate or self.calibrate_tokens):
+        if self.data is not None and not bare and (criterion != "kl" or self.calibrate):
             raise OptionError("nothing asks for --data's rows", advice="give --calibrate or --recover without a file")
 
 
@@ -165,7 +164,6 @@ class ResizeKeywords(TypedDict, total=False):
     flips: float | None
     data: PathLike | None
     calibrate: PathLike | bool | None
-    calibrate_tokens: PathLike | None
     recover: PathLike | bool | None
     seed: int
     dtype: Dtype | None

@@ -9,7 +9,9 @@ from __future__ import annotations
 import hashlib
 import math
 import os
+import weakref
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Final
 
@@ -19,6 +21,7 @@ from gradience.folder.runs import read_run
 from gradience.importers.sources import inner_folders, is_run, may_be_log
 from gradience.importers.wandb import SUMMARY
 from gradience.io import CHECKPOINT_PREFIX, PathLike, cache_folder
+from gradience.io.atomic import scratch_folder
 from gradience.reading.logs import is_log
 from gradience.schema.document import writable
 from gradience.schema.fleet import RUNS_SCHEMA_ID, EvalRow, RunFindingRow, RunRow, StepRow
@@ -46,16 +49,15 @@ def collect_runs(
     *roots: PathLike,
     out: PathLike | None = None,
     workers: int | None = None,
-    refresh: bool = False,
     progress: Callable[[JobProgress], None] | None = None,
 ) -> Store:
     """Bring the store of all runs below the roots up to date, and return it.
 
     Args:
         roots: folders, or logs.
-        out: the store's folder; by default a folder in the user's cache that belongs to these roots.
+        out: the store's folder; by default a folder in the user's cache that belongs to these roots, or, if nothing can
+            be written there, a temporary one that lives as long as what is returned.
         workers: the number of processes that read, if there are many logs; by default one per core.
-        refresh: read every log again, changed or not.
         progress: called after each log.
 
     Raises:
@@ -64,27 +66,31 @@ def collect_runs(
         OutputError: another process is updating the store, or it cannot be written.
     """
     require("pyarrow", "duckdb", extra="fleet", what="a table of runs")
-    store = Store(_folder(roots) if out is None else Path(out), RUNS)
-    plan = _plan(store, roots, refresh=refresh)
+    store = _cached(roots) if out is None else Store(Path(out), RUNS)
+    plan = _plan(store, roots)
     if plan.jobs or plan.gone or not store.exists:
         with store.writing() as writer:
-            plan = _plan(store, roots, refresh=refresh)  # again under the lock: another process may have written since
+            plan = _plan(store, roots)  # again under the lock: another process may have written since
             answers = _answers(plan.jobs, workers or cores())
             carry_out(writer, plan, answers, _crashed, progress)
     return store
 
 
-def _plan(store: Store, roots: Sequence[PathLike], *, refresh: bool) -> Plan:
+def _plan(store: Store, roots: Sequence[PathLike]) -> Plan:
     known = known_rows(store)
-    current = "" if refresh else version_of_rules("config", "log")  # rows of any other version are made again
-    return plan_of(find_runs(roots, known.keys()), known, current)
+    return plan_of(find_runs(roots, known.keys()), known, version_of_rules("config", "log"))
 
 
-def _folder(roots: Sequence[PathLike]) -> Path:
+def _cached(roots: Sequence[PathLike]) -> Store:
+    if (cache := cache_folder("runs")) is None:  # as with a home that cannot be written: it is made again each time
+        scratch = ExitStack()
+        store = Store(scratch.enter_context(scratch_folder()), RUNS)
+        weakref.finalize(store, scratch.close)
+        return store
     # The same folders in another order are one store.
     places = sorted(os.path.abspath(root) for root in roots)  # noqa: PTH100  # no links resolved
     digest = hashlib.sha256("\0".join(places).encode("utf-8", "surrogateescape")).hexdigest()
-    return cache_folder("runs") / digest[:24]
+    return Store(cache / digest[:24], RUNS)
 
 
 def _answers(jobs: Sequence[Job], workers: int) -> Iterator[Done[Job]]:
