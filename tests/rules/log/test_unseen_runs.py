@@ -265,6 +265,10 @@ COLLAPSED = [0.74, 0.72, 0.75, 0.73] * 5 + [0.6914, 0.6953] * 40
             run(FALL, rates=[5e-7] * 60),
             "learns; loss 2 -> 0.5079; the learning rate never was above 5e-07; no held-out signal",
         ),
+        (
+            run([2.0, 0.4], rates=[9e-7, 5e-7], steps=[500, 1000]),
+            "learns; loss 2 -> 0.4; no held-out signal",
+        ),  # of the end of a decay
         (run(FALL, rates=[1e-6] * 60), "learns; loss 2 -> 0.5079; no held-out signal"),
         (run(FALL, rates=[1e-2] * 60), "learns; loss 2 -> 0.5079; learning rate up to 0.01; no held-out signal"),
         (run(FALL, rates=[4.9e-3] * 60), "learns; loss 2 -> 0.5079; no held-out signal"),

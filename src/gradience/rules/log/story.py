@@ -29,6 +29,7 @@ _SCATTERS: Final = 0.1  # noise of a row over the level
 _MANY_PASSES: Final = 10.0  # passes over the data that the story names
 _HIGH_NORM: Final = 50.0  # median gradient norm; trainings of real adapters have .05 to 20
 _RATES: Final = (1e-6, 5e-3)  # peak rates of Adam outside of which no recipe is
+_SOME_RATES: Final = 3  # rows from which the largest rate logged is near the peak
 _NEAR_CHANCE: Final = 0.25  # of the way from chance to all right
 
 
@@ -132,6 +133,8 @@ def _rate(facts: RunFacts, told: Iterable[_Told]) -> Iterator[StoryPart]:
     lowest, highest = _RATES
     if not optimizer.startswith(("adam", "paged_adam", "lion")) or facts.warming_up or not 0.0 < peak < math.inf:
         return
+    if peak < lowest and len(facts.rate.values) < _SOME_RATES:
+        return  # those may be of the end of a decay
     if lowest <= peak < highest or any("peak" in f.values or rule.cause_of(f) == "no_learning" for rule, f in told):
         return
     says = f"the learning rate never was above {peak:.2g}" if peak < lowest else f"learning rate up to {peak:.2g}"
