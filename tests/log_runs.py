@@ -1180,6 +1180,7 @@ ENTRIES: Final[dict[str, Entry]] = {
             Edge("margin", "w-", 0.27, 0.36, _margins),
             Edge("clear_fall", "i?", 0.19, 0.21, lambda x: run([2.0, 1.9, 2.0 - 2.0 * x], held_out=[1.0] * 3)),
             Edge("still_bound", "w?", 0.028, 0.0295, lambda x: run(swings(40, x))),
+            Edge("at_ln_k_rows", "-w", 15, 16, lambda n: run([0.8] * 20 + [LN2] * n + [0.72] * (20 - n), num_labels=2)),
             Edge("short_run", "iw", 29, 30, lambda x: run([2.0] * x)),
             Edge("still_rows", "?i", 7, 8, lambda x: run([2.0, 2.001, 1.999, 2.0, 2.001, 2.0, 1.999, 2.001][:x])),
             Edge("chance_near", "ii", 0.0195, 0.0205, lambda x: run([math.log(2) * (1.0 + x)] * 20, num_labels=2)),
@@ -2320,12 +2321,11 @@ ENTRIES: Final[dict[str, Entry]] = {
     ),
     "GAP118": Entry(
         edges=[
-            Edge("few_rows", "w-", 2, 3, lambda x: run(FALL[:x], every=20)),
-            Edge("some_steps", "-w", 19, 20, lambda x: run(FALL[:1], every=x)),
-            Edge("evaluated", "wi", 0, 1, lambda x: run(FALL[:2], every=20, held_out=[2.0] * x)),
+            Edge("few_rows", "i-", 2, 3, lambda x: run(FALL[:x], every=20)),
+            Edge("some_steps", "-i", 19, 20, lambda x: run(FALL[:1], every=x)),
         ],
         at=[
-            At(lambda n: run(FALL[:n], every=20), {0: None, 1: "warning", 2: "warning", 3: None}),
+            At(lambda n: run(FALL[:n], every=20), {0: None, 1: "info", 2: "info", 3: None}),
         ],
         told=[
             ({"rows": 0}, "no training loss was logged"),

@@ -12,7 +12,8 @@ from tables import every
 
 from gradience.schema import SCHEMA_ID, SCHEMA_PATTERN
 from gradience.schema.document import Report
-from gradience.schema.export import _REPORTS, json_schema
+from gradience.schema.export import REPORTS, json_schema
+from gradience.schema.reports import DataReport, Lengths, TokenCounts, announced_by
 
 
 def tag_of(kind: inspect.StructType) -> dict[str, Any]:
@@ -77,9 +78,9 @@ def _holds_struct(kind: inspect.Type) -> bool:
 
 
 @every("build", [least, fullest])
-@every("name", sorted(_REPORTS))
+@every("name", sorted(REPORTS))
 def test_a_report_has_every_key_at_every_level(name: str, build: Any) -> None:
-    cls = _REPORTS[name]
+    cls = REPORTS[name]
     report = msgspec.convert(build(inspect.type_info(cls)), cls)
     assert isinstance(report, Report)
     document = json.loads(report.to_json())
@@ -88,10 +89,33 @@ def test_a_report_has_every_key_at_every_level(name: str, build: Any) -> None:
     assert msgspec.convert(document, cls) == report
 
 
-@every("name", sorted(_REPORTS))
+@every("name", sorted(REPORTS))
 def test_a_report_schema_refuses_a_document_that_lacks_any_key(name: str) -> None:
-    cls = _REPORTS[name]
+    cls = REPORTS[name]
     document = msgspec.convert(least(inspect.type_info(cls)), cls).to_dict()
     validator = Draft202012Validator(json_schema(name))
     for key in document:
         assert not validator.is_valid({k: v for k, v in document.items() if k != key}), key
+
+
+@every(
+    ("loss", "kept", "sequences", "share", "length"),
+    [
+        ("answers", 12, 5, 0.25, 2.4),
+        ("none", 12, 5, None, 2.4),
+        ("answers", 0, 5, None, 0.0),
+        ("all", 12, 0, 0.25, None),
+    ],
+)
+def test_a_check_announces_what_a_recorder_compares(
+    loss: Any, kept: int, sequences: int, share: float | None, length: float | None
+) -> None:
+    report = DataReport(
+        path="data/train.jsonl", format="messages", trainer="sft", loss=loss, sequences=sequences, rows_read=7,
+        max_length=64, template="the tokenizer", template_digest="ab12",
+        tokens=TokenCounts(total=20, kept=kept, supervised=3), lengths=Lengths(bin_width=16, bins=[1, 4]),
+    )  # fmt: skip
+    assert announced_by(report) == {
+        "supervised_share": share, "tokens_per_sequence": length, "rows_read": 7, "max_length": 64,
+        "data": "train.jsonl", "template": "the tokenizer", "template_digest": "ab12", "bin_width": 16, "bins": [1, 4],
+    }  # fmt: skip

@@ -419,7 +419,7 @@ JOINS: Final[tuple[Correlation, ...]] = (
     ),
     Correlation(
         "REC310",
-        severity="warning",
+        severity="info",
         title="nothing was logged, as configured",
         needs=(Needs("config", ("no_rows",)), Needs("log", ("few_rows",))),
         hints=(Needs("config", ("nothing_held_out",)),),

@@ -86,7 +86,7 @@ def _overfits_says(v: Values) -> str:
     phrase=_overfits_says,
     as_info=True,
     look=True,
-    covers=frozenset({"improving"}),
+    covers=lambda v: frozenset({"improving"} if "rise" in v else {"improving", "accuracy"}),
     live=True,
     cause="overfits",
     thresholds=(OVERFIT_RISE, EVAL_NOISE, OVERFIT_EVALS, LEAST_EVALS),
@@ -330,7 +330,7 @@ def _held_out_still(facts: RunFacts) -> Observation | None:
             "falls": bool(facts.series.steps) and learning(facts).shown,
         },
         severity=None if memorised or (still.how == "dead" and not _other_metrics_gain(facts)) else "info",
-        action=_STILL_ACTIONS[still.how],
+        action=_STILL_ACTIONS.get(still.how),
         evidence=seen(f"{still.evaluations} evaluations"),
     )
 
@@ -344,7 +344,6 @@ _STILL_ACTIONS: Final = {
     "dead": "Read some of its answers beside the labels: the metric, the labels or the output format do not fit.",
     "first": "Fewer passes over more or other data; see that held-out rows are of the task that is trained.",
     "lost": "Keep the checkpoint of the best evaluation.",
-    "late": "Stop earlier: steps after that fit the training rows alone.",
 }
 
 
@@ -356,7 +355,8 @@ def _still_message(still: Still) -> str:
     if still.how == "late":
         return (
             f"{what} has not improved since step {still.step} ({first} there, {best} at best of "
-            f"{still.evaluations} evaluations), while the training loss fell on."
+            f"{still.evaluations} evaluations), while the training loss fell on: about {still.step} steps would have "
+            "done."
         )
     if still.how == "lost":
         return f"{what} ends worse than it began: {first}, then {last}, while the training loss falls."

@@ -23,7 +23,7 @@ from gradience.rules.log.account import (
     task_metric,
     values_of,
 )
-from gradience.rules.log.divergence import STILL_BOUND, divergence, fell_before
+from gradience.rules.log.divergence import MANY_ROWS, STILL_BOUND, divergence, fell_before
 from gradience.rules.log.facts import (
     EVAL_NOISE,
     JUDGEMENT,
@@ -74,6 +74,7 @@ AT_ONCE = Threshold("at_once", 5.0, "standard deviations of a row that all other
 STILL_ROWS = Threshold("still_rows", 8, "training rows", "below it the bound is never under 6 %")
 SHORT_RUN = Threshold("short_run", 30, "steps", "sound trainings of 8 to 20 steps moved no loss by 6 %")
 CHANCE_NEAR = Threshold("chance_near", 0.02, "fraction of ln K", REAL_RUNS)
+AT_LN_K_ROWS = Threshold("at_ln_k_rows", 0.8, "of the second half of the rows", "a judgement: guesses are alike")
 
 FLAT = Threshold("flat", 0.015, "fraction: fall over the span, by Theil-Sen and by medians of thirds", "published runs")
 FLAT_BOUND = Threshold("flat_bound", 0.04, "fraction: 95 % upper bound of that fall", "published runs")
@@ -249,7 +250,9 @@ def _late(facts: RunFacts, curve: HeldOutCurve) -> Still | None:
     n = len(curve.losses)
     if n < LATE_EVALS.value or not facts.loss.points:
         return None
-    least = max(HELD_STILL.value * min(curve.losses), EVAL_NOISE.value * curve.noise)
+    # Of a curve that was steep at first the noise is known badly: what fell by as much has improved
+    lowest = min(curve.losses)
+    least = max(HELD_STILL.value * lowest, min(EVAL_NOISE.value * curve.noise, OVERFIT_RISE.value * lowest))
     at = next(i for i in range(n) if curve.losses[i] - min(curve.losses[i:]) <= least)
     if n - at < LATE_EVALS.value or _task_gains(facts, curve.steps[at]):
         return None
@@ -320,14 +323,39 @@ def no_learning(facts: RunFacts) -> Observation | None:
     surely = trend is not None and trend.p <= MOVED.value and trend.fall > LEAST_FALL.value
     if trend is None or facts.peak_rate <= 0.0 or _margin_grows(facts) or divergence(facts) is not None:
         return None
-    if fell_before(facts):
-        return None  # what it learnt was lost again
+    # What was learnt and lost again is no standstill
+    stays = None if fell_before(facts) else _stays(facts, result, trend, surely=surely)
+    return stays or _comes_to_a_guess(facts, trend)
+
+
+def _stays(facts: RunFacts, result: Learning, trend: Trend, *, surely: bool) -> Observation | None:
     if result.shown and (surely or not facts.evaluated or _held_out_fell(facts)):
         return None
     curve = facts.held_out_curve
     if curve is not None and not surely and (still := _held_out_still(facts, curve, trend)) is not None:
         return still
     return None if result.shown else _bounded(facts, trend)
+
+
+def _comes_to_a_guess(facts: RunFacts, trend: Trend) -> Observation | None:
+    """The finding if the second half of the rows is the loss of equal odds, whatever it fell from."""
+    points, curve = facts.loss.values[len(facts.loss.values) // 2 :], facts.held_out_curve
+    language = account(facts).loss == "language_model" and facts.objective.kind not in {"preference", "reward"}
+    classes = _classes(facts) or (None if language else 2)
+    if len(facts.loss.values) < MANY_ROWS.value or classes is None:
+        return None
+    level, middle = math.log(classes), median(points)
+    alike = sum(abs(loss - level) <= CHANCE_NEAR.value / 2.0 * level for loss in points)
+    lower = curve is not None and curve.losses[-1] < (1.0 - CHANCE_NEAR.value / 2.0) * level
+    if lower or alike < AT_LN_K_ROWS.value * len(points) or abs(middle - level) > CHANCE_NEAR.value / 4.0 * level:
+        return None
+    return Observation(
+        f"The loss comes to ln {classes} = {level:.4f}, that of a random guess among {classes}: {middle:.4g} in the "
+        "second half of the rows (median).",
+        {"first": trend.start, "last": trend.end, "drop": trend.fall, "classes": classes},
+        severity="info" if (facts.run.last_step or 0) < SHORT_RUN.value else None,
+        evidence=seen(f"{alike} of {len(points)} rows within {CHANCE_NEAR.value / 2.0:.0%} of it"),
+    )
 
 
 def _held_out_still(facts: RunFacts, curve: HeldOutCurve, trend: Trend) -> Observation | None:
@@ -390,10 +418,16 @@ def _margin_grows(facts: RunFacts) -> bool:
     return apart is not None and apart.surely
 
 
+def _classes(facts: RunFacts) -> int | None:
+    """How many answers there are to choose from; None if that is not known."""
+    classes = 2 if facts.objective.kind in {"preference", "reward"} else facts.num_labels
+    return classes if classes and classes > 1 else None
+
+
 def _chance_level(facts: RunFacts) -> str | None:
     """The loss of equal odds (ln K) as text, if the loss stays at it from start to end, else None."""
-    classes = 2 if facts.objective.kind in {"preference", "reward"} else facts.num_labels
-    if not classes or classes < 2:
+    classes = _classes(facts)
+    if classes is None:
         return None
     level, points = math.log(classes), facts.outline.points
     first, last = median(points[: max(3, len(points) // 5)]), median(points[len(points) // 2 :])
@@ -406,9 +440,13 @@ def _chance_level(facts: RunFacts) -> str | None:
     severity="warning",
     confidence=0.75,
     needs=(not_under("rl"), positive_loss, some_margin),
-    signs=(Sign("no_learning", values=lambda _: {"not_learnt": "the loss does not fall"}),),
+    signs=(
+        Sign("no_learning", unless=frozenset({"classes"}), values=lambda _: {"not_learnt": "the loss does not fall"}),
+    ),
     place="shape",
-    phrase=lambda _: "the loss does not fall",
+    phrase=lambda v: (
+        f"the loss comes to ln {v['classes']}, a random guess" if "classes" in v else "the loss does not fall"
+    ),
     as_info=True,
     covers=frozenset({"learning"}),
     cause="no_learning",
@@ -420,6 +458,8 @@ def _chance_level(facts: RunFacts) -> str | None:
         STILL_BOUND,
         SHORT_RUN,
         MOVED,
+        AT_LN_K_ROWS,
+        MANY_ROWS,
         CHANCE_NEAR,
         ALPHA,
         ALPHA_MOVED,
@@ -437,8 +477,10 @@ def _no_learning(facts: RunFacts) -> Observation | None:
     the training loss does not fall significantly, nor by over {clear_fall}; or, from {still_rows} rows on, the fall
     from start to end is under {still_bound}, and so are the 95 % upper bounds of the Theil-Sen slope over all rows
     and of the fall from the first fifth to the second half, and the gradient norm has no trend; and not if a fifth
-    of the rows was once further below the start; info in a run of under {short_run} steps, few of which need show
-    what is learnt. Without a training loss, held-out losses over {guess} nats show no learning
+    of the rows was once further below the start; or {at_ln_k_rows} of the second half of {many_rows} rows or more
+    are within half of {chance_near} of ln K, K being 2 where it is not known, but of language models; info in a run of
+    under {short_run} steps, few of which need show what is learnt. Without a training loss, held-out
+    losses over {guess} nats show no learning
 
     Why: The adapter may be frozen, detached, on few layers, or the learning rate far too low.
     Scope: positive losses after warmup; preference training whose margin grows counts as learning
