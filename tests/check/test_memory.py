@@ -14,6 +14,8 @@ from tables import every
 from gradience import TelemetryWriter, check_config, diagnose
 from gradience.cli.main import main
 from gradience.errors import AdapterError, ConfigError
+from gradience.io import pretrained
+from gradience.schema.memory import Memory
 from gradience.verbs.check.memory import parse_size
 from gradience.verbs.check.view import check_text
 from gradience.verbs.diagnose.view import diagnose_text
@@ -107,6 +109,24 @@ def test_an_adapter_that_cannot_be_followed_is_told_in_our_words(base: Path, kin
     assert memory.reason == made
 
 
+@pytest.mark.parametrize(
+    "text", ["{", "[]", "[" * 5000, '{"peft_type": "XLORA"}', '{"megatron_config": {"a": 1}}'], ids=range(5)
+)
+def test_what_is_wrong_with_an_adapters_config_is_told_in_our_words(
+    base: Path, monkeypatch: pytest.MonkeyPatch, text: str
+) -> None:
+    folder = base.parent / "adapter"
+    folder.mkdir()
+    path = folder / "adapter_config.json"
+    path.write_text(json.dumps(LORA))
+    # As it is when PEFT is about to be given it.
+    refuse = pretrained.refuse_special
+    monkeypatch.setattr(pretrained, "refuse_special", lambda place: (path.write_text(text), refuse(place)))
+    memory = check_config(peft_dir=folder, base=base, max_length=64).memory
+    told = "the adapter's adapter_config.json cannot be read, or would make PEFT load what it names"
+    assert memory == Memory(reason=told)
+
+
 def test_without_torch_the_parts_that_need_no_model_are_given(base: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("gradience.verbs.check.memory.find_spec", lambda name: None if name == "torch" else sys)
     memory = checked(base).memory
@@ -162,7 +182,8 @@ def test_diagnose_foretells_the_longest_batch_that_was_seen(base: Path, tmp_path
     assert "GiB foretold, 3.0 used, 4.0 reserved" in diagnose_text(report)
 
 
-TILES = "the loss in tiles of the logits, as in TRL 1.16; TRL 1.9 holds all of them, which takes more"
+TILES = "the loss in tiles of the logits, as in TRL 1.16; TRL 1.9 holds all logits at once"
+OF_COMPLETIONS = TILES.replace("all logits", "all logits of the completions")
 OFF = "a reference pass with the adapter off"
 AT_ONCE = "completions that the model itself generates at once"
 ALIGNED = {"num_generations": 2, "max_completion_length": 100}
@@ -174,21 +195,22 @@ ALIGNED = {"num_generations": 2, "max_completion_length": 100}
         ({"precompute_ref_log_probs": False}, "4 pairs, so 8 x 256", (OFF, TILES)),
         ({"precompute_ref_log_probs": True}, "4 pairs, so 8 x 256", ("a reference that passed before training", TILES)),
         ({"desirable_weight": 1.0}, "4 x 256", (OFF, TILES)),
+        ({"desirable_weight": 1.0, "use_liger_kernel": True}, "4 x 256", (OFF, TILES.partition(";")[0])),
         ({"generate_during_eval": False}, "4 pairs, so 8 x 256", ("all logits, as in TRL 1.16",)),
         (
             {**ALIGNED, "gradient_accumulation_steps": 3},
             "4 x 256",
-            ("100 tokens of them generated", "no reference, as beta is not stated", f"12 {AT_ONCE}", TILES),
+            ("100 tokens of them generated", "no reference, as beta is not stated", f"12 {AT_ONCE}", OF_COMPLETIONS),
         ),
         (
             {**ALIGNED, "beta": 0.1, "use_vllm": True},
             "4 x 256",
-            ("100 tokens of them generated", OFF, "what vLLM takes is left out", TILES),
+            ("100 tokens of them generated", OFF, "what vLLM takes is left out", OF_COMPLETIONS),
         ),
         (
             {**ALIGNED, "normalize_advantages": True, "steps_per_generation": 5},
             "4 x 256",
-            ("100 tokens of them generated", "a reference, as beta is not stated", f"20 {AT_ONCE}", TILES),
+            ("100 tokens of them generated", "a reference, as beta is not stated", f"20 {AT_ONCE}", OF_COMPLETIONS),
         ),
     ],
 )
@@ -239,7 +261,7 @@ def test_the_changes_that_fit_are_those_of_the_objective(base: Path) -> None:
     alone = checked(base, per_device_train_batch_size=1, precompute_ref_log_probs=False).memory
     found = [one.peak_bytes for one in checked(base, memory=limit, precompute_ref_log_probs=False).memory.changes]
     # A pair is padded, alone too.
-    assert alone.assumes[0] == "1 pairs, so 2 x 256 tokens, padded"
+    assert alone.assumes[0] == "1 pair, so 2 x 256 tokens, padded"
     assert found[first.index("batch 1 with 4 x accumulation")] > alone.peak_bytes  # gradients of earlier micro-batches
     answers = checked(base, memory=limit, desirable_weight=1.0)
     assert not any("batch 1" in one.change for one in answers.memory.changes)

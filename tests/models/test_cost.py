@@ -119,7 +119,11 @@ def test_all_logits_live_in_orpo_and_none_in_a_reward_model(base):
 def test_only_completions_are_scored_and_a_rollout_keeps_the_cache_of_all_its_rows(base):
     step = {"objective": "rl", "completion": 32}
     assert follow(base, **step)["loss"] == pytest.approx(BATCH * 32 * 32768 * 2, rel=0.02)
-    few, many = (sum(follow(base, **step, generated=rows, batch=1).values()) for rows in (4096, 8192))
-    cache = 2 * LAYERS * LENGTH * (WIDTH // 2) * 2  # keys and values of a row: two heads of four, in bfloat16
-    assert many - few > 4096 * cache
     assert sum(follow(base, **step, generated=1).values()) == sum(follow(base, **step).values())
+    prompt = 8  # so short that the last token, and not the prompt, takes the most
+    step["completion"] = LENGTH - prompt
+    few, many = (sum(follow(base, **step, generated=rows, batch=1).values()) for rows in (4096, 12288))
+    cache = 2 * LAYERS * (WIDTH // 2) * 2  # keys and values of a token: two heads of four, in bfloat16
+    masks = 8 * LENGTH + 8 * prompt  # and the prompt's ids, of 64 bits
+    chances = (2 + 4 + 4) * VOCABULARY  # the last token's logits, in float32 too, and their softmax
+    assert many - few == 8192 * (LENGTH * cache + masks + chances)

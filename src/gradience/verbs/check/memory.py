@@ -15,6 +15,7 @@ from typing import Any, Final, NamedTuple
 import msgspec
 from msgspec.structs import asdict, replace
 
+from gradience.blocks import counted
 from gradience.configs.settings import LORA
 from gradience.configs.training import method_of, objective_of
 from gradience.errors import ConfigError
@@ -232,7 +233,7 @@ def _saves(step: Step, config: ConfigSnapshot) -> bool:
 
 
 def _assumed(step: Step, config: ConfigSnapshot, half: str, *, packed: bool) -> Iterator[str]:
-    pairs = f"{step.batch} pairs, so " if step.objective in PAIRED else ""
+    pairs = f"{counted(step.batch, 'pair')}, so " if step.objective in PAIRED else ""
     rows = f"{step.batch * (2 if pairs else 1)} x {step.length:,}"
     yield f"{pairs}{rows} tokens{', packed' if packed else ', padded' if step.padded else ''}"
     yield from _of_objective(step, config)
@@ -243,7 +244,7 @@ def _assumed(step: Step, config: ConfigSnapshot, half: str, *, packed: bool) -> 
         yield "AdamW, as nothing names the optimizer"
     if step.bits:
         yield f"{step.bits}-bit linear layers"
-    if step.fused_loss:
+    if step.fused_loss and not step.objective:
         yield "a loss in chunks"
     yield "one device, no sharding; without the driver's context"
 
@@ -252,17 +253,19 @@ def _of_objective(step: Step, config: ConfigSnapshot) -> Iterator[str]:
     if step.objective in {"dpo", "kto"}:
         yield _REFERENCES[step.reference]
     if step.completion:
-        yield f"{step.completion:,} tokens of them generated"
+        yield f"{counted(step.completion, 'token')} of them generated"
         if "beta" not in config.training.extras:
             yield "a reference, as beta is not stated" if step.reference else "no reference, as beta is not stated"
         elif step.reference:
             yield _REFERENCES[step.reference]
-        rows = f"{step.generated:,} completions that the model itself generates at once"
+        rows = f"{counted(step.generated, 'completion')} that the model itself generates at once"
         yield rows if step.generated else "what vLLM takes is left out"
     if step.objective == "orpo":
         yield "all logits, as in TRL 1.16"
     elif step.objective not in {"", "reward"}:
-        yield "the loss in tiles of the logits, as in TRL 1.16; TRL 1.9 holds all of them, which takes more"
+        # Read from 1.9.0: _compute_loss of DPO and KTO, _get_per_token_logps_and_entropies of GRPO and RLOO.
+        older = f"; TRL 1.9 holds all logits{' of the completions' * (step.objective == 'rl')} at once"
+        yield f"the loss in tiles of the logits, as in TRL 1.16{'' if step.fused_loss else older}"
 
 
 def _declared(base: Path) -> dict[str, Any]:

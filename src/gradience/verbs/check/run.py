@@ -423,8 +423,8 @@ def _memory(config: ConfigSnapshot, base: Path, given: CheckOptions, whole: Laye
     if fields is None and paths and paths[-1].name == CONFIG_NAME:
         try:
             fields = pretrained.adapter_config(paths[-1].parent)
-        except (OSError, ValueError) as error:
-            return Memory(reason=f"the adapter's config is not given to PEFT: {error}")
+        except (OSError, ValueError, RecursionError):  # whose texts may be of the system or another library
+            return Memory(reason=f"the adapter's {CONFIG_NAME} cannot be read, or would make PEFT load what it names")
         fields |= {} if given.overrides is None else peft_fields(given.overrides.lora)
     limit = None if given.memory is None else parse_size(given.memory)
     return foretell(config, base=base, adapter=fields, length=given.max_length, limit=limit, coverage=coverage)
