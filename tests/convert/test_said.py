@@ -29,7 +29,8 @@ def peft(folder: Path, tensors: dict[str, np.ndarray], **config: Any) -> Path:
     return adapter(folder, {}, extra=tensors, **{"r": 2, "lora_alpha": 6, "target_modules": ["q"], **config})
 
 
-FIRST_THREE = ", ".join(f"{PREFIX}{name}" for name in ("head.weight", "u.v", "x.y"))
+HEAD = "head.weight (weights that were trained whole; it holds factors alone)"
+NO_USE = "nothing here tells where they belong"
 REFUSED: list[tuple[dict[str, np.ndarray], dict[str, Any], dict[str, Any], str, str]] = [
     (LORA, {}, {}, "{weights} is a plain PEFT LoRA already", "use it as it is"),
     (LORA, {}, {"rank": 1}, "{weights} is a plain PEFT LoRA already", "gradience resize changes its rank"),
@@ -44,22 +45,22 @@ REFUSED: list[tuple[dict[str, np.ndarray], dict[str, Any], dict[str, Any], str, 
         LORA | {"head.weight": M, "x.y": M, "z.w": M, "u.v": M},
         {"modules_to_save": ["head"]},
         {"to": "mlx"},
-        f"MLX-LM's LoRA has no place for 4 tensors of {{weights}}: {FIRST_THREE} and 1 more",
-        "leave them out with --drop, or keep the adapter as it is",
+        f"MLX-LM's file cannot hold all of {{weights}}: {HEAD}; u.v, x.y, z.w (tensors of no known use; {NO_USE})",
+        "leave them out with --drop, or merge the adapter into the base instead",
     ),
     (
         LORA | {"x.y": M, "q.lora_magnitude_vector": np.abs(M)},
         {"use_dora": True},
         {"rank": 1},
-        f"a plain PEFT LoRA has no place for 1 tensors of {{weights}}: {PREFIX}x.y",
-        "leave them out with --drop, or keep the adapter as it is",
+        f"a plain PEFT LoRA cannot hold all of {{weights}}: x.y (tensors of no known use; {NO_USE})",
+        "leave them out with --drop, or merge the adapter into the base instead",
     ),
     (
         {f"q.lora_{side}.{name}.weight": x for name in "ab" for side, x in (("A", A), ("B", B))},
         {"use_rslora": True},
         {},
-        "q:a: the file holds several adapters: save each on its own first",
-        "",
+        "this adapter cannot be converted: the file holds several adapters: save each on its own first",
+        "see docs/convert.md for what can be",
     ),
     (
         LORA | {"q.lora_magnitude_vector": np.abs(M)},

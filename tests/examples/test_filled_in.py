@@ -99,7 +99,7 @@ def test_the_next_command_has_what_is_known_and_the_line_after_it_what_is_not(
     argv = shlex.split(line.removeprefix("Next: gradience "))
     given = dict(zip(argv[2::2], argv[3::2], strict=True))  # after the verb and the adapter
     stands = {"base": trained / "base", "run": run}
-    assert (given["--base"], given["--calibrate"]) == (base.format(**stands), texts.format(**stands))
+    assert (given["--base"], given["--data"]) == (base.format(**stands), texts.format(**stands))
     assert after == (said and f"    Replace {said}.")
     if said is None:
         assert main(argv) == 0, capsys.readouterr().err

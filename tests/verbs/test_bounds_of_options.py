@@ -64,7 +64,7 @@ def test_a_resize_takes_a_record_and_single_options_which_win_over_it(places):
 @every(
     ("call", "says"),
     [
-        (lambda: g.audit_adapter("missing", intruders=True), "--intruders needs the base model's weights"),
+        (lambda: g.audit_adapter("missing", intruders=True), "--intruders needs --base"),
         (
             lambda: g.audit_adapter("missing", top_singular_values=-1),
             "--top-singular-values is -1, expected a whole number from 0",

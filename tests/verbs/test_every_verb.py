@@ -83,9 +83,9 @@ TABLE = [
         "convert runs/toy/peft --to mlx --dry-run",
         2,
         (
-            "MLX-LM's LoRA has no place for 4 tensors of runs/toy/peft/adapter_model.safetensors: "
-            "base_model.model.classifier.bias, base_model.model.classifier.weight, "
-            "base_model.model.pre_classifier.bias and 1 more (leave them out with --drop, or keep the adapter as it is)"
+            "MLX-LM's file cannot hold all of runs/toy/peft/adapter_model.safetensors: "
+            "classifier.bias, classifier.weight, pre_classifier.bias and 1 more (weights that were trained whole; it "
+            "holds factors alone) (leave them out with --drop, or merge the adapter into the base instead)"
         ),
     ),
     (

@@ -278,7 +278,7 @@ class WritingOptions:
             AdapterError: --out is missing and this is not a dry run.
         """
         if out is None and not self.dry_run:
-            raise AdapterError("no output path", advice="give --out FOLDER, or try --dry-run first")
+            raise AdapterError("needs --out", advice="give --out FOLDER, or try --dry-run first")
         return None if self.dry_run else out
 
     def shown(self, report: _ReportT, text: Callable[..., str]) -> int:

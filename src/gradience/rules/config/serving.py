@@ -823,7 +823,7 @@ def _converted(facts: Facts) -> Iterator[Observation]:
 
     Why: The adapter is served as it was trained once it is converted.
     Action: convert it first, or merge it into the base
-    Seen: https://github.com/ml-explore/mlx-lm/issues/1119 -- load_adapters takes its own format only
+    Source: mlx_lm/tuner/utils.py:load_adapters@0.32.2 -- adapters.safetensors is read, and no other file
     """
     return _effects("converted", facts)
 

@@ -54,7 +54,7 @@ class AuditOptions(VerbOptions):
         """Refuse an option out of its range, and intruders without a base."""
         super().refuse_bad()
         if self.intruders and self.base is None:
-            raise OptionError("--intruders needs the base model's weights", advice="give them with --base PATH")
+            raise OptionError("--intruders needs --base", advice="give --base MODEL")
 
 
 class AuditKeywords(TypedDict, total=False):

@@ -39,16 +39,16 @@ class _Candidates:
     ----------
     candidates:
         svd:RANK, p90 (the audit's suggestion), energy:SHARE, params:N, kl:NATS, adapter:FOLDER, retrain:RANK, separated
-        by commas. Without it p90, a half and a quarter of the rank, and with --calibrate kl:.003 and kl:.01.
-    calibrate:
-        Inputs without labels for kl:, as of 'gradience resize'. Not those of --data.
+        by commas. Without it p90, a half and a quarter of the rank, and with --calibration-data kl:.003 and kl:.01.
+    calibration_data:
+        Rows without labels for kl:, as the --data of 'gradience resize'. Not those of --data.
     retrain:
         A command that trains an adapter of rank {r} with seed {seed} into {out}; each rank is judged by its worst seed.
         Ranks are those of retrain:RANK, else the audit's suggestions.
     """
 
     candidates: str | None = None
-    calibrate: Path | None = None
+    calibration_data: Path | None = None
     retrain: str | None = None
 
 
@@ -116,7 +116,7 @@ def bench(
         path,
         data=data,
         candidates=chosen,
-        calibrate=candidates.calibrate,
+        calibration_data=candidates.calibration_data,
         retrain=candidates.retrain,
     )
     return _shown(run, out, options)
@@ -129,7 +129,7 @@ def _measured(
     _refuse(candidates, "with --out FOLDER")
     _refuse(replace(options, base=None, json=False), "with --out FOLDER")
     if options.base is None:
-        raise AdapterError("no base model", advice="give --base MODEL")
+        raise AdapterError("needs --base", advice="give --base MODEL")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # avoids its warning about forks
     from gradience.verbs.bench.drift import measure_drift  # --help needs none of it
     from gradience.verbs.bench.drift_view import drift_text  # as above
@@ -209,7 +209,7 @@ def _methods(text: str) -> list[MergeMethod]:
 
 def _shown(run: Callable[..., BenchReport], out: Path | None, options: _BenchOptions) -> int:
     if out is None:
-        raise AdapterError("no output path", advice="give --out FOLDER: evaluations are kept there")
+        raise AdapterError("needs --out", advice="give --out FOLDER: evaluations are kept there")
     report = run(out, options=options, progress=on_terminal("bench"))
     opt.print_report(report, lambda it: bench_text(it, unicode=draws_blocks()), json=options.json)
     return _CODES[report.verdict.state]

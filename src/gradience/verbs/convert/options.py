@@ -32,7 +32,7 @@ class ConvertOptions(VerbOptions):
     renames:
         Replace a prefix of the modules' paths, as OLD=NEW; may be given several times.
     drop:
-        Leave out tensors that the target has no place for, such as a saved head; without it they are refused.
+        Leave out what the target has no place for, such as a saved head; without it that is refused.
     """
 
     to: TargetFormat = "peft"

@@ -6,8 +6,6 @@ import os
 from pathlib import Path
 from typing import Annotated, Final
 
-from cyclopts import Parameter
-
 from gradience.commands import options as opt
 from gradience.commands.bar import on_terminal
 from gradience.commands.output import DONE, emit_json, print_text
@@ -23,7 +21,7 @@ def receipt(
     *,
     peft_dir: opt.PeftDir = None,
     base: opt.RequiredBase,
-    data: Annotated[Path | None, Parameter(alias="--prompts")] = None,
+    data: Path | None = None,
     out: Path | None = None,
     force: opt.Flag = False,
     options: Annotated[ReceiptOptions, opt.RECORD] = _DEFAULTS,
@@ -48,7 +46,7 @@ def receipt(
     """
     adapter = opt.given_once("receipt", path, peft_dir)
     if out is None:
-        raise AdapterError("no output path", advice="give --out receipt.json")
+        raise AdapterError("needs --out", advice="give --out receipt.json")
     from gradience.io.atomic import refuse_file  # --help needs none of it
 
     refuse_file(out, force=force)

@@ -22,7 +22,7 @@ from gradience.rewriting.sides import StoredAdapter
 MEASURED_ON: Final = 64  # held-out inputs, if each has many predictions
 MEASURED_ROWS: Final = 256  # held-out inputs, if each has one prediction
 LEAST: Final = 24  # different inputs: choosing by 8 gained nothing, and 8 must be left to measure on
-BY_WEIGHTS: Final = "resize it by its weights, without --calibrate and --recover"
+BY_WEIGHTS: Final = "resize it by its weights, without --kl, --calibrate and --recover"
 
 _METADATA: Final = {"format": "pt"}
 _OF_PEFT: Final = ("adapter_model.safetensors", "adapter_model.bin")
