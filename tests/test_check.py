@@ -110,7 +110,7 @@ def test_precedence_is_overrides_files_folders_document(tmp_path: Path) -> None:
 def test_nothing_given_is_said() -> None:
     with pytest.raises(ConfigError) as error:
         check_config(task="sft")
-    advice = "give a config file, --peft-dir, --training-dir, or settings such as --set lr=1e-4"
+    advice = "give a config file, --adapter, --training-dir, or settings such as --set lr=1e-4"
     assert (error.value.message, error.value.advice) == ("nothing to check", advice)
     assert str(error.value) == f"nothing to check ({advice})"
     assert str(ConfigError("nothing to check")) == "nothing to check"

@@ -44,7 +44,7 @@ def _refuse_bad(_: object, record: object) -> None:
 RECORD: Final = Parameter(name="*", negative=(), show_default=_shown, validator=_refuse_bad)
 """A record of the library as options of a command: each by its own name, and flags without --no-."""
 
-PeftDir: TypeAlias = Annotated[Path | None, Parameter(help="Alias of PATH.")]
+PeftDir: TypeAlias = Annotated[Path | None, Parameter(name=("--adapter", "--peft-dir"), help="Alias of PATH.")]
 _BASE_HELP = "Base model: a folder with safetensors, or organisation/name in the local hub cache. Never downloaded."
 Base: TypeAlias = Annotated[Path | None, Parameter(help=_BASE_HELP)]
 RequiredBase: TypeAlias = Annotated[Path, Parameter(help=_BASE_HELP)]
@@ -239,7 +239,7 @@ def given_once(verb: str, path: Path | None, peft_dir: Path | None) -> Path:
     """
     place = path or peft_dir
     if place is None or (path is not None and peft_dir is not None):
-        raise AdapterError(f"give the adapter's folder once: 'gradience {verb} DIR' or '--peft-dir DIR'")
+        raise AdapterError(f"give the adapter's folder once: 'gradience {verb} DIR' or '--adapter DIR'")
     return place
 
 

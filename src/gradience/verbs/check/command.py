@@ -96,7 +96,7 @@ class ConfigOptions:
     """
 
     task: str | None = None
-    peft_dir: Annotated[Path | None, Parameter(alias="--peft")] = None
+    peft_dir: Annotated[Path | None, Parameter(name=("--adapter", "--peft-dir", "--peft"))] = None
     training_dir: Annotated[Path | None, Parameter(alias="--training")] = None
     base: opt.Base = None
     memory: str | None = None

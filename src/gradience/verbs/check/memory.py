@@ -306,7 +306,7 @@ def _lora(lora: LoraSnapshot) -> dict[str, Any]:
     if lora.r is None and lora.target_modules is None:
         return {}
     if lora.peft_type not in {None, "LORA"}:
-        raise Foreign(f"the settings of {lora.peft_type} are not at hand: give --peft-dir")
+        raise Foreign(f"the settings of {lora.peft_type} are not at hand: give --adapter")
     return {"peft_type": "LORA", **peft_fields(lora)}
 
 

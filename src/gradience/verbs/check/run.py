@@ -274,7 +274,7 @@ def check_config(
     if whole.config == ConfigSnapshot():
         message = "nothing to check"
         raise ConfigError(
-            message, advice="give a config file, --peft-dir, --training-dir, or settings such as --set lr=1e-4"
+            message, advice="give a config file, --adapter, --training-dir, or settings such as --set lr=1e-4"
         )
     of_config = {rule: reason for rule, reason in unwanted.items() if rule in _OF_CONFIGURATION}
     report = judged(whole, given, given.folders, unwanted=of_config, around=when_of(whole, given.stated))

@@ -445,7 +445,7 @@ def _not_judged(engine: Engine) -> Iterator[str]:
     """Yield what is known of the engine and a fleet does not show, and that nothing is known."""
     known = {fact.feature for fact in FACTS if fact.engine == engine}
     if unseen := [words for feature, words in _OF_THE_BASE.items() if feature in known]:
-        asks = f"gradience check --peft-dir ADAPTER --base MODEL --serve {engine}"
+        asks = f"gradience check --adapter ADAPTER --base MODEL --serve {engine}"
         yield said(f"the base is not looked at, so these are not judged: {', '.join(unseen)}: {asks}", {})
     if engine not in PROCESSES:
         yield f"how {ENGINES[engine]} serves several adapters is not known here"
