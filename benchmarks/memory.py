@@ -1,7 +1,7 @@
 """Memory foretold against memory measured: PEFT's own comparison on one GPU, and real steps on this CPU.
 
     python benchmarks/memory.py table FOLDER BASE   # runs of PEFT's comparison; BASE holds the config.json of its model
-    python benchmarks/memory.py steps               # five small models in twelve settings, each step in a child
+    python benchmarks/memory.py steps               # six small models in fifteen settings, each step in a child
     python benchmarks/memory.py objectives [WORD]   # TRL's trainers on small models, or the cases with the word
 
 Each prints a row per run and the report of two halves: the one that may be looked at while the code changes, and the
@@ -43,6 +43,7 @@ MODELS: dict[str, tuple[bool, dict[str, Any], list[str]]] = {  # may it be looke
     "gpt2": (True, GPT2, ["c_attn", "c_proj"]),
     "qwen2": (False, LLAMA, ["q_proj", "v_proj"]),
     "bert": (False, {**SMALL, "intermediate_size": 1024, "hidden_dropout_prob": 0.1}, ["query", "value"]),
+    "gemma2": (False, {**LLAMA, "head_dim": 64}, ["q_proj", "v_proj"]),
     "opt": (False, {**SMALL, "ffn_dim": 1024, "word_embed_proj_dim": 256, "dropout": 0.0}, ["q_proj", "v_proj"]),
 }
 HEADS = {"bert": ("SEQ_CLS", "BertForSequenceClassification")}
@@ -63,8 +64,8 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "full, adafactor": {"peft_type": None, "optimizer": "adafactor"},
     "full, adamw, accumulating": {"peft_type": None, "accumulates": True},
 }
-DEEPER = {"llama": {"num_hidden_layers": 8}, "qwen2": {"num_hidden_layers": 8}, "gpt2": {"n_layer": 8}}
-HEADED = {"llama": "LlamaFor", "qwen2": "Qwen2For", "gpt2": "GPT2For"}
+DEEPER = {"gpt2": {"n_layer": 8}, **{name: {"num_hidden_layers": 8} for name in ("llama", "qwen2", "gemma2")}}
+HEADED = {"llama": "LlamaFor", "qwen2": "Qwen2For", "gemma2": "Gemma2For", "gpt2": "GPT2For"}
 FEW = {"batch": 2, "length": 32, "completion": 8, "generated": 2}
 FULL: dict[str, Any] = {"peft_type": None, "reference": "model"}
 OFF: dict[str, Any] = {"reference": "adapter"}
@@ -76,6 +77,7 @@ OBJECTIVES: dict[str, tuple[str, dict[str, Any]]] = {  # the model, and what dif
     "dpo, gpt2, length 128": ("gpt2", {"objective": "dpo", **OFF, "length": 128}),
     "dpo, autocast": ("llama", {"objective": "dpo", **OFF, "autocast": "bfloat16"}),
     "dpo, accumulating": ("qwen2", {"objective": "dpo", **FULL, "batch": 2, "accumulates": True}),
+    "dpo, gemma2": ("gemma2", {"objective": "dpo", **OFF}),
     "kto": ("llama", {"objective": "kto", **OFF, "batch": 8}),
     "kto, full": ("qwen2", {"objective": "kto", **FULL, "batch": 6}),
     "kto, checkpointing": ("llama", {"objective": "kto", **OFF, "batch": 8, "checkpointing": True}),
@@ -92,6 +94,7 @@ OBJECTIVES: dict[str, tuple[str, dict[str, Any]]] = {  # the model, and what dif
         "llama",
         {"objective": "rl", "batch": 8, "checkpointing": True, "completion": 240, "generated": 64},
     ),
+    "grpo, gemma2": ("gemma2", {"objective": "rl", "batch": 8, "completion": 192, "generated": 8}),
     "rloo": ("llama", {"objective": "rl", "rloo": True, **OFF, "batch": 8, "completion": 192, "generated": 8}),
     "rloo, full": ("qwen2", {"objective": "rl", "rloo": True, **FULL, "batch": 6, "completion": 64, "generated": 6}),
 }
@@ -301,9 +304,7 @@ def train(step: dict[str, Any]) -> None:
     config = transformers.AutoConfig.from_pretrained(step["base"])
     kinds = {"SEQ_CLS": transformers.AutoModelForSequenceClassification}
     kind = kinds.get(step["task"], transformers.AutoModelForCausalLM)
-    model = kind.from_config(
-        config, dtype=getattr(torch, step["dtype"]), attn_implementation=step.get("attention", "sdpa")
-    )
+    model = kind.from_config(config, dtype=getattr(torch, step["dtype"]), attn_implementation=step.get("attention"))
     adapted = (
         peft.get_peft_model(model, peft.PeftConfig.from_peft_type(**step["adapter"])) if step["adapter"] else model
     )

@@ -37,6 +37,8 @@ Positive: TypeAlias = Annotated[float, POSITIVE]
 
 LIBRARY_ONLY: Final = Parameter(parse=False)
 """A field of a record that the library takes and the command line does not."""
+SELDOM: Final = Parameter(group="More options")
+"""An option that few calls need: --help lists it in a group of its own, after the others."""
 Seed: TypeAlias = Annotated[Whole, LIBRARY_ONLY]
 
 

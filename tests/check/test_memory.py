@@ -22,6 +22,10 @@ from gradience.verbs.diagnose.view import diagnose_text
 
 SIZES = {"vocab_size": 2048, "hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2}
 LLAMA = {"model_type": "llama", "architectures": ["LlamaForCausalLM"], "num_attention_heads": 4, **SIZES}
+GEMMA = {
+    "model_type": "gemma2", "architectures": ["Gemma2ForCausalLM"], "num_key_value_heads": 2, "head_dim": 16,
+    "attn_logit_softcapping": 50.0,
+}  # fmt: skip
 LORA = {"peft_type": "LORA", "task_type": "CAUSAL_LM", "r": 8, "lora_alpha": 16, "target_modules": ["q_proj"]}
 
 
@@ -221,6 +225,33 @@ def test_what_an_objective_adds_to_a_step_is_said(
     assert memory.reason == ""
     assert memory.assumes[: len(said) + 2] == [f"{rows} tokens, padded", *said, "weights in bfloat16"]
     assert memory.peak_bytes != checked(base).memory.peak_bytes
+
+
+@pytest.mark.parametrize(
+    ("kind", "stated", "said"),
+    [
+        ({}, {}, "attention by sdpa"),
+        ({}, {"attn_implementation": "flash_attention_2"}, "attention by flash_attention_2"),
+        ({"attn_logit_softcapping": None}, {}, "attention by sdpa"),
+        (GEMMA, {}, "attention by eager"),
+        (GEMMA, {"attn_implementation": "eager"}, "attention by eager"),
+    ],
+)
+def test_the_kernel_of_attention_is_the_one_that_the_model_takes(
+    base: Path, kind: dict[str, Any], stated: dict[str, Any], said: str
+) -> None:
+    (base / "config.json").write_text(json.dumps({**LLAMA, **kind}))
+    memory = checked(base, **stated).memory
+    assert [one for one in memory.assumes if one.startswith("attention")] == [said]
+    assert memory.peak_bytes > 0
+
+
+@pytest.mark.parametrize("kernel", ["flash_attention_2", "sdpa"])
+def test_a_kernel_that_caps_the_scores_itself_is_unknown(base: Path, kernel: str) -> None:
+    (base / "config.json").write_text(json.dumps({**LLAMA, **GEMMA}))
+    memory = checked(base, attn_implementation=kernel).memory
+    reason = f"attention by {kernel} is not followed where scores are capped (attn_logit_softcapping)"
+    assert (memory.peak_bytes, memory.reason) == (None, reason)
 
 
 def test_a_reward_models_pairs_pass_through_a_head_of_one_value(base: Path) -> None:

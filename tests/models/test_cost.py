@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from transformers import LlamaConfig
+from transformers import Gemma2Config, LlamaConfig, MistralConfig
 
 from gradience.models.cost import Follower
 
@@ -15,11 +15,14 @@ LOGITS = BATCH * LENGTH * VOCABULARY
 
 @pytest.fixture(scope="module")
 def base(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("base")
-    LlamaConfig(
+    return saved(tmp_path_factory.mktemp("base"), LlamaConfig, "LlamaForCausalLM")
+
+
+def saved(folder, kind, head, **changes):
+    kind(
         vocab_size=VOCABULARY, hidden_size=WIDTH, intermediate_size=128, num_hidden_layers=LAYERS,
         num_attention_heads=4, num_key_value_heads=2, tie_word_embeddings=True, dtype=torch.bfloat16,
-        architectures=["LlamaForCausalLM"],
+        architectures=[head], **changes,
     ).save_pretrained(folder)  # fmt: skip
     return folder
 
@@ -120,10 +123,38 @@ def test_only_completions_are_scored_and_a_rollout_keeps_the_cache_of_all_its_ro
     step = {"objective": "rl", "completion": 32}
     assert follow(base, **step)["loss"] == pytest.approx(BATCH * 32 * 32768 * 2, rel=0.02)
     assert sum(follow(base, **step, generated=1).values()) == sum(follow(base, **step).values())
-    prompt = 8  # so short that the last token, and not the prompt, takes the most
-    step["completion"] = LENGTH - prompt
-    few, many = (sum(follow(base, **step, generated=rows, batch=1).values()) for rows in (4096, 12288))
-    cache = 2 * LAYERS * (WIDTH // 2) * 2  # keys and values of a token: two heads of four, in bfloat16
-    masks = 8 * LENGTH + 8 * prompt  # and the prompt's ids, of 64 bits
-    chances = (2 + 4 + 4) * VOCABULARY  # the last token's logits, in float32 too, and their softmax
-    assert many - few == 8192 * (LENGTH * cache + masks + chances)
+    assert rollout(base) == LENGTH * CACHE + ROW
+
+
+CACHE = 2 * LAYERS * (WIDTH // 2) * 2  # keys and values of a token: two heads of four, in bfloat16
+PROMPT = 8  # so short that the last token, and not the prompt, takes the most
+# The mask and the prompt's ids, of 64 bits; the last token's logits, in float32 too, and their softmax.
+ROW = 8 * (LENGTH + PROMPT) + (2 + 4 + 4) * VOCABULARY
+
+
+def rollout(base):
+    """The bytes of one row that is generated."""
+    step = {"objective": "rl", "completion": LENGTH - PROMPT, "batch": 1}
+    few, many = (sum(follow(base, **step, generated=rows).values()) for rows in (4096, 12288))
+    assert (many - few) % 8192 == 0
+    return (many - few) // 8192
+
+
+def test_a_sliding_window_bounds_the_cache_of_a_rollout(tmp_path):
+    window = 96
+    assert rollout(saved(tmp_path, MistralConfig, "MistralForCausalLM", sliding_window=window)) == window * CACHE + ROW
+
+
+def test_gemma_2_caps_its_scores_in_eager_attention_and_keeps_what_was_capped(tmp_path):
+    """Of each block the hyperbolic tangent of all scores lives until the backward pass."""
+    capped, plain = (
+        saved(tmp_path / name, Gemma2Config, "Gemma2ForCausalLM", head_dim=16, attn_logit_softcapping=cap)
+        for name, cap in (("capped", 50.0), ("plain", None))
+    )
+    step = {"adapter": LORA, "task": "CAUSAL_LM", "batch": BATCH, "length": LENGTH}
+    parts, _, attention = Follower().follow({"base": str(capped), **step})
+    assert attention == "eager"
+    assert parts == follow(capped, attention="eager")
+    without = follow(plain, attention="eager")
+    assert parts["activations"] - without["activations"] == LAYERS * BATCH * 4 * LENGTH * LENGTH * 2
+    assert {**parts, "activations": 0} == {**without, "activations": 0}

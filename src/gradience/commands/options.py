@@ -17,11 +17,13 @@ from cyclopts.validators import Number
 from gradience.commands.output import DONE, Format, exit_code, print_document, print_for_programs, print_text
 from gradience.configs import FailOn, Preferences, find_preferences, read_preferences
 from gradience.errors import AdapterError, GradienceError
-from gradience.ranges import VerbOptions
+from gradience.ranges import SELDOM, VerbOptions
 from gradience.schema import Severity
 from gradience.schema.document import Finding, FindingRef, NotRun, Report, RuleGroup
 from gradience.schema.reports import SourceLocation
 from gradience.telemetry.redact import hide_in
+
+FINDINGS: Final = "Findings and formats"
 
 Flag: TypeAlias = Annotated[bool, Parameter(negative=(), show_default=False)]
 Strings: TypeAlias = Annotated[list[str] | None, Parameter(negative=())]
@@ -47,13 +49,13 @@ _BASE_HELP = "Base model: a folder with safetensors, or organisation/name in the
 Base: TypeAlias = Annotated[Path | None, Parameter(help=_BASE_HELP)]
 RequiredBase: TypeAlias = Annotated[Path, Parameter(help=_BASE_HELP)]
 OutFolder: TypeAlias = Annotated[Path | None, Parameter(help="Folder to write.")]
-Device: TypeAlias = Annotated[Literal["auto", "cpu", "gpu", "tpu"], Parameter(help="Device for JAX.")]
+Device: TypeAlias = Annotated[Literal["auto", "cpu", "gpu", "tpu"], SELDOM, Parameter(help="Device for JAX.")]
 Details: TypeAlias = Annotated[
     Flag, Parameter(alias="-v", help="Show the evidence for each finding, and which rules were skipped.")
 ]
 Verbose: TypeAlias = Annotated[Flag, Parameter(alias="-v", help="List every module.")]
 AsJson: TypeAlias = Annotated[
-    Flag, Parameter(name="--json", help="Print one JSON document; its schema: 'gradience schema'.")
+    Flag, Parameter(name="--json", group=FINDINGS, help="Print one JSON document; its schema: 'gradience schema'.")
 ]
 
 _NO_FILE: Final = Path("none")  # a file of that name is ./none
@@ -224,9 +226,9 @@ class GateOptions:
 
 
 DEFAULT_OPTIONS = RuleOptions()
-Gate: TypeAlias = Annotated[GateOptions, Parameter(name="*", group="Findings and formats")]
+Gate: TypeAlias = Annotated[GateOptions, Parameter(name="*", group=FINDINGS)]
 DEFAULT_GATE = GateOptions()
-Options: TypeAlias = Annotated[RuleOptions, Parameter(name="*", group="Findings and formats")]
+Options: TypeAlias = Annotated[RuleOptions, Parameter(name="*", group=FINDINGS)]
 
 
 def given_once(verb: str, path: Path | None, peft_dir: Path | None) -> Path:
@@ -251,7 +253,7 @@ class FileOptions:
         Path to adapter_config.json, if not next to the weights.
     """
 
-    adapter_config: Path | None = None
+    adapter_config: Annotated[Path | None, SELDOM] = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -267,7 +269,7 @@ class WritingOptions:
     """
 
     dry_run: bool = False
-    force: bool = False
+    force: Annotated[bool, SELDOM] = False
     verbose: Verbose = False
     json: AsJson = False
 

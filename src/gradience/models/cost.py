@@ -47,7 +47,7 @@ _BY_NUMBERS: Final = frozenset(  # where A and B start, which needs the base's w
 _LAYERS: Final = ("num_hidden_layers", "n_layer", "num_layers", "n_layers")
 _TINY: Final = 64  # rows of their embeddings
 _META: Final = torch.device("meta")
-_Seen: TypeAlias = tuple[dict[str, int], dict[str, int]]  # by the names of MemoryParts, and of Reached
+_Seen: TypeAlias = tuple[dict[str, int], dict[str, int], str]  # by the names of MemoryParts, and of Reached; attention
 _LOW: Final = frozenset(
     {functional.linear, torch.matmul, torch.bmm, torch.addmm, torch.baddbmm, torch.mm, torch.einsum}
     | {
@@ -273,7 +273,7 @@ class Follower:
     """Follows steps. It is made in a confined process, whose memory and time have a limit."""
 
     def follow(self, asked: Mapping[str, Any]) -> _Seen:
-        """The bytes at the peak by what they are, and what the adapter reaches.
+        """The bytes at the peak by what they are, what the adapter reaches, and the kernel of attention.
 
         The names are those of `schema.memory.MemoryParts` and `schema.memory.Reached`.
 
@@ -307,9 +307,10 @@ class Follower:
                 raise ValueError("the memory does not grow with the depth") from error
             # Every block takes what the second one took more than the first.
             first, second = (
-                {key: a[key] + (depth - 1) * (b[key] - a[key]) for key in a} for a, b in zip(one, two, strict=True)
+                {key: a[key] + (depth - 1) * (b[key] - a[key]) for key in a}
+                for a, b in zip(one[:2], two[:2], strict=True)
             )
-            return first, second
+            return first, second, one[2]
 
 
 @contextmanager
@@ -336,7 +337,9 @@ def _made(step: Step, config: Any, device: torch.device) -> tuple[Any, Any]:
         config.num_labels, config.pad_token_id = 1, 0
     kind = getattr(_transformers(), _HEADS.get(task, "AutoModelForCausalLM"))
     kind = kind if task in _HEADS else _by_architecture(config) or kind
-    kernel = "eager" if step.attention == "eager" else "sdpa"
+    # torch's kernel caps no scores, and transformers then takes another by itself.
+    capped = getattr(config.get_text_config(), "attn_logit_softcapping", None)
+    kernel = "eager" if step.attention == "eager" else None if capped and not step.attention else "sdpa"
     dtype = getattr(torch, step.dtype) if step.dtype else (getattr(config, "dtype", None) or torch.float32)
     with device:
         base = kind.from_config(config, attn_implementation=kernel, dtype=dtype)
@@ -468,7 +471,8 @@ def _followed(step: Step, base: Any, adapted: Any) -> _Seen:
     stepping["backward"] += moment
     peak = max(live.peak, stepping, key=Counter.total)
     names = ("weights", "adapter", "optimizer", "activations", "loss", "backward")
-    return {name: peak[name] for name in names}, _reached(adapted)
+    attention = step.attention or str(base.config.get_text_config()._attn_implementation)  # noqa: SLF001  # its only name
+    return {name: peak[name] for name in names}, _reached(adapted), attention
 
 
 def _reached(adapted: Any) -> dict[str, int]:

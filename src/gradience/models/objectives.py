@@ -139,8 +139,11 @@ def generated(step: Step, base: Any, adapted: Any, ids: Tensor) -> None:
         cache = made.past_key_values
         del made
         for layer in cache.layers:
+            kept = step.length - 1
+            if layer.is_sliding:
+                layer.cumulative_length, kept = kept, min(kept, layer.sliding_window - 1)
             layer.keys, layer.values = (
-                one.new_empty((*one.shape[:-2], step.length - 1, one.shape[-1])) for one in (layer.keys, layer.values)
+                one.new_empty((*one.shape[:-2], kept, one.shape[-1])) for one in (layer.keys, layer.values)
             )
         mask = ids.new_ones((step.generated, step.length))
         last = adapted(input_ids=prompt[:, :1], attention_mask=mask, past_key_values=cache, use_cache=True).logits

@@ -25,7 +25,7 @@ class Step(msgspec.Struct, kw_only=True, frozen=True):
     checkpointing: Annotated[bool, about("Whether activations are recomputed.")] = False
     autocast: Annotated[str, about("dtype of autocast; empty without.")] = ""
     dtype: Annotated[str, about("dtype of the weights; empty for that of config.json.")] = ""
-    attention: Annotated[str, about("transformers' name of the kernel.")] = "sdpa"
+    attention: Annotated[str, about("transformers' name of the kernel; empty for its own choice.")] = ""
     bits: Annotated[NonNegativeInt, about("Bits of the base's linear weights; 0 if they are not coded.")] = 0
     optimizer: Annotated[str, about("Name as in TrainingArguments.")] = "adamw_torch"
     fused_loss: Annotated[bool, about("Whether the loss is computed in chunks, without all logits.")] = False

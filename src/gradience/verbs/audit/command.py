@@ -13,6 +13,7 @@ from gradience.commands import options as opt
 from gradience.commands.bar import on_terminal
 from gradience.commands.output import NOT_DECIDED, draws_blocks
 from gradience.device import prepare_jax
+from gradience.ranges import SELDOM
 from gradience.schema.reports import SourceLocation
 from gradience.verbs.audit.options import AuditOptions
 from gradience.verbs.audit.view import View, audit_text
@@ -54,7 +55,7 @@ def audit(
     files: opt.Files = opt.BESIDE,
     showing: Annotated[ViewOptions, opt.RECORD] = _VIEW,
     options: Annotated[AuditOptions, opt.RECORD] = _AUDIT,
-    append: Path | None = None,
+    append: Annotated[Path | None, SELDOM] = None,
     device: opt.Device = "auto",
     judging: opt.Options = opt.DEFAULT_OPTIONS,
 ) -> int:

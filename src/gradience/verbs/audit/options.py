@@ -8,7 +8,7 @@ from cyclopts import Parameter
 
 from gradience.errors import OptionError
 from gradience.io import PathLike
-from gradience.ranges import LIBRARY_ONLY, Count, Seed, Share, VerbOptions, Whole
+from gradience.ranges import LIBRARY_ONLY, SELDOM, Count, Seed, Share, VerbOptions, Whole
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,9 +45,9 @@ class AuditOptions(VerbOptions):
     intruders: bool = False
     intruder_k: Annotated[Count, LIBRARY_ONLY] = 10
     intruder_eps: Annotated[Share, LIBRARY_ONLY] = 0.5
-    norms_cache: Annotated[bool, Parameter(name="--cache", negative="--no-cache", show_default=True)] = True
+    norms_cache: Annotated[bool, SELDOM, Parameter(name="--cache", negative="--no-cache", show_default=True)] = True
     against: Path | None = None
-    optimizer: str | None = None
+    optimizer: Annotated[str | None, SELDOM] = None
     seed: Seed = 0
 
     def refuse_bad(self) -> None:

@@ -2,8 +2,9 @@
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
 
-from gradience.ranges import Count, Positive, Seed, VerbOptions
+from gradience.ranges import SELDOM, Count, Positive, Seed, VerbOptions
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,12 +39,12 @@ class BenchOptions(VerbOptions):
     base: Path | None = None
     metric: str | None = None
     tolerance: str = "1%"
-    cap: Positive | None = None
-    lower_is_better: bool = False
+    cap: Annotated[Positive | None, SELDOM] = None
+    lower_is_better: Annotated[bool, SELDOM] = False
     seed: Seed = 0
-    seeds: Count = 3
-    timeout: Positive = 3600.0
-    max_length: Count | None = None
+    seeds: Annotated[Count, SELDOM] = 3
+    timeout: Annotated[Positive, SELDOM] = 3600.0
+    max_length: Annotated[Count | None, SELDOM] = None
 
 
 @dataclass(frozen=True, kw_only=True)

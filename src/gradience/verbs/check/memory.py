@@ -6,8 +6,9 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Final, NamedTuple
@@ -92,13 +93,14 @@ def foretell(
     """
     parts = _parts_alone(coverage)
     try:
-        step, assumes = _asked(config, base, adapter, length)
+        step, assumed = _asked(config, base, adapter, length)
         follow = _follower()
         followed = follow(step)
         spared = follow(replace(step, autocast=config.training.dtype)).peak if _saves(step, config) else followed.peak
     except Foreign as error:
         return Memory(parts=parts, reason=str(error), limit_bytes=limit)
     peak = followed.peak
+    without = [f"no autocast, with which it is {spared / 2**30:.1f} GiB"] if spared < peak else []
     # Each change is followed anew: what it spares depends on what else fills the peak.
     changes = [] if limit is None or peak <= limit else _fitting(follow, step, config, limit)
     return Memory(
@@ -106,7 +108,7 @@ def foretell(
         reserved_bytes=[int(size * share) for size, share in zip((min(spared, peak), peak), _RESERVED, strict=True)],
         parts=followed.parts,
         reached=followed.reached if step.adapter else None,
-        assumes=[*assumes, *([f"no autocast, with which it is {spared / 2**30:.1f} GiB"] if spared < peak else [])],
+        assumes=[*assumed(replace(step, attention=followed.attention)), *without],
         method=METHOD,
         limit_bytes=limit,
         changes=changes,
@@ -138,6 +140,7 @@ def _follower() -> Any:
 class _Followed(NamedTuple):
     parts: MemoryParts
     reached: Reached
+    attention: str
 
     @property
     def peak(self) -> int:
@@ -146,8 +149,8 @@ class _Followed(NamedTuple):
 
 def _asked(
     config: ConfigSnapshot, base: Path, adapter: Mapping[str, Any] | None, length: int | None
-) -> tuple[Step, list[str]]:
-    """The step to follow, and what is assumed of it.
+) -> tuple[Step, Callable[[Step], Iterator[str]]]:
+    """The step to follow, and what is assumed of one.
 
     Raises:
         Foreign: the configuration does not say what must be known.
@@ -168,6 +171,9 @@ def _asked(
     if completion >= length:
         raise Foreign(f"completions of {completion:,} tokens leave no prompt in a row of {length:,}")
     declared = _declared(base)
+    attention, text = str(extras.get("attn_implementation") or ""), declared.get("text_config") or declared
+    if attention not in {"", "eager"} and isinstance(text, dict) and text.get("attn_logit_softcapping"):
+        raise Foreign(f"attention by {attention} is not followed where scores are capped (attn_logit_softcapping)")
     packed = bool(extras.get("packing"))
     half = str(declared.get("dtype") or declared.get("torch_dtype") or "").removeprefix("torch.")
     autocast = training.dtype if training.dtype in _HALF and half not in _HALF else ""
@@ -182,7 +188,7 @@ def _asked(
         accumulates=(training.gradient_accumulation or 1) > 1,
         checkpointing=bool(extras.get("gradient_checkpointing")),
         autocast=autocast or "",
-        attention=str(extras.get("attn_implementation") or "sdpa"),
+        attention=attention,
         bits=_bits(extras, declared),
         optimizer=config.optimizer.name or "adamw_torch",
         fused_loss=bool(extras.get("use_liger_kernel")),
@@ -190,7 +196,7 @@ def _asked(
     )
     if method:
         step = _as_trained(step, config, method, completion)
-    return step, list(_assumed(step, config, half, packed=packed))
+    return step, partial(_assumed, config=config, half=half, packed=packed)
 
 
 def _completion(extras: Mapping[str, Json]) -> int:

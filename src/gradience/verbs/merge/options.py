@@ -7,7 +7,7 @@ from typing import Annotated, TypedDict
 from cyclopts import Parameter, Token
 
 from gradience.errors import AdapterError
-from gradience.ranges import Count, Share, VerbOptions, Whole
+from gradience.ranges import SELDOM, Count, Share, VerbOptions, Whole
 from gradience.schema.merge import MergeMethod
 from gradience.schema.writing import Dtype
 
@@ -62,10 +62,10 @@ class MergeOptions(VerbOptions):
     weights: Annotated[Sequence[float] | None, Parameter(converter=_weights, n_tokens=1, metavar="STR")] = None
     rank: Count | None = None
     density: Share | None = None
-    seed: Whole = 0
-    heads_from: str | None = None
-    dtype: Dtype | None = None
-    force_mix: bool = False
+    seed: Annotated[Whole, SELDOM] = 0
+    heads_from: Annotated[str | None, SELDOM] = None
+    dtype: Annotated[Dtype | None, SELDOM] = None
+    force_mix: Annotated[bool, SELDOM] = False
 
 
 class MergeKeywords(TypedDict, total=False):

@@ -26,9 +26,9 @@ def report(
     *,
     options: Annotated[ReportOptions, opt.RECORD] = _REPORT,
     out: Path | None = None,
-    kind: Annotated[ReportFormat | None, Parameter(name="--format")] = None,
+    kind: Annotated[ReportFormat | None, Parameter(name="--format", group=opt.FINDINGS)] = None,
     force: opt.Flag = False,
-    fail_on: Severity | None = None,
+    fail_on: Annotated[Severity | None, Parameter(group=opt.FINDINGS)] = None,
 ) -> int:
     """Write one file about a run: a page to look at, or Markdown for a pull request.
 

@@ -6,7 +6,7 @@ from typing import Annotated, Final, NamedTuple, TypeAlias, TypedDict, get_args
 
 from gradience.errors import OptionError
 from gradience.io import PathLike
-from gradience.ranges import LIBRARY_ONLY, Count, Positive, Range, Seed, Share, VerbOptions, option_name
+from gradience.ranges import LIBRARY_ONLY, SELDOM, Count, Positive, Range, Seed, Share, VerbOptions, option_name
 from gradience.schema.writing import Criterion, Dtype
 
 BY_OUTPUTS: Final[tuple[Criterion, ...]] = ("kl", "rank", "max_params", "max_mb")
@@ -81,7 +81,7 @@ class ResizeOptions(VerbOptions):
     calibrate: _OnRows = False
     recover: _OnRows = False
     seed: Seed = 0
-    dtype: Dtype | None = None
+    dtype: Annotated[Dtype | None, SELDOM] = None
     base: Path | None = None
 
     @property

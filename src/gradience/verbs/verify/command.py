@@ -39,7 +39,7 @@ def verify(
     base: opt.Base = None,
     files: opt.Files = opt.BESIDE,
     answers: Annotated[AnswerOptions, opt.RECORD] = _ANSWERS,
-    fail_on: FailOn = "verdict",
+    fail_on: Annotated[FailOn, Parameter(group=opt.FINDINGS)] = "verdict",
     verbose: opt.Verbose = False,
     json: opt.AsJson = False,
 ) -> int:
