@@ -137,6 +137,7 @@ SHOWN = {  # a feature: settings or surroundings that show it, and those like th
     "some_layers": ({"extras": {"layers_to_transform": [0]}}, {}),
     "targets": ({"target_modules": ["q_proj", "a.wqkv"]}, {"target_modules": ["a.q_proj", "o_proj"]}),
     "embedding_or_head": ({"target_modules": ["q_proj", "lm_head"]}, {"target_modules": ["head"]}),
+    "tied_head": (_held(tied_head=["lm_head"]), _held(head=["lm_head"])),
     "expression": ({"target_modules": ".*q_proj"}, {"target_modules": ["q_proj"]}),
     "prefix": (PLAIN._replace(moved=MOVED), PLAIN._replace(moved=MOVED._replace(saved=False))),
     "base": (PLAIN._replace(coverage=QWEN), PLAIN),

@@ -47,6 +47,7 @@ Feature: TypeAlias = Literal[
     "some_layers",
     "targets",
     "embedding_or_head",
+    "tied_head",
     "expression",
     "prefix",
     "base",
@@ -344,7 +345,7 @@ FEATURES: Final[dict[Feature, AdapterFeature]] = {
         "modules_to_save",
         "modules_to_save",
         lambda facts: bool(facts.config.lora.modules_to_save),
-        groups=("whole",),
+        groups=("whole", "tied_whole"),
     ),
     "bias": AdapterFeature(
         "a trained bias",
@@ -377,7 +378,13 @@ FEATURES: Final[dict[Feature, AdapterFeature]] = {
         "LoRA on the embedding or the head",
         "target_modules",
         lambda facts: not _OUTER.isdisjoint(_names(facts.config.lora.target_modules)),
-        groups=("embedding", "head"),
+        groups=("embedding", "head", "tied_head"),
+    ),
+    "tied_head": AdapterFeature(
+        "a head of its own on a base that ties it to the embedding",
+        "target_modules",
+        remark="merge the adapter into the base, with tie_word_embeddings set to false in its config.json",
+        groups=("tied_head", "tied_whole"),
     ),
     "expression": AdapterFeature(
         "target_modules as an expression",
@@ -681,11 +688,13 @@ GROUPS: Final = {
     "expert_parameters": "experts, as parameters",
     "embedding": "the embedding",
     "head": "the head",
+    "tied_head": "the head, tied to the embedding",
     "magnitudes": "DoRA's magnitudes",
     "biases": "biases",
     "token_rows": "rows of tokens",
     "copies": "copies of the base",
     "whole": "whole weights",
+    "tied_whole": "a whole head, tied to the embedding",
 }
 
 

@@ -562,7 +562,12 @@ def gather_context(
         AdapterError: the base cannot be read.
     """
     keys = tuple(dict.fromkeys(whole.unknown_keys)) if whole.sources else None
-    around = _output(whole, around._replace(unknown_keys=keys, model=_model(whole, config, base)))
+    model = _model(whole, config, base)
+    if model is not None and model.tied and around.groups is not None:
+        from gradience.adapters.groups import on_tied_base  # numpy
+
+        around = around._replace(groups=on_tied_base(around.groups))
+    around = _output(whole, around._replace(unknown_keys=keys, model=model))
     return around if base is None else _with_base(around, config, base, tuple(folders), transformers)
 
 
