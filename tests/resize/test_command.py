@@ -32,7 +32,7 @@ def test_a_resize_prints_its_table_or_one_document(pair, tmp_path, capsys):
         (["--max-mb", "1e-9", "--dry-run"], "budget"),
         (["--energy", "nan", "--dry-run"], "nan"),
         (["--rank", "2", "--base", "nowhere", "--dry-run"], "nowhere"),
-        (["--kl", ".01", "--dry-run"], "--kl needs --data (give --data FILE --kl)"),
+        (["--kl", ".01", "--dry-run"], "--kl needs --data (give --data FILE)"),
         (["--kl", ".01", "--data", "t", "--dry-run"], "--kl needs --base, because it runs the model (give --base "),
         (["--energy", ".9", "--data", "t", "--calibrate", "--dry-run"], "give --kl, --rank or --max-mb"),
         (["--rank", "2", "--calibrate", "x"], ": --calibrate takes no file: give --data FILE --calibrate (see"),

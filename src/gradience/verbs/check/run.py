@@ -361,7 +361,7 @@ def judged(
     around, time = _served(around, given, whole), None
     around = gather_context(whole, config, around, base=where, folders=folders, transformers=versions)
     if where is None and given.memory is not None:
-        raise ConfigError("--memory without --base", advice="give the base: its config.json is enough")
+        raise ConfigError("--memory needs --base", advice="give the base: its config.json is enough")
     if where is not None:
         around = around._replace(memory=_memory(config, where, given, whole, around.coverage))
         time = _time(config, folders)

@@ -121,7 +121,7 @@ class ResizeOptions(VerbOptions):
         asking = [name for name in ("calibrate", "kl", "recover") if getattr(self, name) not in {None, False}]
         names = list(map(option_name, asking))
         if self.data is None and names:
-            raise OptionError(f"{names[0]} needs --data", advice=f"give --data FILE {names[0]}")
+            raise OptionError(f"{names[0]} needs --data", advice="give --data FILE")
         if self.data is not None and not names:
             raise OptionError("nothing asks for --data's rows", advice="give --kl, --calibrate or --recover as well")
         if self.calibrate and criterion not in BY_OUTPUTS:

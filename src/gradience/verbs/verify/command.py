@@ -74,7 +74,7 @@ def verify(
         if adapter is None or base is None:
             lacks = " and ".join(name for name, side in (("--adapter", adapter), ("--base", base)) if side is None)
             raise AdapterError(
-                f"needs {lacks}: a merged model is verified beside them",
+                f"needs {lacks}: a merged model is verified beside adapter and base",
                 advice="give 'gradience verify MERGED --adapter ADAPTER --base MODEL', or --receipt",
             )
         from gradience.verbs.verify.run import verify_merged  # --help needs none of it
