@@ -383,7 +383,7 @@ def judged(
         serving=list(fates(Facts(config, around=around))),
         findings=with_commands(verdict.findings, lambda: _known(config, given, whole)),
         not_run=verdict.not_run,
-        readings=list(verdict.readings),
+        readings=with_commands(verdict.readings, lambda: _known(config, given, whole)),
         unknown_keys=list(dict.fromkeys(whole.unknown_keys)),
     )
 
