@@ -83,9 +83,9 @@ TABLE = [
         "convert runs/toy/peft --to mlx --dry-run",
         2,
         (
-            "MLX-LM's LoRA has no place for 4 tensors of runs/toy/peft/adapter_model.safetensors: "
-            "base_model.model.classifier.bias, base_model.model.classifier.weight, "
-            "base_model.model.pre_classifier.bias and 1 more (leave them out with --drop, or keep the adapter as it is)"
+            "MLX-LM's file cannot hold all of runs/toy/peft/adapter_model.safetensors: "
+            "classifier.bias, classifier.weight, pre_classifier.bias and 1 more (weights that were trained whole; it "
+            "holds factors alone) (leave them out with --drop, or merge the adapter into the base instead)"
         ),
     ),
     (
@@ -118,7 +118,6 @@ TABLE = [
         Loss:    0.7026 -> 0.138 (medians) in 240 rows  (lowest 0.01327 at step 165)
         Peak LR: 1e-3
           Suggested r (median/p90): 2/3, after training; verify with eval
-          [INFO] DIV103: The loss spikes to 0.6254 at step 111, from 0.2101 in the rows before.
         """,
     ),
     (
@@ -129,7 +128,6 @@ TABLE = [
               training_args.json
           log     runs/toy/run.jsonl: 240 rows, 10 evaluations, status ok
           weights runs/toy/peft: 8 modules, trained (in peft)
-          [INFO] DIV103 (log): The loss spikes to 0.6254 at step 111, from 0.2101 in the rows before.
         """,
     ),
     (
@@ -162,7 +160,7 @@ TABLE = [
         """,
     ),
     ("rules XX999", 2, "unknown rule 'XX999' ('gradience rules' lists them)"),
-    ("report runs/toy --out page.md", 0, "wrote page.md (5 KB, 1 finding)"),
+    ("report runs/toy --out page.md", 0, "wrote page.md (5 KB, 0 findings)"),
     (
         "fleet audit runs --out fleet",
         0,

@@ -57,6 +57,8 @@ _COMPUTED = {"alpha_over_r", "extras"}
 _ENVELOPE = {"schema", "ts", "run_id", "event", "step", "seq", "session", "meta", "resumed_from_step"}
 
 MODEL_CONFIG = "config.json"
+_DEFAULT_LABELS: Final = 2  # of transformers' PretrainedConfig
+_NO_ONE_CLASS: Final = {"regression", "multi_label_classification"}  # equal odds are not one over the labels
 _HEAD = "Classification"  # ends the name of every transformers class with a classifier head
 
 _Mapping = dict[str, Json]
@@ -175,10 +177,11 @@ def labels_in(path: Path, model: dict[str, Json]) -> Layer:
     """The same, of the mapping of a model's config.json."""
     classes, labels = model.get("architectures"), model.get("id2label")
     named = isinstance(classes, list) and any(str(name).endswith(_HEAD) for name in classes)
-    # One label is a number: of a regression, or of a reward model.
-    if not named or not isinstance(labels, dict) or len(labels) < 2 or model.get("problem_type") == "regression":
+    # One label is a number: of a regression, or of a reward model. transformers leaves out what is its default: two.
+    count = len(labels) if isinstance(labels, dict) else _DEFAULT_LABELS
+    if not named or count < _DEFAULT_LABELS or model.get("problem_type") in _NO_ONE_CLASS:
         return Layer()
-    return Layer(config=ConfigSnapshot(num_labels=len(labels)), sources=(InputFile(role="model", path=str(path)),))
+    return Layer(config=ConfigSnapshot(num_labels=count), sources=(InputFile(role="model", path=str(path)),))
 
 
 def read_document(path: Path) -> Layer:

@@ -66,7 +66,7 @@ class Part(Generic[T]):
     def reason(self) -> str:
         """Why it holds nothing; empty if it holds something."""
         held, fault = self._outcome
-        return "" if held is not None else self.place.reason if fault is None else str(fault)
+        return "" if held is not None else self.place.reason if fault is None else fault.message
 
     def take(self) -> T:
         """What it holds.
@@ -290,7 +290,7 @@ class Documents:
             or self.training.fault is None
         ):
             return ""
-        return f"{path.name} was not used: {str(self.training.fault).removeprefix(f'{path}: ')}"
+        return f"{path.name} was not used: {self.training.fault.message.removeprefix(f'{path}: ')}"
 
     @property
     def optimizer(self) -> str | None:

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import json
 import math
 import re
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
 from typing import Any, Final, NamedTuple
 
 import torch
@@ -175,7 +173,6 @@ def adapter_of(model: torch.nn.Module, parts: Sequence[NamedParameter]) -> Adapt
         new_heads=_new_heads(model, parts),
         inactive_trainable=sum(part.tensor.requires_grad for part in own) - (len(used) - len(frozen)),
         untied=_untied(model, parts, configs),
-        **_rows(model),
     )
 
 
@@ -192,17 +189,6 @@ def _untied(model: Any, parts: Sequence[NamedParameter], configs: Mapping[str, A
     whole = [name for name, paths in names.items() if any(".modules_to_save." in path for path in paths)]
     adapted = [name for name in OUTPUTS if any(".lora_" in path for path in names[name])]
     return [*whole, *(f"{name}{BY_LORA}" for name in adapted)] if adapted or not set(OUTPUTS).isdisjoint(whole) else []
-
-
-def _rows(model: Any) -> dict[str, Any]:
-    """Return the rows of the embedding, and those that the base's config.json states, if it lies on disk."""
-    embedding = model.get_input_embeddings() if hasattr(model, "get_input_embeddings") else None
-    rows = getattr(getattr(embedding, "weight", None), "shape", (None,))[0]
-    named = getattr(getattr(model, "config", None), "_name_or_path", None)
-    file = Path(named) / "config.json" if isinstance(named, str) and named else None
-    stated = json.loads(file.read_text(encoding="utf-8")).get("vocab_size") if file and file.is_file() else None
-    known = {"rows": rows, "base_rows": stated}
-    return {name: count for name, count in known.items() if isinstance(count, int)}
 
 
 def _new_heads(model: torch.nn.Module, parts: Sequence[NamedParameter]) -> list[str]:

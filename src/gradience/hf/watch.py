@@ -22,7 +22,7 @@ from gradience.rules.data import ASKED_LIVE
 
 FIRST: Final = 8  # micro-batches watched from the beginning
 EVERY: Final = 100  # one in so many later micro-batches is watched
-_ASKED: Final = 8  # rows of a micro-batch that are asked one by one, and rows in all from which no more are
+_ASKED: Final = 8  # rows, of the first micro-batches, that are asked one by one
 _MOST_HASHES: Final = 1_000_000  # hashes of rows that are kept, about 100 MB
 _MOST_EVALUATED: Final = 20_000  # rows of evaluations whose hashes are kept, about 2 MB
 _COUNTS: Final = ("rows", "tokens", "padding", "supervised", "rows_unsupervised", "rows_at_limit", "rows_with_end")
@@ -54,7 +54,6 @@ class BatchWatch:
         self._counts = dict.fromkeys(_COUNTS, 0)
         self._without_labels = False
         self._packed = False
-        self._masked = False  # whether packed rows had an attention mask of rows and tokens, too
         self._repeated = 0
         self._hashes: set[int] = set()
         self._labels: tuple[int, int] | None = None
@@ -65,7 +64,7 @@ class BatchWatch:
         self._failed: str | None = None
         self._classes = _classes(model)
         self._ends = [*_end_ids(model), *ends]
-        self._vocabulary, self._knows_tokens = _vocabulary(tokenizer, self._ends), tokenizer is not None
+        self._vocabulary = _vocabulary(tokenizer, self._ends)
         self._asked: Counter[str] = Counter()
         self._rows_asked = 0
         self._handle = model.register_forward_pre_hook(Hook(self._see), with_kwargs=True)
@@ -111,7 +110,6 @@ class BatchWatch:
             "eval_rows": len(self._evaluated),
             "eval_rows_trained": len(self._evaluated & self._trained),
             "packed": self._packed,
-            "packed_masked": self._masked,
             "asked": dict(self._asked),
             "rows_asked": self._rows_asked,
             "unseen": self._unseen(),
@@ -175,9 +173,7 @@ class BatchWatch:
         labels = kwargs.get("labels")
         of_tokens = isinstance(labels, torch.Tensor) and labels.shape == ids.shape
         rows, places = _rows_of(ids, mask, kwargs.get("position_ids"))
-        if len(ids) == 1 and bool((rows[-1] > 0).any()):
-            given = kwargs.get("attention_mask")
-            self._packed, self._masked = True, isinstance(given, torch.Tensor) and given.shape == ids.shape
+        self._packed |= len(ids) == 1 and bool((rows[-1] > 0).any())
         n = int(rows.max()) + 1
         lengths = _by_row(mask, rows, n)
         hashes = _by_row(_mixed(ids, places) * mask, rows, n)
@@ -196,25 +192,21 @@ class BatchWatch:
         self._without_labels |= not of_tokens
         self.watched += 1
         if self.watched <= FIRST and self._rows_asked < _ASKED:
-            self._ask(ids[:_ASKED], kwargs, labels if of_tokens else None)
+            self._ask(ids[: _ASKED - self._rows_asked], kwargs.get("attention_mask"), labels if of_tokens else None)
 
-    def _ask(self, ids: torch.Tensor, kwargs: Mapping[str, Any], labels: torch.Tensor | None) -> None:
+    def _ask(self, ids: torch.Tensor, given: object, labels: torch.Tensor | None) -> None:
         """Ask each row of a batch what a row of a file is asked, as far as it needs no text."""
-        given, count = kwargs.get("attention_mask"), len(ids)
+        count = len(ids)
         fits = isinstance(given, torch.Tensor) and given.ndim == ids.ndim and given[:count].shape == ids.shape
         masks = given[:count].bool().tolist() if isinstance(given, torch.Tensor) and fits else [None] * count
         of_tokens = [None] * count if labels is None else labels[:count].tolist()
-        # Without a tokenizer padding is not known, and would be another document.
-        parted = {"parted": True} if self._packed or "position_ids" in kwargs or not self._knows_tokens else {}
         for row, mask, own in zip(ids.tolist(), masks, of_tokens, strict=True):
             self._rows_asked += 1
             if mask is not None and _is_hidden(mask, own):
                 self._asked["unattended"] += 1
                 continue
             begin, end = _attended(row, mask, own)
-            columns = {"input_ids": row, **parted} | (
-                {} if own is None else {"labels": own}
-            )  # padding in the loss, too
+            columns = {"input_ids": row} | ({} if own is None else {"labels": own})  # padding in the loss, too
             kept = None if own is None else [int(label != IGNORED) for label in own[begin:end]]
             asked = AskedRow(columns, self._vocabulary, (TokenSequence(row[begin:end], kept),))
             self._asked.update({name for test in ASKED_LIVE for name in test.of(asked)})

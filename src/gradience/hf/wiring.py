@@ -19,7 +19,7 @@ import msgspec
 import numpy as np
 import torch
 
-from gradience.hf.digests import digest_of, local, plain_name, random_digest
+from gradience.hf.digests import digest_of, plain_name, random_digest
 from gradience.hf.parameters import FEW, TRAINABLE_BYTES, NamedParameter, adapter_of, groups_of, parts_of
 from gradience.schema import NonFinite, real
 from gradience.schema.wiring import AdapterWiring, DataWiring, OptimizerWiring, RateGroup, SavedWiring, ScheduleWiring
@@ -37,8 +37,6 @@ _SLOT: Final = re.compile(r"(\.lora_[AB])\.[^.]+\.weight$")  # in a model, the a
 _ADAPTER_FILES: Final = ("adapter_model.safetensors", "adapters.safetensors")
 _WEIGHTS: Final = frozenset({".safetensors", ".bin", ".pt", ".pth"})
 _NO_WEIGHTS: Final = re.compile(r"optimizer|scheduler|scaler|rng_state|training_args|random_states|sampler|README")
-_BY_RATE: Final = frozenset({"Adam", "AdamW"})  # torch's, which round each step to the parameter's dtype
-_HALVES: Final = frozenset({torch.bfloat16, torch.float16})
 _MOST_TIED: Final = 8
 _ALONG: Final = 0.3  # least cosine of an average's way from the beginning with the model's
 _BEYOND: Final = 1.5  # most length of it, over the model's
@@ -121,28 +119,8 @@ def optimizer_of(optimizers: Sequence[Any], parts: Sequence[NamedParameter], *, 
         # A model that was loaded or wrapped anew after its optimizer has the same shapes in other tensors.
         replaced=(Counter(map(_shape, strangers)) & Counter(_shape(part.tensor) for part in missing)).total(),
         rates=_rates(optimizers, kind_of),
-        lost=_lost(optimizers, kind_of) if digest else None,
         **_state_of(optimizers, kind_of, digest=digest),
     )
-
-
-def _lost(optimizers: Sequence[Any], kind_of: Mapping[int, NamedParameter]) -> float | None:
-    """The share of the adapter's 16-bit numbers, zeros aside, that a step of the peak rate is too small to change.
-
-    Adam's step is about the rate. A number of which half the distance to the next one is more stays as it is.
-    """
-    lost, numbers, step = 0, 0, 0.0
-    for one in optimizers:
-        for group in one.param_groups if type(one).__name__ in _BY_RATE else ():
-            step = float(group.get("initial_lr") or group["lr"])
-            for tensor in group["params"]:
-                if id(tensor) not in kind_of or kind_of[id(tensor)].kind != "adapter" or tensor.dtype not in _HALVES:
-                    continue
-                values = local(tensor.detach()).abs().float().reshape(-1)
-                spacing = torch.finfo(tensor.dtype).eps * torch.exp2(torch.floor(torch.log2(values)))
-                numbers += int(values.count_nonzero())
-                lost += int(((spacing / 2 > step) & (values > 0.0)).sum())
-    return lost / numbers if numbers and step > 0.0 else None
 
 
 def _sizes(parts: Sequence[NamedParameter]) -> dict[str, int]:

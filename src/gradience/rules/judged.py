@@ -18,7 +18,7 @@ from gradience.configs.training import completed
 from gradience.folder import Documents
 from gradience.rules import Description, Verdict, judge
 from gradience.rules.between.prompts import PROMPT_RULES
-from gradience.rules.config import RULES, judge_config, transformers_version
+from gradience.rules.config import RULES, judge_config
 from gradience.rules.config.facts import CheckContext, ConfigRule
 from gradience.rules.joins import Symptom, correlate
 from gradience.rules.joins.run import JOINS
@@ -209,7 +209,7 @@ def judge_parts(
     unwanted = {rule: why for rule, why in left_out.items() if rule in IDS["config"]}
     settings = None
     if config is not None:
-        settings = judge_config(config, transformers=transformers_version(), around=moment, left_out=unwanted)
+        settings = judge_config(config, around=moment, left_out=unwanted)
     return Judged(
         documents=documents, config=config, settings=settings, facts=facts, log=log, weights=weights, parts=parts
     )
@@ -218,8 +218,7 @@ def judge_parts(
 def of_part(causes: Iterable[Cause], source: SourceKind, also: Collection[str] = ()) -> list[Finding]:
     """The findings on one part, those that join it with another among them, and those of the ids in `also`."""
     wanted = (c for c in causes if c.id in also or any(piece.source == source for piece in c.pieces))
-    fields = [each.name for each in msgspec.structs.fields(Finding)]
-    return [Finding(**{name: getattr(cause, name) for name in fields}) for cause in wanted]
+    return [Finding(**{name: getattr(cause, name) for name in Finding.__struct_fields__}) for cause in wanted]
 
 
 def _alone(source: PieceSource, finding: Finding) -> Cause:

@@ -539,7 +539,6 @@ Cause: TypeAlias = Literal[
     "no_held_out",
     "evaluations_empty",
     "in_warmup",
-    "not_logged",
     "cut_off",
     "unfinished",
     "resumed_otherwise",

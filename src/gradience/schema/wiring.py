@@ -58,8 +58,6 @@ class AdapterWiring(Checked, kw_only=True, frozen=True, omit_defaults=True):
     untied: Annotated[
         list[str], about("Head and embedding trained apart, or adapted ` (LoRA)`, though the model's config ties them.")
     ] = []
-    rows: Annotated[NonNegativeInt, about("Rows of the embedding.")] | None = None
-    base_rows: Annotated[NonNegativeInt, about("Those that the base's own config.json states.")] | None = None
     extras: Extras = {}
 
 
@@ -95,10 +93,6 @@ class OptimizerWiring(Checked, kw_only=True, frozen=True, omit_defaults=True):
     step: Annotated[Real, about("Most steps in a state.")] | None = None
     digest: Digest | None = None
     sampled: NonNegativeInt = 1
-    lost: (
-        Annotated[Real, about("Share of the numbers of 16-bit adapters that a step of the peak rate cannot change.")]
-        | None
-    ) = None
     extras: Extras = {}
 
 

@@ -127,6 +127,14 @@ FAULTY: Final[list[tuple[str, Files, str]]] = [
         ),
     ),
     (
+        "PRM502",  # nothing in it trains: it serves
+        {"train.yaml": RECIPE, "chat.yaml": "model: org/m-8b\ntemplate: llama3\n"},
+        (
+            "trained with template qwen that begins turns with <|im_start|> (train.yaml), and served with template "
+            "llama3 that begins turns with <|start_header_id|> (chat.yaml): the model gets other turns than it learnt"
+        ),
+    ),
+    (
         "PRM503",
         adapter() | merged(eos="<|endoftext|>"),
         (

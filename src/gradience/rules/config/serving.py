@@ -31,8 +31,10 @@ SERVE_TABLE = cite(
     "each row names its repository, and a file at a commit, or a thread; each finding cites its own row",
 )
 
-Engine: TypeAlias = Literal["vllm", "sglang", "ollama", "llamacpp", "tensorrt", "lorax", "mlx", "peft", "hotswap"]
-Effect: TypeAlias = Literal["refused", "misread", "dropped"]
+Engine: TypeAlias = Literal[
+    "vllm", "sglang", "ollama", "llamacpp", "tensorrt", "lorax", "mlx", "peft", "transformers", "hotswap"
+]
+Effect: TypeAlias = Literal["refused", "misread", "dropped", "converted"]
 Feature: TypeAlias = Literal[
     "dora",
     "modules_to_save",
@@ -45,6 +47,7 @@ Feature: TypeAlias = Literal[
     "some_layers",
     "targets",
     "embedding_or_head",
+    "tied_head",
     "expression",
     "prefix",
     "base",
@@ -74,6 +77,7 @@ ENGINES: Final[dict[Engine, str]] = {
     "lorax": "LoRAX",
     "mlx": "MLX-LM",
     "peft": "PEFT (adapter_names)",
+    "transformers": "transformers (load_adapter)",
     "hotswap": "PEFT (hotswap_adapter)",
 }
 FLEETS_ONLY: Final = frozenset({"hotswap"})
@@ -341,7 +345,7 @@ FEATURES: Final[dict[Feature, AdapterFeature]] = {
         "modules_to_save",
         "modules_to_save",
         lambda facts: bool(facts.config.lora.modules_to_save),
-        groups=("whole",),
+        groups=("whole", "tied_whole"),
     ),
     "bias": AdapterFeature(
         "a trained bias",
@@ -374,7 +378,13 @@ FEATURES: Final[dict[Feature, AdapterFeature]] = {
         "LoRA on the embedding or the head",
         "target_modules",
         lambda facts: not _OUTER.isdisjoint(_names(facts.config.lora.target_modules)),
-        groups=("embedding", "head"),
+        groups=("embedding", "head", "tied_head"),
+    ),
+    "tied_head": AdapterFeature(
+        "a head of its own on a base that ties it to the embedding",
+        "target_modules",
+        remark="merge the adapter into the base, with tie_word_embeddings set to false in its config.json",
+        groups=("tied_head", "tied_whole"),
     ),
     "expression": AdapterFeature(
         "target_modules as an expression",
@@ -520,7 +530,12 @@ def _names(targets: list[str] | str | None) -> frozenset[str]:
     return frozenset(name.rpartition(".")[2] for name in targets or ())
 
 
-_VERBS: Final[dict[Effect, str]] = {"refused": "refuses", "misread": "misreads", "dropped": "leaves out"}
+_VERBS: Final[dict[Effect, str]] = {
+    "refused": "refuses",
+    "misread": "misreads",
+    "dropped": "leaves out",
+    "converted": "needs another file for",
+}
 
 
 def known_engines(given: Iterable[str], *, fleet: bool = False) -> tuple[str, ...]:
@@ -673,18 +688,21 @@ GROUPS: Final = {
     "expert_parameters": "experts, as parameters",
     "embedding": "the embedding",
     "head": "the head",
+    "tied_head": "the head, tied to the embedding",
     "magnitudes": "DoRA's magnitudes",
     "biases": "biases",
     "token_rows": "rows of tokens",
     "copies": "copies of the base",
     "whole": "whole weights",
+    "tied_whole": "a whole head, tied to the embedding",
 }
 
 
 def fates(facts: Facts) -> Iterator[GroupFate]:
     """Yield what each engine does with each group of the tensors in the file; without a file how it is started."""
     for name in facts.around.engines:
-        if facts.around.groups is None and (start := _start(engine_of(name), facts)):
+        start = _start(name, facts)
+        if facts.around.groups is None and start:
             yield GroupFate(engine=name, group="no tensor was read", modules=0, fate="not judged", reason=start)
         applying, unknown = list(facts_of(name, facts)), unknown_features(name, facts)
         for group, modules in (facts.around.groups or {}).items():
@@ -697,18 +715,20 @@ def fates(facts: Facts) -> Iterator[GroupFate]:
                 group=GROUPS[group],
                 modules=len(modules),
                 fate=sound if worst is None else _FATES[worst.effect],
-                reason=_start(engine_of(name), facts) if worst is None else worst.says,
+                reason=start if worst is None else worst.says,
                 source="" if worst is None else worst.source.url,
             )
 
 
-def _start(engine: Engine, facts: Facts) -> str:
-    """How a server is started so that it takes the adapter's rank, if its default does not."""
-    rank = _largest_rank(facts)
+def _start(name: str, facts: Facts) -> str:
+    """What is done first: a conversion, and a start with room for the adapter's rank where the default has none."""
+    rank, engine = _largest_rank(facts), engine_of(name)
+    mends = [FEATURES[one.feature].mend for one in facts_of(name, facts) if one.effect == "converted"]
+    first = [f"convert first: {mend}" for mend in mends]
     known = next((sizes for sizes in RANKS if sizes.engine == engine), None)
-    if known is None or known.default is None or rank <= known.default or facts.around.flags:
-        return ""
-    return f"start it with a max_lora_rank of {known.room_for(rank)}: its default is {known.default}"
+    if known is not None and known.default is not None and rank > known.default and not facts.around.flags:
+        first.append(f"start it with a max_lora_rank of {known.room_for(rank)}: its default is {known.default}")
+    return "; ".join(first)
 
 
 def _largest_rank(facts: Facts) -> int:
@@ -804,6 +824,19 @@ def _dropped(facts: Facts) -> Iterator[Observation]:
     return _effects("dropped", facts)
 
 
+@_FeatureRule("SRV006", severity="info", reading=True, confidence=0.8)
+def _converted(facts: Facts) -> Iterator[Observation]:
+    """an engine reads another file
+
+    an engine named by --serve reads adapters, and not in the form that this one has
+
+    Why: The adapter is served as it was trained once it is converted.
+    Action: convert it first, or merge it into the base
+    Source: mlx_lm/tuner/utils.py:load_adapters@0.32.2 -- adapters.safetensors is read, and no other file
+    """
+    return _effects("converted", facts)
+
+
 @_ServeRule("SRV004", severity="warning", confidence=0.8, settings=("r", "rank_pattern"))
 def _rank_sizes(facts: Facts) -> Iterator[Observation]:
     """a rank that an engine has no room for
@@ -850,8 +883,9 @@ def _not_known(facts: Facts) -> Iterator[Observation]:
             )
 
 
-EFFECT_RULES: Final = (_refused, _misread, _dropped)
+EFFECT_RULES: Final = (_refused, _misread, _dropped, _converted)
 """The rules on what an engine does with one feature; each finding's values name the engine and the feature."""
 RULES = (*EFFECT_RULES, _rank_sizes, _not_known)
 MISREAD: Final = _misread.id
+CONVERTED: Final = _converted.id
 RANK_SIZE: Final = _rank_sizes.id

@@ -172,7 +172,7 @@ def _unparsed(data: DataReport) -> Iterator[Observation]:
 
     Why: The model learns to write calls that the server rejects, or hands on as text.
     Scope: answers with calls written as text, as the templates of Hermes and Qwen write them
-    Action: correct or remove these rows
+    Action: correct these calls, or remove their rows
     Verify: json.loads of each call
     Source: vllm/tool_parsers/hermes_tool_parser.py:Hermes2ProToolParser@0.11.0 -- what stands between the two marks
         is read by json.loads
@@ -227,7 +227,7 @@ def _classes(data: DataReport) -> str | None:
 
 @DataRule("DAT373", severity="info", confidence=0.9, needs=(_classes,), thresholds=(FEW_LABELS,))
 def _sorted(data: DataReport) -> Iterator[Observation]:
-    """rows sorted by class
+    """a file sorted by class
 
     all rows of a class, at least {few_labels} of each, stand together
 
@@ -254,7 +254,7 @@ def _told_by_length(data: DataReport) -> Iterator[Observation]:
     of a text of one class and one of the others, the longer is of the same side in {told} of all pairs
 
     Why: The model learns the length, and is right on such data and no other.
-    Scope: classification, at least {few_labels} rows of a class; lengths in characters
+    Scope: classification, enough rows of each class; lengths in characters
     Action: look how the texts of each class were collected; compare with a classifier of lengths
     Verify: accuracy on texts of one length
     Seen: https://github.com/AMontgomerie/CEFR-English-Level-Predictor -- texts of level A1 are the shorter ones in 96 %
@@ -280,7 +280,7 @@ def _answered_in(data: DataReport) -> Iterator[Observation]:
 
     {some} of the rows have a question in one language and an answer in another, and no word asks for it
 
-    Why: The model learns to change language.
+    Why: A question in one language and its answer in another teach to change between them.
     Scope: questions and answers of 60 characters and more, code and tables left out, at most 5000 drawn from all
     Action: remove these rows, or say in the question which language is wanted
     Verify: their text (--set show_rows=true)

@@ -170,7 +170,6 @@ def _after_ends(ids: list[int], known: Vocabulary) -> set[int]:
     "DAT355",
     severity="warning",
     confidence=0.75,
-    groups=("data", "log"),
     needs=(_given,),
     thresholds=(HALF, ONE_LENGTH),
 )
@@ -201,5 +200,5 @@ def _documents(data: DataReport) -> Iterator[Observation]:
 RULES = (_labels, _ids, _padding_supervised, _documents)
 
 ROW_TESTS: RowTests = (_of_labels, unknown_ids, padding_supervised, _of_documents)
-ASKED_LIVE: RowTests = (_of_labels, padding_supervised, _of_documents)
+ASKED_LIVE: RowTests = (_of_labels, padding_supervised)
 """Those that a live batch is asked, which has ids and labels and no text."""

@@ -28,13 +28,13 @@ EXPLODED_RMS = Threshold(
     "exploded_rms",
     0.2,
     "root mean square of an update's entries",
-    "a judgement: 10 x transformers' initializer_range of 0.02; real adapters at hand had at most 0.0026",
+    "10 x transformers' initializer_range of 0.02; real adapters at hand had at most 0.0026",
 )
 TINY_RMS = Threshold(
     "tiny_rms",
     6e-5,
     "root mean square of an update's entries, largest module",
-    "a judgement: trained adapters have 1e-4 to 3e-3; ten steps at 1e-4 give about 5e-5",
+    "measured: trained adapters have 1e-4 to 3e-3; ten steps at 1e-4 give about 5e-5",
 )
 FEW_LAYERS = Threshold("few_layers", 0.5, "adapted layers over the base's, at least", "a judgement")
 MANY_LAYERS = Threshold("many_layers", 4, "layers of the base, at least", "a judgement: of fewer, half is one or none")

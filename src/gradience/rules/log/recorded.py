@@ -171,7 +171,6 @@ def as_data(facts: RunFacts) -> DataReport:
         # What rules on data ask for before they judge: batches that were seen have it
         batch_stated=True,
         end_tokens=["the model's end token"],
-        tokenizer="the run's tokenizer",
         num_labels=classes,
         tokens=TokenCounts(total=total, kept=total, supervised=_count(facts, "supervised") or 0),
         batching=Batching(
@@ -241,39 +240,6 @@ def _unattended(facts: RunFacts) -> Iterator[Observation]:
             f"{counted(rows, of)} of the first batches have an attention mask of zeros for their tokens",
             {"rows": rows.count, "of": of},
             severity=None if rows.count == of else "error",
-        )
-
-
-_BY_MASK: Final = frozenset({"sdpa", "eager"})
-
-
-@LogRule("DAT367", severity="warning", confidence=0.85, needs=(_recorded,), meant_for=_IS_RECORDED)
-def _masked_packing(facts: RunFacts) -> Iterator[Observation]:
-    """packed documents, and an attention mask that hides where they part
-
-    several documents are in one row, by positions that begin anew, the batch has an attention mask of rows and tokens,
-    and the attention is sdpa or eager
-
-    Why: transformers parts the documents by their positions only where no attention mask is given: with one, each
-        document attends to all before it.
-    Scope: batches of one row with position_ids; flash attention parts them by itself
-    Action: leave attention_mask out of the batch: DataCollatorWithFlattening does, and TRL's padding_free
-    Verify: the loss of the second document of a row, alone and packed: it should be the same
-    Seen: https://github.com/huggingface/transformers/pull/46634 -- a mask of ones turns the detection of packed rows
-        off in silence
-    Source: transformers/masking_utils.py:_preprocess_mask_arguments@5.24.0 -- looks for packed rows only without a mask
-    """
-    looks = [wiring.settings.get("attention") for wiring in facts.run.wirings if wiring.settings]
-    attention = next((name for name in looks if isinstance(name, str)), None)
-    if (facts.data or {}).get("packed_masked") is not True:
-        return
-    if attention is None:
-        raise Unknown("the attention that computes was not recorded")
-    if attention in _BY_MASK:
-        yield Observation(
-            f"documents are packed into one row, and the batch has an attention_mask: with it {attention} attention "
-            "does not part them, and each attends to those before it",
-            {"attention": attention},
         )
 
 
@@ -419,9 +385,8 @@ OF_BATCHES: Final[tuple[LogRule, ...]] = (
         cause=lambda v: "nothing_supervised" if v["rows"] == v["of"] else None,
     ),
     *(_fed(rule, _as_asked(_OF_DATA[rule].observe), needs=_asked) for rule in ("DAT309", "DAT333", "DAT347", "DAT349")),
-    *(_fed(rule, _as_asked(_OF_DATA[rule].observe), needs=_asked) for rule in ("DAT355", "DAT361")),
+    _fed("DAT361", _as_asked(_OF_DATA["DAT361"].observe), needs=_asked),
     _unattended,
-    _masked_packing,
     _fed("DAT305", _at_limit),
     _fed("DAT307", _end, needs=_supervision),
     _fed("DAT313", _repeated),

@@ -1,4 +1,4 @@
-"""WIR170 to WIR190, LED412: does what was meant to train, is it saved, does a resumed run go on with what was saved?
+"""WIR170 to WIR189, LED412: does what was meant to train, is it saved, does a resumed run go on with what was saved?
 
 The rules read the `wiring` events: what was seen in the model, its optimizers and its schedule as the run began,
 resumed, made its first steps and saved, and in how it was called; of a resume also the digests of what was fed. A log
@@ -20,7 +20,7 @@ from gradience.adapters import OUTPUTS
 from gradience.errors import few
 from gradience.rules import Observation, Premise, Threshold, cite
 from gradience.rules.between.saved import tied_apart, untied
-from gradience.rules.log.facts import JUDGEMENT, LogRule, Place, RunFacts, Values, log_rule, seen
+from gradience.rules.log.facts import LogRule, Place, RunFacts, Values, log_rule, seen
 from gradience.rules.log.recorded import everything_masked
 from gradience.schema import as_float
 from gradience.schema.document import Evidence
@@ -38,11 +38,13 @@ from gradience.schema.wiring import (
 BASE_SHARE = Threshold("base_share", 0.5, "of the base's parameters", "a judgement: over half was not unfrozen by hand")
 LOOKED = Threshold("looked", 4, "optimizer steps", "A has no gradient before B moved, and a warm-up's first rate is 0")
 SAVED_SHARE = Threshold("saved_share", 0.9, "of the adapter's parameters", "a judgement: DoRA's magnitudes are fewer")
-REPEATED = Threshold("repeated", 0.1, "of the rows of a resume, seen before in its epoch", JUDGEMENT)
+REPEATED = Threshold(
+    "repeated", 0.1, "of the rows of a resume, seen before in its epoch", "arithmetic: five times what `once` lets pass"
+)
 ONCE = Threshold("once", 0.98, "of the rows of an epoch, different ones", "sampling with replacement repeats more")
-COMPARED = Threshold("compared", 3, "steps", JUDGEMENT)
+COMPARED = Threshold("compared", 3, "steps", "arithmetic: of fewer steps half is one")
 KEPT = Threshold("kept", 0.5, "of the steps compared", "a judgement: some loops step more often than they set to zero")
-LOST_STEPS = Threshold("lost_steps", 2, "steps of the schedule", JUDGEMENT)
+LOST_STEPS = Threshold("lost_steps", 2, "steps of the schedule", "arithmetic: a save between two steps is one behind")
 
 _OURS: Final = ("adapter", "whole", "head")
 _SWITCH_ON: Final = "Call model.enable_adapter_layers(), or model.set_adapter(name) with the adapter that trains."
@@ -1229,42 +1231,6 @@ def _evaluated_in_training(facts: RunFacts) -> Observation | None:
     return None
 
 
-HALF_LOST = Threshold("half_lost", 0.5, "of the adapter's numbers", JUDGEMENT)
-
-
-@_WiringRule(
-    "WIR190",
-    severity="warning",
-    confidence=0.75,
-    phrase=lambda v: f"{v['share']:.0%} of the adapter is too coarse for its rate",
-    thresholds=(HALF_LOST,),
-)
-def _rounded_away(facts: RunFacts) -> Observation | None:
-    """steps that 16 bits round away
-
-    the adapter is trained in 16 bits by Adam, and for {half_lost} of its numbers, zeros aside, a step of the peak rate
-    is under half the distance to the next number
-
-    Why: Such a number stays what it is, however many steps are made: each is rounded away by itself.
-    Scope: torch's Adam and AdamW on 16-bit parameters; not sharded ones, whose optimizers keep a copy in float32
-    Action: Keep the adapter in float32, as PEFT does (autocast_adapter_dtype), and compute in bf16.
-    Verify: The share of lora_A's entries that a step changes.
-    Source: arithmetic -- bfloat16 has 8 bits: a number and the next are 1/256 to 1/128 of it apart
-    """
-    for wiring in _of(facts, "start", "resume"):
-        of = wiring.optimizer
-        if of is None or of.lost is None or of.sharded or as_float(of.lost) < HALF_LOST.value:
-            continue
-        peak = max((as_float(group.peak or group.lr) for group in of.rates), default=0.0)
-        dtypes = [dtype for group in wiring.groups if group.kind == "adapter" for dtype in group.dtypes]
-        return Observation(
-            f"{_when(wiring)}, {as_float(of.lost):.0%} of the adapter's numbers are too large in {few(dtypes)} for a "
-            f"step of {peak:.3g} to change them.",
-            {"share": as_float(of.lost), "peak": peak, "step": wiring.step},
-        )
-    return None
-
-
 @_WiringRule(
     "LED412",
     severity="error",
@@ -1333,7 +1299,6 @@ def _tied_apart(facts: RunFacts) -> Observation | None:
 
 RULES: Final[tuple[LogRule, ...]] = (
     _evaluated_in_training,
-    _rounded_away,
     _not_in_the_save,
     log_rule(untied, _tied_apart, needs=(RECORDED,), live=True),
     _base_trains,

@@ -183,7 +183,7 @@ class Endpoint:
                 try:
                     return way(question)
                 except RefusedError as error:
-                    reasons.append(f"{name}: {error}")
+                    reasons.append(f"{name}: {error.message}")
         raise RefusedError("; ".join(dict.fromkeys(reasons)))
 
     def _complete(self, prompt: Json, **more: Json) -> tuple[dict[str, Json], int]:
@@ -280,7 +280,7 @@ class Endpoint:
             try:
                 choice, _ = self._complete(asked.prompt(asked.rows[0]), logprobs=most)
             except RefusedError as error:
-                reason = str(error)
+                reason = error.message
                 continue
             entry = choice.get("logprobs")
             if _top_of(entry) or any(name.startswith(_ID) for name in _table_of(entry)):

@@ -71,7 +71,7 @@ def make_receipt(
     Args:
         adapter: the folder that PEFT saved.
         base: the base model: a folder, or organisation/name in the hub's local cache.
-        prompts: rows of text, prompts or conversations, or token ids, as for `gradience resize --calibrate`; or a
+        prompts: rows of text, prompts or conversations, or token ids, as for `gradience resize --data`; or a
             recipe in YAML that names them. None: as a recipe beside the adapter names them, else sampled by the model.
         options: how many rows, and whether their text is kept.
         progress: called with (steps done, steps in all, name of the step).

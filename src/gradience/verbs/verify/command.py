@@ -39,7 +39,7 @@ def verify(
     base: opt.Base = None,
     files: opt.Files = opt.BESIDE,
     answers: Annotated[AnswerOptions, opt.RECORD] = _ANSWERS,
-    fail_on: FailOn = "verdict",
+    fail_on: Annotated[FailOn, Parameter(group=opt.FINDINGS)] = "verdict",
     verbose: opt.Verbose = False,
     json: opt.AsJson = False,
 ) -> int:
@@ -74,7 +74,7 @@ def verify(
         if adapter is None or base is None:
             lacks = " and ".join(name for name, side in (("--adapter", adapter), ("--base", base)) if side is None)
             raise AdapterError(
-                f"a merged model is verified beside an adapter and its base: no {lacks}",
+                f"needs {lacks}: a merged model is verified beside adapter and base",
                 advice="give 'gradience verify MERGED --adapter ADAPTER --base MODEL', or --receipt",
             )
         from gradience.verbs.verify.run import verify_merged  # --help needs none of it
