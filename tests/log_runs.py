@@ -921,8 +921,36 @@ _FAULTS: Final[dict[str, tuple[str, dict[str, Any]]]] = {
         {"saved": {"file": "a.safetensors", "tensors": 8, "parameters": 100, "differs": "lora_A", "of_step": 0}},
     ),
     "WIR188": ("start", {"adapter": {**_ADAPTER, "new_heads": ["score.weight"]}}),
+    "WIR189": ("evaluation", {"evaluation": {"called": True, "adapted": True, "training": True}}),
+    "LED405": ("start", {"adapter": {**_ADAPTER, "untied": ["embed_tokens", "lm_head"]}}),
+    "LED412": (
+        "save",
+        {
+            "adapter": {**_ADAPTER, "names": ["default", "second"], "active": ["default", "second"]},
+            "saved": {
+                "file": "a.safetensors",
+                "tensors": 8,
+                "parameters": 100,
+                "adapters": ["default"],
+                "lacking": ["second"],
+            },
+        },
+    ),
     "WIR185": ("gradients", {"gradients": {"steps": 8, "tensors": 8, "reached": 8, "compared": 7, "kept": 7}}),
 }
+
+
+def _saved(**seen: Any) -> Callable[[Any], RunFacts]:
+    """Runs whose save lacks so many tensors that train, beside those that are the same of all."""
+
+    def make(absent: dict[str, int]) -> RunFacts:
+        saved = {"file": "a.safetensors", "tensors": 8, "parameters": 100, "absent": absent, **seen}
+        held = {**_HELD, "held_kinds": {"adapter": 100, "norm": 32, "base": 9}}
+        groups, adapter = [{**_GROUPS[0], "parameters": 100}, _GROUPS[1]], {**_ADAPTER, "methods": ["LORA"]}
+        look = {"groups": groups, "adapter": adapter, "optimizer": held, "saved": saved}
+        return run(FALL, wirings=[Wiring(ts=None, run_id="r", step=2, phase="save", **look)])
+
+    return make
 
 
 def _wired(rule: str) -> Callable[[str], RunFacts]:
@@ -2485,6 +2513,54 @@ ENTRIES: Final[dict[str, Entry]] = {
     ),
     "WIR188": Entry(
         at=[At(_wired("WIR188"), {"faulty": "warning", "sound": None, "none": "?"})],
+    ),
+    "WIR189": Entry(
+        at=[At(_wired("WIR189"), {"faulty": "warning", "sound": None, "none": "?"})],
+        says=[
+            (
+                _wired("WIR189")("faulty"),
+                "The evaluation at step 2 was made in training mode: the dropout of 0.1 acts.",
+            )
+        ],
+    ),
+    "LED405": Entry(
+        at=[At(_wired("LED405"), {"faulty": "warning", "sound": None, "none": "?"})],
+        says=[
+            (
+                _wired("LED405")("faulty"),
+                (
+                    "The base ties its head to its embedding (tie_word_embeddings), and here embed_tokens and lm_head "
+                    "are trained and saved apart (modules_to_save): PEFT keeps the two apart, and in a merged model "
+                    "that is still tied one overwrites the other."
+                ),
+            )
+        ],
+    ),
+    "LED412": Entry(
+        at=[
+            At(_wired("LED412"), {"faulty": "error", "sound": None, "none": "?"}),
+            At(lambda n: _saved()({"norm": n} if n else {}), {0: None, 1: "warning"}, number="norms"),
+            At(lambda n: _saved(parameters=n)({"adapter": 1}), {89: None, 90: "warning"}),  # 89 is WIR179's
+            At(lambda kind: _saved()({kind: 1}), {"adapter": "warning", "head": None}),  # which is in no optimizer
+            At(lambda n: _saved(parameters=n)({"norm": 2}), {0: None, 1: "warning"}),
+        ],
+        told=[
+            ({"step": 5, "lacking": ["second"]}, "the adapter second trains and is not saved"),
+            ({"step": 5, "kinds": "tensors of the norms (5)"}, "trained and not saved: tensors of the norms (5)"),
+        ],
+        says=[
+            (
+                _wired("LED412")("faulty"),
+                (
+                    "At step 2 the adapters default, second are active, and of second, which trains, there is no file: "
+                    "default was saved."
+                ),
+            ),
+            (
+                _saved()({"norm": 5, "base": 2, "head": 3}),
+                "What trains is in no file of the save at step 2: tensors of the norms (5), tensors of the base (2).",
+            ),
+        ],
     ),
     "CST191": Entry(
         at=[

@@ -350,6 +350,9 @@ TURNS = [291, 260, END, 291, 261, 270, END, 291, 262, END, 291, 261, 271, END]
         ([300, 290, 290, 290], [1, 0, 0, 0], [300, -100, -100, -100], {}),
         ([290, 1, 1, 300], [0, 1, 1, 1], [-100, -100, -100, 300], {"double_bos": 1}),
         ([300, 301, 302, 303], [0] * 4, [300, 301, 302, 303], {"unattended": 1}),
+        ([300, 301, 302, 303], [1, 1, 0, 0], [-100, -100, 302, 303], {"unattended": 1}),
+        ([300, 301, 302, 303], [1, 1, 1, 0], [-100, -100, 302, 303], {}),
+        ([300, 301, 290, 290], [1, 1, 0, 0], [-100] * 4, {}),
         ([300, 290, 290, 290], None, [300, -100, -100, -100], {}),
         ([300] * 3 + [301] * 4, None, [300] * 3 + [-100] * 3 + [301], {}),
         (TURNS, [1] * 14, [-100] * 12 + TURNS[12:], {"several_answers": 1, "last_answer_only": 1}),
@@ -368,7 +371,7 @@ def test_a_live_row_is_asked_what_a_row_of_a_file_is_asked(ids, mask, labels, as
     watch = watch_batches(model, tokenizer=Known())
     given = {"input_ids": ids, "attention_mask": mask, "labels": labels}
     for _ in range(9):
-        model(**{name: torch.tensor([one, one]) for name, one in given.items() if one})
+        model(**{name: torch.tensor([one] * 3) for name, one in given.items() if one})
     found = watch.values()
-    assert found["asked"] == {name: 16 * n for name, n in asked.items()}  # of the first eight batches
-    assert found["rows_asked"] == 16
+    assert found["asked"] == {name: 8 * n for name, n in asked.items()}  # of batches of three: 3, 3 and 2
+    assert found["rows_asked"] == 8

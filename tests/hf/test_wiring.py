@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import functools
 import gc
 import pickle
 import random
@@ -24,7 +25,7 @@ from gradience.hf import GradienceCallback  # noqa: E402  # after the skip where
 from gradience.hf.digests import batch_text, digest_of, random_digest, row_hashes  # noqa: E402  # the same
 from gradience.hf.leftover import Leftover  # noqa: E402  # the same
 from gradience.hf.pace import PaceMeter  # noqa: E402  # the same
-from gradience.hf.parameters import parts_of  # noqa: E402  # the same
+from gradience.hf.parameters import adapter_of, parts_of  # noqa: E402  # the same
 from gradience.hf.passes import Passes  # noqa: E402  # the same
 from gradience.hf.watch import BatchWatch  # noqa: E402  # the same
 from gradience.hf.wiring import data_of, look  # noqa: E402  # the same
@@ -194,6 +195,18 @@ def test_what_an_evaluation_calls():
     with torch.no_grad():
         model(**rows)
     assert passes.evaluated() == EvaluationWiring(called=True, adapted=True)
+    model.train()(**rows)
+    passes.step_made()
+    with torch.no_grad():
+        model(**rows)
+    assert passes.evaluated() == EvaluationWiring(called=True, adapted=True, training=True)
+    with torch.no_grad():
+        model.eval()(**rows)  # one of two
+    assert passes.evaluated() == EvaluationWiring(called=True, adapted=True)
+    model.train()(**rows)
+    passes.step_made()
+    model(**rows)  # of a micro-batch
+    assert passes.evaluated() is None
 
 
 def test_a_model_without_an_adapter_is_seen_through_any_of_its_modules():
@@ -276,6 +289,23 @@ def test_the_random_states_are_read_and_not_moved():
         before = random_digest()
         draw()
         assert random_digest() != before
+
+
+@every(
+    ("tied", "whole", "adapted", "expected"),
+    [
+        (True, ["lm_head"], [], ["lm_head"]),
+        (False, ["lm_head"], [], []),
+        (True, ["embed_tokens", "lm_head"], [], ["embed_tokens", "lm_head"]),
+        (True, ["embed_tokens"], [], []),  # which a merge writes to both
+        (True, [], ["lm_head"], ["lm_head (LoRA)"]),
+        (True, [], [], []),
+    ],
+)
+def test_a_tied_head_that_trains_apart_is_seen(tied, whole, adapted, expected):
+    model = llama(modules_to_save=whole, target_modules=["q_proj", *adapted])
+    model.get_base_model().config.tie_word_embeddings = tied
+    assert adapter_of(model, parts_of(model)).untied == expected
 
 
 def test_a_frozen_head_that_is_as_it_was_drawn_is_named():
@@ -396,6 +426,31 @@ def test_a_save_of_earlier_values_is_known_from_an_average_and_from_another_mode
         watch.saved(tmp_path)
     seen = events(tmp_path, Wiring)[-1].saved
     assert (seen.differs is not None, seen.of_step) == (differs, of_step)
+
+
+@every(
+    ("selected", "active", "norms", "expected"),
+    [
+        (["default"], ["default", "second"], 0, (["second"], {})),
+        (None, ["default", "second"], 0, ([], {})),
+        (["default"], ["default"], 0, ([], {})),
+        (["second"], ["second"], 0, ([], {})),
+        (None, ["default", "second"], 3, ([], {"norm": 3})),
+    ],
+    ids=["one of two", "both", "the one that trains", "the other one that trains", "norms that PEFT does not save"],
+)
+def test_a_save_without_all_that_trains_is_named(tmp_path, selected, active, norms, expected):
+    model = llama()
+    model.add_adapter("second", peft.LoraConfig(r=2, target_modules=["q_proj"], task_type="CAUSAL_LM"))
+    model.base_model.set_adapter(active)
+    for tensor in [one for name, one in model.named_parameters() if "norm" in name][:norms]:
+        tensor.requires_grad_()
+    model.save_pretrained = functools.partial(model.save_pretrained, selected_adapters=selected)
+    fit(tmp_path, model, save_strategy="steps", save_steps=6, max_steps=6)
+    seen = next(look for look in events(tmp_path, Wiring) if look.phase == "save").saved
+    assert (seen.lacking, seen.absent) == expected
+    assert seen.adapters == (selected or ["default", "second"])
+    assert ("LED412" in alerts(tmp_path)) == (expected != ([], {}))
 
 
 def test_an_accelerator_whose_prepare_is_forgotten_is_told_if_something_was_asked_of_it(tmp_path):

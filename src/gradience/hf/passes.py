@@ -49,7 +49,8 @@ class Passes:
         now = EvaluationWiring(
             called=self._calls > 0,
             adapted=self._used > 0 if self._adapted else None,
-            training=self._calls > 0 and self._drawn == self._calls,
+            # A call with gradients may be that of a micro-batch, and is of no evaluation
+            training=self._calls > 0 and self._drawn == self._calls and self._last is None,
         )
         if not self._trained or now == self._evaluation:
             return None

@@ -172,5 +172,5 @@ class EvaluationWiring(Checked, kw_only=True, frozen=True, omit_defaults=True):
 
     called: Annotated[bool, about("Whether the model that trains was called.")] = True
     adapted: Annotated[bool, about("Whether with the adapter that trains; null without one.")] | None = None
-    training: Annotated[bool, about("Whether every call was in training mode, so that dropout acts.")] = False
+    training: Annotated[bool, about("Whether all calls were without gradients and in training mode.")] = False
     extras: Extras = {}

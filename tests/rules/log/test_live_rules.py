@@ -8,6 +8,7 @@ LIVE = {
     *("NUM101", "NUM102"),  # numbers that are not finite
     *("DIV104", "GRD108"),  # diverged, or nothing left to learn by
     *("OVF110", "HLD146", "GAP111"),  # of held-out values that have risen for long, or do not follow the training
+    *("LED405", "LED412"),  # a head that is trained apart, and what no save holds
 }
 
 
@@ -15,4 +16,4 @@ def test_while_training_runs_only_these_and_faults_of_wiring_speak() -> None:
     live = {rule.id for rule in DETECTORS if rule.live}
     wired = {rule.id for rule in DETECTORS if rule.id.startswith("WIR")}
     assert live == LIVE | wired
-    assert len(wired) == 19
+    assert len(wired) == 20

@@ -811,6 +811,15 @@ def _rates_anew(facts: RunFacts) -> Iterator[Observation]:
         )
 
 
+def _lacks_a_part(wiring: Wiring) -> bool:
+    """Whether the only adapter, a LoRA, was saved without a part that is large."""
+    saved, adapter, own = wiring.saved, wiring.adapter, _group(wiring, "adapter")
+    if saved is None or adapter is None or own is None or _is_sharded(wiring):
+        return False
+    whole = len(adapter.names) == 1 and adapter.methods == ["LORA"]
+    return whole and saved.parameters < SAVED_SHARE.value * own.parameters
+
+
 @_WiringRule(
     "WIR179",
     severity="critical",
@@ -843,11 +852,8 @@ def _saved_empty(facts: RunFacts) -> Observation | None:
                 {"step": wiring.step, "tensors": saved.tensors},
                 evidence=seen(f"{saved.file}: {saved.tensors} tensors, {saved.parameters} parameters"),
             )
-        adapter, own = wiring.adapter, _group(wiring, "adapter")
-        if saved is None or adapter is None or own is None or _is_sharded(wiring):
-            continue
-        whole = len(adapter.names) == 1 and adapter.methods == ["LORA"]
-        if whole and saved.parameters < SAVED_SHARE.value * own.parameters:
+        own = _group(wiring, "adapter")
+        if saved is not None and own is not None and _lacks_a_part(wiring):
             return Observation(
                 f"The adapter saved at step {wiring.step} lacks a part: {saved.file} holds {saved.parameters} "
                 f"parameters, the model's adapter has {own.parameters}.",
@@ -1211,11 +1217,11 @@ def _head_frozen(facts: RunFacts) -> Observation | None:
 def _evaluated_in_training(facts: RunFacts) -> Observation | None:
     """evaluates in training mode
 
-    every call of the model since the last step, up to an evaluation's end, was in training mode, and it has dropout
-    above 0
+    every call of the model since the last step, up to an evaluation's end, was without gradients and in training mode,
+    and it has dropout above 0
 
     Why: Dropout is drawn at each evaluation: its loss is higher than the model's, and another each time.
-    Scope: evaluations that end before the next step, of models with dropout; not compiled models
+    Scope: evaluations without gradients (torch.no_grad) that end before the next step; not compiled models
     Action: Call model.eval() before an evaluation, and model.train() after it.
     Verify: Evaluate twice without a step between: the loss is the same.
     Source: torch/nn/modules/module.py:Module.eval@2.13.0 -- evaluation mode changes what dropout does
@@ -1238,7 +1244,7 @@ def _evaluated_in_training(facts: RunFacts) -> Observation | None:
     phrase=lambda v: (
         f"the adapter {few(v['lacking'])} trains and is not saved"
         if v.get("lacking")
-        else f"{v.get('absent')} tensors train and are not saved"
+        else f"trained and not saved: {v.get('kinds')}"
     ),
     evidence=(),
 )
@@ -1260,7 +1266,8 @@ def _not_in_the_save(facts: RunFacts) -> Observation | None:
         saved, adapter, optimizer = wiring.saved, wiring.adapter, wiring.optimizer
         if saved is None or adapter is None or _is_sharded(wiring) or not saved.parameters:
             continue
-        if saved.lacking:
+        missing = {} if optimizer is None else optimizer.missing
+        if saved.lacking and "adapter" not in missing:
             return Observation(
                 f"At step {wiring.step} the adapters {few(adapter.active)} are active, and of {few(saved.lacking)}, "
                 f"which trains, there is no file: {few(saved.adapters) or 'none'} was saved.",
@@ -1271,13 +1278,11 @@ def _not_in_the_save(facts: RunFacts) -> Observation | None:
             saved.absent if optimizer is None else {k: n for k, n in saved.absent.items() if k in optimizer.held_kinds}
         )
         lost = sum(held.values())
-        of_adapter = _group(wiring, "adapter")
-        short = of_adapter is not None and saved.parameters < SAVED_SHARE.value * of_adapter.parameters
-        if lost and not ("adapter" in held and short):  # WIR179 tells of the adapter that lacks a part
-            kinds = ", ".join(f"{count} of {_NAMES.get(kind, f'the {kind}')}" for kind, count in held.items())
+        if lost and not ("adapter" in held and _lacks_a_part(wiring)):  # which WIR179 tells
+            kinds = few([f"tensors of {_NAMES.get(kind, f'the {kind}')} ({count})" for kind, count in held.items()])
             return Observation(
-                f"{lost} tensors train, and are in no file of the save at step {wiring.step}: {kinds}.",
-                {"step": wiring.step, "absent": lost, "kinds": held},
+                f"What trains is in no file of the save at step {wiring.step}: {kinds}.",
+                {"step": wiring.step, "absent": lost, "kinds": kinds},
                 severity="warning",
                 evidence=seen(f"not in the file: {few(saved.absent_names)}"),
             )
