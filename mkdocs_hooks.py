@@ -1,6 +1,6 @@
 """The site holds docs/ alone: links from there to other files become their names, and api.md gets the docstrings.
 
-The page of rules is made here, of the rules as they are.
+The pages of rules are made here, of the rules as they are: one for each group, and one that lists them.
 """
 
 from __future__ import annotations
@@ -11,13 +11,23 @@ from typing import Any
 
 from mkdocs.structure.files import File
 
+from gradience.render.findings import HEADINGS
 from gradience.render.rules import rules_markdown
 from gradience.rules import rule_cards
 
 
 def on_files(files: Any, *, config: Any, **_: object) -> Any:
-    """The site's files, with the page of rules."""
-    files.append(File.generated(config, "rules.md", content=rules_markdown(rule_cards())))
+    """The site's files, with the pages of rules, and a style by which long names break."""
+    made = {"site.css": "code { overflow-wrap: anywhere; white-space: normal; }\npre code { white-space: pre; }\n"}
+    index = ["# Every rule", "", "| group | rules | of which |", "|---|---|---|"]
+    for group, heading in HEADINGS.items():
+        members = [card for card in rule_cards() if card.groups[0] == group]
+        if members:
+            ids = " ".join(card.id for card in members)
+            index.append(f"| [{heading}](rules-{group}.md) | {len(members)} | {ids} |")
+            made[f"rules-{group}.md"] = rules_markdown(members)
+    for name, text in {**made, "rules.md": "\n".join(index)}.items():
+        files.append(File.generated(config, name, content=text))
     return files
 
 

@@ -114,7 +114,7 @@ def main() -> None:
             base=base_of(args.folder, args.runs, "minilm"), metric=args.metric, tolerance=args.tolerance
         )
         report = bench_adapter(
-            place, args.out / place.name, data=data, candidates=CANDIDATES, calibrate=inputs, options=options
+            place, args.out / place.name, data=data, candidates=CANDIDATES, calibration_data=inputs, options=options
         )
         found = agreement(report)
         total += found

@@ -32,7 +32,7 @@ cases, not as a score.
 - **judged**: **right** if all that is said holds and nothing is missing; **wrong** if something said does not hold;
   **missing** if something that a person sees is not said.
 
-`python benchmarks/judged.py ../shared/data > docs/judged.md` makes this page. The judgements are in
+`python benchmarks/judged.py ../shared/data > benchmarks/judged.md` makes this page. The judgements are in
 `benchmarks/judged.toml`.
 """
 

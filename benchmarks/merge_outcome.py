@@ -2,7 +2,7 @@
 
 ``python benchmarks/merge_outcome.py FOLDER MODEL ...`` merges pairs of the healthy adapters of ``reference.py`` with
 weights of a half, scores base, adapter and merge on the adapter's held-out rows, and prints for each model Spearman's
-rank correlation of the gain kept with each number, and the gains kept on either side of `MRG409`'s threshold. `qwen`
+rank correlation of the gain kept with each number, and the gains kept on either side of an overlap. `qwen`
 and `gpt2` were looked at while the threshold was chosen, `llama` and `wide` only afterwards.
 """
 

@@ -10,6 +10,8 @@ import shutil
 import signal
 import sys
 import tempfile
+import time
+from collections.abc import Callable
 from importlib import metadata
 from importlib.util import find_spec
 from itertools import count
@@ -202,3 +204,16 @@ def shared_data() -> Path:
     if not folder.is_dir():
         pytest.skip("the real files of ../shared/data are not beside this clone")
     return folder
+
+
+@pytest.fixture
+def wait_a_tick() -> Callable[[Path], None]:
+    """Return a function that waits until the file system, which counts time in steps, gives a change another time."""
+
+    def wait(file: Path) -> None:
+        probe = file.with_name("probe")
+        while probe.write_bytes(b"") or probe.stat().st_ctime_ns <= file.stat().st_ctime_ns:
+            time.sleep(0.001)
+        probe.unlink()
+
+    return wait

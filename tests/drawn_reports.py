@@ -120,7 +120,9 @@ def report_of(kind: type, seed: str) -> Any:
 
 def _page(html: str) -> str:
     """The text of a page, one line per element, without its style and the coordinates of its figures."""
-    bare = re.sub(r"<style.*?</style>|<script.*?</script>", "", html, flags=re.DOTALL)
+    # Nor the ticks of a figure: which they are depends on matplotlib's version.
+    ticks = r"<text[^>]*>\s*[-\d.e\u2212]+[kMBT]?\s*</text>"
+    bare = re.sub(rf"<style.*?</style>|<script.*?</script>|{ticks}", "", html, flags=re.DOTALL)
     return "\n".join(text for part in re.split(r"<[^>]*>", bare) if (text := " ".join(part.split())))
 
 

@@ -85,10 +85,10 @@ CALLS = (
     Call("fleet audit {run} --out {tmp}/fleet --workers 1", "fleet"),
     Call("fleet audit {run} --out {tmp}/fleet-ray --engine ray --workers 1", "ray"),
     Call("fleet show {tmp}/fleet", "fleet"),
-    Call("fleet query {tmp}/fleet --named bases", "fleet"),
+    Call("fleet query {tmp}/fleet select(1)", "fleet"),
     Call("monitor {run}/run.jsonl {run}/run.jsonl"),
     Call("runs {run} --out {tmp}/runs", "fleet"),
-    Call("runs query {run} --named models --out {tmp}/runs", "fleet"),
+    Call("runs query {run} select(1) --out {tmp}/runs", "fleet"),
     Call("runs best {run} --metric train/loss --out {tmp}/runs", "fleet"),
 )
 

@@ -11,7 +11,7 @@ from gradience.verbs.report.options import ReportOptions
 from gradience.verbs.report.run import build_story
 from gradience.verbs.report.story import Story
 
-VOID = {"meta", "br", "link", "img", "input", "hr"}
+VOID = {"meta", "wbr", "br", "link", "img", "input", "hr"}
 
 
 class Found(NamedTuple):

@@ -17,6 +17,7 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
+from unittest import mock
 
 ROOT: Final = Path(__file__).resolve().parents[1]
 RUN: Final = ROOT / "tests" / "golden" / "readme"
@@ -32,8 +33,16 @@ CUT: Final = "...\n"  # a block that ends with this shows only the beginning of 
 
 @contextlib.contextmanager
 def clone_with_run() -> Iterator[None]:
-    """A context whose working folder has the run at runs/toy, as the README's first command leaves it."""
-    with tempfile.TemporaryDirectory() as folder, contextlib.chdir(folder):
+    """A context whose working folder has the run at runs/toy, as the README's first command leaves it.
+
+    The user's cache is empty, and can be written whatever the home is.
+    """
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        tempfile.TemporaryDirectory() as cache,
+        contextlib.chdir(folder),
+        mock.patch.dict(os.environ, {"XDG_CACHE_HOME": cache}),
+    ):
         shutil.copytree(RUN, "runs/toy")
         yield
 

@@ -38,12 +38,13 @@ CELLS: Final = (
     "audit_adapter('runs/toy/peft')",
     "list(audit_adapter('runs/toy/peft').table('layers')[0])",
     "diagnose('runs/toy')",
-    "diagnose('runs/toy').findings[0].message",
+    "check_config({'r': 8, 'lora_alpha': 16, 'learning_rate': 0.01}).findings[0].message",
     "TelemetryReader('runs/toy/run.jsonl').latest_config().lora",
 )
 JOBS: Final = (
     "gradience check --peft-dir runs/toy/peft --format github --fail-on warning",
     "gradience diagnose runs/toy --format github --fail-on warning",
+    "gradience check --set r=8 --set alpha=16 --set lr=0.01 --format github --fail-on warning",
     "gradience monitor runs/toy/run.jsonl --json --fail-on error",
     "gradience check absent --fail-on error",
 )

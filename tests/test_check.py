@@ -108,8 +108,12 @@ def test_precedence_is_overrides_files_folders_document(tmp_path: Path) -> None:
 
 
 def test_nothing_given_is_said() -> None:
-    with pytest.raises(ConfigError, match="nothing to check"):
+    with pytest.raises(ConfigError) as error:
         check_config(task="sft")
+    advice = "give a config file, --adapter, --training-dir, or settings such as --set lr=1e-4"
+    assert (error.value.message, error.value.advice) == ("nothing to check", advice)
+    assert str(error.value) == f"nothing to check ({advice})"
+    assert str(ConfigError("nothing to check")) == "nothing to check"
 
 
 def test_secret_in_a_file_is_a_finding_without_its_value(tmp_path: Path) -> None:
@@ -157,6 +161,7 @@ def test_the_rate_of_a_real_run_is_left_to_its_log(shared_data: Path) -> None:
 
 def test_logs_of_another_program_are_documents(shared_data: Path) -> None:
     for path in sorted((shared_data / "runs").glob("*.jsonl")):
-        report = check_config(document=path)
+        report = check_config(path)
+        assert report == check_config(str(path)) == check_config(document=path)
         assert report.config.lora.r
         assert report.unknown_keys == []

@@ -20,4 +20,4 @@ def refusal(make: Any) -> str:
     with pytest.raises(RecorderError) as error:
         make()
     assert error.value.advice == ADVICE
-    return str(error.value)
+    return error.value.message

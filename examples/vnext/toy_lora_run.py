@@ -597,7 +597,7 @@ def smaller(options: Options) -> str:
         shlex.quote(str(path))
         for path in (options.out / "peft", base, options.out / "heldout.jsonl", options.out / "smaller")
     )
-    return f"\n  gradience resize {peft} --base {base} --calibrate {rows} --kl .003 --out {out}"
+    return f"\n  gradience resize {peft} --base {base} --data {rows} --kl .003 --out {out}"
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -14,6 +14,18 @@ if TYPE_CHECKING:
     from importlib.metadata import Distribution
 
 
+__all__ = [
+    "AdapterError",
+    "ConfigError",
+    "DamagedError",
+    "GradienceError",
+    "MissingPackageError",
+    "OptionError",
+    "OutputError",
+    "RecorderError",
+    "SchemaError",
+]
+
 UNUSABLE: Final = 2
 """The exit code of a command whose input, or whose use, is refused."""
 SUMMARY: Final = "Flight recorder and mechanic for LoRA fine-tuning: check a config, monitor a run, audit an adapter."
@@ -22,11 +34,21 @@ INSTALL: Final = "in the clone: pip install -e '.[hf]'"
 
 
 class GradienceError(Exception):
-    """Base of every error that is raised on purpose; ``advice`` is one line that says what to do, or empty."""
+    """Base of every error that is raised on purpose. Its text is both of its parts.
+
+    Attributes:
+        message: what is wrong.
+        advice: one line that says what to do, or empty.
+    """
 
     def __init__(self, message: str, *, advice: str = "") -> None:
         super().__init__(message)
+        self.message = message
         self.advice = advice
+
+    def __str__(self) -> str:
+        """What is wrong and what to do, as the command line says it."""
+        return f"{self.message} ({self.advice})" if self.advice else self.message
 
 
 class SchemaError(GradienceError):
@@ -56,6 +78,11 @@ class ConfigError(GradienceError):
 # A ValueError too, which callers from Python expect for an argument out of its range.
 class OptionError(GradienceError, ValueError):
     """An option is out of its range, or options do not go together."""
+
+
+def said(error: BaseException) -> str:
+    """What an error says, without advice."""
+    return error.message if isinstance(error, GradienceError) else str(error)
 
 
 class Unknown(Exception):  # noqa: N818  # a result of looking, not an error

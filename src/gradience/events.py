@@ -7,17 +7,19 @@
 
 A call checks every field, and raises a `SchemaError` that names the wrong one. `msgspec.json.encode` writes the same
 line; `decode` reads it, as `TelemetryReader` does a whole log. `extras` are values without a field of their own. They
-stand beside the fields on the wire, and so does each field of a class that inherits from an event:
+stand beside the fields on the wire, and so does each field of a class that inherits from an event. A `Real` is a
+number, or the name of one that is not finite, because JSON has none; `as_float` gives the number of either:
 
 >>> class Row(TrainStep, frozen=True):
-...     kl: float | None = None
->>> Row(ts=None, run_id="r1", step=3, kl=0.5).kl
-0.5
+...     kl: Real | None = None
+>>> row = Row(ts=None, run_id="r1", step=3, loss=0.5, kl=float("nan"))
+>>> row.kl, as_float(row.kl), as_float(row.loss), as_float(row.grad_norm)
+('NaN', nan, 0.5, None)
 """
 
 from __future__ import annotations
 
-from gradience.schema import SCHEMA_ID
+from gradience.schema import SCHEMA_ID, Real, as_float
 from gradience.schema.events import (
     EVENT_TYPES,
     Alert,
@@ -54,6 +56,7 @@ __all__ = [
     "LoraSnapshot",
     "Metrics",
     "OptimizerSnapshot",
+    "Real",
     "Recommendation",
     "RecommendationItem",
     "RunEnd",
@@ -64,6 +67,7 @@ __all__ = [
     "TrainingSnapshot",
     "UnknownEvent",
     "Wiring",
+    "as_float",
     "decode",
     "encode",
 ]

@@ -1,4 +1,7 @@
-"""The ranges that options have, and their refusal: one wording for the command line and for Python."""
+"""The ranges that options have, and their refusal: one wording for the command line and for Python.
+
+A record's field also tells how the command line takes it, if otherwise than by its name.
+"""
 
 from __future__ import annotations
 
@@ -8,6 +11,8 @@ from dataclasses import dataclass, replace
 from numbers import Real
 from pathlib import Path
 from typing import Annotated, Any, Final, NamedTuple, Self, TypeAlias, get_args, get_origin, get_type_hints
+
+from cyclopts import Parameter
 
 from gradience.errors import OptionError
 
@@ -29,6 +34,12 @@ Count: TypeAlias = Annotated[int, COUNT]
 Whole: TypeAlias = Annotated[int, WHOLE]
 Share: TypeAlias = Annotated[float, SHARE]
 Positive: TypeAlias = Annotated[float, POSITIVE]
+
+LIBRARY_ONLY: Final = Parameter(parse=False)
+"""A field of a record that the library takes and the command line does not."""
+SELDOM: Final = Parameter(group="More options")
+"""An option that few calls need: --help lists it in a group of its own, after the others."""
+Seed: TypeAlias = Annotated[Whole, LIBRARY_ONLY]
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -38,7 +38,7 @@ def refusal(call: Any, *args: Any, **options: Any) -> tuple[str, str]:
     """The words and the advice of an error."""
     with pytest.raises(AdapterError) as error:
         call(*args, **options)
-    return str(error.value), error.value.advice
+    return error.value.message, error.value.advice
 
 
 # --- folders -----------------------------------------------------------------------------------------------------

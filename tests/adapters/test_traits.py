@@ -188,7 +188,7 @@ CASES = {  # shapes, config, what each operation says, and the variants of its l
     ),
     "LoHa": (LOHA, {"peft_type": "LOHA"}, for_each("peft_type LOHA is not LoRA"), ()),
     "IA3": (Q, {"peft_type": "ia3"}, for_each("peft_type IA3 is not LoRA"), ()),
-    "two adapters": (TWO, {}, {"merge": [SEVERAL]}, ()),
+    "two adapters": (TWO, {}, {"merge": [SEVERAL], "convert": [SEVERAL]}, ()),
     "not understood": (Q | {"q.strange": (1,), "q.stranger": (1,)}, {}, {"merge": [STRANGE]}, ()),
 }  # fmt: skip
 

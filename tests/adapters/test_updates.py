@@ -426,7 +426,7 @@ BASE = "a base weight of shape (5, 3)"
 def test_a_base_of_another_shape_is_refused_with_both(update, shape, said):
     with pytest.raises(AdapterError) as error:
         update(np.ones(shape, np.float32))
-    assert str(error.value) == said
+    assert error.value.message == said
 
 
 @every(("heights", "known"), [((4, 4, 4), True), ((4, 4, 6), False), ((4, 6, 6), True)])

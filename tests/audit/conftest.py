@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -24,19 +23,6 @@ def write_adapter(tmp_path: Path) -> Callable[..., Path]:
         return save_adapter(tmp_path / name, pairs, **{"r": R, "lora_alpha": 16, **config})
 
     return write
-
-
-@pytest.fixture
-def wait_a_tick() -> Callable[[Path], None]:
-    """Return a function that waits until the file system, which counts time in steps, gives a change another time."""
-
-    def wait(file: Path) -> None:
-        probe = file.with_name("probe")
-        while probe.write_bytes(b"") or probe.stat().st_ctime_ns <= file.stat().st_ctime_ns:
-            time.sleep(0.001)
-        probe.unlink()
-
-    return wait
 
 
 @pytest.fixture

@@ -173,7 +173,7 @@ model.save_weights(sys.argv[1] + "/x.weights.h5")
 try:
     audit_adapter(sys.argv[1] + "/x.weights.h5")
 except AdapterError as error:
-    print(error, "|", error.advice)
+    print(error.message, "|", error.advice)
 """
 
 

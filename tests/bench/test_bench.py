@@ -216,11 +216,14 @@ def test_data_of_one_class_and_labels_that_are_none_are_refused(classifier, tmp_
     [
         (["--candidates", "svd:x"], "'svd:x': 'x' is not a number"),
         (["--candidates", "half"], "'half' is not a candidate"),
-        (["--candidates", "kl:.01"], "needs inputs to calibrate on"),
+        (
+            ["--candidates", "kl:.01"],
+            "needs --base and --calibration-data (give the base, and other rows than ",
+        ),
         (["--tolerance", "some"], "the tolerance is 'some'"),
         (["--metric", "run-me"], "has no {adapter}"),
         (["--metric", "accuracy"], "needs --base and --data"),
-        (["--calibrate", "@data"], "is what candidates are judged by"),
+        (["--calibration-data", "@data"], "is what candidates are judged by"),
         (["--retrain", "train {r}"], "has no {out}"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
@@ -344,7 +347,7 @@ def test_a_size_by_kl_is_calibrated_on_inputs_of_its_own(classifier, tmp_path):
         tmp_path / "out",
         data=classifier.data,
         candidates=["kl:.05"],
-        calibrate=texts,
+        calibration_data=texts,
         options=BenchOptions(base=classifier.base),
     )
     found = next(c for c in report.candidates if c.name == "kl:.05")

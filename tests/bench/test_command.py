@@ -59,7 +59,7 @@ def test_a_command_without_its_place_or_with_an_open_quote_is_refused(command):
 
 
 def test_a_failure_is_its_exit_code_and_its_last_line():
-    with pytest.raises(GradienceError, match=r"failed with exit code 3: no such task$"):
+    with pytest.raises(GradienceError, match=r"failed with exit code 3: no such task \("):
         run(python("import sys; print('first', file=sys.stderr); print('no such task', file=sys.stderr); sys.exit(3)"),
             timeout=300)  # fmt: skip
 

@@ -279,7 +279,7 @@ def test_without_own_texts_the_figures_elsewhere_are_the_same_and_no_gain_is_tol
         (["--seeds", "2"], "--seeds is for a bench with --out FOLDER"),
         (["--elsewhere", "x.txt", "--out", "o"], "--elsewhere is for a bench without --out"),
         (["--rows", "8", "--out", "o"], "--rows is for a bench without --out"),
-        ([], "no base model"),
+        ([], "needs --base"),
     ],
 )
 def test_an_option_that_says_nothing_is_refused(given, says, llama, capsys):

@@ -9,15 +9,23 @@ from typing import Any
 
 import pytest
 import transformers
+from tables import every
 
 from gradience import TelemetryWriter, check_config, diagnose
+from gradience.cli.main import main
 from gradience.errors import AdapterError, ConfigError
+from gradience.io import pretrained
+from gradience.schema.memory import Memory
 from gradience.verbs.check.memory import parse_size
 from gradience.verbs.check.view import check_text
 from gradience.verbs.diagnose.view import diagnose_text
 
 SIZES = {"vocab_size": 2048, "hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2}
 LLAMA = {"model_type": "llama", "architectures": ["LlamaForCausalLM"], "num_attention_heads": 4, **SIZES}
+GEMMA = {
+    "model_type": "gemma2", "architectures": ["Gemma2ForCausalLM"], "num_key_value_heads": 2, "head_dim": 16,
+    "attn_logit_softcapping": 50.0,
+}  # fmt: skip
 LORA = {"peft_type": "LORA", "task_type": "CAUSAL_LM", "r": 8, "lora_alpha": 16, "target_modules": ["q_proj"]}
 
 
@@ -105,6 +113,24 @@ def test_an_adapter_that_cannot_be_followed_is_told_in_our_words(base: Path, kin
     assert memory.reason == made
 
 
+@pytest.mark.parametrize(
+    "text", ["{", "[]", "[" * 5000, '{"peft_type": "XLORA"}', '{"megatron_config": {"a": 1}}'], ids=range(5)
+)
+def test_what_is_wrong_with_an_adapters_config_is_told_in_our_words(
+    base: Path, monkeypatch: pytest.MonkeyPatch, text: str
+) -> None:
+    folder = base.parent / "adapter"
+    folder.mkdir()
+    path = folder / "adapter_config.json"
+    path.write_text(json.dumps(LORA))
+    # As it is when PEFT is about to be given it.
+    refuse = pretrained.refuse_special
+    monkeypatch.setattr(pretrained, "refuse_special", lambda place: (path.write_text(text), refuse(place)))
+    memory = check_config(peft_dir=folder, base=base, max_length=64).memory
+    told = "the adapter's adapter_config.json cannot be read, or would make PEFT load what it names"
+    assert memory == Memory(reason=told)
+
+
 def test_without_torch_the_parts_that_need_no_model_are_given(base: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("gradience.verbs.check.memory.find_spec", lambda name: None if name == "torch" else sys)
     memory = checked(base).memory
@@ -139,8 +165,9 @@ def test_a_base_of_the_hubs_cache_is_found_there(base: Path, tmp_path: Path, mon
     monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "hub"))
     for named in (Path("org/m"), entry):
         assert checked(named).memory.peak_bytes == checked(entry / "snapshots" / "0a1").memory.peak_bytes > 0
-    with pytest.raises(AdapterError, match="no such base: org/other"):
+    with pytest.raises(AdapterError, match=r"^no such base: org/other is neither a path nor in ") as error:
         checked(Path("org/other"))
+    assert error.value.advice == "its config.json is enough: give its folder, or hf download org/other config.json"
 
 
 def test_diagnose_foretells_the_longest_batch_that_was_seen(base: Path, tmp_path: Path) -> None:
@@ -159,16 +186,151 @@ def test_diagnose_foretells_the_longest_batch_that_was_seen(base: Path, tmp_path
     assert "GiB foretold, 3.0 used, 4.0 reserved" in diagnose_text(report)
 
 
+TILES = "the loss in tiles of the logits, as in TRL 1.16; TRL 1.9 holds all logits at once"
+OF_COMPLETIONS = TILES.replace("all logits", "all logits of the completions")
+OFF = "a reference pass with the adapter off"
+AT_ONCE = "completions that the model itself generates at once"
+ALIGNED = {"num_generations": 2, "max_completion_length": 100}
+
+
+@pytest.mark.parametrize(
+    ("settings", "rows", "said"),
+    [
+        ({"precompute_ref_log_probs": False}, "4 pairs, so 8 x 256", (OFF, TILES)),
+        ({"precompute_ref_log_probs": True}, "4 pairs, so 8 x 256", ("a reference that passed before training", TILES)),
+        ({"desirable_weight": 1.0}, "4 x 256", (OFF, TILES)),
+        ({"desirable_weight": 1.0, "use_liger_kernel": True}, "4 x 256", (OFF, TILES.partition(";")[0])),
+        ({"generate_during_eval": False}, "4 pairs, so 8 x 256", ("all logits, as in TRL 1.16",)),
+        (
+            {**ALIGNED, "gradient_accumulation_steps": 3},
+            "4 x 256",
+            ("100 tokens of them generated", "no reference, as beta is not stated", f"12 {AT_ONCE}", OF_COMPLETIONS),
+        ),
+        (
+            {**ALIGNED, "beta": 0.1, "use_vllm": True},
+            "4 x 256",
+            ("100 tokens of them generated", OFF, "what vLLM takes is left out", OF_COMPLETIONS),
+        ),
+        (
+            {**ALIGNED, "normalize_advantages": True, "steps_per_generation": 5},
+            "4 x 256",
+            ("100 tokens of them generated", "a reference, as beta is not stated", f"20 {AT_ONCE}", OF_COMPLETIONS),
+        ),
+    ],
+)
+def test_what_an_objective_adds_to_a_step_is_said(
+    base: Path, settings: dict[str, Any], rows: str, said: tuple[str, ...]
+) -> None:
+    memory = checked(base, **settings).memory
+    assert memory.reason == ""
+    assert memory.assumes[: len(said) + 2] == [f"{rows} tokens, padded", *said, "weights in bfloat16"]
+    assert memory.peak_bytes != checked(base).memory.peak_bytes
+
+
+@pytest.mark.parametrize(
+    ("kind", "stated", "said"),
+    [
+        ({}, {}, "attention by sdpa"),
+        ({}, {"attn_implementation": "flash_attention_2"}, "attention by flash_attention_2"),
+        ({"attn_logit_softcapping": None}, {}, "attention by sdpa"),
+        (GEMMA, {}, "attention by eager"),
+        (GEMMA, {"attn_implementation": "eager"}, "attention by eager"),
+    ],
+)
+def test_the_kernel_of_attention_is_the_one_that_the_model_takes(
+    base: Path, kind: dict[str, Any], stated: dict[str, Any], said: str
+) -> None:
+    (base / "config.json").write_text(json.dumps({**LLAMA, **kind}))
+    memory = checked(base, **stated).memory
+    assert [one for one in memory.assumes if one.startswith("attention")] == [said]
+    assert memory.peak_bytes > 0
+
+
+@pytest.mark.parametrize("kernel", ["flash_attention_2", "sdpa"])
+def test_a_kernel_that_caps_the_scores_itself_is_unknown(base: Path, kernel: str) -> None:
+    (base / "config.json").write_text(json.dumps({**LLAMA, **GEMMA}))
+    memory = checked(base, attn_implementation=kernel).memory
+    reason = f"attention by {kernel} is not followed where scores are capped (attn_logit_softcapping)"
+    assert (memory.peak_bytes, memory.reason) == (None, reason)
+
+
+def test_a_reward_models_pairs_pass_through_a_head_of_one_value(base: Path) -> None:
+    lora = {**LORA, "task_type": "SEQ_CLS"}
+    training = {"per_device_train_batch_size": 4, "center_rewards_coefficient": 0.0}
+    memory = check_config(peft=lora, training=training, base=base, max_length=256).memory
+    assert memory is not None
+    assert memory.parts is not None
+    assert (memory.assumes[:2], memory.parts.loss) == (["4 pairs, so 8 x 256 tokens, padded", "weights in bfloat16"], 0)
+
+
+@pytest.mark.parametrize(
+    ("settings", "reason"),
+    [
+        ({}, "the length of the completions is not stated (max_completion_length)"),
+        ({"max_completion_length": 256}, "completions of 256 tokens leave no prompt in a row of 256"),
+    ],
+)
+def test_a_rollout_whose_lengths_are_not_known_is_unknown(base: Path, settings: dict[str, Any], reason: str) -> None:
+    memory = checked(base, num_generations=2, **settings).memory
+    assert (memory.peak_bytes, memory.reason) == (None, reason)
+
+
+def test_a_row_of_a_rollout_is_its_prompt_and_completion(base: Path) -> None:
+    training = {"num_generations": 2, "max_completion_length": 100, "max_length": 900}
+    together = "the length is not stated (max_length): give --max-length, of a prompt and its completion together"
+    assert checked(base, length=None, **training).memory.reason == together
+    stated = checked(base, length=None, max_prompt_length=56, **training).memory
+    assert stated.assumes[0] == "4 x 156 tokens, padded"
+
+
+def test_the_changes_that_fit_are_those_of_the_objective(base: Path) -> None:
+    pairs = checked(base, memory="1B", precompute_ref_log_probs=False).memory
+    assert pairs.peak_bytes > 1
+    limit = f"{pairs.peak_bytes - 1}B"
+    first = [one.change for one in checked(base, memory=limit, precompute_ref_log_probs=False).memory.changes]
+    assert "batch 1 with 4 x accumulation" in first
+    alone = checked(base, per_device_train_batch_size=1, precompute_ref_log_probs=False).memory
+    found = [one.peak_bytes for one in checked(base, memory=limit, precompute_ref_log_probs=False).memory.changes]
+    # A pair is padded, alone too.
+    assert alone.assumes[0] == "1 pair, so 2 x 256 tokens, padded"
+    assert found[first.index("batch 1 with 4 x accumulation")] > alone.peak_bytes  # gradients of earlier micro-batches
+    answers = checked(base, memory=limit, desirable_weight=1.0)
+    assert not any("batch 1" in one.change for one in answers.memory.changes)
+
+
 def test_a_step_of_another_objective_is_not_given_the_figure_of_a_supervised_one(base: Path) -> None:
     assert checked(base, packing=False).memory.peak_bytes
     compared = "answers come in pairs, or a reference passes beside the model, or both"
     for setting, words in {
-        "precompute_ref_log_probs": f"preference training, where {compared}",
+        "simpo_gamma": f"preference training, where {compared}",
         "teacher_model_kind": "distillation training, where a teacher passes beside the model",
-        "num_generations": "rl training, where the rows are generated, and what generates them takes memory too",
-        "center_rewards_coefficient": "reward training, where a pair is two rows, through a head of one value",
+        "num_ppo_epochs": "rl training, where the rows are generated, and what generates them takes memory too",
     }.items():
         memory = checked(base, memory="24", **{setting: 2}).memory
         assert (memory.peak_bytes, memory.changes) == (None, [])
-        assert memory.reason == f"only a supervised step is followed, and this is {words}"
+        followed = (
+            "only supervised steps and those of TRL's DPO, KTO, ORPO, reward, GRPO and RLOO trainers are followed"
+        )
+        assert memory.reason == f"{followed}, and this is {words}"
         assert memory.limit_bytes == 24 << 30
+
+
+@every(
+    ("given", "code"),
+    [
+        (["--fail-on", "error"], 3),
+        (["--fail-on", "error", "--format", "github"], 3),
+        ([], 0),
+        (["--fail-on", "error", "--set", "batch_size=2"], 0),
+        (["--fail-on", "error", "--set", "batch_size=2", "--memory", "1MB"], 1),
+        (["--fail-on", "info", "--set", "lr=3"], 1),
+    ],
+)
+def test_a_memory_that_is_asked_for_and_unknown_is_undecided_where_a_finding_would_fail(base, given, code, capsys):
+    card = [] if "--memory" in given else ["--memory", "24"]
+    words = ["check", "--base", str(base), "--max-length", "64", "--set", "lr=1e-4", "--set", "r=8"]
+    assert main([*words, "--set", "targets=q_proj", *card, *given]) == code
+    said = capsys.readouterr()
+    reason = "the batch per device is not stated (per_device_train_batch_size)"
+    assert said.err == (f"gradience: memory unknown: {reason}\n" if "github" in given else "")
+    assert (f"Memory: unknown: {reason}" in said.out) == ("github" not in given and "batch_size=2" not in given)

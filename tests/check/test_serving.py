@@ -10,7 +10,7 @@ import pytest
 from safetensors.numpy import save_file
 
 from gradience import check_config
-from gradience.adapters.groups import grouped
+from gradience.adapters.groups import grouped, on_tied_base
 from gradience.cli.main import main
 
 ATTENTION = "base_model.model.model.language_model.layers.0.self_attn.q_proj"
@@ -114,3 +114,40 @@ def test_the_command_takes_flags_that_begin_with_a_hyphen_and_says_how_to_start(
     assert main(["check", "--set", "r=64", "--serve", "vllm"]) == 0
     told = " ".join(capsys.readouterr().out.split())
     assert "vllm: no tensor was read: not judged; start it with a max_lora_rank of 64: its default is 16" in told
+
+
+HEAD = "base_model.model.lm_head"
+REFUSED, APPLIED, NOT_JUDGED = "refused at start", "applied", "not judged"
+ENGINES = ["mlx", "llamacpp", "tensorrt", "sglang", "vllm", "peft", "transformers"]
+TIED_FATES = [REFUSED, REFUSED, "dropped in silence", NOT_JUDGED, NOT_JUDGED, APPLIED, APPLIED]
+UNTIED_FATES = [APPLIED, NOT_JUDGED, *TIED_FATES[2:]]
+
+
+@pytest.mark.parametrize(
+    ("stated", "group", "fates"),
+    [
+        ({"tie_word_embeddings": True}, "the head, tied to the embedding", TIED_FATES),
+        ({"text_config": {"tie_word_embeddings": True}}, "the head, tied to the embedding", TIED_FATES),
+        ({"tie_word_embeddings": False}, "the head", UNTIED_FATES),
+        ({}, "the head", UNTIED_FATES),
+    ],
+)
+def test_a_head_tied_to_the_embedding_is_told_from_one_that_is_not(stated, group, fates, tmp_path: Path) -> None:
+    plain = ATTENTION.replace("language_model.", "")
+    adapter = save(tmp_path / "a", {plain: 3.0, HEAD: 4.0}, target_modules=["q_proj", "lm_head"])
+    base = tmp_path / "base"
+    base.mkdir()
+    (base / "config.json").write_text(json.dumps({"model_type": "gemma2", **stated}))
+    report = check_config(document=adapter, base=base, serve=ENGINES)
+    heads = [fate for fate in report.serving if "head" in fate.group]
+    assert {fate.group for fate in heads} == {group}
+    assert {fate.engine: fate.fate for fate in heads} == dict(zip(ENGINES, fates, strict=True))
+
+
+def test_a_saved_head_of_a_tied_base_is_a_group_of_its_own() -> None:
+    assert on_tied_base({"whole": ["lm_head", "score"], "head": ["a.lm_head"], "language": ["q"]}) == {
+        "whole": ["score"],
+        "language": ["q"],
+        "tied_head": ["a.lm_head"],
+        "tied_whole": ["lm_head"],
+    }

@@ -86,3 +86,27 @@ def test_check_says_it_beside_the_memory(log, tmp_path):
     said = check_text(check_config(peft_dir=place, training_dir=place, base=place / "base"))
     assert "Time: about 15 min 0 s for 300 steps, 3 s a step (as in trainer_log.jsonl)" in said
     assert "Time:" not in check_text(check_config(peft_dir=place, training_dir=place))
+
+
+@every(
+    ("changed", "says"),
+    [
+        ({"max_steps": 300}, "Time: about 12 min 0 s for 300 steps, 2.4 s a step (as given); without evaluations"),
+        ({"max_steps": -1}, "Time: not known: the planned steps are not stated (max_steps)"),
+    ],
+)
+def test_a_given_time_of_a_step_tells_that_of_the_planned_steps_without_base_or_log(changed, says):
+    from gradience import check_config
+
+    report = check_config({"lr": 1e-4, **changed}, seconds_per_step=2.4)
+    assert report.time.seconds == (720.0 if changed["max_steps"] > 0 else None)
+    assert says in check_text(report).splitlines()
+
+
+def test_a_given_time_goes_before_that_of_a_log(log, tmp_path):
+    from gradience import check_config
+
+    (tmp_path / "base").mkdir()
+    (tmp_path / "base" / "config.json").write_text('{"model_type": "flux"}')
+    time = check_config(training_dir=tmp_path, base=tmp_path / "base", seconds_per_step=0.5).time
+    assert (time.seconds, time.by) == (150.0, "")

@@ -72,8 +72,9 @@ def config(text):
     ("change", "argv", "says"),
     [
         (None, "{} --intruders", "--base"),
-        (None, "", "once"),
+        (None, "", "give the adapter's folder once: 'gradience audit DIR' or '--adapter DIR'"),
         (None, "{0} --peft-dir {0}", "once"),
+        (None, "{0} --adapter {0}", "once"),
         (None, "{}/nowhere", "no such file or folder"),
         (None, "{} --base {}/nowhere", "no such base"),
         (None, "{} --append {}/nowhere.jsonl", "nowhere.jsonl"),

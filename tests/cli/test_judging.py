@@ -221,3 +221,15 @@ def test_an_ignored_join_leaves_its_findings_alone(project: Path) -> None:
     assert not [cause for cause in apart.findings if cause.joined]
     assert {"END114"} <= {cause.id for cause in apart.findings}
     assert {(item.id, item.reason) for item in apart.not_run} >= {("END312", "ignored on request")}
+
+
+@pytest.mark.parametrize(("bias", "found", "code"), [("none", [], 0), ("all", ["BIA001"], 1)])
+def test_a_reading_alone_never_makes_the_exit_code_1(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], bias: str, found: list[str], code: int
+) -> None:
+    file = tmp_path / "adapter_config.json"
+    file.write_text(json.dumps(CONFIG | {"base_model_name_or_path": "meta-llama/Llama-2-7b", "bias": bias}))
+    assert main(["check", str(file), "--fail-on", "info", "--json"]) == code
+    report = json.loads(capsys.readouterr().out)
+    assert [item["id"] for item in report["findings"]] == found
+    assert [item["id"] for item in report["readings"]] == ["TGT001"]

@@ -32,7 +32,7 @@ def test_card_shows_the_condition_the_thresholds_with_their_sources_and_all_evid
     assert card.condition in out
     assert all(f"{item.value:g} ({item.unit}): {item.source}" in out for item in card.thresholds)
     assert all(item.says in out for item in card.evidence)
-    assert f"Severity: {card.severity}" in out
+    assert f"Severity: {'reading' if card.reading else card.severity}" in out
     assert f"Verify: {card.verify}" in out
     assert ": None" not in out
 

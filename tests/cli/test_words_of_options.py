@@ -31,8 +31,8 @@ def test_a_file_of_any_name_is_given_as_its_folder_is(tmp_path, capsys):
     (tmp_path / "mine.json").write_text('{"peft_type": "LORA", "r": 8, "lora_alpha": 16}', encoding="utf-8")
     (tmp_path / "args.yaml").write_text("learning_rate: 1.0e-4\n", encoding="utf-8")
     said = []
-    for peft, training in (("--peft-dir", "--training-dir"), ("--peft", "--training")):
+    for peft, training in (("--peft-dir", "--training-dir"), ("--adapter", "--training"), ("--peft", "--training")):
         assert main(["check", peft, str(tmp_path / "mine.json"), training, str(tmp_path / "args.yaml")]) == 0
         said.append(capsys.readouterr().out)
-    assert said[0] == said[1]
+    assert said[0] == said[1] == said[2]
     assert "lr=1e-4" in said[0]

@@ -46,7 +46,9 @@ def test_a_run_has_two_checkpoints_at_least(held, count, tmp_path):
         return
     with pytest.raises(AdapterError) as error:
         checkpoints_of(tmp_path)
-    assert str(error.value) == (f"{tmp_path} holds {count} checkpoint-N folders with an adapter, expected at least two")
+    assert (
+        error.value.message == f"{tmp_path} holds {count} checkpoint-N folders with an adapter, expected at least two"
+    )
     with pytest.raises(AdapterError, match="no such folder"):
         checkpoints_of(tmp_path / "missing")
 

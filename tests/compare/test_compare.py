@@ -96,7 +96,8 @@ def test_energy_that_moves_to_another_layer_is_seen(save):
     one, two = save("one", edit=quiet(1)), save("two", edit=quiet(0))
     pair = compare_adapters(one.folder, two.folder).pairs[0]
     assert pair.energy_moved == pytest.approx(1.0)
-    assert [(s.layer, s.first, s.second) for s in pair.layers] == [(0, 1.0, 0.0), (1, 0.0, 1.0)]
+    assert [s.layer for s in pair.layers] == [0, 1]
+    assert [(s.first, s.second) for s in pair.layers] == [pytest.approx((1.0, 0.0)), pytest.approx((0.0, 1.0))]
     assert {row.state for row in pair.modules} == {"zero"}
 
 

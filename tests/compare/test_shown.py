@@ -1,12 +1,12 @@
-"""What `gradience compare` prints of two adapters whose sides differ in everything, line by line."""
+"""What `gradience compare` prints of two adapters, line by line.
+
+They have other ranks, scales and modules; in the second the update of one is zero.
+"""
 
 from __future__ import annotations
 
-import random
 from pathlib import Path
 
-import pytest
-from drawn_adapters import adapter
 from tables import every
 
 from gradience.cli.main import main
@@ -38,15 +38,6 @@ Two runs differ by their seed alone as well; a cosine of weights does not measur
 """
 
 
-@pytest.fixture(scope="module")
-def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Two adapters of other ranks, scales and modules; in the second the update of one is zero."""
-    root, rng = tmp_path_factory.mktemp("compared"), random.Random("compare")  # noqa: S311  # an input repeats itself
-    adapter(root / "one", rng, plain=True)
-    adapter(root / "two", rng, plain=True, zero="layers.1.q_proj")
-    return root
-
-
 def least(top: int) -> str:
     return f"  Modules, the least alike first (top {top} of 2):\n{COLUMNS}"
 
@@ -60,8 +51,8 @@ def least(top: int) -> str:
         (["--top", "0"], ""),
     ],
 )
-def test_every_line_of_two_unlike_adapters(place, monkeypatch, capsys, given, modules):
-    monkeypatch.chdir(place)
+def test_every_line_of_two_unlike_adapters(monkeypatch, capsys, given, modules):
+    monkeypatch.chdir(Path(__file__).parent / "golden")
     assert main(["compare", "one", "two", *given]) == 0
     shown = capsys.readouterr().out.split("\n", 3)[3]
     assert shown == f"{HEAD}{modules}{END}".removeprefix("\n")

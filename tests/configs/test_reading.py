@@ -188,7 +188,7 @@ def test_type_error_says_where_what_and_what_instead(tmp_path: Path) -> None:
     path = written(tmp_path, "optimizer: {lr: fast}\n")
     with pytest.raises(ConfigError) as caught:
         read_document(path)
-    assert str(caught.value) == f"{path}: $.optimizer.lr: expected a number, got the text 'fast'"
+    assert caught.value.message == f"{path}: $.optimizer.lr: expected a number, got the text 'fast'"
 
 
 @every(("text", "rank"), [("r: 8", 8), ("r: 8.0", 8), ('r: "8"', 8), ("r: -1", -1), ("r: 1e1", 10)])

@@ -63,7 +63,7 @@ def test_the_adapter_itself_is_never_written_over(product, capsys):
 @every(
     ("arguments", "words"),
     [
-        ([], "no output path"),
+        ([], "needs --out (give --out FOLDER, or try --dry-run first)"),
         (["--dry-run", "--rank", "2", "--energy", "0.9"], "both given"),
         (["--dry-run", "--rank", "0"], "rank"),
         (["--dry-run", "--energy", "1.001"], "energy"),

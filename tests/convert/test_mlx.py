@@ -99,15 +99,6 @@ def test_an_adapter_of_mlx_lm_becomes_one_that_adds_the_same(shared_data, tmp_pa
     assert (config["task_type"], config["r"], config["lora_alpha"]) == ("CAUSAL_LM", 8, 80)
 
 
-def test_a_saved_head_has_no_place_in_mlx_and_is_left_out_only_if_asked(make):
-    case = make(LoraConfig(**SOME, modules_to_save=["lm_head"]), llama())
-    with pytest.raises(AdapterError, match="no place for 1 tensors"):
-        convert_adapter(case.folder, to="mlx")
-    report = convert_adapter(case.folder, to="mlx", drop=True)
-    assert report.dropped == ["base_model.model.lm_head.weight"]
-    assert not report.carried
-
-
 def test_prefixes_are_renamed_on_the_dots(make):
     case = make(LoraConfig(**SOME), llama())
     report = convert_adapter(case.folder, to="mlx", renames=["model=language_model.model", "model.lay=never"])

@@ -29,7 +29,8 @@ def peft(folder: Path, tensors: dict[str, np.ndarray], **config: Any) -> Path:
     return adapter(folder, {}, extra=tensors, **{"r": 2, "lora_alpha": 6, "target_modules": ["q"], **config})
 
 
-FIRST_THREE = ", ".join(f"{PREFIX}{name}" for name in ("head.weight", "u.v", "x.y"))
+HEAD = "head.weight (weights that were trained whole; it holds factors alone)"
+NO_USE = "nothing here tells where they belong"
 REFUSED: list[tuple[dict[str, np.ndarray], dict[str, Any], dict[str, Any], str, str]] = [
     (LORA, {}, {}, "{weights} is a plain PEFT LoRA already", "use it as it is"),
     (LORA, {}, {"rank": 1}, "{weights} is a plain PEFT LoRA already", "gradience resize changes its rank"),
@@ -44,22 +45,22 @@ REFUSED: list[tuple[dict[str, np.ndarray], dict[str, Any], dict[str, Any], str, 
         LORA | {"head.weight": M, "x.y": M, "z.w": M, "u.v": M},
         {"modules_to_save": ["head"]},
         {"to": "mlx"},
-        f"MLX-LM's LoRA has no place for 4 tensors of {{weights}}: {FIRST_THREE} and 1 more",
-        "leave them out with --drop, or keep the adapter as it is",
+        f"MLX-LM's file cannot hold all of {{weights}}: {HEAD}; u.v, x.y, z.w (tensors of no known use; {NO_USE})",
+        "leave them out with --drop, or merge the adapter into the base instead",
     ),
     (
         LORA | {"x.y": M, "q.lora_magnitude_vector": np.abs(M)},
         {"use_dora": True},
         {"rank": 1},
-        f"a plain PEFT LoRA has no place for 1 tensors of {{weights}}: {PREFIX}x.y",
-        "leave them out with --drop, or keep the adapter as it is",
+        f"a plain PEFT LoRA cannot hold all of {{weights}}: x.y (tensors of no known use; {NO_USE})",
+        "leave them out with --drop, or merge the adapter into the base instead",
     ),
     (
         {f"q.lora_{side}.{name}.weight": x for name in "ab" for side, x in (("A", A), ("B", B))},
         {"use_rslora": True},
         {},
-        "q:a: the file holds several adapters: save each on its own first",
-        "",
+        "this adapter cannot be converted: the file holds several adapters: save each on its own first",
+        "see docs/convert.md for what can be",
     ),
     (
         LORA | {"q.lora_magnitude_vector": np.abs(M)},
@@ -90,7 +91,7 @@ def test_what_is_refused_is_said_in_these_words(tensors, config, asked, said, ad
     folder = peft(tmp_path / "a", tensors, **config)
     with pytest.raises(AdapterError) as error:
         convert_adapter(folder, tmp_path / "out", **asked)
-    assert str(error.value) == said.format(weights=folder / "adapter_model.safetensors")
+    assert error.value.message == said.format(weights=folder / "adapter_model.safetensors")
     assert (error.value.advice or "") == advice
     assert not (tmp_path / "out").exists()
 
@@ -111,7 +112,7 @@ def test_a_prefix_is_replaced_as_it_is_update(renames, name, said, tmp_path):
     if said is not None:
         with pytest.raises(AdapterError) as error:
             convert_adapter(folder, renames=renames)
-        assert (str(error.value), error.value.advice) == (said, "write --rename OLD=NEW")
+        assert (error.value.message, error.value.advice) == (said, "write --rename OLD=NEW")
         return
     convert_adapter(folder, tmp_path / "out", renames=renames)
     np.testing.assert_allclose(update(tmp_path / "out", name), 6 / math.sqrt(2) * B @ A, atol=1e-5)
@@ -121,7 +122,7 @@ def test_two_modules_of_one_name_are_refused(tmp_path):
     folder = peft(tmp_path / "a", LORA | {name.replace("q.", "v."): x for name, x in LORA.items()}, use_rslora=True)
     with pytest.raises(AdapterError) as error:
         convert_adapter(folder, renames=["v=q"])
-    assert (str(error.value), error.value.advice) == ("q and v would both be called q", "correct --rename")
+    assert (error.value.message, error.value.advice) == ("q and v would both be called q", "correct --rename")
 
 
 @every(
@@ -180,7 +181,7 @@ def test_numbers_that_are_not_finite_or_beyond_float32_are_refused_with_the_limi
         folder = peft(tmp_path / str(value), LORA | {"q.lora_B.weight": b}, use_rslora=True)
         with pytest.raises(AdapterError) as error:
             convert_adapter(folder)
-        assert str(error.value) == "q holds NaN or infinite values, or some over the limit of 3.4e+38"
+        assert error.value.message == "q holds NaN or infinite values, or some over the limit of 3.4e+38"
 
 
 @every("dtype", [np.float16, ml_dtypes.bfloat16, np.float32])

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from planted import DEFECTS, FORMS, checked
 
-from gradience.rules.data import DATA_RULES
+from gradience.rules.data import DATA_RULES, meaning
 
 FORMS_OF_EACH = len(FORMS) if os.environ.get("GRADIENCE_SLOW") else 1
 """How many of the formats that a defect can be in are tried, from another place in their list for each defect."""
@@ -37,4 +37,5 @@ def test_nothing_is_found_in_the_clean_twin(form: str, tmp_path: Path) -> None:
 
 
 def test_every_rule_has_a_planted_defect() -> None:
-    assert {defect.rule for defect in DEFECTS.values()} == {rule.id for rule in DATA_RULES}
+    elsewhere = {rule.id for rule in meaning.RULES}  # in test_meaning, each beside a sound twin
+    assert {defect.rule for defect in DEFECTS.values()} == {rule.id for rule in DATA_RULES} - elsewhere

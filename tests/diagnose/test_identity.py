@@ -200,10 +200,10 @@ def test_a_run_whose_log_has_no_row_says_why(tmp_path):
     (tmp_path / "trainer_state.json").write_text(json.dumps(state))
     report = diagnose(tmp_path)
     assert report.sources[1].holds == "0 rows, 0 evaluations, status ok"
-    (cause,) = [cause for cause in report.findings if cause.severity == "warning"]
+    (cause,) = [cause for cause in report.findings if cause.joined]
     assert cause.message == "The log holds 0 training rows: logging_steps is 50, and the run had 6."
-    assert report.advice is not None
-    assert report.advice.text == "Set logging_steps to 1 next time."
+    assert (cause.severity, cause.action) == ("info", "Set logging_steps to 1 next time.")
+    assert report.verdict == "worth_a_look"
 
 
 def test_a_checkpoint_before_a_loss_rounded_to_zero_is_not_gone_back_to(tmp_path):

@@ -99,7 +99,7 @@ def test_the_next_command_has_what_is_known_and_the_line_after_it_what_is_not(
     argv = shlex.split(line.removeprefix("Next: gradience "))
     given = dict(zip(argv[2::2], argv[3::2], strict=True))  # after the verb and the adapter
     stands = {"base": trained / "base", "run": run}
-    assert (given["--base"], given["--calibrate"]) == (base.format(**stands), texts.format(**stands))
+    assert (given["--base"], given["--data"]) == (base.format(**stands), texts.format(**stands))
     assert after == (said and f"    Replace {said}.")
     if said is None:
         assert main(argv) == 0, capsys.readouterr().err
@@ -127,7 +127,8 @@ def saved(base: Path, out: Path, **settings: object) -> Path:
 def test_the_conversion_that_check_names_runs_as_it_is_printed(trained, settings, engine, wanted, tmp_path, capsys):
     adapter = saved(trained / "base", tmp_path / "an adapter", **settings)
     main(["check", "--peft-dir", str(adapter), "--serve", engine, "--json"])
-    actions = [item["action"] or "" for item in json.loads(capsys.readouterr().out)["findings"]]
+    report = json.loads(capsys.readouterr().out)
+    actions = [item["action"] or "" for item in (*report["findings"], *report["readings"])]
     [command] = [text.partition(" (")[0] for text in actions if "gradience convert" in text]
     out = tmp_path / "an adapter-new"
     expected = f"gradience convert ADAPTER {wanted}".split()

@@ -11,7 +11,7 @@ from fleet_inputs import peft
 
 from gradience.cli.main import main
 from gradience.errors import GradienceError
-from gradience.tables.query import FLEET_QUERIES, open_fleet, query_fleet
+from gradience.tables.query import open_fleet, query_fleet
 from gradience.verbs.fleet.audit import audit_fleet
 
 HOSTILE = [
@@ -29,7 +29,7 @@ HOSTILE = [
     "load httpfs",
     "select * from read_parquet('https://localhost/x.parquet')",
     "set enable_external_access = true",
-    "pragma database_list",
+    "pragma enable_profiling",
     "create table x as select 1",
     "drop view adapters",
     "select 1; copy (select 1) to '{out}/x.csv'",
@@ -60,13 +60,6 @@ def test_a_group_by_is_what_arrow_counts(fleet):
     assert [column.type for column in got.columns] == ["DOUBLE", "BIGINT", "BIGINT"]
     by_r = {row["r"]: (row["stable_rank_mean"], row["r_count"]) for row in expected}
     assert {r: (pytest.approx(mean, rel=1e-12), n) for mean, n, r in got.rows} == by_r
-
-
-@pytest.mark.parametrize("name", FLEET_QUERIES)
-def test_each_named_query_runs_and_its_order_is_settled(name, fleet):
-    first = query_fleet(fleet, FLEET_QUERIES[name].sql)
-    assert first.rows
-    assert query_fleet(fleet, FLEET_QUERIES[name].sql) == first
 
 
 def test_a_fleet_without_adapters_has_its_tables_all_the_same(tmp_path):
@@ -107,14 +100,10 @@ def test_results_come_as_table_json_csv_and_parquet(fleet, tmp_path, capsys):
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
-        (["FLEET"], "expected one query"),
-        (["FLEET", "select 1", "--named", "same"], "expected one query"),
-        (["FLEET", "--named", "nosuch"], "no query is called 'nosuch'"),
         (["FLEET", "selec 1"], "syntax error"),
         (["FLEET", "select nosuch from adapters"], "nosuch"),
         (["FLEET", "select 1", "--csv", "--json"], "exclude each other"),
         (["nowhere", "select 1"], "no fleet in nowhere"),
-        ([], "no fleet"),
     ],
 )
 def test_a_query_that_cannot_be_is_one_line_and_a_two(arguments, says, fleet, capsys):

@@ -55,7 +55,7 @@ def test_a_join_that_is_left_out_leaves_its_parts(learnt_and_empty):
 def test_a_monitor_has_what_the_settings_beside_the_log_add(tmp_path):
     state(tmp_path, [{"step": 3, "train_runtime": 9.0, "train_loss": 1.0}], logging_steps=25)
     report, whole = monitor_run(tmp_path), diagnose(tmp_path)
-    assert [finding.id for finding in report.findings] == ["REC310", "STP001"]
+    assert [finding.id for finding in report.findings] == ["STP001", "REC310"]
     for rule in ("REC310", "STP001"):
         assert told(report.findings, rule) == told(whole.findings, rule)
 

@@ -100,7 +100,7 @@ check --data d.parquet --json
 check --data chats.jsonl --tokenizer tok --json
 check --data chats.jsonl --tokenizer tok --template c.jinja -v
 fleet show fleet --json
-fleet query fleet --named verdicts --csv
+fleet query fleet select(1) --csv
 runs run.jsonl state --out o --json
 runs best run.jsonl --out o --metric test/loss
 rules

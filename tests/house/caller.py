@@ -3,7 +3,7 @@
 import gradience as g
 
 g.audit_adapter("peft", base="llama", suggest_per_layer=True, options=g.AuditOptions(seed=1))
-g.check_config(peft_dir="peft", serve=["vllm"])
+g.check_config("config.json", peft_dir="peft", serve=["vllm"])
 g.check_data("rows.jsonl", loss="all", samples="all", peft_dir="peft")
 g.diagnose("runs/toy", gap_threshold=1.4)
 g.write_report("runs/toy", "out.md", compare=["other"])

@@ -31,7 +31,7 @@ def test_what_is_hidden_is_missed(root: Path):
         "try: import duckdb\n"
         "except ModuleNotFoundError: print('hidden')\n"
         "try: require('msgspec', 'duckdb', 'xxhash', extra='fleet', what='it')\n"
-        "except Exception as error: print(error, '|', error.advice)\n"
+        "except Exception as error: print(error.message, '|', error.advice)\n"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     said = "it needs duckdb and xxhash, which are not installed | in the clone: pip install -e '.[fleet]'"

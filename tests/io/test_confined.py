@@ -115,7 +115,7 @@ def test_what_goes_wrong_is_said_and_ends_nothing_else(method: str, args: tuple[
 
 
 def test_an_error_for_the_user_keeps_its_words_and_any_other_becomes_one_line() -> None:
-    with pytest.raises(ConfigError, match=r"^no file$") as caught:
+    with pytest.raises(ConfigError, match=r"^no file \(give one\)$") as caught:
         subject("unusable")
     assert caught.value.advice == "give one"
     with pytest.raises(Foreign, match=r"^ValueError: two lines$"):

@@ -272,7 +272,6 @@ def test_an_index_names_each_file_once_in_the_order_of_names(tmp_path):
 @every(
     ("names", "message"),
     [
-        ([], "names 0 files"),
         (["here", "gone", "lost"], "2 of 3 shards .* are missing .first: gone"),
         (["../here"], "outside its folder"),
         (["/here"], "outside its folder"),
@@ -290,6 +289,22 @@ def test_an_index_of_files_that_are_not_there_or_not_its_own_is_refused(tmp_path
     (tmp_path / "here").touch()
     with pytest.raises(AdapterError, match=message):
         indexed_files(indexed(tmp_path, names))
+
+
+@every(
+    ("text", "why"),
+    [
+        ('{"weight_map": {"w": "here"}', "is not an index of weights: Input data was truncated"),
+        ('{"weights": {"w": "here"}}', "is not an index of weights: Object missing required field `weight_map`"),
+        ('{"weight_map": {}}', "names 0 files"),
+    ],
+)
+def test_what_is_no_index_is_said_with_what_to_give_in_its_place(tmp_path, text, why):
+    index = indexed(tmp_path, [])
+    index.write_text(text)
+    with pytest.raises(AdapterError) as error:
+        indexed_files(index)
+    assert (error.value.message, error.value.advice) == (f"{index} {why}", "give the weights file itself")
 
 
 def test_memory_that_is_given_holds_one_tensor_after_the_other_where_xla_wants_it(tmp_path):

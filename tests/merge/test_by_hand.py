@@ -202,7 +202,7 @@ def test_whole_tensors_that_differ_are_named_four_at_the_most(count, shown, tmp_
     with pytest.raises(AdapterError) as error:
         merge_adapters([one, two])
     listed = ", ".join(f"{PREFIX}{each}.weight" for each in names[:4])
-    assert str(error.value) == (
+    assert error.value.message == (
         f"the adapters hold different values of {listed}{shown}: whole tensors (a head, a bias, token rows) have no sum"
     )
 
@@ -257,7 +257,7 @@ def test_two_values_of_a_field_are_refused(tmp_path):
     one, two = (adapter(tmp_path / bias, {"q": along(1.0)}, bias=bias) for bias in ("all", "lora_only"))
     with pytest.raises(AdapterError) as error:
         merge_adapters([one, two])
-    assert str(error.value) == "the adapters disagree on bias: 'all' and another"
+    assert error.value.message == "the adapters disagree on bias: 'all' and another"
     assert error.value.advice == "take one adapter's with --heads-from A (or B, ...)"
 
 
@@ -278,7 +278,7 @@ def test_a_field_that_must_be_the_same_is_named_with_both_values(field, value, n
     two = adapter(tmp_path / "b", square, **{field: none})
     with pytest.raises(AdapterError) as error:
         merge_adapters([one, two])
-    assert str(error.value) == f"cannot merge these adapters: {field} differs: a has {value!r} and b has None"
+    assert error.value.message == f"cannot merge these adapters: {field} differs: a has {value!r} and b has None"
     assert error.value.advice == "see 'gradience merge --check'"
     assert f"{field} differs: a has {value!r} and b has None" in merge_check(one, two).notes
     merge_adapters([one, adapter(tmp_path / "c", square, **{field: value})])
@@ -290,7 +290,7 @@ def test_other_shapes_and_other_layouts_are_refused_by_name(tmp_path):
     two = adapter(tmp_path / "b", {"q": along(1.0, d_out=4, d_in=3), "v": along(1.0, d_out=7)})
     with pytest.raises(AdapterError) as error:
         merge_adapters([one, two])
-    assert str(error.value) == "q is of different shapes in these adapters"
+    assert error.value.message == "q is of different shapes in these adapters"
     assert error.value.advice == "are they of one base model?"
     three = adapter(tmp_path / "c", {"q": along(1.0), "v": along(1.0, d_out=7)})
     with pytest.raises(AdapterError, match="v is of different shapes"):
@@ -299,7 +299,7 @@ def test_other_shapes_and_other_layouts_are_refused_by_name(tmp_path):
     assert (checked.different_shapes, [row.name for row in checked.modules]) == (["v"], ["q"])
     with pytest.raises(AdapterError) as error:
         merge_check(one, two)
-    assert str(error.value) == "no module has the same shape in all adapters: q is 6 x 5 in a, 4 x 3 in b"
+    assert error.value.message == "no module has the same shape in all adapters: q is 6 x 5 in a, 4 x 3 in b"
     assert error.value.advice == "are they of one base model?"
 
 
@@ -311,7 +311,7 @@ def test_a_number_that_is_not_finite_in_either_factor_stops_the_merge(poison, si
     one, two = adapter(tmp_path / "a", {"q": along(1.0)}), adapter(tmp_path / "b", {"q": factors})
     with pytest.raises(AdapterError) as error:
         merge_adapters([one, two])
-    assert str(error.value) == "q holds NaN or infinite numbers in one of the adapters"
+    assert error.value.message == "q holds NaN or infinite numbers in one of the adapters"
     assert error.value.advice == "'gradience audit' says which"
 
 
@@ -419,7 +419,7 @@ def test_adapters_of_different_numbers_of_experts_are_refused_with_the_parameter
     assert seen == [(place, 2, row.name) for place, row in enumerate(merged, 1)]
     with pytest.raises(AdapterError) as error:
         merge_adapters([one, three])
-    assert str(error.value) == "the adapters have different numbers of experts in experts.down_proj"
+    assert error.value.message == "the adapters have different numbers of experts in experts.down_proj"
     assert error.value.advice == "are they of one base model?"
     merge_adapters([adapter(tmp_path / "plain", {"q": along(1.0)}), one], tmp_path / "out", force_mix=True)
     found = config_of(tmp_path / "out")
@@ -433,7 +433,7 @@ def test_one_module_in_two_layouts_is_refused_with_both(tmp_path):
     with pytest.raises(AdapterError) as error:
         merge_adapters([plain, conv])
     name = f"{PREFIX}q.lora_A.weight"
-    assert str(error.value) == (f"q is laid out as {name} (r, 5) in one adapter and as {name} (r, 5, 1, 1) in another")
+    assert error.value.message == f"q is laid out as {name} (r, 5) in one adapter and as {name} (r, 5, 1, 1) in another"
     assert error.value.advice == "are they of one base model?"
 
 

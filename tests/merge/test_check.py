@@ -145,7 +145,7 @@ def test_a_check_says_what_the_merge_refuses_and_the_plan_is_the_merges_own(save
     assert report.merged is None
     with pytest.raises(AdapterError) as refused:
         merge_adapters([one.folder, two.folder], method="svd", rank=3)
-    assert report.refused == f"{refused.value}; {refused.value.advice}"
+    assert report.refused == str(refused.value)
     assert f"Would be refused: {report.refused}" in merge_check_text(report).replace("\n    ", " ")
     chosen = merge_check(one.folder, two.folder, method="svd", rank=3, heads_from="A")
     assert chosen.refused == ""

@@ -42,7 +42,7 @@ from gradience.verbs.merge.view import merge_text
 def test_an_option_out_of_its_range_or_place_is_refused_in_words(method, options, message):
     with pytest.raises(OptionError) as error:
         recipe_of(2, MergeOptions(method=method, **options))
-    assert str(error.value) == message
+    assert error.value.message == message
 
 
 def test_the_ends_of_ranges_are_taken_and_defaults_are_the_papers():

@@ -109,7 +109,7 @@ def test_what_cannot_be_written_is_refused_in_words(fault, method, r):
         said = "m.q: the weighted sum is over the range of float64", "give smaller --weights"
     else:
         said = "m.q: the merged factors do not fit float16", "name a wider --dtype"
-    assert (str(error.value), error.value.advice) == said
+    assert (error.value.message, error.value.advice) == said
 
 
 def test_an_entry_at_the_density_itself_is_dropped():

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from transformers import LlamaConfig
+from transformers import Gemma2Config, LlamaConfig, MistralConfig
 
 from gradience.models.cost import Follower
 
@@ -15,11 +15,14 @@ LOGITS = BATCH * LENGTH * VOCABULARY
 
 @pytest.fixture(scope="module")
 def base(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("base")
-    LlamaConfig(
+    return saved(tmp_path_factory.mktemp("base"), LlamaConfig, "LlamaForCausalLM")
+
+
+def saved(folder, kind, head, **changes):
+    kind(
         vocab_size=VOCABULARY, hidden_size=WIDTH, intermediate_size=128, num_hidden_layers=LAYERS,
         num_attention_heads=4, num_key_value_heads=2, tie_word_embeddings=True, dtype=torch.bfloat16,
-        architectures=["LlamaForCausalLM"],
+        architectures=[head], **changes,
     ).save_pretrained(folder)  # fmt: skip
     return folder
 
@@ -81,3 +84,77 @@ def test_an_adapter_that_asks_for_numbers_is_made_of_few_blocks(base):
     found = follow(base, adapter=boft)
     assert found["loss"] == follow(base)["loss"]
     assert found["weights"] > follow(base)["weights"]  # its permutations
+
+
+TILE = BATCH * (LENGTH - 1) * 32768 * 2  # of scores of all tokens but the last, in bfloat16
+
+
+def test_pairs_are_twice_the_rows_and_are_scored_in_tiles(base, plain):
+    pairs, rows = (follow(base, objective=name, batch=n) for name, n in (("dpo", 3), ("kto", 6)))
+    assert pairs == rows
+    for name, times in (("kto", 1), ("dpo", 2)):
+        found = follow(base, objective=name)
+        assert found["loss"] == pytest.approx(times * TILE, rel=0.02)
+    assert follow(base, objective="dpo", batch=40)["loss"] == pytest.approx(4096 * 32768 * 2, rel=0.02)
+    assert plain["loss"] == pytest.approx(3 * 4 * LOGITS, rel=0.01)
+
+
+def test_a_reference_is_a_second_model_or_a_pass_that_leaves_nothing(base):
+    alone, off = (follow(base, objective="dpo", reference=reference) for reference in ("", "adapter"))
+    assert alone == off  # what passes without gradients lives no longer than the backward pass's own tile
+    full = {"objective": "dpo", "adapter": {}}
+    single, double = (follow(base, **full, reference=reference) for reference in ("", "model"))
+    weights = single["adapter"]  # all that is trained
+    assert double["weights"] - single["weights"] == pytest.approx(weights, rel=0.01)
+    assert {**double, "weights": 0} == {**single, "weights": 0}
+
+
+def test_all_logits_live_in_orpo_and_none_in_a_reward_model(base):
+    orpo = follow(base, objective="orpo", batch=2)["loss"]
+    logits = 2 * 2 * LENGTH * VOCABULARY * 2  # two pairs, in bfloat16
+    assert orpo == pytest.approx(3 * logits, rel=0.02)
+    scored = {**LORA, "task_type": "SEQ_CLS"}
+    found = follow(base, objective="reward", batch=2, adapter=scored)
+    assert found["loss"] == 0
+    assert found["adapter"] == follow(base, batch=4)["adapter"] + 512  # the head of one value, in whole blocks
+
+
+def test_only_completions_are_scored_and_a_rollout_keeps_the_cache_of_all_its_rows(base):
+    step = {"objective": "rl", "completion": 32}
+    assert follow(base, **step)["loss"] == pytest.approx(BATCH * 32 * 32768 * 2, rel=0.02)
+    assert sum(follow(base, **step, generated=1).values()) == sum(follow(base, **step).values())
+    assert rollout(base) == LENGTH * CACHE + ROW
+
+
+CACHE = 2 * LAYERS * (WIDTH // 2) * 2  # keys and values of a token: two heads of four, in bfloat16
+PROMPT = 8  # so short that the last token, and not the prompt, takes the most
+# The mask and the prompt's ids, of 64 bits; the last token's logits, in float32 too, and their softmax.
+ROW = 8 * (LENGTH + PROMPT) + (2 + 4 + 4) * VOCABULARY
+
+
+def rollout(base):
+    """The bytes of one row that is generated."""
+    step = {"objective": "rl", "completion": LENGTH - PROMPT, "batch": 1}
+    few, many = (sum(follow(base, **step, generated=rows).values()) for rows in (4096, 12288))
+    assert (many - few) % 8192 == 0
+    return (many - few) // 8192
+
+
+def test_a_sliding_window_bounds_the_cache_of_a_rollout(tmp_path):
+    window = 96
+    assert rollout(saved(tmp_path, MistralConfig, "MistralForCausalLM", sliding_window=window)) == window * CACHE + ROW
+
+
+def test_gemma_2_caps_its_scores_in_eager_attention_and_keeps_what_was_capped(tmp_path):
+    """Of each block the hyperbolic tangent of all scores lives until the backward pass."""
+    capped, plain = (
+        saved(tmp_path / name, Gemma2Config, "Gemma2ForCausalLM", head_dim=16, attn_logit_softcapping=cap)
+        for name, cap in (("capped", 50.0), ("plain", None))
+    )
+    step = {"adapter": LORA, "task": "CAUSAL_LM", "batch": BATCH, "length": LENGTH}
+    parts, _, attention = Follower().follow({"base": str(capped), **step})
+    assert attention == "eager"
+    assert parts == follow(capped, attention="eager")
+    without = follow(plain, attention="eager")
+    assert parts["activations"] - without["activations"] == LAYERS * BATCH * 4 * LENGTH * LENGTH * 2
+    assert {**parts, "activations": 0} == {**without, "activations": 0}

@@ -54,13 +54,6 @@ def test_messages_go_through_the_chat_template(llama, loaded, tmp_path):
     assert example == ModelInput((5, 13), 0, 2)
 
 
-def test_token_ids_need_no_tokenizer_and_long_ones_are_cut(loaded, tmp_path):
-    file = as_jsonl(tmp_path / "ids.jsonl", [[1, 2, 3], {"input_ids": list(range(9))}])
-    inputs = read_inputs(file, loaded, most=9, longest=5, token_ids=True)
-    assert {e.ids for e in inputs.examples} == {(1, 2, 3), (0, 1, 2, 3, 4)}
-    assert inputs.cut == 1
-
-
 def test_parquet_rows_are_read_like_json(loaded, tmp_path):
     import pyarrow as pa
     import pyarrow.parquet as pq
@@ -86,15 +79,6 @@ def test_a_file_that_holds_no_inputs_is_refused_with_the_line(loaded, tmp_path, 
     with pytest.raises(ConfigError) as caught:
         read_inputs(tmp_path / "bad", loaded, most=5)
     assert says in str(caught.value)
-
-
-@every(
-    ("row", "says"),
-    [([1, 60], "token id 60, and the base has ids from 0 to 59"), ([], "a list of token ids"), ([True], "a list of")],
-)
-def test_token_ids_out_of_range_are_refused(loaded, tmp_path, row, says):
-    with pytest.raises(ConfigError, match=says):
-        read_inputs(as_jsonl(tmp_path / "ids.jsonl", [[1], row]), loaded, most=5, token_ids=True)
 
 
 # --- batches ---------------------------------------------------------------------------------------------------

@@ -148,7 +148,11 @@ def test_a_held_out_loss_is_paired_with_training_rows_of_its_step(at, pair, tmp_
             "Evaluate again in float32, and look for a batch without a label: the training losses are finite",
         ),
         (trained([*FALLING[:5], float("nan"), float("nan")]), "not finite: loss at step 600, 2 training rows;", None),
-        (trained([40.0, 38.0, 36.0, 35.0]), "loss starts at 40, above that of a uniform guess over", ""),
+        (
+            trained([40.0, 38.0, 36.0, 35.0]),
+            "loss starts at 40, above that of a uniform guess over",
+            "Decode a row with its labels, and see whether the loss is summed over tokens, steps or several losses",
+        ),
     ],
 )
 def test_a_cause_has_the_advice_that_is_right_for_it(rows, story, advice, tmp_path):

@@ -93,8 +93,9 @@ def test_what_was_written_before_a_rotation_is_not_lost(tmp_path):
 def test_a_line_longer_than_one_may_be_is_skipped_to_its_end(tmp_path):
     path = tmp_path / "log"
     with Tail(path) as tail:
-        append(path, b"x" * (2 * MAX_LINE_BYTES))()
-        assert list(tail.poll()) == []
+        for _ in range(3):
+            append(path, b"x" * (2 * MAX_LINE_BYTES))()
+            assert list(tail.poll()) == []
         append(path, b"yyy\nnext\n")()
         assert list(tail.poll()) == [b"next"]
 

@@ -8,7 +8,8 @@ from pathlib import Path
 
 from tables import every
 
-from gradience.folder.runs import _logs, _without_ending, names_of, runs_in
+from gradience.folder.runs import names_of, runs_in
+from gradience.importers.sources import MAX_DEPTH
 from gradience.rules.log.facts import RunFacts
 from gradience.schema import real
 from gradience.schema.events import Eval, EvalMetrics, Wiring
@@ -31,16 +32,14 @@ def log(path: Path, text: str | None = None) -> Path:
     return path
 
 
-def test_logs_are_files_of_ours_by_suffix_and_content_as_deep_as_asked(tmp_path):
-    whole = [log(tmp_path / name) for name in ("a.jsonl", "b.jsonl", "deep/c.jsonl", "deep/er/d.jsonl")]
+def test_logs_are_files_of_ours_by_suffix_and_content_down_to_a_depth(tmp_path):
+    deep = ["/".join(["deep"] * depth) for depth in range(1, MAX_DEPTH + 2)]
+    whole = [log(tmp_path / name) for name in ("a.jsonl", "b.jsonl", *(f"{place}/c.jsonl" for place in deep))]
     log(tmp_path / "a.txt")
     log(tmp_path / "no.jsonl", '{"loss": 1.0}\n')
     log(tmp_path / ".hidden" / "x.jsonl")
     (tmp_path / "link").symlink_to(tmp_path / "deep")
-    assert list(_logs(tmp_path, 2)) == whole
-    assert list(_logs(tmp_path, 1)) == whole[:3]
-    assert list(_logs(tmp_path, 0)) == whole[:2]
-    assert list(_logs(tmp_path / "none", 1)) == []
+    assert list(runs_in(tmp_path)) == whole[:-1]
 
 
 def test_beside_a_run_s_own_log_nothing_else_is_a_run(tmp_path):
@@ -48,7 +47,6 @@ def test_beside_a_run_s_own_log_nothing_else_is_a_run(tmp_path):
     log(tmp_path / "one" / "more.jsonl")
     log(tmp_path / "one" / "below" / "run.jsonl")
     other = log(tmp_path / "two" / "run.jsonl")
-    assert list(_logs(tmp_path, 3)) == [own, other]
     assert runs_in(tmp_path) == [own, other]
     assert runs_in(own) == [own]
 
@@ -62,21 +60,14 @@ def test_beside_a_run_s_own_log_nothing_else_is_a_run(tmp_path):
         (["x/a.jsonl", "x/a.jsonl"], ["x/a.jsonl", "x/a.jsonl"]),
         (["run.jsonl"], ["run.jsonl"]),
         (["a/b/c.jsonl"], ["c.jsonl"]),
+        (["a-run.jsonl", "b-run.jsonl"], ["a", "b"]),  # an ending begins with a point, dash or underscore
+        (["x/arun.jsonl", "x/brun.jsonl"], ["arun", "brun"]),
+        (["x/a_x.y", "x/b_x.y"], ["a", "b"]),
+        (["x/.x", "x/a.x"], [".x", "a.x"]),
     ],
 )
 def test_names_leave_out_what_paths_share(paths, names):
     assert names_of([Path(path) for path in paths]) == names
-
-
-def test_an_ending_is_left_out_from_a_point_dash_or_underscore_on():
-    some: list[tuple[list[str], list[str]]] = [
-        (["a-run", "b-run"], ["a", "b"]),
-        (["arun", "brun"], ["arun", "brun"]),
-        (["a_x.y", "b_x.y"], ["a", "b"]),
-        ([".x", "a.x"], [".x", "a.x"]),
-        (["one.x"], ["one.x"]),
-    ]
-    assert [_without_ending(names) for names, _ in some] == [shorter for _, shorter in some]
 
 
 def evaluation(step: int | None, loss: float | None, split: str = "eval") -> Eval:

@@ -308,7 +308,7 @@ CHUNKED = "Transfer-Encoding: chunked\r\n"
         (answer(b"<html>"), "no usable answer from .*: JSON is malformed"),
         (answer(b"[" * 1000), "no usable answer from .*: nested more than"),
         (answer(b"zz", 200, CHUNKED), "no usable answer from .*: IncompleteRead"),
-        (b"SSH-2.0-OpenSSH_9.6\r\n", "no usable answer from .*: SSH-2.0-OpenSSH_9.6$"),
+        (b"SSH-2.0-OpenSSH_9.6\r\n", "no usable answer from .*: SSH-2.0-OpenSSH_9.6(?= [(]|$)"),
         (b"", "no usable answer from .*: Remote end closed connection"),
     ],
 )

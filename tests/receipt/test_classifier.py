@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 import torch
 from tiny_models import bert, save_tokenizer, saved, write_texts
@@ -69,10 +71,19 @@ def test_a_model_without_a_head_is_not_run_with_a_random_one(kit):
     assert "drawn at random" in found.story
 
 
-def test_another_number_of_classes_is_another_head(kit):
+def test_another_head_or_vocabulary_is_told_by_its_size(kit):
     import transformers
 
-    config = bert().config
-    config.num_labels = 2
-    found = asked(kit, placed(kit, "two", transformers.BertForSequenceClassification(config)))
-    assert (found.verdict, "of 2 classes, and not of 3" in found.story) == ("another_adapter", True)
+    largest = max(max(row["ids"]) for row in json.loads((kit / "receipt.json").read_text())["rows"])
+    for size, verdict, story in (
+        ({"num_labels": 2}, "another_adapter", "Another head answers: of 2 classes, and not of 3"),
+        ({"vocab_size": largest}, "tokens_or_template_differ",
+         f"Tokens differ: the receipt has token id {largest}, and the target ids up to {largest - 1}"),
+        ({"vocab_size": largest + 1}, "another_adapter", "Another adapter"),
+    ):  # fmt: skip
+        config = bert().config
+        config.update(size)
+        found = asked(
+            kit, placed(kit, f"{size}", transformers.BertForSequenceClassification(config)), base=kit / "base"
+        )
+        assert (found.verdict, found.story[: len(story)]) == (verdict, story)

@@ -155,7 +155,7 @@ def test_the_adapter_at_hand_must_be_the_receipts(llama, receipt, changed, capsy
 def test_rows_without_a_prediction_are_refused(rows, llama, tmp_path, capsys):
     path = tmp_path / "rows.jsonl"
     path.write_text(rows.replace("w1", ""))
-    argv = ["receipt", str(llama.adapter), "--base", str(llama.base), "--prompts", str(path)]
+    argv = ["receipt", str(llama.adapter), "--base", str(llama.base), "--data", str(path)]
     assert main([*argv, "--out", str(tmp_path / "receipt.json")]) == 2
     assert not (tmp_path / "receipt.json").exists()
     assert capsys.readouterr().err.startswith("gradience: ")

@@ -105,7 +105,7 @@ def test_the_default_report_fits_a_screen_with_the_verdict_first_and_the_next_st
     assert lines[-4:] == [
         "--verbose adds: every rank and layer",
         "Weights cannot show a layer dropped, doubled, swapped or negated, or another alpha: evaluate.",
-        f"{RESIZE} --base MODEL --calibrate TEXTS --kl .003 --out runs/toy/peft-smaller",
+        f"{RESIZE} --base MODEL --data TEXTS --kl .003 --out runs/toy/peft-smaller",
         "    Replace MODEL by the base model and TEXTS by a file of rows.",
     ]
     place = lines.index("Suggested rank (now 8): 2 (most modules; saves 0.00 MB) or 4 (the tail; saves 0.00 MB)")
@@ -120,7 +120,7 @@ def test_the_next_step_is_a_resize_only_where_that_makes_sense():
     warning = msgspec.structs.replace(noted()[0], severity="warning")
     present = {"suggested": {"median": suggest([module(0)], 8)}}
     assert last() == f"{RESIZE} --like-suggested --out runs/toy/peft-smaller"  # a ViT, say
-    assert last(task_type="SEQ_CLS").startswith(f"{RESIZE} --base MODEL --calibrate")
+    assert last(task_type="SEQ_CLS").startswith(f"{RESIZE} --base MODEL --data")
     assert last(readings=noted()) == last()
     assert not last(findings=[warning]).startswith("Next")
     assert not last(**present).startswith("Next")

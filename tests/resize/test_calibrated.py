@@ -195,7 +195,7 @@ def test_the_measured_kl_is_within_the_tolerance_and_is_that_of_the_adapter_as_w
         llama.adapter,
         tmp_path / "out",
         base=llama.base,
-        calibrate=texts,
+        data=texts,
         kl=0.05,
         flips=1.0,
         progress=lambda *at: told.append(at),
@@ -278,7 +278,7 @@ CASES = {
 def test_the_written_adapter_merges_to_s_b_m_a_and_keeps_all_else(name, texts, tmp_path):
     make, options = CASES[name]
     case = saved(make(), tmp_path, r=4, **options)
-    report = resize_adapter(case.adapter, tmp_path / "out", base=case.base, calibrate=texts, rank=2)
+    report = resize_adapter(case.adapter, tmp_path / "out", base=case.base, data=texts, calibrate=True, rank=2)
     assert report.params_after <= sum(
         row.params_before // row.rank_before * min(2, row.rank_before) for row in report.modules
     )
@@ -297,7 +297,9 @@ def test_the_written_adapter_merges_to_s_b_m_a_and_keeps_all_else(name, texts, t
 
 
 def test_modules_without_a_piece_leave_the_adapter_and_peft_follows(llama, texts, calibrated, tmp_path):
-    report = resize_adapter(llama.adapter, tmp_path / "out", base=llama.base, calibrate=texts, max_params=150)
+    report = resize_adapter(
+        llama.adapter, tmp_path / "out", base=llama.base, data=texts, calibrate=True, max_params=150
+    )
     kept = chosen(calibrated.subject, calibrated.measurement, Target("max_params", 150)).kept
     for row in report.modules:  # half the squares of what the gates left out sum to
         left = np.delete(calibrated.measurement.effects.candidates[row.name].gates, kept[row.name], axis=1).sum(axis=1)
@@ -320,27 +322,22 @@ def test_modules_without_a_piece_leave_the_adapter_and_peft_follows(llama, texts
 def test_a_module_with_a_bias_of_its_own_keeps_a_rank(texts, tmp_path):
     options = {"target_modules": ["query", "key"], "task_type": "SEQ_CLS", "bias": "lora_only"}
     case = saved(bert(), tmp_path, r=4, **options)
-    report = resize_adapter(case.adapter, tmp_path / "out", base=case.base, calibrate=texts, rank=1)
+    report = resize_adapter(case.adapter, tmp_path / "out", base=case.base, data=texts, calibrate=True, rank=1)
     assert [row.rank_after for row in report.modules] == [1, 1, 1, 1]
     peft_models.loaded(bert(), tmp_path / "out")
 
 
-def test_the_seed_decides_and_token_ids_give_the_same_as_their_texts(llama, texts, tmp_path, monkeypatch):
-    from transformers import AutoTokenizer
-
-    tokenizer = AutoTokenizer.from_pretrained(llama.base)
-    ids = tmp_path / "ids.jsonl"
-    ids.write_text("".join(json.dumps(tokenizer(line)["input_ids"]) + "\n" for line in texts.read_text().splitlines()))
+def test_the_seed_decides(llama, texts, monkeypatch):
     seeds = []
     monkeypatch.setattr(  # the labels are drawn there
         "gradience.models.statistics.statistics",
         lambda *given, seed, **more: seeds.append(seed) or statistics(*given, seed=seed, **more),
     )
-    one, other = (resize_adapter(llama.adapter, base=llama.base, rank=2, calibrate=texts, seed=seed) for seed in (0, 1))
+    one, other = (
+        resize_adapter(llama.adapter, base=llama.base, rank=2, data=texts, calibrate=True, seed=seed) for seed in (0, 1)
+    )
     assert one.calibration.digest != other.calibration.digest
     assert seeds == [0, 1]
-    by_ids = resize_adapter(llama.adapter, base=llama.base, rank=2, calibrate_tokens=ids)
-    assert (by_ids.calibration.inputs, by_ids.calibration.predictions > 0) == (one.calibration.inputs, True)
 
 
 @pytest.mark.parametrize(
@@ -355,7 +352,7 @@ def test_the_seed_decides_and_token_ids_give_the_same_as_their_texts(llama, text
 def test_kinds_whose_pieces_do_not_add_up_are_refused(make, options, says, texts, tmp_path):
     case = saved(make(), tmp_path, r=4, **options)
     with pytest.raises(AdapterError, match=says) as error:
-        resize_adapter(case.adapter, base=case.base, calibrate=texts, rank=2)
+        resize_adapter(case.adapter, base=case.base, data=texts, calibrate=True, rank=2)
     plain = "turn it into plain LoRA first: see 'gradience convert --help'"
     assert error.value.advice == (plain if says == "pissa" else BY_WEIGHTS)
 
@@ -384,7 +381,7 @@ def test_what_cannot_be_calibrated_is_one_line_and_exit_code_2(llama, texts, tmp
     else:
         place = tmp_path / "texts"
         place.write_text("one line" if fault == "one line" else '{"question": "w1"}')
-    arguments = ["--base", base, "--calibrate", place, "--out", tmp_path / "out", "--kl", ".01"]
+    arguments = ["--base", base, "--data", place, "--out", tmp_path / "out", "--kl", ".01"]
     assert main(["resize", str(llama.adapter), *map(str, arguments)]) == 2
     error = capsys.readouterr().err
     assert says in error

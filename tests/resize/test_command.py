@@ -26,15 +26,17 @@ def test_a_resize_prints_its_table_or_one_document(pair, tmp_path, capsys):
     ("arguments", "says"),
     [
         (["--dry-run"], "give --kl, --rank, --energy, --max-mb or --like-suggested"),
-        (["--rank", "2"], "no output path"),
+        (["--rank", "2"], "gradience: needs --out (give --out FOLDER, or try --dry-run first)"),
         (["--rank", "0", "--dry-run"], "rank"),
         (["--dry-run", "--rel-error", "0"], "--rel-error is gone: give --energy 1 - x^2"),
         (["--max-mb", "1e-9", "--dry-run"], "budget"),
         (["--energy", "nan", "--dry-run"], "nan"),
         (["--rank", "2", "--base", "nowhere", "--dry-run"], "nowhere"),
-        (["--dry-run", "--kl", ".01"], "give --data FILE"),
-        (["--dry-run", "--kl", ".01", "--calibrate", "t"], "give --base MODEL"),
-        (["--dry-run", "--energy", ".9", "--calibrate", "t", "--base", "b"], "give --kl, --rank or --max-mb"),
+        (["--kl", ".01", "--dry-run"], "--kl needs --data (give --data FILE)"),
+        (["--kl", ".01", "--data", "t", "--dry-run"], "--kl needs --base, because it runs the model (give --base "),
+        (["--energy", ".9", "--data", "t", "--calibrate", "--dry-run"], "give --kl, --rank or --max-mb"),
+        (["--rank", "2", "--calibrate", "x"], ": --calibrate takes no file: give --data FILE --calibrate (see"),
+        (["--rank", "2", "--recover=x"], "gradience: --recover takes no file: give --data FILE --recover (see"),
     ],
 )
 def test_bad_input_is_one_line_and_exit_code_2(pair, capsys, arguments, says):

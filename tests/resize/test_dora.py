@@ -84,7 +84,7 @@ def test_without_its_base_or_with_another_it_is_refused_unless_nothing_is_cut(te
     of = None if tensors is None else base(tmp_path / "base", **tensors)
     with pytest.raises(AdapterError) as error:
         resize_adapter(folder, tmp_path / "out", rank=1, base=of)
-    assert (str(error.value), error.value.advice) == (message, advice)
+    assert (error.value.message, error.value.advice) == (message, advice)
     assert not (tmp_path / "out").exists()
     report = resize_adapter(folder, tmp_path / "out", rank=2, base=of)
     assert (report.notes, report.modules[0].relative_error) == ([], 0.0)
@@ -106,7 +106,7 @@ def test_rows_along_axes_are_worked_out_by_hand(tmp_path):
 @every(("given", "asked"), [("h.attn.in_proj_weight", "h.attn.in_proj_weight"), (None, "q.weight")])
 def test_dora_asks_its_base_for_the_tensor_that_the_module_names(given, asked):
     module = SimpleNamespace(name="q", base_name=given)
-    with pytest.raises(AdapterError, match=f"^the base has no {asked}$"):
+    with pytest.raises(AdapterError, match=f"^the base has no {asked} \\("):
         refit_of(None, SimpleNamespace(first=module, layout=None), 1, SimpleNamespace(find=lambda _: None))
 
 

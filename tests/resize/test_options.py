@@ -16,8 +16,7 @@ from gradience.verbs.resize.options import ResizeOptions, Target
 from gradience.verbs.resize.weights import PriceList, module_rank, ranks_within
 
 ONE = "expected exactly one criterion, got "
-BASELESS = "{} runs the model, and no base is given"
-UNASKED = "nothing asks for --data's rows"
+BASELESS = "{} needs --base, because it runs the model"
 
 
 @every(
@@ -42,29 +41,25 @@ UNASKED = "nothing asks for --data's rows"
         ({"kl": 0.1, "flips": 1.1}, "--flips is 1.1, expected above 0, at most 1"),
         ({"rank": 1, "flips": 0.1}, "--flips is a bound beside a KL, and none is given"),
         ({"rank": 1, "seed": -1}, "--seed is -1, expected a whole number from 0"),
-        ({"kl": 0.1}, "--kl is measured on inputs, and none are given"),
-        (
-            {"rank": 1, "calibrate": "t", "calibrate_tokens": "t", "base": "b"},
-            "got --calibrate and --calibrate-tokens, expected one of them",
-        ),
-        ({"rank": 1, "calibrate": "t"}, BASELESS.format("--calibrate")),
-        ({"rank": 1, "calibrate_tokens": "t"}, BASELESS.format("--calibrate-tokens")),
-        ({"kl": 0.1, "data": "d"}, BASELESS.format("--data")),
+        ({"kl": 0.1}, "--kl needs --data"),
+        ({"rank": 1, "calibrate": True}, "--calibrate needs --data"),
+        ({"rank": 1, "recover": True}, "--recover needs --data"),
+        ({"rank": 1, "calibrate": "t"}, "--calibrate is 't', expected true, and the rows by --data FILE"),
+        ({"rank": 1, "recover": "t", "data": "t"}, "--recover is 't', expected true, and the rows by --data FILE"),
+        ({"rank": 1, "data": "d"}, "nothing asks for --data's rows"),
+        ({"rank": 1, "data": "d", "calibrate": True}, BASELESS.format("--calibrate")),
+        ({"kl": 0.1, "data": "d"}, BASELESS.format("--kl")),
         ({"energy": 0.5, "data": "d", "recover": True}, BASELESS.format("--recover")),
         (
-            {"energy": 0.5, "calibrate": "t", "base": "b"},
+            {"energy": 0.5, "calibrate": True, "data": "d", "base": "b"},
             "--energy is a rule on singular values, which --calibrate does without",
         ),
-        ({"rank": 1, "calibrate": True}, "--calibrate takes --data's rows, and none are given"),
-        ({"rank": 1, "recover": True}, "--recover takes --data's rows, and none are given"),
-        ({"rank": 1, "data": "d"}, UNASKED),
-        ({"kl": 0.1, "data": "d", "calibrate": "t"}, UNASKED),
     ],
 )
 def test_what_is_no_criterion_in_its_range_or_lacks_its_company_is_refused_in_words(given, message):
     with pytest.raises(OptionError) as error:
         ResizeOptions(**given).target()
-    assert str(error.value) == message
+    assert error.value.message == message
 
 
 @every(
@@ -75,21 +70,20 @@ def test_the_ends_of_a_range_belong_to_it(name, value):
 
 
 @every(
-    ("options", "inputs", "recovers_on"),
+    ("options", "calibrates", "recovers"),
     [
-        ({"calibrate": "t", "recover": "u"}, "t", "u"),
-        ({"data": "d", "calibrate": True, "recover": True}, "d", "d"),
-        ({"data": "d", "calibrate": "t", "recover": True}, "t", "d"),
-        ({"data": "d", "calibrate": True, "recover": "u"}, "d", "u"),
-        ({"data": "d", "calibrate_tokens": "i", "recover": True}, "i", "d"),
-        ({"data": "d", "recover": True}, None, "d"),
-        ({"data": "d", "kl": 0.1}, "d", None),
-        ({"calibrate": False, "recover": False}, None, None),
+        ({"rank": 1, "calibrate": True}, True, False),
+        ({"rank": 1, "recover": True}, False, True),
+        ({"rank": 1, "calibrate": True, "recover": True}, True, True),
+        ({"kl": 0.1}, True, False),
+        ({"kl": 0.1, "calibrate": True}, True, False),
+        ({"kl": 0.1, "recover": True}, True, True),
+        ({"rank": 1}, False, False),
     ],
 )
-def test_the_rows_of_data_are_taken_where_no_file_is_given(options, inputs, recovers_on):
-    taken = ResizeOptions().completed(options if "kl" in options else {"rank": 1} | options)
-    assert [taken.inputs, taken.recovers_on] == [name and Path(name) for name in (inputs, recovers_on)]
+def test_calibration_and_recovery_take_the_rows_of_data(options, calibrates, recovers):
+    taken = ResizeOptions().completed({"data": "d"} | options)
+    assert (taken.inputs, taken.recovers_on) == (Path("d") if calibrates else None, Path("d") if recovers else None)
 
 
 # --- the rank of one module --------------------------------------------------------------------------------------

@@ -154,7 +154,7 @@ def test_a_rank_is_a_budget_of_as_much_as_each_module_has():
     assert affordable(subject, order, Target("rank", 4)) == {"p": [], "q": [0, 1, 2, 3, 4, 5]}
     with pytest.raises(AdapterError) as error:
         affordable(subject, order._replace(least=1), Target("max_params", 4))
-    assert str(error.value) == "the budget leaves 4 parameters, and the least that can be written needs more"
+    assert error.value.message == "the budget leaves 4 parameters, and the least that can be written needs more"
 
 
 # --- targets, inputs and files -----------------------------------------------------------------------------------
@@ -193,20 +193,20 @@ def test_targets_are_a_list_of_paths_unless_another_module_ends_alike(kept, targ
 def test_two_thirds_of_the_different_inputs_choose_and_the_rest_measures(usable, task, chosen, most, monkeypatch):
     asked, rows = [], [ModelInput((i,), 0, 1) for i in range(usable)]
 
-    def read(path, loaded, *, most, seed, token_ids):
-        asked.append((path, most, seed, token_ids))
+    def read(path, loaded, *, most, seed):
+        asked.append((path, most, seed))
         return SimpleNamespace(examples=rows[:9] + rows, cut=3)
 
     monkeypatch.setattr(of_subject, "read_inputs", read)
-    split = lambda: split_inputs("t", SimpleNamespace(task=task), most=128, seed=5, token_ids=True)  # noqa: E731
+    split = lambda: split_inputs("t", SimpleNamespace(task=task), most=128, seed=5)  # noqa: E731
     if chosen is None:
         with pytest.raises(ConfigError) as error:
             split()
-        assert str(error.value) == "t has 23 different inputs that can be used, expected at least 24"
+        assert error.value.message == "t has 23 different inputs that can be used, expected at least 24"
         assert error.value.advice == "192 are used where there are so many; they need no labels"
         return
     found = split()
-    assert asked == [("t", most, 5, True)]
+    assert asked == [("t", most, 5)]
     assert (found.chosen_by, found.measured_on, found.cut) == (rows[:chosen], rows[chosen:], 3)
 
 
@@ -217,7 +217,7 @@ def test_what_peft_would_not_load_is_not_run(tmp_path):
 
     with pytest.raises(AdapterError) as error:
         refuse_to_run(subject_of(kohya(tmp_path / "in.safetensors", {"a": (*diagonal(4.0, 3.0), 2.0)})))
-    assert str(error.value) == "the adapter is in kohya's format, which PEFT does not load"
+    assert error.value.message == "the adapter is in kohya's format, which PEFT does not load"
     assert error.value.advice == "'gradience convert' makes a PEFT adapter of it"
     folder = adapter(tmp_path / "a", {"q": diagonal(1.0)})
     whole = subject_of(folder)
@@ -229,7 +229,7 @@ def test_what_peft_would_not_load_is_not_run(tmp_path):
     with pytest.raises(AdapterError) as error:
         refuse_to_run(other)
     assert error.value.advice == "to run the model, put both into a folder under these names"
-    assert str(error.value) == (
+    assert error.value.message == (
         f"PEFT loads adapter_config.json and {WEIGHTS} of one folder, and these are {other.stored.files.config} and "
         f"{other.stored.files.weights}"
     )

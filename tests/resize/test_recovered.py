@@ -63,7 +63,7 @@ def short():
 def result(llama, texts, tmp_path_factory):
     """The folder of a recovered adapter, and its report."""
     out = tmp_path_factory.mktemp("recovered") / "out"
-    return out, resize_adapter(llama.adapter, out, base=llama.base, rank=2, recover=texts)
+    return out, resize_adapter(llama.adapter, out, base=llama.base, rank=2, data=texts, recover=True)
 
 
 @pytest.fixture(scope="module")
@@ -146,10 +146,10 @@ def test_only_a_and_b_change_and_their_errors_are_those_of_what_is_written(llama
 
 def test_the_seed_decides_all(llama, texts, result, tmp_path):
     out, report = result
-    again = resize_adapter(llama.adapter, tmp_path / "again", base=llama.base, rank=2, recover=texts)
+    again = resize_adapter(llama.adapter, tmp_path / "again", base=llama.base, rank=2, data=texts, recover=True)
     assert again.recovery == report.recovery
     assert (tmp_path / "again" / WEIGHTS).read_bytes() == (out / WEIGHTS).read_bytes()
-    other = resize_adapter(llama.adapter, base=llama.base, rank=2, recover=texts, seed=1)
+    other = resize_adapter(llama.adapter, base=llama.base, rank=2, data=texts, recover=True, seed=1)
     assert other.out is None  # and nothing is written
     assert other.recovery.digest != report.recovery.digest
     assert other.recovery.after != report.recovery.after
@@ -188,7 +188,9 @@ def test_what_did_not_help_or_broke_is_not_written(
 ):
     monkeypatch.setattr(distil, "RATE", rate)
     monkeypatch.setattr(distil, "STEPS", 1 if dtype else 60)  # one step leaves numbers that float16 cannot hold
-    report = resize_adapter(llama.adapter, tmp_path / "out", base=llama.base, rank=2, recover=texts, dtype=dtype)
+    report = resize_adapter(
+        llama.adapter, tmp_path / "out", base=llama.base, rank=2, data=texts, recover=True, dtype=dtype
+    )
     record = report.recovery
     assert not record.written
     assert (record.reason, record.steps) == (reason, steps)
@@ -204,13 +206,15 @@ def test_a_training_that_stopped_or_left_a_number_that_is_not_finite_is_not_writ
     monkeypatch.setattr(distil, "distil", lambda *_a, **_k: stopped)
     each = iter(finite)
     monkeypatch.setattr(recovery, "all_finite", lambda _: next(each, True))
-    record = resize_adapter(llama.adapter, base=llama.base, rank=2, recover=texts).recovery
+    record = resize_adapter(llama.adapter, base=llama.base, rank=2, data=texts, recover=True).recovery
     assert (record.written, record.reason, record.after) == (False, BROKEN, None)
     assert record.steps == (60 if stopped is None else stopped)
 
 
 def test_what_is_measured_is_what_is_stored(llama, texts, tmp_path):
-    report = resize_adapter(llama.adapter, tmp_path / "out", base=llama.base, rank=2, recover=texts, dtype="bfloat16")
+    report = resize_adapter(
+        llama.adapter, tmp_path / "out", base=llama.base, rank=2, data=texts, recover=True, dtype="bfloat16"
+    )
     split = split_inputs(texts, load_model(llama.base, llama.adapter), most=recovery.TRAINED_ON, seed=0)
     kl, _, _ = by_torch(llama, tmp_path / "out", split.measured_on)
     assert report.recovery.written
@@ -269,7 +273,7 @@ def test_a_calibrated_choice_may_be_recovered_and_modules_that_left_stay_away(ll
     monkeypatch.setattr(recovery, "why_as_cut", lambda _change: "")  # whether it helped is not asked here
     loads = []
     monkeypatch.setattr(subject, "load_model", lambda *given: loads.append(given) or load_model(*given))
-    options = {"base": llama.base, "calibrate": texts, "recover": texts, "max_params": 60}
+    options = {"base": llama.base, "data": texts, "calibrate": True, "recover": True, "max_params": 60}
     report = resize_adapter(llama.adapter, tmp_path / "out", **options)
     assert report.recovery.written
     assert report.params_after <= 60
@@ -304,7 +308,9 @@ def test_a_classifier_keeps_head_and_biases_bit_for_bit_and_needs_no_labels(labe
     rows = write_texts(tmp_path / "rows.txt", 60).read_text().splitlines()
     given = [{"text": text} | ({"label": i % 4} if labels else {}) for i, text in enumerate(rows)]  # 3 is of no class
     (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in given))
-    report = resize_adapter(model.adapter, tmp_path / "out", base=model.base, rank=2, recover=tmp_path / "rows.jsonl")
+    report = resize_adapter(
+        model.adapter, tmp_path / "out", base=model.base, rank=2, data=tmp_path / "rows.jsonl", recover=True
+    )
     assert (report.recovery.before.loss is not None) is labels
     old, new = (load_file(folder / WEIGHTS) for folder in (model.adapter, tmp_path / "out"))
     others = [name for name in old if ".lora_" not in name]
@@ -323,7 +329,9 @@ def test_an_end_in_the_middle_leaves_nothing_behind(llama, texts, tmp_path, monk
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        resize_adapter(llama.adapter, tmp_path / "out", base=llama.base, rank=2, recover=texts, progress=stop)
+        resize_adapter(
+            llama.adapter, tmp_path / "out", base=llama.base, rank=2, data=texts, recover=True, progress=stop
+        )
     assert [p.name for p in tmp_path.rglob("*")] == ["tmp"]
 
 
@@ -332,4 +340,4 @@ def test_outputs_that_are_not_finite_are_refused(finite, llama, texts, monkeypat
     read = iter(finite)
     monkeypatch.setattr(outputs.HeldOut, "sums", lambda *_: SimpleNamespace(finite=next(read)))
     with pytest.raises(AdapterError, match="the model's outputs are not finite"):
-        resize_adapter(llama.adapter, base=llama.base, rank=2, recover=texts)
+        resize_adapter(llama.adapter, base=llama.base, rank=2, data=texts, recover=True)

@@ -124,3 +124,13 @@ def test_a_function_of_a_library_stands_in_its_file_in_the_version_that_is_named
     assert absent == []
     if not looked_up:
         pytest.skip("none of the libraries is installed in the version that is named")
+
+
+BARE = re.compile(r"a judgement|trial|heuristic|spike trial.*|proposal( of .*)?|a project convention.*")
+
+
+def test_no_threshold_of_a_rule_that_warns_rests_on_a_bare_judgement() -> None:
+    warns = [card for card in rule_cards() if card.severity != "info" and not card.reading]
+    assert len(warns) > 150
+    bare = [(card.id, each.name) for card in warns for each in card.thresholds if BARE.fullmatch(each.source)]
+    assert bare == []

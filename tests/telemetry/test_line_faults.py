@@ -131,7 +131,7 @@ def test_a_line_without_end_is_measured_up_to_a_limit_and_named(tmp_path, monkey
     log = write(tmp_path / "more.jsonl", line(), b"x" * (2 * most), line())
     with pytest.raises(RecorderError) as error:
         TelemetryReader(log).summarize()
-    assert str(error.value) == f"cannot read {log}: line 2 is longer than 1 MiB, the limit for a line of any log"
+    assert error.value.message == f"cannot read {log}: line 2 is longer than 1 MiB, the limit for a line of any log"
     assert error.value.advice == "give the run.jsonl that a run wrote"
 
 
@@ -216,7 +216,7 @@ def test_another_version_is_named_by_its_first_80_characters():
     with pytest.raises(SchemaError) as error:
         convert({**ROW, "schema": "gradience.vnext.telemetry/" + "9" * 90})
     shown = "gradience.vnext.telemetry/" + "9" * 54
-    assert str(error.value) == f"this log is {shown!r}, this reader knows {SCHEMA!r}"
+    assert error.value.message == f"this log is {shown!r}, this reader knows {SCHEMA!r}"
     means = "another major version means other fields"
     assert error.value.advice == f"{means}: read it with a release of gradience that writes it"
     event = decode(json.dumps({**HEAD, "event": "later", "step": 3, "x": 1}).encode())

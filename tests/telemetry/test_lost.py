@@ -133,7 +133,7 @@ def test_each_refusal_says_what_it_is_and_what_to_do(log, monkeypatch):
     def refused(make):
         with pytest.raises(RecorderError) as error:
             make()
-        return str(error.value), error.value.advice
+        return error.value.message, error.value.advice
 
     folder = "choose a path in a folder you can write to"
     held = f"{log} is being written by another process"

@@ -48,7 +48,7 @@ def test_what_cannot_be_a_log_is_refused_with_advice(log: Path, make, said: str,
     make(log)
     with pytest.raises(RecorderError) as error:
         TelemetryReader(log)
-    assert (str(error.value), error.value.advice) == (said.format(log), advice.format(log))
+    assert (error.value.message, error.value.advice) == (said.format(log), advice.format(log))
 
 
 def test_a_byte_order_mark_is_no_fault(log: Path) -> None:

@@ -196,7 +196,10 @@ def test_unusable_input_is_one_line_and_code_two(make, capsys, tmp_path):
     assert "the merged model: no such base" in capsys.readouterr().err
     for given, lacks in (([], "--adapter and --base"), (["--adapter", "a"], "--base"), (["--base", "b"], "--adapter")):
         assert main(["verify", str(case.base), *given]) == 2
-        assert f"no {lacks} (give 'gradience verify MERGED" in capsys.readouterr().err
+        assert (
+            f"needs {lacks}: a merged model is verified beside adapter and base (give 'gradience verify MERGED"
+            in capsys.readouterr().err
+        )
     with pytest.raises(AdapterError, match="no such file"):
         verify_merged(case.base, tmp_path / "nowhere", case.base)
 

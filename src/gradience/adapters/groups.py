@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Literal, TypeAlias
 
 from gradience.adapters import EMBEDDINGS, OUTPUTS, TOWER
@@ -15,11 +15,13 @@ Group: TypeAlias = Literal[
     "experts",
     "embedding",
     "head",
+    "tied_head",
     "magnitudes",
     "biases",
     "token_rows",
     "copies",
     "whole",
+    "tied_whole",
 ]
 
 
@@ -34,6 +36,24 @@ def grouped(names: Iterable[str]) -> dict[str, list[str]]:
         group, module = _place(name)
         groups.setdefault(group, {})[module] = None
     return {group: list(modules) for group, modules in groups.items()}
+
+
+def on_tied_base(groups: Mapping[str, Sequence[str]]) -> dict[str, list[str]]:
+    """The groups of a base that ties its head to its embedding: a head that is adapted or saved is one of its own.
+
+    >>> on_tied_base({"language": ["q"], "head": ["lm_head"], "whole": ["score"]})
+    {'language': ['q'], 'whole': ['score'], 'tied_head': ['lm_head']}
+    """
+    whole = groups.get("whole", ())
+    heads = [name for name in whole if name.endswith(OUTPUTS)]
+    told = {
+        **groups,
+        "head": [],
+        "whole": [name for name in whole if name not in heads],
+        "tied_head": list(groups.get("head", ())),
+        "tied_whole": heads,
+    }
+    return {group: list(modules) for group, modules in told.items() if modules}
 
 
 def _place(name: str) -> tuple[Group, str]:

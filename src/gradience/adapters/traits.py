@@ -258,7 +258,7 @@ _OBSTACLES: Final = (
         lambda x: x.traits.tied_embedding,
     ),
     _Obstacle(
-        _MERGE,
+        _MERGE | _CONVERT,
         "the file holds several adapters: save each on its own first",
         lambda x: x.traits.several,
     ),

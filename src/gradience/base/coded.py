@@ -175,7 +175,7 @@ def coded(weights: BaseWeights, parameter: str, expert: int | None = None) -> Co
             read = _READERS[tensors.form.kind](tensors)
         refuse_infinite(parameter, read.codes.scales, read.codes.zeros)
     except UnreadCodesError as error:
-        raise UnreadCodesError(f"{error}, {_method(weights)}") from error
+        raise UnreadCodesError(f"{error.message}, {_method(weights)}") from error
     except ValueError as error:
         raise DamagedCodesError(f"{name}: what is stored beside its codes does not fit them: {error}") from error
     dtypes = {one.info.dtype for key in tensors.names if (one := weights.find(key)) is not None}

@@ -35,6 +35,7 @@ from gradience.spectral.grams import Factors
 _VERSION: Final = 2
 _LARGEST: Final = 64 << 20  # bytes: an entry of the cache takes 100
 
+_LARGEST_CONFIG: Final = 16 << 20  # bytes
 _ONE_FILE: Final = "model.safetensors"
 _INDEX: Final = "model.safetensors.index.json"
 _REPO_PARTS: Final = 2  # organisation and name
@@ -301,6 +302,10 @@ def names_of_expert(stack: str, expert: int) -> Iterator[list[str]]:
             yield [f"{place}.{expert}.{name}.weight" for name in names]
 
 
+class _StatedTies(msgspec.Struct):
+    tie_word_embeddings: bool = True
+
+
 class BaseTensor(NamedTuple):
     """One tensor of the base: its name in the base, its header entry, and its file."""
 
@@ -441,3 +446,12 @@ def matrix_of(update: DenseUpdate, w: Array) -> Array:
     dense = update(w)
     check_shape(dense.shape, w.shape)
     return dense.astype(np.float32, copy=False)
+
+
+def ties_head(base: BaseWeights) -> bool:
+    """Whether a base without a head of its own ties it to the embedding, as transformers does unless told not to."""
+    try:
+        text = read_small(base.files[0].path.parent / "config.json", most=_LARGEST_CONFIG, what="a config")
+        return decode_json(text, _StatedTies).tie_word_embeddings
+    except (OSError, msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+        return False

@@ -212,7 +212,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _code_of(error: Exception) -> int:
     if isinstance(error, GradienceError):
-        return _fail(str(error), error.advice)
+        return _fail(error.message, error.advice)
     if isinstance(error, BrokenPipeError):
         from gradience.commands.output import leave_stdout  # only this failure pays for it
 

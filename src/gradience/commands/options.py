@@ -17,11 +17,13 @@ from cyclopts.validators import Number
 from gradience.commands.output import DONE, Format, exit_code, print_document, print_for_programs, print_text
 from gradience.configs import FailOn, Preferences, find_preferences, read_preferences
 from gradience.errors import AdapterError, GradienceError
-from gradience.ranges import VerbOptions
+from gradience.ranges import SELDOM, VerbOptions
 from gradience.schema import Severity
 from gradience.schema.document import Finding, FindingRef, NotRun, Report, RuleGroup
 from gradience.schema.reports import SourceLocation
 from gradience.telemetry.redact import hide_in
+
+FINDINGS: Final = "Findings and formats"
 
 Flag: TypeAlias = Annotated[bool, Parameter(negative=(), show_default=False)]
 Strings: TypeAlias = Annotated[list[str] | None, Parameter(negative=())]
@@ -42,23 +44,18 @@ def _refuse_bad(_: object, record: object) -> None:
 RECORD: Final = Parameter(name="*", negative=(), show_default=_shown, validator=_refuse_bad)
 """A record of the library as options of a command: each by its own name, and flags without --no-."""
 
-LIBRARY_ONLY: Final = Parameter(parse=False)
-"""A field of a record that the library takes and the command line does not."""
-Seed: TypeAlias = Annotated[int, LIBRARY_ONLY]
-
-Adapter: TypeAlias = Annotated[Path | None, Parameter(alias="--peft-dir")]
-PeftDir: TypeAlias = Annotated[Path | None, Parameter(help="Alias of PATH.")]
+PeftDir: TypeAlias = Annotated[Path | None, Parameter(name=("--adapter", "--peft-dir"), help="Alias of PATH.")]
 _BASE_HELP = "Base model: a folder with safetensors, or organisation/name in the local hub cache. Never downloaded."
 Base: TypeAlias = Annotated[Path | None, Parameter(help=_BASE_HELP)]
 RequiredBase: TypeAlias = Annotated[Path, Parameter(help=_BASE_HELP)]
 OutFolder: TypeAlias = Annotated[Path | None, Parameter(help="Folder to write.")]
-Device: TypeAlias = Annotated[Literal["auto", "cpu", "gpu", "tpu"], Parameter(help="Device for JAX.")]
+Device: TypeAlias = Annotated[Literal["auto", "cpu", "gpu", "tpu"], SELDOM, Parameter(help="Device for JAX.")]
 Details: TypeAlias = Annotated[
     Flag, Parameter(alias="-v", help="Show the evidence for each finding, and which rules were skipped.")
 ]
 Verbose: TypeAlias = Annotated[Flag, Parameter(alias="-v", help="List every module.")]
 AsJson: TypeAlias = Annotated[
-    Flag, Parameter(name="--json", help="Print one JSON document; its schema: 'gradience schema'.")
+    Flag, Parameter(name="--json", group=FINDINGS, help="Print one JSON document; its schema: 'gradience schema'.")
 ]
 
 _NO_FILE: Final = Path("none")  # a file of that name is ./none
@@ -229,9 +226,9 @@ class GateOptions:
 
 
 DEFAULT_OPTIONS = RuleOptions()
-Gate: TypeAlias = Annotated[GateOptions, Parameter(name="*", group="Findings and formats")]
+Gate: TypeAlias = Annotated[GateOptions, Parameter(name="*", group=FINDINGS)]
 DEFAULT_GATE = GateOptions()
-Options: TypeAlias = Annotated[RuleOptions, Parameter(name="*", group="Findings and formats")]
+Options: TypeAlias = Annotated[RuleOptions, Parameter(name="*", group=FINDINGS)]
 
 
 def given_once(verb: str, path: Path | None, peft_dir: Path | None) -> Path:
@@ -242,7 +239,7 @@ def given_once(verb: str, path: Path | None, peft_dir: Path | None) -> Path:
     """
     place = path or peft_dir
     if place is None or (path is not None and peft_dir is not None):
-        raise AdapterError(f"give the adapter's folder once: 'gradience {verb} DIR' or '--peft-dir DIR'")
+        raise AdapterError(f"give the adapter's folder once: 'gradience {verb} DIR' or '--adapter DIR'")
     return place
 
 
@@ -256,7 +253,7 @@ class FileOptions:
         Path to adapter_config.json, if not next to the weights.
     """
 
-    adapter_config: Path | None = None
+    adapter_config: Annotated[Path | None, SELDOM] = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -272,7 +269,7 @@ class WritingOptions:
     """
 
     dry_run: bool = False
-    force: bool = False
+    force: Annotated[bool, SELDOM] = False
     verbose: Verbose = False
     json: AsJson = False
 
@@ -283,7 +280,7 @@ class WritingOptions:
             AdapterError: --out is missing and this is not a dry run.
         """
         if out is None and not self.dry_run:
-            raise AdapterError("no output path", advice="give --out FOLDER, or try --dry-run first")
+            raise AdapterError("needs --out", advice="give --out FOLDER, or try --dry-run first")
         return None if self.dry_run else out
 
     def shown(self, report: _ReportT, text: Callable[..., str]) -> int:

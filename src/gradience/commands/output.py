@@ -13,7 +13,7 @@ import sys
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from importlib.metadata import version
-from itertools import chain
+from itertools import chain, pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, Literal, TypeAlias, get_args
 
@@ -37,7 +37,7 @@ from gradience.schema.reports import SourceLocation
 
 if TYPE_CHECKING:
     from cyclopts.argument import ArgumentCollection
-    from cyclopts.exceptions import CycloptsError
+    from cyclopts.exceptions import CoercionError, CycloptsError, UnknownOptionError, ValidationError
 
 
 _TRIM, _MMAP = -1, -3  # M_TRIM_THRESHOLD and M_MMAP_THRESHOLD of glibc's malloc.h
@@ -114,11 +114,18 @@ class KeptConsole:
 
 _ELSEWHERE: Final = {"--output-dir": "--out", "--output": "--out"}  # what trainers call an option
 
+_ON_ROWS: Final = ("--calibrate", "--recover")  # flags that took a file in earlier versions
+
+_EXPECTED: Final[dict[type | None, str]] = {int: "a whole number", float: "a number"}
+_BOUNDS: Final = {">=": "at least", ">": "above", "<=": "at most", "<": "below"}
+
 _GONE: Final = {  # options of earlier versions, and what does the same
     "--announce": "give --format github or --json, and pipe it; a callback takes announce=",
     "--write-clean": "leave the rows out that the findings name: --json has their numbers",
     "--merged": "give the merged model first: gradience verify MERGED --adapter ADAPTER --base MODEL",
     "--texts": "give --data",
+    "--prompts": "give --data",
+    "--calibrate": "give --calibration-data",
     "--top": "give --verbose",
     "--rel-error": "give --energy 1 - x^2",
     "--max-params": "give --max-mb",
@@ -133,28 +140,56 @@ _GONE: Final = {  # options of earlier versions, and what does the same
 
 
 def usage_error(error: CycloptsError) -> str:
-    """The error for a wrong command line, in cyclopts' words but for an option that other programs call so."""
-    from cyclopts.exceptions import MissingArgumentError, UnknownOptionError, UnusedCliTokensError  # only this one pays
+    """The error for a wrong command line; a name or a choice that is none in cyclopts' words, with what is meant."""
+    from cyclopts import exceptions as of  # only this one pays
 
-    if isinstance(error, MissingArgumentError) and error.argument is not None and not error.tokens_so_far:
+    if isinstance(error, of.CoercionError | of.ValidationError):
+        return _wrong_value(error) or str(error)
+    if isinstance(error, of.MissingArgumentError) and error.argument is not None and not error.tokens_so_far:
         return f"{error.keyword} needs a value" if error.keyword else f"needs {error.argument.name}"
-    if isinstance(error, UnusedCliTokensError):
+    if isinstance(error, of.UnusedCliTokensError):
+        words = error.root_input_tokens or ()
+        filed = [flag for flag, word in pairwise(words) if flag in _ON_ROWS and not word.startswith("-")]
         given = [str(token) for token in error.unused_tokens or ()]
-        return f"not understood: {few(given)}"
+        return _takes_no_file(filed[0]) if filed else f"not understood: {few(given)}"
+    return (_unknown(error) if isinstance(error, of.UnknownOptionError) else None) or str(error)
 
-    if isinstance(error, UnknownOptionError):
-        option = (error.token.keyword or error.token.value).partition("=")[0]
-        meant = _ELSEWHERE.get(option)
-        if any(meant in argument.names for argument in error.argument_collection):
-            return f"Unknown option: {option}. Did you mean {meant}?"
-        if option in _GONE:
-            return f"{option} is gone: {_GONE[option]}"
-        if any("--set" in argument.names for argument in error.argument_collection):
-            from gradience.configs.settings import is_setting  # the same
 
-            if is_setting(name := option.strip("-").replace("-", "_")):
-                return f"Unknown option: {option}. A single setting is given as --set {name}=VALUE"
-    return str(error)
+def _wrong_value(error: CoercionError | ValidationError) -> str | None:
+    """The error for a value that is no number, beyond a bound, or of a flag."""
+    from cyclopts.exceptions import ValidationError  # as above
+
+    if error.argument is None:
+        return None
+    token = next(iter(error.argument.tokens), None) if isinstance(error, ValidationError) else error.token
+    name, value = error.argument.name, "" if token is None else token.value
+    if isinstance(error, ValidationError):
+        bound = re.fullmatch(r"Must be ([<>]=?) (.+)\.", error.exception_message)
+        return bound and f"{name} is {value}, expected {_BOUNDS[bound[1]]} {bound[2]}"
+    if error.target_type is bool:
+        return _takes_no_file(name) if name in _ON_ROWS else f"{name} takes no value"
+    expected = _EXPECTED.get(error.target_type)
+    return expected and f"{name} is {value!r}, expected {expected}"
+
+
+def _unknown(error: UnknownOptionError) -> str | None:
+    """The error for an option of another program, of an earlier version, or of a configuration."""
+    option = (error.token.keyword or error.token.value).partition("=")[0]
+    meant = _ELSEWHERE.get(option)
+    if any(meant in argument.names for argument in error.argument_collection):
+        return f"Unknown option: {option}. Did you mean {meant}?"
+    if option in _GONE:
+        return f"{option} is gone: {_GONE[option]}"
+    if any("--set" in argument.names for argument in error.argument_collection):
+        from gradience.configs.settings import is_setting  # as above
+
+        if is_setting(name := option.strip("-").replace("-", "_")):
+            return f"Unknown option: {option}. A single setting is given as --set {name}=VALUE"
+    return None
+
+
+def _takes_no_file(flag: str) -> str:
+    return f"{flag} takes no file: give --data FILE {flag}"
 
 
 def refuse_fractions(_app: object, _commands: object, arguments: ArgumentCollection) -> None:

@@ -57,6 +57,8 @@ _COMPUTED = {"alpha_over_r", "extras"}
 _ENVELOPE = {"schema", "ts", "run_id", "event", "step", "seq", "session", "meta", "resumed_from_step"}
 
 MODEL_CONFIG = "config.json"
+_DEFAULT_LABELS: Final = 2  # of transformers' PretrainedConfig
+_NO_ONE_CLASS: Final = {"regression", "multi_label_classification"}  # equal odds are not one over the labels
 _HEAD = "Classification"  # ends the name of every transformers class with a classifier head
 
 _Mapping = dict[str, Json]
@@ -175,10 +177,11 @@ def labels_in(path: Path, model: dict[str, Json]) -> Layer:
     """The same, of the mapping of a model's config.json."""
     classes, labels = model.get("architectures"), model.get("id2label")
     named = isinstance(classes, list) and any(str(name).endswith(_HEAD) for name in classes)
-    # One label is a number: of a regression, or of a reward model.
-    if not named or not isinstance(labels, dict) or len(labels) < 2 or model.get("problem_type") == "regression":
+    # One label is a number: of a regression, or of a reward model. transformers leaves out what is its default: two.
+    count = len(labels) if isinstance(labels, dict) else _DEFAULT_LABELS
+    if not named or count < _DEFAULT_LABELS or model.get("problem_type") in _NO_ONE_CLASS:
         return Layer()
-    return Layer(config=ConfigSnapshot(num_labels=len(labels)), sources=(InputFile(role="model", path=str(path)),))
+    return Layer(config=ConfigSnapshot(num_labels=count), sources=(InputFile(role="model", path=str(path)),))
 
 
 def read_document(path: Path) -> Layer:
@@ -375,8 +378,8 @@ class DataPlan(NamedTuple):
     """KTO's weights of wanted and of unwanted answers."""
 
 
-def read_data_plan(path: Path) -> DataPlan:
-    """The data settings of a recipe or of training arguments.
+def read_data_plan(path: Path, fields: dict[str, Json] | None = None) -> DataPlan:
+    """The data settings of a recipe or of training arguments, of which the fields may have been read.
 
     A recipe may be a stranger's: of the files that it names, only those below its own folder are taken.
 
@@ -385,7 +388,7 @@ def read_data_plan(path: Path) -> DataPlan:
     """
     if path.suffix in PICKLED or path.is_dir():
         return DataPlan()
-    mapping = read_mapping(path)
+    mapping = read_mapping(path) if fields is None else fields
     places = (path.parent, Path.cwd())
     read = next((read for fits, read in _PROGRAMS if fits(mapping)), _trl)
     # transformers 5 has train_sampling_strategy in place of group_by_length.

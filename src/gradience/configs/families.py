@@ -170,9 +170,12 @@ class Dimensions(NamedTuple):
     width: int | None = None
     layers: int | None = None
     quant_method: str = ""
+    tied: bool = False
+    """Whether it says that the head is the embedding."""
 
 
 class _Sizes(msgspec.Struct):
+    tie_word_embeddings: bool | None = None
     hidden_size: int | None = None
     d_model: int | None = None
     n_embd: int | None = None
@@ -203,7 +206,8 @@ def read_dimensions(folder: Path) -> Dimensions | None:
     widths = (text.hidden_size, text.d_model, text.n_embd, text.dim)
     layers = (text.num_hidden_layers, text.n_layer, text.n_layers, text.num_layers)
     method = whole.quantization_config.quant_method if whole.quantization_config else ""
+    tied = True in {whole.tie_word_embeddings, text.tie_word_embeddings}
     dimensions = Dimensions(
-        whole.model_type, next(filter(None, widths), None), next(filter(None, layers), None), method
+        whole.model_type, next(filter(None, widths), None), next(filter(None, layers), None), method, tied
     )
     return dimensions if dimensions.model_type else None

@@ -124,7 +124,7 @@ def read_bytes(path: Path, most: int) -> bytes:
     """The bytes of a regular file; ConfigError if the path is not a regular file, or the file exceeds `most` bytes."""
     if os.path.isdir(path):  # noqa: PTH112  # Path.is_dir raises on a name that is too long
         message = f"{path}: a folder, where a file was expected"
-        raise ConfigError(message, advice="name a file, or use --peft-dir and --training-dir for folders")
+        raise ConfigError(message, advice="name a file, or use --adapter and --training-dir for folders")
     try:
         with open_regular(path) as file:
             data = file.read(most + 1)

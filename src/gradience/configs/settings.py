@@ -122,10 +122,15 @@ def overlay(lower: S, upper: S) -> S:
     """A copy of `lower` in which every field that `upper` sets is replaced. Their `extras` are merged."""
     changes = {
         field.name: _joined(field.name, getattr(lower, field.name), getattr(upper, field.name))
-        for field in msgspec.structs.fields(upper)
+        for field in _fields(type(upper))
         if getattr(upper, field.name) != _default_of(field)
     }
     return msgspec.structs.replace(lower, **changes)
+
+
+@cache  # msgspec reads the annotations anew at every call
+def _fields(kind: type[msgspec.Struct]) -> tuple[msgspec.structs.FieldInfo, ...]:
+    return msgspec.structs.fields(kind)
 
 
 def _joined(name: str, lower: object, upper: object) -> object:
@@ -139,7 +144,7 @@ def _joined(name: str, lower: object, upper: object) -> object:
 def stated_fields(config: ConfigSnapshot) -> frozenset[str]:
     """The names of the settings of all levels that a configuration sets."""
     levels = (config, config.optimizer, config.lora, config.training)
-    fields = [(level, field) for level in levels for field in msgspec.structs.fields(level)]
+    fields = [(level, field) for level in levels for field in _fields(type(level))]
     named = (field.name for level, field in fields if getattr(level, field.name) != _default_of(field))
     return frozenset(named).union(*(level.extras for level in levels))
 

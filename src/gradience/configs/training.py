@@ -63,6 +63,17 @@ _TRAINERS = {  # keys that only one family of TRL's configs has, and the family'
     "completion_only_loss": "sft",
     "assistant_only_loss": "sft",
 }
+# A trainer of TRL: keys that its config has, and those that it has not; the first whose keys are there.
+_METHODS: tuple[tuple[str, str, str], ...] = (
+    ("", "teacher_model_init_kwargs", ""),
+    ("", "teacher_model_kind", ""),
+    ("rloo", "num_generations normalize_advantages", ""),
+    ("grpo", "num_generations", ""),
+    ("kto", "desirable_weight", ""),
+    ("dpo", "precompute_ref_log_probs", "prompt_sample_size"),  # which is BCO's
+    ("orpo", "generate_during_eval", "precompute_ref_log_probs reference_free cpo_alpha simpo_gamma tpo_alpha"),
+    ("reward", "center_rewards_coefficient", ""),
+)
 # keys of a model's generation defaults, which a logger may write among the training arguments
 _GENERATION = ("num_beams", "min_length", "no_repeat_ngram_size", "length_penalty")
 _MAX_TASK = 256  # characters
@@ -168,6 +179,10 @@ def note_training(fields: Fields, draft: Draft) -> None:
     trainer = next((kind for key, kind in _TRAINERS.items() if key in fields), None)
     if trainer is not None:
         draft.set("training", "trainer", trainer, extra=True)
+        has = next((name for name, keys, _ in _METHODS if all(key in fields for key in keys.split())), "")
+        lacks = next((keys for name, _, keys in _METHODS if name == has), "")
+        if has and not any(key in fields for key in lacks.split()):
+            draft.set("training", "method", has, extra=True)
     elif any(key in fields for key in _GENERATION):
         draft.unset("training", "max_length")  # how long the model generates, not where rows are cut
 
@@ -273,6 +288,18 @@ def objective_of(config: ConfigSnapshot, ignored: AbstractSet[str] = frozenset()
     logged = config.training.extras.get("logged_names")
     named = objective_by_names(frozenset(map(str, logged)) - ignored) if isinstance(logged, list) else None
     return named or _hinted(config)
+
+
+def method_of(config: ConfigSnapshot) -> str:
+    """TRL's trainer by the stated task, else by its config's keys: `dpo`, `grpo`; empty if they do not tell.
+
+    >>> method_of(ConfigSnapshot(extras={"task": "DPO"})), method_of(ConfigSnapshot(extras={"task": "preference"}))
+    ('dpo', '')
+    """
+    task = str(config.extras.get("task") or "").strip().lower()
+    if task in _TASKS:
+        return "reward" if _TASKS[task] == "reward" else task if task in {name for name, _, _ in _METHODS} else ""
+    return str(config.training.extras.get("method") or "")
 
 
 def objective_by_names(names: AbstractSet[str]) -> Objective | None:

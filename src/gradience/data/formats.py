@@ -43,6 +43,8 @@ _BY_PROMPT: Final = frozenset({"grpo", "rloo"})  # tasks whose trainer reads a c
 _PARTED: Final = ("seq_lengths", "cu_seq_lens_q", "cu_seqlens", "document_ids", "segment_ids", "sequence_ids")
 _PICTURE: Final = re.compile(r"data:image/|[^\s]+\.(?:png|jpe?g|webp|gif|bmp|tiff?)$", re.IGNORECASE)
 _ANSWERED: Final = ("output", "response", "answer")
+REFERENCES: Final = frozenset({"solution", "answer", "ground_truth", "target", "label", "reference"})
+"""Columns with which a reward compares what a model of GRPO wrote."""
 
 _KNOWN: Final = (  # the first format whose columns are all present applies
     (("input_ids",), Shape("tokenised", "sft")),
@@ -296,7 +298,8 @@ def _tagged(row: Mapping[str, Json], shape: Shape, *, chat: bool) -> Columns:
 
 
 def _prompt_only(row: Mapping[str, Json], _: Shape, __: bool) -> Columns:  # noqa: FBT001
-    return {"prompt": _said(row, "prompt")}
+    lacks = any(row[name] in (None, "", []) or str(row[name]).isspace() for name in REFERENCES & row.keys())
+    return {"prompt": _said(row, "prompt"), **({"unreferenced": True} if lacks else {})}
 
 
 def _steps(row: Mapping[str, Json], _: Shape, __: bool) -> Columns:  # noqa: FBT001

@@ -27,7 +27,7 @@ from gradience.schema.reports import Answers, Batching, Lengths, Overlong, Pairs
 
 COUNTED: Final = (  # what no test of one row can see: it needs the limit, the number of classes or the rows before
     *("unreadable", "cut", "answer_cut", "answer_lost", "question_cut", "end_supervised", "end_masked"),
-    *("duplicate", "conflict", "label_out_of_range", "over_default"),
+    *("duplicate", "conflict", "label_out_of_range", "over_default", "label_in_text"),
 )
 TRL_LENGTH: Final = 1024  # default max_length of TRL's SFT, DPO, reward and KTO configs (1.16)
 _ROLE: Final = "role: "  # begins the name under which rows with a role are counted
@@ -37,6 +37,7 @@ _TEXT: Final = 240  # characters of a row that is shown
 _BARS: Final = 48  # bars of the histogram
 _SHARES: Final = 20  # bars of the histogram of supervised shares
 _LABELS: Final = 50  # labels that the report lists
+_NAMED: Final = 3  # characters from which a label in a text is no chance
 _DISTINCT: Final = 100_000  # different answers that are counted, some 15 MB
 _WHITESPACE: Final = 2  # tokens after the end of a turn that are ignored, such as a line break
 
@@ -138,6 +139,8 @@ class RowCounter:
         self._answers: Counter[bytes] = Counter()
         self._answered = 0
         self._labels: Counter[str] = Counter()
+        self._sizes: dict[str, array[int]] = {}
+        self._label, self._stretches = "", 0
         self._last: Counter[int] = Counter()
         self._read, self._has_labels = 0, False
         self._sample, self._pairs = RowSample(expected, limits.seed), Counter[str]()
@@ -193,10 +196,13 @@ class RowCounter:
             "pairs": self._pair_counts() if self._shape.format == "preference" else None,
             "repeated": self._sample.repeated(),
             "near": self._sample.near(),
-            "languages": self._sample.languages(),
+            "languages": self._sample.languages("stated"),
+            "answered": self._sample.languages("asked"),
             "foreign": sorted(self._foreign),
             "labels": dict(self._labels.most_common(_LABELS)),
             "labels_total": len(self._labels),
+            "label_stretches": self._stretches,
+            "length_tells": self._told_by_length(),
             "shares": self._shares if self._has_tokens_loss else [],
             "shown": [ShownRow(row=number, text=text) for number, text in sorted(self._texts.items())],
         }
@@ -354,6 +360,16 @@ class RowCounter:
             self._last[control] += 1
         return signs
 
+    def _told_by_length(self) -> float | None:
+        """Of the pairs of a text of the most frequent label and another, the share in which the former is longer."""
+        first = next(iter(self._labels.most_common(1)), ("", 0))[0]
+        if first not in self._sizes or len(self._sizes) < 2:  # one class alone tells nothing
+            return None
+        own = np.asarray(self._sizes[first])
+        others = np.sort(np.concatenate([np.asarray(some) for name, some in self._sizes.items() if name != first]))
+        below, upto = np.searchsorted(others, own, "left"), np.searchsorted(others, own, "right")
+        return float((below + upto).mean() / 2 / len(others))
+
     def _turn_end(self) -> int | None:
         """The control token that ends most answers, unless it ends generation; then None."""
         token, times = next(iter(self._last.most_common(1)), (None, 0))
@@ -362,7 +378,18 @@ class RowCounter:
     def _count_label(self, label: Json, row: TokenRow, text: str) -> None:
         if label is None:
             return
-        self._labels[str(label)[:64]] += 1
+        name = str(label)[:64]
+        self._labels[name] += 1
+        self._stretches += name != self._label
+        self._label = name
+        if self._shape.trainer == "classification" and len(self._labels) <= _LABELS:
+            self._sizes.setdefault(name, array("I")).append(len(text))
+            if (
+                isinstance(label, str)
+                and len(label) >= _NAMED
+                and [one for one in self._labels if one in text] == [name]
+            ):
+                self._note("label_in_text", row.number, text)
         classes = self._limits.num_labels
         is_id = isinstance(label, int) and not isinstance(label, bool)
         if (

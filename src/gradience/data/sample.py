@@ -14,11 +14,11 @@ from collections import Counter
 from collections.abc import Mapping
 from functools import cached_property
 from heapq import heappush, heappushpop
-from typing import Any, Final, NamedTuple
+from typing import Any, Final, Literal, NamedTuple
 
 import numpy as np
 
-from gradience.data import Columns, answers_of
+from gradience.data import Columns, answers_of, content_of, every_turn
 from gradience.data.equality import beside_of, differ
 from gradience.data.overlap import (
     NEAR,
@@ -52,6 +52,13 @@ _CODES: Final[dict[str, str]] = dict(
         "english=en german=de deutsch=de deu=de ger=de french=fr spanish=es spa=es italian=it portuguese=pt por=pt "
         "dutch=nl russian=ru chinese=zh zho=zh japanese=ja jpn=ja korean=ko",
     )
+)
+# A question that speaks of a language may ask for it.
+_TONGUE: Final = re.compile(
+    r"translat|tradu[czi]|\u00fcbersetz|\u043f\u0435\u0440\u0435\u0432\u043e\u0434|\u7ffb\u8bd1|\u7ffb\u8a33|\u7ffb\u8b6f|language|sprache|langue|idioma|lingua"
+    r"|english|german|deutsch|french|fran\u00e7ais|spanish|espa\u00f1ol|italian|portugu|dutch|russian|chinese|japanese|korean|arabic"
+    r"|hindi|turkish|polish|\u4e2d\u6587|\u82f1\u6587|\u82f1\u8bed|\u65e5\u672c\u8a9e",
+    re.IGNORECASE,
 )
 _OPENERS: Final = frozenset("{[<`#|")
 _FENCED: Final = re.compile(r"```.*?(?:```|\Z)", re.DOTALL)
@@ -109,8 +116,8 @@ class RowSample:
         self._answers = 0
         self._sentences: Counter[int] = Counter()
         self._numbers: dict[int, list[int]] = {}
-        self._rows = self._stated = 0
-        self._foreign: list[int] = []
+        self._rows = 0
+        self._stated, self._foreign = Counter[str](), dict[str, list[int]]()
 
     def add(self, number: int, columns: Columns, *, repeats: bool) -> None:
         """Take a row, and whether it repeats an earlier one."""
@@ -124,7 +131,7 @@ class RowSample:
         answer = next(iter(answers_of(columns)), None)
         if answer is not None:
             self._take_answer(number, answer)
-            self._take_language(number, answer, columns.get("language"))
+            self._take_languages(number, answer, columns)
 
     def _draw(self, number: int, columns: Columns) -> None:
         """Keep a row if its key is among the first `COMPARED` keys."""
@@ -140,7 +147,7 @@ class RowSample:
     def _take_answer(self, number: int, answer: str) -> None:
         self._answers += 1
         prose = _FENCED.sub("", answer)
-        if prose.lstrip()[:1] in _OPENERS or len(_SIGNS.findall(prose)) > _CODE * len(prose):
+        if _is_code(prose):
             return
         for key in _phrases(prose):
             self._sentences[key] += 1
@@ -157,23 +164,27 @@ class RowSample:
             return None
         return LanguageIdentifier.from_model_file(MODEL_FILE, norm_probs=True).classify
 
-    def _take_language(self, number: int, answer: str, stated: Any) -> None:
-        code = _code_of(stated) if isinstance(stated, str) else ""
-        if not code or len(answer) < _LONG:
+    def _take_languages(self, number: int, answer: str, columns: Columns) -> None:
+        """Compare the language of an answer with the one that its row states, and with the question's."""
+        if len(answer) < _LONG:
             return
-        # Counted without py3langid, too: by it the report says what could not be judged.
-        self._stated += 1
-        if self._identify is not None:
-            likeliest, probability = self._identify(answer)
-            if likeliest != code and probability >= _SURE:
-                self._foreign.append(number)
+        stated, question = columns.get("language"), _question_of(columns)
+        code = _code_of(stated) if isinstance(stated, str) else ""
+        for kind, known in (("stated", bool(code)), ("asked", _is_prose(question) and _is_prose(answer))):
+            # Counted without py3langid, too: by it the report says what could not be judged.
+            self._stated[kind] += known
+            if known and self._identify is not None:
+                wanted, sure = (code, 1.0) if kind == "stated" else self._identify(question)
+                likeliest, probability = self._identify(answer)
+                if likeliest != wanted and min(sure, probability) >= _SURE:
+                    self._foreign.setdefault(kind, []).append(number)
 
-    def languages(self) -> Languages:
-        """Rows whose answer is in another language than the row states."""
-        lacking = self._stated and self._identify is None
+    def languages(self, kind: Literal["stated", "asked"]) -> Languages:
+        """Rows whose answer is in another language than the row states, or than its question."""
+        lacking, rows = self._stated[kind] and self._identify is None, self._foreign.get(kind, [])
         return Languages(
-            stated=self._stated,
-            rows=Rows(count=len(self._foreign), first=self._foreign[:_FIRST]),
+            stated=self._stated[kind],
+            rows=Rows(count=len(rows), first=rows[:_FIRST]),
             reason="languages need py3langid: in the clone: pip install -e '.[data]'" if lacking else "",
         )
 
@@ -199,6 +210,24 @@ class RowSample:
             drawn_from=self._single if self._single > COMPARED else 0,
             rows=Rows(count=len(hits), first=hits[:_FIRST]),
         )
+
+
+def _is_code(text: str) -> bool:
+    return text.lstrip()[:1] in _OPENERS or len(_SIGNS.findall(text)) > _CODE * len(text)
+
+
+def _is_prose(text: str) -> bool:
+    """Whether a text is long enough for its language to be told, is no code, and speaks of no language."""
+    return len(text) >= _LONG and not _is_code(text) and _TONGUE.search(text) is None
+
+
+def _question_of(columns: Columns) -> str:
+    """What was asked last."""
+    prompt = columns.get("prompt")
+    if isinstance(prompt, str):
+        return prompt
+    asked = [turn for turn in every_turn(columns) if turn.get("role") == "user"]
+    return content_of(asked[-1]) if asked else ""
 
 
 def _is_near(number: int, one: _NearRow, every: dict[int, _NearRow], index: NearIndex) -> bool:

@@ -10,7 +10,9 @@ from pathlib import Path
 from typing import Final
 
 from gradience.configs.document import DataPlan, read_data_plan
+from gradience.configs.files import read_mapping
 from gradience.errors import GradienceError
+from gradience.schema import Json
 from gradience.schema.audit import Beside
 from gradience.schema.events import RunStart
 from gradience.telemetry.reader import TelemetryReader
@@ -20,16 +22,19 @@ RECIPES: Final = (".yaml", ".yml", ".toml")
 MOST: Final = 20  # recipes that are opened
 
 
-def beside(folder: Path, names: Iterable[str | None], *, passed: Collection[Path] = ()) -> Beside:
+def beside(
+    folder: Path, names: Iterable[str | None], held: dict[Path, dict[str, Json]], *, passed: Collection[Path] = ()
+) -> Beside:
     """The base by the first of the names that can be one, or by a log; and the rows that one recipe names.
 
     Args:
         folder: the adapter's; recipes and logs are looked for in it, and in the one above.
         names: what the base is called by the files of the run.
+        held: gets the fields of each recipe.
         passed: folders whose log is told by the names already.
     """
     folders = (folder, folder.parent)
-    plans = [plan for each in folders for plan in _plans(each)]
+    plans = [plan for each in folders for plan in _plans(each, held)]
     texts, held_out = _only(plan.train for plan in plans), _only(plan.evaluation for plan in plans)
     return Beside(
         base=base_of(chain(names, (_logged(each) for each in folders if each not in passed))),
@@ -57,9 +62,10 @@ def _only(files: Iterable[Path | None]) -> str | None:
     return places.pop() if len(places) == 1 else None
 
 
-def _plans(folder: Path) -> Iterator[DataPlan]:
+def _plans(folder: Path, held: dict[Path, dict[str, Json]]) -> Iterator[DataPlan]:
     """What the recipes in a folder say of data."""
     recipes = (path for path in sorted(folder.iterdir()) if path.suffix in RECIPES) if folder.is_dir() else ()
     for path in islice(recipes, MOST):
         with suppress(GradienceError, OSError):
-            yield read_data_plan(path)
+            held[path] = read_mapping(path)
+            yield read_data_plan(path, held[path])

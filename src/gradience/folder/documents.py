@@ -31,6 +31,7 @@ from gradience.schema.events import ConfigSnapshot
 if TYPE_CHECKING:
     from gradience.adapters.layout import Adapter
     from gradience.folder.checkpoints import OwnedCheckpoint
+    from gradience.folder.prompts import PromptLink
 
 T = TypeVar("T")
 
@@ -65,7 +66,7 @@ class Part(Generic[T]):
     def reason(self) -> str:
         """Why it holds nothing; empty if it holds something."""
         held, fault = self._outcome
-        return "" if held is not None else self.place.reason if fault is None else str(fault)
+        return "" if held is not None else self.place.reason if fault is None else fault.message
 
     def take(self) -> T:
         """What it holds.
@@ -265,6 +266,24 @@ class Documents:
             at = at._replace(reason=f"several recipes: {few([path.name for path in recipes])}")
         return Part(at._replace(path=next(iter(recipes)) if len(recipes) == 1 else None), recipes.__getitem__)
 
+    @cached_property
+    def prompts(self) -> tuple[PromptLink, ...]:
+        """What the files that lie there say of the prompt; none of an adapter in memory."""
+        if self.in_hand is not None and not self.in_hand.path:
+            return ()
+        from gradience.folder.prompts import prompt_links  # only where the prompt is judged
+
+        named, arguments = self.found.config.path, self.training_fields
+        stated = (
+            {} if arguments.held is None or arguments.place.path is None else {arguments.place.path: arguments.held}
+        )
+        return prompt_links(self.folders, recipes=() if named is None else (named,), held={**self._recipes, **stated})
+
+    @cached_property
+    def _recipes(self) -> dict[Path, dict[str, Json]]:
+        """The fields of recipes that were read for what lies beside the adapter."""
+        return {}
+
     @property
     def _unused(self) -> str:
         """Why a pickle of training arguments cannot be used; empty if it can, or there is none."""
@@ -276,7 +295,7 @@ class Documents:
             or self.training.fault is None
         ):
             return ""
-        return f"{path.name} was not used: {str(self.training.fault).removeprefix(f'{path}: ')}"
+        return f"{path.name} was not used: {self.training.fault.message.removeprefix(f'{path}: ')}"
 
     @property
     def optimizer(self) -> str | None:
@@ -292,7 +311,7 @@ class Documents:
             return Beside(base=base_of([base]))
         log = None if self.log.held is None else self.log.held.path
         told = [] if log is None else [log if log.is_dir() else log.parent]
-        return beside(self.folders[0], self._base_names(base), passed=told)
+        return beside(self.folders[0], self._base_names(base), self._recipes, passed=told)
 
     def _base_names(self, named: str | None) -> Iterator[str | None]:
         """The base's names, the nearest to the weights first: a snapshot of settings holds no path."""

@@ -192,8 +192,8 @@ def _recipe(path: Path, held: Mapping[Path, Mapping[str, Json]]) -> PromptLink |
 def _stage(fields: Mapping[str, Json]) -> LinkKind:
     if "export_dir" in fields:
         return "export"
-    trains = ("do_train", "stage", "dataset", "datasets", "learning_rate", "finetuning_type")
-    is_trained = fields.get("do_train") is not False and any(key in fields for key in trains[2:5] + trains[:1])
+    trains = ("do_train", "dataset", "datasets", "learning_rate")
+    is_trained = fields.get("do_train") is not False and any(key in fields for key in trains)
     return "recipe" if is_trained else "server"
 
 

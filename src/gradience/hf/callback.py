@@ -208,7 +208,7 @@ class GradienceCallback(TrainerCallback):  # type: ignore[misc]
         try:
             write_at_end(shown["model"], shown.get("processing_class"), rows, log)
         except GradienceError as error:
-            self._run.recorder.warn(f"no receipt is written: {error}")
+            self._run.recorder.warn(f"no receipt is written: {error.message}")
 
     def _begin(self, args: Any, state: Any, shown: Mapping[str, Any]) -> None:
         recorder, size = self._run.recorder, batch_size(args, state)

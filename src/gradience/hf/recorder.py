@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Any, Final, Self
 from weakref import WeakValueDictionary
 
 from gradience.announce import Announcer, Place, checked, of_finding, of_report
-from gradience.errors import RecorderError
+from gradience.errors import RecorderError, said
 from gradience.rules import Threshold
 from gradience.schema import SCHEMA_ID, Status, as_float
 from gradience.schema.document import SEVERITIES, Finding, escape_controls
@@ -280,7 +280,11 @@ def _is_the_log(error: Exception) -> bool:
 
 
 def _shown(error: Exception) -> str:
-    return f"{type(error).__name__}: {error}" if isinstance(error, (RecorderError, OSError)) else type(error).__name__
+    return (
+        f"{type(error).__name__}: {said(error)}"
+        if isinstance(error, (RecorderError, OSError))
+        else type(error).__name__
+    )
 
 
 def live_rules() -> list[LogRule]:

@@ -17,8 +17,6 @@ from os import PathLike
 from pathlib import Path
 from typing import Final
 
-import msgspec
-
 from gradience.configs.settings import Layer
 from gradience.configs.training import STATE_NAME
 from gradience.errors import OutputError, RecorderError, few
@@ -129,17 +127,6 @@ def read_source(
 
 def _holds_a_row(tally: EventTally) -> bool:
     return tally.last_step is not None or bool(tally.counts["eval"])
-
-
-def read_folder_config(folder: Path) -> Layer:
-    """Return the configuration of the run in a folder, with its peak learning rate.
-
-    Raises:
-        RecorderError: the folder holds no run.
-    """
-    imported = read_source(folder)
-    start = next(imported.runs[-1].events)
-    return msgspec.structs.replace(imported.layer, config=start.config)  # type: ignore[union-attr]  # a run_start
 
 
 def _read(source: Path, kind: Format | None, columns: Mapping[str, str] | None) -> tuple[Format, list[SourceRun]]:
@@ -335,7 +322,7 @@ def _lines(run: ImportedRun, refused: list[SkippedRow]) -> Iterator[bytes]:
         try:
             yield to_line(event) + b"\n"
         except RecorderError as error:
-            refused.append(SkippedRow(file=run.name, line=number, reason=f"event {number} of the run: {error}"))
+            refused.append(SkippedRow(file=run.name, line=number, reason=f"event {number} of the run: {error.message}"))
 
 
 def _run_report(run: ImportedRun) -> ImportedRunReport:

@@ -279,7 +279,8 @@ def whole_json(path: Path) -> Json:
         # `parse` takes objects alone, so a list is put into one.
         document, _ = parse(b'{"rows":%b}' % data if array else data)
     except SchemaError as error:
-        raise RecorderError(f"{path}: {error}", advice="is the file whole? it should hold one JSON document") from error
+        advice = "is the file whole? it should hold one JSON document"
+        raise RecorderError(f"{path}: {error.message}", advice=advice) from error
     return document.get("rows") if array else document
 
 
@@ -321,7 +322,7 @@ def _object(line: bytes) -> dict[str, Json] | str:
     try:
         return parse(line)[0]
     except SchemaError as error:
-        return str(error) if line.endswith(b"\n") else f"cut off while being written: {error}"
+        return error.message if line.endswith(b"\n") else f"cut off while being written: {error.message}"
 
 
 def add_settings(raw: SourceRun, *folders: Path) -> None:
@@ -348,7 +349,7 @@ def _add(raw: SourceRun, path: Path, read: Callable[[Path, dict[str, Json]], Lay
         raw.held[path] = read_bytes(path, MAX_JSON_BYTES)
         layer = read(path, fields_in(path, raw.held[path]))
     except ConfigError as error:
-        raw.notes.append(f"{path.name} was not used: {str(error).removeprefix(f'{path}: ')}")
+        raw.notes.append(f"{path.name} was not used: {error.message.removeprefix(f'{path}: ')}")
         return
     if layer == Layer():
         return
@@ -369,11 +370,11 @@ def mapping_layer(mapping: Mapping[str, Json], raw: SourceRun) -> Layer:
                 # LoRA's, mean other things in a model's config, which loggers write among the settings.
                 draft.read(level, (setting,), Fields(dict(flat), raw.path.name), loose=level != "lora")
             except ConfigError as error:
-                raw.notes.append(f"a setting was not used: {error}")
+                raw.notes.append(f"a setting was not used: {error.message}")
     try:
         note_training(Fields(dict(flat), raw.path.name), draft)
     except ConfigError as error:
-        raw.notes.append(f"a setting was not used: {error}")
+        raw.notes.append(f"a setting was not used: {error.message}")
     return Layer(config=draft.snapshot())
 
 

@@ -365,7 +365,7 @@ def _read(paths: list[Path], kind: Format, columns: Mapping[str, str] | None) ->
         runs += read
     if not runs:
         raise faults[0]
-    runs[-1].notes += [f"not used: {fault}" for fault in faults]
+    runs[-1].notes += [f"not used: {fault.message}" for fault in faults]
     return runs
 
 

@@ -210,7 +210,7 @@ def _found(path: Path, present: Iterable[str], given: Mapping[str, str] | None) 
     try:
         return find_columns(present, given)
     except RecorderError as error:
-        raise RecorderError(f"{path}: {error}", advice=error.advice) from error
+        raise RecorderError(f"{path}: {error.message}", advice=error.advice) from error
 
 
 def _take(raw: SourceRun, place: int, row: dict[str, Json], columns: Columns) -> None:

@@ -102,7 +102,7 @@ def join_states(folder: Path, paths: list[Path]) -> list[SourceRun]:
             home.append(state)
     joined = [_union(folder, run) for run in reversed(runs)]
     joined[-1].states = states
-    joined[-1].notes += [f"not used: {fault}" for fault in faults]
+    joined[-1].notes += [f"not used: {fault.message}" for fault in faults]
     if len(runs) > 1:
         joined[-1].notes.append(_several_note(folder, runs))
     return joined
@@ -195,7 +195,7 @@ def add_results(raw: SourceRun, folder: Path) -> None:
         try:
             document = whole_json(path)
         except RecorderError as error:
-            raw.notes.append(f"{name} was not used: {str(error).removeprefix(f'{path}: ')}")
+            raw.notes.append(f"{name} was not used: {error.message.removeprefix(f'{path}: ')}")
             continue
         if isinstance(document, dict):
             _add(raw, path, document)

@@ -239,9 +239,9 @@ def _of(out: Path, partial: Path) -> Iterator[None]:
     try:
         yield
     except OutputError as error:
-        if str(partial) not in str(error):
+        if str(partial) not in error.message:
             raise
-        raise OutputError(str(error).replace(str(partial), str(out)), advice=error.advice) from error
+        raise OutputError(error.message.replace(str(partial), str(out)), advice=error.advice) from error
     except OSError as error:
         named = error.filename
         if named is not None and not Path(os.fsdecode(named)).is_relative_to(partial):

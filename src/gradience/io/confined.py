@@ -349,7 +349,7 @@ def _obey(pipe: Connection) -> NoReturn:
                 allow()
             _say(pipe, "end")
         except ConfigError as error:
-            _say(pipe, "unusable", str(error), error.advice)
+            _say(pipe, "unusable", error.message, error.advice)
         except MemoryError:
             _say(pipe, "failed", "it needs more memory than it may take")
         except BaseException as error:  # noqa: BLE001  # a panic of Rust is one, and any library may raise anything

@@ -19,6 +19,7 @@ from typing import Any, Final, NamedTuple, TypeAlias
 import msgspec
 import torch
 from huggingface_hub import constants
+from msgspec.structs import replace
 from torch import Tensor, nn
 from torch.autograd.graph import _engine_run_backward
 from torch.nn import functional
@@ -28,7 +29,8 @@ from torch.utils._pytree import tree_leaves, tree_map
 
 from gradience.io import pretrained
 from gradience.models import quietly
-from gradience.schema.memory import Step
+from gradience.models.objectives import generated, loss_of
+from gradience.schema.memory import PAIRED, Step
 
 _BLOCK: Final = 512  # bytes: torch's allocator on CUDA gives multiples
 _CODED: Final = {4: 0.5 + 4 / 64, 8: 1.0}  # bytes of a weight; bitsandbytes: one float32 scale to 64 weights of 4 bits
@@ -45,7 +47,7 @@ _BY_NUMBERS: Final = frozenset(  # where A and B start, which needs the base's w
 _LAYERS: Final = ("num_hidden_layers", "n_layer", "num_layers", "n_layers")
 _TINY: Final = 64  # rows of their embeddings
 _META: Final = torch.device("meta")
-_Seen: TypeAlias = tuple[dict[str, int], dict[str, int]]  # by the names of MemoryParts, and of Reached
+_Seen: TypeAlias = tuple[dict[str, int], dict[str, int], str]  # by the names of MemoryParts, and of Reached; attention
 _LOW: Final = frozenset(
     {functional.linear, torch.matmul, torch.bmm, torch.addmm, torch.baddbmm, torch.mm, torch.einsum}
     | {
@@ -88,6 +90,15 @@ class Live(TorchDispatchMode):
         self.now[kind] += whole
         if self.now.total() > self.peak.total():
             self.peak = self.now.copy()
+
+    @contextmanager
+    def of_kind(self, kind: str) -> Iterator[None]:
+        """A context in which all that is made is of one kind."""
+        before, self.kind = self.kind, kind
+        try:
+            yield
+        finally:
+            self.kind = before
 
     def _free(self, key: int, kind: str, size: int) -> None:
         del self._kinds[key]
@@ -174,6 +185,8 @@ def _plain_attention(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | N
 
 def _dropped(x: Tensor, *rest: Any, **named: Any) -> Tensor:
     options = dict(zip(("p", "training"), rest, strict=False)) | named
+    if options.get("p") == 0:
+        return x
     return torch.native_dropout(x, options.get("p", 0.5), options.get("training", True))[0]
 
 
@@ -260,7 +273,7 @@ class Follower:
     """Follows steps. It is made in a confined process, whose memory and time have a limit."""
 
     def follow(self, asked: Mapping[str, Any]) -> _Seen:
-        """The bytes at the peak by what they are, and what the adapter reaches.
+        """The bytes at the peak by what they are, what the adapter reaches, and the kernel of attention.
 
         The names are those of `schema.memory.MemoryParts` and `schema.memory.Reached`.
 
@@ -294,9 +307,10 @@ class Follower:
                 raise ValueError("the memory does not grow with the depth") from error
             # Every block takes what the second one took more than the first.
             first, second = (
-                {key: a[key] + (depth - 1) * (b[key] - a[key]) for key in a} for a, b in zip(one, two, strict=True)
+                {key: a[key] + (depth - 1) * (b[key] - a[key]) for key in a}
+                for a, b in zip(one[:2], two[:2], strict=True)
             )
-            return first, second
+            return first, second, one[2]
 
 
 @contextmanager
@@ -317,15 +331,24 @@ def _transformers() -> Any:
 
 def _made(step: Step, config: Any, device: torch.device) -> tuple[Any, Any]:
     """The base and the adapted model, for training."""
-    kind = getattr(_transformers(), _HEADS.get(step.task, "AutoModelForCausalLM"))
-    kind = kind if step.task in _HEADS else _by_architecture(config) or kind
-    kernel = "eager" if step.attention == "eager" else "sdpa"
+    task = "SEQ_CLS" if step.objective == "reward" else step.task
+    if step.objective == "reward":
+        # As the trainer does: one value, and the tokenizer's padding.
+        config.num_labels, config.pad_token_id = 1, 0
+    kind = getattr(_transformers(), _HEADS.get(task, "AutoModelForCausalLM"))
+    kind = kind if task in _HEADS else _by_architecture(config) or kind
+    # torch's kernel caps no scores, and transformers then takes another by itself.
+    capped = getattr(config.get_text_config(), "attn_logit_softcapping", None)
+    kernel = "eager" if step.attention == "eager" else None if capped and not step.attention else "sdpa"
     dtype = getattr(torch, step.dtype) if step.dtype else (getattr(config, "dtype", None) or torch.float32)
     with device:
         base = kind.from_config(config, attn_implementation=kernel, dtype=dtype)
         if step.bits:
             _code(base)
         adapted = _adapted(step, base)
+    for module in adapted.modules():
+        if isinstance(module, nn.Dropout) and not step.dropout:
+            module.p = 0
     if step.checkpointing:
         base.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
         # As TRL's trainers do for an adapter: nothing before the first block is trained.
@@ -411,6 +434,11 @@ def _made_small(step: Step, layers: str, n: int) -> tuple[Any, Any]:
 
 
 def _followed(step: Step, base: Any, adapted: Any) -> _Seen:
+    beside = (
+        _made(replace(step, adapter={}, checkpointing=False), base.config, _META)[0]
+        if step.reference == "model"
+        else None
+    )
     trained = [parameter for parameter in adapted.parameters() if parameter.requires_grad]
     states, moment = _optimizer(step, trained)
     live = Live(getattr(base.config.get_text_config(), "vocab_size", 0))
@@ -418,6 +446,8 @@ def _followed(step: Step, base: Any, adapted: Any) -> _Seen:
     for parameter in (*adapted.parameters(), *adapted.buffers()):
         size = _CODED[step.bits] * parameter.numel() if id(parameter) in coded else None
         live.hold(parameter, "adapter" if parameter.requires_grad else "weights", size)
+    for parameter in () if beside is None else (*beside.parameters(), *beside.buffers()):
+        live.hold(parameter, "weights")
     # The states are a tensor with a name, because what is freed no longer counts.
     kept = torch.empty(states, dtype=torch.uint8, device=_META)
     live.hold(kept, "optimizer")
@@ -428,7 +458,12 @@ def _followed(step: Step, base: Any, adapted: Any) -> _Seen:
             live.hold(parameter.grad, "backward")
     batch = _batch(step, base)
     with live, _Kernels(step):
-        loss = _loss(step, base, adapted, batch)
+        if step.generated:
+            generated(step, base, adapted, batch["input_ids"])
+        if step.objective:
+            loss = loss_of(step, base, adapted, beside, batch, live.of_kind)
+        else:
+            loss = _loss(step, base, adapted, batch)
         live.kind = "backward"
         _backward(loss)
     # The optimizer steps when the activations are gone: the peak is there or in the backward pass.
@@ -436,7 +471,8 @@ def _followed(step: Step, base: Any, adapted: Any) -> _Seen:
     stepping["backward"] += moment
     peak = max(live.peak, stepping, key=Counter.total)
     names = ("weights", "adapter", "optimizer", "activations", "loss", "backward")
-    return {name: peak[name] for name in names}, _reached(adapted)
+    attention = step.attention or str(base.config.get_text_config()._attn_implementation)  # noqa: SLF001  # its only name
+    return {name: peak[name] for name in names}, _reached(adapted), attention
 
 
 def _reached(adapted: Any) -> dict[str, int]:
@@ -456,11 +492,13 @@ def _backward(loss: Tensor) -> None:
 
 
 def _batch(step: Step, base: Any) -> dict[str, Tensor]:
-    shape = (step.batch, step.length)
+    shape = (step.batch * (2 if step.objective in PAIRED else 1), step.length)
     ids = torch.zeros(shape, dtype=torch.long, device=_META)
     head = type(base).__name__
     labels = torch.zeros(shape[:1], dtype=torch.long, device=_META) if "SequenceClass" in head else ids
     mask = {"attention_mask": torch.ones(shape, dtype=torch.long, device=_META)} if step.padded else {}
+    if step.objective:  # which knows no labels of the model's own
+        return {"input_ids": ids, **mask}
     return {"input_ids": ids, "labels": labels, **mask}
 
 

@@ -79,33 +79,29 @@ class InputBatch(NamedTuple):
     rows: list[int]
 
 
-def read_inputs(
-    path: PathLike, loaded: LoadedModel, *, most: int, seed: int = 0, longest: int = LONGEST, token_ids: bool = False
-) -> Inputs:
+def read_inputs(path: PathLike, loaded: LoadedModel, *, most: int, seed: int = 0, longest: int = LONGEST) -> Inputs:
     """Read up to `most` different inputs of a file, chosen by the seed, as tokens of the model.
 
     Args:
         path: JSONL or Parquet whose rows have `text`, `prompt` or `messages`; or text with an input on each line. With
-            a `completion` beside `prompt`, only its predictions count. With `token_ids`: JSONL of lists of ids, or of
-            objects with `input_ids`.
+            a `completion` beside `prompt`, only its predictions count.
         loaded: the model, for its tokenizer, task and length.
         most: maximal number of inputs.
         seed: seed of the choice.
         longest: maximal number of tokens; longer inputs are cut.
-        token_ids: whether the file holds token ids.
 
     Raises:
         ConfigError: the file cannot be read, or a row has none of these forms; the message has the line.
     """
     place = Path(path)
-    if loaded.tokenizer is None and not token_ids:
+    if loaded.tokenizer is None:
         raise ConfigError(
             f"{place} holds texts, and neither the base nor the adapter has a tokenizer beside it",
-            advice="save the tokenizer with the base, or give token ids where the command takes them",
+            advice="save the tokenizer with the base",
         )
     chosen, count = _chosen(_rows(place), most, seed)
     limit = min(longest, loaded.longest or longest)
-    read = _Reader(place, loaded, limit, token_ids=token_ids)
+    read = _Reader(place, loaded, limit)
     examples = [read.example(number, row) for number, row in chosen]
     return Inputs([e for e in examples if e.first < e.stop], count, read.cut)
 
@@ -211,12 +207,10 @@ def _of_parquet(path: Path) -> Iterator[tuple[int, Row]]:
 class _Reader:
     """A reader that turns the rows of one file into examples, and counts those that were cut."""
 
-    def __init__(self, path: Path, loaded: LoadedModel, longest: int, *, token_ids: bool) -> None:
+    def __init__(self, path: Path, loaded: LoadedModel, longest: int) -> None:
         self._path = path
         self._loaded = loaded
         self._longest = longest
-        self._token_ids = token_ids
-        self._vocabulary: int = loaded.model.get_input_embeddings().weight.shape[0]
         self.cut = 0
 
     def example(self, number: int, row: Row) -> ModelInput:
@@ -224,10 +218,7 @@ class _Reader:
         label = row.get("label") if isinstance(row, dict) else None
         if label is not None and not isinstance(label, int | str):
             raise self._fault(number, f"label is {type(label).__name__}, expected a number or a name")
-        if self._token_ids:
-            ids, prompt, opened = self._given(number, row), 0, False
-        else:
-            ids, prompt, opened = self._encoded(number, row)
+        ids, prompt, opened = self._encoded(number, row)
         if len(ids) > self._longest:
             self.cut += 1
             # Where a text was cut, the model is not the one to continue it.
@@ -245,16 +236,6 @@ class _Reader:
         # The tokens that a tokenizer adds at both ends are no words, and have no label.
         special = frozenset() if self._loaded.tokenizer is None else self._loaded.tokenizer.special_ids
         return int(bool(ids) and ids[0] in special), len(ids) - int(bool(ids) and ids[-1] in special)
-
-    def _given(self, number: int, row: Row) -> list[int]:
-        ids = row.get("input_ids") if isinstance(row, dict) else row
-        # By `type`, because true and false are whole numbers to isinstance.
-        if not isinstance(ids, list) or not all(type(one) is int for one in ids) or not ids:
-            raise self._fault(number, "expected a list of token ids, or an object with input_ids")
-        if min(ids) < 0 or max(ids) >= self._vocabulary:
-            odd = next(one for one in ids if not 0 <= one < self._vocabulary)
-            raise self._fault(number, f"token id {odd}, and the base has ids from 0 to {self._vocabulary - 1}")
-        return ids
 
     def _encoded(self, number: int, row: Row) -> tuple[list[int], int, bool]:
         """The row's tokens, the length of a prompt whose own predictions do not count, and whether it is open."""

@@ -41,6 +41,7 @@ class Probes:
         loaded: the model.
         examples: the sequences.
         progress: called with (probes done, probes in all, name of the probe).
+        foretold: modules that are known to be left out together, by what they are called.
     """
 
     def __init__(
@@ -48,16 +49,22 @@ class Probes:
         loaded: LoadedModel,
         examples: Sequence[ModelInput],
         progress: Progress | None = None,
+        foretold: Mapping[str, frozenset[str]] | None = None,
     ) -> None:
         self._loaded, self._examples = loaded, examples
         self._layers = adapted(loaded)
         self._shown = progress or (lambda _done, _total, _name: None)
         saved = [path for path, layer in self._layers.items() if hasattr(layer, "modules_to_save")]
-        groups = groups_of(list(self._layers), saved)
+        groups = {name: modules & self._layers.keys() for name, modules in (foretold or {}).items()}
+        groups |= {
+            name: own for name, own in groups_of(list(self._layers), saved).items() if own not in groups.values()
+        }
         self.whole = frozenset(brought(loaded))
         """The modules without which the model is the base."""
         # Without all of them a classifier is the base: there its head is the adapter's.
-        self.groups: dict[str, frozenset[str]] = {name: own for name, own in groups.items() if own != self.whole}
+        self.groups: dict[str, frozenset[str]] = {
+            name: own for name, own in groups.items() if own and own != self.whole
+        }
 
     def parts(self) -> dict[str, Reading]:
         """What is read without each group of the adapter's modules, by the group's name."""

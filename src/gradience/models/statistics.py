@@ -59,7 +59,7 @@ def lora_layers(loaded: LoadedModel, paths: Sequence[str]) -> dict[str, Any]:
             raise AdapterError(
                 f"{path} is {type(layer).__name__}: it merges its factors before any token meets them, so there is no "
                 "A x to observe",
-                advice="resize it by its weights, without --calibrate and --recover",
+                advice="resize it by its weights, without --kl, --calibrate and --recover",
             )
         if FIRST in layer.lora_variant:
             what = type(layer.lora_variant[FIRST]).__name__
@@ -146,7 +146,7 @@ class _Sums:
         if z.shape[0] not in {rows, rows * width}:
             raise AdapterError(
                 f"a module sees {z.shape[0]} rows of a batch of {rows}: its tokens cannot be told apart by input",
-                advice="resize it by its weights, without --calibrate and --recover",
+                advice="resize it by its weights, without --kl, --calibrate and --recover",
             )
         z, h = (x.detach().reshape(rows, -1, x.shape[-1]).double() for x in (z, h))
         if z.shape[1] == width:  # otherwise the module has a sequence of its own, such as a pooled one

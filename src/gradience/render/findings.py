@@ -34,8 +34,15 @@ def rules_text(cards: Sequence[RuleCard]) -> Iterator[Block]:
     yield Title("GRADIENCE RULES")
     for group, heading in HEADINGS.items():
         members = [card for card in cards if group in card.groups]
-        yield from part(heading, (f"{card.id:<8}{card.severity:<9}{_sure(card)}  {card.title}" for card in members))
-    yield "Severity is the usual one; confidence is a judgement in 0..1. 'gradience rules LR001' explains one."
+        yield from part(heading, (f"{card.id:<8}{_weight(card):<9}{_sure(card)}  {card.title}" for card in members))
+    yield (
+        "Severity is the usual one; a reading is a line of a report, no finding. Confidence is a judgement in 0..1. "
+        "'gradience rules LR001' explains one."
+    )
+
+
+def _weight(card: RuleCard) -> str:
+    return "reading" if card.reading else card.severity
 
 
 def _sure(card: RuleCard) -> str:
@@ -49,7 +56,7 @@ def rule_text(card: RuleCard) -> Iterator[Block]:
     where = "; ".join(HEADINGS[group] for group in card.groups)
     sure = "" if card.confidence is None else f"{card.confidence:.2f} (a judgement)"
     labelled = {
-        "Severity": card.severity,
+        "Severity": _weight(card),
         "Confidence": sure,
         "Applies to": f"{where[:1].lower()}{where[1:]}",
         "When": card.condition,

@@ -24,7 +24,7 @@ _RULES: Final = {"energy_90": "k@90%", "effective_rank": "effective rank", "stab
 _SUGGESTED_FOR: Final = {"median": "most modules (median)", "p90": "worst-case tail (p90)"}
 _BRIEFLY: Final = {"median": "most modules", "p90": "the tail"}
 _OF_TEXT: Final = frozenset({"CAUSAL_LM", "SEQ_CLS"})
-"""PEFT's task types of models that `gradience resize --calibrate` runs on texts."""
+"""PEFT's task types of models that `gradience resize --kl` runs on texts."""
 
 
 def update_size(norm: float | None, size: float | None) -> str | None:
@@ -109,7 +109,7 @@ def next_command(report: AuditReport) -> Iterator[Block]:
     asked_first = any(finding.severity != "info" for finding in report.findings)
     if not is_smaller or asked_first or report.resized_as == "not":
         return
-    how = "--base MODEL --calibrate TEXTS --kl .003" if report.task_type in _OF_TEXT else "--like-suggested"
+    how = "--base MODEL --data TEXTS --kl .003" if report.task_type in _OF_TEXT else "--like-suggested"
     place = os.path.normpath(report.peft_dir)
     new = "smaller" if place in {".", ".."} else f"{place.removesuffix('.safetensors')}-smaller"
     out = f"{new}.safetensors" if report.format == "kohya" else new  # of kohya's, each adapter is one file

@@ -1,4 +1,4 @@
-"""The page of rules in Markdown: a line for each rule, from its record. The site has it as its page "Every rule"."""
+"""The page of rules in Markdown, from their records. The site has a page for each group."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from gradience.schema.document import RuleCard
 _TOP: Final = """\
 # Every rule
 
-A line for each rule, from its record: when it reports, and only where. Severity is the usual one; a finding may be
+Each rule as its record has it: when it reports, and only where. Severity is the usual one; a finding may be
 milder or graver. Confidence is a judgement, in 0..1. `gradience rules LR001` explains a rule with its evidence, the
 units and sources of its thresholds, and how to verify a finding. `--select` and `--ignore` take the ids. A rule's
 passport is what shows that its fault is met: a public run on which it was right, a complaint whose cause it names, a
@@ -20,7 +20,7 @@ documented behaviour of a library, or arithmetic. What each says is in `gradienc
 
 
 def rules_markdown(cards: Sequence[RuleCard]) -> str:
-    """The rules as tables, one for each group, each rule in the first group that it belongs to."""
+    """The rules under a heading for each group, each rule in the first group that it belongs to."""
     return "\n".join(_lines(cards))
 
 
@@ -29,17 +29,19 @@ def _lines(cards: Sequence[RuleCard]) -> Iterator[str]:
     for group, heading in HEADINGS.items():
         members = [card for card in cards if card.groups[0] == group]
         if members:
-            yield from ("", f"## {heading}", "")
-            yield "| id | severity | confidence | finds | reports when | only where | passport | thresholds |"
-            yield "|---|---|---|---|---|---|---|---|"
-            yield from map(_line, members)
+            yield from ("", f"## {heading}")
+        for card in members:
+            yield from ("", f"### {card.id}: {card.title}", "", *_items(card))
 
 
-def _line(card: RuleCard) -> str:
-    numbers = "; ".join(f"{item.name} {item.value:.9g}" for item in card.thresholds)
-    also = "".join(f" (also: {group})" for group in card.groups[1:])
-    cells = (
-        *(card.id, card.severity, f"{card.confidence:g}", card.title + also),
-        *(card.condition, "; ".join(card.premises), "; ".join(each.source for each in card.passports), numbers),
-    )
-    return f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in cells)} |".replace("|  |", "| |")
+def _items(card: RuleCard) -> Iterator[str]:
+    also = "".join(f"; also: {group}" for group in card.groups[1:])
+    yield f"- {card.severity}, confidence {card.confidence:g}{also}"
+    numbers = "; ".join(f"`{item.name}` {item.value:.9g}" for item in card.thresholds)
+    named = {
+        "when": card.condition,
+        "only where": "; ".join(card.premises),
+        "thresholds": numbers,
+        "passport": "; ".join(f"`{each.source}`" for each in card.passports),
+    }
+    yield from (f"- {name}: {text}" for name, text in named.items() if text)

@@ -16,8 +16,9 @@ from gradience.configs.document import CONFIG_NAME
 from gradience.configs.settings import with_ratio
 from gradience.configs.training import completed
 from gradience.folder import Documents
-from gradience.rules import Description, Verdict
-from gradience.rules.config import RULES, judge_config, transformers_version
+from gradience.rules import Description, Verdict, judge
+from gradience.rules.between.prompts import PROMPT_RULES
+from gradience.rules.config import RULES, judge_config
 from gradience.rules.config.facts import CheckContext, ConfigRule
 from gradience.rules.joins import Symptom, correlate
 from gradience.rules.joins.run import JOINS
@@ -49,7 +50,12 @@ IDS: Final[dict[SourceKind, tuple[str, ...]]] = {
     "weights": tuple(rule.id for rule in ADAPTER_RULES),
 }
 """The rules on each part."""
-ALL: Final = [*dict.fromkeys(rule for ids in IDS.values() for rule in ids), *(join.id for join in JOINS)]
+OF_PROMPT: Final = frozenset(rule.id for rule in PROMPT_RULES)
+"""The rules on the prompt that several files beside the weights state."""
+ALL: Final = [
+    *dict.fromkeys((*(rule for ids in IDS.values() for rule in ids), *(rule.id for rule in PROMPT_RULES))),
+    *(join.id for join in JOINS),
+]
 _JUDGED: Final[tuple[Description, ...]] = (*RULES, *DETECTORS, *ADAPTER_RULES)
 _READINGS: Final = frozenset(rule.id for rule in _JUDGED if rule.reading)
 LOOK: Final = frozenset(rule.id for rule in DETECTORS if rule.look)
@@ -59,6 +65,7 @@ OF_RUNS: Final = frozenset(rule.id for rule in RULES if "log" in rule.groups)
 _PREDICTIONS: Final = frozenset(rule.id for rule in RULES if isinstance(rule, ConfigRule) and rule.predicts)
 _OF_RECORD: Final = frozenset(join.id for join in JOINS if join.recording)
 _NEAREST: Final[tuple[PieceSource, ...]] = ("weights", "log", "disk", "config")
+_TWO_ENDS: Final = 2  # what was trained, and what is served
 NOT_BORNE_OUT: Final = "what it predicts of a run is told by this run's log, which shows nothing of it"
 
 
@@ -101,7 +108,8 @@ class Judged:
         asked = (join.among(self.parts) for join in JOINS if join.id not in left_out)
         joins = [join for join in asked if join is not None]
         silent = {(source, rule) for source, verdict in self.verdicts() for rule in verdict.silent_of(IDS[source])}
-        joined = correlate(joins, self._symptoms(), frozenset(silent))
+        symptoms = [*self._symptoms(), *self._of_prompt(left_out)]
+        joined = correlate(joins, symptoms, frozenset(silent))
         told = ((symptom.source, symptom.finding) for symptom in joined.left)
         single = (_alone(source, one) for source, one in told if one and one.id not in _READINGS)
         causes = self._eased(sorted([*joined.causes, *single], key=_place))
@@ -130,6 +138,13 @@ class Judged:
             yield from recorded_disagreements(self.facts.run, self.weights)
             stated = self.facts.config if self.config is None else self.config
             yield from outgrown(self.facts.run, stated, self.weights)
+
+    def _of_prompt(self, left_out: Mapping[str, str]) -> list[Symptom]:
+        """What the files beside the weights say of the prompt, where two of them do."""
+        if "weights" not in self.parts or len(self.documents.prompts) < _TWO_ENDS:
+            return []
+        unwanted = {rule: why for rule, why in left_out.items() if rule in OF_PROMPT}
+        return symptoms_of("disk", judge(PROMPT_RULES, self.documents.prompts).without(unwanted).findings)
 
     def _stated(self) -> Iterator[Stated]:
         """The adapter's settings as stated outside its own folder."""
@@ -194,7 +209,7 @@ def judge_parts(
     unwanted = {rule: why for rule, why in left_out.items() if rule in IDS["config"]}
     settings = None
     if config is not None:
-        settings = judge_config(config, transformers=transformers_version(), around=moment, left_out=unwanted)
+        settings = judge_config(config, around=moment, left_out=unwanted)
     return Judged(
         documents=documents, config=config, settings=settings, facts=facts, log=log, weights=weights, parts=parts
     )
@@ -203,8 +218,7 @@ def judge_parts(
 def of_part(causes: Iterable[Cause], source: SourceKind, also: Collection[str] = ()) -> list[Finding]:
     """The findings on one part, those that join it with another among them, and those of the ids in `also`."""
     wanted = (c for c in causes if c.id in also or any(piece.source == source for piece in c.pieces))
-    fields = [each.name for each in msgspec.structs.fields(Finding)]
-    return [Finding(**{name: getattr(cause, name) for name in fields}) for cause in wanted]
+    return [Finding(**{name: getattr(cause, name) for name in Finding.__struct_fields__}) for cause in wanted]
 
 
 def _alone(source: PieceSource, finding: Finding) -> Cause:

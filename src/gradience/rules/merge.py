@@ -14,9 +14,7 @@ from gradience.rules import Observation, Rule, Threshold, Unknown, cite, premise
 from gradience.schema.document import RuleGroup
 from gradience.schema.merge import CheckedPair, MergeCheckReport
 
-OPPOSED = Threshold(
-    "opposed", -0.1, "cosine", "heuristic: independent updates of real sizes lie within a few 1e-3 of 0"
-)
+OPPOSED = Threshold("opposed", -0.1, "cosine", "arithmetic: 3 deviations for 1000 entries")
 TWINS = Threshold("twins", 0.9, "cosine", "heuristic: nine tenths of each is along the other")
 _ALGEBRA = cite("definition", "M = sum w_i dW_i holds <M, dW_i> / norm(dW_i)^2 of adapter i's own update")
 _FILES = cite("the adapters' files", "config and tensors")

@@ -48,7 +48,8 @@ def _if(report: VerifyServedReport, verdict: ServedVerdict) -> Observation | Non
     values = {"residual": report.residual, "share": report.share, "from_base": report.from_base}
     if report.factor is not None:
         values["factor"] = report.factor
-    return Observation(report.story, {name: value for name, value in values.items() if value is not None})
+    message = f"{report.story}. {report.cause}" if report.cause else report.story
+    return Observation(message, {name: value for name, value in values.items() if value is not None})
 
 
 @_ServedRule("RCP501", severity="error", confidence=0.95, thresholds=(EXPLAINED,), evidence=(_BENCH,))

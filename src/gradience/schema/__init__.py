@@ -9,63 +9,129 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from importlib import import_module
-from typing import TYPE_CHECKING, Annotated, Any, Final, Literal, TypeAlias
+from typing import TYPE_CHECKING, Annotated, Any, Final, Literal, TypeAlias, overload
 
 from msgspec import Meta
 
 if TYPE_CHECKING:
     from gradience.schema.audit import (
-        AUDIT_SCHEMA_ID as AUDIT_SCHEMA_ID,
-        AuditReport as AuditReport,
-        AuditSummary as AuditSummary,
-        GroupSummary as GroupSummary,
-        Health as Health,
-        LayerSummary as LayerSummary,
-        LedgerEntry as LedgerEntry,
-        ModuleAudit as ModuleAudit,
-        NotAnalysed as NotAnalysed,
-        SuggestedRank as SuggestedRank,
+        AUDIT_SCHEMA_ID,
+        AuditReport,
+        AuditSummary,
+        GroupSummary,
+        Health,
+        LayerSummary,
+        LedgerEntry,
+        ModuleAudit,
+        NotAnalysed,
+        SuggestedRank,
     )
-    from gradience.schema.diagnose import DIAGNOSE_SCHEMA_ID as DIAGNOSE_SCHEMA_ID, DiagnoseReport as DiagnoseReport
-    from gradience.schema.document import Evidence as Evidence, Finding as Finding, NotRun as NotRun
+    from gradience.schema.diagnose import DIAGNOSE_SCHEMA_ID, DiagnoseReport
+    from gradience.schema.document import Evidence, Finding, NotRun
     from gradience.schema.events import (
-        EVENT_TYPES as EVENT_TYPES,
-        Alert as Alert,
-        ConfigSnapshot as ConfigSnapshot,
-        Eval as Eval,
-        EvalMetrics as EvalMetrics,
-        Event as Event,
-        EventBase as EventBase,
-        LoraSnapshot as LoraSnapshot,
-        Metrics as Metrics,
-        OptimizerSnapshot as OptimizerSnapshot,
-        Recommendation as Recommendation,
-        RecommendationItem as RecommendationItem,
-        RunEnd as RunEnd,
-        RunStart as RunStart,
-        StepDigests as StepDigests,
-        Throughput as Throughput,
-        TrainingSnapshot as TrainingSnapshot,
-        TrainStep as TrainStep,
-        UnknownEvent as UnknownEvent,
-        Wiring as Wiring,
+        EVENT_TYPES,
+        Alert,
+        ConfigSnapshot,
+        Eval,
+        EvalMetrics,
+        Event,
+        EventBase,
+        LoraSnapshot,
+        Metrics,
+        OptimizerSnapshot,
+        Recommendation,
+        RecommendationItem,
+        RunEnd,
+        RunStart,
+        StepDigests,
+        Throughput,
+        TrainingSnapshot,
+        TrainStep,
+        UnknownEvent,
+        Wiring,
     )
     from gradience.schema.reports import (
-        CHECK_SCHEMA_ID as CHECK_SCHEMA_ID,
-        IMPORT_SCHEMA_ID as IMPORT_SCHEMA_ID,
-        MONITOR_SCHEMA_ID as MONITOR_SCHEMA_ID,
-        VALIDATE_SCHEMA_ID as VALIDATE_SCHEMA_ID,
-        BadLine as BadLine,
-        CheckReport as CheckReport,
-        EvalPoint as EvalPoint,
-        GapReading as GapReading,
-        ImportReport as ImportReport,
-        InputFile as InputFile,
-        MonitorReport as MonitorReport,
-        TrainSummary as TrainSummary,
-        ValidateReport as ValidateReport,
+        CHECK_SCHEMA_ID,
+        IMPORT_SCHEMA_ID,
+        MONITOR_SCHEMA_ID,
+        VALIDATE_SCHEMA_ID,
+        BadLine,
+        CheckReport,
+        EvalPoint,
+        GapReading,
+        ImportReport,
+        InputFile,
+        MonitorReport,
+        TrainSummary,
+        ValidateReport,
     )
 
+
+__all__ = [
+    "AUDIT_SCHEMA_ID",
+    "CHECK_SCHEMA_ID",
+    "DIAGNOSE_SCHEMA_ID",
+    "EVENT_TYPES",
+    "IMPORT_SCHEMA_ID",
+    "MAX_INT",
+    "MONITOR_SCHEMA_ID",
+    "SCHEMA_ID",
+    "SCHEMA_PATTERN",
+    "SCHEMA_PREFIX",
+    "VALIDATE_SCHEMA_ID",
+    "Alert",
+    "AuditReport",
+    "AuditSummary",
+    "BadLine",
+    "CheckReport",
+    "ConfigSnapshot",
+    "DiagnoseReport",
+    "Eval",
+    "EvalMetrics",
+    "EvalPoint",
+    "Event",
+    "EventBase",
+    "EventSeverity",
+    "Evidence",
+    "Finding",
+    "Fraction",
+    "GapReading",
+    "GroupSummary",
+    "Health",
+    "ImportReport",
+    "InputFile",
+    "Json",
+    "LayerSummary",
+    "LedgerEntry",
+    "LoraSnapshot",
+    "Metrics",
+    "ModuleAudit",
+    "MonitorReport",
+    "NonFinite",
+    "NonNegativeInt",
+    "NotAnalysed",
+    "NotRun",
+    "OptimizerSnapshot",
+    "Real",
+    "Recommendation",
+    "RecommendationItem",
+    "RunEnd",
+    "RunStart",
+    "Severity",
+    "Status",
+    "StepDigests",
+    "SuggestedRank",
+    "TaskProfile",
+    "Throughput",
+    "TrainStep",
+    "TrainSummary",
+    "TrainingSnapshot",
+    "UnknownEvent",
+    "ValidateReport",
+    "Wiring",
+    "as_float",
+    "real",
+]
 
 _HOMES: Final = ("events", "document", "reports", "audit", "diagnose")
 
@@ -109,12 +175,8 @@ def __getattr__(name: str) -> Any:
 
 
 def __dir__() -> list[str]:
-    """Return what completion offers: the names here, and the types that the other modules define."""
-    homes = [import_module(f"{__name__}.{home}") for home in _HOMES]
-    types = {
-        name for home in homes for name, it in vars(home).items() if getattr(it, "__module__", "") == home.__name__
-    }
-    return sorted({*globals(), *(name for name in types if name[0].isupper())})
+    """Return what completion offers, whether or not the module that defines it is imported yet."""
+    return __all__
 
 
 def about(text: str) -> Meta:
@@ -141,12 +203,20 @@ def number_in(values: Mapping[str, Json], key: str) -> float | None:
     return as_float(value) if isinstance(value, (int, float)) and not isinstance(value, bool) else None
 
 
-def as_float(value: float | NonFinite) -> float:
-    """Return the float that a value read from JSON represents.
+@overload
+def as_float(value: None) -> None: ...
+@overload
+def as_float(value: float | NonFinite) -> float: ...
+@overload
+def as_float(value: float | NonFinite | None) -> float | None: ...
+def as_float(value: float | NonFinite | None) -> float | None:
+    """Return the float that a value read from JSON represents, such as a row's `loss`; None of None.
 
-    >>> as_float("Infinity")
-    inf
+    >>> as_float("Infinity"), as_float(0.5), as_float(None)
+    (inf, 0.5, None)
     """
+    if value is None:
+        return None
     try:
         return float(value)
     except OverflowError:  # a whole number of more than 308 digits

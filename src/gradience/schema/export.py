@@ -92,7 +92,7 @@ _OPEN: Final = {
     "run_end": ("RunEnd", ("status",)),
 }
 
-_REPORTS: Final[dict[SchemaName, type[msgspec.Struct]]] = {
+REPORTS: Final[dict[SchemaName, type[msgspec.Struct]]] = {
     "audit": AuditReport,
     "check": CheckReport,
     "monitor": MonitorReport,
@@ -123,7 +123,7 @@ _VERSIONS: Final[dict[SchemaName, int]] = {  # the others are at 2
 }
 SCHEMAS: Final[dict[SchemaName, str]] = {
     "telemetry": "telemetry-v1",
-    **{name: f"{name}-report-v{_VERSIONS.get(name, 2)}" for name in _REPORTS},
+    **{name: f"{name}-report-v{_VERSIONS.get(name, 2)}" for name in REPORTS},
     "receipt": "receipt-v1",
     "provenance": "provenance-v1",
 }
@@ -139,8 +139,8 @@ def json_schema(name: SchemaName = "telemetry") -> dict[str, Json]:
         raise SchemaError(f"no schema is called {name!r}", advice=f"schemas: {', '.join(sorted(SCHEMAS))}")
     if name == "telemetry":
         return _telemetry()
-    if name in _REPORTS:
-        return _report(name, _REPORTS[name])
+    if name in REPORTS:
+        return _report(name, REPORTS[name])
     if name == "receipt":
         return _document(name, Receipt, "Receipt v1")
     return _document(name, Provenance, "Provenance report v1")

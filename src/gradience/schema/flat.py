@@ -116,7 +116,7 @@ def _checked(cls: Any, made: msgspec.Struct) -> Any:
     except msgspec.ValidationError as error:
         path, expected, got = expectation(str(error))
         came = f", got {got}" if got else ""
-        raise SchemaError(f"{cls.__name__}: expected {expected} at `{path}`{came}", advice=str(error)) from error
+        raise SchemaError(f"{cls.__name__}: expected {expected} at `{path}`{came}") from error
 
 
 def _on_wire(value: Any) -> Any:
@@ -143,7 +143,7 @@ def _plain(value: Any, name: str, cls: Any) -> Json:
     try:
         return plain(_on_wire(value), name)
     except RecorderError as error:
-        raise SchemaError(f"{cls.__name__}: {error}", advice=error.advice) from error
+        raise SchemaError(f"{cls.__name__}: {error.message}", advice=error.advice) from error
     except Exception as error:  # a value's own methods may raise anything
         raise SchemaError(f"{cls.__name__}: `{name}` could not be read: {type(error).__name__}") from error
 

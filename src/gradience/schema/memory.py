@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Final
 
 import msgspec
 
 from gradience.schema import NonNegativeInt, Real, about
+
+PAIRED: Final = frozenset({"dpo", "orpo", "reward"})
+"""Objectives an example of which is two sequences."""
 
 
 class Step(msgspec.Struct, kw_only=True, frozen=True):
@@ -15,19 +18,24 @@ class Step(msgspec.Struct, kw_only=True, frozen=True):
     base: Annotated[str, about("Folder of the config.json.")]
     adapter: Annotated[dict[str, object], about("Fields of the adapter's config; empty for a full fine-tune.")] = {}
     task: Annotated[str, about("PEFT's task_type; empty if not stated.")] = ""
-    batch: Annotated[NonNegativeInt, about("Sequences on the device at once.")] = 1
+    batch: Annotated[NonNegativeInt, about("Examples on the device at once; a pair is two sequences.")] = 1
     length: Annotated[NonNegativeInt, about("Tokens of each.")] = 1
     padded: Annotated[bool, about("Whether rows differ in length, so that attention has a mask.")] = True
     accumulates: Annotated[bool, about("Whether gradients of an earlier micro-batch are there.")] = False
     checkpointing: Annotated[bool, about("Whether activations are recomputed.")] = False
     autocast: Annotated[str, about("dtype of autocast; empty without.")] = ""
     dtype: Annotated[str, about("dtype of the weights; empty for that of config.json.")] = ""
-    attention: Annotated[str, about("transformers' name of the kernel.")] = "sdpa"
+    attention: Annotated[str, about("transformers' name of the kernel; empty for its own choice.")] = ""
     bits: Annotated[NonNegativeInt, about("Bits of the base's linear weights; 0 if they are not coded.")] = 0
     optimizer: Annotated[str, about("Name as in TrainingArguments.")] = "adamw_torch"
     fused_loss: Annotated[bool, about("Whether the loss is computed in chunks, without all logits.")] = False
     adapter_float32: Annotated[bool, about("PEFT's autocast_adapter_dtype.")] = True
     device: Annotated[str, about("`cuda` or `cpu`, whose kernels are meant.")] = "cuda"
+    objective: Annotated[str, about("dpo, kto, orpo, reward or rl; empty for a supervised loss.")] = ""
+    reference: Annotated[str, about("`adapter` turned off, or another `model`; empty without a reference.")] = ""
+    completion: Annotated[NonNegativeInt, about("Generated tokens of a row.")] = 0
+    generated: Annotated[NonNegativeInt, about("Rows that the model itself generates at once.")] = 0
+    dropout: Annotated[bool, about("Whether modules of dropout are on.")] = True
 
 
 class MemoryParts(msgspec.Struct, kw_only=True, frozen=True):
@@ -73,11 +81,11 @@ class Memory(msgspec.Struct, kw_only=True, frozen=True):
 
 
 class Time(msgspec.Struct, kw_only=True, frozen=True):
-    """How long training takes by a log of the same base; null where the log and the settings do not tell it."""
+    """How long training takes by a log of the same base, or by a given time of a step; null where they do not tell."""
 
     seconds_per_step: Annotated[Real, about("Without evaluations and saves.")] | None = None
     steps: Annotated[NonNegativeInt, about("Planned optimizer steps.")] | None = None
     seconds: Annotated[Real, about("Of all planned steps.")] | None = None
-    by: Annotated[str, about("Name of the log.")] = ""
+    by: Annotated[str, about("Name of the log; empty if the time of a step was given.")] = ""
     logged_seconds_per_step: Real | None = None
     reason: Annotated[str, about("Why the time is not known; else empty.")] = ""

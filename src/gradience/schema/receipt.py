@@ -107,6 +107,8 @@ class VerifyServedReport(Report, kw_only=True, frozen=True, omit_defaults=True):
     precision: Annotated[str, about("Width of the target's weights, as files and values say; empty if unknown.")] = ""
     verdict: ServedVerdict
     story: Annotated[str, about("The answer in one line.")]
+    engine: Annotated[str, about("As `--serve` names it, with the version: as given, or as the server says.")] = ""
+    cause: Annotated[str, about("Which of the losses that are foretold of the engine is the case.")] = ""
     residual: Annotated[Real, about("|y - adapter| / |adapter - base|: 0 is the adapter.")] | None = None
     share: (
         Annotated[

@@ -107,9 +107,9 @@ class Repeated(msgspec.Struct, kw_only=True, frozen=True):
 
 
 class Languages(msgspec.Struct, kw_only=True, frozen=True):
-    """Rows whose answer is in another language than their column `language` or `lang` states."""
+    """Rows whose answer is in another language than their column `language` or `lang` states, or their question."""
 
-    stated: Annotated[NonNegativeInt, about("Rows compared: they state a language, and have a long answer.")] = 0
+    stated: Annotated[NonNegativeInt, about("Rows compared: a language is known, and the answer is long.")] = 0
     rows: Rows = Rows()
     reason: Annotated[str, about("Why they were not compared; else empty.")] = ""
 
@@ -191,6 +191,7 @@ class DataReport(msgspec.Struct, kw_only=True, frozen=True):
     repeated: Repeated = Repeated()
     near: NearRows | None = None
     languages: Languages = Languages()
+    answered: Annotated[Languages, about("Rows whose answer is in another language than the question.")] = Languages()
     parts_joined: Annotated[
         bool, about("Whether the template takes text only, so that the parts of a message were joined.")
     ] = False
@@ -220,6 +221,16 @@ class DataReport(msgspec.Struct, kw_only=True, frozen=True):
     ] = False
     labels: Annotated[dict[str, int], about("Number of rows by label, the most frequent first.")] = {}
     labels_total: Annotated[NonNegativeInt, about("Number of different labels.")] = 0
+    label_stretches: Annotated[NonNegativeInt, about("Stretches of rows with one label, in the order of the rows.")] = 0
+    length_tells: (
+        Annotated[
+            float,
+            about(
+                "Of the pairs of a text of the most frequent label and another, the share where the former is longer."
+            ),
+        ]
+        | None
+    ) = None
     label_weights: Annotated[
         list[float], about("KTO's weights of wanted and of unwanted answers; empty of another trainer.")
     ] = []
@@ -528,7 +539,6 @@ Cause: TypeAlias = Literal[
     "no_held_out",
     "evaluations_empty",
     "in_warmup",
-    "not_logged",
     "cut_off",
     "unfinished",
     "resumed_otherwise",

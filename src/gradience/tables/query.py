@@ -7,11 +7,11 @@ from __future__ import annotations
 
 import base64
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, NamedTuple
+from typing import TYPE_CHECKING, Any, Final
 
 from msgspec import inspect
 
@@ -48,56 +48,6 @@ _SCALARS: Final[dict[type[inspect.Type], str]] = {
     inspect.LiteralType: "varchar",
 }
 _PATTERN: Final = re.compile(r"[*?\[\\]")
-
-
-class NamedQuery(NamedTuple):
-    """A named query: the question it answers, and its SQL."""
-
-    asks: str
-    sql: str
-
-
-FLEET_QUERIES: Final[Mapping[str, NamedQuery]] = {
-    "verdicts": NamedQuery(
-        "How many adapters of each verdict",
-        "select coalesce(verdict, status) as verdict, count(*) as adapters from adapters group by 1 order by 2 desc, 1",
-    ),
-    "bases": NamedQuery(
-        "Adapters, ranks and bytes of each base",
-        "select base_model, count(*) as adapters, min(r_min) as r_min, max(r) as r, sum(bytes) as bytes "
-        "from adapters where status = 'ok' group by 1 order by 2 desc, 1",
-    ),
-    "wasteful": NamedQuery(
-        "The adapters that a cut to the suggested rank shrinks most",
-        "select path, r, suggested_rank, round(utilization_mean, 3) as utilization_mean, bytes_saved from adapters "
-        "where verdict = 'trained' and bytes_saved > 0 order by bytes_saved desc, path limit 50",
-    ),
-    "unreadable": NamedQuery(
-        "Adapters without numbers, and why",
-        "select path, status, error from adapters where status <> 'ok' order by path",
-    ),
-    "untrained": NamedQuery(
-        "Adapters that training hardly changed, or that hold noise",
-        "select path, verdict, reason from adapters "
-        "where verdict in ('untrained', 'near_untrained', 'random_like', 'partial', 'broken') order by verdict, path",
-    ),
-    "findings": NamedQuery(
-        "Adapters by the id of a finding",
-        "select id, severity, count(distinct path) as adapters, any_value(message order by path) as example "
-        "from findings group by 1, 2 order by 3 desc, 1",
-    ),
-    "module-types": NamedQuery(
-        "Median numbers of each module type and rank",
-        "select module_type, r, count(*) as modules, median(stable_rank) as stable_rank, "
-        "median(utilization) as utilization, median(energy_rank_90) as energy_rank_90 "
-        "from modules where state = 'ok' group by 1, 2 order by 1, 2",
-    ),
-    "same": NamedQuery(
-        "Groups of adapters with equal content",
-        "select content_hash, count(*) as adapters, list(path order by path) as paths from adapters "
-        "where content_hash <> '' group by 1 having count(*) > 1 order by 2 desc, 1",
-    ),
-}
 
 
 def query_fleet(fleet: str | Path, sql: str) -> QueryReport:
@@ -230,7 +180,7 @@ def _worded() -> Iterator[None]:
     except duckdb.Error as error:
         message = str(error).split("\n\nLINE", maxsplit=1)[0]
         of_file = "/part-" in message or type(error) is duckdb.Error  # the latter of a damaged page, without its file
-        advice = DAMAGED if of_file else "see --list-queries for examples"
+        advice = DAMAGED if of_file else "the columns: 'select * from TABLE limit 1'"
         raise GradienceError(" ".join(message.split()), advice=advice) from error
 
 

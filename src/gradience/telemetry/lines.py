@@ -179,7 +179,7 @@ def find_faults(document: JsonObject, most: int = MOST_FAULTS) -> list[Fault]:
             if not _mend(document, fault):
                 return faults
         except SchemaError as error:
-            faults.append(Fault(str(error), "$.schema", SCHEMA_ID, _shown(document, "$.schema")))
+            faults.append(Fault(error.message, "$.schema", SCHEMA_ID, _shown(document, "$.schema")))
             document["schema"] = SCHEMA_ID
         else:
             return faults

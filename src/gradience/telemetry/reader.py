@@ -273,7 +273,7 @@ def validate_logs(
         try:
             logs.append(validate_log(path, max_issues=max_issues))
         except (RecorderError, SchemaError) as error:
-            unread = f"{error}: {error.advice}" if error.advice else str(error)
+            unread = str(error)
             logs.append(ValidateReport(schema=VALIDATE_SCHEMA_ID, file=str(path), valid=False, lines=0, error=unread))
     return ValidateLogsReport(schema=VALIDATE_LOGS_SCHEMA_ID, valid=all(log.valid for log in logs), logs=logs)
 

@@ -16,7 +16,7 @@ from typing import Any, Final, NamedTuple
 
 import msgspec
 
-from gradience.errors import RecorderError, SchemaError
+from gradience.errors import RecorderError, SchemaError, said
 from gradience.schema.events import Event, EventBase, TrainStep, UnknownEvent
 from gradience.schema.flat import refuse_taken
 from gradience.telemetry.codec import (
@@ -187,7 +187,7 @@ def to_line(
         _read_back(line)
     except (msgspec.MsgspecError, SchemaError, TypeError, ValueError, RecursionError) as error:
         advice = "see the event's fields in gradience.events"
-        raise RecorderError(f"not a valid {type(event).__name__} event: {error}", advice=advice) from error
+        raise RecorderError(f"not a valid {type(event).__name__} event: {said(error)}", advice=advice) from error
     if len(line) > MAX_LINE_BYTES:
         message = f"a {type(event).__name__} event of {len(line)} bytes; a line may have {MAX_LINE_BYTES}"
         raise RecorderError(message, advice="record a summary, or split it into several events")

@@ -130,7 +130,7 @@ class LogScan:
         try:
             document, unnamed = parse(line.data)
         except SchemaError as error:
-            fault = Fault(str(error) if line.ended else f"torn tail: {error}")
+            fault = Fault(error.message if line.ended else f"torn tail: {error.message}")
             return BadLines([_bad(line, fault, torn=not line.ended)], broken=True)
         self.unnamed += unnamed
         if self._seen is not None:

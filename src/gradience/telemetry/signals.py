@@ -38,7 +38,6 @@ CUT_OFF: Final[Names] = (
 )
 ENDED: Final[Names] = ("val/num_eos_tokens",)
 """Number of end-of-sequence tokens in the completions of a batch: TRL's PPO."""
-VALUE_LOSS: Final[Names] = ("loss/value_avg", "critic/vf_loss", "critic_loss")
 EXPLAINED: Final[Names] = ("critic/vf_explained_var",)
 """Share of the variance of the returns that the critic's values explain: below 0, a constant is the better critic."""
 CLIPPED: Final[Names] = (
@@ -88,7 +87,7 @@ SIGNALS: Final[Names] = (  # in the order of a report
     *(MARGINS, ACCURACIES, CHOSEN, REJECTED, CHOSEN_LOGPS, REJECTED_LOGPS, "log_odds_ratio", "nll_loss"),
     *(*REWARD, *REWARD_STD, *HIGHEST_REWARD, *LOWEST_REWARD, *EQUAL_GROUPS, *MIXED_GROUPS),
     *(*TOKEN_KL, *ANSWER_KL, "actor/ppo_kl", *ENTROPY, *CLIPPED),
-    *(*LENGTH, *ENDED_LENGTH, *CUT_OFF, *ENDED, *VALUE_LOSS, *EXPLAINED),
+    *(*LENGTH, *ENDED_LENGTH, *CUT_OFF, *ENDED, *EXPLAINED),
     *(*SAMPLER_GAP, *SAMPLER_KL, *SAMPLER_FACTOR, *SAMPLER_PROBABILITIES, *SAMPLER_RATIO),
 )
 """The columns of rewards and the like that a summary of a run keeps."""

@@ -32,7 +32,7 @@ from typing import (
 
 import msgspec
 
-from gradience.errors import RecorderError, SchemaError
+from gradience.errors import RecorderError, SchemaError, said
 from gradience.io.reading import open_regular
 from gradience.schema import MAX_INT, SCHEMA_ID, Severity, Status
 from gradience.schema.events import (
@@ -181,7 +181,7 @@ class TelemetryWriter:
         except RecorderError as error:
             if self._raises or not siblings:
                 raise
-            self._say(f"this run is not being recorded: {error}")
+            self._say(f"this run is not being recorded: {error.message}")
 
     @property
     def lost(self) -> int:
@@ -386,7 +386,7 @@ class TelemetryWriter:
         except RecorderError as error:
             if self._raises:
                 raise
-            self._say(str(error))
+            self._say(error.message)
         if self.lost > self._said and not self._raises:
             self._said = self.lost
             self._say(f"{self.path}: {self.lost} events could not be recorded")
@@ -526,7 +526,7 @@ def _numbered(event: EventBase | UnknownEvent, session: str, seq: int) -> EventB
 def _text_of(error: BaseException) -> str:
     """Return an error's text, or its type if even the text raises."""
     try:
-        return str(error) or type(error).__name__
+        return said(error) or type(error).__name__
     except Exception:  # noqa: BLE001  # its `__str__` is foreign code
         return type(error).__name__
 

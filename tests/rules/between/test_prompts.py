@@ -6,11 +6,14 @@ import json
 from pathlib import Path
 from typing import Any, Final
 
+from adapter_files import lora, saved
 from tables import every
 
+from gradience import audit_adapter, diagnose
 from gradience.folder.prompts import PromptLink, prompt_links
 from gradience.rules import judge
 from gradience.rules.between.prompts import PROMPT_RULES
+from gradience.rules.judged import OF_PROMPT
 
 CHATML: Final = "{{ '<|im_start|>' + role + content + '<|im_end|>' }}"
 LLAMA3: Final = "{{ '<|start_header_id|>' + role + content + '<|eot_id|>' }}"
@@ -124,6 +127,14 @@ FAULTY: Final[list[tuple[str, Files, str]]] = [
         ),
     ),
     (
+        "PRM502",  # nothing in it trains: it serves
+        {"train.yaml": RECIPE, "chat.yaml": "model: org/m-8b\ntemplate: llama3\n"},
+        (
+            "trained with template qwen that begins turns with <|im_start|> (train.yaml), and served with template "
+            "llama3 that begins turns with <|start_header_id|> (chat.yaml): the model gets other turns than it learnt"
+        ),
+    ),
+    (
         "PRM503",
         adapter() | merged(eos="<|endoftext|>"),
         (
@@ -187,6 +198,18 @@ def test_what_differs_between_two_files_is_said_with_both(
 @every(("files",), [(files,) for files in SOUND])
 def test_files_that_agree_are_not_spoken_of(files: Files, tmp_path: Path) -> None:
     assert said(tmp_path / "run", files) == {}
+
+
+def test_the_run_that_lies_beside_its_modelfile_is_told_the_same_by_every_verb_on_weights(tmp_path: Path) -> None:
+    run = saved(tmp_path / "run", lora("q_proj"))
+    files = {name: text for name, text in adapter().items() if name.startswith("tokenizer")} | modelfile(None)
+    message = said(run, files)["PRM501"]
+    for verb in (audit_adapter, diagnose):
+        told = {finding.id: finding.message for finding in verb(run).findings if finding.id in OF_PROMPT}
+        assert told == {"PRM501": message}
+        assert not OF_PROMPT & {finding.id for finding in verb(run, ignore=["PRM5"]).findings}
+    (run / "Modelfile").unlink()
+    assert not OF_PROMPT & {finding.id for finding in diagnose(run).findings}
 
 
 def why(*links: PromptLink) -> dict[str, str]:

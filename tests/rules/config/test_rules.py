@@ -19,7 +19,6 @@ from gradience.schema.document import Coverage
 from gradience.schema.events import ConfigSnapshot
 from gradience.schema.memory import Memory, MemoryChange
 
-HERE = "5.24.0"  # of transformers
 NO_ADAPTER = "no adapter is configured, so this may be a full fine-tune"
 
 
@@ -31,7 +30,6 @@ class On(NamedTuple):
         around: what lies around it.
         says: the findings' messages, or the reason for abstaining.
         reason: the reason for abstaining from another part.
-        transformers: the version that is installed.
     """
 
     snapshot: ConfigSnapshot
@@ -43,7 +41,6 @@ class On(NamedTuple):
     confidence: float | None = None
     action: str | None = None
     settings: list[str] | None = None
-    transformers: str | None = HERE
 
 
 class Entry(NamedTuple):
@@ -1128,7 +1125,6 @@ ENTRIES: dict[str, Entry] = {
     "SRV001": Entry(
         fires=[
             On(lora(modules_to_save=["lm_head"]), engines("llamacpp")),
-            On(lora(r=8), engines("mlx")),
             On(
                 lora(extras={"lora_bias": True}),
                 engines("vllm"),
@@ -1173,6 +1169,19 @@ ENTRIES: dict[str, Entry] = {
         silent=[
             On(lora(target_modules=["q_proj", "model.layers.0.self_attn.v_proj"]), engines("lorax", "vllm")),
         ],
+        abstains=[On(lora())],
+    ),
+    "SRV006": Entry(
+        fires=[
+            On(
+                lora(r=8),
+                engines("mlx"),
+                says="MLX-LM needs another file for PEFT's format: adapters.safetensors is "
+                "loaded, by num_layers and lora_parameters of its config",
+                severity="info",
+            ),
+        ],
+        silent=[On(config(lora={"r": 8}, extras={"format": "mlx-lm"}), engines("mlx")), On(lora(r=8), engines("vllm"))],
         abstains=[On(lora())],
     ),
     "SRV004": Entry(
@@ -1265,7 +1274,7 @@ def cases(kind: str) -> list[tuple[str, On]]:
 
 
 def verdict(case: On) -> Verdict:
-    return judge_config(case.snapshot, transformers=case.transformers, around=case.around)
+    return judge_config(case.snapshot, around=case.around)
 
 
 def reasons(rule: str, judged: Verdict) -> list[str]:

@@ -85,12 +85,10 @@ def test_an_adapter_is_converted_where_its_format_is_not_read_and_elsewhere_the_
     report = check_config(DORA, serve=["mlx,vllm"], select=["SRV00"])
     actions = {
         (item.values["engine"], item.values["feature"]): item.action
-        for item in report.findings
+        for item in [*report.findings, *report.readings]
         if "feature" in item.values
     }
-    assert actions["mlx", "peft_format"] == (
-        "gradience convert ADAPTER --to mlx --out NEW (replace ADAPTER by the adapter's folder and NEW by a new folder)"
-    )
+    assert actions["mlx", "peft_format"] == "gradience convert ADAPTER --to mlx --out NEW"
     assert str(actions["vllm", "dora"]).endswith(
         "(replace ADAPTER by the adapter's folder, NEW by a new folder and MODEL by the base model)"
     )
@@ -113,7 +111,7 @@ def test_without_an_engine_nothing_is_said_and_a_strange_one_is_refused(tmp_path
     settings.write_text('serve = ["mlx", "vllm"]\nselect = ["SRV"]\n')
     for serve, engines in (((), {"mlx", "vllm"}), (("vllm",), {"vllm"})):  # what is given wins
         report = check_config(DORA, serve=serve, settings=settings)
-        assert {item.values["engine"] for item in report.findings} == engines
+        assert {item.values["engine"] for item in [*report.findings, *report.readings]} == engines
 
 
 LORA = {"r": 8, "alpha": 16.0, "target_modules": ["q_proj", "v_proj"]}
@@ -139,6 +137,7 @@ SHOWN = {  # a feature: settings or surroundings that show it, and those like th
     "some_layers": ({"extras": {"layers_to_transform": [0]}}, {}),
     "targets": ({"target_modules": ["q_proj", "a.wqkv"]}, {"target_modules": ["a.q_proj", "o_proj"]}),
     "embedding_or_head": ({"target_modules": ["q_proj", "lm_head"]}, {"target_modules": ["head"]}),
+    "tied_head": (_held(tied_head=["lm_head"]), _held(head=["lm_head"])),
     "expression": ({"target_modules": ".*q_proj"}, {"target_modules": ["q_proj"]}),
     "prefix": (PLAIN._replace(moved=MOVED), PLAIN._replace(moved=MOVED._replace(saved=False))),
     "base": (PLAIN._replace(coverage=QWEN), PLAIN),
@@ -238,7 +237,6 @@ def test_a_finding_names_the_conversion_that_mends_it() -> None:
         "dora": "gradience convert ADAPTER --to peft",
         "rslora": "gradience convert ADAPTER --to peft",
         "alpha_pattern": "gradience convert ADAPTER --to mlx",
-        "peft_format": "gradience convert ADAPTER --to mlx",
         "prefix": "gradience convert ADAPTER --to peft",
         "modules_to_save": None,
     }

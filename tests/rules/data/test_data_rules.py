@@ -83,6 +83,11 @@ def kto(wanted: int, unwanted: int, weights: list[float] | None = None) -> dict[
     return {**LABELLED, "trainer": "kto", "labels": labels, "labels_total": 2, "label_weights": weights or [1.0, 1.0]}
 
 
+def answered(count: int, *, of: int) -> dict[str, Any]:
+    """So many answers are in another language than their question."""
+    return {"answered": {"stated": of, "rows": {"count": count, "first": [4, 9]}}}
+
+
 def found(report: DataReport) -> dict[str, Finding]:
     return {finding.id: finding for finding in judge(DATA_RULES, report).findings}
 
@@ -93,6 +98,9 @@ def why(report: DataReport) -> dict[str, str]:
 
 UNMARKED = {"template_marks_answers": False}
 LABELLED = {"format": "classification", "trainer": "classification", "loss": "none", "num_labels": 3}
+CLASSES = {**LABELLED, "labels": {"spam": 980, "ham": 20}, "labels_total": 2}
+FEWER = {**CLASSES, "labels": {"spam": 981, "ham": 19}}
+REWARDED = {"format": "prompt-only", "trainer": "grpo", "loss": "none", "columns": ["prompt", "solution"]}
 TOKENISED = {"format": "tokenised", "has_labels": True, "pad_is_end": True}
 
 
@@ -231,6 +239,26 @@ def test_a_data_set_without_a_fault_has_no_finding() -> None:
             {"pairs": {"compared": 49, "rejected_longer": 49}},
         ),
         ("DAT340", seen(conflict=1), "warning", {}),
+        ("DAT367", seen(secret=1), "warning", {}),
+        ("DAT368", seen(answer_in_question=500), "warning", seen(answer_in_question=499)),
+        ("DAT368", seen(label_in_text=900), "warning", seen(label_in_text=899)),
+        ("DAT369", seen(REWARDED, no_reference=10), "warning", seen(REWARDED, no_reference=9)),
+        (
+            "DAT369",
+            seen(REWARDED, no_reference=10),
+            "warning",
+            seen({**REWARDED, "columns": ["prompt"]}, no_reference=10),
+        ),
+        ("DAT370", seen(image_as_text=1), "warning", {}),
+        ("DAT371", seen(call_unparsed=1), "warning", {}),
+        ("DAT372", seen(system_pasted=50), "warning", seen(system_pasted=49)),
+        ("DAT372", seen(told_who=500), "info", seen(told_who=499)),
+        ("DAT373", {**CLASSES, "label_stretches": 2}, "info", {**CLASSES, "label_stretches": 3}),
+        ("DAT373", {**CLASSES, "label_stretches": 2}, "info", {**FEWER, "label_stretches": 2}),
+        ("DAT374", {**CLASSES, "length_tells": 0.95}, "warning", {**CLASSES, "length_tells": 0.949}),
+        ("DAT374", {**CLASSES, "length_tells": 0.05}, "warning", {**CLASSES, "length_tells": 0.051}),
+        ("DAT374", {**CLASSES, "length_tells": 0.95}, "warning", {**FEWER, "length_tells": 0.95}),
+        ("DAT375", answered(10, of=200), "warning", answered(9, of=200)),
         ("DAT313", near(10), "info", near(9)),
         ("DAT313", near(100), "warning", {}),
         (

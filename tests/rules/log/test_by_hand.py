@@ -236,6 +236,6 @@ def test_rows_over_ten_nats_are_counted():
 @pytest.mark.parametrize(("times", "hint"), [(2.0, True), (0.0001, True), (2.0001, False)])
 def test_a_loss_at_the_bound_of_chance_sits_there(times, hint, monkeypatch):
     """The bound is the level itself here, above and below."""
-    monkeypatch.setattr(learning_rules, "AT_LN_K", learning_rules.AT_LN_K._replace(value=1.0))
+    monkeypatch.setattr(learning_rules, "CHANCE_NEAR", learning_rules.CHANCE_NEAR._replace(value=1.0))
     facts = changed(with_history(evaluation(2, 2.0), evaluation(4, 2.0), losses=[times * LN2] * 8), num_labels=2)
     assert ("It sits at ln 2" in said("NOL106", facts).message) is hint

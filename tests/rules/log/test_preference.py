@@ -73,7 +73,7 @@ def test_the_story_says_that_preferences_are_told_apart_or_that_it_cannot_tell()
 
 def test_kto_logs_no_accuracy_and_its_margin_decides():
     """Its batches may hold chosen or rejected answers only, so the margin may be that of two columns."""
-    apart = facts("preference", rewards__chosen=noisy(0, 2, sigma=0.1), rewards__rejected=noisy(0, -2, sigma=0.1))
+    apart = facts("preference", rewards__chosen=noisy(0, 2, sigma=0.0), rewards__rejected=noisy(0, -2, sigma=0.0))
     assert story(apart)[0].says.startswith("tells chosen from rejected: margin 3.0")
     noise = facts("preference", rewards__margins=noisy(0, 0, sigma=1.0))
     assert "no reward accuracy was logged, and the margin is" in reason("PRF119", noise)
@@ -103,15 +103,13 @@ def test_rewards_of_zero_are_a_reference_that_is_the_policy():
 
 
 def both(chosen, rejected, margin=(0, 3)):
-    return preference(
-        noisy(0.5, 0.9), noisy(*margin), logps__chosen=noisy(*chosen), logps__rejected=noisy(*rejected),
-        rewards__chosen=noisy(0, -9),
-    )  # fmt: skip
+    ends = {"margin": margin, "logps__chosen": chosen, "logps__rejected": rejected, "rewards__chosen": (0, -9)}
+    return preference(noisy(0.5, 0.9), **{name: noisy(*of, sigma=0.0) for name, of in ends.items()})
 
 
 def test_both_answers_that_lose_probability_while_the_margin_grows_are_said_in_one_sentence():
     message = said("PRF120", both((-100, -200), (-100, -300))).message
-    assert message.startswith("Both answers lose probability, while the margin grows from 0.0881 to 2.91: ")
+    assert message.startswith("Both answers lose probability, while the margin grows from 0.102 to 2.9: ")
     assert "log-probability of chosen answers from -103.4 to -196.6, of rejected ones from -106.8 to -293.2" in message
     assert said("PRF120", both((-100, -200), (-300, -100))).message.startswith("The chosen answers lose probability")
     flat = said("PRF120", both((-100, -200), (-100, -300), margin=(1, 1))).message

@@ -14,8 +14,8 @@ _NUMBER = re.compile(r"[-+]?\d[\d.,e+-]*")
 EDGES = [(rule, edge) for rule, entry in ENTRIES.items() for edge in entry.edges]
 ELSEWHERE = {  # thresholds whose two sides are held apart in another file
     "gradient_floor", "spike_floor", "recovered_rows", "vanished_share", "warmup_steps",
-    "planned_rows", "few_steps", "guess", "learnt", "all_wrong", "kept", "many_level",
-    "scale_evals", "same_ratio", "base_share", "looked", "lost_steps", "saved_share", "compared",
+    "planned_rows", "guess", "learnt", "all_wrong", "kept", "many_level",
+    "base_share", "looked", "lost_steps", "saved_share", "compared",
     "repeated", "once",
 }  # fmt: skip
 

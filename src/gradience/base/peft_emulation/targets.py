@@ -172,7 +172,7 @@ def _followed(what: str) -> Iterator[None]:
     try:
         yield
     except AdapterError as error:
-        raise NotFollowedError(f"{what}: {error}") from error
+        raise NotFollowedError(f"{what}: {error.message}") from error
 
 
 def _guard(wanted: ModuleChoice) -> Test:
@@ -286,7 +286,7 @@ def lora_sizes(lora: LoraSnapshot, hits: Hits, layout: Layout) -> list[int | Non
         ranks = PatternTable(lora.rank_pattern or {})
         return [_size(lora, name, layout.sites[name], ranks, hits) for name in hits.adapted]
     except AdapterError as error:
-        raise NotFollowedError(f"rank_pattern: {error}") from error
+        raise NotFollowedError(f"rank_pattern: {error.message}") from error
 
 
 def narrow_sites(lora: LoraSnapshot, hits: Hits, layout: Layout) -> dict[str, int]:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import re
 from collections.abc import Iterable, Iterator
 from itertools import chain, groupby, islice, repeat
 from typing import Final
@@ -40,6 +41,8 @@ from gradience.blocks.plots import Grid
 
 _MARKS: Final = 40  # findings named under a plot
 _ROWS: Final = 100  # rows of a table
+_JOINTS: Final = re.compile(r"(?<=[_/])(?=\w)")
+_SENTENCE: Final = 80  # characters of a fact from which it is a sentence
 _CELLS: Final = 2_000  # cells of a map
 _LAYERS: Final = 400
 
@@ -98,8 +101,7 @@ def _node(block: Block) -> Node:  # noqa: C901, PLR0911  # an element for each b
         case FactList(pairs) if block.caption:
             return _table(Table((("Name", ""), ("Value", "")), pairs, caption=block.caption))
         case FactList(pairs):
-            boxes = [tag("div", tag("dt", name), tag("dd", value)) for name, value in pairs]
-            return tag("dl", boxes, class_="facts")
+            return tag("dl", [_fact(name, value) for name, value in pairs], class_="facts")
         case Table():
             return _table(block)
         case Findings(found):
@@ -112,6 +114,13 @@ def _node(block: Block) -> Node:  # noqa: C901, PLR0911  # an element for each b
         case Figure(title, drawing):
             return _figure(block, title, drawing)
     return None  # of terminals alone
+
+
+def _fact(name: str, value: str) -> Element:
+    """A box with a name and its value, which may break after a sign within a name; a sentence takes the whole row."""
+    first, *others = _JOINTS.split(value)
+    breakable = (first, *chain.from_iterable((tag("wbr"), piece) for piece in others))
+    return tag("div", tag("dt", name), tag("dd", *breakable), class_="long" if len(value) > _SENTENCE else None)
 
 
 def _table(given: Table) -> Element | None:
@@ -135,7 +144,7 @@ def _table(given: Table) -> Element | None:
     body = [line(row, ("th", "row"), ("td", None)) for row in block.rows[:_ROWS]]
     label = tag("caption", tag("span", caption)) if caption else None
     whole = tag("table", label, tag("thead", head), tag("tbody", body))
-    return tag("div", whole, class_="scroll", tabindex="0", role="region", aria_label=caption or "Table")
+    return tag("div", whole, class_="scroll", tabindex="0", role="group", aria_label=caption or "Table")
 
 
 def _finding(item: ShownFinding) -> Element:

@@ -87,7 +87,7 @@ def _beside_files(modules: Modules, parts: Parts, lora: LoraSnapshot, base: Path
     try:
         layout = read_layout(base, transformers=None, task_type=lora.task_type)
     except AdapterError as error:
-        raise NoModelError(str(error)) from error
+        raise NoModelError(error.message) from error
     if layout.is_renamed:
         kind = layout.architecture.model_type
         raise NoModelError(f"transformers {layout.transformers} renames modules of {kind} as it loads the files")

@@ -29,15 +29,14 @@ _BY_ID: Final = {rule.id: rule for rule in RULES}
 def judge_config(
     config: ConfigSnapshot,
     *,
-    transformers: str | None = None,
     around: CheckContext | None = None,
     left_out: Mapping[str, str] | None = None,
 ) -> Verdict:
     """Judge a configuration: its findings, most severe first, and the rules not judged or left out, with reasons."""
     reasons = left_out or {}
     around = around or CheckContext()
-    facts = Facts(config, transformers=transformers, around=around)
-    planned = Facts(config, transformers=transformers, around=around._replace(moment="to come", begun=""))
+    facts = Facts(config, around)
+    planned = Facts(config, around._replace(moment="to come", begun=""))
     verdicts = [
         judge([rule], planned if _is_asked(rule, around.stated) else facts) for rule in RULES if rule.id not in reasons
     ]

@@ -78,12 +78,9 @@ class CheckContext(NamedTuple):
 class Facts:
     """A configuration and quantities derived from it. A property raises Unknown if the settings do not determine it."""
 
-    def __init__(
-        self, config: ConfigSnapshot, *, transformers: str | None = None, around: CheckContext | None = None
-    ) -> None:
+    def __init__(self, config: ConfigSnapshot, around: CheckContext | None = None) -> None:
         self.config = config
         self.around = around or CheckContext()
-        self.transformers = transformers
         self.objective: Objective = objective_of(config)
         noted = config.lora.extras.get("base_model_type")
         self.model_type = self.around.model.model_type if self.around.model else str(noted or "") or None

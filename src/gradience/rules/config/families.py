@@ -161,7 +161,7 @@ def _unmatched_expression(facts: Facts, family: Family, targets: str) -> Iterato
     try:
         table = PatternTable([whole(targets)])
     except AdapterError as error:
-        raise Unknown(f"target_modules: {error}") from error
+        raise Unknown(f"target_modules: {error.message}") from error
     # Where the number of layers is not known, enough are tried that an expression for a late layer matches
     names = dict.fromkeys(family.module_names(facts.layers or _MOST_LAYERS))
     hits = {_root(name): name for name in names if table.matching(name)}
@@ -254,7 +254,7 @@ def _is_list(pattern: str, family: Family) -> bool:
         number = layer_number([pattern])
         return any(number(name) is not None for name in family.module_names(1))
     except AdapterError as error:
-        raise Unknown(f"layers_pattern: {error}") from error
+        raise Unknown(f"layers_pattern: {error.message}") from error
 
 
 def _refusal(lora: LoraSnapshot, layers: Sequence[int]) -> str:

@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from gradience.errors import few
 from gradience.rules import LWR, RECIPES, SWEEP, SWEEP_HIGH, TRL_RL, Observation, Sign, Threshold, Unknown, cite
 from gradience.rules.config.facts import AN_ADAPTER, LORA, NOT_FOREGONE, SUPERVISED, Facts, LoraRule
-from gradience.schema import as_float
+from gradience.schema import Real, as_float
 
 TINKER_RL = cite("tinker-cookbook, skills/research/references/hyperparams.md", "DPO 1e-5, GRPO 4e-5")
 LOW_LR = Threshold(
@@ -121,8 +121,9 @@ def _full_fine_tuning_rate(facts: Facts) -> Iterator[Observation]:
 
 def _refuse_groups(facts: Facts, most: Threshold) -> None:
     """Abstain where only some groups of the optimizer are above a bound, as B is in LoRA+, or a new head."""
-    rates = facts.config.optimizer.extras.get("lr_groups")
-    lowest = min(map(as_float, rates), default=math.inf) if isinstance(rates, list) else math.inf
+    held = facts.config.optimizer.extras.get("lr_groups")
+    rates: list[Real] = held if isinstance(held, list) else []
+    lowest = min((as_float(rate) for rate in rates), default=math.inf)
     if lowest <= most.value:
         raise Unknown(f"the optimizer's groups have several rates, from {lowest:g}: the bands are those of one")
 

@@ -31,8 +31,10 @@ SERVE_TABLE = cite(
     "each row names its repository, and a file at a commit, or a thread; each finding cites its own row",
 )
 
-Engine: TypeAlias = Literal["vllm", "sglang", "ollama", "llamacpp", "tensorrt", "lorax", "mlx", "peft", "hotswap"]
-Effect: TypeAlias = Literal["refused", "misread", "dropped"]
+Engine: TypeAlias = Literal[
+    "vllm", "sglang", "ollama", "llamacpp", "tensorrt", "lorax", "mlx", "peft", "transformers", "hotswap"
+]
+Effect: TypeAlias = Literal["refused", "misread", "dropped", "converted"]
 Feature: TypeAlias = Literal[
     "dora",
     "modules_to_save",
@@ -45,6 +47,7 @@ Feature: TypeAlias = Literal[
     "some_layers",
     "targets",
     "embedding_or_head",
+    "tied_head",
     "expression",
     "prefix",
     "base",
@@ -74,6 +77,7 @@ ENGINES: Final[dict[Engine, str]] = {
     "lorax": "LoRAX",
     "mlx": "MLX-LM",
     "peft": "PEFT (adapter_names)",
+    "transformers": "transformers (load_adapter)",
     "hotswap": "PEFT (hotswap_adapter)",
 }
 FLEETS_ONLY: Final = frozenset({"hotswap"})
@@ -217,11 +221,21 @@ class ServerFlags(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     source: Source
 
 
+class NamedBy(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """How a server says which engine it is: the owner of its models, and where it tells its version."""
+
+    engine: Engine
+    owned_by: str
+    source: Source
+    version: str = ""
+
+
 class _Tables(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     facts: list[_Read]
     ranks: list[RankSizes]
     processes: list[Processes]
     flags: list[ServerFlags]
+    answers: list[NamedBy]
     versions: dict[Engine, tuple[str, str]]
     unknown: dict[Engine, tuple[Feature, ...]]
 
@@ -250,6 +264,8 @@ UNKNOWN: Final = _TABLES.unknown
 VERSIONS: Final = _TABLES.versions
 """By engine the first and the last version that the rows are of; none of an engine whose sources name no version."""
 FLAGS: Final[dict[str, ServerFlags]] = {item.engine: item for item in _TABLES.flags}
+NAMED_BY: Final[dict[str, NamedBy]] = {item.owned_by: item for item in _TABLES.answers}
+"""By the owner of its models, how a server says which engine it is."""
 PROCESSES: Final[dict[str, Processes]] = {item.engine: item for item in _TABLES.processes}
 
 
@@ -272,6 +288,10 @@ class AdapterFeature(NamedTuple):
     """What they give, or another mend."""
     groups: tuple[str, ...] = ()
     """The groups of tensors that show it, where the file's header was read."""
+    of_all: bool = False
+    """Whether it is one of every module, whatever its group."""
+    rooted: bool = False
+    """Whether an engine that misreads it takes alpha / r in place of alpha / sqrt(r)."""
 
     def shows(self, facts: Facts) -> bool:
         """Whether the adapter has it: by its tensors, else by its settings."""
@@ -325,7 +345,7 @@ FEATURES: Final[dict[Feature, AdapterFeature]] = {
         "modules_to_save",
         "modules_to_save",
         lambda facts: bool(facts.config.lora.modules_to_save),
-        groups=("whole",),
+        groups=("whole", "tied_whole"),
     ),
     "bias": AdapterFeature(
         "a trained bias",
@@ -339,6 +359,8 @@ FEATURES: Final[dict[Feature, AdapterFeature]] = {
         lambda facts: bool(facts.config.lora.use_rslora),
         (_TO_PEFT,),
         "the same update with scaling lora_alpha / r",
+        of_all=True,
+        rooted=True,
     ),
     "rank_pattern": AdapterFeature(
         "rank_pattern", "rank_pattern", lambda facts: bool(facts.config.lora.rank_pattern), _ONE_RANK, _SAME_UPDATE
@@ -356,7 +378,13 @@ FEATURES: Final[dict[Feature, AdapterFeature]] = {
         "LoRA on the embedding or the head",
         "target_modules",
         lambda facts: not _OUTER.isdisjoint(_names(facts.config.lora.target_modules)),
-        groups=("embedding", "head"),
+        groups=("embedding", "head", "tied_head"),
+    ),
+    "tied_head": AdapterFeature(
+        "a head of its own on a base that ties it to the embedding",
+        "target_modules",
+        remark="merge the adapter into the base, with tie_word_embeddings set to false in its config.json",
+        groups=("tied_head", "tied_whole"),
     ),
     "expression": AdapterFeature(
         "target_modules as an expression",
@@ -369,6 +397,7 @@ FEATURES: Final[dict[Feature, AdapterFeature]] = {
         "target_modules",
         lambda facts: facts.around.moved is not None and facts.around.moved.saved,
         (f"{_TO_PEFT} --rename {{old}}={{new}}",),
+        of_all=True,
     ),
     "base": AdapterFeature(
         "adapters of this base's type", "model_name", remark="make a GGUF of it with llama.cpp's converter"
@@ -403,6 +432,7 @@ FEATURES: Final[dict[Feature, AdapterFeature]] = {
         lambda facts: bool(facts.config.lora.use_rslora) and FEATURES["experts"].shows(facts),
         (_TO_PEFT,),
         "the same update with scaling lora_alpha / r",
+        rooted=True,
     ),
     "tower": AdapterFeature("the vision or audio tower", "target_modules", remark=_MERGE, groups=("tower",)),
     "wrapped": AdapterFeature(
@@ -411,7 +441,7 @@ FEATURES: Final[dict[Feature, AdapterFeature]] = {
         lambda facts: any("language_model." in name for name in (facts.around.groups or {}).get("language", ())),
         remark=_MERGE,
     ),
-    "any": AdapterFeature("every adapter", "peft_type", lambda _: True, remark=_MERGE),
+    "any": AdapterFeature("every adapter", "peft_type", lambda _: True, remark=_MERGE, of_all=True),
     "unnamed": AdapterFeature(
         "modules that --lora-target-modules does not name",
         "target_modules",
@@ -500,7 +530,12 @@ def _names(targets: list[str] | str | None) -> frozenset[str]:
     return frozenset(name.rpartition(".")[2] for name in targets or ())
 
 
-_VERBS: Final[dict[Effect, str]] = {"refused": "refuses", "misread": "misreads", "dropped": "leaves out"}
+_VERBS: Final[dict[Effect, str]] = {
+    "refused": "refuses",
+    "misread": "misreads",
+    "dropped": "leaves out",
+    "converted": "needs another file for",
+}
 
 
 def known_engines(given: Iterable[str], *, fleet: bool = False) -> tuple[str, ...]:
@@ -583,7 +618,36 @@ def _touched(fact: ServeFact, facts: Facts) -> list[str]:
     """The modules in the file that a fact is about; none if it is about settings, and so about all."""
     if fact.feature == "unnamed":
         return _unnamed(facts) if facts.around.groups is not None else []
-    return FEATURES[fact.feature].modules(facts)
+    return FEATURES["experts" if fact.feature == "expert_scale" else fact.feature].modules(facts)
+
+
+class Loss(NamedTuple):
+    """What an engine is known to make of an adapter that has a feature."""
+
+    effect: Effect
+    words: str
+    """In a sentence, with the source."""
+    modules: frozenset[str]
+    """The modules that it is about, by the file; none if the file was not read or the fact is about settings."""
+    factor: float | None
+    """Of the scale that was trained, where it is the same for all of these."""
+
+
+def losses(name: str, facts: Facts) -> Iterator[Loss]:
+    """Yield what the engine named is known to make of the adapter other than it was trained."""
+    for fact in facts_of(name, facts):
+        feature, groups = FEATURES[fact.feature], facts.around.groups or {}
+        held = (one for group in groups.values() for one in group) if feature.of_all else _touched(fact, facts)
+        rank = facts.config.lora.r if not facts.config.lora.rank_pattern else None
+        does = f"{_VERBS[fact.effect]} {_filled(feature.name, facts)}"
+        words = f"{ENGINES[fact.engine]} {does}: {fact.says} ({fact.source.url})"
+        yield Loss(fact.effect, words, frozenset(held), rank**-0.5 if feature.rooted and rank else None)
+
+
+def _filled(text: str, facts: Facts) -> str:
+    moved = facts.around.moved
+    stems = {} if moved is None else {"old": moved.old, "new": moved.new, "there": moved.new or "the top"}
+    return text.format(**stems)
 
 
 def _lost(fact: ServeFact, facts: Facts) -> tuple[str, float | None]:
@@ -598,8 +662,6 @@ def _lost(fact: ServeFact, facts: Facts) -> tuple[str, float | None]:
 
 def _effects(effect: Effect, facts: Facts) -> Iterator[Observation]:
     """Yield an observation for each feature of the adapter on which an engine named by --serve has this effect."""
-    moved = facts.around.moved
-    stems = {} if moved is None else {"old": moved.old, "new": moved.new, "there": moved.new or "the top"}
     for name in _engines(facts):
         for fact in facts_of(name, facts):
             if fact.effect != effect:
@@ -607,9 +669,9 @@ def _effects(effect: Effect, facts: Facts) -> Iterator[Observation]:
             feature, (lost, share) = FEATURES[fact.feature], _lost(fact, facts)
             values: dict[str, Json] = {"engine": fact.engine, "feature": fact.feature, "effect": effect}
             yield Observation(
-                f"{ENGINES[fact.engine]} {_VERBS[effect]} {feature.name.format(**stems)}{lost}: {fact.says}",
+                f"{ENGINES[fact.engine]} {_VERBS[effect]} {_filled(feature.name, facts)}{lost}: {fact.says}",
                 values | {"url": fact.source.url} | ({} if share is None else {"share": share}),
-                action=feature.mend and feature.mend.format(**stems),
+                action=feature.mend and _filled(feature.mend, facts),
                 evidence=(cite(str(fact.source), fact.says),),
             )
 
@@ -626,18 +688,21 @@ GROUPS: Final = {
     "expert_parameters": "experts, as parameters",
     "embedding": "the embedding",
     "head": "the head",
+    "tied_head": "the head, tied to the embedding",
     "magnitudes": "DoRA's magnitudes",
     "biases": "biases",
     "token_rows": "rows of tokens",
     "copies": "copies of the base",
     "whole": "whole weights",
+    "tied_whole": "a whole head, tied to the embedding",
 }
 
 
 def fates(facts: Facts) -> Iterator[GroupFate]:
     """Yield what each engine does with each group of the tensors in the file; without a file how it is started."""
     for name in facts.around.engines:
-        if facts.around.groups is None and (start := _start(engine_of(name), facts)):
+        start = _start(name, facts)
+        if facts.around.groups is None and start:
             yield GroupFate(engine=name, group="no tensor was read", modules=0, fate="not judged", reason=start)
         applying, unknown = list(facts_of(name, facts)), unknown_features(name, facts)
         for group, modules in (facts.around.groups or {}).items():
@@ -650,18 +715,20 @@ def fates(facts: Facts) -> Iterator[GroupFate]:
                 group=GROUPS[group],
                 modules=len(modules),
                 fate=sound if worst is None else _FATES[worst.effect],
-                reason=_start(engine_of(name), facts) if worst is None else worst.says,
+                reason=start if worst is None else worst.says,
                 source="" if worst is None else worst.source.url,
             )
 
 
-def _start(engine: Engine, facts: Facts) -> str:
-    """How a server is started so that it takes the adapter's rank, if its default does not."""
-    rank = _largest_rank(facts)
+def _start(name: str, facts: Facts) -> str:
+    """What is done first: a conversion, and a start with room for the adapter's rank where the default has none."""
+    rank, engine = _largest_rank(facts), engine_of(name)
+    mends = [FEATURES[one.feature].mend for one in facts_of(name, facts) if one.effect == "converted"]
+    first = [f"convert first: {mend}" for mend in mends]
     known = next((sizes for sizes in RANKS if sizes.engine == engine), None)
-    if known is None or known.default is None or rank <= known.default or facts.around.flags:
-        return ""
-    return f"start it with a max_lora_rank of {known.room_for(rank)}: its default is {known.default}"
+    if known is not None and known.default is not None and rank > known.default and not facts.around.flags:
+        first.append(f"start it with a max_lora_rank of {known.room_for(rank)}: its default is {known.default}")
+    return "; ".join(first)
 
 
 def _largest_rank(facts: Facts) -> int:
@@ -757,6 +824,19 @@ def _dropped(facts: Facts) -> Iterator[Observation]:
     return _effects("dropped", facts)
 
 
+@_FeatureRule("SRV006", severity="info", reading=True, confidence=0.8)
+def _converted(facts: Facts) -> Iterator[Observation]:
+    """an engine reads another file
+
+    an engine named by --serve reads adapters, and not in the form that this one has
+
+    Why: The adapter is served as it was trained once it is converted.
+    Action: convert it first, or merge it into the base
+    Source: mlx_lm/tuner/utils.py:load_adapters@0.32.2 -- adapters.safetensors is read, and no other file
+    """
+    return _effects("converted", facts)
+
+
 @_ServeRule("SRV004", severity="warning", confidence=0.8, settings=("r", "rank_pattern"))
 def _rank_sizes(facts: Facts) -> Iterator[Observation]:
     """a rank that an engine has no room for
@@ -803,8 +883,9 @@ def _not_known(facts: Facts) -> Iterator[Observation]:
             )
 
 
-EFFECT_RULES: Final = (_refused, _misread, _dropped)
+EFFECT_RULES: Final = (_refused, _misread, _dropped, _converted)
 """The rules on what an engine does with one feature; each finding's values name the engine and the feature."""
 RULES = (*EFFECT_RULES, _rank_sizes, _not_known)
 MISREAD: Final = _misread.id
+CONVERTED: Final = _converted.id
 RANK_SIZE: Final = _rank_sizes.id

@@ -66,6 +66,7 @@ def _no_train_loss(facts: Facts) -> Iterator[Observation]:
         yield Observation(
             f"logging_steps {every:g} against {steps} steps: {rows} of training loss is recorded",
             {"logging_steps": every, "steps": steps, "every": max(1, steps // ROWS_WANTED)},
+            severity=None if facts.around.moment == "to come" else "info",  # what is past is not logged any more
             action=f"set logging_steps to {max(1, steps // ROWS_WANTED)}",
         )
 

@@ -168,7 +168,7 @@ _FIELDS: Final = {  # name in a message: field of the configuration, if they dif
     confidence=0.85,
     needs=(TO_COME,),
     settings=lambda values: [str(values.get("key", ""))],
-    thresholds=(Threshold("alike", ALIKE, "difflib's ratio", "a judgement"), MOST_UNKNOWN),
+    thresholds=(Threshold("alike", ALIKE, "difflib's ratio", "arithmetic: four letters less one"), MOST_UNKNOWN),
 )
 def _misspelt(facts: Facts) -> Iterator[Observation]:
     """a key that nobody reads

@@ -6,7 +6,7 @@ from typing import Final
 
 from gradience.data.asked import RowTests
 from gradience.rules import Rule
-from gradience.rules.data import answers, content, prompts, supervision, tokenised, tokens, turns
+from gradience.rules.data import answers, content, meaning, prompts, supervision, tokenised, tokens, turns
 from gradience.schema.reports import DataReport
 
 DATA_RULES: Final[tuple[Rule[DataReport], ...]] = tuple(
@@ -19,6 +19,7 @@ DATA_RULES: Final[tuple[Rule[DataReport], ...]] = tuple(
             *turns.RULES,
             *answers.RULES,
             *prompts.RULES,
+            *meaning.RULES,
         ),
         key=lambda rule: rule.id,
     )
@@ -32,6 +33,7 @@ ROW_TESTS: Final[RowTests] = (
     *turns.ROW_TESTS,
     *answers.ROW_TESTS,
     *prompts.ROW_TESTS,
+    *meaning.ROW_TESTS,
 )
 
 ASKED_LIVE: Final[RowTests] = (

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cache
 from typing import Any, Final, NamedTuple, Self, TypeAlias
 
 import msgspec
@@ -225,8 +226,10 @@ def _fitting(needed: Iterable[Needs], symptoms: Sequence[Symptom], silent: Silen
 
 
 def _fits(needs: Needs, symptom: Symptom) -> bool:
+    if symptom.source != needs.source:
+        return False
     names = (sign.name for sign in shown(symptom.source, symptom.id, symptom.tags))
-    return symptom.source == needs.source and not set(needs.signs).isdisjoint(names)
+    return not set(needs.signs).isdisjoint(names)
 
 
 def shown(source: PieceSource, symptom: str, marks: frozenset[str]) -> list[Sign]:
@@ -234,6 +237,7 @@ def shown(source: PieceSource, symptom: str, marks: frozenset[str]) -> list[Sign
     return [sign for sign in _signs(source, symptom) if sign.is_shown_by(marks)]
 
 
+@cache  # a fleet asks for the signs of the same rules at every adapter
 def _signs(source: PieceSource, symptom: str) -> list[Sign]:
     """The signs of a rule; a symptom that is no finding is a sign of itself."""
     rule = RULES_OF.get(source, {}).get(symptom)
@@ -415,7 +419,7 @@ JOINS: Final[tuple[Correlation, ...]] = (
     ),
     Correlation(
         "REC310",
-        severity="warning",
+        severity="info",
         title="nothing was logged, as configured",
         needs=(Needs("config", ("no_rows",)), Needs("log", ("few_rows",))),
         hints=(Needs("config", ("nothing_held_out",)),),

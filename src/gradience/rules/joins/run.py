@@ -26,7 +26,9 @@ from gradience.rules.joins import Correlation, Message, Needs
 from gradience.rules.joins.symptoms import EXPLODED_RMS, FEW_LAYERS, MANY_LAYERS, OUTGROWN, TINY_RMS
 
 TIED = Threshold("tied", 1.0, "noise of one evaluation", "one-standard-error rule, Breiman et al., CART, 1984")
-MID_RUN = Threshold("mid_run", 0.9, "step of the weights over the last step logged", "a judgement")
+MID_RUN = Threshold(
+    "mid_run", 0.9, "step of the weights over the last step logged", "arithmetic: 1 % of a decay is left"
+)
 SIZES = cite("heuristic; adapters at hand", "an update's entries are 1e-4 to 3e-3 in size in trained adapters")
 ZERO_B = cite("LoRA, arXiv 2106.09685; PEFT's default", "B starts at zero: before a step s B A is zero")
 

@@ -19,7 +19,7 @@ from gradience.rules.weights import WeightsRule
 from gradience.rules.weights.rules import WEIGHTS_RULES
 from gradience.schema import Json, as_float
 from gradience.schema.audit import AuditReport, ModuleAudit
-from gradience.schema.diagnose import SourceKind
+from gradience.schema.diagnose import PieceSource, SourceKind
 from gradience.schema.document import Finding, NotRun
 from gradience.schema.events import ConfigSnapshot, LoraSnapshot
 from gradience.telemetry.series import RunSeries
@@ -28,13 +28,13 @@ EXPLODED_RMS = Threshold(
     "exploded_rms",
     0.2,
     "root mean square of an update's entries",
-    "a judgement: 10 x transformers' initializer_range of 0.02; real adapters at hand had at most 0.0026",
+    "10 x transformers' initializer_range of 0.02; real adapters at hand had at most 0.0026",
 )
 TINY_RMS = Threshold(
     "tiny_rms",
     6e-5,
     "root mean square of an update's entries, largest module",
-    "a judgement: trained adapters have 1e-4 to 3e-3; ten steps at 1e-4 give about 5e-5",
+    "measured: trained adapters have 1e-4 to 3e-3; ten steps at 1e-4 give about 5e-5",
 )
 FEW_LAYERS = Threshold("few_layers", 0.5, "adapted layers over the base's, at least", "a judgement")
 MANY_LAYERS = Threshold("many_layers", 4, "layers of the base, at least", "a judgement: of fewer, half is one or none")
@@ -58,7 +58,7 @@ def log_symptoms(findings: Iterable[Finding], *, evaluated: bool) -> list[Sympto
     return symptoms if evaluated else [*symptoms, _fact("log", "no_evaluation", "the log holds no evaluation")]
 
 
-def symptoms_of(source: SourceKind, findings: Iterable[Finding]) -> list[Symptom]:
+def symptoms_of(source: PieceSource, findings: Iterable[Finding]) -> list[Symptom]:
     """Findings on a source as symptoms."""
     return [_symptom(source, finding) for finding in findings]
 
@@ -82,7 +82,7 @@ def _weights_symptom(report: AuditReport, finding: Finding) -> Symptom:
     return _symptom("weights", finding, tags=tags, **({key: report.health.reason} if key else {}))
 
 
-def _symptom(source: SourceKind, finding: Finding, *, tags: Iterable[str] = (), **more: Json) -> Symptom:
+def _symptom(source: PieceSource, finding: Finding, *, tags: Iterable[str] = (), **more: Json) -> Symptom:
     """A finding as a symptom, tagged with its severity and the names of its values."""
     marks = frozenset([*tags, *finding.values, finding.severity])
     values = {**finding.values, **more}

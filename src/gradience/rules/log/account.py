@@ -33,14 +33,13 @@ from gradience.schema.reports import (
 )
 
 NEAR = Threshold("near", 0.05, "of the logged steps, before an evaluation", "training rows averaged beside it")
-DECAYED = Threshold("decayed", 0.5, "of the highest rate before", "a judgement")
-RISEN = Threshold("risen", 2.0, "times the lowest rate since, and 10 % of the highest", "a judgement")
+DECAYED = Threshold("decayed", 0.5, "of the highest rate before", "50 logs: no change from 0.01 to 1")
 MANY_CLASSES = Threshold("many_classes", 4, "values whose names end alike", "a judgement: then they are of classes")
 UNLIKE = Threshold("unlike", 0.03, "of 1, or of the largest value", "a judgement, where n and noise are unknown")
 LN_VOCABULARY = Threshold(
     "ln_vocabulary", math.log(262_144), "nats", "definition: equal odds over the largest vocabulary in use, 262144"
 )
-LEAST_EVALS = Threshold("least_evals", 3, "evaluations of one split", "proposal of the project's design")
+LEAST_EVALS = Threshold("least_evals", 3, "evaluations of one split", "definition: one before and after the best")
 LATE_START = Threshold("late_start", 5.0, "logging intervals before the first row", "a judgement")
 _MOST_ROWS: Final = 200  # training rows averaged beside an evaluation
 
@@ -447,7 +446,7 @@ def rises_again(points: Sequence[float]) -> list[int]:
     highest = lowest = points[0] if points else 0.0
     for place, rate in enumerate(points):
         lowest = min(lowest, rate)
-        if lowest < DECAYED.value * highest and rate > RISEN.value * lowest and rate - lowest > 0.1 * highest:
+        if lowest < DECAYED.value * highest and lowest < DECAYED.value * rate and rate - lowest > 0.1 * highest:
             risen.append(place)
             highest = lowest = rate
         elif rate > highest:

@@ -13,6 +13,7 @@ from typing import Final, NamedTuple
 from gradience.rules.log import RULE_OF
 from gradience.rules.log.account import account
 from gradience.rules.log.facts import START, RunFacts, Values
+from gradience.rules.log.learning import held_still
 from gradience.rules.log.statistics import median
 from gradience.schema import as_float, number_in
 from gradience.schema.document import SEVERITIES, Finding
@@ -41,7 +42,6 @@ _RANK: Final[dict[Cause, int]] = {  # the leading cause: without labels or numbe
             "other_scale",
             "evaluations_empty",
             "no_held_out",
-            "not_logged",
             "resumed_otherwise",
             "cut_off",
             "unfinished",
@@ -77,8 +77,8 @@ def advice(facts: RunFacts, findings: Iterable[Finding]) -> Advice | None:
             return Advice(cause=cause, finding=finding.id, text=row.text(case), alternative=row.alternative(case))
         if cause in _ENDS_IT:
             return None
-    lead = next((finding for finding in grave if finding.action), None)
-    return None if lead is None else Advice(finding=lead.id, text=(lead.action or "").rstrip("."))
+    lead = next((finding for finding in grave if finding.action), None) or next(iter(grave), None)
+    return None if lead is None else Advice(finding=lead.id, text=(lead.action or lead.verify or "").rstrip("."))
 
 
 def _step(case: _Case, key: str) -> int | None:
@@ -140,6 +140,12 @@ def _earlier(case: _Case) -> bool:
     return case.of.ending.step is not None and _saved_before(case.of, case.of.ending.step) is not None
 
 
+def _stands_from(case: _Case) -> int | None:
+    """The step from which held-out data did not improve while the training went on."""
+    still = held_still(case.facts)
+    return still.step if still is not None and still.how == "late" else None
+
+
 def _restored(case: _Case) -> bool:
     return case.of.selection.restored is True and case.of.selection.by == case.of.decisive
 
@@ -192,6 +198,13 @@ _TABLE: Final[Mapping[Cause, tuple[_Row, ...]]] = {
     ),
     "rate_absurd": (_Row(lambda _: "Train with a learning rate of at most 1e-3; 1e-4 to 3e-4 is usual for a LoRA"),),
     "no_gradient": (
+        _Row(
+            lambda c: (
+                f"See whether its answers differ from row to row: gradients came until step {_step(c, 'step')}, so the "
+                "model may have collapsed; train again with a lower learning rate"
+            ),
+            lambda c: (number_in(c.values, "early") or 0.0) > 0.0,
+        ),
         _Row(
             lambda _: (
                 "See which parameters require gradients: with gradient checkpointing the inputs must too "
@@ -249,11 +262,20 @@ _TABLE: Final[Mapping[Cause, tuple[_Row, ...]]] = {
             lambda _: "Evaluate an earlier checkpoint too: one evaluation does not show where held-out loss was lowest",
             lambda c: c.of.evaluations == 1 and _earlier(c),
         ),
+        _Row(
+            lambda c: f"Train for about {_stands_from(c)} steps: {_by(c.of)} stands since",
+            lambda c: _stands_from(c) is not None,
+        ),
     ),
     "other_scale": (
         _Row(
             lambda _: "Judge the run by its held-out loss: the training loss is on another scale",
             lambda c: c.of.evaluations > 0,
+        ),
+        _Row(
+            lambda _: (
+                "Decode a row with its labels, and see whether the loss is summed over tokens, steps or several losses"
+            )
         ),
     ),
     "evaluation_not_finite": (
@@ -272,12 +294,6 @@ _TABLE: Final[Mapping[Cause, tuple[_Row, ...]]] = {
             _earlier,
         ),
         _Row(lambda _: "Evaluate the model on data that it was not trained on"),
-    ),
-    "not_logged": (
-        _Row(
-            lambda c: f"Set logging_steps to {max(1, (c.of.ending.step or 0) // 50)} in the next run",
-            lambda c: (c.of.ending.step or 0) > 0,
-        ),
     ),
     "resumed_otherwise": (_Row(lambda _: "See whether data order and optimizer state were restored with the weights"),),
     "cut_off": (

@@ -18,7 +18,7 @@ from gradience.schema.reports import EvaluationMark, MetricAccount, RunAccount
 
 UNMEASURED = Threshold("unmeasured", 0.05, "of the steps, after the last evaluation", JUDGEMENT)
 CURVED = Threshold("curved", 0.1, "of the lowest loss", "a judgement: so large, it is of the curve, not of chance")
-EQUAL_EVALS = Threshold("equal_evals", 4, "evaluations in succession with one value", "a judgement: three may be alike")
+EQUAL_EVALS = Threshold("equal_evals", 4, "evaluations in succession with one value", "74 trainings: no change up to 4")
 OF_ONE_CLASS = Threshold("of_one_class", 1e-4, "from 1 / K", "recall averaged over K classes, of one answer for all")
 _CLASSES: Final = range(2, 21)
 _RECALL: Final = ("recall_macro", "macro_recall", "recall")

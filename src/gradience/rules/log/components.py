@@ -12,17 +12,17 @@ from typing import Final, NamedTuple
 
 from gradience.errors import few
 from gradience.rules import Observation, Threshold, Unknown
-from gradience.rules.log.facts import JUDGEMENT, LogRule, RunFacts, Values, find, last_part, once, seen, shown, under
+from gradience.rules.log.facts import LogRule, RunFacts, Values, find, last_part, once, seen, shown, under
 from gradience.rules.log.preference import ALPHA, MANY_ROWS
 from gradience.rules.log.rewards import REWARD_SHOWN, change_of
 from gradience.rules.log.statistics import mean_error, median
 from gradience.telemetry.signals import COMPONENTS, REWARD
 
 DROWNED = Threshold("drowned", 10.0, "standard deviation over that of each other function", "99 % of the variance")
-CONSTANT_ROWS = Threshold("constant_rows", 10, "rows", "a judgement: in fewer, luck may have been alike")
-LEVELLED = Threshold("levelled", 0.1, "of its mean, standard deviation", "a judgement: below it, it is nearly constant")
-AGAINST = Threshold("against", 0.33, "of its first level", JUDGEMENT)
-AGAINST_SPREAD = Threshold("against_spread", 0.5, "of its standard deviation", JUDGEMENT)
+CONSTANT_ROWS = Threshold("constant_rows", 10, "rows", "105 RL trainings: no change up to 40")
+LEVELLED = Threshold("levelled", 0.1, "of its mean, standard deviation", "105 RL trainings: no change up to 0.4")
+AGAINST = Threshold("against", 0.33, "of its first level", "105 RL trainings: no change up to 0.41")
+AGAINST_SPREAD = Threshold("against_spread", 0.5, "of its standard deviation", "105 RL trainings: no change up to 0.75")
 SUM_ERROR = Threshold("sum_error", 0.05, "of the largest deviation", "rounding; a weight of 0.9 shows")
 
 _THIRD: Final = 3
@@ -64,7 +64,7 @@ def _balance_says(v: Values) -> str:
         return f"rewards/{v['name']} has nearly all of the reward's variance"
     if v["how"] == "constant":
         return f"rewards/{v['name']} is {shown(v, 'level')} for every completion"
-    return f"rewards/{v['name']} falls while the reward rises"
+    return f"rewards/{v['name']} falls at the cost of what rises"
 
 
 @LogRule(
@@ -83,9 +83,9 @@ def _balance(facts: RunFacts) -> Iterator[Observation]:
     in the first and in the last third of the rows one function's median standard deviation is at least {drowned} times
     that of each other one, of which none that is constant or under {levelled} of its own mean counts, and the reward is
     their plain sum (to {sum_error}); or one gives the same value to every completion in {constant_rows} rows or more
-    (info unless it is 0 or less, and no penalty); or one falls by {against} of its first level and {against_spread} of
-    its deviation while the reward rises, both by {reward_shown} standard errors, or under {many_rows} rows by p <=
-    {alpha}
+    (info unless it is 0 or less, and no penalty); or one falls by {against} of its first level, and {against_spread} of
+    its deviation if it leaves 0 to 1, while the reward or another one rises and the reward does not fall, all by
+    {reward_shown} standard errors, or under {many_rows} rows by p <= {alpha}
 
     Why: The advantage is of the sum: a function in units of its own outweighs the others, and a constant one teaches
         nothing.
@@ -149,17 +149,21 @@ def _constant(parts: list[Component]) -> Iterator[Observation]:
 
 def _against(facts: RunFacts, parts: list[Component]) -> Iterator[Observation]:
     reward = find(facts, REWARD)
-    if reward is None or change_of(reward.values).how != "rises":
+    of_sum = "falls" if reward is None else change_of(reward.values).how
+    gained = max(parts, key=lambda each: change_of(each.means).last - change_of(each.means).first)
+    if of_sum == "falls" or "rises" not in {of_sum, change_of(gained.means).how}:
         return
     for part in parts:
         how, first, last, _, rows = change_of(part.means)
-        spread = AGAINST_SPREAD.value * median(part.stds) if part.stds else 0.0
+        is_share = min(part.means) >= 0.0 and max(part.means) <= 1.0  # the deviation is then of one completion
+        spread = AGAINST_SPREAD.value * median(part.stds) if part.stds and not is_share else 0.0
         if how != "falls" or first - last < max(AGAINST.value * abs(first), spread):
             continue
-        gained = max(parts, key=lambda each: change_of(each.means).last - change_of(each.means).first)
+        risen = f"rewards/{gained.name}"
+        risen = f"the reward rises, by {risen}" if of_sum == "rises" else f"{risen} rises, and hides it in the sum"
         yield Observation(
-            f"rewards/{part.name} falls from {first:.3g} to {last:.3g} while the reward rises, by rewards/"
-            f"{gained.name}: the second is learnt at the cost of the first.",
+            f"rewards/{part.name} falls from {first:.3g} to {last:.3g} while {risen}: the second is learnt at the cost "
+            "of the first.",
             {"how": "against", "name": part.name, "first": first, "last": last, "gained": gained.name},
             confidence=0.6,
             action="Weigh the function that falls higher, or let the other pay only where it is met.",

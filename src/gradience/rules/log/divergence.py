@@ -14,7 +14,6 @@ from typing import Final, NamedTuple
 from gradience.rules import DIVERGENCE, TRIAL, Observation, Threshold, Unknown
 from gradience.rules.log.account import LN_VOCABULARY, account
 from gradience.rules.log.facts import (
-    JUDGEMENT,
     REAL_RUNS,
     LogRule,
     RunFacts,
@@ -30,38 +29,34 @@ from gradience.rules.log.order import by_class
 from gradience.rules.log.statistics import Bar, excesses, median, median_error, noise, runs_of, spread
 from gradience.schema import Severity
 
-SPIKE_K = Threshold("spike_k", 6.0, "median |first difference| of 32 rows, at least 5 % of the level", "spike trial")
-SPIKE_FLOOR = Threshold("spike_floor", 0.05, "fraction of the level", "spike trial")
-SPIKE_START = Threshold("spike_start", 0.05, "of the first loss", "a judgement: of a loss near 0 little is lost")
-NOISY = Threshold(
-    "noisy", 0.25, "median |first difference| over the median", "trial: above it, judged on the logarithm"
+SPIKE_K = Threshold(
+    "spike_k",
+    6.0,
+    "median |first difference| of 32 rows, at least 5 % of the level",
+    "124 logs: no change from 5.4 to 6",
 )
+SPIKE_FLOOR = Threshold("spike_floor", 0.05, "fraction of the level", "50 logs: no change up to 0.1")
+SPIKE_START = Threshold("spike_start", 0.05, "of the first loss", "124 logs: no change up to 0.2")
+NOISY = Threshold("noisy", 0.25, "median |first difference| over the median", "50 logs: no change from 0.2 to 0.37")
 MANY_ROWS = Threshold("many_rows", 20, "training rows", "with fewer, the spread of the rows before is not known")
 
 DIVERGED_ROWS = Threshold("diverged_rows", 3, "training rows", "two rows show no lasting level")
 DIVERGED_RATIO = Threshold("diverged_ratio", 1.5, "end over the first three rows, or over the lowest window", REAL_RUNS)
 DIVERGED_NOISE = Threshold(
-    "diverged_noise",
-    6.0,
-    "standard errors of the difference",
-    "trial: 4 called 4 % of flat, very noisy losses diverged",
+    "diverged_noise", 6.0, "standard errors of the difference", "74 trainings: no change from 5.4 to 9"
 )
 EXPLODED = Threshold("exploded", 2.0, "highest level of 3 rows over the start", REAL_RUNS)
-LOST_SHARE = Threshold("lost_share", 0.5, "fraction of the whole fall that was lost again", JUDGEMENT)
-LOST_LEVEL = Threshold("lost_level", 0.05, "nats", "a judgement: of a loss below it nearly all is learnt")
+LOST_SHARE = Threshold("lost_share", 0.5, "fraction of the whole fall that was lost again", "definition: most of it")
+LOST_LEVEL = Threshold("lost_level", 0.05, "nats", "50 logs: no change from 0.034 on")
 RELAPSED = Threshold(
     "relapsed", 1.15, "end over the lowest window, if it ends above its start", "known causes, trained"
 )
-LEARNT_BEFORE = Threshold("learnt_before", 0.95, "lowest window over the start, in that case", JUDGEMENT)
-FELL = Threshold("fell", 0.8, "lowest fifth over the start", "a judgement, as clear_fall of NOL106")
-WINDOW_SHARE = Threshold("window_share", 0.05, "fraction of the rows, at least 3 rows", "proposal of the design")
+STILL_BOUND = Threshold("still_bound", 0.06, "fraction: 95 % upper bounds of both falls", REAL_RUNS)
 ABSURD_RATE = Threshold("absurd_rate", 1e-2, "learning rate", "10 x 1e-3, the highest of the sweep's good rates")
 
-SCALE_RATIO = Threshold("scale_ratio", 3.0, "training over held-out loss", "a judgement: 2 to 4 accumulation steps")
-SCALE_EVALS = Threshold("scale_evals", 4, "evaluations", "a judgement: ratios of fewer may be alike by chance")
+SCALE_RATIO = Threshold("scale_ratio", 3.0, "training over held-out loss", "50 logs: no change from 1.5 to 12")
 SCALE_NATS = Threshold("scale_nats", 1.0, "nats between them", "a judgement: ratios of small losses are no scale")
 HIGH_START = Threshold("high_start", 7.5, "nats, first training row", "published runs: at 5.5 at most, or from 8.1 on")
-SAME_RATIO = Threshold("same_ratio", 0.1, "relative, between all evaluations", JUDGEMENT)
 SECOND_ROW = Threshold("second_row", 0.4, "second row over the first", "one high first row alone: 14.8, then 0.9")
 
 _FIFTH: Final = 5
@@ -93,7 +88,8 @@ def _spike(facts: RunFacts) -> Observation | None:
 
     from {many_rows} rows on, the loss exceeds the median of the previous 8 rows by more than {spike_k} times the
     median change over 32 rows (at least {spike_floor} of the level) and by {spike_start} of the first loss; a warning
-    if the rows after it, and the last ones, stay above the level before, by {spike_floor} of it and {lost_level} nats
+    if the rows after it, and the last ones, stay above the level before, by {spike_floor} of it and {lost_level} nats;
+    else none if a later row is higher and no spike, since the rows are noisier there
 
     Why: A spike of one row usually comes from its data; a spike that lasts has damaged the weights.
     Scope: positive losses; the first rows are not judged
@@ -119,9 +115,12 @@ def _spike(facts: RunFacts) -> Observation | None:
         return None  # of a loss near 0
     many = f"; {len(spikes)} spikes in all" if len(spikes) > 1 else ""
     burst = {"steps": [facts.step(curve.rows[spike[0]]) for spike in spikes[:_SPIKES]]} if len(spikes) > 1 else {}
+    later = list(enumerate(curve.values))[worst + 1 :]
     least = max(LOST_LEVEL.value, SPIKE_FLOOR.value * before)
     after = median(curve.values[worst + 1 : worst + 1 + _AFTER])
     kept = min(after, median(last_part(curve.points, 10))) - before > least
+    if not kept and max((value for place, value in later if place not in times), default=0.0) > loss:
+        return None  # the rows after it are noisier, so that higher ones are no spikes
     return Observation(
         f"The loss spikes to {loss:.4g} at step {step}, from {before:.4g} in the rows before{many}"
         + (", and ends above that." if kept else "."),
@@ -237,8 +236,7 @@ def _late(facts: RunFacts, of: _Levels) -> Observation | None:
 
     It is looked for in short windows, and in windows of a fifth, whose level is known better where rows are noisy.
     """
-    short = max(_WINDOW, math.ceil(WINDOW_SHARE.value * len(of.points)))
-    rises = (_risen(facts, of, width) for width in dict.fromkeys((short, max(short, of.fifth))))
+    rises = (_risen(facts, of, width) for width in dict.fromkeys((_WINDOW, max(_WINDOW, of.fifth))))
     return next((each for each in rises if each is not None), None)
 
 
@@ -247,7 +245,7 @@ def _risen(facts: RunFacts, of: _Levels, width: int) -> Observation | None:
         return None
     lowest, last = min(_windows(of.points, width)), median(of.points[-width:])
     error = median_error(of.sigma, width, width)
-    learnt = lowest < LEARNT_BEFORE.value * of.start and width >= of.fifth
+    learnt = lowest < (1.0 - STILL_BOUND.value) * of.start and width >= of.fifth
     relapsed = learnt and last > max(of.start, RELAPSED.value * lowest)
     if last <= DIVERGED_RATIO.value * lowest and not relapsed:
         return None
@@ -273,7 +271,7 @@ def fell_before(facts: RunFacts) -> bool:
         return False
     start, lowest = median(points[:_WINDOW]), min(_windows(points, width))
     error = median_error(noise([math.log(point) for point in points]), _WINDOW, width)
-    return lowest < FELL.value * start and math.log(start / lowest) > DIVERGED_NOISE.value * error
+    return lowest < (1.0 - STILL_BOUND.value) * start and math.log(start / lowest) > DIVERGED_NOISE.value * error
 
 
 def _windows(points: Sequence[float], width: int) -> Iterator[float]:
@@ -332,9 +330,8 @@ def _diverged_says(v: Values) -> str:
         EXPLODED,
         LOST_SHARE,
         LOST_LEVEL,
-        WINDOW_SHARE,
         RELAPSED,
-        LEARNT_BEFORE,
+        STILL_BOUND,
         DIVERGED_ROWS,
     ),
     evidence=(DIVERGENCE, TRIAL),
@@ -345,9 +342,9 @@ def _divergence(facts: RunFacts) -> Observation | None:
     the median of the last fifth is over {diverged_ratio} times that of the first three rows, by more than
     {diverged_noise} standard errors; or every later row is over {diverged_ratio} times the first; or the last rows
     are over {diverged_ratio} times the lowest window by more than {diverged_noise} standard errors, and above the
-    start; or over {relapsed} times it, if it was under {learnt_before} of the start (the last and the lowest
-    fifth); not where ORD186 speaks. A warning: the loss exceeds {exploded} times its start in the middle and ends
-    no lower than it started; or over {lost_share} of its fall is lost again, to {lost_level} or more; surer at a
+    start; or over {relapsed} times it, if it was {still_bound} under the start (the last and the lowest fifth); not
+    where ORD186 speaks. A warning: the loss exceeds {exploded} times its start in the middle and ends no lower than
+    it started; or over {lost_share} of its fall is lost again, to {lost_level} or more; surer at a
     learning rate of {absurd_rate} or more
 
     Why: A run that ends above where it began has unlearnt what the base model knew.
@@ -397,9 +394,6 @@ def _unstable(facts: RunFacts) -> Observation | None:
 
 
 def _scale_says(v: Values) -> str:
-    if v.get("above"):
-        times = f"{v['split']} loss is {shown(v, 'factor', '.1f')} times the training loss throughout"
-        return f"{times}: another scale or other data"
     if "factor" in v:
         return f"training loss is {shown(v, 'factor', '.1f')} times the held-out loss: another scale"
     return f"loss starts at {shown(v, 'first')}, above that of a uniform guess over any vocabulary"
@@ -413,16 +407,15 @@ def _scale_says(v: Values) -> str:
     place="meaning",
     phrase=_scale_says,
     cause="other_scale",
-    thresholds=(SCALE_RATIO, SCALE_NATS, SCALE_EVALS, SAME_RATIO, LN_VOCABULARY, SECOND_ROW),
+    thresholds=(SCALE_RATIO, SCALE_NATS, LN_VOCABULARY, SECOND_ROW),
 )
 @once
 def other_scale(facts: RunFacts) -> Observation | None:
     """training loss on another scale
 
     the training loss is at least {scale_ratio} times the held-out loss and {scale_nats} nats above it, at the first
-    evaluation and at all evaluations of the last half; or the held-out loss is at least {scale_ratio} times the
-    training loss, by ratios within {same_ratio} at {scale_evals} or more evaluations; otherwise, the first training
-    row is over {ln_vocabulary} nats and the second, if there is one, at least {second_row} of the first
+    evaluation and at all evaluations of the last half; otherwise, the first training row is over {ln_vocabulary} nats
+    and the second, if there is one, at least {second_row} of the first
 
     Why: A loss on another scale cannot be compared with the held-out loss, and if the gradient is summed too, steps
         are larger by the same factor.
@@ -451,7 +444,7 @@ def other_scale(facts: RunFacts) -> Observation | None:
         for train, held_out in (pairs[0], *late)
     )
     if not apart:
-        return _held_out_above(pairs, curve.split) or _above_equal_odds(facts)
+        return _above_equal_odds(facts)
     factor = median(train / held_out for train, held_out in late[-3:])
     accumulated = facts.config.training.gradient_accumulation
     steps = min(_ACCUMULATED, key=lambda count: abs(math.log(factor / count)))
@@ -467,21 +460,6 @@ def other_scale(facts: RunFacts) -> Observation | None:
             "held_out": late[-1][1],
         },
         evidence=seen(f"training loss {late[-1][0]:.4g}, {curve.split} loss {late[-1][1]:.4g}"),
-    )
-
-
-def _held_out_above(pairs: Sequence[tuple[float, float]], split: str) -> Observation | None:
-    """Held-out losses that are the same multiple of the training loss at all evaluations, the first included."""
-    ratios = [held_out / train if train > 0.0 else math.inf for train, held_out in pairs]
-    least, most = min(ratios), max(ratios)
-    if len(ratios) < SCALE_EVALS.value or least < SCALE_RATIO.value or most > least * (1.0 + SAME_RATIO.value):
-        return None
-    return Observation(
-        f"{split.capitalize()} loss is {median(ratios):.1f} times the training loss at all {len(ratios)} evaluations, "
-        "the first included: another scale, or data of another kind.",
-        {"factor": median(ratios), "above": True, "split": split, "train": pairs[-1][0], "held_out": pairs[-1][1]},
-        confidence=0.7,
-        evidence=seen(f"ratios of {least:.2f} to {most:.2f}"),
     )
 
 

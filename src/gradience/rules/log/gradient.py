@@ -13,9 +13,9 @@ from itertools import groupby, islice, pairwise
 from typing import Final, NamedTuple
 
 from gradience.rules import TRIAL, Observation, Sign, Threshold, Unknown
-from gradience.rules.log.account import DECAYED, RISEN, account, decisive_metric, rises_again
+from gradience.rules.log.account import DECAYED, account, rises_again
 from gradience.rules.log.divergence import ABSURD_RATE
-from gradience.rules.log.facts import JUDGEMENT, LogRule, RunFacts, Values, last_part, seen, shown
+from gradience.rules.log.facts import LogRule, RunFacts, Values, last_part, seen, shown
 from gradience.rules.log.learning import FITTED
 from gradience.rules.log.numbers import bad_norms, skipped_rows
 from gradience.rules.log.preference import saturated
@@ -27,25 +27,24 @@ from gradience.schema.document import Finding
 from gradience.telemetry.signals import EQUAL_GROUPS
 
 JUMP_ROWS = Threshold("jump_rows", 8, "training rows with a gradient norm", "five before a jump, and three in it")
-GRADIENT_K = Threshold(
-    "gradient_k", 8.0, "median |first difference| of ln(grad_norm)", "spike trial; proposal for norms"
-)
-GRADIENT_FLOOR = Threshold("gradient_floor", 0.25, "in ln(grad_norm)", "trial: 8 x 0.25 is a factor of 7")
+GRADIENT_K = Threshold("gradient_k", 8.0, "median |first difference| of ln(grad_norm)", "124 logs: no change from 4 on")
+GRADIENT_FLOOR = Threshold("gradient_floor", 0.25, "in ln(grad_norm)", "74 trainings: no change from 0.07 on")
 GRADIENT_RATIO = Threshold("gradient_ratio", 10.0, "times the median before", "Megatron: 10 x; proposal for 3 rows")
-LASTING = Threshold("lasting", 3, "consecutive rows", "trial: one row alone is often a heavy tail")
-VANISHED_RATIO = Threshold("vanished_ratio", 1e-3, "of the early median", "proposal of the project's design")
-VANISHED_ROWS = Threshold("vanished_rows", 5, "consecutive rows", "proposal of the project's design")
-VANISHED_SHARE = Threshold("vanished_share", 0.2, "of the rows, if norms of 0 are also elsewhere", JUDGEMENT)
-MEMORIZED = Threshold("memorized", 0.01, "of the early loss", "a judgement: a fitted model has no gradient left")
+LASTING = Threshold("lasting", 3, "consecutive rows", "50 logs: no change from 2 on")
+VANISHED_RATIO = Threshold("vanished_ratio", 1e-3, "of the early median", "155 logs: no change up to 0.01")
+VANISHED_ROWS = Threshold("vanished_rows", 5, "consecutive rows", "105 RL trainings: no change from 2 to 20")
+VANISHED_SHARE = Threshold(
+    "vanished_share", 0.2, "of the rows, if norms of 0 are also elsewhere", "105 RL trainings: no change up to 0.8"
+)
+MEMORIZED = Threshold("memorized", 0.01, "of the early loss", "105 RL trainings: no change up to 1")
 
-SOLVED = Threshold("solved", 0.97, "accuracy or the like on held-out data", JUDGEMENT)
 
-LONG_WARMUP = Threshold("long_warmup", 0.35, "of the steps", "a judgement: a tenth is usual")
-LONG_ROWS = Threshold("long_rows", 3, "rows of a rising rate", JUDGEMENT)
-WARMUP_STEPS = Threshold("warmup_steps", 10, "steps that the run made", "a judgement: a shorter run has no schedule")
-ZERO_RATE_ROWS = Threshold("zero_rate_rows", 3, "consecutive rows", "proposal: warmup starts at 0 for one row")
+LONG_WARMUP = Threshold("long_warmup", 0.35, "of the steps", "50 logs: no change from 0.24 on")
+LONG_ROWS = Threshold("long_rows", 3, "rows of a rising rate", "definition: a rise has a start, a middle and an end")
+WARMUP_STEPS = Threshold("warmup_steps", 10, "steps that the run made", "50 logs: no change from 3 to 30")
+ZERO_RATE_ROWS = Threshold("zero_rate_rows", 3, "consecutive rows", "124 logs: no change from 2 to 30")
 ZERO_TAIL_SHARE = Threshold("zero_tail_share", 0.1, "fraction of the rows", "a judgement: a schedule ends at 0")
-PEAK_SHARE = Threshold("peak_share", 0.5, "of the configured peak", "proposal of the project's design")
+PEAK_SHARE = Threshold("peak_share", 0.5, "of the configured peak", "124 logs: no change up to 0.75")
 
 _BEFORE: Final = 8  # rows before a jump that give its level
 _MOST_PROCESSES: Final = 64
@@ -158,7 +157,7 @@ def _burst(facts: RunFacts, curve: BlockedSeries) -> Observation | None:
     signs=("vanished_gradient", Sign("no_gradient", frozenset({"warning"}))),
     phrase=lambda v: f"no gradient from step {v['step']}",
     cause="no_gradient",
-    thresholds=(VANISHED_RATIO, VANISHED_ROWS, VANISHED_SHARE, MEMORIZED, SOLVED, FITTED, ZERO_GROUPS),
+    thresholds=(VANISHED_RATIO, VANISHED_ROWS, VANISHED_SHARE, MEMORIZED, FITTED, ZERO_GROUPS),
     evidence=(TRIAL,),
 )
 def _vanishing(facts: RunFacts) -> Observation | None:
@@ -166,7 +165,7 @@ def _vanishing(facts: RunFacts) -> Observation | None:
 
     grad_norm is 0, or under {vanished_ratio} of its early median, in {vanished_rows} consecutive rows while lr > 0
     (in {vanished_share} of all rows or to the end, if more rows have a norm of 0); info if the loss there is under
-    {memorized} of the early loss, or under {fitted} nats at a held-out accuracy of {solved} or more. Under RL it must
+    {memorized} of the early loss, or under {fitted} nats. Under RL it must
     be 0 in rows of which under {zero_groups} of the groups have equal rewards
 
     Why: No gradient reaches the adapter: frozen parameters, a detached graph, or underflow in fp16.
@@ -238,10 +237,8 @@ def _fitted(facts: RunFacts, first: int, last: int) -> bool:
     losses = facts.series.losses
     early = median([x for x in losses[: max(5, len(losses) // 10)] if math.isfinite(x)])
     there = median([x for x in losses[first : last + 1] if math.isfinite(x)])
-    metric = decisive_metric(account(facts))
-    solved = metric is not None and metric.higher_is_better is True and metric.last >= SOLVED.value
     # A loss of exactly 0 is not fitted, but a NaN that was masked, or a batch without labels (NUM102)
-    return there != 0.0 and (abs(there) < MEMORIZED.value * early or (solved and abs(there) < FITTED.value))
+    return there != 0.0 and abs(there) < max(MEMORIZED.value * early, FITTED.value)
 
 
 def _rate_says(v: Values) -> str | None:
@@ -266,7 +263,7 @@ def _rate_zero(found: Finding) -> Mapping[str, Json]:
     signs=(Sign("rate_zero", frozenset({"rows"}), values=_rate_zero),),
     phrase=_rate_says,
     cause=lambda v: "rate_zero" if "throughout" in v else "rate_absurd" if "high" in v else None,
-    thresholds=(ZERO_RATE_ROWS, ZERO_TAIL_SHARE, ABSURD_RATE, PEAK_SHARE, DECAYED, RISEN),
+    thresholds=(ZERO_RATE_ROWS, ZERO_TAIL_SHARE, ABSURD_RATE, PEAK_SHARE, DECAYED),
     evidence=(TRIAL,),
 )
 def _rate(facts: RunFacts) -> Observation | None:
@@ -274,8 +271,8 @@ def _rate(facts: RunFacts) -> Observation | None:
 
     lr is 0 in {zero_rate_rows} consecutive rows (not counting the end of a decay, or steps that the gradient scaler
     skipped); or it reaches {absurd_rate} with a LoRA; or it never reaches {peak_share} of the configured peak, in a
-    log from the start; or it rises to over {risen} times its lowest value after it
-    fell under {decayed} of the highest, without a resume
+    log from the start; or, after it fell under {decayed} of the highest, its lowest value is under {decayed} of one
+    that follows, without a resume
 
     Why: The learning rate that the optimizer was given decides, whatever the config says.
     Scope: runs that record lr; the first row at 0 and the final decay are ignored

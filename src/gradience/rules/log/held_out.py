@@ -13,7 +13,6 @@ from gradience.rules.log.facts import (
     EVAL_NOISE,
     JUDGEMENT,
     LOSS_GAP,
-    REAL_RUNS,
     UNFINISHED_FALL,
     HeldOutCurve,
     LogRule,
@@ -26,6 +25,7 @@ from gradience.rules.log.facts import (
 )
 from gradience.rules.log.learning import (
     ALL_WRONG,
+    CHANCE_NEAR,
     CLEAR_FALL,
     FITTED,
     HELD_STILL,
@@ -40,21 +40,18 @@ from gradience.rules.log.learning import (
     too_little,
 )
 from gradience.rules.log.preference import SWAPPED, in_order, swapped
-from gradience.rules.log.statistics import NORMAL_95, median
+from gradience.rules.log.statistics import median
 from gradience.schema import Json, as_float
 from gradience.schema.events import Eval
 from gradience.schema.reports import EvalPoint, LossPair, MetricAccount, RunAccount
 
-OVERFIT_MUCH = Threshold("overfit_much", 0.10, "generalisation loss E / E_opt - 1", "proposal of the project's design")
-OVERFIT_EVALS = Threshold("overfit_evals", 2, "last evaluations in succession", "proposal; Prechelt: UP_s, s = 2")
-GAP_TIMES = Threshold("gap_times", 2.0, "held-out over training loss", JUDGEMENT)
-GAP_NATS = Threshold("gap_nats", 0.1, "nats between them", "a judgement: ratios of losses near 0 mean little")
-ACCURACY_GAP = Threshold("accuracy_gap", 0.1, "training less held-out accuracy", JUDGEMENT)
+OVERFIT_EVALS = Threshold("overfit_evals", 2, "last evaluations in succession", "Prechelt: UP_s, s = 2")
+GAP_TIMES = Threshold("gap_times", 2.0, "held-out over training loss", "124 logs: no change up to 20")
+GAP_NATS = Threshold("gap_nats", 0.1, "nats between them", "50 logs: no change up to 0.2")
 SMALL_EVAL = Threshold("small_eval", 0.03, "half-width of a 95 % interval", JUDGEMENT)
 CHANCE_Z = Threshold("chance_z", 1.64, "standard deviations", "one-sided 95 %")
-CHANCE_MARGIN = Threshold("chance_margin", 0.03, "accuracy, where n is unknown", JUDGEMENT)
+CHANCE_MARGIN = Threshold("chance_margin", 0.03, "accuracy, where n is unknown", "arithmetic: 1.64 errors of 750 rows")
 PAIR_EVALS = Threshold("pair_evals", 4, "evaluations", "a judgement: two make the second half")
-CHANCE_NEAR = Threshold("chance_near", 0.02, "fraction of ln K", REAL_RUNS)
 
 _MANY: Final = 1000.0  # times that are printed
 _CLASSES: Final = range(2, 21)
@@ -89,10 +86,10 @@ def _overfits_says(v: Values) -> str:
     phrase=_overfits_says,
     as_info=True,
     look=True,
-    covers=frozenset({"improving"}),
+    covers=lambda v: frozenset({"improving"} if "rise" in v else {"improving", "accuracy"}),
     live=True,
     cause="overfits",
-    thresholds=(OVERFIT_RISE, OVERFIT_MUCH, EVAL_NOISE, OVERFIT_EVALS, LEAST_EVALS),
+    thresholds=(OVERFIT_RISE, EVAL_NOISE, OVERFIT_EVALS, LEAST_EVALS),
     evidence=(PRECHELT, INSTRUCT_GPT, TRIAL),
 )
 @once
@@ -101,10 +98,9 @@ def overfitting(facts: RunFacts) -> Observation | None:
 
     each of the last {overfit_evals} held-out losses is above the lowest by more than {overfit_rise} of it and more
     than {eval_noise} times the noise between evaluations; it overfits if the training loss fell, and gets worse if
-    it did not, or was not logged; info if the best weights were restored, if the
-    task metric that decides gained since by more than chance explains, or if the noise is not known and the rise is
-    at most {overfit_much}. Or, from {least_evals} evaluations on, the last {overfit_evals} are worse than the best
-    in that metric by more than chance explains
+    it did not, or was not logged; info if the best weights were restored, or if the task metric that decides gained
+    since by more than chance explains. Or, from {least_evals} evaluations on, the last {overfit_evals} are worse
+    than the best in that metric by more than chance explains
 
     Why: From that step on the run fitted its training data at the cost of held-out data.
     Scope: held-out values of one data set
@@ -215,7 +211,6 @@ def _overfits(facts: RunFacts, onset: _Onset, others: Sequence[str], *, fits: bo
     beside = "while training loss fell" if fits else "while training loss did not fall"
     what = "Overfits" if fits else f"{curve.split.capitalize()} loss rises" if gained else "Gets worse"
     beside = "and no training loss was logged" if fits is None else beside
-    small = onset.noise == 0.0 and onset.rise <= OVERFIT_MUCH.value
     return Observation(
         f"{what}: {curve.split} loss was lowest at step {step} ({loss:.4g}) and is "
         f"{onset.rise:.1%} higher at step {end}, {beside}.{_beside(facts, metric, step)}{also}{_kept(facts)}",
@@ -235,7 +230,7 @@ def _overfits(facts: RunFacts, onset: _Onset, others: Sequence[str], *, fits: bo
             "metric_best": metric.best if metric is not None else None,
             "metric_gained": gained,
         },
-        severity="info" if gained or small or _restored(facts) else "warning",
+        severity="info" if gained or _restored(facts) else "warning",
         confidence=0.6 if gained else 0.85,
         evidence=seen(f"{curve.split} loss {loss:.4g} at step {step}, {curve.losses[-1]:.4g} at step {end}"),
     )
@@ -275,9 +270,6 @@ def _of(v: Values, name: str, key: str) -> str:
 def _gap_says(v: Values) -> str | None:
     if v.get("rises"):
         return f"gap {_ratio(float(shown(v, 'nats', 'g')))}"
-    if not isinstance(v.get("held_out"), float):
-        train, held_out = (shown(v, f"accuracy_{part}", ".1%") for part in ("train", "held_out"))
-        return f"accuracy {train} in training, {held_out} held out"
     best = f" (best {shown(v, 'lowest')} at step {v['lowest_step']})" if "lowest" in v else ""
     return f"{v['split']} loss {shown(v, 'held_out')}{best} against {shown(v, 'train')} in training"
 
@@ -338,7 +330,7 @@ def _held_out_still(facts: RunFacts) -> Observation | None:
             "falls": bool(facts.series.steps) and learning(facts).shown,
         },
         severity=None if memorised or (still.how == "dead" and not _other_metrics_gain(facts)) else "info",
-        action=_STILL_ACTIONS[still.how],
+        action=_STILL_ACTIONS.get(still.how),
         evidence=seen(f"{still.evaluations} evaluations"),
     )
 
@@ -352,7 +344,6 @@ _STILL_ACTIONS: Final = {
     "dead": "Read some of its answers beside the labels: the metric, the labels or the output format do not fit.",
     "first": "Fewer passes over more or other data; see that held-out rows are of the task that is trained.",
     "lost": "Keep the checkpoint of the best evaluation.",
-    "late": "Stop earlier: steps after that fit the training rows alone.",
 }
 
 
@@ -364,7 +355,8 @@ def _still_message(still: Still) -> str:
     if still.how == "late":
         return (
             f"{what} has not improved since step {still.step} ({first} there, {best} at best of "
-            f"{still.evaluations} evaluations), while the training loss fell on."
+            f"{still.evaluations} evaluations), while the training loss fell on: about {still.step} steps would have "
+            "done."
         )
     if still.how == "lost":
         return f"{what} ends worse than it began: {first}, then {last}, while the training loss falls."
@@ -383,7 +375,7 @@ def _still_message(still: Still) -> str:
     look=True,
     covers=lambda v: frozenset() if v.get("rises") else frozenset({"held_out"}),
     cause="gap",
-    thresholds=(LOSS_GAP, GAP_TIMES, GAP_NATS, ACCURACY_GAP),
+    thresholds=(LOSS_GAP, GAP_TIMES, GAP_NATS),
     evidence=(INSTRUCT_GPT,),
 )
 def _gap(facts: RunFacts) -> Observation | None:
@@ -391,59 +383,54 @@ def _gap(facts: RunFacts) -> Observation | None:
 
     at the newest evaluation with training rows of its step, held-out perplexity is over {loss_gap} times the
     training perplexity; or, while it does not rise again, held-out loss is over {gap_times} times the training loss
-    and {gap_nats} nats above; or training accuracy is over {accuracy_gap}, and more than chance explains, above
-    held-out accuracy. Info while the data has not repeated, while the held-out loss is at its best, if the best
+    and {gap_nats} nats above. Info while the data has not repeated, while the held-out loss is at its best, if the best
     weights were restored, or if the task metric that decides gained since it was
 
     Why: A model that fits its training data much better than held-out data has begun to memorize it.
     Scope: cross-entropy on one scale; not if the run diverged
     Verify: Compare the task metric of the best checkpoint with that of the last.
     Seen: https://github.com/aigoncharov/trainer_state_viz -- training loss 0.05 beside held-out 2.7
-    Source: project convention -- gap over 1.5x, that is 0.41 nats; no source for the number
     """
     of = account(facts)
-    pair, accuracies = of.last_pair, _accuracies(facts)
-    if (lacking := _no_gap(facts, of, accuracies)) is not None:
+    pair = of.last_pair
+    if pair is None:
+        raise Unknown("needs a held-out loss and a training loss of the same step")
+    if (lacking := _no_gap(facts, of)) is not None:
         raise Unknown(lacking)
-    nats = pair.held_out - pair.train if pair is not None else 0.0
+    nats = pair.held_out - pair.train
     over = nats > math.log(facts.gap_threshold)
-    if not (over or accuracies is not None or _far(facts, of)):
+    if not (over or _far(facts, of)):
         return None
     repeated = of.passes is None or of.passes > 1.0
     means = "probably memorizing" if repeated else "in the first pass over the data, so it is of another kind"
     low = _lowest(facts)
     says = [
         f"Gap {_ratio(nats)}, over {facts.gap_threshold:g}x: {means}." if over else "",
-        _losses(pair, with_ratio=not over) if pair is not None else "",
-        f"Accuracy is {accuracies.train:.1%} in training, {accuracies.held_out:.1%} held out." if accuracies else "",
+        _losses(pair, with_ratio=not over),
         f"It was lowest at step {low['lowest_step']} ({low['lowest']:.4g})." if low and not overfits(facts) else "",
         "" if overfits(facts) else _kept(facts).strip(),
     ]
     return Observation(
         " ".join(filter(None, says)),
         {
-            "split": pair.split if pair is not None else of.split,
-            "held_out": pair.held_out if pair is not None else None,
-            "train": pair.train if pair is not None else None,
-            "step": pair.step if pair is not None else None,
+            "split": pair.split,
+            "held_out": pair.held_out,
+            "train": pair.train,
+            "step": pair.step,
             "ratio": math.exp(min(nats, 700.0)),
             "nats": nats,
             "threshold": facts.gap_threshold,
-            "accuracy_train": accuracies.train if accuracies is not None else None,
-            "accuracy_held_out": accuracies.held_out if accuracies is not None else None,
             "rises": overfits(facts),
             **low,
         },
         severity="info" if not repeated or _harmless(facts) else "warning",
         confidence=0.6 if repeated else 0.4,
-        evidence=() if pair is None else seen(f"training rows of steps {pair.first_step} to {pair.last_step}"),
+        evidence=seen(f"training rows of steps {pair.first_step} to {pair.last_step}"),
     )
 
 
-def _no_gap(facts: RunFacts, of: RunAccount, accuracies: _Accuracies | None) -> str | None:
+def _no_gap(facts: RunFacts, of: RunAccount) -> str | None:
     """The reason why the log holds no gap to judge, or None."""
-    if of.last_pair is None and accuracies is None:
-        return "needs a held-out loss and a training loss of the same step"
     if of.loss == "regression":
         return "the loss is no cross-entropy: a gap in nats has no meaning"
     if of.floor is None:
@@ -457,25 +444,6 @@ def _losses(pair: LossPair, *, with_ratio: bool) -> str:
     times = f" ({_times(pair.held_out, pair.train)})" if with_ratio else ""
     says = f"loss is {pair.held_out:.4g} against {pair.train:.4g} in training at step {pair.step}{times}."
     return f"{pair.split.capitalize()} {says}"
-
-
-class _Accuracies(NamedTuple):
-    train: float
-    held_out: float
-
-
-def _accuracies(facts: RunFacts) -> _Accuracies | None:
-    """The accuracies in training and held out, if they are further apart than chance and `accuracy_gap` explain."""
-    train = next((point.metrics for point in facts.evals if point.split == "train"), None)
-    held_out = facts.held_out.metrics if facts.held_out is not None else None
-    if train is None or held_out is None or train.accuracy is None or held_out.accuracy is None:
-        return None
-    p, q = as_float(train.accuracy), as_float(held_out.accuracy)
-    if not (0.0 <= p <= 1.0 and 0.0 <= q <= 1.0):
-        return None
-    error = math.sqrt(sum(x * (1.0 - x) / n for x, n in ((p, train.n), (q, held_out.n)) if n))
-    # Rounded, because 0.8 - 0.7 is over 0.1 in floats
-    return _Accuracies(p, q) if round(p - q, 9) > max(ACCURACY_GAP.value, NORMAL_95 * error) else None
 
 
 def _far(facts: RunFacts, of: RunAccount) -> bool:

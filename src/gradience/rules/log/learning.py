@@ -23,7 +23,7 @@ from gradience.rules.log.account import (
     task_metric,
     values_of,
 )
-from gradience.rules.log.divergence import FELL, divergence, fell_before
+from gradience.rules.log.divergence import MANY_ROWS, STILL_BOUND, divergence, fell_before
 from gradience.rules.log.facts import (
     EVAL_NOISE,
     JUDGEMENT,
@@ -56,22 +56,25 @@ from gradience.schema.reports import MetricAccount, RunAccount
 
 ALPHA = Threshold("alpha", 0.01, "one-sided p of the order of the rows", "1 of 100 flat logs")
 ALPHA_MOVED = Threshold("alpha_moved", 0.05, "the same, where the gradient norm has a trend", REAL_RUNS)
-LEAST_FALL = Threshold("least_fall", 0.02, "fraction of the start", "proposal of the project's design")
-LEARNT = Threshold("learnt", 0.9, "of the first training loss, at the first evaluation", JUDGEMENT)
-FEW_STEPS = Threshold("few_steps", 10, "steps, where no training loss was logged", JUDGEMENT)
+LEAST_FALL = Threshold("least_fall", 0.02, "fraction of the start", "10 idle trainings fell to 0.005, others by 0.045")
+LEARNT = Threshold(
+    "learnt", 0.9, "of the first training loss, at the first evaluation", "74 trainings: at most 0.78, or 0.91 and more"
+)
 GUESS = Threshold("guess", 10.0, "nats, where no training loss was logged", "ln 30522 = 10.3, the smallest vocabulary")
-ALL_WRONG = Threshold("all_wrong", 0.95, "error rate", "a judgement: hardly a word is right")
+ALL_WRONG = Threshold("all_wrong", 0.95, "error rate", "50 logs: no change from 0.24 on")
 
 HELD_STILL = Threshold("held_still", 0.003, "fraction, first to best held-out loss", "63 real runs: 14 of 14")
 OVERFIT_RISE = Threshold("overfit_rise", 0.02, "generalisation loss E / E_opt - 1", "Prechelt: GL, alpha = 2")
 LATE_EVALS = Threshold("late_evals", 5, "evaluations", "their noise is known from five on")
-LATE_FALL = Threshold("late_fall", 0.6, "of the training loss at that evaluation", JUDGEMENT)
-CLEAR_FALL = Threshold("clear_fall", 0.2, "fall of the training loss, of the start", JUDGEMENT)
+LATE_FALL = Threshold("late_fall", 0.6, "of the training loss at that evaluation", "124 logs: no change up to 0.75")
+CLEAR_FALL = Threshold(
+    "clear_fall", 0.2, "fall of the training loss, of the start", "40 times what 10 idle trainings fell by"
+)
 AT_ONCE = Threshold("at_once", 5.0, "standard deviations of a row that all others are below the first", JUDGEMENT)
-STILL_BOUND = Threshold("still_bound", 0.06, "fraction: 95 % upper bounds of both falls", REAL_RUNS)
 STILL_ROWS = Threshold("still_rows", 8, "training rows", "below it the bound is never under 6 %")
-SHORT_RUN = Threshold("short_run", 30, "steps", "a judgement: sound trainings of 8 to 20 steps moved no loss by 6 %")
-AT_LN_K = Threshold("at_ln_k", 0.01, "fraction of ln K", "proposal of the project's design")
+SHORT_RUN = Threshold("short_run", 30, "steps", "sound trainings of 8 to 20 steps moved no loss by 6 %")
+CHANCE_NEAR = Threshold("chance_near", 0.02, "fraction of ln K", REAL_RUNS)
+AT_LN_K_ROWS = Threshold("at_ln_k_rows", 0.8, "of the second half of the rows", "a judgement: guesses are alike")
 
 FLAT = Threshold("flat", 0.015, "fraction: fall over the span, by Theil-Sen and by medians of thirds", "published runs")
 FLAT_BOUND = Threshold("flat_bound", 0.04, "fraction: 95 % upper bound of that fall", "published runs")
@@ -171,10 +174,9 @@ def _held_out_fell(facts: RunFacts) -> bool:
 
 
 def too_little(facts: RunFacts) -> bool:
-    """Whether only held-out data could show that it learns, and are of few steps or at the loss of a uniform guess."""
+    """Whether only held-out data could show that it learns, and are at the loss of a uniform guess."""
     curve = facts.held_out_curve
-    few = max(facts.run.last_step or 0, curve.steps[-1] if curve is not None else 0) < FEW_STEPS.value
-    return len(facts.loss.values) < 2 and (few or (curve is not None and curve.losses[-1] > GUESS.value))
+    return len(facts.loss.values) < 2 and curve is not None and curve.losses[-1] > GUESS.value
 
 
 class Still(NamedTuple):
@@ -248,7 +250,9 @@ def _late(facts: RunFacts, curve: HeldOutCurve) -> Still | None:
     n = len(curve.losses)
     if n < LATE_EVALS.value or not facts.loss.points:
         return None
-    least = max(HELD_STILL.value * min(curve.losses), EVAL_NOISE.value * curve.noise)
+    # Of a curve that was steep at first the noise is known badly: what fell by as much has improved
+    lowest = min(curve.losses)
+    least = max(HELD_STILL.value * lowest, min(EVAL_NOISE.value * curve.noise, OVERFIT_RISE.value * lowest))
     at = next(i for i in range(n) if curve.losses[i] - min(curve.losses[i:]) <= least)
     if n - at < LATE_EVALS.value or _task_gains(facts, curve.steps[at]):
         return None
@@ -319,14 +323,39 @@ def no_learning(facts: RunFacts) -> Observation | None:
     surely = trend is not None and trend.p <= MOVED.value and trend.fall > LEAST_FALL.value
     if trend is None or facts.peak_rate <= 0.0 or _margin_grows(facts) or divergence(facts) is not None:
         return None
-    if fell_before(facts):
-        return None  # what it learnt was lost again
+    # What was learnt and lost again is no standstill
+    stays = None if fell_before(facts) else _stays(facts, result, trend, surely=surely)
+    return stays or _comes_to_a_guess(facts, trend)
+
+
+def _stays(facts: RunFacts, result: Learning, trend: Trend, *, surely: bool) -> Observation | None:
     if result.shown and (surely or not facts.evaluated or _held_out_fell(facts)):
         return None
     curve = facts.held_out_curve
     if curve is not None and not surely and (still := _held_out_still(facts, curve, trend)) is not None:
         return still
     return None if result.shown else _bounded(facts, trend)
+
+
+def _comes_to_a_guess(facts: RunFacts, trend: Trend) -> Observation | None:
+    """The finding if the second half of the rows is the loss of equal odds, whatever it fell from."""
+    points, curve = facts.loss.values[len(facts.loss.values) // 2 :], facts.held_out_curve
+    language = account(facts).loss == "language_model" and facts.objective.kind not in {"preference", "reward"}
+    classes = _classes(facts) or (None if language else 2)
+    if len(facts.loss.values) < MANY_ROWS.value or classes is None:
+        return None
+    level, middle = math.log(classes), median(points)
+    alike = sum(abs(loss - level) <= CHANCE_NEAR.value / 2.0 * level for loss in points)
+    lower = curve is not None and curve.losses[-1] < (1.0 - CHANCE_NEAR.value / 2.0) * level
+    if lower or alike < AT_LN_K_ROWS.value * len(points) or abs(middle - level) > CHANCE_NEAR.value / 4.0 * level:
+        return None
+    return Observation(
+        f"The loss comes to ln {classes} = {level:.4f}, that of a random guess among {classes}: {middle:.4g} in the "
+        "second half of the rows (median).",
+        {"first": trend.start, "last": trend.end, "drop": trend.fall, "classes": classes},
+        severity="info" if (facts.run.last_step or 0) < SHORT_RUN.value else None,
+        evidence=seen(f"{alike} of {len(points)} rows within {CHANCE_NEAR.value / 2.0:.0%} of it"),
+    )
 
 
 def _held_out_still(facts: RunFacts, curve: HeldOutCurve, trend: Trend) -> Observation | None:
@@ -389,14 +418,20 @@ def _margin_grows(facts: RunFacts) -> bool:
     return apart is not None and apart.surely
 
 
+def _classes(facts: RunFacts) -> int | None:
+    """How many answers there are to choose from; None if that is not known."""
+    classes = 2 if facts.objective.kind in {"preference", "reward"} else facts.num_labels
+    return classes if classes and classes > 1 else None
+
+
 def _chance_level(facts: RunFacts) -> str | None:
     """The loss of equal odds (ln K) as text, if the loss stays at it from start to end, else None."""
-    classes = 2 if facts.objective.kind in {"preference", "reward"} else facts.num_labels
-    if not classes or classes < 2:
+    classes = _classes(facts)
+    if classes is None:
         return None
     level, points = math.log(classes), facts.outline.points
     first, last = median(points[: max(3, len(points) // 5)]), median(points[len(points) // 2 :])
-    near = max(abs(first - level), abs(last - level)) <= AT_LN_K.value * level
+    near = max(abs(first - level), abs(last - level)) <= CHANCE_NEAR.value * level
     return f"ln {classes} = {level:.4f}" if near else None
 
 
@@ -405,28 +440,32 @@ def _chance_level(facts: RunFacts) -> str | None:
     severity="warning",
     confidence=0.75,
     needs=(not_under("rl"), positive_loss, some_margin),
-    signs=(Sign("no_learning", values=lambda _: {"not_learnt": "the loss does not fall"}),),
+    signs=(
+        Sign("no_learning", unless=frozenset({"classes"}), values=lambda _: {"not_learnt": "the loss does not fall"}),
+    ),
     place="shape",
-    phrase=lambda _: "the loss does not fall",
+    phrase=lambda v: (
+        f"the loss comes to ln {v['classes']}, a random guess" if "classes" in v else "the loss does not fall"
+    ),
     as_info=True,
     covers=frozenset({"learning"}),
     cause="no_learning",
     thresholds=(
         HELD_STILL,
         OVERFIT_RISE,
-        FELL,
         CLEAR_FALL,
         STILL_ROWS,
         STILL_BOUND,
         SHORT_RUN,
         MOVED,
-        AT_LN_K,
+        AT_LN_K_ROWS,
+        MANY_ROWS,
+        CHANCE_NEAR,
         ALPHA,
         ALPHA_MOVED,
         LEAST_FALL,
         LEAST_EVALS,
         EVAL_NOISE,
-        FEW_STEPS,
         GUESS,
     ),
     evidence=(NEMOTRON, KARPATHY, TRIAL),
@@ -438,9 +477,10 @@ def _no_learning(facts: RunFacts) -> Observation | None:
     the training loss does not fall significantly, nor by over {clear_fall}; or, from {still_rows} rows on, the fall
     from start to end is under {still_bound}, and so are the 95 % upper bounds of the Theil-Sen slope over all rows
     and of the fall from the first fifth to the second half, and the gradient norm has no trend; and not if a fifth
-    of the rows was once under {fell} of the start; info in a run of under {short_run} steps, few of which need show
-    what is learnt. Without a training loss, held-out losses over {guess} nats or in
-    under {few_steps} steps show no learning
+    of the rows was once further below the start; or {at_ln_k_rows} of the second half of {many_rows} rows or more
+    are within half of {chance_near} of ln K, K being 2 where it is not known, but of language models; info in a run of
+    under {short_run} steps, few of which need show what is learnt. Without a training loss, held-out
+    losses over {guess} nats show no learning
 
     Why: The adapter may be frozen, detached, on few layers, or the learning rate far too low.
     Scope: positive losses after warmup; preference training whose margin grows counts as learning

@@ -5,10 +5,15 @@ from __future__ import annotations
 from typing import Final
 
 from gradience.rules import Observation, Threshold, Unknown
-from gradience.rules.log.facts import JUDGEMENT, LogRule, RunFacts, once, seen
+from gradience.rules.log.facts import LogRule, RunFacts, once, seen
 from gradience.schema import number_in
 
-ALIKE = Threshold("alike", 0.8, "of the watched batches with class labels", JUDGEMENT)
+ALIKE = Threshold(
+    "alike",
+    0.8,
+    "of the watched batches with class labels",
+    "arithmetic: sorted rows mix where a class ends, in one of 5",
+)
 ALIKE_BATCHES = Threshold("alike_batches", 4, "watched batches of several rows", "a judgement: fewer may be chance")
 ONE_CLASS_ROWS = Threshold("one_class_rows", 64, "rows", "of a class with 95 % of the rows, 64 alike have p = .04")
 

@@ -33,15 +33,18 @@ FEW_ROWS = Threshold("few_rows", 3, "rows that logged it", "the mean of fewer ro
 MANY_ROWS = Threshold("many_rows", 20, "rows that logged it", "below it the order of the rows is tested instead")
 ALPHA = Threshold("alpha", 0.01, "one-sided p of the order of few rows", "1 of 100 flat columns")
 
-SEPARATED = Threshold("separated", 0.05, "reward accuracy over one half", JUDGEMENT)
-SURELY = Threshold("surely", 3.0, "standard errors of the margin over 0", "trial: one healthy run of 100 without it")
+SURELY = Threshold("surely", 3.0, "standard errors of the margin over 0", "105 RL trainings: no change from 1.5 on")
 SEPARATION_ERROR = Threshold("separation_error", 0.03, "standard error of the accuracy", "above it, the margin decides")
 MARGIN_ERROR = Threshold("margin_error", 0.08, "standard error of the accuracy", "above it, cannot tell")
-MARGIN_STILL = Threshold("margin_still", 1.0, "standard errors of the margin over 0", "trial")
+MARGIN_STILL = Threshold(
+    "margin_still", 1.0, "standard errors of the margin over 0", "105 RL trainings: no change from 0.67 on"
+)
 SEPARATION_ROWS = Threshold("separation_rows", 10, "rows with both columns", "five make a half, and its error")
-HARDLY = Threshold("hardly", 0.02, "of ln 2, both ends of the loss", "a judgement: a margin of 0.03 throughout")
+HARDLY = Threshold("hardly", 0.02, "of ln 2, both ends of the loss", "105 RL trainings: no change up to 2")
 HARDLY_APART = Threshold("hardly_apart", 0.05, "reward: beta x nats", "a judgement: half a nat at beta = 0.1")
-TOGETHER = Threshold("together", 10.0, "move of a reward over the margin and 3 errors", JUDGEMENT)
+TOGETHER = Threshold(
+    "together", 10.0, "move of a reward over the margin and 3 errors", "105 RL trainings: no change from 6.7 on"
+)
 APART = Threshold("apart", 2.0, "reward of both answers in the first row", "before the first step it is 0")
 APART_STAYS = Threshold("apart_stays", 0.5, "of it, the most that the next rows add", "a judgement: else it was learnt")
 TIE = Threshold("tie", 1e-4, "reward: beta x nats, in every row", "rounding: margins learnt are a thousand times this")
@@ -51,9 +54,11 @@ CHOSEN_MOST = Threshold("chosen_most", 0.5, "of the first log-probability", "a j
 CHOSEN_EARLY = Threshold("chosen_early", 0.2, "of the first level, and of the rows", JUDGEMENT)
 CHOSEN_EARLY_NATS = Threshold("chosen_early_nats", 30.0, "nats", "a judgement: three times chosen_nats")
 CHOSEN_LOST = Threshold("chosen_lost", 5.0, "reward: beta x nats", "a judgement: 50 nats at beta = 0.1")
-CHOSEN_ERRORS = Threshold("chosen_errors", 3.0, "standard errors of the difference", "trial")
+CHOSEN_ERRORS = Threshold(
+    "chosen_errors", 3.0, "standard errors of the difference", "arithmetic: noise has it once in 740"
+)
 CHOSEN_ROWS = Threshold("chosen_rows", 5, "rows with rewards/chosen", "the order of fewer cannot reach p = 1 %")
-SWAPPED = Threshold("swapped", 0.3, "share of the pairs", "a judgement: by chance it is one half")
+SWAPPED = Threshold("swapped", 0.3, "share of the pairs", "105 RL trainings: no change from 0.08 to 0.9")
 TOLD = Threshold("told", 0.8, "of ln 2, the training loss", "a judgement: nearly three pairs of four in order")
 SATURATED_LOSS = Threshold("saturated_loss", 0.02, "nats, median of the last quarter", "-ln sigmoid(4) = 0.018")
 SATURATED_MARGIN = Threshold("saturated_margin", 4.0, "reward: beta x nats, the same rows", REAL_RUNS)
@@ -141,7 +146,7 @@ def some_margin(facts: RunFacts) -> str | None:
     phrase=lambda v: f"chosen and rejected are {v['how']}",
     covers=frozenset({"learning"}),
     thresholds=(
-        *(SEPARATED, SURELY, SEPARATION_ERROR, MARGIN_ERROR, MARGIN_STILL, SEPARATION_ROWS, TIE),
+        *(SURELY, SEPARATION_ERROR, MARGIN_ERROR, MARGIN_STILL, SEPARATION_ROWS, TIE),
         *(HARDLY, HARDLY_APART, TOGETHER, CHOSEN_FALL),
     ),
     evidence=(NEMOTRON, TRIAL),
@@ -149,7 +154,7 @@ def some_margin(facts: RunFacts) -> str | None:
 def _separation(facts: RunFacts) -> Observation | None:
     """preferences not told apart
 
-    in the second half of the rows, the mean of rewards/accuracies is at most {separated} (or 2 standard errors)
+    in the second half of the rows, the mean of rewards/accuracies is at most 2 standard errors
     above one half, and that of rewards/margins is not {surely} standard errors above 0; if the accuracy's standard
     error is over {separation_error}, the margin must be within {margin_still} standard error of 0, or below; not
     where all margins are 0 (PRF140). Without an accuracy: both rewards moved by {chosen_fall}, and by {together} times
@@ -172,7 +177,7 @@ def _separation(facts: RunFacts) -> Observation | None:
     accuracy, error, margin, margin_error = apart
     if (hardly := _hardly(facts, apart)) is not None:
         return hardly
-    if apart.surely or accuracy - 0.5 > max(SEPARATED.value, 2.0 * error):
+    if apart.surely or accuracy - 0.5 > 2.0 * error:
         return None
     if math.isnan(accuracy) and (together := _together(facts, apart)) is not None:
         return together
@@ -181,7 +186,7 @@ def _separation(facts: RunFacts) -> Observation | None:
     margin_still = error <= MARGIN_ERROR.value and margin <= MARGIN_STILL.value * margin_error
     if error > SEPARATION_ERROR.value and not margin_still:
         raise Unknown(f"too noisy: a reward accuracy {2 * error:.1%} over one half would not show")
-    swapped = 0.5 - accuracy > max(SEPARATED.value, 2.0 * error) and margin < 0.0
+    swapped = 0.5 - accuracy > 2.0 * error and margin < 0.0
     how = "told apart the wrong way round" if swapped else "not told apart"
     return Observation(
         f"Chosen and rejected answers are {how}: in the second half of the rows the reward accuracy is {accuracy:.1%} "
@@ -584,7 +589,7 @@ def told(facts: RunFacts) -> Iterator[StoryPart]:
     right = "" if math.isnan(accuracy) else f"reward accuracy {accuracy:.0%} (+/- {2 * error:.0%}), "
     level = f"{right}margin {margin:.3g} (+/- {2 * margin_error:.2g}) in the second half"
     values = {"margin": margin, "error": margin_error}
-    if seen_apart.surely or accuracy - 0.5 > max(SEPARATED.value, 2.0 * error):
+    if seen_apart.surely or accuracy - 0.5 > 2.0 * error:
         yield StoryPart(says=f"tells chosen from rejected: {level}", values=values)
     else:
         yield StoryPart(says=f"cannot tell whether it learns the preferences: {level}", values=values)

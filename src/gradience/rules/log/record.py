@@ -11,12 +11,13 @@ from gradience.schema import as_float
 from gradience.telemetry.signals import REWARD
 
 FEW_ROWS = Threshold("few_rows", 3, "training rows", "definition: a curve has a start, a middle and an end")
-PLANNED_ROWS = Threshold("planned_rows", 20, "rows that the settings would log in all", JUDGEMENT)
-SOME_STEPS = Threshold("some_steps", 20, "steps", "a judgement: the log of a shorter run is short")
+PLANNED_ROWS = Threshold("planned_rows", 20, "rows that the settings would log in all", "50 logs: no change from 2 on")
+SOME_STEPS = Threshold("some_steps", 20, "steps", "124 logs: no change from 5 to 20")
 REPLAY_DIFFERENCE = Threshold(
     "replay_difference", 0.2, "median relative difference", "proposal of the project's design"
 )
-ENDED = Threshold("ended", 0.9, "of the planned steps", JUDGEMENT)
+_ROWS_WANTED: Final = 50  # enough for a curve
+ENDED = Threshold("ended", 0.9, "of the planned steps", "arithmetic: a linear decay has 1 % of its rates left")
 REPLAY_ROWS = Threshold("replay_rows", 3, "steps logged before and after", JUDGEMENT)
 
 _SEQUENCE: Final = cite("the recorder", "seq counts the lines of one session; one writer holds the log's lock")
@@ -239,13 +240,12 @@ def _no_row(facts: RunFacts) -> str | None:
 
 @LogRule(
     "GAP118",
-    severity="warning",
+    severity="info",
     confidence=0.95,
     signs=("few_rows",),
     look=True,
     phrase=lambda v: "no training loss was logged" if not v["rows"] else "almost no training loss was logged",
     covers=frozenset({"learning"}),
-    cause="not_logged",
     thresholds=(FEW_ROWS, SOME_STEPS, PLANNED_ROWS),
     evidence=(LOGGING_DEFAULT,),
 )
@@ -253,7 +253,7 @@ def _sparse(facts: RunFacts) -> Observation | None:
     """sparse log
 
     fewer than {few_rows} training rows in {some_steps} steps or more, unless the log is cut and the settings would
-    give {planned_rows} in all; info if there are evaluations
+    give {planned_rows} in all
 
     Why: Without a curve neither a spike nor a plateau nor a divergence can be seen.
     Scope: any log but one of RL with its reward: a policy's loss says nothing, and not all trainers log it
@@ -265,8 +265,9 @@ def _sparse(facts: RunFacts) -> Observation | None:
         return None  # Tinker logs no loss of a policy, which would say nothing
     rows, evaluations = len(facts.series.steps), len(facts.history or facts.evals)
     last, every = facts.run.last_step, facts.config.training.logging_steps
+    wanted = f"Set logging_steps to {max(1, (last or 0) // _ROWS_WANTED)} in the next run."
     if not rows and (why := _no_row(facts)) is not None:
-        return Observation(why, {"rows": 0, "evals": evaluations}, severity="warning")
+        return Observation(why, {"rows": 0, "evals": evaluations}, action=wanted)
     if rows >= FEW_ROWS.value or not last or last < SOME_STEPS.value:
         return None
     planned = (facts.max_steps or 0) / as_float(every) if every is not None and as_float(every) > 0.0 else 0.0
@@ -283,7 +284,7 @@ def _sparse(facts: RunFacts) -> Observation | None:
     return Observation(
         f"{what} in {last} steps{interval}: the training loss has no curve.",
         {"rows": rows, "evals": evaluations},
-        severity="info" if evaluations else None,
+        action=wanted,
     )
 
 

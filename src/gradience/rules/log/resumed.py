@@ -5,16 +5,13 @@ from __future__ import annotations
 from typing import Final
 
 from gradience.rules import Observation, Threshold, Unknown, premise
-from gradience.rules.log.facts import JUDGEMENT, LogRule, RunFacts, seen, shown
-from gradience.rules.log.statistics import median
+from gradience.rules.log.divergence import DIVERGED_NOISE, STILL_BOUND
+from gradience.rules.log.facts import LogRule, RunFacts, seen, shown
+from gradience.rules.log.preference import FEW_ROWS
+from gradience.rules.log.statistics import median, median_error, noise
 
-FELL = Threshold("fell", 0.3, "of the first losses, that the loss had lost before", JUDGEMENT)
-BACK = Threshold("back", 0.8, "of that fall, that the loss is back up", JUDGEMENT)
-NEAR_START = Threshold("near_start", 0.3, "of the first losses, from them", JUDGEMENT)
-OLD_ROWS = Threshold("old_rows", 10, "training rows before", JUDGEMENT)
-AT_ONCE = Threshold("at_once", 3, "training rows that stand for a level", JUDGEMENT)
-SAME_EVALS = Threshold("same_evals", 4, "evaluations in a row", "a judgement: two may agree by rounding")
-ROUNDED = Threshold("rounded", 8, "evaluations in a row, of a loss of 4 decimals or fewer", JUDGEMENT)
+BACK = Threshold("back", 0.8, "of what the loss had lost, that it is back up", "165 logs: no change from 0.2 to 0.88")
+SAME_EVALS = Threshold("same_evals", 4, "evaluations in a row", "74 trainings: no change from 3 to 4")
 _DECIMALS: Final = 4
 
 
@@ -33,13 +30,14 @@ def _was_resumed(facts: RunFacts) -> str | None:
     needs=(_was_resumed,),
     place="broken",
     phrase=lambda v: f"began anew at its resume, at step {shown(v, 'step', 'd')}",
-    thresholds=(FELL, BACK, NEAR_START, OLD_ROWS, AT_ONCE),
+    thresholds=(BACK, STILL_BOUND, DIVERGED_NOISE, FEW_ROWS),
 )
 def _began_anew(facts: RunFacts) -> Observation | None:
     """a loss that is back at its start after a resume
 
-    after {old_rows} rows or more, the median of {at_once} rows is up again at once by {back} of what the loss had lost
-    since its first {at_once} rows, and within {near_start} of these; it had lost {fell} of them
+    the median of {few_rows} rows is up again at once by {back} of what the loss had lost since its first {few_rows}
+    rows, and above these by no more than the rest of it; it had lost over {still_bound} of them and {diverged_noise}
+    standard errors
 
     Why: What was learnt before the resume is lost: the adapter was not loaded, or another one was.
     Scope: runs whose settings or log say that they were resumed
@@ -50,16 +48,16 @@ def _began_anew(facts: RunFacts) -> Observation | None:
         adapter
     """
     losses, rows = facts.loss.values, facts.loss.rows
-    few, least = int(AT_ONCE.value), int(OLD_ROWS.value)
-    if len(losses) < least + few:
-        raise Unknown(f"{len(losses)} rows with a training loss; it needs {least + few}")
+    few = int(FEW_ROWS.value)
+    if len(losses) < 3 * few:
+        raise Unknown(f"{len(losses)} rows with a training loss; it needs {3 * few}")
     start = median(losses[:few])
-    for at in range(least, len(losses) - few + 1):
+    least = max(STILL_BOUND.value * start, DIVERGED_NOISE.value * median_error(noise(losses), few, few))
+    for at in range(2 * few, len(losses) - few + 1):
         before, after = median(losses[at - few : at]), median(losses[at : at + few])
         fall = start - before
         up = min(losses[at], after) - max(before, losses[at - 1])  # from one row to the next, which is the resume's
-        is_start = abs(after - start) <= NEAR_START.value * start
-        if fall < FELL.value * start or up < BACK.value * fall or not is_start:
+        if fall <= least or up < BACK.value * fall or after - start > (1.0 - BACK.value) * fall:
             continue
         step = facts.step(rows[at])
         return Observation(
@@ -77,13 +75,13 @@ def _began_anew(facts: RunFacts) -> Observation | None:
     confidence=0.85,
     place="later",
     phrase=lambda v: f"held-out loss is the same to the last digit in {shown(v, 'evaluations', 'd')} evaluations",
-    thresholds=(SAME_EVALS, ROUNDED),
+    thresholds=(SAME_EVALS,),
 )
 def _same_evaluations(facts: RunFacts) -> Observation | None:
     """an evaluation that is the same to the last digit
 
-    {same_evals} evaluations in a row, or {rounded} of a loss that is rounded, have exactly the same loss, while the
-    training loss changes and the learning rate is not 0
+    {same_evals} evaluations in a row have exactly the same loss, of over four decimals, while the training loss
+    changes and the learning rate is not 0
 
     Why: Weights that move give another loss each time: what is evaluated is not what is trained.
     Scope: held-out losses of one split
@@ -100,8 +98,10 @@ def _same_evaluations(facts: RunFacts) -> Observation | None:
     while first > 0 and curve.losses[first - 1] == last:
         first -= 1
     same = len(curve.losses) - first
-    if same < (ROUNDED if round(last, _DECIMALS) == last else SAME_EVALS).value:
+    if same < SAME_EVALS.value:
         return None
+    if round(last, _DECIMALS) == last:
+        raise Unknown("the held-out losses are rounded, so that equal ones may be others")
     since, until = curve.steps[first], curve.steps[-1]
     inside = [i for i, step in enumerate(facts.series.steps) if since < step <= until]
     losses = {facts.series.losses[i] for i in inside}

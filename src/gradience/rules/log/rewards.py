@@ -1,12 +1,13 @@
 """Reinforcement learning: what rewards, entropy, KL, clipping and the lengths of the completions say of a run.
 
-RWD122, RWD221 and RWN139 judge the reward, ZVR123 its groups, ENT135 the entropy, KLD124 and KLZ138 the distance from
-the reference, CLF137 the size of the updates, CLP125 and LEN136 the lengths, CRT219 the critic, RAT141 the learning
-rate. `told` says in the story whether the reward rises. Under RL a loss near 0 is normal and says nothing.
+RWD122, RWD221, RWN139 and RWS143 judge the reward, ZVR123 its groups, ENT135 the entropy, KLD124 and KLZ138 the
+distance from the reference, CLF137 the size of the updates, CLP125 and LEN136 the lengths, CRT219 the critic, RAT141
+the learning rate. `told` says in the story whether the reward rises. Under RL a loss near 0 is normal and says nothing.
 """
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -53,32 +54,48 @@ from gradience.telemetry.signals import (
     REWARD,
     REWARD_STD,
     TOKEN_KL,
-    VALUE_LOSS,
 )
 
 RL_RUNS: Final = "tuning seeds of the trainings of benchmarks/rl_runs.py"
 
 REWARD_SHOWN = Threshold("reward_shown", 3.0, "standard errors of the difference", "3 of 1000 flat columns")
-REWARD_ERRORS = Threshold("reward_errors", 4.0, "standard errors of the difference", "trial: the best of ten levels")
+REWARD_ERRORS = Threshold(
+    "reward_errors", 4.0, "standard errors of the difference", "105 RL trainings: no change from 1.4 on"
+)
 SOME_ROWS = Threshold("some_rows", 10, "rows that logged it", "five levels of two rows")
 SURE_ERRORS = Threshold("sure_errors", 8.0, "standard errors", "a judgement: few rows know their noise badly")
-REWARD_FALL = Threshold("reward_fall", 0.1, "fraction of the best level", JUDGEMENT)
-REWARD_LOST = Threshold("reward_lost", 0.5, "fraction of the gain that was lost again", JUDGEMENT)
-REWARD_FLAT = Threshold("reward_flat", 0.1, "of the level: the change and two of its standard errors", JUDGEMENT)
+REWARD_LOST = Threshold("reward_lost", 0.5, "fraction of the gain that was lost again", "definition: the greater part")
+REWARD_FLAT = Threshold(
+    "reward_flat",
+    0.1,
+    "of the level: the change and two of its standard errors",
+    "105 RL trainings: no change from 0.09 to 0.11",
+)
+
+RESCALED = Threshold("rescaled", 2.0, "times", "arithmetic: one factor on all rewards is one on their deviation")
+SAME_FACTOR = Threshold("same_factor", 1.2, "times, one factor over the other", "arithmetic: of shares it is sqrt(2)")
+APART = Threshold("apart", 1.5, "times, the nearest of five rows on both sides", "arithmetic: no row lies between")
 
 HELD_OUT_ROWS = Threshold("held_out_rows", 6, "evaluations", "a judgement: three at the end, three before")
 
 RATE_LOW = Threshold("rate_low", 2e-6, "peak learning rate of LoRA", "half the lowest published one; see LR004")
 
-NULL_ROWS = Threshold("null_rows", 0.1, "fraction of the rows without a reward", JUDGEMENT)
+NULL_ROWS = Threshold(
+    "null_rows", 0.1, "fraction of the rows without a reward", "105 RL trainings: no change from 0.067 to 0.2"
+)
 
-ZERO_GROUPS = Threshold("zero_groups", 0.5, "fraction of the groups", JUDGEMENT)
-ZERO_GROUPS_MOST = Threshold("zero_groups_most", 0.9, "fraction of the groups", JUDGEMENT)
-ZERO_GROUPS_ALSO = Threshold("zero_groups_also", 0.3, "fraction of the groups", JUDGEMENT)
+ZERO_GROUPS = Threshold("zero_groups", 0.5, "fraction of the groups", "arithmetic: half of the answers teach nothing")
+ZERO_GROUPS_MOST = Threshold(
+    "zero_groups_most", 0.9, "fraction of the groups", "105 RL trainings: no change from 0.72 on"
+)
 
 COLLAPSED = Threshold("collapsed", 0.1, "entropy at the end over that of the first rows", RL_RUNS)
-NARROWED = Threshold("narrowed", 0.25, "entropy at the end over that of the first rows", JUDGEMENT)
-SPREAD_OUT = Threshold("spread_out", 3.0, "entropy at the end over that of the first rows", JUDGEMENT)
+NARROWED = Threshold(
+    "narrowed", 0.25, "entropy at the end over that of the first rows", "105 RL trainings: no change from 0.17 to 0.37"
+)
+SPREAD_OUT = Threshold(
+    "spread_out", 3.0, "entropy at the end over that of the first rows", "105 RL trainings: no change from 1.5 on"
+)
 RANDOM = Threshold("random", 2.0, "nats a token", "a judgement: some seven equally likely tokens")
 
 KL_LATE = Threshold("kl_late", 1.0, "nats a token, median of the last third", JUDGEMENT)
@@ -96,21 +113,27 @@ KL_ROWS = Threshold("kl_rows", 5, "rows with kl", "the first steps of a warm-up 
 
 CLIPPED_MUCH = Threshold("clipped_much", 0.3, "fraction of the tokens, mean of a third of the rows", RL_RUNS)
 
-CUT_OFF = Threshold("cut_off", 0.5, "fraction of the completions", JUDGEMENT)
+CUT_OFF = Threshold("cut_off", 0.5, "fraction of the completions", "105 RL trainings: no change from 0.5 to 0.75")
 
 EXPLAINS_NOTHING = Threshold("explains_nothing", 0.0, "explained variance", "definition: that of a constant")
-VALUE_LOSS_GROWS = Threshold("value_loss_grows", 10.0, "times the first fifth of the rows", JUDGEMENT)
 
 RATE_OF_WEIGHTS = Threshold(
     "rate_of_weights", 0.05, "learning rate", "weights start at a deviation of 0.02 (initializer_range), so twice that"
 )
 
-LONGER = Threshold("longer", 2.0, "length at the end over that of the first rows", JUDGEMENT)
+LONGER = Threshold(
+    "longer", 2.0, "length at the end over that of the first rows", "105 RL trainings: healthy ones up to 2.2"
+)
 LONGER_CUT = Threshold("longer_cut", 1.5, "the same, if most completions are cut off at the end", RL_RUNS)
-MUCH_LONGER = Threshold("much_longer", 4.0, "the same, while the reward rises", "a judgement: reasoning may double it")
-SHORTER = Threshold("shorter", 0.5, "length at the end over that of the first rows", JUDGEMENT)
+MUCH_LONGER = Threshold(
+    "much_longer", 4.0, "the same, while the reward rises", "105 RL trainings: no change from 2.7 on"
+)
+SHORTER = Threshold(
+    "shorter", 0.5, "length at the end over that of the first rows", "105 RL trainings: no change from 0.4 to 1"
+)
 
 _THIRD: Final = 3
+_SCALE_ROWS: Final = 5  # rows on both sides of a change of scale
 _PARTS: Final = 5
 _NEWEST: Final = 3  # evaluations that give the level at the end
 _OF_TRL: Final = frozenset({"frac_reward_zero_std", "completions/mean_length"})
@@ -204,6 +227,72 @@ def _teaches_nothing(facts: RunFacts) -> bool:
     return equal is not None and equal[1] >= ZERO_GROUPS_MOST.value
 
 
+class Rescaled(NamedTuple):
+    """A change of scale: its step, its place among the rows, and the factor of the reward's deviation."""
+
+    step: int
+    row: int
+    factor: float
+
+
+@once
+def _rescaled(facts: RunFacts) -> Rescaled | None:
+    """Where the reward and its deviation are multiplied at once by about the same factor; the largest such place."""
+    reward, spread = find(facts, REWARD), find(facts, REWARD_STD)
+    if reward is None or spread is None or list(reward.steps) != list(spread.steps):
+        return None
+    found = Rescaled(0, 0, 1.0)
+    for row in range(_SCALE_ROWS, len(spread.values) - _SCALE_ROWS + 1):
+        (low, of_low), (high, of_high) = (
+            (spread.values[part], abs(median(reward.values[part])))
+            for part in (slice(row - _SCALE_ROWS, row), slice(row, row + _SCALE_ROWS))
+        )
+        if not (min(low) > 0.0 < min(high) and of_low and of_high):
+            continue
+        factor, apart = median(high) / median(low), max(min(high) / max(low), min(low) / max(high))
+        same = abs(math.log(of_high / of_low / factor)) <= math.log(SAME_FACTOR.value)
+        if same and apart >= APART.value and abs(math.log(factor)) > abs(math.log(found.factor)):
+            found = Rescaled(reward.steps[row], row, factor)
+    return found if max(found.factor, 1.0 / found.factor) >= RESCALED.value else None
+
+
+@_RewardRule(
+    "RWS143",
+    severity="warning",
+    confidence=0.8,
+    phrase=lambda v: f"the reward changes its scale at step {v['step']}",
+    look=True,
+    covers=frozenset({"reward"}),
+    thresholds=(RESCALED, SAME_FACTOR, APART),
+)
+def _scale(facts: RunFacts) -> Observation | None:
+    """the reward changes its scale
+
+    from one row to the next the reward and its deviation are both {rescaled} times as large or as small, by factors
+    that agree to {same_factor}, and five rows on both sides lie {apart} times apart
+
+    Why: The rows on both sides are not comparable: what looks like a rise or a fall is another unit, as after a change
+        of reward_weights, of a function or of its normalisation.
+    Scope: RL that logs the reward and its deviation
+    Action: Compare rows on one side of that step only, and what was changed there: reward_weights, a function.
+    Verify: The functions of the reward before and after that step.
+    Source: arithmetic -- a factor on every reward multiplies their mean and their standard deviation alike; of shares
+        of 0 and 1, which rise from p to q, the deviation grows by less than the mean
+    """
+    if find(facts, REWARD) is None or find(facts, REWARD_STD) is None:
+        raise Unknown("the reward and its deviation were not both logged")
+    change = _rescaled(facts)
+    if change is None:
+        return None
+    how = f"{change.factor:.2g} times as large" if change.factor > 1.0 else f"{1 / change.factor:.2g} times as small"
+    return Observation(
+        f"At step {change.step} the reward and its deviation become {how} at once: another scale, and no gain or loss. "
+        "Rows before and after it are not comparable.",
+        {"step": change.step, "factor": change.factor},
+        evidence=seen(f"{_SCALE_ROWS} rows on both sides"),
+    )
+
+
 def _reward_fell_says(v: Values) -> str | None:
     return f"the reward fell from {shown(v, 'best')} around step {v['best_step']}" if "best" in v else None
 
@@ -217,16 +306,16 @@ def _reward_fell_says(v: Values) -> str | None:
     covers=frozenset({"reward"}),
     thresholds=(
         *(FEW_ROWS, MANY_ROWS, ALPHA, REWARD_SHOWN, REWARD_ERRORS),
-        *(REWARD_FALL, REWARD_LOST, REWARD_FLAT, RATE_LOW, SOME_ROWS, SURE_ERRORS),
+        *(REWARD_LOST, REWARD_FLAT, RATE_LOW, SOME_ROWS, SURE_ERRORS),
     ),
     evidence=(TRIAL,),
 )
 def _reward(facts: RunFacts) -> Observation | None:
     """reward falls
 
-    the last fifth of the rows is below the best fifth by over {reward_errors} standard errors and {reward_fall} of
+    the last fifth of the rows is below the best fifth by over {reward_errors} standard errors and {reward_flat} of
     the best level, and over {reward_lost} of the gain is lost; {reward_shown} errors are enough if {reward_lost} of the
-    best level was lost on the way, by {sure_errors}; under {many_rows} rows: a fall of over {reward_fall}, with p <=
+    best level was lost on the way, by {sure_errors}; under {many_rows} rows: a fall of over {reward_flat}, with p <=
     {alpha} by Mann-Kendall, or from {some_rows} rows on as in many, by {sure_errors} errors. A reward whose change with
     2 standard errors is at most {reward_flat} of its level is info; a warning where LoRA was trained at {rate_low} or
     less to the end, and no rise shows
@@ -240,6 +329,8 @@ def _reward(facts: RunFacts) -> Observation | None:
     Source: definition -- the policy gradient's loss is 0 on average where advantages are centred
     """
     column = logged(facts, REWARD, FEW_ROWS.value)
+    if scaled := _rescaled(facts):
+        raise Unknown(f"the reward changes its scale at step {scaled.step} (RWS143)")
     values, change = column.values, change_of(column.values)
     if len(values) < MANY_ROWS.value:
         some = len(values) >= SOME_ROWS.value
@@ -285,7 +376,7 @@ def _fell_from_best(column: Logged, change: RewardChange, errors: float) -> Obse
     low = min(levels[start] for start in starts if start >= at)
     deep = best - low > max(SURE_ERRORS.value * change.error, REWARD_LOST.value * abs(best))  # and came back in part
     least = (REWARD_SHOWN.value if deep else errors) * change.error
-    fallen = best - change.last > max(least, REWARD_FALL.value * abs(best))
+    fallen = best - change.last > max(least, REWARD_FLAT.value * abs(best))
     if not fallen or best - change.last <= REWARD_LOST.value * (best - change.first):
         return None
     return Observation(
@@ -299,7 +390,7 @@ def _fell_from_best(column: Logged, change: RewardChange, errors: float) -> Obse
 def _few_rewards(column: Logged, change: RewardChange) -> Observation | None:
     """Judge few rows by their order: whether chance explains as many falling pairs."""
     values, first = column.values, change.first
-    if change.how == "falls" and first - change.last > REWARD_FALL.value * abs(first):
+    if change.how == "falls" and first - change.last > REWARD_FLAT.value * abs(first):
         return Observation(
             f"The reward fell: {first:.4g} in the first rows, {change.last:.4g} in the last (p = "
             f"{mann_kendall(values):.2g} for {len(values)} rows).",
@@ -316,15 +407,15 @@ def _few_rewards(column: Logged, change: RewardChange) -> Observation | None:
     severity="warning",
     confidence=0.9,
     place="broken",
-    phrase=lambda v: f"no reward in {v['missing']} of {v['rows']} rows",
+    phrase=lambda v: f"no {v.get('name', 'reward')} in {v['missing']} of {v['rows']} rows",
     thresholds=(NULL_ROWS, FEW_ROWS),
 )
 def _no_reward(facts: RunFacts) -> Observation | None:
     """rewards are not numbers
 
     in at least {null_rows} of the rows that logged the completions there is no finite reward, or none of its only
-    function, from {few_rows} such rows on; info if it is fewer of them, or one of several functions; an error if there
-    is none at all
+    function, or of one of several to the end, from {few_rows} such rows on; info if it is fewer of them, or one of
+    several functions now and then; an error if there is none at all
 
     Why: A completion without a reward has an advantage of 0: it teaches nothing.
     Scope: trainers that log a reward with every row, as TRL does
@@ -342,7 +433,7 @@ def _no_reward(facts: RunFacts) -> Observation | None:
         raise Unknown("the trainer may log no reward")
     missing = of - rows
     if missing <= 0:
-        return _no_number(facts, of)
+        return _no_number(facts, beside)
     which = f"all {of} logged rows" if not rows else f"{missing} of {of} logged rows"
     return Observation(
         f"In {which} the reward is not a number: no completion there got one from the reward function.",
@@ -352,18 +443,28 @@ def _no_reward(facts: RunFacts) -> Observation | None:
     )
 
 
-def _no_number(facts: RunFacts, of: int) -> Observation | None:
+def _no_number(facts: RunFacts, beside: Logged) -> Observation | None:
     """The finding if one function of the reward is not a number where the reward is: TRL adds up what is."""
-    means = {name: len(each.values) for name, each in facts.signals.items() if COMPONENT.fullmatch(name)}
-    name = min(means, key=means.__getitem__, default="")
-    missing = of - means.get(name, of)
+    of = len(beside.values)
+    means = {name: facts.signals.get(name) for name in sorted(facts.logged) if COMPONENT.fullmatch(name)}
+    rows = {name: len(each.values) if each else 0 for name, each in means.items()}
+    name = min(rows, key=rows.__getitem__, default="")
+    missing = of - rows.get(name, of)
     if missing <= 0:
         return None
+    each = means[name] if rows[name] else None
+    last = each.steps[rows[name] - 1] if each else -1
+    after = [step for step in beside.steps if step > last]
+    many = missing >= NULL_ROWS.value * of
+    if ended := len(after) >= NULL_ROWS.value * of:
+        which = f"From step {after[0]} on" if each else f"In all {of} logged rows"
+    else:
+        which = f"In {missing} of {of} logged rows"
     return Observation(
-        f"In {missing} of {of} logged rows {name} is not a number: no completion there got one from this function.",
-        {"missing": missing, "rows": of},
-        severity="info" if len(means) > 1 or missing < NULL_ROWS.value * of else None,
-        evidence=seen(f"{of} rows with a reward, {means[name]} with {name}"),
+        f"{which} {name} is not a number: no completion there got one from this function.",
+        {"missing": missing, "rows": of, "name": name.removesuffix("/mean")},
+        severity=None if ended or (many and len(means) == 1) else "info",
+        evidence=seen(f"{of} rows with a reward, {rows[name]} with {name}"),
     )
 
 
@@ -678,11 +779,7 @@ def _late_cut(facts: RunFacts) -> float | None:
 
 
 def _cut_off_says(v: Values) -> str:
-    equal = v.get("zero_groups")
-    also = isinstance(equal, float) and equal >= ZERO_GROUPS_ALSO.value
-    return f"{shown(v, 'share', '.0%')} of the completions are cut off" + (
-        f", {shown(v, 'zero_groups', '.0%')} of the groups teach nothing" if also else ""
-    )
+    return f"{shown(v, 'share', '.0%')} of the completions are cut off"
 
 
 @_RewardRule(
@@ -691,15 +788,14 @@ def _cut_off_says(v: Values) -> str:
     confidence=0.7,
     phrase=_cut_off_says,
     signs=("cut_completions",),
-    thresholds=(CUT_OFF, ZERO_GROUPS_ALSO, FEW_ROWS),
+    thresholds=(CUT_OFF, FEW_ROWS),
     evidence=(TRIAL,),
 )
 def _cut_off(facts: RunFacts) -> Observation | None:
     """completions cut off
 
     in the last third of the rows at least {cut_off} of the completions are cut off in the mean, or, where the end
-    tokens are counted, there is none; the message adds whether at least {zero_groups_also} of the groups have equal
-    rewards
+    tokens are counted, there is none
 
     Why: An answer that was cut off is graded as wrong even if it was right so far: noise in the reward.
     Scope: RL that logs how many completions are cut off, from three rows on
@@ -716,14 +812,9 @@ def _cut_off(facts: RunFacts) -> Observation | None:
     share = mean_error(late)[0]
     if share < CUT_OFF.value:
         return None
-    equal = _equal_groups(facts)
-    groups = equal[1] if equal else 0.0
-    also = (
-        f"; {groups:.0%} of the groups have equal rewards and teach nothing" if groups >= ZERO_GROUPS_ALSO.value else ""
-    )
     return Observation(
-        f"In the last third of the rows {share:.0%} of the completions are cut off at their maximal length{also}.",
-        {"share": share, "zero_groups": groups},
+        f"In the last third of the rows {share:.0%} of the completions are cut off at their maximal length.",
+        {"share": share},
         evidence=seen(f"{column.name} {share:.3f} in {len(late)} rows"),
     )
 
@@ -825,13 +916,13 @@ def _gain(facts: RunFacts) -> tuple[float, float] | None:
     severity="warning",
     confidence=0.7,
     phrase=lambda v: f"the held-out reward fell from {shown(v, 'best', '.3g')} around step {v['best_step']}",
-    thresholds=(HELD_OUT_ROWS, REWARD_ERRORS, REWARD_FALL, REWARD_LOST),
+    thresholds=(HELD_OUT_ROWS, REWARD_ERRORS, REWARD_FLAT, REWARD_LOST),
 )
 def _held_out_reward(facts: RunFacts) -> Observation | None:
     """held-out reward falls while that of training does not
 
     from {held_out_rows} evaluations on, the median of the last three is below the best by over {reward_errors}
-    standard errors, {reward_fall} of the best and {reward_lost} of the gain, and the reward of training did not fall
+    standard errors, {reward_flat} of the best and {reward_lost} of the gain, and the reward of training did not fall
 
     Why: What is learnt after the best evaluation is of the training prompts, or of a flaw of their reward.
     Scope: RL with evaluations whose metrics are named reward, acc or score
@@ -847,7 +938,7 @@ def _held_out_reward(facts: RunFacts) -> Observation | None:
     at = max(range(len(test.values)), key=test.values.__getitem__)
     best, last = test.values[at], median(test.values[-_NEWEST:])
     error = median_error(noise(test.values), 1, _NEWEST)
-    least = max(REWARD_ERRORS.value * error, REWARD_FALL.value * abs(best), REWARD_LOST.value * (best - test.values[0]))
+    least = max(REWARD_ERRORS.value * error, REWARD_FLAT.value * abs(best), REWARD_LOST.value * (best - test.values[0]))
     change = change_of(column.values)
     fell = change.how == "falls" or _fell_from_best(column, change, REWARD_ERRORS.value) is not None
     if best - last <= least or fell:
@@ -878,48 +969,31 @@ def _held_out(facts: RunFacts) -> Logged | None:
     "CRT219",
     severity="warning",
     confidence=0.7,
-    phrase=lambda v: (
-        f"the critic explains {shown(v, 'explained', '.0%')} of the returns' variance"
-        if "explained" in v
-        else f"the value loss grew from {shown(v, 'first', '.3g')} to {shown(v, 'last', '.3g')}"
-    ),
-    thresholds=(EXPLAINS_NOTHING, VALUE_LOSS_GROWS, MANY_ROWS, REWARD_SHOWN),
+    phrase=lambda v: f"the critic explains {shown(v, 'explained', '.0%')} of the returns' variance",
+    thresholds=(EXPLAINS_NOTHING, MANY_ROWS, REWARD_SHOWN),
 )
 def _critic(facts: RunFacts) -> Observation | None:
     """critic does not predict the returns
 
     from {many_rows} rows on, the explained variance of the last third is under {explains_nothing} by {reward_shown}
-    standard errors; or the value loss of the last fifth of the rows is over {value_loss_grows} times that of the first,
-    and as many times what the square of the reward grew by
+    standard errors
 
     Why: The advantage is the return less the critic's value: a bad critic adds noise to every step.
-    Scope: PPO with a critic that logs its loss or explained variance
+    Scope: PPO with a critic that logs its explained variance
     Action: Train the critic alone first, at a rate of its own, or normalise the rewards.
     Verify: Plot values against returns for one batch.
     Seen: https://github.com/DLR-RM/stable-baselines3/issues/2240 -- explained variance of 0 throughout training
-    Source: definition -- explained variance is 0 for a constant; the loss is a square, so it grows with the reward's
+    Source: definition -- explained variance is 0 for a constant
     """
-    explained = find(facts, EXPLAINED, MANY_ROWS.value)
-    if explained is not None:
-        level, error = mean_error(last_part(explained.values, _THIRD))
-        if level + REWARD_SHOWN.value * error < EXPLAINS_NOTHING.value:
-            return Observation(
-                f"The critic's values explain {level:.0%} of the variance of the returns in the last third of the "
-                "rows: a constant would do better.",
-                {"explained": level},
-                evidence=seen(f"mean {explained.name} {level:.3g}"),
-            )
-    loss = logged(facts, VALUE_LOSS, MANY_ROWS.value)
-    change, reward = change_of(loss.values), find(facts, REWARD, MANY_ROWS.value)
-    of = change_of(reward.values) if reward else None
-    scale = (of.last / of.first) ** 2 if of and of.first else 1.0
-    if change.how != "rises" or change.last <= VALUE_LOSS_GROWS.value * max(1.0, scale) * change.first:
+    explained = logged(facts, EXPLAINED, MANY_ROWS.value)
+    level, error = mean_error(last_part(explained.values, _THIRD))
+    if level + REWARD_SHOWN.value * error >= EXPLAINS_NOTHING.value:
         return None
     return Observation(
-        f"The value loss grew from {change.first:.3g} in the first fifth of the rows to {change.last:.3g} in the last: "
-        "the critic moves away from the returns.",
-        {"first": change.first, "last": change.last},
-        evidence=seen(f"medians of {change.rows} rows of {loss.name} each"),
+        f"The critic's values explain {level:.0%} of the variance of the returns in the last third of the rows: a "
+        "constant would do better.",
+        {"explained": level},
+        evidence=seen(f"mean {explained.name} {level:.3g}"),
     )
 
 
@@ -946,6 +1020,7 @@ def told(facts: RunFacts, covered: frozenset[Topic]) -> Iterator[StoryPart]:
 
 RULES: Final[tuple[LogRule, ...]] = (
     _no_reward,
+    _scale,
     _reward,
     _zero_variance,
     _entropy,

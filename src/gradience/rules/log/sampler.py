@@ -12,19 +12,7 @@ from itertools import pairwise
 from typing import Final, NamedTuple
 
 from gradience.rules import Observation, Threshold, Unknown, cite
-from gradience.rules.log.facts import (
-    JUDGEMENT,
-    Logged,
-    LogRule,
-    RunFacts,
-    Values,
-    find,
-    last_part,
-    logged,
-    seen,
-    shown,
-    under,
-)
+from gradience.rules.log.facts import Logged, LogRule, RunFacts, Values, find, last_part, logged, seen, shown, under
 from gradience.rules.log.preference import FEW_ROWS
 from gradience.rules.log.statistics import median
 from gradience.telemetry.signals import (
@@ -39,7 +27,6 @@ from gradience.telemetry.signals import (
 GAP = Threshold("gap", 0.1, "nats a token", "bfloat16 noise 0.01 to 0.06; 0.2 to 0.4 in a run that hardly converged")
 GAP_KL = Threshold("gap_kl", 0.01, "nats a token", "that of a gap of 0.1: half of the log-ratio's variance")
 GAP_SHARE = Threshold("gap_share", 0.05, "probability", "a judgement: that of a gap of 0.1 at usual probabilities")
-GROWN = Threshold("grown", 3.0, "level late on over that of the first rows", JUDGEMENT)
 FALLS = Threshold("falls", 3, "falls to under half at equal distances", "a judgement: two may be chance")
 RATIO_LOW = Threshold("ratio_low", 0.5, "mean importance ratio", "without a difference it is 1")
 
@@ -84,8 +71,7 @@ def _cycle(values: Sequence[float]) -> int | None:
 def _cause(column: Logged, most: float) -> str:
     if _cycle(column.values) is not None:
         return "cycles"
-    grew = median(last_part(column.values, _THIRD)) >= GROWN.value * column.start
-    return "grows" if grew or column.start < most else "first"
+    return "grows" if column.start < most else "first"
 
 
 def _apart_says(v: Values) -> str:
@@ -99,7 +85,7 @@ def _apart_says(v: Values) -> str:
     place="objective",
     phrase=_apart_says,
     meant_for=under("rl"),
-    thresholds=(GAP, GAP_KL, GAP_SHARE, GROWN, FALLS, FEW_ROWS),
+    thresholds=(GAP, GAP_KL, GAP_SHARE, FALLS, FEW_ROWS),
     evidence=(_ENGINES, _FAR),
 )
 def _apart(facts: RunFacts) -> Observation | None:
@@ -107,9 +93,8 @@ def _apart(facts: RunFacts) -> Observation | None:
 
     in the last third of the rows the log-probabilities that the sampler and the trainer give the same tokens differ by
     at least {gap} nats a token (or a factor of as much), or by a KL of {gap_kl}, or their probabilities by
-    {gap_share}, whichever is logged;
-    the message tells whether it was so from the first row on, grew {grown} times, or falls to under half {falls} times
-    at equal distances
+    {gap_share}, whichever is logged; the message tells whether it was so from the first row on, grew, or falls to
+    under half {falls} times at equal distances
 
     Why: The gradient is then of another policy than the one that wrote the completions; such runs have collapsed.
     Scope: RL whose trainer logs both: TRL, verl, OpenRLHF, slime, SkyRL, ms-swift, prime-rl, NeMo-RL, Tinker

@@ -17,7 +17,7 @@ from gradience.rules.log.facts import EVAL_NOISE, LogRule, Place, RunFacts, Topi
 from gradience.rules.log.held_out import of_metric
 from gradience.rules.log.learning import OVERFIT_RISE, held_still, learning, memorises
 from gradience.rules.log.recorded import audited_rank
-from gradience.rules.log.statistics import Trend
+from gradience.rules.log.statistics import Trend, median
 from gradience.schema import Json, NonFinite, as_float, real
 from gradience.schema.document import SEVERITIES, Finding
 from gradience.schema.reports import StoryPart, TrainSummary
@@ -27,6 +27,10 @@ _GRAVE: Final = SEVERITIES.index("warning")
 _MEDIAN_ROWS: Final = 20  # rows from which a fifth has a median
 _SCATTERS: Final = 0.1  # noise of a row over the level
 _MANY_PASSES: Final = 10.0  # passes over the data that the story names
+_HIGH_NORM: Final = 50.0  # median gradient norm; trainings of real adapters have .05 to 20
+_RATES: Final = (1e-6, 5e-3)  # peak rates of Adam outside of which no recipe is
+_SOME_RATES: Final = 3  # rows from which the largest rate logged is near the peak
+_NEAR_CHANCE: Final = 0.25  # of the way from chance to all right
 
 
 class _Told(NamedTuple):
@@ -50,6 +54,8 @@ def story_parts(facts: RunFacts, findings: Iterable[Finding], train: TrainSummar
         () if "learning" in covered else _learning(facts),
         _at(told, "shape"),
         _loss(facts, train),
+        _rate(facts, told),
+        _norms(facts),
         _at(told, "objective"),
         rewards.told(facts, covered) if facts.objective.kind == "rl" else (),
         _at(told, "later"),
@@ -82,7 +88,7 @@ def _brief(values: Mapping[str, Json]) -> dict[str, Json]:
 
 def _learning(facts: RunFacts) -> Iterator[StoryPart]:
     """Say whether the run learns, or name the fall that would have been seen."""
-    if facts.objective.kind == "rl" or (facts.rate.values and facts.peak_rate <= 0.0):
+    if facts.objective.kind == "rl" or (len(facts.rate.values) > 1 and facts.peak_rate <= 0.0):
         return
     if facts.objective.kind == "preference":
         yield from preference.told(facts)
@@ -121,6 +127,28 @@ def _loss(facts: RunFacts, train: TrainSummary) -> Iterator[StoryPart]:
     yield StoryPart(says=says, values={"first": train.first_loss, "last": train.last_loss})
 
 
+def _rate(facts: RunFacts, told: Iterable[_Told]) -> Iterator[StoryPart]:
+    """A peak rate that no recipe has, where no finding names it; of optimizers that take steps of about that size."""
+    peak, optimizer = facts.peak_rate, (facts.config.optimizer.name or "adamw").lower()
+    lowest, highest = _RATES
+    if not optimizer.startswith(("adam", "paged_adam", "lion")) or facts.warming_up or not 0.0 < peak < math.inf:
+        return
+    if peak < lowest and len(facts.rate.values) < _SOME_RATES:
+        return  # those may be of the end of a decay
+    if lowest <= peak < highest or any("peak" in f.values or rule.cause_of(f) == "no_learning" for rule, f in told):
+        return
+    says = f"the learning rate never was above {peak:.2g}" if peak < lowest else f"learning rate up to {peak:.2g}"
+    yield StoryPart(says=says, values={"peak": peak}, doubt=True)
+
+
+def _norms(facts: RunFacts) -> Iterator[StoryPart]:
+    """Gradient norms far over those of other trainings."""
+    norms = facts.norm.points
+    if not norms or not _HIGH_NORM < (usual := median(norms)) < math.inf:
+        return
+    yield StoryPart(says=f"gradient norm {_n(usual)} (median)", values={"norm": usual}, doubt=True)
+
+
 def noisy_levels(facts: RunFacts) -> Trend | None:
     """The levels of the loss, where its rows scatter so much that the first and the last one tell less than medians."""
     trend = facts.trend
@@ -142,7 +170,8 @@ def _held_out(facts: RunFacts, covered: frozenset[Topic]) -> Iterator[StoryPart]
     if curve is not None and "held_out" not in covered:
         last, best = curve.losses[-1], curve.losses[curve.best]
         step = curve.steps[curve.best]
-        says = f"{curve.split} loss {_n(last)}" + (" before the first step" if curve.steps == [0] else "")
+        first = f"{_n(curve.losses[0])} -> " if not facts.series.steps and len(curve.losses) > 1 else ""
+        says = f"{curve.split} loss {first}{_n(last)}" + (" before the first step" if curve.steps == [0] else "")
         if len(curve.losses) > 1 and _n(curve.losses[0]) != _n(last):
             says += ", its best" if _n(last) == _n(best) else f" (best {_n(best)} at step {step})"
         least = max(OVERFIT_RISE.value * best, EVAL_NOISE.value * curve.noise)
@@ -157,8 +186,14 @@ def _held_out(facts: RunFacts, covered: frozenset[Topic]) -> Iterator[StoryPart]
         if metric.best is not None and metric.best != metric.last:
             at = "" if metric.best_step is None else f" at step {metric.best_step}"
             says += f" (best {of_metric(metric.name, metric.best)}{at})"
+        classes = facts.num_labels or 0
+        chance = 1.0 / classes if metric.name == "accuracy" and classes > 1 else 0.0
+        near = 0.0 < chance <= metric.last < chance + _NEAR_CHANCE * (1.0 - chance)
+        says += f" (chance {chance:.1%})" if near else ""
         lost = metric.best is not None and gain(metric, metric.best, metric.last) < -metric.error
-        yield StoryPart(says=says, values={metric.name: metric.last, "best": metric.best}, doubt=lost and not restored)
+        yield StoryPart(
+            says=says, values={metric.name: metric.last, "best": metric.best}, doubt=near or (lost and not restored)
+        )
 
 
 def _passes(facts: RunFacts, covered: frozenset[Topic]) -> Iterator[StoryPart]:

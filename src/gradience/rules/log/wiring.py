@@ -18,7 +18,7 @@ from typing import Final
 
 from gradience.errors import few
 from gradience.rules import Observation, Premise, Threshold, cite
-from gradience.rules.log.facts import JUDGEMENT, LogRule, Place, RunFacts, Values, seen
+from gradience.rules.log.facts import LogRule, Place, RunFacts, Values, seen
 from gradience.rules.log.recorded import everything_masked
 from gradience.schema import as_float
 from gradience.schema.document import Evidence
@@ -35,11 +35,13 @@ from gradience.schema.wiring import (
 BASE_SHARE = Threshold("base_share", 0.5, "of the base's parameters", "a judgement: over half was not unfrozen by hand")
 LOOKED = Threshold("looked", 4, "optimizer steps", "A has no gradient before B moved, and a warm-up's first rate is 0")
 SAVED_SHARE = Threshold("saved_share", 0.9, "of the adapter's parameters", "a judgement: DoRA's magnitudes are fewer")
-REPEATED = Threshold("repeated", 0.1, "of the rows of a resume, seen before in its epoch", JUDGEMENT)
+REPEATED = Threshold(
+    "repeated", 0.1, "of the rows of a resume, seen before in its epoch", "arithmetic: five times what `once` lets pass"
+)
 ONCE = Threshold("once", 0.98, "of the rows of an epoch, different ones", "sampling with replacement repeats more")
-COMPARED = Threshold("compared", 3, "steps", JUDGEMENT)
+COMPARED = Threshold("compared", 3, "steps", "arithmetic: of fewer steps half is one")
 KEPT = Threshold("kept", 0.5, "of the steps compared", "a judgement: some loops step more often than they set to zero")
-LOST_STEPS = Threshold("lost_steps", 2, "steps of the schedule", JUDGEMENT)
+LOST_STEPS = Threshold("lost_steps", 2, "steps of the schedule", "arithmetic: a save between two steps is one behind")
 
 _OURS: Final = ("adapter", "whole", "head")
 _SWITCH_ON: Final = "Call model.enable_adapter_layers(), or model.set_adapter(name) with the adapter that trains."

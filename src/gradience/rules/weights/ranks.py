@@ -69,7 +69,7 @@ def suggest(modules: Sequence[ModuleAudit], rank: int, *, bytes_per_param: float
         relative_error_worst=max((error_at(module, rank) for module in modules), default=0.0),
         params_saved=saved,
         bytes_saved=round(saved * bytes_per_param),
-        for_engines=bucket(rank, max((module.r for module in modules), default=1)),
+        for_engines=bucket(rank, max(module.r for module in modules)),
     )
 
 

@@ -215,10 +215,10 @@ def _of_merge(base: _OpenBase, config: Path, progress: Progress) -> _Compared:
         try:
             outcomes += [_changed(base, merge, name, change) for change in merge.changes(name)]
         except by_peft.NotMergedError as error:
-            left.append(LeftoverTensor(name, str(error), LeftoverReason.KIND_NOT_ANALYSED))
+            left.append(LeftoverTensor(name, error.message, LeftoverReason.KIND_NOT_ANALYSED))
         except AdapterError as error:
-            left.append(LeftoverTensor(name, str(error), LeftoverReason.NEEDS_BASE))
-            outcomes.append(_Outcome(None, missed=NotCompared(name=name, reason=str(error))))
+            left.append(LeftoverTensor(name, error.message, LeftoverReason.NEEDS_BASE))
+            outcomes.append(_Outcome(None, missed=NotCompared(name=name, reason=error.message)))
     progress(len(merge.modules), len(merge.modules), "")
     outcomes = list(_once(outcomes))
     roles = base.adapter.roles if left else by_peft.merged_roles(base.adapter)
@@ -265,7 +265,7 @@ def _of_module(base: _OpenBase, module: Module, measured: ModuleNumbers | None) 
         return _compared(base, module, measured)
     except AdapterError as error:
         cause = _CAUSES.get(type(error))
-        return _Outcome(measured, missed=NotCompared(name=module.name, reason=str(error), cause=cause))
+        return _Outcome(measured, missed=NotCompared(name=module.name, reason=error.message, cause=cause))
 
 
 def _compared(base: _OpenBase, module: Module, measured: ModuleNumbers | None) -> _Outcome:

@@ -13,6 +13,7 @@ from gradience.commands import options as opt
 from gradience.commands.bar import on_terminal
 from gradience.commands.output import NOT_DECIDED, draws_blocks
 from gradience.device import prepare_jax
+from gradience.ranges import SELDOM
 from gradience.schema.reports import SourceLocation
 from gradience.verbs.audit.options import AuditOptions
 from gradience.verbs.audit.view import View, audit_text
@@ -42,17 +43,8 @@ class ViewOptions:
         return View(**asdict(self) | {"heatmap": "norm" if self.heatmap else None}, unicode=draws_blocks())
 
 
-@dataclass(frozen=True, kw_only=True)
-class _AuditOptions(AuditOptions):
-    top_singular_values: Annotated[int, opt.LIBRARY_ONLY] = 0
-    intruder_k: Annotated[int, opt.LIBRARY_ONLY] = 10
-    intruder_eps: Annotated[float, opt.LIBRARY_ONLY] = 0.5
-    norms_cache: Annotated[bool, Parameter(name="--cache", negative="--no-cache", show_default=True)] = True
-    seed: opt.Seed = 0
-
-
 _VIEW = ViewOptions()
-_AUDIT = _AuditOptions()
+_AUDIT = AuditOptions()
 
 
 def audit(
@@ -62,8 +54,8 @@ def audit(
     peft_dir: opt.PeftDir = None,
     files: opt.Files = opt.BESIDE,
     showing: Annotated[ViewOptions, opt.RECORD] = _VIEW,
-    options: Annotated[_AuditOptions, opt.RECORD] = _AUDIT,
-    append: Path | None = None,
+    options: Annotated[AuditOptions, opt.RECORD] = _AUDIT,
+    append: Annotated[Path | None, SELDOM] = None,
     device: opt.Device = "auto",
     judging: opt.Options = opt.DEFAULT_OPTIONS,
 ) -> int:

@@ -1,13 +1,14 @@
 """The options of ``audit``, apart from its work, which imports JAX."""
 
-# Annotations are evaluated here, so that a record of the command line that inherits these fields has their types.
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypedDict
+from typing import Annotated, TypedDict
+
+from cyclopts import Parameter
 
 from gradience.errors import OptionError
 from gradience.io import PathLike
-from gradience.ranges import Count, Share, VerbOptions, Whole
+from gradience.ranges import LIBRARY_ONLY, SELDOM, Count, Seed, Share, VerbOptions, Whole
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,21 +40,21 @@ class AuditOptions(VerbOptions):
     """
 
     suggest_per_layer: bool = False
-    top_singular_values: Whole = 0
+    top_singular_values: Annotated[Whole, LIBRARY_ONLY] = 0
     base: Path | None = None
     intruders: bool = False
-    intruder_k: Count = 10
-    intruder_eps: Share = 0.5
-    norms_cache: bool = True
+    intruder_k: Annotated[Count, LIBRARY_ONLY] = 10
+    intruder_eps: Annotated[Share, LIBRARY_ONLY] = 0.5
+    norms_cache: Annotated[bool, SELDOM, Parameter(name="--cache", negative="--no-cache", show_default=True)] = True
     against: Path | None = None
-    optimizer: str | None = None
-    seed: Whole = 0
+    optimizer: Annotated[str | None, SELDOM] = None
+    seed: Seed = 0
 
     def refuse_bad(self) -> None:
         """Refuse an option out of its range, and intruders without a base."""
         super().refuse_bad()
         if self.intruders and self.base is None:
-            raise OptionError("--intruders needs the base model's weights", advice="give them with --base PATH")
+            raise OptionError("--intruders needs --base", advice="give --base MODEL")
 
 
 class AuditKeywords(TypedDict, total=False):

@@ -17,7 +17,7 @@ from gradience.io.safetensors import is_known
 from gradience.rules import Verdict
 from gradience.rules.between.gathered import gather
 from gradience.rules.between.rules import judge_between
-from gradience.rules.judged import judge_parts, of_part
+from gradience.rules.judged import OF_PROMPT, judge_parts, of_part
 from gradience.rules.weights import JUDGED_SHARE, health, suggests_ranks
 from gradience.rules.weights.ranks import NO_SUGGESTIONS, Suggestions, priced, suggestions
 from gradience.rules.weights.rules import judge_adapter
@@ -172,7 +172,8 @@ def _size_beside(measured: AdapterNumbers) -> float | None:
 def with_joint(report: AuditReport, documents: Documents, left_out: Mapping[str, str]) -> AuditReport:
     """The report with what the settings and the log that lie there say of these weights."""
     parts = judge_parts(documents, weights=report, left_out=left_out, parts=("weights", "config", "log"))
-    return msgspec.structs.replace(report, findings=of_part(parts.together(left_out).causes, "weights"))
+    causes = parts.together(left_out).causes
+    return msgspec.structs.replace(report, findings=of_part(causes, "weights", also=OF_PROMPT))
 
 
 def _chosen(documents: Documents) -> Iterator[str]:

@@ -3,26 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from pathlib import Path
 from typing import Final
 
-import msgspec
 import numpy as np
 
 from gradience.adapters.layout import Adapter, Module
-from gradience.base.weights import BaseWeights
-from gradience.io.reading import decode_json, read_small
+from gradience.base.weights import BaseWeights, ties_head
 from gradience.verbs.audit.rows import ModuleNumbers
 
 _HEAD: Final = "lm_head"
 _EMBEDDINGS: Final = ("embed_tokens", "wte", "word_embeddings", "embed_in")
-_LARGEST: Final = 16 << 20  # bytes of a config
-
-
-class _BaseConfig(msgspec.Struct):
-    """The field of a base's config.json that is read here."""
-
-    tie_word_embeddings: bool = True
 
 
 def on_embedding(adapter: Adapter, weights: BaseWeights) -> tuple[Adapter, list[str]]:
@@ -30,20 +20,11 @@ def on_embedding(adapter: Adapter, weights: BaseWeights) -> tuple[Adapter, list[
     heads = [m for m in adapter.modules if m.name.endswith(_HEAD) and weights.find(f"{m.name}.weight") is None]
     hits = [tensor.name for leaf in _EMBEDDINGS if (tensor := weights.find(f"{leaf}.weight")) is not None]
     # Of two embeddings, as of an encoder and a decoder, nothing here tells which one the head shares.
-    if not heads or len(hits) != 1 or not _ties_head(weights.files[0].path.parent):
+    if not heads or len(hits) != 1 or not ties_head(weights):
         return adapter, []
     modules = [replace(module, base_name=hits[0]) if module in heads else module for module in adapter.modules]
     note = f"the base ties {_HEAD} to {hits[0]}, which it is compared with: a merge changes the embedding too"
     return replace(adapter, modules=modules), [note]
-
-
-def _ties_head(base: Path) -> bool:
-    """Whether a base without a head of its own ties it to the embedding, as transformers does unless told not to."""
-    try:
-        text = read_small(base / "config.json", most=_LARGEST, what="a config")
-        return decode_json(text, _BaseConfig).tie_word_embeddings
-    except (OSError, msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
-        return False
 
 
 def _are_copies(one: Module, other: Module) -> bool:

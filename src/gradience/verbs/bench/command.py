@@ -21,14 +21,13 @@ from gradience.schema.compare import BenchReport
 from gradience.schema.merge import MergeMethod
 from gradience.verbs.bench.options import BenchOptions, DriftOptions
 from gradience.verbs.bench.view import bench_text
-from gradience.verbs.merge.command import parsed_weights
+from gradience.verbs.merge.options import parsed_weights
 
 _CODES: Final = {"holds": DONE, "none": FOUND, "not_decided": NOT_DECIDED, "no_contrast": NOT_DECIDED}
 
 
 @dataclass(frozen=True, kw_only=True)
 class _BenchOptions(BenchOptions):
-    seed: opt.Seed = 0
     json: opt.AsJson = False
 
 
@@ -40,16 +39,16 @@ class _Candidates:
     ----------
     candidates:
         svd:RANK, p90 (the audit's suggestion), energy:SHARE, params:N, kl:NATS, adapter:FOLDER, retrain:RANK, separated
-        by commas. Without it p90, a half and a quarter of the rank, and with --calibrate kl:.003 and kl:.01.
-    calibrate:
-        Inputs without labels for kl:, as of 'gradience resize'. Not those of --data.
+        by commas. Without it p90, a half and a quarter of the rank, and with --calibration-data kl:.003 and kl:.01.
+    calibration_data:
+        Rows without labels for kl:, as the --data of 'gradience resize'. Not those of --data.
     retrain:
         A command that trains an adapter of rank {r} with seed {seed} into {out}; each rank is judged by its worst seed.
         Ranks are those of retrain:RANK, else the audit's suggestions.
     """
 
     candidates: str | None = None
-    calibrate: Path | None = None
+    calibration_data: Path | None = None
     retrain: str | None = None
 
 
@@ -65,7 +64,6 @@ class _ChangeOptions(DriftOptions):
         List every group of modules.
     """
 
-    seed: opt.Seed = 0
     elsewhere: Path | None = None
     verbose: Annotated[bool, Parameter(alias="-v")] = False
 
@@ -118,7 +116,7 @@ def bench(
         path,
         data=data,
         candidates=chosen,
-        calibrate=candidates.calibrate,
+        calibration_data=candidates.calibration_data,
         retrain=candidates.retrain,
     )
     return _shown(run, out, options)
@@ -131,7 +129,7 @@ def _measured(
     _refuse(candidates, "with --out FOLDER")
     _refuse(replace(options, base=None, json=False), "with --out FOLDER")
     if options.base is None:
-        raise AdapterError("no base model", advice="give --base MODEL")
+        raise AdapterError("needs --base", advice="give --base MODEL")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # avoids its warning about forks
     from gradience.verbs.bench.drift import measure_drift  # --help needs none of it
     from gradience.verbs.bench.drift_view import drift_text  # as above
@@ -211,7 +209,7 @@ def _methods(text: str) -> list[MergeMethod]:
 
 def _shown(run: Callable[..., BenchReport], out: Path | None, options: _BenchOptions) -> int:
     if out is None:
-        raise AdapterError("no output path", advice="give --out FOLDER: evaluations are kept there")
+        raise AdapterError("needs --out", advice="give --out FOLDER: evaluations are kept there")
     report = run(out, options=options, progress=on_terminal("bench"))
     opt.print_report(report, lambda it: bench_text(it, unicode=draws_blocks()), json=options.json)
     return _CODES[report.verdict.state]

@@ -146,11 +146,11 @@ def scaled(store: BenchStore, adapter: Path, factor: float) -> Path:
 
 
 class Making(NamedTuple):
-    """The inputs for making candidates. `kl:` candidates also need `base`, and `calibrate` with unlabelled inputs."""
+    """The inputs for making candidates. `kl:` candidates also need `base`, and inputs in `calibration`."""
 
     adapter: Path
     base: PathLike | None
-    calibrate: Path | None
+    calibration: Path | None
     seed: int
 
 
@@ -200,17 +200,17 @@ def _recipe(name: str, making: Making) -> dict[str, Any] | Path:
         raise GradienceError(f"{name!r}: {value!r} is not a number", advice=f"expected {_GRAMMAR}") from error
     if kind != "kl":
         return {criterion: number}
-    if making.calibrate is None or making.base is None:
+    if making.calibration is None or making.base is None:
         raise GradienceError(
-            f"{name} needs inputs to calibrate on", advice="give --base and --calibrate TEXTS, other ones than --data"
+            f"{name} needs --base and --calibration-data", advice="give the base, and other rows than --data's"
         )
-    return {"kl": number, "base": making.base, "calibrate": making.calibrate, "seed": making.seed}
+    return {"kl": number, "base": making.base, "data": making.calibration, "seed": making.seed}
 
 
 def _resized(store: BenchStore, name: str, options: dict[str, Any], source: str, making: Making) -> Path:
     how: dict[str, Any] = {"of": source, **{key: str(value) for key, value in options.items()}}
-    if making.calibrate is not None and "calibrate" in options:
-        how["calibrate"] = file_hash(making.calibrate)
+    if making.calibration is not None and "data" in options:
+        how["data"] = file_hash(making.calibration)
 
     def make(out: Path) -> None:
         with refusing(name, f"expected {_GRAMMAR}"):

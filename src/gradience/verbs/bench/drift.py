@@ -50,7 +50,7 @@ def measure_drift(
     Args:
         adapter: the folder that PEFT saved.
         base: the base model: a folder, or organisation/name in the hub's local cache.
-        texts: rows of the adapter's task that it was not trained on, as for `gradience resize --calibrate`.
+        texts: rows of the adapter's task that it was not trained on, as for `gradience resize --data`.
             Without them no gain is measured.
         elsewhere: rows of what should not change; None for the built-in sentences.
         options: how many texts, and the seed of their choice.

@@ -1,10 +1,10 @@
 """The options of ``bench``, apart from its work, which imports torch."""
 
-# Annotations are evaluated here, so that a record of the command line that inherits these fields has their types.
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
 
-from gradience.ranges import Count, Positive, VerbOptions, Whole
+from gradience.ranges import SELDOM, Count, Positive, Seed, VerbOptions
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,12 +39,12 @@ class BenchOptions(VerbOptions):
     base: Path | None = None
     metric: str | None = None
     tolerance: str = "1%"
-    cap: Positive | None = None
-    lower_is_better: bool = False
-    seed: Whole = 0
-    seeds: Count = 3
-    timeout: Positive = 3600.0
-    max_length: Count | None = None
+    cap: Annotated[Positive | None, SELDOM] = None
+    lower_is_better: Annotated[bool, SELDOM] = False
+    seed: Seed = 0
+    seeds: Annotated[Count, SELDOM] = 3
+    timeout: Annotated[Positive, SELDOM] = 3600.0
+    max_length: Annotated[Count | None, SELDOM] = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,4 +60,4 @@ class DriftOptions(VerbOptions):
     """
 
     rows: Count = 32
-    seed: Whole = 0
+    seed: Seed = 0

@@ -46,7 +46,7 @@ def bench_adapter(
     *,
     data: PathLike | None = None,
     candidates: Sequence[str] | None = None,
-    calibrate: PathLike | None = None,
+    calibration_data: PathLike | None = None,
     retrain: str | None = None,
     options: BenchOptions = _DEFAULTS,
     progress: Progress | None = None,
@@ -61,7 +61,7 @@ def bench_adapter(
         out: a folder for candidates, evaluations and the report; it may be that of an earlier run.
         data: JSONL with an example on each line: text, prompt and completion, messages, or text and label.
         candidates: `svd:RANK`, `p90`, `energy:SHARE`, `params:N`, `kl:NATS` or `adapter:FOLDER`.
-        calibrate: inputs without labels for `kl:`, other than the data.
+        calibration_data: inputs without labels for `kl:`, other than the data.
         retrain: a command that trains an adapter of rank {r} with seed {seed} into the folder {out}.
         options: base, metric, tolerance, seeds and limits.
         progress: called with (evaluations done, evaluations in all, the current one).
@@ -70,11 +70,11 @@ def bench_adapter(
         GradienceError: an input cannot be used, or an evaluation fails; earlier evaluations are kept.
     """
     adapter, rows = Path(path), None if data is None else Path(data)
-    inputs = None if calibrate is None else Path(calibrate)
+    inputs = None if calibration_data is None else Path(calibration_data)
     if rows is not None and inputs is not None and file_hash(rows) == file_hash(inputs):
         raise GradienceError(
             f"{inputs} is what candidates are judged by: chosen on it, they would look better than they are",
-            advice="give other inputs to --calibrate",
+            advice="give other rows to --calibration-data",
         )
     require_packages(options)
     with opened_store(Path(out), [adapter, *(file for file in (rows, inputs) if file is not None)]) as store:
@@ -170,7 +170,7 @@ def _trained(store: BenchStore, command: str, rank: int, seed: int, timeout: flo
             open_adapter(draft)
         except AdapterError as error:
             raise AdapterError(
-                f"the training of rank {rank}, seed {seed} left no adapter: {error}", advice="save it in {out}"
+                f"the training of rank {rank}, seed {seed} left no adapter: {error.message}", advice="save it in {out}"
             ) from error
         draft.rename(out)
 

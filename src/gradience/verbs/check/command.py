@@ -12,6 +12,7 @@ from cyclopts import Parameter
 
 from gradience.commands import options as opt
 from gradience.commands.bar import on_terminal
+from gradience.commands.output import DONE, NOT_DECIDED, tell
 from gradience.configs.document import read_settings
 from gradience.configs.settings import Layer, keys_of, nearest_known, split_names
 from gradience.configs.values import Fields, flag, text, whole
@@ -19,7 +20,7 @@ from gradience.errors import ConfigError
 from gradience.ranges import option_name
 from gradience.schema import Json
 from gradience.schema.events import ConfigSnapshot
-from gradience.verbs.check.options import SAMPLES, DataOptions, Samples
+from gradience.verbs.check.options import DataOptions, Samples
 from gradience.verbs.check.run import CheckKeywords, CheckOptions, check_config
 
 _EXPRESSION = set("()[]|*")
@@ -90,17 +91,25 @@ class ConfigOptions:
         A folder with a training_args.json, or a file of training arguments as JSON or YAML.
     memory:
         Memory of the card, such as 24GiB: does a step fit? Needs --base.
+    seconds_per_step:
+        Time of a step where no log tells it: how long do all planned steps take?
     """
 
     task: str | None = None
-    peft_dir: Annotated[Path | None, Parameter(alias="--peft")] = None
+    peft_dir: Annotated[Path | None, Parameter(name=("--adapter", "--peft-dir", "--peft"))] = None
     training_dir: Annotated[Path | None, Parameter(alias="--training")] = None
     base: opt.Base = None
     memory: str | None = None
+    seconds_per_step: float | None = None
 
     def places(self) -> CheckKeywords:
         """These options as those of the library, which has a file apart from a folder."""
-        places: CheckKeywords = {"task": self.task, "base": self.base, "memory": self.memory}
+        places: CheckKeywords = {
+            "task": self.task,
+            "base": self.base,
+            "memory": self.memory,
+            "seconds_per_step": self.seconds_per_step,
+        }
         if self.peft_dir is not None:
             places["peft" if _is_file(self.peft_dir) else "peft_dir"] = self.peft_dir
         if self.training_dir is not None:
@@ -115,19 +124,7 @@ def _is_file(path: Path) -> bool:
 _CONFIG = ConfigOptions()
 
 
-@dataclass(frozen=True, kw_only=True)
-class _DataOptions(DataOptions):
-    """The options of --data."""
-
-    num_labels: Annotated[int | None, opt.LIBRARY_ONLY] = None
-    packing: Annotated[bool | None, opt.LIBRARY_ONLY] = None
-    samples: Annotated[Samples, opt.LIBRARY_ONLY] = SAMPLES
-    seed: opt.Seed = 0
-    show_rows: Annotated[bool, opt.LIBRARY_ONLY] = False
-    template: Annotated[Path | None, opt.LIBRARY_ONLY] = None
-
-
-_NO_DATA = _DataOptions()
+_NO_DATA = DataOptions()
 
 
 def check(
@@ -136,7 +133,7 @@ def check(
     *,
     sources: Annotated[ConfigOptions, opt.RECORD] = _CONFIG,
     single: Annotated[opt.Strings, Parameter(name="--set")] = None,
-    data_options: Annotated[_DataOptions, opt.RECORD, Parameter(group="Data")] = _NO_DATA,
+    data_options: Annotated[DataOptions, opt.RECORD, Parameter(group="Data")] = _NO_DATA,
     serve: opt.Strings = None,
     server_flags: opt.ServerFlags = "",
     options: opt.Options = opt.DEFAULT_OPTIONS,
@@ -186,7 +183,7 @@ def check(
     from gradience.verbs.check.run import source_locations  # the same
     from gradience.verbs.check.view import check_text  # after the check: --help needs none of it
 
-    return resolved.show(
+    shown = resolved.show(
         report,
         lambda it: check_text(it, verbose=verbose),
         report.findings,
@@ -194,3 +191,10 @@ def check(
         locations=lambda: source_locations(report),
         not_run=report.not_run,
     )
+    if shown != DONE or resolved.fail_on is None or given.memory is None or report.memory is None:
+        return shown
+    if not report.memory.reason:
+        return DONE
+    if resolved.format != "text":
+        tell(f"gradience: memory unknown: {report.memory.reason}")
+    return NOT_DECIDED

@@ -254,7 +254,7 @@ def _shape_of(source: RowSource, task: str | None, standard: Callable[[Row], Row
             try:
                 return recognise(standard(row[1]), task), [*row[1]]
             except ConfigError as error:
-                raise ConfigError(f"{source.path}: {error}", advice=error.advice) from None
+                raise ConfigError(f"{source.path}: {error.message}", advice=error.advice) from None
         faults.append(f"row {row.number}: {row.reason}")
     raise ConfigError(f"{source.path}: no usable row at its beginning: {faults[0]}", advice="correct the rows")
 

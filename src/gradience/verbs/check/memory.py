@@ -6,8 +6,9 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Final, NamedTuple
@@ -15,15 +16,16 @@ from typing import Any, Final, NamedTuple
 import msgspec
 from msgspec.structs import asdict, replace
 
+from gradience.blocks import counted
 from gradience.configs.settings import LORA
-from gradience.configs.training import objective_of
+from gradience.configs.training import method_of, objective_of
 from gradience.errors import ConfigError
 from gradience.io.confined import Confined, Foreign, Limits
 from gradience.io.reading import decode_json, read_small
 from gradience.schema import Json
 from gradience.schema.document import Coverage
-from gradience.schema.events import ConfigSnapshot, LoraSnapshot
-from gradience.schema.memory import Memory, MemoryChange, MemoryParts, Reached, Step
+from gradience.schema.events import ConfigSnapshot, LoraSnapshot, TrainingSnapshot
+from gradience.schema.memory import PAIRED, Memory, MemoryChange, MemoryParts, Reached, Step
 
 METHOD: Final = "one step followed on torch's meta device"
 _TARGET: Final = "gradience.models.cost:Follower"
@@ -35,11 +37,18 @@ _RESERVED: Final = (1.0, 1.1)
 _SIZE: Final = re.compile(r"\s*(\d+(?:\.\d+)?)\s*((?:[kmgt]i?)?b?)\s*", re.IGNORECASE)
 _MOST: Final = 1 << 20  # bytes of a config.json
 _HALF: Final = frozenset({"bfloat16", "float16"})
+_FOLLOWED: Final = {"dpo": "dpo", "kto": "kto", "orpo": "orpo", "reward": "reward", "grpo": "rl", "rloo": "rl"}
 _OTHERWISE: Final[dict[str, str]] = {  # objectives whose step is another one than that of supervised training
     "preference": "answers come in pairs, or a reference passes beside the model, or both",
     "reward": "a pair is two rows, through a head of one value",
     "distillation": "a teacher passes beside the model",
     "rl": "the rows are generated, and what generates them takes memory too",
+}
+_STEPS: Final = "only supervised steps and those of TRL's DPO, KTO, ORPO, reward, GRPO and RLOO trainers are followed"
+_REFERENCES: Final = {
+    "adapter": "a reference pass with the adapter off",
+    "model": "a second model as reference",
+    "": "a reference that passed before training",
 }
 _FEWEST: Final = 64  # tokens below which a shorter limit is no advice
 
@@ -84,13 +93,14 @@ def foretell(
     """
     parts = _parts_alone(coverage)
     try:
-        step, assumes = _asked(config, base, adapter, length)
+        step, assumed = _asked(config, base, adapter, length)
         follow = _follower()
         followed = follow(step)
         spared = follow(replace(step, autocast=config.training.dtype)).peak if _saves(step, config) else followed.peak
     except Foreign as error:
         return Memory(parts=parts, reason=str(error), limit_bytes=limit)
     peak = followed.peak
+    without = [f"no autocast, with which it is {spared / 2**30:.1f} GiB"] if spared < peak else []
     # Each change is followed anew: what it spares depends on what else fills the peak.
     changes = [] if limit is None or peak <= limit else _fitting(follow, step, config, limit)
     return Memory(
@@ -98,7 +108,7 @@ def foretell(
         reserved_bytes=[int(size * share) for size, share in zip((min(spared, peak), peak), _RESERVED, strict=True)],
         parts=followed.parts,
         reached=followed.reached if step.adapter else None,
-        assumes=[*assumes, *([f"no autocast, with which it is {spared / 2**30:.1f} GiB"] if spared < peak else [])],
+        assumes=[*assumed(replace(step, attention=followed.attention)), *without],
         method=METHOD,
         limit_bytes=limit,
         changes=changes,
@@ -130,6 +140,7 @@ def _follower() -> Any:
 class _Followed(NamedTuple):
     parts: MemoryParts
     reached: Reached
+    attention: str
 
     @property
     def peak(self) -> int:
@@ -138,8 +149,8 @@ class _Followed(NamedTuple):
 
 def _asked(
     config: ConfigSnapshot, base: Path, adapter: Mapping[str, Any] | None, length: int | None
-) -> tuple[Step, list[str]]:
-    """The step to follow, and what is assumed of it.
+) -> tuple[Step, Callable[[Step], Iterator[str]]]:
+    """The step to follow, and what is assumed of one.
 
     Raises:
         Foreign: the configuration does not say what must be known.
@@ -147,14 +158,22 @@ def _asked(
     training, extras = config.training, config.training.extras
     kind: str = objective_of(config).kind
     kind = str(extras.get("trainer")) if kind == "unknown" else kind
-    if differs := _OTHERWISE.get(kind):
-        raise Foreign(f"only a supervised step is followed, and this is {kind} training, where {differs}")
-    length = length or training.max_length
+    method = method_of(config) if kind in _OTHERWISE else ""
+    if (differs := _OTHERWISE.get(kind)) and method not in _FOLLOWED:
+        raise Foreign(f"{_STEPS}, and this is {kind} training, where {differs}")
     if training.batch_size is None:
         raise Foreign("the batch per device is not stated (per_device_train_batch_size)")
+    completion = _completion(training.extras) if _FOLLOWED.get(method) == "rl" else 0
+    length = length or _row(training, completion)
     if length is None:
-        raise Foreign("the length is not stated (max_length): give --max-length")
+        together = ", of a prompt and its completion together" if completion else ""
+        raise Foreign(f"the length is not stated (max_length): give --max-length{together}")
+    if completion >= length:
+        raise Foreign(f"completions of {completion:,} tokens leave no prompt in a row of {length:,}")
     declared = _declared(base)
+    attention, text = str(extras.get("attn_implementation") or ""), declared.get("text_config") or declared
+    if attention not in {"", "eager"} and isinstance(text, dict) and text.get("attn_logit_softcapping"):
+        raise Foreign(f"attention by {attention} is not followed where scores are capped (attn_logit_softcapping)")
     packed = bool(extras.get("packing"))
     half = str(declared.get("dtype") or declared.get("torch_dtype") or "").removeprefix("torch.")
     autocast = training.dtype if training.dtype in _HALF and half not in _HALF else ""
@@ -165,17 +184,53 @@ def _asked(
         task=config.lora.task_type or "",
         batch=training.batch_size,
         length=length,
-        padded=not packed and training.batch_size > 1,
+        padded=not packed and (training.batch_size > 1 or _FOLLOWED.get(method) in PAIRED),
         accumulates=(training.gradient_accumulation or 1) > 1,
         checkpointing=bool(extras.get("gradient_checkpointing")),
         autocast=autocast or "",
-        attention=str(extras.get("attn_implementation") or "sdpa"),
+        attention=attention,
         bits=_bits(extras, declared),
         optimizer=config.optimizer.name or "adamw_torch",
         fused_loss=bool(extras.get("use_liger_kernel")),
         adapter_float32=config.lora.extras.get("autocast_adapter_dtype") is not False,
     )
-    return step, list(_assumed(step, config, half, packed=packed))
+    if method:
+        step = _as_trained(step, config, method, completion)
+    return step, partial(_assumed, config=config, half=half, packed=packed)
+
+
+def _completion(extras: Mapping[str, Json]) -> int:
+    stated = extras.get("max_completion_length")
+    if not isinstance(stated, int):
+        raise Foreign("the length of the completions is not stated (max_completion_length)")
+    return stated
+
+
+def _row(training: TrainingSnapshot, completion: int) -> int | None:
+    prompt = training.extras.get("max_prompt_length")
+    if not completion:
+        return training.max_length
+    return prompt + completion if isinstance(prompt, int) else None
+
+
+def _as_trained(step: Step, config: ConfigSnapshot, method: str, completion: int) -> Step:
+    """The step with what a trainer of TRL adds to it, by its config and else by its defaults (TRL 1.16)."""
+    training, extras = config.training, config.training.extras
+    objective = _FOLLOWED[method]
+    beta = extras.get("beta", 0.05 if method == "rloo" else 0.0)
+    referred = bool(beta) if objective == "rl" else objective in {"dpo", "kto"}
+    if extras.get("precompute_ref_log_probs"):
+        referred = False
+    turns = extras.get("steps_per_generation")
+    turns = turns if isinstance(turns, int) else training.gradient_accumulation or 1
+    return replace(
+        step,
+        objective=objective,
+        reference="" if not referred else "adapter" if step.adapter else "model",
+        completion=completion,
+        generated=0 if objective != "rl" or extras.get("use_vllm") else step.batch * turns,
+        dropout=not extras.get("disable_dropout", objective != "rl"),
+    )
 
 
 def _saves(step: Step, config: ConfigSnapshot) -> bool:
@@ -184,7 +239,10 @@ def _saves(step: Step, config: ConfigSnapshot) -> bool:
 
 
 def _assumed(step: Step, config: ConfigSnapshot, half: str, *, packed: bool) -> Iterator[str]:
-    yield f"{step.batch} x {step.length:,} tokens{', packed' if packed else ', padded' if step.padded else ''}"
+    pairs = f"{counted(step.batch, 'pair')}, so " if step.objective in PAIRED else ""
+    rows = f"{step.batch * (2 if pairs else 1)} x {step.length:,}"
+    yield f"{pairs}{rows} tokens{', packed' if packed else ', padded' if step.padded else ''}"
+    yield from _of_objective(step, config)
     yield f"weights in {half or 'float32'}"
     yield "recomputed activations" if step.checkpointing else "no checkpointing"
     yield f"attention by {step.attention}"
@@ -192,9 +250,28 @@ def _assumed(step: Step, config: ConfigSnapshot, half: str, *, packed: bool) -> 
         yield "AdamW, as nothing names the optimizer"
     if step.bits:
         yield f"{step.bits}-bit linear layers"
-    if step.fused_loss:
+    if step.fused_loss and not step.objective:
         yield "a loss in chunks"
     yield "one device, no sharding; without the driver's context"
+
+
+def _of_objective(step: Step, config: ConfigSnapshot) -> Iterator[str]:
+    if step.objective in {"dpo", "kto"}:
+        yield _REFERENCES[step.reference]
+    if step.completion:
+        yield f"{counted(step.completion, 'token')} of them generated"
+        if "beta" not in config.training.extras:
+            yield "a reference, as beta is not stated" if step.reference else "no reference, as beta is not stated"
+        elif step.reference:
+            yield _REFERENCES[step.reference]
+        rows = f"{counted(step.generated, 'completion')} that the model itself generates at once"
+        yield rows if step.generated else "what vLLM takes is left out"
+    if step.objective == "orpo":
+        yield "all logits, as in TRL 1.16"
+    elif step.objective not in {"", "reward"}:
+        # Read from 1.9.0: _compute_loss of DPO and KTO, _get_per_token_logps_and_entropies of GRPO and RLOO.
+        older = f"; TRL 1.9 holds all logits{' of the completions' * (step.objective == 'rl')} at once"
+        yield f"the loss in tiles of the logits, as in TRL 1.16{'' if step.fused_loss else older}"
 
 
 def _declared(base: Path) -> dict[str, Any]:
@@ -203,8 +280,8 @@ def _declared(base: Path) -> dict[str, Any]:
         return decode_json(read_small(path, most=_MOST, what="a model's config"), dict[str, Any])
     except FileNotFoundError:
         raise Foreign("the base has no config.json at hand") from None
-    except (OSError, ValueError, RecursionError) as error:
-        raise Foreign(f"the base's config.json cannot be read: {error}") from None
+    except (OSError, ValueError, RecursionError):  # whose texts are msgspec's and the system's
+        raise Foreign("the base's config.json cannot be read, or is no JSON object") from None
 
 
 def _bits(extras: Mapping[str, Json], declared: Mapping[str, Any]) -> int:
@@ -229,7 +306,7 @@ def _lora(lora: LoraSnapshot) -> dict[str, Any]:
     if lora.r is None and lora.target_modules is None:
         return {}
     if lora.peft_type not in {None, "LORA"}:
-        raise Foreign(f"the settings of {lora.peft_type} are not at hand: give --peft-dir")
+        raise Foreign(f"the settings of {lora.peft_type} are not at hand: give --adapter")
     return {"peft_type": "LORA", **peft_fields(lora)}
 
 
@@ -252,13 +329,16 @@ def _fitting(follow: Any, step: Step, config: ConfigSnapshot, limit: int) -> lis
 
 def _changes(step: Step, config: ConfigSnapshot) -> Iterator[tuple[str, dict[str, Any]]]:
     longest = config.training.extras.get("length_p99")
-    if isinstance(longest, int) and _FEWEST <= longest < step.length:
+    if isinstance(longest, int) and not step.completion and _FEWEST <= longest < step.length:
         yield f"max_length {longest:,}, which 99 % of the rows keep within", {"length": longest}
     if not step.checkpointing:
         yield "gradient_checkpointing, for about a third more time", {"checkpointing": True}
-    if step.batch > 1:
+    if step.batch > 1 and step.objective != "kto":  # whose divergence is of answers that change places
         # One row alone has nothing that it could be padded to.
         times = step.batch * (config.training.gradient_accumulation or 1)
-        yield f"batch 1 with {times} x accumulation", {"batch": 1, "accumulates": True, "padded": False}
+        yield (
+            f"batch 1 with {times} x accumulation",
+            {"batch": 1, "accumulates": True, "padded": step.objective in PAIRED},
+        )
     if not step.bits and step.adapter:
         yield "load_in_4bit", {"bits": 4}

@@ -1,14 +1,13 @@
 """The options of ``check --data``: the record that the command line parses and the library takes."""
 
-# Annotations are evaluated here, so that a record of the command line that inherits these fields has their types.
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final, Literal, TypeAlias, TypedDict
+from typing import Annotated, Final, Literal, TypeAlias, TypedDict
 
 from gradience.configs.document import LossOn
 from gradience.errors import OptionError
 from gradience.io import PathLike
-from gradience.ranges import Count, VerbOptions, Whole
+from gradience.ranges import LIBRARY_ONLY, Count, Seed, VerbOptions, Whole
 
 Samples: TypeAlias = int | Literal["all"]
 
@@ -51,12 +50,12 @@ class DataOptions(VerbOptions):
     tokenizer: Path | None = None
     max_length: Whole | None = None
     loss: LossOn | None = None
-    template: Path | None = None
-    packing: bool | None = None
-    num_labels: Count | None = None
-    samples: Samples = SAMPLES
-    seed: Whole = 0
-    show_rows: bool = False
+    template: Annotated[Path | None, LIBRARY_ONLY] = None
+    packing: Annotated[bool | None, LIBRARY_ONLY] = None
+    num_labels: Annotated[Count | None, LIBRARY_ONLY] = None
+    samples: Annotated[Samples, LIBRARY_ONLY] = SAMPLES
+    seed: Seed = 0
+    show_rows: Annotated[bool, LIBRARY_ONLY] = False
 
     def refuse_bad(self) -> None:
         """Refuse an option out of its range."""

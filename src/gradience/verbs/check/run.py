@@ -35,7 +35,7 @@ from gradience.folder.found import weights_alone
 from gradience.folder.prompts import prompt_links
 from gradience.io import CHECKPOINT_PREFIX
 from gradience.io.reading import real_path
-from gradience.ranges import VerbOptions, Whole
+from gradience.ranges import Positive, VerbOptions, Whole
 from gradience.rules import excluded_rules, judge, without
 from gradience.rules.between.prompts import PROMPT_RULES
 from gradience.rules.between.rules import FILE_RULES, judge_files
@@ -83,8 +83,9 @@ def _settings_of(run: Documents) -> Layer:
     """
     settings = run.settings
     if settings.place.path is None:
-        fault = run.log.fault or f"{run.found.path}: {run.log.reason}"
-        raise ConfigError(str(fault), advice=f"give a folder with {STATE_NAME} or {CONFIG_NAME}")
+        fault = run.log.fault
+        message = f"{run.found.path}: {run.log.reason}" if fault is None else fault.message
+        raise ConfigError(message, advice=f"give a folder with {STATE_NAME} or {CONFIG_NAME}")
     return settings.take()
 
 
@@ -138,8 +139,8 @@ class CheckOptions(VerbOptions):
         base: the base model, a folder or organisation/name in the hub's local cache. Its config.json and safetensors
             headers determine what the targets reach; no weight is read.
         task: what is trained: `sst2`, `sft`, `dpo`, ...
-        serve: engines the adapter is meant for: vllm, sglang, ollama, llamacpp, tensorrt, lorax, mlx, peft; each with
-            @VERSION if one is meant.
+        serve: engines the adapter is meant for: vllm, sglang, ollama, llamacpp, tensorrt, lorax, mlx, peft,
+            transformers; each with @VERSION if one is meant.
         server_flags: the flags that the server is started with, as one text.
         select: ids of rules, or beginnings of ids, to apply; all by default.
         ignore: ids of rules, or beginnings of ids, to leave out.
@@ -147,6 +148,8 @@ class CheckOptions(VerbOptions):
             options of that name are empty. If None, no file is looked for.
         max_length: tokens per sequence, where no training argument states them.
         memory: memory of the card, such as `24GiB`; a step that does not fit is a finding.
+        seconds_per_step: of this configuration on the device that is meant, for the time of all planned steps; None to
+            go by a log of the same base.
     """
 
     config: ConfigSnapshot | Mapping[str, Any] | None = None
@@ -165,6 +168,7 @@ class CheckOptions(VerbOptions):
     settings: Place | None = None
     max_length: Whole | None = None
     memory: str | None = None
+    seconds_per_step: Positive | None = None
 
     def unwanted(self, ids: Sequence[str]) -> dict[str, str]:
         """The rules that are left out, each with its reason."""
@@ -235,13 +239,14 @@ class CheckKeywords(TypedDict, total=False):
     settings: Place | None
     max_length: int | None
     memory: str | None
+    seconds_per_step: float | None
 
 
 _DEFAULTS = CheckOptions()
 
 
 def check_config(
-    config: ConfigSnapshot | Mapping[str, Any] | None = None,
+    config: Place | ConfigSnapshot | Mapping[str, Any] | None = None,
     *,
     options: CheckOptions = _DEFAULTS,
     **keywords: Unpack[CheckKeywords],
@@ -249,7 +254,8 @@ def check_config(
     """Check a configuration by the rules. A later source wins over an earlier one.
 
     Args:
-        config: a Struct, or a mapping of settings of any shape; it wins over that of `options`.
+        config: one file of any shape, the folder of a run, a Struct, or a mapping of settings of any shape; it wins
+            over that of `options`.
         options: the sources of the configuration, the base and the rules.
         keywords: single options by name, such as `peft_dir="adapter"`; they win over `options`.
 
@@ -258,13 +264,17 @@ def check_config(
         AdapterError: the base cannot be read.
         TypeError: no option has such a name.
     """
-    given = replace(options, config=options.config if config is None else config).completed(keywords)
+    if isinstance(config, (str, PathLike)):
+        options = replace(options, document=config)
+    elif config is not None:
+        options = replace(options, config=config)
+    given = options.completed(keywords)
     unwanted = given.unwanted(_IDS)
     whole = given.read()
     if whole.config == ConfigSnapshot():
         message = "nothing to check"
         raise ConfigError(
-            message, advice="give a config file, --peft-dir, --training-dir, or settings such as --set lr=1e-4"
+            message, advice="give a config file, --adapter, --training-dir, or settings such as --set lr=1e-4"
         )
     of_config = {rule: reason for rule, reason in unwanted.items() if rule in _OF_CONFIGURATION}
     report = judged(whole, given, given.folders, unwanted=of_config, around=when_of(whole, given.stated))
@@ -341,17 +351,26 @@ def judged(
     if where is not None:
         from gradience.base.weights import local_folder  # numpy: only those with a base pay for it
 
-        where = local_folder(where)
+        try:
+            where = local_folder(where)
+        except AdapterError as error:
+            if os.path.exists(where):  # noqa: PTH110  # Path.exists raises on long names
+                raise
+            advice = f"its config.json is enough: give its folder, or hf download {where} config.json"
+            raise AdapterError(error.message, advice=advice) from None
     around, time = _served(around, given, whole), None
     around = gather_context(whole, config, around, base=where, folders=folders, transformers=versions)
     if where is None and given.memory is not None:
-        raise ConfigError("--memory without --base", advice="give the base: its config.json is enough")
+        raise ConfigError("--memory needs --base", advice="give the base: its config.json is enough")
     if where is not None:
         around = around._replace(memory=_memory(config, where, given, whole, around.coverage))
         time = _time(config, folders)
+    if (each := given.seconds_per_step) is not None:
+        steps = config.training.planned_steps
+        time = Time(seconds_per_step=each, steps=steps, seconds=None if steps is None else each * steps)
     named = (("base", given.base), ("settings", given.settings))
     sources = [*whole.sources, *(InputFile(role=role, path=str(path)) for role, path in named if path is not None)]
-    verdict = judge_config(config, transformers=versions, around=around, left_out=unwanted)
+    verdict = judge_config(config, around=around, left_out=unwanted)
     n_judged = len(RULES) - len({item.id for item in verdict.not_run})
     return CheckReport(
         schema=CHECK_SCHEMA_ID,
@@ -364,9 +383,24 @@ def judged(
         serving=list(fates(Facts(config, around=around))),
         findings=with_commands(verdict.findings, lambda: _known(config, given, whole)),
         not_run=verdict.not_run,
-        readings=list(verdict.readings),
+        readings=with_commands(verdict.readings, lambda: _known(config, given, whole)),
         unknown_keys=list(dict.fromkeys(whole.unknown_keys)),
     )
+
+
+def facts_to_serve(adapter: Path, base: Path | None, *, engine: str, server_flags: str = "") -> Facts:
+    """An adapter's settings and tensors as the rules on engines read them.
+
+    Raises:
+        ConfigError: its settings or the flags cannot be read, or the engine is not known.
+        AdapterError: the base cannot be read.
+    """
+    given = CheckOptions(peft_dir=adapter, base=base, serve=[engine], server_flags=server_flags)
+    whole, versions = given.read(), transformers_version()
+    config, around = completed(whole), _served(CheckContext(), given, whole)
+    where = None if base is None else Path(base)
+    around = gather_context(whole, config, around, base=where, folders=given.folders, transformers=versions)
+    return Facts(config, around=around)
 
 
 def _known(config: ConfigSnapshot, given: CheckOptions, whole: Layer) -> Known:
@@ -389,8 +423,8 @@ def _memory(config: ConfigSnapshot, base: Path, given: CheckOptions, whole: Laye
     if fields is None and paths and paths[-1].name == CONFIG_NAME:
         try:
             fields = pretrained.adapter_config(paths[-1].parent)
-        except (OSError, ValueError) as error:
-            return Memory(reason=f"the adapter's config is not given to PEFT: {error}")
+        except (OSError, ValueError, RecursionError):  # whose texts may be of the system or another library
+            return Memory(reason=f"the adapter's {CONFIG_NAME} cannot be read, or would make PEFT load what it names")
         fields |= {} if given.overrides is None else peft_fields(given.overrides.lora)
     limit = None if given.memory is None else parse_size(given.memory)
     return foretell(config, base=base, adapter=fields, length=given.max_length, limit=limit, coverage=coverage)
@@ -528,7 +562,12 @@ def gather_context(
         AdapterError: the base cannot be read.
     """
     keys = tuple(dict.fromkeys(whole.unknown_keys)) if whole.sources else None
-    around = _output(whole, around._replace(unknown_keys=keys, model=_model(whole, config, base)))
+    model = _model(whole, config, base)
+    if model is not None and model.tied and around.groups is not None:
+        from gradience.adapters.groups import on_tied_base  # numpy
+
+        around = around._replace(groups=on_tied_base(around.groups))
+    around = _output(whole, around._replace(unknown_keys=keys, model=model))
     return around if base is None else _with_base(around, config, base, tuple(folders), transformers)
 
 

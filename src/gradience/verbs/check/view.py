@@ -170,16 +170,19 @@ def _serving(groups: Sequence[GroupFate]) -> Iterator[Block]:
 
 
 def _time(time: Time | None) -> Iterator[Block]:
-    """What training takes by a log of the same base; or why the log there does not tell it."""
+    """What training takes by a log of the same base or a given time of a step; or what is missing to tell it."""
     if time is None:
         return
     if time.seconds_per_step is None:
         yield f"Time: not known by {time.by}: {time.reason}"
+    elif not time.by and time.seconds is None:
+        yield "Time: not known: the planned steps are not stated (max_steps)"
     else:
         whole = "" if time.seconds is None else f"about {duration(as_float(time.seconds))} for {time.steps:,} steps, "
         each, logged = (number(x, ".3g") for x in (time.seconds_per_step, time.logged_seconds_per_step))
         by = f"as in {time.by}" if each == logged else f"{logged} in {time.by}, by the rows"
-        yield f"Time: {whole}{each} s a step ({by}); on the same device, without evaluations"
+        by, where = (by, "on the same device, ") if time.by else ("as given", "")
+        yield f"Time: {whole}{each} s a step ({by}); {where}without evaluations"
     yield ""
 
 

@@ -2,25 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
-
-from cyclopts import Parameter
 
 from gradience.commands import options as opt
 from gradience.commands.bar import on_terminal
 from gradience.verbs.convert.options import ConvertOptions
 from gradience.verbs.convert.view import convert_text
 
-
-@dataclass(frozen=True, kw_only=True)
-class _ConvertOptions(ConvertOptions):
-    renames: Annotated[Sequence[str], Parameter(name="--rename")] = ()
-
-
-_CONVERT = _ConvertOptions()
+_CONVERT = ConvertOptions()
 
 
 def convert(
@@ -28,7 +18,7 @@ def convert(
     /,
     *,
     out: opt.OutFolder = None,
-    options: Annotated[_ConvertOptions, opt.RECORD] = _CONVERT,
+    options: Annotated[ConvertOptions, opt.RECORD] = _CONVERT,
     writing: opt.Writing = opt.WRITING,
 ) -> int:
     """Write an adapter in another format: a plain PEFT LoRA, or MLX-LM's.

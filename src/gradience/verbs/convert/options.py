@@ -1,10 +1,11 @@
 """The options of ``convert``."""
 
-# Annotations are evaluated here, so that a record of the command line that inherits these fields has their types.
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypedDict
+from typing import Annotated, TypedDict
+
+from cyclopts import Parameter
 
 from gradience.errors import OptionError
 from gradience.io import PathLike
@@ -31,7 +32,7 @@ class ConvertOptions(VerbOptions):
     renames:
         Replace a prefix of the modules' paths, as OLD=NEW; may be given several times.
     drop:
-        Leave out tensors that the target has no place for, such as a saved head; without it they are refused.
+        Leave out what the target has no place for, such as a saved head; without it that is refused.
     """
 
     to: TargetFormat = "peft"
@@ -39,7 +40,7 @@ class ConvertOptions(VerbOptions):
     energy: Share | None = None
     base: Path | None = None
     component: str | None = None
-    renames: Sequence[str] = ()
+    renames: Annotated[Sequence[str], Parameter(name="--rename")] = ()
     drop: bool = False
 
     def refuse_bad(self) -> None:

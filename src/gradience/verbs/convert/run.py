@@ -3,46 +3,35 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from typing import Final, NamedTuple, Unpack
 
 import msgspec
 
-from gradience.adapters.layout import PREFIX, Role
-from gradience.errors import AdapterError, few
+from gradience.adapters.layout import PREFIX
+from gradience.errors import AdapterError
 from gradience.io import PathLike, Progress
 from gradience.io.atomic import scratch_folder
 from gradience.io.safetensors import PlannedTensor, copied
 from gradience.rewriting.writing import ArraySpool, NewAdapter, destination, provenance_of
 from gradience.schema.writing import CONVERT_SCHEMA_ID, ConvertedModule, ConvertReport, TargetFormat
+from gradience.verbs.convert.holds import REST, Subject, left_out, remarks
 from gradience.verbs.convert.options import ConvertKeywords, ConvertOptions
-from gradience.verbs.convert.source import (
-    SourceAdapter,
-    components_of,
-    open_source,
-    parsed_renames,
-    paths_of,
-    refuse_modules,
-    renamed,
-)
+from gradience.verbs.convert.source import SourceAdapter, components_of, open_source, parsed_renames, paths_of, renamed
 from gradience.verbs.convert.updates import Conversion, LayerUpdate, RankChoice, layer_updates
 from gradience.verbs.convert.write import (
     MLX_METADATA,
     MLX_WEIGHTS,
     expert_updates,
     mlx_config,
-    mlx_notes,
     mlx_tensors,
     peft_config,
-    peft_notes,
     peft_tensors,
 )
 
-_WHOLE_IN_PEFT: Final[frozenset[Role]] = frozenset({"full_module", "bias", "base_copy", "token_rows"})
 _RECORDED: Final = ("to", "rank", "energy", "component", "drop")  # options kept in report and provenance, where given
 _DEFAULTS: Final = ConvertOptions()
-_UPDATES: Final[frozenset[Role]] = frozenset({"lora_pair", "other_kind", "magnitude", "scale"})
 
 
 def convert_adapter(
@@ -81,16 +70,18 @@ def convert_adapter(
     # Under new names, a copy in the same format is not in vain.
     if not replaced:
         _refuse_vain(source, to, choice)
-    refuse_modules(source)
     shards = [file.path for file in source.base.files] if source.base is not None else []
     read = [*source.adapter.weights, source.files.config]
     place = destination(out, [source.files], read, base=shards, force=force)
     paths = paths_of(source, component=options.component, renames=replaced)
     elsewhere = {name for module in source.layers if module.name not in paths for name in module.keys.values()}
-    rest = _rest(source, to, drop=options.drop, other_components=elsewhere).renamed(replaced)
     recorded = {name: value for name in _RECORDED if (value := getattr(options, name))}
     with scratch_folder() as folder:
-        run = Conversion(source, choice, ArraySpool(folder), to)
+        subject = Subject(Conversion(source, choice, ArraySpool(folder), to), paths, elsewhere)
+        lost = left_out(subject, drop=options.drop)
+        rest = _rest(subject, lost).renamed(replaced)
+        source = source._replace(modules=[module for module in source.modules if module.name not in lost])
+        run = subject.run._replace(source=source)
         updates = [*layer_updates(run, paths, progress), *_experts(source, choice, to, replaced)]
         new = _new_adapter(source, updates, rest, to, renames=bool(replaced))
         report = ConvertReport(
@@ -106,7 +97,7 @@ def convert_adapter(
             params_after=sum(math.prod(tensor.shape) for tensor in new.tensors),
             carried=[tensor.name for tensor in rest.carried],
             dropped=rest.dropped,
-            notes=_notes(source, updates, to),
+            notes=[*_others(source, updates), *remarks(subject._replace(run=run, updates=updates))],
         )
         if place is None:
             return report
@@ -136,23 +127,13 @@ class _Rest(NamedTuple):
         return self._replace(carried=moved) if replaced else self
 
 
-def _rest(source: SourceAdapter, target: TargetFormat, *, drop: bool, other_components: Collection[str]) -> _Rest:
-    """Return the tensors that belong to no update, sorted into those to copy and those to leave out.
-
-    Raises:
-        AdapterError: the target has no place for a tensor, and `drop` is false.
-    """
-    kept = _WHOLE_IN_PEFT if target == "peft" and source.adapter.file_format.is_peft else frozenset[Role]()
-    roles = {name: role for name, role in source.adapter.roles.items() if name not in other_components}
-    carried = [copied(source.tensors, name) for name, role in roles.items() if role in kept]
-    dropped = [name for name, role in roles.items() if role not in kept | _UPDATES]
-    if dropped and not drop:
-        what = "MLX-LM's LoRA" if target == "mlx" else "a plain PEFT LoRA"
-        raise AdapterError(
-            f"{what} has no place for {len(dropped)} tensors of {source.files.weights}: {few(dropped)}",
-            advice="leave them out with --drop, or keep the adapter as it is",
-        )
-    return _Rest(carried, dropped)
+def _rest(subject: Subject, lost: set[str]) -> _Rest:
+    """Return the tensors to copy, and the names of those that are left out, of modules and beside them."""
+    source, beside = subject.run.source, subject.tensors(*REST)
+    modules = [module for module in source.modules if module.name in lost]
+    dropped = {name for module in modules for name in module.keys.values()} | (lost & {*beside})
+    carried = [copied(source.tensors, name) for name in beside if name not in lost]
+    return _Rest(carried, [name for name in source.adapter.roles if name in dropped])
 
 
 def _experts(
@@ -192,15 +173,10 @@ def _relative_error(updates: Sequence[LayerUpdate]) -> float | None:
     return math.hypot(*(update.part.rest for update in updates)) / norm if norm > 0.0 else None
 
 
-def _notes(source: SourceAdapter, updates: Sequence[LayerUpdate], target: TargetFormat) -> list[str]:
-    notes = []
+def _others(source: SourceAdapter, updates: Sequence[LayerUpdate]) -> Iterator[str]:
+    """Yield a note on the components that were not asked for."""
     converted = {name for update in updates for name in update.names}
     left = {name: some for name, some in components_of(source).items() if not converted & {m.name for m in some}}
     if left:
         named = ", ".join(f"{name} ({len(some)} modules)" for name, some in left.items())
-        notes.append(f"other components of the file were not asked for: {named}")
-    if any(update.embedding for update in updates) and "mlx" in {source.adapter.format, target}:
-        notes.append(
-            "MLX-LM applies an embedding's update to a tied output head too; PEFT does so with ensure_weight_tying only"
-        )
-    return [*notes, *(mlx_notes(updates) if target == "mlx" else peft_notes(updates))]
+        yield f"other components of the file were not asked for: {named}"

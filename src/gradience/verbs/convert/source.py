@@ -104,24 +104,6 @@ def open_source(
     return SourceAdapter(files, adapter, traits_of(adapter), tensors, stored.raw, base_weights, modules)
 
 
-def refuse_modules(source: SourceAdapter) -> None:
-    """Refuse modules whose pair has no place in another format.
-
-    Raises:
-        AdapterError: there is such a module; the message names the first.
-    """
-    for module in source.modules:
-        why = None
-        if module.adapter is not None:
-            why = "the file holds several adapters: save each on its own first"
-        elif _on_parameter(source, module):
-            why = "a LoRA on a parameter of this name has no place in another format"
-        elif (module.base_name or "").endswith((".in_proj_weight", "in_proj_weight", ".out_proj.base_layer.weight")):
-            why = "MultiheadAttention's nested pair has no place in another format"
-        if why is not None:
-            raise AdapterError(f"{module.name}: {why}")
-
-
 def _with_large_products(adapter: Adapter, source: TensorSource) -> Adapter:
     """Return the adapter with the LoHa and LoKr modules added whose rank is too high for an audit."""
     build = {"LOHA": loha_module, "LOKR": lokr_module}.get((adapter.config.peft_type or "").upper())
@@ -142,12 +124,6 @@ def _with_large_products(adapter: Adapter, source: TensorSource) -> Adapter:
     )
 
 
-def _on_parameter(source: SourceAdapter, module: Module) -> bool:
-    """Whether the module is a bare parameter that is neither a layer's weight nor stacked experts."""
-    named = module.base_name is None or not module.base_name.endswith(".weight")
-    return bool(source.adapter.config.target_parameters) and module.expert is None and named
-
-
 def components_of(source: SourceAdapter) -> dict[str, list[Module]]:
     """Return the modules by component of the pipeline; for other adapters, one component with an empty name."""
     components: dict[str, list[Module]] = {}
@@ -163,6 +139,12 @@ def _component(source: SourceAdapter, module: Module) -> str:
         dotted = module.name.partition(".")[0] if "." in module.name else "unnamed"
         return next((name for stem, name in _KOHYA.items() if module.name.startswith(stem)), dotted)
     return ""
+
+
+def is_of_pipeline(source: SourceAdapter, module: Module) -> bool:
+    """Whether a module is one of an image model's parts."""
+    of_images = {*_KOHYA.values()} - {"lycoris"}
+    return source.adapter.file_format.component_prefix or _component(source, module) in of_images
 
 
 def paths_of(source: SourceAdapter, *, component: str | None, renames: Mapping[str, str]) -> dict[str, str]:

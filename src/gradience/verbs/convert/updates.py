@@ -161,11 +161,9 @@ def layer_updates(run: Conversion, paths: Mapping[str, str], progress: Progress 
 
 def _layer(run: Conversion, module: Module, path: str) -> LayerUpdate:
     source, is_peft = run.source, run.source.adapter.file_format.is_peft
-    embedding = _is_embedding(source, module)
-    stored = _in_base(source.base, path, module)
-    kernel = _kernel(source, module, stored)
-    keeps_dora = module.magnitude is not None and run.choice.everything and _takes_dora(source, module, run.target)
-    if module.dense is None or keeps_dora:
+    embedding = is_embedding(source, module)
+    stored, kernel, dora = _in_base(source.base, path, module), kernel_of(source, module, path), keeps_dora(run, module)
+    if module.dense is None or dora:
         part = from_factors(module, run.choice, run.spool, scale=_scale(source, module), copy=_is_pair(source, module))
     else:
         part = _dense(run, module, stored)
@@ -181,7 +179,7 @@ def _layer(run: Conversion, module: Module, path: str) -> LayerUpdate:
         transposed=embedding or fan_in_fan_out,
         embedding=embedding,
         kernel=kernel,
-        magnitude=_magnitude(source, module, run.target) if keeps_dora else None,
+        magnitude=_magnitude(module) if dora else None,
         stored_transposed=fan_in_fan_out or (swapped and not is_peft),
     )
 
@@ -202,7 +200,8 @@ def _scale(source: SourceAdapter, module: Module) -> float:
     return 1.0 if source.adapter.file_format.is_peft and source.traits.peft_type != "LORA" else module.scale
 
 
-def _is_embedding(source: SourceAdapter, module: Module) -> bool:
+def is_embedding(source: SourceAdapter, module: Module) -> bool:
+    """Whether a module is an embedding."""
     if source.adapter.file_format.embeds_by_name:
         return is_embedding_layer(module.name)
     return module.kind == "embedding" or any("embedding_A" in field for field in module.keys)
@@ -245,12 +244,13 @@ def _rank_bound(source: SourceAdapter, module: Module) -> int | None:
     return module.r if module.kind == "vera" else None
 
 
-def _kernel(source: SourceAdapter, module: Module, stored: BaseTensor | None) -> tuple[int, ...]:
+def kernel_of(source: SourceAdapter, module: Module, path: str) -> tuple[int, ...]:
     """Return the kernel's sizes if the layer is a convolution, else an empty tuple.
 
     Raises:
         AdapterError: the layer seems to be a convolution, and only the base could tell its kernel.
     """
+    stored = _in_base(source.base, path, module)
     if stored is not None and module.expert is None:
         return tuple(stored.info.shape[2:])
     infos = source.adapter.tensors
@@ -269,7 +269,8 @@ def _kernel(source: SourceAdapter, module: Module, stored: BaseTensor | None) ->
 
 def _takes_dora(source: SourceAdapter, module: Module, target: TargetFormat) -> bool:
     """Whether the target can hold the module's magnitudes unchanged, because its norms run over the same axis."""
-    if (source.adapter.file_format.is_peft and target == "peft") or _is_embedding(source, module):
+    is_turned = target == "mlx" and source.adapter.config.fan_in_fan_out
+    if is_turned or (source.adapter.file_format.is_peft and target == "peft") or is_embedding(source, module):
         return False
     if "magnitude" in module.keys:  # kohya's files; their norms may also run over inputs
         rows, *rest = source.adapter.tensors[module.keys["magnitude"]].shape
@@ -277,13 +278,14 @@ def _takes_dora(source: SourceAdapter, module: Module, target: TargetFormat) -> 
     return True
 
 
-def _magnitude(source: SourceAdapter, module: Module, target: TargetFormat) -> Callable[[], Array] | None:
+def keeps_dora(run: Conversion, module: Module) -> bool:
+    """Whether the module stays a DoRA in the target."""
+    return module.magnitude is not None and run.choice.everything and _takes_dora(run.source, module, run.target)
+
+
+def _magnitude(module: Module) -> Callable[[], Array] | None:
     read = module.magnitude
-    if read is None:
-        return None
-    if target == "mlx" and source.adapter.config.fan_in_fan_out:
-        raise AdapterError(f"{module.name}: DoRA of a weight stored (in, out) has its norms over another axis")
-    return lambda: read().reshape(-1)
+    return None if read is None else lambda: read().reshape(-1)
 
 
 def from_factors(module: Module, choice: RankChoice, spool: ArraySpool, *, scale: float, copy: bool) -> UpdatePair:

@@ -60,26 +60,9 @@ _OLD_NAMES: Final = {".block_sparse_moe": ".mlp"}  # Mixtral's, in MLX-LM and in
 
 
 def mlx_tensors(updates: Sequence[LayerUpdate]) -> list[PlannedTensor]:
-    """Return the updates' tensors in MLX-LM's format.
-
-    Raises:
-        AdapterError: MLX-LM has no LoRA layer for an update.
-    """
-    _refuse(updates)
-    rank, scale = _shared(updates)
+    """Return the updates' tensors in MLX-LM's format."""
+    rank, scale = shared(updates)
     return [tensor for update in updates for tensor in _tensors(update, rank, scale)]
-
-
-def _refuse(updates: Sequence[LayerUpdate]) -> None:
-    convolution = next((one for one in updates if one.kernel), None)
-    if convolution is not None:
-        raise AdapterError(f"{convolution.names[0]}: MLX-LM has no LoRA layer for a convolution")
-    without = [one for one in updates if one.magnitude is None]
-    if len(without) in {0, len(updates)}:
-        return
-    if without[-1].parameter is not None:  # experts come last
-        raise AdapterError(f"{without[-1].target}: MLX-LM has no DoRA for experts")
-    raise AdapterError(f"{without[0].names[0]}: no DoRA, and MLX-LM makes all modules of an adapter DoRA or none")
 
 
 def _tensors(update: LayerUpdate, rank: int, scale: float) -> list[PlannedTensor]:
@@ -112,7 +95,7 @@ def _tensors(update: LayerUpdate, rank: int, scale: float) -> list[PlannedTensor
     return tensors
 
 
-def _shared(updates: Sequence[LayerUpdate]) -> tuple[int, float]:
+def shared(updates: Sequence[LayerUpdate]) -> tuple[int, float]:
     """Return the adapter's rank and scale: the largest rank and the most common scale of its updates."""
     scales = Counter(one.part.scale for one in updates)
     return max(one.part.rank for one in updates), scales.most_common(1)[0][0]
@@ -121,7 +104,7 @@ def _shared(updates: Sequence[LayerUpdate]) -> tuple[int, float]:
 def mlx_config(source: SourceAdapter, updates: Sequence[LayerUpdate]) -> dict[str, Any]:
     """Return MLX-LM's `adapter_config.json`: the fields that `load_adapters` reads, and the base's name."""
     dropout = source.raw.get("lora_dropout", 0.0)
-    rank, scale = _shared(updates)
+    rank, scale = shared(updates)
     return {
         "fine_tune_type": "dora" if any(one.magnitude is not None for one in updates) else "lora",
         "model": source.adapter.config.base_model_name_or_path,
@@ -135,22 +118,9 @@ def mlx_config(source: SourceAdapter, updates: Sequence[LayerUpdate]) -> dict[st
     }
 
 
-def mlx_notes(updates: Sequence[LayerUpdate]) -> list[str]:
-    """Return notes on factors that MLX-LM's format changes without changing the update."""
-    rank, scale = _shared(updates)
-    lower = sum(one.part.rank < rank for one in updates)
-    folded = sum(one.part.scale != scale for one in updates)
-    notes = []
-    if lower:
-        notes.append(f"MLX-LM takes one rank: {lower} modules of a lower one are padded with zeros to {rank}")
-    if folded:
-        notes.append(f"MLX-LM takes one scale: in {folded} modules the ratio to {scale:g} goes into lora_b")
-    return notes
-
-
 def peft_tensors(updates: Sequence[LayerUpdate]) -> list[PlannedTensor]:
     """Return the updates' tensors in PEFT's format, A before B."""
-    rank, nested = _parameters_rank(updates), Counter(one.path for one in updates if one.parameter is not None)
+    rank, nested = parameters_rank(updates), Counter(one.path for one in updates if one.parameter is not None)
     tensors = []
     for update in updates:
         # If two parameters of one module are adapted, PEFT nests the first in the second (adapters/kinds/experts.py).
@@ -177,20 +147,13 @@ def _to_peft_tensors(update: LayerUpdate, path: str, rank: int) -> list[PlannedT
     return tensors
 
 
-def peft_notes(updates: Sequence[LayerUpdate]) -> list[str]:
-    """Return notes on factors that PEFT's format changes without changing the update."""
-    rank = _parameters_rank(updates)
-    lower = sum(one.part.rank < rank for one in updates if one.parameter is not None)
-    return [f"{lower} pairs on experts are padded with zeros to rank {rank}, the one of all of them"] if lower else []
-
-
 def _is_parameter(update: LayerUpdate, updates: Sequence[LayerUpdate]) -> bool:
     """Whether PEFT finds the update through target_parameters: stacked experts, and a router beside them."""
     has_experts = any(one.parameter is not None for one in updates)
     return update.parameter is not None or (has_experts and is_router(update.path))
 
 
-def _parameters_rank(updates: Sequence[LayerUpdate]) -> int:
+def parameters_rank(updates: Sequence[LayerUpdate]) -> int:
     """Return the common rank of all pairs on parameters, 0 if there are none.
 
     They share the default rank, because PEFT 0.21.2 applies a pattern to them but warns on loading that it matches
@@ -203,7 +166,7 @@ def peft_config(source: SourceAdapter, updates: Sequence[LayerUpdate], *, rename
     """Return PEFT's `adapter_config.json` for the updates; where modules are renamed, its targets are their paths."""
     parameters = [one for one in updates if _is_parameter(one, updates)]
     layers = [one for one in updates if not _is_parameter(one, updates)]
-    experts, rank = [one for one in parameters if one.parameter is not None], _parameters_rank(updates)
+    experts, rank = [one for one in parameters if one.parameter is not None], parameters_rank(updates)
     default = (rank, alpha_for(experts[0].part.scale, rank, rslora=False)) if experts else None
     ranks = {pattern_name(one.path): one.part.rank for one in layers}
     alphas = {pattern_name(one.path): alpha_for(one.part.scale, one.part.rank, rslora=False) for one in layers}

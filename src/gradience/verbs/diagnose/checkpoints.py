@@ -239,7 +239,7 @@ def unreadable(folder: Path) -> str:
             read_header(path)
         broken = [path.name for path in sorted(folder.glob("pytorch_model*.bin")) if not is_zip(path)]
     except GradienceError as fault:
-        return str(fault).removeprefix(f"{folder}/")
+        return fault.message.removeprefix(f"{folder}/")
     return f"{broken[0]} is no file that torch wrote whole" if broken else ""
 
 

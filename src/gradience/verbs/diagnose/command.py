@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Final
 
@@ -11,13 +11,7 @@ from gradience.commands.output import COULD_NOT_JUDGE
 from gradience.schema.document import RuleGroup
 from gradience.verbs.diagnose.options import DiagnoseOptions
 
-
-@dataclass(frozen=True, kw_only=True)
-class _DiagnoseOptions(DiagnoseOptions):
-    adapter: opt.Adapter = None
-
-
-_DIAGNOSE: Final = _DiagnoseOptions()
+_DIAGNOSE: Final = DiagnoseOptions()
 _GROUPS: Final[tuple[RuleGroup, ...]] = ("config", "base", "log", "weights", "weights_and_base", "between", "joins")
 
 
@@ -25,7 +19,7 @@ def diagnose(
     path: Path | None = None,
     /,
     *,
-    options: Annotated[_DiagnoseOptions, opt.RECORD] = _DIAGNOSE,
+    options: Annotated[DiagnoseOptions, opt.RECORD] = _DIAGNOSE,
     judging: opt.Options = opt.DEFAULT_OPTIONS,
     verbose: opt.Details = False,
 ) -> int:

@@ -1,9 +1,10 @@
 """The options of ``diagnose``."""
 
-# Annotations are evaluated here, so that a record of the command line that inherits these fields has their types.
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypedDict
+from typing import Annotated, TypedDict
+
+from cyclopts import Parameter
 
 from gradience.io import PathLike
 from gradience.ranges import Positive, VerbOptions
@@ -28,7 +29,7 @@ class RunParts(VerbOptions):
     """
 
     run: Path | None = None
-    adapter: Path | None = None
+    adapter: Annotated[Path | None, Parameter(alias="--peft-dir")] = None
     config: Path | None = None
     base: Path | None = None
     task: str | None = None

@@ -70,7 +70,7 @@ def _state(source: SourceKind, at: Place, *, holds: str = "", fault: GradienceEr
             state="unreadable",
             path=path,
             chosen=at.chosen,
-            reason=str(fault),
+            reason=fault.message,
             damaged=isinstance(fault, DamagedError),
         )
     if at.path is None:

@@ -146,7 +146,7 @@ def _source(source: DiagnosedSource) -> str:
 
 
 def _best(best: BestCheckpoint) -> str:
-    noise = "noise unknown" if best.noise is None else f"noise +/- {best.noise:.2g}"
+    noise = "" if best.noise is None else f"; noise +/- {best.noise:.2g}"
     same = ", which the weights here are" if best.saved_as else ""
     value = f"{best.split} {best.by} {number(best.value, '.4g')}"
-    return f"Best checkpoint on disk: {best.name}{same} ({value}; {noise})"
+    return f"Best checkpoint on disk: {best.name}{same} ({value}{noise})"

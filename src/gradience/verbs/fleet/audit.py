@@ -21,7 +21,7 @@ from gradience.adapters.files import CONFIG_NAME, AdapterFiles, find_files
 from gradience.adapters.layout import Adapter
 from gradience.adapters.open import Buffer, Bytes, Layouts, open_adapter
 from gradience.device import prepare_jax
-from gradience.errors import ConfigError, GradienceError, MissingPackageError, require
+from gradience.errors import ConfigError, GradienceError, MissingPackageError, require, said
 from gradience.folder import Documents, OpenAdapter
 from gradience.io import PathLike
 from gradience.io.reading import open_regular, real_path
@@ -269,9 +269,9 @@ def answered(job: Job, work: Callable[[Job], bytes], failed: Callable[[Job, str,
     try:
         return work(job)
     except MissingPackageError as error:
-        return failed(job, f"{error}: {error.advice}", "")
+        return failed(job, str(error), "")
     except (GradienceError, OSError, MemoryError) as error:
-        return failed(job, str(error) or type(error).__name__, job.stamp)
+        return failed(job, said(error) or type(error).__name__, job.stamp)
     except Exception as error:  # noqa: BLE001  # last resort: one source must not end the job
         return failed(job, f"a bug of gradience, not of {what}: {type(error).__name__}: {error}", "")
 

@@ -14,11 +14,11 @@ from gradience.blocks import counted
 from gradience.commands import options as opt
 from gradience.commands.output import COULD_NOT_JUDGE, FOUND, tell
 from gradience.commands.page import write_page
-from gradience.errors import AdapterError, GradienceError
+from gradience.errors import AdapterError
 from gradience.schema.document import Finding, Report, RuleGroup
 from gradience.schema.reports import SourceLocation
 from gradience.verbs.fleet import view as words
-from gradience.verbs.fleet.results import DEFAULT_RESULT, ResultOptions, answer, chosen, list_queries, rate_on_stderr
+from gradience.verbs.fleet.results import DEFAULT_RESULT, ResultOptions, answer, rate_on_stderr
 
 Engine = Literal["local", "ray"]
 _EVERY: Final = 1 << 40
@@ -167,8 +167,8 @@ def show(
 
 
 def query(
-    fleet: Path | None = None,
-    sql: str | None = None,
+    fleet: Path,
+    sql: str,
     /,
     *,
     result: Annotated[ResultOptions, Parameter(name="*")] = DEFAULT_RESULT,
@@ -184,12 +184,6 @@ def query(
     sql:
         The query, such as "select r, avg(stable_rank) from modules group by r".
     """
-    from gradience.tables.query import FLEET_QUERIES  # the help needs none of it
+    from gradience.tables.query import existing  # the help needs none of it
 
-    if result.list_queries:
-        return list_queries(FLEET_QUERIES)
-    if fleet is None:
-        raise GradienceError("no fleet", advice="give the folder that 'gradience fleet audit' wrote")
-    from gradience.tables.query import existing  # the same
-
-    return answer(existing(fleet), chosen(FLEET_QUERIES, sql, result.named), result)
+    return answer(existing(fleet), sql, result)

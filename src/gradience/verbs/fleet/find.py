@@ -122,7 +122,7 @@ def find_adapters(
         except AdapterError as error:
             if required:
                 raise
-            yield AdapterPlace(place, place, (), "missing", fault=str(error))
+            yield AdapterPlace(place, place, (), "missing", fault=error.message)
 
 
 def _below(place: str, walk: _FolderWalk, known: Collection[str]) -> Iterator[AdapterPlace]:

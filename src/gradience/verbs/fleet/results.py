@@ -5,20 +5,19 @@ from __future__ import annotations
 import csv
 import io
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from gradience.commands import options as opt
 from gradience.commands.bar import on_terminal
-from gradience.commands.output import DONE, emit, print_text, tell
+from gradience.commands.output import DONE, emit, tell
 from gradience.errors import GradienceError
 from gradience.schema.document import escape_controls, writable
 from gradience.verbs.fleet.view import query_text
 
 if TYPE_CHECKING:
-    from gradience.tables.query import NamedQuery
     from gradience.tables.store import Store
     from gradience.verbs.fleet.audit import JobProgress
 
@@ -32,43 +31,18 @@ class ResultOptions:
 
     Parameters
     ----------
-    named:
-        A usual question by its name; see --list-queries.
-    list_queries:
-        List the named queries with their SQL.
     csv:
         Print CSV (RFC 4180).
     parquet:
         Write the result to a Parquet file instead.
     """
 
-    named: str | None = None
-    list_queries: opt.Flag = False
     csv: opt.Flag = False
     parquet: Path | None = None
     json: opt.AsJson = False
 
 
 DEFAULT_RESULT = ResultOptions()
-
-
-def chosen(queries: Mapping[str, NamedQuery], sql: str | None, named: str | None) -> str:
-    """Return the query that was given, or the one that was named.
-
-    Raises:
-        GradienceError: neither or both are given, or no query has that name.
-    """
-    if (sql is None) == (named is None):
-        raise GradienceError("expected one query", advice='give "select ..." or --named NAME; see --list-queries')
-    if named is not None and named not in queries:
-        raise GradienceError(f"no query is called {named[:60]!r}", advice=f"there are {', '.join(queries)}")
-    return sql if named is None and sql is not None else queries[str(named)].sql
-
-
-def list_queries(queries: Mapping[str, NamedQuery]) -> int:
-    """Print the named queries, and return exit code 0."""
-    print_text("\n".join(f"{name}: {query.asks}\n    {query.sql}" for name, query in queries.items()))
-    return DONE
 
 
 def answer(store: Store, sql: str, form: ResultOptions) -> int:

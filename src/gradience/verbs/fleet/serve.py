@@ -22,6 +22,7 @@ from gradience.errors import few
 from gradience.rules import judge
 from gradience.rules.config.facts import CheckContext, Facts
 from gradience.rules.config.serving import (
+    CONVERTED,
     EFFECT_RULES,
     ENGINES,
     FACTS,
@@ -134,7 +135,7 @@ def _kind(settings: str | None, around: CheckContext) -> Kind | None:  # its key
     config = msgspec.json.decode(settings, type=ConfigSnapshot)
     facts = Facts(config, around=around)
     findings: dict[str, list[Finding]] = {}
-    for item in judge(EFFECT_RULES, facts).findings:
+    for item in judge(EFFECT_RULES, facts).told:
         findings.setdefault(str(item.values["engine"]), []).append(item)
     unknown = {name: [FEATURES[one].name for one in unknown_features(name, facts)] for name in around.engines}
     return Kind(config, findings, unknown)
@@ -444,7 +445,7 @@ def _not_judged(engine: Engine) -> Iterator[str]:
     """Yield what is known of the engine and a fleet does not show, and that nothing is known."""
     known = {fact.feature for fact in FACTS if fact.engine == engine}
     if unseen := [words for feature, words in _OF_THE_BASE.items() if feature in known]:
-        asks = f"gradience check --peft-dir ADAPTER --base MODEL --serve {engine}"
+        asks = f"gradience check --adapter ADAPTER --base MODEL --serve {engine}"
         yield said(f"the base is not looked at, so these are not judged: {', '.join(unseen)}: {asks}", {})
     if engine not in PROCESSES:
         yield f"how {ENGINES[engine]} serves several adapters is not known here"
@@ -471,7 +472,7 @@ def findings_of_plans(plans: Iterable[EnginePlan]) -> Iterator[tuple[str, Findin
 
     An adapter that could not be judged gives none.
     """
-    named = [(item.engine, misfit) for item in plans for misfit in item.misfits if misfit.id]
+    named = [(item.engine, misfit) for item in plans for misfit in item.misfits if misfit.id not in {"", CONVERTED}]
     for engine, misfit in named:
         for one in misfit.adapters:
             action, values = one.command or misfit.action, {"engine": engine}

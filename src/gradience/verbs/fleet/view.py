@@ -247,7 +247,9 @@ def _needs_a_look(report: FleetShowReport) -> Iterator[Block]:
     if report.unread:
         yield f"  {counted(sum(reason.adapters for reason in report.unread), 'adapter')} cannot be read:"
         reasons = [f"    {one.adapters:>5} x {one.value}" for one in report.unread]
-        yield from shortened(reasons, _REASONS, indent=4, how="gradience fleet query FLEET --named unreadable")
+        yield from shortened(
+            reasons, _REASONS, indent=4, how='gradience fleet query FLEET "select path, error from adapters"'
+        )
     yield _faulty(report)
     yield from more(report.faulty_total - len(report.faulty), "--verbose lists all")
 

@@ -114,7 +114,7 @@ def merge_check(
                 weighted_norm=abs(chosen[place]) * math.sqrt(total[place, place]),
                 kept=kept_of(total, chosen, place),
                 obstacles=list(obstacles_of(side)),
-                beside=lies_beside(side.path, [side.adapter.config.base_model_name_or_path]),
+                beside=lies_beside(side.path, [side.adapter.config.base_model_name_or_path], {}),
             )
             for place, side in enumerate(sides)
         ],
@@ -136,7 +136,7 @@ def _planned(paths: Sequence[PathLike], options: MergeOptions) -> tuple[MergeRep
     try:
         return merge_adapters(paths, options=options), ""
     except AdapterError as error:
-        return None, f"{error}; {error.advice}" if error.advice else str(error)
+        return None, str(error)
 
 
 def _odd(sides: Sequence[StoredAdapter], name: str) -> str:
@@ -231,7 +231,7 @@ def _heads(sides: Sequence[StoredAdapter]) -> list[str]:
     try:
         heads_of(sides, None)
     except AdapterError as error:
-        return [f"{error}; {error.advice}"]
+        return [str(error)]
     return []
 
 

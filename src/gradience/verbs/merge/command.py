@@ -4,53 +4,25 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
-
-from cyclopts import Parameter, Token
 
 from gradience.commands import options as opt
 from gradience.commands.bar import on_terminal
 from gradience.commands.output import keep_freed
 from gradience.device import prepare_jax
-from gradience.errors import AdapterError
 from gradience.schema.reports import SourceLocation
 from gradience.verbs.merge.options import MergeOptions
 from gradience.verbs.merge.view import merge_check_text, merge_text
 
-
-def parsed_weights(text: str | None) -> list[float] | None:
-    """Return the numbers of a list such as `0.5,0.5`, or None if no list is given.
-
-    Raises:
-        AdapterError: an item is not a number.
-    """
-    if text is None:
-        return None
-    try:
-        return [float(part) for part in text.split(",")]
-    except ValueError as error:
-        raise AdapterError(f"--weights {text!r} is not a list of numbers", advice="write --weights 0.5,0.5") from error
-
-
-def _weights(_: object, tokens: Sequence[Token]) -> list[float] | None:
-    return parsed_weights(tokens[0].value)
-
-
-@dataclass(frozen=True, kw_only=True)
-class _MergeOptions(MergeOptions):
-    weights: Annotated[Sequence[float] | None, Parameter(converter=_weights, n_tokens=1, metavar="STR")] = None
-
-
-_MERGE = _MergeOptions()
+_MERGE = MergeOptions()
 
 
 def merge(
     *adapters: Path,
     out: opt.OutFolder = None,
     check: opt.Flag = False,
-    options: Annotated[_MergeOptions, opt.RECORD] = _MERGE,
+    options: Annotated[MergeOptions, opt.RECORD] = _MERGE,
     writing: opt.Writing = opt.WRITING,
 ) -> int:
     """Merge plain PEFT LoRA adapters of one base model into one adapter, with its error in every module.
@@ -80,7 +52,7 @@ def merge(
     return writing.shown(report, merge_text)
 
 
-def _checked(adapters: Sequence[Path], options: _MergeOptions, writing: opt.WritingOptions) -> int:
+def _checked(adapters: Sequence[Path], options: MergeOptions, writing: opt.WritingOptions) -> int:
     """Print what the merge would do; the project's settings say which rules apply, and from when the exit code is 1."""
     resolved = opt.RuleOptions(json=writing.json).resolved()
     prepare_jax("auto", serial_kernels=True)

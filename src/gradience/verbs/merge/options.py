@@ -1,13 +1,33 @@
 """The options of ``merge``, apart from its work, which imports JAX."""
 
-# Annotations are evaluated here, so that a record of the command line that inherits these fields has their types.
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TypedDict
+from typing import Annotated, TypedDict
 
-from gradience.ranges import Count, Share, VerbOptions, Whole
+from cyclopts import Parameter, Token
+
+from gradience.errors import AdapterError
+from gradience.ranges import SELDOM, Count, Share, VerbOptions, Whole
 from gradience.schema.merge import MergeMethod
 from gradience.schema.writing import Dtype
+
+
+def parsed_weights(text: str | None) -> list[float] | None:
+    """Return the numbers of a list such as `0.5,0.5`, or None if no list is given.
+
+    Raises:
+        AdapterError: an item is not a number.
+    """
+    if text is None:
+        return None
+    try:
+        return [float(part) for part in text.split(",")]
+    except ValueError as error:
+        raise AdapterError(f"--weights {text!r} is not a list of numbers", advice="write --weights 0.5,0.5") from error
+
+
+def _weights(_: object, tokens: Sequence[Token]) -> list[float] | None:
+    return parsed_weights(tokens[0].value)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,13 +59,13 @@ class MergeOptions(VerbOptions):
     """
 
     method: MergeMethod = "linear"
-    weights: Sequence[float] | None = None
+    weights: Annotated[Sequence[float] | None, Parameter(converter=_weights, n_tokens=1, metavar="STR")] = None
     rank: Count | None = None
     density: Share | None = None
-    seed: Whole = 0
-    heads_from: str | None = None
-    dtype: Dtype | None = None
-    force_mix: bool = False
+    seed: Annotated[Whole, SELDOM] = 0
+    heads_from: Annotated[str | None, SELDOM] = None
+    dtype: Annotated[Dtype | None, SELDOM] = None
+    force_mix: Annotated[bool, SELDOM] = False
 
 
 class MergeKeywords(TypedDict, total=False):

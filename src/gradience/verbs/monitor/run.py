@@ -141,7 +141,7 @@ def report_of(
         alerts=run.alerts,
         recommendations=run.recommendations,
         findings=findings,
-        readings=list(verdict.readings),
+        readings=with_commands(verdict.readings, lambda: _words(reading, facts)),
         advice=advice(facts, findings),
         not_run=verdict.not_run,
         issues=log.issues,

@@ -57,6 +57,7 @@ _SIGNALS: Final = 5  # columns shown without --verbose
 _METRICS: Final = 6  # metrics of an evaluation
 _FAR: Final = 0.5  # a held-out perplexity so far under the training one is of another scale, and no gap
 
+_ROUNDING: Final = 1e-9  # less is no noise between evaluations, but of floats
 _PROBES: Final = {"update_norm": "norm of the update", "stable_rank_mean": "stable rank, mean"}
 
 _RANKS: Final = ("energy_rank_90_p50", "energy_rank_90_p90", "suggested_r_global_median", "suggested_r_global_90")
@@ -110,7 +111,8 @@ def run_facts(report: MonitorReport) -> Iterator[tuple[str, str | None]]:
     reached = "" if step is None else f", step {step}" + (f" of {planned}" if planned else "")
     broken = report.status == "ok" and any(finding.severity in {"error", "critical"} for finding in report.findings)
     yield "Status", f"{'ended' if broken else words(report.status)}{reason}{reached}"
-    yield ("Rows", f"{report.train.rows}") if _is_silent(report) else ("Loss", _loss_of(report.train))
+    if report.train.rows:  # the story says it where there is none
+        yield ("Rows", f"{report.train.rows}") if _is_silent(report) else ("Loss", _loss_of(report.train))
     yield "Peak LR", _peak(report.account.schedule) if report.train.rows else ""
     yield "Pace", "" if report.pace is None else pace_words(report.pace)
 
@@ -121,8 +123,6 @@ def _is_silent(report: MonitorReport) -> bool:
 
 
 def _loss_of(t: TrainSummary) -> str:
-    if not t.rows:
-        return "none was recorded"
     if t.rows == 1:
         return f"{number(t.last_loss, '.4g')} in 1 row" + ("" if t.first_step is None else f"  (step {t.first_step})")
     if t.first_loss == t.last_loss == t.min_loss:
@@ -148,7 +148,9 @@ def _peak(schedule: Schedule) -> str:
         remark = "  (largest logged)"
     elif schedule.in_warmup:
         remark = f"  ({_rate(schedule.logged_peak)} reached)"
-    elif rate is not None and rate != schedule.peak:
+    elif not rate:
+        return f"{_rate(schedule.peak)} is configured"
+    elif rate != schedule.peak:
         remark = f"  (largest logged; {_rate(schedule.peak)} is configured)"
     return f"{_rate(rate)}{remark}"
 
@@ -198,7 +200,8 @@ def _evals(report: MonitorReport) -> Iterator[Block]:
             yield f"  {_label(point)} Acc: {percent(point.metrics.accuracy)}"
         metrics = [metric for metric in of.metrics if metric.name in point.metrics.extras]
         for metric in metrics[:_METRICS]:
-            yield f"  {_label(point)} {metric.name}: {_course(point, metric)}"
+            course = _course(point, metric) if metric.split == point.split else _value(point, metric)
+            yield f"  {_label(point)} {metric.name}: {course}"
         if len(metrics) > _METRICS:
             yield f"  {_label(point)} and {len(metrics) - _METRICS} more metrics (--json)"
     if of.kept_step is not None and of.marks:
@@ -207,9 +210,13 @@ def _evals(report: MonitorReport) -> Iterator[Block]:
     yield ""
 
 
+def _value(point: EvalPoint, metric: MetricAccount) -> str:
+    return number(number_in(point.metrics.extras, metric.name), ".4g")
+
+
 def _course(point: EvalPoint, metric: MetricAccount) -> str:
     """The value of a metric, with its first and its best one where they differ."""
-    value = number(number_in(point.metrics.extras, metric.name), ".4g")
+    value = _value(point, metric)
     others = [("first", metric.first, "")] if metric.count > 1 else []
     if metric.best is not None and metric.best not in {metric.first, metric.last}:
         others.append(("best", metric.best, "" if metric.best_step is None else f" at step {metric.best_step}"))
@@ -219,10 +226,10 @@ def _course(point: EvalPoint, metric: MetricAccount) -> str:
 
 def _marks_title(marks: Sequence[EvaluationMark]) -> str:
     """What the table of evaluations shows, and what chance explains of it."""
-    noise = next((f" +/- {mark.loss_noise:.2g}" for mark in marks if mark.loss_noise is not None), ", noise unknown")
-    metric = next((mark for mark in marks if mark.metric is not None), None)
-    of_metric = "" if metric is None else f"; {metric.metric} +/- {number(metric.value_noise, '.2g')}"
-    return f"Evaluations that matter (loss{noise}{of_metric}; same: within that of the best)"
+    losses = [mark for mark in marks if mark.loss_noise is not None and as_float(mark.loss_noise) > _ROUNDING]
+    known = [f"loss +/- {mark.loss_noise:.2g}" for mark in losses[:1]]
+    known += [f"{m.metric} +/- {number(m.value_noise, '.2g')}" for m in marks if m.metric is not None][:1]
+    return "Evaluations that matter" + (f" ({'; '.join(known)}; same: within that of the best)" if known else "")
 
 
 def marks(report: MonitorReport | None) -> list[Block]:

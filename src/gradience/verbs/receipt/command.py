@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Final
-
-from cyclopts import Parameter
 
 from gradience.commands import options as opt
 from gradience.commands.bar import on_terminal
@@ -15,13 +12,7 @@ from gradience.commands.output import DONE, emit_json, print_text
 from gradience.errors import AdapterError
 from gradience.verbs.receipt.options import ReceiptOptions
 
-
-@dataclass(frozen=True, kw_only=True)
-class _ReceiptOptions(ReceiptOptions):
-    seed: opt.Seed = 0
-
-
-_DEFAULTS: Final = _ReceiptOptions()
+_DEFAULTS: Final = ReceiptOptions()
 
 
 def receipt(
@@ -30,10 +21,10 @@ def receipt(
     *,
     peft_dir: opt.PeftDir = None,
     base: opt.RequiredBase,
-    data: Annotated[Path | None, Parameter(alias="--prompts")] = None,
+    data: Path | None = None,
     out: Path | None = None,
     force: opt.Flag = False,
-    options: Annotated[_ReceiptOptions, opt.RECORD] = _DEFAULTS,
+    options: Annotated[ReceiptOptions, opt.RECORD] = _DEFAULTS,
     json: opt.AsJson = False,
 ) -> int:
     """Write down what an adapter answers, so that 'gradience verify' can tell whether it is what is served.
@@ -55,7 +46,7 @@ def receipt(
     """
     adapter = opt.given_once("receipt", path, peft_dir)
     if out is None:
-        raise AdapterError("no output path", advice="give --out receipt.json")
+        raise AdapterError("needs --out", advice="give --out receipt.json")
     from gradience.io.atomic import refuse_file  # --help needs none of it
 
     refuse_file(out, force=force)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import sys
 import urllib.parse
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -21,6 +22,7 @@ import numpy.typing as npt
 from gradience.errors import GradienceError
 from gradience.io.reading import decode_json
 from gradience.io.web import Reply, Request, TooMuch, ask
+from gradience.rules.config.serving import NAMED_BY
 from gradience.schema import Json
 from gradience.telemetry.secrets import hide_secrets
 
@@ -38,6 +40,7 @@ _HELD: Final = 6  # tokens of which an echo is held against plain requests
 _OFF: Final = 0.1  # nats by which both may differ
 _WAYS: Final = ("prompt_logprobs", "echo with logprobs", "logprobs token by token")
 _SHOWN: Final = 160  # characters of a server's message
+_VERSION: Final = re.compile(r"\d[\w.+-]{0,40}")
 _UNREAD: Final = (OSError, ValueError, HTTPException, RecursionError)  # of what does not speak HTTP, or not JSON
 
 
@@ -91,15 +94,30 @@ class Endpoint:
         self._root = _root_of(address)
         self._timeout = timeout
         self._key = _key()
+        self._models = self._listed()
         self.model = self._model(model)
 
-    def _model(self, wanted: str | None) -> str:
+    def _listed(self) -> list[dict[str, Json]]:
         try:
             listed = self._asked("/v1/models").get("data")
-            models = listed if isinstance(listed, list) else []
-            names = [str(one["id"]) for one in models if isinstance(one, dict) and "id" in one]
         except RefusedError:
-            names = []
+            return []
+        return [one for one in listed if isinstance(one, dict)] if isinstance(listed, list) else []
+
+    def engine(self) -> str:
+        """The engine that the server says to be, as `--serve` names it, with its version; empty if it does not say."""
+        owners = {str(one.get("owned_by")) for one in self._models}
+        known = NAMED_BY.get(owners.pop()) if len(owners) == 1 else None
+        if known is None or not known.version:
+            return "" if known is None else known.engine
+        try:
+            version = self._asked(known.version).get("version")
+        except GradienceError:
+            return known.engine
+        return f"{known.engine}@{version}" if isinstance(version, str) and _VERSION.fullmatch(version) else known.engine
+
+    def _model(self, wanted: str | None) -> str:
+        names = [str(one["id"]) for one in self._models if "id" in one]
         if wanted is not None:
             if names and wanted not in names:
                 raise GradienceError(f"no model {wanted!r} is served", advice=f"served: {', '.join(names[:8])}")
@@ -165,7 +183,7 @@ class Endpoint:
                 try:
                     return way(question)
                 except RefusedError as error:
-                    reasons.append(f"{name}: {error}")
+                    reasons.append(f"{name}: {error.message}")
         raise RefusedError("; ".join(dict.fromkeys(reasons)))
 
     def _complete(self, prompt: Json, **more: Json) -> tuple[dict[str, Json], int]:
@@ -262,7 +280,7 @@ class Endpoint:
             try:
                 choice, _ = self._complete(asked.prompt(asked.rows[0]), logprobs=most)
             except RefusedError as error:
-                reason = str(error)
+                reason = error.message
                 continue
             entry = choice.get("logprobs")
             if _top_of(entry) or any(name.startswith(_ID) for name in _table_of(entry)):

@@ -1,9 +1,8 @@
 """The options of ``receipt``."""
 
-# Annotations are evaluated here, so that a record of the command line that inherits these fields has their types.
 from dataclasses import dataclass
 
-from gradience.ranges import Count, VerbOptions, Whole
+from gradience.ranges import Count, Seed, VerbOptions
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -16,13 +15,10 @@ class ReceiptOptions(VerbOptions):
         Sequences that are kept: those that the adapter changes most, of half as many more that are read.
     seed:
         Seed of the choice of rows from the file.
-    token_ids:
-        The file holds lists of token ids, or objects with input_ids.
     keep_text:
         Keep the text of the rows. Without it only token ids are kept.
     """
 
     rows: Count = 16
-    seed: Whole = 0
-    token_ids: bool = False
+    seed: Seed = 0
     keep_text: bool = False

@@ -42,7 +42,7 @@ def candidates(loaded: LoadedModel, adapter: PathLike, prompts: PathLike | None,
         loaded: base and adapter.
         adapter: the adapter's folder.
         prompts: a file of rows, or a recipe in YAML that names one; None as above.
-        options: how many rows are kept, the seed, and whether the file holds token ids.
+        options: how many rows are kept, and the seed.
 
     Raises:
         ConfigError: the rows cannot be read, or none can be sampled.
@@ -56,7 +56,7 @@ def candidates(loaded: LoadedModel, adapter: PathLike, prompts: PathLike | None,
     if place is None:
         return Candidates(sampled(loaded, options.rows, length=_LENGTH, seed=options.seed), SAMPLED)
     most = round(CANDIDATES * options.rows)
-    examples = read_inputs(place, loaded, most=most, seed=options.seed, token_ids=options.token_ids).examples
+    examples = read_inputs(place, loaded, most=most, seed=options.seed).examples
     if not examples:
         raise ConfigError(f"{place} has no row with a token to predict", advice="give rows of two tokens or more")
     return Candidates(examples, place.name if recipe is None else f"{place.name}, which {recipe.name} names")

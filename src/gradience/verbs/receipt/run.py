@@ -7,7 +7,7 @@ what would be read if a part were missing or the scale another.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -71,7 +71,7 @@ def make_receipt(
     Args:
         adapter: the folder that PEFT saved.
         base: the base model: a folder, or organisation/name in the hub's local cache.
-        prompts: rows of text, prompts or conversations, or token ids, as for `gradience resize --calibrate`; or a
+        prompts: rows of text, prompts or conversations, or token ids, as for `gradience resize --data`; or a
             recipe in YAML that names them. None: as a recipe beside the adapter names them, else sampled by the model.
         options: how many rows, and whether their text is kept.
         progress: called with (steps done, steps in all, name of the step).
@@ -225,6 +225,7 @@ def verify_served(
     adapter: PathLike | None = None,
     model: str | None = None,
     timeout: float = 120.0,
+    foretold: Mapping[str, frozenset[str]] | None = None,
     progress: Progress | None = None,
 ) -> VerifyServedReport:
     """Return whether a target answers as the adapter of a receipt does, and if not, what it is.
@@ -236,6 +237,7 @@ def verify_served(
         adapter: the adapter of the receipt.
         model: the name under which a server serves the adapter.
         timeout: seconds that one request may take.
+        foretold: modules that the engine is known to leave out together, by what they are called; tried as parts are.
         progress: called with (steps done, steps in all, name of the step).
 
     Raises:
@@ -248,7 +250,7 @@ def verify_served(
         raise AdapterError("--adapter is loaded on its base, and none is given", advice="give --base MODEL")
     place = None if base is None else Path(base)
     answer = read_target(record, str(target), base=place, model=model, timeout=timeout)
-    probes = None if place is None or adapter is None else _probes(record, place, Path(adapter), progress)
+    probes = None if place is None or adapter is None else _probes(record, place, Path(adapter), foretold, progress)
     concluded = _concluded(record, answer, probes, place)
     report = VerifyServedReport(
         schema=VERIFY_SERVED_SCHEMA_ID,
@@ -273,7 +275,9 @@ def verify_served(
     return msgspec.structs.replace(report, findings=judge(SERVED_RULES, report).findings)
 
 
-def _probes(held: Receipt, base: Path, adapter: Path, progress: Progress | None) -> Probes:
+def _probes(
+    held: Receipt, base: Path, adapter: Path, foretold: Mapping[str, frozenset[str]] | None, progress: Progress | None
+) -> Probes:
     from gradience.models import load_model  # torch, late
     from gradience.models.probes import Probes  # the same
     from gradience.models.states import digest_of  # the same
@@ -285,7 +289,7 @@ def _probes(held: Receipt, base: Path, adapter: Path, progress: Progress | None)
             advice="give the adapter that the receipt was written of",
         )
     _refuse_other_outputs(held, loaded)
-    return Probes(loaded, examples_of(held.rows), progress)
+    return Probes(loaded, examples_of(held.rows), progress, foretold)
 
 
 def _refuse_other_outputs(held: Receipt, loaded: LoadedModel) -> None:

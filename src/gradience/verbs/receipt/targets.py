@@ -106,7 +106,7 @@ def _of_folder(receipt: Receipt, place: Path, base: Path | None) -> TargetAnswer
     try:
         loaded = load_model(base or place, place, task=task) if is_adapter else load_model(place, task=task)
     except HeadlessError as error:
-        return unread._replace(how="not run", not_said=f"{error}: its head would be drawn at random")
+        return unread._replace(how="not run", not_said=f"{error.message}: its head would be drawn at random")
     vocabulary = loaded.model.get_input_embeddings().weight.shape[0]
     largest = max(max(row.ids) for row in receipt.rows)
     tokens = None if loaded.tokenizer is None else tokens_of(loaded.tokenizer)
@@ -163,7 +163,7 @@ def _of_endpoint(receipt: Receipt, address: str, base: Path | None, model: str |
     try:
         answered = served.read(rows, firsts, _decoder(base))
     except RefusedError as error:
-        return TargetAnswer("endpoint", [], "asked over HTTP", "", tokens, not_said=str(error))
+        return TargetAnswer("endpoint", [], "asked over HTTP", "", tokens, not_said=error.message)
     counts = zip(rows, answered.tokens, strict=True)
     odd = next(
         (

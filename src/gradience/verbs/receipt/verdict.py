@@ -273,7 +273,7 @@ class _Judgement:
         if self._rounding.may_be_4_bits(self._r):
             return self._untold(
                 f"What answers is near the adapter, {self._away}: 4 bits may leave it so, and so may a checkpoint, a "
-                "missing part or another scale. --base and --peft-dir tell them apart"
+                "missing part or another scale. --base and --adapter tell them apart"
             )
         return self._relative()
 

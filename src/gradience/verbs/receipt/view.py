@@ -39,10 +39,13 @@ def verify_served_text(report: VerifyServedReport, *, verbose: bool = False) -> 
     """The answer, and the distances it rests on."""
     yield Title("GRADIENCE VERIFY")
     way = f"{report.how}{f', weights in {report.precision}' if report.precision else ''}"
-    yield facts([("Receipt", short_path(report.receipt)), ("Target", _place(report.target)), ("Asked", way)])
+    rows = [("Receipt", short_path(report.receipt)), ("Target", _place(report.target)), ("Asked", way)]
+    yield facts([*rows, ("Engine", report.engine)])
     yield ""
     yield f"Verdict: {words(report.verdict).upper()}"
     yield f"  {report.story}"
+    if report.cause:
+        yield f"  {report.cause}"
     if report.residual is not None:
         yield ""
         noise = number(report.noise, ".4f")

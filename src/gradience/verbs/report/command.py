@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Final
 
@@ -18,24 +17,18 @@ from gradience.schema import Severity
 from gradience.schema.diagnose import DiagnoseReport
 from gradience.verbs.report.options import ReportOptions
 
-
-@dataclass(frozen=True, kw_only=True)
-class _ReportOptions(ReportOptions):
-    adapter: opt.Adapter = None
-
-
-_REPORT: Final = _ReportOptions()
+_REPORT: Final = ReportOptions()
 
 
 def report(
     path: Path | None = None,
     /,
     *,
-    options: Annotated[_ReportOptions, opt.RECORD] = _REPORT,
+    options: Annotated[ReportOptions, opt.RECORD] = _REPORT,
     out: Path | None = None,
-    kind: Annotated[ReportFormat | None, Parameter(name="--format")] = None,
+    kind: Annotated[ReportFormat | None, Parameter(name="--format", group=opt.FINDINGS)] = None,
     force: opt.Flag = False,
-    fail_on: Severity | None = None,
+    fail_on: Annotated[Severity | None, Parameter(group=opt.FINDINGS)] = None,
 ) -> int:
     """Write one file about a run: a page to look at, or Markdown for a pull request.
 

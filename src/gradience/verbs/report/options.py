@@ -1,6 +1,5 @@
 """The options of ``report``."""
 
-# Annotations are evaluated here, so that a record of the command line that inherits these fields has their types.
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path

@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
-
-from cyclopts import Parameter
 
 from gradience.commands import options as opt
 from gradience.commands.bar import on_terminal
@@ -16,20 +13,7 @@ from gradience.device import prepare_jax
 from gradience.verbs.resize.options import ResizeOptions
 from gradience.verbs.resize.view import resize_text
 
-_OR_BARE = Parameter(metavar="[PATH]")
-
-
-@dataclass(frozen=True, kw_only=True)
-class _ResizeOptions(ResizeOptions):
-    calibrate: Annotated[Path | bool | None, _OR_BARE] = None
-    recover: Annotated[Path | bool | None, _OR_BARE] = None
-    max_params: Annotated[int | None, opt.LIBRARY_ONLY] = None
-    flips: Annotated[float | None, opt.LIBRARY_ONLY] = None
-    calibrate_tokens: Annotated[Path | None, opt.LIBRARY_ONLY] = None
-    seed: opt.Seed = 0
-
-
-_RESIZE = _ResizeOptions()
+_RESIZE = ResizeOptions()
 
 
 def resize(
@@ -37,7 +21,7 @@ def resize(
     /,
     *,
     out: Path | None = None,
-    options: Annotated[_ResizeOptions, opt.RECORD] = _RESIZE,
+    options: Annotated[ResizeOptions, opt.RECORD] = _RESIZE,
     writing: opt.Writing = opt.WRITING,
 ) -> int:
     """Write a copy of a LoRA adapter whose updates have lower ranks, each the best of its rank.

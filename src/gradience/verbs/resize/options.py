@@ -1,13 +1,12 @@
 """The options of ``resize``, apart from its work, which imports JAX."""
 
-# Annotations are evaluated here, so that a record of the command line that inherits these fields has their types.
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Final, NamedTuple, TypedDict, get_args
+from typing import Annotated, Final, NamedTuple, TypeAlias, TypedDict, get_args
 
 from gradience.errors import OptionError
 from gradience.io import PathLike
-from gradience.ranges import Count, Positive, Range, Share, VerbOptions, Whole, option_name
+from gradience.ranges import LIBRARY_ONLY, SELDOM, Count, Positive, Range, Seed, Share, VerbOptions, option_name
 from gradience.schema.writing import Criterion, Dtype
 
 BY_OUTPUTS: Final[tuple[Criterion, ...]] = ("kl", "rank", "max_params", "max_mb")
@@ -16,6 +15,8 @@ BY_OUTPUTS: Final[tuple[Criterion, ...]] = ("kl", "rank", "max_params", "max_mb"
 MOST_FLIPS: Final = 0.02
 """Share of predictions that a choice by KL may change, unless told otherwise: a judgement. Where confidence is low a
 small KL hides many changed answers."""
+
+_OnRows: TypeAlias = Annotated[bool, Range(lambda x: x in {0.0, 1.0}, "true, and the rows by --data FILE")]
 
 
 class Target(NamedTuple):
@@ -47,22 +48,20 @@ class ResizeOptions(VerbOptions):
     like_suggested:
         Each module at the rank that 'gradience audit --suggest-per-layer' suggests: its k@90%.
     kl:
-        With --calibrate: the fewest pieces for which the outputs' measured KL from the whole adapter is at most KL,
-        in nats per prediction, and at most 5 % of the adapter's own from the base, and at most FLIPS change.
+        On --data's rows: the fewest pieces for which the outputs' measured KL from the whole adapter is at most KL, in
+        nats per prediction, and at most 5 % of the adapter's own from the base, and at most 2 % of predictions change.
     flips:
         With --kl: share of predictions that may change their most probable class or token. Default: 0.02.
     data:
-        Rows for --calibrate and --recover without a file of their own, and for --kl: JSONL or Parquet with text,
-        prompt or messages, or plain text with an input on each line.
+        Rows for --kl, --calibrate and --recover: JSONL or Parquet with text, prompt or messages, or plain text with an
+        input on each line.
     calibrate:
-        Choose by outputs, on --data's rows or on those of a file given here. Over all modules at once those pieces are
-        kept that do most to the outputs per parameter: for --kl, or within --max-mb or the parameters of --rank. A
-        module may leave the adapter. What it cost is measured on other inputs of the file.
-    calibrate_tokens:
-        The same as JSONL of token ids.
+        Choose by outputs, on --data's rows, as --kl always does. Over all modules at once those pieces are kept that do
+        most to the outputs per parameter: for --kl, or within --max-mb or the parameters of --rank. A module may leave
+        the adapter. What it cost is measured on other rows of the file.
     recover:
-        On --data's rows, or on those of a file given here, the smaller adapter's A and B are then trained for 300
-        steps towards the outputs with the whole adapter. They are kept if the KL on texts held out falls beyond chance.
+        On --data's rows the smaller adapter's A and B are then trained for 300 steps towards the outputs with the whole
+        adapter. They are kept if the KL on texts held out falls beyond chance.
     seed:
         Of the choice of inputs, of their order, and of the labels drawn from the model.
     dtype:
@@ -74,38 +73,33 @@ class ResizeOptions(VerbOptions):
     rank: Count | None = None
     energy: Share | None = None
     max_mb: Positive | None = None
-    max_params: Count | None = None
+    max_params: Annotated[Count | None, LIBRARY_ONLY] = None
     like_suggested: Annotated[bool, Range(lambda x: x in {0.0, 1.0}, "true")] = False
     kl: Annotated[float, Range(lambda x: x > 0.0, "above 0, in nats")] | None = None
-    flips: Share | None = None
+    flips: Annotated[Share | None, LIBRARY_ONLY] = None
     data: Path | None = None
-    calibrate: Path | bool | None = None
-    calibrate_tokens: Path | None = None
-    recover: Path | bool | None = None
-    seed: Whole = 0
-    dtype: Dtype | None = None
+    calibrate: _OnRows = False
+    recover: _OnRows = False
+    seed: Seed = 0
+    dtype: Annotated[Dtype | None, SELDOM] = None
     base: Path | None = None
 
     @property
     def inputs(self) -> Path | None:
-        """The file to calibrate on, of texts or of token ids; None without calibration."""
-        return self.calibrate_tokens or self._file(given=self.calibrate or self.kl is not None)
+        """The file to calibrate on; None without calibration."""
+        return self.data if self.calibrate or self.kl is not None else None
 
     @property
     def recovers_on(self) -> Path | None:
         """The file of texts to recover on; None without recovery."""
-        return self._file(given=self.recover)
-
-    def _file(self, *, given: Path | bool | None) -> Path | None:
-        """The file given, or that of --data if none is."""
-        return self.data if given is True else given or None
+        return self.data if self.recover else None
 
     def target(self) -> Target:
         """The one criterion given; the other options go with it.
 
         Raises:
             OptionError: none or several are given, a number is out of its range, or an option that goes with the
-                criterion is missing, given twice, or of no use for it.
+                criterion is missing, or of no use for it.
         """
         values = {name: getattr(self, name) for name in get_args(Criterion)}
         # `is`, because a given 0.0 equals False
@@ -122,35 +116,21 @@ class ResizeOptions(VerbOptions):
         return Target(criterion, float(values[criterion]), MOST_FLIPS if self.flips is None else self.flips)
 
     def _refuse_inputs(self, criterion: Criterion) -> None:
-        self._refuse_data(criterion)
-        names = [name for name in ("calibrate", "calibrate_tokens") if getattr(self, name)]
-        if len(names) > 1:
-            raise OptionError("got --calibrate and --calibrate-tokens, expected one of them", advice="give one")
         if self.flips is not None and criterion != "kl":
             raise OptionError("--flips is a bound beside a KL, and none is given", advice="give --kl, or leave it out")
-        if self.inputs is None and criterion == "kl":
-            raise OptionError("--kl is measured on inputs, and none are given", advice="give --data FILE")
-        names = names or ["data"] * (self.inputs is not None)
-        if names and criterion not in BY_OUTPUTS:
+        asking = [name for name in ("calibrate", "kl", "recover") if getattr(self, name) not in {None, False}]
+        names = list(map(option_name, asking))
+        if self.data is None and names:
+            raise OptionError(f"{names[0]} needs --data", advice="give --data FILE")
+        if self.data is not None and not names:
+            raise OptionError("nothing asks for --data's rows", advice="give --kl, --calibrate or --recover as well")
+        if self.calibrate and criterion not in BY_OUTPUTS:
             raise OptionError(
                 f"{option_name(criterion)} is a rule on singular values, which --calibrate does without",
                 advice="with --calibrate give --kl, --rank or --max-mb",
             )
-        names += ["recover"] * bool(self.recover)
         if names and self.base is None:
-            raise OptionError(
-                f"{option_name(names[0])} runs the model, and no base is given", advice="give --base MODEL"
-            )
-
-    def _refuse_data(self, criterion: Criterion) -> None:
-        bare = [name for name in ("calibrate", "recover") if getattr(self, name) is True]
-        if self.data is None and bare:
-            name = option_name(bare[0])
-            raise OptionError(
-                f"{name} takes --data's rows, and none are given", advice=f"give --data FILE, or {name} FILE"
-            )
-        if self.data is not None and not bare and (criterion != "kl" or self.calibrate or self.calibrate_tokens):
-            raise OptionError("nothing asks for --data's rows", advice="give --calibrate or --recover without a file")
+            raise OptionError(f"{names[0]} needs --base, because it runs the model", advice="give --base MODEL")
 
 
 class ResizeKeywords(TypedDict, total=False):
@@ -164,9 +144,8 @@ class ResizeKeywords(TypedDict, total=False):
     kl: float | None
     flips: float | None
     data: PathLike | None
-    calibrate: PathLike | bool | None
-    calibrate_tokens: PathLike | None
-    recover: PathLike | bool | None
+    calibrate: bool
+    recover: bool
     seed: int
     dtype: Dtype | None
     base: PathLike | None

@@ -87,15 +87,14 @@ def measure(
         subject: the adapter.
         running: the model that runs with it.
         inputs: the file of the inputs that it is run on.
-        options: whether these are token ids, and the seed by which some are chosen.
+        options: the seed by which some are chosen.
         progress: called with (units done, units in all, the name of the step).
 
     Raises:
         AdapterError: the model's outputs are not finite.
         ConfigError: the inputs cannot be read, or are too few.
     """
-    has_ids = options.calibrate_tokens is not None
-    split = split_inputs(inputs, running.loaded, most=CHOSEN_BY, seed=options.seed, token_ids=has_ids)
+    split = split_inputs(inputs, running.loaded, most=CHOSEN_BY, seed=options.seed)
     done = _BACKWARD * len(split.chosen_by)
     units = done + _ROUNDS * len(split.measured_on)
     effects = effects_of(

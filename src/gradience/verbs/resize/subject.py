@@ -22,7 +22,7 @@ from gradience.rewriting.sides import StoredAdapter
 MEASURED_ON: Final = 64  # held-out inputs, if each has many predictions
 MEASURED_ROWS: Final = 256  # held-out inputs, if each has one prediction
 LEAST: Final = 24  # different inputs: choosing by 8 gained nothing, and 8 must be left to measure on
-BY_WEIGHTS: Final = "resize it by its weights, without --calibrate and --recover"
+BY_WEIGHTS: Final = "resize it by its weights, without --kl, --calibrate and --recover"
 
 _METADATA: Final = {"format": "pt"}
 _OF_PEFT: Final = ("adapter_model.safetensors", "adapter_model.bin")
@@ -163,7 +163,7 @@ class Split(NamedTuple):
     cut: int
 
 
-def split_inputs(place: PathLike, loaded: LoadedModel, *, most: int, seed: int, token_ids: bool = False) -> Split:
+def split_inputs(place: PathLike, loaded: LoadedModel, *, most: int, seed: int) -> Split:
     """Read the inputs and split them; if there are fewer than wanted, a third of them is held out to measure on.
 
     Args:
@@ -171,13 +171,12 @@ def split_inputs(place: PathLike, loaded: LoadedModel, *, most: int, seed: int, 
         loaded: the model.
         most: the inputs that are not held out, at most.
         seed: seed of the choice of inputs.
-        token_ids: whether the file holds token ids.
 
     Raises:
         ConfigError: the file cannot be read, or holds too few different inputs.
     """
     measured = MEASURED_ROWS if loaded.task == "sequence-classification" else MEASURED_ON
-    inputs = read_inputs(place, loaded, most=most + measured, seed=seed, token_ids=token_ids)
+    inputs = read_inputs(place, loaded, most=most + measured, seed=seed)
     # Rows that differ may be equal once they are cut; of these the first is taken.
     first: dict[tuple[int, ...], ModelInput] = {}
     for example in inputs.examples:

@@ -49,7 +49,6 @@ def collect_runs(
     *roots: PathLike,
     out: PathLike | None = None,
     workers: int | None = None,
-    refresh: bool = False,
     progress: Callable[[JobProgress], None] | None = None,
 ) -> Store:
     """Bring the store of all runs below the roots up to date, and return it.
@@ -59,7 +58,6 @@ def collect_runs(
         out: the store's folder; by default a folder in the user's cache that belongs to these roots, or, if nothing can
             be written there, a temporary one that lives as long as what is returned.
         workers: the number of processes that read, if there are many logs; by default one per core.
-        refresh: read every log again, changed or not.
         progress: called after each log.
 
     Raises:
@@ -69,19 +67,18 @@ def collect_runs(
     """
     require("pyarrow", "duckdb", extra="fleet", what="a table of runs")
     store = _cached(roots) if out is None else Store(Path(out), RUNS)
-    plan = _plan(store, roots, refresh=refresh)
+    plan = _plan(store, roots)
     if plan.jobs or plan.gone or not store.exists:
         with store.writing() as writer:
-            plan = _plan(store, roots, refresh=refresh)  # again under the lock: another process may have written since
+            plan = _plan(store, roots)  # again under the lock: another process may have written since
             answers = _answers(plan.jobs, workers or cores())
             carry_out(writer, plan, answers, _crashed, progress)
     return store
 
 
-def _plan(store: Store, roots: Sequence[PathLike], *, refresh: bool) -> Plan:
+def _plan(store: Store, roots: Sequence[PathLike]) -> Plan:
     known = known_rows(store)
-    current = "" if refresh else version_of_rules("config", "log")  # rows of any other version are made again
-    return plan_of(find_runs(roots, known.keys()), known, current)
+    return plan_of(find_runs(roots, known.keys()), known, version_of_rules("config", "log"))
 
 
 def _cached(roots: Sequence[PathLike]) -> Store:

@@ -19,7 +19,7 @@ from gradience.commands.page import write_page
 from gradience.errors import GradienceError, RecorderError
 from gradience.io import cache_folder
 from gradience.telemetry.redact import hide_in
-from gradience.verbs.fleet.results import DEFAULT_RESULT, ResultOptions, answer, chosen, list_queries, rate_on_stderr
+from gradience.verbs.fleet.results import DEFAULT_RESULT, ResultOptions, answer, rate_on_stderr
 from gradience.verbs.runs import view as of_runs
 
 if TYPE_CHECKING:
@@ -79,7 +79,6 @@ NO_CURVES: Final[Mapping[tuple[str, str], str]] = MappingProxyType({})
 def runs(
     *roots: Path,
     listed: Annotated[ListOptions, Parameter(name="*")] = _LISTED,
-    refresh: opt.Flag = False,
     out: Path | None = None,
 ) -> int:
     """List every run below some folders, one row a run: run.jsonl, and whatever gradience import reads.
@@ -91,15 +90,13 @@ def runs(
     ----------
     roots:
         Folders, or logs.
-    refresh:
-        Read every log again, changed or not.
     out:
         Folder for the tables. Default: in the user's cache.
     """
     from gradience.schema.fleet import RunRow  # the same
     from gradience.verbs.runs.run import BOARD, COLUMNS, list_sql  # the help needs none of it
 
-    store = _collected(roots, out, refresh=refresh)
+    store = _collected(roots, out)
     _refuse_none(store)
     if listed.html is not None:
         _draw(store, listed, listed.html)
@@ -191,19 +188,14 @@ def query_runs(
     Parameters
     ----------
     roots:
-        Folders or logs, and last the query (unless --named is given).
+        Folders or logs, and last the query.
     out:
         Folder for the tables. Default: in the user's cache.
     """
-    from gradience.verbs.runs.run import RUNS_QUERIES  # the help needs none of it
-
-    if result.list_queries:
-        return list_queries(RUNS_QUERIES)
-    if result.named is None and len(roots) < 2:
-        raise GradienceError("expected folders and a query", advice='give ROOT "select ...", or --named NAME')
-    folders, sql = (roots, None) if result.named is not None else (roots[:-1], roots[-1])
-    wanted = chosen(RUNS_QUERIES, sql, result.named)
-    return answer(_collected(tuple(map(Path, folders)), out), wanted, result)
+    if len(roots) < 2:
+        raise GradienceError("expected folders and a query", advice='give ROOT "select ..."')
+    *folders, sql = roots
+    return answer(_collected(tuple(map(Path, folders)), out), sql, result)
 
 
 def best_run(
@@ -239,11 +231,11 @@ def best_run(
     return opt.print_report(report, of_runs.runs_best_text, json=json)
 
 
-def _collected(roots: tuple[Path, ...], out: Path | None, *, refresh: bool = False) -> Store:
+def _collected(roots: tuple[Path, ...], out: Path | None) -> Store:
     if not roots:
         raise RecorderError("no folder to look in", advice="give folders with runs below them")
     from gradience.verbs.runs.collect import collect_runs  # the help needs none of it
 
     if out is None and cache_folder("runs") is None:
         tell("the user's cache cannot be written: these tables are not kept; --out FOLDER keeps them")
-    return collect_runs(*roots, out=out, refresh=refresh, progress=rate_on_stderr("runs"))
+    return collect_runs(*roots, out=out, progress=rate_on_stderr("runs"))

@@ -69,7 +69,7 @@ def read_rows(
             except GradienceError as error:
                 if len(runs.places) == 1:
                     raise
-                rows.append(RunRow(path=str(path), error=" ".join(str(error).split())))
+                rows.append(RunRow(path=str(path), error=" ".join(error.message.split())))
     if all(row.error for row in rows):
         raise RecorderError(f"no run could be read: {rows[0].path}: {rows[0].error}")
     return rows

@@ -7,7 +7,7 @@ other queries: a list with columns, order and condition; SQL; and curves.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Final
 
@@ -17,7 +17,7 @@ from gradience.io import PathLike
 from gradience.schema import Real, as_float, number_in
 from gradience.schema.events import EvalMetrics
 from gradience.schema.fleet import RUN_SETTINGS, RUNS_CURVES_SCHEMA_ID, Curve, QueryReport, RunRow, RunsCurvesReport
-from gradience.tables.query import NamedQuery, select
+from gradience.tables.query import select
 from gradience.tables.store import Store
 from gradience.telemetry.series import RunSeries
 
@@ -31,31 +31,6 @@ BOARD: Final = (
 )
 KNOWN: Final = frozenset(RunRow.__struct_fields__)
 
-RUNS_QUERIES: Final[Mapping[str, NamedQuery]] = {
-    "models": NamedQuery(
-        "Runs, best held-out loss and hours of each model",
-        "select model, count(*) as runs, min(best_eval_loss) as best_eval_loss, "
-        "round(sum(duration_s) / 3600, 2) as hours from runs group by 1 order by 2 desc, 1",
-    ),
-    "findings": NamedQuery(
-        "Runs by the id of a finding",
-        "select id, severity, count(*) as runs, any_value(path order by path) as example "
-        "from findings group by 1, 2 order by 3 desc, 1",
-    ),
-    "metrics": NamedQuery(
-        "Every metric that was evaluated, with its range",
-        "select split || '/' || metric as metric, count(distinct (path, run)) as runs, min(value) as lowest, "
-        "max(value) as highest from evals group by 1 order by 2 desc, 1",
-    ),
-    "unreadable": NamedQuery(
-        "Logs without numbers, and why", "select path, error from runs where error is not null order by path"
-    ),
-    "learning-rates": NamedQuery(
-        "Held-out loss by learning rate and rank",
-        "select model, lr, r, count(*) as runs, min(best_eval_loss) as best, median(best_eval_loss) as median "
-        "from runs where best_eval_loss is not null group by 1, 2, 3 order by 1, 5",
-    ),
-}
 MOST_CURVES: Final = 26  # one letter for each
 
 
@@ -119,7 +94,9 @@ def run_curves(*paths: PathLike, metric: str = "train/loss") -> RunsCurvesReport
     curves = [_curve(name, at, listed.read(at).run, metric) for name, (at, listed) in zip(names, runs, strict=True)]
     drawn = [curve for curve in curves if curve.steps]
     if not drawn:
-        raise RecorderError(f"no run has {metric[:60]!r}", advice="see 'gradience runs query ROOT --named metrics'")
+        raise RecorderError(
+            f"no run has {metric[:60]!r}", advice='ask: runs query ROOT "select distinct metric from evals"'
+        )
     without = [curve.name for curve in curves if not curve.steps]
     return RunsCurvesReport(schema=RUNS_CURVES_SCHEMA_ID, metric=metric, curves=drawn, not_drawn=without)
 

@@ -67,7 +67,7 @@ def runs_text(
     if unread:
         yield f"{counted(len(unread), 'log')} not read:"
         errors = [f"  {one.name}: {one.row['error']}" for one in unread]
-        yield from shortened(errors, _NOT_READ, how="gradience runs query ROOT --named unreadable")
+        yield from shortened(errors, _NOT_READ, how='gradience runs query ROOT "select path, error from runs"')
 
 
 def _stories(runs: Sequence[_Listed]) -> Iterator[Block]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Final, Literal, TypeAlias
 
@@ -14,6 +13,7 @@ from gradience.commands import options as opt
 from gradience.commands.bar import on_terminal
 from gradience.commands.output import DONE, FOUND, NOT_DECIDED
 from gradience.errors import AdapterError
+from gradience.verbs.verify.options import AnswerOptions
 from gradience.verbs.verify.started import PORT, serving
 
 FailOn: TypeAlias = Literal["verdict", "changes", "never"]
@@ -28,25 +28,6 @@ _CODES: Final = {
 """Of each verdict; all others are something else than the adapter."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class AnswerOptions:
-    """What is asked, and of whom.
-
-    Parameters
-    ----------
-    receipt:
-        A file of 'gradience receipt': what serves, or the merged model, is asked for the same.
-    model:
-        The name under which a server serves the adapter.
-    timeout:
-        Seconds that one request may take, or a command until it serves.
-    """
-
-    receipt: Path | None = None
-    model: str | None = None
-    timeout: float = 120.0
-
-
 _ANSWERS: Final = AnswerOptions()
 
 
@@ -58,7 +39,7 @@ def verify(
     base: opt.Base = None,
     files: opt.Files = opt.BESIDE,
     answers: Annotated[AnswerOptions, opt.RECORD] = _ANSWERS,
-    fail_on: FailOn = "verdict",
+    fail_on: Annotated[FailOn, Parameter(group=opt.FINDINGS)] = "verdict",
     verbose: opt.Verbose = False,
     json: opt.AsJson = False,
 ) -> int:
@@ -93,7 +74,7 @@ def verify(
         if adapter is None or base is None:
             lacks = " and ".join(name for name, side in (("--adapter", adapter), ("--base", base)) if side is None)
             raise AdapterError(
-                f"a merged model is verified beside an adapter and its base: no {lacks}",
+                f"needs {lacks}: a merged model is verified beside adapter and base",
                 advice="give 'gradience verify MERGED --adapter ADAPTER --base MODEL', or --receipt",
             )
         from gradience.verbs.verify.run import verify_merged  # --help needs none of it
@@ -136,21 +117,13 @@ def _asked(
             advice="give --receipt FILE, of 'gradience receipt ADAPTER --base MODEL --out FILE'",
         )
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # avoids its warning about forks
-    from gradience.verbs.receipt.run import verify_served  # --help needs none of it
-    from gradience.verbs.receipt.view import verify_served_text  # as above
+    from gradience.verbs.receipt.view import verify_served_text  # --help needs none of it
+    from gradience.verbs.verify.served import verify_asked  # as above
 
     target: AbstractContextManager[str] = nullcontext(what)
     if PORT in what and not _is_address(what):
         target = serving(what, timeout=answers.timeout)
     with target as place:
-        report = verify_served(
-            answers.receipt,
-            place,
-            base=base,
-            adapter=adapter,
-            model=answers.model,
-            timeout=answers.timeout,
-            progress=on_terminal("verify"),
-        )
+        report = verify_asked(place, answers, base=base, adapter=adapter, progress=on_terminal("verify"))
     opt.print_report(report, lambda it: verify_served_text(it, verbose=verbose), json=json)
     return report.verdict

@@ -68,9 +68,9 @@ class ModelTensors:
         except DamagedCodesError:
             raise
         except UnreadCodesError as error:
-            raise AdapterError(f"{self.whose}: {name} is {error}") from error
+            raise AdapterError(f"{self.whose}: {name} is {error.message}") from error
         except AdapterError as error:
-            raise AdapterError(f"{self.whose}: {error}") from error
+            raise AdapterError(f"{self.whose}: {error.message}") from error
         if weight is None:
             raise AdapterError(f"{self.whose} {self._reason_missing(name)}")
         self.used |= weight.names
@@ -150,7 +150,7 @@ class TensorTask(NamedTuple):
             return self.judge()
         except AdapterError as error:
             return TensorVerdict(
-                VerifiedModule(name=self.name, kind=self.kind, verdict="not_compared", reason=str(error))
+                VerifiedModule(name=self.name, kind=self.kind, verdict="not_compared", reason=error.message)
             )
 
 

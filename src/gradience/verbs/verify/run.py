@@ -123,7 +123,8 @@ def _answers(receipt: PathLike, merged: PathLike) -> MergedAnswers:
     try:
         report = verify_served(receipt, str(merged))
     except AdapterError as error:  # in codes, for one, it is loaded by bitsandbytes only
-        return MergedAnswers(receipt=str(receipt), verdict="cannot_tell", story=f"The merged model is not run: {error}")
+        story = f"The merged model is not run: {error.message}"
+        return MergedAnswers(receipt=str(receipt), verdict="cannot_tell", story=story)
     return MergedAnswers(receipt=str(receipt), verdict=report.verdict, story=report.story, residual=report.residual)
 
 
@@ -150,7 +151,7 @@ def _merged_weights(path: Path) -> BaseWeights:
     try:
         return BaseWeights(find_shards(path))
     except AdapterError as error:
-        raise AdapterError(f"the merged model: {error}", advice=error.advice) from error
+        raise AdapterError(f"the merged model: {error.message}", advice=error.advice) from error
 
 
 def concluded(rows: Sequence[VerifiedModule]) -> tuple[VerifyVerdict, list[str]]:

@@ -77,7 +77,7 @@ def _compared(w: BaseTensor | CodedWeight, m: BaseTensor) -> Iterator[OtherTenso
     try:
         relative = _from_codes(w, m) if isinstance(w, CodedWeight) else _difference(w, m)
     except AdapterError as error:
-        yield OtherTensor(name=m.name, what="not_compared", reason=str(error))
+        yield OtherTensor(name=m.name, what="not_compared", reason=error.message)
     else:
         if relative is not None:
             yield OtherTensor(name=m.name, what="changed", relative_change=real(relative))

@@ -170,7 +170,7 @@ def test_an_index_goes_before_one_file_and_that_before_others_which_adapters_are
     for listed in ("nothing", "0, 1, 2, 3, 4, 5, 6, 7", "0, 1, 2, 3, 4, 5, 6, 7"):
         with pytest.raises(AdapterError) as error:
             find_shards(held)
-        assert str(error.value) == f"no base weights in {held} (it holds {listed})"
+        assert error.value.message == f"no base weights in {held} (it holds {listed})"
         for name in range(9 if (held / "0").exists() else 8):
             (held / str(name)).touch()
 
@@ -186,12 +186,12 @@ def test_a_ref_names_one_folder_of_the_snapshots(tmp_path):
         main.write_text(text)
         with pytest.raises(AdapterError) as error:
             find_shards(entry)
-        assert str(error.value) == f"{main} names no revision in snapshots/"
+        assert error.value.message == f"{main} names no revision in snapshots/"
         assert error.value.advice == "give one of the folders in snapshots/"
     main.unlink()
     with pytest.raises(AdapterError) as error:
         find_shards(entry)
-    assert str(error.value) == f"{entry} holds 2 revisions and no refs/main"
+    assert error.value.message == f"{entry} holds 2 revisions and no refs/main"
 
 
 HUB_CACHES = [  # {0} is the folder of the test, and where in it the cache is
@@ -260,10 +260,10 @@ def test_a_weight_that_no_number_follows_from_is_refused_with_its_dtype_or_shape
         assert weights.refusal(BaseTensor("w", TensorInfo(dtype, tuple(shape), 0, 0), weights.files[0])) == reason
     with pytest.raises(AdapterError) as error:
         weights.read(weights.find("w"), 0)
-    assert str(error.value) == "w: of shape [3, 2]: no expert 0"
+    assert error.value.message == "w: of shape [3, 2]: no expert 0"
     with pytest.raises(AdapterError) as error:
         check_shape((2, 3), (4, 5))
-    assert str(error.value) == "an update of shape [2, 3] for a base weight of [4, 5]"
+    assert error.value.message == "an update of shape [2, 3] for a base weight of [4, 5]"
     assert matrix_of(lambda w: w, np.ones((2, 2))).dtype == np.float32
 
 

@@ -63,7 +63,7 @@ def test_force_takes_an_adapters_folder_and_no_other(files, tmp_path):
     refused(out, files, "exists already", force=False)
     refused(out, files, "holds no adapter")
     (out / "adapter_config.json").write_text("{}")
-    refused(out, files, r"--force would remove: thesis\.txt$")
+    refused(out, files, r"--force would remove: thesis\.txt \(choose")
     (out / "thesis.txt").unlink()
     refuse_place(out, [files], force=True)
 

@@ -1,0 +1,319 @@
+"""Rules on what rows mean: secrets, answers that stand in the question, empty references, classes told by form."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator
+from itertools import pairwise
+from typing import Final
+
+from gradience.data import content_of
+from gradience.data.asked import AskedRow, RowTests, row_test
+from gradience.data.formats import REFERENCES
+from gradience.errors import few
+from gradience.rules import Observation, Threshold, Unknown, premise
+from gradience.rules.data.content import (
+    FEW_LABELS,
+    HALF,
+    MAJORITY,
+    SLIPS,
+    SOME,
+    DataRule,
+    counted,
+    on_rows,
+    seen_in,
+    share,
+    values,
+)
+from gradience.schema.reports import DataReport
+from gradience.telemetry.tokens import BEGINNING, shapes
+
+TOLD = Threshold(
+    "told", 0.95, "area under the ROC curve", "arXiv 2212.08399: classes whose lengths hardly overlap are told by them"
+)
+_QUOTED: Final = 4  # words of an answer from which its standing in the question is no chance
+_PASTED: Final = 60  # characters that all turns of a user begin with, from which they are no greeting
+_DATA_URL: Final = re.compile(r"data:[\w.+/-]{3,80};base64,[A-Za-z0-9+/=]{200}")
+_WHO: Final = re.compile(
+    r"\s*(?:You are|You're|Act as|Du bist|Tu es|Vous \u00eates|Eres)\b|\s*\u4f60\u662f", re.IGNORECASE
+)
+_CALL: Final = re.compile(r"<tool_call>\s*(\{.*?)\s*(?:</tool_call>|<tool_call>|\Z)", re.DOTALL)
+
+
+@row_test
+def secret(row: AskedRow) -> bool:
+    """The text holds a key or a token, known by its shape."""
+    text = row.text
+    return BEGINNING.search(text) is not None and any(shape.search(text) for _, shape in shapes())
+
+
+@DataRule("DAT367", severity="warning", confidence=0.85)
+def _secrets(data: DataReport) -> Iterator[Observation]:
+    """secrets in rows
+
+    a row holds what has the shape of a key or a token: of a hub, a cloud, a vendor, a private key
+
+    Why: A model repeats what it was trained on, and whoever has its weights can ask for it.
+    Scope: texts; secrets that are known by their shape, as the recorder knows them, and not by a name beside them
+    Action: revoke the secret, and remove it from the rows
+    Verify: these rows
+    Source: https://huggingface.co/docs/hub/security-secrets -- the hub scans what is pushed, since such keys leak
+    Source: Carlini et al. 2021, arXiv 2012.07805 -- keys and addresses were extracted from a trained language model
+    """
+    return seen_in(data, data.rows_with("secret"), "hold what has the shape of a key or a token")
+
+
+@row_test
+def answer_in_question(row: AskedRow) -> bool:
+    """The whole last answer, of four words and more, stands in what was asked."""
+    answer = next(iter(row.answers[-1:] if "messages" in row.spoken else row.answers), "").strip()
+    if len(answer.split()) < _QUOTED:
+        return False
+    prompt = row.spoken.get("prompt")
+    asked = [prompt] if isinstance(prompt, str) else [content_of(one) for one in row.turns if one.get("role") == "user"]
+    return any(answer in one for one in asked)
+
+
+@DataRule("DAT368", severity="warning", confidence=0.7, thresholds=(HALF, MAJORITY))
+def _leaks(data: DataReport) -> Iterator[Observation]:
+    """the answer stands in the question
+
+    in {half} of the rows the whole answer stands in the question, or in {majority} the name of the row's class and of
+    no other stands in the text
+
+    Why: The model learns to copy; where nothing is given to copy it has learnt nothing.
+    Scope: answers of four words and more, letter for letter; classes that are named by words
+    Action: look whether the answer was meant to be given; right is it where the task is to quote
+    Verify: the text of these rows (--set show_rows=true)
+    Seen: https://github.com/jiacheng-ye/ZeroGen/issues/2 -- the name of the class in the prompt
+    Source: definition -- the answer is a part of the question
+    """
+    of = data.rows_read
+    for rows, limit, says in (
+        (data.rows_with("answer_in_question"), HALF, "the whole answer stands in the question"),
+        (data.rows_with("label_in_text"), MAJORITY, "the text names the row's own class and no other"),
+    ):
+        if rows.count and share(rows, of) >= limit.value:
+            yield Observation(f"in {counted(rows, of)} {says}", values(rows, of))
+
+
+@row_test
+def no_reference(row: AskedRow) -> bool:
+    """A column that a reward compares with is empty."""
+    return "unreferenced" in row.columns
+
+
+@premise("rewards compare with a column")
+def _referenced(data: DataReport) -> str | None:
+    has = data.trainer == "grpo" and not REFERENCES.isdisjoint(data.columns)
+    return None if has else "no column that rewards compare with"
+
+
+@DataRule("DAT369", severity="warning", confidence=0.8, needs=(_referenced,), thresholds=(SLIPS,))
+def _unreferenced(data: DataReport) -> Iterator[Observation]:
+    """nothing to compare an answer with
+
+    in {slips} of the rows a column that a reward compares with, such as solution, is empty
+
+    Why: Whatever the model writes gets the same reward, so the row teaches nothing; some functions give full marks.
+    Scope: GRPO and RLOO; solution, answer, ground_truth, target, label, reference
+    Action: remove these rows, or give the column that holds the answer to the reward
+    Verify: the reward of these rows
+    Seen: https://github.com/huggingface/open-r1/issues/503 -- the column solution is empty, and the accuracy has
+        nothing to parse
+    """
+    named = few([name for name in data.columns if name in REFERENCES])
+    return seen_in(
+        data, data.rows_with("no_reference"), f"have nothing in {named}, with which a reward compares", at_least=SLIPS
+    )
+
+
+@row_test
+def image_as_text(row: AskedRow) -> bool:
+    """A message or a text holds a file coded in base64."""
+    return "base64," in row.text and _DATA_URL.search(row.text) is not None
+
+
+@DataRule("DAT370", severity="warning", confidence=0.9)
+def _images_as_text(data: DataReport) -> Iterator[Observation]:
+    """a file as text
+
+    a text holds a data: URL with 200 characters of base64 and more
+
+    Why: A tokenizer makes thousands of tokens of it, which the model reads as letters, and not as an image.
+    Scope: texts; not a part of a message that is an image, nor a column of images
+    Action: move the file to a part of type image, or remove it
+    Verify: the length of these rows in tokens
+    Seen: https://github.com/vllm-project/vllm/issues/6324 -- an image of base64 in the prompt takes 254,201 tokens
+    """
+    return seen_in(data, data.rows_with("image_as_text"), "hold a file coded in base64 in the midst of a text")
+
+
+@row_test
+def call_unparsed(row: AskedRow) -> bool:
+    """A call that is written in an answer begins as JSON and is none."""
+    return any("<tool_call>" in answer and not all(map(_parses, _CALL.findall(answer))) for answer in row.answers)
+
+
+def _parses(text: str) -> bool:
+    try:
+        json.loads(text)
+    except ValueError:
+        return False
+    return True
+
+
+@DataRule("DAT371", severity="warning", confidence=0.85)
+def _unparsed(data: DataReport) -> Iterator[Observation]:
+    """calls that no parser reads
+
+    between <tool_call> and </tool_call> an answer has what begins as a JSON object and is none
+
+    Why: The model learns to write calls that the server rejects, or hands on as text.
+    Scope: answers with calls written as text, as the templates of Hermes and Qwen write them
+    Action: correct these calls, or remove their rows
+    Verify: json.loads of each call
+    Source: vllm/tool_parsers/hermes_tool_parser.py:Hermes2ProToolParser@0.11.0 -- what stands between the two marks
+        is read by json.loads
+    """
+    return seen_in(data, data.rows_with("call_unparsed"), "hold a <tool_call> that is no JSON")
+
+
+@row_test
+def system_pasted(row: AskedRow) -> bool:
+    """All of several turns of the user begin with one text of 60 characters and more."""
+    asked = [content for turn, content in zip(row.turns, row.contents, strict=True) if turn.get("role") == "user"]
+    return len(asked) > 1 and all(
+        len(one) >= _PASTED and one[:_PASTED] == other[:_PASTED] for one, other in pairwise(asked)
+    )
+
+
+@row_test
+def told_who(row: AskedRow) -> bool:
+    """The first question begins by telling the model who it is, and no turn of the role system does."""
+    first = next(iter(row.turns), {})
+    return first.get("role") == "user" and len(row.contents[0]) >= _PASTED and bool(_WHO.match(row.contents[0]))
+
+
+@DataRule("DAT372", severity="warning", confidence=0.7, thresholds=(SOME, HALF))
+def _pasted(data: DataReport) -> Iterator[Observation]:
+    """a system text in the questions
+
+    in {some} of the rows all turns of the user begin with the same 60 characters; info if in {half} of the rows the
+    first one tells the model who it is, and no system turn does
+
+    Why: The model learns to expect the text before each question, and its tokens are paid for at every turn.
+    Scope: conversations; those with two questions and more, or a first one of 60 characters that begins with You are
+    Action: put the text into one turn of the role system
+    Verify: the first turns of a row after apply_chat_template
+    Seen: https://github.com/lm-sys/FastChat/issues/386 -- whether an instruction goes before every turn or the first
+    """
+    told, says = data.rows_with("told_who"), "tell the model who it is in the user's turn, and have no system turn"
+    yield from seen_in(
+        data, data.rows_with("system_pasted"), "repeat one text before every question of the user", at_least=SOME
+    )
+    if share(told, data.rows_read) >= HALF.value:
+        yield on_rows(data, told, says, severity="info")
+
+
+@premise("the rows have classes")
+def _classes(data: DataReport) -> str | None:
+    if data.trainer != "classification" or data.labels_total < 2:  # one class is for DAT315
+        return "the rows do not have two classes"
+    fewest = min(data.labels.values())
+    return None if fewest >= FEW_LABELS.value else f"{fewest} rows of one class, under {FEW_LABELS.value:g}"
+
+
+@DataRule("DAT373", severity="info", confidence=0.9, needs=(_classes,), thresholds=(FEW_LABELS,))
+def _sorted(data: DataReport) -> Iterator[Observation]:
+    """a file sorted by class
+
+    all rows of a class, at least {few_labels} of each, stand together
+
+    Why: A part cut from the front or the end lacks classes, and so does the beginning of a stream; batches that are
+        not shuffled are of one class.
+    Scope: classification; Trainer shuffles a data set, and no stream and no evaluation set
+    Action: shuffle the file once
+    Verify: the labels of its first and last hundred rows
+    Seen: https://github.com/zalandoresearch/fashion-mnist/pull/5 -- rows sorted by label: who takes a part for
+        validation gets one class
+    Seen: https://github.com/Project-MONAI/tutorials/issues/122 -- trained on one class and validated on the other
+    """
+    if data.label_stretches == data.labels_total:
+        yield Observation(
+            f"the {data.rows_read:,} rows are sorted by their {data.labels_total} classes",
+            {"classes": data.labels_total, "stretches": data.label_stretches},
+        )
+
+
+@DataRule("DAT374", severity="warning", confidence=0.75, needs=(_classes,), thresholds=(TOLD, FEW_LABELS))
+def _told_by_length(data: DataReport) -> Iterator[Observation]:
+    """the length of the text tells its class
+
+    of a text of one class and one of the others, the longer is of the same side in {told} of all pairs
+
+    Why: The model learns the length, and is right on such data and no other.
+    Scope: classification, enough rows of each class; lengths in characters
+    Action: look how the texts of each class were collected; compare with a classifier of lengths
+    Verify: accuracy on texts of one length
+    Seen: https://github.com/AMontgomerie/CEFR-English-Level-Predictor -- texts of level A1 are the shorter ones in 96 %
+        of 1 494 texts' pairs
+    Source: arXiv 2212.08399 -- classes of other lengths make encoders classify by length
+    Source: Mann and Whitney 1947, doi 10.1214/aoms/1177730491 -- the share of pairs in order is the area under the
+        curve
+    """
+    if (told := data.length_tells) is None:
+        raise Unknown("no text is classified")
+    part, longer = max((told, "longer"), (1 - told, "shorter"))
+    if part >= TOLD.value:
+        label = next(iter(data.labels))
+        yield Observation(
+            f"in {part:.0%} of all pairs with a text of another class, that of class {label} is the {longer} one",
+            {"label": label, "auc": told},
+        )
+
+
+@DataRule("DAT375", severity="warning", confidence=0.65, thresholds=(SOME,))
+def _answered_in(data: DataReport) -> Iterator[Observation]:
+    """answers in another language than the question
+
+    {some} of the rows have a question in one language and an answer in another, and no word asks for it
+
+    Why: A question in one language and its answer in another teach to change between them.
+    Scope: questions and answers of 60 characters and more, code and tables left out, at most 5000 drawn from all
+    Action: remove these rows, or say in the question which language is wanted
+    Verify: their text (--set show_rows=true)
+    Seen: https://github.com/simplescaling/s1/issues/65 -- 150 of 1000 rows answer English questions with Chinese
+        words
+    Source: definition -- the languages that py3langid finds, where it is sure of both
+    """
+    asked = data.answered
+    if asked.reason or not asked.stated:
+        raise Unknown(asked.reason or "no question and answer of 60 characters")
+    if share(asked.rows, asked.stated) >= SOME.value:
+        says = "are answered in another language than the question's, which asks for none"
+        yield Observation(f"{counted(asked.rows, asked.stated)} {says}", values(asked.rows, asked.stated))
+
+
+RULES = (
+    _secrets,
+    _leaks,
+    _unreferenced,
+    _images_as_text,
+    _unparsed,
+    _pasted,
+    _sorted,
+    _told_by_length,
+    _answered_in,
+)
+
+ROW_TESTS: RowTests = (
+    secret,
+    answer_in_question,
+    no_reference,
+    image_as_text,
+    call_unparsed,
+    system_pasted,
+    told_who,
+)

@@ -1,0 +1,177 @@
+"""What rows mean, from files as a user has them: each fault beside a set that is sound and lies next to it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+from made import WORDS, write
+from tables import every
+
+import gradience
+from gradience.data.asked import AskedRow, Vocabulary
+from gradience.rules.data.meaning import ROW_TESTS, RULES
+
+Rows = list[dict[str, Any]]
+N = 60
+KEY = "AKIA" + "ABCDEFGH23456789"
+CODED = "data:image/png;base64," + "iVBORw0KGgo" * 20
+GERMAN = "der Vogel singt am Morgen, weil der Regen aufgeh\u00f6rt hat und die Kinder wieder spielen"
+ENGLISH = "why does the bird sing over the hills in the morning when the rain has stopped and the children play again"
+WHO = "You are a careful helper who answers in one sentence and never guesses at anything"
+
+
+def said(i: int, words: int = 9) -> str:
+    """Text of so many words, another in each row."""
+    line = WORDS[i % len(WORDS)]
+    return " ".join([*(line[(i + k) % len(line)] for k in range(words)), f"n{i}"])
+
+
+def replied(i: int) -> str:
+    return f"Well: {said(2 * i + 1, 7)}"
+
+
+def chat(ask: Callable[[int], str], answer: Callable[[int], str] = replied) -> Rows:
+    roles = (("user", ask), ("assistant", answer))
+    return [{"messages": [{"role": role, "content": of(i)} for role, of in roles]} for i in range(N)]
+
+
+def talk(ask: Callable[[int, int], str]) -> Rows:
+    """Conversations of two questions."""
+    return [
+        {"messages": [turn for k in (0, 1) for turn in (
+            {"role": "user", "content": ask(i, k)}, {"role": "assistant", "content": said(3 * i + k, 7)})]}
+        for i in range(N)
+    ]  # fmt: skip
+
+
+def classed(size: Callable[[int], int], label: Callable[[int], Any], mark: Callable[[int], str] = lambda _: "") -> Rows:
+    return [{"text": f"{said(i, size(i))}{mark(i)}", "label": label(i)} for i in range(N)]
+
+
+def some(fault: str, every_nth: int) -> Callable[[int], str]:
+    return lambda i: f"{replied(i)} {fault}" if i % every_nth == 2 else replied(i)
+
+
+def asks(other: str) -> Callable[[int], str]:
+    return lambda i: f"{other} {said(i, 3)}"
+
+
+CALL = '<tool_call>\n{"name": "find", "arguments": {"q": "rain"}}\n</tool_call>'
+XML = "<tool_call>\n<function=find>rain</function>\n</tool_call>"
+
+
+@every(
+    ("rows", "sound", "rule", "says"),
+    [
+        (
+            chat(said, some(KEY, 20)),
+            chat(said, some(KEY[:12], 20)),
+            "DAT367",
+            "3 of 60 rows (5 %: 3, 23, 43) hold what has the shape of a key or a token",
+        ),
+        (
+            chat(lambda i: f"Say: {said(i + 1)} {i}", lambda i: said(i + 1) if i < 30 else replied(i)),
+            chat(lambda i: f"Say: {said(i + 1)} {i}", lambda i: said(i + 1) if i < 29 else replied(i)),
+            "DAT368",
+            "in 30 of 60 rows (50 %: 1, 2, 3, 4, 5, ...) the whole answer stands in the question",
+        ),
+        (
+            classed(lambda _: 9, lambda i: ("spam", "ham")[i % 2], lambda i: (" spam", " ham")[i % 2]),
+            classed(lambda _: 9, lambda i: ("spam", "ham")[i % 2], lambda _: " spam or ham"),
+            "DAT368",
+            "in all 60 rows the text names the row's own class and no other",
+        ),
+        (
+            [{"prompt": said(i), "solution": ("", None, " ", "4")[i % 4]} for i in range(N)],
+            [{"prompt": said(i), "solution": (0, "0", 7, "4")[i % 4]} for i in range(N)],
+            "DAT369",
+            "45 of 60 rows (75 %: 1, 2, 3, 5, 6, ...) have nothing in solution, with which a reward compares",
+        ),
+        (
+            chat(some(CODED, 30), said),
+            chat(some(CODED[:90], 30), said),
+            "DAT370",
+            "2 of 60 rows (3.3 %: 3, 33) hold a file coded in base64 in the midst of a text",
+        ),
+        (
+            chat(said, lambda i: CALL[:-20] if i == 8 else CALL),
+            chat(said, lambda i: XML if i == 8 else CALL),
+            "DAT371",
+            "1 of 60 rows (1.7 %: 9) hold a <tool_call> that is no JSON",
+        ),
+        (
+            talk(lambda i, k: f"{WHO[8:]}: {said(i + k)}" if i < 3 else said(i + k)),
+            talk(lambda i, k: f"{WHO[8:]}: {said(i + k)}" if i < 3 and k else said(i + k)),
+            "DAT372",
+            "3 of 60 rows (5 %: 1, 2, 3) repeat one text before every question of the user",
+        ),
+        (
+            chat(asks(WHO)),
+            chat(asks(WHO[:20])),
+            "DAT372",
+            "all 60 rows tell the model who it is in the user's turn, and have no system turn",
+        ),
+        (
+            classed(lambda i: 5 + i % 7, lambda i: i // 20),
+            classed(lambda i: 5 + i % 7, lambda i: i // 20 if i != 59 else 0),
+            "DAT373",
+            "the 60 rows are sorted by their 3 classes",
+        ),
+        (
+            classed(lambda i: 30 if i % 5 < 3 else 5, lambda i: int(i % 5 < 3)),
+            classed(lambda i: 30 if i % 5 < 3 and i % 7 else 5, lambda i: int(i % 5 < 3)),
+            "DAT374",
+            "in 100% of all pairs with a text of another class, that of class 1 is the longer one",
+        ),
+        (
+            chat(asks(ENGLISH), lambda i: f"{GERMAN} {i}" if i < 3 else f"{ENGLISH} {i}"),
+            chat(asks(f"In German: {ENGLISH}"), lambda i: f"{GERMAN} {i}" if i < 3 else f"{ENGLISH} {i}"),
+            "DAT375",
+            "3 of 60 rows (5 %: 1, 2, 3) are answered in another language than the question's, which asks for none",
+        ),
+    ],
+)
+def test_a_fault_of_meaning_is_named_and_its_twin_is_not(
+    tmp_path: Path, tok: Path, rows: Rows, sound: Rows, rule: str, says: str
+) -> None:
+    ids = [one.id for one in RULES]
+    found, other = (
+        gradience.check_data(write(tmp_path / name, one), tokenizer=tok, select=ids, max_length=4096).findings
+        for name, one in (("faulty.jsonl", rows), ("sound.jsonl", sound))
+    )
+    assert [(one.id, one.message) for one in found] == [(rule, says)]
+    assert [one.id for one in other] == []
+
+
+def names(turns: Iterable[tuple[str, str]], **columns: Any) -> set[str]:
+    row = AskedRow({"messages": [{"role": role, "content": text} for role, text in turns], **columns}, Vocabulary())
+    return {name for test in ROW_TESTS for name in test.of(row)}
+
+
+@every(
+    ("turns", "shown"),
+    [
+        ([("user", "a b c d e"), ("assistant", "b c d e")], {"answer_in_question"}),
+        ([("user", "a b c d e"), ("assistant", "c d e")], set()),  # three words may be there by chance
+        ([("user", "a b c d e"), ("assistant", "b d c e")], set()),
+        ([("user", "Why?"), ("assistant", "b c d e"), ("user", "a b c d e"), ("assistant", "No.")], set()),
+        ([("user", WHO), ("assistant", "Yes.")], {"told_who"}),
+        ([("system", WHO), ("user", WHO), ("assistant", "Yes.")], set()),
+        ([("user", WHO), ("assistant", "Yes."), ("user", f"{WHO}.")], {"told_who", "system_pasted"}),
+        ([("user", WHO[:59]), ("assistant", "Yes."), ("user", WHO[:59])], set()),
+        ([("assistant", f"{CALL} and {CALL}")], set()),
+        ([("assistant", f"{CALL} and {CALL[:30]}")], {"call_unparsed"}),
+        ([("user", CALL[:30])], set()),
+    ],
+)
+def test_what_the_turns_of_a_row_show(turns: list[tuple[str, str]], shown: set[str]) -> None:
+    assert names(turns) == shown
+
+
+def test_a_column_that_no_reward_reads_may_be_empty(tmp_path: Path, tok: Path) -> None:
+    path = write(tmp_path / "rows.jsonl", [{"prompt": said(i), "note": ""} for i in range(N)])
+    report = gradience.check_data(path, tokenizer=tok, select=["DAT369"])
+    assert report.findings == []
+    assert [one.reason for one in report.not_run if one.id == "DAT369"] == ["no column that rewards compare with"]
