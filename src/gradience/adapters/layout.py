@@ -229,11 +229,15 @@ class UnsuitableError(Exception):
 
 
 class Files(NamedTuple):
-    """An adapter's opened weights, and the path of its config, which may not exist; `raw` if its bytes are at hand."""
+    """An adapter's opened weights, and the path of its config, which may not exist; `raw` if its bytes are at hand.
+
+    `unscaled` allows that no config states the scale.
+    """
 
     source: TensorSource
     config: Path
     raw: bytes | None = None
+    unscaled: bool = False
 
     @property
     def has_config(self) -> bool:

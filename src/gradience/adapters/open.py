@@ -66,7 +66,11 @@ def _path(path: PathLike | None) -> Path | None:
 
 
 def read_adapter(
-    files: AdapterFiles, opened: Callable[[Path], TensorSource] = open_weights, *, config: bytes | None = None
+    files: AdapterFiles,
+    opened: Callable[[Path], TensorSource] = open_weights,
+    *,
+    config: bytes | None = None,
+    unscaled: bool = False,
 ) -> Adapter:
     """The adapter that the files hold.
 
@@ -74,13 +78,14 @@ def read_adapter(
         files: from `find_files`.
         opened: opens one weights file; the default reads safetensors, and pickles by torch's restricted loader.
         config: the bytes of the config, if they are read already.
+        unscaled: whether plain LoRA is read without a config too: at scale 1, and with a note.
 
     Raises:
         AdapterError: a file is missing, damaged, or of a type that the config contradicts.
     """
     shards = [opened(path) for path in files.shards]
     source = ShardedFiles(files.weights, shards) if shards else opened(files.weights)
-    contents = Files(source, files.config, config)
+    contents = Files(source, files.config, config, unscaled)
     refuse_ungathered(source.path, source.tensors)
     adapter = format_of(contents).read(contents)
     notes = [*adapter.notes, *notes_on(files)]

@@ -99,7 +99,12 @@ class OpenAdapter(NamedTuple):
     path: str = ""
     weights: str = ""
     config: Path | None = None
-    """None for a format without a config."""
+    """None for a format without a config, and for weights whose config is lost."""
+
+    @property
+    def is_unscaled(self) -> bool:
+        """Whether the config that would state its scale is lost."""
+        return self.config is None and self.adapter.file_format.is_peft
 
     @classmethod
     def of_files(cls, path: Path, files: AdapterFiles, adapter: Adapter) -> OpenAdapter:
@@ -176,7 +181,7 @@ class Documents:
 
         files = find_files(path, config=self.adapter_config, weights=self.weights_file)
         raw = self._config.held if files.config == self._config.place.path else None
-        return OpenAdapter.of_files(path, files, read_adapter(files, config=raw))
+        return OpenAdapter.of_files(path, files, read_adapter(files, config=raw, unscaled=True))
 
     @property
     def folders(self) -> list[Path]:

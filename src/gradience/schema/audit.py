@@ -433,3 +433,8 @@ class AuditReport(Report, kw_only=True, frozen=True):
     readings: Annotated[list[Finding], about("What rules read that is no finding: it counts nowhere.")] = []
     not_run: Annotated[list[NotRun], about("Checks that did not run, each with the reason.")] = []
     notes: list[str] = []
+
+    @property
+    def is_scaled(self) -> bool:
+        """Whether the scale of the updates is known: of PEFT's weights without their config it is not."""
+        return self.config_path is not None or self.format != "peft"

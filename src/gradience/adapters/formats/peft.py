@@ -45,6 +45,10 @@ _BUILDERS: Final[dict[str, Builder]] = {
 _WITHOUT_PATTERNS: Final = frozenset({"ADALORA", "VERA"})
 
 _MOST_LAYERS: Final = 100_000
+_UNSCALED: Final = (
+    "no adapter_config.json states alpha: the ranks are those of the tensors, but the scale s is not known; norms are "
+    "given at s = 1, and the size of the update is not judged"
+)
 
 
 def _matches(files: Files) -> bool:
@@ -60,7 +64,8 @@ def _read(files: Files) -> Adapter:
     Raises:
         AdapterError: the config is missing, of another adapter type, or has a pattern that cannot be matched.
     """
-    source, config = files.source, files.read_config() if _matches(files) else files.optional_config()
+    source, assumed = files.source, files.unscaled and not files.has_config
+    config = files.read_config() if _matches(files) and not assumed else files.optional_config()
     declared = config.peft_type.upper() if config.peft_type else None
     groups, roles = _gather(source, config)
     if declared is not None and declared not in ANALYSED:
@@ -75,6 +80,11 @@ def _read(files: Files) -> Adapter:
     ctx = _context(source, config, groups)
     assembly = Assembly(PEFT, source, roles)
     _build(assembly, ctx, kind, groups)
+    if assumed:
+        if kind != "LORA" or not assembly.modules or "magnitude" in roles.values():
+            files.read_config()  # which raises
+        assembly.modules = [replace(m, alpha=float(m.r), scale=1.0, config_r=None) for m in assembly.modules]
+        return assembly.adapter(config, [_UNSCALED])
     unmatched = ctx.rules.unmatched() if kind not in _WITHOUT_PATTERNS else ([], [])
     return assembly.adapter(config, _notes(ctx, assembly.modules, roles, unmatched), unmatched)
 

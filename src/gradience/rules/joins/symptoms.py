@@ -96,13 +96,14 @@ def _fact(source: SourceKind, name: str, says: str, **values: Json) -> Symptom:
 
 
 def _facts(report: AuditReport) -> Iterator[Symptom]:
-    exploded = [(size, module) for module in report.modules if (size := _rms(module)) > EXPLODED_RMS.value]
+    sized = report.modules if report.is_scaled else []
+    exploded = [(size, module) for module in sized if (size := _rms(module)) > EXPLODED_RMS.value]
     if exploded:
         size, module = max(exploded, key=lambda item: item[0])
         says = f"a typical entry of the update of {module.name} is {size:.2g}, over {EXPLODED_RMS.value:g}"
         yield _fact("weights", "exploded", says, exploded=says, rms=size)
     elif report.health.verdict == "trained":
-        yield from _tiny(report.modules)
+        yield from _tiny(sized)
     yield from _few_layers(report.modules)
     if report.modules and not any(entry.role == "full_module" for entry in report.ledger):
         yield _fact("weights", "no_head", "the file holds LoRA factors and no full module")
@@ -158,7 +159,8 @@ def _of_one(stated: Stated, report: AuditReport) -> list[Symptom]:
     modules, lora = report.modules, stated.lora
     if lora.peft_type not in {None, "LORA"}:
         return _pair(stated, f"peft_type {lora.peft_type}", "the file holds LoRA factors", modules)
-    conflicts = [*_rank(lora, modules), *_alpha(lora, modules), *_strangers(lora, modules)]
+    scale = _alpha(lora, modules) if report.is_scaled else ()
+    conflicts = [*_rank(lora, modules), *scale, *_strangers(lora, modules)]
     if conflicts:
         return [symptom for claim, found in conflicts for symptom in _pair(stated, claim, found, modules)]
     return list(idle_targets(stated, report))

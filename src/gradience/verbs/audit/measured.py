@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 from gradience.adapters.layout import Adapter, Module
 from gradience.base.weights import factors_of
+from gradience.errors import AdapterError
 from gradience.folder import OpenAdapter
 from gradience.io import Progress
 from gradience.schema.audit import BaseReport, LedgerEntry, ModuleAudit
@@ -67,6 +68,11 @@ def measure(
     )
     report = None
     if options.base is not None:
+        if opened.is_unscaled:
+            raise AdapterError(
+                "a base is compared with the update at its scale, and no adapter_config.json states that",
+                advice="give it with --adapter-config",
+            )
         from gradience.verbs.audit.against_base import compare  # keeps a plain audit quick
 
         base = Path(options.base)

@@ -67,7 +67,7 @@ def audit_documents(
     return _report_of(documents, measured, options, left_out)
 
 
-def _judge(measured: AdapterNumbers, optimizer: str | None) -> AuditJudgement:
+def _judge(measured: AdapterNumbers, optimizer: str | None, *, unscaled: bool) -> AuditJudgement:
     """The verdict, and the ranks to compress to if it allows any."""
     adapter, size, price = measured.adapter, _size_beside(measured), bytes_per_param(measured.ledger)
     modules = priced(measured.modules, measured.errors)
@@ -81,8 +81,8 @@ def _judge(measured: AdapterNumbers, optimizer: str | None) -> AuditJudgement:
         update_size=summary_of(modules).update_size,
         optimizer=optimizer,
     )
-    # A kind that only PEFT can merge has no rank that resize could lower.
-    has_ranks = suggests_ranks(verdict.verdict) and not adapter.by_peft
+    # A kind that only PEFT can merge, and weights without their config, have no rank that resize could lower.
+    has_ranks = suggests_ranks(verdict.verdict) and not adapter.by_peft and not unscaled
     ranks = suggestions(modules, bytes_per_param=price) if has_ranks else NO_SUGGESTIONS
     return AuditJudgement(modules, left, verdict, ranks)
 
@@ -93,7 +93,7 @@ def _report_of(
     opened, optimizer = documents.adapter.take(), options.optimizer or documents.optimizer
     config = measured.adapter.config
     around = documents.beside(config.base_model_name_or_path or config.model)
-    judgement = _judge(measured, optimizer)
+    judgement = _judge(measured, optimizer, unscaled=opened.is_unscaled)
     adapter, ranks = measured.adapter, judgement.ranks
     summary, layers = summary_of(judgement.modules), layer_summaries(judgement.modules)
     of_peft = adapter.format == "peft" and adapter.config.peft_type in {"LORA", None}  # it can have a rank_pattern
@@ -118,7 +118,7 @@ def _report_of(
         suggested=ranks.suggested,
         like_suggested=ranks.like_suggested,
         candidates=ranks.candidates,
-        resized_as=_resized_as(adapter),
+        resized_as="not" if opened.is_unscaled else _resized_as(adapter),
         rank_rules=ranks.rank_rules,
         rank_disagreements=ranks.disagreements,
         per_layer=ranks.per_layer if options.suggest_per_layer and of_peft else None,
@@ -131,7 +131,8 @@ def _report_of(
         not_analysed=judgement.not_analysed,
         notes=[*_chosen(documents), *adapter.notes, *_unknown_dtypes(adapter), *_precision(), *measured.notes],
     )
-    alpha, r = (adapter.config.lora_alpha, adapter.config.r) if of_peft else (None, None)
+    stated = of_peft and not opened.is_unscaled
+    alpha, r = (adapter.config.lora_alpha, adapter.config.r) if stated else (None, None)
     own = judge_adapter(report, alpha=alpha, r=r, modules_to_save=adapter.config.modules_to_save or [])
     between = _between(documents, report)
     found = by_severity([*own.findings, *between.findings])

@@ -173,7 +173,7 @@ def _summary(report: AuditReport, *, verbose: bool) -> Iterator[Block]:
     counts = {"LoRA params": params, "Layers": f"{s.n_layers}"}
     if verbose:
         counts["Modules"] = _modules(report)
-    if (size := update_size(s.update_norm, s.update_size)) is not None:
+    if report.is_scaled and (size := update_size(s.update_norm, s.update_size)) is not None:
         beside = report.base.relative_frobenius if report.base is not None else None
         counts["Update size"] = size + ("" if beside is None else f"; {beside:.3g} of the base weights")
     yield facts(counts.items(), indent=2, width=13)
