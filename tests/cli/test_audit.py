@@ -82,7 +82,6 @@ def config(text):
         (without_weights, "{}", "README.md"),
         (lambda folder: (folder / "adapter_model.safetensors").write_text(POINTER), "{}", "git lfs pull"),
         (truncated, "{}", "truncated"),
-        (lambda folder: (folder / "adapter_config.json").unlink(), "{}", "adapter_config.json"),
         *((config(text), "{}", "adapter_config.json") for text in ("{", '{"r": "eight"}', "[]")),
     ],
 )

@@ -437,4 +437,4 @@ class AuditReport(Report, kw_only=True, frozen=True):
     @property
     def is_scaled(self) -> bool:
         """Whether the scale of the updates is known: of PEFT's weights without their config it is not."""
-        return self.config_path is not None or self.format != "peft"
+        return not self.weights_path or self.config_path is not None or self.format != "peft"

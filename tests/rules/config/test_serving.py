@@ -88,7 +88,8 @@ def test_an_adapter_is_converted_where_its_format_is_not_read_and_elsewhere_the_
         for item in [*report.findings, *report.readings]
         if "feature" in item.values
     }
-    assert actions["mlx", "peft_format"] == "gradience convert ADAPTER --to mlx --out NEW"
+    words = "(replace ADAPTER by the adapter's folder and NEW by a new folder)"
+    assert actions["mlx", "peft_format"] == f"gradience convert ADAPTER --to mlx --out NEW {words}"
     assert str(actions["vllm", "dora"]).endswith(
         "(replace ADAPTER by the adapter's folder, NEW by a new folder and MODEL by the base model)"
     )
