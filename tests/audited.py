@@ -30,8 +30,8 @@ def module(name: str = "m", r: int = 8, **fields: Any) -> ModuleAudit:
 def report(*modules: ModuleAudit, **fields: Any) -> AuditReport:
     """The report on these modules; its verdict is theirs."""
     usual = {
-        "peft_dir": "d", "weights_path": "w", "config_path": "c", "format": "peft", "health": health(modules), "ledger": PAIRS,
-        "modules": list(modules),
+        "peft_dir": "d", "weights_path": "w", "config_path": "c", "format": "peft",
+        "health": health(modules), "ledger": PAIRS, "modules": list(modules),
         "summary": AuditSummary(total_lora_params=1, n_layers=1, utilization_mean=0.5 if modules else None), **fields,
     }  # fmt: skip
     return AuditReport(schema=AUDIT_SCHEMA_ID, **usual)
