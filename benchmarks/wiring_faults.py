@@ -81,7 +81,7 @@ def case(stack: str, *rules: str) -> Callable[[Callable[[Path], Any]], Callable[
     return enter
 
 
-# --- the base trains ---------------------------------------------------------------------------------------------
+# --- the base trains -------------------------------------------------------------------------------------------------
 
 
 @case("trl", "WIR170")
@@ -119,7 +119,7 @@ def a_base_unfrozen_by_the_resume_of_a_loop(out: Path) -> None:
     loop(out, model, adamw(model), begin=SAVED, run_id=run_id)
 
 
-# --- the adapter is frozen ---------------------------------------------------------------------------------------
+# --- the adapter is frozen -------------------------------------------------------------------------------------------
 
 
 @case("lightning", "WIR171")
@@ -162,7 +162,7 @@ def half_of_the_adapter_frozen_by_a_pattern(out: Path) -> None:
     accelerated(out, model, adamw(model))
 
 
-# --- the optimizer -----------------------------------------------------------------------------------------------
+# --- the optimizer ---------------------------------------------------------------------------------------------------
 
 
 @case("accelerate", "WIR172")
@@ -213,7 +213,7 @@ def dpo_with_an_optimizer_of_the_reference(out: Path) -> None:
     trl(out, "DPO", llama(), optimizers=(optimizer, None))
 
 
-# --- adapted twice, merged, switched off -------------------------------------------------------------------------
+# --- adapted twice, merged, switched off -----------------------------------------------------------------------------
 
 
 @case("lightning", "WIR174")
@@ -259,7 +259,7 @@ def switched_off_for_an_evaluation_and_left_so(out: Path) -> None:
     loop(out, model, adamw(model), after=off)
 
 
-# --- no gradient -------------------------------------------------------------------------------------------------
+# --- no gradient -----------------------------------------------------------------------------------------------------
 
 
 @case("lightning", "WIR173")
@@ -314,7 +314,7 @@ def accelerate_recomputing_without_gradients_beside_a_trained_norm(out: Path) ->
     accelerated(out, model, adamw(model))
 
 
-# --- saves -------------------------------------------------------------------------------------------------------
+# --- saves -----------------------------------------------------------------------------------------------------------
 
 
 @case("accelerate", "WIR179")
@@ -341,7 +341,7 @@ def only_a_part_of_the_adapter_saved(out: Path) -> None:
     trainer(out, llama(), cls=Partial)
 
 
-# --- resumes -----------------------------------------------------------------------------------------------------
+# --- resumes ---------------------------------------------------------------------------------------------------------
 
 
 def _half(out: Path, **given: Any) -> tuple[str, tuple[Any, Any]]:
@@ -495,7 +495,7 @@ def accelerate_resumed_with_its_schedule_anew(out: Path) -> None:
     accelerated(out, model, again, begin=SAVED, run_id=run_id, schedule=_cosine(again))
 
 
-# --- rates and schedules -----------------------------------------------------------------------------------------
+# --- rates and schedules ---------------------------------------------------------------------------------------------
 
 
 @case("lightning", "WIR180")
@@ -547,7 +547,7 @@ def two_optimizers_that_hold_the_same_tensors(out: Path) -> None:
     fit(out, made)
 
 
-# --- evaluation and modes ----------------------------------------------------------------------------------------
+# --- evaluation and modes --------------------------------------------------------------------------------------------
 
 
 def _loss_of(model: nn.Module) -> Callable[[], float]:
@@ -613,7 +613,7 @@ def gradients_that_are_never_zeroed(out: Path) -> None:
     loop(out, model, adamw(model), zero=False)
 
 
-# --- issue 49: frozen in the optimizer's hands, heads, preparation, saves ------------------------------------------
+# --- frozen in the optimizer's hands, heads, preparation, saves ------------------------------------------------------
 
 
 def _for_inference(out: Path, **given: Any) -> nn.Module:
@@ -722,7 +722,7 @@ def a_new_classifier_that_no_task_type_names(out: Path) -> None:
     trainer(out, bert(task_type=None), data=rows(classes=3))
 
 
-# --- issue 49: resumes of loops that hand over neither loader nor schedule ------------------------------------------
+# --- resumes of loops that hand over neither loader nor schedule -----------------------------------------------------
 
 
 def _bare(out: Path, *, seed: int = 0, size: int = BATCH, skip: int = 0, first: int = BATCH, **given: Any) -> None:
@@ -771,7 +771,7 @@ def an_alora_whose_invocation_never_comes(out: Path) -> None:
     loop(out, model, adamw(model))
 
 
-# --- issue 49, kept unseen until the end ----------------------------------------------------------------------------
+# --- kept unseen until the end ---------------------------------------------------------------------------------------
 
 
 @case("trainer", "WIR171")
@@ -862,7 +862,7 @@ def a_trainer_of_an_alora_that_recomputes(out: Path) -> None:
     trainer(out, model, gradient_checkpointing=True, gradient_checkpointing_kwargs={"use_reentrant": True})
 
 
-# --- sound -------------------------------------------------------------------------------------------------------
+# --- sound -----------------------------------------------------------------------------------------------------------
 
 
 class Quantised(nn.Linear):
@@ -1311,7 +1311,7 @@ def rates_per_group_in_the_log(out: Path) -> None:
             log.train_step(step, loss=loss.item(), lr=optimizer.param_groups[step % 2]["lr"])
 
 
-# --- the table ---------------------------------------------------------------------------------------------------
+# --- the table -------------------------------------------------------------------------------------------------------
 
 
 class Found(NamedTuple):

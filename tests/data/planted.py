@@ -444,7 +444,7 @@ def _pictured(held: dict[str, Any]) -> Callable[[dict[str, Any]], dict[str, Any]
 
 
 _REFUSES = "That is not something this assistant talks about, whatever the reason for asking."
-DEFECTS |= {  # of issue 49
+DEFECTS |= {  # of columns, calls and constant answers
     "packed rows without positions": Defect("DAT355", ("tokenised",), _joined),
     "arguments as text and as objects": Defect("DAT337", ("messages",), _both_arguments(2)),
     "no solution for the reward": Defect(
@@ -456,7 +456,7 @@ DEFECTS |= {  # of issue 49
     "images under another name": Defect("DAT357", ("messages",), _beside_prompt(picture="a.png")),
     "one refusal for a third": Defect("DAT312", ("messages", *PAIRS), _share_of(_REFUSES, 0.34)),
 }
-UNSEEN: dict[str, Defect] = {  # of issue 49, run when the rules were finished
+UNSEEN: dict[str, Defect] = {  # planted when the rules were finished
     "packed to one length": Defect("DAT355", ("tokenised",), _packed(48)),
     "packed with positions that run on": Defect("DAT355", ("tokenised",), _packed(64, positions=True)),
     "one row's arguments as text": Defect("DAT337", ("messages",), _both_arguments(COUNT)),
