@@ -233,7 +233,6 @@ def test_what_an_objective_adds_to_a_step_is_said(
         ({}, {}, "attention by sdpa"),
         ({}, {"attn_implementation": "flash_attention_2"}, "attention by flash_attention_2"),
         ({"attn_logit_softcapping": None}, {}, "attention by sdpa"),
-        (GEMMA, {}, "attention by eager"),
         (GEMMA, {"attn_implementation": "eager"}, "attention by eager"),
     ],
 )

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
+import pytest
 from made import WORDS, write
 from tables import every
 
@@ -143,6 +144,30 @@ def test_a_fault_of_meaning_is_named_and_its_twin_is_not(
     )
     assert [(one.id, one.message) for one in found] == [(rule, says)]
     assert [one.id for one in other] == []
+
+
+def test_the_length_tells_a_class_by_the_share_of_pairs_and_half_a_tie(tmp_path: Path, tok: Path) -> None:
+    rows = classed(lambda i: 3 + i % 4, lambda i: int(i % 7 < 3))
+    sizes = [(len(one["text"]), one["label"]) for one in rows]
+    most = max((0, 1), key=[label for _, label in sizes].count)
+    pairs = [(a > b) + 0.5 * (a == b) for a, own in sizes for b, other in sizes if own == most != other]
+    report = gradience.check_data(write(tmp_path / "rows.jsonl", rows), tokenizer=tok)
+    assert report.data.length_tells == pytest.approx(sum(pairs) / len(pairs), rel=1e-12)
+    assert {0.5} < {abs(x - 0.5) + 0.5 for x in pairs}  # ties are among them
+
+
+def test_a_question_of_no_sure_language_is_no_question_in_another(tmp_path: Path, tok: Path) -> None:
+    unsure = "was hat der in bank stand form plan so also hotel arm hand name ball im test winter warm"
+    rows = chat(asks(unsure), lambda i: f"{GERMAN} {i}")
+    report = gradience.check_data(write(tmp_path / "rows.jsonl", rows), tokenizer=tok, max_length=4096)
+    assert (report.data.answered.stated, report.data.answered.rows.count) == (N, 0)
+
+
+def test_of_two_columns_to_compare_with_one_is_said_to_be_empty(tmp_path: Path, tok: Path) -> None:
+    rows = [{"prompt": said(i), "answer": "4", "solution": "" if i < 3 else "so"} for i in range(N)]
+    (found,) = gradience.check_data(write(tmp_path / "r.jsonl", rows), tokenizer=tok, select=["DAT369"]).findings
+    says = "3 of 60 rows (5 %: 1, 2, 3) have nothing in one of answer, solution, with which a reward compares"
+    assert found.message == says
 
 
 def names(turns: Iterable[tuple[str, str]], **columns: Any) -> set[str]:

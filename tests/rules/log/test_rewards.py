@@ -116,6 +116,20 @@ def test_equal_groups_say_why_a_reward_does_not_rise():
     assert said("RWD122", {**flat, "frac_reward_zero_std": [0.85] * N}).severity == "info"
 
 
+def test_a_function_falls_at_the_cost_of_nothing_where_no_other_and_no_reward_rises():
+    falls = {"rewards/a/mean": [0.9] * 10 + [0.3] * 20, "rewards/b/mean": [0.5] * 30, "reward": [0.5] * 30}
+    assert said("RWC199", {**falls, "rewards/b/mean": [0.1] * 10 + [0.7] * 20}).values["name"] == "a"
+    moving = {**falls, "rewards/b/mean": [0.5, 0.51] * 15}
+    assert said("RWC199", moving) is None
+
+
+def test_a_factor_leaves_the_sign_of_the_reward_and_a_reward_that_turns_is_not_rescaled():
+    scaled = {"reward": [-0.5] * 10 + [-1.5] * 10, "reward_std": [0.2] * 10 + [0.6] * 10}
+    assert said("RWS143", scaled).values == {"step": 11, "factor": pytest.approx(3.0)}
+    assert said("RWS143", {**scaled, "reward": [-0.5] * 10 + [1.5] * 10}) is None
+    assert reason("RWD122", scaled) == "the reward changes its scale at step 11 (RWS143)"
+
+
 def test_rewards_that_are_no_numbers_are_said_from_the_first_on():
     beside = {"frac_reward_zero_std": [0.0] * 20, "completions/mean_length": [9.0] * 20}
     found = said("RWN139", beside)

@@ -34,6 +34,7 @@ TOLD = Threshold(
 )
 _QUOTED: Final = 4  # words of an answer from which its standing in the question is no chance
 _PASTED: Final = 60  # characters that all turns of a user begin with, from which they are no greeting
+_RUN: Final = re.compile(r"[!-~]{15}")  # which every secret has, and hardly a text: it saves the longer search
 _DATA_URL: Final = re.compile(r"data:[\w.+/-]{3,80};base64,[A-Za-z0-9+/=]{200}")
 _WHO: Final = re.compile(
     r"\s*(?:You are|You're|Act as|Du bist|Tu es|Vous \u00eates|Eres)\b|\s*\u4f60\u662f", re.IGNORECASE
@@ -45,7 +46,9 @@ _CALL: Final = re.compile(r"<tool_call>\s*(\{.*?)\s*(?:</tool_call>|<tool_call>|
 def secret(row: AskedRow) -> bool:
     """The text holds a key or a token, known by its shape."""
     text = row.text
-    return BEGINNING.search(text) is not None and any(shape.search(text) for _, shape in shapes())
+    if _RUN.search(text) is None or BEGINNING.search(text) is None:
+        return False
+    return any(shape.search(text) for _, shape in shapes())
 
 
 @DataRule("DAT367", severity="warning", confidence=0.85)
@@ -123,7 +126,8 @@ def _unreferenced(data: DataReport) -> Iterator[Observation]:
     Seen: https://github.com/huggingface/open-r1/issues/503 -- the column solution is empty, and the accuracy has
         nothing to parse
     """
-    named = few([name for name in data.columns if name in REFERENCES])
+    columns = [name for name in data.columns if name in REFERENCES]
+    named = few(columns) if len(columns) == 1 else f"one of {few(columns)}"
     return seen_in(
         data, data.rows_with("no_reference"), f"have nothing in {named}, with which a reward compares", at_least=SLIPS
     )

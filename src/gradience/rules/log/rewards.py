@@ -72,9 +72,10 @@ REWARD_FLAT = Threshold(
     "105 RL trainings: no change from 0.09 to 0.11",
 )
 
-RESCALED = Threshold("rescaled", 2.0, "times", "arithmetic: one factor on all rewards is one on their deviation")
-SAME_FACTOR = Threshold("same_factor", 1.2, "times, one factor over the other", "arithmetic: of shares it is sqrt(2)")
-APART = Threshold("apart", 1.5, "times, the nearest of five rows on both sides", "arithmetic: no row lies between")
+RESCALED = Threshold("rescaled", 2.0, "times", "116 RL trainings: no change from 1.6 on")
+SAME_FACTOR = Threshold(
+    "same_factor", 1.5, "times, one factor over the other", "116 RL trainings: none speaks up to 1.5"
+)
 
 HELD_OUT_ROWS = Threshold("held_out_rows", 6, "evaluations", "a judgement: three at the end, three before")
 
@@ -228,10 +229,9 @@ def _teaches_nothing(facts: RunFacts) -> bool:
 
 
 class Rescaled(NamedTuple):
-    """A change of scale: its step, its place among the rows, and the factor of the reward's deviation."""
+    """A change of scale: its step, and the factor of the reward's deviation."""
 
     step: int
-    row: int
     factor: float
 
 
@@ -241,18 +241,17 @@ def _rescaled(facts: RunFacts) -> Rescaled | None:
     reward, spread = find(facts, REWARD), find(facts, REWARD_STD)
     if reward is None or spread is None or list(reward.steps) != list(spread.steps):
         return None
-    found = Rescaled(0, 0, 1.0)
+    found = Rescaled(0, 1.0)
     for row in range(_SCALE_ROWS, len(spread.values) - _SCALE_ROWS + 1):
-        (low, of_low), (high, of_high) = (
-            (spread.values[part], abs(median(reward.values[part])))
-            for part in (slice(row - _SCALE_ROWS, row), slice(row, row + _SCALE_ROWS))
-        )
-        if not (min(low) > 0.0 < min(high) and of_low and of_high):
+        before, after = slice(row - _SCALE_ROWS, row), slice(row, row + _SCALE_ROWS)
+        low, high = spread.values[before], spread.values[after]
+        of_low, of_high = median(reward.values[before]), median(reward.values[after])
+        if not (min(low) > 0.0 < min(high) and of_low * of_high > 0.0):  # a factor leaves the sign as it was
             continue
-        factor, apart = median(high) / median(low), max(min(high) / max(low), min(low) / max(high))
+        factor, apart = median(high) / median(low), min(high) > max(low) or min(low) > max(high)
         same = abs(math.log(of_high / of_low / factor)) <= math.log(SAME_FACTOR.value)
-        if same and apart >= APART.value and abs(math.log(factor)) > abs(math.log(found.factor)):
-            found = Rescaled(reward.steps[row], row, factor)
+        if same and apart and abs(math.log(factor)) > abs(math.log(found.factor)):
+            found = Rescaled(reward.steps[row], factor)
     return found if max(found.factor, 1.0 / found.factor) >= RESCALED.value else None
 
 
@@ -263,13 +262,13 @@ def _rescaled(facts: RunFacts) -> Rescaled | None:
     phrase=lambda v: f"the reward changes its scale at step {v['step']}",
     look=True,
     covers=frozenset({"reward"}),
-    thresholds=(RESCALED, SAME_FACTOR, APART),
+    thresholds=(RESCALED, SAME_FACTOR),
 )
 def _scale(facts: RunFacts) -> Observation | None:
     """the reward changes its scale
 
     from one row to the next the reward and its deviation are both {rescaled} times as large or as small, by factors
-    that agree to {same_factor}, and five rows on both sides lie {apart} times apart
+    that agree to {same_factor} times; five deviations on one side are all above five on the other
 
     Why: The rows on both sides are not comparable: what looks like a rise or a fall is another unit, as after a change
         of reward_weights, of a function or of its normalisation.
@@ -286,8 +285,8 @@ def _scale(facts: RunFacts) -> Observation | None:
         return None
     how = f"{change.factor:.2g} times as large" if change.factor > 1.0 else f"{1 / change.factor:.2g} times as small"
     return Observation(
-        f"At step {change.step} the reward and its deviation become {how} at once: another scale, and no gain or loss. "
-        "Rows before and after it are not comparable.",
+        f"At step {change.step} the reward and its deviation become {how} at once, as by another scale. Rows "
+        "before and after it are not comparable.",
         {"step": change.step, "factor": change.factor},
         evidence=seen(f"{_SCALE_ROWS} rows on both sides"),
     )

@@ -137,8 +137,11 @@ def _report_of(
     between = _between(documents, report)
     found = by_severity([*own.findings, *between.findings])
     verdict = Verdict(found, [*own.not_run, *between.not_run], own.readings).without(left_out)
-    kept = with_commands(verdict.findings, lambda: known_of(opened.path or None, around))
-    return msgspec.structs.replace(report, findings=kept, not_run=verdict.not_run, readings=list(verdict.readings))
+    kept, readings = (
+        with_commands(some, lambda: known_of(opened.path or None, around))
+        for some in (verdict.findings, verdict.readings)
+    )
+    return msgspec.structs.replace(report, findings=kept, not_run=verdict.not_run, readings=readings)
 
 
 def _between(documents: Documents, report: AuditReport) -> Verdict:
