@@ -275,6 +275,10 @@ COLLAPSED = [0.74, 0.72, 0.75, 0.73] * 5 + [0.6914, 0.6953] * 40
         (run([2.0, 1.9] * 30, rates=[5e-7] * 60), "the loss does not fall; loss 2 -> 1.9; no held-out signal"),
         (  # a rate far too low is what the advice says
             run(COLLAPSED, evals([0.6938, 0.6932], step=50)),
+            "the loss comes to ln 2, as by a guess among so many; loss 0.74 -> 0.6953; eval loss 0.6932, its best",
+        ),
+        (
+            run(COLLAPSED, evals([0.6938, 0.6932], step=50), num_labels=2),
             "the loss comes to ln 2, a random guess; loss 0.74 -> 0.6953; eval loss 0.6932, its best",
         ),
         (run(COLLAPSED, evals([0.6, 0.5], step=50)), "learns; loss 0.74 -> 0.6953; eval loss 0.5, its best"),
@@ -295,6 +299,16 @@ COLLAPSED = [0.74, 0.72, 0.75, 0.73] * 5 + [0.6914, 0.6953] * 40
 )
 def test_what_no_recipe_has_is_told(facts, story):
     assert told(facts) == story
+
+
+@every(
+    ("classes", "severity", "guess"),
+    [(2, "warning", "a random guess among 2"), (None, "info", "a random guess, if it chooses among 2")],
+)
+def test_of_classes_that_nobody_stated_a_guess_is_a_condition(classes, severity, guess):
+    found = said("NOL106", run(COLLAPSED, num_labels=classes))
+    says = f"The loss comes to ln 2 = 0.6931, that of {guess}: 0.6934 in the second half of the rows (median)."
+    assert (found.severity, found.message) == (severity, says)
 
 
 def test_a_warning_without_an_action_of_its_own_has_what_would_verify_it_as_next():

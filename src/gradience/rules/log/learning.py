@@ -341,7 +341,8 @@ def _comes_to_a_guess(facts: RunFacts, trend: Trend) -> Observation | None:
     """The finding if the second half of the rows is the loss of equal odds, whatever it fell from."""
     points, curve = facts.loss.values[len(facts.loss.values) // 2 :], facts.held_out_curve
     language = account(facts).loss == "language_model" and facts.objective.kind not in {"preference", "reward"}
-    classes = _classes(facts) or (None if language else 2)
+    known = _classes(facts)
+    classes = known or (None if language else 2)
     if len(facts.loss.values) < MANY_ROWS.value or classes is None:
         return None
     level, middle = math.log(classes), median(points)
@@ -349,11 +350,12 @@ def _comes_to_a_guess(facts: RunFacts, trend: Trend) -> Observation | None:
     lower = curve is not None and curve.losses[-1] < (1.0 - CHANCE_NEAR.value / 2.0) * level
     if lower or alike < AT_LN_K_ROWS.value * len(points) or abs(middle - level) > CHANCE_NEAR.value / 4.0 * level:
         return None
+    guess = "a random guess" if known else "a random guess, if it chooses"
     return Observation(
-        f"The loss comes to ln {classes} = {level:.4f}, that of a random guess among {classes}: {middle:.4g} in the "
-        "second half of the rows (median).",
-        {"first": trend.start, "last": trend.end, "drop": trend.fall, "classes": classes},
-        severity="info" if (facts.run.last_step or 0) < SHORT_RUN.value else None,
+        f"The loss comes to ln {classes} = {level:.4f}, that of {guess} among {classes}: {middle:.4g} in the second "
+        "half of the rows (median).",
+        {"first": trend.start, "last": trend.end, "drop": trend.fall, "classes": classes, "known": known is not None},
+        severity="info" if known is None or (facts.run.last_step or 0) < SHORT_RUN.value else None,
         evidence=seen(f"{alike} of {len(points)} rows within {CHANCE_NEAR.value / 2.0:.0%} of it"),
     )
 
@@ -445,7 +447,9 @@ def _chance_level(facts: RunFacts) -> str | None:
     ),
     place="shape",
     phrase=lambda v: (
-        f"the loss comes to ln {v['classes']}, a random guess" if "classes" in v else "the loss does not fall"
+        f"the loss comes to ln {v['classes']}, {'a random guess' if v['known'] else 'as by a guess among so many'}"
+        if "classes" in v
+        else "the loss does not fall"
     ),
     as_info=True,
     covers=frozenset({"learning"}),
@@ -478,8 +482,8 @@ def _no_learning(facts: RunFacts) -> Observation | None:
     from start to end is under {still_bound}, and so are the 95 % upper bounds of the Theil-Sen slope over all rows
     and of the fall from the first fifth to the second half, and the gradient norm has no trend; and not if a fifth
     of the rows was once further below the start; or {at_ln_k_rows} of the second half of {many_rows} rows or more
-    are within half of {chance_near} of ln K, K being 2 where it is not known, but of language models; info in a run of
-    under {short_run} steps, few of which need show what is learnt. Without a training loss, held-out
+    are within half of {chance_near} of ln K, K being 2 where it is not known (then info), but of language models; info
+    in a run of under {short_run} steps, few of which need show what is learnt. Without a training loss, held-out
     losses over {guess} nats show no learning
 
     Why: The adapter may be frozen, detached, on few layers, or the learning rate far too low.

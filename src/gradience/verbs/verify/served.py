@@ -46,7 +46,7 @@ def verify_asked(
     if (answers.serve or answers.server_flags) and (not is_served or adapter is None):
         raise AdapterError(
             "--serve is of a server and of the adapter that it serves",
-            advice="give http://host:port or a command, --adapter and --base",
+            advice="give http://host:port, --adapter and --base",
         )
     engine, around = _named(answers.serve), None
     if is_served and adapter is not None:
