@@ -22,6 +22,7 @@ from gradience.schema.audit import (
     AuditReport,
     AuditSummary,
     Health,
+    LedgerEntry,
     ModuleAudit,
     NotAnalysed,
     ResizedAs,
@@ -31,7 +32,7 @@ from gradience.spectral.devices import has_float64
 from gradience.spectral.grams import Grams
 from gradience.verbs.audit.measured import AdapterNumbers, measure
 from gradience.verbs.audit.options import AuditOptions
-from gradience.verbs.audit.rows import bytes_per_param, layer_summaries, summary_of
+from gradience.verbs.audit.summary import bytes_per_param, layer_summaries, ledger_of, summary_of, with_shares
 
 _CONVERTED: Final = frozenset({"mlx", "diffusers"})  # formats of which `convert` makes a PEFT LoRA without a base
 
@@ -43,6 +44,7 @@ class AuditJudgement(NamedTuple):
     """With their errors at the ranks that the report states."""
     not_analysed: list[NotAnalysed]
     summary: AuditSummary
+    ledger: list[LedgerEntry]
     health: Health
     ranks: Suggestions
 
@@ -67,14 +69,20 @@ def audit_documents(
     Raises:
         AdapterError: the adapter or the base cannot be read.
     """
-    measured = measure(documents.adapter.take(), options, grams=grams, progress=progress)
+    opened = documents.adapter.take()
+    measured = measure(opened.adapter, options.top_singular_values, grams=grams, progress=progress)
+    if options.base is not None:
+        from gradience.verbs.audit.against_base import beside_base  # keeps a plain audit quick
+
+        measured = beside_base(measured, opened, Path(options.base), options, progress)
     return _report_of(documents, measured, options, left_out)
 
 
 def _judge(measured: AdapterNumbers, optimizer: str | None, *, unscaled: bool) -> AuditJudgement:
     """The verdict, and the ranks to compress to if it allows any."""
-    adapter, size, price = measured.adapter, _size_beside(measured), bytes_per_param(measured.ledger)
-    modules = priced(measured.modules, measured.errors)
+    adapter, size, ledger = measured.adapter, _size_beside(measured), ledger_of(measured.adapter)
+    rows = with_shares([module.row for module in measured.modules])
+    modules = priced(rows, [module.errors for module in measured.modules])
     summary = summary_of(modules)
     names = {module.name for module in modules}
     left = [NotAnalysed(name=s.name, reason=s.reason, cause=s.cause) for s in adapter.skipped if s.name not in names]
@@ -88,12 +96,12 @@ def _judge(measured: AdapterNumbers, optimizer: str | None, *, unscaled: bool) -
     )
     # A kind that only PEFT can merge, and weights without their config, have no rank that resize could lower.
     has_ranks = suggests_ranks(verdict.verdict) and not adapter.by_peft and not unscaled
-    ranks = suggestions(modules, bytes_per_param=price) if has_ranks else NO_SUGGESTIONS
+    ranks = suggestions(modules, bytes_per_param=bytes_per_param(ledger)) if has_ranks else NO_SUGGESTIONS
     rank = {purpose: item.rank for purpose, item in ranks.suggested.items()}
     summary = msgspec.structs.replace(
         summary, suggested_r_global_median=rank.get("median"), suggested_r_global_90=rank.get("p90")
     )
-    return AuditJudgement(modules, left, summary, verdict, ranks)
+    return AuditJudgement(modules, left, summary, ledger, verdict, ranks)
 
 
 def _report_of(
@@ -130,7 +138,7 @@ def _report_of(
         beside=around,
         modules=judgement.modules,
         layers=layer_summaries(judgement.modules),
-        ledger=measured.ledger,
+        ledger=judgement.ledger,
         not_analysed=judgement.not_analysed,
         notes=[*_chosen(documents), *adapter.notes, *_unknown_dtypes(adapter), *_precision(), *measured.notes],
     )
