@@ -105,7 +105,7 @@ class Tokeniser:
             self._prepare = Tokeniser._ready
         elif encoder is None:
             self._prepare = Tokeniser._read_only
-        elif encoder is not None and encoder.by_trainer:
+        elif encoder.by_trainer:
             self._prepare = Tokeniser._by_trainer
 
     def examples(self, rows: Iterable[Found]) -> Iterator[tuple[int, Columns] | UnusableRow]:
