@@ -136,8 +136,10 @@ def test_only_rules_that_speak_in_training_may_stop_it():
     assert live_ids(["div104", "GRD108"]) == {"DIV104", "GRD108"}
     assert live_ids(()) == frozenset()
     wiring = [f"WIR{number}" for number in range(170, 189)]
-    first = ["NUM102", "NUM101", "DIV104", "GRD108", "OVF110", "HLD146", "GAP111", "WIR189", "LED412", "LED405"]
-    assert [rule.id for rule in live_rules()] == [*first, *wiring]
-    says = f"stop_on: expected ids among {', '.join([*first, *wiring])}, got LR001, NOL106"
+    first = ["NUM102", "NUM101", "DIV104", "GRD108", "OVF110", "HLD146", "GAP111"]
+    fed = [f"DAT{number}" for number in (301, 309, 333, 347, 349, 361, 366, 358, 305, 307, 316)]
+    every = [*first, *fed, "FED226", "WIR189", "LED412", "LED405", *wiring]
+    assert [rule.id for rule in live_rules()] == every
+    says = f"stop_on: expected ids among {', '.join(every)}, got LR001, NOL106"
     with pytest.raises(ValueError, match=f"^{says}$"):
         live_ids(["NOL106", "NUM101", "lr001"])

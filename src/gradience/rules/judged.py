@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Final, NamedTuple
 
 import msgspec
@@ -18,6 +19,7 @@ from gradience.configs.training import completed
 from gradience.folder import Documents
 from gradience.rules import Description, Verdict, judge
 from gradience.rules.between.prompts import PROMPT_RULES
+from gradience.rules.between.rules import BETWEEN_RULES
 from gradience.rules.config import RULES, judge_config
 from gradience.rules.config.facts import CheckContext, ConfigRule
 from gradience.rules.joins import Symptom, correlate
@@ -37,10 +39,10 @@ from gradience.rules.joins.symptoms import (
 from gradience.rules.log import DETECTED, DETECTORS, detect
 from gradience.rules.log.account import account
 from gradience.rules.log.facts import DEFAULT_GAP, RunFacts
-from gradience.rules.weights.rules import ADAPTER_RULES, too_large
+from gradience.rules.weights.rules import ADAPTER_RULES, judge_adapter, too_large
 from gradience.schema.audit import AuditReport
 from gradience.schema.diagnose import Cause, Piece, PieceSource, SourceKind
-from gradience.schema.document import SEVERITIES, Finding
+from gradience.schema.document import SEVERITIES, Finding, by_severity
 from gradience.schema.events import ConfigSnapshot
 from gradience.telemetry.series import RunSeries
 
@@ -175,6 +177,28 @@ class Together(NamedTuple):
 
     causes: list[Cause]
     foregone: list[str]
+
+
+def judge_weights(documents: Documents, report: AuditReport, *, base: Path | None) -> Verdict:
+    """Judge an adapter: its numbers, and its files beside each other; factors in memory have no files.
+
+    Args:
+        documents: the run.
+        report: the audit of its adapter, without findings.
+        base: the base that was given.
+    """
+    opened = documents.adapter.take()
+    config = opened.adapter.config
+    is_lora = opened.adapter.format == "peft" and config.peft_type in {"LORA", None} and not opened.is_unscaled
+    alpha, r = (config.lora_alpha, config.r) if is_lora else (None, None)
+    own = judge_adapter(report, alpha=alpha, r=r, modules_to_save=config.modules_to_save or [])
+    if not report.weights_path:
+        return own
+    from gradience.rules.between.gathered import gather  # numpy, where weights lie
+
+    between = judge(BETWEEN_RULES, gather(documents, base=base, modules=report.modules))
+    findings = by_severity([*own.findings, *between.findings])
+    return Verdict(findings, [*own.not_run, *between.not_run], own.readings)
 
 
 def judge_parts(
