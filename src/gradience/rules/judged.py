@@ -8,8 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Final, NamedTuple
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 import msgspec
 
@@ -45,6 +44,9 @@ from gradience.schema.diagnose import Cause, Piece, PieceSource, SourceKind
 from gradience.schema.document import SEVERITIES, Finding, by_severity
 from gradience.schema.events import ConfigSnapshot
 from gradience.telemetry.series import RunSeries
+
+if TYPE_CHECKING:
+    from gradience.base.weights import BaseWeights
 
 IDS: Final[dict[SourceKind, tuple[str, ...]]] = {
     "config": tuple(rule.id for rule in RULES),
@@ -179,13 +181,13 @@ class Together(NamedTuple):
     foregone: list[str]
 
 
-def judge_weights(documents: Documents, report: AuditReport, *, base: Path | None) -> Verdict:
+def judge_weights(documents: Documents, report: AuditReport, *, base: BaseWeights | None) -> Verdict:
     """Judge an adapter: its numbers, and its files beside each other; factors in memory have no files.
 
     Args:
         documents: the run.
         report: the audit of its adapter, without findings.
-        base: the base that was given.
+        base: the base that was given, open.
     """
     opened = documents.adapter.take()
     config = opened.adapter.config
@@ -196,7 +198,7 @@ def judge_weights(documents: Documents, report: AuditReport, *, base: Path | Non
         return own
     from gradience.rules.between.gathered import gather  # numpy, where weights lie
 
-    between = judge(BETWEEN_RULES, gather(documents, base=base, modules=report.modules))
+    between = judge(BETWEEN_RULES, gather(documents, weights=base, modules=report.modules))
     findings = by_severity([*own.findings, *between.findings])
     return Verdict(findings, [*own.not_run, *between.not_run], own.readings)
 

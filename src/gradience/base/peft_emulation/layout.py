@@ -138,9 +138,13 @@ def read_layout(base: Path, *, transformers: str | None, task_type: str | None) 
     except OSError as error:
         message = f"cannot look into {base}: {error.strerror or error}"
         raise AdapterError(message, advice="give the base model's folder") from error
-    architecture = read_architecture(shards[0].parent)
-    tensors = declared(BaseWeights(shards))
-    return build_layout(architecture, tensors, transformers=transformers, task_type=task_type)
+    return layout_of(BaseWeights(shards), transformers=transformers, task_type=task_type)
+
+
+def layout_of(weights: BaseWeights, *, transformers: str | None, task_type: str | None) -> Layout:
+    """As `read_layout`, of a base that is open."""
+    architecture = read_architecture(weights.files[0].path.parent)
+    return build_layout(architecture, declared(weights), transformers=transformers, task_type=task_type)
 
 
 def build_layout(

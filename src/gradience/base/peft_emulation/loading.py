@@ -15,15 +15,14 @@ import re
 from collections import defaultdict
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from contextlib import suppress
-from pathlib import Path
 from typing import Final, Literal, NamedTuple, TypeAlias
 
 from gradience.adapters.layout import PREFIX, module_path, parse_key
 from gradience.adapters.patterns import dotted_tails
 from gradience.base.coverage import wanted_of
-from gradience.base.peft_emulation.layout import Declared, Layout, Site, read_layout, renamed
+from gradience.base.peft_emulation.layout import Declared, Layout, Site, layout_of, renamed
 from gradience.base.peft_emulation.targets import ALL_LINEAR, ModuleChoice, NotFollowedError, matched_names, resolve
-from gradience.base.weights import find_shards
+from gradience.base.weights import BaseWeights
 from gradience.configs.families import Family, family_of
 from gradience.errors import AdapterError
 from gradience.schema import Json
@@ -86,11 +85,15 @@ class Loading(NamedTuple):
 
 
 class Model(NamedTuple):
-    """The model that an adapter is for: its name, its folder if that is at hand, and its config.json as it stands."""
+    """The model that an adapter is for: its name, and its weights and config.json, if they are at hand.
+
+    `fault` says why weights that are there cannot be read.
+    """
 
     name: str | None
-    folder: Path | None
     config: Mapping[str, Json]
+    weights: BaseWeights | None = None
+    fault: str = ""
 
     @property
     def written_class(self) -> str:
@@ -131,8 +134,10 @@ def _loading(modules: Modules, tensors: Declared, lora: LoraSnapshot, model: Mod
     own = str(lora.extras.get("base_model_class") or "")
     if own and not lora.extras.get("base_model_type"):
         raise NoModelError(f"{own} is no class of transformers: its modules are not known")
-    if model.folder is not None and _has_weights(model.folder):
-        return _beside_files(modules, tensors, lora, model, model.folder)
+    if model.fault:
+        raise NoModelError(model.fault)
+    if model.weights is not None:
+        return _beside_files(modules, tensors, lora, model, model.weights)
     kind = model.config.get("model_type") if model.config else lora.extras.get("base_model_type")
     family = family_of(model.name, kind if isinstance(kind, str) else None)
     if family is None:
@@ -140,17 +145,12 @@ def _loading(modules: Modules, tensors: Declared, lora: LoraSnapshot, model: Mod
     return _beside_family(modules, family, model.name or family.name, model.written_class or own, lora.task_type)
 
 
-def _has_weights(base: Path) -> bool:
-    try:
-        return bool(find_shards(base))
-    except (AdapterError, OSError):
-        return False
-
-
-def _beside_files(modules: Modules, tensors: Declared, lora: LoraSnapshot, model: Model, base: Path) -> Loading:
+def _beside_files(
+    modules: Modules, tensors: Declared, lora: LoraSnapshot, model: Model, weights: BaseWeights
+) -> Loading:
     own = str(lora.extras.get("base_model_class") or "")
     try:
-        layout = read_layout(base, transformers=None, task_type=lora.task_type)
+        layout = layout_of(weights, transformers=None, task_type=lora.task_type)
     except AdapterError as error:
         raise NoModelError(error.message) from error
     if layout.is_renamed:

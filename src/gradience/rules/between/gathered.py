@@ -15,7 +15,7 @@ from gradience.adapters.files import CHECKPOINT, WEIGHT_NAMES
 from gradience.adapters.layout import Adapter, parse_key
 from gradience.base.coverage import added_tokens, read_added, read_vocabulary
 from gradience.base.peft_emulation.loading import Model, names_of
-from gradience.base.weights import local_folder
+from gradience.base.weights import BaseWeights, find_shards, local_folder
 from gradience.configs.files import read_mapping
 from gradience.errors import AdapterError, ConfigError
 from gradience.folder import Documents
@@ -28,12 +28,19 @@ _BASE_CONFIG: Final = "config.json"
 _PARAMETERS: Final = "target_parameters"
 
 
-def gather(documents: Documents, *, base: Path | None = None, modules: Sequence[ModuleAudit] | None = None) -> Parts:
+def gather(
+    documents: Documents,
+    *,
+    base: Path | None = None,
+    weights: BaseWeights | None = None,
+    modules: Sequence[ModuleAudit] | None = None,
+) -> Parts:
     """The parts of the adapter of a run.
 
     Args:
         documents: the run.
         base: the base that was given; else the one that the config names is used, if it is at hand.
+        weights: the base that was given, if it is open.
         modules: the rows of the adapter's modules, if its numbers were read.
 
     Raises:
@@ -43,7 +50,7 @@ def gather(documents: Documents, *, base: Path | None = None, modules: Sequence[
     adapter, folder = opened.adapter, documents.folders[0]
     lora = _lora(documents)
     named = adapter.config.base_model_name_or_path
-    at = _base_folder(base, named, folder)
+    at = _base_folder(base, named, folder) if weights is None else weights.files[0].path.parent
     parts = Parts(
         format=adapter.format,
         tensors={name: (info.shape, info.dtype) for name, info in adapter.tensors.items()},
@@ -60,7 +67,19 @@ def gather(documents: Documents, *, base: Path | None = None, modules: Sequence[
     )
     if adapter.format != "peft" or lora is None:
         return replace(parts, no_loading="no adapter_config.json of PEFT" if lora is None else "not PEFT's format")
-    return replace(parts, **names_of(parts.tensors, lora, Model(named, at, parts.base or {}))._asdict())
+    model = Model(named, parts.base or {}, weights) if weights or at is None else _opened(at, named, parts.base or {})
+    return replace(parts, **names_of(parts.tensors, lora, model)._asdict())
+
+
+def _opened(base: Path, name: str | None, config: Mapping[str, Json]) -> Model:
+    """A model whose folder is at hand; of some only the config is."""
+    with suppress(OSError, AdapterError):
+        shards = find_shards(base)
+        try:
+            return Model(name, config, BaseWeights(shards))
+        except AdapterError as error:
+            return Model(name, config, fault=error.message)
+    return Model(name, config)
 
 
 def _mapping(path: Path | None) -> Mapping[str, Json] | None:

@@ -91,7 +91,7 @@ def beside_base(
     at.norms.save()
     modules = [one.measured for one in compared.outcomes if one.measured is not None]
     report = _report_of(at, compared, [module.row for module in modules])
-    return AdapterNumbers(compared.adapter, modules, measured.notes, report)
+    return AdapterNumbers(compared.adapter, modules, measured.notes, report, at.weights)
 
 
 class _OpenBase(NamedTuple):

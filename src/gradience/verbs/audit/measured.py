@@ -13,7 +13,7 @@ import numpy.typing as npt
 
 from gradience.adapters import layer_index, module_type
 from gradience.adapters.layout import Adapter, Module
-from gradience.base.weights import factors_of
+from gradience.base.weights import BaseWeights, factors_of
 from gradience.io import Progress
 from gradience.schema import real
 from gradience.schema.audit import BaseReport, ModuleAudit
@@ -60,12 +60,13 @@ class ModuleNumbers(NamedTuple):
 
 
 class AdapterNumbers(NamedTuple):
-    """The numbers of an adapter; beside a base, the adapter as the base showed it, and the summary of both."""
+    """The numbers of an adapter; beside a base, the adapter as that showed it, the summary of both, and the base."""
 
     adapter: Adapter
     modules: list[ModuleNumbers]
     notes: list[str]
     base: BaseReport | None = None
+    weights: BaseWeights | None = None
 
 
 def measure(

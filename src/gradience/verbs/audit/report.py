@@ -142,8 +142,7 @@ def _report_of(
         not_analysed=judgement.not_analysed,
         notes=[*_chosen(documents), *adapter.notes, *_unknown_dtypes(adapter), *_precision(), *measured.notes],
     )
-    base = None if measured.base is None else Path(measured.base.path)
-    verdict = judge_weights(documents, report, base=base).without(left_out)
+    verdict = judge_weights(documents, report, base=measured.weights).without(left_out)
     kept, readings = (
         with_commands(some, lambda: known_of(opened.path or None, around))
         for some in (verdict.findings, verdict.readings)
