@@ -862,9 +862,10 @@ def row_by_row(**asked: int) -> RunFacts:
     return fed(asked=asked, rows_asked=100)
 
 
-def fed_same(steps: int, *, other: int = 0) -> RunFacts:
-    """So many steps that were fed the same rows, in either order; of some, one row is another."""
-    facts = run(FALL)
+def fed_same(steps: int, *, other: int = 0, of: int = 0, world: int = 1) -> RunFacts:
+    """So many steps that were fed the same rows, in either order, `of` so many; of some steps, one row is another."""
+    data = DataWiring(rows=of, world_size=world)
+    facts = run(FALL, wirings=[Wiring(schema=SCHEMA_ID, ts=None, run_id="r", step=0, phase="start", data=data)])
     facts.run.fed.update({step: "a1 b2" if step % 2 else "b2|a1" for step in range(1, steps + 1 - other)})
     facts.run.fed.update(dict.fromkeys(range(steps + 1 - other, steps + 1), "a1 c3"))
     return facts
@@ -2409,10 +2410,15 @@ ENTRIES: Final[dict[str, Entry]] = {
         at=[At(lambda n: row_by_row(unattended=n), {0: None, 1: "error", 100: "critical"})],
         told=[({"rows": 100, "of": 100}, "the attention mask hides every token"), ({"rows": 1, "of": 2}, "It is so")],
     ),
+    "DAT358": Entry(at=[At(lambda n: row_by_row(placeless=n), {0: None, 1: "error"})]),
     "FED226": Entry(
         at=[
             At(fed_same, {7: "?", 8: "error"}),
             At(lambda n: fed_same(9, other=n), {0: "error", 1: None}, number="other_rows"),
+            At(lambda n: fed_same(9, of=n), {2: None, 3: "error"}, number="all_rows"),
+            At(lambda n: fed_same(9, of=n, world=2), {5: None, 6: "error"}, number="all_rows_of_two"),
+            At(lambda n: fed_same(n, other=7, of=6), {15: None, 16: "error"}, number="steps_of_two_batches"),
+            At(lambda n: fed_same(16, other=7, of=n), {5: None, 6: "error"}, number="all_rows_of_two_batches"),
         ],
     ),
     "ORD186": Entry(

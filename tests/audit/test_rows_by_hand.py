@@ -22,17 +22,8 @@ from gradience.spectral.dense import DenseSpectrum
 from gradience.spectral.krylov import SpectralNorm
 from gradience.verbs.audit import against_base
 from gradience.verbs.audit.against_base import Update, update_of
-from gradience.verbs.audit.rows import (
-    RowSettings,
-    bytes_per_param,
-    dense_row,
-    knee_rank,
-    layer_summaries,
-    ledger_of,
-    module_row,
-    summary_of,
-    with_shares,
-)
+from gradience.verbs.audit.measured import RowSettings, dense_row, knee_rank, module_row
+from gradience.verbs.audit.summary import bytes_per_param, layer_summaries, ledger_of, summary_of, with_shares
 
 
 def row(name: str, norm: Any, state: str = "ok", *, params: int = 10, k90: int | None = 1, **more: Any) -> ModuleAudit:

@@ -7,6 +7,7 @@ import math
 
 import pytest
 
+from gradience import preflight
 from gradience.hf.live import LiveOptions, LiveRun
 
 
@@ -33,6 +34,34 @@ def test_alerts_are_said_as_they_happen_once_each_with_the_id(training, callback
     assert told == [line for line in when if "NUM101" in line[1]]  # the row of step 4 came before the end of step 5
     assert [level for level, _ in told] == ["ERROR"]
     assert told[0][1].startswith("NUM101 at step 4: Not finite: loss at step 4")
+
+
+def test_what_memorises_is_said_while_it_trains(training, callback, said, tmp_path):
+    model = training.llama().unload().requires_grad_(requires_grad=True)
+    given = {"max_steps": 100, "eval_strategy": "steps", "eval_steps": 10, "learning_rate": 2e-3, "logging_steps": 2}
+    training.trainer(
+        tmp_path,
+        callback(),
+        model=model,
+        evals=training.sequences(seed=7, n=24),
+        per_device_train_batch_size=16,
+        **given,
+    ).train()
+    steps = {line[:6]: int(line.split()[3].rstrip(":")) for level, line in said() if "at step" in line}
+    assert {"GAP111"} < steps.keys() <= {"GAP111", "HLD146", "OVF110"}  # one of these two, whichever comes first
+    assert max(steps.values()) <= 60
+
+
+def test_what_the_first_batches_hold_is_told_and_may_stop_as_preflight_foretold_it(training, callback, said, tmp_path):
+    made = training.trainer(tmp_path, callback(stop_on=["DAT358"]), max_steps=20, per_device_train_batch_size=2)
+    for row in made.train_dataset:
+        row["position_ids"] = training.torch.zeros_like(row["input_ids"])
+    (foretold,) = (one for one in preflight(made, memory=False).findings if one.id == "DAT358")
+    made.train()
+    says = f"DAT358 at step 8: {foretold.message} -> {foretold.action}"
+    assert [line for line in said() if line[1][:3] == "DAT"] == [("ERROR", says)]
+    assert foretold.message == "all 8 rows of the first batches have one and the same position id for every token"
+    assert made.state.global_step == 8
 
 
 def test_findings_on_the_config_are_said_when_training_begins(training, callback, said, tmp_path):

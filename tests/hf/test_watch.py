@@ -344,6 +344,9 @@ TURNS = [291, 260, END, 291, 261, 270, END, 291, 262, END, 291, 261, 271, END]
 @every(
     ("ids", "mask", "labels", "asked"),
     [
+        ([300, 301, 290, 290], [1, 1, 0, 0], [300, 301, -100, -100, [0, 0, 7, 8]], {"placeless": 1}),
+        ([300, 301, 290, 290], [1, 1, 0, 0], [300, 301, -100, -100, [0, 1, 1, 1]], {}),
+        ([300, 290, 290, 290], [1, 0, 0, 0], [300, -100, -100, -100, [0, 1, 1, 1]], {}),
         ([*range(300, 306)], [1] * 6, [*range(301, 306), -100], {"labels_differ": 1, "labels_shifted": 1}),
         ([300, 301, 302, 303], [1] * 4, [300, 301, 302, 303], {}),
         ([300, 290, 290, 290], [1, 0, 0, 0], [300, 290, 290, 290], {"padding_supervised": 1}),
@@ -364,12 +367,13 @@ def test_a_live_row_is_asked_what_a_row_of_a_file_is_asked(ids, mask, labels, as
     from gradience.hf import watch_batches
 
     class Fed(torch.nn.Module):
-        def forward(self, input_ids=None, attention_mask=None, labels=None):
+        def forward(self, input_ids=None, attention_mask=None, labels=None, position_ids=None):
             return input_ids
 
     model = Fed()
     watch = watch_batches(model, tokenizer=Known())
-    given = {"input_ids": ids, "attention_mask": mask, "labels": labels}
+    given = {"input_ids": ids, "attention_mask": mask, "labels": labels[: len(ids)]}
+    given["position_ids"] = labels[-1] if len(labels) > len(ids) else None
     for _ in range(9):
         model(**{name: torch.tensor([one] * 3) for name, one in given.items() if one})
     found = watch.values()

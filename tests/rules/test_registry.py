@@ -128,7 +128,7 @@ def test_no_ground_is_written_twice() -> None:
 
 def test_every_group_has_rules_and_a_rule_of_two_groups_is_in_both() -> None:
     assert all(cards_of(group) for group in GROUPS)
-    of_settings = {"LR001", "LR003", "STP001"}
+    of_settings = {"CLN001", "LR001", "LR003", "STP001"}
     assert {rule.id for rule in DETECTORS} | of_settings == {card.id for card in cards_of("log")}
     for rule in ("TRN202", "NUM201", "RND203"):
         (card,) = rules_named(rule)

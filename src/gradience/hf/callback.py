@@ -176,7 +176,7 @@ class GradienceCallback(TrainerCallback):  # type: ignore[misc]
         step = state.global_step
         _obey(self._run.step_ended(step), control)
         if self._batches is not None and not self._data_recorded and self._batches.settled:
-            self._record_data(step)
+            _obey(self._record_data(step), control)
         if self._spectral_every and step % self._spectral_every == 0 and step != self._probed:
             self._probed = step
             if state.is_world_process_zero and not self._run.recorder.joined:
@@ -301,14 +301,13 @@ class GradienceCallback(TrainerCallback):  # type: ignore[misc]
             digest = template_digest(getattr(shown.get("processing_class"), "chat_template", None))
             self._fed = {**self._program, **({"template_digest": digest} if digest else {})}
 
-    def _record_data(self, step: int) -> None:
-        """Record the counts of the batches, and what a check of the data announced."""
+    def _record_data(self, step: int) -> bool:
+        """Record the counts of the batches, and what a check of the data announced; whether training is to stop."""
         assert self._batches is not None  # noqa: S101  # both callers know it
         self._data_recorded = True
         report = self._data.data if isinstance(self._data, CheckReport) else None
         announced = {} if report is None else {"announced": announced_by(report)}
-        with self._run.recorder:
-            self._record_metrics(step, "data", {**self._fed, **self._batches.values(), **announced})
+        return self._run.fed(step, {**self._fed, **self._batches.values(), **announced})
 
 
 def _obey(stop: bool, control: Any) -> None:  # noqa: FBT001  # whether to

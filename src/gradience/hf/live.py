@@ -6,13 +6,14 @@
 | a row is logged | `train_step`; every ten steps `throughput` | the rows so far |
 | an evaluation ends | `eval`; `wiring`: evaluation, if it called the model otherwise | the evaluations so far |
 | a step is made | `wiring`: pass, if the model was called otherwise | how it was called |
+| eight micro-batches are fed | `metrics`: data | what they hold |
 | eight steps are made | `wiring`: gradients | what got a gradient |
-| sixteen steps are made | `step_digests` | after a resume: what was fed |
+| sixteen steps are made | `step_digests` | of the first: what was fed |
 | a checkpoint is saved | `wiring`: save | the file against the model |
 | training ends, fails or is left | `run_end` | |
 
-A finding is recorded as an `alert`. The Trainer's callback also records `metrics`: of what the model is fed, of its
-adapter's spectrum, and the summary that the Trainer logs.
+A finding is recorded as an `alert`. The Trainer's callback alone counts what the model is fed, and also records
+`metrics` of its adapter's spectrum, and the summary that the Trainer logs.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ from gradience.hf.recorder import Lookout, RunRecorder, Voice, live_ids
 from gradience.hf.watched import WiringWatch
 from gradience.hf.wires import live_look
 from gradience.schema.document import Finding
-from gradience.schema.events import ConfigSnapshot, EventBase
+from gradience.schema.events import ConfigSnapshot, EventBase, Metrics
 
 
 class LiveOptions(TypedDict, total=False):
@@ -157,6 +158,14 @@ class LiveRun:
             if self._pace is not None and "loss" in known and (window := self._pace.look()):
                 self.recorder.record(lambda log: log.throughput(step, **window))
         return self.heed(step, self._lookout.row(step, known) if self._lookout else ())
+
+    def fed(self, step: int, counts: Mapping[str, Any]) -> bool:
+        """Record and judge the counts of the first batches; whether to stop, if this is the only process."""
+        with self.recorder:
+            self.recorder.record(lambda log: log.metrics(step, kind="data", metrics=counts))
+        seen = live_look(Metrics, step, {"kind": "data", "metrics": counts})
+        alone = not torch.distributed.is_available() or not torch.distributed.is_initialized()
+        return self.heed(step, self._lookout.looked(seen) if self._lookout else (), may_stop=alone)
 
     def evaluation(self, step: int, split: str, metrics: Mapping[str, Any]) -> bool:
         """Record and judge the evaluation of a split, as a row; whether training is to stop."""

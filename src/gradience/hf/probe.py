@@ -126,7 +126,8 @@ def _audit(live: list[Module]) -> tuple[list[ModuleAudit], AuditSummary]:
     cpu = _cpu_only()
     from gradience.base.weights import factors_of  # only an audit needs it
     from gradience.spectral.batch import spectra  # imports JAX
-    from gradience.verbs.audit.rows import module_row, summary_of  # the same
+    from gradience.verbs.audit.measured import module_row  # the same
+    from gradience.verbs.audit.summary import summary_of  # the same
 
     with cpu():
         measured = spectra(list(map(factors_of, live)))

@@ -28,7 +28,7 @@ from gradience.errors import RecorderError, said
 from gradience.rules import Threshold
 from gradience.schema import SCHEMA_ID, Status, as_float
 from gradience.schema.document import SEVERITIES, Finding, escape_controls
-from gradience.schema.events import ConfigSnapshot, Eval, EvalMetrics, StepDigests, Wiring
+from gradience.schema.events import ConfigSnapshot, Eval, EvalMetrics, Metrics, StepDigests, Wiring
 from gradience.telemetry import TelemetryWriter
 from gradience.telemetry.logfile import logger, notice
 from gradience.telemetry.reader import TelemetryReader
@@ -347,26 +347,24 @@ class Lookout:
 
     def evaluation(self, step: int, split: str, metrics: Mapping[str, Any]) -> Sequence[Finding]:
         """Take one evaluation of one split; return what it newly shows."""
-        loss = metrics.get("loss")
-        if loss is None:
-            return ()
-        measured = EvalMetrics(loss=loss, accuracy=metrics.get("accuracy"), n=metrics.get("n"))
+        names = set(EvalMetrics.__struct_fields__) - {"extras"}
+        known, extras = ({k: v for k, v in metrics.items() if (k in names) is of_field} for of_field in (True, False))
+        measured = EvalMetrics(**known, extras=extras)
         self._run.evals.append(Eval(schema=SCHEMA_ID, ts=None, run_id="live", step=step, split=split, metrics=measured))
         self._run.last_step = max(step, self._run.last_step or 0)
         return self._judge()
 
-    def looked(self, event: Wiring | StepDigests) -> Sequence[Finding]:
+    def looked(self, event: Wiring | StepDigests | Metrics) -> Sequence[Finding]:
         """Take a look at what is trained, or at what was fed; return what it newly shows."""
-        self._run.look(event)
-        # Digests are judged only after a resume, while rows of the beginning may come again.
-        resumed = bool(self._run.fed_before) and len(self._run.fed) <= FIRST_FED
-        return self._judge() if isinstance(event, Wiring) or resumed else ()
+        self._run.add(event)
+        # Of digests the first are judged: all steps may be fed the same, or after a resume what was fed before.
+        return () if isinstance(event, StepDigests) and len(self._run.fed) > FIRST_FED else self._judge()
 
     def remember(self, path: Path, run_id: str, step: int) -> None:
         """Take the looks that a log has of this run up to a step, for a resume from there."""
         for event in TelemetryReader(path):
-            if event.run_id == run_id and isinstance(event, Wiring | StepDigests):
-                self._run.look(event)
+            if event.run_id == run_id and isinstance(event, Wiring | StepDigests | Metrics):
+                self._run.add(event)
         self._run.resume_from(step)
         self._judge()  # what they show was said then
 

@@ -28,6 +28,7 @@ _MOST_EVALUATED: Final = 20_000  # rows of evaluations whose hashes are kept, ab
 _COUNTS: Final = ("rows", "tokens", "padding", "supervised", "rows_unsupervised", "rows_at_limit", "rows_with_end")
 
 Values = dict[str, Any]
+_Beside = Sequence[list[int] | None]
 
 
 class BatchWatch:
@@ -110,7 +111,7 @@ class BatchWatch:
             "eval_rows": len(self._evaluated),
             "eval_rows_trained": len(self._evaluated & self._trained),
             "packed": self._packed,
-            "asked": dict(self._asked),
+            "asked": dict(+self._asked),
             "rows_asked": self._rows_asked,
             "unseen": self._unseen(),
         }
@@ -192,20 +193,20 @@ class BatchWatch:
         self._without_labels |= not of_tokens
         self.watched += 1
         if self.watched <= FIRST and self._rows_asked < _ASKED:
-            self._ask(ids[: _ASKED - self._rows_asked], kwargs.get("attention_mask"), labels if of_tokens else None)
+            few = ids[: _ASKED - self._rows_asked]
+            beside = [_beside(few, kwargs.get(name)) for name in ("attention_mask", "position_ids")]
+            self._ask(few.tolist(), beside[0], beside[1], _beside(few, labels if of_tokens else None))
 
-    def _ask(self, ids: torch.Tensor, given: object, labels: torch.Tensor | None) -> None:
+    def _ask(self, ids: list[list[int]], masks: _Beside, positions: _Beside, labels: _Beside) -> None:
         """Ask each row of a batch what a row of a file is asked, as far as it needs no text."""
-        count = len(ids)
-        fits = isinstance(given, torch.Tensor) and given.ndim == ids.ndim and given[:count].shape == ids.shape
-        masks = given[:count].bool().tolist() if isinstance(given, torch.Tensor) and fits else [None] * count
-        of_tokens = [None] * count if labels is None else labels[:count].tolist()
-        for row, mask, own in zip(ids.tolist(), masks, of_tokens, strict=True):
+        for row, given, places, own in zip(ids, masks, positions, labels, strict=True):
+            mask = None if given is None else [*map(bool, given)]
             self._rows_asked += 1
             if mask is not None and _is_hidden(mask, own):
                 self._asked["unattended"] += 1
                 continue
             begin, end = _attended(row, mask, own)
+            self._asked["placeless"] += places is not None and end - begin > 1 and len({*places[begin:end]}) == 1
             columns = {"input_ids": row} | ({} if own is None else {"labels": own})  # padding in the loss, too
             kept = None if own is None else [int(label != IGNORED) for label in own[begin:end]]
             asked = AskedRow(columns, self._vocabulary, (TokenSequence(row[begin:end], kept),))
@@ -242,6 +243,12 @@ class BatchWatch:
 
     def _end_tensor(self, ids: torch.Tensor) -> torch.Tensor:
         return torch.tensor(self._ends or [-1], device=ids.device, dtype=ids.dtype)
+
+
+def _beside(ids: torch.Tensor, given: object) -> _Beside:
+    """What a batch gives beside the tokens of its first rows; nothing where it is of another shape."""
+    fits = isinstance(given, torch.Tensor) and given.ndim == ids.ndim and given[: len(ids)].shape == ids.shape
+    return given[: len(ids)].tolist() if isinstance(given, torch.Tensor) and fits else [None] * len(ids)
 
 
 def _is_hidden(mask: list[bool], labels: list[int] | None) -> bool:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Final, NamedTuple
 
 import msgspec
@@ -18,9 +19,10 @@ from gradience.configs.training import completed
 from gradience.folder import Documents
 from gradience.rules import Description, Verdict, judge
 from gradience.rules.between.prompts import PROMPT_RULES
+from gradience.rules.between.rules import BETWEEN_RULES
 from gradience.rules.config import RULES, judge_config
 from gradience.rules.config.facts import CheckContext, ConfigRule
-from gradience.rules.joins import Symptom, correlate
+from gradience.rules.joins import Symptom, correlate, shown
 from gradience.rules.joins.run import JOINS
 from gradience.rules.joins.symptoms import (
     Stated,
@@ -37,10 +39,10 @@ from gradience.rules.joins.symptoms import (
 from gradience.rules.log import DETECTED, DETECTORS, detect
 from gradience.rules.log.account import account
 from gradience.rules.log.facts import DEFAULT_GAP, RunFacts
-from gradience.rules.weights.rules import ADAPTER_RULES, too_large
+from gradience.rules.weights.rules import ADAPTER_RULES, judge_adapter, too_large
 from gradience.schema.audit import AuditReport
 from gradience.schema.diagnose import Cause, Piece, PieceSource, SourceKind
-from gradience.schema.document import SEVERITIES, Finding
+from gradience.schema.document import SEVERITIES, Finding, by_severity
 from gradience.schema.events import ConfigSnapshot
 from gradience.telemetry.series import RunSeries
 
@@ -110,7 +112,7 @@ class Judged:
         silent = {(source, rule) for source, verdict in self.verdicts() for rule in verdict.silent_of(IDS[source])}
         symptoms = [*self._symptoms(), *self._of_prompt(left_out)]
         joined = correlate(joins, symptoms, frozenset(silent))
-        told = ((symptom.source, symptom.finding) for symptom in joined.left)
+        told = ((one.source, one.finding) for one in joined.left if not any(_foretells(one, x) for x in joined.left))
         single = (_alone(source, one) for source, one in told if one and one.id not in _READINGS)
         causes = self._eased(sorted([*joined.causes, *single], key=_place))
         first: dict[tuple[str, str], Cause] = {}
@@ -177,6 +179,28 @@ class Together(NamedTuple):
     foregone: list[str]
 
 
+def judge_weights(documents: Documents, report: AuditReport, *, base: Path | None) -> Verdict:
+    """Judge an adapter: its numbers, and its files beside each other; factors in memory have no files.
+
+    Args:
+        documents: the run.
+        report: the audit of its adapter, without findings.
+        base: the base that was given.
+    """
+    opened = documents.adapter.take()
+    config = opened.adapter.config
+    is_lora = opened.adapter.format == "peft" and config.peft_type in {"LORA", None} and not opened.is_unscaled
+    alpha, r = (config.lora_alpha, config.r) if is_lora else (None, None)
+    own = judge_adapter(report, alpha=alpha, r=r, modules_to_save=config.modules_to_save or [])
+    if not report.weights_path:
+        return own
+    from gradience.rules.between.gathered import gather  # numpy, where weights lie
+
+    between = judge(BETWEEN_RULES, gather(documents, base=base, modules=report.modules))
+    findings = by_severity([*own.findings, *between.findings])
+    return Verdict(findings, [*own.not_run, *between.not_run], own.readings)
+
+
 def judge_parts(
     documents: Documents,
     *,
@@ -219,6 +243,14 @@ def of_part(causes: Iterable[Cause], source: SourceKind, also: Collection[str] =
     """The findings on one part, those that join it with another among them, and those of the ids in `also`."""
     wanted = (c for c in causes if c.id in also or any(piece.source == source for piece in c.pieces))
     return [Finding(**{name: getattr(cause, name) for name in Finding.__struct_fields__}) for cause in wanted]
+
+
+def _foretells(one: Symptom, other: Symptom) -> bool:
+    """Whether the settings let expect what the log shows: what came is told, with its numbers."""
+    if (one.source, other.source) != ("config", "log"):
+        return False
+    expected, came = ({sign.name for sign in shown(each.source, each.id, each.tags)} for each in (one, other))
+    return not expected.isdisjoint(came)
 
 
 def _alone(source: PieceSource, finding: Finding) -> Cause:

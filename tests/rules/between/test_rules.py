@@ -9,9 +9,10 @@ import numpy as np
 import pytest
 from tables import every
 
+from gradience.base.peft_emulation.loading import Loading
 from gradience.folder import Documents, find
 from gradience.rules import judge
-from gradience.rules.between import CheckpointFiles, Loading, Parts
+from gradience.rules.between import CheckpointFiles, Parts
 from gradience.rules.between.gathered import gather
 from gradience.rules.between.rules import BETWEEN_RULES
 

@@ -1066,6 +1066,24 @@ ENTRIES: dict[str, Entry] = {
         silent=[On(scheduled(701.0, 1e-5, warmup=100.0)), On(scheduled(500.0, 1.1e-5))],
         abstains=[On(training(max_steps=1000), says="the length of the schedule is not given")],
     ),
+    "CLN001": Entry(
+        fires=[
+            On(
+                config(optimizer={"name": "adamw_torch", "eps": 1e-6}, training={"max_grad_norm": 5e-7}),
+                says="max_grad_norm 5e-07 leaves no gradient longer than Adam's epsilon (1e-06): a step moves all "
+                "weights together by 0.5 of the learning rate at most",
+            ),
+            On(config(optimizer={"name": "adamw_torch"}, training={"max_grad_norm": 1e-8})),
+        ],
+        silent=[
+            On(config(optimizer={"name": "adamw_torch"}, training={"max_grad_norm": norm})) for norm in (0.0, 1.1e-8, 1)
+        ]
+        + [On(config(optimizer={"name": "sgd"}, training={"max_grad_norm": 1e-9}))],
+        abstains=[
+            On(training(max_grad_norm=1e-9), says="the optimizer is not known"),
+            On(config(optimizer={"name": "adamw_torch"}), says="max_grad_norm is not given"),
+        ],
+    ),
     "CHT501": Entry(
         fires=[
             On(

@@ -91,6 +91,7 @@ FROZEN = {**ADAPTER, "trainable_tensors": 0, "frozen_tensors": 8, "frozen_layers
         (FROZEN, HELD, "critical"),
         (FROZEN, {**HELD, "frozen_adapter": 8}, None),  # to be unfrozen
         ({**ADAPTER, "trainable_tensors": 6, "frozen_tensors": 2, "frozen_layers": 1}, HELD, "warning"),
+        ({**ADAPTER, "trainable_tensors": 6, "frozen_tensors": 2, "frozen_layers": 1}, None, None),  # who holds them?
         ({**ADAPTER, "trainable_tensors": 4, "frozen_tensors": 4}, HELD, None),  # LoRA-FA freezes every A
     ],
 )
@@ -204,6 +205,11 @@ def test_an_adapter_that_is_switched_off():
     [
         ({"held": 0, "missing": {"adapter": 8}}, "made for another model object"),
         ({"held": 0, "missing": {"adapter": 8}, "sharded": True}, None),
+        (
+            {"held": 0, "held_frozen": 6, "missing": {"adapter": 8}},
+            "none of the 8 trainable tensors: all 6 that it holds",
+        ),
+        ({"held": 0, "held_frozen": 6, "missing": {"adapter": 8}, "strangers": 1}, "made for another model object"),
         ({"held": 4, "missing": {"adapter": 8}, "strangers": 4, "replaced": 4}, "made for another model object"),
         ({"held": 4, "missing": {"adapter": 8}, "strangers": 3, "replaced": 3}, "does not hold 8 trainable tensors"),
         ({"held": 8, "strangers": 2}, None),  # those of a loss
@@ -215,9 +221,11 @@ def test_an_adapter_that_is_switched_off():
     ],
 )
 def test_what_the_optimizer_misses(optimizer: dict[str, Any], expected: str | None):
-    said = one("WIR172", look(optimizer={"names": ["AdamW"], **optimizer}))
+    wired = {"names": ["AdamW"], **optimizer}
+    said, later = (one("WIR172", look(), look(*at, optimizer=wired)) for at in (("start", 0), ("gradients", 8)))
     assert (said is not None) == (expected is not None)
     assert expected is None or expected in said[1]
+    assert later == (said and (said[0], said[1].replace("From the start,", "At step 8,")))
 
 
 def test_a_full_fine_tune_may_leave_parameters_out():

@@ -3,6 +3,10 @@
 PEFT 0.21.2 puts the adapter's name into each name of a file and gives all to `load_state_dict` with `strict=False`
 (`utils/save_and_load.py`). A name that the model does not have is passed over; the user sees a warning of missing keys,
 or nothing. So the names have to be those that `save_pretrained` writes, to the letter.
+
+The model's names come from the headers of the base's weights, which tell them all. Without these they come from the
+table of families (`configs.families`), by the base's model type or name, and only a difference at the beginning of
+names counts.
 """
 
 from __future__ import annotations
@@ -10,13 +14,23 @@ from __future__ import annotations
 import re
 from collections import defaultdict
 from collections.abc import Collection, Iterable, Mapping, Sequence
+from contextlib import suppress
+from pathlib import Path
 from typing import Final, Literal, NamedTuple, TypeAlias
 
 from gradience.adapters.layout import PREFIX, module_path, parse_key
 from gradience.adapters.patterns import dotted_tails
-from gradience.base.peft_emulation.layout import Declared, Layout, Site, renamed
-from gradience.base.peft_emulation.targets import ALL_LINEAR, ModuleChoice, matched_names, resolve
+from gradience.base.coverage import wanted_of
+from gradience.base.peft_emulation.layout import Declared, Layout, Site, read_layout, renamed
+from gradience.base.peft_emulation.targets import ALL_LINEAR, ModuleChoice, NotFollowedError, matched_names, resolve
+from gradience.base.weights import find_shards
+from gradience.configs.families import Family, family_of
+from gradience.errors import AdapterError
+from gradience.schema import Json
+from gradience.schema.events import LoraSnapshot
 
+Modules: TypeAlias = Mapping[str, Mapping[str, str]]
+"""Modules of an adapter by path, with their tensors by field."""
 Misnaming: TypeAlias = Literal["no_prefix", "prefix_twice", "adapter_name", "wrapper", "live_wrapper"]
 
 _WRAPPERS: Final = ("_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module")
@@ -25,6 +39,193 @@ _LIVE_PART: Final = re.compile(r"(?<=\.)(?:modules_to_save|original_module)\.(?:
 _NUMBER: Final = re.compile(r"(?<=\.)\d+(?=\.|$)")
 _STACK: Final = 3  # axes of a parameter that holds a layer's experts
 _TURNED: Final = frozenset({"aria", "gpt_oss", "openai_privacy_filter"})  # whose experts are stored (in, out)
+_WITH_A_HEAD: Final = frozenset({"CAUSAL_LM", "SEQ_2_SEQ_LM", "SEQ_CLS", "TOKEN_CLS", "QUESTION_ANS"})
+_OTHER_FACTORS: Final = frozenset({"use_qalora", "use_bdlora"})  # whose factors have sides of their own
+_MOST_UNKNOWN: Final = 0.5  # share of the modules that a family's table may lack: a class of one's own has others
+
+_TAKEN: Final = frozenset(
+    [
+        "",
+        "model.",
+        "model.model.",
+        "transformer.",
+        "language_model.",
+        "language_model.model.",
+        "model.language_model.",
+        "base_model.model.",
+        "base_model.model.model.",
+        "module.",
+    ]
+)
+"""Beginnings that names have by mistake, or in another class of transformers."""
+
+_RENAMED_SINCE: Final = frozenset({"Qwen2-VL"})  # whose classes had other names within one major version
+
+
+class NoModelError(Exception):
+    """The names of the model's modules are not known; the message says why."""
+
+
+class Loading(NamedTuple):
+    """An adapter's modules beside those of the model that it is loaded onto, as PEFT compares their names."""
+
+    model: str
+    """The model in words, and how its names are known."""
+    modules: int
+    """Modules of the adapter that were looked for."""
+    strange: tuple[str, ...] = ()
+    """Those that the model does not have."""
+    mended: tuple[str, ...] = ()
+    """What these are called in the model, if a beginning makes the difference; in their order, else empty."""
+    change: str = ""
+    """What would have to change, in words: "after adding `model.`"."""
+    other_shape: tuple[str, ...] = ()
+    """Those whose factors do not fit the weight, each with both shapes."""
+    missing: tuple[str, ...] = ()
+    """Modules of the model that the config's targets match, and that the file lacks."""
+
+
+class Model(NamedTuple):
+    """The model that an adapter is for: its name, its folder if that is at hand, and its config.json as it stands."""
+
+    name: str | None
+    folder: Path | None
+    config: Mapping[str, Json]
+
+    @property
+    def written_class(self) -> str:
+        """The class that its config.json names; empty if it names none."""
+        names = self.config.get("architectures")
+        return str(names[0]) if isinstance(names, list) and names else ""
+
+
+class Names(NamedTuple):
+    """What PEFT's loader makes of the names in an adapter's file; the fields are those of `rules.between.Parts`."""
+
+    misnamed: Mapping[Misnaming, Sequence[str]]
+    untargeted: tuple[str, ...] | None
+    loading: Loading | None = None
+    no_loading: str = ""
+
+
+def names_of(tensors: Declared, lora: LoraSnapshot, model: Model) -> Names:
+    """What PEFT's loader makes of the names of an adapter's tensors, by their form, its targets and its model."""
+    modules, outside = adapted_names(tensors), None
+    with suppress(NotFollowedError):
+        outside = untargeted(wanted_of(lora), modules)
+    names = Names(misnamed(tensors), None if outside is None else tuple(outside))
+    try:
+        return names._replace(loading=_loading(modules, tensors, lora, model))
+    except NoModelError as error:
+        return names._replace(no_loading=str(error))
+
+
+def _loading(modules: Modules, tensors: Declared, lora: LoraSnapshot, model: Model) -> Loading:
+    """The adapter's modules beside those of its model.
+
+    Raises:
+        NoModelError: it is not known which modules the model has.
+    """
+    if not modules:
+        raise NoModelError("no factor of a module of LoRA is in the file")
+    own = str(lora.extras.get("base_model_class") or "")
+    if own and not lora.extras.get("base_model_type"):
+        raise NoModelError(f"{own} is no class of transformers: its modules are not known")
+    if model.folder is not None and _has_weights(model.folder):
+        return _beside_files(modules, tensors, lora, model, model.folder)
+    kind = model.config.get("model_type") if model.config else lora.extras.get("base_model_type")
+    family = family_of(model.name, kind if isinstance(kind, str) else None)
+    if family is None:
+        raise NoModelError("no config of the base is at hand, and its name is of no family known here (--base)")
+    return _beside_family(modules, family, model.name or family.name, model.written_class or own, lora.task_type)
+
+
+def _has_weights(base: Path) -> bool:
+    try:
+        return bool(find_shards(base))
+    except (AdapterError, OSError):
+        return False
+
+
+def _beside_files(modules: Modules, tensors: Declared, lora: LoraSnapshot, model: Model, base: Path) -> Loading:
+    own = str(lora.extras.get("base_model_class") or "")
+    try:
+        layout = read_layout(base, transformers=None, task_type=lora.task_type)
+    except AdapterError as error:
+        raise NoModelError(error.message) from error
+    if layout.is_renamed:
+        kind = layout.architecture.model_type
+        raise NoModelError(f"transformers {layout.transformers} renames modules of {kind} as it loads the files")
+    if _is_bare(own) or (not own and lora.task_type in {None, "FEATURE_EXTRACTION"}):
+        layout = _bare_if_closer(modules, layout)
+    family = family_of(None, layout.architecture.model_type)
+    strange = strange_names(modules, layout, () if family is None or not _is_composed(family) else _starred(family))
+    change = change_of([*map(starred, strange)], {*map(starred, layout.sites)})
+    variants = lora.extras.get("variants")
+    plain = not isinstance(variants, list) or _OTHER_FACTORS.isdisjoint(map(str, variants))
+    return Loading(
+        model=f"the class of {own or model.written_class or layout.architecture.model_type}, by the base's files",
+        modules=len(modules),
+        strange=tuple(strange),
+        mended=() if change is None else tuple(map(change.of, strange)),
+        change="" if change is None else str(change),
+        other_shape=tuple(other_shapes(modules, tensors, layout)) if plain else (),
+        missing=_missing(modules, lora, layout, strange),
+    )
+
+
+def _is_bare(name: str) -> bool:
+    return name.endswith("Model") and not name.endswith("LMHeadModel")
+
+
+def _bare_if_closer(modules: Modules, layout: Layout) -> Layout:
+    """The layout of the model without a head, if the adapter's names are its."""
+    bare = layout.moved("", layout.architecture.prefix)
+    return bare if len(strange_names(modules, bare)) < len(strange_names(modules, layout)) else layout
+
+
+def _missing(modules: Modules, lora: LoraSnapshot, layout: Layout, strange: list[str]) -> tuple[str, ...]:
+    """What the targets match and the file lacks; nothing where the names differ, since all would lack."""
+    if strange:
+        return ()
+    try:
+        return tuple(missing_names(wanted_of(lora), modules, layout))
+    except NotFollowedError:
+        return ()
+
+
+def _starred(family: Family) -> frozenset[str]:
+    """The paths of a family's modules, with a star for each number; some are named by one."""
+    return frozenset(map(starred, family.paths))
+
+
+def _is_composed(family: Family) -> bool:
+    """Whether models of the family hold a language model beside a tower: classes and versions name them otherwise."""
+    return any(part in path for path in family.paths for part in ("language_model", "vision", "visual"))
+
+
+def _beside_family(modules: Modules, family: Family, model: str, own: str, task: str | None) -> Loading:
+    """The adapter beside the names that its family's table has: below which modules its layers lie."""
+    paths = _starred(family)
+    if _is_composed(family) and (not own or family.name in _RENAMED_SINCE):
+        raise NoModelError(f"models of the family {family.name} have several classes: their names differ (--base)")
+    may_be_bare = _is_bare(own) or (not own and task not in _WITH_A_HEAD)
+    known = paths | ({path.partition(".")[2] for path in paths} if may_be_bare else frozenset())
+    ends = {path.partition("*")[2] for path in paths if "*" in path}
+    of_family = [path for path in map(module_path, modules) if starred(path).partition("*")[2] in ends]
+    if len(of_family) < _MOST_UNKNOWN * len(modules):
+        raise NoModelError(f"its modules are not those of the family {family.name}: a class of its own (--base)")
+    strange = [path for path in of_family if starred(path) not in known and starred(renamed(path)) not in known]
+    change = change_of([*map(starred, strange)], paths)
+    if change is None or change.taken not in _TAKEN:
+        change, strange = None, []  # below a module that no class of transformers has: a class of its own
+    return Loading(
+        model=f"{model}, by the names of the family {family.name}",
+        modules=len(modules),
+        strange=tuple(strange),
+        mended=() if change is None else tuple(map(change.of, strange)),
+        change="" if change is None else str(change),
+    )
 
 
 def misnamed(names: Iterable[str]) -> dict[Misnaming, list[str]]:

@@ -9,37 +9,20 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Final, Literal, NamedTuple, TypeAlias
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 from gradience.rules import Rule, premise
 from gradience.schema import Json
 from gradience.schema.audit import ModuleAudit
 from gradience.schema.document import RuleGroup
 
-Misnaming: TypeAlias = Literal["no_prefix", "prefix_twice", "adapter_name", "wrapper", "live_wrapper"]
+if TYPE_CHECKING:
+    from gradience.base.peft_emulation.loading import Loading, Misnaming
+
 HEADS: Final = ("score", "classifier", "qa_outputs", "classification_head", "v_head", "value_head", "reward_head")
 """Names of heads that a task adds to a model; their numbers are random until they are trained."""
 
 SHOWN: Final = 4  # names in a message
-
-
-class Loading(NamedTuple):
-    """An adapter's modules beside those of the model that it is loaded onto, as PEFT compares their names."""
-
-    model: str
-    """The model in words, and how its names are known."""
-    modules: int
-    """Modules of the adapter that were looked for."""
-    strange: tuple[str, ...] = ()
-    """Those that the model does not have."""
-    mended: tuple[str, ...] = ()
-    """What these are called in the model, if a beginning makes the difference; in their order, else empty."""
-    change: str = ""
-    """What would have to change, in words: "after adding `model.`"."""
-    other_shape: tuple[str, ...] = ()
-    """Those whose factors do not fit the weight, each with both shapes."""
-    missing: tuple[str, ...] = ()
-    """Modules of the model that the config's targets match, and that the file lacks."""
 
 
 class CheckpointFiles(NamedTuple):

@@ -13,15 +13,13 @@ from typing import Final
 
 from gradience.adapters.files import CHECKPOINT, WEIGHT_NAMES
 from gradience.adapters.layout import Adapter, parse_key
-from gradience.base.coverage import added_tokens, read_added, read_vocabulary, wanted_of
-from gradience.base.peft_emulation.loading import adapted_names, misnamed, untargeted
-from gradience.base.peft_emulation.targets import NotFollowedError
+from gradience.base.coverage import added_tokens, read_added, read_vocabulary
+from gradience.base.peft_emulation.loading import Model, names_of
 from gradience.base.weights import local_folder
 from gradience.configs.files import read_mapping
 from gradience.errors import AdapterError, ConfigError
 from gradience.folder import Documents
 from gradience.rules.between import CheckpointFiles, Parts
-from gradience.rules.between.classes import NoModelError, loading_of
 from gradience.schema import Json
 from gradience.schema.audit import ModuleAudit
 from gradience.schema.events import LoraSnapshot
@@ -62,23 +60,7 @@ def gather(documents: Documents, *, base: Path | None = None, modules: Sequence[
     )
     if adapter.format != "peft" or lora is None:
         return replace(parts, no_loading="no adapter_config.json of PEFT" if lora is None else "not PEFT's format")
-    return _beside_model(replace(parts, misnamed=misnamed(adapter.tensors)), lora, named, at)
-
-
-def _beside_model(parts: Parts, lora: LoraSnapshot, named: str | None, base: Path | None) -> Parts:
-    """The parts with the adapter's modules beside those of its targets and of its model."""
-    modules = adapted_names(parts.tensors)
-    with suppress(NotFollowedError):
-        parts = replace(parts, untargeted=_tuple(untargeted(wanted_of(lora), modules)))
-    try:
-        loading = loading_of(modules, parts, lora, named=named, base=base)
-    except NoModelError as error:
-        return replace(parts, no_loading=str(error))
-    return replace(parts, loading=loading)
-
-
-def _tuple(names: list[str] | None) -> tuple[str, ...] | None:
-    return None if names is None else tuple(names)
+    return replace(parts, **names_of(parts.tensors, lora, Model(named, at, parts.base or {}))._asdict())
 
 
 def _mapping(path: Path | None) -> Mapping[str, Json] | None:

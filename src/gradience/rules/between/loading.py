@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from gradience.errors import few
 from gradience.rules import Observation, Unknown, cite, premise
-from gradience.rules.between import SHOWN, BetweenRule, Loading, Misnaming, Parts, of_peft
+from gradience.rules.between import SHOWN, BetweenRule, Parts, of_peft
+
+if TYPE_CHECKING:
+    from gradience.base.peft_emulation.loading import Loading, Misnaming
 
 _WRONG: Final[dict[Misnaming, tuple[str, str]]] = {
     "no_prefix": (

@@ -31,6 +31,7 @@ EPOCHS_BLIND = Threshold(
 )
 WARMUP_LONG = Threshold("warmup_long", 0.5, "share of all steps", "mechanical: the peak comes after half the run")
 DECAYED_EARLY = Threshold("decayed_early", 0.8, "share of all steps", "a judgement: a fifth of the run is then idle")
+CLIPPED = Threshold("clipped", 1.0, "times Adam's epsilon", "arithmetic: all weights then move less than one would")
 RATE_GONE = Threshold("rate_gone", 0.1, "of the peak rate", "a judgement: a tenth moves the weights a tenth as far")
 TRIAL_STEPS = Threshold("trial_steps", 10, "steps", "a judgement: a few steps show that a script runs")
 
@@ -368,6 +369,38 @@ def _early_decay(facts: Facts) -> Iterator[Observation]:
         )
 
 
+@ConfigRule(
+    "CLN001",
+    groups=("config", "log"),
+    severity="error",
+    confidence=0.9,
+    settings=("max_grad_norm", "eps"),
+    thresholds=(CLIPPED,),
+)
+def _clipped_away(facts: Facts) -> Iterator[Observation]:
+    """gradients are clipped below Adam's epsilon
+
+    max_grad_norm is above 0, and at most {clipped} of epsilon, of an optimizer of the Adam family
+
+    Why: The mean of gradients is no longer than the longest of them, and is divided by epsilon or more: all weights
+        together move as far in a step as one weight does else.
+    Scope: the Adam family; where epsilon is not stated, it is 1e-8
+    Action: set max_grad_norm to 1
+    Verify: the loss falls
+    Source: arithmetic -- a step is at most lr x max_grad_norm / epsilon long
+    """
+    most = as_float(given(facts.config.training.max_grad_norm, "max_grad_norm"))
+    eps = 1e-8 if facts.config.optimizer.eps is None else as_float(facts.config.optimizer.eps)
+    if facts.is_adam is None:
+        raise Unknown("the optimizer is not known")
+    if facts.is_adam and 0.0 < most <= CLIPPED.value * eps:
+        yield Observation(
+            f"max_grad_norm {most:g} leaves no gradient longer than Adam's epsilon ({eps:g}): a step moves "
+            f"all weights together by {most / eps:.2g} of the learning rate at most",
+            {"max_grad_norm": most, "eps": eps},
+        )
+
+
 def _is_trial(facts: Facts) -> bool:
     try:
         return facts.steps < TRIAL_STEPS.value
@@ -386,4 +419,5 @@ RULES = (
     _ignored_warmup,
     _long_warmup,
     _early_decay,
+    _clipped_away,
 )

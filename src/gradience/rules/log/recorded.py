@@ -220,6 +220,7 @@ def _as_asked(observe: Observe[DataReport]) -> Observe[RunFacts]:
     needs=(_recorded,),
     meant_for=_IS_RECORDED,
     place="broken",
+    live=True,
     phrase=lambda v: "the attention mask hides every token" if v["rows"] == v["of"] else None,
 )
 def _unattended(facts: RunFacts) -> Iterator[Observation]:
@@ -240,6 +241,26 @@ def _unattended(facts: RunFacts) -> Iterator[Observation]:
             f"{counted(rows, of)} of the first batches have an attention mask of zeros for their tokens",
             {"rows": rows.count, "of": of},
             severity=None if rows.count == of else "error",
+        )
+
+
+@LogRule("DAT358", severity="error", confidence=0.9, needs=(_asked,), meant_for=_IS_RECORDED, live=True)
+def _placeless(facts: RunFacts) -> Iterator[Observation]:
+    """one position for every token
+
+    a row of the first batches has several tokens, and one and the same position id for all of them
+
+    Why: A model that takes places from position_ids cannot tell the order of the words, and is served with places.
+    Scope: batches that give position_ids of the shape of their tokens
+    Action: leave position_ids out, or count them from 0 in each row: the model then places tokens itself
+    Verify: batch["position_ids"][0]
+    Source: arithmetic -- a rotation by equal angles leaves every score as it is without places
+    """
+    rows, of = _seen_asked(facts, "placeless"), _count(facts, "rows_asked") or 0
+    if rows.count:
+        yield Observation(
+            f"{counted(rows, of)} of the first batches have one and the same position id for every token",
+            {"rows": rows.count, "of": of},
         )
 
 
@@ -368,10 +389,13 @@ _OF_DATA: Final = {
 }
 
 
-def _fed(rule: str, observe: Observe[RunFacts] | None = None, *, needs: Premise[RunFacts] = _recorded) -> LogRule:
+def _fed(
+    rule: str, observe: Observe[RunFacts] | None = None, *, needs: Premise[RunFacts] = _recorded, live: bool = True
+) -> LogRule:
     """A rule on a data set over the batches that the recorder saw; as it judges a data set, if not told otherwise."""
     of_data = _OF_DATA[rule]
-    return log_rule(of_data, observe or _as_of_data(of_data.observe), needs=(needs,), meant_for=_IS_RECORDED)
+    observe = observe or _as_of_data(of_data.observe)
+    return log_rule(of_data, observe, needs=(needs,), meant_for=_IS_RECORDED, live=live)
 
 
 OF_BATCHES: Final[tuple[LogRule, ...]] = (
@@ -379,6 +403,7 @@ OF_BATCHES: Final[tuple[LogRule, ...]] = (
         _OF_DATA["DAT301"],
         _as_of_data(_OF_DATA["DAT301"].observe),
         needs=(_supervision,),
+        live=True,
         place="broken",
         phrase=lambda v: "no token is supervised" if v["rows"] == v["of"] else None,
         covers=frozenset({"learning"}),
@@ -387,14 +412,15 @@ OF_BATCHES: Final[tuple[LogRule, ...]] = (
     *(_fed(rule, _as_asked(_OF_DATA[rule].observe), needs=_asked) for rule in ("DAT309", "DAT333", "DAT347", "DAT349")),
     _fed("DAT361", _as_asked(_OF_DATA["DAT361"].observe), needs=_asked),
     _unattended,
+    _placeless,
     _fed("DAT305", _at_limit),
     _fed("DAT307", _end, needs=_supervision),
-    _fed("DAT313", _repeated),
+    _fed("DAT313", _repeated, live=False),
     _fed("DAT316", _labels),
-    _fed("DAT320"),
+    _fed("DAT320", live=False),
 )
 SAME_STEPS = Threshold(
-    "same_steps", 8, "optimizer steps", "a judgement: chance draws the same rows twice, not eight times"
+    "same_steps", 8, "steps a batch", "a judgement: chance draws the same rows twice, not eight times"
 )
 
 
@@ -404,12 +430,13 @@ SAME_STEPS = Threshold(
     confidence=0.85,
     meant_for=Premise("the log has the rows of steps", lambda facts: None if facts.run.fed else "no step_digests"),
     thresholds=(SAME_STEPS,),
+    live=True,
 )
 def _same_rows(facts: RunFacts) -> Iterator[Observation]:
     """every step is fed the same rows
 
     {same_steps} steps and more, as many as are known, had the very same rows, each of them once, and these are not
-    known to be the whole data set
+    known to be the whole data set; or a few batches came so often each, and are not half of it
 
     Why: The model learns a handful of rows by heart, and never sees the others.
     Scope: logs with digests of the rows of each step; a run on one batch may be meant so
@@ -419,16 +446,25 @@ def _same_rows(facts: RunFacts) -> Iterator[Observation]:
     """
     steps = facts.run.fed
     kinds = {tuple(sorted(text.replace("|", " ").split())) for text in steps.values()}
-    rows = len(next(iter(kinds)))
-    repeats = len(set(next(iter(kinds)))) < rows  # the data hold a row more than once, whoever draws them
-    sizes = [wiring.data.rows for wiring in facts.run.wirings if wiring.data is not None and wiring.data.rows]
+    rows = {row for kind in kinds for row in kind}
+    repeats = any(len({*kind}) < len(kind) for kind in kinds)  # the data hold a row more than once, whoever draws them
+    looks = [wiring.data for wiring in facts.run.wirings if wiring.data is not None and wiring.data.rows]
+    # A process sees its own share of the rows
+    whole = min((data.rows // (data.world_size or 1) for data in looks if data.rows), default=None)
     if len(steps) < SAME_STEPS.value:
         raise Unknown(f"{len(steps)} steps, under {SAME_STEPS.value:g}")
-    if len(kinds) == 1 and rows and not any("?" in one or one.startswith("+") for one in next(iter(kinds))):
-        if repeats or (sizes and max(sizes) <= rows):
-            return  # each step is a pass over all rows
+    if not rows or repeats or any("?" in row or row.startswith("+") for row in rows):
+        return
+    if len(kinds) == 1 and (whole is None or whole > len(rows)):
         yield Observation(
-            f"all {len(steps):,} steps were fed the same {rows:,} rows", {"steps": len(steps), "rows": rows}
+            f"all {len(steps):,} steps were fed the same {len(rows):,} rows", {"steps": len(steps), "rows": len(rows)}
+        )
+    elif (
+        len(kinds) > 1 and whole is not None and len(steps) >= SAME_STEPS.value * len(kinds) and 2 * len(rows) <= whole
+    ):
+        yield Observation(
+            f"all {len(steps):,} steps were fed one of the same {len(kinds)} batches: {len(rows):,} rows of {whole:,}",
+            {"steps": len(steps), "rows": len(rows), "batches": len(kinds), "of": whole},
         )
 
 

@@ -81,6 +81,8 @@ def _looks(facts: RunFacts) -> Iterator[tuple[Wiring, AdapterWiring]]:
 
 
 def _when(wiring: Wiring) -> str:
+    if wiring.phase == "gradients":
+        return f"At step {wiring.step}"
     return f"After the resume from step {wiring.step}" if wiring.phase == "resume" else "From the start"
 
 
@@ -178,7 +180,7 @@ def _adapter_frozen(facts: RunFacts) -> Observation | None:
             )
         if adapter.frozen_tensors and adapter.trainable_tensors == 0 and not _may_thaw(facts, wiring):
             return _all_frozen(wiring, adapter)
-        awaited = wiring.optimizer is not None and wiring.optimizer.frozen_adapter > 0
+        awaited = wiring.optimizer is None or wiring.optimizer.frozen_adapter > 0
         if adapter.frozen_layers and adapter.trainable_tensors and not awaited:
             return Observation(
                 f"{_when(wiring)}, {adapter.frozen_layers} of {adapter.layers} adapted modules are frozen, and the "
@@ -264,7 +266,7 @@ def _optimizer_misses(facts: RunFacts) -> Observation | None:
     Seen: https://github.com/adapter-hub/adapters/issues/260 -- the optimizer was made before the adapter, and lacks
         its parameters
     """
-    for wiring in _of(facts, "start", "resume"):
+    for wiring in _of(facts, "start", "resume", "gradients"):
         optimizer = wiring.optimizer
         if optimizer is None or optimizer.sharded:
             continue
@@ -316,6 +318,13 @@ def _called(kind: str, optimizer: OptimizerWiring) -> str:
 
 def _other_model(wiring: Wiring, optimizer: OptimizerWiring) -> Observation:
     missing = sum(optimizer.missing.values())
+    if optimizer.held_frozen and not optimizer.strangers:
+        return Observation(
+            f"{_when(wiring)}, the optimizer holds none of the {missing} trainable tensors: all "
+            f"{optimizer.held_frozen} that it holds are frozen.",
+            {"missing": missing, "frozen": optimizer.held_frozen, "step": wiring.step},
+            evidence=seen(f"not held: {few(optimizer.missing_names)}"),
+        )
     return Observation(
         f"{_when(wiring)}, the optimizer holds {optimizer.strangers} tensors that are not the model's, and misses "
         f"{missing} that are trainable: it was made for another model object.",

@@ -1,7 +1,7 @@
 """The comparison of each module's update with the base weight that it changes.
 
-It takes the base's files, the adapter and the rows of its modules. It returns the rows with their comparisons, and a
-summary of the adapter as a whole.
+It takes the numbers of an adapter and its base's files. It returns them with the comparisons, and a summary of the
+adapter as a whole.
 
 `update_of` gives one module's update in the orientation of the base weight. It is kept as two factors wherever the
 factors are all of it. Norms, singular vectors and the survival of a merge are then computed without the product in
@@ -28,6 +28,7 @@ from gradience.base.coded import Weight, weight_of
 from gradience.base.forms import DamagedCodesError, UnreadCodesError
 from gradience.base.weights import BaseWeights, Norms, NormsCache, find_shards, matrix_of, plain_factors
 from gradience.errors import AdapterError
+from gradience.folder import OpenAdapter
 from gradience.io import Progress, cache_folder
 from gradience.io.safetensors import ThreadBuffer
 from gradience.rules.weights import at_risk
@@ -49,8 +50,8 @@ from gradience.spectral.dense import dense_spectrum
 from gradience.spectral.grams import Floats
 from gradience.spectral.krylov import Operator, as_float32, spectral_norm
 from gradience.spectral.update import decomposed
+from gradience.verbs.audit.measured import AdapterNumbers, ModuleNumbers, RowSettings, broken_row, dense_row, module_row
 from gradience.verbs.audit.options import AuditOptions
-from gradience.verbs.audit.rows import ModuleNumbers, RowSettings, broken_row, dense_row, module_row
 from gradience.verbs.audit.tied import on_embedding
 
 if TYPE_CHECKING:
@@ -65,40 +66,32 @@ _LARGEST: Final = float(np.finfo(np.float32).max)
 _SAME_NORM: Final = 1e-5  # relative: cached norms are used only if their Frobenius norm agrees with this weight's
 
 
-class Comparison(NamedTuple):
-    """The adapter as the base showed it, its modules with their comparisons, and the summary of the whole."""
+def beside_base(
+    measured: AdapterNumbers, opened: OpenAdapter, base: Path, options: AuditOptions, progress: Progress | None
+) -> AdapterNumbers:
+    """The numbers beside those of the base, one weight in memory at a time, or one for each core.
 
-    adapter: Adapter
-    modules: list[ModuleNumbers]
-    report: BaseReport
-
-
-def compare(
-    adapter: Adapter,
-    measured: Sequence[ModuleNumbers],
-    options: AuditOptions,
-    *,
-    base: Path,
-    config: Path | None,
-    progress: Progress | None,
-) -> Comparison:
-    """Return the modules with comparisons with the base, one weight in memory at a time, or one for each core.
-
-    Modules whose update only follows with the base are added at the end. `config` is the adapter's, for PEFT.
+    Modules whose update only follows with the base are added at the end.
 
     Raises:
-        AdapterError: the base cannot be read, or PEFT cannot merge this kind.
+        AdapterError: the adapter's scale is not known, the base cannot be read, or PEFT cannot merge this kind.
         GradienceError: PEFT has to merge it, and is not installed.
     """
+    if opened.is_unscaled:
+        raise AdapterError(
+            "a base is compared with the update at its scale, and no adapter_config.json states that",
+            advice="give it with --adapter-config",
+        )
     shown = progress or (lambda *_: None)
-    opened = _open_base(adapter, base, options, shown)
-    if adapter.by_peft and config is not None:
-        compared = _of_merge(opened, config, shown)
+    at = _open_base(measured.adapter, base, options, shown)
+    if at.adapter.by_peft and opened.config is not None:
+        compared = _of_merge(at, opened.config, shown)
     else:
-        compared = _of_modules(opened, measured, shown)
-    opened.norms.save()
+        compared = _of_modules(at, measured.modules, shown)
+    at.norms.save()
     modules = [one.measured for one in compared.outcomes if one.measured is not None]
-    return Comparison(compared.adapter, modules, _report_of(opened, compared, [module.row for module in modules]))
+    report = _report_of(at, compared, [module.row for module in modules])
+    return AdapterNumbers(compared.adapter, modules, measured.notes, report)
 
 
 class _OpenBase(NamedTuple):

@@ -14,21 +14,25 @@ from gradience.configs.commands import known_of, with_commands
 from gradience.folder import Documents
 from gradience.io import Progress
 from gradience.io.safetensors import is_known
-from gradience.rules import Verdict
-from gradience.rules.between.gathered import gather
-from gradience.rules.between.rules import judge_between
-from gradience.rules.judged import OF_PROMPT, judge_parts, of_part
+from gradience.rules.judged import OF_PROMPT, judge_parts, judge_weights, of_part
 from gradience.rules.weights import JUDGED_SHARE, health, suggests_ranks
 from gradience.rules.weights.ranks import NO_SUGGESTIONS, Suggestions, priced, suggestions
-from gradience.rules.weights.rules import judge_adapter
-from gradience.schema.audit import AUDIT_SCHEMA_ID, AuditReport, Health, ModuleAudit, NotAnalysed, ResizedAs
-from gradience.schema.document import by_severity
+from gradience.schema.audit import (
+    AUDIT_SCHEMA_ID,
+    AuditReport,
+    AuditSummary,
+    Health,
+    LedgerEntry,
+    ModuleAudit,
+    NotAnalysed,
+    ResizedAs,
+)
 from gradience.spectral.batch import SINGLE_ERROR
 from gradience.spectral.devices import has_float64
 from gradience.spectral.grams import Grams
 from gradience.verbs.audit.measured import AdapterNumbers, measure
 from gradience.verbs.audit.options import AuditOptions
-from gradience.verbs.audit.rows import bytes_per_param, layer_summaries, summary_of
+from gradience.verbs.audit.summary import bytes_per_param, layer_summaries, ledger_of, summary_of, with_shares
 
 _CONVERTED: Final = frozenset({"mlx", "diffusers"})  # formats of which `convert` makes a PEFT LoRA without a base
 
@@ -39,6 +43,8 @@ class AuditJudgement(NamedTuple):
     modules: list[ModuleAudit]
     """With their errors at the ranks that the report states."""
     not_analysed: list[NotAnalysed]
+    summary: AuditSummary
+    ledger: list[LedgerEntry]
     health: Health
     ranks: Suggestions
 
@@ -63,14 +69,21 @@ def audit_documents(
     Raises:
         AdapterError: the adapter or the base cannot be read.
     """
-    measured = measure(documents.adapter.take(), options, grams=grams, progress=progress)
+    opened = documents.adapter.take()
+    measured = measure(opened.adapter, options.top_singular_values, grams=grams, progress=progress)
+    if options.base is not None:
+        from gradience.verbs.audit.against_base import beside_base  # keeps a plain audit quick
+
+        measured = beside_base(measured, opened, Path(options.base), options, progress)
     return _report_of(documents, measured, options, left_out)
 
 
 def _judge(measured: AdapterNumbers, optimizer: str | None, *, unscaled: bool) -> AuditJudgement:
     """The verdict, and the ranks to compress to if it allows any."""
-    adapter, size, price = measured.adapter, _size_beside(measured), bytes_per_param(measured.ledger)
-    modules = priced(measured.modules, measured.errors)
+    adapter, size, ledger = measured.adapter, _size_beside(measured), ledger_of(measured.adapter)
+    rows = with_shares([module.row for module in measured.modules])
+    modules = priced(rows, [module.errors for module in measured.modules])
+    summary = summary_of(modules)
     names = {module.name for module in modules}
     left = [NotAnalysed(name=s.name, reason=s.reason, cause=s.cause) for s in adapter.skipped if s.name not in names]
     verdict = health(
@@ -78,13 +91,17 @@ def _judge(measured: AdapterNumbers, optimizer: str | None, *, unscaled: bool) -
         peft_type=adapter.config.peft_type,
         not_analysed=left,
         relative_frobenius=size,
-        update_size=summary_of(modules).update_size,
+        update_size=summary.update_size,
         optimizer=optimizer,
     )
     # A kind that only PEFT can merge, and weights without their config, have no rank that resize could lower.
     has_ranks = suggests_ranks(verdict.verdict) and not adapter.by_peft and not unscaled
-    ranks = suggestions(modules, bytes_per_param=price) if has_ranks else NO_SUGGESTIONS
-    return AuditJudgement(modules, left, verdict, ranks)
+    ranks = suggestions(modules, bytes_per_param=bytes_per_param(ledger)) if has_ranks else NO_SUGGESTIONS
+    rank = {purpose: item.rank for purpose, item in ranks.suggested.items()}
+    summary = msgspec.structs.replace(
+        summary, suggested_r_global_median=rank.get("median"), suggested_r_global_90=rank.get("p90")
+    )
+    return AuditJudgement(modules, left, summary, ledger, verdict, ranks)
 
 
 def _report_of(
@@ -95,9 +112,7 @@ def _report_of(
     around = documents.beside(config.base_model_name_or_path or config.model)
     judgement = _judge(measured, optimizer, unscaled=opened.is_unscaled)
     adapter, ranks = measured.adapter, judgement.ranks
-    summary, layers = summary_of(judgement.modules), layer_summaries(judgement.modules)
     of_peft = adapter.format == "peft" and adapter.config.peft_type in {"LORA", None}  # it can have a rank_pattern
-    rank = {purpose: item.rank for purpose, item in ranks.suggested.items()}
     report = AuditReport(
         schema=AUDIT_SCHEMA_ID,
         peft_dir=opened.path,
@@ -110,11 +125,7 @@ def _report_of(
         task_type=adapter.config.task_type,
         optimizer=optimizer,
         health=judgement.health,
-        summary=msgspec.structs.replace(
-            summary,
-            suggested_r_global_median=rank.get("median"),
-            suggested_r_global_90=rank.get("p90"),
-        ),
+        summary=judgement.summary,
         suggested=ranks.suggested,
         like_suggested=ranks.like_suggested,
         candidates=ranks.candidates,
@@ -126,30 +137,18 @@ def _report_of(
         base=measured.base,
         beside=around,
         modules=judgement.modules,
-        layers=layers,
-        ledger=measured.ledger,
+        layers=layer_summaries(judgement.modules),
+        ledger=judgement.ledger,
         not_analysed=judgement.not_analysed,
         notes=[*_chosen(documents), *adapter.notes, *_unknown_dtypes(adapter), *_precision(), *measured.notes],
     )
-    stated = of_peft and not opened.is_unscaled
-    alpha, r = (adapter.config.lora_alpha, adapter.config.r) if stated else (None, None)
-    own = judge_adapter(report, alpha=alpha, r=r, modules_to_save=adapter.config.modules_to_save or [])
-    between = _between(documents, report)
-    found = by_severity([*own.findings, *between.findings])
-    verdict = Verdict(found, [*own.not_run, *between.not_run], own.readings).without(left_out)
+    base = None if measured.base is None else Path(measured.base.path)
+    verdict = judge_weights(documents, report, base=base).without(left_out)
     kept, readings = (
         with_commands(some, lambda: known_of(opened.path or None, around))
         for some in (verdict.findings, verdict.readings)
     )
     return msgspec.structs.replace(report, findings=kept, not_run=verdict.not_run, readings=readings)
-
-
-def _between(documents: Documents, report: AuditReport) -> Verdict:
-    """The verdict on the adapter's files beside each other; none on factors in memory."""
-    if not report.weights_path:
-        return Verdict([], [])
-    base = None if report.base is None else Path(report.base.path)
-    return judge_between(gather(documents, base=base, modules=report.modules))
 
 
 def _resized_as(adapter: Adapter) -> ResizedAs:

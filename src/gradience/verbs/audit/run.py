@@ -78,7 +78,8 @@ def audit_adapter(
         # Its arrays have names of their own, so that nothing tells which weights of a base or a fleet are theirs.
         options = AuditOptions(top_singular_values=options.top_singular_values, optimizer=options.optimizer)
     own = {rule: why for rule, why in left_out.items() if rule in IDS["weights"]}
-    report = with_joint(audit_documents(documents, options, left_out=own, progress=progress), documents, left_out)
+    report = audit_documents(documents, options, left_out=own, progress=progress)
+    report = with_joint(report, documents, left_out)
     if options.against is None:
         return report
     from gradience.verbs.audit.standing import with_standing  # duckdb, of the extra [fleet]

@@ -9,7 +9,6 @@ import numpy as np
 
 from gradience.adapters.layout import Adapter, Module
 from gradience.base.weights import BaseWeights, ties_head
-from gradience.verbs.audit.rows import ModuleNumbers
 
 _HEAD: Final = "lm_head"
 _EMBEDDINGS: Final = ("embed_tokens", "wte", "word_embeddings", "embed_in")
@@ -32,21 +31,21 @@ def _are_copies(one: Module, other: Module) -> bool:
     return all(np.array_equal(x, y, equal_nan=True) for x, y in zip(one.load(), other.load(), strict=True))
 
 
-def listed_once(adapter: Adapter, modules: list[ModuleNumbers]) -> tuple[Adapter, list[ModuleNumbers], list[str]]:
-    """The adapter and its modules without a head that shares an embedding's factors; and a note on it."""
+def listed_once(adapter: Adapter) -> tuple[Adapter, list[str]]:
+    """The adapter without a head that shares an embedding's factors, and a note on it."""
     embedded = [module.name for module in adapter.modules if module.kind == "embedding"]
     heads = [module.name for module in adapter.modules if module.name.endswith(_HEAD)]
     if not (adapter.config.ensure_weight_tying and len(embedded) == len(heads) == 1):
-        return adapter, modules, []
+        return adapter, []
     kept = [module for module in adapter.modules if module.name != heads[0]]
     if not _are_copies(*(module for module in adapter.modules if module.name in {embedded[0], heads[0]})):
         note = (
             f"{heads[0]} and {embedded[0]} share one update in training (ensure_weight_tying), but the file holds"
             " two: a model that loads it has one of them"
         )
-        return adapter, modules, [note]
+        return adapter, [note]
     note = (
         f"{heads[0]} shares the update of {embedded[0]} (ensure_weight_tying) and is listed once; PEFT's merge adds it "
         "twice to the one weight"
     )
-    return replace(adapter, modules=kept), [each for each in modules if each.row.name != heads[0]], [note]
+    return replace(adapter, modules=kept), [note]

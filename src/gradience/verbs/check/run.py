@@ -38,7 +38,7 @@ from gradience.io.reading import real_path
 from gradience.ranges import Positive, VerbOptions, Whole
 from gradience.rules import excluded_rules, judge, without
 from gradience.rules.between.prompts import PROMPT_RULES
-from gradience.rules.between.rules import FILE_RULES, judge_files
+from gradience.rules.between.rules import FILE_RULES
 from gradience.rules.config import RULES, judge_config, settings_of, transformers_version
 from gradience.rules.config.facts import CheckContext, Facts, Moved, quantities
 from gradience.rules.config.serving import fates, known_engines, read_flags
@@ -314,7 +314,7 @@ def _with_files(report: CheckReport, given: CheckOptions, whole: Layer, unwanted
 
     base = None if given.base is None else Path(given.base)
     try:
-        verdict = judge_files(gather(given.adapter_in(folder), base=base))
+        verdict = judge(FILE_RULES, gather(given.adapter_in(folder), base=base))
     except AdapterError:  # damaged: gradience audit says how
         return report
     findings, not_run = without(verdict.findings, verdict.not_run, unwanted)
@@ -420,7 +420,10 @@ def _known(config: ConfigSnapshot, given: CheckOptions, whole: Layer) -> Known:
     adapter = str(configs[-1].parent) if configs and configs[-1].name == CONFIG_NAME else None
     base = None if given.base is None else str(given.base)
     names = (whole.base, config.model_name)
-    around = Beside(base=base_of(names)) if adapter is None else given.adapter_in(Path(adapter)).beside(whole.base)
+    if adapter is None:
+        around = Beside(base=base_of(names, Path(whole.sources[0].path).parent if whole.sources else None))
+    else:
+        around = given.adapter_in(Path(adapter)).beside(whole.base)
     return known_of(adapter, msgspec.structs.replace(around, base=base or around.base), rank=config.lora.r)
 
 
