@@ -165,8 +165,6 @@ def test_a_folder_of_images_and_one_that_is_missing_are_one_line(tmp_path: Path,
 def test_a_tokenizer_that_is_missing_or_has_no_template_is_one_line(
     train: Path, tmp_path: Path, tok: Path, capsys: Any
 ) -> None:
-    assert main(["check", "--data", str(train)]) == 2
-    assert "rows of format messages need a tokenizer" in capsys.readouterr().err
     assert main(["check", "--data", str(train), "--tokenizer", str(tmp_path / "gone")]) == 2
     assert "no usable tokenizer" in capsys.readouterr().err
     bare = tmp_path / "bare"
@@ -179,6 +177,29 @@ def test_a_tokenizer_that_is_missing_or_has_no_template_is_one_line(
     template = tmp_path / "own.jinja"
     template.write_text(QWEN_PLAIN, encoding="utf-8")
     assert main(["check", "--data", str(train), "--tokenizer", str(bare), "--set", f"template={template}"]) == 0
+
+
+@pytest.mark.parametrize("packing", [False, True])
+def test_without_a_tokenizer_rows_are_read_as_text_and_what_needs_tokens_is_not_judged(
+    tmp_path: Path, capsys: Any, *, packing: bool
+) -> None:
+    turns = [{"messages": [ask("<|im_start|> why " * 900), say("key AKIA" + "Q7Z2" * 4)]}, *rows("messages", 8)]
+    path = write(tmp_path / "train.jsonl", [turns[0], *turns])
+    batch = {"batch_size": 3, "gradient_accumulation": 1, "world_size": 1}
+    report = gradience.check_data(path, overrides=batch, packing=packing)
+    assert {(one.id, one.message) for one in report.findings} >= {
+        ("DAT313", "1 of 10 rows (10 %: 2) repeat an earlier row"),
+        ("DAT367", "2 of 10 rows (20 %: 1, 2) hold what has the shape of a key or a token"),
+    }
+    why = "no tokenizer is given: rows are read as text (--tokenizer FOLDER)"
+    tokens = (301, 302, *range(304, 311), 320, 324, 328, 329, 333, 361, 362, 365)
+    assert [f"DAT{number}" for number in tokens] == sorted({one.id for one in report.not_run if one.reason == why})
+    assert report.derived.get("steps_per_epoch") == (None if packing else 4)
+    assert "tokens_per_epoch" not in report.derived
+    assert main(["check", "--data", str(path)]) == 0
+    out = capsys.readouterr().out
+    assert "  Tokenizer:  none: what needs tokens is not judged (--tokenizer FOLDER)" in out
+    assert not {"Tokens:", "Lengths:", "Padding:", "Epoch:"} & set(out.split())
 
 
 def test_options_on_data_need_data(capsys: Any) -> None:

@@ -132,12 +132,13 @@ def find_shards(path: Path) -> list[Path]:
         AdapterError: nothing is there, or the checkpoint is incomplete or of another format.
     """
     folder = local_folder(path)
+    index = folder if folder.name.endswith(".index.json") else folder / _INDEX
+    if index.is_file():
+        return indexed_files(index)
     if folder.is_file():
-        return indexed_files(folder) if folder.name.endswith(".index.json") else [folder]
+        return [folder]
     if not folder.is_dir():
         raise AdapterError(f"{folder} is neither a folder nor a file of weights", advice=_ADVICE)
-    if (folder / _INDEX).is_file():
-        return indexed_files(folder / _INDEX)
     if (folder / _ONE_FILE).is_file():
         return [folder / _ONE_FILE]
     # An adapter that was saved into the base's folder is not the base's.

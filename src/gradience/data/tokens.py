@@ -75,7 +75,7 @@ class Tokeniser:
 
     Args:
         shape: the format, and its trainer.
-        encoder: the tokenizer; None for rows that are already tokenised.
+        encoder: the tokenizer; without one a row that is not tokenised already has no sequence.
         masking: which tokens are supervised.
         standard: gives a row the standard names of its columns, roles and keys.
         folder: where relative paths of images begin.
@@ -95,8 +95,6 @@ class Tokeniser:
     ) -> None:
         self.shape, self.encoder, self.masking, self._folder = shape, encoder, masking, folder
         self._standard = standard
-        if encoder is None and shape.format != "tokenised":
-            raise ConfigError(f"rows of format {shape.format} need a tokenizer", advice="give --tokenizer FOLDER")
         if masking.trl and masking.loss == "assistant" and shape.format in _NOT_CONVERSATIONAL:
             raise ConfigError(
                 f"--loss assistant on rows of format {shape.format}: SFTTrainer takes it for conversations only",
@@ -105,7 +103,9 @@ class Tokeniser:
         self._prepare = _PREPARE.get(shape.trainer, Tokeniser._sft)
         if shape.format == "tokenised":
             self._prepare = Tokeniser._ready
-        elif encoder is not None and encoder.by_trainer:
+        elif encoder is None:
+            self._prepare = Tokeniser._read_only
+        elif encoder.by_trainer:
             self._prepare = Tokeniser._by_trainer
 
     def examples(self, rows: Iterable[Found]) -> Iterator[tuple[int, Columns] | UnusableRow]:
@@ -177,7 +177,7 @@ class Tokeniser:
         return found._replace(sequences=tuple(sequences), prompt=bisect_left(known[0], found.prompt))
 
     def _canonical(self, row: Columns) -> Columns:
-        chat = self.encoder is not None and (self.encoder.template is not None or bool(self.encoder.by_trainer))
+        chat = self.encoder is None or self.encoder.template is not None or bool(self.encoder.by_trainer)
         read = self._standard(row)
         columns = canonical(read, self.shape, chat=chat, trl=self.masking.trl and not self.masking.assumed)
         return with_keys(columns, read, self.shape)
@@ -227,6 +227,10 @@ class Tokeniser:
             return turns
         joined = not self._enc.takes_parts
         return [{**turn, "content": _content(turn, joined=joined)} for turn in turns]
+
+    def _read_only(self, rows: list[tuple[int, Columns]]) -> Iterator[TokenRow | UnusableRow]:
+        """Yield rows without tokens, for there is no tokenizer."""
+        return (TokenRow(number, item, ()) for number, item in rows)
 
     def _by_trainer(self, rows: list[tuple[int, Columns]]) -> Iterator[TokenRow | UnusableRow]:
         """Yield rows as the installed trainer makes them."""

@@ -22,7 +22,7 @@ from gradience.rules.between.prompts import PROMPT_RULES
 from gradience.rules.between.rules import BETWEEN_RULES
 from gradience.rules.config import RULES, judge_config
 from gradience.rules.config.facts import CheckContext, ConfigRule
-from gradience.rules.joins import Symptom, correlate
+from gradience.rules.joins import Symptom, correlate, shown
 from gradience.rules.joins.run import JOINS
 from gradience.rules.joins.symptoms import (
     Stated,
@@ -112,7 +112,7 @@ class Judged:
         silent = {(source, rule) for source, verdict in self.verdicts() for rule in verdict.silent_of(IDS[source])}
         symptoms = [*self._symptoms(), *self._of_prompt(left_out)]
         joined = correlate(joins, symptoms, frozenset(silent))
-        told = ((symptom.source, symptom.finding) for symptom in joined.left)
+        told = ((one.source, one.finding) for one in joined.left if not any(_foretells(one, x) for x in joined.left))
         single = (_alone(source, one) for source, one in told if one and one.id not in _READINGS)
         causes = self._eased(sorted([*joined.causes, *single], key=_place))
         first: dict[tuple[str, str], Cause] = {}
@@ -243,6 +243,14 @@ def of_part(causes: Iterable[Cause], source: SourceKind, also: Collection[str] =
     """The findings on one part, those that join it with another among them, and those of the ids in `also`."""
     wanted = (c for c in causes if c.id in also or any(piece.source == source for piece in c.pieces))
     return [Finding(**{name: getattr(cause, name) for name in Finding.__struct_fields__}) for cause in wanted]
+
+
+def _foretells(one: Symptom, other: Symptom) -> bool:
+    """Whether the settings let expect what the log shows: what came is told, with its numbers."""
+    if (one.source, other.source) != ("config", "log"):
+        return False
+    expected, came = ({sign.name for sign in shown(each.source, each.id, each.tags)} for each in (one, other))
+    return not expected.isdisjoint(came)
 
 
 def _alone(source: PieceSource, finding: Finding) -> Cause:

@@ -13,7 +13,8 @@ from gradience.rules.joins import RULES_OF, Message, Needs, Symptom, correlate, 
 from gradience.rules.joins.run import JOINS
 from gradience.schema.diagnose import Cause
 from gradience.schema.document import SEVERITIES, Finding
-from gradience.verbs.diagnose.run import IDS, verdict_of
+from gradience.verbs.diagnose.run import IDS
+from gradience.verbs.diagnose.verdict import verdict_of
 from gradience.verbs.rules import rules
 
 JOIN = {join.id: join for join in JOINS}

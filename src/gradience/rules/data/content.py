@@ -96,6 +96,13 @@ def seen_in(data: DataReport, rows: Rows, says: str, *, at_least: Threshold | No
         yield on_rows(data, rows, says)
 
 
+@premise("the rows are tokens")
+def as_tokens(data: DataReport) -> str | None:
+    """The need of rules on tokens: they were given, or a tokenizer was."""
+    is_text = data.tokenizer is None and data.format != "tokenised"
+    return "no tokenizer is given: rows are read as text (--tokenizer FOLDER)" if is_text else None
+
+
 @premise("the loss is computed on tokens")
 def of_tokens(data: DataReport) -> str | None:
     """The need of rules on supervised tokens: the reason why a data set has none, or None if it has them."""
@@ -104,7 +111,7 @@ def of_tokens(data: DataReport) -> str | None:
         return f"{data.trainer}: the loss is computed on one output per {per}, not on tokens"
     if data.trainer == "grpo":
         return "grpo: the model writes the answers itself"
-    return None if data.rows_read else "no row could be tokenised"
+    return as_tokens(data) if data.rows_read else "no row could be tokenised"
 
 
 @premise("the rows have labels")

@@ -8,7 +8,18 @@ from typing import Final
 
 from gradience.data.asked import AskedRow, RowTests, row_kinds, row_test
 from gradience.rules import Observation, Threshold, Unknown, premise
-from gradience.rules.data.content import HALF, SLIPS, SOME, DataRule, counted, of_tokens, on_rows, share, values
+from gradience.rules.data.content import (
+    HALF,
+    SLIPS,
+    SOME,
+    DataRule,
+    as_tokens,
+    counted,
+    of_tokens,
+    on_rows,
+    share,
+    values,
+)
 from gradience.schema.reports import DataReport
 
 ONE_SIDED = Threshold("one_sided", 2, "weighted ratio", "proposal: KTO's paper and TRL's docs ask for 1 to 1.33")
@@ -125,7 +136,7 @@ def _text(data: DataReport) -> str | None:
     return None if data.format == "text" else "the rows are no text: the trainer writes their prompt"
 
 
-@DataRule("DAT363", severity="info", confidence=0.8, needs=(_text,), thresholds=(HALF,))
+@DataRule("DAT363", severity="info", confidence=0.8, needs=(_text, as_tokens), thresholds=(HALF,))
 def _other_prompt(data: DataReport) -> Iterator[Observation]:
     """a prompt that the chat template does not write
 
@@ -191,7 +202,9 @@ def _kto_weights(data: DataReport) -> Iterator[Observation]:
         )
 
 
-@DataRule("DAT365", severity="warning", confidence=0.75, thresholds=(SLIPS,), settings=("max_length",))
+@DataRule(
+    "DAT365", severity="warning", confidence=0.75, needs=(as_tokens,), thresholds=(SLIPS,), settings=("max_length",)
+)
 def _unread_limit(data: DataReport) -> Iterator[Observation]:
     """the limit is stated under a name that TRL no longer reads
 

@@ -7,7 +7,18 @@ from collections.abc import Iterator
 from gradience.data.asked import AskedRow, RowTests, row_test
 from gradience.errors import few
 from gradience.rules import Observation, Unknown, cite, premise
-from gradience.rules.data.content import HALF, SLIPS, SOME, DataRule, counted, of_tokens, on_rows, seen_in, share
+from gradience.rules.data.content import (
+    HALF,
+    SLIPS,
+    SOME,
+    DataRule,
+    as_tokens,
+    counted,
+    of_tokens,
+    on_rows,
+    seen_in,
+    share,
+)
 from gradience.schema import Severity
 from gradience.schema.reports import DataReport
 
@@ -32,7 +43,7 @@ def _limit(data: DataReport) -> str | None:
     severity="info",
     confidence=0.9,
     groups=("data", "log"),
-    needs=(_limit,),
+    needs=(as_tokens, _limit),
     settings=("max_length",),
     thresholds=(SOME, HALF),
     evidence=(TRL_CUT, OTHERS_CUT),
@@ -82,7 +93,7 @@ def _of_cut(data: DataReport) -> Severity | None:
     "DAT306",
     severity="warning",
     confidence=0.9,
-    needs=(_limit,),
+    needs=(as_tokens, _limit),
     settings=("max_length",),
     thresholds=(SOME,),
     evidence=(TRL_CUT,),
@@ -125,6 +136,7 @@ def _answers_cut(data: DataReport) -> Iterator[Observation]:
     "DAT310",
     severity="warning",
     confidence=0.85,
+    needs=(as_tokens,),
 )
 def _split(data: DataReport) -> Iterator[Observation]:
     """control tokens of the template are not in the tokenizer
@@ -203,6 +215,7 @@ def double_bos(row: AskedRow) -> bool:
     severity="warning",
     confidence=0.85,
     groups=("data", "log"),
+    needs=(as_tokens,),
     thresholds=(SLIPS,),
 )
 def _double_bos(data: DataReport) -> Iterator[Observation]:

@@ -12,7 +12,18 @@ from gradience.data import ANSWERERS, Turn, content_of, part_text
 from gradience.data.asked import AskedRow, RowTests, foreign_in, parts_of, row_kinds, row_test
 from gradience.errors import few
 from gradience.rules import Observation, Unknown, cite, premise
-from gradience.rules.data.content import HALF, SLIPS, SOME, DataRule, counted, on_rows, seen_in, share, values
+from gradience.rules.data.content import (
+    HALF,
+    SLIPS,
+    SOME,
+    DataRule,
+    as_tokens,
+    counted,
+    on_rows,
+    seen_in,
+    share,
+    values,
+)
 from gradience.schema import Json, Severity
 from gradience.schema.reports import DataReport, Rows
 
@@ -101,7 +112,7 @@ def _parts(data: DataReport) -> Iterator[Observation]:
         yield on_rows(data, rows, "hold parts whose text is under `value`: it is read, but chat templates read `text`")
 
 
-@DataRule("DAT324", severity="error", confidence=0.9, needs=(_spoken,), evidence=(TRL_ROLES,))
+@DataRule("DAT324", severity="error", confidence=0.9, needs=(_spoken, as_tokens), evidence=(TRL_ROLES,))
 def _unwritten(data: DataReport) -> Iterator[Observation]:
     """turns that the template leaves out
 
@@ -176,6 +187,7 @@ def foreign_tokens(row: AskedRow) -> bool:
     "DAT329",
     severity="info",
     confidence=0.85,
+    needs=(as_tokens,),
     thresholds=(SLIPS,),
 )
 def _foreign(data: DataReport) -> Iterator[Observation]:
@@ -219,6 +231,7 @@ def inverted(row: AskedRow) -> bool:
     severity="error",
     confidence=0.85,
     groups=("data", "log"),
+    needs=(as_tokens,),
     thresholds=(HALF,),
 )
 def _inverted(data: DataReport) -> Iterator[Observation]:
@@ -453,7 +466,7 @@ def template_twice(row: AskedRow) -> bool:
     "DAT328",
     severity="warning",
     confidence=0.9,
-    needs=(_spoken,),
+    needs=(_spoken, as_tokens),
     thresholds=(SLIPS,),
 )
 def _template_twice(data: DataReport) -> Iterator[Observation]:

@@ -413,6 +413,7 @@ def _rises(facts: RunFacts) -> Observation | None:
     ),
     as_info=True,
     look=True,
+    signs=("long_warmup",),
     cause="in_warmup",
     thresholds=(ENDED, WARMUP_STEPS, LONG_WARMUP, LONG_ROWS),
 )

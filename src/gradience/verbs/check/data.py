@@ -1,4 +1,4 @@
-"""The verb ``check --data``: tokenise a data set as its trainer would, and report on it."""
+"""The verb ``check --data``: tokenise a data set as its trainer would, and report on it; or read it as text only."""
 
 from __future__ import annotations
 
@@ -82,7 +82,8 @@ def measure_data(asked: CheckSettings) -> DataReport:
     standard = asked.plan.naming.standard
     shape, columns = _shape_of(source, asked.task or asked.plan.task, standard)
     template = None if shape.format == "tokenised" else options.template or installed_template(asked.plan)
-    limit, notes = _limit(asked, shape)
+    has_tokens = options.tokenizer is not None or shape.format == "tokenised"
+    limit, notes = _limit(asked, shape) if has_tokens else (options.max_length or None, [])
     asks = template is None and prepares(asked.plan.program, shape)
     trainer = _trainer(asked, limit) if asks else None
     encoder = None if options.tokenizer is None else Encoder(options.tokenizer, template, trainer=trainer)
@@ -147,7 +148,7 @@ def measure_data(asked: CheckSettings) -> DataReport:
         notes=[
             *asked.plan.notes,
             *notes,
-            *([] if _by_trainer(encoder) else _notes(shape, asked.masking)),
+            *(_notes(shape, asked.masking) if has_tokens and not _by_trainer(encoder) else []),
             *_images(counts, encoder),
         ],
         turn_end=encoder.names([counts.turn_end])[0] if encoder is not None and counts.turn_end is not None else "",
@@ -341,6 +342,8 @@ def check_data(
 ) -> CheckReport:
     """Check a data set by the rules, tokenised as its trainer would; and a configuration, if one is given.
 
+    Without a tokenizer rows are read as text: what needs tokens is not judged, and nothing is said of lengths.
+
     Missing options are taken from the recipe in `training` or `document` (TRL, Axolotl, LLaMA-Factory, torchtune).
 
     Args:
@@ -412,14 +415,16 @@ def _joined(base: CheckReport, data: DataReport, unwanted: Mapping[str, str]) ->
 
 def _derived(base: CheckReport, data: DataReport) -> dict[str, Real]:
     """Tokens and steps per epoch; if the adapter's parameters were counted, also tokens per parameter."""
-    counts: dict[str, Real] = {"tokens_per_epoch": _per_epoch(data, data.tokens.kept)}
-    if data.trainer in {"sft", "dpo", "kto"}:
+    counts: dict[str, Real] = {}
+    if data.sequences:
+        counts["tokens_per_epoch"] = _per_epoch(data, data.tokens.kept)
+    if data.sequences and data.trainer in {"sft", "dpo", "kto"}:
         counts["supervised_tokens_per_epoch"] = _per_epoch(data, data.tokens.supervised)
     batch = base.derived.get("effective_batch")
-    if isinstance(batch, float) and batch >= 1:
-        counts["steps_per_epoch"] = -(-_examples(data) // int(batch))
+    if isinstance(batch, float) and batch >= 1 and (examples := _examples(data)):
+        counts["steps_per_epoch"] = -(-examples // int(batch))
     size = None if base.coverage is None else base.coverage.lora_params
-    if size:
+    if size and data.sequences:
         counts["tokens_per_parameter"] = real(_per_epoch(data, data.tokens.kept) / size)
     return counts
 
@@ -430,8 +435,10 @@ def _per_epoch(data: DataReport, tokens: int) -> int:
     return round(tokens * data.rows / data.rows_read) if data.rows_read else 0
 
 
-def _examples(data: DataReport) -> int:
-    """Examples per epoch: rows, or packed sequences."""
+def _examples(data: DataReport) -> int | None:
+    """Examples per epoch: rows, or packed sequences, which nobody knows without a tokenizer."""
+    if data.packing and not data.sequences:
+        return None
     packed = data.batching.packed_sequences
     return max(1, _per_epoch(data, packed)) if data.packing and packed else data.rows
 
@@ -439,11 +446,9 @@ def _examples(data: DataReport) -> int:
 def _with_data(whole: Layer, data: DataReport) -> Layer:
     """The configuration with the number of examples and tokens of its data."""
     training = whole.config.training
-    counted: dict[str, Json] = {
-        "train_examples": _examples(data),
-        "train_tokens": _per_epoch(data, data.tokens.kept),
-        "length_p99": data.lengths.p99,
-    }
+    counted: dict[str, Json] = {} if (examples := _examples(data)) is None else {"train_examples": examples}
+    if data.sequences:
+        counted |= {"train_tokens": _per_epoch(data, data.tokens.kept), "length_p99": data.lengths.p99}
     changed = msgspec.structs.replace(
         training, extras={**training.extras, **counted}, max_length=training.max_length or data.max_length
     )

@@ -409,7 +409,10 @@ def _known(config: ConfigSnapshot, given: CheckOptions, whole: Layer) -> Known:
     adapter = str(configs[-1].parent) if configs and configs[-1].name == CONFIG_NAME else None
     base = None if given.base is None else str(given.base)
     names = (whole.base, config.model_name)
-    around = Beside(base=base_of(names)) if adapter is None else given.adapter_in(Path(adapter)).beside(whole.base)
+    if adapter is None:
+        around = Beside(base=base_of(names, Path(whole.sources[0].path).parent if whole.sources else None))
+    else:
+        around = given.adapter_in(Path(adapter)).beside(whole.base)
     return known_of(adapter, msgspec.structs.replace(around, base=base or around.base), rank=config.lora.r)
 
 

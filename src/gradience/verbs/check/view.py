@@ -63,6 +63,8 @@ _TWO_DIGITS: Final = 10  # megabytes from which a size is shown without decimals
 def data_blocks(data: DataReport, derived: Mapping[str, Real], *, caption: str = "") -> Iterator[Block]:
     """The data set as understood, and the histogram of its lengths."""
     yield facts(_data(data, derived), indent=2, caption=caption)
+    if not data.sequences:
+        return
     drawing = Bars(tuple(data.lengths.bins), data.lengths.bin_width, data.max_length)
     about = f"Before the cut, {data.lengths.bin_width:,} tokens a bar."
     yield Figure("Tokens per sequence", drawing, summary=f"{data.sequences:,} sequences, in tokens", caption=about)
@@ -72,13 +74,16 @@ def _data(data: DataReport, derived: Mapping[str, Real]) -> Iterator[tuple[str, 
     yield "Prompt", data.prompt
     read = f"{data.rows_read:,} of {data.rows:,}, drawn with seed {data.seed}" if data.sampled else f"{data.rows:,}"
     yield "Rows", f"{read} ({data.format}, for {_trainer(data)})"
-    yield "Tokenizer", f"{data.tokenizer or 'none: the rows are tokens'}{_template(data)}"
+    none = "the rows are tokens" if data.sequences else "what needs tokens is not judged (--tokenizer FOLDER)"
+    yield "Tokenizer", f"{data.tokenizer or f'none: {none}'}{_template(data)}"
     yield "Loss", "" if data.loss == "none" else f"on {_loss(data)} ({data.loss_from})"
     packed = ", packed" if data.packing else ""
     yield "Limit", f"{data.max_length:,} tokens{packed}" if data.max_length is not None else f"none{packed}"
-    yield "Tokens", _tokens(data)
     lengths = data.lengths
-    yield "Lengths", f"median {lengths.p50:,}, 95 % {lengths.p95:,}, 99 % {lengths.p99:,}, longest {lengths.longest:,}"
+    if data.sequences:
+        yield "Tokens", _tokens(data)
+        at = f"95 % {lengths.p95:,}, 99 % {lengths.p99:,}, longest {lengths.longest:,}"
+        yield "Lengths", f"median {lengths.p50:,}, {at}"
     if data.batching.padding_share is not None:
         packing = f"; packed {data.batching.packed_sequences:,} sequences" if data.batching.packed_sequences else ""
         yield "Padding", f"{percent(data.batching.padding_share)} at {data.batching.batch_size} rows{packing}"
