@@ -149,13 +149,6 @@ CASES = {
         ("still rose",),
         verdict="worth_a_look",
     ),
-    "it ends in a warm-up that its settings have, too": Case(
-        [{**row, "learning_rate": 2e-4 * row["step"] / 300} for row in trained(slow)],
-        ("[WARNING] LRS133: The run ended at step 200 while the learning rate still rose (warm-up 300 steps)",),
-        ("SCH002",),
-        verdict="needs_attention",
-        args={"learning_rate": 2e-4, "warmup_steps": 300, "max_steps": 200},
-    ),
     "gradients, and nothing moves": Case(
         trained(lambda part: 2.0 + 0.01 * math.sin(99.0 * part)),
         ("[WARNING] NOL106", "Gradients arrive (norm 1), and the loss stays."),

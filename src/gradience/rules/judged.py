@@ -251,10 +251,8 @@ def of_part(causes: Iterable[Cause], source: SourceKind, also: Collection[str] =
 
 def _foretells(one: Symptom, other: Symptom) -> bool:
     """Whether the settings let expect what the log shows: what came is told, with its numbers."""
-    if (one.source, other.source) != ("config", "log"):
-        return False
     expected, came = ({sign.name for sign in shown(each.source, each.id, each.tags)} for each in (one, other))
-    return not expected.isdisjoint(came)
+    return (one.source, other.source) == ("config", "log") and not expected.isdisjoint(came)
 
 
 def _alone(source: PieceSource, finding: Finding) -> Cause:

@@ -51,7 +51,6 @@ from gradience.schema.reports import (
 )
 from gradience.telemetry.series import RunSeries
 
-_MODULES: Final = 3  # least used modules of the audit in the log
 _ALERTS: Final = 3  # alerts in a frame
 _SIGNALS: Final = 5  # columns shown without --verbose
 _METRICS: Final = 6  # metrics of an evaluation
@@ -332,11 +331,6 @@ def _audit_in_full(report: MonitorReport, audit: Mapping[str, Json], verdict: st
         yield f"  Update size: {size}"
     if suggests_ranks(verdict):
         yield f"  Suggested r (median/p90): {median}/{tail}, after training; verify with eval"
-        modules = audit.get("modules")
-        for module in modules[:_MODULES] if isinstance(modules, list) else []:
-            if isinstance(module, dict):  # another program may have written the log
-                name = str(module.get("name", "-"))
-                yield f"  least used: util={percent(number_in(module, 'utilization'))}  {name}"
     yield ""
 
 
