@@ -21,6 +21,7 @@ class Doctests(Extension):
     """Sessions of Python in docstrings as blocks of code: Markdown takes `>>>` for quotations."""
 
     def on_instance(self, *, obj: Any, **_: object) -> None:
+        """Fence the sessions of one docstring."""
         if obj.docstring is not None:
             obj.docstring.value = re.sub(
                 r"^( *)>>> .*(?:\n\1\S.*)*", r"\1```pycon\n\g<0>\n\1```", obj.docstring.value, flags=re.MULTILINE
