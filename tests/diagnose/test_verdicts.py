@@ -3,14 +3,23 @@
 from __future__ import annotations
 
 import doctest
+import json
+import math
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
+from audited import report as audited, save_adapter
 from tables import every
 
+from gradience.schema import ConfigSnapshot, OptimizerSnapshot
+from gradience.schema.audit import AuditSummary
 from gradience.schema.diagnose import Cause, DiagnosedSource, Piece, SourceCoverage
+from gradience.schema.reports import CHECK_SCHEMA_ID, CheckReport
+from gradience.telemetry.writer import TelemetryWriter
 from gradience.verbs.diagnose import run as diagnose
-from gradience.verbs.diagnose.run import headline, is_complete, verdict_of
+from gradience.verbs.diagnose.run import headline, is_complete
+from gradience.verbs.diagnose.verdict import doubts, verdict_of
 
 
 @every(
@@ -52,6 +61,77 @@ def test_enough_was_judged_if_something_was_and_all_could_be_read(states, judged
     sources: Any = [SimpleNamespace(state=state) for state in states]
     coverage: Any = [SimpleNamespace(source=source, judged=n) for source, n in judged.items()]
     assert is_complete(sources, coverage) is complete
+
+
+FALLS = (1.6, 1.3, 1.15, 1.05, 1.0, 0.97, 0.95, 0.94)
+GAINS = (0.7, 0.74, 0.76, 0.77, 0.78, 0.79, 0.8, 0.82)
+
+
+def rows(n=40, fall=1.5, **metrics):
+    """Rows of a training loss, and eight evaluations of what is named."""
+    for i in range(1, n + 1):
+        yield {"step": i * 5, "epoch": i / 40, "loss": fall * math.exp(-i / 20) + 0.5, "learning_rate": 2e-4}
+    for place in range(8 if metrics else 0):
+        yield {"step": 25 * (place + 1)} | {f"eval_{name}": values[place] for name, values in metrics.items()}
+
+
+@every(
+    ("logged", "state", "words"),
+    [
+        (rows(loss=FALLS), {}, None),
+        (rows(loss=FALLS, accuracy=GAINS), {}, None),
+        (rows(), {}, None),
+        (rows(fall=0.0), {}, "the loss does not fall"),
+        (rows(loss=(1.9,) * 8), {}, "memorises; eval loss did not improve"),
+        (rows(loss=FALLS, f1=(0.0,) * 8), {}, "eval f1 does not improve"),
+        (rows(loss=FALLS, f1=(0.5, *[0.45, 0.4] * 3, 0.3)), {}, "eval f1 0.3 (best 0.5 at step 25)"),
+        (rows(loss=(*FALLS[:2], *[1.299] * 6)), {}, "eval loss has not improved since step 50"),
+        (rows(4), {}, "cannot tell whether it learns"),
+        (rows(loss=FALLS), {"max_steps": 800}, "the log ends at step 200 of 800"),
+        (rows(loss=(*FALLS[:7], 1.05)), {}, "eval loss 1.05 (best 0.95 at step 175)"),  # one is not yet overfitting
+        (rows(loss=(*FALLS[:7], 0.96)), {}, None),  # within what the evaluations scatter by
+        (rows(loss=FALLS, accuracy=(*GAINS[:7], 0.74)), {}, "eval accuracy 74.0% (best 80.0% at step 175)"),
+        (rows(loss=FALLS, accuracy=(*GAINS[:7], 0.795)), {}, None),
+    ],
+)
+def test_no_problem_is_found_beside_no_words_that_deny_it(logged, state, words, tmp_path):
+    state = {"log_history": list(logged), "max_steps": 200, "global_step": 200, **state}
+    (tmp_path / "trainer_state.json").write_text(json.dumps(state))
+    report = diagnose.diagnose(tmp_path)
+    assert words is None or words in report.monitor.story
+    assert (report.verdict == "no_fault_found") is (words is None)
+
+
+@every(("rate", "size", "doubt"), [(9.7e-5, 1.19, False), (9.9e-5, 1.19, True), (9.7e-5, 1.21, True)])
+def test_nor_beside_a_first_step_or_an_update_over_all_others(rate, size, doubt):
+    config = ConfigSnapshot(extras={"objective": "sft"})
+    step = CheckReport(schema=CHECK_SCHEMA_ID, config=config, derived={"scaling_r_lr": 512 * rate})
+    weights = audited(summary=AuditSummary(total_lora_params=1, n_layers=1, update_size=size))
+    assert any(doubts(None, step, weights)) is doubt
+
+
+@every(
+    ("optimizer", "fall", "severity", "verdict"),
+    [
+        ("adamw_torch", 1.0, "info", "worth_a_look"),
+        ("sgd", 1.0, "warning", "needs_attention"),
+        ("adamw_torch", 0.0, "warning", "needs_attention"),
+    ],
+)
+def test_weights_like_random_ones_are_no_fault_where_adam_made_the_loss_fall(
+    optimizer, fall, severity, verdict, tmp_path
+):
+    rng = np.random.default_rng(0)
+    flat = [(0.02 * rng.standard_normal((64, 8)), rng.standard_normal((8, 64))) for _ in range(6)]
+    save_adapter(tmp_path, flat, task_type="CAUSAL_LM")
+    with TelemetryWriter(tmp_path / "run.jsonl", fsync="never") as log:
+        log.run_start(ConfigSnapshot(optimizer=OptimizerSnapshot(name=optimizer)))
+        for step in range(1, 101):
+            log.train_step(step, loss=2.0 + fall * (math.exp(-step / 25) - 1.0), lr=1e-3, grad_norm=1.0)
+        log.run_end(status="ok")
+    report = diagnose.diagnose(tmp_path)
+    assert {c.severity for c in report.findings if c.id == "RND309"} == {severity}
+    assert report.verdict == verdict
 
 
 SOURCES = [

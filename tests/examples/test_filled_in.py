@@ -77,6 +77,35 @@ def gone(run: Path) -> None:
     named(run, "of-another-machine")
 
 
+def above(run: Path) -> None:
+    shutil.copytree(run / "base", run / "its base")
+    named(run, "./its base")
+
+
+def within(run: Path) -> None:
+    shutil.copytree(run / "base", run / "adapter" / "its base")
+    shutil.copytree(run / "base", run / "its base")
+    named(run, "its base")
+
+
+def itself(run: Path) -> None:
+    shutil.copy(run / "base" / "config.json", run / "adapter")
+    named(run, "adapter")
+
+
+def bare(run: Path) -> None:
+    (run / "rows").mkdir()
+    named(run, "rows")
+
+
+def first(run: Path) -> None:
+    named(run, "distilbert-base-uncased")
+
+
+def like_first(run: Path) -> None:
+    named(run, "distilbert-base-uncased-mine")
+
+
 @every(
     ("change", "base", "texts", "said"),
     [
@@ -86,6 +115,12 @@ def gone(run: Path) -> None:
         (two, "{base}", "TEXTS", "TEXTS by a file of rows"),
         (logged, "owner/model", "TEXTS", "TEXTS by a file of rows"),
         (gone, "MODEL", "TEXTS", "MODEL by the base model and TEXTS by a file of rows"),
+        (above, "{run}/its base", "TEXTS", "TEXTS by a file of rows"),
+        (within, "{run}/adapter/its base", "TEXTS", "TEXTS by a file of rows"),
+        (itself, "MODEL", "TEXTS", "MODEL by the base model and TEXTS by a file of rows"),
+        (bare, "MODEL", "TEXTS", "MODEL by the base model and TEXTS by a file of rows"),
+        (first, "distilbert-base-uncased", "TEXTS", "TEXTS by a file of rows"),
+        (like_first, "MODEL", "TEXTS", "MODEL by the base model and TEXTS by a file of rows"),
     ],
 )
 def test_the_next_command_has_what_is_known_and_the_line_after_it_what_is_not(
@@ -114,6 +149,38 @@ def saved(base: Path, out: Path, **settings: object) -> Path:
     lora = peft.LoraConfig(r=4, target_modules=["q_proj"], task_type="CAUSAL_LM", init_lora_weights=False, **settings)
     peft.get_peft_model(AutoModelForCausalLM.from_pretrained(base), lora).save_pretrained(out)
     return out
+
+
+def test_a_folder_that_is_named_by_a_dot_has_one_above(trained, tmp_path, monkeypatch, capsys):
+    run = shutil.copytree(trained, tmp_path / "run")
+    above(run)
+    monkeypatch.chdir(run / "adapter")
+    main(["audit", "."])
+    assert "gradience resize . --base '../its base' --data TEXTS" in capsys.readouterr().out
+
+
+@every(
+    "commands",
+    [
+        ("check --adapter {run}/adapter --serve vllm",),
+        ("check {run}/recipe.yaml --serve vllm",),
+        ("merge {run}/adapter {run}/adapter --check",),
+        ("monitor {run} --json",),
+        ("fleet audit {run} --out {run}/fleet", "fleet show {run}/fleet --serve vllm"),
+    ],
+)
+def test_every_verb_that_names_a_base_finds_it_above_the_adapter(trained, commands, tmp_path, capsys):
+    run = tmp_path / "run"
+    saved(trained / "base", run / "adapter", use_dora=True)
+    shutil.copytree(trained / "base", run / "mine")
+    named(run, "./mine")
+    (run / "recipe.yaml").write_text(recipe("rows.jsonl").replace(" base", " ./mine") + "peft_use_dora: true\n")
+    out_of_memory(run / "run.jsonl", "./mine")
+    for command in commands:
+        main(command.format(run=run).split())
+    said = " ".join(capsys.readouterr().out.split())
+    assert f"--base {run}/mine " in said.replace("\\", "")
+    assert "--base MODEL" not in said
 
 
 @every(
@@ -172,14 +239,18 @@ def test_the_bench_that_merge_check_names_has_the_base_of_all_and_each_ones_rows
     assert lines[at + 1 :] == ([f"    Replace {' and '.join(lacking)}."] if lacking else [])
 
 
-@every(("base", "said"), [("owner/model", "SIZE by "), ("of-another-machine", "MODEL by the base model and SIZE by ")])
-def test_what_a_log_tells_is_in_the_command_of_a_detector(base, said, tmp_path, capsys):
-    log = tmp_path / "run.jsonl"
+def out_of_memory(log: Path, base: str) -> Path:
     with TelemetryWriter(log) as run:
         run.run_start({"model_name": base})
         for step in range(1, 40):
             run.train_step(step, loss=2.0)
         run.run_end("error", reason="OutOfMemoryError")
+    return log
+
+
+@every(("base", "said"), [("owner/model", "SIZE by "), ("of-another-machine", "MODEL by the base model and SIZE by ")])
+def test_what_a_log_tells_is_in_the_command_of_a_detector(base, said, tmp_path, capsys):
+    log = out_of_memory(tmp_path / "run.jsonl", base)
     main(["monitor", str(tmp_path), "--json"])
     findings = json.loads(capsys.readouterr().out)["findings"]
     [verify] = [item["verify"] for item in findings if "--memory" in item["verify"]]

@@ -36,6 +36,22 @@ def test_alerts_are_said_as_they_happen_once_each_with_the_id(training, callback
     assert told[0][1].startswith("NUM101 at step 4: Not finite: loss at step 4")
 
 
+def test_what_memorises_is_said_while_it_trains(training, callback, said, tmp_path):
+    model = training.llama().unload().requires_grad_(requires_grad=True)
+    given = {"max_steps": 100, "eval_strategy": "steps", "eval_steps": 10, "learning_rate": 2e-3, "logging_steps": 2}
+    training.trainer(
+        tmp_path,
+        callback(),
+        model=model,
+        evals=training.sequences(seed=7, n=24),
+        per_device_train_batch_size=16,
+        **given,
+    ).train()
+    steps = {line[:6]: int(line.split()[3].rstrip(":")) for level, line in said() if "at step" in line}
+    assert {"GAP111"} < steps.keys() <= {"GAP111", "HLD146", "OVF110"}  # one of these two, whichever comes first
+    assert max(steps.values()) <= 60
+
+
 def test_what_the_first_batches_hold_is_told_and_may_stop_as_preflight_foretold_it(training, callback, said, tmp_path):
     made = training.trainer(tmp_path, callback(stop_on=["DAT358"]), max_steps=20, per_device_train_batch_size=2)
     for row in made.train_dataset:

@@ -10,7 +10,7 @@ import pytest
 from tables import every
 
 from gradience.hf.recorder import Lookout, live_ids, live_rules
-from gradience.schema import ConfigSnapshot
+from gradience.schema import ConfigSnapshot, TrainingSnapshot
 
 
 def watch(losses, norms=None, stop_on=()):
@@ -92,18 +92,6 @@ def test_a_divergence_is_found_within_a_tenth_of_the_rows_before_it(n):
     assert n < found[1] <= n + max(10, 0.3 * n)
 
 
-def test_overfitting_is_found_at_the_evaluation_that_shows_it():
-    lookout = Lookout(ConfigSnapshot())
-    found = []
-    for step, loss in enumerate(falling(200, noise=0.005), 1):
-        lookout.row(step, {"loss": loss, "grad_norm": 1.0})
-        if step % 20 == 0:
-            held_out = 2.0 - 0.01 * step if step <= 80 else 1.2 + 0.01 * (step - 80)
-            found += [(f.id, step) for f in lookout.evaluation(step, "eval", {"loss": held_out, "n": 100})]
-    assert [f[0] for f in found] == ["OVF110", "GAP111"]
-    assert 100 < found[0][1] <= 160
-
-
 def test_of_a_hundred_noisy_healthy_curves_at_most_one_is_called_anything():
     draw = np.random.default_rng(1)
     called = 0
@@ -114,14 +102,38 @@ def test_of_a_hundred_noisy_healthy_curves_at_most_one_is_called_anything():
     assert called <= 1
 
 
-def test_rows_without_a_loss_and_evaluations_without_one_are_left_out(looks):
+@every(
+    ("measured", "found"),
+    [
+        (
+            {"f1": (0.0, 0.0, 0.0, 0.0, 0.0)},
+            [("HLD146", 60)],
+        ),  # nothing is right at the third, and two may be too early
+        ({"f1": (0.0, 0.0, 0.2, 0.5, 0.6)}, []),
+        ({"loss": (2.0, 1.2, 1.6, 1.8, 2.0)}, [("OVF110", 80)]),
+        ({"loss": (2.0, 1.2, 1.6, 1.8, 2.0), "f1": (0.5, 0.6, 0.7, 0.8, 0.9)}, []),  # what decides gains
+        ({"loss": (4.0, 3.9, 3.9, 3.9, 3.9), "epoch": (0.1, 0.2, 0.3, 0.4, 0.5)}, []),  # no row comes again
+        ({"loss": (4.0, 3.9, 3.9, 3.9, 3.9), "epoch": (0.3, 0.6, 0.9, 1.2, 1.5)}, [("GAP111", 80)]),
+    ],
+)
+def test_evaluations_are_judged_by_all_that_they_measured(measured, found):
+    lookout, said = Lookout(ConfigSnapshot(training=TrainingSnapshot(max_steps=200))), []
+    for step, loss in enumerate(falling(100, noise=0.005), 1):
+        lookout.row(step, {"loss": loss, "grad_norm": 1.0})
+        if step % 20 == 0:
+            values = {name: column[step // 20 - 1] for name, column in measured.items()}
+            said += [(f.id, step) for f in lookout.evaluation(step, "eval", {"loss": loss, "n": 100, **values})]
+    assert said == found
+
+
+def test_rows_without_a_loss_are_left_out_and_every_evaluation_is_a_reason_to_look(looks):
     lookout = Lookout(ConfigSnapshot())
     assert lookout.row(1, {"reward": 0.5}) == ()
-    assert lookout.evaluation(1, "eval", {"accuracy": 0.5}) == ()
+    assert lookout.evaluation(1, "eval", {"accuracy": 0.5}) == []
     lookout.row(10, {"loss": 1.0, "grad_norm": 1.0})
     for step in (4, 12):
         lookout.evaluation(step, "eval", {"loss": 1.0})
-    assert looks == [10, 12]  # the last step is the furthest of either
+    assert looks == [1, 10, 12]  # the last step is the furthest of either
 
 
 def test_only_what_is_asked_for_stops():

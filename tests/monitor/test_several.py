@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import shutil
 from pathlib import Path
@@ -82,11 +81,28 @@ def test_all_runs_of_a_log_are_rows(tmp_path, capsys):
     assert [row.run for row in read_rows(path, path)] == ["first", "second"] * 2
 
 
-def test_a_run_of_a_log_is_shown_by_its_id(tmp_path, capsys):
+@pytest.mark.parametrize("verb", ["monitor", "diagnose"])
+def test_of_several_runs_the_table_is_first_and_then_the_one_that_is_asked_for_or_the_last(verb, tmp_path, capsys):
     path = record(tmp_path / "run.jsonl", run_id="first")
-    record(path, falling(fall=0.1), run_id="second")
-    assert main(["monitor", str(path), "--run", "first", "--json"]) == 0
-    assert json.loads(capsys.readouterr().out)["run_id"] == "first"
+    record(path, [*falling(30), *[math.nan] * 5], run_id="broken")
+    record(path, falling(fall=0.1), run_id="last")
+    for place in (path, tmp_path):
+        assert main([verb, str(place)]) == 0
+        table, report = capsys.readouterr().out.split("\n\n", 1)
+        lines = table.splitlines()[1:4]
+        assert [line.split("#")[1].split()[0] for line in lines] == ["first", "broken", "last"]
+        assert ["not finite" in line for line in lines] == [False, True, False]
+        assert "Story: " in report
+        assert "not finite" not in report
+    assert main([verb, str(path), "--run", "first", "--json"]) == 0
+    assert '"run_id":"first"' in capsys.readouterr().out.replace(": ", ":")
+
+
+def test_of_a_folder_of_runs_the_table_is_all_that_can_be_told_until_one_is_chosen(pair, capsys):
+    assert main(["diagnose", str(pair[0].parents[1])]) == 2
+    table, report = capsys.readouterr().out.split("\n\n", 1)
+    assert [line.split()[0] for line in table.splitlines()[:3]] == ["run", "a", "b"]
+    assert "2 runs in it (a, b): --run chooses" in report
 
 
 def test_an_unknown_run_is_refused_naming_those_there_are(tmp_path):

@@ -31,7 +31,7 @@ from gradience import AdapterError, OutputError, resize_adapter
 from gradience.adapters.patterns import Patterns
 from gradience.rewriting.sides import open_stored
 from gradience.spectral.update import reduced
-from gradience.verbs.resize import factors
+from gradience.verbs.resize import weights
 from gradience.verbs.resize.factors import Cut, Loss, ResizePlan, new_config, planned_file, relative_error
 from gradience.verbs.resize.subject import Subject, resizable_pairs
 
@@ -286,7 +286,7 @@ def test_one_expert_that_is_not_finite_is_named_and_each_counts_its_own_paramete
 def test_products_are_of_float32_where_both_factors_will_be_of_sixteen_bits(kinds, half, tmp_path, monkeypatch):
     seen = []
     monkeypatch.setattr(
-        factors, "reduced", lambda *a, half, **more: seen.append(half) or reduced(*a, half=half, **more)
+        weights, "reduced", lambda *a, half, **more: seen.append(half) or reduced(*a, half=half, **more)
     )
     pair = tuple(x.astype(kind) for x, kind in zip(diagonal(4.0, 2.0), kinds, strict=True))
     resize_adapter(adapter(tmp_path / "a", {"q": pair}), tmp_path / "out", rank=1)

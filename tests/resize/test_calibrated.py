@@ -24,10 +24,10 @@ from gradience.models.inputs import batches, read_inputs
 from gradience.models.outputs import log_probs, logits_of, row_sizes
 from gradience.models.statistics import lora_layers, statistics
 from gradience.rewriting.sides import open_stored
-from gradience.verbs.resize.options import ResizeOptions, Target
-from gradience.verbs.resize.outputs import Measurement, chosen, measure, plan_by_outputs
+from gradience.verbs.resize.options import Target
+from gradience.verbs.resize.outputs import CHOSEN_BY, Measurement, chosen, measure, plan_by_outputs
 from gradience.verbs.resize.pieces import combined, gates_of, pieces_of
-from gradience.verbs.resize.subject import BY_WEIGHTS, Running, Subject, resizable_pairs, run
+from gradience.verbs.resize.subject import BY_WEIGHTS, Running, Subject, resizable_pairs, run, split_inputs
 
 TARGETS = ["q_proj", "v_proj", "down_proj"]
 
@@ -57,7 +57,8 @@ def calibrate(case: Saved, texts: Path) -> Calibrated:
     stored = open_stored(case.adapter)
     subject = Subject(stored, resizable_pairs(stored.adapter), None)
     running = run(subject, case.base, silent)
-    return Calibrated(subject, running, measure(subject, running, texts, ResizeOptions(), silent))
+    split = split_inputs(texts, running.loaded, most=CHOSEN_BY, seed=0)
+    return Calibrated(subject, running, measure(subject, running, split, 0, silent))
 
 
 @pytest.fixture(scope="module")

@@ -55,13 +55,13 @@ def test_the_help_defines_each_criterion_by_its_formula(capsys):
 SLOW = """
 import os, signal, sys, time
 signal.signal(signal.SIGINT, signal.default_int_handler)
-import gradience.verbs.resize.factors as factors
-fast = factors.reduced
+import gradience.verbs.resize.weights as weights
+fast = weights.reduced
 def slow(*arguments, **options):
     os.write(1, b"begun\\n")  # several threads cut, and a line must stay one
     time.sleep(600)
     return fast(*arguments, **options)
-factors.reduced = slow
+weights.reduced = slow
 from gradience.cli.main import script
 sys.exit(script())
 """

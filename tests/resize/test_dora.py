@@ -11,7 +11,7 @@ from peft import LoraConfig
 from tables import every
 
 from gradience import AdapterError, resize_adapter
-from gradience.verbs.resize.factors import refit_of, refitted
+from gradience.verbs.resize.weights import refit_of, refitted
 
 
 def weight(w, b, a, m, scale):

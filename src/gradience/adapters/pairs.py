@@ -70,6 +70,10 @@ class LoraPair(NamedTuple):
         """Return only the file's A, from a (E, k, in * kernel)."""
         return padded(a, (self.experts, rank, a.shape[2])).reshape(self.shapes(rank)[0])
 
+    def named(self, b: Array, a: Array, rank: int) -> dict[str, Array]:
+        """The file's A and B by their names."""
+        return {self.a_name: self.joined_a(a, rank), self.b_name: self.joined_b(b, rank)}
+
     def read(self, source: TensorSource) -> tuple[Array, Array]:
         """Read the pair from a file as b (E, out, r) and a (E, r, in * kernel), in the file's orientation."""
         return self.split(source.read(self.b_name), source.read(self.a_name))

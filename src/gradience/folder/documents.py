@@ -307,8 +307,10 @@ class Documents:
 
     def beside(self, base: str | None = None) -> Beside:
         """What a command that is printed is filled in with; `base` is the base's name by an adapter that was opened."""
-        if not self.folders or (self.in_hand is not None and not self.in_hand.path):
+        if self.in_hand is not None and not self.in_hand.path:
             return Beside(base=base_of([base]))
+        if not self.folders:
+            return Beside(base=base_of([base], self.found.path.parent))
         log = None if self.log.held is None else self.log.held.path
         told = [] if log is None else [log if log.is_dir() else log.parent]
         return beside(self.folders[0], self._base_names(base), self._recipes, passed=told)

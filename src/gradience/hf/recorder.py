@@ -347,10 +347,9 @@ class Lookout:
 
     def evaluation(self, step: int, split: str, metrics: Mapping[str, Any]) -> Sequence[Finding]:
         """Take one evaluation of one split; return what it newly shows."""
-        loss = metrics.get("loss")
-        if loss is None:
-            return ()
-        measured = EvalMetrics(loss=loss, accuracy=metrics.get("accuracy"), n=metrics.get("n"))
+        names = set(EvalMetrics.__struct_fields__) - {"extras"}
+        known, extras = ({k: v for k, v in metrics.items() if (k in names) is of_field} for of_field in (True, False))
+        measured = EvalMetrics(**known, extras=extras)
         self._run.evals.append(Eval(schema=SCHEMA_ID, ts=None, run_id="live", step=step, split=split, metrics=measured))
         self._run.last_step = max(step, self._run.last_step or 0)
         return self._judge()

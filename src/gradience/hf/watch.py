@@ -51,7 +51,7 @@ class BatchWatch:
     ) -> None:
         self.batches = 0
         self.watched = 0
-        self._limit = max_length
+        self._limit = max_length if isinstance(max_length, int) else None  # a Trainer's may be anything
         self._counts = dict.fromkeys(_COUNTS, 0)
         self._without_labels = False
         self._packed = False

@@ -22,13 +22,14 @@ from gradience.rules.between.prompts import PROMPT_RULES
 from gradience.rules.between.rules import BETWEEN_RULES
 from gradience.rules.config import RULES, judge_config
 from gradience.rules.config.facts import CheckContext, ConfigRule
-from gradience.rules.joins import Symptom, correlate
+from gradience.rules.joins import Symptom, correlate, shown
 from gradience.rules.joins.run import JOINS
 from gradience.rules.joins.symptoms import (
     Stated,
     damage,
     disagreements,
     idle_targets,
+    learnt_by,
     log_symptoms,
     outgrown,
     recorded_disagreements,
@@ -39,6 +40,7 @@ from gradience.rules.joins.symptoms import (
 from gradience.rules.log import DETECTED, DETECTORS, detect
 from gradience.rules.log.account import account
 from gradience.rules.log.facts import DEFAULT_GAP, RunFacts
+from gradience.rules.log.learning import learning
 from gradience.rules.weights.rules import ADAPTER_RULES, judge_adapter, too_large
 from gradience.schema.audit import AuditReport
 from gradience.schema.diagnose import Cause, Piece, PieceSource, SourceKind
@@ -112,7 +114,7 @@ class Judged:
         silent = {(source, rule) for source, verdict in self.verdicts() for rule in verdict.silent_of(IDS[source])}
         symptoms = [*self._symptoms(), *self._of_prompt(left_out)]
         joined = correlate(joins, symptoms, frozenset(silent))
-        told = ((symptom.source, symptom.finding) for symptom in joined.left)
+        told = ((one.source, one.finding) for one in joined.left if not any(_foretells(one, x) for x in joined.left))
         single = (_alone(source, one) for source, one in told if one and one.id not in _READINGS)
         causes = self._eased(sorted([*joined.causes, *single], key=_place))
         first: dict[tuple[str, str], Cause] = {}
@@ -128,6 +130,8 @@ class Judged:
             silent = not self.facts.run.losses  # nothing was logged at all
             evaluated = bool(self.facts.evals or account(self.facts).evaluations)
             yield from log_symptoms(self.log.told, evaluated=evaluated or silent)
+            if learning(self.facts).shown and all(finding.severity == "info" for finding in self.log.told):
+                yield from learnt_by(self.facts.config.optimizer.name)
         yield from self.disk
         yield from damage(self.damaged)
         if self.weights is None:
@@ -243,6 +247,14 @@ def of_part(causes: Iterable[Cause], source: SourceKind, also: Collection[str] =
     """The findings on one part, those that join it with another among them, and those of the ids in `also`."""
     wanted = (c for c in causes if c.id in also or any(piece.source == source for piece in c.pieces))
     return [Finding(**{name: getattr(cause, name) for name in Finding.__struct_fields__}) for cause in wanted]
+
+
+def _foretells(one: Symptom, other: Symptom) -> bool:
+    """Whether the settings let expect what the log shows: what came is told, with its numbers."""
+    if (one.source, other.source) != ("config", "log"):
+        return False
+    expected, came = ({sign.name for sign in shown(each.source, each.id, each.tags)} for each in (one, other))
+    return not expected.isdisjoint(came)
 
 
 def _alone(source: PieceSource, finding: Finding) -> Cause:

@@ -306,7 +306,8 @@ def _held_out_still(facts: RunFacts) -> Observation | None:
     a metric has nothing right at every evaluation (0, or an error rate of {all_wrong} or more); or, while the training
     loss falls, from {least_evals} evaluations on the held-out loss never is {held_still} or its noise below
     the first one, which was over {learnt} of the first training loss, or the task's metric never better than at first:
-    a warning if the training loss fell by {clear_fall}. Info: both end worse than they began; or, from {late_evals}
+    a warning if the training loss fell by {clear_fall}. Info: fewer evaluations of a run that goes on; both end worse
+    than they began; or, from {late_evals}
     evaluations on, the held-out loss has not improved by {held_still} or {eval_noise} times its noise since one of
     them, and the training loss fell to {late_fall} since
 
@@ -321,7 +322,7 @@ def _held_out_still(facts: RunFacts) -> Observation | None:
     still = held_still(facts)
     if still is None or (still.how in {"first", "lost", "late"} and overfits(facts)):
         return None
-    memorised = memorises(facts)
+    memorised, few = memorises(facts), still.evaluations < LEAST_EVALS.value and facts.in_mid_run
     return Observation(
         _still_message(still),
         {
@@ -329,7 +330,7 @@ def _held_out_still(facts: RunFacts) -> Observation | None:
             "memorises": memorised,
             "falls": bool(facts.series.steps) and learning(facts).shown,
         },
-        severity=None if memorised or (still.how == "dead" and not _other_metrics_gain(facts)) else "info",
+        severity=None if memorised or (still.how == "dead" and not few and not _other_metrics_gain(facts)) else "info",
         action=_STILL_ACTIONS.get(still.how),
         evidence=seen(f"{still.evaluations} evaluations"),
     )

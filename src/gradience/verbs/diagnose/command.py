@@ -8,6 +8,7 @@ from typing import Annotated, Final
 
 from gradience.commands import options as opt
 from gradience.commands.output import COULD_NOT_JUDGE
+from gradience.schema.diagnose import DiagnoseReport
 from gradience.schema.document import RuleGroup
 from gradience.verbs.diagnose.options import DiagnoseOptions
 
@@ -48,9 +49,19 @@ def diagnose(
     from gradience.verbs.diagnose.run import source_locations  # the same
     from gradience.verbs.diagnose.view import diagnose_text  # --help needs none of it
 
+    def text(it: DiagnoseReport) -> str:
+        shown = diagnose_text(it, verbose=verbose, fails=resolved.fail_on is not None or not it.complete)
+        several = it.monitor.other_runs if it.monitor else found.log.path is None
+        place = found.log.path or found.folder
+        if options.run is not None or place is None or not several:
+            return shown
+        from gradience.verbs.runs.command import table_before  # most folders hold one run
+
+        return table_before(place, gap_threshold=options.gap_threshold, **resolved.rules) + shown
+
     code = resolved.show(
         report,
-        lambda it: diagnose_text(it, verbose=verbose, fails=resolved.fail_on is not None or not it.complete),
+        text,
         report.findings,
         groups=_GROUPS,
         locations=lambda: source_locations(report),

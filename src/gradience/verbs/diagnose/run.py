@@ -15,7 +15,7 @@ from gradience.folder.runs import log_place
 from gradience.io import PathLike
 from gradience.rules import Verdict as PartVerdict, excluded_rules
 from gradience.rules.joins.run import JOINS
-from gradience.rules.judged import ALL, IDS, LOOK, NOT_BORNE_OUT, Judged
+from gradience.rules.judged import ALL, IDS, NOT_BORNE_OUT, Judged
 from gradience.rules.log.facts import DEFAULT_GAP
 from gradience.schema.audit import AuditReport
 from gradience.schema.diagnose import (
@@ -37,10 +37,10 @@ from gradience.schema.document import SEVERITIES, NotRun
 from gradience.schema.reports import CheckReport, MonitorReport, SourceLocation
 from gradience.verbs.check.run import source_locations as config_locations
 from gradience.verbs.diagnose.checkpoints import CheckpointChoice, choose, disk_symptoms
-from gradience.verbs.diagnose.doubts import doubts
 from gradience.verbs.diagnose.options import DiagnoseKeywords, DiagnoseOptions
 from gradience.verbs.diagnose.sources import SourceReports, read_sources
 from gradience.verbs.diagnose.spare import spare_checkpoints
+from gradience.verbs.diagnose.verdict import doubts, verdict_of
 
 _DEFAULTS: Final = DiagnoseOptions()
 
@@ -103,19 +103,6 @@ def is_complete(sources: Iterable[DiagnosedSource], coverage: Iterable[SourceCov
     """Whether at least one rule was judged and every source that exists could be read."""
     judged = sum(item.judged for item in coverage if item.source != "join")
     return judged > 0 and all(source.state != "unreadable" for source in sources)
-
-
-def verdict_of(causes: Sequence[Cause], *, complete: bool, doubt: bool = False) -> Verdict:
-    """The verdict by the most severe cause; without a cause, by whether enough could be judged, and by doubts."""
-    worst = max((SEVERITIES.index(cause.severity) for cause in causes), default=-1)
-    if worst >= SEVERITIES.index("error"):
-        return "broken"
-    if worst >= SEVERITIES.index("warning"):
-        return "needs_attention"
-    if not complete:
-        return "could_not_judge"
-    look = doubt or any(piece.id in LOOK for cause in causes for piece in cause.pieces)
-    return "worth_a_look" if look else "no_fault_found"
 
 
 def headline(

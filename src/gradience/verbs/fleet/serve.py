@@ -9,6 +9,7 @@ from __future__ import annotations
 import shlex
 from collections import Counter
 from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Final, NamedTuple, TypeAlias
 
 import msgspec
@@ -19,6 +20,7 @@ from gradience.blocks import counted
 from gradience.configs.commands import fill, known_of, said
 from gradience.configs.families import plain_name
 from gradience.errors import few
+from gradience.folder.beside import base_of
 from gradience.rules import judge
 from gradience.rules.config.facts import CheckContext, Facts
 from gradience.rules.config.serving import (
@@ -173,7 +175,7 @@ def _plan(
             for reason, adapters in misfits.items()
         ],
         left_out=left_out,
-        notes=[*_not_judged(engine), *_one_base(groups), *_flagged(engine, groups, flags)],
+        notes=[*_not_judged(engine, [one for one, _ in judged]), *_one_base(groups), *_flagged(engine, groups, flags)],
     )
 
 
@@ -244,8 +246,12 @@ def _reason(item: Finding) -> _Reason:
     return _Reason(item.id, item.message, item.evidence[0].source, action, feature.commands)
 
 
+def _base_of(one: Candidate) -> str | None:
+    return base_of([one.base], Path(one.path))
+
+
 def _unfit(one: Candidate, reason: _Reason) -> Unfit:
-    names = {**known_of(one.path, Beside(base=one.base), rank=one.r), "NEW": f"{one.path}-served"}
+    names = {**known_of(one.path, Beside(base=_base_of(one)), rank=one.r), "NEW": f"{one.path}-served"}
     command, lacking = fill(" && ".join(reason.commands), names)
     return Unfit(path=one.path, command=f"{command}  # replace {lacking}" if lacking else command or None)
 
@@ -441,12 +447,14 @@ def _unsure(named: str, members: Sequence[_Fit]) -> Iterator[str]:
         )
 
 
-def _not_judged(engine: Engine) -> Iterator[str]:
+def _not_judged(engine: Engine, adapters: Sequence[Candidate]) -> Iterator[str]:
     """Yield what is known of the engine and a fleet does not show, and that nothing is known."""
     known = {fact.feature for fact in FACTS if fact.engine == engine}
     if unseen := [words for feature, words in _OF_THE_BASE.items() if feature in known]:
+        bases = {_base_of(one) for one in adapters}
+        names = {"MODEL": bases.pop() if len(bases) == 1 else None}
         asks = f"gradience check --adapter ADAPTER --base MODEL --serve {engine}"
-        yield said(f"the base is not looked at, so these are not judged: {', '.join(unseen)}: {asks}", {})
+        yield said(f"the base is not looked at, so these are not judged: {', '.join(unseen)}: {asks}", names)
     if engine not in PROCESSES:
         yield f"how {ENGINES[engine]} serves several adapters is not known here"
 

@@ -18,7 +18,7 @@ from cyclopts.types import PositiveFloat
 
 from gradience.blocks import clean
 from gradience.commands import options as opt
-from gradience.commands.output import DONE, FOUND, draws_blocks, emit, safe_lines, tell
+from gradience.commands.output import DONE, FOUND, draws_blocks, emit, print_text, safe_lines, tell
 from gradience.errors import RecorderError
 from gradience.folder.runs import RunList, log_place, read_run, run_list
 from gradience.io.reading import open_regular
@@ -29,6 +29,7 @@ from gradience.rules import excluded_rules
 from gradience.rules.judged import ALL
 from gradience.schema.document import SEVERITIES
 from gradience.schema.events import Event, TrainStep, UnknownEvent
+from gradience.schema.reports import MonitorReport
 from gradience.verbs.monitor.run import monitored
 from gradience.verbs.monitor.view import chart_lines, event_line, frame_lines, monitor_text, progress_line
 
@@ -71,18 +72,28 @@ def monitor(
     if several:
         return _table(logs, gap, resolved)
     if run is not None or not os.path.isdir(logs[0]):  # noqa: PTH112  # Path.is_dir raises where a name is too long
-        return _one(read_run(logs[0], run), gap, resolved, verbose=verbose)
+        return _one(read_run(logs[0], run), gap, resolved, verbose=verbose, chosen=run is not None)
     listed = run_list(logs[0])
     if len(listed.places) > 1:
         return _table([listed], gap, resolved)
     return _one(listed.read(listed.places[0]), gap, resolved, verbose=verbose)
 
 
-def _one(reading: Reading, gap: float, resolved: opt.ResolvedOptions, *, verbose: bool) -> int:
+def _one(reading: Reading, gap: float, resolved: opt.ResolvedOptions, *, verbose: bool, chosen: bool = False) -> int:
     report = monitored(reading, gap_threshold=gap, left_out=excluded_rules(ALL, **resolved.rules))
+
+    def text(it: MonitorReport) -> str:
+        shown = monitor_text(it, verbose=verbose) + _chart(reading, it.account.split)
+        if chosen or not reading.other_runs:
+            return shown
+        from gradience.verbs.runs.command import table_before  # most logs hold one run
+
+        at = reading.path
+        return table_before(RunList([at], readings={at: reading}), gap_threshold=gap, **resolved.rules) + shown
+
     return resolved.show(
         report,
-        lambda it: monitor_text(it, verbose=verbose) + _chart(reading, it.account.split),
+        text,
         report.findings,
         groups=("log", "joins"),
         locations=lambda: [log_place(report.file)] * len(report.findings),
@@ -107,11 +118,11 @@ def _table(logs: Sequence[Path | RunList], gap: float, resolved: opt.ResolvedOpt
         )
     from msgspec.structs import asdict
 
-    from gradience.verbs.runs.command import show_rows  # the same
+    from gradience.verbs.runs.command import table_of  # the same
     from gradience.verbs.runs.rows import read_rows  # the same
 
     rows = read_rows(*logs, gap_threshold=gap, **resolved.rules)
-    show_rows([asdict(row) for row in rows])
+    print_text(table_of([asdict(row) for row in rows]))
     grave = () if resolved.fail_on is None else SEVERITIES[SEVERITIES.index(resolved.fail_on) :]
     return FOUND if any(row.verdict in grave for row in rows) else DONE
 
@@ -119,7 +130,7 @@ def _table(logs: Sequence[Path | RunList], gap: float, resolved: opt.ResolvedOpt
 def _follow(log: Path, run: str | None, gap: float, resolved: opt.ResolvedOptions, *, verbose: bool) -> int:
     log = log_to_follow(log)
     if follow_log(log, quiet=resolved.format != "text"):
-        return _one(read_run(log, run), gap, resolved, verbose=verbose)
+        return _one(read_run(log, run), gap, resolved, verbose=verbose, chosen=True)
     return DONE
 
 

@@ -14,16 +14,17 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 import msgspec
 import numpy as np
 
+from gradience.adapters.layout import Array
 from gradience.adapters.pairs import StoredPair
 from gradience.errors import AdapterError
-from gradience.io import PathLike, Progress
+from gradience.io import Progress
 from gradience.io.atomic import scratch_folder
 from gradience.models.inputs import ModelInput, digest_of
 from gradience.schema.writing import Calibration, Limit
 from gradience.spectral.batch import Maps
 from gradience.spectral.grams import Floats
-from gradience.verbs.resize.factors import Cut, Loss, ResizePlan, bytes_beside, mapped_factors, plan_of
-from gradience.verbs.resize.options import ResizeOptions, Target
+from gradience.verbs.resize.factors import Cut, Loss, ResizePlan, bytes_beside, plan_of
+from gradience.verbs.resize.options import Target
 from gradience.verbs.resize.pieces import (
     Kept,
     Order,
@@ -40,7 +41,7 @@ from gradience.verbs.resize.pieces import (
     shortest,
     within,
 )
-from gradience.verbs.resize.subject import Running, Split, Subject, factor_names, split_inputs, targets_of
+from gradience.verbs.resize.subject import Running, Split, Subject, factor_names, targets_of
 from gradience.verbs.resize.weights import MEGABYTE
 
 if TYPE_CHECKING:
@@ -78,33 +79,29 @@ class Measurement(NamedTuple):
     trials: Trials
 
 
-def measure(
-    subject: Subject, running: Running, inputs: PathLike, options: ResizeOptions, progress: Progress
-) -> Measurement:
+def measure(subject: Subject, running: Running, split: Split, seed: int, progress: Progress) -> Measurement:
     """Run the model on the inputs, of which some are held out.
 
     Args:
         subject: the adapter.
         running: the model that runs with it.
-        inputs: the file of the inputs that it is run on.
-        options: the seed by which some are chosen.
+        split: the inputs that it is run on.
+        seed: of the labels that are drawn from the model.
         progress: called with (units done, units in all, the name of the step).
 
     Raises:
         AdapterError: the model's outputs are not finite.
-        ConfigError: the inputs cannot be read, or are too few.
     """
-    split = split_inputs(inputs, running.loaded, most=CHOSEN_BY, seed=options.seed)
     done = _BACKWARD * len(split.chosen_by)
     units = done + _ROUNDS * len(split.measured_on)
     effects = effects_of(
-        subject, running, split.chosen_by, options.seed, lambda n, _, name: progress(_BACKWARD * n, units, name)
+        subject, running, split.chosen_by, seed, lambda n, _, name: progress(_BACKWARD * n, units, name)
     )
     # The bar never fills here: a search may take more rounds than were counted.
     trials = Trials(
         running, effects.pieces, split.measured_on, lambda n: progress(min(done + n, units - 1), units, "measuring")
     )
-    return Measurement(split, options.seed, effects, trials)
+    return Measurement(split, seed, effects, trials)
 
 
 def plan_by_outputs(
@@ -309,8 +306,14 @@ def _cut(subject: Subject, pair: StoredPair, pieces: Pieces, kept: Sequence[int]
     # a pair that keeps all pieces is copied, and loses not even what rounding would
     is_whole = len(kept) == pair.layout.rank
     share = 0.0 if is_whole else share_left_out(combined(pieces, kept), gram_a, gram_b) or 0.0
-    compute = partial(mapped_factors, subject, pair, _maps(pieces, kept, gram_a, gram_b))
+    compute = partial(_mapped_factors, subject, pair, _maps(pieces, kept, gram_a, gram_b))
     return Cut(pair, len(kept), [Loss(share**2 * energy, energy)], compute)
+
+
+def _mapped_factors(subject: Subject, pair: StoredPair, maps: Maps) -> dict[str, Array]:
+    """Return the new tensors b @ left and right @ a of a pair, by name."""
+    b, a = (factor[0].astype(np.float64) for factor in pair.layout.read(subject.tensors))
+    return pair.layout.named((b @ maps.left)[None], (maps.right @ a)[None], len(maps.right))
 
 
 def _maps(pieces: Pieces, kept: Sequence[int], gram_a: Floats, gram_b: Floats) -> Maps:

@@ -16,14 +16,14 @@ import numpy as np
 from gradience.adapters.layout import Array, all_finite
 from gradience.adapters.pairs import StoredPair
 from gradience.errors import AdapterError
-from gradience.io import PathLike, Progress
+from gradience.io import Progress
 from gradience.io.safetensors import DTYPES, PlannedTensor
 from gradience.models.inputs import digest_of
 from gradience.models.sums import Sums, estimate
 from gradience.schema.writing import Apart, Recovery
 from gradience.spectral.update import core_singular_values, stacked
 from gradience.verbs.resize.factors import Loss, ResizePlan, relative_error
-from gradience.verbs.resize.subject import Running, Subject, factor_names, split_inputs
+from gradience.verbs.resize.subject import Running, Split, Subject, factor_names
 
 if TYPE_CHECKING:
     from gradience.models.states import LayerFactors
@@ -36,7 +36,7 @@ _FLIPPED: Final = "more predictions changed on held-out texts"
 
 
 def recovered(
-    subject: Subject, running: Running, plan: ResizePlan, texts: PathLike, *, seed: int, progress: Progress
+    subject: Subject, running: Running, plan: ResizePlan, split: Split, *, seed: int, progress: Progress
 ) -> tuple[ResizePlan, Recovery]:
     """Return the plan with trained factors if they are better, else as it is; and the record of the training.
 
@@ -44,19 +44,17 @@ def recovered(
         subject: the whole adapter.
         running: the model that runs with it.
         plan: the smaller adapter.
-        texts: the file of texts.
-        seed: of their choice and order.
+        split: the texts to train on, and those held out.
+        seed: of their order.
         progress: called with (steps done, steps in all, the name of the work).
 
     Raises:
         AdapterError: outputs are not finite.
-        ConfigError: the texts cannot be read, or are too few.
     """
     from gradience.models.distil import STEPS, distil  # torch, late
     from gradience.models.outputs import HeldOut  # the same
     from gradience.models.reading import as_base  # the same
 
-    split = split_inputs(texts, running.loaded, most=TRAINED_ON, seed=seed)
     student = Student(plan, running)
     held_out = HeldOut(running.loaded, split.measured_on)
     whole, before = held_out.sums(nullcontext), held_out.sums(student.state)

@@ -35,9 +35,9 @@ from gradience.rewriting.writing import (
 from gradience.schema.writing import Calibration, Provenance, Recovery, ResizeReport
 from gradience.verbs.resize.factors import NewConfig, ResizePlan, new_config
 from gradience.verbs.resize.options import ResizeKeywords, ResizeOptions, Target
-from gradience.verbs.resize.outputs import measure, plan_by_outputs
-from gradience.verbs.resize.recovery import recovered
-from gradience.verbs.resize.subject import Subject, resizable_pairs, run
+from gradience.verbs.resize.outputs import CHOSEN_BY, measure, plan_by_outputs
+from gradience.verbs.resize.recovery import TRAINED_ON, recovered
+from gradience.verbs.resize.subject import Subject, resizable_pairs, run, split_inputs
 from gradience.verbs.resize.weights import plan_by_weights
 
 PROVENANCE_KEY: Final = "gradience_provenance"
@@ -80,11 +80,12 @@ def resize_adapter(
     options = options.completed(keywords)
     target = options.target()
     stored = open_stored(path, adapter_config=adapter_config, weights=weights)
-    shards = [] if options.base is None else find_shards(Path(options.base))
+    base = None if options.base is None else BaseWeights(find_shards(Path(options.base)))
     is_kohya = stored.adapter.format == "kohya"
+    shards = [] if base is None else [file.path for file in base.files]
     place = destination(out, [stored.files], stored.paths, base=shards, force=force, one_file=is_kohya)
     subject = Subject(stored, resizable_pairs(stored.adapter), None if options.dtype is None else STORED[options.dtype])
-    result = _result(subject, target, options, shards, progress or _silent)
+    result = _result(subject, target, options, base, progress or _silent)
     config = None if is_kohya else new_config(stored.raw, result.plan)
     report = _report(path, subject, target, result, config)
     if place is None:
@@ -116,18 +117,20 @@ class ResizeResult(NamedTuple):
 
 
 def _result(
-    subject: Subject, target: Target, options: ResizeOptions, shards: Sequence[Path], progress: Progress
+    subject: Subject, target: Target, options: ResizeOptions, base: BaseWeights | None, progress: Progress
 ) -> ResizeResult:
     running = cache(partial(run, subject, options.base, progress))  # loaded once, by the first step that needs it
     calibration = recovery = None
     if options.inputs is None:
-        plan = plan_by_weights(subject, target, None if options.base is None else BaseWeights(shards))
+        plan = plan_by_weights(subject, target, base)
     else:
-        measurement = measure(subject, running(), options.inputs, options, progress)
+        split = split_inputs(options.inputs, running().loaded, most=CHOSEN_BY, seed=options.seed)
+        measurement = measure(subject, running(), split, options.seed, progress)
         plan, calibration = plan_by_outputs(subject, running(), measurement, target)
         progress(1, 1, "measured")  # removes a progress bar that is still shown
     if options.recovers_on is not None:
-        plan, recovery = recovered(subject, running(), plan, options.recovers_on, seed=options.seed, progress=progress)
+        split = split_inputs(options.recovers_on, running().loaded, most=TRAINED_ON, seed=options.seed)
+        plan, recovery = recovered(subject, running(), plan, split, seed=options.seed, progress=progress)
         progress(1, 1, "recovered")  # as above
     return ResizeResult(plan, calibration, recovery)
 

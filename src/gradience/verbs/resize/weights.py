@@ -2,13 +2,16 @@
 
 The factors are read once, one module at a time, for their Gram matrices. Singular values, ranks and errors follow from
 these. The new factors are computed only while the file is written (`factors`).
+
+A plain pair becomes the best approximation at its rank (Eckart and Young). DoRA's magnitudes are relative to
+norm(W + s B A), so a DoRA pair is cut against the base weight, and its magnitudes are fitted again by least squares.
 """
 
 from __future__ import annotations
 
 import heapq
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Final, NamedTuple
 
@@ -19,13 +22,17 @@ from gradience.adapters.layout import Array
 from gradience.adapters.pairs import StoredPair
 from gradience.base.weights import BaseWeights, factors_of
 from gradience.errors import AdapterError
+from gradience.io.safetensors import TensorSource
 from gradience.spectral.batch import Maps, Spectrum, spectra_and_maps
 from gradience.spectral.grams import Floats
-from gradience.verbs.resize.factors import Cut, Loss, ResizePlan, best_factors, bytes_beside, plan_of, refit_of
+from gradience.spectral.update import reduced
+from gradience.verbs.resize.factors import Cut, Loss, ResizePlan, bytes_beside, plan_of
 from gradience.verbs.resize.options import Target
-from gradience.verbs.resize.subject import Subject
+from gradience.verbs.resize.subject import Subject, factor_names
 
 MEGABYTE: Final = 1_000_000
+_HALF: Final = ("BF16", "F16")
+_TILE: Final = 1 << 20  # elements of W that are held in float64 at a time
 
 
 class PairSpectra(NamedTuple):
@@ -47,7 +54,8 @@ def plan_by_weights(subject: Subject, target: Target, base: BaseWeights | None) 
     """
     spectra = spectra_of(subject.pairs)
     ranks = ranks_for(target, subject, spectra)
-    return plan_of(subject, [_cut(subject, one, ranks[one.pair.path], base) for one in spectra], {})
+    cuts = [_cut(subject, one, ranks[one.pair.path], base) for one in spectra]
+    return plan_of(subject, cuts, {})
 
 
 def spectra_of(pairs: Sequence[StoredPair]) -> list[PairSpectra]:
@@ -202,3 +210,112 @@ def _refitted(subject: Subject, pair: StoredPair, rank: int, base: BaseWeights |
     fit = refit_of(subject.tensors, pair, rank, base)
     names = (pair.layout.b_name, pair.layout.a_name, pair.first.keys["lora_magnitude_vector"])
     return dict(zip(names, (fit.b, fit.a, fit.magnitude), strict=True))
+
+
+def best_factors(
+    subject: Subject, pair: StoredPair, rank: int, maps: Sequence[Maps | None]
+) -> Callable[[], dict[str, Array]]:
+    """Return the computation of a pair's best approximation at a rank.
+
+    `maps` leads each module to its best factors, in the file's orientation; None means that QR is needed. If the
+    factors are stored in 16 bits, float32 products are enough.
+    """
+    half = all(subject.dtype_of(name) in _HALF for name in factor_names(pair))
+
+    def compute() -> dict[str, Array]:
+        bs, as_ = pair.layout.read(subject.tensors)
+        scale = pair.first.scale or 1.0  # if alpha is 0, the product b @ a is cut as it is
+        parts = [_reduced(b, a, scale, rank, one, half=half) for b, a, one in zip(bs, as_, maps, strict=True)]
+        return pair.layout.named(_stack([b for b, _ in parts]), _stack([a for _, a in parts]), rank)
+
+    return compute
+
+
+def _reduced(b: Array, a: Array, scale: float, rank: int, maps: Maps | None, *, half: bool) -> tuple[Array, Array]:
+    """Return the new (b, a) of one module.
+
+    For a zero update they are zeros and the first rows of a; if a is zero, they are the first columns of b and zeros.
+    """
+    new_b, new_a = reduced(b, a, scale, rank, maps=maps, half=half)
+    if new_b.any():
+        return new_b, new_a
+    if a.any():
+        return np.zeros((len(b), rank)), a[:rank]
+    return b[:, :rank], np.zeros((rank, a.shape[1]))
+
+
+def _stack(arrays: Sequence[Array]) -> Array:
+    """Return the arrays stacked along a new first axis. A single array is not copied."""
+    return arrays[0][None] if len(arrays) == 1 else np.stack(arrays)
+
+
+class Refit(NamedTuple):
+    """New factors and magnitudes, with the squared Frobenius norms of their error and of the whole update."""
+
+    b: Floats
+    a: Floats
+    magnitude: Floats
+    lost: float
+    energy: float
+
+
+def refit_of(tensors: TensorSource, pair: StoredPair, rank: int, base: BaseWeights | None) -> Refit:
+    """Return a DoRA module at a rank, fitted to the base weight.
+
+    Raises:
+        AdapterError: the base is missing, or does not fit.
+    """
+    module, layout = pair.first, pair.layout
+    if base is None:
+        raise AdapterError(
+            f"{module.name} is DoRA: its magnitudes are relative to norm(W + s B A), which another B A changes",
+            advice="give the base model with --base, and they are fitted anew",
+        )
+    name = module.base_name or f"{module.name}.weight"
+    stored = base.find(name)
+    if stored is None:
+        raise AdapterError(f"the base has no {name}", advice="give the model the adapter was trained on")
+    w = base.read(stored)
+    b, a = (factors[0] for factors in layout.read(tensors))
+    w = w.T if layout.transposed else w
+    if w.shape != (len(b), a.shape[1]):
+        raise AdapterError(
+            f"{name} is of shape {list(w.shape)} in the base, and the update of {[len(b), a.shape[1]]}",
+            advice="give the model the adapter was trained on",
+        )
+    magnitude = tensors.read(module.keys["lora_magnitude_vector"])
+    return refitted(w, b, a, magnitude, scale=module.scale, rank=rank)
+
+
+def refitted(w: Array, b: Array, a: Array, magnitude: Array, *, scale: float, rank: int) -> Refit:
+    """Return a DoRA module at a rank, for the base weight w (d_out, d_in) and the magnitude (d_out,).
+
+    DoRA's weight has rows m_i v_i / norm(v_i) with V = W + s B A. The new V' minimises the error of s B A, with row i
+    weighted by m_i / norm(v_i). Each new magnitude is then the least squares fit of row i of V' to the old weight's.
+    """
+    m = magnitude.astype(np.float64).reshape(-1)
+    b, a = b.astype(np.float64), a.astype(np.float64)
+    norms = np.concatenate([np.linalg.norm(v, axis=1) for _, _, v in _rows(w, b, a, scale)])
+    weights = m / np.where(norms > 0.0, norms, 1.0)
+    new_b, new_a = reduced(weights[:, None] * b, a, scale, rank)
+    new_b = new_b / np.where(weights != 0.0, weights, np.inf)[:, None]  # a row with weight 0 is 0 for any B
+    fitted = np.zeros_like(m)
+    lost = energy = 0.0
+    new_rows = _rows(w, new_b, new_a, scale)
+    for (span, part, v), (_, _, new_v) in zip(_rows(w, b, a, scale), new_rows, strict=True):
+        aim = weights[span, None] * v
+        size = np.linalg.norm(new_v, axis=1)
+        unit = new_v / np.where(size > 0.0, size, 1.0)[:, None]
+        fitted[span] = np.einsum("ij,ij->i", aim, unit)
+        lost += float(np.sum((aim - fitted[span, None] * unit) ** 2))
+        energy += float(np.sum((aim - part) ** 2))
+    return Refit(new_b, new_a, fitted, lost, energy)
+
+
+def _rows(w: Array, b: Floats, a: Floats, scale: float) -> Iterator[tuple[slice, Floats, Floats]]:
+    """Yield (slice of rows, these rows of W, these rows of V) in float64, in blocks of rows."""
+    count = max(1, _TILE // w.shape[1])
+    for start in range(0, len(w), count):
+        span = slice(start, start + count)
+        part = w[span].astype(np.float64)
+        yield span, part, part + scale * (b[span] @ a)

@@ -23,6 +23,7 @@ from gradience.verbs.fleet.results import DEFAULT_RESULT, ResultOptions, answer,
 from gradience.verbs.runs import view as of_runs
 
 if TYPE_CHECKING:
+    from gradience.folder.runs import RunList
     from gradience.tables.store import Store
 
 
@@ -116,7 +117,8 @@ def _screen(store: Store, sql: str, limit: int) -> int:
     report = select(store, sql)
     columns = [column.name for column in report.columns]
     rows = [dict(zip(columns, row, strict=True)) for row in report.rows]
-    return show_rows(rows, limit, _curves(store) if _draws() else {})
+    print_text(table_of(rows, limit, _curves(store) if _draws() else {}))
+    return DONE
 
 
 def _draws() -> bool:
@@ -141,15 +143,27 @@ def _refuse_none(store: Store) -> None:
         raise RecorderError(why, advice="give folders with logs below them")
 
 
-def show_rows(
+def table_of(
     rows: Sequence[Mapping[str, Any]], limit: int | None = None, curves: Mapping[tuple[str, str], str] = NO_CURVES
-) -> int:
-    """Print the table of runs, and return exit code 0."""
+) -> str:
+    """The table of runs as text."""
     from gradience.folder.runs import names_of_runs  # the help needs none of it
 
     names = names_of_runs([(str(row["path"]), str(row["run"])) for row in rows])
-    print_text(of_runs.runs_text(hide_in(rows), names, most=limit, curves=curves))
-    return DONE
+    return of_runs.runs_text(hide_in(rows), names, most=limit, curves=curves)
+
+
+def table_before(place: Path | RunList, **judging: Any) -> str:
+    """The table of the runs of a place, to stand before the report on one of them; empty where it holds one."""
+    from msgspec.structs import asdict
+
+    from gradience.verbs.runs.rows import read_rows  # the help needs none of it
+
+    try:
+        rows = read_rows(place, **judging)
+    except GradienceError:  # the report says so
+        return ""
+    return f"{table_of([asdict(row) for row in rows], _ON_SCREEN)}\n\n" if len(rows) > 1 else ""
 
 
 def _draw(store: Store, listed: ListOptions, html: Path) -> None:
