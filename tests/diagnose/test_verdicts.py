@@ -82,6 +82,8 @@ def rows(n=40, fall=1.5, **metrics):
         (rows(loss=FALLS, accuracy=GAINS), {}, None),
         (rows(), {}, None),
         (rows(fall=0.0), {}, "the loss does not fall"),
+        ([*rows(39), {"step": 200, "loss": 2.13}], {}, "learns; loss 1.927 -> 2.13"),  # by over a tenth of the first
+        ([*rows(39), {"step": 200, "loss": 2.11}], {}, None),
         (rows(loss=(1.9,) * 8), {}, "memorises; eval loss did not improve"),
         (rows(loss=FALLS, f1=(0.0,) * 8), {}, "eval f1 does not improve"),
         (rows(loss=FALLS, f1=(0.5, *[0.45, 0.4] * 3, 0.3)), {}, "eval f1 0.3 (best 0.5 at step 25)"),
