@@ -22,7 +22,6 @@ LOADERS = frozenset({"np.load", "numpy.load", "jnp.load", "torch.load"})
 
 ALLOWED = {  # how often a module opens something itself, and what
     "adapters/formats/__init__.py": (3, "what was opened as a regular file: weights only, no pickles"),
-    "adapters/moments.py": (1, "an archive in what was opened as a regular file"),
     "announce.py": (1, "written: the summary that a GitHub runner names, appended to"),
     "blocks/html/figures.py": (1, "a file of ours"),
     "cli/main.py": (2, "the null device"),
@@ -31,6 +30,7 @@ ALLOWED = {  # how often a module opens something itself, and what
     "configs/pickled.py": (2, "an archive in memory, and its member"),
     "data/pictures.py": (1, "of what was opened as a regular file, or of bytes"),
     "data/tokenizer.py": (2, "templates in TRL's own package"),
+    "folder/moments.py": (1, "an archive in what was opened as a regular file"),
     "hf/pace.py": (2, "the kernel's own files of this process and its group"),
     "importers/__init__.py": (1, "written: a new name beside the output"),
     "importers/databases.py": (3, "regular files, copied into a folder of ours and opened read only"),

@@ -30,8 +30,8 @@ from gradience.schema.events import ConfigSnapshot
 
 if TYPE_CHECKING:
     from gradience.adapters.layout import Adapter
-    from gradience.adapters.moments import OptimizerState
     from gradience.folder.checkpoints import OwnedCheckpoint
+    from gradience.folder.moments import OptimizerState
     from gradience.folder.prompts import PromptLink
 
 T = TypeVar("T")
@@ -333,7 +333,7 @@ class Documents:
 
 
 def _read_optimizer(path: Path) -> OptimizerState:
-    from gradience.adapters.moments import read_optimizer  # numpy: only those with weights pay for it
+    from gradience.folder.moments import read_optimizer  # numpy: only those with weights pay for it
 
     return read_optimizer(path)
 
