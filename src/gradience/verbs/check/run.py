@@ -114,6 +114,8 @@ def _training_of(run: Documents) -> Layer:
         return read_training_dir(run.found.path)
     whole = run.settings.take()
     sources = tuple(source for source in whole.sources if source.role != "adapter")
+    if not sources:
+        return read_training_dir(run.found.path)
     config = msgspec.structs.replace(whole.config, model_name=None, lora=LoraSnapshot())
     return msgspec.structs.replace(whole, config=config, sources=sources)
 
