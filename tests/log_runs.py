@@ -929,6 +929,13 @@ _FAULTS: Final[dict[str, tuple[str, dict[str, Any]]]] = {
     ),
     "WIR188": ("start", {"adapter": {**_ADAPTER, "new_heads": ["score.weight"]}}),
     "WIR189": ("evaluation", {"evaluation": {"called": True, "adapted": True, "training": True}}),
+    "WIR190": (
+        "gradients",
+        {
+            "optimizer": {**_HELD, "rates": [{"lr": 1e-6, "peak": 2e-6, "kinds": ["adapter"]}]},
+            "gradients": {"steps": 8, "tensors": 8, "reached": 8, "modules": 4, "narrow": 200, "unmoved": 190},
+        },
+    ),
     "LED405": ("start", {"adapter": {**_ADAPTER, "untied": ["embed_tokens", "lm_head"]}}),
     "LED412": (
         "save",
@@ -2408,6 +2415,10 @@ ENTRIES: Final[dict[str, Entry]] = {
         at=[At(lambda n: row_by_row(unattended=n), {0: None, 1: "error", 100: "critical"})],
         told=[({"rows": 100, "of": 100}, "the attention mask hides every token"), ({"rows": 1, "of": 2}, "It is so")],
     ),
+    "DAT329": Entry(
+        at=[At(lambda n: row_by_row(foreign_tokens=n), {0: None, 49: None, 50: "warning"})],
+        says=[(fed(), "no row of the batches was asked by itself")],
+    ),
     "DAT358": Entry(at=[At(lambda n: row_by_row(placeless=n), {0: None, 1: "error"})]),
     "FED226": Entry(
         at=[
@@ -2533,6 +2544,19 @@ ENTRIES: Final[dict[str, Entry]] = {
                 "The evaluation at step 2 was made in training mode: the dropout of 0.1 acts.",
             )
         ],
+    ),
+    "WIR190": Entry(
+        at=[At(_wired("WIR190"), {"faulty": "warning", "sound": None, "none": "?"})],
+        says=[
+            (
+                _wired("WIR190")("faulty"),
+                (
+                    "After 8 steps 190 of 200 elements in 16 bits that have a gradient still have the value that they "
+                    "began with: steps at a rate of 1e-06 are rounded away."
+                ),
+            )
+        ],
+        told=[({"share": 0.954}, "95% of the weights in 16 bits stay as they began")],
     ),
     "LED405": Entry(
         at=[At(_wired("LED405"), {"faulty": "warning", "sound": None, "none": "?"})],
