@@ -9,11 +9,23 @@ import re
 from pathlib import Path
 from typing import Any
 
+from griffe import Extension
 from mkdocs.structure.files import File
 
 from gradience.render.findings import HEADINGS
 from gradience.render.rules import rules_markdown
 from gradience.rules import rule_cards
+
+
+class Doctests(Extension):
+    """Sessions of Python in docstrings as blocks of code: Markdown takes `>>>` for quotations."""
+
+    def on_instance(self, *, obj: Any, **_: object) -> None:
+        """Fence the sessions of one docstring."""
+        if obj.docstring is not None:
+            obj.docstring.value = re.sub(
+                r"^( *)>>> .*(?:\n\1\S.*)*", r"\1```pycon\n\g<0>\n\1```", obj.docstring.value, flags=re.MULTILINE
+            )
 
 
 def on_files(files: Any, *, config: Any, **_: object) -> Any:

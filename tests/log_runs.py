@@ -929,6 +929,13 @@ _FAULTS: Final[dict[str, tuple[str, dict[str, Any]]]] = {
     ),
     "WIR188": ("start", {"adapter": {**_ADAPTER, "new_heads": ["score.weight"]}}),
     "WIR189": ("evaluation", {"evaluation": {"called": True, "adapted": True, "training": True}}),
+    "WIR190": (
+        "gradients",
+        {
+            "optimizer": {**_HELD, "rates": [{"lr": 1e-6, "peak": 2e-6, "kinds": ["adapter"]}]},
+            "gradients": {"steps": 8, "tensors": 8, "reached": 8, "modules": 4, "narrow": 200, "unmoved": 190},
+        },
+    ),
     "LED405": ("start", {"adapter": {**_ADAPTER, "untied": ["embed_tokens", "lm_head"]}}),
     "LED412": (
         "save",
@@ -1363,17 +1370,15 @@ ENTRIES: Final[dict[str, Entry]] = {
                 lambda x: run(line(100, 2.0, 1.0), rates=[2e-4] * (100 - x) + [0.0] * x),
             ),
             Edge("peak_share", "w--", 0.99e-4, 1.01e-4, lambda x: run(FALL, rates=x, lr=2e-4), at=1e-4),
-            Edge("decayed", "w--", 0.49, 0.51, lambda x: _rates(1.0, x, 1.03), at=0.5),
-            Edge("risen", "-w", 0.59, 0.61, lambda x: _rates(1.0, 0.3, x)),
-            Edge("a_tenth_of_the_highest", "-w", 0.149, 0.151, lambda x: _rates(1.0, 0.05, x)),
+            Edge("fallen", "w-", 0.89, 0.91, lambda x: _rates(1.0, x, 1.03)),
+            Edge("risen", "-w", 0.39, 0.41, lambda x: _rates(1.0, 0.3, x)),
             Edge("absurd_rate", "-w", 0.99e-2, 1.01e-2, lambda x: _lora(run(FALL, rates=x))),
             Edge("times", "ww", 1, 2, lambda x: _rates(1.0, 0.1, 0.9, 0.1, 0.9 if x > 1 else 0.1)),
         ],
         at=[
             At(lambda x: run(FALL, lr=x), {0.0: None, -1.0: None, 4e-4: None, 4.1e-4: "warning", NAN: None}),
             At(lambda x: rates(10.0, 0.5, x), {1.5: None, 1.51: "warning"}),
-            At(lambda x: rates(1.0, 0.25, x), {0.5: None, 0.51: "warning"}),
-            At(lambda x: rates(1.0, x, 1.0), {0.5: None, 0.4375: "warning"}),
+            At(lambda x: rates(1.0, x, 1.0), {0.75: None, 0.6875: "warning"}, {"account.RISEN": 0.25}),
             At(lambda n: run(FALL, rates=[NAN] * (60 - n) + [2e-4] * n), {2: "?", 3: None}),
         ],
         says=[
@@ -2410,6 +2415,10 @@ ENTRIES: Final[dict[str, Entry]] = {
         at=[At(lambda n: row_by_row(unattended=n), {0: None, 1: "error", 100: "critical"})],
         told=[({"rows": 100, "of": 100}, "the attention mask hides every token"), ({"rows": 1, "of": 2}, "It is so")],
     ),
+    "DAT329": Entry(
+        at=[At(lambda n: row_by_row(foreign_tokens=n), {0: None, 49: None, 50: "warning"})],
+        says=[(fed(), "no row of the batches was asked by itself")],
+    ),
     "DAT358": Entry(at=[At(lambda n: row_by_row(placeless=n), {0: None, 1: "error"})]),
     "FED226": Entry(
         at=[
@@ -2535,6 +2544,19 @@ ENTRIES: Final[dict[str, Entry]] = {
                 "The evaluation at step 2 was made in training mode: the dropout of 0.1 acts.",
             )
         ],
+    ),
+    "WIR190": Entry(
+        at=[At(_wired("WIR190"), {"faulty": "warning", "sound": None, "none": "?"})],
+        says=[
+            (
+                _wired("WIR190")("faulty"),
+                (
+                    "After 8 steps 190 of 200 elements in 16 bits that have a gradient still have the value that they "
+                    "began with: steps at a rate of 1e-06 are rounded away."
+                ),
+            )
+        ],
+        told=[({"share": 0.954}, "95% of the weights in 16 bits stay as they began")],
     ),
     "LED405": Entry(
         at=[At(_wired("LED405"), {"faulty": "warning", "sound": None, "none": "?"})],

@@ -71,15 +71,6 @@ def test_without_an_evaluation_on_train_the_gap_uses_the_training_rows_near_its_
     assert "x  (test over training rows of steps 29 to 30)\n" in monitor_text(report)
 
 
-def test_the_last_run_is_shown_and_the_others_named(tmp_path):
-    path = record(tmp_path / "run.jsonl")
-    first = monitor_run(path).run_id
-    record(path, test=(0.61, 0.74))
-    report = monitor_run(path)
-    assert report.other_runs == [first]
-    assert report.train.rows == 30
-
-
 def test_rows_superseded_by_a_resume_are_kept_but_not_counted(tmp_path):
     path = record(tmp_path / "run.jsonl", losses=[1.0] * 10, end=False)
     run_id = monitor_run(path).run_id

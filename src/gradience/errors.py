@@ -63,6 +63,10 @@ class DamagedError(AdapterError):
     """A weights file that ends before its data do: nothing can load it."""
 
 
+class MissingBaseError(AdapterError):
+    """No file of a base model is at hand."""
+
+
 class RecorderError(GradienceError):
     """A telemetry log cannot be written or read."""
 

@@ -12,6 +12,7 @@ import transformers
 from tables import every
 
 from gradience import TelemetryWriter, check_config, diagnose
+from gradience.base.shapes import folder_of
 from gradience.cli.main import main
 from gradience.errors import AdapterError, ConfigError
 from gradience.io import pretrained
@@ -168,6 +169,36 @@ def test_a_base_of_the_hubs_cache_is_found_there(base: Path, tmp_path: Path, mon
     with pytest.raises(AdapterError, match=r"^no such base: org/other is neither a path nor in ") as error:
         checked(Path("org/other"))
     assert error.value.advice == "its config.json is enough: give its folder, or hf download org/other config.json"
+
+
+@pytest.mark.parametrize(
+    ("name", "builder", "params"),
+    [  # numbers of parameters that the hub's files hold: a tied head, biases, a window that is none, a head apart
+        ("meta-llama/Llama-3.2-1B", "llama3_2/_model_builders.py:llama3_2_1b", 1_235_814_400),
+        ("Qwen/Qwen2.5-7B-Instruct", "qwen2_5/_model_builders.py:qwen2_5_7b_base", 7_615_616_512),
+        ("mistralai/Mistral-7B-v0.3", "mistral/_model_builders.py:mistral_7b", 7_248_023_552),
+        ("Qwen/Qwen3-0.6B", "qwen3/_model_builders.py:qwen3_0_6b_base", 596_049_920),
+    ],
+)
+def test_the_shape_of_an_open_model_is_known_by_its_name(name: str, builder: str, params: int) -> None:
+    report = checked(Path(name))
+    assert report.memory.reached.base_params == params
+    litgpt, torchtune = "Lightning-AI/litgpt@26857050 litgpt/config.py", "pytorch/torchtune@bd2a0fc7 torchtune/models/"
+    by = f"the base's shape by its name ({litgpt}, {torchtune}{builder}), and the dtype of its weights"
+    assert report.memory.assumes[-1] == by
+    assert ("base", name) in [(one.role, one.path) for one in report.sources]
+    assert report.memory.parts.weights == pytest.approx(2 * params, rel=0.01)
+    assert any(one.id == "TGT002" and "config.json alone" in one.reason for one in report.not_run)
+
+
+def test_a_folder_of_the_name_goes_before_the_name(base: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(base.parent)
+    base.rename("gpt2")
+    assert checked(Path("gpt2")).memory.assumes == checked(base.with_name("gpt2")).memory.assumes
+    windows = {"mistralai/Mistral-7B-v0.3": None, "microsoft/Phi-3-mini-4k-instruct": 2048}
+    for name, window in windows.items():
+        with folder_of(Path(name)) as (folder, _):
+            assert json.loads((folder / "config.json").read_text())["sliding_window"] == window
 
 
 def test_diagnose_foretells_the_longest_batch_that_was_seen(base: Path, tmp_path: Path) -> None:

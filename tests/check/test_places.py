@@ -52,6 +52,9 @@ def test_the_adapter_and_the_training_of_a_folder_are_read_apart(folder):
     assert (training.config.lora.r, training.config.training.max_steps) == (None, 40)
     assert {source.role for source in adapter.sources} == {"adapter"}
     assert "adapter" not in {source.role for source in training.sources}
+    (made / "trainer_state.json").unlink()
+    with pytest.raises(ConfigError, match=r"none of training_args\.json, .* in it"):
+        CheckOptions(training_dir=made).read()
 
 
 def test_an_adapter_may_be_that_of_the_last_checkpoint(folder, tmp_path):

@@ -110,6 +110,7 @@ def test_a_wrong_word_is_answered_with_what_is_expected(given, said, capsys):
                 "      line",
             ],
         ),
+        (40, "runs/toy" + "  0.1234" * 5, ["runs/toy" + "  0.1234" * 4, "    0.1234"]),  # a row, and no place in a file
         (40, "Loss:       from 0.7026 to 0.138 in 240 rows", ["Loss:       from 0.7026 to 0.138 in 240", "    rows"]),
         (  # a command can still be copied, with the words before it
             40,

@@ -183,7 +183,7 @@ def test_hostile_pickle_is_refused_in_words_and_runs_nothing(tmp_path: Path, dat
         (ATTACKS["extension 2"], "opcode EXT2"),
         (ATTACKS["persistent id"], "opcode PERSID"),
         (ATTACKS["cut off"], "damaged or cut off"),
-        (ATTACKS["larger than any arguments"], "a pickle of more than 1024 KiB: no training arguments"),
+        (ATTACKS["larger than any arguments"], "a pickle of more than 1024 KiB"),
         (ATTACKS["too many opcodes"], "more than 100000 opcodes"),
         (ATTACKS["doubled forty times"], "more than 20000 values"),
         (b"\x8c\x04\xe2\x98\x83\x1b\x8c\x01x\x93.", r"names \\u2603\\x1b\.x"),

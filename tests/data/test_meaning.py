@@ -103,6 +103,21 @@ XML = "<tool_call>\n<function=find>rain</function>\n</tool_call>"
             "1 of 60 rows (1.7 %: 9) hold a <tool_call> that is no JSON",
         ),
         (
+            chat(lambda i: said(i) + (" R&amp;D" if i > 57 else " R&D"), some(" He said: &#x27;no&#x27;", 20)),
+            chat(
+                lambda i: "In HTML: &lt;" if i % 3 else f"R&D; {i}",
+                lambda i: f"<p>{i}&nbsp;" if i % 2 else f"```\n{i}&gt;",
+            ),
+            "DAT318",
+            "5 of 60 rows (8.3 %: 3, 23, 43, 59, 60) hold characters as HTML escapes them (such as &quot;)",
+        ),
+        (
+            chat(said, lambda i: f"\n<think>{said(i)} {i}" + ("" if i == 8 else "</think>") + said(i + 1)),
+            chat(said, lambda i: f"Write <think> first. {i}" if i == 8 else f"<think>hm</think> {replied(i)}"),
+            "DAT376",
+            "1 of 60 rows (1.7 %: 9) have an answer that begins with <think> and never ends the thought",
+        ),
+        (
             talk(lambda i, k: f"{WHO[8:]}: {said(i + k)}" if i < 3 else said(i + k)),
             talk(lambda i, k: f"{WHO[8:]}: {said(i + k)}" if i < 3 and k else said(i + k)),
             "DAT372",
@@ -137,7 +152,7 @@ XML = "<tool_call>\n<function=find>rain</function>\n</tool_call>"
 def test_a_fault_of_meaning_is_named_and_its_twin_is_not(
     tmp_path: Path, tok: Path, rows: Rows, sound: Rows, rule: str, says: str
 ) -> None:
-    ids = [one.id for one in RULES]
+    ids = ["DAT318", "DAT376", *(one.id for one in RULES)]
     found, other = (
         gradience.check_data(write(tmp_path / name, one), tokenizer=tok, select=ids, max_length=4096).findings
         for name, one in (("faulty.jsonl", rows), ("sound.jsonl", sound))

@@ -6,9 +6,12 @@ import os
 import shutil
 import sys
 
+import numpy as np
 import pytest
+from audited import save_adapter
+from tables import every
 
-from gradience import GradienceError, TelemetryWriter, diagnose
+from gradience import GradienceError, TelemetryWriter, audit_adapter, diagnose
 from gradience.folder import find, found as module
 
 WEIGHTS = "adapter_model.safetensors"
@@ -192,14 +195,80 @@ def opened():
     return _OPENED
 
 
-def test_the_pickle_of_training_arguments_is_the_configuration_and_that_of_the_optimizer_stays_shut(trained, opened):
+def test_the_pickle_of_training_arguments_is_the_configuration_and_that_of_the_schedule_stays_shut(trained, opened):
     folder = trained("masked_nan")
     report = diagnose(folder)
     assert report.check is not None
     assert report.check.config.optimizer.lr == 1e-3
     assert ("training", str(folder / "training_args.bin")) in [(s.role, s.path) for s in report.check.sources]
     assert any(name.endswith("adapter_config.json") for name in opened)
-    assert [name for name in opened if os.path.basename(name) in {"optimizer.pt", "scheduler.pt"}] == []  # noqa: PTH119
+    assert [name for name in opened if os.path.basename(name) in {"scheduler.pt", "rng_state.pth"}] == []  # noqa: PTH119
+
+
+def poisoned(name: str, value: float, also: tuple[str, ...] = ()):
+    """A change of the optimizer's state: one number of one average of one parameter."""
+
+    def change(run, state) -> None:
+        for each in (name, *also):
+            state["state"][3][each].flatten()[1] = value
+
+    return change
+
+
+def earlier(run, state) -> None:
+    state.update(pytest.importorskip("torch").load(run / "checkpoint-50" / "optimizer.pt", weights_only=True))
+
+
+def further(run, state) -> None:
+    for one in state["state"].values():
+        one["step"] += 7
+
+
+BROKEN = "optimizer.pt holds NaN or infinity in 1 of 56 averages, named {}, and the weights are finite: "
+ADDED = BROKEN.format("exp_avg") + "a resume adds them to the weights with its first step."
+DIVIDING = BROKEN.format("exp_avg_sq")
+DIVIDING += "after a resume the entries that they divide stay as they are, or become NaN."
+FEWER = "optimizer.pt is at step 50 by its own count, and its folder at step 100: the others changed no weight "
+FEWER += "(skipped in fp16), or a resume began with a new optimizer."
+MORE = "optimizer.pt is at step 107 by its own count, and its folder at step 100: it is the state of another "
+MORE += "checkpoint or run, or the count of the run began again."
+
+
+@every(
+    ("change", "rule", "severity", "said"),
+    [
+        (lambda run, state: None, None, None, ""),
+        (poisoned("exp_avg", float("nan"), ("exp_avg_sq",)), "TRN425", "error", f"{ADDED} | {DIVIDING}"),
+        (poisoned("exp_avg_sq", float("inf")), "TRN425", "error", DIVIDING),
+        (earlier, "TRN426", "info", FEWER),
+        (further, "TRN426", "warning", MORE),
+    ],
+)
+def test_the_state_that_a_trainer_saved_beside_the_weights_is_judged(trained, change, rule, severity, said, tmp_path):
+    torch = pytest.importorskip("torch")
+    run = shutil.copytree(trained("healthy"), tmp_path / "run")
+    place = run / "checkpoint-100" / "optimizer.pt"
+    state = torch.load(place, weights_only=True)
+    change(run, state)
+    torch.save(state, place)
+    found = [item for item in audit_adapter(place.parent).findings if item.id in {"TRN425", "TRN426"}]
+    assert {item.id for item in found} == ({rule} if rule else set())
+    assert {item.severity for item in found} == ({severity} if rule else set())
+    assert " | ".join(item.message for item in found) == said
+
+
+@every(
+    ("content", "said"),
+    [
+        (b"version https://git-lfs.github.com/spec/v1", "it is a git-lfs pointer ('git lfs pull' fetches it)"),
+        (b"", "BadZipFile: File is not a zip file"),
+    ],
+)
+def test_a_state_that_cannot_be_read_is_a_rule_that_was_not_judged(content, said, tmp_path):
+    save_adapter(tmp_path, [(np.ones((5, 2)), np.ones((2, 6)))])
+    (tmp_path / "optimizer.pt").write_bytes(content)
+    skipped = {item.id: item.reason for item in audit_adapter(tmp_path).not_run}
+    assert skipped["TRN425"] == f"{tmp_path / 'optimizer.pt'}: not read: {said}"
 
 
 def test_a_pickle_with_a_class_of_the_users_own_is_left_out_and_named(trained, tmp_path):

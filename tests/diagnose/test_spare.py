@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 from pathlib import Path
 
 import pytest
@@ -16,6 +17,11 @@ MEGABYTES = {"checkpoint-20": 2.5, "checkpoint-40": 1.2, "checkpoint-50": 7.0, "
 TWENTY = ("checkpoint-20", "worse than checkpoint-30; 2.5 MB")
 FORTY = ("checkpoint-40", "within noise of checkpoint-30; 1.2 MB")
 BOTH = "Could go: 2 checkpoints, 3.7 MB (checkpoint-30 and the newest stay; nothing is removed here):"
+FOUR = "Could go: 4 checkpoints, 0.0 MB (checkpoint-30 and the newest stay; nothing is removed here):"
+SCORED = [
+    (f"checkpoint-{step}", f"{'within noise of' if step == 40 else 'worse than'} checkpoint-30; 0.0 MB")
+    for step in (20, 40, 50, 60)
+]
 ONE = "Could go: 1 checkpoint, {} MB (checkpoint-30 and the newest stay; nothing is removed here):"
 
 
@@ -42,6 +48,9 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
         (run / name / "optimizer.pt").touch()
         os.truncate(run / name / "optimizer.pt", int(size * 1e6))
     (root / "linked").symlink_to(run / "checkpoint-20")
+    scores = {20: 0.7, 25: 0.8, 30: 0.9, 40: 0.9, 50: 0.7, 60: 0.8, 70: 0.8}
+    scored = [{**row, "eval_accuracy": scores[row["step"]]} if "eval_loss" in row else row for row in rows(*LOSSES)]
+    write_run(root / "scored", scored, [*LOSSES], 70)
     few = write_run(root / "few", rows(20, 30, 40, 70), [20, 30, 40, 70], 70)
     (few / "checkpoint-20" / "here").symlink_to(few)  # what a link leads to is not counted
     return root
@@ -55,6 +64,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
         ("", ["run 1", "--adapter", "run 1/checkpoint-20/adapter_model.safetensors"], [ONE.format(1.2), FORTY]),
         ("", ["run 1", "--adapter", "linked"], [ONE.format(1.2), FORTY]),
         ("run 1", ["{root}/run 1", "--adapter", "checkpoint-20"], [ONE.format(1.2), FORTY]),
+        ("", ["scored"], [FOUR, *SCORED]),  # 25 is worse by its accuracy, and has the lower loss
         ("", ["few"], []),  # four evaluations do not show their noise
     ],
 )
@@ -63,9 +73,10 @@ def test_what_is_no_better_than_what_stays_could_go_save_the_weights_that_are_di
 ):
     monkeypatch.chdir(made / where)
     main(["diagnose", *(word.format(root=made) for word in given)])
-    run = f"{made}/run 1" if where else "run 1"
+    run = f"{made}/run 1" if where else given[0]
     said = [
-        f"  rm -r -- '{run}/{line[0]}'  # {line[0]}: {line[1]}" if isinstance(line, tuple) else line for line in told
+        f"  rm -r -- {shlex.quote(f'{run}/{line[0]}')}  # {line[0]}: {line[1]}" if isinstance(line, tuple) else line
+        for line in told
     ]
     shown = capsys.readouterr().out.splitlines()
     assert [line for line in shown if line.startswith(("Could go", "  rm "))] == said

@@ -8,13 +8,15 @@ import math
 from types import SimpleNamespace
 from typing import Any
 
-from audited import report as audited
+import numpy as np
+from audited import report as audited, save_adapter
 from tables import every
 
-from gradience.schema import ConfigSnapshot
+from gradience.schema import ConfigSnapshot, OptimizerSnapshot
 from gradience.schema.audit import AuditSummary
 from gradience.schema.diagnose import Cause, DiagnosedSource, Piece, SourceCoverage
 from gradience.schema.reports import CHECK_SCHEMA_ID, CheckReport
+from gradience.telemetry.writer import TelemetryWriter
 from gradience.verbs.diagnose import run as diagnose
 from gradience.verbs.diagnose.run import headline, is_complete
 from gradience.verbs.diagnose.verdict import doubts, verdict_of
@@ -80,6 +82,8 @@ def rows(n=40, fall=1.5, **metrics):
         (rows(loss=FALLS, accuracy=GAINS), {}, None),
         (rows(), {}, None),
         (rows(fall=0.0), {}, "the loss does not fall"),
+        ([*rows(39), {"step": 200, "loss": 2.13}], {}, "learns; loss 1.927 -> 2.13"),  # by over a tenth of the first
+        ([*rows(39), {"step": 200, "loss": 2.11}], {}, None),
         (rows(loss=(1.9,) * 8), {}, "memorises; eval loss did not improve"),
         (rows(loss=FALLS, f1=(0.0,) * 8), {}, "eval f1 does not improve"),
         (rows(loss=FALLS, f1=(0.5, *[0.45, 0.4] * 3, 0.3)), {}, "eval f1 0.3 (best 0.5 at step 25)"),
@@ -106,6 +110,30 @@ def test_nor_beside_a_first_step_or_an_update_over_all_others(rate, size, doubt)
     step = CheckReport(schema=CHECK_SCHEMA_ID, config=config, derived={"scaling_r_lr": 512 * rate})
     weights = audited(summary=AuditSummary(total_lora_params=1, n_layers=1, update_size=size))
     assert any(doubts(None, step, weights)) is doubt
+
+
+@every(
+    ("optimizer", "fall", "severity", "verdict"),
+    [
+        ("adamw_torch", 1.0, "info", "worth_a_look"),
+        ("sgd", 1.0, "warning", "needs_attention"),
+        ("adamw_torch", 0.0, "warning", "needs_attention"),
+    ],
+)
+def test_weights_like_random_ones_are_no_fault_where_adam_made_the_loss_fall(
+    optimizer, fall, severity, verdict, tmp_path
+):
+    rng = np.random.default_rng(0)
+    flat = [(0.02 * rng.standard_normal((64, 8)), rng.standard_normal((8, 64))) for _ in range(6)]
+    save_adapter(tmp_path, flat, task_type="CAUSAL_LM")
+    with TelemetryWriter(tmp_path / "run.jsonl", fsync="never") as log:
+        log.run_start(ConfigSnapshot(optimizer=OptimizerSnapshot(name=optimizer)))
+        for step in range(1, 101):
+            log.train_step(step, loss=2.0 + fall * (math.exp(-step / 25) - 1.0), lr=1e-3, grad_norm=1.0)
+        log.run_end(status="ok")
+    report = diagnose.diagnose(tmp_path)
+    assert {c.severity for c in report.findings if c.id == "RND309"} == {severity}
+    assert report.verdict == verdict
 
 
 SOURCES = [

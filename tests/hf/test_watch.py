@@ -338,6 +338,50 @@ class Known:
         return {"<turn>": 291, "<end>": END}
 
 
+class Bytes:
+    """A tokenizer of characters that knows one turn token and has a template."""
+
+    eos_token_id, bos_token_id, pad_token_id = 0, None, None
+
+    def __init__(self, template, *parts):
+        self.chat_template, self.parts = template, parts
+
+    def get_vocab(self):
+        return {"<|own|>": 1}
+
+    def decode(self, ids):
+        return "".join(map(chr, ids))
+
+    def apply_chat_template(self, turns, *, tokenize):
+        assert not tokenize
+        return "".join(f"{start}{turn['role']}{end}" for turn in turns for start, end in self.parts)
+
+
+@every(
+    ("template", "parts", "text", "rows"),
+    [
+        (None, [], "<|user|>hi", 8),
+        (None, [], "<|own|>hi", 0),
+        (None, [], "[INST] <b>hi</b>", 0),
+        ("<|own|>", [], "<|own|>a<|user|>hi", 8),
+        ("a <|user|> b", [], "<|user|>hi", 0),
+        ("put together", [("<|", "|>")], "<|user|>hi<|assistant|>", 0),
+        ("put together", [("<|", "|>")], "<|user|>hi<|system_prompt|>", 8),
+        ("one that fails", [None], "<|user|>hi", 0),
+        (None, [], "a" * 2048 + "<|user|>", 0),
+        (None, [], "a" * 2040 + "<|user|>", 8),
+    ],
+)
+def test_turn_tokens_in_pieces_are_those_that_neither_tokenizer_nor_template_has(template, parts, text, rows):
+    from gradience.hf import watch_batches
+
+    watch = watch_batches(torch.nn.Linear(1, 1), tokenizer=Bytes(template, *parts))
+    ids = torch.tensor([[ord(one) for one in text]] * 4)
+    for _ in range(3):
+        watch.see({"input_ids": ids, "labels": ids})
+    assert watch.values()["asked"].get("foreign_tokens", 0) == rows
+
+
 TURNS = [291, 260, END, 291, 261, 270, END, 291, 262, END, 291, 261, 271, END]
 
 

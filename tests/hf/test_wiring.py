@@ -732,6 +732,22 @@ def test_a_gradient_that_cannot_be_copied_ends_the_look_and_not_the_backward_pas
     assert (seen.compared, seen.kept) == (0, 0)
 
 
+@pytest.mark.parametrize(
+    ("dtype", "rate", "unmoved"),
+    [("bfloat16", 1e-6, (0.98, 1.0)), ("bfloat16", 1e-2, (0.0, 0.1)), ("float32", 1e-6, None)],
+)
+def test_steps_that_are_rounded_away_are_counted_bit_by_bit(tmp_path, dtype, rate, unmoved):
+    model = llama().to(getattr(torch, dtype))
+    loop(tmp_path, model, torch.optim.AdamW(trained(model), lr=rate, weight_decay=0.0))
+    (seen,) = (one.gradients for one in events(tmp_path, Wiring) if one.phase == "gradients")
+    assert seen.narrow == (0 if unmoved is None else 512)  # four A of 4 x 32; B begins as 0
+    assert unmoved is None or unmoved[0] * 512 <= seen.unmoved <= unmoved[1] * 512
+    assert ("WIR190" in alerts(tmp_path)) == (unmoved == (0.98, 1.0))
+    own = type("Own", (torch.optim.AdamW,), {"__module__": "copies"})
+    loop(tmp_path / "own", model, own(trained(model), lr=rate))
+    assert all(not one.gradients.narrow for one in events(tmp_path / "own", Wiring) if one.phase == "gradients")
+
+
 @pytest.mark.parametrize("left_out", [False, True])
 def test_a_loop_that_never_sets_gradients_to_zero_is_named(tmp_path, *, left_out):
     model = llama()

@@ -51,6 +51,7 @@ def test_every_public_name_is_in_the_reference_with_its_docstring(site):
     headings = set(re.findall(r'<h3 id="gradience\.(\w+)"', page))
     assert headings == {*gradience.__all__, "GradienceCallback", "preflight"} - {"__version__"}
     assert "Return the audit of one trained adapter." in page
+    assert ("<blockquote>" in page, page.count("language-pycon") > 1) == (False, True)  # sessions are code
 
 
 def test_a_link_to_a_file_outside_docs_is_its_name(site):

@@ -30,6 +30,7 @@ ALLOWED = {  # how often a module opens something itself, and what
     "configs/pickled.py": (2, "an archive in memory, and its member"),
     "data/pictures.py": (1, "of what was opened as a regular file, or of bytes"),
     "data/tokenizer.py": (2, "templates in TRL's own package"),
+    "folder/moments.py": (1, "an archive in what was opened as a regular file"),
     "hf/pace.py": (2, "the kernel's own files of this process and its group"),
     "importers/__init__.py": (1, "written: a new name beside the output"),
     "importers/databases.py": (3, "regular files, copied into a folder of ours and opened read only"),

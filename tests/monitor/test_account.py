@@ -14,6 +14,7 @@ from gradience.rules.log.facts import RunFacts
 from gradience.schema.events import ConfigSnapshot
 from gradience.schema.reports import MonitorReport
 from gradience.telemetry.series import RunSeries
+from gradience.verbs.diagnose.run import diagnose
 from gradience.verbs.monitor.run import monitor_run
 from gradience.verbs.monitor.view import monitor_text
 
@@ -185,6 +186,7 @@ def test_a_run_that_ends_in_its_warmup_says_so_and_what_to_set(tmp_path):
     )
     assert report.advice.text == "Set the warm-up to a tenth of the steps (10), or train longer"
     assert "Peak LR: 1e-4  (1e-5 reached)\n" in monitor_text(report)
+    assert [cause.id for cause in diagnose(tmp_path).findings] == ["LRS133"]  # and not SCH002, of the same warm-up
 
 
 def test_a_perplexity_is_that_of_a_language_model_or_one_that_was_logged(tmp_path):

@@ -298,4 +298,4 @@ def test_a_process_that_writes_is_followed_by_another_to_its_end(tmp_path):
     assert (writer.returncode, watcher.returncode, errors) == (0, 0, b"")
     text = out.read_text()
     assert "ends: ok" in text
-    assert " in 30 rows" in text
+    assert "Rows:    30" in text

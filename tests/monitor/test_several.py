@@ -75,12 +75,6 @@ def test_of_many_runs_only_the_names_of_settings_are_listed(tmp_path, capsys):
     assert "Settings that differ: r; alpha\n" in text
 
 
-def test_all_runs_of_a_log_are_rows(tmp_path, capsys):
-    path = record(tmp_path / "run.jsonl", run_id="first")
-    record(path, falling(fall=0.1), run_id="second")
-    assert [row.run for row in read_rows(path, path)] == ["first", "second"] * 2
-
-
 @pytest.mark.parametrize("verb", ["monitor", "diagnose"])
 def test_of_several_runs_the_table_is_first_and_then_the_one_that_is_asked_for_or_the_last(verb, tmp_path, capsys):
     path = record(tmp_path / "run.jsonl", run_id="first")

@@ -267,7 +267,9 @@ def test_a_page_has_the_best_runs_of_many_in_the_order_and_the_number_that_are_a
         )
 
     assert drawn() == ({f"run{n:02}" for n in range(3, 29)}, ["3 runs left out: --where"])
-    assert "run00" in capsys.readouterr().out  # and the table all the same
+    shown = capsys.readouterr().out
+    assert "run00" in shown  # and the table all the same
+    assert shown.endswith(f"\nwrote {page} (26 of 29 runs)\n")
     assert drawn("--sort", "path", "--limit", "2") == ({"run00", "run01"}, ["27 runs left out: --where"])
     assert drawn("--where", "best_eval_loss < 1.825") == ({"run28"}, [])
     assert main([*argv, "--html", str(page), "--where", "r = 99"]) == 2

@@ -115,7 +115,7 @@ TABLE = [
         0,
         """
         Status:  ok, step 240 of 240
-        Loss:    0.7026 -> 0.138 (medians) in 240 rows  (lowest 0.01327 at step 165)
+        Rows:    240 (lowest loss 0.01327 at step 165)
         Peak LR: 1e-3
           Suggested r (median/p90): 2/3, after training; verify with eval
         """,
@@ -260,7 +260,7 @@ TABLE = [
         """
         Story: learns; loss 1.95 -> 0.5; eval loss 1.2 against 0.525 in training; eval loss still falls at the end
         Status:  ok (the planned steps were made), step 30 of 30
-        Loss:    1.95 -> 0.5 in 30 rows  (lowest 0.5 at step 30)
+        Rows:    30
         Peak LR: 1e-4  (largest logged)
           Gap:       eval loss 1.2, training loss 0.525 (step 30)
         """,

@@ -256,7 +256,7 @@ def test_a_seed_is_no_cause_of_a_row_that_changed_later(tmp_path: Path):
 def test_versions_that_changed_nothing_are_named_all_the_same(tmp_path: Path):
     report = explained(tmp_path, versions={"torch": "2.12"})
     assert report.verdict == "same"
-    assert report.story.endswith("; the versions differ")
+    assert report.story.endswith("; what differs: the versions")
 
 
 def test_two_settings_that_act_from_the_same_step_are_both_named(tmp_path: Path):
@@ -302,7 +302,8 @@ def test_where_nothing_was_compared_it_is_unknown_whether_the_runs_are_the_same(
     report = explained(tmp_path, {"lora__r": (4, 8)}, first=steps, **steps)
     assert (report.verdict, report.compared) == ("unknown", [])
     assert report.story == (
-        "nothing could be compared: no step has the same quantity in both logs; the adapter's configuration differ"
+        "nothing could be compared: no step has the same quantity in both logs; what differs: the adapter's "
+        "configuration"
     )
 
 

@@ -14,6 +14,7 @@ from gradience.errors import AdapterError
 
 CONFIG_NAME: Final = "adapter_config.json"
 WEIGHT_NAMES: Final = ("adapter_model.safetensors", "adapters.safetensors", "adapter_model.bin", "adapter_model.pt")
+STATE_OF_OPTIMIZER: Final = "optimizer.pt"
 CHECKPOINT: Final = re.compile(r"checkpoint-(\d{1,15})")
 """The name that the Trainer gives to a checkpoint's folder; the group is the step."""
 

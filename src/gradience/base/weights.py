@@ -25,7 +25,7 @@ import numpy as np
 from gradience.adapters.formats import distributed_advice
 from gradience.adapters.layout import DenseUpdate, Module, check_shape, oriented
 from gradience.adapters.patterns import dotted_tails
-from gradience.errors import AdapterError, OutputError
+from gradience.errors import AdapterError, MissingBaseError, OutputError
 from gradience.io.atomic import atomic_file
 from gradience.io.reading import decode_json, open_regular, read_small, real_path
 from gradience.io.safetensors import Array, SafetensorsFile, TensorInfo, ThreadBuffer, indexed_files
@@ -156,7 +156,8 @@ def local_folder(base: Path) -> Path:
     """The folder of a base's files: of `organisation/name` its revision in the hub's local cache.
 
     Raises:
-        AdapterError: there is no such path, and nothing of that name in the cache.
+        MissingBaseError: there is no such path, and nothing of that name in the cache.
+        AdapterError: the cache holds several revisions, and names none.
     """
     place = base if os.path.exists(base) else _cached(base)  # noqa: PTH110  # Path.exists raises on long names
     return _snapshot(place) if place.is_dir() else place
@@ -196,8 +197,8 @@ def _cached(path: Path) -> Path:
         entry = _hub_cache() / "--".join(("models", *path.parts))
         if entry.is_dir():
             return entry
-        raise AdapterError(f"no such base: {path} is neither a path nor in {_hub_cache()}", advice=_ADVICE)
-    raise AdapterError(f"no such base: {path}", advice=_ADVICE)
+        raise MissingBaseError(f"no such base: {path} is neither a path nor in {_hub_cache()}", advice=_ADVICE)
+    raise MissingBaseError(f"no such base: {path}", advice=_ADVICE)
 
 
 def _hub_cache() -> Path:

@@ -94,7 +94,8 @@ def folded(line: str) -> list[str]:
     body, columns = line.lstrip(), _COLUMNS.get()
     row, command = "  " in body[_LABEL:], _COMMAND in line
     page = columns if row or command else page_width()
-    if page is None or len(line) <= page or _DRAWING.search(body) or "/" in line.partition(" ")[0]:
+    place = not row and "/" in line.partition(" ")[0]
+    if page is None or len(line) <= page or _DRAWING.search(body) or place:
         return [line]
     if set(body) == {"="}:  # a rule across the page
         return [line[:page]]

@@ -19,7 +19,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from io import BytesIO
 from pathlib import Path
-from typing import Any, Final, TypeAlias
+from typing import Any, ClassVar, Final, TypeAlias
 
 from gradience.configs.values import Malformed, printable
 from gradience.errors import ConfigError
@@ -89,9 +89,11 @@ class _PickleMark:
 class Walk:
     """A walk through a stream of pickles, one after the other."""
 
+    most: ClassVar[int] = MAX_OPCODES
+
     def __init__(self, data: bytes) -> None:
         self._file = BytesIO(data)
-        self._left = MAX_OPCODES
+        self._left = self.most
         self.stack: list[Any] = []
         self.memo: dict[int, Any] = {}
 
@@ -104,17 +106,18 @@ class Walk:
         self.stack, self.memo = [], {}
         try:
             for opcode, argument, _ in pickletools.genops(self._file):
-                self._step(opcode.name, argument)
+                self.step(opcode.name, argument)
             return self.stack.pop()
         except Malformed:
             raise
         except (ValueError, IndexError, KeyError, TypeError, OverflowError) as error:
             raise Malformed("a pickle that is damaged or cut off") from error
 
-    def _step(self, opcode: str, argument: Any) -> None:  # whatever the opcode carries
+    def step(self, opcode: str, argument: Any) -> None:  # whatever the opcode carries
+        """Do what one opcode does."""
         self._left -= 1
         if self._left < 0:
-            raise Malformed(f"a pickle of more than {MAX_OPCODES} opcodes")
+            raise Malformed(f"a pickle of more than {self.most} opcodes")
         action = _ACTIONS.get(opcode)
         if action is None:
             raise Malformed(f"a pickle with the opcode {opcode}, which has no harmless reading")
@@ -144,9 +147,13 @@ class Walk:
 
     def name(self, text: str) -> Name:
         """The class or function called `module name`; Malformed if it is not known."""
-        if not is_known(text):
+        if not self.known(text):
             raise Malformed(f"a pickle that names {_dotted(text)}, which is none of the classes known here")
         return Name(text)
+
+    def known(self, text: str) -> bool:
+        """Whether a class may be named."""
+        return is_known(text)
 
     def stack_name(self) -> Name:
         """Pop a module and a name, and return the class that they name."""
@@ -296,25 +303,30 @@ def _pickle_of(data: bytes) -> bytes:
         return _bounded(data)
     try:
         with zipfile.ZipFile(BytesIO(data)) as archive:
-            return _bounded(_entry(archive))
+            return entry_of(archive)[1]
     except (zipfile.BadZipFile, zlib.error, NotImplementedError, RuntimeError, EOFError, OSError) as error:
         raise Malformed("a zip archive that is damaged, encrypted or cut off") from error
 
 
-def _entry(archive: zipfile.ZipFile) -> bytes:
+def entry_of(archive: zipfile.ZipFile, most: int = _MAX_ENTRIES) -> tuple[str, bytes]:
+    """The name and the bytes of the pickle in an archive of torch.save.
+
+    Raises:
+        Malformed: there is none, or it is too large.
+    """
     entries = archive.infolist()
-    pickles = [entry for entry in entries[:_MAX_ENTRIES] if _PICKLE.fullmatch(entry.filename)]
-    if len(entries) > _MAX_ENTRIES or len(pickles) != 1:
+    pickles = [entry for entry in entries[:most] if _PICKLE.fullmatch(entry.filename)]
+    if len(entries) > most or len(pickles) != 1:
         raise Malformed("a zip archive that torch.save did not write: it holds no single FOLDER/data.pkl")
     if pickles[0].compress_type not in {zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED}:
         raise Malformed("a zip archive that torch.save did not write: it is compressed in another way")
     with archive.open(pickles[0]) as file:  # the read is bounded, because the sizes in an archive may be false
-        return file.read(MAX_PICKLE + 1)
+        return pickles[0].filename, _bounded(file.read(MAX_PICKLE + 1))
 
 
 def _bounded(data: bytes) -> bytes:
     if len(data) > MAX_PICKLE:
-        raise Malformed(f"a pickle of more than {MAX_PICKLE // 1024} KiB: no training arguments")
+        raise Malformed(f"a pickle of more than {MAX_PICKLE // 1024} KiB")
     return data
 
 

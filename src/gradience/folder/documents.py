@@ -13,7 +13,7 @@ from functools import cache, cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Generic, NamedTuple, TypeVar
 
-from gradience.adapters.files import CONFIG_NAME, AdapterFiles, find_files, holds_adapter
+from gradience.adapters.files import CONFIG_NAME, STATE_OF_OPTIMIZER, AdapterFiles, find_files, holds_adapter
 from gradience.configs.document import arguments_in, peft_in, read_document
 from gradience.configs.files import MAX_JSON_BYTES, read_bytes
 from gradience.configs.settings import Layer, stack
@@ -31,6 +31,7 @@ from gradience.schema.events import ConfigSnapshot
 if TYPE_CHECKING:
     from gradience.adapters.layout import Adapter
     from gradience.folder.checkpoints import OwnedCheckpoint
+    from gradience.folder.moments import OptimizerState
     from gradience.folder.prompts import PromptLink
 
 T = TypeVar("T")
@@ -190,6 +191,14 @@ class Documents:
         own = None if weights is None else weights if weights.is_dir() else weights.parent
         return list(dict.fromkeys(place for place in (own, folder) if place is not None))
 
+    @cached_property
+    def optimizer_state(self) -> Part[OptimizerState]:
+        """The state beside the weights, else in the last checkpoint that is not known to be of another run."""
+        strange = {each.folder.path for each in self.checkpoints if each.identity.of_run is False}
+        last = [each.path for each in self.found.checkpoints if each.path not in strange][-1:]
+        at = next((path for each in (*self.folders[:1], *last) if (path := each / STATE_OF_OPTIMIZER).is_file()), None)
+        return Part(Place(at, f"no {STATE_OF_OPTIMIZER} beside the weights or in the last checkpoint"), _read_optimizer)
+
     def _bytes(self, path: Path) -> bytes:
         """The bytes of a file of settings, which the import of a log may have read."""
         held = {} if self.log.held is None else self.log.held.held
@@ -321,6 +330,12 @@ class Documents:
         if self.in_hand is None and (whole := self.settings.held) is not None:
             yield whole.base
             yield whole.config.model_name
+
+
+def _read_optimizer(path: Path) -> OptimizerState:
+    from gradience.folder.moments import read_optimizer  # numpy: only those with weights pay for it
+
+    return read_optimizer(path)
 
 
 def _stated_in(path: Path) -> Layer | None:

@@ -32,7 +32,7 @@ from gradience.hf.wiring import look, unwrapped_optimizers
 from gradience.rules import Verdict, judge
 from gradience.rules.log import BEFORE_TRAINING
 from gradience.rules.log.facts import RunFacts
-from gradience.schema import SCHEMA_ID, Severity, real
+from gradience.schema import Severity, real
 from gradience.schema.document import SEVERITIES, by_severity
 from gradience.schema.events import ConfigSnapshot, Metrics, Wiring
 from gradience.schema.preflight import PREFLIGHT_SCHEMA_ID, FirstBatches, PlannedRate, PreflightReport
@@ -41,18 +41,9 @@ from gradience.schema.wiring import GradientWiring
 from gradience.telemetry.series import RunSeries
 from gradience.verbs.check.run import check_config
 
-_FAILURES: Final = (AttributeError, IndexError, KeyError, NotImplementedError, RuntimeError, TypeError, ValueError)
 # Layerwise optimizers hook the model's parameters as they are made, and LOMO does; these leave it alone.
 _PLAIN: Final = (
-    "adamw_torch",
-    "adamw_bnb",
-    "paged_adamw",
-    "sgd",
-    "adafactor",
-    "adagrad",
-    "rmsprop",
-    "lion",
-    "paged_lion",
+    *("adamw_torch", "adamw_bnb", "paged_adamw", "sgd", "adafactor", "adagrad", "rmsprop", "lion", "paged_lion"),
 )
 _THEIRS: Final = ("transformers.", "trl.")
 _MOST_STEPS: Final = 1 << 20  # whose rates are asked for
@@ -82,10 +73,15 @@ class _Flight(NamedTuple):
     args: Any = None
     loader: Any = None
     optimizer: Any = None
-    notes: tuple[str, ...] = ()
-    no_loader: str = "no data set was given"
     schedule: Any = None
     tokenizer: Any = None
+    note: str = ""
+    no_loader: str = "no data set was given"
+
+    @property
+    def arguments(self) -> Any:
+        """TrainingArguments; None if there are none, or a mapping of settings."""
+        return None if isinstance(self.args, Mapping) else self.args
 
 
 def preflight(
@@ -130,24 +126,30 @@ def preflight(
 
 
 def _of_trainer(trainer: Any) -> _Flight:
-    notes: list[str] = []
-    schedule = getattr(trainer.lr_scheduler, "scheduler", trainer.lr_scheduler)  # accelerate's wrapper
-    tokenizer = getattr(trainer, "processing_class", None)
-    tokenizer = getattr(tokenizer, "tokenizer", tokenizer)
-    flight = _Flight(trainer.model, trainer.args, schedule=schedule, tokenizer=tokenizer)
-    try:
-        flight = flight._replace(loader=trainer.get_train_dataloader())
-    except Exception as error:  # noqa: BLE001  # the user's own data and loader, which may raise anything
-        flight = flight._replace(no_loader=f"the Trainer's loader cannot be made: {error}")
-    optimizer = getattr(trainer, "optimizer", None)
+    loader, lacking = _made(trainer.get_train_dataloader, "the Trainer's loader cannot be made")
+    optimizer, note = getattr(trainer, "optimizer", None), ""
     if optimizer is None and _makes_plainly(trainer):
-        try:
-            optimizer = trainer.create_optimizer()
-        except _FAILURES as error:
-            notes.append(f"the optimizer cannot be made: {error}")
+        optimizer, note = _made(trainer.create_optimizer, "the optimizer cannot be made")
     elif optimizer is None:
-        notes.append("the optimizer is not looked at: making it would change the model, or is the Trainer's own way")
-    return flight._replace(optimizer=optimizer, notes=tuple(notes))
+        note = "the optimizer is not looked at: making it would change the model, or is the Trainer's own way"
+    schedule, tokenizer = trainer.lr_scheduler, getattr(trainer, "processing_class", None)
+    return _Flight(
+        trainer.model,
+        trainer.args,
+        loader,
+        optimizer,
+        schedule=getattr(schedule, "scheduler", schedule),  # accelerate's wrapper
+        tokenizer=getattr(tokenizer, "tokenizer", tokenizer),
+        note=note,
+        no_loader=lacking,
+    )
+
+
+def _made(make: Callable[[], Any], failed: str) -> tuple[Any, str]:
+    try:
+        return make(), ""
+    except Exception as error:  # noqa: BLE001  # the user's own data and classes, which may raise anything
+        return None, f"{failed}: {error}"
 
 
 def _makes_plainly(trainer: Any) -> bool:
@@ -182,6 +184,10 @@ def _report(flight: _Flight, *, memory: bool) -> Preflight:
     check = _checked(flight, steps, batches, memory=memory)
     verdict = _judged(check.config, seen, batches, calls)
     schedule, rates = _rates(flight, steps)
+    notes = [flight.note] if flight.note else []
+    place = _device(flight.model).type
+    if place != "cuda" and check.memory is not None and check.memory.peak_bytes is not None:
+        notes.append(f"the memory is that of a CUDA device; the model lies on {place}")
     return Preflight(
         schema=PREFLIGHT_SCHEMA_ID,
         check=check,
@@ -193,26 +199,19 @@ def _report(flight: _Flight, *, memory: bool) -> Preflight:
         batches=batches,
         findings=by_severity([*verdict.findings, *check.findings]),
         not_run=[*verdict.not_run, *check.not_run],
-        notes=[*flight.notes, *_of_memory(flight.model, check), *(f"not looked at: {what}" for what in seen["unseen"])],
+        notes=[*notes, *(f"not looked at: {what}" for what in seen["unseen"])],
     )
 
 
-def _of_memory(model: torch.nn.Module, check: CheckReport) -> list[str]:
-    place = _device(model).type
-    known = check.memory is not None and check.memory.peak_bytes is not None
-    return [f"the memory is that of a CUDA device; the model lies on {place}"] if known and place != "cuda" else []
-
-
 def _judged(config: ConfigSnapshot, seen: Mapping[str, Any], batches: FirstBatches, calls: Invocations) -> Verdict:
-    """Judge what was seen as the start of a run's log is."""
+    """Judge what was seen as the callback judges the start of a run."""
     run = RunSeries("preflight", config=config)
-    run.look(live_look(Wiring, 0, {"phase": "start", **seen}))
+    run.add(live_look(Wiring, 0, {"phase": "start", **seen}))
     if calls.rows and not calls.invoked and seen.get("optimizer") is not None:
         first = GradientWiring(steps=0, tensors=seen["optimizer"].held, rows=calls.rows, invoked=0)
-        run.look(live_look(Wiring, 0, {"phase": "gradients", "gradients": first}))
+        run.add(live_look(Wiring, 0, {"phase": "gradients", "gradients": first}))
     if batches.counts:
-        counts = Metrics(schema=SCHEMA_ID, ts=None, run_id="preflight", step=0, kind="data", metrics=batches.counts)
-        run.add(counts)
+        run.add(live_look(Metrics, 0, {"kind": "data", "metrics": batches.counts}))
     return judge(BEFORE_TRAINING, RunFacts(run))
 
 
@@ -257,7 +256,7 @@ def _dtype(base: torch.nn.Module) -> str:
 
 
 def _snapshot(flight: _Flight, steps: int | None) -> ConfigSnapshot:
-    if flight.args is None or isinstance(flight.args, Mapping):
+    if flight.arguments is None:
         draft = Draft()
         note_model(draft, unwrapped(flight.model))
         return draft.snapshot()
@@ -268,75 +267,57 @@ def _snapshot(flight: _Flight, steps: int | None) -> ConfigSnapshot:
 
 def _steps(flight: _Flight) -> int | None:
     """Return the planned optimizer steps, as the Trainer counts them; None if they are not known."""
-    args = flight.args
-    if args is None or isinstance(args, Mapping):
-        return None
-    if args.max_steps > 0:
-        return int(args.max_steps)
+    args = flight.arguments
+    if args is None or args.max_steps > 0:
+        return args and int(args.max_steps)
     try:
         batches = len(flight.loader)
     except (TypeError, NotImplementedError):
         return None
-    epochs, accumulated = float(args.num_train_epochs), int(args.gradient_accumulation_steps)
-    return math.ceil(epochs * math.ceil(batches / accumulated))
+    return math.ceil(float(args.num_train_epochs) * math.ceil(batches / int(args.gradient_accumulation_steps)))
 
 
 def _rates(flight: _Flight, steps: int | None) -> tuple[str, list[PlannedRate]]:
     """Return the schedule's name, and the highest rates of a few steps; none if a schedule cannot be foretold."""
-    args = flight.args
-    if args is None or isinstance(args, Mapping) or not steps or steps > _MOST_STEPS:
+    args, schedule = flight.arguments, flight.schedule
+    if args is None or not steps or steps > _MOST_STEPS:
         return "", []
-    if flight.schedule is not None:
-        return _given_rates(flight.schedule, steps)
-    from transformers import get_scheduler  # the user's own
-
-    name = str(getattr(args.lr_scheduler_type, "value", args.lr_scheduler_type))
-    peak = _peak(flight.optimizer, args.learning_rate)
-    # A schedule writes its rates into its optimizer as soon as it is made, so it is not given the Trainer's.
-    stand_in = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=peak)
+    kind = str(getattr(args.lr_scheduler_type, "value", args.lr_scheduler_type))
+    name = kind if schedule is None else type(schedule).__name__
     warmup = args.get_warmup_steps(steps)
     try:
-        schedule: Any = get_scheduler(
-            name, stand_in, warmup, steps, scheduler_specific_kwargs=dict(args.lr_scheduler_kwargs or {})
-        )
-        share = schedule.lr_lambdas[0]
-        places = sorted({0, min(warmup, steps - 1), steps // 2, steps - 1})
+        schedule = schedule or _planned(flight, kind, warmup, steps)
+        if not all(isinstance(share, FunctionType | partial) for share in schedule.lr_lambdas):
+            return name, []  # an object might count its calls
+        shares = [*zip(schedule.base_lrs, schedule.lr_lambdas, strict=True)]
         # A schedule counts from 0: step 1 is trained at its rate for 0.
-        return name, [PlannedRate(step=at + 1, lr=real(peak * share(at))) for at in places]
-    except _FAILURES:
+        places = sorted({0, min(warmup, steps - 1), steps // 2, steps - 1})
+        rates = [real(float(max(base * share(at) for base, share in shares))) for at in places]
+    except Exception:  # noqa: BLE001  # a schedule of another kind, or functions of the user's
         return name, []
+    return name, [PlannedRate(step=at + 1, lr=rate) for at, rate in zip(places, rates, strict=True)]
 
 
-def _given_rates(schedule: Any, steps: int) -> tuple[str, list[PlannedRate]]:
-    """Those of a schedule that the Trainer was given, where plain functions of the step decide them."""
-    name, shares = type(schedule).__name__, getattr(schedule, "lr_lambdas", ())
-    if not shares or not all(isinstance(share, FunctionType | partial) for share in shares):
-        return name, []  # an object might count its calls
-    try:
-        rates = {
-            at: max(base * share(at) for base, share in zip(schedule.base_lrs, shares, strict=True))
-            for at in (0, steps // 2, steps - 1)
-        }
-    except Exception:  # noqa: BLE001  # a function of the user's
-        return name, []
-    return name, [PlannedRate(step=at + 1, lr=real(float(rate))) for at, rate in sorted(rates.items())]
+def _planned(flight: _Flight, kind: str, warmup: int, steps: int) -> Any:
+    """The schedule that training would make, at the highest rate of the groups, which a script may have set."""
+    from transformers import get_scheduler  # the user's own
 
-
-def _peak(optimizer: Any, planned: float) -> float:
-    """The highest rate of the optimizer's groups, which a script may have set; else the planned one."""
-    groups = getattr(optimizer, "param_groups", None) or ()
-    return max((float(group.get("initial_lr", group["lr"])) for group in groups), default=planned)
+    groups = getattr(flight.optimizer, "param_groups", None) or [{"lr": flight.args.learning_rate}]
+    peak = max(float(group.get("initial_lr", group["lr"])) for group in groups)
+    # A schedule writes its rates into its optimizer as soon as it is made, so it is not given the Trainer's.
+    stand_in = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=peak)
+    own = dict(flight.args.lr_scheduler_kwargs or {})
+    return get_scheduler(kind, stand_in, warmup, steps, scheduler_specific_kwargs=own)
 
 
 def _first_batches(flight: _Flight, calls: Invocations) -> FirstBatches:
     """Draw the first micro-batches as the loader would, without its workers and without Accelerate's bookkeeping."""
     if flight.loader is None:
         return FirstBatches(reason=flight.no_loader)
-    limit = getattr(flight.args, "max_length", None)
     end = getattr(flight.tokenizer, "eos_token_id", None)  # training makes it one of the model's
     watch = BatchWatch(
         flight.model,
-        max_length=limit if isinstance(limit, int) else None,
+        max_length=getattr(flight.args, "max_length", None),
         ends=[end] if isinstance(end, int) else [],
         tokenizer=flight.tokenizer,
     )
@@ -376,12 +357,11 @@ def _drawn(loader: Any) -> Iterator[Any]:
 
 
 def _shapes(batch: Any) -> dict[str, str]:
-    if not isinstance(batch, Mapping):
-        rows = len(batch) if isinstance(batch, list | tuple) else 0
-        first = batch[0] if rows else None
-        names = ", ".join(map(str, first)) if isinstance(first, Mapping) else type(batch).__name__
-        return {"rows": f"{rows} ({names})"}
-    return {name: _shape(value) for name, value in batch.items()}
+    if isinstance(batch, Mapping):
+        return {name: _shape(value) for name, value in batch.items()}
+    rows = batch if isinstance(batch, list | tuple) else []
+    names = ", ".join(map(str, rows[0])) if rows and isinstance(rows[0], Mapping) else type(batch).__name__
+    return {"rows": f"{len(rows)} ({names})"}
 
 
 def _shape(value: Any) -> str:
@@ -392,11 +372,10 @@ def _shape(value: Any) -> str:
 
 def _take_mask(batch: Mapping[str, Any], judged: dict[str, int]) -> None:
     """Count the tokens that a completion_mask leaves in the loss, where the Trainer makes labels of it later."""
-    mask, ids = batch.get("completion_mask"), batch.get("input_ids")
+    mask, ids, room = (batch.get(name) for name in ("completion_mask", "input_ids", "attention_mask"))
     if "labels" in batch or not isinstance(mask, torch.Tensor) or not isinstance(ids, torch.Tensor):
         return
     if mask.shape == ids.shape:
-        room = batch.get("attention_mask")
         judged["kept"] += int(mask.count_nonzero())
         judged["tokens"] += int(room.count_nonzero()) if isinstance(room, torch.Tensor) else ids.numel()
 

@@ -292,13 +292,10 @@ class GradienceCallback(TrainerCallback):  # type: ignore[misc]
             self._batches.close()
         self._batches, self._data_recorded = None, False
         if self._data:
-            length = self._program.get("max_length", getattr(args, "max_length", None))
-            self._batches = watch_batches(
-                shown["model"],
-                max_length=length if isinstance(length, int) else None,
-                tokenizer=shown.get("processing_class"),
-            )
-            digest = template_digest(getattr(shown.get("processing_class"), "chat_template", None))
+            length, tokenizer = getattr(args, "max_length", None), shown.get("processing_class")
+            length = self._program.get("max_length", length)
+            self._batches = watch_batches(shown["model"], max_length=length, tokenizer=tokenizer)
+            digest = template_digest(getattr(tokenizer, "chat_template", None))
             self._fed = {**self._program, **({"template_digest": digest} if digest else {})}
 
     def _record_data(self, step: int) -> bool:

@@ -13,7 +13,7 @@ from typing import Any, Final, Self, TypeGuard
 
 import torch
 
-from gradience.data.asked import AskedRow, Vocabulary
+from gradience.data.asked import AskedRow, ControlTokens, Vocabulary, foreign_in
 from gradience.data.tokens import Sequence as TokenSequence
 from gradience.hf.digests import IGNORED, MIX, mixed_bits
 from gradience.hf.fed import Hook
@@ -23,6 +23,7 @@ from gradience.rules.data import ASKED_LIVE
 FIRST: Final = 8  # micro-batches watched from the beginning
 EVERY: Final = 100  # one in so many later micro-batches is watched
 _ASKED: Final = 8  # rows, of the first micro-batches, that are asked one by one
+_MOST_READ: Final = 2048  # tokens of a row that are read as text
 _MOST_HASHES: Final = 1_000_000  # hashes of rows that are kept, about 100 MB
 _MOST_EVALUATED: Final = 20_000  # rows of evaluations whose hashes are kept, about 2 MB
 _COUNTS: Final = ("rows", "tokens", "padding", "supervised", "rows_unsupervised", "rows_at_limit", "rows_with_end")
@@ -51,7 +52,7 @@ class BatchWatch:
     ) -> None:
         self.batches = 0
         self.watched = 0
-        self._limit = max_length
+        self._limit = max_length if isinstance(max_length, int) else None  # a Trainer's may be anything
         self._counts = dict.fromkeys(_COUNTS, 0)
         self._without_labels = False
         self._packed = False
@@ -65,7 +66,8 @@ class BatchWatch:
         self._failed: str | None = None
         self._classes = _classes(model)
         self._ends = [*_end_ids(model), *ends]
-        self._vocabulary = _vocabulary(tokenizer, self._ends)
+        self._tokenizer = getattr(tokenizer, "tokenizer", tokenizer)  # of a processor
+        self._vocabulary = _vocabulary(self._tokenizer, self._ends)
         self._asked: Counter[str] = Counter()
         self._rows_asked = 0
         self._handle = model.register_forward_pre_hook(Hook(self._see), with_kwargs=True)
@@ -206,6 +208,7 @@ class BatchWatch:
                 self._asked["unattended"] += 1
                 continue
             begin, end = _attended(row, mask, own)
+            self._asked["foreign_tokens"] += _has_foreign(row[begin:end][:_MOST_READ], self._tokenizer)
             self._asked["placeless"] += places is not None and end - begin > 1 and len({*places[begin:end]}) == 1
             columns = {"input_ids": row} | ({} if own is None else {"labels": own})  # padding in the loss, too
             kept = None if own is None else [int(label != IGNORED) for label in own[begin:end]]
@@ -269,7 +272,6 @@ def _attended(row: list[int], mask: list[bool] | None, labels: list[int] | None)
 
 def _vocabulary(tokenizer: Any, ends: Sequence[int]) -> Vocabulary:
     """What is known of a tokenizer's tokens; of one that does not tell, the end tokens alone."""
-    tokenizer = getattr(tokenizer, "tokenizer", tokenizer)  # of a processor
     pad, end, bos = (getattr(tokenizer, f"{name}_token_id", None) for name in ("pad", "eos", "bos"))
     added: dict[str, object] = getattr(tokenizer, "get_added_vocab", dict)()
     return Vocabulary(
@@ -278,6 +280,21 @@ def _vocabulary(tokenizer: Any, ends: Sequence[int]) -> Vocabulary:
         pad=pad if isinstance(pad, int) and pad != end else None,
         bos=bos if isinstance(bos, int) else None,
     )
+
+
+def _has_foreign(ids: list[int], tokenizer: Any) -> bool:
+    """Whether a row has, in pieces, turn tokens that the tokenizer does not know and its template does not write."""
+    try:
+        # Llama 2's [INST] is text in its own format, with a template and without.
+        tokens = {token for token in foreign_in([tokenizer.decode(ids)], ControlTokens()) if token.startswith("<|")}
+        if not (tokens := tokens - tokenizer.get_vocab().keys() if tokens else tokens) or not tokenizer.chat_template:
+            return bool(tokens)
+        turns = [{"role": role, "content": ""} for role in ("user", "assistant")]
+        # A template may put a token together of its parts.
+        written = tokenizer.chat_template + tokenizer.apply_chat_template(turns, tokenize=False)
+        return any(token not in written for token in tokens)
+    except Exception:  # noqa: BLE001  # a tokenizer or a template of any kind, or none
+        return False
 
 
 def watch_batches(model: torch.nn.Module, *, max_length: int | None = None, tokenizer: Any = None) -> BatchWatch:

@@ -26,6 +26,8 @@ from gradience.schema.events import EventBase, StepDigests, Wiring
 from gradience.schema.wiring import DataWiring, GradientWiring
 
 LOOKS: Final = 8  # optimizer steps whose gradients are looked at; B of a LoRA is 0 until the first, and so A's gradient
+_NARROW, _ELEMENTS = 2, 4096  # bytes of an element that rounds steps away; first elements of a tensor that are kept
+_WITHOUT_COPIES: Final = ("torch.optim.", "bitsandbytes.")  # others may keep what they train in 32 bits beside it
 _EXPERT: Final = re.compile(r"\bexperts?\.\d+")
 
 Sink: TypeAlias = Callable[[type[EventBase], int, dict[str, Any]], None]
@@ -108,7 +110,8 @@ class WiringWatch:
         self._look(phase, self.step)
         self._earlier = EarlierStates(self._model, self.step)
         trained = {id(t) for one in self._optimizers for group in one.param_groups for t in group["params"]}
-        self._gradients = _Gradients(parts_of(self._model), trained, Invocations(self._model))
+        plain = all(type(one).__module__.startswith(_WITHOUT_COPIES) for one in self._optimizers)
+        self._gradients = _Gradients(parts_of(self._model), trained, Invocations(self._model), plain=plain)
         self._passes = Passes(self._model)
         self._handles += [self._passes, self._gradients.leftover, self._gradients.invocations]
         for place, one in enumerate(self._optimizers):
@@ -191,11 +194,17 @@ class WiringWatch:
 class _Gradients:
     """Which trainable tensors received a gradient so far."""
 
-    def __init__(self, parts: Sequence[NamedParameter], held: Collection[int], invocations: Invocations) -> None:
+    def __init__(
+        self, parts: Sequence[NamedParameter], held: Collection[int], invocations: Invocations, *, plain: bool
+    ) -> None:
         self.steps = self.rateless = 0
         self.invocations = invocations
         self.leftover = Leftover([part for part in parts if id(part.tensor) in held])  # others nobody sets to zero
         self._parts = {id(part.tensor): part for part in parts}
+        narrow = [part.tensor for part in parts if part.tensor.element_size() == _NARROW and id(part.tensor) in held]
+        own = [one for one in narrow if plain and one.is_floating_point() and type(one) is torch.nn.Parameter]
+        self._began = [(one, one.detach().reshape(-1)[:_ELEMENTS].clone()) for one in own if one.requires_grad]
+        self._lost = (0, 0)
         self._looked: set[int] = set()
         self._present: set[int] = set()
         self._reached: set[int] = set()
@@ -207,6 +216,8 @@ class _Gradients:
 
     def take(self) -> None:
         """Look at the gradients that are there now."""
+        if self.steps == LOOKS - 1:
+            self._lost = self._unmoved()
         live = {mark: part.tensor for mark, part in self._parts.items() if part.tensor.requires_grad}
         self._looked |= live.keys()
         there = {mark: t.grad for mark, t in live.items() if mark not in self._reached and t.grad is not None}
@@ -221,6 +232,16 @@ class _Gradients:
             for marks in by_device.values():
                 counts = torch.stack([torch.count_nonzero(local(plain[mark])) for mark in marks]).tolist()
                 self._reached |= {mark for mark, count in zip(marks, counts, strict=True) if count}
+
+    def _unmoved(self) -> tuple[int, int]:
+        """The elements of 16 bits that have a gradient and did not begin as 0; of them, those that never moved."""
+        count = same = torch.zeros((), dtype=torch.int64)
+        for tensor, first in self._began:
+            if tensor.grad is not None and not tensor.grad.is_sparse and tensor.dtype == first.dtype:
+                live = (tensor.grad.reshape(-1)[:_ELEMENTS] != 0) & (first != 0)
+                count = count + live.sum().cpu()
+                same = same + (live & (tensor.detach().reshape(-1)[:_ELEMENTS] == first)).sum().cpu()
+        return int(count), int(same)
 
     def wiring(self) -> GradientWiring:
         """Return what was seen, as a part of the event."""
@@ -244,6 +265,8 @@ class _Gradients:
             kept=self.leftover.kept,
             rateless=self.rateless,
             backward=0 if self.steps else self.leftover.arrived,
+            narrow=self._lost[0],
+            unmoved=self._lost[1],
             rows=self.invocations.rows,
             invoked=self.invocations.invoked,
         )

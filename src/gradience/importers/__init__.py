@@ -46,7 +46,9 @@ from gradience.telemetry.redact import redact_event, redact_id, to_line
 LOG_NAME: Final = "run.jsonl"
 MAX_SKIPPED: Final = 100  # skipped rows listed; all are counted
 
-_ADVICE: Final = "give a run's output folder, a trainer_state.json, or a log; or name its --format and --map"
+_ADVICE: Final = (
+    "give a run's output folder, a trainer_state.json, or a log; of lines of your own make a CSV of step and loss"
+)
 _SHOWN: Final = 10
 _SHORT: Final = 8  # characters of a run's id
 _HOSTED: Final = re.compile(r"^(events\.out\.tfevents\.\d+|[A-Z][a-z]{2}\d{2}_\d{2}-\d{2}-\d{2})[._].*$")

@@ -28,6 +28,7 @@ from gradience.rules.joins.symptoms import (
     damage,
     disagreements,
     idle_targets,
+    learnt_by,
     log_symptoms,
     outgrown,
     recorded_disagreements,
@@ -38,6 +39,7 @@ from gradience.rules.joins.symptoms import (
 from gradience.rules.log import DETECTED, DETECTORS, detect
 from gradience.rules.log.account import account
 from gradience.rules.log.facts import DEFAULT_GAP, RunFacts
+from gradience.rules.log.learning import learning
 from gradience.rules.weights.rules import ADAPTER_RULES, judge_adapter, too_large
 from gradience.schema.audit import AuditReport
 from gradience.schema.diagnose import Cause, Piece, PieceSource, SourceKind
@@ -130,6 +132,8 @@ class Judged:
             silent = not self.facts.run.losses  # nothing was logged at all
             evaluated = bool(self.facts.evals or account(self.facts).evaluations)
             yield from log_symptoms(self.log.told, evaluated=evaluated or silent)
+            if learning(self.facts).shown and all(finding.severity == "info" for finding in self.log.told):
+                yield from learnt_by(self.facts.config.optimizer.name)
         yield from self.disk
         yield from damage(self.damaged)
         if self.weights is None:
@@ -249,10 +253,8 @@ def of_part(causes: Iterable[Cause], source: SourceKind, also: Collection[str] =
 
 def _foretells(one: Symptom, other: Symptom) -> bool:
     """Whether the settings let expect what the log shows: what came is told, with its numbers."""
-    if (one.source, other.source) != ("config", "log"):
-        return False
     expected, came = ({sign.name for sign in shown(each.source, each.id, each.tags)} for each in (one, other))
-    return not expected.isdisjoint(came)
+    return (one.source, other.source) == ("config", "log") and not expected.isdisjoint(came)
 
 
 def _alone(source: PieceSource, finding: Finding) -> Cause:

@@ -153,6 +153,8 @@ class GradientWiring(Checked, kw_only=True, frozen=True, omit_defaults=True):
     kept: Annotated[NonNegativeInt, about("Of them, those whose gradient was added to the step's before.")] = 0
     backward: Annotated[NonNegativeInt, about("Backward passes, where no optimizer step followed them.")] = 0
     rateless: Annotated[NonNegativeInt, about("Of the steps, those at which all learning rates were 0.")] = 0
+    narrow: Annotated[NonNegativeInt, about("Elements of 16 bits with a gradient, which did not begin as 0.")] = 0
+    unmoved: Annotated[NonNegativeInt, about("Of them, those with the value that they began with.")] = 0
     rows: Annotated[NonNegativeInt, about("Rows that an aLoRA was called with.")] = 0
     invoked: Annotated[NonNegativeInt, about("Of them, those with its invocation tokens.")] | None = None
     extras: Extras = {}

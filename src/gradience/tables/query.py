@@ -103,7 +103,7 @@ def _only_select(base: DuckDBPyConnection, sql: str) -> Statement:
     statements = base.extract_statements(sql)
     if [statement.type.name for statement in statements] != ["SELECT"]:
         kinds = ", ".join(statement.type.name for statement in statements) or "nothing"
-        raise GradienceError(f"expected one SELECT, got {kinds}", advice="a fleet is read only")
+        raise GradienceError(f"expected one SELECT, got {kinds}", advice="the tables are read only")
     return statements[0]
 
 

@@ -151,6 +151,8 @@ def test_a_data_set_without_a_fault_has_no_finding() -> None:
         ("DAT313", seen(duplicate=100), "warning", {}),
         ("DAT318", seen(mojibake=9), "info", {}),
         ("DAT318", seen(replacement=10), "warning", {}),
+        ("DAT318", seen(entities=10), "warning", seen(entities=9)),
+        ("DAT376", seen(thought_open=10), "warning", seen(thought_open=9)),
         ("DAT320", padded(0.5), "info", padded(0.49)),
         (
             "DAT315",

@@ -16,7 +16,7 @@ ELSEWHERE = {  # thresholds whose two sides are held apart in another file
     "gradient_floor", "spike_floor", "recovered_rows", "vanished_share", "warmup_steps",
     "planned_rows", "guess", "learnt", "all_wrong", "kept", "many_level",
     "base_share", "looked", "lost_steps", "saved_share", "compared",
-    "repeated", "once",
+    "repeated", "once", "unmoved", "at_rate",
 }  # fmt: skip
 
 

@@ -38,7 +38,7 @@ def test_a_log_without_such_events_is_not_judged():
     assert verdict.findings == []
     reasons = {each.reason for each in verdict.not_run if each.id.startswith("WIR")}
     assert reasons == {"the log has no wiring event"}
-    assert sum(each.id.startswith("WIR") for each in verdict.not_run) == 20
+    assert sum(each.id.startswith("WIR") for each in verdict.not_run) == 21
 
 
 def test_a_sound_run_has_no_finding():
@@ -251,6 +251,25 @@ def gradients(steps: int, **seen: Any) -> Wiring:
 def test_gradients_that_do_not_arrive(wiring: Wiring, expected: str | None):
     said = one("WIR173", wiring)
     assert (said and said[0]) == expected
+
+
+@pytest.mark.parametrize(
+    ("lr", "peak", "unmoved", "fires"),
+    [
+        (1e-6, 1e-6, 90, True),
+        (1e-6, 1e-6, 89, False),
+        (1e-6, 2e-6, 90, True),
+        (1e-6, 2.1e-6, 90, False),  # in warm-up
+        (1e-6, None, 90, True),
+        (0.0, 0.0, 90, False),
+    ],
+)
+def test_steps_that_are_rounded_away(lr: float, peak: float | None, unmoved: int, *, fires: bool):
+    rates = {**HELD, "rates": [{"lr": 1e-7, "peak": 1e-7}, {"lr": lr, "peak": peak}]}
+    seen = {"steps": 8, "tensors": 8, "modules": 4, "reached": 8, "narrow": 100, "unmoved": unmoved}
+    said = one("WIR190", look("gradients", 8, optimizer=rates, gradients=seen))
+    assert (said is not None) == fires
+    assert one("WIR190", look("gradients", 8, optimizer=rates, gradients={**seen, "narrow": 0, "unmoved": 0})) is None
 
 
 @pytest.mark.parametrize(("compared", "kept", "fires"), [(3, 3, True), (2, 2, False), (7, 3, False), (6, 3, True)])

@@ -33,6 +33,19 @@ class CheckpointFiles(NamedTuple):
     repeats: bool = False
 
 
+class SavedState(NamedTuple):
+    """What an optimizer.pt tells: its name below the run's folder, and the step that the checkpoint is of."""
+
+    name: str
+    at: int | None = None
+    """None if the folder's name has no step."""
+    steps: int | None = None
+    """What the optimizer counted itself."""
+    tensors: int = 0
+    broken: Mapping[str, int] = {}
+    """How many of its averages, by name, are not finite."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Parts:
     """An adapter's documents, as far as they were read.
@@ -52,6 +65,7 @@ class Parts:
         zeros: share of exact zeros in lora_B, of 16-bit factors; None if it was not counted.
         files: names of the files beside the weights.
         checkpoints: those of the run, in order.
+        optimizer: the optimizer's state; None, with `no_optimizer`, if it was not read.
         added: tokens of the tokenizer beside the adapter that its base's tokenizer lacks, or None if one of both is not
             there; with `last_token`, the largest id.
     """
@@ -70,6 +84,8 @@ class Parts:
     zeros: float | None = None
     files: frozenset[str] = frozenset()
     checkpoints: tuple[CheckpointFiles, ...] = ()
+    optimizer: SavedState | None = None
+    no_optimizer: str = "the numbers were not read"
     added: tuple[str, ...] | None = None
     last_token: int | None = None
 

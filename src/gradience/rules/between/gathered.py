@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 from gradience.adapters.files import CHECKPOINT, WEIGHT_NAMES
 from gradience.adapters.layout import Adapter, parse_key
@@ -19,7 +19,7 @@ from gradience.base.weights import BaseWeights, find_shards, local_folder
 from gradience.configs.files import read_mapping
 from gradience.errors import AdapterError, ConfigError
 from gradience.folder import Documents
-from gradience.rules.between import CheckpointFiles, Parts
+from gradience.rules.between import CheckpointFiles, Parts, SavedState
 from gradience.schema import Json
 from gradience.schema.audit import ModuleAudit
 from gradience.schema.events import LoraSnapshot
@@ -62,6 +62,7 @@ def gather(
         zeros=None if modules is None else _zeros(adapter),
         files=frozenset(path.name for path in folder.iterdir()),
         checkpoints=tuple(_checkpoints(folder, documents.digest_of)),
+        **_optimizer(documents, modules),
         added=_added(folder, at),
         last_token=max(read_added(folder).values(), default=None),
     )
@@ -123,6 +124,19 @@ def _zeros(adapter: Adapter) -> float | None:
         if count:  # a module that was not trained is all zeros, and told elsewhere
             zeros, entries = zeros + values.size - count, entries + values.size
     return zeros / entries if entries else None
+
+
+def _optimizer(documents: Documents, modules: Sequence[ModuleAudit] | None) -> dict[str, Any]:
+    """The optimizer's state, if the numbers of the weights were read too; else why not."""
+    if modules is None:
+        return {}
+    part = documents.optimizer_state
+    if (state := part.held) is None or part.place.path is None:
+        return {"no_optimizer": part.reason}
+    folder = part.place.path.parent
+    step = CHECKPOINT.fullmatch(folder.name)
+    name = part.place.path.name if folder == documents.folders[0] else f"{folder.name}/{part.place.path.name}"
+    return {"optimizer": SavedState(name, None if step is None else int(step[1]), *state)}
 
 
 def _checkpoints(folder: Path, digest_of: Callable[[Path], str]) -> Iterator[CheckpointFiles]:

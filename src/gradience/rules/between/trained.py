@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from statistics import median
 from typing import Final
 
@@ -18,6 +19,7 @@ LEAST_OTHERS = Threshold("least_others", 8, "modules", "a judgement: a median of
 SMALL_SCALE = Threshold("small_scale", 1 / 32, "alpha over rank", "alpha 1, sd-scripts' default, at rank 32")
 
 _HALF: Final = ("fp16", "float16", "16")
+_SQUARES: Final = ("exp_avg_sq", "max_exp_avg_sq")
 
 
 @premise("gradient checkpointing was on")
@@ -174,4 +176,67 @@ def _small_scale(parts: Parts) -> Observation | None:
     )
 
 
-RULES: Final = (_cut_gradient, _underflow, _nan_in_half, _one_apart, _small_scale)
+@premise("the state of the optimizer was read")
+def _optimizer(parts: Parts) -> str | None:
+    return parts.no_optimizer if parts.optimizer is None else None
+
+
+@BetweenRule("TRN425", severity="error", confidence=0.97, needs=(measured, _optimizer))
+def _broken_state(parts: Parts) -> Iterator[Observation]:
+    """an optimizer whose averages are not finite
+
+    an average of gradients in optimizer.pt holds NaN or infinity, and the weights beside it do not
+
+    Why: NaN stays in a running average, and each step adds the average to the weights; an infinite average of squares
+        makes each step of its entries zero.
+    Scope: exp_avg, exp_avg_sq and momentum_buffer, as torch's Adam, AdamW and SGD name them
+    Action: Resume from an earlier checkpoint, or give the adapter as a start, with a new optimizer.
+    Verify: torch.load("optimizer.pt", weights_only=True)["state"], and torch.isfinite on each tensor.
+    Source: arithmetic -- a running average keeps NaN and infinity whatever comes after
+    """
+    state = parts.optimizer
+    if state is None or any(m.state == "non_finite" for m in parts.modules or ()):
+        return
+    for name, count in state.broken.items():
+        end = (
+            "after a resume the entries that they divide stay as they are, or become NaN"
+            if name in _SQUARES
+            else "a resume adds them to the weights with its first step"
+        )
+        yield Observation(
+            f"{state.name} holds NaN or infinity in {count} of {state.tensors} averages, named {name}, and the weights "
+            f"are finite: {end}.",
+            {"average": name, "broken": count, "averages": state.tensors},
+        )
+
+
+@BetweenRule("TRN426", severity="info", confidence=0.9, needs=(measured, _optimizer))
+def _other_count(parts: Parts) -> Observation | None:
+    """an optimizer that counts other steps than its checkpoint
+
+    the steps that the optimizer counts are not those of the folder checkpoint-N that holds it
+
+    Why: The Trainer counts a step that fp16 skipped, too; the optimizer does not.
+    Scope: checkpoint-N of the Hugging Face Trainer, with an optimizer that counts
+    Action: If more was counted, take the optimizer.pt of this checkpoint; if fewer, look where the loss scale fell.
+    Verify: max(s["step"] for s in torch.load("optimizer.pt", weights_only=True)["state"].values())
+    Source: transformers/trainer.py:Trainer@5.24.0 -- global_step grows after optimizer.step(), also where the scaler
+        skipped it
+    """
+    state = parts.optimizer
+    if state is None or state.at is None or state.steps is None or state.steps == state.at:
+        return None
+    more = state.steps > state.at
+    why = (
+        "it is the state of another checkpoint or run, or the count of the run began again"
+        if more
+        else "the others changed no weight (skipped in fp16), or a resume began with a new optimizer"
+    )
+    return Observation(
+        f"{state.name} is at step {state.steps} by its own count, and its folder at step {state.at}: {why}.",
+        {"steps": state.steps, "at": state.at},
+        severity="warning" if more else "info",
+    )
+
+
+RULES: Final = (_cut_gradient, _underflow, _nan_in_half, _one_apart, _small_scale, _broken_state, _other_count)

@@ -9,7 +9,7 @@ from typing import Final
 from gradience.data import text_of
 from gradience.data.asked import AskedRow, RowTests, row_test
 from gradience.rules import Observation, Threshold, Unknown
-from gradience.rules.data.content import SAME_ANSWER, SLIPS, SOME, DataRule, counted, on_rows, share, values
+from gradience.rules.data.content import SAME_ANSWER, SLIPS, SOME, DataRule, counted, on_rows, seen_in, share, values
 from gradience.schema import Severity
 from gradience.schema.reports import DataReport
 
@@ -185,12 +185,36 @@ def _languages(data: DataReport) -> Iterator[Observation]:
         )
 
 
+@row_test
+def thought_open(row: AskedRow) -> bool:
+    """An answer begins a thought, and does not end it."""
+    return any(answer.lstrip().startswith("<think>") and "</think>" not in answer for answer in row.answers)
+
+
+@DataRule("DAT376", severity="warning", confidence=0.8, thresholds=(SLIPS,))
+def _thinks_on(data: DataReport) -> Iterator[Observation]:
+    """thoughts without an end
+
+    in {slips} of the rows an answer begins with <think> and has no </think>
+
+    Why: The model learns to end while it thinks: no answer follows.
+    Scope: answers with their thoughts as text; a column of its own for the thought is not asked
+    Action: generate these rows again with more tokens, or remove them
+    Verify: the end of these answers
+    Seen: https://github.com/sotanengel/qwen3-swallow-8B-RL-v0.2-AWQ-INT4-joryu-pipline/issues/232 -- thoughts cut off
+        in the midst of a sentence, and rows with nothing after them
+    """
+    rows = data.rows_with("thought_open")
+    return seen_in(data, rows, "have an answer that begins with <think> and never ends the thought", at_least=SLIPS)
+
+
 RULES = (
     _phrases,
     _equal,
     _length_bias,
     _conflict,
     _languages,
+    _thinks_on,
 )
 
-ROW_TESTS: RowTests = (equal_pair, refusal)
+ROW_TESTS: RowTests = (equal_pair, refusal, thought_open)

@@ -38,6 +38,8 @@ _MARKS: Final = frozenset(
     "\u2018\u2019\u201a\u201c\u201d\u201e\u2013\u2014\u2026\u2022\u2039\u203a\u00ab\u00bb\u00b7\u00a0"
 )  # follow letters
 _RARE: Final = (0x07C0, 0x0800)  # letters of N'Ko, whose bytes are those of "ß" and a sign: "5ß€" is no mojibake
+_ENTITY: Final = re.compile(r"&(?:quot|apos|amp|lt|gt|nbsp|#\d{2,5}|#[xX][0-9a-fA-F]{2,5});")
+_MARKUP: Final = re.compile(r"</?[A-Za-z][^<>\n]{0,200}>|```|\b(?:HTML|XML)\b", re.IGNORECASE)
 _REPLACEMENT: Final = "\ufffd"
 # None and null may be answers.
 _MISSING: Final = frozenset({"nan", "NaN", "<NA>", "NaT", "#N/A", "[object Object]"})
@@ -377,6 +379,13 @@ def _decodes(piece: str) -> bool:
     return False
 
 
+@row_test
+def entities(row: AskedRow) -> bool:
+    """The text holds characters as HTML escapes them, and neither tags nor code nor a word of HTML."""
+    text = row.text
+    return "&" in text and _ENTITY.search(text) is not None and _MARKUP.search(text) is None
+
+
 @DataRule(
     "DAT318",
     severity="info",
@@ -386,14 +395,17 @@ def _decodes(piece: str) -> bool:
 def _broken(data: DataReport) -> Iterator[Observation]:
     """broken text
 
-    a row holds U+FFFD, or UTF-8 decoded as Latin-1; from {slips} of the rows: warning
+    a row holds U+FFFD, or UTF-8 decoded as Latin-1, from {slips} of the rows: warning; or {slips} of them hold
+    characters as HTML escapes them, such as &quot;, and neither tags nor code
 
     Why: The model learns the broken spelling.
     Scope: rows of text
-    Action: read the source as UTF-8 again
+    Action: read the source as UTF-8 again; html.unescape what is escaped
     Verify: the text of these rows (--set show_rows=true)
     Seen: https://github.com/EleutherAI/the-pile/issues/102 -- a set decoded wrongly: models write the broken
         characters
+    Seen: https://github.com/LibreTranslate/LibreTranslate/issues/203 -- a model writes entities, for the texts that it
+        was trained on do
     Source: Unicode 16, U+FFFD -- stands for what could not be decoded
     """
     for rows, what in (
@@ -403,6 +415,9 @@ def _broken(data: DataReport) -> Iterator[Observation]:
         if rows.count:
             many = share(rows, data.rows_read) >= SLIPS.value
             yield on_rows(data, rows, f"hold {what}", severity="warning" if many else None)
+    escaped = data.rows_with("entities")
+    if share(escaped, data.rows_read) >= SLIPS.value:
+        yield on_rows(data, escaped, "hold characters as HTML escapes them (such as &quot;)", severity="warning")
 
 
 @row_test
@@ -470,4 +485,4 @@ RULES = (
     _broken,
 )
 
-ROW_TESTS: RowTests = (empty_answer, missing_value, replacement, mojibake)
+ROW_TESTS: RowTests = (empty_answer, missing_value, replacement, mojibake, entities)

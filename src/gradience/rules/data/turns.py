@@ -187,6 +187,7 @@ def foreign_tokens(row: AskedRow) -> bool:
     "DAT329",
     severity="info",
     confidence=0.85,
+    groups=("data", "log"),
     needs=(as_tokens,),
     thresholds=(SLIPS,),
 )

@@ -53,6 +53,7 @@ FACTS: Final = {  # symptoms that are not findings of a rule, and the text for t
     "no_checkpoint": "no checkpoint",
     "restored": "the best checkpoint, loaded at the end",
     "no_evaluation": "no evaluation",
+    "learnt_by": "a loss that Adam made fall",
     "before_nan": "a checkpoint from before it",
     "tiny": "entries of the update are tiny",
     "summed_rates": "the sum of its learning rates",
@@ -352,8 +353,14 @@ JOINS: Final[tuple[Correlation, ...]] = (
             Needs("log", ("no_learning", "vanished_gradient")),
             Needs("log", silent=("no_learning",), says="the loss falls"),
         ),
-        hints=(Needs("log", ("random_like",)),),
+        hints=(Needs("log", ("random_like", "learnt_by")),),
         messages=(
+            Message(
+                ("log", "weights"),
+                "The weights look like random factors, though {optimizer} made the loss fall: a trained update without "
+                "a leading direction, or another file.",
+                severity="info",
+            ),
             Message(("log", "weights"), "The weights look like random factors; compare that with what this log shows."),
         ),
         seen=(cite("https://github.com/johntnanney/gradience", "an adapter of random weights"),),

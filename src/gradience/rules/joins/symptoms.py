@@ -58,6 +58,12 @@ def log_symptoms(findings: Iterable[Finding], *, evaluated: bool) -> list[Sympto
     return symptoms if evaluated else [*symptoms, _fact("log", "no_evaluation", "the log holds no evaluation")]
 
 
+def learnt_by(optimizer: str | None) -> list[Symptom]:
+    """The fact that a run whose loss fell names Adam, whose updates seldom look trained by their spectrum alone."""
+    name = optimizer or ""
+    return [_fact("log", "learnt_by", f"the loss fell, by {name}", optimizer=name)] if "adam" in name.lower() else []
+
+
 def symptoms_of(source: PieceSource, findings: Iterable[Finding]) -> list[Symptom]:
     """Findings on a source as symptoms."""
     return [_symptom(source, finding) for finding in findings]

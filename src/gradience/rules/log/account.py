@@ -34,6 +34,9 @@ from gradience.schema.reports import (
 
 NEAR = Threshold("near", 0.05, "of the logged steps, before an evaluation", "training rows averaged beside it")
 DECAYED = Threshold("decayed", 0.5, "of the highest rate before", "50 logs: no change from 0.01 to 1")
+RISEN = Threshold(
+    "risen", 0.1, "of the highest rate before", "474 logs: one more than at a half, whose schedule was started anew"
+)
 MANY_CLASSES = Threshold("many_classes", 4, "values whose names end alike", "a judgement: then they are of classes")
 UNLIKE = Threshold("unlike", 0.03, "of 1, or of the largest value", "a judgement, where n and noise are unknown")
 LN_VOCABULARY = Threshold(
@@ -446,7 +449,7 @@ def rises_again(points: Sequence[float]) -> list[int]:
     highest = lowest = points[0] if points else 0.0
     for place, rate in enumerate(points):
         lowest = min(lowest, rate)
-        if lowest < DECAYED.value * highest and lowest < DECAYED.value * rate and rate - lowest > 0.1 * highest:
+        if min(rate, highest) - lowest > RISEN.value * highest:
             risen.append(place)
             highest = lowest = rate
         elif rate > highest:

@@ -13,7 +13,7 @@ from itertools import groupby, islice, pairwise
 from typing import Final, NamedTuple
 
 from gradience.rules import TRIAL, Observation, Sign, Threshold, Unknown
-from gradience.rules.log.account import DECAYED, account, rises_again
+from gradience.rules.log.account import RISEN, account, rises_again
 from gradience.rules.log.divergence import ABSURD_RATE
 from gradience.rules.log.facts import LogRule, RunFacts, Values, last_part, seen, shown
 from gradience.rules.log.learning import FITTED
@@ -263,7 +263,7 @@ def _rate_zero(found: Finding) -> Mapping[str, Json]:
     signs=(Sign("rate_zero", frozenset({"rows"}), values=_rate_zero),),
     phrase=_rate_says,
     cause=lambda v: "rate_zero" if "throughout" in v else "rate_absurd" if "high" in v else None,
-    thresholds=(ZERO_RATE_ROWS, ZERO_TAIL_SHARE, ABSURD_RATE, PEAK_SHARE, DECAYED),
+    thresholds=(ZERO_RATE_ROWS, ZERO_TAIL_SHARE, ABSURD_RATE, PEAK_SHARE, RISEN),
     evidence=(TRIAL,),
 )
 def _rate(facts: RunFacts) -> Observation | None:
@@ -271,8 +271,7 @@ def _rate(facts: RunFacts) -> Observation | None:
 
     lr is 0 in {zero_rate_rows} consecutive rows (not counting the end of a decay, or steps that the gradient scaler
     skipped); or it reaches {absurd_rate} with a LoRA; or it never reaches {peak_share} of the configured peak, in a
-    log from the start; or, after it fell under {decayed} of the highest, its lowest value is under {decayed} of one
-    that follows, without a resume
+    log from the start; or it falls by {risen} and rises by as much again, of the highest, without a resume
 
     Why: The learning rate that the optimizer was given decides, whatever the config says.
     Scope: runs that record lr; the first row at 0 and the final decay are ignored

@@ -264,6 +264,18 @@ def _placeless(facts: RunFacts) -> Iterator[Observation]:
         )
 
 
+def _foreign(facts: RunFacts) -> Iterator[Observation]:
+    """Of a few rows one may speak of tokens by chance: they are a template's if half of the rows have them."""
+    rows, of = _seen_asked(facts, "foreign_tokens").count, _count(facts, "rows_asked") or 0
+    if 0 < of <= 2 * rows:
+        yield Observation(
+            f"{counted(Rows(count=rows), of)} of the first batches hold, in pieces of text, turn tokens that this "
+            "tokenizer does not have and its template does not write",
+            {"rows": rows, "of": of},
+            severity="warning",
+        )
+
+
 def _end(facts: RunFacts) -> Iterator[Observation]:
     ends, rows = _count(facts, "rows_with_end"), _count(facts, "rows") or 0
     if ends is None:
@@ -411,6 +423,7 @@ OF_BATCHES: Final[tuple[LogRule, ...]] = (
     ),
     *(_fed(rule, _as_asked(_OF_DATA[rule].observe), needs=_asked) for rule in ("DAT309", "DAT333", "DAT347", "DAT349")),
     _fed("DAT361", _as_asked(_OF_DATA["DAT361"].observe), needs=_asked),
+    _fed("DAT329", _foreign, needs=_asked),
     _unattended,
     _placeless,
     _fed("DAT305", _at_limit),

@@ -118,13 +118,12 @@ def _loss(facts: RunFacts, train: TrainSummary) -> Iterator[StoryPart]:
         return
     if train.first_loss == train.last_loss == train.min_loss == 0.0:
         return  # told by a finding
-    first, last = _n(train.first_loss), _n(train.last_loss)
-    if train.first_level is not None and train.last_level is not None:
-        values: dict[str, Json] = {"first": train.first_level, "last": train.last_level}
-        yield StoryPart(says=f"loss {_n(train.first_level)} -> {_n(train.last_level)} (medians)", values=values)
-        return
-    says = f"loss {first} -> {last}" if train.rows > 1 else f"loss {last} (1 row)"
-    yield StoryPart(says=says, values={"first": train.first_loss, "last": train.last_loss})
+    noisy = train.first_level is not None and train.last_level is not None
+    first, last = (train.first_level, train.last_level) if noisy else (train.first_loss, train.last_loss)
+    medians = " (medians)" if noisy else ""
+    says = f"loss {_n(first)} -> {_n(last)}{medians}" if train.rows > 1 else f"loss {_n(last)} (1 row)"
+    began, ended = as_float(first or 0.0), as_float(last or 0.0)
+    yield StoryPart(says=says, values={"first": first, "last": last}, doubt=ended - began > _SCATTERS * abs(began))
 
 
 def _rate(facts: RunFacts, told: Iterable[_Told]) -> Iterator[StoryPart]:

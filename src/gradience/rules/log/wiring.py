@@ -20,7 +20,7 @@ from gradience.adapters import OUTPUTS
 from gradience.errors import few
 from gradience.rules import Observation, Premise, Threshold, cite
 from gradience.rules.between.saved import tied_apart, untied
-from gradience.rules.log.facts import LogRule, Place, RunFacts, Values, log_rule, seen
+from gradience.rules.log.facts import LogRule, Place, RunFacts, Values, log_rule, seen, shown
 from gradience.rules.log.recorded import everything_masked
 from gradience.schema import as_float
 from gradience.schema.document import Evidence
@@ -44,6 +44,12 @@ REPEATED = Threshold(
 ONCE = Threshold("once", 0.98, "of the rows of an epoch, different ones", "sampling with replacement repeats more")
 COMPARED = Threshold("compared", 3, "steps", "arithmetic: of fewer steps half is one")
 KEPT = Threshold("kept", 0.5, "of the steps compared", "a judgement: some loops step more often than they set to zero")
+UNMOVED = Threshold(
+    "unmoved", 0.9, "of the elements with a gradient", "measured: 0 in float32, under .1 at usual rates"
+)
+AT_RATE = Threshold(
+    "at_rate", 0.5, "of the peak rate", "a judgement: a warm-up begins with steps that are lost later, too"
+)
 LOST_STEPS = Threshold("lost_steps", 2, "steps of the schedule", "arithmetic: a save between two steps is one behind")
 
 _OURS: Final = ("adapter", "whole", "head")
@@ -1247,6 +1253,43 @@ def _evaluated_in_training(facts: RunFacts) -> Observation | None:
 
 
 @_WiringRule(
+    "WIR190",
+    severity="warning",
+    confidence=0.85,
+    place="later",
+    phrase=lambda v: f"{shown(v, 'share', '.0%')} of the weights in 16 bits stay as they began",
+    thresholds=(UNMOVED, AT_RATE),
+)
+def _rounded_away(facts: RunFacts) -> Observation | None:
+    """steps are lost to rounding
+
+    in 16 bits, with an optimizer that keeps no copy in 32, {unmoved} of the elements that have a gradient, and were
+    not 0 at first, have the value that they began with after 8 steps, at {at_rate} of the peak rate or more
+
+    Why: A step under half a unit in the last place is rounded away, at each step anew: bfloat16 has 8 bits, so it takes
+        a step of 1/512 of the weight to move it.
+    Scope: optimizers of torch and bitsandbytes; a part of each tensor is looked at; B of a LoRA begins as 0
+    Action: Keep what trains in float32 (bf16=True computes in bfloat16 all the same), or raise the learning rate.
+    Verify: Print the dtype of the parameters that train.
+    Source: peft/mapping_func.py:get_peft_model@0.21.2 -- autocast_adapter_dtype holds adapters in float32 for this
+    Source: arithmetic -- 1 + 1/512 is 1 in bfloat16
+    """
+    for wiring in _of(facts, "gradients"):
+        of, optimizer = wiring.gradients, wiring.optimizer
+        if of is None or optimizer is None or of.unmoved < max(1, UNMOVED.value * of.narrow):
+            continue
+        rates = [(as_float(one.lr), as_float(one.lr if one.peak is None else one.peak)) for one in optimizer.rates]
+        if rates and all(lr > 0.0 and lr >= AT_RATE.value * peak for lr, peak in rates):
+            return Observation(
+                f"After {of.steps} steps {of.unmoved} of {of.narrow} elements in 16 bits that have a gradient still "
+                f"have the value that they began with: steps at a rate of {max(rates)[0]:.3g} are rounded away.",
+                {"share": of.unmoved / of.narrow, "elements": of.narrow, "lr": max(rates)[0]},
+                evidence=seen("values compared bit by bit; B of a LoRA, which begins as 0, is left out"),
+            )
+    return None
+
+
+@_WiringRule(
     "LED412",
     severity="error",
     confidence=0.85,
@@ -1334,4 +1377,5 @@ RULES: Final[tuple[LogRule, ...]] = (
     _not_prepared,
     _saved_stale,
     _head_frozen,
+    _rounded_away,
 )

@@ -90,7 +90,7 @@ class ConfigOptions:
     training_dir:
         A folder with a training_args.json, or a file of training arguments as JSON or YAML.
     memory:
-        Memory of the card, such as 24GiB: does a step fit? Needs --base.
+        Memory of the card, such as 24GiB: does a step fit? Needs --base, of many open models by name alone.
     seconds_per_step:
         Time of a step where no log tells it: how long do all planned steps take?
     """

@@ -28,7 +28,7 @@ from gradience.configs.files import HasToDict
 from gradience.configs.settings import Layer, keys_of, line_of, stack, stated_fields
 from gradience.configs.training import PICKLE_NAME, STATE_NAME, completed, read_training_dir, read_training_object
 from gradience.configs.values import short_name
-from gradience.errors import AdapterError, ConfigError
+from gradience.errors import AdapterError, ConfigError, MissingBaseError
 from gradience.folder import Documents, open_run
 from gradience.folder.beside import base_of
 from gradience.folder.found import weights_alone
@@ -114,6 +114,8 @@ def _training_of(run: Documents) -> Layer:
         return read_training_dir(run.found.path)
     whole = run.settings.take()
     sources = tuple(source for source in whole.sources if source.role != "adapter")
+    if not sources:
+        return read_training_dir(run.found.path)
     config = msgspec.structs.replace(whole.config, model_name=None, lora=LoraSnapshot())
     return msgspec.structs.replace(whole, config=config, sources=sources)
 
@@ -344,26 +346,37 @@ def judged(
         unwanted: the rules to leave out, each with its reason.
         around: when the configuration is judged, and what is known of its run.
     """
-    config, versions = completed(whole, given.task), transformers_version()
-    where = None if given.base is None else Path(given.base)
-    if where is not None and where.name == "config.json":
-        where = where.parent  # the one file of the base that is needed
-    if where is not None:
-        from gradience.base.weights import local_folder  # numpy: only those with a base pay for it
+    if given.base is None:
+        return _judged(whole, given, folders, unwanted=unwanted, around=around)
+    from gradience.base.shapes import folder_of  # numpy: only those with a base pay for it
 
-        try:
-            where = local_folder(where)
-        except AdapterError as error:
-            if os.path.exists(where):  # noqa: PTH110  # Path.exists raises on long names
-                raise
-            advice = f"its config.json is enough: give its folder, or hf download {where} config.json"
-            raise AdapterError(error.message, advice=advice) from None
+    name = Path(given.base)
+    name = name.parent if name.name == "config.json" else name  # the one file of the base that is needed
+    try:
+        with folder_of(name) as (where, by_name):
+            return _judged(whole, given, folders, unwanted=unwanted, around=around, where=where, by_name=by_name)
+    except MissingBaseError as error:
+        advice = f"its config.json is enough: give its folder, or hf download {name} config.json"
+        raise AdapterError(error.message, advice=advice) from None
+
+
+def _judged(
+    whole: Layer,
+    given: CheckOptions,
+    folders: Sequence[Path],
+    *,
+    unwanted: Mapping[str, str],
+    around: CheckContext,
+    where: Path | None = None,
+    by_name: str = "",
+) -> CheckReport:
+    config, versions = completed(whole, given.task), transformers_version()
     around, time = _served(around, given, whole), None
     around = gather_context(whole, config, around, base=where, folders=folders, transformers=versions)
     if where is None and given.memory is not None:
         raise ConfigError("--memory needs --base", advice="give the base: its config.json is enough")
     if where is not None:
-        around = around._replace(memory=_memory(config, where, given, whole, around.coverage))
+        around = around._replace(memory=_memory(config, where, given, whole, around.coverage, by_name))
         time = _time(config, folders)
     if (each := given.seconds_per_step) is not None:
         steps = config.training.planned_steps
@@ -416,7 +429,14 @@ def _known(config: ConfigSnapshot, given: CheckOptions, whole: Layer) -> Known:
     return known_of(adapter, msgspec.structs.replace(around, base=base or around.base), rank=config.lora.r)
 
 
-def _memory(config: ConfigSnapshot, base: Path, given: CheckOptions, whole: Layer, coverage: Coverage | None) -> Memory:
+def _memory(
+    config: ConfigSnapshot,
+    base: Path,
+    given: CheckOptions,
+    whole: Layer,
+    coverage: Coverage | None,
+    by_name: str,
+) -> Memory:
     from gradience.io import pretrained  # numpy: only those with a base pay for it
     from gradience.verbs.check.memory import foretell, parse_size, peft_fields  # the same
 
@@ -430,7 +450,12 @@ def _memory(config: ConfigSnapshot, base: Path, given: CheckOptions, whole: Laye
             return Memory(reason=f"the adapter's {CONFIG_NAME} cannot be read, or would make PEFT load what it names")
         fields |= {} if given.overrides is None else peft_fields(given.overrides.lora)
     limit = None if given.memory is None else parse_size(given.memory)
-    return foretell(config, base=base, adapter=fields, length=given.max_length, limit=limit, coverage=coverage)
+    told = foretell(config, base=base, adapter=fields, length=given.max_length, limit=limit, coverage=coverage)
+    if not by_name:
+        return told
+    return msgspec.structs.replace(
+        told, assumes=[*told.assumes, f"the base's shape by its name ({by_name}), and the dtype of its weights"]
+    )
 
 
 def _time(config: ConfigSnapshot, folders: Sequence[Path]) -> Time | None:

@@ -23,7 +23,7 @@ from gradience.rules import Observation
 from gradience.rules.joins import Symptom, shown
 from gradience.rules.joins.run import MID_RUN, TIED
 from gradience.rules.joins.symptoms import symptoms_of
-from gradience.rules.log.account import values_of
+from gradience.rules.log.account import higher_is_better, values_of
 from gradience.rules.log.statistics import noise as noise_of
 from gradience.schema import as_float
 from gradience.schema.diagnose import BestCheckpoint, Checkpoint
@@ -60,6 +60,8 @@ class CheckpointChoice(NamedTuple):
 
     Where none was looked for, none can be.
     """
+    no_better: frozenset[str] = frozenset()
+    """Those of the run that are no better than the best by anything that was measured of both."""
 
     def of_run(self) -> list[Checkpoint]:
         """The checkpoints that their own history shows to be of this run, by step."""
@@ -133,7 +135,16 @@ def choose(
         within_noise=_within(judge.badness(chosen.step), judge.badness(judge.best_step), noise.value),
         saved_as=str(weights) if weights and _same_weights(paths[chosen.name], weights, digest_of) else "",
     )
-    return CheckpointChoice([_tied(item, chosen, judge, noise.value) for item in listed], best, paths, fault_of)
+    measured = {event.step: values_of(event.metrics) for event in run.evals if event.split == split}
+    no_better = frozenset(item.name for item in own if not _is_better(measured[item.step], measured[chosen.step]))
+    tied = [_tied(item, chosen, judge, noise.value) for item in listed]
+    return CheckpointChoice(tied, best, paths, fault_of, no_better)
+
+
+def _is_better(one: Mapping[str, float], other: Mapping[str, float]) -> bool:
+    """Whether a checkpoint is better than another by any value that both have, by however little."""
+    ups = {name: up for name in one.keys() & other.keys() if (up := higher_is_better(name)) is not None}
+    return any(one[name] > other[name] if up else one[name] < other[name] for name, up in ups.items())
 
 
 def _listed(checkpoint: OwnedCheckpoint, curve: Mapping[int, float]) -> Checkpoint:
@@ -214,7 +225,7 @@ def _tied(item: Checkpoint, best: Checkpoint, judge: _Judge, noise: float | None
     if not item.of_run or item.name == best.name or item.step not in judge.values or item.fault:
         return item
     least, own = judge.badness(best.step), judge.badness(item.step)
-    return msgspec.structs.replace(item, tied=own > least and bool(_within(own, least, noise)))
+    return msgspec.structs.replace(item, tied=own >= least and bool(_within(own, least, noise)))
 
 
 def _within(value: float, least: float, noise: float | None) -> bool | None:

@@ -8,7 +8,6 @@ from typing import Annotated, Final
 
 from gradience.commands import options as opt
 from gradience.commands.output import COULD_NOT_JUDGE
-from gradience.schema.diagnose import DiagnoseReport
 from gradience.schema.document import RuleGroup
 from gradience.verbs.diagnose.options import DiagnoseOptions
 
@@ -49,19 +48,15 @@ def diagnose(
     from gradience.verbs.diagnose.run import source_locations  # the same
     from gradience.verbs.diagnose.view import diagnose_text  # --help needs none of it
 
-    def text(it: DiagnoseReport) -> str:
-        shown = diagnose_text(it, verbose=verbose, fails=resolved.fail_on is not None or not it.complete)
-        several = it.monitor.other_runs if it.monitor else found.log.path is None
-        place = found.log.path or found.folder
-        if options.run is not None or place is None or not several:
-            return shown
+    before, place = "", found.log.path or found.folder
+    several = report.monitor.other_runs if report.monitor else found.log.path is None
+    if several and place is not None and options.run is None and resolved.format == "text":
         from gradience.verbs.runs.command import table_before  # most folders hold one run
 
-        return table_before(place, gap_threshold=options.gap_threshold, **resolved.rules) + shown
-
+        before = table_before(place, gap_threshold=options.gap_threshold, **resolved.rules)
     code = resolved.show(
         report,
-        text,
+        lambda it: before + diagnose_text(it, verbose=verbose, fails=resolved.fail_on is not None or not it.complete),
         report.findings,
         groups=_GROUPS,
         locations=lambda: source_locations(report),

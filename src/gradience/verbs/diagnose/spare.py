@@ -1,4 +1,4 @@
-"""The checkpoints of a run that could go: evaluated, not the best, not the newest, not the weights diagnosed."""
+"""The checkpoints of a run that could go: no better than the best, not the newest, not the weights diagnosed."""
 
 from __future__ import annotations
 
@@ -16,11 +16,9 @@ def spare_checkpoints(choice: CheckpointChoice, weights: Path | None) -> list[Sp
     if best is None or best.noise is None:
         return []
     newest = max(item.step for item in choice.checkpoints)  # from which a run resumes
-    others = [item for item in choice.of_run() if item.name != best.name and item.step != newest]
-    evaluated = [
-        item
-        for item in others
-        if item.loss is not None and not item.fault and not is_within(weights, choice.paths[item.name])
+    others = [item for item in choice.of_run() if item.name != best.name and item.step != newest and not item.fault]
+    worse = [
+        item for item in others if item.name in choice.no_better and not is_within(weights, choice.paths[item.name])
     ]
     return [
         SpareCheckpoint(
@@ -29,7 +27,7 @@ def spare_checkpoints(choice: CheckpointChoice, weights: Path | None) -> list[Sp
             kept=best.name,
             within_noise=item.tied,
         )
-        for item in evaluated
+        for item in worse
     ]
 
 

@@ -25,7 +25,8 @@ def verdict_of(causes: Sequence[Cause], *, complete: bool, doubt: bool = False) 
         return "needs_attention"
     if not complete:
         return "could_not_judge"
-    look = doubt or any(piece.id in LOOK for cause in causes for piece in cause.pieces)
+    pieces = [piece for cause in causes for piece in cause.pieces]
+    look = doubt or any(piece.id in LOOK or piece.severity not in {None, "info"} for piece in pieces)
     return "worth_a_look" if look else "no_fault_found"
 
 

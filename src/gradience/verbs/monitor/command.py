@@ -29,7 +29,6 @@ from gradience.rules import excluded_rules
 from gradience.rules.judged import ALL
 from gradience.schema.document import SEVERITIES
 from gradience.schema.events import Event, TrainStep, UnknownEvent
-from gradience.schema.reports import MonitorReport
 from gradience.verbs.monitor.run import monitored
 from gradience.verbs.monitor.view import chart_lines, event_line, frame_lines, monitor_text, progress_line
 
@@ -81,19 +80,15 @@ def monitor(
 
 def _one(reading: Reading, gap: float, resolved: opt.ResolvedOptions, *, verbose: bool, chosen: bool = False) -> int:
     report = monitored(reading, gap_threshold=gap, left_out=excluded_rules(ALL, **resolved.rules))
-
-    def text(it: MonitorReport) -> str:
-        shown = monitor_text(it, verbose=verbose) + _chart(reading, it.account.split)
-        if chosen or not reading.other_runs:
-            return shown
+    before = ""
+    if reading.other_runs and not chosen and resolved.format == "text":
         from gradience.verbs.runs.command import table_before  # most logs hold one run
 
-        at = reading.path
-        return table_before(RunList([at], readings={at: reading}), gap_threshold=gap, **resolved.rules) + shown
-
+        this = RunList([reading.path], readings={reading.path: reading})
+        before = table_before(this, gap_threshold=gap, **resolved.rules)
     return resolved.show(
         report,
-        text,
+        lambda it: before + monitor_text(it, verbose=verbose) + _chart(reading, it.account.split),
         report.findings,
         groups=("log", "joins"),
         locations=lambda: [log_place(report.file)] * len(report.findings),

@@ -51,7 +51,6 @@ from gradience.schema.reports import (
 )
 from gradience.telemetry.series import RunSeries
 
-_MODULES: Final = 3  # least used modules of the audit in the log
 _ALERTS: Final = 3  # alerts in a frame
 _SIGNALS: Final = 5  # columns shown without --verbose
 _METRICS: Final = 6  # metrics of an evaluation
@@ -111,31 +110,18 @@ def run_facts(report: MonitorReport) -> Iterator[tuple[str, str | None]]:
     reached = "" if step is None else f", step {step}" + (f" of {planned}" if planned else "")
     broken = report.status == "ok" and any(finding.severity in {"error", "critical"} for finding in report.findings)
     yield "Status", f"{'ended' if broken else words(report.status)}{reason}{reached}"
-    if report.train.rows:  # the story says it where there is none
-        yield ("Rows", f"{report.train.rows}") if _is_silent(report) else ("Loss", _loss_of(report.train))
+    if report.train.rows:  # the story says it where there is none, and between which losses
+        yield "Rows", _rows(report.train) if report.objective != "rl" else f"{report.train.rows}"
     yield "Peak LR", _peak(report.account.schedule) if report.train.rows else ""
     yield "Pace", "" if report.pace is None else pace_words(report.pace)
 
 
-def _is_silent(report: MonitorReport) -> bool:
-    """Whether the training loss says nothing, as under RL."""
-    return report.train.rows > 1 and report.objective == "rl"
-
-
-def _loss_of(t: TrainSummary) -> str:
+def _rows(t: TrainSummary) -> str:
+    """How many rows have a training loss, and the lowest one, if the run did not end with it."""
     if t.rows == 1:
-        return f"{number(t.last_loss, '.4g')} in 1 row" + ("" if t.first_step is None else f"  (step {t.first_step})")
-    if t.first_loss == t.last_loss == t.min_loss:
-        return f"{number(t.last_loss, '.4g')} in all {t.rows} rows"
-    lowest = f"  (lowest {number(t.min_loss, '.4g')} at step {t.min_loss_step})" if t.min_loss else ""
-    return f"{_ends(t)} in {t.rows} rows{lowest}"
-
-
-def _ends(t: TrainSummary) -> str:
-    """The first and the last training loss, or the medians around them where the rows scatter."""
-    if t.first_level is not None:
-        return f"{number(t.first_level, '.4g')} -> {number(t.last_level, '.4g')} (medians)"
-    return f"{number(t.first_loss, '.4g')} -> {number(t.last_loss, '.4g')}"
+        return "1" if t.first_step is None else f"1 (step {t.first_step})"
+    lowest = f" (lowest loss {number(t.min_loss, '.4g')} at step {t.min_loss_step})"
+    return f"{t.rows}{lowest if t.min_loss and t.min_loss != t.last_loss else ''}"
 
 
 def _peak(schedule: Schedule) -> str:
@@ -345,11 +331,6 @@ def _audit_in_full(report: MonitorReport, audit: Mapping[str, Json], verdict: st
         yield f"  Update size: {size}"
     if suggests_ranks(verdict):
         yield f"  Suggested r (median/p90): {median}/{tail}, after training; verify with eval"
-        modules = audit.get("modules")
-        for module in modules[:_MODULES] if isinstance(modules, list) else []:
-            if isinstance(module, dict):  # another program may have written the log
-                name = str(module.get("name", "-"))
-                yield f"  least used: util={percent(number_in(module, 'utilization'))}  {name}"
     yield ""
 
 

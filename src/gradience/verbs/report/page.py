@@ -137,8 +137,6 @@ def _main(report: DiagnoseReport) -> Iterator[tuple[str, str | None]]:
     """The main numbers of a run and its adapter: labels and values."""
     run, audit = report.monitor, report.audit
     if run is not None:
-        if not run.config.dataset_name:
-            yield "Dataset", "not recorded"
         yield from run_facts(run)
         for point in run.evals[:_SPLITS]:
             low = run.account.held_out_loss if point.split == run.account.split else None

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Final, Literal
 from cyclopts import Parameter
 from cyclopts.types import PositiveInt
 
+from gradience.blocks import counted
 from gradience.commands import options as opt
 from gradience.commands.output import DONE, draws_blocks, print_text, tell
 from gradience.commands.page import write_page
@@ -99,25 +100,26 @@ def runs(
 
     store = _collected(roots, out)
     _refuse_none(store)
-    if listed.html is not None:
-        _draw(store, listed, listed.html)
+    wrote = "" if listed.html is None else _draw(store, listed, listed.html)
     sort = listed.sort or "path"
     if not (listed.columns or listed.csv or listed.json):
-        return _screen(store, list_sql(BOARD, listed.where, sort), listed.limit or _ON_SCREEN)
+        return _screen(store, list_sql(BOARD, listed.where, sort), listed.limit or _ON_SCREEN, wrote)
     chosen = [name.strip() for name in (listed.columns or "").split(",")]
     names = RunRow.__struct_fields__ if listed.columns == "all" else chosen if listed.columns else COLUMNS
     sql = list_sql(names, listed.where, sort)
     return answer(store, sql, ResultOptions(csv=listed.csv, json=listed.json))
 
 
-def _screen(store: Store, sql: str, limit: int) -> int:
-    """Print a line for each run, and return exit code 0."""
+def _screen(store: Store, sql: str, limit: int, wrote: str) -> int:
+    """Print a line for each run, and what was written; return exit code 0."""
     from gradience.tables.query import select  # the help needs none of it
 
     report = select(store, sql)
     columns = [column.name for column in report.columns]
     rows = [dict(zip(columns, row, strict=True)) for row in report.rows]
     print_text(table_of(rows, limit, _curves(store) if _draws() else {}))
+    if wrote:
+        print_text(wrote)
     return DONE
 
 
@@ -166,8 +168,8 @@ def table_before(place: Path | RunList, **judging: Any) -> str:
     return f"{table_of([asdict(row) for row in rows], _ON_SCREEN)}\n\n" if len(rows) > 1 else ""
 
 
-def _draw(store: Store, listed: ListOptions, html: Path) -> None:
-    """Write the page of the runs that are listed; those beyond what a page can tell apart are counted on it."""
+def _draw(store: Store, listed: ListOptions, html: Path) -> str:
+    """Write the page of the runs that are listed, and say so; those beyond what a page can tell apart are counted."""
     from msgspec.structs import replace
 
     from gradience.tables.query import select  # the help needs none of it
@@ -188,6 +190,7 @@ def _draw(store: Store, listed: ListOptions, html: Path) -> None:
         sources=[Path(curve.path) for curve in report.curves],
         force=listed.force,
     )
+    return f"wrote {html} ({len(shown)} of {counted(len(logs), 'run')})"
 
 
 def query_runs(

@@ -303,7 +303,7 @@ def _story(partings: Sequence[Parting], acting: Sequence[Difference], others: st
     if not partings:
         alike = f"the runs do not part in what both recorded ({', '.join(compared)})"
         begun = alike if compared else "nothing could be compared: no step has the same quantity in both logs"
-        return begun + (f"; {others} differ" if others else "")
+        return begun + (f"; what differs: {others}" if others else "")
     first = partings[0]
     what = {"weights": "their weights differ", "rng": "their random states differ", "batch": "they get other rows"}
     how = what.get(first.quantity, f"the {first.quantity} differs")
