@@ -79,7 +79,7 @@ def test_rules_about_lora_abstain_under_another_adapter():
 def data(**fields: Any) -> DataReport:
     given = {
         "path": "d", "format": "messages", "trainer": "sft", "rows": 9, "rows_read": 9, "sequences": 9,
-        "whole_rows": 9, "loss": "all", **fields,
+        "whole_rows": 9, "loss": "all", "tokenizer": "t", **fields,
     }  # fmt: skip
     return msgspec.convert(given, DataReport)
 
