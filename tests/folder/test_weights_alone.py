@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 from audited import save_adapter
+from safetensors.numpy import save_file
 
 from gradience.cli.main import main
 
@@ -19,3 +20,11 @@ def test_weights_without_a_config_are_audited_and_their_scale_is_said_to_be_unkn
     assert "gradience resize" not in shown
     assert main(["resize", str(tmp_path), "--rank", "2", "--dry-run"]) == 2
     assert main(["audit", str(tmp_path), "--base", str(tmp_path)]) == 2
+
+
+def test_a_file_without_a_tensor_of_an_adapter_is_not_analysed_and_asks_for_no_config(tmp_path, capsys):
+    save_file({"model.layers.0.self_attn.q_proj.weight": np.ones((4, 6), "float32")}, tmp_path / "model.safetensors")
+    assert main(["audit", str(tmp_path)]) == 3
+    assert "Verdict: NOT ANALYSED" in capsys.readouterr().out
+    assert main(["diagnose", str(tmp_path / "model.safetensors")]) == 2
+    assert "Verdict: COULD NOT JUDGE" in capsys.readouterr().out

@@ -80,7 +80,7 @@ def _read(files: Files) -> Adapter:
     ctx = _context(source, config, groups)
     assembly = Assembly(PEFT, source, roles)
     _build(assembly, ctx, kind, groups)
-    if assumed:
+    if assumed and (groups or _matches(files)):
         if kind != "LORA" or not assembly.modules or "magnitude" in roles.values():
             files.read_config()  # which raises
         assembly.modules = [replace(m, alpha=float(m.r), scale=1.0, config_r=None) for m in assembly.modules]
