@@ -43,7 +43,15 @@ from gradience.verbs.check.run import check_config
 
 # Layerwise optimizers hook the model's parameters as they are made, and LOMO does; these leave it alone.
 _PLAIN: Final = (
-    *("adamw_torch", "adamw_bnb", "paged_adamw", "sgd", "adafactor", "adagrad", "rmsprop", "lion", "paged_lion"),
+    "adamw_torch",
+    "adamw_bnb",
+    "paged_adamw",
+    "sgd",
+    "adafactor",
+    "adagrad",
+    "rmsprop",
+    "lion",
+    "paged_lion",
 )
 _THEIRS: Final = ("transformers.", "trl.")
 _MOST_STEPS: Final = 1 << 20  # whose rates are asked for
@@ -268,8 +276,10 @@ def _snapshot(flight: _Flight, steps: int | None) -> ConfigSnapshot:
 def _steps(flight: _Flight) -> int | None:
     """Return the planned optimizer steps, as the Trainer counts them; None if they are not known."""
     args = flight.arguments
-    if args is None or args.max_steps > 0:
-        return args and int(args.max_steps)
+    if args is None:
+        return None
+    if args.max_steps > 0:
+        return int(args.max_steps)
     try:
         batches = len(flight.loader)
     except (TypeError, NotImplementedError):

@@ -287,12 +287,14 @@ def _has_foreign(ids: list[int], tokenizer: Any) -> bool:
     try:
         # Llama 2's [INST] is text in its own format, with a template and without.
         tokens = {token for token in foreign_in([tokenizer.decode(ids)], ControlTokens()) if token.startswith("<|")}
-        if not (tokens := tokens - tokenizer.get_vocab().keys() if tokens else tokens) or not tokenizer.chat_template:
-            return bool(tokens)
+        if not tokens or not (unknown := tokens - tokenizer.get_vocab().keys()):
+            return False
+        if not tokenizer.chat_template:
+            return True
         turns = [{"role": role, "content": ""} for role in ("user", "assistant")]
         # A template may put a token together of its parts.
         written = tokenizer.chat_template + tokenizer.apply_chat_template(turns, tokenize=False)
-        return any(token not in written for token in tokens)
+        return any(token not in written for token in unknown)
     except Exception:  # noqa: BLE001  # a tokenizer or a template of any kind, or none
         return False
 

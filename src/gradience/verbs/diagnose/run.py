@@ -217,7 +217,8 @@ def judge_sources(read: SourceReports, left_out: Mapping[str, str] = MappingProx
     not_run = [item for item in not_run if item.source != "join" or item.id not in caused]
     coverage = coverage_of(not_run)
     unread = read.audit is not None and read.audit.health.verdict == "not_analysed"
-    complete = is_complete(states, coverage) and (not unread or any((read.log, read.check)))
+    is_alone = read.log is None and read.check is None
+    complete = is_complete(states, coverage) and not (unread and is_alone)
     verdict = verdict_of(causes, complete=complete, doubt=any(doubts(monitor, read.check, read.audit)))
     return DiagnoseReport(
         schema=DIAGNOSE_SCHEMA_ID,
