@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 import threading
 from http.server import BaseHTTPRequestHandler, HTTPServer
 
@@ -138,6 +139,44 @@ def test_what_is_served_whole_and_what_does_not_say_its_engine(made, served, cap
         assert ("vllm@0.28.0" in told) is not asked
     assert main(["verify", served("base", "vllm", version="<b>"), *files, "--json"]) == 1
     assert json.loads(capsys.readouterr().out)["engine"] == "vllm"  # a version is no text of any kind
+
+
+STARTED = """
+import http.server, json, sys
+held = {tuple(row["ids"]): row["base"] for row in json.load(open(sys.argv[1]))["rows"]}
+class Handler(http.server.BaseHTTPRequestHandler):
+    def do_GET(self):
+        self._send({"data": [{"id": "m", "owned_by": "vllm"}]})
+    def do_POST(self):
+        ids = json.loads(self.rfile.read(int(self.headers["Content-Length"])))["prompt"]
+        row = held[tuple(ids)]
+        tables = [{str(one): {"logprob": p}} for one, p in zip(ids[-len(row):], row)]
+        self._send({"choices": [{"prompt_logprobs": [None] * (len(ids) - len(row)) + tables}]})
+    def _send(self, body):
+        self.send_response(200); self.end_headers(); self.wfile.write(json.dumps(body).encode())
+    def log_message(self, *_): pass
+http.server.HTTPServer(("127.0.0.1", int(sys.argv[2])), Handler).serve_forever()
+"""
+
+
+def test_of_a_command_its_own_flags_are_judged(made, tmp_path, capsys):
+    llama, receipt, _ = made
+    (tmp_path / "server.py").write_text(STARTED)
+    asked = ["--receipt", str(receipt), "--base", str(llama.base), "--json"]
+    adapter = ["--adapter", str(llama.adapter)]
+    without = "--adapter and --base tell whether the server's engine is known to do this to the adapter."
+    for flags, given, cause in (
+        (Q, adapter, f"Foretold: {UNNAMED}"),
+        (Q, [*adapter, "--server-flags", "--max-lora-rank 8"], "Nothing that is known of vLLM foretells"),
+        ("", adapter, "Nothing that is known of vLLM foretells"),
+        (Q, [], None),
+    ):
+        command = f"{sys.executable} {tmp_path / 'server.py'} {receipt} {{port}} {flags}"
+        assert main(["verify", command, *asked, *given]) == 1
+        report = json.loads(capsys.readouterr().out)
+        assert report["verdict"] == "the_base"
+        assert (without in report["notes"]) is (cause is None)
+        assert (report["cause"] or "").startswith(cause or "")
 
 
 @every(

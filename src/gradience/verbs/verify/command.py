@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Final, Literal, TypeAlias
 
@@ -123,6 +124,8 @@ def _asked(
     target: AbstractContextManager[str] = nullcontext(what)
     if PORT in what and not _is_address(what):
         target = serving(what, timeout=answers.timeout)
+        if adapter is not None:
+            answers = replace(answers, server_flags=answers.server_flags or what)
     with target as place:
         report = verify_asked(place, answers, base=base, adapter=adapter, progress=on_terminal("verify"))
     opt.print_report(report, lambda it: verify_served_text(it, verbose=verbose), json=json)

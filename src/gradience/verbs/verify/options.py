@@ -23,7 +23,7 @@ class AnswerOptions:
     serve:
         The engine that serves, as of check; else as the server says. With --adapter: which foretold loss is the case.
     server_flags:
-        The flags that the server was started with, as of check.
+        The flags that the server was started with, as of check; of a command those in it.
     """
 
     receipt: Path | None = None

@@ -25,6 +25,7 @@ _NEAR: Final = 0.05  # by which a factor that was found may miss the one foretol
 _UNTRIED: Final = {"another_checkpoint", "another_adapter"}
 _TOLD: Final = {"the_base", "part_missing", "wrong_scale", *_UNTRIED}
 _ASK: Final = "The server does not say which engine it is: --serve ENGINE@VERSION compares with what it leaves out."
+_WITHOUT: Final = "--adapter and --base tell whether the server's engine is known to do this to the adapter."
 
 
 def verify_asked(
@@ -46,7 +47,7 @@ def verify_asked(
     if (answers.serve or answers.server_flags) and (not is_served or adapter is None):
         raise AdapterError(
             "--serve is of a server and of the adapter that it serves",
-            advice="give http://host:port, --adapter and --base",
+            advice="give http://host:port or a command with {port}, --adapter and --base",
         )
     engine, around = _named(answers.serve), None
     if is_served and adapter is not None:
@@ -65,10 +66,10 @@ def verify_asked(
         foretold={f"what {_title(engine)} leaves out": dropped} if dropped else None,
         progress=progress,
     )
-    if not is_served or adapter is None or report.verdict not in _TOLD:
+    if not is_served or report.verdict not in _TOLD:
         return report
     if around is None:
-        return msgspec.structs.replace(report, notes=[*report.notes, _ASK])
+        return msgspec.structs.replace(report, notes=[*report.notes, _WITHOUT if adapter is None else _ASK])
     held = frozenset(one for group in (around.around.groups or {}).values() for one in group)
     cause = unjudged(engine) or _cause(report, engine, foretold, held - dropped)
     report = msgspec.structs.replace(report, engine=engine, cause=f"{cause[:1].upper()}{cause[1:]}")
