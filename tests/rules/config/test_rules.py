@@ -280,6 +280,8 @@ ENTRIES: dict[str, Entry] = {
             On(mlx(1e-5, r=16, alpha=212)),
             On(config(optimizer={"lr": 5e-5}, lora={"task_type": "CAUSAL_LM"}), severity="warning", confidence=0.6),
             On(rate(5e-5, "sst2"), severity="warning", confidence=0.6),
+            On(rate(5e-5), CheckContext(moment="begun", begun="training_args.bin"), severity="info"),
+            On(mlx(1e-5, r=8, alpha=160), CheckContext(moment="weighed", begun="the log"), severity="info"),
         ],
         silent=[
             On(rate(5.1e-5)),

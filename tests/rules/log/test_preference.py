@@ -5,14 +5,17 @@ from __future__ import annotations
 import math
 import random
 
+import msgspec
 from hypothesis import given, strategies as st
 from log_runs import changed, facts_of, finding as said, logged_rows, reason
+from tables import every
 
 from gradience.rules.log import detect
 from gradience.rules.log.facts import Signal
 from gradience.rules.log.story import story_parts
 from gradience.schema import ConfigSnapshot, TrainingSnapshot
-from gradience.schema.reports import TrainSummary
+from gradience.schema.events import EvalMetrics
+from gradience.schema.reports import EvalPoint, TrainSummary
 
 N = 60
 
@@ -69,6 +72,27 @@ def test_the_story_says_that_preferences_are_told_apart_or_that_it_cannot_tell()
     assert story(dark)[0].says.startswith("cannot tell whether it learns the preferences: reward accuracy ")
     few = facts("preference", rewards__accuracies=[0.5] * 5, rewards__margins=[0.1] * 5)
     assert "too few rows with their rewards" in story(few)[0].says
+
+
+@every(
+    ("held_out", "pairs", "where", "told"),
+    [
+        (0.59, 100, " in training", "; held out 59%"),
+        (0.61, 100, "", "; held out 61%"),
+        (0.56, 280, "", "; held out 56%"),
+        (0.59, None, "", "; held out 59%"),  # of how many pairs is not known
+        (None, 100, "", ""),
+    ],
+)
+def test_pairs_told_apart_in_training_alone_are_told_so(held_out, pairs, where, told):
+    extras = {} if held_out is None else {"rewards/accuracies": held_out}
+    point = EvalPoint(split="eval", step=N, metrics=EvalMetrics(loss=0.7, n=pairs, extras=extras))
+    own = msgspec.structs.replace(point, split="train", metrics=EvalMetrics(n=100, extras={"rewards/accuracies": 0.5}))
+    run = changed(preference(noisy(0.5, 0.9), noisy(0, 2.0, sigma=0.1)), evals=[own, point])
+    part = story(run)[0]
+    assert part.says.startswith(f"tells chosen from rejected{where}: reward accuracy 80% (+/- 2%), margin 1.52")
+    assert part.says.endswith(f" in the second half{told}")
+    assert part.doubt is bool(where)
 
 
 def test_kto_logs_no_accuracy_and_its_margin_decides():

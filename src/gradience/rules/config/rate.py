@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from gradience.errors import few
 from gradience.rules import LWR, RECIPES, SWEEP, SWEEP_HIGH, TRL_RL, Observation, Sign, Threshold, Unknown, cite
 from gradience.rules.config.facts import AN_ADAPTER, LORA, NOT_FOREGONE, SUPERVISED, Facts, LoraRule
-from gradience.schema import Real, as_float
+from gradience.schema import Real, Severity, as_float
 
 TINKER_RL = cite("tinker-cookbook, skills/research/references/hyperparams.md", "DPO 1e-5, GRPO 4e-5")
 LOW_LR = Threshold(
@@ -77,7 +77,8 @@ _PREDICTS = (LORA, AN_ADAPTER, NOT_FOREGONE)
 def _full_fine_tuning_rate(facts: Facts) -> Iterator[Observation]:
     """learning rate of full fine-tuning
 
-    peak lr <= {low_lr}, unless scaling x r x lr >= {usual_step} (MLX-LM: in a digit of the rate)
+    peak lr <= {low_lr}, unless scaling x r x lr >= {usual_step} (MLX-LM: in a digit of the rate); as info of a run
+    that has begun
 
     Why: The adapter learns slowly, and the run ends before it has learnt what it could.
     Scope: supervised LoRA; Adam family; peak learning rate; not where scaling x r x lr already reaches a shipped
@@ -99,6 +100,7 @@ def _full_fine_tuning_rate(facts: Facts) -> Iterator[Observation]:
     value, name = _DEFAULTS.get(source, (math.nan, ""))
     named = f", the default of {name}" if math.isclose(lr, value) else ""
     sure = facts.objective.kind == "sft" and facts.objective.stated
+    severity: Severity | None = None if facts.around.moment == "to come" else "info"  # what came of it may be well
     step = _step(facts, default=0.0)
     if source == "mlx-lm" and step > 0:  # its scales are 10 and 20, so the rate alone says little
         low, high = (f"{band.value / step * lr:.1g}" for band in (USUAL_STEP, BEST_STEP))
@@ -109,12 +111,14 @@ def _full_fine_tuning_rate(facts: Facts) -> Iterator[Observation]:
             "recipes",
             {"lr": lr, **_step_value(facts)},
             action=f"try {low} to {high}",
+            severity=severity,
             confidence=None if sure else _HINTED_CONFIDENCE,
         )
         return
     yield Observation(
         f"lr {lr:g} looks like a full fine-tuning rate{named}; LoRA usually wants about 10 x that",
         {"lr": lr, **_step_value(facts)},
+        severity=severity,
         confidence=None if sure else _HINTED_CONFIDENCE,
     )
 

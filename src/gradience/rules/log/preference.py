@@ -579,6 +579,23 @@ def _swapped(facts: RunFacts) -> Observation | None:
     return swapped(facts)
 
 
+class _HeldOut(NamedTuple):
+    """The share of the held-out pairs in order, and whether guesses at so many pairs come that far above one half."""
+
+    share: float
+    by_chance: bool
+
+
+def _held_out(facts: RunFacts) -> _HeldOut | None:
+    """The newest reward accuracy of an evaluation."""
+    for point in facts.evals:
+        share = number_in(point.metrics.extras, ACCURACIES)
+        if share is not None and point.split != "train":
+            pairs = point.metrics.n
+            return _HeldOut(share, bool(pairs) and share - 0.5 <= 1.0 / math.sqrt(pairs or 1))  # two standard errors
+    return None
+
+
 def told(facts: RunFacts) -> Iterator[StoryPart]:
     """Whether the preferences are learnt, for the story."""
     seen_apart = separation(facts)
@@ -589,8 +606,11 @@ def told(facts: RunFacts) -> Iterator[StoryPart]:
     right = "" if math.isnan(accuracy) else f"reward accuracy {accuracy:.0%} (+/- {2 * error:.0%}), "
     level = f"{right}margin {margin:.3g} (+/- {2 * margin_error:.2g}) in the second half"
     values = {"margin": margin, "error": margin_error}
+    held_out = _held_out(facts)
+    level += "" if held_out is None else f"; held out {held_out.share:.0%}"
     if seen_apart.surely or accuracy - 0.5 > 2.0 * error:
-        yield StoryPart(says=f"tells chosen from rejected: {level}", values=values)
+        where = "" if held_out is None or not held_out.by_chance else " in training"
+        yield StoryPart(says=f"tells chosen from rejected{where}: {level}", values=values, doubt=bool(where))
     else:
         yield StoryPart(says=f"cannot tell whether it learns the preferences: {level}", values=values)
 
