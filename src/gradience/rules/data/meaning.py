@@ -333,6 +333,7 @@ def _leavings(data: DataReport) -> Iterator[Observation]:
     Scope: formats with answers; control tokens such as </s> are for DAT328 and DAT329
     Action: cut it off before training
     Verify: their text (--set show_rows=true)
+    Source: trl/data_utils.py:apply_chat_template@1.16.0 -- the template marks whose turn it is, and where it ends
     Source: definition -- what begins, ends or dates a turn is no part of what was said
     """
     for rows, says in (
