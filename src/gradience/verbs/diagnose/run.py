@@ -229,9 +229,7 @@ def judge_sources(read: SourceReports, left_out: Mapping[str, str] = MappingProx
         schema=DIAGNOSE_SCHEMA_ID,
         path=str(documents.found.path),
         verdict=verdict,
-        headline=headline(
-            verdict, states, causes, coverage, runs_here(monitor, choice.checkpoints), analysed=analysed
-        ),
+        headline=headline(verdict, states, causes, coverage, runs_here(monitor, choice.checkpoints), analysed=analysed),
         complete=complete,
         sources=states,
         findings=causes,
