@@ -63,6 +63,7 @@ Feature: TypeAlias = Literal[
     "tower",
     "unnamed",
     "wrapped",
+    "copies",
     "any",
 ]
 Surrounding: TypeAlias = Literal["bitsandbytes"]
@@ -440,6 +441,12 @@ FEATURES: Final[dict[Feature, AdapterFeature]] = {
         "target_modules",
         lambda facts: any("language_model." in name for name in (facts.around.groups or {}).get("language", ())),
         remark=_MERGE,
+    ),
+    "copies": AdapterFeature(
+        "copies of the base's weights",
+        "target_modules",
+        remark="save it with save_embedding_layers=False, if the base's vocabulary is the same",
+        groups=("copies",),
     ),
     "any": AdapterFeature("every adapter", "peft_type", lambda _: True, remark=_MERGE, of_all=True),
     "unnamed": AdapterFeature(
