@@ -152,6 +152,9 @@ def test_a_data_set_without_a_fault_has_no_finding() -> None:
         ("DAT318", seen(mojibake=9), "info", {}),
         ("DAT318", seen(replacement=10), "warning", {}),
         ("DAT318", seen(entities=10), "warning", seen(entities=9)),
+        ("DAT318", seen(break_spelt=10), "warning", seen(break_spelt=9)),
+        ("DAT318", seen(control_characters=10), "warning", seen(control_characters=9)),
+        ("DAT318", seen(unseen_characters=10), "info", seen(unseen_characters=9)),
         ("DAT376", seen(thought_open=10), "warning", seen(thought_open=9)),
         ("DAT320", padded(0.5), "info", padded(0.49)),
         (
