@@ -64,6 +64,7 @@ Feature: TypeAlias = Literal[
     "tower",
     "unnamed",
     "wrapped",
+    "copies",
     "any",
 ]
 Surrounding: TypeAlias = Literal["bitsandbytes"]
@@ -443,6 +444,12 @@ FEATURES: Final[dict[Feature, AdapterFeature]] = {
         remark=_MERGE,
         groups=("language",),
     ),
+    "copies": AdapterFeature(
+        "copies of the base's weights",
+        "target_modules",
+        remark="save it with save_embedding_layers=False, if the base's vocabulary is the same",
+        groups=("copies",),
+    ),
     "any": AdapterFeature("every adapter", "peft_type", lambda _: True, remark=_MERGE),
     "unnamed": AdapterFeature(
         "modules that --lora-target-modules does not name",
@@ -741,7 +748,7 @@ def _filled(text: str, facts: Facts) -> str:
 
 def _energy(share: float | None, facts: Facts) -> str:
     """A share of the update's energy in words; beside whole weights and the like it is of the factors' alone."""
-    whole = "the update's" if set(facts.around.groups or ()) <= {*_FACTORS, "magnitudes"} else "the factors'"
+    whole = "the update's" if set(facts.around.groups or ()) <= {*_FACTORS, "magnitudes", "copies"} else "the factors'"
     return "" if share is None else f"{share:.0%} of {whole} energy"
 
 
