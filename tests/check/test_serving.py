@@ -155,6 +155,60 @@ def test_a_saved_head_of_a_tied_base_is_a_group_of_its_own() -> None:
     }
 
 
+UP = "base_model.model.model.layers.0.mlp.up_proj"
+LANGUAGE, BIASES, WHOLE = "the language model", "biases", "whole weights"
+DROPPED, OTHERWISE = "dropped in silence", "applied otherwise than trained"
+
+
+@every(
+    ("engine", "flags", "stated", "beside", "fates", "message"),
+    [
+        ("vllm", "--lora-target-modules q_proj", {}, [],
+         [(LANGUAGE, 1, 2, "up_proj", 0.8, DROPPED), (LANGUAGE, 1, 2, "q_proj", None, APPLIED)],
+         "vLLM leaves out modules that --lora-target-modules does not name (1 module, 80% of the update's energy)"),
+        ("vllm", "--lora-target-modules o_proj", {}, [], [(LANGUAGE, 2, 0, "", 1.0, DROPPED)],
+         "vLLM leaves out modules that --lora-target-modules does not name (2 modules, 100% of the update's energy)"),
+        ("vllm", "", {"alpha_pattern": {"q_proj": 6}}, [],
+         [(LANGUAGE, 1, 2, "q_proj", 9 / 13, OTHERWISE), (LANGUAGE, 1, 2, "up_proj", None, APPLIED)],
+         "vLLM misreads alpha_pattern (1 module, 69% of the update's energy)"),
+        ("vllm", "", {"alpha_pattern": {"o_proj": 6, "q_proj": 2}}, [], [(LANGUAGE, 2, 0, "", None, APPLIED)], ""),
+        ("sglang", "", {"rank_pattern": {"up_proj": 4}}, [],
+         [(LANGUAGE, 1, 2, "up_proj", None, NOT_JUDGED), (LANGUAGE, 1, 2, "q_proj", None, APPLIED)],
+         "SGLang is not judged with rank_pattern"),
+        ("sglang", "", {"use_rslora": True}, [f"{PLAIN}.lora_B.bias"],
+         [(LANGUAGE, 2, 0, "", None, OTHERWISE), (BIASES, 1, 0, "", None, NOT_JUDGED)],
+         "SGLang misreads use_rslora"),
+        ("lorax", "", {"lora_bias": True}, [f"{PLAIN}.lora_B.bias"],
+         [(LANGUAGE, 2, 0, "", None, APPLIED), (BIASES, 1, 0, "", None, DROPPED)],
+         "LoRAX leaves out a trained bias (1 module)"),
+        ("lorax", "", {"use_dora": True}, [f"{UP}.lora_magnitude_vector"],
+         [(LANGUAGE, 1, 2, "up_proj", None, OTHERWISE), (LANGUAGE, 1, 2, "q_proj", None, APPLIED),
+          ("DoRA's magnitudes", 1, 0, "", None, OTHERWISE)],
+         "LoRAX misreads use_dora (1 module)"),
+        ("tensorrt", "", {"modules_to_save": ["lm_head"]}, [], [(LANGUAGE, 2, 0, "", None, APPLIED)],
+         "TensorRT-LLM leaves out modules_to_save"),
+        ("tensorrt", "", {"modules_to_save": ["lm_head"], "alpha_pattern": {"q_proj": 6}}, [f"{HEAD}.weight"],
+         [(LANGUAGE, 1, 2, "q_proj", 9 / 13, OTHERWISE), (LANGUAGE, 1, 2, "up_proj", None, APPLIED),
+          (WHOLE, 1, 0, "", None, DROPPED)],
+         "TensorRT-LLM misreads alpha_pattern (1 module, 69% of the factors' energy)"),
+        ("transformers", "", {"alora_invocation_tokens": [1]}, [], [(LANGUAGE, 2, 0, "", None, DROPPED)],
+         "transformers (load_adapter) leaves out alora_invocation_tokens"),
+    ],
+)  # fmt: skip
+def test_of_a_group_the_part_is_named_with_its_own_share(engine, flags, stated, beside, fates, message, tmp_path):
+    """Updates of 1 and 2 have energies of 1 and 4; an alpha of 6 in place of 2 makes 9 of the first."""
+    adapter = save(tmp_path / "a", {PLAIN: 1.0, UP: 2.0}, target_modules=["q_proj", "up_proj"], **stated)
+    held = load_file(adapter / "adapter_model.safetensors")
+    save_file(held | {name: np.ones(7, "f4") for name in beside}, adapter / "adapter_model.safetensors")
+    report = check_config(document=adapter, serve=[engine], server_flags=flags, select=["SRV"])
+    found = [(one.group, one.modules, one.of, one.which, one.share, one.fate) for one in report.serving]
+    assert sorted(found, key=str) == [
+        (*one[:4], one[4] and pytest.approx(one[4]), one[5]) for one in sorted(fates, key=str)
+    ]
+    said = [one.message.partition(":")[0] for one in report.findings]
+    assert message in said if message else not said
+
+
 COPY = f"{HEAD}.base_layer.weight"
 
 
