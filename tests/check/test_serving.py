@@ -7,7 +7,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from safetensors.numpy import save_file
+from safetensors.numpy import load_file, save_file
+from tables import every
 
 from gradience import check_config
 from gradience.adapters.groups import grouped, on_tied_base
@@ -117,6 +118,8 @@ def test_the_command_takes_flags_that_begin_with_a_hyphen_and_says_how_to_start(
 
 
 HEAD = "base_model.model.lm_head"
+PLAIN = ATTENTION.replace("language_model.", "")
+EXPERT = {f"{EXPERTS}.lora_A.weight": (4, 5), f"{EXPERTS}.lora_B.weight": (7, 4)}
 REFUSED, APPLIED, NOT_JUDGED = "refused at start", "applied", "not judged"
 ENGINES = ["mlx", "llamacpp", "tensorrt", "sglang", "vllm", "peft", "transformers"]
 TIED_FATES = [REFUSED, REFUSED, "dropped in silence", NOT_JUDGED, NOT_JUDGED, APPLIED, APPLIED]
@@ -133,8 +136,7 @@ UNTIED_FATES = [APPLIED, NOT_JUDGED, *TIED_FATES[2:]]
     ],
 )
 def test_a_head_tied_to_the_embedding_is_told_from_one_that_is_not(stated, group, fates, tmp_path: Path) -> None:
-    plain = ATTENTION.replace("language_model.", "")
-    adapter = save(tmp_path / "a", {plain: 3.0, HEAD: 4.0}, target_modules=["q_proj", "lm_head"])
+    adapter = save(tmp_path / "a", {PLAIN: 3.0, HEAD: 4.0}, target_modules=["q_proj", "lm_head"])
     base = tmp_path / "base"
     base.mkdir()
     (base / "config.json").write_text(json.dumps({"model_type": "gemma2", **stated}))
@@ -151,3 +153,89 @@ def test_a_saved_head_of_a_tied_base_is_a_group_of_its_own() -> None:
         "tied_head": ["a.lm_head"],
         "tied_whole": ["lm_head"],
     }
+
+
+UP = "base_model.model.model.layers.0.mlp.up_proj"
+LANGUAGE, BIASES, WHOLE = "the language model", "biases", "whole weights"
+DROPPED, OTHERWISE = "dropped in silence", "applied otherwise than trained"
+
+
+@every(
+    ("engine", "flags", "stated", "beside", "fates", "message"),
+    [
+        ("vllm", "--lora-target-modules q_proj", {}, [],
+         [(LANGUAGE, 1, 2, "up_proj", 0.8, DROPPED), (LANGUAGE, 1, 2, "q_proj", None, APPLIED)],
+         "vLLM leaves out modules that --lora-target-modules does not name (1 module, 80% of the update's energy)"),
+        ("vllm", "--lora-target-modules o_proj", {}, [], [(LANGUAGE, 2, 0, "", 1.0, DROPPED)],
+         "vLLM leaves out modules that --lora-target-modules does not name (2 modules, 100% of the update's energy)"),
+        ("vllm", "", {"alpha_pattern": {"q_proj": 6}}, [],
+         [(LANGUAGE, 1, 2, "q_proj", 9 / 13, OTHERWISE), (LANGUAGE, 1, 2, "up_proj", None, APPLIED)],
+         "vLLM misreads alpha_pattern (1 module, 69% of the update's energy)"),
+        ("vllm", "", {"alpha_pattern": {"o_proj": 6, "q_proj": 2}}, [], [(LANGUAGE, 2, 0, "", None, APPLIED)], ""),
+        ("sglang", "", {"rank_pattern": {"up_proj": 4}}, [],
+         [(LANGUAGE, 1, 2, "up_proj", None, NOT_JUDGED), (LANGUAGE, 1, 2, "q_proj", None, APPLIED)],
+         "SGLang is not judged with rank_pattern"),
+        ("sglang", "", {"use_rslora": True}, [f"{PLAIN}.lora_B.bias"],
+         [(LANGUAGE, 2, 0, "", None, OTHERWISE), (BIASES, 1, 0, "", None, NOT_JUDGED)],
+         "SGLang misreads use_rslora"),
+        ("lorax", "", {"lora_bias": True}, [f"{PLAIN}.lora_B.bias"],
+         [(LANGUAGE, 2, 0, "", None, APPLIED), (BIASES, 1, 0, "", None, DROPPED)],
+         "LoRAX leaves out a trained bias (1 module)"),
+        ("lorax", "", {"use_dora": True}, [f"{UP}.lora_magnitude_vector"],
+         [(LANGUAGE, 1, 2, "up_proj", None, OTHERWISE), (LANGUAGE, 1, 2, "q_proj", None, APPLIED),
+          ("DoRA's magnitudes", 1, 0, "", None, OTHERWISE)],
+         "LoRAX misreads use_dora (1 module)"),
+        ("tensorrt", "", {"modules_to_save": ["lm_head"]}, [], [(LANGUAGE, 2, 0, "", None, APPLIED)],
+         "TensorRT-LLM leaves out modules_to_save"),
+        ("tensorrt", "", {"modules_to_save": ["lm_head"], "alpha_pattern": {"q_proj": 6}}, [f"{HEAD}.weight"],
+         [(LANGUAGE, 1, 2, "q_proj", 9 / 13, OTHERWISE), (LANGUAGE, 1, 2, "up_proj", None, APPLIED),
+          (WHOLE, 1, 0, "", None, DROPPED)],
+         "TensorRT-LLM misreads alpha_pattern (1 module, 69% of the factors' energy)"),
+        ("transformers", "", {"alora_invocation_tokens": [1]}, [], [(LANGUAGE, 2, 0, "", None, DROPPED)],
+         "transformers (load_adapter) leaves out alora_invocation_tokens"),
+    ],
+)  # fmt: skip
+def test_of_a_group_the_part_is_named_with_its_own_share(engine, flags, stated, beside, fates, message, tmp_path):
+    """Updates of 1 and 2 have energies of 1 and 4; an alpha of 6 in place of 2 makes 9 of the first."""
+    adapter = save(tmp_path / "a", {PLAIN: 1.0, UP: 2.0}, target_modules=["q_proj", "up_proj"], **stated)
+    held = load_file(adapter / "adapter_model.safetensors")
+    save_file(held | {name: np.ones(7, "f4") for name in beside}, adapter / "adapter_model.safetensors")
+    report = check_config(document=adapter, serve=[engine], server_flags=flags, select=["SRV"])
+    found = [(one.group, one.modules, one.of, one.which, one.share, one.fate) for one in report.serving]
+    assert sorted(found, key=str) == [
+        (*one[:4], one[4] and pytest.approx(one[4]), one[5]) for one in sorted(fates, key=str)
+    ]
+    said = [one.message.partition(":")[0] for one in report.findings]
+    assert message in said if message else not said
+
+
+COPY = f"{HEAD}.base_layer.weight"
+
+
+@every(
+    ("engine", "base", "more", "finding", "fates"),
+    [
+        ("vllm", "b", {COPY: (7, 5)}, "SRV001", {REFUSED}),
+        ("peft", "b", {COPY: (7, 5)}, None, {APPLIED}),
+        ("tensorrt@0.13", "b", {f"{PLAIN}.lora_magnitude_vector": (7,)}, "SRV001", {REFUSED}),
+        ("tensorrt@0.14", "b", {f"{PLAIN}.lora_magnitude_vector": (7,)}, None, {APPLIED}),
+        ("llamacpp", "Qwen/Qwen3-30B-A3B", EXPERT, "SRV001", {REFUSED}),
+        ("llamacpp", "openai/gpt-oss-20b", EXPERT, "SRV005", {APPLIED, NOT_JUDGED}),
+        ("peft", "Qwen/Qwen3-30B-A3B", EXPERT, "SRV001", {REFUSED}),
+    ],
+)
+def test_what_engines_do_with_tensors_that_people_complained_of(engine, base, more, finding, fates, tmp_path) -> None:
+    adapter = save(tmp_path / "a", {PLAIN: 1.0}, base_model_name_or_path=base, use_dora="lora_magnitude" in str(more))
+    held = load_file(adapter / "adapter_model.safetensors")
+    added = {name: np.ones(shape, "f4") for name, shape in more.items()}
+    save_file(held | added, adapter / "adapter_model.safetensors")
+    report = check_config(document=adapter, serve=[engine], select=["SRV"])
+    assert [item.id for item in report.findings] == [finding] * (finding is not None)
+    assert {one.fate for one in report.serving} == fates
+
+
+def test_llama_cpp_takes_no_file_of_mlx_lm() -> None:
+    config = {"fine_tune_type": "lora", "num_layers": 1, "lora_parameters": {"rank": 8, "scale": 20.0, "dropout": 0.0}}
+    (item,) = check_config(config, serve=["llamacpp"], select=["SRV"]).findings
+    assert item.message.startswith("llama.cpp refuses MLX-LM's format: adapter_model.safetensors or .bin is converted")
+    assert str(item.action).startswith("gradience convert ADAPTER --to peft --out NEW")

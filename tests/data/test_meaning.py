@@ -147,6 +147,60 @@ XML = "<tool_call>\n<function=find>rain</function>\n</tool_call>"
             "DAT375",
             "3 of 60 rows (5 %: 1, 2, 3) are answered in another language than the question's, which asks for none",
         ),
+        (
+            chat(said, lambda i: f"{replied(i)}\\n\\n- {said(i)}" if i == 8 else replied(i)),
+            chat(said, lambda i: (f"{replied(i)}\\nabla", f'"a\\nB" {i}', f"{i}.\\n\n", f"A:\\\\nB {i}")[i % 4]),
+            "DAT318",
+            r"1 of 60 rows (1.7 %: 9) write line breaks as the two letters \n, and have no other",
+        ),
+        (
+            chat(said, some("$\frac{1}{2}$ or $3\times 2$", 30)),
+            chat(said, lambda i: f"{replied(i)}\f\n\timesheet\x1b[0m $\\frac{{1}}{{2}}$"),
+            "DAT318",
+            r"2 of 60 rows (3.3 %: 3, 33) hold control characters, as an unescaped \frac or a wrong decoding leaves",
+        ),
+        (
+            chat(lambda i: ("\ufeff" if i == 5 else "") + said(i), some("wo\u200brd", 30)),
+            chat(said, some("\u0645\u06cc\u200c\u062e\u0648\u0627\u0647\u0645 \ufeff a\u200b", 3)),
+            "DAT318",
+            "3 of 60 rows (5 %: 3, 6, 33) hold a byte order mark, or characters without width in words",
+        ),
+        (
+            chat(said, lambda i: f"**AI**: {said(i + 1)}" if i < 3 else replied(i)),
+            chat(said, lambda i: f"AI: {said(i + 1)}" if i < 2 else f"The AI: {said(i + 1)}"),
+            "DAT377",
+            "3 of 60 rows (5 %: 1, 2, 3) have an answer that begins with the name of a role, such as Assistant:",
+        ),
+        (
+            chat(said, lambda i: replied(i) + ("</answer>\n", "[EOS]")[i % 2] if i < 3 else replied(i)),
+            chat(lambda i: f"End <b>: {said(i)}", lambda i: f"{said(i)}</b>" if i % 2 else f"<a x=1>{said(i)}</a>"),
+            "DAT377",
+            "3 of 60 rows (5 %: 1, 2, 3) have an answer that ends with a tag that nothing opened, or with [EOS]",
+        ),
+        (
+            chat(lambda i: ("12/3/21, 9:04 PM - Ann: " if i < 3 else "") + said(i)),
+            chat(lambda i: f"On 12/3/21, 9:04 Ann said: {said(i)}"),
+            "DAT377",
+            "3 of 60 rows (5 %: 1, 2, 3) hold the dates and names of a chat's export, or <Media omitted>",
+        ),
+        (
+            classed(lambda _: 9, lambda i: ("not spam", "Not_Spam ", "ham")[min(i % 7, 2)]),
+            classed(lambda _: 9, lambda i: ("-1.5", "1.5", "ham")[i % 3]),
+            "DAT379",
+            "one class is written in 2 ways: 'not spam' (9 rows), 'Not_Spam ' (9 rows)",
+        ),
+        (
+            chat(said, lambda i: (f"['n{i}']" if i < 2 else f'["n{i}"]') if i < 30 else replied(i)),
+            chat(said, lambda i: (f"['n{i}']" if i < 2 else f'["n{i}"]') if i < 29 else replied(i)),
+            "DAT381",
+            "2 of 60 answers (3.3 %: 1, 2) are values as Python prints them",
+        ),
+        (
+            chat(said, lambda i: '{"n": ' + (f"{i}" if i == 4 else f"{i}}}")),
+            chat(said, lambda i: f"[Ann] {said(i)}" if i % 2 else f"{{{{name}}}} {said(i)}"),
+            "DAT381",
+            "1 of 60 answers (1.7 %: 5) begin as JSON, and are none",
+        ),
     ],
 )
 def test_a_fault_of_meaning_is_named_and_its_twin_is_not(

@@ -38,6 +38,9 @@ from gradience.verbs.diagnose.verdict import doubts, verdict_of
 def test_the_gravest_cause_decides(severities, complete, verdict):
     causes = [Cause(id="X1", severity=one, message="It is so.") for one in severities]
     assert verdict_of(causes, complete=complete) == verdict
+    alone = verdict_of(causes, complete=complete, alone=True)
+    assert alone == ("could_not_judge" if verdict == "no_fault_found" else verdict)
+    assert verdict_of([], complete=True, alone=True, doubt=True) == "worth_a_look"
 
 
 @every(("rule", "verdict"), [("OVF110", "worth_a_look"), ("GAP111", "worth_a_look"), ("UND126", "no_fault_found")])

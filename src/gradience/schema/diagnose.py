@@ -150,7 +150,8 @@ class DiagnoseReport(Report, kw_only=True, frozen=True):
         Verdict,
         about(
             "`broken`: a cause has severity error or critical. `needs_attention`: a cause has severity warning. "
-            "`could_not_judge`: neither, and no source could be judged or an existing one could not be read. "
+            "`could_not_judge`: neither, and no source could be judged, an existing one could not be read, or there "
+            "were neither a log nor weights that could be analysed. "
             "`worth_a_look`: what the run did is no fault by itself (its held-out loss rose while its metric gained, "
             "say), and somebody has to decide. "
             "`no_fault_found`: none of these in what could be judged; `sources`, `coverage` and `not_run` say what "
@@ -159,7 +160,7 @@ class DiagnoseReport(Report, kw_only=True, frozen=True):
     ]
     headline: Annotated[str, about("The verdict in one line, with what was examined and what was not.")]
     complete: Annotated[
-        bool, about("False (exit code 2) if no source could be judged, or an existing one could not be read.")
+        bool, about("False (exit code 2) if no rule could be applied, or an existing source could not be read.")
     ]
     sources: list[DiagnosedSource]
     findings: Annotated[list[Cause], about("Most severe first; each of a source is in one of them.")] = []

@@ -298,12 +298,15 @@ Fate: TypeAlias = Literal[
 
 
 class GroupFate(msgspec.Struct, kw_only=True, frozen=True, omit_defaults=True):
-    """What an engine does with one group of an adapter's tensors."""
+    """What an engine does with one group of an adapter's tensors, or with a part of one."""
 
     engine: Annotated[str, about("As `--serve` names it, with the version.")]
     group: Annotated[str, about("The group in words, such as `the vision or audio tower`.")]
-    modules: Annotated[NonNegativeInt, about("Modules in the group.")]
+    modules: Annotated[NonNegativeInt, about("Modules in the group, or in this part of it.")]
     fate: Fate
+    of: Annotated[NonNegativeInt, about("Modules in the whole group, if this is about a part.")] = 0
+    which: Annotated[str, about("The part in words: ends of its modules' names.")] = ""
+    share: Annotated[float, about("What of the factors' energy the modules hold, if they are lost.")] | None = None
     reason: str = ""
     source: Annotated[str, about("The address of what was read.")] = ""
 

@@ -159,6 +159,7 @@ SHOWN = {  # a feature: settings or surroundings that show it, and those like th
         _held()._replace(flags={"lora-target-modules": ("o_proj", "qkv_proj")}),
     ),
     "wrapped": (PLAIN._replace(groups={"language": ["model.language_model.layers.0.q_proj"]}), _held()),
+    "copies": (_held(copies=["lm_head.base_layer"]), _held()),
     "any": ({}, None),
     "alora": ({"extras": {"alora_invocation_tokens": True}}, {}),
     "experts": (

@@ -34,6 +34,11 @@ def test_each_name_is_of_one_test_and_is_read_by_a_report_or_a_rule(root: Path) 
         (" <NA> ", "missing_value", True),
         ("None", "missing_value", False),
         ("nan is no number", "missing_value", False),
+        ("TODO ", "missing_value", True),
+        ("N/A", "missing_value", False),
+        ("array(['Rome'], dtype=object)", "python_said", True),
+        ("('a', 1)", "python_said", True),
+        ("('tis the season)", "python_said", False),
     ],
 )
 def test_a_sign_is_seen_at_its_edge(answer: str, sign: str, shown: Any) -> None:

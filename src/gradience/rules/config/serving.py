@@ -16,7 +16,8 @@ from typing import Final, Literal, NamedTuple, TypeAlias
 
 import msgspec
 
-from gradience.errors import ConfigError, few
+from gradience.adapters import OUTPUTS
+from gradience.errors import AdapterError, ConfigError, few
 from gradience.io.reading import own_table
 from gradience.rules import Observation, Unknown, cite
 from gradience.rules.config.facts import Facts, LoraRule
@@ -63,6 +64,7 @@ Feature: TypeAlias = Literal[
     "tower",
     "unnamed",
     "wrapped",
+    "copies",
     "any",
 ]
 Surrounding: TypeAlias = Literal["bitsandbytes"]
@@ -139,7 +141,7 @@ class ServeFact(NamedTuple):
             return not _leaves(facts) <= self.only
         if self.feature == "base":
             return facts.around.coverage is not None and facts.around.coverage.model_type not in self.only
-        return FEATURES[self.feature].shows(facts)
+        return shows(self.feature, facts)
 
     def _is_of(self, facts: Facts) -> bool:
         named = facts.model_type or (facts.config.model_name or "").rpartition("/")[2]
@@ -288,21 +290,8 @@ class AdapterFeature(NamedTuple):
     """What they give, or another mend."""
     groups: tuple[str, ...] = ()
     """The groups of tensors that show it, where the file's header was read."""
-    of_all: bool = False
-    """Whether it is one of every module, whatever its group."""
     rooted: bool = False
     """Whether an engine that misreads it takes alpha / r in place of alpha / sqrt(r)."""
-
-    def shows(self, facts: Facts) -> bool:
-        """Whether the adapter has it: by its tensors, else by its settings."""
-        if self.groups and facts.around.groups is not None:
-            return bool(self.modules(facts)) or (self.setting in _BY_SETTING and self.asked_for(facts))
-        return self.asked_for(facts)
-
-    def modules(self, facts: Facts) -> list[str]:
-        """The modules in the file that it is about; none if that is no group of them."""
-        groups = facts.around.groups or {}
-        return [name for group in self.groups for name in groups.get(group, ())]
 
     @property
     def mend(self) -> str | None:
@@ -319,13 +308,29 @@ def _has_extra(facts: Facts, key: str) -> bool:
     return bool(facts.config.lora.extras.get(key))
 
 
+GROUPS: Final = {
+    "language": "the language model",
+    "tower": "the vision or audio tower",
+    "experts": "experts, one by one",
+    "expert_parameters": "experts, as parameters",
+    "embedding": "the embedding",
+    "head": "the head",
+    "tied_head": "the head, tied to the embedding",
+    "magnitudes": "DoRA's magnitudes",
+    "biases": "biases",
+    "token_rows": "rows of tokens",
+    "copies": "copies of the base",
+    "whole": "whole weights",
+    "tied_whole": "a whole head, tied to the embedding",
+}
 _BY_SETTING: Final = frozenset({"use_dora", "modules_to_save", "bias", "trainable_token_indices"})
 """Settings that engines look at themselves, whatever the file holds."""
 _MERGE: Final = "merge the adapter into the base before serving"
 _LINEAR: Final = frozenset(  # of a Llama's block
     {"q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"}
 )
-_FACTORS: Final = ("language", "tower", "experts", "expert_parameters", "embedding", "head")
+_FACTORS: Final = ("language", "tower", "experts", "expert_parameters", "embedding", "head", "tied_head")
+_BESIDE: Final = frozenset({"magnitudes", "biases"})  # groups of modules that have factors, too
 _OUTER: Final = frozenset({"embed_tokens", "lm_head"})
 _ONE_RANK: Final = ("gradience convert ADAPTER --to mlx --out ONE", "gradience convert ONE --to peft --out NEW")
 _TO_MLX: Final = "gradience convert ADAPTER --to mlx --out NEW"
@@ -339,7 +344,7 @@ FEATURES: Final[dict[Feature, AdapterFeature]] = {
         lambda facts: bool(facts.config.lora.use_dora),
         (f"{_TO_PEFT} --base MODEL --rank N",),
         "the best LoRA of that rank; or merge the adapter into the base before serving",
-        ("magnitudes",),
+        ("magnitudes", *_FACTORS),
     ),
     "modules_to_save": AdapterFeature(
         "modules_to_save",
@@ -359,7 +364,6 @@ FEATURES: Final[dict[Feature, AdapterFeature]] = {
         lambda facts: bool(facts.config.lora.use_rslora),
         (_TO_PEFT,),
         "the same update with scaling lora_alpha / r",
-        of_all=True,
         rooted=True,
     ),
     "rank_pattern": AdapterFeature(
@@ -397,7 +401,6 @@ FEATURES: Final[dict[Feature, AdapterFeature]] = {
         "target_modules",
         lambda facts: facts.around.moved is not None and facts.around.moved.saved,
         (f"{_TO_PEFT} --rename {{old}}={{new}}",),
-        of_all=True,
     ),
     "base": AdapterFeature(
         "adapters of this base's type", "model_name", remark="make a GGUF of it with llama.cpp's converter"
@@ -429,7 +432,7 @@ FEATURES: Final[dict[Feature, AdapterFeature]] = {
     "expert_scale": AdapterFeature(
         "use_rslora on experts",
         "use_rslora",
-        lambda facts: bool(facts.config.lora.use_rslora) and FEATURES["experts"].shows(facts),
+        lambda facts: bool(facts.config.lora.use_rslora) and shows("experts", facts),
         (_TO_PEFT,),
         "the same update with scaling lora_alpha / r",
         rooted=True,
@@ -438,14 +441,20 @@ FEATURES: Final[dict[Feature, AdapterFeature]] = {
     "wrapped": AdapterFeature(
         "names below language_model",
         "target_modules",
-        lambda facts: any("language_model." in name for name in (facts.around.groups or {}).get("language", ())),
         remark=_MERGE,
+        groups=("language",),
     ),
-    "any": AdapterFeature("every adapter", "peft_type", lambda _: True, remark=_MERGE, of_all=True),
+    "copies": AdapterFeature(
+        "copies of the base's weights",
+        "target_modules",
+        remark="save it with save_embedding_layers=False, if the base's vocabulary is the same",
+        groups=("copies",),
+    ),
+    "any": AdapterFeature("every adapter", "peft_type", lambda _: True, remark=_MERGE),
     "unnamed": AdapterFeature(
         "modules that --lora-target-modules does not name",
         "target_modules",
-        lambda facts: bool(_unnamed(facts)),
+        lambda facts: any(map(_unnamed(facts), _names(facts.config.lora.target_modules))),
         remark="name them too when starting the server, or start it without the flag",
     ),
 }
@@ -509,18 +518,71 @@ def _leaves(facts: Facts) -> frozenset[str]:
     return frozenset(name.replace(".base_layer", "").rpartition(".")[2] for name in held)
 
 
-def _unnamed(facts: Facts) -> list[str]:
-    """Modules that the server's flag leaves out: by the file's header, else the targets."""
+def _unnamed(facts: Facts) -> Callable[[str], bool]:
+    """Whether a module is left out by the flag of a server."""
     for flags in FLAGS.values():
-        named = facts.around.flags.get(flags.targets)
-        if named is None:
-            continue
-        taken = {leaf for name in named for leaf in (name, *flags.packed.get(name, ()))}
-        groups = facts.around.groups
-        if groups is None:
-            return sorted(_names(facts.config.lora.target_modules) - taken)
-        return [one for group in _FACTORS for one in groups.get(group, ()) if one.rpartition(".")[2] not in taken]
-    return []
+        if (named := facts.around.flags.get(flags.targets)) is not None:
+            taken = {leaf for name in named for leaf in (name, *flags.packed.get(name, ()))}
+            return lambda name: name.rpartition(".")[2] not in taken
+    return lambda _: False
+
+
+def _other_by(pattern: Mapping[str, Real] | None, usual: Real | None, facts: Facts) -> Callable[[str], bool]:
+    """Whether the first key that matches a module, as PEFT looks, has another value than the usual one."""
+    from gradience.adapters.patterns import first_matches  # RE2: only where a pattern meets a file
+
+    names = {one for group in _FACTORS for one in (facts.around.groups or {}).get(group, ())}
+    try:
+        keys = first_matches(pattern or {}, names)
+    except AdapterError:  # a pattern that cannot be followed may be of every module
+        return lambda _: True
+    return lambda name: name in keys and (pattern or {})[keys[name]] != usual
+
+
+def _moved(facts: Facts) -> Callable[[str], bool]:
+    """Whether a module is named below the stem that the base has elsewhere; a head stays at the top."""
+    old = "" if facts.around.moved is None else facts.around.moved.old
+    return lambda name: name.startswith(f"{old}.") if old else not name.endswith(OUTPUTS)
+
+
+def _held_in(*groups: str) -> Callable[[Facts], Callable[[str], bool]]:
+    return lambda facts: {one for group in groups for one in (facts.around.groups or {}).get(group, ())}.__contains__
+
+
+_WHICH: Final[dict[Feature, Callable[[Facts], Callable[[str], bool]]]] = {
+    "dora": _held_in("magnitudes"),
+    "rank_pattern": lambda facts: _other_by(facts.config.lora.rank_pattern, facts.config.lora.r, facts),
+    "alpha_pattern": lambda facts: _other_by(facts.config.lora.alpha_pattern, facts.config.lora.alpha, facts),
+    "prefix": _moved,
+    "expert_scale": _held_in("experts", "expert_parameters"),
+    "wrapped": lambda _: lambda name: "language_model." in name,
+    "unnamed": _unnamed,
+}
+"""Which of the modules in its groups a feature is about; all of them if it is not here."""
+
+
+_OF_ALL: Final = frozenset({"any", "alora"})
+"""Features of every tensor, whatever its group."""
+
+
+def held(feature: Feature, facts: Facts) -> dict[str, list[str]]:
+    """The modules in the file that a feature is about, by group."""
+    groups, chosen = facts.around.groups or {}, _WHICH.get(feature)
+    about = GROUPS if feature in _OF_ALL else FEATURES[feature].groups or _FACTORS
+    which = None if chosen is None else chosen(facts)
+    found = {one: [name for name in groups[one] if which is None or which(name)] for one in groups if one in about}
+    return {group: modules for group, modules in found.items() if modules}
+
+
+def shows(feature: Feature, facts: Facts) -> bool:
+    """Whether the adapter has a feature: by its tensors, else by its settings."""
+    one = FEATURES[feature]
+    if facts.around.groups is None or (one.setting in _BY_SETTING and one.asked_for(facts)):
+        return one.asked_for(facts)
+    by_tensors = bool(one.groups) or feature == "unnamed"
+    return (by_tensors or one.asked_for(facts)) and (
+        not (by_tensors or feature in _WHICH) or bool(held(feature, facts))
+    )
 
 
 def _names(targets: list[str] | str | None) -> frozenset[str]:
@@ -611,14 +673,47 @@ def facts_of(name: str, facts: Facts) -> Iterator[ServeFact]:
 def unknown_features(name: str, facts: Facts) -> list[Feature]:
     """The adapter's features of which no row tells what the engine does with them."""
     told = {fact.feature for fact in facts_of(name, facts)}
-    return [one for one in UNKNOWN.get(engine_of(name), ()) if one not in told and FEATURES[one].shows(facts)]
+    return [one for one in UNKNOWN.get(engine_of(name), ()) if one not in told and shows(one, facts)]
 
 
-def _touched(fact: ServeFact, facts: Facts) -> list[str]:
-    """The modules in the file that a fact is about; none if it is about settings, and so about all."""
-    if fact.feature == "unnamed":
-        return _unnamed(facts) if facts.around.groups is not None else []
-    return FEATURES["experts" if fact.feature == "expert_scale" else fact.feature].modules(facts)
+class Part(NamedTuple):
+    """What an engine is known to make of a part of the adapter; without a fact that nothing is known of it."""
+
+    feature: Feature
+    modules: Mapping[str, Sequence[str]]
+    """By group; none if no file was read, or if the fact is about settings alone."""
+    fact: ServeFact | None = None
+
+    @property
+    def effect(self) -> str:
+        """What the engine does with it."""
+        return "unknown" if self.fact is None else self.fact.effect
+
+    @property
+    def updates(self) -> list[str]:
+        """The modules whose update is concerned, each once."""
+        found = (one for group, modules in self.modules.items() if group not in _BESIDE for one in modules)
+        return list(dict.fromkeys(found))
+
+    def share(self, modules: Sequence[str], facts: Facts) -> float | None:
+        """Of the update's energy what some of its modules hold; None if it cannot be told, or nothing is lost."""
+        if facts.around.energy is None or _BESIDE & self.modules.keys() or not self.is_counted:
+            return None
+        return facts.around.energy(modules)
+
+    @property
+    def is_counted(self) -> bool:
+        """Whether it is lost or other than trained and may be less than the adapter, so that its size is told."""
+        named = bool(FEATURES[self.feature].groups) or self.feature in _WHICH
+        return bool(self.modules) and named and self.effect not in {"refused", "unknown"}
+
+
+def parts(name: str, facts: Facts) -> Iterator[Part]:
+    """Yield what the engine named makes of the adapter other than it was trained, and what is not known of it."""
+    for fact in facts_of(name, facts):
+        yield Part(fact.feature, held(fact.feature, facts), fact)
+    for feature in unknown_features(name, facts):
+        yield Part(feature, held(feature, facts))
 
 
 class Loss(NamedTuple):
@@ -635,13 +730,14 @@ class Loss(NamedTuple):
 
 def losses(name: str, facts: Facts) -> Iterator[Loss]:
     """Yield what the engine named is known to make of the adapter other than it was trained."""
-    for fact in facts_of(name, facts):
-        feature, groups = FEATURES[fact.feature], facts.around.groups or {}
-        held = (one for group in groups.values() for one in group) if feature.of_all else _touched(fact, facts)
-        rank = facts.config.lora.r if not facts.config.lora.rank_pattern else None
-        does = f"{_VERBS[fact.effect]} {_filled(feature.name, facts)}"
-        words = f"{ENGINES[fact.engine]} {does}: {fact.says} ({fact.source.url})"
-        yield Loss(fact.effect, words, frozenset(held), rank**-0.5 if feature.rooted and rank else None)
+    for part in parts(name, facts):
+        if (fact := part.fact) is not None:
+            feature = FEATURES[fact.feature]
+            rank = facts.config.lora.r if not facts.config.lora.rank_pattern else None
+            does = f"{_VERBS[fact.effect]} {_filled(feature.name, facts)}"
+            words = f"{ENGINES[fact.engine]} {does}: {fact.says} ({fact.source.url})"
+            factor = rank**-0.5 if feature.rooted and rank else None
+            yield Loss(fact.effect, words, frozenset(part.updates), factor)
 
 
 def _filled(text: str, facts: Facts) -> str:
@@ -650,23 +746,23 @@ def _filled(text: str, facts: Facts) -> str:
     return text.format(**stems)
 
 
-def _lost(fact: ServeFact, facts: Facts) -> tuple[str, float | None]:
-    """How many modules a fact is about and their share of the update's energy, in words and as a number."""
-    modules = _touched(fact, facts)
-    if fact.effect == "refused" or not modules:
-        return "", None
-    share = None if facts.around.energy is None else facts.around.energy(modules)
-    part = "" if share is None else f", {share:.0%} of the update's energy"
-    return f" ({len(modules)} {'modules' if len(modules) > 1 else 'module'}{part})", share
+def _energy(share: float | None, facts: Facts) -> str:
+    """A share of the update's energy in words; beside whole weights and the like it is of the factors' alone."""
+    whole = "the update's" if set(facts.around.groups or ()) <= {*_FACTORS, "magnitudes", "copies"} else "the factors'"
+    return "" if share is None else f"{share:.0%} of {whole} energy"
 
 
 def _effects(effect: Effect, facts: Facts) -> Iterator[Observation]:
     """Yield an observation for each feature of the adapter on which an engine named by --serve has this effect."""
     for name in _engines(facts):
-        for fact in facts_of(name, facts):
-            if fact.effect != effect:
+        for part in parts(name, facts):
+            if (fact := part.fact) is None or fact.effect != effect:
                 continue
-            feature, (lost, share) = FEATURES[fact.feature], _lost(fact, facts)
+            feature, share, lost = FEATURES[fact.feature], None, ""
+            if part.is_counted:
+                share, n = part.share(part.updates, facts), len({one for held in part.modules.values() for one in held})
+                told = filter(None, (f"{n} {'modules' if n > 1 else 'module'}", _energy(share, facts)))
+                lost = f" ({', '.join(told)})"
             values: dict[str, Json] = {"engine": fact.engine, "feature": fact.feature, "effect": effect}
             yield Observation(
                 f"{ENGINES[fact.engine]} {_VERBS[effect]} {_filled(feature.name, facts)}{lost}: {fact.says}",
@@ -676,25 +772,11 @@ def _effects(effect: Effect, facts: Facts) -> Iterator[Observation]:
             )
 
 
-_FATES: Final[dict[Effect, Fate]] = {
+_FATES: Final[dict[str, Fate]] = {
     "refused": "refused at start",
     "dropped": "dropped in silence",
     "misread": "applied otherwise than trained",
-}
-GROUPS: Final = {
-    "language": "the language model",
-    "tower": "the vision or audio tower",
-    "experts": "experts, one by one",
-    "expert_parameters": "experts, as parameters",
-    "embedding": "the embedding",
-    "head": "the head",
-    "tied_head": "the head, tied to the embedding",
-    "magnitudes": "DoRA's magnitudes",
-    "biases": "biases",
-    "token_rows": "rows of tokens",
-    "copies": "copies of the base",
-    "whole": "whole weights",
-    "tied_whole": "a whole head, tied to the embedding",
+    "unknown": "not judged",
 }
 
 
@@ -704,20 +786,35 @@ def fates(facts: Facts) -> Iterator[GroupFate]:
         start = _start(name, facts)
         if facts.around.groups is None and start:
             yield GroupFate(engine=name, group="no tensor was read", modules=0, fate="not judged", reason=start)
-        applying, unknown = list(facts_of(name, facts)), unknown_features(name, facts)
+        known = list(parts(name, facts))
         for group, modules in (facts.around.groups or {}).items():
-            here = [fact for fact in applying if _concerns(fact, modules, facts)]
-            worst = next((fact for effect in _FATES for fact in here if fact.effect == effect), None)
-            unsure = unjudged(name) or any(group in FEATURES[one].groups for one in unknown)
-            sound: Fate = "not judged" if unsure else "applied"
-            yield GroupFate(
-                engine=name,
-                group=GROUPS[group],
-                modules=len(modules),
-                fate=sound if worst is None else _FATES[worst.effect],
-                reason=start if worst is None else worst.says,
-                source="" if worst is None else worst.source.url,
-            )
+            rest, found = list(modules), list[tuple[list[str], Fate, Part | None]]()
+            for part, fate in ((one, fate) for effect, fate in _FATES.items() for one in known if one.effect == effect):
+                about = {*rest} if fate == "refused at start" else {*part.modules.get(group, ())}
+                if here := [one for one in rest if one in about]:
+                    found.append((here, fate, part))
+                    rest = [one for one in rest if one not in about]
+            if rest:
+                found.append((rest, "not judged" if unjudged(name) else "applied", None))
+            for here, fate, of in found:
+                fact, is_part = None if of is None else of.fact, len(here) < len(modules)
+                yield GroupFate(
+                    engine=name,
+                    group=GROUPS[group],
+                    modules=len(here),
+                    of=len(modules) if is_part else 0,
+                    which=_which(here, modules) if is_part else "",
+                    share=None if of is None else of.share(here, facts),
+                    fate=fate,
+                    reason=start if fact is None else fact.says,
+                    source="" if fact is None else fact.source.url,
+                )
+
+
+def _which(here: Sequence[str], modules: Sequence[str]) -> str:
+    """A part of modules in words: the last parts of their names, if no other module has one of these, else names."""
+    leaves, others = ({one.rpartition(".")[2] for one in some} for some in (here, set(modules) - set(here)))
+    return few(sorted(leaves) if leaves.isdisjoint(others) else here)
 
 
 def _start(name: str, facts: Facts) -> str:
@@ -734,12 +831,6 @@ def _start(name: str, facts: Facts) -> str:
 def _largest_rank(facts: Facts) -> int:
     """The rank that a slot needs, which has one size for all modules."""
     return max([facts.config.lora.r or 1, *(facts.config.lora.rank_pattern or {}).values()])
-
-
-def _concerns(fact: ServeFact, modules: Sequence[str], facts: Facts) -> bool:
-    """Whether a fact is about a group: a refusal is about all, and so is a fact on settings."""
-    touched = _touched(fact, facts)
-    return fact.effect == "refused" or not touched or not set(touched).isdisjoint(modules)
 
 
 def over_limit(sizes: RankSizes, rank: int, flags: Mapping[str, Sequence[str]]) -> tuple[str, str | None] | None:

@@ -41,8 +41,19 @@ _RARE: Final = (0x07C0, 0x0800)  # letters of N'Ko, whose bytes are those of "ß
 _ENTITY: Final = re.compile(r"&(?:quot|apos|amp|lt|gt|nbsp|#\d{2,5}|#[xX][0-9a-fA-F]{2,5});")
 _MARKUP: Final = re.compile(r"</?[A-Za-z][^<>\n]{0,200}>|```|\b(?:HTML|XML)\b", re.IGNORECASE)
 _REPLACEMENT: Final = "\ufffd"
-# None and null may be answers.
-_MISSING: Final = frozenset({"nan", "NaN", "<NA>", "NaT", "#N/A", "[object Object]"})
+# None, null and n/a may be answers.
+_MISSING: Final = frozenset(
+    {"nan", "NaN", "<NA>", "NaT", "#N/A", "[object Object]", "TODO", "todo", "TBD", "tbd", "FIXME"}
+)
+# A line break in two letters. Before a lower-case letter it may be a command of LaTeX, and between quotes it is code.
+_SPELT_BREAK: Final = re.compile(r"[^\s\\]\\n(?![a-z])")
+_QUOTES: Final = re.compile(r"[`\"']|^\s*[\[{<]")
+# \frac and \beta read as a form feed or a backspace and letters; C1; controls of no text. ESC colours logs.
+_CONTROLS: Final = re.compile(r"[\x00-\x08\x0e-\x1a\x1c-\x1f\x7f-\x84\x86-\x9f]|\x0c[a-z]|\t(?:imes\b|heta\b|ext\{)")
+# Between letters of other scripts such characters part or join words.
+_UNSEEN: Final = re.compile(
+    r"\A\ufeff|(?<=[A-Za-z\u00c0-\u04ff])[\u200b-\u200d\u2060\ufeff\u00ad](?=[A-Za-z\u00c0-\u04ff])"
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -386,6 +397,26 @@ def entities(row: AskedRow) -> bool:
     return "&" in text and _ENTITY.search(text) is not None and _MARKUP.search(text) is None
 
 
+@row_test
+def break_spelt(row: AskedRow) -> bool:
+    """An answer, or a text without one, has line breaks as two letters, and no other; neither code nor quotes."""
+    return "\\n" in row.text and any(
+        "\n" not in one and _SPELT_BREAK.search(one) and not _QUOTES.search(one) for one in row.answers or [row.text]
+    )
+
+
+@row_test
+def control_characters(row: AskedRow) -> bool:
+    """The text holds control characters, such as those that escapes of LaTeX were read as; not by a wrong decoding."""
+    return _CONTROLS.search(row.text) is not None and not is_mojibake(row.text)
+
+
+@row_test
+def unseen_characters(row: AskedRow) -> bool:
+    """The text begins with a byte order mark, or has characters without width within words."""
+    return not row.text.isascii() and _UNSEEN.search(row.text) is not None
+
+
 @DataRule(
     "DAT318",
     severity="info",
@@ -396,16 +427,20 @@ def _broken(data: DataReport) -> Iterator[Observation]:
     """broken text
 
     a row holds U+FFFD, or UTF-8 decoded as Latin-1, from {slips} of the rows: warning; or {slips} of them hold
-    characters as HTML escapes them, such as &quot;, and neither tags nor code
+    characters as HTML escapes them, such as &quot;, and neither tags nor code; line breaks as two letters, and no
+    other; control characters; or characters without width within words, or a byte order mark: info
 
     Why: The model learns the broken spelling.
     Scope: rows of text
-    Action: read the source as UTF-8 again; html.unescape what is escaped
+    Action: read the source as UTF-8 again (utf-8-sig takes the byte order mark); undo what was escaped once too often,
+        and escape the backslashes of LaTeX in JSON
     Verify: the text of these rows (--set show_rows=true)
     Seen: https://github.com/EleutherAI/the-pile/issues/102 -- a set decoded wrongly: models write the broken
         characters
     Seen: https://github.com/LibreTranslate/LibreTranslate/issues/203 -- a model writes entities, for the texts that it
         was trained on do
+    Seen: https://github.com/HKUDS/LightRAG/pull/3238 -- the backslash of LaTeX in JSON, read as a form feed
+    Seen: https://github.com/Tatoeba/tatoeba2/issues/643 -- byte order marks and spaces without width in sentences
     Source: Unicode 16, U+FFFD -- stands for what could not be decoded
     """
     for rows, what in (
@@ -415,9 +450,19 @@ def _broken(data: DataReport) -> Iterator[Observation]:
         if rows.count:
             many = share(rows, data.rows_read) >= SLIPS.value
             yield on_rows(data, rows, f"hold {what}", severity="warning" if many else None)
-    escaped = data.rows_with("entities")
-    if share(escaped, data.rows_read) >= SLIPS.value:
-        yield on_rows(data, escaped, "hold characters as HTML escapes them (such as &quot;)", severity="warning")
+    severities: tuple[tuple[Rows, str, Severity], ...] = (
+        (data.rows_with("entities"), "hold characters as HTML escapes them (such as &quot;)", "warning"),
+        (data.rows_with("break_spelt"), r"write line breaks as the two letters \n, and have no other", "warning"),
+        (
+            data.rows_with("control_characters"),
+            r"hold control characters, as an unescaped \frac or a wrong decoding leaves",
+            "warning",
+        ),
+        (data.rows_with("unseen_characters"), "hold a byte order mark, or characters without width in words", "info"),
+    )
+    for rows, says, severity in severities:
+        if share(rows, data.rows_read) >= SLIPS.value:
+            yield on_rows(data, rows, says, severity=severity)
 
 
 @row_test
@@ -437,10 +482,10 @@ def _empty_answer(data: DataReport) -> Iterator[Observation]:
     """empty answers
 
     a wanted answer holds nothing but white space: no thought, call, image or sound either; or {slips} of the rows have
-    an answer that is only nan, NA or the like
+    an answer that is only nan, NA, TODO or the like
 
-    Why: The model learns to answer with nothing, or with what stands for a missing value in a table.
-    Scope: formats with answers; none and null may be answers, and are not counted
+    Why: The model learns to answer with nothing, or with what stands for a value that is missing or yet to be written.
+    Scope: formats with answers; none, null and n/a may be answers, and are not counted
     Action: remove these rows
     Verify: their text (--set show_rows=true)
     Seen: public repositories -- rows without an answer
@@ -449,7 +494,7 @@ def _empty_answer(data: DataReport) -> Iterator[Observation]:
     """
     yield from seen_in(data, data.rows_with("empty_answer"), "have an empty answer")
     yield from seen_in(
-        data, data.rows_with("missing_value"), "have an answer that is only nan, <NA> or the like", at_least=SLIPS
+        data, data.rows_with("missing_value"), "have an answer that is only nan, <NA>, TODO or the like", at_least=SLIPS
     )
 
 
@@ -485,4 +530,13 @@ RULES = (
     _broken,
 )
 
-ROW_TESTS: RowTests = (empty_answer, missing_value, replacement, mojibake, entities)
+ROW_TESTS: RowTests = (
+    empty_answer,
+    missing_value,
+    replacement,
+    mojibake,
+    entities,
+    break_spelt,
+    control_characters,
+    unseen_characters,
+)

@@ -8,8 +8,8 @@ from collections.abc import Iterator
 from itertools import pairwise
 from typing import Final
 
-from gradience.data import content_of
-from gradience.data.asked import AskedRow, RowTests, row_test
+from gradience.data import content_of, question_of
+from gradience.data.asked import AskedRow, RowTests, row_kinds, row_test
 from gradience.data.formats import REFERENCES
 from gradience.errors import few
 from gradience.rules import Observation, Threshold, Unknown, premise
@@ -40,6 +40,15 @@ _WHO: Final = re.compile(
     r"\s*(?:You are|You're|Act as|Du bist|Tu es|Vous \u00eates|Eres)\b|\s*\u4f60\u662f", re.IGNORECASE
 )
 _CALL: Final = re.compile(r"<tool_call>\s*(\{.*?)\s*(?:</tool_call>|<tool_call>|\Z)", re.DOTALL)
+_ROLE: Final = re.compile(r"\s*(?:\*\*)?(?:Assistant|AI|Bot|Chatbot|ChatGPT|User|Human)(?:\*\*)?\s?:", re.IGNORECASE)
+_END: Final = re.compile(r"(?:</([A-Za-z_]\w{0,20})>|\[(?:EOS|PAD|UNK)\])\s*\Z")
+_EXPORT: Final = re.compile(
+    r"^\[?\d{1,2}[/.]\d{1,2}[/.]\d{2,4},? \d{1,2}:\d{2}(?::\d{2})?(?:\s?[AP]M)?\]?(?: -)? [^:\n]{1,40}:"
+    r"|<Media omitted>",
+    re.MULTILINE | re.IGNORECASE,
+)
+_PYTHON: Final = re.compile(r"\s*(?:[\[{(]+'[^'\n]{0,200}'\s*[\]}),:]|array\(\[)")
+_JSON: Final = re.compile(r"\s*(?:\{\s*[\"}]|\[\s*[\[{\"\]])")
 
 
 @row_test
@@ -300,6 +309,106 @@ def _answered_in(data: DataReport) -> Iterator[Observation]:
         yield Observation(f"{counted(asked.rows, asked.stated)} {says}", values(asked.rows, asked.stated))
 
 
+@row_kinds("role_said", "tag_left", "exported")
+def _left_over(row: AskedRow) -> Iterator[str]:
+    """An answer begins with a role's name, or ends with a tag that nothing opened; or a line is a chat's export."""
+    answers = row.answers
+    if any(map(_ROLE.match, answers)):
+        yield "role_said"
+    ends = [(answer, end) for answer in answers if answer.rstrip()[-1:] in {">", "]"} and (end := _END.search(answer))]
+    if any(end[1] is None or f"<{end[1]}" not in answer + question_of(row.columns) for answer, end in ends):
+        yield "tag_left"
+    if answers and _EXPORT.search(row.text):
+        yield "exported"
+
+
+@DataRule("DAT377", severity="warning", confidence=0.75, thresholds=(SOME,))
+def _leavings(data: DataReport) -> Iterator[Observation]:
+    """what another program wrote around the texts
+
+    in {some} of the rows an answer begins with the name of a role, or ends with a closing tag that nothing opened or
+    with [EOS]; or a row has the dates and names of a chat's export
+
+    Why: The model learns to write it with each answer; the template marks turns by tokens of its own.
+    Scope: formats with answers; control tokens such as </s> are for DAT328 and DAT329
+    Action: cut it off before training
+    Verify: their text (--set show_rows=true)
+    Source: trl/data_utils.py:apply_chat_template@1.16.0 -- the template marks whose turn it is, and where it ends
+    Source: definition -- what begins, ends or dates a turn is no part of what was said
+    """
+    for rows, says in (
+        (data.rows_with("role_said"), "have an answer that begins with the name of a role, such as Assistant:"),
+        (data.rows_with("tag_left"), "have an answer that ends with a tag that nothing opened, or with [EOS]"),
+        (data.rows_with("exported"), "hold the dates and names of a chat's export, or <Media omitted>"),
+    ):
+        yield from seen_in(data, rows, says, at_least=SOME)
+
+
+@DataRule("DAT379", severity="warning", confidence=0.85)
+def _spellings(data: DataReport) -> Iterator[Observation]:
+    """one class under several names
+
+    names of classes differ in case, blanks, hyphens or underscores only
+
+    Why: To the trainer each spelling is a class of its own: rows that are alike pull apart, and accuracy counts a right
+        answer as wrong.
+    Scope: classification; the 50 most frequent names
+    Action: write each class in one way
+    Verify: the classes after the change
+    Seen: https://github.com/explosion/prodigy-openai-recipes/pull/31 -- a case that no screen shows stays in the
+        data
+    """
+    if data.trainer != "classification" or data.labels_total < 2:
+        raise Unknown("the rows do not have two classes")
+    spelt: dict[str, list[str]] = {}
+    for name in data.labels:
+        key = name if _number(name) else re.sub(r"[\s_-]+", "", name.casefold())
+        spelt.setdefault(key, []).append(name)
+    for names in spelt.values():
+        if len(names) > 1:
+            counts = {name: data.labels[name] for name in names}
+            yield Observation(
+                f"one class is written in {len(names)} ways: "
+                + ", ".join(f"{name!r} ({count:,} rows)" for name, count in counts.items()),
+                {"names": names, "rows": sum(counts.values())},
+            )
+
+
+def _number(name: str) -> bool:
+    return name.lstrip("-").replace(".", "").isdecimal()  # -1 and 1 are two classes
+
+
+@row_kinds("json_said", "json_broken", "python_said")
+def _notation(row: AskedRow) -> Iterator[str]:
+    """The last answer is JSON, begins as JSON and is none, or is a value as Python prints it."""
+    answer = next(iter(row.answers[-1:] if "messages" in row.spoken else row.answers), "")
+    if _PYTHON.match(answer):
+        yield "python_said"
+    elif _JSON.match(answer):
+        yield "json_said" if _parses(answer) else "json_broken"
+
+
+@DataRule("DAT381", severity="warning", confidence=0.7, thresholds=(HALF, SLIPS))
+def _unreadable_values(data: DataReport) -> Iterator[Observation]:
+    """values that no parser of JSON reads
+
+    {half} of the answers are, or begin as, objects or lists, and {slips} of all are values as Python prints them, such
+    as ['a'] or array([...]), or begin as JSON and are none
+
+    Why: The model learns to write them, and what reads its answers fails. Python prints a value where text was asked.
+    Scope: whole answers; JSON within prose is not judged
+    Action: json.dumps the values; correct or remove what is cut
+    Verify: json.loads of each answer
+    Seen: https://github.com/qcri/llmxcpg/issues/15 -- single quotes in the values of a training set: models write them
+    Seen: https://github.com/tetherto/qvac/pull/1092 -- calls in Python's syntax in place of JSON
+    """
+    broken, python, answers = data.rows_with("json_broken"), data.rows_with("python_said"), data.answers.rows
+    if data.rows_with("json_said").count + broken.count + python.count >= HALF.value * max(answers, 1):
+        for rows, says in ((python, "are values as Python prints them"), (broken, "begin as JSON, and are none")):
+            if share(rows, answers) >= SLIPS.value:
+                yield Observation(f"{counted(rows, answers, 'answers')} {says}", values(rows, answers))
+
+
 RULES = (
     _secrets,
     _leaks,
@@ -310,6 +419,9 @@ RULES = (
     _sorted,
     _told_by_length,
     _answered_in,
+    _leavings,
+    _spellings,
+    _unreadable_values,
 )
 
 ROW_TESTS: RowTests = (
@@ -320,4 +432,6 @@ ROW_TESTS: RowTests = (
     call_unparsed,
     system_pasted,
     told_who,
+    _left_over,
+    _notation,
 )

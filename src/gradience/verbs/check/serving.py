@@ -25,7 +25,7 @@ def with_tensors(around: CheckContext, folder: Path) -> CheckContext:
 def _share_of(adapter: Adapter) -> Callable[[Sequence[str]], float | None]:
     """A function that gives the share of the update's energy that modules hold; every factor is read at the first call.
 
-    It gives None if some update is not known without the base.
+    It gives None if some update is not known without the base, or if one of the modules has none that is known.
     """
 
     @cache
@@ -48,6 +48,8 @@ def _share_of(adapter: Adapter) -> Callable[[Sequence[str]], float | None]:
     def share(modules: Sequence[str]) -> float | None:
         known = energies()
         total = sum(known.values()) if known else 0.0
-        return sum(known.get(name, 0.0) for name in modules) / total if known and total else None
+        if not known or not total or not known.keys() >= set(modules):
+            return None
+        return sum(known[name] for name in modules) / total
 
     return share

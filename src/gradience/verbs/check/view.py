@@ -170,7 +170,10 @@ def check_text(report: CheckReport, *, verbose: bool = False) -> Iterator[Block]
 def _serving(groups: Sequence[GroupFate]) -> Iterator[Block]:
     for one in groups:
         start = f"; {one.reason}" if one.fate in {"applied", "not judged"} and one.reason else ""
-        what = f"{counted(one.modules, 'module')} of {one.group}" if one.modules else one.group
+        n = f"{one.modules:,} of {counted(one.of, 'module')}" if one.of else counted(one.modules, "module")
+        share = "" if one.share is None else f"{one.share:.0%} of the factors' energy"
+        part = "; ".join(filter(None, (one.which and _text(one.which), share)))
+        what = f"{n} of {one.group}{f' ({part})' if part else ''}" if one.modules else one.group
         yield f"  {one.engine}: {what}: {one.fate}{start}"
 
 

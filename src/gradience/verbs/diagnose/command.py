@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Annotated, Final
 
 from gradience.commands import options as opt
-from gradience.commands.output import COULD_NOT_JUDGE
+from gradience.commands.output import COULD_NOT_JUDGE, NOT_DECIDED
 from gradience.schema.document import RuleGroup
 from gradience.verbs.diagnose.options import DiagnoseOptions
 
@@ -26,7 +26,7 @@ def diagnose(
     """Join a run's config, log and weights into one verdict with its findings.
 
     Exit code 2 means that the run could not be judged: no source was found, or one cannot be read. It takes precedence
-    over --fail-on.
+    over --fail-on. Exit code 3: neither a log nor weights could be judged, and the settings show nothing wrong.
 
     Parameters
     ----------
@@ -62,4 +62,6 @@ def diagnose(
         locations=lambda: source_locations(report),
         not_run=report.not_run,
     )
-    return code if report.complete else COULD_NOT_JUDGE
+    if not report.complete:
+        return COULD_NOT_JUDGE
+    return code or (NOT_DECIDED if report.verdict == "could_not_judge" else 0)

@@ -111,8 +111,12 @@ def headline(
     causes: Sequence[Cause],
     coverage: Sequence[SourceCoverage],
     runs: str = "",
+    *,
+    analysed: bool = True,
 ) -> str:
     """The verdict in one line, with the number of causes, the rules that ran, the missing sources, and other runs.
+
+    `analysed` says whether the weights that are there, if any, were.
 
     >>> headline("could_not_judge", [DiagnosedSource(source="log", state="absent")], [], [])
     'could not judge; checked: nothing; not there: log'
@@ -121,11 +125,13 @@ def headline(
     read, absent, unreadable = (
         [source.source for source in sources if source.state == state] for state in ("read", "absent", "unreadable")
     )
-    counts = ", ".join(_counts(causes))
+    dark = [] if analysed else [name for name in read if name == "weights"]
+    alone = verdict == "could_not_judge" and set(read) - set(dark) == {"config"} and not unreadable
+    counts = ", ".join([*(["settings alone"] if alone else []), *_counts(causes)])
     checked = f"checked: {', '.join(f'{source} {ran[source]}' for source in read) or 'nothing'}"
     # "No problems found" is worth as much as was checked, so that comes first. Else the severities come first.
     first, second = (checked, counts) if verdict in {"no_fault_found", "worth_a_look"} else (counts, checked)
-    missing = (("not there", absent), ("there but not readable", unreadable))
+    missing = (("not there", absent), ("not analysed", dark), ("there but not readable", unreadable))
     parts = (runs, second, *(f"{label}: {', '.join(names)}" for label, names in missing if names))
     return "; ".join([VERDICT_LABELS[verdict] + (f" ({first})" if first else ""), *(part for part in parts if part)])
 
@@ -216,15 +222,14 @@ def judge_sources(read: SourceReports, left_out: Mapping[str, str] = MappingProx
     caused = {cause.id for cause in causes}
     not_run = [item for item in not_run if item.source != "join" or item.id not in caused]
     coverage = coverage_of(not_run)
-    unread = read.audit is not None and read.audit.health.verdict == "not_analysed"
-    is_alone = read.log is None and read.check is None
-    complete = is_complete(states, coverage) and not (unread and is_alone)
-    verdict = verdict_of(causes, complete=complete, doubt=any(doubts(monitor, read.check, read.audit)))
+    analysed = read.audit is None or read.audit.health.verdict != "not_analysed"
+    complete, alone = is_complete(states, coverage), monitor is None and (read.audit is None or not analysed)
+    verdict = verdict_of(causes, complete=complete, doubt=any(doubts(monitor, read.check, read.audit)), alone=alone)
     return DiagnoseReport(
         schema=DIAGNOSE_SCHEMA_ID,
         path=str(documents.found.path),
         verdict=verdict,
-        headline=headline(verdict, states, causes, coverage, runs_here(monitor, choice.checkpoints)),
+        headline=headline(verdict, states, causes, coverage, runs_here(monitor, choice.checkpoints), analysed=analysed),
         complete=complete,
         sources=states,
         findings=causes,

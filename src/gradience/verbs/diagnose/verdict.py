@@ -16,8 +16,11 @@ from gradience.schema.reports import CheckReport, MonitorReport
 _EVERY_RECIPE: Final = 5e-2  # scaling x r x lr: five times the highest of shipped recipes for supervised training
 
 
-def verdict_of(causes: Sequence[Cause], *, complete: bool, doubt: bool = False) -> Verdict:
-    """The verdict by the most severe cause; without a cause, by whether enough could be judged, and by doubts."""
+def verdict_of(causes: Sequence[Cause], *, complete: bool, doubt: bool = False, alone: bool = False) -> Verdict:
+    """The verdict by the most severe cause; without a cause, by whether enough could be judged, and by doubts.
+
+    Of settings that stand alone, without a log or weights that were analysed, nothing is known of the run they made.
+    """
     worst = max((SEVERITIES.index(cause.severity) for cause in causes), default=-1)
     if worst >= SEVERITIES.index("error"):
         return "broken"
@@ -27,7 +30,7 @@ def verdict_of(causes: Sequence[Cause], *, complete: bool, doubt: bool = False) 
         return "could_not_judge"
     pieces = [piece for cause in causes for piece in cause.pieces]
     look = doubt or any(piece.id in LOOK or piece.severity not in {None, "info"} for piece in pieces)
-    return "worth_a_look" if look else "no_fault_found"
+    return "worth_a_look" if look else "could_not_judge" if alone else "no_fault_found"
 
 
 def doubts(log: MonitorReport | None, config: CheckReport | None, weights: AuditReport | None) -> Iterator[bool]:

@@ -26,6 +26,7 @@ from gradience.blocks import (
 )
 from gradience.blocks.text import as_text
 from gradience.render.pace import memory_words
+from gradience.rules.weights.utilization import under_used
 from gradience.schema.diagnose import VERDICT_LABELS, BestCheckpoint, Cause, DiagnosedSource, DiagnoseReport
 from gradience.verbs.diagnose.spare_view import spare_lines
 from gradience.verbs.monitor.view import marks, probe_lines
@@ -50,6 +51,7 @@ def diagnose_text(report: DiagnoseReport, *, verbose: bool = False, fails: bool 
     if report.monitor is not None and report.monitor.story:
         yield f"Story:   {report.monitor.story}"
         yield from (f"Adapter: {line}" for line in probe_lines(report.monitor))
+    yield from (f"Reading: {one}" for one in little_used(report))
     yield ""
     sources = (f"  {source.source:<{_SOURCE}}{_source(source)}" for source in report.sources)
     yield from part("Sources", (*sources, *_used(report)))
@@ -68,6 +70,12 @@ def diagnose_text(report: DiagnoseReport, *, verbose: bool = False, fails: bool 
     yield from (f"Note: {note}." for note in dict.fromkeys(report.notes) if verbose or note not in of_parts)
     if verbose or report.verdict in {"broken", "needs_attention", "worth_a_look"}:
         yield "Findings are hypotheses with their grounds: verify on held-out data."
+
+
+def little_used(report: DiagnoseReport) -> list[str]:
+    """What the log and the weights say of a low utilization, once."""
+    parts = [part for part in (report.monitor, report.audit) if part is not None]
+    return list(dict.fromkeys(one.message for part in parts for one in part.readings if one.id == under_used.id))
 
 
 def _used(report: DiagnoseReport) -> Iterator[Block]:
