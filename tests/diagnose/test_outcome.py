@@ -52,7 +52,7 @@ def test_a_prediction_is_said_where_the_log_shows_nothing(copied):
         shutil.rmtree(kept)
     (folder / "run.jsonl").unlink()
     (folder / "trainer_state.json").write_text(json.dumps(state))
-    assert of(diagnose(folder, task="sft"), "LR001").severity == "warning"
+    assert of(diagnose(folder, task="sft"), "LR001").severity == "info"
 
 
 def test_the_verdict_says_how_much_was_judged_and_what_was_not_seen(copied):

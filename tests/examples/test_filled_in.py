@@ -27,7 +27,7 @@ def trained(tmp_path_factory) -> Path:
     save_tokenizer(place / "base")
     texts = write_texts(place / "texts.txt", 40).read_text().splitlines()
     (place / "rows.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
-    lora = peft.LoraConfig(r=8, target_modules=["q_proj", "v_proj"], task_type="CAUSAL_LM")
+    lora = peft.LoraConfig(r=32, target_modules=["q_proj", "v_proj"], task_type="CAUSAL_LM")
     model = peft.get_peft_model(AutoModelForCausalLM.from_pretrained(place / "base"), lora)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
     ids = torch.randint(4, 20, (8, 12), generator=torch.Generator().manual_seed(0))

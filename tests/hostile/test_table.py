@@ -632,7 +632,7 @@ SPECIAL = [
     Group(
         {f"{kind} as {name}": partial(special, name, kind) for kind in KINDS},
         lines,
-        {"codes": {0, 1, 2}},
+        {"codes": {0, 1, 2, 3}},  # 3: settings alone, where no weights could be opened
         meets_all=False,
     )
     for name, lines in WHERE.items()
