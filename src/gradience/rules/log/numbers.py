@@ -167,7 +167,9 @@ def _non_finite(facts: RunFacts) -> Observation | None:
         return None
     where = [f"loss at step {facts.step(losses[0])}"] if losses else []
     where += [_evaluations(facts, evals)] if evals else []
-    steps = ", ".join(str(facts.step(row)) for row in norms[:5]) + (", ..." if len(norms) > 5 else "")
+    steps = ", ".join(str(facts.step(row)) for row in norms[:5]) + (
+        f" and {len(norms) - 5} more" if len(norms) > 5 else ""
+    )
     where += [f"gradient norm at {'step' if len(norms) == 1 else 'steps'} {steps}"] if norms else []
     return Observation(
         f"Not finite: {', '.join(where)}"
