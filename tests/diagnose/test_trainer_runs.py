@@ -34,7 +34,7 @@ def test_a_masked_nan_is_one_error_with_evidence_from_loss_gradient_and_weights(
     assert {("log", "NUM101"), ("log", "NUM102"), ("weights", "NUM201")} <= pieces(cause)
     said = {piece.id: piece.says for piece in cause.pieces}
     assert "exactly 0.0 from step 21" in said["NUM102"]
-    assert "gradient norm at step 21" in said["NUM101"]
+    assert "gradient norm at steps 21, 22, 23, 24, 25 and " in said["NUM101"]
     assert "masked in the log from step 21" in cause.message
     assert not {"NUM101", "NUM102", "NUM201"} & {other.id for other in report.findings}
 

@@ -184,3 +184,55 @@ def test_what_is_only_info_is_told_if_its_rule_says_so(rule):
     parts = story_parts(run(FALL), [told_of(rule.id, "info")], TrainSummary(rows=60))
     told = [part.finding for part in parts if part.finding]
     assert told == ([rule.id] if ENTRIES.get(rule.id, Entry()).told_as_info else [])
+
+
+def norms(usual, **peaks):
+    """Gradient norms with a few that are higher, by their rows."""
+    return [peaks.get(f"r{row}", usual) for row in range(len(FALL))]
+
+
+UP = [*line(20, 1.24, 1.3), *line(20, 1.3, 1.79)]
+
+
+@every(
+    ("facts", "says", "unsaid"),
+    [
+        (
+            run([*FALL[:-2], -0.001, -0.002], kind="sft"),
+            f"the loss is below 0 in 2 of {len(FALL)} rows, first at step {len(FALL) - 1}: no cross-entropy is",
+            "learns",
+        ),
+        (run([*FALL[:-2], 0.001, 0.002], kind="sft"), "learns", "below 0"),
+        (run([*FALL[:-2], -0.001, -0.002], columns={"reward_signal": FALL}), "learns", "below 0"),  # no known loss
+        (run(UP, held_out=line(8, 2.0, 1.2)), "the training loss ends above where it began", "learns"),
+        (run(line(40, 1.24, 1.35), held_out=line(8, 2.0, 1.2)), "learns", "ends above"),  # by under a tenth
+        (run(FALL, norms=norms(2.0, r30=101.0, r40=100.5)), "gradient norm 101 at step 31", "40"),
+        (run(FALL, norms=norms(2.0, r30=99.0)), "learns", "gradient norm"),
+        (run(FALL, norms=norms(5.1, r30=101.0)), "learns", "gradient norm"),  # under 20 times the median
+        (run(FALL, norms=norms(4.9, r30=101.0)), "gradient norm 101 at step 31", "(median)"),
+    ],
+)
+def test_what_a_fall_of_the_loss_does_not_show_is_told(facts, says, unsaid):
+    told = clauses(facts)
+    assert says in told
+    assert not any(unsaid in clause for clause in told)
+
+
+@every(("last", "high"), [(5.6, True), (5.4, False)])
+def test_a_loss_that_ends_over_what_a_pretrained_model_begins_with_is_a_doubt(last, high):
+    facts = run(line(40, 9.0, last), kind="sft")
+    parts = story_parts(facts, [], TrainSummary(rows=40, first_loss=9.0, last_loss=last))
+    over = ", over what a pretrained model begins with"
+    assert [(part.says, part.doubt) for part in parts if part.says.startswith("loss ")] == [
+        (f"loss 9 -> {last}{over if high else ''}", high)
+    ]
+
+
+def test_an_evaluation_loss_that_jumps_and_is_best_at_last_is_not_one_that_never_improved():
+    best = clauses(run(line(60, 0.73, 0.41), held_out=[0.726, 0.95, 0.74, 1.23, 0.565]))
+    assert "eval loss 0.565, its best" in best
+    assert not any("memorises" in clause for clause in best)
+    assert "memorises; eval loss did not improve" in clauses(
+        run(line(60, 0.73, 0.41), held_out=[0.726, 0.95, 0.74, 1.23, 0.715])
+    )
+    assert said("HLD146", run(line(60, 0.73, 0.41), held_out=[0.726, 0.95, 0.74, 1.23, 0.715])) is not None

@@ -489,7 +489,7 @@ def _above_equal_odds(facts: RunFacts) -> Observation | None:
     reading=True,
     confidence=0.6,
     needs=(not_under("rl", "preference", "reward"), positive_loss),
-    phrase=lambda v: f"starts at {shown(v, 'first')} nats, nearly a uniform guess",
+    phrase=lambda v: f"starts at {shown(v, 'first')} nats, a pretrained model at 1 to 5",
     as_info=True,
     thresholds=(HIGH_START, LN_VOCABULARY),
 )
@@ -511,9 +511,9 @@ def _starts_high(facts: RunFacts) -> Observation | None:
     first = facts.loss.values[0]
     if not HIGH_START.value <= first <= LN_VOCABULARY.value:
         return None
-    whose = "" if kind == "language_model" else ", if it is of tokens,"
+    whose = "" if kind == "language_model" else ", in nats if it is of tokens"
     return Observation(
-        f"The loss starts at {first:.4g}: that{whose} is nearly a uniform guess. A pretrained model starts at 1 to 5.",
+        f"The loss starts at {first:.4g}{whose}: a pretrained model starts at 1 to 5.",
         {"first": first},
         evidence=seen(f"first row {first:.4g}"),
     )

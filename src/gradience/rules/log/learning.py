@@ -263,7 +263,8 @@ def _late(facts: RunFacts, curve: HeldOutCurve) -> Still | None:
 def _never_better(curve: HeldOutCurve) -> bool:
     """Whether no loss is below the first one by more than noise."""
     first = curve.losses[0]
-    return first - min(curve.losses) <= max(HELD_STILL.value * first, curve.noise)
+    # Of evaluations that jump, the noise is no reason to deny a loss that is clearly lower
+    return first - min(curve.losses) <= max(HELD_STILL.value * first, min(curve.noise, OVERFIT_RISE.value * first))
 
 
 def _loss_or_tokens(of: RunAccount, curve: HeldOutCurve) -> Still | None:

@@ -167,7 +167,10 @@ def _non_finite(facts: RunFacts) -> Observation | None:
         return None
     where = [f"loss at step {facts.step(losses[0])}"] if losses else []
     where += [_evaluations(facts, evals)] if evals else []
-    where += [f"gradient norm at step {facts.step(norms[0])}"] if norms else []
+    steps = ", ".join(str(facts.step(row)) for row in norms[:5]) + (
+        f" and {len(norms) - 5} more" if len(norms) > 5 else ""
+    )
+    where += [f"gradient norm at {'step' if len(norms) == 1 else 'steps'} {steps}"] if norms else []
     return Observation(
         f"Not finite: {', '.join(where)}"
         + (f" ({len(losses)} of {len(series.steps)} training rows)." if losses else "."),
@@ -279,7 +282,7 @@ def _zeros(facts: RunFacts, zero: Sequence[int], bad: Sequence[int]) -> Observat
     # `not <` and not `>=`: without a row before the first zero, `before` is NaN
     if not_finite or dead or (unlogged and not before < ROUNDS_TO_ZERO.value):
         return _masked(facts, zero, bad)
-    if kind == "preference" or not before < ROUNDS_TO_ZERO.value:
+    if kind == "preference" or facts.loss.lowest < 0.0 or not before < ROUNDS_TO_ZERO.value:
         return None
     return Observation(
         f"The training loss is 0.0 from step {facts.step(first)} in {len(zero)} rows: rounded from a small loss "

@@ -13,6 +13,7 @@ from typing import Final, NamedTuple
 
 from gradience.rules.log import RULE_OF, preference, rewards
 from gradience.rules.log.account import account, decisive_metric, gain
+from gradience.rules.log.divergence import fell_before
 from gradience.rules.log.facts import EVAL_NOISE, LogRule, Place, RunFacts, Topic
 from gradience.rules.log.held_out import of_metric
 from gradience.rules.log.learning import OVERFIT_RISE, held_still, learning, memorises
@@ -30,6 +31,8 @@ _MANY_PASSES: Final = 10.0  # passes over the data that the story names
 _HIGH_NORM: Final = 50.0  # median gradient norm; trainings of real adapters have .05 to 20
 _RATES: Final = (1e-6, 5e-3)  # peak rates of Adam outside of which no recipe is
 _SOME_RATES: Final = 3  # rows from which the largest rate logged is near the peak
+_PEAK_NORM: Final = (100.0, 20.0)  # the highest gradient norm, and that over the median
+_BEGINS: Final = 5.5  # nats at which no pretrained model begins: see INI195
 _NEAR_CHANCE: Final = 0.25  # of the way from chance to all right
 
 
@@ -98,7 +101,9 @@ def _learning(facts: RunFacts) -> Iterator[StoryPart]:
     values: dict[str, Json] = {}
     if trend is not None:
         values = {"fall": trend.fall, "least_seen": result.least, "p": trend.p, "rows": trend.rows}
-    if result.shown:
+    if (below := _below_zero(facts)) is not None:
+        yield below
+    elif result.shown:
         words = _first_words(facts)
         yield StoryPart(says=words, values=values, doubt=words != "learns")
     elif not facts.series.steps:
@@ -109,8 +114,23 @@ def _learning(facts: RunFacts) -> Iterator[StoryPart]:
 
 def _first_words(facts: RunFacts) -> str:
     """What a loss that falls means where no finding denies it: where held-out data never followed, no learning."""
-    still = held_still(facts)
+    still, values = held_still(facts), facts.loss.values
+    if len(values) > 1 and not fell_before(facts) and _rose(values[0], values[-1]):
+        return "the training loss ends above where it began"
     return f"memorises; {still.what} did not improve" if still is not None and memorises(facts) else "learns"
+
+
+def _rose(first: float, last: float) -> bool:
+    return last - first > _SCATTERS * abs(first)
+
+
+def _below_zero(facts: RunFacts) -> StoryPart | None:
+    """A loss of tokens or classes that is below 0, as no cross-entropy can be; of others nothing is known."""
+    rows = [row for row, loss in enumerate(facts.series.losses) if loss < 0.0]
+    if not rows or account(facts).loss not in {"language_model", "tokens", "classification"}:
+        return None
+    says = f"the loss is below 0 in {len(rows)} of {len(facts.series.losses)} rows, first at step {facts.step(rows[0])}"
+    return StoryPart(says=f"{says}: no cross-entropy is", values={"below_zero": len(rows)}, doubt=True)
 
 
 def _loss(facts: RunFacts, train: TrainSummary) -> Iterator[StoryPart]:
@@ -123,7 +143,9 @@ def _loss(facts: RunFacts, train: TrainSummary) -> Iterator[StoryPart]:
     medians = " (medians)" if noisy else ""
     says = f"loss {_n(first)} -> {_n(last)}{medians}" if train.rows > 1 else f"loss {_n(last)} (1 row)"
     began, ended = as_float(first or 0.0), as_float(last or 0.0)
-    yield StoryPart(says=says, values={"first": first, "last": last}, doubt=ended - began > _SCATTERS * abs(began))
+    high = account(facts).loss == "language_model" and train.rows > 1 and _BEGINS < ended < math.inf
+    says += ", over what a pretrained model begins with" if high else ""
+    yield StoryPart(says=says, values={"first": first, "last": last}, doubt=high or _rose(began, ended))
 
 
 def _rate(facts: RunFacts, told: Iterable[_Told]) -> Iterator[StoryPart]:
@@ -142,8 +164,14 @@ def _rate(facts: RunFacts, told: Iterable[_Told]) -> Iterator[StoryPart]:
 
 def _norms(facts: RunFacts) -> Iterator[StoryPart]:
     """Gradient norms far over those of other trainings."""
-    norms = facts.norm.points
-    if not norms or not _HIGH_NORM < (usual := median(norms)) < math.inf:
+    norms, (least, over) = facts.norm.points, _PEAK_NORM
+    if not norms or not math.isfinite(usual := median(norms)):
+        return
+    if usual <= _HIGH_NORM:
+        highest = max(facts.norm.values)
+        if highest > max(least, over * usual):
+            at = facts.step(facts.norm.rows[facts.norm.values.index(highest)])
+            yield StoryPart(says=f"gradient norm {_n(highest)} at step {at}", values={"norm": highest})
         return
     yield StoryPart(says=f"gradient norm {_n(usual)} (median)", values={"norm": usual}, doubt=True)
 
@@ -172,7 +200,8 @@ def _held_out(facts: RunFacts, covered: frozenset[Topic]) -> Iterator[StoryPart]
         first = f"{_n(curve.losses[0])} -> " if not facts.series.steps and len(curve.losses) > 1 else ""
         says = f"{curve.split} loss {first}{_n(last)}" + (" before the first step" if curve.steps == [0] else "")
         if len(curve.losses) > 1 and _n(curve.losses[0]) != _n(last):
-            says += ", its best" if _n(last) == _n(best) else f" (best {_n(best)} at step {step})"
+            is_best, still = _n(last) == _n(best), held_still(facts) is not None
+            says += f" (best {_n(best)} at step {step})" if not is_best else "" if still else ", its best"
         least = max(OVERFIT_RISE.value * best, EVAL_NOISE.value * curve.noise)
         yield StoryPart(
             says=says,
