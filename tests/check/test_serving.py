@@ -3,16 +3,22 @@
 from __future__ import annotations
 
 import json
+from importlib import import_module
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
+import transformers
+from peft import LoraConfig, PeftModel
+from peft_models import made
 from safetensors.numpy import load_file, save_file
 from tables import every
 
 from gradience import check_config
 from gradience.adapters.groups import grouped, on_tied_base
 from gradience.cli.main import main
+from gradience.verbs.convert.run import convert_adapter
 
 ATTENTION = "base_model.model.model.language_model.layers.0.self_attn.q_proj"
 TOWER = "base_model.model.model.visual.blocks.0.attn.qkv"
@@ -239,3 +245,42 @@ def test_llama_cpp_takes_no_file_of_mlx_lm() -> None:
     (item,) = check_config(config, serve=["llamacpp"], select=["SRV"]).findings
     assert item.message.startswith("llama.cpp refuses MLX-LM's format: adapter_model.safetensors or .bin is converted")
     assert str(item.action).startswith("gradience convert ADAPTER --to peft --out NEW")
+
+
+@pytest.mark.oracle("mlx")
+@pytest.mark.parametrize(("tied", "fate"), [(False, APPLIED), (True, REFUSED)])
+def test_mlx_lm_s_own_loader_does_with_a_head_what_is_said_of_it(tied, fate, tmp_path: Path) -> None:
+    mx, loaders = import_module("mlx.core"), import_module("mlx_lm.utils")
+    sizes = {"vocab_size": 40, "hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2}
+    heads = {"num_attention_heads": 2, "num_key_value_heads": 2, "tie_word_embeddings": tied}
+    model = transformers.LlamaForCausalLM(transformers.LlamaConfig(**sizes, **heads))
+    model.save_pretrained(tmp_path / "base")
+    said, outputs = [], []
+    for name, targets in (("a", ["q_proj"]), ("b", ["q_proj", "lm_head"])):
+        adapter, *_ = made(tmp_path / name, LoraConfig(r=2, lora_alpha=6, target_modules=targets), model)
+        report = check_config(document=adapter, base=tmp_path / "base", serve=["mlx@0.32.2"])
+        said.append({one.fate for one in report.serving})
+        convert_adapter(adapter, written := tmp_path / f"{name}-mlx", to="mlx", drop=True)
+        base = loaders.load_model(tmp_path / "base")[0]
+        if said[-1] == {REFUSED}:
+            with pytest.raises(ValueError, match=r"lm_head\.lora_a: not an adapter parameter in the model"):
+                loaders.load_adapters(base, str(written))
+            continue
+        loaded = loaders.load_adapters(base, str(written))
+        outputs.append(np.array(loaded(mx.array([[1, 5, 7]])).astype(mx.float32)))
+    assert said == [{APPLIED}, {fate}]
+    assert tied or np.abs(outputs[0] - outputs[1]).max() > 1e-3
+
+
+def test_peft_s_mixed_batches_refuse_experts_as_parameters(tmp_path: Path) -> None:
+    sizes = {"vocab_size": 40, "hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 1}
+    heads = {"num_attention_heads": 2, "num_key_value_heads": 2, "num_local_experts": 3}
+    model = transformers.MixtralForCausalLM(transformers.MixtralConfig(**sizes, **heads))
+    parameters = ["mlp.experts.down_proj"]
+    config = LoraConfig(r=2, target_modules=["q_proj"], target_parameters=parameters)
+    adapter, *_ = made(tmp_path / "a", config, model)
+    report = check_config(document=adapter, serve=["peft"], select=["SRV001"])
+    assert [item.values["feature"] for item in report.findings] == ["expert_parameters"]
+    adapted = PeftModel.from_pretrained(model, adapter)
+    with pytest.raises(ValueError, match="does not support mixed adapter batches"):
+        adapted(input_ids=torch.ones((1, 3), dtype=torch.long), adapter_names=["default"])

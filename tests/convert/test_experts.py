@@ -143,3 +143,28 @@ def test_experts_are_not_cut_and_unknown_ones_are_refused(tmp_path):
     save_file({k.replace("switch_mlp", "experts"): v for k, v in load_file(file).items()}, file)
     with pytest.raises(AdapterError, match="switch_mlp"):
         convert_adapter(tmp_path / "mlx")
+
+
+def test_experts_that_mlx_lm_lays_out_otherwise_are_refused(make, tmp_path):
+    targets = ["mlp.experts.gate_up_proj", "mlp.experts.down_proj"]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        case = make(LoraConfig(r=2, lora_alpha=6, target_modules=["q_proj"], target_parameters=targets), moe())
+    path = case.folder / "adapter_config.json"
+    for kind, name, refused in (
+        ("", "mistralai/Mixtral-8x7B-v0.1", True),
+        ("", "openai/gpt-oss-20b", True),
+        ("", "Qwen/Qwen3-30B-A3B", False),
+        ("mixtral", "my/model", True),
+        ("qwen3_moe", "org/mixtral-like", False),
+    ):
+        path.write_text(json.dumps(json.loads(path.read_text()) | {"base_model_name_or_path": name}))
+        base = case.base if kind else None
+        if base is not None:
+            (base / "config.json").write_text(json.dumps({"model_type": kind}))
+        if not refused:
+            assert convert_adapter(case.folder, to="mlx", base=base).modules
+            continue
+        with pytest.raises(AdapterError, match="below block_sparse_moe, and gpt-oss's gate and up by turns"):
+            convert_adapter(case.folder, tmp_path / "out", to="mlx", base=base)
+        assert not (tmp_path / "out").exists()

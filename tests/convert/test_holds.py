@@ -48,6 +48,14 @@ class Parts(nn.Module):
         self.bare = Bare()
 
 
+class Wrapped(nn.Module):
+    """A language model below a model of pictures and text."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.model = nn.ModuleDict({"language_model": nn.ModuleDict({"q_proj": nn.Linear(6, 6)})})
+
+
 class Stacked(nn.Module):
     """A layer of stacked experts."""
 
@@ -128,6 +136,9 @@ ALPHA, NUMBER = (
 )
 UNSURE = "MLX-LM loads no adapter of lm_head if the base ties it to the embedding: --base PATH tells"
 TIED = "MLX-LM applies an embedding's update to a tied output head too; PEFT does so with ensure_weight_tying only"
+WRAPPED = (
+    "MLX-LM has 1 modules below language_model.model: --rename model.language_model=language_model.model names them so"
+)
 MIXED = {"target_modules": ["q_proj", "up_proj"]}
 CELLS: dict[str, tuple[Any, str, str, list[str]]] = {
     "alphas": (lambda f: lora(f, **MIXED, alpha_pattern={"1.up_proj": 5}), HOLD, ONE_SCALE, []),
@@ -167,6 +178,7 @@ CELLS: dict[str, tuple[Any, str, str, list[str]]] = {
         ["experts.0.up_proj", "experts.1.up_proj"],
     ),
     "tower": (lambda f: lora(f, Parts(), target_modules=["q_proj", "fc1"]), HOLD, LACK, ["visual.fc1"]),
+    "wrapped": (lambda f: lora(f, Wrapped()), HOLD, WRAPPED, []),
     "pipeline": (text_encoder, HOLD, LACK, [f"text_encoder.{q}" for q in QS]),
     "replicated": (
         lambda f: lora(f, llama(), layer_replication=[[0, 2], [1, 2]]),

@@ -304,8 +304,9 @@ def names_of_expert(stack: str, expert: int) -> Iterator[list[str]]:
             yield [f"{place}.{expert}.{name}.weight" for name in names]
 
 
-class _StatedTies(msgspec.Struct):
+class _Stated(msgspec.Struct):
     tie_word_embeddings: bool = True
+    model_type: str = ""
 
 
 class BaseTensor(NamedTuple):
@@ -452,8 +453,17 @@ def matrix_of(update: DenseUpdate, w: Array) -> Array:
 
 def ties_head(base: BaseWeights) -> bool:
     """Whether a base without a head of its own ties it to the embedding, as transformers does unless told not to."""
+    return _stated(base).tie_word_embeddings
+
+
+def model_type_of(base: BaseWeights) -> str:
+    """The model type that a base's config states; empty if it states none."""
+    return _stated(base).model_type
+
+
+def _stated(base: BaseWeights) -> _Stated:
     try:
         text = read_small(base.files[0].path.parent / "config.json", most=_LARGEST_CONFIG, what="a config")
-        return decode_json(text, _StatedTies).tie_word_embeddings
+        return decode_json(text, _Stated)
     except (OSError, msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
-        return False
+        return _Stated(tie_word_embeddings=False)

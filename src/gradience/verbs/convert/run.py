@@ -144,6 +144,12 @@ def _experts(
             f"{source.experts[0].name}: stacked experts are converted whole, not cut to a rank",
             advice="leave out --rank and --energy",
         )
+    if source.experts and to == "mlx" and source.has_experts_elsewhere:
+        raise AdapterError(
+            f"{source.experts[0].name}: MLX-LM has Mixtral's experts and those of its kin below block_sparse_moe, and "
+            "gpt-oss's gate and up by turns: neither layout is written",
+            advice="merge the adapter into the base, and convert that",
+        )
     return [stack._replace(path=renamed(stack.path, replaced)) for stack in expert_updates(source.experts, to)]
 
 

@@ -6,6 +6,7 @@ underscores, and only the base's own names tell which underscores were dots.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -18,7 +19,7 @@ from gradience.adapters.files import AdapterFiles
 from gradience.adapters.kinds.products import MOST_RANK, loha_module, lokr_module
 from gradience.adapters.layout import Adapter, Context, Group, Module, parse_key
 from gradience.adapters.traits import Operation, Traits, obstacles, traits_of
-from gradience.base.weights import BaseWeights, find_shards
+from gradience.base.weights import BaseWeights, find_shards, model_type_of
 from gradience.errors import AdapterError
 from gradience.io import PathLike
 from gradience.io.safetensors import DTYPES, TensorSource
@@ -28,6 +29,7 @@ _NAMES: Final = {dtype: name for name, dtype in DTYPES.items()}
 
 _LARGEST_PRODUCT: Final = 1 << 14  # the largest inner size of a LoHa or LoKr as one pair; it bounds memory
 _SHOWN: Final = 3  # names in a message
+_ELSEWHERE: Final = ("gptoss", "mixtral", "phimoe", "minimax")  # models, as mlx_lm/models 0.32.2 has them
 _KOHYA: Final[dict[str, str]] = {
     "lora_unet_": "unet",
     "lora_te1_": "text_encoder",
@@ -64,6 +66,13 @@ class SourceAdapter(NamedTuple):
     def layers(self) -> list[Module]:
         """The modules that are whole layers, not slices of stacked experts."""
         return [module for module in self.modules if module.expert is None]
+
+    @property
+    def has_experts_elsewhere(self) -> bool:
+        """Whether MLX-LM lays the experts of this base out otherwise than Qwen's: by its config, else by its name."""
+        kind = "" if self.base is None else model_type_of(self.base)
+        named = str(self.raw.get("base_model_name_or_path") or "")
+        return re.sub(r"[^a-z]", "", (kind or Path(named).name).lower()).startswith(_ELSEWHERE)
 
     @property
     def label(self) -> str:
