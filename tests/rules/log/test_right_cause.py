@@ -127,3 +127,10 @@ def test_norms_that_are_all_nan_were_recorded():
     run = facts(wavy(2.0, 30), grads=[NAN] * 30, lost=range(1, 31))
     assert reason("GRD107", run) == "none of 30 recorded gradient norms is finite"
     assert reason("GRD107", facts(wavy(2.0, 30), grads=[NAN] * 30)) == "no gradient norm was recorded"
+
+
+@pytest.mark.parametrize(("low", "is_rounded"), [(0.002, True), (-0.002, False)])
+def test_zeros_are_rounded_from_a_small_loss_unless_it_was_below_zero(low, is_rounded):
+    losses = [*(2.0 * 0.8**i for i in range(30)), low, *[0.002] * 9, 0.0, 0.0]
+    finding = said("NUM102", facts(losses, grads=[0.5] * 42))
+    assert (finding is not None and "rounded from a small loss (0.002 just before)" in finding.message) is is_rounded
