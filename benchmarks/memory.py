@@ -45,6 +45,9 @@ MODELS: dict[str, tuple[bool, dict[str, Any], list[str]]] = {  # may it be looke
     "bert": (False, {**SMALL, "intermediate_size": 1024, "hidden_dropout_prob": 0.1}, ["query", "value"]),
     "gemma2": (False, {**LLAMA, "head_dim": 64}, ["q_proj", "v_proj"]),
     "opt": (False, {**SMALL, "ffn_dim": 1024, "word_embed_proj_dim": 256, "dropout": 0.0}, ["q_proj", "v_proj"]),
+    "bloom": (False, {"hidden_size": 256, "n_layer": 4, "n_head": 4, "vocab_size": 8000}, ["query_key_value"]),
+    "mpt": (False, {"d_model": 256, "n_layers": 4, "n_heads": 4, "vocab_size": 8000}, ["Wqkv", "down_proj"]),
+    "qwen3_moe": (False, {**LLAMA, "head_dim": 64, "num_experts": 8, "moe_intermediate_size": 128}, ["q_proj"]),
 }
 HEADS = {"bert": ("SEQ_CLS", "BertForSequenceClassification")}
 SETTINGS: dict[str, dict[str, Any]] = {

@@ -181,6 +181,9 @@ DROPPED, OTHERWISE = "dropped in silence", "applied otherwise than trained"
         ("sglang", "", {"rank_pattern": {"up_proj": 4}}, [],
          [(LANGUAGE, 1, 2, "up_proj", None, NOT_JUDGED), (LANGUAGE, 1, 2, "q_proj", None, APPLIED)],
          "SGLang is not judged with rank_pattern"),
+        ("vllm", "", {"alpha_pattern": {"experts.up_proj": 6}, "target_parameters": ["mlp.experts.up_proj"]}, [*EXPERT],
+         [(LANGUAGE, 2, 0, "", None, APPLIED), ("experts, as parameters", 1, 0, "", 5040 / 5060, OTHERWISE)],
+         "vLLM misreads alpha_pattern (1 module, 100% of the update's energy)"),
         ("sglang", "", {"use_rslora": True}, [f"{PLAIN}.lora_B.bias"],
          [(LANGUAGE, 2, 0, "", None, OTHERWISE), (BIASES, 1, 0, "", None, NOT_JUDGED)],
          "SGLang misreads use_rslora"),
@@ -202,10 +205,15 @@ DROPPED, OTHERWISE = "dropped in silence", "applied otherwise than trained"
     ],
 )  # fmt: skip
 def test_of_a_group_the_part_is_named_with_its_own_share(engine, flags, stated, beside, fates, message, tmp_path):
-    """Updates of 1 and 2 have energies of 1 and 4; an alpha of 6 in place of 2 makes 9 of the first."""
+    """Updates of 1 and 2 have energies of 1 and 4; an alpha of 6 in place of 2 makes 9 of the first.
+
+    Four experts of 35 ones each, at an alpha of 6, have 5040 where those two at 2 have 20.
+    """
     adapter = save(tmp_path / "a", {PLAIN: 1.0, UP: 2.0}, target_modules=["q_proj", "up_proj"], **stated)
     held = load_file(adapter / "adapter_model.safetensors")
-    save_file(held | {name: np.ones(7, "f4") for name in beside}, adapter / "adapter_model.safetensors")
+    save_file(
+        held | {name: np.ones(EXPERT.get(name, 7), "f4") for name in beside}, adapter / "adapter_model.safetensors"
+    )
     report = check_config(document=adapter, serve=[engine], server_flags=flags, select=["SRV"])
     found = [(one.group, one.modules, one.of, one.which, one.share, one.fate) for one in report.serving]
     assert sorted(found, key=str) == [

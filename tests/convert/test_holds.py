@@ -137,7 +137,8 @@ ALPHA, NUMBER = (
 UNSURE = "MLX-LM loads no adapter of lm_head if the base ties it to the embedding: --base PATH tells"
 TIED = "MLX-LM applies an embedding's update to a tied output head too; PEFT does so with ensure_weight_tying only"
 WRAPPED = (
-    "MLX-LM has 1 modules below language_model.model: --rename model.language_model=language_model.model names them so"
+    "MLX-LM has what is below model.language_model (1 here) below language_model.model: "
+    "--rename model.language_model=language_model.model"
 )
 MIXED = {"target_modules": ["q_proj", "up_proj"]}
 CELLS: dict[str, tuple[Any, str, str, list[str]]] = {

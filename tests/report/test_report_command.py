@@ -110,7 +110,7 @@ def test_the_library_writes_the_same_page_and_returns_what_it_says(log, tmp_path
 def test_an_adapter_alone_and_a_config_alone_have_a_report(adapter, capsys):
     assert main(["report", "--adapter", str(adapter)]) == 0
     assert "Suggested rank" in capsys.readouterr().out
-    assert main(["report", "--config", str(adapter / "adapter_config.json")]) == 0
+    assert main(["report", "--config", str(adapter / "adapter_config.json")]) == 3
     assert "no log was named" in capsys.readouterr().out
 
 

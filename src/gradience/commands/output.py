@@ -39,6 +39,8 @@ if TYPE_CHECKING:
     from cyclopts.argument import ArgumentCollection
     from cyclopts.exceptions import CoercionError, CycloptsError, UnknownOptionError, ValidationError
 
+    from gradience.schema.diagnose import DiagnoseReport
+
 
 _TRIM, _MMAP = -1, -3  # M_TRIM_THRESHOLD and M_MMAP_THRESHOLD of glibc's malloc.h
 _KEPT: Final = 16 << 20  # bytes at the top of a thread's heap
@@ -256,6 +258,13 @@ def exit_code(findings: Iterable[Finding | FindingRef], fail_on: Severity | None
         return DONE
     bar = SEVERITIES.index(fail_on)
     return FOUND if any(SEVERITIES.index(f.severity) >= bar for f in findings) else DONE
+
+
+def code_of(report: DiagnoseReport, code: int) -> int:
+    """Return the exit code of a diagnosis whose findings alone give `code`."""
+    if not report.complete:
+        return COULD_NOT_JUDGE
+    return code or (NOT_DECIDED if report.verdict == "could_not_judge" else DONE)
 
 
 Format: TypeAlias = Literal["text", "json", "sarif", "github", "junit"]

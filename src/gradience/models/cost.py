@@ -356,10 +356,10 @@ def _made(step: Step, config: Any, device: torch.device) -> tuple[Any, Any]:
     kind = getattr(_transformers(), _HEADS.get(task, "AutoModelForCausalLM"))
     kind = kind if task in _HEADS else _by_architecture(config) or kind
     # Of a model that has no other kernel than its own, or caps scores, transformers takes that one where none is asked.
-    kernel = step.attention and ("eager" if step.attention == "eager" else "sdpa")
+    kernel = {"": None, "eager": "eager"}.get(step.attention, "sdpa")
     dtype = getattr(torch, step.dtype) if step.dtype else (getattr(config, "dtype", None) or torch.float32)
     with device:
-        base = kind.from_config(config, attn_implementation=kernel or None, dtype=dtype)
+        base = kind.from_config(config, attn_implementation=kernel, dtype=dtype)
         if step.bits:
             _code(base)
         adapted = _adapted(step, base)

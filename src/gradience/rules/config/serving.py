@@ -531,12 +531,16 @@ def _other_by(pattern: Mapping[str, Real] | None, usual: Real | None, facts: Fac
     """Whether the first key that matches a module, as PEFT looks, has another value than the usual one."""
     from gradience.adapters.patterns import first_matches  # RE2: only where a pattern meets a file
 
-    names = {one for group in _FACTORS for one in (facts.around.groups or {}).get(group, ())}
+    values, groups = pattern or {}, facts.around.groups or {}
+    names = {one for group in _FACTORS for one in groups.get(group, ())}
+    unnamed = set(groups.get("expert_parameters", ()))  # a file names their module, and PEFT looks for the parameter
     try:
-        keys = first_matches(pattern or {}, names)
+        keys = first_matches(values, names - unnamed)
     except AdapterError:  # a pattern that cannot be followed may be of every module
         return lambda _: True
-    return lambda name: name in keys and (pattern or {})[keys[name]] != usual
+    of_others = set(keys.values())
+    of_unnamed = any(value != usual for key, value in values.items() if key not in of_others)
+    return lambda name: of_unnamed if name in unnamed else name in keys and values[keys[name]] != usual
 
 
 def _moved(facts: Facts) -> Callable[[str], bool]:
@@ -786,17 +790,11 @@ def fates(facts: Facts) -> Iterator[GroupFate]:
         start = _start(name, facts)
         if facts.around.groups is None and start:
             yield GroupFate(engine=name, group="no tensor was read", modules=0, fate="not judged", reason=start)
-        known = list(parts(name, facts))
+        found = [*parts(name, facts)]
+        known = [one for effect in _FATES for one in found if one.effect == effect]  # worst first
+        sound: Fate = "not judged" if unjudged(name) else "applied"
         for group, modules in (facts.around.groups or {}).items():
-            rest, found = list(modules), list[tuple[list[str], Fate, Part | None]]()
-            for part, fate in ((one, fate) for effect, fate in _FATES.items() for one in known if one.effect == effect):
-                about = {*rest} if fate == "refused at start" else {*part.modules.get(group, ())}
-                if here := [one for one in rest if one in about]:
-                    found.append((here, fate, part))
-                    rest = [one for one in rest if one not in about]
-            if rest:
-                found.append((rest, "not judged" if unjudged(name) else "applied", None))
-            for here, fate, of in found:
+            for here, of in _split(modules, group, known):
                 fact, is_part = None if of is None else of.fact, len(here) < len(modules)
                 yield GroupFate(
                     engine=name,
@@ -805,10 +803,22 @@ def fates(facts: Facts) -> Iterator[GroupFate]:
                     of=len(modules) if is_part else 0,
                     which=_which(here, modules) if is_part else "",
                     share=None if of is None else of.share(here, facts),
-                    fate=fate,
+                    fate=sound if of is None else _FATES[of.effect],
                     reason=start if fact is None else fact.says,
                     source="" if fact is None else fact.source.url,
                 )
+
+
+def _split(modules: Sequence[str], group: str, known: Iterable[Part]) -> Iterator[tuple[list[str], Part | None]]:
+    """Yield the modules of a group by the first part that is about them, and those of none; a refusal is about all."""
+    rest = list(modules)
+    for part in known:
+        about = {*rest} if part.effect == "refused" else {*part.modules.get(group, ())}
+        if here := [one for one in rest if one in about]:
+            yield here, part
+            rest = [one for one in rest if one not in about]
+    if rest:
+        yield rest, None
 
 
 def _which(here: Sequence[str], modules: Sequence[str]) -> str:

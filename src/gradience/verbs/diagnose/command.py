@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Annotated, Final
 
 from gradience.commands import options as opt
-from gradience.commands.output import COULD_NOT_JUDGE, NOT_DECIDED
+from gradience.commands.output import code_of
 from gradience.schema.document import RuleGroup
 from gradience.verbs.diagnose.options import DiagnoseOptions
 
@@ -62,6 +62,4 @@ def diagnose(
         locations=lambda: source_locations(report),
         not_run=report.not_run,
     )
-    if not report.complete:
-        return COULD_NOT_JUDGE
-    return code or (NOT_DECIDED if report.verdict == "could_not_judge" else 0)
+    return code_of(report, code)

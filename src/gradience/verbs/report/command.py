@@ -10,7 +10,7 @@ from cyclopts import Parameter
 
 from gradience.blocks import clean, counted
 from gradience.commands import options as opt
-from gradience.commands.output import COULD_NOT_JUDGE, exit_code, print_text
+from gradience.commands.output import code_of, exit_code, print_text
 from gradience.commands.page import ReportFormat, check_format, format_of
 from gradience.errors import OutputError
 from gradience.schema import Severity
@@ -68,7 +68,7 @@ def report(
     else:
         story = write_found(found, out, options, kind=chosen, force=force)
         print_text("\n".join(_done(out, story.diagnosis)))
-    return exit_code(story.diagnosis.findings, fail_on) if story.diagnosis.complete else COULD_NOT_JUDGE
+    return code_of(story.diagnosis, exit_code(story.diagnosis.findings, fail_on))
 
 
 def _done(out: Path, report: DiagnoseReport) -> Iterator[str]:
