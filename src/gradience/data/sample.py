@@ -12,7 +12,7 @@ import re
 import zlib
 from collections import Counter
 from collections.abc import Mapping
-from functools import cached_property
+from functools import cache, cached_property
 from heapq import heappush, heappushpop
 from typing import Any, Final, Literal, NamedTuple
 
@@ -162,7 +162,7 @@ class RowSample:
             from py3langid.langid import MODEL_FILE, LanguageIdentifier  # an extra
         except ModuleNotFoundError:
             return None
-        return LanguageIdentifier.from_model_file(MODEL_FILE, norm_probs=True).classify
+        return _classifier(LanguageIdentifier, MODEL_FILE)
 
     def _take_languages(self, number: int, answer: str, columns: Columns) -> None:
         """Compare the language of an answer with the one that its row states, and with the question's."""
@@ -210,6 +210,12 @@ class RowSample:
             drawn_from=self._single if self._single > COMPARED else 0,
             rows=Rows(count=len(hits), first=hits[:_FIRST]),
         )
+
+
+@cache
+def _classifier(identifier: Any, file: Any) -> Any:
+    """The function of a model of languages, whose file takes a quarter of a second to read."""
+    return identifier.from_model_file(file, norm_probs=True).classify
 
 
 def _is_code(text: str) -> bool:
