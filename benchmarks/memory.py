@@ -1,7 +1,7 @@
 """Memory foretold against memory measured: PEFT's own comparison on one GPU, and real steps on this CPU.
 
     python benchmarks/memory.py table FOLDER BASE   # runs of PEFT's comparison; BASE holds the config.json of its model
-    python benchmarks/memory.py steps               # six small models in fifteen settings, each step in a child
+    python benchmarks/memory.py steps               # eight small models in fifteen settings, each step in a child
     python benchmarks/memory.py objectives [WORD]   # TRL's trainers on small models, or the cases with the word
 
 Each prints a row per run and the report of two halves: the one that may be looked at while the code changes, and the
@@ -47,7 +47,6 @@ MODELS: dict[str, tuple[bool, dict[str, Any], list[str]]] = {  # may it be looke
     "opt": (False, {**SMALL, "ffn_dim": 1024, "word_embed_proj_dim": 256, "dropout": 0.0}, ["q_proj", "v_proj"]),
     "bloom": (False, {"hidden_size": 256, "n_layer": 4, "n_head": 4, "vocab_size": 8000}, ["query_key_value"]),
     "mpt": (False, {"d_model": 256, "n_layers": 4, "n_heads": 4, "vocab_size": 8000}, ["Wqkv", "down_proj"]),
-    "qwen3_moe": (False, {**LLAMA, "head_dim": 64, "num_experts": 8, "moe_intermediate_size": 128}, ["q_proj"]),
 }
 HEADS = {"bert": ("SEQ_CLS", "BertForSequenceClassification")}
 SETTINGS: dict[str, dict[str, Any]] = {
