@@ -184,6 +184,9 @@ DROPPED, OTHERWISE = "dropped in silence", "applied otherwise than trained"
         ("vllm", "", {"alpha_pattern": {"experts.up_proj": 6}, "target_parameters": ["mlp.experts.up_proj"]}, [*EXPERT],
          [(LANGUAGE, 2, 0, "", None, APPLIED), ("experts, as parameters", 1, 0, "", 5040 / 5060, OTHERWISE)],
          "vLLM misreads alpha_pattern (1 module, 100% of the update's energy)"),
+        ("vllm", "", {"alpha_pattern": {"experts": 6}, "target_parameters": ["mlp.experts.up_proj"]}, [*EXPERT],
+         [(LANGUAGE, 2, 0, "", None, APPLIED), ("experts, as parameters", 1, 0, "", None, NOT_JUDGED)],
+         "vLLM is not judged with experts as parameters (target_parameters)"),
         ("sglang", "", {"use_rslora": True}, [f"{PLAIN}.lora_B.bias"],
          [(LANGUAGE, 2, 0, "", None, OTHERWISE), (BIASES, 1, 0, "", None, NOT_JUDGED)],
          "SGLang misreads use_rslora"),
@@ -280,10 +283,14 @@ def test_mlx_lm_s_own_loader_does_with_a_head_what_is_said_of_it(tied, fate, tmp
     assert tied or np.abs(outputs[0] - outputs[1]).max() > 1e-3
 
 
-def test_peft_s_mixed_batches_refuse_experts_as_parameters(tmp_path: Path) -> None:
+def mixtral() -> transformers.MixtralForCausalLM:
     sizes = {"vocab_size": 40, "hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 1}
     heads = {"num_attention_heads": 2, "num_key_value_heads": 2, "num_local_experts": 3}
-    model = transformers.MixtralForCausalLM(transformers.MixtralConfig(**sizes, **heads))
+    return transformers.MixtralForCausalLM(transformers.MixtralConfig(**sizes, **heads))
+
+
+def test_peft_s_mixed_batches_refuse_experts_as_parameters(tmp_path: Path) -> None:
+    model = mixtral()
     parameters = ["mlp.experts.down_proj"]
     config = LoraConfig(r=2, target_modules=["q_proj"], target_parameters=parameters)
     adapter, *_ = made(tmp_path / "a", config, model)
@@ -292,3 +299,17 @@ def test_peft_s_mixed_batches_refuse_experts_as_parameters(tmp_path: Path) -> No
     adapted = PeftModel.from_pretrained(model, adapter)
     with pytest.raises(ValueError, match="does not support mixed adapter batches"):
         adapted(input_ids=torch.ones((1, 3), dtype=torch.long), adapter_names=["default"])
+
+
+@pytest.mark.filterwarnings("ignore:The following alpha_pattern keys did not match")  # PEFT asks modules alone
+@pytest.mark.parametrize(("key", "is_other"), [("experts.gate_up_proj", True), ("down_proj", True), ("experts", False)])
+def test_a_pattern_of_expert_parameters_is_of_those_that_peft_scales_otherwise(key, is_other, tmp_path: Path) -> None:
+    parameters = ["mlp.experts.gate_up_proj", "mlp.experts.down_proj"]
+    config = LoraConfig(r=2, lora_alpha=2, target_modules=[], target_parameters=parameters, alpha_pattern={key: 6})
+    model = mixtral()
+    adapter, *_ = made(tmp_path / "a", config, model)
+    adapted = PeftModel.from_pretrained(model, adapter)
+    scales = {one.scaling["default"] for one in adapted.modules() if hasattr(one, "parameter_name")}
+    assert scales == ({1.0, 3.0} if is_other else {1.0})
+    (group,) = check_config(document=adapter, serve=["vllm"], select=["SRV"]).serving
+    assert (group.modules, group.of, group.fate) == (2, 0, OTHERWISE if is_other else NOT_JUDGED)

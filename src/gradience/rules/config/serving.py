@@ -8,6 +8,7 @@ judged, and said to be so.
 
 from __future__ import annotations
 
+import itertools
 import re
 import shlex
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
@@ -532,15 +533,20 @@ def _other_by(pattern: Mapping[str, Real] | None, usual: Real | None, facts: Fac
     from gradience.adapters.patterns import first_matches  # RE2: only where a pattern meets a file
 
     values, groups = pattern or {}, facts.around.groups or {}
-    names = {one for group in _FACTORS for one in groups.get(group, ())}
-    unnamed = set(groups.get("expert_parameters", ()))  # a file names their module, and PEFT looks for the parameter
+    stated = facts.config.lora.extras.get("target_parameters")
+    leaves = [str(one).rpartition(".")[2] for one in stated] if isinstance(stated, list) else []
+    places = {one: [one] for group in _FACTORS for one in groups.get(group, ())}
+    # A file names the module of an expert parameter, and PEFT looks for the parameter: of several it may be any.
+    places |= {
+        one: [f"{one.removesuffix('.base_layer')}.{leaf}" for leaf in leaves]
+        for one in groups.get("expert_parameters", ())
+    }
     try:
-        keys = first_matches(values, names - unnamed)
+        keys = first_matches(values, itertools.chain.from_iterable(places.values()))
     except AdapterError:  # a pattern that cannot be followed may be of every module
         return lambda _: True
-    of_others = set(keys.values())
-    of_unnamed = any(value != usual for key, value in values.items() if key not in of_others)
-    return lambda name: of_unnamed if name in unnamed else name in keys and values[keys[name]] != usual
+    other = {place for place, key in keys.items() if values[key] != usual}
+    return lambda name: not other.isdisjoint(places.get(name, ()))
 
 
 def _moved(facts: Facts) -> Callable[[str], bool]:
