@@ -201,6 +201,20 @@ XML = "<tool_call>\n<function=find>rain</function>\n</tool_call>"
             "DAT381",
             "1 of 60 answers (1.7 %: 5) begin as JSON, and are none",
         ),
+        (
+            chat(lambda i: f"Who is name{i:04}?", lambda i: f"So: {replied(i)} name{(i + 2) % N:04}"),
+            chat(lambda i: f"Who is name{i:04}?", lambda i: f"So: {replied(i)} name{i if i < 3 else (i + 2) % N:04}"),
+            "DAT378",
+            "of 60 words that stand in one question and in one answer only, 0 have both in one row: the answers are "
+            "those of other rows; of 58 the answer stands 2 rows before its question",
+        ),
+        (
+            chat(said, lambda i: (f"{said(i, 9)} " * 9)[:180] if i < 20 else replied(i)),
+            chat(said, lambda i: (f"{said(i, 9)} " * 9)[:180] if i < 19 else replied(i)),
+            "DAT380",
+            "20 of 60 answers have 180 characters, none has more, and 20 of these end in the midst of a sentence: they "
+            "were cut",
+        ),
     ],
 )
 def test_a_fault_of_meaning_is_named_and_its_twin_is_not(

@@ -32,6 +32,10 @@ from gradience.telemetry.tokens import BEGINNING, shapes
 TOLD = Threshold(
     "told", 0.95, "area under the ROC curve", "arXiv 2212.08399: classes whose lengths hardly overlap are told by them"
 )
+KNOWN_WORDS = Threshold("known_words", 30, "words", "proposal: fewer are no sample")
+CUT_LENGTH = Threshold(
+    "cut_length", 100, "characters", "proposal: shorter texts are of one length by their form, as dates and codes are"
+)
 _QUOTED: Final = 4  # words of an answer from which its standing in the question is no chance
 _PASTED: Final = 60  # characters that all turns of a user begin with, from which they are no greeting
 _RUN: Final = re.compile(r"[!-~]{15}")  # which every secret has, and hardly a text: it saves the longer search
@@ -409,6 +413,57 @@ def _unreadable_values(data: DataReport) -> Iterator[Observation]:
                 yield Observation(f"{counted(rows, answers, 'answers')} {says}", values(rows, answers))
 
 
+@DataRule("DAT378", severity="error", confidence=0.8, thresholds=(KNOWN_WORDS, SOME))
+def _other_rows(data: DataReport) -> Iterator[Observation]:
+    """answers of other rows
+
+    of the words that stand in one question and in one answer only, at least {known_words}, fewer than {some} join a
+    question and an answer of one row
+
+    Why: Questions and answers were sorted or joined apart: the model learns to answer something else.
+    Scope: words of four letters and more in the last question and its answer, at most 5000 rows drawn from all
+    Action: join questions and answers by a key, not by their place
+    Verify: read ten rows; the next answer may be the right one
+    Seen: https://github.com/google-research/xtreme/issues/17 -- pairs of sentences out of alignment
+    Source: arithmetic -- of N rows joined at random 1 in N of such words is in its own row
+    """
+    paired = data.paired
+    if paired.words < KNOWN_WORDS.value:
+        raise Unknown(f"{paired.words} words stand in one question and one answer, under {KNOWN_WORDS.value:g}")
+    if paired.own < SOME.value * paired.words:
+        far = f"{abs(paired.offset):,} row{'s' if abs(paired.offset) > 1 else ''}"
+        at = f"; of {paired.at_offset:,} the answer stands {far} {'before' if paired.offset > 0 else 'after'} its question"
+        yield Observation(
+            f"of {paired.words:,} words that stand in one question and in one answer only, {paired.own:,} have both in "
+            f"one row: the answers are those of other rows{at if paired.at_offset >= HALF.value * paired.words else ''}",
+            {"words": paired.words, "own": paired.own, "offset": paired.offset, "at_offset": paired.at_offset},
+        )
+
+
+@DataRule("DAT380", severity="warning", confidence=0.75, thresholds=(CUT_LENGTH, SOME, FEW_LABELS, MAJORITY))
+def _one_length(data: DataReport) -> Iterator[Observation]:
+    """texts cut at one length
+
+    {some} of the questions or answers, at least {few_labels}, are of one length, {cut_length} characters or more; none
+    is longer, and {majority} of these end in the midst of a sentence
+
+    Why: A text was cut by a count of characters: the model learns to stop in the midst of a sentence, or to answer half
+        a question.
+    Scope: the last question and its answer, different texts only, at most 5000 rows drawn from all
+    Action: take the whole texts, and leave out what is too long
+    Verify: the end of the longest ones
+    Source: arithmetic -- of texts that nobody cut few share their greatest length
+    """
+    for longest, what in ((data.longest_questions, "questions"), (data.longest_answers, "answers")):
+        many = longest.texts >= max(SOME.value * longest.of, FEW_LABELS.value)
+        if many and longest.characters >= CUT_LENGTH.value and longest.unended >= MAJORITY.value * longest.texts:
+            yield Observation(
+                f"{longest.texts:,} of {longest.of:,} {what} have {longest.characters:,} characters, none has more, "
+                f"and {longest.unended:,} of these end in the midst of a sentence: they were cut",
+                {"characters": longest.characters, "texts": longest.texts, "of": longest.of},
+            )
+
+
 RULES = (
     _secrets,
     _leaks,
@@ -422,6 +477,8 @@ RULES = (
     _leavings,
     _spellings,
     _unreadable_values,
+    _other_rows,
+    _one_length,
 )
 
 ROW_TESTS: RowTests = (
