@@ -64,7 +64,13 @@ _TONGUE: Final = re.compile(
 _OPENERS: Final = frozenset("{[<`#|")
 _FENCED: Final = re.compile(r"```.*?(?:```|\Z)", re.DOTALL)
 _SIGNS: Final = re.compile(r"[=;(){}\[\]<>_|]")
-_LONG_WORD: Final = re.compile(r"\w{4,}")
+_LONG_WORD: Final = re.compile(r"(?!\d+\b)\w{4,}")  # a number stands in two rows by chance
+_WITHIN: Final = re.compile(r"[.!?]\s+\S|[\u3002\uff01\uff1f]\S")  # the end of a sentence that is not the last
+_MIDDLE: Final = 20  # characters of a text's middle, by which texts of one pattern are one
+_PROSE: Final = re.compile(
+    r"(?:[^\W\d_]{2,}[\s,.;]+){3}"
+)  # words: a sequence of amino acids is of one length by its form
+_MIDDLE: Final = 20  # characters of a text's middle, by which texts of one pattern are one
 _ENDS: Final = frozenset(".!?\u2026\u3002\uff01\uff1f:;\"'\u201d\u2019)]}>`*|-\n")
 _CODE: Final = 0.03  # share of such signs from which an answer is code or a table: its lines repeat by nature
 
@@ -121,7 +127,7 @@ class _Pairing:
 
 
 class _Longest:
-    """The different texts of the greatest length so far, and those among them that end in the midst of a sentence."""
+    """The texts of the greatest length so far that differ, and those that end within a sentence."""
 
     def __init__(self) -> None:
         self._of = self._length = self._unended = 0
@@ -134,9 +140,10 @@ class _Longest:
         if len(text) > self._length:
             self._length, self._unended = len(text), 0
             self._texts.clear()
-        if (key := hash(text)) not in self._texts:
+        middle = len(text) // 2
+        if (key := hash(text[middle : middle + _MIDDLE])) not in self._texts:
             self._texts.add(key)
-            self._unended += " " in text and text[-1] not in _ENDS
+            self._unended += (text[-1:].isalpha() or text[-1:] in {" ", ","}) and _PROSE.search(text) is not None
 
     def result(self) -> Longest:
         return Longest(of=self._of, characters=self._length, texts=len(self._texts), unended=self._unended)

@@ -120,8 +120,8 @@ class Longest(msgspec.Struct, kw_only=True, frozen=True):
 
     of: Annotated[NonNegativeInt, about("Texts whose length was looked at.")] = 0
     characters: Annotated[NonNegativeInt, about("Their greatest length.")] = 0
-    texts: Annotated[NonNegativeInt, about("Different texts of this length.")] = 0
-    unended: Annotated[NonNegativeInt, about("Those among them that end without a mark that ends a sentence.")] = 0
+    texts: Annotated[NonNegativeInt, about("Texts of this length that differ in their middle.")] = 0
+    unended: Annotated[NonNegativeInt, about("Those among them that end with a letter, a comma or a blank.")] = 0
 
 
 class Languages(msgspec.Struct, kw_only=True, frozen=True):
