@@ -65,13 +65,10 @@ _OPENERS: Final = frozenset("{[<`#|")
 _FENCED: Final = re.compile(r"```.*?(?:```|\Z)", re.DOTALL)
 _SIGNS: Final = re.compile(r"[=;(){}\[\]<>_|]")
 _LONG_WORD: Final = re.compile(r"(?!\d+\b)\w{4,}")  # a number stands in two rows by chance
-_WITHIN: Final = re.compile(r"[.!?]\s+\S|[\u3002\uff01\uff1f]\S")  # the end of a sentence that is not the last
 _MIDDLE: Final = 20  # characters of a text's middle, by which texts of one pattern are one
 _PROSE: Final = re.compile(
     r"(?:[^\W\d_]{2,}[\s,.;]+){3}"
 )  # words: a sequence of amino acids is of one length by its form
-_MIDDLE: Final = 20  # characters of a text's middle, by which texts of one pattern are one
-_ENDS: Final = frozenset(".!?\u2026\u3002\uff01\uff1f:;\"'\u201d\u2019)]}>`*|-\n")
 _CODE: Final = 0.03  # share of such signs from which an answer is code or a table: its lines repeat by nature
 
 
