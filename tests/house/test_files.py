@@ -26,7 +26,6 @@ ALLOWED = {  # how often a module opens something itself, and what
     "blocks/html/figures.py": (1, "a file of ours"),
     "cli/main.py": (2, "the null device"),
     "commands/output.py": (1, "the null device"),
-    "verbs/fleet/find.py": (2, "by fsspec: a URL, of whose file a bounded head is read into scratch of ours"),
     "configs/pickled.py": (2, "an archive in memory, and its member"),
     "data/pictures.py": (1, "of what was opened as a regular file, or of bytes"),
     "data/tokenizer.py": (2, "templates in TRL's own package"),

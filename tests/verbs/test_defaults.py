@@ -41,7 +41,6 @@ OF_COMMANDS: dict[str, dict[str, Any]] = {  # beside the library's records
     "audit": {"device": "auto", "top_wasteful": 3},
     "bench merge": {"method": "linear,svd,ties"},
     "compare": {"device": "auto", "top": 5},
-    "fleet audit": {"engine": "local"},
     "fleet show": {"top": 10},
     "runs": {"metric": "train/loss"},
     "runs best": {"limit": 5},

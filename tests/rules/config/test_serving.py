@@ -18,14 +18,11 @@ from gradience.rules.config.serving import (
     ENGINES,
     FACTS,
     FEATURES,
-    FLAGS,
-    PROCESSES,
-    RANKS,
     RULES,
-    UNKNOWN,
-    VERSIONS,
     known_engines,
     read_flags,
+    room_for,
+    shows,
     unjudged,
 )
 from gradience.schema.document import Coverage
@@ -34,9 +31,9 @@ from gradience.schema.events import ConfigSnapshot, LoraSnapshot
 DORA = ConfigSnapshot(lora=LoraSnapshot(r=12, use_dora=True, use_rslora=True))
 
 
-@every("fact", FACTS, ids=lambda fact: f"{fact.engine}-{fact.feature}")
+@every("fact", FACTS, ids=lambda fact: f"{fact.row.engine}-{fact.feature}")
 def test_every_row_names_the_commit_and_file_or_the_thread_it_was_read_in(fact) -> None:
-    source = fact.source
+    source = fact.row.source
     assert re.fullmatch(r"20\d\d-\d\d(-\d\d)?", source.seen)
     if source.thread is None:
         assert re.fullmatch(r"[0-9a-f]{8}|v\d+\.\d+\.\d+", source.commit)  # a commit, or a release's tag
@@ -52,33 +49,34 @@ def test_every_row_names_the_commit_and_file_or_the_thread_it_was_read_in(fact) 
 
 
 def test_an_engine_and_a_feature_have_one_row_and_every_engine_has_some() -> None:
-    assert len({(fact.engine, fact.feature, fact.models) for fact in FACTS}) == len(FACTS)
-    assert {fact.engine for fact in FACTS} == set(ENGINES)
+    assert len({(fact.row.engine, fact.feature, fact.row.models) for fact in FACTS}) == len(FACTS)
+    assert {fact.row.engine for fact in FACTS} == set(ENGINES)
     assert {fact.feature for fact in FACTS} | {"alora"} == set(FEATURES) == set(SHOWN)
-    assert all(bool(fact.only) for fact in FACTS if fact.feature in {"targets", "base"})
+    assert all(bool(fact.row.only) for fact in FACTS if fact.feature in {"targets", "base"})
 
 
 @given(rank=st.integers(1, 600))
 def test_room_is_never_less_than_the_rank_and_a_size_fits_itself(rank: int) -> None:
-    for sizes in RANKS:
-        room = sizes.room_for(rank)
+    for name, engine in ENGINES.items():
+        room = room_for(name, rank)
         if room is None:
-            assert rank > max(sizes.sizes)
+            assert engine.ranks is not None
+            assert rank > max(engine.ranks.sizes)
         else:
             assert room >= rank
-            assert sizes.room_for(room) == room
+            assert room_for(name, room) == room
 
 
-@every(("rank", "room"), [(1, 1), (2, 8), (12, 16), (16, 16), (65, 128), (257, 320), (513, None)])
-def test_vllm_has_nine_sizes(rank: int, room: int | None) -> None:
-    (sizes,) = [sizes for sizes in RANKS if sizes.engine == "vllm"]
-    assert sizes.room_for(rank) == room
-
-
-@every(("rank", "room"), [(1, 8), (8, 8), (9, 16), (17, 32), (48, 48)])
-def test_lorax_pads_to_eight_and_then_by_sixteen(rank: int, room: int) -> None:
-    (sizes,) = [sizes for sizes in RANKS if sizes.engine == "lorax"]
-    assert sizes.room_for(rank) == room
+@every(
+    ("engine", "ranks", "rooms"),
+    [
+        ("vllm", (1, 2, 12, 16, 65, 257, 513), [1, 8, 16, 16, 128, 320, None]),
+        ("lorax", (1, 8, 9, 17, 48), [8, 8, 16, 32, 48]),
+        ("sglang", (3, 600), [3, 600]),
+    ],
+)
+def test_vllm_has_nine_sizes_and_lorax_pads_to_eight_and_then_by_sixteen(engine, ranks, rooms) -> None:
+    assert [room_for(engine, rank) for rank in ranks] == rooms
 
 
 def test_an_adapter_is_converted_where_its_format_is_not_read_and_elsewhere_the_feature_is_left_out() -> None:
@@ -181,16 +179,17 @@ def _facts(shown: dict[str, object] | CheckContext | str, base: Dimensions | Non
 BASES = {"bitsandbytes": Dimensions("qwen3_moe", quant_method="bitsandbytes"), None: None}
 
 
-@every("fact", FACTS, ids=lambda fact: f"{fact.engine}-{fact.feature}")
+@every("fact", FACTS, ids=lambda fact: f"{fact.row.engine}-{fact.feature}")
 def test_a_fact_applies_to_an_adapter_with_the_feature_and_not_to_its_twin(fact) -> None:
     shown, twin = SHOWN[fact.feature]
     if twin is None:  # it is of every adapter
         assert fact.applies(_facts(shown))
         return
-    base = Dimensions(fact.models[0]) if fact.models else BASES[fact.beside]
+    row = fact.row
+    base = Dimensions(row.models[0]) if row.models else BASES[row.beside]
     assert fact.applies(_facts(shown, base))
     assert not fact.applies(_facts(twin, base))
-    assert fact.applies(_facts(shown)) == (fact.beside is None and not fact.models)
+    assert fact.applies(_facts(shown)) == (row.beside is None and not row.models)
 
 
 def test_experts_are_refused_beside_a_base_in_bitsandbytes_by_its_config_or_its_name() -> None:
@@ -201,19 +200,20 @@ def test_experts_are_refused_beside_a_base_in_bitsandbytes_by_its_config_or_its_
         assert all("issues/29424" in str(item.values["url"]) for item in found)
 
 
-@every("process", PROCESSES.values(), ids=lambda process: process.engine)
-def test_a_command_has_a_place_for_each_adapter_or_names_the_first(process) -> None:
-    assert ("{adapters}" in process.command) == bool(process.adapter)
-    assert not process.nested or "{first" in process.command
-    assert not process.padded or {"{rank}", "{slots}"} <= set(re.findall(r"\{\w+\}", process.command))
-    assert process.source.url.startswith("https://github.com/")
-    assert set(UNKNOWN) == set(ENGINES)
-    listed = {(fact.engine, fact.feature) for fact in FACTS if fact.beside is None and not fact.models}
-    assert not listed & {(engine, name) for engine, names in UNKNOWN.items() for name in names}
+@every("name", ENGINES)
+def test_a_command_has_a_place_for_each_adapter_or_names_the_first_and_what_is_unknown_has_no_row(name) -> None:
+    if (process := ENGINES[name].process) is not None:
+        assert ("{adapters}" in process.command) == bool(process.adapter)
+        assert not process.nested or "{first" in process.command
+        assert not process.padded or {"{rank}", "{slots}"} <= set(re.findall(r"\{\w+\}", process.command))
+        assert process.source.url.startswith("https://github.com/")
+    rows = (fact.row for fact in FACTS if fact.feature in ENGINES[name].unknown and fact.row.engine == name)
+    assert all(row.beside or row.models for row in rows)
+    assert set(ENGINES[name].unknown) <= set(FEATURES)
 
 
 def test_some_features_show_in_several_ways() -> None:
-    by_engine = {fact.engine: fact for fact in FACTS if fact.feature == "targets"}
+    by_engine = {fact.row.engine: fact for fact in FACTS if fact.feature == "targets"}
     asked = (
         ("ollama", {"target_modules": ["q_proj", "wqkv"]}, True),
         ("ollama", {"target_modules": "wqkv"}, False),  # an expression, whose names are not known
@@ -222,9 +222,9 @@ def test_some_features_show_in_several_ways() -> None:
         ("tensorrt", {"target_modules": ["lm_head", "w2"]}, False),
     )
     assert [by_engine[engine].applies(_facts(lora)) for engine, lora, _ in asked] == [has for _, _, has in asked]
-    assert FEATURES["bias"].asked_for(_facts({"bias": "none", "extras": {"lora_bias": True}}))
-    assert FEATURES["embedding_or_head"].asked_for(_facts({"target_modules": ["model.embed_tokens"]}))
-    assert not FEATURES["fraction"].asked_for(_facts({"alpha": None}))
+    assert shows("bias", _facts({"bias": "none", "extras": {"lora_bias": True}}))
+    assert shows("embedding_or_head", _facts({"target_modules": ["model.embed_tokens"]}))
+    assert not shows("fraction", _facts({"alpha": None}))
     base = next(fact for fact in FACTS if fact.feature == "base")
     assert not base.applies(_facts(CheckContext()))
 
@@ -253,7 +253,6 @@ def test_an_engine_may_have_a_version_and_what_no_row_is_of_is_not_judged() -> N
     assert [bool(unjudged(f"vllm@{version}")) for version in ("0.8.3", "0.8.4", "v0.28", "0.28.1")] == [1, 0, 0, 1]
     assert unjudged("llamacpp@b9000") == "what is known of llama.cpp was read without a version"
     assert unjudged("llamacpp") == ""
-    assert set(VERSIONS) < set(ENGINES)
     for engine, says in (("ollama", []), ("ollama@0.34", []), ("ollama@0.34.1", ["SRV001"]), ("mlx@0.32", [])):
         found = check_config({"lora": LORA, "format": "mlx-lm"}, serve=[engine], select=["SRV001", "SRV003"]).findings
         assert [item.id for item in found if item.values["feature"] == "any"] == says, engine
@@ -299,4 +298,4 @@ def test_flags_of_the_server_decide_on_modules_and_ranks() -> None:
     for flags, messages in said.items():
         found = check_config({"lora": LORA}, serve=["vllm"], server_flags=flags, select=["SRV"]).findings
         assert [item.message for item in found] == messages, flags
-    assert set(FLAGS) == {"vllm"}
+    assert [name for name, one in ENGINES.items() if one.flags is not None] == ["vllm"]

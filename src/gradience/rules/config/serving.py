@@ -11,7 +11,7 @@ from __future__ import annotations
 import itertools
 import re
 import shlex
-from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final, Literal, NamedTuple, TypeAlias
 
@@ -33,61 +33,17 @@ SERVE_TABLE = cite(
     "each row names its repository, and a file at a commit, or a thread; each finding cites its own row",
 )
 
-Engine: TypeAlias = Literal[
-    "vllm", "sglang", "ollama", "llamacpp", "tensorrt", "lorax", "mlx", "peft", "transformers", "hotswap"
-]
-Effect: TypeAlias = Literal["refused", "misread", "dropped", "converted"]
-Feature: TypeAlias = Literal[
-    "dora",
-    "modules_to_save",
-    "bias",
-    "rslora",
-    "rank_pattern",
-    "alpha_pattern",
-    "token_rows",
-    "new_rows",
-    "some_layers",
-    "targets",
-    "embedding_or_head",
-    "tied_head",
-    "expression",
-    "prefix",
-    "base",
-    "fraction",
-    "peft_format",
-    "mlx_format",
-    "base_bias",
-    "embedding",
-    "alora",
-    "experts",
-    "expert_parameters",
-    "expert_scale",
-    "tower",
-    "unnamed",
-    "wrapped",
-    "copies",
-    "any",
-]
-Surrounding: TypeAlias = Literal["bitsandbytes"]
-Setting: TypeAlias = Literal["use_rslora", "lora_dropout", "lora_bias", "modules_to_save", "token_rows"]
-
-ENGINES: Final[dict[Engine, str]] = {
-    "vllm": "vLLM",
-    "sglang": "SGLang",
-    "ollama": "Ollama",
-    "llamacpp": "llama.cpp",
-    "tensorrt": "TensorRT-LLM",
-    "lorax": "LoRAX",
-    "mlx": "MLX-LM",
-    "peft": "PEFT (adapter_names)",
-    "transformers": "transformers (load_adapter)",
-    "hotswap": "PEFT (hotswap_adapter)",
-}
-FLEETS_ONLY: Final = frozenset({"hotswap"})
-"""What only several adapters meet."""
+Engine: TypeAlias = str
+Feature: TypeAlias = str
+"""An engine and a feature, as the table names them."""
+Effect: TypeAlias = Literal["refused", "dropped", "misread", "converted", "unknown"]
 
 
-class Source(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+class _Row(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """A part of the table."""
+
+
+class Source(_Row, frozen=True):
     """The place where a row was read: a file of a repository at one commit, or a thread; and the month of reading."""
 
     repository: str
@@ -111,20 +67,18 @@ class Source(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         return f"https://github.com/{self.repository}/blob/{self.commit}/{self.path.partition(':')[0]}"
 
 
-class ServeFact(NamedTuple):
-    """How one engine treats an adapter with one feature, and the source of that."""
+class Reading(_Row, frozen=True):
+    """What was read of an engine in one place: of features what becomes of them, and how."""
 
     engine: Engine
-    feature: Feature
-    effect: Effect
-    says: str
     source: Source
+    features: dict[Feature, tuple[Effect, str]]
     only: frozenset[str] = frozenset()
     """For `targets` the names of modules, for `base` the model types, of which alone the engine takes adapters."""
-    beside: Surrounding | None = None
-    """What the feature must meet for the fact to hold."""
+    beside: Literal["bitsandbytes"] | None = None
+    """What the base has to be stored in."""
     models: tuple[str, ...] = ()
-    """Model types that the fact is about, by their beginning; all if empty."""
+    """Model types that it is about, by their beginning; all if empty."""
     since: str = ""
     """The first version that does so."""
     until: str = ""
@@ -132,39 +86,48 @@ class ServeFact(NamedTuple):
     unless: str = ""
     """The server's flag that mends it."""
 
-    def applies(self, facts: Facts) -> bool:
-        """Whether the adapter has the feature, in the surroundings that the fact is about."""
-        if self.beside is not None and not SURROUNDINGS[self.beside](facts):
-            return False
-        if self.unless in facts.around.flags or not self._is_of(facts):
-            return False
-        if self.feature == "targets":
-            return not _leaves(facts) <= self.only
-        if self.feature == "base":
-            return facts.around.coverage is not None and facts.around.coverage.model_type not in self.only
-        return shows(self.feature, facts)
-
-    def _is_of(self, facts: Facts) -> bool:
-        named = facts.model_type or (facts.config.model_name or "").rpartition("/")[2]
-        return not self.models or re.sub(r"[^a-z0-9]", "", named.lower()).startswith(self.models)
-
     def holds_in(self, version: str) -> bool:
-        """Whether the fact is one of a version; without a version, whether it is one of all that were looked at."""
+        """Whether it is of a version; without a version, whether it is of all that were looked at."""
         if not version:
             return not self.since and not self.until
         return _numbers(self.since) <= _numbers(version) and (
             not self.until or _numbers(version) < _numbers(self.until)
         )
 
+    def is_of(self, facts: Facts) -> bool:
+        """Whether it is about this adapter's base, as this server is started."""
+        if self.unless in facts.around.flags or (self.beside is not None and not _in_bitsandbytes(facts)):
+            return False
+        named = facts.model_type or (facts.config.model_name or "").rpartition("/")[2]
+        return not self.models or re.sub(r"[^a-z0-9]", "", named.lower()).startswith(self.models)
+
+
+class ServeFact(NamedTuple):
+    """How one engine treats an adapter with one feature."""
+
+    row: Reading
+    feature: Feature
+    effect: Effect
+    says: str
+
+    def applies(self, facts: Facts) -> bool:
+        """Whether the adapter has the feature, in the surroundings that the fact is about."""
+        if not self.row.is_of(facts):
+            return False
+        if self.feature == "targets":
+            return not _leaves(facts) <= self.row.only
+        if self.feature == "base":
+            return facts.around.coverage is not None and facts.around.coverage.model_type not in self.row.only
+        return shows(self.feature, facts)
+
 
 def _numbers(version: str) -> tuple[int, ...]:
     return tuple(map(int, re.findall(r"\d+", version)))
 
 
-class RankSizes(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+class RankSizes(_Row, frozen=True):
     """The ranks that an engine allocates: a list of sizes, or multiples of a step from a least size on."""
 
-    engine: Engine
     says: str
     source: Source
     sizes: tuple[int, ...] = ()
@@ -179,13 +142,12 @@ class RankSizes(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         return self.least if rank <= self.least else -(-rank // self.step) * self.step
 
 
-class Processes(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+class Processes(_Row, frozen=True):
     """How one process of an engine serves several adapters.
 
     `command` starts it, with places to be filled in; `adapter` is one of its {adapters}.
     """
 
-    engine: Engine
     says: str
     source: Source
     command: str = ""
@@ -194,97 +156,53 @@ class Processes(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Whether every slot takes the memory of the largest rank."""
     alone: bool = False
     """Whether a process serves one adapter only."""
-    same: tuple[Setting, ...] = ()
+    same: tuple[str, ...] = ()
     """Settings in which the adapters of a process must agree."""
     nested: bool = False
     """Whether one adapter must have every module of the others."""
 
 
-class _Read(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """What was read of one engine in one file."""
-
-    engine: Engine
-    source: Source
-    features: dict[Feature, tuple[Effect, str]]
-    only: frozenset[str] = frozenset()
-    beside: Surrounding | None = None
-    models: tuple[str, ...] = ()
-    since: str = ""
-    until: str = ""
-    unless: str = ""
-
-
-class ServerFlags(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+class ServerFlags(_Row, frozen=True):
     """The flags of a server that decide what is served; `packed` are names that stand for several modules there."""
 
-    engine: Engine
     targets: str
     rank: str
     packed: dict[str, tuple[str, ...]]
     source: Source
 
 
-class NamedBy(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+class NamedBy(_Row, frozen=True):
     """How a server says which engine it is: the owner of its models, and where it tells its version."""
 
-    engine: Engine
     owned_by: str
     source: Source
     version: str = ""
 
 
-class _Tables(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    facts: list[_Read]
-    ranks: list[RankSizes]
-    processes: list[Processes]
-    flags: list[ServerFlags]
-    answers: list[NamedBy]
-    versions: dict[Engine, tuple[str, str]]
-    unknown: dict[Engine, tuple[Feature, ...]]
+class EngineFacts(_Row, frozen=True):
+    """What is known of an engine whatever the adapter has."""
+
+    title: str
+    versions: tuple[str, str] | None = None
+    """The first and the last version that the rows are of; None if their sources name no version."""
+    unknown: tuple[Feature, ...] = ()
+    """Features of which it is not known what the engine does with them."""
+    ranks: RankSizes | None = None
+    flags: ServerFlags | None = None
+    answers: NamedBy | None = None
+    process: Processes | None = None
+    fleets_only: bool = False
+    """Whether only several adapters meet it."""
 
 
-_TABLES: Final = own_table(__file__, "serving.toml", _Tables)
-FACTS: Final = tuple(
-    ServeFact(
-        read.engine,
-        feature,
-        effect,
-        says,
-        read.source,
-        read.only,
-        read.beside,
-        read.models,
-        read.since,
-        read.until,
-        read.unless,
-    )
-    for read in _TABLES.facts
-    for feature, (effect, says) in read.features.items()
-)
-RANKS: Final = tuple(_TABLES.ranks)
-UNKNOWN: Final = _TABLES.unknown
-"""By engine the features of which it is not known what the engine does with them."""
-VERSIONS: Final = _TABLES.versions
-"""By engine the first and the last version that the rows are of; none of an engine whose sources name no version."""
-FLAGS: Final[dict[str, ServerFlags]] = {item.engine: item for item in _TABLES.flags}
-NAMED_BY: Final[dict[str, NamedBy]] = {item.owned_by: item for item in _TABLES.answers}
-"""By the owner of its models, how a server says which engine it is."""
-PROCESSES: Final[dict[str, Processes]] = {item.engine: item for item in _TABLES.processes}
-
-
-def _never(_: Facts) -> bool:
-    return False  # a fact's `only` decides
-
-
-class AdapterFeature(NamedTuple):
-    """A feature that an engine may not support: its name in a message, its setting, a test for its use, its mend.
+class AdapterFeature(_Row, frozen=True):
+    """A feature that an engine may not support: its name in a message, its setting, its mend.
 
     `{old}` and `{new}` stand for the stem of the adapter's modules and for the base's, `{there}` for it in words.
     """
 
     name: str
     setting: str
-    asked_for: Callable[[Facts], bool] = _never
     commands: tuple[str, ...] = ()
     """Commands that write an adapter without the feature from ADAPTER to NEW."""
     remark: str = ""
@@ -293,6 +211,10 @@ class AdapterFeature(NamedTuple):
     """The groups of tensors that show it, where the file's header was read."""
     rooted: bool = False
     """Whether an engine that misreads it takes alpha / r in place of alpha / sqrt(r)."""
+    stated: bool = False
+    """Whether engines look at the setting itself, whatever the file holds."""
+    of_all: bool = False
+    """Whether it is of every tensor, whatever its group."""
 
     @property
     def mend(self) -> str | None:
@@ -301,197 +223,67 @@ class AdapterFeature(NamedTuple):
         return f"{commands} ({self.remark})" if commands and self.remark else commands or self.remark or None
 
 
-def _extra(key: str, *groups: str) -> AdapterFeature:
-    return AdapterFeature(key, key, lambda facts: _has_extra(facts, key), groups=groups)
+class _Effect(_Row, frozen=True):
+    verb: str
+    fate: Fate | None = None
 
 
-def _has_extra(facts: Facts, key: str) -> bool:
-    return bool(facts.config.lora.extras.get(key))
+class _Table(_Row, frozen=True):
+    effects: dict[Effect, _Effect]
+    shared: dict[str, str]
+    groups: dict[str, str]
+    features: dict[Feature, AdapterFeature]
+    engines: dict[Engine, EngineFacts]
+    facts: list[Reading]
 
 
-GROUPS: Final = {
-    "language": "the language model",
-    "tower": "the vision or audio tower",
-    "experts": "experts, one by one",
-    "expert_parameters": "experts, as parameters",
-    "embedding": "the embedding",
-    "head": "the head",
-    "tied_head": "the head, tied to the embedding",
-    "magnitudes": "DoRA's magnitudes",
-    "biases": "biases",
-    "token_rows": "rows of tokens",
-    "copies": "copies of the base",
-    "whole": "whole weights",
-    "tied_whole": "a whole head, tied to the embedding",
-}
-_BY_SETTING: Final = frozenset({"use_dora", "modules_to_save", "bias", "trainable_token_indices"})
-"""Settings that engines look at themselves, whatever the file holds."""
-_MERGE: Final = "merge the adapter into the base before serving"
-_LINEAR: Final = frozenset(  # of a Llama's block
-    {"q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"}
+_TABLE: Final = own_table(__file__, "serving.toml", _Table)
+ENGINES: Final = _TABLE.engines
+FEATURES: Final = _TABLE.features
+FACTS: Final = tuple(
+    ServeFact(row, feature, effect, says) for row in _TABLE.facts for feature, (effect, says) in row.features.items()
 )
 _FACTORS: Final = ("language", "tower", "experts", "expert_parameters", "embedding", "head", "tied_head")
 _BESIDE: Final = frozenset({"magnitudes", "biases"})  # groups of modules that have factors, too
 _OUTER: Final = frozenset({"embed_tokens", "lm_head"})
-_ONE_RANK: Final = ("gradience convert ADAPTER --to mlx --out ONE", "gradience convert ONE --to peft --out NEW")
-_TO_MLX: Final = "gradience convert ADAPTER --to mlx --out NEW"
-_TO_PEFT: Final = "gradience convert ADAPTER --to peft --out NEW"
-_SAME_UPDATE: Final = "the same update with one rank and one lora_alpha"
-
-FEATURES: Final[dict[Feature, AdapterFeature]] = {
-    "dora": AdapterFeature(
-        "use_dora",
-        "use_dora",
-        lambda facts: bool(facts.config.lora.use_dora),
-        (f"{_TO_PEFT} --base MODEL --rank N",),
-        "the best LoRA of that rank; or merge the adapter into the base before serving",
-        ("magnitudes", *_FACTORS),
-    ),
-    "modules_to_save": AdapterFeature(
-        "modules_to_save",
-        "modules_to_save",
-        lambda facts: bool(facts.config.lora.modules_to_save),
-        groups=("whole", "tied_whole"),
-    ),
-    "bias": AdapterFeature(
-        "a trained bias",
-        "bias",
-        lambda facts: _trains_bias(facts.config) or _has_extra(facts, "lora_bias"),
-        groups=("biases",),
-    ),
-    "rslora": AdapterFeature(
-        "use_rslora",
-        "use_rslora",
-        lambda facts: bool(facts.config.lora.use_rslora),
-        (_TO_PEFT,),
-        "the same update with scaling lora_alpha / r",
-        rooted=True,
-    ),
-    "rank_pattern": AdapterFeature(
-        "rank_pattern", "rank_pattern", lambda facts: bool(facts.config.lora.rank_pattern), _ONE_RANK, _SAME_UPDATE
-    ),
-    "alpha_pattern": AdapterFeature(
-        "alpha_pattern", "alpha_pattern", lambda facts: bool(facts.config.lora.alpha_pattern), _ONE_RANK, _SAME_UPDATE
-    ),
-    "token_rows": _extra("trainable_token_indices", "token_rows"),
-    "new_rows": AdapterFeature(
-        "tokens beyond the base's embedding", "modules_to_save", lambda facts: bool(facts.around.new_rows)
-    ),
-    "some_layers": _extra("layers_to_transform"),
-    "targets": AdapterFeature("targets of other names", "target_modules"),
-    "embedding_or_head": AdapterFeature(
-        "LoRA on the embedding or the head",
-        "target_modules",
-        lambda facts: not _OUTER.isdisjoint(_names(facts.config.lora.target_modules)),
-        groups=("embedding", "head", "tied_head"),
-    ),
-    "tied_head": AdapterFeature(
-        "a head of its own on a base that ties it to the embedding",
-        "target_modules",
-        remark="merge the adapter into the base, with tie_word_embeddings set to false in its config.json",
-        groups=("tied_head", "tied_whole"),
-    ),
-    "expression": AdapterFeature(
-        "target_modules as an expression",
-        "target_modules",
-        lambda facts: isinstance(facts.config.lora.target_modules, str),
-        remark="write target_modules as a list of names in adapter_config.json, or name them when starting the server",
-    ),
-    "prefix": AdapterFeature(
-        "modules below {old} where the base has {there}",
-        "target_modules",
-        lambda facts: facts.around.moved is not None and facts.around.moved.saved,
-        (f"{_TO_PEFT} --rename {{old}}={{new}}",),
-    ),
-    "base": AdapterFeature(
-        "adapters of this base's type", "model_name", remark="make a GGUF of it with llama.cpp's converter"
-    ),
-    "fraction": AdapterFeature("a fractional lora_alpha", "alpha", lambda facts: _is_fraction(facts.config.lora.alpha)),
-    "peft_format": AdapterFeature("PEFT's format", "peft_type", lambda facts: not _is_mlx(facts.config), (_TO_MLX,)),
-    "mlx_format": AdapterFeature("MLX-LM's format", "peft_type", lambda facts: _is_mlx(facts.config), (_TO_PEFT,)),
-    "base_bias": AdapterFeature("a trained bias of the base", "bias", lambda facts: _trains_bias(facts.config)),
-    "embedding": AdapterFeature(
-        "LoRA on the embedding",
-        "target_modules",
-        lambda facts: "embed_tokens" in _names(facts.config.lora.target_modules),
-        groups=("embedding",),
-    ),
-    "alora": _extra("alora_invocation_tokens"),
-    "experts": AdapterFeature(
-        "LoRA on experts",
-        "target_modules",
-        lambda facts: _adapts_experts(facts.config),
-        groups=("experts", "expert_parameters"),
-    ),
-    "expert_parameters": AdapterFeature(
-        "experts as parameters (target_parameters)",
-        "target_parameters",
-        lambda facts: _has_extra(facts, "target_parameters"),
-        remark=_MERGE,
-        groups=("expert_parameters",),
-    ),
-    "expert_scale": AdapterFeature(
-        "use_rslora on experts",
-        "use_rslora",
-        lambda facts: bool(facts.config.lora.use_rslora) and shows("experts", facts),
-        (_TO_PEFT,),
-        "the same update with scaling lora_alpha / r",
-        rooted=True,
-    ),
-    "tower": AdapterFeature("the vision or audio tower", "target_modules", remark=_MERGE, groups=("tower",)),
-    "wrapped": AdapterFeature(
-        "names below language_model",
-        "target_modules",
-        remark=_MERGE,
-        groups=("language",),
-    ),
-    "copies": AdapterFeature(
-        "copies of the base's weights",
-        "target_modules",
-        remark="save it with save_embedding_layers=False, if the base's vocabulary is the same",
-        groups=("copies",),
-    ),
-    "any": AdapterFeature("every adapter", "peft_type", lambda _: True, remark=_MERGE),
-    "unnamed": AdapterFeature(
-        "modules that --lora-target-modules does not name",
-        "target_modules",
-        lambda facts: any(map(_unnamed(facts), _names(facts.config.lora.target_modules))),
-        remark="name them too when starting the server, or start it without the flag",
-    ),
+_LINEAR: Final = frozenset(  # of a Llama's block
+    {"q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"}
+)
+_ASKED: Final[dict[Feature, Callable[[Facts], bool]]] = {
+    "bias": lambda facts: shows("base_bias", facts) or bool(_stated(facts.config.lora, "lora_bias")),
+    "base_bias": lambda facts: facts.config.lora.bias not in {None, "none"},
+    "new_rows": lambda facts: bool(facts.around.new_rows),
+    "embedding_or_head": lambda facts: not _OUTER.isdisjoint(_names(facts.config.lora.target_modules)),
+    "embedding": lambda facts: "embed_tokens" in _names(facts.config.lora.target_modules),
+    "expression": lambda facts: isinstance(facts.config.lora.target_modules, str),
+    "prefix": lambda facts: facts.around.moved is not None and facts.around.moved.saved,
+    "fraction": lambda facts: isinstance(facts.config.lora.alpha, float) and not facts.config.lora.alpha.is_integer(),
+    "peft_format": lambda facts: facts.config.extras.get("format") != "mlx-lm",
+    "mlx_format": lambda facts: facts.config.extras.get("format") == "mlx-lm",
+    "experts": lambda facts: _adapts_experts(facts.config),
+    "expert_parameters": lambda facts: bool(_stated(facts.config.lora, "target_parameters")),
+    "expert_scale": lambda facts: bool(facts.config.lora.use_rslora) and shows("experts", facts),
+    "any": lambda _: True,
+    "unnamed": lambda facts: any(map(_unnamed(facts), _names(facts.config.lora.target_modules))),
 }
-SURROUNDINGS: Final[dict[Surrounding, Callable[[Facts], bool]]] = {
-    "bitsandbytes": lambda facts: _in_bitsandbytes(facts),  # noqa: PLW0108  # defined below
-}
+"""Whether the settings or the surroundings show a feature that has not its setting's name."""
 
 
-class SharedSetting(NamedTuple):
-    """A setting in which adapters of one process must agree: its value, which is false by default, and its mend."""
-
-    value: Callable[[LoraSnapshot], Hashable]
-    mend: str
-
-
-SETTINGS: Final[dict[Setting, SharedSetting]] = {
-    "use_rslora": SharedSetting(lambda lora: bool(lora.use_rslora), _TO_PEFT),
-    "lora_dropout": SharedSetting(
-        lambda lora: lora.dropout or 0.0, "it has no effect when serving: set it to 0 in adapter_config.json"
-    ),
-    "lora_bias": SharedSetting(lambda lora: bool(lora.extras.get("lora_bias")), TRAIN_WITHOUT),
-    "modules_to_save": SharedSetting(lambda lora: frozenset(lora.modules_to_save or ()), TRAIN_WITHOUT),
-    "token_rows": SharedSetting(lambda lora: bool(lora.extras.get("trainable_token_indices")), TRAIN_WITHOUT),
-}
+def shared_settings(engine: Engine, lora: LoraSnapshot) -> dict[str, object]:
+    """The settings in which the adapters of one process must agree, with their values, which are false by default."""
+    process = ENGINES[engine].process
+    values = {"modules_to_save": frozenset(lora.modules_to_save or ()), "lora_dropout": lora.dropout or 0.0}
+    return {name: values.get(name, bool(_stated(lora, name))) for name in (() if process is None else process.same)}
 
 
-def _is_fraction(alpha: Real | None) -> bool:
-    return isinstance(alpha, float) and not alpha.is_integer()
+def mend_of_shared(name: str) -> str:
+    """What makes adapters alike that differ in a setting."""
+    return _TABLE.shared[name] or TRAIN_WITHOUT
 
 
-def _is_mlx(config: ConfigSnapshot) -> bool:
-    return config.extras.get("format") == "mlx-lm"
-
-
-def _trains_bias(config: ConfigSnapshot) -> bool:
-    return config.lora.bias not in {None, "none"}
+def _stated(lora: LoraSnapshot, name: str) -> object:
+    """The value of a setting by its name in PEFT; None if it is not stated."""
+    return {**lora.extras, **msgspec.structs.asdict(lora)}.get(name)
 
 
 def _adapts_experts(config: ConfigSnapshot) -> bool:
@@ -521,7 +313,7 @@ def _leaves(facts: Facts) -> frozenset[str]:
 
 def _unnamed(facts: Facts) -> Callable[[str], bool]:
     """Whether a module is left out by the flag of a server."""
-    for flags in FLAGS.values():
+    for flags in (one.flags for one in ENGINES.values() if one.flags is not None):
         if (named := facts.around.flags.get(flags.targets)) is not None:
             taken = {leaf for name in named for leaf in (name, *flags.packed.get(name, ()))}
             return lambda name: name.rpartition(".")[2] not in taken
@@ -571,28 +363,24 @@ _WHICH: Final[dict[Feature, Callable[[Facts], Callable[[str], bool]]]] = {
 """Which of the modules in its groups a feature is about; all of them if it is not here."""
 
 
-_OF_ALL: Final = frozenset({"any", "alora"})
-"""Features of every tensor, whatever its group."""
-
-
 def held(feature: Feature, facts: Facts) -> dict[str, list[str]]:
     """The modules in the file that a feature is about, by group."""
-    groups, chosen = facts.around.groups or {}, _WHICH.get(feature)
-    about = GROUPS if feature in _OF_ALL else FEATURES[feature].groups or _FACTORS
+    groups, one, chosen = facts.around.groups or {}, FEATURES[feature], _WHICH.get(feature)
+    about = groups if one.of_all else one.groups or _FACTORS
     which = None if chosen is None else chosen(facts)
-    found = {one: [name for name in groups[one] if which is None or which(name)] for one in groups if one in about}
+    found = {key: [name for name in groups[key] if which is None or which(name)] for key in groups if key in about}
     return {group: modules for group, modules in found.items() if modules}
 
 
 def shows(feature: Feature, facts: Facts) -> bool:
     """Whether the adapter has a feature: by its tensors, else by its settings."""
     one = FEATURES[feature]
-    if facts.around.groups is None or (one.setting in _BY_SETTING and one.asked_for(facts)):
-        return one.asked_for(facts)
+    named = one.name == one.setting and bool(_stated(facts.config.lora, one.setting))
+    asked = _ASKED[feature](facts) if feature in _ASKED else named
+    if facts.around.groups is None or (one.stated and asked):
+        return asked
     by_tensors = bool(one.groups) or feature == "unnamed"
-    return (by_tensors or one.asked_for(facts)) and (
-        not (by_tensors or feature in _WHICH) or bool(held(feature, facts))
-    )
+    return (by_tensors or asked) and (not (by_tensors or feature in _WHICH) or bool(held(feature, facts)))
 
 
 def _names(targets: list[str] | str | None) -> frozenset[str]:
@@ -602,14 +390,6 @@ def _names(targets: list[str] | str | None) -> frozenset[str]:
     return frozenset(name.rpartition(".")[2] for name in targets or ())
 
 
-_VERBS: Final[dict[Effect, str]] = {
-    "refused": "refuses",
-    "misread": "misreads",
-    "dropped": "leaves out",
-    "converted": "needs another file for",
-}
-
-
 def known_engines(given: Iterable[str], *, fleet: bool = False) -> tuple[str, ...]:
     """The engines named, with @VERSION if one is given; each text with one or several, separated by commas.
 
@@ -617,7 +397,7 @@ def known_engines(given: Iterable[str], *, fleet: bool = False) -> tuple[str, ..
         ConfigError: an engine is not known.
     """
     names = [name.strip().lower() for item in given for name in item.split(",")]
-    known: list[str] = [engine for engine in ENGINES if fleet or engine not in FLEETS_ONLY]
+    known = [engine for engine, one in ENGINES.items() if fleet or not one.fleets_only]
     if strange := sorted(name or "an empty text" for name in names if name.partition("@")[0] not in known):
         raise ConfigError(
             f"not judged: no engine is called {', '.join(strange)}", advice=f"engines: {', '.join(known)}"
@@ -657,33 +437,34 @@ def engine_of(name: str) -> Engine:
 
 def _versioned(name: str) -> tuple[Engine, str]:
     engine, _, version = name.partition("@")
-    return next(one for one in ENGINES if one == engine), version.removeprefix("v")
+    return engine, version.removeprefix("v")
 
 
 def unjudged(name: str) -> str:
     """Why an engine is not judged in the version named; empty if it is."""
     engine, version = _versioned(name)
+    title, known = ENGINES[engine].title, ENGINES[engine].versions
     if not version:
         return ""
-    if engine not in VERSIONS:
-        return f"what is known of {ENGINES[engine]} was read without a version"
-    first, last = VERSIONS[engine]
-    if _numbers(version) and _numbers(first) <= _numbers(version) <= _numbers(last):
+    if known is None:
+        return f"what is known of {title} was read without a version"
+    if _numbers(version) and _numbers(known[0]) <= _numbers(version) <= _numbers(known[1]):
         return ""
-    return f"what is known of {ENGINES[engine]} was read of {first} to {last}, and not of {version}"
+    return f"what is known of {title} was read of {known[0]} to {known[1]}, and not of {version}"
 
 
 def facts_of(name: str, facts: Facts) -> Iterator[ServeFact]:
     """The facts on an engine, in the version named with it, that apply to the adapter."""
     engine, version = _versioned(name)
     if not unjudged(name):
-        yield from (fact for fact in FACTS if fact.engine == engine and fact.holds_in(version) and fact.applies(facts))
+        of_it = (fact for fact in FACTS if fact.row.engine == engine and fact.row.holds_in(version))
+        yield from (fact for fact in of_it if fact.applies(facts))
 
 
 def unknown_features(name: str, facts: Facts) -> list[Feature]:
     """The adapter's features of which no row tells what the engine does with them."""
     told = {fact.feature for fact in facts_of(name, facts)}
-    return [one for one in UNKNOWN.get(engine_of(name), ()) if one not in told and shows(one, facts)]
+    return [one for one in ENGINES[engine_of(name)].unknown if one not in told and shows(one, facts)]
 
 
 class Part(NamedTuple):
@@ -695,7 +476,7 @@ class Part(NamedTuple):
     fact: ServeFact | None = None
 
     @property
-    def effect(self) -> str:
+    def effect(self) -> Effect:
         """What the engine does with it."""
         return "unknown" if self.fact is None else self.fact.effect
 
@@ -744,10 +525,14 @@ def losses(name: str, facts: Facts) -> Iterator[Loss]:
         if (fact := part.fact) is not None:
             feature = FEATURES[fact.feature]
             rank = facts.config.lora.r if not facts.config.lora.rank_pattern else None
-            does = f"{_VERBS[fact.effect]} {_filled(feature.name, facts)}"
-            words = f"{ENGINES[fact.engine]} {does}: {fact.says} ({fact.source.url})"
             factor = rank**-0.5 if feature.rooted and rank else None
+            words = f"{_does(fact, facts)}: {fact.says} ({fact.row.source.url})"
             yield Loss(fact.effect, words, frozenset(part.updates), factor)
+
+
+def _does(fact: ServeFact, facts: Facts) -> str:
+    verb, feature = _TABLE.effects[fact.effect].verb, FEATURES[fact.feature].name
+    return f"{ENGINES[fact.row.engine].title} {verb} {_filled(feature, facts)}"
 
 
 def _filled(text: str, facts: Facts) -> str:
@@ -773,21 +558,13 @@ def _effects(effect: Effect, facts: Facts) -> Iterator[Observation]:
                 share, n = part.share(part.updates, facts), len({one for held in part.modules.values() for one in held})
                 told = filter(None, (f"{n} {'modules' if n > 1 else 'module'}", _energy(share, facts)))
                 lost = f" ({', '.join(told)})"
-            values: dict[str, Json] = {"engine": fact.engine, "feature": fact.feature, "effect": effect}
+            values: dict[str, Json] = {"engine": fact.row.engine, "feature": fact.feature, "effect": effect}
             yield Observation(
-                f"{ENGINES[fact.engine]} {_VERBS[effect]} {_filled(feature.name, facts)}{lost}: {fact.says}",
-                values | {"url": fact.source.url} | ({} if share is None else {"share": share}),
+                f"{_does(fact, facts)}{lost}: {fact.says}",
+                values | {"url": fact.row.source.url} | ({} if share is None else {"share": share}),
                 action=feature.mend and _filled(feature.mend, facts),
-                evidence=(cite(str(fact.source), fact.says),),
+                evidence=(cite(str(fact.row.source), fact.says),),
             )
-
-
-_FATES: Final[dict[str, Fate]] = {
-    "refused": "refused at start",
-    "dropped": "dropped in silence",
-    "misread": "applied otherwise than trained",
-    "unknown": "not judged",
-}
 
 
 def fates(facts: Facts) -> Iterator[GroupFate]:
@@ -797,21 +574,23 @@ def fates(facts: Facts) -> Iterator[GroupFate]:
         if facts.around.groups is None and start:
             yield GroupFate(engine=name, group="no tensor was read", modules=0, fate="not judged", reason=start)
         found = [*parts(name, facts)]
-        known = [one for effect in _FATES for one in found if one.effect == effect]  # worst first
+        told = [effect for effect, what in _TABLE.effects.items() if what.fate is not None]  # worst first
+        known = [one for effect in told for one in found if one.effect == effect]
         sound: Fate = "not judged" if unjudged(name) else "applied"
         for group, modules in (facts.around.groups or {}).items():
             for here, of in _split(modules, group, known):
+                fate = None if of is None else _TABLE.effects[of.effect].fate
                 fact, is_part = None if of is None else of.fact, len(here) < len(modules)
                 yield GroupFate(
                     engine=name,
-                    group=GROUPS[group],
+                    group=_TABLE.groups[group],
                     modules=len(here),
                     of=len(modules) if is_part else 0,
                     which=_which(here, modules) if is_part else "",
                     share=None if of is None else of.share(here, facts),
-                    fate=sound if of is None else _FATES[of.effect],
+                    fate=fate or sound,
                     reason=start if fact is None else fact.says,
-                    source="" if fact is None else fact.source.url,
+                    source="" if fact is None else fact.row.source.url,
                 )
 
 
@@ -838,10 +617,16 @@ def _start(name: str, facts: Facts) -> str:
     rank, engine = _largest_rank(facts), engine_of(name)
     mends = [FEATURES[one.feature].mend for one in facts_of(name, facts) if one.effect == "converted"]
     first = [f"convert first: {mend}" for mend in mends]
-    known = next((sizes for sizes in RANKS if sizes.engine == engine), None)
+    known = ENGINES[engine].ranks
     if known is not None and known.default is not None and rank > known.default and not facts.around.flags:
         first.append(f"start it with a max_lora_rank of {known.room_for(rank)}: its default is {known.default}")
     return "; ".join(first)
+
+
+def room_for(engine: Engine, rank: int) -> int | None:
+    """The rank that an engine makes room for, for an adapter of this one; None if the rank exceeds all sizes."""
+    sizes = ENGINES[engine].ranks
+    return rank if sizes is None else sizes.room_for(rank)
 
 
 def _largest_rank(facts: Facts) -> int:
@@ -849,14 +634,17 @@ def _largest_rank(facts: Facts) -> int:
     return max([facts.config.lora.r or 1, *(facts.config.lora.rank_pattern or {}).values()])
 
 
-def over_limit(sizes: RankSizes, rank: int, flags: Mapping[str, Sequence[str]]) -> tuple[str, str | None] | None:
+def over_limit(engine: Engine, rank: int, flags: Mapping[str, Sequence[str]]) -> tuple[str, str | None] | None:
     """What is wrong with a rank for a server with these flags, and what mends it; None if there is room."""
-    name, known = ENGINES[sizes.engine], FLAGS.get(sizes.engine)
+    name, known, sizes = ENGINES[engine].title, ENGINES[engine].flags, ENGINES[engine].ranks
+    if sizes is None:
+        return None
     flag = "" if known is None else f"--{known.rank}"
     given = flags.get(known.rank, ()) if known is not None else ()
     limit = int(given[0]) if given and given[0].isdecimal() else None
     if sizes.room_for(rank) is None:
-        return f"{name} has no room for rank {rank}", None
+        text = f"{name} has no room for rank {rank}: {sizes.says}"
+        return text, f"gradience resize ADAPTER --rank {max(sizes.sizes)} --out NEW"
     if limit is not None and sizes.sizes and limit not in sizes.sizes:
         return f"{name} takes no {flag} {limit}", f"give one of {', '.join(map(str, sizes.sizes))}"
     if limit is not None and rank > limit:
@@ -956,11 +744,11 @@ def _rank_sizes(facts: Facts) -> Iterator[Observation]:
     Verify: start the server and load the adapter
     Seen: https://github.com/PrimeIntellect-ai/prime-rl/pull/1408 -- vLLM rejects a max_lora_rank between its sizes
     """
-    engines = {_versioned(name)[0] for name in _engines(facts) if not unjudged(name)}
     rank = max(facts.r, _largest_rank(facts))
-    for sizes in RANKS:
-        if sizes.engine in engines and (over := over_limit(sizes, rank, facts.around.flags)) is not None:
-            values: dict[str, Json] = {"engine": sizes.engine, "rank": rank, "room": sizes.room_for(rank)}
+    for engine in dict.fromkeys(engine_of(name) for name in _engines(facts) if not unjudged(name)):
+        sizes = ENGINES[engine].ranks
+        if sizes is not None and (over := over_limit(engine, rank, facts.around.flags)) is not None:
+            values: dict[str, Json] = {"engine": engine, "rank": rank, "room": sizes.room_for(rank)}
             yield Observation(over[0], values, action=over[1], evidence=(cite(str(sizes.source), sizes.says),))
 
 
@@ -980,19 +768,18 @@ def _not_known(facts: Facts) -> Iterator[Observation]:
         engine, version = _versioned(name)
         values: dict[str, Json] = {"engine": engine, "version": version}
         if reason := unjudged(name):
-            yield Observation(f"{ENGINES[engine]} {version} is not judged: {reason}", values)
+            yield Observation(f"{ENGINES[engine].title} {version} is not judged: {reason}", values)
             continue
         if asked := unknown_features(name, facts):
             says = few([FEATURES[one].name for one in asked], len(asked))
             yield Observation(
-                f"{ENGINES[engine]} is not judged with {says}: no source read here tells what it does with that",
+                f"{ENGINES[engine].title} is not judged with {says}: no source read here tells what it does with that",
                 values | {"features": [*asked]},
             )
 
 
-EFFECT_RULES: Final = (_refused, _misread, _dropped, _converted)
-"""The rules on what an engine does with one feature; each finding's values name the engine and the feature."""
-RULES = (*EFFECT_RULES, _rank_sizes, _not_known)
+EFFECT_RULES: Final = (_refused, _misread, _dropped, _converted, _rank_sizes)
+"""The rules on what an engine does with an adapter; each finding's values name the engine, and the feature if any."""
+RULES = (*EFFECT_RULES, _not_known)
 MISREAD: Final = _misread.id
 CONVERTED: Final = _converted.id
-RANK_SIZE: Final = _rank_sizes.id

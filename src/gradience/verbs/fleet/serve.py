@@ -29,17 +29,14 @@ from gradience.rules.config.serving import (
     ENGINES,
     FACTS,
     FEATURES,
-    FLAGS,
     MISREAD,
-    PROCESSES,
-    RANK_SIZE,
-    RANKS,
-    SETTINGS,
     TRAIN_WITHOUT,
     Engine,
     Processes,
     engine_of,
-    over_limit,
+    mend_of_shared,
+    room_for,
+    shared_settings,
     unjudged,
     unknown_features,
 )
@@ -57,7 +54,6 @@ _BYTES: Final = 2  # bytes per number: servers hold adapters in 16 bits
 _OF_THE_BASE: Final = {"new_rows": "new tokens", "prefix": "prefixes of names", "base": "the base's type"}
 """Features that show only beside the base."""
 _TO_PEFT: Final = ("gradience convert ADAPTER --to peft --out NEW",)
-_RANKS: Final = {sizes.engine: sizes for sizes in RANKS}
 
 _CANDIDATES: Final = f"""select path, nullif(base_model, ''), coalesce(shapes, ''), coalesce(r, 0), settings,
     coalesce(dtypes, ''), coalesce(format, ''), upper(coalesce(peft_type, 'LORA'))
@@ -151,22 +147,24 @@ def _plan(
     flags: Flags,
 ) -> EnginePlan:
     engine = engine_of(named)
-    process = PROCESSES.get(engine)
+    title, process = ENGINES[engine].title, ENGINES[engine].process
     misfits: dict[_Reason, list[Unfit]] = {}
     fit: list[_Fit] = []
     for one, kind in judged:
         reasons = [_Reason("", f"not judged: {why}")] if (why := unjudged(named)) else []
-        reasons = reasons or list(_reasons(engine, one, kind, flags))
+        reasons = reasons or list(_reasons(engine, one, kind))
         for reason in reasons:
             misfits.setdefault(reason, []).append(_unfit(one, reason))
         if not reasons and kind is not None:
             fit.append((one, kind))
     groups = (
-        [] if process is None else [_group(named, process, *group, shapes) for group in _grouped(process, fit, shapes)]
+        []
+        if process is None
+        else [_group(named, process, *group, shapes) for group in _grouped(engine, process, fit, shapes)]
     )
     return EnginePlan(
         engine=named,
-        title=ENGINES[engine],
+        title=title,
         says="" if process is None else process.says,
         source="" if process is None else str(process.source),
         groups=groups,
@@ -201,7 +199,7 @@ class _Reason(NamedTuple):
 
 def _flagged(engine: Engine, groups: Sequence[ServingGroup], flags: Flags) -> Iterator[str]:
     """Yield what a flag of the server that was not given would have to name."""
-    known, targets = FLAGS.get(engine), sorted({target for group in groups for target in group.targets})
+    known, targets = ENGINES[engine].flags, sorted({target for group in groups for target in group.targets})
     if known is not None and targets and known.targets not in flags:
         yield (
             f"if it is started with --{known.targets}, name {', '.join(targets)} there: modules that the flag does not "
@@ -209,9 +207,9 @@ def _flagged(engine: Engine, groups: Sequence[ServingGroup], flags: Flags) -> It
         )
 
 
-def _reasons(engine: Engine, one: Candidate, kind: Kind | None, flags: Flags) -> Iterator[_Reason]:
+def _reasons(engine: Engine, one: Candidate, kind: Kind | None) -> Iterator[_Reason]:
     """Yield the reasons for which an engine does not serve an adapter as it was trained."""
-    name = ENGINES[engine]
+    name = ENGINES[engine].title
     if one.peft_type != "LORA":
         text = f"not judged: of {name} only what it does with LoRA is known, and its peft_type is {one.peft_type}"
         yield _Reason("", text, commands=_TO_PEFT)
@@ -229,21 +227,16 @@ def _reasons(engine: Engine, one: Candidate, kind: Kind | None, flags: Flags) ->
     if start_of(init).changes_base:
         text = f"init_lora_weights={init} changed the base that it was trained on, and {name} has the published one"
         yield _Reason(MISREAD, text, _CHANGED, commands=(f"{_TO_PEFT[0]} --base MODEL",))
-    sizes = _RANKS.get(engine)
-    if sizes is None:
-        return
-    if (over := over_limit(sizes, one.r, flags)) is not None and sizes.room_for(one.r) is not None:
-        yield _Reason(RANK_SIZE, over[0], str(sizes.source), action=over[1])
-    elif sizes.room_for(one.r) is None:
-        command = f"gradience resize ADAPTER --rank {max(sizes.sizes)} --out NEW"
-        text = f"{name} has no room for rank {one.r}: {sizes.says}"
-        yield _Reason(RANK_SIZE, text, str(sizes.source), commands=(command,))
 
 
 def _reason(item: Finding) -> _Reason:
-    feature = next(value for key, value in FEATURES.items() if key == item.values["feature"])
-    action = feature.remark or (None if feature.commands else TRAIN_WITHOUT)
-    return _Reason(item.id, item.message, item.evidence[0].source, action, feature.commands)
+    source, action = item.evidence[0].source, item.action or ""
+    if "feature" not in item.values:
+        is_command = action.startswith("gradience ")
+        return _Reason(item.id, item.message, source, None if is_command else action, (action,) if is_command else ())
+    feature = FEATURES[str(item.values["feature"])]
+    action = feature.remark or ("" if feature.commands else TRAIN_WITHOUT)
+    return _Reason(item.id, item.message, source, action or None, feature.commands)
 
 
 def _base_of(one: Candidate) -> str | None:
@@ -257,14 +250,14 @@ def _unfit(one: Candidate, reason: _Reason) -> Unfit:
 
 
 def _grouped(
-    process: Processes, fit: Sequence[_Fit], shapes: Mapping[str, Shapes]
+    engine: Engine, process: Processes, fit: Sequence[_Fit], shapes: Mapping[str, Shapes]
 ) -> list[tuple[_Base, Sequence[_Fit]]]:
     """The adapters that one process can serve, with their base, most adapters first."""
-    groups: dict[tuple[_Base, Hashable], list[_Fit]] = {}
+    groups: dict[tuple[_Base, object], list[_Fit]] = {}
     bases = [_Base(one.base, str(kind.config.extras.get("revision") or "") or None) for one, kind in fit]
     others = _other_shapes(zip(bases, (one.shape for one, _ in fit), strict=True), shapes)
     for base, (one, kind) in zip(bases, fit, strict=True):
-        key = _agreed(process, kind)
+        key = tuple(shared_settings(engine, kind.config.lora).values())
         groups.setdefault((base._replace(other=others.get((base, one.shape))), key), []).append((one, kind))
     parted = [
         (base, part)
@@ -280,11 +273,6 @@ class _Base(NamedTuple):
     name: str | None
     revision: str | None
     other: str | None = None
-
-
-def _agreed(process: Processes, kind: Kind) -> tuple[Hashable, ...]:
-    """The values of the settings in which the adapters of a process must agree."""
-    return tuple(SETTINGS[name].value(kind.config.lora) for name in process.same)
 
 
 def _other_shapes(named: Iterable[tuple[_Base, str]], shapes: Mapping[str, Shapes]) -> dict[tuple[_Base, str], str]:
@@ -330,7 +318,7 @@ def _group(
     modules: dict[str, tuple[int, int]] = {}
     for key in dict.fromkeys(one.shape for one in group):
         modules |= shapes.get(key, {})
-    size = _size(process, group, sum(rows + columns for rows, columns in modules.values()))
+    size = _size(engine_of(named), process, group, sum(rows + columns for rows, columns in modules.values()))
     names = served_names([one.path for one in group])
     slots = 1 if process.alone or process.nested else min(len(group), _MOST_SLOTS)
     targets = sorted({name.rpartition(".")[2] for name in modules})
@@ -355,7 +343,7 @@ def _group(
             adapters="{adapters}",
         ),
         notes=[
-            *_notes(process, base, _agreed(process, members[0][1]), group, names),
+            *_notes(process, base, shared_settings(engine_of(named), members[0][1].config.lora), group, names),
             *_unsure(named, members),
         ],
     )
@@ -371,25 +359,24 @@ class _Size(NamedTuple):
     largest: Sequence[str] = ()
 
 
-def _size(process: Processes, group: Sequence[Candidate], width: int) -> _Size:
+def _size(engine: Engine, process: Processes, group: Sequence[Candidate], width: int) -> _Size:
     """The size of a slot of so many rows and columns, and what it would be without the adapters of the largest rank.
 
     Said of these only if they are less than half of the group: a heuristic for whom the others pay.
     """
-    rooms = Counter(_room(process.engine, one.r) for one in group)
+    rooms = Counter(_room(engine, one.r) for one in group)
     rank, lower = max(rooms), max((room for room in rooms if room < max(rooms)), default=None)
     if not process.padded:
         return _Size(rank)
     if lower is None or 2 * rooms[rank] >= len(group):
         return _Size(rank, rank * width * _BYTES)
-    largest = [one.path for one in group if _room(process.engine, one.r) == rank]
+    largest = [one.path for one in group if _room(engine, one.r) == rank]
     return _Size(rank, rank * width * _BYTES, lower, lower * width * _BYTES, largest)
 
 
 def _room(engine: Engine, r: int) -> int:
     """The rank that an engine makes room for, for an adapter that it has room for."""
-    sizes = _RANKS.get(engine)
-    return (sizes.room_for(r) if sizes is not None else None) or r
+    return room_for(engine, r) or r
 
 
 def served_names(paths: Sequence[str]) -> list[str]:
@@ -418,11 +405,11 @@ def _shown(name: str, value: Hashable) -> str:
 
 
 def _notes(
-    process: Processes, base: _Base, key: Sequence[object], group: Sequence[Candidate], names: Sequence[str]
+    process: Processes, base: _Base, shared: Mapping[str, object], group: Sequence[Candidate], names: Sequence[str]
 ) -> Iterator[str]:
-    for name, value in zip(process.same, key, strict=True):
+    for name, value in shared.items():
         if value:
-            yield said(f"apart from others because of {_shown(name, value)}: {SETTINGS[name].mend}", {})
+            yield said(f"apart from others because of {_shown(name, value)}: {mend_of_shared(name)}", {})
     if base.name is None:
         yield "no base is declared: whether they are of one base is not known"
     if base.other is not None:
@@ -439,24 +426,25 @@ def _notes(
 
 def _unsure(named: str, members: Sequence[_Fit]) -> Iterator[str]:
     """Yield the features of adapters of which it is not known what the engine does with them."""
+    title = ENGINES[engine_of(named)].title
     counts = Counter(name for _, kind in members for name in kind.unknown.get(named, ()))
     for name, n in counts.items():
         yield (
-            f"{counted(n, 'adapter')} with {name}, and what {ENGINES[engine_of(named)]} does with that is not known: "
+            f"{counted(n, 'adapter')} with {name}, and what {title} does with that is not known: "
             "compare outputs first (gradience verify)"
         )
 
 
 def _not_judged(engine: Engine, adapters: Sequence[Candidate]) -> Iterator[str]:
     """Yield what is known of the engine and a fleet does not show, and that nothing is known."""
-    known = {fact.feature for fact in FACTS if fact.engine == engine}
+    known = {fact.feature for fact in FACTS if fact.row.engine == engine}
     if unseen := [words for feature, words in _OF_THE_BASE.items() if feature in known]:
         bases = {_base_of(one) for one in adapters}
         names = {"MODEL": bases.pop() if len(bases) == 1 else None}
         asks = f"gradience check --adapter ADAPTER --base MODEL --serve {engine}"
         yield said(f"the base is not looked at, so these are not judged: {', '.join(unseen)}: {asks}", names)
-    if engine not in PROCESSES:
-        yield f"how {ENGINES[engine]} serves several adapters is not known here"
+    if ENGINES[engine].process is None:
+        yield f"how {ENGINES[engine].title} serves several adapters is not known here"
 
 
 def _one_base(groups: Sequence[ServingGroup]) -> Iterator[str]:

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from functools import partial
 from itertools import combinations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
@@ -24,7 +25,7 @@ from gradience.adapters.open import open_adapter
 from gradience.errors import AdapterError, GradienceError
 from gradience.io import PathLike
 from gradience.io.reading import read_small
-from gradience.rules.config.serving import RANKS, known_engines, read_flags
+from gradience.rules.config.serving import known_engines, read_flags, room_for as room_of
 from gradience.schema.document import Finding
 from gradience.schema.fleet import (
     FLEET_SHOW_SCHEMA_ID,
@@ -50,8 +51,7 @@ _OK: Final = "status = 'ok'"
 _FAULTS: Final = ("broken", "untrained", "near_untrained", "partial", "random_like", "not_analysed")
 _GRAVEST: Final = "array_position(['critical', 'error', 'warning', 'info'], severity)"
 _SHARE: Final = 0.5  # heuristic: share of a base's adapters that must agree on a shape for another one to be reported
-_VLLM: Final = next(sizes for sizes in RANKS if sizes.engine == "vllm")
-room_for: Final = _VLLM.room_for
+room_for: Final = partial(room_of, "vllm")
 """The least max_lora_rank of vLLM that holds a rank; None if the rank exceeds all."""
 _BYTES: Final = 2  # bytes per number: servers hold adapters in 16 bits
 _MOST_BUCKETS: Final = 3

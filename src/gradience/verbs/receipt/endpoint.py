@@ -22,7 +22,7 @@ import numpy.typing as npt
 from gradience.errors import GradienceError
 from gradience.io.reading import decode_json
 from gradience.io.web import Reply, Request, TooMuch, ask
-from gradience.rules.config.serving import NAMED_BY
+from gradience.rules.config.serving import ENGINES
 from gradience.schema import Json
 from gradience.telemetry.secrets import hide_secrets
 
@@ -107,14 +107,15 @@ class Endpoint:
     def engine(self) -> str:
         """The engine that the server says to be, as `--serve` names it, with its version; empty if it does not say."""
         owners = {str(one.get("owned_by")) for one in self._models}
-        known = NAMED_BY.get(owners.pop()) if len(owners) == 1 else None
-        if known is None or not known.version:
-            return "" if known is None else known.engine
-        try:
-            version = self._asked(known.version).get("version")
-        except GradienceError:
-            return known.engine
-        return f"{known.engine}@{version}" if isinstance(version, str) and _VERSION.fullmatch(version) else known.engine
+        for name, answers in ((name, one.answers) for name, one in ENGINES.items()):
+            if answers is None or owners != {answers.owned_by}:
+                continue
+            try:
+                version = self._asked(answers.version).get("version") if answers.version else None
+            except GradienceError:
+                version = None
+            return f"{name}@{version}" if isinstance(version, str) and _VERSION.fullmatch(version) else name
+        return ""
 
     def _model(self, wanted: str | None) -> str:
         names = [str(one["id"]) for one in self._models if "id" in one]

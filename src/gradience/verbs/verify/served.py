@@ -87,7 +87,7 @@ def _named(serve: str | None) -> str:
 
 
 def _title(engine: str) -> str:
-    return ENGINES[engine_of(engine)]
+    return ENGINES[engine_of(engine)].title
 
 
 def _cause(report: VerifyServedReport, engine: str, foretold: Sequence[Loss], rest: Collection[str]) -> str:
