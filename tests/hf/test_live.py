@@ -113,8 +113,8 @@ ONES = torch.ones(12, dtype=torch.int64)
             ended(12, {11}),
             {"loss": unshifted},
             (
-                "FED227 at step 4: of 44 tokens in the loss of the first batch, it asks at 44 for the very token that the "
-                "model read there, and at 0 for the next: labels and logits are not shifted against each other"
+                "FED227 at step 4: of 44 tokens in the loss of the first batch, it asks at 44 for the very token that "
+                "the model read there, and at 0 for the next: labels and logits are not shifted against each other"
             ),
         ),
         (ended(12, {11}), {"loss": shifted}, None),
@@ -122,8 +122,8 @@ ONES = torch.ones(12, dtype=torch.int64)
             ended(12, {11}),
             {"grown": {}},
             (
-                "FED228 at step 4: all 8 rows of the first batches have a token whose embedding was never trained, and is "
-                "frozen"
+                "FED228 at step 4: all 8 rows of the first batches have a token whose embedding was never trained, and "
+                "is frozen"
             ),
         ),
         (ended(12, {11}), {"grown": {"modules_to_save": ["embed_tokens", "lm_head"]}}, None),
