@@ -22,6 +22,7 @@ from gradience.configs.training import STATE_NAME
 from gradience.errors import OutputError, RecorderError, few
 from gradience.importers.events import EventTally, RunEvents, arrange
 from gradience.importers.files import SourceRun, add_settings, is_folder, refuse_summary, require_file, sha256_of
+from gradience.importers.loops import EXAMPLE
 from gradience.importers.sources import (
     TABLES,
     WITHOUT_SETTINGS,
@@ -47,7 +48,7 @@ LOG_NAME: Final = "run.jsonl"
 MAX_SKIPPED: Final = 100  # skipped rows listed; all are counted
 
 _ADVICE: Final = (
-    "give a run's output folder, a trainer_state.json, or a log; of lines of your own make a CSV of step and loss"
+    f"give a run's output folder, a trainer_state.json, or a log; lines of your own are read as {EXAMPLE} prints them"
 )
 _SHOWN: Final = 10
 _SHORT: Final = 8  # characters of a run's id
