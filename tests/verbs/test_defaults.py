@@ -17,7 +17,7 @@ from gradience.ranges import VerbOptions
 
 RECORDS: dict[str, dict[str, Any]] = {  # of options, and what their fields are unless told otherwise
     "AuditOptions": {"intruder_k": 10, "intruder_eps": 0.5, "norms_cache": True},
-    "BenchOptions": {"tolerance": "1%", "seeds": 3, "timeout": 3600.0},
+    "BenchOptions": {"tolerance": "1%", "timeout": 3600.0},
     "CheckOptions": {},
     "ConvertOptions": {"to": "peft"},
     "DataOptions": {"samples": 10000},
