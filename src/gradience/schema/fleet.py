@@ -10,7 +10,7 @@ from gradience.schema import Json, NonNegativeInt, about
 from gradience.schema.document import Report
 
 FLEET_SCHEMA_ID: Final = "gradience.fleet/v1"
-FLEET_AUDIT_SCHEMA_ID: Final = "gradience.fleet-audit/v2"
+FLEET_AUDIT_SCHEMA_ID: Final = "gradience.fleet-audit/v3"
 FLEET_SHOW_SCHEMA_ID: Final = "gradience.fleet-show/v2"
 QUERY_SCHEMA_ID: Final = "gradience.query/v2"
 
@@ -117,10 +117,9 @@ class FindingRow(msgspec.Struct, kw_only=True, frozen=True):
 class FleetAuditReport(Report, kw_only=True, frozen=True):
     """The result of `gradience fleet audit`: how many adapters were read, kept and removed."""
 
-    schema: Literal["gradience.fleet-audit/v2"]
+    schema: Literal["gradience.fleet-audit/v3"]
     out: Annotated[str, about("Folder of the fleet.")]
-    engine: str
-    workers: Annotated[NonNegativeInt, about("Processes, or tasks at once.")]
+    workers: Annotated[NonNegativeInt, about("Processes.")]
     found: Annotated[NonNegativeInt, about("Adapters found below the roots.")]
     audited: Annotated[NonNegativeInt, about("Adapters read in this call.")]
     unchanged: Annotated[

@@ -5,7 +5,7 @@ from __future__ import annotations
 import shlex
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Annotated, Final, Literal, TypeVar
+from typing import Annotated, Final, TypeVar
 
 from cyclopts import Parameter
 from cyclopts.types import PositiveInt
@@ -20,7 +20,6 @@ from gradience.schema.reports import SourceLocation
 from gradience.verbs.fleet import view as words
 from gradience.verbs.fleet.results import DEFAULT_RESULT, ResultOptions, answer, rate_on_stderr
 
-Engine = Literal["local", "ray"]
 _EVERY: Final = 1 << 40
 _ReportT = TypeVar("_ReportT", bound=Report)
 
@@ -30,29 +29,23 @@ def audit(
     out: Path | None = None,
     list: Path | None = None,  # noqa: A002  # the option's name
     base: opt.Base = None,
-    engine: Engine = "local",
     workers: PositiveInt | None = None,
-    address: str | None = None,
     gate: opt.Gate = opt.DEFAULT_GATE,
 ) -> int:
-    """Audit every adapter below some folders or URLs, and keep the numbers as Parquet.
+    """Audit every adapter below some folders, and keep the numbers as Parquet.
 
     A second call reads only what changed. One that was killed is taken up where it was.
 
     Parameters
     ----------
     roots:
-        Folders, weights files, or fsspec URLs (s3://, gs://, hf://).
+        Folders or weights files.
     out:
         The fleet's folder: written, or brought up to date.
     list:
-        A file with one further path or URL on each line.
-    engine:
-        local: worker processes of this machine. ray: tasks of a Ray cluster (in the clone: pip install -e '.[ray]').
+        A file with one further path on each line.
     workers:
-        How many processes, or tasks at once. Default: one for each core.
-    address:
-        Of a Ray cluster, or auto. Default: a new one on this machine alone.
+        How many processes. Default: one for each core.
     """
     if not roots and list is None:
         raise AdapterError("no folder to look in", advice="give folders with adapters below, or --list FILE")
@@ -67,9 +60,7 @@ def audit(
         out=out,
         listed=() if list is None else read_list(list),
         base=base,
-        engine=engine,
         workers=workers,
-        address=address,
         progress=rate_on_stderr("fleet"),
     )
     unread = report.errors + report.crashed
