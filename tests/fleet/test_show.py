@@ -20,8 +20,6 @@ from gradience.spectral.grams import DIMENSIONS, Sketch
 from gradience.tables import encoded
 from gradience.tables.query import FLEET
 from gradience.tables.store import Store
-from gradience.verbs.audit.run import audit_adapter
-from gradience.verbs.audit.standing import with_standing
 from gradience.verbs.fleet import show as comparing
 from gradience.verbs.fleet.show import (
     Load,
@@ -99,16 +97,6 @@ def test_a_shape_is_strange_where_over_half_of_two_or_more_have_another(tmp_path
     assert len(found) == named
     if named and usual > other:
         assert (found[0].shape, found[0].usual, found[0].usual_adapters) == ([16, 4], [8, 4], usual)
-
-
-@pytest.mark.parametrize(("others", "few"), [(19, True), (20, False)])
-def test_under_twenty_others_are_few_to_compare_with(tmp_path, others, few):
-    place = stored(tmp_path / "f", *[({}, [{"r": 4, "stable_rank": 1.0 + n}]) for n in range(others)])
-    found = with_standing(audit_adapter(peft(tmp_path / "own")), place).standing
-    assert [(one.measure, one.n, 0.0 < one.percentile < 100.0) for one in found.percentiles] == [
-        ("stable_rank", others, True)
-    ]
-    assert found.notes == ([f"few to compare with: n = {others}"] if few else [])
 
 
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs pipes")

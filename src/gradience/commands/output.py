@@ -124,6 +124,7 @@ _BOUNDS: Final = {">=": "at least", ">": "above", "<=": "at most", "<": "below"}
 _GONE: Final = {  # options of earlier versions, and what does the same
     "--announce": "give --format github or --json, and pipe it; a callback takes announce=",
     "--address": "leave it out: processes of this machine carry it out",
+    "--against": "ask the fleet: gradience fleet query FLEET SQL",
     "--engine": "leave it out: processes of this machine carry it out",
     "--write-clean": "leave the rows out that the findings name: --json has their numbers",
     "--merged": "give the merged model first: gradience verify MERGED --adapter ADAPTER --base MODEL",

@@ -168,7 +168,7 @@ class BaseReport(msgspec.Struct, kw_only=True, frozen=True, omit_defaults=True):
     notes: list[str] = []
 
 
-AUDIT_SCHEMA_ID: Final = "gradience.audit/v2"
+AUDIT_SCHEMA_ID: Final = "gradience.audit/v3"
 
 ModuleType = Annotated[str, about("`attn`, `mlp`, `ssm`, `embedding` or `other`.")]
 StableRank = Annotated[float, Meta(ge=0.0, description="sum(sigma^2) / sigma_1^2; null for a zero update.")]
@@ -358,25 +358,6 @@ class NotAnalysed(msgspec.Struct, kw_only=True, frozen=True):
     cause: LeftoverReason | None = None
 
 
-class Percentile(msgspec.Struct, kw_only=True, frozen=True):
-    """One number of an adapter, ranked among healthy adapters with modules of the same rank and type."""
-
-    measure: Annotated[str, about("A field of the modules, such as `utilization`.")]
-    module_type: ModuleType
-    r: Rank
-    value: Annotated[float, about("Mean over the adapter's modules of this type and rank.")]
-    percentile: Annotated[float, Meta(ge=0.0, le=100.0, description="Per cent of the others below it, ties by half.")]
-    n: Annotated[NonNegativeInt, about("Adapters compared with; adapters of equal content count once.")]
-
-
-class Standing(msgspec.Struct, kw_only=True, frozen=True):
-    """The percentiles of an adapter among the healthy adapters of a fleet."""
-
-    fleet: str
-    percentiles: list[Percentile] = []
-    notes: list[str] = []
-
-
 class Beside(msgspec.Struct, kw_only=True, frozen=True):
     """What the next command is filled in with; null: the command has a word in capitals, to be replaced."""
 
@@ -388,7 +369,7 @@ class Beside(msgspec.Struct, kw_only=True, frozen=True):
 class AuditReport(Report, kw_only=True, frozen=True):
     """The audit of one adapter, as `gradience audit --json` prints it."""
 
-    schema: Literal["gradience.audit/v2"]
+    schema: Literal["gradience.audit/v3"]
     peft_dir: Annotated[str, about("The adapter's path, as given.")]
     config_path: str | None = None
     weights_path: Annotated[str, about("Weights file as given; any further files are in `weights_paths`.")]
@@ -424,7 +405,6 @@ class AuditReport(Report, kw_only=True, frozen=True):
     unmatched_patterns: Annotated[list[str], about("Keys of rank_pattern and alpha_pattern that match no module.")] = []
     base: BaseReport | None = None
     beside: Beside = Beside()
-    standing: Annotated[Standing, about("Percentiles within a fleet, with --against FLEET.")] | None = None
     modules: list[ModuleAudit] = []
     layers: Annotated[list[LayerSummary], about("Adapted layers, in their order.")] = []
     ledger: Annotated[list[LedgerEntry], about("Tensors of the file by role, most bytes first.")] = []

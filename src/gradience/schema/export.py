@@ -118,7 +118,7 @@ REPORTS: Final[dict[SchemaName, type[msgspec.Struct]]] = {
 }
 _VERSIONS: Final[dict[SchemaName, int]] = {  # the others are at 2
     **dict.fromkeys(
-        ("bench", "check", "diagnose", "drift", "fleet-audit", "merge-check", "preflight", "verify-served"), 3
+        ("audit", "bench", "check", "diagnose", "drift", "fleet-audit", "merge-check", "preflight", "verify-served"), 3
     )
 }
 SCHEMAS: Final[dict[SchemaName, str]] = {

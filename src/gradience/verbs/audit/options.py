@@ -31,8 +31,6 @@ class AuditOptions(VerbOptions):
         A vector that overlaps less than this with each singular vector of W is an intruder.
     norms_cache:
         Keep norms of base weights in the user's cache folder until the base's files change.
-    against:
-        A fleet (see gradience fleet audit): where this adapter stands among its healthy ones, in percentiles.
     optimizer:
         The optimizer that trained it, such as muon, if no training arguments lie beside the adapter.
     seed:
@@ -46,7 +44,6 @@ class AuditOptions(VerbOptions):
     intruder_k: Annotated[Count, LIBRARY_ONLY] = 10
     intruder_eps: Annotated[Share, LIBRARY_ONLY] = 0.5
     norms_cache: Annotated[bool, SELDOM, Parameter(name="--cache", negative="--no-cache", show_default=True)] = True
-    against: Path | None = None
     optimizer: Annotated[str | None, SELDOM] = None
     seed: Seed = 0
 
@@ -67,6 +64,5 @@ class AuditKeywords(TypedDict, total=False):
     intruder_k: int
     intruder_eps: float
     norms_cache: bool
-    against: PathLike | None
     optimizer: str | None
     seed: int
