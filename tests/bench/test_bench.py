@@ -367,7 +367,7 @@ def test_a_key_in_a_command_is_in_no_file_of_the_folder(classifier, tmp_path, ca
 
 def test_a_command_that_names_its_seed_is_run_with_several(classifier, tmp_path):
     program = shlex.join([sys.executable, "-c", "import sys; print(sys.argv[2])"])
-    options = BenchOptions(metric=f"{program} {{adapter}} {{seed}}", seed=5, seeds=2)
+    options = BenchOptions(metric=f"{program} {{adapter}} {{seed}}", seed=5, seeds=2, base="someone/large-model")
     report = bench_adapter(classifier.adapter, tmp_path / "out", candidates=[], options=options)
     assert (report.metric.unit, report.tasks[0].n, report.tasks[0].score) == ("seed", 2, 5.5)
     with pytest.raises(GradienceError, match="lm-eval needs --base"):
