@@ -28,8 +28,11 @@ def understood(given: dict[str, Any]) -> list[str]:
             LORA | {"use_rslora": True, "use_dora": True, "lora_dropout": 0.1, "bias": "all", "init": "pissa"},
             ["Adapter:    rsLoRA+DoRA  r=4 alpha=6 scaling=3 dropout=0.1 bias=all init=pissa", TARGETS, RATE, EARLY],
         ),
-        (LORA | {"task": "sst2"}, ["Task:       sst2 (classification, by task sst2)", "Adapter:    LoRA  r=4 alpha=6 scaling=1.5",
-         TARGETS, RATE, "Early step: 6.0e-04 (scaling x r x lr; shipped recipes for supervised training 3e-3 to 1e-2)"]),
+        (
+            {"task": "sst2"} | LORA,
+            ["Task:       sst2 (classification, by task sst2)", "Adapter:    LoRA  r=4 alpha=6 scaling=1.5", TARGETS,
+             RATE, "Early step: 6.0e-04 (scaling x r x lr; shipped recipes for supervised training 3e-3 to 1e-2)"],
+        ),
         ({"peft_type": "IA3"}, ["Adapter:    IA3: recognised; the rules about LoRA do not apply", RATE]),
         (BARE | {"target_modules": None}, [NO_ALPHA, "Targets:    PEFT's default (target_modules is null)", RATE]),
         (BARE | {"target_modules": "all-linear"}, [NO_ALPHA, "Targets:    all-linear", RATE]),

@@ -17,11 +17,11 @@ HEAD = """
 one: LORA  r=4  scaling=2.5..3  3 modules  norm(dW)=43.1
 two: LORA  r=2..3  scaling=2.887..4.243  3 modules  norm(dW)=46.16
 Configs differ in 4 fields:
-  alpha_pattern: {"layers.1.v_proj":5}  |  {"layers.0.up_proj":5}
+  alpha_pattern: {"layers.1.v_proj": 5}  |  {"layers.0.up_proj": 5}
   r: 4  |  3
-  rank_pattern: null  |  {"layers.0.q_proj":2}
-  target_modules: ["layers.0.up_proj","layers.1.q_proj","layers.1.v_proj"]  |  ["layers.0.q_proj","layers.0.up_proj",\
-"layers.1.q_proj"]
+  rank_pattern: null  |  {"layers.0.q_proj": 2}
+  target_modules: ["layers.0.up_proj", "layers.1.q_proj", "layers.1.v_proj"]  |  ["layers.0.q_proj", \
+"layers.0.up_proj", "layers.1.q_proj"]
 
 one -> two (2 modules in both):
   Whole update: cosine 0.020, norm ratio 1.07, change 145.1% of the first's norm

@@ -171,10 +171,21 @@ def test_two_jobs_on_one_fleet_refuse_each_other(collection, fleet, tmp_path):
         audit_fleet(collection, out=mine, workers=1)
 
 
-def test_a_folder_of_something_else_is_left_alone(tmp_path):
+def test_a_folder_without_adapters_makes_no_fleet(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    Path("empty").mkdir()
+    assert main(["fleet", "audit", "empty", "--out", "fleet"]) == 2
+    assert capsys.readouterr().err == (
+        "gradience: no adapter below empty (looked for adapter_config.json, and adapter_model.safetensors, "
+        "adapters.safetensors, adapter_model.bin, adapter_model.pt or other tensors of an adapter)\n"
+    )
+    assert not Path("fleet").exists()
+
+
+def test_a_folder_of_something_else_is_left_alone(collection, tmp_path):
     (tmp_path / "mine.txt").write_text("x")
     with pytest.raises(OutputError, match="holds something else"):
-        audit_fleet(tmp_path, out=tmp_path)
+        audit_fleet(collection, out=tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["mine.txt"]
     (tmp_path / "mine.txt").rename(tmp_path / "fleet.json")
     with pytest.raises(GradienceError, match="cannot read"):

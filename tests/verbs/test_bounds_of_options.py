@@ -73,8 +73,8 @@ def test_a_resize_takes_a_record_and_single_options_which_win_over_it(places):
         (lambda: g.diagnose("missing", gap_threshold=0.0), "--gap-threshold is 0.0, expected above 0"),
         (lambda: g.convert_adapter("missing", rank=10**400), f"--rank is 1{'0' * 39}, expected a finite number"),
         (
-            lambda: g.bench_adapter("missing", "out", options=g.BenchOptions(seeds=0)),
-            "--seeds is 0, expected a whole number from 1",
+            lambda: g.bench_adapter("missing", "out", options=g.BenchOptions(seed=-1)),
+            "--seed is -1, expected a whole number from 0",
         ),
         (lambda: g.bench_merge([], "out", options=g.BenchOptions(timeout=0)), "--timeout is 0, expected above 0"),
         (

@@ -17,7 +17,7 @@ from gradience.ranges import VerbOptions
 
 RECORDS: dict[str, dict[str, Any]] = {  # of options, and what their fields are unless told otherwise
     "AuditOptions": {"intruder_k": 10, "intruder_eps": 0.5, "norms_cache": True},
-    "BenchOptions": {"tolerance": "1%", "seeds": 3, "timeout": 3600.0},
+    "BenchOptions": {"tolerance": "1%", "timeout": 3600.0},
     "CheckOptions": {},
     "ConvertOptions": {"to": "peft"},
     "DataOptions": {"samples": 10000},
@@ -30,6 +30,7 @@ RECORDS: dict[str, dict[str, Any]] = {  # of options, and what their fields are 
 }
 FUNCTIONS: dict[str, dict[str, Any]] = {  # beside their records of options
     "audit_arrays": {"scale": 1.0},
+    "audit_pytree": {"scale": 1.0},
     "bench_merge": {"methods": ("linear", "svd", "ties"), "weights": (None,)},
     "json_schema": {"name": "telemetry"},
     "monitor_run": {"gap_threshold": 1.5},

@@ -234,20 +234,21 @@ def _run(tokens: list[str]) -> int:
     from gradience.commands.output import KeptConsole, emit  # the same
 
     tokens = _SHORT.get(tokens[0], tokens) if len(tokens) == 1 else tokens
-    if len(tokens) == 1 and _is_place(tokens[0]):
-        from gradience.cli.here import here  # as late as a command's module
-
-        return here(Path(tokens[0]))
-    if tokens and tokens[0] in _GONE:
-        return refused(f"{tokens[0]} is gone", f"give '{_GONE[tokens[0]]}'")
-    app = build_app(*tokens[:2])
-    kept = KeptConsole() if not tokens or _asks_for_help(tokens) else None
-    console = None if kept is None else kept.console
+    is_help = not tokens or _asks_for_help(tokens)
     context = copy_context()  # in which the width of the page ends with the command
-    if kept is None and sys.stdout.isatty():
+    if not is_help and sys.stdout.isatty():
         from gradience.blocks.text import fit_terminal  # as late as a command's module
 
         context.run(fit_terminal, shutil.get_terminal_size().columns)
+    if len(tokens) == 1 and _is_place(tokens[0]):
+        from gradience.cli.here import here  # as late as a command's module
+
+        return context.run(here, Path(tokens[0]))
+    if tokens and tokens[0] in _GONE:
+        return refused(f"{tokens[0]} is gone", f"give '{_GONE[tokens[0]]}'")
+    app = build_app(*tokens[:2])
+    kept = KeptConsole() if is_help else None
+    console = None if kept is None else kept.console
     try:
         result = context.run(app, tokens, console=console, exit_on_error=False, print_error=False)
     except CycloptsError as error:

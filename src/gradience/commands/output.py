@@ -131,6 +131,8 @@ _GONE: Final = {  # options of earlier versions, and what does the same
     "--prompts": "give --data",
     "--calibrate": "give --calibration-data",
     "--top": "give --verbose",
+    "--retrain": "train the adapter, and give its folder: --candidates adapter:FOLDER",
+    "--seeds": "let the command print the mean of each example over its seeds",
     "--rel-error": "give --energy 1 - x^2",
     "--max-params": "give --max-mb",
     "--peft-dir": "give the adapter's folder without it",

@@ -119,7 +119,9 @@ REPORTS: Final[dict[SchemaName, type[msgspec.Struct]]] = {
     "preflight": PreflightReport,
 }
 _VERSIONS: Final[dict[SchemaName, int]] = {  # the others are at 2
-    **dict.fromkeys(("check", "diagnose", "drift", "fleet-audit", "merge-check", "preflight", "verify-served"), 3)
+    **dict.fromkeys(
+        ("bench", "check", "diagnose", "drift", "fleet-audit", "merge-check", "preflight", "verify-served"), 3
+    )
 }
 SCHEMAS: Final[dict[SchemaName, str]] = {
     "telemetry": "telemetry-v1",

@@ -440,9 +440,9 @@ def _headers(data: DataReport) -> Iterator[Observation]:
 
     Why: Files were joined with their first lines: the names are trained on as text, and as a class of their own.
     Scope: rows whose columns are text
-    Action: remove these rows
+    Action: join the files without their first lines
     Verify: the rows of these numbers
-    Source: definition -- a row of its columns' names is no example of anything
+    Source: arithmetic -- the name of the label's column is one class more than there are
     """
     return seen_in(data, data.rows_with("header"), "hold the names of their columns")
 

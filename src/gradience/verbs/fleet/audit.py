@@ -15,11 +15,11 @@ from typing import Final, NamedTuple
 
 import msgspec
 
-from gradience.adapters.files import CONFIG_NAME, AdapterFiles, find_files
+from gradience.adapters.files import CONFIG_NAME, WEIGHT_NAMES, AdapterFiles, find_files
 from gradience.adapters.layout import Adapter
 from gradience.adapters.open import Buffer, Bytes, Layouts, open_adapter
 from gradience.device import prepare_jax
-from gradience.errors import ConfigError, GradienceError, MissingPackageError, require, said
+from gradience.errors import AdapterError, ConfigError, GradienceError, MissingPackageError, few, require, said
 from gradience.folder import Documents, OpenAdapter
 from gradience.io import PathLike
 from gradience.io.reading import open_regular, real_path
@@ -35,6 +35,7 @@ from gradience.verbs.fleet.workers import Done, carried_out
 
 _CHUNK: Final = 1 << 20
 _ENDING: Final = ".safetensors"
+_SOUGHT: Final = f"looked for {CONFIG_NAME}, and {few(WEIGHT_NAMES, 9)} or other tensors of an adapter"
 _MOST_HELD: Final = 1 << 26  # most bytes of a file that a worker reads whole
 
 SAME: Final = b""
@@ -66,7 +67,7 @@ def audit_fleet(
         progress: called after each adapter.
 
     Raises:
-        AdapterError: a root is missing.
+        AdapterError: a root is missing, or there is no adapter and never was one.
         GradienceError: a package is missing, or the folder holds something else.
         OutputError: another job is writing the fleet, or it cannot be written.
     """
@@ -74,6 +75,10 @@ def audit_fleet(
     start = time.monotonic()
     count = workers or cores()
     store = Store(Path(out), FLEET)
+    listed = tuple(listed)
+    if not store.parts and next(find_adapters(roots, listed), None) is None:
+        where = few([os.fspath(root) for root in roots], 3) or "the listed places"
+        raise AdapterError(f"no adapter below {where}", advice=_SOUGHT)
     with store.writing() as writer:
         known, rules = known_rows(store), rules_version(base)
         adapters = find_adapters(roots, listed, known=known.keys())
