@@ -123,14 +123,15 @@ _BOUNDS: Final = {">=": "at least", ">": "above", "<=": "at most", "<": "below"}
 
 _GONE: Final = {  # options of earlier versions, and what does the same
     "--announce": "give --format github or --json, and pipe it; a callback takes announce=",
-    "--address": "give several --list FILE their parts, each with its own --out",
-    "--engine": "leave it out: worker processes of this machine carry it out",
+    "--address": "leave it out: processes of this machine carry it out",
+    "--engine": "leave it out: processes of this machine carry it out",
     "--write-clean": "leave the rows out that the findings name: --json has their numbers",
     "--merged": "give the merged model first: gradience verify MERGED --adapter ADAPTER --base MODEL",
     "--texts": "give --data",
     "--prompts": "give --data",
     "--calibrate": "give --calibration-data",
     "--top": "give --verbose",
+    "--html": "give --csv or --json; gradience report writes the page of one run",
     "--retrain": "train the adapter, and give its folder: --candidates adapter:FOLDER",
     "--seeds": "let the command print the mean of each example over its seeds",
     "--rel-error": "give --energy 1 - x^2",

@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING, Final, NamedTuple, TypeAlias
 import msgspec
 
 from gradience.adapters.groups import grouped
-from gradience.adapters.traits import start_of
 from gradience.blocks import counted
 from gradience.configs.commands import fill, known_of, said
 from gradience.configs.families import plain_name
@@ -29,10 +28,10 @@ from gradience.rules.config.serving import (
     ENGINES,
     FACTS,
     FEATURES,
-    MISREAD,
     TRAIN_WITHOUT,
     Engine,
     Processes,
+    base_unknown,
     engine_of,
     mend_of_shared,
     room_for,
@@ -51,7 +50,7 @@ if TYPE_CHECKING:
 _PLANNED: Final = "verdict in ('trained', 'near_untrained', 'partial', 'not_analysed')"
 _MOST_SLOTS: Final = 8  # SGLang's default of max_loras_per_batch; what a user's traffic needs is not known
 _BYTES: Final = 2  # bytes per number: servers hold adapters in 16 bits
-_OF_THE_BASE: Final = {"new_rows": "new tokens", "prefix": "prefixes of names", "base": "the base's type"}
+_OF_THE_BASE: Final = {"new_rows": "new tokens", "prefix": "prefixes of names"}
 """Features that show only beside the base."""
 _TO_PEFT: Final = ("gradience convert ADAPTER --to peft --out NEW",)
 
@@ -135,7 +134,9 @@ def _kind(settings: str | None, around: CheckContext) -> Kind | None:  # its key
     findings: dict[str, list[Finding]] = {}
     for item in judge(EFFECT_RULES, facts).told:
         findings.setdefault(str(item.values["engine"]), []).append(item)
-    unknown = {name: [FEATURES[one].name for one in unknown_features(name, facts)] for name in around.engines}
+    unknown = {name: unknown_features(name, facts) for name in around.engines}
+    for name in around.engines:
+        unknown[name] += ["a base of a type that is not known"] if base_unknown(name, facts) else []
     return Kind(config, findings, unknown)
 
 
@@ -177,9 +178,6 @@ def _plan(
     )
 
 
-_CHANGED: Final = (
-    "huggingface/peft@v0.21.2, src/peft/tuners/lora/layer.py: pissa_init and its like set the base's weight"
-)
 _NO_SETTINGS: Final = "not judged: no settings beside the weights"
 _AUDIT: Final = "put its adapter_config.json beside the weights, and audit the fleet again"
 
@@ -223,10 +221,6 @@ def _reasons(engine: Engine, one: Candidate, kind: Kind | None) -> Iterator[_Rea
     if kind is None:
         yield _Reason("", _NO_SETTINGS, action=_AUDIT)
         return
-    init = kind.config.lora.init
-    if start_of(init).changes_base:
-        text = f"init_lora_weights={init} changed the base that it was trained on, and {name} has the published one"
-        yield _Reason(MISREAD, text, _CHANGED, commands=(f"{_TO_PEFT[0]} --base MODEL",))
 
 
 def _reason(item: Finding) -> _Reason:

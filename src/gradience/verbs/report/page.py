@@ -62,8 +62,10 @@ _NONE: Final = "None of the checks that ran has found anything. Those that could
 def report_html(story: Story) -> str:
     """The page of a run as HTML. The same sources give the same bytes."""
     from gradience.blocks.html.pieces import page_html  # matplotlib
-    from gradience.verbs.report import weights  # the same
-    from gradience.verbs.runs import curves
+    from gradience.verbs.report import (
+        curves,
+        weights,  # the same
+    )
 
     report, run = story.diagnosis, story.series
     losses = curves.LossFigures(None, None) if run is None else curves.loss_figures(run, report.findings)
