@@ -16,7 +16,6 @@ from safetensors.numpy import load_file, save_file
 from tables import every
 
 from gradience import check_config
-from gradience.adapters.groups import grouped, on_tied_base
 from gradience.cli.main import main
 from gradience.rules.config.serving import FACTS, held
 from gradience.verbs.check.run import facts_to_serve
@@ -39,39 +38,6 @@ def save(folder: Path, sizes: dict[str, float], **config: object) -> Path:
     stated = {"peft_type": "LORA", "r": 1, "lora_alpha": 2, "target_modules": ["q_proj", "qkv"], **config}
     (folder / "adapter_config.json").write_text(json.dumps(stated))
     return folder
-
-
-def test_each_tensor_is_of_one_group() -> None:
-    names = [
-        f"{ATTENTION}.lora_A.weight",
-        f"{ATTENTION}.lora_B.weight",
-        f"{TOWER}.lora_A.weight",
-        f"{EXPERTS}.base_layer.lora_A.weight",
-        f"{EXPERTS}.lora_B.weight",
-        f"{EXPERTS}.3.up_proj.lora_A.weight",
-        "base_model.model.lm_head.lora_A.weight",
-        "base_model.model.model.embed_tokens.lora_embedding_A",
-        f"{ATTENTION}.lora_magnitude_vector",
-        f"{ATTENTION}.lora_B.bias",
-        "base_model.model.model.layers.0.q.base_layer.bias",
-        "base_model.model.model.embed_tokens.base_layer.weight",
-        "base_model.model.model.embed_tokens.token_adapter.trainable_tokens_delta",
-        "base_model.model.score.weight",
-    ]
-    here = ATTENTION.removeprefix("base_model.model.")
-    assert grouped(names) == {
-        "language": [here],
-        "tower": ["model.visual.blocks.0.attn.qkv"],
-        "expert_parameters": ["model.layers.0.mlp.experts.base_layer", "model.layers.0.mlp.experts"],
-        "experts": ["model.layers.0.mlp.experts.3.up_proj"],
-        "head": ["lm_head"],
-        "embedding": ["model.embed_tokens"],
-        "magnitudes": [here],
-        "biases": [here, "model.layers.0.q.base_layer"],
-        "copies": ["model.embed_tokens.base_layer"],
-        "token_rows": ["model.embed_tokens.token_adapter"],
-        "whole": ["score"],
-    }
 
 
 def test_a_tower_that_vllm_leaves_out_is_told_with_its_share_of_the_energy(tmp_path: Path) -> None:
@@ -155,15 +121,6 @@ def test_a_head_tied_to_the_embedding_is_told_from_one_that_is_not(stated, group
     heads = [fate for fate in report.serving if "head" in fate.group]
     assert {fate.group for fate in heads} == {group}
     assert {fate.engine: fate.fate for fate in heads} == dict(zip(ENGINES, fates, strict=True))
-
-
-def test_a_saved_head_of_a_tied_base_is_a_group_of_its_own() -> None:
-    assert on_tied_base({"whole": ["lm_head", "score"], "head": ["a.lm_head"], "language": ["q"]}) == {
-        "whole": ["score"],
-        "language": ["q"],
-        "tied_head": ["a.lm_head"],
-        "tied_whole": ["lm_head"],
-    }
 
 
 UP = "base_model.model.model.layers.0.mlp.up_proj"

@@ -238,7 +238,7 @@ def _events_by_split(run: RunSeries) -> dict[str, list[Eval]]:
 def _best(events: Sequence[Eval]) -> tuple[float | None, int | None]:
     """The lowest finite loss with its step; (None, None) without one."""
     losses = [(as_float(e.metrics.loss), e.step) for e in events if e.metrics.loss is not None]
-    return min((pair for pair in losses if math.isfinite(pair[0])), key=lambda pair: pair[0], default=(None, None))
+    return min((pair for pair in losses if math.isfinite(pair[0])), default=(None, None))
 
 
 def _checkpoints(report: DiagnoseReport) -> Table:
