@@ -16,7 +16,7 @@ from gradience.cli.main import BELOW, COMMANDS, GROUPS
 from gradience.ranges import VerbOptions
 
 RECORDS: dict[str, dict[str, Any]] = {  # of options, and what their fields are unless told otherwise
-    "AuditOptions": {"norms_cache": True},
+    "AuditOptions": {"intruder_k": 10, "intruder_eps": 0.5, "norms_cache": True},
     "BenchOptions": {"tolerance": "1%", "timeout": 3600.0},
     "CheckOptions": {},
     "ConvertOptions": {"to": "peft"},

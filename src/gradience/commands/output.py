@@ -127,7 +127,6 @@ _GONE: Final = {  # options of earlier versions, and what does the same
     "--against": "ask the fleet: gradience fleet query FLEET SQL",
     "--engine": "leave it out: processes of this machine carry it out",
     "--write-clean": "leave the rows out that the findings name: --json has their numbers",
-    "--intruders": "PEFT has reduce_intruder_dimension; gradience bench measures outputs",
     "--merged": "give the merged model first: gradience verify MERGED --adapter ADAPTER --base MODEL",
     "--texts": "give --data",
     "--prompts": "give --data",

@@ -63,7 +63,7 @@ def audit_adapter(
     Raises:
         ConfigError: an id is not known, or the settings cannot be read.
         AdapterError: files are missing, damaged or of another format.
-        OptionError: an option is out of its range.
+        OptionError: an option is out of its range, or intruders are asked for without a base.
         TypeError: no option has such a name.
 
     >>> audit_adapter("runs/toy/peft").summary.stable_rank_mean  # doctest: +SKIP
