@@ -43,7 +43,7 @@ OF_COMMANDS: dict[str, dict[str, Any]] = {  # beside the library's records
     "bench merge": {"method": "linear,svd,ties"},
     "compare": {"device": "auto", "top": 5},
     "fleet show": {"top": 10},
-    "runs": {"limit": 20, "sort": "path"},
+    "runs": {"metric": "train/loss"},
     "runs best": {"limit": 5},
     "schema": {"name": "telemetry"},
     "validate": {"max_issues": 100},

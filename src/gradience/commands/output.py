@@ -132,7 +132,6 @@ _GONE: Final = {  # options of earlier versions, and what does the same
     "--prompts": "give --data",
     "--calibrate": "give --calibration-data",
     "--top": "give --verbose",
-    "--html": "give --csv or --json; gradience report writes the page of one run",
     "--retrain": "train the adapter, and give its folder: --candidates adapter:FOLDER",
     "--seeds": "let the command print the mean of each example over its seeds",
     "--rel-error": "give --energy 1 - x^2",
