@@ -30,7 +30,6 @@ RECORDS: dict[str, dict[str, Any]] = {  # of options, and what their fields are 
 }
 FUNCTIONS: dict[str, dict[str, Any]] = {  # beside their records of options
     "audit_arrays": {"scale": 1.0},
-    "audit_pytree": {"scale": 1.0},
     "bench_merge": {"methods": ("linear", "svd", "ties"), "weights": (None,)},
     "json_schema": {"name": "telemetry"},
     "monitor_run": {"gap_threshold": 1.5},

@@ -3,8 +3,9 @@
 To add a format, write a module that ends in a `Format` record (what it matches, how it is read, what it keeps where).
 Put the record into `FORMATS` before any other that would match its files too.
 
-This module also opens files other than safetensors, and never runs code in them. NumPy archives are read as paths to
-arrays and never unpickled. A torch `.bin` is loaded by torch itself, for tensors only; torch is imported only then.
+This module also opens files other than safetensors, and never runs code in them. NumPy archives, which JAX programs save,
+are read as paths to arrays and never unpickled. A torch `.bin` is loaded by torch itself, for tensors only; torch is
+imported only then.
 """
 
 from __future__ import annotations
