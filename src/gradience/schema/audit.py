@@ -374,7 +374,7 @@ class AuditReport(Report, kw_only=True, frozen=True):
     config_path: str | None = None
     weights_path: Annotated[str, about("Weights file as given; any further files are in `weights_paths`.")]
     weights_paths: list[str] = []
-    format: Annotated[str, about("`peft`, `mlx`, `kohya`, `diffusers`, `npz`; `arrays` if in memory.")]
+    format: Annotated[str, about("`peft`, `mlx`, `kohya`, `diffusers`, `npz`, `h5`; `arrays` if in memory.")]
     peft_type: str | None = None
     base_model: str | None = None
     task_type: Annotated[str | None, about("As PEFT's config has it, such as CAUSAL_LM; null if it does not say.")] = (

@@ -12,7 +12,7 @@ from typing import Any, Final, Unpack
 
 import msgspec
 
-from gradience.adapters.formats import NUMPY
+from gradience.adapters.formats import SUFFIXES
 from gradience.errors import GradienceError, RecorderError
 from gradience.folder import Documents, open_run
 from gradience.folder.found import ARCHIVE, weights_alone
@@ -88,7 +88,7 @@ def _opened(path: Path, adapter_config: Path | None, weights: Path | None) -> Do
                 if (run := open_run(path)).weights.path is not None:
                     return run
         archive = path / ARCHIVE if path.is_dir() else path
-        if archive.suffix == NUMPY and archive.is_file():
+        if archive.suffix in SUFFIXES and archive.is_file():
             from gradience.verbs.audit.arrays import open_archive  # few have such files
 
             return Documents.of_adapter(open_archive(archive))
