@@ -202,21 +202,21 @@ JOINS: Final[tuple[Correlation, ...]] = (
         messages=(
             Message(
                 ("log", "disk"),
-                "Overfits from step {from_step} on; the weights here are those of {saved_as}, the best checkpoint on "
+                "Held-out data get worse from step {from_step} on; the weights here are those of {saved_as}, the best checkpoint on "
                 "disk.",
                 action="Keep these weights; next time stop earlier.",
                 severity="info",
             ),
             Message(
                 ("log", "disk"),
-                "Overfits from step {from_step} on; its best checkpoint, of step {restored}, was loaded at the end.",
+                "Held-out data get worse from step {from_step} on; its best checkpoint, of step {restored}, was loaded at the end.",
                 action="Keep the weights saved at the end; next time stop earlier.",
                 severity="info",
             ),
-            Message(("log", "disk"), "Overfits from step {from_step} on; the best checkpoint on disk is {checkpoint}."),
+            Message(("log", "disk"), "Held-out data get worse from step {from_step} on; the best checkpoint on disk is {checkpoint}."),
             Message(
                 ("log", "disk"),
-                "Overfits from step {from_step} on, and no checkpoint of this run from about there can be kept.",
+                "Held-out data get worse from step {from_step} on, and no checkpoint of this run from about there can be kept.",
             ),
         ),
         seen=(
