@@ -170,7 +170,6 @@ def _processor_flags() -> set[str]:
 def coverage(session: nox.Session) -> None:
     """The share of lines and branches that the tests run."""
     _install(session, *ORACLES)
-    # Not in `create_tmp`, which moves TMPDIR: there the paths of ray's sockets are too long, and ray waits for ever
     measured = Path(session.virtualenv.location, "coverage.json")
     slipcover = ["-m", "slipcover", "--source", _where("gradience", session), "--out", str(measured)]
     session.run("python", *slipcover, "-m", "pytest", *PARALLEL, *session.posargs)
@@ -199,7 +198,6 @@ def quick(session: nox.Session) -> None:
 def properties(session: nox.Session) -> None:
     """The laws, with many more examples than the tests take, and the slow tests."""
     _install(session, *ORACLES)
-    _quick_install(session, "ray>=2.50", success_codes=[0, 1])  # 200 MB for one engine of a fleet
     env = {"HYPOTHESIS_PROFILE": "properties", "GRADIENCE_SLOW": "1"}
     session.run("pytest", "tests", *session.posargs, env=env)
 

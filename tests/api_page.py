@@ -20,8 +20,8 @@ _TOP: Final = """\
 # Python API
 
 Every verb is a function that returns a report. A report is a frozen [msgspec](https://jcristharif.com/msgspec/) Struct
-with the content of `--json`. `help(gradience.audit_adapter)` shows a name's docstring; `nox -s docs` builds a site with
-all of them. This page is written by `python tests/api_page.py`; do not edit it.
+with the content of `--json`, and printed the command's text. `help(gradience.audit_adapter)` shows a name's docstring;
+`nox -s docs` builds a site with all of them. `python tests/api_page.py` writes this page.
 """
 _LOOK: Final = "check_config CheckOptions check_data DataOptions monitor_run explain_difference audit_adapter"
 _ACT: Final = "resize_adapter ResizeOptions convert_adapter ConvertOptions compare_adapters merge_check merge_adapters"

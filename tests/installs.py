@@ -33,7 +33,7 @@ NEEDS = {  # the beginnings of modules that need an extra; every install promise
     "gradience.hf.": "hf",
     "gradience.models.": "hf",
     "gradience.blocks.html.": "report",
-    "gradience.verbs.runs.curves": "report",
+    "gradience.verbs.report.curves": "report",
     "gradience.verbs.report.weights": "report",
 }
 OTHERS = {
@@ -43,7 +43,7 @@ OTHERS = {
     "gradience.__main__",
 }  # their program brings them
 # What an extra brings beyond its name: another extra, or pyarrow, here called columns
-HOLDS = {"ray": {"ray", "fleet", "columns"}, "fleet": {"columns"}, "hf": {"columns"}}
+HOLDS = {"fleet": {"columns"}, "hf": {"columns"}}
 
 
 class Call(NamedTuple):
@@ -64,7 +64,6 @@ CALLS = (
     Call("import {tmp}/log.csv --out {tmp}/imported.jsonl"),
     Call("audit --peft-dir {run}/peft --top-wasteful 3"),
     Call("audit {run}/peft --base {tmp}/base"),
-    Call("audit {run}/peft --against {tmp}/fleet", "fleet"),
     Call("diagnose {run}", may_find=True),
     Call("compare {run}/peft {run}/peft"),
     Call("report {run} --out {tmp}/report.md"),
@@ -83,7 +82,6 @@ CALLS = (
     Call("validate {run}/run.jsonl"),
     Call("schema telemetry"),
     Call("fleet audit {run} --out {tmp}/fleet --workers 1", "fleet"),
-    Call("fleet audit {run} --out {tmp}/fleet-ray --engine ray --workers 1", "ray"),
     Call("fleet show {tmp}/fleet", "fleet"),
     Call("fleet query {tmp}/fleet select(1)", "fleet"),
     Call("monitor {run}/run.jsonl {run}/run.jsonl"),
@@ -285,7 +283,7 @@ def _write(path: Path, tensors: dict) -> None:
 def main() -> int:
     """Try the install that is asked for; return 1 if a promise is not kept."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("extra", help="base, hf, data, fleet, ray or report")
+    parser.add_argument("extra", help="base, hf, data, fleet or report")
     parser.add_argument("--hide", action="store_true", help="hide what this install would not bring")
     asked = parser.parse_args()
     extras = {"base", asked.extra, *HOLDS.get(asked.extra, ())}

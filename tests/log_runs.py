@@ -867,6 +867,12 @@ def row_by_row(**asked: int) -> RunFacts:
     return fed(asked=asked, rows_asked=100)
 
 
+def filled(asked: dict[str, int], *, size: int = 2, **counts: int) -> RunFacts:
+    """Of 100 rows, 100 tokens and less each, what they showed; batches of so many rows were asked for."""
+    known = {"rows": 100, "longest": 100, "tokens": 9800, "supervised": 98, **counts}
+    return run(FALL, data={**known, "asked": asked, "rows_asked": 100}, training={"batch_size": size})
+
+
 def fed_same(steps: int, *, other: int = 0, of: int = 0, world: int = 1) -> RunFacts:
     """So many steps that were fed the same rows, in either order, `of` so many; of some steps, one row is another."""
     data = DataWiring(rows=of, world_size=world)
@@ -2440,6 +2446,26 @@ ENTRIES: Final[dict[str, Entry]] = {
         says=[(fed(), "no row of the batches was asked by itself")],
     ),
     "DAT358": Entry(at=[At(lambda n: row_by_row(placeless=n), {0: None, 1: "error"})]),
+    "DAT355": Entry(
+        at=[
+            At(lambda n: fed(asked={"documents_masked": n}, rows_asked=100), {49: None, 50: "warning"}),
+            At(lambda n: filled({"documents_joined": 30, "turns_or_documents": n}), {19: None, 20: "warning"}),
+            At(lambda n: filled({"documents_joined": 50}, tokens=n), {9499: None, 9500: "warning"}, number="tokens"),
+            At(lambda n: filled({"documents_joined": 50}, supervised=n), {9799: "warning", 9800: "?"}),
+            At(lambda n: filled({"documents_joined": 50}, watched=n, tokens=99), {99: None, 100: "warning"}),
+            At(lambda n: filled({"documents_joined": 50}, watched=100, tokens=99, size=n), {1: None, 2: "warning"}),
+        ],
+        says=[(filled({}, supervised=9800), "all tokens of rows of one length are in the loss: text is trained on so")],
+    ),
+    "FED227": Entry(
+        at=[
+            At(lambda n: fed(wanted={"own": n, "next": 3, "of": 100}), {49: None, 50: "error"}),
+            At(lambda n: fed(wanted={"own": 60, "next": n, "of": 100}), {59: "error", 60: None}),
+        ],
+        told=[({"own": 60}, "the loss asks for the token that was read, not for the next")],
+        says=[(fed(), "the gradient of no logits was seen")],
+    ),
+    "FED228": Entry(at=[At(lambda n: row_by_row(untaught_tokens=n), {0: None, 1: "warning"})]),
     "FED226": Entry(
         at=[
             At(fed_same, {7: "?", 8: "error"}),

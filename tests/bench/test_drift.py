@@ -276,7 +276,7 @@ def test_without_own_texts_the_figures_elsewhere_are_the_same_and_no_gain_is_tol
     [
         (["--candidates", "p90"], "--candidates is for a bench with --out FOLDER"),
         (["--metric", "loss"], "--metric is for a bench with --out FOLDER"),
-        (["--seeds", "2"], "--seeds is for a bench with --out FOLDER"),
+        (["--timeout", "2"], "--timeout is for a bench with --out FOLDER"),
         (["--elsewhere", "x.txt", "--out", "o"], "--elsewhere is for a bench without --out"),
         (["--rows", "8", "--out", "o"], "--rows is for a bench without --out"),
         ([], "needs --base"),

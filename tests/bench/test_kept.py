@@ -10,18 +10,18 @@ from tables import every
 from gradience.verbs.bench.evaluators import digest_of_command
 from gradience.verbs.bench.store import Evaluation, opened_store, report_path, slug
 
-FOUND = Evaluation(unit="example", scores=[1.0, 0.5], weights=[1.0, 1.0])
+FOUND = Evaluation(scores=[1.0, 0.5], weights=[1.0, 1.0])
 
 
 @every(
     ("changed", "kept"),
     [
         ({}, True),
-        ({"version": 2}, False),
+        ({"version": 1}, False),
         ({"version": 0}, False),
         ({"of": {"a": 2}}, False),
         *[
-            ({"evaluation": {"unit": "example", "scores": scores, "weights": weights}}, False)
+            ({"evaluation": {"scores": scores, "weights": weights}}, False)
             for scores, weights in (
                 *[([], []), ([1.0], [1.0, 1.0]), ([1.0], [0.0]), ([1.0], [-1.0]), ([1.0], [5e-324]), ([1.0], [1.1e15])],
                 *[([1.1e100], [1.0]), ([1.0, -1e308], [1.0, 1.0])],
@@ -40,7 +40,7 @@ def test_what_is_kept_is_run_again_unless_it_is_whole_and_of_this_version_and_tr
 
 
 def test_scores_of_both_infinities_have_no_mean_and_nothing_is_said_on_stderr(recwarn):
-    assert np.isnan(Evaluation(unit="example", scores=["Infinity", "-Infinity"], weights=[1.0, 1.0]).mean)
+    assert np.isnan(Evaluation(scores=["Infinity", "-Infinity"], weights=[1.0, 1.0]).mean)
     assert not recwarn
 
 

@@ -7,7 +7,7 @@ import re
 from pathlib import Path
 
 import pytest
-from test_judge import evaluation, judged, right
+from test_judge import judged, right
 
 from gradience.cli.main import main
 from gradience.schema.compare import BenchMetric, BenchReport
@@ -19,7 +19,7 @@ def report_of(scores, **options):
     found = judged(scores, **options)
     return BenchReport(
         kind="resize", adapters=["a\x1b[31m"], out="out", metric=BenchMetric(
-            name="accuracy", higher_is_better=True, unit="example"), tolerance="5%", confidence=0.95, seed=0,
+            name="accuracy", higher_is_better=True), tolerance="5%", confidence=0.95, seed=0,
         tasks=found.tasks, candidates=found.candidates, verdict=found.verdict,
     )  # fmt: skip
 
@@ -61,7 +61,7 @@ def test_what_a_merge_loses_is_split_in_dilution_and_the_rest():
     """By hand: .9 - .7 = .2 is lost, of it .9 - .85 = .05 at the weight alone; whole adapters dilute nothing."""
     scores = {"full": right(0.9), "half": right(0.7), "whole": right(0.8), "alone:0.5": right(0.85)}
     roles = {"full": "reference", "alone:0.5": "anchor"}
-    metric = BenchMetric(name="m", higher_is_better=True, unit="example")
+    metric = BenchMetric(name="m", higher_is_better=True)
     found = judge(
         [Contender(name, roles.get(name, "candidate"), Path(name), params=9) for name in scores],
         [Task("held-out", "", "", "full", scores, alone={"half": "alone:0.5", "whole": "full"})],
@@ -77,11 +77,6 @@ def test_what_a_merge_loses_is_split_in_dilution_and_the_rest():
     assert line_of(text, "whole")[1].split() == ["whole", "+0.1", "0", "+0.1"]
     assert "Dilution: what the adapter loses alone" in text
     assert "Dilution" not in bench_text(report_of({"full": right(0.9), "a": right(0.8)}))
-
-
-def test_a_run_of_one_score_has_no_interval():
-    scores = {"full": evaluation([0.9], "seed"), "a": evaluation([0.8], "seed")}
-    assert "+0.1 " in line_of(bench_text(report_of(scores, unit="seed")), "a")[0]
 
 
 def test_the_report_on_a_run_has_the_bench(report, classifier, tmp_path, capsys):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import contextvars
+import json
 import os
 import pty
 import re
@@ -188,16 +189,21 @@ def test_on_a_terminal_and_only_there_a_report_has_colour(tmp_path):
 SCREENS = """
 import sys, termios
 from gradience.cli.main import main
+LONG = "a-run-whose-path-is-as-wide-as-this"
 for columns in map(int, sys.argv[1:]):
     termios.tcsetwinsize(1, (50, columns))
-    for words in (["monitor", "."], ["audit", "peft"], ["diagnose", "."], ["check", "peft"], ["runs", "."]):
-        main(words)
+    for words in ("monitor .", "audit peft", "diagnose .", "check peft", "runs .", "compare peft two/peft", LONG):
+        main(words.split())
     print(end="\\f", flush=True)
 """
 
 
 def test_a_terminal_gets_lines_of_its_width_folded_once(tmp_path):
     shutil.copytree(Path(__file__).parents[1] / "golden" / "readme", tmp_path, dirs_exist_ok=True)
+    shutil.copytree(tmp_path / "peft", tmp_path / "two" / "peft")
+    shutil.copytree(tmp_path / "peft", tmp_path / "a-run-whose-path-is-as-wide-as-this" / "peft")
+    other = json.loads((file := tmp_path / "two" / "peft" / "adapter_config.json").read_text())
+    file.write_text(json.dumps({**other, "target_modules": [f"a_projection_{n}" for n in range(4)]}))
     words, widths = {}, (60, 80, 100, 140)
     shown = shown_by_a_terminal([sys.executable, "-c", SCREENS, *map(str, widths)], 120, tmp_path)
     *screens, rest = re.sub(r"\x1b\[\d+m", "", shown).split("\f")

@@ -9,17 +9,19 @@ from pathlib import Path
 
 from tables import every
 
+from gradience import compare_adapters
 from gradience.cli.main import main
+from gradience.verbs.compare.view import comparison_section
 
 HEAD = """
 one: LORA  r=4  scaling=2.5..3  3 modules  norm(dW)=43.1
 two: LORA  r=2..3  scaling=2.887..4.243  3 modules  norm(dW)=46.16
 Configs differ in 4 fields:
-  alpha_pattern: {"layers.1.v_proj":5}  |  {"layers.0.up_proj":5}
+  alpha_pattern: {"layers.1.v_proj": 5}  |  {"layers.0.up_proj": 5}
   r: 4  |  3
-  rank_pattern: null  |  {"layers.0.q_proj":2}
-  target_modules: ["layers.0.up_proj","layers.1.q_proj","layers.1.v_proj"]  |  ["layers.0.q_proj","layers.0.up_proj",\
-"layers.1.q_proj"]
+  rank_pattern: null  |  {"layers.0.q_proj": 2}
+  target_modules: ["layers.0.up_proj", "layers.1.q_proj", "layers.1.v_proj"]  |  ["layers.0.q_proj", \
+"layers.0.up_proj", "layers.1.q_proj"]
 
 one -> two (2 modules in both):
   Whole update: cosine 0.020, norm ratio 1.07, change 145.1% of the first's norm
@@ -56,3 +58,10 @@ def test_every_line_of_two_unlike_adapters(monkeypatch, capsys, given, modules):
     assert main(["compare", "one", "two", *given]) == 0
     shown = capsys.readouterr().out.split("\n", 3)[3]
     assert shown == f"{HEAD}{modules}{END}".removeprefix("\n")
+
+
+def test_a_page_has_a_part_for_a_comparison_and_none_without():
+    golden = Path(__file__).parent / "golden"
+    (part,) = comparison_section(compare_adapters(golden / "one", golden / "two"))
+    assert (part.name, part.title) == ("compare", "Compared by weights")
+    assert comparison_section(None) == []

@@ -59,6 +59,11 @@ def asks(other: str) -> Callable[[int], str]:
     return lambda i: f"{other} {said(i, 3)}"
 
 
+def third(i: int) -> int:
+    return i - i % 3 + (i + 1) % 3
+
+
+JSON = chat(said, lambda i: f'["m{i}"]')
 CALL = '<tool_call>\n{"name": "find", "arguments": {"q": "rain"}}\n</tool_call>'
 XML = "<tool_call>\n<function=find>rain</function>\n</tool_call>"
 
@@ -201,6 +206,57 @@ XML = "<tool_call>\n<function=find>rain</function>\n</tool_call>"
             "DAT381",
             "1 of 60 answers (1.7 %: 5) begin as JSON, and are none",
         ),
+        (
+            chat(lambda i: f"Give Python's list. {i}", lambda i: (f"['n{i}']", f'["n{i}",')[i % 2]) + JSON,
+            chat(lambda i: f"Give Python's list. {i}", lambda i: (f"['n{i}']", f'["n{i}",')[i % 2]) + JSON[:59],
+            "DAT381",
+            (
+                "30 of 120 answers (25 %: 1, 3, 5, 7, 9, ...) are values as Python prints them; "
+                "30 of 120 answers (25 %: 2, 4, 6, 8, 10, ...) begin as JSON, and are none"
+            ),
+        ),
+        (
+            [*classed(lambda _: 9, lambda i: ("a", "b")[i % 2]), {"text": " Text", "label": "label"}],
+            [*classed(lambda _: 9, lambda i: ("a", "b")[i % 2]), {"text": "text", "label": "a"}],
+            "DAT382",
+            "1 of 61 rows (1.6 %: 61) hold the names of their columns",
+        ),
+        (
+            chat(lambda i: f"Who is name{i:04}?", lambda i: f"So: {replied(i)} name{third(i):04}"),
+            chat(lambda i: f"Who is name{i:04}?", lambda i: f"So: {replied(i)} name{i if i < 3 else third(i):04}"),
+            "DAT378",
+            (
+                "of 60 words that stand in one question and in one answer only, 0 have both in one row: of 40 the "
+                "answer stands 1 row before its question"
+            ),
+        ),
+        (
+            chat(lambda i: f"Who is name{i:04}?", lambda i: f"So: {replied(i)} name{i ^ 1:04} 20{i:02}0"),
+            chat(lambda i: f"What is 20{i:02}0?", lambda i: f"So: {replied(i)} 20{i ^ 1:02}0"),
+            "DAT378",
+            (
+                "of 60 words that stand in one question and in one answer only, 0 have both in one row: the answers "
+                "are those of other rows, unless an answer should have no word of its question"
+            ),
+        ),
+        (
+            chat(said, lambda i: (f"{said(i, 9)}. " * 9)[:180] if i < 20 else replied(i)),
+            chat(said, lambda i: (f"{said(i, 9)}. " * 9)[:180] if i < 19 else replied(i)),
+            "DAT380",
+            (
+                "of 60 answers 20 that differ have 180 characters, none has more, and 20 of these end in the midst "
+                "of a sentence: they were cut"
+            ),
+        ),
+        (
+            chat(lambda i: f"{(f'{said(i, 9)}? ' * 9)[:180]}"),
+            chat(lambda i: f"{('Good. ' * 60)[:170]} {i:04}"),
+            "DAT380",
+            (
+                "of 60 questions 52 that differ have 180 characters, none has more, and 52 of these end in "
+                "the midst of a sentence: they were cut"
+            ),
+        ),
     ],
 )
 def test_a_fault_of_meaning_is_named_and_its_twin_is_not(
@@ -211,7 +267,7 @@ def test_a_fault_of_meaning_is_named_and_its_twin_is_not(
         gradience.check_data(write(tmp_path / name, one), tokenizer=tok, select=ids, max_length=4096).findings
         for name, one in (("faulty.jsonl", rows), ("sound.jsonl", sound))
     )
-    assert [(one.id, one.message) for one in found] == [(rule, says)]
+    assert [(one.id, one.message) for one in found] == [(rule, part) for part in says.split("; ")]
     assert [one.id for one in other] == []
 
 
@@ -230,13 +286,6 @@ def test_a_question_of_no_sure_language_is_no_question_in_another(tmp_path: Path
     rows = chat(asks(unsure), lambda i: f"{GERMAN} {i}")
     report = gradience.check_data(write(tmp_path / "rows.jsonl", rows), tokenizer=tok, max_length=4096)
     assert (report.data.answered.stated, report.data.answered.rows.count) == (N, 0)
-
-
-def test_of_two_columns_to_compare_with_one_is_said_to_be_empty(tmp_path: Path, tok: Path) -> None:
-    rows = [{"prompt": said(i), "answer": "4", "solution": "" if i < 3 else "so"} for i in range(N)]
-    (found,) = gradience.check_data(write(tmp_path / "r.jsonl", rows), tokenizer=tok, select=["DAT369"]).findings
-    says = "3 of 60 rows (5 %: 1, 2, 3) have nothing in one of answer, solution, with which a reward compares"
-    assert found.message == says
 
 
 def names(turns: Iterable[tuple[str, str]], **columns: Any) -> set[str]:

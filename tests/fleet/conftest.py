@@ -47,9 +47,9 @@ def fleet(collection, tmp_path_factory) -> Path:
 def called(monkeypatch):
     """Jobs are called in this process, where what is asked is which jobs there are and what becomes of their rows."""
     from gradience.verbs.fleet import audit
-    from gradience.verbs.fleet.engines import Done
+    from gradience.verbs.fleet.workers import Done
 
     def run(work, jobs, **_):
         return (Done(job, work(job)) for job in jobs)
 
-    monkeypatch.setattr(audit, "run_local", run)
+    monkeypatch.setattr(audit, "carried_out", run)

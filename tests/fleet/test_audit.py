@@ -1,4 +1,4 @@
-"""A fleet's rows: equal to single audits, whatever was killed or changed in between, and whichever engine ran."""
+"""A fleet's rows: equal to single audits, whatever was killed or changed in between."""
 
 from __future__ import annotations
 
@@ -27,8 +27,8 @@ from gradience.tables import WorkerResult, encoded
 from gradience.tables.query import open_fleet
 from gradience.verbs.audit.run import audit_adapter
 from gradience.verbs.fleet.audit import Job, audit_fleet, audit_job, failed, failures_in, is_failure, plan_of
-from gradience.verbs.fleet.engines import run_local
 from gradience.verbs.fleet.records import Known
+from gradience.verbs.fleet.workers import carried_out
 
 
 def rows(fleet):
@@ -165,35 +165,27 @@ def test_each_line_of_an_audit_of_a_fleet_is_of_what_is_there_now(tmp_path, monk
     assert shown() == ["Fleet: a fleet", said, "  2 looked at, 1 unchanged"]
 
 
-@pytest.mark.usefixtures("called")
-def test_adapters_behind_a_url_are_copied_audited_and_kept(tmp_path):
-    pytest.importorskip("fsspec")
-    peft(tmp_path / "a" / "one", factors(4))
-    lone = tmp_path / "a" / "lone.safetensors"
-    save_file(factors(5), lone)
-    root, out = f"file://{tmp_path}/a", tmp_path / "fleet"
-    assert audit_fleet(root, out=out, workers=1).audited == 2
-    rows = {row["path"]: row for row in open_fleet(out).adapters.to_pylist()}
-    assert rows[f"{root}/one"]["stable_rank_mean"] == audit_on_host(tmp_path / "a" / "one")
-    assert rows[f"{root}/lone.safetensors"]["status"] == "error"  # PEFT's tensors without their config
-    assert "adapter_config.json" in rows[f"{root}/lone.safetensors"]["error"]
-    assert audit_fleet(root, out=out, workers=1).audited == 0
-
-
-def audit_on_host(folder):
-    return pytest.approx(audit_adapter(folder).summary.stable_rank_mean, rel=1e-12)
-
-
 def test_two_jobs_on_one_fleet_refuse_each_other(collection, fleet, tmp_path):
     mine = copied(fleet, tmp_path)
     with FileLock(mine / ".lock"), pytest.raises(OutputError, match="another job is writing"):
         audit_fleet(collection, out=mine, workers=1)
 
 
-def test_a_folder_of_something_else_is_left_alone(tmp_path):
+def test_a_folder_without_adapters_makes_no_fleet(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    Path("empty").mkdir()
+    assert main(["fleet", "audit", "empty", "--out", "fleet"]) == 2
+    assert capsys.readouterr().err == (
+        "gradience: no adapter below empty (looked for adapter_config.json, and adapter_model.safetensors, "
+        "adapters.safetensors, adapter_model.bin, adapter_model.pt or other tensors of an adapter)\n"
+    )
+    assert not Path("fleet").exists()
+
+
+def test_a_folder_of_something_else_is_left_alone(collection, tmp_path):
     (tmp_path / "mine.txt").write_text("x")
     with pytest.raises(OutputError, match="holds something else"):
-        audit_fleet(tmp_path, out=tmp_path)
+        audit_fleet(collection, out=tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["mine.txt"]
     (tmp_path / "mine.txt").rename(tmp_path / "fleet.json")
     with pytest.raises(GradienceError, match="cannot read"):
@@ -276,42 +268,16 @@ def killing(tmp_path, monkeypatch):
 
 def test_a_dead_workers_job_is_tried_alone_and_then_reported(killing):
     module, jobs = killing
-    done = {d.job.path: d.answer for d in run_local(module.work, jobs, workers=2, prepare=module.prepare)}
+    done = {d.job.path: d.answer for d in carried_out(module.work, jobs, workers=2, prepare=module.prepare)}
     assert done == {job.path: None if job.path == "9" else job.path.encode() for job in jobs}
+    (limit,) = carried_out(module.limit, jobs[:1], workers=1, prepare=module.prepare)
+    assert limit.answer == b"2"
 
 
 def test_workers_that_cannot_start_are_an_error_and_not_a_loop(killing):
     module, jobs = killing
     with pytest.raises(GradienceError, match="die before their first job"):
-        list(run_local(module.work, jobs, workers=2, prepare=module.die))
-
-
-@pytest.fixture
-def ray_here(killing):
-    """A cluster on this machine for one test, whose workers can import the jobs."""
-    ray = pytest.importorskip("ray", reason="needs the extra [ray]")
-    from gradience.verbs.fleet import engines
-
-    connection, ours = engines._connected(2, None)
-    assert ours
-    yield connection
-    ray.shutdown()
-
-
-def test_ray_gives_the_same_rows_and_reports_a_job_that_kills_its_workers(
-    collection, fleet, tmp_path, killing, ray_here
-):
-    from gradience.verbs.fleet.engines import run_ray
-
-    module, jobs = killing
-    done = {d.job.path: d.answer for d in run_ray(module.work, jobs, workers=2, prepare=module.prepare)}
-    assert done == {job.path: None if job.path == "9" else job.path.encode() for job in jobs}
-    (limit,) = run_ray(module.limit, jobs[:1], workers=2, prepare=module.prepare)
-    assert limit.answer == b"2"
-    out = tmp_path / "by-ray"
-    assert audit_fleet(collection, out=out, engine="ray", workers=2).engine == "ray"
-    assert rows(out) == near(rows(fleet))
-    assert ray_here.is_initialized()  # the caller's connection stays
+        list(carried_out(module.work, jobs, workers=2, prepare=module.die))
 
 
 def job(stamp: str = "s", fault: str | None = None) -> Job:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import shutil
 
 import pytest
 from fleet_inputs import peft
@@ -62,19 +63,16 @@ def test_a_group_by_is_what_arrow_counts(fleet):
     assert {r: (pytest.approx(mean, rel=1e-12), n) for mean, n, r in got.rows} == by_r
 
 
-def test_a_fleet_without_adapters_has_its_tables_all_the_same(tmp_path):
-    (tmp_path / "none").mkdir()
-    audit_fleet(tmp_path / "none", out=tmp_path / "fleet")
-    assert query_fleet(tmp_path / "fleet", "select count(*), sum(r), any_value(sketch) from adapters").rows == [
-        [0, None, None]
-    ]
-
-
 @pytest.mark.usefixtures("called")
-def test_an_injected_path_is_a_text(tmp_path):
+def test_an_injected_path_is_a_text_and_a_fleet_whose_adapters_are_gone_has_its_tables(tmp_path):
     peft(tmp_path / "a'); drop--")
     audit_fleet(tmp_path, out=tmp_path / "it's", workers=1)
     assert query_fleet(tmp_path / "it's", "select path from adapters").rows == [[str(tmp_path / "a'); drop--")]]
+    shutil.rmtree(tmp_path / "a'); drop--")
+    audit_fleet(tmp_path, out=tmp_path / "it's")
+    assert query_fleet(tmp_path / "it's", "select count(*), sum(r), any_value(sketch) from adapters").rows == [
+        [0, None, None]
+    ]
 
 
 def test_results_come_as_table_json_csv_and_parquet(fleet, tmp_path, capsys):

@@ -15,7 +15,7 @@ from gradience.cli.main import COMMANDS, GROUPS
 
 RUN = Path(__file__).parents[1] / "golden" / "readme"
 ML = ("numpy", "jax", "torch", "transformers", "peft", "datasets", "tensorboard")
-HEAVY = (*ML, "matplotlib", "duckdb", "pyarrow", "ray", "xxhash", "fsspec", "jsonschema", "yaml")
+HEAVY = (*ML, "matplotlib", "duckdb", "pyarrow", "xxhash", "jsonschema", "yaml")
 
 
 def modules_after(code: str) -> set[str]:

@@ -75,6 +75,47 @@ LOGS: dict[str, Log] = {
         norms=[None, 0.5],
         kind="text",
     ),
+    "a loop's own lines, behind a logger's time and level": Log(
+        "train.log",
+        "learning_rate: 0.0003, steps: 1000\nAt step 5 loss 9.0 was seen\nSaved at step 7, loss 9.0\n"
+        "2024-01-15 10:30:45,123 - INFO - step 10/1,000 | loss: 2.5 | lr 6.00e-04 | dt: 300.0ms | tok/sec: 1,200\n"
+        "[2024-01-15 10:30:46][train.py:42] step 20/1000, loss=tensor(1.5, device='cuda:0'), avg val loss = 1.75\n"
+        "INFO:__main__:step 30 loss nan (best) eta 0:10:30 lr 1e-4\n[Valid] step 30 | loss 1.625 | ppl 5\n",
+        trained=[(10, 2.5, 6e-4), (20, 1.5, None), (30, "NaN", 1e-4)],
+        held=[(20, "val", 1.75), (30, "valid", 1.625, 5)],
+        extras=[{"dt": 300.0, "tok/sec": 1200}, {}, {}],
+        planned=1000,
+        kind="text",
+    ),
+    "nanoGPT's lines, whose train loss is of an evaluation": Log(
+        "out.txt",
+        "step 0: train loss 4.25, val loss 4.5\niter 0: loss 4.125, time 90.5ms, mfu -100.00%\n"
+        "iter 10: loss 3.25, time 7.5ms, mfu 0.49%\n",
+        trained=[(0, 4.125, None), (10, 3.25, None)],
+        held=[(0, "val", 4.5)],
+        extras=[{"time": 90.5, "mfu": -100.0}, {"time": 7.5, "mfu": 0.49}],
+    ),
+    "a step that begins anew in each epoch of 40": Log(
+        "train.log",
+        "Epoch [1/3], Step [20/40], Loss: 2.5\nEpoch [1/3], Step [40/40], Loss: 2.25 (2.375)\n"
+        "Epoch 1 | train loss 2.375 | val loss 2.75\nEpoch [2/3], Step [20/40], Loss: 2.0\n",
+        trained=[(20, 2.5, None), (40, 2.25, None), (60, 2.0, None)],
+        held=[(40, "val", 2.75)],
+        planned=120,
+    ),
+    "a step of the whole run below the epoch's own line": Log(
+        "train.log",
+        "=== Epoch 0/2 ===\n[Step 100/1772] Loss: 1.5\n=== Epoch 1/2 ===\n[Step 900/1772] Loss: 1.25\n",
+        trained=[(100, 1.5, None), (900, 1.25, None)],
+    ),
+    "a line for each epoch": Log(
+        "train.log",
+        "EPOCH 1/3, train_loss: 2.5, val_loss: 2.75\nEPOCH 2/3, train_loss: 2.25, val_loss: 2.5\n",
+        trained=[(1, 2.5, None), (2, 2.25, None)],
+        held=[(1, "val", 2.75), (2, "val", 2.5)],
+        says="steps are counted in epochs",
+        planned=3,
+    ),
     "prime-rl's orchestrator, in loguru's colours": Log(
         "orchestrator.log",
         "\x1b[2m10:31:02\x1b[0m \x1b[1mSUCCESS\x1b[0m Step 3 | Time: 35.70s | Reward: 0.8529 | Seq. Length: 1455.6 "
@@ -319,6 +360,41 @@ def test_deepspeeds_report_of_its_rates_alone_is_no_run(tmp_path, import_events)
         import_events(tmp_path)
 
 
+@every(
+    ("text", "says"),
+    [
+        (
+            "[epoch 0 iter 10] loss=2.5\n[epoch 1 iter 10] loss=2.25\n",
+            "the step begins anew in each epoch, and no line says how many an epoch has",
+        ),
+        ("epoch 1 loss=2.5\nepoch 1 loss=2.25\n", "an epoch has several losses, and no line names its step"),
+        ("step 10 loss 2.5\n", "no format known here"),  # one line is no log
+        ("Train Epoch: 1 [0/600 (0%)]\tLoss: 2.5\nTrain Epoch: 1 [64/600 (1%)]\tLoss: 2.25\n", "no format known here"),
+        ("At step 1, loss 2.5\nIn step 2, loss 2.25\n[Best] step 2 loss 2.25\n", "no format known here"),
+        ("step 1 has a loss 2.5\nstep 2 loss 2.25, saved to out-2\nstep 1.5 loss 2.5\n", "no format known here"),
+    ],
+)
+def test_a_loops_lines_of_which_no_step_can_be_told_and_chatter_are_refused(text, says, tmp_path, import_events):
+    (tmp_path / "train.log").write_text(text)
+    with pytest.raises(RecorderError, match=says):
+        import_events(tmp_path / "train.log")
+
+
+def test_a_loops_line_that_says_more_is_listed_as_skipped(tmp_path, import_events):
+    path = tmp_path / "train.log"
+    more = "step 30 loss 2.125, saved to out-30\nstep 40 with a loss 2.0\nval step 5 loss 9.0\nepoch 1 loss 2.0\n"
+    path.write_text(f"step 10 loss 2.5\nstep 20 loss 2.25\n{more}")
+    events, imported = import_events(path)
+    assert events.losses == [2.5, 2.25]
+    assert events.of("eval") == []
+    assert [(bad.line, bad.reason) for bad in imported.skipped] == [
+        (3, "more than names and their numbers"),
+        (4, "more than names and their numbers"),
+        (5, "a step before the one above: of an evaluation's own count?"),
+        (6, "no step in it"),
+    ]
+
+
 def test_lines_that_are_no_rows_are_counted_by_number(tmp_path, import_events):
     rows = [json.dumps(FACTORY), "{broken", "", json.dumps({**FACTORY, "current_steps": None}), "[1]", '{"current_st']
     path = tmp_path / "trainer_log.jsonl"
@@ -437,7 +513,7 @@ def test_lightnings_learning_rates_join_the_loss_of_their_step(tmp_path, import_
     assert [(e.step, e.split) for e in events.of("eval")] == [(3, "val")]
 
 
-def test_prose_is_no_log_and_aim_is_refused_with_what_to_export(tmp_path, import_events):
+def test_prose_is_no_log_and_what_trackers_keep_is_refused_with_what_to_export(tmp_path, import_events):
     path = tmp_path / "notes.txt"
     path.write_text("Step one | of: two\nIter: 10\n10 2.1\niteration 10 of 20\n")
     with pytest.raises(RecorderError, match="no format known here"):
@@ -445,6 +521,16 @@ def test_prose_is_no_log_and_aim_is_refused_with_what_to_export(tmp_path, import
     with pytest.raises(RecorderError, match="no line is a step"):
         import_events(path, kind="text")
     (tmp_path / "repo" / ".aim").mkdir(parents=True)
-    with pytest.raises(RecorderError, match="Aim repository") as caught:
-        import_events(tmp_path / "repo")
-    assert "CSV" in caught.value.advice
+    (tmp_path / "mlruns").mkdir()
+    (tmp_path / "mlruns" / "meta.yaml").write_text("run_id: a\n")
+    (tmp_path / "demo.db").write_bytes(b"SQLite format 3\0" + b"\0" * 100)
+    of_store = "is what MLflow or trackio keeps of a run, which is not read"
+    for place, says in (
+        ("repo", "Aim repository"),
+        ("mlruns", of_store),
+        ("mlruns/meta.yaml", of_store),
+        ("demo.db", of_store),
+    ):
+        with pytest.raises(RecorderError, match=says) as caught:
+            import_events(tmp_path / place)
+        assert "CSV" in caught.value.advice

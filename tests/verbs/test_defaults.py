@@ -16,8 +16,8 @@ from gradience.cli.main import BELOW, COMMANDS, GROUPS
 from gradience.ranges import VerbOptions
 
 RECORDS: dict[str, dict[str, Any]] = {  # of options, and what their fields are unless told otherwise
-    "AuditOptions": {"intruder_k": 10, "intruder_eps": 0.5, "norms_cache": True},
-    "BenchOptions": {"tolerance": "1%", "seeds": 3, "timeout": 3600.0},
+    "AuditOptions": {"norms_cache": True},
+    "BenchOptions": {"tolerance": "1%", "timeout": 3600.0},
     "CheckOptions": {},
     "ConvertOptions": {"to": "peft"},
     "DataOptions": {"samples": 10000},
@@ -30,6 +30,7 @@ RECORDS: dict[str, dict[str, Any]] = {  # of options, and what their fields are 
 }
 FUNCTIONS: dict[str, dict[str, Any]] = {  # beside their records of options
     "audit_arrays": {"scale": 1.0},
+    "audit_pytree": {"scale": 1.0},
     "bench_merge": {"methods": ("linear", "svd", "ties"), "weights": (None,)},
     "json_schema": {"name": "telemetry"},
     "monitor_run": {"gap_threshold": 1.5},
@@ -41,9 +42,8 @@ OF_COMMANDS: dict[str, dict[str, Any]] = {  # beside the library's records
     "audit": {"device": "auto", "top_wasteful": 3},
     "bench merge": {"method": "linear,svd,ties"},
     "compare": {"device": "auto", "top": 5},
-    "fleet audit": {"engine": "local"},
     "fleet show": {"top": 10},
-    "runs": {"metric": "train/loss"},
+    "runs": {"limit": 20, "sort": "path"},
     "runs best": {"limit": 5},
     "schema": {"name": "telemetry"},
     "validate": {"max_issues": 100},

@@ -185,7 +185,6 @@ POINTERS = {
     "files/wandb-summary.json": "files/wandb-summary.json",
     "metrics.csv": "metrics.csv",
     "trainer_log.jsonl": "trainer_log.jsonl",
-    "mlflow.db": "mlflow.db",
 }
 
 

@@ -44,6 +44,7 @@ _COMMAND: Final = "gradience "
 _JOIN: Final = " \\"  # after which a shell goes on
 _WORD: Final = re.compile(r"( *)(\S+)")
 _COLUMN: Final = re.compile(r"( *)(\S+(?: \S+)*)")
+_PLACE: Final = re.compile(r"\S*/\S*:")  # in a file
 _DRAWING: Final = re.compile(r"[\u2500-\u257f\u25a0-\u28ff]")  # but for the bars of a curve in a cell
 
 
@@ -94,7 +95,7 @@ def folded(line: str) -> list[str]:
     body, columns = line.lstrip(), _COLUMNS.get()
     row, command = "  " in body[_LABEL:], _COMMAND in line
     page = columns if row or command else page_width()
-    place = not row and "/" in line.partition(" ")[0]
+    place = not row and _PLACE.match(line)
     if page is None or len(line) <= page or _DRAWING.search(body) or place:
         return [line]
     if set(body) == {"="}:  # a rule across the page

@@ -195,6 +195,7 @@ class RowCounter:
             ),
             "pairs": self._pair_counts() if self._shape.format == "preference" else None,
             "repeated": self._sample.repeated(),
+            **self._sample.pairs(),
             "near": self._sample.near(),
             "languages": self._sample.languages("stated"),
             "answered": self._sample.languages("asked"),

@@ -1,4 +1,4 @@
-"""What only many rows show together: one sentence in many answers, rows that nearly repeat.
+"""What only many rows show together: one sentence in many answers, rows that nearly repeat, answers of other rows.
 
 At most `COMPARED` rows are compared, drawn from all that are read, so time and memory are bounded. Rows that may be
 near are drawn by the hash of their smallest trigram, which rows that nearly repeat each other mostly share: such rows
@@ -20,6 +20,7 @@ import numpy as np
 
 from gradience.data import Columns, answers_of, content_of, every_turn
 from gradience.data.equality import beside_of, differ
+from gradience.data.formats import ALPACA_END
 from gradience.data.overlap import (
     NEAR,
     NO_DATASKETCH,
@@ -33,7 +34,7 @@ from gradience.data.overlap import (
     trigrams,
     words_of,
 )
-from gradience.schema.reports import Languages, NearRows, Repeated, Rows
+from gradience.schema.reports import Languages, Longest, NearRows, Paired, Repeated, Rows
 
 COMPARED: Final = 5000  # rows: MinHash takes some 0.2 ms a row, as long as a tokenizer takes for 1 kB
 _MERGED: Final = 1 << 16  # hashes that wait to be merged with the others
@@ -63,6 +64,11 @@ _TONGUE: Final = re.compile(
 _OPENERS: Final = frozenset("{[<`#|")
 _FENCED: Final = re.compile(r"```.*?(?:```|\Z)", re.DOTALL)
 _SIGNS: Final = re.compile(r"[=;(){}\[\]<>_|]")
+_LONG_WORD: Final = re.compile(r"(?!\d+\b)\w{4,}")  # a number stands in two rows by chance
+_MIDDLE: Final = 20  # characters of a text's middle, by which texts of one pattern are one
+_PROSE: Final = re.compile(
+    r"(?:[^\W\d_]{2,}[\s,.;]+){3}"
+)  # words: a sequence of amino acids is of one length by its form
 _CODE: Final = 0.03  # share of such signs from which an answer is code or a table: its lines repeat by nature
 
 
@@ -99,6 +105,47 @@ class _NearRow(NamedTuple):
     beside: Mapping[str, str]
 
 
+class _Pairing:
+    """The row of each word that one question has, and of each that one answer has; 0 of those that several have."""
+
+    def __init__(self) -> None:
+        self._asked: dict[str, int] = {}
+        self._said: dict[str, int] = {}
+
+    def add(self, number: int, question: str, answer: str) -> None:
+        for known, text in ((self._asked, question), (self._said, answer)):
+            for word in set(_LONG_WORD.findall(text.casefold())):
+                known[word] = 0 if word in known else number
+
+    def result(self) -> Paired:
+        offsets = Counter(self._asked[word] - row for word, row in self._said.items() if row and self._asked.get(word))
+        offset, times = next(iter(offsets.most_common(1)), (0, 0))
+        return Paired(words=offsets.total(), own=offsets[0], offset=offset, at_offset=times)
+
+
+class _Longest:
+    """The texts of the greatest length so far that differ, and those that end within a sentence."""
+
+    def __init__(self) -> None:
+        self._of = self._length = self._unended = 0
+        self._texts: set[int] = set()
+
+    def add(self, text: str) -> None:
+        self._of += 1
+        if len(text) < self._length:
+            return
+        if len(text) > self._length:
+            self._length, self._unended = len(text), 0
+            self._texts.clear()
+        middle = len(text) // 2
+        if (key := hash(text[middle : middle + _MIDDLE])) not in self._texts:
+            self._texts.add(key)
+            self._unended += (text[-1:].isalpha() or text[-1:] in {" ", ","}) and _PROSE.search(text) is not None
+
+    def result(self) -> Longest:
+        return Longest(of=self._of, characters=self._length, texts=len(self._texts), unended=self._unended)
+
+
 class RowSample:
     """Takes rows as they come; the results compare `COMPARED` of them.
 
@@ -117,6 +164,7 @@ class RowSample:
         self._sentences: Counter[int] = Counter()
         self._numbers: dict[int, list[int]] = {}
         self._rows = 0
+        self._pairing, self._questions, self._lengths = _Pairing(), _Longest(), _Longest()
         self._stated, self._foreign = Counter[str](), dict[str, list[int]]()
 
     def add(self, number: int, columns: Columns, *, repeats: bool) -> None:
@@ -128,8 +176,10 @@ class RowSample:
             self._draw(number, columns)
         if self._rows - 1 not in self._chosen:
             return
-        answer = next(iter(answers_of(columns)), None)
+        answers = answers_of(columns)
+        answer = next(iter(answers), None)
         if answer is not None:
+            self._take_pair(number, _question_of(columns), answers[-1] if "messages" in columns else answer)
             self._take_answer(number, answer)
             self._take_languages(number, answer, columns)
 
@@ -143,6 +193,19 @@ class RowSample:
         answer = np.unique(hashed(" ".join(answers_of(columns)).lower().split()).astype(np.uint32))
         put = heappush if len(drawn) < COMPARED else heappushpop
         put(drawn, _NearRow(key, -number, trigrams(words), answer, beside_of(columns)))
+
+    def _take_pair(self, number: int, question: str, answer: str) -> None:
+        self._pairing.add(number, question, answer)
+        self._questions.add(question)
+        self._lengths.add(answer)
+
+    def pairs(self) -> dict[str, Paired | Longest]:
+        """What questions and answers show beside each other, and by their lengths: fields of the report."""
+        return {
+            "paired": self._pairing.result(),
+            "longest_questions": self._questions.result(),
+            "longest_answers": self._lengths.result(),
+        }
 
     def _take_answer(self, number: int, answer: str) -> None:
         self._answers += 1
@@ -231,7 +294,7 @@ def _question_of(columns: Columns) -> str:
     """What was asked last."""
     prompt = columns.get("prompt")
     if isinstance(prompt, str):
-        return prompt
+        return prompt.removesuffix(ALPACA_END)
     asked = [turn for turn in every_turn(columns) if turn.get("role") == "user"]
     return content_of(asked[-1]) if asked else ""
 

@@ -70,6 +70,13 @@ class Masking(NamedTuple):
         return self.by == "trl"
 
 
+def _is_header(row: Row) -> bool:
+    """Whether each of several columns holds its own name, as where files were joined with their first lines."""
+    return len(row) > 1 and all(
+        isinstance(value, str) and value.strip().casefold() == name.strip().casefold() for name, value in row.items()
+    )
+
+
 class Tokeniser:
     """A tokeniser of rows of one shape.
 
@@ -180,7 +187,7 @@ class Tokeniser:
         chat = self.encoder is None or self.encoder.template is not None or bool(self.encoder.by_trainer)
         read = self._standard(row)
         columns = canonical(read, self.shape, chat=chat, trl=self.masking.trl and not self.masking.assumed)
-        return with_keys(columns, read, self.shape)
+        return with_keys({**columns, "names": True} if _is_header(row) else columns, read, self.shape)
 
     @property
     def _enc(self) -> Encoder:

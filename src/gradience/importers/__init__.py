@@ -22,6 +22,7 @@ from gradience.configs.training import STATE_NAME
 from gradience.errors import OutputError, RecorderError, few
 from gradience.importers.events import EventTally, RunEvents, arrange
 from gradience.importers.files import SourceRun, add_settings, is_folder, refuse_summary, require_file, sha256_of
+from gradience.importers.loops import EXAMPLE
 from gradience.importers.sources import (
     TABLES,
     WITHOUT_SETTINGS,
@@ -29,6 +30,7 @@ from gradience.importers.sources import (
     find_log,
     format_of,
     inner_runs,
+    is_database,
     read_file,
     read_run_folder,
     require_fetched,
@@ -47,9 +49,10 @@ LOG_NAME: Final = "run.jsonl"
 MAX_SKIPPED: Final = 100  # skipped rows listed; all are counted
 
 _ADVICE: Final = (
-    "give a run's output folder, a trainer_state.json, or a log; of lines of your own make a CSV of step and loss"
+    f"give a run's output folder, a trainer_state.json, or a log; lines of your own are read as {EXAMPLE} prints them"
 )
 _SHOWN: Final = 10
+_META: Final = "meta.yaml"  # of a run in MLflow's store
 _SHORT: Final = 8  # characters of a run's id
 _HOSTED: Final = re.compile(r"^(events\.out\.tfevents\.\d+|[A-Z][a-z]{2}\d{2}_\d{2}-\d{2}-\d{2})[._].*$")
 
@@ -142,6 +145,7 @@ def _read(source: Path, kind: Format | None, columns: Mapping[str, str] | None) 
     if source_format == "gradience":
         raise RecorderError(f"{source} is a log of gradience already", advice="gradience monitor reads it as it is")
     if source_format is None:
+        refuse_unread(source)
         raise RecorderError(f"{source}: no format known here", advice=_ADVICE)
     raws = read_file(source, source_format, columns)
     if source.name == STATE_NAME:
@@ -342,13 +346,18 @@ def _run_report(run: ImportedRun) -> ImportedRunReport:
 
 
 def refuse_unread(path: Path) -> None:
-    """Refuse an Aim repository.
+    """Refuse what Aim, MLflow and trackio keep of a run.
 
     Raises:
-        RecorderError: the folder is one, or holds one.
+        RecorderError: the path is one of them, or a folder of one.
     """
     if (path / ".aim").is_dir() or path.name == ".aim":
         raise RecorderError(
             f"{path} is an Aim repository, whose database has no documented format",
             advice="export the run's metrics as CSV in Aim's Metrics Explorer, and import the table",
+        )
+    if is_database(path) or path.name == _META or (path / _META).is_file():
+        raise RecorderError(
+            f"{path} is what MLflow or trackio keeps of a run, which is not read",
+            advice="export the run's metrics as CSV, and import the table",
         )

@@ -15,10 +15,11 @@ from functools import partial
 from itertools import chain
 from pathlib import Path
 from types import MappingProxyType
-from typing import Final, Literal, NamedTuple, TypeAlias
+from typing import BinaryIO, Final, Literal, NamedTuple, TypeAlias
 
 from gradience.errors import RecorderError
 from gradience.importers.files import MAX_ROWS, LoggedRow, SourceRun, count_of, json_lines, require_file, whole_json
+from gradience.importers.loops import EXAMPLE, is_loop, loop_rows
 from gradience.importers.table import Numbered, cell_value, rows_to_raw
 from gradience.io.reading import open_regular
 from gradience.names import NAMES
@@ -59,15 +60,14 @@ _TRIPLE: Final = 3  # an unflattened metric is (epoch, step, value)
 
 
 def is_text_log(path: Path) -> bool:
-    """Whether the beginning of the file has a step as a known trainer prints it."""
+    """Whether the beginning of the file has a step as a known trainer prints it, or two as one's own loop does."""
     try:
         with open_regular(path) as file:
             head = file.read(_HEAD)
     except OSError:
         return False
-    return b"\0" not in head and any(
-        _is_step(line) for line in _ANSI.sub("", head.decode("utf-8", "replace")).splitlines()
-    )
+    lines = _ANSI.sub("", head.decode("utf-8", "replace")).splitlines()
+    return b"\0" not in head and (any(map(_is_step, lines)) or is_loop(lines))
 
 
 def _is_step(line: str) -> bool:
@@ -91,7 +91,11 @@ def read_text(path: Path, columns: Mapping[str, str] | None = None) -> SourceRun
     rows = _rows(raw, path)
     first = next(rows, None)
     if first is None:
-        message = f"{path}: no line is a step as {_PROGRAMS} print it"
+        with open_regular(path) as file:
+            rows = loop_rows(raw, path, _lines(file))
+            first = next(rows, None)
+    if first is None:
+        message = f"{path}: no line is a step as {_PROGRAMS} print it, or {EXAMPLE}"
         raise RecorderError(message, advice="give the trainer's own log, or a table of its values")
     return rows_to_raw(raw, chain([first], rows), columns)
 
@@ -128,9 +132,12 @@ def _rows(raw: SourceRun, path: Path) -> Iterator[Numbered]:
 def _of_engine_alone(path: Path) -> bool:
     """Whether no program prints steps of its own. OpenRLHF's are others than those of DeepSpeed below it."""
     with open_regular(path) as file:
-        return not any(
-            _is_program(part) for line in iter(lambda: file.readline(_MAX_LINE), b"") for part in _parts(line)
-        )
+        return not any(_is_program(part) for _, part in _lines(file))
+
+
+def _lines(file: BinaryIO) -> Iterator[tuple[int, str]]:
+    """The lines with their numbers, and a line drawn anew as several."""
+    return ((n, part) for n, line in enumerate(iter(lambda: file.readline(_MAX_LINE), b""), 1) for part in _parts(line))
 
 
 def _parts(line: bytes) -> list[str]:

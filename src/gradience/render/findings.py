@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from typing import Final
 
 from gradience.blocks import Block, Title, counted, facts, part
 from gradience.blocks.text import as_lines, as_text, more
-from gradience.schema.document import RuleCard, RuleGroup
+from gradience.schema.document import RuleCard, RuleGroup, RulesReport
 from gradience.schema.reports import BadLine, ImportedRunReport, ImportReport, ValidateLogsReport, ValidateReport
 
 HEADINGS: Final[dict[RuleGroup, str]] = {
@@ -29,11 +29,11 @@ _SHOWN: Final = 10
 
 
 @as_text
-def rules_text(cards: Sequence[RuleCard]) -> Iterator[Block]:
+def rules_text(report: RulesReport) -> Iterator[Block]:
     """The rules as a table, with a part for each group; a rule of two groups is listed in both."""
     yield Title("GRADIENCE RULES")
     for group, heading in HEADINGS.items():
-        members = [card for card in cards if group in card.groups]
+        members = [card for card in report.rules if group in card.groups]
         yield from part(heading, (f"{card.id:<8}{_weight(card):<9}{_sure(card)}  {card.title}" for card in members))
     yield (
         "Severity is the usual one; a reading is a line of a report, no finding. Confidence is a judgement in 0..1. "

@@ -189,7 +189,7 @@ class CompareAdaptersReport(Report, kw_only=True, frozen=True):
     notes: list[str] = []
 
 
-BENCH_SCHEMA_ID: Final = "gradience.bench/v2"
+BENCH_SCHEMA_ID: Final = "gradience.bench/v3"
 
 Size: TypeAlias = Annotated[float, Meta(ge=0.0)]
 Role: TypeAlias = Literal["reference", "anchor", "candidate"]
@@ -199,12 +199,8 @@ Outcome: TypeAlias = Literal["within", "over", "open", "not_finite", "reference"
 class BenchMetric(msgspec.Struct, kw_only=True, frozen=True):
     """The score that a bench measures."""
 
-    name: Annotated[str, about("`loss`, `accuracy`, `exact-match`, `lm-eval:TASK`, or the user's command.")]
+    name: Annotated[str, about("`loss`, `accuracy`, `exact-match`, or the user's command.")]
     higher_is_better: bool
-    unit: Annotated[
-        Literal["example", "seed"],
-        about("Unit of the paired differences: one example, or one run per seed."),
-    ]
     mean_over: Annotated[
         Literal["examples", "tokens"],
         about("What the mean is over: examples that count once each, or by their predicted tokens."),
@@ -218,14 +214,10 @@ class BenchTask(msgspec.Struct, kw_only=True, frozen=True):
     data: Annotated[str, about("The file, as given; empty if the evaluator has its own data.")] = ""
     digest: Annotated[str, about("`sha256:...` of the file; empty without a file.")] = ""
     reference: Annotated[str, about("Name of the candidate that the others are compared with.")]
-    n: Annotated[NonNegativeInt, about("Number of examples, or of runs with different seeds.")]
+    n: Annotated[NonNegativeInt, about("Number of examples.")]
     score: Annotated[Real, about("Score of the reference.")]
-    missed: Annotated[
-        Fraction | None, about("Chance that a failure in 1 % of such examples is not among these; null for seeds.")
-    ] = None
-    seen_from: Annotated[
-        Fraction | None, about("Share of examples with a failure from which one is among these with 95 %.")
-    ] = None
+    missed: Annotated[Fraction, about("Chance that a failure in 1 % of such examples is not among these.")]
+    seen_from: Annotated[Fraction, about("Share of examples with a failure from which one is among these with 95 %.")]
     margin: Annotated[Size, about("The tolerance, in the metric's unit.")]
     has_contrast: Annotated[
         bool | None,
@@ -312,7 +304,7 @@ class BenchVerdict(msgspec.Struct, kw_only=True, frozen=True):
 class BenchReport(Report, kw_only=True, frozen=True):
     """Candidates compared with an adapter on held-out data: paired differences, their bounds, and a verdict."""
 
-    schema: Literal["gradience.bench/v2"] = BENCH_SCHEMA_ID
+    schema: Literal["gradience.bench/v3"] = BENCH_SCHEMA_ID
     kind: Annotated[Literal["resize", "merge"], about("The verb whose results are measured.")]
     adapters: Annotated[list[str], about("The adapters, as given.")]
     base: Annotated[str, about("The base model, as given; empty if the evaluator has its own.")] = ""

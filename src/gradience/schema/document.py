@@ -2,7 +2,8 @@
 
 A telemetry event omits fields at their default, because a log holds millions of events. A report is read by scripts, so
 its document has every key of its schema at every level: empty lists, null and zero are written out. At a prompt and in
-a notebook, a report is shown as a summary of a few lines. Its lists are available as tables for data frames.
+a notebook, a report is shown as a summary of a few lines; `print` shows what its command prints. Its lists are
+available as tables for data frames.
 
 The module also holds types that several reports share: a finding with its evidence, a rule that did not run, a rule's
 description, and the modules that target_modules reach.
@@ -15,6 +16,7 @@ import math
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from enum import Enum
+from pkgutil import resolve_name
 from typing import Annotated, Any, Final, Literal, TypeAlias, get_args
 
 import msgspec
@@ -169,6 +171,11 @@ class Report(msgspec.Struct, kw_only=True, frozen=True):
     def __repr__(self) -> str:
         """Return a summary: scalars, the ids of findings, the lengths of lists."""
         return summary(self)
+
+    def __str__(self) -> str:
+        """Return the text that the verb's command prints."""
+        text: str = resolve_name("gradience.verbs:text_of")(self)  # which knows the views
+        return text
 
     def _repr_html_(self) -> str:
         """Return the summary and the findings as HTML tables, for a notebook."""

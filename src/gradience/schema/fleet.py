@@ -10,13 +10,12 @@ from gradience.schema import Json, NonNegativeInt, about
 from gradience.schema.document import Report
 
 FLEET_SCHEMA_ID: Final = "gradience.fleet/v1"
-FLEET_AUDIT_SCHEMA_ID: Final = "gradience.fleet-audit/v2"
+FLEET_AUDIT_SCHEMA_ID: Final = "gradience.fleet-audit/v3"
 FLEET_SHOW_SCHEMA_ID: Final = "gradience.fleet-show/v2"
 QUERY_SCHEMA_ID: Final = "gradience.query/v2"
 
 RowStatus = Literal["ok", "error", "crashed"]
 RUNS_SCHEMA_ID: Final = "gradience.runs/v1"
-RUNS_CURVES_SCHEMA_ID: Final = "gradience.runs-curves/v2"
 RUNS_BEST_SCHEMA_ID: Final = "gradience.runs-best/v2"
 
 
@@ -117,10 +116,9 @@ class FindingRow(msgspec.Struct, kw_only=True, frozen=True):
 class FleetAuditReport(Report, kw_only=True, frozen=True):
     """The result of `gradience fleet audit`: how many adapters were read, kept and removed."""
 
-    schema: Literal["gradience.fleet-audit/v2"]
+    schema: Literal["gradience.fleet-audit/v3"]
     out: Annotated[str, about("Folder of the fleet.")]
-    engine: str
-    workers: Annotated[NonNegativeInt, about("Processes, or tasks at once.")]
+    workers: Annotated[NonNegativeInt, about("Processes.")]
     found: Annotated[NonNegativeInt, about("Adapters found below the roots.")]
     audited: Annotated[NonNegativeInt, about("Adapters read in this call.")]
     unchanged: Annotated[
@@ -490,23 +488,3 @@ class RunsBestReport(Report, kw_only=True, frozen=True):
     groups: Annotated[list[ComparableRuns], about("Largest group first; runs of two groups are not comparable.")] = []
     not_ranked: Annotated[list[UnrankedRun], about("Broken runs, of which a best value says nothing.")] = []
     known_metrics: list[str] = []
-
-
-class Curve(msgspec.Struct, kw_only=True, frozen=True):
-    """One run's values of a metric over its steps."""
-
-    name: Annotated[str, about("Short name, unique among the curves.")]
-    path: str
-    run: str
-    steps: list[int]
-    values: list[float]
-
-
-class RunsCurvesReport(Report, kw_only=True, frozen=True):
-    """One metric's curves in several runs, as `gradience.runs.curves` prints them."""
-
-    schema: Literal["gradience.runs-curves/v2"]
-    metric: str
-    curves: list[Curve]
-    not_drawn: Annotated[list[str], about("Names of the runs that have no finite value of the metric.")] = []
-    left_out: Annotated[NonNegativeInt, about("Runs that a page had no room for.")] = 0

@@ -106,6 +106,24 @@ class Repeated(msgspec.Struct, kw_only=True, frozen=True):
     rows: Rows = Rows()
 
 
+class Paired(msgspec.Struct, kw_only=True, frozen=True):
+    """Words that stand in one question and in one answer of all: by them an answer is known to be of its question."""
+
+    words: Annotated[NonNegativeInt, about("Such words.")] = 0
+    own: Annotated[NonNegativeInt, about("Those whose question and answer are of one row.")] = 0
+    offset: Annotated[int, about("The most frequent number of rows from the answer on to the question.")] = 0
+    at_offset: Annotated[NonNegativeInt, about("Words whose question is so many rows on.")] = 0
+
+
+class Longest(msgspec.Struct, kw_only=True, frozen=True):
+    """The longest questions, or answers: many of one length were cut there."""
+
+    of: Annotated[NonNegativeInt, about("Texts whose length was looked at.")] = 0
+    characters: Annotated[NonNegativeInt, about("Their greatest length.")] = 0
+    texts: Annotated[NonNegativeInt, about("Texts of this length that differ in their middle.")] = 0
+    unended: Annotated[NonNegativeInt, about("Those among them that end with a letter, a comma or a blank.")] = 0
+
+
 class Languages(msgspec.Struct, kw_only=True, frozen=True):
     """Rows whose answer is in another language than their column `language` or `lang` states, or their question."""
 
@@ -189,6 +207,9 @@ class DataReport(msgspec.Struct, kw_only=True, frozen=True):
     answers: Answers = Answers()
     pairs: Pairs | None = None
     repeated: Repeated = Repeated()
+    paired: Paired = Paired()
+    longest_questions: Longest = Longest()
+    longest_answers: Longest = Longest()
     near: NearRows | None = None
     languages: Languages = Languages()
     answered: Annotated[Languages, about("Rows whose answer is in another language than the question.")] = Languages()

@@ -30,5 +30,5 @@ def rules(rule_id: str | None = None, /, *, md: opt.Flag = False, json: opt.AsJs
     elif len(report.rules) == 1:
         print_text(rule_text(report.rules[0]))
     else:
-        print_text(rules_text(report.rules))
+        print_text(rules_text(report))
     return DONE

@@ -68,6 +68,16 @@ def near(count: int) -> dict[str, Any]:
     return {"near": {"compared": 1000, "rows": {"count": count}}}
 
 
+def paired(own: int, *, of: int, apart: int) -> dict[str, Any]:
+    """So many of the words that one question and one answer have are in one row, and so many equally far apart."""
+    return {"paired": {"words": of, "own": own, "offset": -1, "at_offset": apart}}
+
+
+def longest(count: int, *, of: int, characters: int = 100, unended: int = 18) -> dict[str, Any]:
+    """So many questions have the greatest length."""
+    return {"longest_questions": {"of": of, "characters": characters, "texts": count, "unended": unended}}
+
+
 def titled(joined: int, *, begun: int, of: int) -> dict[str, Any]:
     """So many texts begin with a label, and have it again."""
     return {"documents": {"label": "Title:", "rows": of, "begun": begun, "joined": {"count": joined}}}
@@ -261,6 +271,13 @@ def test_a_data_set_without_a_fault_has_no_finding() -> None:
         ("DAT377", seen(role_said=50), "warning", seen(role_said=49)),
         ("DAT377", seen(tag_left=50), "warning", seen(tag_left=49)),
         ("DAT377", seen(exported=50), "warning", seen(exported=49)),
+        ("DAT378", paired(4, of=100, apart=51), "error", paired(5, of=100, apart=51)),
+        ("DAT378", paired(4, of=100, apart=50), "warning", paired(0, of=29, apart=15)),
+        ("DAT382", seen(header=1), "warning", seen()),
+        ("DAT380", longest(20, of=400), "warning", longest(19, of=100)),
+        ("DAT380", longest(20, of=400), "warning", longest(20, of=401)),
+        ("DAT380", longest(20, of=400), "warning", longest(20, of=400, characters=99)),
+        ("DAT380", longest(20, of=400), "warning", longest(20, of=400, unended=17)),
         (
             "DAT379",
             {**CLASSES, "labels": {"spam": 980, "Spam": 20}},
@@ -272,6 +289,18 @@ def test_a_data_set_without_a_fault_has_no_finding() -> None:
             {**seen(json_said=490, python_said=10), "answers": {"rows": 1000}},
             "warning",
             {**seen(json_said=489, python_said=10), "answers": {"rows": 1000}},
+        ),
+        (
+            "DAT381",
+            {**seen(json_said=600, python_said=600, code_asked=300), "answers": {"rows": 1000}},
+            "warning",
+            {**seen(json_said=599, python_said=600, code_asked=300), "answers": {"rows": 1000}},
+        ),
+        (
+            "DAT381",
+            {**seen(json_said=599, python_said=600, code_asked=299), "answers": {"rows": 1000}},
+            "warning",
+            {**seen(json_said=599, python_said=600, code_asked=300), "answers": {"rows": 1000}},
         ),
         (
             "DAT381",
@@ -552,6 +581,14 @@ TWO: dict[str, Any] = {**LABELLED, "labels": {"7": 18, "0": 2}, "labels_total": 
             "info: 75% of a batch of 8 is padding; packing makes 9 full sequences of 40",
         ),
         ("DAT320", padded(0.5), "info: 50% of a batch of 8 is padding"),
+        *(
+            (
+                "DAT369",
+                seen({**REWARDED, "columns": ["prompt", *columns]}, no_reference=30),
+                f"warning: 30 of 1,000 rows (3 %: 1, ...) have nothing in {named}, with which a reward compares",
+            )
+            for named, *columns in (("solution", "solution"), ("one of answer, solution", "answer", "solution"))
+        ),
         ("DAT320", padded(0.5, packed=0), "info: 50% of a batch of 8 is padding"),
         ("DAT320", {"batching": {"batch_size": 8}}, "? no batch could be counted"),
         ("DAT301", {"rows_read": 0}, "? no row could be tokenised"),

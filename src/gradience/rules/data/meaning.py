@@ -32,6 +32,10 @@ from gradience.telemetry.tokens import BEGINNING, shapes
 TOLD = Threshold(
     "told", 0.95, "area under the ROC curve", "arXiv 2212.08399: classes whose lengths hardly overlap are told by them"
 )
+KNOWN_WORDS = Threshold("known_words", 30, "words", "proposal: fewer are no sample")
+CUT_LENGTH = Threshold(
+    "cut_length", 100, "characters", "proposal: shorter texts are of one length by their form, as dates and codes are"
+)
 _QUOTED: Final = 4  # words of an answer from which its standing in the question is no chance
 _PASTED: Final = 60  # characters that all turns of a user begin with, from which they are no greeting
 _RUN: Final = re.compile(r"[!-~]{15}")  # which every secret has, and hardly a text: it saves the longer search
@@ -48,6 +52,10 @@ _EXPORT: Final = re.compile(
     re.MULTILINE | re.IGNORECASE,
 )
 _PYTHON: Final = re.compile(r"\s*(?:[\[{(]+'[^'\n]{0,200}'\s*[\]}),:]|array\(\[)")
+_CODE_ASKED: Final = re.compile(
+    r"python|\bcode\b|\b(?:list|tuple|dict|array|set|function|script|print|return|evaluate|expression)s?\b|\bdef |```",
+    re.IGNORECASE,
+)
 _JSON: Final = re.compile(r"\s*(?:\{\s*[\"}]|\[\s*[\[{\"\]])")
 
 
@@ -378,14 +386,20 @@ def _number(name: str) -> bool:
     return name.lstrip("-").replace(".", "").isdecimal()  # -1 and 1 are two classes
 
 
-@row_kinds("json_said", "json_broken", "python_said")
+@row_kinds("json_said", "json_broken", "python_said", "code_asked")
 def _notation(row: AskedRow) -> Iterator[str]:
-    """The last answer is JSON, begins as JSON and is none, or is a value as Python prints it."""
+    """The last answer is JSON, begins as JSON and is none, or is a value of Python, and code was asked for."""
     answer = next(iter(row.answers[-1:] if "messages" in row.spoken else row.answers), "")
-    if _PYTHON.match(answer):
-        yield "python_said"
-    elif _JSON.match(answer):
-        yield "json_said" if _parses(answer) else "json_broken"
+    python = _PYTHON.match(answer) is not None
+    if not python and _JSON.match(answer) is None:
+        return
+    if not python and _parses(answer):
+        yield "json_said"
+        return
+    yield "python_said" if python else "json_broken"
+    asked = " ".join([question_of(row.columns), *(one for one in row.contents if one != answer)])
+    if _CODE_ASKED.search(asked) and "json" not in asked.casefold():
+        yield "code_asked"
 
 
 @DataRule("DAT381", severity="warning", confidence=0.7, thresholds=(HALF, SLIPS))
@@ -393,7 +407,8 @@ def _unreadable_values(data: DataReport) -> Iterator[Observation]:
     """values that no parser of JSON reads
 
     {half} of the answers are, or begin as, objects or lists, and {slips} of all are values as Python prints them, such
-    as ['a'] or array([...]), or begin as JSON and are none
+    as ['a'] or array([...]), or begin as JSON and are none; unless {half} of these were asked for code, or for a list,
+    and JSON was not spoken of
 
     Why: The model learns to write them, and what reads its answers fails. Python prints a value where text was asked.
     Scope: whole answers; JSON within prose is not judged
@@ -403,10 +418,90 @@ def _unreadable_values(data: DataReport) -> Iterator[Observation]:
     Seen: https://github.com/tetherto/qvac/pull/1092 -- calls in Python's syntax in place of JSON
     """
     broken, python, answers = data.rows_with("json_broken"), data.rows_with("python_said"), data.answers.rows
-    if data.rows_with("json_said").count + broken.count + python.count >= HALF.value * max(answers, 1):
+    said, bad = data.rows_with("json_said").count, broken.count + python.count
+    wanted = data.rows_with("code_asked").count >= HALF.value * max(bad, 1) and said < bad
+    if not wanted and said + bad >= HALF.value * max(answers, 1):
         for rows, says in ((python, "are values as Python prints them"), (broken, "begin as JSON, and are none")):
             if share(rows, answers) >= SLIPS.value:
                 yield Observation(f"{counted(rows, answers, 'answers')} {says}", values(rows, answers))
+
+
+@row_test
+def header(row: AskedRow) -> bool:
+    """Each of several columns holds its own name."""
+    return "names" in row.columns
+
+
+@DataRule("DAT382", severity="warning", confidence=0.95)
+def _headers(data: DataReport) -> Iterator[Observation]:
+    """a header among the rows
+
+    in a row of several columns each holds the column's own name
+
+    Why: Files were joined with their first lines: the names are trained on as text, and as a class of their own.
+    Scope: rows whose columns are text
+    Action: join the files without their first lines
+    Verify: the rows of these numbers
+    Source: arithmetic -- the name of the label's column is one class more than there are
+    """
+    return seen_in(data, data.rows_with("header"), "hold the names of their columns")
+
+
+@DataRule("DAT378", severity="error", confidence=0.8, thresholds=(KNOWN_WORDS, SOME, HALF))
+def _other_rows(data: DataReport) -> Iterator[Observation]:
+    """answers of other rows
+
+    of the words that stand in one question and in one answer only, at least {known_words}, fewer than {some} join a
+    question and an answer of one row; a warning unless more than {half} of them stand equally many rows apart
+
+    Why: Questions and answers were sorted or joined apart: the model learns to answer something else.
+    Scope: words of four letters and more in the last question and its answer, at most 5000 rows drawn from all
+    Action: join questions and answers by a key, not by their place
+    Verify: read ten rows; the next answer may be the right one
+    Seen: https://github.com/google-research/xtreme/issues/17 -- pairs of sentences out of alignment
+    Source: arithmetic -- of N rows joined at random 1 in N of such words is in its own row
+    """
+    paired = data.paired
+    if paired.words < KNOWN_WORDS.value:
+        raise Unknown(f"{paired.words} words stand in one question and one answer, under {KNOWN_WORDS.value:g}")
+    if paired.own < SOME.value * paired.words:
+        shifted = paired.at_offset > HALF.value * paired.words
+        far = f"{abs(paired.offset):,} row{'s' if abs(paired.offset) > 1 else ''}"
+        says = (
+            f"of {paired.at_offset:,} the answer stands {far} {'before' if paired.offset > 0 else 'after'} its question"
+            if shifted
+            else "the answers are those of other rows, unless an answer should have no word of its question"
+        )
+        yield Observation(
+            f"of {paired.words:,} words that stand in one question and in one answer only, {paired.own:,} have both in "
+            f"one row: {says}",
+            {"words": paired.words, "own": paired.own, "offset": paired.offset, "at_offset": paired.at_offset},
+            severity=None if shifted else "warning",
+        )
+
+
+@DataRule("DAT380", severity="warning", confidence=0.75, thresholds=(CUT_LENGTH, SOME, FEW_LABELS, MAJORITY))
+def _one_length(data: DataReport) -> Iterator[Observation]:
+    """texts cut at one length
+
+    {some} of the questions or answers, at least {few_labels}, are of one length, {cut_length} characters or more; none
+    is longer, and {majority} of these are of words and end with a letter, a comma or a blank
+
+    Why: A text was cut by a count of characters: the model learns to stop in the midst of a sentence, or to answer half
+        a question.
+    Scope: the last question and its answer, texts of one pattern once, at most 5000 rows drawn from all
+    Action: take the whole texts, and leave out what is too long
+    Verify: the end of the longest ones
+    Source: arithmetic -- of texts that nobody cut few share their greatest length
+    """
+    for longest, what in ((data.longest_questions, "questions"), (data.longest_answers, "answers")):
+        many = longest.texts >= max(SOME.value * longest.of, FEW_LABELS.value)
+        if many and longest.characters >= CUT_LENGTH.value and longest.unended >= MAJORITY.value * longest.texts:
+            yield Observation(
+                f"of {longest.of:,} {what} {longest.texts:,} that differ have {longest.characters:,} characters, none "
+                f"has more, and {longest.unended:,} of these end in the midst of a sentence: they were cut",
+                {"characters": longest.characters, "texts": longest.texts, "of": longest.of},
+            )
 
 
 RULES = (
@@ -422,6 +517,9 @@ RULES = (
     _leavings,
     _spellings,
     _unreadable_values,
+    _headers,
+    _other_rows,
+    _one_length,
 )
 
 ROW_TESTS: RowTests = (
@@ -434,4 +532,5 @@ ROW_TESTS: RowTests = (
     told_who,
     _left_over,
     _notation,
+    header,
 )

@@ -38,18 +38,14 @@ class _Candidates:
     Parameters
     ----------
     candidates:
-        svd:RANK, p90 (the audit's suggestion), energy:SHARE, params:N, kl:NATS, adapter:FOLDER, retrain:RANK, separated
-        by commas. Without it p90, a half and a quarter of the rank, and with --calibration-data kl:.003 and kl:.01.
+        svd:RANK, p90 (the audit's suggestion), energy:SHARE, params:N, kl:NATS, adapter:FOLDER, separated by commas.
+        Without it p90, a half and a quarter of the rank, and with --calibration-data kl:.003 and kl:.01.
     calibration_data:
         Rows without labels for kl:, as the --data of 'gradience resize'. Not those of --data.
-    retrain:
-        A command that trains an adapter of rank {r} with seed {seed} into {out}; each rank is judged by its worst seed.
-        Ranks are those of retrain:RANK, else the audit's suggestions.
     """
 
     candidates: str | None = None
     calibration_data: Path | None = None
-    retrain: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -117,7 +113,6 @@ def bench(
         data=data,
         candidates=chosen,
         calibration_data=candidates.calibration_data,
-        retrain=candidates.retrain,
     )
     return _shown(run, out, options)
 

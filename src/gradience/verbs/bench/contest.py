@@ -27,7 +27,7 @@ from gradience.rewriting.sides import open_stored
 from gradience.rewriting.writing import PEFT_METADATA, Changes, NewAdapter, SourceFiles, provenance_of, write_adapter
 from gradience.schema.compare import BenchMetric, BenchReport
 from gradience.telemetry.redact import hide_in
-from gradience.verbs.bench.evaluators import LM_EVAL, Command, Evaluator, LmEval
+from gradience.verbs.bench.evaluators import Command, Evaluator
 from gradience.verbs.bench.judge import BASE, Contender, LossRule, Task, judge, tolerance_of
 from gradience.verbs.bench.options import BenchOptions
 from gradience.verbs.bench.store import BenchStore, Evaluation, adapter_digest, file_hash, refusing
@@ -269,7 +269,7 @@ class Contest:
         """The evaluator of adapters on these data.
 
         Raises:
-            GradienceError: the data or the base is missing, or lm-eval is not installed.
+            GradienceError: the data or the base is missing.
         """
         options, base = self._options, str(self._options.base or "")
         of = {"base": self._base, "data": "" if data is None else file_hash(data)}
@@ -282,15 +282,9 @@ class Contest:
             return ModelEvaluator(
                 cast("BuiltIn", self._metric), base=base, data=data, longest=options.max_length, of=of
             )
-        if self._metric.startswith(LM_EVAL):
-            if not base:
-                raise GradienceError("lm-eval needs --base", advice="give the model")
-            return LmEval(self._metric.removeprefix(LM_EVAL), base=base, timeout=options.timeout, of=of)
-        seeds = range(options.seed, options.seed + options.seeds) if "{seed}" in self._metric else [options.seed]
         return Command(
             self._metric,
-            values={"base": base, "data": "" if data is None else str(real_path(data))},
-            seeds=seeds,
+            values={"base": base, "data": "" if data is None else str(real_path(data)), "seed": str(options.seed)},
             timeout=options.timeout,
             higher_is_better=not options.lower_is_better,
             of=of,
@@ -335,10 +329,10 @@ class Contest:
             tasks.append(Task(entry.name, data, digest, name, scores, alone=entry.alone))
             metrics.append((evaluator.name, evaluator.higher_is_better))
         self._progress(total, total, "")
-        (measured, better), unit = metrics[0], _unit(tasks)
+        measured, better = metrics[0]
         options = self._options
         over: Literal["examples", "tokens"] = "examples" if self._tokens is None else "tokens"
-        metric = BenchMetric(name=measured, higher_is_better=better, unit=unit, mean_over=over)
+        metric = BenchMetric(name=measured, higher_is_better=better, mean_over=over)
         heaviest = float(self._tokens or 1)
         rule = LossRule(tolerance_of(options.tolerance), cap_of(options, measured), options.seed, heaviest)
         result = judge(_contenders(entries), tasks, metric, rule)
@@ -369,16 +363,6 @@ class Contest:
         )
         self._store.keep_report(hide_in(report).to_json())
         return report
-
-
-def _unit(tasks: Sequence[Task]) -> Literal["example", "seed"]:
-    units = {one.unit for task in tasks for one in task.evaluations.values()}
-    if len(units) > 1:
-        raise GradienceError(
-            "the evaluator printed a score of each example for some adapters, and only one score for others",
-            advice="let it print the same for all",
-        )
-    return units.pop()
 
 
 def _contenders(entries: Sequence[Entry]) -> list[Contender]:

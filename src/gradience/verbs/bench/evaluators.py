@@ -1,4 +1,4 @@
-"""Score an adapter by the user's own command or by lm-eval. Scoring by the model itself is in `model`."""
+"""Score an adapter by the user's own command. Scoring by the model itself is in `trial`."""
 
 from __future__ import annotations
 
@@ -6,26 +6,20 @@ import math
 import os
 import re
 import shlex
-import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from hashlib import file_digest, sha256
-from importlib.util import find_spec
 from itertools import islice, pairwise
 from pathlib import Path
-from typing import Any, Final, Protocol, TypeAlias
+from typing import Any, Final, Protocol
 
 import msgspec
-import numpy as np
 
 from gradience.errors import GradienceError
-from gradience.io.atomic import scratch_folder
 from gradience.io.programs import SHOWN, run, short, words
 from gradience.io.reading import decode_json, open_regular, read_small, real_path
 from gradience.schema import real
 from gradience.verbs.bench.store import MOST_SCORE, Evaluation
-
-_SCORES: Final = ("scores", "score")
 
 _WITHIN: Final = re.compile(r"[\s=;|&<>()'\"]+")
 _SCRIPTS: Final = frozenset({".py", ".sh", ".pl", ".rb", ".js", ".lua"})
@@ -36,15 +30,6 @@ _LONGEST_NAME: Final = 4096  # bytes of a path
 _WRITTEN: Final = frozenset({"", ".log", ".out", ".err", ".tmp", ".lock", ".pid"})
 _LARGEST_SCRIPT: Final = 64 << 20  # bytes of a file that is hashed
 _MOST_FILES: Final = 10_000
-
-LM_EVAL: Final = "lm-eval:"
-_LARGEST_SAMPLE: Final = 16 << 20  # most bytes of one line of lm-eval's samples
-_METRICS: Final = ("acc", "exact_match", "acc_norm", "f1", "bleu", "pass@1", "em")
-"""lm-eval's metrics of one example, the preferred first."""
-
-
-Printed: TypeAlias = float | list[float]
-"""What a program printed: one score, or the score of each example."""
 
 
 def digest_of_command(command: str) -> str:
@@ -120,25 +105,24 @@ def _state_of(path: Path) -> str:
     return f"{status.st_size} {status.st_mtime_ns} {status.st_ctime_ns}"
 
 
-def parsed(output: bytes, argv: list[str]) -> Printed:
-    """Parse an evaluator's output as numbers: the whole output as JSON, else its last line.
+def parsed(output: bytes, argv: list[str]) -> list[float]:
+    """Parse an evaluator's output as the score of each example: the whole output as JSON, else its last line.
 
-    A number is a score. A list has the score of each example, where true is 1. An object has a list `scores`, or
-    `score`.
+    It is a list, in which true is 1, or an object with a list `scores`.
 
     Raises:
         GradienceError: it printed nothing, or something else.
     """
     text = output.decode("utf-8", "replace").strip()
     if not text:
-        raise GradienceError(f"{short(argv)} printed nothing", advice="it has to print a number or JSON")
+        raise GradienceError(f"{short(argv)} printed nothing", advice="it has to print the score of each example")
     for part in (text, text.splitlines()[-1]):
         scores = _printed(_json(part))
-        if scores is not None:
+        if scores:
             return scores
     raise GradienceError(
-        f"{short(argv)} printed no number: {text.splitlines()[-1][-SHOWN:]!r}",
-        advice='expected a number, a list of one number per example, or {"scores": [...]}',
+        f"{short(argv)} printed no scores: {text.splitlines()[-1][-SHOWN:]!r}",
+        advice='expected a list of one number per example, or {"scores": [...]}',
     )
 
 
@@ -149,13 +133,13 @@ def _json(text: str) -> Any:
         return None
 
 
-def _printed(value: Any) -> Printed | None:
+def _printed(value: Any) -> list[float] | None:
     if isinstance(value, dict):
-        value = next((value[name] for name in _SCORES if name in value), None)
+        value = value.get("scores")
     if not isinstance(value, list):
-        return _number(value)
+        return None
     scores = [score for item in value if (score := _number(item)) is not None]
-    return scores if scores and len(scores) == len(value) else None
+    return scores if len(scores) == len(value) else None
 
 
 def _number(value: Any) -> float | None:
@@ -183,14 +167,13 @@ class Evaluator(Protocol):
 
 
 class Command:
-    """A program of the user that prints one score, or the score of each example."""
+    """A program of the user that prints the score of each example."""
 
     def __init__(
         self,
         command: str,
         *,
         values: Mapping[str, str],
-        seeds: Sequence[int],
         timeout: float,
         higher_is_better: bool = True,
         of: Mapping[str, Any],
@@ -199,85 +182,16 @@ class Command:
         self.name = command
         self.higher_is_better = higher_is_better
         # hashed, because the command may hold a key
-        self.of = {"command": digest_of_command(command), "seeds": list(seeds), **of}
+        self.of = {"command": digest_of_command(command), **values, **of}
         self._values = values
-        self._seeds = seeds
         self._timeout = timeout
 
     def evaluate(self, adapter: Path, reference: Path | None) -> Evaluation:  # noqa: ARG002  # it sees no outputs
-        """Run the command for each seed.
+        """Run the command.
 
         Raises:
-            GradienceError: it fails, prints no number, or prints different numbers of scores for different seeds.
+            GradienceError: it fails, or prints no scores.
         """
-        printed = [self._run(adapter, seed) for seed in self._seeds]
-        lists = [one for one in printed if isinstance(one, list)]
-        if lists and (len(lists) != len(printed) or len({len(scores) for scores in lists}) > 1):
-            raise GradienceError(f"{self.name!r} scored other examples for one seed than for another")
-        if lists:
-            with np.errstate(invalid="ignore"):  # infinities of both signs: no number, which is said of the score
-                return _of_examples(np.mean(np.array(lists), axis=0).tolist())
-        scores = [real(one) for one in printed if not isinstance(one, list)]
-        return Evaluation(unit="seed", scores=scores, weights=[1.0] * len(scores))
-
-    def _run(self, adapter: Path, seed: int) -> Printed:
-        argv = words(
-            self.name, {**self._values, "adapter": str(real_path(adapter)), "seed": str(seed)}, required="adapter"
-        )
-        return parsed(run(argv, timeout=self._timeout), argv)
-
-
-class LmEval:
-    """A task of lm-eval (EleutherAI's lm-evaluation-harness), run in its own process and scored from its samples."""
-
-    higher_is_better = True
-
-    def __init__(self, task: str, *, base: str, timeout: float, of: Mapping[str, Any]) -> None:
-        if find_spec("lm_eval") is None:
-            raise GradienceError("lm-eval is not installed", advice="pip install lm-eval, or give a command")
-        self.name = f"{LM_EVAL}{task}"
-        self.of = {"lm_eval": task, **of}
-        self._task = task
-        self._base = base
-        self._timeout = timeout
-
-    def evaluate(self, adapter: Path, reference: Path | None) -> Evaluation:  # noqa: ARG002  # it keeps no outputs
-        """Run the task on the adapter.
-
-        Raises:
-            GradienceError: lm-eval fails, a path has a comma, or no sample has a known metric.
-        """
-        place = str(real_path(adapter))
-        if "," in f"{place}{self._base}":
-            raise GradienceError(f"lm-eval cannot take a path with a comma: {place}", advice="give another --out")
-        with scratch_folder() as folder:
-            model = f"pretrained={self._base},peft={place}"
-            # With -P, or a lm_eval.py in the current folder would be run in its place.
-            argv = [sys.executable, "-P", "-m", "lm_eval", "--model", "hf", "--model_args", model]
-            run([*argv, "--tasks", self._task, "--log_samples", "--output_path", str(folder)], timeout=self._timeout)
-            rows = sorted(_samples(folder))
-        if not rows:
-            raise GradienceError(f"lm-eval left no samples of {self._task} with one of {', '.join(_METRICS)}")
-        return _of_examples([score for _, _, score in rows])
-
-
-def _of_examples(scores: list[float]) -> Evaluation:
-    return Evaluation(unit="example", scores=[real(score) for score in scores], weights=[1.0] * len(scores))
-
-
-def _samples(folder: Path) -> Iterator[tuple[str, int, float]]:
-    """Yield task, document number and score of each sample, by the first metric that all samples of a file have."""
-    for path in folder.rglob("samples_*.jsonl"):
-        with open_regular(path) as file:
-            lines = iter(lambda: file.readline(_LARGEST_SAMPLE), b"")
-            rows = [_sample(path, line) for line in lines if line.strip()]
-        name = next((m for m in _METRICS if all(isinstance(row.get(m), int | float) for row in rows)), None)
-        if name is not None:
-            yield from ((path.stem, int(row.get("doc_id", i)), float(row[name])) for i, row in enumerate(rows))
-
-
-def _sample(path: Path, line: bytes) -> dict[str, Any]:
-    try:
-        return decode_json(line, dict[str, Any])
-    except (msgspec.MsgspecError, RecursionError) as error:
-        raise GradienceError(f"{path.name} of lm-eval is damaged: {error}") from error
+        argv = words(self.name, {**self._values, "adapter": str(real_path(adapter))}, required="adapter")
+        scores = parsed(run(argv, timeout=self._timeout), argv)
+        return Evaluation(scores=[real(score) for score in scores], weights=[1.0] * len(scores))

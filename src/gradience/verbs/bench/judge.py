@@ -19,26 +19,13 @@ from gradience.schema import real
 from gradience.schema.compare import BenchCandidate, BenchMetric, BenchResult, BenchTask, BenchVerdict, Outcome, Role
 from gradience.spectral.grams import Floats
 from gradience.verbs.bench.store import Evaluation
-from gradience.verbs.bench.trial import (
-    CONFIDENCE,
-    Bounds,
-    Sample,
-    bounds,
-    capped_bounds,
-    needed,
-    sample_of,
-    student_bounds,
-)
+from gradience.verbs.bench.trial import CONFIDENCE, Bounds, Sample, bounds, capped_bounds, needed, sample_of
 
 BASE: Final = "base"
 _WORST_FIRST: Final[tuple[Outcome, ...]] = ("not_finite", "over", "open", "within", "reference", "anchor")
 RARE: Final = 0.01  # share of examples with a failure, of which the chance to miss it is told
-_LEAST_SEEDS: Final = 2
 _BINARY: Final = (0.0, 1.0)
-_UNDECIDED: Final = {
-    "example": "as measured all lose more than the tolerance, but that is not shown either",
-    "seed": "let the evaluator print a score of each example, or use {seed} and more --seeds",
-}
+_UNDECIDED: Final = "as measured all lose more than the tolerance, but that is not shown either"
 
 
 class Tolerance(NamedTuple):
@@ -123,7 +110,7 @@ def judge(contenders: Sequence[Contender], tasks: Sequence[Task], metric: BenchM
     order = {"reference": 0, "anchor": 2}
     candidates.sort(key=lambda c: (order.get(c.role, 1), -c.params))
     described = [task for task, _ in judged]
-    return TrialResult(described, candidates, _verdict(described, candidates, metric))
+    return TrialResult(described, candidates, _verdict(described, candidates))
 
 
 def _on_task(
@@ -161,9 +148,9 @@ def _on_task(
         n=len(own),
         score=score,
         margin=abs(float(weight @ margin / weight.sum())),
-        missed=(1.0 - RARE) ** len(own) if metric.unit == "example" else None,
+        missed=(1.0 - RARE) ** len(own),
         # The Clopper-Pearson limit of a share of which none was seen in n examples.
-        seen_from=1.0 - (1.0 - CONFIDENCE) ** (1.0 / len(own)) if metric.unit == "example" else None,
+        seen_from=1.0 - (1.0 - CONFIDENCE) ** (1.0 / len(own)),
     )
     base = rows.get(BASE)
     if base is not None and base.low is not None:
@@ -179,38 +166,26 @@ def _compared(
         return {}
     reference = task.evaluations[task.reference]
     harms = [_harm(reference, task.evaluations[c.name], metric, task, c.name) for c in compared]
-    largest = 1.0 if metric.unit == "example" and _is_binary(task) else None
-    cap = (1.0 if metric.name == "accuracy" else rule.cap) if metric.unit == "example" else None
+    largest = 1.0 if _is_binary(task) else None
+    cap = 1.0 if metric.name == "accuracy" else rule.cap
     weight, harm = np.asarray(reference.weights), np.stack(harms, axis=1)
     sample = sample_of(harm, weight, margin, largest=largest, cap=cap, heaviest=rule.heaviest)
-    limits = _limits(sample, metric, rule.seed)
+    limits = bounds(sample, seed=rule.seed) if sample.cap is None else capped_bounds(sample)
     return {
         c.name: _result(task.evaluations[c.name], task.name, c.role, sample=sample, limits=limits, column=column)
         for column, c in enumerate(compared)
     }
 
 
-def _limits(sample: Sample, metric: BenchMetric, seed: int) -> Bounds | None:
-    """The bounds; None for a single run, or for several that do not differ because the evaluator ignores its seed."""
-    if metric.unit == "seed":
-        differ = len(sample.excess) >= _LEAST_SEEDS and bool(np.ptp(sample.excess, axis=0).all())
-        return student_bounds(sample) if differ else None
-    return bounds(sample, seed=seed) if sample.cap is None else capped_bounds(sample)
-
-
 def _result(
-    evaluation: Evaluation, task: str, role: Role, *, sample: Sample, limits: Bounds | None, column: int
+    evaluation: Evaluation, task: str, role: Role, *, sample: Sample, limits: Bounds, column: int
 ) -> BenchResult:
     harm = float(sample.mean[column]) + sample.margin
-    low = high = None
-    outcome: Outcome = "open" if role == "candidate" else "anchor"
-    more = None
-    if limits is not None:
-        low, high = (float(side[column]) + sample.margin for side in (limits.lower, limits.upper))
-        if outcome == "open":
-            outcome = "within" if limits.upper[column] <= 0.0 else "over" if limits.lower[column] > 0.0 else "open"
-        if outcome == "open" and evaluation.unit == "example":
-            more = needed(sample, column, limits.level)
+    low, high = (float(side[column]) + sample.margin for side in (limits.lower, limits.upper))
+    outcome: Outcome = "anchor"
+    if role == "candidate":
+        outcome = "within" if limits.upper[column] <= 0.0 else "over" if limits.lower[column] > 0.0 else "open"
+    more = needed(sample, column, limits.level) if outcome == "open" else None
     return BenchResult(
         task=task,
         score=real(evaluation.mean),
@@ -273,7 +248,7 @@ def _candidate(contender: Contender, results: list[BenchResult], whole: int) -> 
     )
 
 
-def _verdict(tasks: Sequence[BenchTask], candidates: Sequence[BenchCandidate], metric: BenchMetric) -> BenchVerdict:
+def _verdict(tasks: Sequence[BenchTask], candidates: Sequence[BenchCandidate]) -> BenchVerdict:
     n = min(task.n for task in tasks)
     contenders = [c for c in candidates if c.role == "candidate"]
     blind = [task.name for task in tasks if task.has_contrast is False]
@@ -289,7 +264,7 @@ def _verdict(tasks: Sequence[BenchTask], candidates: Sequence[BenchCandidate], m
     if not left:
         return BenchVerdict(state="none", n=n, says="no candidate holds: all lose more than the tolerance")
     wants = [most for c in left if (most := _needed(c)) is not None]
-    more = f"{min(wants)} examples would do in 80 % of trials" if wants else _UNDECIDED[metric.unit]
+    more = f"{min(wants)} examples would do in 80 % of trials" if wants else _UNDECIDED
     return BenchVerdict(
         state="not_decided", n=n, needed=min(wants, default=None), says=f"not decided with n = {n}: {more}"
     )

@@ -16,9 +16,9 @@ class BenchOptions(VerbOptions):
     base:
         Base model: a folder with safetensors, or organisation/name in the local hub cache. Never downloaded.
     metric:
-        loss, accuracy or exact-match through transformers; lm-eval:TASK; or a command with {adapter}, which may have
-        {seed}, {base} and {data} and prints a number, a list of one score per example, or {"scores": [...]}. Without
-        it accuracy for a classifier, else loss.
+        loss, accuracy or exact-match through transformers; or a command with {adapter}, which may have {seed}, {base}
+        and {data} and prints a list of one score per example, or {"scores": [...]}. Without it accuracy for a
+        classifier, else loss.
     tolerance:
         1% of the adapter's score, or 0.01 in the metric's unit.
     cap:
@@ -27,8 +27,6 @@ class BenchOptions(VerbOptions):
         Of a command's score.
     seed:
         Random seed.
-    seeds:
-        Runs of a command with {seed}, and trainings of each rank.
     timeout:
         Seconds that one command may take.
     max_length:
@@ -42,7 +40,6 @@ class BenchOptions(VerbOptions):
     cap: Annotated[Positive | None, SELDOM] = None
     lower_is_better: Annotated[bool, SELDOM] = False
     seed: Seed = 0
-    seeds: Annotated[Count, SELDOM] = 3
     timeout: Annotated[Positive, SELDOM] = 3600.0
     max_length: Annotated[Count | None, SELDOM] = None
 

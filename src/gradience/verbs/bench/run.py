@@ -3,19 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from itertools import count
 from pathlib import Path
 from typing import Any, Final
 
-from gradience.adapters.open import open_adapter
-from gradience.errors import AdapterError, GradienceError
+from gradience.errors import GradienceError
 from gradience.io import PathLike, Progress
-from gradience.io.programs import run, words
-from gradience.io.reading import real_path
 from gradience.rewriting.sides import open_sides
 from gradience.schema.compare import BenchReport
 from gradience.schema.merge import MergeMethod
-from gradience.verbs.audit.run import audit_adapter
 from gradience.verbs.bench.contest import (
     FULL,
     Contest,
@@ -27,7 +22,6 @@ from gradience.verbs.bench.contest import (
     require_packages,
     scaled,
 )
-from gradience.verbs.bench.evaluators import digest_of_command
 from gradience.verbs.bench.judge import BASE, Contender
 from gradience.verbs.bench.options import BenchOptions
 from gradience.verbs.bench.store import BenchStore, adapter_digest, file_hash, opened_store, refusing
@@ -47,7 +41,6 @@ def bench_adapter(
     data: PathLike | None = None,
     candidates: Sequence[str] | None = None,
     calibration_data: PathLike | None = None,
-    retrain: str | None = None,
     options: BenchOptions = _DEFAULTS,
     progress: Progress | None = None,
 ) -> BenchReport:
@@ -62,8 +55,7 @@ def bench_adapter(
         data: JSONL with an example on each line: text, prompt and completion, messages, or text and label.
         candidates: `svd:RANK`, `p90`, `energy:SHARE`, `params:N`, `kl:NATS` or `adapter:FOLDER`.
         calibration_data: inputs without labels for `kl:`, other than the data.
-        retrain: a command that trains an adapter of rank {r} with seed {seed} into the folder {out}.
-        options: base, metric, tolerance, seeds and limits.
+        options: base, metric, tolerance and limits.
         progress: called with (evaluations done, evaluations in all, the current one).
 
     Raises:
@@ -82,99 +74,10 @@ def bench_adapter(
         contest.evaluator(rows)  # raises before any work if something is missing
         making = Making(adapter, options.base, inputs, options.seed)
         names = candidates if candidates is not None else default_names(adapter, calibrated=inputs is not None)
-        plain = [name for name in names if not name.startswith("retrain:")]
-        smaller, notes = made(store, plain, making)
+        smaller, notes = made(store, names, making)
         entrants = [Contender(FULL, "reference", adapter, "the adapter as given"), *smaller]
         entrants += anchors(store, adapter, seed=options.seed)
-        entry = Entry("held-out", rows, entrants)
-        if retrain is not None:
-            ranks = [name.removeprefix("retrain:") for name in names if name.startswith("retrain:")]
-            entry, more = retrained(store, contest, entry, command=retrain, ranks=ranks, options=options)
-            notes += more
-        return contest.report("resize", [entry], [path], notes)
-
-
-def retrained(
-    store: BenchStore, contest: Contest, entry: Entry, *, command: str, ranks: Sequence[str], options: BenchOptions
-) -> tuple[Entry, list[str]]:
-    """Add to the entry, for each rank, a retrained adapter and the truncated one; return the entry and notes.
-
-    Every seed is trained and scored. The seed with the worst score represents its rank.
-
-    Args:
-        store: keeps the trained adapters.
-        contest: scores the trained adapters.
-        entry: the task, with the adapter first.
-        command: the training command, in which {r}, {seed} and {out} are filled in.
-        ranks: the ranks; if empty, those that the audit suggests.
-        options: the seeds, and the time limit of one training in seconds.
-
-    Raises:
-        GradienceError: the command fails, or leaves no adapter in {out}.
-    """
-    words(command, {}, required="out")
-    adapter = entry.entrants[0].folder
-    chosen = _ranks(adapter, ranks)
-    names = {one.name for one in entry.entrants}
-    truncated, notes = made(
-        store,
-        [f"svd:{r}" for r in chosen if f"svd:{r}" not in names],
-        Making(adapter, options.base, None, options.seed),
-    )
-    evaluator = contest.evaluator(entry.data)
-    worst = []
-    for r in chosen:
-        seeds = [
-            Contender(f"retrain:{r} seed {seed}", "candidate", _trained(store, command, r, seed, options.timeout))
-            for seed in range(options.seed, options.seed + options.seeds)
-        ]
-        evaluations = contest.scored(entry._replace(entrants=[entry.entrants[0], *seeds]), evaluator)
-        means = [evaluations[one.name].mean for one in seeds]
-        place = means.index(min(means) if evaluator.higher_is_better else max(means))
-        each = ", ".join(f"{mean:.4g}" for mean in means)
-        worst.append(
-            Contender(f"retrain:{r}", "candidate", seeds[place].folder, f"worst of {len(means)} seeds ({each})")
-        )
-    entrants = [*entry.entrants, *truncated, *worst]
-    return entry._replace(entrants=entrants), notes
-
-
-def _ranks(adapter: Path, asked: Sequence[str]) -> list[int]:
-    if asked:
-        try:
-            ranks = [int(text) for text in asked]
-        except ValueError as error:
-            raise GradienceError(f"retrain:{asked[0]}: expected a rank", advice="such as retrain:8") from error
-        return list(dict.fromkeys(ranks))
-    suggested = audit_adapter(adapter).suggested
-    ranks = sorted({item.rank for item in suggested.values()}, reverse=True)
-    if not ranks:
-        raise AdapterError("the audit suggests no rank for this adapter", advice="name one: --candidates retrain:8")
-    return ranks
-
-
-def _trained(store: BenchStore, command: str, rank: int, seed: int, timeout: float) -> Path:
-    """The folder of a trained adapter. If it is missing, the training is run.
-
-    A failed training leaves its files in a folder whose name ends in `.unfinished`.
-    """
-
-    def make(out: Path) -> None:
-        # A new one each time: an adapter that a failed training left is not taken for this one's.
-        drafts = (out.with_name(f"{out.name}.{number}.unfinished") for number in count(1))
-        draft = next(folder for folder in drafts if not folder.exists())
-        draft.mkdir(parents=True)
-        argv = words(command, {"r": str(rank), "seed": str(seed), "out": str(real_path(draft))}, required="out")
-        run(argv, timeout=timeout)
-        try:
-            open_adapter(draft)
-        except AdapterError as error:
-            raise AdapterError(
-                f"the training of rank {rank}, seed {seed} left no adapter: {error.message}", advice="save it in {out}"
-            ) from error
-        draft.rename(out)
-
-    return store.made(f"retrain-{rank}-{seed}", {"command": digest_of_command(command), "r": rank, "seed": seed}, make)
+        return contest.report("resize", [Entry("held-out", rows, entrants)], [path], notes)
 
 
 def bench_merge(
@@ -201,7 +104,7 @@ def bench_merge(
         methods: methods of `merge_adapters`.
         weights: each list has one number per adapter; None is the method's default.
         density: the share of entries that TIES and DARE keep; without it 0.2 and 0.5.
-        options: base, metric, tolerance, seeds and limits.
+        options: base, metric, tolerance and limits.
         progress: called with (evaluations done, evaluations in all, the current one).
 
     Raises:

@@ -13,7 +13,7 @@ import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Final, Literal
+from typing import Any, Final
 
 import msgspec
 import numpy as np
@@ -32,7 +32,7 @@ from gradience.spectral.grams import Floats
 REPORT_NAME: Final = "bench.json"
 MOST_SCORE: Final = 1e100
 """A score beyond this, in size, is no measurement: it counts as infinite, so that sums and squares stay finite."""
-_VERSION: Final = 1
+_VERSION: Final = 2
 _EVALUATIONS: Final = "evaluations"
 _LARGEST: Final = 256 << 20  # bytes of an evaluation: a score takes about 40, and a test set may have a million
 _UNFIT: Final = re.compile(r"[^A-Za-z0-9.-]+")
@@ -41,9 +41,8 @@ _HASH: Final = 12  # hexadecimal digits of the hash in a name
 
 
 class Evaluation(msgspec.Struct, kw_only=True, frozen=True):
-    """The scores of one adapter, one per example with its weight, or one per run with a different seed."""
+    """The scores of one adapter, one per example with its weight."""
 
-    unit: Literal["example", "seed"]
     scores: list[Real]
     weights: list[float]
     kl: Real | None = None

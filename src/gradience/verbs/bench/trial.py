@@ -99,7 +99,6 @@ class ModelEvaluator:
             weights = [1.0 if self._longest is None else float(row.known) for row in known]
         apart = divergence(rows) if compared else None
         return Evaluation(
-            unit="example",
             scores=[real(score) for score in scores],
             weights=weights,
             kl=None if apart is None else real(apart.kl),
@@ -303,16 +302,6 @@ def _joint(drawn: Floats, confidence: float) -> tuple[Floats, float]:
     ranks = np.argsort(np.argsort(drawn, axis=0, kind="stable"), axis=0)
     place = int(np.sort(ranks.max(axis=1))[math.ceil(confidence * len(drawn)) - 1])
     return np.sort(drawn, axis=0)[place], (place + 1) / len(drawn)
-
-
-def student_bounds(sample: Sample, *, confidence: float = CONFIDENCE) -> Bounds:
-    """Bounds of the means over runs with different seeds, by Student's t and Bonferroni: too few runs to resample."""
-    from scipy.special import stdtrit  # takes half a second, and only evaluators with seeds need it
-
-    n, m = sample.excess.shape
-    level = 1.0 - (1.0 - confidence) / m
-    half = stdtrit(n - 1, level) * sample.excess.std(axis=0, ddof=1) / math.sqrt(n)
-    return Bounds(sample.mean - half, sample.mean + half, level)
 
 
 class ExampleCounts(NamedTuple):

@@ -16,6 +16,7 @@ from gradience.blocks import (
     Title,
     VerdictLine,
     count,
+    counted,
     facts,
     number,
     percent,
@@ -84,7 +85,6 @@ def bench_section(report: BenchReport | None) -> list[Section]:
     about = [
         ("Metric", f"{report.metric.name} ({_direction(report)})"),
         ("Tolerance", _tolerance(report)),
-        ("Paired by", report.metric.unit),
     ]
     tasks = [block for task in report.tasks for block in _task(report, task)]
     notes = [Note(f"{sentence(text)}.") for text in report.notes]
@@ -101,9 +101,9 @@ def _direction(report: BenchReport) -> str:
 
 
 def _mean(report: BenchReport) -> str:
-    """What the mean is over where rows differ in length, else what the pairs are."""
+    """What the mean is over where rows differ in length, else that examples are paired."""
     metric = report.metric
-    return f"mean over {metric.mean_over}" if metric.name in {"loss", "accuracy"} else f"paired by {metric.unit}"
+    return f"mean over {metric.mean_over}" if metric.name in {"loss", "accuracy"} else "paired by example"
 
 
 def _tolerance(report: BenchReport) -> str:
@@ -122,20 +122,18 @@ def _data(report: BenchReport, task: BenchTask) -> str:
     score, by_tokens = as_float(task.score), report.metric.mean_over == "tokens"
     also = f" (perplexity {math.exp(min(score, 700.0)):.4g})" if by_tokens and report.metric.name == "loss" else ""
     data = f", {short_path(task.data)}" if task.data else ""
-    unit = report.metric.unit if task.n == 1 else f"{report.metric.unit}s"
     own = f"{task.reference} {score:.4g}{also}"
-    return f"{task.name}{data}: n = {task.n:,} {unit}, {own}, tolerance {task.margin:.3g}"
+    return f"{task.name}{data}: n = {counted(task.n, 'example')}, {own}, tolerance {task.margin:.3g}"
 
 
 def _limits(task: BenchTask) -> Iterator[str]:
     """What the data cannot show: a loss at all, or rare failures."""
     if task.has_contrast is False:
         yield "The base without the update is not shown to be worse by the tolerance: these data cannot show a loss."
-    if task.missed is not None and task.seen_from is not None:
-        yield (
-            f"These {task.n:,} examples show a failure of {task.seen_from:.1%} of such examples or more (95 %); one in "
-            f"1 % would be missed with probability {task.missed:.2f}."
-        )
+    yield (
+        f"These {task.n:,} examples show a failure of {task.seen_from:.1%} of such examples or more (95 %); one in "
+        f"1 % would be missed with probability {task.missed:.2f}."
+    )
 
 
 def _task(report: BenchReport, task: BenchTask, *, unicode: bool = True) -> Iterator[Block]:

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Sequence
 from typing import Final
-
-import msgspec
 
 from gradience.blocks import (
     Block,
@@ -160,7 +159,7 @@ def differences(
 
 
 def _value(value: Json, most: int | None) -> str:
-    return shorter(msgspec.json.encode(value).decode(), most)
+    return shorter(json.dumps(value, ensure_ascii=False), most)
 
 
 def _cosines(report: CompareAdaptersReport) -> Iterator[Block]:

@@ -1,8 +1,7 @@
 """The verb `fleet audit`: worker processes audit every adapter below some roots into one store.
 
 A store of adapters and a store of runs are updated in the same way. `plan_of` finds what is new or out of date.
-`carry_out` writes an engine's answers in batches, so that a job that is killed loses little. Every engine runs
-`audit_job` for one adapter in a worker process, so the rows are the same.
+`carry_out` writes the workers' answers in batches, so that a job that is killed loses little.
 """
 
 from __future__ import annotations
@@ -10,33 +9,35 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
 from functools import cache
 from pathlib import Path
 from typing import Final, NamedTuple
 
 import msgspec
 
-from gradience.adapters.files import CONFIG_NAME, AdapterFiles, find_files
+from gradience.adapters.files import CONFIG_NAME, WEIGHT_NAMES, AdapterFiles, find_files
+from gradience.adapters.groups import grouped
 from gradience.adapters.layout import Adapter
 from gradience.adapters.open import Buffer, Bytes, Layouts, open_adapter
 from gradience.device import prepare_jax
-from gradience.errors import ConfigError, GradienceError, MissingPackageError, require, said
+from gradience.errors import AdapterError, ConfigError, GradienceError, MissingPackageError, few, require, said
 from gradience.folder import Documents, OpenAdapter
 from gradience.io import PathLike
 from gradience.io.reading import open_regular, real_path
+from gradience.schema import Json
 from gradience.schema.fleet import FLEET_AUDIT_SCHEMA_ID, AdapterRow, FleetAuditReport, RowStatus
 from gradience.spectral import cores, use_threads
 from gradience.tables import WorkerResult, encoded
 from gradience.tables.query import FLEET, opened
 from gradience.tables.store import Store, Writer
 from gradience.verbs.audit.options import AuditOptions
-from gradience.verbs.fleet.engines import Done, Engine, run_local, run_ray
-from gradience.verbs.fleet.find import AdapterPlace, fetched, find_adapters
+from gradience.verbs.fleet.find import AdapterPlace, find_adapters
 from gradience.verbs.fleet.records import Known, Source, rows_of, version_of_rules
+from gradience.verbs.fleet.workers import Done, carried_out
 
 _CHUNK: Final = 1 << 20
 _ENDING: Final = ".safetensors"
+_SOUGHT: Final = f"looked for {CONFIG_NAME}, and {few(WEIGHT_NAMES, 9)} or other tensors of an adapter"
 _MOST_HELD: Final = 1 << 26  # most bytes of a file that a worker reads whole
 
 SAME: Final = b""
@@ -51,9 +52,7 @@ def audit_fleet(
     out: PathLike,
     listed: Iterable[str] = (),
     base: PathLike | None = None,
-    engine: Engine = "local",
     workers: int | None = None,
-    address: str | None = None,
     progress: Callable[[JobProgress], None] | None = None,
 ) -> FleetAuditReport:
     """Audit every adapter below the roots into a fleet, and report what was done.
@@ -62,32 +61,32 @@ def audit_fleet(
     same as without the interruption. Adapters that no longer exist lose their rows.
 
     Args:
-        roots: folders, weights files, or fsspec URLs (`s3://`, `gs://`, `hf://`), with the credentials of this user.
+        roots: folders or weights files.
         out: the fleet's folder.
         listed: further places; one that is missing becomes a row with its error.
         base: a base model with which every update is compared; its name is not compared with what adapters declare.
-        engine: `local`, worker processes of this machine, or `ray`.
-        workers: how many processes, or Ray tasks at once; by default one for each core.
-        address: of a Ray cluster; None for one of this machine alone.
+        workers: how many processes; by default one for each core.
         progress: called after each adapter.
 
     Raises:
-        AdapterError: a root is missing.
+        AdapterError: a root is missing, or there is no adapter and never was one.
         GradienceError: a package is missing, or the folder holds something else.
         OutputError: another job is writing the fleet, or it cannot be written.
     """
     require("pyarrow", "duckdb", "xxhash", extra="fleet", what="a fleet")
-    if engine == "ray":
-        require("ray", extra="ray", what="--engine ray")
     start = time.monotonic()
     count = workers or cores()
     store = Store(Path(out), FLEET)
+    listed = tuple(listed)
+    if not store.parts and next(find_adapters(roots, listed), None) is None:
+        where = few([os.fspath(root) for root in roots], 3) or "the listed places"
+        raise AdapterError(f"no adapter below {where}", advice=_SOUGHT)
     with store.writing() as writer:
         known, rules = known_rows(store), rules_version(base)
         adapters = find_adapters(roots, listed, known=known.keys())
         plan = plan_of((_job(item, base, rules) for item in adapters), known, rules)
-        store.keep_private(Path(job.place) for job in plan.jobs if not job.remote)
-        answers = _answers(plan.jobs, engine, min(count, max(1, len(plan.jobs))), address)
+        store.keep_private(Path(job.place) for job in plan.jobs)
+        answers = _answers(plan.jobs, min(count, max(1, len(plan.jobs))))
         tally, same = carry_out(writer, plan, answers, crashed, progress)
         if tally.done or plan.gone:
             known = known_rows(store)
@@ -95,7 +94,6 @@ def audit_fleet(
     return FleetAuditReport(
         schema=FLEET_AUDIT_SCHEMA_ID,
         out=str(out),
-        engine=engine,
         workers=count,
         found=plan.found,
         audited=tally.done - same,
@@ -112,12 +110,8 @@ def crashed(job: Job) -> bytes:
     return failed(job, "worker processes died on it twice", "")
 
 
-def _answers(jobs: Sequence[Job], engine: Engine, workers: int, address: str | None) -> Iterator[Done[Job]]:
-    if not jobs:
-        return iter(())
-    if engine == "ray":
-        return run_ray(audit_job, jobs, workers=workers, prepare=prepare_worker, address=address)
-    return run_local(audit_job, jobs, workers=workers, prepare=prepare_worker)
+def _answers(jobs: Sequence[Job], workers: int) -> Iterator[Done[Job]]:
+    return carried_out(audit_job, jobs, workers=workers, prepare=prepare_worker) if jobs else iter(())
 
 
 def _job(found: AdapterPlace, base: PathLike | None, rules: str) -> Job:
@@ -206,7 +200,7 @@ def carry_out(
     Args:
         writer: writer of the store.
         plan: the plan that is answered; the rows it drops are dropped first.
-        answers: from an engine.
+        answers: of the workers.
         crashed: gives the rows of a job on which workers died.
         progress: called after each answer.
 
@@ -247,7 +241,6 @@ class Job(msgspec.Struct, frozen=True):
     place: str
     files: tuple[str, ...]
     stamp: str
-    remote: bool = False
     fault: str | None = None
     known_hash: str = ""
     """The content hash in its row, or "". If the content still has this hash, nothing is computed."""
@@ -286,15 +279,9 @@ def failed(job: Job, reason: str, stamp: str) -> bytes:
 def _audited(job: Job) -> bytes:
     if job.fault is not None:
         raise GradienceError(job.fault)
-    with _local(job) as place:
-        rows = _of_one_file(job, place)
-        return _of_any_files(job, place) if rows is None else rows  # not `or`: SAME is empty but an answer
-
-
-def _local(job: Job) -> AbstractContextManager[Path]:
-    if job.remote:
-        return fetched(job.place, job.files)
-    return nullcontext(Path(job.place))
+    place = Path(job.place)
+    rows = _of_one_file(job, place)
+    return _of_any_files(job, place) if rows is None else rows  # not `or`: SAME is empty but an answer
 
 
 def _of_one_file(job: Job, place: Path) -> bytes | None:
@@ -350,7 +337,10 @@ def _settings(path: Path, adapter: Adapter) -> str | None:
         config = read_peft(path).config
     except ConfigError:
         return None
-    noted = {"revision": adapter.config.revision} if isinstance(adapter.config.revision, str) else {}
+    noted: dict[str, Json] = {"revision": adapter.config.revision} if isinstance(adapter.config.revision, str) else {}
+    whole = [name for name, role in adapter.roles.items() if role in {"full_module", "base_copy"}]
+    if whole and adapter.file_format.is_peft:
+        noted["beside"] = {group: [*names] for group, names in grouped(whole).items()}
     return msgspec.json.encode(msgspec.structs.replace(config, extras={**config.extras, **noted})).decode()
 
 

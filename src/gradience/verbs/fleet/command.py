@@ -5,7 +5,7 @@ from __future__ import annotations
 import shlex
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Annotated, Final, Literal, TypeVar
+from typing import Annotated, Final, TypeVar
 
 from cyclopts import Parameter
 from cyclopts.types import PositiveInt
@@ -13,14 +13,12 @@ from cyclopts.types import PositiveInt
 from gradience.blocks import counted
 from gradience.commands import options as opt
 from gradience.commands.output import COULD_NOT_JUDGE, FOUND, tell
-from gradience.commands.page import write_page
 from gradience.errors import AdapterError
 from gradience.schema.document import Finding, Report, RuleGroup
 from gradience.schema.reports import SourceLocation
 from gradience.verbs.fleet import view as words
 from gradience.verbs.fleet.results import DEFAULT_RESULT, ResultOptions, answer, rate_on_stderr
 
-Engine = Literal["local", "ray"]
 _EVERY: Final = 1 << 40
 _ReportT = TypeVar("_ReportT", bound=Report)
 
@@ -30,29 +28,23 @@ def audit(
     out: Path | None = None,
     list: Path | None = None,  # noqa: A002  # the option's name
     base: opt.Base = None,
-    engine: Engine = "local",
     workers: PositiveInt | None = None,
-    address: str | None = None,
     gate: opt.Gate = opt.DEFAULT_GATE,
 ) -> int:
-    """Audit every adapter below some folders or URLs, and keep the numbers as Parquet.
+    """Audit every adapter below some folders, and keep the numbers as Parquet.
 
     A second call reads only what changed. One that was killed is taken up where it was.
 
     Parameters
     ----------
     roots:
-        Folders, weights files, or fsspec URLs (s3://, gs://, hf://).
+        Folders or weights files.
     out:
         The fleet's folder: written, or brought up to date.
     list:
-        A file with one further path or URL on each line.
-    engine:
-        local: worker processes of this machine. ray: tasks of a Ray cluster (in the clone: pip install -e '.[ray]').
+        A file with one further path on each line.
     workers:
-        How many processes, or tasks at once. Default: one for each core.
-    address:
-        Of a Ray cluster, or auto. Default: a new one on this machine alone.
+        How many processes. Default: one for each core.
     """
     if not roots and list is None:
         raise AdapterError("no folder to look in", advice="give folders with adapters below, or --list FILE")
@@ -67,9 +59,7 @@ def audit(
         out=out,
         listed=() if list is None else read_list(list),
         base=base,
-        engine=engine,
         workers=workers,
-        address=address,
         progress=rate_on_stderr("fleet"),
     )
     unread = report.errors + report.crashed
@@ -118,8 +108,6 @@ def show(
     serve: opt.Strings = None,
     server_flags: opt.ServerFlags = "",
     verbose: opt.Verbose = False,
-    html: Path | None = None,
-    force: opt.Flag = False,
     gate: opt.Gate = opt.DEFAULT_GATE,
 ) -> int:
     """Show what is in a fleet: bases, ranks, verdicts; what is broken, wasteful, alike, or of another base.
@@ -138,19 +126,11 @@ def show(
         The flags that the server is started with, as of check.
     verbose:
         List every adapter.
-    html:
-        A page to write as well.
-    force:
-        Replace the page if it is there.
     """
     resolved = gate.resolved()
     from gradience.verbs.fleet.show import show_fleet  # the help needs none of it
 
     report = show_fleet(fleet, top=_EVERY if verbose else top, serve=serve or (), server_flags=server_flags)
-    if html is not None:
-        from gradience.tables.store import MANIFEST  # only a page needs it
-
-        write_page(report, words.fleet_page, html, sources=[fleet / MANIFEST], force=force)
     unread = sum(reason.adapters for reason in report.unread)
     if not report.plans:
         return _shown(report, words.fleet_show_text, resolved, lambda: _findings(fleet), unread=unread)

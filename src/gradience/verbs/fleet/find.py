@@ -1,8 +1,7 @@
-"""Find the adapters below folders and URLs by the names of their files; a header is read only if the names do not tell.
+"""Find the adapters below folders by the names of their files; a header is read only if the names do not tell.
 
 A folder may hold one adapter (PEFT, sharded or `.bin`, MLX), or several under their own names (kohya, MLX's
-checkpoints). A config whose weights are missing is reported as broken. Adapters behind an fsspec URL are listed in one
-call, and copied to this machine for the duration of their audit.
+checkpoints). A config whose weights are missing is reported as broken.
 """
 
 from __future__ import annotations
@@ -10,21 +9,17 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Callable, Collection, Iterable, Iterator
-from contextlib import contextmanager
 from functools import partial
-from pathlib import Path, PurePosixPath
-from typing import Any, Final, NamedTuple, TypeAlias
+from pathlib import Path
+from typing import Final, NamedTuple, TypeAlias
 
 from gradience.adapters.files import CONFIG_NAME, INDEX_NAMES, WEIGHT_NAMES
 from gradience.adapters.formats import FORMATS
 from gradience.adapters.layout import Files
 from gradience.errors import AdapterError
-from gradience.io.atomic import scratch_folder
 from gradience.io.reading import read_small
 from gradience.io.safetensors import SafetensorsFile
 from gradience.schema.document import writable
-
-_MOST_HEADER: Final = 100_000_000  # bytes: the format's own limit
 
 _MOST_LIST: Final = 256 << 20  # bytes, enough for millions of paths
 _OWN_INDEX: Final = ("adapter_model", "adapters")
@@ -41,7 +36,6 @@ class AdapterPlace(NamedTuple):
     place: str
     files: tuple[str, ...]
     stamp: str
-    remote: bool = False
     fault: str | None = None
     """The reason why there is nothing to open, or None."""
 
@@ -103,7 +97,7 @@ def find_adapters(
     are below the roots.
 
     Args:
-        roots: folders, weights files or fsspec URLs.
+        roots: folders or weights files.
         listed: further places; one that is missing is a broken adapter instead of an error.
         known: paths known to be adapters, whose headers need not be read.
 
@@ -115,7 +109,7 @@ def find_adapters(
     places = [*((os.fspath(root), True) for root in roots), *((place, False) for place in listed)]
     for place, required in places:
         try:
-            for adapter in _below(place, walk, known):
+            for adapter in _below(place, walk):
                 if adapter.path not in paths:
                     paths.add(adapter.path)
                     yield adapter
@@ -125,10 +119,9 @@ def find_adapters(
             yield AdapterPlace(place, place, (), "missing", fault=error.message)
 
 
-def _below(place: str, walk: _FolderWalk, known: Collection[str]) -> Iterator[AdapterPlace]:
+def _below(place: str, walk: _FolderWalk) -> Iterator[AdapterPlace]:
     if "://" in place:
-        yield from find_remote(place, known)
-        return
+        raise AdapterError(f"{place} is a URL", advice="copy the adapters here, and give their folder")
     path = os.path.abspath(place)  # noqa: PTH100  # links are not resolved: a row keeps the path that the user knows
     if os.path.isfile(path):  # noqa: PTH113  # Path.is_file raises if a name is too long
         folder, name = os.path.split(path)
@@ -241,7 +234,7 @@ def stamp_of(folder: str, files: Iterable[str]) -> str:
 
 
 def read_list(path: Path) -> list[str]:
-    """The places in a list file: one path or URL per line; empty lines and lines that begin with # are skipped.
+    """The places in a list file: one path per line; empty lines and lines that begin with # are skipped.
 
     Raises:
         AdapterError: the file cannot be read.
@@ -252,89 +245,3 @@ def read_list(path: Path) -> list[str]:
         raise AdapterError(f"cannot read the list {path}: {error.strerror}", advice="check --list") from error
     lines = text.decode("utf-8", "surrogateescape").splitlines()
     return [line.strip() for line in lines if line.strip() and not line.lstrip().startswith("#")]
-
-
-def find_remote(root: str, known: Collection[str]) -> Iterator[AdapterPlace]:
-    """Yield every adapter below a URL. Its stamp is what the remote store says of the files: size, change time, etag.
-
-    Raises:
-        AdapterError: the store cannot be reached or listed, or its package is missing.
-    """
-    system, place = _system(root)
-    try:
-        listed = system.find(place, detail=True)
-    except (OSError, ValueError) as error:
-        raise _unreachable(root, error) from error
-    folders: dict[str, dict[str, Any]] = {}
-    for path, info in sorted(listed.items()):
-        parts = PurePosixPath(path)
-        folders.setdefault(str(parts.parent), {})[parts.name] = info
-    for folder, files in folders.items():
-        url = str(system.unstrip_protocol(folder))
-
-        def peek(name: str, folder: str = folder, url: str = url) -> bool:
-            return f"{url}/{name}" in known or _peeked(system, f"{folder}/{name}")
-
-        for name, read in targets(files.keys(), peek):
-            path = f"{url}/{name}" if name else url
-            if read != (CONFIG_NAME,):
-                yield AdapterPlace(path, path, read, "; ".join(_stamp(n, files[n]) for n in read), remote=True)
-
-
-@contextmanager
-def fetched(url: str, files: Iterable[str]) -> Iterator[Path]:
-    """A context with a local copy of an adapter's files, which is removed at its end.
-
-    Raises:
-        AdapterError: the files cannot be read.
-    """
-    names = list(files)
-    single = url.rpartition("/")[2] in names
-    system, place = _system(url.rpartition("/")[0] if single else url)
-    with scratch_folder() as folder:
-        try:
-            for name in names:
-                system.get_file(f"{place}/{name}", f"{folder}/{name}")
-        except (OSError, ValueError) as error:
-            raise _unreachable(url, error) from error
-        yield folder / names[-1] if single else folder
-
-
-def _system(url: str) -> tuple[Any, str]:
-    try:
-        from fsspec.core import url_to_fs  # extra [fleet]
-    except ImportError as error:
-        raise AdapterError("a URL needs fsspec, which is not installed", advice="pip install fsspec") from error
-    try:
-        system, place = url_to_fs(url)
-    except (ImportError, ValueError, OSError) as error:  # ImportError: the package of this protocol, such as s3fs
-        raise _unreachable(url, error) from error
-    return system, str(place)
-
-
-def _unreachable(url: str, error: Exception) -> AdapterError:
-    reason = " ".join(str(error).split())[:200] or type(error).__name__
-    return AdapterError(f"cannot read {url}: {reason}", advice="check the URL, its package and your credentials")
-
-
-def _stamp(name: str, info: dict[str, Any]) -> str:
-    """A stamp of a remote file from the version fields that its store gives, under whatever names."""
-    keys = ("mtime", "LastModified", "last_modified", "updated", "ETag", "etag", "sha256", "blob_id", "md5Hash")
-    return " ".join([name, str(info.get("size")), *(str(info[key]) for key in keys if info.get(key))])
-
-
-def _peeked(system: Any, path: str) -> bool:
-    """Whether a remote safetensors file holds an adapter. Only its header is copied; the rest of the copy is a hole."""
-    try:
-        with (
-            system.open(path, "rb") as file,
-            scratch_folder() as folder,
-            (folder / "head.safetensors").open("wb") as copy,
-        ):
-            head = file.read(8)
-            copy.write(head + file.read(min(int.from_bytes(head, "little"), _MOST_HEADER)))
-            copy.truncate(max(copy.tell(), system.size(path) or 0))
-            copy.flush()
-            return is_adapter(Path(copy.name))
-    except (OSError, ValueError) as error:
-        raise _unreachable(path, error) from error

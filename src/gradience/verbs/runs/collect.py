@@ -30,9 +30,9 @@ from gradience.tables import encoded, finding_columns, number_column
 from gradience.tables.store import Store, Tables
 from gradience.telemetry.series import RunSeries
 from gradience.verbs.fleet.audit import Job, JobProgress, Plan, answered, carry_out, known_rows, plan_of
-from gradience.verbs.fleet.engines import Done, run_local
 from gradience.verbs.fleet.find import leads_to_folder, stamp_of
 from gradience.verbs.fleet.records import version_of_rules
+from gradience.verbs.fleet.workers import Done, carried_out
 from gradience.verbs.monitor.run import monitored
 from gradience.verbs.runs.rows import run_row
 from gradience.verbs.runs.run import measured
@@ -96,7 +96,7 @@ def _cached(roots: Sequence[PathLike]) -> Store:
 def _answers(jobs: Sequence[Job], workers: int) -> Iterator[Done[Job]]:
     if len(jobs) <= _ALONE or workers == 1:
         return (Done(job, run_job(job)) for job in jobs)
-    return run_local(run_job, jobs, workers=workers, prepare=_nothing)
+    return carried_out(run_job, jobs, workers=workers, prepare=_nothing)
 
 
 def _nothing() -> None:
