@@ -12,7 +12,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
 
-from gradience.adapters.open import open_adapter
 from gradience.base.weights import BaseWeights, find_shards
 from gradience.errors import AdapterError
 from gradience.io import PathLike, Progress
@@ -28,6 +27,7 @@ from gradience.schema.merge import (
 )
 from gradience.verbs.verify.judge import FAILING
 from gradience.verbs.verify.loads import read_merged
+from gradience.rewriting.sides import open_stored
 from gradience.verbs.verify.rows import Sources, TensorVerdict, left_over, opened, tasks_of
 from gradience.verbs.verify.untouched import Untouched
 
@@ -67,7 +67,8 @@ def verify_merged(
         AdapterError: base, adapter or merged model cannot be read, or the adapter has nothing that a merge would add.
         ConfigError: the receipt cannot be read.
     """
-    files, opened_adapter = open_adapter(adapter, adapter_config=adapter_config, weights=weights)
+    stored = open_stored(adapter, adapter_config=adapter_config, weights=weights)
+    files, opened_adapter = stored.files, stored.adapter
     before = BaseWeights(find_shards(Path(base)))
     if (
         opened_adapter.by_peft and "not_analysed" in opened_adapter.roles.values()
@@ -86,7 +87,7 @@ def verify_merged(
     rows += left_over(opened_adapter)
     modules = [row.told for row in rows]
     verdict, reasons = concluded(modules)
-    loads = judge(MERGED_RULES, read_merged(after, before, files.config if files.config.is_file() else None))
+    loads = judge(MERGED_RULES, read_merged(after, before, stored))
     return VerifyMergedReport(
         schema=VERIFY_MERGED_SCHEMA_ID,
         base=str(base),
