@@ -401,6 +401,11 @@ def _rates(*levels: float) -> RunFacts:
     return run(FALL, rates=[2e-4 * level for level in levels for _ in range(60 // len(levels))])
 
 
+def _staged(way: int) -> list[float]:
+    """A rate that decays in 30 rows, and one more stage of 30 rows: on a longer line, or backwards, as a warm-up."""
+    return [*line(30, 2e-4, 0.0), *line(30, 1.2e-4, 0.0)[::way]]
+
+
 def _low_loss(loss: float) -> RunFacts:
     """No gradient late on, at a low training loss."""
     return run([0.5] * 20 + [loss] * 40, norms=[1.0] * 20 + [1e-6] * 40)
@@ -1380,8 +1385,17 @@ ENTRIES: Final[dict[str, Entry]] = {
             At(lambda x: rates(10.0, 0.5, x), {1.5: None, 1.51: "warning"}),
             At(lambda x: rates(1.0, x, 1.0), {0.75: None, 0.6875: "warning"}, {"account.RISEN": 0.25}),
             At(lambda n: run(FALL, rates=[NAN] * (60 - n) + [2e-4] * n), {2: "?", 3: None}),
+            At(lambda way: run(FALL, rates=_staged(way)), {-1: "warning", 1: "info"}),
+            At(lambda way: run(FALL, rates=[*_staged(1), *_staged(way)[20:]]), {-1: "warning", 1: "info"}),
         ],
         says=[
+            (
+                run(FALL, rates=_staged(1)),
+                (
+                    "The learning rate rises again after it had decayed, once, first at step 31: the schedule was "
+                    "computed anew, as for more steps."
+                ),
+            ),
             (
                 run(FALL, rates=[2e-4] * 14 + [0.0] * 46, every=10, training={"max_steps": 600}),
                 (
@@ -1402,14 +1416,16 @@ ENTRIES: Final[dict[str, Entry]] = {
             ({"times": 2, "step": 5}, "the learning rate rises again at step 5"),
             ({}, "It is so"),
         ],
+        told_as_info=True,
     ),
     "LRS133": Entry(
         edges=[
-            Edge("ended", "-w", 53, 54, _stopped),
-            Edge("rising", "-w", 0, 1, lambda x: run(FALL, rates=line(60, 1e-6, 1e-4)[:: 1 if x else -1])),
+            Edge("ended", "-i", 53, 54, _stopped),
+            Edge("rising", "-i", 0, 1, lambda x: run(FALL, rates=line(60, 1e-6, 1e-4)[:: 1 if x else -1])),
             Edge("long_warmup", "-i", 21, 22, _warmed),
             Edge("long_rows", "-i", 3, 4, lambda x: _warmed(x, rows=11 if x > 3 else 8)),
         ],
+        at=[At(lambda end: run(line(60, 2.0, end), rates=line(60, 1e-6, 1e-4)), {2.0: "warning", 1.0: "info"})],
         told=[
             ({"peak": 1.2345e-5}, "ended inside its warm-up: the learning rate reached 1.23e-05"),
             ({"peak": 1e-4, "share": 0.7}, "the warm-up took 70% of it"),
@@ -1651,19 +1667,20 @@ ENTRIES: Final[dict[str, Entry]] = {
     ),
     "REP128": Entry(
         edges=[
-            Edge("many_epochs", "-w", 9.9, 10.0, lambda x: run(line(20, 2.0, 1.2), epoch=x)),
-            Edge("surely", "www", 0.198, 0.202, lambda x: run([2.0, *[x] * 11], epoch=30.0), at=0.2),
-            Edge("few_epochs", "-w", 3.5, 3.6, lambda x: run([2.0, *[0.19] * 11], epoch=x)),
-            Edge("few_level", "w-", 0.198, 0.202, lambda x: run([2.0, *[x] * 11], epoch=6.0)),
-            Edge("few_level_nats", "w-", 0.098, 0.102, lambda x: run([0.6, *[x] * 11], epoch=6.0)),
+            Edge("many_epochs", "-i", 9.9, 10.0, lambda x: run(line(20, 2.0, 1.2), epoch=x)),
+            Edge("surely", "iii", 0.198, 0.202, lambda x: run([2.0, *[x] * 11], epoch=30.0), at=0.2),
+            Edge("few_epochs", "-i", 3.5, 3.6, lambda x: run([2.0, *[0.19] * 11], epoch=x)),
+            Edge("few_level", "i-", 0.198, 0.202, lambda x: run([2.0, *[x] * 11], epoch=6.0)),
+            Edge("few_level_nats", "i-", 0.098, 0.102, lambda x: run([0.6, *[x] * 11], epoch=6.0)),
         ],
         at=[
-            At(lambda x: repeated(10.0, 2.0, x), {1.3: "warning", 1.31: None}),
-            At(lambda x: repeated(3.6, 1.0, x), {0.1: "warning", 0.101: None}),
-            At(lambda x: repeated(x, 1.0, 0.05), {3.5: None, 3.51: "warning"}),
-            At(lambda x: repeated(x, 3.0, 1.5), {9.9: None, 10.0: "warning"}),
-            At(lambda x: repeated(20.0, 10.0, x), {6.5: "warning", 6.6: None}),
+            At(lambda x: repeated(10.0, 2.0, x), {1.3: "info", 1.31: None}),
+            At(lambda x: repeated(3.6, 1.0, x), {0.1: "info", 0.101: None}),
+            At(lambda x: repeated(x, 1.0, 0.05), {3.5: None, 3.51: "info"}),
+            At(lambda x: repeated(x, 3.0, 1.5), {9.9: None, 10.0: "info"}),
+            At(lambda x: repeated(20.0, 10.0, x), {6.5: "info", 6.6: None}),
         ],
+        told_as_info=True,
     ),
     "MEM127": Entry(
         edges=[

@@ -45,7 +45,6 @@ PAIRS: Final = (
     Pair("DIV104", "PLT105", "the loss runs away, or stands still"),
     Pair("DAT330", "NUM301", "no label was there to learn from, or numbers overflowed"),
     Pair("DAT330", "learns", "no label was there to learn from, or the run learns"),
-    Pair("REC311", "evaluated", "nothing held out was measured, or it was"),
     Pair("REP128", "evaluated", "nothing held out was measured, or it was"),
     Pair("REC310", "rows", "no training loss was logged, or a curve of it was"),
     Pair("GAP118", "rows", "no training loss was logged, or a curve of it was"),

@@ -4,7 +4,15 @@ from __future__ import annotations
 
 import pytest
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM, Gemma2Config, LlamaConfig, MistralConfig
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    BloomConfig,
+    Gemma2Config,
+    LlamaConfig,
+    MistralConfig,
+    Qwen3MoeConfig,
+)
 
 from gradience.models.cost import Follower
 
@@ -159,3 +167,29 @@ def test_gemma_2_caps_its_scores_in_eager_attention_and_keeps_what_was_capped(tm
     parts, without = (follow(base, attention="eager") for base in (capped, plain))
     assert parts["activations"] - without["activations"] == LAYERS * BATCH * 4 * LENGTH * LENGTH * 2
     assert {**parts, "activations": 0} == {**without, "activations": 0}
+
+
+def test_a_model_without_torchs_kernel_attends_as_transformers_lets_it(tmp_path):
+    """Bloom adds a slope to its scores; asked for torch's kernel, transformers refuses to make it."""
+    bloom = BloomConfig(vocab_size=VOCABULARY, hidden_size=WIDTH, n_layer=LAYERS, n_head=4, dtype=torch.bfloat16)
+    bloom.save_pretrained(tmp_path)
+    step = {"base": str(tmp_path), "task": "CAUSAL_LM", "batch": BATCH, "length": LENGTH}
+    adapter = {**LORA, "target_modules": ["query_key_value"]}
+    _, reached, attention = Follower().follow({**step, "adapter": adapter})
+    assert attention == "eager"
+    assert reached["trainable_params"] == LAYERS * 8 * (WIDTH + 3 * WIDTH)
+    assert Follower().attempt({**step, "adapter": adapter, "attention": "sdpa"}) == "ValueError"
+
+
+def test_an_update_of_stacked_experts_is_followed(tmp_path):
+    """PEFT turns autocast off around it, on whatever device the experts are; afterwards torch has its own again."""
+    experts, inner, autocast = 4, 32, torch.autocast
+    moe = saved(
+        tmp_path, Qwen3MoeConfig, "Qwen3MoeForCausalLM", head_dim=16,
+        num_experts=experts, num_experts_per_tok=2, moe_intermediate_size=inner,
+    )  # fmt: skip
+    adapter = {**LORA, "target_modules": [], "target_parameters": ["mlp.experts.down_proj"]}
+    step = {"base": str(moe), "adapter": adapter, "task": "CAUSAL_LM", "batch": BATCH, "length": LENGTH}
+    _, reached, _ = Follower().follow(step)
+    assert reached["trainable_params"] == LAYERS * experts * 8 * (inner + WIDTH)
+    assert torch.autocast is autocast

@@ -177,7 +177,7 @@ def test_the_peak_learning_rate_is_the_configured_one_or_said_to_be_logged(args,
 
 
 def test_a_run_that_ends_in_its_warmup_says_so_and_what_to_set(tmp_path):
-    rows = [{"step": 10 * i, "loss": 2.0 - 0.1 * i, "learning_rate": 1e-6 * i} for i in range(1, 11)]
+    rows = [{"step": 10 * i, "loss": 2.0 + 0.01 * (-1) ** i, "learning_rate": 1e-6 * i} for i in range(1, 11)]
     report = reported(tmp_path, rows, {"learning_rate": 1e-4, "warmup_steps": 1000})
     (found,) = [each for each in report.findings if each.id == "LRS133"]
     assert found.message == (

@@ -12,7 +12,7 @@ import math
 import weakref
 from collections import Counter
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from functools import partial
 from typing import Any, Final, NamedTuple, TypeAlias
 
@@ -281,7 +281,7 @@ class Follower:
             Exception: anything, because transformers and PEFT make what a stranger's files describe.
         """
         step = msgspec.convert(asked, Step)
-        with quietly(), _offline():
+        with quietly(), _offline(), _no_autocast_of_meta():
             return self._followed(step)
 
     def attempt(self, asked: Mapping[str, Any]) -> _Seen | str:
@@ -323,6 +323,24 @@ def _offline() -> Iterator[None]:
         constants.HF_HUB_OFFLINE = before
 
 
+@contextmanager
+def _no_autocast_of_meta() -> Iterator[None]:
+    """A context in which PEFT may turn autocast off on meta, where torch knows none to turn off.
+
+    PEFT does around the update that it adds to a parameter (`_LoraFactorsProxy.forward@0.21`).
+    """
+    before = torch.autocast
+
+    def autocast(device_type: str, *rest: Any, **named: Any) -> Any:
+        return nullcontext() if device_type == _META.type else before(device_type, *rest, **named)
+
+    torch.autocast = autocast  # type: ignore[assignment,misc]
+    try:
+        yield
+    finally:
+        torch.autocast = before  # type: ignore[misc]
+
+
 def _transformers() -> Any:
     import transformers  # the helper process has it; whoever asks for a class of this module need not
 
@@ -337,12 +355,11 @@ def _made(step: Step, config: Any, device: torch.device) -> tuple[Any, Any]:
         config.num_labels, config.pad_token_id = 1, 0
     kind = getattr(_transformers(), _HEADS.get(task, "AutoModelForCausalLM"))
     kind = kind if task in _HEADS else _by_architecture(config) or kind
-    # torch's kernel caps no scores, and transformers then takes another by itself.
-    capped = getattr(config.get_text_config(), "attn_logit_softcapping", None)
-    kernel = "eager" if step.attention == "eager" else None if capped and not step.attention else "sdpa"
+    # Of a model that has no other kernel than its own, or caps scores, transformers takes that one where none is asked.
+    kernel = step.attention and ("eager" if step.attention == "eager" else "sdpa")
     dtype = getattr(torch, step.dtype) if step.dtype else (getattr(config, "dtype", None) or torch.float32)
     with device:
-        base = kind.from_config(config, attn_implementation=kernel, dtype=dtype)
+        base = kind.from_config(config, attn_implementation=kernel or None, dtype=dtype)
         if step.bits:
             _code(base)
         adapted = _adapted(step, base)

@@ -100,14 +100,15 @@ def _of_each(report: AuditReport) -> Iterator[Block]:
 
 
 def next_command(report: AuditReport) -> Iterator[Block]:
-    """The command that makes the adapter smaller, if a rank is suggested and no finding asks for anything else first.
+    """The command that makes an adapter of low utilization smaller, if no finding asks for anything else first.
 
     With a model of text it measures on the user's inputs how small; another adapter is cut by its weights.
     """
     highest = max((m.r for m in report.modules), default=0)
     is_smaller = any(item.rank < highest for item in report.suggested.values())
+    wasteful = any(one.id == under_used.id for one in report.readings)
     asked_first = any(finding.severity != "info" for finding in report.findings)
-    if not is_smaller or asked_first or report.resized_as == "not":
+    if not (wasteful and is_smaller) or asked_first or report.resized_as == "not":
         return
     how = "--base MODEL --data TEXTS --kl .003" if report.task_type in _OF_TEXT else "--like-suggested"
     place = os.path.normpath(report.peft_dir)

@@ -536,7 +536,6 @@ Cause: TypeAlias = Literal[
     "overfits",
     "gap",
     "other_scale",
-    "no_held_out",
     "evaluations_empty",
     "in_warmup",
     "cut_off",

@@ -20,7 +20,7 @@ from gradience.verbs.rules import rules
 JOIN = {join.id: join for join in JOINS}
 FACTS = {
     "config": {"idle_targets", "other_config"},
-    "log": {"other_log", "no_evaluation", "summed_rates", "learnt_by"},
+    "log": {"other_log", "nothing_held_out", "summed_rates", "learnt_by"},
     "weights": {"tiny", "few_layers", "exploded", "outgrown", "no_head", "adapted", "other_adapter", "damaged"},
     "disk": {"best_checkpoint", "no_checkpoint", "before_nan", "lowest", "best_reward", "short_of_the_end", "mid_run",
              "restored"},
@@ -156,7 +156,6 @@ def test_every_fact_that_a_rule_shows_is_one_that_a_join_asks_for():
         ([("config", "TGT004"), ("weights", "no_head")], "HED308", "warning"),
         ([("log", "GRD108"), ("weights", "RND203", "random_like")], "RND309", "warning"),
         ([("config", "REC001"), ("log", "GAP118")], "REC310", "warning"),
-        ([("config", "REC002"), ("log", "no_evaluation")], "REC311", "warning"),
         ([("log", "END114"), ("weights", "NUM209")], "END312", "warning"),
         ([("weights", "exploded")], "UPD316", "warning"),  # a large update alone is no divergence, and is said
         ([("weights", "tiny")], "UPD316", "warning"),

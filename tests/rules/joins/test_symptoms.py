@@ -195,7 +195,7 @@ def test_what_outgrew_its_rates_is_said_with_all_three_numbers():
 
 @pytest.mark.parametrize("evaluated", [True, False])
 def test_a_log_without_an_evaluation_shows_that(evaluated):
-    assert [item.id for item in log_symptoms([], evaluated=evaluated)] == ["no_evaluation"] * (not evaluated)
+    assert [item.id for item in log_symptoms([], evaluated=evaluated)] == ["nothing_held_out"] * (not evaluated)
 
 
 @every(("not_run", "evaluations", "shown"), [([], 0, True), (["NOL106"], 1, False), (["NOL106"], 2, True)])

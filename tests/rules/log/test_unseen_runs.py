@@ -311,14 +311,14 @@ def test_of_classes_that_nobody_stated_a_guess_is_a_condition(classes, severity,
     assert (found.severity, found.message) == (severity, says)
 
 
-def test_a_warning_without_an_action_of_its_own_has_what_would_verify_it_as_next():
+def test_a_rate_that_rises_again_asks_what_the_scheduler_was_made_with():
     facts = run(FALL, rates=[2e-4] * 20 + [0.5e-4] * 20 + [1.9e-4] * 20)
     found = said("LRS109", facts)
     assert found is not None
     assert found.message.startswith("The learning rate rises again after it had decayed, once, first at step 41")
     given = advice(facts, [found])
     assert given is not None
-    assert given.text == "Plot lr over the steps"
+    assert given.text == ("See what the scheduler was made with: for how many steps, and what a resume restored of it")
 
 
 @every(

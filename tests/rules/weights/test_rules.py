@@ -396,6 +396,14 @@ def everything():
     )
 
 
+@every(("norm", "config", "read"), [(8.2e-4, "c", False), (8.4e-4, "c", True), (8.2e-4, None, True)])
+def test_a_low_utilization_is_not_read_of_an_update_that_is_almost_zero(norm, config, read):
+    modules = [module("a", frobenius_norm=1e-5), module("b", frobenius_norm=norm)]
+    summary = AuditSummary(total_lora_params=1, n_layers=2, utilization_mean=0.1)
+    full = report(*modules, summary=summary, health=health(alike(2)), config_path=config)  # without one: of no scale
+    assert ("UTL204" in found(full)) is read
+
+
 def test_every_finding_carries_evidence_and_the_gravest_come_first():
     findings = judge_adapter(everything(), alpha=8.0, r=64).told
     order = ["NUM201", "NUM209", "BAS211", "SCL206", "SCL207", "LED205", "SCL208"]

@@ -20,7 +20,6 @@ import msgspec
 
 from gradience.rules import (
     CLASSIFIER_DOCS,
-    EVAL_DEFAULT,
     LOGGING_DEFAULT,
     NEMOTRON,
     NO_TRAIN_LOSS,
@@ -52,7 +51,6 @@ FACTS: Final = {  # symptoms that are not findings of a rule, and the text for t
     "best_checkpoint": "a checkpoint to keep",
     "no_checkpoint": "no checkpoint",
     "restored": "the best checkpoint, loaded at the end",
-    "no_evaluation": "no evaluation",
     "learnt_by": "a loss that Adam made fall",
     "before_nan": "a checkpoint from before it",
     "tiny": "entries of the update are tiny",
@@ -446,24 +444,5 @@ JOINS: Final[tuple[Correlation, ...]] = (
         action="Set logging_steps to a fiftieth of the steps.",
         scope="the Hugging Face Trainer",
         verify="The next log has 50 rows.",
-    ),
-    Correlation(
-        "REC311",
-        severity="info",
-        title="no held-out signal, as configured",
-        needs=(Needs("config", ("nothing_held_out",)), Needs("log", ("no_evaluation",))),
-        messages=(
-            Message(
-                ("config", "log"), "Nothing held-out was measured, as configured: overfitting could not be judged."
-            ),
-        ),
-        recording=True,
-        seen=(cite("public repositories", "runs of many epochs without a held-out signal"),),
-        confidence=0.95,
-        evidence=(EVAL_DEFAULT,),
-        rationale="Training loss falls in a run that memorizes as in one that learns.",
-        action="Give an eval set and eval_strategy='steps'.",
-        scope="any run",
-        verify="The next log has evaluations.",
     ),
 )

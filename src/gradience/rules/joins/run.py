@@ -23,7 +23,8 @@ from gradience.rules import (
     joins,
 )
 from gradience.rules.joins import Correlation, Message, Needs
-from gradience.rules.joins.symptoms import EXPLODED_RMS, FEW_LAYERS, MANY_LAYERS, OUTGROWN, TINY_RMS
+from gradience.rules.joins.symptoms import EXPLODED_RMS, FEW_LAYERS, MANY_LAYERS, OUTGROWN
+from gradience.rules.weights import TINY_RMS
 
 TIED = Threshold("tied", 1.0, "noise of one evaluation", "one-standard-error rule, Breiman et al., CART, 1984")
 MID_RUN = Threshold(

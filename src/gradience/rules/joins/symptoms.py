@@ -15,7 +15,7 @@ from gradience.adapters import layer_label
 from gradience.errors import few
 from gradience.rules import Observation, Threshold
 from gradience.rules.joins import Symptom, showing, shown
-from gradience.rules.weights import WeightsRule
+from gradience.rules.weights import TINY_RMS, WeightsRule, typical_entry
 from gradience.rules.weights.rules import WEIGHTS_RULES
 from gradience.schema import Json, as_float
 from gradience.schema.audit import AuditReport, ModuleAudit
@@ -29,12 +29,6 @@ EXPLODED_RMS = Threshold(
     0.2,
     "root mean square of an update's entries",
     "10 x transformers' initializer_range of 0.02; real adapters at hand had at most 0.0026",
-)
-TINY_RMS = Threshold(
-    "tiny_rms",
-    6e-5,
-    "root mean square of an update's entries, largest module",
-    "measured: trained adapters have 1e-4 to 3e-3; ten steps at 1e-4 give about 5e-5",
 )
 FEW_LAYERS = Threshold("few_layers", 0.5, "adapted layers over the base's, at least", "a judgement")
 MANY_LAYERS = Threshold("many_layers", 4, "layers of the base, at least", "a judgement: of fewer, half is one or none")
@@ -55,7 +49,7 @@ _RECORDED: Final = (("n_layers", "adapted modules"), ("total_lora_params", "LoRA
 def log_symptoms(findings: Iterable[Finding], *, evaluated: bool) -> list[Symptom]:
     """The findings on the log, and the fact that nothing held-out was measured in it."""
     symptoms = symptoms_of("log", findings)
-    return symptoms if evaluated else [*symptoms, _fact("log", "no_evaluation", "the log holds no evaluation")]
+    return symptoms if evaluated else [*symptoms, _fact("log", "nothing_held_out", "the log holds no evaluation")]
 
 
 def learnt_by(optimizer: str | None) -> list[Symptom]:
@@ -103,7 +97,7 @@ def _fact(source: SourceKind, name: str, says: str, **values: Json) -> Symptom:
 
 def _facts(report: AuditReport) -> Iterator[Symptom]:
     sized = report.modules if report.is_scaled else []
-    exploded = [(size, module) for module in sized if (size := _rms(module)) > EXPLODED_RMS.value]
+    exploded = [(size, module) for module in sized if (size := typical_entry(module)) > EXPLODED_RMS.value]
     if exploded:
         size, module = max(exploded, key=lambda item: item[0])
         says = f"a typical entry of the update of {module.name} is {size:.2g}, over {EXPLODED_RMS.value:g}"
@@ -116,7 +110,7 @@ def _facts(report: AuditReport) -> Iterator[Symptom]:
 
 
 def _tiny(modules: Sequence[ModuleAudit]) -> Iterator[Symptom]:
-    size = max(map(_rms, modules), default=0.0)
+    size = max(map(typical_entry, modules), default=0.0)
     if 0.0 < size < TINY_RMS.value:
         says = f"a typical entry of the largest update is {size:.1g}, under {TINY_RMS.value:g}"
         yield _fact("weights", "tiny", says, tiny=says, rms=size)
@@ -135,13 +129,6 @@ def _few_layers(modules: Sequence[ModuleAudit]) -> Iterator[Symptom]:
     if least >= MANY_LAYERS.value and len(reached) < FEW_LAYERS.value * least:
         says = f"{len(reached)} of at least {least} layers are adapted"
         yield _fact("weights", "few_layers", says, few=says, layers=len(reached), least=least)
-
-
-def _rms(module: ModuleAudit) -> float:
-    """Root mean square of an update's entries; 0 if its norm is not a number."""
-    entries = math.prod(module.shape)
-    norm = module.frobenius_norm
-    return norm / math.sqrt(entries) if isinstance(norm, float) and entries > 0 else 0.0
 
 
 class Stated(NamedTuple):

@@ -41,7 +41,6 @@ _RANK: Final[dict[Cause, int]] = {  # the leading cause: without labels or numbe
             "gap",
             "other_scale",
             "evaluations_empty",
-            "no_held_out",
             "resumed_otherwise",
             "cut_off",
             "unfinished",
@@ -287,13 +286,6 @@ _TABLE: Final[Mapping[Cause, tuple[_Row, ...]]] = {
         _Row(
             lambda _: "See whether the evaluation rows have labels, under a name in label_names: then a loss is logged"
         ),
-    ),
-    "no_held_out": (
-        _Row(
-            lambda _: "Evaluate the final model, and an earlier checkpoint, on data that it was not trained on",
-            _earlier,
-        ),
-        _Row(lambda _: "Evaluate the model on data that it was not trained on"),
     ),
     "resumed_otherwise": (_Row(lambda _: "See whether data order and optimizer state were restored with the weights"),),
     "cut_off": (

@@ -16,7 +16,7 @@ from gradience.rules import TRIAL, Observation, Sign, Threshold, Unknown
 from gradience.rules.log.account import RISEN, account, rises_again
 from gradience.rules.log.divergence import ABSURD_RATE
 from gradience.rules.log.facts import LogRule, RunFacts, Values, last_part, seen, shown
-from gradience.rules.log.learning import FITTED
+from gradience.rules.log.learning import FITTED, learning
 from gradience.rules.log.numbers import bad_norms, skipped_rows
 from gradience.rules.log.preference import saturated
 from gradience.rules.log.record import ENDED
@@ -262,6 +262,8 @@ def _rate_zero(found: Finding) -> Mapping[str, Json]:
     confidence=0.85,
     signs=(Sign("rate_zero", frozenset({"rows"}), values=_rate_zero),),
     phrase=_rate_says,
+    as_info=True,
+    look=True,
     cause=lambda v: "rate_zero" if "throughout" in v else "rate_absurd" if "high" in v else None,
     thresholds=(ZERO_RATE_ROWS, ZERO_TAIL_SHARE, ABSURD_RATE, PEAK_SHARE, RISEN),
     evidence=(TRIAL,),
@@ -271,10 +273,12 @@ def _rate(facts: RunFacts) -> Observation | None:
 
     lr is 0 in {zero_rate_rows} consecutive rows (not counting the end of a decay, or steps that the gradient scaler
     skipped); or it reaches {absurd_rate} with a LoRA; or it never reaches {peak_share} of the configured peak, in a
-    log from the start; or it falls by {risen} and rises by as much again, of the highest, without a resume
+    log from the start; or it falls by {risen} and rises by as much again, of the highest, without a resume; as info,
+    where it rises within a row and falls on from there
 
     Why: The learning rate that the optimizer was given decides, whatever the config says.
     Scope: runs that record lr; the first row at 0 and the final decay are ignored
+    Action: See what the scheduler was made with: for how many steps, and what a resume restored of it.
     Verify: Plot lr over the steps.
     Seen: https://github.com/Lightricks/LTX-Video-Trainer/issues/67 -- on 4 GPUs the rate is at its end after a
         quarter of the run
@@ -392,10 +396,12 @@ def _rises(facts: RunFacts) -> Observation | None:
         return None
     step = facts.step(facts.rate.row(risen[0]))
     times = "once" if len(risen) == 1 else f"{len(risen)} times"
+    longer = all(place + 1 < len(points) and points[place] > points[place + 1] for place in risen)
+    how = "computed anew, as for more steps" if longer else "started or computed anew"
     return Observation(
-        f"The learning rate rises again after it had decayed, {times}, first at step {step}: the schedule was started "
-        "or computed anew.",
+        f"The learning rate rises again after it had decayed, {times}, first at step {step}: the schedule was {how}.",
         {"step": step, "times": len(risen)},
+        severity="info" if longer else None,  # a plan that was made longer; a schedule that begins anew warms up
         confidence=0.6,
         evidence=seen(f"lr {points[risen[0]]:.3g} at step {step}"),
     )
@@ -420,8 +426,8 @@ def _in_warmup(facts: RunFacts) -> Observation | None:
     """ended inside its warm-up
 
     the run of at least {warmup_steps} steps ended, or made {ended} of them, while the learning rate was still
-    rising, or before the warm-up of its settings was over; or, as info, the rate rose from row to row over more
-    than {long_warmup} of a finished run, and {long_rows} rows or more
+    rising, or before the warm-up of its settings was over, as info where it learnt; or, as info, the rate rose from
+    row to row over more than {long_warmup} of a finished run, and {long_rows} rows or more
 
     Why: The learning rate that was chosen was never used.
     Scope: runs that record lr and have ended
@@ -446,6 +452,7 @@ def _in_warmup(facts: RunFacts) -> Observation | None:
         f"The run ended at step {ending.step} while the learning rate still rose{warmup}: it reached "
         f"{schedule.logged_peak:.3g}{planned}.",
         {"step": ending.step, "peak": schedule.logged_peak, "warmup_steps": schedule.warmup_steps},
+        severity="info" if learning(facts).shown else None,
         evidence=seen(f"lr {schedule.logged_peak:.3g} in the last row is the highest"),
     )
 

@@ -39,13 +39,14 @@ LITTLE_SEEN = Threshold("little_seen", 0.1, "of one pass over the data, under", 
 
 @LogRule(
     "REP128",
-    severity="warning",
+    severity="info",
     confidence=0.8,
     needs=(not_under("rl"), positive_loss),
     place="objective",
     phrase=lambda v: f"the same data {shown(v, 'epochs', '.0f')} times, no held-out signal",
+    as_info=True,
+    look=True,
     covers=frozenset({"no_held_out"}),
-    cause="no_held_out",
     thresholds=(MANY_EPOCHS, MANY_LEVEL, FEW_EPOCHS, FEW_LEVEL),
 )
 def _repeated(facts: RunFacts) -> Observation | None:

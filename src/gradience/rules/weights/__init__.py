@@ -10,6 +10,7 @@ with `--base`. Without one they are listed as not judged.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Final, NamedTuple, TypeAlias
@@ -69,6 +70,12 @@ USUAL_SIZE = Threshold(
     1.2,
     "norm of all updates over that of fresh weights of these shapes, beyond which it is said",
     "measured: 36 trained adapters had at most 0.72",
+)
+TINY_RMS = Threshold(
+    "tiny_rms",
+    6e-5,
+    "root mean square of an update's entries, largest module",
+    "measured: trained adapters have 1e-4 to 3e-3; ten steps at 1e-4 give about 5e-5",
 )
 SURVIVAL_BFLOAT16 = Threshold(
     "survival_bfloat16", 3e-3, "norm(dW) / norm(W)", "measured on Gaussian W: 53 % of entries change, cosine .887"
@@ -282,6 +289,13 @@ def _without_modules(peft_type: str | None, not_analysed: Sequence[NotAnalysed])
     if peft_type not in {None, "LORA"}:
         return Health(verdict="not_analysed", reason=f"peft_type {peft_type} is recognised, not analysed")
     return Health(verdict="broken", reason="the file holds no adapter tensor")
+
+
+def typical_entry(module: ModuleAudit) -> float:
+    """Root mean square of an update's entries; 0 if its norm is not a number."""
+    entries = math.prod(module.shape)
+    norm = module.frobenius_norm
+    return norm / math.sqrt(entries) if isinstance(norm, float) and entries > 0 else 0.0
 
 
 def suggests_ranks(verdict: str) -> bool:

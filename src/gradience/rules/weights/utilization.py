@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Final
 
 from gradience.rules import Observation, Threshold
-from gradience.rules.weights import AdapterFacts, WeightsRule, modules_analysed, suggests_ranks
+from gradience.rules.weights import TINY_RMS, AdapterFacts, WeightsRule, modules_analysed, suggests_ranks, typical_entry
 from gradience.schema import as_float
 
 LOW_UTILIZATION = Threshold(
@@ -34,12 +34,13 @@ def over_provisioned(used: float, median: int | None, tail: int | None) -> Obser
     confidence=0.6,
     groups=("weights", "log"),
     needs=(modules_analysed,),
-    thresholds=(LOW_UTILIZATION,),
+    thresholds=(LOW_UTILIZATION, TINY_RMS),
 )
 def under_used(facts: AdapterFacts) -> Observation | None:
     """low utilization
 
-    the mean utilization of an adapter that was trained is under {low_utilization}
+    the mean utilization of an adapter that was trained is under {low_utilization}, and the entries of its largest
+    update are {tiny_rms} or more
 
     Why: An update of few directions can be stored at a lower rank.
     Scope: after training; at r >= 16 it is usual, and says nothing of training with less
@@ -50,6 +51,8 @@ def under_used(facts: AdapterFacts) -> Observation | None:
     used, ranks = report.summary.utilization_mean, report.suggested
     if used is None or as_float(used) >= LOW_UTILIZATION.value or not suggests_ranks(report.health.verdict):
         return None
+    if report.is_scaled and max(map(typical_entry, report.modules)) < TINY_RMS.value:
+        return None  # of what was hardly trained, nothing was used
     return over_provisioned(
         as_float(used), *(ranks[name].rank if name in ranks else None for name in ("median", "p90"))
     )

@@ -131,7 +131,9 @@ def _follower() -> Any:
         seen = confined.call("attempt", asdict(step))
         if isinstance(seen, str):
             kind = f" with {step.adapter['peft_type']}" if "peft_type" in step.adapter else ""
-            raise Foreign(f"the installed transformers and PEFT do not make a step of this base{kind} ({seen})")
+            raise Foreign(
+                f"the installed transformers and PEFT make no step of this base{kind} without its weights ({seen})"
+            )
         return msgspec.convert(seen, _Followed)
 
     return follow

@@ -50,7 +50,6 @@ def diagnose_text(report: DiagnoseReport, *, verbose: bool = False, fails: bool 
     if report.monitor is not None and report.monitor.story:
         yield f"Story:   {report.monitor.story}"
         yield from (f"Adapter: {line}" for line in probe_lines(report.monitor))
-    yield from (f"Reading: {one}" for one in readings_of(report))
     yield ""
     sources = (f"  {source.source:<{_SOURCE}}{_source(source)}" for source in report.sources)
     yield from part("Sources", (*sources, *_used(report)))
@@ -71,13 +70,6 @@ def diagnose_text(report: DiagnoseReport, *, verbose: bool = False, fails: bool 
         yield "Findings are hypotheses with their grounds: verify on held-out data."
 
 
-def readings_of(report: DiagnoseReport) -> list[str]:
-    """What the parts read that is no finding, once each; what the story tells of the log is not said again."""
-    story = set() if report.monitor is None else {one.finding for one in report.monitor.story_parts}
-    parts = [part for part in (report.check, report.monitor, report.audit) if part is not None]
-    return list(dict.fromkeys(one.message for part in parts for one in part.readings if one.id not in story))
-
-
 def _used(report: DiagnoseReport) -> Iterator[Block]:
     """The memory foretold beside what the run took; nothing where one of them is not known."""
     foretold = None if report.check is None or report.check.memory is None else report.check.memory.peak_bytes
@@ -93,7 +85,11 @@ def causes(report: DiagnoseReport, where: Callable[[Cause], str] | None = None) 
         ShownFinding(
             cause,
             where=shown(cause),
-            pieces=tuple((p.source, p.id if p.severity else "", p.says) for p in cause.pieces if cause.joined),
+            pieces=tuple(
+                (piece.source, piece.id if piece.severity else "", piece.says)
+                for piece in cause.pieces
+                if cause.joined and piece.says not in cause.message  # which may be made of it
+            ),
             number=number,
         )
         for number, cause in enumerate(report.findings, 1)

@@ -47,7 +47,7 @@ from gradience.verbs.audit.view import ranks_section, weights_section
 from gradience.verbs.bench.view import bench_section
 from gradience.verbs.check.view import config_facts
 from gradience.verbs.compare.view import comparison_section
-from gradience.verbs.diagnose.view import by_reason, causes, readings_of, split_headline, step_of
+from gradience.verbs.diagnose.view import by_reason, causes, split_headline, step_of
 from gradience.verbs.monitor.view import fed, marks, perplexity, run_facts
 from gradience.verbs.report.story import Story
 
@@ -155,8 +155,6 @@ def _main(report: DiagnoseReport) -> Iterator[tuple[str, str | None]]:
         yield "Adapter", f"{words(audit.health.verdict)} ({audit.health.reason})"
         yield "Parameters", f"{count(s.total_lora_params)} in {s.n_layers} modules"
         yield "Update, means", f"stable rank {number(s.stable_rank_mean)}, utilization {percent(s.utilization_mean)}"
-    if told := readings_of(report):
-        yield "Readings", " ".join(told)
 
 
 def _findings(report: DiagnoseReport, recorded: Sequence[Table] = ()) -> Section:
