@@ -126,7 +126,7 @@ def test_the_mean_over_modules_is_of_equal_powers_of_two():
 
 def test_a_config_is_a_json_object():
     for text in (b"[1]", b"{"):
-        with pytest.raises(AdapterError, match="c.json is not an adapter config"):
+        with pytest.raises(AdapterError, match=r"c\.json is not an adapter config"):
             raw_config(Path("c.json"), text)
     assert raw_config(Path("c.json"), b'{"r": 8, "new": [1]}') == {"r": 8, "new": [1]}
 

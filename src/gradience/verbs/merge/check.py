@@ -132,9 +132,7 @@ def merge_check(
     return msgspec.structs.replace(report, findings=verdict.findings, not_run=verdict.not_run)
 
 
-def _planned(
-    sides: Sequence[StoredAdapter], recipe: Recipe, options: MergeOptions
-) -> tuple[MergeReport | None, str]:
+def _planned(sides: Sequence[StoredAdapter], recipe: Recipe, options: MergeOptions) -> tuple[MergeReport | None, str]:
     """What the merge would write, or why it would be refused."""
     try:
         return merge_sides(sides, recipe, options), ""

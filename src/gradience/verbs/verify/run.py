@@ -15,6 +15,7 @@ from typing import Final
 from gradience.base.weights import BaseWeights, find_shards
 from gradience.errors import AdapterError
 from gradience.io import PathLike, Progress
+from gradience.rewriting.sides import open_stored
 from gradience.rules import judge
 from gradience.rules.merged import MERGED_RULES
 from gradience.schema import Real, real
@@ -27,7 +28,6 @@ from gradience.schema.merge import (
 )
 from gradience.verbs.verify.judge import FAILING
 from gradience.verbs.verify.loads import read_merged
-from gradience.rewriting.sides import open_stored
 from gradience.verbs.verify.rows import Sources, TensorVerdict, left_over, opened, tasks_of
 from gradience.verbs.verify.untouched import Untouched
 
